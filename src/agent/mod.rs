@@ -1,0 +1,1 @@
+//! The two threads of marple and the only wiring.

@@ -1,0 +1,229 @@
+//! The settings as values. A TOML file and code fill the same structs; `Settings::default()` is what an
+//! empty file means.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::base::{Bytes, Hertz, Percent};
+use crate::model::{CaptureSet, Rule};
+
+/// Everything that can be set. Write `Settings { dir: "…".into(), ..Settings::default() }`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// The service's name, part of every artifact's name. Default: the executable's file name.
+    pub service: String,
+    /// The part of the world it runs in (region, cluster, pod), likewise. Default: the host's name.
+    pub domain: String,
+    /// Where incidents are written. Default: `captures` in the working directory.
+    pub dir: PathBuf,
+    /// How often the vitals are read and the rules asked. Default: 250 ms.
+    pub interval: Duration,
+    /// What is kept.
+    pub store: StoreSettings,
+    /// Manual start and stop.
+    pub toggle: ToggleSettings,
+    /// The HTTP listener; none without a `[http]` section.
+    pub http: Option<HttpSettings>,
+    /// CPU profiles.
+    pub cpu: CpuSettings,
+    /// Heap profiles.
+    pub heap: HeapSettings,
+    /// Runtime traces.
+    pub trace: TraceSettings,
+    /// The rules, in the order they are asked.
+    pub rules: Vec<Rule>,
+}
+
+/// What the store keeps. Whatever bound is reached first makes the oldest closed incident go.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StoreSettings {
+    /// All incidents together. Default: 1 GiB.
+    pub max_bytes: Bytes,
+    /// How many incidents. Default: 100.
+    pub max_incidents: usize,
+    /// How old one may get. Default: 14 days.
+    pub max_age: Duration,
+    /// How much of the file system is left to others. Default: 5 %.
+    pub keep_free: Room,
+}
+
+/// Space on a file system.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Room {
+    /// So many bytes.
+    Bytes(Bytes),
+    /// A share of the whole.
+    Percent(Percent),
+}
+
+/// Manual start and stop of captures.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ToggleSettings {
+    /// The signal that toggles. Default: SIGUSR2.
+    pub signal: Option<ToggleSignal>,
+    /// The file that toggles when it is touched. Default: none.
+    pub trigger_file: Option<PathBuf>,
+    /// What runs while the toggle is on. Default: everything.
+    pub capture: CaptureSet,
+    /// When a forgotten toggle goes off by itself. Default: 5 minutes.
+    pub max_duration: Duration,
+}
+
+/// A signal that may be given to the toggle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ToggleSignal {
+    /// SIGUSR1.
+    Usr1,
+    /// SIGUSR2.
+    Usr2,
+}
+
+impl ToggleSignal {
+    /// Its name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Usr1 => "SIGUSR1",
+            Self::Usr2 => "SIGUSR2",
+        }
+    }
+}
+
+/// The HTTP listener.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HttpSettings {
+    /// Where it listens. Default: `127.0.0.1:6060`.
+    pub listen: Listen,
+    /// What a request must bring as `Authorization: Bearer`. Required for any address that is not
+    /// loopback. Default: none.
+    pub token: Option<Secret>,
+}
+
+/// A place to listen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Listen {
+    /// A TCP address.
+    Tcp(SocketAddr),
+    /// A Unix socket, made with mode 0600; written `unix:/path`.
+    Unix(PathBuf),
+}
+
+impl fmt::Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(addr) => addr.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// A text that is never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Keeps `text`.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// The text itself.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(secret)")
+    }
+}
+
+/// CPU profiles.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CpuSettings {
+    /// Samples a second of CPU time. Default: 99 Hz.
+    pub frequency: Hertz,
+}
+
+/// Heap profiles.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HeapSettings {
+    /// The mean number of bytes between two samples; 0 is off, 1 is every allocation. Default: 512 KiB.
+    pub rate: Bytes,
+}
+
+/// Runtime traces.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TraceSettings {
+    /// The memory a recording may take. Default: 16 MiB.
+    pub max_bytes: Bytes,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            service: std::env::current_exe()
+                .ok()
+                .and_then(|exe| Some(exe.file_name()?.to_string_lossy().into_owned()))
+                .unwrap_or_else(|| "service".to_owned()),
+            domain: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+            dir: "captures".into(),
+            interval: Duration::from_millis(250),
+            store: StoreSettings::default(),
+            toggle: ToggleSettings::default(),
+            http: None,
+            cpu: CpuSettings::default(),
+            heap: HeapSettings::default(),
+            trace: TraceSettings::default(),
+            rules: Vec::new(),
+        }
+    }
+}
+
+impl Default for StoreSettings {
+    fn default() -> Self {
+        Self {
+            max_bytes: Bytes::gib(1),
+            max_incidents: 100,
+            max_age: Duration::from_secs(14 * 24 * 60 * 60),
+            keep_free: Room::Percent(Percent(5.0)),
+        }
+    }
+}
+
+impl Default for ToggleSettings {
+    fn default() -> Self {
+        Self {
+            signal: Some(ToggleSignal::Usr2),
+            trigger_file: None,
+            capture: CaptureSet::all(),
+            max_duration: Duration::from_secs(5 * 60),
+        }
+    }
+}
+
+impl Default for HttpSettings {
+    fn default() -> Self {
+        Self { listen: Listen::Tcp(SocketAddr::from(([127, 0, 0, 1], 6060))), token: None }
+    }
+}
+
+impl Default for CpuSettings {
+    fn default() -> Self {
+        Self { frequency: Hertz(99) }
+    }
+}
+
+impl Default for HeapSettings {
+    fn default() -> Self {
+        Self { rate: Bytes::kib(512) }
+    }
+}
+
+impl Default for TraceSettings {
+    fn default() -> Self {
+        Self { max_bytes: Bytes::mib(16) }
+    }
+}

@@ -1,0 +1,145 @@
+//! What can be captured.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// A kind of evidence. The order is the order of an incident: what vanishes first comes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum CaptureKind {
+    /// What the runtime did: spans, parks, counters.
+    Trace,
+    /// Where CPU time went.
+    Cpu,
+    /// What holds memory.
+    Heap,
+}
+
+impl CaptureKind {
+    /// Every kind, in order.
+    pub const ALL: [Self; 3] = [Self::Trace, Self::Cpu, Self::Heap];
+
+    /// Its name in configuration, manifests and URLs.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Trace => "trace",
+            Self::Cpu => "cpu",
+            Self::Heap => "heap",
+        }
+    }
+
+    /// The last part of its files' names.
+    pub const fn extension(self) -> &'static str {
+        match self {
+            Self::Trace => "runtime.trace",
+            Self::Cpu => "cpu.pprof",
+            Self::Heap => "memory.pprof",
+        }
+    }
+}
+
+impl fmt::Display for CaptureKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// Why a text is not a kind of capture.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not a capture: write one of \"cpu\", \"heap\", \"trace\"")]
+pub struct ParseCaptureKindError(String);
+
+impl FromStr for CaptureKind {
+    type Err = ParseCaptureKindError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::ALL
+            .into_iter()
+            .find(|kind| kind.name() == text)
+            .ok_or_else(|| ParseCaptureKindError(text.to_owned()))
+    }
+}
+
+impl Serialize for CaptureKind {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
+
+impl<'de> Deserialize<'de> for CaptureKind {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// A set of kinds; iterates in the order of [`CaptureKind`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct CaptureSet(u8);
+
+impl CaptureSet {
+    /// The set of no kind.
+    pub const EMPTY: Self = Self(0);
+
+    /// The set of every kind.
+    pub fn all() -> Self {
+        CaptureKind::ALL.into_iter().collect()
+    }
+
+    /// Whether no kind is in it.
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Whether `kind` is in it.
+    pub const fn contains(self, kind: CaptureKind) -> bool {
+        self.0 & (1 << kind as u8) != 0
+    }
+
+    /// Adds `kind`.
+    pub const fn insert(&mut self, kind: CaptureKind) {
+        self.0 |= 1 << kind as u8;
+    }
+
+    /// What is in this set and not in `other`.
+    pub const fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
+    /// What is in either.
+    pub const fn union(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// The kinds in it.
+    pub fn iter(self) -> impl Iterator<Item = CaptureKind> {
+        CaptureKind::ALL.into_iter().filter(move |&kind| self.contains(kind))
+    }
+}
+
+impl FromIterator<CaptureKind> for CaptureSet {
+    fn from_iter<I: IntoIterator<Item = CaptureKind>>(kinds: I) -> Self {
+        kinds.into_iter().fold(Self::EMPTY, |mut set, kind| {
+            set.insert(kind);
+            set
+        })
+    }
+}
+
+impl<const N: usize> From<[CaptureKind; N]> for CaptureSet {
+    fn from(kinds: [CaptureKind; N]) -> Self {
+        kinds.into_iter().collect()
+    }
+}
+
+impl Serialize for CaptureSet {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.iter())
+    }
+}
+
+impl<'de> Deserialize<'de> for CaptureSet {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Vec::<CaptureKind>::deserialize(deserializer)?.into_iter().collect())
+    }
+}

@@ -1,0 +1,36 @@
+//! The nouns of marple, as plain data: no threads, no clocks, no files, no unsafe.
+//!
+//! Two families. *Evidence* is what collectors return and codecs write: [`Profile`] (CPU, heap) and
+//! [`Timeline`] (trace). *Judgement* is what is measured, decided and kept about it: [`Vitals`],
+//! [`Rule`], [`Reason`], [`Manifest`].
+//!
+//! Evidence is integers in tables: a stack is one [`StackHandle`], a text is one [`StringHandle`], and
+//! a handle is valid only in the table that gave it out.
+
+mod capture;
+mod incident;
+mod losses;
+mod manifest;
+mod metric;
+mod profile;
+mod rule;
+mod stacks;
+mod strings;
+mod timeline;
+mod vitals;
+
+pub use capture::{CaptureKind, CaptureSet, ParseCaptureKindError};
+pub use incident::{IncidentState, Origin, Reason};
+pub use losses::{Loss, Losses};
+pub use manifest::{
+    Artifact, CaptureRecord, Limits, Manifest, Outcome, ProcessInfo, Versions, VitalsRow,
+};
+pub use metric::{Metric, ParseMetricError, Unit};
+pub use profile::{Function, FunctionHandle, Label, LabelValue, Profile, Sample, ValueType};
+pub use rule::Rule;
+pub use stacks::{
+    Frame, FrameHandle, FrameTable, Line, Mapping, MappingHandle, StackHandle, StackTable,
+};
+pub use strings::{StringHandle, StringTable};
+pub use timeline::{ArgValue, EventKind, Timeline, TimelineEvent, Track, TrackHandle, TrackKind};
+pub use vitals::{Limit, Vitals};

@@ -1,0 +1,185 @@
+//! A profile: stacks with values, and what is needed to read them.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::losses::Losses;
+use super::stacks::{FrameTable, Mapping, StackHandle, StackTable};
+use super::strings::{StringHandle, StringTable};
+
+/// What a value counts, in the vocabulary of `profile.proto`: `inuse_space`/`bytes`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ValueType {
+    /// What is counted.
+    pub name: &'static str,
+    /// In which unit.
+    pub unit: &'static str,
+}
+
+/// A row of a profile's functions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FunctionHandle(pub u32);
+
+impl FunctionHandle {
+    /// Its place in the profile's functions.
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// A function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Function {
+    /// Its demangled name.
+    pub name: StringHandle,
+    /// Its name as the linker knows it.
+    pub system_name: StringHandle,
+    /// Its source file; empty when unknown.
+    pub file: StringHandle,
+}
+
+/// What a label says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum LabelValue {
+    /// A text.
+    Text(StringHandle),
+    /// A number and its unit (empty: none).
+    Number(i64, StringHandle),
+}
+
+/// A remark on a sample: the thread's name, the size of a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Label {
+    /// What the remark is about.
+    pub key: StringHandle,
+    /// What it says.
+    pub value: LabelValue,
+}
+
+/// Values seen at one stack.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sample {
+    /// Where; none when the stack could not be read.
+    pub stack: Option<StackHandle>,
+    /// One value for each of the profile's types, in their order.
+    pub values: Vec<i64>,
+    /// Remarks.
+    pub labels: Vec<Label>,
+}
+
+/// Stacks with values, as a collector reports them.
+///
+/// Handles in `samples` are of this profile's own tables.
+#[derive(Clone, Debug)]
+pub struct Profile {
+    /// What the values of each sample mean, in order.
+    pub sample_types: Vec<ValueType>,
+    /// The name of the type a reader should show first.
+    pub default_sample_type: &'static str,
+    /// What one `period` is of: `cpu`/`nanoseconds`, `space`/`bytes`.
+    pub period_type: ValueType,
+    /// How much of it lies between two samples, on average.
+    pub period: i64,
+    /// When the capture began.
+    pub started: Timestamp,
+    /// How long it lasted; zero for a snapshot.
+    pub duration: Duration,
+    /// The texts.
+    pub strings: StringTable,
+    /// The files the code came from.
+    pub mappings: Vec<Mapping>,
+    /// The functions.
+    pub functions: Vec<Function>,
+    /// The frames.
+    pub frames: FrameTable,
+    /// The stacks.
+    pub stacks: StackTable,
+    /// The samples.
+    pub samples: Vec<Sample>,
+    /// What the reader must know, a line each.
+    pub comments: Vec<String>,
+    /// What was not recorded.
+    pub losses: Losses,
+}
+
+impl Profile {
+    /// An empty profile of these types; the first is shown first.
+    pub fn new(
+        sample_types: &[ValueType],
+        period_type: ValueType,
+        period: i64,
+        started: Timestamp,
+    ) -> Self {
+        Self {
+            sample_types: sample_types.to_vec(),
+            default_sample_type: sample_types.first().map_or("", |first| first.name),
+            period_type,
+            period,
+            started,
+            duration: Duration::ZERO,
+            strings: StringTable::default(),
+            mappings: Vec::new(),
+            functions: Vec::new(),
+            frames: FrameTable::default(),
+            stacks: StackTable::default(),
+            samples: Vec::new(),
+            comments: Vec::new(),
+            losses: Losses::default(),
+        }
+    }
+
+    /// The stack of these addresses, innermost first; none of none.
+    pub fn intern_stack(&mut self, addresses: &[u64]) -> Option<StackHandle> {
+        addresses.iter().rev().fold(None, |parent, &address| {
+            let frame = self.frames.intern(address);
+            Some(self.stacks.intern(parent, frame))
+        })
+    }
+
+    /// A label with a text.
+    pub fn text_label(&mut self, key: &str, value: &str) -> Label {
+        let value = LabelValue::Text(self.strings.intern(value));
+        Label { key: self.strings.intern(key), value }
+    }
+
+    /// A label with a number.
+    pub fn number_label(&mut self, key: &str, value: i64, unit: &str) -> Label {
+        let value = LabelValue::Number(value, self.strings.intern(unit));
+        Label { key: self.strings.intern(key), value }
+    }
+
+    /// The sum over all samples of the type called `name`; none if the profile has no such type.
+    pub fn total(&self, name: &str) -> Option<i64> {
+        let column = self.sample_types.iter().position(|kind| kind.name == name)?;
+        Some(self.samples.iter().map(|sample| sample.values[column]).sum())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stack_of_addresses_reads_back_innermost_first() {
+        let cpu = ValueType { name: "cpu", unit: "nanoseconds" };
+        let mut profile = Profile::new(&[cpu], cpu, 1, Timestamp::UNIX_EPOCH);
+        let stack = profile.intern_stack(&[30, 20, 10]);
+        let read: Vec<u64> =
+            profile.stacks.frames(stack).map(|frame| profile.frames.get(frame).address).collect();
+        assert_eq!(read, [30, 20, 10]);
+        assert_eq!(profile.intern_stack(&[]), None);
+    }
+
+    #[test]
+    fn totals_are_by_type_name() {
+        let (n, bytes) =
+            (ValueType { name: "n", unit: "count" }, ValueType { name: "b", unit: "bytes" });
+        let mut profile = Profile::new(&[n, bytes], bytes, 1, Timestamp::UNIX_EPOCH);
+        for values in [[1, 10], [2, 20]] {
+            profile.samples.push(Sample { stack: None, values: values.to_vec(), labels: vec![] });
+        }
+        assert_eq!((profile.total("n"), profile.total("b")), (Some(3), Some(30)));
+        assert_eq!(profile.total("x"), None);
+    }
+}

@@ -1,0 +1,73 @@
+//! Every text once.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// A text of one [`StringTable`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct StringHandle(u32);
+
+impl StringHandle {
+    /// The empty text, which every table holds first.
+    pub const EMPTY: Self = Self(0);
+
+    /// Its place in [`StringTable::iter`].
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// Interned texts, in the order they came; the first is the empty one, as `profile.proto` wants it.
+#[derive(Clone, Debug)]
+pub struct StringTable {
+    texts: Vec<Arc<str>>,
+    by_text: HashMap<Arc<str>, StringHandle>,
+}
+
+impl Default for StringTable {
+    fn default() -> Self {
+        let mut table = Self { texts: Vec::new(), by_text: HashMap::new() };
+        table.intern("");
+        table
+    }
+}
+
+impl StringTable {
+    /// The handle of `text`, which is stored if it is new.
+    pub fn intern(&mut self, text: &str) -> StringHandle {
+        if let Some(&handle) = self.by_text.get(text) {
+            return handle;
+        }
+        let handle = StringHandle(self.texts.len() as u32);
+        let text: Arc<str> = text.into();
+        self.texts.push(Arc::clone(&text));
+        self.by_text.insert(text, handle);
+        handle
+    }
+
+    /// The text of a handle of this table.
+    pub fn get(&self, handle: StringHandle) -> &str {
+        &self.texts[handle.index()]
+    }
+
+    /// All texts, in handle order.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = &str> {
+        self.texts.iter().map(|text| &**text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_has_one_handle_and_the_empty_text_the_first() {
+        let mut table = StringTable::default();
+        assert_eq!(table.intern(""), StringHandle::EMPTY);
+        let a = table.intern("a");
+        assert_ne!(a, table.intern("b"));
+        assert_eq!(a, table.intern("a"));
+        assert_eq!(table.get(a), "a");
+        assert_eq!(table.iter().collect::<Vec<_>>(), ["", "a", "b"]);
+    }
+}

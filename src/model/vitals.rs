@@ -1,0 +1,77 @@
+//! One tick's measurements of the process.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::base::{Bytes, Moment, Percent};
+
+/// A limit and where it was read.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Limit<T> {
+    /// The limit.
+    pub value: T,
+    /// The file it stands in, or what else it is: `physical memory`, `online cores`.
+    pub source: Arc<str>,
+}
+
+/// One tick's measurements. A field is none when this machine does not tell it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Vitals {
+    /// When.
+    pub at: Moment,
+    /// Resident set of the process.
+    pub rss: Option<Bytes>,
+    /// What counts against `memory_limit`: under a memory cgroup its usage less the inactive file
+    /// cache, as the kernel's OOM decision sees it; otherwise the resident set.
+    pub working_set: Option<Bytes>,
+    /// How much memory there is to use: the smallest limit of the cgroups above us, else physical memory.
+    pub memory_limit: Option<Limit<Bytes>>,
+    /// CPU time used since the previous tick, in cores (1.5: one and a half core's worth).
+    pub cpu_cores: Option<f64>,
+    /// How many cores' worth there is to use: the smallest quota of the cgroups above us, else the cores
+    /// this process may run on.
+    pub cpu_limit: Option<Limit<f64>>,
+    /// Tasks alive on the observed runtimes.
+    pub tasks: Option<u64>,
+    /// Threads of the process.
+    pub threads: Option<u64>,
+    /// Open file descriptors.
+    pub fds: Option<u64>,
+    /// How late a probe task ran, on the worst of the observed runtimes; while a probe is still waiting,
+    /// how late it is already.
+    pub lag: Option<Duration>,
+    /// The service's own numbers.
+    pub gauges: Vec<(Arc<str>, f64)>,
+}
+
+impl Vitals {
+    /// Working set as a share of the memory limit.
+    pub fn memory_percent(&self) -> Option<Percent> {
+        Percent::of(self.working_set?.get() as f64, self.memory_limit.as_ref()?.value.get() as f64)
+    }
+
+    /// CPU time as a share of the CPU limit.
+    pub fn cpu_percent(&self) -> Option<Percent> {
+        Percent::of(self.cpu_cores?, self.cpu_limit.as_ref()?.value)
+    }
+
+    /// The service's own number called `name`.
+    pub fn gauge(&self, name: &str) -> Option<f64> {
+        self.gauges.iter().find(|(known, _)| **known == *name).map(|&(_, value)| value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_need_a_limit() {
+        let mut vitals = Vitals { working_set: Some(Bytes(50)), ..Vitals::default() };
+        assert_eq!(vitals.memory_percent(), None);
+        vitals.memory_limit = Some(Limit { value: Bytes(200), source: "test".into() });
+        assert_eq!(vitals.memory_percent(), Some(Percent(25.0)));
+        vitals.memory_limit = Some(Limit { value: Bytes(0), source: "test".into() });
+        assert_eq!(vitals.memory_percent(), None);
+    }
+}

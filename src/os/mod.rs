@@ -1,0 +1,1 @@
+//! What the operating system tells about the process and lets it do.

@@ -1,0 +1,1 @@
+//! Whether to capture: a pure function of the vitals.

@@ -1,0 +1,1 @@
+//! The directory of incidents. It is the database: nothing about it is kept elsewhere.

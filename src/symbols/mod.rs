@@ -1,0 +1,1 @@
+//! Files and addresses to names of functions. Knows nothing of the running process.

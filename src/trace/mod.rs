@@ -1,0 +1,1 @@
+//! What the runtime did, and when.

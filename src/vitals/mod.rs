@@ -1,0 +1,1 @@
+//! Reads the vitals, once a tick.
