@@ -1,1 +1,65 @@
 //! The two threads of marple and the only wiring.
+//!
+//! ```text
+//!   HTTP ─┐                    thread `marple`                        thread `marple-capture`
+//!   signal ┤  Event   ┌──────────────────────────────┐  Task   ┌────────────────────────────────┐
+//!   file ──┼────────► │ run: one loop, one Core      │ ──────► │ Worker: collectors, store      │
+//!   code ──┘  queue   │ tick: vitals ─► rules        │ Report  │ start, stop, symbolize, encode │
+//!   config ─────────► │ Incidents: what is to be done│ ◄────── │ write, retain                  │
+//!                     └──────────────────────────────┘         └────────────────────────────────┘
+//! ```
+//!
+//! Neither thread is the host's, so a stuck executor is still watched and captured. Each piece of state
+//! has one owner: the loop owns what is measured, decided and promised, the worker owns collectors and
+//! files. They exchange values, one task at a time; what is to be done next is computed when the worker
+//! is free ([`incidents`]), so nothing queues up behind a slow disk.
+
+mod builder;
+mod capture;
+mod collect;
+mod core;
+mod event;
+mod handle;
+mod history;
+mod incidents;
+mod reload;
+mod run;
+mod service;
+mod status;
+
+use std::time::Duration;
+
+pub use builder::{Agent, Builder};
+pub use event::ToggleAction;
+pub use handle::{AgentHandle, Pending};
+pub(crate) use service::Service;
+pub use status::{
+    Captured, ConfigStatus, Counters, IncidentStatus, RuleStatus, Status, Toggled,
+};
+
+/// What the agent cannot do.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error(
+        "an agent is running in this process already: keep the one `Agent` and share its `handle()`; \
+         the engines (signals, counters, the allocator) are one of a kind"
+    )]
+    AlreadyRunning,
+    #[error("the agent has stopped: its `Agent` was dropped or shut down")]
+    Stopped,
+    #[error("the agent's queue is full: somebody asks it in a loop; ask again later")]
+    Crowded,
+    #[error("the agent did not answer within {0:?}")]
+    NoAnswer(Duration),
+    #[error("the thread that captures has ended; restart the service to have captures again")]
+    CaptureThreadGone,
+    #[error("no incident directory: {0}")]
+    NoDirectory(String),
+    #[error(
+        "a capture of no kind, or for {duration:?}: ask for at least one kind and for more than zero and \
+         at most {most:?} (toggle.max_duration)"
+    )]
+    BadCapture { duration: Duration, most: Duration },
+    #[error("cannot start the thread `{name}`: {error}")]
+    Thread { name: &'static str, error: std::io::Error },
+}

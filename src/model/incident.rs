@@ -33,6 +33,19 @@ pub enum Origin {
     Code,
 }
 
+impl Origin {
+    /// Who it is, in words.
+    pub const fn words(self) -> &'static str {
+        match self {
+            Self::Rule => "a rule",
+            Self::Http => "an HTTP request",
+            Self::Signal => "a signal",
+            Self::TriggerFile => "the trigger file",
+            Self::Code => "the service's own code",
+        }
+    }
+}
+
 /// Why a capture was made.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Reason {

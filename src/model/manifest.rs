@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::capture::CaptureKind;
 use super::incident::{IncidentState, Reason};
 use super::losses::Losses;
+use super::vitals::Vitals;
 use crate::base::{Bytes, IncidentId};
 
 /// The manifest of one incident.
@@ -49,6 +50,11 @@ pub struct Manifest {
     pub losses: Losses,
 }
 
+impl Manifest {
+    /// The version of the form that this marple writes.
+    pub const SCHEMA: u32 = 1;
+}
+
 /// Limits and where they were read.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Limits {
@@ -60,6 +66,18 @@ pub struct Limits {
     pub cpu_cores: Option<f64>,
     /// Where that was read.
     pub cpu_source: Option<String>,
+}
+
+impl From<&Vitals> for Limits {
+    fn from(vitals: &Vitals) -> Self {
+        let (memory, cpu) = (vitals.memory_limit.as_ref(), vitals.cpu_limit.as_ref());
+        Self {
+            memory: memory.map(|limit| limit.value),
+            memory_source: memory.map(|limit| limit.source.to_string()),
+            cpu_cores: cpu.map(|limit| limit.value),
+            cpu_source: cpu.map(|limit| limit.source.to_string()),
+        }
+    }
 }
 
 /// The process an incident is of.

@@ -1,0 +1,289 @@
+//! From settings to a running agent, and its end.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self as std_mpsc, Receiver, SyncSender};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use super::Error as AgentError;
+use super::capture::{Report, Task, Worker};
+use super::collect;
+use super::core::Core;
+use super::event::{Event, QUEUE, ToggleAction};
+use super::handle::AgentHandle;
+use super::run::{self, LAST_WORDS};
+use super::service::Service;
+use crate::base::{Clock, Error, SystemClock};
+use crate::config::{self, Settings, Watcher};
+use crate::model::{Origin, ProcessInfo, Versions};
+use crate::os;
+use crate::store::Store;
+use crate::vitals::{Gauges, Reader, Runtimes};
+
+/// Whether an agent runs in this process.
+static RUNNING: AtomicBool = AtomicBool::new(false);
+
+/// The claim on [`RUNNING`].
+struct OnlyOne;
+
+impl OnlyOne {
+    fn claim() -> Result<Self, Error> {
+        if RUNNING.swap(true, Ordering::AcqRel) {
+            return Err(Error::new(AgentError::AlreadyRunning));
+        }
+        Ok(Self)
+    }
+}
+
+impl Drop for OnlyOne {
+    fn drop(&mut self) {
+        RUNNING.store(false, Ordering::Release);
+    }
+}
+
+/// Settings on their way to a running [`Agent`].
+#[must_use = "nothing is watched until `start` is called"]
+pub struct Builder {
+    settings: Settings,
+    path: Option<PathBuf>,
+    services: Vec<Box<dyn Service>>,
+}
+
+impl Builder {
+    /// The settings, to be looked at or changed.
+    pub fn settings_mut(&mut self) -> &mut Settings {
+        &mut self.settings
+    }
+
+    /// Lets `service` run on the agent's runtime.
+    pub(crate) fn attach(mut self, service: impl Service + 'static) -> Self {
+        self.services.push(Box::new(service));
+        self
+    }
+
+    /// Starts the two threads.
+    pub(crate) fn launch(self) -> Result<Agent, Error> {
+        let Self { settings, path, mut services } = self;
+        settings.validate().map_err(Error::new)?;
+        let only_one = OnlyOne::claim()?;
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let (store, recovery) =
+            Store::open(&settings.dir, settings.store.clone(), Arc::clone(&clock))
+                .map_err(Error::new)?;
+        if !recovery.is_empty() {
+            tracing::warn!(target: "marple", "an earlier process left {recovery}");
+        }
+        for service in &mut services {
+            service.bind(&settings)?;
+        }
+
+        let (runtimes, gauges) = (Runtimes::default(), Gauges::default());
+        if let Ok(current) = tokio::runtime::Handle::try_current() {
+            runtimes.observe(current).map_err(Error::new)?;
+        }
+        let (events, queue) = mpsc::channel(QUEUE);
+        let handle = AgentHandle::new(events.clone(), runtimes.clone(), gauges.clone());
+        let watcher = watch(&settings, path.clone(), &events)?;
+
+        // One task at a time: the loop sends the next when it has heard of the last.
+        let (tasks, inbox) = std_mpsc::sync_channel(1);
+        let worker = Worker::new(Arc::clone(&clock), store, process(&*clock), versions());
+        let capture_thread = spawn("marple-capture", {
+            let events = events.clone();
+            move || work(worker, &inbox, &events)
+        })?;
+        let (finished_tx, finished) = std_mpsc::sync_channel(1);
+        let loop_thread = spawn("marple", {
+            let handle = handle.clone();
+            move || {
+                lead(settings, path, (clock, runtimes, gauges), tasks, queue, services, handle);
+                // The watcher's callback may hold a sender of its own: the end is said, not inferred.
+                let _ = finished_tx.send(());
+                drop(only_one);
+            }
+        })?;
+        Ok(Agent {
+            handle,
+            events,
+            finished,
+            threads: Some([loop_thread, capture_thread]),
+            _watcher: watcher,
+        })
+    }
+}
+
+/// A running marple. Dropping it stops everything: captures that run are ended and written, open
+/// incidents are closed. That takes as long as the writing, 5 seconds at the most.
+#[must_use = "dropping the agent stops it: keep it as long as the service runs"]
+pub struct Agent {
+    handle: AgentHandle,
+    events: mpsc::Sender<Event>,
+    finished: Receiver<()>,
+    threads: Option<[JoinHandle<()>; 2]>,
+    _watcher: Option<Watcher>,
+}
+
+impl Agent {
+    /// Reads the settings from a TOML file, which is watched from the start on: a valid change is
+    /// applied within a second, an invalid one is refused and said in the log and in `status`.
+    ///
+    /// # Errors
+    ///
+    /// If the file cannot be read, or with every problem in it, each with its line.
+    pub fn from_file(path: impl AsRef<Path>) -> Result<Builder, Error> {
+        let path = path.as_ref();
+        let settings = config::load(path).map_err(Error::new)?;
+        Ok(Builder { settings, path: Some(path.to_owned()), services: Vec::new() })
+    }
+
+    /// Takes the settings from code.
+    pub fn from_settings(settings: Settings) -> Builder {
+        Builder { settings, path: None, services: Vec::new() }
+    }
+
+    /// Begins with the default settings, which hold no rule and no endpoint.
+    pub fn builder() -> Builder {
+        Self::from_settings(Settings::default())
+    }
+
+    /// A way to talk to the agent.
+    pub fn handle(&self) -> AgentHandle {
+        self.handle.clone()
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        // A full queue drains within the wait below, so the request is repeated until it is in.
+        let mut asked = false;
+        let step = Duration::from_millis(20);
+        let mut left = LAST_WORDS + Duration::from_secs(1);
+        loop {
+            asked = asked || self.events.try_send(Event::Shutdown).is_ok();
+            match self.finished.recv_timeout(step) {
+                Err(std_mpsc::RecvTimeoutError::Timeout) if left > step => left -= step,
+                Err(std_mpsc::RecvTimeoutError::Timeout) => {
+                    tracing::error!(
+                        target: "marple",
+                        "a capture is still being written; its thread is left to it"
+                    );
+                    return;
+                }
+                Ok(()) | Err(std_mpsc::RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        let [loop_thread, capture_thread] = match self.threads.take() {
+            Some(threads) => threads,
+            None => return,
+        };
+        let _ = loop_thread.join();
+        // With the loop gone the worker's inbox is closed. It ends after the task it has, if any; a disk
+        // that hangs must not hang the host's exit.
+        while !capture_thread.is_finished() {
+            if left <= step {
+                return;
+            }
+            thread::sleep(step);
+            left -= step;
+        }
+        let _ = capture_thread.join();
+    }
+}
+
+/// The thread `marple`: a runtime of its own, and the loop on it.
+fn lead(
+    settings: Settings,
+    path: Option<PathBuf>,
+    (clock, runtimes, gauges): (Arc<dyn Clock>, Runtimes, Gauges),
+    tasks: SyncSender<Task>,
+    queue: mpsc::Receiver<Event>,
+    services: Vec<Box<dyn Service>>,
+    handle: AgentHandle,
+) {
+    collect::heap::exclude_current_thread();
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            tracing::error!(target: "marple", "no runtime for the agent: {error}");
+            return;
+        }
+    };
+    let signal = settings.toggle.signal;
+    let reader = Reader::new(runtimes, gauges);
+    let core = Core::new(clock, settings, path, reader, tasks);
+    runtime.block_on(async {
+        for service in services {
+            tokio::spawn(service.serve(handle.clone()));
+        }
+        run::run(core, queue, signal).await;
+    });
+}
+
+/// The thread `marple-capture`.
+fn work(mut worker: Worker, inbox: &Receiver<Task>, events: &mpsc::Sender<Event>) {
+    collect::heap::exclude_current_thread();
+    while let Ok(task) = inbox.recv() {
+        let report: Report = worker.perform(task);
+        if events.blocking_send(Event::Done(report)).is_err() {
+            return;
+        }
+    }
+}
+
+fn spawn(name: &'static str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, Error> {
+    thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(run)
+        .map_err(|error| Error::new(AgentError::Thread { name, error }))
+}
+
+/// Watches the settings file and the trigger file, whichever there is.
+fn watch(
+    settings: &Settings,
+    path: Option<PathBuf>,
+    events: &mpsc::Sender<Event>,
+) -> Result<Option<Watcher>, Error> {
+    let trigger = settings.toggle.trigger_file.clone();
+    if path.is_none() && trigger.is_none() {
+        return Ok(None);
+    }
+    let events = events.clone();
+    let watcher = Watcher::new(path.as_deref(), trigger.as_deref(), move |change| {
+        let event = match change {
+            config::Change::Settings(settings) => {
+                Event::Reloaded { settings: settings.map(Box::new).map_err(Error::new) }
+            }
+            config::Change::Trigger => Event::Toggle {
+                action: ToggleAction::Flip,
+                origin: Origin::TriggerFile,
+                kinds: None,
+                reply: None,
+            },
+        };
+        if events.try_send(event).is_err() {
+            tracing::error!(target: "marple", "a change of a watched file was missed");
+        }
+    });
+    watcher.map(Some).map_err(Error::new)
+}
+
+fn process(clock: &dyn Clock) -> ProcessInfo {
+    ProcessInfo {
+        pid: std::process::id(),
+        exe: std::env::current_exe().map(|exe| exe.display().to_string()).unwrap_or_default(),
+        build_id: os::images::own_build_id(),
+        agent_started: clock.wall(),
+    }
+}
+
+fn versions() -> Versions {
+    Versions {
+        marple: env!("CARGO_PKG_VERSION").to_owned(),
+        kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
+        arch: std::env::consts::ARCH.to_owned(),
+    }
+}

@@ -1,0 +1,380 @@
+//! The thread `marple-capture`: takes one [`Task`] at a time, does it, reports.
+//!
+//! It alone starts and stops collectors and writes files, so that neither a slow disk nor a long
+//! conversion delays a tick, a rule or an answer. Nothing it meets ends it: a collector that fails or
+//! panics is a line in the manifest, a disk that refuses is a failure in the report.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::collect::{self, Collector, Evidence, Failure};
+use super::incidents::{Done, Job, Noted};
+use crate::base::{Clock, IncidentId};
+use crate::config::Settings;
+use crate::model::{
+    CaptureKind, CaptureRecord, CaptureSet, IncidentState, Limits, Losses, Manifest, Outcome,
+    ProcessInfo, Versions, VitalsRow,
+};
+use crate::store::{IncidentDir, Store};
+
+/// A job and what is needed to do it.
+pub(super) struct Task {
+    pub(super) job: Job,
+    pub(super) settings: Arc<Settings>,
+    pub(super) limits: Limits,
+    /// The vitals of the job's incident so far; empty where the job writes no manifest of its own.
+    pub(super) vitals: Vec<VitalsRow>,
+    /// The incidents that retention must leave alone.
+    pub(super) open: Vec<IncidentId>,
+}
+
+/// What came of a task.
+pub(crate) struct Report {
+    pub(super) done: Done,
+    /// The incident's directory, when it was made.
+    pub(super) dir: Option<PathBuf>,
+    pub(super) tally: Tally,
+}
+
+/// What a task got done and what it did not.
+#[derive(Default)]
+pub(super) struct Tally {
+    pub(super) captures: u64,
+    pub(super) captures_failed: u64,
+    pub(super) artifacts: u64,
+    pub(super) artifact_bytes: u64,
+    pub(super) incidents_removed: u64,
+    /// A kind of failure, for counting, and the failure in full.
+    pub(super) failures: Vec<(&'static str, String)>,
+}
+
+impl Tally {
+    fn fail(&mut self, cause: &'static str, error: &dyn std::error::Error) {
+        self.failures.push((cause, chain(error)));
+    }
+}
+
+/// The thread's state.
+pub(super) struct Worker {
+    clock: Arc<dyn Clock>,
+    store: Store,
+    process: ProcessInfo,
+    versions: Versions,
+    dirs: Vec<(IncidentId, IncidentDir)>,
+    running: Vec<Running>,
+}
+
+/// A collector at work and its line in the manifest.
+struct Running {
+    incident: IncidentId,
+    kind: CaptureKind,
+    record: usize,
+    collector: Box<dyn Collector>,
+}
+
+/// Evidence on its way into a file.
+struct Taken {
+    kind: CaptureKind,
+    record: usize,
+    evidence: Evidence,
+}
+
+impl Worker {
+    pub(super) fn new(
+        clock: Arc<dyn Clock>,
+        store: Store,
+        process: ProcessInfo,
+        versions: Versions,
+    ) -> Self {
+        Self { clock, store, process, versions, dirs: Vec::new(), running: Vec::new() }
+    }
+
+    /// Does one task.
+    pub(super) fn perform(&mut self, task: Task) -> Report {
+        let mut tally = Tally::default();
+        let mut dir = None;
+        let done = match &task.job {
+            Job::Open { id, name, noted } => {
+                dir = self.open(*id, name, noted, &task, &mut tally);
+                Done::Opened { id: *id, ok: dir.is_some() }
+            }
+            Job::Start { id, kinds } => {
+                let running = self.start(*id, *kinds, &task, &mut tally);
+                Done::Started { id: *id, asked: *kinds, running }
+            }
+            Job::Stop { id, kinds } => {
+                self.stop(*id, *kinds, &task, &mut tally);
+                Done::Stopped { id: *id, kinds: *kinds }
+            }
+            Job::Note { id, noted } => {
+                for reason in &noted.reasons {
+                    collect::trace::record_reason(&reason.text);
+                }
+                self.update(*id, &mut tally, |manifest| note(manifest, noted, &task.vitals));
+                Done::Noted { id: *id }
+            }
+            Job::Close { id, noted } => {
+                let closed = self.clock.wall();
+                let ok = self.update(*id, &mut tally, |manifest| {
+                    note(manifest, noted, &task.vitals);
+                    manifest.state = IncidentState::Closed;
+                    manifest.closed = Some(closed);
+                });
+                if ok {
+                    self.dirs.retain(|(open, _)| open != id);
+                    self.retain(&task, &mut tally);
+                }
+                Done::Closed { id: *id, ok }
+            }
+        };
+        Report { done, dir, tally }
+    }
+
+    fn open(
+        &mut self,
+        id: IncidentId,
+        name: &str,
+        noted: &Noted,
+        task: &Task,
+        tally: &mut Tally,
+    ) -> Option<PathBuf> {
+        self.retain(task, tally);
+        let mut manifest = Manifest {
+            schema: Manifest::SCHEMA,
+            id,
+            service: task.settings.service.clone(),
+            domain: task.settings.domain.clone(),
+            state: IncidentState::Open,
+            opened: noted.reasons.first().map_or_else(|| self.clock.wall(), |reason| reason.at),
+            closed: None,
+            reasons: Vec::new(),
+            limits: task.limits.clone(),
+            process: self.process.clone(),
+            versions: self.versions.clone(),
+            captures: Vec::new(),
+            artifacts: Vec::new(),
+            vitals: Vec::new(),
+            losses: Losses::default(),
+        };
+        note(&mut manifest, noted, &task.vitals);
+        match self.store.begin(name, manifest) {
+            Ok(dir) => {
+                let path = dir.path().to_owned();
+                self.dirs.push((id, dir));
+                Some(path)
+            }
+            Err(error) => {
+                tally.fail("incident directory not made", &error);
+                None
+            }
+        }
+    }
+
+    /// Starts all of `kinds`, then writes what they saw at their start. Returns those that run.
+    fn start(
+        &mut self,
+        id: IncidentId,
+        kinds: CaptureSet,
+        task: &Task,
+        tally: &mut Tally,
+    ) -> CaptureSet {
+        let Some((_, dir)) = self.dirs.iter().find(|(open, _)| *open == id) else {
+            return CaptureSet::EMPTY;
+        };
+        let first = dir.manifest().captures.len();
+        let reasons: Vec<String> =
+            dir.manifest().reasons.iter().map(|reason| reason.text.clone()).collect();
+        let mut records = Vec::new();
+        let mut taken = Vec::new();
+        let mut running = CaptureSet::EMPTY;
+        for kind in kinds.iter() {
+            let anchor = self.clock.anchor();
+            let mut record = CaptureRecord {
+                kind,
+                engine: String::new(),
+                started: anchor.wall,
+                stopped: None,
+                outcome: Outcome::Running,
+                error: None,
+                losses: Losses::default(),
+            };
+            match fence(|| collect::start(kind, &task.settings, anchor)) {
+                Ok(started) => {
+                    let at = first + records.len();
+                    record.engine = started.collector.engine().to_owned();
+                    let collector = started.collector;
+                    self.running.push(Running { incident: id, kind, record: at, collector });
+                    taken.extend(
+                        started.at_start.map(|evidence| Taken { kind, record: at, evidence }),
+                    );
+                    running.insert(kind);
+                }
+                Err(error) => {
+                    tally.captures_failed += 1;
+                    tally.fail("capture not started", &*error);
+                    record.stopped = Some(anchor.wall);
+                    record.outcome = Outcome::Failed;
+                    record.error = Some(chain(&*error));
+                }
+            }
+            records.push(record);
+        }
+        for reason in &reasons {
+            collect::trace::record_reason(reason);
+        }
+        self.update(id, tally, |manifest| manifest.captures.extend(records));
+        self.write(id, taken, tally);
+        running
+    }
+
+    /// Stops all of `kinds`, the quickest to vanish first, then writes what they saw.
+    fn stop(&mut self, id: IncidentId, kinds: CaptureSet, task: &Task, tally: &mut Tally) {
+        let (stopping, going): (Vec<_>, Vec<_>) = std::mem::take(&mut self.running)
+            .into_iter()
+            .partition(|running| running.incident == id && kinds.contains(running.kind));
+        self.running = going;
+        let mut taken = Vec::new();
+        let mut ended = Vec::new();
+        for Running { kind, record, collector, .. } in stopping {
+            let (now, wall) = (self.clock.now(), self.clock.wall());
+            match fence(|| collector.stop(now)) {
+                Ok(evidence) => {
+                    ended.push((record, wall, None));
+                    taken.push(Taken { kind, record, evidence });
+                }
+                Err(error) => {
+                    tally.captures_failed += 1;
+                    tally.fail("capture lost at its stop", &*error);
+                    ended.push((record, wall, Some(chain(&*error))));
+                }
+            }
+        }
+        let written: Vec<usize> = taken.iter().map(|taken| taken.record).collect();
+        self.write(id, taken, tally);
+        self.update(id, tally, |manifest| {
+            manifest.vitals.clone_from(&task.vitals);
+            for (record, wall, error) in ended {
+                let Some(record) = manifest.captures.get_mut(record) else { continue };
+                record.stopped = Some(wall);
+                match error {
+                    Some(error) => fail(record, error),
+                    None if record.outcome == Outcome::Running => record.outcome = Outcome::Done,
+                    None => {}
+                }
+            }
+        });
+        let Some((_, dir)) = self.dirs.iter().find(|(open, _)| *open == id) else { return };
+        for record in written {
+            match dir.manifest().captures.get(record).map(|record| record.outcome) {
+                Some(Outcome::Done) => tally.captures += 1,
+                _ => tally.captures_failed += 1,
+            }
+        }
+    }
+
+    /// Writes evidence into files. What cannot be written is a failure of its capture; the others follow.
+    fn write(&mut self, id: IncidentId, taken: Vec<Taken>, tally: &mut Tally) {
+        for Taken { kind, record, mut evidence } in taken {
+            let written = fence(|| {
+                evidence.symbolize();
+                let Some((_, dir)) = self.dirs.iter_mut().find(|(open, _)| *open == id) else {
+                    return Err("its incident is not open".into());
+                };
+                let mut draft = dir.draft(kind, evidence.taken())?;
+                evidence.write(&mut draft)?;
+                Ok(draft.commit()?)
+            });
+            let losses = evidence.losses().clone();
+            match written {
+                Ok(artifact) => {
+                    tally.artifacts += 1;
+                    tally.artifact_bytes += artifact.bytes.get();
+                    self.update(id, tally, |manifest| {
+                        manifest.artifacts.push(artifact);
+                        if let Some(record) = manifest.captures.get_mut(record) {
+                            record.losses.merge(&losses);
+                        }
+                    });
+                }
+                Err(error) => {
+                    tally.fail("artifact not written", &*error);
+                    self.update(id, tally, |manifest| {
+                        if let Some(record) = manifest.captures.get_mut(record) {
+                            fail(record, chain(&*error));
+                        }
+                    });
+                }
+            }
+        }
+    }
+
+    fn update(
+        &mut self,
+        id: IncidentId,
+        tally: &mut Tally,
+        change: impl FnOnce(&mut Manifest),
+    ) -> bool {
+        let Some((_, dir)) = self.dirs.iter_mut().find(|(open, _)| *open == id) else {
+            return false;
+        };
+        match dir.update(change) {
+            Ok(()) => true,
+            Err(error) => {
+                tally.fail("manifest not written", &error);
+                false
+            }
+        }
+    }
+
+    fn retain(&mut self, task: &Task, tally: &mut Tally) {
+        self.store.set_limits(task.settings.store.clone());
+        match self.store.retain(&task.open) {
+            Ok(retained) => tally.incidents_removed += retained.removed.len() as u64,
+            Err(error) => tally.fail("retention", &error),
+        }
+    }
+}
+
+/// Brings what is new into a manifest.
+fn note(manifest: &mut Manifest, noted: &Noted, vitals: &[VitalsRow]) {
+    manifest.reasons.extend(noted.reasons.iter().cloned());
+    manifest.losses.add("reasons not kept: too many", noted.dropped);
+    manifest.vitals = vitals.to_vec();
+}
+
+fn fail(record: &mut CaptureRecord, error: String) {
+    record.outcome = Outcome::Failed;
+    record.error = Some(match record.error.take() {
+        Some(earlier) => format!("{earlier}; {error}"),
+        None => error,
+    });
+}
+
+/// Runs `work` so that a panic in it is a failure like others. What it was working on is given up.
+fn fence<T>(work: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(words(&*panic).into()))
+}
+
+fn words(panic: &(dyn Any + Send)) -> String {
+    let text = panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    format!("panicked: {}", text.unwrap_or("(no message)"))
+}
+
+/// An error with all its causes, in one line.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let words = cause.to_string();
+        if !text.contains(&words) {
+            text = format!("{text}: {words}");
+        }
+        next = cause.source();
+    }
+    text
+}

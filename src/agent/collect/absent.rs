@@ -1,0 +1,19 @@
+//! What stands in for a collector that is not built in: the captures it would make fail by name, all
+//! else does nothing.
+
+use super::{Failure, Started};
+use crate::base::{Anchor, Bytes};
+use crate::config::Settings;
+use crate::model::{CaptureKind, Vitals};
+
+pub(super) fn start(kind: CaptureKind, _: &Settings, _: Anchor) -> Result<Started, Failure> {
+    Err(format!("marple is built without its `{kind}` feature: add it in Cargo.toml").into())
+}
+
+pub(in crate::agent) fn exclude_current_thread() {}
+
+pub(in crate::agent) fn set_rate(_: Bytes) {}
+
+pub(in crate::agent) fn record_vitals(_: &Vitals) {}
+
+pub(in crate::agent) fn record_reason(_: &str) {}

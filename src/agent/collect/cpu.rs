@@ -1,0 +1,22 @@
+//! CPU profiles: one, over the whole capture.
+
+use super::{Collector, Evidence, Failure, Started};
+use crate::base::{Anchor, Moment};
+use crate::config::Settings;
+use crate::cpu::Session;
+use crate::model::CaptureKind;
+
+pub(super) fn start(_: CaptureKind, settings: &Settings, anchor: Anchor) -> Result<Started, Failure> {
+    let session = Session::start(settings.cpu.frequency, anchor)?;
+    Ok(Started { collector: Box::new(session), at_start: None })
+}
+
+impl Collector for Session {
+    fn engine(&self) -> &'static str {
+        Self::engine(self)
+    }
+
+    fn stop(self: Box<Self>, now: Moment) -> Result<Evidence, Failure> {
+        Ok(Evidence::Profile(Box::new(Self::stop(*self, now)?)))
+    }
+}

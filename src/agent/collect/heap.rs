@@ -1,0 +1,38 @@
+//! Heap profiles: a snapshot at the start and one at the stop, so that their difference shows what the
+//! incident itself allocated.
+
+use super::{Collector, Evidence, Failure, Started};
+use crate::base::{Anchor, Bytes, Moment};
+use crate::config::Settings;
+use crate::heap;
+use crate::model::CaptureKind;
+
+pub(super) fn start(_: CaptureKind, _: &Settings, anchor: Anchor) -> Result<Started, Failure> {
+    let first = heap::snapshot(anchor.wall)?;
+    Ok(Started {
+        collector: Box::new(Snapshots(anchor)),
+        at_start: Some(Evidence::Profile(Box::new(first))),
+    })
+}
+
+struct Snapshots(Anchor);
+
+impl Collector for Snapshots {
+    fn engine(&self) -> &'static str {
+        "sampling allocator"
+    }
+
+    fn stop(self: Box<Self>, now: Moment) -> Result<Evidence, Failure> {
+        Ok(Evidence::Profile(Box::new(heap::snapshot(self.0.wall_at(now))?)))
+    }
+}
+
+/// Keeps what this thread allocates out of heap profiles, until it ends.
+pub(in crate::agent) fn exclude_current_thread() {
+    heap::exclude_current_thread();
+}
+
+/// Samples every `rate` bytes on average from here on.
+pub(in crate::agent) fn set_rate(rate: Bytes) {
+    heap::set_rate(rate);
+}

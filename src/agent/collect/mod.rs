@@ -1,0 +1,103 @@
+//! The collectors behind one face: start it, stop it, get evidence.
+//!
+//! The collectors themselves know nothing of each other or of this; what differs between them (heap
+//! profiles are taken at both ends, traces want the vitals) stands in one small file each. A kind that
+//! is not built in has `absent.rs` in its place, of the same shape, so that no other line of the agent
+//! asks for a feature.
+
+use std::error::Error;
+use std::io;
+
+use jiff::Timestamp;
+
+use crate::base::{Anchor, Moment};
+use crate::codec::{perfetto, pprof};
+use crate::config::Settings;
+use crate::model::{CaptureKind, Losses, Profile, Timeline};
+use crate::symbols;
+
+#[cfg(not(feature = "cpu"))]
+#[path = "absent.rs"]
+mod cpu;
+#[cfg(feature = "cpu")]
+mod cpu;
+#[cfg(not(feature = "heap"))]
+#[path = "absent.rs"]
+pub(super) mod heap;
+#[cfg(feature = "heap")]
+pub(super) mod heap;
+#[cfg(not(feature = "trace"))]
+#[path = "absent.rs"]
+pub(super) mod trace;
+#[cfg(feature = "trace")]
+pub(super) mod trace;
+
+/// Why a collector did not do what it was asked.
+pub(super) type Failure = Box<dyn Error + Send + Sync>;
+
+/// A collector at work.
+pub(super) trait Collector {
+    /// By what means it captures.
+    fn engine(&self) -> &'static str;
+
+    /// Ends the capture and hands over what was seen since it began.
+    fn stop(self: Box<Self>, now: Moment) -> Result<Evidence, Failure>;
+}
+
+/// A collector that has just been started, and what it saw right then.
+pub(super) struct Started {
+    pub(super) collector: Box<dyn Collector>,
+    pub(super) at_start: Option<Evidence>,
+}
+
+/// Starts the collector of `kind`.
+pub(super) fn start(
+    kind: CaptureKind,
+    settings: &Settings,
+    anchor: Anchor,
+) -> Result<Started, Failure> {
+    match kind {
+        CaptureKind::Cpu => cpu::start(kind, settings, anchor),
+        CaptureKind::Heap => heap::start(kind, settings, anchor),
+        CaptureKind::Trace => trace::start(kind, settings, anchor),
+    }
+}
+
+/// What a collector saw.
+pub(super) enum Evidence {
+    Profile(Box<Profile>),
+    Timeline(Box<Timeline>),
+}
+
+impl Evidence {
+    /// When it was taken: a snapshot at that moment, a recording from then on.
+    pub(super) fn taken(&self) -> Timestamp {
+        match self {
+            Self::Profile(profile) => profile.started,
+            Self::Timeline(timeline) => timeline.started,
+        }
+    }
+
+    /// What it lacks.
+    pub(super) fn losses(&self) -> &Losses {
+        match self {
+            Self::Profile(profile) => &profile.losses,
+            Self::Timeline(timeline) => &timeline.losses,
+        }
+    }
+
+    /// Gives addresses the names of their functions.
+    pub(super) fn symbolize(&mut self) {
+        if let Self::Profile(profile) = self {
+            symbols::name_functions(profile);
+        }
+    }
+
+    /// Writes it in the form its readers know.
+    pub(super) fn write(&self, out: impl io::Write) -> io::Result<()> {
+        match self {
+            Self::Profile(profile) => pprof::write(profile, out),
+            Self::Timeline(timeline) => perfetto::write(timeline, out),
+        }
+    }
+}

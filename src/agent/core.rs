@@ -1,0 +1,433 @@
+//! The state of the loop: what it has measured, decided and promised.
+//!
+//! One thread owns it and calls it; nothing here waits. Each method is one kind of event.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::Error;
+use super::capture::{Report, Task, chain};
+use super::collect;
+use super::event::{Event, Reply, ToggleAction};
+use super::history::{History, Recording, row};
+use super::incidents::{Incidents, Job, Notice, ToggleState};
+use super::reload;
+use super::status::{
+    Captured, ConfigStatus, Counters, IncidentStatus, RuleStatus, Status, Toggled,
+};
+use crate::base::{Clock, Error as PublicError, IncidentId, Moment};
+use crate::config::Settings;
+use crate::model::{CaptureSet, Limits, Losses, Origin, Reason, Vitals};
+use crate::rules::{Decision, Engine};
+use crate::vitals::Reader;
+
+/// How long an answer waits for an incident's directory before it says that none is there yet.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Somebody who waits for an incident's directory.
+enum Waiting {
+    Toggle { state: Toggled, reply: Reply<Toggled> },
+    Capture { reply: Reply<Captured> },
+}
+
+/// An incident's directory and the vitals that go into its manifest.
+struct Open {
+    id: IncidentId,
+    dir: Option<PathBuf>,
+    recording: Recording,
+    waiting: Vec<(Moment, Waiting)>,
+}
+
+pub(super) struct Core {
+    clock: Arc<dyn Clock>,
+    started: Timestamp,
+    settings: Arc<Settings>,
+    config: ConfigStatus,
+    reader: Reader,
+    vitals: Vitals,
+    history: History,
+    engine: Engine,
+    incidents: Incidents,
+    open: Vec<Open>,
+    tasks: SyncSender<Task>,
+    /// Whether the capture thread has a task.
+    busy: bool,
+    counters: Counters,
+    failures: Losses,
+    last_failure: Option<String>,
+}
+
+impl Core {
+    pub(super) fn new(
+        clock: Arc<dyn Clock>,
+        settings: Settings,
+        path: Option<PathBuf>,
+        reader: Reader,
+        tasks: SyncSender<Task>,
+    ) -> Self {
+        let started = clock.wall();
+        collect::heap::set_rate(settings.heap.rate);
+        Self {
+            started,
+            config: ConfigStatus { path, applied: Some(started), ..ConfigStatus::default() },
+            engine: Engine::new(settings.rules.clone()),
+            settings: Arc::new(settings),
+            clock,
+            reader,
+            vitals: Vitals::default(),
+            history: History::default(),
+            incidents: Incidents::default(),
+            open: Vec::new(),
+            tasks,
+            busy: false,
+            counters: Counters::default(),
+            failures: Losses::default(),
+            last_failure: None,
+        }
+    }
+
+    /// How often [`Core::tick`] is to be called.
+    pub(super) fn interval(&self) -> Duration {
+        self.settings.interval
+    }
+
+    /// How long until [`Core::expire`] has something to do.
+    pub(super) fn next_expiry(&self) -> Option<Duration> {
+        let patience = self.open.iter().flat_map(|open| open.waiting.iter().map(|(until, _)| *until));
+        let next = patience.chain(self.incidents.next_expiry()).min()?;
+        Some(next.since(self.clock.now()))
+    }
+
+    /// Whether everything is closed and the capture thread rests.
+    pub(super) fn is_at_rest(&self) -> bool {
+        self.incidents.is_empty() && !self.busy
+    }
+
+    /// Reads the vitals and asks the rules.
+    pub(super) fn tick(&mut self) {
+        let now = self.clock.now();
+        self.reader.read_into(now, &mut self.vitals);
+        self.counters.ticks += 1;
+        collect::trace::record_vitals(&self.vitals);
+        self.history.record(&self.vitals);
+        for open in &mut self.open {
+            open.recording.record(&self.vitals);
+        }
+        let (mut fired, mut cleared) = (Vec::new(), Vec::new());
+        for (rule, decision) in self.engine.observe(now, &self.vitals) {
+            match decision {
+                Decision::Fire(crossing) => fired.push((rule.clone(), *crossing)),
+                Decision::Clear => cleared.push(rule.name.clone()),
+                Decision::Hold(_) => {}
+            }
+        }
+        for name in cleared {
+            self.incidents.clear(&name);
+        }
+        for (rule, crossing) in fired {
+            self.counters.fired += 1;
+            let text = format!("{}: {} {}", rule.name, rule.metric, crossing.explain(&rule));
+            tracing::warn!(target: "marple", rule = rule.name, "{text}");
+            let reason = Reason {
+                origin: Origin::Rule,
+                at: self.clock.wall(),
+                rule: Some(rule.name.clone()),
+                metric: Some(rule.metric.clone()),
+                value: Some(crossing.value),
+                threshold: Some(crossing.threshold),
+                text,
+            };
+            self.engine.capturing(&rule.name);
+            let claim = (rule.capture, rule.duration);
+            let id = self.incidents.fire(now, self.new_id(), &rule.name, claim, reason);
+            self.track(id);
+        }
+        self.expire();
+    }
+
+    /// Ends what is over by now.
+    pub(super) fn expire(&mut self) {
+        let now = self.clock.now();
+        let notices = self.incidents.expire(now);
+        self.hear(now, notices);
+        for at in 0..self.open.len() {
+            let (late, waiting) = std::mem::take(&mut self.open[at].waiting)
+                .into_iter()
+                .partition(|(until, _)| *until <= now);
+            self.open[at].waiting = waiting;
+            self.answer(late, self.open[at].id, None);
+        }
+    }
+
+    /// Takes an event.
+    pub(super) fn handle(&mut self, event: Event) {
+        match event {
+            Event::Toggle { action, origin, kinds, reply } => {
+                self.toggle(action, origin, kinds, reply);
+            }
+            Event::Capture { kinds, duration, reply } => self.capture(kinds, duration, reply),
+            Event::Status { reply } => {
+                let status = self.status();
+                let _ = reply.send(Ok(Box::new(status)));
+            }
+            Event::Done(report) => self.done(report),
+            Event::Reloaded { settings } => self.reload(settings),
+            Event::Shutdown => self.incidents.shut(),
+        }
+    }
+
+    /// Gives the capture thread its next task, if it is free and there is one.
+    pub(super) fn pump(&mut self) {
+        if self.busy {
+            return;
+        }
+        let Some(job) = self.incidents.next_job(self.clock.now()) else { return };
+        let (Job::Open { id, .. }
+        | Job::Start { id, .. }
+        | Job::Stop { id, .. }
+        | Job::Note { id, .. }
+        | Job::Close { id, .. }) = &job;
+        let anchor = self.clock.anchor();
+        let recording = self.open.iter().find(|open| open.id == *id).map(|open| &open.recording);
+        let task = Task {
+            settings: Arc::clone(&self.settings),
+            limits: Limits::from(&self.vitals),
+            vitals: recording.map_or_else(Vec::new, |recording| recording.rows(anchor)),
+            open: self.incidents.iter().map(|incident| incident.id).collect(),
+            job,
+        };
+        match self.tasks.try_send(task) {
+            Ok(()) => self.busy = true,
+            Err(_) => self.fail("capture thread gone", Error::CaptureThreadGone.to_string()),
+        }
+    }
+
+    fn toggle(
+        &mut self,
+        action: ToggleAction,
+        origin: Origin,
+        kinds: Option<CaptureSet>,
+        reply: Option<Reply<Toggled>>,
+    ) {
+        let on = match action {
+            ToggleAction::Start => true,
+            ToggleAction::Stop => false,
+            ToggleAction::Flip => self.incidents.toggle().is_none(),
+        };
+        if !on {
+            let was = self.incidents.toggle_off();
+            let state = Toggled {
+                incident: was.map(|was| was.incident),
+                dir: was.and_then(|was| self.dir(was.incident)),
+                ..self.toggled(None)
+            };
+            if let Some(reply) = reply {
+                let _ = reply.send(Ok(state));
+            }
+            return;
+        }
+        let kinds = kinds.unwrap_or(self.settings.toggle.capture);
+        let claim = (kinds, self.settings.toggle.max_duration);
+        let reason = self.asked(origin, format!("toggled on by {}", origin.words()));
+        let now = self.clock.now();
+        let state = self.incidents.toggle_on(now, self.new_id(), claim, reason);
+        self.track(state.incident);
+        if let Some(reply) = reply {
+            let state = self.toggled(Some(state));
+            self.promise(state.incident, Waiting::Toggle { state, reply });
+        }
+    }
+
+    fn capture(&mut self, kinds: CaptureSet, duration: Duration, reply: Reply<Captured>) {
+        let most = self.settings.toggle.max_duration;
+        if kinds.is_empty() || duration.is_zero() || duration > most {
+            let _ = reply.send(Err(PublicError::new(Error::BadCapture { duration, most })));
+            return;
+        }
+        let reason = self.asked(Origin::Code, format!("asked for by the service for {duration:?}"));
+        let now = self.clock.now();
+        let id = self.incidents.call(now, self.new_id(), (kinds, duration), reason);
+        self.track(id);
+        self.promise(Some(id), Waiting::Capture { reply });
+    }
+
+    fn done(&mut self, report: Report) {
+        self.busy = false;
+        let tally = report.tally;
+        self.counters.captures += tally.captures;
+        self.counters.captures_failed += tally.captures_failed;
+        self.counters.artifacts += tally.artifacts;
+        self.counters.artifact_bytes.0 += tally.artifact_bytes;
+        self.counters.incidents_removed += tally.incidents_removed;
+        if let (Some(path), super::incidents::Done::Opened { id, .. }) = (report.dir, &report.done) {
+            self.counters.incidents += 1;
+            if let Some(open) = self.open.iter_mut().find(|open| open.id == *id) {
+                open.dir = Some(path);
+                let waiting = std::mem::take(&mut open.waiting);
+                self.answer(waiting, *id, None);
+            }
+        }
+        let why = tally.failures.last().map(|(_, error)| error.clone());
+        for (cause, error) in tally.failures {
+            self.fail(cause, error);
+        }
+        let now = self.clock.now();
+        for notice in &self.incidents.done(now, report.done) {
+            if let Notice::Gone(id) = notice
+                && let Some(at) = self.open.iter().position(|open| open.id == *id)
+            {
+                let open = self.open.remove(at);
+                self.answer(open.waiting, *id, why.clone());
+            }
+            self.hear(now, std::slice::from_ref(notice));
+        }
+    }
+
+    fn reload(&mut self, settings: Result<Box<Settings>, PublicError>) {
+        let settings = match settings {
+            Ok(settings) => *settings,
+            Err(error) => {
+                let why = chain(&error);
+                tracing::error!(target: "marple", "the settings stay as they are: {why}");
+                self.config.rejected = Some(why);
+                return;
+            }
+        };
+        let (settings, needs_restart) = reload::merge(&self.settings, settings);
+        for gone in self.engine.replace(settings.rules.clone()) {
+            self.incidents.clear(&gone);
+        }
+        collect::heap::set_rate(settings.heap.rate);
+        tracing::info!(target: "marple", needs_restart = ?needs_restart, "new settings are in force");
+        self.settings = Arc::new(settings);
+        self.config.applied = Some(self.clock.wall());
+        self.config.rejected = None;
+        self.config.needs_restart = needs_restart;
+    }
+
+    fn status(&self) -> Status {
+        let anchor = self.clock.anchor();
+        let rules = self.engine.states().map(|state| RuleStatus {
+            name: state.rule.name.clone(),
+            metric: state.rule.metric.clone(),
+            value: state.value,
+            decision: state.decision.name(),
+            explanation: state.decision.explain(state.rule),
+            since: state.since.map(|since| anchor.wall_at(since)),
+        });
+        let incidents = self.incidents.iter().map(|incident| IncidentStatus {
+            id: incident.id,
+            name: incident.name.to_owned(),
+            opened: anchor.wall_at(incident.opened),
+            dir: self.dir(incident.id),
+            running: incident.running,
+            held_by: incident.held_by.to_vec(),
+        });
+        Status {
+            version: env!("CARGO_PKG_VERSION"),
+            service: self.settings.service.clone(),
+            domain: self.settings.domain.clone(),
+            dir: self.settings.dir.clone(),
+            started: self.started,
+            config: self.config.clone(),
+            toggle: self.toggled(self.incidents.toggle()),
+            incidents: incidents.collect(),
+            rules: rules.collect(),
+            limits: Limits::from(&self.vitals),
+            vitals: row(&self.vitals, anchor),
+            counters: self.counters,
+            failures: self.failures.clone(),
+            last_failure: self.last_failure.clone(),
+        }
+    }
+
+    fn toggled(&self, state: Option<ToggleState>) -> Toggled {
+        let anchor = self.clock.anchor();
+        let running = self
+            .incidents
+            .iter()
+            .fold(CaptureSet::EMPTY, |running, incident| running.union(incident.wanted));
+        Toggled {
+            on: state.is_some(),
+            running,
+            since: state.map(|state| anchor.wall_at(state.since)),
+            until: state.map(|state| anchor.wall_at(state.until)),
+            incident: state.map(|state| state.incident),
+            dir: state.and_then(|state| self.dir(state.incident)),
+        }
+    }
+
+    fn dir(&self, id: IncidentId) -> Option<PathBuf> {
+        self.open.iter().find(|open| open.id == id)?.dir.clone()
+    }
+
+    fn new_id(&self) -> impl FnOnce() -> IncidentId + use<> {
+        let clock = Arc::clone(&self.clock);
+        move || IncidentId::new(clock.wall())
+    }
+
+    fn asked(&self, origin: Origin, text: String) -> Reason {
+        let at = self.clock.wall();
+        Reason { origin, at, rule: None, metric: None, value: None, threshold: None, text }
+    }
+
+    /// Begins to record the vitals of an incident, if it is a new one.
+    fn track(&mut self, id: IncidentId) {
+        if !self.open.iter().any(|open| open.id == id) {
+            let recording = self.history.begin(&self.vitals);
+            self.open.push(Open { id, dir: None, recording, waiting: Vec::new() });
+        }
+    }
+
+    /// Answers now if the incident's directory is there, else when it is.
+    fn promise(&mut self, id: Option<IncidentId>, waiting: Waiting) {
+        let until = self.clock.now() + PATIENCE;
+        let Some(open) = self.open.iter_mut().find(|open| Some(open.id) == id) else { return };
+        let id = open.id;
+        if open.dir.is_some() {
+            self.answer(vec![(until, waiting)], id, None);
+        } else {
+            open.waiting.push((until, waiting));
+        }
+    }
+
+    /// Answers those who waited for an incident's directory: it is there, or it is not, for this reason.
+    fn answer(&self, waiting: Vec<(Moment, Waiting)>, id: IncidentId, why: Option<String>) {
+        let dir = self.dir(id);
+        for (_, waiting) in waiting {
+            let missing = || PublicError::new(Error::NoDirectory(why.clone().unwrap_or_default()));
+            match (waiting, &dir, &why) {
+                (Waiting::Toggle { reply, .. }, None, Some(_)) => drop(reply.send(Err(missing()))),
+                (Waiting::Toggle { state, reply }, dir, _) => {
+                    drop(reply.send(Ok(Toggled { dir: dir.clone(), ..state })));
+                }
+                (Waiting::Capture { reply }, Some(dir), _) => {
+                    drop(reply.send(Ok(Captured { incident: id, dir: dir.clone() })));
+                }
+                (Waiting::Capture { reply }, None, _) => drop(reply.send(Err(missing()))),
+            }
+        }
+    }
+
+    fn hear(&mut self, now: Moment, notices: impl AsRef<[Notice]>) {
+        for notice in notices.as_ref() {
+            if let Notice::Captured(rule) = notice {
+                self.engine.captured(rule, now);
+            }
+        }
+    }
+
+    /// Counts a failure. Each cause is logged at its first time and then at every power of two.
+    fn fail(&mut self, cause: &'static str, error: String) {
+        self.failures.add(cause, 1);
+        let times = self.failures.iter().find(|loss| loss.cause == cause).map_or(1, |loss| loss.count);
+        if times.is_power_of_two() {
+            tracing::error!(target: "marple", times, "{cause}: {error}");
+        }
+        self.last_failure = Some(format!("{cause}: {error}"));
+    }
+}

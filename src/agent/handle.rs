@@ -1,0 +1,161 @@
+//! What the service's own code, the endpoint, the signal and the trigger file hold of the agent.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{mpsc, oneshot};
+
+use super::Error as AgentError;
+use super::event::{Event, Reply, ToggleAction};
+use super::status::{Captured, Status, Toggled};
+use crate::base::Error;
+use crate::model::{CaptureSet, Origin};
+use crate::vitals::{Gauge, Gauges, Runtimes};
+
+/// A way to talk to a running agent: cheap to clone, usable from any thread, async or not.
+///
+/// Every request enters one queue and is answered in order. Once the agent has stopped, requests fail
+/// with an error that says so.
+#[derive(Clone)]
+pub struct AgentHandle {
+    events: mpsc::Sender<Event>,
+    runtimes: Runtimes,
+    gauges: Gauges,
+}
+
+impl AgentHandle {
+    pub(super) fn new(events: mpsc::Sender<Event>, runtimes: Runtimes, gauges: Gauges) -> Self {
+        Self { events, runtimes, gauges }
+    }
+
+    /// Flips the toggle: captures start, or stop and are written.
+    pub fn toggle(&self) -> Pending<Toggled> {
+        self.toggle_from(Origin::Code, ToggleAction::Flip)
+    }
+
+    /// Turns the toggle on with these captures; as it is, if it is on.
+    pub fn start(&self, kinds: impl Into<CaptureSet>) -> Pending<Toggled> {
+        self.send_toggle(ToggleAction::Start, Origin::Code, Some(kinds.into()))
+    }
+
+    /// Turns the toggle off. Captures that a rule or a call wants go on.
+    pub fn stop(&self) -> Pending<Toggled> {
+        self.toggle_from(Origin::Code, ToggleAction::Stop)
+    }
+
+    /// Captures `kinds` for `duration`. The answer comes once the incident's directory is there.
+    ///
+    /// If an incident is being captured at the moment, the captures join it; a kind that runs already
+    /// goes on for at least `duration`.
+    pub fn capture(&self, kinds: impl Into<CaptureSet>, duration: Duration) -> Pending<Captured> {
+        let kinds = kinds.into();
+        self.request(|reply| Event::Capture { kinds, duration, reply })
+    }
+
+    /// How things stand.
+    pub fn status(&self) -> Pending<Box<Status>> {
+        self.request(|reply| Event::Status { reply })
+    }
+
+    /// A number of the service's own, for rules over `gauge.NAME`. The same name gives the same gauge.
+    ///
+    /// # Errors
+    ///
+    /// If `name` is not of lower-case letters, digits, `_` and `.`, or there are too many gauges.
+    pub fn gauge(&self, name: &str) -> Result<Gauge, Error> {
+        self.gauges.gauge(name).map_err(Error::new)
+    }
+
+    /// Watches one more tokio runtime: its tasks are counted and its lag is measured. The runtime in
+    /// which the agent was started is watched already.
+    ///
+    /// # Errors
+    ///
+    /// If too many runtimes are watched.
+    pub fn observe(&self, runtime: tokio::runtime::Handle) -> Result<(), Error> {
+        self.runtimes.observe(runtime).map_err(Error::new)
+    }
+
+    /// Changes the toggle on behalf of `origin`.
+    pub(crate) fn toggle_from(&self, origin: Origin, action: ToggleAction) -> Pending<Toggled> {
+        self.send_toggle(action, origin, None)
+    }
+
+    fn send_toggle(
+        &self,
+        action: ToggleAction,
+        origin: Origin,
+        kinds: Option<CaptureSet>,
+    ) -> Pending<Toggled> {
+        self.request(|reply| Event::Toggle { action, origin, kinds, reply: Some(reply) })
+    }
+
+    fn request<T>(&self, event: impl FnOnce(Reply<T>) -> Event) -> Pending<T> {
+        let (reply, answer) = oneshot::channel();
+        if let Err(error) = self.events.try_send(event(reply)) {
+            let error = match error {
+                TrySendError::Full(_) => AgentError::Crowded,
+                TrySendError::Closed(_) => AgentError::Stopped,
+            };
+            return Pending(Err(Some(Error::new(error))));
+        }
+        Pending(Ok(answer))
+    }
+}
+
+/// An answer that is on its way. Await it, or [`Pending::wait`] for it where nothing can be awaited. The
+/// request is carried out either way.
+#[must_use = "the answer says whether the request was carried out"]
+pub struct Pending<T>(Result<oneshot::Receiver<Result<T, Error>>, Option<Error>>);
+
+impl<T> Pending<T> {
+    /// Blocks this thread until the answer is there, for `timeout` at the most.
+    ///
+    /// # Errors
+    ///
+    /// What the agent answers, or that it did not answer in time.
+    pub fn wait(mut self, timeout: Duration) -> Result<T, Error> {
+        let deadline = Instant::now() + timeout;
+        let waker = Waker::from(Arc::new(Unpark(thread::current())));
+        let mut context = Context::from_waker(&waker);
+        loop {
+            if let Poll::Ready(answer) = Pin::new(&mut self).poll(&mut context) {
+                return answer;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(Error::new(AgentError::NoAnswer(timeout)));
+            }
+            thread::park_timeout(left);
+        }
+    }
+}
+
+impl<T> Future for Pending<T> {
+    type Output = Result<T, Error>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        match &mut self.0 {
+            Ok(answer) => Pin::new(answer)
+                .poll(context)
+                .map(|answer| answer.unwrap_or_else(|_| Err(Error::new(AgentError::Stopped)))),
+            Err(error) => {
+                let error = error.take().unwrap_or_else(|| Error::new(AgentError::Stopped));
+                Poll::Ready(Err(error))
+            }
+        }
+    }
+}
+
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}

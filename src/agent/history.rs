@@ -1,0 +1,113 @@
+//! The vitals that go into manifests: the two minutes before an incident, and all of it.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use crate::base::{Anchor, Moment};
+use crate::model::{Metric, Vitals, VitalsRow};
+
+/// The distance of two rows.
+const STEP: Duration = Duration::from_secs(1);
+/// How many rows are kept from before an incident: two minutes.
+const BEFORE: usize = 120;
+/// How many rows a recording may have. When they are reached every second one goes and the distance
+/// doubles, so that a week's incident and a minute's take the same room: some 150 KiB.
+const MOST: usize = 600;
+
+/// The last two minutes.
+#[derive(Default)]
+pub(super) struct History(VecDeque<Vitals>);
+
+impl History {
+    /// Keeps `vitals`, if the last were kept a step ago.
+    pub(super) fn record(&mut self, vitals: &Vitals) {
+        if self.0.back().is_some_and(|last| vitals.at.since(last.at) < STEP) {
+            return;
+        }
+        if self.0.len() == BEFORE {
+            self.0.pop_front();
+        }
+        self.0.push_back(vitals.clone());
+    }
+
+    /// A recording that begins with what is kept, and `now`.
+    pub(super) fn begin(&self, now: &Vitals) -> Recording {
+        let mut rows: Vec<Vitals> = self.0.iter().cloned().collect();
+        rows.push(now.clone());
+        Recording { rows, step: STEP, last: now.at }
+    }
+}
+
+/// The vitals of one incident.
+pub(super) struct Recording {
+    rows: Vec<Vitals>,
+    step: Duration,
+    last: Moment,
+}
+
+impl Recording {
+    /// Keeps `vitals`, if the last were kept a step ago.
+    pub(super) fn record(&mut self, vitals: &Vitals) {
+        if vitals.at.since(self.last) < self.step {
+            return;
+        }
+        if self.rows.len() >= MOST {
+            let mut keep = false;
+            self.rows.retain(|_| {
+                keep = !keep;
+                keep
+            });
+            self.step *= 2;
+        }
+        self.last = vitals.at;
+        self.rows.push(vitals.clone());
+    }
+
+    /// The rows as a manifest shows them.
+    pub(super) fn rows(&self, anchor: Anchor) -> Vec<VitalsRow> {
+        self.rows.iter().map(|vitals| row(vitals, anchor)).collect()
+    }
+}
+
+/// One tick as a manifest shows it.
+pub(super) fn row(vitals: &Vitals, anchor: Anchor) -> VitalsRow {
+    let fixed = Metric::fixed();
+    let gauges = vitals.gauges.iter().map(|(name, _)| Metric::Gauge(name.clone()));
+    let values = fixed
+        .chain(gauges)
+        .filter_map(|metric| Some((metric.to_string(), metric.value(vitals)?)))
+        .collect();
+    VitalsRow { at: anchor.wall_at(vitals.at), values }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(millis: u64) -> Vitals {
+        Vitals { at: Moment::from_nanos(millis * 1_000_000), threads: Some(millis), ..Vitals::default() }
+    }
+
+    #[test]
+    fn two_minutes_are_kept_a_row_a_second() {
+        let mut history = History::default();
+        for tick in 0..4 * 200 {
+            history.record(&at(tick * 250));
+        }
+        let kept: Vec<u64> = history.0.iter().filter_map(|vitals| vitals.threads).collect();
+        assert_eq!(kept, (80..200).map(|second| second * 1000).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_recording_never_outgrows_its_bound_and_spans_it_all() {
+        let mut recording = History::default().begin(&at(0));
+        for second in 1..100_000 {
+            recording.record(&at(second * 1000));
+            assert!(recording.rows.len() <= MOST);
+        }
+        let times: Vec<u64> = recording.rows.iter().filter_map(|vitals| vitals.threads).collect();
+        assert_eq!(times[0], 0);
+        assert!(*times.last().unwrap() > 99_000_000);
+        assert!(times.windows(2).all(|pair| pair[0] < pair[1]));
+    }
+}

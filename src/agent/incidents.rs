@@ -1,0 +1,466 @@
+//! Which incidents are open, what each should be capturing, and what is to be done next.
+//!
+//! A state machine without a thread, a clock or a file. The loop tells it what happened
+//! ([`Incidents::fire`], [`Incidents::toggle`], [`Incidents::expire`], …) and asks for the next
+//! [`Job`]; it hands out one at a time and hears what came of it ([`Incidents::done`]).
+//!
+//! ```text
+//!  rule, toggle, call ──► claim (kinds, until) ──► wanted ──┐
+//!                                                           ├─► next job
+//!  capture thread ──────► done ──────────────────► running ─┘
+//! ```
+//!
+//! It is driven by levels, not by edges: a job is the difference between what is wanted and what runs,
+//! computed when the capture thread is free. A thousand toggles during one job therefore cost one job,
+//! and no queue grows. An incident that has not been closed takes a new claim instead of opening
+//! another beside it.
+//!
+//! Invariants, held by the properties below: captures run in at most one incident at a time (the
+//! engines are one of a kind); an incident is closed once, and only with nothing running; every
+//! incident that was opened is closed after [`Incidents::shut`].
+
+use std::mem;
+use std::time::Duration;
+
+use crate::base::{IncidentId, Moment};
+use crate::model::{CaptureSet, Reason};
+
+/// Reasons kept of one incident; what comes after is counted. A toggle flipped in a loop must not grow
+/// a manifest.
+const MAX_REASONS: usize = 64;
+
+/// The manifest of an open incident is brought up to date this long after it opened, and then each time
+/// it has become a tenth older: the vitals before a kill are on disk, and a week's plateau costs little.
+const FIRST_NOTE: Duration = Duration::from_secs(10);
+
+/// How long after a failed attempt to close (a full disk) the next is made.
+const CLOSE_RETRY: Duration = Duration::from_secs(10);
+
+/// Who wants something captured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Holder {
+    /// The rule of this name.
+    Rule(String),
+    /// The toggle.
+    Toggle,
+    /// A call of `capture`.
+    Call,
+}
+
+impl Holder {
+    /// What an incident it opens is called.
+    fn incident_name(&self) -> &str {
+        match self {
+            Self::Rule(name) => name,
+            Self::Toggle => "toggle",
+            Self::Call => "call",
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Claim {
+    holder: Holder,
+    kinds: CaptureSet,
+    until: Moment,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// It has an id, and no directory yet.
+    Announced,
+    /// It has a directory.
+    Open,
+    /// Its last job is out; it takes no more claims.
+    Closing,
+}
+
+#[derive(Debug)]
+struct Incident {
+    id: IncidentId,
+    name: String,
+    opened: Moment,
+    phase: Phase,
+    claims: Vec<Claim>,
+    /// Rules that fired and have not cleared.
+    held_by: Vec<String>,
+    /// Rules whose claim is over but whose captures have not ended.
+    finishing: Vec<String>,
+    running: CaptureSet,
+    /// Wanted, tried, and not running: not tried again until nobody wants it.
+    refused: CaptureSet,
+    unwritten: Vec<Reason>,
+    /// All reasons so far; at most [`MAX_REASONS`] were kept.
+    reasons: usize,
+    /// How many since the last job were not.
+    dropped: u64,
+    note_at: Moment,
+    close_at: Moment,
+}
+
+impl Incident {
+    fn wanted(&self) -> CaptureSet {
+        self.claims.iter().fold(CaptureSet::EMPTY, |kinds, claim| kinds.union(claim.kinds))
+    }
+
+    fn is_capturing(&self) -> bool {
+        !self.claims.is_empty() || !self.running.is_empty()
+    }
+
+    fn is_over(&self) -> bool {
+        !self.is_capturing() && self.held_by.is_empty()
+    }
+
+    fn take_noted(&mut self) -> Noted {
+        Noted { reasons: mem::take(&mut self.unwritten), dropped: mem::take(&mut self.dropped) }
+    }
+
+    fn add_reason(&mut self, reason: Reason) {
+        if self.reasons < MAX_REASONS {
+            self.unwritten.push(reason);
+        } else {
+            self.dropped += 1;
+        }
+        self.reasons += 1;
+    }
+}
+
+/// What is new about an incident since its manifest was last written.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Noted {
+    /// The reasons, in the order they came.
+    pub(crate) reasons: Vec<Reason>,
+    /// How many more there were than a manifest keeps.
+    pub(crate) dropped: u64,
+}
+
+/// The next thing for the capture thread to do.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Job {
+    /// Make the directory.
+    Open { id: IncidentId, name: String, noted: Noted },
+    /// Start these captures.
+    Start { id: IncidentId, kinds: CaptureSet },
+    /// Stop these captures and write what they took.
+    Stop { id: IncidentId, kinds: CaptureSet },
+    /// Bring the manifest up to date.
+    Note { id: IncidentId, noted: Noted },
+    /// Write the manifest for the last time.
+    Close { id: IncidentId, noted: Noted },
+}
+
+/// What came of a job.
+#[derive(Debug)]
+pub(crate) enum Done {
+    /// Whether the directory is there.
+    Opened { id: IncidentId, ok: bool },
+    /// What runs of what was asked.
+    Started { id: IncidentId, asked: CaptureSet, running: CaptureSet },
+    /// These have ended, well or not.
+    Stopped { id: IncidentId, kinds: CaptureSet },
+    /// The manifest was written, or could not be.
+    Noted { id: IncidentId },
+    /// Whether the incident is closed on disk.
+    Closed { id: IncidentId, ok: bool },
+}
+
+/// What the loop should know about a change.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Notice {
+    /// The captures of this rule have ended: its cooldown begins.
+    Captured(String),
+    /// This incident is over and gone from here.
+    Gone(IncidentId),
+}
+
+/// Who stands behind the toggle's state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ToggleState {
+    /// The incident it holds open.
+    pub(crate) incident: IncidentId,
+    /// Since when.
+    pub(crate) since: Moment,
+    /// When it goes off by itself.
+    pub(crate) until: Moment,
+}
+
+/// One open incident, for `status`.
+#[derive(Debug)]
+pub(crate) struct View<'a> {
+    pub(crate) id: IncidentId,
+    pub(crate) name: &'a str,
+    pub(crate) opened: Moment,
+    pub(crate) wanted: CaptureSet,
+    pub(crate) running: CaptureSet,
+    pub(crate) held_by: &'a [String],
+}
+
+/// The open incidents.
+#[derive(Debug, Default)]
+pub(crate) struct Incidents {
+    open: Vec<Incident>,
+    toggle: Option<ToggleState>,
+}
+
+impl Incidents {
+    /// A rule fired: it wants `kinds` for `duration`, and its incident open until it clears.
+    pub(crate) fn fire(
+        &mut self,
+        now: Moment,
+        new_id: impl FnOnce() -> IncidentId,
+        rule: &str,
+        claim: (CaptureSet, Duration),
+        reason: Reason,
+    ) -> IncidentId {
+        let own = |incident: &Incident| incident.held_by.iter().any(|name| name == rule);
+        let incident = self.claim(now, new_id, Holder::Rule(rule.to_owned()), claim, reason, own);
+        if !incident.held_by.iter().any(|name| name == rule) {
+            incident.held_by.push(rule.to_owned());
+        }
+        incident.id
+    }
+
+    /// A rule's condition is over, or the rule is gone.
+    pub(crate) fn clear(&mut self, rule: &str) {
+        for incident in &mut self.open {
+            incident.held_by.retain(|name| name != rule);
+        }
+    }
+
+    /// The toggle goes on (or stays on), for `max_duration` from now at the most.
+    pub(crate) fn toggle_on(
+        &mut self,
+        now: Moment,
+        new_id: impl FnOnce() -> IncidentId,
+        (kinds, max_duration): (CaptureSet, Duration),
+        reason: Reason,
+    ) -> ToggleState {
+        if let Some(state) = self.toggle {
+            return state;
+        }
+        let claim = (kinds, max_duration);
+        let incident = self.claim(now, new_id, Holder::Toggle, claim, reason, |_| false).id;
+        let state = ToggleState { incident, since: now, until: now + max_duration };
+        self.toggle = Some(state);
+        state
+    }
+
+    /// The toggle goes off (or stays off). Returns what it was.
+    pub(crate) fn toggle_off(&mut self) -> Option<ToggleState> {
+        let state = self.toggle.take()?;
+        for incident in &mut self.open {
+            incident.claims.retain(|claim| claim.holder != Holder::Toggle);
+        }
+        Some(state)
+    }
+
+    /// What the toggle is.
+    pub(crate) fn toggle(&self) -> Option<ToggleState> {
+        self.toggle
+    }
+
+    /// Code asked for `kinds` for `duration`.
+    pub(crate) fn call(
+        &mut self,
+        now: Moment,
+        new_id: impl FnOnce() -> IncidentId,
+        claim: (CaptureSet, Duration),
+        reason: Reason,
+    ) -> IncidentId {
+        self.claim(now, new_id, Holder::Call, claim, reason, |_| false).id
+    }
+
+    /// Time has passed: claims that are over end.
+    pub(crate) fn expire(&mut self, now: Moment) -> Vec<Notice> {
+        if self.toggle.is_some_and(|state| state.until <= now) {
+            self.toggle_off();
+        }
+        for incident in &mut self.open {
+            let finishing = &mut incident.finishing;
+            incident.claims.retain(|claim| {
+                let over = claim.until <= now;
+                if let (true, Holder::Rule(name)) = (over, &claim.holder) {
+                    finishing.push(name.clone());
+                }
+                !over
+            });
+        }
+        self.settle()
+    }
+
+    /// When [`Incidents::expire`] has something to do next.
+    pub(crate) fn next_expiry(&self) -> Option<Moment> {
+        self.open.iter().flat_map(|incident| incident.claims.iter().map(|claim| claim.until)).min()
+    }
+
+    /// Ends everything: after this only jobs that stop and close are handed out.
+    pub(crate) fn shut(&mut self) {
+        self.toggle = None;
+        for incident in &mut self.open {
+            incident.claims.clear();
+            incident.held_by.clear();
+        }
+    }
+
+    /// The next thing to do; none when what runs is what is wanted. Ask again only after its
+    /// [`Incidents::done`].
+    pub(crate) fn next_job(&mut self, now: Moment) -> Option<Job> {
+        let busy = self.open.iter().find(|i| !i.running.is_empty()).map(|i| i.id);
+        for incident in &mut self.open {
+            let (id, wanted) = (incident.id, incident.wanted());
+            if incident.phase == Phase::Announced {
+                let noted = incident.take_noted();
+                return Some(Job::Open { id, name: incident.name.clone(), noted });
+            }
+            let stop = incident.running.without(wanted);
+            if !stop.is_empty() {
+                return Some(Job::Stop { id, kinds: stop });
+            }
+            let start = wanted.without(incident.running).without(incident.refused);
+            if !start.is_empty() && busy.is_none_or(|busy| busy == id) {
+                return Some(Job::Start { id, kinds: start });
+            }
+            if incident.is_over() {
+                if incident.close_at > now {
+                    continue;
+                }
+                incident.phase = Phase::Closing;
+                return Some(Job::Close { id, noted: incident.take_noted() });
+            }
+            if !incident.unwritten.is_empty() || incident.dropped > 0 || incident.note_at <= now {
+                let age = now.since(incident.opened);
+                incident.note_at = now + FIRST_NOTE.max(age / 10);
+                return Some(Job::Note { id, noted: incident.take_noted() });
+            }
+        }
+        None
+    }
+
+    /// Hears what came of a job.
+    pub(crate) fn done(&mut self, now: Moment, done: Done) -> Vec<Notice> {
+        let id = match done {
+            Done::Opened { id, .. }
+            | Done::Started { id, .. }
+            | Done::Stopped { id, .. }
+            | Done::Noted { id }
+            | Done::Closed { id, .. } => id,
+        };
+        let Some(at) = self.open.iter().position(|incident| incident.id == id) else {
+            return Vec::new();
+        };
+        let incident = &mut self.open[at];
+        match done {
+            Done::Opened { ok: true, .. } => incident.phase = Phase::Open,
+            Done::Opened { ok: false, .. } => return self.remove(at),
+            Done::Started { asked, running, .. } => {
+                incident.running = incident.running.union(running);
+                incident.refused = incident.refused.union(asked.without(running));
+            }
+            Done::Stopped { kinds, .. } => incident.running = incident.running.without(kinds),
+            Done::Noted { .. } => {}
+            Done::Closed { ok: true, .. } => return self.remove(at),
+            Done::Closed { ok: false, .. } => {
+                incident.phase = Phase::Open;
+                incident.close_at = now + CLOSE_RETRY;
+            }
+        }
+        self.settle()
+    }
+
+    /// The open incidents, oldest first.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = View<'_>> {
+        self.open.iter().map(|incident| View {
+            id: incident.id,
+            name: &incident.name,
+            opened: incident.opened,
+            wanted: incident.wanted(),
+            running: incident.running,
+            held_by: &incident.held_by,
+        })
+    }
+
+    /// Whether none is open.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.open.is_empty()
+    }
+
+    /// Puts a claim where it belongs: the incident that is capturing, else one that is the claimant's
+    /// own, else a new one.
+    fn claim(
+        &mut self,
+        now: Moment,
+        new_id: impl FnOnce() -> IncidentId,
+        holder: Holder,
+        (kinds, duration): (CaptureSet, Duration),
+        reason: Reason,
+        own: impl Fn(&Incident) -> bool,
+    ) -> &mut Incident {
+        let may_join = |incident: &Incident| incident.phase != Phase::Closing;
+        let at = self
+            .open
+            .iter()
+            .position(|i| may_join(i) && i.is_capturing())
+            .or_else(|| self.open.iter().position(|i| may_join(i) && (own(i) || i.is_over())))
+            .unwrap_or_else(|| {
+                self.open.push(Incident {
+                    id: new_id(),
+                    name: holder.incident_name().to_owned(),
+                    opened: now,
+                    phase: Phase::Announced,
+                    claims: Vec::new(),
+                    held_by: Vec::new(),
+                    finishing: Vec::new(),
+                    running: CaptureSet::EMPTY,
+                    refused: CaptureSet::EMPTY,
+                    unwritten: Vec::new(),
+                    reasons: 0,
+                    dropped: 0,
+                    note_at: now + FIRST_NOTE,
+                    close_at: now,
+                });
+                self.open.len() - 1
+            });
+        let incident = &mut self.open[at];
+        incident.add_reason(reason);
+        let until = now + duration;
+        match incident.claims.iter_mut().find(|c| c.holder == holder && holder != Holder::Call) {
+            Some(claim) => {
+                claim.kinds = claim.kinds.union(kinds);
+                claim.until = claim.until.max(until);
+            }
+            None => incident.claims.push(Claim { holder, kinds, until }),
+        }
+        incident
+    }
+
+    /// Lets go of what nobody wants and reports the rules whose captures have ended.
+    fn settle(&mut self) -> Vec<Notice> {
+        let mut notices = Vec::new();
+        for incident in &mut self.open {
+            let wanted = incident.wanted();
+            incident.refused = incident.refused.without(incident.refused.without(wanted));
+            if incident.running.without(wanted).is_empty() {
+                notices.extend(incident.finishing.drain(..).map(Notice::Captured));
+            }
+        }
+        notices
+    }
+
+    fn remove(&mut self, at: usize) -> Vec<Notice> {
+        let incident = self.open.remove(at);
+        if self.toggle.is_some_and(|state| state.incident == incident.id) {
+            self.toggle = None;
+        }
+        let claims = incident.claims.into_iter().filter_map(|claim| match claim.holder {
+            Holder::Rule(name) => Some(name),
+            Holder::Toggle | Holder::Call => None,
+        });
+        let mut notices = self.settle();
+        notices.extend(incident.finishing.into_iter().chain(claims).map(Notice::Captured));
+        notices.push(Notice::Gone(incident.id));
+        notices
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,94 @@
+//! The loop of the thread `marple`.
+
+use std::future;
+use std::time::{Duration, Instant};
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::time::{self, MissedTickBehavior};
+
+use super::core::Core;
+use super::event::{Event, ToggleAction};
+use crate::config::ToggleSignal;
+use crate::model::Origin;
+
+/// How long a shutdown may take: what runs is stopped and written, and then the loop ends.
+pub(super) const LAST_WORDS: Duration = Duration::from_secs(5);
+
+/// Runs until a shutdown is through.
+pub(super) async fn run(
+    mut core: Core,
+    mut events: mpsc::Receiver<Event>,
+    toggle_signal: Option<ToggleSignal>,
+) {
+    let mut signals = listen(toggle_signal);
+    let mut ticker = ticker(core.interval());
+    let mut shutdown: Option<Instant> = None;
+    loop {
+        core.pump();
+        if let Some(since) = shutdown
+            && (core.is_at_rest() || since.elapsed() >= LAST_WORDS)
+        {
+            return;
+        }
+        tokio::select! {
+            _ = ticker.tick() => {
+                core.tick();
+            }
+            Some(event) = events.recv() => {
+                if matches!(event, Event::Shutdown) {
+                    shutdown.get_or_insert_with(Instant::now);
+                }
+                core.handle(event);
+                if ticker.period() != core.interval() {
+                    ticker = self::ticker(core.interval());
+                }
+            }
+            () = expiry(core.next_expiry()) => core.expire(),
+            Some(()) = next(&mut signals) => {
+                core.handle(Event::Toggle {
+                    action: ToggleAction::Flip,
+                    origin: Origin::Signal,
+                    kinds: None,
+                    reply: None,
+                });
+            }
+        }
+    }
+}
+
+fn ticker(interval: Duration) -> time::Interval {
+    let mut ticker = time::interval(interval);
+    ticker.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    ticker
+}
+
+async fn expiry(left: Option<Duration>) {
+    match left {
+        Some(left) => time::sleep(left).await,
+        None => future::pending().await,
+    }
+}
+
+/// The toggle's signal. A handler that somebody else has installed for it is called too; ours stays
+/// when the agent ends, since taking it away would let the next signal kill the process.
+fn listen(toggle_signal: Option<ToggleSignal>) -> Option<Signal> {
+    let toggle_signal = toggle_signal?;
+    let kind = match toggle_signal {
+        ToggleSignal::Usr1 => SignalKind::user_defined1(),
+        ToggleSignal::Usr2 => SignalKind::user_defined2(),
+    };
+    signal(kind)
+        .inspect_err(|error| {
+            let name = toggle_signal.name();
+            tracing::error!(target: "marple", "{name} does not toggle: {error}");
+        })
+        .ok()
+}
+
+async fn next(signals: &mut Option<Signal>) -> Option<()> {
+    match signals {
+        Some(signals) => signals.recv().await,
+        None => future::pending().await,
+    }
+}

@@ -1,0 +1,136 @@
+//! How things stand, as values that serialize.
+
+use std::path::PathBuf;
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use crate::base::{Bytes, IncidentId};
+use crate::model::{CaptureSet, Limits, Losses, Metric, VitalsRow};
+
+/// The toggle after a request.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Toggled {
+    /// Whether it is on.
+    pub on: bool,
+    /// What captures run, or start as soon as their engine is free.
+    pub running: CaptureSet,
+    /// Since when it is on.
+    pub since: Option<Timestamp>,
+    /// When it goes off by itself.
+    pub until: Option<Timestamp>,
+    /// The incident it holds, or held until this request.
+    pub incident: Option<IncidentId>,
+    /// That incident's directory, once it is there.
+    pub dir: Option<PathBuf>,
+}
+
+/// A capture that was asked for from code.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Captured {
+    /// The incident it goes to: its own, or the one that is being captured already.
+    pub incident: IncidentId,
+    /// The incident's directory. Files appear in it as captures end.
+    pub dir: PathBuf,
+}
+
+/// How the agent stands. Also the answer of `/status`.
+#[derive(Clone, Debug, Serialize)]
+pub struct Status {
+    /// The version of marple.
+    pub version: &'static str,
+    /// The service.
+    pub service: String,
+    /// The part of the world it runs in.
+    pub domain: String,
+    /// Where incidents are written.
+    pub dir: PathBuf,
+    /// When the agent started.
+    pub started: Timestamp,
+    /// The settings file and how its last reading went.
+    pub config: ConfigStatus,
+    /// The toggle.
+    pub toggle: Toggled,
+    /// The open incidents, oldest first.
+    pub incidents: Vec<IncidentStatus>,
+    /// The rules, in the order of the settings.
+    pub rules: Vec<RuleStatus>,
+    /// The limits in force.
+    pub limits: Limits,
+    /// The last vitals.
+    pub vitals: VitalsRow,
+    /// What has been done since the start.
+    pub counters: Counters,
+    /// What went wrong since the start, by cause.
+    pub failures: Losses,
+    /// The last thing that went wrong.
+    pub last_failure: Option<String>,
+}
+
+/// The settings file.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct ConfigStatus {
+    /// Where it is; none when the settings came from code.
+    pub path: Option<PathBuf>,
+    /// When the settings in force were read.
+    pub applied: Option<Timestamp>,
+    /// Why newer content is not in force.
+    pub rejected: Option<String>,
+    /// Settings that were changed in the file but take effect at the next start only.
+    pub needs_restart: Vec<&'static str>,
+}
+
+/// An open incident.
+#[derive(Clone, Debug, Serialize)]
+pub struct IncidentStatus {
+    /// Its id.
+    pub id: IncidentId,
+    /// What it is called after.
+    pub name: String,
+    /// When it opened.
+    pub opened: Timestamp,
+    /// Its directory, once it is there.
+    pub dir: Option<PathBuf>,
+    /// What is being captured.
+    pub running: CaptureSet,
+    /// The rules that have not cleared.
+    pub held_by: Vec<String>,
+}
+
+/// A rule and what it last decided.
+#[derive(Clone, Debug, Serialize)]
+pub struct RuleStatus {
+    /// Its name.
+    pub name: String,
+    /// What it watches.
+    pub metric: Metric,
+    /// The last value, in the metric's unit.
+    pub value: Option<f64>,
+    /// The decision in one word: `fire`, or what holds it back.
+    pub decision: &'static str,
+    /// The decision in a sentence, with the numbers it was made on.
+    pub explanation: String,
+    /// Since when it decides so.
+    pub since: Option<Timestamp>,
+}
+
+/// What has been done since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Counters {
+    /// Times the vitals were read.
+    pub ticks: u64,
+    /// Times a rule fired.
+    pub fired: u64,
+    /// Incidents opened.
+    pub incidents: u64,
+    /// Captures that ended well.
+    pub captures: u64,
+    /// Captures that did not start or did not end well.
+    pub captures_failed: u64,
+    /// Files written.
+    pub artifacts: u64,
+    /// Their sizes together.
+    pub artifact_bytes: Bytes,
+    /// Incidents removed to make room.
+    pub incidents_removed: u64,
+}

@@ -1,0 +1,269 @@
+//! The agent as a service embeds it: rules and toggles in, incident directories out.
+
+mod host;
+
+use std::alloc::System;
+use std::collections::HashSet;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::time::Duration;
+use std::{fs, thread};
+
+use host::{Host, PATIENCE, files, gauge_rule, settings, wait_for};
+use marple::config::{Room, StoreSettings, ToggleSettings};
+use marple::base::Bytes;
+use marple::model::{IncidentState, Origin, Outcome};
+use marple::{Agent, CaptureKind, CaptureSet, Settings};
+
+#[global_allocator]
+static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
+
+const SHORT: Duration = Duration::from_millis(100);
+
+#[test]
+fn a_rule_that_fires_leaves_a_whole_incident() {
+    let host = Host::start(Settings {
+        rules: vec![gauge_rule("queue", CaptureSet::all(), SHORT)],
+        ..settings()
+    });
+    let gauge = host.handle().gauge("queue").unwrap();
+    gauge.set(11.0);
+    wait_for("the captures to end", || {
+        let (_, manifest) = host.incidents().pop()?;
+        (manifest.captures.len() == 3
+            && manifest.captures.iter().all(|capture| capture.outcome != Outcome::Running))
+        .then_some(())
+    });
+    assert_eq!(host.incidents()[0].1.state, IncidentState::Open, "the rule has not cleared");
+    gauge.set(9.0);
+    let (dir, manifest) = host.closed(1).remove(0);
+
+    assert_eq!(manifest.state, IncidentState::Closed);
+    assert!(dir.file_name().unwrap().to_str().unwrap().contains("-queue-"), "{dir:?}");
+    assert_eq!(manifest.reasons.len(), 1);
+    let reason = &manifest.reasons[0];
+    assert_eq!((reason.origin, reason.rule.as_deref()), (Origin::Rule, Some("queue")));
+    assert_eq!((reason.value, reason.threshold), (Some(11.0), Some(10.0)));
+    assert_eq!(
+        files(&manifest),
+        ["001.memory.pprof", "002.runtime.trace", "003.cpu.pprof", "004.memory.pprof"]
+    );
+    for capture in &manifest.captures {
+        assert_eq!((capture.outcome, &capture.error), (Outcome::Done, &None), "{capture:?}");
+        assert!(capture.stopped.is_some() && !capture.engine.is_empty());
+    }
+    for artifact in &manifest.artifacts {
+        let path = dir.join(&artifact.file);
+        let found = fs::metadata(&path).unwrap();
+        assert_eq!(found.len(), artifact.bytes.get(), "{path:?}");
+        assert_eq!(found.permissions().mode() & 0o777, 0o600, "{path:?}");
+    }
+    assert_eq!(fs::metadata(&dir).unwrap().permissions().mode() & 0o777, 0o700);
+    assert!(manifest.limits.memory.is_some() && manifest.limits.memory_source.is_some());
+    assert!(!manifest.process.build_id.is_empty() || !cfg!(target_os = "linux"));
+    assert!(manifest.vitals.iter().any(|row| row.values["gauge.queue"] == 11.0));
+    assert_eq!(host.handle().status().wait(PATIENCE).unwrap().counters.captures, 3);
+}
+
+#[test]
+fn works_in_any_runtime_and_in_none() {
+    let captured = |host: &Host| {
+        let answer = host.handle().capture([CaptureKind::Heap], SHORT).wait(PATIENCE).unwrap();
+        assert!(answer.dir.is_dir(), "the directory is there when the answer is");
+        host.closed(1);
+        host.handle().status().wait(PATIENCE).unwrap()
+    };
+    let host = Host::start(settings());
+    assert!(!captured(&host).vitals.values.contains_key("tasks"), "there is no runtime to watch");
+    drop(host);
+
+    for mut builder in
+        [tokio::runtime::Builder::new_multi_thread(), tokio::runtime::Builder::new_current_thread()]
+    {
+        let runtime = builder.enable_all().build().unwrap();
+        let host = runtime.block_on(async {
+            let host = Host::start(settings());
+            for _ in 0..50 {
+                tokio::spawn(std::future::pending::<()>());
+            }
+            host
+        });
+        let status = captured(&host);
+        assert_eq!(status.vitals.values["tasks"], 50.0);
+    }
+}
+
+#[test]
+fn more_than_one_runtime_is_watched() {
+    let host = Host::start(settings());
+    let runtimes: Vec<_> =
+        (0..2).map(|_| tokio::runtime::Builder::new_multi_thread().build().unwrap()).collect();
+    for runtime in &runtimes {
+        host.handle().observe(runtime.handle().clone()).unwrap();
+        for _ in 0..10 {
+            runtime.spawn(std::future::pending::<()>());
+        }
+    }
+    wait_for("both runtimes' tasks", || {
+        let status = host.handle().status().wait(PATIENCE).unwrap();
+        (status.vitals.values.get("tasks") == Some(&20.0)).then_some(())
+    });
+}
+
+#[test]
+fn a_second_agent_is_refused_and_the_first_goes_on() {
+    let mut host = Host::start(settings());
+    let elsewhere = tempfile::tempdir().unwrap();
+    let second = Settings { dir: elsewhere.path().join("x"), ..settings() };
+    let error = Agent::from_settings(second.clone()).start().err().expect("refused").to_string();
+    assert!(error.contains("an agent is running in this process already"), "{error}");
+    assert!(host.handle().status().wait(PATIENCE).is_ok());
+    let old = host.handle();
+    host.end();
+    let next = Agent::from_settings(second).start().expect("the first is gone");
+    let error = old.toggle().wait(PATIENCE).unwrap_err().to_string();
+    assert!(error.contains("the agent has stopped"), "{error}");
+    drop(next);
+}
+
+#[test]
+fn dropping_the_guard_closes_what_is_open() {
+    let mut host = Host::start(settings());
+    let on = host.handle().toggle().wait(PATIENCE).unwrap();
+    assert!(on.on && on.running == CaptureSet::all());
+    host.end();
+    let (dir, manifest) = host.incidents().remove(0);
+    assert_eq!(Some(manifest.id), on.incident);
+    assert_eq!(manifest.state, IncidentState::Closed);
+    assert!(manifest.captures.iter().all(|capture| capture.outcome != Outcome::Running));
+    for artifact in &manifest.artifacts {
+        assert!(dir.join(&artifact.file).is_file());
+    }
+}
+
+#[test]
+fn the_toggle_tells_what_it_did() {
+    let host = Host::start(settings());
+    let handle = host.handle();
+    let on = handle.start([CaptureKind::Trace]).wait(PATIENCE).unwrap();
+    assert!(on.on && on.since.is_some() && on.until > on.since);
+    assert_eq!(on.running, [CaptureKind::Trace].into());
+    assert!(on.dir.as_deref().is_some_and(Path::is_dir));
+    assert_eq!(handle.start([CaptureKind::Cpu]).wait(PATIENCE).unwrap(), on, "it is on already");
+    let off = handle.stop().wait(PATIENCE).unwrap();
+    assert_eq!((off.on, off.running, off.incident), (false, CaptureSet::EMPTY, on.incident));
+    assert_eq!(handle.stop().wait(PATIENCE).unwrap().incident, None, "it is off already");
+    let (_, manifest) = host.closed(1).remove(0);
+    assert_eq!(manifest.captures.len(), 1);
+}
+
+#[test]
+fn a_forgotten_toggle_goes_off_by_itself() {
+    let host = Host::start(Settings {
+        toggle: ToggleSettings { max_duration: SHORT, ..settings().toggle },
+        ..settings()
+    });
+    assert!(host.handle().toggle().wait(PATIENCE).unwrap().on);
+    host.closed(1);
+    assert!(!host.handle().status().wait(PATIENCE).unwrap().toggle.on);
+}
+
+#[test]
+fn a_thousand_toggles_at_once_leave_a_whole_state() {
+    let mut host = Host::start(Settings {
+        store: StoreSettings { max_incidents: 1000, ..StoreSettings::default() },
+        ..settings()
+    });
+    let handle = host.handle();
+    let threads: Vec<_> = (0..50)
+        .map(|_| {
+            let handle = handle.clone();
+            thread::spawn(move || {
+                (0..20)
+                    .map(|_| handle.toggle().wait(PATIENCE).expect("every toggle is answered"))
+                    .collect::<Vec<_>>()
+            })
+        })
+        .collect();
+    let answers: Vec<_> = threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect();
+    assert_eq!(answers.iter().filter(|answer| answer.on).count(), 500, "they alternate");
+    assert!(!handle.status().wait(PATIENCE).unwrap().toggle.on, "an even number leaves it off");
+    let named: HashSet<_> = answers.iter().filter_map(|answer| answer.incident).collect();
+    host.end();
+    let left: HashSet<_> = host.incidents().into_iter().map(|(_, manifest)| manifest.id).collect();
+    assert_eq!(left, named, "each incident that was named is there, and no other");
+    assert!(host.incidents().iter().all(|(_, manifest)| manifest.state == IncidentState::Closed));
+}
+
+#[test]
+fn a_rule_that_fires_meanwhile_joins() {
+    let host = Host::start(Settings {
+        rules: vec![gauge_rule("queue", [CaptureKind::Heap], SHORT)],
+        ..settings()
+    });
+    let on = host.handle().start([CaptureKind::Trace]).wait(PATIENCE).unwrap();
+    let gauge = host.handle().gauge("queue").unwrap();
+    gauge.set(11.0);
+    wait_for("the rule's reason in the toggle's incident", || {
+        let (_, manifest) = host.incidents().pop()?;
+        (manifest.reasons.len() == 2 && manifest.artifacts.len() == 2).then_some(())
+    });
+    gauge.set(0.0);
+    host.handle().stop().wait(PATIENCE).unwrap();
+    let (_, manifest) = host.closed(1).remove(0);
+    assert_eq!(Some(manifest.id), on.incident);
+    assert_eq!(manifest.reasons[1].rule.as_deref(), Some("queue"));
+}
+
+#[test]
+fn status_names_what_holds_a_rule_back() {
+    let host = Host::start(Settings {
+        rules: vec![gauge_rule("queue", [CaptureKind::Heap], SHORT)],
+        ..settings()
+    });
+    let rule = || host.handle().status().wait(PATIENCE).unwrap().rules.remove(0);
+    wait_for("a decision", || rule().explanation.contains("no value").then_some(()));
+    let gauge = host.handle().gauge("queue").unwrap();
+    gauge.set(3.0);
+    wait_for("a decision on the value", || (rule().value == Some(3.0)).then_some(()));
+    wait_for("the ring to fill", || (rule().decision == "within_limits").then_some(()));
+    gauge.set(30.0);
+    wait_for("it to fire", || host.incidents().pop());
+    gauge.set(3.0);
+    host.closed(1);
+    wait_for("the cooldown", || (rule().decision == "cooling_down").then_some(()));
+}
+
+#[test]
+fn settings_that_are_wrong_are_refused_all_at_once() {
+    let mut rule = gauge_rule("queue", [CaptureKind::Heap], Duration::ZERO);
+    rule.abs = None;
+    let wrong = Settings { interval: Duration::ZERO, rules: vec![rule], ..settings() };
+    let error = Agent::from_settings(wrong).start().err().expect("refused").to_string();
+    for part in ["interval", "duration", "abs"] {
+        assert!(error.contains(part), "{part} is missing in: {error}");
+    }
+}
+
+#[test]
+fn retention_holds() {
+    let host = Host::start(Settings {
+        store: StoreSettings {
+            max_incidents: 3,
+            keep_free: Room::Bytes(Bytes(0)),
+            ..StoreSettings::default()
+        },
+        ..settings()
+    });
+    let mut ids = Vec::new();
+    for _ in 0..5 {
+        let captured = host.handle().capture([CaptureKind::Heap], SHORT).wait(PATIENCE).unwrap();
+        ids.push(captured.incident);
+        wait_for("it to close", || {
+            host.handle().status().wait(PATIENCE).unwrap().incidents.is_empty().then_some(())
+        });
+    }
+    let left: Vec<_> = host.closed(3).into_iter().map(|(_, manifest)| manifest.id).collect();
+    assert_eq!(left, ids[2..]);
+    assert_eq!(host.handle().status().wait(PATIENCE).unwrap().counters.incidents_removed, 2);
+}

@@ -1,0 +1,124 @@
+//! A full disk under the directory of incidents.
+
+mod host;
+
+use std::alloc::System;
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use host::{PATIENCE, incidents, settings, wait_for};
+use marple::base::Bytes;
+use marple::config::{Room, StoreSettings};
+use marple::model::{IncidentState, Outcome};
+use marple::{Agent, CaptureKind, CaptureSet, Settings};
+
+#[global_allocator]
+static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
+
+/// A file system of one MiB.
+struct Tmpfs(PathBuf);
+
+impl Tmpfs {
+    fn mount(at: &Path) -> Option<Self> {
+        fs::create_dir(at).unwrap();
+        let done = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=1m,mode=0700", "marple-test"])
+            .arg(at)
+            .output();
+        done.is_ok_and(|output| output.status.success()).then(|| Self(at.to_owned()))
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+const SHORT: Duration = Duration::from_millis(50);
+
+#[test]
+fn a_full_disk_is_told_and_survived() {
+    let home = tempfile::tempdir().unwrap();
+    let Some(disk) = Tmpfs::mount(&home.path().join("disk")) else {
+        assert!(std::env::var_os("CI").is_none(), "CI mounts file systems");
+        eprintln!("skipped: mounting a tmpfs needs root");
+        return;
+    };
+    let captures = disk.0.join("captures");
+    let agent = Agent::from_settings(Settings {
+        dir: captures.clone(),
+        store: StoreSettings { keep_free: Room::Bytes(Bytes(0)), ..StoreSettings::default() },
+        ..settings()
+    })
+    .start()
+    .unwrap();
+    let handle = agent.handle();
+    let status = || handle.status().wait(PATIENCE).unwrap();
+    let at_rest = || wait_for("it to close", || status().incidents.is_empty().then_some(()));
+
+    handle.capture([CaptureKind::Heap], SHORT).wait(PATIENCE).unwrap();
+    at_rest();
+    let whole = incidents(&captures);
+    assert_eq!(whole[0].1.artifacts.len(), 2);
+
+    // Full from outside, while an incident is open.
+    let open = handle.start(CaptureSet::all()).wait(PATIENCE).unwrap();
+    wait_for("the captures to run", || {
+        incidents(&captures).iter().any(|(_, manifest)| manifest.captures.len() == 3).then_some(())
+    });
+    let filler = disk.0.join("filler");
+    fill(&filler);
+    handle.stop().wait(PATIENCE).unwrap();
+    let failed = wait_for("the failure to be told", || {
+        let status = status();
+        status.failures.iter().any(|loss| loss.cause == "artifact not written").then_some(status)
+    });
+    let words = failed.last_failure.clone().unwrap();
+    assert!(words.contains(captures.to_str().unwrap()), "the path is named: {words}");
+    assert!(failed.counters.ticks < status().counters.ticks, "it goes on");
+    for (dir, manifest) in &whole {
+        for artifact in &manifest.artifacts {
+            let left = fs::metadata(dir.join(&artifact.file)).unwrap().len();
+            assert_eq!(left, artifact.bytes.get(), "what was written is still there");
+        }
+    }
+    // A new incident cannot have a directory, and whoever asks is told.
+    let error = handle.capture([CaptureKind::Heap], SHORT).wait(PATIENCE);
+    let full = incidents(&captures).len();
+
+    // Room again: the open incident is closed with what became of it, and the next one is whole.
+    fs::remove_file(&filler).unwrap();
+    at_rest();
+    let found = incidents(&captures);
+    let (_, late) = found.iter().find(|(_, m)| Some(m.id) == open.incident).unwrap();
+    assert_eq!(late.state, IncidentState::Closed);
+    assert!(
+        late.captures.iter().any(|c| c.outcome == Outcome::Failed && c.error.is_some()),
+        "{:?}",
+        late.captures
+    );
+    if let Err(error) = error {
+        assert!(error.to_string().contains("no incident directory"), "{error}");
+        assert_eq!(full, 2, "no half incident is left");
+    }
+    let next = handle.capture([CaptureKind::Heap], SHORT).wait(PATIENCE).unwrap();
+    at_rest();
+    let found = incidents(&captures);
+    let (_, next) = found.iter().find(|(_, manifest)| manifest.id == next.incident).unwrap();
+    assert_eq!(next.artifacts.len(), 2);
+}
+
+/// Leaves no room at all.
+fn fill(path: &Path) {
+    let mut file = File::create(path).unwrap();
+    let mut chunk = vec![0; 64 << 10];
+    while !chunk.is_empty() {
+        if file.write_all(&chunk).is_err() {
+            chunk.truncate(chunk.len() / 2);
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! The endpoint, asked over real sockets.
+
+mod host;
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+use std::{fs, thread};
+
+use host::{Host, PATIENCE, settings, wait_for};
+use marple::config::{HttpSettings, Listen, Secret};
+use marple::model::Origin;
+use marple::{Agent, Settings, http};
+use serde_json::Value;
+
+/// An address nobody listens on at the moment.
+fn free() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+fn listening(listen: Listen, token: Option<&str>) -> Settings {
+    Settings { http: Some(HttpSettings { listen, token: token.map(Secret::new) }), ..settings() }
+}
+
+fn host() -> (Host, String) {
+    let address = free();
+    (Host::start(listening(Listen::Tcp(address), None)), format!("http://{address}"))
+}
+
+/// Status and body of a request.
+fn ask(method: &str, url: &str, token: Option<&str>) -> (u16, Value) {
+    let agent: ureq::Agent = ureq::Agent::config_builder()
+        .http_status_as_error(false)
+        .timeout_global(Some(PATIENCE))
+        .build()
+        .into();
+    let request = ureq::http::Request::builder().method(method).uri(url);
+    let request = match token {
+        Some(token) => request.header("Authorization", token),
+        None => request,
+    };
+    let mut response = agent.run(request.body(()).unwrap()).unwrap();
+    let body = response.body_mut().read_to_string().unwrap();
+    (response.status().as_u16(), serde_json::from_str(&body).unwrap_or(Value::String(body)))
+}
+
+#[test]
+fn notify_flips_as_the_founding_program_did() {
+    let (host, url) = host();
+    let url = format!("{url}/monitor/notify");
+    let (status, on) = ask("GET", &url, None);
+    assert_eq!((status, &on["code"], &on["msg"]), (200, &0.into(), &"notify success".into()));
+    assert_eq!(on["on"], true);
+    assert_eq!(on["running"], serde_json::json!(["trace", "cpu", "heap"]));
+    assert!(on["since"].is_string() && on["incident"].is_string(), "{on}");
+    let (_, off) = ask("POST", &url, None);
+    assert_eq!((&off["on"], &off["incident"]), (&false.into(), &on["incident"]));
+    let (_, manifest) = host.closed(1).remove(0);
+    assert_eq!(manifest.id.to_string(), on["incident"]);
+    assert_eq!(manifest.reasons[0].origin, Origin::Http);
+}
+
+#[test]
+fn notify_does_what_it_is_told_outright() {
+    let (host, url) = host();
+    let tell = |action: &str| ask("GET", &format!("{url}/monitor/notify?action={action}"), None);
+    for (action, on) in
+        [("status", false), ("start", true), ("start", true), ("status", true), ("stop", false),
+         ("stop", false), ("toggle", true), ("toggle", false)]
+    {
+        let (status, answer) = tell(action);
+        assert_eq!((status, &answer["on"]), (200, &on.into()), "{action}: {answer}");
+    }
+    for wrong in ["sotp", "start&x=1"] {
+        let (status, answer) = tell(wrong);
+        assert_eq!((status, &answer["code"]), (400, &400.into()));
+        assert!(answer["msg"].as_str().unwrap().contains("start, stop, toggle"), "{answer}");
+    }
+    drop(host);
+}
+
+#[test]
+fn a_thousand_requests_at_once_leave_a_whole_state() {
+    let (mut host, url) = host();
+    let url = format!("{url}/monitor/notify");
+    let threads: Vec<_> = (0..20)
+        .map(|_| {
+            let url = url.clone();
+            thread::spawn(move || {
+                (0..50).map(|_| ask("POST", &url, None)).collect::<Vec<_>>()
+            })
+        })
+        .collect();
+    let answers: Vec<_> = threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect();
+    assert!(answers.iter().all(|(status, _)| *status == 200), "every request is answered");
+    assert_eq!(answers.iter().filter(|(_, answer)| answer["on"] == true).count(), 500);
+    assert_eq!(ask("GET", &format!("{url}?action=status"), None).1["on"], false);
+    host.end();
+    assert!(host.incidents().iter().all(|(_, manifest)| manifest.closed.is_some()));
+}
+
+#[test]
+fn a_token_is_asked_for_and_never_shown() {
+    let address = free();
+    let host = Host::start(listening(Listen::Tcp(address), Some("s3cret")));
+    let url = format!("http://{address}/status");
+    for wrong in [None, Some("s3cret"), Some("Bearer s3cre"), Some("Bearer s3cret2"), Some("Bearer ")] {
+        let (status, answer) = ask("GET", &url, wrong);
+        assert_eq!((status, &answer["code"]), (401, &401.into()), "{wrong:?}");
+    }
+    let (status, _) = ask("GET", &format!("http://{address}/nowhere"), None);
+    assert_eq!(status, 401, "what exists is not told to strangers");
+    let (status, answer) = ask("GET", &url, Some("bearer s3cret"));
+    assert_eq!(status, 200);
+    assert!(!answer.to_string().contains("s3cret"));
+    drop(host);
+}
+
+#[test]
+fn an_open_address_without_a_token_is_a_configuration_error() {
+    let settings = listening(Listen::Tcp("0.0.0.0:0".parse().unwrap()), None);
+    let dir = tempfile::tempdir().unwrap();
+    let settings = Settings { dir: dir.path().join("x"), ..settings };
+    let error = Agent::from_settings(settings).start().err().expect("refused").to_string();
+    assert!(error.contains("token"), "{error}");
+}
+
+#[test]
+fn a_taken_port_is_an_error_that_names_it() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let settings = Settings {
+        dir: dir.path().join("x"),
+        ..listening(Listen::Tcp(address), None)
+    };
+    let error = Agent::from_settings(settings).start().err().expect("refused").to_string();
+    assert!(error.contains(&address.to_string()), "{error}");
+}
+
+#[test]
+fn a_unix_socket_is_for_our_user_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.sock");
+    // A socket that a dead process left is replaced.
+    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    let mut host = Host::start(listening(Listen::Unix(path.clone()), None));
+    let found = fs::symlink_metadata(&path).unwrap();
+    assert!(found.file_type().is_socket());
+    assert_eq!(found.permissions().mode() & 0o777, 0o600);
+    let mut stream = UnixStream::connect(&path).unwrap();
+    stream.write_all(b"GET /status HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("\"version\""), "{answer}");
+    host.end();
+    assert!(!path.exists(), "the socket goes with the agent");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "and nothing else is left");
+
+    fs::write(&path, "not a socket").unwrap();
+    let settings = Settings {
+        dir: dir.path().join("x"),
+        ..listening(Listen::Unix(path.clone()), None)
+    };
+    let error = Agent::from_settings(settings).start().err().expect("refused").to_string();
+    assert!(error.contains("not a socket"), "{error}");
+    assert_eq!(fs::read_to_string(&path).unwrap(), "not a socket");
+}
+
+#[test]
+fn answers_while_the_service_is_stuck() {
+    let address = free();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let host = runtime.block_on(async { Host::start(listening(Listen::Tcp(address), None)) });
+    let asking = thread::spawn(move || {
+        let lag = wait_for("the lag to show", || {
+            let (status, answer) = ask("GET", &format!("http://{address}/status"), None);
+            assert_eq!(status, 200);
+            answer["vitals"]["runtime.lag"].as_f64().filter(|lag| *lag > 0.3)
+        });
+        let (_, on) = ask("POST", &format!("http://{address}/monitor/notify"), None);
+        (lag, on["on"].clone())
+    });
+    // The runtime's only thread is busy with this until the answers are there.
+    let (lag, on) = runtime.block_on(async { asking.join().unwrap() });
+    assert!(lag > 0.3 && on == true);
+    drop(host);
+}
+
+#[test]
+fn nests_into_the_services_own_router() {
+    let host = Host::start(settings());
+    let routes = http::require_token(http::router(&host.handle()), Secret::new("t"));
+    let app = axum::Router::new().nest("/ops", routes);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let address = runtime.block_on(async {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async { axum::serve(listener, app).await });
+        address
+    });
+    let url = format!("http://{address}/ops/monitor/notify?action=status");
+    assert_eq!(ask("GET", &url, None).0, 401);
+    let (status, answer) = ask("GET", &url, Some("Bearer t"));
+    assert_eq!((status, &answer["msg"]), (200, &"notify success".into()));
+    drop(host);
+    let (status, answer) = ask("GET", &url, Some("Bearer t"));
+    assert_eq!(status, 503, "{answer}");
+    runtime.shutdown_timeout(Duration::ZERO);
+}

@@ -1,0 +1,120 @@
+//! kill -9 while captures are made: what is on disk afterwards is whole.
+
+mod host;
+
+use std::alloc::System;
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use flate2::read::GzDecoder;
+use host::{PATIENCE, incidents, settings, wait_for};
+use marple::base::IncidentId;
+use marple::model::{IncidentState, Manifest, Outcome};
+use marple::{Agent, CaptureSet, Settings};
+use sha2::{Digest, Sha256};
+
+#[global_allocator]
+static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
+
+/// Where the child writes; set only for the child.
+const CAPTURES: &str = "MARPLE_TEST_KILL_CAPTURES";
+
+/// What the child does: one capture of everything after another, until it is killed.
+#[test]
+fn child() {
+    let Some(dir) = std::env::var_os(CAPTURES) else { return };
+    let agent = Agent::from_settings(Settings { dir: dir.into(), ..settings() }).start().unwrap();
+    let handle = agent.handle();
+    let mut kept = Vec::new();
+    loop {
+        kept.push(vec![1u8; 1 << 20]);
+        kept.truncate(50);
+        let _ = handle.capture(CaptureSet::all(), Duration::from_millis(30)).wait(PATIENCE);
+        wait_for("the incident to close", || {
+            handle.status().wait(PATIENCE).unwrap().incidents.is_empty().then_some(())
+        });
+    }
+}
+
+fn spawn(captures: &Path) -> Child {
+    Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "child"])
+        .env(CAPTURES, captures)
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
+/// A small generator of its own: the points in time differ, and are the same in every run.
+fn next(seed: &mut u64) -> u64 {
+    *seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+    *seed >> 33
+}
+
+#[test]
+fn twenty_kills_leave_no_half_file() {
+    let home = tempfile::tempdir().unwrap();
+    let captures = home.path().join("captures");
+    let mut seed = 20261123;
+    let mut open_before: Vec<IncidentId> = Vec::new();
+    let mut interrupted = 0;
+    for round in 0..20 {
+        let seen = incidents(&captures).len();
+        let mut child = spawn(&captures);
+        wait_for("the child to make an incident", || {
+            (incidents(&captures).len() > seen).then_some(())
+        });
+        thread::sleep(Duration::from_millis(next(&mut seed) % 700));
+        child.kill().unwrap();
+        let status = child.wait().unwrap();
+        assert_eq!(status.signal(), Some(9), "round {round}: the child ended by itself: {status}");
+
+        let found = incidents(&captures);
+        let states: HashMap<_, _> =
+            found.iter().map(|(_, manifest)| (manifest.id, manifest.state)).collect();
+        for id in open_before.drain(..) {
+            assert_eq!(states[&id], IncidentState::Interrupted, "round {round}");
+            interrupted += 1;
+        }
+        for (dir, manifest) in &found {
+            check(dir, manifest, round);
+            if manifest.state == IncidentState::Open {
+                open_before.push(manifest.id);
+            }
+        }
+    }
+    assert!(interrupted > 0, "no kill hit an open incident: the test proves nothing");
+}
+
+fn check(dir: &Path, manifest: &Manifest, round: u32) {
+    for artifact in &manifest.artifacts {
+        let bytes = fs::read(dir.join(&artifact.file)).unwrap();
+        assert_eq!(bytes.len() as u64, artifact.bytes.get(), "round {round}: {artifact:?}");
+        let digest: String = Sha256::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect();
+        assert_eq!(digest, artifact.sha256, "round {round}: {artifact:?}");
+    }
+    // A file may have its name before the manifest lists it; it is whole all the same.
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        if name.ends_with(".pprof") || name.ends_with(".trace") {
+            let mut decoded = Vec::new();
+            GzDecoder::new(File::open(&path).unwrap())
+                .read_to_end(&mut decoded)
+                .unwrap_or_else(|error| panic!("round {round}: half a file: {path:?}: {error}"));
+        }
+    }
+    if manifest.state == IncidentState::Interrupted {
+        assert!(manifest.captures.iter().all(|capture| capture.outcome != Outcome::Running));
+    }
+    if manifest.state == IncidentState::Closed {
+        assert!(manifest.captures.iter().all(|capture| capture.outcome == Outcome::Done));
+        assert_eq!(manifest.artifacts.len(), 4, "round {round}: {dir:?}");
+    }
+}

@@ -1,0 +1,45 @@
+//! SIGUSR2. A signal's disposition is the process' own, so this is a binary of its own.
+
+mod host;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use host::{Host, PATIENCE, settings, wait_for};
+use marple::Settings;
+use marple::config::{ToggleSettings, ToggleSignal};
+use marple::model::Origin;
+use rustix::process::{Signal, getpid, kill_process};
+use tokio::signal::unix::{SignalKind, signal};
+
+#[test]
+fn the_signal_toggles_and_a_handler_of_the_hosts_own_still_runs() {
+    let seen = Arc::new(AtomicUsize::new(0));
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let mut own = signal(SignalKind::user_defined2()).unwrap();
+        let seen = Arc::clone(&seen);
+        tokio::spawn(async move {
+            while own.recv().await.is_some() {
+                seen.fetch_add(1, Ordering::SeqCst);
+            }
+        });
+    });
+    let mut host = Host::start(Settings {
+        toggle: ToggleSettings { signal: Some(ToggleSignal::Usr2), ..ToggleSettings::default() },
+        ..settings()
+    });
+    let on = |host: &Host| host.handle().status().wait(PATIENCE).unwrap().toggle.on;
+    assert!(!on(&host));
+    kill_process(getpid(), Signal::USR2).unwrap();
+    wait_for("the toggle to be on", || on(&host).then_some(()));
+    kill_process(getpid(), Signal::USR2).unwrap();
+    wait_for("the toggle to be off", || (!on(&host)).then_some(()));
+    let (_, manifest) = host.closed(1).remove(0);
+    assert_eq!(manifest.reasons[0].origin, Origin::Signal);
+    wait_for("the host's own handler", || (seen.load(Ordering::SeqCst) == 2).then_some(()));
+
+    host.end();
+    kill_process(getpid(), Signal::USR2).unwrap();
+    wait_for("the host's own handler", || (seen.load(Ordering::SeqCst) == 3).then_some(()));
+}

@@ -1,0 +1,130 @@
+//! A host process for tests: a directory, an agent in it, and what to wait for.
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use marple::config::{Settings, ToggleSettings};
+use marple::model::{Manifest, Metric, Rule};
+use marple::{Agent, AgentHandle, CaptureSet};
+use tempfile::TempDir;
+
+/// How long anything may take before a test gives up. Far beyond what it takes on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// One agent may run in a process, and the tests of a binary may share one.
+static ONE: Mutex<()> = Mutex::new(());
+
+pub struct Host {
+    pub agent: Option<Agent>,
+    pub dir: TempDir,
+    _one: MutexGuard<'static, ()>,
+}
+
+impl Host {
+    /// An agent with these settings, in a directory of its own.
+    pub fn start(settings: Settings) -> Self {
+        let one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let dir = TempDir::new().unwrap();
+        let settings = Settings { dir: dir.path().join("captures"), ..settings };
+        let agent = Agent::from_settings(settings).start().unwrap();
+        Self { agent: Some(agent), dir, _one: one }
+    }
+
+    pub fn handle(&self) -> AgentHandle {
+        self.agent.as_ref().unwrap().handle()
+    }
+
+    /// Drops the guard; what is left is on disk.
+    pub fn end(&mut self) {
+        self.agent = None;
+    }
+
+    pub fn captures(&self) -> PathBuf {
+        self.dir.path().join("captures")
+    }
+
+    pub fn incidents(&self) -> Vec<(PathBuf, Manifest)> {
+        incidents(&self.captures())
+    }
+
+    /// Waits until there are `n` incidents and all are closed.
+    pub fn closed(&self, n: usize) -> Vec<(PathBuf, Manifest)> {
+        wait_for(&format!("{n} closed incidents"), || {
+            let found = self.incidents();
+            let closed = found.iter().all(|(_, manifest)| manifest.closed.is_some());
+            (found.len() == n && closed).then_some(found)
+        })
+    }
+}
+
+/// Settings for a test: no signal, quick ticks.
+pub fn settings() -> Settings {
+    Settings {
+        service: "orders".into(),
+        domain: "eu-1".into(),
+        interval: Duration::from_millis(20),
+        toggle: ToggleSettings { signal: None, ..ToggleSettings::default() },
+        ..Settings::default()
+    }
+}
+
+/// A rule over a gauge: fires above 10, clears below.
+pub fn gauge_rule(name: &str, capture: impl Into<CaptureSet>, duration: Duration) -> Rule {
+    Rule {
+        name: name.into(),
+        metric: Metric::Gauge(name.into()),
+        min: 0.0,
+        diff: None,
+        abs: Some(10.0),
+        max: None,
+        hold: Duration::ZERO,
+        clear: None,
+        cooldown: Duration::from_secs(3600),
+        capture: capture.into(),
+        duration,
+    }
+}
+
+/// The incidents in `captures`, oldest first. Fails if a manifest is not whole.
+pub fn incidents(captures: &Path) -> Vec<(PathBuf, Manifest)> {
+    let mut found: Vec<(PathBuf, Manifest)> = fs::read_dir(captures)
+        .map(|entries| entries.map(|entry| entry.unwrap().path()).collect::<Vec<_>>())
+        .unwrap_or_default()
+        .into_iter()
+        .filter(|path| path.is_dir() && !path.file_name().unwrap().to_string_lossy().starts_with('.'))
+        .filter_map(|path| {
+            // Retention may take a directory away between the listing and this.
+            let text = fs::read(path.join("incident.json")).ok()?;
+            let manifest = serde_json::from_slice(&text)
+                .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+            Some((path, manifest))
+        })
+        .collect();
+    found.sort_by(|a, b| a.0.cmp(&b.0));
+    found
+}
+
+/// Waits until `condition` gives something.
+pub fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(found) = condition() {
+            return found;
+        }
+        assert!(start.elapsed() < PATIENCE, "waited {PATIENCE:?} in vain for {what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// The names of an incident's files, without the service's and the domain's.
+pub fn files(manifest: &Manifest) -> Vec<String> {
+    manifest
+        .artifacts
+        .iter()
+        .map(|artifact| artifact.file.trim_start_matches("orders_eu-1.").to_owned())
+        .collect()
+}
