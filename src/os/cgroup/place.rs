@@ -1,0 +1,195 @@
+//! Where our cgroup is: a pure reading of `/proc/self/cgroup` and `/proc/self/mountinfo`.
+//!
+//! The first names our cgroup in each hierarchy, the second where which part of a hierarchy can be
+//! seen:
+//!
+//! ```text
+//! 4:memory:/docker/3f2a/worker
+//!          \___________/
+//!           what is mounted   cgroup - memory        the rest is below it
+//! 35 31 0:32 /docker/3f2a /sys/fs/cgroup/memory …    => /sys/fs/cgroup/memory/worker
+//! ```
+//!
+//! Both are told relative to the root of our cgroup namespace, so in a container with its own the two
+//! read `/`. A mounted part that starts *above* that root reads `/..`: the names between it and us are
+//! hidden, but it is an ancestor and its limits hold for us.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path, PathBuf};
+
+/// The two forms cgroups come in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Version {
+    /// One hierarchy for each controller or few of them.
+    V1,
+    /// One hierarchy for all.
+    V2,
+}
+
+/// Our cgroup in the hierarchy of one controller.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    /// What the files in it are called.
+    pub(super) version: Version,
+    /// Where the hierarchy is mounted; no ancestor above it can be seen.
+    pub(super) mount: PathBuf,
+    /// Its directory, at or below `mount`.
+    pub(super) dir: PathBuf,
+}
+
+/// Our place in the hierarchy of `controller`, given the two files and whether a directory exists.
+///
+/// A controller is in one hierarchy only: in the v1 one that lists it, else in v2. Where that hierarchy
+/// is mounted more than once, the mount that shows most of our ancestors is taken.
+pub(super) fn place(
+    memberships: &[u8],
+    mountinfo: &[u8],
+    controller: &str,
+    exists: impl Fn(&Path) -> bool,
+) -> Option<Place> {
+    let controller = controller.as_bytes();
+    let lines = || memberships.split(|&byte| byte == b'\n').filter_map(membership);
+    let has = |list: &[u8]| list.split(|&byte| byte == b',').any(|name| name == controller);
+    let (version, own) = lines()
+        .find(|(controllers, _)| has(controllers))
+        .map(|(_, own)| (Version::V1, own))
+        .or_else(|| {
+            let (_, own) = lines().find(|(controllers, _)| controllers.is_empty())?;
+            Some((Version::V2, own))
+        })?;
+    mountinfo
+        .split(|&byte| byte == b'\n')
+        .filter_map(Mount::parse)
+        .filter(|mount| match version {
+            Version::V1 => mount.kind == b"cgroup" && has(mount.options),
+            Version::V2 => mount.kind == b"cgroup2",
+        })
+        .filter_map(|mount| Some((mount.root.components().count(), mount.show(own)?, mount.point)))
+        .filter(|(_, dir, _)| exists(dir))
+        .min_by_key(|&(depth, ..)| depth)
+        .map(|(_, dir, mount)| Place { version, mount, dir })
+}
+
+/// One line of `/proc/self/cgroup`, `ID:CONTROLLERS:PATH`: the controllers, none in v2, and the path.
+fn membership(line: &[u8]) -> Option<(&[u8], &Path)> {
+    let mut fields = line.splitn(3, |&byte| byte == b':');
+    let (_, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
+    Some((controllers, Path::new(OsStr::from_bytes(path))))
+}
+
+/// One line of `/proc/self/mountinfo`, as far as it matters here.
+struct Mount<'a> {
+    root: PathBuf,
+    point: PathBuf,
+    kind: &'a [u8],
+    options: &'a [u8],
+}
+
+impl<'a> Mount<'a> {
+    /// Reads `ID PARENT DEVICE ROOT POINT OPTIONS [TAG…] - KIND SOURCE OPTIONS`.
+    fn parse(line: &'a [u8]) -> Option<Self> {
+        let mut fields = line.split(|&byte| byte == b' ');
+        let (root, point) = (fields.nth(3)?, fields.next()?);
+        fields.find(|&field| field == b"-")?;
+        let (kind, _, options) = (fields.next()?, fields.next()?, fields.next()?);
+        Some(Self { root: unescape(root), point: unescape(point), kind, options })
+    }
+
+    /// Where the cgroup `own` is seen through this mount, or the nearest ancestor of it that is.
+    fn show(&self, own: &Path) -> Option<PathBuf> {
+        if let Ok(below) = own.strip_prefix(&self.root) {
+            let hidden = below.components().any(|part| part == Component::ParentDir);
+            return (!hidden).then(|| self.point.join(below));
+        }
+        let above = self
+            .root
+            .components()
+            .all(|part| matches!(part, Component::RootDir | Component::ParentDir));
+        above.then(|| self.point.clone())
+    }
+}
+
+/// `text` without the kernel's `\040` for a space and its like.
+fn unescape(text: &[u8]) -> PathBuf {
+    let mut plain = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((&byte, after)) = rest.split_first() {
+        rest = after;
+        let code = (byte == b'\\')
+            .then(|| std::str::from_utf8(after.get(..3)?).ok())
+            .flatten()
+            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        if code.is_some() {
+            rest = after.get(3..).unwrap_or_default();
+        }
+        plain.push(code.unwrap_or(byte));
+    }
+    PathBuf::from(OsStr::from_bytes(&plain))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const V2: &str =
+        "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup rw,nsdelegate";
+    const V1: &str = "35 31 0:32 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory";
+
+    fn dir(memberships: &str, mountinfo: &str) -> Option<(Version, String)> {
+        let found = place(memberships.as_bytes(), mountinfo.as_bytes(), "memory", |_| true)?;
+        Some((found.version, found.dir.to_str().unwrap().trim_end_matches('/').to_owned()))
+    }
+
+    #[test]
+    fn a_cgroup_is_found_where_the_mount_shows_it() {
+        let container = V1.replace("0:32 / ", "0:32 /docker/3f2a ");
+        let above = V2.replace("0:26 / ", "0:26 /../.. ");
+        let beside = V2.replace("0:26 / ", "0:26 /../other ");
+        let spaces = V2.replace("/sys/fs/cgroup ", "/mnt/two\\040words ");
+        let both = format!("{}\n{V1}", container.replace("/sys/fs/cgroup/memory", "/part"));
+        let (v1, v2) = (Version::V1, Version::V2);
+        for (memberships, mounts, expected) in [
+            ("0::/a/b\n", V2, Some((v2, "/sys/fs/cgroup/a/b"))),
+            ("0::/\n", V2, Some((v2, "/sys/fs/cgroup"))),
+            ("0::/a:b\n", V2, Some((v2, "/sys/fs/cgroup/a:b"))),
+            ("0::/a\n", &spaces, Some((v2, "/mnt/two words/a"))),
+            ("4:memory:/a\n0::/b\n", V1, Some((v1, "/sys/fs/cgroup/memory/a"))),
+            ("4:cpu,memory:/a\n", V1, Some((v1, "/sys/fs/cgroup/memory/a"))),
+            ("4:memory:/docker/3f2a\n", &container, Some((v1, "/sys/fs/cgroup/memory"))),
+            ("4:memory:/docker/3f2a/w\n", &container, Some((v1, "/sys/fs/cgroup/memory/w"))),
+            ("4:memory:/docker/3f2abc\n", &container, None),
+            ("4:memory:/docker/3f2a\n", &both, Some((v1, "/sys/fs/cgroup/memory/docker/3f2a"))),
+            ("0::/\n", &above, Some((v2, "/sys/fs/cgroup"))),
+            ("0::/\n", &beside, None),
+            ("0::/../other\n", V2, None),
+            ("0::/a\n", V1, None),
+            ("4:memory:/a\n", V2, None),
+            ("", V2, None),
+            ("0::/a\n", "", None),
+            ("nonsense\n:\n", "30 23\n- - -\n", None),
+        ] {
+            let found = dir(memberships, mounts);
+            let found = found.as_ref().map(|(version, dir)| (*version, dir.as_str()));
+            assert_eq!(found, expected, "{memberships:?} through {mounts:?}");
+        }
+    }
+
+    #[test]
+    fn a_directory_that_is_not_there_is_not_ours() {
+        assert_eq!(place(b"0::/a\n", V2.as_bytes(), "memory", |_| false), None);
+    }
+
+    #[test]
+    fn escapes_are_read_to_the_end() {
+        for (text, plain) in [
+            ("a\\040b", "a b"),
+            ("a\\134", "a\\"),
+            ("a\\04", "a\\04"),
+            ("\\999", "\\999"),
+            ("", ""),
+        ] {
+            assert_eq!(unescape(text.as_bytes()), Path::new(plain), "{text}");
+        }
+    }
+}

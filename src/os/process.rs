@@ -1,0 +1,108 @@
+//! Who and where we are, and what the whole machine has.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use rustix::system::uname;
+use rustix::time::{ClockId, clock_gettime};
+use sysinfo::{MemoryRefreshKind, System};
+
+use crate::base::Bytes;
+
+/// The process's id, as its own pid namespace counts.
+pub fn pid() -> u32 {
+    std::process::id()
+}
+
+/// The path of the executable; none when the system does not tell. Linux appends ` (deleted)` when
+/// another file has taken its place, which is worth seeing in a manifest.
+pub fn exe() -> Option<PathBuf> {
+    std::env::current_exe().ok()
+}
+
+/// The kernel and its release: `Linux 6.18.4`.
+pub fn kernel() -> String {
+    let uname = uname();
+    format!("{} {}", uname.sysname().to_string_lossy(), uname.release().to_string_lossy())
+}
+
+/// The machine's architecture, as the kernel names it: `x86_64`, `aarch64`.
+pub fn arch() -> String {
+    uname().machine().to_string_lossy().into_owned()
+}
+
+/// The host's name; in a container, the container's.
+pub fn host_name() -> String {
+    uname().nodename().to_string_lossy().into_owned()
+}
+
+/// CPU time of all the process's threads, dead ones too, since it started. Costs 1 us.
+pub fn cpu_time() -> Duration {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    Duration::new(
+        u64::try_from(time.tv_sec).unwrap_or_default(),
+        u32::try_from(time.tv_nsec).unwrap_or_default(),
+    )
+}
+
+/// How many cores the process may run on.
+///
+/// Affinity belongs to threads, and a service may pin each of its own to one core. The larger mask of
+/// the main and the calling thread is taken: both pinned is the case this does not see through.
+#[cfg(target_os = "linux")]
+pub fn cores() -> Option<u32> {
+    use rustix::thread::sched_getaffinity;
+
+    let main = rustix::process::getpid();
+    [Some(main), None]
+        .into_iter()
+        .filter_map(|thread| sched_getaffinity(thread).ok())
+        .map(|mask| mask.count())
+        .max()
+        .or_else(online)
+}
+
+/// How many cores the process may run on.
+#[cfg(not(target_os = "linux"))]
+pub fn cores() -> Option<u32> {
+    online()
+}
+
+/// What `std` takes for the number of cores: the only way past 1024 of them, which is what a mask holds.
+fn online() -> Option<u32> {
+    std::thread::available_parallelism().ok().and_then(|cores| u32::try_from(cores.get()).ok())
+}
+
+/// The memory of the machine. Reads and allocates: 20 us or so; not for every tick.
+pub fn physical_memory() -> Option<Bytes> {
+    let mut system = System::new();
+    system.refresh_memory_specifics(MemoryRefreshKind::nothing().with_ram());
+    Some(Bytes(system.total_memory())).filter(|total| total.get() > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_process_is_told_as_the_system_tools_tell_it() {
+        let run = |args: &[&str]| {
+            let output = std::process::Command::new("uname").args(args).output().unwrap();
+            String::from_utf8(output.stdout).unwrap().trim().to_owned()
+        };
+        assert_eq!(kernel(), run(&["-sr"]));
+        assert_eq!(arch(), run(&["-m"]));
+        assert_eq!(host_name(), run(&["-n"]));
+        assert_eq!(exe(), std::env::current_exe().ok());
+    }
+
+    #[test]
+    fn burning_shows_in_the_cpu_time() {
+        let before = cpu_time();
+        while cpu_time() - before < Duration::from_millis(20) {
+            std::hint::spin_loop();
+        }
+        assert!(cores().is_some_and(|cores| cores > 0));
+        assert!(physical_memory().is_some_and(|memory| memory > Bytes::mib(16)));
+    }
+}

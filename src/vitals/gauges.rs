@@ -1,0 +1,162 @@
+//! The service's own numbers.
+//!
+//! Setting one is a single atomic store, so it may stand in the hottest path; the lock is taken to make
+//! one and once a tick. Adding is a compare-and-swap loop, because no machine adds floats atomically:
+//! integers would be cheaper, but a rule's thresholds are floats and so are seconds and shares.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::Error;
+
+/// How many gauges there may be. Each is kept in every tick of the history (16 bytes), and is a counter
+/// track in a trace; 256 are more than anybody can read.
+pub(super) const MAX_GAUGES: usize = 256;
+
+/// How long a name may be, in bytes: it stands in rules, CSV headers and track names.
+const MAX_NAME: usize = 64;
+
+/// The gauges of one agent.
+#[derive(Clone, Debug, Default)]
+pub struct Gauges(Arc<Mutex<Vec<(Arc<str>, Gauge)>>>);
+
+impl Gauges {
+    /// No gauges.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The gauge called `name`, made with the value 0 if there is none. Takes a lock: keep the gauge.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::GaugeName`] unless `name` is 1 to 64 lower-case letters, digits, `_` and `.`;
+    /// [`Error::TooManyGauges`] for a new one when there are 256.
+    pub fn gauge(&self, name: &str) -> Result<Gauge, Error> {
+        let valid = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'.');
+        if name.is_empty() || name.len() > MAX_NAME || !name.bytes().all(valid) {
+            return Err(Error::GaugeName(name.chars().take(2 * MAX_NAME).collect()));
+        }
+        let mut gauges = self.lock();
+        if let Some((_, gauge)) = gauges.iter().find(|(known, _)| **known == *name) {
+            return Ok(gauge.clone());
+        }
+        if gauges.len() >= MAX_GAUGES {
+            return Err(Error::TooManyGauges(name.to_owned()));
+        }
+        let gauge = Gauge::default();
+        gauges.push((name.into(), gauge.clone()));
+        Ok(gauge)
+    }
+
+    /// Puts name and value of each gauge into `values`, in the order they were made. One that stands at
+    /// a value that is no number is left out: no threshold can be compared with it.
+    pub(super) fn read_into(&self, values: &mut Vec<(Arc<str>, f64)>) {
+        values.clear();
+        let gauges = self.lock();
+        let present = gauges.iter().map(|(name, gauge)| (name.clone(), gauge.get()));
+        values.extend(present.filter(|(_, value)| value.is_finite()));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<(Arc<str>, Gauge)>> {
+        // Nothing panics under this lock, and a list is whole between any two statements.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One number of the service's own. Clones are the same gauge.
+#[derive(Clone, Debug, Default)]
+pub struct Gauge(Arc<AtomicU64>);
+
+impl Gauge {
+    /// Makes it `value`. A value that is not finite hides it until the next finite one.
+    pub fn set(&self, value: f64) {
+        self.0.store(value.to_bits(), Ordering::Relaxed);
+    }
+
+    /// Makes it more by `amount`.
+    pub fn add(&self, amount: f64) {
+        let more = |bits| Some((f64::from_bits(bits) + amount).to_bits());
+        // The closure never refuses, so this cannot fail.
+        let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+    }
+
+    /// Makes it less by `amount`.
+    pub fn sub(&self, amount: f64) {
+        self.add(-amount);
+    }
+
+    /// What it stands at.
+    pub fn get(&self) -> f64 {
+        f64::from_bits(self.0.load(Ordering::Relaxed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(gauges: &Gauges) -> Vec<(String, f64)> {
+        let mut values = vec![("stale".into(), 1.0)];
+        gauges.read_into(&mut values);
+        values.into_iter().map(|(name, value)| (name.to_string(), value)).collect()
+    }
+
+    #[test]
+    fn the_same_name_is_the_same_gauge() {
+        let gauges = Gauges::new();
+        let (first, second) = (gauges.gauge("queue").unwrap(), gauges.gauge("queue").unwrap());
+        first.set(5.0);
+        second.add(2.5);
+        first.sub(0.5);
+        gauges.gauge("other").unwrap();
+        assert_eq!(read(&gauges), [("queue".to_owned(), 7.0), ("other".to_owned(), 0.0)]);
+    }
+
+    #[test]
+    fn names_are_those_a_rule_can_hold() {
+        let gauges = Gauges::new();
+        let longest = "a".repeat(MAX_NAME);
+        for name in ["a", "queue.length_2", longest.as_str()] {
+            assert!(gauges.gauge(name).is_ok(), "{name}");
+        }
+        let too_long = "a".repeat(MAX_NAME + 1);
+        for name in ["", "Queue", "a b", "a-b", "ä", "a\n", too_long.as_str()] {
+            assert_eq!(gauges.gauge(name).unwrap_err(), Error::GaugeName(name.to_owned()));
+        }
+    }
+
+    #[test]
+    fn the_list_ends_but_known_gauges_are_still_given() {
+        let gauges = Gauges::new();
+        for n in 0..MAX_GAUGES {
+            gauges.gauge(&format!("g{n}")).unwrap();
+        }
+        assert_eq!(gauges.gauge("more").unwrap_err(), Error::TooManyGauges("more".to_owned()));
+        assert!(gauges.gauge("g0").is_ok());
+    }
+
+    #[test]
+    fn adding_from_many_threads_loses_nothing() {
+        let gauges = Gauges::new();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                let gauge = gauges.gauge("n").unwrap();
+                scope.spawn(move || (0..10_000).for_each(|_| gauge.add(1.0)));
+            }
+        });
+        assert_eq!(read(&gauges), [("n".to_owned(), 40_000.0)]);
+    }
+
+    #[test]
+    fn what_is_no_number_is_left_out_until_it_is_one() {
+        let gauges = Gauges::new();
+        let gauge = gauges.gauge("n").unwrap();
+        for value in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            gauge.set(value);
+            assert_eq!(read(&gauges), []);
+        }
+        gauge.set(1.0);
+        assert_eq!(read(&gauges), [("n".to_owned(), 1.0)]);
+    }
+}

@@ -1,0 +1,187 @@
+//! One tick.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::gauges::Gauges;
+use super::probe::{Probe, Reading};
+use super::runtimes::Runtimes;
+use crate::base::{Bytes, Clock, Moment, SystemClock};
+use crate::model::{Limit, Vitals};
+use crate::os::cgroup::Cgroup;
+use crate::os::process;
+use crate::os::procfs::Procfs;
+
+/// How often limits are read again: they are changed by hand or by an autoscaler, and a second is
+/// sooner than either looks again. Reading them every tick would take as long as all the rest of it.
+const LIMITS_EVERY: Duration = Duration::from_secs(1);
+
+/// How often the machine's memory is asked for: it changes by hotplug only, and asking allocates.
+const MACHINE_EVERY: Duration = Duration::from_secs(60);
+
+/// Reads the vitals. It belongs to one thread; dropping it ends its tasks on the observed runtimes.
+pub struct Reader {
+    runtimes: Runtimes,
+    gauges: Gauges,
+    clock: Arc<dyn Clock>,
+    probes: Vec<Probe>,
+    added: u64,
+    procfs: Procfs,
+    cgroup: Cgroup,
+    limits_read: Option<Moment>,
+    memory_limit: Option<Limit<Bytes>>,
+    /// Whether `memory_limit` is that of a cgroup.
+    memory_of_cgroup: bool,
+    cpu_limit: Option<Limit<f64>>,
+    machine_read: Option<Moment>,
+    machine: Option<Limit<Bytes>>,
+    affinity: Arc<str>,
+    previous: Option<(Moment, Duration)>,
+}
+
+impl Reader {
+    /// A reader of this process's vitals. Opens about ten files and keeps them open.
+    pub fn new(runtimes: Runtimes, gauges: Gauges) -> Self {
+        Self::with_root(runtimes, gauges, Path::new("/"), Arc::new(SystemClock))
+    }
+
+    /// A reader that finds `proc` and the cgroups' mount points under `root`, and dates its probes by
+    /// `clock`, which the moments given to [`Self::read`] must come from too.
+    pub fn with_root(
+        runtimes: Runtimes,
+        gauges: Gauges,
+        root: &Path,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        Self {
+            runtimes,
+            gauges,
+            clock,
+            probes: Vec::new(),
+            added: 0,
+            procfs: Procfs::open(root),
+            cgroup: Cgroup::discover(root),
+            limits_read: None,
+            memory_limit: None,
+            memory_of_cgroup: false,
+            cpu_limit: None,
+            machine_read: None,
+            machine: None,
+            affinity: "cpu affinity".into(),
+            previous: None,
+        }
+    }
+
+    /// The vitals at `now`.
+    pub fn read(&mut self, now: Moment) -> Vitals {
+        let mut vitals = Vitals::default();
+        self.read_into(now, &mut vitals);
+        vitals
+    }
+
+    /// The vitals at `now`, in the place of those in `vitals`; allocates nothing while neither gauges nor
+    /// runtimes come, but once a minute for the machine's memory.
+    pub fn read_into(&mut self, now: Moment, vitals: &mut Vitals) {
+        if due(&mut self.limits_read, now, LIMITS_EVERY) {
+            self.read_limits(now);
+        }
+        let runtimes = self.read_runtimes();
+        vitals.at = now;
+        vitals.rss = self.procfs.rss(now);
+        vitals.working_set =
+            if self.memory_of_cgroup { self.cgroup.working_set() } else { vitals.rss };
+        vitals.memory_limit.clone_from(&self.memory_limit);
+        vitals.cpu_cores = self.read_cpu();
+        vitals.cpu_limit.clone_from(&self.cpu_limit);
+        vitals.tasks = runtimes.map(|reading| reading.tasks);
+        vitals.threads = self.procfs.threads(now);
+        vitals.fds = self.procfs.fds(now);
+        vitals.lag = runtimes.and_then(|reading| reading.lag);
+        self.gauges.read_into(&mut vitals.gauges);
+    }
+
+    /// The limits in force: a cgroup's where it is less than what the machine has.
+    fn read_limits(&mut self, now: Moment) {
+        self.cgroup.refresh();
+        if due(&mut self.machine_read, now, MACHINE_EVERY) {
+            self.machine = process::physical_memory()
+                .map(|value| Limit { value, source: "physical memory".into() });
+        }
+        let machine = self.machine.as_ref();
+        let cgroup = self
+            .cgroup
+            .memory_limit()
+            .filter(|limit| machine.is_none_or(|machine| limit.value < machine.value));
+        self.memory_of_cgroup = cgroup.is_some();
+        self.memory_limit = cgroup.or(machine).cloned();
+
+        let cores = process::cores().map(f64::from);
+        let quota =
+            self.cgroup.cpu_limit().filter(|limit| cores.is_none_or(|cores| limit.value < cores));
+        self.cpu_limit = quota
+            .cloned()
+            .or_else(|| cores.map(|value| Limit { value, source: self.affinity.clone() }));
+    }
+
+    /// Cores used since the previous tick; none at the first, and when no time has passed. Both clocks
+    /// are read here, side by side: a tick that was kept waiting has a `now` that is long past.
+    fn read_cpu(&mut self) -> Option<f64> {
+        let (now, used) = (self.clock.now(), process::cpu_time());
+        let (before, used_before) = self.previous.replace((now, used))?;
+        let passed = now.since(before).as_secs_f64();
+        (passed > 0.0).then(|| used.saturating_sub(used_before).as_secs_f64() / passed)
+    }
+
+    /// Tasks of all the runtimes together and the worst lag; none while none is watched.
+    fn read_runtimes(&mut self) -> Option<Reading> {
+        let probes = &self.probes;
+        let known = |id| probes.iter().any(|probe| probe.id() == id);
+        let fresh = self.runtimes.fresh(&mut self.added, known);
+        let clock = &self.clock;
+        self.probes.extend(fresh.into_iter().map(|handle| Probe::start(handle, clock.clone())));
+
+        let mut all: Option<Reading> = None;
+        self.probes.retain_mut(|probe| {
+            let Some(reading) = probe.read(&**clock) else {
+                self.runtimes.forget(probe.id());
+                return false;
+            };
+            all = Some(match all {
+                None => reading,
+                Some(so_far) => Reading {
+                    tasks: so_far.tasks + reading.tasks,
+                    lag: so_far.lag.max(reading.lag),
+                },
+            });
+            true
+        });
+        all
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        // A handle keeps its runtime's epoll descriptor open, and nobody else takes it off the list.
+        self.runtimes.clear();
+    }
+}
+
+impl std::fmt::Debug for Reader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reader")
+            .field("runtimes", &self.probes.len())
+            .field("memory_limit", &self.memory_limit)
+            .field("cpu_limit", &self.cpu_limit)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Whether `every` has passed since `last`, which then becomes `now`.
+fn due(last: &mut Option<Moment>, now: Moment, every: Duration) -> bool {
+    let due = last.is_none_or(|last| now.since(last) >= every);
+    if due {
+        *last = Some(now);
+    }
+    due
+}

@@ -1,0 +1,160 @@
+//! The limits of hosts of every kind, each a tree of the files such a host has.
+#![cfg(target_os = "linux")]
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use marple::base::{Bytes, Moment, SystemClock};
+use marple::os::cgroup::Cgroup;
+use marple::vitals::{Gauges, Reader, Runtimes};
+
+struct Host {
+    name: &'static str,
+    memory: Option<(u64, &'static str)>,
+    working_set: Option<u64>,
+    cpu: Option<(f64, &'static str)>,
+}
+
+const HOSTS: [Host; 7] = [
+    Host {
+        name: "v2_pod",
+        memory: Some((512 << 20, "/sys/fs/cgroup/memory.max")),
+        working_set: Some(240_123_904 - 59_596_800),
+        cpu: Some((0.5, "/sys/fs/cgroup/cpu.max")),
+    },
+    Host {
+        name: "v2_nested",
+        memory: Some((1 << 30, "/sys/fs/cgroup/shop.slice/shop-eu.slice/memory.max")),
+        working_set: Some(800_000_000),
+        cpu: Some((1.5, "/sys/fs/cgroup/shop.slice/shop-eu.slice/cpu.max")),
+    },
+    Host {
+        name: "v1_docker",
+        memory: Some((256 << 20, "/sys/fs/cgroup/memory/memory.limit_in_bytes")),
+        working_set: Some(232_456_192 - 59_600_896),
+        cpu: Some((3.0, "/sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us")),
+    },
+    Host { name: "v1_unlimited", memory: None, working_set: None, cpu: None },
+    Host {
+        name: "v1_flat",
+        memory: Some((200 << 20, "/sys/fs/cgroup/memory/batch/job-7/memory.limit_in_bytes")),
+        working_set: Some(70_000_000),
+        cpu: Some((0.5, "/sys/fs/cgroup/cpu,cpuacct/batch/cpu.cfs_quota_us")),
+    },
+    Host {
+        name: "hybrid",
+        memory: Some((
+            768 << 20,
+            "/sys/fs/cgroup/memory/system.slice/orders.service/memory.limit_in_bytes",
+        )),
+        working_set: Some(450_000_000),
+        cpu: Some((
+            0.75,
+            "/sys/fs/cgroup/cpu,cpuacct/system.slice/orders.service/cpu.cfs_quota_us",
+        )),
+    },
+    Host { name: "none", memory: None, working_set: None, cpu: None },
+];
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/cgroup").join(name)
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+#[test]
+fn every_host_has_its_limits_read_where_they_stand() {
+    for host in HOSTS {
+        let cgroup = Cgroup::discover(&fixture(host.name));
+        let memory = cgroup.memory_limit().map(|limit| (limit.value.get(), &*limit.source));
+        assert_eq!(memory, host.memory, "{}", host.name);
+        assert_eq!(cgroup.working_set(), host.working_set.map(Bytes), "{}", host.name);
+        let cpu = cgroup.cpu_limit().map(|limit| (limit.value, &*limit.source));
+        assert_eq!(cpu, host.cpu, "{}", host.name);
+    }
+}
+
+#[test]
+fn limits_are_followed_as_they_change_and_as_we_are_moved() {
+    let host = tempfile::tempdir().unwrap();
+    copy(&fixture("v2_nested"), host.path());
+    let write = |path: &str, text: &str| std::fs::write(host.path().join(path), text).unwrap();
+    let slice = "sys/fs/cgroup/shop.slice";
+    let mut cgroup = Cgroup::discover(host.path());
+
+    write(&format!("{slice}/shop-eu.slice/memory.max"), "2147483648\n");
+    write(&format!("{slice}/shop-eu.slice/cpu.max"), "max 100000\n");
+    assert_eq!(cgroup.memory_limit().unwrap().value, Bytes::gib(1));
+    cgroup.refresh();
+    // The service's own limit is the same: its parent's counts, where the neighbours count too.
+    let limit = cgroup.memory_limit().unwrap();
+    assert_eq!(limit.value, Bytes::gib(2));
+    assert!(limit.source.ends_with("shop-eu.slice/memory.max"), "{}", limit.source);
+    assert_eq!(cgroup.cpu_limit().unwrap().value, 4.0);
+
+    write(&format!("{slice}/shop-eu.slice/orders.service/memory.max"), "1073741824\n");
+    cgroup.refresh();
+    assert!(cgroup.memory_limit().unwrap().source.ends_with("orders.service/memory.max"));
+    assert_eq!(cgroup.working_set(), Some(Bytes(250_000_000)));
+
+    write(&format!("{slice}/memory.max"), "536870912\n");
+    write("proc/self/cgroup", "0::/shop.slice\n");
+    cgroup.refresh();
+    let limit = cgroup.memory_limit().unwrap();
+    assert_eq!(
+        (limit.value, &*limit.source),
+        (Bytes::mib(512), "/sys/fs/cgroup/shop.slice/memory.max")
+    );
+    assert_eq!(cgroup.working_set(), Some(Bytes(3_221_225_472 - 1_073_741_824)));
+}
+
+#[test]
+fn without_both_numbers_there_is_no_working_set() {
+    for (file, text) in [("memory.stat", "anon 5\n"), ("memory.current", "\n")] {
+        let host = tempfile::tempdir().unwrap();
+        copy(&fixture("v2_pod"), host.path());
+        std::fs::write(host.path().join("sys/fs/cgroup").join(file), text).unwrap();
+        let cgroup = Cgroup::discover(host.path());
+        assert!(cgroup.memory_limit().is_some());
+        assert_eq!(cgroup.working_set(), None, "{file}");
+    }
+}
+
+#[test]
+fn the_vitals_take_the_machine_where_no_cgroup_limits_it() {
+    let root = fixture("none");
+    let mut reader =
+        Reader::with_root(Runtimes::new(), Gauges::new(), &root, Arc::new(SystemClock));
+    let vitals = reader.read(Moment::default());
+    let memory = vitals.memory_limit.unwrap();
+    assert_eq!(&*memory.source, "physical memory");
+    assert!(memory.value > Bytes::mib(16));
+    assert_eq!(&*vitals.cpu_limit.unwrap().source, "cpu affinity");
+    assert!(vitals.rss.is_some() && vitals.working_set == vitals.rss);
+}
+
+#[test]
+fn a_limit_above_what_the_machine_has_is_none() {
+    let host = tempfile::tempdir().unwrap();
+    copy(&fixture("v2_pod"), host.path());
+    let cgroup = host.path().join("sys/fs/cgroup");
+    std::fs::write(cgroup.join("memory.max"), (1_u64 << 59).to_string()).unwrap();
+    std::fs::write(cgroup.join("cpu.max"), "9999900000 100000\n").unwrap();
+    let mut reader =
+        Reader::with_root(Runtimes::new(), Gauges::new(), host.path(), Arc::new(SystemClock));
+    let vitals = reader.read(Moment::default());
+    assert_eq!(&*vitals.memory_limit.unwrap().source, "physical memory");
+    assert_eq!(&*vitals.cpu_limit.unwrap().source, "cpu affinity");
+    assert_eq!(vitals.working_set, vitals.rss);
+}
