@@ -1,8 +1,85 @@
-//! Settings: what they are, what they default to, and how a file of them is read and watched.
+//! Settings: what they are, what they default to, how a file of them is read, judged and watched.
+//!
+//! ```text
+//! file --load--> text --parse--> DeTable with spans --read--> Settings --validate--> Settings
+//!                          |                            |                    |
+//!                          +--------- Problems, each with its line ----------+
+//! ```
+//!
+//! A person fixes a file in one go, so reading never stops at the first problem: [`read`] walks the
+//! table key by key and notes what is wrong, [`validate`](Settings::validate) judges what was
+//! readable, and both land in one sorted list. `#[derive(Deserialize)]` on the structs was the
+//! obvious alternative; it stops at the first problem and knows no line for what only a comparison
+//! of two keys can show.
+//!
+//! Relative paths (`dir`, `toggle.trigger_file`, `http.token_file`, `unix:` sockets) are relative to
+//! the working directory of the process, not to the file they stand in.
 
+mod problem;
+mod read;
+mod section;
 mod settings;
+mod settle;
+mod validate;
+mod value;
+mod watch;
 
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+
+pub use problem::{Error, Problem, Problems};
 pub use settings::{
     CpuSettings, HeapSettings, HttpSettings, Listen, Room, Secret, Settings, StoreSettings,
     ToggleSettings, ToggleSignal, TraceSettings,
 };
+pub use watch::{Change, Watched, Watcher};
+
+/// The largest file that is read: a thousand times the longest configuration imaginable, and little
+/// enough to be held and compared by the watcher.
+const MAX_FILE_BYTES: u64 = 1 << 20;
+
+/// Reads the settings in the file at `path`.
+///
+/// # Errors
+///
+/// When the file cannot be read, is larger than 1 MiB or is not valid; in the last case with every
+/// problem in it.
+pub fn load(path: &Path) -> Result<Settings, Error> {
+    judge(path, read_bounded(path))
+}
+
+/// Reads settings from `text`; `origin` is what the problems name as its file. Reads the file
+/// `http.token_file` names, if there is one.
+///
+/// # Errors
+///
+/// When the text is not valid, with every problem in it.
+pub fn parse(text: &str, origin: &Path) -> Result<Settings, Error> {
+    read::read(text, origin).into_result()
+}
+
+/// The settings in what was read from `path`.
+fn judge(path: &Path, contents: io::Result<Vec<u8>>) -> Result<Settings, Error> {
+    let contents =
+        contents.map_err(|source| Error::Unreadable { path: path.to_owned(), source })?;
+    let text = str::from_utf8(&contents).map_err(|error| {
+        let valid = String::from_utf8_lossy(contents.get(..error.valid_up_to()).unwrap_or(&[]));
+        let message = "the file is not UTF-8 from here on: save it as UTF-8".to_owned();
+        Problems::new(Some(path), vec![Problem::at(&valid, valid.len(), String::new(), message)])
+    })?;
+    parse(text, path)
+}
+
+/// What is in the regular file at `path`. A pipe is not opened, because that would wait for a writer.
+fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
+    if !std::fs::metadata(path)?.is_file() {
+        return Err(io::Error::other("it is not a regular file"));
+    }
+    let mut contents = Vec::new();
+    File::open(path)?.take(MAX_FILE_BYTES + 1).read_to_end(&mut contents)?;
+    if contents.len() as u64 > MAX_FILE_BYTES {
+        return Err(io::Error::other("it is larger than 1 MiB"));
+    }
+    Ok(contents)
+}

@@ -166,9 +166,10 @@ impl Default for Settings {
         Self {
             service: std::env::current_exe()
                 .ok()
-                .and_then(|exe| Some(exe.file_name()?.to_string_lossy().into_owned()))
+                .and_then(|exe| file_name_part(&exe.file_name()?.to_string_lossy()))
                 .unwrap_or_else(|| "service".to_owned()),
-            domain: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+            domain: file_name_part(&rustix::system::uname().nodename().to_string_lossy())
+                .unwrap_or_else(|| "host".to_owned()),
             dir: "captures".into(),
             interval: Duration::from_millis(250),
             store: StoreSettings::default(),
@@ -180,6 +181,15 @@ impl Default for Settings {
             rules: Vec::new(),
         }
     }
+}
+
+/// What of `name` may stand in a file's name, so that no host is refused a start for what it is called:
+/// a deleted executable is `service (deleted)`, a host without a name `(none)`.
+fn file_name_part(name: &str) -> Option<String> {
+    let letter = |c: char| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '-' };
+    let part: String =
+        name.chars().map(letter).skip_while(|c| "-.".contains(*c)).take(64).collect();
+    (!part.is_empty()).then_some(part)
 }
 
 impl Default for StoreSettings {

@@ -7,6 +7,7 @@
 //! Evidence is integers in tables: a stack is one [`StackHandle`], a text is one [`StringHandle`], and
 //! a handle is valid only in the table that gave it out.
 
+mod amount;
 mod capture;
 mod incident;
 mod losses;
@@ -19,6 +20,7 @@ mod strings;
 mod timeline;
 mod vitals;
 
+pub use amount::Amount;
 pub use capture::{CaptureKind, CaptureSet, ParseCaptureKindError};
 pub use incident::{IncidentState, Origin, Reason};
 pub use losses::{Loss, Losses};

@@ -1,0 +1,181 @@
+//! The keys of a file, each once: its name, how its value is written, where it goes. What the values
+//! may be is `validate`'s matter, so that settings made in code are judged alike.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+use toml::de::DeTable;
+
+use super::Error;
+use super::section::{Report, Section};
+use super::settings::{
+    CpuSettings, HeapSettings, HttpSettings, Secret, Settings, StoreSettings, ToggleSettings,
+    TraceSettings,
+};
+use super::value;
+use crate::base::Bytes;
+use crate::model::{CaptureSet, Metric, Rule};
+
+/// Settings and everything that was noticed on the way to them.
+pub(super) struct Reading<'t> {
+    settings: Settings,
+    report: Report<'t>,
+    origin: PathBuf,
+}
+
+impl Reading<'_> {
+    /// The settings if nothing is wrong with them.
+    pub(super) fn into_result(self) -> Result<Settings, Error> {
+        self.report.conclude(self.origin, self.settings)
+    }
+}
+
+/// Reads all that can be read of `text`.
+pub(super) fn read<'t>(text: &'t str, origin: &Path) -> Reading<'t> {
+    let mut report = Report::new(text);
+    let (table, errors) = DeTable::parse_recoverable(text);
+    report.syntax(&errors);
+    let mut settings = Settings::default();
+    let mut root = Section::root(&mut report, table.get_ref());
+    file(&mut root, &mut settings);
+    root.finish();
+    Reading { settings, report, origin: origin.to_owned() }
+}
+
+fn file(root: &mut Section<'_, '_>, settings: &mut Settings) {
+    root.read("service", value::text, &mut settings.service);
+    root.read("domain", value::text, &mut settings.domain);
+    root.read("dir", value::path, &mut settings.dir);
+    root.read("interval", value::duration, &mut settings.interval);
+    root.section("store", |section| store(section, &mut settings.store));
+    root.section("toggle", |section| toggle(section, &mut settings.toggle));
+    root.section("http", |section| http(section, settings.http.insert(HttpSettings::default())));
+    root.section("cpu", |section| cpu(section, &mut settings.cpu));
+    root.section("heap", |section| heap(section, &mut settings.heap));
+    root.section("trace", |section| trace(section, &mut settings.trace));
+    root.sections("rule", |section| settings.rules.push(rule(section)));
+}
+
+fn store(section: &mut Section<'_, '_>, store: &mut StoreSettings) {
+    section.read("max_bytes", Bytes::deserialize, &mut store.max_bytes);
+    section.read("max_incidents", value::count, &mut store.max_incidents);
+    section.read("max_age", value::duration, &mut store.max_age);
+    section.read("keep_free", value::room, &mut store.keep_free);
+}
+
+fn toggle(section: &mut Section<'_, '_>, toggle: &mut ToggleSettings) {
+    section.read("signal", value::signal, &mut toggle.signal);
+    section.read("trigger_file", value::path, &mut toggle.trigger_file);
+    section.read("capture", CaptureSet::deserialize, &mut toggle.capture);
+    section.read("max_duration", value::duration, &mut toggle.max_duration);
+}
+
+fn http(section: &mut Section<'_, '_>, http: &mut HttpSettings) {
+    section.read("listen", value::listen, &mut http.listen);
+    let both = section.has("token") && section.has("token_file");
+    let mut from_file: Option<Secret> = None;
+    section.read("token", value::token, &mut http.token);
+    if section.read("token_file", value::token_file, &mut from_file) {
+        http.token = from_file;
+    } else if section.has("token_file") {
+        section.ignore("token");
+    }
+    if both {
+        section.refuse("token_file", "`token` is set too: keep one of the two".to_owned());
+    }
+}
+
+fn cpu(section: &mut Section<'_, '_>, cpu: &mut CpuSettings) {
+    section.read("frequency", value::hertz, &mut cpu.frequency);
+}
+
+fn heap(section: &mut Section<'_, '_>, heap: &mut HeapSettings) {
+    section.read("rate", Bytes::deserialize, &mut heap.rate);
+}
+
+fn trace(section: &mut Section<'_, '_>, trace: &mut TraceSettings) {
+    section.read("max_bytes", Bytes::deserialize, &mut trace.max_bytes);
+}
+
+fn rule(section: &mut Section<'_, '_>) -> Rule {
+    let mut metric = Metric::Memory;
+    let known = section.read("metric", Metric::deserialize, &mut metric);
+    if !section.has("metric") {
+        let message = "a rule needs one: write `metric = \"memory\"` or another".to_owned();
+        section.refuse("metric", message);
+    }
+    let mut rule = Rule {
+        name: default_name(&metric),
+        min: 0.0,
+        diff: None,
+        abs: None,
+        max: None,
+        hold: Duration::ZERO,
+        clear: None,
+        cooldown: Duration::from_secs(60),
+        capture: CaptureSet::all(),
+        duration: Duration::from_secs(10),
+        metric,
+    };
+    if !section.read("name", value::text, &mut rule.name) && !known {
+        section.ignore("name");
+    }
+    section.read("diff", value::percent, &mut rule.diff);
+    let unit = rule.metric.unit();
+    let slots = [("abs", &mut rule.abs), ("max", &mut rule.max), ("clear", &mut rule.clear)];
+    let mut min = Some(rule.min);
+    for (key, slot) in slots.into_iter().chain([("min", &mut min)]) {
+        if known {
+            section.read(key, |value| value::threshold(unit, value), slot);
+        } else {
+            // Without its metric the unit is unknown: any value may be right.
+            section.read(key, |_| Ok(0.0), slot);
+            section.ignore(key);
+        }
+    }
+    rule.min = min.unwrap_or(rule.min);
+    section.read("for", value::duration, &mut rule.hold);
+    section.read("cooldown", value::duration, &mut rule.cooldown);
+    section.read("capture", CaptureSet::deserialize, &mut rule.capture);
+    section.read("duration", value::duration, &mut rule.duration);
+    rule
+}
+
+/// The name of a rule that has none: its metric's, in the letters a name may have.
+fn default_name(metric: &Metric) -> String {
+    let letter = |c: char| match c.to_ascii_lowercase() {
+        c @ ('a'..='z' | '0'..='9' | '_') => c,
+        _ => '-',
+    };
+    metric.to_string().chars().map(letter).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `config/marple.toml` with the keys that stand there as comments.
+    fn uncommented() -> String {
+        let text = include_str!("../../config/marple.toml");
+        let line = |line: &str| {
+            let key = line
+                .strip_prefix('#')
+                .filter(|rest| rest.starts_with(|c: char| !c.is_whitespace()));
+            format!("{}\n", key.unwrap_or(line))
+        };
+        text.lines().map(line).collect()
+    }
+
+    #[test]
+    fn marple_toml_shows_every_key() {
+        let text = uncommented();
+        let reading = read(&text, Path::new("marple.toml"));
+        let of_example = |key: &&String| key.starts_with("rule[1].");
+        let unset: Vec<_> = reading.report.unset.iter().filter(|key| !of_example(key)).collect();
+        assert_eq!(unset, [&String::new(); 0]);
+        let told = reading.into_result().expect_err("`token` and `token_file` exclude each other");
+        assert_eq!(told.to_string().matches("http.token").count(), 1, "{told}");
+        assert_eq!(told.to_string().lines().count(), 1, "{told}");
+    }
+}

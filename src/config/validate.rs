@@ -1,0 +1,270 @@
+//! What settings may be. One list of checks for a file and for settings made in code; each names the
+//! keys it rests on, the first being the one to change, so that a reader of files can find the line
+//! and can leave out what follows only from another problem.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use super::problem::{Problem, Problems};
+use super::settings::{HttpSettings, Listen, Room, Settings};
+use crate::base::{Bytes, Percent};
+use crate::model::{Metric, Rule, Unit};
+
+/// Faster than this a tick would cost the host what it may not; slower, an incident is over unseen.
+const INTERVAL: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(60 * 60));
+/// What one incident with one artifact of each kind needs at the least.
+const MIN_STORE_BYTES: Bytes = Bytes::mib(1);
+/// Two pages of events for each of eight threads; below, nothing of use is recorded.
+const MIN_TRACE_BYTES: Bytes = Bytes::kib(64);
+/// Above, the handler's own time shows in the profile.
+const MAX_FREQUENCY: u32 = 1000;
+/// Every rule is asked at every tick.
+const MAX_RULES: usize = 100;
+/// A file's name has at most 255 bytes; it holds service and domain, or the rule, the time and an id.
+const MAX_NAME: usize = 64;
+/// `sun_path`, less its trailing NUL.
+const MAX_SOCKET_PATH: usize = 107;
+
+/// Something wrong with the values of `keys`.
+#[derive(Debug)]
+pub(super) struct Finding {
+    pub(super) keys: Vec<String>,
+    pub(super) message: String,
+}
+
+impl Settings {
+    /// Judges settings as [`load`](super::load) judges a file's.
+    ///
+    /// # Errors
+    ///
+    /// With every problem there is.
+    pub fn validate(&self) -> Result<(), Problems> {
+        let problems: Vec<Problem> = findings(self)
+            .into_iter()
+            .map(|Finding { keys, message }| Problem {
+                place: None,
+                key: keys.into_iter().next().unwrap_or_default(),
+                message,
+            })
+            .collect();
+        if problems.is_empty() { Ok(()) } else { Err(Problems::new(None, problems)) }
+    }
+}
+
+/// Everything that is wrong with `settings`.
+pub(super) fn findings(settings: &Settings) -> Vec<Finding> {
+    let mut check = Check::default();
+    general(&mut check, settings);
+    if let Some(settings) = &settings.http {
+        check.under("http.", |check| http(check, settings));
+    }
+    let mut names = BTreeMap::new();
+    for (index, settings) in settings.rules.iter().enumerate() {
+        check.under(&format!("rule[{index}]."), |check| rule(check, settings));
+        if let Some(first) = names.insert(settings.name.as_str(), index) {
+            check.found(
+                vec![format!("rule[{index}].name"), format!("rule[{first}].name")],
+                format!("`{}` is the name of another rule too: give each its own", settings.name),
+            );
+        }
+    }
+    check.findings
+}
+
+#[derive(Default)]
+struct Check {
+    findings: Vec<Finding>,
+    prefix: String,
+}
+
+impl Check {
+    /// Runs checks whose keys are under `prefix`.
+    fn under(&mut self, prefix: &str, checks: impl FnOnce(&mut Self)) {
+        let outer = std::mem::replace(&mut self.prefix, prefix.to_owned());
+        checks(self);
+        self.prefix = outer;
+    }
+
+    /// Notes `message` about `keys` unless all is `well`.
+    fn that(&mut self, well: bool, keys: &[&str], message: impl FnOnce() -> String) {
+        if !well {
+            let keys = keys.iter().map(|key| format!("{}{key}", self.prefix)).collect();
+            self.found(keys, message());
+        }
+    }
+
+    fn found(&mut self, keys: Vec<String>, message: String) {
+        self.findings.push(Finding { keys, message });
+    }
+
+    /// Part of a file's name: no separators, nothing hidden, nothing a shell would take apart.
+    fn file_name(&mut self, key: &str, name: &str) {
+        let well = (1..=MAX_NAME).contains(&name.len())
+            && name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+            && !name.starts_with(['.', '-']);
+        self.that(well, &[key], || {
+            format!(
+                "`{name}` cannot be part of a file's name: write 1 to {MAX_NAME} letters, digits, \
+                 `-`, `_` or `.`, beginning with a letter, a digit or `_`"
+            )
+        });
+    }
+
+    fn positive(&mut self, key: &str, duration: Duration) {
+        self.that(!duration.is_zero(), &[key], || {
+            "no time at all: write a duration such as \"10s\"".to_owned()
+        });
+    }
+
+    fn at_least(&mut self, key: &str, bytes: Bytes, floor: Bytes) {
+        self.that(bytes >= floor, &[key], || {
+            format!("{bytes} is too little to keep anything: write {floor} or more")
+        });
+    }
+}
+
+fn general(check: &mut Check, settings: &Settings) {
+    check.file_name("service", &settings.service);
+    check.file_name("domain", &settings.domain);
+    check.that(!settings.dir.as_os_str().is_empty(), &["dir"], || {
+        "no directory: write where the incidents go, such as \"captures\"".to_owned()
+    });
+    let (least, most) = INTERVAL;
+    check.that((least..=most).contains(&settings.interval), &["interval"], || {
+        format!("{:?} is out of bounds: write a duration from 10ms to 1h", settings.interval)
+    });
+
+    let store = &settings.store;
+    check.at_least("store.max_bytes", store.max_bytes, MIN_STORE_BYTES);
+    check.that(store.max_incidents > 0, &["store.max_incidents"], || {
+        "0 would keep no incident: write 1 or more".to_owned()
+    });
+    check.positive("store.max_age", store.max_age);
+    if let Room::Percent(Percent(share)) = store.keep_free {
+        check.that((0.0..100.0).contains(&share), &["store.keep_free"], || {
+            format!("{share} % is no share that leaves room: write \"0%\" to \"99%\"")
+        });
+    }
+
+    let toggle = &settings.toggle;
+    check.that(!toggle.capture.is_empty(), &["toggle.capture"], || {
+        "nothing to capture: name at least one of \"cpu\", \"heap\", \"trace\"".to_owned()
+    });
+    check.positive("toggle.max_duration", toggle.max_duration);
+    if let Some(path) = &toggle.trigger_file {
+        check.that(path.file_name().is_some(), &["toggle.trigger_file"], || {
+            format!("`{}` is not the path of a file", path.display())
+        });
+    }
+
+    let frequency = settings.cpu.frequency.get();
+    check.that((1..=MAX_FREQUENCY).contains(&frequency), &["cpu.frequency"], || {
+        format!("{frequency} is out of bounds: write 1 to {MAX_FREQUENCY} samples a second")
+    });
+    check.at_least("trace.max_bytes", settings.trace.max_bytes, MIN_TRACE_BYTES);
+    check.that(settings.rules.len() <= MAX_RULES, &["rule"], || {
+        format!("{} rules are too many: write at most {MAX_RULES}", settings.rules.len())
+    });
+}
+
+fn http(check: &mut Check, http: &HttpSettings) {
+    match &http.listen {
+        Listen::Tcp(addr) => {
+            let well = is_loopback(addr.ip()) || http.token.is_some();
+            check.that(well, &["listen", "token"], || {
+                format!(
+                    "{addr} can be reached from other machines: set `token` or `token_file`, or \
+                     listen on 127.0.0.1 or a Unix socket"
+                )
+            });
+        }
+        Listen::Unix(path) => {
+            let length = path.as_os_str().len();
+            check.that((1..=MAX_SOCKET_PATH).contains(&length), &["listen"], || {
+                format!("a socket's path has 1 to {MAX_SOCKET_PATH} bytes, this one {length}")
+            });
+        }
+    }
+    if let Some(token) = &http.token {
+        let text = token.expose();
+        let well = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic());
+        check.that(well, &["token"], || {
+            "cannot be sent in a header: write visible ASCII characters, without spaces".to_owned()
+        });
+    }
+}
+
+/// Whether only this machine can reach `ip`, also when IPv4 is written as IPv6.
+fn is_loopback(ip: IpAddr) -> bool {
+    ip.to_canonical().is_loopback()
+}
+
+fn rule(check: &mut Check, rule: &Rule) {
+    let letter = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '_';
+    let name = &rule.name;
+    let well = (1..=MAX_NAME).contains(&name.len()) && name.chars().all(letter);
+    check.that(well, &["name"], || {
+        format!(
+            "`{name}` is no name for a rule: write 1 to {MAX_NAME} lower-case letters, digits, \
+             `-` or `_`"
+        )
+    });
+    if let Metric::Gauge(gauge) = &rule.metric {
+        let letter = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        let well = (1..=MAX_NAME).contains(&gauge.len()) && gauge.chars().all(letter);
+        check.that(well, &["metric"], || {
+            format!("`{gauge}` is no name for a gauge: write 1 to {MAX_NAME} of a-z, 0-9, -, _, .")
+        });
+    }
+    check.that(rule.abs.is_some() || rule.diff.is_some(), &["abs", "diff"], || {
+        "the rule can never fire: give it `abs` or `diff`".to_owned()
+    });
+    thresholds(check, rule);
+    check.that(!rule.capture.is_empty(), &["capture"], || {
+        "nothing to capture: name at least one of \"cpu\", \"heap\", \"trace\"".to_owned()
+    });
+    check.positive("duration", rule.duration);
+}
+
+fn thresholds(check: &mut Check, rule: &Rule) {
+    let unit = rule.metric.unit();
+    let min = Some(rule.min);
+    for (key, value) in [("min", min), ("abs", rule.abs), ("max", rule.max), ("clear", rule.clear)]
+    {
+        let Some(value) = value else { continue };
+        let (well, right) = match unit {
+            _ if !value.is_finite() => (false, "a finite number"),
+            Unit::Percent => ((0.0..=100.0).contains(&value), "0 to 100"),
+            Unit::Bytes | Unit::Seconds => (value >= 0.0, "0 or more"),
+            Unit::Count => (true, ""),
+        };
+        check.that(well, &[key, "metric"], || {
+            format!("{value} can never be reached by {}: write {right}", rule.metric)
+        });
+    }
+    if let Some(diff) = rule.diff {
+        check.that(diff.is_finite() && diff > 0.0, &["diff"], || {
+            format!("{diff} would fire on a steady value: write more than 0, such as 25")
+        });
+    }
+    let shown = |value| crate::model::Amount { value, unit };
+    if let (Some(clear), Some(abs)) = (rule.clear, rule.abs) {
+        check.that(clear < abs, &["clear", "abs"], || {
+            format!("{} is not below abs ({}): write less", shown(clear), shown(abs))
+        });
+    }
+    if let Some(max) = rule.max {
+        let (name, floor) = match rule.abs {
+            Some(abs) if abs > rule.min => ("abs", abs),
+            _ => ("min", rule.min),
+        };
+        check.that(max > floor, &["max", name], || {
+            format!(
+                "{} is not above {name} ({}): the rule could never fire",
+                shown(max),
+                shown(floor)
+            )
+        });
+    }
+}

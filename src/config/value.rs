@@ -1,0 +1,201 @@
+//! How each kind of value is written: functions from serde's deserializer, for what people write
+//! otherwise than machines. Every refusal shows the value and what would be right, except a token's,
+//! which is never shown.
+
+use std::fmt;
+use std::fs::File;
+use std::io::Read as _;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use jiff::SpanRelativeTo;
+use jiff::fmt::friendly::SpanParser;
+use serde::de::{self, Deserialize, Deserializer, Unexpected, Visitor};
+
+use super::settings::{Listen, Room, Secret, ToggleSignal};
+use crate::base::{Bytes, Hertz, Percent};
+use crate::model::Unit;
+
+/// A value that is written as a number or as a text.
+struct Friendly<T, N, S> {
+    expected: &'static str,
+    number: N,
+    text: S,
+    kind: std::marker::PhantomData<T>,
+}
+
+impl<T, N, S> Visitor<'_> for Friendly<T, N, S>
+where
+    N: Fn(f64) -> Option<T>,
+    S: Fn(&str) -> Option<T>,
+{
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.expected)
+    }
+
+    fn visit_i64<E: de::Error>(self, n: i64) -> Result<T, E> {
+        (self.number)(n as f64).ok_or_else(|| E::invalid_value(Unexpected::Signed(n), &self))
+    }
+
+    fn visit_f64<E: de::Error>(self, n: f64) -> Result<T, E> {
+        (self.number)(n).ok_or_else(|| E::invalid_value(Unexpected::Float(n), &self))
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
+        (self.text)(text).ok_or_else(|| E::invalid_value(Unexpected::Str(text), &self))
+    }
+}
+
+/// Reads a number or a text; either may be refused by giving none.
+fn friendly<'de, D: Deserializer<'de>, T>(
+    deserializer: D,
+    expected: &'static str,
+    number: impl Fn(f64) -> Option<T>,
+    text: impl Fn(&str) -> Option<T>,
+) -> Result<T, D::Error> {
+    let kind = std::marker::PhantomData;
+    deserializer.deserialize_any(Friendly { expected, number, text, kind })
+}
+
+/// The duration in `text`, in jiff's friendly format; a day is 24 hours, a month is none.
+fn parse_duration(text: &str) -> Option<Duration> {
+    let span = SpanParser::new().parse_span(text).ok()?;
+    span.to_duration(SpanRelativeTo::days_are_24_hours()).ok()?.try_into().ok()
+}
+
+/// The number before a percent sign.
+fn parse_percent(text: &str) -> Option<f64> {
+    text.strip_suffix('%')?.trim_end().parse().ok().filter(|n: &f64| n.is_finite())
+}
+
+fn finite(n: f64) -> Option<f64> {
+    n.is_finite().then_some(n)
+}
+
+/// A whole number that a `f64` holds exactly.
+fn whole(n: f64) -> Option<u64> {
+    (n.fract() == 0.0 && (0.0..=9_007_199_254_740_992.0).contains(&n)).then_some(n as u64)
+}
+
+/// `"250ms"`, `"1m 30s"`, `"14d"`.
+pub(super) fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let expected = "a duration such as \"250ms\", \"1m 30s\" or \"14d\"";
+    friendly(deserializer, expected, |_| None, parse_duration)
+}
+
+/// A text that says something.
+pub(super) fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    friendly(deserializer, "a text in quotes", |_| None, |text| Some(text.to_owned()))
+}
+
+/// A path.
+pub(super) fn path<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
+    friendly(deserializer, "a path in quotes", |_| None, |text| Some(text.into()))
+}
+
+/// How many.
+pub(super) fn count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
+    let number = |n| usize::try_from(whole(n)?).ok();
+    friendly(deserializer, "a whole number", number, |_| None)
+}
+
+/// How often a second.
+pub(super) fn hertz<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Hertz, D::Error> {
+    let number = |n| u32::try_from(whole(n)?).ok().map(Hertz);
+    friendly(deserializer, "a whole number of times a second, such as 99", number, |_| None)
+}
+
+/// `"5%"` or `"1GiB"`.
+pub(super) fn room<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Room, D::Error> {
+    let expected = "a share such as \"5%\" or a size such as \"1GiB\"";
+    let number = |n| whole(n).map(|n| Room::Bytes(Bytes(n)));
+    friendly(deserializer, expected, number, |text| {
+        let percent = parse_percent(text).map(|n| Room::Percent(Percent(n)));
+        percent.or_else(|| text.parse().ok().map(Room::Bytes))
+    })
+}
+
+/// `"127.0.0.1:6060"` or `"unix:/run/service.sock"`.
+pub(super) fn listen<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Listen, D::Error> {
+    let expected = "an IP address and a port such as \"127.0.0.1:6060\", or a Unix socket such as \
+                    \"unix:/run/service.sock\"";
+    friendly(
+        deserializer,
+        expected,
+        |_| None,
+        |text| match text.strip_prefix("unix:") {
+            Some("") => None,
+            Some(path) => Some(Listen::Unix(path.into())),
+            None => text.parse().ok().map(Listen::Tcp),
+        },
+    )
+}
+
+/// `"SIGUSR1"`, `"SIGUSR2"` or `"off"`.
+pub(super) fn signal<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<ToggleSignal>, D::Error> {
+    let expected = "\"SIGUSR1\", \"SIGUSR2\" or \"off\"";
+    let text = |text: &str| match text {
+        "off" => Some(None),
+        _ => [ToggleSignal::Usr1, ToggleSignal::Usr2]
+            .into_iter()
+            .find(|signal| signal.name() == text)
+            .map(Some),
+    };
+    friendly(deserializer, expected, |_| None, text)
+}
+
+/// A threshold, written in the unit of what it is compared to.
+pub(super) fn threshold<'de, D: Deserializer<'de>>(
+    unit: Unit,
+    deserializer: D,
+) -> Result<f64, D::Error> {
+    match unit {
+        Unit::Percent => percent(deserializer),
+        Unit::Bytes => Bytes::deserialize(deserializer).map(|bytes| bytes.get() as f64),
+        Unit::Count => friendly(deserializer, "a number", finite, |_| None),
+        Unit::Seconds => duration(deserializer).map(|duration| duration.as_secs_f64()),
+    }
+}
+
+/// `25` or `"25%"`.
+pub(super) fn percent<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    friendly(deserializer, "a number of per cent such as 80 or \"80%\"", finite, parse_percent)
+}
+
+/// A token. What stands there is not repeated.
+pub(super) fn token<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Secret, D::Error> {
+    let text = String::deserialize(deserializer);
+    text.map(Secret::new).map_err(|_| de::Error::custom("expected a text in quotes"))
+}
+
+/// The token in a file, which nobody but the owner and the group may read: a Kubernetes secret volume
+/// with `fsGroup` is readable by the group.
+pub(super) fn token_file<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Secret, D::Error> {
+    /// Far beyond any token, and what a wrong path may cost.
+    const MAX: u64 = 64 << 10;
+
+    let path = path(deserializer)?;
+    let shown = path.display();
+    let refuse = |what: String| Err(de::Error::custom(format!("`{shown}` {what}")));
+    let meta = match std::fs::metadata(&path) {
+        Ok(meta) => meta,
+        Err(error) => return refuse(format!("cannot be read: {error}")),
+    };
+    if !meta.is_file() {
+        return refuse("is not a regular file".to_owned());
+    }
+    let mode = meta.permissions().mode() & 0o777;
+    if mode & 0o007 != 0 {
+        return refuse(format!("is open to everybody (mode {mode:03o}): run `chmod 600 {shown}`"));
+    }
+    let mut text = String::new();
+    match File::open(&path).and_then(|file| file.take(MAX).read_to_string(&mut text)) {
+        Ok(_) => Ok(Secret::new(text.trim_end_matches(['\n', '\r']))),
+        Err(error) => refuse(format!("cannot be read: {error}")),
+    }
+}

@@ -1,0 +1,96 @@
+//! The files in `config/` say what the documentation says they say.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use marple::config::{Error, HttpSettings, Settings, load};
+use marple::model::{CaptureKind, CaptureSet, Metric};
+
+fn shipped(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("config").join(name)
+}
+
+#[test]
+fn every_shipped_file_is_valid() {
+    let mut files = 0;
+    for entry in std::fs::read_dir(shipped("")).unwrap() {
+        let path = entry.unwrap().path();
+        load(&path).unwrap();
+        files += 1;
+    }
+    assert!(files >= 3);
+}
+
+#[test]
+fn marple_toml_shows_the_defaults() {
+    let mut settings = load(&shipped("marple.toml")).unwrap();
+    let rules = std::mem::take(&mut settings.rules);
+    assert_eq!(settings, Settings::default());
+    let names: Vec<&str> = rules.iter().map(|rule| rule.name.as_str()).collect();
+    assert_eq!(names, ["memory", "runtime-lag"]);
+    assert_eq!(HttpSettings::default().listen.to_string(), "127.0.0.1:6060");
+}
+
+#[test]
+fn minimal_toml_watches_memory() {
+    let settings = load(&shipped("minimal.toml")).unwrap();
+    assert_eq!(settings.rules.len(), 1);
+    let rule = &settings.rules[0];
+    assert_eq!((&rule.metric, rule.abs), (&Metric::Memory, Some(80.0)));
+    assert_eq!((rule.capture, rule.duration), (CaptureSet::all(), Duration::from_secs(10)));
+    assert_eq!((rule.cooldown, rule.hold), (Duration::from_secs(60), Duration::ZERO));
+    assert_eq!((rule.min, rule.diff, rule.max, rule.clear), (0.0, None, None, None));
+}
+
+#[test]
+fn holmes_toml_has_the_defaults_of_holmes() {
+    let settings = load(&shipped("holmes.toml")).unwrap();
+    assert_eq!(settings.interval, Duration::from_secs(5));
+    let rules: Vec<_> = settings
+        .rules
+        .iter()
+        .map(|rule| (rule.name.as_str(), rule.min, rule.diff, rule.abs, rule.cooldown.as_secs()))
+        .collect();
+    assert_eq!(
+        rules,
+        [
+            ("cpu", 10.0, Some(25.0), Some(70.0), 60),
+            ("memory", 10.0, Some(25.0), Some(80.0), 60),
+            ("tasks", 3000.0, Some(20.0), Some(200_000.0), 600),
+            ("threads", 10.0, Some(25.0), Some(70.0), 3600),
+        ]
+    );
+    assert_eq!(settings.rules[0].capture, [CaptureKind::Cpu].into());
+}
+
+#[test]
+fn an_empty_file_means_the_defaults() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("empty.toml");
+    std::fs::write(&path, "").unwrap();
+    assert_eq!(load(&path).unwrap(), Settings::default());
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let missing = dir.path().join("missing.toml");
+    let huge = dir.path().join("huge.toml");
+    let latin = dir.path().join("latin.toml");
+    std::fs::write(&huge, "#".repeat((1 << 20) + 1)).unwrap();
+    std::fs::write(&latin, b"# one\n#  caf\xe9\n").unwrap();
+    for (path, why) in [
+        (missing.as_path(), "No such file"),
+        (dir.path(), "it is not a regular file"),
+        (&huge, "it is larger than 1 MiB"),
+    ] {
+        let error = load(path).unwrap_err();
+        assert!(matches!(error, Error::Unreadable { .. }));
+        let told = error.to_string();
+        assert!(told.contains(&path.display().to_string()) && told.contains(why), "{told}");
+    }
+    std::fs::write(&huge, "#".repeat(1 << 20)).unwrap();
+    load(&huge).unwrap();
+    let told = load(&latin).unwrap_err().to_string();
+    assert!(told.contains("latin.toml:2:7: the file is not UTF-8"), "{told}");
+}

@@ -1,0 +1,321 @@
+//! What a person sees whose configuration is wrong: everything at once, each with its place.
+
+use std::path::Path;
+use std::time::Duration;
+
+use marple::base::{Bytes, Hertz};
+use marple::config::{HttpSettings, Listen, Secret, Settings, parse};
+use marple::model::{CaptureSet, Metric, Rule};
+
+fn refusal(text: &str) -> String {
+    parse(text, Path::new("orders.toml")).expect_err("this is not valid").to_string()
+}
+
+/// The one problem of `text`.
+fn only(text: &str) -> String {
+    let refusal = refusal(text);
+    assert_eq!(refusal.lines().count(), 1, "{refusal}");
+    refusal
+}
+
+#[test]
+fn every_problem_of_a_file_is_told_in_one_go() {
+    let text = r#"
+service = "a/b"
+intervall = "1s"
+interval = "5ms"
+colour = true
+
+[store]
+max_bytes = "12 parsecs"
+max_incidents = 0
+keep_free = "120%"
+
+[toggle]
+signal = "SIGKILL"
+capture = ["cpu", "gpu"]
+
+[http]
+listen = "0.0.0.0:6060"
+
+[cpu]
+frequency = 0
+
+[[rule]]
+metric = "memory"
+abs = 80
+clear = 90
+
+[[rule]]
+metric = "memroy"
+abs = "lots"
+
+[[rule]]
+abs = 1
+
+[[rule]]
+metric = "memory"
+max = 50
+"#;
+    let refusal = refusal(text);
+    let expected = [
+        "orders.toml:2:11: service: `a/b` cannot be part of a file's name",
+        "orders.toml:3:1: intervall: unknown key `intervall`: did you mean `interval`?",
+        "orders.toml:5:1: colour: unknown key `colour`: known here: service, domain, dir, interval",
+        "orders.toml:8:13: store.max_bytes: `12 parsecs` is not a size",
+        "orders.toml:9:17: store.max_incidents: 0 would keep no incident: write 1 or more",
+        "orders.toml:10:13: store.keep_free: 120 % is no share",
+        "orders.toml:13:10: toggle.signal: invalid value: string \"SIGKILL\", expected \"SIGUSR1\"",
+        "orders.toml:14:19: toggle.capture: `gpu` is not a capture",
+        "orders.toml:17:10: http.listen: 0.0.0.0:6060 can be reached from other machines",
+        "orders.toml:20:13: cpu.frequency: 0 is out of bounds: write 1 to 1000",
+        "orders.toml:25:9: rule[0].clear: 90.0 % is not below abs (80.0 %)",
+        "orders.toml:28:10: rule[1].metric: `memroy` is not a metric",
+        "orders.toml:31:1: rule[2].metric: a rule needs one",
+        "orders.toml:34:1: rule[3].abs: the rule can never fire",
+        "orders.toml:34:1: rule[3].name: `memory` is the name of another rule too",
+    ];
+    let lines: Vec<&str> = refusal.lines().map(str::trim).collect();
+    for line in expected {
+        assert!(lines.iter().any(|told| told.starts_with(line)), "missing: {line}\n{refusal}");
+    }
+    // The interval is told as a misspelling only: what was meant is not known.
+    assert_eq!(lines.len(), expected.len() + 1, "{refusal}");
+    assert_eq!(lines[0], "15 problems in the configuration:");
+}
+
+#[test]
+fn all_syntax_errors_are_told_and_what_can_be_read_is_judged() {
+    let refusal = refusal(
+        "dir = = \"x\"\n[store\nmax_age = \"3 moons\"\n[cpu]\nfrequency = 1.2.3\n[heap]\nrate = \"x\"\n",
+    );
+    for place in
+        ["orders.toml:1:7: ", "orders.toml:2:", "orders.toml:5:", "orders.toml:7:8: heap.rate:"]
+    {
+        assert!(refusal.contains(place), "{place} is not in\n{refusal}");
+    }
+    assert!(!refusal.contains("unknown key"), "{refusal}");
+}
+
+#[test]
+fn one_problem_is_one_line() {
+    for (text, expected) in [
+        (
+            "interval = 250",
+            "orders.toml:1:12: interval: invalid value: integer `250`, expected a duration such as \"250ms\", \"1m 30s\" or \"14d\"",
+        ),
+        (
+            "interval = \"2h\"",
+            "orders.toml:1:12: interval: 7200s is out of bounds: write a duration from 10ms to 1h",
+        ),
+        (
+            "dir = true",
+            "orders.toml:1:7: dir: invalid type: boolean `true`, expected a path in quotes",
+        ),
+        ("dir = \"\"", "orders.toml:1:7: dir: no directory"),
+        (
+            "store = 1",
+            "orders.toml:1:9: store: a integer stands here, expected a section: write [store]",
+        ),
+        ("[rule]\nabs = 1", "expected a list of sections: write [[rule]] over each"),
+        ("[toggle]\ncapture = []", "toggle.capture: nothing to capture"),
+        (
+            "[trace]\nmax_bytes = 1",
+            "trace.max_bytes: 1 B is too little to keep anything: write 64.0 KiB or more",
+        ),
+        (
+            "[http]\nlisten = \"localhost\"",
+            "http.listen: invalid value: string \"localhost\", expected an IP address and a port",
+        ),
+        ("[http]\ntoken = \"a b\"", "orders.toml:2:9: http.token: cannot be sent in a header"),
+        (
+            "[[rule]]\nmetric = \"runtime.lag\"\nabs = 3",
+            "rule[0].abs: invalid value: integer `3`, expected a duration",
+        ),
+        (
+            "[[rule]]\nmetric = \"memory\"\nabs = 8000",
+            "rule[0].abs: 8000 can never be reached by memory: write 0 to 100",
+        ),
+        ("[[rule]]\nmetric = \"tasks\"\nabs = nan", "expected a number"),
+        ("[[rule]]\nmetric = \"tasks\"\ndiff = 0", "rule[0].diff: 0 would fire on a steady value"),
+        ("[[rule]]\nmetric = \"tasks\"\nabs = 9\nmax = 9", "rule[0].max: 9 is not above abs (9)"),
+        (
+            "[[rule]]\nmetric = \"tasks\"\nmin = 9\ndiff = 5\nmax = 9",
+            "rule[0].max: 9 is not above min (9)",
+        ),
+        (
+            "[[rule]]\nname = \"Mem\"\nmetric = \"memory\"\nabs = 9",
+            "rule[0].name: `Mem` is no name for a rule",
+        ),
+        (
+            "[[rule]]\nmetric = \"memory\"\nabs = 9\nduration = \"0s\"",
+            "rule[0].duration: no time at all",
+        ),
+    ] {
+        let told = only(text);
+        assert!(told.contains(expected), "{text}\n{told}\n{expected}");
+    }
+}
+
+#[test]
+fn bounds_are_at_the_bounds() {
+    let with = |text: &str| parse(text, Path::new("x")).is_ok();
+    for (good, bad) in [
+        ("interval = \"10ms\"", "interval = \"9ms\""),
+        ("interval = \"1h\"", "interval = \"1h 1ms\""),
+        ("[cpu]\nfrequency = 1000", "[cpu]\nfrequency = 1001"),
+        ("[cpu]\nfrequency = 1", "[cpu]\nfrequency = 1.5"),
+        ("[heap]\nrate = 0", "[heap]\nrate = -1"),
+        ("[store]\nmax_bytes = 1048576", "[store]\nmax_bytes = 1048575"),
+        ("[store]\nkeep_free = \"99%\"", "[store]\nkeep_free = \"100%\""),
+        ("[http]\nlisten = \"127.9.9.9:1\"", "[http]\nlisten = \"128.0.0.1:1\""),
+        ("[http]\nlisten = \"[::1]:1\"", "[http]\nlisten = \"[::]:1\""),
+        ("[http]\nlisten = \"[::ffff:127.0.0.1]:1\"", "[http]\nlisten = \"[::ffff:10.0.0.1]:1\""),
+        ("[http]\nlisten = \"0.0.0.0:1\"\ntoken = \"t\"", "[http]\nlisten = \"0.0.0.0:1\""),
+        ("[http]\nlisten = \"unix:/run/a\"", "[http]\nlisten = \"unix:\""),
+    ] {
+        assert!(with(good), "{good}");
+        assert!(!with(bad), "{bad}");
+    }
+    let name = |length| format!("service = \"{}\"", "s".repeat(length));
+    assert!(with(&name(1)) && with(&name(64)));
+    assert!(!with(&name(0)) && !with(&name(65)));
+}
+
+#[test]
+fn values_are_read_as_people_write_them() {
+    let text = r#"
+[store]
+max_bytes = "2GB"
+max_age = "1d 12h"
+keep_free = "1GiB"
+[toggle]
+signal = "off"
+[[rule]]
+metric = "runtime.lag"
+abs = "1m 30s"
+[[rule]]
+metric = "memory.rss"
+abs = "1.5GiB"
+[[rule]]
+metric = "gauge.Queue.depth"
+min = -5
+abs = 0.5
+[[rule]]
+metric = "cpu"
+abs = "80%"
+diff = "25 %"
+"#;
+    let settings = parse(text, Path::new("x")).unwrap();
+    assert_eq!(settings.store.max_bytes, Bytes(2_000_000_000));
+    assert_eq!(settings.store.max_age, Duration::from_secs(36 * 60 * 60));
+    assert_eq!(settings.toggle.signal, None);
+    let read: Vec<_> =
+        settings.rules.iter().map(|rule| (rule.name.as_str(), rule.abs, rule.min)).collect();
+    assert_eq!(
+        read,
+        [
+            ("runtime-lag", Some(90.0), 0.0),
+            ("memory-rss", Some(1_610_612_736.0), 0.0),
+            ("gauge-queue-depth", Some(0.5), -5.0),
+            ("cpu", Some(80.0), 0.0),
+        ]
+    );
+    assert_eq!(settings.rules[3].diff, Some(25.0));
+}
+
+#[test]
+fn a_token_is_never_shown() {
+    for text in [
+        "[http]\ntoken = 314159265",
+        "[http]\ntoken = \"314159265 \"",
+        "[http]\ntoken = [\"314159265\"]",
+        "[http]\ntoken = \"314159265",
+        "[http]\ntoken = \"314159265\"\ntoken_file = \"/nowhere\"",
+    ] {
+        let told = refusal(text);
+        assert!(!told.contains("314159265"), "{told}");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_token_file_is_trimmed_and_must_be_private() {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("token");
+    fs::write(&path, "s3cret\n").unwrap();
+    let text = format!("[http]\nlisten = \"0.0.0.0:1\"\ntoken_file = \"{}\"", path.display());
+    for (mode, well) in [(0o600, true), (0o440, true), (0o604, false), (0o642, false)] {
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        match parse(&text, Path::new("x")) {
+            Ok(settings) => {
+                assert!(well, "{mode:o}");
+                let token = settings.http.unwrap().token.unwrap();
+                assert_eq!(token.expose(), "s3cret");
+            }
+            Err(error) => {
+                let told = error.to_string();
+                assert!(!well && told.contains("is open to everybody"), "{mode:o} {told}");
+                assert_eq!(told.lines().count(), 1, "{told}");
+            }
+        }
+    }
+    fs::remove_file(&path).unwrap();
+    assert!(only(&text).contains("http.token_file: `"), "{}", only(&text));
+}
+
+#[test]
+fn settings_made_in_code_are_judged_alike() {
+    let rule = Rule {
+        name: "memory".to_owned(),
+        metric: Metric::Memory,
+        min: 0.0,
+        diff: Some(f64::INFINITY),
+        abs: None,
+        max: None,
+        hold: Duration::ZERO,
+        clear: None,
+        cooldown: Duration::ZERO,
+        capture: CaptureSet::EMPTY,
+        duration: Duration::ZERO,
+    };
+    let mut settings = Settings {
+        interval: Duration::ZERO,
+        rules: vec![rule.clone(), rule],
+        http: Some(HttpSettings { listen: Listen::Tcp(([10, 0, 0, 1], 1).into()), token: None }),
+        ..Settings::default()
+    };
+    settings.cpu.frequency = Hertz(1001);
+    let problems = settings.validate().unwrap_err();
+    assert!(problems.iter().all(|problem| problem.place.is_none()));
+    let keys: Vec<&str> = problems.iter().map(|problem| problem.key.as_str()).collect();
+    assert_eq!(
+        keys,
+        [
+            "interval",
+            "cpu.frequency",
+            "http.listen",
+            "rule[0].diff",
+            "rule[0].capture",
+            "rule[0].duration",
+            "rule[1].diff",
+            "rule[1].capture",
+            "rule[1].duration",
+            "rule[1].name",
+        ]
+    );
+    assert!(problems.to_string().contains("\n  interval: 0ns is out of bounds"), "{problems}");
+
+    settings.http = Some(HttpSettings {
+        listen: Listen::Tcp(([10, 0, 0, 1], 1).into()),
+        token: Some(Secret::new("t")),
+    });
+    settings.rules.clear();
+    settings.interval = Duration::from_secs(1);
+    settings.cpu.frequency = Hertz(99);
+    assert_eq!(settings.validate(), Ok(()));
+    assert_eq!(Settings::default().validate(), Ok(()));
+}
