@@ -1,1 +1,248 @@
 //! Files and addresses to names of functions. Knows nothing of the running process.
+//!
+//! ```text
+//! frame address - mapping.start + mapping.file_offset   where in the file
+//!   - p_offset + p_vaddr of the segment holding it      where the linker put it
+//!   -> the symbol around it                             its name
+//! ```
+//!
+//! Each file is opened once, its build id compared with the mapping's, and its `.symtab` (without one:
+//! `.dynsym`) read once from front to back against the sorted addresses that are wanted. No table of
+//! all symbols is ever made: the memory is a 60 KiB buffer, some 100 bytes for each wanted address and
+//! the names that were found, however large the binary.
+//!
+//! The files are read with `pread`, not mapped. A mapped file that somebody truncates, as a deployment
+//! that copies over the running binary does, raises SIGBUS in the host; a read comes back short and is
+//! an error here. It also leaves this layer without unsafe code. The price is one copy of the symbol
+//! table through the page cache, a few milliseconds for a table of 10 MB.
+//!
+//! DWARF is not read: it gives lines and inlined functions and costs a process near its memory limit
+//! its life. What is written carries build ids and addresses, so that a reader with the binary at hand
+//! can go further; see [`Mapping::has_functions`](crate::model::Mapping::has_functions).
+//!
+//! A frame that falls into no symbol keeps no line. Go's pprof shows such a frame as `[libc.so.6]` and
+//! by its address; an invented name would look like a function that can be found. C++ names stay
+//! mangled, in name and system name alike.
+
+mod image;
+mod name;
+mod table;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use crate::model::{Function, FunctionHandle, Line, Mapping, Profile, StringHandle, StringTable};
+use image::Image;
+
+/// Why a mapping got no names, or not all of them.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The file could not be opened or read.
+    #[error("{path}: cannot be read for function names: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The path does not name a regular file.
+    #[error("{path}: is not a regular file, so it is not read for function names")]
+    NotAFile {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The file's tables contradict each other, or it is no ELF file.
+    #[error("{path}: is not a well-formed ELF file: {reason}")]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// The file is not the one that was mapped.
+    #[error(
+        "{path}: has build id `{found}`, but the code that ran has `{mapped}`: \
+         the file was replaced; give the reader the old one"
+    )]
+    OtherBuild {
+        /// The file.
+        path: PathBuf,
+        /// The mapping's build id; empty for none.
+        mapped: String,
+        /// The file's build id; empty for none.
+        found: String,
+    },
+    /// Reading the file would cost more than a capture may.
+    #[error("{path}: {what} is beyond the limit of {limit}; symbolize this profile offline")]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// What is too large.
+        what: &'static str,
+        /// The limit on it.
+        limit: u64,
+    },
+}
+
+/// What [`name_functions`] did.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// Frames that have a function.
+    pub named: usize,
+    /// Frames that have none: outside every mapping, in no symbol, or in a file of `problems`.
+    pub nameless: usize,
+    /// Files whose names could not be had; each is also a comment of the profile.
+    pub problems: Vec<Error>,
+}
+
+/// A frame that wants a name: in which mapping, where in its file, and which frame.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Wanted {
+    mapping: usize,
+    file_offset: u64,
+    frame: usize,
+}
+
+/// Gives each frame of `profile` the function its address lies in, as far as the files tell.
+///
+/// Frames that have lines already keep them. [`Mapping::has_functions`] is set where every frame of the
+/// mapping has a function afterwards, so that a reader may still try for the others. Never fails as a
+/// whole: a file that cannot be used is a problem of the report and a comment of the profile.
+///
+/// Costs one pass over the symbol table of each mapped file that holds a frame.
+pub fn name_functions(profile: &mut Profile) -> Report {
+    let wanted = wanted(profile);
+    let mut report = Report::default();
+    let mut named: Vec<Option<FunctionHandle>> = vec![None; profile.frames.iter().len()];
+    let mut functions = Functions::of(&profile.functions);
+    for frames in wanted.chunk_by(|a, b| a.mapping == b.mapping) {
+        let Some(mapping) = frames.first().and_then(|first| profile.mappings.get(first.mapping))
+        else {
+            continue;
+        };
+        let looked_up = look_up(mapping, frames, |frame, system_name| {
+            let function =
+                functions.intern(&mut profile.strings, &mut profile.functions, system_name);
+            if let Some(slot) = named.get_mut(frame) {
+                *slot = Some(function);
+            }
+        });
+        match looked_up {
+            Ok(Identity::Checked) => {}
+            Ok(Identity::Unknown) => profile.comments.push(format!(
+                "{}: has no build id: its names are those of the file at this path, unchecked",
+                mapping.path.display()
+            )),
+            Err(problem) => {
+                profile.comments.push(problem.to_string());
+                report.problems.push(problem);
+            }
+        }
+    }
+    let mut complete: Vec<Option<bool>> = vec![None; profile.mappings.len()];
+    for (frame, function) in profile.frames.iter_mut().zip(named) {
+        if let Some(function) = function {
+            frame.lines.push(Line { function, line: 0 });
+        }
+        let has_line = !frame.lines.is_empty();
+        *(if has_line { &mut report.named } else { &mut report.nameless }) += 1;
+        if let Some(all) = frame.mapping.and_then(|mapping| complete.get_mut(mapping.index())) {
+            *all = Some(all.unwrap_or(true) && has_line);
+        }
+    }
+    for (mapping, complete) in profile.mappings.iter_mut().zip(complete) {
+        mapping.has_functions = complete.unwrap_or(mapping.has_functions);
+    }
+    report
+}
+
+/// The frames without lines that lie in a mapped file, sorted by mapping and place.
+fn wanted(profile: &Profile) -> Vec<Wanted> {
+    let mut wanted: Vec<Wanted> = profile
+        .frames
+        .iter()
+        .enumerate()
+        .filter(|(_, frame)| frame.lines.is_empty())
+        .filter_map(|(index, frame)| {
+            let handle = frame.mapping?;
+            let mapping = profile.mappings.get(handle.index())?;
+            // "[vdso]" and the like are no files.
+            let inside = (mapping.start..mapping.end).contains(&frame.address);
+            let file_offset =
+                (frame.address.checked_sub(mapping.start)?).checked_add(mapping.file_offset)?;
+            (inside && mapping.path.is_absolute()).then_some(Wanted {
+                mapping: handle.index(),
+                file_offset,
+                frame: index,
+            })
+        })
+        .collect();
+    wanted.sort_unstable();
+    wanted
+}
+
+/// Whether a file is known to be the one that was mapped.
+enum Identity {
+    Checked,
+    Unknown,
+}
+
+/// Calls `found` with each frame of one mapping that lies in a symbol, and the symbol's name.
+fn look_up(
+    mapping: &Mapping,
+    frames: &[Wanted],
+    mut found: impl FnMut(usize, &str),
+) -> Result<Identity, Error> {
+    let image = Image::open(&mapping.path)?;
+    if image.build_id() != mapping.build_id {
+        return Err(Error::OtherBuild {
+            path: mapping.path.clone(),
+            mapped: mapping.build_id.clone(),
+            found: image.build_id().to_owned(),
+        });
+    }
+    let mut places: Vec<(u64, usize)> = frames
+        .iter()
+        .filter_map(|wanted| Some((image.address_of(wanted.file_offset)?, wanted.frame)))
+        .collect();
+    places.sort_unstable();
+    let addresses: Vec<u64> = places.iter().map(|&(address, _)| address).collect();
+    let mut last: Option<(u32, String)> = None;
+    for ((_, frame), symbol) in places.into_iter().zip(image.symbols_at(&addresses)?) {
+        let Some(offset) = symbol else { continue };
+        if last.as_ref().is_none_or(|&(known, _)| known != offset) {
+            last = Some((offset, image.name_at(offset)?));
+        }
+        // Mapping symbols of the assembler ($x, $d) mark kinds of content, not functions.
+        match &last {
+            Some((_, name)) if !name.is_empty() && !name.starts_with('$') => found(frame, name),
+            _ => {}
+        }
+    }
+    Ok(if mapping.build_id.is_empty() { Identity::Unknown } else { Identity::Checked })
+}
+
+/// The functions of a profile by system name.
+struct Functions(HashMap<StringHandle, FunctionHandle>);
+
+impl Functions {
+    fn of(functions: &[Function]) -> Self {
+        let handles = (0..).map(FunctionHandle);
+        Self(functions.iter().map(|known| known.system_name).zip(handles).collect())
+    }
+
+    fn intern(
+        &mut self,
+        strings: &mut StringTable,
+        functions: &mut Vec<Function>,
+        system_name: &str,
+    ) -> FunctionHandle {
+        let key = strings.intern(system_name);
+        *self.0.entry(key).or_insert_with(|| {
+            let name = strings.intern(&name::readable(system_name));
+            functions.push(Function { name, system_name: key, file: StringHandle::EMPTY });
+            FunctionHandle(functions.len() as u32 - 1)
+        })
+    }
+}

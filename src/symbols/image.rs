@@ -1,0 +1,228 @@
+//! An ELF file: what identifies it, where its segments lie, where its symbols are.
+//!
+//! Headers are read through `object`'s read cache, which holds what was read on the heap; every size
+//! that a header claims is compared with a limit first. Only 64-bit and 32-bit ELF of either byte order
+//! is known.
+
+use std::fmt::Write;
+use std::fs::{File, OpenOptions};
+use std::ops::Range;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use object::elf;
+use object::endian::Endianness;
+use object::read::ReadCache;
+use object::read::elf::{FileHeader, ProgramHeader, SectionHeader};
+
+use super::Error;
+use super::table::{Table, Wants};
+
+/// Program headers read; linkers make about a dozen.
+const MAX_SEGMENTS: u32 = 1 << 10;
+
+/// Section headers read: 4 MiB of them. Object files with a section for each function are not mapped.
+const MAX_SECTIONS: u32 = 1 << 16;
+
+/// Bytes of notes read; a build id is 36.
+const MAX_NOTES: u64 = 1 << 16;
+
+/// Bytes of a symbol's name read. Longer ones, which no compiler makes, are left out.
+const MAX_SYSTEM_NAME: usize = 16 << 10;
+
+/// Which layout the file's structures have.
+#[derive(Clone, Copy)]
+enum Class {
+    Elf32,
+    Elf64,
+}
+
+/// A piece of the file that is loaded, and the address the linker gave it.
+struct Segment {
+    file: Range<u64>,
+    address: u64,
+    executable: bool,
+}
+
+/// An open ELF file whose headers have been read.
+pub(super) struct Image {
+    path: PathBuf,
+    file: File,
+    class: Class,
+    endian: Endianness,
+    build_id: String,
+    segments: Vec<Segment>,
+    /// Sections that hold code, by address.
+    code: Vec<Range<u64>>,
+    symbols: Option<Table>,
+}
+
+impl Image {
+    /// Opens the file at `path` and reads its headers.
+    pub(super) fn open(path: &Path) -> Result<Self, Error> {
+        let read = |source| Error::Read { path: path.to_owned(), source };
+        // A path that has become a FIFO would otherwise hold the opener until somebody writes.
+        let nonblocking = rustix::fs::OFlags::NONBLOCK.bits() as i32;
+        let file =
+            OpenOptions::new().read(true).custom_flags(nonblocking).open(path).map_err(read)?;
+        if !file.metadata().map_err(read)?.is_file() {
+            return Err(Error::NotAFile { path: path.to_owned() });
+        }
+        let mut image = Self {
+            path: path.to_owned(),
+            file,
+            class: Class::Elf64,
+            endian: Endianness::default(),
+            build_id: String::new(),
+            segments: Vec::new(),
+            code: Vec::new(),
+            symbols: None,
+        };
+        let mut ident = [0; 5];
+        image.read_exact(&mut ident, 0)?;
+        image.class = match ident.strip_prefix(&elf::ELFMAG) {
+            Some(&[class]) if class == elf::ELFCLASS64.0 => Class::Elf64,
+            Some(&[class]) if class == elf::ELFCLASS32.0 => Class::Elf32,
+            _ => return Err(image.malformed("it does not begin as one")),
+        };
+        match image.class {
+            Class::Elf64 => image.read_headers::<elf::FileHeader64<Endianness>>()?,
+            Class::Elf32 => image.read_headers::<elf::FileHeader32<Endianness>>()?,
+        }
+        Ok(image)
+    }
+
+    /// The GNU build id in lower-case hex; empty when there is none.
+    pub(super) fn build_id(&self) -> &str {
+        &self.build_id
+    }
+
+    /// The address the linker gave to the code at `offset` of the file.
+    pub(super) fn address_of(&self, offset: u64) -> Option<u64> {
+        let holds = |segment: &&Segment| segment.executable && segment.file.contains(&offset);
+        let segment = self.segments.iter().find(holds)?;
+        segment.address.checked_add(offset - segment.file.start)
+    }
+
+    /// The symbols around these addresses, which must be sorted: the offset of each one's name.
+    pub(super) fn symbols_at(&self, addresses: &[u64]) -> Result<Vec<Option<u32>>, Error> {
+        let mut wants = Wants::new(addresses);
+        let Some(table) = &self.symbols else { return Ok(wants.into_names(&self.code)) };
+        match self.class {
+            Class::Elf64 => table.scan::<elf::Sym64<Endianness>>(self, self.endian, &mut wants)?,
+            Class::Elf32 => table.scan::<elf::Sym32<Endianness>>(self, self.endian, &mut wants)?,
+        }
+        Ok(wants.into_names(&self.code))
+    }
+
+    /// The name at `offset` of the symbols' string table; empty when it is longer than any real one.
+    pub(super) fn name_at(&self, offset: u32) -> Result<String, Error> {
+        let strings = self.symbols.as_ref().map_or(0..0, |table| table.strings.clone());
+        let start = strings.start.saturating_add(offset.into()).min(strings.end);
+        let mut name = Vec::new();
+        while name.len() < MAX_SYSTEM_NAME {
+            let at = start.saturating_add(name.len() as u64);
+            let mut piece = [0; 256];
+            let room = strings.end.saturating_sub(at).min(piece.len() as u64) as usize;
+            let Some(piece) = piece.get_mut(..room).filter(|piece| !piece.is_empty()) else {
+                return Err(self.malformed("a symbol's name lies outside its string table"));
+            };
+            self.read_exact(piece, at)?;
+            if let Some(end) = piece.iter().position(|&byte| byte == 0) {
+                name.extend(piece.iter().take(end));
+                return Ok(String::from_utf8_lossy(&name).into_owned());
+            }
+            name.extend_from_slice(piece);
+        }
+        Ok(String::new())
+    }
+
+    /// Fills `buffer` from `offset` of the file on.
+    pub(super) fn read_exact(&self, buffer: &mut [u8], offset: u64) -> Result<(), Error> {
+        self.file
+            .read_exact_at(buffer, offset)
+            .map_err(|source| Error::Read { path: self.path.clone(), source })
+    }
+
+    /// The error that says `reason`.
+    pub(super) fn malformed(&self, reason: &'static str) -> Error {
+        Error::Malformed { path: self.path.clone(), reason }
+    }
+
+    /// The error that says `what` is beyond `limit`.
+    pub(super) fn too_large(&self, what: &'static str, limit: u64) -> Error {
+        Error::TooLarge { path: self.path.clone(), what, limit }
+    }
+
+    fn read_headers<Elf: FileHeader<Endian = Endianness>>(&mut self) -> Result<(), Error> {
+        let malformed = |_| Error::Malformed {
+            path: self.path.clone(),
+            reason: "its headers contradict each other or the file's size",
+        };
+        let data = ReadCache::new(&self.file);
+        let header = Elf::parse(&data).map_err(malformed)?;
+        let endian = header.endian().map_err(malformed)?;
+        if header.phnum(endian, &data).map_err(malformed)? > MAX_SEGMENTS {
+            return Err(self.too_large("its number of segments", MAX_SEGMENTS.into()));
+        }
+        if header.shnum(endian, &data).map_err(malformed)? > MAX_SECTIONS {
+            return Err(self.too_large("its number of sections", MAX_SECTIONS.into()));
+        }
+        let (mut build_id, mut segments) = (String::new(), Vec::new());
+        for segment in header.program_headers(endian, &data).map_err(malformed)? {
+            let (offset, size) = segment.file_range(endian);
+            if segment.p_type(endian) == elf::PT_LOAD {
+                segments.push(Segment {
+                    file: offset..offset.saturating_add(size),
+                    address: segment.p_vaddr(endian).into(),
+                    executable: segment.p_flags(endian).contains(elf::PF_X),
+                });
+            }
+            if build_id.is_empty() && size <= MAX_NOTES {
+                let notes = segment.notes(endian, &data).map_err(malformed)?;
+                build_id =
+                    notes.map_or_else(String::new, |notes| build_id_of::<Elf>(endian, notes));
+            }
+        }
+        let sections = header.section_headers(endian, &data).map_err(malformed)?;
+        let code = sections
+            .iter()
+            .filter(|section| section.sh_flags(endian).contains(elf::SHF_EXECINSTR))
+            .map(|section| {
+                let start: u64 = section.sh_addr(endian).into();
+                start..start.saturating_add(section.sh_size(endian).into())
+            });
+        let code = code.collect();
+        let table = |kind| sections.iter().find(|section| section.sh_type(endian) == kind);
+        let symbols = table(elf::SHT_SYMTAB)
+            .or_else(|| table(elf::SHT_DYNSYM))
+            .and_then(|table| {
+                let names = sections.get(table.sh_link(endian) as usize)?.file_range(endian)?;
+                Some((table.file_range(endian)?, names))
+            })
+            .map(|((offset, size), (names, names_size))| Table {
+                entries: offset..offset.saturating_add(size),
+                strings: names..names.saturating_add(names_size),
+            });
+        (self.endian, self.build_id, self.segments) = (endian, build_id, segments);
+        (self.code, self.symbols) = (code, symbols);
+        Ok(())
+    }
+}
+
+/// The build id among these notes, in hex; empty when there is none or a note is broken.
+fn build_id_of<Elf: FileHeader<Endian = Endianness>>(
+    endian: Endianness,
+    mut notes: object::read::elf::NoteIterator<'_, Elf>,
+) -> String {
+    let mut hex = String::new();
+    while let Ok(Some(note)) = notes.next() {
+        if note.name() == elf::ELF_NOTE_GNU && note.n_type(endian) == elf::NT_GNU_BUILD_ID {
+            for byte in note.desc() {
+                let _ = write!(hex, "{byte:02x}");
+            }
+            break;
+        }
+    }
+    hex
+}

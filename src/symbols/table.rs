@@ -1,0 +1,223 @@
+//! One pass over a symbol table, against the addresses that are wanted.
+//!
+//! Two kinds of symbol name code. A *sized* one covers `value..value + size`; where several cover an
+//! address the one that begins last is the innermost and wins. A *loose* one (assembly without a
+//! `.size` directive) covers everything up to whatever begins next in its section, and is only asked
+//! where no sized one answers.
+
+use std::ops::Range;
+
+use object::elf;
+use object::endian::Endianness;
+use object::pod;
+use object::read::elf::Sym;
+
+use super::Error;
+use super::image::Image;
+
+/// Bytes of the table read at a time: a whole number of entries of either class (24 and 16 bytes).
+const CHUNK: usize = 48 * 1280;
+
+/// The largest table that is read: 44 million symbols, twenty times a browser's.
+const MAX_TABLE: u64 = 1 << 30;
+
+/// Steps (symbols, and addresses they cover) after which a table is given up: about a second. A sound
+/// table takes one for each symbol and one for each address; one where every symbol claims everything
+/// takes their product.
+const MAX_STEPS: u64 = 1 << 27;
+
+/// Where a file's symbols and their names lie in it.
+pub(super) struct Table {
+    /// The symbols.
+    pub(super) entries: Range<u64>,
+    /// The string table their names are in.
+    pub(super) strings: Range<u64>,
+}
+
+impl Table {
+    /// Shows every symbol of the table to `wants`.
+    pub(super) fn scan<S: Sym<Endian = Endianness>>(
+        &self,
+        image: &Image,
+        endian: Endianness,
+        wants: &mut Wants<'_>,
+    ) -> Result<(), Error> {
+        if wants.addresses.is_empty() {
+            return Ok(());
+        }
+        if self.entries.end - self.entries.start > MAX_TABLE {
+            return Err(image.too_large("its symbol table in bytes", MAX_TABLE));
+        }
+        let mut buffer = vec![0; CHUNK];
+        let mut at = self.entries.start;
+        while at < self.entries.end {
+            let size = (self.entries.end - at).min(CHUNK as u64);
+            let chunk = buffer.get_mut(..size as usize).unwrap_or_default();
+            image.read_exact(chunk, at)?;
+            let whole = chunk.len() / size_of::<S>();
+            let (symbols, _) = pod::slice_from_bytes::<S>(chunk, whole)
+                .map_err(|()| image.malformed("its symbol table is cut"))?;
+            for symbol in symbols {
+                wants.offer(symbol, endian);
+            }
+            if wants.steps > MAX_STEPS {
+                return Err(image.too_large("the work its symbol table asks for", MAX_STEPS));
+            }
+            at += size;
+        }
+        Ok(())
+    }
+}
+
+/// A symbol that may be the answer.
+#[derive(Clone, Copy)]
+struct Candidate {
+    start: u64,
+    /// Of symbols at the same place, the more public names it better.
+    rank: u8,
+    name: u32,
+}
+
+impl Candidate {
+    fn beats(&self, other: &Option<Self>) -> bool {
+        other.is_none_or(|other| (self.start, self.rank) > (other.start, other.rank))
+    }
+}
+
+/// Addresses and the best symbols seen for them.
+pub(super) struct Wants<'a> {
+    /// Sorted.
+    addresses: &'a [u64],
+    /// The innermost sized symbol around each address.
+    sized: Vec<Option<Candidate>>,
+    /// The last loose symbol in front of each address that is not in front of the address before it.
+    loose: Vec<Option<Candidate>>,
+    /// Likewise where the last sized symbol begins.
+    begins: Vec<u64>,
+    steps: u64,
+}
+
+impl<'a> Wants<'a> {
+    /// Wants symbols for these addresses, which must be sorted.
+    pub(super) fn new(addresses: &'a [u64]) -> Self {
+        Self {
+            addresses,
+            sized: vec![None; addresses.len()],
+            loose: vec![None; addresses.len()],
+            begins: vec![0; addresses.len()],
+            steps: 0,
+        }
+    }
+
+    fn offer<S: Sym<Endian = Endianness>>(&mut self, symbol: &S, endian: Endianness) {
+        self.steps += 1;
+        let size: u64 = symbol.st_size(endian).into();
+        let kind = symbol.st_type();
+        let function = kind == elf::STT_FUNC || kind == elf::STT_GNU_IFUNC;
+        let section = symbol.st_shndx(endian);
+        if symbol.st_name(endian) == 0
+            || section == elf::SHN_UNDEF
+            || section == elf::SHN_ABS
+            || !(function || kind == elf::STT_NOTYPE && size == 0)
+        {
+            return;
+        }
+        let mut start: u64 = symbol.st_value(endian).into();
+        if cfg!(target_arch = "arm") && function {
+            // The lowest bit says Thumb, not where.
+            start &= !1;
+        }
+        let rank = match symbol.st_bind() {
+            elf::STB_GLOBAL => 2,
+            elf::STB_WEAK => 1,
+            _ => 0,
+        };
+        let candidate = Candidate { start, rank, name: symbol.st_name(endian) };
+        self.place(candidate, size);
+    }
+
+    fn place(&mut self, candidate: Candidate, size: u64) {
+        let first = self.addresses.partition_point(|&address| address < candidate.start);
+        if size == 0 {
+            match self.loose.get_mut(first) {
+                Some(slot) if candidate.beats(slot) => *slot = Some(candidate),
+                _ => {}
+            }
+            return;
+        }
+        if let Some(begin) = self.begins.get_mut(first) {
+            *begin = candidate.start.max(*begin);
+        }
+        let end = candidate.start.saturating_add(size);
+        for (slot, _) in self
+            .sized
+            .iter_mut()
+            .zip(self.addresses)
+            .skip(first)
+            .take_while(|&(_, &address)| address < end)
+        {
+            self.steps += 1;
+            if candidate.beats(slot) {
+                *slot = Some(candidate);
+            }
+        }
+    }
+
+    /// For each address the offset of the name of its symbol. `code`: the sections that hold code.
+    pub(super) fn into_names(self, code: &[Range<u64>]) -> Vec<Option<u32>> {
+        let (mut loose, mut begin) = (None::<Candidate>, 0);
+        let mut names = Vec::with_capacity(self.addresses.len());
+        let seen = self.sized.into_iter().zip(self.loose).zip(self.begins);
+        for (&address, ((sized, loose_here), begins_here)) in self.addresses.iter().zip(seen) {
+            loose = loose_here.filter(|here| here.beats(&loose)).or(loose);
+            begin = begins_here.max(begin);
+            let reaching = loose.filter(|loose| {
+                let both =
+                    |part: &Range<u64>| part.contains(&address) && part.contains(&loose.start);
+                loose.start > begin && code.iter().any(both)
+            });
+            names.push(sized.or(reaching).map(|symbol| symbol.name));
+        }
+        names
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The names (here: numbers) given to `addresses` by symbols of (start, size, rank, name).
+    fn names(addresses: &[u64], symbols: &[(u64, u64, u8, u32)]) -> Vec<Option<u32>> {
+        let mut wants = Wants::new(addresses);
+        for &(start, size, rank, name) in symbols {
+            wants.place(Candidate { start, rank, name }, size);
+        }
+        wants.into_names(&[0x100..0x200, 0x200..0x300])
+    }
+
+    #[test]
+    fn a_sized_symbol_covers_its_bytes_and_no_more() {
+        let table = [(0x110, 0x10, 0, 7)];
+        let at = [0x10f, 0x110, 0x11f, 0x120];
+        assert_eq!(names(&at, &table), [None, Some(7), Some(7), None]);
+    }
+
+    #[test]
+    fn the_innermost_wins_and_among_equals_the_most_public() {
+        let table = [(0x100, 0x80, 2, 1), (0x110, 0x10, 0, 2), (0x110, 0x10, 1, 3)];
+        assert_eq!(names(&[0x100, 0x118, 0x130], &table), [Some(1), Some(3), Some(1)]);
+    }
+
+    #[test]
+    fn a_loose_symbol_reaches_to_what_begins_next_in_its_section() {
+        let table = [(0x140, 0x10, 0, 2), (0x110, 0, 0, 1), (0x180, 0, 0, 3)];
+        let at = [0x10f, 0x110, 0x13f, 0x145, 0x150, 0x190, 0x1ff, 0x200];
+        let expected = [None, Some(1), Some(1), Some(2), None, Some(3), Some(3), None];
+        assert_eq!(names(&at, &table), expected);
+    }
+
+    #[test]
+    fn ends_beyond_the_address_space_do_not_wrap() {
+        assert_eq!(names(&[0x150, u64::MAX], &[(0x140, u64::MAX, 0, 1)]), [Some(1), None]);
+    }
+}

@@ -1,0 +1,316 @@
+//! What the files of a real process give away about its addresses.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+
+use jiff::Timestamp;
+use marple::model::{Mapping, MappingHandle, Profile, ValueType};
+use marple::symbols::{self, Error, Report};
+use object::elf;
+use object::read::elf::{FileHeader, SectionHeader};
+use object::{Endianness, Object};
+use proptest::prelude::*;
+
+/// The executable mapping of this process that holds `address`, as the kernel lists it, and its file.
+fn mapping_of(address: u64) -> Mapping {
+    let maps = fs::read_to_string("/proc/self/maps").unwrap();
+    maps.lines()
+        .find_map(|line| {
+            let mut fields = line.split_ascii_whitespace();
+            let (start, end) = fields.next()?.split_once('-')?;
+            let (start, end) =
+                (u64::from_str_radix(start, 16).ok()?, u64::from_str_radix(end, 16).ok()?);
+            let file_offset = u64::from_str_radix(fields.nth(1)?, 16).ok()?;
+            let path = PathBuf::from(fields.nth(2)?);
+            let build_id = build_id(&path);
+            (start..end).contains(&address).then_some(Mapping {
+                start,
+                end,
+                file_offset,
+                path,
+                build_id,
+                has_functions: false,
+            })
+        })
+        .expect("the address is not mapped from a file")
+}
+
+fn build_id(path: &Path) -> String {
+    let Ok(bytes) = fs::read(path) else { return String::new() };
+    let file = object::File::parse(&*bytes).unwrap();
+    let id = file.build_id().unwrap().unwrap_or_default();
+    id.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A profile with a frame for each address, all in `mapping`.
+fn profile_of(addresses: &[u64], mapping: Mapping) -> Profile {
+    let cpu = ValueType { name: "cpu", unit: "nanoseconds" };
+    let mut profile = Profile::new(&[cpu], cpu, 1, Timestamp::UNIX_EPOCH);
+    profile.intern_stack(addresses);
+    profile.mappings.push(mapping);
+    profile.frames.iter_mut().for_each(|frame| frame.mapping = Some(MappingHandle(0)));
+    profile
+}
+
+/// The names given to each address, in its order.
+fn names(profile: &Profile, addresses: &[u64]) -> Vec<Option<String>> {
+    let name = |&address: &u64| {
+        let frame = profile.frames.iter().find(|frame| frame.address == address)?;
+        let function = profile.functions.get(frame.lines.first()?.function.index())?;
+        Some(profile.strings.get(function.name).to_owned())
+    };
+    addresses.iter().map(name).collect()
+}
+
+#[inline(never)]
+fn a_function_of_this_binary(n: u64) -> u64 {
+    std::hint::black_box(n).wrapping_mul(3)
+}
+
+mod nested {
+    pub(crate) struct Generic<T>(pub(crate) T);
+
+    impl<T: Copy + Into<u64>> Generic<T> {
+        #[inline(never)]
+        pub(crate) fn method(&self) -> u64 {
+            std::hint::black_box(self.0).into() + 7
+        }
+    }
+}
+
+fn address_of(function: *const ()) -> u64 {
+    function as usize as u64
+}
+
+#[test]
+fn functions_of_this_binary_have_their_paths() {
+    let function = address_of(a_function_of_this_binary as fn(u64) -> u64 as *const ());
+    let method = address_of(nested::Generic::<u32>::method as fn(&_) -> u64 as *const ());
+    // A caller's frame lies within the function, not at its first byte.
+    let addresses = [function, function + 1, method, method + 3];
+    let mut profile = profile_of(&addresses, mapping_of(function));
+    let report = symbols::name_functions(&mut profile);
+    assert_eq!(
+        names(&profile, &addresses),
+        [
+            Some("symbols::a_function_of_this_binary".to_owned()),
+            Some("symbols::a_function_of_this_binary".to_owned()),
+            Some("symbols::nested::Generic<T>::method".to_owned()),
+            Some("symbols::nested::Generic<T>::method".to_owned()),
+        ]
+    );
+    assert_eq!((report.named, report.nameless, report.problems.len()), (4, 0, 0));
+    assert_eq!(profile.functions.len(), 2, "one function for its two frames");
+    assert!(profile.mappings[0].has_functions);
+    let system_name = profile.strings.get(profile.functions[0].system_name);
+    assert!(system_name.starts_with("_ZN") || system_name.starts_with("_R"), "{system_name}");
+}
+
+/// What std's own symbolizer says about this function is what the file says. std prints the path that
+/// debug information has, which may lack the crate.
+#[test]
+fn names_are_those_of_stds_backtrace() {
+    let printed = std::backtrace::Backtrace::force_capture().to_string();
+    let function = address_of(names_are_those_of_stds_backtrace as fn() as *const ());
+    let mut profile = profile_of(&[function], mapping_of(function));
+    symbols::name_functions(&mut profile);
+    let name = names(&profile, &[function]).remove(0).unwrap();
+    let same = |printed: &str| name == printed || name.ends_with(&format!("::{printed}"));
+    let mut functions = printed.lines().filter_map(|line| line.trim().split_once(": "));
+    assert!(functions.any(|(_, function)| same(function)), "{name} not in:\n{printed}");
+}
+
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+#[test]
+fn a_stripped_library_gives_its_exported_names() {
+    let (pid, parent) =
+        (address_of(libc::getpid as *const ()), address_of(libc::getppid as *const ()));
+    let addresses = [pid, parent];
+    let mut profile = profile_of(&addresses, mapping_of(pid));
+    symbols::name_functions(&mut profile);
+    let names: Vec<String> = names(&profile, &addresses).into_iter().flatten().collect();
+    assert!(matches!(&*names[0], "getpid" | "__getpid"), "{names:?}");
+    assert!(matches!(&*names[1], "getppid" | "__getppid"), "{names:?}");
+}
+
+/// A copy of this binary, changed by `edit`, and the mapping of it that holds `address`.
+fn copied(
+    dir: &tempfile::TempDir,
+    address: u64,
+    edit: impl FnOnce(&mut Vec<u8>),
+) -> (Mapping, PathBuf) {
+    let mapping = mapping_of(address);
+    let mut bytes = fs::read(&mapping.path).unwrap();
+    edit(&mut bytes);
+    let path = dir.path().join("copy");
+    fs::write(&path, bytes).unwrap();
+    (Mapping { path: path.clone(), ..mapping }, path)
+}
+
+/// Where the header of the symbol table is in this file.
+fn symtab_header(bytes: &[u8]) -> usize {
+    let header = elf::FileHeader64::<Endianness>::parse(bytes).unwrap();
+    let endian = header.endian().unwrap();
+    let sections = header.section_headers(endian, bytes).unwrap();
+    let index = sections.iter().position(|s| s.sh_type(endian) == elf::SHT_SYMTAB).unwrap();
+    header.e_shoff(endian) as usize + index * size_of::<elf::SectionHeader64<Endianness>>()
+}
+
+#[cfg(target_pointer_width = "64")]
+#[test]
+fn a_stripped_program_leaves_its_frames_nameless_and_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let function = address_of(a_function_of_this_binary as fn(u64) -> u64 as *const ());
+    let (mapping, _) = copied(&dir, function, |bytes| {
+        // As `strip` leaves it: no section is a symbol table.
+        let kind = symtab_header(bytes) + 4;
+        bytes[kind..kind + 4].fill(0);
+    });
+    let mut profile = profile_of(&[function], mapping);
+    let report = symbols::name_functions(&mut profile);
+    assert_eq!(names(&profile, &[function]), [None]);
+    assert_eq!((report.named, report.nameless, report.problems.len()), (0, 1, 0));
+    assert!(!profile.mappings[0].has_functions, "a reader may try with the unstripped file");
+}
+
+#[test]
+fn a_file_of_another_build_gives_no_names() {
+    let function = address_of(a_function_of_this_binary as fn(u64) -> u64 as *const ());
+    for mapped in ["0badc0de", ""] {
+        let mapping = Mapping { build_id: mapped.into(), ..mapping_of(function) };
+        let path = mapping.path.clone();
+        let mut profile = profile_of(&[function], mapping);
+        let report = symbols::name_functions(&mut profile);
+        let [Error::OtherBuild { mapped: said, found, .. }] = &report.problems[..] else {
+            panic!("{report:?}");
+        };
+        assert_eq!((&**said, found), (mapped, &build_id(&path)));
+        assert_eq!(names(&profile, &[function]), [None]);
+        assert!(!profile.mappings[0].has_functions);
+        assert!(profile.comments[0].contains("the file was replaced"), "{:?}", profile.comments);
+    }
+}
+
+#[test]
+fn what_cannot_be_read_is_a_comment_with_its_path() {
+    let dir = tempfile::tempdir().unwrap();
+    let fifo = dir.path().join("fifo");
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        &fifo,
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR,
+        0,
+    )
+    .unwrap();
+    let text = dir.path().join("text");
+    fs::write(&text, "not a program").unwrap();
+    let empty = dir.path().join("empty");
+    fs::write(&empty, "").unwrap();
+    for path in [dir.path().join("gone"), dir.path().to_owned(), fifo, text, empty] {
+        let mapping = Mapping {
+            start: 0x1000,
+            end: 0x2000,
+            file_offset: 0,
+            path: path.clone(),
+            build_id: String::new(),
+            has_functions: false,
+        };
+        let mut profile = profile_of(&[0x1800], mapping);
+        let report = symbols::name_functions(&mut profile);
+        assert_eq!((report.named, report.nameless, report.problems.len()), (0, 1, 1), "{path:?}");
+        assert!(profile.comments[0].starts_with(path.to_str().unwrap()), "{:?}", profile.comments);
+    }
+}
+
+#[test]
+fn a_file_cut_short_is_an_error_and_no_signal() {
+    let dir = tempfile::tempdir().unwrap();
+    let function = address_of(a_function_of_this_binary as fn(u64) -> u64 as *const ());
+    let (mapping, path) = copied(&dir, function, |_| {});
+    let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+    let length = file.metadata().unwrap().len();
+    for keep in [0, 1, 4, 63, 64, 4096, length / 2, length - 1] {
+        file.set_len(keep).unwrap();
+        let mut profile = profile_of(&[function], mapping.clone());
+        let report = symbols::name_functions(&mut profile);
+        assert_eq!((report.named, report.problems.len()), (0, 1), "{keep} bytes: {report:?}");
+        fs::write(&path, fs::read(&mapping_of(function).path).unwrap()).unwrap();
+    }
+}
+
+/// A small real ELF file, the unwinder's library or whatever this machine has of the kind, and its bytes.
+static SMALL_LIBRARY: LazyLock<(Mapping, Vec<u8>)> = LazyLock::new(|| {
+    let maps = fs::read_to_string("/proc/self/maps").unwrap();
+    let addresses = maps.lines().filter(|line| line.contains("r-xp") && line.contains(" /"));
+    let mapping = addresses
+        .map(|line| u64::from_str_radix(line.split_once('-').unwrap().0, 16).unwrap())
+        .map(mapping_of)
+        .min_by_key(|mapping| fs::metadata(&mapping.path).unwrap().len())
+        .unwrap();
+    let bytes = fs::read(&mapping.path).unwrap();
+    (mapping, bytes)
+});
+
+/// Names a spread of addresses of `mapping`, whose build id is taken from wherever the file claims it.
+fn name_all(mapping: &Mapping) -> Report {
+    let step = ((mapping.end - mapping.start) / 64).max(1);
+    let addresses: Vec<u64> = (mapping.start..mapping.end).step_by(step as usize).collect();
+    let mut profile = profile_of(&addresses, mapping.clone());
+    let report = symbols::name_functions(&mut profile);
+    assert_eq!(report.named + report.nameless, addresses.len());
+    report
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..Default::default() })]
+
+    /// Bytes changed anywhere, half of them in the two header tables, where they do most.
+    #[test]
+    fn no_file_makes_it_panic_or_run_away(
+        changes in prop::collection::vec((0..4u8, any::<u32>(), any::<u64>(), 1..9usize), 1..12)
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("library");
+        let (mapping, mut bytes) = SMALL_LIBRARY.clone();
+        let sections = u64::from_le_bytes(bytes[40..48].try_into().unwrap()) as usize;
+        for (region, place, value, width) in changes {
+            let (start, size) = match region {
+                0 => (5, 59),
+                1 => (64, 56 * 10),
+                2 => (sections, bytes.len() - sections),
+                _ => (0, bytes.len()),
+            };
+            let at = (start + place as usize % size).min(bytes.len() - width);
+            bytes[at..at + width].copy_from_slice(&value.to_ne_bytes()[..width]);
+        }
+        fs::write(&path, &bytes).unwrap();
+        name_all(&Mapping { path, ..mapping });
+    }
+}
+
+/// The file that costs most: a large table whose symbols all claim everything.
+#[cfg(target_pointer_width = "64")]
+#[test]
+fn a_table_made_to_be_slow_is_given_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let function = address_of(a_function_of_this_binary as fn(u64) -> u64 as *const ());
+    let (mapping, path) = copied(&dir, function, |_| {});
+    let bytes = fs::read(&path).unwrap();
+    let header = symtab_header(&bytes);
+    let symbols = 1u64 << 20;
+    let place = bytes.len() as u64;
+    let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+    file.write_all_at(&place.to_le_bytes(), header as u64 + 24).unwrap();
+    file.write_all_at(&(symbols * 24).to_le_bytes(), header as u64 + 32).unwrap();
+    let mut symbol = [0; 24];
+    (symbol[0], symbol[4], symbol[6]) = (1, 2, 1);
+    symbol[16..].copy_from_slice(&u64::MAX.to_le_bytes());
+    file.write_all_at(&symbol.repeat(symbols as usize), place).unwrap();
+    let addresses: Vec<u64> = (function..mapping.end).take(1000).collect();
+    let mut profile = profile_of(&addresses, mapping);
+    let report = symbols::name_functions(&mut profile);
+    assert!(matches!(report.problems[..], [Error::TooLarge { .. }]), "{report:?}");
+}
