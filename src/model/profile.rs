@@ -5,7 +5,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::losses::Losses;
-use super::stacks::{FrameTable, Mapping, StackHandle, StackTable};
+use super::stacks::{FrameTable, Mapping, MappingHandle, StackHandle, StackTable};
 use super::strings::{StringHandle, StringTable};
 
 /// What a value counts, in the vocabulary of `profile.proto`: `inuse_space`/`bytes`.
@@ -149,6 +149,41 @@ impl Profile {
         Label { key: self.strings.intern(key), value }
     }
 
+    /// Gives every frame the one of `images` that holds its address, and keeps those that hold any,
+    /// in address order, behind the first of `images`: the main executable, which readers of pprof
+    /// files expect first and which is kept in any case. Replaces what was attached before.
+    pub fn attach_mappings(&mut self, images: Vec<Mapping>) {
+        let mut by_start: Vec<usize> = (0..images.len()).collect();
+        by_start.sort_by_key(|&image| images[image].start);
+        let holder = |address: u64| {
+            let after = by_start.partition_point(|&image| images[image].start <= address);
+            let image = *by_start.get(after.checked_sub(1)?)?;
+            (address < images[image].end).then_some(image)
+        };
+        let held: Vec<Option<usize>> =
+            self.frames.iter().map(|frame| holder(frame.address)).collect();
+        let mut used = vec![false; images.len()];
+        used.iter_mut().take(1).for_each(|first| *first = true);
+        held.iter().flatten().for_each(|&image| used[image] = true);
+
+        let mut handles = vec![None; images.len()];
+        let rest = by_start.into_iter().filter(|&image| image != 0);
+        let order = (0..images.len().min(1)).chain(rest).filter(|&image| used[image]);
+        for (handle, image) in (0..).zip(order) {
+            handles[image] = Some(MappingHandle(handle));
+        }
+        for (frame, image) in self.frames.iter_mut().zip(held) {
+            frame.mapping = image.and_then(|image| handles[image]);
+        }
+        let mut kept: Vec<(MappingHandle, Mapping)> = handles
+            .into_iter()
+            .zip(images)
+            .filter_map(|(handle, image)| Some((handle?, image)))
+            .collect();
+        kept.sort_by_key(|(handle, _)| handle.index());
+        self.mappings = kept.into_iter().map(|(_, image)| image).collect();
+    }
+
     /// The sum over all samples of the type called `name`; none if the profile has no such type.
     pub fn total(&self, name: &str) -> Option<i64> {
         let column = self.sample_types.iter().position(|kind| kind.name == name)?;
@@ -181,5 +216,55 @@ mod tests {
         }
         assert_eq!((profile.total("n"), profile.total("b")), (Some(3), Some(30)));
         assert_eq!(profile.total("x"), None);
+    }
+
+    fn image(path: &str, start: u64, end: u64) -> Mapping {
+        let build_id = String::new();
+        Mapping { start, end, file_offset: 0, path: path.into(), build_id, has_functions: false }
+    }
+
+    #[test]
+    fn frames_find_their_image_and_unused_images_are_left_out() {
+        let cpu = ValueType { name: "cpu", unit: "nanoseconds" };
+        let mut profile = Profile::new(&[cpu], cpu, 1, Timestamp::UNIX_EPOCH);
+        profile.intern_stack(&[99, 100, 199, 200, 10, 19, 20, 300]);
+        profile.attach_mappings(vec![
+            image("main", 100, 200),
+            image("unused", 50, 60),
+            image("late", 300, 400),
+            image("early", 10, 20),
+        ]);
+        let paths: Vec<_> = profile.mappings.iter().map(|m| m.path.to_str().unwrap()).collect();
+        assert_eq!(paths, ["main", "early", "late"]);
+        let mut found: Vec<_> = profile
+            .frames
+            .iter()
+            .map(|frame| (frame.address, frame.mapping.map(|mapping| mapping.index())))
+            .collect();
+        found.sort_unstable();
+        let (main, early, late) = (Some(0), Some(1), Some(2));
+        assert_eq!(
+            found,
+            [
+                (10, early),
+                (19, early),
+                (20, None),
+                (99, None),
+                (100, main),
+                (199, main),
+                (200, None),
+                (300, late)
+            ]
+        );
+    }
+
+    #[test]
+    fn the_main_executable_stays_though_no_frame_is_in_it() {
+        let cpu = ValueType { name: "cpu", unit: "nanoseconds" };
+        let mut profile = Profile::new(&[cpu], cpu, 1, Timestamp::UNIX_EPOCH);
+        profile.attach_mappings(vec![image("main", 100, 200), image("other", 10, 20)]);
+        assert_eq!(profile.mappings, [image("main", 100, 200)]);
+        profile.attach_mappings(Vec::new());
+        assert!(profile.mappings.is_empty());
     }
 }
