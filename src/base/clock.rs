@@ -56,9 +56,14 @@ pub trait Clock: Send + Sync {
     /// The present wall time.
     fn wall(&self) -> Timestamp;
 
-    /// A pair of the two, read together.
+    /// How long the machine has slept since its boot; the clock of [`Moment`] stood still meanwhile.
+    fn suspended(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    /// All three, read together.
     fn anchor(&self) -> Anchor {
-        Anchor { moment: self.now(), wall: self.wall() }
+        Anchor { moment: self.now(), wall: self.wall(), suspended: self.suspended() }
     }
 }
 
@@ -66,14 +71,25 @@ pub trait Clock: Send + Sync {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SystemClock;
 
+impl SystemClock {
+    fn read(id: ClockId) -> Moment {
+        let time = clock_gettime(id);
+        Moment(time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64)
+    }
+}
+
 impl Clock for SystemClock {
     fn now(&self) -> Moment {
-        let time = clock_gettime(ClockId::Monotonic);
-        Moment(time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64)
+        Self::read(ClockId::Monotonic)
     }
 
     fn wall(&self) -> Timestamp {
         Timestamp::now()
+    }
+
+    fn suspended(&self) -> Duration {
+        let now = self.now();
+        Self::read(ClockId::Boottime).since(now)
     }
 }
 
@@ -102,7 +118,8 @@ impl Clock for ManualClock {
     }
 
     fn wall(&self) -> Timestamp {
-        Anchor { moment: Moment(0), wall: self.start }.wall_at(self.now())
+        Anchor { moment: Moment(0), wall: self.start, suspended: Duration::ZERO }
+            .wall_at(self.now())
     }
 }
 
@@ -113,6 +130,8 @@ pub struct Anchor {
     pub moment: Moment,
     /// What the wall clock showed then.
     pub wall: Timestamp,
+    /// How far `CLOCK_BOOTTIME` was ahead of `moment` then.
+    pub suspended: Duration,
 }
 
 impl Anchor {
@@ -133,7 +152,8 @@ mod tests {
     #[test]
     fn an_anchor_dates_moments_on_both_sides_of_it() {
         let wall: Timestamp = "2026-11-23T02:57:33.123Z".parse().unwrap();
-        let anchor = Anchor { moment: Moment::from_nanos(5_000_000_000), wall };
+        let moment = Moment::from_nanos(5_000_000_000);
+        let anchor = Anchor { moment, wall, suspended: Duration::ZERO };
         let later = anchor.wall_at(Moment::from_nanos(6_500_000_000));
         let earlier = anchor.wall_at(Moment::from_nanos(4_000_000_000));
         assert_eq!(later.to_string(), "2026-11-23T02:57:34.623Z");

@@ -1,0 +1,28 @@
+//! Why bytes could not be read.
+
+use crate::base::Bytes;
+
+/// Why a file's bytes are not what they should be.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The compressed stream is damaged.
+    #[error(
+        "the gzip stream is damaged or cut short: {0}; was the file copied while being written?"
+    )]
+    Gzip(#[source] std::io::Error),
+    /// There is more in it than a reader accepts.
+    #[error("it holds more than {limit} of data, the most a reader accepts; it is not one of ours")]
+    TooLarge {
+        /// The most that is accepted.
+        limit: Bytes,
+    },
+    /// The bytes are not the messages of a profile.
+    #[error("not a pprof profile: {0}")]
+    Protobuf(#[from] prost::DecodeError),
+    /// The messages contradict each other.
+    #[error("a pprof profile that contradicts itself: {0}")]
+    Inconsistent(String),
+    /// The text is not a manifest.
+    #[error("not an incident's manifest: {0}")]
+    Manifest(#[from] serde_json::Error),
+}

@@ -1,0 +1,96 @@
+//! Messages into a gzip stream, and gzip streams into memory with a bound.
+
+use std::io::{self, Read, Write};
+
+use flate2::Compression;
+use flate2::read::MultiGzDecoder;
+use flate2::write::GzEncoder;
+use prost::Message;
+
+use super::error::Error;
+use crate::base::Bytes;
+
+/// How much is gathered before the compressor is called. Its cost per call is that of some hundred
+/// bytes of input; messages are tens of bytes.
+const BLOCK: usize = 32 << 10;
+
+/// Writes a message in parts. Encoded messages that follow each other are one message in which the
+/// repeated fields are joined, so a part is the whole message with only a few of its entries.
+pub(super) struct Parts<W: Write> {
+    out: GzEncoder<W>,
+    block: Vec<u8>,
+}
+
+impl<W: Write> Parts<W> {
+    pub(super) fn new(out: W) -> Self {
+        let block = Vec::with_capacity(BLOCK + BLOCK / 8);
+        Self { out: GzEncoder::new(out, Compression::default()), block }
+    }
+
+    /// Appends a part.
+    pub(super) fn write(&mut self, part: &impl Message) -> io::Result<()> {
+        // Encoding into a Vec fails only when its length would pass isize::MAX.
+        part.encode(&mut self.block).map_err(io::Error::other)?;
+        if self.block.len() >= BLOCK {
+            self.out.write_all(&self.block)?;
+            self.block.clear();
+        }
+        Ok(())
+    }
+
+    /// Writes what is left and the trailer. Without it the file is cut short.
+    pub(super) fn finish(mut self) -> io::Result<()> {
+        self.out.write_all(&self.block)?;
+        self.out.finish()?.flush()
+    }
+}
+
+/// The content of `bytes`, whether gzip'd or plain, if it is at most `limit`.
+pub(super) fn inflate(bytes: &[u8], limit: Bytes) -> Result<Vec<u8>, Error> {
+    let mut content = Vec::new();
+    let mut bounded: Box<dyn Read> = if bytes.starts_with(&[0x1f, 0x8b]) {
+        Box::new(MultiGzDecoder::new(bytes).take(limit.get().saturating_add(1)))
+    } else {
+        Box::new(bytes.take(limit.get().saturating_add(1)))
+    };
+    bounded.read_to_end(&mut content).map_err(Error::Gzip)?;
+    if content.len() as u64 > limit.get() {
+        return Err(Error::TooLarge { limit });
+    }
+    Ok(content)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gzip(content: &[u8]) -> Vec<u8> {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+        encoder.write_all(content).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    #[test]
+    fn inflation_stops_at_the_limit() {
+        let limit = Bytes(1000);
+        for (size, fits) in [(999, true), (1000, true), (1001, false), (100_000, false)] {
+            for bytes in [gzip(&vec![7; size]), vec![7; size]] {
+                match inflate(&bytes, limit) {
+                    Ok(content) => assert!(fits && content.len() == size, "{size}"),
+                    Err(error) => assert!(!fits && matches!(error, Error::TooLarge { .. })),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_stream_cut_short_is_an_error() {
+        let whole = gzip(b"some content");
+        for length in 2..whole.len() {
+            assert!(
+                matches!(inflate(&whole[..length], Bytes(100)), Err(Error::Gzip(_))),
+                "{length}"
+            );
+        }
+    }
+}

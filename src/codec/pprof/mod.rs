@@ -1,0 +1,284 @@
+//! Profiles as `profile.proto`, the format of `go tool pprof` and of most profilers' viewers.
+//!
+//! Indices become ids by adding one, because 0 stands for none. The texts keep their places in the
+//! model's table, whose first is the empty one in both worlds; the few texts that stand outside the
+//! table (paths, types, comments) follow it.
+//!
+//! What is lost is a comment, `lost: N cause`, which `go tool pprof -comments` prints. A sample
+//! without a stack is shown at a location called `[stack unknown]`, so that it is seen and counts in
+//! the totals; Go does the same with its lost samples.
+//!
+//! `has_functions` is a promise with a cost: a viewer that finds it does not look up symbols itself.
+//! It is set only where the model says all was looked up, and the finer promises (files, lines,
+//! inlined functions) only where what was found bears them out.
+
+pub mod proto;
+mod read;
+
+use std::io::{self, Write};
+
+pub use read::read;
+
+use super::gzip::Parts;
+use crate::model::{Frame, LabelValue, Mapping, Profile, Sample, StringTable, ValueType};
+
+/// The function shown for samples whose stack could not be read.
+pub const STACK_UNKNOWN: &str = "[stack unknown]";
+
+/// Writes `profile`, gzip'd.
+///
+/// Takes the memory of the largest single message besides `profile`, and no copy of its texts. A sample
+/// that has not one value for each type would make the whole file unreadable: it is left out and
+/// counted as lost.
+///
+/// # Errors
+///
+/// Those of `out`.
+pub fn write(profile: &Profile, out: impl Write) -> io::Result<()> {
+    let mut out = Parts::new(out);
+    let mut texts = Texts::after(&profile.strings);
+    write_head(profile, &mut texts, &mut out)?;
+    let left_out = write_samples(profile, &mut out)?;
+    write_mappings(profile, &mut texts, &mut out)?;
+    write_locations(profile, &mut out)?;
+    write_functions(profile, &mut texts, &mut out)?;
+    write_comments(profile, left_out, &mut texts, &mut out)?;
+    write_texts(&profile.strings, &texts, &mut out)?;
+    out.finish()
+}
+
+/// Texts that are not in the profile's table and get the places after it.
+struct Texts {
+    start: usize,
+    texts: Vec<String>,
+}
+
+impl Texts {
+    fn after(table: &StringTable) -> Self {
+        Self { start: table.iter().len(), texts: Vec::new() }
+    }
+
+    fn add(&mut self, text: &str) -> i64 {
+        if text.is_empty() {
+            return 0;
+        }
+        let at = self.texts.iter().position(|known| known == text).unwrap_or_else(|| {
+            self.texts.push(text.to_owned());
+            self.texts.len() - 1
+        });
+        (self.start + at) as i64
+    }
+}
+
+/// The id of the row at `index` of any table.
+const fn id(index: usize) -> u64 {
+    index as u64 + 1
+}
+
+fn write_head<W: Write>(
+    profile: &Profile,
+    texts: &mut Texts,
+    out: &mut Parts<W>,
+) -> io::Result<()> {
+    let mut kind = |kind: &ValueType| proto::ValueType {
+        r#type: texts.add(kind.name),
+        unit: texts.add(kind.unit),
+    };
+    let sample_type = profile.sample_types.iter().map(&mut kind).collect();
+    let period_type = Some(kind(&profile.period_type));
+    out.write(&proto::Profile {
+        sample_type,
+        period_type,
+        period: profile.period,
+        time_nanos: i64::try_from(profile.started.as_nanosecond()).unwrap_or(i64::MAX),
+        duration_nanos: i64::try_from(profile.duration.as_nanos()).unwrap_or(i64::MAX),
+        default_sample_type: texts.add(profile.default_sample_type),
+        ..proto::Profile::default()
+    })
+}
+
+/// Writes the samples; returns how many had to be left out.
+fn write_samples<W: Write>(profile: &Profile, out: &mut Parts<W>) -> io::Result<u64> {
+    let mut left_out = 0;
+    let mut part = proto::Profile { sample: vec![proto::Sample::default()], ..Default::default() };
+    for sample in &profile.samples {
+        if sample.values.len() != profile.sample_types.len() {
+            left_out += 1;
+            continue;
+        }
+        // One sample whose vectors keep their capacity: no allocation for each.
+        for shown in &mut part.sample {
+            fill_sample(profile, sample, shown);
+        }
+        out.write(&part)?;
+    }
+    Ok(left_out)
+}
+
+fn fill_sample(profile: &Profile, sample: &Sample, shown: &mut proto::Sample) {
+    let frames = profile.stacks.frames(sample.stack).map(|frame| id(frame.index()));
+    shown.location_id.clear();
+    shown.location_id.extend(frames);
+    if shown.location_id.is_empty() {
+        shown.location_id.push(unknown_location(profile));
+    }
+    shown.value.clone_from(&sample.values);
+    shown.label.clear();
+    shown.label.extend(sample.labels.iter().map(|label| {
+        let key = label.key.index() as i64;
+        match label.value {
+            LabelValue::Text(text) => {
+                proto::Label { key, str: text.index() as i64, ..Default::default() }
+            }
+            LabelValue::Number(num, unit) => {
+                proto::Label { key, num, num_unit: unit.index() as i64, ..Default::default() }
+            }
+        }
+    }));
+}
+
+fn unknown_location(profile: &Profile) -> u64 {
+    id(profile.frames.iter().len())
+}
+
+fn unknown_function(profile: &Profile) -> u64 {
+    id(profile.functions.len())
+}
+
+fn has_unknown(profile: &Profile) -> bool {
+    profile.samples.iter().any(|sample| sample.stack.is_none())
+}
+
+fn write_mappings<W: Write>(
+    profile: &Profile,
+    texts: &mut Texts,
+    out: &mut Parts<W>,
+) -> io::Result<()> {
+    let found = Found::in_mappings(profile);
+    for (index, (mapping, found)) in profile.mappings.iter().zip(found).enumerate() {
+        let Mapping { start, end, file_offset, path, build_id, has_functions } = mapping;
+        let mapping = proto::Mapping {
+            id: id(index),
+            memory_start: *start,
+            memory_limit: *end,
+            file_offset: *file_offset,
+            filename: texts.add(&path.to_string_lossy()),
+            build_id: texts.add(build_id),
+            has_functions: *has_functions,
+            has_filenames: *has_functions && found.files,
+            has_line_numbers: *has_functions && found.lines,
+            has_inline_frames: *has_functions && found.inlined,
+        };
+        out.write(&proto::Profile { mapping: vec![mapping], ..Default::default() })?;
+    }
+    Ok(())
+}
+
+/// What the frames of one mapping show to have been looked up.
+#[derive(Clone, Copy, Default)]
+struct Found {
+    files: bool,
+    lines: bool,
+    inlined: bool,
+}
+
+impl Found {
+    fn in_mappings(profile: &Profile) -> Vec<Self> {
+        let mut found = vec![Self::default(); profile.mappings.len()];
+        for frame in profile.frames.iter() {
+            let of = frame.mapping.and_then(|mapping| found.get_mut(mapping.index()));
+            let Some(found) = of else { continue };
+            found.inlined |= frame.lines.len() > 1;
+            for line in &frame.lines {
+                let function = profile.functions.get(line.function.index());
+                found.files |= function.is_some_and(|function| function.file.index() != 0);
+                found.lines |= line.line != 0;
+            }
+        }
+        found
+    }
+}
+
+fn write_locations<W: Write>(profile: &Profile, out: &mut Parts<W>) -> io::Result<()> {
+    let mut part =
+        proto::Profile { location: vec![proto::Location::default()], ..Default::default() };
+    for (index, frame) in profile.frames.iter().enumerate() {
+        for shown in &mut part.location {
+            fill_location(profile, index, frame, shown);
+        }
+        out.write(&part)?;
+    }
+    if has_unknown(profile) {
+        let line = vec![proto::Line { function_id: unknown_function(profile), line: 0, column: 0 }];
+        let location =
+            proto::Location { id: unknown_location(profile), line, ..Default::default() };
+        out.write(&proto::Profile { location: vec![location], ..Default::default() })?;
+    }
+    Ok(())
+}
+
+/// A handle that leads nowhere would make the whole file unreadable; what it would say is left out.
+fn fill_location(profile: &Profile, index: usize, frame: &Frame, shown: &mut proto::Location) {
+    let mapping = frame.mapping.filter(|mapping| mapping.index() < profile.mappings.len());
+    shown.id = id(index);
+    shown.mapping_id = mapping.map_or(0, |mapping| id(mapping.index()));
+    shown.address = frame.address;
+    shown.line.clear();
+    let lines = frame.lines.iter().filter(|line| line.function.index() < profile.functions.len());
+    shown.line.extend(lines.map(|line| proto::Line {
+        function_id: id(line.function.index()),
+        line: i64::from(line.line),
+        column: 0,
+    }));
+}
+
+fn write_functions<W: Write>(
+    profile: &Profile,
+    texts: &mut Texts,
+    out: &mut Parts<W>,
+) -> io::Result<()> {
+    for (index, function) in profile.functions.iter().enumerate() {
+        let function = proto::Function {
+            id: id(index),
+            name: function.name.index() as i64,
+            system_name: function.system_name.index() as i64,
+            filename: function.file.index() as i64,
+            start_line: 0,
+        };
+        out.write(&proto::Profile { function: vec![function], ..Default::default() })?;
+    }
+    if has_unknown(profile) {
+        let name = texts.add(STACK_UNKNOWN);
+        let id = unknown_function(profile);
+        let function = proto::Function { id, name, system_name: name, ..Default::default() };
+        out.write(&proto::Profile { function: vec![function], ..Default::default() })?;
+    }
+    Ok(())
+}
+
+fn write_comments<W: Write>(
+    profile: &Profile,
+    left_out: u64,
+    texts: &mut Texts,
+    out: &mut Parts<W>,
+) -> io::Result<()> {
+    let mut losses = profile.losses.clone();
+    losses.add("samples left out: not one value for each type", left_out);
+    let mut comment: Vec<i64> = profile.comments.iter().map(|text| texts.add(text)).collect();
+    comment.extend(
+        losses.iter().map(|loss| texts.add(&format!("lost: {} {}", loss.count, loss.cause))),
+    );
+    out.write(&proto::Profile { comment, ..Default::default() })
+}
+
+fn write_texts<W: Write>(table: &StringTable, texts: &Texts, out: &mut Parts<W>) -> io::Result<()> {
+    let mut part = proto::Profile { string_table: vec![String::new()], ..Default::default() };
+    for text in table.iter().chain(texts.texts.iter().map(String::as_str)) {
+        for shown in &mut part.string_table {
+            shown.clear();
+            shown.push_str(text);
+        }
+        out.write(&part)?;
+    }
+    Ok(())
+}

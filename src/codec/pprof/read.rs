@@ -1,0 +1,102 @@
+//! Bytes to a profile whose every reference resolves.
+
+use std::collections::HashSet;
+
+use prost::Message;
+
+use super::super::error::Error;
+use super::super::gzip::inflate;
+use super::proto::Profile;
+use crate::base::Bytes;
+
+/// The most a profile may inflate to. A heap profile of 100,000 stacks of depth 40 with names is
+/// about 20 MiB. Decoding a file made to hurt takes some tens of times this in memory, so what comes
+/// from strangers is read on a machine that can afford it.
+const LIMIT: Bytes = Bytes::mib(64);
+
+/// Reads a profile, gzip'd or plain. In what it returns every id and every text referred to is there,
+/// and every sample has one value for each type, as Go's reader wants it.
+///
+/// # Errors
+///
+/// When `bytes` are damaged, hold more than 64 MiB, are not `profile.proto`, or refer to what is not
+/// there.
+pub fn read(bytes: &[u8]) -> Result<Profile, Error> {
+    let profile = Profile::decode(&*inflate(bytes, LIMIT)?)?;
+    check(&profile).map_err(Error::Inconsistent)?;
+    Ok(profile)
+}
+
+fn check(profile: &Profile) -> Result<(), String> {
+    if profile.string_table.first().is_some_and(|first| !first.is_empty()) {
+        return Err("its first text is not the empty one".to_owned());
+    }
+    let text = |index: i64, of: &str| {
+        // The default of an absent field is 0, and the text there is empty even in an empty table.
+        let there = index == 0
+            || usize::try_from(index).is_ok_and(|index| index < profile.string_table.len());
+        there
+            .then_some(())
+            .ok_or_else(|| format!("{of} refers to text {index}, which is not there"))
+    };
+    let mappings = ids("mapping", profile.mapping.iter().map(|mapping| mapping.id))?;
+    let functions = ids("function", profile.function.iter().map(|function| function.id))?;
+    let locations = ids("location", profile.location.iter().map(|location| location.id))?;
+
+    let types = profile.sample_type.iter().chain(&profile.period_type);
+    for (kind, of) in types.flat_map(|kind| [(kind.r#type, "a type"), (kind.unit, "a type")]) {
+        text(kind, of)?;
+    }
+    for index in [profile.drop_frames, profile.keep_frames, profile.default_sample_type] {
+        text(index, "the profile")?;
+    }
+    text(profile.doc_url, "the profile")?;
+    profile.comment.iter().try_for_each(|&index| text(index, "a comment"))?;
+    for mapping in &profile.mapping {
+        text(mapping.filename, "a mapping")?;
+        text(mapping.build_id, "a mapping")?;
+    }
+    for function in &profile.function {
+        for index in [function.name, function.system_name, function.filename] {
+            text(index, "a function")?;
+        }
+    }
+    for location in &profile.location {
+        if location.mapping_id != 0 {
+            known(&mappings, location.mapping_id, "location", "mapping")?;
+        }
+        for line in &location.line {
+            known(&functions, line.function_id, "location", "function")?;
+        }
+    }
+    for sample in &profile.sample {
+        if sample.value.len() != profile.sample_type.len() {
+            let (values, types) = (sample.value.len(), profile.sample_type.len());
+            return Err(format!("a sample has {values} values for {types} types"));
+        }
+        for &location in &sample.location_id {
+            known(&locations, location, "sample", "location")?;
+        }
+        for label in &sample.label {
+            for index in [label.key, label.str, label.num_unit] {
+                text(index, "a label")?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn ids(what: &str, ids: impl ExactSizeIterator<Item = u64>) -> Result<HashSet<u64>, String> {
+    let mut seen = HashSet::with_capacity(ids.len());
+    for id in ids {
+        if id == 0 || !seen.insert(id) {
+            return Err(format!("{what} id {id} is given twice, or is 0, which stands for none"));
+        }
+    }
+    Ok(seen)
+}
+
+fn known(ids: &HashSet<u64>, id: u64, from: &str, to: &str) -> Result<(), String> {
+    let there = ids.contains(&id);
+    there.then_some(()).ok_or_else(|| format!("a {from} refers to {to} {id}, which is not there"))
+}

@@ -1,0 +1,395 @@
+//! Profiles as Go's pprof reads them, and as we read them back.
+
+mod peers;
+
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use jiff::Timestamp;
+use marple::codec::{Error, pprof};
+use marple::model::{
+    Function, FunctionHandle, Line, Mapping, MappingHandle, Profile, Sample, StackHandle, ValueType,
+};
+use proptest::prelude::*;
+use prost::Message;
+
+const CPU: ValueType = ValueType { name: "cpu", unit: "nanoseconds" };
+const SAMPLES: ValueType = ValueType { name: "samples", unit: "count" };
+const SPACE: ValueType = ValueType { name: "space", unit: "bytes" };
+const HEAP: [ValueType; 4] = [
+    ValueType { name: "alloc_objects", unit: "count" },
+    ValueType { name: "alloc_space", unit: "bytes" },
+    ValueType { name: "inuse_objects", unit: "count" },
+    ValueType { name: "inuse_space", unit: "bytes" },
+];
+
+fn started() -> Timestamp {
+    "2026-11-23T02:57:33.5Z".parse().unwrap()
+}
+
+fn mapping(start: u64, path: &str, build_id: &str, has_functions: bool) -> Mapping {
+    Mapping {
+        start,
+        end: start + 0x10_0000,
+        file_offset: 0x1000,
+        path: path.into(),
+        build_id: build_id.to_owned(),
+        has_functions,
+    }
+}
+
+/// Names the frame at `address`, innermost inlined function first.
+fn name(profile: &mut Profile, address: u64, mapping: u32, names: &[(&str, &str, u32)]) {
+    let frame = profile.frames.intern(address);
+    let lines = names
+        .iter()
+        .map(|&(name, file, line)| {
+            let function = Function {
+                name: profile.strings.intern(name),
+                system_name: profile.strings.intern(&format!("_R{name}")),
+                file: profile.strings.intern(file),
+            };
+            profile.functions.push(function);
+            Line { function: FunctionHandle(profile.functions.len() as u32 - 1), line }
+        })
+        .collect();
+    let frame = profile.frames.iter_mut().nth(frame.index()).unwrap();
+    (frame.mapping, frame.lines) = (Some(MappingHandle(mapping)), lines);
+}
+
+fn sample(profile: &mut Profile, stack: Option<StackHandle>, values: &[i64]) {
+    profile.samples.push(Sample { stack, values: values.to_vec(), labels: Vec::new() });
+}
+
+/// main -> serve -> parse (inlining validate), main -> serve -> render, an address nobody knows, and
+/// a sample whose stack could not be read.
+fn cpu() -> Profile {
+    let mut profile = Profile::new(&[SAMPLES, CPU], CPU, 10_101_010, started());
+    profile.default_sample_type = "cpu";
+    profile.duration = Duration::from_secs(10);
+    profile.mappings = vec![
+        mapping(0x40_0000, "/srv/orders", "c0ffee", true),
+        mapping(0x7f00_0000, "/lib/libz.so", "", false),
+    ];
+    name(&mut profile, 0x40_1000, 0, &[("main", "main.rs", 3)]);
+    name(&mut profile, 0x40_2000, 0, &[("serve", "serve.rs", 14)]);
+    let inlined = [("validate", "check.rs", 15), ("parse", "parse.rs", 92)];
+    name(&mut profile, 0x40_3000, 0, &inlined);
+    name(&mut profile, 0x40_4000, 0, &[("render", "render.rs", 65)]);
+    name(&mut profile, 0x7f00_0100, 1, &[]);
+
+    let parse = profile.intern_stack(&[0x40_3000, 0x40_2000, 0x40_1000]);
+    let render = profile.intern_stack(&[0x40_4000, 0x40_2000, 0x40_1000]);
+    let native = profile.intern_stack(&[0x7f00_0100, 0x40_1000]);
+    let mut labels =
+        vec![profile.text_label("thread", "worker-0"), profile.number_label("tid", 4243, "")];
+    labels.push(profile.number_label("bytes", 4096, "bytes"));
+    for (stack, n) in [(parse, 30), (render, 50), (native, 15), (None, 5)] {
+        sample(&mut profile, stack, &[n, n * 10_000_000]);
+    }
+    profile.samples[0].labels = labels;
+    profile.comments.push("engine: perf".to_owned());
+    profile.losses.add("samples dropped: ring full", 12);
+    profile
+}
+
+/// A heap profile: `steady` holds the same in each, `leak` holds `leaked` blocks of 1 MiB.
+fn heap(leaked: i64) -> Profile {
+    let mut profile = Profile::new(&HEAP, SPACE, 524_288, started());
+    profile.default_sample_type = "inuse_space";
+    profile.mappings = vec![mapping(0x40_0000, "/srv/orders", "c0ffee", true)];
+    // The leaking function's texts and frames come first in one and last in the other.
+    let mut functions = [(0x40_1000, "main"), (0x40_2000, "steady"), (0x40_3000, "leak")];
+    if leaked > 1 {
+        functions.reverse();
+    }
+    for (address, function) in functions {
+        name(&mut profile, address, 0, &[(function, "", 0)]);
+    }
+    let steady = profile.intern_stack(&[0x40_2000, 0x40_1000]);
+    let leak = profile.intern_stack(&[0x40_3000, 0x40_1000]);
+    sample(&mut profile, steady, &[100, 100 << 10, 10, 10 << 10]);
+    sample(&mut profile, leak, &[leaked, leaked << 20, leaked, leaked << 20]);
+    profile
+}
+
+fn bytes(profile: &Profile) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    pprof::write(profile, &mut bytes).unwrap();
+    bytes
+}
+
+fn file(dir: &tempfile::TempDir, name: &str, profile: &Profile) -> PathBuf {
+    let path = dir.path().join(name);
+    pprof::write(profile, File::create(&path).unwrap()).unwrap();
+    path
+}
+
+fn go(options: &[&str], files: &[&Path]) -> String {
+    let files = files.iter().map(|file| file.to_str().unwrap());
+    peers::go_pprof(&options.iter().copied().chain(files).collect::<Vec<_>>())
+}
+
+/// The lines of a table: flat value, cumulative value and function of each, as printed.
+fn top(output: &str) -> Vec<(String, String, String)> {
+    let rows = output.lines().skip_while(|line| !line.contains("flat%")).skip(1);
+    rows.map(|row| {
+        let cells: Vec<&str> = row.split_whitespace().collect();
+        (cells[0].to_owned(), cells[3].to_owned(), cells[5..].join(" "))
+    })
+    .collect()
+}
+
+fn rows(expected: &[(&str, &str, &str)]) -> Vec<(String, String, String)> {
+    let owned = |&(a, b, c): &(&str, &str, &str)| (a.to_owned(), b.to_owned(), c.to_owned());
+    expected.iter().map(owned).collect()
+}
+
+#[test]
+fn go_shows_where_the_time_went() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = file(&dir, "a.cpu.pprof", &cpu());
+    let output = go(&["-top", "-nodecount=50", "-nodefraction=0"], &[&path]);
+    assert!(output.contains("File: orders") && output.contains("Build ID: c0ffee"), "{output}");
+    assert!(output.contains("Type: cpu"), "{output}");
+    assert!(output.contains("\nlost: 12 samples dropped: ring full\n"), "{output}");
+    assert!(output.contains("Duration: 10s, Total samples = 1000ms (10.00%)"), "{output}");
+    assert_eq!(
+        top(&output),
+        rows(&[
+            ("500ms", "500ms", "render"),
+            ("300ms", "300ms", "validate (inline)"),
+            ("150ms", "150ms", "[libz.so]"),
+            ("50ms", "50ms", "[stack unknown]"),
+            ("0", "950ms", "main"),
+            ("0", "300ms", "parse"),
+            ("0", "800ms", "serve"),
+        ]),
+        "{output}"
+    );
+}
+
+#[test]
+fn go_finds_every_field_in_its_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = file(&dir, "a.cpu.pprof", &cpu());
+    let output = go(&["-raw"], &[&path]);
+    for line in [
+        "Comment: engine: perf",
+        "Comment: lost: 12 samples dropped: ring full",
+        "PeriodType: cpu nanoseconds",
+        "Period: 10101010",
+        "Time: 2026-11-23 02:57:33.5 +0000 UTC",
+        "Duration: 10s",
+        "samples/count cpu/nanoseconds[dflt]",
+        "30  300000000: 3 2 1",
+        "bytes:[4096 bytes] tid:[4243]",
+        "thread:[worker-0]",
+        "50  500000000: 4 2 1",
+        "15  150000000: 5 1",
+        "5   50000000: 6",
+        "1: 0x401000 M=1 main main.rs:3:0 s=0(_Rmain)",
+        "3: 0x403000 M=1 validate check.rs:15:0 s=0(_Rvalidate)",
+        "parse parse.rs:92:0 s=0(_Rparse)",
+        "5: 0x7f000100 M=2",
+        "6: 0x0 [stack unknown] :0:0 s=0",
+        "1: 0x400000/0x500000/0x1000 /srv/orders c0ffee [FN][FL][LN][IN]",
+        "2: 0x7f000000/0x7f100000/0x1000 /lib/libz.so",
+    ] {
+        let found = output.lines().any(|found| {
+            let words: Vec<&str> = found.split_whitespace().collect();
+            words.join(" ") == line.split_whitespace().collect::<Vec<_>>().join(" ")
+        });
+        assert!(found, "no line `{line}` in\n{output}");
+    }
+}
+
+#[test]
+fn go_subtracts_one_heap_profile_from_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let (before, after) = (file(&dir, "1.pprof", &heap(1)), file(&dir, "2.pprof", &heap(33)));
+    let base = format!("-base={}", before.display());
+    let all = ["-top", "-nodefraction=0", &base];
+    let in_use = go(&all, &[&after]);
+    assert!(in_use.contains("Type: inuse_space"), "{in_use}");
+    assert_eq!(top(&in_use), rows(&[("32MB", "32MB", "leak"), ("0", "32MB", "main")]), "{in_use}");
+    for (index, leaked) in
+        [("alloc_objects", "32"), ("alloc_space", "32MB"), ("inuse_objects", "32")]
+    {
+        let index = format!("-sample_index={index}");
+        let output = go(&["-top", "-nodefraction=0", &base, &index], &[&after]);
+        let expected = rows(&[(leaked, leaked, "leak"), ("0", leaked, "main")]);
+        assert_eq!(top(&output), expected, "{output}");
+    }
+    let whole = go(&["-top", "-nodefraction=0"], &[&after]);
+    assert_eq!(
+        top(&whole),
+        rows(&[
+            ("33792kB", "33792kB", "leak"),
+            ("10kB", "10kB", "steady"),
+            ("0", "33802kB", "main")
+        ]),
+        "{whole}"
+    );
+}
+
+#[test]
+fn a_profile_of_nothing_is_a_profile() {
+    let dir = tempfile::tempdir().unwrap();
+    let empty = Profile::new(&[SAMPLES, CPU], CPU, 1, started());
+    let output = go(&["-raw"], &[&file(&dir, "a.cpu.pprof", &empty)]);
+    assert!(output.contains("samples/count[dflt] cpu/nanoseconds"), "{output}");
+}
+
+#[test]
+fn handles_and_values_that_lead_nowhere_cost_only_themselves() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut profile = cpu();
+    sample(&mut profile, None, &[1]);
+    for frame in profile.frames.iter_mut() {
+        frame.lines.push(Line { function: FunctionHandle(999), line: 1 });
+    }
+    if let Some(frame) = profile.frames.iter_mut().last() {
+        frame.mapping = Some(MappingHandle(999));
+    }
+    let output = go(&["-raw"], &[&file(&dir, "a.cpu.pprof", &profile)]);
+    assert!(
+        output.contains("Comment: lost: 1 samples left out: not one value for each type"),
+        "{output}"
+    );
+    assert!(output.contains("30  300000000: 3 2 1"), "{output}");
+}
+
+#[test]
+fn only_what_was_looked_up_is_promised() {
+    let promises = |change: fn(&mut Profile)| {
+        let mut profile = cpu();
+        change(&mut profile);
+        let read = pprof::read(&bytes(&profile)).unwrap();
+        let of = |mapping: &pprof::proto::Mapping| {
+            [
+                mapping.has_functions,
+                mapping.has_filenames,
+                mapping.has_line_numbers,
+                mapping.has_inline_frames,
+            ]
+        };
+        read.mapping.iter().map(of).collect::<Vec<_>>()
+    };
+    assert_eq!(promises(|_| ()), [[true; 4], [false; 4]]);
+    let unknown = promises(|profile| profile.mappings[0].has_functions = false);
+    assert_eq!(unknown, [[false; 4], [false; 4]]);
+    let names_only = promises(|profile| {
+        for function in &mut profile.functions {
+            function.file = marple::model::StringHandle::EMPTY;
+        }
+        for frame in profile.frames.iter_mut() {
+            frame.lines.iter_mut().for_each(|line| line.line = 0);
+            frame.lines.truncate(1);
+        }
+    });
+    assert_eq!(names_only, [[true, false, false, false], [false; 4]]);
+}
+
+#[test]
+fn what_is_read_is_what_was_written() {
+    let profile = cpu();
+    let read = pprof::read(&bytes(&profile)).unwrap();
+    assert_eq!(read.string_table[0], "");
+    assert_eq!(read.text(read.default_sample_type), "cpu");
+    assert_eq!(read.sample.len(), 4);
+    assert_eq!(read.sample[0].location_id, [3, 2, 1]);
+    assert_eq!(read.sample[1].value, [50, 500_000_000]);
+    let label = read.sample[0].label[2];
+    assert_eq!(
+        (read.text(label.key), label.num, read.text(label.num_unit)),
+        ("bytes", 4096, "bytes")
+    );
+    assert_eq!(read.location[2].line.len(), 2);
+    assert_eq!(read.text(read.function[0].name), "main");
+
+    let plain = read.encode_to_vec();
+    assert_eq!(pprof::read(&plain).unwrap(), read);
+}
+
+#[test]
+fn a_bomb_is_refused() {
+    let mut bomb = GzEncoder::new(Vec::new(), Compression::best());
+    for _ in 0..65 {
+        bomb.write_all(&vec![0; 1 << 20]).unwrap();
+    }
+    let error = pprof::read(&bomb.finish().unwrap()).unwrap_err();
+    assert!(matches!(error, Error::TooLarge { .. }) && error.to_string().contains("64.0 MiB"));
+}
+
+#[test]
+fn a_contradiction_is_named() {
+    let sound = pprof::read(&bytes(&cpu())).unwrap();
+    type Spoil = fn(&mut pprof::proto::Profile);
+    let cases: [(&str, Spoil); 8] = [
+        ("location 99", |profile| profile.sample[0].location_id[0] = 99),
+        ("function 99", |profile| profile.location[0].line[0].function_id = 99),
+        ("mapping 99", |profile| profile.location[0].mapping_id = 99),
+        ("text -1", |profile| profile.comment[0] = -1),
+        ("text 999", |profile| profile.sample[0].label[0].key = 999),
+        ("3 values for 2 types", |profile| profile.sample[0].value.push(1)),
+        ("function id 1 ", |profile| profile.function[1].id = 1),
+        ("first text", |profile| profile.string_table[0].push('x')),
+    ];
+    for (named, change) in cases {
+        let mut profile = sound.clone();
+        change(&mut profile);
+        let error = pprof::read(&profile.encode_to_vec()).unwrap_err();
+        assert!(matches!(error, Error::Inconsistent(_)), "{error}");
+        assert!(error.to_string().contains(named), "`{error}` does not name {named}");
+    }
+}
+
+/// What was read can be walked without looking twice.
+fn walk(profile: &pprof::proto::Profile) {
+    for sample in &profile.sample {
+        assert_eq!(sample.value.len(), profile.sample_type.len());
+        for id in &sample.location_id {
+            assert!(profile.location.iter().any(|location| location.id == *id));
+        }
+    }
+    for function in &profile.function {
+        assert!(usize::try_from(function.name).unwrap() < profile.string_table.len().max(1));
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_are_read_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..2000)) {
+        if let Ok(profile) = pprof::read(&bytes) {
+            walk(&profile);
+        }
+    }
+
+    #[test]
+    fn damaged_profiles_are_read_or_refused(
+        damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..8),
+        length in any::<prop::sample::Index>(),
+        cut in any::<bool>(),
+        gzip in any::<bool>(),
+    ) {
+        let mut damaged = bytes(&cpu());
+        if !gzip {
+            damaged = pprof::read(&damaged).unwrap().encode_to_vec();
+        }
+        for (at, byte) in damage {
+            let at = at.index(damaged.len());
+            damaged[at] = byte;
+        }
+        if cut {
+            damaged.truncate(length.index(damaged.len()));
+        }
+        if let Ok(profile) = pprof::read(&damaged) {
+            walk(&profile);
+        }
+    }
+}
