@@ -1,0 +1,260 @@
+//! From the logs of the threads and the ledger to a [`Timeline`].
+//!
+//! Logs are consumed chunk by chunk, each freed once it is copied, into a vector reserved as a whole: record
+//! and event never both exist for more than a chunk, which is what lets the budget charge the dearer.
+//!
+//! A timeline's `End` ends what began last on its track, while spans may be exited in any order. So each
+//! thread's open slices are held on a stack: an end below the top ends those above it too and begins them
+//! anew. The stack starts with the slices older than the session, known from their ends: the one that ended
+//! last is the outermost.
+
+use std::collections::HashMap;
+use std::mem;
+use std::sync::Arc;
+
+use tracing::Metadata;
+
+use super::fields::{Fields, MESSAGE};
+use super::log::{Log, Record, Source, What};
+use super::loss::Counts;
+use super::recorder::Shared;
+use crate::base::{Anchor, Moment};
+use crate::model::{
+    ArgValue, EventKind, StringHandle, Timeline, TimelineEvent, TrackHandle, TrackKind,
+};
+
+/// The timeline of a session that has ended.
+pub(super) fn assemble(
+    shared: &Shared,
+    strays: Counts,
+    anchor: Anchor,
+    started: Moment,
+    now: Moment,
+) -> Timeline {
+    let mut timeline = Timeline::new(anchor, std::process::id(), process_name());
+    timeline.started = anchor.wall_at(started);
+    let logs: Vec<_> = shared
+        .take_logs()
+        .into_iter()
+        .map(|log| {
+            let (chunks, counts) = log.close();
+            counts.tell(&mut timeline.losses);
+            (log, chunks)
+        })
+        .collect();
+    strays.tell(&mut timeline.losses);
+
+    let mut ledger = shared.ledger();
+    let ends = logs.iter().flat_map(|(_, chunks)| chunks.iter().flatten());
+    let records = ends.map(|record| 1 + usize::from(is_older(record))).sum::<usize>();
+    let events = records + ledger.values.len() + ledger.instants.len() + 2;
+    if timeline.events.try_reserve_exact(events).is_err() {
+        timeline.losses.add("trace events dropped: no memory for the timeline", events as u64);
+        return timeline;
+    }
+    let mut sites = HashMap::new();
+    process(&mut timeline, mem::take(&mut ledger.instants), started, now);
+    for (log, chunks) in logs.into_iter().filter(|(_, chunks)| !chunks.is_empty()) {
+        thread(&mut timeline, &mut sites, &log, chunks, started);
+    }
+    counters(&mut timeline, mem::take(&mut ledger.values));
+    ledger.counts.tell(&mut timeline.losses);
+    timeline
+}
+
+/// The process track: a slice for the recording itself, and the instants in it.
+fn process(
+    timeline: &mut Timeline,
+    mut instants: Vec<super::ledger::Instant>,
+    started: Moment,
+    now: Moment,
+) {
+    let name = timeline.process_name.clone();
+    let track = timeline.track(TrackKind::Process, &name);
+    let category = timeline.strings.intern("marple");
+    let recording = timeline.strings.intern("recording");
+    let key = timeline.strings.intern("text");
+    let event = |at, kind, args| TimelineEvent { at, track, kind, category, args };
+    instants.sort_by_key(|instant| instant.at);
+    let end = instants.last().map_or(now, |last| now.max(last.at));
+    timeline.events.push(event(started, EventKind::Begin(recording), Vec::new()));
+    for instant in instants {
+        let name = timeline.strings.intern(&instant.name);
+        let text = ArgValue::Text(timeline.strings.intern(&instant.text));
+        timeline.events.push(event(instant.at, EventKind::Instant(name), vec![(key, text)]));
+    }
+    timeline.events.push(event(end, EventKind::End, Vec::new()));
+}
+
+/// One track for each counter.
+fn counters(timeline: &mut Timeline, mut values: Vec<super::ledger::Value>) {
+    values.sort_by(|a, b| (&a.series, a.at).cmp(&(&b.series, b.at)));
+    let category = timeline.strings.intern("vitals");
+    for series in values.chunk_by(|a, b| a.series == b.series) {
+        let Some(first) = series.first() else { continue };
+        let track = timeline.counter(&first.series.name(), first.series.unit());
+        timeline.events.extend(series.iter().map(|value| TimelineEvent {
+            at: value.at,
+            track,
+            kind: EventKind::Counter(value.value),
+            category,
+            args: Vec::new(),
+        }));
+    }
+}
+
+/// The track of one thread.
+fn thread(
+    timeline: &mut Timeline,
+    sites: &mut Sites,
+    log: &Arc<Log>,
+    chunks: Vec<Vec<Record>>,
+    started: Moment,
+) {
+    let track = timeline.track(TrackKind::Thread(log.tid), &log.thread);
+    let older = chunks.iter().flatten().rev().filter_map(|record| match &record.what {
+        What::EndOfOlder(id, source) => Some((*id, source.clone())),
+        _ => None,
+    });
+    let mut open: Vec<_> = older.collect();
+    let mut pen = Pen::new(timeline, sites, track);
+    for (_, source) in &open {
+        pen.begin(started, source);
+    }
+    for Record { at, what } in chunks.into_iter().flatten() {
+        match what {
+            What::Begin(id, source) => {
+                pen.begin(at, &source);
+                open.push((id, source));
+            }
+            What::End(id) | What::EndOfOlder(id, _) => {
+                let Some(place) = open.iter().rposition(|(open, _)| *open == id) else { continue };
+                for _ in place..open.len() {
+                    pen.end(at);
+                }
+                open.remove(place);
+                for (_, source) in open.iter().skip(place) {
+                    pen.begin(at, source);
+                }
+            }
+            What::Instant(site, fields) => pen.instant(at, site, fields.as_deref()),
+        }
+    }
+}
+
+fn is_older(record: &Record) -> bool {
+    matches!(record.what, What::EndOfOlder(..))
+}
+
+/// What the static data of a call site are called in the timeline, by the address of its metadata.
+type Sites = HashMap<*const Metadata<'static>, Site>;
+
+#[derive(Clone, Copy)]
+struct Site {
+    name: StringHandle,
+    target: StringHandle,
+    level: StringHandle,
+}
+
+/// Writes the events of one track.
+struct Pen<'a> {
+    timeline: &'a mut Timeline,
+    sites: &'a mut Sites,
+    track: TrackHandle,
+    span: StringHandle,
+    event: StringHandle,
+    runtime: StringHandle,
+    parked: StringHandle,
+    target: StringHandle,
+    level: StringHandle,
+    /// The categories of the open slices.
+    open: Vec<StringHandle>,
+}
+
+impl<'a> Pen<'a> {
+    fn new(timeline: &'a mut Timeline, sites: &'a mut Sites, track: TrackHandle) -> Self {
+        let [span, event, runtime, parked, target, level] =
+            ["span", "event", "runtime", "parked", "target", "level"]
+                .map(|text| timeline.strings.intern(text));
+        let open = Vec::new();
+        Self { timeline, sites, track, span, event, runtime, parked, target, level, open }
+    }
+
+    fn begin(&mut self, at: Moment, source: &Source) {
+        let (name, category, args) = match source {
+            Source::Parked => (self.parked, self.runtime, Vec::new()),
+            Source::Span(site, fields) => {
+                let site = self.site(site);
+                (
+                    site.name,
+                    self.span,
+                    self.args(site, fields.as_deref().into_iter().flat_map(Fields::iter)),
+                )
+            }
+        };
+        self.open.push(category);
+        self.push(at, EventKind::Begin(name), category, args);
+    }
+
+    fn end(&mut self, at: Moment) {
+        let category = self.open.pop().unwrap_or(StringHandle::EMPTY);
+        self.push(at, EventKind::End, category, Vec::new());
+    }
+
+    /// An event is called by its message; without one, by its call site.
+    fn instant(&mut self, at: Moment, site: &'static Metadata<'static>, fields: Option<&Fields>) {
+        let site = self.site(site);
+        let fields = || fields.into_iter().flat_map(Fields::iter);
+        let name = match fields().find(|&(name, _)| name == MESSAGE) {
+            Some((_, message)) => self.timeline.strings.intern(message),
+            None => site.name,
+        };
+        let args = self.args(site, fields().filter(|&(name, _)| name != MESSAGE));
+        self.push(at, EventKind::Instant(name), self.event, args);
+    }
+
+    fn args<'f>(
+        &mut self,
+        site: Site,
+        fields: impl Iterator<Item = (&'static str, &'f str)>,
+    ) -> Vec<(StringHandle, ArgValue)> {
+        let mut args = vec![
+            (self.target, ArgValue::Text(site.target)),
+            (self.level, ArgValue::Text(site.level)),
+        ];
+        let strings = &mut self.timeline.strings;
+        args.extend(
+            fields.map(|(name, text)| (strings.intern(name), ArgValue::Text(strings.intern(text)))),
+        );
+        args.shrink_to_fit();
+        args
+    }
+
+    fn site(&mut self, site: &'static Metadata<'static>) -> Site {
+        let strings = &mut self.timeline.strings;
+        *self.sites.entry(site).or_insert_with(|| Site {
+            name: strings.intern(site.name()),
+            target: strings.intern(site.target()),
+            level: strings.intern(site.level().as_str()),
+        })
+    }
+
+    fn push(
+        &mut self,
+        at: Moment,
+        kind: EventKind,
+        category: StringHandle,
+        args: Vec<(StringHandle, ArgValue)>,
+    ) {
+        let track = self.track;
+        self.timeline.events.push(TimelineEvent { at, track, kind, category, args });
+    }
+}
+
+/// The name of the executable.
+fn process_name() -> String {
+    std::env::current_exe()
+        .ok()
+        .and_then(|exe| Some(exe.file_name()?.to_string_lossy().into_owned()))
+        .unwrap_or_else(|| "process".to_owned())
+}

@@ -1,0 +1,73 @@
+//! Why something was not recorded.
+
+use crate::model::Losses;
+
+/// A cause; its place is its place in [`Counts`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cause {
+    /// `max_bytes` is used up.
+    Room,
+    /// Deeper than a thread's slices may nest.
+    Depth,
+    /// The allocator had no memory for another chunk.
+    Memory,
+    /// The thread's local storage is gone: the event came from a destructor that runs after ours.
+    NoLocal,
+    /// The allocator, called by us, emitted an event of its own.
+    Reentered,
+    /// Fields of a span or an event: too many of them, or no room for their texts.
+    Fields,
+    /// The ledger's share is used up.
+    Ledger,
+    /// A gauge that is infinite or not a number.
+    NotANumber,
+}
+
+impl Cause {
+    pub(super) const ALL: [Self; 8] = [
+        Self::Room,
+        Self::Depth,
+        Self::Memory,
+        Self::NoLocal,
+        Self::Reentered,
+        Self::Fields,
+        Self::Ledger,
+        Self::NotANumber,
+    ];
+
+    /// The words for it in a timeline.
+    const fn text(self) -> &'static str {
+        match self {
+            Self::Room => "trace events dropped: trace.max_bytes used up",
+            Self::Depth => "trace events dropped: slices nested too deep",
+            Self::Memory => "trace events dropped: no memory",
+            Self::NoLocal => {
+                "trace events dropped: emitted after the thread's local storage was gone"
+            }
+            Self::Reentered => "trace events dropped: emitted by the allocator during recording",
+            Self::Fields => "trace fields left out: too many or no room for their texts",
+            Self::Ledger => "vitals and instants dropped: their share of trace.max_bytes used up",
+            Self::NotANumber => "counter values left out: not a finite number",
+        }
+    }
+}
+
+/// How often each cause struck.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Counts([u64; Cause::ALL.len()]);
+
+impl Counts {
+    /// Counts `n` more of `cause`.
+    pub(super) fn add(&mut self, cause: Cause, n: u64) {
+        if let Some(count) = self.0.get_mut(cause as usize) {
+            *count += n;
+        }
+    }
+
+    /// Adds all of it to `losses`.
+    pub(super) fn tell(&self, losses: &mut Losses) {
+        for (cause, &count) in Cause::ALL.iter().zip(&self.0) {
+            losses.add(cause.text(), count);
+        }
+    }
+}

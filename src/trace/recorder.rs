@@ -1,0 +1,206 @@
+//! The one session that may run, and every thread's way into it.
+//!
+//! `SESSION` is the number of the running session, 0 when none runs: the only thing a thread reads while
+//! nothing records. A thread that reads a number it has no log for *attaches*: it looks the session up
+//! under `RUNNING`'s lock, which is never held for longer than a push, and keeps its log in a thread-local.
+//! Relaxed loads suffice, since everything a thread goes on to use comes out of that lock; a thread that
+//! reads an old number finds its log over, or nobody by that number.
+//!
+//! The thread-local is borrowed while a record is written. No user code runs then, with one exception, a
+//! global allocator that emits events: such an event finds the borrow taken and is counted. Losses of
+//! threads that have no log stand in `STRAYS`.
+
+use std::cell::RefCell;
+use std::mem;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::fields::Fields;
+use super::ledger::Ledger;
+use super::log::{Budget, Log, Pages};
+use super::loss::{Cause, Counts};
+
+static SESSION: AtomicU64 = AtomicU64::new(0);
+static RUNNING: Mutex<Running> = Mutex::new(Running { sessions: 0, shared: None });
+static STRAYS: [AtomicU64; Cause::ALL.len()] = [const { AtomicU64::new(0) }; Cause::ALL.len()];
+
+/// Whether a subscriber has the layer, and whether a runtime was built with the hooks.
+static LAYER: AtomicBool = AtomicBool::new(false);
+static HOOKS: AtomicBool = AtomicBool::new(false);
+
+thread_local! {
+    static LOCAL: RefCell<Attached> = const { RefCell::new(Attached { session: 0, place: Place::Over }) };
+}
+
+struct Running {
+    /// How many sessions there have been.
+    sessions: u64,
+    shared: Option<Arc<Shared>>,
+}
+
+/// What the threads of one session share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    session: u64,
+    budget: Arc<Budget>,
+    logs: Mutex<Vec<Arc<Log>>>,
+    ledger: Mutex<Ledger>,
+}
+
+impl Shared {
+    /// Takes the logs of the threads, in the order in which they attached.
+    pub(super) fn take_logs(&self) -> Vec<Arc<Log>> {
+        mem::take(&mut lock(&self.logs))
+    }
+
+    /// What is recorded of the process as a whole.
+    pub(super) fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        lock(&self.ledger)
+    }
+}
+
+/// A thread's place in the session it last heard of.
+struct Attached {
+    session: u64,
+    place: Place,
+}
+
+enum Place {
+    /// It writes here.
+    Log(Arc<Log>),
+    /// The budget could not pay for a log.
+    NoRoom,
+    /// That session was over when the thread came.
+    Over,
+}
+
+/// What recordings show, depending on what the service installed: the layer, the hooks, both or neither.
+pub fn engine() -> &'static str {
+    match (LAYER.load(Ordering::Relaxed), HOOKS.load(Ordering::Relaxed)) {
+        (true, true) => "spans and parks",
+        (true, false) => "spans",
+        (false, true) => "parks",
+        (false, false) => "vitals only",
+    }
+}
+
+/// A subscriber has the layer.
+pub(super) fn layer_installed() {
+    LAYER.store(true, Ordering::Relaxed);
+}
+
+/// A runtime builder has the hooks.
+pub(super) fn hooks_installed() {
+    HOOKS.store(true, Ordering::Relaxed);
+}
+
+/// The number of the running session. This is all that happens while none runs.
+#[inline]
+pub(super) fn session() -> Option<u64> {
+    let session = SESSION.load(Ordering::Relaxed);
+    (session != 0).then_some(session)
+}
+
+/// Starts a session; none when one runs. `threads` bytes may be used by the threads, `process` bytes by the
+/// ledger.
+pub(super) fn start(threads: usize, process: usize) -> Option<Arc<Shared>> {
+    let mut running = lock(&RUNNING);
+    if running.shared.is_some() {
+        return None;
+    }
+    running.sessions += 1;
+    let shared = Arc::new(Shared {
+        session: running.sessions,
+        budget: Arc::new(Budget::new(running.sessions, threads)),
+        logs: Mutex::default(),
+        ledger: Mutex::new(Ledger::new(process)),
+    });
+    for stray in &STRAYS {
+        stray.store(0, Ordering::Relaxed);
+    }
+    running.shared = Some(Arc::clone(&shared));
+    SESSION.store(running.sessions, Ordering::Relaxed);
+    Some(shared)
+}
+
+/// Ends the running session; returns what threads without a log have lost.
+pub(super) fn stop() -> Counts {
+    SESSION.store(0, Ordering::Relaxed);
+    lock(&RUNNING).shared = None;
+    let mut counts = Counts::default();
+    for (cause, stray) in Cause::ALL.into_iter().zip(&STRAYS) {
+        counts.add(cause, stray.load(Ordering::Relaxed));
+    }
+    counts
+}
+
+/// The running session.
+pub(super) fn running() -> Option<Arc<Shared>> {
+    session()?;
+    lock(&RUNNING).shared.clone()
+}
+
+/// Writes to the calling thread's pages in `session`, or counts one event as lost. None when it did not
+/// write, which after the session's end is no loss.
+pub(super) fn record<R>(session: u64, write: impl FnOnce(&mut Pages) -> R) -> Option<R> {
+    match with_pages(session, write) {
+        Ok(written) => written,
+        Err(cause) => {
+            count(cause, 1);
+            None
+        }
+    }
+}
+
+/// Pays for the fields of a span that was just made, and says whether they may be kept.
+pub(super) fn keep(session: u64, fields: &Fields) -> bool {
+    let kept = matches!(with_pages(session, |pages| pages.keep(fields)), Ok(Some(true)));
+    if !kept {
+        count(Cause::Fields, fields.len() as u64);
+    }
+    kept
+}
+
+/// Counts `n` losses that no log knows of.
+pub(super) fn count(cause: Cause, n: u64) {
+    if let Some(stray) = STRAYS.get(cause as usize).filter(|_| n > 0) {
+        stray.fetch_add(n, Ordering::Relaxed);
+    }
+}
+
+/// Runs `write` on the calling thread's pages. None when the session is over, an error when there are no
+/// pages.
+fn with_pages<R>(session: u64, write: impl FnOnce(&mut Pages) -> R) -> Result<Option<R>, Cause> {
+    let written = LOCAL.try_with(|local| {
+        let mut attached = local.try_borrow_mut().map_err(|_| Cause::Reentered)?;
+        if attached.session != session {
+            *attached = Attached { session, place: attach(session) };
+        }
+        match &attached.place {
+            Place::Log(log) => Ok(log.write(write)),
+            Place::NoRoom => Err(Cause::Room),
+            Place::Over => Ok(None),
+        }
+    });
+    written.unwrap_or(Err(Cause::NoLocal))
+}
+
+#[cold]
+fn attach(session: u64) -> Place {
+    let shared = lock(&RUNNING).shared.clone().filter(|shared| shared.session == session);
+    let Some(shared) = shared else {
+        return Place::Over;
+    };
+    match Log::of_this_thread(&shared.budget).map(Arc::new) {
+        Some(log) => {
+            lock(&shared.logs).push(Arc::clone(&log));
+            Place::Log(log)
+        }
+        None => Place::NoRoom,
+    }
+}
+
+/// No code that can panic runs under these locks.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,84 @@
+//! A recording, from its start to its timeline.
+
+use std::sync::Arc;
+
+use super::assemble::assemble;
+use super::recorder::{self, Shared};
+use crate::base::{Anchor, Bytes, Clock, Moment, SystemClock};
+use crate::model::Timeline;
+
+/// Why a recording could not start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// Another session records.
+    #[error("a runtime trace is being recorded already: stop that session first")]
+    Busy,
+    /// `max_bytes` would not hold anything worth reading.
+    #[error("trace.max_bytes of {given} is too small for a recording: give it at least {least}")]
+    TooSmall {
+        /// What was given.
+        given: Bytes,
+        /// What is needed.
+        least: Bytes,
+    },
+}
+
+/// The least memory a session takes.
+const LEAST: Bytes = Bytes::kib(64);
+
+/// The share of the memory kept for vitals and instants: at 16 MiB, four ticks a second of seven counters
+/// for eight minutes.
+const LEDGER_SHARE: u64 = 8;
+
+/// The one recording of this process. Dropping it stops it and throws its evidence away.
+#[derive(Debug)]
+#[must_use = "a session records until it is stopped or dropped"]
+pub struct Session {
+    shared: Option<Arc<Shared>>,
+    anchor: Anchor,
+    started: Moment,
+}
+
+impl Session {
+    /// Starts recording. All that is kept, the timeline made at the stop included, takes at most
+    /// `max_bytes`; `anchor`, of any age, tells the wall time.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Busy`] while another session runs, [`Error::TooSmall`] below 64 KiB.
+    pub fn start(max_bytes: Bytes, anchor: Anchor) -> Result<Self, Error> {
+        if max_bytes < LEAST {
+            return Err(Error::TooSmall { given: max_bytes, least: LEAST });
+        }
+        let process = max_bytes.get() / LEDGER_SHARE;
+        let threads = max_bytes.get() - process;
+        let [threads, process] =
+            [threads, process].map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
+        let started = SystemClock.now();
+        let shared = recorder::start(threads, process).ok_or(Error::Busy)?;
+        Ok(Self { shared: Some(shared), anchor, started })
+    }
+
+    /// Stops recording at `now` and returns what was recorded. Costs the caller about a microsecond an
+    /// event and the threads nothing.
+    pub fn stop(mut self, now: Moment) -> Timeline {
+        match self.shared.take() {
+            Some(shared) => {
+                let strays = recorder::stop();
+                assemble(&shared, strays, self.anchor, self.started, now)
+            }
+            None => Timeline::new(self.anchor, std::process::id(), ""),
+        }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if let Some(shared) = self.shared.take() {
+            recorder::stop();
+            for log in shared.take_logs() {
+                log.close();
+            }
+        }
+    }
+}

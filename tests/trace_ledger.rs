@@ -1,0 +1,124 @@
+//! Vitals as counters, instants of the process, and the session's own manners.
+
+mod trace_support;
+
+use std::time::Duration;
+
+use marple::base::{Bytes, Clock, Moment, SystemClock};
+use marple::model::{TrackKind, Vitals};
+use marple::trace::{Error, Session, record_instant, record_vitals};
+use trace_support::*;
+
+#[test]
+fn vitals_are_counters_with_the_values_and_times_given() {
+    let _turn = turn();
+    let session = start();
+    let t0 = SystemClock.now();
+    let at = |ms| t0 + Duration::from_millis(ms);
+    let full = Vitals {
+        at: at(250),
+        rss: Some(Bytes(4096)),
+        working_set: Some(Bytes(8192)),
+        cpu_cores: Some(1.5),
+        tasks: Some(3),
+        threads: Some(5),
+        fds: Some(7),
+        lag: Some(Duration::from_micros(2)),
+        gauges: vec![("orders".into(), 11.0), ("bad".into(), f64::NAN)],
+        ..Vitals::default()
+    };
+    record_vitals(&full);
+    record_vitals(&Vitals { at: at(0), rss: Some(Bytes(1024)), ..Vitals::default() });
+    let timeline = stop(session);
+
+    assert_well_formed(&timeline);
+    let events = seen(&timeline);
+    let counters: Vec<_> = timeline
+        .tracks
+        .iter()
+        .enumerate()
+        .filter_map(|(place, track)| {
+            let TrackKind::Counter(unit) = track.kind else { return None };
+            let values = events.iter().filter(|event| event.track == place).map(|event| {
+                assert_eq!(event.category, "vitals");
+                let Kind::Counter(value) = event.kind else { panic!("{event:?}") };
+                (event.at.since(t0).as_millis(), value)
+            });
+            let text = |handle| timeline.strings.get(handle).to_owned();
+            Some((text(track.name), text(unit), values.collect::<Vec<_>>()))
+        })
+        .collect();
+    let expected = [
+        ("rss", "bytes", vec![(0, 1024.0), (250, 4096.0)]),
+        ("working set", "bytes", vec![(250, 8192.0)]),
+        ("cpu", "cores", vec![(250, 1.5)]),
+        ("tasks alive", "count", vec![(250, 3.0)]),
+        ("threads", "count", vec![(250, 5.0)]),
+        ("fds", "count", vec![(250, 7.0)]),
+        ("runtime lag", "ns", vec![(250, 2000.0)]),
+        ("gauge.orders", "count", vec![(250, 11.0)]),
+    ]
+    .map(|(name, unit, values)| (name.to_owned(), unit.to_owned(), values));
+    assert_eq!(counters, expected);
+    assert_eq!(lost(&timeline, "counter values left out"), 1);
+}
+
+#[test]
+fn an_instant_carries_its_reason_on_the_process_track() {
+    let _turn = turn();
+    record_instant("too early", "no session runs");
+    let anchor = anchor();
+    let session = Session::start(Bytes::mib(1), anchor).unwrap();
+    record_instant("trigger", "memory at 91.0 % of 512.0 MiB, limit 80 %");
+    let end = SystemClock.now();
+    let timeline = session.stop(end);
+    record_instant("too late", "no session runs");
+
+    assert_eq!(timeline.tracks.len(), 1);
+    assert_eq!(timeline.tracks[0].kind, TrackKind::Process);
+    assert_eq!(timeline.pid, std::process::id());
+    let events = seen(&timeline);
+    assert_eq!(outline(&events), "recording(!trigger)");
+    assert!(events.iter().all(|event| event.category == "marple"));
+    assert_eq!(events[1].arg("text"), Some("memory at 91.0 % of 512.0 MiB, limit 80 %"));
+    assert_eq!(events[2].at, end);
+    assert_eq!(timeline.started, anchor.wall_at(events[0].at));
+    assert!(timeline.losses.is_empty());
+}
+
+#[test]
+fn one_session_records_at_a_time_and_a_dropped_one_makes_room() {
+    let _turn = turn();
+    let first = start();
+    assert_eq!(Session::start(Bytes::mib(1), anchor()).unwrap_err(), Error::Busy);
+    record_instant("kept", "");
+    assert_eq!(outline(&seen(&stop(first))), "recording(!kept)");
+
+    let second = start();
+    record_instant("thrown away", "");
+    drop(second);
+    let third = start();
+    assert_eq!(outline(&seen(&stop(third))), "recording()");
+}
+
+#[test]
+fn a_recording_too_small_to_read_is_refused_by_name() {
+    let _turn = turn();
+    let error = Session::start(Bytes::kib(63), anchor()).unwrap_err().to_string();
+    assert!(error.contains("63.0 KiB") && error.contains("64.0 KiB"), "{error}");
+    Session::start(Bytes::kib(64), anchor()).unwrap().stop(Moment::default());
+}
+
+#[test]
+fn values_past_the_ledgers_share_are_counted() {
+    let _turn = turn();
+    let session = Session::start(Bytes::kib(64), anchor()).unwrap();
+    for fds in 0..1000 {
+        record_vitals(&Vitals { at: SystemClock.now(), fds: Some(fds), ..Vitals::default() });
+    }
+    let timeline = stop(session);
+    let kept = seen(&timeline).iter().filter(|e| matches!(e.kind, Kind::Counter(_))).count() as u64;
+    let lost = lost(&timeline, "vitals and instants dropped");
+    assert!(kept > 0 && lost > 0);
+    assert_eq!(kept + lost, 1000);
+}

@@ -1,0 +1,111 @@
+//! Workers park and unpark, and the host's own hooks go on being called.
+
+mod trace_support;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use marple::trace::Hooks;
+use tokio::runtime::Builder;
+use trace_support::*;
+
+/// Sleeps `times` times one after the other, so that the runtime runs out of work as often.
+async fn doze(times: usize) {
+    for _ in 0..times {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+#[test]
+fn the_slices_of_a_worker_alternate_with_its_work() {
+    let _turn = turn();
+    let runtime = marple::instrument(&mut Builder::new_multi_thread())
+        .worker_threads(2)
+        .thread_name("dozer")
+        .enable_all()
+        .build()
+        .unwrap();
+    let session = start();
+    runtime.block_on(async { tokio::spawn(doze(20)).await.unwrap() });
+    let timeline = stop(session);
+
+    assert_well_formed(&timeline);
+    let mut slices = 0;
+    for events in threads(&timeline) {
+        for (place, event) in events.iter().enumerate() {
+            let expected = if place % 2 == 0 { Kind::Begin } else { Kind::End };
+            assert_eq!(event.kind, expected, "at {place}");
+            assert_eq!(event.category, "runtime");
+            assert!(event.kind == Kind::End || event.name == "parked");
+            slices += usize::from(event.kind == Kind::End);
+        }
+    }
+    assert!(slices >= 20, "{slices} parks in 20 sleeps");
+}
+
+#[test]
+fn a_worker_parked_since_before_the_session_is_parked_from_its_start() {
+    let _turn = turn();
+    let (parked, on_park) = std::sync::mpsc::channel();
+    let mut builder = Builder::new_multi_thread();
+    Hooks::new().on_thread_park(move || parked.send(tid()).unwrap_or(())).apply(&mut builder);
+    let runtime = builder.worker_threads(1).build().unwrap();
+    let worker = on_park.recv().unwrap();
+    wait_until_asleep(worker);
+
+    let session = start();
+    runtime.block_on(runtime.spawn(async {})).unwrap();
+    let timeline = stop(session);
+
+    let [events] = &threads(&timeline)[..] else { panic!("one worker") };
+    assert!(outline(events).starts_with("parked()"), "{}", outline(events));
+    assert_eq!(events[0].at, timeline.events[0].at, "parked from the session's start");
+}
+
+#[test]
+fn the_hosts_hooks_are_called_as_well() {
+    let _turn = turn();
+    let counts: Arc<[AtomicUsize; 4]> = Arc::default();
+    let count = |which: usize| {
+        let counts = Arc::clone(&counts);
+        move || {
+            counts[which].fetch_add(1, Ordering::Relaxed);
+        }
+    };
+    let mut builder = Builder::new_multi_thread();
+    Hooks::new()
+        .on_thread_start(count(0))
+        .on_thread_stop(count(1))
+        .on_thread_park(count(2))
+        .on_thread_unpark(count(3))
+        .apply(&mut builder);
+    let runtime = builder.worker_threads(3).enable_all().build().unwrap();
+    let session = start();
+    runtime.block_on(async { tokio::spawn(doze(5)).await.unwrap() });
+    let timeline = stop(session);
+    drop(runtime);
+
+    let [started, stopped, parks, unparks] = &*counts;
+    assert_eq!(started.load(Ordering::Relaxed), 3);
+    assert_eq!(stopped.load(Ordering::Relaxed), 3);
+    assert_eq!(parks.load(Ordering::Relaxed), unparks.load(Ordering::Relaxed));
+    assert!(parks.load(Ordering::Relaxed) >= 5);
+    let begun = threads(&timeline).concat().iter().filter(|e| e.kind == Kind::Begin).count();
+    assert!(begun >= 5, "{begun} slices");
+}
+
+#[test]
+fn a_current_thread_runtime_parks_too() {
+    let _turn = turn();
+    let mut builder = Builder::new_current_thread();
+    let runtime = marple::instrument(&mut builder).enable_all().build().unwrap();
+    let session = start();
+    runtime.block_on(doze(3));
+    let timeline = stop(session);
+    assert_eq!(marple::trace::engine(), "parks");
+    let events = here(&timeline);
+    let slices = events.iter().filter(|event| event.kind == Kind::Begin).count();
+    assert!(slices >= 3, "{}", outline(&events));
+    assert_eq!(outline(&events), "parked()".repeat(slices));
+}

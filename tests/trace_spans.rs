@@ -1,0 +1,239 @@
+//! Spans and events become slices and instants.
+
+mod trace_support;
+
+use std::future::poll_fn;
+use std::sync::Once;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Poll;
+
+use marple::base::Clock;
+use marple::model::{Timeline, TrackKind};
+use trace_support::*;
+use tracing::{Instrument, info, info_span};
+use tracing_subscriber::prelude::*;
+
+fn subscribe() {
+    static SUBSCRIBED: Once = Once::new();
+    SUBSCRIBED.call_once(|| tracing_subscriber::registry().with(marple::trace::layer()).init());
+}
+
+/// What the calling thread did in a session around `work`.
+fn record(work: impl FnOnce()) -> (Timeline, Vec<Seen>) {
+    subscribe();
+    let session = start();
+    work();
+    let timeline = stop(session);
+    assert_well_formed(&timeline);
+    let events = here(&timeline);
+    (timeline, events)
+}
+
+#[test]
+fn spans_of_tasks_nest_and_carry_their_fields_on_the_workers_that_polled_them() {
+    const TASKS: usize = 64;
+    const POLLS: usize = 5;
+    let _turn = turn();
+    subscribe();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(4)
+        .thread_name("weaver")
+        .build()
+        .unwrap();
+    let polls = AtomicUsize::new(0);
+    let polls: &'static AtomicUsize = Box::leak(Box::new(polls));
+
+    let session = start();
+    runtime.block_on(async {
+        let tasks = (0..TASKS).map(|task| {
+            let mut left = POLLS;
+            let work = poll_fn(move |cx| {
+                polls.fetch_add(1, Ordering::Relaxed);
+                left -= 1;
+                info_span!("step", left).in_scope(|| info!(task, "stepping"));
+                if left == 0 {
+                    return Poll::Ready(());
+                }
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            });
+            tokio::spawn(work.instrument(info_span!("request", task, path = %"/orders")))
+        });
+        for task in tasks.collect::<Vec<_>>() {
+            task.await.unwrap();
+        }
+    });
+    let timeline = stop(session);
+    drop(runtime);
+
+    assert_well_formed(&timeline);
+    assert!(timeline.losses.is_empty(), "{:?}", timeline.losses);
+    assert_eq!(polls.load(Ordering::Relaxed), TASKS * POLLS);
+    let mut steps = vec![0; TASKS];
+    for events in threads(&timeline) {
+        let track = timeline.events.iter().find(|e| e.track.index() == events[0].track).unwrap();
+        assert!(
+            matches!(timeline.tracks[track.track.index()].kind, TrackKind::Thread(tid) if tid != 0)
+        );
+        assert_eq!(track_name(&timeline, track.track), "weaver");
+        let mut open: Vec<Seen> = Vec::new();
+        for event in events {
+            match event.kind {
+                Kind::Begin => {
+                    assert_eq!(event.category, "span");
+                    assert_eq!(event.arg("level"), Some("INFO"));
+                    assert_eq!(event.arg("target"), Some("trace_spans"));
+                    if event.name == "request" {
+                        assert!(open.is_empty());
+                        assert_eq!(event.arg("path"), Some("/orders"));
+                    }
+                    open.push(event);
+                }
+                Kind::End => drop(open.pop()),
+                Kind::Instant => {
+                    let [request, step] = &open[..] else { panic!("{event:?} lies in {open:?}") };
+                    assert_eq!((&*request.name, &*step.name), ("request", "step"));
+                    assert_eq!((&*event.name, &*event.category), ("stepping", "event"));
+                    assert_eq!(event.arg("task"), request.arg("task"));
+                    let task: usize = request.arg("task").unwrap().parse().unwrap();
+                    steps[task] += 1;
+                    assert_eq!(step.arg("left"), Some(&*(POLLS - steps[task]).to_string()));
+                }
+                Kind::Counter(_) => panic!("a counter on a thread: {event:?}"),
+            }
+        }
+        assert!(open.is_empty());
+    }
+    assert_eq!(steps, [POLLS; TASKS]);
+}
+
+#[test]
+fn what_was_open_when_the_session_began_shows_from_its_start() {
+    let _turn = turn();
+    subscribe();
+    let (outer, inner) = (info_span!("outer", n = 1), info_span!("inner"));
+    let outer = outer.enter();
+    let inner = inner.enter();
+    let (timeline, events) = record(|| {
+        info!("within");
+        drop(inner);
+        info_span!("second").in_scope(|| ());
+        drop(outer);
+        info!("after");
+    });
+    assert_eq!(outline(&events), "outer(inner(!within)second())!after");
+    let started = timeline.events[0].at;
+    assert_eq!([events[0].at, events[1].at], [started; 2]);
+    assert_eq!(
+        events[0].arg("n"),
+        None,
+        "fields of a span made while nothing records are not kept"
+    );
+    assert_eq!(events[0].arg("target"), Some("trace_spans"));
+}
+
+#[test]
+fn what_is_open_at_the_stop_has_no_end() {
+    let _turn = turn();
+    let span = info_span!("going on");
+    let mut entered = None;
+    let (_, events) = record(|| {
+        entered = Some(span.enter());
+        info!("within");
+    });
+    assert_eq!(outline(&events), "going on(!within");
+}
+
+#[test]
+fn spans_exited_in_another_order_keep_their_times() {
+    let _turn = turn();
+    let (_, events) = record(|| {
+        let (a, b, c) = (info_span!("a"), info_span!("b"), info_span!("c"));
+        let a = a.enter();
+        let b = b.enter();
+        let c = c.enter();
+        drop(a);
+        info!("without a");
+        drop(c);
+        drop(b);
+    });
+    assert_eq!(outline(&events), "a(b(c()))b(c(!without a))");
+}
+
+#[test]
+fn fields_set_later_show_from_then_on_and_survive_into_the_next_session() {
+    let _turn = turn();
+    subscribe();
+    let mut span = None;
+    let (_, events) = record(|| {
+        let made = info_span!("request", path = "/", status = tracing::field::Empty);
+        made.in_scope(|| ());
+        made.record("status", 200);
+        made.in_scope(|| ());
+        span = Some(made);
+    });
+    let status: Vec<_> = events.iter().filter(|event| event.kind == Kind::Begin).collect();
+    assert_eq!(
+        status.iter().map(|event| event.arg("status")).collect::<Vec<_>>(),
+        [None, Some("200")]
+    );
+    assert!(status.iter().all(|event| event.arg("path") == Some("/")));
+
+    let (_, events) = record(|| span.unwrap().in_scope(|| ()));
+    assert_eq!((events[0].arg("path"), events[0].arg("status")), (Some("/"), Some("200")));
+}
+
+#[test]
+fn a_field_whose_debug_panics_or_traces_harms_nobody() {
+    struct Bad;
+    impl std::fmt::Debug for Bad {
+        fn fmt(&self, _: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            std::panic::resume_unwind(Box::new("a bad Debug"))
+        }
+    }
+    struct Chatty;
+    impl std::fmt::Debug for Chatty {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            info!("formatting");
+            f.write_str("chatty")
+        }
+    }
+    let _turn = turn();
+    let (_, events) = record(|| {
+        info!(bad = ?Bad, fine = 7, "one");
+        info!(chatty = ?Chatty, "two");
+    });
+    assert_eq!(outline(&events), "!one!formatting!two");
+    assert_eq!(events[0].arg("bad"), Some("(its formatting panicked)"));
+    assert_eq!(events[0].arg("fine"), Some("7"));
+    assert_eq!(events[2].arg("chatty"), Some("chatty"));
+}
+
+#[test]
+fn slices_nest_to_a_depth_and_deeper_ones_are_counted() {
+    fn descend(levels: usize) {
+        if levels > 0 {
+            info_span!("level").in_scope(|| descend(levels - 1));
+        }
+    }
+    const DEPTH: usize = 128;
+    let _turn = turn();
+    for (levels, lost_levels) in [(DEPTH - 1, 0), (DEPTH, 0), (DEPTH + 1, 1)] {
+        let (timeline, events) = record(|| descend(levels));
+        let kept = levels - lost_levels;
+        assert_eq!(outline(&events), "level(".repeat(kept) + &")".repeat(kept));
+        assert_eq!(lost(&timeline, "trace events dropped: slices nested"), 2 * lost_levels as u64);
+    }
+}
+
+#[test]
+fn nothing_from_outside_the_session_is_in_it() {
+    let _turn = turn();
+    subscribe();
+    info!("before");
+    let before = marple::base::SystemClock.now();
+    let (timeline, events) = record(|| info!("during"));
+    info!("after");
+    assert_eq!(outline(&events), "!during");
+    assert!(timeline.events.iter().all(|event| event.at >= before));
+}
