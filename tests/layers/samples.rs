@@ -1,0 +1,129 @@
+//! The scanner on samples: a test that finds nothing in the source proves nothing about itself.
+
+use super::{LONGEST, Source, listed};
+
+/// The lines that `text`, as the file `src/heap/table.rs`, must be told off for, and for what.
+fn climbs(text: &str) -> Vec<(usize, String)> {
+    let found = Source::new("src/heap/table.rs", text).imports_that_climb();
+    found.into_iter().map(|finding| (finding.line, finding.text)).collect()
+}
+
+fn store(line: usize) -> (usize, String) {
+    (line, "`heap` may not use `store`".to_owned())
+}
+
+#[test]
+fn a_forbidden_import_is_named_with_its_line() {
+    let source = Source::new("src/heap/table.rs", "use crate::model;\n\nuse crate::store::Draft;");
+    assert_eq!(
+        listed(&source.imports_that_climb()),
+        "\nsrc/heap/table.rs:3: `heap` may not use `store`"
+    );
+}
+
+#[test]
+fn imports_are_found_however_they_are_written() {
+    for text in [
+        "pub use crate::store::Draft as D;",
+        "use crate::{base::Moment, store::{self, Draft}};",
+        "use crate::{model, {os, store}};",
+        "pub(crate) use super::super::store;",
+        "use super::{super::store::Draft};",
+        "use ::marple::store::Draft;",
+        "fn f() -> Result<u8, crate::store::Error> { Ok(1) }",
+        "fn f() { let d = self::super::super::store::Draft::<u8>::new(); }",
+        "fn f() { vec![format!(\"{}\", crate::store::NAME)]; }",
+        "macro_rules! m { () => { $crate::store::open() } }",
+        "fn f() { g::<crate::store::Draft>() }",
+        "impl crate::store::Sink for Table {}",
+        "mod tests { use super::super::super::store; }",
+        "mod tests { fn f() { mod deep { use super::super::super::super::store; } } }",
+        "#[cfg(any())] use crate::store;",
+        "#[derive(Serialize)] struct S { #[serde(with = \"crate::store::hex\")] a: u8 }",
+    ] {
+        assert_eq!(climbs(text), [store(1)], "{text}");
+    }
+}
+
+#[test]
+fn what_is_no_import_does_not_count() {
+    for text in [
+        "// use crate::store;",
+        "/* crate::store */ //! crate::store",
+        "/// See [`crate::store::Draft`].\nstruct S;",
+        "const S: &str = \"use crate::store;\"; const R: &str = r#\"crate::store\"#;",
+        "fn f<'store>(store: &'store u8) { let path = \"../store/mod.rs\"; store::open(); }",
+        "use crate::model::{self, store}; use super::store; use self::store::Draft;",
+        "mod tests { use super::super::store; }",
+        "pub(crate) fn f() {} pub(in crate::heap) fn g() {} pub(super) fn h() {}",
+        "use other::crate_::store; fn f() { other::marple::store(); }",
+    ] {
+        assert_eq!(climbs(text), [], "{text}");
+    }
+}
+
+#[test]
+fn what_hides_where_a_path_leads_is_refused() {
+    let root = (1, "`heap` imports the whole of the crate's root".to_owned());
+    for text in [
+        "use crate as root;",
+        "use crate::{self as root};",
+        "use crate::*;",
+        "use super::super::{base, *};",
+        "use super::super as root;",
+    ] {
+        assert_eq!(climbs(text), std::slice::from_ref(&root), "{text}");
+    }
+    for text in [
+        "#[path = \"../store/draft.rs\"] mod draft;",
+        "#[cfg_attr(unix, path = \"../store/draft.rs\")] mod draft;",
+        "include!(\"../store/draft.rs\");",
+    ] {
+        let told = "`heap` takes in ../store/draft.rs, which is not below it".to_owned();
+        assert_eq!(climbs(text), [(1, told)], "{text}");
+    }
+    assert_eq!(climbs("#[path = \"table/slots.rs\"] mod slots;"), []);
+}
+
+#[test]
+fn a_file_belongs_to_its_top_module() {
+    let climbs = |file, text| Source::new(file, text).imports_that_climb().len();
+    assert_eq!(climbs("src/lib.rs", "use crate::store; use store::Draft;"), 0);
+    assert_eq!(climbs("src/heap.rs", "use super::store;"), 1);
+    assert_eq!(climbs("src/heap/mod.rs", "use super::store;"), 1);
+    assert_eq!(climbs("src/heap/a/b.rs", "use super::super::store;"), 0);
+    assert_eq!(climbs("src/heap/a/b.rs", "use super::super::super::store;"), 1);
+    assert_eq!(climbs("src/bin/marple/main.rs", "use crate::os; use marple::store;"), 0);
+    assert_eq!(climbs("src/bin/marple/main.rs", "use marple::os;"), 1);
+    assert_eq!(climbs("src/novel/mod.rs", ""), 1);
+}
+
+#[test]
+fn unsafe_code_is_found_wherever_it_hides() {
+    let told = |file, text| Source::new(file, text).unmarked_unsafe().len();
+    let block = "fn f() { unsafe { g() } }";
+    let opened = format!("//! Letter.\n#![allow(unsafe_code)]\n{block}");
+    assert_eq!(told("src/store/mod.rs", block), 1);
+    assert_eq!(told("src/store/mod.rs", &opened), 1);
+    assert_eq!(told("src/store/mod.rs", "m!({ unsafe { g() } });"), 1);
+    assert_eq!(told("src/lib.rs", "#[allow(unsafe_code)]\nmod store;"), 1);
+    assert_eq!(told("src/lib.rs", "#![deny(unsafe_code)]"), 0);
+    assert_eq!(told("src/store/mod.rs", "// unsafe\nconst U: &str = \"unsafe\";"), 0);
+    assert_eq!(told("src/os/linux/ring.rs", &opened), 0);
+    assert_eq!(told("src/os/linux/ring.rs", block), 1);
+    assert_eq!(told("src/os/mod.rs", "#![allow(unsafe_code)]\nmod linux;"), 1);
+    assert_eq!(told("src/heap/alloc.rs", &opened), 0);
+    assert_eq!(told("src/heap/alloc/more.rs", &opened), 1);
+}
+
+#[test]
+fn a_nameless_or_endless_file_is_refused() {
+    let told = |file, text: &str| Source::new(file, text).shapeless().len();
+    assert_eq!(told("src/store/helpers.rs", ""), 1);
+    assert_eq!(told("src/store/util/mod.rs", ""), 1);
+    assert_eq!(told("src/store/mod.rs", "mod common { fn f() {} }"), 1);
+    assert_eq!(told("src/store/mod.rs", "mod draft;\nfn util() {}"), 0);
+    for (lines, refused) in [(LONGEST - 1, 0), (LONGEST, 0), (LONGEST + 1, 1)] {
+        assert_eq!(told("src/store/mod.rs", &"\n".repeat(lines)), refused, "{lines} lines");
+    }
+}
