@@ -18,7 +18,7 @@ use super::handle::AgentHandle;
 use super::run::{self, LAST_WORDS};
 use super::service::Service;
 use crate::base::{Clock, Error, SystemClock};
-use crate::config::{self, Settings, Watcher};
+use crate::config::{self, Change, Settings, Watched, Watcher};
 use crate::model::{Origin, ProcessInfo, Versions};
 use crate::os;
 use crate::store::Store;
@@ -247,17 +247,18 @@ fn watch(
     path: Option<PathBuf>,
     events: &mpsc::Sender<Event>,
 ) -> Result<Option<Watcher>, Error> {
-    let trigger = settings.toggle.trigger_file.clone();
-    if path.is_none() && trigger.is_none() {
+    let trigger = settings.toggle.trigger_file.clone().map(Watched::Trigger);
+    let files: Vec<Watched> = path.map(Watched::Config).into_iter().chain(trigger).collect();
+    if files.is_empty() {
         return Ok(None);
     }
     let events = events.clone();
-    let watcher = Watcher::new(path.as_deref(), trigger.as_deref(), move |change| {
+    let watcher = Watcher::new(files, move |change| {
         let event = match change {
-            config::Change::Settings(settings) => {
-                Event::Reloaded { settings: settings.map(Box::new).map_err(Error::new) }
+            Change::Config { settings, .. } => {
+                Event::Reloaded { settings: settings.map_err(Error::new) }
             }
-            config::Change::Trigger => Event::Toggle {
+            Change::Trigger { .. } => Event::Toggle {
                 action: ToggleAction::Flip,
                 origin: Origin::TriggerFile,
                 kinds: None,
@@ -273,9 +274,13 @@ fn watch(
 
 fn process(clock: &dyn Clock) -> ProcessInfo {
     ProcessInfo {
-        pid: std::process::id(),
-        exe: std::env::current_exe().map(|exe| exe.display().to_string()).unwrap_or_default(),
-        build_id: os::images::own_build_id(),
+        pid: os::process::pid(),
+        exe: os::process::exe().map(|exe| exe.display().to_string()).unwrap_or_default(),
+        build_id: os::images::loaded()
+            .ok()
+            .and_then(|images| images.into_iter().next())
+            .map(|own| own.build_id)
+            .unwrap_or_default(),
         agent_started: clock.wall(),
     }
 }
@@ -283,7 +288,7 @@ fn process(clock: &dyn Clock) -> ProcessInfo {
 fn versions() -> Versions {
     Versions {
         marple: env!("CARGO_PKG_VERSION").to_owned(),
-        kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
-        arch: std::env::consts::ARCH.to_owned(),
+        kernel: os::process::kernel(),
+        arch: os::process::arch(),
     }
 }

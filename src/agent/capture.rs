@@ -26,8 +26,6 @@ pub(super) struct Task {
     pub(super) limits: Limits,
     /// The vitals of the job's incident so far; empty where the job writes no manifest of its own.
     pub(super) vitals: Vec<VitalsRow>,
-    /// The incidents that retention must leave alone.
-    pub(super) open: Vec<IncidentId>,
 }
 
 /// What came of a task.
@@ -329,11 +327,9 @@ impl Worker {
     }
 
     fn retain(&mut self, task: &Task, tally: &mut Tally) {
-        self.store.set_limits(task.settings.store.clone());
-        match self.store.retain(&task.open) {
-            Ok(retained) => tally.incidents_removed += retained.removed.len() as u64,
-            Err(error) => tally.fail("retention", &error),
-        }
+        self.store.configure(task.settings.store.clone());
+        let retained = self.store.retain();
+        tally.incidents_removed += retained.removed.len() as u64;
     }
 }
 

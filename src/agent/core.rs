@@ -21,8 +21,8 @@ use super::status::{
 };
 use crate::base::{Clock, Error as PublicError, IncidentId, Moment};
 use crate::config::Settings;
-use crate::model::{CaptureSet, Limits, Losses, Origin, Reason, Vitals};
-use crate::rules::{Decision, Engine};
+use crate::model::{CaptureSet, Limits, Losses, Origin, Reason, Rule, Vitals};
+use crate::rules::{Crossing, Decision, Engine};
 use crate::vitals::Reader;
 
 /// How long an answer waits for an incident's directory before it says that none is there yet.
@@ -117,34 +117,18 @@ impl Core {
         for open in &mut self.open {
             open.recording.record(&self.vitals);
         }
-        let (mut fired, mut cleared) = (Vec::new(), Vec::new());
-        for (rule, decision) in self.engine.observe(now, &self.vitals) {
+        let said: Vec<(usize, Decision)> = self
+            .engine
+            .observe(now, &self.vitals)
+            .filter(|(_, decision)| !matches!(decision, Decision::Hold(_)))
+            .collect();
+        for (index, decision) in said {
+            let Some(rule) = self.engine.rule(index).cloned() else { continue };
             match decision {
-                Decision::Fire(crossing) => fired.push((rule.clone(), *crossing)),
-                Decision::Clear => cleared.push(rule.name.clone()),
+                Decision::Fire(crossing) => self.fire(now, &rule, crossing),
+                Decision::Clear => self.incidents.clear(&rule.name),
                 Decision::Hold(_) => {}
             }
-        }
-        for name in cleared {
-            self.incidents.clear(&name);
-        }
-        for (rule, crossing) in fired {
-            self.counters.fired += 1;
-            let text = format!("{}: {} {}", rule.name, rule.metric, crossing.explain(&rule));
-            tracing::warn!(target: "marple", rule = rule.name, "{text}");
-            let reason = Reason {
-                origin: Origin::Rule,
-                at: self.clock.wall(),
-                rule: Some(rule.name.clone()),
-                metric: Some(rule.metric.clone()),
-                value: Some(crossing.value),
-                threshold: Some(crossing.threshold),
-                text,
-            };
-            self.engine.capturing(&rule.name);
-            let claim = (rule.capture, rule.duration);
-            let id = self.incidents.fire(now, self.new_id(), &rule.name, claim, reason);
-            self.track(id);
         }
         self.expire();
     }
@@ -197,13 +181,31 @@ impl Core {
             settings: Arc::clone(&self.settings),
             limits: Limits::from(&self.vitals),
             vitals: recording.map_or_else(Vec::new, |recording| recording.rows(anchor)),
-            open: self.incidents.iter().map(|incident| incident.id).collect(),
             job,
         };
         match self.tasks.try_send(task) {
             Ok(()) => self.busy = true,
             Err(_) => self.fail("capture thread gone", Error::CaptureThreadGone.to_string()),
         }
+    }
+
+    fn fire(&mut self, now: Moment, rule: &Rule, crossing: Crossing) {
+        self.counters.fired += 1;
+        let text = Decision::Fire(crossing).explain(rule, now).to_string();
+        tracing::warn!(target: "marple", rule = rule.name, "{text}");
+        let reason = Reason {
+            origin: Origin::Rule,
+            at: self.clock.wall(),
+            rule: Some(rule.name.clone()),
+            metric: Some(rule.metric.clone()),
+            value: Some(crossing.value),
+            threshold: Some(crossing.threshold),
+            text,
+        };
+        self.engine.capturing(&rule.name);
+        let claim = (rule.capture, rule.duration);
+        let id = self.incidents.fire(now, self.new_id(), &rule.name, claim, reason);
+        self.track(id);
     }
 
     fn toggle(
@@ -299,7 +301,7 @@ impl Core {
         };
         let (settings, needs_restart) = reload::merge(&self.settings, settings);
         for gone in self.engine.replace(settings.rules.clone()) {
-            self.incidents.clear(&gone);
+            self.incidents.clear(&gone.name);
         }
         collect::heap::set_rate(settings.heap.rate);
         tracing::info!(target: "marple", needs_restart = ?needs_restart, "new settings are in force");
@@ -316,7 +318,7 @@ impl Core {
             metric: state.rule.metric.clone(),
             value: state.value,
             decision: state.decision.name(),
-            explanation: state.decision.explain(state.rule),
+            explanation: state.explain().to_string(),
             since: state.since.map(|since| anchor.wall_at(since)),
         });
         let incidents = self.incidents.iter().map(|incident| IncidentStatus {

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::vitals::Vitals;
-use crate::base::Bytes;
 
 /// The unit of a metric's value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,18 +55,6 @@ const FIXED: [(&str, Metric); 8] = [
     ("fds", Metric::Fds),
     ("runtime.lag", Metric::Lag),
 ];
-
-impl Unit {
-    /// `value` as people write it.
-    pub fn show(self, value: f64) -> String {
-        match self {
-            Self::Percent => format!("{value:.1} %"),
-            Self::Bytes => Bytes(value as u64).to_string(),
-            Self::Count => format!("{value}"),
-            Self::Seconds => format!("{:.1} ms", value * 1e3),
-        }
-    }
-}
 
 impl Metric {
     /// Every metric that needs no name of the service's own.
