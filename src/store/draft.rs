@@ -1,0 +1,383 @@
+//! An artifact that is being written.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+
+use jiff::Timestamp;
+use sha2::{Digest, Sha256};
+
+use super::dir::file_size_limit;
+use super::error::{Bound, Error};
+use super::incident::Open;
+use super::names::{PART, artifact};
+use super::room::{Reservation, unnamed_file};
+use crate::base::Bytes;
+use crate::model::{Artifact, CaptureKind};
+
+/// Encoders write a few bytes at a time; room is asked for and the system called once for this many.
+/// A draft begun because memory is nearly gone must not need much of it itself.
+const BUFFER: usize = 32 << 10;
+
+/// One large write is made in pieces, so that it asks for room as it goes.
+const MAX_WRITE: usize = 1 << 20;
+
+/// How many taken names a commit passes over. Names are taken only when somebody else makes files here.
+const MAX_TAKEN: u32 = 1000;
+
+/// An artifact that is being written: nothing under its final name until [`Self::commit`], nothing at
+/// all when it is dropped instead.
+///
+/// It is an [`io::Write`] that hashes and counts what passes. It asks for room as it goes; when there is
+/// none, and retention cannot make any, the write fails with [`io::ErrorKind::StorageFull`] (or
+/// `QuotaExceeded`, `FileTooLarge`) around an [`Error::Full`], and the draft cannot be committed.
+#[derive(Debug)]
+#[must_use = "a draft that is not committed is dropped"]
+pub struct Draft {
+    file: File,
+    /// The name it is written under, where a file needs one.
+    part: Option<String>,
+    open: Arc<Open>,
+    kind: CaptureKind,
+    taken: Timestamp,
+    buffer: Vec<u8>,
+    hash: Sha256,
+    written: u64,
+    size_limit: u64,
+    room: Reservation,
+    failed: bool,
+}
+
+impl Draft {
+    pub(super) fn begin(
+        open: &Arc<Open>,
+        kind: CaptureKind,
+        taken: Timestamp,
+    ) -> Result<Self, Error> {
+        let (file, part) = loop {
+            match create(open) {
+                Err(error) if error.is_full() && open.shared().free_up() => {}
+                other => break other?,
+            }
+        };
+        Ok(Self {
+            file,
+            part,
+            open: Arc::clone(open),
+            kind,
+            taken,
+            buffer: Vec::with_capacity(BUFFER),
+            hash: Sha256::new(),
+            written: 0,
+            size_limit: file_size_limit(),
+            room: Reservation::new(open.shared()),
+            failed: false,
+        })
+    }
+
+    /// How much was written to it.
+    pub fn bytes(&self) -> Bytes {
+        Bytes(self.written + self.buffer.len() as u64)
+    }
+
+    /// Makes it an artifact: `{service}_{domain}.{seq}.{kind}`, whole or not at all.
+    ///
+    /// 1. Write what is buffered and sync the file. A crash before or during this leaves nothing (a
+    ///    `.part` where the file system has no unnamed files; the next start sweeps it).
+    /// 2. Link it under the next number, passing over names that are taken. A crash leaves a whole
+    ///    artifact the manifest does not list; the next start lists it.
+    /// 3. Sync the directory. From here it outlives a power cut. List it, by
+    ///    [`update`](super::IncidentDir::update), next.
+    ///
+    /// # Errors
+    /// When it could not be written, synced or named. Nothing of it is left then.
+    pub fn commit(mut self) -> Result<Artifact, Error> {
+        if self.failed {
+            return Err(Error::Incomplete { path: self.path() });
+        }
+        self.spill()?;
+        self.file.sync_all().map_err(|source| Error::io("sync", self.path(), source))?;
+        let file = self.publish()?;
+        if let Err(error) = self.open.dir.sync() {
+            let _ = self.open.dir.unlink(&file);
+            return Err(error);
+        }
+        Ok(Artifact {
+            file,
+            kind: self.kind,
+            bytes: Bytes(self.written),
+            sha256: hex(std::mem::take(&mut self.hash)),
+            taken: self.taken,
+        })
+    }
+
+    /// Gives the file its name.
+    fn publish(&mut self) -> Result<String, Error> {
+        let open = Arc::clone(&self.open);
+        let mut seq = open.seq.lock().unwrap_or_else(PoisonError::into_inner);
+        for _ in 0..MAX_TAKEN {
+            *seq += 1;
+            let name = artifact(&open.stem, *seq, self.kind);
+            let published = self.room.settle(|| match &self.part {
+                Some(part) => open.dir.rename_file(part, &name),
+                None => open.dir.link(&self.file, &name),
+            })?;
+            if published {
+                self.part = None;
+                return Ok(name);
+            }
+        }
+        let taken = rustix::io::Errno::EXIST.into();
+        Err(Error::io("name the file", artifact_path(&open, *seq, self.kind), taken))
+    }
+
+    /// Writes the buffer out.
+    fn spill(&mut self) -> Result<(), Error> {
+        let buffer = std::mem::take(&mut self.buffer);
+        let written = self.write_out(&buffer);
+        self.buffer = buffer;
+        self.buffer.clear();
+        written
+    }
+
+    fn write_out(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        let written = self.try_write_out(bytes);
+        self.failed |= written.is_err();
+        written
+    }
+
+    fn try_write_out(&mut self, mut rest: &[u8]) -> Result<(), Error> {
+        let length = rest.len() as u64;
+        if self.written.saturating_add(length) > self.size_limit {
+            return Err(Error::Full { path: self.path(), bound: Bound::FileSize });
+        }
+        let open = &self.open;
+        self.room.grow(length, || artifact_path(open, next(open), self.kind))?;
+        while !rest.is_empty() {
+            match self.file.write(rest) {
+                Ok(count) => {
+                    let (written, more) = rest.split_at_checked(count).unwrap_or((rest, &[]));
+                    self.hash.update(written);
+                    self.written += written.len() as u64;
+                    rest = more;
+                    if count == 0 {
+                        let nothing = io::ErrorKind::WriteZero.into();
+                        return Err(Error::io("write", self.path(), nothing));
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(source) => {
+                    let error = Error::io("write", self.path(), source);
+                    if !(error.is_full() && self.open.shared().free_up()) {
+                        return Err(error);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The name it would be given, for messages.
+    fn path(&self) -> PathBuf {
+        artifact_path(&self.open, next(&self.open), self.kind)
+    }
+}
+
+impl Write for Draft {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.failed {
+            return Err(Error::Incomplete { path: self.path() }.into());
+        }
+        if self.buffer.len() + bytes.len() > BUFFER {
+            self.spill()?;
+        }
+        if bytes.len() >= BUFFER {
+            let (piece, _) = bytes.split_at_checked(MAX_WRITE).unwrap_or((bytes, &[]));
+            self.write_out(piece)?;
+            return Ok(piece.len());
+        }
+        self.buffer.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    /// Hands everything to the system. It is on the disk after [`Draft::commit`] only.
+    fn flush(&mut self) -> io::Result<()> {
+        if self.failed {
+            return Err(Error::Incomplete { path: self.path() }.into());
+        }
+        Ok(self.spill()?)
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        if let Some(part) = self.part.take() {
+            // What cannot be removed, the next start sweeps.
+            let _ = self.open.dir.unlink(&part);
+        }
+    }
+}
+
+/// A file to write to, and its name if it has to have one.
+fn create(open: &Open) -> Result<(File, Option<String>), Error> {
+    if let Some(file) = unnamed_file(open.shared(), &open.dir)? {
+        return Ok((file, None));
+    }
+    let number = open.named_drafts.fetch_add(1, Ordering::Relaxed);
+    let part = format!(".draft-{number}{PART}");
+    // Nobody else writes here, so what has this name is not a draft: planted, or left by a crash.
+    open.dir.unlink(&part)?;
+    Ok((open.dir.create(&part)?, Some(part)))
+}
+
+/// The number the next artifact will have, unless it is taken.
+fn next(open: &Open) -> u32 {
+    open.seq.lock().map_or(1, |seq| *seq + 1)
+}
+
+fn artifact_path(open: &Open, seq: u32, kind: CaptureKind) -> PathBuf {
+    open.dir.at(&artifact(&open.stem, seq, kind))
+}
+
+/// What was hashed, in lower-case hex.
+pub(super) fn hex(hash: Sha256) -> String {
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::super::IncidentDir;
+    use super::super::fixture::{Fixture, roomy};
+    use super::*;
+    use crate::config::{Room, StoreSettings};
+
+    /// Every test of a draft holds for both ways to write one.
+    fn both_ways(settings: &StoreSettings, test: impl Fn(&Fixture, IncidentDir)) {
+        for unnamed in [true, false] {
+            let it = Fixture::new(settings.clone());
+            it.store.shared.unnamed.store(unnamed, Ordering::Relaxed);
+            let incident = it.store.begin("memory", it.manifest()).unwrap();
+            let part = incident.path().join(".draft-0.part");
+            let draft = incident.draft(CaptureKind::Cpu, it.manifest().opened).unwrap();
+            assert_eq!(part.exists(), !unnamed, "the file system does not do what is tested");
+            drop(draft);
+            test(&it, incident);
+        }
+    }
+
+    fn files(incident: &IncidentDir) -> Vec<String> {
+        let entries = std::fs::read_dir(incident.path()).unwrap();
+        let mut names: Vec<_> =
+            entries.map(|it| it.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_commit_makes_a_whole_private_file_under_the_next_number() {
+        both_ways(&roomy(), |_, incident| {
+            let taken = incident.manifest().opened;
+            // Around the buffer's size, where pieces are passed on differently.
+            for (seq, size) in [0, 1, BUFFER - 1, BUFFER, BUFFER + 1, 3 << 20].iter().enumerate() {
+                let content: Vec<u8> = (0..*size).map(|at| (at * 7 % 251) as u8).collect();
+                let mut draft = incident.draft(CaptureKind::Heap, taken).unwrap();
+                let (head, tail) = content.split_at(size / 3);
+                draft.write_all(head).unwrap();
+                draft.write_all(tail).unwrap();
+                assert_eq!(draft.bytes().get() as usize, *size);
+                let artifact = draft.commit().unwrap();
+                assert_eq!(artifact.file, format!("orders_eu-1.{:03}.memory.pprof", seq + 1));
+                assert_eq!(artifact.bytes.get() as usize, *size);
+                let path = incident.path().join(&artifact.file);
+                assert_eq!(std::fs::read(&path).unwrap(), content);
+                assert_eq!(artifact.sha256, hex(Sha256::new().chain_update(&content)));
+                let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+                assert_eq!(mode & 0o7777, 0o600);
+            }
+        });
+    }
+
+    #[test]
+    fn a_draft_that_is_dropped_was_never_there() {
+        both_ways(&roomy(), |it, incident| {
+            let taken = incident.manifest().opened;
+            let mut draft = incident.draft(CaptureKind::Trace, taken).unwrap();
+            draft.write_all(&vec![1; 1 << 20]).unwrap();
+            assert_eq!(it.store.shared.ledger().reserved, 1 << 20);
+            drop(draft);
+            assert_eq!(files(&incident), ["incident.json"]);
+            assert_eq!(it.store.shared.ledger().reserved, 0);
+        });
+    }
+
+    #[test]
+    fn numbers_are_given_in_the_order_of_commits_and_taken_names_passed_over() {
+        both_ways(&roomy(), |_, incident| {
+            let taken = incident.manifest().opened;
+            let planted = incident.path().join("orders_eu-1.001.cpu.pprof");
+            std::fs::write(&planted, "somebody else's").unwrap();
+            let first = incident.draft(CaptureKind::Heap, taken).unwrap();
+            let second = incident.draft(CaptureKind::Cpu, taken).unwrap();
+            assert_eq!(second.commit().unwrap().file, "orders_eu-1.002.cpu.pprof");
+            assert_eq!(first.commit().unwrap().file, "orders_eu-1.003.memory.pprof");
+            assert_eq!(std::fs::read(planted).unwrap(), b"somebody else's");
+        });
+    }
+
+    #[test]
+    fn a_write_past_max_bytes_is_refused_at_the_byte() {
+        // The manifest counts too; it is looked at before anything is refused.
+        let settings = StoreSettings { max_bytes: Bytes::kib(256), ..roomy() };
+        both_ways(&settings, |_, incident| {
+            let manifest = std::fs::metadata(incident.path().join("incident.json")).unwrap().len();
+            let room = (256 << 10) - manifest as usize;
+            let taken = incident.manifest().opened;
+            let mut fits = incident.draft(CaptureKind::Heap, taken).unwrap();
+            fits.write_all(&vec![1; room]).unwrap();
+            fits.flush().unwrap();
+            let mut over = incident.draft(CaptureKind::Cpu, taken).unwrap();
+            over.write_all(b"x").unwrap();
+            let error = over.flush().unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+            assert!(error.to_string().contains("max_bytes"), "{error}");
+            assert!(over.write(b"more").is_err() && over.flush().is_err());
+            assert!(matches!(over.commit(), Err(Error::Incomplete { .. })));
+            fits.commit().unwrap();
+            assert_eq!(files(&incident), ["incident.json", "orders_eu-1.001.memory.pprof"]);
+        });
+    }
+
+    #[test]
+    fn a_write_into_the_room_of_others_is_refused() {
+        let settings = StoreSettings { keep_free: Room::Bytes(Bytes(u64::MAX)), ..roomy() };
+        both_ways(&settings, |_, incident| {
+            let mut draft = incident.draft(CaptureKind::Heap, incident.manifest().opened).unwrap();
+            draft.write_all(b"x").unwrap();
+            let error = draft.commit().unwrap_err();
+            assert!(matches!(error, Error::Full { bound: Bound::Free, .. }), "{error}");
+            assert_eq!(files(&incident), ["incident.json"]);
+        });
+    }
+
+    #[test]
+    fn a_write_makes_room_by_removing_the_oldest_closed_incidents() {
+        let settings = StoreSettings { max_bytes: Bytes::kib(400), ..roomy() };
+        both_ways(&settings, |it, incident| {
+            let mut kept = vec![it.closed(100 << 10), it.closed(100 << 10), it.closed(100 << 10)];
+            let mut draft = incident.draft(CaptureKind::Heap, incident.manifest().opened).unwrap();
+            draft.write_all(&vec![1; 180 << 10]).unwrap();
+            kept.remove(0);
+            kept.reverse();
+            kept.push(incident.id());
+            assert_eq!(it.ids(), kept);
+            draft.write_all(&vec![1; 100 << 10]).unwrap();
+            kept.remove(1);
+            assert_eq!(it.ids(), kept);
+            draft.commit().unwrap();
+        });
+    }
+}

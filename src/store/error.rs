@@ -1,0 +1,231 @@
+//! What the store could not do, and what to do about it.
+
+use std::io;
+use std::path::PathBuf;
+
+use super::manifest;
+use crate::base::{Bytes, IncidentId};
+
+/// A bound on what is kept; the reason an incident went or a write was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Bound {
+    /// `max_age`.
+    Age,
+    /// `max_incidents`.
+    Incidents,
+    /// `max_bytes`.
+    Bytes,
+    /// `keep_free`.
+    Free,
+    /// The file system is full.
+    Device,
+    /// The user's disk quota is used up.
+    Quota,
+    /// The process may not write a file of that size (`RLIMIT_FSIZE`); the kernel would kill it.
+    FileSize,
+}
+
+impl Bound {
+    /// Its name: the setting's, or what else it is.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Age => "max_age",
+            Self::Incidents => "max_incidents",
+            Self::Bytes => "max_bytes",
+            Self::Free => "keep_free",
+            Self::Device => "the file system is full",
+            Self::Quota => "the disk quota is used up",
+            Self::FileSize => "the process's limit on the size of a file",
+        }
+    }
+
+    /// What an operator can do when nothing more can be removed.
+    const fn advice(self) -> &'static str {
+        match self {
+            Self::Age | Self::Incidents | Self::Bytes => {
+                "raise it under [store], or remove incidents that are kept by files of your own"
+            }
+            Self::Free => "make room on the file system, lower it, or set `dir` to another one",
+            Self::Device => "make room on the file system, or set `dir` to another one",
+            Self::Quota => "raise the quota, or set `dir` to another file system",
+            Self::FileSize => "raise it (`ulimit -f`, LimitFSIZE=)",
+        }
+    }
+}
+
+/// What the store could not do. Every message names the path and what to do about it.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A call to the system failed.
+    #[error("cannot {doing} {}: {source}{}", path.display(), advice(source))]
+    Io {
+        /// What was tried, as in "cannot … the path".
+        doing: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The directory of incidents is a link or not a directory.
+    #[error(
+        "{} is {what}, not a directory: set `dir` to the directory itself, or remove what is there",
+        path.display()
+    )]
+    NotADirectory {
+        /// The path.
+        path: PathBuf,
+        /// What it is.
+        what: &'static str,
+    },
+    /// The directory of incidents belongs to another user.
+    #[error(
+        "{} belongs to user {owner} and this process runs as user {us}: captures hold secrets, so \
+         `chown {us}` it or set `dir` to a directory of your own below it",
+        path.display()
+    )]
+    NotOurs {
+        /// The path.
+        path: PathBuf,
+        /// Its owner.
+        owner: u32,
+        /// The process's effective user.
+        us: u32,
+    },
+    /// Users other than the owner can write into the directory of incidents.
+    #[error(
+        "{} can be written by other users (mode {mode:04o}): `chmod go-w` it, or set `dir` to a \
+         directory below it",
+        path.display()
+    )]
+    Writable {
+        /// The path.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// Another process, or another agent of this one, writes there.
+    #[error(
+        "{} is in use by {}: one writer per directory; stop that one or set another `dir`",
+        path.display(),
+        holder(*pid)
+    )]
+    Busy {
+        /// The path.
+        path: PathBuf,
+        /// The process that holds it, when the lock file says.
+        pid: Option<u32>,
+    },
+    /// There is no room for what was to be written, and nothing more that may be removed.
+    #[error("no room for {} ({}): {}", path.display(), bound.name(), bound.advice())]
+    Full {
+        /// What was being written.
+        path: PathBuf,
+        /// What stood in the way.
+        bound: Bound,
+    },
+    /// The artifact was given up earlier: one of its writes failed.
+    #[error("an earlier write to {} failed, so it is incomplete and not kept", path.display())]
+    Incomplete {
+        /// What was being written.
+        path: PathBuf,
+    },
+    /// A manifest cannot be read.
+    #[error(
+        "{} is not a manifest: {source}; its artifacts can be opened without it", path.display()
+    )]
+    Manifest {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: manifest::Error,
+    },
+    /// `state.json` cannot be read or made.
+    #[error("{} does not hold the agent's state: {source}; remove it to start anew", path.display())]
+    State {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: serde_json::Error,
+    },
+    /// A file of ours is larger than any we write.
+    #[error("{} is larger than {limit}, which none of marple's is: remove it", path.display())]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// The most that is read.
+        limit: Bytes,
+    },
+    /// No such incident.
+    #[error("there is no incident {id} in {}: it may have made room for a later one", dir.display())]
+    NoIncident {
+        /// The incident asked for.
+        id: IncidentId,
+        /// Where it was looked for.
+        dir: PathBuf,
+    },
+    /// No such file in an incident.
+    #[error("{} is not a file of an incident: ask for one its manifest lists", path.display())]
+    NoArtifact {
+        /// The file asked for.
+        path: PathBuf,
+    },
+}
+
+impl Error {
+    /// A failed call; one that failed for want of room says so.
+    pub(super) fn io(doing: &'static str, path: PathBuf, source: io::Error) -> Self {
+        let bound = match source.kind() {
+            io::ErrorKind::StorageFull => Bound::Device,
+            io::ErrorKind::QuotaExceeded => Bound::Quota,
+            io::ErrorKind::FileTooLarge => Bound::FileSize,
+            _ => return Self::Io { doing, path, source },
+        };
+        Self::Full { path, bound }
+    }
+
+    /// Whether it says that there is no room, which a retention may change.
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::Full { .. })
+    }
+}
+
+impl From<Error> for io::Error {
+    /// Keeps the error inside, under the kind a writer's caller looks for.
+    fn from(error: Error) -> Self {
+        let kind = match &error {
+            Error::Full { bound: Bound::Quota, .. } => io::ErrorKind::QuotaExceeded,
+            Error::Full { bound: Bound::FileSize, .. } => io::ErrorKind::FileTooLarge,
+            Error::Full { .. } => io::ErrorKind::StorageFull,
+            Error::Io { source, .. } => source.kind(),
+            _ => io::ErrorKind::Other,
+        };
+        Self::new(kind, error)
+    }
+}
+
+/// What helps against an I/O error, where something does.
+fn advice(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::PermissionDenied => {
+            "; let this process's user write there, or set `dir` to another place"
+        }
+        io::ErrorKind::ReadOnlyFilesystem => {
+            "; mount it writable, or set `dir` to another file system"
+        }
+        io::ErrorKind::NotFound => {
+            "; if it was removed while in use, restart the service to have it made again"
+        }
+        _ if source.raw_os_error() == Some(rustix::io::Errno::MFILE.raw_os_error()) => {
+            "; the process has too many open files: raise `ulimit -n`"
+        }
+        _ => "",
+    }
+}
+
+fn holder(pid: Option<u32>) -> String {
+    match pid {
+        Some(pid) if pid == std::process::id() => "another agent in this process".to_owned(),
+        Some(pid) => format!("process {pid}"),
+        None => "another process".to_owned(),
+    }
+}

@@ -1,0 +1,131 @@
+//! What the tests of the store share.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tempfile::TempDir;
+
+use super::{Recovery, Store};
+use crate::base::{Bytes, Clock, IncidentId, ManualClock};
+use crate::config::{Room, StoreSettings};
+use crate::model::{
+    CaptureKind, CaptureRecord, IncidentState, Limits, Losses, Manifest, Origin, Outcome,
+    ProcessInfo, Reason, Versions, VitalsRow,
+};
+
+pub(super) const OPENED: &str = "2026-11-23T02:57:33.123Z";
+
+/// The manifest of an incident that opened at [`OPENED`], with one running capture.
+pub(super) fn manifest() -> Manifest {
+    manifest_at(OPENED.parse().unwrap())
+}
+
+pub(super) fn manifest_at(opened: Timestamp) -> Manifest {
+    Manifest {
+        schema: 1,
+        id: IncidentId::new(opened),
+        service: "orders".into(),
+        domain: "eu-1".into(),
+        state: IncidentState::Open,
+        opened,
+        closed: None,
+        reasons: vec![Reason {
+            origin: Origin::Rule,
+            at: opened,
+            rule: Some("memory".into()),
+            metric: Some("memory".parse().unwrap()),
+            value: Some(91.5),
+            threshold: Some(90.0),
+            text: "memory at 91.5 %, above 90 %".into(),
+        }],
+        limits: Limits { memory: Some(Bytes::gib(1)), ..Limits::default() },
+        process: ProcessInfo {
+            pid: 7,
+            exe: "/bin/orders".into(),
+            build_id: "abcd".into(),
+            agent_started: opened,
+        },
+        versions: Versions { marple: "0.1.0".into(), kernel: "6".into(), arch: "x86_64".into() },
+        captures: vec![CaptureRecord {
+            kind: CaptureKind::Heap,
+            engine: "sampling".into(),
+            started: opened,
+            stopped: None,
+            outcome: Outcome::Running,
+            error: None,
+            losses: Losses::default(),
+        }],
+        artifacts: Vec::new(),
+        vitals: vec![VitalsRow { at: opened, values: [("memory".to_owned(), 91.5)].into() }],
+        losses: Losses::default(),
+    }
+}
+
+/// Bounds nothing reaches.
+pub(super) fn roomy() -> StoreSettings {
+    StoreSettings {
+        max_bytes: Bytes::gib(1),
+        max_incidents: 100,
+        max_age: Duration::from_secs(86_400),
+        keep_free: Room::Bytes(Bytes(0)),
+    }
+}
+
+/// A store in a directory of its own, with a clock of its own.
+pub(super) struct Fixture {
+    pub(super) temp: TempDir,
+    pub(super) clock: Arc<ManualClock>,
+    pub(super) store: Store,
+}
+
+impl Fixture {
+    pub(super) fn new(settings: StoreSettings) -> Self {
+        let temp = tempfile::tempdir().unwrap();
+        let clock = Arc::new(ManualClock::new(OPENED.parse().unwrap()));
+        let (store, _) =
+            Store::open(&temp.path().join("captures"), settings, Arc::clone(&clock) as _).unwrap();
+        Self { temp, clock, store }
+    }
+
+    pub(super) fn dir(&self) -> &Path {
+        self.store.dir()
+    }
+
+    /// A manifest of an incident that opens at the clock's present.
+    pub(super) fn manifest(&self) -> Manifest {
+        manifest_at(self.clock.wall())
+    }
+
+    /// A second later, an incident with one artifact of `bytes` bytes, closed; its id.
+    pub(super) fn closed(&self, bytes: usize) -> IncidentId {
+        use std::io::Write;
+        self.clock.advance(Duration::from_secs(1));
+        let mut incident = self.store.begin("memory", self.manifest()).unwrap();
+        let mut draft = incident.draft(CaptureKind::Heap, self.clock.wall()).unwrap();
+        draft.write_all(&vec![b'x'; bytes]).unwrap();
+        let artifact = draft.commit().unwrap();
+        incident
+            .update(|manifest| {
+                manifest.artifacts.push(artifact);
+                manifest.state = IncidentState::Closed;
+            })
+            .unwrap();
+        incident.id()
+    }
+
+    /// The ids in the index, the latest first.
+    pub(super) fn ids(&self) -> Vec<IncidentId> {
+        self.store.index().unwrap().iter().map(|entry| entry.id).collect()
+    }
+
+    /// Gives the store up, as a process that ends does, and opens it again.
+    pub(super) fn reopen(self, settings: StoreSettings) -> (Self, Recovery) {
+        let Self { temp, clock, store } = self;
+        let dir = store.dir().to_owned();
+        drop(store);
+        let (store, recovery) = Store::open(&dir, settings, Arc::clone(&clock) as _).unwrap();
+        (Self { temp, clock, store }, recovery)
+    }
+}

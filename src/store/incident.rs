@@ -1,0 +1,204 @@
+//! An open incident: its directory and its manifest.
+
+use std::path::Path;
+use std::sync::atomic::AtomicU32;
+use std::sync::{Arc, Mutex};
+
+use jiff::Timestamp;
+use rustix::io::Errno;
+
+use super::dir::Dir;
+use super::draft::Draft;
+use super::error::Error;
+use super::manifest;
+use super::names::{IncidentName, MANIFEST, NEW, PART, artifact_stem};
+use super::retention::Need;
+use super::room::{Registration, Shared};
+use crate::base::IncidentId;
+use crate::model::{CaptureKind, Manifest};
+
+/// The directory of an open incident. While it, or a draft of it, lives, retention leaves it alone.
+/// Dropping it does not close the incident: say so in the manifest, through [`Self::update`], first.
+#[derive(Debug)]
+#[must_use = "the incident stays open in its manifest until an update closes it"]
+pub struct IncidentDir {
+    open: Arc<Open>,
+    manifest: Manifest,
+    /// The size of `incident.json`.
+    size: u64,
+}
+
+/// What an incident and its drafts share.
+#[derive(Debug)]
+pub(super) struct Open {
+    pub(super) dir: Dir,
+    /// `{service}_{domain}`.
+    pub(super) stem: String,
+    /// The number of the artifact committed last.
+    pub(super) seq: Mutex<u32>,
+    /// How many drafts were begun under a name.
+    pub(super) named_drafts: AtomicU32,
+    registration: Registration,
+}
+
+impl Open {
+    pub(super) fn shared(&self) -> &Arc<Shared> {
+        &self.registration.shared
+    }
+}
+
+impl IncidentDir {
+    pub(super) fn begin(
+        shared: &Arc<Shared>,
+        name: &str,
+        manifest: Manifest,
+    ) -> Result<Self, Error> {
+        let (id, opened) = (manifest.id, manifest.opened);
+        let text = IncidentName { opened, name: name.to_owned(), id }.format();
+        let registration = Registration::new(shared, id).ok_or_else(|| {
+            Error::io("make the directory", shared.root.at(&text), Errno::EXIST.into())
+        })?;
+        shared.make_room(&mut shared.ledger(), Need { incidents: 1, ..Need::default() });
+
+        let temporary = format!("{NEW}{id}");
+        let made = loop {
+            match shared.root.make_subdir(&temporary) {
+                Err(error) if error.is_full() && shared.free_up() => {}
+                other => break other?,
+            }
+        };
+        let published = put(shared, &made, &manifest)
+            .and_then(|size| shared.root.rename_dir(&temporary, &text).map(|()| size))
+            .and_then(|size| shared.root.sync().map(|()| size));
+        let size = match published {
+            Ok(size) => size,
+            Err(error) => {
+                // Whatever of it is left, the next start sweeps or marks.
+                let _ = made.unlink(MANIFEST);
+                let _ = made.unlink(&format!("{MANIFEST}{PART}"));
+                let _ = shared.root.rmdir(&temporary).or_else(|_| shared.root.rmdir(&text));
+                return Err(error);
+            }
+        };
+        shared.ledger().resize(0, size);
+        let open = Open {
+            dir: made.moved_to(shared.root.at(&text)),
+            stem: artifact_stem(&manifest.service, &manifest.domain),
+            seq: Mutex::new(0),
+            named_drafts: AtomicU32::new(0),
+            registration,
+        };
+        Ok(Self { open: Arc::new(open), manifest, size })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        self.open.dir.path()
+    }
+
+    /// The incident.
+    pub fn id(&self) -> IncidentId {
+        self.open.registration.id
+    }
+
+    /// The manifest as the last [`Self::update`] left it.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// Begins an artifact of `kind` whose evidence is of the moment `taken`. Drafts are independent
+    /// of each other and of this handle: they may be written by other threads, at once.
+    ///
+    /// # Errors
+    /// When no file can be made.
+    pub fn draft(&self, kind: CaptureKind, taken: Timestamp) -> Result<Draft, Error> {
+        Draft::begin(&self.open, kind, taken)
+    }
+
+    /// Changes the manifest and replaces `incident.json` by it, so that a reader sees the one before or
+    /// the one after. Writes and syncs all of it: call it when something happened, not on every tick.
+    ///
+    /// 1. Write `incident.json.part` and sync it. A crash leaves it beside the old manifest; the next
+    ///    start sweeps it.
+    /// 2. Rename it over `incident.json` and sync the directory. From here the change stays.
+    ///
+    /// # Errors
+    /// When it cannot be written. The change is kept in memory, and the next update writes it too.
+    pub fn update(&mut self, change: impl FnOnce(&mut Manifest)) -> Result<(), Error> {
+        change(&mut self.manifest);
+        let size = put(self.open.shared(), &self.open.dir, &self.manifest)?;
+        self.open.shared().ledger().resize(self.size, size);
+        self.size = size;
+        Ok(())
+    }
+}
+
+/// Makes `manifest` the manifest of the incident in `dir`; its size.
+pub(super) fn put(shared: &Shared, dir: &Dir, manifest: &Manifest) -> Result<u64, Error> {
+    let mut text = Vec::new();
+    manifest::write(manifest, &mut text)
+        .map_err(|source| Error::io("write", dir.at(MANIFEST), source))?;
+    shared.replace(dir, MANIFEST, &text)?;
+    Ok(text.len() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::super::fixture::{Fixture, roomy};
+    use super::super::manifest::read;
+    use super::*;
+    use crate::model::IncidentState;
+
+    #[test]
+    fn an_incident_appears_under_its_name_with_a_whole_private_manifest() {
+        let it = Fixture::new(roomy());
+        let incident = it.store.begin("Memory/Use", it.manifest()).unwrap();
+        let name = incident.path().file_name().unwrap().to_str().unwrap();
+        assert_eq!(name, format!("20261123T025733.123Z-memory-use-{}", incident.id()));
+        let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o7777;
+        let manifest = incident.path().join(MANIFEST);
+        assert_eq!((mode(it.dir()), mode(incident.path()), mode(&manifest)), (0o700, 0o700, 0o600));
+        assert_eq!(&read(&std::fs::read(manifest).unwrap()).unwrap(), incident.manifest());
+        let entries = std::fs::read_dir(it.dir()).unwrap().count();
+        assert_eq!(entries, 2, "the lock and the incident");
+    }
+
+    #[test]
+    fn an_update_replaces_the_manifest() {
+        let it = Fixture::new(roomy());
+        let mut incident = it.store.begin("memory", it.manifest()).unwrap();
+        incident.update(|manifest| manifest.state = IncidentState::Closed).unwrap();
+        let entry = it.store.find(incident.id()).unwrap();
+        assert_eq!(entry.manifest.unwrap().state, IncidentState::Closed);
+        assert!(!incident.path().join("incident.json.part").exists());
+    }
+
+    #[test]
+    fn what_an_update_could_not_write_the_next_one_does() {
+        let it = Fixture::new(roomy());
+        let mut incident = it.store.begin("memory", it.manifest()).unwrap();
+        let obstacle = incident.path().join("incident.json.part");
+        std::fs::create_dir(&obstacle).unwrap();
+        let error = incident.update(|manifest| manifest.service = "changed".into()).unwrap_err();
+        assert!(error.to_string().contains("incident.json.part"), "{error}");
+        assert_eq!(it.store.find(incident.id()).unwrap().manifest.unwrap().service, "orders");
+        std::fs::remove_dir(&obstacle).unwrap();
+        incident.update(|_| ()).unwrap();
+        assert_eq!(it.store.find(incident.id()).unwrap().manifest.unwrap().service, "changed");
+    }
+
+    #[test]
+    fn an_id_is_used_once() {
+        let it = Fixture::new(roomy());
+        let manifest = it.manifest();
+        let first = it.store.begin("memory", manifest.clone()).unwrap();
+        assert!(it.store.begin("memory", manifest.clone()).is_err());
+        drop(first);
+        assert!(it.store.begin("memory", manifest).is_err());
+        assert_eq!(it.ids().len(), 1);
+        assert_eq!(std::fs::read_dir(it.dir()).unwrap().count(), 2);
+        assert!(it.store.shared.ledger().open.is_empty());
+    }
+}

@@ -1,0 +1,184 @@
+//! What is in a directory of incidents. Needs no lock: what is read was put in place whole.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+
+use super::dir::{Dir, is_dir};
+use super::error::Error;
+use super::manifest;
+use super::names::{IncidentName, MANIFEST, artifact_kind};
+use crate::base::{Bytes, IncidentId};
+use crate::model::Manifest;
+
+/// 120 s of vitals at 4 Hz with 40 gauges take 1 MiB. Beyond this it is not a manifest of ours, and
+/// reading it would be somebody else's idea of our memory.
+const MAX_MANIFEST: Bytes = Bytes::mib(16);
+
+/// One incident.
+#[derive(Debug)]
+pub struct Entry {
+    /// Its directory.
+    pub path: PathBuf,
+    /// Its id.
+    pub id: IncidentId,
+    /// What it was named after: the rule, or who asked.
+    pub name: String,
+    /// When it opened, to the millisecond.
+    pub opened: Timestamp,
+    /// Its manifest, or why that cannot be read.
+    pub manifest: Result<Manifest, Error>,
+}
+
+/// Every incident in `dir`, the latest first.
+///
+/// # Errors
+/// When `dir` cannot be listed. A manifest that cannot be read is part of its entry.
+pub fn list(dir: &Path) -> Result<Vec<Entry>, Error> {
+    entries(&Dir::open(dir)?)
+}
+
+/// The incident `id` in `dir`.
+///
+/// # Errors
+/// When there is none, or `dir` cannot be listed.
+pub fn find(dir: &Path, id: IncidentId) -> Result<Entry, Error> {
+    entry(&Dir::open(dir)?, id)
+}
+
+/// The file called `file` of incident `id` in `dir`, to be read: an artifact or `incident.json`.
+///
+/// # Errors
+/// When there is no such incident or file, or `file` is not a name a store makes; so a name from a
+/// request can be handed in as it came.
+pub fn open_artifact(dir: &Path, id: IncidentId, file: &str) -> Result<File, Error> {
+    artifact(&Dir::open(dir)?, id, file)
+}
+
+pub(super) fn entries(root: &Dir) -> Result<Vec<Entry>, Error> {
+    let mut names = incidents(root)?;
+    names.sort_by(|(a, _), (b, _)| b.cmp(a));
+    Ok(names.into_iter().filter_map(|(text, name)| read_entry(root, &text, name)).collect())
+}
+
+pub(super) fn entry(root: &Dir, id: IncidentId) -> Result<Entry, Error> {
+    incidents(root)?
+        .into_iter()
+        .find(|(_, name)| name.id == id)
+        .and_then(|(text, name)| read_entry(root, &text, name))
+        .ok_or_else(|| Error::NoIncident { id, dir: root.path().to_owned() })
+}
+
+pub(super) fn artifact(root: &Dir, id: IncidentId, file: &str) -> Result<File, Error> {
+    let (text, _) = incidents(root)?
+        .into_iter()
+        .find(|(_, name)| name.id == id)
+        .ok_or_else(|| Error::NoIncident { id, dir: root.path().to_owned() })?;
+    if file != MANIFEST && artifact_kind(file).is_none() {
+        // The name is not joined to the path: it may be `../../etc/passwd`.
+        return Err(Error::NoArtifact { path: root.at(&text).join("…") });
+    }
+    let dir = root.subdir(&text)?;
+    match dir.stat(file)? {
+        Some(_) => dir.open_file(file),
+        None => Err(Error::NoArtifact { path: dir.at(file) }),
+    }
+}
+
+/// The manifest of the incident in `dir`.
+pub(super) fn read_manifest(dir: &Dir) -> Result<Manifest, Error> {
+    manifest::read(&dir.read(MANIFEST, MAX_MANIFEST)?)
+        .map_err(|source| Error::Manifest { path: dir.at(MANIFEST), source })
+}
+
+fn incidents(root: &Dir) -> Result<Vec<(String, IncidentName)>, Error> {
+    let names = root.names()?.into_iter();
+    Ok(names.filter_map(|text| IncidentName::parse(&text).map(|name| (text, name))).collect())
+}
+
+/// None when it went away meanwhile: its place is empty, or holds something that is not a directory.
+fn read_entry(root: &Dir, text: &str, name: IncidentName) -> Option<Entry> {
+    let manifest = root.subdir(text).and_then(|dir| read_manifest(&dir));
+    if manifest.is_err() && !root.stat(text).is_ok_and(|stat| stat.is_some_and(|it| is_dir(&it))) {
+        return None;
+    }
+    let IncidentName { opened, name, id } = name;
+    Some(Entry { path: root.at(text), id, name, opened, manifest })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::io::Read;
+
+    use super::super::fixture::{Fixture, roomy};
+    use super::*;
+    use crate::model::IncidentState;
+
+    #[test]
+    fn incidents_are_listed_latest_first_with_and_without_the_lock() {
+        let it = Fixture::new(roomy());
+        let ids = [it.closed(10), it.closed(10)];
+        let listed = list(it.dir()).unwrap();
+        assert_eq!(listed.iter().map(|it| it.id).collect::<Vec<_>>(), [ids[1], ids[0]]);
+        assert_eq!(it.ids(), [ids[1], ids[0]]);
+        assert_eq!(listed[0].name, "memory");
+        assert_eq!(listed[1].manifest.as_ref().unwrap().state, IncidentState::Closed);
+        assert_eq!(listed[1].opened, listed[1].manifest.as_ref().unwrap().opened);
+        assert_eq!(find(it.dir(), ids[0]).unwrap().path, listed[1].path);
+    }
+
+    #[test]
+    fn a_manifest_that_cannot_be_read_is_an_entry_that_says_why() {
+        let it = Fixture::new(roomy());
+        let ids = [it.closed(10), it.closed(10), it.closed(10)];
+        let manifest = |id| it.store.find(id).unwrap().path.join(MANIFEST);
+        fs::remove_file(manifest(ids[0])).unwrap();
+        fs::write(manifest(ids[1]), "not json").unwrap();
+        let large = fs::File::create(manifest(ids[2])).unwrap();
+        large.set_len(MAX_MANIFEST.get() + 1).unwrap();
+        let listed = list(it.dir()).unwrap();
+        assert_eq!(listed.len(), 3);
+        for (entry, message) in listed.iter().zip(["is larger than", "not a manifest", "No such"]) {
+            let error = entry.manifest.as_ref().unwrap_err().to_string();
+            assert!(error.contains(message) && error.contains(MANIFEST), "{error}");
+        }
+    }
+
+    #[test]
+    fn files_of_incidents_are_opened_by_name_and_nothing_else_is() {
+        let it = Fixture::new(roomy());
+        let id = it.closed(10);
+        let path = it.store.find(id).unwrap().path;
+        let mut content = String::new();
+        let mut file = it.store.open_artifact(id, "orders_eu-1.001.memory.pprof").unwrap();
+        file.read_to_string(&mut content).unwrap();
+        assert_eq!(content, "x".repeat(10));
+        assert!(open_artifact(it.dir(), id, MANIFEST).is_ok());
+
+        fs::write(path.join("notes.txt"), "private").unwrap();
+        std::os::unix::fs::symlink("/etc/hostname", path.join("orders_eu-1.002.cpu.pprof"))
+            .unwrap();
+        fs::create_dir(path.join("orders_eu-1.003.cpu.pprof")).unwrap();
+        for file in [
+            "",
+            ".",
+            "..",
+            "../.lock",
+            "../../etc/passwd",
+            "/etc/passwd",
+            "notes.txt",
+            "orders_eu-1.002.cpu.pprof",
+            "orders_eu-1.003.cpu.pprof",
+            "orders_eu-1.004.cpu.pprof",
+            "a\0b",
+        ] {
+            let error = it.store.open_artifact(id, file).unwrap_err();
+            assert!(matches!(error, Error::NoArtifact { .. }), "{file}: {error}");
+        }
+        let nobody = IncidentId::new(Timestamp::UNIX_EPOCH);
+        let error = it.store.open_artifact(nobody, MANIFEST).unwrap_err();
+        assert!(matches!(error, Error::NoIncident { .. }), "{error}");
+    }
+}

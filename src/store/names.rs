@@ -1,0 +1,183 @@
+//! The names of things in the directory, made and recognised. Whatever these functions do not
+//! recognise is not ours and is never removed.
+//!
+//! ```text
+//! 20261123T025733.123Z-memory-01KC…      an incident
+//! .new-01KC…                             one that is being made; swept at start
+//! .gone-20261123T025733.123Z-memory-…    one that is being removed; swept at start
+//! orders_eu-1.001.memory.pprof           an artifact
+//! incident.json.part  .draft-3.part      files being written; swept at start
+//! ```
+
+use jiff::Timestamp;
+use jiff::civil::DateTime;
+use jiff::tz::TimeZone;
+
+use crate::base::IncidentId;
+use crate::model::CaptureKind;
+
+/// The manifest of an incident.
+pub(super) const MANIFEST: &str = "incident.json";
+/// What outlives restarts besides the incidents.
+pub(super) const STATE: &str = "state.json";
+/// Who writes here.
+pub(super) const LOCK: &str = ".lock";
+/// What every file being written under a name ends in.
+pub(super) const PART: &str = ".part";
+/// What the directory of an incident being made begins with.
+pub(super) const NEW: &str = ".new-";
+/// What the directory of an incident being removed begins with.
+pub(super) const GONE: &str = ".gone-";
+
+/// `YYYYMMDDTHHMMSS.mmmZ`: sorts by time, no character a shell or a file system minds.
+const TIME: &str = "%Y%m%dT%H%M%S%.3fZ";
+const TIME_LEN: usize = 20;
+const ULID_LEN: usize = 26;
+/// Of a name longer than this the rest is cut: the longest name made here is 20 + 1 + 48 + 1 + 26
+/// characters for an incident, 48 + 1 + 48 + 15 for an artifact; a file system takes 255.
+const PIECE_LEN: usize = 48;
+
+/// What the name of an incident's directory says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct IncidentName {
+    pub(super) opened: Timestamp,
+    pub(super) name: String,
+    pub(super) id: IncidentId,
+}
+
+impl IncidentName {
+    pub(super) fn format(&self) -> String {
+        let name = piece(&self.name.to_ascii_lowercase(), "_-", "incident");
+        format!("{}-{name}-{}", self.opened.strftime(TIME), self.id)
+    }
+
+    /// None for anything [`Self::format`] does not make.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        let (time, rest) = text.split_at_checked(TIME_LEN)?;
+        let rest = rest.strip_prefix('-')?;
+        let (name, id) = rest.split_at_checked(rest.len().checked_sub(ULID_LEN)?)?;
+        let parsed = Self {
+            opened: DateTime::strptime(TIME.replace(".3", ".").as_str(), time)
+                .ok()?
+                .to_zoned(TimeZone::UTC)
+                .ok()?
+                .timestamp(),
+            name: name.strip_suffix('-')?.to_owned(),
+            id: id.parse().ok()?,
+        };
+        (parsed.format() == text).then_some(parsed)
+    }
+}
+
+/// `{service}_{domain}`, the part of an artifact's name that says where it is from.
+pub(super) fn artifact_stem(service: &str, domain: &str) -> String {
+    format!("{}_{}", piece(service, "-", "service"), piece(domain, "-", "domain"))
+}
+
+/// The name of an artifact.
+pub(super) fn artifact(stem: &str, seq: u32, kind: CaptureKind) -> String {
+    format!("{stem}.{seq:03}.{}", kind.extension())
+}
+
+/// The kind of the artifact called `file`; none for anything [`artifact`] does not make.
+pub(super) fn artifact_kind(file: &str) -> Option<CaptureKind> {
+    let mut parts = file.splitn(3, '.');
+    let (stem, seq, extension) = (parts.next()?, parts.next()?, parts.next()?);
+    let kind = CaptureKind::ALL.into_iter().find(|kind| kind.extension() == extension)?;
+    let (service, domain) = stem.split_once('_')?;
+    (artifact_stem(service, domain) == stem && format!("{:03}", seq.parse::<u32>().ok()?) == seq)
+        .then_some(kind)
+}
+
+/// Whether a file of this name in an incident's directory was being written by us.
+pub(super) fn is_part(file: &str) -> bool {
+    file.strip_suffix(PART).is_some_and(|of| {
+        of == MANIFEST
+            || of.strip_prefix(".draft-").is_some_and(|number| number.parse::<u32>().is_ok())
+    })
+}
+
+/// `text` with every character that is not an ASCII letter, a digit or in `also` made a `-`.
+fn piece(text: &str, also: &str, otherwise: &str) -> String {
+    let text = if text.is_empty() { otherwise } else { text };
+    text.chars()
+        .take(PIECE_LEN)
+        .map(|c| if c.is_ascii_alphanumeric() || also.contains(c) { c } else { '-' })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn incident(name: &str) -> IncidentName {
+        let opened: Timestamp = "2026-11-23T02:57:33.123Z".parse().unwrap();
+        IncidentName { opened, name: name.to_owned(), id: IncidentId::new(opened) }
+    }
+
+    #[test]
+    fn incidents_are_named_by_time_rule_and_id() {
+        let incident = incident("memory");
+        let text = incident.format();
+        assert_eq!(text, format!("20261123T025733.123Z-memory-{}", incident.id));
+        assert_eq!(IncidentName::parse(&text), Some(incident));
+    }
+
+    #[test]
+    fn names_cannot_leave_the_directory_or_break_the_pattern() {
+        for (name, written) in [
+            ("../../etc", "------etc"),
+            ("Mémoire/Haute", "m-moire-haute"),
+            ("a_b-c", "a_b-c"),
+            ("", "incident"),
+            ("a\0\nb", "a--b"),
+        ] {
+            let text = incident(name).format();
+            assert_eq!(IncidentName::parse(&text).map(|parsed| parsed.name), Some(written.into()));
+        }
+        assert_eq!(incident(&"x".repeat(300)).format().len(), TIME_LEN + 1 + 48 + 1 + ULID_LEN);
+    }
+
+    #[test]
+    fn strangers_are_not_taken_for_incidents() {
+        let ours = incident("memory").format();
+        for text in [
+            "",
+            "memory",
+            "20261123T025733.123Z",
+            &ours.to_lowercase(),
+            &ours.replace("memory", "Memory"),
+            &ours.replace("-memory", ""),
+            &ours.replace("20261123", "20261323"),
+            &format!("{ours}x"),
+            &format!(".{ours}"),
+            "20261123T025733.123Z-é-01KC0000000000000000000000",
+        ] {
+            assert_eq!(IncidentName::parse(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn artifacts_are_named_by_service_domain_order_and_kind() {
+        let stem = artifact_stem("Orders", "eu.west_1/a");
+        let file = artifact(&stem, 7, CaptureKind::Heap);
+        assert_eq!(file, "Orders_eu-west-1-a.007.memory.pprof");
+        assert_eq!(artifact_kind(&file), Some(CaptureKind::Heap));
+        assert_eq!(artifact_kind(&artifact(&stem, 1000, CaptureKind::Cpu)), Some(CaptureKind::Cpu));
+        for stranger in [
+            "notes.txt",
+            "a_b.1.cpu.pprof",
+            "a.001.cpu.pprof",
+            "a_b.001.pprof",
+            ".a_b.001.cpu.pprof",
+        ] {
+            assert_eq!(artifact_kind(stranger), None, "{stranger}");
+        }
+    }
+
+    #[test]
+    fn parts_are_recognised() {
+        assert!(is_part("incident.json.part") && is_part(".draft-12.part"));
+        assert!(!is_part("film.part") && !is_part(".part") && !is_part("incident.json"));
+    }
+}

@@ -1,0 +1,369 @@
+//! What goes when a bound is reached.
+//!
+//! An incident is judged by its name and the sizes of its files alone: its age counts from the time in
+//! its name, and its manifest need not be readable for it to go, only be there.
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+
+use jiff::Timestamp;
+
+use super::dir::{Dir, is_dir, is_file};
+use super::error::{Bound, Error};
+use super::names::{GONE, IncidentName, MANIFEST, artifact_kind, is_part};
+use super::room::{Ledger, Shared};
+use crate::base::{Bytes, IncidentId};
+
+/// What a retention did.
+#[derive(Debug, Default)]
+pub struct Retained {
+    /// What it removed, the oldest first.
+    pub removed: Vec<Removed>,
+    /// What it would have removed, but for a file that is not ours.
+    pub standing: Vec<Standing>,
+    /// What it could not do.
+    pub failed: Vec<Error>,
+    /// How many incidents there are now.
+    pub incidents: usize,
+    /// The size of their finished files together.
+    pub bytes: Bytes,
+}
+
+/// An incident that was removed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Removed {
+    /// The incident.
+    pub id: IncidentId,
+    /// Its size.
+    pub bytes: Bytes,
+    /// The bound that did not hold with it.
+    pub bound: Bound,
+}
+
+/// An incident that stays because something in it is not ours. It counts against the bounds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// What is not ours: a file in the incident's directory, or the directory itself.
+    pub path: PathBuf,
+}
+
+/// What there must be room for.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Need {
+    pub(super) bytes: u64,
+    pub(super) incidents: usize,
+    /// The device said that it is full: one incident must go whatever the bounds say.
+    pub(super) device: bool,
+}
+
+/// One incident as retention sees it.
+struct Held {
+    file_name: String,
+    name: IncidentName,
+    bytes: u64,
+}
+
+impl Shared {
+    /// Removes the oldest closed incidents until every bound holds with `need` added.
+    pub(super) fn make_room(&self, ledger: &mut Ledger, need: Need) -> Retained {
+        let mut retained = Retained::default();
+        let mut held = match scan(&self.root) {
+            Ok(held) => held,
+            Err(error) => {
+                retained.failed.push(error);
+                return retained;
+            }
+        };
+        ledger.stored = held.iter().map(|it| it.bytes).sum();
+        let now = self.clock.wall();
+        let mut stuck = HashSet::new();
+        while let Some(at) = held
+            .iter()
+            .position(|it| !ledger.open.contains(&it.name.id) && !stuck.contains(&it.name.id))
+            && let Some(bound) = self.broken(ledger, &held[at], held.len(), now, need, &retained)
+        {
+            match remove(&self.root, &held[at].file_name) {
+                Ok(None) => {
+                    let Held { name, bytes, .. } = held.remove(at);
+                    ledger.stored = ledger.stored.saturating_sub(bytes);
+                    retained.removed.push(Removed { id: name.id, bytes: Bytes(bytes), bound });
+                }
+                Ok(Some(path)) => {
+                    stuck.insert(held[at].name.id);
+                    retained.standing.push(Standing { path });
+                }
+                Err(error) => {
+                    stuck.insert(held[at].name.id);
+                    retained.failed.push(error);
+                }
+            }
+        }
+        retained.incidents = held.len();
+        retained.bytes = Bytes(ledger.stored);
+        retained
+    }
+
+    /// The first bound that does not hold while `oldest` is there.
+    fn broken(
+        &self,
+        ledger: &Ledger,
+        oldest: &Held,
+        incidents: usize,
+        now: Timestamp,
+        need: Need,
+        retained: &Retained,
+    ) -> Option<Bound> {
+        let age = now.duration_since(oldest.name.opened);
+        if age.unsigned_abs() > ledger.settings.max_age && age.is_positive() {
+            return Some(Bound::Age);
+        }
+        if incidents.saturating_add(need.incidents) > ledger.settings.max_incidents {
+            return Some(Bound::Incidents);
+        }
+        if need.device && retained.removed.is_empty() {
+            return Some(Bound::Device);
+        }
+        self.shortage(ledger, need.bytes)
+    }
+}
+
+/// Every incident, the oldest first. Links and files that have an incident's name are none.
+fn scan(root: &Dir) -> Result<Vec<Held>, Error> {
+    let mut held = Vec::new();
+    for file_name in root.names()? {
+        let Some(name) = IncidentName::parse(&file_name) else { continue };
+        if root.stat(&file_name)?.is_some_and(|stat| is_dir(&stat)) {
+            // One that cannot be opened counts as an incident; `remove` will say why it stays.
+            let bytes = root.subdir(&file_name).and_then(|dir| size(&dir)).unwrap_or(0);
+            held.push(Held { file_name, name, bytes });
+        }
+    }
+    held.sort_by(|a, b| a.file_name.cmp(&b.file_name));
+    Ok(held)
+}
+
+/// The size of the finished files in `dir`, whoever they belong to.
+fn size(dir: &Dir) -> Result<u64, Error> {
+    let mut bytes = 0_u64;
+    for name in dir.names()? {
+        if let Some(stat) = dir.stat(&name)?
+            && is_file(&stat)
+            && !is_part(&name)
+        {
+            bytes = bytes.saturating_add(u64::try_from(stat.st_size).unwrap_or(0));
+        }
+    }
+    Ok(bytes)
+}
+
+/// Removes an incident; as [`super::Store::retain`] says. What is not ours, if that keeps it.
+fn remove(root: &Dir, name: &str) -> Result<Option<PathBuf>, Error> {
+    let dir = root.subdir(name)?;
+    let names = dir.names()?;
+    if !names.iter().any(|name| name == MANIFEST) {
+        return Ok(Some(dir.path().to_owned()));
+    }
+    if let Some(stranger) = stranger(&dir, &names)? {
+        return Ok(Some(stranger));
+    }
+    let gone = format!("{GONE}{name}");
+    root.rename_dir(name, &gone)?;
+    root.sync()?;
+    clear(root, &gone, &dir, names)?;
+    Ok(None)
+}
+
+/// Goes on with a removal that a crash cut short. What is not ours, if that keeps the directory.
+pub(super) fn finish_removal(root: &Dir, gone: &str) -> Result<Option<PathBuf>, Error> {
+    let dir = root.subdir(gone)?;
+    let names = dir.names()?;
+    if let Some(stranger) = stranger(&dir, &names)? {
+        return Ok(Some(stranger));
+    }
+    clear(root, gone, &dir, names)?;
+    Ok(None)
+}
+
+/// Removes `names` from `dir`, the manifest last, and then `dir`, which is called `gone`.
+fn clear(root: &Dir, gone: &str, dir: &Dir, mut names: Vec<String>) -> Result<(), Error> {
+    names.sort_by_key(|name| name == MANIFEST);
+    for name in &names {
+        dir.unlink(name)?;
+    }
+    root.rmdir(gone)
+}
+
+/// The first thing in `dir` that this store did not make, or `dir` itself.
+fn stranger(dir: &Dir, names: &[String]) -> Result<Option<PathBuf>, Error> {
+    if !dir.is_ours() {
+        return Ok(Some(dir.path().to_owned()));
+    }
+    for name in names {
+        let known = name == MANIFEST || is_part(name) || artifact_kind(name).is_some();
+        if !known || dir.stat(name)?.is_some_and(|stat| !is_file(&stat)) {
+            return Ok(Some(dir.at(name)));
+        }
+    }
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+    use std::time::Duration;
+
+    use super::super::fixture::{Fixture, roomy};
+    use super::*;
+    use crate::base::Percent;
+    use crate::config::{Room, StoreSettings};
+
+    fn bounds(retained: &Retained) -> Vec<(IncidentId, Bound)> {
+        assert!(retained.failed.is_empty(), "{:?}", retained.failed);
+        retained.removed.iter().map(|it| (it.id, it.bound)).collect()
+    }
+
+    #[test]
+    fn nothing_goes_while_every_bound_holds() {
+        let it = Fixture::new(roomy());
+        let ids = [it.closed(10), it.closed(10)];
+        let retained = it.store.retain();
+        assert!(retained.removed.is_empty());
+        assert_eq!(retained.incidents, 2);
+        assert_eq!(it.ids(), [ids[1], ids[0]]);
+    }
+
+    #[test]
+    fn the_oldest_go_when_there_are_too_many() {
+        let it = Fixture::new(roomy());
+        let ids: Vec<_> = (0..5).map(|_| it.closed(10)).collect();
+        it.store.configure(StoreSettings { max_incidents: 3, ..roomy() });
+        let gone = bounds(&it.store.retain());
+        assert_eq!(gone, [(ids[0], Bound::Incidents), (ids[1], Bound::Incidents)]);
+        // One more makes room for itself.
+        let sixth = it.closed(10);
+        assert_eq!(it.ids(), [sixth, ids[4], ids[3]]);
+    }
+
+    #[test]
+    fn the_oldest_go_when_they_are_too_large_at_the_byte() {
+        let it = Fixture::new(roomy());
+        let ids: Vec<_> = (0..3).map(|_| it.closed(1000)).collect();
+        let all = it.store.retain().bytes;
+        it.store.configure(StoreSettings { max_bytes: all, ..roomy() });
+        assert_eq!(bounds(&it.store.retain()), []);
+        it.store.configure(StoreSettings { max_bytes: Bytes(all.get() - 1), ..roomy() });
+        let retained = it.store.retain();
+        assert_eq!(bounds(&retained), [(ids[0], Bound::Bytes)]);
+        assert_eq!(retained.bytes.get() + retained.removed[0].bytes.get(), all.get());
+    }
+
+    #[test]
+    fn those_past_their_age_go() {
+        let it = Fixture::new(StoreSettings { max_age: Duration::from_secs(10), ..roomy() });
+        let (first, second) = (it.closed(10), it.closed(10));
+        it.clock.advance(Duration::from_secs(9));
+        assert_eq!(bounds(&it.store.retain()), [], "ten seconds old is not past ten seconds");
+        it.clock.advance(Duration::from_millis(1));
+        assert_eq!(bounds(&it.store.retain()), [(first, Bound::Age)]);
+        assert_eq!(it.ids(), [second]);
+    }
+
+    #[test]
+    fn the_clock_set_back_makes_nothing_old() {
+        let it = Fixture::new(StoreSettings { max_age: Duration::from_secs(10), ..roomy() });
+        it.clock.advance(Duration::from_secs(1000));
+        it.closed(10);
+        let (it, _) = it.reopen(roomy());
+        let back = std::sync::Arc::new(crate::base::ManualClock::new(Timestamp::UNIX_EPOCH));
+        let dir = it.dir().to_owned();
+        drop(it.store);
+        let settings = StoreSettings { max_age: Duration::from_secs(10), ..roomy() };
+        let (store, recovery) = super::super::Store::open(&dir, settings, back).unwrap();
+        assert_eq!(bounds(&recovery.retained), []);
+        assert_eq!(store.index().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn those_in_the_room_of_others_go() {
+        for keep_free in [Room::Bytes(Bytes(u64::MAX)), Room::Percent(Percent(100.0))] {
+            let it = Fixture::new(roomy());
+            let id = it.closed(10);
+            it.store.configure(StoreSettings { keep_free, ..roomy() });
+            assert_eq!(bounds(&it.store.retain()), [(id, Bound::Free)]);
+        }
+    }
+
+    #[test]
+    fn an_open_incident_stays_until_it_and_its_drafts_are_dropped() {
+        let it = Fixture::new(StoreSettings { max_incidents: 0, ..roomy() });
+        let incident = it.store.begin("memory", it.manifest()).unwrap();
+        let draft = incident.draft(crate::model::CaptureKind::Heap, it.manifest().opened).unwrap();
+        assert_eq!(bounds(&it.store.retain()), []);
+        let id = incident.id();
+        drop(incident);
+        assert_eq!(bounds(&it.store.retain()), []);
+        drop(draft);
+        assert_eq!(bounds(&it.store.retain()), [(id, Bound::Incidents)]);
+    }
+
+    #[test]
+    fn an_incident_with_a_file_of_somebody_elses_stays_and_counts() {
+        let it = Fixture::new(roomy());
+        let ids = [it.closed(10), it.closed(10), it.closed(10)];
+        let path = it.store.find(ids[0]).unwrap().path;
+        fs::write(path.join("notes.txt"), "it was the cache").unwrap();
+        let before: Vec<_> = fs::read_dir(&path).unwrap().map(|it| it.unwrap().path()).collect();
+        it.store.configure(StoreSettings { max_incidents: 1, ..roomy() });
+        let retained = it.store.retain();
+        assert_eq!(
+            bounds(&retained),
+            [(ids[1], Bound::Incidents), (ids[2], Bound::Incidents)],
+            "the one that stays takes the one place there is"
+        );
+        assert_eq!(retained.standing, [Standing { path: path.join("notes.txt") }]);
+        assert_eq!(retained.incidents, 1);
+        let after: Vec<_> = fs::read_dir(&path).unwrap().map(|it| it.unwrap().path()).collect();
+        assert_eq!(before, after);
+    }
+
+    #[test]
+    fn what_only_looks_like_an_incident_is_not_touched() {
+        let it = Fixture::new(StoreSettings { max_incidents: 0, ..roomy() });
+        let outside = it.temp.path().join("outside");
+        fs::create_dir(&outside).unwrap();
+        fs::write(outside.join(MANIFEST), "{}").unwrap();
+        let name = |name: &str| {
+            let opened = "2020-01-01T00:00:00Z".parse().unwrap();
+            let id = IncidentId::new(opened);
+            it.dir().join(IncidentName { opened, name: name.into(), id }.format())
+        };
+        let (link, file, bare, other) =
+            (name("link"), name("file"), name("bare"), it.dir().join("mine"));
+        symlink(&outside, &link).unwrap();
+        fs::write(&file, "x").unwrap();
+        fs::create_dir(&bare).unwrap();
+        fs::create_dir(&other).unwrap();
+        fs::write(other.join(MANIFEST), "{}").unwrap();
+        let retained = it.store.retain();
+        assert_eq!(bounds(&retained), []);
+        assert_eq!(retained.standing, [Standing { path: bare.clone() }], "it has no manifest");
+        for path in [&link.join(MANIFEST), &file, &bare, &other.join(MANIFEST)] {
+            assert!(path.exists(), "{}", path.display());
+        }
+    }
+
+    #[test]
+    fn a_link_in_an_incident_keeps_it_and_what_it_leads_to() {
+        let it = Fixture::new(roomy());
+        let path = it.store.find(it.closed(10)).unwrap().path;
+        let precious = it.temp.path().join("precious");
+        fs::write(&precious, "x").unwrap();
+        let planted = path.join("orders_eu-1.002.cpu.pprof");
+        symlink(&precious, &planted).unwrap();
+        it.store.configure(StoreSettings { max_incidents: 0, ..roomy() });
+        let retained = it.store.retain();
+        assert_eq!(retained.standing, [Standing { path: planted }]);
+        assert!(precious.exists() && path.join(MANIFEST).exists());
+    }
+}
