@@ -21,7 +21,7 @@ use crate::base::{Clock, Error, SystemClock};
 use crate::config::{self, Change, Settings, Watched, Watcher};
 use crate::model::{Origin, ProcessInfo, Versions};
 use crate::os;
-use crate::store::Store;
+use crate::store::{Recovery, Store};
 use crate::vitals::{Gauges, Reader, Runtimes};
 
 /// Whether an agent runs in this process.
@@ -74,9 +74,7 @@ impl Builder {
         let (store, recovery) =
             Store::open(&settings.dir, settings.store.clone(), Arc::clone(&clock))
                 .map_err(Error::new)?;
-        if !recovery.is_empty() {
-            tracing::warn!(target: "marple", "an earlier process left {recovery}");
-        }
+        tell(&recovery);
         for service in &mut services {
             service.bind(&settings)?;
         }
@@ -91,10 +89,10 @@ impl Builder {
 
         // One task at a time: the loop sends the next when it has heard of the last.
         let (tasks, inbox) = std_mpsc::sync_channel(1);
-        let worker = Worker::new(Arc::clone(&clock), store, process(&*clock), versions());
+        let (process, versions) = (process(&*clock), versions());
         let capture_thread = spawn("marple-capture", {
-            let events = events.clone();
-            move || work(worker, &inbox, &events)
+            let (clock, events) = (Arc::clone(&clock), events.clone());
+            move || work(Worker::new(clock, store, process, versions), &inbox, &events)
         })?;
         let (finished_tx, finished) = std_mpsc::sync_channel(1);
         let loop_thread = spawn("marple", {
@@ -270,6 +268,19 @@ fn watch(
         }
     });
     watcher.map(Some).map_err(Error::new)
+}
+
+/// Says what an earlier process left behind, if it did.
+fn tell(recovery: &Recovery) {
+    for id in &recovery.interrupted {
+        tracing::warn!(target: "marple", "the process ended during incident {id}; its files are kept");
+    }
+    for error in &recovery.failed {
+        tracing::error!(target: "marple", "an earlier incident stays as it was found: {error}");
+    }
+    if !recovery.swept.is_empty() {
+        tracing::info!(target: "marple", "unfinished files swept: {}", recovery.swept.join(", "));
+    }
 }
 
 fn process(clock: &dyn Clock) -> ProcessInfo {

@@ -16,21 +16,21 @@ use crate::config::Settings;
 use crate::model::{CaptureKind, Losses, Profile, Timeline};
 use crate::symbols;
 
-#[cfg(not(feature = "cpu"))]
-#[path = "absent.rs"]
-mod cpu;
+#[cfg(not(all(feature = "cpu", feature = "heap", feature = "trace")))]
+pub(super) mod absent;
 #[cfg(feature = "cpu")]
 mod cpu;
-#[cfg(not(feature = "heap"))]
-#[path = "absent.rs"]
-pub(super) mod heap;
 #[cfg(feature = "heap")]
 pub(super) mod heap;
-#[cfg(not(feature = "trace"))]
-#[path = "absent.rs"]
-pub(super) mod trace;
 #[cfg(feature = "trace")]
 pub(super) mod trace;
+
+#[cfg(not(feature = "cpu"))]
+use absent as cpu;
+#[cfg(not(feature = "heap"))]
+pub(super) use absent as heap;
+#[cfg(not(feature = "trace"))]
+pub(super) use absent as trace;
 
 /// Why a collector did not do what it was asked.
 pub(super) type Failure = Box<dyn Error + Send + Sync>;

@@ -13,7 +13,7 @@ pub(super) fn start(_: CaptureKind, settings: &Settings, anchor: Anchor) -> Resu
 
 impl Collector for Session {
     fn engine(&self) -> &'static str {
-        Self::engine(self)
+        trace::engine()
     }
 
     fn stop(self: Box<Self>, now: Moment) -> Result<Evidence, Failure> {
