@@ -66,7 +66,7 @@ max = 50
         "orders.toml:9:17: store.max_incidents: 0 would keep no incident: write 1 or more",
         "orders.toml:10:13: store.keep_free: 120 % is no share",
         "orders.toml:13:10: toggle.signal: invalid value: string \"SIGKILL\", expected \"SIGUSR1\"",
-        "orders.toml:14:19: toggle.capture: `gpu` is not a capture",
+        "orders.toml:14:11: toggle.capture: `gpu` is not a capture",
         "orders.toml:17:10: http.listen: 0.0.0.0:6060 can be reached from other machines",
         "orders.toml:20:13: cpu.frequency: 0 is out of bounds: write 1 to 1000",
         "orders.toml:25:9: rule[0].clear: 90.0 % is not below abs (80.0 %)",
@@ -115,9 +115,20 @@ fn one_problem_is_one_line() {
         ("dir = \"\"", "orders.toml:1:7: dir: no directory"),
         (
             "store = 1",
-            "orders.toml:1:9: store: a integer stands here, expected a section: write [store]",
+            "orders.toml:1:9: store: a value of type integer where a section must stand: write [store]",
         ),
-        ("[rule]\nabs = 1", "expected a list of sections: write [[rule]] over each"),
+        (
+            "[rule]\nabs = 1",
+            "rule: a value of type table where a section must stand: write [[rule]] over each",
+        ),
+        (
+            "[toggle]\ncapture = [\"gpu\", \"cpu\", \"disk\"]",
+            "`gpu` is not a capture: write one of \"cpu\", \"heap\", \"trace\"; `disk` is not",
+        ),
+        (
+            "[toggle]\ncapture = \"cpu\"",
+            "invalid type: string \"cpu\", expected a list such as [\"cpu\"",
+        ),
         ("[toggle]\ncapture = []", "toggle.capture: nothing to capture"),
         (
             "[trace]\nmax_bytes = 1",

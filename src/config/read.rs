@@ -67,7 +67,7 @@ fn store(section: &mut Section<'_, '_>, store: &mut StoreSettings) {
 fn toggle(section: &mut Section<'_, '_>, toggle: &mut ToggleSettings) {
     section.read("signal", value::signal, &mut toggle.signal);
     section.read("trigger_file", value::path, &mut toggle.trigger_file);
-    section.read("capture", CaptureSet::deserialize, &mut toggle.capture);
+    section.read("capture", value::captures, &mut toggle.capture);
     section.read("max_duration", value::duration, &mut toggle.max_duration);
 }
 
@@ -118,7 +118,8 @@ fn rule(section: &mut Section<'_, '_>) -> Rule {
         duration: Duration::from_secs(10),
         metric,
     };
-    if !section.read("name", value::text, &mut rule.name) && !known {
+    if !section.read("name", value::text, &mut rule.name) && (!known || section.has("name")) {
+        rule.name.clear();
         section.ignore("name");
     }
     section.read("diff", value::percent, &mut rule.diff);
@@ -137,7 +138,7 @@ fn rule(section: &mut Section<'_, '_>) -> Rule {
     rule.min = min.unwrap_or(rule.min);
     section.read("for", value::duration, &mut rule.hold);
     section.read("cooldown", value::duration, &mut rule.cooldown);
-    section.read("capture", CaptureSet::deserialize, &mut rule.capture);
+    section.read("capture", value::captures, &mut rule.capture);
     section.read("duration", value::duration, &mut rule.duration);
     rule
 }

@@ -155,8 +155,10 @@ impl<'r, 't> Section<'r, 't> {
     /// Reads the table `[key]`, if it is there.
     pub(super) fn section(&mut self, key: &'static str, read: impl FnOnce(&mut Section<'_, 't>)) {
         let Some(value) = self.take(key) else { return };
-        let path = self.path(key);
-        self.nested(path, value, &format!("a section: write [{key}]"), read);
+        match value.get_ref() {
+            DeValue::Table(table) => self.nested(self.path(key), value, table, read),
+            _ => self.misplaced(self.path(key), value, &format!("[{key}]")),
+        }
     }
 
     /// Reads each of the tables `[[key]]`.
@@ -166,13 +168,15 @@ impl<'r, 't> Section<'r, 't> {
         mut read: impl FnMut(&mut Section<'_, 't>),
     ) {
         let Some(value) = self.take(key) else { return };
-        let expected = format!("a list of sections: write [[{key}]] over each");
         let DeValue::Array(list) = value.get_ref() else {
-            return self.nested(self.path(key), value, &expected, |_| ());
+            return self.misplaced(self.path(key), value, &format!("[[{key}]] over each"));
         };
         for (index, value) in list.iter().enumerate() {
             let path = format!("{}[{index}]", self.path(key));
-            self.nested(path, value, &expected, &mut read);
+            match value.get_ref() {
+                DeValue::Table(table) => self.nested(path, value, table, &mut read),
+                _ => self.misplaced(path, value, &format!("[[{key}]] over each")),
+            }
         }
     }
 
@@ -217,21 +221,21 @@ impl<'r, 't> Section<'r, 't> {
         value
     }
 
+    fn misplaced(&mut self, path: String, value: &Spanned<DeValue<'t>>, head: &str) {
+        let kind = value.get_ref().type_str();
+        self.report.unread.insert(path.clone());
+        let message = format!("a value of type {kind} where a section must stand: write {head}");
+        self.report.problem(value.span().start, path, message);
+    }
+
     fn nested(
         &mut self,
         path: String,
         value: &Spanned<DeValue<'t>>,
-        expected: &str,
+        table: &DeTable<'t>,
         read: impl FnOnce(&mut Section<'_, 't>),
     ) {
-        let offset = value.span().start;
-        let DeValue::Table(table) = value.get_ref() else {
-            let message =
-                format!("a {} stands here, expected {expected}", value.get_ref().type_str());
-            self.report.unread.insert(path.clone());
-            return self.report.problem(offset, path, message);
-        };
-        self.report.places.insert(path.clone(), offset);
+        self.report.places.insert(path.clone(), value.span().start);
         let mut section =
             Section { report: self.report, prefix: format!("{path}."), table, known: Vec::new() };
         read(&mut section);

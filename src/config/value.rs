@@ -15,7 +15,7 @@ use serde::de::{self, Deserialize, Deserializer, Unexpected, Visitor};
 
 use super::settings::{Listen, Room, Secret, ToggleSignal};
 use crate::base::{Bytes, Hertz, Percent};
-use crate::model::Unit;
+use crate::model::{CaptureKind, CaptureSet, Unit};
 
 /// A value that is written as a number or as a text.
 struct Friendly<T, N, S> {
@@ -147,6 +147,32 @@ pub(super) fn signal<'de, D: Deserializer<'de>>(
             .map(Some),
     };
     friendly(deserializer, expected, |_| None, text)
+}
+
+/// `["cpu", "heap", "trace"]`; tells of every name that is none.
+pub(super) fn captures<'de, D: Deserializer<'de>>(deserializer: D) -> Result<CaptureSet, D::Error> {
+    struct Names;
+
+    impl<'de> Visitor<'de> for Names {
+        type Value = CaptureSet;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a list such as [\"cpu\", \"heap\", \"trace\"]")
+        }
+
+        fn visit_seq<A: de::SeqAccess<'de>>(self, mut list: A) -> Result<CaptureSet, A::Error> {
+            let (mut set, mut wrong) = (CaptureSet::EMPTY, Vec::new());
+            while let Some(name) = list.next_element::<String>()? {
+                match name.parse::<CaptureKind>() {
+                    Ok(kind) => set.insert(kind),
+                    Err(error) => wrong.push(error.to_string()),
+                }
+            }
+            if wrong.is_empty() { Ok(set) } else { Err(de::Error::custom(wrong.join("; "))) }
+        }
+    }
+
+    deserializer.deserialize_seq(Names)
 }
 
 /// A threshold, written in the unit of what it is compared to.

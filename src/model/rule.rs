@@ -25,7 +25,7 @@ pub struct Rule {
     pub max: Option<f64>,
     /// How long a condition must hold before the rule fires.
     pub hold: Duration,
-    /// At or below this the incident is over; without it, as soon as no condition holds.
+    /// At or below this the incident is over if no condition holds; without it, as soon as none does.
     pub clear: Option<f64>,
     /// How long after a capture of this rule before the next.
     pub cooldown: Duration,

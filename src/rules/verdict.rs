@@ -1,0 +1,213 @@
+//! What is decided, and why, in numbers and in a sentence.
+
+use std::fmt;
+use std::time::Duration;
+
+use super::ring::WINDOW;
+use crate::base::Moment;
+use crate::model::{Amount, Rule};
+
+/// What a rule says at a tick.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Decision {
+    /// Capture.
+    Fire(Crossing),
+    /// Do not, and why.
+    Hold(Hold),
+    /// The incident of this rule is over. Said once.
+    Clear,
+}
+
+/// What was crossed. Numbers are in the metric's unit.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Crossing {
+    /// The value.
+    pub value: f64,
+    /// The threshold it is beyond: `abs`, or the average raised by `diff`.
+    pub threshold: f64,
+    /// Which of the two.
+    pub by: By,
+    /// The average of the last ten values, this one included.
+    pub average: f64,
+}
+
+/// A kind of threshold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By {
+    /// The value is above `abs`.
+    Abs,
+    /// The value is `diff` per cent above its average.
+    Diff,
+}
+
+/// Why a rule does not fire. Numbers are in the metric's unit.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Hold {
+    /// The metric could not be measured.
+    NoValue,
+    /// Too few values for an average.
+    WarmingUp {
+        /// How many were seen.
+        seen: usize,
+    },
+    /// Below `min`.
+    BelowMin {
+        /// The value.
+        value: f64,
+        /// `min`.
+        min: f64,
+    },
+    /// At or above `max`.
+    AboveMax {
+        /// The value.
+        value: f64,
+        /// `max`.
+        max: f64,
+    },
+    /// Nothing is crossed.
+    WithinLimits {
+        /// The value.
+        value: f64,
+        /// `abs`, if the rule has one.
+        abs: Option<f64>,
+        /// The average of the last ten.
+        average: f64,
+    },
+    /// Nothing is crossed any more, but the incident is open until the value is down at `clear`.
+    NotClear {
+        /// The value.
+        value: f64,
+        /// What it must come down to.
+        clear: f64,
+    },
+    /// Crossed, but not for as long as `for` yet.
+    Holding {
+        /// What is crossed.
+        crossing: Crossing,
+        /// Since when.
+        since: Moment,
+        /// How long it must be.
+        need: Duration,
+    },
+    /// Crossed, but a capture of this rule runs.
+    Capturing {
+        /// What is crossed.
+        crossing: Crossing,
+    },
+    /// Crossed, but too soon after the last capture.
+    CoolingDown {
+        /// What is crossed.
+        crossing: Crossing,
+        /// When the rule may fire again.
+        until: Moment,
+    },
+}
+
+impl Decision {
+    /// The decision in one sentence: `rule` is the one that made it, `now` the moment it is told.
+    pub fn explain(self, rule: &Rule, now: Moment) -> Explain<'_> {
+        Explain { decision: self, rule, now }
+    }
+
+    /// Whether `other` says the same, be it with other numbers.
+    pub(super) fn is_like(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Hold(a), Self::Hold(b)) => {
+                std::mem::discriminant(a) == std::mem::discriminant(b)
+            }
+            _ => std::mem::discriminant(self) == std::mem::discriminant(other),
+        }
+    }
+}
+
+/// A decision that prints as one sentence.
+#[derive(Clone, Copy, Debug)]
+pub struct Explain<'r> {
+    decision: Decision,
+    rule: &'r Rule,
+    now: Moment,
+}
+
+impl Explain<'_> {
+    fn amount(&self, value: f64) -> Amount {
+        Amount { value, unit: self.rule.metric.unit() }
+    }
+
+    fn crossing(&self, f: &mut fmt::Formatter<'_>, crossing: Crossing) -> fmt::Result {
+        let Crossing { value, threshold, by, average } = crossing;
+        let (value, threshold) = (self.amount(value), self.amount(threshold));
+        match by {
+            By::Abs => write!(f, "{} {value} is above abs {threshold}", self.rule.metric),
+            By::Diff => write!(
+                f,
+                "{} {value} is at or above {threshold}, its average {} plus diff {} %",
+                self.rule.metric,
+                self.amount(average),
+                self.rule.diff.unwrap_or_default(),
+            ),
+        }
+    }
+
+    fn hold(&self, f: &mut fmt::Formatter<'_>, hold: Hold) -> fmt::Result {
+        let metric = &self.rule.metric;
+        match hold {
+            Hold::NoValue => write!(f, "{metric} cannot be measured here"),
+            Hold::WarmingUp { seen } => {
+                write!(f, "warming up: {seen} of {WINDOW} values of {metric} seen")
+            }
+            Hold::BelowMin { value, min } => {
+                write!(f, "{metric} {} is below min {}", self.amount(value), self.amount(min))
+            }
+            Hold::AboveMax { value, max } => write!(
+                f,
+                "{metric} {} is at or above max {}, too late for a capture",
+                self.amount(value),
+                self.amount(max),
+            ),
+            Hold::WithinLimits { value, abs, average } => {
+                write!(f, "{metric} {} is within limits: ", self.amount(value))?;
+                if let Some(abs) = abs {
+                    write!(f, "abs {}, ", self.amount(abs))?;
+                }
+                write!(f, "average {}", self.amount(average))
+            }
+            Hold::NotClear { value, clear } => write!(
+                f,
+                "{metric} {} is within limits, but the incident is open until {}",
+                self.amount(value),
+                self.amount(clear),
+            ),
+            Hold::Holding { crossing, since, need } => {
+                self.crossing(f, crossing)?;
+                write!(f, ", for {:?} of {need:?}", millis(self.now.since(since)))
+            }
+            Hold::Capturing { crossing } => {
+                self.crossing(f, crossing)?;
+                f.write_str(", but its capture is running")
+            }
+            Hold::CoolingDown { crossing, until } => {
+                self.crossing(f, crossing)?;
+                write!(
+                    f,
+                    ", but it is cooling down for another {:?}",
+                    millis(until.since(self.now))
+                )
+            }
+        }
+    }
+}
+
+impl fmt::Display for Explain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.decision {
+            Decision::Fire(crossing) => self.crossing(f, crossing),
+            Decision::Hold(hold) => self.hold(f, hold),
+            Decision::Clear => write!(f, "{} is back within limits", self.rule.metric),
+        }
+    }
+}
+
+/// `duration` in whole milliseconds.
+fn millis(duration: Duration) -> Duration {
+    Duration::from_millis(duration.as_millis().try_into().unwrap_or(u64::MAX))
+}

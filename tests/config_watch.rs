@@ -1,0 +1,255 @@
+//! A changed configuration is applied once, whatever way it was changed; an unchanged one never.
+//!
+//! "Nothing was reported" is told without waiting by touching the trigger file, which is looked at in
+//! the same turn and settles later than what was done before it.
+
+#![cfg(unix)]
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, SystemTime};
+
+use marple::config::{Change, Watched, Watcher};
+use tempfile::TempDir;
+
+/// Far beyond anything but a hang.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+struct Bench {
+    home: TempDir,
+    changes: Receiver<Change>,
+    watcher: Watcher,
+}
+
+impl Bench {
+    /// Watches `config/marple.toml`, made by `make`, and a trigger beside the directory it is in.
+    fn new(make: impl FnOnce(&Path)) -> Self {
+        let home = tempfile::tempdir().unwrap();
+        let config = home.path().join("config");
+        fs::create_dir(&config).unwrap();
+        make(&config);
+        let trigger = home.path().join("trigger");
+        fs::write(&trigger, "").unwrap();
+        let (sender, changes) = channel();
+        let files = [Watched::Config(config.join("marple.toml")), Watched::Trigger(trigger)];
+        let watcher = Watcher::new(files, move |change| {
+            let _ = sender.send(change);
+        })
+        .unwrap();
+        Self { home, changes, watcher }
+    }
+
+    /// The same with a plain file that sets the interval to 1 s.
+    fn plain() -> Self {
+        Self::new(|dir| fs::write(dir.join("marple.toml"), settings(1)).unwrap())
+    }
+
+    fn dir(&self) -> PathBuf {
+        self.home.path().join("config")
+    }
+
+    fn file(&self) -> PathBuf {
+        self.dir().join("marple.toml")
+    }
+
+    fn touch(&self) {
+        let trigger = File::options().write(true).open(self.home.path().join("trigger")).unwrap();
+        trigger.set_modified(SystemTime::now()).unwrap();
+    }
+
+    fn next(&self) -> Change {
+        self.changes.recv_timeout(DEADLINE).expect("a change is reported")
+    }
+
+    /// The intervals in seconds that were applied up to here, none for settings that were refused.
+    fn applied(&self) -> Vec<Option<u64>> {
+        self.touch();
+        let mut applied = Vec::new();
+        loop {
+            match self.next() {
+                Change::Trigger { .. } => return applied,
+                Change::Config { path, settings } => {
+                    assert_eq!(path, self.file());
+                    applied.push(settings.ok().map(|settings| settings.interval.as_secs()));
+                }
+            }
+        }
+    }
+
+    /// Waits until an interval is applied, and then that nothing else is.
+    fn awaits(&self, seconds: u64) {
+        let mut refused = 0;
+        loop {
+            match self.next() {
+                Change::Config { settings: Ok(settings), .. } => {
+                    assert_eq!(settings.interval, Duration::from_secs(seconds));
+                    break;
+                }
+                Change::Config { settings: Err(_), .. } => refused += 1,
+                Change::Trigger { .. } => panic!("nobody touched it"),
+            }
+        }
+        assert_eq!((self.applied(), refused), (vec![], 0), "it is applied once");
+    }
+}
+
+fn settings(seconds: u64) -> String {
+    format!("interval = \"{seconds}s\"\n")
+}
+
+#[test]
+fn an_in_place_write_is_applied_once() {
+    let bench = Bench::plain();
+    assert_eq!(bench.watcher.without_events(), None);
+    for seconds in [2, 3, 1] {
+        fs::write(bench.file(), settings(seconds)).unwrap();
+        bench.awaits(seconds);
+    }
+}
+
+#[test]
+fn a_rename_over_the_file_is_applied_once() {
+    let bench = Bench::plain();
+    for seconds in [2, 3] {
+        let draft = bench.dir().join(".marple.toml.swp");
+        fs::write(&draft, settings(seconds)).unwrap();
+        fs::rename(&draft, bench.file()).unwrap();
+        bench.awaits(seconds);
+    }
+}
+
+#[test]
+fn a_deleted_file_changes_nothing_until_it_is_back() {
+    let bench = Bench::plain();
+    for (seconds, expected) in [(2, vec![Some(2)]), (2, vec![])] {
+        fs::remove_file(bench.file()).unwrap();
+        assert_eq!(bench.applied(), []);
+        fs::write(bench.file(), settings(seconds)).unwrap();
+        assert_eq!(bench.applied(), expected);
+    }
+    fs::remove_file(bench.file()).unwrap();
+    fs::write(bench.file(), settings(4)).unwrap();
+    bench.awaits(4);
+}
+
+#[test]
+fn a_config_map_swap_is_applied_each_time() {
+    let version = |dir: &Path, seconds| {
+        let name = format!("..2026_11_{seconds:02}");
+        fs::create_dir(dir.join(&name)).unwrap();
+        fs::write(dir.join(&name).join("marple.toml"), settings(seconds)).unwrap();
+        name
+    };
+    let bench = Bench::new(|dir| {
+        symlink(version(dir, 1), dir.join("..data")).unwrap();
+        symlink("..data/marple.toml", dir.join("marple.toml")).unwrap();
+    });
+    for seconds in [2, 3] {
+        let dir = bench.dir();
+        symlink(version(&dir, seconds), dir.join("..data_tmp")).unwrap();
+        fs::rename(dir.join("..data_tmp"), dir.join("..data")).unwrap();
+        fs::remove_dir_all(dir.join(format!("..2026_11_{:02}", seconds - 1))).unwrap();
+        bench.awaits(seconds);
+    }
+}
+
+#[test]
+fn a_half_written_file_is_not_applied() {
+    let bench = Bench::plain();
+    let mut file = File::create(bench.file()).unwrap();
+    file.write_all(b"interval = \"2").unwrap();
+    file.write_all(b"s\"\n").unwrap();
+    drop(file);
+    bench.awaits(2);
+}
+
+#[test]
+fn an_invalid_file_is_told_once_and_a_valid_one_after_it_applied() {
+    let bench = Bench::plain();
+    fs::write(bench.file(), "interval = \"soon\"\nintervall = 1\n").unwrap();
+    let Change::Config { settings: Err(error), .. } = bench.next() else { panic!("it is invalid") };
+    assert!(error.to_string().starts_with("2 problems"), "{error}");
+    assert!(error.to_string().contains("marple.toml:1:12: interval: "), "{error}");
+    assert_eq!(bench.applied(), []);
+    fs::write(bench.file(), settings(1)).unwrap();
+    bench.awaits(1);
+}
+
+#[test]
+fn the_same_content_and_a_neighbour_are_no_change() {
+    let bench = Bench::plain();
+    fs::write(bench.file(), settings(1)).unwrap();
+    assert_eq!(bench.applied(), []);
+    fs::write(bench.dir().join("draft"), settings(1)).unwrap();
+    fs::rename(bench.dir().join("draft"), bench.file()).unwrap();
+    assert_eq!(bench.applied(), []);
+    fs::write(bench.dir().join("neighbour.toml"), settings(2)).unwrap();
+    fs::remove_file(bench.dir().join("neighbour.toml")).unwrap();
+    assert_eq!(bench.applied(), []);
+}
+
+#[test]
+fn a_directory_that_is_deleted_and_made_again_is_watched_again() {
+    let bench = Bench::plain();
+    for seconds in [2, 3] {
+        fs::remove_dir_all(bench.dir()).unwrap();
+        assert_eq!(bench.applied(), []);
+        fs::create_dir(bench.dir()).unwrap();
+        fs::write(bench.file(), settings(seconds)).unwrap();
+        bench.awaits(seconds);
+    }
+    fs::write(bench.file(), settings(4)).unwrap();
+    bench.awaits(4);
+}
+
+#[test]
+fn a_link_into_another_directory_is_followed() {
+    let elsewhere = tempfile::tempdir().unwrap();
+    let target = elsewhere.path().join("shared.toml");
+    fs::write(&target, settings(1)).unwrap();
+    let bench = Bench::new(|dir| symlink(&target, dir.join("marple.toml")).unwrap());
+    fs::write(&target, settings(2)).unwrap();
+    bench.awaits(2);
+}
+
+#[test]
+fn a_trigger_is_told_when_it_is_touched_or_made() {
+    let bench = Bench::plain();
+    let trigger = bench.home.path().join("trigger");
+    let told = || matches!(bench.next(), Change::Trigger { path } if path == trigger);
+    bench.touch();
+    assert!(told());
+    fs::remove_file(&trigger).unwrap();
+    fs::write(&trigger, "").unwrap();
+    assert!(told());
+    fs::remove_file(&trigger).unwrap();
+    fs::write(bench.file(), settings(2)).unwrap();
+    assert!(matches!(bench.next(), Change::Config { .. }), "deleting it is no touch");
+    fs::write(&trigger, "").unwrap();
+    assert!(told());
+}
+
+#[test]
+fn other_files_may_be_watched_without_losing_a_change() {
+    let bench = Bench::plain();
+    let other = bench.home.path().join("other");
+    fs::write(bench.file(), settings(2)).unwrap();
+    bench.watcher.watch([Watched::Config(bench.file()), Watched::Trigger(other.clone())]);
+    let Change::Config { settings: Ok(settings), .. } = bench.next() else { panic!("it is valid") };
+    assert_eq!(settings.interval, Duration::from_secs(2));
+    bench.touch();
+    fs::write(&other, "").unwrap();
+    let Change::Trigger { path } = bench.next() else { panic!("it was made") };
+    assert_eq!(path, other, "the old trigger is not watched any more");
+}
+
+#[test]
+fn nothing_is_told_after_the_watcher_is_gone() {
+    let Bench { home, changes, watcher } = Bench::plain();
+    drop(watcher);
+    fs::write(home.path().join("config/marple.toml"), settings(2)).unwrap();
+    assert!(changes.recv().is_err(), "the callback is gone with its thread");
+}

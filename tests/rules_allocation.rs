@@ -1,0 +1,81 @@
+//! A tick allocates nothing.
+
+#![allow(unsafe_code)]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::time::Duration;
+
+use marple::base::{Bytes, Moment};
+use marple::model::{CaptureSet, Limit, Metric, Rule, Vitals};
+use marple::rules::Engine;
+
+thread_local! {
+    static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
+}
+
+struct Counting;
+
+// SAFETY: every call goes to `System` as it came; counting touches a constant-initialised thread-local
+// without a destructor, which allocates nothing.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
+        // SAFETY: the caller's promise about `layout` is passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: `block` came from `System` through `alloc` above, with this layout.
+        unsafe { System.dealloc(block, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+#[test]
+fn a_tick_allocates_nothing() {
+    let names = ["memory", "gauge.depth", "runtime.lag", "fds"];
+    let rules = names
+        .into_iter()
+        .map(|metric: &str| Rule {
+            name: metric.replace('.', "-"),
+            metric: metric.parse::<Metric>().unwrap(),
+            min: 1.0,
+            diff: Some(25.0),
+            abs: Some(50.0),
+            max: Some(95.0),
+            hold: Duration::from_secs(1),
+            clear: Some(40.0),
+            cooldown: Duration::from_secs(3),
+            capture: CaptureSet::all(),
+            duration: Duration::from_secs(1),
+        })
+        .collect();
+    let mut engine = Engine::new(rules);
+    let mut vitals = Vitals {
+        memory_limit: Some(Limit { value: Bytes(100), source: "test".into() }),
+        gauges: vec![("depth".into(), 0.0)],
+        ..Vitals::default()
+    };
+    let before = ALLOCATIONS.get();
+    let mut decisions = 0;
+    for second in 0..1000_u64 {
+        let value = second * 7 % 100;
+        vitals.working_set = Some(Bytes(value));
+        vitals.gauges[0].1 = value as f64;
+        vitals.lag = (second % 3 != 0).then(|| Duration::from_secs(value));
+        let now = Moment::from_nanos(second * 1_000_000_000);
+        decisions += engine.observe(now, &vitals).count();
+        if second % 50 == 0 {
+            engine.capturing("memory");
+            engine.captured("memory", now);
+        }
+    }
+    assert_eq!(ALLOCATIONS.get() - before, 0);
+    assert_eq!(decisions, 4000);
+    assert_eq!(ALLOCATIONS.get() - before, 0);
+    drop(vec![engine]);
+    assert!(ALLOCATIONS.get() > before, "the counter counts");
+}

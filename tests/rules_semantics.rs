@@ -1,0 +1,316 @@
+//! What a rule says to given values, line by line of its semantics, at the boundary and beside it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use marple::base::Moment;
+use marple::model::{CaptureSet, Metric, Rule, Vitals};
+use marple::rules::{By, Decision, Engine, Hold, WINDOW};
+
+const TICK: Duration = Duration::from_secs(1);
+
+fn rule() -> Rule {
+    Rule {
+        name: "depth".to_owned(),
+        metric: Metric::Gauge("depth".into()),
+        min: 0.0,
+        diff: None,
+        abs: None,
+        max: None,
+        hold: Duration::ZERO,
+        clear: None,
+        cooldown: Duration::from_secs(60),
+        capture: CaptureSet::all(),
+        duration: Duration::from_secs(10),
+    }
+}
+
+/// One rule, shown a value each second.
+struct Bench {
+    engine: Engine,
+    now: Moment,
+}
+
+impl Bench {
+    fn new(rule: Rule) -> Self {
+        Self { engine: Engine::new(vec![rule]), now: Moment::from_nanos(1_000_000_000_000) }
+    }
+
+    /// A bench which has seen `value` as often as it takes before the first decision.
+    fn warm(rule: Rule, value: f64) -> Self {
+        let mut bench = Self::new(rule);
+        for _ in 1..WINDOW {
+            bench.show(value);
+        }
+        bench
+    }
+
+    fn show(&mut self, value: impl Into<Option<f64>>) -> Decision {
+        self.now = self.now + TICK;
+        let depth: Arc<str> = "depth".into();
+        let gauges = value.into().map(|value| (depth, value)).into_iter().collect();
+        let vitals = Vitals { at: self.now, gauges, ..Vitals::default() };
+        let decisions: Vec<_> = self.engine.observe(self.now, &vitals).collect();
+        let [(0, decision)] = decisions[..] else { panic!("{decisions:?}") };
+        decision
+    }
+
+    fn told(&self) -> String {
+        self.engine.states().next().unwrap().explain().to_string()
+    }
+
+    fn capture(&mut self) {
+        self.engine.capturing("depth");
+        self.engine.captured("depth", self.now);
+    }
+}
+
+fn fires(decision: Decision) -> bool {
+    matches!(decision, Decision::Fire(_))
+}
+
+#[test]
+fn the_first_decision_is_at_the_tenth_value() {
+    let mut bench = Bench::new(Rule { abs: Some(5.0), ..rule() });
+    assert_eq!(bench.told(), "warming up: 0 of 10 values of gauge.depth seen");
+    for seen in 1..=9 {
+        assert_eq!(bench.show(9.0), Decision::Hold(Hold::WarmingUp { seen }));
+    }
+    assert_eq!(bench.told(), "warming up: 9 of 10 values of gauge.depth seen");
+    assert!(fires(bench.show(9.0)));
+}
+
+#[test]
+fn each_limit_holds_at_its_boundary() {
+    let (min, max, abs) = (Some(10.0), Some(90.0), Some(50.0));
+    let below = Hold::BelowMin { value: 9.0, min: 10.0 };
+    let above = |value| Hold::AboveMax { value, max: 90.0 };
+    for (min, max, value, expected) in [
+        (min, None, 9.0, Err(below)),
+        (None, None, 49.0, Err(Hold::WithinLimits { value: 49.0, abs, average: 49.0 })),
+        (None, None, 50.0, Err(Hold::WithinLimits { value: 50.0, abs, average: 50.0 })),
+        (None, None, 51.0, Ok(())),
+        (Some(51.0), None, 51.0, Ok(())),
+        (Some(52.0), None, 51.0, Err(Hold::BelowMin { value: 51.0, min: 52.0 })),
+        (None, max, 89.0, Ok(())),
+        (None, max, 90.0, Err(above(90.0))),
+        (None, max, 91.0, Err(above(91.0))),
+    ] {
+        let mut bench = Bench::warm(Rule { min: min.unwrap_or(0.0), max, abs, ..rule() }, value);
+        match (bench.show(value), expected) {
+            (Decision::Fire(crossing), Ok(())) => {
+                assert_eq!((crossing.by, crossing.threshold), (By::Abs, 50.0));
+                assert_eq!((crossing.value, crossing.average), (value, value));
+            }
+            (Decision::Hold(hold), Err(expected)) => assert_eq!(hold, expected),
+            (decision, expected) => panic!("{value}: {decision:?}, not {expected:?}"),
+        }
+    }
+}
+
+#[test]
+fn diff_is_above_an_average_that_includes_the_value() {
+    // (9 * 9 + 23) / 10 = 10.4, and a quarter more is 13 for a tenth value of 23: fires. The boundary
+    // of nine times nine is where v = (81 + v) / 10 * 1.25, that is v = 11.571…
+    for (before, value, expected) in [
+        (9.0, 11.0, None),
+        (9.0, 11.5, None),
+        (9.0, 11.6, Some(11.575)),
+        (9.0, 23.0, Some(13.0)),
+        (7.0, 9.0, Some(9.0)),
+        (7.0, 8.0, None),
+        (7.0, 10.0, Some(9.125)),
+    ] {
+        let mut bench = Bench::warm(Rule { diff: Some(25.0), ..rule() }, before);
+        let threshold = match bench.show(value) {
+            Decision::Fire(crossing) => {
+                assert_eq!(crossing.by, By::Diff);
+                Some(crossing.threshold)
+            }
+            _ => None,
+        };
+        assert_eq!(threshold, expected, "{before} {value}");
+    }
+}
+
+#[test]
+fn abs_is_said_before_diff() {
+    let mut bench = Bench::warm(Rule { abs: Some(50.0), diff: Some(25.0), ..rule() }, 1.0);
+    let Decision::Fire(crossing) = bench.show(51.0) else { panic!("{}", bench.told()) };
+    assert_eq!((crossing.by, crossing.average), (By::Abs, 6.0));
+}
+
+#[test]
+fn a_steady_value_does_not_fire_by_diff() {
+    for value in [0.0, 2.0, 0.1, 1e18] {
+        let mut bench = Bench::warm(Rule { diff: Some(1.0), ..rule() }, value);
+        for _ in 0..30 {
+            assert!(!fires(bench.show(value)), "{value}: {}", bench.told());
+        }
+    }
+    // Nor below zero, where a quarter above the average is towards zero.
+    let mut bench = Bench::warm(Rule { diff: Some(25.0), min: -100.0, ..rule() }, -10.0);
+    assert!(!fires(bench.show(-10.0)));
+    assert!(!fires(bench.show(-8.0)));
+    assert!(fires(bench.show(-6.0)), "{}", bench.told());
+}
+
+#[test]
+fn the_cooldown_is_from_the_end_of_the_capture() {
+    let cooldown = Duration::from_secs(3);
+    let mut bench = Bench::warm(Rule { abs: Some(5.0), cooldown, ..rule() }, 9.0);
+    assert!(fires(bench.show(9.0)));
+    bench.engine.capturing("depth");
+    for _ in 0..5 {
+        assert!(matches!(bench.show(9.0), Decision::Hold(Hold::Capturing { .. })));
+    }
+    assert_eq!(bench.told(), "gauge.depth 9 is above abs 5, but its capture is running");
+    bench.engine.captured("depth", bench.now);
+    let end = bench.now + cooldown;
+    for _ in 0..2 {
+        let decision = bench.show(9.0);
+        let Decision::Hold(Hold::CoolingDown { until, .. }) = decision else {
+            panic!("{decision:?}")
+        };
+        assert_eq!(until, end);
+    }
+    assert_eq!(bench.told(), "gauge.depth 9 is above abs 5, but it is cooling down for another 1s");
+    assert!(fires(bench.show(9.0)), "the cooldown is over: another capture in the same incident");
+    assert_eq!(bench.now, end);
+}
+
+#[test]
+fn for_is_how_long_a_condition_holds_without_a_gap() {
+    let held = || Rule { abs: Some(5.0), hold: Duration::from_secs(2), ..rule() };
+    let holding = |decision| matches!(decision, Decision::Hold(Hold::Holding { .. }));
+    let mut bench = Bench::warm(held(), 9.0);
+    assert!(holding(bench.show(9.0)));
+    assert!(holding(bench.show(9.0)));
+    assert_eq!(bench.told(), "gauge.depth 9 is above abs 5, for 1s of 2s");
+    assert!(fires(bench.show(9.0)));
+
+    for gap in [Some(5.0), None, Some(f64::NAN)] {
+        let mut bench = Bench::warm(held(), 9.0);
+        assert!(holding(bench.show(9.0)));
+        assert!(holding(bench.show(9.0)));
+        assert!(!fires(bench.show(gap)));
+        assert!(holding(bench.show(9.0)), "the gap of {gap:?} begins it anew");
+        assert!(holding(bench.show(9.0)));
+        assert!(fires(bench.show(9.0)));
+    }
+}
+
+#[test]
+fn an_incident_clears_once() {
+    // Without `clear`: when nothing is crossed. With it: at or below.
+    for (clear, above, at) in [(None, 5.1, 5.0), (Some(3.0), 3.1, 3.0), (Some(3.0), 3.1, 2.9)] {
+        let mut bench = Bench::warm(Rule { abs: Some(5.0), clear, ..rule() }, 9.0);
+        assert!(fires(bench.show(9.0)));
+        bench.capture();
+        let open = bench.show(above);
+        assert!(matches!(open, Decision::Hold(_)), "{open:?}");
+        assert!(bench.engine.states().next().unwrap().active);
+        assert_eq!(bench.show(at), Decision::Clear);
+        assert_eq!(bench.told(), "gauge.depth is back within limits");
+        assert!(!bench.engine.states().next().unwrap().active);
+        assert!(matches!(bench.show(at), Decision::Hold(Hold::WithinLimits { .. })));
+    }
+}
+
+#[test]
+fn what_does_not_clear_an_incident() {
+    let clearing = Rule { abs: Some(5.0), max: Some(20.0), clear: Some(3.0), ..rule() };
+    for (clear, value) in
+        [(None, None), (Some(3.0), None), (None, Some(20.0)), (Some(3.0), Some(4.0))]
+    {
+        let mut bench = Bench::warm(Rule { clear, ..clearing.clone() }, 9.0);
+        assert!(fires(bench.show(9.0)));
+        bench.capture();
+        assert!(matches!(bench.show(value), Decision::Hold(_)), "{clear:?} {value:?}");
+        assert!(bench.engine.states().next().unwrap().active);
+    }
+    let mut bench = Bench::warm(clearing, 9.0);
+    assert!(fires(bench.show(9.0)));
+    bench.engine.capturing("depth");
+    assert!(matches!(bench.show(1.0), Decision::Hold(Hold::WithinLimits { .. })));
+    bench.engine.captured("depth", bench.now);
+    assert_eq!(bench.show(1.0), Decision::Clear, "its capture has ended");
+}
+
+#[test]
+fn every_reason_is_a_sentence_with_numbers() {
+    let mut bench = Bench::warm(
+        Rule { abs: Some(50.0), min: 2.0, max: Some(90.0), clear: Some(40.0), ..rule() },
+        10.0,
+    );
+    for (value, sentence) in [
+        (Some(10.0), "gauge.depth 10 is within limits: abs 50, average 10"),
+        (Some(1.5), "gauge.depth 1.50 is below min 2"),
+        (Some(90.0), "gauge.depth 90 is at or above max 90, too late for a capture"),
+        (None, "gauge.depth cannot be measured here"),
+        (Some(60.0), "gauge.depth 60 is above abs 50"),
+        (Some(45.0), "gauge.depth 45 is within limits, but the incident is open until 40"),
+    ] {
+        bench.show(value);
+        assert_eq!(bench.told(), sentence);
+    }
+    let mut bench = Bench::warm(Rule { diff: Some(25.0), ..rule() }, 9.0);
+    bench.show(23.0);
+    assert_eq!(bench.told(), "gauge.depth 23 is at or above 13, its average 10.40 plus diff 25 %");
+}
+
+#[test]
+fn a_state_is_dated_by_its_kind() {
+    let mut bench = Bench::warm(Rule { abs: Some(50.0), ..rule() }, 10.0);
+    bench.show(10.0);
+    let since = bench.now;
+    bench.show(12.0);
+    let state = bench.engine.states().next().unwrap();
+    assert_eq!((state.value, state.since), (Some(12.0), Some(since)));
+    bench.show(60.0);
+    assert_eq!(bench.engine.states().next().unwrap().since, Some(bench.now));
+}
+
+#[test]
+fn an_unchanged_rule_does_not_notice_a_reload() {
+    let held = Rule { abs: Some(5.0), hold: Duration::from_secs(1), ..rule() };
+    let other = Rule { name: "other".to_owned(), ..rule() };
+    let mut bench = Bench::warm(held.clone(), 9.0);
+    bench.show(9.0);
+    let gone = bench.engine.replace(vec![held.clone()]);
+    assert!(fires(bench.show(9.0)), "{}", bench.told());
+    assert_eq!(gone, []);
+    bench.engine.capturing("depth");
+    assert_eq!(bench.engine.replace(vec![other, held.clone()]), []);
+    let other_is_gone = bench.engine.replace(vec![held.clone()]);
+    assert_eq!(other_is_gone, [], "its incident was not open");
+    assert!(matches!(bench.show(9.0), Decision::Hold(Hold::Capturing { .. })));
+    assert_eq!(bench.engine.replace(vec![]), [held], "its incident was open");
+}
+
+#[test]
+fn a_changed_rule_keeps_what_still_means_something() {
+    let before = Rule { abs: Some(5.0), hold: Duration::from_secs(1), ..rule() };
+    let after = Rule { abs: Some(6.0), cooldown: Duration::from_secs(4), ..before.clone() };
+    let mut bench = Bench::warm(before.clone(), 9.0);
+    bench.show(9.0);
+    assert!(fires(bench.show(9.0)));
+    bench.capture();
+    let end = bench.now;
+    bench.engine.replace(vec![after.clone()]);
+    let decision = bench.show(9.0);
+    assert!(matches!(decision, Decision::Hold(Hold::Holding { .. })), "`for` anew: {decision:?}");
+    let Decision::Hold(Hold::CoolingDown { until, .. }) = bench.show(9.0) else {
+        panic!("{}", bench.told())
+    };
+    assert_eq!(
+        until,
+        end + Duration::from_secs(4),
+        "the cooldown's new length, from the same capture"
+    );
+    assert!(bench.engine.states().next().unwrap().active);
+
+    bench.engine.replace(vec![Rule { metric: Metric::Tasks, ..after }]);
+    assert_eq!(bench.told(), "warming up: 0 of 10 values of tasks seen");
+    assert!(bench.engine.states().next().unwrap().active);
+}
