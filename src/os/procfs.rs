@@ -52,14 +52,8 @@ impl Procfs {
         Self {
             statm: KernelFile::open(&own.join("statm")),
             page: rustix::param::page_size() as u64,
-            // Both counts are believed only where they cannot be zero: somebody runs this, and
-            // `own` itself is an open descriptor.
-            tasks: Directory::open(&own.join("task"), |stat| {
-                u64::from(stat.st_nlink).checked_sub(2).filter(|&threads| threads > 0)
-            }),
-            fds: Directory::open(&own.join("fd"), |stat| {
-                u64::try_from(stat.st_size).ok().filter(|&fds| fds > 0)
-            }),
+            tasks: Directory::open(&own.join("task"), links),
+            fds: Directory::open(&own.join("fd"), size),
         }
     }
 
@@ -79,6 +73,17 @@ impl Procfs {
     pub fn fds(&mut self, now: Moment) -> Option<u64> {
         self.fds.as_mut()?.entries(now)
     }
+}
+
+/// The threads that the link count of `task` tells; none if it cannot be theirs: somebody runs this.
+#[allow(clippy::useless_conversion, reason = "link counts are 32 bits wide on some architectures")]
+fn links(stat: &Stat) -> Option<u64> {
+    u64::from(stat.st_nlink).checked_sub(2).filter(|&threads| threads > 0)
+}
+
+/// The descriptors that the size of `fd` tells; none if it cannot be theirs: one is of `fd` itself.
+fn size(stat: &Stat) -> Option<u64> {
+    u64::try_from(stat.st_size).ok().filter(|&fds| fds > 0)
 }
 
 /// A directory of which the number of entries is asked.

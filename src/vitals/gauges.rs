@@ -18,7 +18,9 @@ const MAX_NAME: usize = 64;
 
 /// The gauges of one agent.
 #[derive(Clone, Debug, Default)]
-pub struct Gauges(Arc<Mutex<Vec<(Arc<str>, Gauge)>>>);
+pub struct Gauges(Arc<Mutex<List>>);
+
+type List = Vec<(Arc<str>, Gauge)>;
 
 impl Gauges {
     /// No gauges.
@@ -58,7 +60,7 @@ impl Gauges {
         values.extend(present.filter(|(_, value)| value.is_finite()));
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<(Arc<str>, Gauge)>> {
+    fn lock(&self) -> MutexGuard<'_, List> {
         // Nothing panics under this lock, and a list is whole between any two statements.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,0 +1,112 @@
+//! What the watching costs while nothing happens: `cargo bench --bench idle`.
+//!
+//! One row a measure: its name, its value, the goal, and `pass` or `short`. A value of CPU is the median
+//! of pairs run in turn, the ticks and a loop that sleeps as often without them, over the whole process,
+//! so that what waking the observed runtimes costs *them* is in it.
+//!
+//! Ticks are told to be 250 ms apart, so that what is done each second or minute has its true share, but
+//! come every 5 ms, for the bench to end. Caches are warmer than they will be then.
+
+use std::alloc::System;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use marple::base::{Moment, SystemClock};
+use marple::model::Vitals;
+use marple::os::process::cpu_time;
+use marple::vitals::{Gauges, Reader, Runtimes};
+use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
+use tokio::runtime::{Builder, Runtime};
+
+#[global_allocator]
+static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
+
+const PAIRS: usize = 9;
+const TICKS: u64 = 100;
+const APART: Duration = Duration::from_millis(5);
+
+/// 0.02 % of a core at 4 Hz.
+const GOAL_MICROS: f64 = 50.0;
+
+fn main() {
+    // `cargo test --all-targets` runs benches too; only `cargo bench` says this.
+    if !std::env::args().any(|arg| arg == "--bench") {
+        return;
+    }
+    let runtimes = |workers: &[usize]| -> Vec<Runtime> {
+        let build =
+            |&workers: &usize| Builder::new_multi_thread().worker_threads(workers).build().unwrap();
+        workers.iter().map(build).collect()
+    };
+    for (name, runtimes) in [
+        ("no runtime", runtimes(&[])),
+        ("a runtime of 2 workers", runtimes(&[2])),
+        ("8 runtimes of 1 worker", runtimes(&[1; 8])),
+    ] {
+        let mut ticks = Ticks::of(&runtimes);
+        let micros = median(|_| {
+            let with = cpu_of(|| ticks.next());
+            let without = cpu_of(|| {});
+            with - without
+        });
+        row(&format!("tick, {name}"), micros, "us", GOAL_MICROS);
+        row(&format!("at 4 Hz, {name}"), micros * 4.0 / 1e6 * 100.0, "% of a core", 0.02);
+    }
+
+    let runtimes = runtimes(&[2]);
+    let mut ticks = Ticks::of(&runtimes);
+    let _ = cpu_of(|| ticks.next());
+    let region = Region::new(ALLOCATOR);
+    // 25 s of ticks, in the minute between two looks at the machine's memory.
+    let _ = cpu_of(|| ticks.next());
+    let change = region.change();
+    row("allocations in 100 ticks", (change.allocations + change.reallocations) as f64, "", 0.0);
+}
+
+struct Ticks {
+    reader: Reader,
+    vitals: Vitals,
+    now: Moment,
+}
+
+impl Ticks {
+    fn of(runtimes: &[Runtime]) -> Self {
+        let (observed, gauges) = (Runtimes::new(), Gauges::new());
+        for runtime in runtimes {
+            observed.observe(runtime.handle().clone()).unwrap();
+        }
+        for n in 0..4 {
+            gauges.gauge(&format!("gauge_{n}")).unwrap();
+        }
+        let reader = Reader::with_root(observed, gauges, Path::new("/"), Arc::new(SystemClock));
+        Self { reader, vitals: Vitals::default(), now: Moment::from_nanos(0) }
+    }
+
+    fn next(&mut self) {
+        self.now = self.now + Duration::from_millis(250);
+        self.reader.read_into(self.now, &mut self.vitals);
+    }
+}
+
+/// Microseconds of CPU that the whole process uses for each of the ticks.
+fn cpu_of(mut tick: impl FnMut()) -> f64 {
+    let before = cpu_time();
+    for _ in 0..TICKS {
+        tick();
+        std::thread::sleep(APART);
+    }
+    (cpu_time() - before).as_secs_f64() * 1e6 / TICKS as f64
+}
+
+fn median(measure: impl FnMut(usize) -> f64) -> f64 {
+    let mut values: Vec<f64> = (0..PAIRS).map(measure).collect();
+    values.sort_by(f64::total_cmp);
+    values[PAIRS / 2]
+}
+
+fn row(name: &str, value: f64, unit: &str, goal: f64) {
+    let verdict = if value <= goal { "pass" } else { "short" };
+    let value = format!("{value:.4} {unit}");
+    println!("{name:<36} {value:>22} {:>12} {verdict}", format!("<= {goal}"));
+}

@@ -1,0 +1,113 @@
+//! The limits of a real cgroup, made for the test. It moves the whole process into it, so it is alone in
+//! its binary. It needs to be root, or the owner of its cgroup; elsewhere it says that it was skipped.
+#![cfg(target_os = "linux")]
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use marple::base::{Bytes, Clock, SystemClock};
+use marple::vitals::{Gauges, Reader, Runtimes};
+
+/// A v1 cgroup that this process is in until it is dropped.
+struct Cgroup {
+    parent: PathBuf,
+    dir: PathBuf,
+}
+
+impl Cgroup {
+    /// Makes one with one below it, for `controller`, and moves into the lower.
+    fn enter(controller: &str) -> io::Result<Self> {
+        let own = fs::read_to_string("/proc/self/cgroup")?;
+        let missing = || io::Error::other(format!("no v1 hierarchy of {controller}"));
+        let path = own
+            .lines()
+            .filter_map(|line| line.split_once(':')?.1.split_once(':'))
+            .find(|(controllers, _)| controllers.split(',').any(|name| name == controller))
+            .map(|(_, path)| path.trim_start_matches('/'))
+            .ok_or_else(missing)?;
+        let parent = Path::new("/sys/fs/cgroup").join(controller).join(path);
+        let dir = parent.join(format!("marple-test-{}", std::process::id()));
+        fs::create_dir(&dir)?;
+        let cgroup = Self { parent, dir };
+        fs::create_dir(cgroup.dir.join("below"))?;
+        fs::write(cgroup.dir.join("below/cgroup.procs"), std::process::id().to_string())?;
+        Ok(cgroup)
+    }
+
+    fn write(&self, file: &str, text: impl ToString) {
+        fs::write(self.dir.join(file), text.to_string()).unwrap();
+    }
+
+    fn path(&self, file: &str) -> String {
+        self.dir.join(file).to_str().unwrap().to_owned()
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        let _ = fs::write(self.parent.join("cgroup.procs"), std::process::id().to_string());
+        let _ = fs::remove_dir(self.dir.join("below"));
+        let _ = fs::remove_dir(&self.dir);
+    }
+}
+
+#[test]
+fn the_limits_of_a_real_cgroup_are_told_and_followed() {
+    let (memory, cpu) = match (Cgroup::enter("memory"), Cgroup::enter("cpu")) {
+        (Ok(memory), Ok(cpu)) => (memory, cpu),
+        (Err(error), _) | (_, Err(error)) => {
+            println!("skipped: no cgroup can be made here: {error}");
+            return;
+        }
+    };
+    memory.write("memory.limit_in_bytes", 512 << 20);
+    memory.write("below/memory.limit_in_bytes", 768 << 20);
+    cpu.write("cpu.cfs_quota_us", 50_000);
+    cpu.write("below/cpu.cfs_quota_us", 25_000);
+    let mut reader = Reader::new(Runtimes::new(), Gauges::new());
+    let start = SystemClock.now();
+
+    let before = reader.read(start);
+    let limit = before.memory_limit.unwrap();
+    assert_eq!(limit.value, Bytes::mib(512));
+    assert_eq!(*limit.source, *memory.path("memory.limit_in_bytes"));
+    let limit = before.cpu_limit.unwrap();
+    assert_eq!(limit.value, 0.25);
+    assert_eq!(*limit.source, *cpu.path("below/cpu.cfs_quota_us"));
+
+    // Heap counts.
+    const GROWTH: u64 = 64 << 20;
+    let mut block: Vec<u8> = Vec::with_capacity(GROWTH as usize);
+    block.resize(GROWTH as usize, 1);
+    let grown = reader.read(start).working_set.unwrap().get() - before.working_set.unwrap().get();
+    assert!(grown.abs_diff(GROWTH) <= 4 << 20, "grew by {grown}");
+
+    // What was written to a file once does not, though it is charged: the kernel takes that back first.
+    let charged = || fs::read_to_string(memory.path("memory.usage_in_bytes")).unwrap();
+    let charged = || charged().trim().parse::<u64>().unwrap();
+    let (usage, before) = (charged(), reader.read(start).working_set.unwrap().get());
+    let mut file = tempfile::NamedTempFile::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    file.write_all(&block[..GROWTH as usize / 2]).unwrap();
+    assert!(charged() - usage >= GROWTH / 2 - (4 << 20), "the file is not charged");
+    let grown = reader.read(start).working_set.unwrap().get().saturating_sub(before);
+    assert!(grown <= 4 << 20, "grew by {grown}");
+
+    memory.write("below/memory.limit_in_bytes", 256 << 20);
+    cpu.write("below/cpu.cfs_quota_us", -1);
+    let soon = reader.read(start + Duration::from_millis(999));
+    assert_eq!(soon.memory_limit.unwrap().value, Bytes::mib(512));
+    let later = reader.read(start + Duration::from_millis(1000));
+    let limit = later.memory_limit.unwrap();
+    assert_eq!(limit.value, Bytes::mib(256));
+    assert_eq!(*limit.source, *memory.path("below/memory.limit_in_bytes"));
+    assert_eq!(later.cpu_limit.unwrap().value, 0.5);
+
+    // Out of it: its limits are no longer ours.
+    drop(memory);
+    let moved = reader.read(start + Duration::from_millis(2000));
+    let limit = moved.memory_limit.unwrap();
+    assert!(limit.value != Bytes::mib(256) && !limit.source.contains("marple-test"), "{limit:?}");
+    drop(block);
+}

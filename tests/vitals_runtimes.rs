@@ -1,0 +1,201 @@
+//! Tasks and lag of observed runtimes.
+
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use marple::base::{Clock, ManualClock, Moment};
+use marple::model::Vitals;
+use marple::vitals::{Error, Gauges, Reader, Runtimes};
+use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::sync::{Notify, oneshot};
+
+/// A reader, its runtimes, and the clock that dates its probes.
+struct Bench {
+    reader: Reader,
+    runtimes: Runtimes,
+    clock: Arc<ManualClock>,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let runtimes = Runtimes::new();
+        let clock = Arc::new(ManualClock::new(jiff::Timestamp::UNIX_EPOCH));
+        let root = std::path::Path::new("/");
+        let reader = Reader::with_root(runtimes.clone(), Gauges::new(), root, clock.clone());
+        Self { reader, runtimes, clock }
+    }
+
+    fn tick(&mut self) -> Vitals {
+        self.reader.read(self.clock.now())
+    }
+}
+
+fn millis(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+/// Lets everything that is ready on a current-thread runtime run, the probe included.
+fn drive(runtime: &Runtime) {
+    runtime.block_on(async {
+        for _ in 0..8 {
+            tokio::task::yield_now().await;
+        }
+    });
+}
+
+#[test]
+fn lag_is_how_late_the_probe_ran_or_is_so_far() {
+    let runtime = Builder::new_current_thread().build().unwrap();
+    let mut bench = Bench::new();
+    assert_eq!(bench.tick().tasks, None);
+    bench.runtimes.observe(runtime.handle().clone()).unwrap();
+    assert_eq!(bench.tick().lag, None);
+
+    // Nobody drives the runtime: late already, and later at each tick.
+    for late in [250, 500, 750] {
+        bench.clock.advance(millis(250));
+        assert_eq!(bench.tick().lag, Some(millis(late)));
+    }
+    // It runs 50 ms later; the tick after tells so, however late that tick is itself.
+    bench.clock.advance(millis(50));
+    drive(&runtime);
+    bench.clock.advance(millis(200));
+    assert_eq!(bench.tick().lag, Some(millis(800)));
+    // And in time.
+    drive(&runtime);
+    bench.clock.advance(millis(250));
+    assert_eq!(bench.tick().lag, Some(Duration::ZERO));
+}
+
+#[test]
+fn a_blocked_runtime_is_seen_while_it_is_blocked() {
+    let runtime = Builder::new_current_thread().build().unwrap();
+    let handle = runtime.handle().clone();
+    let stop = Arc::new(Notify::new());
+    let driven = {
+        let stop = stop.clone();
+        std::thread::spawn(move || runtime.block_on(stop.notified()))
+    };
+    let mut bench = Bench::new();
+    bench.runtimes.observe(handle.clone()).unwrap();
+    bench.tick();
+
+    let (started, is_started) = oneshot::channel();
+    let (release, is_released) = mpsc::channel::<()>();
+    handle.spawn(async move {
+        started.send(()).unwrap();
+        // The fault under test: a task that blocks its runtime's only thread.
+        let _ = is_released.recv();
+    });
+    is_started.blocking_recv().unwrap();
+    // The probe of the first tick may have run ahead of the blocking task; that of this one cannot.
+    bench.tick();
+    for late in [1000, 2000, 3000] {
+        bench.clock.advance(millis(1000));
+        assert_eq!(bench.tick().lag, Some(millis(late)));
+    }
+    assert_eq!(bench.tick().tasks, Some(1));
+
+    drop(release);
+    while bench.tick().lag != Some(Duration::ZERO) || bench.tick().tasks != Some(0) {
+        std::thread::yield_now();
+    }
+    stop.notify_one();
+    driven.join().unwrap();
+}
+
+#[test]
+fn the_worst_lag_and_all_the_tasks_of_all_runtimes_count() {
+    let (one, two) = (
+        Builder::new_current_thread().build().unwrap(),
+        Builder::new_current_thread().build().unwrap(),
+    );
+    let mut bench = Bench::new();
+    bench.runtimes.observe(one.handle().clone()).unwrap();
+    bench.runtimes.observe(two.handle().clone()).unwrap();
+    for runtime in [&one, &one, &two] {
+        runtime.spawn(std::future::pending::<()>());
+    }
+    bench.tick();
+    drive(&one);
+    bench.clock.advance(millis(40));
+    drive(&two);
+    let vitals = bench.tick();
+    assert_eq!((vitals.tasks, vitals.lag), (Some(3), Some(millis(40))));
+}
+
+#[test]
+fn a_runtime_observed_twice_counts_once() {
+    let runtime = Builder::new_current_thread().build().unwrap();
+    let mut bench = Bench::new();
+    for _ in 0..2 {
+        bench.runtimes.observe(runtime.handle().clone()).unwrap();
+        runtime.spawn(std::future::pending::<()>());
+        bench.tick();
+    }
+    assert_eq!(bench.runtimes.len(), 1);
+    assert_eq!(bench.tick().tasks, Some(2));
+    assert_eq!(runtime.metrics().num_alive_tasks(), 3);
+}
+
+#[test]
+fn observing_does_not_keep_a_runtime_from_shutting_down() {
+    let mut bench = Bench::new();
+    let kept = Builder::new_current_thread().build().unwrap();
+    bench.runtimes.observe(kept.handle().clone()).unwrap();
+    let builds: [fn() -> Runtime; 2] = [
+        || Builder::new_multi_thread().worker_threads(2).build().unwrap(),
+        || Builder::new_current_thread().build().unwrap(),
+    ];
+    for build in builds {
+        let runtime = build();
+        bench.runtimes.observe(runtime.handle().clone()).unwrap();
+        bench.tick();
+        bench.clock.advance(millis(250));
+        // Returns only when all its threads have ended.
+        drop(runtime);
+        assert_eq!(bench.runtimes.len(), 2);
+        assert_eq!(bench.tick().tasks, Some(0));
+        assert_eq!(bench.runtimes.len(), 1);
+    }
+}
+
+#[test]
+fn a_runtime_that_is_gone_already_is_dropped_from_the_list() {
+    let mut bench = Bench::new();
+    let handle = Builder::new_current_thread().build().unwrap().handle().clone();
+    bench.runtimes.observe(handle).unwrap();
+    assert_eq!((bench.tick().tasks, bench.runtimes.len()), (None, 0));
+}
+
+#[test]
+fn a_reader_that_is_dropped_leaves_nothing_behind() {
+    let runtime = Builder::new_current_thread().build().unwrap();
+    let mut bench = Bench::new();
+    bench.runtimes.observe(runtime.handle().clone()).unwrap();
+    bench.tick();
+    drive(&runtime);
+    assert_eq!(runtime.metrics().num_alive_tasks(), 1);
+    drop(bench.reader);
+    drive(&runtime);
+    assert_eq!(runtime.metrics().num_alive_tasks(), 0);
+    assert!(bench.runtimes.is_empty());
+}
+
+#[test]
+fn the_list_of_runtimes_ends() {
+    let mut bench = Bench::new();
+    let build = || Builder::new_current_thread().build().unwrap();
+    let mut all: Vec<Runtime> = (0..256).map(|_| build()).collect();
+    for runtime in &all {
+        bench.runtimes.observe(runtime.handle().clone()).unwrap();
+    }
+    let more = build();
+    let observe = |handle: &Handle| bench.runtimes.observe(handle.clone());
+    assert_eq!(observe(more.handle()), Err(Error::TooManyRuntimes));
+    assert_eq!(observe(all[0].handle()), Ok(()));
+    all.pop();
+    bench.reader.read(Moment::default());
+    assert_eq!(bench.runtimes.observe(more.handle().clone()), Ok(()));
+}
