@@ -10,8 +10,8 @@ use std::time::Duration;
 use std::{fs, thread};
 
 use host::{Host, PATIENCE, files, gauge_rule, settings, wait_for};
-use marple::config::{Room, StoreSettings, ToggleSettings};
 use marple::base::Bytes;
+use marple::config::{Room, StoreSettings, ToggleSettings};
 use marple::model::{IncidentState, Origin, Outcome};
 use marple::{Agent, CaptureKind, CaptureSet, Settings};
 

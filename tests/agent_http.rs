@@ -66,10 +66,16 @@ fn notify_flips_as_the_founding_program_did() {
 fn notify_does_what_it_is_told_outright() {
     let (host, url) = host();
     let tell = |action: &str| ask("GET", &format!("{url}/monitor/notify?action={action}"), None);
-    for (action, on) in
-        [("status", false), ("start", true), ("start", true), ("status", true), ("stop", false),
-         ("stop", false), ("toggle", true), ("toggle", false)]
-    {
+    for (action, on) in [
+        ("status", false),
+        ("start", true),
+        ("start", true),
+        ("status", true),
+        ("stop", false),
+        ("stop", false),
+        ("toggle", true),
+        ("toggle", false),
+    ] {
         let (status, answer) = tell(action);
         assert_eq!((status, &answer["on"]), (200, &on.into()), "{action}: {answer}");
     }
@@ -88,9 +94,7 @@ fn a_thousand_requests_at_once_leave_a_whole_state() {
     let threads: Vec<_> = (0..20)
         .map(|_| {
             let url = url.clone();
-            thread::spawn(move || {
-                (0..50).map(|_| ask("POST", &url, None)).collect::<Vec<_>>()
-            })
+            thread::spawn(move || (0..50).map(|_| ask("POST", &url, None)).collect::<Vec<_>>())
         })
         .collect();
     let answers: Vec<_> = threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect();
@@ -106,7 +110,9 @@ fn a_token_is_asked_for_and_never_shown() {
     let address = free();
     let host = Host::start(listening(Listen::Tcp(address), Some("s3cret")));
     let url = format!("http://{address}/status");
-    for wrong in [None, Some("s3cret"), Some("Bearer s3cre"), Some("Bearer s3cret2"), Some("Bearer ")] {
+    for wrong in
+        [None, Some("s3cret"), Some("Bearer s3cre"), Some("Bearer s3cret2"), Some("Bearer ")]
+    {
         let (status, answer) = ask("GET", &url, wrong);
         assert_eq!((status, &answer["code"]), (401, &401.into()), "{wrong:?}");
     }
@@ -132,10 +138,7 @@ fn a_taken_port_is_an_error_that_names_it() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap();
     let dir = tempfile::tempdir().unwrap();
-    let settings = Settings {
-        dir: dir.path().join("x"),
-        ..listening(Listen::Tcp(address), None)
-    };
+    let settings = Settings { dir: dir.path().join("x"), ..listening(Listen::Tcp(address), None) };
     let error = Agent::from_settings(settings).start().err().expect("refused").to_string();
     assert!(error.contains(&address.to_string()), "{error}");
 }
@@ -160,10 +163,8 @@ fn a_unix_socket_is_for_our_user_alone() {
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "and nothing else is left");
 
     fs::write(&path, "not a socket").unwrap();
-    let settings = Settings {
-        dir: dir.path().join("x"),
-        ..listening(Listen::Unix(path.clone()), None)
-    };
+    let settings =
+        Settings { dir: dir.path().join("x"), ..listening(Listen::Unix(path.clone()), None) };
     let error = Agent::from_settings(settings).start().err().expect("refused").to_string();
     assert!(error.contains("not a socket"), "{error}");
     assert_eq!(fs::read_to_string(&path).unwrap(), "not a socket");

@@ -48,7 +48,8 @@ fn changes_are_applied_and_mistakes_are_not() {
     wait_for("the cooldown", || (rule().decision == "cooling_down").then_some(()));
 
     // A second rule comes; the first keeps its state.
-    let more = format!("{toggle}{RULE}[[rule]]\nname = \"tasks\"\nmetric = \"tasks\"\nabs = 1000\n");
+    let more =
+        format!("{toggle}{RULE}[[rule]]\nname = \"tasks\"\nmetric = \"tasks\"\nabs = 1000\n");
     write(&path, &captures, &more);
     wait_for("the second rule", || (status(&handle).rules.len() == 2).then_some(()));
     wait_for("the cooldown", || (rule().decision == "cooling_down").then_some(()));

@@ -60,6 +60,10 @@ impl Builder {
     }
 
     /// Lets `service` run on the agent's runtime.
+    #[cfg_attr(
+        not(feature = "http"),
+        expect(dead_code, reason = "the endpoint is the one service")
+    )]
     pub(crate) fn attach(mut self, service: impl Service + 'static) -> Self {
         self.services.push(Box::new(service));
         self

@@ -204,9 +204,11 @@ impl Worker {
                     record.engine = started.collector.engine().to_owned();
                     let collector = started.collector;
                     self.running.push(Running { incident: id, kind, record: at, collector });
-                    taken.extend(
-                        started.at_start.map(|evidence| Taken { kind, record: at, evidence }),
-                    );
+                    taken.extend(started.at_start.map(|evidence| Taken {
+                        kind,
+                        record: at,
+                        evidence,
+                    }));
                     running.insert(kind);
                 }
                 Err(error) => {

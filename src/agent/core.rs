@@ -97,7 +97,8 @@ impl Core {
 
     /// How long until [`Core::expire`] has something to do.
     pub(super) fn next_expiry(&self) -> Option<Duration> {
-        let patience = self.open.iter().flat_map(|open| open.waiting.iter().map(|(until, _)| *until));
+        let patience =
+            self.open.iter().flat_map(|open| open.waiting.iter().map(|(until, _)| *until));
         let next = patience.chain(self.incidents.next_expiry()).min()?;
         Some(next.since(self.clock.now()))
     }
@@ -265,7 +266,8 @@ impl Core {
         self.counters.artifacts += tally.artifacts;
         self.counters.artifact_bytes.0 += tally.artifact_bytes;
         self.counters.incidents_removed += tally.incidents_removed;
-        if let (Some(path), super::incidents::Done::Opened { id, .. }) = (report.dir, &report.done) {
+        if let (Some(path), super::incidents::Done::Opened { id, .. }) = (report.dir, &report.done)
+        {
             self.counters.incidents += 1;
             if let Some(open) = self.open.iter_mut().find(|open| open.id == *id) {
                 open.dir = Some(path);
@@ -426,7 +428,8 @@ impl Core {
     /// Counts a failure. Each cause is logged at its first time and then at every power of two.
     fn fail(&mut self, cause: &'static str, error: String) {
         self.failures.add(cause, 1);
-        let times = self.failures.iter().find(|loss| loss.cause == cause).map_or(1, |loss| loss.count);
+        let times =
+            self.failures.iter().find(|loss| loss.cause == cause).map_or(1, |loss| loss.count);
         if times.is_power_of_two() {
             tracing::error!(target: "marple", times, "{cause}: {error}");
         }

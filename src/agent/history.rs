@@ -85,7 +85,11 @@ mod tests {
     use super::*;
 
     fn at(millis: u64) -> Vitals {
-        Vitals { at: Moment::from_nanos(millis * 1_000_000), threads: Some(millis), ..Vitals::default() }
+        Vitals {
+            at: Moment::from_nanos(millis * 1_000_000),
+            threads: Some(millis),
+            ..Vitals::default()
+        }
     }
 
     #[test]

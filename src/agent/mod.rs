@@ -32,10 +32,9 @@ use std::time::Duration;
 pub use builder::{Agent, Builder};
 pub use event::ToggleAction;
 pub use handle::{AgentHandle, Pending};
+#[cfg(feature = "http")]
 pub(crate) use service::Service;
-pub use status::{
-    Captured, ConfigStatus, Counters, IncidentStatus, RuleStatus, Status, Toggled,
-};
+pub use status::{Captured, ConfigStatus, Counters, IncidentStatus, RuleStatus, Status, Toggled};
 
 /// What the agent cannot do.
 #[derive(Debug, thiserror::Error)]

@@ -36,7 +36,8 @@ async fn check(State(expected): State<Arc<[u8; 32]>>, request: Request, next: Ne
     if given.is_some() & bool::from(digest.as_slice().ct_eq(&expected[..])) {
         return next.run(request).await;
     }
-    let mut response = refusal(StatusCode::UNAUTHORIZED, "bring the token as Authorization: Bearer");
+    let mut response =
+        refusal(StatusCode::UNAUTHORIZED, "bring the token as Authorization: Bearer");
     response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     response
 }

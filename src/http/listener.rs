@@ -81,7 +81,10 @@ async fn accept(socket: Socket, routes: Router) -> io::Result<()> {
 fn bind_unix(path: &Path) -> io::Result<Socket> {
     match fs::symlink_metadata(path) {
         Ok(found) if !found.file_type().is_socket() => {
-            return Err(io::Error::new(ErrorKind::AlreadyExists, "a file is there that is not a socket"));
+            return Err(io::Error::new(
+                ErrorKind::AlreadyExists,
+                "a file is there that is not a socket",
+            ));
         }
         Ok(_) if UnixStream::connect(path).is_ok() => {
             return Err(io::Error::new(ErrorKind::AddrInUse, "somebody listens on that socket"));
@@ -93,9 +96,8 @@ fn bind_unix(path: &Path) -> io::Result<Socket> {
     // The mode cannot be given to bind(2), and the umask is the whole process'. So the socket is bound
     // in a directory of ours that nobody else may enter, given its mode, and only then moved to its place.
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    let private = parent
-        .unwrap_or(Path::new("."))
-        .join(format!(".marple-{}", ulid::Ulid::generate()));
+    let private =
+        parent.unwrap_or(Path::new(".")).join(format!(".marple-{}", ulid::Ulid::generate()));
     rustix::fs::mkdir(&private, rustix::fs::Mode::RWXU)?;
     let staged = private.join("s");
     let bound = UnixListener::bind(&staged).and_then(|socket| {

@@ -36,8 +36,8 @@ use serde_json::json;
 use crate::agent::AgentHandle;
 use crate::base::Error;
 
-pub use auth::require_token;
 pub use crate::config::Secret;
+pub use auth::require_token;
 pub(crate) use listener::Listener;
 
 /// The routes, to be nested into the service's own router under any prefix.

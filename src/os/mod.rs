@@ -9,11 +9,11 @@ pub mod memory;
 pub mod process;
 #[cfg(target_os = "linux")]
 pub mod procfs;
+#[cfg(not(target_os = "linux"))]
+mod unsupported;
 pub mod unwind;
 mod unwind_modules;
 mod unwind_thread;
-#[cfg(not(target_os = "linux"))]
-mod unsupported;
 
 #[cfg(not(target_os = "linux"))]
 pub use unsupported::{cgroup, procfs};

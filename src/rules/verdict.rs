@@ -109,6 +109,25 @@ impl Decision {
         Explain { decision: self, rule, now }
     }
 
+    /// The decision in one word, for machines.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Fire(_) => "fire",
+            Self::Clear => "clear",
+            Self::Hold(hold) => match hold {
+                Hold::NoValue => "no_value",
+                Hold::WarmingUp { .. } => "warming_up",
+                Hold::BelowMin { .. } => "below_min",
+                Hold::AboveMax { .. } => "above_max",
+                Hold::WithinLimits { .. } => "within_limits",
+                Hold::NotClear { .. } => "not_clear",
+                Hold::Holding { .. } => "holding",
+                Hold::Capturing { .. } => "capturing",
+                Hold::CoolingDown { .. } => "cooling_down",
+            },
+        }
+    }
+
     /// Whether `other` says the same, be it with other numbers.
     pub(super) fn is_like(&self, other: &Self) -> bool {
         match (self, other) {

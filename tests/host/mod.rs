@@ -95,7 +95,9 @@ pub fn incidents(captures: &Path) -> Vec<(PathBuf, Manifest)> {
         .map(|entries| entries.map(|entry| entry.unwrap().path()).collect::<Vec<_>>())
         .unwrap_or_default()
         .into_iter()
-        .filter(|path| path.is_dir() && !path.file_name().unwrap().to_string_lossy().starts_with('.'))
+        .filter(|path| {
+            path.is_dir() && !path.file_name().unwrap().to_string_lossy().starts_with('.')
+        })
         .filter_map(|path| {
             // Retention may take a directory away between the listing and this.
             let text = fs::read(path.join("incident.json")).ok()?;

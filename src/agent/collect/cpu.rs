@@ -6,7 +6,11 @@ use crate::config::Settings;
 use crate::cpu::Session;
 use crate::model::CaptureKind;
 
-pub(super) fn start(_: CaptureKind, settings: &Settings, anchor: Anchor) -> Result<Started, Failure> {
+pub(super) fn start(
+    _: CaptureKind,
+    settings: &Settings,
+    anchor: Anchor,
+) -> Result<Started, Failure> {
     let session = Session::start(settings.cpu.frequency, anchor)?;
     Ok(Started { collector: Box::new(session), at_start: None })
 }

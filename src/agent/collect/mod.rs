@@ -64,6 +64,10 @@ pub(super) fn start(
 }
 
 /// What a collector saw.
+#[cfg_attr(
+    not(all(feature = "cpu", feature = "trace")),
+    allow(dead_code, reason = "a collector that is not built in makes none")
+)]
 pub(super) enum Evidence {
     Profile(Box<Profile>),
     Timeline(Box<Timeline>),

@@ -6,7 +6,11 @@ use crate::config::Settings;
 use crate::model::{CaptureKind, Vitals};
 use crate::trace::{self, Session};
 
-pub(super) fn start(_: CaptureKind, settings: &Settings, anchor: Anchor) -> Result<Started, Failure> {
+pub(super) fn start(
+    _: CaptureKind,
+    settings: &Settings,
+    anchor: Anchor,
+) -> Result<Started, Failure> {
     let session = Session::start(settings.trace.max_bytes, anchor)?;
     Ok(Started { collector: Box::new(session), at_start: None })
 }
