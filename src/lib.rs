@@ -19,3 +19,6 @@ pub mod symbols;
 #[cfg(feature = "trace")]
 pub mod trace;
 pub mod vitals;
+
+#[cfg(feature = "heap")]
+pub use heap::Allocator;
