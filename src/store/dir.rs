@@ -301,6 +301,10 @@ impl Dir {
     }
 
     fn failed(&self, doing: &'static str, name: &str, errno: Errno) -> Error {
+        // What the system says of a directory that was removed differs between calls and file systems.
+        if fs::fstat(&self.fd).is_ok_and(|stat| stat.st_nlink == 0) {
+            return Error::Removed { path: self.at(name) };
+        }
         failed(doing, self.at(name), errno)
     }
 }

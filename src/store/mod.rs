@@ -95,8 +95,7 @@ impl Store {
         let root = Dir::make(dir)?;
         let lock = lock(&root)?;
         let shared = Arc::new(Shared::new(root, lock, settings, clock));
-        let mut recovery = recovery::recover(&shared)?;
-        recovery.retained = shared.retain();
+        let recovery = recovery::recover(&shared)?;
         Ok((Self { shared }, recovery))
     }
 
@@ -106,7 +105,7 @@ impl Store {
     }
 
     /// Puts other bounds in force, from the next write or [`Self::retain`] on.
-    pub fn configure(&self, settings: StoreSettings) {
+    pub fn set_limits(&self, settings: StoreSettings) {
         self.shared.ledger().settings = settings;
     }
 
