@@ -1,0 +1,301 @@
+//! The files whose code is mapped into the process.
+//!
+//! `/proc/self/maps` is read whole and parsed by hand; each file is mapped once more, by us, read-only,
+//! and everything is read from *that*: a library may be unloaded by another thread at any time, and
+//! then its own mapping is gone in the middle of a read. The one exception is `[vdso]`, which has no
+//! file: it is copied through `/proc/self/mem`, which answers with an error where a pointer would crash.
+//!
+//! Cost: about 0.2 ms for a program with ten libraries; [`generation`] tells for less than a
+//! microsecond whether it has to be paid again.
+
+#![allow(unsafe_code)]
+
+use std::ffi::{OsString, c_int, c_void};
+use std::fmt::Write as _;
+use std::fs::File;
+use std::ops::{Deref, Range};
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::{fs, io};
+
+use memmap2::Mmap;
+use object::{Object, ObjectSegment, SegmentFlags};
+
+use crate::model::Mapping;
+
+const MAPS: &str = "/proc/self/maps";
+const EXE: &str = "/proc/self/exe";
+const VDSO: &str = "[vdso]";
+
+/// No vdso is larger; what claims to be is not copied.
+const MAX_VDSO: u64 = 1 << 20;
+
+/// Why the loaded files are unknown.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The kernel's list could not be read.
+    #[error("cannot read {MAPS}: {0}; profiles need a mounted /proc")]
+    Maps(#[source] io::Error),
+}
+
+/// The files mapped executable, the main executable first, the rest by address. A file that is mapped
+/// executable in two places is there twice. A file that cannot be opened (deleted since, or hidden by
+/// a mount namespace) has an empty build id.
+pub fn loaded() -> Result<Vec<Mapping>, Error> {
+    let segments = segments()?;
+    let mut known: Option<(&Segment, String)> = None;
+    let mut mappings = Vec::with_capacity(segments.len());
+    for segment in &segments {
+        let build_id = match &known {
+            Some((last, build_id)) if last.path == segment.path => build_id.clone(),
+            _ => segment.open().map(|image| image.build_id()).unwrap_or_default(),
+        };
+        known = Some((segment, build_id.clone()));
+        mappings.push(Mapping {
+            start: segment.range.start,
+            end: segment.range.end,
+            file_offset: segment.file_offset,
+            path: segment.path.clone(),
+            build_id,
+            has_functions: false,
+        });
+    }
+    Ok(mappings)
+}
+
+/// A number that differs once a library was loaded or unloaded. Takes the loader's lock for an instant:
+/// for the agent's threads, not for an allocating thread or a signal handler.
+pub fn generation() -> u64 {
+    unsafe extern "C" fn first(
+        info: *mut libc::dl_phdr_info,
+        size: libc::size_t,
+        sum: *mut c_void,
+    ) -> c_int {
+        if size >= size_of::<libc::dl_phdr_info>() && !info.is_null() {
+            // SAFETY: `info` is the loader's, valid during the call, and `size` says that it has all
+            // the fields; `sum` is the u64 that `generation` passed.
+            unsafe { *sum.cast::<u64>() = (*info).dlpi_adds.wrapping_add((*info).dlpi_subs) };
+        }
+        1
+    }
+    let mut sum = 0u64;
+    // SAFETY: `first` has the type the loader calls, does not unwind, and writes through the pointer to
+    // `sum` only during this call.
+    unsafe { libc::dl_iterate_phdr(Some(first), (&raw mut sum).cast()) };
+    sum
+}
+
+/// A stretch of the address space that holds code of a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Segment {
+    pub(crate) range: Range<u64>,
+    pub(crate) file_offset: u64,
+    /// As the kernel names it: a deleted file's path ends in ` (deleted)`.
+    pub(crate) path: PathBuf,
+    inode: u64,
+    is_main: bool,
+}
+
+/// The executable segments of `/proc/self/maps`, the main executable's first.
+pub(crate) fn segments() -> Result<Vec<Segment>, Error> {
+    let maps = fs::read(MAPS).map_err(Error::Maps)?;
+    let main = fs::read_link(EXE).ok();
+    let lines = maps.split(|&byte| byte == b'\n');
+    let mut segments: Vec<_> = lines.filter_map(|line| parse(line, main.as_deref())).collect();
+    segments.sort_by_key(|segment| (!segment.is_main, segment.range.start));
+    Ok(segments)
+}
+
+/// `7f00-7f08 r-xp 00001000 08:01 1234    /lib/libc.so.6`, if it is executable and has a file.
+fn parse(line: &[u8], main: Option<&Path>) -> Option<Segment> {
+    let mut rest = line;
+    let mut field = || {
+        let end = rest.iter().position(|&byte| byte == b' ')?;
+        let (field, after) = rest.split_at(end);
+        rest = after.trim_ascii_start();
+        std::str::from_utf8(field).ok()
+    };
+    let (start, end) = field()?.split_once('-')?;
+    let permissions = field()?;
+    let offset = field()?;
+    let _device = field()?;
+    let inode = field()?;
+    if permissions.as_bytes().get(2) != Some(&b'x') {
+        return None;
+    }
+    let path = PathBuf::from(OsString::from_vec(unescaped(rest)));
+    if !path.has_root() && path.as_os_str() != VDSO {
+        return None;
+    }
+    Some(Segment {
+        range: u64::from_str_radix(start, 16).ok()?..u64::from_str_radix(end, 16).ok()?,
+        file_offset: u64::from_str_radix(offset, 16).ok()?,
+        is_main: main == Some(path.as_path()),
+        path,
+        inode: inode.parse().ok()?,
+    })
+}
+
+/// The kernel writes a newline in a path as `\012`.
+fn unescaped(path: &[u8]) -> Vec<u8> {
+    let mut text = Vec::with_capacity(path.len());
+    let mut rest = path;
+    while let Some((&byte, after)) = rest.split_first() {
+        if let Some(after) = rest.strip_prefix(br"\012") {
+            text.push(b'\n');
+            rest = after;
+        } else {
+            text.push(byte);
+            rest = after;
+        }
+    }
+    text
+}
+
+impl Segment {
+    /// Our own read-only view of the file; none when there is none to be had or it is not a plain file
+    /// (opening a device can have effects).
+    pub(crate) fn open(&self) -> Option<Image> {
+        if self.path.as_os_str() == VDSO {
+            return self.copy_vdso();
+        }
+        let path = if self.is_main { Path::new(EXE) } else { self.path.as_path() };
+        if !fs::metadata(path).ok()?.is_file() {
+            return None;
+        }
+        let file = File::open(path).ok()?;
+        // SAFETY: the mapping is private and read-only. What could change it is somebody writing into
+        // the file of running code, whose own mapping of it changes and faults in the same way.
+        let bytes = unsafe { Mmap::map(&file) }.ok()?;
+        Some(Image(Arc::new(Contents::File(bytes))))
+    }
+
+    fn copy_vdso(&self) -> Option<Image> {
+        let length = self.range.end.checked_sub(self.range.start).filter(|&n| n <= MAX_VDSO)?;
+        let mut bytes = vec![0; usize::try_from(length).ok()?];
+        File::open("/proc/self/mem").ok()?.read_exact_at(&mut bytes, self.range.start).ok()?;
+        Some(Image(Arc::new(Contents::Copy(bytes))))
+    }
+}
+
+/// A file's bytes, shared by all that read in it.
+#[derive(Clone)]
+pub(crate) struct Image(Arc<Contents>);
+
+enum Contents {
+    File(Mmap),
+    Copy(Vec<u8>),
+}
+
+impl Deref for Image {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match &*self.0 {
+            Contents::File(bytes) => bytes,
+            Contents::Copy(bytes) => bytes,
+        }
+    }
+}
+
+impl Image {
+    /// The GNU build id in lower-case hex; empty without one.
+    pub(crate) fn build_id(&self) -> String {
+        let file = object::File::parse(&**self).ok();
+        let id = file.as_ref().and_then(|file| file.build_id().ok().flatten()).unwrap_or_default();
+        id.iter().fold(String::with_capacity(id.len() * 2), |mut hex, byte| {
+            let _ = write!(hex, "{byte:02x}");
+            hex
+        })
+    }
+}
+
+/// What to add to an address of `file` to get the address where `segment` has it; none when the file's
+/// headers do not describe the segment, that is, when the file is not the one that was mapped.
+pub(crate) fn load_bias(file: &object::File<'_>, segment: &Segment) -> Option<u64> {
+    let end = segment.file_offset.checked_add(segment.range.end - segment.range.start)?;
+    file.segments()
+        .filter(|load| match load.flags() {
+            SegmentFlags::Elf { p_flags, .. } => p_flags.0 & object::elf::PF_X.0 != 0,
+            _ => false,
+        })
+        .find_map(|load| {
+            let (offset, size) = load.file_range();
+            let overlaps = offset < end && segment.file_offset < offset.checked_add(size)?;
+            let file_start = segment.range.start.wrapping_sub(segment.file_offset);
+            overlaps.then(|| file_start.wrapping_sub(load.address().wrapping_sub(offset)))
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_maps_read_as_segments() {
+        let main = Path::new("/srv/my app");
+        let line = b"55d0a000-55d0b800 r-xp 0001f000 fe:01 4711                      /srv/my app";
+        let segment = parse(line, Some(main)).unwrap();
+        assert_eq!(segment.range, 0x55d0_a000..0x55d0_b800);
+        assert_eq!((segment.file_offset, segment.inode), (0x1f000, 4711));
+        assert!(segment.is_main);
+        let newline = parse(br"1000-2000 r-xp 00000000 fe:01 1   /a\012b", None).unwrap();
+        assert_eq!(newline.path, Path::new("/a\nb"));
+        for other in [
+            "1000-2000 rw-p 00000000 fe:01 1   /data",
+            "1000-2000 r-xp 00000000 00:00 0 ",
+            "ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0  [vsyscall]",
+            "1000-2000 r-xp",
+            "nonsense",
+            "",
+        ] {
+            assert_eq!(parse(other.as_bytes(), None), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn this_program_comes_first_and_holds_this_function() {
+        let images = loaded().unwrap();
+        let exe = std::env::current_exe().unwrap();
+        assert_eq!(images[0].path, exe);
+        let here = this_program_comes_first_and_holds_this_function as fn() as usize as u64;
+        assert!(images.iter().any(|m| m.path == exe && (m.start..m.end).contains(&here)));
+        assert!(images.iter().all(|image| !image.has_functions));
+    }
+
+    #[test]
+    fn build_ids_are_those_of_the_notes() {
+        let images = loaded().unwrap();
+        let with_id: Vec<_> = images.iter().filter(|image| !image.build_id.is_empty()).collect();
+        assert!(!with_id.is_empty(), "neither this program, a library nor the vdso has a build id");
+        for image in with_id {
+            assert!(image.build_id.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')));
+            assert!(image.build_id.len() >= 16, "{image:?}");
+        }
+    }
+
+    #[test]
+    fn the_bias_maps_the_files_addresses_to_the_processs() {
+        let here = the_bias_maps_the_files_addresses_to_the_processs as fn() as usize as u64;
+        let segment =
+            segments().unwrap().into_iter().find(|segment| segment.range.contains(&here)).unwrap();
+        let image = segment.open().unwrap();
+        let file = object::File::parse(&*image).unwrap();
+        let bias = load_bias(&file, &segment).unwrap();
+        let name = "the_bias_maps_the_files_addresses_to_the_processs";
+        use object::ObjectSymbol as _;
+        let symbol = file.symbols().find(|symbol| {
+            symbol.address().wrapping_add(bias) == here
+                && symbol.name().is_ok_and(|n| n.contains(name))
+        });
+        assert!(symbol.is_some(), "bias {bias:#x}");
+    }
+
+    #[test]
+    fn the_generation_is_stable_while_nothing_is_loaded() {
+        assert_eq!(generation(), generation());
+        assert_ne!(generation(), 0);
+    }
+}

@@ -1,0 +1,365 @@
+//! Stacks of running threads, by the tables compilers leave for exceptions.
+//!
+//! Default builds have no frame pointers, so the way up is `.eh_frame`, read from our own mappings of
+//! the loaded files. [`unwind_here`] walks the calling thread's own stack in place, in the allocator's
+//! path, so once a thread's stack bounds are known it neither locks nor allocates:
+//!
+//! ```text
+//! MODULES ──> Modules (immutable) <── old ones wait in RETIRED until nobody can be reading them
+//! POOL    ──> 32 x { turn, cache }    turn: even free, odd claimed by one walking thread
+//! ```
+//!
+//! A walker first claims a slot of the pool, then loads `MODULES`. [`refresh`], on the agent's thread,
+//! publishes another table and then looks at every turn: a slot that was free can only be claimed by
+//! someone who sees the new table, and one that was claimed is done with the old table once its turn
+//! has moved on. Hence a retired table is freed when each slot has been seen free or moved. All of this
+//! is sequentially consistent; a walk costs microseconds, the fences nanoseconds.
+//!
+//! The first table is built by whichever thread first needs one, by reading files only: it does not ask
+//! the loader, whose lock that thread might already be under. That takes about a millisecond; threads
+//! that come in that moment get [`Unknown::NotReady`] rather than wait. A child of fork keeps the
+//! parent's table, and loses the slots that were claimed by threads it does not have.
+//!
+//! A cache is 30 KiB and is made when its slot is first claimed, so memory follows the number of
+//! threads that walk *at once*, where one per thread would follow the number of threads.
+//!
+//! Not for signal handlers: see `unwind_thread::bounds`.
+
+#![allow(unsafe_code)]
+
+use std::cell::UnsafeCell;
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ptr;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64};
+use std::sync::{Mutex, PoisonError};
+
+use framehop::{CacheNative, MustNotAllocateDuringUnwind, UnwindRegsNative, Unwinder};
+
+use super::images::{self, Error};
+use super::unwind_modules::Modules;
+use super::unwind_thread::{bounds, read, registers};
+
+/// The deepest stack that is recorded. Async services reach 60 to 90; what is cut off is at the
+/// outermost end and is told.
+pub const MAX_FRAMES: usize = 128;
+
+/// The stack that must be left below the caller. Making a cache takes 50 KiB in a debug build.
+const HEADROOM: u64 = 64 << 10;
+
+/// More threads than this do not walk at once: a walk takes microseconds.
+const SLOTS: usize = 32;
+
+/// While a walker stands still in the middle (stopped by a debugger, starved), tables retired since wait
+/// for it. With so many waiting, refreshing pauses.
+const MAX_RETIRED: usize = 4;
+
+/// What a walk brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Walk {
+    /// How many frames were written.
+    pub depth: usize,
+    /// How the walk ended.
+    pub end: End,
+}
+
+/// How a walk ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// At the thread's first function.
+    Whole,
+    /// The buffer was full.
+    Truncated,
+    /// At a frame without usable unwind information.
+    Broken,
+}
+
+/// Why there is no stack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unknown {
+    /// Another thread is reading the loaded files for the first time.
+    NotReady,
+    /// Too many threads are walking.
+    Busy,
+    /// The thread runs on a stack that is not its own (a signal stack, a coroutine), or too near to the
+    /// end of it.
+    Stack,
+}
+
+/// Writes the calling thread's stack into `frames`, innermost first, without the `skip` innermost frames
+/// (0: begin with the caller's own). Addresses are as [`crate::model::Frame`] wants those of callers:
+/// return addresses less one.
+#[inline(never)]
+pub fn unwind_here(skip: usize, frames: &mut [u64]) -> Result<Walk, Unknown> {
+    let (ip, sp, registers) = registers();
+    let stack = bounds().ok_or(Unknown::Stack)?;
+    if !stack.contains(&sp) || sp - stack.start < HEADROOM {
+        return Err(Unknown::Stack);
+    }
+    if MODULES.load(SeqCst).is_null() {
+        build_first()?;
+    }
+    let mut slot = Claim::any().ok_or(Unknown::Busy)?;
+    // A panic must not leave an allocator. None is known; the files are not ours.
+    catch_unwind(AssertUnwindSafe(|| slot.walk(ip, registers, &(sp..stack.end), skip, frames)))
+        .unwrap_or(Err(Unknown::Stack))
+}
+
+/// Reads the loaded files again if the set has changed since the last time; says whether it had. For the
+/// agent's threads, now and then: costs a microsecond when nothing changed, else about a millisecond.
+pub fn refresh() -> Result<bool, Error> {
+    let generation = images::generation();
+    if generation == GENERATION.load(Relaxed) || BUILDING.swap(true, Acquire) {
+        return Ok(false);
+    }
+    let _building = Building;
+    if sweep() >= MAX_RETIRED {
+        return Ok(false);
+    }
+    let old = MODULES.load(SeqCst);
+    // SAFETY: a table is freed by `sweep` only, which runs under the same claim of BUILDING.
+    let modules = Modules::read(unsafe { old.as_ref() })?;
+    publish(modules);
+    GENERATION.store(generation, Relaxed);
+    Ok(true)
+}
+
+static MODULES: AtomicPtr<Modules> = AtomicPtr::new(ptr::null_mut());
+static GENERATION: AtomicU64 = AtomicU64::new(0);
+static BUILDING: AtomicBool = AtomicBool::new(false);
+static RETIRED: Mutex<Vec<Retired>> = Mutex::new(Vec::new());
+static POOL: [Slot; SLOTS] = [const { Slot::new() }; SLOTS];
+
+/// Gives BUILDING back.
+struct Building;
+
+impl Drop for Building {
+    fn drop(&mut self) {
+        BUILDING.store(false, Release);
+    }
+}
+
+/// Sees to it that there is a table.
+#[cold]
+fn build_first() -> Result<(), Unknown> {
+    if BUILDING.swap(true, Acquire) {
+        return Err(Unknown::NotReady);
+    }
+    let _building = Building;
+    if MODULES.load(SeqCst).is_null() {
+        // Without /proc there is nothing to read, and trying again at each sample would be dear; the
+        // empty table walks by frame pointers, and `refresh` tries again and says why.
+        publish(Modules::read(None).unwrap_or_else(|_| Modules::empty()));
+    }
+    Ok(())
+}
+
+/// A table that was replaced, and the turns of the pool just after.
+struct Retired {
+    modules: *mut Modules,
+    turns: [u32; SLOTS],
+}
+
+// SAFETY: `Modules` is shared and freed across threads, and the pointer is its only owner.
+unsafe impl Send for Retired {}
+
+/// Makes `modules` the table; only under a claim of BUILDING.
+fn publish(modules: Modules) {
+    let fresh = Box::into_raw(Box::new(modules));
+    let old = MODULES.swap(fresh, SeqCst);
+    let turns = std::array::from_fn(|slot| POOL[slot].turn.load(SeqCst));
+    if !old.is_null() {
+        let mut retired = RETIRED.lock().unwrap_or_else(PoisonError::into_inner);
+        retired.push(Retired { modules: old, turns });
+    }
+    sweep();
+}
+
+/// Frees the retired tables that nobody can be reading and says how many are left; only under a claim
+/// of BUILDING.
+fn sweep() -> usize {
+    let mut retired = RETIRED.lock().unwrap_or_else(PoisonError::into_inner);
+    retired.retain(|old| {
+        let in_use = POOL
+            .iter()
+            .zip(old.turns)
+            .any(|(slot, turn)| turn % 2 == 1 && slot.turn.load(SeqCst) == turn);
+        if !in_use {
+            // SAFETY: made by `Box::into_raw` and unpublished by the swap in `publish`, and no walker
+            // that could have loaded it before that is still under way; `retain` forgets it.
+            drop(unsafe { Box::from_raw(old.modules) });
+        }
+        in_use
+    });
+    retired.len()
+}
+
+type Cache = CacheNative<MustNotAllocateDuringUnwind>;
+
+struct Slot {
+    turn: AtomicU32,
+    cache: UnsafeCell<Option<Cache>>,
+}
+
+// SAFETY: the cache is touched only by the thread that made `turn` odd, see `Claim`.
+unsafe impl Sync for Slot {}
+
+impl Slot {
+    const fn new() -> Self {
+        Self { turn: AtomicU32::new(0), cache: UnsafeCell::new(None) }
+    }
+}
+
+/// The right to use a slot's cache.
+struct Claim {
+    slot: &'static Slot,
+    turn: u32,
+}
+
+impl Claim {
+    fn any() -> Option<Self> {
+        POOL.iter().find_map(|slot| {
+            let turn = slot.turn.load(Relaxed);
+            let claimed = turn.wrapping_add(1);
+            let free = turn.is_multiple_of(2);
+            let won = free && slot.turn.compare_exchange(turn, claimed, SeqCst, Relaxed).is_ok();
+            // Made only when won: dropping one gives the slot away.
+            won.then(|| Self { slot, turn: claimed })
+        })
+    }
+
+    fn walk(
+        &mut self,
+        ip: u64,
+        registers: UnwindRegsNative,
+        stack: &Range<u64>,
+        skip: usize,
+        frames: &mut [u64],
+    ) -> Result<Walk, Unknown> {
+        // SAFETY: published tables are whole, and one that is loaded after the slot was claimed is not
+        // freed before the slot's turn moves on.
+        let modules = unsafe { MODULES.load(SeqCst).as_ref() }.ok_or(Unknown::NotReady)?;
+        // SAFETY: the turn is odd and we made it so; nobody else touches the cache until `drop`.
+        let cache = unsafe { &mut *self.slot.cache.get() }.get_or_insert_with(Cache::new_in);
+        // SAFETY: `stack` begins at the stack pointer of a frame of this thread that outlives the walk
+        // and ends where the thread's stack does.
+        let mut read_stack = |address| unsafe { read(stack, address) };
+        let mut walk = modules.unwinder.iter_frames(ip, registers, cache, &mut read_stack);
+        let mut depth = 0;
+        // The first frame is the one the registers were read in.
+        let mut to_skip = skip + 1;
+        let end = loop {
+            match walk.next() {
+                Ok(Some(_)) if to_skip > 0 => to_skip -= 1,
+                Ok(Some(frame)) => match frames.get_mut(depth) {
+                    Some(place) => {
+                        *place = frame.address_for_lookup();
+                        depth += 1;
+                    }
+                    None => break End::Truncated,
+                },
+                Ok(None) => break End::Whole,
+                Err(_) => break End::Broken,
+            }
+        };
+        Ok(Walk { depth, end })
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.slot.turn.store(self.turn.wrapping_add(1), SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[inline(never)]
+    fn innermost(skip: usize, frames: &mut [u64]) -> Walk {
+        std::hint::black_box(loop {
+            match unwind_here(skip, frames) {
+                Err(Unknown::NotReady) => std::thread::yield_now(),
+                walk => break walk.unwrap(),
+            }
+        })
+    }
+
+    #[inline(never)]
+    fn deeper(levels: usize, skip: usize, frames: &mut [u64]) -> Walk {
+        std::hint::black_box(match levels {
+            0 => innermost(skip, frames),
+            _ => deeper(levels - 1, skip, frames),
+        })
+    }
+
+    /// Whether `address` is in the first kilobyte of `function`.
+    fn is_in(address: u64, function: usize) -> bool {
+        (function as u64..function as u64 + 1024).contains(&address)
+    }
+
+    #[test]
+    fn a_stack_is_whole_and_names_its_callers() {
+        let mut frames = [0; MAX_FRAMES];
+        let walk = deeper(5, 0, &mut frames);
+        assert_eq!(walk.end, End::Whole);
+        assert!(is_in(frames[0], innermost as fn(_, _) -> _ as usize), "{frames:x?}");
+        for &frame in &frames[1..7] {
+            assert!(is_in(frame, deeper as fn(_, _, _) -> _ as usize), "{frames:x?}");
+        }
+        let test = a_stack_is_whole_and_names_its_callers as fn() as usize;
+        assert!(is_in(frames[7], test), "{frames:x?}");
+        assert!(walk.depth > 10, "no test harness and no thread start in {frames:x?}");
+    }
+
+    #[test]
+    fn frames_can_be_skipped() {
+        let (mut all, mut some) = ([0; MAX_FRAMES], [0; MAX_FRAMES]);
+        let walks = [(0, &mut all), (3, &mut some)].map(|(skip, into)| deeper(5, skip, into));
+        assert_eq!(walks[0].depth - 3, walks[1].depth);
+        assert_eq!(all[3..6], some[..3]);
+    }
+
+    #[test]
+    fn a_deep_stack_is_cut_at_the_outer_end() {
+        let mut frames = [0; MAX_FRAMES];
+        let walk = deeper(200, 0, &mut frames);
+        assert_eq!(walk, Walk { depth: MAX_FRAMES, end: End::Truncated });
+        assert!(is_in(frames[MAX_FRAMES - 1], deeper as fn(_, _, _) -> _ as usize));
+    }
+
+    #[test]
+    fn a_thread_near_the_end_of_its_stack_is_left_alone() {
+        let small = std::thread::Builder::new().stack_size(HEADROOM as usize / 2);
+        let walk = small.spawn(|| unwind_here(0, &mut [0; 4])).unwrap().join().unwrap();
+        assert_eq!(walk, Err(Unknown::Stack));
+    }
+
+    #[test]
+    fn tables_are_replaced_under_walkers_and_freed_after_them() {
+        std::thread::scope(|scope| {
+            let walkers: Vec<_> = (0..4)
+                .map(|_| {
+                    scope.spawn(|| {
+                        for _ in 0..200 {
+                            let mut frames = [0; MAX_FRAMES];
+                            assert_eq!(deeper(3, 0, &mut frames).end, End::Whole);
+                        }
+                    })
+                })
+                .collect();
+            while walkers.iter().any(|walker| !walker.is_finished()) {
+                GENERATION.store(0, Relaxed);
+                refresh().unwrap();
+            }
+        });
+        GENERATION.store(0, Relaxed);
+        while !refresh().unwrap() {
+            std::thread::yield_now();
+        }
+        assert!(!refresh().unwrap(), "nothing was loaded in between");
+        assert!(RETIRED.lock().unwrap().len() <= MAX_RETIRED);
+    }
+}

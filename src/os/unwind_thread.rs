@@ -1,0 +1,140 @@
+//! The running thread's registers and stack, as the unwinder reads them.
+
+#![allow(unsafe_code)]
+
+use std::arch::asm;
+use std::cell::Cell;
+use std::mem::MaybeUninit;
+use std::ops::Range;
+use std::ptr;
+
+use framehop::UnwindRegsNative;
+
+/// Where the caller is and where its frame lies. Inlined always: the frame described is the one that
+/// must still stand while it is unwound.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+pub(super) fn registers() -> (u64, u64, UnwindRegsNative) {
+    let (ip, sp, bp): (u64, u64, u64);
+    // SAFETY: reads three registers and writes nothing else.
+    unsafe {
+        asm!(
+            "lea {ip}, [rip]",
+            "mov {sp}, rsp",
+            "mov {bp}, rbp",
+            ip = out(reg) ip, sp = out(reg) sp, bp = out(reg) bp,
+            options(nomem, nostack, preserves_flags),
+        );
+    }
+    (ip, sp, UnwindRegsNative::new(ip, sp, bp))
+}
+
+/// Where the caller is and where its frame lies. Inlined always: the frame described is the one that
+/// must still stand while it is unwound.
+#[cfg(target_arch = "aarch64")]
+#[inline(always)]
+pub(super) fn registers() -> (u64, u64, UnwindRegsNative) {
+    let (ip, sp, fp, lr): (u64, u64, u64, u64);
+    // SAFETY: reads four registers and writes nothing else.
+    unsafe {
+        asm!(
+            "adr {ip}, .",
+            "mov {sp}, sp",
+            "mov {fp}, x29",
+            "mov {lr}, x30",
+            ip = out(reg) ip, sp = out(reg) sp, fp = out(reg) fp, lr = out(reg) lr,
+            options(nomem, nostack, preserves_flags),
+        );
+    }
+    // User addresses have at most 48 bits; libraries built with pointer authentication keep a
+    // signature in the bits above.
+    let mask = framehop::aarch64::PtrAuthMask(u64::MAX >> 16);
+    (ip, sp, UnwindRegsNative::new_with_ptr_auth_mask(mask, lr, sp, fp))
+}
+
+/// The word at `address`, if it is aligned and lies in `stack`.
+///
+/// # Safety
+///
+/// `stack` must be a part of the running thread's stack that is in use.
+#[inline]
+pub(super) unsafe fn read(stack: &Range<u64>, address: u64) -> Result<u64, ()> {
+    let end = address.checked_add(8).ok_or(())?;
+    if address < stack.start || end > stack.end || !address.is_multiple_of(8) {
+        return Err(());
+    }
+    let word: u64;
+    // SAFETY: eight bytes of the thread's own stack, mapped as long as it runs. Read by an instruction
+    // of our own, because to the language they may be padding or belong to a live `&mut`.
+    unsafe {
+        #[cfg(target_arch = "x86_64")]
+        asm!(
+            "mov {word}, [{address}]", word = out(reg) word, address = in(reg) address,
+            options(readonly, nostack, preserves_flags)
+        );
+        #[cfg(target_arch = "aarch64")]
+        asm!(
+            "ldr {word}, [{address}]", word = out(reg) word, address = in(reg) address,
+            options(readonly, nostack, preserves_flags)
+        );
+    }
+    Ok(word)
+}
+
+/// Where the running thread's stack lies; none when libc cannot tell.
+///
+/// Asked once a thread: libc allocates for the answer (C's malloc, never the Rust allocator that may be
+/// calling) and reads `/proc/self/maps` for the main thread. Whoever calls us is about to allocate or
+/// has just done so, and so may allocate; a signal handler may not, and must not call this.
+pub(super) fn bounds() -> Option<Range<u64>> {
+    thread_local! {
+        static BOUNDS: Cell<(u64, u64)> = const { Cell::new((0, 0)) };
+    }
+    BOUNDS.with(|bounds| {
+        if bounds.get() == (0, 0) {
+            bounds.set(ask_bounds().unwrap_or((u64::MAX, u64::MAX)));
+        }
+        let (start, end) = bounds.get();
+        (start < end).then_some(start..end)
+    })
+}
+
+fn ask_bounds() -> Option<(u64, u64)> {
+    let mut attributes = MaybeUninit::<libc::pthread_attr_t>::uninit();
+    // SAFETY: the running thread is alive, and libc initialises what the pointer leads to.
+    if unsafe { libc::pthread_getattr_np(libc::pthread_self(), attributes.as_mut_ptr()) } != 0 {
+        return None;
+    }
+    let (mut start, mut size) = (ptr::null_mut(), 0);
+    // SAFETY: initialised above; read once and destroyed once.
+    let failed = unsafe {
+        let failed = libc::pthread_attr_getstack(attributes.as_ptr(), &mut start, &mut size);
+        libc::pthread_attr_destroy(attributes.as_mut_ptr());
+        failed
+    };
+    let start = start as u64;
+    (failed == 0).then_some((start, start.checked_add(size as u64)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bounds_hold_a_local_and_the_stack_pointer() {
+        let local = 0x1122_3344_5566_7788u64;
+        let address = &raw const local as u64;
+        let bounds = bounds().unwrap();
+        assert!(bounds.contains(&address));
+        assert!(bounds.contains(&registers().1));
+        // SAFETY: the bounds are this thread's.
+        unsafe {
+            assert_eq!(read(&bounds, address), Ok(local));
+            assert_eq!(read(&bounds, address + 1), Err(()));
+            assert_eq!(read(&bounds, bounds.end), Err(()));
+            assert!(read(&bounds, bounds.end - 8).is_ok());
+            assert_eq!(read(&(address..address + 8), address - 8), Err(()));
+            assert_eq!(read(&bounds, u64::MAX - 7), Err(()));
+        }
+    }
+}
