@@ -23,6 +23,7 @@ mod settle;
 mod validate;
 mod value;
 mod watch;
+mod watched;
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -33,7 +34,8 @@ pub use settings::{
     CpuSettings, HeapSettings, HttpSettings, Listen, Room, Secret, Settings, StoreSettings,
     ToggleSettings, ToggleSignal, TraceSettings,
 };
-pub use watch::{Change, Watched, Watcher};
+pub use watch::Watcher;
+pub use watched::{Change, Watched};
 
 /// The largest file that is read: a thousand times the longest configuration imaginable, and little
 /// enough to be held and compared by the watcher.
