@@ -6,7 +6,7 @@
 //!                          +--------- Problems, each with its line ----------+
 //! ```
 //!
-//! A person fixes a file in one go, so reading never stops at the first problem: [`read`] walks the
+//! A person fixes a file in one go, so reading never stops at the first problem: `read` walks the
 //! table key by key and notes what is wrong, [`validate`](Settings::validate) judges what was
 //! readable, and both land in one sorted list. `#[derive(Deserialize)]` on the structs was the
 //! obvious alternative; it stops at the first problem and knows no line for what only a comparison

@@ -183,6 +183,18 @@ mod tests {
     }
 
     #[test]
+    fn a_write_that_leaves_no_trace_but_its_event_is_seen() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("marple.toml");
+        fs::write(&path, TEXT).unwrap();
+        let modified = fs::metadata(&path).unwrap().modified().unwrap();
+        let mut file = File::new(Watched::Config(path.clone()));
+        fs::write(&path, TEXT.replace('2', "3")).unwrap();
+        fs::File::options().write(true).open(&path).unwrap().set_modified(modified).unwrap();
+        assert!(!changed(&mut file, 0) && changed(&mut file, 100));
+    }
+
+    #[test]
     fn an_emptied_file_is_given_longer() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("marple.toml");
