@@ -218,7 +218,7 @@ fn a_read_only_file_system_is_an_error_that_says_so_and_can_be_read() {
         store::mount_small(temp.path());
         let dir = temp.path().join("captures");
         let id = open(&dir).unwrap().begin("memory", store::manifest()).unwrap().id();
-        store::mount(&["-o", "remount,ro", temp.path().to_str().unwrap()]);
+        store::mount(&["-o", "remount,bind,ro", temp.path().to_str().unwrap()]);
         for dir in [&dir, &temp.path().join("fresh")] {
             let error = refused(dir);
             assert!(error.to_string().contains("mount it writable"), "{error}");
@@ -255,13 +255,9 @@ fn a_directory_without_permission_is_an_error_that_says_so() {
         assert!(open(&dir).is_ok());
     };
     if rustix::process::geteuid().is_root() {
-        as_nobody(test, body);
+        let nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
+        store::again(test, &nobody, body);
     } else {
         body();
     }
-}
-
-/// Runs `body` as a user without rights, in a copy of this binary which that user can reach.
-fn as_nobody(test: &str, body: impl FnOnce()) {
-    store::again(test, &["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"], body);
 }
