@@ -157,3 +157,25 @@ fn the_room_of_others_is_kept_during_a_write() {
         assert!(draft.bytes().get() > 300_000, "{}", draft.bytes());
     });
 }
+
+#[test]
+fn a_limit_on_the_size_of_files_refuses_the_write_before_the_kernel_kills_for_it() {
+    let test = "a_limit_on_the_size_of_files_refuses_the_write_before_the_kernel_kills_for_it";
+    store::again(test, &["prlimit", "--fsize=65536"], || {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = temp.path().join("captures");
+        let (store, _) = Store::open(&dir, store::roomy(), Arc::new(SystemClock)).unwrap();
+        let mut incident = store.begin("memory", store::manifest()).unwrap();
+        let fits = |bytes: usize| {
+            let mut draft = incident.draft(CaptureKind::Heap, Timestamp::now()).unwrap();
+            draft.write_all(&vec![7; bytes]).and_then(|()| draft.flush()).map(|()| draft)
+        };
+        fits(65_536).unwrap().commit().unwrap();
+        let error = fits(65_537).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::FileTooLarge);
+        assert!(error.to_string().contains("LimitFSIZE"), "{error}");
+        let error = incident.update(|manifest| manifest.service = "x".repeat(65_536)).unwrap_err();
+        assert!(matches!(error, Error::Full { bound: Bound::FileSize, .. }), "{error}");
+        assert!(store.find(incident.id()).unwrap().manifest.is_ok());
+    });
+}

@@ -132,7 +132,8 @@ fn a_directory_swapped_for_a_link_leads_nowhere() {
 fn planted_links_are_not_followed() {
     let temp = tempfile::tempdir().unwrap();
     let precious = temp.path().join("precious");
-    fs::write(&precious, "precious").unwrap();
+    // What a reader that followed a link would take for a state.
+    fs::write(&precious, "41").unwrap();
     let dir = temp.path().join("captures");
     let store = open(&dir).unwrap();
     symlink(&precious, dir.join("state.json")).unwrap();
@@ -145,15 +146,17 @@ fn planted_links_are_not_followed() {
     for planted in ["incident.json.part", ".draft-0.part", "orders_eu-1.001.memory.pprof"] {
         symlink(&precious, incident.path().join(planted)).unwrap();
     }
-    fs::remove_file(incident.path().join("incident.json")).unwrap();
-    symlink(&precious, incident.path().join("incident.json")).unwrap();
+    let moved = temp.path().join("moved.json");
+    fs::rename(incident.path().join("incident.json"), &moved).unwrap();
+    symlink(&moved, incident.path().join("incident.json")).unwrap();
     assert!(store.find(incident.id()).unwrap().manifest.is_err());
 
     let mut draft = incident.draft(CaptureKind::Heap, Timestamp::now()).unwrap();
     draft.write_all(b"secret").unwrap();
     assert_eq!(draft.commit().unwrap().file, "orders_eu-1.002.memory.pprof");
-    incident.update(|_| ()).unwrap();
-    assert!(store.find(incident.id()).unwrap().manifest.is_ok());
+    incident.update(|manifest| manifest.service = "changed".into()).unwrap();
+    assert_eq!(store.find(incident.id()).unwrap().manifest.unwrap().service, "changed");
+    assert!(!fs::read_to_string(&moved).unwrap().contains("changed"));
     let id = incident.id();
     drop((incident, store));
 
@@ -161,13 +164,13 @@ fn planted_links_are_not_followed() {
     let (store, recovery) = Store::open(&dir, store::roomy(), Arc::new(SystemClock)).unwrap();
     assert_eq!(recovery.interrupted, [id]);
     assert_eq!(recovery.listed.len(), 1, "the link is not an artifact");
-    assert_eq!(fs::read(&precious).unwrap(), b"precious");
+    assert_eq!(fs::read(&precious).unwrap(), b"41");
     drop(store);
 
     fs::remove_file(dir.join(".lock")).unwrap();
     symlink(&precious, dir.join(".lock")).unwrap();
     assert!(refused(&dir).to_string().contains(".lock"));
-    assert_eq!(fs::read(&precious).unwrap(), b"precious");
+    assert_eq!(fs::read(&precious).unwrap(), b"41");
 }
 
 #[test]
@@ -218,7 +221,7 @@ fn a_read_only_file_system_is_an_error_that_says_so_and_can_be_read() {
         store::mount_small(temp.path());
         let dir = temp.path().join("captures");
         let id = open(&dir).unwrap().begin("memory", store::manifest()).unwrap().id();
-        store::mount(&["-o", "remount,ro", temp.path().to_str().unwrap()]);
+        store::mount(&["-o", "remount,bind,ro", temp.path().to_str().unwrap()]);
         for dir in [&dir, &temp.path().join("fresh")] {
             let error = refused(dir);
             assert!(error.to_string().contains("mount it writable"), "{error}");
@@ -255,13 +258,9 @@ fn a_directory_without_permission_is_an_error_that_says_so() {
         assert!(open(&dir).is_ok());
     };
     if rustix::process::geteuid().is_root() {
-        as_nobody(test, body);
+        let nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
+        store::again(test, &nobody, body);
     } else {
         body();
     }
-}
-
-/// Runs `body` as a user without rights, in a copy of this binary which that user can reach.
-fn as_nobody(test: &str, body: impl FnOnce()) {
-    store::again(test, &["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"], body);
 }

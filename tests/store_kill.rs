@@ -17,7 +17,8 @@ use jiff::Timestamp;
 use marple::base::SystemClock;
 use marple::config::StoreSettings;
 use marple::model::{CaptureKind, IncidentState, Manifest, Outcome};
-use marple::store::{Store, list, read};
+use marple::store::manifest::read;
+use marple::store::{Store, list};
 use sha2::{Digest, Sha256};
 
 const KILLS: u32 = 200;

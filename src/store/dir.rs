@@ -40,7 +40,7 @@ impl Dir {
     /// not writable by others, and not a link.
     pub(super) fn make(path: &Path) -> Result<Self, Error> {
         let path = plain(path);
-        let made = DirBuilder::new().recursive(true).mode(DIR_MODE.bits()).create(&path);
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&path);
         // What is there already is looked at below, which tells more than "exists".
         if let Err(source) = made
             && path.symlink_metadata().is_err()
@@ -64,7 +64,8 @@ impl Dir {
             return Err(Error::NotOurs { path: dir.path, owner: stat.st_uid, us });
         }
         if stat.st_mode & 0o022 != 0 {
-            return Err(Error::Writable { path: dir.path, mode: stat.st_mode & 0o7777 });
+            let mode = Mode::from_raw_mode(stat.st_mode).bits() as u32;
+            return Err(Error::Writable { path: dir.path, mode });
         }
         Ok(dir)
     }

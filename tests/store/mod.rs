@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -61,7 +63,7 @@ pub(crate) fn roomy() -> StoreSettings {
 
 const AGAIN: &str = "STORE_TEST_AGAIN";
 
-/// Runs `body` in this test binary started again by `wrapper`, a command that takes a program and its
+/// Runs `body` in a copy of this test binary started again by `wrapper`, a command that takes a program and its
 /// arguments, with `env` set. `test` is the name of the test that calls this. False when the wrapper cannot
 /// be had on this machine, which fails under `CI=true` and is told in one line elsewhere.
 pub(crate) fn again(test: &str, wrapper: &[&str], body: impl FnOnce()) -> bool {
@@ -83,9 +85,14 @@ pub(crate) fn again(test: &str, wrapper: &[&str], body: impl FnOnce()) -> bool {
         eprintln!("{test}: not run, `{}` does not work here", wrapper.join(" "));
         return false;
     }
+    // A copy, where any user can reach it.
+    let temp = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(temp.path(), Permissions::from_mode(0o755)).unwrap();
+    let copy = temp.path().join("again");
+    std::fs::copy(std::env::current_exe().unwrap(), &copy).unwrap();
     let output = Command::new(program)
         .args(arguments)
-        .arg(std::env::current_exe().unwrap())
+        .arg(copy)
         .args(["--exact", test, "--nocapture"])
         .env(AGAIN, "1")
         .output()
