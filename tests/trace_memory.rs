@@ -6,7 +6,7 @@ mod trace_support;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::sync::Once;
-use std::sync::atomic::{AtomicIsize, Ordering};
+use std::sync::atomic::{AtomicIsize, AtomicUsize, Ordering};
 use std::thread;
 
 use marple::base::{Bytes, Clock, SystemClock};
@@ -51,8 +51,10 @@ fn subscribe() {
 }
 
 fn request(round: usize) {
-    info_span!("request", round, path = "/orders/with/a/path/of/some/length").in_scope(|| {
-        info!(status = 200, "answered {round} in a sentence of some length");
+    static REQUESTS: AtomicUsize = AtomicUsize::new(0);
+    let n = REQUESTS.fetch_add(1, Ordering::Relaxed);
+    info_span!("request", n, path = "/orders/with/a/path/of/some/length").in_scope(|| {
+        info!(status = 200, "answered {n} in round {round} in a sentence of some length");
     });
 }
 
