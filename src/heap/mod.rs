@@ -1,8 +1,8 @@
 //! What holds memory.
 //!
 //! [`Allocator`] stands before the program's own allocator and samples what passes, by a countdown of
-//! bytes ([`sampler`], pure). A sampled block's stack is interned, its site counted, and its record
-//! lives in a lock-free table until it is freed ([`recorder`] has the picture); [`snapshot`] sums the
+//! bytes (`sampler`, pure). A sampled block's stack is interned, its site counted, and its record
+//! lives in a lock-free table until it is freed (`recorder` has the picture); [`snapshot`] sums the
 //! table up. All tables are mapped memory with a cap, never heap.
 //!
 //! What holds everywhere on the allocating path: no lock and no waiting, so that it can be entered from
