@@ -2,6 +2,7 @@
 
 pub mod images;
 pub mod memory;
+pub mod sigprof;
 pub mod unwind;
 mod unwind_modules;
 mod unwind_thread;
