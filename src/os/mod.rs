@@ -7,6 +7,7 @@ pub mod images;
 mod kernel_file;
 pub mod memory;
 pub mod process;
+pub mod sigprof;
 #[cfg(target_os = "linux")]
 pub mod procfs;
 #[cfg(not(target_os = "linux"))]
