@@ -7,9 +7,9 @@ pub mod images;
 mod kernel_file;
 pub mod memory;
 pub mod process;
-pub mod sigprof;
 #[cfg(target_os = "linux")]
 pub mod procfs;
+pub mod sigprof;
 #[cfg(not(target_os = "linux"))]
 mod unsupported;
 pub mod unwind;
