@@ -9,8 +9,10 @@
 //!
 //! Its table is 16,384 entries of some 4 KiB, all touched: about 70 MB from the first session to the
 //! end of the process, and once more that while a session ends, because the next table is made before
-//! the last is freed. Starting captures a backtrace with names, to warm up: 0.1 to 0.2 s and some more
-//! megabytes that stay, at the first start. [`MEMORY`] is for those who decide whether there is room.
+//! the last is freed. Starting captures a backtrace with names, to warm up, and that reads debug
+//! information once: 0.1 to 0.4 s, and 35 to 50 MB of heap that stay. Measured on a program of 2 MB
+//! resident: 120 MB in the first session, 190 MB from its end on (glibc's malloc keeps the room).
+//! [`MEMORY`] is for those who decide whether there is that much. Later starts and stops take 20 ms.
 //! What the table evicts goes to a file in `TMPDIR`, 4 KiB for each distinct stack, removed when the
 //! session ends; the next session's, empty, is made at once and stays behind when the process ends.
 //!
