@@ -2,7 +2,7 @@
 //!
 //! A timer that runs on the process' CPU time leaves one sample for each period of it. What is short of
 //! that was lost without anybody telling: two expirations that met one pending signal, a signal that
-//! came while the engine was busy. The difference is the measure of it.
+//! came while the engine was busy, a place the engine does not look at. The difference is the measure of it.
 
 use std::time::Duration;
 
@@ -23,7 +23,10 @@ pub(super) fn tell(profile: &mut Profile, cpu_time: Duration, frequency: Hertz, 
         "expected {expected} samples for {:.3} s of CPU time at {frequency}, got {got}",
         cpu_time.as_secs_f64()
     ));
-    profile.losses.add("CPU samples missing: signals merged or dropped", missing(expected, got));
+    profile.losses.add(
+        "CPU samples missing: signals merged, or in code the engine skips",
+        missing(expected, got),
+    );
 }
 
 fn expected(cpu_time: Duration, frequency: Hertz) -> u64 {

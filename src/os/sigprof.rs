@@ -15,7 +15,7 @@ use std::path::PathBuf;
 const STATUS: &str = "/proc/self/status";
 const MAPS: &str = "/proc/self/maps";
 
-/// SIGPROF's number wherever Linux runs except on MIPS and SPARC, which Rust does not put first.
+/// The bit of SIGPROF in a mask is the one before its number.
 const SIGPROF: u32 = libc::SIGPROF as u32;
 
 /// Why the process could not be asked.
