@@ -95,3 +95,20 @@ fn a_reader_beside_writers_sees_whole_records_only() {
     println!("the reader saw {seen} records");
     assert_eq!(left, 0);
 }
+
+#[test]
+fn a_glance_does_not_outlive_its_record() {
+    let chunk = Chunk::new(LINE * (1 + RECORD_WORDS));
+    let segment = Segment::of(chunk.get_or_map().unwrap());
+    assert!(segment.try_insert(3, 64, record(1)));
+    let glance = segment.glance(3).unwrap();
+    assert!(segment.still_holds(3, &glance));
+    assert_eq!(segment.try_take(3, 64), Some(record(1)));
+    assert!(!segment.still_holds(3, &glance), "freed");
+    assert!(segment.try_insert(3, 64, record(2)));
+    assert!(!segment.still_holds(3, &glance), "freed, and the address given out again");
+    assert_eq!(segment.read(3), Some(record(2)));
+    segment.record(3)[0].fetch_add(1, Ordering::Relaxed);
+    assert_eq!(segment.read(3), None, "in the middle of being written");
+    assert_eq!(segment.try_take(3, 65), None);
+}
