@@ -3,6 +3,7 @@
 //! The inner allocator keeps its own account of the blocks in a range of sizes that only these tests
 //! use, and the profile must agree with it to the byte.
 
+#![cfg(feature = "heap")]
 // A counting allocator cannot be written without it.
 #![allow(unsafe_code)]
 

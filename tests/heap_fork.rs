@@ -1,5 +1,6 @@
 //! A child forked while every thread allocates, allocates and ends.
 
+#![cfg(feature = "heap")]
 // Forking cannot be done without it.
 #![allow(unsafe_code)]
 

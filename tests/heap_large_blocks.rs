@@ -1,5 +1,7 @@
 //! The founding case: ten blocks of 20 MiB are 200 MiB, every time, and nothing once they are freed.
 
+#![cfg(feature = "heap")]
+
 use std::alloc::System;
 
 use jiff::Timestamp;

@@ -1,5 +1,7 @@
 //! Without the allocator there is no profile, and the error says what line to add.
 
+#![cfg(feature = "heap")]
+
 use jiff::Timestamp;
 use marple::heap;
 

@@ -1,5 +1,7 @@
 //! At rate 0 nothing is recorded, and what was recorded before still comes out.
 
+#![cfg(feature = "heap")]
+
 use std::alloc::System;
 
 use jiff::Timestamp;

@@ -1,5 +1,7 @@
 //! Stacks are whole, in the build a user makes by default, and say where a block came from.
 
+#![cfg(feature = "heap")]
+
 use std::alloc::System;
 use std::hint::black_box;
 

@@ -168,22 +168,39 @@ impl<'a> Segment<'a> {
     }
 
     fn read(&self, at: usize) -> Option<Record> {
-        let key = &self.keys[at];
-        let address = key.load(Ordering::Acquire);
+        let glance = self.glance(at)?;
+        self.still_holds(at, &glance).then_some(glance.record)
+    }
+
+    /// What seems to be at `at`; to be believed only if it `still_holds` afterwards.
+    fn glance(&self, at: usize) -> Option<Glance> {
+        let address = self.keys[at].load(Ordering::Acquire);
         if address == FREE || address == CLAIMED {
             return None;
         }
         let [turn, site, size, weight] = self.record(at);
-        let before = turn.load(Ordering::Acquire);
+        let turn = turn.load(Ordering::Acquire);
         let record = Record {
             site: site.load(Ordering::Relaxed) as u32,
             size: size.load(Ordering::Relaxed),
             weight: f64::from_bits(weight.load(Ordering::Relaxed)),
         };
-        fence(Ordering::Acquire);
-        let same = turn.load(Ordering::Relaxed) == before && key.load(Ordering::Relaxed) == address;
-        (same && before.is_multiple_of(2)).then_some(record)
+        Some(Glance { address, turn, record })
     }
+
+    fn still_holds(&self, at: usize, glance: &Glance) -> bool {
+        fence(Ordering::Acquire);
+        let [turn, ..] = self.record(at);
+        glance.turn.is_multiple_of(2)
+            && turn.load(Ordering::Relaxed) == glance.turn
+            && self.keys[at].load(Ordering::Relaxed) == glance.address
+    }
+}
+
+struct Glance {
+    address: u64,
+    turn: u64,
+    record: Record,
 }
 
 static NOWHERE: [AtomicU64; RECORD_WORDS] = [const { AtomicU64::new(0) }; RECORD_WORDS];

@@ -51,20 +51,29 @@ fn it_grows_to_its_cap_and_then_refuses() {
     assert!(live.insert(address(held), record(1)), "what was taken out makes room");
 }
 
+/// One line of keys, so that reader and writers meet; each address is used again and again: the same key
+/// with another record behind it.
 #[test]
 fn a_reader_beside_writers_sees_whole_records_only() {
-    let live = Live::new();
+    let chunk = Chunk::new(LINE * (1 + RECORD_WORDS));
+    let segment = Segment::of(chunk.get_or_map().unwrap());
     let done = AtomicBool::new(false);
-    let seen = std::thread::scope(|scope| {
-        let writers: Vec<_> = (0..3)
-            .map(|thread| {
-                let live = &live;
+    let (seen, left) = std::thread::scope(|scope| {
+        let writers: Vec<_> = (1..3)
+            .map(|address| {
+                let segment = &segment;
                 scope.spawn(move || {
-                    // Few addresses, each used again and again: the same key with other contents.
-                    for n in 0..60_000u64 {
-                        let address = 0x1000 * (thread + 1) + (n as usize % 4) * 16;
-                        assert!(live.insert(address, record(n)));
-                        assert_eq!(live.take(address), Some(record(n)));
+                    for n in 0..400_000u64 {
+                        let put = segment
+                            .places(address * 16)
+                            .any(|at| segment.try_insert(at, address as u64 * 16, record(n)));
+                        assert!(put);
+                        let took = segment
+                            .lines(address * 16)
+                            .into_iter()
+                            .flatten()
+                            .find_map(|at| segment.try_take(at, address as u64 * 16));
+                        assert_eq!(took, Some(record(n)));
                     }
                 })
             })
@@ -72,17 +81,34 @@ fn a_reader_beside_writers_sees_whole_records_only() {
         let reader = scope.spawn(|| {
             let mut seen = 0;
             while !done.load(Ordering::Relaxed) {
-                live.for_each(|read| {
+                for read in (0..LINE).filter_map(|at| segment.read(at)) {
                     assert_eq!(read, record(u64::from(read.site)), "half of one, half of another");
                     seen += 1;
-                });
+                }
             }
             seen
         });
         writers.into_iter().for_each(|writer| writer.join().unwrap());
         done.store(true, Ordering::Relaxed);
-        reader.join().unwrap()
+        (reader.join().unwrap(), (0..LINE).filter_map(|at| segment.read(at)).count())
     });
     println!("the reader saw {seen} records");
-    assert_eq!(all(&live), []);
+    assert_eq!(left, 0);
+}
+
+#[test]
+fn a_glance_does_not_outlive_its_record() {
+    let chunk = Chunk::new(LINE * (1 + RECORD_WORDS));
+    let segment = Segment::of(chunk.get_or_map().unwrap());
+    assert!(segment.try_insert(3, 64, record(1)));
+    let glance = segment.glance(3).unwrap();
+    assert!(segment.still_holds(3, &glance));
+    assert_eq!(segment.try_take(3, 64), Some(record(1)));
+    assert!(!segment.still_holds(3, &glance), "freed");
+    assert!(segment.try_insert(3, 64, record(2)));
+    assert!(!segment.still_holds(3, &glance), "freed, and the address given out again");
+    assert_eq!(segment.read(3), Some(record(2)));
+    segment.record(3)[0].fetch_add(1, Ordering::Relaxed);
+    assert_eq!(segment.read(3), None, "in the middle of being written");
+    assert_eq!(segment.try_take(3, 65), None);
 }
