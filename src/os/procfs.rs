@@ -12,7 +12,7 @@
 //!
 //! How far off the resident set may be depends on the kernel, which batches its counters. Before 6.2
 //! each thread keeps back up to 64 pages of each kind; from 6.2 each CPU keeps back up to
-//! max(32, 2 x CPUs) pages of each kind; later ones, from about 6.17, add up what is kept back when asked.
+//! max(32, 2 x CPUs) pages of each kind; later ones, from about 6.17, add up what is kept back.
 //!
 //! Where the link count or the size does not tell (an older kernel, another `/proc`), the entries are
 //! counted. That costs about 1 us an entry, so it is done the less often the more there are.
