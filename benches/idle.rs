@@ -1,11 +1,11 @@
 //! What the watching costs while nothing happens: `cargo bench --bench idle`.
 //!
-//! One row a measure: its name, its value, the goal, and `pass` or `short`. A value of CPU is the median
-//! of pairs run in turn, the ticks and a loop that sleeps as often without them, over the whole process,
-//! so that what waking the observed runtimes costs *them* is in it.
+//! One row a measure: its name, its value, the goal, and `pass` or `short`. A value of CPU is the
+//! median of pairs run in turn, the ticks and a loop that sleeps as often without them, over the
+//! whole process, so that what waking the observed runtimes costs *them* is in it.
 //!
-//! By their own clock the ticks are 250 ms apart, so that what is done each second or minute has its true
-//! share; they come every 5 ms for the bench to end. Caches are warmer than they would be.
+//! By their own clock the ticks are 250 ms apart, so that what is done each second or minute has
+//! its true share; they come every 5 ms for the bench to end. Caches are warmer than they would be.
 
 use std::alloc::System;
 use std::path::Path;

@@ -108,14 +108,13 @@ fn limits_are_followed_as_they_change_and_as_we_are_moved() {
     assert!(cgroup.memory_limit().unwrap().source.ends_with("orders.service/memory.max"));
     assert_eq!(cgroup.working_set(), Some(Bytes(250_000_000)));
 
-    write(&format!("{slice}/memory.max"), "536870912\n");
+    // Moved up: what limited us below no longer does.
+    write(&format!("{slice}/memory.max"), "4294967296\n");
     write("proc/self/cgroup", "0::/shop.slice\n");
     cgroup.refresh();
     let limit = cgroup.memory_limit().unwrap();
-    assert_eq!(
-        (limit.value, &*limit.source),
-        (Bytes::mib(512), "/sys/fs/cgroup/shop.slice/memory.max")
-    );
+    let expected = (Bytes::gib(4), "/sys/fs/cgroup/shop.slice/memory.max");
+    assert_eq!((limit.value, &*limit.source), expected);
     assert_eq!(cgroup.working_set(), Some(Bytes(3_221_225_472 - 1_073_741_824)));
 }
 

@@ -1,5 +1,6 @@
-//! The limits of a real cgroup, made for the test. It moves the whole process into it, so it is alone in
-//! its binary. It needs to be root, or the owner of its cgroup; elsewhere it says that it was skipped.
+//! The limits of a real cgroup, made for the test. It moves the whole process into it, so it is
+//! alone in its binary. It needs to be root, or the owner of its cgroup; elsewhere it says that it
+//! was skipped.
 #![cfg(target_os = "linux")]
 
 use std::fs;
@@ -84,7 +85,8 @@ fn the_limits_of_a_real_cgroup_are_told_and_followed() {
     let grown = reader.read(start).working_set.unwrap().get() - before.working_set.unwrap().get();
     assert!(grown.abs_diff(GROWTH) <= 4 << 20, "grew by {grown}");
 
-    // What was written to a file once does not, though it is charged: the kernel takes that back first.
+    // What was written to a file once does not, though it is charged: the kernel takes that back
+    // first.
     let charged = || fs::read_to_string(memory.path("memory.usage_in_bytes")).unwrap();
     let charged = || charged().trim().parse::<u64>().unwrap();
     let (usage, before) = (charged(), reader.read(start).working_set.unwrap().get());

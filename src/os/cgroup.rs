@@ -1,23 +1,23 @@
 //! The limits the cgroups above us set, v1 and v2, and what counts against them.
 //!
-//! A limit holds for a cgroup and all below it, so the one in force is the smallest on the way from our
-//! own cgroup to the highest that can be seen. Memory used is then told of the cgroup *that has the
-//! limit*: it is that one's usage, our neighbours' share included, that meets it. Where two are equal
-//! the higher one counts, because its usage is never less.
+//! A limit holds for a cgroup and all below it, so the one in force is the smallest on the way from
+//! our own cgroup to the highest that can be seen. Memory used is then told of the cgroup *that has
+//! the limit*: it is that one's usage, our neighbours' share included, that meets it. Where two are
+//! equal the higher one counts, because its usage is never less.
 //!
 //! | | v1 | v2 |
 //! |---|---|---|
 //! | memory limit | `memory.limit_in_bytes`; a huge number is none | `memory.max`; `max` is none |
 //! | memory used | `memory.usage_in_bytes` | `memory.current` |
-//! | of it, cache that goes first | `total_inactive_file` of `memory.stat` | `inactive_file` of it |
+//! | of it, file cache | `total_inactive_file` of `memory.stat` | `inactive_file` of it |
 //! | CPU quota | `cpu.cfs_quota_us` of `cpu.cfs_period_us`; -1 is none | both in `cpu.max` |
 //!
-//! **Cost.** [`Cgroup::working_set`], for every tick: two reads, 1.3 and 7 us on v1; `memory.stat` of
-//! v2 first gathers what each CPU has not handed in yet, which takes longer on machines of many. It is
-//! read anew each time all the same, with the usage: cache being traded for heap at the limit changes
-//! only the split between them, and that is the very moment to see it. [`Cgroup::refresh`], for every
-//! second: one read of 1.3 us for each ancestor and limit, 10 to 20 us in all. Neither allocates while
-//! nothing changes.
+//! **Cost.** [`Cgroup::working_set`], for every tick: two reads, 1.3 and 7 us on v1; `memory.stat`
+//! of v2 first gathers what each CPU has not handed in yet, which takes longer on machines of many.
+//! It is read anew each time all the same, with the usage: cache being traded for heap at the limit
+//! changes only the split between them, and that is the very moment to see it. [`Cgroup::refresh`],
+//! for every second: one read of 1.3 us for each ancestor and limit, 10 to 20 us in all. Neither
+//! allocates while nothing changes.
 //!
 //! **Not seen**: ancestors above the root of our cgroup namespace (a pod's limit from inside its
 //! container), swap, and `memory.high`, which slows a process but does not kill it.
@@ -36,8 +36,8 @@ use crate::model::Limit;
 /// 2^63 (below 2^64 before Linux 3.19), which is not one number; no machine has an exbibyte.
 const UNLIMITED: u64 = 1 << 60;
 
-/// Levels looked at on the way up. Kubernetes makes five, systemd rarely more than eight; a level costs
-/// up to three descriptors.
+/// Levels looked at on the way up. Kubernetes makes five, systemd rarely more than eight; a level
+/// costs up to three descriptors.
 const LEVELS: usize = 16;
 
 /// Our cgroups' limits.
@@ -93,8 +93,8 @@ impl Cgroup {
         self.cpu_limit.as_ref()
     }
 
-    /// What counts against [`Self::memory_limit`]: usage less inactive file cache, of the cgroup with
-    /// the limit. None without a limit, or where the kernel does not tell both.
+    /// What counts against [`Self::memory_limit`]: usage less inactive file cache, of the cgroup
+    /// with the limit. None without a limit, or where the kernel does not tell both.
     pub fn working_set(&self) -> Option<Bytes> {
         let memory = self.memory_limit.as_ref()?;
         let mut buffer = [0; BUFFER];

@@ -1,8 +1,8 @@
 //! One small file of the kernel's, opened once and read again and again.
 //!
-//! Such a file is made anew at every read from offset zero, so a `pread` into the caller's stack is all
-//! a reading costs: 1.2 to 1.5 us for a counter, no allocation, no path walk. Opening it each time
-//! costs three times that, and fails just when the host has run out of descriptors.
+//! Such a file is made anew at every read from offset zero, so a `pread` into the caller's stack is
+//! all a reading costs: 1.2 to 1.5 us for a counter, no allocation, no path walk. Opening it each
+//! time costs three times that, and fails just when the host has run out of descriptors.
 //!
 //! The descriptors stay open, and so count among the process's own: about ten of them.
 

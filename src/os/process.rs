@@ -47,8 +47,8 @@ pub fn cpu_time() -> Duration {
 
 /// How many cores the process may run on.
 ///
-/// Affinity belongs to threads, and a service may pin each of its own to one core. The larger mask of
-/// the main and the calling thread is taken: both pinned is the case this does not see through.
+/// Affinity belongs to threads, and a service may pin each of its own to one core. The larger mask
+/// of the main and the calling thread is taken: both pinned is the case this does not see through.
 #[cfg(target_os = "linux")]
 pub fn cores() -> Option<u32> {
     use rustix::thread::sched_getaffinity;
@@ -68,7 +68,8 @@ pub fn cores() -> Option<u32> {
     online()
 }
 
-/// What `std` takes for the number of cores: the only way past 1024 of them, which is what a mask holds.
+/// What `std` takes for the number of cores: the only way past 1024 of them, which is what a mask
+/// holds.
 fn online() -> Option<u32> {
     std::thread::available_parallelism().ok().and_then(|cores| u32::try_from(cores.get()).ok())
 }

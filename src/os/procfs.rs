@@ -6,16 +6,16 @@
 //! | threads | `stat` of `task`: its link count is 2 + threads | 1 us | nothing |
 //! | descriptors | `stat` of `fd`: since Linux 6.2 its size is their number | 1 us | nothing |
 //!
-//! The alternatives are dearer: `stat` (3.5 us) sums the CPU times of all threads to tell how many there
-//! are, `status` (6.7 us) prints 60 lines, and `smaps_rollup` walks every page under the lock that
-//! page faults need.
+//! The alternatives are dearer: `stat` (3.5 us) sums the CPU times of all threads to tell how many
+//! there are, `status` (6.7 us) prints 60 lines, and `smaps_rollup` walks every page under the lock
+//! that page faults need.
 //!
-//! How far off the resident set may be depends on the kernel, which batches its counters. Before 6.2
-//! each thread keeps back up to 64 pages of each kind; from 6.2 each CPU keeps back up to
-//! max(32, 2 x CPUs) pages of each kind; kernels from 6.17 on add up what is kept back and are exact.
+//! How far off the resident set may be depends on the kernel, which batches its counters. Before
+//! 6.2 each thread keeps back up to 64 pages of each kind; from 6.2 each CPU keeps back up to
+//! max(32, 2 x CPUs) pages of each kind; later ones, from about 6.17, add up what is kept back.
 //!
-//! Where the link count or the size does not tell (an older kernel, another `/proc`), the entries are
-//! counted. That costs about 1 us an entry, so it is done the less often the more there are.
+//! Where the link count or the size does not tell (an older kernel, another `/proc`), the entries
+//! are counted. That costs about 1 us an entry, so it is done the less often the more there are.
 
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
@@ -29,8 +29,8 @@ use rustix::fs::{
 use super::kernel_file::{KernelFile, number, under, words};
 use crate::base::{Bytes, Moment};
 
-/// How long a count of entries is good for, for each entry counted: 1 us of work every 5 ms is 0.02 %
-/// of a core, whatever the number.
+/// How long a count of entries is good for, for each entry counted: 1 us of work every 5 ms is 0.02
+/// % of a core, whatever the number.
 const GOOD_FOR_PER_ENTRY: Duration = Duration::from_millis(5);
 
 /// How long a count is good for at most; from 2000 entries on.
@@ -75,7 +75,8 @@ impl Procfs {
     }
 }
 
-/// The threads that the link count of `task` tells; none if it cannot be theirs: somebody runs this.
+/// The threads that the link count of `task` tells; none if it cannot be theirs: somebody runs
+/// this.
 #[allow(clippy::useless_conversion, reason = "link counts are 32 bits wide on some architectures")]
 fn links(stat: &Stat) -> Option<u64> {
     u64::from(stat.st_nlink).checked_sub(2).filter(|&threads| threads > 0)

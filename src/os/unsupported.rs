@@ -1,4 +1,5 @@
-//! What stands in for the Linux modules elsewhere, of the same shape: what sysinfo tells, else nothing.
+//! What stands in for the Linux modules elsewhere, of the same shape: what sysinfo tells, else
+//! nothing.
 
 /// The process's own numbers.
 pub mod procfs {

@@ -1,16 +1,17 @@
 //! The service's own numbers.
 //!
-//! Setting one is a single atomic store, so it may stand in the hottest path; the lock is taken to make
-//! one and once a tick. Adding is a compare-and-swap loop, because no machine adds floats atomically:
-//! integers would be cheaper, but a rule's thresholds are floats and so are seconds and shares.
+//! Setting one is a single atomic store, so it may stand in the hottest path; the lock is taken to
+//! make one and once a tick. Adding is a compare-and-swap loop, because no machine adds floats
+//! atomically: integers would be cheaper, but a rule's thresholds are floats and so are seconds and
+//! shares.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::Error;
 
-/// How many gauges there may be. Each is kept in every tick of the history (16 bytes), and is a counter
-/// track in a trace; 256 are more than anybody can read.
+/// How many gauges there may be. Each is kept in every tick of the history (16 bytes), and is a
+/// counter track in a trace; 256 are more than anybody can read.
 pub(super) const MAX_GAUGES: usize = 256;
 
 /// How long a name may be, in bytes: it stands in rules, CSV headers and track names.
@@ -28,7 +29,8 @@ impl Gauges {
         Self::default()
     }
 
-    /// The gauge called `name`, made with the value 0 if there is none. Takes a lock: keep the gauge.
+    /// The gauge called `name`, made with the value 0 if there is none. Takes a lock: keep the
+    /// gauge.
     ///
     /// # Errors
     ///
@@ -51,8 +53,8 @@ impl Gauges {
         Ok(gauge)
     }
 
-    /// Puts name and value of each gauge into `values`, in the order they were made. One that stands at
-    /// a value that is no number is left out: no threshold can be compared with it.
+    /// Puts name and value of each gauge into `values`, in the order they were made. One that
+    /// stands at a value that is no number is left out: no threshold can be compared with it.
     pub(super) fn read_into(&self, values: &mut Vec<(Arc<str>, f64)>) {
         values.clear();
         let gauges = self.lock();

@@ -1,8 +1,8 @@
 //! Reads the vitals, once a tick.
 //!
-//! [`Reader`] is the agent's; it alone reads, on the agent's thread. [`Runtimes`] and [`Gauges`] are what
-//! the service may touch from its own threads: cheap to clone, and never in the reader's way for longer
-//! than it takes to push onto a list.
+//! [`Reader`] is the agent's; it alone reads, on the agent's thread. [`Runtimes`] and [`Gauges`]
+//! are what the service may touch from its own threads: cheap to clone, and never in the reader's
+//! way for longer than it takes to push onto a list.
 //!
 //! ```text
 //! service                                        agent's thread, each tick
@@ -11,8 +11,9 @@
 //!                              /proc, cgroup   ──> two dozen system calls
 //! ```
 //!
-//! A steady tick allocates nothing. `cargo bench --bench idle` prints what it takes, the waking of the
-//! observed runtimes included: 19 to 24 us of CPU without a runtime, 33 us with an idle one of two workers.
+//! A steady tick allocates nothing. `cargo bench --bench idle` prints what it takes, the waking of
+//! the observed runtimes included: 19 to 24 us of CPU without a runtime, 33 us with an idle one of
+//! two workers.
 
 mod gauges;
 mod probe;

@@ -1,34 +1,34 @@
 //! A task of ours on somebody else's runtime, woken to see how late it runs.
 //!
-//! One task for each runtime, asleep between ticks. A tick wakes it as any task is woken from outside,
-//! through the runtime's common queue, and dates the waking; its poll dates the running. While it has
-//! not run it is not woken again, so a stuck runtime gathers nothing of ours.
+//! One task for each runtime, asleep between ticks. A tick wakes it as any task is woken from
+//! outside, through the runtime's common queue, and dates the waking; its poll dates the running.
+//! While it has not run it is not woken again, so a stuck runtime gathers nothing of ours.
 //!
 //! ```text
-//! reader   sent = now, ran = 0, notify ───────────────> next tick: lag = ran - sent, or so far now - sent
+//! reader   sent = now, ran = 0, notify ────────> next tick: lag = ran - sent, or so far now - sent
 //! task                                ran = now
 //! ```
 //!
-//! Spawning a task each tick would say the same and allocate each time, run the service's spawn hooks and
-//! fill its trace with births and deaths. The price of one that stays is that the runtime's own
-//! `num_alive_tasks` is one higher; the vitals subtract it.
+//! Spawning a task each tick would say the same and allocate each time, run the service's spawn
+//! hooks and fill its trace with births and deaths. The price of one that stays is that the
+//! runtime's own `num_alive_tasks` is one higher; the vitals subtract it.
 //!
 //! **An idle runtime is left asleep.** A runtime with a parked worker has nothing waiting, and the
 //! waking would be most of what a tick costs: 40 us and more of the *service's* CPU, for the parked
-//! worker and the one it wakes to look for more. So it is woken once a second, more rarely if they are
-//! many, which tells how long the machine takes to run it; its lag is zero in between. A stall is seen
-//! no later for it: it begins after the last probe has run in either case, and the next tick finds no
-//! worker parked.
-//! This rests on tokio counting a worker's parks and unparks as they happen, which it does from 1.54 on;
-//! `worker_total_busy_duration` would not do, as it stands still through a batch of 61 polls.
+//! worker and the one it wakes to look for more. So it is woken once a second, more rarely if they
+//! are many, which tells how long the machine takes to run it; its lag is zero in between. A stall
+//! is seen no later for it: it begins after the last probe has run in either case, and the next
+//! tick finds no worker parked. This rests on tokio counting a worker's parks and unparks as they
+//! happen, which it does from 1.54 on; `worker_total_busy_duration` would not do, as it stands
+//! still through a batch of 61 polls.
 //!
 //! **What it cannot see**: a stall that begins after the probe ran and ends before the next tick. A
-//! runtime with several workers runs the probe on any that is free, so one stuck worker of many is no
-//! lag; and a current-thread runtime that nobody drives is late without end, which is the truth.
+//! runtime with several workers runs the probe on any that is free, so one stuck worker of many is
+//! no lag; and a current-thread runtime that nobody drives is late without end, which is the truth.
 //!
-//! **End.** A runtime that shuts down drops the task, which says so as it dies; dropping the [`Probe`]
-//! wakes the task to end it. The handle kept here holds the runtime's shared memory, not the runtime:
-//! shutting down does not wait for handles.
+//! **End.** A runtime that shuts down drops the task, which says so as it dies; dropping the
+//! [`Probe`] wakes the task to end it. The handle kept here holds the runtime's shared memory, not
+//! the runtime: shutting down does not wait for handles.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -39,8 +39,8 @@ use tokio::sync::Notify;
 
 use crate::base::{Clock, Moment};
 
-/// How long an idle runtime is left asleep when `runtimes` are watched: a second for each four of them,
-/// so that four wakings a second are all there are.
+/// How long an idle runtime is left asleep when `runtimes` are watched: a second for each four of
+/// them, so that four wakings a second are all there are.
 pub(super) fn rest(runtimes: usize) -> Duration {
     Duration::from_secs(runtimes.div_ceil(4) as u64)
 }
@@ -60,12 +60,14 @@ pub(super) struct Probe {
 pub(super) struct Reading {
     /// Tasks alive, ours not among them.
     pub(super) tasks: u64,
-    /// How late the task woken a tick ago ran, or is; zero if it was left asleep, none at the first tick.
+    /// How late the task woken a tick ago ran, or is; zero if it was left asleep, none at the first
+    /// tick.
     pub(super) lag: Option<Duration>,
 }
 
 impl Probe {
-    /// Spawns the task. On a runtime that has shut down it is dead at once, which [`Self::read`] tells.
+    /// Spawns the task. On a runtime that has shut down it is dead at once, which [`Self::read`]
+    /// tells.
     pub(super) fn start(runtime: Handle, clock: Arc<dyn Clock>) -> Self {
         let shared = Arc::new(Shared::default());
         // Nothing waits for the task: it ends itself, or the runtime ends it.
@@ -78,8 +80,8 @@ impl Probe {
         self.runtime.id()
     }
 
-    /// Reads, and wakes the task for the next tick, an idle runtime's only if `rest` has passed since
-    /// the last time; none when the runtime has shut down.
+    /// Reads, and wakes the task for the next tick, an idle runtime's only if `rest` has passed
+    /// since the last time; none when the runtime has shut down.
     pub(super) fn read(&mut self, clock: &dyn Clock, rest: Duration) -> Option<Reading> {
         if self.shared.dead.load(Ordering::Acquire) {
             return None;

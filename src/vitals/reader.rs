@@ -14,7 +14,8 @@ use crate::os::process;
 use crate::os::procfs::Procfs;
 
 /// How often limits are read again: they are changed by hand or by an autoscaler, and a second is
-/// sooner than either looks again. Reading them every tick would take as long as all the rest of it.
+/// sooner than either looks again. Reading them every tick would take as long as all the rest of
+/// it.
 const LIMITS_EVERY: Duration = Duration::from_secs(1);
 
 /// How often the machine's memory is asked for: it changes by hotplug only, and asking allocates.
@@ -46,8 +47,8 @@ impl Reader {
         Self::with_root(runtimes, gauges, Path::new("/"), Arc::new(SystemClock))
     }
 
-    /// A reader that finds `proc` and the cgroups' mount points under `root`, and dates its probes by
-    /// `clock`, which the moments given to [`Self::read`] must come from too.
+    /// A reader that finds `proc` and the cgroups' mount points under `root`, and dates its probes
+    /// by `clock`, which the moments given to [`Self::read`] must come from too.
     pub fn with_root(
         runtimes: Runtimes,
         gauges: Gauges,
@@ -80,8 +81,8 @@ impl Reader {
         vitals
     }
 
-    /// The vitals at `now`, in the place of those in `vitals`; allocates nothing while neither gauges nor
-    /// runtimes come, but once a minute for the machine's memory.
+    /// The vitals at `now`, in the place of those in `vitals`; allocates nothing while neither
+    /// gauges nor runtimes come, but once a minute for the machine's memory.
     pub fn read_into(&mut self, now: Moment, vitals: &mut Vitals) {
         if due(&mut self.limits_read, now, LIMITS_EVERY) {
             self.read_limits(now);
@@ -124,8 +125,9 @@ impl Reader {
             .or_else(|| cores.map(|value| Limit { value, source: self.affinity.clone() }));
     }
 
-    /// Cores used since the previous tick; none at the first, and when no time has passed. Both clocks
-    /// are read here, side by side: a tick that was kept waiting has a `now` that is long past.
+    /// Cores used since the previous tick; none at the first, and when no time has passed. Both
+    /// clocks are read here, side by side: a tick that was kept waiting has a `now` that is long
+    /// past.
     fn read_cpu(&mut self) -> Option<f64> {
         let (now, used) = (self.clock.now(), process::cpu_time());
         let (before, used_before) = self.previous.replace((now, used))?;
@@ -163,7 +165,8 @@ impl Reader {
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        // A handle keeps its runtime's epoll descriptor open, and nobody else takes it off the list.
+        // A handle keeps its runtime's epoll descriptor open, and nobody else takes it off the
+        // list.
         self.runtimes.clear();
     }
 }

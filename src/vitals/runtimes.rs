@@ -1,7 +1,7 @@
 //! The runtimes a service wants watched.
 //!
-//! The list is all that is shared. The reader keeps the probes to itself and looks at the list only when
-//! its count of changes has moved, so a tick takes no lock the service could hold.
+//! The list is all that is shared. The reader keeps the probes to itself and looks at the list only
+//! when its count of changes has moved, so a tick takes no lock the service could hold.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,8 +11,8 @@ use tokio::runtime::{Handle, Id};
 use super::Error;
 
 /// How many runtimes may be watched: one for each core of the largest machines, for services that
-/// run a thread and a runtime on each. An idle one is a few loads a tick, and how often idle ones are
-/// woken does not grow with their number; a busy one is woken each tick.
+/// run a thread and a runtime on each. An idle one is a few loads a tick, and how often idle ones
+/// are woken does not grow with their number; a busy one is woken each tick.
 pub(super) const MAX_RUNTIMES: usize = 256;
 
 /// The observed runtimes of one agent.
@@ -32,8 +32,8 @@ impl Runtimes {
         Self::default()
     }
 
-    /// Watches the runtime of `handle` from the next tick on, until it shuts down. A runtime that is
-    /// watched already stays so.
+    /// Watches the runtime of `handle` from the next tick on, until it shuts down. A runtime that
+    /// is watched already stays so.
     ///
     /// Watching takes one task of the runtime's, asleep between ticks, which its own
     /// `num_alive_tasks` counts and the vitals do not. The runtime shuts down as it would without.
@@ -64,8 +64,8 @@ impl Runtimes {
         self.len() == 0
     }
 
-    /// The handles that are not `known`; `seen` is the count of changes at the last call, and without
-    /// a change since there are none.
+    /// The handles that are not `known`; `seen` is the count of changes at the last call, and
+    /// without a change since there are none.
     pub(super) fn fresh(&self, seen: &mut u64, known: impl Fn(Id) -> bool) -> Vec<Handle> {
         let added = self.0.added.load(Ordering::Acquire);
         if added == *seen {

@@ -10,9 +10,9 @@
 //! 35 31 0:32 /docker/3f2a /sys/fs/cgroup/memory …    => /sys/fs/cgroup/memory/worker
 //! ```
 //!
-//! Both are told relative to the root of our cgroup namespace, so in a container with its own the two
-//! read `/`. A mounted part that starts *above* that root reads `/..`: the names between it and us are
-//! hidden, but it is an ancestor and its limits hold for us.
+//! Both are told relative to the root of our cgroup namespace, so in a container with its own the
+//! two read `/`. A mounted part that starts *above* that root reads `/..`: the names between it and
+//! us are hidden, but it is an ancestor and its limits hold for us.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -40,8 +40,8 @@ pub(super) struct Place {
 
 /// Our place in the hierarchy of `controller`, given the two files and whether a directory exists.
 ///
-/// A controller is in one hierarchy only: in the v1 one that lists it, else in v2. Where that hierarchy
-/// is mounted more than once, the mount that shows most of our ancestors is taken.
+/// A controller is in one hierarchy only: in the v1 one that lists it, else in v2. Where that
+/// hierarchy is mounted more than once, the mount that shows most of our ancestors is taken.
 pub(super) fn place(
     memberships: &[u8],
     mountinfo: &[u8],
@@ -71,7 +71,8 @@ pub(super) fn place(
         .map(|(_, dir, mount)| Place { version, mount, dir })
 }
 
-/// One line of `/proc/self/cgroup`, `ID:CONTROLLERS:PATH`: the controllers, none in v2, and the path.
+/// One line of `/proc/self/cgroup`, `ID:CONTROLLERS:PATH`: the controllers, none in v2, and the
+/// path.
 fn membership(line: &[u8]) -> Option<(&[u8], &Path)> {
     let mut fields = line.splitn(3, |&byte| byte == b':');
     let (_, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
