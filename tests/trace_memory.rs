@@ -58,6 +58,11 @@ fn request(round: usize) {
     });
 }
 
+/// As many events in as few texts as can be.
+fn bare_request(_: usize) {
+    info_span!("request").in_scope(|| info!("answered"));
+}
+
 fn allocations() -> u64 {
     ALLOCATIONS.with(Cell::get)
 }
@@ -89,9 +94,11 @@ fn a_recording_and_its_timeline_take_no_more_than_max_bytes() {
     const THREADS: usize = 4;
     let _turn = turn();
     subscribe();
-    for max_bytes in [Bytes::kib(256), Bytes::mib(2), Bytes::mib(8)] {
+    let sizes = [Bytes::kib(256), Bytes::mib(2), Bytes::mib(5)];
+    let kinds: [fn(usize); 2] = [request, bare_request];
+    for (max_bytes, request) in sizes.into_iter().flat_map(|size| kinds.map(|kind| (size, kind))) {
         let flood = || {
-            for round in 0..20_000 {
+            for round in 0..10_000 {
                 request(round);
                 if round % 10 == 0 {
                     record_vitals(&Vitals {

@@ -14,8 +14,9 @@ use tracing::{Event, Subscriber};
 use tracing_subscriber::layer::Context;
 use tracing_subscriber::registry::{LookupSpan, SpanRef};
 
+use super::budget::is_spent;
 use super::fields::Fields;
-use super::log::{Ended, Pages, Source, is_spent};
+use super::log::{Ended, Pages, Source};
 use super::loss::Cause;
 use super::recorder;
 

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use super::log::EVENT;
+use super::budget::EVENT;
 use super::loss::{Cause, Counts};
 use super::recorder;
 use crate::base::{Clock, Moment, SystemClock};

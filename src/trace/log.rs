@@ -14,15 +14,14 @@
 //!   than the session.
 
 use std::mem;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 
 use tracing::Metadata;
 
+use super::budget::{Budget, TEXT, is_spent, price};
 use super::fields::Fields;
 use super::loss::{Cause, Counts};
 use crate::base::{Clock, Moment, SystemClock};
-use crate::model::{ArgValue, StringHandle, TimelineEvent};
 
 /// The id of a park; those of spans are not zero.
 pub(super) const PARK: u64 = 0;
@@ -37,54 +36,8 @@ const CHUNK: usize = 64;
 /// hold 2 MiB of it.
 const GRANT: usize = 2 << 10;
 
-/// What an event costs in the timeline, without its arguments.
-pub(super) const EVENT: usize = size_of::<TimelineEvent>();
-
-/// What an argument costs in the timeline.
-const ARG: usize = size_of::<(StringHandle, ArgValue)>();
-
-/// What a text costs in the timeline's table besides its bytes, at the worst moment of the table's growth,
-/// when the old and the new one both exist: reference counts 24, row 48, hash entry 85.
-const TEXT: usize = 160;
-
 /// What a log costs before its first record.
 const LOG: usize = CHUNK * size_of::<Record>() + size_of::<Log>() + MAX_DEPTH * size_of::<u64>();
-
-const _: () = assert!(size_of::<Record>() <= 40 && size_of::<Record>() <= EVENT);
-
-/// The session whose budget has refused somebody.
-static SPENT: AtomicU64 = AtomicU64::new(0);
-
-/// Bytes that may still be used by a session. Once it refuses anybody the recording is over for
-/// everybody, so that all threads' tracks end about together and fields are no longer formatted in vain.
-#[derive(Debug)]
-pub(super) struct Budget {
-    session: u64,
-    left: AtomicUsize,
-}
-
-impl Budget {
-    pub(super) const fn new(session: u64, bytes: usize) -> Self {
-        Self { session, left: AtomicUsize::new(bytes) }
-    }
-
-    /// Takes `most`, or `least` where there is no more.
-    fn take(&self, most: usize, least: usize) -> Option<usize> {
-        let taken = [most, least].into_iter().find(|&bytes| {
-            let less = |left: usize| left.checked_sub(bytes);
-            self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok()
-        });
-        if taken.is_none() {
-            SPENT.store(self.session, Ordering::Relaxed);
-        }
-        taken
-    }
-}
-
-/// Whether the budget of `session` is used up.
-pub(super) fn is_spent(session: u64) -> bool {
-    SPENT.load(Ordering::Relaxed) == session
-}
 
 /// What a slice shows.
 #[derive(Clone, Debug)]
@@ -103,11 +56,11 @@ impl Source {
         }
     }
 
-    /// What its arguments cost, the texts of its fields excepted.
-    fn args_cost(&self) -> usize {
+    /// How many arguments its slices have.
+    fn args(&self) -> usize {
         match self {
             Self::Parked => 0,
-            Self::Span(_, fields) => args_cost(fields.as_deref()),
+            Self::Span(_, fields) => args(fields.as_deref()),
         }
     }
 }
@@ -208,7 +161,7 @@ pub(super) struct Pages {
 impl Pages {
     /// A slice begins.
     pub(super) fn begin(&mut self, id: u64, source: Source) {
-        let cost = 2 * EVENT + source.args_cost() + self.text_cost(source.fields());
+        let cost = price(source.args()) + price(0) + self.text_price(source.fields());
         let kept = if self.open.len() >= MAX_DEPTH {
             self.lose(Cause::Depth)
         } else if !self.pay(cost) {
@@ -239,7 +192,7 @@ impl Pages {
 
     /// A slice ends that was open when the session began.
     pub(super) fn end_older(&mut self, id: u64, source: Source) {
-        let cost = 2 * EVENT + source.args_cost() + self.text_cost(source.fields());
+        let cost = price(source.args()) + price(0) + self.text_price(source.fields());
         if self.pay(cost) {
             self.push(What::EndOfOlder(id, source));
         } else {
@@ -253,7 +206,7 @@ impl Pages {
         site: &'static Metadata<'static>,
         fields: Option<Arc<Fields>>,
     ) {
-        let cost = EVENT + args_cost(fields.as_deref()) + self.text_cost(fields.as_deref());
+        let cost = price(args(fields.as_deref())) + self.text_price(fields.as_deref());
         if self.pay(cost) {
             self.push(What::Instant(site, fields));
         } else {
@@ -268,7 +221,7 @@ impl Pages {
 
     /// Pays for the texts of a span's fields, which live as long as the span; whether they may be kept.
     pub(super) fn keep(&mut self, fields: &Fields) -> bool {
-        let cost = self.text_cost(Some(fields));
+        let cost = self.text_price(Some(fields));
         self.pay(cost)
     }
 
@@ -277,9 +230,9 @@ impl Pages {
         false
     }
 
-    fn text_cost(&self, fields: Option<&Fields>) -> usize {
+    fn text_price(&self, fields: Option<&Fields>) -> usize {
         match fields {
-            Some(fields) if fields.unpaid_in(self.budget.session) => {
+            Some(fields) if fields.unpaid_in(self.budget.session()) => {
                 fields.text_len() + fields.len() * TEXT
             }
             _ => 0,
@@ -287,7 +240,7 @@ impl Pages {
     }
 
     fn pay(&mut self, cost: usize) -> bool {
-        self.full |= is_spent(self.budget.session);
+        self.full |= is_spent(self.budget.session());
         if !self.full && self.credit < cost {
             let missing = cost - self.credit;
             match self.budget.take(missing.max(GRANT), missing) {
@@ -316,7 +269,7 @@ impl Pages {
     }
 }
 
-/// What the arguments of a span's slice or an event cost: target, level and fields.
-fn args_cost(fields: Option<&Fields>) -> usize {
-    ARG * (2 + fields.map_or(0, Fields::len))
+/// How many arguments a span's slice or an event has: target, level and fields.
+fn args(fields: Option<&Fields>) -> usize {
+    2 + fields.map_or(0, Fields::len)
 }

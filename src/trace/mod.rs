@@ -10,14 +10,14 @@
 //!                                                                └ counter tracks
 //! ```
 //!
-//! * **Off** costs one relaxed load per span entered, event or park ([`recorder::session`]); no clock is
+//! * **Off** costs one relaxed load per span entered, event or park; no clock is
 //!   read, nothing is allocated, no field is formatted.
-//! * **On**, a thread writes 40-byte records into chunks of its own ([`log`]): an uncontended lock, one
+//! * **On**, a thread writes 40-byte records into chunks of its own (`log.rs`): an uncontended lock, one
 //!   clock read, one write. The collector takes a log's lock once, at stop, and the thread never waits for
 //!   it: a record that meets it is one that came after the stop.
-//! * **Bounded**: everything kept is paid for out of `max_bytes` *at the price of its dearest form*, which
-//!   is the [`Timeline`](crate::model::Timeline) made at the end and not the record, so a capture of a process short of memory does not
-//!   double at its stop. What cannot be paid for is counted by cause and goes into the timeline's losses.
+//! * **Bounded**: everything kept is paid for out of `max_bytes` at the price of its dearest moment, which is
+//!   the making of the [`Timeline`] and not the recording (`budget.rs`), so that a capture of a process short
+//!   of memory does not double at its stop. What cannot be paid for is counted by cause and goes into the timeline's losses.
 //!   An eighth is kept for the ledger: a flood of spans does not wash away the vitals or the trigger.
 //! * **True**: a begin pays for its end too, so that every recorded slice that ended is seen to end; a lost
 //!   begin takes its end with it. Slices open when the session begins are found at their end and are shown
@@ -28,8 +28,11 @@
 //! Timestamps, strings and tracks are the timeline's business; here are `&'static` metadata and moments.
 //! The obvious alternative, a channel to a collecting thread (tracing-chrome, fastrace), needs that thread
 //! to run while the process is in trouble, and copies every text with every event.
+//!
+//! [`Timeline`]: crate::model::Timeline
 
 mod assemble;
+mod budget;
 mod fields;
 mod hooks;
 mod layer;

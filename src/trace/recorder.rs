@@ -15,9 +15,10 @@ use std::mem;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::budget::Budget;
 use super::fields::Fields;
 use super::ledger::Ledger;
-use super::log::{Budget, Log, Pages};
+use super::log::{Log, Pages};
 use super::loss::{Cause, Counts};
 
 static SESSION: AtomicU64 = AtomicU64::new(0);

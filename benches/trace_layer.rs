@@ -1,0 +1,75 @@
+//! What the layer costs a thread, as ratios to the registry without it: installed and off, recording, and
+//! recording past the end of its memory. Rounds are interleaved and medians shown.
+//!
+//! `cargo bench --bench trace_layer`
+
+use std::hint::black_box;
+use std::time::Instant;
+
+use marple::base::{Bytes, Clock, SystemClock};
+use marple::trace::{Session, layer};
+use tracing::subscriber::with_default;
+use tracing::{Span, info, info_span};
+use tracing_subscriber::prelude::*;
+
+const ROUNDS: usize = 15;
+const TIMES: u32 = 20_000;
+
+type Work = fn(&Span);
+
+/// Nanoseconds for one time.
+fn time(work: Work) -> f64 {
+    let span = info_span!("standing", id = 7);
+    let start = Instant::now();
+    for _ in 0..TIMES {
+        work(black_box(&span));
+    }
+    start.elapsed().as_nanos() as f64 / f64::from(TIMES)
+}
+
+fn recording(max_bytes: Bytes, work: Work) -> f64 {
+    let session = Session::start(max_bytes, SystemClock.anchor()).expect("no session runs");
+    let nanos = time(work);
+    drop(session);
+    nanos
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn main() {
+    let works: [(&str, Work); 3] = [
+        ("enter and exit a span", |span| span.in_scope(|| ())),
+        ("make, enter, exit and close a span", |_| {
+            info_span!("request", id = black_box(7), path = "/orders").in_scope(|| ());
+        }),
+        ("event", |_| info!(status = black_box(200), "answered")),
+    ];
+    println!("{:36} {:>9} {:>7} {:>11} {:>7}", "", "without", "off", "recording", "full");
+    for (name, work) in works {
+        let mut columns: [Vec<f64>; 4] = Default::default();
+        for _ in 0..ROUNDS {
+            let plain = with_default(tracing_subscriber::registry(), || time(work));
+            let [off, on, full] =
+                with_default(tracing_subscriber::registry().with(layer()), || {
+                    [time(work), recording(Bytes::gib(1), work), recording(Bytes::kib(64), work)]
+                });
+            for (column, nanos) in columns.iter_mut().zip([plain, off, on, full]) {
+                column.push(nanos);
+            }
+        }
+        let [plain, off, on, full] = columns.map(median);
+        let ratio = |nanos: f64| nanos / plain;
+        println!(
+            "{name:36} {plain:6.0} ns {:7.2} {:11.2} {:7.2}   (+{:.0}, +{:.0}, +{:.0} ns)",
+            ratio(off),
+            ratio(on),
+            ratio(full),
+            off - plain,
+            on - plain,
+            full - plain,
+        );
+    }
+}
