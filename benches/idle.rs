@@ -4,15 +4,15 @@
 //! of pairs run in turn, the ticks and a loop that sleeps as often without them, over the whole process,
 //! so that what waking the observed runtimes costs *them* is in it.
 //!
-//! Ticks are told to be 250 ms apart, so that what is done each second or minute has its true share, but
-//! come every 5 ms, for the bench to end. Caches are warmer than they will be then.
+//! By their own clock the ticks are 250 ms apart, so that what is done each second or minute has its true
+//! share; they come every 5 ms for the bench to end. Caches are warmer than they would be.
 
 use std::alloc::System;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use marple::base::{Moment, SystemClock};
+use marple::base::{Clock, ManualClock};
 use marple::model::Vitals;
 use marple::os::process::cpu_time;
 use marple::vitals::{Gauges, Reader, Runtimes};
@@ -67,7 +67,7 @@ fn main() {
 struct Ticks {
     reader: Reader,
     vitals: Vitals,
-    now: Moment,
+    clock: Arc<ManualClock>,
 }
 
 impl Ticks {
@@ -79,13 +79,14 @@ impl Ticks {
         for n in 0..4 {
             gauges.gauge(&format!("gauge_{n}")).unwrap();
         }
-        let reader = Reader::with_root(observed, gauges, Path::new("/"), Arc::new(SystemClock));
-        Self { reader, vitals: Vitals::default(), now: Moment::from_nanos(0) }
+        let clock = Arc::new(ManualClock::new(jiff::Timestamp::UNIX_EPOCH));
+        let reader = Reader::with_root(observed, gauges, Path::new("/"), clock.clone());
+        Self { reader, vitals: Vitals::default(), clock }
     }
 
     fn next(&mut self) {
-        self.now = self.now + Duration::from_millis(250);
-        self.reader.read_into(self.now, &mut self.vitals);
+        self.clock.advance(Duration::from_millis(250));
+        self.reader.read_into(self.clock.now(), &mut self.vitals);
     }
 }
 

@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use marple::base::{Anchor, Moment};
 use marple::codec::perfetto;
 use marple::model::{ArgValue, EventKind, Timeline, TimelineEvent, TrackHandle, TrackKind};
+use proptest::prelude::*;
 use serde_json::Value;
 
 const START: u64 = 5_000_000_000;
@@ -242,6 +243,124 @@ fn trace_processor_shows_what_was_recorded() {
     );
     assert_eq!(rows(5), [["8"]]);
     assert_eq!(rows(6), [["4243", "worker-0"], ["4244", "worker-1"]]);
+}
+
+/// A thousand slices on each of eight threads, nested at random and often at the same nanosecond, with
+/// the threads one after another in the list: what trace_processor makes of them is what a stack of open
+/// slices makes of each thread.
+#[test]
+fn many_slices_come_out_as_they_went_in() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut timeline = timeline();
+    timeline.events.clear();
+    let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut random = |below: u64| {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        seed % below
+    };
+    let mut expected = Vec::new();
+    for thread in 0..8 {
+        let track = timeline.track(TrackKind::Thread(5000 + thread), &format!("thread-{thread}"));
+        let (mut at, mut begun, mut open) = (0, 0, Vec::new());
+        while begun < 1000 || !open.is_empty() {
+            at += random(3);
+            if begun < 1000 && (open.is_empty() || random(2) == 0) {
+                let name = format!("slice {}", random(100));
+                push(&mut timeline, track, at, Kind::Begin(&name), "span", &[]);
+                open.push((name, at));
+                begun += 1;
+            } else if let Some((name, since)) = open.pop() {
+                push(&mut timeline, track, at, Kind::End, "", &[]);
+                let (tid, depth) = (5000 + thread, open.len());
+                expected.push(format!("{tid} {} {} {depth} {name}", START + since, at - since));
+            }
+        }
+    }
+    let results = peers::perfetto_query(
+        &write(&dir, &timeline),
+        &[
+            "select name, value from stats where value > 0 and severity in ('error', 'data_loss')",
+            "select t.tid, s.ts, s.dur, s.depth, s.name from slice s
+             join thread_track tt on s.track_id = tt.id join thread t using (utid)",
+        ],
+    );
+    assert_eq!(results[0], Vec::<Vec<String>>::new());
+    let mut seen: Vec<String> = results[1].iter().map(|row| row.join(" ")).collect();
+    seen.sort();
+    expected.sort();
+    assert_eq!(seen.len(), 8000);
+    let differ = seen.iter().zip(&expected).find(|(seen, expected)| seen != expected);
+    assert_eq!(differ, None);
+}
+
+#[test]
+fn what_perfetto_cannot_show_is_counted() {
+    let mut timeline = timeline();
+    timeline.events.clear();
+    timeline.losses = Default::default();
+    let (worker, memory, nowhere) = (TrackHandle(0), TrackHandle(3), TrackHandle(99));
+    for at in 0..3 {
+        push(&mut timeline, worker, at, Kind::End, "", &[]);
+        push(&mut timeline, worker, at, Kind::Counter(1.0), "", &[]);
+        push(&mut timeline, memory, at, Kind::Begin("a"), "", &[]);
+        push(&mut timeline, memory, at, Kind::Counter(f64::INFINITY), "", &[]);
+        push(&mut timeline, nowhere, at, Kind::Instant("a"), "", &[]);
+    }
+    let packets = decode(&timeline);
+    let events: Vec<&Value> =
+        packets.iter().map(|packet| &packet["track_event"]).filter(|e| !e.is_null()).collect();
+    let [lost] = events[..] else { panic!("{events:?}") };
+    let counts = lost["debug_annotations"].as_array().unwrap();
+    assert_eq!(counts.len(), 5);
+    assert!(counts.iter().all(|count| count["uint_value"] == "3"), "{counts:?}");
+}
+
+#[test]
+fn a_writer_that_fails_is_an_error() {
+    /// Takes so many bytes, then none.
+    struct Full(usize);
+    impl std::io::Write for Full {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            if self.0 == 0 {
+                return Err(std::io::ErrorKind::StorageFull.into());
+            }
+            let taken = bytes.len().min(self.0);
+            self.0 -= taken;
+            Ok(taken)
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut whole = Vec::new();
+    perfetto::write(&timeline(), &mut whole).unwrap();
+    for room in 0..whole.len() {
+        let error = perfetto::write(&timeline(), Full(room)).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::StorageFull, "{room}");
+    }
+    perfetto::write(&timeline(), Full(whole.len())).unwrap();
+}
+
+proptest! {
+    #[test]
+    fn any_events_can_be_written(
+        events in prop::collection::vec((0..9u32, 0..100u64, 0..4, any::<f64>()), 0..100),
+    ) {
+        let mut timeline = timeline();
+        timeline.events.clear();
+        for &(track, at, kind, value) in &events {
+            let kind = match kind {
+                0 => Kind::Begin("a"),
+                1 => Kind::End,
+                2 => Kind::Instant("b"),
+                _ => Kind::Counter(value),
+            };
+            push(&mut timeline, TrackHandle(track), at, kind, "c", &[]);
+        }
+        prop_assert!(perfetto::write(&timeline, std::io::sink()).is_ok());
+    }
 }
 
 #[test]

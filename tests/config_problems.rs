@@ -330,3 +330,26 @@ fn settings_made_in_code_are_judged_alike() {
     assert_eq!(settings.validate(), Ok(()));
     assert_eq!(Settings::default().validate(), Ok(()));
 }
+
+#[test]
+fn a_file_that_is_no_configuration_is_refused_and_no_more() {
+    let nested = |open: &str| format!("a = {}", open.repeat(200_000));
+    let many: String = (0..20_000).map(|n| format!("key_{n} = 1\n")).collect();
+    for text in [nested("["), nested("{a="), "\0".repeat(10_000), "[".repeat(10_000), many.clone()]
+    {
+        let told = refusal(&text);
+        assert!(told.lines().count() <= 102, "{}", told.lines().count());
+    }
+    assert!(refusal(&many).ends_with("\n  and 19900 more"));
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_text_is_too_odd(text in "[a-z_=\\[\\]{}\"'.,#0-9 \\n\u{e9}]{0,80}", cut in 0..2000_usize) {
+        let whole = include_str!("../config/marple.toml");
+        assert!(whole.is_ascii());
+        let cut = cut.min(whole.len());
+        let _ = parse(&text, Path::new("x"));
+        let _ = parse(&format!("{}{text}{}", &whole[..cut], &whole[cut..]), Path::new("x"));
+    }
+}

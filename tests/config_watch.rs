@@ -20,18 +20,21 @@ const DEADLINE: Duration = Duration::from_secs(60);
 
 struct Bench {
     home: TempDir,
+    /// Where the trigger is: its events must not make up for those of the configuration.
+    away: TempDir,
     changes: Receiver<Change>,
     watcher: Watcher,
 }
 
 impl Bench {
-    /// Watches `config/marple.toml`, made by `make`, and a trigger beside the directory it is in.
+    /// Watches `config/marple.toml`, made by `make`, and a trigger elsewhere.
     fn new(make: impl FnOnce(&Path)) -> Self {
         let home = tempfile::tempdir().unwrap();
         let config = home.path().join("config");
         fs::create_dir(&config).unwrap();
         make(&config);
-        let trigger = home.path().join("trigger");
+        let away = tempfile::tempdir().unwrap();
+        let trigger = away.path().join("trigger");
         fs::write(&trigger, "").unwrap();
         let (sender, changes) = channel();
         let files = [Watched::Config(config.join("marple.toml")), Watched::Trigger(trigger)];
@@ -39,7 +42,7 @@ impl Bench {
             let _ = sender.send(change);
         })
         .unwrap();
-        Self { home, changes, watcher }
+        Self { home, away, changes, watcher }
     }
 
     /// The same with a plain file that sets the interval to 1 s.
@@ -56,7 +59,7 @@ impl Bench {
     }
 
     fn touch(&self) {
-        let trigger = File::options().write(true).open(self.home.path().join("trigger")).unwrap();
+        let trigger = File::options().write(true).open(self.away.path().join("trigger")).unwrap();
         trigger.set_modified(SystemTime::now()).unwrap();
     }
 
@@ -211,6 +214,7 @@ fn a_link_into_another_directory_is_followed() {
     let target = elsewhere.path().join("shared.toml");
     fs::write(&target, settings(1)).unwrap();
     let bench = Bench::new(|dir| symlink(&target, dir.join("marple.toml")).unwrap());
+    assert_eq!(bench.applied(), []);
     fs::write(&target, settings(2)).unwrap();
     bench.awaits(2);
 }
@@ -218,7 +222,7 @@ fn a_link_into_another_directory_is_followed() {
 #[test]
 fn a_trigger_is_told_when_it_is_touched_or_made() {
     let bench = Bench::plain();
-    let trigger = bench.home.path().join("trigger");
+    let trigger = bench.away.path().join("trigger");
     let told = || matches!(bench.next(), Change::Trigger { path } if path == trigger);
     bench.touch();
     assert!(told());
@@ -235,7 +239,7 @@ fn a_trigger_is_told_when_it_is_touched_or_made() {
 #[test]
 fn other_files_may_be_watched_without_losing_a_change() {
     let bench = Bench::plain();
-    let other = bench.home.path().join("other");
+    let other = bench.away.path().join("other");
     fs::write(bench.file(), settings(2)).unwrap();
     bench.watcher.watch([Watched::Config(bench.file()), Watched::Trigger(other.clone())]);
     let Change::Config { settings: Ok(settings), .. } = bench.next() else { panic!("it is valid") };
@@ -248,7 +252,7 @@ fn other_files_may_be_watched_without_losing_a_change() {
 
 #[test]
 fn nothing_is_told_after_the_watcher_is_gone() {
-    let Bench { home, changes, watcher } = Bench::plain();
+    let Bench { home, away: _away, changes, watcher } = Bench::plain();
     drop(watcher);
     fs::write(home.path().join("config/marple.toml"), settings(2)).unwrap();
     assert!(changes.recv().is_err(), "the callback is gone with its thread");

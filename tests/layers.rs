@@ -38,7 +38,8 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("stacks", &["base", "os", "model"]),
     ("vitals", &["base", "os", "model"]),
     ("rules", &["base", "model"]),
-    ("store", &["base", "model"]),
+    // The bounds it keeps are settings, and settings are plain values.
+    ("store", &["base", "model", "config"]),
     (
         "agent",
         &[
@@ -46,7 +47,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "vitals", "rules", "store",
         ],
     ),
-    ("http", &["agent", "store", "codec", "model", "base"]),
+    ("http", &["agent", "store", "codec", "config", "model", "base"]),
     ("sinks", &["store", "model", "base"]),
     ("bin", &["store", "codec", "symbols", "model", "base"]),
 ];

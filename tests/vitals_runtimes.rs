@@ -106,6 +106,30 @@ fn a_blocked_runtime_is_seen_while_it_is_blocked() {
 }
 
 #[test]
+fn an_idle_runtime_is_woken_once_a_second() {
+    let runtime = Builder::new_multi_thread().worker_threads(1).build().unwrap();
+    let metrics = runtime.metrics();
+    let mut bench = Bench::new();
+    bench.runtimes.observe(runtime.handle().clone()).unwrap();
+    bench.tick();
+    // The only worker runs this after the probe, and parks again.
+    runtime.block_on(runtime.spawn(async {})).unwrap();
+    while metrics.worker_park_unpark_count(0).is_multiple_of(2) {
+        std::thread::yield_now();
+    }
+    let parks = metrics.worker_park_count(0);
+    for _ in 0..4 {
+        assert_eq!(bench.tick().lag, Some(Duration::ZERO));
+        bench.clock.advance(millis(250));
+    }
+    assert_eq!(metrics.worker_park_count(0), parks);
+    bench.tick();
+    while metrics.worker_park_count(0) == parks {
+        std::thread::yield_now();
+    }
+}
+
+#[test]
 fn the_worst_lag_and_all_the_tasks_of_all_runtimes_count() {
     let (one, two) = (
         Builder::new_current_thread().build().unwrap(),

@@ -206,7 +206,7 @@ fn lead(
     services: Vec<Box<dyn Service>>,
     handle: AgentHandle,
 ) {
-    collect::heap::exclude_current_thread();
+    let _excluded = collect::heap::exclude_current_thread();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -227,7 +227,7 @@ fn lead(
 
 /// The thread `marple-capture`.
 fn work(mut worker: Worker, inbox: &Receiver<Task>, events: &mpsc::Sender<Event>) {
-    collect::heap::exclude_current_thread();
+    let _excluded = collect::heap::exclude_current_thread();
     while let Ok(task) = inbox.recv() {
         let report: Report = worker.perform(task);
         if events.blocking_send(Event::Done(report)).is_err() {

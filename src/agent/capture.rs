@@ -329,7 +329,7 @@ impl Worker {
     }
 
     fn retain(&mut self, task: &Task, tally: &mut Tally) {
-        self.store.configure(task.settings.store.clone());
+        self.store.set_limits(task.settings.store.clone());
         let retained = self.store.retain();
         tally.incidents_removed += retained.removed.len() as u64;
     }

@@ -326,7 +326,7 @@ impl Core {
         let incidents = self.incidents.iter().map(|incident| IncidentStatus {
             id: incident.id,
             name: incident.name.to_owned(),
-            opened: anchor.wall_at(incident.opened),
+            opened: incident.opened,
             dir: self.dir(incident.id),
             running: incident.running,
             held_by: incident.held_by.to_vec(),
@@ -350,7 +350,6 @@ impl Core {
     }
 
     fn toggled(&self, state: Option<ToggleState>) -> Toggled {
-        let anchor = self.clock.anchor();
         let running = self
             .incidents
             .iter()
@@ -358,8 +357,8 @@ impl Core {
         Toggled {
             on: state.is_some(),
             running,
-            since: state.map(|state| anchor.wall_at(state.since)),
-            until: state.map(|state| anchor.wall_at(state.until)),
+            since: state.map(|state| state.since),
+            until: state.and_then(|state| state.since.checked_add(state.max_duration).ok()),
             incident: state.map(|state| state.incident),
             dir: state.and_then(|state| self.dir(state.incident)),
         }

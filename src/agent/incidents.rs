@@ -22,6 +22,8 @@
 use std::mem;
 use std::time::Duration;
 
+use jiff::Timestamp;
+
 use crate::base::{IncidentId, Moment};
 use crate::model::{CaptureSet, Reason};
 
@@ -62,7 +64,10 @@ impl Holder {
 struct Claim {
     holder: Holder,
     kinds: CaptureSet,
-    until: Moment,
+    duration: Duration,
+    /// When it is over; none while captures it wants have not been started, so that a slow disk does not
+    /// eat up a capture's time.
+    until: Option<Moment>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,7 +84,7 @@ enum Phase {
 struct Incident {
     id: IncidentId,
     name: String,
-    opened: Moment,
+    opened: (Moment, Timestamp),
     phase: Phase,
     claims: Vec<Claim>,
     /// Rules that fired and have not cleared.
@@ -101,6 +106,19 @@ struct Incident {
 impl Incident {
     fn wanted(&self) -> CaptureSet {
         self.claims.iter().fold(CaptureSet::EMPTY, |kinds, claim| kinds.union(claim.kinds))
+    }
+
+    /// Lets the time of those claims run of which nothing is left to be started.
+    fn begin_claims(&mut self, now: Moment) {
+        if self.phase == Phase::Announced {
+            return;
+        }
+        let settled = self.running.union(self.refused);
+        for claim in &mut self.claims {
+            if claim.until.is_none() && claim.kinds.without(settled).is_empty() {
+                claim.until = Some(now + claim.duration);
+            }
+        }
     }
 
     fn is_capturing(&self) -> bool {
@@ -179,9 +197,11 @@ pub(crate) struct ToggleState {
     /// The incident it holds open.
     pub(crate) incident: IncidentId,
     /// Since when.
-    pub(crate) since: Moment,
+    pub(crate) since: Timestamp,
     /// When it goes off by itself.
     pub(crate) until: Moment,
+    /// How long that is.
+    pub(crate) max_duration: Duration,
 }
 
 /// One open incident, for `status`.
@@ -189,7 +209,7 @@ pub(crate) struct ToggleState {
 pub(crate) struct View<'a> {
     pub(crate) id: IncidentId,
     pub(crate) name: &'a str,
-    pub(crate) opened: Moment,
+    pub(crate) opened: Timestamp,
     pub(crate) wanted: CaptureSet,
     pub(crate) running: CaptureSet,
     pub(crate) held_by: &'a [String],
@@ -238,9 +258,9 @@ impl Incidents {
         if let Some(state) = self.toggle {
             return state;
         }
-        let claim = (kinds, max_duration);
+        let (since, claim) = (reason.at, (kinds, max_duration));
         let incident = self.claim(now, new_id, Holder::Toggle, claim, reason, |_| false).id;
-        let state = ToggleState { incident, since: now, until: now + max_duration };
+        let state = ToggleState { incident, since, until: now + max_duration, max_duration };
         self.toggle = Some(state);
         state
     }
@@ -278,7 +298,7 @@ impl Incidents {
         for incident in &mut self.open {
             let finishing = &mut incident.finishing;
             incident.claims.retain(|claim| {
-                let over = claim.until <= now;
+                let over = claim.until.is_some_and(|until| until <= now);
                 if let (true, Holder::Rule(name)) = (over, &claim.holder) {
                     finishing.push(name.clone());
                 }
@@ -290,7 +310,7 @@ impl Incidents {
 
     /// When [`Incidents::expire`] has something to do next.
     pub(crate) fn next_expiry(&self) -> Option<Moment> {
-        self.open.iter().flat_map(|incident| incident.claims.iter().map(|claim| claim.until)).min()
+        self.open.iter().flat_map(|open| open.claims.iter().filter_map(|claim| claim.until)).min()
     }
 
     /// Ends everything: after this only jobs that stop and close are handed out.
@@ -328,7 +348,7 @@ impl Incidents {
                 return Some(Job::Close { id, noted: incident.take_noted() });
             }
             if !incident.unwritten.is_empty() || incident.dropped > 0 || incident.note_at <= now {
-                let age = now.since(incident.opened);
+                let age = now.since(incident.opened.0);
                 incident.note_at = now + FIRST_NOTE.max(age / 10);
                 return Some(Job::Note { id, noted: incident.take_noted() });
             }
@@ -350,11 +370,15 @@ impl Incidents {
         };
         let incident = &mut self.open[at];
         match done {
-            Done::Opened { ok: true, .. } => incident.phase = Phase::Open,
+            Done::Opened { ok: true, .. } => {
+                incident.phase = Phase::Open;
+                incident.begin_claims(now);
+            }
             Done::Opened { ok: false, .. } => return self.remove(at),
             Done::Started { asked, running, .. } => {
                 incident.running = incident.running.union(running);
                 incident.refused = incident.refused.union(asked.without(running));
+                incident.begin_claims(now);
             }
             Done::Stopped { kinds, .. } => incident.running = incident.running.without(kinds),
             Done::Noted { .. } => {}
@@ -372,7 +396,7 @@ impl Incidents {
         self.open.iter().map(|incident| View {
             id: incident.id,
             name: &incident.name,
-            opened: incident.opened,
+            opened: incident.opened.1,
             wanted: incident.wanted(),
             running: incident.running,
             held_by: &incident.held_by,
@@ -405,7 +429,7 @@ impl Incidents {
                 self.open.push(Incident {
                     id: new_id(),
                     name: holder.incident_name().to_owned(),
-                    opened: now,
+                    opened: (now, reason.at),
                     phase: Phase::Announced,
                     claims: Vec::new(),
                     held_by: Vec::new(),
@@ -422,14 +446,16 @@ impl Incidents {
             });
         let incident = &mut self.open[at];
         incident.add_reason(reason);
-        let until = now + duration;
+        let until = (holder == Holder::Toggle).then(|| now + duration);
         match incident.claims.iter_mut().find(|c| c.holder == holder && holder != Holder::Call) {
             Some(claim) => {
                 claim.kinds = claim.kinds.union(kinds);
-                claim.until = claim.until.max(until);
+                claim.duration = duration;
+                claim.until = until;
             }
-            None => incident.claims.push(Claim { holder, kinds, until }),
+            None => incident.claims.push(Claim { holder, kinds, duration, until }),
         }
+        incident.begin_claims(now);
         incident
     }
 

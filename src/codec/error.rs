@@ -22,7 +22,4 @@ pub enum Error {
     /// The messages contradict each other.
     #[error("a pprof profile that contradicts itself: {0}")]
     Inconsistent(String),
-    /// The text is not a manifest.
-    #[error("not an incident's manifest: {0}")]
-    Manifest(#[from] serde_json::Error),
 }

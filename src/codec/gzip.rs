@@ -14,6 +14,11 @@ use crate::base::Bytes;
 /// bytes of input; messages are tens of bytes.
 const BLOCK: usize = 32 << 10;
 
+/// Written with it, a profile of 50,000 stacks and a trace of 500,000 slices take a fifth of the time they
+/// take with the default level, 6, and 9 and 17 % more bytes; level 3 takes twice the time for 5 and 7 %
+/// fewer. A capture is written on a machine that is in trouble.
+const LEVEL: Compression = Compression::new(2);
+
 /// Writes a message in parts. Encoded messages that follow each other are one message in which the
 /// repeated fields are joined, so a part is the whole message with only a few of its entries.
 pub(super) struct Parts<W: Write> {
@@ -24,7 +29,7 @@ pub(super) struct Parts<W: Write> {
 impl<W: Write> Parts<W> {
     pub(super) fn new(out: W) -> Self {
         let block = Vec::with_capacity(BLOCK + BLOCK / 8);
-        Self { out: GzEncoder::new(out, Compression::default()), block }
+        Self { out: GzEncoder::new(out, LEVEL), block }
     }
 
     /// Appends a part.

@@ -5,7 +5,6 @@
 //!
 //! - CPU and heap profiles are [`pprof`]: gzip'd `profile.proto`, as `go tool pprof` wants it.
 //! - Timelines are [`perfetto`]: gzip'd Perfetto traces.
-//! - `incident.json` is a [`manifest`].
 //!
 //! Writers stream: a capture is written when memory may be nearly gone, so besides the model value
 //! itself there is one message, one block of 32 KiB and the compressor's window in memory, however
@@ -17,7 +16,6 @@
 
 mod error;
 mod gzip;
-pub mod manifest;
 pub mod perfetto;
 pub mod pprof;
 

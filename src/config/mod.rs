@@ -6,7 +6,7 @@
 //!                          +--------- Problems, each with its line ----------+
 //! ```
 //!
-//! A person fixes a file in one go, so reading never stops at the first problem: [`read`] walks the
+//! A person fixes a file in one go, so reading never stops at the first problem: `read` walks the
 //! table key by key and notes what is wrong, [`validate`](Settings::validate) judges what was
 //! readable, and both land in one sorted list. `#[derive(Deserialize)]` on the structs was the
 //! obvious alternative; it stops at the first problem and knows no line for what only a comparison
@@ -23,6 +23,7 @@ mod settle;
 mod validate;
 mod value;
 mod watch;
+mod watched;
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -33,7 +34,8 @@ pub use settings::{
     CpuSettings, HeapSettings, HttpSettings, Listen, Room, Secret, Settings, StoreSettings,
     ToggleSettings, ToggleSignal, TraceSettings,
 };
-pub use watch::{Change, Watched, Watcher};
+pub use watch::Watcher;
+pub use watched::{Change, Watched};
 
 /// The largest file that is read: a thousand times the longest configuration imaginable, and little
 /// enough to be held and compared by the watcher.

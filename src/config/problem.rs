@@ -46,18 +46,25 @@ impl Problem {
     }
 }
 
-/// Everything that is wrong, in the order of the file.
+/// Everything that is wrong, in the order of the file; of more than a hundred problems the rest is
+/// counted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problems {
     origin: Option<PathBuf>,
     list: Vec<Problem>,
+    more: usize,
 }
 
 impl Problems {
     /// The problems in `list`, found in the file `origin` or, without one, in settings made in code.
     pub(super) fn new(origin: Option<&Path>, mut list: Vec<Problem>) -> Self {
         list.sort_by_key(|problem| problem.place);
-        Self { origin: origin.map(Path::to_owned), list }
+        Self { origin: origin.map(Path::to_owned), list, more: 0 }
+    }
+
+    /// The same and `more` that are only counted.
+    pub(super) fn and(self, more: usize) -> Self {
+        Self { more, ..self }
     }
 
     /// Each of them.
@@ -92,6 +99,9 @@ impl fmt::Display for Problems {
         for problem in &self.list {
             f.write_str("\n  ")?;
             self.line(f, problem)?;
+        }
+        if self.more > 0 {
+            write!(f, "\n  and {} more", self.more)?;
         }
         Ok(())
     }

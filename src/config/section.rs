@@ -20,10 +20,15 @@ use super::{Error, validate};
 /// How a value is read: the signature of serde's `deserialize_with`.
 pub(super) type Read<T> = Result<T, toml::de::Error>;
 
+/// More problems than anybody reads at once; a binary file taken for a configuration has one a byte.
+const MAX_PROBLEMS: usize = 100;
+
 /// What is known about a text while it is read.
 pub(super) struct Report<'t> {
     text: &'t str,
     problems: Vec<Problem>,
+    /// How many problems there are beyond [`MAX_PROBLEMS`].
+    more: usize,
     /// Where each key's value stands; sections and rules by their own paths.
     places: BTreeMap<String, usize>,
     /// The keys whose value is not what the file says, so that nothing is concluded from it.
@@ -39,6 +44,7 @@ impl<'t> Report<'t> {
         Self {
             text,
             problems: Vec::new(),
+            more: 0,
             places: BTreeMap::new(),
             unread: BTreeSet::new(),
             unset: BTreeSet::new(),
@@ -50,6 +56,9 @@ impl<'t> Report<'t> {
     /// from it.
     pub(super) fn syntax(&mut self, errors: &[toml::de::Error]) {
         for error in errors {
+            if self.is_full() {
+                continue;
+            }
             let offset = error.span().map_or(self.text.len(), |span| span.start);
             let message = error.message().to_owned();
             let problem = Problem::at(self.text, offset, String::new(), message);
@@ -61,7 +70,17 @@ impl<'t> Report<'t> {
         }
     }
 
+    /// Counts a problem for which there is no room.
+    fn is_full(&mut self) -> bool {
+        let full = self.problems.len() >= MAX_PROBLEMS;
+        self.more += usize::from(full);
+        full
+    }
+
     fn problem(&mut self, offset: usize, key: String, message: String) {
+        if self.is_full() {
+            return;
+        }
         let problem = Problem::at(self.text, offset, key, message);
         if problem.place.is_none_or(|(line, _)| !self.broken.contains(&line)) {
             self.problems.push(problem);
@@ -92,7 +111,7 @@ impl<'t> Report<'t> {
         if self.problems.is_empty() {
             Ok(settings)
         } else {
-            Err(Problems::new(Some(&origin), self.problems).into())
+            Err(Problems::new(Some(&origin), self.problems).and(self.more).into())
         }
     }
 }

@@ -237,3 +237,23 @@ impl Default for TraceSettings {
         Self { max_bytes: Bytes::mib(16) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_machine_has_a_name_that_is_valid() {
+        for (name, part) in [
+            ("orders", Some("orders")),
+            ("orders (deleted)", Some("orders--deleted-")),
+            ("(none)", Some("none-")),
+            ("../x", Some("x")),
+            ("é", None),
+            ("", None),
+        ] {
+            assert_eq!(file_name_part(name).as_deref(), part, "{name}");
+        }
+        assert_eq!(file_name_part(&"a".repeat(65)), Some("a".repeat(64)));
+    }
+}

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! notify's thread --event--> dirty flag --> marple-watch: look at each file, settle, call back
-//!                            every 500 ms ------^
+//!                            each second -------^
 //! ```
 //!
 //! Invariants:
@@ -11,23 +11,22 @@
 //! - An event only says "look". What was changed is decided by comparing, contents for a configuration,
 //!   identity and modification time for a trigger, so that no kind of event, lost event or neighbour's
 //!   event can be misread.
-//! - A change is reported once it was quiet for [`QUIET`]; an emptied configuration, which is valid and
-//!   means "no rules", only after [`QUIET_IF_EMPTY`], because it is mostly the first half of a slow
+//! - A change is reported once it was quiet for its quiet time; an emptied configuration, which is valid and
+//!   means "no rules", only after a longer one, because it is mostly the first half of a slow
 //!   write.
 //! - One thread looks, whatever the number of files, at most once in [`PACE`] however many events there
 //!   are, and every [`POLL`] without any: that finds directories which were deleted and made again,
 //!   links into directories nobody watches, network file systems without events, and machines that are
 //!   out of inotify instances.
 //!
-//! Cost: without a change, a `stat` for each file and its directory twice a second, about ten
-//! microseconds; the contents are read only when the `stat` differs or an event came. Looking from
+//! Cost: without a change, one wake-up a second and a `stat` for each file and each directory in it:
+//! 75 microseconds in a debug build for a configuration and a trigger in one directory, by the thread's
+//! schedstat over 20 s. Contents are read only when the `stat` differs or an event came. Looking from
 //! notify's own thread was the alternative; it has no timer, so that the last event of a burst could
 //! not be waited out.
 
-use std::fs::{self, Metadata};
-use std::io;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -35,53 +34,16 @@ use std::time::{Duration, Instant};
 use notify::event::{AccessKind, AccessMode};
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
 
-use super::settle::Settle;
-use super::{Error, Settings, judge, read_bounded};
+use super::Error;
+use super::watched::{Change, File, Identity, QUIET, Watched};
 use crate::base::{Clock, SystemClock};
 
-/// How long a change must stand before it counts.
-const QUIET: Duration = Duration::from_millis(100);
-/// The same for a configuration that has become empty.
-const QUIET_IF_EMPTY: Duration = Duration::from_millis(700);
 /// The least time between two looks.
 const PACE: Duration = Duration::from_millis(25);
-/// The most time between two looks; with the quiet time a change is reported within a second.
-const POLL: Duration = Duration::from_millis(500);
-
-/// A file to watch.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Watched {
-    /// A configuration: reported when its content has changed.
-    Config(PathBuf),
-    /// A trigger: reported when it was touched or made.
-    Trigger(PathBuf),
-}
-
-impl Watched {
-    fn path(&self) -> &Path {
-        match self {
-            Self::Config(path) | Self::Trigger(path) => path,
-        }
-    }
-}
-
-/// What happened to a watched file.
-#[derive(Debug)]
-pub enum Change {
-    /// A configuration's content is another. It is read and judged already, so that what is applied is
-    /// what was seen.
-    Config {
-        /// The file.
-        path: PathBuf,
-        /// The settings in it, or why there are none: then the old ones should stay in force.
-        settings: Result<Box<Settings>, Error>,
-    },
-    /// A trigger file was touched or made.
-    Trigger {
-        /// The file.
-        path: PathBuf,
-    },
-}
+/// The most time between two looks.
+const POLL: Duration = Duration::from_secs(1);
+/// The same without events: with the quiet time a change is still reported within a second.
+const POLL_WITHOUT_EVENTS: Duration = Duration::from_millis(500);
 
 /// Watches files until it is dropped.
 #[must_use = "dropping it stops the watching"]
@@ -109,8 +71,8 @@ impl Watcher {
     /// Watches `files` and calls `on_change` on a thread of its own. What the files are at this moment
     /// is what changes are measured against: watch first and load then, and no change is missed.
     ///
-    /// The files and their directories need not exist yet. `on_change` should do little; while it runs,
-    /// nothing is noticed.
+    /// The files and their directories need not exist yet. `on_change` should do little, as nothing is
+    /// noticed while it runs, and must not wait for whoever drops the watcher, as that waits for it.
     ///
     /// # Errors
     ///
@@ -223,14 +185,19 @@ impl Looker {
         loop {
             read |= self.watch_directories();
             for file in &mut self.files {
-                if let Some(change) = file.look(read) {
+                if let Some(change) = file.look(SystemClock.now(), read) {
                     on_change(change);
                 }
             }
             let looked = Instant::now();
-            let unsettled = self.files.iter().any(File::is_unsettled);
-            let latest = looked + if unsettled { QUIET } else { POLL };
-            let Some(orders) = self.shared.wait(looked + PACE, latest) else { return };
+            let pause = if self.files.iter().any(File::is_unsettled) {
+                QUIET
+            } else if self.events.is_some() {
+                POLL
+            } else {
+                POLL_WITHOUT_EVENTS
+            };
+            let Some(orders) = self.shared.wait(looked + PACE, looked + pause) else { return };
             read = orders.dirty;
             if let Some(files) = orders.files {
                 self.replace(files);
@@ -255,7 +222,7 @@ impl Looker {
         let mut found = false;
         let mut directories = Vec::new();
         for file in &self.files {
-            let path = directory(file.watched.path());
+            let path = file.directory();
             if directories.iter().any(|(known, _)| known == path) {
                 continue;
             }
@@ -279,108 +246,5 @@ impl Looker {
         }
         self.directories = directories;
         found
-    }
-}
-
-/// The directory `path` is in.
-fn directory(path: &Path) -> &Path {
-    match path.parent() {
-        Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
-        Some(parent) => parent,
-        None => path,
-    }
-}
-
-/// Which file it is, wherever it is called so.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Identity {
-    device: u64,
-    inode: u64,
-}
-
-impl Identity {
-    fn of(meta: &Metadata) -> Self {
-        Self { device: meta.dev(), inode: meta.ino() }
-    }
-}
-
-/// Which file it is, and when it was touched last.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp {
-    identity: Identity,
-    modified: (i64, i64),
-    size: u64,
-}
-
-impl Stamp {
-    fn of(path: &Path) -> Option<Self> {
-        let meta = fs::metadata(path).ok()?;
-        let modified = (meta.mtime(), meta.mtime_nsec());
-        Some(Self { identity: Identity::of(&meta), modified, size: meta.len() })
-    }
-}
-
-/// A configuration's content, or why it cannot be read.
-type Content = Result<Arc<[u8]>, (io::ErrorKind, String)>;
-
-/// A watched file and what is known of it.
-#[derive(Debug)]
-struct File {
-    watched: Watched,
-    stamp: Option<Stamp>,
-    content: Option<Content>,
-    contents: Settle<Content>,
-    touches: Settle<Stamp>,
-}
-
-impl File {
-    fn new(watched: Watched) -> Self {
-        let stamp = Stamp::of(watched.path());
-        let content = match &watched {
-            Watched::Config(path) => read_content(path),
-            Watched::Trigger(_) => None,
-        };
-        let contents = Settle::new(content.clone());
-        Self { watched, stamp, content, contents, touches: Settle::new(stamp) }
-    }
-
-    fn is_unsettled(&self) -> bool {
-        self.contents.is_unsettled() || self.touches.is_unsettled()
-    }
-
-    /// Looks at the file, into it if it looks otherwise or `read` says that something happened.
-    fn look(&mut self, read: bool) -> Option<Change> {
-        let now = SystemClock.now();
-        let stamp = Stamp::of(self.watched.path());
-        match &self.watched {
-            Watched::Trigger(path) => {
-                self.touches.look(now, stamp, QUIET)?;
-                Some(Change::Trigger { path: path.clone() })
-            }
-            Watched::Config(path) => {
-                // Two writes in one tick of the file system's clock look alike: read again until settled.
-                if read || stamp != self.stamp || self.is_unsettled() {
-                    self.stamp = stamp;
-                    self.content = read_content(path);
-                }
-                let empty = matches!(&self.content, Some(Ok(content)) if content.is_empty());
-                let quiet = if empty { QUIET_IF_EMPTY } else { QUIET };
-                let content = self.contents.look(now, self.content.clone(), quiet)?;
-                let content = content
-                    .map(|content| content.to_vec())
-                    .map_err(|(kind, why)| io::Error::new(kind, why));
-                let settings = judge(path, content).map(Box::new);
-                Some(Change::Config { path: path.clone(), settings })
-            }
-        }
-    }
-}
-
-/// The content of a configuration; none if there is no such file.
-fn read_content(path: &Path) -> Option<Content> {
-    match read_bounded(path) {
-        Ok(content) => Some(Ok(content.into())),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        Err(error) => Some(Err((error.kind(), error.to_string()))),
     }
 }

@@ -9,6 +9,7 @@ pub mod memory;
 pub mod process;
 #[cfg(target_os = "linux")]
 pub mod procfs;
+pub mod sigprof;
 #[cfg(not(target_os = "linux"))]
 mod unsupported;
 pub mod unwind;

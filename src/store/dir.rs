@@ -10,7 +10,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{self, AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, Stat};
+use rustix::fs::{self, AtFlags, CWD, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use rustix::process::{Resource, geteuid, getrlimit};
 
@@ -40,7 +40,7 @@ impl Dir {
     /// not writable by others, and not a link.
     pub(super) fn make(path: &Path) -> Result<Self, Error> {
         let path = plain(path);
-        let made = DirBuilder::new().recursive(true).mode(DIR_MODE.bits()).create(&path);
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&path);
         // What is there already is looked at below, which tells more than "exists".
         if let Err(source) = made
             && path.symlink_metadata().is_err()
@@ -50,7 +50,7 @@ impl Dir {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = match fs::openat(CWD, &path, flags, Mode::empty()) {
             Ok(fd) => fd,
-            Err(Errno::LOOP | Errno::NOTDIR) => {
+            Err(Errno::LOOP | Errno::MLINK | Errno::NOTDIR) => {
                 let link = path.symlink_metadata().is_ok_and(|it| it.file_type().is_symlink());
                 let what = if link { "a symbolic link" } else { "a file" };
                 return Err(Error::NotADirectory { path, what });
@@ -64,7 +64,8 @@ impl Dir {
             return Err(Error::NotOurs { path: dir.path, owner: stat.st_uid, us });
         }
         if stat.st_mode & 0o022 != 0 {
-            return Err(Error::Writable { path: dir.path, mode: stat.st_mode & 0o7777 });
+            let mode = Mode::from_raw_mode(stat.st_mode).bits() as u32;
+            return Err(Error::Writable { path: dir.path, mode });
         }
         Ok(dir)
     }
@@ -184,7 +185,10 @@ impl Dir {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let fd = match fs::openat(&self.fd, name, flags, Mode::empty()) {
             Ok(fd) => fd,
-            Err(Errno::LOOP) => return Err(Error::NoArtifact { path: self.at(name) }),
+            // FreeBSD answers EMLINK where others answer ELOOP.
+            Err(Errno::LOOP | Errno::MLINK) => {
+                return Err(Error::NoArtifact { path: self.at(name) });
+            }
             Err(errno) => return Err(self.failed("open", name, errno)),
         };
         let stat = fs::fstat(&fd).map_err(|errno| self.failed("look at", name, errno))?;
@@ -251,12 +255,15 @@ impl Dir {
 
     /// Gives the file called `from` another name. False when something has that name.
     pub(super) fn rename_file(&self, from: &str, to: &str) -> Result<bool, Error> {
-        let renamed = match fs::renameat_with(&self.fd, from, &self.fd, to, RenameFlags::NOREPLACE)
-        {
-            // Some network file systems do not know the flag. A link never replaces either.
+        let renamed = match self.rename_new(from, to) {
+            // Other systems have no such call, some network file systems do not know its flag. A
+            // link never replaces either; a first name that cannot be removed, the next start sweeps.
             Err(Errno::INVAL | Errno::NOSYS) => {
-                fs::linkat(&self.fd, from, &self.fd, to, AtFlags::empty())
-                    .and_then(|()| fs::unlinkat(&self.fd, from, AtFlags::empty()))
+                let linked = fs::linkat(&self.fd, from, &self.fd, to, AtFlags::empty());
+                if linked.is_ok() {
+                    let _ = fs::unlinkat(&self.fd, from, AtFlags::empty());
+                }
+                linked
             }
             other => other,
         };
@@ -269,8 +276,8 @@ impl Dir {
 
     /// Gives the directory called `from` another name, which nothing must have.
     pub(super) fn rename_dir(&self, from: &str, to: &str) -> Result<(), Error> {
-        match fs::renameat_with(&self.fd, from, &self.fd, to, RenameFlags::NOREPLACE) {
-            // Without the flag a directory can take the place of an empty directory, of nothing else.
+        match self.rename_new(from, to) {
+            // Without that call a directory can take the place of an empty directory, of nothing else.
             Err(Errno::INVAL | Errno::NOSYS) => fs::renameat(&self.fd, from, &self.fd, to),
             other => other,
         }
@@ -300,7 +307,22 @@ impl Dir {
         }
     }
 
+    /// Renames without replacing.
+    #[cfg(target_os = "linux")]
+    fn rename_new(&self, from: &str, to: &str) -> rustix::io::Result<()> {
+        fs::renameat_with(&self.fd, from, &self.fd, to, fs::RenameFlags::NOREPLACE)
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn rename_new(&self, _from: &str, _to: &str) -> rustix::io::Result<()> {
+        Err(Errno::NOSYS)
+    }
+
     fn failed(&self, doing: &'static str, name: &str, errno: Errno) -> Error {
+        // What the system says of a directory that was removed differs between calls and file systems.
+        if fs::fstat(&self.fd).is_ok_and(|stat| stat.st_nlink == 0) {
+            return Error::Removed { path: self.at(name) };
+        }
         failed(doing, self.at(name), errno)
     }
 }

@@ -66,6 +66,16 @@ pub enum Error {
         /// Why not.
         source: io::Error,
     },
+    /// The directory that was being worked in is no more.
+    #[error(
+        "{} was removed while it was in use; if the whole directory of incidents was, restart the \
+         service to have it made again",
+        path.display()
+    )]
+    Removed {
+        /// What was to be done in it.
+        path: PathBuf,
+    },
     /// The directory of incidents is a link or not a directory.
     #[error(
         "{} is {what}, not a directory: set `dir` to the directory itself, or remove what is there",
@@ -197,6 +207,7 @@ impl From<Error> for io::Error {
             Error::Full { bound: Bound::FileSize, .. } => io::ErrorKind::FileTooLarge,
             Error::Full { .. } => io::ErrorKind::StorageFull,
             Error::Io { source, .. } => source.kind(),
+            Error::Removed { .. } => io::ErrorKind::NotFound,
             _ => io::ErrorKind::Other,
         };
         Self::new(kind, error)
@@ -211,9 +222,6 @@ fn advice(source: &io::Error) -> &'static str {
         }
         io::ErrorKind::ReadOnlyFilesystem => {
             "; mount it writable, or set `dir` to another file system"
-        }
-        io::ErrorKind::NotFound => {
-            "; if it was removed while in use, restart the service to have it made again"
         }
         _ if source.raw_os_error() == Some(rustix::io::Errno::MFILE.raw_os_error()) => {
             "; the process has too many open files: raise `ulimit -n`"

@@ -134,12 +134,18 @@ impl IncidentDir {
 }
 
 /// Makes `manifest` the manifest of the incident in `dir`; its size.
-pub(super) fn put(shared: &Shared, dir: &Dir, manifest: &Manifest) -> Result<u64, Error> {
+fn put(shared: &Shared, dir: &Dir, manifest: &Manifest) -> Result<u64, Error> {
+    let text = text(dir, manifest)?;
+    shared.replace(dir, MANIFEST, &text)?;
+    Ok(text.len() as u64)
+}
+
+/// What `incident.json` in `dir` says.
+pub(super) fn text(dir: &Dir, manifest: &Manifest) -> Result<Vec<u8>, Error> {
     let mut text = Vec::new();
     manifest::write(manifest, &mut text)
         .map_err(|source| Error::io("write", dir.at(MANIFEST), source))?;
-    shared.replace(dir, MANIFEST, &text)?;
-    Ok(text.len() as u64)
+    Ok(text)
 }
 
 #[cfg(test)]

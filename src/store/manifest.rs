@@ -6,9 +6,6 @@ use std::io;
 
 use crate::model::{Manifest, VitalsRow};
 
-/// The newest form this version reads.
-const SCHEMA: u32 = 1;
-
 /// Why a text is not a manifest.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -16,8 +13,13 @@ pub enum Error {
     #[error("{0}")]
     Form(#[from] serde_json::Error),
     /// A later version wrote it.
-    #[error("it has schema {0}; this version of marple reads up to {SCHEMA}: use a later one")]
-    Schema(u32),
+    #[error("it has schema {found}; this version of marple reads up to {reads}: use a later one")]
+    Schema {
+        /// The manifest's.
+        found: u32,
+        /// The newest this version reads.
+        reads: u32,
+    },
 }
 
 /// Writes a manifest, with a newline at its end.
@@ -40,8 +42,8 @@ pub fn write(manifest: &Manifest, mut out: impl io::Write) -> io::Result<()> {
 pub fn read(text: &[u8]) -> Result<Manifest, Error> {
     let manifest: Manifest = serde_json::from_slice(text)?;
     match manifest.schema {
-        0..=SCHEMA => Ok(manifest),
-        later => Err(Error::Schema(later)),
+        0..=Manifest::SCHEMA => Ok(manifest),
+        found => Err(Error::Schema { found, reads: Manifest::SCHEMA }),
     }
 }
 

@@ -23,8 +23,9 @@
 //!   small, and they are what says that there was no room); only a device that is really full stops them.
 //!
 //! One process writes (`.lock` is held by `flock`, which a kill releases); any number read, through
-//! [`list`], [`find`] and [`open_artifact`], without the lock. A child made by `fork` without `exec`
-//! shares the lock, so the directory stays busy until it has gone too.
+//! [`list`], [`find`] and [`open_artifact`], without the lock. A child the host made by `fork` without
+//! `exec` has a copy of the lock: when the host is killed, the directory stays busy until that child has
+//! gone too.
 //!
 //! The obvious alternative is an embedded database or an index file: faster to list, and one more thing
 //! that can disagree with the files. There are a hundred incidents, not a million: retention looks at
@@ -37,7 +38,7 @@ mod error;
 mod fixture;
 mod incident;
 mod index;
-mod manifest;
+pub mod manifest;
 mod names;
 mod recovery;
 mod retention;
@@ -57,7 +58,6 @@ pub use draft::Draft;
 pub use error::{Bound, Error};
 pub use incident::IncidentDir;
 pub use index::{Entry, find, list, open_artifact};
-pub use manifest::{Error as ManifestError, read, write};
 pub use recovery::Recovery;
 pub use retention::{Removed, Retained, Standing};
 
@@ -95,8 +95,7 @@ impl Store {
         let root = Dir::make(dir)?;
         let lock = lock(&root)?;
         let shared = Arc::new(Shared::new(root, lock, settings, clock));
-        let mut recovery = recovery::recover(&shared)?;
-        recovery.retained = shared.retain();
+        let recovery = recovery::recover(&shared)?;
         Ok((Self { shared }, recovery))
     }
 
@@ -106,7 +105,7 @@ impl Store {
     }
 
     /// Puts other bounds in force, from the next write or [`Self::retain`] on.
-    pub fn configure(&self, settings: StoreSettings) {
+    pub fn set_limits(&self, settings: StoreSettings) {
         self.shared.ledger().settings = settings;
     }
 

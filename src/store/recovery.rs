@@ -4,7 +4,7 @@
 //! incident nobody will close, and a `.part` will not be finished. Pids are not asked: in a container
 //! every process is number 1.
 
-use std::io;
+use std::{fmt, io};
 
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
@@ -12,9 +12,9 @@ use sha2::{Digest, Sha256};
 use super::dir::{Dir, is_dir, is_file};
 use super::draft::hex;
 use super::error::Error;
-use super::incident::put;
+use super::incident::text;
 use super::index::read_manifest;
-use super::names::{GONE, IncidentName, NEW, PART, STATE, artifact_kind, is_part};
+use super::names::{GONE, IncidentName, MANIFEST, NEW, PART, STATE, artifact_kind, is_part};
 use super::retention::{Retained, Standing, finish_removal};
 use super::room::Shared;
 use crate::base::{Bytes, IncidentId};
@@ -37,7 +37,39 @@ pub struct Recovery {
     pub retained: Retained,
 }
 
-/// Sweeps first, which makes room, and then marks, which may need it.
+impl Recovery {
+    /// Whether everything was in order.
+    pub fn is_empty(&self) -> bool {
+        self.swept.is_empty()
+            && self.interrupted.is_empty()
+            && self.standing.is_empty()
+            && self.failed.is_empty()
+    }
+}
+
+impl fmt::Display for Recovery {
+    /// One line for a log: numbers of everything, and the first of what could not be done.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} incidents interrupted, {} unlisted artifacts, {} leftovers swept",
+            self.interrupted.len(),
+            self.listed.len(),
+            self.swept.len(),
+        )?;
+        if let Some(standing) = self.standing.first() {
+            let (count, path) = (self.standing.len(), standing.path.display());
+            write!(f, ", {count} leftovers kept because of {path}")?;
+        }
+        match self.failed.first() {
+            Some(error) => write!(f, ", {} failures: {error}", self.failed.len()),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Sweeps and keeps the bounds first, which makes room, and then marks, which may need it. No incident is
+/// given up to mark another: on a device that stays full, the next start marks.
 pub(super) fn recover(shared: &Shared) -> Result<Recovery, Error> {
     let mut recovery = Recovery::default();
     let root = &shared.root;
@@ -47,8 +79,8 @@ pub(super) fn recover(shared: &Shared) -> Result<Recovery, Error> {
     for name in names {
         if IncidentName::parse(&name).is_some() {
             match sweep_parts(root, &name, &mut recovery.swept) {
-                Ok(Some(dir)) => incidents.push(dir),
-                Ok(None) => {}
+                Ok(true) => incidents.push(name),
+                Ok(false) => {}
                 Err(error) => recovery.failed.push(error),
             }
             continue;
@@ -68,28 +100,31 @@ pub(super) fn recover(shared: &Shared) -> Result<Recovery, Error> {
             Err(error) => recovery.failed.push(error),
         }
     }
-    for dir in incidents {
-        if let Err(error) = mark(shared, &dir, &mut recovery) {
+    recovery.retained = shared.retain();
+    for name in incidents {
+        if root.stat(&name)?.is_some()
+            && let Err(error) = root.subdir(&name).and_then(|dir| mark(shared, &dir, &mut recovery))
+        {
             recovery.failed.push(error);
         }
     }
     Ok(recovery)
 }
 
-/// Removes what was being written in an incident. None when it is not a directory, or not ours.
-fn sweep_parts(root: &Dir, incident: &str, swept: &mut Vec<String>) -> Result<Option<Dir>, Error> {
+/// Removes what was being written in an incident. False when it is not a directory, or not ours.
+fn sweep_parts(root: &Dir, incident: &str, swept: &mut Vec<String>) -> Result<bool, Error> {
     if !root.stat(incident)?.is_some_and(|stat| is_dir(&stat)) {
-        return Ok(None);
+        return Ok(false);
     }
     let dir = root.subdir(incident)?;
     if !dir.is_ours() {
-        return Ok(None);
+        return Ok(false);
     }
     for name in dir.names()?.into_iter().filter(|name| is_part(name)) {
         dir.unlink(&name)?;
         swept.push(format!("{incident}/{name}"));
     }
-    Ok(Some(dir))
+    Ok(true)
 }
 
 /// Marks the incident in `dir` interrupted if it says that it is open.
@@ -108,7 +143,7 @@ fn mark(shared: &Shared, dir: &Dir, recovery: &mut Recovery) -> Result<(), Error
     }
     let unlisted = unlisted(dir, &manifest)?;
     manifest.artifacts.extend(unlisted.iter().cloned());
-    put(shared, dir, &manifest)?;
+    dir.replace(MANIFEST, &text(dir, &manifest)?)?;
     recovery.interrupted.push(manifest.id);
     recovery.listed.extend(unlisted);
     Ok(())
@@ -163,7 +198,6 @@ mod tests {
     use std::time::Duration;
 
     use super::super::fixture::{Fixture, roomy};
-    use super::super::names::MANIFEST;
     use super::*;
     use crate::base::Clock;
 
@@ -174,7 +208,7 @@ mod tests {
         let before = fs::read(it.store.find(id).unwrap().path.join(MANIFEST)).unwrap();
         let (it, recovery) = it.reopen(roomy());
         assert!(recovery.swept.is_empty() && recovery.interrupted.is_empty());
-        assert!(recovery.failed.is_empty() && recovery.listed.is_empty());
+        assert!(recovery.failed.is_empty() && recovery.listed.is_empty() && recovery.is_empty());
         let after = fs::read(it.store.find(id).unwrap().path.join(MANIFEST)).unwrap();
         assert_eq!(before, after);
     }
@@ -299,6 +333,7 @@ mod tests {
         assert_eq!(recovery.interrupted, [good]);
         assert_eq!(recovery.failed.len(), 1);
         assert!(recovery.failed[0].to_string().contains(&bad.to_string()));
+        assert!(!recovery.is_empty() && recovery.to_string().contains("incident.json"));
         assert_eq!(it.ids().len(), 2);
     }
 }

@@ -237,7 +237,7 @@ mod tests {
     fn the_oldest_go_when_there_are_too_many() {
         let it = Fixture::new(roomy());
         let ids: Vec<_> = (0..5).map(|_| it.closed(10)).collect();
-        it.store.configure(StoreSettings { max_incidents: 3, ..roomy() });
+        it.store.set_limits(StoreSettings { max_incidents: 3, ..roomy() });
         let gone = bounds(&it.store.retain());
         assert_eq!(gone, [(ids[0], Bound::Incidents), (ids[1], Bound::Incidents)]);
         // One more makes room for itself.
@@ -250,9 +250,9 @@ mod tests {
         let it = Fixture::new(roomy());
         let ids: Vec<_> = (0..3).map(|_| it.closed(1000)).collect();
         let all = it.store.retain().bytes;
-        it.store.configure(StoreSettings { max_bytes: all, ..roomy() });
+        it.store.set_limits(StoreSettings { max_bytes: all, ..roomy() });
         assert_eq!(bounds(&it.store.retain()), []);
-        it.store.configure(StoreSettings { max_bytes: Bytes(all.get() - 1), ..roomy() });
+        it.store.set_limits(StoreSettings { max_bytes: Bytes(all.get() - 1), ..roomy() });
         let retained = it.store.retain();
         assert_eq!(bounds(&retained), [(ids[0], Bound::Bytes)]);
         assert_eq!(retained.bytes.get() + retained.removed[0].bytes.get(), all.get());
@@ -289,7 +289,7 @@ mod tests {
         for keep_free in [Room::Bytes(Bytes(u64::MAX)), Room::Percent(Percent(100.0))] {
             let it = Fixture::new(roomy());
             let id = it.closed(10);
-            it.store.configure(StoreSettings { keep_free, ..roomy() });
+            it.store.set_limits(StoreSettings { keep_free, ..roomy() });
             assert_eq!(bounds(&it.store.retain()), [(id, Bound::Free)]);
         }
     }
@@ -314,7 +314,7 @@ mod tests {
         let path = it.store.find(ids[0]).unwrap().path;
         fs::write(path.join("notes.txt"), "it was the cache").unwrap();
         let before: Vec<_> = fs::read_dir(&path).unwrap().map(|it| it.unwrap().path()).collect();
-        it.store.configure(StoreSettings { max_incidents: 1, ..roomy() });
+        it.store.set_limits(StoreSettings { max_incidents: 1, ..roomy() });
         let retained = it.store.retain();
         assert_eq!(
             bounds(&retained),
@@ -361,7 +361,7 @@ mod tests {
         fs::write(&precious, "x").unwrap();
         let planted = path.join("orders_eu-1.002.cpu.pprof");
         symlink(&precious, &planted).unwrap();
-        it.store.configure(StoreSettings { max_incidents: 0, ..roomy() });
+        it.store.set_limits(StoreSettings { max_incidents: 0, ..roomy() });
         let retained = it.store.retain();
         assert_eq!(retained.standing, [Standing { path: planted }]);
         assert!(precious.exists() && path.join(MANIFEST).exists());

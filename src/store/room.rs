@@ -203,3 +203,40 @@ fn keep_free(room: Room, space: Space) -> u64 {
         Room::Percent(percent) => (space.total as f64 * percent.get() / 100.0) as u64,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixture::{Fixture, roomy};
+    use super::*;
+    use crate::base::{Bytes, Percent};
+
+    #[test]
+    fn a_child_between_fork_and_exec_does_not_keep_a_closed_store_locked() {
+        let it = Fixture::new(roomy());
+        let copy = it.store.shared.lock.try_clone().unwrap();
+        let (_it, recovery) = it.reopen(roomy());
+        assert!(recovery.is_empty());
+        drop(copy);
+    }
+
+    #[test]
+    fn room_is_left_by_bytes_or_by_share() {
+        let space = Space { total: 2000, free: 150 };
+        assert_eq!(keep_free(Room::Bytes(Bytes(70)), space), 70);
+        assert_eq!(keep_free(Room::Percent(Percent(5.0)), space), 100);
+        assert_eq!(keep_free(Room::Percent(Percent(0.0)), space), 0);
+    }
+
+    #[test]
+    fn a_store_of_which_a_thread_panicked_goes_on() {
+        let it = Fixture::new(roomy());
+        let shared = Arc::clone(&it.store.shared);
+        let panicked = std::thread::spawn(move || {
+            let _ledger = shared.ledger();
+            panic!("as a collector might");
+        });
+        assert!(panicked.join().is_err());
+        let id = it.closed(10);
+        assert_eq!(it.ids(), [id]);
+    }
+}

@@ -1,6 +1,6 @@
 //! A task of ours on somebody else's runtime, woken to see how late it runs.
 //!
-//! One task for each runtime, asleep between ticks. Each tick wakes it as any task is woken from outside,
+//! One task for each runtime, asleep between ticks. A tick wakes it as any task is woken from outside,
 //! through the runtime's common queue, and dates the waking; its poll dates the running. While it has
 //! not run it is not woken again, so a stuck runtime gathers nothing of ours.
 //!
@@ -12,6 +12,15 @@
 //! Spawning a task each tick would say the same and allocate each time, run the service's spawn hooks and
 //! fill its trace with births and deaths. The price of one that stays is that the runtime's own
 //! `num_alive_tasks` is one higher; the vitals subtract it.
+//!
+//! **An idle runtime is left asleep.** A runtime with a parked worker has nothing waiting, and the
+//! waking would be most of what a tick costs: 40 us and more of the *service's* CPU, for the parked
+//! worker and the one it wakes to look for more. So it is woken once a second, more rarely if they are
+//! many, which tells how long the machine takes to run it; its lag is zero in between. A stall is seen
+//! no later for it: it begins after the last probe has run in either case, and the next tick finds no
+//! worker parked.
+//! This rests on tokio counting a worker's parks and unparks as they happen, which it does from 1.54 on;
+//! `worker_total_busy_duration` would not do, as it stands still through a batch of 61 polls.
 //!
 //! **What it cannot see**: a stall that begins after the probe ran and ends before the next tick. A
 //! runtime with several workers runs the probe on any that is free, so one stuck worker of many is no
@@ -25,10 +34,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::runtime::{Handle, Id};
+use tokio::runtime::{Handle, Id, RuntimeMetrics};
 use tokio::sync::Notify;
 
 use crate::base::{Clock, Moment};
+
+/// How long an idle runtime is left asleep when `runtimes` are watched: a second for each four of them,
+/// so that four wakings a second are all there are.
+pub(super) fn rest(runtimes: usize) -> Duration {
+    Duration::from_secs(runtimes.div_ceil(4) as u64)
+}
 
 /// One observed runtime.
 pub(super) struct Probe {
@@ -36,6 +51,8 @@ pub(super) struct Probe {
     shared: Arc<Shared>,
     /// When the task was woken, if that has not been accounted for.
     sent: Option<Moment>,
+    /// When the task was last woken.
+    last: Option<Moment>,
 }
 
 /// What one tick tells about a runtime.
@@ -43,7 +60,7 @@ pub(super) struct Probe {
 pub(super) struct Reading {
     /// Tasks alive, ours not among them.
     pub(super) tasks: u64,
-    /// How late the task woken a tick ago ran, or is; none at the first tick.
+    /// How late the task woken a tick ago ran, or is; zero if it was left asleep, none at the first tick.
     pub(super) lag: Option<Duration>,
 }
 
@@ -53,7 +70,7 @@ impl Probe {
         let shared = Arc::new(Shared::default());
         // Nothing waits for the task: it ends itself, or the runtime ends it.
         drop(runtime.spawn(run(Alive(shared.clone()), clock)));
-        Self { runtime, shared, sent: None }
+        Self { runtime, shared, sent: None, last: None }
     }
 
     /// The runtime.
@@ -61,27 +78,37 @@ impl Probe {
         self.runtime.id()
     }
 
-    /// Reads, and wakes the task for the next tick; none when the runtime has shut down.
-    pub(super) fn read(&mut self, clock: &dyn Clock) -> Option<Reading> {
+    /// Reads, and wakes the task for the next tick, an idle runtime's only if `rest` has passed since
+    /// the last time; none when the runtime has shut down.
+    pub(super) fn read(&mut self, clock: &dyn Clock, rest: Duration) -> Option<Reading> {
         if self.shared.dead.load(Ordering::Acquire) {
             return None;
         }
-        let alive = self.runtime.metrics().num_alive_tasks() as u64;
+        let metrics = self.runtime.metrics();
+        let tasks = (metrics.num_alive_tasks() as u64).saturating_sub(1);
         let now = clock.now();
-        let lag = self.sent.map(|sent| match self.shared.ran.load(Ordering::Acquire) {
-            0 => now.since(sent),
-            ran => {
+        let lag = match (self.sent, self.shared.ran.load(Ordering::Acquire)) {
+            (None, _) => self.last.map(|_| Duration::ZERO),
+            (Some(sent), 0) => Some(now.since(sent)),
+            (Some(sent), ran) => {
                 self.sent = None;
-                Moment::from_nanos(ran - 1).since(sent)
+                Some(Moment::from_nanos(ran - 1).since(sent))
             }
-        });
-        if self.sent.is_none() {
+        };
+        let rested = self.last.is_some_and(|last| now.since(last) < rest);
+        if self.sent.is_none() && !(rested && is_idle(&metrics)) {
             self.sent = Some(now);
+            self.last = self.sent;
             self.shared.ran.store(0, Ordering::Relaxed);
             self.shared.wake.notify_one();
         }
-        Some(Reading { tasks: alive.saturating_sub(1), lag })
+        Some(Reading { tasks, lag })
     }
+}
+
+/// Whether a worker is parked: it has parked once more than it has unparked.
+fn is_idle(runtime: &RuntimeMetrics) -> bool {
+    (0..runtime.num_workers()).any(|worker| runtime.worker_park_unpark_count(worker) % 2 == 1)
 }
 
 impl Drop for Probe {

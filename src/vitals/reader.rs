@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::gauges::Gauges;
-use super::probe::{Probe, Reading};
+use super::probe::{Probe, Reading, rest};
 use super::runtimes::Runtimes;
 use crate::base::{Bytes, Clock, Moment, SystemClock};
 use crate::model::{Limit, Vitals};
@@ -141,9 +141,10 @@ impl Reader {
         let clock = &self.clock;
         self.probes.extend(fresh.into_iter().map(|handle| Probe::start(handle, clock.clone())));
 
+        let rest = rest(self.probes.len());
         let mut all: Option<Reading> = None;
         self.probes.retain_mut(|probe| {
-            let Some(reading) = probe.read(&**clock) else {
+            let Some(reading) = probe.read(&**clock, rest) else {
                 self.runtimes.forget(probe.id());
                 return false;
             };

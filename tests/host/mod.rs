@@ -13,20 +13,20 @@ use marple::{Agent, AgentHandle, CaptureSet};
 use tempfile::TempDir;
 
 /// How long anything may take before a test gives up. Far beyond what it takes on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// One agent may run in a process, and the tests of a binary may share one.
 static ONE: Mutex<()> = Mutex::new(());
 
-pub struct Host {
-    pub agent: Option<Agent>,
-    pub dir: TempDir,
+pub(crate) struct Host {
+    pub(crate) agent: Option<Agent>,
+    pub(crate) dir: TempDir,
     _one: MutexGuard<'static, ()>,
 }
 
 impl Host {
     /// An agent with these settings, in a directory of its own.
-    pub fn start(settings: Settings) -> Self {
+    pub(crate) fn start(settings: Settings) -> Self {
         let one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
         let dir = TempDir::new().unwrap();
         let settings = Settings { dir: dir.path().join("captures"), ..settings };
@@ -34,25 +34,25 @@ impl Host {
         Self { agent: Some(agent), dir, _one: one }
     }
 
-    pub fn handle(&self) -> AgentHandle {
+    pub(crate) fn handle(&self) -> AgentHandle {
         self.agent.as_ref().unwrap().handle()
     }
 
     /// Drops the guard; what is left is on disk.
-    pub fn end(&mut self) {
+    pub(crate) fn end(&mut self) {
         self.agent = None;
     }
 
-    pub fn captures(&self) -> PathBuf {
+    pub(crate) fn captures(&self) -> PathBuf {
         self.dir.path().join("captures")
     }
 
-    pub fn incidents(&self) -> Vec<(PathBuf, Manifest)> {
+    pub(crate) fn incidents(&self) -> Vec<(PathBuf, Manifest)> {
         incidents(&self.captures())
     }
 
     /// Waits until there are `n` incidents and all are closed.
-    pub fn closed(&self, n: usize) -> Vec<(PathBuf, Manifest)> {
+    pub(crate) fn closed(&self, n: usize) -> Vec<(PathBuf, Manifest)> {
         wait_for(&format!("{n} closed incidents"), || {
             let found = self.incidents();
             let closed = found.iter().all(|(_, manifest)| manifest.closed.is_some());
@@ -62,7 +62,7 @@ impl Host {
 }
 
 /// Settings for a test: no signal, quick ticks.
-pub fn settings() -> Settings {
+pub(crate) fn settings() -> Settings {
     Settings {
         service: "orders".into(),
         domain: "eu-1".into(),
@@ -73,7 +73,7 @@ pub fn settings() -> Settings {
 }
 
 /// A rule over a gauge: fires above 10, clears below.
-pub fn gauge_rule(name: &str, capture: impl Into<CaptureSet>, duration: Duration) -> Rule {
+pub(crate) fn gauge_rule(name: &str, capture: impl Into<CaptureSet>, duration: Duration) -> Rule {
     Rule {
         name: name.into(),
         metric: Metric::Gauge(name.into()),
@@ -90,7 +90,7 @@ pub fn gauge_rule(name: &str, capture: impl Into<CaptureSet>, duration: Duration
 }
 
 /// The incidents in `captures`, oldest first. Fails if a manifest is not whole.
-pub fn incidents(captures: &Path) -> Vec<(PathBuf, Manifest)> {
+pub(crate) fn incidents(captures: &Path) -> Vec<(PathBuf, Manifest)> {
     let mut found: Vec<(PathBuf, Manifest)> = fs::read_dir(captures)
         .map(|entries| entries.map(|entry| entry.unwrap().path()).collect::<Vec<_>>())
         .unwrap_or_default()
@@ -111,7 +111,7 @@ pub fn incidents(captures: &Path) -> Vec<(PathBuf, Manifest)> {
 }
 
 /// Waits until `condition` gives something.
-pub fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
     loop {
         if let Some(found) = condition() {
@@ -123,7 +123,7 @@ pub fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
 }
 
 /// The names of an incident's files, without the service's and the domain's.
-pub fn files(manifest: &Manifest) -> Vec<String> {
+pub(crate) fn files(manifest: &Manifest) -> Vec<String> {
     manifest
         .artifacts
         .iter()

@@ -38,8 +38,6 @@ pub(crate) fn go_pprof(args: &[&str]) -> String {
         .env("GOTOOLCHAIN", "local")
         .env("GOPROXY", "off")
         .env("GOFLAGS", "")
-        .env("GOPATH", dir.join("go-path"))
-        .env("GOCACHE", dir.join("go-cache"))
         .env("TZ", "UTC")
         .env("PPROF_TMPDIR", dir.join("pprof"));
     run(&mut command)

@@ -27,9 +27,9 @@ impl Collector for Snapshots {
     }
 }
 
-/// Keeps what this thread allocates out of heap profiles, until it ends.
-pub(in crate::agent) fn exclude_current_thread() {
-    heap::exclude_current_thread();
+/// Keeps what this thread allocates out of heap profiles, until the guard is dropped.
+pub(in crate::agent) fn exclude_current_thread() -> heap::Exclusion {
+    heap::exclude_current_thread()
 }
 
 /// Samples every `rate` bytes on average from here on.

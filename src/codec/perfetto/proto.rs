@@ -3,11 +3,11 @@
 //! Perfetto's schema is proto2: an optional field that is there and 0 is not one that is absent, and
 //! repeated numbers are not packed (its own reader does not look for packed ones in track events).
 
-/// The whole file.
+/// A trace of one packet. Those that follow each other in a file are one trace.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct Trace {
-    #[prost(message, repeated, tag = "1")]
-    pub(super) packet: Vec<TracePacket>,
+    #[prost(message, required, tag = "1")]
+    pub(super) packet: TracePacket,
 }
 
 /// One thing said, by one sequence.

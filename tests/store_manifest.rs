@@ -5,11 +5,11 @@ mod peers;
 use std::collections::BTreeMap;
 
 use marple::base::{Bytes, IncidentId};
-use marple::codec::{Error, manifest};
 use marple::model::{
     Artifact, CaptureKind, CaptureRecord, IncidentState, Limits, Losses, Manifest, Metric, Origin,
     Outcome, ProcessInfo, Reason, Versions, VitalsRow,
 };
+use marple::store::manifest;
 use proptest::prelude::*;
 
 fn incident(value: f64) -> Manifest {
@@ -126,7 +126,6 @@ fn half_a_manifest_is_refused_with_the_place() {
     let whole = bytes(&incident(1.0));
     for length in 0..whole.len() - 2 {
         let error = manifest::read(&whole[..length]).unwrap_err();
-        assert!(matches!(error, Error::Manifest(_)));
         assert!(error.to_string().contains("line"), "{error}");
     }
 }

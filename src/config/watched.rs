@@ -1,0 +1,219 @@
+//! A watched file: what is known of it, and whether it has changed.
+
+use std::fs::{self, Metadata};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::settle::Settle;
+use super::{Error, Settings, judge, read_bounded};
+use crate::base::Moment;
+
+/// How long a change must stand before it counts.
+pub(super) const QUIET: Duration = Duration::from_millis(100);
+/// The same for a configuration that has become empty.
+const QUIET_IF_EMPTY: Duration = Duration::from_millis(700);
+
+/// A file to watch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Watched {
+    /// A configuration: reported when its content has changed.
+    Config(PathBuf),
+    /// A trigger: reported when it was touched or made.
+    Trigger(PathBuf),
+}
+
+impl Watched {
+    fn path(&self) -> &Path {
+        match self {
+            Self::Config(path) | Self::Trigger(path) => path,
+        }
+    }
+}
+
+/// What happened to a watched file.
+#[derive(Debug)]
+pub enum Change {
+    /// A configuration's content is another. It is read and judged already, so that what is applied is
+    /// what was seen.
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// The settings in it, or why there are none: then the old ones should stay in force.
+        settings: Result<Box<Settings>, Error>,
+    },
+    /// A trigger file was touched or made.
+    Trigger {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+/// Which file it is, wherever it is called so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Identity {
+    device: u64,
+    inode: u64,
+}
+
+impl Identity {
+    pub(super) fn of(meta: &Metadata) -> Self {
+        Self { device: meta.dev(), inode: meta.ino() }
+    }
+}
+
+/// Which file it is, and when it was touched last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stamp {
+    identity: Identity,
+    modified: (i64, i64),
+    size: u64,
+}
+
+impl Stamp {
+    fn of(path: &Path) -> Option<Self> {
+        let meta = fs::metadata(path).ok()?;
+        let modified = (meta.mtime(), meta.mtime_nsec());
+        Some(Self { identity: Identity::of(&meta), modified, size: meta.len() })
+    }
+}
+
+/// A configuration's content, or why it cannot be read.
+type Content = Result<Arc<[u8]>, (io::ErrorKind, String)>;
+
+/// A watched file and what is known of it.
+#[derive(Debug)]
+pub(super) struct File {
+    pub(super) watched: Watched,
+    stamp: Option<Stamp>,
+    content: Option<Content>,
+    contents: Settle<Content>,
+    touches: Settle<Stamp>,
+}
+
+impl File {
+    pub(super) fn new(watched: Watched) -> Self {
+        let stamp = Stamp::of(watched.path());
+        let content = match &watched {
+            Watched::Config(path) => read_content(path),
+            Watched::Trigger(_) => None,
+        };
+        let contents = Settle::new(content.clone());
+        Self { watched, stamp, content, contents, touches: Settle::new(stamp) }
+    }
+
+    /// The directory it is in.
+    pub(super) fn directory(&self) -> &Path {
+        let path = self.watched.path();
+        match path.parent() {
+            Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
+            Some(parent) => parent,
+            None => path,
+        }
+    }
+
+    /// Whether a change waits for its quiet time.
+    pub(super) fn is_unsettled(&self) -> bool {
+        self.contents.is_unsettled() || self.touches.is_unsettled()
+    }
+
+    /// Looks at the file, into it if it looks otherwise or `read` says that something happened.
+    pub(super) fn look(&mut self, now: Moment, read: bool) -> Option<Change> {
+        let stamp = Stamp::of(self.watched.path());
+        match &self.watched {
+            Watched::Trigger(path) => {
+                self.touches.look(now, stamp, QUIET)?;
+                Some(Change::Trigger { path: path.clone() })
+            }
+            Watched::Config(path) => {
+                // Two writes in one tick of the file system's clock look alike: read again until settled.
+                if read || stamp != self.stamp || self.is_unsettled() {
+                    self.stamp = stamp;
+                    self.content = read_content(path);
+                }
+                let empty = matches!(&self.content, Some(Ok(content)) if content.is_empty());
+                let quiet = if empty { QUIET_IF_EMPTY } else { QUIET };
+                let content = self.contents.look(now, self.content.clone(), quiet)?;
+                let content = content
+                    .map(|content| content.to_vec())
+                    .map_err(|(kind, why)| io::Error::new(kind, why));
+                let settings = judge(path, content).map(Box::new);
+                Some(Change::Config { path: path.clone(), settings })
+            }
+        }
+    }
+}
+
+/// The content of a configuration; none if there is no such file.
+fn read_content(path: &Path) -> Option<Content> {
+    match read_bounded(path) {
+        Ok(content) => Some(Ok(content.into())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => Some(Err((error.kind(), error.to_string()))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = "interval = \"2s\"";
+
+    /// Looks at `file` as the thread does after an event; true if there is a change.
+    fn changed(file: &mut File, millis: u64) -> bool {
+        file.look(Moment::from_nanos(millis * 1_000_000), true).is_some()
+    }
+
+    #[test]
+    fn a_file_is_judged_when_it_was_quiet_for_a_tenth_of_a_second() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("marple.toml");
+        fs::write(&path, "").unwrap();
+        let mut file = File::new(Watched::Config(path.clone()));
+        for half in 1..TEXT.len() {
+            fs::write(&path, &TEXT[..half]).unwrap();
+            let at = half as u64 * 99;
+            assert!(!changed(&mut file, at) && !changed(&mut file, at + 98), "half: {half}");
+        }
+        fs::write(&path, TEXT).unwrap();
+        assert!(!changed(&mut file, 10_000) && !changed(&mut file, 10_099));
+        assert!(changed(&mut file, 10_100) && !changed(&mut file, 10_200));
+    }
+
+    #[test]
+    fn a_write_that_leaves_no_trace_but_its_event_is_seen() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("marple.toml");
+        fs::write(&path, TEXT).unwrap();
+        let modified = fs::metadata(&path).unwrap().modified().unwrap();
+        let mut file = File::new(Watched::Config(path.clone()));
+        fs::write(&path, TEXT.replace('2', "3")).unwrap();
+        fs::File::options().write(true).open(&path).unwrap().set_modified(modified).unwrap();
+        assert!(!changed(&mut file, 0) && changed(&mut file, 100));
+    }
+
+    #[test]
+    fn an_emptied_file_is_given_longer() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("marple.toml");
+        fs::write(&path, TEXT).unwrap();
+        let mut file = File::new(Watched::Config(path.clone()));
+        fs::write(&path, "").unwrap();
+        assert!(!changed(&mut file, 0) && !changed(&mut file, 699));
+        assert!(changed(&mut file, 700) && !changed(&mut file, 1400));
+    }
+
+    #[test]
+    fn a_trigger_made_in_several_steps_is_one_touch() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("trigger");
+        let mut file = File::new(Watched::Trigger(path.clone()));
+        fs::write(&path, "").unwrap();
+        assert!(!changed(&mut file, 0));
+        fs::write(&path, "now").unwrap();
+        assert!(!changed(&mut file, 99) && !changed(&mut file, 198));
+        assert!(changed(&mut file, 199) && !changed(&mut file, 300));
+    }
+}

@@ -1,0 +1,59 @@
+//! How many samples there should be, and how many there are.
+//!
+//! A timer that runs on the process' CPU time leaves one sample for each period of it. What is short of
+//! that was lost without anybody telling: two expirations that met one pending signal, a signal that
+//! came while the engine was busy. The difference is the measure of it.
+
+use std::time::Duration;
+
+use crate::base::Hertz;
+use crate::model::Profile;
+
+/// The shortfall that means nothing: the timer's phase at both ends, and what the kernel's tick, which
+/// drives the timer, moves between neighbours.
+const NOISE_SAMPLES: u64 = 2;
+
+/// Likewise, as a share of the expected samples: 1 in 50.
+const NOISE_SHARE: u64 = 50;
+
+/// Tells the reader of `profile` what was expected of `cpu_time` and what was got.
+pub(super) fn tell(profile: &mut Profile, cpu_time: Duration, frequency: Hertz, got: u64) {
+    let expected = expected(cpu_time, frequency);
+    profile.comments.push(format!(
+        "expected {expected} samples for {:.3} s of CPU time at {frequency}, got {got}",
+        cpu_time.as_secs_f64()
+    ));
+    profile.losses.add("CPU samples missing: signals merged or dropped", missing(expected, got));
+}
+
+fn expected(cpu_time: Duration, frequency: Hertz) -> u64 {
+    let samples = cpu_time.as_nanos() * u128::from(frequency.get()) / 1_000_000_000;
+    u64::try_from(samples).unwrap_or(u64::MAX)
+}
+
+/// What is missing of `expected`; zero while it may be noise.
+fn missing(expected: u64, got: u64) -> u64 {
+    let short = expected.saturating_sub(got);
+    if short > NOISE_SAMPLES + expected / NOISE_SHARE { short } else { 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn samples_are_expected_by_cpu_time() {
+        assert_eq!(expected(Duration::from_millis(1500), Hertz(100)), 150);
+        assert_eq!(expected(Duration::ZERO, Hertz(99)), 0);
+        assert_eq!(expected(Duration::MAX, Hertz(1000)), u64::MAX);
+    }
+
+    #[test]
+    fn a_shortfall_counts_whole_once_it_is_beyond_noise() {
+        for (expected, got, lost) in
+            [(100, 100, 0), (100, 96, 0), (100, 95, 5), (0, 3, 0), (2, 0, 0), (3, 0, 3)]
+        {
+            assert_eq!(missing(expected, got), lost, "{got} of {expected}");
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! The sampler against its theory. Seeds are fixed, so a passing test passes always; the bounds are
+//! three standard errors (one honest seed in 370 would fail) and the issue's.
+
+use proptest::prelude::*;
+
+use super::*;
+
+const RATE: u64 = 512 << 10;
+
+fn seeded(seed: u64, rate: u64) -> Sampler {
+    let sampler = Sampler::new();
+    sampler.seed(mix(seed), rate);
+    sampler
+}
+
+fn allocate(sampler: &Sampler, size: usize, rate: u64) -> Option<f64> {
+    if sampler.spend(size) { None } else { sampler.decide(size, rate) }
+}
+
+/// An estimate of the bytes in these blocks and of its own variance.
+fn estimate(sampler: &Sampler, blocks: &[usize], rate: u64) -> (f64, f64) {
+    blocks.iter().fold((0.0, 0.0), |(sum, variance), &size| match allocate(sampler, size, rate) {
+        Some(weight) => {
+            let bytes = size as f64;
+            (sum + bytes * weight, variance + bytes * bytes * weight * (weight - 1.0))
+        }
+        None => (sum, variance),
+    })
+}
+
+struct Trials {
+    bias_in_standard_errors: f64,
+    scatter_over_theory: f64,
+    reported_over_observed: f64,
+}
+
+fn trials(blocks: &[usize], rate: u64, count: u32) -> Trials {
+    let truth: f64 = blocks.iter().map(|&size| size as f64).sum();
+    let theory: f64 =
+        blocks.iter().map(|&size| (size as f64).powi(2) * (weight(size, rate) - 1.0)).sum();
+    let sampler = seeded(7, rate);
+    let results: Vec<_> = (0..count).map(|_| estimate(&sampler, blocks, rate)).collect();
+    let n = f64::from(count);
+    let mean = results.iter().map(|(sum, _)| sum).sum::<f64>() / n;
+    let observed = results.iter().map(|(sum, _)| (sum - mean).powi(2)).sum::<f64>() / (n - 1.0);
+    let reported = results.iter().map(|(_, variance)| variance).sum::<f64>() / n;
+    Trials {
+        bias_in_standard_errors: (mean - truth) / (theory / n).sqrt(),
+        scatter_over_theory: (observed / theory).sqrt(),
+        reported_over_observed: (reported / observed).sqrt(),
+    }
+}
+
+#[test]
+fn sums_are_unbiased_and_their_reported_error_is_the_observed_one() {
+    let mixed: Vec<usize> = (0..400).map(|i| 16 << (i % 12)).collect();
+    let lists: [(&str, Vec<usize>); 3] = [
+        ("ten of 240 KiB", vec![240 << 10; 10]),
+        ("1000 of 64 B", vec![64; 1000]),
+        ("mixed", mixed),
+    ];
+    for (name, blocks) in lists {
+        let got = trials(&blocks, RATE, 5000);
+        println!(
+            "{name}: bias {:.2} s.e., scatter/theory {:.3}, reported/observed {:.3}",
+            got.bias_in_standard_errors, got.scatter_over_theory, got.reported_over_observed
+        );
+        assert!(got.bias_in_standard_errors.abs() <= 3.0, "{name}");
+        assert!((0.95..=1.05).contains(&got.scatter_over_theory), "{name}");
+        assert!((0.93..=1.07).contains(&got.reported_over_observed), "{name}");
+    }
+}
+
+#[test]
+fn blocks_far_above_the_rate_are_all_seen_and_stand_for_themselves() {
+    let sampler = seeded(1, RATE);
+    for _ in 0..10_000 {
+        assert_eq!(allocate(&sampler, 20 << 20, RATE), Some(1.0));
+    }
+}
+
+#[test]
+fn rate_one_records_everything_and_rate_zero_nothing() {
+    let (all, none) = (seeded(1, 1), seeded(1, 0));
+    for size in [1, 2, 16, GRANT as usize - 1, GRANT as usize, GRANT as usize + 1, 1 << 30] {
+        assert_eq!(allocate(&all, size, 1), Some(1.0), "{size}");
+        assert_eq!(allocate(&none, size, 0), None, "{size}");
+    }
+}
+
+#[test]
+fn the_rate_may_change_at_any_time_without_bias() {
+    let (count, size) = (400_000, 1000usize);
+    let rates = [8 << 10, 64 << 10, 300, 512 << 10];
+    let sampler = seeded(4, rates[0]);
+    let switched: f64 =
+        (0..count).filter_map(|i| allocate(&sampler, size, rates[i / 100 % rates.len()])).sum();
+    // Standard error of `switched`: at most sqrt(n (w - 1)) with the rarest rate's weight.
+    let error = (count as f64 * (weight(size, 512 << 10) - 1.0)).sqrt();
+    assert!((switched - count as f64).abs() < 3.0 * error, "{switched} of {count}, +- {error}");
+}
+
+#[test]
+fn a_new_rate_is_seen_within_one_grant() {
+    for (old, new) in [(0, 1), (1 << 40, 1), (0, 1 << 10)] {
+        let sampler = seeded(5, old);
+        let blocks = (0..).take_while(|_| allocate(&sampler, 16, new).is_none()).take(1 << 20);
+        assert!(blocks.count() as u64 * 16 <= GRANT + 64 * new, "{old} to {new}");
+    }
+}
+
+#[test]
+fn what_passes_in_a_pause_belongs_to_no_wait() {
+    let run = |pause: bool| {
+        let sampler = seeded(6, 4096);
+        (0..5000).fold((Vec::new(), 0), |(mut at, mut passed), block| {
+            if pause && block % 7 == 0 {
+                let left = sampler.pause();
+                for _ in 0..100 {
+                    if !sampler.spend(2000) {
+                        sampler.let_pass();
+                        passed += 1;
+                    }
+                }
+                sampler.resume(left);
+            }
+            at.extend(allocate(&sampler, 100, 4096).map(|_| block));
+            (at, passed)
+        })
+    };
+    let ((paused, passed), (straight, _)) = (run(true), run(false));
+    assert!(passed > 0 && !straight.is_empty());
+    assert_eq!(paused, straight);
+}
+
+proptest! {
+    #[test]
+    fn weights_are_inverse_probabilities(size in 1usize..1 << 40, rate in 2u64..1 << 40) {
+        let weight = weight(size, rate);
+        let ratio = size as f64 / rate as f64;
+        prop_assert!(weight >= 1.0 && weight.is_finite());
+        // 1/(1-exp(-x)) lies between 1/x and 1/x + 1.
+        prop_assert!(weight >= 1.0 / ratio * (1.0 - 1e-12) && weight <= 1.0 / ratio + 1.0 + 1e-9 / ratio);
+    }
+
+    #[test]
+    fn a_wait_ends_at_the_same_byte_however_it_is_cut(sizes in prop::collection::vec(1usize..200_000, 1..200)) {
+        // The wait's end is drawn before the blocks come, so its byte position is the same for any cut.
+        let (cut, whole) = (seeded(9, 1 << 20), seeded(9, 1 << 20));
+        let end = whole.wait.get() + whole.left.get() as u64;
+        let mut position = 0u64;
+        for size in sizes {
+            let recorded = allocate(&cut, size, 1 << 20).is_some();
+            prop_assert_eq!(recorded, (position..position + size as u64).contains(&end));
+            position += size as u64;
+            if recorded {
+                break;
+            }
+        }
+    }
+}

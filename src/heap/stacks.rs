@@ -1,0 +1,136 @@
+//! Every stack once: addresses -> id, append-only, without locks.
+//!
+//! A stack lies in an arena as its length and its addresses, and its id is its place there. Arena space
+//! is claimed by moving one cursor; a stack never crosses a chunk, so that it reads back as one slice.
+
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+
+use super::index::Index;
+use super::sampler::mix;
+use crate::os::memory::Chunk;
+
+/// 512 KiB.
+const CHUNK: usize = 1 << 16;
+
+/// 16 MiB: some 65 000 stacks of 30 frames. A program that has more is shown the rest as unknown.
+const CHUNKS: usize = 32;
+
+const PLACES: usize = 1 << 17;
+
+pub(crate) struct Stacks {
+    index: Index,
+    arena: [Chunk; CHUNKS],
+    /// The first word that nobody has claimed. Word 0 is nobody's: an id is never 0.
+    next: AtomicU64,
+}
+
+impl Stacks {
+    pub(crate) const fn new() -> Self {
+        Self {
+            index: Index::new(PLACES),
+            arena: [const { Chunk::new(CHUNK) }; CHUNKS],
+            next: AtomicU64::new(1),
+        }
+    }
+
+    /// The id of these addresses; none when the table is full.
+    pub(crate) fn intern(&self, addresses: &[u64]) -> Option<u32> {
+        let hash = addresses
+            .iter()
+            .fold(addresses.len() as u64, |hash, &address| mix(hash.rotate_left(5) ^ address));
+        let same = |id| {
+            self.words(id).is_some_and(|words| {
+                words.len() == addresses.len()
+                    && words
+                        .iter()
+                        .zip(addresses)
+                        .all(|(word, &address)| word.load(Relaxed) == address)
+            })
+        };
+        // The index publishes the id with release, after these plain stores.
+        self.index.intern(hash, same, || {
+            let (id, place) = self.claim(addresses.len() + 1)?;
+            let (length, words) = place.split_first()?;
+            length.store(addresses.len() as u64, Relaxed);
+            words.iter().zip(addresses).for_each(|(word, &address)| word.store(address, Relaxed));
+            Some(id)
+        })
+    }
+
+    /// The addresses of an id of this table.
+    pub(crate) fn get(&self, id: u32) -> Option<impl Iterator<Item = u64> + '_> {
+        Some(self.words(id)?.iter().map(|word| word.load(Relaxed)))
+    }
+
+    fn words(&self, id: u32) -> Option<&[AtomicU64]> {
+        let chunk = self.arena.get(id as usize / CHUNK)?.get()?;
+        let (length, rest) = chunk.get(id as usize % CHUNK..)?.split_first()?;
+        rest.get(..usize::try_from(length.load(Relaxed)).ok()?)
+    }
+
+    fn claim(&self, words: usize) -> Option<(u32, &[AtomicU64])> {
+        let step = |next: u64| {
+            let room = CHUNK - next as usize % CHUNK;
+            let start = if words <= room { next } else { next + room as u64 };
+            (words <= CHUNK && (start as usize) < CHUNK * CHUNKS)
+                .then_some((start, start + words as u64))
+        };
+        let next = self.next.fetch_update(Relaxed, Relaxed, |next| Some(step(next)?.1)).ok()?;
+        let start = step(next)?.0 as usize;
+        let chunk = self.arena.get(start / CHUNK)?.get_or_map()?;
+        let place = chunk.get(start % CHUNK..start % CHUNK + words)?;
+        Some((u32::try_from(start).ok()?, place))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(stacks: &Stacks, id: u32) -> Vec<u64> {
+        stacks.get(id).unwrap().collect()
+    }
+
+    #[test]
+    fn a_stack_has_one_id_and_reads_back() {
+        let stacks = Stacks::new();
+        let (long, short, none) = (
+            stacks.intern(&[1, 2, 3]).unwrap(),
+            stacks.intern(&[1, 2]).unwrap(),
+            stacks.intern(&[]),
+        );
+        assert_eq!(stacks.intern(&[1, 2, 3]), Some(long));
+        assert_ne!(long, short);
+        assert_eq!(read(&stacks, long), [1, 2, 3]);
+        assert_eq!(read(&stacks, short), [1, 2]);
+        assert!(read(&stacks, none.unwrap()).is_empty());
+    }
+
+    #[test]
+    fn threads_agree_on_ids_across_chunks() {
+        let stacks = Stacks::new();
+        let stack = |n: u64| (n..n + 2 + n % 120).collect::<Vec<_>>();
+        let ids = || (0..4000).map(|n| stacks.intern(&stack(n)).unwrap()).collect::<Vec<_>>();
+        let all: Vec<_> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..4).map(|_| scope.spawn(ids)).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        assert!(all.iter().all(|ids| *ids == all[0]));
+        for (n, &id) in all[0].iter().enumerate() {
+            assert_eq!(read(&stacks, id), stack(n as u64));
+        }
+        assert!(*all[0].iter().max().unwrap() as usize > CHUNK, "one chunk held it all");
+    }
+
+    #[test]
+    fn a_full_table_refuses_and_keeps_what_it_has() {
+        let stacks = Stacks::new();
+        let stack = |n: u64| [n; 1000];
+        let first = stacks.intern(&stack(0)).unwrap();
+        let held = (1..).take_while(|&n| stacks.intern(&stack(n)).is_some()).count();
+        assert!((1900..2100).contains(&held), "{held}");
+        assert_eq!(stacks.intern(&stack(0)), Some(first));
+        assert_eq!(stacks.intern(&vec![0; CHUNK]), None, "a stack that fits no chunk");
+    }
+}

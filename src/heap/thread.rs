@@ -1,0 +1,104 @@
+//! What the allocator keeps for each thread: its wait, and whether it is excluded.
+//!
+//! `const` and without destructor, so that an access is one address computation and stays legal while
+//! other thread-locals are destroyed, where destructors allocate and free.
+
+use std::cell::Cell;
+use std::marker::PhantomData;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use crate::base::{Clock, SystemClock};
+
+use super::sampler::{Sampler, mix};
+
+struct Thread {
+    sampler: Sampler,
+    excluded: Cell<u32>,
+    /// What was left of the wait when the exclusion began.
+    left: Cell<i64>,
+}
+
+thread_local! {
+    static THREAD: Thread = const {
+        Thread { sampler: Sampler::new(), excluded: Cell::new(0), left: Cell::new(0) }
+    };
+}
+
+/// Counts `size` bytes; whether they need no further thought. If they do, `decide` or `give_back` follows.
+#[inline]
+pub(super) fn spend(size: usize) -> bool {
+    THREAD.with(|thread| thread.sampler.spend(size))
+}
+
+/// Takes a refused `spend` back.
+pub(super) fn give_back(size: usize) {
+    THREAD.with(|thread| thread.sampler.give_back(size));
+}
+
+/// After a refused `spend`: the weight of the block, if it is to be recorded.
+pub(super) fn decide(size: usize, rate: u64) -> Option<f64> {
+    THREAD.with(|thread| {
+        let sampler = &thread.sampler;
+        if thread.excluded.get() > 0 {
+            sampler.let_pass();
+            return None;
+        }
+        if sampler.is_new() {
+            sampler.seed(entropy(thread), rate);
+            // The block at hand is decided by the first wait, which begins before it.
+            if sampler.spend(size) {
+                return None;
+            }
+        }
+        sampler.decide(size, rate)
+    })
+}
+
+/// Begins a wait at this rate.
+pub(super) fn restart(rate: u64) {
+    THREAD.with(|thread| {
+        if thread.excluded.get() == 0 && !thread.sampler.is_new() {
+            thread.sampler.restart(rate);
+        }
+    });
+}
+
+/// While it lives, the thread that made it has none of its allocations recorded; its frees still take
+/// out what others recorded. Guards nest.
+#[must_use = "the exclusion ends when the guard is dropped"]
+#[derive(Debug)]
+pub struct Exclusion(PhantomData<*const ()>);
+
+/// Excludes the calling thread from heap profiles while the guard lives. For threads that work for the
+/// profile, whose blocks would only be in the reader's way: marple's own do it. `std::mem::forget` the
+/// guard to exclude the thread for good.
+pub fn exclude_current_thread() -> Exclusion {
+    THREAD.with(|thread| {
+        let excluded = thread.excluded.get();
+        if excluded == 0 {
+            thread.left.set(thread.sampler.pause());
+        }
+        thread.excluded.set(excluded.saturating_add(1));
+    });
+    Exclusion(PhantomData)
+}
+
+impl Drop for Exclusion {
+    fn drop(&mut self) {
+        THREAD.with(|thread| {
+            let excluded = thread.excluded.get().saturating_sub(1);
+            thread.excluded.set(excluded);
+            if excluded == 0 {
+                thread.sampler.resume(thread.left.get());
+            }
+        });
+    }
+}
+
+/// A seed no other thread has, and no other run.
+fn entropy(thread: &Thread) -> u64 {
+    static THREADS: AtomicU64 = AtomicU64::new(0);
+    let number = THREADS.fetch_add(1, Relaxed);
+    let place = (&raw const *thread) as u64;
+    mix(mix(number) ^ place.rotate_left(32) ^ SystemClock.now().as_nanos())
+}

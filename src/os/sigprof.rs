@@ -1,0 +1,107 @@
+//! What must be known before SIGPROF is let into the host, and how to recognise its handler.
+//!
+//! Three questions, answered without taking part in signal handling: does the host handle SIGPROF
+//! itself, may a handler of this process walk the stack, and where does the handler of the `pprof`
+//! crate begin. The last is the one piece of unsafe code here: the address of a function by its name in
+//! the linker's sense, never called.
+
+#![allow(unsafe_code)]
+
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+const STATUS: &str = "/proc/self/status";
+const MAPS: &str = "/proc/self/maps";
+
+/// SIGPROF's number wherever Linux runs except on MIPS and SPARC, which Rust does not put first.
+const SIGPROF: u32 = libc::SIGPROF as u32;
+
+/// Why the process could not be asked.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot read {path}: {source}; CPU profiles need a mounted /proc")]
+pub struct Error {
+    path: PathBuf,
+    source: io::Error,
+}
+
+/// Whether some handler for SIGPROF is installed in this process.
+pub fn is_handled() -> Result<bool, Error> {
+    Ok(caught(&read(STATUS.into())?) >> (SIGPROF - 1) & 1 == 1)
+}
+
+/// The signals with a handler, from the text of `/proc/self/status`.
+fn caught(status: &[u8]) -> u64 {
+    status
+        .split(|&byte| byte == b'\n')
+        .find_map(|line| line.strip_prefix(b"SigCgt:"))
+        .and_then(|mask| std::str::from_utf8(mask).ok())
+        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .unwrap_or(0)
+}
+
+/// Whether a signal handler may walk the stack through the process' unwinder without waiting for a lock
+/// that the interrupted code may hold.
+///
+/// GCC's unwinder asks the loader for the tables of an address. Since glibc 2.35 and GCC 12 it does so
+/// through `_dl_find_object`, which is made to be called from signal handlers; before, and in LLVM's
+/// unwinder that musl programs carry, it goes through `dl_iterate_phdr` and a lock. A linked library
+/// that is told at build time to call the former cannot be loaded where it does not exist, so the name
+/// among its strings is the proof.
+pub fn unwinder_takes_no_lock() -> Result<bool, Error> {
+    let maps = read(MAPS.into())?;
+    let Some(library) = library_in(&maps, b"libgcc_s.so") else { return Ok(false) };
+    let bytes = read(PathBuf::from(std::ffi::OsStr::from_bytes(library)))?;
+    let name = b"\0_dl_find_object\0";
+    Ok(bytes.windows(name.len()).any(|window| window == name))
+}
+
+/// The path of the mapped file whose name begins with `name`.
+fn library_in<'a>(maps: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
+    maps.split(|&byte| byte == b'\n').find_map(|line| {
+        let path = line.get(line.iter().position(|&byte| byte == b'/')?..)?;
+        path.rsplit(|&byte| byte == b'/').next()?.starts_with(name).then_some(path)
+    })
+}
+
+fn read(path: PathBuf) -> Result<Vec<u8>, Error> {
+    fs::read(&path).map_err(|source| Error { path, source })
+}
+
+/// Where the signal handler of the `pprof` crate begins.
+#[cfg(feature = "cpu")]
+pub fn pprof_handler() -> u64 {
+    use pprof as _;
+
+    // SAFETY: `pprof` 0.15.0, on which the manifest insists, defines this symbol with this type.
+    unsafe extern "C" {
+        fn perf_signal_handler(
+            signal: libc::c_int,
+            info: *mut libc::siginfo_t,
+            context: *mut libc::c_void,
+        );
+    }
+    perf_signal_handler as *const () as usize as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mask_is_found_in_a_status() {
+        let status = b"SigIgn:\t0000000000001000\nSigCgt:\t0000000104000440\nCapInh:\t0\n";
+        assert_eq!(caught(status) >> (27 - 1) & 1, 1);
+        assert_eq!(caught(b"Name:\tx\n"), 0);
+    }
+
+    #[test]
+    fn a_library_is_found_by_the_name_of_its_file() {
+        let maps = b"1-2 r-xp 0 fe:01 7   /srv/libgcc_s.so.1/app\n\
+            3-4 r-xp 0 00:00 0 \n\
+            5-6 r-xp 0 fe:01 8   /usr/my lib/libgcc_s.so.1\n";
+        assert_eq!(library_in(maps, b"libgcc_s.so"), Some(&b"/usr/my lib/libgcc_s.so.1"[..]));
+        assert_eq!(library_in(maps, b"libunwind.so"), None);
+    }
+}

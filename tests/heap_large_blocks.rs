@@ -1,0 +1,54 @@
+//! The founding case: ten blocks of 20 MiB are 200 MiB, every time, and nothing once they are freed.
+
+use std::alloc::System;
+
+use jiff::Timestamp;
+use marple::base::Bytes;
+use marple::heap;
+use marple::model::{LabelValue, Profile};
+
+#[global_allocator]
+static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
+
+const SIZE: usize = 20 << 20;
+
+/// Objects and bytes in use in blocks of `size` bytes.
+fn in_use(profile: &Profile, size: usize) -> (i64, i64) {
+    let is_size = |value| matches!(value, LabelValue::Number(n, _) if n == size as i64);
+    profile
+        .samples
+        .iter()
+        .filter(|sample| sample.labels.iter().any(|label| is_size(label.value)))
+        .fold((0, 0), |(n, bytes), sample| (n + sample.values[2], bytes + sample.values[3]))
+}
+
+fn snapshot() -> Profile {
+    heap::snapshot(Timestamp::now()).unwrap()
+}
+
+#[test]
+fn ten_blocks_of_20_mib_are_200_mib_and_nothing_after() {
+    assert_eq!(heap::rate(), Bytes::kib(512));
+    for round in 0..200 {
+        let blocks: Vec<Vec<u8>> = (0..10).map(|_| Vec::with_capacity(SIZE)).collect();
+        let profile = snapshot();
+        assert_eq!(in_use(&profile, SIZE), (10, 200 << 20), "round {round}");
+        drop(blocks);
+        assert_eq!(in_use(&snapshot(), SIZE), (0, 0), "after round {round}");
+    }
+    let profile = snapshot();
+    assert_eq!(profile.default_sample_type, "inuse_space");
+    assert_eq!((profile.period, profile.period_type.name), (512 << 10, "space"));
+    let types: Vec<_> = profile.sample_types.iter().map(|t| (t.name, t.unit)).collect();
+    assert_eq!(
+        types,
+        [
+            ("alloc_objects", "count"),
+            ("alloc_space", "bytes"),
+            ("inuse_objects", "count"),
+            ("inuse_space", "bytes")
+        ]
+    );
+    assert!(profile.total("alloc_space").unwrap() >= 200 * (200 << 20));
+    assert!(profile.comments.iter().any(|line| line.contains("standard error")));
+}

@@ -1,0 +1,33 @@
+//! At rate 0 nothing is recorded, and what was recorded before still comes out.
+
+use std::alloc::System;
+
+use jiff::Timestamp;
+use marple::base::Bytes;
+use marple::heap;
+
+#[global_allocator]
+static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
+
+fn total(name: &str) -> i64 {
+    heap::snapshot(Timestamp::now()).unwrap().total(name).unwrap()
+}
+
+fn allocate() -> Vec<Vec<u8>> {
+    (0..1000).map(|n| Vec::with_capacity(1 << (n % 20))).collect()
+}
+
+#[test]
+fn rate_zero_records_nothing() {
+    heap::set_rate(Bytes(1));
+    let recorded: Vec<u8> = Vec::with_capacity(1 << 30);
+    assert!(total("inuse_space") >= 1 << 30);
+    heap::set_rate(Bytes(0));
+    let before = total("alloc_space");
+    let mine = allocate();
+    let theirs = std::thread::spawn(allocate).join().unwrap();
+    assert_eq!(total("alloc_space"), before);
+    drop((mine, theirs, recorded));
+    assert!(total("inuse_space") < 1 << 30);
+    assert_eq!(total("alloc_space"), before);
+}

@@ -1,0 +1,266 @@
+//! Directories that are not what they should be, or change under us: a clear error each, and nothing
+//! written or removed anywhere else.
+
+mod store;
+
+use std::fs;
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use marple::base::SystemClock;
+use marple::model::CaptureKind;
+use marple::store::{Error, Store};
+
+fn open(dir: &Path) -> Result<Store, Error> {
+    Store::open(dir, store::roomy(), Arc::new(SystemClock)).map(|(store, _)| store)
+}
+
+fn refused(dir: &Path) -> Error {
+    open(dir).err().unwrap_or_else(|| panic!("{} was opened", dir.display()))
+}
+
+#[test]
+fn the_directory_and_its_parents_are_made_private() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("a/b/captures");
+    open(&dir).unwrap();
+    for made in ["a", "a/b", "a/b/captures"] {
+        let mode = fs::metadata(temp.path().join(made)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o7777, 0o700, "{made}");
+    }
+    let lock = fs::metadata(dir.join(".lock")).unwrap();
+    assert_eq!(lock.permissions().mode() & 0o7777, 0o600);
+}
+
+#[test]
+fn a_link_in_place_of_the_directory_is_refused_however_it_is_written() {
+    let temp = tempfile::tempdir().unwrap();
+    let (real, link) = (temp.path().join("real"), temp.path().join("link"));
+    fs::create_dir(&real).unwrap();
+    symlink(&real, &link).unwrap();
+    symlink(temp.path().join("nowhere"), temp.path().join("dangling")).unwrap();
+    for written in ["link", "link/", "link/.", "./link//", "dangling"] {
+        let error = refused(&temp.path().join(written));
+        assert!(matches!(error, Error::NotADirectory { .. }), "{written}: {error}");
+        assert!(error.to_string().contains("a symbolic link"), "{error}");
+    }
+    assert_eq!(fs::read_dir(&real).unwrap().count(), 0);
+    assert!(!temp.path().join("nowhere").exists());
+    open(&real).unwrap();
+}
+
+#[test]
+fn a_file_in_place_of_the_directory_is_refused() {
+    let temp = tempfile::tempdir().unwrap();
+    let file = temp.path().join("file");
+    fs::write(&file, "mine").unwrap();
+    assert!(refused(&file).to_string().contains("is a file, not a directory"));
+    assert!(matches!(refused(&file.join("below")), Error::Io { .. }));
+    assert_eq!(fs::read(&file).unwrap(), b"mine");
+}
+
+#[test]
+fn a_directory_others_can_write_is_refused() {
+    let temp = tempfile::tempdir().unwrap();
+    for (mode, accepted) in
+        [(0o777, false), (0o1777, false), (0o770, false), (0o702, false), (0o755, true)]
+    {
+        fs::set_permissions(temp.path(), fs::Permissions::from_mode(mode)).unwrap();
+        match open(temp.path()) {
+            Ok(_) => assert!(accepted, "{mode:o}"),
+            Err(error) => {
+                assert!(!accepted && error.to_string().contains("chmod go-w"), "{mode:o}: {error}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_directory_of_somebody_else_is_refused() {
+    let temp = tempfile::tempdir().unwrap();
+    let somebody_elses = if rustix::process::geteuid().is_root() {
+        rustix::fs::chown(temp.path(), Some(rustix::fs::Uid::from_raw(65_534)), None).unwrap();
+        temp.path()
+    } else {
+        Path::new("/")
+    };
+    let error = refused(somebody_elses);
+    assert!(matches!(error, Error::NotOurs { .. }), "{error}");
+    assert!(error.to_string().contains("chown"), "{error}");
+    assert!(!somebody_elses.join(".lock").exists());
+}
+
+#[test]
+fn a_directory_swapped_for_a_link_leads_nowhere() {
+    let temp = tempfile::tempdir().unwrap();
+    let (dir, moved, victim) =
+        (temp.path().join("captures"), temp.path().join("moved"), temp.path().join("victim"));
+    fs::create_dir(&victim).unwrap();
+    let store = open(&dir).unwrap();
+    let mut incident = store.begin("memory", store::manifest()).unwrap();
+    let inside = victim.join(incident.path().file_name().unwrap());
+    fs::create_dir(&inside).unwrap();
+    fs::rename(&dir, &moved).unwrap();
+    symlink(&victim, &dir).unwrap();
+
+    let mut draft = incident.draft(CaptureKind::Heap, Timestamp::now()).unwrap();
+    draft.write_all(b"secret").unwrap();
+    let artifact = draft.commit().unwrap();
+    incident.update(|manifest| manifest.artifacts.push(artifact.clone())).unwrap();
+    let _another = store.begin("cpu", store::manifest()).unwrap();
+    store.save_state(&1).unwrap();
+    assert_eq!(fs::read_dir(&victim).unwrap().count(), 1);
+    assert_eq!(fs::read_dir(&inside).unwrap().count(), 0);
+    assert!(moved.join(inside.file_name().unwrap()).join(&artifact.file).exists());
+    assert_eq!(store.index().unwrap().len(), 2);
+
+    // The same with an incident's directory.
+    let path = moved.join(inside.file_name().unwrap());
+    fs::rename(&path, temp.path().join("incident")).unwrap();
+    symlink(&victim, &path).unwrap();
+    incident.draft(CaptureKind::Cpu, Timestamp::now()).unwrap().commit().unwrap();
+    incident.update(|_| ()).unwrap();
+    assert_eq!(fs::read_dir(&victim).unwrap().count(), 1);
+    assert!(store.open_artifact(incident.id(), "incident.json").is_err());
+    assert_eq!(store.index().unwrap().len(), 1);
+}
+
+#[test]
+fn planted_links_are_not_followed() {
+    let temp = tempfile::tempdir().unwrap();
+    let precious = temp.path().join("precious");
+    // What a reader that followed a link would take for a state.
+    fs::write(&precious, "41").unwrap();
+    let dir = temp.path().join("captures");
+    let store = open(&dir).unwrap();
+    symlink(&precious, dir.join("state.json")).unwrap();
+    symlink(&precious, dir.join("state.json.part")).unwrap();
+    assert!(store.load_state::<u32>().is_err());
+    store.save_state(&7).unwrap();
+    assert_eq!(store.load_state::<u32>().unwrap(), Some(7));
+
+    let mut incident = store.begin("memory", store::manifest()).unwrap();
+    for planted in ["incident.json.part", ".draft-0.part", "orders_eu-1.001.memory.pprof"] {
+        symlink(&precious, incident.path().join(planted)).unwrap();
+    }
+    let moved = temp.path().join("moved.json");
+    fs::rename(incident.path().join("incident.json"), &moved).unwrap();
+    symlink(&moved, incident.path().join("incident.json")).unwrap();
+    assert!(store.find(incident.id()).unwrap().manifest.is_err());
+
+    let mut draft = incident.draft(CaptureKind::Heap, Timestamp::now()).unwrap();
+    draft.write_all(b"secret").unwrap();
+    assert_eq!(draft.commit().unwrap().file, "orders_eu-1.002.memory.pprof");
+    incident.update(|manifest| manifest.service = "changed".into()).unwrap();
+    assert_eq!(store.find(incident.id()).unwrap().manifest.unwrap().service, "changed");
+    assert!(!fs::read_to_string(&moved).unwrap().contains("changed"));
+    let id = incident.id();
+    drop((incident, store));
+
+    // Nor by a start, which sweeps the parts and reads the unlisted.
+    let (store, recovery) = Store::open(&dir, store::roomy(), Arc::new(SystemClock)).unwrap();
+    assert_eq!(recovery.interrupted, [id]);
+    assert_eq!(recovery.listed.len(), 1, "the link is not an artifact");
+    assert_eq!(fs::read(&precious).unwrap(), b"41");
+    drop(store);
+
+    fs::remove_file(dir.join(".lock")).unwrap();
+    symlink(&precious, dir.join(".lock")).unwrap();
+    assert!(refused(&dir).to_string().contains(".lock"));
+    assert_eq!(fs::read(&precious).unwrap(), b"41");
+}
+
+#[test]
+fn a_directory_removed_under_us_is_an_error_that_says_so() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("captures");
+    let store = open(&dir).unwrap();
+    let mut incident = store.begin("memory", store::manifest()).unwrap();
+    let mut draft = incident.draft(CaptureKind::Heap, Timestamp::now()).unwrap();
+    draft.write_all(b"x").unwrap();
+    fs::remove_dir_all(&dir).unwrap();
+
+    let errors = [
+        draft.commit().unwrap_err(),
+        incident.update(|_| ()).unwrap_err(),
+        incident.draft(CaptureKind::Heap, Timestamp::now()).unwrap_err(),
+        store.begin("memory", store::manifest()).unwrap_err(),
+        store.save_state(&1).unwrap_err(),
+    ];
+    for error in errors {
+        assert!(matches!(error, Error::Removed { .. }), "{error}");
+        assert!(error.to_string().contains("captures"), "{error}");
+    }
+    assert!(matches!(store.find(incident.id()), Err(Error::NoIncident { .. })));
+    assert!(store.retain().removed.is_empty());
+    assert!(!dir.exists());
+    // A store opened on a fresh directory of that name is another one.
+    open(&dir).unwrap();
+}
+
+#[test]
+fn an_incident_removed_under_us_does_not_stop_the_others() {
+    let temp = tempfile::tempdir().unwrap();
+    let store = open(&temp.path().join("captures")).unwrap();
+    let mut incident = store.begin("memory", store::manifest()).unwrap();
+    fs::remove_dir_all(incident.path()).unwrap();
+    assert!(matches!(incident.update(|_| ()), Err(Error::Removed { .. })));
+    let mut other = store.begin("cpu", store::manifest()).unwrap();
+    other.update(|_| ()).unwrap();
+    assert_eq!(store.index().unwrap().len(), 1);
+}
+
+#[test]
+fn a_read_only_file_system_is_an_error_that_says_so_and_can_be_read() {
+    let test = "a_read_only_file_system_is_an_error_that_says_so_and_can_be_read";
+    store::again(test, store::own_mounts(), || {
+        let temp = tempfile::tempdir().unwrap();
+        store::mount_small(temp.path());
+        let dir = temp.path().join("captures");
+        let id = open(&dir).unwrap().begin("memory", store::manifest()).unwrap().id();
+        store::mount(&["-o", "remount,bind,ro", temp.path().to_str().unwrap()]);
+        for dir in [&dir, &temp.path().join("fresh")] {
+            let error = refused(dir);
+            assert!(error.to_string().contains("mount it writable"), "{error}");
+            assert_eq!(std::io::Error::from(error).kind(), ErrorKind::ReadOnlyFilesystem);
+        }
+        assert_eq!(marple::store::list(&dir).unwrap().len(), 1);
+        assert!(marple::store::open_artifact(&dir, id, "incident.json").is_ok());
+    });
+}
+
+#[test]
+fn a_directory_without_permission_is_an_error_that_says_so() {
+    // Root may do everything: the test runs as somebody else then.
+    let test = "a_directory_without_permission_is_an_error_that_says_so";
+    let body = || {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = temp.path().join("captures");
+        let allow = |mode| fs::set_permissions(&dir, fs::Permissions::from_mode(mode)).unwrap();
+        let store = open(&dir).unwrap();
+        let incident = store.begin("memory", store::manifest()).unwrap();
+        allow(0o500);
+        for error in [
+            store.begin("memory", store::manifest()).unwrap_err(),
+            store.save_state(&1).unwrap_err(),
+        ] {
+            assert!(error.to_string().contains("let this process's user write"), "{error}");
+        }
+        incident.draft(CaptureKind::Heap, Timestamp::now()).unwrap().commit().unwrap();
+        allow(0o700);
+        drop((incident, store));
+        allow(0o000);
+        assert!(refused(&dir).to_string().contains("Permission denied"));
+        allow(0o700);
+        assert!(open(&dir).is_ok());
+    };
+    if rustix::process::geteuid().is_root() {
+        let nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
+        store::again(test, &nobody, body);
+    } else {
+        body();
+    }
+}

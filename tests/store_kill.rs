@@ -1,0 +1,175 @@
+//! A process that writes incidents is killed, two hundred times, at points of chance; what it leaves is
+//! whole every time.
+//!
+//! A kill proves the order of the steps, not the syncs between them: the page cache outlives a process.
+
+mod store;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use marple::base::SystemClock;
+use marple::config::StoreSettings;
+use marple::model::{CaptureKind, IncidentState, Manifest, Outcome};
+use marple::store::manifest::read;
+use marple::store::{Store, list};
+use sha2::{Digest, Sha256};
+
+const KILLS: u32 = 200;
+const CHILD: &str = "STORE_KILL_DIR";
+const TEST: &str = "two_hundred_kills_leave_nothing_half_done";
+
+fn settings() -> StoreSettings {
+    // Few, so that incidents are also being removed when the kill comes.
+    StoreSettings { max_incidents: 4, ..store::roomy() }
+}
+
+#[test]
+fn two_hundred_kills_leave_nothing_half_done() {
+    if let Some(dir) = std::env::var_os(CHILD) {
+        write_incidents(Path::new(&dir));
+    }
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("captures");
+    let mut random = Random(0x5EED);
+    let mut seen = BTreeMap::<&str, usize>::new();
+    for round in 0..KILLS {
+        kill_a_writer(&dir, &mut random);
+        for entry in list(&dir).unwrap() {
+            check(&entry.path, &entry.manifest.unwrap_or_else(|error| panic!("{round}: {error}")));
+        }
+
+        let (opened, recovery) = Store::open(&dir, settings(), Arc::new(SystemClock)).unwrap();
+        assert!(recovery.failed.is_empty(), "{round}: {:?}", recovery.failed);
+        assert!(recovery.standing.is_empty(), "{round}: {:?}", recovery.standing);
+        *seen.entry("interrupted").or_default() += recovery.interrupted.len();
+        *seen.entry("listed").or_default() += recovery.listed.len();
+        for swept in &recovery.swept {
+            let kind = if swept.starts_with(".new-") {
+                "incident half made"
+            } else if swept.starts_with(".gone-") {
+                "incident half removed"
+            } else if swept.ends_with("incident.json.part") {
+                "manifest half written"
+            } else {
+                "other"
+            };
+            *seen.entry(kind).or_default() += 1;
+        }
+        let entries = opened.index().unwrap();
+        assert!(entries.len() <= settings().max_incidents);
+        for entry in &entries {
+            let manifest = entry.manifest.as_ref().unwrap();
+            check(&entry.path, manifest);
+            assert_ne!(manifest.state, IncidentState::Open, "{round}: nobody will close it");
+            assert!(manifest.closed.is_some());
+            assert!(manifest.captures.iter().all(|it| it.outcome != Outcome::Running));
+            let listed = manifest.artifacts.len();
+            assert_eq!(files(&entry.path).len(), listed + 1, "{round}: a file that is not listed");
+        }
+        let rest = files(&dir).len() - entries.len();
+        assert!(rest <= 2, "{round}: besides incidents only `.lock` and `state.json` may stand");
+        let count: Option<u64> = opened.load_state().unwrap();
+        assert!(round == 0 || count.is_some());
+    }
+    println!("{KILLS} kills: {seen:?}");
+    for kind in ["interrupted", "incident half made"] {
+        assert!(seen.get(kind).is_some_and(|&times| times > 0), "no kill hit `{kind}`: {seen:?}");
+    }
+}
+
+/// Starts the writer, waits until it works, and kills it after a time of chance.
+fn kill_a_writer(dir: &Path, random: &mut Random) {
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", TEST, "--nocapture"])
+        .env(CHILD, dir)
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut first = [0];
+    child.stderr.as_mut().unwrap().read_exact(&mut first).expect("the writer did not start");
+    std::thread::sleep(Duration::from_micros(random.below(30_000)));
+    child.kill().unwrap();
+    let status = child.wait().unwrap();
+    let mut words = String::new();
+    child.stderr.unwrap().read_to_string(&mut words).unwrap();
+    assert_eq!(status.code(), None, "the writer ended before it was killed: {words}");
+}
+
+/// The writer: incidents of a few artifacts, without end.
+fn write_incidents(dir: &Path) -> ! {
+    let (store, _) = Store::open(dir, settings(), Arc::new(SystemClock)).unwrap();
+    let mut count = store.load_state::<u64>().unwrap().unwrap_or_default();
+    store.save_state(&count).unwrap();
+    eprint!(".");
+    let mut random = Random(u64::from(std::process::id()));
+    loop {
+        let mut incident = store.begin("memory", store::manifest()).unwrap();
+        for kind in CaptureKind::ALL {
+            let mut draft = incident.draft(kind, Timestamp::now()).unwrap();
+            draft.write_all(&telling(random.below(200_000) as usize)).unwrap();
+            let artifact = draft.commit().unwrap();
+            incident.update(|manifest| manifest.artifacts.push(artifact)).unwrap();
+        }
+        let close = |manifest: &mut Manifest| {
+            manifest.state = IncidentState::Closed;
+            manifest.closed = Some(Timestamp::now());
+            manifest.captures[0].outcome = Outcome::Done;
+        };
+        incident.update(close).unwrap();
+        count += 1;
+        store.save_state(&count).unwrap();
+        store.retain();
+    }
+}
+
+/// Content that says itself whether it is whole: its last 32 bytes are the hash of the rest.
+fn telling(length: usize) -> Vec<u8> {
+    let mut content: Vec<u8> = (0..length).map(|at| (at % 253) as u8).collect();
+    content.extend(Sha256::digest(&content));
+    content
+}
+
+/// Every file in an incident under a final name is whole, and as the manifest says if that lists it.
+fn check(incident: &Path, manifest: &Manifest) {
+    let again = read(&fs::read(incident.join("incident.json")).unwrap()).unwrap();
+    assert_eq!(again.id, manifest.id);
+    for path in files(incident) {
+        if path.extension().is_some_and(|it| it == "part" || it == "json") {
+            continue;
+        }
+        let content = fs::read(&path).unwrap();
+        let (body, hash) = content.split_at(content.len() - 32);
+        assert_eq!(Sha256::digest(body)[..], *hash, "{} is half a file", path.display());
+    }
+    for artifact in &manifest.artifacts {
+        let content = fs::read(incident.join(&artifact.file)).unwrap();
+        assert_eq!(content.len() as u64, artifact.bytes.get());
+        let hash: String = Sha256::digest(&content).iter().map(|it| format!("{it:02x}")).collect();
+        assert_eq!(hash, artifact.sha256, "{}", artifact.file);
+    }
+}
+
+fn files(dir: &Path) -> Vec<PathBuf> {
+    fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect()
+}
+
+/// SplitMix64.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        (z ^ (z >> 31)) % bound
+    }
+}

@@ -1,0 +1,210 @@
+//! Floods, crowds of threads, sessions that come and go, threads that are going.
+
+mod trace_support;
+
+use std::cell::RefCell;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Barrier, Once};
+use std::thread;
+
+use marple::base::{Bytes, Clock, SystemClock};
+use marple::model::{Timeline, TrackKind, Vitals};
+use marple::trace::{Session, record_vitals};
+use trace_support::*;
+use tracing::{info, info_span};
+use tracing_subscriber::prelude::*;
+
+const DROPPED: &str = "trace events dropped";
+
+fn subscribe() {
+    static SUBSCRIBED: Once = Once::new();
+    SUBSCRIBED.call_once(|| tracing_subscriber::registry().with(marple::trace::layer()).init());
+}
+
+/// How many events stand on thread tracks.
+fn recorded(timeline: &Timeline) -> u64 {
+    let on_thread = |track: usize| matches!(timeline.tracks[track].kind, TrackKind::Thread(_));
+    timeline.events.iter().filter(|event| on_thread(event.track.index())).count() as u64
+}
+
+#[test]
+fn a_flood_loses_exactly_the_counted_rest_and_not_the_vitals() {
+    const THREADS: u64 = 8;
+    const ROUNDS: u64 = 5_000;
+    const TICKS: u64 = 100;
+    let _turn = turn();
+    subscribe();
+    for max_bytes in [Bytes::kib(64), Bytes::mib(1), Bytes::mib(64)] {
+        let session = Session::start(max_bytes, anchor()).unwrap();
+        thread::scope(|scope| {
+            for _ in 0..THREADS {
+                scope.spawn(|| {
+                    for round in 0..ROUNDS {
+                        info_span!("flood", round).in_scope(|| info!("drop {}", round % 7));
+                    }
+                });
+            }
+        });
+        let ticks = if max_bytes == Bytes::kib(64) { 0 } else { TICKS };
+        for tick in 0..ticks {
+            record_vitals(&Vitals { at: SystemClock.now(), fds: Some(tick), ..Vitals::default() });
+        }
+        let timeline = stop(session);
+
+        assert_well_formed(&timeline);
+        let (recorded, lost) = (recorded(&timeline), lost(&timeline, DROPPED));
+        assert_eq!(recorded + lost, 3 * THREADS * ROUNDS, "{max_bytes}: {:?}", timeline.losses);
+        assert_eq!(lost == 0, max_bytes == Bytes::mib(64), "{max_bytes} lost {lost}");
+        assert!(recorded > 0);
+        let counted = seen(&timeline).iter().filter(|e| matches!(e.kind, Kind::Counter(_))).count();
+        assert_eq!(counted as u64, ticks);
+        for events in threads(&timeline) {
+            let outline = outline(&events);
+            let whole = outline.trim_end_matches("flood()");
+            let depth = whole.matches('(').count() - whole.matches(')').count();
+            assert_eq!(depth, 0, "a recorded slice that ended is seen to end");
+        }
+    }
+}
+
+#[test]
+fn a_thousand_threads_that_came_and_went_keep_their_tracks() {
+    const THREADS: usize = 1000;
+    let _turn = turn();
+    subscribe();
+    let session = start();
+    for thread in 0..THREADS {
+        let name = format!("brief-{thread}");
+        let work = move || info_span!("brief", thread).in_scope(|| info!("hello"));
+        thread::Builder::new().name(name).spawn(work).unwrap().join().unwrap();
+    }
+    let timeline = stop(session);
+
+    assert!(timeline.losses.is_empty(), "{:?}", timeline.losses);
+    let tracks = threads(&timeline);
+    assert_eq!(tracks.len(), THREADS);
+    for (thread, events) in tracks.iter().enumerate() {
+        assert_eq!(outline(events), "brief(!hello)");
+        assert_eq!(events[0].arg("thread"), Some(&*thread.to_string()));
+        let track = &timeline.tracks[events[0].track];
+        assert_eq!(timeline.strings.get(track.name), format!("brief-{thread}"));
+    }
+}
+
+#[test]
+fn more_threads_than_the_memory_carries_are_counted() {
+    const THREADS: u64 = 100;
+    let _turn = turn();
+    subscribe();
+    let session = Session::start(Bytes::kib(64), anchor()).unwrap();
+    for _ in 0..THREADS {
+        thread::spawn(|| info_span!("brief").in_scope(|| info!("hello"))).join().unwrap();
+    }
+    let timeline = stop(session);
+    assert!(lost(&timeline, DROPPED) > 0 && recorded(&timeline) > 0);
+    assert_eq!(recorded(&timeline) + lost(&timeline, DROPPED), 3 * THREADS);
+}
+
+/// So that a failing assertion ends the other threads too.
+struct SetOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn sessions_come_and_go_under_load_and_each_is_whole() {
+    const SESSIONS: usize = 100;
+    const THREADS: usize = 4;
+    const ROUND: &str = "outer(inner(!work))";
+    let _turn = turn();
+    subscribe();
+    let done = AtomicBool::new(false);
+    let rounds: [AtomicU64; THREADS] = Default::default();
+    let started = Barrier::new(THREADS + 1);
+    thread::scope(|scope| {
+        for rounds in &rounds {
+            let (done, started) = (&done, &started);
+            scope.spawn(move || {
+                started.wait();
+                while !done.load(Ordering::Relaxed) {
+                    info_span!("outer").in_scope(|| {
+                        info_span!("inner").in_scope(|| info!("work"));
+                    });
+                    rounds.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        let _done = SetOnDrop(&done);
+        started.wait();
+        let mut tracks = 0;
+        for n in 0..SESSIONS {
+            let session = Session::start(Bytes::mib(1), anchor()).unwrap();
+            let before = rounds.each_ref().map(|rounds| rounds.load(Ordering::Relaxed));
+            let worked = || {
+                let now = rounds.iter().map(|rounds| rounds.load(Ordering::Relaxed));
+                now.zip(before).any(|(now, before)| now >= before + 2)
+            };
+            while !worked() {
+                thread::yield_now();
+            }
+            if n % 10 == 9 {
+                drop(session);
+                continue;
+            }
+            let timeline = stop(session);
+            assert_well_formed(&timeline);
+            for events in threads(&timeline) {
+                tracks += 1;
+                let outline = outline(&events);
+                // What remains was cut by the session's start, and by its stop or the end of its memory.
+                let cut = outline.replace(ROUND, "");
+                assert!(cut.len() <= 2 * ROUND.len(), "session {n}: {cut}");
+            }
+        }
+        assert!(tracks >= SESSIONS * 9 / 10, "{tracks} tracks in {SESSIONS} sessions");
+    });
+}
+
+/// Emits when its thread's local storage is taken down.
+struct LastWords;
+
+impl Drop for LastWords {
+    fn drop(&mut self) {
+        info!("last words");
+    }
+}
+
+thread_local! {
+    static LAST_WORDS: RefCell<Option<LastWords>> = const { RefCell::new(None) };
+}
+
+#[test]
+fn what_thread_local_destructors_emit_is_recorded_or_counted() {
+    let _turn = turn();
+    subscribe();
+    let arm = || LAST_WORDS.with(|words| *words.borrow_mut() = Some(LastWords));
+    let session = start();
+    // Destructors run in the reverse order of first use: armed first, the last words outlive the log.
+    thread::spawn(move || {
+        arm();
+        info!("armed");
+    })
+    .join()
+    .unwrap();
+    thread::spawn(move || {
+        info!("arming");
+        arm();
+    })
+    .join()
+    .unwrap();
+    let timeline = stop(session);
+
+    let outlines: Vec<_> = threads(&timeline).iter().map(|events| outline(events)).collect();
+    let told = outlines.concat().matches("!last words").count() as u64;
+    let lost = lost(&timeline, "trace events dropped: emitted after the thread's local storage");
+    assert_eq!(told + lost, 2, "{outlines:?} {:?}", timeline.losses);
+    assert_eq!(lost, 1, "the test means to see both: {outlines:?}");
+}

@@ -1,0 +1,128 @@
+//! What recording allocates: nothing while no session runs, no more than `max_bytes` while one does.
+#![allow(unsafe_code, reason = "a counting allocator")]
+
+mod trace_support;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::sync::Once;
+use std::sync::atomic::{AtomicIsize, AtomicUsize, Ordering};
+use std::thread;
+
+use marple::base::{Bytes, Clock, SystemClock};
+use marple::model::Vitals;
+use marple::trace::{Session, record_instant, record_vitals};
+use trace_support::*;
+use tracing::{info, info_span};
+use tracing_subscriber::prelude::*;
+
+struct Counting;
+
+static LIVE: AtomicIsize = AtomicIsize::new(0);
+static PEAK: AtomicIsize = AtomicIsize::new(0);
+
+thread_local! {
+    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+// SAFETY: every call is handed on to the system's allocator as it is.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let _ = ALLOCATIONS.try_with(|n| n.set(n.get() + 1));
+        let size = layout.size() as isize;
+        PEAK.fetch_max(LIVE.fetch_add(size, Ordering::Relaxed) + size, Ordering::Relaxed);
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        LIVE.fetch_sub(layout.size() as isize, Ordering::Relaxed);
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.dealloc(block, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+fn subscribe() {
+    static SUBSCRIBED: Once = Once::new();
+    SUBSCRIBED.call_once(|| tracing_subscriber::registry().with(marple::trace::layer()).init());
+}
+
+fn request(round: usize) {
+    static REQUESTS: AtomicUsize = AtomicUsize::new(0);
+    let n = REQUESTS.fetch_add(1, Ordering::Relaxed);
+    info_span!("request", n, path = "/orders/with/a/path/of/some/length").in_scope(|| {
+        info!(status = 200, "answered {n} in round {round} in a sentence of some length");
+    });
+}
+
+fn allocations() -> u64 {
+    ALLOCATIONS.with(Cell::get)
+}
+
+#[test]
+fn nothing_is_allocated_while_no_session_runs() {
+    let _turn = turn();
+    subscribe();
+    let vitals = Vitals { gauges: vec![("orders".into(), 1.0)], ..Vitals::default() };
+    // The registry's own pools and the sites' interest.
+    (0..100).for_each(request);
+    let before = allocations();
+    (0..1000).for_each(|round| {
+        request(round);
+        record_vitals(&vitals);
+        record_instant("trigger", "none");
+    });
+    assert_eq!(allocations() - before, 0);
+
+    let session = start();
+    let before = allocations();
+    (0..1000).for_each(request);
+    assert!(allocations() > before, "the count counts");
+    drop(session);
+}
+
+#[test]
+fn a_recording_and_its_timeline_take_no_more_than_max_bytes() {
+    const THREADS: usize = 4;
+    let _turn = turn();
+    subscribe();
+    for max_bytes in [Bytes::kib(256), Bytes::mib(2), Bytes::mib(8)] {
+        let flood = || {
+            for round in 0..20_000 {
+                request(round);
+                if round % 10 == 0 {
+                    record_vitals(&Vitals {
+                        at: SystemClock.now(),
+                        fds: Some(1),
+                        gauges: vec![("orders".into(), 1.0)],
+                        ..Vitals::default()
+                    });
+                }
+            }
+        };
+        let flood_by_all = || {
+            thread::scope(|scope| (0..THREADS).for_each(|_| drop(scope.spawn(flood))));
+        };
+        let peak = |work: &dyn Fn()| {
+            let before = LIVE.load(Ordering::Relaxed);
+            PEAK.store(before, Ordering::Relaxed);
+            work();
+            (PEAK.load(Ordering::Relaxed) - before) as u64
+        };
+        flood_by_all();
+        let without = peak(&flood_by_all);
+        let with = peak(&|| {
+            let session = Session::start(max_bytes, anchor()).unwrap();
+            flood_by_all();
+            let timeline = stop(session);
+            assert!(lost(&timeline, "trace events dropped") > 0);
+        });
+        let used = with.saturating_sub(without);
+        assert!(used <= max_bytes.get(), "{used} bytes of {max_bytes}");
+        assert!(used >= max_bytes.get() / 4, "{used} bytes of {max_bytes}: the test is no flood");
+        println!("{max_bytes}: {used} bytes at the peak, {without} without");
+    }
+}
