@@ -1,0 +1,111 @@
+//! The service: one endpoint that does its work, and three with a fault each. The functions at fault
+//! have names one recognizes in a profile.
+
+use std::hint::black_box;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::http::StatusCode;
+use axum::routing::{get, post};
+use marple::AgentHandle;
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
+use tracing::instrument;
+
+/// A block of this size lies above what glibc keeps for itself when it is freed (32 MiB at the most),
+/// so the resident set falls as soon as the leak is plugged.
+const REPORT: usize = 40 << 20;
+/// Where the leak ends, so that an example which went wrong does not take the machine with it.
+const MOST_REPORTS: usize = 24;
+/// How many tasks each request leaves behind.
+const TASKS: usize = 50;
+/// How long a request computes.
+const COMPUTES: Duration = Duration::from_millis(100);
+
+static REPORTS: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
+static REPLY: Notify = Notify::const_new();
+
+/// The service's routes, marple's among them.
+pub(crate) fn router(agent: &AgentHandle) -> Router {
+    Router::new()
+        .route("/orders", get(orders))
+        .route("/report", get(report))
+        .route("/proof", get(proof))
+        .route("/notices", get(notices))
+        .route("/repair", post(repair))
+        .merge(marple::http::router(agent))
+}
+
+/// What the service is for.
+#[instrument]
+async fn orders() -> String {
+    read_orders().await.iter().map(|order| format!("{order}\n")).collect()
+}
+
+#[instrument]
+async fn read_orders() -> Vec<u64> {
+    tokio::time::sleep(Duration::from_millis(1)).await; // the database
+    (0..200).collect()
+}
+
+/// Leaks memory.
+#[instrument]
+async fn report() -> Result<&'static str, StatusCode> {
+    keep_every_report_ever_made().then_some("made\n").ok_or(StatusCode::INSUFFICIENT_STORAGE)
+}
+
+#[inline(never)]
+fn keep_every_report_ever_made() -> bool {
+    let mut reports = REPORTS.lock().unwrap_or_else(PoisonError::into_inner);
+    let room = reports.len() < MOST_REPORTS;
+    if room {
+        reports.push(vec![b'.'; REPORT]);
+    }
+    room
+}
+
+/// Burns CPU, on threads where it does not keep the other requests waiting.
+#[instrument]
+async fn proof() -> Result<String, StatusCode> {
+    tokio::task::spawn_blocking(search_for_a_proof_of_work)
+        .await
+        .map(|proof| format!("{proof}\n"))
+        .map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)
+}
+
+#[inline(never)]
+fn search_for_a_proof_of_work() -> u64 {
+    let started = Instant::now();
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    while started.elapsed() < COMPUTES {
+        for _ in 0..10_000 {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state = black_box(state ^ (state << 17));
+        }
+    }
+    state
+}
+
+/// Piles up tasks.
+#[instrument]
+async fn notices() -> &'static str {
+    for _ in 0..TASKS {
+        // Made here, so that a `notify_waiters` that comes before the task's first poll wakes it too.
+        tokio::spawn(wait_for_a_reply_that_never_comes(REPLY.notified()));
+    }
+    "sent\n"
+}
+
+async fn wait_for_a_reply_that_never_comes(reply: Notified<'static>) {
+    reply.await;
+}
+
+/// Ends all three faults.
+#[instrument]
+async fn repair() -> &'static str {
+    REPORTS.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    REPLY.notify_waiters();
+    "repaired\n"
+}

@@ -1,0 +1,172 @@
+//! What an incident left on disk: whether it is all there, and how to look at it.
+
+use std::error::Error;
+use std::fmt::Write as _;
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use flate2::read::MultiGzDecoder;
+use marple::CaptureKind;
+use marple::codec::pprof;
+use marple::model::{Artifact, IncidentState, Manifest};
+use marple::store;
+use prost::Message;
+use sha2::{Digest, Sha256};
+
+/// The artifacts an incident must have at least: a heap profile is taken at both ends.
+const EXPECTED: [(CaptureKind, usize); 3] =
+    [(CaptureKind::Cpu, 1), (CaptureKind::Heap, 2), (CaptureKind::Trace, 1)];
+
+/// An incident's directory and its manifest.
+pub(crate) struct Incident {
+    pub(crate) dir: PathBuf,
+    pub(crate) manifest: Manifest,
+}
+
+impl Incident {
+    /// The incidents below `dir` that this process had.
+    pub(crate) fn all(dir: &Path) -> Vec<Self> {
+        // An incident whose manifest cannot be read does not come up, and whoever waits for it says so.
+        let entries = store::list(dir).unwrap_or_default().into_iter();
+        entries
+            .filter_map(|entry| Some(Self { dir: entry.path, manifest: entry.manifest.ok()? }))
+            .filter(|incident| incident.manifest.process.pid == std::process::id())
+            .collect()
+    }
+
+    /// Whether every capture has ended, well or not.
+    pub(crate) fn is_captured(&self) -> bool {
+        let captures = &self.manifest.captures;
+        !captures.is_empty() && captures.iter().all(|capture| capture.stopped.is_some())
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.manifest.state == IncidentState::Closed
+    }
+
+    fn artifacts(&self, kind: CaptureKind) -> impl Iterator<Item = &Artifact> {
+        self.manifest.artifacts.iter().filter(move |artifact| artifact.kind == kind)
+    }
+
+    fn missing(&self) -> Vec<String> {
+        EXPECTED
+            .into_iter()
+            .filter(|&(kind, least)| self.artifacts(kind).count() < least)
+            .map(|(kind, least)| {
+                let captures = self.manifest.captures.iter().filter(|capture| capture.kind == kind);
+                let why: Vec<&str> = captures.filter_map(|c| c.error.as_deref()).collect();
+                format!("{kind}: fewer files than {least}; errors told: {why:?}")
+            })
+            .collect()
+    }
+
+    /// Everything that is not as it must be. `culprit` is a function that a profile of that kind must
+    /// name.
+    pub(crate) fn problems(&self, culprit: Option<(CaptureKind, &str)>) -> Vec<String> {
+        let mut problems = self.missing();
+        if !self.is_closed() {
+            problems.push(format!("it is {:?}", self.manifest.state));
+        }
+        let mut named = false;
+        for artifact in &self.manifest.artifacts {
+            match self.check(artifact) {
+                Ok(names) => {
+                    named |= culprit.is_some_and(|(kind, function)| {
+                        artifact.kind == kind && names.iter().any(|name| name.contains(function))
+                    });
+                }
+                Err(error) => problems.push(format!("{}: {error}", artifact.file)),
+            }
+        }
+        if let (false, Some((kind, function))) = (named, culprit) {
+            problems.push(format!("no profile of {kind} names `{function}`"));
+        }
+        problems
+    }
+
+    /// Reads a file whole and returns the names in it.
+    fn check(&self, artifact: &Artifact) -> Result<Vec<String>, Box<dyn Error>> {
+        let bytes = fs::read(self.dir.join(&artifact.file))?;
+        if bytes.len() as u64 != artifact.bytes.get() {
+            return Err(format!("{} bytes, and {} noted", bytes.len(), artifact.bytes.get()).into());
+        }
+        let sha256 = Sha256::digest(&bytes).iter().fold(String::new(), |mut hex, byte| {
+            let _ = write!(hex, "{byte:02x}");
+            hex
+        });
+        if sha256 != artifact.sha256 {
+            return Err("its SHA-256 is not the one noted".into());
+        }
+        match artifact.kind {
+            CaptureKind::Cpu | CaptureKind::Heap => {
+                let profile = pprof::read(&bytes)?;
+                if profile.sample.is_empty() {
+                    return Err("it holds no sample".into());
+                }
+                Ok(profile.function.iter().map(|f| profile.text(f.name).to_owned()).collect())
+            }
+            CaptureKind::Trace => {
+                let mut trace = Vec::new();
+                MultiGzDecoder::new(&*bytes).read_to_end(&mut trace)?;
+                let trace = Trace::decode(&*trace)?;
+                for (r#type, what) in [(SLICE_BEGIN, "slice"), (COUNTER, "counter's value")] {
+                    let mut events = trace.packet.iter().filter_map(|packet| packet.event.as_ref());
+                    if !events.any(|event| event.r#type == r#type) {
+                        return Err(format!("it holds no {what}").into());
+                    }
+                }
+                Ok(Vec::new())
+            }
+        }
+    }
+
+    /// Why it was, its files, and a command for each.
+    pub(crate) fn print(&self) {
+        println!("\n{}", self.dir.display());
+        for reason in &self.manifest.reasons {
+            println!("  {}", reason.text);
+        }
+        for artifact in &self.manifest.artifacts {
+            println!("    {:10} {}", artifact.bytes.to_string(), artifact.file);
+        }
+        for artifact in &self.manifest.artifacts {
+            let path = self.dir.join(&artifact.file);
+            match artifact.kind {
+                CaptureKind::Cpu | CaptureKind::Heap => {
+                    println!("  go tool pprof -top {}", path.display());
+                }
+                CaptureKind::Trace => {
+                    println!("  https://ui.perfetto.dev, Open trace file: {}", path.display());
+                }
+            }
+        }
+        let mut heaps = self.artifacts(CaptureKind::Heap);
+        if let (Some(first), Some(last)) = (heaps.next(), heaps.last()) {
+            let (first, last) = (self.dir.join(&first.file), self.dir.join(&last.file));
+            println!("  go tool pprof -top -base {} {}", first.display(), last.display());
+        }
+    }
+}
+
+const SLICE_BEGIN: i32 = 1;
+const COUNTER: i32 = 4;
+
+/// As much of Perfetto's `Trace` as tells an empty one from one with events.
+#[derive(Message)]
+struct Trace {
+    #[prost(message, repeated, tag = "1")]
+    packet: Vec<Packet>,
+}
+
+#[derive(Message)]
+struct Packet {
+    #[prost(message, optional, tag = "11")]
+    event: Option<TrackEvent>,
+}
+
+#[derive(Message)]
+struct TrackEvent {
+    #[prost(int32, tag = "9")]
+    r#type: i32,
+}
