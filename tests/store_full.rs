@@ -75,15 +75,23 @@ fn a_full_device_refuses_the_write_and_keeps_what_is_there() {
 }
 
 #[test]
-fn a_full_device_makes_the_oldest_closed_incident_go() {
-    let test = "a_full_device_makes_the_oldest_closed_incident_go";
-    on_a_small_disk(test, store::roomy(), |_, store| {
-        let old = closed(store, 300_000);
-        let young = closed(store, 300_000);
+fn nothing_is_removed_in_vain() {
+    let test = "nothing_is_removed_in_vain";
+    let settings = StoreSettings { keep_free: Room::Bytes(Bytes::kib(256)), ..store::roomy() };
+    on_a_small_disk(test, settings, |mount, store| {
+        let old = closed(store, 100_000);
         let incident = store.begin("memory", store::manifest()).unwrap();
-        artifact(&incident, 500_000).unwrap();
+        // Somebody else takes so much that the old incident would not make up for it.
+        let others = mount.join("others");
+        fs::write(&others, vec![0; 800_000]).unwrap();
+        assert!(artifact(&incident, 10_000).is_err());
+        assert!(store.retain().removed.is_empty());
+        assert!(store.find(old).is_ok());
+
+        // So much that it does.
+        fs::write(&others, vec![0; 600_000]).unwrap();
+        artifact(&incident, 90_000).unwrap();
         assert!(matches!(store.find(old), Err(Error::NoIncident { .. })));
-        assert!(store.find(young).is_ok(), "one was enough");
     });
 }
 

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use super::collect::{self, Collector, Evidence, Failure};
 use super::incidents::{Done, Job, Noted};
-use crate::base::{Clock, IncidentId};
+use crate::base::{Bytes, Clock, IncidentId};
 use crate::config::Settings;
 use crate::model::{
     CaptureKind, CaptureRecord, CaptureSet, IncidentState, Limits, Losses, Manifest, Outcome,
@@ -24,8 +24,20 @@ pub(super) struct Task {
     pub(super) job: Job,
     pub(super) settings: Arc<Settings>,
     pub(super) limits: Limits,
+    /// How much memory is left below the limit, if that is known.
+    pub(super) headroom: Option<Bytes>,
     /// The vitals of the job's incident so far; empty where the job writes no manifest of its own.
     pub(super) vitals: Vec<VitalsRow>,
+}
+
+impl Task {
+    /// Why `kind` is not to be captured: it would take memory that is needed to stay alive.
+    fn lacks_memory_for(&self, kind: CaptureKind) -> Option<String> {
+        let (need, left) = (collect::memory(kind), self.headroom?);
+        (left < need).then(|| {
+            format!("{left} are left below the memory limit and the engine takes up to {need}")
+        })
+    }
 }
 
 /// What came of a task.
@@ -43,6 +55,7 @@ pub(super) struct Tally {
     pub(super) captures_failed: u64,
     pub(super) artifacts: u64,
     pub(super) artifact_bytes: u64,
+    /// Since the start.
     pub(super) incidents_removed: u64,
     /// A kind of failure, for counting, and the failure in full.
     pub(super) failures: Vec<(&'static str, String)>,
@@ -127,6 +140,7 @@ impl Worker {
                 Done::Closed { id: *id, ok }
             }
         };
+        tally.incidents_removed = self.store.removed();
         Report { done, dir, tally }
     }
 
@@ -198,6 +212,14 @@ impl Worker {
                 error: None,
                 losses: Losses::default(),
             };
+            if let Some(why) = task.lacks_memory_for(kind) {
+                record.stopped = Some(anchor.wall);
+                record.outcome = Outcome::Skipped;
+                record.error = Some(why.clone());
+                tally.failures.push(("capture skipped", why));
+                records.push(record);
+                continue;
+            }
             match fence(|| collect::start(kind, &task.settings, anchor)) {
                 Ok(started) => {
                     let at = first + records.len();
@@ -330,8 +352,9 @@ impl Worker {
 
     fn retain(&mut self, task: &Task, tally: &mut Tally) {
         self.store.set_limits(task.settings.store.clone());
-        let retained = self.store.retain();
-        tally.incidents_removed += retained.removed.len() as u64;
+        for error in &self.store.retain().failed {
+            tally.fail("incident not removed", error);
+        }
     }
 }
 

@@ -114,6 +114,7 @@ impl Core {
         self.reader.read_into(now, &mut self.vitals);
         self.counters.ticks += 1;
         collect::trace::record_vitals(&self.vitals);
+        collect::heap::tick();
         self.history.record(&self.vitals);
         for open in &mut self.open {
             open.recording.record(&self.vitals);
@@ -181,6 +182,7 @@ impl Core {
         let task = Task {
             settings: Arc::clone(&self.settings),
             limits: Limits::from(&self.vitals),
+            headroom: self.vitals.headroom(),
             vitals: recording.map_or_else(Vec::new, |recording| recording.rows(anchor)),
             job,
         };
@@ -265,7 +267,7 @@ impl Core {
         self.counters.captures_failed += tally.captures_failed;
         self.counters.artifacts += tally.artifacts;
         self.counters.artifact_bytes.0 += tally.artifact_bytes;
-        self.counters.incidents_removed += tally.incidents_removed;
+        self.counters.incidents_removed = tally.incidents_removed;
         if let (Some(path), super::incidents::Done::Opened { id, .. }) = (report.dir, &report.done)
         {
             self.counters.incidents += 1;

@@ -50,6 +50,12 @@ impl Vitals {
         Percent::of(self.working_set?.get() as f64, self.memory_limit.as_ref()?.value.get() as f64)
     }
 
+    /// How much memory is left below the limit.
+    pub fn headroom(&self) -> Option<Bytes> {
+        let limit = self.memory_limit.as_ref()?.value;
+        Some(Bytes(limit.get().saturating_sub(self.working_set?.get())))
+    }
+
     /// CPU time as a share of the CPU limit.
     pub fn cpu_percent(&self) -> Option<Percent> {
         Percent::of(self.cpu_cores?, self.cpu_limit.as_ref()?.value)

@@ -56,12 +56,7 @@ impl Draft {
         kind: CaptureKind,
         taken: Timestamp,
     ) -> Result<Self, Error> {
-        let (file, part) = loop {
-            match create(open) {
-                Err(error) if error.is_full() && open.shared().free_up() => {}
-                other => break other?,
-            }
-        };
+        let (file, part) = create(open)?;
         Ok(Self {
             file,
             part,
@@ -168,12 +163,7 @@ impl Draft {
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(source) => {
-                    let error = Error::io("write", self.path(), source);
-                    if !(error.is_full() && self.open.shared().free_up()) {
-                        return Err(error);
-                    }
-                }
+                Err(source) => return Err(Error::io("write", self.path(), source)),
             }
         }
         Ok(())

@@ -61,13 +61,8 @@ impl IncidentDir {
         shared.make_room(&mut shared.ledger(), Need { incidents: 1, ..Need::default() });
 
         let temporary = format!("{NEW}{id}");
-        let made = loop {
-            match shared.root.make_subdir(&temporary) {
-                Err(error) if error.is_full() && shared.free_up() => {}
-                other => break other?,
-            }
-        };
-        let published = put(shared, &made, &manifest)
+        let made = shared.root.make_subdir(&temporary)?;
+        let published = put(&made, &manifest)
             .and_then(|size| shared.root.rename_dir(&temporary, &text).map(|()| size))
             .and_then(|size| shared.root.sync().map(|()| size));
         let size = match published {
@@ -126,7 +121,7 @@ impl IncidentDir {
     /// When it cannot be written. The change is kept in memory, and the next update writes it too.
     pub fn update(&mut self, change: impl FnOnce(&mut Manifest)) -> Result<(), Error> {
         change(&mut self.manifest);
-        let size = put(self.open.shared(), &self.open.dir, &self.manifest)?;
+        let size = put(&self.open.dir, &self.manifest)?;
         self.open.shared().ledger().resize(self.size, size);
         self.size = size;
         Ok(())
@@ -134,9 +129,9 @@ impl IncidentDir {
 }
 
 /// Makes `manifest` the manifest of the incident in `dir`; its size.
-fn put(shared: &Shared, dir: &Dir, manifest: &Manifest) -> Result<u64, Error> {
+fn put(dir: &Dir, manifest: &Manifest) -> Result<u64, Error> {
     let text = text(dir, manifest)?;
-    shared.replace(dir, MANIFEST, &text)?;
+    dir.replace(MANIFEST, &text)?;
     Ok(text.len() as u64)
 }
 

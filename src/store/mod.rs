@@ -21,6 +21,8 @@
 //!   incidents go to make room for them; when none is left, the write is refused and the artifact
 //!   dropped. Manifests and `state.json` are written regardless of `max_bytes` and `keep_free` (they are
 //!   small, and they are what says that there was no room); only a device that is really full stops them.
+//! - Nothing is removed in vain: not when all that may go would not make the room that is missing, and
+//!   not because a write met a full device. A disk that somebody else fills costs new evidence, never old.
 //!
 //! One process writes (`.lock` is held by `flock`, which a kill releases); any number read, through
 //! [`list`], [`find`] and [`open_artifact`], without the lock. A child the host made by `fork` without
@@ -138,6 +140,12 @@ impl Store {
         self.shared.retain()
     }
 
+    /// How many incidents were removed to keep the bounds since the store was opened, by whatever needed
+    /// the room.
+    pub fn removed(&self) -> u64 {
+        self.shared.ledger().removed
+    }
+
     /// Every incident, the latest first.
     ///
     /// # Errors
@@ -173,7 +181,7 @@ impl Store {
         if text.len() as u64 > MAX_STATE.get() {
             return Err(Error::TooLarge { path: path(), limit: MAX_STATE });
         }
-        self.shared.replace(&self.shared.root, names::STATE, &text)
+        self.shared.root.replace(names::STATE, &text)
     }
 
     /// What was last saved; none when nothing was.

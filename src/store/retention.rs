@@ -52,8 +52,6 @@ pub struct Standing {
 pub(super) struct Need {
     pub(super) bytes: u64,
     pub(super) incidents: usize,
-    /// The device said that it is full: one incident must go whatever the bounds say.
-    pub(super) device: bool,
 }
 
 /// One incident as retention sees it.
@@ -64,7 +62,8 @@ struct Held {
 }
 
 impl Shared {
-    /// Removes the oldest closed incidents until every bound holds with `need` added.
+    /// Removes the oldest closed incidents until every bound holds with `need` added. For room, none if
+    /// all of them together would not make enough.
     pub(super) fn make_room(&self, ledger: &mut Ledger, need: Need) -> Retained {
         let mut retained = Retained::default();
         let mut held = match scan(&self.root) {
@@ -77,15 +76,21 @@ impl Shared {
         ledger.stored = held.iter().map(|it| it.bytes).sum();
         let now = self.clock.wall();
         let mut stuck = HashSet::new();
-        while let Some(at) = held
-            .iter()
-            .position(|it| !ledger.open.contains(&it.name.id) && !stuck.contains(&it.name.id))
-            && let Some(bound) = self.broken(ledger, &held[at], held.len(), now, need, &retained)
-        {
+        loop {
+            let may_go =
+                |it: &&Held| !ledger.open.contains(&it.name.id) && !stuck.contains(&it.name.id);
+            let removable = held.iter().filter(may_go).map(|it| it.bytes).sum();
+            let Some(at) = held.iter().position(|it| may_go(&it)) else { break };
+            let incidents = held.len();
+            let Some(bound) = self.broken(ledger, &held[at], incidents, now, need, removable)
+            else {
+                break;
+            };
             match remove(&self.root, &held[at].file_name) {
                 Ok(None) => {
                     let Held { name, bytes, .. } = held.remove(at);
                     ledger.stored = ledger.stored.saturating_sub(bytes);
+                    ledger.removed += 1;
                     retained.removed.push(Removed { id: name.id, bytes: Bytes(bytes), bound });
                 }
                 Ok(Some(path)) => {
@@ -103,7 +108,7 @@ impl Shared {
         retained
     }
 
-    /// The first bound that does not hold while `oldest` is there.
+    /// The first bound that does not hold while `oldest` is there, and can be made to hold.
     fn broken(
         &self,
         ledger: &Ledger,
@@ -111,7 +116,7 @@ impl Shared {
         incidents: usize,
         now: Timestamp,
         need: Need,
-        retained: &Retained,
+        removable: u64,
     ) -> Option<Bound> {
         let age = now.duration_since(oldest.name.opened);
         if age.unsigned_abs() > ledger.settings.max_age && age.is_positive() {
@@ -120,10 +125,8 @@ impl Shared {
         if incidents.saturating_add(need.incidents) > ledger.settings.max_incidents {
             return Some(Bound::Incidents);
         }
-        if need.device && retained.removed.is_empty() {
-            return Some(Bound::Device);
-        }
-        self.shortage(ledger, need.bytes)
+        let (bound, missing) = self.shortage(ledger, need.bytes)?;
+        (missing <= removable).then_some(bound)
     }
 }
 
@@ -285,12 +288,13 @@ mod tests {
     }
 
     #[test]
-    fn those_in_the_room_of_others_go() {
+    fn room_that_cannot_be_made_costs_nothing() {
         for keep_free in [Room::Bytes(Bytes(u64::MAX)), Room::Percent(Percent(100.0))] {
             let it = Fixture::new(roomy());
             let id = it.closed(10);
             it.store.set_limits(StoreSettings { keep_free, ..roomy() });
-            assert_eq!(bounds(&it.store.retain()), [(id, Bound::Free)]);
+            assert_eq!(bounds(&it.store.retain()), []);
+            assert!(it.store.find(id).is_ok());
         }
     }
 

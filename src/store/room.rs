@@ -39,6 +39,8 @@ pub(super) struct Ledger {
     pub(super) stored: u64,
     /// Bytes that drafts have written or are about to.
     pub(super) reserved: u64,
+    /// How many incidents were removed.
+    pub(super) removed: u64,
 }
 
 impl Ledger {
@@ -56,7 +58,7 @@ impl Shared {
         clock: Arc<dyn Clock>,
     ) -> Self {
         let unnamed = AtomicBool::new(std::path::Path::new("/proc/thread-self/fd").is_dir());
-        let ledger = Ledger { settings, open: BTreeSet::new(), stored: 0, reserved: 0 };
+        let ledger = Ledger { settings, open: BTreeSet::new(), stored: 0, reserved: 0, removed: 0 };
         Self { root, clock, unnamed, ledger: Mutex::new(ledger), lock }
     }
 
@@ -71,32 +73,18 @@ impl Shared {
         self.make_room(&mut self.ledger(), Need::default())
     }
 
-    /// Removes the oldest closed incident because the device has no room. False when none can go.
-    pub(super) fn free_up(&self) -> bool {
-        let need = Need { device: true, ..Need::default() };
-        !self.make_room(&mut self.ledger(), need).removed.is_empty()
-    }
-
-    /// Replaces a small file, making room on a full device.
-    pub(super) fn replace(&self, dir: &Dir, name: &str, bytes: &[u8]) -> Result<(), Error> {
-        loop {
-            match dir.replace(name, bytes) {
-                Err(error) if error.is_full() && self.free_up() => {}
-                other => return other,
-            }
-        }
-    }
-
-    /// Which of the bounds on room would not hold with `bytes` more.
-    pub(super) fn shortage(&self, ledger: &Ledger, bytes: u64) -> Option<Bound> {
+    /// Which of the bounds on room would not hold with `bytes` more, and by how much.
+    pub(super) fn shortage(&self, ledger: &Ledger, bytes: u64) -> Option<(Bound, u64)> {
         let held = ledger.stored.saturating_add(ledger.reserved).saturating_add(bytes);
-        if held > ledger.settings.max_bytes.get() {
-            return Some(Bound::Bytes);
+        let over = held.saturating_sub(ledger.settings.max_bytes.get());
+        if over > 0 {
+            return Some((Bound::Bytes, over));
         }
         // When the file system does not say, the write itself will.
         let space = self.root.space().ok()?;
         let keep = keep_free(ledger.settings.keep_free, space);
-        (keep > 0 && space.free.saturating_sub(bytes) < keep).then_some(Bound::Free)
+        let missing = keep.saturating_sub(space.free.saturating_sub(bytes));
+        (missing > 0).then_some((Bound::Free, missing))
     }
 }
 
@@ -131,7 +119,7 @@ impl Reservation {
         let mut ledger = self.shared.ledger();
         if self.shared.shortage(&ledger, bytes).is_some() {
             self.shared.make_room(&mut ledger, Need { bytes, ..Need::default() });
-            if let Some(bound) = self.shared.shortage(&ledger, bytes) {
+            if let Some((bound, _)) = self.shared.shortage(&ledger, bytes) {
                 return Err(Error::Full { path: path(), bound });
             }
         }

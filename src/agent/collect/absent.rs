@@ -8,6 +8,8 @@ use crate::base::{Anchor, Bytes};
 use crate::config::Settings;
 use crate::model::{CaptureKind, Vitals};
 
+pub(super) const MEMORY: Bytes = Bytes(0);
+
 pub(super) fn start(kind: CaptureKind, _: &Settings, _: Anchor) -> Result<Started, Failure> {
     Err(format!("marple is built without its `{kind}` feature: add it in Cargo.toml").into())
 }
@@ -18,6 +20,8 @@ pub(in crate::agent) struct Nothing;
 pub(in crate::agent) fn exclude_current_thread() -> Nothing {
     Nothing
 }
+
+pub(in crate::agent) fn tick() {}
 
 pub(in crate::agent) fn set_rate(_: Bytes) {}
 

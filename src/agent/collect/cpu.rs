@@ -1,10 +1,13 @@
 //! CPU profiles: one, over the whole capture.
 
 use super::{Collector, Evidence, Failure, Started};
-use crate::base::{Anchor, Moment};
+use crate::base::{Anchor, Bytes, Moment};
 use crate::config::Settings;
 use crate::cpu::Session;
 use crate::model::CaptureKind;
+
+/// What an engine may take.
+pub(super) const MEMORY: Bytes = Session::MEMORY;
 
 pub(super) fn start(
     _: CaptureKind,

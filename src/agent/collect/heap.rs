@@ -6,6 +6,7 @@ use crate::base::{Anchor, Bytes, Moment};
 use crate::config::Settings;
 use crate::heap;
 use crate::model::CaptureKind;
+use crate::os::unwind;
 
 pub(super) fn start(_: CaptureKind, _: &Settings, anchor: Anchor) -> Result<Started, Failure> {
     let first = heap::snapshot(anchor.wall)?;
@@ -30,6 +31,14 @@ impl Collector for Snapshots {
 /// Keeps what this thread allocates out of heap profiles, until the guard is dropped.
 pub(in crate::agent) fn exclude_current_thread() -> heap::Exclusion {
     heap::exclude_current_thread()
+}
+
+/// Lets stacks be walked through libraries that were loaded since the last tick. A microsecond when none
+/// was. An image that cannot be read is walked by frame pointers, and the next tick tries again.
+pub(in crate::agent) fn tick() {
+    if heap::installed() {
+        let _ = unwind::refresh();
+    }
 }
 
 /// Samples every `rate` bytes on average from here on.

@@ -10,7 +10,7 @@ use std::io;
 
 use jiff::Timestamp;
 
-use crate::base::{Anchor, Moment};
+use crate::base::{Anchor, Bytes, Moment};
 use crate::codec::{perfetto, pprof};
 use crate::config::Settings;
 use crate::model::{CaptureKind, Losses, Profile, Timeline};
@@ -48,6 +48,14 @@ pub(super) trait Collector {
 pub(super) struct Started {
     pub(super) collector: Box<dyn Collector>,
     pub(super) at_start: Option<Evidence>,
+}
+
+/// How much memory the collector of `kind` may take besides what it is set to.
+pub(super) fn memory(kind: CaptureKind) -> Bytes {
+    match kind {
+        CaptureKind::Cpu => cpu::MEMORY,
+        CaptureKind::Heap | CaptureKind::Trace => Bytes(0),
+    }
 }
 
 /// Starts the collector of `kind`.
