@@ -8,6 +8,12 @@ use crate::model::{Metric, Vitals, VitalsRow};
 
 /// The distance of two rows.
 const STEP: Duration = Duration::from_secs(1);
+
+/// Whether a tick at `now` is a step after the one at `last`; one that comes a little early is.
+fn is_due(now: Moment, last: Moment, step: Duration) -> bool {
+    now.since(last) >= step * 19 / 20
+}
+
 /// How many rows are kept from before an incident: two minutes.
 const BEFORE: usize = 120;
 /// How many rows a recording may have. When they are reached every second one goes and the distance
@@ -21,7 +27,7 @@ pub(super) struct History(VecDeque<Vitals>);
 impl History {
     /// Keeps `vitals`, if the last were kept a step ago.
     pub(super) fn record(&mut self, vitals: &Vitals) {
-        if self.0.back().is_some_and(|last| vitals.at.since(last.at) < STEP) {
+        if self.0.back().is_some_and(|last| !is_due(vitals.at, last.at, STEP)) {
             return;
         }
         if self.0.len() == BEFORE {
@@ -48,7 +54,7 @@ pub(super) struct Recording {
 impl Recording {
     /// Keeps `vitals`, if the last were kept a step ago.
     pub(super) fn record(&mut self, vitals: &Vitals) {
-        if vitals.at.since(self.last) < self.step {
+        if !is_due(vitals.at, self.last, self.step) {
             return;
         }
         if self.rows.len() >= MOST {
