@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// The functions, as their names end.
-pub(crate) const FUNCTIONS: [&str; 3] = ["::burn_half", "::burn_three_tenths", "::burn_a_fifth"];
+/// The functions' names.
+pub(crate) const FUNCTIONS: [&str; 3] = ["burn_half", "burn_three_tenths", "burn_a_fifth"];
 
 /// The name of the burning threads.
 pub(crate) const THREAD: &str = "burner";

@@ -117,7 +117,7 @@ fn tell_of_burning(report: &Report, hertz: u32, burnt: burn::Burnt, outside: f64
     for seen in report.seen.iter().filter(|seen| seen.thread == THREAD) {
         weight += seen.weight;
         samples += seen.samples;
-        let under = |mark: &&str| seen.functions.iter().any(|name| name.ends_with(*mark));
+        let under = |mark: &&str| seen.functions.iter().any(|name| is_called(name, mark));
         if let Some(which) = FUNCTIONS.iter().position(|mark| under(&mark)) {
             weights[which] += seen.weight;
             attributed += seen.samples;
@@ -129,8 +129,10 @@ fn tell_of_burning(report: &Report, hertz: u32, burnt: burn::Burnt, outside: f64
         let points = (share - truth).abs();
         (points, points / (truth * (1.0 - truth) / attributed as f64).sqrt())
     });
-    let worst = errors
-        .fold((0.0, 0.0), |worst: (f64, f64), error| (worst.0.max(error.0), worst.1.max(error.1)));
+    // Not `f64::max`, which takes an error that is not a number for none.
+    let worst = errors.fold((0.0, 0.0), |worst: (f64, f64), error| {
+        (larger(worst.0, error.0), larger(worst.1, error.1))
+    });
     println!("got {}", weight / periods);
     println!("lost {}", report.lost / periods);
     println!("points {}", worst.0 * 100.0);
@@ -138,7 +140,7 @@ fn tell_of_burning(report: &Report, hertz: u32, burnt: burn::Burnt, outside: f64
     println!("samples {samples}");
     println!("outside {}", outside * 1e6 / samples as f64);
     let is_whole = |functions: &[String]| {
-        let deep = functions.iter().filter(|name| name.ends_with("::deepen")).count();
+        let deep = functions.iter().filter(|name| is_called(name, "deepen")).count();
         deep == burn::DEPTH as usize + 1
     };
     let whole = report.seen.iter().filter(|seen| seen.thread == THREAD);
@@ -148,7 +150,12 @@ fn tell_of_burning(report: &Report, hertz: u32, burnt: burn::Burnt, outside: f64
 
 /// Not a number when one of them is.
 fn larger(a: f64, b: f64) -> f64 {
-    if b <= a { a } else { b + 0.0 * a }
+    if a >= b { a } else { a * 0.0 + b }
+}
+
+/// Whether the function called `name`, with or without the path to it, is `function`.
+fn is_called(name: &str, function: &str) -> bool {
+    name.strip_suffix(function).is_some_and(|path| path.is_empty() || path.ends_with("::"))
 }
 
 fn start_cell(engine: Engine) -> Result<(), String> {
