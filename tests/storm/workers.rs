@@ -1,6 +1,7 @@
 //! What a host may do that is hard on a profiler, a thread each, in a loop until the storm is over.
 
 use std::backtrace::Backtrace;
+use std::ffi::CStr;
 use std::hint::black_box;
 use std::os::unix::process::CommandExt;
 use std::panic;
@@ -46,10 +47,12 @@ type Work = fn(&AtomicBool, &Counters);
 /// Every worker.
 pub(crate) const ALL: &[(&str, Work)] = &[
     ("panics", panics),
+    ("panics-too", panics_too),
     ("malloc", malloc),
     ("malloc-too", malloc_too),
     ("births", births),
     ("dlopen", dlopen),
+    ("dlopen-run", dlopen_run),
     ("backtraces", backtraces),
     ("exec", exec),
     ("fork", fork),
@@ -60,7 +63,7 @@ pub(crate) const ALL: &[(&str, Work)] = &[
 ];
 
 /// Where a program is linked statically there is nothing to load.
-pub(crate) const MAY_STAND_STILL: &[&str] = &["dlopen"];
+pub(crate) const MAY_STAND_STILL: &[&str] = &["dlopen", "dlopen-run"];
 
 /// Uses CPU time without calling anything.
 #[inline(never)]
@@ -71,6 +74,14 @@ fn spin(turns: u32) {
 }
 
 fn panics(over: &AtomicBool, counters: &Counters) {
+    throw_until(over, || counters.turn("panics"));
+}
+
+fn panics_too(over: &AtomicBool, counters: &Counters) {
+    throw_until(over, || counters.turn("panics-too"));
+}
+
+fn throw_until(over: &AtomicBool, caught_one: impl Fn()) {
     #[inline(never)]
     fn throw(depth: u32) -> u32 {
         let on_the_way_out = vec![depth; 4];
@@ -82,7 +93,7 @@ fn panics(over: &AtomicBool, counters: &Counters) {
     while !over.load(Relaxed) {
         let caught = panic::catch_unwind(|| throw(20));
         assert!(caught.is_err());
-        counters.turn("panics");
+        caught_one();
     }
 }
 
@@ -129,27 +140,44 @@ fn births(over: &AtomicBool, counters: &Counters) {
     }
 }
 
-/// Loads a library, runs in it, unloads it.
+/// Loads a library and unloads it.
 fn dlopen(over: &AtomicBool, counters: &Counters) {
+    // In every glibc, and used by nobody.
+    while !over.load(Relaxed) && with_library(c"libBrokenLocale.so.1", |_| {}) {
+        counters.turn("dlopen");
+    }
+}
+
+/// Loads a library, runs in it for a while, unloads it.
+fn dlopen_run(over: &AtomicBool, counters: &Counters) {
     type Crypt =
         unsafe extern "C" fn(*const libc::c_char, *const libc::c_char) -> *mut libc::c_char;
-    while !over.load(Relaxed) {
-        // SAFETY: the library is libcrypt, whose `crypt` has that type; nobody else is in it, and
-        // nothing of it is used once it is closed.
+    let run = |library| {
+        // SAFETY: the library is libcrypt, whose `crypt` has that type; nobody else is in it.
         unsafe {
-            let library = libc::dlopen(c"libcrypt.so.1".as_ptr(), libc::RTLD_NOW);
-            if library.is_null() {
-                return;
-            }
             let crypt = libc::dlsym(library, c"crypt".as_ptr());
             if !crypt.is_null() {
                 let crypt = std::mem::transmute::<*mut libc::c_void, Crypt>(crypt);
                 black_box(crypt(c"a word".as_ptr(), c"$5$rounds=1000$salt".as_ptr()));
             }
-            libc::dlclose(library);
         }
-        counters.turn("dlopen");
+    };
+    while !over.load(Relaxed) && with_library(c"libcrypt.so.1", run) {
+        counters.turn("dlopen-run");
     }
+}
+
+/// Whether the library could be loaded.
+fn with_library(name: &CStr, run: impl Fn(*mut libc::c_void)) -> bool {
+    // SAFETY: loading a library of the system's, which does nothing when it is loaded or unloaded.
+    let library = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW) };
+    if library.is_null() {
+        return false;
+    }
+    run(library);
+    // SAFETY: it was opened above, and nothing of it is used any more.
+    unsafe { libc::dlclose(library) };
+    true
 }
 
 fn backtraces(over: &AtomicBool, counters: &Counters) {
