@@ -118,7 +118,7 @@ fn tell_of_burning(report: &Report, hertz: u32, burnt: burn::Burnt, outside: f64
         weight += seen.weight;
         samples += seen.samples;
         let under = |mark: &&str| seen.functions.iter().any(|name| is_called(name, mark));
-        if let Some(which) = FUNCTIONS.iter().position(|mark| under(&mark)) {
+        if let Some(which) = FUNCTIONS.iter().position(|mark| under(mark)) {
             weights[which] += seen.weight;
             attributed += seen.samples;
         }

@@ -84,7 +84,7 @@ fn panics_too(over: &AtomicBool, counters: &Counters) {
 fn throw_until(over: &AtomicBool, caught_one: impl Fn()) {
     #[inline(never)]
     fn throw(depth: u32) -> u32 {
-        let on_the_way_out = vec![depth; 4];
+        let on_the_way_out = Box::new([depth; 4]);
         if depth == 0 {
             panic!("of the storm");
         }
