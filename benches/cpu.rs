@@ -9,7 +9,7 @@
 //! | measure | how it is taken |
 //! |---|---|
 //! | got | periods that the samples of the burning threads stand for, over those their CPU clocks say there were (`burn`) |
-//! | got + lost | the same with what the profile says it lost |
+//! | got + lost | the periods of all samples and those the profile says were lost, over those of the process' CPU time |
 //! | attribution | the worst of three shares' errors, in standard errors of the binomial over the samples really taken; median of rounds |
 //! | outside | CPU time of the process that is not the burning threads', to the end of the session, over the samples |
 //! | start | the first of a process: wall time, and the growth of its resident memory, at its peak |
@@ -36,7 +36,7 @@ use drive::Engine;
 use table::{Goal, median, row};
 
 /// The engines whose rows are shown.
-const ENGINES: [Engine; 2] = [Engine::Pprof, Engine::Peer];
+const ENGINES: [Engine; 4] = [Engine::Perf, Engine::Timer, Engine::Pprof, Engine::Peer];
 
 /// How long and how often.
 struct Plan {
@@ -119,9 +119,9 @@ fn burning(engine: Engine, hertz: u32, threads: usize, time: Duration) -> Result
 fn rows_of_got(name: &str, measured: &Result<Measured, String>) {
     match measured {
         Ok(measured) => {
-            let (got, lost) = (measured.get("got"), measured.get("lost"));
+            let (got, accounted) = (measured.get("got"), measured.get("accounted"));
             row(&format!("{name}: got"), got, "", Goal::AtLeast(0.97));
-            row(&format!("{name}: got + lost"), got + lost, "", Goal::Near(1.0, 0.01));
+            row(&format!("{name}: got + lost"), accounted, "", Goal::Near(1.0, 0.01));
         }
         Err(why) => println!("{name}: short: {why}"),
     }

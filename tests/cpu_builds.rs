@@ -12,7 +12,7 @@ use std::sync::LazyLock;
 use tempfile::TempDir;
 
 /// The engines a build is profiled by.
-const ENGINES: [&str; 1] = ["pprof"];
+const ENGINES: [&str; 3] = ["perf", "timer", "pprof"];
 
 /// What the innermost frames of every whole stack are; above them are those of a thread's start.
 const CHAIN: [&str; 10] = [

@@ -82,8 +82,28 @@ fn check(engine: Engine, totals: &Totals, control: &Totals) {
 }
 
 #[test]
+fn the_perf_engine_survives_a_storm() {
+    storm(Engine::Perf, "the_perf_engine_survives_a_storm");
+}
+
+#[test]
+fn the_timer_engine_survives_a_storm() {
+    storm(Engine::Timer, "the_timer_engine_survives_a_storm");
+}
+
+#[test]
 fn the_pprof_engine_survives_a_storm() {
     storm(Engine::Pprof, "the_pprof_engine_survives_a_storm");
+}
+
+#[test]
+fn a_host_with_a_profiling_timer_keeps_it_beside_the_perf_engine() {
+    host(Engine::Perf, "a_host_with_a_profiling_timer_keeps_it_beside_the_perf_engine");
+}
+
+#[test]
+fn a_host_with_a_profiling_timer_keeps_it_beside_the_timer_engine() {
+    host(Engine::Timer, "a_host_with_a_profiling_timer_keeps_it_beside_the_timer_engine");
 }
 
 #[test]

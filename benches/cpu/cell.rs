@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use rustix::time::ClockId;
 
-use crate::burn::{self, FUNCTIONS, THREAD, cpu_of};
-use crate::drive::{Engine, Report};
+use crate::burn::{self, Burnt, FUNCTIONS, THREAD, cpu_of};
+use crate::drive::{Engine, Report, Running};
 use crate::{handler, throughput};
 
 /// What no cell takes; one that does hangs.
@@ -93,23 +93,37 @@ fn burn_cell(engine: Engine, hertz: u32, threads: usize, time: Duration) -> Resu
     // The first start of a process pays for what the others find done.
     drop(engine.start(hertz)?);
     let start = || {
+        let before = cpu_of(ClockId::ProcessCPUTime);
         let running = engine.start(hertz);
-        (running, cpu_of(ClockId::ProcessCPUTime))
+        (running, before, cpu_of(ClockId::ProcessCPUTime))
     };
-    let (recorded, burnt, outside) = burn::during(threads, time, start, |(running, cpu), burnt| {
-        let recorded = running.and_then(|running| running.stop());
-        let spent = cpu_of(ClockId::ProcessCPUTime) - cpu;
-        (recorded, burnt, spent - burnt.iter().sum::<f64>())
-    });
+    let stop = |(running, before, started): (Result<Running, String>, f64, f64), burnt: Burnt| {
+        let sampled = cpu_of(ClockId::ProcessCPUTime) - started;
+        let recorded = running.and_then(Running::stop);
+        let whole = cpu_of(ClockId::ProcessCPUTime) - before;
+        (recorded, Spent { burnt, sampled, whole })
+    };
+    let (recorded, spent) = burn::during(threads, time, start, stop);
     let report = recorded?.named(hertz);
     if std::env::var_os("MARPLE_BENCH_SAY").is_some() {
         eprintln!("{:#?}", report);
     }
-    tell_of_burning(&report, hertz, burnt, outside);
+    tell_of_burning(&report, hertz, &spent);
     Ok(())
 }
 
-fn tell_of_burning(report: &Report, hertz: u32, burnt: burn::Burnt, outside: f64) {
+/// CPU time, in seconds.
+struct Spent {
+    /// By the burning threads in each function.
+    burnt: Burnt,
+    /// By the process while it was sampled.
+    sampled: f64,
+    /// By the process, starting and stopping included.
+    whole: f64,
+}
+
+fn tell_of_burning(report: &Report, hertz: u32, spent: &Spent) {
+    let burnt = spent.burnt;
     let total: f64 = burnt.iter().sum();
     let periods = total * f64::from(hertz);
     let (mut weights, mut attributed, mut samples) = ([0.0; 3], 0, 0);
@@ -134,11 +148,14 @@ fn tell_of_burning(report: &Report, hertz: u32, burnt: burn::Burnt, outside: f64
         (larger(worst.0, error.0), larger(worst.1, error.1))
     });
     println!("got {}", weight / periods);
-    println!("lost {}", report.lost / periods);
+    // What is lost is not known by thread, so this is of the process.
+    let all: f64 = report.seen.iter().map(|seen| seen.weight).sum();
+    let accounted = (all + report.lost) / (spent.sampled * f64::from(hertz));
+    println!("accounted {accounted}");
     println!("points {}", worst.0 * 100.0);
     println!("errors {}", worst.1);
     println!("samples {samples}");
-    println!("outside {}", outside * 1e6 / samples as f64);
+    println!("outside {}", (spent.whole - total) * 1e6 / samples as f64);
     let is_whole = |functions: &[String]| {
         let deep = functions.iter().filter(|name| is_called(name, "deepen")).count();
         deep == burn::DEPTH as usize + 1

@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use marple::base::{Clock, Hertz, SystemClock};
-use marple::cpu::Session;
+use marple::cpu::{Options, Session};
 use marple::os::process::cpu_time;
 use marple::symbols;
 
@@ -58,9 +58,10 @@ layers!(
 
 fn main() {
     let mut arguments = std::env::args().skip(1);
-    let _engine = arguments.next();
+    let engine = arguments.next().unwrap_or_default().parse().expect("an engine's name");
     let names_from = arguments.next().map(PathBuf::from);
-    let session = match Session::start(Hertz(250), SystemClock.anchor()) {
+    let options = Options { engine, frequency: Hertz(250), ..Options::default() };
+    let session = match Session::with(&options, SystemClock.anchor()) {
         Ok(session) => session,
         Err(why) => return println!("refused\t{why}"),
     };

@@ -5,8 +5,8 @@
 use std::fmt;
 
 use marple::base::{Clock, Hertz, SystemClock};
-use marple::cpu::Session;
-use marple::model::{LabelValue, Profile, Sample};
+use marple::cpu::{Options, Session};
+use marple::model::{CpuEngine, LabelValue, Profile, Sample};
 use marple::symbols;
 use pprof::{ProfilerGuard, ProfilerGuardBuilder};
 
@@ -14,6 +14,10 @@ use pprof::{ProfilerGuard, ProfilerGuardBuilder};
 pub(crate) enum Engine {
     /// Nothing runs.
     Control,
+    /// marple by perf events.
+    Perf,
+    /// marple by a CPU-clock timer for each thread.
+    Timer,
     /// marple over the `pprof` crate.
     Pprof,
     /// The `pprof` crate by itself: its default unwinder, its README's blocklist.
@@ -21,11 +25,14 @@ pub(crate) enum Engine {
 }
 
 impl Engine {
-    pub(crate) const ALL: [Self; 3] = [Self::Control, Self::Pprof, Self::Peer];
+    pub(crate) const ALL: [Self; 5] =
+        [Self::Control, Self::Perf, Self::Timer, Self::Pprof, Self::Peer];
 
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Control => "control",
+            Self::Perf => "perf",
+            Self::Timer => "timer",
             Self::Pprof => "pprof",
             Self::Peer => "pprof-rs",
         }
@@ -37,11 +44,17 @@ impl Engine {
 
     /// Starts it; the error is its own words.
     pub(crate) fn start(self, hertz: u32) -> Result<Running, String> {
+        let marple = |engine| {
+            let options = Options { engine, frequency: Hertz(hertz), ..Options::default() };
+            Session::with(&options, SystemClock.anchor())
+                .map(Running::Marple)
+                .map_err(|error| error.to_string())
+        };
         match self {
             Self::Control => Ok(Running::Control),
-            Self::Pprof => Session::start(Hertz(hertz), SystemClock.anchor())
-                .map(Running::Marple)
-                .map_err(|error| error.to_string()),
+            Self::Perf => marple(CpuEngine::Perf),
+            Self::Timer => marple(CpuEngine::Timer),
+            Self::Pprof => marple(CpuEngine::Pprof),
             Self::Peer => ProfilerGuardBuilder::default()
                 .frequency(hertz as i32)
                 .blocklist(&["libc", "libgcc", "pthread", "vdso"])
@@ -137,9 +150,10 @@ fn of_profile(mut profile: Profile, hertz: u32) -> Report {
     });
     let mut remarks = profile.comments.clone();
     remarks.extend(profile.losses.iter().map(|loss| format!("{}: {}", loss.cause, loss.count)));
-    let missing =
-        profile.losses.iter().filter(|loss| loss.cause.starts_with("CPU samples missing"));
-    Report { seen: seen.collect(), lost: missing.map(|loss| loss.count as f64).sum(), remarks }
+    // "expected 100 samples for 1.000 s of CPU time at 100 Hz, got 98, lost 2"
+    let said = profile.comments.iter().find(|comment| comment.starts_with("expected "));
+    let lost = said.and_then(|said| said.rsplit_once("lost ")?.1.parse().ok()).unwrap_or(0.0);
+    Report { seen: seen.collect(), lost, remarks }
 }
 
 fn thread_of(profile: &Profile, sample: &Sample) -> String {
