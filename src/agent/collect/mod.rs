@@ -19,14 +19,14 @@ use crate::symbols;
 #[cfg(not(all(feature = "cpu", feature = "heap", feature = "trace")))]
 pub(super) mod absent;
 #[cfg(feature = "cpu")]
-mod cpu;
+pub(super) mod cpu;
 #[cfg(feature = "heap")]
 pub(super) mod heap;
 #[cfg(feature = "trace")]
 pub(super) mod trace;
 
 #[cfg(not(feature = "cpu"))]
-use absent as cpu;
+pub(super) use absent as cpu;
 #[cfg(not(feature = "heap"))]
 pub(super) use absent as heap;
 #[cfg(not(feature = "trace"))]
@@ -38,7 +38,7 @@ pub(super) type Failure = Box<dyn Error + Send + Sync>;
 /// A collector at work.
 pub(super) trait Collector {
     /// By what means it captures.
-    fn engine(&self) -> &'static str;
+    fn engine(&self) -> &str;
 
     /// Ends the capture and hands over what was seen since it began.
     fn stop(self: Box<Self>, now: Moment) -> Result<Evidence, Failure>;
@@ -51,9 +51,9 @@ pub(super) struct Started {
 }
 
 /// How much memory the collector of `kind` may take besides what it is set to.
-pub(super) fn memory(kind: CaptureKind) -> Bytes {
+pub(super) fn memory(kind: CaptureKind, settings: &Settings) -> Bytes {
     match kind {
-        CaptureKind::Cpu => cpu::MEMORY,
+        CaptureKind::Cpu => cpu::memory(settings),
         CaptureKind::Heap | CaptureKind::Trace => Bytes(0),
     }
 }
