@@ -47,15 +47,18 @@ pub const DEFAULT_SAMPLE_TYPE: &str = "inuse_space";
 pub const PERIOD_TYPE: ValueType = ValueType { name: "space", unit: "bytes" };
 
 /// The functions that stand between the program and the tables: the language's way to its allocator,
-/// containers' buffers, and what is ours. A reader that keeps to it shows as innermost the function of
-/// the program that wanted the memory. Matched against whole names.
+/// what containers do when they want room, and what is ours. A reader that keeps to it shows as innermost
+/// the function of the program that wanted the memory; the file itself keeps every frame. Matched
+/// against whole names. Nothing here calls back into the program: with a frame, all it calls is dropped.
 pub const DROP_FRAMES: &str = concat!(
-    r"(__rustc.*::|_+)?(__rust_alloc|__rust_alloc_zeroed|__rust_realloc",
-    r"|__rg_alloc|__rg_alloc_zeroed|__rg_realloc|__rust_no_alloc_shim.*)",
-    r"|<?marple::heap::alloc::Allocator.*",
-    r"|<?alloc::alloc::.*",
-    r"|<?alloc::raw_vec::.*",
+    r"(__rustc.*::)?__(rust|rg)_(alloc|alloc_zeroed|realloc)",
     r"|<.* as core::alloc::global::GlobalAlloc>::.*",
+    r"|<?marple::heap::alloc::Allocator.*",
+    r"|<?alloc::(alloc|raw_vec)::.*",
+    r"|alloc::boxed::(box_new.*|Box<.*>::new(_in|_uninit|_uninit_in)?)",
+    r"|<?alloc::(vec::Vec<.*>|string::String)>?",
+    r"::(with_capacity|with_capacity_in|reserve|reserve_exact|push|push_mut|push_str|grow_one)",
+    r"|<?alloc::(rc::Rc|sync::Arc)<.*>::(new|new_in|allocate_for_layout)",
 );
 
 /// The room for a dump. About 330 KiB, all of it written to once, so that it is there.
