@@ -107,6 +107,17 @@ impl Worker {
         Self { clock, store, process, versions, dirs: Vec::new(), running: Vec::new() }
     }
 
+    /// Reserves what captures will need when there is no more to be had.
+    pub(super) fn prepare(&self) {
+        let rehearsed = fence(|| {
+            collect::heap::rehearse();
+            Ok(())
+        });
+        if let Err(error) = rehearsed {
+            tracing::error!(target: "marple", "a heap profile cannot be prepared: {error}");
+        }
+    }
+
     /// Does one task.
     pub(super) fn perform(&mut self, task: Task) -> Report {
         let mut tally = Tally::default();
@@ -314,7 +325,7 @@ impl Worker {
                 evidence.write(&mut draft)?;
                 Ok(draft.commit()?)
             });
-            let losses = evidence.losses().clone();
+            let losses = evidence.losses();
             match written {
                 Ok(mut artifact) => {
                     artifact.part = part.map(str::to_owned);

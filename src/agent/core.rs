@@ -71,7 +71,7 @@ impl Core {
         tasks: SyncSender<Task>,
     ) -> Self {
         let started = clock.wall();
-        collect::heap::set_rate(settings.heap.rate);
+        collect::heap::set_rates(&settings.heap);
         Self {
             started,
             config: ConfigStatus { path, applied: Some(started), ..ConfigStatus::default() },
@@ -115,8 +115,8 @@ impl Core {
         let now = self.clock.now();
         self.reader.read_into(now, &mut self.vitals);
         self.counters.ticks += 1;
+        collect::heap::tick(&mut self.vitals);
         collect::trace::record_vitals(&self.vitals);
-        collect::heap::tick();
         self.history.record(&self.vitals);
         for open in &mut self.open {
             open.recording.record(&self.vitals);
@@ -135,6 +135,11 @@ impl Core {
             }
         }
         self.expire();
+    }
+
+    /// Sets what calls for a tick before its time.
+    pub(super) fn watch(&self) {
+        collect::heap::watch(&self.vitals, self.settings.rules.iter());
     }
 
     /// Ends what is over by now.
@@ -309,7 +314,7 @@ impl Core {
         for gone in self.engine.replace(settings.rules.clone()) {
             self.incidents.clear(&gone.name);
         }
-        collect::heap::set_rate(settings.heap.rate);
+        collect::heap::set_rates(&settings.heap);
         tracing::info!(target: "marple", needs_restart = ?needs_restart, "new settings are in force");
         self.settings = Arc::new(settings);
         self.config.applied = Some(self.clock.wall());

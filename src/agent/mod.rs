@@ -20,6 +20,8 @@ mod collect;
 mod core;
 mod event;
 mod handle;
+#[cfg(feature = "heap")]
+mod heap_writer;
 mod history;
 mod incidents;
 mod reload;
@@ -32,6 +34,8 @@ use std::time::Duration;
 pub use builder::{Agent, Builder};
 pub use event::ToggleAction;
 pub use handle::{AgentHandle, Pending};
+#[cfg(feature = "heap")]
+pub use heap_writer::{HeapWriter, ProcessMemory};
 #[cfg(feature = "http")]
 pub(crate) use service::Service;
 pub use status::{Captured, ConfigStatus, Counters, IncidentStatus, RuleStatus, Status, Toggled};

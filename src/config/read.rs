@@ -95,6 +95,7 @@ fn cpu(section: &mut Section<'_, '_>, cpu: &mut CpuSettings) {
 
 fn heap(section: &mut Section<'_, '_>, heap: &mut HeapSettings) {
     section.read("rate", Bytes::deserialize, &mut heap.rate);
+    section.read("rate_during_incident", Bytes::deserialize, &mut heap.rate_during_incident);
 }
 
 fn trace(section: &mut Section<'_, '_>, trace: &mut TraceSettings) {

@@ -158,6 +158,9 @@ pub struct CpuSettings {
 pub struct HeapSettings {
     /// The mean number of bytes between two samples; 0 is off, 1 is every allocation. Default: 512 KiB.
     pub rate: Bytes,
+    /// The same while an incident captures the heap, to see more of what happens then; the mean number
+    /// of bytes again, so a lower one samples more. Default: none, `rate` stays.
+    pub rate_during_incident: Option<Bytes>,
 }
 
 /// Runtime traces.
@@ -239,7 +242,7 @@ impl Default for CpuSettings {
 
 impl Default for HeapSettings {
     fn default() -> Self {
-        Self { rate: Bytes::kib(512) }
+        Self { rate: Bytes::kib(512), rate_during_incident: None }
     }
 }
 

@@ -180,6 +180,16 @@ fn general(check: &mut Check, settings: &Settings) {
             settings.cpu.lookback
         )
     });
+    if let Some(during) = settings.heap.rate_during_incident {
+        let usual = settings.heap.rate;
+        let finer = during > Bytes(0) && (usual == Bytes(0) || during <= usual);
+        check.that(finer, &["heap.rate_during_incident", "heap.rate"], || {
+            format!(
+                "{during} would show less of an incident than heap.rate ({usual}) does: write a \
+                 smaller size, 1 or more"
+            )
+        });
+    }
     check.at_least("trace.max_bytes", settings.trace.max_bytes, MIN_TRACE_BYTES);
     check.that(settings.rules.len() <= MAX_RULES, &["rule"], || {
         format!("{} rules are too many: write at most {MAX_RULES}", settings.rules.len())
