@@ -86,6 +86,22 @@ impl Metric {
             Self::Gauge(name) => vitals.gauge(name),
         }
     }
+
+    /// Whether its values run up against a limit, where there is one.
+    pub const fn has_limit(&self) -> bool {
+        matches!(self, Self::Memory | Self::Cpu | Self::WorkingSet | Self::Rss)
+    }
+
+    /// The limit its value runs up against, in its unit; none for what has none, or none known.
+    pub fn limit(&self, vitals: &Vitals) -> Option<f64> {
+        match self {
+            Self::Memory | Self::Cpu => Some(100.0),
+            Self::WorkingSet | Self::Rss => {
+                vitals.memory_limit.as_ref().map(|limit| limit.value.get() as f64)
+            }
+            _ => None,
+        }
+    }
 }
 
 impl fmt::Display for Metric {
