@@ -105,7 +105,8 @@ impl Builder {
             let handle = handle.clone();
             move || {
                 let measures = (clock, runtimes, gauges);
-                lead(settings, path, state, measures, tasks, queue, services, handle);
+                let begun = (settings, path, state);
+                lead(begun, measures, tasks, queue, services, handle);
                 // The watcher's callback may hold a sender of its own: the end is said, not inferred.
                 let _ = finished_tx.send(());
                 drop(only_one);
@@ -201,9 +202,7 @@ impl Drop for Agent {
 
 /// The thread `marple`: a runtime of its own, and the loop on it.
 fn lead(
-    settings: Settings,
-    path: Option<PathBuf>,
-    state: Option<State>,
+    (settings, path, state): (Settings, Option<PathBuf>, Option<State>),
     (clock, runtimes, gauges): (Arc<dyn Clock>, Runtimes, Gauges),
     tasks: SyncSender<Task>,
     queue: mpsc::Receiver<Event>,
