@@ -70,8 +70,21 @@ pub mod procfs {
 pub mod cgroup {
     use std::path::Path;
 
-    use crate::base::Bytes;
+    use crate::base::{Bytes, Percent};
     use crate::model::Limit;
+
+    /// What the kernel has counted and measured: nothing.
+    #[derive(Clone, Copy, Debug, Default, PartialEq)]
+    #[allow(missing_docs, reason = "as on Linux")]
+    pub struct Strain {
+        pub periods: Option<u64>,
+        pub throttled: Option<u64>,
+        pub memory_high: Option<u64>,
+        pub oom_kills: Option<u64>,
+        pub memory_pressure: Option<Percent>,
+        pub cpu_pressure: Option<Percent>,
+        pub io_pressure: Option<Percent>,
+    }
 
     /// No cgroup.
     #[derive(Debug)]
@@ -94,6 +107,11 @@ pub mod cgroup {
         /// None.
         pub fn cpu_limit(&self) -> Option<&Limit<f64>> {
             None
+        }
+
+        /// Nothing.
+        pub fn strain(&self) -> Strain {
+            Strain::default()
         }
 
         /// None.

@@ -43,6 +43,11 @@ impl Collector for Snapshots {
         "sampling allocator"
     }
 
+    fn peek(&self, now: Moment) -> Result<Option<Evidence>, Failure> {
+        let snapshot = heap::snapshot(self.0.wall_at(now))?;
+        Ok(Some(Evidence::Profile(Box::new(snapshot))))
+    }
+
     fn stop(self: Box<Self>, now: Moment) -> Result<Evidence, Failure> {
         Ok(Evidence::Live(Box::new(Dump(self.0.wall_at(now)))))
     }

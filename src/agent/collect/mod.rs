@@ -40,6 +40,11 @@ pub(super) trait Collector {
     /// By what means it captures.
     fn engine(&self) -> &str;
 
+    /// What is there at `now`, of a collector that can tell while it goes on.
+    fn peek(&self, _now: Moment) -> Result<Option<Evidence>, Failure> {
+        Ok(None)
+    }
+
     /// Ends the capture and hands over what was seen since it began.
     fn stop(self: Box<Self>, now: Moment) -> Result<Evidence, Failure>;
 }
