@@ -65,7 +65,8 @@ pub struct BudgetSettings {
     pub cpu_ceiling: Option<Percent>,
 }
 
-/// What the store keeps. Whatever bound is reached first makes the oldest closed incident go.
+/// What the store keeps. Whatever bound is reached first makes a closed incident go: what is past its age,
+/// else the oldest of the rule that holds most, the first and the last of each rule last.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StoreSettings {
     /// All incidents together. Default: 1 GiB.
