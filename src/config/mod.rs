@@ -31,8 +31,8 @@ use std::path::Path;
 
 pub use problem::{Error, Problem, Problems};
 pub use settings::{
-    CpuSettings, HeapSettings, HttpSettings, Listen, Room, Secret, Settings, StoreSettings,
-    ToggleSettings, ToggleSignal, TraceSettings,
+    CpuSettings, HeapSettings, HttpSettings, Listen, Room, Secret, Settings, StacksSettings,
+    StoreSettings, TasksMode, ThreadsMode, ToggleSettings, ToggleSignal, TraceSettings,
 };
 pub use watch::Watcher;
 pub use watched::{Change, Watched};

@@ -10,8 +10,8 @@ use toml::de::DeTable;
 use super::Error;
 use super::section::{Report, Section};
 use super::settings::{
-    CpuSettings, HeapSettings, HttpSettings, Secret, Settings, StoreSettings, ToggleSettings,
-    TraceSettings,
+    CpuSettings, HeapSettings, HttpSettings, Secret, Settings, StacksSettings, StoreSettings,
+    ToggleSettings, TraceSettings,
 };
 use super::value;
 use crate::base::Bytes;
@@ -54,6 +54,7 @@ fn file(root: &mut Section<'_, '_>, settings: &mut Settings) {
     root.section("cpu", |section| cpu(section, &mut settings.cpu));
     root.section("heap", |section| heap(section, &mut settings.heap));
     root.section("trace", |section| trace(section, &mut settings.trace));
+    root.section("stacks", |section| stacks(section, &mut settings.stacks));
     root.sections("rule", |section| settings.rules.push(rule(section)));
 }
 
@@ -96,6 +97,12 @@ fn heap(section: &mut Section<'_, '_>, heap: &mut HeapSettings) {
 
 fn trace(section: &mut Section<'_, '_>, trace: &mut TraceSettings) {
     section.read("max_bytes", Bytes::deserialize, &mut trace.max_bytes);
+}
+
+fn stacks(section: &mut Section<'_, '_>, stacks: &mut StacksSettings) {
+    section.read("threads", value::threads_mode, &mut stacks.threads);
+    section.read("tasks", value::tasks_mode, &mut stacks.tasks);
+    section.read("tasks_deadline", value::duration, &mut stacks.tasks_deadline);
 }
 
 fn rule(section: &mut Section<'_, '_>) -> Rule {

@@ -10,6 +10,8 @@ pub mod process;
 #[cfg(target_os = "linux")]
 pub mod procfs;
 pub mod sigprof;
+#[cfg(target_os = "linux")]
+pub mod threads;
 #[cfg(not(target_os = "linux"))]
 mod unsupported;
 pub mod unwind;
@@ -17,4 +19,4 @@ mod unwind_modules;
 mod unwind_thread;
 
 #[cfg(not(target_os = "linux"))]
-pub use unsupported::{cgroup, procfs};
+pub use unsupported::{cgroup, procfs, threads};
