@@ -2,6 +2,7 @@
 
 #[cfg(target_os = "linux")]
 pub mod cgroup;
+pub mod copied;
 pub mod images;
 #[cfg(target_os = "linux")]
 mod kernel_file;
@@ -9,12 +10,19 @@ pub mod memory;
 pub mod process;
 #[cfg(target_os = "linux")]
 pub mod procfs;
+#[cfg(target_os = "linux")]
+pub mod signal;
+#[cfg(target_os = "linux")]
+mod signal_context;
 pub mod sigprof;
+#[cfg(target_os = "linux")]
+pub mod stack_bounds;
 #[cfg(target_os = "linux")]
 pub mod threads;
 #[cfg(not(target_os = "linux"))]
 mod unsupported;
 pub mod unwind;
+mod unwind_copied;
 mod unwind_modules;
 mod unwind_thread;
 
