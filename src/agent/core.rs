@@ -114,6 +114,7 @@ impl Core {
         self.reader.read_into(now, &mut self.vitals);
         self.counters.ticks += 1;
         collect::trace::record_vitals(&self.vitals);
+        collect::tasks::record_vitals(&self.vitals);
         collect::heap::tick();
         self.history.record(&self.vitals);
         for open in &mut self.open {

@@ -70,6 +70,11 @@ impl Form {
         Self::MemoryPprof,
     ];
 
+    /// The forms that evidence of `kind` is written in, the main one first.
+    pub fn of(kind: CaptureKind) -> impl Iterator<Item = Self> {
+        Self::ALL.into_iter().filter(move |form| form.kind() == kind)
+    }
+
     /// The last part of a file's name.
     pub const fn extension(self) -> &'static str {
         match self {

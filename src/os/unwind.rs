@@ -305,7 +305,6 @@ impl Claim {
                 Err(_) => break End::Broken,
             }
         };
-        drop(walk);
         let end = if end == End::Broken && left { past_end } else { end };
         Ok(Walk { depth, end })
     }

@@ -8,6 +8,7 @@
 
 mod registry;
 pub mod tasks;
+pub mod threads;
 mod waker;
 
 pub use registry::{Ticket, Turn};

@@ -195,7 +195,12 @@ impl Registry {
     }
 
     /// The place behind a batch, to go on from; begins at the default.
-    pub(super) fn batch(&self, from: Cursor, most: usize, ask: u32) -> (Vec<Listed>, Option<Cursor>) {
+    pub(super) fn batch(
+        &self,
+        from: Cursor,
+        most: usize,
+        ask: u32,
+    ) -> (Vec<Listed>, Option<Cursor>) {
         let mut listed = Vec::new();
         let Cursor { mut shard, mut index } = from;
         while shard < SHARDS {

@@ -18,7 +18,7 @@
 //!
 //! The list is not of one instant: a task made behind the place where the dump is will not be in it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -27,9 +27,7 @@ use super::Error;
 use super::registry::{Cursor, Listed, Pulse, TASKS, Turn};
 use super::waker::Capture;
 use crate::base::{Anchor, Clock, Moment};
-use crate::model::{
-    Profile, Sample, StackHandle, TaskDump, TaskRow, TaskState, ValueType,
-};
+use crate::model::{Profile, Sample, StackHandle, TaskDump, TaskRow, TaskState, ValueType};
 use crate::os::{images, threads, unwind};
 
 /// Tasks asked at once: 1 ms of work for two workers.
@@ -64,6 +62,8 @@ const SAMPLE_TYPES: [ValueType; 2] =
 pub struct Plan {
     /// Whether tasks are woken to show where they wait; else they are listed only.
     pub ask: bool,
+    /// Whether the threads of tasks that run may be sent a signal, to show where.
+    pub signals: bool,
     /// How long it may take in all.
     pub deadline: Duration,
 }
@@ -86,7 +86,8 @@ pub fn dump(clock: &dyn Clock, anchor: Anchor, plan: Plan) -> Result<TaskDump, E
     unwind::refresh()?;
     let mut dump = Dump::new(*number, anchor, plan.deadline);
     dump.run(clock, plan.ask);
-    dump.finish(clock)
+    let threads = if plan.signals { dump.running_threads(clock)? } else { BTreeMap::new() };
+    dump.finish(clock, threads)
 }
 
 /// Polls through a capturing waker, by way of `poll`, what a dump asks about, and hands in what was seen.
@@ -109,7 +110,10 @@ pub fn poll_seen<F: ?Sized, T>(
         turn.disregard();
     }
     let ended = outcome.is_ready();
-    DESK.hand_in(dump, Answer { number, ended, stacks: seen.stacks, more: seen.more, broken: seen.broken });
+    DESK.hand_in(
+        dump,
+        Answer { number, ended, stacks: seen.stacks, more: seen.more, broken: seen.broken },
+    );
     outcome
 }
 
@@ -176,10 +180,8 @@ impl Desk {
         let mut pile = self.pile();
         pile.wanted = wanted;
         let short = |pile: &mut Pile| pile.answers.len() < wanted;
-        let (mut pile, _) = self
-            .bell
-            .wait_timeout_while(pile, most, short)
-            .unwrap_or_else(PoisonError::into_inner);
+        let (mut pile, _) =
+            self.bell.wait_timeout_while(pile, most, short).unwrap_or_else(PoisonError::into_inner);
         std::mem::take(&mut pile.answers)
     }
 }
@@ -195,8 +197,24 @@ struct Dump {
     asked: HashMap<u64, (usize, &'static Pulse)>,
     /// The rows of tasks that are no more.
     ended: Vec<usize>,
+    running: Vec<Running>,
     broken: u64,
     beyond: u64,
+}
+
+/// A task that was being polled when it was looked at.
+struct Running {
+    number: u64,
+    pulse: &'static Pulse,
+    since: Option<Moment>,
+}
+
+impl Running {
+    /// The thread, if it is the same poll still.
+    fn thread(&self) -> Option<u32> {
+        let same = self.pulse.is_of(self.number) && self.pulse.polled() == self.since;
+        self.pulse.running().filter(|_| same)
+    }
 }
 
 impl Dump {
@@ -209,6 +227,7 @@ impl Dump {
             rows: Vec::new(),
             asked: HashMap::new(),
             ended: Vec::new(),
+            running: Vec::new(),
             broken: 0,
             beyond: 0,
         }
@@ -295,8 +314,7 @@ impl Dump {
         let stacks: Vec<StackHandle> =
             answer.stacks.iter().filter_map(|stack| self.profile.intern_stack(stack)).collect();
         let Some(row) = self.rows.get_mut(at) else { return };
-        row.state =
-            if stacks.is_empty() { TaskState::WaitingUnseen } else { TaskState::Waiting };
+        row.state = if stacks.is_empty() { TaskState::WaitingUnseen } else { TaskState::Waiting };
         row.stacks = stacks;
         row.more_stacks = answer.more;
     }
@@ -311,11 +329,28 @@ impl Dump {
         }
         row.state = running.map_or(TaskState::Scheduled, |tid| TaskState::Running { tid });
         if running.is_some() {
+            self.running.push(Running { number, pulse, since: polled });
             row.since_poll = polled.map(|at| threads::recently().since(at));
         }
     }
 
-    fn finish(mut self, clock: &dyn Clock) -> Result<TaskDump, Error> {
+    /// The stacks of the threads that tasks run on.
+    fn running_threads(&mut self, clock: &dyn Clock) -> Result<BTreeMap<u32, StackHandle>, Error> {
+        let before: Vec<u32> = self.running.iter().filter_map(Running::thread).collect();
+        if before.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        let stacks = super::threads::stacks_of(clock, &before, &mut self.profile)?;
+        // Who has gone on since was caught somewhere else.
+        let after = self.running.iter().filter_map(Running::thread);
+        Ok(after.filter_map(|tid| Some((tid, *stacks.get(&tid)?))).collect())
+    }
+
+    fn finish(
+        mut self,
+        clock: &dyn Clock,
+        threads: BTreeMap<u32, StackHandle>,
+    ) -> Result<TaskDump, Error> {
         self.ended.sort_unstable();
         for &at in self.ended.iter().rev() {
             self.rows.swap_remove(at);
@@ -330,7 +365,7 @@ impl Dump {
             profile: self.profile,
             tasks: self.rows,
             unwrapped: None,
-            threads: Default::default(),
+            threads,
         })
     }
 

@@ -46,19 +46,19 @@ pub(super) struct Seen {
 
 /// One poll to be seen. Stands in the frame of the function that polls, and so says where that is.
 #[derive(Debug)]
-pub struct Capture<'a> {
+pub(super) struct Capture<'a> {
     real: &'a Waker,
     seen: Mutex<Seen>,
 }
 
 impl<'a> Capture<'a> {
     /// Sees through `real`, the waker the future would be polled with.
-    pub fn new(real: &'a Waker) -> Self {
+    pub(super) fn new(real: &'a Waker) -> Self {
         Self { real, seen: Mutex::default() }
     }
 
     /// The waker to poll with instead.
-    pub fn waker(&self) -> CaptureWaker<'_> {
+    pub(super) fn waker(&self) -> CaptureWaker<'_> {
         // SAFETY: the functions of TABLE ask of the pointer that it leads to a `Capture`, which it does as
         // long as this borrow. They may be called by several threads at once, as a `Waker` may be: a
         // `Capture` is Sync. A copy of the pointer that outlives the borrow could only be made by `clone`,
@@ -113,14 +113,14 @@ impl<'a> Capture<'a> {
 
 /// A waker that shows where it is cloned. Lives as long as its [`Capture`] is borrowed.
 #[derive(Debug)]
-pub struct CaptureWaker<'a> {
+pub(super) struct CaptureWaker<'a> {
     waker: ManuallyDrop<Waker>,
     _capture: PhantomData<&'a Capture<'a>>,
 }
 
 impl CaptureWaker<'_> {
     /// The waker.
-    pub fn get(&self) -> &Waker {
+    pub(super) fn get(&self) -> &Waker {
         &self.waker
     }
 }

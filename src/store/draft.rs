@@ -51,11 +51,7 @@ pub struct Draft {
 }
 
 impl Draft {
-    pub(super) fn begin(
-        open: &Arc<Open>,
-        form: Form,
-        taken: Timestamp,
-    ) -> Result<Self, Error> {
+    pub(super) fn begin(open: &Arc<Open>, form: Form, taken: Timestamp) -> Result<Self, Error> {
         let (file, part) = create(open)?;
         Ok(Self {
             file,
@@ -243,8 +239,8 @@ mod tests {
     use super::super::IncidentDir;
     use super::super::fixture::{Fixture, roomy};
     use super::*;
-    use crate::model::CaptureKind;
     use crate::config::{Room, StoreSettings};
+    use crate::model::CaptureKind;
 
     /// Every test of a draft holds for both ways to write one.
     fn both_ways(settings: &StoreSettings, test: impl Fn(&Fixture, IncidentDir)) {

@@ -23,8 +23,8 @@ impl Collector for Snapshots {
         "sampling allocator"
     }
 
-    fn stop(self: Box<Self>, now: Moment) -> Result<Evidence, Failure> {
-        Ok(Evidence::Profile(Box::new(heap::snapshot(self.0.wall_at(now))?)))
+    fn stop(self: Box<Self>, now: Moment) -> Result<Option<Evidence>, Failure> {
+        Ok(Some(Evidence::Profile(Box::new(heap::snapshot(self.0.wall_at(now))?))))
     }
 }
 

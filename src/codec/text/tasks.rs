@@ -73,7 +73,8 @@ fn write_group(out: &mut impl Write, dump: &TaskDump, group: &Group<'_>) -> io::
             write!(out, ", {what} {least} to {most}")?;
         }
     }
-    let ids: Vec<String> = group.iter().filter_map(|task| task.id).take(8).map(|id| id.to_string()).collect();
+    let ids: Vec<String> =
+        group.iter().filter_map(|task| task.id).take(8).map(|id| id.to_string()).collect();
     if !ids.is_empty() {
         let more = if group.len() > ids.len() { ", …" } else { "" };
         write!(out, " (id {}{more})", ids.join(", "))?;
