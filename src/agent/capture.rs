@@ -33,7 +33,7 @@ pub(super) struct Task {
 impl Task {
     /// Why `kind` is not to be captured: it would take memory that is needed to stay alive.
     fn lacks_memory_for(&self, kind: CaptureKind) -> Option<String> {
-        let (need, left) = (collect::memory(kind), self.headroom?);
+        let (need, left) = (collect::memory(kind, &self.settings), self.headroom?);
         (left < need).then(|| {
             format!("{left} are left below the memory limit and the engine takes up to {need}")
         })
@@ -85,10 +85,15 @@ struct Running {
     collector: Box<dyn Collector>,
 }
 
+/// The part of what was taken when the capture started: it is from before.
+const BEFORE: &str = "before";
+
 /// Evidence on its way into a file.
 struct Taken {
     kind: CaptureKind,
     record: usize,
+    /// Which part of the capture it is.
+    part: Option<&'static str>,
     evidence: Evidence,
 }
 
@@ -236,6 +241,7 @@ impl Worker {
                     taken.extend(started.at_start.map(|evidence| Taken {
                         kind,
                         record: at,
+                        part: evidence.is_from_before().then_some(BEFORE),
                         evidence,
                     }));
                     running.insert(kind);
@@ -272,7 +278,12 @@ impl Worker {
                 Ok(evidence) => {
                     ended.push((record, wall, None));
                     stopped.push(record);
-                    taken.extend(evidence.map(|evidence| Taken { kind, record, evidence }));
+                    taken.extend(evidence.map(|evidence| Taken {
+                        kind,
+                        record,
+                        part: None,
+                        evidence,
+                    }));
                 }
                 Err(error) => {
                     tally.captures_failed += 1;
@@ -305,7 +316,7 @@ impl Worker {
 
     /// Writes evidence into files. What cannot be written is a failure of its capture; the others follow.
     fn write(&mut self, id: IncidentId, taken: Vec<Taken>, tally: &mut Tally) {
-        for Taken { kind, record, mut evidence } in taken {
+        for Taken { kind, record, part, mut evidence } in taken {
             if let Err(error) = fence(|| {
                 evidence.symbolize();
                 Ok(())
@@ -316,7 +327,8 @@ impl Worker {
             let mut failed = None;
             for form in Form::of(kind) {
                 match fence(|| self.write_as(id, form, &evidence)) {
-                    Ok(artifact) => {
+                    Ok(mut artifact) => {
+                        artifact.part = part.map(str::to_owned);
                         tally.artifacts += 1;
                         tally.artifact_bytes += artifact.bytes.get();
                         artifacts.push(artifact);

@@ -59,6 +59,7 @@ pub(super) struct Core {
     counters: Counters,
     failures: Losses,
     last_failure: Option<String>,
+    cpu: collect::cpu::Always,
 }
 
 impl Core {
@@ -74,6 +75,7 @@ impl Core {
         Self {
             started,
             config: ConfigStatus { path, applied: Some(started), ..ConfigStatus::default() },
+            cpu: collect::cpu::launch(&settings),
             engine: Engine::new(settings.rules.clone()),
             settings: Arc::new(settings),
             clock,
@@ -345,6 +347,7 @@ impl Core {
             incidents: incidents.collect(),
             rules: rules.collect(),
             limits: Limits::from(&self.vitals),
+            cpu: self.cpu.words(&self.settings),
             vitals: row(&self.vitals, anchor),
             counters: self.counters,
             failures: self.failures.clone(),

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::base::{Bytes, Hertz, Percent};
-use crate::model::{CaptureSet, Rule};
+use crate::model::{CaptureSet, CpuEngine, Rule};
 
 /// Everything that can be set. Write `Settings { dir: "…".into(), ..Settings::default() }`.
 #[derive(Clone, Debug, PartialEq)]
@@ -147,6 +147,12 @@ impl fmt::Debug for Secret {
 pub struct CpuSettings {
     /// Samples a second of CPU time. Default: 99 Hz.
     pub frequency: Hertz,
+    /// By what means. Default: the best that the machine allows.
+    pub engine: CpuEngine,
+    /// Samples a second of CPU time while nothing is captured; 0 is off. Default: 19 Hz.
+    pub lookback_frequency: Hertz,
+    /// How far back these are kept: a capture has a profile of the time before it. Default: 30 s.
+    pub lookback: Duration,
 }
 
 /// Heap profiles.
@@ -287,7 +293,12 @@ impl Default for HttpSettings {
 
 impl Default for CpuSettings {
     fn default() -> Self {
-        Self { frequency: Hertz(99) }
+        Self {
+            frequency: Hertz(99),
+            engine: CpuEngine::Auto,
+            lookback_frequency: Hertz(19),
+            lookback: Duration::from_secs(30),
+        }
     }
 }
 

@@ -19,6 +19,10 @@ const MIN_STORE_BYTES: Bytes = Bytes::mib(1);
 const MIN_TRACE_BYTES: Bytes = Bytes::kib(64);
 /// Above, the handler's own time shows in the profile.
 const MAX_FREQUENCY: u32 = 1000;
+/// Above, what runs always would cost what only a capture may.
+const MAX_LOOKBACK_FREQUENCY: u32 = 99;
+/// Less is no look back; what is older says little about why something fired.
+const LOOKBACK: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10 * 60));
 /// Every rule is asked at every tick.
 const MAX_RULES: usize = 100;
 /// Longer, the thread that captures would be kept from everything else of an incident.
@@ -165,6 +169,20 @@ fn general(check: &mut Check, settings: &Settings) {
     let frequency = settings.cpu.frequency.get();
     check.that((1..=MAX_FREQUENCY).contains(&frequency), &["cpu.frequency"], || {
         format!("{frequency} is out of bounds: write 1 to {MAX_FREQUENCY} samples a second")
+    });
+    let frequency = settings.cpu.lookback_frequency.get();
+    check.that(frequency <= MAX_LOOKBACK_FREQUENCY, &["cpu.lookback_frequency"], || {
+        format!(
+            "{frequency} is too much for always: write 0 (off) to {MAX_LOOKBACK_FREQUENCY} samples \
+             a second"
+        )
+    });
+    let (least, most) = LOOKBACK;
+    check.that((least..=most).contains(&settings.cpu.lookback), &["cpu.lookback"], || {
+        format!(
+            "{:?} is out of bounds: write a duration from 1s to 10m, or `lookback_frequency = 0`",
+            settings.cpu.lookback
+        )
     });
     check.at_least("trace.max_bytes", settings.trace.max_bytes, MIN_TRACE_BYTES);
     let deadline = settings.stacks.tasks_deadline;

@@ -9,6 +9,7 @@
 
 mod amount;
 mod capture;
+mod cpu;
 mod dump;
 mod incident;
 mod losses;
@@ -23,6 +24,7 @@ mod vitals;
 
 pub use amount::Amount;
 pub use capture::{CaptureKind, CaptureSet, Form, ParseCaptureKindError};
+pub use cpu::{CpuEngine, ParseCpuEngineError};
 pub use dump::{Spawned, TaskDump, TaskRow, TaskState, ThreadDump, ThreadRow};
 pub use incident::{IncidentState, Origin, Reason};
 pub use losses::{Loss, Losses};

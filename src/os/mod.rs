@@ -7,6 +7,8 @@ pub mod images;
 #[cfg(target_os = "linux")]
 mod kernel_file;
 pub mod memory;
+#[cfg(target_os = "linux")]
+pub mod perf;
 pub mod process;
 #[cfg(target_os = "linux")]
 pub mod procfs;
@@ -18,7 +20,11 @@ pub mod sigprof;
 #[cfg(target_os = "linux")]
 pub mod stack_bounds;
 #[cfg(target_os = "linux")]
+pub mod tasks;
+#[cfg(target_os = "linux")]
 pub mod threads;
+#[cfg(target_os = "linux")]
+pub mod timer;
 #[cfg(not(target_os = "linux"))]
 mod unsupported;
 pub mod unwind;

@@ -137,6 +137,11 @@ fn action_of(signal: c_int) -> io::Result<libc::sigaction> {
 }
 
 impl Target {
+    /// The number of the signal.
+    pub fn signal(&self) -> c_int {
+        self.signal
+    }
+
     /// What was copied.
     pub fn slots(&self) -> &Slots {
         &self.slots

@@ -4,11 +4,12 @@
 //! that ends while it is looked at is left out.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 
+use super::tasks::Tasks;
 use crate::base::Moment;
 
 const TASKS: &str = "/proc/self/task";
@@ -32,27 +33,17 @@ pub struct Thread {
 
 /// Why the threads are unknown.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot read {path}: {source}; thread dumps need a mounted /proc")]
-pub struct Error {
-    path: PathBuf,
-    source: std::io::Error,
-}
+#[error("cannot read {TASKS}: {0}; thread dumps need a mounted /proc")]
+pub struct Error(#[source] std::io::Error);
 
 /// All threads, by id.
 pub fn list() -> Result<Vec<Thread>, Error> {
-    list_in(Path::new(TASKS))
-}
-
-fn list_in(tasks: &Path) -> Result<Vec<Thread>, Error> {
-    let failed = |source| Error { path: tasks.to_owned(), source };
-    let mut threads = Vec::new();
-    for entry in fs::read_dir(tasks).map_err(failed)? {
-        let name = entry.map_err(failed)?.file_name();
-        let tid = name.to_str().and_then(|name| name.parse().ok());
-        threads.extend(tid.and_then(|tid| read(&tasks.join(&name), tid)));
-    }
-    threads.sort_by_key(|thread: &Thread| thread.tid);
-    Ok(threads)
+    let mut tids = Vec::new();
+    Tasks::open().and_then(|mut tasks| tasks.list(&mut tids)).map_err(Error)?;
+    Ok(tids
+        .into_iter()
+        .filter_map(|tid| read(&Path::new(TASKS).join(tid.to_string()), tid))
+        .collect())
 }
 
 fn read(path: &Path, tid: u32) -> Option<Thread> {

@@ -6,8 +6,9 @@
 //!   -> the symbol around it                             its name
 //! ```
 //!
-//! Each file is opened once, its build id compared with the mapping's, and its `.symtab` (without one:
-//! `.dynsym`) read once from front to back against the sorted addresses that are wanted. No table of
+//! Each file is opened once, its build id compared with the mapping's, and its `.symtab` (without one: that
+//! of its debug file, or else its `.dynsym`) read once from front to back against the sorted addresses
+//! that are wanted. No table of
 //! all symbols is ever made: the memory is a 60 KiB buffer, some 100 bytes for each wanted address and
 //! the names that were found, however large the binary.
 //!
@@ -24,6 +25,7 @@
 //! by its address; an invented name would look like a function that can be found. C++ names stay
 //! mangled, in name and system name alike.
 
+mod debug_file;
 mod image;
 mod name;
 mod table;
@@ -208,6 +210,8 @@ fn look_up(
         .collect();
     places.sort_unstable();
     let addresses: Vec<u64> = places.iter().map(|&(address, _)| address).collect();
+    // Addresses are the linker's in both files, so only the symbols change.
+    let image = debug_file::of(&image).unwrap_or(image);
     let mut last: Option<(u32, String)> = None;
     for ((_, frame), symbol) in places.into_iter().zip(image.symbols_at(&addresses)?) {
         let Some(offset) = symbol else { continue };

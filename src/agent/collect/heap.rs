@@ -19,7 +19,7 @@ pub(super) fn start(_: CaptureKind, _: &Settings, anchor: Anchor) -> Result<Star
 struct Snapshots(Anchor);
 
 impl Collector for Snapshots {
-    fn engine(&self) -> &'static str {
+    fn engine(&self) -> &str {
         "sampling allocator"
     }
 

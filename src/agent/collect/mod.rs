@@ -19,7 +19,7 @@ use crate::symbols;
 #[cfg(not(all(feature = "cpu", feature = "heap", feature = "trace")))]
 pub(super) mod absent;
 #[cfg(feature = "cpu")]
-mod cpu;
+pub(super) mod cpu;
 #[cfg(feature = "heap")]
 pub(super) mod heap;
 pub(super) mod tasks;
@@ -28,7 +28,7 @@ mod threads;
 pub(super) mod trace;
 
 #[cfg(not(feature = "cpu"))]
-use absent as cpu;
+pub(super) use absent as cpu;
 #[cfg(not(feature = "heap"))]
 pub(super) use absent as heap;
 #[cfg(not(feature = "trace"))]
@@ -40,7 +40,7 @@ pub(super) type Failure = Box<dyn Error + Send + Sync>;
 /// A collector at work.
 pub(super) trait Collector {
     /// By what means it captures.
-    fn engine(&self) -> &'static str;
+    fn engine(&self) -> &str;
 
     /// Ends the capture and hands over what was seen since it began; nothing where all was seen then.
     fn stop(self: Box<Self>, now: Moment) -> Result<Option<Evidence>, Failure>;
@@ -58,7 +58,7 @@ pub(super) struct Snapshot {
 }
 
 impl Collector for Snapshot {
-    fn engine(&self) -> &'static str {
+    fn engine(&self) -> &str {
         self.engine
     }
 
@@ -77,9 +77,9 @@ pub(super) fn switched_off(kind: CaptureKind, settings: &Settings) -> Option<&'s
 }
 
 /// How much memory the collector of `kind` may take besides what it is set to.
-pub(super) fn memory(kind: CaptureKind) -> Bytes {
+pub(super) fn memory(kind: CaptureKind, settings: &Settings) -> Bytes {
     match kind {
-        CaptureKind::Cpu => cpu::MEMORY,
+        CaptureKind::Cpu => cpu::memory(settings),
         CaptureKind::Threads => threads::MEMORY,
         CaptureKind::Tasks => tasks::memory(),
         CaptureKind::Heap | CaptureKind::Trace => Bytes(0),
@@ -122,6 +122,12 @@ impl Evidence {
             Self::Threads(dump) => dump.profile.started,
             Self::Tasks(dump) => dump.taken(),
         }
+    }
+
+    /// Whether it is of the time before the capture, when it was taken at its start: a dump is of that
+    /// moment and all there is of its capture.
+    pub(super) fn is_from_before(&self) -> bool {
+        !matches!(self, Self::Threads(_) | Self::Tasks(_))
     }
 
     /// What it lacks.
