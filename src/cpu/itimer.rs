@@ -110,7 +110,7 @@ impl Itimer {
         let called = Instant::now();
         let guard = ProfilerGuardBuilder::default()
             .frequency(frequency.get() as i32)
-            .blocklist(&["vdso"])
+            .blocklist(&["libgcc", "vdso"])
             .build()
             .map_err(failed)?;
         let started = anchor.moment + called.elapsed();
