@@ -9,6 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::budget::State;
 use super::collect::{self, Collector, Evidence, Failure};
 use super::incidents::{Done, Job, Noted};
 use crate::base::{Bytes, Clock, IncidentId};
@@ -23,6 +24,8 @@ use crate::store::{IncidentDir, Store};
 pub(super) struct Task {
     pub(super) job: Job,
     pub(super) settings: Arc<Settings>,
+    /// What must outlive the process, if it has changed.
+    pub(super) state: Option<State>,
     pub(super) limits: Limits,
     /// How much memory is left below the limit, if that is known.
     pub(super) headroom: Option<Bytes>,
@@ -88,6 +91,9 @@ struct Running {
 /// The part of what was taken when the capture started: it is from before.
 const BEFORE: &str = "before";
 
+/// The part of what was taken while the capture went on.
+const MEANWHILE: &str = "meanwhile";
+
 /// Evidence on its way into a file.
 struct Taken {
     kind: CaptureKind,
@@ -107,10 +113,27 @@ impl Worker {
         Self { clock, store, process, versions, dirs: Vec::new(), running: Vec::new() }
     }
 
+    /// Reserves what captures will need when there is no more to be had.
+    pub(super) fn prepare(&self) {
+        let rehearsed = fence(|| {
+            collect::heap::rehearse();
+            Ok(())
+        });
+        if let Err(error) = rehearsed {
+            tracing::error!(target: "marple", "a heap profile cannot be prepared: {error}");
+        }
+    }
+
     /// Does one task.
     pub(super) fn perform(&mut self, task: Task) -> Report {
         let mut tally = Tally::default();
         let mut dir = None;
+        // Before the job: should that be what ends the process, the budget knows of it.
+        if let Some(error) =
+            task.state.as_ref().and_then(|state| self.store.save_state(state).err())
+        {
+            tally.fail("state not saved", &error);
+        }
         let done = match &task.job {
             Job::Open { id, name, noted } => {
                 dir = self.open(*id, name, noted, &task, &mut tally);
@@ -123,6 +146,11 @@ impl Worker {
             Job::Stop { id, kinds } => {
                 self.stop(*id, *kinds, &task, &mut tally);
                 Done::Stopped { id: *id, kinds: *kinds }
+            }
+            Job::Again { id, kinds, noted } => {
+                self.update(*id, &mut tally, |manifest| note(manifest, noted, &task.vitals));
+                self.again(*id, *kinds, &mut tally);
+                Done::Again { id: *id }
             }
             Job::Note { id, noted } => {
                 for reason in &noted.reasons {
@@ -257,6 +285,28 @@ impl Worker {
         running
     }
 
+    /// Takes `kinds`, which run, once more and goes on with them.
+    fn again(&mut self, id: IncidentId, kinds: CaptureSet, tally: &mut Tally) {
+        let now = self.clock.now();
+        let of = |running: &&Running| running.incident == id && kinds.contains(running.kind);
+        let mut taken = Vec::new();
+        for Running { kind, record, collector, .. } in self.running.iter().filter(of) {
+            match fence(|| collector.peek(now)) {
+                Ok(evidence) => {
+                    let (kind, record) = (*kind, *record);
+                    taken.extend(evidence.map(|evidence| Taken {
+                        kind,
+                        record,
+                        part: Some(MEANWHILE),
+                        evidence,
+                    }));
+                }
+                Err(error) => tally.fail("capture not taken again", &*error),
+            }
+        }
+        self.write(id, taken, tally);
+    }
+
     /// Stops all of `kinds`, the quickest to vanish first, then writes what they saw.
     fn stop(&mut self, id: IncidentId, kinds: CaptureSet, task: &Task, tally: &mut Tally) {
         let (stopping, going): (Vec<_>, Vec<_>) = std::mem::take(&mut self.running)
@@ -314,7 +364,7 @@ impl Worker {
                 evidence.write(&mut draft)?;
                 Ok(draft.commit()?)
             });
-            let losses = evidence.losses().clone();
+            let losses = evidence.losses();
             match written {
                 Ok(mut artifact) => {
                     artifact.part = part.map(str::to_owned);
