@@ -60,6 +60,7 @@ pub(super) struct Core {
     counters: Counters,
     failures: Losses,
     last_failure: Option<String>,
+    cpu: collect::cpu::Always,
 }
 
 impl Core {
@@ -76,10 +77,11 @@ impl Core {
         if let Some(state) = state {
             decider.restore(clock.anchor(), state);
         }
-        collect::heap::set_rate(settings.heap.rate);
+        collect::heap::set_rates(&settings.heap);
         Self {
             started,
             config: ConfigStatus { path, applied: Some(started), ..ConfigStatus::default() },
+            cpu: collect::cpu::launch(&settings),
             decider,
             settings: Arc::new(settings),
             clock,
@@ -118,8 +120,8 @@ impl Core {
         let now = self.clock.now();
         self.reader.read_into(now, &mut self.vitals);
         self.counters.ticks += 1;
+        collect::heap::tick(&mut self.vitals);
         collect::trace::record_vitals(&self.vitals);
-        collect::heap::tick();
         self.history.record(&self.vitals);
         for open in &mut self.open {
             open.recording.record(&self.vitals);
@@ -141,6 +143,11 @@ impl Core {
             }
         }
         self.expire();
+    }
+
+    /// Sets what calls for a tick before its time.
+    pub(super) fn watch(&self) {
+        collect::heap::watch(&self.vitals, self.settings.rules.iter());
     }
 
     /// Ends what is over by now.
@@ -292,7 +299,7 @@ impl Core {
         };
         let (settings, needs_restart) = reload::merge(&self.settings, settings);
         self.decider.replace(settings.rules.clone(), settings.budget.clone());
-        collect::heap::set_rate(settings.heap.rate);
+        collect::heap::set_rates(&settings.heap);
         tracing::info!(target: "marple", needs_restart = ?needs_restart, "new settings are in force");
         self.settings = Arc::new(settings);
         self.config.applied = Some(self.clock.wall());
@@ -332,6 +339,7 @@ impl Core {
             budget: self.budget(),
             rules: rules.collect(),
             limits: Limits::from(&self.vitals),
+            cpu: self.cpu.words(&self.settings),
             vitals: row(&self.vitals, anchor),
             counters: self.counters,
             failures: self.failures.clone(),

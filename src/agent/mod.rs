@@ -22,6 +22,8 @@ mod core;
 mod decide;
 mod event;
 mod handle;
+#[cfg(feature = "heap")]
+mod heap_writer;
 mod history;
 mod incidents;
 mod reload;
@@ -35,6 +37,8 @@ use std::time::Duration;
 pub use builder::{Agent, Builder};
 pub use event::ToggleAction;
 pub use handle::{AgentHandle, Pending};
+#[cfg(feature = "heap")]
+pub use heap_writer::{HeapWriter, ProcessMemory};
 pub use replay::{Outcome as ReplayOutcome, Pace, Taken as ReplayTaken, replay};
 #[cfg(feature = "http")]
 pub(crate) use service::Service;

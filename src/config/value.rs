@@ -15,7 +15,7 @@ use serde::de::{self, Deserialize, Deserializer, Unexpected, Visitor};
 
 use super::settings::{Listen, Room, RuleChoice, Secret, ToggleSignal};
 use crate::base::{Bytes, Hertz, Percent};
-use crate::model::{Again, CaptureKind, CaptureSet, Holds, Mode, Unit};
+use crate::model::{Again, CaptureKind, CaptureSet, CpuEngine, Holds, Mode, Unit};
 
 /// A value that is written as a number or as a text.
 struct Friendly<T, N, S> {
@@ -202,6 +202,12 @@ pub(super) fn listen<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Liste
             None => text.parse().ok().map(Listen::Tcp),
         },
     )
+}
+
+/// `"auto"`, `"perf"`, `"timer"` or `"pprof"`.
+pub(super) fn engine<'de, D: Deserializer<'de>>(deserializer: D) -> Result<CpuEngine, D::Error> {
+    let expected = "\"auto\", \"perf\", \"timer\" or \"pprof\"";
+    friendly(deserializer, expected, |_| None, |text| text.parse().ok())
 }
 
 /// `"SIGUSR1"`, `"SIGUSR2"` or `"off"`.

@@ -30,6 +30,8 @@ pub enum Metric {
     WorkingSet,
     /// Resident set: `memory.rss`.
     Rss,
+    /// What the program has asked its allocator for and not given back: `memory.heap`.
+    Heap,
     /// CPU time as a share of the quota, or of all cores: `cpu`.
     Cpu,
     /// Tasks alive on the observed runtimes: `tasks`.
@@ -71,6 +73,7 @@ const FIXED: &[(&str, Metric)] = &[
     ("memory", Metric::Memory),
     ("memory.working_set", Metric::WorkingSet),
     ("memory.rss", Metric::Rss),
+    ("memory.heap", Metric::Heap),
     ("cpu", Metric::Cpu),
     ("tasks", Metric::Tasks),
     ("threads", Metric::Threads),
@@ -105,7 +108,7 @@ impl Metric {
             | Self::MemoryPressure
             | Self::CpuPressure
             | Self::IoPressure => Unit::Percent,
-            Self::WorkingSet | Self::Rss | Self::MemoryGrowth => Unit::Bytes,
+            Self::WorkingSet | Self::Rss | Self::Heap | Self::MemoryGrowth => Unit::Bytes,
             Self::Tasks
             | Self::TaskGrowth
             | Self::Threads
@@ -124,6 +127,7 @@ impl Metric {
             Self::Memory => vitals.memory_percent().map(|percent| percent.get()),
             Self::WorkingSet => vitals.working_set.map(|bytes| bytes.get() as f64),
             Self::Rss => vitals.rss.map(|bytes| bytes.get() as f64),
+            Self::Heap => vitals.heap.map(|bytes| bytes.get() as f64),
             Self::Cpu => vitals.cpu_percent().map(|percent| percent.get()),
             Self::Tasks => vitals.tasks.map(|n| n as f64),
             Self::Threads => vitals.threads.map(|n| n as f64),
