@@ -128,6 +128,9 @@ impl Worker {
     pub(super) fn perform(&mut self, task: Task) -> Report {
         let mut tally = Tally::default();
         let mut dir = None;
+        if matches!(task.job, Job::Open { .. }) && self.store.is_removed() {
+            self.make_again(&task, &mut tally);
+        }
         // Before the job: should that be what ends the process, the budget knows of it.
         if let Some(error) =
             task.state.as_ref().and_then(|state| self.store.save_state(state).err())
@@ -166,11 +169,13 @@ impl Worker {
                     manifest.state = IncidentState::Closed;
                     manifest.closed = Some(closed);
                 });
-                if ok {
+                // One that somebody removed is over: there is nothing left to be closed.
+                let gone = self.dirs.iter().any(|(open, dir)| open == id && dir.is_removed());
+                if ok || gone {
                     self.dirs.retain(|(open, _)| open != id);
                     self.retain(&task, &mut tally);
                 }
-                Done::Closed { id: *id, ok }
+                Done::Closed { id: *id, ok: ok || gone }
             }
         };
         tally.incidents_removed = self.store.removed();
@@ -214,6 +219,19 @@ impl Worker {
                 tally.fail("incident directory not made", &error);
                 None
             }
+        }
+    }
+
+    /// Opens the directory of incidents anew: somebody removed it.
+    fn make_again(&mut self, task: &Task, tally: &mut Tally) {
+        let dir = self.store.dir().to_owned();
+        let settings = task.settings.store.clone();
+        match Store::open(&dir, settings, Arc::clone(&self.clock)) {
+            Ok((store, _)) => {
+                tracing::warn!(target: "marple", "{} was removed and is made again", dir.display());
+                self.store = store;
+            }
+            Err(error) => tally.fail("directory not made again", &error),
         }
     }
 
