@@ -1,12 +1,12 @@
 //! The threads of the process, as `/proc/self/task` tells.
 //!
-//! Three small files a thread, 15 to 25 us together; none of them makes the thread do anything. A thread
-//! that ends while it is looked at is left out.
+//! One or two small files a thread, none of which makes the thread do anything. A thread that ends while
+//! it is looked at is left out.
 
-use std::fs;
-use std::path::Path;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
+use rustix::fs::{Mode, OFlags, open, openat};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::tasks::Tasks;
@@ -27,7 +27,7 @@ pub struct Thread {
     pub wait_channel: String,
     /// CPU time, in the kernel's ticks of 10 ms.
     pub cpu_time: Duration,
-    /// The signals it blocks, the bit of signal n being n - 1.
+    /// The signals up to 31 that it blocks, the bit of signal n being n - 1.
     pub blocked: u64,
 }
 
@@ -37,55 +37,58 @@ pub struct Thread {
 pub struct Error(#[source] std::io::Error);
 
 /// All threads, by id.
+///
+/// # Errors
+///
+/// Without `/proc`.
 pub fn list() -> Result<Vec<Thread>, Error> {
     let mut tids = Vec::new();
     Tasks::open().and_then(|mut tasks| tasks.list(&mut tids)).map_err(Error)?;
-    Ok(tids
-        .into_iter()
-        .filter_map(|tid| read(&Path::new(TASKS).join(tid.to_string()), tid))
-        .collect())
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let tasks = open(TASKS, flags, Mode::empty()).map_err(|error| Error(error.into()))?;
+    Ok(tids.into_iter().filter_map(|tid| look(&tasks, tid)).collect())
 }
 
-fn read(path: &Path, tid: u32) -> Option<Thread> {
-    let stat = fs::read(path.join("stat")).ok()?;
-    let status = fs::read(path.join("status")).unwrap_or_default();
-    let wait_channel = fs::read_to_string(path.join("wchan")).unwrap_or_default();
-    let mut thread = parse(&stat, tid)?;
-    thread.blocked = mask(&status, b"SigBlk:");
-    // The kernel writes 0 for a thread that does not wait, or to one who may not know.
-    thread.wait_channel = if wait_channel == "0" { String::new() } else { wait_channel };
+fn look(tasks: &OwnedFd, tid: u32) -> Option<Thread> {
+    let mut buffer = [0; 1024];
+    let (mut thread, waits) = parse(read(tasks, tid, "stat", &mut buffer)?, tid)?;
+    if waits && let Some(function) = read(tasks, tid, "wchan", &mut buffer) {
+        // The kernel writes 0 to one who may not know.
+        let function = function.strip_prefix(b"0").unwrap_or(function);
+        thread.wait_channel = String::from_utf8_lossy(function).into_owned();
+    }
     Some(thread)
 }
 
-/// `123 (name) S 1 …`, where the name may hold anything, brackets and spaces too.
-fn parse(stat: &[u8], tid: u32) -> Option<Thread> {
+/// What stands in a file of a thread, as far as it fits.
+fn read<'b>(tasks: &OwnedFd, tid: u32, file: &str, buffer: &'b mut [u8]) -> Option<&'b [u8]> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let file = openat(tasks, format!("{tid}/{file}"), flags, Mode::empty()).ok()?;
+    let length = rustix::io::read(&file, &mut *buffer).ok()?;
+    buffer.get(..length)
+}
+
+/// `123 (name) S 1 …`, where the name may hold anything, brackets and spaces too; and whether it waits in
+/// the kernel.
+fn parse(stat: &[u8], tid: u32) -> Option<(Thread, bool)> {
     let open = stat.iter().position(|&byte| byte == b'(')?;
     let close = stat.iter().rposition(|&byte| byte == b')')?;
     let name = String::from_utf8_lossy(stat.get(open + 1..close)?).into_owned();
     let rest = std::str::from_utf8(stat.get(close + 1..)?).ok()?;
     let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
-    // Fields 14 and 15 of proc(5), of which `rest` begins with the third.
-    let ticks = |field: usize| fields.get(field - 3)?.parse::<u64>().ok();
-    let ticks = ticks(14)?.saturating_add(ticks(15)?);
+    // By the numbers of proc(5), of which `rest` begins with the third.
+    let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
+    let ticks = field(14)?.saturating_add(field(15)?);
     let per_second = rustix::param::clock_ticks_per_second().max(1);
-    Some(Thread {
+    let thread = Thread {
         tid,
         name,
         state: fields.first()?.chars().next()?,
         wait_channel: String::new(),
         cpu_time: Duration::from_millis(ticks.saturating_mul(1000) / per_second),
-        blocked: 0,
-    })
-}
-
-/// The mask behind `key` in a `status`.
-fn mask(status: &[u8], key: &[u8]) -> u64 {
-    status
-        .split(|&byte| byte == b'\n')
-        .find_map(|line| line.strip_prefix(key))
-        .and_then(|mask| std::str::from_utf8(mask).ok())
-        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
-        .unwrap_or(0)
+        blocked: field(32).unwrap_or(0),
+    };
+    Some((thread, field(35).is_some_and(|channel| channel != 0)))
 }
 
 /// The id of the calling thread. Asked of the kernel once a thread, then 1 ns.
@@ -120,8 +123,10 @@ mod tests {
 
     #[test]
     fn a_name_may_hold_brackets_and_spaces() {
-        let stat = b"17 (a) R (b)) S 1 2 3 4 5 6 7 8 9 10 150 50 0 0 20 0 4";
-        let thread = parse(stat, 17).unwrap();
+        let stat = b"17 (a) R (b)) S 1 2 3 4 5 6 7 8 9 10 150 50 0 0 20 0 4 0 9 8 7 6 5 4 3 2 1 0 4194304 \
+            0 0 1 0 0 17 0";
+        let (thread, waits) = parse(stat, 17).unwrap();
+        assert_eq!((waits, thread.blocked), (true, 1 << 22));
         assert_eq!((thread.name.as_str(), thread.state), ("a) R (b)", 'S'));
         let per_second = rustix::param::clock_ticks_per_second();
         assert_eq!(thread.cpu_time, Duration::from_millis(200_000 / per_second));
@@ -141,12 +146,6 @@ mod tests {
         assert_eq!((found.name.as_str(), found.state, found.blocked), (name, 'R', 0));
         assert!(threads.is_sorted_by_key(|thread| thread.tid));
         assert_ne!(own, current());
-    }
-
-    #[test]
-    fn the_mask_is_found_in_a_status() {
-        assert_eq!(mask(b"Name:\tx\nSigBlk:\t0000000000000a00\nSigIgn:\t1\n", b"SigBlk:"), 0xa00);
-        assert_eq!(mask(b"", b"SigBlk:"), 0);
     }
 
     #[test]

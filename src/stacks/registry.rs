@@ -31,6 +31,8 @@ use std::sync::atomic::{AtomicU32, AtomicU64};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 
+use tokio::task::Id;
+
 use super::waker::is_capturing;
 use crate::base::Moment;
 use crate::model::Spawned;
@@ -85,7 +87,7 @@ struct Task {
     number: u64,
     name: &'static str,
     spawned: Spawned,
-    id: Option<u64>,
+    id: Option<Id>,
     waker: Option<Waker>,
 }
 
@@ -169,7 +171,7 @@ pub(super) struct Listed {
     pub(super) number: u64,
     pub(super) name: &'static str,
     pub(super) spawned: Spawned,
-    pub(super) id: Option<u64>,
+    pub(super) id: Option<Id>,
     /// None until it was polled.
     pub(super) waker: Option<Waker>,
     pub(super) pulse: &'static Pulse,
@@ -273,13 +275,9 @@ impl Ticket {
         Self { pulse, shard: shard as u32, index: index.unwrap_or(NONE), number, waker: (0, 0) }
     }
 
-    /// Begins a poll with `waker`; `id` is the runtime's for the task, asked for when the waker is new.
+    /// Begins a poll.
     #[inline]
-    pub fn enter(&mut self, waker: &Waker, id: impl FnOnce() -> Option<u64>) -> Turn {
-        let key = (waker.data().addr(), std::ptr::from_ref(waker.vtable()).addr());
-        if key != self.waker {
-            self.learn(waker, key, id);
-        }
+    pub fn enter(&self) -> Turn {
         let Some(pulse) = self.pulse else { return Turn { pulse: None, before: 0, number: 0 } };
         let before = pulse.polled.load(Relaxed);
         pulse.polled.store(threads::recently().as_nanos(), Relaxed);
@@ -287,13 +285,23 @@ impl Ticket {
         Turn { pulse: Some(pulse), before, number: self.number }
     }
 
+    /// Keeps `waker`, with which the task was polled and was not ready, if it is another than before. Not
+    /// sooner: a task that ends with its first poll never needs one.
+    #[inline]
+    pub fn keep(&mut self, waker: &Waker) {
+        let key = (waker.data().addr(), std::ptr::from_ref(waker.vtable()).addr());
+        if key != self.waker {
+            self.learn(waker, key);
+        }
+    }
+
     #[cold]
-    fn learn(&mut self, waker: &Waker, key: (usize, usize), id: impl FnOnce() -> Option<u64>) {
+    fn learn(&mut self, waker: &Waker, key: (usize, usize)) {
         // One that lives only for this poll: somebody around this task is being asked.
         if is_capturing(waker) {
             return;
         }
-        let (fresh, id) = (waker.clone(), id());
+        let (fresh, id) = (waker.clone(), tokio::task::try_id());
         let mut own = TASKS.shard(self.shard as usize);
         let old = own.task(self.index, self.number).and_then(|task| {
             task.id = id;

@@ -273,10 +273,15 @@ impl Dump {
             if let (true, Some(waker)) = (ask, task.waker) {
                 self.asked.insert(task.number, (self.rows.len(), task.pulse));
                 wakers.push(waker);
+            } else if ask && let TaskState::Running { .. } = state {
+                // In its first poll: there is nothing to wake it by.
+                let since = task.pulse.polled();
+                self.running.push(Running { number: task.number, pulse: task.pulse, since });
             }
             self.rows.push(TaskRow {
                 number: task.number,
-                id: task.id,
+                // tokio shows the number in it as text only.
+                id: task.id.and_then(|id| id.to_string().parse().ok()),
                 name: task.name,
                 spawned: task.spawned,
                 state,

@@ -51,20 +51,19 @@ impl<F: Future> Future for Traced<F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
-        let turn = this.ticket.enter(cx.waker(), tokio_id);
+        let turn = this.ticket.enter();
         if turn.is_asked() {
             // Hidden from the optimizer: inlined into a function of marple's, the task's outermost function
             // would have no frame, and so no name.
             let poll = black_box(F::poll as fn(Pin<&mut F>, &mut Context<'_>) -> Poll<F::Output>);
             return tasks::poll_seen(&turn, cx, this.future, poll);
         }
-        this.future.poll(cx)
+        let outcome = this.future.poll(cx);
+        if outcome.is_pending() {
+            this.ticket.keep(cx.waker());
+        }
+        outcome
     }
-}
-
-/// The number in the id of the tokio task that is being polled; tokio shows it as text only.
-fn tokio_id() -> Option<u64> {
-    tokio::task::try_id()?.to_string().parse().ok()
 }
 
 /// Lists `future` in task dumps, under the place of this call.
