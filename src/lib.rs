@@ -75,7 +75,7 @@ pub use config::Settings;
 pub use heap::Allocator;
 pub use model::{CaptureKind, CaptureSet};
 #[cfg(feature = "trace")]
-pub use trace::instrument;
+pub use trace::{instrument, task};
 
 impl Builder {
     /// Starts the agent: two threads, and the endpoint if the settings have one.

@@ -71,6 +71,7 @@ impl Core {
     ) -> Self {
         let started = clock.wall();
         collect::heap::set_rate(settings.heap.rate);
+        collect::trace::configure(&settings.trace);
         Self {
             started,
             config: ConfigStatus { path, applied: Some(started), ..ConfigStatus::default() },
@@ -192,6 +193,11 @@ impl Core {
         }
     }
 
+    /// Nothing more will be asked of it.
+    pub(super) fn end(&self) {
+        collect::trace::end(&self.settings.trace);
+    }
+
     fn fire(&mut self, now: Moment, rule: &Rule, crossing: Crossing) {
         self.counters.fired += 1;
         let text = Decision::Fire(crossing).explain(rule, now).to_string();
@@ -308,6 +314,7 @@ impl Core {
             self.incidents.clear(&gone.name);
         }
         collect::heap::set_rate(settings.heap.rate);
+        collect::trace::configure(&settings.trace);
         tracing::info!(target: "marple", needs_restart = ?needs_restart, "new settings are in force");
         self.settings = Arc::new(settings);
         self.config.applied = Some(self.clock.wall());

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::base::{Bytes, Hertz, Percent};
-use crate::model::{CaptureSet, Rule};
+use crate::model::{CaptureSet, Rule, TraceMode};
 
 /// Everything that can be set. Write `Settings { dir: "…".into(), ..Settings::default() }`.
 #[derive(Clone, Debug, PartialEq)]
@@ -157,8 +157,13 @@ pub struct HeapSettings {
 /// Runtime traces.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TraceSettings {
-    /// The memory a recording may take. Default: 16 MiB.
+    /// When polls and parks are recorded. Default: always.
+    pub mode: TraceMode,
+    /// The memory all of it may take at any time; a quarter is held all the time where polls are recorded
+    /// always. Default: 16 MiB.
     pub max_bytes: Bytes,
+    /// How long before its trigger a trace begins, as far as the memory reaches. Default: 30 s.
+    pub window: Duration,
 }
 
 impl Default for Settings {
@@ -234,7 +239,7 @@ impl Default for HeapSettings {
 
 impl Default for TraceSettings {
     fn default() -> Self {
-        Self { max_bytes: Bytes::mib(16) }
+        Self { mode: TraceMode::Always, max_bytes: Bytes::mib(16), window: Duration::from_secs(30) }
     }
 }
 

@@ -17,6 +17,8 @@ const INTERVAL: (Duration, Duration) = (Duration::from_millis(10), Duration::fro
 const MIN_STORE_BYTES: Bytes = Bytes::mib(1);
 /// Two pages of events for each of eight threads; below, nothing of use is recorded.
 const MIN_TRACE_BYTES: Bytes = Bytes::kib(64);
+/// The window of a trace.
+const TRACE_WINDOW: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10 * 60));
 /// Above, the handler's own time shows in the profile.
 const MAX_FREQUENCY: u32 = 1000;
 /// Every rule is asked at every tick.
@@ -163,6 +165,10 @@ fn general(check: &mut Check, settings: &Settings) {
         format!("{frequency} is out of bounds: write 1 to {MAX_FREQUENCY} samples a second")
     });
     check.at_least("trace.max_bytes", settings.trace.max_bytes, MIN_TRACE_BYTES);
+    let (least, most) = TRACE_WINDOW;
+    check.that((least..=most).contains(&settings.trace.window), &["trace.window"], || {
+        format!("{:?} is out of bounds: write a duration from 1s to 10m", settings.trace.window)
+    });
     check.that(settings.rules.len() <= MAX_RULES, &["rule"], || {
         format!("{} rules are too many: write at most {MAX_RULES}", settings.rules.len())
     });

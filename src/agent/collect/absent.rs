@@ -5,7 +5,7 @@
 
 use super::{Failure, Started};
 use crate::base::{Anchor, Bytes};
-use crate::config::Settings;
+use crate::config::{Settings, TraceSettings};
 use crate::model::{CaptureKind, Vitals};
 
 pub(super) const MEMORY: Bytes = Bytes(0);
@@ -28,3 +28,7 @@ pub(in crate::agent) fn set_rate(_: Bytes) {}
 pub(in crate::agent) fn record_vitals(_: &Vitals) {}
 
 pub(in crate::agent) fn record_reason(_: &str) {}
+
+pub(in crate::agent) fn configure(_: &TraceSettings) {}
+
+pub(in crate::agent) fn end(_: &TraceSettings) {}
