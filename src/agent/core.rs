@@ -78,6 +78,7 @@ impl Core {
             decider.restore(clock.anchor(), state);
         }
         collect::heap::set_rates(&settings.heap);
+        collect::trace::configure(&settings.trace);
         Self {
             started,
             config: ConfigStatus { path, applied: Some(started), ..ConfigStatus::default() },
@@ -209,6 +210,11 @@ impl Core {
         }
     }
 
+    /// Nothing more will be asked of it.
+    pub(super) fn end(&self) {
+        collect::trace::end(&self.settings.trace);
+    }
+
     fn toggle(
         &mut self,
         action: ToggleAction,
@@ -301,6 +307,7 @@ impl Core {
         let (settings, needs_restart) = reload::merge(&self.settings, settings);
         self.decider.replace(settings.rules.clone(), settings.budget.clone());
         collect::heap::set_rates(&settings.heap);
+        collect::trace::configure(&settings.trace);
         tracing::info!(target: "marple", needs_restart = ?needs_restart, "new settings are in force");
         self.settings = Arc::new(settings);
         self.config.applied = Some(self.clock.wall());

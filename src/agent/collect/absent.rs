@@ -5,7 +5,7 @@
 
 use super::{Failure, Started};
 use crate::base::{Anchor, Bytes};
-use crate::config::{HeapSettings, Settings};
+use crate::config::{HeapSettings, Settings, TraceSettings};
 use crate::model::{CaptureKind, Rule, Vitals};
 
 pub(super) fn memory(_: &Settings) -> Bytes {
@@ -59,3 +59,7 @@ impl Crossings {
 pub(in crate::agent) fn record_vitals(_: &Vitals) {}
 
 pub(in crate::agent) fn record_reason(_: &str) {}
+
+pub(in crate::agent) fn configure(_: &TraceSettings) {}
+
+pub(in crate::agent) fn end(_: &TraceSettings) {}
