@@ -14,6 +14,7 @@
 //! files. They exchange values, one task at a time; what is to be done next is computed when the worker
 //! is free (`incidents`), so nothing queues up behind a slow disk.
 
+mod announce;
 mod budget;
 mod builder;
 mod capture;
@@ -34,6 +35,7 @@ mod status;
 
 use std::time::Duration;
 
+pub use announce::IncidentEvent;
 pub use builder::{Agent, Builder};
 pub use event::ToggleAction;
 pub use handle::{AgentHandle, Pending};
