@@ -16,8 +16,8 @@ use super::incidents::{Done, Job, Noted};
 use crate::base::{Bytes, Clock, IncidentId};
 use crate::config::Settings;
 use crate::model::{
-    CaptureKind, CaptureRecord, CaptureSet, IncidentState, Limits, Losses, Manifest, Outcome,
-    ProcessInfo, Versions, VitalsRow,
+    Artifact, CaptureKind, CaptureRecord, CaptureSet, Form, IncidentState, Limits, Losses,
+    Manifest, Outcome, ProcessInfo, Versions, VitalsRow,
 };
 use crate::store::{IncidentDir, Store};
 
@@ -278,6 +278,13 @@ impl Worker {
                 error: None,
                 losses: Losses::default(),
             };
+            if let Some(why) = collect::switched_off(kind, &task.settings) {
+                record.stopped = Some(anchor.wall);
+                record.outcome = Outcome::Skipped;
+                record.error = Some(why.to_owned());
+                records.push(record);
+                continue;
+            }
             if let Some(why) = task.lacks_memory_for(kind) {
                 record.stopped = Some(anchor.wall);
                 record.outcome = Outcome::Skipped;
@@ -295,7 +302,7 @@ impl Worker {
                     taken.extend(started.at_start.map(|evidence| Taken {
                         kind,
                         record: at,
-                        part: Some(BEFORE),
+                        part: evidence.is_from_before().then_some(BEFORE),
                         evidence,
                     }));
                     running.insert(kind);
@@ -347,13 +354,19 @@ impl Worker {
             .partition(|running| running.incident == id && kinds.contains(running.kind));
         self.running = going;
         let mut taken = Vec::new();
-        let mut ended = Vec::new();
+        let (mut stopped, mut ended) = (Vec::new(), Vec::new());
         for Running { kind, record, collector, .. } in stopping {
             let (now, wall) = (self.clock.now(), self.clock.wall());
             match fence(|| collector.stop(now)) {
                 Ok(evidence) => {
                     ended.push((record, wall, None));
-                    taken.push(Taken { kind, record, part: None, evidence });
+                    stopped.push(record);
+                    taken.extend(evidence.map(|evidence| Taken {
+                        kind,
+                        record,
+                        part: None,
+                        evidence,
+                    }));
                 }
                 Err(error) => {
                     tally.captures_failed += 1;
@@ -362,7 +375,6 @@ impl Worker {
                 }
             }
         }
-        let written: Vec<usize> = taken.iter().map(|taken| taken.record).collect();
         self.write(id, taken, tally);
         self.update(id, tally, |manifest| {
             manifest.vitals.clone_from(&task.vitals);
@@ -377,7 +389,7 @@ impl Worker {
             }
         });
         let Some((_, dir)) = self.dirs.iter().find(|(open, _)| *open == id) else { return };
-        for record in written {
+        for record in stopped {
             match dir.manifest().captures.get(record).map(|record| record.outcome) {
                 Some(Outcome::Done) => tally.captures += 1,
                 _ => tally.captures_failed += 1,
@@ -388,41 +400,58 @@ impl Worker {
     /// Writes evidence into files. What cannot be written is a failure of its capture; the others follow.
     fn write(&mut self, id: IncidentId, taken: Vec<Taken>, tally: &mut Tally) {
         for Taken { kind, record, part, mut evidence } in taken {
-            let written = fence(|| {
+            if let Err(error) = fence(|| {
                 evidence.symbolize();
-                let Some((_, dir)) = self.dirs.iter_mut().find(|(open, _)| *open == id) else {
-                    return Err("its incident is not open".into());
-                };
-                let mut draft = dir.draft(kind, evidence.taken())?;
-                evidence.write(&mut draft)?;
-                Ok(draft.commit()?)
-            });
-            let losses = evidence.losses();
-            match written {
-                Ok(mut artifact) => {
-                    artifact.part = part.map(str::to_owned);
-                    tally.artifacts += 1;
-                    tally.artifact_bytes += artifact.bytes.get();
-                    if let Some((_, dir)) = self.dirs.iter().find(|(open, _)| *open == id) {
-                        tally.told(self.announcer.written(id, dir.path(), &artifact));
+                Ok(())
+            }) {
+                tally.fail("evidence left without names", &*error);
+            }
+            let mut artifacts = Vec::new();
+            let mut failed = None;
+            for form in Form::of(kind) {
+                match fence(|| self.write_as(id, form, &evidence)) {
+                    Ok(mut artifact) => {
+                        artifact.part = part.map(str::to_owned);
+                        tally.artifacts += 1;
+                        tally.artifact_bytes += artifact.bytes.get();
+                        if let Some((_, dir)) = self.dirs.iter().find(|(open, _)| *open == id) {
+                            tally.told(self.announcer.written(id, dir.path(), &artifact));
+                        }
+                        artifacts.push(artifact);
                     }
-                    self.update(id, tally, |manifest| {
-                        manifest.artifacts.push(artifact);
-                        if let Some(record) = manifest.captures.get_mut(record) {
-                            record.losses.merge(&losses);
-                        }
-                    });
-                }
-                Err(error) => {
-                    tally.fail("artifact not written", &*error);
-                    self.update(id, tally, |manifest| {
-                        if let Some(record) = manifest.captures.get_mut(record) {
-                            fail(record, chain(&*error));
-                        }
-                    });
+                    Err(error) => {
+                        tally.fail("artifact not written", &*error);
+                        failed.get_or_insert(chain(&*error));
+                    }
                 }
             }
+            let losses = evidence.losses();
+            self.update(id, tally, |manifest| {
+                let written = !artifacts.is_empty();
+                manifest.artifacts.extend(artifacts);
+                let Some(record) = manifest.captures.get_mut(record) else { return };
+                if written {
+                    record.losses.merge(&losses);
+                }
+                if let Some(error) = failed {
+                    fail(record, error);
+                }
+            });
         }
+    }
+
+    fn write_as(
+        &mut self,
+        id: IncidentId,
+        form: Form,
+        evidence: &Evidence,
+    ) -> Result<Artifact, Failure> {
+        let Some((_, dir)) = self.dirs.iter_mut().find(|(open, _)| *open == id) else {
+            return Err("its incident is not open".into());
+        };
+        let mut draft = dir.draft(form, evidence.taken())?;
+        evidence.write(form, &mut draft)?;
+        Ok(draft.commit()?)
     }
 
     fn update(
