@@ -9,6 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::announce::Announcer;
 use super::budget::State;
 use super::collect::{self, Collector, Evidence, Failure};
 use super::incidents::{Done, Job, Noted};
@@ -65,6 +66,14 @@ pub(super) struct Tally {
 }
 
 impl Tally {
+    /// Counts an event the callbacks do not hear of.
+    fn told(&mut self, told: bool) {
+        if !told {
+            self.failures
+                .push(("event not told", "the callbacks of the service are behind".into()));
+        }
+    }
+
     fn fail(&mut self, cause: &'static str, error: &dyn std::error::Error) {
         self.failures.push((cause, chain(error)));
     }
@@ -76,6 +85,7 @@ pub(super) struct Worker {
     store: Store,
     process: ProcessInfo,
     versions: Versions,
+    announcer: Announcer,
     dirs: Vec<(IncidentId, IncidentDir)>,
     running: Vec<Running>,
 }
@@ -109,8 +119,9 @@ impl Worker {
         store: Store,
         process: ProcessInfo,
         versions: Versions,
+        announcer: Announcer,
     ) -> Self {
-        Self { clock, store, process, versions, dirs: Vec::new(), running: Vec::new() }
+        Self { clock, store, process, versions, announcer, dirs: Vec::new(), running: Vec::new() }
     }
 
     /// Reserves what captures will need when there is no more to be had.
@@ -172,6 +183,9 @@ impl Worker {
                 // One that somebody removed is over: there is nothing left to be closed.
                 let gone = self.dirs.iter().any(|(open, dir)| open == id && dir.is_removed());
                 if ok || gone {
+                    if let Some((_, dir)) = self.dirs.iter().find(|(open, _)| open == id) {
+                        tally.told(self.announcer.closed(*id, dir.path()));
+                    }
                     self.dirs.retain(|(open, _)| open != id);
                     self.retain(&task, &mut tally);
                 }
@@ -212,6 +226,7 @@ impl Worker {
         match self.store.begin(name, manifest) {
             Ok(dir) => {
                 let path = dir.path().to_owned();
+                tally.told(self.announcer.opened(id, name, &path));
                 self.dirs.push((id, dir));
                 Some(path)
             }
@@ -399,6 +414,9 @@ impl Worker {
                         artifact.part = part.map(str::to_owned);
                         tally.artifacts += 1;
                         tally.artifact_bytes += artifact.bytes.get();
+                        if let Some((_, dir)) = self.dirs.iter().find(|(open, _)| *open == id) {
+                            tally.told(self.announcer.written(id, dir.path(), &artifact));
+                        }
                         artifacts.push(artifact);
                     }
                     Err(error) => {
@@ -407,7 +425,7 @@ impl Worker {
                     }
                 }
             }
-            let losses = evidence.losses().clone();
+            let losses = evidence.losses();
             self.update(id, tally, |manifest| {
                 let written = !artifacts.is_empty();
                 manifest.artifacts.extend(artifacts);

@@ -15,6 +15,7 @@
 //! is free (`incidents`), so nothing queues up behind a slow disk. The CPU collector has a third thread,
 //! which empties its rings while the worker encodes; it is the collector's and knows nothing of these.
 
+mod announce;
 mod budget;
 mod builder;
 mod capture;
@@ -35,6 +36,7 @@ mod status;
 
 use std::time::Duration;
 
+pub use announce::IncidentEvent;
 pub use builder::{Agent, Builder};
 pub use event::ToggleAction;
 pub use handle::{AgentHandle, Pending};
