@@ -58,11 +58,14 @@ pub mod cpu;
 #[cfg(feature = "heap")]
 pub mod heap;
 pub mod rules;
+pub mod stacks;
 pub mod store;
 pub mod symbols;
 #[cfg(feature = "trace")]
 pub mod trace;
 pub mod vitals;
+
+pub mod task;
 
 pub mod agent;
 #[cfg(feature = "http")]
