@@ -132,7 +132,7 @@ fn tell_of_burning(report: &Report, hertz: u32, spent: &Spent) {
         weight += seen.weight;
         samples += seen.samples;
         let under = |mark: &&str| seen.functions.iter().any(|name| is_called(name, mark));
-        if let Some(which) = FUNCTIONS.iter().position(|mark| under(mark)) {
+        if let Some(which) = FUNCTIONS.iter().position(under) {
             weights[which] += seen.weight;
             attributed += seen.samples;
         }
