@@ -1,7 +1,7 @@
 //! The nouns of marple, as plain data: no threads, no clocks, no files, no unsafe.
 //!
-//! Two families. *Evidence* is what collectors return and codecs write: [`Profile`] (CPU, heap) and
-//! [`Timeline`] (trace). *Judgement* is what is measured, decided and kept about it: [`Vitals`],
+//! Two families. *Evidence* is what collectors return and codecs write: [`Profile`] (CPU, heap),
+//! [`Timeline`] (trace), [`ThreadDump`] and [`TaskDump`]. *Judgement* is what is measured, decided and kept about it: [`Vitals`],
 //! [`Rule`], [`Reason`], [`Manifest`].
 //!
 //! Evidence is integers in tables: a stack is one [`StackHandle`], a text is one [`StringHandle`], and
@@ -9,6 +9,8 @@
 
 mod amount;
 mod capture;
+mod cpu;
+mod dump;
 mod incident;
 mod losses;
 mod manifest;
@@ -21,7 +23,9 @@ mod timeline;
 mod vitals;
 
 pub use amount::Amount;
-pub use capture::{CaptureKind, CaptureSet, ParseCaptureKindError};
+pub use capture::{CaptureKind, CaptureSet, Form, ParseCaptureKindError};
+pub use cpu::{CpuEngine, ParseCpuEngineError};
+pub use dump::{Spawned, TaskDump, TaskRow, TaskState, ThreadDump, ThreadRow};
 pub use incident::{IncidentState, Origin, Reason};
 pub use losses::{Loss, Losses};
 pub use manifest::{
@@ -29,7 +33,7 @@ pub use manifest::{
 };
 pub use metric::{Metric, ParseMetricError, Unit};
 pub use profile::{Function, FunctionHandle, Label, LabelValue, Profile, Sample, ValueType};
-pub use rule::Rule;
+pub use rule::{Again, Holds, Mode, Rule};
 pub use stacks::{
     Frame, FrameHandle, FrameTable, Line, Mapping, MappingHandle, StackHandle, StackTable,
 };

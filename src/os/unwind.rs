@@ -33,13 +33,15 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use framehop::{CacheNative, MustNotAllocateDuringUnwind, UnwindRegsNative, Unwinder};
 
 use super::images::{self, Error};
 use super::unwind_modules::Modules;
 use super::unwind_thread::{bounds, read, registers};
+
+pub use super::unwind_copied::Walker;
 
 /// The deepest stack that is recorded. Async services reach 60 to 90; what is cut off is at the
 /// outermost end and is told.
@@ -97,12 +99,37 @@ pub fn unwind_here(skip: usize, frames: &mut [u64]) -> Result<Walk, Unknown> {
     if !stack.contains(&sp) || sp - stack.start < HEADROOM {
         return Err(Unknown::Stack);
     }
+    walk((ip, registers), &(sp..stack.end), End::Broken, skip, frames)
+}
+
+/// As [`unwind_here`], up to the function in whose frame the address `local` lies: that function is the
+/// last, and its caller is not looked for. Costs only what lies in between.
+#[inline(never)]
+pub fn unwind_up_to(local: u64, skip: usize, frames: &mut [u64]) -> Result<Walk, Unknown> {
+    let (ip, sp, registers) = registers();
+    let stack = bounds().ok_or(Unknown::Stack)?;
+    let ours = stack.contains(&sp) && stack.contains(&local) && sp <= local;
+    if !ours || sp - stack.start < HEADROOM {
+        return Err(Unknown::Stack);
+    }
+    // Return addresses lie above a frame's locals: the one of the function itself is out of reach.
+    walk((ip, registers), &(sp..local), End::Whole, skip, frames)
+}
+
+/// Walks through `stack`; `past_end` is what it means that the walk leaves it.
+fn walk(
+    (ip, registers): (u64, UnwindRegsNative),
+    stack: &Range<u64>,
+    past_end: End,
+    skip: usize,
+    frames: &mut [u64],
+) -> Result<Walk, Unknown> {
     if MODULES.load(SeqCst).is_null() {
         build_first()?;
     }
     let mut slot = Claim::any().ok_or(Unknown::Busy)?;
     // A panic must not leave an allocator. None is known; the files are not ours.
-    catch_unwind(AssertUnwindSafe(|| slot.walk(ip, registers, &(sp..stack.end), skip, frames)))
+    catch_unwind(AssertUnwindSafe(|| slot.walk(ip, registers, stack, past_end, skip, frames)))
         .unwrap_or(Err(Unknown::Stack))
 }
 
@@ -125,6 +152,9 @@ pub fn refresh() -> Result<bool, Error> {
     Ok(true)
 }
 
+/// What [`MODULES`] points to, once more, for those who may wait and keep it. Nothing is allocated or
+/// freed under this lock, since the thread that does may be the allocator's.
+static CURRENT: Mutex<Option<Arc<Modules>>> = Mutex::new(None);
 static MODULES: AtomicPtr<Modules> = AtomicPtr::new(ptr::null_mut());
 static GENERATION: AtomicU64 = AtomicU64::new(0);
 static BUILDING: AtomicBool = AtomicBool::new(false);
@@ -155,9 +185,14 @@ fn build_first() -> Result<(), Unknown> {
     Ok(())
 }
 
+/// The table in force, if one was read, to be kept for as long as it is needed.
+pub(super) fn current() -> Option<Arc<Modules>> {
+    CURRENT.lock().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
 /// A table that was replaced, and the turns of the pool just after.
 struct Retired {
-    modules: *mut Modules,
+    modules: *const Modules,
     turns: [u32; SLOTS],
 }
 
@@ -166,8 +201,10 @@ unsafe impl Send for Retired {}
 
 /// Makes `modules` the table; only under a claim of BUILDING.
 fn publish(modules: Modules) {
-    let fresh = Box::into_raw(Box::new(modules));
-    let old = MODULES.swap(fresh, SeqCst);
+    let fresh = Arc::new(modules);
+    let kept = CURRENT.lock().unwrap_or_else(PoisonError::into_inner).replace(Arc::clone(&fresh));
+    drop(kept);
+    let old = MODULES.swap(Arc::into_raw(fresh).cast_mut(), SeqCst);
     let turns = std::array::from_fn(|slot| POOL[slot].turn.load(SeqCst));
     if !old.is_null() {
         let mut retired = RETIRED.lock().unwrap_or_else(PoisonError::into_inner);
@@ -186,9 +223,9 @@ fn sweep() -> usize {
             .zip(old.turns)
             .any(|(slot, turn)| turn % 2 == 1 && slot.turn.load(SeqCst) == turn);
         if !in_use {
-            // SAFETY: made by `Box::into_raw` and unpublished by the swap in `publish`, and no walker
+            // SAFETY: made by `Arc::into_raw` and unpublished by the swap in `publish`, and no walker
             // that could have loaded it before that is still under way; `retain` forgets it.
-            drop(unsafe { Box::from_raw(old.modules) });
+            drop(unsafe { Arc::from_raw(old.modules) });
         }
         in_use
     });
@@ -234,6 +271,7 @@ impl Claim {
         ip: u64,
         registers: UnwindRegsNative,
         stack: &Range<u64>,
+        past_end: End,
         skip: usize,
         frames: &mut [u64],
     ) -> Result<Walk, Unknown> {
@@ -242,9 +280,13 @@ impl Claim {
         let modules = unsafe { MODULES.load(SeqCst).as_ref() }.ok_or(Unknown::NotReady)?;
         // SAFETY: the turn is odd and we made it so; nobody else touches the cache until `drop`.
         let cache = unsafe { &mut *self.slot.cache.get() }.get_or_insert_with(Cache::new_in);
-        // SAFETY: `stack` begins at the stack pointer of a frame of this thread that outlives the walk
-        // and ends where the thread's stack does.
-        let mut read_stack = |address| unsafe { read(stack, address) };
+        let mut left = false;
+        let mut read_stack = |address| {
+            left |= address >= stack.end;
+            // SAFETY: `stack` begins at the stack pointer of a frame of this thread that outlives the
+            // walk and ends where the thread's stack does, or before.
+            unsafe { read(stack, address) }
+        };
         let mut walk = modules.unwinder.iter_frames(ip, registers, cache, &mut read_stack);
         let mut depth = 0;
         // The first frame is the one the registers were read in.
@@ -263,6 +305,7 @@ impl Claim {
                 Err(_) => break End::Broken,
             }
         };
+        let end = if end == End::Broken && left { past_end } else { end };
         Ok(Walk { depth, end })
     }
 }

@@ -7,6 +7,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use super::Error;
+use super::debug_file;
 use super::image::{Image, MAX_SYSTEM_NAME};
 use super::name::Readable;
 use super::table::Wants;
@@ -68,10 +69,38 @@ impl<E> From<Error> for Failure<E> {
     }
 }
 
+/// A file, and the one its symbols are in if they were stripped from it.
+struct Known {
+    path: PathBuf,
+    image: Image,
+    debug: Option<Image>,
+}
+
+impl Known {
+    /// The file of `mapping`, if it is still the one that was mapped.
+    fn open(mapping: &Mapping) -> Result<Self, Error> {
+        let image = Image::open(&mapping.path)?;
+        if image.build_id() != mapping.build_id {
+            return Err(Error::OtherBuild {
+                path: mapping.path.clone(),
+                mapped: mapping.build_id.clone(),
+                found: image.build_id().to_owned(),
+            });
+        }
+        let debug = debug_file::of(&image);
+        Ok(Self { path: mapping.path.clone(), image, debug })
+    }
+
+    /// Where its symbols are. Addresses are the linker's in both files.
+    fn symbols(&self) -> &Image {
+        self.debug.as_ref().unwrap_or(&self.image)
+    }
+}
+
 /// Files that have been looked into, and room for looking.
 #[derive(Default)]
 pub struct Files {
-    open: Vec<(PathBuf, Image)>,
+    open: Vec<Known>,
     wants: Wants,
     found: Vec<Option<u32>>,
     name: Vec<u8>,
@@ -93,16 +122,16 @@ impl Files {
     pub fn open(&mut self, mappings: &[Mapping]) {
         for mapping in mappings.iter().filter(|mapping| mapping.path.is_absolute()) {
             if self.place(mapping).is_none() && self.open.len() < MAX_OPEN {
-                self.open.extend(checked(mapping).ok().map(|image| (mapping.path.clone(), image)));
+                self.open.extend(Known::open(mapping));
             }
         }
     }
 
     /// Where the file of `mapping` is among those that are open.
     fn place(&self, mapping: &Mapping) -> Option<usize> {
-        self.open
-            .iter()
-            .position(|(path, image)| *path == mapping.path && image.build_id() == mapping.build_id)
+        self.open.iter().position(|known| {
+            known.path == mapping.path && known.image.build_id() == mapping.build_id
+        })
     }
 
     /// Calls `see` with the place of each of these offsets of the mapped file, which must be sorted, and
@@ -118,18 +147,19 @@ impl Files {
         mut see: impl FnMut(usize, Option<Symbol<'_>>) -> Result<(), E>,
     ) -> Result<Identity, Failure<E>> {
         if self.place(mapping).is_none() && self.open.len() < MAX_OPEN {
-            self.open.push((mapping.path.clone(), checked(mapping)?));
+            self.open.push(Known::open(mapping)?);
         }
         let place = self.place(mapping);
         let Self { open, wants, found, name } = self;
         let passing;
-        let image = match place.and_then(|place| open.get(place)) {
-            Some((_, image)) => image,
+        let known = match place.and_then(|place| open.get(place)) {
+            Some(known) => known,
             None => {
-                passing = checked(mapping)?;
+                passing = Known::open(mapping)?;
                 &passing
             }
         };
+        let image = &known.image;
         // What lies in no segment, or in segments out of order, keeps its place but is not believed.
         let mut highest = 0;
         wants.set(offsets.clone().map(|offset| {
@@ -137,7 +167,7 @@ impl Files {
             highest
         }));
         found.clear();
-        image.symbols_at(wants, |_, symbol| {
+        known.symbols().symbols_at(wants, |_, symbol| {
             found.push(symbol);
             Ok(())
         })?;
@@ -147,7 +177,7 @@ impl Files {
             let symbol = symbol.filter(|_| address.is_some() && address == wants.address(place));
             let is_new = symbol.is_some() && symbol != last;
             if let Some(offset) = symbol.filter(|_| is_new) {
-                image.read_name(offset, name)?;
+                known.symbols().read_name(offset, name)?;
                 last = Some(offset);
             }
             let system_name = String::from_utf8_lossy(name);
@@ -158,16 +188,4 @@ impl Files {
         }
         Ok(if mapping.build_id.is_empty() { Identity::Unknown } else { Identity::Checked })
     }
-}
-
-fn checked(mapping: &Mapping) -> Result<Image, Error> {
-    let image = Image::open(&mapping.path)?;
-    if image.build_id() != mapping.build_id {
-        return Err(Error::OtherBuild {
-            path: mapping.path.clone(),
-            mapped: mapping.build_id.clone(),
-            found: image.build_id().to_owned(),
-        });
-    }
-    Ok(image)
 }

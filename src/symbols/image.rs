@@ -4,16 +4,18 @@
 //! that a header claims is compared with a limit first. Only 64-bit and 32-bit ELF of either byte order
 //! is known.
 
+use std::ffi::{OsStr, OsString};
 use std::fmt::Write;
 use std::fs::{File, OpenOptions};
 use std::ops::Range;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use object::elf;
 use object::endian::Endianness;
-use object::read::ReadCache;
 use object::read::elf::{FileHeader, ProgramHeader, SectionHeader};
+use object::read::{ReadCache, ReadRef};
 
 use super::Error;
 use super::table::{Table, Wants};
@@ -26,6 +28,9 @@ const MAX_SECTIONS: u32 = 1 << 16;
 
 /// Bytes of notes read; a build id is 36.
 const MAX_NOTES: u64 = 1 << 16;
+
+/// Bytes of a debug link read: the longest name of a file, and a checksum.
+const MAX_DEBUG_LINK: u64 = 512;
 
 /// Bytes of a symbol's name read. Longer ones, which no compiler makes, are left out.
 pub(super) const MAX_SYSTEM_NAME: usize = 16 << 10;
@@ -55,6 +60,10 @@ pub(super) struct Image {
     /// Sections that hold code, by address.
     code: Vec<Range<u64>>,
     symbols: Option<Table>,
+    /// Whether they are all there were, and not the exported ones that `strip` leaves.
+    has_all_symbols: bool,
+    /// The name of the file that the others went to, if the file says it.
+    debug_link: Option<OsString>,
 }
 
 impl Image {
@@ -77,6 +86,8 @@ impl Image {
             segments: Vec::new(),
             code: Vec::new(),
             symbols: None,
+            has_all_symbols: false,
+            debug_link: None,
         };
         let mut ident = [0; 5];
         image.read_exact(&mut ident, 0)?;
@@ -95,6 +106,21 @@ impl Image {
     /// The GNU build id in lower-case hex; empty when there is none.
     pub(super) fn build_id(&self) -> &str {
         &self.build_id
+    }
+
+    /// Whether it has its whole symbol table.
+    pub(super) fn has_all_symbols(&self) -> bool {
+        self.has_all_symbols
+    }
+
+    /// The file name its debug link gives for what was stripped from it.
+    pub(super) fn debug_link(&self) -> Option<&OsStr> {
+        self.debug_link.as_deref()
+    }
+
+    /// Where it was opened.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// The address the linker gave to the code at `offset` of the file.
@@ -214,10 +240,32 @@ impl Image {
                 entries: offset..offset.saturating_add(size),
                 strings: names..names.saturating_add(names_size),
             });
+        self.has_all_symbols = table(elf::SHT_SYMTAB).is_some();
+        if !self.has_all_symbols {
+            self.debug_link = debug_link_of(header, endian, &data);
+        }
         (self.endian, self.build_id, self.segments) = (endian, build_id, segments);
         (self.code, self.symbols) = (code, symbols);
         Ok(())
     }
+}
+
+/// The file name in the section of the debug link: a NUL-terminated name, padding, a checksum.
+fn debug_link_of<'a, Elf: FileHeader<Endian = Endianness>, R: ReadRef<'a>>(
+    header: &'a Elf,
+    endian: Endianness,
+    data: R,
+) -> Option<OsString> {
+    let sections = header.sections(endian, data).ok()?;
+    let (_, section) = sections.section_by_name(endian, b".gnu_debuglink")?;
+    if section.sh_size(endian).into() > MAX_DEBUG_LINK {
+        return None;
+    }
+    let bytes = section.data(endian, data).ok()?;
+    let name = bytes.split(|&byte| byte == 0).next()?;
+    // A name alone: a path would lead to any file there is.
+    let plain = !name.is_empty() && !name.contains(&b'/') && name != b"." && name != b"..";
+    plain.then(|| OsStr::from_bytes(name).to_owned())
 }
 
 /// The build id among these notes, in hex; empty when there is none or a note is broken.

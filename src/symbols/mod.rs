@@ -6,8 +6,9 @@
 //!   -> the symbol around it                             its name
 //! ```
 //!
-//! Each file is opened once, its build id compared with the mapping's, and its `.symtab` (without one:
-//! `.dynsym`) read once from front to back against the sorted addresses that are wanted. No table of
+//! Each file is opened once, its build id compared with the mapping's, and its `.symtab` (without one: that
+//! of its debug file, or else its `.dynsym`) read once from front to back against the sorted addresses
+//! that are wanted. No table of
 //! all symbols is ever made: the memory is a 60 KiB buffer, some 100 bytes for each wanted address and
 //! the names that were found, however large the binary.
 //!
@@ -24,6 +25,7 @@
 //! by its address; an invented name would look like a function that can be found. C++ names stay
 //! mangled, in name and system name alike.
 
+mod debug_file;
 mod files;
 mod image;
 mod name;

@@ -8,7 +8,9 @@ use crate::base::{Anchor, Bytes};
 use crate::config::{HeapSettings, Settings};
 use crate::model::{CaptureKind, Rule, Vitals};
 
-pub(super) const MEMORY: Bytes = Bytes(0);
+pub(super) fn memory(_: &Settings) -> Bytes {
+    Bytes(0)
+}
 
 pub(super) fn start(kind: CaptureKind, _: &Settings, _: Anchor) -> Result<Started, Failure> {
     Err(format!("marple is built without its `{kind}` feature: add it in Cargo.toml").into())
@@ -16,6 +18,18 @@ pub(super) fn start(kind: CaptureKind, _: &Settings, _: Anchor) -> Result<Starte
 
 /// What a guard would be.
 pub(in crate::agent) struct Nothing;
+
+pub(in crate::agent) type Always = Nothing;
+
+impl Nothing {
+    pub(in crate::agent) fn words(&self, _: &Settings) -> String {
+        "marple is built without its `cpu` feature".to_owned()
+    }
+}
+
+pub(in crate::agent) fn launch(_: &Settings) -> Nothing {
+    Nothing
+}
 
 pub(in crate::agent) fn exclude_current_thread() -> Nothing {
     Nothing

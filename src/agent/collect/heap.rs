@@ -39,12 +39,17 @@ pub(super) fn start(_: CaptureKind, _: &Settings, anchor: Anchor) -> Result<Star
 struct Snapshots(Anchor, #[allow(dead_code, reason = "held for its drop")] FinerRate);
 
 impl Collector for Snapshots {
-    fn engine(&self) -> &'static str {
+    fn engine(&self) -> &str {
         "sampling allocator"
     }
 
-    fn stop(self: Box<Self>, now: Moment) -> Result<Evidence, Failure> {
-        Ok(Evidence::Live(Box::new(Dump(self.0.wall_at(now)))))
+    fn peek(&self, now: Moment) -> Result<Option<Evidence>, Failure> {
+        let snapshot = heap::snapshot(self.0.wall_at(now))?;
+        Ok(Some(Evidence::Profile(Box::new(snapshot))))
+    }
+
+    fn stop(self: Box<Self>, now: Moment) -> Result<Option<Evidence>, Failure> {
+        Ok(Some(Evidence::Live(Box::new(Dump(self.0.wall_at(now))))))
     }
 }
 

@@ -16,12 +16,12 @@ pub(super) fn start(
 }
 
 impl Collector for Session {
-    fn engine(&self) -> &'static str {
+    fn engine(&self) -> &str {
         trace::engine()
     }
 
-    fn stop(self: Box<Self>, now: Moment) -> Result<Evidence, Failure> {
-        Ok(Evidence::Timeline(Box::new(Self::stop(*self, now))))
+    fn stop(self: Box<Self>, now: Moment) -> Result<Option<Evidence>, Failure> {
+        Ok(Some(Evidence::Timeline(Box::new(Self::stop(*self, now)))))
     }
 }
 
