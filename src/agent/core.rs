@@ -10,9 +10,10 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::Error;
-use super::capture::{Report, Task, chain};
+use super::capture::{Report, Task};
 use super::collect;
 use super::event::{Event, Reply, ToggleAction};
+use super::fence::chain;
 use super::history::{History, Recording, row};
 use super::incidents::{Incidents, Job, Notice, ToggleState};
 use super::reload;

@@ -19,6 +19,7 @@ mod capture;
 mod collect;
 mod core;
 mod event;
+mod fence;
 mod handle;
 mod history;
 mod incidents;
