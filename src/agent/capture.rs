@@ -7,6 +7,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::budget::State;
 use super::collect::{self, Collector, Evidence, Failure};
 use super::fence::{chain, fence};
 use super::incidents::{Done, Job, Noted};
@@ -22,6 +23,8 @@ use crate::store::{IncidentDir, Store};
 pub(super) struct Task {
     pub(super) job: Job,
     pub(super) settings: Arc<Settings>,
+    /// What must outlive the process, if it has changed.
+    pub(super) state: Option<State>,
     pub(super) limits: Limits,
     /// How much memory is left below the limit, if that is known.
     pub(super) headroom: Option<Bytes>,
@@ -87,6 +90,9 @@ struct Running {
 /// The part of what was taken when the capture started: it is from before.
 const BEFORE: &str = "before";
 
+/// The part of what was taken while the capture went on.
+const MEANWHILE: &str = "meanwhile";
+
 /// Evidence on its way into a file.
 struct Taken {
     kind: CaptureKind,
@@ -106,10 +112,30 @@ impl Worker {
         Self { clock, store, process, versions, dirs: Vec::new(), running: Vec::new() }
     }
 
+    /// Reserves what captures will need when there is no more to be had.
+    pub(super) fn prepare(&self) {
+        let rehearsed = fence(|| {
+            collect::heap::rehearse();
+            Ok(())
+        });
+        if let Err(error) = rehearsed {
+            tracing::error!(target: "marple", "a heap profile cannot be prepared: {error}");
+        }
+    }
+
     /// Does one task.
     pub(super) fn perform(&mut self, task: Task) -> Report {
         let mut tally = Tally::default();
         let mut dir = None;
+        if matches!(task.job, Job::Open { .. }) && self.store.is_removed() {
+            self.make_again(&task, &mut tally);
+        }
+        // Before the job: should that be what ends the process, the budget knows of it.
+        if let Some(error) =
+            task.state.as_ref().and_then(|state| self.store.save_state(state).err())
+        {
+            tally.fail("state not saved", &error);
+        }
         let done = match &task.job {
             Job::Open { id, name, noted } => {
                 dir = self.open(*id, name, noted, &task, &mut tally);
@@ -122,6 +148,11 @@ impl Worker {
             Job::Stop { id, kinds } => {
                 self.stop(*id, *kinds, &task, &mut tally);
                 Done::Stopped { id: *id, kinds: *kinds }
+            }
+            Job::Again { id, kinds, noted } => {
+                self.update(*id, &mut tally, |manifest| note(manifest, noted, &task.vitals));
+                self.again(*id, *kinds, &mut tally);
+                Done::Again { id: *id }
             }
             Job::Note { id, noted } => {
                 for reason in &noted.reasons {
@@ -137,11 +168,13 @@ impl Worker {
                     manifest.state = IncidentState::Closed;
                     manifest.closed = Some(closed);
                 });
-                if ok {
+                // One that somebody removed is over: there is nothing left to be closed.
+                let gone = self.dirs.iter().any(|(open, dir)| open == id && dir.is_removed());
+                if ok || gone {
                     self.dirs.retain(|(open, _)| open != id);
                     self.retain(&task, &mut tally);
                 }
-                Done::Closed { id: *id, ok }
+                Done::Closed { id: *id, ok: ok || gone }
             }
         };
         tally.incidents_removed = self.store.removed();
@@ -185,6 +218,19 @@ impl Worker {
                 tally.fail("incident directory not made", &error);
                 None
             }
+        }
+    }
+
+    /// Opens the directory of incidents anew: somebody removed it.
+    fn make_again(&mut self, task: &Task, tally: &mut Tally) {
+        let dir = self.store.dir().to_owned();
+        let settings = task.settings.store.clone();
+        match Store::open(&dir, settings, Arc::clone(&self.clock)) {
+            Ok((store, _)) => {
+                tracing::warn!(target: "marple", "{} was removed and is made again", dir.display());
+                self.store = store;
+            }
+            Err(error) => tally.fail("directory not made again", &error),
         }
     }
 
@@ -261,6 +307,28 @@ impl Worker {
         self.update(id, tally, |manifest| manifest.captures.extend(records));
         self.write(id, taken, tally);
         running
+    }
+
+    /// Takes `kinds`, which run, once more and goes on with them.
+    fn again(&mut self, id: IncidentId, kinds: CaptureSet, tally: &mut Tally) {
+        let now = self.clock.now();
+        let of = |running: &&Running| running.incident == id && kinds.contains(running.kind);
+        let mut taken = Vec::new();
+        for Running { kind, record, collector, .. } in self.running.iter().filter(of) {
+            match fence(|| collector.peek(now)) {
+                Ok(evidence) => {
+                    let (kind, record) = (*kind, *record);
+                    taken.extend(evidence.map(|evidence| Taken {
+                        kind,
+                        record,
+                        part: Some(MEANWHILE),
+                        evidence,
+                    }));
+                }
+                Err(error) => tally.fail("capture not taken again", &*error),
+            }
+        }
+        self.write(id, taken, tally);
     }
 
     /// Stops all of `kinds`, the quickest to vanish first, then writes what they saw.

@@ -19,6 +19,7 @@ mod error;
 mod gzip;
 pub mod perfetto;
 pub mod pprof;
+mod press;
 pub mod text;
 
 pub use error::Error;

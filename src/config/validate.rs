@@ -25,6 +25,8 @@ const MAX_LOOKBACK_FREQUENCY: u32 = 99;
 const LOOKBACK: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10 * 60));
 /// Every rule is asked at every tick.
 const MAX_RULES: usize = 100;
+/// Each is a line of `state.json`, which has a bound; one a minute is more than anybody reads.
+const MAX_INCIDENTS_PER_DAY: usize = 1440;
 /// Longer, the thread that captures would be kept from everything else of an incident.
 const MAX_TASKS_DEADLINE: Duration = Duration::from_secs(30);
 /// What can be captured, for those who named nothing.
@@ -155,6 +157,21 @@ fn general(check: &mut Check, settings: &Settings) {
         });
     }
 
+    let budget = &settings.budget;
+    let most = MAX_INCIDENTS_PER_DAY;
+    let well = (1..=most).contains(&budget.incidents_per_day);
+    check.that(well, &["budget.incidents_per_day"], || {
+        format!("{} is out of bounds: write 1 to {most}", budget.incidents_per_day)
+    });
+    check.that(budget.captures_per_incident > 0, &["budget.captures_per_incident"], || {
+        "0 would let no rule fire: write 1 or more, or mode = \"dry-run\" in each rule".to_owned()
+    });
+    if let Some(Percent(share)) = budget.cpu_ceiling {
+        check.that((0.0..=100.0).contains(&share), &["budget.cpu_ceiling"], || {
+            format!("{share} % is no share of the CPU limit: write \"0%\" to \"100%\"")
+        });
+    }
+
     let toggle = &settings.toggle;
     check.that(!toggle.capture.is_empty(), &["toggle.capture"], || {
         format!("nothing to capture: name at least one of {KINDS}")
@@ -184,6 +201,16 @@ fn general(check: &mut Check, settings: &Settings) {
             settings.cpu.lookback
         )
     });
+    if let Some(during) = settings.heap.rate_during_incident {
+        let usual = settings.heap.rate;
+        let finer = during > Bytes(0) && (usual == Bytes(0) || during <= usual);
+        check.that(finer, &["heap.rate_during_incident", "heap.rate"], || {
+            format!(
+                "{during} would show less of an incident than heap.rate ({usual}) does: write a \
+                 smaller size, 1 or more"
+            )
+        });
+    }
     check.at_least("trace.max_bytes", settings.trace.max_bytes, MIN_TRACE_BYTES);
     let deadline = settings.stacks.tasks_deadline;
     let well = !deadline.is_zero() && deadline <= MAX_TASKS_DEADLINE;
@@ -244,9 +271,15 @@ fn rule(check: &mut Check, rule: &Rule) {
             format!("`{gauge}` is no name for a gauge: write 1 to {MAX_NAME} of a-z, 0-9, -, _, .")
         });
     }
-    check.that(rule.abs.is_some() || rule.diff.is_some(), &["abs", "diff"], || {
-        "the rule can never fire: give it `abs` or `diff`".to_owned()
+    let fires = rule.abs.is_some() || rule.diff.is_some() || rule.forecast.is_some();
+    check.that(fires, &["abs", "diff", "forecast"], || {
+        "the rule can never fire: give it `abs`, `diff` or `forecast`".to_owned()
     });
+    if rule.forecast.is_some() {
+        check.that(rule.metric.has_limit(), &["forecast", "metric"], || {
+            format!("{} runs up against no limit: use `abs` or `diff`", rule.metric)
+        });
+    }
     thresholds(check, rule);
     check.that(!rule.capture.is_empty(), &["capture"], || {
         format!("nothing to capture: name at least one of {KINDS}")
@@ -257,8 +290,9 @@ fn rule(check: &mut Check, rule: &Rule) {
 fn thresholds(check: &mut Check, rule: &Rule) {
     let unit = rule.metric.unit();
     let min = Some(rule.min);
-    for (key, value) in [("min", min), ("abs", rule.abs), ("max", rule.max), ("clear", rule.clear)]
-    {
+    let (abs, max) = (("abs", rule.abs), ("max", rule.max));
+    let (clear, critical) = (("clear", rule.clear), ("critical", rule.critical));
+    for (key, value) in [("min", min), abs, max, clear, critical] {
         let Some(value) = value else { continue };
         let (well, right) = match unit {
             _ if !value.is_finite() => (false, "a finite number"),

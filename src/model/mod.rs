@@ -33,7 +33,7 @@ pub use manifest::{
 };
 pub use metric::{Metric, ParseMetricError, Unit};
 pub use profile::{Function, FunctionHandle, Label, LabelValue, Profile, Sample, ValueType};
-pub use rule::Rule;
+pub use rule::{Again, Holds, Mode, Rule};
 pub use stacks::{
     Frame, FrameHandle, FrameTable, Line, Mapping, MappingHandle, StackHandle, StackTable,
 };

@@ -31,6 +31,8 @@ pub mod unwind;
 mod unwind_copied;
 mod unwind_modules;
 mod unwind_thread;
+#[cfg(target_os = "linux")]
+pub mod wake;
 
 #[cfg(not(target_os = "linux"))]
-pub use unsupported::{cgroup, procfs, threads};
+pub use unsupported::{cgroup, procfs, threads, wake};

@@ -48,6 +48,11 @@ impl Open {
 }
 
 impl IncidentDir {
+    /// Whether somebody removed it.
+    pub fn is_removed(&self) -> bool {
+        self.open.dir.is_removed()
+    }
+
     pub(super) fn begin(
         shared: &Arc<Shared>,
         name: &str,

@@ -33,7 +33,7 @@ const MAX_NOTES: u64 = 1 << 16;
 const MAX_DEBUG_LINK: u64 = 512;
 
 /// Bytes of a symbol's name read. Longer ones, which no compiler makes, are left out.
-const MAX_SYSTEM_NAME: usize = 16 << 10;
+pub(super) const MAX_SYSTEM_NAME: usize = 16 << 10;
 
 /// Which layout the file's structures have.
 #[derive(Clone, Copy)]
@@ -130,22 +130,31 @@ impl Image {
         segment.address.checked_add(offset - segment.file.start)
     }
 
-    /// The symbols around these addresses, which must be sorted: the offset of each one's name.
-    pub(super) fn symbols_at(&self, addresses: &[u64]) -> Result<Vec<Option<u32>>, Error> {
-        let mut wants = Wants::new(addresses);
-        let Some(table) = &self.symbols else { return Ok(wants.into_names(&self.code)) };
-        match self.class {
-            Class::Elf64 => table.scan::<elf::Sym64<Endianness>>(self, self.endian, &mut wants)?,
-            Class::Elf32 => table.scan::<elf::Sym32<Endianness>>(self, self.endian, &mut wants)?,
+    /// Finds the symbols around the addresses of `wants` and calls `see` with the place of each address
+    /// and the offset of its symbol's name.
+    pub(super) fn symbols_at(
+        &self,
+        wants: &mut Wants,
+        see: impl FnMut(usize, Option<u32>) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        match (&self.symbols, self.class) {
+            (None, _) => {}
+            (Some(table), Class::Elf64) => {
+                table.scan::<elf::Sym64<Endianness>>(self, self.endian, wants)?;
+            }
+            (Some(table), Class::Elf32) => {
+                table.scan::<elf::Sym32<Endianness>>(self, self.endian, wants)?;
+            }
         }
-        Ok(wants.into_names(&self.code))
+        wants.names(&self.code, see)
     }
 
-    /// The name at `offset` of the symbols' string table; empty when it is longer than any real one.
-    pub(super) fn name_at(&self, offset: u32) -> Result<String, Error> {
+    /// Reads the name at `offset` of the symbols' string table; empty when it is longer than any real
+    /// one.
+    pub(super) fn read_name(&self, offset: u32, name: &mut Vec<u8>) -> Result<(), Error> {
+        name.clear();
         let strings = self.symbols.as_ref().map_or(0..0, |table| table.strings.clone());
         let start = strings.start.saturating_add(offset.into()).min(strings.end);
-        let mut name = Vec::new();
         while name.len() < MAX_SYSTEM_NAME {
             let at = start.saturating_add(name.len() as u64);
             let mut piece = [0; 256];
@@ -156,11 +165,12 @@ impl Image {
             self.read_exact(piece, at)?;
             if let Some(end) = piece.iter().position(|&byte| byte == 0) {
                 name.extend(piece.iter().take(end));
-                return Ok(String::from_utf8_lossy(&name).into_owned());
+                return Ok(());
             }
             name.extend_from_slice(piece);
         }
-        Ok(String::new())
+        name.clear();
+        Ok(())
     }
 
     /// Fills `buffer` from `offset` of the file on.

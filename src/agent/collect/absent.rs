@@ -5,8 +5,8 @@
 
 use super::{Failure, Started};
 use crate::base::{Anchor, Bytes};
-use crate::config::Settings;
-use crate::model::{CaptureKind, Vitals};
+use crate::config::{HeapSettings, Settings};
+use crate::model::{CaptureKind, Rule, Vitals};
 
 pub(super) fn memory(_: &Settings) -> Bytes {
     Bytes(0)
@@ -35,9 +35,26 @@ pub(in crate::agent) fn exclude_current_thread() -> Nothing {
     Nothing
 }
 
-pub(in crate::agent) fn tick() {}
+pub(in crate::agent) fn tick(_: &mut Vitals) {}
 
-pub(in crate::agent) fn set_rate(_: Bytes) {}
+pub(in crate::agent) fn set_rates(_: &HeapSettings) {}
+
+pub(in crate::agent) fn rehearse() {}
+
+pub(in crate::agent) fn watch<'r>(_: &Vitals, _: impl Iterator<Item = &'r Rule>) {}
+
+/// What would be woken.
+pub(in crate::agent) struct Crossings;
+
+impl Crossings {
+    pub(in crate::agent) fn listen() -> Self {
+        Self
+    }
+
+    pub(in crate::agent) async fn next(&self) {
+        std::future::pending().await
+    }
+}
 
 pub(in crate::agent) fn record_vitals(_: &Vitals) {}
 

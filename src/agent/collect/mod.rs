@@ -42,6 +42,11 @@ pub(super) trait Collector {
     /// By what means it captures.
     fn engine(&self) -> &str;
 
+    /// What is there at `now`, of a collector that can tell while it goes on.
+    fn peek(&self, _now: Moment) -> Result<Option<Evidence>, Failure> {
+        Ok(None)
+    }
+
     /// Ends the capture and hands over what was seen since it began; nothing where all was seen then.
     fn stop(self: Box<Self>, now: Moment) -> Result<Option<Evidence>, Failure>;
 }
@@ -103,7 +108,7 @@ pub(super) fn start(
 
 /// What a collector saw.
 #[cfg_attr(
-    not(all(feature = "cpu", feature = "trace")),
+    not(all(feature = "cpu", feature = "heap", feature = "trace")),
     allow(dead_code, reason = "a collector that is not built in makes none")
 )]
 pub(super) enum Evidence {
@@ -111,6 +116,20 @@ pub(super) enum Evidence {
     Timeline(Box<Timeline>),
     Threads(Box<ThreadDump>),
     Tasks(Box<TaskDump>),
+    /// Taken while it is written.
+    Live(Box<dyn Live>),
+}
+
+/// Evidence that is never held in memory: it goes from where it is into the file.
+pub(super) trait Live {
+    /// When it was asked for, which is as good as when it is taken.
+    fn asked(&self) -> Timestamp;
+
+    /// What it lacks.
+    fn losses(&self) -> Losses;
+
+    /// Takes and writes it.
+    fn write(&self, out: &mut dyn io::Write) -> Result<(), Failure>;
 }
 
 impl Evidence {
@@ -119,6 +138,7 @@ impl Evidence {
         match self {
             Self::Profile(profile) => profile.started,
             Self::Timeline(timeline) => timeline.started,
+            Self::Live(live) => live.asked(),
             Self::Threads(dump) => dump.profile.started,
             Self::Tasks(dump) => dump.taken(),
         }
@@ -131,12 +151,13 @@ impl Evidence {
     }
 
     /// What it lacks.
-    pub(super) fn losses(&self) -> &Losses {
+    pub(super) fn losses(&self) -> Losses {
         match self {
-            Self::Profile(profile) => &profile.losses,
-            Self::Timeline(timeline) => &timeline.losses,
-            Self::Threads(dump) => &dump.profile.losses,
-            Self::Tasks(dump) => dump.losses(),
+            Self::Profile(profile) => profile.losses.clone(),
+            Self::Timeline(timeline) => timeline.losses.clone(),
+            Self::Live(live) => live.losses(),
+            Self::Threads(dump) => dump.profile.losses.clone(),
+            Self::Tasks(dump) => dump.losses().clone(),
         }
     }
 
@@ -146,21 +167,22 @@ impl Evidence {
             Self::Profile(profile) => profile,
             Self::Threads(dump) => &mut dump.profile,
             Self::Tasks(dump) => &mut dump.profile,
-            Self::Timeline(_) => return,
+            Self::Timeline(_) | Self::Live(_) => return,
         };
         symbols::name_functions(profile);
     }
 
     /// Writes it in one of the forms its readers know.
-    pub(super) fn write(&self, form: Form, out: impl io::Write) -> io::Result<()> {
-        match (self, form) {
-            (Self::Profile(profile), _) => pprof::write(profile, out),
-            (Self::Timeline(timeline), _) => perfetto::write(timeline, out),
-            (Self::Threads(dump), Form::ThreadsPprof) => pprof::write(&dump.profile, out),
-            (Self::Threads(dump), _) => text::threads::write(dump, out),
-            (Self::Tasks(dump), Form::TasksPprof) => pprof::write(&dump.profile, out),
-            (Self::Tasks(dump), Form::TasksJson) => text::tasks::write_json(dump, out),
-            (Self::Tasks(dump), _) => text::tasks::write(dump, out),
-        }
+    pub(super) fn write(&self, form: Form, mut out: impl io::Write) -> Result<(), Failure> {
+        Ok(match (self, form) {
+            (Self::Profile(profile), _) => pprof::write(profile, out)?,
+            (Self::Timeline(timeline), _) => perfetto::write(timeline, out)?,
+            (Self::Live(live), _) => live.write(&mut out)?,
+            (Self::Threads(dump), Form::ThreadsPprof) => pprof::write(&dump.profile, out)?,
+            (Self::Threads(dump), _) => text::threads::write(dump, out)?,
+            (Self::Tasks(dump), Form::TasksPprof) => pprof::write(&dump.profile, out)?,
+            (Self::Tasks(dump), Form::TasksJson) => text::tasks::write_json(dump, out)?,
+            (Self::Tasks(dump), _) => text::tasks::write(dump, out)?,
+        })
     }
 }
