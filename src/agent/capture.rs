@@ -4,14 +4,13 @@
 //! conversion delays a tick, a rule or an answer. Nothing it meets ends it: a collector that fails or
 //! panics is a line in the manifest, a disk that refuses is a failure in the report.
 
-use std::any::Any;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::announce::Announcer;
 use super::budget::State;
 use super::collect::{self, Collector, Evidence, Failure};
+use super::fence::{chain, fence};
 use super::incidents::{Done, Job, Noted};
 use crate::base::{Bytes, Clock, IncidentId};
 use crate::config::Settings;
@@ -493,31 +492,4 @@ fn fail(record: &mut CaptureRecord, error: String) {
         Some(earlier) => format!("{earlier}; {error}"),
         None => error,
     });
-}
-
-/// Runs `work` so that a panic in it is a failure like others. What it was working on is given up.
-fn fence<T>(work: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(words(&*panic).into()))
-}
-
-fn words(panic: &(dyn Any + Send)) -> String {
-    let text = panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    format!("panicked: {}", text.unwrap_or("(no message)"))
-}
-
-/// An error with all its causes, in one line.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let words = cause.to_string();
-        if !text.contains(&words) {
-            text = format!("{text}: {words}");
-        }
-        next = cause.source();
-    }
-    text
 }

@@ -11,10 +11,11 @@ use jiff::Timestamp;
 
 use super::Error;
 use super::budget::State;
-use super::capture::{Report, Task, chain};
+use super::capture::{Report, Task};
 use super::collect;
 use super::decide::Decider;
 use super::event::{Event, Reply, ToggleAction};
+use super::fence::chain;
 use super::history::{History, Recording, row};
 use super::incidents::{Job, ToggleState};
 use super::reload;

@@ -23,6 +23,7 @@ mod collect;
 mod core;
 mod decide;
 mod event;
+mod fence;
 mod handle;
 #[cfg(feature = "heap")]
 mod heap_writer;

@@ -39,7 +39,7 @@ use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
 use crate::model::Spawned;
-use crate::stacks::{Ticket, tasks};
+use crate::stacks::{Ticket, poll_seen};
 #[cfg(feature = "trace")]
 use crate::trace::Node;
 #[cfg(not(feature = "trace"))]
@@ -71,7 +71,7 @@ impl<F: Future> Future for Traced<F> {
             // Hidden from the optimizer: inlined into a function of marple's, the task's outermost function
             // would have no frame, and so no name.
             let poll = black_box(F::poll as fn(Pin<&mut F>, &mut Context<'_>) -> Poll<F::Output>);
-            return tasks::poll_seen(&turn, cx, this.future, poll);
+            return poll_seen(&turn, cx, this.future, poll);
         }
         let outcome = this.future.poll(cx);
         if outcome.is_pending() {
