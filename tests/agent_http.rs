@@ -9,9 +9,9 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 use std::{fs, thread};
 
-use host::{Host, PATIENCE, settings, wait_for};
+use host::{Host, PATIENCE, files, settings, wait_for};
 use marple::config::{HttpSettings, Listen, Secret};
-use marple::model::Origin;
+use marple::model::{Origin, Outcome};
 use marple::{Agent, Settings, http};
 use serde_json::Value;
 
@@ -188,6 +188,28 @@ fn answers_while_the_service_is_stuck() {
     let (lag, on) = runtime.block_on(async { asking.join().unwrap() });
     assert!(lag > 0.3 && on == true);
     drop(host);
+}
+
+/// This binary has no `#[global_allocator]` line.
+#[test]
+fn without_the_allocator_the_heap_capture_says_so_and_the_rest_is_there() {
+    let (host, url) = host();
+    let notify = |action| ask("POST", &format!("{url}/monitor/notify?action={action}"), None);
+    notify("start");
+    wait_for("the captures to run", || {
+        (host.incidents().pop()?.1.captures.len() == 3).then_some(())
+    });
+    notify("stop");
+    let (_, manifest) = host.closed(1).remove(0);
+    let outcomes: Vec<_> =
+        manifest.captures.iter().map(|capture| (capture.kind.name(), capture.outcome)).collect();
+    assert_eq!(
+        outcomes,
+        [("trace", Outcome::Done), ("cpu", Outcome::Done), ("heap", Outcome::Failed)]
+    );
+    let error = manifest.captures[2].error.as_deref().unwrap();
+    assert!(error.contains("#[global_allocator]"), "{error}");
+    assert_eq!(files(&manifest), ["001.runtime.trace", "002.cpu.pprof"]);
 }
 
 #[test]

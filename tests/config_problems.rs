@@ -189,6 +189,11 @@ fn bounds_are_at_the_bounds() {
         ("[cpu]\nfrequency = 1000", "[cpu]\nfrequency = 1001"),
         ("[cpu]\nfrequency = 1", "[cpu]\nfrequency = 1.5"),
         ("[heap]\nrate = 0", "[heap]\nrate = -1"),
+        (
+            "[heap]\nrate = 65536\nrate_during_incident = 65536",
+            "[heap]\nrate = 65536\nrate_during_incident = 65537",
+        ),
+        ("[heap]\nrate = 0\nrate_during_incident = 1", "[heap]\nrate_during_incident = 0"),
         ("[store]\nmax_bytes = 1048576", "[store]\nmax_bytes = 1048575"),
         ("[store]\nkeep_free = \"99%\"", "[store]\nkeep_free = \"100%\""),
         ("[http]\nlisten = \"127.9.9.9:1\"", "[http]\nlisten = \"128.0.0.1:1\""),

@@ -228,6 +228,7 @@ fn lead(
 /// The thread `marple-capture`.
 fn work(mut worker: Worker, inbox: &Receiver<Task>, events: &mpsc::Sender<Event>) {
     let _excluded = collect::heap::exclude_current_thread();
+    worker.prepare();
     while let Ok(task) = inbox.recv() {
         let report: Report = worker.perform(task);
         if events.blocking_send(Event::Done(report)).is_err() {

@@ -33,7 +33,7 @@ pub(super) struct Task {
 impl Task {
     /// Why `kind` is not to be captured: it would take memory that is needed to stay alive.
     fn lacks_memory_for(&self, kind: CaptureKind) -> Option<String> {
-        let (need, left) = (collect::memory(kind), self.headroom?);
+        let (need, left) = (collect::memory(kind, &self.settings), self.headroom?);
         (left < need).then(|| {
             format!("{left} are left below the memory limit and the engine takes up to {need}")
         })
@@ -85,10 +85,15 @@ struct Running {
     collector: Box<dyn Collector>,
 }
 
+/// The part of what was taken when the capture started: it is from before.
+const BEFORE: &str = "before";
+
 /// Evidence on its way into a file.
 struct Taken {
     kind: CaptureKind,
     record: usize,
+    /// Which part of the capture it is.
+    part: Option<&'static str>,
     evidence: Evidence,
 }
 
@@ -100,6 +105,17 @@ impl Worker {
         versions: Versions,
     ) -> Self {
         Self { clock, store, process, versions, dirs: Vec::new(), running: Vec::new() }
+    }
+
+    /// Reserves what captures will need when there is no more to be had.
+    pub(super) fn prepare(&self) {
+        let rehearsed = fence(|| {
+            collect::heap::rehearse();
+            Ok(())
+        });
+        if let Err(error) = rehearsed {
+            tracing::error!(target: "marple", "a heap profile cannot be prepared: {error}");
+        }
     }
 
     /// Does one task.
@@ -229,6 +245,7 @@ impl Worker {
                     taken.extend(started.at_start.map(|evidence| Taken {
                         kind,
                         record: at,
+                        part: Some(BEFORE),
                         evidence,
                     }));
                     running.insert(kind);
@@ -264,7 +281,7 @@ impl Worker {
             match fence(|| collector.stop(now)) {
                 Ok(evidence) => {
                     ended.push((record, wall, None));
-                    taken.push(Taken { kind, record, evidence });
+                    taken.push(Taken { kind, record, part: None, evidence });
                 }
                 Err(error) => {
                     tally.captures_failed += 1;
@@ -298,7 +315,7 @@ impl Worker {
 
     /// Writes evidence into files. What cannot be written is a failure of its capture; the others follow.
     fn write(&mut self, id: IncidentId, taken: Vec<Taken>, tally: &mut Tally) {
-        for Taken { kind, record, mut evidence } in taken {
+        for Taken { kind, record, part, mut evidence } in taken {
             let written = fence(|| {
                 evidence.symbolize();
                 let Some((_, dir)) = self.dirs.iter_mut().find(|(open, _)| *open == id) else {
@@ -308,9 +325,10 @@ impl Worker {
                 evidence.write(&mut draft)?;
                 Ok(draft.commit()?)
             });
-            let losses = evidence.losses().clone();
+            let losses = evidence.losses();
             match written {
-                Ok(artifact) => {
+                Ok(mut artifact) => {
+                    artifact.part = part.map(str::to_owned);
                     tally.artifacts += 1;
                     tally.artifact_bytes += artifact.bytes.get();
                     self.update(id, tally, |manifest| {

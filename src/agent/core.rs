@@ -59,6 +59,7 @@ pub(super) struct Core {
     counters: Counters,
     failures: Losses,
     last_failure: Option<String>,
+    cpu: collect::cpu::Always,
 }
 
 impl Core {
@@ -70,11 +71,12 @@ impl Core {
         tasks: SyncSender<Task>,
     ) -> Self {
         let started = clock.wall();
-        collect::heap::set_rate(settings.heap.rate);
+        collect::heap::set_rates(&settings.heap);
         collect::trace::configure(&settings.trace);
         Self {
             started,
             config: ConfigStatus { path, applied: Some(started), ..ConfigStatus::default() },
+            cpu: collect::cpu::launch(&settings),
             engine: Engine::new(settings.rules.clone()),
             settings: Arc::new(settings),
             clock,
@@ -114,8 +116,8 @@ impl Core {
         let now = self.clock.now();
         self.reader.read_into(now, &mut self.vitals);
         self.counters.ticks += 1;
+        collect::heap::tick(&mut self.vitals);
         collect::trace::record_vitals(&self.vitals);
-        collect::heap::tick();
         self.history.record(&self.vitals);
         for open in &mut self.open {
             open.recording.record(&self.vitals);
@@ -134,6 +136,11 @@ impl Core {
             }
         }
         self.expire();
+    }
+
+    /// Sets what calls for a tick before its time.
+    pub(super) fn watch(&self) {
+        collect::heap::watch(&self.vitals, self.settings.rules.iter());
     }
 
     /// Ends what is over by now.
@@ -313,7 +320,7 @@ impl Core {
         for gone in self.engine.replace(settings.rules.clone()) {
             self.incidents.clear(&gone.name);
         }
-        collect::heap::set_rate(settings.heap.rate);
+        collect::heap::set_rates(&settings.heap);
         collect::trace::configure(&settings.trace);
         tracing::info!(target: "marple", needs_restart = ?needs_restart, "new settings are in force");
         self.settings = Arc::new(settings);
@@ -351,6 +358,7 @@ impl Core {
             incidents: incidents.collect(),
             rules: rules.collect(),
             limits: Limits::from(&self.vitals),
+            cpu: self.cpu.words(&self.settings),
             vitals: row(&self.vitals, anchor),
             counters: self.counters,
             failures: self.failures.clone(),

@@ -12,7 +12,7 @@
 //! Neither thread is the host's, so a stuck executor is still watched and captured. Each piece of state
 //! has one owner: the loop owns what is measured, decided and promised, the worker owns collectors and
 //! files. They exchange values, one task at a time; what is to be done next is computed when the worker
-//! is free ([`incidents`]), so nothing queues up behind a slow disk.
+//! is free (`incidents`), so nothing queues up behind a slow disk.
 
 mod builder;
 mod capture;
@@ -20,6 +20,8 @@ mod collect;
 mod core;
 mod event;
 mod handle;
+#[cfg(feature = "heap")]
+mod heap_writer;
 mod history;
 mod incidents;
 mod reload;
@@ -32,6 +34,8 @@ use std::time::Duration;
 pub use builder::{Agent, Builder};
 pub use event::ToggleAction;
 pub use handle::{AgentHandle, Pending};
+#[cfg(feature = "heap")]
+pub use heap_writer::{HeapWriter, ProcessMemory};
 #[cfg(feature = "http")]
 pub(crate) use service::Service;
 pub use status::{Captured, ConfigStatus, Counters, IncidentStatus, RuleStatus, Status, Toggled};

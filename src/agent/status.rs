@@ -57,6 +57,8 @@ pub struct Status {
     pub rules: Vec<RuleStatus>,
     /// The limits in force.
     pub limits: Limits,
+    /// The CPU engine, and why it is that one.
+    pub cpu: String,
     /// The last vitals.
     pub vitals: VitalsRow,
     /// What has been done since the start.

@@ -15,19 +15,32 @@ impl Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        fmt::Display::fmt(&self.0, f)
     }
 }
 
 impl fmt::Debug for Error {
     /// Prints as [`fmt::Display`] does: `main` returning an error shows this form, and a person reads it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        fmt::Display::fmt(&self.0, f)
     }
 }
 
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         self.0.source()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_main_prints_is_for_people() {
+        let inner = std::io::Error::other("the disk is gone");
+        let error = Error::new(inner);
+        assert_eq!(format!("{error:?}"), "the disk is gone");
+        assert_eq!(format!("{error}"), "the disk is gone");
     }
 }

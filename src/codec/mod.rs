@@ -18,5 +18,6 @@ mod error;
 mod gzip;
 pub mod perfetto;
 pub mod pprof;
+mod press;
 
 pub use error::Error;

@@ -88,10 +88,14 @@ fn http(section: &mut Section<'_, '_>, http: &mut HttpSettings) {
 
 fn cpu(section: &mut Section<'_, '_>, cpu: &mut CpuSettings) {
     section.read("frequency", value::hertz, &mut cpu.frequency);
+    section.read("engine", value::engine, &mut cpu.engine);
+    section.read("lookback_frequency", value::hertz, &mut cpu.lookback_frequency);
+    section.read("lookback", value::duration, &mut cpu.lookback);
 }
 
 fn heap(section: &mut Section<'_, '_>, heap: &mut HeapSettings) {
     section.read("rate", Bytes::deserialize, &mut heap.rate);
+    section.read("rate_during_incident", Bytes::deserialize, &mut heap.rate_during_incident);
 }
 
 fn trace(section: &mut Section<'_, '_>, trace: &mut TraceSettings) {

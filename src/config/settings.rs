@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::base::{Bytes, Hertz, Percent};
-use crate::model::{CaptureSet, Rule, TraceMode};
+use crate::model::{CaptureSet, CpuEngine, Rule, TraceMode};
 
 /// Everything that can be set. Write `Settings { dir: "…".into(), ..Settings::default() }`.
 #[derive(Clone, Debug, PartialEq)]
@@ -145,6 +145,12 @@ impl fmt::Debug for Secret {
 pub struct CpuSettings {
     /// Samples a second of CPU time. Default: 99 Hz.
     pub frequency: Hertz,
+    /// By what means. Default: the best that the machine allows.
+    pub engine: CpuEngine,
+    /// Samples a second of CPU time while nothing is captured; 0 is off. Default: 19 Hz.
+    pub lookback_frequency: Hertz,
+    /// How far back these are kept: a capture has a profile of the time before it. Default: 30 s.
+    pub lookback: Duration,
 }
 
 /// Heap profiles.
@@ -152,6 +158,9 @@ pub struct CpuSettings {
 pub struct HeapSettings {
     /// The mean number of bytes between two samples; 0 is off, 1 is every allocation. Default: 512 KiB.
     pub rate: Bytes,
+    /// The same while an incident captures the heap, to see more of what happens then; the mean number
+    /// of bytes again, so a lower one samples more. Default: none, `rate` stays.
+    pub rate_during_incident: Option<Bytes>,
 }
 
 /// Runtime traces.
@@ -227,13 +236,18 @@ impl Default for HttpSettings {
 
 impl Default for CpuSettings {
     fn default() -> Self {
-        Self { frequency: Hertz(99) }
+        Self {
+            frequency: Hertz(99),
+            engine: CpuEngine::Auto,
+            lookback_frequency: Hertz(19),
+            lookback: Duration::from_secs(30),
+        }
     }
 }
 
 impl Default for HeapSettings {
     fn default() -> Self {
-        Self { rate: Bytes::kib(512) }
+        Self { rate: Bytes::kib(512), rate_during_incident: None }
     }
 }
 

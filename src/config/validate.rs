@@ -21,6 +21,10 @@ const MIN_TRACE_BYTES: Bytes = Bytes::kib(64);
 const TRACE_WINDOW: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10 * 60));
 /// Above, the handler's own time shows in the profile.
 const MAX_FREQUENCY: u32 = 1000;
+/// Above, what runs always would cost what only a capture may.
+const MAX_LOOKBACK_FREQUENCY: u32 = 99;
+/// Less is no look back; what is older says little about why something fired.
+const LOOKBACK: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10 * 60));
 /// Every rule is asked at every tick.
 const MAX_RULES: usize = 100;
 /// A file's name has at most 255 bytes; it holds service and domain, or the rule, the time and an id.
@@ -164,6 +168,30 @@ fn general(check: &mut Check, settings: &Settings) {
     check.that((1..=MAX_FREQUENCY).contains(&frequency), &["cpu.frequency"], || {
         format!("{frequency} is out of bounds: write 1 to {MAX_FREQUENCY} samples a second")
     });
+    let frequency = settings.cpu.lookback_frequency.get();
+    check.that(frequency <= MAX_LOOKBACK_FREQUENCY, &["cpu.lookback_frequency"], || {
+        format!(
+            "{frequency} is too much for always: write 0 (off) to {MAX_LOOKBACK_FREQUENCY} samples \
+             a second"
+        )
+    });
+    let (least, most) = LOOKBACK;
+    check.that((least..=most).contains(&settings.cpu.lookback), &["cpu.lookback"], || {
+        format!(
+            "{:?} is out of bounds: write a duration from 1s to 10m, or `lookback_frequency = 0`",
+            settings.cpu.lookback
+        )
+    });
+    if let Some(during) = settings.heap.rate_during_incident {
+        let usual = settings.heap.rate;
+        let finer = during > Bytes(0) && (usual == Bytes(0) || during <= usual);
+        check.that(finer, &["heap.rate_during_incident", "heap.rate"], || {
+            format!(
+                "{during} would show less of an incident than heap.rate ({usual}) does: write a \
+                 smaller size, 1 or more"
+            )
+        });
+    }
     check.at_least("trace.max_bytes", settings.trace.max_bytes, MIN_TRACE_BYTES);
     let (least, most) = TRACE_WINDOW;
     check.that((least..=most).contains(&settings.trace.window), &["trace.window"], || {

@@ -15,7 +15,7 @@ use serde::de::{self, Deserialize, Deserializer, Unexpected, Visitor};
 
 use super::settings::{Listen, Room, Secret, ToggleSignal};
 use crate::base::{Bytes, Hertz, Percent};
-use crate::model::{CaptureKind, CaptureSet, TraceMode, Unit};
+use crate::model::{CaptureKind, CaptureSet, CpuEngine, TraceMode, Unit};
 
 /// A value that is written as a number or as a text.
 struct Friendly<T, N, S> {
@@ -132,6 +132,12 @@ pub(super) fn listen<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Liste
             None => text.parse().ok().map(Listen::Tcp),
         },
     )
+}
+
+/// `"auto"`, `"perf"`, `"timer"` or `"pprof"`.
+pub(super) fn engine<'de, D: Deserializer<'de>>(deserializer: D) -> Result<CpuEngine, D::Error> {
+    let expected = "\"auto\", \"perf\", \"timer\" or \"pprof\"";
+    friendly(deserializer, expected, |_| None, |text| text.parse().ok())
 }
 
 /// `"SIGUSR1"`, `"SIGUSR2"` or `"off"`.

@@ -30,6 +30,8 @@ pub enum Metric {
     WorkingSet,
     /// Resident set: `memory.rss`.
     Rss,
+    /// What the program has asked its allocator for and not given back: `memory.heap`.
+    Heap,
     /// CPU time as a share of the quota, or of all cores: `cpu`.
     Cpu,
     /// Tasks alive on the observed runtimes: `tasks`.
@@ -45,10 +47,11 @@ pub enum Metric {
 }
 
 /// Every metric with a fixed name.
-const FIXED: [(&str, Metric); 8] = [
+const FIXED: [(&str, Metric); 9] = [
     ("memory", Metric::Memory),
     ("memory.working_set", Metric::WorkingSet),
     ("memory.rss", Metric::Rss),
+    ("memory.heap", Metric::Heap),
     ("cpu", Metric::Cpu),
     ("tasks", Metric::Tasks),
     ("threads", Metric::Threads),
@@ -66,7 +69,7 @@ impl Metric {
     pub const fn unit(&self) -> Unit {
         match self {
             Self::Memory | Self::Cpu => Unit::Percent,
-            Self::WorkingSet | Self::Rss => Unit::Bytes,
+            Self::WorkingSet | Self::Rss | Self::Heap => Unit::Bytes,
             Self::Tasks | Self::Threads | Self::Fds | Self::Gauge(_) => Unit::Count,
             Self::Lag => Unit::Seconds,
         }
@@ -78,6 +81,7 @@ impl Metric {
             Self::Memory => vitals.memory_percent().map(|percent| percent.get()),
             Self::WorkingSet => vitals.working_set.map(|bytes| bytes.get() as f64),
             Self::Rss => vitals.rss.map(|bytes| bytes.get() as f64),
+            Self::Heap => vitals.heap.map(|bytes| bytes.get() as f64),
             Self::Cpu => vitals.cpu_percent().map(|percent| percent.get()),
             Self::Tasks => vitals.tasks.map(|n| n as f64),
             Self::Threads => vitals.threads.map(|n| n as f64),
@@ -102,8 +106,9 @@ impl fmt::Display for Metric {
 /// Why a text is not a metric.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "`{0}` is not a metric: write one of \"memory\", \"memory.working_set\", \"memory.rss\", \"cpu\", \
-     \"tasks\", \"threads\", \"fds\", \"runtime.lag\", or \"gauge.NAME\" for one of your own"
+    "`{0}` is not a metric: write one of \"memory\", \"memory.working_set\", \"memory.rss\", \
+     \"memory.heap\", \"cpu\", \"tasks\", \"threads\", \"fds\", \"runtime.lag\", or \"gauge.NAME\" for one \
+     of your own"
 )]
 pub struct ParseMetricError(String);
 

@@ -9,6 +9,7 @@
 
 mod amount;
 mod capture;
+mod cpu;
 mod incident;
 mod losses;
 mod manifest;
@@ -24,6 +25,7 @@ mod vitals;
 
 pub use amount::Amount;
 pub use capture::{CaptureKind, CaptureSet, ParseCaptureKindError};
+pub use cpu::{CpuEngine, ParseCpuEngineError};
 pub use incident::{IncidentState, Origin, Reason};
 pub use losses::{Loss, Losses};
 pub use manifest::{

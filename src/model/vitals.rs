@@ -21,6 +21,9 @@ pub struct Vitals {
     pub at: Moment,
     /// Resident set of the process.
     pub rss: Option<Bytes>,
+    /// What the program has asked its allocator for and not given back, estimated from samples; none
+    /// where the allocator is not marple's.
+    pub heap: Option<Bytes>,
     /// What counts against `memory_limit`: under a memory cgroup its usage less the inactive file
     /// cache, as the kernel's OOM decision sees it; otherwise the resident set.
     pub working_set: Option<Bytes>,

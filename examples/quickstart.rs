@@ -1,0 +1,15 @@
+//! The lines a service needs. Start it, watch `captures/`, and ask for an incident with
+//! `kill -USR2 PID`, or `curl -X POST 127.0.0.1:6060/monitor/notify`; Ctrl-C ends it.
+
+use std::alloc::System;
+
+#[global_allocator]
+static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let _agent = marple::Agent::from_file("config/minimal.toml")?.start()?;
+    // ... the service ...
+    tokio::signal::ctrl_c().await?;
+    Ok(())
+}

@@ -1,0 +1,133 @@
+//! An incident's files, opened with the tools their users open them with.
+
+mod host;
+mod peers;
+
+use std::alloc::System;
+use std::hint::black_box;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use host::{Host, PATIENCE, settings, wait_for};
+use marple::CaptureSet;
+use marple::model::CaptureKind;
+use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::prelude::*;
+
+#[global_allocator]
+static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
+
+static STOP: AtomicBool = AtomicBool::new(false);
+
+/// Blocks so large that each is sampled, so that the profile is exact.
+#[inline(never)]
+fn leak_a_ledger(blocks: usize) -> Vec<Vec<u8>> {
+    (0..blocks).map(|_| black_box(vec![1; 20 << 20])).collect()
+}
+
+#[inline(never)]
+fn burn_a_candle() {
+    let mut sum = 1u64;
+    while !STOP.load(Ordering::Relaxed) {
+        for n in 0..1000 {
+            sum = black_box(sum.wrapping_mul(n | 1).rotate_left(7));
+        }
+    }
+}
+
+#[test]
+fn go_and_perfetto_show_what_happened() {
+    tracing_subscriber::registry().with(LevelFilter::INFO).with(marple::trace::layer()).init();
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    marple::instrument(builder.worker_threads(2));
+    let runtime = builder.enable_all().build().unwrap();
+    let _entered = runtime.enter();
+    let host = Host::start(settings());
+    let before = leak_a_ledger(2);
+
+    host.handle().start(CaptureSet::all()).wait(PATIENCE).unwrap();
+    wait_for("the captures to run", || {
+        let (_, manifest) = host.incidents().pop()?;
+        (manifest.captures.len() == 3 && manifest.artifacts.len() == 1).then_some(())
+    });
+    let candle = thread::spawn(burn_a_candle);
+    let during = leak_a_ledger(4);
+    for order in 0..50 {
+        runtime.block_on(async move {
+            tokio::spawn(async move {
+                let _span = tracing::info_span!("charge_card", order).entered();
+                tracing::info!(order, "charged");
+            })
+            .await
+            .unwrap();
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        });
+    }
+    STOP.store(true, Ordering::Relaxed);
+    candle.join().unwrap();
+    host.handle().stop().wait(PATIENCE).unwrap();
+    let (dir, manifest) = host.closed(1).remove(0);
+    let of = |kind: CaptureKind| {
+        let of_kind = manifest.artifacts.iter().filter(move |artifact| artifact.kind == kind);
+        of_kind.map(|artifact| dir.join(&artifact.file)).collect::<Vec<_>>()
+    };
+
+    let [first, second] = &of(CaptureKind::Heap)[..] else { panic!("two heap profiles") };
+    let top = go_top(&[second]);
+    assert!(line(&top, "leak_a_ledger").contains("120MB"), "{top}");
+    let leak = go_top(&["-base".as_ref(), first, second]);
+    assert!(line(&leak, "leak_a_ledger").contains("80MB"), "the leak alone: {leak}");
+    for kind in ["alloc_space", "alloc_objects", "inuse_objects"] {
+        let index = format!("-sample_index={kind}");
+        let top = go_top(&["-nodefraction=0".as_ref(), index.as_ref(), second]);
+        assert!(top.contains("leak_a_ledger"), "{kind}: {top}");
+    }
+
+    let [cpu] = &of(CaptureKind::Cpu)[..] else { panic!("one CPU profile") };
+    let top = go_top(&[cpu]);
+    let share = line(&top, "burn_a_candle").split_whitespace().nth(4).unwrap().to_owned();
+    assert!(share.trim_end_matches('%').parse::<f64>().unwrap() > 50.0, "{top}");
+
+    let [trace] = &of(CaptureKind::Trace)[..] else { panic!("one trace") };
+    let rows = peers::perfetto_query(
+        trace,
+        &[
+            "select name, value from stats where value > 0 and severity in ('error', 'data_loss')",
+            "select count(*) from slice where name = 'charge_card'",
+            "select count(*) from slice where name = 'charged'",
+            "select count(*) > 10 from slice where name = 'parked'",
+            "select count(*) > 10 from counter join counter_track on track_id = counter_track.id \
+             where name = 'rss'",
+            "select max(value) >= 120 * 1048576 from counter join counter_track on \
+             track_id = counter_track.id where name = 'rss'",
+            "select count(*) > 0 from thread_track join thread using (utid) where thread.name like \
+             'tokio%'",
+            "select name from slice where name = 'incident'",
+        ],
+    );
+    let expected = [
+        vec![],
+        vec!["50"],
+        vec!["50"],
+        vec!["1"],
+        vec!["1"],
+        vec!["1"],
+        vec!["1"],
+        vec!["incident"],
+    ];
+    for (at, expected) in expected.iter().enumerate() {
+        assert_eq!(rows[at].concat(), *expected, "query {at}: {rows:?}");
+    }
+    drop((before, during));
+}
+
+fn go_top(args: &[&Path]) -> String {
+    let args: Vec<&str> = args.iter().map(|arg| arg.to_str().unwrap()).collect();
+    peers::go_pprof(&[&["-top"], &args[..]].concat())
+}
+
+fn line<'t>(text: &'t str, name: &str) -> &'t str {
+    text.lines().find(|line| line.contains(name)).unwrap_or_else(|| panic!("no {name} in {text}"))
+}
