@@ -305,7 +305,7 @@ fn dumps_that_are_switched_off_are_skipped_and_the_manifest_says_why() {
 
 #[test]
 fn a_task_is_found_in_the_files_by_its_name_and_its_place() {
-    use marple::task::{self, FutureExt as _};
+    use marple::task::{self, Trace as _};
 
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let host = runtime.block_on(async { Host::start(settings()) });

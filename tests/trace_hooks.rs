@@ -63,7 +63,9 @@ fn every_task_is_seen_by_where_it_was_spawned_and_by_tokios_number() {
         let tasks = timeline.activity.tasks.iter().filter(|task| task.kind() == Some(kind));
         tasks.map(|task| task.task().number.to_string()).collect::<Vec<_>>()
     };
-    assert_eq!((tasks(RawKind::Spawned), tasks(RawKind::Ended)), (vec![id.clone()], vec![id]));
+    assert_eq!(tasks(RawKind::Spawned), [&*id]);
+    // tokio tells of the ends of blocking tasks too, and its workers are such.
+    assert_eq!(tasks(RawKind::Ended).iter().filter(|ended| **ended == id).count(), 1);
     assert!(engine().starts_with("polls by tokio's hooks"));
 }
 
@@ -81,7 +83,8 @@ fn a_wrapped_task_is_seen_once_by_the_wrappers_name() {
     assert_eq!(count("named"), 21);
     assert_eq!(count(&format!("tests/trace_hooks.rs:{line}")), 11);
     assert_eq!(polls.len(), 32);
-    assert_eq!(timeline.activity.tasks.len(), 4);
+    let tasks = timeline.activity.tasks.iter();
+    assert_eq!(tasks.filter(|task| task.kind() == Some(RawKind::Spawned)).count(), 2);
 }
 
 #[test]

@@ -2,6 +2,9 @@
 //!
 //! This file alone names tokio's unstable interface. In a build without the flag `absent` takes its place,
 //! of the same shape and without a line that runs.
+//!
+//! tokio calls the hook for a task's end also for blocking tasks, of which its workers are some, and calls
+//! neither of the other hooks for them: a trace has ends whose tasks were never spawned.
 
 #[cfg(not(tokio_unstable))]
 pub(super) use absent::*;
