@@ -21,7 +21,14 @@ fn free() -> SocketAddr {
 }
 
 fn listening(listen: Listen, token: Option<&str>) -> Settings {
-    Settings { http: Some(HttpSettings { listen, token: token.map(Secret::new) }), ..settings() }
+    Settings {
+        http: Some(HttpSettings {
+            listen,
+            token: token.map(Secret::new),
+            ..HttpSettings::default()
+        }),
+        ..settings()
+    }
 }
 
 fn host() -> (Host, String) {
@@ -215,7 +222,9 @@ fn without_the_allocator_the_heap_capture_says_so_and_the_rest_is_there() {
 #[test]
 fn nests_into_the_services_own_router() {
     let host = Host::start(settings());
-    let routes = http::require_token(http::router(&host.handle()), Secret::new("t"));
+    let token = Some(Secret::new("t"));
+    let guard = HttpSettings { token, ..HttpSettings::default() };
+    let routes = http::guarded(&host.handle(), &guard);
     let app = axum::Router::new().nest("/ops", routes);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     let address = runtime.block_on(async {

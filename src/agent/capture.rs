@@ -55,6 +55,8 @@ pub(super) struct Tally {
     pub(super) captures_failed: u64,
     pub(super) artifacts: u64,
     pub(super) artifact_bytes: u64,
+    /// By what means captures were started.
+    pub(super) engines: Vec<(CaptureKind, &'static str)>,
     /// Since the start.
     pub(super) incidents_removed: u64,
     /// A kind of failure, for counting, and the failure in full.
@@ -223,6 +225,7 @@ impl Worker {
             match fence(|| collect::start(kind, &task.settings, anchor)) {
                 Ok(started) => {
                     let at = first + records.len();
+                    tally.engines.push((kind, started.collector.engine()));
                     record.engine = started.collector.engine().to_owned();
                     let collector = started.collector;
                     self.running.push(Running { incident: id, kind, record: at, collector });
@@ -374,7 +377,7 @@ fn fail(record: &mut CaptureRecord, error: String) {
 }
 
 /// Runs `work` so that a panic in it is a failure like others. What it was working on is given up.
-fn fence<T>(work: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
+pub(super) fn fence<T>(work: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(words(&*panic).into()))
 }
 

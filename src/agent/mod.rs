@@ -26,6 +26,7 @@ mod reload;
 mod run;
 mod service;
 mod status;
+mod stream;
 
 use std::time::Duration;
 
@@ -35,6 +36,9 @@ pub use handle::{AgentHandle, Pending};
 #[cfg(feature = "http")]
 pub(crate) use service::Service;
 pub use status::{Captured, ConfigStatus, Counters, IncidentStatus, RuleStatus, Status, Toggled};
+pub use stream::StreamStatus;
+#[cfg(feature = "http")]
+pub(crate) use stream::{Form, HeapView, StreamError, Take, ThreadView};
 
 /// What the agent cannot do.
 #[derive(Debug, thiserror::Error)]

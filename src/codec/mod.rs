@@ -5,6 +5,7 @@
 //!
 //! - CPU and heap profiles are [`pprof`]: gzip'd `profile.proto`, as `go tool pprof` wants it.
 //! - Timelines are [`perfetto`]: gzip'd Perfetto traces.
+//! - Profiles for eyes are [`legacy`]: the text Go prints for `debug=1`.
 //!
 //! Writers stream: a capture is written when memory may be nearly gone, so besides the model value
 //! itself there is one message, one block of 32 KiB and the compressor's window in memory, however
@@ -16,6 +17,7 @@
 
 mod error;
 mod gzip;
+pub mod legacy;
 pub mod perfetto;
 pub mod pprof;
 

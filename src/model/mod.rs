@@ -9,6 +9,7 @@
 
 mod amount;
 mod capture;
+mod difference;
 mod incident;
 mod losses;
 mod manifest;

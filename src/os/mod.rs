@@ -10,6 +10,7 @@ pub mod process;
 #[cfg(target_os = "linux")]
 pub mod procfs;
 pub mod sigprof;
+pub mod threads;
 #[cfg(not(target_os = "linux"))]
 mod unsupported;
 pub mod unwind;

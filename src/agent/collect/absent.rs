@@ -21,6 +21,8 @@ pub(in crate::agent) fn exclude_current_thread() -> Nothing {
     Nothing
 }
 
+pub(in crate::agent) fn exclude_for_good() {}
+
 pub(in crate::agent) fn tick() {}
 
 pub(in crate::agent) fn set_rate(_: Bytes) {}

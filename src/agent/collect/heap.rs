@@ -1,6 +1,8 @@
 //! Heap profiles: a snapshot at the start and one at the stop, so that their difference shows what the
 //! incident itself allocated.
 
+use std::mem;
+
 use super::{Collector, Evidence, Failure, Started};
 use crate::base::{Anchor, Bytes, Moment};
 use crate::config::Settings;
@@ -31,6 +33,11 @@ impl Collector for Snapshots {
 /// Keeps what this thread allocates out of heap profiles, until the guard is dropped.
 pub(in crate::agent) fn exclude_current_thread() -> heap::Exclusion {
     heap::exclude_current_thread()
+}
+
+/// The same until the thread ends.
+pub(in crate::agent) fn exclude_for_good() {
+    mem::forget(heap::exclude_current_thread());
 }
 
 /// Lets stacks be walked through libraries that were loaded since the last tick. A microsecond when none

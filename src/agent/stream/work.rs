@@ -1,0 +1,301 @@
+//! The capture thread's half of streams: collectors that run for them, and what they saw until it is
+//! encoded.
+
+use std::io::{self, Write};
+use std::sync::Arc;
+
+use super::super::capture::{chain, fence};
+use super::super::collect::{self, Collector, Evidence, Failure};
+use super::{Done, Form, HeapView, Job, StreamError, Streamed, Take, ThreadView};
+use crate::base::{Anchor, Bytes, Clock};
+use crate::codec::legacy;
+use crate::config::Settings;
+use crate::model::{CaptureKind, Profile, Sample, ValueType, VitalsRow};
+use crate::{os, symbols};
+
+/// What a stream's bytes may come to. A trace of 16 MiB of memory is some 3 MiB encoded, a heap profile of
+/// 100,000 stacks 5; what goes beyond would be memory the service needs.
+const MOST_BYTES: Bytes = Bytes::mib(64);
+
+/// A job and what is needed to do it.
+pub(in crate::agent) struct Task {
+    pub(in crate::agent) job: Job,
+    pub(in crate::agent) settings: Arc<Settings>,
+    /// How much memory is left below the limit, if that is known.
+    pub(in crate::agent) headroom: Option<Bytes>,
+    /// The vitals of the last tick, for what people read.
+    pub(in crate::agent) vitals: VitalsRow,
+}
+
+/// What the capture thread is told to do.
+pub(in crate::agent) enum Order {
+    /// For an incident.
+    Incident(Box<super::super::capture::Task>),
+    /// For a stream.
+    Stream(Task),
+}
+
+/// What is under way.
+#[derive(Default)]
+pub(in crate::agent) struct Desk {
+    held: Vec<(u64, Held)>,
+}
+
+enum Held {
+    Running(Running),
+    Stopped { evidence: Evidence, view: Option<HeapView>, cut_short: Option<String> },
+}
+
+struct Running {
+    kind: CaptureKind,
+    collector: Box<dyn Collector>,
+    /// The heap as it was at the start, where the difference is wanted.
+    first: Option<Box<Profile>>,
+    view: Option<HeapView>,
+    /// Whether the heap is sampled at a rate that is not the settings'.
+    rate_changed: bool,
+}
+
+impl Desk {
+    /// Does one task.
+    pub(in crate::agent) fn perform(&mut self, clock: &dyn Clock, task: Task) -> Done {
+        let Task { job, settings, headroom, vitals } = task;
+        match job {
+            Job::Look { id, take } => {
+                let result = fence(|| look(take, &settings, clock.anchor(), &vitals));
+                Done::Finished { id, result: result.map_err(failed) }
+            }
+            Job::Start { id, take } => {
+                match fence(|| start(&take, &settings, headroom, clock.anchor())) {
+                    Ok(running) => {
+                        let engine = Some((running.kind, running.collector.engine()));
+                        self.held.push((id, Held::Running(running)));
+                        Done::Started { id, engine }
+                    }
+                    Err(error) => Done::Finished { id, result: Err(failed(error)) },
+                }
+            }
+            Job::Stop { id, cut_short } => match self.take(id) {
+                Some(Held::Running(running)) => {
+                    match fence(|| stop(running, &settings, clock, cut_short)) {
+                        Ok(stopped) => {
+                            self.held.push((id, stopped));
+                            Done::Stopped { id }
+                        }
+                        Err(error) => Done::Finished { id, result: Err(failed(error)) },
+                    }
+                }
+                _ => Done::Dropped { id },
+            },
+            Job::Encode { id } => match self.take(id) {
+                Some(Held::Stopped { evidence, view, cut_short }) => {
+                    let result =
+                        fence(|| Ok(Streamed { bytes: encode(evidence, view)?, cut_short }));
+                    Done::Finished { id, result: result.map_err(failed) }
+                }
+                _ => Done::Dropped { id },
+            },
+            Job::Drop { id } => {
+                if let Some(Held::Running(running)) = self.take(id) {
+                    let _ = fence(|| {
+                        drop(running.collector);
+                        restore(running.rate_changed, &settings);
+                        Ok(())
+                    });
+                }
+                Done::Dropped { id }
+            }
+        }
+    }
+
+    fn take(&mut self, id: u64) -> Option<Held> {
+        let at = self.held.iter().position(|(held, _)| *held == id)?;
+        Some(self.held.swap_remove(at).1)
+    }
+}
+
+fn failed(error: Failure) -> StreamError {
+    StreamError::Failed(chain(&*error))
+}
+
+fn restore(rate_changed: bool, settings: &Settings) {
+    if rate_changed {
+        collect::heap::set_rate(settings.heap.rate);
+    }
+}
+
+fn start(
+    take: &Take,
+    settings: &Settings,
+    headroom: Option<Bytes>,
+    anchor: Anchor,
+) -> Result<Running, Failure> {
+    let mut own = settings.clone();
+    let (kind, view, rate) = match take {
+        Take::Cpu { frequency, .. } => {
+            own.cpu.frequency = frequency.unwrap_or(settings.cpu.frequency);
+            (CaptureKind::Cpu, None, None)
+        }
+        Take::Trace { .. } => (CaptureKind::Trace, None, None),
+        Take::HeapDelta { view, rate, .. } => (CaptureKind::Heap, Some(*view), *rate),
+        _ => return Err("it takes no time".into()),
+    };
+    let (need, left) = (collect::memory(kind), headroom.unwrap_or(Bytes(u64::MAX)));
+    if left < need {
+        let why = format!("{left} are left below the memory limit and it takes up to {need}");
+        return Err(why.into());
+    }
+    if let Some(rate) = rate {
+        collect::heap::set_rate(rate);
+    }
+    let rate_changed = rate.is_some();
+    match collect::start(kind, &own, anchor) {
+        Ok(started) => {
+            let first = match started.at_start {
+                Some(Evidence::Profile(first)) if view.is_some() => Some(first),
+                _ => None,
+            };
+            Ok(Running { kind, collector: started.collector, first, view, rate_changed })
+        }
+        Err(error) => {
+            restore(rate_changed, settings);
+            Err(error)
+        }
+    }
+}
+
+fn stop(
+    running: Running,
+    settings: &Settings,
+    clock: &dyn Clock,
+    cut_short: Option<String>,
+) -> Result<Held, Failure> {
+    let Running { collector, first, view, rate_changed, .. } = running;
+    let stopped = collector.stop(clock.now());
+    restore(rate_changed, settings);
+    let mut evidence = stopped?;
+    if let Evidence::Profile(profile) = &mut evidence {
+        if let Some(first) = first {
+            profile.subtract(&first);
+        }
+        profile.comments.extend(cut_short.iter().map(|why| format!("cut short: {why}")));
+    }
+    Ok(Held::Stopped { evidence, view, cut_short })
+}
+
+fn encode(mut evidence: Evidence, view: Option<HeapView>) -> Result<Vec<u8>, Failure> {
+    evidence.symbolize();
+    if let (Evidence::Profile(profile), Some(HeapView::Allocated)) = (&mut evidence, view) {
+        profile.default_sample_type = "alloc_space";
+    }
+    let mut out = Bounded(Vec::new());
+    evidence.write(&mut out)?;
+    Ok(out.0)
+}
+
+fn look(
+    take: Take,
+    settings: &Settings,
+    anchor: Anchor,
+    vitals: &VitalsRow,
+) -> Result<Streamed, Failure> {
+    let (evidence, view, form) = match take {
+        Take::Heap { view, form } => {
+            let started = collect::start(CaptureKind::Heap, settings, anchor)?;
+            let now = started.at_start.ok_or("the heap shows nothing of the present")?;
+            (now, Some(view), form)
+        }
+        Take::Threads { view, form } => {
+            (Evidence::Profile(Box::new(threads(view, anchor, vitals)?)), None, form)
+        }
+        Take::Symbols(addresses) => {
+            let bytes = symbolize(&addresses, anchor)?;
+            return Ok(Streamed { bytes, cut_short: None });
+        }
+        Take::Cpu { .. } | Take::Trace { .. } | Take::HeapDelta { .. } => {
+            return Err("it takes time".into());
+        }
+    };
+    let bytes = match (form, evidence) {
+        (Form::Text, Evidence::Profile(mut profile)) => {
+            symbols::name_functions(&mut profile);
+            let mut out = Bounded(Vec::new());
+            legacy::write(&profile, vitals, &mut out)?;
+            out.0
+        }
+        (_, evidence) => encode(evidence, view)?,
+    };
+    Ok(Streamed { bytes, cut_short: None })
+}
+
+/// The threads by name and state. Their stacks are not read.
+fn threads(view: ThreadView, anchor: Anchor, vitals: &VitalsRow) -> Result<Profile, Failure> {
+    let name = match view {
+        ThreadView::Now => "goroutine",
+        ThreadView::Created => "threadcreate",
+    };
+    let kind = ValueType { name, unit: "count" };
+    let mut profile = Profile::new(&[kind], kind, 1, anchor.wall);
+    let threads = os::threads::list()?;
+    match view {
+        ThreadView::Now => {
+            for thread in &threads {
+                let labels = vec![
+                    profile.text_label("thread", &thread.name),
+                    profile.text_label("state", thread.state),
+                    profile.number_label("tid", i64::from(thread.id), ""),
+                ];
+                profile.samples.push(Sample { stack: None, values: vec![1], labels });
+            }
+            let tasks = vitals.values.get("tasks").map_or_else(
+                || "no runtime is observed, so tasks are not counted".to_owned(),
+                |tasks| format!("tasks alive on the observed runtimes: {tasks}"),
+            );
+            profile.comments.push(tasks);
+            profile.comments.push("threads are shown by name and state, without stacks".to_owned());
+        }
+        ThreadView::Created => {
+            let values = vec![i64::try_from(threads.len()).unwrap_or(i64::MAX)];
+            profile.samples.push(Sample { stack: None, values, labels: Vec::new() });
+            profile.comments.push("where threads were made is not recorded".to_owned());
+        }
+    }
+    Ok(profile)
+}
+
+/// The functions at `addresses` of this process, in the form of Go's `symbol`.
+fn symbolize(addresses: &[u64], anchor: Anchor) -> Result<Vec<u8>, Failure> {
+    let none = ValueType { name: "address", unit: "count" };
+    let mut profile = Profile::new(&[none], none, 1, anchor.wall);
+    let frames: Vec<_> = addresses.iter().map(|&address| profile.frames.intern(address)).collect();
+    profile.attach_mappings(os::images::loaded()?);
+    symbols::name_functions(&mut profile);
+    // Readers ask this number only whether it is 0.
+    let mut out = Bounded(b"num_symbols: 1\n".to_vec());
+    for frame in frames {
+        let frame = profile.frames.get(frame);
+        let function =
+            frame.lines.last().and_then(|line| profile.functions.get(line.function.index()));
+        if let Some(function) = function {
+            writeln!(out, "{:#x} {}", frame.address, profile.strings.get(function.name))?;
+        }
+    }
+    Ok(out.0)
+}
+
+/// Bytes that are not more than a stream may have.
+struct Bounded(Vec<u8>);
+
+impl Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if (self.0.len() + bytes.len()) as u64 > MOST_BYTES.get() {
+            return Err(io::Error::other(format!("it is larger than {MOST_BYTES}")));
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
