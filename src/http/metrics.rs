@@ -68,7 +68,13 @@ fn vitals(page: &mut Page, status: &Status) {
         .values
         .iter()
         .filter_map(|(name, value)| name.strip_prefix("gauge.").map(|name| (name, *value)));
-    page.labelled("marple_gauge", "gauge", "A number of the service's own.", "name", gauges);
+    page.labelled(
+        "marple_service_value",
+        "gauge",
+        "A number of the service's own.",
+        "name",
+        gauges,
+    );
 }
 
 fn work(page: &mut Page, status: &Status) {

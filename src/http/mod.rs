@@ -238,7 +238,7 @@ async fn metrics(agent: &AgentHandle) -> Response {
 fn to_index(parts: &Parts) -> Response {
     let path = parts.extensions.get::<OriginalUri>().map_or(parts.uri.path(), |it| it.path());
     match HeaderValue::try_from(format!("{path}/")) {
-        Ok(place) => (StatusCode::MOVED_PERMANENTLY, [(LOCATION, place)]).into_response(),
+        Ok(place) => (StatusCode::TEMPORARY_REDIRECT, [(LOCATION, place)]).into_response(),
         Err(_) => answer::not_found(),
     }
 }
