@@ -231,6 +231,7 @@ fn status_names_what_holds_a_rule_back() {
     wait_for("it to fire", || host.incidents().pop());
     gauge.set(3.0);
     host.closed(1);
+    gauge.set(30.0);
     wait_for("the cooldown", || (rule().decision == "cooling_down").then_some(()));
 }
 

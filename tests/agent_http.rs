@@ -133,6 +133,7 @@ fn a_token_is_asked_for_and_never_shown() {
 
 #[test]
 fn an_open_address_without_a_token_is_a_configuration_error() {
+    let _alone = host::alone();
     let settings = listening(Listen::Tcp("0.0.0.0:0".parse().unwrap()), None);
     let dir = tempfile::tempdir().unwrap();
     let settings = Settings { dir: dir.path().join("x"), ..settings };
@@ -142,6 +143,7 @@ fn an_open_address_without_a_token_is_a_configuration_error() {
 
 #[test]
 fn a_taken_port_is_an_error_that_names_it() {
+    let _alone = host::alone();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap();
     let dir = tempfile::tempdir().unwrap();
@@ -169,6 +171,8 @@ fn a_unix_socket_is_for_our_user_alone() {
     assert!(!path.exists(), "the socket goes with the agent");
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "and nothing else is left");
 
+    drop(host);
+    let _alone = host::alone();
     fs::write(&path, "not a socket").unwrap();
     let settings =
         Settings { dir: dir.path().join("x"), ..listening(Listen::Unix(path.clone()), None) };

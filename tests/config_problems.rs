@@ -177,6 +177,11 @@ fn bounds_are_at_the_bounds() {
         ("[cpu]\nfrequency = 1000", "[cpu]\nfrequency = 1001"),
         ("[cpu]\nfrequency = 1", "[cpu]\nfrequency = 1.5"),
         ("[heap]\nrate = 0", "[heap]\nrate = -1"),
+        (
+            "[heap]\nrate = 65536\nrate_during_incident = 65536",
+            "[heap]\nrate = 65536\nrate_during_incident = 65537",
+        ),
+        ("[heap]\nrate = 0\nrate_during_incident = 1", "[heap]\nrate_during_incident = 0"),
         ("[store]\nmax_bytes = 1048576", "[store]\nmax_bytes = 1048575"),
         ("[store]\nkeep_free = \"99%\"", "[store]\nkeep_free = \"100%\""),
         ("[http]\nlisten = \"127.9.9.9:1\"", "[http]\nlisten = \"128.0.0.1:1\""),
@@ -284,17 +289,10 @@ fn a_token_file_is_trimmed_and_must_be_private() {
 #[test]
 fn settings_made_in_code_are_judged_alike() {
     let rule = Rule {
-        name: "memory".to_owned(),
-        metric: Metric::Memory,
-        min: 0.0,
         diff: Some(f64::INFINITY),
-        abs: None,
-        max: None,
-        hold: Duration::ZERO,
-        clear: None,
-        cooldown: Duration::ZERO,
         capture: CaptureSet::EMPTY,
         duration: Duration::ZERO,
+        ..Rule::on(Metric::Memory)
     };
     let mut settings = Settings {
         interval: Duration::ZERO,

@@ -1,16 +1,33 @@
 //! A host that handles SIGPROF itself. Its handler stays for good, so this is a process of its own.
 #![cfg(all(feature = "cpu", target_os = "linux", target_env = "gnu"))]
 
-use marple::base::{Clock, Hertz, SystemClock};
-use marple::cpu::{Error, Session};
+mod cpu_support;
+
+use std::time::Duration;
+
+use cpu_support::{burn, start, stop};
+use marple::cpu::Error;
+use marple::model::CpuEngine;
 use tokio::signal::unix::{SignalKind, signal};
 
 #[tokio::test]
 async fn a_host_that_handles_sigprof_keeps_its_handler() {
     let mut hosts = signal(SignalKind::from_raw(libc::SIGPROF)).unwrap();
-    let refused = Session::start(Hertz(99), SystemClock.anchor());
+    let send = || {
+        let me = rustix::process::getpid();
+        rustix::process::kill_process(me, rustix::process::Signal::PROF).unwrap();
+    };
+    let refused = start(CpuEngine::Pprof, 99);
     assert!(matches!(refused, Err(Error::SignalTaken)), "{:?}", refused.err());
-    let me = rustix::process::getpid();
-    rustix::process::kill_process(me, rustix::process::Signal::PROF).unwrap();
+    send();
+    hosts.recv().await.expect("the host's handler is gone");
+
+    // The handler of this one calls the host's.
+    let session = start(CpuEngine::Timer, 1000).unwrap();
+    send();
+    hosts.recv().await.expect("the host's handler is gone");
+    burn(Duration::from_millis(100));
+    assert!(stop(session).total("samples").unwrap() > 0);
+    send();
     hosts.recv().await.expect("the host's handler is gone");
 }

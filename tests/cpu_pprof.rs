@@ -1,4 +1,4 @@
-//! CPU profiles of this process. SIGPROF is the process', so these tests take turns.
+//! CPU profiles of this process by the `pprof` crate. SIGPROF is the process', so these tests take turns.
 #![cfg(all(feature = "cpu", target_os = "linux", target_env = "gnu"))]
 
 use std::fs;
@@ -9,8 +9,8 @@ use std::thread;
 use std::time::Duration;
 
 use marple::base::{Clock, Hertz, SystemClock};
-use marple::cpu::{Error, Session};
-use marple::model::{LabelValue, Profile};
+use marple::cpu::{Error, Options, Session};
+use marple::model::{CpuEngine, LabelValue, Profile};
 use marple::symbols;
 use rustix::time::{ClockId, clock_gettime};
 
@@ -21,7 +21,9 @@ fn turn() -> MutexGuard<'static, ()> {
 }
 
 fn start(frequency: u32) -> Result<Session, Error> {
-    Session::start(Hertz(frequency), SystemClock.anchor())
+    let engine = CpuEngine::Pprof;
+    let options = Options { engine, frequency: Hertz(frequency), ..Options::default() };
+    Session::with(&options, SystemClock.anchor())
 }
 
 fn cpu_time(clock: ClockId) -> Duration {
@@ -163,7 +165,8 @@ fn a_profile_says_what_its_numbers_are_and_what_is_missing() {
 
     let said = profile.comments.iter().find(|text| text.starts_with("expected ")).unwrap();
     let numbers: Vec<i64> = said.split([' ', ',']).filter_map(|word| word.parse().ok()).collect();
-    let (expected, got) = (numbers[0], *numbers.last().unwrap());
+    let [.., got, told] = numbers[..] else { panic!("{said}") };
+    let expected = numbers[0];
     assert_eq!(got, samples, "{said}");
     assert!(expected >= 50, "half a second of CPU time was used: {said}");
     let lost: u64 = profile
@@ -173,6 +176,7 @@ fn a_profile_says_what_its_numbers_are_and_what_is_missing() {
         .map(|loss| loss.count)
         .sum();
     assert!(lost == 0 || lost as i64 == expected - got, "{said}, {:?}", profile.losses);
+    assert_eq!(lost as i64, told, "{said}");
 
     let mapped = profile.frames.iter().filter(|frame| frame.mapping.is_some()).count();
     assert!(mapped * 10 >= profile.frames.iter().len() * 9, "{mapped} frames have a file");

@@ -132,7 +132,7 @@ fn what_is_too_large_is_refused_and_the_next_is_answered() {
         assert!(status.is_none_or(|status| (400..=431).contains(&status)), "{status:?}");
     }
     let body = "0x1+".repeat(1 << 19);
-    let symbol = format!("POST /debug/pprof/symbol HTTP/1.1\r\nHost: localhost\r\n");
+    let symbol = "POST /debug/pprof/symbol HTTP/1.1\r\nHost: localhost\r\n";
     let lengths = format!("{symbol}Content-Length: {}\r\n\r\n{body}", body.len());
     assert!(raw(&url, lengths.as_bytes()).is_none_or(|status| status == 413));
     let huge = format!("{symbol}Content-Length: 18446744073709551615\r\n\r\n");

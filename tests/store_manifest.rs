@@ -60,6 +60,7 @@ fn incident(value: f64) -> Manifest {
             bytes: Bytes(1234),
             sha256: "00".repeat(32),
             taken: opened,
+            part: None,
         }],
         vitals: vec![VitalsRow {
             at: opened,

@@ -143,6 +143,7 @@ fn what_was_open_when_the_session_began_shows_from_its_start() {
 #[test]
 fn what_is_open_at_the_stop_has_no_end() {
     let _turn = turn();
+    subscribe();
     let span = info_span!("going on");
     let mut entered = None;
     let (_, events) = record(|| {

@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::Error as AgentError;
+use super::budget::State;
 use super::capture::Worker;
 use super::collect;
 use super::core::Core;
@@ -83,6 +84,7 @@ impl Builder {
             Store::open(&settings.dir, settings.store.clone(), Arc::clone(&clock))
                 .map_err(Error::new)?;
         tell(&recovery);
+        let state = saved(&store);
         for service in &mut services {
             service.bind(&settings)?;
         }
@@ -109,7 +111,9 @@ impl Builder {
         let loop_thread = spawn("marple", {
             let handle = handle.clone();
             move || {
-                lead(settings, path, (clock, runtimes, gauges), tasks, queue, services, handle);
+                let measures = (clock, runtimes, gauges);
+                let begun = (settings, path, state);
+                lead(begun, measures, tasks, queue, services, handle);
                 // The watcher's callback may hold a sender of its own: the end is said, not inferred.
                 let _ = finished_tx.send(());
                 drop(only_one);
@@ -154,7 +158,7 @@ impl Agent {
         Builder { settings, path: None, services: Vec::new() }
     }
 
-    /// Begins with the default settings, which hold no rule and no endpoint.
+    /// Begins with the default settings: the default rules and no endpoint.
     pub fn builder() -> Builder {
         Self::from_settings(Settings::default())
     }
@@ -205,8 +209,7 @@ impl Drop for Agent {
 
 /// The thread `marple`: a runtime of its own, and the loop on it.
 fn lead(
-    settings: Settings,
-    path: Option<PathBuf>,
+    (settings, path, state): (Settings, Option<PathBuf>, Option<State>),
     (clock, runtimes, gauges): (Arc<dyn Clock>, Runtimes, Gauges),
     tasks: SyncSender<Order>,
     queue: mpsc::Receiver<Event>,
@@ -231,7 +234,7 @@ fn lead(
     };
     let signal = settings.toggle.signal;
     let reader = Reader::new(runtimes, gauges);
-    let core = Core::new(clock, settings, path, reader, tasks);
+    let core = Core::new(clock, settings, path, reader, tasks, state.as_ref());
     runtime.block_on(async {
         for service in services {
             tokio::spawn(service.serve(handle.clone()));
@@ -248,6 +251,7 @@ fn work(
     events: &mpsc::Sender<Event>,
 ) {
     let _excluded = collect::heap::exclude_current_thread();
+    worker.prepare();
     let mut desk = Desk::default();
     while let Ok(order) = inbox.recv() {
         let done = match order {
@@ -296,6 +300,16 @@ fn watch(
         }
     });
     watcher.map(Some).map_err(Error::new)
+}
+
+/// What an earlier process had used up. When that cannot be read, the budgets begin anew.
+fn saved(store: &Store) -> Option<State> {
+    let state = store.load_state::<State>();
+    let known = |state: &State| state.schema == State::SCHEMA;
+    state.map(|state| state.filter(known)).unwrap_or_else(|error| {
+        tracing::error!(target: "marple", "budgets begin anew: {error}");
+        None
+    })
 }
 
 /// Says what an earlier process left behind, if it did.

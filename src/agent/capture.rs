@@ -9,6 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::budget::State;
 use super::collect::{self, Collector, Evidence, Failure};
 use super::incidents::{Done, Job, Noted};
 use crate::base::{Bytes, Clock, IncidentId};
@@ -23,6 +24,8 @@ use crate::store::{IncidentDir, Store};
 pub(super) struct Task {
     pub(super) job: Job,
     pub(super) settings: Arc<Settings>,
+    /// What must outlive the process, if it has changed.
+    pub(super) state: Option<State>,
     pub(super) limits: Limits,
     /// How much memory is left below the limit, if that is known.
     pub(super) headroom: Option<Bytes>,
@@ -33,7 +36,7 @@ pub(super) struct Task {
 impl Task {
     /// Why `kind` is not to be captured: it would take memory that is needed to stay alive.
     fn lacks_memory_for(&self, kind: CaptureKind) -> Option<String> {
-        let (need, left) = (collect::memory(kind), self.headroom?);
+        let (need, left) = (collect::memory(kind, &self.settings), self.headroom?);
         (left < need).then(|| {
             format!("{left} are left below the memory limit and the engine takes up to {need}")
         })
@@ -56,7 +59,7 @@ pub(super) struct Tally {
     pub(super) artifacts: u64,
     pub(super) artifact_bytes: u64,
     /// By what means captures were started.
-    pub(super) engines: Vec<(CaptureKind, &'static str)>,
+    pub(super) engines: Vec<(CaptureKind, String)>,
     /// Since the start.
     pub(super) incidents_removed: u64,
     /// A kind of failure, for counting, and the failure in full.
@@ -87,10 +90,18 @@ struct Running {
     collector: Box<dyn Collector>,
 }
 
+/// The part of what was taken when the capture started: it is from before.
+const BEFORE: &str = "before";
+
+/// The part of what was taken while the capture went on.
+const MEANWHILE: &str = "meanwhile";
+
 /// Evidence on its way into a file.
 struct Taken {
     kind: CaptureKind,
     record: usize,
+    /// Which part of the capture it is.
+    part: Option<&'static str>,
     evidence: Evidence,
 }
 
@@ -104,10 +115,27 @@ impl Worker {
         Self { clock, store, process, versions, dirs: Vec::new(), running: Vec::new() }
     }
 
+    /// Reserves what captures will need when there is no more to be had.
+    pub(super) fn prepare(&self) {
+        let rehearsed = fence(|| {
+            collect::heap::rehearse();
+            Ok(())
+        });
+        if let Err(error) = rehearsed {
+            tracing::error!(target: "marple", "a heap profile cannot be prepared: {error}");
+        }
+    }
+
     /// Does one task.
     pub(super) fn perform(&mut self, task: Task) -> Report {
         let mut tally = Tally::default();
         let mut dir = None;
+        // Before the job: should that be what ends the process, the budget knows of it.
+        if let Some(error) =
+            task.state.as_ref().and_then(|state| self.store.save_state(state).err())
+        {
+            tally.fail("state not saved", &error);
+        }
         let done = match &task.job {
             Job::Open { id, name, noted } => {
                 dir = self.open(*id, name, noted, &task, &mut tally);
@@ -120,6 +148,11 @@ impl Worker {
             Job::Stop { id, kinds } => {
                 self.stop(*id, *kinds, &task, &mut tally);
                 Done::Stopped { id: *id, kinds: *kinds }
+            }
+            Job::Again { id, kinds, noted } => {
+                self.update(*id, &mut tally, |manifest| note(manifest, noted, &task.vitals));
+                self.again(*id, *kinds, &mut tally);
+                Done::Again { id: *id }
             }
             Job::Note { id, noted } => {
                 for reason in &noted.reasons {
@@ -225,13 +258,14 @@ impl Worker {
             match fence(|| collect::start(kind, &task.settings, anchor)) {
                 Ok(started) => {
                     let at = first + records.len();
-                    tally.engines.push((kind, started.collector.engine()));
+                    tally.engines.push((kind, started.collector.engine().to_owned()));
                     record.engine = started.collector.engine().to_owned();
                     let collector = started.collector;
                     self.running.push(Running { incident: id, kind, record: at, collector });
                     taken.extend(started.at_start.map(|evidence| Taken {
                         kind,
                         record: at,
+                        part: Some(BEFORE),
                         evidence,
                     }));
                     running.insert(kind);
@@ -254,6 +288,28 @@ impl Worker {
         running
     }
 
+    /// Takes `kinds`, which run, once more and goes on with them.
+    fn again(&mut self, id: IncidentId, kinds: CaptureSet, tally: &mut Tally) {
+        let now = self.clock.now();
+        let of = |running: &&Running| running.incident == id && kinds.contains(running.kind);
+        let mut taken = Vec::new();
+        for Running { kind, record, collector, .. } in self.running.iter().filter(of) {
+            match fence(|| collector.peek(now)) {
+                Ok(evidence) => {
+                    let (kind, record) = (*kind, *record);
+                    taken.extend(evidence.map(|evidence| Taken {
+                        kind,
+                        record,
+                        part: Some(MEANWHILE),
+                        evidence,
+                    }));
+                }
+                Err(error) => tally.fail("capture not taken again", &*error),
+            }
+        }
+        self.write(id, taken, tally);
+    }
+
     /// Stops all of `kinds`, the quickest to vanish first, then writes what they saw.
     fn stop(&mut self, id: IncidentId, kinds: CaptureSet, task: &Task, tally: &mut Tally) {
         let (stopping, going): (Vec<_>, Vec<_>) = std::mem::take(&mut self.running)
@@ -267,7 +323,7 @@ impl Worker {
             match fence(|| collector.stop(now)) {
                 Ok(evidence) => {
                     ended.push((record, wall, None));
-                    taken.push(Taken { kind, record, evidence });
+                    taken.push(Taken { kind, record, part: None, evidence });
                 }
                 Err(error) => {
                     tally.captures_failed += 1;
@@ -301,7 +357,7 @@ impl Worker {
 
     /// Writes evidence into files. What cannot be written is a failure of its capture; the others follow.
     fn write(&mut self, id: IncidentId, taken: Vec<Taken>, tally: &mut Tally) {
-        for Taken { kind, record, mut evidence } in taken {
+        for Taken { kind, record, part, mut evidence } in taken {
             let written = fence(|| {
                 evidence.symbolize();
                 let Some((_, dir)) = self.dirs.iter_mut().find(|(open, _)| *open == id) else {
@@ -311,9 +367,10 @@ impl Worker {
                 evidence.write(&mut draft)?;
                 Ok(draft.commit()?)
             });
-            let losses = evidence.losses().clone();
+            let losses = evidence.losses();
             match written {
-                Ok(artifact) => {
+                Ok(mut artifact) => {
+                    artifact.part = part.map(str::to_owned);
                     tally.artifacts += 1;
                     tally.artifact_bytes += artifact.bytes.get();
                     self.update(id, tally, |manifest| {

@@ -11,20 +11,22 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::Error;
+use super::budget::State;
 use super::capture::{Report, Task, chain};
 use super::collect;
+use super::decide::Decider;
 use super::event::{Event, Reply, ToggleAction};
 use super::history::{History, Recording, row};
-use super::incidents::{Incidents, Job, Notice, ToggleState};
+use super::incidents::{Job, ToggleState};
 use super::reload;
 use super::status::{
-    Captured, ConfigStatus, Counters, IncidentStatus, RuleStatus, Status, Toggled,
+    BudgetStatus, Captured, ConfigStatus, Counters, IncidentStatus, RuleStatus, Status, Toggled,
 };
 use super::stream::{self, Streams, Taken, work};
 use crate::base::{Clock, Error as PublicError, IncidentId, Moment};
 use crate::config::Settings;
-use crate::model::{CaptureKind, CaptureSet, Limits, Losses, Origin, Reason, Rule, Vitals};
-use crate::rules::{Crossing, Decision, Engine};
+use crate::model::{CaptureKind, CaptureSet, Limits, Losses, Origin, Reason, Vitals};
+use crate::rules::Opening;
 use crate::vitals::Reader;
 
 /// How long an answer waits for an incident's directory before it says that none is there yet.
@@ -52,17 +54,17 @@ pub(super) struct Core {
     reader: Reader,
     vitals: Vitals,
     history: History,
-    engine: Engine,
-    incidents: Incidents,
+    decider: Decider,
     open: Vec<Open>,
     streams: Streams,
     tasks: SyncSender<work::Order>,
     /// Whether the capture thread has a task.
     busy: bool,
     counters: Counters,
-    engines: BTreeMap<CaptureKind, &'static str>,
+    engines: BTreeMap<CaptureKind, String>,
     failures: Losses,
     last_failure: Option<String>,
+    cpu: collect::cpu::Always,
 }
 
 impl Core {
@@ -72,19 +74,24 @@ impl Core {
         path: Option<PathBuf>,
         reader: Reader,
         tasks: SyncSender<work::Order>,
+        state: Option<&State>,
     ) -> Self {
         let started = clock.wall();
-        collect::heap::set_rate(settings.heap.rate);
+        let mut decider = Decider::new(settings.rules.clone(), settings.budget.clone());
+        if let Some(state) = state {
+            decider.restore(clock.anchor(), state);
+        }
+        collect::heap::set_rates(&settings.heap);
         Self {
             started,
             config: ConfigStatus { path, applied: Some(started), ..ConfigStatus::default() },
-            engine: Engine::new(settings.rules.clone()),
+            cpu: collect::cpu::launch(&settings),
+            decider,
             settings: Arc::new(settings),
             clock,
             reader,
             vitals: Vitals::default(),
             history: History::default(),
-            incidents: Incidents::default(),
             open: Vec::new(),
             streams: Streams::default(),
             tasks,
@@ -105,14 +112,15 @@ impl Core {
     pub(super) fn next_expiry(&self) -> Option<Duration> {
         let patience =
             self.open.iter().flat_map(|open| open.waiting.iter().map(|(until, _)| *until));
+        let incidents = &self.decider.incidents;
         let next =
-            patience.chain(self.incidents.next_expiry()).chain(self.streams.next_expiry()).min()?;
+            patience.chain(incidents.next_expiry()).chain(self.streams.next_expiry()).min()?;
         Some(next.since(self.clock.now()))
     }
 
     /// Whether everything is closed and the capture thread rests.
     pub(super) fn is_at_rest(&self) -> bool {
-        self.incidents.is_empty() && self.streams.is_empty() && !self.busy
+        self.decider.incidents.is_empty() && self.streams.is_empty() && !self.busy
     }
 
     /// Reads the vitals and asks the rules.
@@ -120,33 +128,40 @@ impl Core {
         let now = self.clock.now();
         self.reader.read_into(now, &mut self.vitals);
         self.counters.ticks += 1;
+        collect::heap::tick(&mut self.vitals);
         collect::trace::record_vitals(&self.vitals);
-        collect::heap::tick();
         self.history.record(&self.vitals);
         for open in &mut self.open {
             open.recording.record(&self.vitals);
         }
-        let said: Vec<(usize, Decision)> = self
-            .engine
-            .observe(now, &self.vitals)
-            .filter(|(_, decision)| !matches!(decision, Decision::Hold(_)))
-            .collect();
-        for (index, decision) in said {
-            let Some(rule) = self.engine.rule(index).cloned() else { continue };
-            match decision {
-                Decision::Fire(crossing) => self.fire(now, &rule, crossing),
-                Decision::Clear => self.incidents.clear(&rule.name),
-                Decision::Hold(_) => {}
+        let new_id = || IncidentId::new(self.clock.wall());
+        let wall = || self.clock.wall();
+        for fired in self.decider.observe(now, &self.vitals, new_id, wall) {
+            let (rule, text) = (fired.rule, fired.text);
+            match fired.incident {
+                Some(id) => {
+                    self.counters.fired += 1;
+                    tracing::warn!(target: "marple", rule, "{text}");
+                    self.track(id);
+                }
+                None => {
+                    self.counters.would_have_fired += 1;
+                    tracing::warn!(target: "marple", rule, "dry run, nothing is captured: {text}");
+                }
             }
         }
         self.expire();
     }
 
+    /// Sets what calls for a tick before its time.
+    pub(super) fn watch(&self) {
+        collect::heap::watch(&self.vitals, self.settings.rules.iter());
+    }
+
     /// Ends what is over by now.
     pub(super) fn expire(&mut self) {
         let now = self.clock.now();
-        let notices = self.incidents.expire(now);
-        self.hear(now, notices);
+        self.decider.expire(now);
         for at in 0..self.open.len() {
             let (late, waiting) = std::mem::take(&mut self.open[at].waiting)
                 .into_iter()
@@ -176,7 +191,7 @@ impl Core {
             Event::Streamed(done) => {
                 self.busy = false;
                 if let stream::Done::Started { engine: Some(engine), .. } = &done {
-                    self.engines.extend([*engine]);
+                    self.engines.extend([engine.clone()]);
                 }
                 if let Some(bytes) = self.streams.done(self.clock.now(), done) {
                     self.counters.streams += 1;
@@ -185,7 +200,7 @@ impl Core {
             }
             Event::Reloaded { settings } => self.reload(settings),
             Event::Shutdown => {
-                self.incidents.shut();
+                self.decider.incidents.shut();
                 self.streams.shut();
             }
         }
@@ -208,7 +223,7 @@ impl Core {
         let (anchor, taken) = (self.clock.anchor(), self.taken());
         let urgent = self.streams.urgent_job(&taken);
         if urgent.is_none()
-            && let Some(job) = self.incidents.next_job(anchor.moment)
+            && let Some(job) = self.decider.next_job(anchor.moment)
         {
             return Some(work::Order::Incident(Box::new(self.task(job))));
         }
@@ -222,7 +237,7 @@ impl Core {
 
     /// What incidents have of the engines or are about to take.
     fn taken(&self) -> Vec<Taken> {
-        let taken = self.incidents.iter().map(|incident| Taken {
+        let taken = self.decider.incidents.iter().map(|incident| Taken {
             kinds: incident.wanted.union(incident.running),
             by: format!("incident {} ({})", incident.id, incident.name),
             until: incident.until,
@@ -230,40 +245,23 @@ impl Core {
         taken.filter(|taken| !taken.kinds.is_empty()).collect()
     }
 
-    fn task(&self, job: Job) -> Task {
+    fn task(&mut self, job: Job) -> Task {
         let (Job::Open { id, .. }
         | Job::Start { id, .. }
         | Job::Stop { id, .. }
+        | Job::Again { id, .. }
         | Job::Note { id, .. }
         | Job::Close { id, .. }) = &job;
         let anchor = self.clock.anchor();
         let recording = self.open.iter().find(|open| open.id == *id).map(|open| &open.recording);
         Task {
             settings: Arc::clone(&self.settings),
+            state: self.decider.take_state(anchor),
             limits: Limits::from(&self.vitals),
             headroom: self.vitals.headroom(),
             vitals: recording.map_or_else(Vec::new, |recording| recording.rows(anchor)),
             job,
         }
-    }
-
-    fn fire(&mut self, now: Moment, rule: &Rule, crossing: Crossing) {
-        self.counters.fired += 1;
-        let text = Decision::Fire(crossing).explain(rule, now).to_string();
-        tracing::warn!(target: "marple", rule = rule.name, "{text}");
-        let reason = Reason {
-            origin: Origin::Rule,
-            at: self.clock.wall(),
-            rule: Some(rule.name.clone()),
-            metric: Some(rule.metric.clone()),
-            value: Some(crossing.value),
-            threshold: Some(crossing.threshold),
-            text,
-        };
-        self.engine.capturing(&rule.name);
-        let claim = (rule.capture, rule.duration);
-        let id = self.incidents.fire(now, self.new_id(), &rule.name, claim, reason);
-        self.track(id);
     }
 
     fn toggle(
@@ -276,10 +274,10 @@ impl Core {
         let on = match action {
             ToggleAction::Start => true,
             ToggleAction::Stop => false,
-            ToggleAction::Flip => self.incidents.toggle().is_none(),
+            ToggleAction::Flip => self.decider.incidents.toggle().is_none(),
         };
         if !on {
-            let was = self.incidents.toggle_off();
+            let was = self.decider.incidents.toggle_off();
             let state = Toggled {
                 incident: was.map(|was| was.incident),
                 dir: was.and_then(|was| self.dir(was.incident)),
@@ -294,7 +292,7 @@ impl Core {
         let claim = (kinds, self.settings.toggle.max_duration);
         let reason = self.asked(origin, format!("toggled on by {}", origin.words()));
         let now = self.clock.now();
-        let state = self.incidents.toggle_on(now, self.new_id(), claim, reason);
+        let state = self.decider.incidents.toggle_on(now, self.new_id(), claim, reason);
         self.track(state.incident);
         if let Some(reply) = reply {
             let state = self.toggled(Some(state));
@@ -310,7 +308,7 @@ impl Core {
         }
         let reason = self.asked(Origin::Code, format!("asked for by the service for {duration:?}"));
         let now = self.clock.now();
-        let id = self.incidents.call(now, self.new_id(), (kinds, duration), reason);
+        let id = self.decider.incidents.call(now, self.new_id(), (kinds, duration), reason);
         self.track(id);
         self.promise(Some(id), Waiting::Capture { reply });
     }
@@ -338,14 +336,11 @@ impl Core {
             self.fail(cause, error);
         }
         let now = self.clock.now();
-        for notice in &self.incidents.done(now, report.done) {
-            if let Notice::Gone(id) = notice
-                && let Some(at) = self.open.iter().position(|open| open.id == *id)
-            {
+        for id in self.decider.done(now, report.done) {
+            if let Some(at) = self.open.iter().position(|open| open.id == id) {
                 let open = self.open.remove(at);
-                self.answer(open.waiting, *id, why.clone());
+                self.answer(open.waiting, id, why.clone());
             }
-            self.hear(now, std::slice::from_ref(notice));
         }
     }
 
@@ -360,10 +355,8 @@ impl Core {
             }
         };
         let (settings, needs_restart) = reload::merge(&self.settings, settings);
-        for gone in self.engine.replace(settings.rules.clone()) {
-            self.incidents.clear(&gone.name);
-        }
-        collect::heap::set_rate(settings.heap.rate);
+        self.decider.replace(settings.rules.clone(), settings.budget.clone());
+        collect::heap::set_rates(&settings.heap);
         tracing::info!(target: "marple", needs_restart = ?needs_restart, "new settings are in force");
         self.settings = Arc::new(settings);
         self.config.applied = Some(self.clock.wall());
@@ -373,15 +366,17 @@ impl Core {
 
     fn status(&self) -> Status {
         let anchor = self.clock.anchor();
-        let rules = self.engine.states().map(|state| RuleStatus {
+        let rules = self.decider.engine.states().map(|state| RuleStatus {
             name: state.rule.name.clone(),
             metric: state.rule.metric.clone(),
             value: state.value,
+            mode: state.rule.mode.name(),
+            active: state.active,
             decision: state.decision.name(),
             explanation: state.explain().to_string(),
             since: state.since.map(|since| anchor.wall_at(since)),
         });
-        let incidents = self.incidents.iter().map(|incident| IncidentStatus {
+        let incidents = self.decider.incidents.iter().map(|incident| IncidentStatus {
             id: incident.id,
             name: incident.name.to_owned(),
             opened: incident.opened,
@@ -396,11 +391,13 @@ impl Core {
             dir: self.settings.dir.clone(),
             started: self.started,
             config: self.config.clone(),
-            toggle: self.toggled(self.incidents.toggle()),
+            toggle: self.toggled(self.decider.incidents.toggle()),
             incidents: incidents.collect(),
             streams: self.streams.status(anchor),
+            budget: self.budget(),
             rules: rules.collect(),
             limits: Limits::from(&self.vitals),
+            cpu: self.cpu.words(&self.settings),
             vitals: row(&self.vitals, anchor),
             counters: self.counters,
             engines: self.engines.clone(),
@@ -409,8 +406,25 @@ impl Core {
         }
     }
 
+    fn budget(&self) -> BudgetStatus {
+        let (now, anchor) = (self.clock.now(), self.clock.anchor());
+        let (opening, until) = match self.decider.opening(now) {
+            Opening::Free => ("free", None),
+            Opening::Gap { until } => ("gap", Some(until)),
+            Opening::Spent { until } => ("spent", Some(until)),
+            Opening::Exhausted => ("exhausted", None),
+        };
+        BudgetStatus {
+            incidents_in_a_day: self.decider.spent(now),
+            incidents_per_day: self.settings.budget.incidents_per_day,
+            opening,
+            until: until.map(|until| anchor.wall_at(until)),
+        }
+    }
+
     fn toggled(&self, state: Option<ToggleState>) -> Toggled {
         let running = self
+            .decider
             .incidents
             .iter()
             .fold(CaptureSet::EMPTY, |running, incident| running.union(incident.wanted));
@@ -472,14 +486,6 @@ impl Core {
                     drop(reply.send(Ok(Captured { incident: id, dir: dir.clone() })));
                 }
                 (Waiting::Capture { reply }, None, _) => drop(reply.send(Err(missing()))),
-            }
-        }
-    }
-
-    fn hear(&mut self, now: Moment, notices: impl AsRef<[Notice]>) {
-        for notice in notices.as_ref() {
-            if let Notice::Captured(rule) = notice {
-                self.engine.captured(rule, now);
             }
         }
     }

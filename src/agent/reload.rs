@@ -14,6 +14,11 @@ pub(super) fn merge(old: &Settings, new: Settings) -> (Settings, Vec<&'static st
     keep("toggle.signal", &old.toggle.signal, &mut merged.toggle.signal, &mut needs_restart);
     let (file, new_file) = (&old.toggle.trigger_file, &mut merged.toggle.trigger_file);
     keep("toggle.trigger_file", file, new_file, &mut needs_restart);
+    // The engine runs from the start on, for the look-back.
+    keep("cpu.engine", &old.cpu.engine, &mut merged.cpu.engine, &mut needs_restart);
+    let (often, new_often) = (&old.cpu.lookback_frequency, &mut merged.cpu.lookback_frequency);
+    keep("cpu.lookback_frequency", often, new_often, &mut needs_restart);
+    keep("cpu.lookback", &old.cpu.lookback, &mut merged.cpu.lookback, &mut needs_restart);
     (merged, needs_restart)
 }
 

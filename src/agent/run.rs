@@ -7,6 +7,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{self, MissedTickBehavior};
 
+use super::collect;
 use super::core::Core;
 use super::event::{Event, ToggleAction};
 use crate::config::ToggleSignal;
@@ -23,6 +24,7 @@ pub(super) async fn run(
 ) {
     let mut signals = listen(toggle_signal);
     let mut ticker = ticker(core.interval());
+    let heap = collect::heap::Crossings::listen();
     let mut shutdown: Option<Instant> = None;
     loop {
         core.pump();
@@ -34,7 +36,9 @@ pub(super) async fn run(
         tokio::select! {
             _ = ticker.tick() => {
                 core.tick();
+                core.watch();
             }
+            () = heap.next() => core.tick(),
             Some(event) = events.recv() => {
                 if matches!(event, Event::Shutdown) {
                     shutdown.get_or_insert_with(Instant::now);

@@ -224,7 +224,7 @@ pub(super) enum Job {
 /// What came of a job.
 pub(super) enum Done {
     /// It runs.
-    Started { id: u64, engine: Option<(CaptureKind, &'static str)> },
+    Started { id: u64, engine: Option<(CaptureKind, String)> },
     /// It has stopped, and what it saw is kept.
     Stopped { id: u64 },
     /// It is finished, well or not, and nothing of it is kept.

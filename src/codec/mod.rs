@@ -20,5 +20,6 @@ mod gzip;
 pub mod legacy;
 pub mod perfetto;
 pub mod pprof;
+mod press;
 
 pub use error::Error;

@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
+use super::default_rules;
 use crate::base::{Bytes, Hertz, Percent};
-use crate::model::{CaptureSet, Rule};
+use crate::model::{CaptureSet, CpuEngine, Rule};
 
 /// Everything that can be set. Write `Settings { dir: "…".into(), ..Settings::default() }`.
 #[derive(Clone, Debug, PartialEq)]
@@ -24,6 +25,8 @@ pub struct Settings {
     pub interval: Duration,
     /// What is kept.
     pub store: StoreSettings,
+    /// How many incidents and captures rules may make.
+    pub budget: BudgetSettings,
     /// Manual start and stop.
     pub toggle: ToggleSettings,
     /// The HTTP listener; none without a `[http]` section.
@@ -34,11 +37,38 @@ pub struct Settings {
     pub heap: HeapSettings,
     /// Runtime traces.
     pub trace: TraceSettings,
-    /// The rules, in the order they are asked.
+    /// The rules, in the order they are asked. Default: [`default_rules`].
     pub rules: Vec<Rule>,
 }
 
-/// What the store keeps. Whatever bound is reached first makes the oldest closed incident go.
+/// Which rules a file means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RuleChoice {
+    /// The default ones besides its own, which replace those of the same name.
+    Default,
+    /// Its own only.
+    Own,
+}
+
+/// What bounds the incidents that rules open and the captures they make. What is asked for by hand or
+/// from code is not bounded by it. It outlives the process: a service that is restarted in a loop stays
+/// within it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BudgetSettings {
+    /// Incidents opened in any 24 hours. Default: 24.
+    pub incidents_per_day: usize,
+    /// Times that rules may fire in one incident. Default: 16.
+    pub captures_per_incident: usize,
+    /// From the opening of one incident to that of the next, but for what is critical. Default: 1 minute.
+    pub min_between_incidents: Duration,
+    /// A rule that fires within this of an incident's opening joins it. Default: 30 seconds.
+    pub join: Duration,
+    /// While more than this share of the CPU limit is used, what is dear is not captured. Default: none.
+    pub cpu_ceiling: Option<Percent>,
+}
+
+/// What the store keeps. Whatever bound is reached first makes a closed incident go: what is past its age,
+/// else the oldest of the rule that holds most, the first and the last of each rule last.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StoreSettings {
     /// All incidents together. Default: 1 GiB.
@@ -178,6 +208,12 @@ impl fmt::Debug for Secret {
 pub struct CpuSettings {
     /// Samples a second of CPU time. Default: 99 Hz.
     pub frequency: Hertz,
+    /// By what means. Default: the best that the machine allows.
+    pub engine: CpuEngine,
+    /// Samples a second of CPU time while nothing is captured; 0 is off. Default: 19 Hz.
+    pub lookback_frequency: Hertz,
+    /// How far back these are kept: a capture has a profile of the time before it. Default: 30 s.
+    pub lookback: Duration,
 }
 
 /// Heap profiles.
@@ -185,6 +221,9 @@ pub struct CpuSettings {
 pub struct HeapSettings {
     /// The mean number of bytes between two samples; 0 is off, 1 is every allocation. Default: 512 KiB.
     pub rate: Bytes,
+    /// The same while an incident captures the heap, to see more of what happens then; the mean number
+    /// of bytes again, so a lower one samples more. Default: none, `rate` stays.
+    pub rate_during_incident: Option<Bytes>,
 }
 
 /// Runtime traces.
@@ -206,12 +245,13 @@ impl Default for Settings {
             dir: "captures".into(),
             interval: Duration::from_millis(250),
             store: StoreSettings::default(),
+            budget: BudgetSettings::default(),
             toggle: ToggleSettings::default(),
             http: None,
             cpu: CpuSettings::default(),
             heap: HeapSettings::default(),
             trace: TraceSettings::default(),
-            rules: Vec::new(),
+            rules: default_rules(),
         }
     }
 }
@@ -232,6 +272,18 @@ impl Default for StoreSettings {
             max_incidents: 100,
             max_age: Duration::from_secs(14 * 24 * 60 * 60),
             keep_free: Room::Percent(Percent(5.0)),
+        }
+    }
+}
+
+impl Default for BudgetSettings {
+    fn default() -> Self {
+        Self {
+            incidents_per_day: 24,
+            captures_per_incident: 16,
+            min_between_incidents: Duration::from_secs(60),
+            join: Duration::from_secs(30),
+            cpu_ceiling: None,
         }
     }
 }
@@ -263,13 +315,18 @@ impl Default for HttpSettings {
 
 impl Default for CpuSettings {
     fn default() -> Self {
-        Self { frequency: Hertz(99) }
+        Self {
+            frequency: Hertz(99),
+            engine: CpuEngine::Auto,
+            lookback_frequency: Hertz(19),
+            lookback: Duration::from_secs(30),
+        }
     }
 }
 
 impl Default for HeapSettings {
     fn default() -> Self {
-        Self { rate: Bytes::kib(512) }
+        Self { rate: Bytes::kib(512), rate_during_incident: None }
     }
 }
 

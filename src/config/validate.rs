@@ -19,8 +19,14 @@ const MIN_STORE_BYTES: Bytes = Bytes::mib(1);
 const MIN_TRACE_BYTES: Bytes = Bytes::kib(64);
 /// Above, the handler's own time shows in the profile.
 const MAX_FREQUENCY: u32 = 1000;
+/// Above, what runs always would cost what only a capture may.
+const MAX_LOOKBACK_FREQUENCY: u32 = 99;
+/// Less is no look back; what is older says little about why something fired.
+const LOOKBACK: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10 * 60));
 /// Every rule is asked at every tick.
 const MAX_RULES: usize = 100;
+/// Each is a line of `state.json`, which has a bound; one a minute is more than anybody reads.
+const MAX_INCIDENTS_PER_DAY: usize = 1440;
 /// A file's name has at most 255 bytes; it holds service and domain, or the rule, the time and an id.
 const MAX_NAME: usize = 64;
 /// `sun_path`, less its trailing NUL.
@@ -147,6 +153,21 @@ fn general(check: &mut Check, settings: &Settings) {
         });
     }
 
+    let budget = &settings.budget;
+    let most = MAX_INCIDENTS_PER_DAY;
+    let well = (1..=most).contains(&budget.incidents_per_day);
+    check.that(well, &["budget.incidents_per_day"], || {
+        format!("{} is out of bounds: write 1 to {most}", budget.incidents_per_day)
+    });
+    check.that(budget.captures_per_incident > 0, &["budget.captures_per_incident"], || {
+        "0 would let no rule fire: write 1 or more, or mode = \"dry-run\" in each rule".to_owned()
+    });
+    if let Some(Percent(share)) = budget.cpu_ceiling {
+        check.that((0.0..=100.0).contains(&share), &["budget.cpu_ceiling"], || {
+            format!("{share} % is no share of the CPU limit: write \"0%\" to \"100%\"")
+        });
+    }
+
     let toggle = &settings.toggle;
     check.that(!toggle.capture.is_empty(), &["toggle.capture"], || {
         "nothing to capture: name at least one of \"cpu\", \"heap\", \"trace\"".to_owned()
@@ -162,6 +183,30 @@ fn general(check: &mut Check, settings: &Settings) {
     check.that((1..=MAX_FREQUENCY).contains(&frequency), &["cpu.frequency"], || {
         format!("{frequency} is out of bounds: write 1 to {MAX_FREQUENCY} samples a second")
     });
+    let frequency = settings.cpu.lookback_frequency.get();
+    check.that(frequency <= MAX_LOOKBACK_FREQUENCY, &["cpu.lookback_frequency"], || {
+        format!(
+            "{frequency} is too much for always: write 0 (off) to {MAX_LOOKBACK_FREQUENCY} samples \
+             a second"
+        )
+    });
+    let (least, most) = LOOKBACK;
+    check.that((least..=most).contains(&settings.cpu.lookback), &["cpu.lookback"], || {
+        format!(
+            "{:?} is out of bounds: write a duration from 1s to 10m, or `lookback_frequency = 0`",
+            settings.cpu.lookback
+        )
+    });
+    if let Some(during) = settings.heap.rate_during_incident {
+        let usual = settings.heap.rate;
+        let finer = during > Bytes(0) && (usual == Bytes(0) || during <= usual);
+        check.that(finer, &["heap.rate_during_incident", "heap.rate"], || {
+            format!(
+                "{during} would show less of an incident than heap.rate ({usual}) does: write a \
+                 smaller size, 1 or more"
+            )
+        });
+    }
     check.at_least("trace.max_bytes", settings.trace.max_bytes, MIN_TRACE_BYTES);
     check.that(settings.rules.len() <= MAX_RULES, &["rule"], || {
         format!("{} rules are too many: write at most {MAX_RULES}", settings.rules.len())
@@ -236,9 +281,15 @@ fn rule(check: &mut Check, rule: &Rule) {
             format!("`{gauge}` is no name for a gauge: write 1 to {MAX_NAME} of a-z, 0-9, -, _, .")
         });
     }
-    check.that(rule.abs.is_some() || rule.diff.is_some(), &["abs", "diff"], || {
-        "the rule can never fire: give it `abs` or `diff`".to_owned()
+    let fires = rule.abs.is_some() || rule.diff.is_some() || rule.forecast.is_some();
+    check.that(fires, &["abs", "diff", "forecast"], || {
+        "the rule can never fire: give it `abs`, `diff` or `forecast`".to_owned()
     });
+    if rule.forecast.is_some() {
+        check.that(rule.metric.has_limit(), &["forecast", "metric"], || {
+            format!("{} runs up against no limit: use `abs` or `diff`", rule.metric)
+        });
+    }
     thresholds(check, rule);
     check.that(!rule.capture.is_empty(), &["capture"], || {
         "nothing to capture: name at least one of \"cpu\", \"heap\", \"trace\"".to_owned()
@@ -249,8 +300,9 @@ fn rule(check: &mut Check, rule: &Rule) {
 fn thresholds(check: &mut Check, rule: &Rule) {
     let unit = rule.metric.unit();
     let min = Some(rule.min);
-    for (key, value) in [("min", min), ("abs", rule.abs), ("max", rule.max), ("clear", rule.clear)]
-    {
+    let (abs, max) = (("abs", rule.abs), ("max", rule.max));
+    let (clear, critical) = (("clear", rule.clear), ("critical", rule.critical));
+    for (key, value) in [("min", min), abs, max, clear, critical] {
         let Some(value) = value else { continue };
         let (well, right) = match unit {
             _ if !value.is_finite() => (false, "a finite number"),

@@ -1,8 +1,9 @@
 //! How many samples there should be, and how many there are.
 //!
-//! A timer that runs on the process' CPU time leaves one sample for each period of it. What is short of
-//! that was lost without anybody telling: two expirations that met one pending signal, a signal that
-//! came while the engine was busy, a place the engine does not look at. The difference is the measure of it.
+//! A timer that runs on CPU time leaves one sample for each period of it. What is short of that and was
+//! not counted on its way was lost without anybody telling: two expirations that met one pending
+//! signal, a thread that ended before it was seen, a place the engine does not look at. The difference
+//! is the measure of it, so that what was got and what was lost add up to the CPU time.
 
 use std::time::Duration;
 
@@ -13,20 +14,27 @@ use crate::model::Profile;
 /// drives the timer, moves between neighbours.
 const NOISE_SAMPLES: u64 = 2;
 
-/// Likewise, as a share of the expected samples: 1 in 50.
-const NOISE_SHARE: u64 = 50;
+/// Likewise, as a share of the expected samples: 1 in 200.
+const NOISE_SHARE: u64 = 200;
 
-/// Tells the reader of `profile` what was expected of `cpu_time` and what was got.
-pub(super) fn tell(profile: &mut Profile, cpu_time: Duration, frequency: Hertz, got: u64) {
+/// Tells the reader of `profile` what was expected of `cpu_time` and what was got; `lost` of it are
+/// told already, and what is missing besides is of the cause `rest`.
+pub(super) fn tell(
+    profile: &mut Profile,
+    cpu_time: Duration,
+    frequency: Hertz,
+    got: u64,
+    lost: u64,
+    rest: &'static str,
+) {
     let expected = expected(cpu_time, frequency);
+    let missing = missing(expected, got + lost);
     profile.comments.push(format!(
-        "expected {expected} samples for {:.3} s of CPU time at {frequency}, got {got}",
-        cpu_time.as_secs_f64()
+        "expected {expected} samples for {:.3} s of CPU time at {frequency}, got {got}, lost {}",
+        cpu_time.as_secs_f64(),
+        lost + missing
     ));
-    profile.losses.add(
-        "CPU samples missing: signals merged, or in code the engine skips",
-        missing(expected, got),
-    );
+    profile.losses.add(rest, missing);
 }
 
 fn expected(cpu_time: Duration, frequency: Hertz) -> u64 {
@@ -54,9 +62,10 @@ mod tests {
     #[test]
     fn a_shortfall_counts_whole_once_it_is_beyond_noise() {
         for (expected, got, lost) in
-            [(100, 100, 0), (100, 96, 0), (100, 95, 5), (0, 3, 0), (2, 0, 0), (3, 0, 3)]
+            [(100, 100, 0), (100, 98, 0), (100, 97, 3), (0, 3, 0), (2, 0, 0), (3, 0, 3)]
         {
             assert_eq!(missing(expected, got), lost, "{got} of {expected}");
         }
+        assert_eq!((missing(1000, 993), missing(1000, 992)), (0, 8));
     }
 }

@@ -57,15 +57,15 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use pprof::{MAX_DEPTH, ProfilerGuard, ProfilerGuardBuilder, UnresolvedReport};
-use rustix::time::{ClockId, clock_gettime};
 
-use super::{Engine, Error, account};
+use super::{Error, account};
 use crate::base::{Anchor, Bytes, Hertz, Moment};
 use crate::model::{Profile, Sample, ValueType};
 use crate::os;
+use crate::os::process::cpu_time;
 
 /// The name in manifests.
-const NAME: &str = "pprof";
+pub(super) const NAME: &str = "pprof";
 
 /// Below, a session is over before the first sample; above, the kernel's tick gives no more samples.
 const LOWEST: Hertz = Hertz(1);
@@ -73,6 +73,8 @@ const HIGHEST: Hertz = Hertz(1000);
 
 const SAMPLES: ValueType = ValueType { name: "samples", unit: "count" };
 const CPU: ValueType = ValueType { name: "cpu", unit: "nanoseconds" };
+
+const MISSING: &str = "CPU samples missing: signals merged, or in code the engine skips";
 
 /// The memory that must be free for a session to be harmless: two tables and the warm-up.
 pub(super) const MEMORY: Bytes = Bytes::mib(192);
@@ -116,12 +118,9 @@ impl Itimer {
     }
 }
 
-impl Engine for Itimer {
-    fn name(&self) -> &'static str {
-        NAME
-    }
-
-    fn stop(self: Box<Self>, now: Moment) -> Result<Profile, Error> {
+impl Itimer {
+    /// Ends the recording at `now` and reports it.
+    pub(super) fn stop(self, now: Moment) -> Result<Profile, Error> {
         let cpu_time = cpu_time().saturating_sub(self.cpu_time);
         let report = self.guard.report().build_unresolved().map_err(failed)?;
         let period = 1_000_000_000 / i64::from(self.frequency.get());
@@ -135,7 +134,7 @@ impl Engine for Itimer {
             self.frequency
         ));
         let got = add_samples(&mut profile, &report);
-        account::tell(&mut profile, cpu_time, self.frequency, got);
+        account::tell(&mut profile, cpu_time, self.frequency, got, 0, MISSING);
         match os::images::loaded() {
             Ok(images) => profile.attach_mappings(images),
             Err(error) => profile.comments.push(format!("addresses without files: {error}")),
@@ -146,12 +145,6 @@ impl Engine for Itimer {
 
 fn failed(source: pprof::Error) -> Error {
     Error::Engine { engine: NAME, source: source.into() }
-}
-
-/// The CPU time of all threads of the process so far, living and dead.
-fn cpu_time() -> Duration {
-    let time = clock_gettime(ClockId::ProcessCPUTime);
-    Duration::new(time.tv_sec.try_into().unwrap_or(0), time.tv_nsec.try_into().unwrap_or(0))
 }
 
 /// Puts what was recorded into `profile`, in an order that depends on nothing else, and returns the

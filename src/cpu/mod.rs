@@ -1,20 +1,42 @@
 //! Where CPU time goes.
 //!
-//! A [`Session`] is one engine started; stopping it gives a [`Profile`] of addresses, without names.
-//! There is one session at a time: the signal and the timer below belong to the process.
+//! A [`Session`] samples the process until it is stopped and gives a [`Profile`] of addresses, without
+//! names. There is one session at a time. A [`Lookback`] samples always, rarely, into a window of the
+//! last seconds; a session that starts meanwhile gets what the window holds as its
+//! [`before`](Session::take_before), and the window rests until it is stopped.
 //!
-//! An engine is what implements `Engine` and has a function that starts it or says why it cannot; the
-//! choice between engines is made in [`Session::start`] and nowhere else.
+//! ```text
+//! perf    an event of the kernel for each thread; no signal       where perf_event_open is allowed
+//! timer   a CPU-clock timer for each thread, SIGPROF to it        elsewhere on Linux: most containers
+//! pprof   the `pprof` crate: one timer for the process            other systems, and for comparison
+//! ```
+//!
+//! The first two share `live`, where stacks are unwound and counted outside of the threads that run;
+//! the header of each file says what it costs. The choice is made when the first of a look-back and a
+//! session starts, and [`Session::engine`] has it with its reason.
+//!
+//! Labels on samples: `thread`, its name; `stack = cut`, when its outer end is missing. Tokio's task and
+//! tracing's span are not among them: neither is known outside of the thread without the host's help.
 
 mod account;
 mod itimer;
+#[cfg(target_os = "linux")]
+mod live;
+#[cfg(not(target_os = "linux"))]
+#[path = "elsewhere.rs"]
+mod live;
 
+use std::any::Any;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
 
 use crate::base::{Anchor, Bytes, Hertz, Moment};
-use crate::model::Profile;
+use crate::model::{CpuEngine, Profile};
 use crate::os;
+use itimer::Itimer;
+use live::Recorder;
 
 /// Why there is no CPU profile.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +55,29 @@ pub enum Error {
         /// The highest there is.
         highest: Hertz,
     },
+    /// The machine does not allow the engine.
+    #[error("the CPU engine `{engine}` cannot run here: {why}")]
+    Refused {
+        /// Which one.
+        engine: &'static str,
+        /// What the system said.
+        why: String,
+    },
+    /// The process's threads are unknown.
+    #[error("cannot list /proc/self/task: {source}; CPU profiles need a mounted /proc")]
+    Tasks {
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// There is no thread to record on.
+    #[error("cannot start the thread `marple-cpu`: {source}")]
+    Thread {
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The loaded files are unknown.
+    #[error(transparent)]
+    Images(#[from] os::images::Error),
     /// SIGPROF belongs to somebody else in this process.
     #[error(
         "this process handles SIGPROF itself (another profiler?); \
@@ -66,51 +111,198 @@ pub enum Error {
     },
 }
 
-/// A way to see where CPU time goes, running. Dropping it stops it.
-trait Engine: Send {
-    /// Its name, as a manifest shows it.
-    fn name(&self) -> &'static str;
+/// Below, a session is over before the first sample; above, the samples' own time shows in the profile.
+const LOWEST: Hertz = Hertz(1);
+const HIGHEST: Hertz = Hertz(1000);
 
-    /// Ends the recording at `now` and reports it.
-    fn stop(self: Box<Self>, now: Moment) -> Result<Profile, Error>;
+/// How to sample.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// By what means.
+    pub engine: CpuEngine,
+    /// Samples a second of CPU time in a session.
+    pub frequency: Hertz,
+    /// Samples a second of CPU time between sessions; 0: no look-back.
+    pub lookback_frequency: Hertz,
+    /// How far the look-back reaches.
+    pub lookback: Duration,
+    /// Called by the thread that records, first thing; what it gives is dropped at its end.
+    pub guard: fn() -> Box<dyn Any>,
+}
+
+impl Default for Options {
+    /// 99 Hz by the best engine there is, without a look-back.
+    fn default() -> Self {
+        Self {
+            engine: CpuEngine::Auto,
+            frequency: Hertz(99),
+            lookback_frequency: Hertz(0),
+            lookback: Duration::from_secs(30),
+            guard: || Box::new(()),
+        }
+    }
+}
+
+impl Options {
+    fn check(&self) -> Result<(), Error> {
+        for asked in [self.frequency, self.lookback_frequency.max(LOWEST)] {
+            if !(LOWEST..=HIGHEST).contains(&asked) {
+                return Err(Error::Frequency { asked, lowest: LOWEST, highest: HIGHEST });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The recorder that runs, if one does. Whoever needs it keeps it alive.
+static RECORDER: Mutex<Weak<Recorder>> = Mutex::new(Weak::new());
+
+/// A share in the recorder. The last that goes ends it under the lock, so that another begins only when
+/// it is gone: two would fight over the signal.
+struct Share(Option<Arc<Recorder>>);
+
+impl Share {
+    fn of(options: &Options) -> Result<Self, Error> {
+        let mut place = RECORDER.lock().unwrap_or_else(PoisonError::into_inner);
+        let recorder = match place.upgrade() {
+            Some(recorder) => recorder,
+            None => Arc::new(Recorder::start(options)?),
+        };
+        *place = Arc::downgrade(&recorder);
+        Ok(Self(Some(recorder)))
+    }
+
+    fn recorder(&self) -> Option<&Recorder> {
+        self.0.as_deref()
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        let _turn = RECORDER.lock().unwrap_or_else(PoisonError::into_inner);
+        self.0 = None;
+    }
+}
+
+/// The window of the last seconds. Dropping it ends the sampling.
+#[must_use = "a look-back that is dropped sees nothing"]
+pub struct Lookback(Share);
+
+impl Lookback {
+    /// Begins to sample at `options.lookback_frequency`; none when that is 0 or the engine, being the
+    /// `pprof` crate, is none to run always. Takes a few milliseconds.
+    ///
+    /// # Errors
+    ///
+    /// Why no engine can run here.
+    pub fn start(options: &Options) -> Result<Option<Self>, Error> {
+        options.check()?;
+        let is_off = options.lookback_frequency == Hertz(0) || options.lookback.is_zero();
+        if is_off || options.engine == CpuEngine::Pprof || cfg!(not(target_os = "linux")) {
+            return Ok(None);
+        }
+        Ok(Some(Self(Share::of(options)?)))
+    }
+
+    /// The engine and why it is that one: `timer: perf_event_open refused (EACCES, …)`.
+    pub fn engine(&self) -> String {
+        self.0.recorder().map(Recorder::engine).unwrap_or_default()
+    }
 }
 
 /// A CPU profile being recorded. Dropping it ends the recording and throws it away.
 #[must_use = "a session that is dropped records nothing"]
 pub struct Session {
-    engine: Box<dyn Engine>,
+    running: Option<Running>,
+    engine: String,
+    before: Option<Box<Profile>>,
     // After the engine: the place is free once the engine has stopped.
     _place: Place,
 }
 
-impl Session {
-    /// The memory that should be free for a session to do no harm: what the dearest engine may take.
-    pub const MEMORY: Bytes = itimer::MEMORY;
+enum Running {
+    Live(Share),
+    Itimer(Itimer),
+}
 
-    /// Starts recording the whole process, `frequency` times per second of CPU time. `anchor`: the
-    /// present.
+impl Session {
+    /// The memory that should be free for a session of `engine` to do no harm.
+    pub const fn memory(engine: CpuEngine) -> Bytes {
+        match engine {
+            CpuEngine::Pprof => itimer::MEMORY,
+            _ if cfg!(not(target_os = "linux")) => itimer::MEMORY,
+            // The rings, the table and the profile made of it, full; mostly a tenth of it is used.
+            _ => Bytes::mib(16),
+        }
+    }
+
+    /// Starts recording the whole process, `frequency` times per second of CPU time, by the best engine
+    /// there is. `anchor`: the present.
     ///
-    /// Blocks the caller, not the process, for some 0.2 s at the first call and less later; the engine's
-    /// header has its cost in memory.
+    /// # Errors
+    ///
+    /// As [`Session::with`].
+    pub fn start(frequency: Hertz, anchor: Anchor) -> Result<Self, Error> {
+        Self::with(&Options { frequency, ..Options::default() }, anchor)
+    }
+
+    /// Starts recording the whole process as `options` say. Blocks the caller, not the process, for some
+    /// milliseconds. While a look-back runs, its engine records.
     ///
     /// # Errors
     ///
     /// [`Error::Busy`] while another session runs; otherwise why no engine can run here.
-    pub fn start(frequency: Hertz, anchor: Anchor) -> Result<Self, Error> {
+    pub fn with(options: &Options, anchor: Anchor) -> Result<Self, Error> {
+        options.check()?;
         let place = Place::claim().ok_or(Error::Busy)?;
-        let engine = Box::new(itimer::Itimer::start(frequency, anchor)?);
-        Ok(Self { engine, _place: place })
+        let (engine, before, running);
+        if options.engine == CpuEngine::Pprof || cfg!(not(target_os = "linux")) {
+            running = Running::Itimer(Itimer::start(options.frequency, anchor)?);
+            (engine, before) = (itimer::NAME.to_owned(), None);
+        } else {
+            let alone = Options { lookback_frequency: Hertz(0), ..options.clone() };
+            let share = Share::of(&alone)?;
+            let recorder = share.recorder().ok_or(Error::Busy)?;
+            before = recorder.begin(options.frequency, anchor)?.map(Box::new);
+            engine = recorder.engine();
+            running = Running::Live(share);
+        }
+        Ok(Self { running: Some(running), engine, before, _place: place })
     }
 
-    /// The name of the engine that records.
-    pub fn engine(&self) -> &'static str {
-        self.engine.name()
+    /// The engine that records, and why it is that one.
+    pub fn engine(&self) -> &str {
+        &self.engine
+    }
+
+    /// What the look-back saw before this session started; none when there was none, and at the second
+    /// call.
+    pub fn take_before(&mut self) -> Option<Profile> {
+        self.before.take().map(|profile| *profile)
     }
 
     /// Ends the recording at `now` and reports it: addresses with their mappings, to be named by
     /// `symbols`.
-    pub fn stop(self, now: Moment) -> Result<Profile, Error> {
-        self.engine.stop(now)
+    ///
+    /// # Errors
+    ///
+    /// If the engine cannot report what it has.
+    pub fn stop(mut self, now: Moment) -> Result<Profile, Error> {
+        match self.running.take() {
+            Some(Running::Itimer(itimer)) => itimer.stop(now),
+            Some(Running::Live(share)) => {
+                share.recorder().and_then(|recorder| recorder.end(now)).ok_or(Error::Busy)
+            }
+            None => Err(Error::Busy),
+        }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if let Some(Running::Live(share)) = self.running.take() {
+            let _ = share.recorder().and_then(|recorder| recorder.end(Moment::default()));
+        }
     }
 }
 

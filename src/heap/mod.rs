@@ -2,8 +2,8 @@
 //!
 //! [`Allocator`] stands before the program's own allocator and samples what passes, by a countdown of
 //! bytes (`sampler`, pure). A sampled block's stack is interned, its site counted, and its record
-//! lives in a lock-free table until it is freed (`recorder` has the picture); [`snapshot`] sums the
-//! table up. All tables are mapped memory with a cap, never heap.
+//! lives in a lock-free table until it is freed (`recorder` has the picture); [`Room`] shows what the
+//! tables hold without allocating, [`snapshot`] makes a value of it. All tables are mapped memory with a cap, never heap.
 //!
 //! What holds everywhere on the allocating path: no lock and no waiting, so that it can be entered from
 //! a signal handler, by a forked child and in the destructor of a thread-local; no allocation while
@@ -14,8 +14,11 @@
 //! profiler is as cheap but is only in jemalloc.
 
 mod alloc;
+mod dump;
 mod filter;
+mod frames;
 mod index;
+mod level;
 mod live;
 mod recorder;
 mod sampler;
@@ -25,12 +28,17 @@ mod stacks;
 mod thread;
 
 use std::hint::black_box;
+use std::io;
 use std::sync::atomic::Ordering::Relaxed;
 
 use crate::base::Bytes;
 use crate::os::images;
+use crate::os::wake::Listener;
 
 pub use alloc::Allocator;
+pub use dump::{
+    BATCH, DEFAULT_SAMPLE_TYPE, DROP_FRAMES, Dump, PERIOD_TYPE, Room, SAMPLE_TYPES, Sample, losses,
+};
 pub use snapshot::snapshot;
 pub use thread::{Exclusion, exclude_current_thread};
 
@@ -63,9 +71,42 @@ pub fn rate() -> Bytes {
     Bytes(recorder::RATE.load(Relaxed))
 }
 
+/// What the program has asked for and not given back, as its samples tell: an unbiased estimate, the sum
+/// of `inuse_space` at this moment. None while nothing is sampled. Costs one load.
+pub fn in_use() -> Option<Bytes> {
+    (recorder::INSTALLED.load(Relaxed) && rate() > Bytes(0)).then(|| recorder::LEVEL.in_use())
+}
+
+/// Has the thread that brings [`in_use`] above `mark` wake whoever waits for [`crossings`], once; an
+/// earlier mark is forgotten. If it is above already, wakes at once.
+pub fn watch(mark: Bytes) {
+    recorder::LEVEL.watch(mark);
+}
+
+/// Watches for no mark.
+pub fn unwatch() {
+    recorder::LEVEL.unwatch();
+}
+
+/// Waits for the mark to be crossed, on the runtime of the caller.
+///
+/// # Errors
+///
+/// When the system has no `eventfd` to give: too many open files, or not Linux.
+pub fn crossings() -> io::Result<Listener> {
+    Listener::new(recorder::LEVEL.wake())
+}
+
+/// Takes a crossing away from [`crossings`]; whether there was one.
+pub fn crossed() -> bool {
+    recorder::LEVEL.wake().hear().is_ok()
+}
+
 /// Whether the program allocates through an [`Allocator`].
 pub fn installed() -> bool {
-    // A thread's first allocation always asks; if there never was one, this is it.
-    drop(black_box(Box::new(0u8)));
+    if !recorder::INSTALLED.load(Relaxed) {
+        // A thread's first allocation always asks; if there never was one, this is it.
+        drop(black_box(Box::new(0u8)));
+    }
     recorder::INSTALLED.load(Relaxed)
 }

@@ -13,6 +13,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use super::filter::Filter;
+use super::level::Level;
 use super::live::{Live, Record};
 use super::sites::{Amount, NO_STACK, Sites};
 use super::stacks::Stacks;
@@ -33,6 +34,7 @@ pub(super) static STACKS: Stacks = Stacks::new();
 pub(super) static SITES: Sites = Sites::new();
 pub(super) static LIVE: Live = Live::new();
 pub(super) static LOST: Lost = Lost::new();
+pub(super) static LEVEL: Level = Level::new();
 static FILTER: Filter = Filter::new();
 
 /// What could not be recorded, by cause.
@@ -114,13 +116,16 @@ pub(super) fn may_be_recorded(address: usize) -> bool {
 pub(super) fn take(address: usize) -> Option<Record> {
     let record = LIVE.take(address)?;
     FILTER.remove(address);
+    LEVEL.sink(Amount::of(&record).bytes());
     Some(record)
 }
 
 /// Puts a record in; a `take`n one goes back in by this when its block was not freed after all.
 pub(super) fn insert(address: usize, record: Record) {
     FILTER.add(address);
-    if !LIVE.insert(address, record) {
+    if LIVE.insert(address, record) {
+        LEVEL.rise(Amount::of(&record).bytes());
+    } else {
         FILTER.remove(address);
         count(&LOST.dropped);
     }

@@ -4,6 +4,7 @@
 //! Sums are whole numbers, so that adding is one atomic instruction and sums of the same blocks agree to
 //! the last digit in whatever order they were made: objects in 256ths, bytes rounded once a block.
 
+use std::ops::Range;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -40,6 +41,9 @@ pub(crate) struct Amount {
 }
 
 impl Amount {
+    /// More than anything is.
+    pub(crate) const UNLIKELY: Self = Self { objects_256ths: u64::MAX, bytes: u64::MAX };
+
     /// What a record stands for.
     pub(crate) fn of(record: &Record) -> Self {
         Self {
@@ -104,10 +108,14 @@ impl Sites {
         }
     }
 
-    /// All sites with their ids; those of a site made meanwhile may be missing.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, Site)> + '_ {
-        let end = self.next.load(Relaxed).min(CAP) as u32;
-        (1..end).filter_map(|id| {
+    /// One past the last id.
+    pub(crate) fn end(&self) -> u32 {
+        self.next.load(Relaxed).min(CAP) as u32
+    }
+
+    /// The sites of these ids; one that is being made may be missing.
+    pub(crate) fn iter(&self, ids: Range<u32>) -> impl Iterator<Item = (u32, Site)> + '_ {
+        ids.filter_map(|id| {
             let [stack, size, objects, bytes] = self.row(id)?;
             let allocated =
                 Amount { objects_256ths: objects.load(Relaxed), bytes: bytes.load(Relaxed) };
@@ -155,7 +163,7 @@ mod tests {
         assert_eq!(sites.intern(1, 64), a);
         let block = Record { site: a.unwrap(), size: 64, weight: 2.5 };
         (0..3).for_each(|_| sites.count(block.site, Amount::of(&block)));
-        let (_, site) = sites.iter().find(|(id, _)| Some(*id) == a).unwrap();
+        let (_, site) = sites.iter(1..sites.end()).find(|(id, _)| Some(*id) == a).unwrap();
         assert_eq!((site.stack, site.size), (1, 64));
         assert_eq!((site.allocated.objects(), site.allocated.bytes()), (8, 480));
     }

@@ -1,11 +1,13 @@
 //! Every stack once: addresses -> id, append-only, without locks.
 //!
-//! A stack lies in an arena as its length and its addresses, and its id is its place there. Arena space
-//! is claimed by moving one cursor; a stack never crosses a chunk, so that it reads back as one slice.
+//! A stack lies in an arena as its length and the numbers of its frames, two to a word, and its id is its
+//! place there. Arena space is claimed by moving one cursor; a stack never crosses a chunk, so that it
+//! reads back as one slice. Only a stack that is seen for the first time has its frames numbered.
 
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 
+use super::frames::Frames;
 use super::index::Index;
 use super::sampler::mix;
 use crate::os::memory::Chunk;
@@ -13,12 +15,13 @@ use crate::os::memory::Chunk;
 /// 512 KiB.
 const CHUNK: usize = 1 << 16;
 
-/// 16 MiB: some 65 000 stacks of 30 frames. A program that has more is shown the rest as unknown.
-const CHUNKS: usize = 32;
+/// 12 MiB: some 65 000 stacks of 45 frames. A program that has more is shown the rest as unknown.
+const CHUNKS: usize = 24;
 
 const PLACES: usize = 1 << 17;
 
 pub(crate) struct Stacks {
+    frames: Frames,
     index: Index,
     arena: [Chunk; CHUNKS],
     /// The first word that nobody has claimed. Word 0 is nobody's: an id is never 0.
@@ -28,6 +31,7 @@ pub(crate) struct Stacks {
 impl Stacks {
     pub(crate) const fn new() -> Self {
         Self {
+            frames: Frames::new(),
             index: Index::new(PLACES),
             arena: [const { Chunk::new(CHUNK) }; CHUNKS],
             next: AtomicU64::new(1),
@@ -40,33 +44,45 @@ impl Stacks {
             .iter()
             .fold(addresses.len() as u64, |hash, &address| mix(hash.rotate_left(5) ^ address));
         let same = |id| {
-            self.words(id).is_some_and(|words| {
-                words.len() == addresses.len()
-                    && words
-                        .iter()
+            self.get(id).is_some_and(|frames| {
+                frames.len() == addresses.len()
+                    && frames
                         .zip(addresses)
-                        .all(|(word, &address)| word.load(Relaxed) == address)
+                        .all(|(frame, &address)| self.frames.get(frame) == Some(address))
             })
         };
         // The index publishes the id with release, after these plain stores.
         self.index.intern(hash, same, || {
-            let (id, place) = self.claim(addresses.len() + 1)?;
+            let numbers = |pair: &[u64]| {
+                pair.iter().rev().try_fold(0, |word, &address| {
+                    Some(word << 32 | u64::from(self.frames.intern(address)?))
+                })
+            };
+            // All are numbered before room is claimed, which cannot be given back.
+            addresses.chunks(2).try_for_each(|pair| numbers(pair).map(drop))?;
+            let (id, place) = self.claim(1 + addresses.len().div_ceil(2))?;
             let (length, words) = place.split_first()?;
+            for (word, pair) in words.iter().zip(addresses.chunks(2)) {
+                word.store(numbers(pair)?, Relaxed);
+            }
             length.store(addresses.len() as u64, Relaxed);
-            words.iter().zip(addresses).for_each(|(word, &address)| word.store(address, Relaxed));
             Some(id)
         })
     }
 
-    /// The addresses of an id of this table.
-    pub(crate) fn get(&self, id: u32) -> Option<impl Iterator<Item = u64> + '_> {
-        Some(self.words(id)?.iter().map(|word| word.load(Relaxed)))
+    /// The frames of an id of this table, innermost first.
+    pub(crate) fn get(&self, id: u32) -> Option<impl ExactSizeIterator<Item = u32> + '_> {
+        let chunk = self.arena.get(id as usize / CHUNK)?.get()?;
+        let (length, words) = chunk.get(id as usize % CHUNK..)?.split_first()?;
+        let length = usize::try_from(length.load(Relaxed)).ok()?;
+        let words = words.get(..length.div_ceil(2))?;
+        let word = |at: usize| words.get(at / 2).map_or(0, |word| word.load(Relaxed));
+        Some((0..length).map(move |at| (word(at) >> (at % 2 * 32)) as u32))
     }
 
-    fn words(&self, id: u32) -> Option<&[AtomicU64]> {
-        let chunk = self.arena.get(id as usize / CHUNK)?.get()?;
-        let (length, rest) = chunk.get(id as usize % CHUNK..)?.split_first()?;
-        rest.get(..usize::try_from(length.load(Relaxed)).ok()?)
+    /// The frames that stacks of this table refer to.
+    pub(crate) fn frames(&self) -> &Frames {
+        &self.frames
     }
 
     fn claim(&self, words: usize) -> Option<(u32, &[AtomicU64])> {
@@ -89,7 +105,7 @@ mod tests {
     use super::*;
 
     fn read(stacks: &Stacks, id: u32) -> Vec<u64> {
-        stacks.get(id).unwrap().collect()
+        stacks.get(id).unwrap().map(|frame| stacks.frames().get(frame).unwrap()).collect()
     }
 
     #[test]
@@ -129,7 +145,7 @@ mod tests {
         let stack = |n: u64| [n; 1000];
         let first = stacks.intern(&stack(0)).unwrap();
         let held = (1..).take_while(|&n| stacks.intern(&stack(n)).is_some()).count();
-        assert!((1900..2100).contains(&held), "{held}");
+        assert!((3000..3200).contains(&held), "{held}");
         assert_eq!(stacks.intern(&stack(0)), Some(first));
         assert_eq!(stacks.intern(&vec![0; CHUNK]), None, "a stack that fits no chunk");
     }

@@ -29,6 +29,16 @@ impl CaptureKind {
         }
     }
 
+    /// Whether taking it costs the service next to nothing, so that it runs above `cpu_ceiling` too.
+    pub const fn is_cheap(self) -> bool {
+        !matches!(self, Self::Cpu)
+    }
+
+    /// Whether it can be taken at a moment, again and again while it runs.
+    pub const fn is_snapshot(self) -> bool {
+        matches!(self, Self::Heap)
+    }
+
     /// The last part of its files' names.
     pub const fn extension(self) -> &'static str {
         match self {
@@ -104,6 +114,11 @@ impl CaptureSet {
     /// What is in this set and not in `other`.
     pub const fn without(self, other: Self) -> Self {
         Self(self.0 & !other.0)
+    }
+
+    /// What is in both.
+    pub const fn and(self, other: Self) -> Self {
+        Self(self.0 & other.0)
     }
 
     /// What is in either.

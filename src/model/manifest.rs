@@ -153,6 +153,10 @@ pub struct Artifact {
     pub sha256: String,
     /// When the evidence in it was taken.
     pub taken: Timestamp,
+    /// Which part of its capture it is: `before` for what was seen up to the start, none for the capture
+    /// itself. The two are to be compared: `go tool pprof -base BEFORE FILE`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub part: Option<String>,
 }
 
 /// One tick, as a manifest shows it. Keys are names of metrics, values in their units.

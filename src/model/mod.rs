@@ -9,6 +9,7 @@
 
 mod amount;
 mod capture;
+mod cpu;
 mod difference;
 mod incident;
 mod losses;
@@ -23,6 +24,7 @@ mod vitals;
 
 pub use amount::Amount;
 pub use capture::{CaptureKind, CaptureSet, ParseCaptureKindError};
+pub use cpu::{CpuEngine, ParseCpuEngineError};
 pub use incident::{IncidentState, Origin, Reason};
 pub use losses::{Loss, Losses};
 pub use manifest::{
@@ -30,7 +32,7 @@ pub use manifest::{
 };
 pub use metric::{Metric, ParseMetricError, Unit};
 pub use profile::{Function, FunctionHandle, Label, LabelValue, Profile, Sample, ValueType};
-pub use rule::Rule;
+pub use rule::{Again, Holds, Mode, Rule};
 pub use stacks::{
     Frame, FrameHandle, FrameTable, Line, Mapping, MappingHandle, StackHandle, StackTable,
 };

@@ -2,20 +2,36 @@
 
 #[cfg(target_os = "linux")]
 pub mod cgroup;
+pub mod copied;
 pub mod images;
 #[cfg(target_os = "linux")]
 mod kernel_file;
 pub mod memory;
+#[cfg(target_os = "linux")]
+pub mod perf;
 pub mod process;
 #[cfg(target_os = "linux")]
 pub mod procfs;
+#[cfg(target_os = "linux")]
+pub mod signal;
+#[cfg(target_os = "linux")]
+mod signal_context;
 pub mod sigprof;
+#[cfg(target_os = "linux")]
+pub mod stack_bounds;
+#[cfg(target_os = "linux")]
+pub mod tasks;
 pub mod threads;
+#[cfg(target_os = "linux")]
+pub mod timer;
 #[cfg(not(target_os = "linux"))]
 mod unsupported;
 pub mod unwind;
+mod unwind_copied;
 mod unwind_modules;
 mod unwind_thread;
+#[cfg(target_os = "linux")]
+pub mod wake;
 
 #[cfg(not(target_os = "linux"))]
-pub use unsupported::{cgroup, procfs};
+pub use unsupported::{cgroup, procfs, wake};

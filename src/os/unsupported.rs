@@ -70,8 +70,21 @@ pub mod procfs {
 pub mod cgroup {
     use std::path::Path;
 
-    use crate::base::Bytes;
+    use crate::base::{Bytes, Percent};
     use crate::model::Limit;
+
+    /// What the kernel has counted and measured: nothing.
+    #[derive(Clone, Copy, Debug, Default, PartialEq)]
+    #[allow(missing_docs, reason = "as on Linux")]
+    pub struct Strain {
+        pub periods: Option<u64>,
+        pub throttled: Option<u64>,
+        pub memory_high: Option<u64>,
+        pub oom_kills: Option<u64>,
+        pub memory_pressure: Option<Percent>,
+        pub cpu_pressure: Option<Percent>,
+        pub io_pressure: Option<Percent>,
+    }
 
     /// No cgroup.
     #[derive(Debug)]
@@ -96,9 +109,54 @@ pub mod cgroup {
             None
         }
 
+        /// Nothing.
+        pub fn strain(&self) -> Strain {
+            Strain::default()
+        }
+
         /// None.
         pub fn working_set(&self) -> Option<Bytes> {
             None
+        }
+    }
+}
+
+/// Wakes nobody.
+pub mod wake {
+    use std::io;
+
+    /// A counter that cannot be had.
+    #[derive(Debug, Default)]
+    pub struct Wake;
+
+    impl Wake {
+        /// None.
+        pub const fn new() -> Self {
+            Self
+        }
+
+        /// Does nothing.
+        pub fn wake(&self) {}
+
+        /// An error: nobody can have woken.
+        pub fn hear(&self) -> io::Result<()> {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+    }
+
+    /// Waits for ever.
+    #[derive(Debug)]
+    pub struct Listener;
+
+    impl Listener {
+        /// An error: there is no counter to wait for.
+        pub fn new(_wake: &'static Wake) -> io::Result<Self> {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+
+        /// Never comes.
+        pub async fn next(&self) {
+            std::future::pending().await
         }
     }
 }

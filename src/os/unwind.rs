@@ -33,13 +33,15 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use framehop::{CacheNative, MustNotAllocateDuringUnwind, UnwindRegsNative, Unwinder};
 
 use super::images::{self, Error};
 use super::unwind_modules::Modules;
 use super::unwind_thread::{bounds, read, registers};
+
+pub use super::unwind_copied::Walker;
 
 /// The deepest stack that is recorded. Async services reach 60 to 90; what is cut off is at the
 /// outermost end and is told.
@@ -125,6 +127,9 @@ pub fn refresh() -> Result<bool, Error> {
     Ok(true)
 }
 
+/// What [`MODULES`] points to, once more, for those who may wait and keep it. Nothing is allocated or
+/// freed under this lock, since the thread that does may be the allocator's.
+static CURRENT: Mutex<Option<Arc<Modules>>> = Mutex::new(None);
 static MODULES: AtomicPtr<Modules> = AtomicPtr::new(ptr::null_mut());
 static GENERATION: AtomicU64 = AtomicU64::new(0);
 static BUILDING: AtomicBool = AtomicBool::new(false);
@@ -155,9 +160,14 @@ fn build_first() -> Result<(), Unknown> {
     Ok(())
 }
 
+/// The table in force, if one was read, to be kept for as long as it is needed.
+pub(super) fn current() -> Option<Arc<Modules>> {
+    CURRENT.lock().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
 /// A table that was replaced, and the turns of the pool just after.
 struct Retired {
-    modules: *mut Modules,
+    modules: *const Modules,
     turns: [u32; SLOTS],
 }
 
@@ -166,8 +176,10 @@ unsafe impl Send for Retired {}
 
 /// Makes `modules` the table; only under a claim of BUILDING.
 fn publish(modules: Modules) {
-    let fresh = Box::into_raw(Box::new(modules));
-    let old = MODULES.swap(fresh, SeqCst);
+    let fresh = Arc::new(modules);
+    let kept = CURRENT.lock().unwrap_or_else(PoisonError::into_inner).replace(Arc::clone(&fresh));
+    drop(kept);
+    let old = MODULES.swap(Arc::into_raw(fresh).cast_mut(), SeqCst);
     let turns = std::array::from_fn(|slot| POOL[slot].turn.load(SeqCst));
     if !old.is_null() {
         let mut retired = RETIRED.lock().unwrap_or_else(PoisonError::into_inner);
@@ -186,9 +198,9 @@ fn sweep() -> usize {
             .zip(old.turns)
             .any(|(slot, turn)| turn % 2 == 1 && slot.turn.load(SeqCst) == turn);
         if !in_use {
-            // SAFETY: made by `Box::into_raw` and unpublished by the swap in `publish`, and no walker
+            // SAFETY: made by `Arc::into_raw` and unpublished by the swap in `publish`, and no walker
             // that could have loaded it before that is still under way; `retain` forgets it.
-            drop(unsafe { Box::from_raw(old.modules) });
+            drop(unsafe { Arc::from_raw(old.modules) });
         }
         in_use
     });

@@ -26,7 +26,15 @@ impl Deref for Section {
 /// The unwind information of every segment that has any, and what it was made from.
 pub(super) struct Modules {
     pub(super) unwinder: UnwinderNative<Section, MustNotAllocateDuringUnwind>,
-    known: Vec<(Segment, Option<Module<Section>>)>,
+    known: Vec<Known>,
+}
+
+/// A segment and what was found for it.
+struct Known {
+    segment: Segment,
+    module: Option<Module<Section>>,
+    /// Whether it was still loaded when the table was read.
+    is_loaded: bool,
 }
 
 impl Modules {
@@ -34,21 +42,45 @@ impl Modules {
         Self { unwinder: UnwinderNative::new(), known: Vec::new() }
     }
 
-    /// Reads what is loaded now. What `old` has already read is shared with it, not read again.
+    /// Reads what is loaded now. What `old` has already read is shared with it, not read again. What was
+    /// loaded then and is not now stays in this one table more, where nothing has taken its place: stacks
+    /// that were copied before the unloading are still to be walked.
     pub(super) fn read(old: Option<&Self>) -> Result<Self, images::Error> {
+        let old = old.map_or(&[][..], |old| &old.known);
         let mut modules = Self::empty();
         for segment in images::segments()? {
-            let known = old.and_then(|old| old.known.iter().find(|(known, _)| *known == segment));
+            let known = old.iter().find(|known| known.segment == segment);
             let module = match known {
-                Some((_, module)) => module.clone(),
+                Some(known) => known.module.clone(),
                 None => module(&segment),
             };
-            if let Some(module) = &module {
-                modules.unwinder.add_module(module.clone());
+            modules.add(Known { segment, module, is_loaded: true });
+        }
+        for Known { segment, module, .. } in old.iter().filter(|known| known.is_loaded) {
+            let overlaps = |known: &Known| {
+                let range = &known.segment.range;
+                range.start < segment.range.end && segment.range.start < range.end
+            };
+            if !modules.known.iter().any(overlaps) {
+                let (segment, module) = (segment.clone(), module.clone());
+                modules.add(Known { segment, module, is_loaded: false });
             }
-            modules.known.push((segment, module));
         }
         Ok(modules)
+    }
+
+    /// Whether `address` is in a segment that has unwind information.
+    pub(super) fn holds(&self, address: u64) -> bool {
+        self.known
+            .iter()
+            .any(|known| known.module.is_some() && known.segment.range.contains(&address))
+    }
+
+    fn add(&mut self, known: Known) {
+        if let Some(module) = &known.module {
+            self.unwinder.add_module(module.clone());
+        }
+        self.known.push(known);
     }
 }
 

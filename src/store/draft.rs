@@ -105,6 +105,7 @@ impl Draft {
             bytes: Bytes(self.written),
             sha256: hex(std::mem::take(&mut self.hash)),
             taken: self.taken,
+            part: None,
         })
     }
 

@@ -4,16 +4,18 @@
 //! that a header claims is compared with a limit first. Only 64-bit and 32-bit ELF of either byte order
 //! is known.
 
+use std::ffi::{OsStr, OsString};
 use std::fmt::Write;
 use std::fs::{File, OpenOptions};
 use std::ops::Range;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use object::elf;
 use object::endian::Endianness;
-use object::read::ReadCache;
 use object::read::elf::{FileHeader, ProgramHeader, SectionHeader};
+use object::read::{ReadCache, ReadRef};
 
 use super::Error;
 use super::table::{Table, Wants};
@@ -27,8 +29,11 @@ const MAX_SECTIONS: u32 = 1 << 16;
 /// Bytes of notes read; a build id is 36.
 const MAX_NOTES: u64 = 1 << 16;
 
+/// Bytes of a debug link read: the longest name of a file, and a checksum.
+const MAX_DEBUG_LINK: u64 = 512;
+
 /// Bytes of a symbol's name read. Longer ones, which no compiler makes, are left out.
-const MAX_SYSTEM_NAME: usize = 16 << 10;
+pub(super) const MAX_SYSTEM_NAME: usize = 16 << 10;
 
 /// Which layout the file's structures have.
 #[derive(Clone, Copy)]
@@ -55,6 +60,10 @@ pub(super) struct Image {
     /// Sections that hold code, by address.
     code: Vec<Range<u64>>,
     symbols: Option<Table>,
+    /// Whether they are all there were, and not the exported ones that `strip` leaves.
+    has_all_symbols: bool,
+    /// The name of the file that the others went to, if the file says it.
+    debug_link: Option<OsString>,
 }
 
 impl Image {
@@ -77,6 +86,8 @@ impl Image {
             segments: Vec::new(),
             code: Vec::new(),
             symbols: None,
+            has_all_symbols: false,
+            debug_link: None,
         };
         let mut ident = [0; 5];
         image.read_exact(&mut ident, 0)?;
@@ -97,6 +108,21 @@ impl Image {
         &self.build_id
     }
 
+    /// Whether it has its whole symbol table.
+    pub(super) fn has_all_symbols(&self) -> bool {
+        self.has_all_symbols
+    }
+
+    /// The file name its debug link gives for what was stripped from it.
+    pub(super) fn debug_link(&self) -> Option<&OsStr> {
+        self.debug_link.as_deref()
+    }
+
+    /// Where it was opened.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The address the linker gave to the code at `offset` of the file.
     pub(super) fn address_of(&self, offset: u64) -> Option<u64> {
         let holds = |segment: &&Segment| segment.executable && segment.file.contains(&offset);
@@ -104,22 +130,31 @@ impl Image {
         segment.address.checked_add(offset - segment.file.start)
     }
 
-    /// The symbols around these addresses, which must be sorted: the offset of each one's name.
-    pub(super) fn symbols_at(&self, addresses: &[u64]) -> Result<Vec<Option<u32>>, Error> {
-        let mut wants = Wants::new(addresses);
-        let Some(table) = &self.symbols else { return Ok(wants.into_names(&self.code)) };
-        match self.class {
-            Class::Elf64 => table.scan::<elf::Sym64<Endianness>>(self, self.endian, &mut wants)?,
-            Class::Elf32 => table.scan::<elf::Sym32<Endianness>>(self, self.endian, &mut wants)?,
+    /// Finds the symbols around the addresses of `wants` and calls `see` with the place of each address
+    /// and the offset of its symbol's name.
+    pub(super) fn symbols_at(
+        &self,
+        wants: &mut Wants,
+        see: impl FnMut(usize, Option<u32>) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        match (&self.symbols, self.class) {
+            (None, _) => {}
+            (Some(table), Class::Elf64) => {
+                table.scan::<elf::Sym64<Endianness>>(self, self.endian, wants)?;
+            }
+            (Some(table), Class::Elf32) => {
+                table.scan::<elf::Sym32<Endianness>>(self, self.endian, wants)?;
+            }
         }
-        Ok(wants.into_names(&self.code))
+        wants.names(&self.code, see)
     }
 
-    /// The name at `offset` of the symbols' string table; empty when it is longer than any real one.
-    pub(super) fn name_at(&self, offset: u32) -> Result<String, Error> {
+    /// Reads the name at `offset` of the symbols' string table; empty when it is longer than any real
+    /// one.
+    pub(super) fn read_name(&self, offset: u32, name: &mut Vec<u8>) -> Result<(), Error> {
+        name.clear();
         let strings = self.symbols.as_ref().map_or(0..0, |table| table.strings.clone());
         let start = strings.start.saturating_add(offset.into()).min(strings.end);
-        let mut name = Vec::new();
         while name.len() < MAX_SYSTEM_NAME {
             let at = start.saturating_add(name.len() as u64);
             let mut piece = [0; 256];
@@ -130,11 +165,12 @@ impl Image {
             self.read_exact(piece, at)?;
             if let Some(end) = piece.iter().position(|&byte| byte == 0) {
                 name.extend(piece.iter().take(end));
-                return Ok(String::from_utf8_lossy(&name).into_owned());
+                return Ok(());
             }
             name.extend_from_slice(piece);
         }
-        Ok(String::new())
+        name.clear();
+        Ok(())
     }
 
     /// Fills `buffer` from `offset` of the file on.
@@ -204,10 +240,32 @@ impl Image {
                 entries: offset..offset.saturating_add(size),
                 strings: names..names.saturating_add(names_size),
             });
+        self.has_all_symbols = table(elf::SHT_SYMTAB).is_some();
+        if !self.has_all_symbols {
+            self.debug_link = debug_link_of(header, endian, &data);
+        }
         (self.endian, self.build_id, self.segments) = (endian, build_id, segments);
         (self.code, self.symbols) = (code, symbols);
         Ok(())
     }
+}
+
+/// The file name in the section of the debug link: a NUL-terminated name, padding, a checksum.
+fn debug_link_of<'a, Elf: FileHeader<Endian = Endianness>, R: ReadRef<'a>>(
+    header: &'a Elf,
+    endian: Endianness,
+    data: R,
+) -> Option<OsString> {
+    let sections = header.sections(endian, data).ok()?;
+    let (_, section) = sections.section_by_name(endian, b".gnu_debuglink")?;
+    if section.sh_size(endian).into() > MAX_DEBUG_LINK {
+        return None;
+    }
+    let bytes = section.data(endian, data).ok()?;
+    let name = bytes.split(|&byte| byte == 0).next()?;
+    // A name alone: a path would lead to any file there is.
+    let plain = !name.is_empty() && !name.contains(&b'/') && name != b"." && name != b"..";
+    plain.then(|| OsStr::from_bytes(name).to_owned())
 }
 
 /// The build id among these notes, in hex; empty when there is none or a note is broken.

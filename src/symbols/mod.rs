@@ -6,8 +6,9 @@
 //!   -> the symbol around it                             its name
 //! ```
 //!
-//! Each file is opened once, its build id compared with the mapping's, and its `.symtab` (without one:
-//! `.dynsym`) read once from front to back against the sorted addresses that are wanted. No table of
+//! Each file is opened once, its build id compared with the mapping's, and its `.symtab` (without one: that
+//! of its debug file, or else its `.dynsym`) read once from front to back against the sorted addresses
+//! that are wanted. No table of
 //! all symbols is ever made: the memory is a 60 KiB buffer, some 100 bytes for each wanted address and
 //! the names that were found, however large the binary.
 //!
@@ -24,15 +25,20 @@
 //! by its address; an invented name would look like a function that can be found. C++ names stay
 //! mangled, in name and system name alike.
 
+mod debug_file;
+mod files;
 mod image;
 mod name;
 mod table;
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::path::PathBuf;
 
-use crate::model::{Function, FunctionHandle, Line, Mapping, Profile, StringHandle, StringTable};
-use image::Image;
+use crate::model::{Function, FunctionHandle, Line, Profile, StringHandle, StringTable};
+
+pub use files::{Failure, Files, Identity, Symbol, Unchecked};
+pub use name::Readable;
 
 /// Why a mapping got no names, or not all of them.
 #[derive(Debug, thiserror::Error)]
@@ -106,13 +112,15 @@ struct Wanted {
 
 /// Gives each frame of `profile` the function its address lies in, as far as the files tell.
 ///
-/// Frames that have lines already keep them. [`Mapping::has_functions`] is set where every frame of the
-/// mapping has a function afterwards, so that a reader may still try for the others. Never fails as a
+/// Frames that have lines already keep them. [`has_functions`](crate::model::Mapping::has_functions) is
+/// set where every frame of the mapping has a function afterwards, so that a reader may still try for the
+/// others. Never fails as a
 /// whole: a file that cannot be used is a problem of the report and a comment of the profile.
 ///
 /// Costs one pass over the symbol table of each mapped file that holds a frame.
 pub fn name_functions(profile: &mut Profile) -> Report {
     let wanted = wanted(profile);
+    let mut files = Files::default();
     let mut report = Report::default();
     let mut named: Vec<Option<FunctionHandle>> = vec![None; profile.frames.iter().len()];
     let mut functions = Functions::of(&profile.functions);
@@ -121,20 +129,28 @@ pub fn name_functions(profile: &mut Profile) -> Report {
         else {
             continue;
         };
-        let looked_up = look_up(mapping, frames, |frame, system_name| {
-            let function =
-                functions.intern(&mut profile.strings, &mut profile.functions, system_name);
-            if let Some(slot) = named.get_mut(frame) {
-                *slot = Some(function);
+        let offsets = frames.iter().map(|wanted| wanted.file_offset);
+        let mut last = None;
+        let looked_up = files.look_up(mapping, offsets, |place, symbol| {
+            let Some(symbol) = symbol else { return Ok(()) };
+            if symbol.is_new || last.is_none() {
+                let system_name = symbol.system_name;
+                let strings = &mut profile.strings;
+                last = Some(functions.intern(strings, &mut profile.functions, system_name));
             }
+            let frame = frames.get(place).map(|wanted| wanted.frame);
+            if let Some(slot) = frame.and_then(|frame| named.get_mut(frame)) {
+                *slot = last;
+            }
+            Ok::<(), Infallible>(())
         });
         match looked_up {
             Ok(Identity::Checked) => {}
-            Ok(Identity::Unknown) => profile.comments.push(format!(
-                "{}: has no build id: its names are those of the file at this path, unchecked",
-                mapping.path.display()
-            )),
-            Err(problem) => {
+            Ok(Identity::Unknown) => {
+                profile.comments.push(Unchecked(&mapping.path).to_string());
+            }
+            Err(Failure::See(never)) => match never {},
+            Err(Failure::File(problem)) => {
                 profile.comments.push(problem.to_string());
                 report.problems.push(problem);
             }
@@ -182,47 +198,6 @@ fn wanted(profile: &Profile) -> Vec<Wanted> {
     wanted
 }
 
-/// Whether a file is known to be the one that was mapped.
-enum Identity {
-    Checked,
-    Unknown,
-}
-
-/// Calls `found` with each frame of one mapping that lies in a symbol, and the symbol's name.
-fn look_up(
-    mapping: &Mapping,
-    frames: &[Wanted],
-    mut found: impl FnMut(usize, &str),
-) -> Result<Identity, Error> {
-    let image = Image::open(&mapping.path)?;
-    if image.build_id() != mapping.build_id {
-        return Err(Error::OtherBuild {
-            path: mapping.path.clone(),
-            mapped: mapping.build_id.clone(),
-            found: image.build_id().to_owned(),
-        });
-    }
-    let mut places: Vec<(u64, usize)> = frames
-        .iter()
-        .filter_map(|wanted| Some((image.address_of(wanted.file_offset)?, wanted.frame)))
-        .collect();
-    places.sort_unstable();
-    let addresses: Vec<u64> = places.iter().map(|&(address, _)| address).collect();
-    let mut last: Option<(u32, String)> = None;
-    for ((_, frame), symbol) in places.into_iter().zip(image.symbols_at(&addresses)?) {
-        let Some(offset) = symbol else { continue };
-        if last.as_ref().is_none_or(|&(known, _)| known != offset) {
-            last = Some((offset, image.name_at(offset)?));
-        }
-        // Mapping symbols of the assembler ($x, $d) mark kinds of content, not functions.
-        match &last {
-            Some((_, name)) if !name.is_empty() && !name.starts_with('$') => found(frame, name),
-            _ => {}
-        }
-    }
-    Ok(if mapping.build_id.is_empty() { Identity::Unknown } else { Identity::Checked })
-}
-
 /// The functions of a profile by system name.
 struct Functions(HashMap<StringHandle, FunctionHandle>);
 
@@ -240,7 +215,7 @@ impl Functions {
     ) -> FunctionHandle {
         let key = strings.intern(system_name);
         *self.0.entry(key).or_insert_with(|| {
-            let name = strings.intern(&name::readable(system_name));
+            let name = strings.intern(&Readable(system_name).to_string());
             functions.push(Function { name, system_name: key, file: StringHandle::EMPTY });
             FunctionHandle(functions.len() as u32 - 1)
         })

@@ -6,28 +6,44 @@ use std::fmt::{self, Write};
 /// hostile expands to a megabyte.
 const MAX_NAME: usize = 4096;
 
-/// The Rust path behind a mangled name, without its hash; any other name as it is.
-pub(super) fn readable(system_name: &str) -> String {
-    let mut name = Bounded(String::new());
-    let written = match rustc_demangle::try_demangle(system_name) {
-        Ok(path) => write!(name, "{path:#}"),
-        Err(_) => name.write_str(system_name),
-    };
-    if written.is_err() {
-        name.0.push('…');
+/// A function's name for people: the Rust path behind a mangled name, without its hash; any other name
+/// as it is. Written without allocating.
+pub struct Readable<'a>(pub(super) &'a str);
+
+impl fmt::Display for Readable<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut name = Bounded { out: f, room: MAX_NAME, failed: false };
+        let written = match rustc_demangle::try_demangle(self.0) {
+            Ok(path) => write!(name, "{path:#}"),
+            Err(_) => name.write_str(self.0),
+        };
+        match written {
+            Ok(()) => Ok(()),
+            Err(_) if name.failed => Err(fmt::Error),
+            Err(_) => f.write_char('…'),
+        }
     }
-    name.0
 }
 
-/// A text that takes [`MAX_NAME`] bytes and then fails.
-struct Bounded(String);
+/// Lets [`MAX_NAME`] bytes through and then fails.
+struct Bounded<'a, W> {
+    out: &'a mut W,
+    room: usize,
+    /// Whether it was `out` that failed.
+    failed: bool,
+}
 
-impl Write for Bounded {
+impl<W: Write> Write for Bounded<'_, W> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        let room = MAX_NAME.saturating_sub(self.0.len());
-        let cut =
-            (0..=room.min(text.len())).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
-        self.0.push_str(text.get(..cut).unwrap_or_default());
+        let cut = (0..=self.room.min(text.len()))
+            .rev()
+            .find(|&at| text.is_char_boundary(at))
+            .unwrap_or(0);
+        self.room -= cut;
+        if let Err(error) = self.out.write_str(text.get(..cut).unwrap_or_default()) {
+            self.failed = true;
+            return Err(error);
+        }
         if cut < text.len() { Err(fmt::Error) } else { Ok(()) }
     }
 }
@@ -45,16 +61,16 @@ mod tests {
             ("malloc", "malloc"),
             ("", ""),
         ] {
-            assert_eq!(readable(system_name), name);
+            assert_eq!(Readable(system_name).to_string(), name);
         }
     }
 
     #[test]
     fn a_name_is_cut_at_the_limit_and_shows_it() {
         for length in [MAX_NAME - 1, MAX_NAME] {
-            assert_eq!(readable(&"x".repeat(length)).len(), length);
+            assert_eq!(Readable(&"x".repeat(length)).to_string().len(), length);
         }
-        let cut = readable(&"ä".repeat(MAX_NAME));
+        let cut = Readable(&"ä".repeat(MAX_NAME)).to_string();
         assert!(cut.ends_with("ä…") && cut.len() == MAX_NAME + '…'.len_utf8());
     }
 }

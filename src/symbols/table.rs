@@ -40,7 +40,7 @@ impl Table {
         &self,
         image: &Image,
         endian: Endianness,
-        wants: &mut Wants<'_>,
+        wants: &mut Wants,
     ) -> Result<(), Error> {
         if wants.addresses.is_empty() {
             return Ok(());
@@ -48,7 +48,20 @@ impl Table {
         if self.entries.end - self.entries.start > MAX_TABLE {
             return Err(image.too_large("its symbol table in bytes", MAX_TABLE));
         }
-        let mut buffer = vec![0; CHUNK];
+        let mut buffer = std::mem::take(&mut wants.buffer);
+        buffer.resize(CHUNK, 0);
+        let scanned = self.scan_with::<S>(image, endian, wants, &mut buffer);
+        wants.buffer = buffer;
+        scanned
+    }
+
+    fn scan_with<S: Sym<Endian = Endianness>>(
+        &self,
+        image: &Image,
+        endian: Endianness,
+        wants: &mut Wants,
+        buffer: &mut [u8],
+    ) -> Result<(), Error> {
         let mut at = self.entries.start;
         while at < self.entries.end {
             let size = (self.entries.end - at).min(CHUNK as u64);
@@ -84,29 +97,53 @@ impl Candidate {
     }
 }
 
-/// Addresses and the best symbols seen for them.
-pub(super) struct Wants<'a> {
+/// Addresses and the best symbols seen for them. Its vectors keep their room from one use to the next.
+#[derive(Default)]
+pub(super) struct Wants {
     /// Sorted.
-    addresses: &'a [u64],
+    addresses: Vec<u64>,
     /// The innermost sized symbol around each address.
     sized: Vec<Option<Candidate>>,
     /// The last loose symbol in front of each address that is not in front of the address before it.
     loose: Vec<Option<Candidate>>,
     /// Likewise where the last sized symbol begins.
     begins: Vec<u64>,
+    /// What of the table is looked at.
+    buffer: Vec<u8>,
     steps: u64,
 }
 
-impl<'a> Wants<'a> {
-    /// Wants symbols for these addresses, which must be sorted.
-    pub(super) fn new(addresses: &'a [u64]) -> Self {
+impl Wants {
+    /// Room for `most` addresses at once, written to, so that it is there.
+    pub(super) fn reserve(most: usize) -> Self {
+        let unlikely = Candidate { start: u64::MAX, rank: u8::MAX, name: u32::MAX };
         Self {
-            addresses,
-            sized: vec![None; addresses.len()],
-            loose: vec![None; addresses.len()],
-            begins: vec![0; addresses.len()],
+            addresses: vec![u64::MAX; most],
+            sized: vec![Some(unlikely); most],
+            loose: vec![Some(unlikely); most],
+            begins: vec![u64::MAX; most],
+            buffer: vec![u8::MAX; CHUNK],
             steps: 0,
         }
+    }
+
+    /// Wants symbols for these addresses, which must be sorted, and for no others.
+    pub(super) fn set(&mut self, addresses: impl Iterator<Item = u64>) {
+        self.addresses.clear();
+        self.addresses.extend(addresses);
+        let count = self.addresses.len();
+        self.sized.clear();
+        self.sized.resize(count, None);
+        self.loose.clear();
+        self.loose.resize(count, None);
+        self.begins.clear();
+        self.begins.resize(count, 0);
+        self.steps = 0;
+    }
+
+    /// The address at `place`.
+    pub(super) fn address(&self, place: usize) -> Option<u64> {
+        self.addresses.get(place).copied()
     }
 
     fn offer<S: Sym<Endian = Endianness>>(&mut self, symbol: &S, endian: Endianness) {
@@ -152,7 +189,7 @@ impl<'a> Wants<'a> {
         for (slot, _) in self
             .sized
             .iter_mut()
-            .zip(self.addresses)
+            .zip(&self.addresses)
             .skip(first)
             .take_while(|&(_, &address)| address < end)
         {
@@ -163,36 +200,50 @@ impl<'a> Wants<'a> {
         }
     }
 
-    /// For each address the offset of the name of its symbol. `code`: the sections that hold code.
-    pub(super) fn into_names(self, code: &[Range<u64>]) -> Vec<Option<u32>> {
+    /// Calls `see` with the place of each address and the offset of its symbol's name, if it has one.
+    /// `code`: the sections that hold code.
+    pub(super) fn names<E>(
+        &self,
+        code: &[Range<u64>],
+        mut see: impl FnMut(usize, Option<u32>) -> Result<(), E>,
+    ) -> Result<(), E> {
         let (mut loose, mut begin) = (None::<Candidate>, 0);
-        let mut names = Vec::with_capacity(self.addresses.len());
-        let seen = self.sized.into_iter().zip(self.loose).zip(self.begins);
-        for (&address, ((sized, loose_here), begins_here)) in self.addresses.iter().zip(seen) {
+        let seen = self.sized.iter().zip(&self.loose).zip(&self.begins);
+        for (at, (&address, ((sized, loose_here), begins_here))) in
+            self.addresses.iter().zip(seen).enumerate()
+        {
             loose = loose_here.filter(|here| here.beats(&loose)).or(loose);
-            begin = begins_here.max(begin);
+            begin = begin.max(*begins_here);
             let reaching = loose.filter(|loose| {
                 let both =
                     |part: &Range<u64>| part.contains(&address) && part.contains(&loose.start);
                 loose.start > begin && code.iter().any(both)
             });
-            names.push(sized.or(reaching).map(|symbol| symbol.name));
+            see(at, sized.or(reaching).map(|symbol| symbol.name))?;
         }
-        names
+        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+
     use super::*;
 
     /// The names (here: numbers) given to `addresses` by symbols of (start, size, rank, name).
     fn names(addresses: &[u64], symbols: &[(u64, u64, u8, u32)]) -> Vec<Option<u32>> {
-        let mut wants = Wants::new(addresses);
+        let mut wants = Wants::default();
+        wants.set(addresses.iter().copied());
         for &(start, size, rank, name) in symbols {
             wants.place(Candidate { start, rank, name }, size);
         }
-        wants.into_names(&[0x100..0x200, 0x200..0x300])
+        let mut names = Vec::new();
+        let Ok(()) = wants.names::<Infallible>(&[0x100..0x200, 0x200..0x300], |_, name| {
+            names.push(name);
+            Ok(())
+        });
+        names
     }
 
     #[test]

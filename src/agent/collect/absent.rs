@@ -3,19 +3,39 @@
 
 #![allow(dead_code, reason = "what is called depends on which features are missing")]
 
-use super::{Failure, Started};
-use crate::base::{Anchor, Bytes};
-use crate::config::Settings;
-use crate::model::{CaptureKind, Vitals};
+use jiff::Timestamp;
 
-pub(super) const MEMORY: Bytes = Bytes(0);
+use super::{Evidence, Failure, Started};
+use crate::base::{Anchor, Bytes};
+use crate::config::{HeapSettings, Settings};
+use crate::model::{CaptureKind, Profile, Rule, Vitals};
+
+pub(super) fn memory(_: &Settings) -> Bytes {
+    Bytes(0)
+}
 
 pub(super) fn start(kind: CaptureKind, _: &Settings, _: Anchor) -> Result<Started, Failure> {
-    Err(format!("marple is built without its `{kind}` feature: add it in Cargo.toml").into())
+    Err(missing(kind))
+}
+
+fn missing(kind: CaptureKind) -> Failure {
+    format!("marple is built without its `{kind}` feature: add it in Cargo.toml").into()
 }
 
 /// What a guard would be.
 pub(in crate::agent) struct Nothing;
+
+pub(in crate::agent) type Always = Nothing;
+
+impl Nothing {
+    pub(in crate::agent) fn words(&self, _: &Settings) -> String {
+        "marple is built without its `cpu` feature".to_owned()
+    }
+}
+
+pub(in crate::agent) fn launch(_: &Settings) -> Nothing {
+    Nothing
+}
 
 pub(in crate::agent) fn exclude_current_thread() -> Nothing {
     Nothing
@@ -23,9 +43,36 @@ pub(in crate::agent) fn exclude_current_thread() -> Nothing {
 
 pub(in crate::agent) fn exclude_for_good() {}
 
-pub(in crate::agent) fn tick() {}
+pub(in crate::agent) fn tick(_: &mut Vitals) {}
 
-pub(in crate::agent) fn set_rate(_: Bytes) {}
+pub(in crate::agent) fn set_rates(_: &HeapSettings) {}
+
+pub(in crate::agent) fn now(_: Timestamp) -> Result<Evidence, Failure> {
+    Err(missing(CaptureKind::Heap))
+}
+
+pub(in crate::agent) fn snapshot(_: Timestamp) -> Result<Box<Profile>, Failure> {
+    Err(missing(CaptureKind::Heap))
+}
+
+pub(in crate::agent) fn ask_rate(_: Option<Bytes>) {}
+
+pub(in crate::agent) fn rehearse() {}
+
+pub(in crate::agent) fn watch<'r>(_: &Vitals, _: impl Iterator<Item = &'r Rule>) {}
+
+/// What would be woken.
+pub(in crate::agent) struct Crossings;
+
+impl Crossings {
+    pub(in crate::agent) fn listen() -> Self {
+        Self
+    }
+
+    pub(in crate::agent) async fn next(&self) {
+        std::future::pending().await
+    }
+}
 
 pub(in crate::agent) fn record_vitals(_: &Vitals) {}
 

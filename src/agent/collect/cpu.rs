@@ -1,29 +1,69 @@
-//! CPU profiles: one, over the whole capture.
+//! CPU profiles: one of the time before the capture, from the look-back that runs from the agent's start
+//! on, and one over the whole capture.
 
 use super::{Collector, Evidence, Failure, Started};
-use crate::base::{Anchor, Bytes, Moment};
+use crate::base::{Anchor, Bytes, Hertz, Moment};
 use crate::config::Settings;
-use crate::cpu::Session;
+use crate::cpu::{Error, Lookback, Options, Session};
 use crate::model::CaptureKind;
 
 /// What an engine may take.
-pub(super) const MEMORY: Bytes = Session::MEMORY;
+pub(super) fn memory(settings: &Settings) -> Bytes {
+    Session::memory(settings.cpu.engine)
+}
 
 pub(super) fn start(
     _: CaptureKind,
     settings: &Settings,
     anchor: Anchor,
 ) -> Result<Started, Failure> {
-    let session = Session::start(settings.cpu.frequency, anchor)?;
-    Ok(Started { collector: Box::new(session), at_start: None })
+    let mut session = Session::with(&options(settings), anchor)?;
+    let before = session.take_before().map(|profile| Evidence::Profile(Box::new(profile)));
+    Ok(Started { collector: Box::new(session), at_start: before })
+}
+
+fn options(settings: &Settings) -> Options {
+    Options {
+        engine: settings.cpu.engine,
+        frequency: settings.cpu.frequency,
+        lookback_frequency: settings.cpu.lookback_frequency,
+        lookback: settings.cpu.lookback,
+        guard: || Box::new(super::heap::exclude_current_thread()),
+    }
 }
 
 impl Collector for Session {
-    fn engine(&self) -> &'static str {
+    fn engine(&self) -> &str {
         Self::engine(self)
     }
 
     fn stop(self: Box<Self>, now: Moment) -> Result<Evidence, Failure> {
         Ok(Evidence::Profile(Box::new(Self::stop(*self, now)?)))
+    }
+}
+
+/// The look-back, or why there is none.
+pub(in crate::agent) struct Always(Result<Option<Lookback>, Error>);
+
+/// Begins to look back.
+pub(in crate::agent) fn launch(settings: &Settings) -> Always {
+    let started = Lookback::start(&options(settings));
+    if let Err(error) = &started {
+        tracing::warn!(target: "marple", "no CPU samples from before a capture: {error}");
+    }
+    Always(started)
+}
+
+impl Always {
+    /// The engine that samples and why it is that one, or why none does.
+    pub(in crate::agent) fn words(&self, settings: &Settings) -> String {
+        match &self.0 {
+            Ok(Some(lookback)) => lookback.engine(),
+            Ok(None) if settings.cpu.lookback_frequency == Hertz(0) => {
+                format!("{}: chosen when a capture starts; no look-back", settings.cpu.engine)
+            }
+            Ok(None) => "pprof: no look-back with this engine".to_owned(),
+            Err(error) => error.to_string(),
+        }
     }
 }

@@ -1,32 +1,103 @@
-//! Heap profiles: a snapshot at the start and one at the stop, so that their difference shows what the
-//! incident itself allocated.
+//! Heap profiles: one at the start and one at the stop, so that their difference shows what the incident
+//! itself allocated. Each is taken while it is written, in memory reserved at the agent's start.
 
+use std::future;
+use std::io::Write;
 use std::mem;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
 
-use super::{Collector, Evidence, Failure, Started};
+use jiff::Timestamp;
+
+use super::{Collector, Evidence, Failure, Live, Started};
+use crate::agent::heap_writer::{HeapWriter, ProcessMemory};
 use crate::base::{Anchor, Bytes, Moment};
-use crate::config::Settings;
+use crate::config::{HeapSettings, Settings};
 use crate::heap;
-use crate::model::CaptureKind;
+use crate::model::{CaptureKind, Losses, Metric, Profile, Rule, Vitals};
 use crate::os::unwind;
+use crate::os::wake::Listener;
+
+/// One dump at a time: there is one room.
+static WRITER: Mutex<Option<HeapWriter>> = Mutex::new(None);
+static RATES: Mutex<Rates> =
+    Mutex::new(Rates { usual: None, during: None, captures: 0, asked: None });
+
+/// What the last tick measured; 0 is unknown.
+static RESIDENT: AtomicU64 = AtomicU64::new(0);
+static WORKING_SET: AtomicU64 = AtomicU64::new(0);
+static LIMIT: AtomicU64 = AtomicU64::new(0);
 
 pub(super) fn start(_: CaptureKind, _: &Settings, anchor: Anchor) -> Result<Started, Failure> {
-    let first = heap::snapshot(anchor.wall)?;
+    if !heap::installed() {
+        return Err(heap::Error::NotInstalled.into());
+    }
     Ok(Started {
-        collector: Box::new(Snapshots(anchor)),
-        at_start: Some(Evidence::Profile(Box::new(first))),
+        collector: Box::new(Snapshots(anchor, FinerRate::begin())),
+        at_start: Some(Evidence::Live(Box::new(Dump(anchor.wall)))),
     })
 }
 
-struct Snapshots(Anchor);
+/// The heap as it is when it is written.
+pub(in crate::agent) fn now(wall: Timestamp) -> Result<Evidence, Failure> {
+    if !heap::installed() {
+        return Err(heap::Error::NotInstalled.into());
+    }
+    Ok(Evidence::Live(Box::new(Dump(wall))))
+}
+
+/// The heap as a value.
+pub(in crate::agent) fn snapshot(wall: Timestamp) -> Result<Box<Profile>, Failure> {
+    Ok(Box::new(heap::snapshot(wall)?))
+}
+
+struct Snapshots(Anchor, #[allow(dead_code, reason = "held for its drop")] FinerRate);
 
 impl Collector for Snapshots {
-    fn engine(&self) -> &'static str {
+    fn engine(&self) -> &str {
         "sampling allocator"
     }
 
+    fn peek(&self, now: Moment) -> Result<Option<Evidence>, Failure> {
+        let snapshot = heap::snapshot(self.0.wall_at(now))?;
+        Ok(Some(Evidence::Profile(Box::new(snapshot))))
+    }
+
     fn stop(self: Box<Self>, now: Moment) -> Result<Evidence, Failure> {
-        Ok(Evidence::Profile(Box::new(heap::snapshot(self.0.wall_at(now))?)))
+        Ok(Evidence::Live(Box::new(Dump(self.0.wall_at(now)))))
+    }
+}
+
+/// The profile as it is when it is written.
+struct Dump(Timestamp);
+
+impl Live for Dump {
+    fn asked(&self) -> Timestamp {
+        self.0
+    }
+
+    fn losses(&self) -> Losses {
+        heap::losses()
+    }
+
+    fn write(&self, out: &mut dyn Write) -> Result<(), Failure> {
+        let known = |figure: &AtomicU64| Some(figure.load(Relaxed)).filter(|&figure| figure > 0);
+        let process = ProcessMemory {
+            resident: known(&RESIDENT),
+            working_set: known(&WORKING_SET),
+            limit: known(&LIMIT),
+        };
+        let mut writer = WRITER.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(writer.get_or_insert_with(HeapWriter::reserve).write(self.0, process, out)?)
+    }
+}
+
+/// Makes the room for dumps, and one dump into nothing: the files it reads are open then, and all it
+/// touches is in memory. Nothing if the program's allocator is another.
+pub(in crate::agent) fn rehearse() {
+    if heap::installed() {
+        // What keeps it from working will be told by the first capture.
+        let _ = Dump(Timestamp::UNIX_EPOCH).write(&mut std::io::sink());
     }
 }
 
@@ -40,15 +111,111 @@ pub(in crate::agent) fn exclude_for_good() {
     mem::forget(heap::exclude_current_thread());
 }
 
-/// Lets stacks be walked through libraries that were loaded since the last tick. A microsecond when none
-/// was. An image that cannot be read is walked by frame pointers, and the next tick tries again.
-pub(in crate::agent) fn tick() {
-    if heap::installed() {
-        let _ = unwind::refresh();
+/// Lets stacks be walked through libraries that were loaded since the last tick, and adds to the vitals
+/// what only the allocator knows. A microsecond when nothing was loaded. An image that cannot be read is
+/// walked by frame pointers, and the next tick tries again.
+pub(in crate::agent) fn tick(vitals: &mut Vitals) {
+    if !heap::installed() {
+        return;
+    }
+    let _ = unwind::refresh();
+    let limit = vitals.memory_limit.as_ref().map(|limit| limit.value);
+    for (figure, value) in
+        [(&RESIDENT, vitals.rss), (&WORKING_SET, vitals.working_set), (&LIMIT, limit)]
+    {
+        figure.store(value.map_or(0, Bytes::get), Relaxed);
+    }
+    vitals.heap = heap::in_use();
+}
+
+/// Asks to be woken when the heap grows past the next of the rules' thresholds above what `vitals`
+/// say: the tick sees to those below. To be called at regular ticks only, so that a heap that breathes
+/// around a threshold costs one tick more in each interval.
+pub(in crate::agent) fn watch<'r>(vitals: &Vitals, rules: impl Iterator<Item = &'r Rule>) {
+    let Some(in_use) = vitals.heap else { return };
+    let next = rules
+        .filter(|rule| rule.metric == Metric::Heap)
+        .filter_map(|rule| Some(Bytes(rule.abs?.max(rule.min) as u64)))
+        .filter(|&threshold| threshold >= in_use)
+        .min();
+    match next {
+        Some(threshold) => heap::watch(threshold),
+        None => heap::unwatch(),
     }
 }
 
-/// Samples every `rate` bytes on average from here on.
-pub(in crate::agent) fn set_rate(rate: Bytes) {
-    heap::set_rate(rate);
+/// Wakes when the heap has grown past what was asked for.
+pub(in crate::agent) struct Crossings(Option<Listener>);
+
+impl Crossings {
+    /// To be made on the agent's runtime. Without it rules are asked at ticks only.
+    pub(in crate::agent) fn listen() -> Self {
+        let listener = heap::crossings().inspect_err(|error| {
+            tracing::error!(target: "marple", "heap rules are asked at ticks only: {error}");
+        });
+        Self(listener.ok())
+    }
+
+    /// The next crossing.
+    pub(in crate::agent) async fn next(&self) {
+        match &self.0 {
+            Some(listener) => listener.next().await,
+            None => future::pending().await,
+        }
+    }
+}
+
+/// Samples as the settings say from here on.
+pub(in crate::agent) fn set_rates(settings: &HeapSettings) {
+    let mut rates = RATES.lock().unwrap_or_else(PoisonError::into_inner);
+    (rates.usual, rates.during) = (Some(settings.rate), settings.rate_during_incident);
+    rates.apply();
+}
+
+/// How much lies between two samples, usually and during a heap capture.
+struct Rates {
+    /// None until the settings are known.
+    usual: Option<Bytes>,
+    during: Option<Bytes>,
+    captures: u32,
+    /// What a client asked for, for a time.
+    asked: Option<Bytes>,
+}
+
+impl Rates {
+    fn apply(&self) {
+        let during = self.during.filter(|_| self.captures > 0);
+        if let Some(rate) = self.asked.or(during).or(self.usual) {
+            heap::set_rate(rate);
+        }
+    }
+}
+
+/// Samples every `rate` bytes until it is asked for none.
+pub(in crate::agent) fn ask_rate(rate: Option<Bytes>) {
+    let mut rates = RATES.lock().unwrap_or_else(PoisonError::into_inner);
+    rates.asked = rate;
+    rates.apply();
+}
+
+/// While one lives, the rate is that of an incident, if the settings have one.
+struct FinerRate(());
+
+impl FinerRate {
+    fn begin() -> Self {
+        change(|captures| captures.saturating_add(1));
+        Self(())
+    }
+}
+
+impl Drop for FinerRate {
+    fn drop(&mut self) {
+        change(|captures| captures.saturating_sub(1));
+    }
+}
+
+fn change(captures: impl FnOnce(u32) -> u32) {
+    let mut rates = RATES.lock().unwrap_or_else(PoisonError::into_inner);
+    rates.captures = captures(rates.captures);
+    rates.apply();
 }

@@ -19,14 +19,14 @@ use crate::symbols;
 #[cfg(not(all(feature = "cpu", feature = "heap", feature = "trace")))]
 pub(super) mod absent;
 #[cfg(feature = "cpu")]
-mod cpu;
+pub(super) mod cpu;
 #[cfg(feature = "heap")]
 pub(super) mod heap;
 #[cfg(feature = "trace")]
 pub(super) mod trace;
 
 #[cfg(not(feature = "cpu"))]
-use absent as cpu;
+pub(super) use absent as cpu;
 #[cfg(not(feature = "heap"))]
 pub(super) use absent as heap;
 #[cfg(not(feature = "trace"))]
@@ -38,7 +38,12 @@ pub(super) type Failure = Box<dyn Error + Send + Sync>;
 /// A collector at work.
 pub(super) trait Collector {
     /// By what means it captures.
-    fn engine(&self) -> &'static str;
+    fn engine(&self) -> &str;
+
+    /// What is there at `now`, of a collector that can tell while it goes on.
+    fn peek(&self, _now: Moment) -> Result<Option<Evidence>, Failure> {
+        Ok(None)
+    }
 
     /// Ends the capture and hands over what was seen since it began.
     fn stop(self: Box<Self>, now: Moment) -> Result<Evidence, Failure>;
@@ -51,9 +56,9 @@ pub(super) struct Started {
 }
 
 /// How much memory the collector of `kind` may take besides what it is set to.
-pub(super) fn memory(kind: CaptureKind) -> Bytes {
+pub(super) fn memory(kind: CaptureKind, settings: &Settings) -> Bytes {
     match kind {
-        CaptureKind::Cpu => cpu::MEMORY,
+        CaptureKind::Cpu => cpu::memory(settings),
         CaptureKind::Heap | CaptureKind::Trace => Bytes(0),
     }
 }
@@ -73,12 +78,26 @@ pub(super) fn start(
 
 /// What a collector saw.
 #[cfg_attr(
-    not(all(feature = "cpu", feature = "trace")),
+    not(all(feature = "cpu", feature = "heap", feature = "trace")),
     allow(dead_code, reason = "a collector that is not built in makes none")
 )]
 pub(super) enum Evidence {
     Profile(Box<Profile>),
     Timeline(Box<Timeline>),
+    /// Taken while it is written.
+    Live(Box<dyn Live>),
+}
+
+/// Evidence that is never held in memory: it goes from where it is into the file.
+pub(super) trait Live {
+    /// When it was asked for, which is as good as when it is taken.
+    fn asked(&self) -> Timestamp;
+
+    /// What it lacks.
+    fn losses(&self) -> Losses;
+
+    /// Takes and writes it.
+    fn write(&self, out: &mut dyn io::Write) -> Result<(), Failure>;
 }
 
 impl Evidence {
@@ -87,14 +106,16 @@ impl Evidence {
         match self {
             Self::Profile(profile) => profile.started,
             Self::Timeline(timeline) => timeline.started,
+            Self::Live(live) => live.asked(),
         }
     }
 
     /// What it lacks.
-    pub(super) fn losses(&self) -> &Losses {
+    pub(super) fn losses(&self) -> Losses {
         match self {
-            Self::Profile(profile) => &profile.losses,
-            Self::Timeline(timeline) => &timeline.losses,
+            Self::Profile(profile) => profile.losses.clone(),
+            Self::Timeline(timeline) => timeline.losses.clone(),
+            Self::Live(live) => live.losses(),
         }
     }
 
@@ -106,10 +127,11 @@ impl Evidence {
     }
 
     /// Writes it in the form its readers know.
-    pub(super) fn write(&self, out: impl io::Write) -> io::Result<()> {
+    pub(super) fn write(&self, mut out: impl io::Write) -> Result<(), Failure> {
         match self {
-            Self::Profile(profile) => pprof::write(profile, out),
-            Self::Timeline(timeline) => perfetto::write(timeline, out),
+            Self::Profile(profile) => Ok(pprof::write(profile, out)?),
+            Self::Timeline(timeline) => Ok(perfetto::write(timeline, out)?),
+            Self::Live(live) => live.write(&mut out),
         }
     }
 }

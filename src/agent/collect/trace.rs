@@ -16,7 +16,7 @@ pub(super) fn start(
 }
 
 impl Collector for Session {
-    fn engine(&self) -> &'static str {
+    fn engine(&self) -> &str {
         trace::engine()
     }
 

@@ -46,14 +46,35 @@ enum Held {
     Stopped { evidence: Evidence, view: Option<HeapView>, cut_short: Option<String> },
 }
 
-struct Running {
-    kind: CaptureKind,
-    collector: Box<dyn Collector>,
-    /// The heap as it was at the start, where the difference is wanted.
-    first: Option<Box<Profile>>,
-    view: Option<HeapView>,
-    /// Whether the heap is sampled at a rate that is not the settings'.
-    rate_changed: bool,
+enum Running {
+    Collector(CaptureKind, Box<dyn Collector>),
+    /// The heap as it was at the start.
+    Delta(Box<Profile>, HeapView, AskedRate),
+}
+
+impl Running {
+    fn engine(&self) -> Option<(CaptureKind, String)> {
+        match self {
+            Self::Collector(kind, collector) => Some((*kind, collector.engine().to_owned())),
+            Self::Delta(..) => None,
+        }
+    }
+}
+
+/// While it lives, the heap is sampled at a rate that a client asked for, if it asked for one.
+struct AskedRate(());
+
+impl AskedRate {
+    fn begin(rate: Option<Bytes>) -> Self {
+        collect::heap::ask_rate(rate);
+        Self(())
+    }
+}
+
+impl Drop for AskedRate {
+    fn drop(&mut self) {
+        collect::heap::ask_rate(None);
+    }
 }
 
 impl Desk {
@@ -62,13 +83,13 @@ impl Desk {
         let Task { job, settings, headroom, vitals } = task;
         match job {
             Job::Look { id, take } => {
-                let result = fence(|| look(take, &settings, clock.anchor(), &vitals));
+                let result = fence(|| look(take, clock.anchor(), &vitals));
                 Done::Finished { id, result: result.map_err(failed) }
             }
             Job::Start { id, take } => {
                 match fence(|| start(&take, &settings, headroom, clock.anchor())) {
                     Ok(running) => {
-                        let engine = Some((running.kind, running.collector.engine()));
+                        let engine = running.engine();
                         self.held.push((id, Held::Running(running)));
                         Done::Started { id, engine }
                     }
@@ -76,15 +97,13 @@ impl Desk {
                 }
             }
             Job::Stop { id, cut_short } => match self.take(id) {
-                Some(Held::Running(running)) => {
-                    match fence(|| stop(running, &settings, clock, cut_short)) {
-                        Ok(stopped) => {
-                            self.held.push((id, stopped));
-                            Done::Stopped { id }
-                        }
-                        Err(error) => Done::Finished { id, result: Err(failed(error)) },
+                Some(Held::Running(running)) => match fence(|| stop(running, clock, cut_short)) {
+                    Ok(stopped) => {
+                        self.held.push((id, stopped));
+                        Done::Stopped { id }
                     }
-                }
+                    Err(error) => Done::Finished { id, result: Err(failed(error)) },
+                },
                 _ => Done::Dropped { id },
             },
             Job::Encode { id } => match self.take(id) {
@@ -96,13 +115,11 @@ impl Desk {
                 _ => Done::Dropped { id },
             },
             Job::Drop { id } => {
-                if let Some(Held::Running(running)) = self.take(id) {
-                    let _ = fence(|| {
-                        drop(running.collector);
-                        restore(running.rate_changed, &settings);
-                        Ok(())
-                    });
-                }
+                let held = self.take(id);
+                let _ = fence(|| {
+                    drop(held);
+                    Ok(())
+                });
                 Done::Dropped { id }
             }
         }
@@ -118,12 +135,6 @@ fn failed(error: Failure) -> StreamError {
     StreamError::Failed(chain(&*error))
 }
 
-fn restore(rate_changed: bool, settings: &Settings) {
-    if rate_changed {
-        collect::heap::set_rate(settings.heap.rate);
-    }
-}
-
 fn start(
     take: &Take,
     settings: &Settings,
@@ -131,53 +142,37 @@ fn start(
     anchor: Anchor,
 ) -> Result<Running, Failure> {
     let mut own = settings.clone();
-    let (kind, view, rate) = match take {
+    let kind = match take {
         Take::Cpu { frequency, .. } => {
             own.cpu.frequency = frequency.unwrap_or(settings.cpu.frequency);
-            (CaptureKind::Cpu, None, None)
+            CaptureKind::Cpu
         }
-        Take::Trace { .. } => (CaptureKind::Trace, None, None),
-        Take::HeapDelta { view, rate, .. } => (CaptureKind::Heap, Some(*view), *rate),
+        Take::Trace { .. } => CaptureKind::Trace,
+        Take::HeapDelta { view, rate, .. } => {
+            let first = collect::heap::snapshot(anchor.wall)?;
+            return Ok(Running::Delta(first, *view, AskedRate::begin(*rate)));
+        }
         _ => return Err("it takes no time".into()),
     };
-    let (need, left) = (collect::memory(kind), headroom.unwrap_or(Bytes(u64::MAX)));
+    let (need, left) = (collect::memory(kind, &own), headroom.unwrap_or(Bytes(u64::MAX)));
     if left < need {
         let why = format!("{left} are left below the memory limit and it takes up to {need}");
         return Err(why.into());
     }
-    if let Some(rate) = rate {
-        collect::heap::set_rate(rate);
-    }
-    let rate_changed = rate.is_some();
-    match collect::start(kind, &own, anchor) {
-        Ok(started) => {
-            let first = match started.at_start {
-                Some(Evidence::Profile(first)) if view.is_some() => Some(first),
-                _ => None,
-            };
-            Ok(Running { kind, collector: started.collector, first, view, rate_changed })
-        }
-        Err(error) => {
-            restore(rate_changed, settings);
-            Err(error)
-        }
-    }
+    // What was seen before the start is an incident's evidence; here nobody asked for it.
+    Ok(Running::Collector(kind, collect::start(kind, &own, anchor)?.collector))
 }
 
-fn stop(
-    running: Running,
-    settings: &Settings,
-    clock: &dyn Clock,
-    cut_short: Option<String>,
-) -> Result<Held, Failure> {
-    let Running { collector, first, view, rate_changed, .. } = running;
-    let stopped = collector.stop(clock.now());
-    restore(rate_changed, settings);
-    let mut evidence = stopped?;
-    if let Evidence::Profile(profile) = &mut evidence {
-        if let Some(first) = first {
+fn stop(running: Running, clock: &dyn Clock, cut_short: Option<String>) -> Result<Held, Failure> {
+    let (mut evidence, view) = match running {
+        Running::Collector(_, collector) => (collector.stop(clock.now())?, None),
+        Running::Delta(first, view, _rate) => {
+            let mut profile = collect::heap::snapshot(clock.wall())?;
             profile.subtract(&first);
+            (Evidence::Profile(profile), Some(view))
         }
+    };
+    if let Evidence::Profile(profile) = &mut evidence {
         profile.comments.extend(cut_short.iter().map(|why| format!("cut short: {why}")));
     }
     Ok(Held::Stopped { evidence, view, cut_short })
@@ -193,17 +188,15 @@ fn encode(mut evidence: Evidence, view: Option<HeapView>) -> Result<Vec<u8>, Fai
     Ok(out.0)
 }
 
-fn look(
-    take: Take,
-    settings: &Settings,
-    anchor: Anchor,
-    vitals: &VitalsRow,
-) -> Result<Streamed, Failure> {
+fn look(take: Take, anchor: Anchor, vitals: &VitalsRow) -> Result<Streamed, Failure> {
     let (evidence, view, form) = match take {
+        // Written from the tables, without holding it in memory; the others need it as a value.
+        Take::Heap { view: HeapView::InUse, form: Form::Binary } => {
+            (collect::heap::now(anchor.wall)?, None, Form::Binary)
+        }
         Take::Heap { view, form } => {
-            let started = collect::start(CaptureKind::Heap, settings, anchor)?;
-            let now = started.at_start.ok_or("the heap shows nothing of the present")?;
-            (now, Some(view), form)
+            let snapshot = collect::heap::snapshot(anchor.wall)?;
+            (Evidence::Profile(snapshot), Some(view), form)
         }
         Take::Threads { view, form } => {
             (Evidence::Profile(Box::new(threads(view, anchor, vitals)?)), None, form)

@@ -14,10 +14,12 @@
 
 pub mod proto;
 mod read;
+mod stream;
 
 use std::io::{self, Write};
 
 pub use read::read;
+pub use stream::{FunctionId, Head, Room, Stream, Text};
 
 use super::gzip::Parts;
 use crate::model::{Frame, LabelValue, Mapping, Profile, Sample, StringTable, ValueType};

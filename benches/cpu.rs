@@ -1,0 +1,214 @@
+//! What a CPU profile is worth and what it costs, for each engine and for the `pprof` crate by itself:
+//! `cargo bench --bench cpu`, or with `-- --quick` in a minute.
+//!
+//! One row a measure: its name, its value, the goal, and `pass` or `short`. Every cell is a process of
+//! its own, because SIGPROF belongs to a process and the engines leave something behind in it; a cell
+//! that does not end is killed and its rows say so. Cells of different engines take turns, so that
+//! what the neighbours do meets all of them.
+//!
+//! | measure | how it is taken |
+//! |---|---|
+//! | got | periods that the samples of the burning threads stand for, over those their CPU clocks say there were (`burn`) |
+//! | got + lost | the periods of all samples and those the profile says were lost, over those of the process' CPU time |
+//! | attribution | the worst of three shares' errors, in standard errors of the binomial over the samples really taken; median of rounds |
+//! | outside | CPU time of the process that is not the burning threads', to the end of the session, over the samples |
+//! | start | the first of a process: wall time, and the growth of its resident memory, at its peak |
+//! | handler | CPU time of a SIGPROF a thread raises for itself, 20 calls deep, less that of one met by an empty handler |
+//! | throughput | work done per second of the process' CPU time with the engine over that without, in turn; `control` has none either time |
+
+#[path = "cpu/burn.rs"]
+mod burn;
+#[path = "cpu/cell.rs"]
+mod cell;
+#[path = "../tests/storm/drive.rs"]
+mod drive;
+#[path = "cpu/handler.rs"]
+mod handler;
+#[path = "cpu/table.rs"]
+mod table;
+#[path = "cpu/throughput.rs"]
+mod throughput;
+
+use std::time::Duration;
+
+use cell::{Measured, measure};
+use drive::Engine;
+use table::{Goal, median, row};
+
+/// The engines whose rows are shown.
+const ENGINES: [Engine; 4] = [Engine::Perf, Engine::Timer, Engine::Pprof, Engine::Peer];
+
+/// How long and how often.
+struct Plan {
+    burn: Duration,
+    rates: &'static [u32],
+    threads: &'static [usize],
+    rounds: usize,
+    pairs: usize,
+}
+
+const FULL: Plan = Plan {
+    burn: Duration::from_millis(2500),
+    rates: &[99, 500, 1000],
+    threads: &[1, 2, 8, 32, 256],
+    rounds: 7,
+    pairs: 11,
+};
+
+const QUICK: Plan = Plan {
+    burn: Duration::from_millis(800),
+    rates: &[99, 1000],
+    threads: &[2, 32],
+    rounds: 3,
+    pairs: 7,
+};
+
+fn main() {
+    let args: Vec<String> = std::env::args().collect();
+    if let Some(cell) = args.iter().position(|arg| arg == "cell") {
+        return cell::run(&args[cell + 1..]);
+    }
+    // `cargo test --all-targets` runs benches too; only `cargo bench` says this.
+    if !args.iter().any(|arg| arg == "--bench") {
+        return;
+    }
+    let plan = if args.iter().any(|arg| arg == "--quick") { QUICK } else { FULL };
+    for engine in ENGINES {
+        if let Err(why) = measure(&["start", engine.name()]) {
+            println!("{engine}: does not run here: {why}");
+        }
+    }
+    got(&plan);
+    got_beside_neighbours(&plan);
+    attribution(&plan);
+    start(&plan);
+    handlers();
+    throughput(&plan);
+}
+
+fn got(plan: &Plan) {
+    for &hertz in plan.rates {
+        for &threads in plan.threads {
+            for engine in ENGINES {
+                let name = format!("{engine}: {hertz} Hz, {threads} threads");
+                rows_of_got(&name, &burning(engine, hertz, threads, plan.burn));
+            }
+        }
+    }
+}
+
+/// The same while two processes for each core want it too.
+fn got_beside_neighbours(plan: &Plan) {
+    let neighbours =
+        Neighbours::new(2 * std::thread::available_parallelism().map_or(2, Into::into));
+    for threads in [8, 32] {
+        for engine in ENGINES {
+            let name = format!("{engine}: 99 Hz, {threads} threads, loaded");
+            rows_of_got(&name, &burning(engine, 99, threads, plan.burn));
+        }
+    }
+    drop(neighbours);
+}
+
+fn burning(engine: Engine, hertz: u32, threads: usize, time: Duration) -> Result<Measured, String> {
+    let (hertz, threads) = (hertz.to_string(), threads.to_string());
+    let millis = time.as_millis().to_string();
+    measure(&["burn", engine.name(), &hertz, &threads, &millis])
+}
+
+fn rows_of_got(name: &str, measured: &Result<Measured, String>) {
+    match measured {
+        Ok(measured) => {
+            let (got, accounted) = (measured.get("got"), measured.get("accounted"));
+            row(&format!("{name}: got"), got, "", Goal::AtLeast(0.97));
+            row(&format!("{name}: got + lost"), accounted, "", Goal::Near(1.0, 0.01));
+        }
+        Err(why) => println!("{name}: short: {why}"),
+    }
+}
+
+fn attribution(plan: &Plan) {
+    for hertz in [99, 1000] {
+        let mut rounds: [Vec<Measured>; ENGINES.len()] = Default::default();
+        for _ in 0..plan.rounds {
+            for (engine, rounds) in ENGINES.into_iter().zip(&mut rounds) {
+                rounds.extend(burning(engine, hertz, 8, plan.burn));
+            }
+        }
+        for (engine, rounds) in ENGINES.into_iter().zip(&rounds) {
+            let name = format!("{engine}: {hertz} Hz, 8 threads");
+            let of = |key| median(rounds.iter().map(|measured| measured.get(key)));
+            row(&format!("{name}: attribution"), of("errors"), "s.e.", Goal::AtMost(2.0));
+            row(&format!("{name}: attribution, in points"), of("points"), "", Goal::None);
+            row(&format!("{name}: samples really taken"), of("samples"), "", Goal::None);
+            row(&format!("{name}: whole stacks"), of("whole"), "", Goal::AtLeast(0.99));
+            row(&format!("{name}: CPU outside, a sample"), of("outside"), "us", Goal::AtMost(5.0));
+        }
+    }
+}
+
+fn start(plan: &Plan) {
+    let mut rounds: [Vec<Measured>; ENGINES.len()] = Default::default();
+    for _ in 0..plan.rounds {
+        for (engine, rounds) in ENGINES.into_iter().zip(&mut rounds) {
+            rounds.extend(measure(&["start", engine.name()]));
+        }
+    }
+    for (engine, rounds) in ENGINES.into_iter().zip(&rounds) {
+        let of = |key| median(rounds.iter().map(|measured| measured.get(key)));
+        row(&format!("{engine}: start"), of("millis"), "ms", Goal::AtMost(10.0));
+        row(&format!("{engine}: start, memory"), of("mib"), "MiB", Goal::AtMost(4.0));
+        row(&format!("{engine}: start again"), of("again"), "ms", Goal::None);
+        row(&format!("{engine}: stop"), of("stop"), "ms", Goal::None);
+    }
+}
+
+fn handlers() {
+    for engine in ENGINES {
+        match measure(&["handler", engine.name()]) {
+            Ok(measured) => {
+                let name = format!("{engine}: handler");
+                row(&name, measured.get("micros"), "us", Goal::AtMost(2.0));
+            }
+            Err(why) => println!("{engine}: handler: short: {why}"),
+        }
+    }
+}
+
+fn throughput(plan: &Plan) {
+    let pairs = plan.pairs.to_string();
+    let of = |engine: Engine| measure(&["throughput", engine.name(), &pairs]);
+    let control = match of(Engine::Control) {
+        Ok(control) => control,
+        Err(why) => return println!("throughput: short: {why}"),
+    };
+    row("control: throughput", control.get("median"), "", Goal::None);
+    row("control: throughput, lowest quarter", control.get("low"), "", Goal::None);
+    for engine in ENGINES {
+        match of(engine) {
+            Ok(measured) => {
+                let name = format!("{engine}: throughput at 99 Hz");
+                row(&name, measured.get("median"), "", Goal::AtLeast(control.get("low")));
+            }
+            Err(why) => println!("{engine}: throughput: short: {why}"),
+        }
+    }
+}
+
+/// Processes that take CPU time from this one until dropped.
+struct Neighbours(Vec<std::process::Child>);
+
+impl Neighbours {
+    fn new(number: usize) -> Self {
+        Self((0..number).map(|_| cell::spawn(&["neighbour"])).collect())
+    }
+}
+
+impl Drop for Neighbours {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}

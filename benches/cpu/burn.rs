@@ -1,0 +1,153 @@
+//! Threads whose use of CPU time is known: half of it in one function, three tenths in a second, a
+//! fifth in a third.
+//!
+//! The shares come about by drawing which function is next and for how long, so that no period of an
+//! engine keeps step with them; what they were in the end is read from the thread's CPU clock at each
+//! change, some 0.5 us in 0.4 ms, and that is the truth samples are held against.
+
+use std::hint::black_box;
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread;
+use std::time::Duration;
+
+use rustix::time::{ClockId, clock_gettime};
+
+/// The functions' names.
+pub(crate) const FUNCTIONS: [&str; 3] = ["burn_half", "burn_three_tenths", "burn_a_fifth"];
+
+/// The name of the burning threads.
+pub(crate) const THREAD: &str = "burner";
+
+/// Calls between a thread's start and the burning functions.
+pub(crate) const DEPTH: u32 = 16;
+
+/// The time of one visit, on average; a visit takes half to one and a half of it.
+const VISIT: Duration = Duration::from_micros(400);
+
+/// CPU time burnt in each of the functions.
+pub(crate) type Burnt = [f64; 3];
+
+pub(crate) fn cpu_of(clock: ClockId) -> f64 {
+    let time = clock_gettime(clock);
+    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
+}
+
+#[inline(always)]
+fn spin(seed: u64, turns: u64) {
+    let mut state = seed;
+    for _ in 0..turns {
+        state = black_box(state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(seed));
+    }
+}
+
+#[inline(never)]
+fn burn_half(turns: u64) {
+    spin(5, turns);
+}
+
+#[inline(never)]
+fn burn_three_tenths(turns: u64) {
+    spin(3, turns);
+}
+
+#[inline(never)]
+fn burn_a_fifth(turns: u64) {
+    spin(2, turns);
+}
+
+/// Turns of the loop in a microsecond of CPU time.
+fn turns_per_micro() -> f64 {
+    let best = (0..5).map(|_| {
+        let start = cpu_of(ClockId::ThreadCPUTime);
+        burn_half(1_000_000);
+        cpu_of(ClockId::ThreadCPUTime) - start
+    });
+    1.0 / best.fold(f64::INFINITY, f64::min)
+}
+
+/// Numbers that are different in each thread and the same in each run.
+pub(crate) struct Random(pub(crate) u64);
+
+impl Random {
+    /// Below `end`.
+    pub(crate) fn below(&mut self, end: u64) -> u64 {
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % end
+    }
+}
+
+/// Calls itself until the stack is as deep as a service's.
+#[inline(never)]
+fn deepen(depth: u32, work: &mut dyn FnMut()) {
+    match depth {
+        0 => work(),
+        _ => deepen(black_box(depth - 1), work),
+    }
+    black_box(depth);
+}
+
+fn burn(random: &mut Random, turns_per_micro: f64, stop: &AtomicBool) -> Burnt {
+    let mut burnt = [0.0; 3];
+    let mut last = cpu_of(ClockId::ThreadCPUTime);
+    while !stop.load(Relaxed) {
+        let part = 0.5 + random.below(1000) as f64 / 1000.0;
+        let turns = (VISIT.as_micros() as f64 * part * turns_per_micro) as u64;
+        let which = match random.below(10) {
+            0..5 => 0,
+            5..8 => 1,
+            _ => 2,
+        };
+        match which {
+            0 => burn_half(turns),
+            1 => burn_three_tenths(turns),
+            _ => burn_a_fifth(turns),
+        }
+        let now = cpu_of(ClockId::ThreadCPUTime);
+        burnt[which] += now - last;
+        last = now;
+    }
+    burnt
+}
+
+/// Makes `threads` threads, calls `start`, lets them burn for `time` of the wall's, calls `stop` with
+/// what they burnt, and only then lets them end.
+pub(crate) fn during<S, R>(
+    threads: usize,
+    time: Duration,
+    start: impl FnOnce() -> S,
+    stop: impl FnOnce(S, Burnt) -> R,
+) -> R {
+    let speed = turns_per_micro();
+    let (go, done, end) =
+        (Barrier::new(threads + 1), Barrier::new(threads + 1), Barrier::new(threads + 1));
+    let over = AtomicBool::new(false);
+    let total = std::sync::Mutex::new([0.0; 3]);
+    thread::scope(|scope| {
+        for number in 0..threads {
+            let (go, done, end, over, total) = (&go, &done, &end, &over, &total);
+            let body = move || {
+                let mut random = Random(number as u64 * 7919 + 1);
+                go.wait();
+                let mut burnt = [0.0; 3];
+                deepen(DEPTH, &mut || burnt = burn(&mut random, speed, over));
+                let mut sum = total.lock().unwrap();
+                sum.iter_mut().zip(burnt).for_each(|(sum, part)| *sum += part);
+                drop(sum);
+                done.wait();
+                end.wait();
+            };
+            thread::Builder::new().name(THREAD.into()).spawn_scoped(scope, body).unwrap();
+        }
+        let started = start();
+        go.wait();
+        thread::sleep(time);
+        over.store(true, Relaxed);
+        done.wait();
+        let burnt = *total.lock().unwrap();
+        let result = stop(started, burnt);
+        end.wait();
+        result
+    })
+}

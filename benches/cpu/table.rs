@@ -1,0 +1,34 @@
+//! Rows of a table: name, value, goal, verdict.
+
+/// What a value should be.
+#[derive(Clone, Copy)]
+pub(crate) enum Goal {
+    AtLeast(f64),
+    AtMost(f64),
+    /// This, give or take that.
+    Near(f64, f64),
+    /// Shown for the reader.
+    None,
+}
+
+pub(crate) fn row(name: &str, value: f64, unit: &str, goal: Goal) {
+    let (met, goal) = match goal {
+        Goal::AtLeast(least) => (Some(value >= least), format!(">= {least:.3}")),
+        Goal::AtMost(most) => (Some(value <= most), format!("<= {most:.3}")),
+        Goal::Near(goal, by) => (Some((value - goal).abs() <= by), format!("{goal} +- {by}")),
+        Goal::None => (None, "-".to_owned()),
+    };
+    let verdict = met.map_or("-", |met| if met { "pass" } else { "short" });
+    println!("{name:<52} {:>18} {goal:>14} {verdict}", format!("{value:.3} {unit}"));
+}
+
+/// The middle of them; not a number of none, which meets no goal.
+pub(crate) fn median(values: impl Iterator<Item = f64>) -> f64 {
+    quantile(values, 1, 2)
+}
+
+pub(crate) fn quantile(values: impl Iterator<Item = f64>, part: usize, of: usize) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() * part / of).copied().unwrap_or(f64::NAN)
+}

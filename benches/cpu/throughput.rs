@@ -1,0 +1,77 @@
+//! What a service gets done with an engine running and without.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::thread;
+use std::time::Duration;
+
+use rustix::time::ClockId;
+
+use crate::burn::cpu_of;
+use crate::drive::Engine;
+use crate::table::{median, quantile};
+
+const HALF: Duration = Duration::from_millis(350);
+
+const THREADS: usize = 2;
+
+/// What a request costs: parse, look up, sort, print.
+fn request(number: u64) -> usize {
+    let line = format!(
+        r#"{{"id":{number},"name":"a customer","tags":["a","b","c"],"nested":{{"y":[3,1,2]}}}}"#
+    );
+    let value: serde_json::Value = serde_json::from_str(&line).expect("valid");
+    let mut counts: HashMap<String, u64> = HashMap::new();
+    for key in value.as_object().into_iter().flatten().map(|(key, _)| key) {
+        *counts.entry(key.clone()).or_default() += number;
+    }
+    let mut sorted: Vec<_> = counts.into_iter().collect();
+    sorted.sort();
+    value.to_string().len() + sorted.len()
+}
+
+/// Requests per second of the process' CPU time, by the threads that count in `done`.
+fn speed(done: &AtomicU64) -> f64 {
+    let (start, before) = (cpu_of(ClockId::ProcessCPUTime), done.load(Relaxed));
+    thread::sleep(HALF);
+    let requests = done.load(Relaxed) - before;
+    requests as f64 / (cpu_of(ClockId::ProcessCPUTime) - start)
+}
+
+pub(crate) fn cell(engine: Engine, pairs: usize) -> Result<(), String> {
+    let (over, done) = (AtomicBool::new(false), AtomicU64::new(0));
+    let ratios: Result<Vec<f64>, String> = thread::scope(|scope| {
+        for _ in 0..THREADS {
+            scope.spawn(|| {
+                while !over.load(Relaxed) {
+                    let number = done.fetch_add(1, Relaxed);
+                    std::hint::black_box(request(number));
+                }
+            });
+        }
+        let with = || {
+            let running = engine.start(99)?;
+            let speed = speed(&done);
+            running.stop().map(|_| speed)
+        };
+        // The first start of a process is dearer than the others; `start` shows it.
+        let first = with();
+        let pair = |pair| match pair % 2 {
+            0 => {
+                let with = with()?;
+                Ok(with / speed(&done))
+            }
+            _ => {
+                let without = speed(&done);
+                Ok(with()? / without)
+            }
+        };
+        let ratios = first.and_then(|_| (0..pairs).map(pair).collect());
+        over.store(true, Relaxed);
+        ratios
+    });
+    let ratios = ratios?;
+    println!("median {}", median(ratios.iter().copied()));
+    println!("low {}", quantile(ratios.iter().copied(), 1, 4));
+    Ok(())
+}

@@ -1,0 +1,182 @@
+//! A gzip compressor that is made once and allocates nothing afterwards.
+//!
+//! A stream ends with a full flush, which leaves the compressor as if it had seen nothing, and an empty
+//! last block written by hand. Resetting the compressor instead would allocate 64 KiB, and at that
+//! moment there may be none.
+
+use std::io::{self, Write};
+
+use flate2::{Compress, Compression, Crc, FlushCompress};
+
+/// Half the time of the level the other files are written with, and some 10 % more bytes.
+const LEVEL: Compression = Compression::new(1);
+
+/// What is gathered before the compressor is called, and what it hands on at once.
+const BLOCK: usize = 32 << 10;
+
+/// RFC 1952: deflate, no flags, no time, fastest, Unix.
+const HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 4, 3];
+
+/// A last block of no bytes, stored.
+const LAST_BLOCK: [u8; 5] = [1, 0, 0, 0xff, 0xff];
+
+/// The compressor and its buffers, some 400 KiB.
+pub(super) struct Press {
+    compress: Compress,
+    out: Vec<u8>,
+    block: Vec<u8>,
+    crc: Crc,
+    /// Whether a stream has been begun and not ended.
+    dirty: bool,
+}
+
+impl Press {
+    pub(super) fn reserve() -> Self {
+        let mut press = Self {
+            compress: Compress::new(LEVEL, false),
+            out: vec![0xff; BLOCK],
+            block: Vec::with_capacity(2 * BLOCK),
+            crc: Crc::new(),
+            dirty: false,
+        };
+        press.block.resize(2 * BLOCK, 0xff);
+        press.block.clear();
+        press
+    }
+
+    /// Begins a stream.
+    pub(super) fn begin(&mut self, out: &mut impl Write) -> io::Result<()> {
+        if std::mem::replace(&mut self.dirty, true) {
+            // Somebody's disk was full in the middle of the last one.
+            self.block.clear();
+            // The first call may only hand out what was left inside.
+            self.squeeze(&[], FlushCompress::Full, &mut io::sink())?;
+            self.squeeze(&[], FlushCompress::Full, &mut io::sink())?;
+        }
+        self.crc.reset();
+        out.write_all(&HEADER)
+    }
+
+    /// Where content goes; `flow` follows.
+    pub(super) fn block(&mut self) -> &mut Vec<u8> {
+        &mut self.block
+    }
+
+    /// Compresses the block if it is full.
+    pub(super) fn flow(&mut self, out: &mut impl Write) -> io::Result<()> {
+        if self.block.len() < BLOCK { Ok(()) } else { self.empty(FlushCompress::None, out) }
+    }
+
+    /// Ends the stream.
+    pub(super) fn finish(&mut self, out: &mut impl Write) -> io::Result<()> {
+        self.empty(FlushCompress::Full, out)?;
+        out.write_all(&LAST_BLOCK)?;
+        out.write_all(&self.crc.sum().to_le_bytes())?;
+        out.write_all(&self.crc.amount().to_le_bytes())?;
+        self.dirty = false;
+        out.flush()
+    }
+
+    fn empty(&mut self, flush: FlushCompress, out: &mut impl Write) -> io::Result<()> {
+        self.crc.update(&self.block);
+        let block = std::mem::take(&mut self.block);
+        let squeezed = self.squeeze(&block, flush, out);
+        self.block = block;
+        self.block.clear();
+        squeezed
+    }
+
+    fn squeeze(
+        &mut self,
+        mut bytes: &[u8],
+        flush: FlushCompress,
+        out: &mut impl Write,
+    ) -> io::Result<()> {
+        loop {
+            let (read, written) = (self.compress.total_in(), self.compress.total_out());
+            self.compress.compress(bytes, &mut self.out, flush).map_err(io::Error::other)?;
+            let read = self.compress.total_in() - read;
+            let written = (self.compress.total_out() - written) as usize;
+            bytes = bytes.get(read as usize..).unwrap_or_default();
+            let pressed = self.out.get(..written).unwrap_or_default();
+            out.write_all(pressed)?;
+            // With room to spare there is nothing left inside.
+            if bytes.is_empty() && written < self.out.len() {
+                return Ok(());
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use flate2::read::GzDecoder;
+
+    use super::*;
+
+    fn press(press: &mut Press, content: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        press.begin(&mut out).unwrap();
+        for part in content.chunks(777) {
+            press.block().extend_from_slice(part);
+            press.flow(&mut out).unwrap();
+        }
+        press.finish(&mut out).unwrap();
+        out
+    }
+
+    fn unpress(bytes: &[u8]) -> Vec<u8> {
+        let mut content = Vec::new();
+        GzDecoder::new(bytes).read_to_end(&mut content).unwrap();
+        content
+    }
+
+    fn contents() -> Vec<Vec<u8>> {
+        let noise = |n: u64| (n.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8;
+        let mut contents: Vec<Vec<u8>> = [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 1 << 20]
+            .into_iter()
+            .map(|size| (0..size as u64).map(noise).collect())
+            .collect();
+        contents.push(b"again and ".repeat(100_000));
+        contents
+    }
+
+    #[test]
+    fn each_stream_is_whole_and_owes_nothing_to_those_before() {
+        let mut used = Press::reserve();
+        for content in contents() {
+            let first = press(&mut used, &content);
+            assert_eq!(unpress(&first), content);
+            assert_eq!(press(&mut used, &content), first, "{} bytes", content.len());
+        }
+    }
+
+    #[test]
+    fn a_stream_that_could_not_be_written_leaves_no_trace() {
+        struct Full(usize);
+        impl Write for Full {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                self.0 = self.0.checked_sub(bytes.len()).ok_or(io::ErrorKind::StorageFull)?;
+                Ok(bytes.len())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        for room in [0, 10, 1000, 40_000] {
+            let mut used = Press::reserve();
+            let mut out = Full(room);
+            let stream = contents().swap_remove(5);
+            let written = used.begin(&mut out).and_then(|()| {
+                stream.chunks(777).try_for_each(|part| {
+                    used.block().extend_from_slice(part);
+                    used.flow(&mut out)
+                })
+            });
+            assert!(written.is_err());
+            assert_eq!(unpress(&press(&mut used, b"what comes next")), b"what comes next");
+        }
+    }
+}

@@ -1,0 +1,26 @@
+//! Where no engine of ours runs: the same face, with nobody behind it.
+
+use super::{Error, Options};
+use crate::base::{Anchor, Hertz, Moment};
+use crate::model::Profile;
+
+/// There is none.
+pub(super) enum Recorder {}
+
+impl Recorder {
+    pub(super) fn start(_: &Options) -> Result<Self, Error> {
+        Err(Error::Refused { engine: "perf and timer", why: "they are Linux's".to_owned() })
+    }
+
+    pub(super) fn engine(&self) -> String {
+        match *self {}
+    }
+
+    pub(super) fn begin(&self, _: Hertz, _: Anchor) -> Result<Option<Profile>, Error> {
+        match *self {}
+    }
+
+    pub(super) fn end(&self, _: Moment) -> Option<Profile> {
+        match *self {}
+    }
+}

@@ -1,0 +1,34 @@
+//! The engines that sample thread by thread, and what runs behind both of them.
+//!
+//! ```text
+//!  perf: ring a thread ─┐            ┌─ window   the last seconds, by buckets (look-back)
+//!                       ├─ drain ─── ┤
+//!  timer: pool of slots ┘  unwind    └─ during   the session that runs
+//!                          dedup
+//! ```
+//!
+//! One thread, `marple-cpu`, does the middle: it finds threads, empties rings, unwinds and counts. It is
+//! a thread of its own because `marple-capture` may encode for a second, and rings that are emptied
+//! every 100 ms and hold three times that would overflow meanwhile. Starting and stopping a session
+//! happens on the caller's thread under the same lock, which is held for one turn: some milliseconds.
+//!
+//! There is one sampler at a time. While a session runs, its frequency is the sampler's and the window
+//! rests; what the window held by then went out as the session's `before`. So the two never cost twice.
+//!
+//! # What it costs
+//!
+//! `perf` takes a ring a thread, by [`perf`]'s arithmetic 64 KiB, and 4 MiB in all at 99 Hz and less;
+//! `timer` a pool that is touched as deep as stacks were: 1 KiB to 16 KiB a slot. Tables are bounded by
+//! `tally`'s constants. A sample costs 5 to 10 us of `marple-cpu`, a turn without one 20 us and 0.1 us a
+//! thread.
+
+mod perf;
+mod recorder;
+mod report;
+mod roster;
+mod sampler;
+mod tally;
+mod timer;
+mod window;
+
+pub(super) use recorder::Recorder;

@@ -1,0 +1,182 @@
+//! Perf events: one for each thread, none of it in the thread.
+//!
+//! # The size of a ring
+//!
+//! A sample fills [`SHALLOW`] and some 64 bytes of its ring, whatever is in it, as the kernel copies a
+//! fixed stretch of stack. Between two drains a thread that never rests makes `frequency x interval`
+//! samples; a ring holds three times that and two, in case the drain comes late: 8 at 99 Hz and below,
+//! 32 at 1000 Hz, so 64 and 256 KiB. All rings together stay within [`BUDGET`] (four times that above
+//! 100 Hz), and many threads share few cores, so that what each of many makes is little: the ring shrinks
+//! with their number down to two samples. What overflows is counted by the kernel.
+//!
+//! A thread whose stacks proved deeper than the copy gets twice the copy, and again up to
+//! [`DEEPEST`], and a ring for it.
+
+use std::collections::HashMap;
+use std::io;
+use std::time::Duration;
+
+use super::sampler::{Refused, Sampler, Verdict, drain_interval};
+use crate::base::Hertz;
+use crate::os::copied::Copied;
+use crate::os::perf::{Event, Sampling};
+use crate::os::tasks;
+
+/// The stack that is copied of a thread at first. With what else is in a record two fit into 16 KiB.
+const SHALLOW: u32 = 7 << 10;
+
+/// The stack that is copied at most.
+const DEEPEST: u32 = 56 << 10;
+
+/// What all rings take at 100 Hz and less.
+const BUDGET: usize = 4 << 20;
+
+/// The smallest ring.
+const SMALLEST: usize = 16 << 10;
+
+/// Samples that were too short in one drain, out of all, from which on more is copied: 1 in 8.
+const TOO_MANY_SHORT: u64 = 8;
+
+pub(super) struct PerfSampler {
+    events: HashMap<u32, Event>,
+    frequency: Hertz,
+    user_only: bool,
+    /// One more than the highest number a descriptor of ours may have: the host needs the others.
+    descriptors: i32,
+    copied: Copied,
+}
+
+impl PerfSampler {
+    /// An engine for some `threads` threads, or why there should be none.
+    pub(super) fn new(frequency: Hertz, threads: usize, user_only: bool) -> Result<Self, String> {
+        let limit = tasks::descriptor_limit().unwrap_or(u64::MAX);
+        let descriptors = i32::try_from(limit / 4 * 3).unwrap_or(i32::MAX);
+        if threads as u64 > limit / 4 {
+            return Err(format!(
+                "perf takes a file descriptor for each of {threads} threads, of {limit}"
+            ));
+        }
+        let events = HashMap::new();
+        Ok(Self { events, frequency, user_only, descriptors, copied: Copied::default() })
+    }
+
+    fn open(&self, tid: u32, stack_bytes: u32) -> io::Result<Event> {
+        let event = Event::open(
+            tid,
+            Sampling {
+                period: period(self.frequency),
+                stack_bytes,
+                ring_bytes: ring_bytes(self.frequency, stack_bytes, self.events.len() + 1),
+                user_only: self.user_only,
+            },
+        )?;
+        if event.descriptor() >= self.descriptors {
+            return Err(rustix::io::Errno::MFILE.into());
+        }
+        Ok(event)
+    }
+}
+
+impl Sampler for PerfSampler {
+    fn attach(&mut self, tids: &[u32]) -> Refused {
+        let mut refused = Refused::default();
+        for &tid in tids {
+            match self.open(tid, SHALLOW) {
+                Ok(event) => drop(self.events.insert(tid, event)),
+                Err(error) => refused.add(error),
+            }
+        }
+        refused
+    }
+
+    fn detach(&mut self, tid: u32) {
+        self.events.remove(&tid);
+    }
+
+    fn set_frequency(&mut self, frequency: Hertz) {
+        self.frequency = frequency;
+        let tids: Vec<u32> = self.events.keys().copied().collect();
+        let threads = tids.len();
+        for tid in tids {
+            let Some(event) = self.events.get_mut(&tid) else { continue };
+            let Sampling { stack_bytes, ring_bytes: has, .. } = event.sampling();
+            // A ring that is large enough is kept, with the new period.
+            let wants = ring_bytes(frequency, stack_bytes, threads);
+            if wants <= has && event.set_period(period(frequency)).is_ok() {
+                continue;
+            }
+            if let Ok(larger) = self.open(tid, stack_bytes) {
+                self.events.insert(tid, larger);
+            } else if let Some(event) = self.events.get_mut(&tid) {
+                let _ = event.set_period(period(frequency));
+            }
+        }
+    }
+
+    fn drain(&mut self, take: &mut dyn FnMut(&Copied) -> Verdict) -> u64 {
+        let mut lost = 0;
+        let mut shallow = Vec::new();
+        for (&tid, event) in &mut self.events {
+            let (mut samples, mut short) = (0u64, 0u64);
+            lost += event.drain(&mut self.copied, |copied| {
+                samples += 1;
+                short += u64::from(take(copied) == Verdict::TooShort);
+            });
+            if short > 0 && short * TOO_MANY_SHORT >= samples {
+                shallow.push((tid, event.sampling().stack_bytes));
+            }
+        }
+        for (tid, stack_bytes) in shallow {
+            if stack_bytes < DEEPEST
+                && let Ok(deeper) = self.open(tid, (stack_bytes * 2).min(DEEPEST))
+            {
+                self.events.insert(tid, deeper);
+            }
+        }
+        lost
+    }
+
+    fn broken(&mut self) -> Option<&'static str> {
+        None
+    }
+}
+
+/// The ring for a thread among `threads`.
+fn ring_bytes(frequency: Hertz, stack_bytes: u32, threads: usize) -> usize {
+    let between = frequency.get() as f64 * drain_interval(frequency).as_secs_f64();
+    let samples = (between * 3.0).ceil() as usize + 2;
+    let record = stack_bytes as usize + 64;
+    let budget = if frequency > Hertz(100) { 4 * BUDGET } else { BUDGET };
+    let share = budget / threads.max(1);
+    let share = if share.is_power_of_two() { share } else { share.next_power_of_two() / 2 };
+    let smallest = (2 * record).next_power_of_two().max(SMALLEST);
+    (samples * record).next_power_of_two().min(share.max(1)).max(smallest)
+}
+
+pub(super) fn period(frequency: Hertz) -> Duration {
+    Duration::from_secs(1) / frequency.get().max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rings_hold_what_comes_and_stay_within_the_budget() {
+        for (frequency, threads, kib) in [
+            (19, 1, 64),
+            (99, 8, 64),
+            (99, 64, 64),
+            (99, 65, 32),
+            (99, 256, 16),
+            (99, 5000, 16),
+            (1000, 1, 256),
+            (1000, 64, 256),
+            (1000, 256, 64),
+        ] {
+            let bytes = ring_bytes(Hertz(frequency), SHALLOW, threads);
+            assert_eq!(bytes >> 10, kib, "{threads} threads at {frequency} Hz");
+        }
+        assert_eq!(ring_bytes(Hertz(99), DEEPEST, 256) >> 10, 128, "two of the deepest");
+    }
+}

@@ -1,0 +1,305 @@
+//! The thread `marple-cpu` and what it keeps.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use super::report::{self, Subject};
+use super::roster::Roster;
+use super::sampler::{Chosen, Verdict, choose, drain_interval};
+use super::tally::Tally;
+use super::window::Window;
+use crate::base::{Anchor, Clock, Hertz, Moment, SystemClock};
+use crate::cpu::{Error, Options};
+use crate::model::{Mapping, Profile};
+use crate::os::copied::Copied;
+use crate::os::images;
+use crate::os::process::cpu_time;
+use crate::os::unwind::{End, MAX_FRAMES, Walker};
+
+/// What the table of a session holds: 3 to 6 MB when it is full.
+const NODES: usize = 64 << 10;
+
+/// Files that were mapped since the start, at most; a host that loads another each time stays bounded.
+const MAX_IMAGES: usize = 4096;
+
+/// The list of threads is read whenever their number has changed, and this often anyway: one may have
+/// ended and another begun.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// Reading the list may take this share of a core: 0.5 us a thread, every 0.5 ms a thread.
+const LOOK_PAUSE_PER_THREAD: Duration = Duration::from_micros(500);
+
+/// The recorder of this process.
+pub(in crate::cpu) struct Recorder {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    wake: Condvar,
+}
+
+struct State {
+    chosen: Chosen,
+    walker: Walker,
+    roster: Roster,
+    looked: Moment,
+    images: Vec<Mapping>,
+    frequency: Hertz,
+    lookback: Option<(Hertz, Window)>,
+    during: Option<During>,
+    copied_frames: Box<[u64; MAX_FRAMES]>,
+    broken: Option<&'static str>,
+    is_over: bool,
+}
+
+/// A session.
+struct During {
+    anchor: Anchor,
+    cpu: Duration,
+    tally: Tally,
+}
+
+impl Recorder {
+    /// Starts the engine, with a window that reaches back as `options` say, or none.
+    pub(in crate::cpu) fn start(options: &Options) -> Result<Self, Error> {
+        let mut roster = Roster::open().map_err(|source| Error::Tasks { source })?;
+        let tids = roster.look().born;
+        let frequency = match options.lookback_frequency {
+            Hertz(0) => options.frequency,
+            lookback => lookback,
+        };
+        let walker = Walker::new()?;
+        let chosen = choose(options.engine, frequency, &tids)?;
+        let window = (options.lookback_frequency > Hertz(0) && !options.lookback.is_zero())
+            .then(|| (options.lookback_frequency, Window::new(options.lookback)));
+        let state = State {
+            chosen,
+            walker,
+            roster,
+            looked: SystemClock.now(),
+            images: Vec::new(),
+            frequency,
+            lookback: window,
+            during: None,
+            copied_frames: Box::new([0; MAX_FRAMES]),
+            broken: None,
+            is_over: false,
+        };
+        let shared = Arc::new(Shared { state: Mutex::new(state), wake: Condvar::new() });
+        let thread = thread::Builder::new().name("marple-cpu".to_owned()).spawn({
+            let (shared, guard) = (Arc::clone(&shared), options.guard);
+            move || shared.run(guard)
+        });
+        let thread = thread.map_err(|source| Error::Thread { source })?;
+        Ok(Self { shared, thread: Some(thread) })
+    }
+
+    /// The engine and why it is that one.
+    pub(in crate::cpu) fn engine(&self) -> String {
+        self.shared.lock().chosen.words.clone()
+    }
+
+    /// Begins a session; gives what the window held. It is empty and rests from here on.
+    pub(in crate::cpu) fn begin(
+        &self,
+        frequency: Hertz,
+        anchor: Anchor,
+    ) -> Result<Option<Profile>, Error> {
+        let mut state = self.shared.lock();
+        state.turn(anchor.moment);
+        if let Some(why) = state.broken {
+            return Err(Error::Refused { engine: "timer", why: why.to_owned() });
+        }
+        let before = state.before(anchor);
+        state.set_frequency(frequency);
+        // What the old frequency still left, between the two lines above, is not the session's.
+        state.drain_away();
+        state.during = Some(During { anchor, cpu: cpu_time(), tally: Tally::new(NODES) });
+        self.shared.wake.notify_one();
+        Ok(before)
+    }
+
+    /// Ends the session and reports it.
+    pub(in crate::cpu) fn end(&self, now: Moment) -> Option<Profile> {
+        let mut state = self.shared.lock();
+        state.turn(now);
+        let cpu = cpu_time();
+        let During { anchor, cpu: before, tally } = state.during.take()?;
+        let duration = now.since(anchor.moment);
+        let part = "part: the capture itself".to_owned();
+        let span = (anchor.wall, duration, cpu.saturating_sub(before));
+        let profile = state.profile(&[&tally], span, state.frequency, part);
+        if let Some((frequency, _)) = state.lookback {
+            state.set_frequency(frequency);
+            state.drain_away();
+        }
+        Some(profile)
+    }
+}
+
+impl Drop for Recorder {
+    fn drop(&mut self) {
+        self.shared.lock().is_over = true;
+        self.shared.wake.notify_one();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn run(&self, guard: fn() -> Box<dyn Any>) {
+        let _guard = guard();
+        let mut state = self.lock();
+        while !state.is_over {
+            let turn = catch_unwind(AssertUnwindSafe(|| state.turn(SystemClock.now())));
+            if turn.is_err() {
+                state.broken = Some("the profiler's own thread panicked");
+                return;
+            }
+            let wait = drain_interval(state.frequency);
+            state = self.wake.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+impl State {
+    /// Sees to threads and files that came and went, and brings in what was sampled.
+    fn turn(&mut self, now: Moment) {
+        let pause = LOOK_PAUSE_PER_THREAD * u32::try_from(self.roster.len()).unwrap_or(u32::MAX);
+        let is_due = now.since(self.looked) >= LOOK_EVERY.max(pause);
+        let has_changed = self.roster.has_changed() && now.since(self.looked) >= pause;
+        let mut gone = Vec::new();
+        if is_due || has_changed {
+            self.looked = now;
+            let change = self.roster.look();
+            gone = change.gone;
+            self.broken = self.broken.or_else(|| self.chosen.sampler.broken());
+            if self.broken.is_none() {
+                let refused = self.chosen.sampler.attach(&change.born).threads;
+                if let Some(tally) = tally_of(&mut self.during, &mut self.lookback, now) {
+                    tally.refused += refused;
+                }
+            }
+        }
+        self.drain(now);
+        for &tid in &gone {
+            self.chosen.sampler.detach(tid);
+        }
+        self.roster.forget(&gone);
+    }
+
+    fn drain(&mut self, now: Moment) {
+        // A library that cannot be read is walked by frame pointers, and the next turn tries again.
+        if self.walker.refresh().unwrap_or(false) || self.images.is_empty() {
+            self.note_images();
+        }
+        let Self { chosen, walker, roster, copied_frames, lookback, during, .. } = self;
+        let mut tally = tally_of(during, lookback, now);
+        let mut take = |copied: &Copied| {
+            let frames = &mut copied_frames[..];
+            let Copied { head, stack, whole } = copied;
+            let walk = walker.walk(head.registers, stack, *whole, frames);
+            let name = roster.name_of(head.tid);
+            let is_short = walk.end == End::Truncated && walk.depth < MAX_FRAMES;
+            if let Some(tally) = &mut tally {
+                let weight = u64::from(head.weight);
+                match walk.end {
+                    End::Whole => {}
+                    End::Truncated => tally.short += weight,
+                    End::Broken => tally.broken += weight,
+                }
+                let frames = frames.get(..walk.depth).unwrap_or_default();
+                tally.add(name, frames, head.weight, walk.end != End::Whole);
+            }
+            if is_short { Verdict::TooShort } else { Verdict::Walked }
+        };
+        let lost = chosen.sampler.drain(&mut take);
+        if let Some(tally) = tally {
+            tally.lost += lost;
+        }
+    }
+
+    fn drain_away(&mut self) {
+        self.chosen.sampler.drain(&mut |_| Verdict::Walked);
+    }
+
+    fn set_frequency(&mut self, frequency: Hertz) {
+        self.frequency = frequency;
+        self.chosen.sampler.set_frequency(frequency);
+    }
+
+    /// What the window holds, if it holds anything.
+    fn before(&mut self, anchor: Anchor) -> Option<Profile> {
+        let cpu = cpu_time();
+        let (frequency, window) = self.lookback.as_mut()?;
+        let (frequency, buckets) = (*frequency, window.take());
+        let first = buckets.first()?;
+        let tallies: Vec<&Tally> = buckets.iter().map(|bucket| &bucket.tally).collect();
+        if tallies.iter().all(|tally| tally.is_empty()) {
+            return None;
+        }
+        let duration = anchor.moment.since(first.started);
+        let part = format!("part: the {:.1} s before the capture", duration.as_secs_f64());
+        let span = (anchor.wall_at(first.started), duration, cpu.saturating_sub(first.cpu));
+        Some(self.profile(&tallies, span, frequency, part))
+    }
+
+    fn profile(
+        &self,
+        tallies: &[&Tally],
+        (started, duration, cpu): (jiff::Timestamp, Duration, Duration),
+        frequency: Hertz,
+        part: String,
+    ) -> Profile {
+        let subject = Subject {
+            engine: &self.chosen.words,
+            user_only: self.chosen.user_only,
+            frequency,
+            started,
+            duration,
+            cpu,
+            part,
+            images: self.images.clone(),
+            broken: self.broken,
+        };
+        report::profile(subject, tallies, &self.roster)
+    }
+
+    /// Adds what is mapped, in the place of what was mapped there before. What was unloaded stays: there
+    /// are samples in it.
+    fn note_images(&mut self) {
+        let Ok(loaded) = images::loaded() else { return };
+        let overlaps = |old: &Mapping| {
+            loaded.iter().any(|image| image.start < old.end && old.start < image.end)
+        };
+        let room = MAX_IMAGES.saturating_sub(loaded.len());
+        let old = std::mem::take(&mut self.images);
+        let gone: Vec<Mapping> = old.into_iter().filter(|old| !overlaps(old)).take(room).collect();
+        // The main executable comes first in what is loaded and stays first.
+        self.images = loaded;
+        self.images.extend(gone);
+    }
+}
+
+/// Where samples go: to the session if there is one, else into the window.
+fn tally_of<'a>(
+    during: &'a mut Option<During>,
+    lookback: &'a mut Option<(Hertz, Window)>,
+    now: Moment,
+) -> Option<&'a mut Tally> {
+    match (during, lookback) {
+        (Some(during), _) => Some(&mut during.tally),
+        (None, Some((_, window))) => window.present(now, cpu_time),
+        (None, None) => None,
+    }
+}

@@ -1,0 +1,140 @@
+//! From tallies to a profile that says what it is worth.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::roster::Roster;
+use super::tally::{Count, Tally};
+use crate::base::Hertz;
+use crate::cpu::account;
+use crate::model::{Mapping, Profile, Sample, ValueType};
+
+const SAMPLES: ValueType = ValueType { name: "samples", unit: "count" };
+const CPU: ValueType = ValueType { name: "cpu", unit: "nanoseconds" };
+
+/// What a profile is of.
+pub(super) struct Subject<'a> {
+    /// The engine and why it is that one.
+    pub(super) engine: &'a str,
+    pub(super) user_only: bool,
+    pub(super) frequency: Hertz,
+    pub(super) started: Timestamp,
+    pub(super) duration: Duration,
+    /// The CPU time of the process in that time.
+    pub(super) cpu: Duration,
+    /// Which part of an incident it is, in a sentence.
+    pub(super) part: String,
+    pub(super) images: Vec<Mapping>,
+    /// Why sampling ended before the end.
+    pub(super) broken: Option<&'static str>,
+}
+
+/// A row of a profile: who, where, cut or not.
+type Row = (String, Vec<u64>, bool);
+
+/// The profile of `tallies`, which are of consecutive times.
+pub(super) fn profile(subject: Subject<'_>, tallies: &[&Tally], roster: &Roster) -> Profile {
+    let period = 1_000_000_000 / i64::from(subject.frequency.get().max(1));
+    let mut profile = Profile::new(&[SAMPLES, CPU], CPU, period, subject.started);
+    profile.default_sample_type = CPU.name;
+    profile.duration = subject.duration;
+
+    let mut rows: BTreeMap<Row, Count> = BTreeMap::new();
+    for tally in tallies {
+        for (place, count) in tally.places() {
+            let name = roster.name(place.name).to_owned();
+            let row = rows.entry((name, tally.frames(place).collect(), place.is_cut)).or_default();
+            row.samples += count.samples;
+            row.weight += count.weight;
+        }
+    }
+    for ((name, frames, is_cut), count) in rows {
+        let stack = profile.intern_stack(&frames);
+        let mut labels = vec![profile.text_label("thread", &name)];
+        if is_cut {
+            labels.push(profile.text_label("stack", "cut"));
+        }
+        let cpu = signed(count.weight).saturating_mul(period);
+        profile.samples.push(Sample { stack, values: vec![signed(count.samples), cpu], labels });
+    }
+    remark(&mut profile, &subject, tallies);
+    profile.attach_mappings(subject.images);
+    profile
+}
+
+fn remark(profile: &mut Profile, subject: &Subject<'_>, tallies: &[&Tally]) {
+    let sum = |of: fn(&Tally) -> u64| tallies.iter().map(|tally| of(tally)).sum::<u64>();
+    let all = Count { samples: sum(|t| t.all.samples), weight: sum(|t| t.all.weight) };
+    profile.comments.push(subject.part.clone());
+    profile.comments.push(format!(
+        "recorded by the engine `{}`, each thread at {} of its CPU time",
+        subject.engine, subject.frequency
+    ));
+    if all.weight > all.samples {
+        let rate = all.samples as f64 / subject.cpu.as_secs_f64().max(f64::EPSILON);
+        profile.comments.push(format!(
+            "{} samples stand for {} periods (expirations between two ticks of the kernel come as one): \
+             {rate:.0} samples a second of CPU time",
+            all.samples, all.weight
+        ));
+    }
+    if let Some(error) = standard_error(all.weight, sum(|t| t.squares)) {
+        profile.comments.push(error);
+    }
+    let losses = [
+        ("CPU samples that found no room in their ring", sum(|t| t.lost)),
+        ("CPU samples counted without a stack: the table of stacks is full", sum(|t| t.unplaced)),
+        ("CPU samples cut at the outer end: the stack is deeper than its copy", sum(|t| t.short)),
+        ("CPU samples cut where unwind information ends", sum(|t| t.broken)),
+        ("threads the CPU profiler could not attach to", sum(|t| t.refused)),
+    ];
+    for (cause, count) in losses {
+        profile.losses.add(cause, count);
+    }
+    if let Some(why) = subject.broken {
+        profile.losses.add(format!("CPU profile ended early: {why}"), 1);
+    }
+    let rest = if subject.user_only {
+        "CPU time without a sample: in the kernel, which is hidden here, or in short-lived threads"
+    } else {
+        "CPU time without a sample, in periods: threads that ended within one, or unseen"
+    };
+    account::tell(profile, subject.cpu, subject.frequency, all.weight, sum(|t| t.lost), rest);
+}
+
+/// How far the share of a function may be off. Samples of unlike weight tell less than as many alike:
+/// by Kish, as much as the square of the sum over the sum of the squares of them.
+fn standard_error(weight: u64, squares: u64) -> Option<String> {
+    let effective = (weight as f64).powi(2) / squares as f64;
+    let points = |share: f64| 100.0 * (share * (1.0 - share) / effective).sqrt();
+    (squares > 0).then(|| {
+        format!(
+            "standard error of a share: {:.1} points at 50 %, {:.1} at 10 %, {:.1} at 1 % \
+             ({effective:.0} independent samples)",
+            points(0.5),
+            points(0.1),
+            points(0.01)
+        )
+    })
+}
+
+fn signed(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_error_is_the_binomials_over_what_the_weights_are_worth() {
+        assert_eq!(standard_error(0, 0), None);
+        let alike = standard_error(400, 400).unwrap();
+        assert!(alike.contains("2.5 points at 50 %, 1.5 at 10 %"), "{alike}");
+        // 100 samples of weight 4 are worth 100.
+        let heavy = standard_error(400, 1600).unwrap();
+        assert!(heavy.contains("5.0 points at 50 %") && heavy.contains("(100 "), "{heavy}");
+    }
+}

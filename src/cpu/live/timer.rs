@@ -1,0 +1,182 @@
+//! CPU-clock timers: one for each thread, SIGPROF to that thread, a handler that copies.
+//!
+//! The handler and its slots are `os::signal`'s: installed once, never taken away, chained to what was
+//! there. Timers go with the sampler; a signal of theirs that comes later finds its epoch over.
+//!
+//! A timer of 99 Hz fires within a tick of when it should. Faster than the tick it fires at the tick
+//! and its overruns become the sample's weight. Each begins at a random part of its period: of many
+//! threads that each run less than one, the right share is seen, where timers that all began with a
+//! whole period would see none.
+//!
+//! What a host notices: system calls that no restart covers (`epoll_wait`, `nanosleep`, `poll`) end with
+//! EINTR when the timer expires just as the thread enters one. The thread must use CPU time for that, so
+//! it is rare, and such calls may end so at any time; `perf` has none of it.
+//!
+//! # How many slots
+//!
+//! A core delivers at most a signal a tick, and slots are freed every 10 ms to 100 ms: 250 Hz x 10 ms, or
+//! 19 Hz x 100 ms, are 3 a core; at 99 Hz and 20 ms it is 2. With 16 a core the drain may come late by
+//! 50 ms. They are claimed at the first start, and touched only as deep as stacks were.
+
+use std::collections::HashMap;
+use std::io;
+use std::time::Duration;
+
+use super::perf::period;
+use super::sampler::{Refused, Sampler, Verdict};
+use crate::base::Hertz;
+use crate::os::copied::Copied;
+use crate::os::signal::{self, Entry, Target};
+use crate::os::stack_bounds::StackBounds;
+use crate::os::timer::ThreadTimer;
+
+/// The stack that is copied at most.
+const STACK: usize = 32 << 10;
+
+const SLOTS_PER_CORE: usize = 16;
+const SLOTS: std::ops::RangeInclusive<usize> = 64..=1024;
+
+const SIGPROF: i32 = 27;
+
+struct Timed {
+    timer: ThreadTimer,
+    entry: Entry,
+    /// Whether the handler knows its stack, or has tried in vain.
+    has_bounds: bool,
+}
+
+pub(super) struct TimerSampler {
+    target: &'static Target,
+    timed: HashMap<u32, Timed>,
+    free: Vec<Entry>,
+    frequency: Hertz,
+    /// What the target had lost when this was last asked.
+    lost: u64,
+    random: u64,
+    copied: Copied,
+}
+
+impl TimerSampler {
+    /// Installs the handler if that has not been done.
+    pub(super) fn new(frequency: Hertz) -> io::Result<Self> {
+        let cores = crate::os::process::cores().unwrap_or(1) as usize;
+        let slots = (cores * SLOTS_PER_CORE).clamp(*SLOTS.start(), *SLOTS.end());
+        let target = signal::install(SIGPROF, slots, STACK)?;
+        target.forget_pending();
+        if !target.is_in_place() {
+            return Err(io::Error::other(TAKEN));
+        }
+        let mut copied = Copied::default();
+        target.slots().drain(&mut copied, |_| {});
+        Ok(Self {
+            target,
+            timed: HashMap::new(),
+            free: (0..Entry::MAX).rev().collect(),
+            frequency,
+            lost: target.slots().lost(),
+            random: std::process::id().into(),
+            copied,
+        })
+    }
+
+    fn time(&mut self, tid: u32, bounds: &StackBounds) -> io::Result<()> {
+        let entry = *self.free.last().ok_or(io::ErrorKind::OutOfMemory)?;
+        let stack = bounds.of(tid);
+        let mut timer = ThreadTimer::new(tid, self.target.signal(), self.target.value(entry))?;
+        let has_bounds = stack.is_some();
+        self.target.set_stack(entry, stack.unwrap_or(0..0));
+        let (first, period) = self.phase();
+        timer.set(first, period)?;
+        self.free.pop();
+        self.timed.insert(tid, Timed { timer, entry, has_bounds });
+        Ok(())
+    }
+
+    /// A random part of the period, and the period.
+    fn phase(&mut self) -> (Duration, Duration) {
+        let period = period(self.frequency);
+        // Knuth's multiplier; the upper bits are the random ones.
+        self.random = self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        let part = (self.random >> 11) as f64 / (1u64 << 53) as f64;
+        (period.mul_f64(part), period)
+    }
+
+    /// Lets the handler know the stack of a thread that told its own thread pointer.
+    fn learn(&mut self, tids: &[(u32, u64, u64)]) {
+        let Ok(bounds) = StackBounds::read() else { return };
+        for &(tid, thread_pointer, sp) in tids {
+            let Some(timed) = self.timed.get_mut(&tid) else { continue };
+            timed.has_bounds = true;
+            if let Some(stack) = bounds.below(thread_pointer)
+                && stack.contains(&sp)
+            {
+                self.target.set_stack(timed.entry, stack);
+            }
+        }
+    }
+}
+
+const TAKEN: &str = "this process has put a SIGPROF handler of its own over ours";
+
+impl Sampler for TimerSampler {
+    fn attach(&mut self, tids: &[u32]) -> Refused {
+        let mut refused = Refused::default();
+        match StackBounds::read() {
+            Ok(bounds) => {
+                for &tid in tids {
+                    self.time(tid, &bounds).unwrap_or_else(|error| refused.add(error));
+                }
+            }
+            Err(error) => {
+                refused.add(error);
+                refused.threads = tids.len() as u64;
+            }
+        }
+        refused
+    }
+
+    fn detach(&mut self, tid: u32) {
+        if let Some(Timed { timer, entry, .. }) = self.timed.remove(&tid) {
+            drop(timer);
+            self.target.set_stack(entry, 0..0);
+            self.free.push(entry);
+        }
+    }
+
+    fn set_frequency(&mut self, frequency: Hertz) {
+        self.frequency = frequency;
+        let tids: Vec<u32> = self.timed.keys().copied().collect();
+        for tid in tids {
+            let (first, period) = self.phase();
+            if let Some(timed) = self.timed.get_mut(&tid) {
+                let _ = timed.timer.set(first, period);
+            }
+        }
+    }
+
+    fn drain(&mut self, take: &mut dyn FnMut(&Copied) -> Verdict) -> u64 {
+        let mut unknown = Vec::new();
+        let timed = &self.timed;
+        self.target.slots().drain(&mut self.copied, |copied| {
+            let head = copied.head;
+            take(copied);
+            if timed.get(&head.tid).is_some_and(|timed| !timed.has_bounds) {
+                unknown.push((head.tid, head.thread_pointer, head.registers.sp));
+            }
+        });
+        if !unknown.is_empty() {
+            self.learn(&unknown);
+        }
+        let lost = self.target.slots().lost();
+        lost - std::mem::replace(&mut self.lost, lost)
+    }
+
+    fn broken(&mut self) -> Option<&'static str> {
+        if self.target.is_in_place() {
+            return None;
+        }
+        // Its handler must not get our signals.
+        self.timed.clear();
+        Some(TAKEN)
+    }
+}

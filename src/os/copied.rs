@@ -1,0 +1,254 @@
+//! Stacks on their way from a signal handler to whoever unwinds them: a pool of slots in mapped memory.
+//!
+//! ```text
+//! free ──claim──> claimed ──publish──> ready ──take──> free
+//!      handler            handler            one reader
+//! ```
+//!
+//! A handler claims any free slot within [`REACH`] of a moving start, so it waits for nobody: a thread
+//! that is descheduled with a slot claimed holds back that slot and no other, which a queue in order
+//! could not say. When no slot is free its weight goes to [`Slots::lost`]. Everything is words of one
+//! [`Chunk`], so a slot costs memory only for the pages of it that were ever written: as much as the
+//! deepest stack it has held.
+
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+
+use super::memory::Chunk;
+
+/// The registers an unwinder begins with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Registers {
+    /// The instruction that was interrupted.
+    pub ip: u64,
+    /// The stack pointer.
+    pub sp: u64,
+    /// The frame pointer, whatever is in it: `rbp`, `x29`.
+    pub fp: u64,
+    /// The link register, `x30`; 0 where there is none.
+    pub lr: u64,
+}
+
+/// What a handler knows besides the stack.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Head {
+    /// The thread.
+    pub tid: u32,
+    /// Whose it is: what the sender of the signal put there.
+    pub tag: u32,
+    /// How many samples it stands for.
+    pub weight: u32,
+    /// Where the thread was.
+    pub registers: Registers,
+    /// The thread's own pointer to what libc keeps of it, which lies above its stack.
+    pub thread_pointer: u64,
+}
+
+/// A stack that was copied.
+#[derive(Clone, Debug, Default)]
+pub struct Copied {
+    /// Whose and where.
+    pub head: Head,
+    /// The words from the stack pointer up.
+    pub stack: Vec<u64>,
+    /// Whether the copy reaches to the end of the stack.
+    pub whole: bool,
+}
+
+/// Words of a slot before the stack.
+const HEAD: usize = 10;
+
+/// How many slots a handler looks at. That many taken in a row mean that nearly all are.
+const REACH: usize = 16;
+
+const FREE: u64 = 0;
+const CLAIMED: u64 = 1;
+const READY: u64 = 2;
+
+/// The pool.
+pub struct Slots {
+    memory: Chunk,
+    slots: usize,
+    stack_words: usize,
+    next: AtomicU64,
+    lost: AtomicU64,
+}
+
+impl Slots {
+    /// `slots` slots of up to `stack_bytes` of stack each; none when the kernel refuses the memory.
+    pub fn map(slots: usize, stack_bytes: usize) -> Option<Self> {
+        let (slots, stack_words) = (slots.max(1), stack_bytes / 8);
+        let memory = Chunk::new(slots.checked_mul(HEAD + stack_words)?);
+        memory.get_or_map()?;
+        Some(Self { memory, slots, stack_words, next: AtomicU64::new(0), lost: AtomicU64::new(0) })
+    }
+
+    /// A free slot, now the caller's alone. Async-signal-safe.
+    pub(super) fn claim(&self) -> Option<Claimed<'_>> {
+        let start = self.next.fetch_add(1, Relaxed) as usize;
+        (0..REACH.min(self.slots)).find_map(|step| {
+            let words = self.words((start.wrapping_add(step)) % self.slots)?;
+            let (state, rest) = words.split_first()?;
+            state.compare_exchange(FREE, CLAIMED, Acquire, Relaxed).ok()?;
+            let (head, stack) = rest.split_at_checked(HEAD - 1)?;
+            Some(Claimed { state, head, stack })
+        })
+    }
+
+    /// Counts samples for which there was no slot. Async-signal-safe.
+    pub(super) fn lose(&self, weight: u64) {
+        self.lost.fetch_add(weight, Relaxed);
+    }
+
+    /// How much weight found no slot, since the pool was mapped.
+    pub fn lost(&self) -> u64 {
+        self.lost.load(Relaxed)
+    }
+
+    /// Hands every stack that is ready to `take` and frees its slot. For one reader at a time: two would
+    /// see torn copies.
+    pub fn drain(&self, into: &mut Copied, mut take: impl FnMut(&Copied)) {
+        for slot in 0..self.slots {
+            let Some((state, rest)) = self.words(slot).and_then(<[_]>::split_first) else { return };
+            if state.load(Acquire) != READY {
+                continue;
+            }
+            let word = |index: usize| rest.get(index).map_or(0, |word| word.load(Relaxed));
+            into.head = Head {
+                tid: word(0) as u32,
+                tag: word(1) as u32,
+                weight: word(2) as u32,
+                registers: Registers { ip: word(3), sp: word(4), fp: word(5), lr: word(6) },
+                thread_pointer: word(7),
+            };
+            into.whole = word(8) & 1 == 1;
+            let length = (word(8) >> 1) as usize;
+            let stack = rest.iter().skip(HEAD - 1).take(length);
+            into.stack.clear();
+            into.stack.extend(stack.map(|word| word.load(Relaxed)));
+            state.store(FREE, Release);
+            take(into);
+        }
+    }
+
+    fn words(&self, slot: usize) -> Option<&[AtomicU64]> {
+        let size = HEAD + self.stack_words;
+        self.memory.get()?.get(slot * size..(slot + 1) * size)
+    }
+}
+
+/// A slot that is being written. Dropping it without [`Claimed::publish`] would leak it.
+#[must_use]
+pub(super) struct Claimed<'a> {
+    state: &'a AtomicU64,
+    head: &'a [AtomicU64],
+    stack: &'a [AtomicU64],
+}
+
+impl Claimed<'_> {
+    /// How many words of stack there is room for.
+    pub(super) fn room(&self) -> usize {
+        self.stack.len()
+    }
+
+    /// Fills the slot with `words` of stack, as many as there is room for, and hands it over.
+    pub(super) fn publish(self, head: &Head, words: impl Iterator<Item = u64>, whole: bool) {
+        let mut length = 0u64;
+        for (place, word) in self.stack.iter().zip(words) {
+            place.store(word, Relaxed);
+            length += 1;
+        }
+        let Registers { ip, sp, fp, lr } = head.registers;
+        let fixed = [u64::from(head.tid), u64::from(head.tag), u64::from(head.weight)];
+        let words = [ip, sp, fp, lr, head.thread_pointer, length << 1 | u64::from(whole)];
+        for (place, word) in self.head.iter().zip(fixed.into_iter().chain(words)) {
+            place.store(word, Relaxed);
+        }
+        self.state.fetch_max(READY, AcqRel);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn head(weight: u32) -> Head {
+        Head {
+            tid: 7,
+            tag: 9,
+            weight,
+            registers: Registers { ip: 1, sp: 2, fp: 3, lr: 4 },
+            thread_pointer: 5,
+        }
+    }
+
+    fn taken(slots: &Slots) -> Vec<Copied> {
+        let mut taken = Vec::new();
+        slots.drain(&mut Copied::default(), |copied| taken.push(copied.clone()));
+        taken
+    }
+
+    #[test]
+    fn what_was_published_is_taken_once() {
+        let slots = Slots::map(4, 32).unwrap();
+        slots.claim().unwrap().publish(&head(3), [10, 11].into_iter(), true);
+        let unfinished = slots.claim().unwrap();
+        let got = taken(&slots);
+        assert_eq!(got.len(), 1);
+        assert_eq!((got[0].head, &got[0].stack[..], got[0].whole), (head(3), &[10, 11][..], true));
+        assert!(taken(&slots).is_empty());
+        assert_eq!(unfinished.room(), 4);
+        unfinished.publish(&head(1), 0..100, false);
+        let got = taken(&slots);
+        assert_eq!((&got[0].stack[..], got[0].whole), (&[0, 1, 2, 3][..], false));
+    }
+
+    #[test]
+    fn a_full_pool_refuses_and_one_freed_slot_is_found() {
+        for slots in [1, 2, REACH - 1, REACH] {
+            let pool = Slots::map(slots, 8).unwrap();
+            for _ in 0..slots {
+                pool.claim().unwrap().publish(&head(1), [1].into_iter(), true);
+            }
+            assert!(pool.claim().is_none(), "{slots}");
+            pool.lose(2);
+            assert_eq!(taken(&pool).len(), slots);
+            assert!(pool.claim().is_some());
+            assert_eq!(pool.lost(), 2);
+        }
+    }
+
+    #[test]
+    fn many_writers_lose_nothing_that_is_not_counted() {
+        let pool = Slots::map(8, 64).unwrap();
+        let (mut got, writers) = (0, 4);
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..writers)
+                .map(|writer: u64| {
+                    let pool = &pool;
+                    scope.spawn(move || {
+                        for _ in 0..2000 {
+                            match pool.claim() {
+                                Some(slot) => slot.publish(&head(1), [writer; 8].into_iter(), true),
+                                None => pool.lose(1),
+                            }
+                        }
+                    })
+                })
+                .collect();
+            let mut copied = Copied::default();
+            loop {
+                let done = threads.iter().all(std::thread::ScopedJoinHandle::is_finished);
+                pool.drain(&mut copied, |copied| {
+                    assert_eq!(copied.stack, [copied.stack[0]; 8]);
+                    got += 1;
+                });
+                if done {
+                    break;
+                }
+            }
+        });
+        assert!(got > 0);
+        assert_eq!(got + pool.lost(), writers * 2000);
+    }
+}

@@ -1,0 +1,325 @@
+//! Software CPU-clock events of `perf_event_open`, one for a thread, read from a ring of its own.
+//!
+//! The kernel interrupts a thread each `period` of its CPU time and writes its user registers and the
+//! top of its user stack into the ring. No signal is involved and nothing runs in the thread.
+//!
+//! An event that is inherited by new threads cannot have a ring for its thread alone (the kernel wants
+//! one for each CPU then, and with it a descriptor for each thread *and* CPU), so threads are found by
+//! whoever calls [`Event::open`]. A sample takes room for the whole `stack_bytes` in the ring, however
+//! little of the stack is in use: the kernel does not know where a stack ends.
+//!
+//! The layouts are those of `linux/perf_event.h`, which only ever grow.
+
+#![allow(unsafe_code)]
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::ptr::{self, NonNull};
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::time::Duration;
+
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+
+use super::copied::{Copied, Head, Registers};
+
+/// How an event samples.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sampling {
+    /// CPU time between two samples.
+    pub period: Duration,
+    /// How much of the stack is copied: a multiple of 8, at most [`MAX_STACK`].
+    pub stack_bytes: u32,
+    /// The size of the ring: a power of two of at least a page.
+    pub ring_bytes: usize,
+    /// Whether time in the kernel is left out, which the kernel may demand.
+    pub user_only: bool,
+}
+
+/// A record's size is a 16-bit number, and it holds more than the stack.
+pub const MAX_STACK: u32 = 60 << 10;
+
+const TYPE_SOFTWARE: u32 = 1;
+const CONFIG_CPU_CLOCK: u64 = 0;
+const SAMPLE_TID: u64 = 1 << 1;
+const SAMPLE_REGS_USER: u64 = 1 << 12;
+const SAMPLE_STACK_USER: u64 = 1 << 13;
+const EXCLUDE_KERNEL: u64 = 1 << 5;
+const EXCLUDE_HV: u64 = 1 << 6;
+const WATERMARK: u64 = 1 << 14;
+const FLAG_FD_CLOEXEC: u64 = 8;
+const RECORD_LOST: u32 = 2;
+const RECORD_SAMPLE: u32 = 9;
+/// `_IOW('$', 4, __u64)`
+const IOC_PERIOD: u64 = 0x4008_2404;
+
+/// In the first page of a ring.
+const DATA_HEAD: usize = 1024;
+const DATA_TAIL: usize = 1032;
+
+/// Bits of `sample_regs_user`, in the order in which the registers come.
+#[cfg(target_arch = "x86_64")]
+const REGISTERS: u64 = 1 << 6 | 1 << 7 | 1 << 8;
+#[cfg(target_arch = "aarch64")]
+const REGISTERS: u64 = 1 << 29 | 1 << 30 | 1 << 31 | 1 << 32;
+
+fn registers(word: impl Fn(u64) -> u64) -> Registers {
+    #[cfg(target_arch = "x86_64")]
+    return Registers { fp: word(0), sp: word(1), ip: word(2), lr: 0 };
+    #[cfg(target_arch = "aarch64")]
+    return Registers { fp: word(0), lr: word(1), sp: word(2), ip: word(3) };
+}
+
+/// `struct perf_event_attr`, version 5.
+#[repr(C)]
+#[derive(Default)]
+struct Attributes {
+    kind: u32,
+    size: u32,
+    config: u64,
+    sample_period: u64,
+    sample_type: u64,
+    read_format: u64,
+    flags: u64,
+    wakeup_watermark: u32,
+    bp_type: u32,
+    config1: u64,
+    config2: u64,
+    branch_sample_type: u64,
+    sample_regs_user: u64,
+    sample_stack_user: u32,
+    clockid: i32,
+    sample_regs_intr: u64,
+    aux_watermark: u32,
+    sample_max_stack: u16,
+    reserved: u16,
+}
+
+/// What `kernel.perf_event_paranoid` says, if there is such a thing.
+pub fn paranoid() -> Option<i32> {
+    fs::read_to_string("/proc/sys/kernel/perf_event_paranoid").ok()?.trim().parse().ok()
+}
+
+/// An event and its ring.
+pub struct Event {
+    fd: OwnedFd,
+    ring: NonNull<u8>,
+    page: usize,
+    size: usize,
+    sampling: Sampling,
+}
+
+// SAFETY: the ring is memory shared with the kernel, reached through `&mut self` only.
+unsafe impl Send for Event {}
+
+impl Event {
+    /// Begins to sample the thread `tid` of this process.
+    ///
+    /// # Errors
+    ///
+    /// As the kernel refuses: EACCES and EPERM (`perf_event_paranoid`, seccomp, locked memory), EMFILE,
+    /// ENOENT, ENOSYS, ESRCH.
+    pub fn open(tid: u32, sampling: Sampling) -> io::Result<Self> {
+        let attributes = Attributes {
+            kind: TYPE_SOFTWARE,
+            size: size_of::<Attributes>() as u32,
+            config: CONFIG_CPU_CLOCK,
+            sample_period: nanos(sampling.period),
+            sample_type: SAMPLE_TID | SAMPLE_REGS_USER | SAMPLE_STACK_USER,
+            flags: EXCLUDE_HV | WATERMARK | if sampling.user_only { EXCLUDE_KERNEL } else { 0 },
+            // Nobody waits for it, so nobody need be woken.
+            wakeup_watermark: u32::MAX >> 1,
+            sample_regs_user: REGISTERS,
+            sample_stack_user: sampling.stack_bytes.min(MAX_STACK) & !7,
+            ..Attributes::default()
+        };
+        // SAFETY: the kernel reads `size` bytes of the attributes and answers with a descriptor.
+        let fd = unsafe {
+            libc::syscall(
+                libc::SYS_perf_event_open,
+                &raw const attributes,
+                tid,
+                -1,
+                -1,
+                FLAG_FD_CLOEXEC,
+            )
+        };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: a descriptor that the kernel has just given us.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+        let page = rustix::param::page_size();
+        let size = sampling.ring_bytes.max(page).next_power_of_two();
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a mapping at a place of the kernel's choice touches nothing that exists.
+        let ring =
+            unsafe { mmap(ptr::null_mut(), page + size, protection, MapFlags::SHARED, &fd, 0) }?;
+        let ring = NonNull::new(ring.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(Self { fd, ring, page, size, sampling })
+    }
+
+    /// The number of the descriptor: the lowest that was free.
+    pub fn descriptor(&self) -> i32 {
+        self.fd.as_raw_fd()
+    }
+
+    /// How it samples.
+    pub fn sampling(&self) -> Sampling {
+        self.sampling
+    }
+
+    /// Samples each `period` of CPU time from here on.
+    ///
+    /// # Errors
+    ///
+    /// None is known; the old period stays.
+    pub fn set_period(&mut self, period: Duration) -> io::Result<()> {
+        let nanos = nanos(period);
+        // SAFETY: the kernel reads a u64.
+        let failed = unsafe { libc::ioctl(self.fd.as_raw_fd(), IOC_PERIOD as _, &raw const nanos) };
+        if failed != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        self.sampling.period = period;
+        Ok(())
+    }
+
+    /// Hands what is in the ring to `take`, oldest first, and says how many samples found no room.
+    pub fn drain(&mut self, into: &mut Copied, mut take: impl FnMut(&Copied)) -> u64 {
+        let head = self.counter(DATA_HEAD).load(Acquire);
+        let mut tail = self.counter(DATA_TAIL).load(Relaxed);
+        let mut lost = 0;
+        while tail < head {
+            let header = self.word(tail);
+            let (kind, size) = (header as u32, header >> 48);
+            // What the kernel writes has a size; a ring that says otherwise is not believed.
+            if size < 8 || tail + size > head {
+                tail = head;
+                break;
+            }
+            match kind {
+                RECORD_LOST => lost += self.word(tail + 16),
+                RECORD_SAMPLE => {
+                    self.sample(tail, size, into);
+                    take(into);
+                }
+                _ => {}
+            }
+            tail += size;
+        }
+        self.counter(DATA_TAIL).store(tail, Release);
+        lost
+    }
+
+    /// ```text
+    /// header | pid, tid | abi | registers | size | stack … | bytes of it that are real
+    /// ```
+    fn sample(&self, at: u64, record: u64, into: &mut Copied) {
+        let word = |index: u64| self.word(at + index * 8);
+        let tid = (word(1) >> 32) as u32;
+        let mut next = 3;
+        let has_registers = word(2) != 0;
+        into.head = Head { tid, weight: 1, ..Head::default() };
+        if has_registers {
+            into.head.registers = registers(|index| word(next + index));
+            next += u64::from(REGISTERS.count_ones());
+        }
+        into.stack.clear();
+        into.whole = true;
+        let size = word(next);
+        if size == 0 || next * 8 + size + 16 > record {
+            return;
+        }
+        let real = word(next + 1 + size / 8).min(size);
+        into.stack.extend((0..real / 8).map(|index| word(next + 1 + index)));
+        into.whole = real < size;
+    }
+
+    fn counter(&self, offset: usize) -> &AtomicU64 {
+        // SAFETY: both counters are aligned words of the first page, mapped until `drop`; the kernel
+        // reads and writes them as words.
+        unsafe { self.ring.add(offset).cast().as_ref() }
+    }
+
+    fn word(&self, position: u64) -> u64 {
+        let offset = (position as usize & (self.size - 1)) & !7;
+        // SAFETY: in the ring behind the first page, aligned; volatile, because the kernel writes it.
+        unsafe { self.ring.add(self.page + offset).cast::<u64>().read_volatile() }
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `open` with this length; `&mut self` excludes every use of it.
+        let _ = unsafe { munmap(self.ring.as_ptr().cast(), self.page + self.size) };
+    }
+}
+
+fn nanos(period: Duration) -> u64 {
+    u64::try_from(period.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::os::process::cpu_time;
+
+    fn burn(time: Duration) {
+        let end = cpu_time() + time;
+        while cpu_time() < end {
+            std::hint::spin_loop();
+        }
+    }
+
+    fn event(ring_bytes: usize) -> Option<Event> {
+        let sampling = Sampling {
+            period: Duration::from_millis(1),
+            stack_bytes: 4 << 10,
+            ring_bytes,
+            user_only: true,
+        };
+        // SAFETY: takes no pointer and cannot fail.
+        let tid = unsafe { libc::gettid() } as u32;
+        match Event::open(tid, sampling) {
+            Ok(event) => Some(event),
+            Err(error) => {
+                // A machine that forbids it is one to say so, with one of these.
+                assert!(
+                    matches!(error.raw_os_error(), Some(libc::EACCES | libc::EPERM)),
+                    "{error}"
+                );
+                None
+            }
+        }
+    }
+
+    #[test]
+    fn a_burning_thread_is_seen_where_it_burns() {
+        let Some(mut event) = event(256 << 10) else { return };
+        burn(Duration::from_millis(40));
+        let local = 0u64;
+        let mut samples = 0;
+        let lost = event.drain(&mut Copied::default(), |copied| {
+            let sp = copied.head.registers.sp;
+            assert!((&raw const local as u64).abs_diff(sp) < 64 << 10, "{sp:x}");
+            assert!(!copied.stack.is_empty());
+            samples += 1;
+        });
+        assert!(samples > 0 && lost == 0, "{samples}, {lost}");
+        assert_eq!(event.drain(&mut Copied::default(), |_| {}), 0);
+    }
+
+    #[test]
+    fn what_finds_no_room_is_counted() {
+        let Some(mut event) = event(8 << 10) else { return };
+        burn(Duration::from_millis(30));
+        let mut samples = 0;
+        let mut lost = event.drain(&mut Copied::default(), |_| samples += 1);
+        assert!((1..=2).contains(&samples), "{samples} in 8 KiB");
+        burn(Duration::from_millis(10));
+        lost += event.drain(&mut Copied::default(), |_| {});
+        assert!(lost > 0);
+    }
+}

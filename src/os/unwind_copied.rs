@@ -1,0 +1,183 @@
+//! Walking a stack that was copied: nothing of the sampled thread is touched, which may be long gone.
+//!
+//! A [`Walker`] holds the table of modules it walks by, so a refresh under it frees nothing. A library
+//! that was unloaded between the sample and the walk is in the table that was read before: keep
+//! sampling, call [`Walker::refresh`], walk. One generation of unloaded files is kept for that.
+
+use std::sync::Arc;
+
+use framehop::{CacheNative, MustNotAllocateDuringUnwind, UnwindRegsNative, Unwinder};
+
+use super::copied::Registers;
+use super::images::Error;
+use super::unwind::{End, Walk, current, refresh};
+use super::unwind_modules::Modules;
+
+/// Walks copied stacks. Some 30 KiB, for one thread at a time; have as many as you like.
+pub struct Walker {
+    modules: Arc<Modules>,
+    cache: Box<CacheNative<MustNotAllocateDuringUnwind>>,
+}
+
+impl Walker {
+    /// Reads the loaded files if nobody has yet, which takes about a millisecond.
+    ///
+    /// # Errors
+    ///
+    /// If `/proc/self/maps` cannot be read.
+    pub fn new() -> Result<Self, Error> {
+        refresh()?;
+        let modules = current().unwrap_or_else(|| Arc::new(Modules::empty()));
+        Ok(Self { modules, cache: Box::new(CacheNative::new_in()) })
+    }
+
+    /// Reads the loaded files again if the set has changed since somebody last did; says whether this
+    /// walker sees others than before. Costs a microsecond when nothing changed. Takes the loader's
+    /// lock for an instant.
+    pub fn refresh(&mut self) -> Result<bool, Error> {
+        refresh()?;
+        let fresh = current().filter(|fresh| !Arc::ptr_eq(fresh, &self.modules));
+        let changed = fresh.is_some();
+        if let Some(fresh) = fresh {
+            self.modules = fresh;
+        }
+        Ok(changed)
+    }
+
+    /// Whether `address` is in a file that can be walked through.
+    pub fn knows(&self, address: u64) -> bool {
+        self.modules.holds(address)
+    }
+
+    /// Writes the stack into `frames`, innermost first: the instruction itself, then return addresses
+    /// less one. `stack` are the words from `registers.sp` up, `whole` says that they reach the stack's end.
+    ///
+    /// [`End::Truncated`] is a walk that ran off the copy or filled `frames`, [`End::Broken`] one that
+    /// had no way to go on. About 2 us at a depth of 20, 5 us when little is in the cache.
+    pub fn walk(
+        &mut self,
+        registers: Registers,
+        stack: &[u64],
+        whole: bool,
+        frames: &mut [u64],
+    ) -> Walk {
+        let mut ran_off = false;
+        let mut read = |address: u64| {
+            let offset = address.checked_sub(registers.sp).ok_or(())?;
+            if !offset.is_multiple_of(8) {
+                return Err(());
+            }
+            let word = usize::try_from(offset / 8).ok().and_then(|word| stack.get(word));
+            ran_off |= word.is_none();
+            word.copied().ok_or(())
+        };
+        let unwinder = &self.modules.unwinder;
+        let first = native(registers);
+        let mut walk = unwinder.iter_frames(registers.ip, first, &mut self.cache, &mut read);
+        let mut depth = 0;
+        let end = loop {
+            match walk.next() {
+                Ok(Some(frame)) => match frames.get_mut(depth) {
+                    Some(place) => {
+                        *place = frame.address_for_lookup();
+                        depth += 1;
+                    }
+                    None => break End::Truncated,
+                },
+                Ok(None) => break End::Whole,
+                Err(_) => break End::Broken,
+            }
+        };
+        let end = if end == End::Broken && ran_off && !whole { End::Truncated } else { end };
+        Walk { depth, end }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn native(registers: Registers) -> UnwindRegsNative {
+    UnwindRegsNative::new(registers.ip, registers.sp, registers.fp)
+}
+
+#[cfg(target_arch = "aarch64")]
+fn native(registers: Registers) -> UnwindRegsNative {
+    // User addresses have at most 48 bits; libraries built with pointer authentication keep a
+    // signature in the bits above.
+    let mask = framehop::aarch64::PtrAuthMask(u64::MAX >> 16);
+    UnwindRegsNative::new_with_ptr_auth_mask(mask, registers.lr, registers.sp, registers.fp)
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+    use crate::os::copied::Copied;
+    use crate::os::signal::Target;
+    use crate::os::signal::tests::{interrupted, target};
+    use crate::os::unwind::MAX_FRAMES;
+
+    #[inline(never)]
+    fn deeper(levels: usize, target: &'static Target) -> u64 {
+        let below = std::hint::black_box(match levels {
+            0 => interrupted(target),
+            _ => deeper(levels - 1, target),
+        });
+        below + 1
+    }
+
+    fn copied_from_a_dead_thread(levels: usize, stack_bytes: usize) -> Copied {
+        let target = target(4, stack_bytes);
+        std::thread::spawn(move || deeper(levels, target)).join().unwrap();
+        let mut taken = None;
+        target.slots().drain(&mut Copied::default(), |copied| taken = Some(copied.clone()));
+        taken.unwrap()
+    }
+
+    fn frames_in(function: usize, frames: &[u64]) -> usize {
+        let body = function as u64..function as u64 + 1024;
+        frames.iter().filter(|frame| body.contains(frame)).count()
+    }
+
+    #[test]
+    fn the_stack_of_a_thread_that_is_gone_is_whole() {
+        let copied = copied_from_a_dead_thread(5, 64 << 10);
+        let mut walker = Walker::new().unwrap();
+        let mut frames = [0; MAX_FRAMES];
+        for _ in 0..2 {
+            let Copied { head, stack, whole } = &copied;
+            let walk = walker.walk(head.registers, stack, *whole, &mut frames);
+            assert_eq!(walk.end, End::Whole, "{frames:x?}");
+            assert_eq!(frames[0], head.registers.ip);
+            let deeper = deeper as fn(_, _) -> _ as usize;
+            assert_eq!(frames_in(deeper, &frames[..walk.depth]), 6);
+        }
+    }
+
+    #[test]
+    fn a_copy_that_is_too_short_is_marked() {
+        let copied = copied_from_a_dead_thread(100, 4 << 10);
+        let mut walker = Walker::new().unwrap();
+        let mut frames = [0; MAX_FRAMES];
+        assert!(!copied.whole);
+        let walk = walker.walk(copied.head.registers, &copied.stack, false, &mut frames);
+        assert_eq!(walk.end, End::Truncated);
+        assert!(walk.depth > 3 && walk.depth < 100, "{}", walk.depth);
+    }
+
+    #[test]
+    fn any_words_can_be_walked() {
+        let mut walker = Walker::new().unwrap();
+        let mut state = 1u64;
+        let mut random = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            state >> 8
+        };
+        for _ in 0..2000 {
+            let sp = random() & !7;
+            let stack: Vec<u64> =
+                (0..random() % 64).map(|_| sp.wrapping_add(random() % 600)).collect();
+            let fp = sp.wrapping_add(random() % 512);
+            let registers = Registers { ip: random(), sp, fp, lr: random() };
+            let walk = walker.walk(registers, &stack, true, &mut [0; MAX_FRAMES]);
+            assert!(walk.depth >= 1 && walk.depth <= MAX_FRAMES);
+        }
+    }
+}

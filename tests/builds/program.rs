@@ -1,0 +1,95 @@
+//! A service in small, to be built in many ways: ten functions call each other on a thread of their own,
+//! the innermost works, and the process profiles itself.
+//!
+//! `program ENGINE [FILE]` prints, with names from FILE instead of its own when given, tab-separated:
+//!
+//! ```text
+//! refused WHY                              no profile can be taken
+//! sample COUNT FRAME FRAME ...             innermost first; a frame without a name is `?FILE`
+//! complete BOOL                            whether the profile says that this program's frames all have names
+//! told TEXT                                a comment or a loss of the profile
+//! ```
+
+use std::hint::black_box;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use marple::base::{Clock, Hertz, SystemClock};
+use marple::cpu::{Options, Session};
+use marple::os::process::cpu_time;
+use marple::symbols;
+
+/// The CPU time it works.
+const TIME: Duration = Duration::from_millis(400);
+
+#[inline(never)]
+fn work() -> u64 {
+    let end = cpu_time() + TIME;
+    let mut state = 1u64;
+    while cpu_time() < end {
+        state = (0..100_000).fold(state, |state, turn| black_box(state ^ (turn << 7)));
+    }
+    state
+}
+
+macro_rules! layers {
+    ($($layer:ident calls $inner:ident),*) => {
+        $(
+            #[inline(never)]
+            fn $layer(seed: u64) -> u64 {
+                // Something is left to do after the call, so that it is one.
+                let seeds = black_box([seed; 7]);
+                black_box($inner(black_box(seed + 1))).wrapping_add(seeds[3])
+            }
+        )*
+    };
+}
+
+#[inline(never)]
+fn layer_zero(_: u64) -> u64 {
+    black_box(work())
+}
+
+layers!(
+    layer_one calls layer_zero, layer_two calls layer_one, layer_three calls layer_two,
+    layer_four calls layer_three, layer_five calls layer_four, layer_six calls layer_five,
+    layer_seven calls layer_six, layer_eight calls layer_seven, layer_nine calls layer_eight
+);
+
+fn main() {
+    let mut arguments = std::env::args().skip(1);
+    let engine = arguments.next().unwrap_or_default().parse().expect("an engine's name");
+    let names_from = arguments.next().map(PathBuf::from);
+    let options = Options { engine, frequency: Hertz(250), ..Options::default() };
+    let session = match Session::with(&options, SystemClock.anchor()) {
+        Ok(session) => session,
+        Err(why) => return println!("refused\t{why}"),
+    };
+    let thread = std::thread::Builder::new().name("worker".into());
+    black_box(thread.spawn(|| layer_nine(1)).unwrap().join().unwrap());
+    let mut profile = session.stop(SystemClock.now()).unwrap();
+    let this = std::env::current_exe().unwrap();
+    for mapping in profile.mappings.iter_mut().filter(|mapping| mapping.path == this) {
+        if let Some(path) = &names_from {
+            mapping.path = path.clone();
+        }
+    }
+    symbols::name_functions(&mut profile);
+    for sample in &profile.samples {
+        let frames = profile.stacks.frames(sample.stack).map(|frame| {
+            let frame = profile.frames.get(frame);
+            let function = frame.lines.first().and_then(|line| profile.functions.get(line.function.index()));
+            let mapping = frame.mapping.and_then(|mapping| profile.mappings.get(mapping.index()));
+            match (function, mapping) {
+                (Some(function), _) => profile.strings.get(function.name).to_owned(),
+                (None, Some(mapping)) => format!("?{}", mapping.path.display()),
+                (None, None) => "?".to_owned(),
+            }
+        });
+        let frames: Vec<String> = frames.collect();
+        println!("sample\t{}\t{}", sample.values[0], frames.join("\t"));
+    }
+    println!("complete\t{}", profile.mappings[0].has_functions);
+    profile.comments.iter().for_each(|comment| println!("told\t{comment}"));
+    profile.losses.iter().for_each(|loss| println!("told\t{}: {}", loss.cause, loss.count));
+}

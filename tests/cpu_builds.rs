@@ -1,0 +1,260 @@
+//! Whole stacks, whatever way a program was built, or an honest reason.
+//!
+//! `builds/program.rs` is compiled here with rustc, once for each way, against the crate that this test
+//! was linked with, and takes a profile of itself.
+#![cfg(all(feature = "cpu", target_os = "linux", target_env = "gnu", target_arch = "x86_64"))]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::LazyLock;
+
+use tempfile::TempDir;
+
+/// The engines a build is profiled by.
+const ENGINES: [&str; 3] = ["perf", "timer", "pprof"];
+
+/// What the innermost frames of every whole stack are; above them are those of a thread's start.
+const CHAIN: [&str; 10] = [
+    "layer_zero",
+    "layer_one",
+    "layer_two",
+    "layer_three",
+    "layer_four",
+    "layer_five",
+    "layer_six",
+    "layer_seven",
+    "layer_eight",
+    "layer_nine",
+];
+
+/// The crate under test, as cargo built it for this test: the file, and the folder of its dependencies.
+static CRATE: LazyLock<(PathBuf, PathBuf)> = LazyLock::new(|| {
+    let features = [
+        ("cpu", cfg!(feature = "cpu")),
+        ("heap", cfg!(feature = "heap")),
+        ("trace", cfg!(feature = "trace")),
+        ("http", cfg!(feature = "http")),
+    ];
+    let features = features.iter().filter(|(_, is_on)| *is_on).map(|(name, _)| *name);
+    let features = features.collect::<Vec<_>>().join(",");
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .args(["test", "--no-run", "--test", "cpu_builds", "--message-format", "json"])
+        .args(["--no-default-features", "--features", &features]);
+    if !cfg!(debug_assertions) {
+        cargo.arg("--release");
+    }
+    let said = run(&mut cargo);
+    let file = said
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .filter(|it| it["target"]["name"] == "marple" && it["target"]["kind"][0] == "lib")
+        .flat_map(|it| it["filenames"].as_array().cloned().unwrap_or_default())
+        .filter_map(|file| file.as_str().map(PathBuf::from))
+        .find(|file| file.extension().is_some_and(|extension| extension == "rlib"))
+        .expect("cargo names the crate it builds");
+    let deps = std::env::current_exe().unwrap().parent().unwrap().to_owned();
+    (file, deps)
+});
+
+/// What a command prints; the test fails with its complaint if it does.
+fn run(command: &mut Command) -> String {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?}: {}\n{complaint}", output.status);
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// A folder on the disk that the target directory is on.
+fn folder() -> TempDir {
+    TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
+}
+
+/// The program, compiled with these flags.
+fn build(folder: &TempDir, flags: &[&str]) -> PathBuf {
+    let (file, deps) = &*CRATE;
+    let program = folder.path().join("program");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/builds/program.rs");
+    let mut rustc = Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()));
+    rustc
+        .args(["--edition", "2024", "--crate-type", "bin"])
+        .arg("--extern")
+        .arg(format!("marple={}", file.display()))
+        .arg("-L")
+        .arg(format!("dependency={}", deps.display()))
+        .args(flags)
+        .arg("-o")
+        .args([program.as_path(), source.as_path()]);
+    run(&mut rustc);
+    program
+}
+
+/// What the program tells of a run of itself.
+#[derive(Debug, Default)]
+struct Told {
+    refused: Option<String>,
+    /// Samples of the working thread by their frames, innermost first.
+    samples: Vec<(u64, Vec<String>)>,
+    is_complete: bool,
+    remarks: Vec<String>,
+}
+
+impl Told {
+    fn by(program: &Path, engine: &str, names_from: Option<&Path>) -> Self {
+        let mut told = Self::default();
+        let said = run(Command::new(program).arg(engine).args(names_from));
+        for line in said.lines() {
+            let (kind, rest) = line.split_once('\t').unwrap_or((line, ""));
+            match kind {
+                "refused" => told.refused = Some(rest.to_owned()),
+                "sample" => {
+                    let mut fields = rest.split('\t').map(str::to_owned);
+                    let count = fields.next().unwrap().parse().unwrap();
+                    told.samples.push((count, fields.collect()));
+                }
+                "complete" => told.is_complete = rest == "true",
+                "told" => told.remarks.push(rest.to_owned()),
+                _ => panic!("{line}"),
+            }
+        }
+        told
+    }
+
+    /// How many of the samples there are.
+    fn count(&self, counts: impl Fn(&[String]) -> bool) -> u64 {
+        self.samples.iter().filter(|(_, frames)| counts(frames)).map(|(count, _)| count).sum()
+    }
+}
+
+/// Whether the stack is there from the work to where the thread began.
+fn is_whole(frames: &[String]) -> bool {
+    let layers = frames.iter().filter(|name| name.contains("layer_"));
+    let in_order = layers.zip(CHAIN).filter(|(name, layer)| name.ends_with(*layer)).count();
+    in_order == CHAIN.len() && frames.last().is_some_and(|name| name.contains("clone"))
+}
+
+/// Whether it has as many frames as a whole one, with names or without.
+fn is_as_deep(frames: &[String]) -> bool {
+    frames.len() > CHAIN.len() + 3
+}
+
+/// Every stack of the working thread of `program` is whole: 99 of 100, for the thread's own beginning
+/// and end are of it too.
+fn stacks_are_whole(how: &str, program: &Path, names_from: Option<&Path>) {
+    for engine in ENGINES {
+        let told = Told::by(program, engine, names_from);
+        if let Some(why) = &told.refused {
+            panic!("{how}, {engine}: {why}");
+        }
+        let (all, whole) = (told.count(is_of_worker), told.count(is_whole));
+        println!("{how}, {engine}: {whole} of {all} stacks are whole");
+        assert!(all > 20, "{how}, {engine}: too few samples: {told:?}");
+        assert!(whole * 100 >= all * 99, "{how}, {engine}: {told:#?}");
+    }
+}
+
+/// The main thread only waits for the other.
+fn is_of_worker(frames: &[String]) -> bool {
+    !frames.iter().any(|name| name == "main" || name.ends_with("::main"))
+}
+
+#[test]
+fn default_builds_have_whole_stacks() {
+    let folder = folder();
+    let program = build(&folder, &["-O"]);
+    stacks_are_whole("-O", &program, None);
+}
+
+#[test]
+fn builds_with_frame_pointers_have_whole_stacks() {
+    let folder = folder();
+    let program = build(&folder, &["-O", "-C", "force-frame-pointers=yes"]);
+    stacks_are_whole("frame pointers", &program, None);
+}
+
+#[test]
+fn builds_without_optimization_have_whole_stacks() {
+    let folder = folder();
+    let program = build(&folder, &["-g"]);
+    stacks_are_whole("-g", &program, None);
+}
+
+#[test]
+fn builds_that_abort_on_panic_have_whole_stacks() {
+    let folder = folder();
+    let program = build(&folder, &["-O", "-C", "panic=abort"]);
+    stacks_are_whole("panic=abort", &program, None);
+}
+
+#[test]
+fn split_debug_info_takes_no_names_away() {
+    for how in ["packed", "unpacked"] {
+        let folder = folder();
+        let program = build(&folder, &["-O", "-g", "-C", &format!("split-debuginfo={how}")]);
+        stacks_are_whole(how, &program, None);
+    }
+}
+
+#[test]
+fn a_stripped_program_has_whole_stacks_of_addresses_that_the_other_file_names() {
+    let folder = folder();
+    let program = build(&folder, &["-O", "-g"]);
+    let stripped = folder.path().join("stripped");
+    run(Command::new("strip").arg("-o").args([&stripped, &program]));
+    for engine in ENGINES {
+        let told = Told::by(&stripped, engine, None);
+        let all = told.count(is_as_deep);
+        let nameless =
+            told.count(|frames| frames[..CHAIN.len()].iter().all(|name| name.starts_with('?')));
+        assert!(all > 20 && nameless * 100 >= all * 99, "{engine}: {told:#?}");
+        assert!(!told.is_complete, "{engine}: a reader may try with the other file");
+    }
+    stacks_are_whole("stripped, names from the other file", &stripped, Some(&program));
+}
+
+#[test]
+fn a_stripped_program_finds_its_debug_file_beside_it() {
+    for folder_of_it in [".", ".debug"] {
+        let folder = folder();
+        let program = build(&folder, &["-O", "-g"]);
+        fs::create_dir_all(folder.path().join(folder_of_it)).unwrap();
+        let debug = folder.path().join(folder_of_it).join("program.debug");
+        run(Command::new("objcopy").arg("--only-keep-debug").args([&program, &debug]));
+        let link = format!("--add-gnu-debuglink={}", debug.display());
+        run(Command::new("objcopy").args(["--strip-all", &link]).arg(&program));
+        stacks_are_whole("stripped, with a debug file", &program, None);
+
+        // The debug file of another build is none.
+        let folder_of_other = self::folder();
+        let other = build(&folder_of_other, &["-O"]);
+        fs::copy(&other, &debug).unwrap();
+        let told = Told::by(&program, ENGINES[0], None);
+        assert_eq!(told.count(is_whole), 0, "names of another build: {told:#?}");
+        assert!(told.count(is_as_deep) > 20, "{told:#?}");
+    }
+}
+
+/// Neither tables nor frame pointers: nobody can walk such a stack, and the profile says so.
+#[test]
+fn a_build_without_unwind_tables_is_told_to_the_reader() {
+    let folder = folder();
+    let flags = ["-O", "-C", "panic=abort", "-C", "force-unwind-tables=no"];
+    let program = build(&folder, &flags);
+    for engine in ENGINES {
+        let told = Told::by(&program, engine, None);
+        let (all, whole) = (told.count(|_| true), told.count(is_whole));
+        println!("no tables, {engine}: {whole} of {all} whole; {}", told.remarks.join("; "));
+    }
+}
+
+#[test]
+fn a_static_program_has_whole_stacks_or_says_why_not() {
+    let folder = folder();
+    let program = build(&folder, &["-O", "-C", "target-feature=+crt-static"]);
+    for engine in ENGINES {
+        let told = Told::by(&program, engine, None);
+        println!("static, {engine}: {:?}, {}", told.refused, told.count(is_whole));
+    }
+}

@@ -1,0 +1,129 @@
+//! What each engine finds in threads whose work is known.
+#![cfg(all(feature = "cpu", target_os = "linux", target_env = "gnu"))]
+
+mod cpu_support;
+
+use std::time::Duration;
+
+use cpu_support::{
+    BURNERS, SHARES, account, burn, burn_on, engines, label, names, start, stop, thread_of, turn,
+    under, weight,
+};
+use marple::base::{Clock, Hertz, SystemClock};
+use marple::cpu::{Error, Session};
+use marple::model::Profile;
+use marple::symbols;
+
+/// The shares of three functions are within four standard errors: one run in 16,000 is beyond for each.
+#[track_caller]
+fn check_shares(profile: &Profile, told: &str) {
+    let by_weight = under(profile, "burner", BURNERS, 1);
+    let all: i64 = by_weight.iter().sum();
+    let real: i64 = under(profile, "burner", BURNERS, 0).iter().sum();
+    assert!(real > 50, "{told}: {real} samples; {:?}", profile.comments);
+    for (share, cpu) in SHARES.into_iter().zip(by_weight) {
+        let found = cpu as f64 / all as f64;
+        let bound = 4.0 * (share * (1.0 - share) / real as f64).sqrt();
+        assert!((found - share).abs() <= bound, "{told}: {found:.3} of {share}, +-{bound:.3}");
+    }
+}
+
+#[test]
+fn the_time_of_functions_is_theirs_on_any_number_of_threads() {
+    let _turn = turn();
+    for engine in engines() {
+        for threads in [1, 2, 8] {
+            let told = format!("{engine}, {threads} threads");
+            let session = start(engine, 250).unwrap();
+            burn_on(threads, Duration::from_millis(2400) / threads as u32);
+            let mut profile = stop(session);
+            let report = symbols::name_functions(&mut profile);
+            assert!(report.problems.is_empty(), "{:?}", report.problems);
+            println!("{told}: {:?} {:?}", profile.comments, profile.losses);
+            check_shares(&profile, &told);
+            // Nearly all that those threads do lies under the three: whole stacks, and named.
+            let burners: i64 = profile
+                .samples
+                .iter()
+                .filter(|sample| thread_of(&profile, sample) == "burner")
+                .map(|sample| sample.values[1])
+                .sum();
+            let known: i64 = under(&profile, "burner", BURNERS, 1).iter().sum();
+            assert!(known * 100 >= burners * 95, "{told}: {known} of {burners}");
+            let cut = profile.samples.iter().filter(|s| label(&profile, s, "stack").is_some());
+            let cut: i64 = cut.map(|sample| sample.values[0]).sum();
+            assert!(cut * 20 <= profile.total("samples").unwrap(), "{told}: {cut} cut");
+        }
+    }
+}
+
+#[test]
+fn what_was_got_and_what_was_lost_is_the_cpu_time() {
+    let _turn = turn();
+    for engine in engines() {
+        for (frequency, threads) in [(99, 2), (1000, 1), (1000, 8)] {
+            let session = start(engine, frequency).unwrap();
+            burn_on(threads, Duration::from_secs(3) / threads as u32);
+            let profile = stop(session);
+            let (expected, got, lost) = account(&profile);
+            let told = format!("{engine} {frequency} Hz {threads} threads: {:?}", profile.comments);
+            println!("{told} {:?}", profile.losses);
+            assert_eq!(got, weight(&profile), "{told}");
+            let of = |n: i64| n as f64 / expected as f64;
+            assert!((of(got + lost) - 1.0).abs() <= 0.02, "{told}");
+            assert!(of(got) > 0.9, "{told}");
+        }
+    }
+}
+
+#[test]
+fn a_profile_says_what_its_numbers_are() {
+    let _turn = turn();
+    for engine in engines() {
+        let session = start(engine, 100).unwrap();
+        burn(Duration::from_millis(500));
+        let mut profile = stop(session);
+        let types: Vec<_> = profile.sample_types.iter().map(|t| (t.name, t.unit)).collect();
+        assert_eq!(types, [("samples", "count"), ("cpu", "nanoseconds")]);
+        assert_eq!(profile.default_sample_type, "cpu");
+        assert_eq!((profile.period_type.name, profile.period), ("cpu", 10_000_000));
+        assert!(profile.duration > Duration::ZERO);
+        for said in ["recorded by the engine", "standard error of a share", "part: "] {
+            assert!(profile.comments.iter().any(|c| c.contains(said)), "{:?}", profile.comments);
+        }
+        let mapped = profile.frames.iter().filter(|frame| frame.mapping.is_some()).count();
+        assert!(mapped * 10 >= profile.frames.iter().len() * 9, "{mapped} frames have a file");
+        assert_eq!(profile.mappings[0].path, std::env::current_exe().unwrap());
+        symbols::name_functions(&mut profile);
+        // What is innermost is the work, not the profiler looking at it.
+        for sample in &profile.samples {
+            let names = names(&profile, sample);
+            assert!(!names.iter().any(|name| name.contains("signal::handler")), "{names:?}");
+        }
+    }
+}
+
+#[test]
+fn a_second_session_is_refused_and_leaves_the_first_alone() {
+    let _turn = turn();
+    for engine in engines() {
+        let first = start(engine, 99).unwrap();
+        assert!(matches!(start(engine, 99), Err(Error::Busy)));
+        burn(Duration::from_millis(300));
+        assert!(stop(first).total("samples").unwrap() > 0);
+        drop(start(engine, 99).unwrap());
+    }
+}
+
+#[test]
+fn frequencies_that_nobody_should_ask_for_are_refused() {
+    let _turn = turn();
+    for frequency in [0, 1001, u32::MAX] {
+        let refused = Session::start(Hertz(frequency), SystemClock.anchor()).map(drop);
+        let Err(Error::Frequency { asked, .. }) = refused else { panic!("{frequency} Hz") };
+        assert_eq!(asked, Hertz(frequency));
+    }
+    for frequency in [1, 1000] {
+        drop(Session::start(Hertz(frequency), SystemClock.anchor()).unwrap());
+    }
+}

@@ -1,0 +1,169 @@
+//! Work whose place is known, and what a profile says of it.
+
+#![allow(dead_code, reason = "each test uses some of it")]
+
+use std::hint::black_box;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use marple::base::{Clock, Hertz, SystemClock};
+use marple::cpu::{Error, Options, Session};
+use marple::model::{CpuEngine, LabelValue, Profile, Sample};
+use rustix::time::{ClockId, clock_gettime};
+
+/// Sessions are one of a kind, so the tests of a program take turns.
+pub(crate) fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The engines that this machine allows, `perf` first.
+pub(crate) fn engines() -> Vec<CpuEngine> {
+    [CpuEngine::Perf, CpuEngine::Timer]
+        .into_iter()
+        .filter(|&engine| match start(engine, 99) {
+            Ok(session) => {
+                assert!(session.engine().starts_with(engine.name()), "{}", session.engine());
+                true
+            }
+            Err(Error::Refused { engine: "perf", why }) => {
+                println!("perf is refused here: {why}");
+                false
+            }
+            Err(error) => panic!("{engine}: {error}"),
+        })
+        .collect()
+}
+
+pub(crate) fn start(engine: CpuEngine, frequency: u32) -> Result<Session, Error> {
+    let options = Options { engine, frequency: Hertz(frequency), ..Options::default() };
+    Session::with(&options, SystemClock.anchor())
+}
+
+pub(crate) fn stop(session: Session) -> Profile {
+    session.stop(SystemClock.now()).unwrap()
+}
+
+pub(crate) fn cpu_time(clock: ClockId) -> Duration {
+    let time = clock_gettime(clock);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+/// Work that costs the same wherever it is done; the caller passes which it is, so that two functions
+/// that do it are not folded into one.
+#[inline(always)]
+fn work(seed: u64, until: Duration) -> u64 {
+    let mut state = seed;
+    while cpu_time(ClockId::ThreadCPUTime) < until {
+        for _ in 0..20_000 {
+            state = black_box(state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(seed));
+        }
+    }
+    state
+}
+
+#[inline(never)]
+pub(crate) fn burn_fifty(until: Duration) -> u64 {
+    work(5, until)
+}
+
+#[inline(never)]
+pub(crate) fn burn_thirty(until: Duration) -> u64 {
+    work(3, until)
+}
+
+#[inline(never)]
+pub(crate) fn burn_twenty(until: Duration) -> u64 {
+    work(2, until)
+}
+
+pub(crate) const BURNERS: [&str; 3] = ["::burn_fifty", "::burn_thirty", "::burn_twenty"];
+pub(crate) const SHARES: [f64; 3] = [0.5, 0.3, 0.2];
+
+/// Uses `total` of CPU time of the calling thread, 50, 30 and 20 % of it in three functions, turn by
+/// turn so that no phase of the machine meets only one of them.
+pub(crate) fn burn(total: Duration) {
+    let end = cpu_time(ClockId::ThreadCPUTime) + total;
+    let now = || cpu_time(ClockId::ThreadCPUTime);
+    while now() < end {
+        black_box(burn_fifty(now() + Duration::from_millis(50)));
+        black_box(burn_thirty(now() + Duration::from_millis(30)));
+        black_box(burn_twenty(now() + Duration::from_millis(20)));
+    }
+}
+
+/// Threads called `burner` that each use `total` of CPU time.
+pub(crate) fn burn_on(threads: usize, total: Duration) {
+    thread::scope(|scope| {
+        for _ in 0..threads {
+            let burner = thread::Builder::new().name("burner".into());
+            burner.spawn_scoped(scope, move || burn(total)).unwrap();
+        }
+    });
+}
+
+/// Lets the threads of a scope end, also when the test fails.
+pub(crate) struct StopOnDrop<'a>(pub(crate) &'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// The values of the column `column` under each of the functions that `marks` name, of threads of the
+/// name `thread`.
+pub(crate) fn under<const N: usize>(
+    profile: &Profile,
+    thread: &str,
+    marks: [&str; N],
+    column: usize,
+) -> [i64; N] {
+    marks.map(|mark| {
+        let samples = profile.samples.iter().filter(|sample| thread_of(profile, sample) == thread);
+        samples
+            .filter(|sample| names(profile, sample).iter().any(|name| name.ends_with(mark)))
+            .map(|sample| sample.values[column])
+            .sum()
+    })
+}
+
+/// The functions of a sample, innermost first.
+pub(crate) fn names(profile: &Profile, sample: &Sample) -> Vec<String> {
+    let frames = profile.stacks.frames(sample.stack);
+    frames
+        .flat_map(|frame| &profile.frames.get(frame).lines)
+        .filter_map(|line| profile.functions.get(line.function.index()))
+        .map(|function| profile.strings.get(function.name).to_owned())
+        .collect()
+}
+
+pub(crate) fn thread_of<'a>(profile: &'a Profile, sample: &Sample) -> &'a str {
+    label(profile, sample, "thread").expect("every sample has the name of its thread")
+}
+
+pub(crate) fn label<'a>(profile: &'a Profile, sample: &Sample, key: &str) -> Option<&'a str> {
+    let label = sample.labels.iter().find(|label| profile.strings.get(label.key) == key)?;
+    match label.value {
+        LabelValue::Text(text) => Some(profile.strings.get(text)),
+        LabelValue::Number(..) => None,
+    }
+}
+
+/// What a profile says it expected, got and lost, in periods.
+pub(crate) fn account(profile: &Profile) -> (i64, i64, i64) {
+    let said = profile.comments.iter().find(|text| text.starts_with("expected ")).unwrap();
+    let words: Vec<&str> = said.split([' ', ',']).collect();
+    let after = |word: &str| {
+        let at = words.iter().rposition(|other| *other == word).unwrap();
+        words[at + 1].parse().unwrap()
+    };
+    (after("expected"), after("got"), after("lost"))
+}
+
+/// The CPU time in `profile`, in periods.
+pub(crate) fn weight(profile: &Profile) -> i64 {
+    profile.total("cpu").unwrap() / profile.period
+}

@@ -1,0 +1,122 @@
+//! The heap's level wakes who waits for it from within the allocation, and a rule over it fires on that.
+
+#![cfg(feature = "heap")]
+
+mod host;
+
+use std::alloc::System;
+use std::hint::black_box;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use host::{Host, PATIENCE, settings};
+use marple::base::Bytes;
+use marple::config::HeapSettings;
+use marple::model::{Metric, Outcome, Rule};
+use marple::{CaptureKind, Settings, heap};
+
+#[global_allocator]
+static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
+
+/// The level is one of a kind.
+static TURN: Mutex<()> = Mutex::new(());
+
+const MIB: u64 = 1 << 20;
+
+/// 70 to 600 KiB, as buffers are.
+fn blocks() -> impl Iterator<Item = Vec<u8>> {
+    (0u64..).map(|n| black_box(Vec::with_capacity((70_000 + n * 7919 % 530_000) as usize)))
+}
+
+#[test]
+fn whoever_waits_is_woken_within_32_mib() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    // The estimate's own error is some 4 MiB at this rate and this height.
+    heap::set_rate(Bytes::kib(64));
+    for round in 0..5 {
+        while heap::crossed() {}
+        let before = heap::in_use().unwrap();
+        heap::watch(Bytes(before.get() + 256 * MIB));
+        let (mut kept, mut held) = (Vec::with_capacity(10_000), 0);
+        for block in blocks() {
+            held += block.capacity() as u64;
+            kept.push(block);
+            if heap::crossed() {
+                break;
+            }
+            assert!(held <= 288 * MIB, "round {round}: nobody was woken at {held}");
+        }
+        println!("round {round}: woken at {:.1} MiB", held as f64 / MIB as f64);
+        assert!(held >= 224 * MIB, "round {round}: woken at {held}");
+    }
+    heap::unwatch();
+}
+
+#[test]
+fn the_level_is_what_is_held() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    heap::set_rate(Bytes(1));
+    let level = || heap::in_use().unwrap().get();
+    let before = level();
+    let mut block: Vec<u8> = Vec::with_capacity(100_000_000);
+    assert!(level() - before >= 100_000_000);
+    block.reserve_exact(200_000_000);
+    assert!(level() - before >= 200_000_000 && level() - before < 250_000_000);
+    let moved = std::thread::spawn(move || drop(block));
+    moved.join().unwrap();
+    assert!(level().abs_diff(before) < 1_000_000, "{before} became {}", level());
+    heap::set_rate(Bytes(0));
+    assert_eq!(heap::in_use(), None, "nothing is sampled, nothing is known");
+}
+
+fn heap_rule(abs: u64) -> Rule {
+    Rule {
+        metric: Metric::Heap,
+        abs: Some(abs as f64),
+        ..host::gauge_rule("memory-heap", [CaptureKind::Heap], Duration::from_secs(2))
+    }
+}
+
+#[test]
+fn a_rule_fires_on_the_heap_and_the_incident_is_sampled_finer() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let abs = heap::in_use().map_or(0, Bytes::get) + 300 * MIB;
+    let heap_settings =
+        HeapSettings { rate: Bytes::kib(256), rate_during_incident: Some(Bytes::kib(16)) };
+    let host =
+        Host::start(Settings { heap: heap_settings, rules: vec![heap_rule(abs)], ..settings() });
+    // Rules are asked once their ring of ten ticks is full.
+    host::wait_for("the rule to be asked", || {
+        let status = host.handle().status().wait(PATIENCE).unwrap();
+        (status.rules[0].decision == "within_limits").then_some(())
+    });
+    let kept: Vec<Vec<u8>> = blocks().take(2000).collect();
+    host::wait_for("the finer rate", || (heap::rate() == Bytes::kib(16)).then_some(()));
+    drop(kept);
+    let (dir, manifest) = host.closed(1).remove(0);
+    assert_eq!(heap::rate(), Bytes::kib(256), "the usual rate is back");
+    let reason = &manifest.reasons[0];
+    assert_eq!((&reason.metric, reason.threshold), (&Some(Metric::Heap), Some(abs as f64)));
+    assert!(manifest.captures.iter().all(|capture| capture.outcome == Outcome::Done));
+    assert_eq!(manifest.artifacts.len(), 2, "one at each end");
+    let file = std::fs::read(dir.join(&manifest.artifacts[0].file)).unwrap();
+    let profile = marple::codec::pprof::read(&file).unwrap();
+    let comments: Vec<&str> = profile.comment.iter().map(|&text| profile.text(text)).collect();
+    assert!(comments.iter().any(|text| text.ends_with("bytes resident")), "{comments:?}");
+}
+
+#[test]
+fn a_crossing_is_a_tick_of_its_own() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let abs = heap::in_use().map_or(0, Bytes::get) + 300 * MIB;
+    let host = Host::start(Settings {
+        interval: Duration::from_secs(3600),
+        rules: vec![heap_rule(abs)],
+        ..settings()
+    });
+    let ticks = || host.handle().status().wait(PATIENCE).unwrap().counters.ticks;
+    host::wait_for("the first tick", || (ticks() == 1).then_some(()));
+    let kept: Vec<Vec<u8>> = blocks().take(2000).collect();
+    host::wait_for("the tick of the crossing", || (ticks() == 2).then_some(()));
+    drop(kept);
+}

@@ -1,0 +1,145 @@
+//! With 512 KiB left below the limit of a real memory cgroup, the profile gets onto the disk, with
+//! names, and the process lives.
+//!
+//! Needs root and the memory controller (v1 or v2) to make a group of its own; where there is none, it
+//! says so in one line and proves nothing. `CI` set and root means that it has to be there.
+
+#![cfg(all(feature = "heap", target_os = "linux"))]
+
+use std::alloc::System;
+use std::fs::{self, File};
+use std::hint::black_box;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use jiff::Timestamp;
+use marple::agent::{HeapWriter, ProcessMemory};
+use marple::base::Bytes;
+use marple::{codec::pprof, heap};
+
+#[global_allocator]
+static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
+
+const LIMIT: u64 = 256 << 20;
+const HEADROOM: u64 = 512 << 10;
+const RUNS: usize = 20;
+
+/// Set for the process that runs out of memory: its group's folder.
+const GROUP: &str = "MARPLE_TEST_GROUP";
+
+/// A memory cgroup with the limit, removed on drop.
+struct Group(PathBuf);
+
+impl Group {
+    fn make() -> Result<Self, String> {
+        let (v1, v2) = (Path::new("/sys/fs/cgroup/memory"), Path::new("/sys/fs/cgroup"));
+        let (base, limit) = if v1.join("memory.limit_in_bytes").exists() {
+            (v1, "memory.limit_in_bytes")
+        } else if fs::read_to_string(v2.join("cgroup.subtree_control"))
+            .is_ok_and(|controllers| controllers.contains("memory"))
+        {
+            (v2, "memory.max")
+        } else {
+            return Err("no memory controller".to_owned());
+        };
+        let path = base.join(format!("marple-test-{}", std::process::id()));
+        let failed = |error| format!("{}: {error}", path.display());
+        fs::create_dir(&path).map_err(failed)?;
+        let group = Self(path.clone());
+        fs::write(path.join(limit), LIMIT.to_string()).map_err(failed)?;
+        Ok(group)
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
+/// What is used and cannot be given back by dropping clean pages of files.
+fn used(group: &Path) -> u64 {
+    let number = |text: &str| text.trim().parse::<u64>().unwrap();
+    let usage = ["memory.usage_in_bytes", "memory.current"];
+    let usage = usage.iter().find_map(|name| fs::read_to_string(group.join(name)).ok()).unwrap();
+    let stat = fs::read_to_string(group.join("memory.stat")).unwrap();
+    let files: u64 = stat
+        .lines()
+        .filter_map(|line| line.split_once(' '))
+        .filter(|(key, _)| ["active_file", "inactive_file"].contains(key))
+        .map(|(_, value)| number(value))
+        .sum();
+    number(&usage).saturating_sub(files)
+}
+
+#[inline(never)]
+fn runs_away(group: &Path) -> Vec<Vec<u8>> {
+    // The index of blocks must not grow in the end.
+    let mut kept = Vec::with_capacity(1 << 16);
+    loop {
+        let left = LIMIT.saturating_sub(used(group));
+        if left <= HEADROOM {
+            return kept;
+        }
+        // Steps that get smaller: the kernel charges in batches.
+        for _ in 0..(left - HEADROOM).div_ceil(64 << 10).div_ceil(4) {
+            kept.push(black_box(vec![1u8; 16 << 10]));
+        }
+    }
+}
+
+/// The process that runs out of memory. What it prints last is how much was left at its dump.
+fn run_out(group: &Path) {
+    heap::set_rate(Bytes::kib(16));
+    let mut writer = HeapWriter::reserve();
+    // As the agent does at its start.
+    writer.write(Timestamp::now(), ProcessMemory::default(), std::io::sink()).unwrap();
+    let out = std::env::var("MARPLE_TEST_OUT").unwrap();
+    let kept = runs_away(group);
+    let left = LIMIT.saturating_sub(used(group));
+    let mut file = File::create(out).unwrap();
+    writer.write(Timestamp::now(), ProcessMemory::default(), &mut file).unwrap();
+    file.sync_all().unwrap();
+    println!("left {left} alive with {}", kept.len());
+}
+
+#[test]
+fn a_profile_with_names_at_512_kib_below_the_limit() {
+    if let Some(group) = std::env::var_os(GROUP) {
+        return run_out(Path::new(&group));
+    }
+    let group = match Group::make() {
+        Ok(group) => group,
+        Err(why) => {
+            let must = std::env::var_os("CI").is_some() && rustix::process::getuid().is_root();
+            assert!(!must, "cannot make a memory cgroup: {why}");
+            return println!("skipped: cannot make a memory cgroup: {why}");
+        }
+    };
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let mut least = u64::MAX;
+    for run in 0..RUNS {
+        let out = dir.path().join(format!("{run}.pprof"));
+        let output = Command::new("/bin/sh")
+            .args(["-c", "echo $$ > \"$MARPLE_TEST_GROUP/cgroup.procs\" && exec \"$0\" \"$@\""])
+            .arg(std::env::current_exe().unwrap())
+            .args(["--exact", "--nocapture", "a_profile_with_names_at_512_kib_below_the_limit"])
+            .env(GROUP, &group.0)
+            .env("MARPLE_TEST_OUT", &out)
+            .output()
+            .unwrap();
+        let printed = String::from_utf8_lossy(&output.stdout);
+        let left = printed.split("left ").nth(1).and_then(|rest| rest.split(' ').next());
+        let said = format!("run {run}: {}\n{printed}", output.status);
+        assert!(output.status.success() && left.is_some(), "{said}");
+        let left: u64 = left.unwrap().parse().unwrap();
+        assert!(left <= HEADROOM, "{said}");
+        least = least.min(left);
+        let profile = pprof::read(&fs::read(&out).unwrap()).unwrap();
+        let names: Vec<&str> = profile.function.iter().map(|f| profile.text(f.name)).collect();
+        assert!(names.contains(&"heap_near_oom::runs_away"), "{said}{names:?}");
+        let in_use: i64 = profile.sample.iter().map(|sample| sample.value[3]).sum();
+        assert!(in_use > LIMIT as i64 / 2, "{said}{in_use}");
+    }
+    println!("{RUNS} of {RUNS} written with names; at the least {} KiB were left", least >> 10);
+}

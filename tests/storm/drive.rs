@@ -1,0 +1,189 @@
+//! Each engine behind one face, so that benches and storms drive them all alike: marple's, the
+//! `pprof` crate as a service would use it by its README, and none at all, which is the control.
+#![allow(dead_code, reason = "each binary uses a part of it")]
+
+use std::fmt;
+
+use marple::base::{Clock, Hertz, SystemClock};
+use marple::cpu::{Options, Session};
+use marple::model::{CpuEngine, LabelValue, Profile, Sample};
+use marple::symbols;
+use pprof::{ProfilerGuard, ProfilerGuardBuilder};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Engine {
+    /// Nothing runs.
+    Control,
+    /// marple by perf events.
+    Perf,
+    /// marple by a CPU-clock timer for each thread.
+    Timer,
+    /// marple over the `pprof` crate.
+    Pprof,
+    /// The `pprof` crate by itself: its default unwinder, its README's blocklist.
+    Peer,
+}
+
+impl Engine {
+    pub(crate) const ALL: [Self; 5] =
+        [Self::Control, Self::Perf, Self::Timer, Self::Pprof, Self::Peer];
+
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Control => "control",
+            Self::Perf => "perf",
+            Self::Timer => "timer",
+            Self::Pprof => "pprof",
+            Self::Peer => "pprof-rs",
+        }
+    }
+
+    pub(crate) fn of(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|engine| engine.name() == name)
+    }
+
+    /// Starts it; the error is its own words.
+    pub(crate) fn start(self, hertz: u32) -> Result<Running, String> {
+        let marple = |engine| {
+            let options = Options { engine, frequency: Hertz(hertz), ..Options::default() };
+            Session::with(&options, SystemClock.anchor())
+                .map(Running::Marple)
+                .map_err(|error| error.to_string())
+        };
+        match self {
+            Self::Control => Ok(Running::Control),
+            Self::Perf => marple(CpuEngine::Perf),
+            Self::Timer => marple(CpuEngine::Timer),
+            Self::Pprof => marple(CpuEngine::Pprof),
+            Self::Peer => ProfilerGuardBuilder::default()
+                .frequency(hertz as i32)
+                .blocklist(&["libc", "libgcc", "pthread", "vdso"])
+                .build()
+                .map(Running::Peer)
+                .map_err(|error| error.to_string()),
+        }
+    }
+}
+
+impl fmt::Display for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// An engine that records.
+pub(crate) enum Running {
+    Control,
+    Marple(Session),
+    Peer(ProfilerGuard<'static>),
+}
+
+impl Running {
+    /// Ends it and reads what it recorded.
+    pub(crate) fn stop(self) -> Result<Recorded, String> {
+        match self {
+            Self::Control => Ok(Recorded::Nothing),
+            Self::Marple(session) => match session.stop(SystemClock.now()) {
+                Ok(profile) => Ok(Recorded::Marple(Box::new(profile))),
+                Err(error) => Err(error.to_string()),
+            },
+            Self::Peer(guard) => match guard.report().build_unresolved() {
+                Ok(report) => Ok(Recorded::Peer(report)),
+                Err(error) => Err(error.to_string()),
+            },
+        }
+    }
+}
+
+/// What an engine recorded, without names.
+pub(crate) enum Recorded {
+    Nothing,
+    Marple(Box<Profile>),
+    Peer(pprof::UnresolvedReport),
+}
+
+/// Samples of one thread's name at one stack.
+#[derive(Clone, Debug)]
+pub(crate) struct Seen {
+    pub(crate) thread: String,
+    /// The names of the functions, innermost first; empty for one that has none.
+    pub(crate) functions: Vec<String>,
+    /// How often the engine really looked.
+    pub(crate) samples: u64,
+    /// What that stands for, in periods of the rate asked for.
+    pub(crate) weight: f64,
+}
+
+/// What an engine recorded, named.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Report {
+    pub(crate) seen: Vec<Seen>,
+    /// What it says it lost, in periods.
+    pub(crate) lost: f64,
+    /// Everything else it says.
+    pub(crate) remarks: Vec<String>,
+}
+
+impl Recorded {
+    /// Names it, which costs more than all the rest and belongs after what is measured.
+    pub(crate) fn named(self, hertz: u32) -> Report {
+        match self {
+            Self::Nothing => Report::default(),
+            Self::Marple(profile) => of_profile(*profile, hertz),
+            Self::Peer(report) => of_peer(report),
+        }
+    }
+}
+
+fn of_profile(mut profile: Profile, hertz: u32) -> Report {
+    symbols::name_functions(&mut profile);
+    let column = |name| profile.sample_types.iter().position(|kind| kind.name == name);
+    let (samples, nanos) = (column("samples"), column("cpu"));
+    let value = |sample: &Sample, column: Option<usize>| {
+        column.and_then(|column| sample.values.get(column)).copied().unwrap_or(0)
+    };
+    let seen = profile.samples.iter().map(|sample| Seen {
+        thread: thread_of(&profile, sample),
+        functions: functions_of(&profile, sample),
+        samples: value(sample, samples) as u64,
+        weight: value(sample, nanos) as f64 * f64::from(hertz) / 1e9,
+    });
+    let mut remarks = profile.comments.clone();
+    remarks.extend(profile.losses.iter().map(|loss| format!("{}: {}", loss.cause, loss.count)));
+    // "expected 100 samples for 1.000 s of CPU time at 100 Hz, got 98, lost 2"
+    let said = profile.comments.iter().find(|comment| comment.starts_with("expected "));
+    let lost = said.and_then(|said| said.rsplit_once("lost ")?.1.parse().ok()).unwrap_or(0.0);
+    Report { seen: seen.collect(), lost, remarks }
+}
+
+fn thread_of(profile: &Profile, sample: &Sample) -> String {
+    let of_thread = |key: &str| key == "thread";
+    let label = sample.labels.iter().find(|label| of_thread(profile.strings.get(label.key)));
+    match label.map(|label| label.value) {
+        Some(LabelValue::Text(name)) => profile.strings.get(name).to_owned(),
+        _ => String::new(),
+    }
+}
+
+fn functions_of(profile: &Profile, sample: &Sample) -> Vec<String> {
+    let frames = profile.stacks.frames(sample.stack);
+    let name = |frame| {
+        let line = profile.frames.get(frame).lines.first()?;
+        let function = profile.functions.get(line.function.index())?;
+        Some(profile.strings.get(function.name).to_owned())
+    };
+    frames.map(|frame| name(frame).unwrap_or_default()).collect()
+}
+
+fn of_peer(report: pprof::UnresolvedReport) -> Report {
+    let seen = report.data.into_iter().map(|(frames, count)| {
+        let frames = pprof::Frames::from(frames);
+        Seen {
+            thread: frames.thread_name.clone(),
+            functions: frames.frames.iter().flatten().map(pprof::Symbol::name).collect(),
+            samples: count as u64,
+            weight: count as f64,
+        }
+    });
+    Report { seen: seen.collect(), ..Report::default() }
+}

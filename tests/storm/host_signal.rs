@@ -1,0 +1,62 @@
+//! A host that profiles itself: an interval timer and a handler for SIGPROF, from before the engine
+//! starts until after it has stopped.
+
+use std::hint::black_box;
+use std::ptr;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use crate::drive::Engine;
+use crate::watch::say;
+
+/// Signals the host has handled.
+static HANDLED: AtomicU64 = AtomicU64::new(0);
+
+/// How many more have to come in each phase.
+const WANTED: u64 = 40;
+
+extern "C" fn handler(_: libc::c_int) {
+    HANDLED.fetch_add(1, Relaxed);
+}
+
+/// Installs both.
+fn profile_itself() {
+    let on_signal: extern "C" fn(libc::c_int) = handler;
+    let every = libc::timeval { tv_sec: 0, tv_usec: 5000 };
+    let timer = libc::itimerval { it_interval: every, it_value: every };
+    // SAFETY: a handler that adds to an atomic, and a timer from a local variable.
+    unsafe {
+        let mut action = std::mem::zeroed::<libc::sigaction>();
+        action.sa_sigaction = on_signal as libc::sighandler_t;
+        action.sa_flags = libc::SA_RESTART;
+        libc::sigaction(libc::SIGPROF, &raw const action, ptr::null_mut());
+        libc::setitimer(libc::ITIMER_PROF, &raw const timer, ptr::null_mut());
+    }
+}
+
+/// Uses CPU time until as many signals have come; who watches this process ends it when none do.
+fn until_handled(phase: &str) {
+    let before = HANDLED.load(Relaxed);
+    while HANDLED.load(Relaxed) < before + WANTED {
+        (0..1 << 16).for_each(|turn| {
+            black_box(turn);
+        });
+    }
+    say(&format!("told {phase}: {WANTED} signals handled"));
+}
+
+pub(crate) fn host(engine: Engine) {
+    profile_itself();
+    until_handled("before");
+    match engine.start(99) {
+        Ok(running) => {
+            until_handled("during");
+            match running.stop() {
+                Ok(_) => say("told the engine ran beside it"),
+                Err(why) => say(&format!("told the engine failed: {why}")),
+            }
+        }
+        Err(why) => say(&format!("told the engine kept away: {why}")),
+    }
+    until_handled("after");
+    say("done");
+}

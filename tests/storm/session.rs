@@ -1,0 +1,115 @@
+//! The storm's own main thread: starts the workers, holds the sessions, says how far everything is.
+
+use std::panic;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::drive::{Engine, Recorded};
+use crate::watch::say;
+use crate::workers::{self, Counters};
+
+const HERTZ: u32 = 1000;
+
+/// The time between two lines.
+const BEAT: Duration = Duration::from_millis(100);
+
+/// Is a storm: a session of `seconds`, then sessions started and stopped for as long.
+pub(crate) fn storm(engine: Engine, seconds: u64) {
+    // Panics are part of it; what they say is not.
+    panic::set_hook(Box::new(|_| {}));
+    match engine.start(HERTZ) {
+        Ok(running) => drop(running),
+        Err(why) => return say(&format!("refused {why}")),
+    }
+    let (over, counters) = (AtomicBool::new(false), Counters::default());
+    let half = Duration::from_secs(seconds);
+    thread::scope(|scope| {
+        for (name, work) in workers::ALL {
+            let (over, counters) = (&over, &counters);
+            let body = move || work(over, counters);
+            thread::Builder::new().name((*name).into()).spawn_scoped(scope, body).unwrap();
+        }
+        let before = cpu_seconds();
+        let mut sampled = one_session(engine, half, &counters);
+        say(&counters.line());
+        say(&format!("half {}", cpu_seconds() - before));
+        let (cycles, in_cycles) = many_sessions(engine, half, &counters);
+        sampled += in_cycles;
+        over.store(true, Relaxed);
+        say(&format!("told {cycles} sessions in {seconds} s"));
+        say(&format!("count cycles={cycles}"));
+        say(&format!("count samples={sampled}"));
+    });
+    say(&counters.line());
+    for (name, count) in counters.held() {
+        say(&format!("count {name}={count}"));
+    }
+    say(&format!("told {} waits cut short", counters.interrupted.load(Relaxed)));
+    say("done");
+}
+
+fn one_session(engine: Engine, time: Duration, counters: &Counters) -> u64 {
+    let running = engine.start(HERTZ).unwrap_or_else(|why| panic!("{why}"));
+    let start = Instant::now();
+    while start.elapsed() < time {
+        thread::sleep(BEAT);
+        say(&counters.line());
+    }
+    let recorded = running.stop().unwrap_or_else(|why| panic!("{why}"));
+    let taken = samples(&recorded);
+    say(&format!("told {taken} samples in one session"));
+    for remark in recorded.named(HERTZ).remarks {
+        say(&format!("told {}", remark.replace('\n', " ")));
+    }
+    taken
+}
+
+/// Sessions of nothing to 8 ms, every other one dropped instead of stopped.
+fn many_sessions(engine: Engine, time: Duration, counters: &Counters) -> (u64, u64) {
+    let (start, mut beat) = (Instant::now(), Instant::now());
+    let (mut cycles, mut taken) = (0, 0);
+    while start.elapsed() < time {
+        let running = engine.start(HERTZ).unwrap_or_else(|why| panic!("{why}"));
+        match cycles % 4 {
+            0 => {}
+            1 => thread::yield_now(),
+            2 => thread::sleep(Duration::from_millis(1)),
+            _ => thread::sleep(Duration::from_millis(8)),
+        }
+        if cycles % 2 == 0 {
+            drop(running);
+        } else {
+            taken += samples(&running.stop().unwrap_or_else(|why| panic!("{why}")));
+        }
+        cycles += 1;
+        if beat.elapsed() > BEAT {
+            beat = Instant::now();
+            say(&counters.line());
+        }
+    }
+    (cycles, taken)
+}
+
+fn samples(recorded: &Recorded) -> u64 {
+    match recorded {
+        Recorded::Nothing => 0,
+        Recorded::Marple(profile) => profile.total("samples").unwrap_or(0) as u64,
+        Recorded::Peer(report) => report.data.values().map(|&count| count as u64).sum(),
+    }
+}
+
+/// CPU time of this process and the children it has waited for.
+fn cpu_seconds() -> f64 {
+    let of = |who| {
+        // SAFETY: `getrusage` fills the whole structure that it is given.
+        let usage = unsafe {
+            let mut usage = std::mem::zeroed::<libc::rusage>();
+            libc::getrusage(who, &raw mut usage);
+            usage
+        };
+        let seconds = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 / 1e6;
+        seconds(usage.ru_utime) + seconds(usage.ru_stime)
+    };
+    of(libc::RUSAGE_SELF) + of(libc::RUSAGE_CHILDREN)
+}

@@ -1,0 +1,185 @@
+//! The process outside the storm: starts it, hears how far it is, and tells a crash from a hang.
+//!
+//! The lines of a storm, each flushed:
+//!
+//! ```text
+//! refused WHY             the engine does not run here; nothing follows
+//! at NAME=N NAME=N ...    how far each thread is, ten times a second
+//! told TEXT               a remark for the reader
+//! count NAME=N            a number to be held to
+//! half SECONDS            of CPU time; what was done until here is done beside one session
+//! done                    everything has ended well
+//! ```
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+const CHILD: &str = "STORM_ENGINE";
+const SECONDS: &str = "STORM_SECONDS";
+
+/// How long a storm may be silent, or one of its threads stand still. A thousand times what it takes.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How a storm ended.
+pub(crate) enum Ended {
+    Done(Totals),
+    /// The engine does not run here; its words.
+    Refused(String),
+    /// With what it said last.
+    Crashed(ExitStatus, String),
+    /// What stood still.
+    Hung(String),
+}
+
+impl fmt::Display for Ended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Done(_) => f.write_str("ended well"),
+            Self::Refused(why) => write!(f, "does not run here: {why}"),
+            Self::Crashed(status, last) => write!(f, "crashed, {status}; last: {last}"),
+            Self::Hung(what) => write!(f, "hung: {what}"),
+        }
+    }
+}
+
+/// What a storm told.
+#[derive(Debug, Default)]
+pub(crate) struct Totals {
+    pub(crate) progress: BTreeMap<String, u64>,
+    /// That of the first half, with the seconds of CPU time of the process and its children.
+    pub(crate) half: (BTreeMap<String, u64>, f64),
+    pub(crate) counts: BTreeMap<String, u64>,
+    pub(crate) remarks: Vec<String>,
+}
+
+impl Totals {
+    pub(crate) fn count(&self, name: &str) -> u64 {
+        self.counts.get(name).copied().unwrap_or_else(|| panic!("no `{name}` in {self:?}"))
+    }
+}
+
+/// What this process is asked to be, if it is a storm.
+pub(crate) fn asked() -> Option<String> {
+    std::env::var(CHILD).ok()
+}
+
+/// How long each half of a storm lasts.
+pub(crate) fn seconds() -> u64 {
+    std::env::var(SECONDS).ok().and_then(|text| text.parse().ok()).unwrap_or(3)
+}
+
+/// Says a line of a storm.
+pub(crate) fn say(line: &str) {
+    // Not `println!`, which the test's harness takes in.
+    let mut out = std::io::stdout().lock();
+    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+}
+
+/// Runs the storm of `engine` that `test` is, and watches it.
+pub(crate) fn run(test: &str, engine: &str) -> Ended {
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture"])
+        .env(CHILD, engine)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let (tell, told) = mpsc::channel();
+    let reader = thread::spawn(move || {
+        lines.map_while(Result::ok).try_for_each(|line| tell.send(line)).is_ok()
+    });
+    let mut storm = Heard::default();
+    let stood = loop {
+        match told.recv_timeout(PATIENCE) {
+            Ok(line) => {
+                if let Some(name) = storm.hear(&line) {
+                    break Some(format!("`{name}` got no further in {PATIENCE:?}"));
+                }
+            }
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                break Some(format!("nothing was heard for {PATIENCE:?}; last: {}", storm.last));
+            }
+            Err(mpsc::RecvTimeoutError::Disconnected) => break None,
+        }
+    };
+    if let Some(what) = stood {
+        let where_it_is = stuck_at(child.id());
+        let _ = child.kill();
+        let _ = child.wait();
+        return Ended::Hung(format!("{what}\n{where_it_is}"));
+    }
+    let _ = reader.join();
+    match child.wait().unwrap() {
+        status if !status.success() => Ended::Crashed(status, storm.last),
+        _ if storm.refused.is_some() => Ended::Refused(storm.refused.unwrap_or_default()),
+        status if !storm.done => Ended::Crashed(status, storm.last),
+        _ => Ended::Done(storm.totals),
+    }
+}
+
+/// What the kernel knows of each thread of a process that hangs.
+fn stuck_at(pid: u32) -> String {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let read = |path: std::path::PathBuf| std::fs::read_to_string(path).unwrap_or_default();
+    let line = |thread: std::fs::DirEntry| {
+        let (name, call) = (thread.path().join("comm"), thread.path().join("syscall"));
+        format!("{}: {}", read(name).trim(), read(call).trim())
+    };
+    threads.map(line).collect::<Vec<_>>().join("\n")
+}
+
+#[derive(Default)]
+struct Heard {
+    totals: Totals,
+    moved: BTreeMap<String, Instant>,
+    refused: Option<String>,
+    last: String,
+    done: bool,
+}
+
+impl Heard {
+    /// Takes a line in; the name of a thread that stands still, if one does.
+    fn hear(&mut self, line: &str) -> Option<String> {
+        let (kind, rest) = line.split_once(' ').unwrap_or((line, ""));
+        match kind {
+            "refused" => self.refused = Some(rest.to_owned()),
+            "told" => self.totals.remarks.push(rest.to_owned()),
+            "count" => self.totals.counts.extend(pair(rest)),
+            "half" => {
+                let cpu = rest.parse().unwrap_or(f64::NAN);
+                self.totals.half = (self.totals.progress.clone(), cpu);
+            }
+            "done" => self.done = true,
+            "at" => return self.hear_progress(rest),
+            // What the test's harness prints.
+            _ => return None,
+        }
+        self.last = line.to_owned();
+        None
+    }
+
+    fn hear_progress(&mut self, rest: &str) -> Option<String> {
+        self.last = rest.to_owned();
+        let now = Instant::now();
+        for (name, count) in rest.split_ascii_whitespace().filter_map(pair) {
+            let before = self.totals.progress.insert(name.clone(), count);
+            if before != Some(count) || !self.moved.contains_key(&name) {
+                self.moved.insert(name, now);
+            }
+        }
+        let stands = |(_, moved): &(&String, &Instant)| now.duration_since(**moved) > PATIENCE;
+        let mut standing = self.moved.iter().filter(stands).map(|(name, _)| name);
+        standing.find(|name| !crate::workers::MAY_STAND_STILL.contains(&name.as_str())).cloned()
+    }
+}
+
+fn pair(text: &str) -> Option<(String, u64)> {
+    let (name, count) = text.split_once('=')?;
+    Some((name.to_owned(), count.parse().ok()?))
+}

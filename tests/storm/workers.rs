@@ -1,0 +1,319 @@
+//! What a host may do that is hard on a profiler, a thread each, in a loop until the storm is over.
+
+use std::backtrace::Backtrace;
+use std::ffi::CStr;
+use std::hint::black_box;
+use std::os::unix::process::CommandExt;
+use std::panic;
+use std::process::Command;
+use std::ptr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::thread;
+
+/// How far each worker is, and what must not happen.
+#[derive(Default)]
+pub(crate) struct Counters {
+    turns: [AtomicU64; ALL.len()],
+    errno_lost: AtomicU64,
+    children_killed: AtomicU64,
+    /// Sleeps that a signal ended early.
+    pub(crate) interrupted: AtomicU64,
+}
+
+impl Counters {
+    fn turn(&self, name: &str) {
+        let which = ALL.iter().position(|(worker, _)| *worker == name);
+        self.turns[which.expect("a worker's name")].fetch_add(1, Relaxed);
+    }
+
+    /// The line of a storm that says how far it is.
+    pub(crate) fn line(&self) -> String {
+        let at = ALL.iter().zip(&self.turns);
+        let at = at.map(|((name, _), turns)| format!(" {name}={}", turns.load(Relaxed)));
+        format!("at{}", at.collect::<String>())
+    }
+
+    /// The numbers that a storm is held to.
+    pub(crate) fn held(&self) -> [(&'static str, u64); 2] {
+        [
+            ("errno lost", self.errno_lost.load(Relaxed)),
+            ("children killed", self.children_killed.load(Relaxed)),
+        ]
+    }
+}
+
+type Work = fn(&AtomicBool, &Counters);
+
+/// Every worker.
+pub(crate) const ALL: &[(&str, Work)] = &[
+    ("panics", panics),
+    ("panics-too", panics_too),
+    ("malloc", malloc),
+    ("malloc-too", malloc_too),
+    ("births", births),
+    ("dlopen", dlopen),
+    ("dlopen-run", dlopen_run),
+    ("backtraces", backtraces),
+    ("exec", exec),
+    ("fork", fork),
+    ("recursion", recursion),
+    ("altstack", altstack),
+    ("errno", errno),
+    ("sleeps", sleeps),
+];
+
+/// Where a program is linked statically there is nothing to load.
+pub(crate) const MAY_STAND_STILL: &[&str] = &["dlopen", "dlopen-run"];
+
+/// Uses CPU time without calling anything.
+#[inline(never)]
+fn spin(turns: u32) {
+    for turn in 0..turns {
+        black_box(turn);
+    }
+}
+
+fn panics(over: &AtomicBool, counters: &Counters) {
+    throw_until(over, || counters.turn("panics"));
+}
+
+fn panics_too(over: &AtomicBool, counters: &Counters) {
+    throw_until(over, || counters.turn("panics-too"));
+}
+
+fn throw_until(over: &AtomicBool, caught_one: impl Fn()) {
+    #[inline(never)]
+    fn throw(depth: u32) -> u32 {
+        let on_the_way_out = Box::new([depth; 4]);
+        if depth == 0 {
+            panic!("of the storm");
+        }
+        black_box(throw(black_box(depth - 1))) + on_the_way_out[0]
+    }
+    while !over.load(Relaxed) {
+        let caught = panic::catch_unwind(|| throw(20));
+        assert!(caught.is_err());
+        caught_one();
+    }
+}
+
+fn malloc(over: &AtomicBool, counters: &Counters) {
+    let mut random = 1u64;
+    let mut next = || {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (random >> 33) as usize
+    };
+    while !over.load(Relaxed) {
+        // Sizes on both sides of the threshold beyond which a block is mapped.
+        let mut blocks: Vec<Vec<u8>> = (0..200).map(|_| vec![1; 1 << (next() % 19)]).collect();
+        while let Some(last) = blocks.len().checked_sub(1) {
+            let mut block = blocks.swap_remove(next() % (last + 1));
+            block.reserve(next() % 4096);
+            black_box(&block);
+        }
+        counters.turn("malloc");
+    }
+}
+
+fn malloc_too(over: &AtomicBool, counters: &Counters) {
+    while !over.load(Relaxed) {
+        let grown = (0..2000).fold(Vec::new(), |mut grown, n: u64| {
+            grown.push(Box::new(n));
+            grown
+        });
+        drop(black_box(grown));
+        counters.turn("malloc-too");
+    }
+}
+
+/// Threads that live shorter than a period, and some that live longer.
+fn births(over: &AtomicBool, counters: &Counters) {
+    while !over.load(Relaxed) {
+        let born = (0..8u32).map(|n| {
+            let thread = thread::Builder::new().stack_size(64 << 10);
+            thread.spawn(move || spin(1 << (8 + 2 * n))).unwrap()
+        });
+        for thread in born.collect::<Vec<_>>() {
+            thread.join().unwrap();
+        }
+        counters.turn("births");
+    }
+}
+
+/// Loads a library and unloads it.
+fn dlopen(over: &AtomicBool, counters: &Counters) {
+    // In every glibc, and used by nobody.
+    while !over.load(Relaxed) && with_library(c"libBrokenLocale.so.1", |_| {}) {
+        counters.turn("dlopen");
+    }
+}
+
+/// Loads a library, runs in it for a while, unloads it.
+fn dlopen_run(over: &AtomicBool, counters: &Counters) {
+    type Crypt =
+        unsafe extern "C" fn(*const libc::c_char, *const libc::c_char) -> *mut libc::c_char;
+    let run = |library| {
+        // SAFETY: the library is libcrypt, whose `crypt` has that type; nobody else is in it.
+        unsafe {
+            let crypt = libc::dlsym(library, c"crypt".as_ptr());
+            if !crypt.is_null() {
+                let crypt = std::mem::transmute::<*mut libc::c_void, Crypt>(crypt);
+                black_box(crypt(c"a word".as_ptr(), c"$5$rounds=1000$salt".as_ptr()));
+            }
+        }
+    };
+    while !over.load(Relaxed) && with_library(c"libcrypt.so.1", run) {
+        counters.turn("dlopen-run");
+    }
+}
+
+/// Whether the library could be loaded.
+fn with_library(name: &CStr, run: impl Fn(*mut libc::c_void)) -> bool {
+    // SAFETY: loading a library of the system's, which does nothing when it is loaded or unloaded.
+    let library = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW) };
+    if library.is_null() {
+        return false;
+    }
+    run(library);
+    // SAFETY: it was opened above, and nothing of it is used any more.
+    unsafe { libc::dlclose(library) };
+    true
+}
+
+fn backtraces(over: &AtomicBool, counters: &Counters) {
+    #[inline(never)]
+    fn capture(depth: u32) -> Backtrace {
+        if depth == 0 { Backtrace::force_capture() } else { black_box(capture(depth - 1)) }
+    }
+    while !over.load(Relaxed) {
+        for _ in 0..50 {
+            drop(black_box(capture(20)));
+        }
+        counters.turn("backtraces");
+    }
+}
+
+/// Children that replace themselves by a program, by `vfork` and by `fork`.
+fn exec(over: &AtomicBool, counters: &Counters) {
+    while !over.load(Relaxed) {
+        for by_fork in [false, true] {
+            let mut command = Command::new("/bin/true");
+            if by_fork {
+                // SAFETY: does nothing between `fork` and `exec`; it only keeps std from `vfork`.
+                unsafe { command.pre_exec(|| Ok(())) };
+            }
+            if !command.status().unwrap().success() {
+                counters.children_killed.fetch_add(1, Relaxed);
+            }
+        }
+        counters.turn("exec");
+    }
+}
+
+/// Children that go on for a while as a copy of this process.
+fn fork(over: &AtomicBool, counters: &Counters) {
+    while !over.load(Relaxed) {
+        // SAFETY: the child calls nothing that takes a lock, and leaves without cleaning up.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            spin(1 << 20);
+            // SAFETY: as above.
+            unsafe { libc::_exit(0) };
+        }
+        assert!(child > 0, "fork: {}", std::io::Error::last_os_error());
+        let mut status = -1;
+        // SAFETY: waits for that child, into a local variable.
+        while unsafe { libc::waitpid(child, &raw mut status, 0) } != child {}
+        if status != 0 {
+            counters.children_killed.fetch_add(1, Relaxed);
+        }
+        counters.turn("fork");
+    }
+}
+
+fn recursion(over: &AtomicBool, counters: &Counters) {
+    #[inline(never)]
+    fn down(depth: u32) -> u32 {
+        if depth == 0 {
+            spin(1 << 18);
+            return 0;
+        }
+        black_box(down(black_box(depth - 1))) + 1
+    }
+    thread::scope(|scope| {
+        let body = || {
+            while !over.load(Relaxed) {
+                assert_eq!(down(10_000), 10_000);
+                counters.turn("recursion");
+            }
+        };
+        let thread = thread::Builder::new().name("deep".into()).stack_size(32 << 20);
+        thread.spawn_scoped(scope, body).unwrap();
+    });
+}
+
+/// A handler that runs on a stack of its own, long enough to be seen there.
+fn altstack(over: &AtomicBool, counters: &Counters) {
+    extern "C" fn handler(_: libc::c_int) {
+        spin(1 << 16);
+    }
+    let mut stack = vec![0u8; 64 << 10];
+    let alternate =
+        libc::stack_t { ss_sp: stack.as_mut_ptr().cast(), ss_flags: 0, ss_size: stack.len() };
+    let mut before = alternate;
+    let on_signal: extern "C" fn(libc::c_int) = handler;
+    // SAFETY: the stack outlives its use, which ends below; the handler only spins.
+    unsafe {
+        libc::sigaltstack(&raw const alternate, &raw mut before);
+        let mut action = std::mem::zeroed::<libc::sigaction>();
+        action.sa_sigaction = on_signal as libc::sighandler_t;
+        action.sa_flags = libc::SA_ONSTACK | libc::SA_RESTART;
+        libc::sigaction(libc::SIGUSR1, &raw const action, ptr::null_mut());
+    }
+    while !over.load(Relaxed) {
+        for _ in 0..16 {
+            // SAFETY: the signal has the handler above.
+            unsafe { libc::raise(libc::SIGUSR1) };
+        }
+        counters.turn("altstack");
+    }
+    // SAFETY: the stack from before is still there: std's.
+    unsafe { libc::sigaltstack(&raw const before, ptr::null_mut()) };
+}
+
+/// errno is the thread's, and stays what it was whatever interrupts it.
+fn errno(over: &AtomicBool, counters: &Counters) {
+    let mut value = 1000;
+    while !over.load(Relaxed) {
+        value = 1000 + (value + 1) % 1000;
+        // SAFETY: the address of this thread's errno, valid as long as the thread is.
+        let kept = unsafe {
+            let errno = libc::__errno_location();
+            errno.write_volatile(value);
+            spin(1 << 16);
+            errno.read_volatile()
+        };
+        if kept != value {
+            counters.errno_lost.fetch_add(1, Relaxed);
+        }
+        counters.turn("errno");
+    }
+}
+
+/// Waits that no `SA_RESTART` takes up again.
+fn sleeps(over: &AtomicBool, counters: &Counters) {
+    let interrupted = |result: libc::c_int| {
+        let cut = result == -1
+            && std::io::Error::last_os_error().kind() == std::io::ErrorKind::Interrupted;
+        counters.interrupted.fetch_add(u64::from(cut), Relaxed);
+    };
+    while !over.load(Relaxed) {
+        spin(1 << 14);
+        let time = libc::timespec { tv_sec: 0, tv_nsec: 500_000 };
+        // SAFETY: reads a local variable.
+        interrupted(unsafe { libc::nanosleep(&raw const time, ptr::null_mut()) });
+        // SAFETY: no descriptors.
+        interrupted(unsafe { libc::poll(ptr::null_mut(), 0, 1) });
+        counters.turn("sleeps");
+    }
+}
