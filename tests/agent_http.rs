@@ -193,6 +193,8 @@ fn answers_while_the_service_is_stuck() {
             answer["vitals"]["runtime.lag"].as_f64().filter(|lag| *lag > 0.3)
         });
         let (_, on) = ask("POST", &format!("http://{address}/monitor/notify"), None);
+        let (status, _) = ask("GET", &format!("http://{address}/debug/pprof/goroutine"), None);
+        assert_eq!(status, 200);
         (lag, on["on"].clone())
     });
     // The runtime's only thread is busy with this until the answers are there.
