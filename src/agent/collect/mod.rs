@@ -174,7 +174,7 @@ impl Evidence {
 
     /// Writes it in one of the forms its readers know.
     pub(super) fn write(&self, form: Form, mut out: impl io::Write) -> Result<(), Failure> {
-        Ok(match (self, form) {
+        match (self, form) {
             (Self::Profile(profile), _) => pprof::write(profile, out)?,
             (Self::Timeline(timeline), _) => perfetto::write(timeline, out)?,
             (Self::Live(live), _) => live.write(&mut out)?,
@@ -183,6 +183,7 @@ impl Evidence {
             (Self::Tasks(dump), Form::TasksPprof) => pprof::write(&dump.profile, out)?,
             (Self::Tasks(dump), Form::TasksJson) => text::tasks::write_json(dump, out)?,
             (Self::Tasks(dump), _) => text::tasks::write(dump, out)?,
-        })
+        }
+        Ok(())
     }
 }
