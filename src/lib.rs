@@ -27,18 +27,18 @@
 //! [[rule]]
 //! metric = "memory"       # working set, in per cent of the limit
 //! abs = 80
-//! capture = ["cpu", "heap", "trace"]
+//! capture = ["cpu", "heap", "trace", "threads", "tasks"]
 //! ```
 //!
 //! That is all. The runtime [`Agent`] is started in is watched; others are added with
 //! [`AgentHandle::observe`]. The allocator line is for heap profiles alone, [`trace::layer`] and
-//! [`instrument`] for what a trace shows besides the vitals; without them everything else works, and
-//! the incident's manifest says what is missing.
+//! [`instrument`] for what a trace shows besides the vitals, [`task::spawn`] for tasks that a dump is to
+//! show; without them everything else works, and the incident's manifest says what is missing.
 //!
 //! # What it asks of the process
 //!
-//! Two threads of its own, `marple` and `marple-capture`, and none of the host's time but what the
-//! engines take: see [`cpu`], [`heap`] and [`trace`]. A directory it may write to; it stays within the
+//! Threads of its own, `marple`, `marple-capture` and, while CPU time is sampled, `marple-cpu`, and none
+//! of the host's time but what the engines take: see [`cpu`], [`heap`] and [`trace`]. A directory it may write to; it stays within the
 //! bounds of `[store]`. Linux has everything; other Unixes lack cgroups and what is read from `/proc`.
 //!
 //! # What it is not for
@@ -58,11 +58,14 @@ pub mod cpu;
 #[cfg(feature = "heap")]
 pub mod heap;
 pub mod rules;
+pub mod stacks;
 pub mod store;
 pub mod symbols;
 #[cfg(feature = "trace")]
 pub mod trace;
 pub mod vitals;
+
+pub mod task;
 
 pub mod agent;
 #[cfg(feature = "http")]
@@ -75,7 +78,7 @@ pub use config::Settings;
 pub use heap::Allocator;
 pub use model::{CaptureKind, CaptureSet};
 #[cfg(feature = "trace")]
-pub use trace::{instrument, task};
+pub use trace::instrument;
 
 impl Builder {
     /// Starts the agent: two threads, and the endpoint if the settings have one.

@@ -12,7 +12,10 @@ use marple::model::Origin;
 use marple::{Agent, AgentHandle};
 
 fn write(path: &Path, captures: &Path, body: &str) {
-    let text = format!("dir = {:?}\ninterval = \"20ms\"\n{body}", captures.to_str().unwrap());
+    let text = format!(
+        "dir = {:?}\ninterval = \"20ms\"\nrules = \"own\"\n{body}",
+        captures.to_str().unwrap()
+    );
     let part = path.with_extension("new");
     fs::write(&part, text).unwrap();
     fs::rename(&part, path).unwrap();
@@ -38,21 +41,22 @@ fn changes_are_applied_and_mistakes_are_not() {
     let agent = Agent::from_file(&path).unwrap().start().unwrap();
     let handle = agent.handle();
 
-    // The rule fires and is in its cooldown.
+    // The rule fires, and does so again when it is worse only.
     let gauge = handle.gauge("queue").unwrap();
     gauge.set(11.0);
     wait_for("an incident", || incidents(&captures).pop());
     gauge.set(1.0);
     let rule = || status(&handle).rules.into_iter().find(|rule| rule.name == "queue").unwrap();
     gauge.set(11.0);
-    wait_for("the cooldown", || (rule().decision == "cooling_down").then_some(()));
+    let held = || ["not_worse", "cooling_down"].contains(&rule().decision).then_some(());
+    wait_for("it to be held back", held);
 
     // A second rule comes; the first keeps its state.
     let more =
         format!("{toggle}{RULE}[[rule]]\nname = \"tasks\"\nmetric = \"tasks\"\nabs = 1000\n");
     write(&path, &captures, &more);
     wait_for("the second rule", || (status(&handle).rules.len() == 2).then_some(()));
-    wait_for("the cooldown", || (rule().decision == "cooling_down").then_some(()));
+    wait_for("it to be held back still", held);
 
     // A mistake is refused and named; what was in force stays.
     write(&path, &captures, &more.replace("abs = 1000", "abs = \"many\"\nduraton = \"1s\""));

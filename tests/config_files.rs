@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use marple::config::{Error, HttpSettings, Settings, load};
-use marple::model::{CaptureKind, CaptureSet, Metric};
+use marple::model::{CaptureKind, CaptureSet, Holds, Metric};
 
 fn shipped(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("config").join(name)
@@ -25,7 +25,7 @@ fn every_shipped_file_is_valid() {
 fn marple_toml_shows_the_defaults() {
     let mut settings = load(&shipped("marple.toml")).unwrap();
     let rules = std::mem::take(&mut settings.rules);
-    assert_eq!(settings, Settings::default());
+    assert_eq!(settings, Settings { rules: Vec::new(), ..Settings::default() });
     let names: Vec<&str> = rules.iter().map(|rule| rule.name.as_str()).collect();
     assert_eq!(names, ["memory", "runtime-lag"]);
     assert_eq!(HttpSettings::default().listen.to_string(), "127.0.0.1:6060");
@@ -38,7 +38,7 @@ fn minimal_toml_watches_memory() {
     let rule = &settings.rules[0];
     assert_eq!((&rule.metric, rule.abs), (&Metric::Memory, Some(80.0)));
     assert_eq!((rule.capture, rule.duration), (CaptureSet::all(), Duration::from_secs(10)));
-    assert_eq!((rule.cooldown, rule.hold), (Duration::from_secs(60), Duration::ZERO));
+    assert_eq!((rule.cooldown, rule.hold), (Duration::from_secs(60), Holds::default()));
     assert_eq!((rule.min, rule.diff, rule.max, rule.clear), (0.0, None, None, None));
 }
 

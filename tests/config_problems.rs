@@ -123,7 +123,7 @@ fn one_problem_is_one_line() {
         ),
         (
             "[toggle]\ncapture = [\"gpu\", \"cpu\", \"disk\"]",
-            "`gpu` is not a capture: write one of \"cpu\", \"heap\", \"trace\"; `disk` is not",
+            "`gpu` is not a capture: write one of \"cpu\", \"heap\", \"trace\", \"threads\", \"tasks\"; `disk` is not",
         ),
         (
             "[toggle]\ncapture = \"cpu\"",
@@ -298,17 +298,10 @@ fn a_token_file_is_trimmed_and_must_be_private() {
 #[test]
 fn settings_made_in_code_are_judged_alike() {
     let rule = Rule {
-        name: "memory".to_owned(),
-        metric: Metric::Memory,
-        min: 0.0,
         diff: Some(f64::INFINITY),
-        abs: None,
-        max: None,
-        hold: Duration::ZERO,
-        clear: None,
-        cooldown: Duration::ZERO,
         capture: CaptureSet::EMPTY,
         duration: Duration::ZERO,
+        ..Rule::on(Metric::Memory)
     };
     let mut settings = Settings {
         interval: Duration::ZERO,

@@ -1,112 +1,25 @@
 //! At rate 1 the profile is exact, whatever threads do to each other's blocks.
-//!
-//! The inner allocator keeps its own account of the blocks in a range of sizes that only these tests
-//! use, and the profile must agree with it to the byte.
 
 #![cfg(feature = "heap")]
-// A counting allocator cannot be written without it.
-#![allow(unsafe_code)]
 
-use std::alloc::{GlobalAlloc, Layout, System};
+mod account;
+
 use std::cell::RefCell;
-use std::ops::Range;
-use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Mutex, mpsc};
 
-use jiff::Timestamp;
+use account::{
+    ALLOCATED, BLOCKS, Counting, REFUSE, WATCHED, assert_exact, block, snapshot, watched,
+};
 use marple::base::Bytes;
 use marple::heap;
 use marple::model::{LabelValue, Profile};
-
-/// What the tests allocate and nobody else does.
-const WATCHED: Range<usize> = 100_000..200_000;
-
-struct Counting;
-
-static LIVE: AtomicI64 = AtomicI64::new(0);
-static ALLOCATED: AtomicI64 = AtomicI64::new(0);
-static BLOCKS: AtomicI64 = AtomicI64::new(0);
-/// How many calls of `realloc` for watched sizes are refused.
-static REFUSE: AtomicUsize = AtomicUsize::new(0);
-
-fn count(block: *mut u8, size: usize, sign: i64) {
-    if !block.is_null() && WATCHED.contains(&size) {
-        LIVE.fetch_add(sign * size as i64, SeqCst);
-        BLOCKS.fetch_add(sign, SeqCst);
-        if sign > 0 {
-            ALLOCATED.fetch_add(size as i64, SeqCst);
-        }
-    }
-}
-
-// SAFETY: the system's allocator, with a count beside it.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: passed on.
-        let block = unsafe { System.alloc(layout) };
-        count(block, layout.size(), 1);
-        block
-    }
-
-    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        count(block, layout.size(), -1);
-        // SAFETY: passed on.
-        unsafe { System.dealloc(block, layout) }
-    }
-
-    unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        let refuse = |left: usize| left.checked_sub(1);
-        if WATCHED.contains(&new_size) && REFUSE.fetch_update(SeqCst, SeqCst, refuse).is_ok() {
-            return std::ptr::null_mut();
-        }
-        // SAFETY: passed on.
-        let moved = unsafe { System.realloc(block, layout, new_size) };
-        if !moved.is_null() {
-            count(moved, layout.size(), -1);
-            count(moved, new_size, 1);
-        }
-        moved
-    }
-}
 
 #[global_allocator]
 static ALLOCATOR: marple::Allocator<Counting> = marple::Allocator::new(Counting);
 
 /// The process has one account; the tests take turns.
 static TURN: Mutex<()> = Mutex::new(());
-
-/// One of the four values, summed over samples of watched sizes.
-fn watched(profile: &Profile, value: usize) -> i64 {
-    let is_watched =
-        |value| matches!(value, LabelValue::Number(n, _) if WATCHED.contains(&(n as usize)));
-    profile
-        .samples
-        .iter()
-        .filter(|sample| sample.labels.iter().any(|label| is_watched(label.value)))
-        .map(|sample| sample.values[value])
-        .sum()
-}
-
-/// A profile. What making it allocates is in no profile, and taken out of the account too.
-fn snapshot() -> Profile {
-    let allocated = ALLOCATED.load(SeqCst);
-    let profile = heap::snapshot(Timestamp::now()).unwrap();
-    ALLOCATED.store(allocated, SeqCst);
-    profile
-}
-
-#[track_caller]
-fn assert_exact() {
-    let account = (BLOCKS.load(SeqCst), LIVE.load(SeqCst), ALLOCATED.load(SeqCst));
-    let profile = snapshot();
-    assert_eq!((watched(&profile, 2), watched(&profile, 3), watched(&profile, 1)), account);
-    let dropped = profile.losses.iter().find(|loss| loss.cause.contains("dropped"));
-    assert_eq!(dropped, None);
-}
-
-fn block(n: usize) -> Vec<u8> {
-    Vec::with_capacity(WATCHED.start + n * 7919 % WATCHED.len())
-}
 
 #[test]
 fn ten_blocks_of_240_kib_are_exact() {
@@ -183,7 +96,7 @@ fn threads_that_allocate_and_free_while_they_end() {
 
     let _turn = TURN.lock().unwrap();
     heap::set_rate(Bytes(1));
-    for round in 0..50 {
+    for round in 0..500 {
         let threads: Vec<_> = (0..4)
             .map(|thread| {
                 std::thread::spawn(move || {

@@ -58,7 +58,7 @@ fn children_forked_under_load_do_not_hang() {
                 }
             });
         }
-        let hung: Vec<_> = (0..50)
+        let hung: Vec<_> = (0..300)
             .filter(|_| {
                 // SAFETY: the child allocates, which glibc allows it, and ends without cleaning up.
                 match unsafe { libc::fork() } {

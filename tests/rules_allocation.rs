@@ -7,7 +7,7 @@ use std::cell::Cell;
 use std::time::Duration;
 
 use marple::base::{Bytes, Moment};
-use marple::model::{CaptureSet, Limit, Metric, Rule, Vitals};
+use marple::model::{Limit, Metric, Rule, Vitals};
 use marple::rules::Engine;
 
 thread_local! {
@@ -40,17 +40,16 @@ fn a_tick_allocates_nothing() {
     let rules = names
         .into_iter()
         .map(|metric: &str| Rule {
-            name: metric.replace('.', "-"),
-            metric: metric.parse::<Metric>().unwrap(),
             min: 1.0,
             diff: Some(25.0),
             abs: Some(50.0),
             max: Some(95.0),
-            hold: Duration::from_secs(1),
+            forecast: Some(Duration::from_secs(60)),
+            hold: Duration::from_secs(1).into(),
             clear: Some(40.0),
+            clear_hold: Duration::from_secs(1),
             cooldown: Duration::from_secs(3),
-            capture: CaptureSet::all(),
-            duration: Duration::from_secs(1),
+            ..Rule::on(metric.parse::<Metric>().unwrap())
         })
         .collect();
     let mut engine = Engine::new(rules);

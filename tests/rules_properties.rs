@@ -4,23 +4,16 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use marple::base::Moment;
-use marple::model::{CaptureSet, Metric, Rule, Vitals};
+use marple::model::{Again, Metric, Rule, Vitals};
 use marple::rules::{By, Decision, Engine};
 use proptest::prelude::*;
 
 fn gauge(name: &str) -> Rule {
     Rule {
         name: name.to_owned(),
-        metric: Metric::Gauge("x".into()),
-        min: 0.0,
-        diff: None,
-        abs: None,
-        max: None,
-        hold: Duration::ZERO,
-        clear: None,
         cooldown: Duration::ZERO,
-        capture: CaptureSet::all(),
-        duration: Duration::from_secs(10),
+        again: Again::Cooldown,
+        ..Rule::on(Metric::Gauge("x".into()))
     }
 }
 

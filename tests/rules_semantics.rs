@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use marple::base::Moment;
-use marple::model::{CaptureSet, Metric, Rule, Vitals};
+use marple::model::{Again, Metric, Rule, Vitals};
 use marple::rules::{By, Decision, Engine, Hold, WINDOW};
 
 const TICK: Duration = Duration::from_secs(1);
@@ -12,16 +12,8 @@ const TICK: Duration = Duration::from_secs(1);
 fn rule() -> Rule {
     Rule {
         name: "depth".to_owned(),
-        metric: Metric::Gauge("depth".into()),
-        min: 0.0,
-        diff: None,
-        abs: None,
-        max: None,
-        hold: Duration::ZERO,
-        clear: None,
-        cooldown: Duration::from_secs(60),
-        capture: CaptureSet::all(),
-        duration: Duration::from_secs(10),
+        again: Again::Cooldown,
+        ..Rule::on(Metric::Gauge("depth".into()))
     }
 }
 
@@ -181,7 +173,7 @@ fn the_cooldown_is_from_the_end_of_the_capture() {
 
 #[test]
 fn for_is_how_long_a_condition_holds_without_a_gap() {
-    let held = || Rule { abs: Some(5.0), hold: Duration::from_secs(2), ..rule() };
+    let held = || Rule { abs: Some(5.0), hold: Duration::from_secs(2).into(), ..rule() };
     let holding = |decision| matches!(decision, Decision::Hold(Hold::Holding { .. }));
     let mut bench = Bench::warm(held(), 9.0);
     assert!(holding(bench.show(9.0)));
@@ -273,7 +265,7 @@ fn a_state_is_dated_by_its_kind() {
 
 #[test]
 fn an_unchanged_rule_does_not_notice_a_reload() {
-    let held = Rule { abs: Some(5.0), hold: Duration::from_secs(1), ..rule() };
+    let held = Rule { abs: Some(5.0), hold: Duration::from_secs(1).into(), ..rule() };
     let other = Rule { name: "other".to_owned(), ..rule() };
     let mut bench = Bench::warm(held.clone(), 9.0);
     bench.show(9.0);
@@ -290,7 +282,7 @@ fn an_unchanged_rule_does_not_notice_a_reload() {
 
 #[test]
 fn a_changed_rule_keeps_what_still_means_something() {
-    let before = Rule { abs: Some(5.0), hold: Duration::from_secs(1), ..rule() };
+    let before = Rule { abs: Some(5.0), hold: Duration::from_secs(1).into(), ..rule() };
     let after = Rule { abs: Some(6.0), cooldown: Duration::from_secs(4), ..before.clone() };
     let mut bench = Bench::warm(before.clone(), 9.0);
     bench.show(9.0);

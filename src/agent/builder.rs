@@ -10,6 +10,8 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::Error as AgentError;
+use super::announce::{self, Announcer, Callback, IncidentEvent};
+use super::budget::State;
 use super::capture::{Report, Task, Worker};
 use super::collect;
 use super::core::Core;
@@ -51,12 +53,20 @@ pub struct Builder {
     settings: Settings,
     path: Option<PathBuf>,
     services: Vec<Box<dyn Service>>,
+    callbacks: Vec<Callback>,
 }
 
 impl Builder {
     /// The settings, to be looked at or changed.
     pub fn settings_mut(&mut self) -> &mut Settings {
         &mut self.settings
+    }
+
+    /// Calls `callback` with what becomes of incidents, on a thread of its own. One that takes long misses
+    /// events, which is counted in the status; one that panics is not called again.
+    pub fn on_event(mut self, callback: impl FnMut(&IncidentEvent) + Send + 'static) -> Self {
+        self.callbacks.push(Box::new(callback));
+        self
     }
 
     /// Lets `service` run on the agent's runtime.
@@ -71,7 +81,7 @@ impl Builder {
 
     /// Starts the two threads.
     pub(crate) fn launch(self) -> Result<Agent, Error> {
-        let Self { settings, path, mut services } = self;
+        let Self { settings, path, mut services, callbacks } = self;
         settings.validate().map_err(Error::new)?;
         let only_one = OnlyOne::claim()?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
@@ -79,6 +89,7 @@ impl Builder {
             Store::open(&settings.dir, settings.store.clone(), Arc::clone(&clock))
                 .map_err(Error::new)?;
         tell(&recovery);
+        let state = saved(&store);
         for service in &mut services {
             service.bind(&settings)?;
         }
@@ -94,15 +105,22 @@ impl Builder {
         // One task at a time: the loop sends the next when it has heard of the last.
         let (tasks, inbox) = std_mpsc::sync_channel(1);
         let (process, versions) = (process(&*clock), versions());
+        let (announcer, announced) = Announcer::new(&callbacks);
+        if let Some(announced) = announced {
+            // Never waited for: what it runs is not ours.
+            spawn("marple-callbacks", move || announce::call(&announced, callbacks))?;
+        }
         let capture_thread = spawn("marple-capture", {
             let (clock, events) = (Arc::clone(&clock), events.clone());
-            move || work(Worker::new(clock, store, process, versions), &inbox, &events)
+            move || work(Worker::new(clock, store, process, versions, announcer), &inbox, &events)
         })?;
         let (finished_tx, finished) = std_mpsc::sync_channel(1);
         let loop_thread = spawn("marple", {
             let handle = handle.clone();
             move || {
-                lead(settings, path, (clock, runtimes, gauges), tasks, queue, services, handle);
+                let measures = (clock, runtimes, gauges);
+                let begun = (settings, path, state);
+                lead(begun, measures, tasks, queue, services, handle);
                 // The watcher's callback may hold a sender of its own: the end is said, not inferred.
                 let _ = finished_tx.send(());
                 drop(only_one);
@@ -139,15 +157,20 @@ impl Agent {
     pub fn from_file(path: impl AsRef<Path>) -> Result<Builder, Error> {
         let path = path.as_ref();
         let settings = config::load(path).map_err(Error::new)?;
-        Ok(Builder { settings, path: Some(path.to_owned()), services: Vec::new() })
+        Ok(Builder {
+            settings,
+            path: Some(path.to_owned()),
+            services: Vec::new(),
+            callbacks: Vec::new(),
+        })
     }
 
     /// Takes the settings from code.
     pub fn from_settings(settings: Settings) -> Builder {
-        Builder { settings, path: None, services: Vec::new() }
+        Builder { settings, path: None, services: Vec::new(), callbacks: Vec::new() }
     }
 
-    /// Begins with the default settings, which hold no rule and no endpoint.
+    /// Begins with the default settings: the default rules and no endpoint.
     pub fn builder() -> Builder {
         Self::from_settings(Settings::default())
     }
@@ -198,8 +221,7 @@ impl Drop for Agent {
 
 /// The thread `marple`: a runtime of its own, and the loop on it.
 fn lead(
-    settings: Settings,
-    path: Option<PathBuf>,
+    (settings, path, state): (Settings, Option<PathBuf>, Option<State>),
     (clock, runtimes, gauges): (Arc<dyn Clock>, Runtimes, Gauges),
     tasks: SyncSender<Task>,
     queue: mpsc::Receiver<Event>,
@@ -216,7 +238,7 @@ fn lead(
     };
     let signal = settings.toggle.signal;
     let reader = Reader::new(runtimes, gauges);
-    let core = Core::new(clock, settings, path, reader, tasks);
+    let core = Core::new(clock, settings, path, reader, tasks, state.as_ref());
     runtime.block_on(async {
         for service in services {
             tokio::spawn(service.serve(handle.clone()));
@@ -273,6 +295,16 @@ fn watch(
         }
     });
     watcher.map(Some).map_err(Error::new)
+}
+
+/// What an earlier process had used up. When that cannot be read, the budgets begin anew.
+fn saved(store: &Store) -> Option<State> {
+    let state = store.load_state::<State>();
+    let known = |state: &State| state.schema == State::SCHEMA;
+    state.map(|state| state.filter(known)).unwrap_or_else(|error| {
+        tracing::error!(target: "marple", "budgets begin anew: {error}");
+        None
+    })
 }
 
 /// Says what an earlier process left behind, if it did.

@@ -4,18 +4,19 @@
 //! conversion delays a tick, a rule or an answer. Nothing it meets ends it: a collector that fails or
 //! panics is a line in the manifest, a disk that refuses is a failure in the report.
 
-use std::any::Any;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::announce::Announcer;
+use super::budget::State;
 use super::collect::{self, Collector, Evidence, Failure};
+use super::fence::{chain, fence};
 use super::incidents::{Done, Job, Noted};
 use crate::base::{Bytes, Clock, IncidentId};
 use crate::config::Settings;
 use crate::model::{
-    CaptureKind, CaptureRecord, CaptureSet, IncidentState, Limits, Losses, Manifest, Outcome,
-    ProcessInfo, Versions, VitalsRow,
+    Artifact, CaptureKind, CaptureRecord, CaptureSet, Form, IncidentState, Limits, Losses,
+    Manifest, Outcome, ProcessInfo, Versions, VitalsRow,
 };
 use crate::store::{IncidentDir, Store};
 
@@ -23,6 +24,8 @@ use crate::store::{IncidentDir, Store};
 pub(super) struct Task {
     pub(super) job: Job,
     pub(super) settings: Arc<Settings>,
+    /// What must outlive the process, if it has changed.
+    pub(super) state: Option<State>,
     pub(super) limits: Limits,
     /// How much memory is left below the limit, if that is known.
     pub(super) headroom: Option<Bytes>,
@@ -62,6 +65,14 @@ pub(super) struct Tally {
 }
 
 impl Tally {
+    /// Counts an event the callbacks do not hear of.
+    fn told(&mut self, told: bool) {
+        if !told {
+            self.failures
+                .push(("event not told", "the callbacks of the service are behind".into()));
+        }
+    }
+
     fn fail(&mut self, cause: &'static str, error: &dyn std::error::Error) {
         self.failures.push((cause, chain(error)));
     }
@@ -73,6 +84,7 @@ pub(super) struct Worker {
     store: Store,
     process: ProcessInfo,
     versions: Versions,
+    announcer: Announcer,
     dirs: Vec<(IncidentId, IncidentDir)>,
     running: Vec<Running>,
 }
@@ -87,6 +99,9 @@ struct Running {
 
 /// The part of what was taken when the capture started: it is from before.
 const BEFORE: &str = "before";
+
+/// The part of what was taken while the capture went on.
+const MEANWHILE: &str = "meanwhile";
 
 /// Evidence on its way into a file.
 struct Taken {
@@ -103,8 +118,9 @@ impl Worker {
         store: Store,
         process: ProcessInfo,
         versions: Versions,
+        announcer: Announcer,
     ) -> Self {
-        Self { clock, store, process, versions, dirs: Vec::new(), running: Vec::new() }
+        Self { clock, store, process, versions, announcer, dirs: Vec::new(), running: Vec::new() }
     }
 
     /// Reserves what captures will need when there is no more to be had.
@@ -122,6 +138,15 @@ impl Worker {
     pub(super) fn perform(&mut self, task: Task) -> Report {
         let mut tally = Tally::default();
         let mut dir = None;
+        if matches!(task.job, Job::Open { .. }) && self.store.is_removed() {
+            self.make_again(&task, &mut tally);
+        }
+        // Before the job: should that be what ends the process, the budget knows of it.
+        if let Some(error) =
+            task.state.as_ref().and_then(|state| self.store.save_state(state).err())
+        {
+            tally.fail("state not saved", &error);
+        }
         let done = match &task.job {
             Job::Open { id, name, noted } => {
                 dir = self.open(*id, name, noted, &task, &mut tally);
@@ -134,6 +159,11 @@ impl Worker {
             Job::Stop { id, kinds } => {
                 self.stop(*id, *kinds, &task, &mut tally);
                 Done::Stopped { id: *id, kinds: *kinds }
+            }
+            Job::Again { id, kinds, noted } => {
+                self.update(*id, &mut tally, |manifest| note(manifest, noted, &task.vitals));
+                self.again(*id, *kinds, &mut tally);
+                Done::Again { id: *id }
             }
             Job::Note { id, noted } => {
                 for reason in &noted.reasons {
@@ -149,11 +179,16 @@ impl Worker {
                     manifest.state = IncidentState::Closed;
                     manifest.closed = Some(closed);
                 });
-                if ok {
+                // One that somebody removed is over: there is nothing left to be closed.
+                let gone = self.dirs.iter().any(|(open, dir)| open == id && dir.is_removed());
+                if ok || gone {
+                    if let Some((_, dir)) = self.dirs.iter().find(|(open, _)| open == id) {
+                        tally.told(self.announcer.closed(*id, dir.path()));
+                    }
                     self.dirs.retain(|(open, _)| open != id);
                     self.retain(&task, &mut tally);
                 }
-                Done::Closed { id: *id, ok }
+                Done::Closed { id: *id, ok: ok || gone }
             }
         };
         tally.incidents_removed = self.store.removed();
@@ -190,6 +225,7 @@ impl Worker {
         match self.store.begin(name, manifest) {
             Ok(dir) => {
                 let path = dir.path().to_owned();
+                tally.told(self.announcer.opened(id, name, &path));
                 self.dirs.push((id, dir));
                 Some(path)
             }
@@ -197,6 +233,19 @@ impl Worker {
                 tally.fail("incident directory not made", &error);
                 None
             }
+        }
+    }
+
+    /// Opens the directory of incidents anew: somebody removed it.
+    fn make_again(&mut self, task: &Task, tally: &mut Tally) {
+        let dir = self.store.dir().to_owned();
+        let settings = task.settings.store.clone();
+        match Store::open(&dir, settings, Arc::clone(&self.clock)) {
+            Ok((store, _)) => {
+                tracing::warn!(target: "marple", "{} was removed and is made again", dir.display());
+                self.store = store;
+            }
+            Err(error) => tally.fail("directory not made again", &error),
         }
     }
 
@@ -228,6 +277,13 @@ impl Worker {
                 error: None,
                 losses: Losses::default(),
             };
+            if let Some(why) = collect::switched_off(kind, &task.settings) {
+                record.stopped = Some(anchor.wall);
+                record.outcome = Outcome::Skipped;
+                record.error = Some(why.to_owned());
+                records.push(record);
+                continue;
+            }
             if let Some(why) = task.lacks_memory_for(kind) {
                 record.stopped = Some(anchor.wall);
                 record.outcome = Outcome::Skipped;
@@ -245,7 +301,7 @@ impl Worker {
                     taken.extend(started.at_start.map(|evidence| Taken {
                         kind,
                         record: at,
-                        part: Some(BEFORE),
+                        part: evidence.is_from_before().then_some(BEFORE),
                         evidence,
                     }));
                     running.insert(kind);
@@ -268,6 +324,28 @@ impl Worker {
         running
     }
 
+    /// Takes `kinds`, which run, once more and goes on with them.
+    fn again(&mut self, id: IncidentId, kinds: CaptureSet, tally: &mut Tally) {
+        let now = self.clock.now();
+        let of = |running: &&Running| running.incident == id && kinds.contains(running.kind);
+        let mut taken = Vec::new();
+        for Running { kind, record, collector, .. } in self.running.iter().filter(of) {
+            match fence(|| collector.peek(now)) {
+                Ok(evidence) => {
+                    let (kind, record) = (*kind, *record);
+                    taken.extend(evidence.map(|evidence| Taken {
+                        kind,
+                        record,
+                        part: Some(MEANWHILE),
+                        evidence,
+                    }));
+                }
+                Err(error) => tally.fail("capture not taken again", &*error),
+            }
+        }
+        self.write(id, taken, tally);
+    }
+
     /// Stops all of `kinds`, the quickest to vanish first, then writes what they saw.
     fn stop(&mut self, id: IncidentId, kinds: CaptureSet, task: &Task, tally: &mut Tally) {
         let (stopping, going): (Vec<_>, Vec<_>) = std::mem::take(&mut self.running)
@@ -275,13 +353,19 @@ impl Worker {
             .partition(|running| running.incident == id && kinds.contains(running.kind));
         self.running = going;
         let mut taken = Vec::new();
-        let mut ended = Vec::new();
+        let (mut stopped, mut ended) = (Vec::new(), Vec::new());
         for Running { kind, record, collector, .. } in stopping {
             let (now, wall) = (self.clock.now(), self.clock.wall());
             match fence(|| collector.stop(now)) {
                 Ok(evidence) => {
                     ended.push((record, wall, None));
-                    taken.push(Taken { kind, record, part: None, evidence });
+                    stopped.push(record);
+                    taken.extend(evidence.map(|evidence| Taken {
+                        kind,
+                        record,
+                        part: None,
+                        evidence,
+                    }));
                 }
                 Err(error) => {
                     tally.captures_failed += 1;
@@ -290,7 +374,6 @@ impl Worker {
                 }
             }
         }
-        let written: Vec<usize> = taken.iter().map(|taken| taken.record).collect();
         self.write(id, taken, tally);
         self.update(id, tally, |manifest| {
             manifest.vitals.clone_from(&task.vitals);
@@ -305,7 +388,7 @@ impl Worker {
             }
         });
         let Some((_, dir)) = self.dirs.iter().find(|(open, _)| *open == id) else { return };
-        for record in written {
+        for record in stopped {
             match dir.manifest().captures.get(record).map(|record| record.outcome) {
                 Some(Outcome::Done) => tally.captures += 1,
                 _ => tally.captures_failed += 1,
@@ -316,38 +399,58 @@ impl Worker {
     /// Writes evidence into files. What cannot be written is a failure of its capture; the others follow.
     fn write(&mut self, id: IncidentId, taken: Vec<Taken>, tally: &mut Tally) {
         for Taken { kind, record, part, mut evidence } in taken {
-            let written = fence(|| {
+            if let Err(error) = fence(|| {
                 evidence.symbolize();
-                let Some((_, dir)) = self.dirs.iter_mut().find(|(open, _)| *open == id) else {
-                    return Err("its incident is not open".into());
-                };
-                let mut draft = dir.draft(kind, evidence.taken())?;
-                evidence.write(&mut draft)?;
-                Ok(draft.commit()?)
-            });
-            let losses = evidence.losses();
-            match written {
-                Ok(mut artifact) => {
-                    artifact.part = part.map(str::to_owned);
-                    tally.artifacts += 1;
-                    tally.artifact_bytes += artifact.bytes.get();
-                    self.update(id, tally, |manifest| {
-                        manifest.artifacts.push(artifact);
-                        if let Some(record) = manifest.captures.get_mut(record) {
-                            record.losses.merge(&losses);
+                Ok(())
+            }) {
+                tally.fail("evidence left without names", &*error);
+            }
+            let mut artifacts = Vec::new();
+            let mut failed = None;
+            for form in Form::of(kind) {
+                match fence(|| self.write_as(id, form, &evidence)) {
+                    Ok(mut artifact) => {
+                        artifact.part = part.map(str::to_owned);
+                        tally.artifacts += 1;
+                        tally.artifact_bytes += artifact.bytes.get();
+                        if let Some((_, dir)) = self.dirs.iter().find(|(open, _)| *open == id) {
+                            tally.told(self.announcer.written(id, dir.path(), &artifact));
                         }
-                    });
-                }
-                Err(error) => {
-                    tally.fail("artifact not written", &*error);
-                    self.update(id, tally, |manifest| {
-                        if let Some(record) = manifest.captures.get_mut(record) {
-                            fail(record, chain(&*error));
-                        }
-                    });
+                        artifacts.push(artifact);
+                    }
+                    Err(error) => {
+                        tally.fail("artifact not written", &*error);
+                        failed.get_or_insert(chain(&*error));
+                    }
                 }
             }
+            let losses = evidence.losses();
+            self.update(id, tally, |manifest| {
+                let written = !artifacts.is_empty();
+                manifest.artifacts.extend(artifacts);
+                let Some(record) = manifest.captures.get_mut(record) else { return };
+                if written {
+                    record.losses.merge(&losses);
+                }
+                if let Some(error) = failed {
+                    fail(record, error);
+                }
+            });
         }
+    }
+
+    fn write_as(
+        &mut self,
+        id: IncidentId,
+        form: Form,
+        evidence: &Evidence,
+    ) -> Result<Artifact, Failure> {
+        let Some((_, dir)) = self.dirs.iter_mut().find(|(open, _)| *open == id) else {
+            return Err("its incident is not open".into());
+        };
+        let mut draft = dir.draft(form, evidence.taken())?;
+        evidence.write(form, &mut draft)?;
+        Ok(draft.commit()?)
     }
 
     fn update(
@@ -389,31 +492,4 @@ fn fail(record: &mut CaptureRecord, error: String) {
         Some(earlier) => format!("{earlier}; {error}"),
         None => error,
     });
-}
-
-/// Runs `work` so that a panic in it is a failure like others. What it was working on is given up.
-fn fence<T>(work: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(words(&*panic).into()))
-}
-
-fn words(panic: &(dyn Any + Send)) -> String {
-    let text = panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    format!("panicked: {}", text.unwrap_or("(no message)"))
-}
-
-/// An error with all its causes, in one line.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let words = cause.to_string();
-        if !text.contains(&words) {
-            text = format!("{text}: {words}");
-        }
-        next = cause.source();
-    }
-    text
 }

@@ -10,19 +10,22 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::Error;
-use super::capture::{Report, Task, chain};
+use super::budget::State;
+use super::capture::{Report, Task};
 use super::collect;
+use super::decide::Decider;
 use super::event::{Event, Reply, ToggleAction};
+use super::fence::chain;
 use super::history::{History, Recording, row};
-use super::incidents::{Incidents, Job, Notice, ToggleState};
+use super::incidents::{Job, ToggleState};
 use super::reload;
 use super::status::{
-    Captured, ConfigStatus, Counters, IncidentStatus, RuleStatus, Status, Toggled,
+    BudgetStatus, Captured, ConfigStatus, Counters, IncidentStatus, RuleStatus, Status, Toggled,
 };
 use crate::base::{Clock, Error as PublicError, IncidentId, Moment};
 use crate::config::Settings;
-use crate::model::{CaptureSet, Limits, Losses, Origin, Reason, Rule, Vitals};
-use crate::rules::{Crossing, Decision, Engine};
+use crate::model::{CaptureSet, Limits, Losses, Origin, Reason, Vitals};
+use crate::rules::Opening;
 use crate::vitals::Reader;
 
 /// How long an answer waits for an incident's directory before it says that none is there yet.
@@ -50,8 +53,7 @@ pub(super) struct Core {
     reader: Reader,
     vitals: Vitals,
     history: History,
-    engine: Engine,
-    incidents: Incidents,
+    decider: Decider,
     open: Vec<Open>,
     tasks: SyncSender<Task>,
     /// Whether the capture thread has a task.
@@ -69,21 +71,25 @@ impl Core {
         path: Option<PathBuf>,
         reader: Reader,
         tasks: SyncSender<Task>,
+        state: Option<&State>,
     ) -> Self {
         let started = clock.wall();
+        let mut decider = Decider::new(settings.rules.clone(), settings.budget.clone());
+        if let Some(state) = state {
+            decider.restore(clock.anchor(), state);
+        }
         collect::heap::set_rates(&settings.heap);
         collect::trace::configure(&settings.trace);
         Self {
             started,
             config: ConfigStatus { path, applied: Some(started), ..ConfigStatus::default() },
             cpu: collect::cpu::launch(&settings),
-            engine: Engine::new(settings.rules.clone()),
+            decider,
             settings: Arc::new(settings),
             clock,
             reader,
             vitals: Vitals::default(),
             history: History::default(),
-            incidents: Incidents::default(),
             open: Vec::new(),
             tasks,
             busy: false,
@@ -102,13 +108,13 @@ impl Core {
     pub(super) fn next_expiry(&self) -> Option<Duration> {
         let patience =
             self.open.iter().flat_map(|open| open.waiting.iter().map(|(until, _)| *until));
-        let next = patience.chain(self.incidents.next_expiry()).min()?;
+        let next = patience.chain(self.decider.incidents.next_expiry()).min()?;
         Some(next.since(self.clock.now()))
     }
 
     /// Whether everything is closed and the capture thread rests.
     pub(super) fn is_at_rest(&self) -> bool {
-        self.incidents.is_empty() && !self.busy
+        self.decider.incidents.is_empty() && !self.busy
     }
 
     /// Reads the vitals and asks the rules.
@@ -118,21 +124,25 @@ impl Core {
         self.counters.ticks += 1;
         collect::heap::tick(&mut self.vitals);
         collect::trace::record_vitals(&self.vitals);
+        collect::tasks::record_vitals(&self.vitals);
         self.history.record(&self.vitals);
         for open in &mut self.open {
             open.recording.record(&self.vitals);
         }
-        let said: Vec<(usize, Decision)> = self
-            .engine
-            .observe(now, &self.vitals)
-            .filter(|(_, decision)| !matches!(decision, Decision::Hold(_)))
-            .collect();
-        for (index, decision) in said {
-            let Some(rule) = self.engine.rule(index).cloned() else { continue };
-            match decision {
-                Decision::Fire(crossing) => self.fire(now, &rule, crossing),
-                Decision::Clear => self.incidents.clear(&rule.name),
-                Decision::Hold(_) => {}
+        let new_id = || IncidentId::new(self.clock.wall());
+        let wall = || self.clock.wall();
+        for fired in self.decider.observe(now, &self.vitals, new_id, wall) {
+            let (rule, text) = (fired.rule, fired.text);
+            match fired.incident {
+                Some(id) => {
+                    self.counters.fired += 1;
+                    tracing::warn!(target: "marple", rule, "{text}");
+                    self.track(id);
+                }
+                None => {
+                    self.counters.would_have_fired += 1;
+                    tracing::warn!(target: "marple", rule, "dry run, nothing is captured: {text}");
+                }
             }
         }
         self.expire();
@@ -146,8 +156,7 @@ impl Core {
     /// Ends what is over by now.
     pub(super) fn expire(&mut self) {
         let now = self.clock.now();
-        let notices = self.incidents.expire(now);
-        self.hear(now, notices);
+        self.decider.expire(now);
         for at in 0..self.open.len() {
             let (late, waiting) = std::mem::take(&mut self.open[at].waiting)
                 .into_iter()
@@ -170,7 +179,7 @@ impl Core {
             }
             Event::Done(report) => self.done(report),
             Event::Reloaded { settings } => self.reload(settings),
-            Event::Shutdown => self.incidents.shut(),
+            Event::Shutdown => self.decider.incidents.shut(),
         }
     }
 
@@ -179,16 +188,18 @@ impl Core {
         if self.busy {
             return;
         }
-        let Some(job) = self.incidents.next_job(self.clock.now()) else { return };
+        let Some(job) = self.decider.next_job(self.clock.now()) else { return };
         let (Job::Open { id, .. }
         | Job::Start { id, .. }
         | Job::Stop { id, .. }
+        | Job::Again { id, .. }
         | Job::Note { id, .. }
         | Job::Close { id, .. }) = &job;
         let anchor = self.clock.anchor();
         let recording = self.open.iter().find(|open| open.id == *id).map(|open| &open.recording);
         let task = Task {
             settings: Arc::clone(&self.settings),
+            state: self.decider.take_state(anchor),
             limits: Limits::from(&self.vitals),
             headroom: self.vitals.headroom(),
             vitals: recording.map_or_else(Vec::new, |recording| recording.rows(anchor)),
@@ -205,25 +216,6 @@ impl Core {
         collect::trace::end(&self.settings.trace);
     }
 
-    fn fire(&mut self, now: Moment, rule: &Rule, crossing: Crossing) {
-        self.counters.fired += 1;
-        let text = Decision::Fire(crossing).explain(rule, now).to_string();
-        tracing::warn!(target: "marple", rule = rule.name, "{text}");
-        let reason = Reason {
-            origin: Origin::Rule,
-            at: self.clock.wall(),
-            rule: Some(rule.name.clone()),
-            metric: Some(rule.metric.clone()),
-            value: Some(crossing.value),
-            threshold: Some(crossing.threshold),
-            text,
-        };
-        self.engine.capturing(&rule.name);
-        let claim = (rule.capture, rule.duration);
-        let id = self.incidents.fire(now, self.new_id(), &rule.name, claim, reason);
-        self.track(id);
-    }
-
     fn toggle(
         &mut self,
         action: ToggleAction,
@@ -234,10 +226,10 @@ impl Core {
         let on = match action {
             ToggleAction::Start => true,
             ToggleAction::Stop => false,
-            ToggleAction::Flip => self.incidents.toggle().is_none(),
+            ToggleAction::Flip => self.decider.incidents.toggle().is_none(),
         };
         if !on {
-            let was = self.incidents.toggle_off();
+            let was = self.decider.incidents.toggle_off();
             let state = Toggled {
                 incident: was.map(|was| was.incident),
                 dir: was.and_then(|was| self.dir(was.incident)),
@@ -252,7 +244,7 @@ impl Core {
         let claim = (kinds, self.settings.toggle.max_duration);
         let reason = self.asked(origin, format!("toggled on by {}", origin.words()));
         let now = self.clock.now();
-        let state = self.incidents.toggle_on(now, self.new_id(), claim, reason);
+        let state = self.decider.incidents.toggle_on(now, self.new_id(), claim, reason);
         self.track(state.incident);
         if let Some(reply) = reply {
             let state = self.toggled(Some(state));
@@ -268,7 +260,7 @@ impl Core {
         }
         let reason = self.asked(Origin::Code, format!("asked for by the service for {duration:?}"));
         let now = self.clock.now();
-        let id = self.incidents.call(now, self.new_id(), (kinds, duration), reason);
+        let id = self.decider.incidents.call(now, self.new_id(), (kinds, duration), reason);
         self.track(id);
         self.promise(Some(id), Waiting::Capture { reply });
     }
@@ -295,14 +287,11 @@ impl Core {
             self.fail(cause, error);
         }
         let now = self.clock.now();
-        for notice in &self.incidents.done(now, report.done) {
-            if let Notice::Gone(id) = notice
-                && let Some(at) = self.open.iter().position(|open| open.id == *id)
-            {
+        for id in self.decider.done(now, report.done) {
+            if let Some(at) = self.open.iter().position(|open| open.id == id) {
                 let open = self.open.remove(at);
-                self.answer(open.waiting, *id, why.clone());
+                self.answer(open.waiting, id, why.clone());
             }
-            self.hear(now, std::slice::from_ref(notice));
         }
     }
 
@@ -317,9 +306,7 @@ impl Core {
             }
         };
         let (settings, needs_restart) = reload::merge(&self.settings, settings);
-        for gone in self.engine.replace(settings.rules.clone()) {
-            self.incidents.clear(&gone.name);
-        }
+        self.decider.replace(settings.rules.clone(), settings.budget.clone());
         collect::heap::set_rates(&settings.heap);
         collect::trace::configure(&settings.trace);
         tracing::info!(target: "marple", needs_restart = ?needs_restart, "new settings are in force");
@@ -331,15 +318,17 @@ impl Core {
 
     fn status(&self) -> Status {
         let anchor = self.clock.anchor();
-        let rules = self.engine.states().map(|state| RuleStatus {
+        let rules = self.decider.engine.states().map(|state| RuleStatus {
             name: state.rule.name.clone(),
             metric: state.rule.metric.clone(),
             value: state.value,
+            mode: state.rule.mode.name(),
+            active: state.active,
             decision: state.decision.name(),
             explanation: state.explain().to_string(),
             since: state.since.map(|since| anchor.wall_at(since)),
         });
-        let incidents = self.incidents.iter().map(|incident| IncidentStatus {
+        let incidents = self.decider.incidents.iter().map(|incident| IncidentStatus {
             id: incident.id,
             name: incident.name.to_owned(),
             opened: incident.opened,
@@ -354,8 +343,9 @@ impl Core {
             dir: self.settings.dir.clone(),
             started: self.started,
             config: self.config.clone(),
-            toggle: self.toggled(self.incidents.toggle()),
+            toggle: self.toggled(self.decider.incidents.toggle()),
             incidents: incidents.collect(),
+            budget: self.budget(),
             rules: rules.collect(),
             limits: Limits::from(&self.vitals),
             cpu: self.cpu.words(&self.settings),
@@ -366,8 +356,25 @@ impl Core {
         }
     }
 
+    fn budget(&self) -> BudgetStatus {
+        let (now, anchor) = (self.clock.now(), self.clock.anchor());
+        let (opening, until) = match self.decider.opening(now) {
+            Opening::Free => ("free", None),
+            Opening::Gap { until } => ("gap", Some(until)),
+            Opening::Spent { until } => ("spent", Some(until)),
+            Opening::Exhausted => ("exhausted", None),
+        };
+        BudgetStatus {
+            incidents_in_a_day: self.decider.spent(now),
+            incidents_per_day: self.settings.budget.incidents_per_day,
+            opening,
+            until: until.map(|until| anchor.wall_at(until)),
+        }
+    }
+
     fn toggled(&self, state: Option<ToggleState>) -> Toggled {
         let running = self
+            .decider
             .incidents
             .iter()
             .fold(CaptureSet::EMPTY, |running, incident| running.union(incident.wanted));
@@ -429,14 +436,6 @@ impl Core {
                     drop(reply.send(Ok(Captured { incident: id, dir: dir.clone() })));
                 }
                 (Waiting::Capture { reply }, None, _) => drop(reply.send(Err(missing()))),
-            }
-        }
-    }
-
-    fn hear(&mut self, now: Moment, notices: impl AsRef<[Notice]>) {
-        for notice in notices.as_ref() {
-            if let Notice::Captured(rule) = notice {
-                self.engine.captured(rule, now);
             }
         }
     }

@@ -94,6 +94,10 @@ struct Incident {
     running: CaptureSet,
     /// Wanted, tried, and not running: not tried again until nobody wants it.
     refused: CaptureSet,
+    /// What runs and is to be taken once more.
+    again: CaptureSet,
+    /// How often rules fired in it.
+    fires: usize,
     unwritten: Vec<Reason>,
     /// All reasons so far; at most [`MAX_REASONS`] were kept.
     reasons: usize,
@@ -161,6 +165,8 @@ pub(crate) enum Job {
     Start { id: IncidentId, kinds: CaptureSet },
     /// Stop these captures and write what they took.
     Stop { id: IncidentId, kinds: CaptureSet },
+    /// Take what runs once more, and go on with it.
+    Again { id: IncidentId, kinds: CaptureSet, noted: Noted },
     /// Bring the manifest up to date.
     Note { id: IncidentId, noted: Noted },
     /// Write the manifest for the last time.
@@ -178,6 +184,8 @@ pub(crate) enum Done {
     Stopped { id: IncidentId, kinds: CaptureSet },
     /// The manifest was written, or could not be.
     Noted { id: IncidentId },
+    /// It was taken once more, or could not be.
+    Again { id: IncidentId },
     /// Whether the incident is closed on disk.
     Closed { id: IncidentId, ok: bool },
 }
@@ -187,6 +195,8 @@ pub(crate) enum Done {
 pub(crate) enum Notice {
     /// The captures of this rule have ended: its cooldown begins.
     Captured(String),
+    /// This rule's incident could not be opened.
+    Lost(String, IncidentId),
     /// This incident is over and gone from here.
     Gone(IncidentId),
 }
@@ -220,9 +230,25 @@ pub(crate) struct View<'a> {
 pub(crate) struct Incidents {
     open: Vec<Incident>,
     toggle: Option<ToggleState>,
+    join: Duration,
 }
 
 impl Incidents {
+    /// What claims anything within `join` of an incident's opening joins it.
+    pub(crate) fn set_join(&mut self, join: Duration) {
+        self.join = join;
+    }
+
+    /// How often rules fired in the incident that a rule without one of its own would join.
+    pub(crate) fn fires_of_joinable(&self, now: Moment) -> Option<usize> {
+        self.joinable(now, |_| false).and_then(|at| self.open.get(at)).map(|open| open.fires)
+    }
+
+    /// How often rules fired in the incident `id`.
+    pub(crate) fn fires(&self, id: IncidentId) -> usize {
+        self.open.iter().find(|open| open.id == id).map_or(0, |open| open.fires)
+    }
+
     /// A rule fired: it wants `kinds` for `duration`, and its incident open until it clears.
     pub(crate) fn fire(
         &mut self,
@@ -237,6 +263,9 @@ impl Incidents {
         if !incident.held_by.iter().any(|name| name == rule) {
             incident.held_by.push(rule.to_owned());
         }
+        incident.fires += 1;
+        let runs = incident.running.and(claim.0).iter();
+        incident.again = incident.again.union(runs.filter(|kind| kind.is_snapshot()).collect());
         incident.id
     }
 
@@ -332,6 +361,11 @@ impl Incidents {
                 let noted = incident.take_noted();
                 return Some(Job::Open { id, name: incident.name.clone(), noted });
             }
+            let again = mem::take(&mut incident.again).and(incident.running.and(wanted));
+            if !again.is_empty() {
+                let noted = incident.take_noted();
+                return Some(Job::Again { id, kinds: again, noted });
+            }
             let stop = incident.running.without(wanted);
             if !stop.is_empty() {
                 return Some(Job::Stop { id, kinds: stop });
@@ -363,6 +397,7 @@ impl Incidents {
             | Done::Started { id, .. }
             | Done::Stopped { id, .. }
             | Done::Noted { id }
+            | Done::Again { id }
             | Done::Closed { id, .. } => id,
         };
         let Some(at) = self.open.iter().position(|incident| incident.id == id) else {
@@ -374,15 +409,17 @@ impl Incidents {
                 incident.phase = Phase::Open;
                 incident.begin_claims(now);
             }
-            Done::Opened { ok: false, .. } => return self.remove(at),
+            Done::Opened { ok: false, .. } => {
+                return self.remove(at, |rule| Notice::Lost(rule, id));
+            }
             Done::Started { asked, running, .. } => {
                 incident.running = incident.running.union(running);
                 incident.refused = incident.refused.union(asked.without(running));
                 incident.begin_claims(now);
             }
             Done::Stopped { kinds, .. } => incident.running = incident.running.without(kinds),
-            Done::Noted { .. } => {}
-            Done::Closed { ok: true, .. } => return self.remove(at),
+            Done::Noted { .. } | Done::Again { .. } => {}
+            Done::Closed { ok: true, .. } => return self.remove(at, Notice::Captured),
             Done::Closed { ok: false, .. } => {
                 incident.phase = Phase::Open;
                 incident.close_at = now + CLOSE_RETRY;
@@ -408,8 +445,18 @@ impl Incidents {
         self.open.is_empty()
     }
 
-    /// Puts a claim where it belongs: the incident that is capturing, else one that is the claimant's
-    /// own, else a new one.
+    /// Where a claim at `now` belongs: the incident that is capturing, else one that is the claimant's own
+    /// or that nobody holds, else the one that was opened within `join`.
+    fn joinable(&self, now: Moment, own: impl Fn(&Incident) -> bool) -> Option<usize> {
+        let which = |wanted: &dyn Fn(&Incident) -> bool| {
+            self.open.iter().position(|i| i.phase != Phase::Closing && wanted(i))
+        };
+        which(&|i| i.is_capturing())
+            .or_else(|| which(&|i| own(i) || i.is_over()))
+            .or_else(|| which(&|i| now.since(i.opened.0) < self.join))
+    }
+
+    /// Puts a claim where it belongs, or into a new incident.
     fn claim(
         &mut self,
         now: Moment,
@@ -419,31 +466,27 @@ impl Incidents {
         reason: Reason,
         own: impl Fn(&Incident) -> bool,
     ) -> &mut Incident {
-        let may_join = |incident: &Incident| incident.phase != Phase::Closing;
-        let at = self
-            .open
-            .iter()
-            .position(|i| may_join(i) && i.is_capturing())
-            .or_else(|| self.open.iter().position(|i| may_join(i) && (own(i) || i.is_over())))
-            .unwrap_or_else(|| {
-                self.open.push(Incident {
-                    id: new_id(),
-                    name: holder.incident_name().to_owned(),
-                    opened: (now, reason.at),
-                    phase: Phase::Announced,
-                    claims: Vec::new(),
-                    held_by: Vec::new(),
-                    finishing: Vec::new(),
-                    running: CaptureSet::EMPTY,
-                    refused: CaptureSet::EMPTY,
-                    unwritten: Vec::new(),
-                    reasons: 0,
-                    dropped: 0,
-                    note_at: now + FIRST_NOTE,
-                    close_at: now,
-                });
-                self.open.len() - 1
+        let at = self.joinable(now, own).unwrap_or_else(|| {
+            self.open.push(Incident {
+                id: new_id(),
+                name: holder.incident_name().to_owned(),
+                opened: (now, reason.at),
+                phase: Phase::Announced,
+                claims: Vec::new(),
+                held_by: Vec::new(),
+                finishing: Vec::new(),
+                running: CaptureSet::EMPTY,
+                refused: CaptureSet::EMPTY,
+                again: CaptureSet::EMPTY,
+                fires: 0,
+                unwritten: Vec::new(),
+                reasons: 0,
+                dropped: 0,
+                note_at: now + FIRST_NOTE,
+                close_at: now,
             });
+            self.open.len() - 1
+        });
         let incident = &mut self.open[at];
         incident.add_reason(reason);
         let until = (holder == Holder::Toggle).then(|| now + duration);
@@ -451,7 +494,9 @@ impl Incidents {
             Some(claim) => {
                 claim.kinds = claim.kinds.union(kinds);
                 claim.duration = duration;
-                claim.until = until;
+                if claim.holder == Holder::Toggle {
+                    claim.until = until;
+                }
             }
             None => incident.claims.push(Claim { holder, kinds, duration, until }),
         }
@@ -472,7 +517,7 @@ impl Incidents {
         notices
     }
 
-    fn remove(&mut self, at: usize) -> Vec<Notice> {
+    fn remove(&mut self, at: usize, ended: impl Fn(String) -> Notice) -> Vec<Notice> {
         let incident = self.open.remove(at);
         if self.toggle.is_some_and(|state| state.incident == incident.id) {
             self.toggle = None;
@@ -482,7 +527,7 @@ impl Incidents {
             Holder::Toggle | Holder::Call => None,
         });
         let mut notices = self.settle();
-        notices.extend(incident.finishing.into_iter().chain(claims).map(Notice::Captured));
+        notices.extend(incident.finishing.into_iter().chain(claims).map(ended));
         notices.push(Notice::Gone(incident.id));
         notices
     }

@@ -12,33 +12,43 @@
 //! Neither thread is the host's, so a stuck executor is still watched and captured. Each piece of state
 //! has one owner: the loop owns what is measured, decided and promised, the worker owns collectors and
 //! files. They exchange values, one task at a time; what is to be done next is computed when the worker
-//! is free (`incidents`), so nothing queues up behind a slow disk.
+//! is free (`incidents`), so nothing queues up behind a slow disk. The CPU collector has a third thread,
+//! which empties its rings while the worker encodes; it is the collector's and knows nothing of these.
 
+mod announce;
+mod budget;
 mod builder;
 mod capture;
 mod collect;
 mod core;
+mod decide;
 mod event;
+mod fence;
 mod handle;
 #[cfg(feature = "heap")]
 mod heap_writer;
 mod history;
 mod incidents;
 mod reload;
+mod replay;
 mod run;
 mod service;
 mod status;
 
 use std::time::Duration;
 
+pub use announce::IncidentEvent;
 pub use builder::{Agent, Builder};
 pub use event::ToggleAction;
 pub use handle::{AgentHandle, Pending};
 #[cfg(feature = "heap")]
 pub use heap_writer::{HeapWriter, ProcessMemory};
+pub use replay::{Outcome as ReplayOutcome, Pace, Taken as ReplayTaken, replay};
 #[cfg(feature = "http")]
 pub(crate) use service::Service;
-pub use status::{Captured, ConfigStatus, Counters, IncidentStatus, RuleStatus, Status, Toggled};
+pub use status::{
+    BudgetStatus, Captured, ConfigStatus, Counters, IncidentStatus, RuleStatus, Status, Toggled,
+};
 
 /// What the agent cannot do.
 #[derive(Debug, thiserror::Error)]

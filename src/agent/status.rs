@@ -53,6 +53,8 @@ pub struct Status {
     pub toggle: Toggled,
     /// The open incidents, oldest first.
     pub incidents: Vec<IncidentStatus>,
+    /// What rules may still do.
+    pub budget: BudgetStatus,
     /// The rules, in the order of the settings.
     pub rules: Vec<RuleStatus>,
     /// The limits in force.
@@ -99,6 +101,20 @@ pub struct IncidentStatus {
     pub held_by: Vec<String>,
 }
 
+/// What rules have used up of what they may.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct BudgetStatus {
+    /// Incidents that rules opened in the last 24 hours, those of processes before this one included.
+    pub incidents_in_a_day: usize,
+    /// How many there may be.
+    pub incidents_per_day: usize,
+    /// Whether a rule that fires would have an incident: `free`, or `gap` (min_between_incidents), `spent`
+    /// (incidents_per_day) or `exhausted` (captures_per_incident of the one it would join).
+    pub opening: &'static str,
+    /// When that ends.
+    pub until: Option<Timestamp>,
+}
+
 /// A rule and what it last decided.
 #[derive(Clone, Debug, Serialize)]
 pub struct RuleStatus {
@@ -108,6 +124,10 @@ pub struct RuleStatus {
     pub metric: Metric,
     /// The last value, in the metric's unit.
     pub value: Option<f64>,
+    /// `capture` or `dry-run`.
+    pub mode: &'static str,
+    /// Whether its incident is open.
+    pub active: bool,
     /// The decision in one word: `fire`, or what holds it back.
     pub decision: &'static str,
     /// The decision in a sentence, with the numbers it was made on.
@@ -123,6 +143,8 @@ pub struct Counters {
     pub ticks: u64,
     /// Times a rule fired.
     pub fired: u64,
+    /// Times a rule with `mode = "dry-run"` would have fired.
+    pub would_have_fired: u64,
     /// Incidents opened.
     pub incidents: u64,
     /// Captures that ended well.

@@ -5,6 +5,7 @@
 //!
 //! - CPU and heap profiles are [`pprof`]: gzip'd `profile.proto`, as `go tool pprof` wants it.
 //! - Timelines are [`perfetto`]: gzip'd Perfetto traces.
+//! - Dumps of threads and tasks are [`text`] too, and JSON for scripts.
 //!
 //! Writers stream: a capture is written when memory may be nearly gone, so besides the model value
 //! itself there is one message, one block of 32 KiB and the compressor's window in memory, however
@@ -19,5 +20,6 @@ mod gzip;
 pub mod perfetto;
 pub mod pprof;
 mod press;
+pub mod text;
 
 pub use error::Error;

@@ -15,6 +15,7 @@
 //! Relative paths (`dir`, `toggle.trigger_file`, `http.token_file`, `unix:` sockets) are relative to
 //! the working directory of the process, not to the file they stand in.
 
+mod default_rules;
 mod problem;
 mod read;
 mod section;
@@ -29,10 +30,12 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
+pub use default_rules::default_rules;
 pub use problem::{Error, Problem, Problems};
 pub use settings::{
-    CpuSettings, HeapSettings, HttpSettings, Listen, Room, Secret, Settings, StoreSettings,
-    ToggleSettings, ToggleSignal, TraceSettings,
+    BudgetSettings, CpuSettings, HeapSettings, HttpSettings, Listen, Room, Secret, Settings,
+    StacksSettings, StoreSettings, TasksMode, ThreadsMode, ToggleSettings, ToggleSignal,
+    TraceSettings,
 };
 pub use watch::Watcher;
 pub use watched::{Change, Watched};

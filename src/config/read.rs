@@ -2,7 +2,6 @@
 //! may be is `validate`'s matter, so that settings made in code are judged alike.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use serde::Deserialize;
 use toml::de::DeTable;
@@ -10,12 +9,12 @@ use toml::de::DeTable;
 use super::Error;
 use super::section::{Report, Section};
 use super::settings::{
-    CpuSettings, HeapSettings, HttpSettings, Secret, Settings, StoreSettings, ToggleSettings,
-    TraceSettings,
+    BudgetSettings, CpuSettings, HeapSettings, HttpSettings, RuleChoice, Secret, Settings,
+    StacksSettings, StoreSettings, ToggleSettings, TraceSettings,
 };
 use super::value;
 use crate::base::Bytes;
-use crate::model::{CaptureSet, Metric, Rule};
+use crate::model::{Metric, Rule};
 
 /// Settings and everything that was noticed on the way to them.
 pub(super) struct Reading<'t> {
@@ -49,12 +48,33 @@ fn file(root: &mut Section<'_, '_>, settings: &mut Settings) {
     root.read("dir", value::path, &mut settings.dir);
     root.read("interval", value::duration, &mut settings.interval);
     root.section("store", |section| store(section, &mut settings.store));
+    root.section("budget", |section| budget(section, &mut settings.budget));
     root.section("toggle", |section| toggle(section, &mut settings.toggle));
     root.section("http", |section| http(section, settings.http.insert(HttpSettings::default())));
     root.section("cpu", |section| cpu(section, &mut settings.cpu));
     root.section("heap", |section| heap(section, &mut settings.heap));
     root.section("trace", |section| trace(section, &mut settings.trace));
+    root.section("stacks", |section| stacks(section, &mut settings.stacks));
+    let mut choice = None;
+    root.read("rules", value::rules, &mut choice);
+    let choice =
+        choice.unwrap_or(if root.has("rule") { RuleChoice::Own } else { RuleChoice::Default });
+    let default = std::mem::take(&mut settings.rules);
     root.sections("rule", |section| settings.rules.push(rule(section)));
+    if choice == RuleChoice::Default {
+        let own = settings.rules.len();
+        let is_own = |rule: &Rule| settings.rules[..own].iter().any(|own| own.name == rule.name);
+        let added: Vec<Rule> = default.into_iter().filter(|rule| !is_own(rule)).collect();
+        settings.rules.extend(added);
+    }
+}
+
+fn budget(section: &mut Section<'_, '_>, budget: &mut BudgetSettings) {
+    section.read("incidents_per_day", value::count, &mut budget.incidents_per_day);
+    section.read("captures_per_incident", value::count, &mut budget.captures_per_incident);
+    section.read("min_between_incidents", value::duration, &mut budget.min_between_incidents);
+    section.read("join", value::duration, &mut budget.join);
+    section.read("cpu_ceiling", value::ceiling, &mut budget.cpu_ceiling);
 }
 
 fn store(section: &mut Section<'_, '_>, store: &mut StoreSettings) {
@@ -104,6 +124,12 @@ fn trace(section: &mut Section<'_, '_>, trace: &mut TraceSettings) {
     section.read("window", value::duration, &mut trace.window);
 }
 
+fn stacks(section: &mut Section<'_, '_>, stacks: &mut StacksSettings) {
+    section.read("threads", value::threads_mode, &mut stacks.threads);
+    section.read("tasks", value::tasks_mode, &mut stacks.tasks);
+    section.read("tasks_deadline", value::duration, &mut stacks.tasks_deadline);
+}
+
 fn rule(section: &mut Section<'_, '_>) -> Rule {
     let mut metric = Metric::Memory;
     let known = section.read("metric", Metric::deserialize, &mut metric);
@@ -111,26 +137,19 @@ fn rule(section: &mut Section<'_, '_>) -> Rule {
         let message = "a rule needs one: write `metric = \"memory\"` or another".to_owned();
         section.refuse("metric", message);
     }
-    let mut rule = Rule {
-        name: default_name(&metric),
-        min: 0.0,
-        diff: None,
-        abs: None,
-        max: None,
-        hold: Duration::ZERO,
-        clear: None,
-        cooldown: Duration::from_secs(60),
-        capture: CaptureSet::all(),
-        duration: Duration::from_secs(10),
-        metric,
-    };
+    let mut rule = Rule::on(metric);
     if !section.read("name", value::text, &mut rule.name) && (!known || section.has("name")) {
         rule.name.clear();
         section.ignore("name");
     }
     section.read("diff", value::percent, &mut rule.diff);
     let unit = rule.metric.unit();
-    let slots = [("abs", &mut rule.abs), ("max", &mut rule.max), ("clear", &mut rule.clear)];
+    let slots = [
+        ("abs", &mut rule.abs),
+        ("max", &mut rule.max),
+        ("clear", &mut rule.clear),
+        ("critical", &mut rule.critical),
+    ];
     let mut min = Some(rule.min);
     for (key, slot) in slots.into_iter().chain([("min", &mut min)]) {
         if known {
@@ -142,20 +161,15 @@ fn rule(section: &mut Section<'_, '_>) -> Rule {
         }
     }
     rule.min = min.unwrap_or(rule.min);
-    section.read("for", value::duration, &mut rule.hold);
+    section.read("forecast", value::duration, &mut rule.forecast);
+    section.read("for", value::holds, &mut rule.hold);
+    section.read("clear_for", value::duration, &mut rule.clear_hold);
     section.read("cooldown", value::duration, &mut rule.cooldown);
+    section.read("again", value::again, &mut rule.again);
+    section.read("mode", value::mode, &mut rule.mode);
     section.read("capture", value::captures, &mut rule.capture);
     section.read("duration", value::duration, &mut rule.duration);
     rule
-}
-
-/// The name of a rule that has none: its metric's, in the letters a name may have.
-fn default_name(metric: &Metric) -> String {
-    let letter = |c: char| match c.to_ascii_lowercase() {
-        c @ ('a'..='z' | '0'..='9' | '_') => c,
-        _ => '-',
-    };
-    metric.to_string().chars().map(letter).collect()
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::default_rules;
 use crate::base::{Bytes, Hertz, Percent};
 use crate::model::{CaptureSet, CpuEngine, Rule, TraceMode};
 
@@ -22,6 +23,8 @@ pub struct Settings {
     pub interval: Duration,
     /// What is kept.
     pub store: StoreSettings,
+    /// How many incidents and captures rules may make.
+    pub budget: BudgetSettings,
     /// Manual start and stop.
     pub toggle: ToggleSettings,
     /// The HTTP listener; none without a `[http]` section.
@@ -32,11 +35,40 @@ pub struct Settings {
     pub heap: HeapSettings,
     /// Runtime traces.
     pub trace: TraceSettings,
-    /// The rules, in the order they are asked.
+    /// Dumps of threads and tasks.
+    pub stacks: StacksSettings,
+    /// The rules, in the order they are asked. Default: [`default_rules`].
     pub rules: Vec<Rule>,
 }
 
-/// What the store keeps. Whatever bound is reached first makes the oldest closed incident go.
+/// Which rules a file means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RuleChoice {
+    /// The default ones besides its own, which replace those of the same name.
+    Default,
+    /// Its own only.
+    Own,
+}
+
+/// What bounds the incidents that rules open and the captures they make. What is asked for by hand or
+/// from code is not bounded by it. It outlives the process: a service that is restarted in a loop stays
+/// within it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BudgetSettings {
+    /// Incidents opened in any 24 hours. Default: 24.
+    pub incidents_per_day: usize,
+    /// Times that rules may fire in one incident. Default: 16.
+    pub captures_per_incident: usize,
+    /// From the opening of one incident to that of the next, but for what is critical. Default: 1 minute.
+    pub min_between_incidents: Duration,
+    /// A rule that fires within this of an incident's opening joins it. Default: 30 seconds.
+    pub join: Duration,
+    /// While more than this share of the CPU limit is used, what is dear is not captured. Default: none.
+    pub cpu_ceiling: Option<Percent>,
+}
+
+/// What the store keeps. Whatever bound is reached first makes a closed incident go: what is past its age,
+/// else the oldest of the rule that holds most, the first and the last of each rule last.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StoreSettings {
     /// All incidents together. Default: 1 GiB.
@@ -175,6 +207,68 @@ pub struct TraceSettings {
     pub window: Duration,
 }
 
+/// Dumps of threads and tasks.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StacksSettings {
+    /// How threads are dumped. Default: in full.
+    pub threads: ThreadsMode,
+    /// How tasks are dumped. Default: in full.
+    pub tasks: TasksMode,
+    /// How long asking the tasks may take in all. Default: 2 seconds.
+    pub tasks_deadline: Duration,
+}
+
+/// How threads are dumped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ThreadsMode {
+    /// With their stacks: each gets a signal, which some system calls do not stand (`stacks::threads` lists
+    /// them).
+    Full,
+    /// As `/proc` shows them, without stacks and without a signal.
+    ProcOnly,
+    /// Not at all.
+    Off,
+}
+
+impl ThreadsMode {
+    /// Every way.
+    pub const ALL: [Self; 3] = [Self::Full, Self::ProcOnly, Self::Off];
+
+    /// Its name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::ProcOnly => "proc-only",
+            Self::Off => "off",
+        }
+    }
+}
+
+/// How tasks are dumped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TasksMode {
+    /// With their stacks: each is woken once.
+    Full,
+    /// Listed, without being woken.
+    ListOnly,
+    /// Not at all.
+    Off,
+}
+
+impl TasksMode {
+    /// Every way.
+    pub const ALL: [Self; 3] = [Self::Full, Self::ListOnly, Self::Off];
+
+    /// Its name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::ListOnly => "list-only",
+            Self::Off => "off",
+        }
+    }
+}
+
 impl Default for Settings {
     fn default() -> Self {
         Self {
@@ -187,12 +281,14 @@ impl Default for Settings {
             dir: "captures".into(),
             interval: Duration::from_millis(250),
             store: StoreSettings::default(),
+            budget: BudgetSettings::default(),
             toggle: ToggleSettings::default(),
             http: None,
             cpu: CpuSettings::default(),
             heap: HeapSettings::default(),
             trace: TraceSettings::default(),
-            rules: Vec::new(),
+            stacks: StacksSettings::default(),
+            rules: default_rules(),
         }
     }
 }
@@ -213,6 +309,18 @@ impl Default for StoreSettings {
             max_incidents: 100,
             max_age: Duration::from_secs(14 * 24 * 60 * 60),
             keep_free: Room::Percent(Percent(5.0)),
+        }
+    }
+}
+
+impl Default for BudgetSettings {
+    fn default() -> Self {
+        Self {
+            incidents_per_day: 24,
+            captures_per_incident: 16,
+            min_between_incidents: Duration::from_secs(60),
+            join: Duration::from_secs(30),
+            cpu_ceiling: None,
         }
     }
 }
@@ -254,6 +362,16 @@ impl Default for HeapSettings {
 impl Default for TraceSettings {
     fn default() -> Self {
         Self { mode: TraceMode::Always, max_bytes: Bytes::mib(16), window: Duration::from_secs(30) }
+    }
+}
+
+impl Default for StacksSettings {
+    fn default() -> Self {
+        Self {
+            threads: ThreadsMode::Full,
+            tasks: TasksMode::Full,
+            tasks_deadline: Duration::from_secs(2),
+        }
     }
 }
 

@@ -27,6 +27,12 @@ const MAX_LOOKBACK_FREQUENCY: u32 = 99;
 const LOOKBACK: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10 * 60));
 /// Every rule is asked at every tick.
 const MAX_RULES: usize = 100;
+/// Each is a line of `state.json`, which has a bound; one a minute is more than anybody reads.
+const MAX_INCIDENTS_PER_DAY: usize = 1440;
+/// Longer, the thread that captures would be kept from everything else of an incident.
+const MAX_TASKS_DEADLINE: Duration = Duration::from_secs(30);
+/// What can be captured, for those who named nothing.
+const KINDS: &str = "\"cpu\", \"heap\", \"trace\", \"threads\", \"tasks\"";
 /// A file's name has at most 255 bytes; it holds service and domain, or the rule, the time and an id.
 const MAX_NAME: usize = 64;
 /// `sun_path`, less its trailing NUL.
@@ -153,9 +159,24 @@ fn general(check: &mut Check, settings: &Settings) {
         });
     }
 
+    let budget = &settings.budget;
+    let most = MAX_INCIDENTS_PER_DAY;
+    let well = (1..=most).contains(&budget.incidents_per_day);
+    check.that(well, &["budget.incidents_per_day"], || {
+        format!("{} is out of bounds: write 1 to {most}", budget.incidents_per_day)
+    });
+    check.that(budget.captures_per_incident > 0, &["budget.captures_per_incident"], || {
+        "0 would let no rule fire: write 1 or more, or mode = \"dry-run\" in each rule".to_owned()
+    });
+    if let Some(Percent(share)) = budget.cpu_ceiling {
+        check.that((0.0..=100.0).contains(&share), &["budget.cpu_ceiling"], || {
+            format!("{share} % is no share of the CPU limit: write \"0%\" to \"100%\"")
+        });
+    }
+
     let toggle = &settings.toggle;
     check.that(!toggle.capture.is_empty(), &["toggle.capture"], || {
-        "nothing to capture: name at least one of \"cpu\", \"heap\", \"trace\"".to_owned()
+        format!("nothing to capture: name at least one of {KINDS}")
     });
     check.positive("toggle.max_duration", toggle.max_duration);
     if let Some(path) = &toggle.trigger_file {
@@ -193,6 +214,11 @@ fn general(check: &mut Check, settings: &Settings) {
         });
     }
     check.at_least("trace.max_bytes", settings.trace.max_bytes, MIN_TRACE_BYTES);
+    let deadline = settings.stacks.tasks_deadline;
+    let well = !deadline.is_zero() && deadline <= MAX_TASKS_DEADLINE;
+    check.that(well, &["stacks.tasks_deadline"], || {
+        format!("{deadline:?} is out of bounds: write a duration up to {MAX_TASKS_DEADLINE:?}")
+    });
     let (least, most) = TRACE_WINDOW;
     check.that((least..=most).contains(&settings.trace.window), &["trace.window"], || {
         format!("{:?} is out of bounds: write a duration from 1s to 10m", settings.trace.window)
@@ -251,12 +277,18 @@ fn rule(check: &mut Check, rule: &Rule) {
             format!("`{gauge}` is no name for a gauge: write 1 to {MAX_NAME} of a-z, 0-9, -, _, .")
         });
     }
-    check.that(rule.abs.is_some() || rule.diff.is_some(), &["abs", "diff"], || {
-        "the rule can never fire: give it `abs` or `diff`".to_owned()
+    let fires = rule.abs.is_some() || rule.diff.is_some() || rule.forecast.is_some();
+    check.that(fires, &["abs", "diff", "forecast"], || {
+        "the rule can never fire: give it `abs`, `diff` or `forecast`".to_owned()
     });
+    if rule.forecast.is_some() {
+        check.that(rule.metric.has_limit(), &["forecast", "metric"], || {
+            format!("{} runs up against no limit: use `abs` or `diff`", rule.metric)
+        });
+    }
     thresholds(check, rule);
     check.that(!rule.capture.is_empty(), &["capture"], || {
-        "nothing to capture: name at least one of \"cpu\", \"heap\", \"trace\"".to_owned()
+        format!("nothing to capture: name at least one of {KINDS}")
     });
     check.positive("duration", rule.duration);
 }
@@ -264,8 +296,9 @@ fn rule(check: &mut Check, rule: &Rule) {
 fn thresholds(check: &mut Check, rule: &Rule) {
     let unit = rule.metric.unit();
     let min = Some(rule.min);
-    for (key, value) in [("min", min), ("abs", rule.abs), ("max", rule.max), ("clear", rule.clear)]
-    {
+    let (abs, max) = (("abs", rule.abs), ("max", rule.max));
+    let (clear, critical) = (("clear", rule.clear), ("critical", rule.critical));
+    for (key, value) in [("min", min), abs, max, clear, critical] {
         let Some(value) = value else { continue };
         let (well, right) = match unit {
             _ if !value.is_finite() => (false, "a finite number"),

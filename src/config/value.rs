@@ -13,9 +13,9 @@ use jiff::SpanRelativeTo;
 use jiff::fmt::friendly::SpanParser;
 use serde::de::{self, Deserialize, Deserializer, Unexpected, Visitor};
 
-use super::settings::{Listen, Room, Secret, ToggleSignal};
+use super::settings::{Listen, Room, RuleChoice, Secret, TasksMode, ThreadsMode, ToggleSignal};
 use crate::base::{Bytes, Hertz, Percent};
-use crate::model::{CaptureKind, CaptureSet, CpuEngine, TraceMode, Unit};
+use crate::model::{Again, CaptureKind, CaptureSet, CpuEngine, Holds, Mode, TraceMode, Unit};
 
 /// A value that is written as a number or as a text.
 struct Friendly<T, N, S> {
@@ -86,6 +86,76 @@ pub(super) fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Dur
     friendly(deserializer, expected, |_| None, parse_duration)
 }
 
+/// `"2s"` for every condition, or `{ abs = "1s", diff = "5s", forecast = "2s" }`.
+pub(super) fn holds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Holds, D::Error> {
+    struct Each;
+
+    impl<'de> Visitor<'de> for Each {
+        type Value = Holds;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a duration such as \"2s\", or one for each condition: { abs = \"2s\" }")
+        }
+
+        fn visit_str<E: de::Error>(self, text: &str) -> Result<Holds, E> {
+            let all = parse_duration(text).map(Holds::from);
+            all.ok_or_else(|| E::invalid_value(Unexpected::Str(text), &self))
+        }
+
+        fn visit_map<A: de::MapAccess<'de>>(self, mut map: A) -> Result<Holds, A::Error> {
+            let mut holds = Holds::default();
+            while let Some(key) = map.next_key::<String>()? {
+                let slot = match key.as_str() {
+                    "abs" => &mut holds.abs,
+                    "diff" => &mut holds.diff,
+                    "forecast" => &mut holds.forecast,
+                    _ => return Err(de::Error::unknown_field(&key, &["abs", "diff", "forecast"])),
+                };
+                let text: String = map.next_value()?;
+                *slot = parse_duration(&text)
+                    .ok_or_else(|| de::Error::invalid_value(Unexpected::Str(&text), &self))?;
+            }
+            Ok(holds)
+        }
+    }
+
+    deserializer.deserialize_any(Each)
+}
+
+/// `"worse"` or `"cooldown"`.
+pub(super) fn again<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Again, D::Error> {
+    let text = |text: &str| [Again::Worse, Again::Cooldown].into_iter().find(|a| a.name() == text);
+    friendly(deserializer, "\"worse\" or \"cooldown\"", |_| None, text)
+}
+
+/// `"capture"` or `"dry-run"`.
+pub(super) fn mode<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Mode, D::Error> {
+    let text = |text: &str| [Mode::Capture, Mode::DryRun].into_iter().find(|m| m.name() == text);
+    friendly(deserializer, "\"capture\" or \"dry-run\"", |_| None, text)
+}
+
+/// `"default"` or `"own"`.
+pub(super) fn rules<'de, D: Deserializer<'de>>(deserializer: D) -> Result<RuleChoice, D::Error> {
+    let text = |text: &str| match text {
+        "default" => Some(RuleChoice::Default),
+        "own" => Some(RuleChoice::Own),
+        _ => None,
+    };
+    friendly(deserializer, "\"default\" or \"own\"", |_| None, text)
+}
+
+/// `"90%"` or `"off"`.
+pub(super) fn ceiling<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Percent>, D::Error> {
+    let text = |text: &str| match text {
+        "off" => Some(None),
+        _ => parse_percent(text).map(|n| Some(Percent(n))),
+    };
+    let number = |n| finite(n).map(|n| Some(Percent(n)));
+    friendly(deserializer, "a share of the CPU limit such as \"90%\", or \"off\"", number, text)
+}
+
 /// A text that says something.
 pub(super) fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     friendly(deserializer, "a text in quotes", |_| None, |text| Some(text.to_owned()))
@@ -100,6 +170,22 @@ pub(super) fn path<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf
 pub(super) fn count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
     let number = |n| usize::try_from(whole(n)?).ok();
     friendly(deserializer, "a whole number", number, |_| None)
+}
+
+/// How threads are dumped.
+pub(super) fn threads_mode<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<ThreadsMode, D::Error> {
+    let mode = |text: &str| ThreadsMode::ALL.into_iter().find(|mode| mode.name() == text);
+    friendly(deserializer, "\"full\", \"proc-only\" or \"off\"", |_| None, mode)
+}
+
+/// How tasks are dumped.
+pub(super) fn tasks_mode<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<TasksMode, D::Error> {
+    let mode = |text: &str| TasksMode::ALL.into_iter().find(|mode| mode.name() == text);
+    friendly(deserializer, "\"full\", \"list-only\" or \"off\"", |_| None, mode)
 }
 
 /// How often a second.

@@ -42,12 +42,34 @@ pub enum Metric {
     Fds,
     /// How late a probe task ran, on the worst of the observed runtimes: `runtime.lag`.
     Lag,
+    /// What the working set grows by, in bytes a second: `memory.growth`.
+    MemoryGrowth,
+    /// Times in a second that the cgroup was above `memory.high`: `memory.high_events`.
+    MemoryHigh,
+    /// Processes of the cgroup killed in a second for lack of memory: `memory.oom_kills`.
+    OomKills,
+    /// Share of ten seconds in which something waited for memory: `memory.pressure`.
+    MemoryPressure,
+    /// Share of the CPU periods in which the quota throttled us: `cpu.throttled`.
+    Throttled,
+    /// Share of ten seconds in which something waited for a CPU: `cpu.pressure`.
+    CpuPressure,
+    /// Share of ten seconds in which something waited for input or output: `io.pressure`.
+    IoPressure,
+    /// What the tasks grow by, in a second: `tasks.growth`.
+    TaskGrowth,
+    /// Open file descriptors as a share of how many there may be: `fds.share`.
+    FdShare,
+    /// What 99 of 100 lags of the last minute were below: `runtime.lag_p99`.
+    LagP99,
+    /// Panics in a second, if they are counted: `panics`.
+    Panics,
     /// A number the service reports itself: `gauge.NAME`.
     Gauge(Arc<str>),
 }
 
 /// Every metric with a fixed name.
-const FIXED: [(&str, Metric); 9] = [
+const FIXED: &[(&str, Metric)] = &[
     ("memory", Metric::Memory),
     ("memory.working_set", Metric::WorkingSet),
     ("memory.rss", Metric::Rss),
@@ -57,21 +79,45 @@ const FIXED: [(&str, Metric); 9] = [
     ("threads", Metric::Threads),
     ("fds", Metric::Fds),
     ("runtime.lag", Metric::Lag),
+    ("memory.growth", Metric::MemoryGrowth),
+    ("memory.high_events", Metric::MemoryHigh),
+    ("memory.oom_kills", Metric::OomKills),
+    ("memory.pressure", Metric::MemoryPressure),
+    ("cpu.throttled", Metric::Throttled),
+    ("cpu.pressure", Metric::CpuPressure),
+    ("io.pressure", Metric::IoPressure),
+    ("tasks.growth", Metric::TaskGrowth),
+    ("fds.share", Metric::FdShare),
+    ("runtime.lag_p99", Metric::LagP99),
+    ("panics", Metric::Panics),
 ];
 
 impl Metric {
     /// Every metric that needs no name of the service's own.
     pub fn fixed() -> impl Iterator<Item = Self> {
-        FIXED.into_iter().map(|(_, metric)| metric)
+        FIXED.iter().map(|(_, metric)| metric.clone())
     }
 
     /// The unit its values and thresholds are in.
     pub const fn unit(&self) -> Unit {
         match self {
-            Self::Memory | Self::Cpu => Unit::Percent,
-            Self::WorkingSet | Self::Rss | Self::Heap => Unit::Bytes,
-            Self::Tasks | Self::Threads | Self::Fds | Self::Gauge(_) => Unit::Count,
-            Self::Lag => Unit::Seconds,
+            Self::Memory
+            | Self::Cpu
+            | Self::Throttled
+            | Self::FdShare
+            | Self::MemoryPressure
+            | Self::CpuPressure
+            | Self::IoPressure => Unit::Percent,
+            Self::WorkingSet | Self::Rss | Self::Heap | Self::MemoryGrowth => Unit::Bytes,
+            Self::Tasks
+            | Self::TaskGrowth
+            | Self::Threads
+            | Self::Fds
+            | Self::MemoryHigh
+            | Self::OomKills
+            | Self::Panics
+            | Self::Gauge(_) => Unit::Count,
+            Self::Lag | Self::LagP99 => Unit::Seconds,
         }
     }
 
@@ -87,7 +133,34 @@ impl Metric {
             Self::Threads => vitals.threads.map(|n| n as f64),
             Self::Fds => vitals.fds.map(|n| n as f64),
             Self::Lag => vitals.lag.map(|lag| lag.as_secs_f64()),
+            Self::MemoryGrowth => vitals.memory_growth,
+            Self::MemoryHigh => vitals.memory_high.map(|n| n as f64),
+            Self::OomKills => vitals.oom_kills.map(|n| n as f64),
+            Self::MemoryPressure => vitals.memory_pressure.map(|percent| percent.get()),
+            Self::Throttled => vitals.cpu_throttled.map(|percent| percent.get()),
+            Self::CpuPressure => vitals.cpu_pressure.map(|percent| percent.get()),
+            Self::IoPressure => vitals.io_pressure.map(|percent| percent.get()),
+            Self::TaskGrowth => vitals.task_growth,
+            Self::FdShare => vitals.fd_percent().map(|percent| percent.get()),
+            Self::LagP99 => vitals.lag_p99.map(|lag| lag.as_secs_f64()),
+            Self::Panics => vitals.panics.map(|n| n as f64),
             Self::Gauge(name) => vitals.gauge(name),
+        }
+    }
+
+    /// Whether its values run up against a limit, where there is one.
+    pub const fn has_limit(&self) -> bool {
+        matches!(self, Self::Memory | Self::Cpu | Self::FdShare | Self::WorkingSet | Self::Rss)
+    }
+
+    /// The limit its value runs up against, in its unit; none for what has none, or none known.
+    pub fn limit(&self, vitals: &Vitals) -> Option<f64> {
+        match self {
+            Self::Memory | Self::Cpu | Self::FdShare => Some(100.0),
+            Self::WorkingSet | Self::Rss => {
+                vitals.memory_limit.as_ref().map(|limit| limit.value.get() as f64)
+            }
+            _ => None,
         }
     }
 }
@@ -106,11 +179,16 @@ impl fmt::Display for Metric {
 /// Why a text is not a metric.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "`{0}` is not a metric: write one of \"memory\", \"memory.working_set\", \"memory.rss\", \
-     \"memory.heap\", \"cpu\", \"tasks\", \"threads\", \"fds\", \"runtime.lag\", or \"gauge.NAME\" for one \
-     of your own"
+    "`{0}` is not a metric: write one of {known}, or \"gauge.NAME\" for one of your own",
+    known = known()
 )]
 pub struct ParseMetricError(String);
+
+/// The names there are, in quotes.
+fn known() -> String {
+    let names: Vec<String> = FIXED.iter().map(|(name, _)| format!("\"{name}\"")).collect();
+    names.join(", ")
+}
 
 impl FromStr for Metric {
     type Err = ParseMetricError;
@@ -145,7 +223,7 @@ mod tests {
 
     #[test]
     fn names_read_back_as_themselves() {
-        for (name, metric) in &FIXED {
+        for (name, metric) in FIXED {
             assert_eq!(name.parse().as_ref(), Ok(metric));
             assert_eq!(metric.to_string(), *name);
         }

@@ -1,7 +1,7 @@
 //! The nouns of marple, as plain data: no threads, no clocks, no files, no unsafe.
 //!
-//! Two families. *Evidence* is what collectors return and codecs write: [`Profile`] (CPU, heap) and
-//! [`Timeline`] (trace). *Judgement* is what is measured, decided and kept about it: [`Vitals`],
+//! Two families. *Evidence* is what collectors return and codecs write: [`Profile`] (CPU, heap),
+//! [`Timeline`] (trace), [`ThreadDump`] and [`TaskDump`]. *Judgement* is what is measured, decided and kept about it: [`Vitals`],
 //! [`Rule`], [`Reason`], [`Manifest`].
 //!
 //! Evidence is integers in tables: a stack is one [`StackHandle`], a text is one [`StringHandle`], and
@@ -10,6 +10,7 @@
 mod amount;
 mod capture;
 mod cpu;
+mod dump;
 mod incident;
 mod losses;
 mod manifest;
@@ -24,8 +25,9 @@ mod trace_mode;
 mod vitals;
 
 pub use amount::Amount;
-pub use capture::{CaptureKind, CaptureSet, ParseCaptureKindError};
+pub use capture::{CaptureKind, CaptureSet, Form, ParseCaptureKindError};
 pub use cpu::{CpuEngine, ParseCpuEngineError};
+pub use dump::{Spawned, TaskDump, TaskRow, TaskState, ThreadDump, ThreadRow};
 pub use incident::{IncidentState, Origin, Reason};
 pub use losses::{Loss, Losses};
 pub use manifest::{
@@ -33,7 +35,7 @@ pub use manifest::{
 };
 pub use metric::{Metric, ParseMetricError, Unit};
 pub use profile::{Function, FunctionHandle, Label, LabelValue, Profile, Sample, ValueType};
-pub use rule::Rule;
+pub use rule::{Again, Holds, Mode, Rule};
 pub use slices::{
     Activity, Calibration, MAX_SITES, OpenSlice, RawKind, RawSlice, RawTask, TaskKey, ThreadSlices,
 };

@@ -5,10 +5,10 @@ use std::time::Duration;
 use super::capture::CaptureSet;
 use super::metric::Metric;
 
-/// Thresholds over one metric, what to capture when they are crossed, and how often.
+/// Conditions over one metric, what to capture when one holds, and how often.
 ///
 /// All numbers are in the metric's unit, except `diff`. What they mean is said where they are applied,
-/// in `rules`.
+/// in `rules`. Write `Rule { abs: Some(80.0), ..Rule::on(Metric::Memory) }`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rule {
     /// Its name, part of the names of its incidents: lower-case letters, digits, `-` and `_`.
@@ -21,16 +21,113 @@ pub struct Rule {
     pub diff: Option<f64>,
     /// Fires above this.
     pub abs: Option<f64>,
+    /// Fires when the limit would be reached within this, were the value to go on as it does.
+    pub forecast: Option<Duration>,
     /// At or above this nothing fires: too late for a capture.
     pub max: Option<f64>,
-    /// How long a condition must hold before the rule fires.
-    pub hold: Duration,
+    /// How long each condition must hold before the rule fires.
+    pub hold: Holds,
     /// At or below this the incident is over if no condition holds; without it, as soon as none does.
     pub clear: Option<f64>,
-    /// How long after a capture of this rule before the next.
+    /// For how long that must be so.
+    pub clear_hold: Duration,
+    /// Above this the rule does not wait for the gap between two incidents.
+    pub critical: Option<f64>,
+    /// How long after a capture of this rule before the next; see [`Again`].
     pub cooldown: Duration,
+    /// When it captures again.
+    pub again: Again,
+    /// Whether it captures at all.
+    pub mode: Mode,
     /// What to capture.
     pub capture: CaptureSet,
     /// For how long.
     pub duration: Duration,
+}
+
+impl Rule {
+    /// A rule over `metric` without a condition and with the default of everything else; its name is the
+    /// metric's, with dashes for what a name may not have.
+    pub fn on(metric: Metric) -> Self {
+        let letter = |c: char| match c.to_ascii_lowercase() {
+            c @ ('a'..='z' | '0'..='9' | '_') => c,
+            _ => '-',
+        };
+        Self {
+            name: metric.to_string().chars().map(letter).collect(),
+            metric,
+            min: 0.0,
+            diff: None,
+            abs: None,
+            forecast: None,
+            max: None,
+            hold: Holds::default(),
+            clear: None,
+            clear_hold: Duration::ZERO,
+            critical: None,
+            cooldown: Duration::from_secs(60),
+            again: Again::Worse,
+            mode: Mode::Capture,
+            capture: CaptureSet::all(),
+            duration: Duration::from_secs(10),
+        }
+    }
+}
+
+/// How long each of a rule's conditions must hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Holds {
+    /// `abs`.
+    pub abs: Duration,
+    /// `diff`.
+    pub diff: Duration,
+    /// `forecast`.
+    pub forecast: Duration,
+}
+
+impl From<Duration> for Holds {
+    /// The same for each.
+    fn from(hold: Duration) -> Self {
+        Self { abs: hold, diff: hold, forecast: hold }
+    }
+}
+
+/// When a rule that has captured does so again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Again {
+    /// When it has become worse: the room below the limit has shrunk by a third since the last capture,
+    /// or, for what has no limit, the value has grown by half. Else not while the incident is open, and
+    /// in another incident not before `cooldown` has passed.
+    Worse,
+    /// Each time `cooldown` has passed since the last capture, in the same incident or another: holmes.
+    Cooldown,
+}
+
+impl Again {
+    /// Its name in settings.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Worse => "worse",
+            Self::Cooldown => "cooldown",
+        }
+    }
+}
+
+/// What a rule does when it fires.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// It captures.
+    Capture,
+    /// It says that it would.
+    DryRun,
+}
+
+impl Mode {
+    /// Its name in settings.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Capture => "capture",
+            Self::DryRun => "dry-run",
+        }
+    }
 }

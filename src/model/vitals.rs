@@ -43,6 +43,28 @@ pub struct Vitals {
     /// How late a probe task ran, on the worst of the observed runtimes; while a probe is still waiting,
     /// how late it is already.
     pub lag: Option<Duration>,
+    /// What 99 of 100 lags of the last minute were below.
+    pub lag_p99: Option<Duration>,
+    /// What `working_set` grew by in a second, on average over the last half minute, in bytes.
+    pub memory_growth: Option<f64>,
+    /// What `tasks` grew by, likewise.
+    pub task_growth: Option<f64>,
+    /// Of the CPU periods of the last second, the share in which we were throttled.
+    pub cpu_throttled: Option<Percent>,
+    /// How many descriptors may be open.
+    pub fd_limit: Option<u64>,
+    /// Share of the last ten seconds in which something waited for memory.
+    pub memory_pressure: Option<Percent>,
+    /// Likewise for a CPU.
+    pub cpu_pressure: Option<Percent>,
+    /// Likewise for input and output.
+    pub io_pressure: Option<Percent>,
+    /// Times in the last second that the cgroup's memory was above `memory.high`.
+    pub memory_high: Option<u64>,
+    /// Processes of the cgroup killed in the last second for lack of memory.
+    pub oom_kills: Option<u64>,
+    /// Panics in the last second, if they are counted.
+    pub panics: Option<u64>,
     /// The service's own numbers.
     pub gauges: Vec<(Arc<str>, f64)>,
 }
@@ -57,6 +79,11 @@ impl Vitals {
     pub fn headroom(&self) -> Option<Bytes> {
         let limit = self.memory_limit.as_ref()?.value;
         Some(Bytes(limit.get().saturating_sub(self.working_set?.get())))
+    }
+
+    /// Open descriptors as a share of how many there may be.
+    pub fn fd_percent(&self) -> Option<Percent> {
+        Percent::of(self.fds? as f64, self.fd_limit? as f64)
     }
 
     /// CPU time as a share of the CPU limit.

@@ -23,11 +23,15 @@
 //! container), swap, and `memory.high`, which slows a process but does not kill it.
 
 mod place;
+mod strain;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use self::strain::Strain;
+
 use self::place::{Place, Version, place};
+use self::strain::StrainFiles;
 use super::kernel_file::{BUFFER, KernelFile, number, under, words};
 use crate::base::Bytes;
 use crate::model::Limit;
@@ -51,6 +55,9 @@ pub struct Cgroup {
     cpu: Vec<CpuLevel>,
     memory_limit: Option<MemoryLimit>,
     cpu_limit: Option<Limit<f64>>,
+    /// The level of `cpu` whose quota that is.
+    cpu_level: usize,
+    strain: StrainFiles,
 }
 
 impl Cgroup {
@@ -66,6 +73,8 @@ impl Cgroup {
             cpu: Vec::new(),
             memory_limit: None,
             cpu_limit: None,
+            cpu_level: 0,
+            strain: StrainFiles::default(),
         };
         cgroup.refresh();
         cgroup
@@ -80,7 +89,14 @@ impl Cgroup {
             self.find(membership);
         }
         self.read_memory_limit();
-        self.cpu_limit = smallest(self.cpu.iter().map(CpuLevel::read)).map(|(_, limit)| limit);
+        let quota = smallest(self.cpu.iter().map(CpuLevel::read));
+        self.cpu_level = quota.as_ref().map_or(0, |(level, _)| *level);
+        self.cpu_limit = quota.map(|(_, limit)| limit);
+    }
+
+    /// What tells that we are being held back; for every second.
+    pub fn strain(&self) -> Strain {
+        self.strain.read(self.cpu.get(self.cpu_level).and_then(|level| level.stat.as_ref()))
     }
 
     /// The smallest memory limit above us, as of the last refresh.
@@ -110,6 +126,10 @@ impl Cgroup {
         let exists = |dir: &Path| under(&self.root, dir).is_dir();
         let memory = place(membership, &mountinfo, "memory", exists);
         let cpu = place(membership, &mountinfo, "cpu", exists);
+        // No controller has this name, so that our place in the v2 hierarchy is what is found.
+        let own =
+            place(membership, &mountinfo, "v2", exists).filter(|own| own.version == Version::V2);
+        self.strain = StrainFiles::open(&self.root, own.as_ref(), memory.as_ref());
         self.memory = memory.map_or_else(Vec::new, |place| memory_levels(&self.root, &place));
         self.cpu = cpu.map_or_else(Vec::new, |place| cpu_levels(&self.root, &place));
         self.memory_limit = None;
@@ -170,6 +190,7 @@ struct CpuLevel {
     quota: KernelFile,
     /// None in v2, where it stands behind the quota.
     period: Option<KernelFile>,
+    stat: Option<KernelFile>,
     source: Arc<str>,
 }
 
@@ -233,7 +254,8 @@ fn cpu_levels(root: &Path, place: &Place) -> Vec<CpuLevel> {
                 Version::V2 => (dir.join("cpu.max"), None),
             };
             let source = path.to_string_lossy().into();
-            Some(CpuLevel { quota: open(&path)?, period, source })
+            let stat = open(&dir.join("cpu.stat"));
+            Some(CpuLevel { quota: open(&path)?, period, stat, source })
         })
         .collect()
 }

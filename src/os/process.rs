@@ -74,6 +74,11 @@ fn online() -> Option<u32> {
     std::thread::available_parallelism().ok().and_then(|cores| u32::try_from(cores.get()).ok())
 }
 
+/// How many file descriptors the process may have open; none without a limit.
+pub fn descriptor_limit() -> Option<u64> {
+    rustix::process::getrlimit(rustix::process::Resource::Nofile).current
+}
+
 /// The memory of the machine. Reads and allocates: 20 us or so; not for every tick.
 pub fn physical_memory() -> Option<Bytes> {
     let mut system = System::new();

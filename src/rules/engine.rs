@@ -2,18 +2,20 @@
 
 use super::verdict::{Decision, Explain};
 use super::watch::Watch;
+use super::{Mark, Opening};
 use crate::base::Moment;
 use crate::model::{Rule, Vitals};
 
 /// The rules and their states. Rules know nothing of each other, so that their order does not matter.
 ///
 /// The owner tells it what became of a [`Decision::Fire`]: [`Engine::capturing`] when the capture
-/// begins, [`Engine::captured`] when it has ended, or at once if there will be none. Otherwise the rule
-/// fires again at the next tick.
+/// begins, [`Engine::captured`] when it has ended, or at once if there will be none. Otherwise a rule
+/// with [`Again::Cooldown`](crate::model::Again) fires again at the next tick.
 #[derive(Clone, Debug)]
 pub struct Engine {
     watches: Vec<Watch>,
     now: Moment,
+    opening: Opening,
 }
 
 /// Where a rule stands.
@@ -42,7 +44,16 @@ impl<'e> State<'e> {
 impl Engine {
     /// An engine that has seen nothing. The rules' names should differ; see `Settings::validate`.
     pub fn new(rules: Vec<Rule>) -> Self {
-        Self { watches: rules.into_iter().map(Watch::new).collect(), now: Moment::default() }
+        Self {
+            watches: rules.into_iter().map(Watch::new).collect(),
+            now: Moment::default(),
+            opening: Opening::Free,
+        }
+    }
+
+    /// Says whether a rule that fires may open an incident, from the next tick on.
+    pub fn permit(&mut self, opening: Opening) {
+        self.opening = opening;
     }
 
     /// Shows a tick to every rule; gives each rule's index and decision, in the rules' order. All have
@@ -54,7 +65,7 @@ impl Engine {
     ) -> impl Iterator<Item = (usize, Decision)> + use<'e> {
         self.now = now;
         for watch in &mut self.watches {
-            watch.observe(now, vitals);
+            watch.observe(now, vitals, self.opening);
         }
         self.watches.iter().map(|watch| watch.decision).enumerate()
     }
@@ -73,6 +84,27 @@ impl Engine {
     /// A capture of the rule called `name` has ended at `now`, or will not be: its cooldown begins.
     pub fn captured(&mut self, name: &str, now: Moment) {
         self.find(name).into_iter().for_each(|watch| watch.capture_ended(now));
+    }
+
+    /// The incident of the rule called `name` could not be opened: its next is tried within a minute.
+    pub fn lost(&mut self, name: &str, now: Moment) {
+        self.find(name).into_iter().for_each(|watch| watch.capture_lost(now));
+    }
+
+    /// The incident of the rule called `name` may have no more captures.
+    pub fn exhausted(&mut self, name: &str) {
+        self.find(name).into_iter().for_each(Watch::exhaust);
+    }
+
+    /// What the rule called `name` fired on last.
+    pub fn mark(&self, name: &str) -> Option<Mark> {
+        self.watches.iter().find(|watch| watch.rule.name == name)?.mark()
+    }
+
+    /// Lets the rule called `name` go on from a capture that ended at `captured` and was made at `mark`,
+    /// by a process before this one.
+    pub fn remember(&mut self, name: &str, captured: Moment, mark: Mark) {
+        self.find(name).into_iter().for_each(|watch| watch.remember(captured, mark));
     }
 
     /// Puts `rules` in place of those there are. A rule goes on where the one of the same name was:

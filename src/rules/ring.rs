@@ -1,21 +1,29 @@
 //! The recent values of one metric.
 
+use crate::base::Moment;
+
 /// How many values an average is over, and how many must be seen before the first decision: holmes' 10.
 pub const WINDOW: usize = 10;
+
+/// Half of the [`WINDOW`]: a rise must show in both halves.
+const HALF: usize = WINDOW / 2;
 
 /// The last [`WINDOW`] values.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Ring {
     values: [f64; WINDOW],
+    times: [Moment; WINDOW],
     next: usize,
     seen: usize,
 }
 
 impl Ring {
     /// Adds a value, in place of the oldest if there are [`WINDOW`].
-    pub(super) fn push(&mut self, value: f64) {
-        if let Some(slot) = self.values.get_mut(self.next) {
-            *slot = value;
+    pub(super) fn push(&mut self, now: Moment, value: f64) {
+        if let (Some(slot), Some(time)) =
+            (self.values.get_mut(self.next), self.times.get_mut(self.next))
+        {
+            (*slot, *time) = (value, now);
         }
         self.next = (self.next + 1) % WINDOW;
         self.seen = (self.seen + 1).min(WINDOW);
@@ -45,32 +53,87 @@ impl Ring {
     pub(super) fn is_below(&self, value: f64) -> bool {
         self.values.iter().take(self.seen).map(|old| value - old).sum::<f64>() > 0.0
     }
+
+    /// How fast the value rises, in its unit a second: the slope of the older half or of the newer half,
+    /// whichever is less. A step is in one half only, or between them, and is no rise; noise must go the
+    /// same way in both. 0 when the ring is not full or the value does not rise.
+    pub(super) fn rise(&self) -> f64 {
+        if !self.is_full() {
+            return 0.0;
+        }
+        let start = self.times.get(self.next).copied().unwrap_or_default();
+        let point = |age: usize| {
+            let at = (self.next + age) % WINDOW;
+            let time = self.times.get(at).map_or(0.0, |time| time.since(start).as_secs_f64());
+            (time, self.values.get(at).copied().unwrap_or_default())
+        };
+        slope((0..HALF).map(point)).min(slope((HALF..WINDOW).map(point))).max(0.0)
+    }
+}
+
+/// The slope of the line nearest to `points`, by least squares; 0 when they are all at one time.
+fn slope(points: impl Iterator<Item = (f64, f64)> + Clone) -> f64 {
+    let count = points.clone().count() as f64;
+    let (x, y) = points.clone().fold((0.0, 0.0), |(x, y), point| (x + point.0, y + point.1));
+    let (mean_x, mean_y) = (x / count, y / count);
+    let (xy, xx) = points.fold((0.0, 0.0), |(xy, xx), (x, y)| {
+        let dx = x - mean_x;
+        (xy + dx * (y - mean_y), xx + dx * dx)
+    });
+    if xx > 0.0 { xy / xx } else { 0.0 }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn at(millis: u64) -> Moment {
+        Moment::from_nanos(millis * 1_000_000)
+    }
+
+    /// A ring that has seen `values`, four a second.
+    fn seen(values: impl IntoIterator<Item = f64>) -> Ring {
+        let mut ring = Ring::default();
+        for (n, value) in values.into_iter().enumerate() {
+            ring.push(at(n as u64 * 250), value);
+        }
+        ring
+    }
+
     #[test]
     fn the_oldest_value_goes_when_the_ring_is_full() {
         let mut ring = Ring::default();
         assert_eq!((ring.seen(), ring.average()), (0, 0.0));
         for n in 1..WINDOW {
-            ring.push(n as f64);
+            ring.push(at(n as u64), n as f64);
         }
         assert_eq!((ring.seen(), ring.is_full(), ring.average()), (9, false, 5.0));
-        ring.push(10.0);
+        ring.push(at(10), 10.0);
         assert_eq!((ring.seen(), ring.is_full(), ring.average()), (10, true, 5.5));
-        ring.push(21.0);
+        ring.push(at(11), 21.0);
         assert_eq!((ring.seen(), ring.is_full(), ring.average()), (10, true, 7.5));
     }
 
     #[test]
     fn a_steady_value_is_never_above_its_average() {
         for value in [0.1, 0.0, -0.1, 1e300, 1.0 / 3.0] {
-            let mut ring = Ring::default();
-            (0..WINDOW).for_each(|_| ring.push(value));
+            let ring = seen([value; WINDOW]);
             assert!(!ring.is_below(value), "{value}");
         }
+    }
+
+    #[test]
+    fn a_rise_is_one_in_both_halves() {
+        assert_eq!(seen((0..9).map(f64::from)).rise(), 0.0, "not full");
+        assert_eq!(seen((0..10).map(f64::from)).rise(), 4.0);
+        assert_eq!(seen((0..33).map(f64::from)).rise(), 4.0, "wherever the ring begins");
+        assert_eq!(seen((0..10).rev().map(f64::from)).rise(), 0.0, "a fall");
+        for step in 0..=WINDOW {
+            let values = (0..WINDOW).map(|n| if n < step { 40.0 } else { 78.0 });
+            assert_eq!(seen(values).rise(), 0.0, "a step at {step}");
+        }
+        let mut at_once = Ring::default();
+        (0..10).for_each(|n| at_once.push(at(5), f64::from(n)));
+        assert_eq!(at_once.rise(), 0.0, "no time has passed");
     }
 }

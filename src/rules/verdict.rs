@@ -23,9 +23,9 @@ pub enum Decision {
 pub struct Crossing {
     /// The value.
     pub value: f64,
-    /// The threshold it is beyond: `abs`, or the average raised by `diff`.
+    /// The threshold it is beyond: `abs`, or the average raised by `diff`; for a forecast, the limit.
     pub threshold: f64,
-    /// Which of the two.
+    /// Which of them.
     pub by: By,
     /// The average of the last ten values, this one included.
     pub average: f64,
@@ -38,6 +38,16 @@ pub enum By {
     Abs,
     /// The value is `diff` per cent above its average.
     Diff,
+    /// The value reaches its limit within `forecast`.
+    Forecast {
+        /// How long that takes, as the value rises.
+        left: Duration,
+    },
+}
+
+impl By {
+    /// How many kinds there are.
+    pub(super) const COUNT: usize = 3;
 }
 
 /// Why a rule does not fire. Numbers are in the metric's unit.
@@ -80,6 +90,15 @@ pub enum Hold {
         /// What it must come down to.
         clear: f64,
     },
+    /// Nothing is crossed any more, but not for as long as `clear_for` yet.
+    Clearing {
+        /// The value.
+        value: f64,
+        /// Since when.
+        since: Moment,
+        /// How long it must be.
+        need: Duration,
+    },
     /// Crossed, but not for as long as `for` yet.
     Holding {
         /// What is crossed.
@@ -100,6 +119,32 @@ pub enum Hold {
         crossing: Crossing,
         /// When the rule may fire again.
         until: Moment,
+    },
+    /// Crossed, and captured in this incident already: it has not become worse.
+    NotWorse {
+        /// What is crossed.
+        crossing: Crossing,
+        /// What is left below the limit, if there is one.
+        room: Option<f64>,
+    },
+    /// Crossed, but too soon after the last incident.
+    Gap {
+        /// What is crossed.
+        crossing: Crossing,
+        /// When there may be another.
+        until: Moment,
+    },
+    /// Crossed, but the day's incidents are spent.
+    Spent {
+        /// What is crossed.
+        crossing: Crossing,
+        /// When there may be another.
+        until: Moment,
+    },
+    /// Crossed, but the captures of its incident are spent.
+    Exhausted {
+        /// What is crossed.
+        crossing: Crossing,
     },
 }
 
@@ -124,6 +169,11 @@ impl Decision {
                 Hold::Holding { .. } => "holding",
                 Hold::Capturing { .. } => "capturing",
                 Hold::CoolingDown { .. } => "cooling_down",
+                Hold::Clearing { .. } => "clearing",
+                Hold::NotWorse { .. } => "not_worse",
+                Hold::Gap { .. } => "gap",
+                Hold::Spent { .. } => "spent",
+                Hold::Exhausted { .. } => "exhausted",
             },
         }
     }
@@ -163,6 +213,12 @@ impl Explain<'_> {
                 self.rule.metric,
                 self.amount(average),
                 self.rule.diff.unwrap_or_default(),
+            ),
+            By::Forecast { left } => write!(
+                f,
+                "{} {value} reaches its limit {threshold} in {:?}, as it rises",
+                self.rule.metric,
+                millis(left),
             ),
         }
     }
@@ -211,6 +267,34 @@ impl Explain<'_> {
                     ", but it is cooling down for another {:?}",
                     millis(until.since(self.now))
                 )
+            }
+            Hold::Clearing { value, since, need } => write!(
+                f,
+                "{metric} {} is within limits, for {:?} of {need:?}",
+                self.amount(value),
+                millis(self.now.since(since)),
+            ),
+            Hold::NotWorse { crossing, room } => {
+                self.crossing(f, crossing)?;
+                f.write_str(", but it was captured and has not become worse")?;
+                match room {
+                    Some(room) => write!(f, ": {} are left", self.amount(room)),
+                    None => Ok(()),
+                }
+            }
+            Hold::Gap { crossing, until } => {
+                self.crossing(f, crossing)?;
+                let left = millis(until.since(self.now));
+                write!(f, ", but min_between_incidents has {left:?} to go")
+            }
+            Hold::Spent { crossing, until } => {
+                self.crossing(f, crossing)?;
+                let left = millis(until.since(self.now));
+                write!(f, ", but incidents_per_day are spent for another {left:?}")
+            }
+            Hold::Exhausted { crossing } => {
+                self.crossing(f, crossing)?;
+                f.write_str(", but captures_per_incident are spent")
             }
         }
     }

@@ -1,22 +1,43 @@
 //! One rule and what it remembers.
 
+use std::time::Duration;
+
 use super::ring::{Ring, WINDOW};
 use super::verdict::{By, Crossing, Decision, Hold};
+use super::{Mark, Opening};
 use crate::base::Moment;
-use crate::model::{Rule, Vitals};
+use crate::model::{Again, Rule, Vitals};
+
+/// Worse is less than this share of the room that was left below the limit at the last capture.
+const SHRUNK: f64 = 2.0 / 3.0;
+/// Worse, where there is no limit, is more than so many times the value of the last capture.
+const GROWN: f64 = 1.5;
+/// How long after an incident that could not be opened (a full disk) the next is tried at the latest.
+const RETRY: Duration = Duration::from_secs(60);
+/// When less than this share of the limit is left, it does not become worse: the captures between 80 %
+/// and here are eight, and the next one would not be finished.
+const LEAST_ROOM: f64 = 0.01;
 
 /// A rule and its state.
 #[derive(Clone, Debug)]
 pub(super) struct Watch {
     pub(super) rule: Rule,
     ring: Ring,
-    /// Since when something is crossed without a gap.
-    crossed: Option<Moment>,
+    /// Since when each condition holds without a gap.
+    crossed: [Option<Moment>; By::COUNT],
     capturing: bool,
     /// When its last capture ended.
     captured: Option<Moment>,
+    /// Whether that came to nothing, so that the next need not wait for the whole cooldown.
+    lost: bool,
+    /// What it fired on last.
+    mark: Option<Mark>,
     /// Whether it has fired and not cleared.
     pub(super) active: bool,
+    /// Whether its incident may have no more captures.
+    exhausted: bool,
+    /// Since when all that is needed to clear is so.
+    clearing: Option<Moment>,
     pub(super) value: Option<f64>,
     pub(super) decision: Decision,
     /// Since when it has been deciding like this; none before the first tick.
@@ -28,10 +49,14 @@ impl Watch {
         Self {
             rule,
             ring: Ring::default(),
-            crossed: None,
+            crossed: [None; By::COUNT],
             capturing: false,
             captured: None,
+            lost: false,
+            mark: None,
             active: false,
+            exhausted: false,
+            clearing: None,
             value: None,
             decision: Decision::Hold(Hold::WarmingUp { seen: 0 }),
             since: None,
@@ -43,9 +68,11 @@ impl Watch {
         if rule == self.rule {
             return;
         }
-        self.crossed = None;
+        self.crossed = [None; By::COUNT];
+        self.clearing = None;
         if rule.metric != self.rule.metric {
             self.ring = Ring::default();
+            self.mark = None;
             self.value = None;
             self.decision = Decision::Hold(Hold::WarmingUp { seen: 0 });
             self.since = None;
@@ -60,89 +87,188 @@ impl Watch {
     pub(super) fn capture_ended(&mut self, now: Moment) {
         self.capturing = false;
         self.captured = Some(now);
+        self.lost = false;
+    }
+
+    /// Its incident could not be opened: it is tried again, but not at every tick.
+    pub(super) fn capture_lost(&mut self, now: Moment) {
+        self.capture_ended(now);
+        self.active = false;
+        self.lost = true;
+    }
+
+    /// Goes on from what a predecessor remembers of the same rule.
+    pub(super) fn remember(&mut self, captured: Moment, mark: Mark) {
+        self.captured = Some(captured);
+        self.mark = Some(mark);
+    }
+
+    pub(super) fn mark(&self) -> Option<Mark> {
+        self.mark
+    }
+
+    pub(super) fn exhaust(&mut self) {
+        self.exhausted = true;
     }
 
     /// Takes a tick.
-    pub(super) fn observe(&mut self, now: Moment, vitals: &Vitals) {
+    pub(super) fn observe(&mut self, now: Moment, vitals: &Vitals, opening: Opening) {
         self.value = self.rule.metric.value(vitals).filter(|value| value.is_finite());
-        let decision = self.decide(now);
+        let decision = self.decide(now, vitals, opening);
         if self.since.is_none() || !decision.is_like(&self.decision) {
             self.since = Some(now);
         }
         self.decision = decision;
     }
 
-    fn decide(&mut self, now: Moment) -> Decision {
+    fn decide(&mut self, now: Moment, vitals: &Vitals, opening: Opening) -> Decision {
         let Some(value) = self.value else {
-            self.crossed = None;
+            self.crossed = [None; By::COUNT];
+            self.clearing = None;
             return Decision::Hold(Hold::NoValue);
         };
-        self.ring.push(value);
+        self.ring.push(now, value);
         if !self.ring.is_full() {
             return Decision::Hold(Hold::WarmingUp { seen: self.ring.seen() });
         }
-        let hold = match judge(&self.rule, value, &self.ring) {
-            Ok(crossing) => return self.crossed(now, crossing),
+        let limit = self.rule.metric.limit(vitals);
+        let hold = match self.judge(now, value, limit) {
+            Ok(crossing) => {
+                self.clearing = None;
+                return self.crossed(now, crossing, limit, opening);
+            }
             Err(hold) => hold,
         };
-        self.crossed = None;
-        if !self.active || matches!(hold, Hold::AboveMax { .. }) {
+        if !self.active || matches!(hold, Hold::Holding { .. } | Hold::AboveMax { .. }) {
+            self.clearing = None;
             return Decision::Hold(hold);
         }
-        match self.rule.clear {
-            Some(clear) if value > clear => Decision::Hold(Hold::NotClear { value, clear }),
-            _ if self.capturing => Decision::Hold(hold),
-            _ => {
-                self.active = false;
-                Decision::Clear
-            }
+        if let Some(clear) = self.rule.clear.filter(|clear| value > *clear) {
+            self.clearing = None;
+            return Decision::Hold(Hold::NotClear { value, clear });
         }
-    }
-
-    fn crossed(&mut self, now: Moment, crossing: Crossing) -> Decision {
-        let since = *self.crossed.get_or_insert(now);
-        let need = self.rule.hold;
+        let since = *self.clearing.get_or_insert(now);
+        let need = self.rule.clear_hold;
         if now.since(since) < need {
-            return Decision::Hold(Hold::Holding { crossing, since, need });
+            return Decision::Hold(Hold::Clearing { value, since, need });
         }
         if self.capturing {
-            return Decision::Hold(Hold::Capturing { crossing });
+            return Decision::Hold(hold);
         }
-        if let Some(until) = self.captured.map(|captured| captured + self.rule.cooldown)
-            && now < until
-        {
-            return Decision::Hold(Hold::CoolingDown { crossing, until });
+        self.active = false;
+        self.exhausted = false;
+        self.clearing = None;
+        Decision::Clear
+    }
+
+    /// What the rule says to `value`, the newest of the full ring, whatever was captured before: what is
+    /// crossed for long enough, else why nothing is.
+    ///
+    /// `diff` is compared in products, not in quotients, so that whole numbers are compared exactly.
+    fn judge(&mut self, now: Moment, value: f64, limit: Option<f64>) -> Result<Crossing, Hold> {
+        let Rule { min, max, .. } = self.rule;
+        if value < min {
+            self.crossed = [None; By::COUNT];
+            return Err(Hold::BelowMin { value, min });
+        }
+        if let Some(max) = max.filter(|max| value >= *max) {
+            self.crossed = [None; By::COUNT];
+            return Err(Hold::AboveMax { value, max });
+        }
+        let average = self.ring.average();
+        let crossing = |by, threshold| Crossing { value, threshold, by, average };
+        let above = self.rule.abs.filter(|abs| value > *abs).map(|abs| crossing(By::Abs, abs));
+        let raised = self.rule.diff.and_then(|diff| {
+            let sum = self.ring.sum();
+            let raised = sum * 100.0 + sum.abs() * diff;
+            let scale = (WINDOW * 100) as f64;
+            (self.ring.is_below(value) && value * scale >= raised)
+                .then(|| crossing(By::Diff, raised / scale))
+        });
+        let soon = self.rule.forecast.zip(limit).and_then(|(within, limit)| {
+            let (rise, room) = (self.ring.rise(), limit - value);
+            (rise > 0.0 && room <= rise * within.as_secs_f64())
+                .then(|| crossing(By::Forecast { left: seconds(room / rise) }, limit))
+        });
+        let holds = self.rule.hold;
+        let (mut fires, mut waiting) = (None, None);
+        let conditions = [(above, holds.abs), (raised, holds.diff), (soon, holds.forecast)];
+        for ((found, need), begun) in conditions.into_iter().zip(&mut self.crossed) {
+            let Some(crossing) = found else {
+                *begun = None;
+                continue;
+            };
+            let since = *begun.get_or_insert(now);
+            if now.since(since) >= need {
+                fires = fires.or(Some(crossing));
+            } else {
+                waiting = waiting.or(Some(Hold::Holding { crossing, since, need }));
+            }
+        }
+        let within = Hold::WithinLimits { value, abs: self.rule.abs, average };
+        fires.ok_or(waiting.unwrap_or(within))
+    }
+
+    fn crossed(
+        &mut self,
+        now: Moment,
+        crossing: Crossing,
+        limit: Option<f64>,
+        opening: Opening,
+    ) -> Decision {
+        let room = limit.map(|limit| (limit - crossing.value).max(0.0));
+        let worse = match (self.rule.again, self.mark) {
+            (Again::Cooldown, _) => None,
+            (Again::Worse, None) => Some(true),
+            (Again::Worse, Some(mark)) => Some(is_worse(mark, crossing.value, room, limit)),
+        };
+        if self.active && worse == Some(false) {
+            return Decision::Hold(Hold::NotWorse { crossing, room });
+        }
+        if self.exhausted {
+            return Decision::Hold(Hold::Exhausted { crossing });
+        }
+        if worse != Some(true) {
+            if self.capturing {
+                return Decision::Hold(Hold::Capturing { crossing });
+            }
+            let wait = if self.lost { self.rule.cooldown.min(RETRY) } else { self.rule.cooldown };
+            if let Some(until) = self.captured.map(|captured| captured + wait)
+                && now < until
+            {
+                return Decision::Hold(Hold::CoolingDown { crossing, until });
+            }
+        }
+        if !self.active {
+            let critical = self.rule.critical.is_some_and(|critical| crossing.value > critical);
+            match opening {
+                Opening::Gap { until } if !critical => {
+                    return Decision::Hold(Hold::Gap { crossing, until });
+                }
+                Opening::Spent { until } => {
+                    return Decision::Hold(Hold::Spent { crossing, until });
+                }
+                Opening::Exhausted => return Decision::Hold(Hold::Exhausted { crossing }),
+                Opening::Free | Opening::Gap { .. } => {}
+            }
         }
         self.active = true;
+        self.mark = Some(Mark { value: crossing.value, room });
         Decision::Fire(crossing)
     }
 }
 
-/// What `rule` says to `value`, the newest of the full `ring`, whatever was before.
-///
-/// `diff` is compared in products, not in quotients, so that whole numbers are compared exactly.
-fn judge(rule: &Rule, value: f64, ring: &Ring) -> Result<Crossing, Hold> {
-    if value < rule.min {
-        return Err(Hold::BelowMin { value, min: rule.min });
-    }
-    if let Some(max) = rule.max
-        && value >= max
-    {
-        return Err(Hold::AboveMax { value, max });
-    }
-    let average = ring.average();
-    if let Some(abs) = rule.abs
-        && value > abs
-    {
-        return Ok(Crossing { value, threshold: abs, by: By::Abs, average });
-    }
-    if let Some(diff) = rule.diff {
-        let sum = ring.sum();
-        let raised = sum * 100.0 + sum.abs() * diff;
-        let scale = (WINDOW * 100) as f64;
-        if ring.is_below(value) && value * scale >= raised {
-            return Ok(Crossing { value, threshold: raised / scale, by: By::Diff, average });
+/// `seconds` as a duration; the longest there is when it has no place in one.
+fn seconds(seconds: f64) -> Duration {
+    Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX)
+}
+
+/// Whether `value`, with `room` left below `limit`, is worse than `mark` by as much as counts.
+fn is_worse(mark: Mark, value: f64, room: Option<f64>, limit: Option<f64>) -> bool {
+    match (mark.room, room, limit) {
+        (Some(before), Some(room), Some(limit)) => {
+            room <= before * SHRUNK && room >= limit * LEAST_ROOM
         }
+        _ => value >= mark.value * GROWN && value > mark.value,
     }
-    Err(Hold::WithinLimits { value, abs: rule.abs, average })
 }

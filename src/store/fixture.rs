@@ -100,9 +100,14 @@ impl Fixture {
 
     /// A second later, an incident with one artifact of `bytes` bytes, closed; its id.
     pub(super) fn closed(&self, bytes: usize) -> IncidentId {
+        self.closed_by("memory", bytes)
+    }
+
+    /// The same, of the rule `name`.
+    pub(super) fn closed_by(&self, name: &str, bytes: usize) -> IncidentId {
         use std::io::Write;
         self.clock.advance(Duration::from_secs(1));
-        let mut incident = self.store.begin("memory", self.manifest()).unwrap();
+        let mut incident = self.store.begin(name, self.manifest()).unwrap();
         let mut draft = incident.draft(CaptureKind::Heap, self.clock.wall()).unwrap();
         draft.write_all(&vec![b'x'; bytes]).unwrap();
         let artifact = draft.commit().unwrap();

@@ -17,8 +17,8 @@
 //!   `interrupted`; an artifact that was finished but not yet listed is listed then.
 //! - Nothing is removed but regular files whose names are made here, in directories whose names are made
 //!   here. No link is followed. A file somebody else put into an incident keeps the whole incident.
-//! - Drafts of an open incident count against the bounds while they are written, and the oldest closed
-//!   incidents go to make room for them; when none is left, the write is refused and the artifact
+//! - Drafts of an open incident count against the bounds while they are written, and closed incidents
+//!   (those that are missed least: the header of `retention` says which) go to make room for them; when none is left, the write is refused and the artifact
 //!   dropped. Manifests and `state.json` are written regardless of `max_bytes` and `keep_free` (they are
 //!   small, and they are what says that there was no room); only a device that is really full stops them.
 //! - Nothing is removed in vain: not when all that may go would not make the room that is missing, and
@@ -106,6 +106,11 @@ impl Store {
         self.shared.root.path()
     }
 
+    /// Whether somebody removed the directory. Everything fails from then on; open it again.
+    pub fn is_removed(&self) -> bool {
+        self.shared.root.is_removed()
+    }
+
     /// Puts other bounds in force, from the next write or [`Self::retain`] on.
     pub fn set_limits(&self, settings: StoreSettings) {
         self.shared.ledger().settings = settings;
@@ -128,7 +133,7 @@ impl Store {
         IncidentDir::begin(&self.shared, name, manifest)
     }
 
-    /// Removes incidents until every bound holds: the oldest first, never one whose [`IncidentDir`] or
+    /// Removes incidents until every bound holds: the first and the last of each rule last, never one whose [`IncidentDir`] or
     /// [`Draft`] lives, never one with a file in it that is not ours.
     ///
     /// 1. Rename the incident to `.gone-…` and sync: it is no incident any more. After a crash the next

@@ -2,15 +2,21 @@
 //!
 //! An incident is judged by its name and the sizes of its files alone: its age counts from the time in
 //! its name, and its manifest need not be readable for it to go, only be there.
+//!
+//! What is past its age goes, the oldest first. For the other bounds, the open incidents stay always, and
+//! the first and the last of each rule longest; of the rest goes the oldest of the rule that holds most,
+//! in incidents or in bytes, as the bound is. The obvious alternative, the oldest of all, loses the one
+//! incident of last week to a rule that fires twice an hour.
 
-use std::collections::HashSet;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 
 use jiff::Timestamp;
 
 use super::dir::{Dir, is_dir, is_file};
 use super::error::{Bound, Error};
-use super::names::{GONE, IncidentName, MANIFEST, artifact_kind, is_part};
+use super::names::{GONE, IncidentName, MANIFEST, artifact_form, is_part};
 use super::room::{Ledger, Shared};
 use crate::base::{Bytes, IncidentId};
 
@@ -62,8 +68,8 @@ struct Held {
 }
 
 impl Shared {
-    /// Removes the oldest closed incidents until every bound holds with `need` added. For room, none if
-    /// all of them together would not make enough.
+    /// Removes closed incidents, those first that are missed least, until every bound holds with `need`
+    /// added. For room, none if all of them together would not make enough.
     pub(super) fn make_room(&self, ledger: &mut Ledger, need: Need) -> Retained {
         let mut retained = Retained::default();
         let mut held = match scan(&self.root) {
@@ -76,16 +82,7 @@ impl Shared {
         ledger.stored = held.iter().map(|it| it.bytes).sum();
         let now = self.clock.wall();
         let mut stuck = HashSet::new();
-        loop {
-            let may_go =
-                |it: &&Held| !ledger.open.contains(&it.name.id) && !stuck.contains(&it.name.id);
-            let removable = held.iter().filter(may_go).map(|it| it.bytes).sum();
-            let Some(at) = held.iter().position(|it| may_go(&it)) else { break };
-            let incidents = held.len();
-            let Some(bound) = self.broken(ledger, &held[at], incidents, now, need, removable)
-            else {
-                break;
-            };
+        while let Some((at, bound)) = self.next_to_go(ledger, &held, &stuck, now, need) {
             match remove(&self.root, &held[at].file_name) {
                 Ok(None) => {
                     let Held { name, bytes, .. } = held.remove(at);
@@ -108,26 +105,55 @@ impl Shared {
         retained
     }
 
-    /// The first bound that does not hold while `oldest` is there, and can be made to hold.
-    fn broken(
+    /// The incident that goes next and the bound that does not hold with it; none when all hold, or none
+    /// that may go would help.
+    fn next_to_go(
         &self,
         ledger: &Ledger,
-        oldest: &Held,
-        incidents: usize,
+        held: &[Held],
+        stuck: &HashSet<IncidentId>,
         now: Timestamp,
         need: Need,
-        removable: u64,
-    ) -> Option<Bound> {
-        let age = now.duration_since(oldest.name.opened);
+    ) -> Option<(usize, Bound)> {
+        let may_go = |it: &Held| !ledger.open.contains(&it.name.id) && !stuck.contains(&it.name.id);
+        let goes: Vec<usize> = (0..held.len()).filter(|&at| may_go(&held[at])).collect();
+        let oldest = *goes.first()?;
+        let age = now.duration_since(held[oldest].name.opened);
         if age.unsigned_abs() > ledger.settings.max_age && age.is_positive() {
-            return Some(Bound::Age);
+            return Some((oldest, Bound::Age));
         }
-        if incidents.saturating_add(need.incidents) > ledger.settings.max_incidents {
-            return Some(Bound::Incidents);
+        if held.len().saturating_add(need.incidents) > ledger.settings.max_incidents {
+            return Some((least_missed(held, &goes, |_| 1)?, Bound::Incidents));
         }
         let (bound, missing) = self.shortage(ledger, need.bytes)?;
-        (missing <= removable).then_some(bound)
+        let removable: u64 = goes.iter().map(|&at| held[at].bytes).sum();
+        let at = least_missed(held, &goes, |it| it.bytes)?;
+        (missing <= removable).then_some((at, bound))
     }
+}
+
+/// Which of `goes` is missed least: the oldest of the rule that holds most by `weight`, the first and the
+/// last of each rule only when there is nothing else.
+///
+/// The first shows how it began, the last how it is; those between are the most alike. By the rule that
+/// holds most, so that one that fires all day does not push out the only incident of another.
+fn least_missed(held: &[Held], goes: &[usize], weight: impl Fn(&Held) -> u64) -> Option<usize> {
+    struct Rule {
+        first: usize,
+        last: usize,
+        weight: u64,
+    }
+    let mut rules: BTreeMap<&str, Rule> = BTreeMap::new();
+    for (at, it) in held.iter().enumerate() {
+        let rule = rules.entry(&it.name.name).or_insert(Rule { first: at, last: at, weight: 0 });
+        rule.last = at;
+        rule.weight = rule.weight.saturating_add(weight(it));
+    }
+    let rule = |at: usize| rules.get(held[at].name.name.as_str());
+    let is_spare = |at: &usize| rule(*at).is_some_and(|rule| rule.first != *at && rule.last != *at);
+    let spare: Vec<usize> = goes.iter().copied().filter(is_spare).collect();
+    let among = if spare.is_empty() { goes } else { &spare };
+    among.iter().copied().max_by_key(|&at| (rule(at).map_or(0, |rule| rule.weight), Reverse(at)))
 }
 
 /// Every incident, the oldest first. Links and files that have an incident's name are none.
@@ -202,7 +228,7 @@ fn stranger(dir: &Dir, names: &[String]) -> Result<Option<PathBuf>, Error> {
         return Ok(Some(dir.path().to_owned()));
     }
     for name in names {
-        let known = name == MANIFEST || is_part(name) || artifact_kind(name).is_some();
+        let known = name == MANIFEST || is_part(name) || artifact_form(name).is_some();
         if !known || dir.stat(name)?.is_some_and(|stat| !is_file(&stat)) {
             return Ok(Some(dir.at(name)));
         }
@@ -242,10 +268,39 @@ mod tests {
         let ids: Vec<_> = (0..5).map(|_| it.closed(10)).collect();
         it.store.set_limits(StoreSettings { max_incidents: 3, ..roomy() });
         let gone = bounds(&it.store.retain());
-        assert_eq!(gone, [(ids[0], Bound::Incidents), (ids[1], Bound::Incidents)]);
+        assert_eq!(gone, [(ids[1], Bound::Incidents), (ids[2], Bound::Incidents)]);
         // One more makes room for itself.
         let sixth = it.closed(10);
-        assert_eq!(it.ids(), [sixth, ids[4], ids[3]]);
+        assert_eq!(it.ids(), [sixth, ids[4], ids[0]], "the first and the last stay longest");
+    }
+
+    #[test]
+    fn one_rule_does_not_push_out_the_others() {
+        let it = Fixture::new(roomy());
+        let only = it.closed_by("lag", 10);
+        let pair = [it.closed_by("cpu", 5000), it.closed_by("cpu", 5000)];
+        let often: Vec<_> = (0..20).map(|_| it.closed_by("memory", 10)).collect();
+        let keep = |max_incidents| {
+            it.store.set_limits(StoreSettings { max_incidents, ..roomy() });
+            it.store.retain();
+            it.ids().into_iter().rev().collect::<Vec<_>>()
+        };
+        assert_eq!(keep(6), [only, pair[0], pair[1], often[0], often[18], often[19]]);
+        assert_eq!(keep(5), [only, pair[0], pair[1], often[0], often[19]]);
+        assert_eq!(keep(4), [only, pair[1], often[0], often[19]], "of two alike the older rule's");
+        assert_eq!(keep(3), [only, pair[1], often[19]], "the last of each");
+        assert_eq!(keep(1), [often[19]]);
+    }
+
+    #[test]
+    fn for_bytes_it_is_the_rule_that_holds_most_of_them() {
+        let it = Fixture::new(roomy());
+        let small: Vec<_> = (0..5).map(|_| it.closed_by("lag", 10)).collect();
+        let large: Vec<_> = (0..3).map(|_| it.closed_by("memory", 100_000)).collect();
+        let all = it.store.retain().bytes;
+        it.store.set_limits(StoreSettings { max_bytes: Bytes(all.get() - 1), ..roomy() });
+        assert_eq!(bounds(&it.store.retain()), [(large[1], Bound::Bytes)]);
+        assert_eq!(it.ids().len(), small.len() + 2);
     }
 
     #[test]
@@ -257,7 +312,7 @@ mod tests {
         assert_eq!(bounds(&it.store.retain()), []);
         it.store.set_limits(StoreSettings { max_bytes: Bytes(all.get() - 1), ..roomy() });
         let retained = it.store.retain();
-        assert_eq!(bounds(&retained), [(ids[0], Bound::Bytes)]);
+        assert_eq!(bounds(&retained), [(ids[1], Bound::Bytes)]);
         assert_eq!(retained.bytes.get() + retained.removed[0].bytes.get(), all.get());
     }
 

@@ -56,7 +56,7 @@ mod registry;
 mod ring;
 mod session;
 mod sites;
-pub mod task;
+mod task;
 mod thread;
 mod unstable;
 
@@ -66,3 +66,4 @@ pub use layer::{Layer, layer};
 pub use ledger::{record_instant, record_vitals};
 pub use recorder::engine;
 pub use session::{Error, Session};
+pub(crate) use task::Node;

@@ -16,11 +16,15 @@
 //! two workers.
 
 mod gauges;
+mod late;
+mod panics;
 mod probe;
 mod reader;
 mod runtimes;
+mod trend;
 
 pub use gauges::{Gauge, Gauges};
+pub use panics::count_panics;
 pub use reader::Reader;
 pub use runtimes::Runtimes;
 

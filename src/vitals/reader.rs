@@ -5,11 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::gauges::Gauges;
+use super::late::Lateness;
+use super::panics;
 use super::probe::{Probe, Reading, rest};
 use super::runtimes::Runtimes;
-use crate::base::{Bytes, Clock, Moment, SystemClock};
+use super::trend::Trend;
+use crate::base::{Bytes, Clock, Moment, Percent, SystemClock};
 use crate::model::{Limit, Vitals};
-use crate::os::cgroup::Cgroup;
+use crate::os::cgroup::{Cgroup, Strain};
 use crate::os::process;
 use crate::os::procfs::Procfs;
 
@@ -39,6 +42,54 @@ pub struct Reader {
     machine: Option<Limit<Bytes>>,
     affinity: Arc<str>,
     previous: Option<(Moment, Duration)>,
+    second: Second,
+    lateness: Lateness,
+    memory: Trend,
+    tasks: Trend,
+}
+
+/// What is read each second and holds until the next.
+#[derive(Debug, Default)]
+struct Second {
+    /// What the counters stood at.
+    strain: Strain,
+    panics: Option<u64>,
+    fd_limit: Option<u64>,
+    /// What they grew by.
+    throttled: Option<Percent>,
+    memory_high: Option<u64>,
+    oom_kills: Option<u64>,
+    new_panics: Option<u64>,
+}
+
+impl Second {
+    fn read(&mut self, cgroup: &Cgroup) {
+        let (before, strain) = (self.strain, cgroup.strain());
+        let grown = |now: Option<u64>, before: Option<u64>| Some(now?.saturating_sub(before?));
+        let periods = grown(strain.periods, before.periods);
+        // Without a period nothing ran, and nothing was throttled.
+        self.throttled = grown(strain.throttled, before.throttled)
+            .zip(periods)
+            .map(|(n, of)| Percent::of(n as f64, of as f64).unwrap_or(Percent(0.0)));
+        self.memory_high = grown(strain.memory_high, before.memory_high);
+        self.oom_kills = grown(strain.oom_kills, before.oom_kills);
+        let panics = panics::counted();
+        self.new_panics = panics.map(|now| now - self.panics.unwrap_or(0));
+        self.panics = panics;
+        self.fd_limit = process::descriptor_limit();
+        self.strain = strain;
+    }
+
+    fn write(&self, vitals: &mut Vitals) {
+        vitals.cpu_throttled = self.throttled;
+        vitals.fd_limit = self.fd_limit;
+        vitals.memory_pressure = self.strain.memory_pressure;
+        vitals.cpu_pressure = self.strain.cpu_pressure;
+        vitals.io_pressure = self.strain.io_pressure;
+        vitals.memory_high = self.memory_high;
+        vitals.oom_kills = self.oom_kills;
+        vitals.panics = self.new_panics;
+    }
 }
 
 impl Reader {
@@ -71,6 +122,10 @@ impl Reader {
             machine: None,
             affinity: "cpu affinity".into(),
             previous: None,
+            second: Second::default(),
+            lateness: Lateness::default(),
+            memory: Trend::default(),
+            tasks: Trend::default(),
         }
     }
 
@@ -86,6 +141,7 @@ impl Reader {
     pub fn read_into(&mut self, now: Moment, vitals: &mut Vitals) {
         if due(&mut self.limits_read, now, LIMITS_EVERY) {
             self.read_limits(now);
+            self.second.read(&self.cgroup);
         }
         let runtimes = self.read_runtimes();
         vitals.at = now;
@@ -99,6 +155,10 @@ impl Reader {
         vitals.threads = self.procfs.threads(now);
         vitals.fds = self.procfs.fds(now);
         vitals.lag = runtimes.and_then(|reading| reading.lag);
+        vitals.lag_p99 = self.lateness.push(now, vitals.lag);
+        vitals.memory_growth = self.memory.push(now, vitals.working_set.map(|it| it.get() as f64));
+        vitals.task_growth = self.tasks.push(now, vitals.tasks.map(|tasks| tasks as f64));
+        self.second.write(vitals);
         self.gauges.read_into(&mut vitals.gauges);
     }
 

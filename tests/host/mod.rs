@@ -76,16 +76,11 @@ pub(crate) fn settings() -> Settings {
 pub(crate) fn gauge_rule(name: &str, capture: impl Into<CaptureSet>, duration: Duration) -> Rule {
     Rule {
         name: name.into(),
-        metric: Metric::Gauge(name.into()),
-        min: 0.0,
-        diff: None,
         abs: Some(10.0),
-        max: None,
-        hold: Duration::ZERO,
-        clear: None,
         cooldown: Duration::from_secs(3600),
         capture: capture.into(),
         duration,
+        ..Rule::on(Metric::Gauge(name.into()))
     }
 }
 

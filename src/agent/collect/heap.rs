@@ -43,8 +43,12 @@ impl Collector for Snapshots {
         "sampling allocator"
     }
 
-    fn stop(self: Box<Self>, now: Moment) -> Result<Evidence, Failure> {
-        Ok(Evidence::Live(Box::new(Dump(self.0.wall_at(now)))))
+    fn peek(&self, now: Moment) -> Result<Option<Evidence>, Failure> {
+        Ok(Some(Evidence::Live(Box::new(Dump(self.0.wall_at(now))))))
+    }
+
+    fn stop(self: Box<Self>, now: Moment) -> Result<Option<Evidence>, Failure> {
+        Ok(Some(Evidence::Live(Box::new(Dump(self.0.wall_at(now))))))
     }
 }
 

@@ -39,6 +39,7 @@ fn run(incidents: &mut Incidents, now: Moment) -> Vec<Job> {
             Job::Start { id, kinds } => Done::Started { id: *id, asked: *kinds, running: *kinds },
             Job::Stop { id, kinds } => Done::Stopped { id: *id, kinds: *kinds },
             Job::Note { id, .. } => Done::Noted { id: *id },
+            Job::Again { id, .. } => Done::Again { id: *id },
             Job::Close { id, .. } => Done::Closed { id: *id, ok: true },
         };
         incidents.done(now, done);
@@ -55,6 +56,7 @@ fn names(jobs: &[Job]) -> Vec<&'static str> {
             Job::Start { .. } => "start",
             Job::Stop { .. } => "stop",
             Job::Note { .. } => "note",
+            Job::Again { .. } => "again",
             Job::Close { .. } => "close",
         })
         .collect()
@@ -126,12 +128,12 @@ fn a_capture_that_cannot_start_is_not_tried_again_until_asked_again() {
 }
 
 #[test]
-fn an_incident_without_a_directory_is_gone_and_its_rule_cools_down() {
+fn an_incident_without_a_directory_is_gone_and_its_rule_hears_of_it() {
     let mut incidents = Incidents::default();
     let first = incidents.fire(at(0), id, "memory", (cpu(), SECOND), reason(Origin::Rule));
     incidents.next_job(at(0));
     let notices = incidents.done(at(0), Done::Opened { id: first, ok: false });
-    assert_eq!(notices, [Notice::Captured("memory".into()), Notice::Gone(first)]);
+    assert_eq!(notices, [Notice::Lost("memory".into(), first), Notice::Gone(first)]);
     assert!(incidents.is_empty());
 }
 
@@ -228,6 +230,13 @@ impl Thread {
                 assert!(kinds.without(runs).is_empty(), "stopped what does not run");
                 self.set(id, runs.without(kinds));
                 Done::Stopped { id, kinds }
+            }
+            Job::Again { id, kinds, .. } => {
+                assert!(
+                    kinds.without(self.running_in(id)).is_empty(),
+                    "taken while it does not run"
+                );
+                Done::Again { id }
             }
             Job::Note { id, .. } => {
                 assert!(self.open.contains(&id));

@@ -75,7 +75,7 @@ fn remark(profile: &mut Profile, subject: &Subject<'_>, tallies: &[&Tally]) {
     if all.weight > all.samples {
         let rate = all.samples as f64 / subject.cpu.as_secs_f64().max(f64::EPSILON);
         profile.comments.push(format!(
-            "{} samples stand for {} periods (the kernel's tick is longer than the period): \
+            "{} samples stand for {} periods (expirations between two ticks of the kernel come as one): \
              {rate:.0} samples a second of CPU time",
             all.samples, all.weight
         ));

@@ -1,0 +1,235 @@
+//! Everything that is decided, in one place without a thread, a clock or a file: the rules, the budgets
+//! and the incidents. The loop drives it with what is measured, [`replay`](super::replay) with what was.
+//!
+//! ```text
+//!  vitals ─► Budget: may one be opened? ─► Engine: does a rule fire? ─► Incidents: which one is it?
+//!                 ▲                                                          │
+//!                 └───────────── opened, or came to nothing ◄────────────────┘
+//! ```
+
+use jiff::Timestamp;
+
+use super::budget::{Budget, RuleState, State, moment_of};
+use super::incidents::{Done, Incidents, Job, Notice};
+use crate::base::{Anchor, IncidentId, Moment};
+use crate::config::BudgetSettings;
+use crate::model::{CaptureSet, Mode, Origin, Reason, Rule, Vitals};
+use crate::rules::{Crossing, Decision, Engine, Opening};
+
+/// A rule that fired.
+#[derive(Debug)]
+pub(super) struct Fired {
+    pub(super) rule: String,
+    /// Why, in a sentence.
+    pub(super) text: String,
+    /// The incident it went to; none for a rule that only says that it would.
+    pub(super) incident: Option<IncidentId>,
+}
+
+/// The rules, the budgets and the incidents.
+pub(super) struct Decider {
+    pub(super) engine: Engine,
+    pub(super) incidents: Incidents,
+    budget: Budget,
+    settings: BudgetSettings,
+    /// Whether there is something to be saved.
+    dirty: bool,
+    /// The last captures of rules, those of a predecessor included.
+    marks: Vec<(String, Moment)>,
+}
+
+impl Decider {
+    pub(super) fn new(rules: Vec<Rule>, settings: BudgetSettings) -> Self {
+        let mut incidents = Incidents::default();
+        incidents.set_join(settings.join);
+        Self {
+            engine: Engine::new(rules),
+            incidents,
+            budget: Budget::default(),
+            settings,
+            dirty: false,
+            marks: Vec::new(),
+        }
+    }
+
+    /// Goes on from where the process before this one was.
+    pub(super) fn restore(&mut self, anchor: Anchor, state: &State) {
+        self.budget = Budget::restore(anchor, state);
+        for (name, rule) in &state.rules {
+            let captured = moment_of(anchor, rule.captured);
+            self.engine.remember(name, captured, (*rule).into());
+            self.marks.push((name.clone(), captured));
+        }
+    }
+
+    /// What is to be saved, if it has changed since it was asked for last.
+    pub(super) fn take_state(&mut self, anchor: Anchor) -> Option<State> {
+        if !std::mem::take(&mut self.dirty) {
+            return None;
+        }
+        let rules = self.marks.iter().filter_map(|(name, at)| {
+            let mark = self.engine.mark(name)?;
+            let captured = anchor.wall_at(*at);
+            Some((name.clone(), RuleState { captured, value: mark.value, room: mark.room }))
+        });
+        Some(State {
+            schema: State::SCHEMA,
+            incidents: self.budget.incidents(anchor),
+            rules: rules.collect(),
+        })
+    }
+
+    /// Puts other rules and budgets in force.
+    pub(super) fn replace(&mut self, rules: Vec<Rule>, settings: BudgetSettings) {
+        for gone in self.engine.replace(rules) {
+            self.incidents.clear(&gone.name);
+        }
+        self.incidents.set_join(settings.join);
+        self.settings = settings;
+    }
+
+    /// Shows a tick to every rule and does what they say. Allocates only when one fires or clears.
+    pub(super) fn observe(
+        &mut self,
+        now: Moment,
+        vitals: &Vitals,
+        mut new_id: impl FnMut() -> IncidentId,
+        wall: impl Fn() -> Timestamp,
+    ) -> Vec<Fired> {
+        let opening = self.opening(now);
+        self.engine.permit(opening);
+        let said: Vec<(usize, Decision)> = self
+            .engine
+            .observe(now, vitals)
+            .filter(|(_, decision)| !matches!(decision, Decision::Hold(_)))
+            .collect();
+        let mut fired = Vec::new();
+        for (index, decision) in said {
+            let Some(rule) = self.engine.rule(index).cloned() else { continue };
+            match decision {
+                Decision::Fire(crossing) => {
+                    let text = decision.explain(&rule, now).to_string();
+                    fired.push(self.fire(now, &rule, crossing, text, vitals, &mut new_id, wall()));
+                }
+                Decision::Clear => self.incidents.clear(&rule.name),
+                Decision::Hold(_) => {}
+            }
+        }
+        fired
+    }
+
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "all of it is the one moment at which a rule fires"
+    )]
+    fn fire(
+        &mut self,
+        now: Moment,
+        rule: &Rule,
+        crossing: Crossing,
+        mut text: String,
+        vitals: &Vitals,
+        new_id: &mut impl FnMut() -> IncidentId,
+        at: Timestamp,
+    ) -> Fired {
+        self.engine.capturing(&rule.name);
+        self.marks.retain(|(name, _)| *name != rule.name);
+        self.marks.push((rule.name.clone(), now));
+        self.dirty = true;
+        if rule.mode == Mode::DryRun {
+            self.engine.captured(&rule.name, now);
+            return Fired { rule: rule.name.clone(), text, incident: None };
+        }
+        let kinds = self.affordable(rule.capture, vitals, &mut text);
+        let reason = Reason {
+            origin: Origin::Rule,
+            at,
+            rule: Some(rule.name.clone()),
+            metric: Some(rule.metric.clone()),
+            value: Some(crossing.value),
+            threshold: Some(crossing.threshold),
+            text: text.clone(),
+        };
+        let mut opened = false;
+        let make_id = || {
+            opened = true;
+            new_id()
+        };
+        let claim = (kinds, rule.duration);
+        let id = self.incidents.fire(now, make_id, &rule.name, claim, reason);
+        if opened {
+            self.budget.spend(now, id);
+        }
+        if self.incidents.fires(id) >= self.settings.captures_per_incident {
+            for view in self.incidents.iter().filter(|view| view.id == id) {
+                view.held_by.iter().for_each(|name| self.engine.exhausted(name));
+            }
+        }
+        Fired { rule: rule.name.clone(), text, incident: Some(id) }
+    }
+
+    /// What of `kinds` is captured at the CPU load of `vitals`; says what is not.
+    fn affordable(&self, kinds: CaptureSet, vitals: &Vitals, text: &mut String) -> CaptureSet {
+        let Some((ceiling, used)) = self.settings.cpu_ceiling.zip(vitals.cpu_percent()) else {
+            return kinds;
+        };
+        if used.get() <= ceiling.get() {
+            return kinds;
+        }
+        let cheap: CaptureSet = kinds.iter().filter(|kind| kind.is_cheap()).collect();
+        for kind in kinds.without(cheap).iter() {
+            text.push_str(&format!("; no {kind}, as cpu {used} is above cpu_ceiling {ceiling}"));
+        }
+        cheap
+    }
+
+    /// Whether a rule without an incident may have one.
+    pub(super) fn opening(&self, now: Moment) -> Opening {
+        match self.incidents.fires_of_joinable(now) {
+            Some(fires) if fires >= self.settings.captures_per_incident => Opening::Exhausted,
+            Some(_) => Opening::Free,
+            None => self.budget.opening(now, &self.settings),
+        }
+    }
+
+    /// How many incidents rules opened in the day before `now`.
+    pub(super) fn spent(&self, now: Moment) -> usize {
+        self.budget.spent(now)
+    }
+
+    /// Time has passed.
+    pub(super) fn expire(&mut self, now: Moment) {
+        let notices = self.incidents.expire(now);
+        self.hear(now, &notices);
+    }
+
+    /// The next thing for the capture thread to do.
+    pub(super) fn next_job(&mut self, now: Moment) -> Option<Job> {
+        self.incidents.next_job(now)
+    }
+
+    /// Hears what came of a job; gives the incidents that are over.
+    pub(super) fn done(&mut self, now: Moment, done: Done) -> Vec<IncidentId> {
+        let notices = self.incidents.done(now, done);
+        self.hear(now, &notices);
+        let gone = notices.into_iter().filter_map(|notice| match notice {
+            Notice::Gone(id) => Some(id),
+            Notice::Captured(_) | Notice::Lost(..) => None,
+        });
+        gone.collect()
+    }
+
+    fn hear(&mut self, now: Moment, notices: &[Notice]) {
+        for notice in notices {
+            match notice {
+                Notice::Captured(rule) => self.engine.captured(rule, now),
+                Notice::Lost(rule, id) => {
+                    self.engine.lost(rule, now);
+                    self.budget.refund(*id);
+                    self.dirty = true;
+                }
+                Notice::Gone(_) => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! What the rules would have done: a history of vitals, shown to the deciding half of the agent.
+//!
+//! It is the same [`Decider`] the agent drives, with a capture thread that takes the time it is told to
+//! and writes nothing. At the end of the history the process is gone, as after an OOM kill: what was not
+//! written by then is not there.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::decide::Decider;
+use super::incidents::{Done, Job};
+use crate::base::{IncidentId, Moment};
+use crate::config::Settings;
+use crate::model::{CaptureKind, CaptureSet, Vitals};
+
+/// How long the capture thread takes.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// To make a directory, or bring a manifest up to date.
+    pub manifest: Duration,
+    /// To take and write one file.
+    pub file: Duration,
+}
+
+impl Default for Pace {
+    /// A slow disk: 50 ms, and half a second a file.
+    fn default() -> Self {
+        Self { manifest: Duration::from_millis(50), file: Duration::from_millis(500) }
+    }
+}
+
+/// A time at which the capture thread took evidence.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Taken {
+    /// The incident, counted from 0 in the order they were opened.
+    pub incident: usize,
+    /// When.
+    pub at: Moment,
+    /// What: a snapshot of these, or these began to be recorded.
+    pub kinds: CaptureSet,
+    /// When the first file of it was on disk; none when the history ended before.
+    pub written: Option<Moment>,
+}
+
+/// What came of a replay.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Outcome {
+    /// Each incident's name, in the order they were opened.
+    pub incidents: Vec<String>,
+    /// The captures, in the order they were taken.
+    pub taken: Vec<Taken>,
+    /// Each rule that fired, when, and why.
+    pub fired: Vec<(Moment, String, String)>,
+}
+
+impl Outcome {
+    /// The captures that were on disk before the end.
+    pub fn written(&self) -> impl Iterator<Item = &Taken> {
+        self.taken.iter().filter(|taken| taken.written.is_some())
+    }
+}
+
+/// Shows `history` to the rules of `settings`. Each of its vitals is a tick, whatever
+/// `settings.interval` says.
+pub fn replay(
+    settings: &Settings,
+    pace: Pace,
+    history: impl IntoIterator<Item = Vitals>,
+) -> Outcome {
+    let mut replay = Replay {
+        decider: Decider::new(settings.rules.clone(), settings.budget.clone()),
+        pace,
+        ids: Vec::new(),
+        under_way: None,
+        outcome: Outcome::default(),
+    };
+    for vitals in history {
+        replay.tick(&vitals);
+    }
+    replay.outcome
+}
+
+struct Replay {
+    decider: Decider,
+    pace: Pace,
+    /// The incidents, in the order they were opened.
+    ids: Vec<IncidentId>,
+    under_way: Option<UnderWay>,
+    outcome: Outcome,
+}
+
+/// A job of the capture thread.
+struct UnderWay {
+    end: Moment,
+    done: Done,
+    /// The captures of which it writes the first file.
+    writes: Vec<usize>,
+}
+
+impl Replay {
+    fn tick(&mut self, vitals: &Vitals) {
+        let now = vitals.at;
+        // The jobs that end before this tick, each begun when the one before it had ended.
+        while let Some(job) = self.under_way.take_if(|job| job.end <= now) {
+            for written in job.writes {
+                if let Some(taken) = self.outcome.taken.get_mut(written) {
+                    taken.written = Some(job.end);
+                }
+            }
+            self.decider.done(job.end, job.done);
+            self.decider.expire(job.end);
+            self.under_way = self.begin(job.end);
+        }
+        let wall = || Timestamp::from_nanosecond(now.as_nanos().into()).unwrap_or_default();
+        for fired in self.decider.observe(now, vitals, || IncidentId::new(wall()), wall) {
+            self.outcome.fired.push((now, fired.rule, fired.text));
+        }
+        self.decider.expire(now);
+        if self.under_way.is_none() {
+            self.under_way = self.begin(now);
+        }
+    }
+
+    /// Begins the next job.
+    fn begin(&mut self, now: Moment) -> Option<UnderWay> {
+        let Pace { manifest, file } = self.pace;
+        let (took, done, writes) = match self.decider.next_job(now)? {
+            Job::Open { id, name, .. } => {
+                self.ids.push(id);
+                self.outcome.incidents.push(name);
+                (manifest, Done::Opened { id, ok: true }, Vec::new())
+            }
+            Job::Start { id, kinds } => {
+                let done = Done::Started { id, asked: kinds, running: kinds };
+                let taken = self.take(id, now, kinds);
+                // A snapshot is written at the start, a recording at the stop.
+                match kinds.iter().any(CaptureKind::is_snapshot) {
+                    true => (file, done, vec![taken]),
+                    false => (manifest, done, Vec::new()),
+                }
+            }
+            Job::Again { id, kinds, .. } => {
+                let taken = self.take(id, now, kinds);
+                (file, Done::Again { id }, vec![taken])
+            }
+            Job::Stop { id, kinds } => {
+                let files = u32::try_from(kinds.iter().count()).unwrap_or(u32::MAX);
+                let incident = self.incident(id);
+                let waiting = |(_, taken): &(usize, &Taken)| {
+                    taken.incident == incident && taken.written.is_none()
+                };
+                let written = self.outcome.taken.iter().enumerate().filter(waiting);
+                let written = written.map(|(at, _)| at).collect();
+                (file.saturating_mul(files), Done::Stopped { id, kinds }, written)
+            }
+            Job::Note { id, .. } => (manifest, Done::Noted { id }, Vec::new()),
+            Job::Close { id, .. } => (manifest, Done::Closed { id, ok: true }, Vec::new()),
+        };
+        Some(UnderWay { end: now + took, done, writes })
+    }
+
+    fn take(&mut self, id: IncidentId, at: Moment, kinds: CaptureSet) -> usize {
+        let incident = self.incident(id);
+        self.outcome.taken.push(Taken { incident, at, kinds, written: None });
+        self.outcome.taken.len() - 1
+    }
+
+    fn incident(&self, id: IncidentId) -> usize {
+        self.ids.iter().position(|known| *known == id).unwrap_or_default()
+    }
+}

@@ -1,0 +1,68 @@
+//! How late tasks run, of the last minute.
+
+use std::time::Duration;
+
+use crate::base::Moment;
+
+/// A minute at four ticks a second.
+const SPAN: usize = 240;
+/// How often the percentile is worked out again: a selection among 240 numbers, 2 us.
+const EVERY: Duration = Duration::from_secs(1);
+
+/// The lags of the last 240 ticks.
+#[derive(Debug)]
+pub(super) struct Lateness {
+    lags: [u64; SPAN],
+    next: usize,
+    seen: usize,
+    told: Option<(Moment, Duration)>,
+}
+
+impl Default for Lateness {
+    fn default() -> Self {
+        Self { lags: [0; SPAN], next: 0, seen: 0, told: None }
+    }
+}
+
+impl Lateness {
+    /// Takes a lag, if there is one; gives that below which 99 of 100 are, as of a second ago at the most.
+    pub(super) fn push(&mut self, now: Moment, lag: Option<Duration>) -> Option<Duration> {
+        let lag = lag?;
+        if let Some(slot) = self.lags.get_mut(self.next) {
+            *slot = u64::try_from(lag.as_nanos()).unwrap_or(u64::MAX);
+        }
+        self.next = (self.next + 1) % SPAN;
+        self.seen = (self.seen + 1).min(SPAN);
+        if let Some((_, told)) = self.told.filter(|(at, _)| now.since(*at) < EVERY) {
+            return Some(told);
+        }
+        let mut lags = self.lags;
+        let lags = lags.get_mut(..self.seen)?;
+        let rank = (self.seen * 99).div_ceil(100).max(1) - 1;
+        let (_, at_rank, _) = lags.select_nth_unstable(rank);
+        let told = Duration::from_nanos(*at_rank);
+        self.told = Some((now, told));
+        Some(told)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_in_a_hundred_is_later() {
+        let mut lateness = Lateness::default();
+        assert_eq!(lateness.push(Moment::default(), None), None);
+        let mut last = None;
+        for n in 0..200_u64 {
+            let lag = Duration::from_millis(if n % 50 == 0 { 900 } else { n % 50 });
+            last = lateness.push(Moment::from_nanos((n + 1) * 1_000_000_000), Some(lag));
+        }
+        assert_eq!(last, Some(Duration::from_millis(900)), "four of 200 are");
+        for n in 200..440_u64 {
+            last = lateness.push(Moment::from_nanos((n + 1) * 1_000_000_000), Some(Duration::ZERO));
+        }
+        assert_eq!(last, Some(Duration::ZERO), "a minute later they are forgotten");
+    }
+}

@@ -1,0 +1,81 @@
+//! How fast a measure grows.
+
+use std::time::Duration;
+
+use crate::base::Moment;
+
+/// How far back: long enough to see through a garbage collector's breath, short enough that a leak shows
+/// while there is time.
+const SPAN: usize = 30;
+/// How far apart the values are that it rests on.
+const STEP: Duration = Duration::from_millis(950);
+/// Fewer values say nothing.
+const LEAST: usize = 10;
+
+/// The slope of the last half minute, by least squares.
+#[derive(Debug, Default)]
+pub(super) struct Trend {
+    points: [(Moment, f64); SPAN],
+    next: usize,
+    seen: usize,
+}
+
+impl Trend {
+    /// Takes a value, unless the last was taken just now; gives the growth in its unit a second.
+    pub(super) fn push(&mut self, now: Moment, value: Option<f64>) -> Option<f64> {
+        let last = self.points.get((self.next + SPAN - 1) % SPAN).map(|point| point.0);
+        let is_due = self.seen == 0 || last.is_none_or(|last| now.since(last) >= STEP);
+        if let (true, Some(value)) = (is_due, value) {
+            if let Some(slot) = self.points.get_mut(self.next) {
+                *slot = (now, value);
+            }
+            self.next = (self.next + 1) % SPAN;
+            self.seen = (self.seen + 1).min(SPAN);
+        }
+        self.slope()
+    }
+
+    fn slope(&self) -> Option<f64> {
+        if self.seen < LEAST {
+            return None;
+        }
+        let start = self.points.iter().take(self.seen).map(|point| point.0).min()?;
+        let points = || {
+            self.points
+                .iter()
+                .take(self.seen)
+                .map(|(at, value)| (at.since(start).as_secs_f64(), *value))
+        };
+        let count = self.seen as f64;
+        let (x, y) = points().fold((0.0, 0.0), |(x, y), point| (x + point.0, y + point.1));
+        let (mean_x, mean_y) = (x / count, y / count);
+        let (xy, xx) = points().fold((0.0, 0.0), |(xy, xx), (x, y)| {
+            (xy + (x - mean_x) * (y - mean_y), xx + (x - mean_x) * (x - mean_x))
+        });
+        (xx > 0.0).then(|| xy / xx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn growth_is_that_of_the_last_half_minute() {
+        let mut trend = Trend::default();
+        let mut at = 0;
+        let mut show = |value: f64| {
+            at += 250_000_000;
+            trend.push(Moment::from_nanos(at), Some(value))
+        };
+        for tick in 0..36 {
+            assert_eq!(show(f64::from(tick)), None, "{tick}");
+        }
+        let grown = (36..200).map(|tick| show(f64::from(tick))).last().flatten().unwrap();
+        assert!((grown - 4.0).abs() < 1e-9, "{grown}");
+        let flat = (0..130).map(|_| show(199.0)).last().flatten().unwrap();
+        assert!(flat.abs() < 1e-9, "{flat}");
+        let fall = (0..130).map(|tick| show(-f64::from(tick))).last().flatten().unwrap();
+        assert!((fall + 4.0).abs() < 1e-9, "{fall}");
+    }
+}

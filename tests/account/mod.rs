@@ -1,0 +1,98 @@
+//! An inner allocator that keeps its own account of the blocks in a range of sizes that only these tests
+//! use; the profile must agree with it to the byte.
+
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+// A counting allocator cannot be written without it.
+#![allow(unsafe_code)]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::ops::Range;
+use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering::SeqCst};
+
+use jiff::Timestamp;
+use marple::heap;
+use marple::model::{LabelValue, Profile};
+
+/// What the tests allocate and nobody else does.
+pub(crate) const WATCHED: Range<usize> = 100_000..200_000;
+
+pub(crate) struct Counting;
+
+pub(crate) static LIVE: AtomicI64 = AtomicI64::new(0);
+pub(crate) static ALLOCATED: AtomicI64 = AtomicI64::new(0);
+pub(crate) static BLOCKS: AtomicI64 = AtomicI64::new(0);
+/// How many calls of `realloc` for watched sizes are refused.
+pub(crate) static REFUSE: AtomicUsize = AtomicUsize::new(0);
+
+fn count(block: *mut u8, size: usize, sign: i64) {
+    if !block.is_null() && WATCHED.contains(&size) {
+        LIVE.fetch_add(sign * size as i64, SeqCst);
+        BLOCKS.fetch_add(sign, SeqCst);
+        if sign > 0 {
+            ALLOCATED.fetch_add(size as i64, SeqCst);
+        }
+    }
+}
+
+// SAFETY: the system's allocator, with a count beside it.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: passed on.
+        let block = unsafe { System.alloc(layout) };
+        count(block, layout.size(), 1);
+        block
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        count(block, layout.size(), -1);
+        // SAFETY: passed on.
+        unsafe { System.dealloc(block, layout) }
+    }
+
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        let refuse = |left: usize| left.checked_sub(1);
+        if WATCHED.contains(&new_size) && REFUSE.fetch_update(SeqCst, SeqCst, refuse).is_ok() {
+            return std::ptr::null_mut();
+        }
+        // SAFETY: passed on.
+        let moved = unsafe { System.realloc(block, layout, new_size) };
+        if !moved.is_null() {
+            count(moved, layout.size(), -1);
+            count(moved, new_size, 1);
+        }
+        moved
+    }
+}
+
+/// One of the four values, summed over samples of watched sizes.
+pub(crate) fn watched(profile: &Profile, value: usize) -> i64 {
+    let is_watched =
+        |value| matches!(value, LabelValue::Number(n, _) if WATCHED.contains(&(n as usize)));
+    profile
+        .samples
+        .iter()
+        .filter(|sample| sample.labels.iter().any(|label| is_watched(label.value)))
+        .map(|sample| sample.values[value])
+        .sum()
+}
+
+/// A profile. What making it allocates is in no profile, and taken out of the account too.
+pub(crate) fn snapshot() -> Profile {
+    let allocated = ALLOCATED.load(SeqCst);
+    let profile = heap::snapshot(Timestamp::now()).unwrap();
+    ALLOCATED.store(allocated, SeqCst);
+    profile
+}
+
+#[track_caller]
+pub(crate) fn assert_exact() {
+    let account = (BLOCKS.load(SeqCst), LIVE.load(SeqCst), ALLOCATED.load(SeqCst));
+    let profile = snapshot();
+    assert_eq!((watched(&profile, 2), watched(&profile, 3), watched(&profile, 1)), account);
+    let dropped = profile.losses.iter().find(|loss| loss.cause.contains("dropped"));
+    assert_eq!(dropped, None);
+}
+
+pub(crate) fn block(n: usize) -> Vec<u8> {
+    Vec::with_capacity(WATCHED.start + n * 7919 % WATCHED.len())
+}

@@ -1,0 +1,75 @@
+//! A service that crashes in a loop stays inside its budgets: real processes, each killed.
+//!
+//! The test runs itself as the service: with `MARPLE_TEST_SERVICE` set, `service` leaks until its rule
+//! has captured, says so, and waits to be killed.
+
+mod host;
+
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+use std::{env, thread};
+
+use host::{PATIENCE, gauge_rule, incidents, settings, wait_for};
+use marple::config::BudgetSettings;
+use marple::model::{IncidentState, Rule};
+use marple::{Agent, CaptureKind, Settings};
+
+const SERVICE: &str = "MARPLE_TEST_SERVICE";
+const RESTARTS: usize = 20;
+const PER_DAY: usize = 3;
+
+#[test]
+fn service() {
+    let Some(dir) = env::var_os(SERVICE) else { return };
+    let budget = BudgetSettings {
+        incidents_per_day: PER_DAY,
+        min_between_incidents: Duration::ZERO,
+        ..BudgetSettings::default()
+    };
+    // No cooldown, so that nothing but the budget holds it back.
+    let rule = Rule {
+        cooldown: Duration::ZERO,
+        ..gauge_rule("queue", [CaptureKind::Trace], Duration::from_secs(60))
+    };
+    let settings = Settings { dir: dir.into(), budget, rules: vec![rule], ..settings() };
+    let agent = Agent::from_settings(settings).start().unwrap();
+    agent.handle().gauge("queue").unwrap().set(100.0);
+    let status = || agent.handle().status().wait(PATIENCE).unwrap();
+    let rule = wait_for("a decision", || {
+        let status = status();
+        let captured = status.incidents.iter().any(|incident| incident.dir.is_some());
+        (captured || status.rules[0].decision == "spent").then(|| status.rules[0].clone())
+    });
+    println!("SAYS {} {}", rule.decision, rule.explanation);
+    thread::sleep(PATIENCE);
+}
+
+#[test]
+fn a_crash_loop_stays_inside_its_budget() {
+    let home = tempfile::tempdir().unwrap();
+    let dir = home.path().join("captures");
+    let mut said = Vec::new();
+    for _ in 0..RESTARTS {
+        let mut child = Command::new(env::current_exe().unwrap())
+            .args(["--exact", "service", "--nocapture"])
+            .env(SERVICE, &dir)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let line = lines.map(Result::unwrap).find(|line| line.contains("SAYS "));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        said.push(line.expect("the service says what it decided"));
+    }
+    let found = incidents(&dir);
+    assert_eq!(found.len(), PER_DAY, "{said:#?}");
+    let spent = said.iter().filter(|line| line.contains("SAYS spent")).count();
+    assert_eq!(spent, RESTARTS - PER_DAY, "{said:#?}");
+    assert!(said[RESTARTS - 1].contains("incidents_per_day are spent for another"), "{said:#?}");
+    // Each was found by the process after it.
+    for (_, manifest) in found {
+        assert_eq!(manifest.state, IncidentState::Interrupted);
+    }
+}

@@ -1,0 +1,133 @@
+//! Threads that come and go and sessions that start and stop, while samples are under way.
+#![cfg(all(feature = "cpu", target_os = "linux", target_env = "gnu"))]
+
+mod cpu_support;
+
+use std::cell::Cell;
+use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use cpu_support::{StopOnDrop, account, burn, cpu_time, engines, start, stop, turn};
+use marple::model::CpuEngine;
+use rustix::time::ClockId;
+use std::alloc::{GlobalAlloc, Layout, System};
+
+/// Counts the allocations of each thread.
+struct Counting;
+
+thread_local! {
+    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+#[expect(unsafe_code, reason = "an allocator cannot be written without")]
+// SAFETY: passes on what it is given.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.with(|count| count.set(count.get() + 1));
+        // SAFETY: the caller's.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: the caller's.
+        unsafe { System.dealloc(block, layout) }
+    }
+}
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+/// Threads that live for some 4 ms of CPU time each, until `stop`.
+fn live_shortly(stop: &AtomicBool) {
+    while !stop.load(Ordering::Relaxed) {
+        thread::Builder::new()
+            .name("mayfly".into())
+            .spawn(|| burn(Duration::from_millis(4)))
+            .unwrap()
+            .join()
+            .unwrap();
+    }
+}
+
+#[test]
+fn the_time_of_short_lived_threads_is_got_or_counted_as_lost() {
+    let _turn = turn();
+    for engine in engines() {
+        let descriptors = || fs::read_dir("/proc/self/fd").unwrap().count();
+        let before = descriptors();
+        let session = start(engine, 99).unwrap();
+        let over = AtomicBool::new(false);
+        let begun = cpu_time(ClockId::ProcessCPUTime);
+        thread::scope(|scope| {
+            let _stop = StopOnDrop(&over);
+            for _ in 0..2 {
+                scope.spawn(|| live_shortly(&over));
+            }
+            while cpu_time(ClockId::ProcessCPUTime) - begun < Duration::from_secs(2) {
+                thread::yield_now();
+            }
+        });
+        let profile = stop(session);
+        let (expected, got, lost) = account(&profile);
+        println!("{engine}: {:?} {:?}", profile.comments, profile.losses);
+        assert!(expected >= 190, "{:?}", profile.comments);
+        let sum = (got + lost) as f64 / expected as f64;
+        assert!((0.99..1.1).contains(&sum), "{engine}: {:?}", profile.comments);
+        assert_eq!(descriptors(), before, "{engine} leaves descriptors");
+    }
+}
+
+/// Signals are under way whenever a session stops here, and the default action of SIGPROF kills.
+#[test]
+fn starting_and_stopping_under_load_kills_nobody() {
+    let _turn = turn();
+    for engine in engines() {
+        let over = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let _stop = StopOnDrop(&over);
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    while !over.load(Ordering::Relaxed) {
+                        burn(Duration::from_millis(1));
+                    }
+                });
+            }
+            let mut samples = 0;
+            for round in 0..200 {
+                let session = start(engine, 1000).unwrap();
+                thread::yield_now();
+                if round % 3 == 0 {
+                    thread::sleep(Duration::from_millis(2));
+                }
+                samples += stop(session).total("samples").unwrap();
+                assert!(engine != CpuEngine::Timer || sigprof_is_caught(), "the handler is gone");
+            }
+            assert!(samples > 0, "no session saw the load");
+        });
+    }
+}
+
+#[test]
+fn nothing_is_allocated_where_a_thread_is_interrupted() {
+    let _turn = turn();
+    for engine in engines() {
+        let session = start(engine, 1000).unwrap();
+        let allocated = thread::spawn(|| {
+            burn(Duration::from_millis(50));
+            let before = ALLOCATIONS.get();
+            burn(Duration::from_millis(500));
+            ALLOCATIONS.get() - before
+        });
+        assert_eq!(allocated.join().unwrap(), 0, "{engine}");
+        let (_, got, _) = account(&stop(session));
+        assert!(got > 100, "{engine}: {got}");
+    }
+}
+
+fn sigprof_is_caught() -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap();
+    u64::from_str_radix(mask.trim(), 16).unwrap() >> (libc::SIGPROF - 1) & 1 == 1
+}

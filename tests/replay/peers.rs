@@ -1,0 +1,120 @@
+//! What other systems decide, re-expressed from their sources: when they would take a heap profile of a
+//! process whose memory goes like this.
+
+use super::trace::Trace;
+
+/// From a decision to a file, as measured of holmes: what the process does not live to see is no file.
+const LATENCY: f64 = 0.7;
+const MINUTE: f64 = 60.0;
+
+/// A policy over one number.
+pub(crate) trait Policy {
+    /// How often it looks, in seconds.
+    fn interval(&self) -> f64;
+    /// Whether it captures at this look.
+    fn look(&mut self, seconds: f64, percent: f64) -> bool;
+}
+
+/// How many captures `policy` takes, and the value at the last that was finished.
+pub(crate) fn run(policy: &mut dyn Policy, trace: &Trace) -> (usize, Option<f64>) {
+    let (mut taken, mut last) = (0, None);
+    for look in 0..=(trace.end() / policy.interval()) as usize {
+        let seconds = look as f64 * policy.interval();
+        let value = trace.at(seconds);
+        if policy.look(seconds, value) && seconds + LATENCY <= trace.end() {
+            taken += 1;
+            last = Some(value);
+        }
+    }
+    (taken, last)
+}
+
+/// mosn/holmes, with its defaults for memory: every 5 s, above 80 % or a quarter above the average of
+/// ten, a minute apart; whole numbers.
+#[derive(Default)]
+pub(crate) struct Holmes {
+    ring: Vec<u64>,
+    until: f64,
+}
+
+impl Policy for Holmes {
+    fn interval(&self) -> f64 {
+        5.0
+    }
+
+    fn look(&mut self, seconds: f64, percent: f64) -> bool {
+        let current = percent as u64;
+        self.ring.push(current);
+        if self.ring.len() > 10 {
+            self.ring.remove(0);
+        }
+        if self.ring.len() < 10 || seconds < self.until {
+            return false;
+        }
+        let average = self.ring.iter().sum::<u64>() / 10;
+        let fires = current >= 10 && (current > 80 || current >= average * 125 / 100);
+        if fires {
+            self.until = seconds + LATENCY + MINUTE;
+        }
+        fires
+    }
+}
+
+/// RisingWave's automatic heap dump: each time memory goes above 90 % from below.
+#[derive(Default)]
+pub(crate) struct RisingWave {
+    above: bool,
+}
+
+impl Policy for RisingWave {
+    fn interval(&self) -> f64 {
+        1.0
+    }
+
+    fn look(&mut self, _: f64, percent: f64) -> bool {
+        let was = std::mem::replace(&mut self.above, percent > 90.0);
+        self.above && !was
+    }
+}
+
+/// TiDB's memory usage alarm: above 70 %, once a minute, or sooner when a tenth more is used.
+#[derive(Default)]
+pub(crate) struct TiDb {
+    last: Option<(f64, f64)>,
+}
+
+impl Policy for TiDb {
+    fn interval(&self) -> f64 {
+        1.0
+    }
+
+    fn look(&mut self, seconds: f64, percent: f64) -> bool {
+        let fires = percent > 70.0
+            && self.last.is_none_or(|(at, then)| seconds - at >= MINUTE || percent > then * 1.1);
+        if fires {
+            self.last = Some((seconds, percent));
+        }
+        fires
+    }
+}
+
+/// autopprof: every 5 s, above 75 %, at the first look and then at every twelfth.
+#[derive(Default)]
+pub(crate) struct Autopprof {
+    over: u32,
+}
+
+impl Policy for Autopprof {
+    fn interval(&self) -> f64 {
+        5.0
+    }
+
+    fn look(&mut self, _: f64, percent: f64) -> bool {
+        if percent <= 75.0 {
+            self.over = 0;
+            return false;
+        }
+        self.over += 1;
+        self.over % 12 == 1
+    }
+}

@@ -1,0 +1,111 @@
+//! Histories of one measure: a few points, straight lines between them, and noise that is the same each
+//! time.
+
+use std::path::Path;
+use std::time::Duration;
+
+use marple::base::{Bytes, Moment};
+use marple::model::{Limit, Vitals};
+
+/// What a trace is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Of {
+    /// Per cent of the memory limit.
+    Memory,
+    /// Per cent of the CPU limit.
+    Cpu,
+    /// Seconds.
+    Lag,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Trace {
+    pub(crate) name: String,
+    pub(crate) of: Of,
+    /// Seconds and values, in the order of time.
+    points: Vec<(f64, f64)>,
+    /// How far the noise goes up and down.
+    noise: f64,
+}
+
+impl Trace {
+    pub(crate) fn new(name: &str, of: Of, points: Vec<(f64, f64)>) -> Self {
+        Self { name: name.to_owned(), of, points, noise: 0.0 }
+    }
+
+    pub(crate) fn noisy(self, noise: f64) -> Self {
+        Self { noise, ..self }
+    }
+
+    /// A trace in a file: a line a point, `seconds,percent`; `#` begins a comment. It is of memory,
+    /// unless a comment says `of cpu`.
+    pub(crate) fn read(path: &Path) -> Self {
+        let text = std::fs::read_to_string(path)
+            .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let point = |line: &str| {
+            let (seconds, percent) = line.split_once(',')?;
+            Some((seconds.trim().parse().ok()?, percent.trim().parse().ok()?))
+        };
+        let lines = text.lines().map(|line| line.split('#').next().unwrap_or("").trim());
+        let points = lines.filter(|line| !line.is_empty()).map(|line| {
+            point(line)
+                .unwrap_or_else(|| panic!("{}: not `seconds,percent`: {line}", path.display()))
+        });
+        let of = if text.contains("# of cpu") { Of::Cpu } else { Of::Memory };
+        Self::new(&path.file_stem().unwrap().to_string_lossy(), of, points.collect())
+    }
+
+    pub(crate) fn end(&self) -> f64 {
+        self.points.last().map_or(0.0, |point| point.0)
+    }
+
+    pub(crate) fn at(&self, seconds: f64) -> f64 {
+        let next = self.points.partition_point(|point| point.0 <= seconds);
+        let line = match (next.checked_sub(1).map(|at| self.points[at]), self.points.get(next)) {
+            (Some(a), Some(b)) => a.1 + (b.1 - a.1) * (seconds - a.0) / (b.0 - a.0),
+            (Some(only), None) | (None, Some(&only)) => only.1,
+            (None, None) => 0.0,
+        };
+        (line + self.noise * noise((seconds * 20.0) as u64)).max(0.0)
+    }
+
+    /// The ticks of an agent that looks every `interval`.
+    pub(crate) fn ticks(&self, interval: Duration) -> impl Iterator<Item = Vitals> {
+        let ticks = (self.end() / interval.as_secs_f64()) as u32;
+        (0..=ticks).map(move |tick| {
+            let at = interval * tick;
+            let mut vitals = Vitals {
+                at: Moment::from_nanos(at.as_nanos() as u64),
+                memory_limit: Some(Limit { value: Bytes(1 << 30), source: "trace".into() }),
+                cpu_limit: Some(Limit { value: 100.0, source: "trace".into() }),
+                ..Vitals::default()
+            };
+            let value = self.at(at.as_secs_f64());
+            match self.of {
+                Of::Memory => {
+                    vitals.working_set = Some(Bytes((value / 100.0 * (1_u64 << 30) as f64) as u64));
+                }
+                Of::Cpu => vitals.cpu_cores = Some(value),
+                Of::Lag => vitals.lag = Some(Duration::from_secs_f64(value)),
+            }
+            vitals
+        })
+    }
+}
+
+/// A number between -1 and 1 that belongs to `n` (SplitMix64).
+fn noise(n: u64) -> f64 {
+    let mut z = n.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    (z ^ (z >> 31)) as f64 / u64::MAX as f64 * 2.0 - 1.0
+}
+
+/// `shape`, over and over, until `end`. The shape's last point is where the next begins.
+pub(crate) fn repeat(shape: &[(f64, f64)], end: f64) -> Vec<(f64, f64)> {
+    let period = shape.last().map_or(1.0, |point| point.0);
+    (0..(end / period) as usize)
+        .flat_map(|n| shape[..shape.len() - 1].iter().map(move |p| (p.0 + n as f64 * period, p.1)))
+        .chain([(end, shape[0].1)])
+        .collect()
+}

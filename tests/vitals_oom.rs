@@ -1,0 +1,189 @@
+//! Real cgroups: a leak the kernel ends, and a quota that throttles. The services are processes of their
+//! own in v1 cgroups made for them; it needs to be root, or the owner of its cgroup, elsewhere each test
+//! says that it was skipped.
+#![cfg(target_os = "linux")]
+
+mod host;
+mod peers;
+
+use std::alloc::System;
+use std::hint::black_box;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use std::{env, fs, io, thread};
+
+use host::{PATIENCE, incidents, settings, wait_for};
+use marple::base::SystemClock;
+use marple::config::{StoreSettings, default_rules};
+use marple::model::{CaptureKind, IncidentState, Manifest, Metric, Rule};
+use marple::store::Store;
+use marple::{Agent, Settings};
+
+#[global_allocator]
+static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
+
+const DIR: &str = "MARPLE_TEST_DIR";
+const CGROUP: &str = "MARPLE_TEST_CGROUP";
+const RATE: &str = "MARPLE_TEST_RATE";
+const LIMIT: u64 = 256 << 20;
+
+/// A v1 cgroup below our own.
+struct Cgroup(PathBuf);
+
+impl Cgroup {
+    fn make(controller: &str, name: &str) -> Result<Self, String> {
+        let own = fs::read_to_string("/proc/self/cgroup").map_err(|error| error.to_string())?;
+        let path = own
+            .lines()
+            .filter_map(|line| line.split_once(':')?.1.split_once(':'))
+            .find(|(controllers, _)| controllers.split(',').any(|it| it == controller))
+            .map(|(_, path)| path.trim_start_matches('/').to_owned())
+            .ok_or_else(|| format!("no v1 hierarchy of {controller}"))?;
+        let parent = Path::new("/sys/fs/cgroup").join(controller).join(path);
+        let dir = parent.join(format!("marple-test-{name}-{}", std::process::id()));
+        fs::create_dir(&dir).map_err(|error| format!("{}: {error}", dir.display()))?;
+        Ok(Self(dir))
+    }
+
+    fn write(&self, file: &str, value: impl ToString) {
+        fs::write(self.0.join(file), value.to_string()).unwrap();
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        // A process that was killed leaves it a moment later.
+        let start = Instant::now();
+        while fs::remove_dir(&self.0).is_err() && start.elapsed() < Duration::from_secs(10) {
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+/// This binary again, as the test `name`, in `cgroup`.
+fn spawn(name: &str, dir: &Path, cgroup: &Cgroup, rate: u64) -> io::Result<Child> {
+    Command::new(env::current_exe()?)
+        .args(["--exact", name, "--nocapture"])
+        .env(DIR, dir)
+        .env(CGROUP, &cgroup.0)
+        .env(RATE, rate.to_string())
+        .stdout(std::process::Stdio::null())
+        .spawn()
+}
+
+/// The directory of a service, once it is in its cgroup; none in a test that is none.
+fn enter() -> Option<PathBuf> {
+    let (dir, cgroup) = (env::var_os(DIR)?, env::var_os(CGROUP)?);
+    fs::write(Path::new(&cgroup).join("cgroup.procs"), std::process::id().to_string()).unwrap();
+    Some(dir.into())
+}
+
+#[inline(never)]
+fn leak_an_order(bytes: usize) -> Vec<u8> {
+    black_box(vec![1; bytes])
+}
+
+#[test]
+fn leaking_service() {
+    let Some(dir) = enter() else { return };
+    let rate: u64 = env::var(RATE).unwrap().parse().unwrap();
+    let rules = default_rules().into_iter().filter(|rule| rule.metric == Metric::Memory).collect();
+    let settings = Settings { dir, rules, interval: Duration::from_millis(250), ..settings() };
+    let _agent = Agent::from_settings(settings).start().unwrap();
+    let working = black_box(vec![1_u8; 100 << 20]);
+    thread::sleep(Duration::from_secs(4)); // ten ticks and more, before it begins
+    let mut orders = Vec::new();
+    let step = Duration::from_millis(25);
+    let start = Instant::now();
+    for n in 1_u32.. {
+        orders.push(leak_an_order((rate / 40) as usize));
+        thread::sleep((step * n).saturating_sub(start.elapsed()));
+    }
+    drop((working, orders));
+}
+
+#[test]
+fn burning_service() {
+    let Some(dir) = enter() else { return };
+    let rule = Rule {
+        abs: Some(50.0),
+        capture: [CaptureKind::Trace].into(),
+        duration: Duration::from_millis(100),
+        ..Rule::on(Metric::Throttled)
+    };
+    let _agent =
+        Agent::from_settings(Settings { dir, rules: vec![rule], ..settings() }).start().unwrap();
+    let start = Instant::now();
+    while start.elapsed() < PATIENCE {
+        black_box(start.elapsed());
+    }
+}
+
+/// The last heap profile of an incident, and the value of the rule when it was asked for.
+fn last_profile(dir: &Path, manifest: &Manifest) -> (PathBuf, f64) {
+    let heap = manifest.artifacts.iter().filter(|artifact| artifact.kind == CaptureKind::Heap);
+    let last = heap.max_by_key(|artifact| artifact.taken).expect("a heap profile");
+    let before = manifest.reasons.iter().filter(|reason| reason.at <= last.taken);
+    let value = before.filter_map(|reason| reason.value).next_back().expect("a reason");
+    (dir.join(&last.file), value)
+}
+
+/// Lets a service leak `mib` MiB a second until the kernel ends it.
+fn runs_out_of_memory(mib: u64, least: f64) {
+    let cgroup = match Cgroup::make("memory", &format!("oom-{mib}")) {
+        Ok(cgroup) => cgroup,
+        Err(error) => return println!("skipped: no cgroup can be made here: {error}"),
+    };
+    cgroup.write("memory.limit_in_bytes", LIMIT);
+    let home = tempfile::tempdir().unwrap();
+    let dir = home.path().join("captures");
+    let ended = spawn("leaking_service", &dir, &cgroup, mib << 20).unwrap().wait().unwrap();
+    assert_eq!(ended.signal(), Some(9), "the kernel kills it: {ended:?}");
+
+    let (_, recovery) = Store::open(&dir, StoreSettings::default(), Arc::new(SystemClock)).unwrap();
+    let found = incidents(&dir);
+    let [(path, manifest)] = &found[..] else { panic!("{found:#?}") };
+    assert_eq!(recovery.interrupted, [manifest.id]);
+    assert_eq!(manifest.state, IncidentState::Interrupted);
+    let (profile, value) = last_profile(path, manifest);
+    println!("{mib} MiB/s: {} profiles, the last at {value:.1} %", manifest.artifacts.len());
+    assert!(value >= least, "{value} of {:#?}", manifest.reasons);
+    let top = peers::go_pprof(&["-top", "-sample_index=inuse_space", profile.to_str().unwrap()]);
+    let named = top.lines().any(|line| line.contains("leak_an_order"));
+    assert!(named, "{top}");
+}
+
+#[test]
+fn a_leak_of_5_mib_a_second_is_seen_at_90_per_cent() {
+    runs_out_of_memory(5, 90.0);
+}
+
+#[test]
+fn a_leak_of_40_mib_a_second_is_seen_at_80_per_cent() {
+    runs_out_of_memory(40, 80.0);
+}
+
+#[test]
+fn a_quota_that_throttles_fires_the_rule_of_it() {
+    let cgroup = match Cgroup::make("cpu", "throttle") {
+        Ok(cgroup) => cgroup,
+        Err(error) => return println!("skipped: no cgroup can be made here: {error}"),
+    };
+    cgroup.write("cpu.cfs_period_us", 50_000);
+    cgroup.write("cpu.cfs_quota_us", 10_000);
+    let home = tempfile::tempdir().unwrap();
+    let dir = home.path().join("captures");
+    let mut child = spawn("burning_service", &dir, &cgroup, 0).unwrap();
+    let manifest = wait_for("an incident", || {
+        let (_, manifest) = incidents(&dir).pop()?;
+        (!manifest.artifacts.is_empty()).then_some(manifest)
+    });
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(manifest.reasons[0].metric, Some(Metric::Throttled));
+    assert!(manifest.reasons[0].value > Some(50.0), "{:?}", manifest.reasons);
+    println!("{}", manifest.reasons[0].text);
+}
