@@ -193,8 +193,11 @@ fn answers_while_the_service_is_stuck() {
             answer["vitals"]["runtime.lag"].as_f64().filter(|lag| *lag > 0.3)
         });
         let (_, on) = ask("POST", &format!("http://{address}/monitor/notify"), None);
-        let (status, _) = ask("GET", &format!("http://{address}/debug/pprof/goroutine"), None);
+        let url = format!("http://{address}/debug/pprof/goroutine?debug=1");
+        let (status, stacks) = ask("GET", &url, None);
         assert_eq!(status, 200);
+        let blocks = "answers_while_the_service_is_stuck";
+        assert!(stacks.as_str().unwrap().contains(blocks), "what blocks is named: {stacks}");
         (lag, on["on"].clone())
     });
     // The runtime's only thread is busy with this until the answers are there.
