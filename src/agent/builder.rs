@@ -12,13 +12,14 @@ use tokio::sync::mpsc;
 use super::Error as AgentError;
 use super::announce::{self, Announcer, Callback, IncidentEvent};
 use super::budget::State;
-use super::capture::{Report, Task, Worker};
+use super::capture::Worker;
 use super::collect;
 use super::core::Core;
 use super::event::{Event, QUEUE, ToggleAction};
 use super::handle::AgentHandle;
 use super::run::{self, LAST_WORDS};
 use super::service::Service;
+use super::stream::work::{Desk, Order};
 use crate::base::{Clock, Error, SystemClock};
 use crate::config::{self, Change, Settings, Watched, Watcher};
 use crate::model::{Origin, ProcessInfo, Versions};
@@ -28,6 +29,9 @@ use crate::vitals::{Gauges, Reader, Runtimes};
 
 /// Whether an agent runs in this process.
 static RUNNING: AtomicBool = AtomicBool::new(false);
+
+/// How many threads may read files for the endpoint at once; they end when they have been idle.
+const BLOCKING_THREADS: usize = 2;
 
 /// The claim on [`RUNNING`].
 struct OnlyOne;
@@ -99,7 +103,7 @@ impl Builder {
             runtimes.observe(current).map_err(Error::new)?;
         }
         let (events, queue) = mpsc::channel(QUEUE);
-        let handle = AgentHandle::new(events.clone(), runtimes.clone(), gauges.clone());
+        let handle = AgentHandle::new(events.clone(), runtimes.clone(), gauges.clone(), &settings);
         let watcher = watch(&settings, path.clone(), &events)?;
 
         // One task at a time: the loop sends the next when it has heard of the last.
@@ -112,7 +116,10 @@ impl Builder {
         }
         let capture_thread = spawn("marple-capture", {
             let (clock, events) = (Arc::clone(&clock), events.clone());
-            move || work(Worker::new(clock, store, process, versions, announcer), &inbox, &events)
+            move || {
+                let worker = Worker::new(Arc::clone(&clock), store, process, versions, announcer);
+                work(worker, &*clock, &inbox, &events);
+            }
         })?;
         let (finished_tx, finished) = std_mpsc::sync_channel(1);
         let loop_thread = spawn("marple", {
@@ -223,13 +230,21 @@ impl Drop for Agent {
 fn lead(
     (settings, path, state): (Settings, Option<PathBuf>, Option<State>),
     (clock, runtimes, gauges): (Arc<dyn Clock>, Runtimes, Gauges),
-    tasks: SyncSender<Task>,
+    tasks: SyncSender<Order>,
     queue: mpsc::Receiver<Event>,
     services: Vec<Box<dyn Service>>,
     handle: AgentHandle,
 ) {
     let _excluded = collect::heap::exclude_current_thread();
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    // Files are read for the endpoint on threads of this runtime, a few at a time; what they allocate is
+    // no more the service's than what this thread does.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .thread_name("marple-files")
+        .max_blocking_threads(BLOCKING_THREADS)
+        .on_thread_start(collect::heap::exclude_for_good)
+        .build();
+    let runtime = match runtime {
         Ok(runtime) => runtime,
         Err(error) => {
             tracing::error!(target: "marple", "no runtime for the agent: {error}");
@@ -248,12 +263,21 @@ fn lead(
 }
 
 /// The thread `marple-capture`.
-fn work(mut worker: Worker, inbox: &Receiver<Task>, events: &mpsc::Sender<Event>) {
+fn work(
+    mut worker: Worker,
+    clock: &dyn Clock,
+    inbox: &Receiver<Order>,
+    events: &mpsc::Sender<Event>,
+) {
     let _excluded = collect::heap::exclude_current_thread();
     worker.prepare();
-    while let Ok(task) = inbox.recv() {
-        let report: Report = worker.perform(task);
-        if events.blocking_send(Event::Done(report)).is_err() {
+    let mut desk = Desk::default();
+    while let Ok(order) = inbox.recv() {
+        let done = match order {
+            Order::Incident(task) => Event::Done(worker.perform(*task)),
+            Order::Stream(task) => Event::Streamed(desk.perform(clock, task)),
+        };
+        if events.blocking_send(done).is_err() {
             return;
         }
     }

@@ -58,6 +58,8 @@ pub(super) struct Tally {
     pub(super) captures_failed: u64,
     pub(super) artifacts: u64,
     pub(super) artifact_bytes: u64,
+    /// By what means captures were started.
+    pub(super) engines: Vec<(CaptureKind, String)>,
     /// Since the start.
     pub(super) incidents_removed: u64,
     /// A kind of failure, for counting, and the failure in full.
@@ -295,6 +297,7 @@ impl Worker {
             match fence(|| collect::start(kind, &task.settings, anchor)) {
                 Ok(started) => {
                     let at = first + records.len();
+                    tally.engines.push((kind, started.collector.engine().to_owned()));
                     record.engine = started.collector.engine().to_owned();
                     let collector = started.collector;
                     self.running.push(Running { incident: id, kind, record: at, collector });

@@ -2,6 +2,7 @@
 //!
 //! One thread owns it and calls it; nothing here waits. Each method is one kind of event.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
@@ -22,9 +23,10 @@ use super::reload;
 use super::status::{
     BudgetStatus, Captured, ConfigStatus, Counters, IncidentStatus, RuleStatus, Status, Toggled,
 };
+use super::stream::{self, Streams, Taken, work};
 use crate::base::{Clock, Error as PublicError, IncidentId, Moment};
 use crate::config::Settings;
-use crate::model::{CaptureSet, Limits, Losses, Origin, Reason, Vitals};
+use crate::model::{CaptureKind, CaptureSet, Limits, Losses, Origin, Reason, Vitals};
 use crate::rules::Opening;
 use crate::vitals::Reader;
 
@@ -55,10 +57,12 @@ pub(super) struct Core {
     history: History,
     decider: Decider,
     open: Vec<Open>,
-    tasks: SyncSender<Task>,
+    streams: Streams,
+    tasks: SyncSender<work::Order>,
     /// Whether the capture thread has a task.
     busy: bool,
     counters: Counters,
+    engines: BTreeMap<CaptureKind, String>,
     failures: Losses,
     last_failure: Option<String>,
     cpu: collect::cpu::Always,
@@ -70,7 +74,7 @@ impl Core {
         settings: Settings,
         path: Option<PathBuf>,
         reader: Reader,
-        tasks: SyncSender<Task>,
+        tasks: SyncSender<work::Order>,
         state: Option<&State>,
     ) -> Self {
         let started = clock.wall();
@@ -91,9 +95,11 @@ impl Core {
             vitals: Vitals::default(),
             history: History::default(),
             open: Vec::new(),
+            streams: Streams::default(),
             tasks,
             busy: false,
             counters: Counters::default(),
+            engines: BTreeMap::new(),
             failures: Losses::default(),
             last_failure: None,
         }
@@ -108,13 +114,15 @@ impl Core {
     pub(super) fn next_expiry(&self) -> Option<Duration> {
         let patience =
             self.open.iter().flat_map(|open| open.waiting.iter().map(|(until, _)| *until));
-        let next = patience.chain(self.decider.incidents.next_expiry()).min()?;
+        let incidents = &self.decider.incidents;
+        let next =
+            patience.chain(incidents.next_expiry()).chain(self.streams.next_expiry()).min()?;
         Some(next.since(self.clock.now()))
     }
 
     /// Whether everything is closed and the capture thread rests.
     pub(super) fn is_at_rest(&self) -> bool {
-        self.decider.incidents.is_empty() && !self.busy
+        self.decider.incidents.is_empty() && self.streams.is_empty() && !self.busy
     }
 
     /// Reads the vitals and asks the rules.
@@ -178,8 +186,26 @@ impl Core {
                 let _ = reply.send(Ok(Box::new(status)));
             }
             Event::Done(report) => self.done(report),
+            Event::Stream(ask) => {
+                let (anchor, taken) = (self.clock.anchor(), self.taken());
+                self.streams.ask(anchor, ask, &taken);
+            }
+            Event::StreamGone => {}
+            Event::Streamed(done) => {
+                self.busy = false;
+                if let stream::Done::Started { engine: Some(engine), .. } = &done {
+                    self.engines.extend([engine.clone()]);
+                }
+                if let Some(bytes) = self.streams.done(self.clock.now(), done) {
+                    self.counters.streams += 1;
+                    self.counters.stream_bytes.0 += bytes;
+                }
+            }
             Event::Reloaded { settings } => self.reload(settings),
-            Event::Shutdown => self.decider.incidents.shut(),
+            Event::Shutdown => {
+                self.decider.incidents.shut();
+                self.streams.shut();
+            }
         }
     }
 
@@ -188,7 +214,41 @@ impl Core {
         if self.busy {
             return;
         }
-        let Some(job) = self.decider.next_job(self.clock.now()) else { return };
+        let Some(order) = self.next_order() else { return };
+        match self.tasks.try_send(order) {
+            Ok(()) => self.busy = true,
+            Err(_) => self.fail("capture thread gone", Error::CaptureThreadGone.to_string()),
+        }
+    }
+
+    /// A stream that is in an incident's way ends first, all others wait until incidents have theirs.
+    fn next_order(&mut self) -> Option<work::Order> {
+        let (anchor, taken) = (self.clock.anchor(), self.taken());
+        let urgent = self.streams.urgent_job(&taken);
+        if urgent.is_none()
+            && let Some(job) = self.decider.next_job(anchor.moment)
+        {
+            return Some(work::Order::Incident(Box::new(self.task(job))));
+        }
+        Some(work::Order::Stream(work::Task {
+            job: urgent.or_else(|| self.streams.next_job(anchor, &taken))?,
+            settings: Arc::clone(&self.settings),
+            headroom: self.vitals.headroom(),
+            vitals: row(&self.vitals, anchor),
+        }))
+    }
+
+    /// What incidents have of the engines or are about to take.
+    fn taken(&self) -> Vec<Taken> {
+        let taken = self.decider.incidents.iter().map(|incident| Taken {
+            kinds: incident.wanted.union(incident.running),
+            by: format!("incident {} ({})", incident.id, incident.name),
+            until: incident.until,
+        });
+        taken.filter(|taken| !taken.kinds.is_empty()).collect()
+    }
+
+    fn task(&mut self, job: Job) -> Task {
         let (Job::Open { id, .. }
         | Job::Start { id, .. }
         | Job::Stop { id, .. }
@@ -197,17 +257,13 @@ impl Core {
         | Job::Close { id, .. }) = &job;
         let anchor = self.clock.anchor();
         let recording = self.open.iter().find(|open| open.id == *id).map(|open| &open.recording);
-        let task = Task {
+        Task {
             settings: Arc::clone(&self.settings),
             state: self.decider.take_state(anchor),
             limits: Limits::from(&self.vitals),
             headroom: self.vitals.headroom(),
             vitals: recording.map_or_else(Vec::new, |recording| recording.rows(anchor)),
             job,
-        };
-        match self.tasks.try_send(task) {
-            Ok(()) => self.busy = true,
-            Err(_) => self.fail("capture thread gone", Error::CaptureThreadGone.to_string()),
         }
     }
 
@@ -268,6 +324,7 @@ impl Core {
     fn done(&mut self, report: Report) {
         self.busy = false;
         let tally = report.tally;
+        self.engines.extend(tally.engines);
         self.counters.captures += tally.captures;
         self.counters.captures_failed += tally.captures_failed;
         self.counters.artifacts += tally.artifacts;
@@ -345,12 +402,14 @@ impl Core {
             config: self.config.clone(),
             toggle: self.toggled(self.decider.incidents.toggle()),
             incidents: incidents.collect(),
+            streams: self.streams.status(anchor),
             budget: self.budget(),
             rules: rules.collect(),
             limits: Limits::from(&self.vitals),
             cpu: self.cpu.words(&self.settings),
             vitals: row(&self.vitals, anchor),
             counters: self.counters,
+            engines: self.engines.clone(),
             failures: self.failures.clone(),
             last_failure: self.last_failure.clone(),
         }

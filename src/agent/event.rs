@@ -6,6 +6,7 @@ use tokio::sync::oneshot;
 
 use super::capture::Report;
 use super::status::{Captured, Status, Toggled};
+use super::stream;
 use crate::base::Error;
 use crate::config::Settings;
 use crate::model::{CaptureSet, Origin};
@@ -45,6 +46,12 @@ pub(crate) enum Event {
     Status { reply: Reply<Box<Status>> },
     /// The capture thread has finished a job.
     Done(Report),
+    /// Somebody wants a capture handed to him.
+    Stream(stream::Ask),
+    /// Somebody who wanted one has gone.
+    StreamGone,
+    /// The capture thread has finished a stream's job.
+    Streamed(stream::Done),
     /// The settings file has other content; it was good, or it was not.
     Reloaded { settings: Result<Box<Settings>, Error> },
     /// The guard was dropped.

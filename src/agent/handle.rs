@@ -1,6 +1,7 @@
 //! What the service's own code, the endpoint, the signal and the trigger file hold of the agent.
 
 use std::future::Future;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
@@ -13,7 +14,9 @@ use tokio::sync::{mpsc, oneshot};
 use super::Error as AgentError;
 use super::event::{Event, Reply, ToggleAction};
 use super::status::{Captured, Status, Toggled};
+use super::stream::{Ask, StreamError, Streaming, Take};
 use crate::base::Error;
+use crate::config::{HttpSettings, Settings};
 use crate::model::{CaptureSet, Origin};
 use crate::vitals::{Gauge, Gauges, Runtimes};
 
@@ -26,11 +29,26 @@ pub struct AgentHandle {
     events: mpsc::Sender<Event>,
     runtimes: Runtimes,
     gauges: Gauges,
+    /// Of those settings that cannot change without a restart.
+    fixed: Arc<Fixed>,
+}
+
+/// What stays as it is while the agent runs.
+#[cfg_attr(not(feature = "http"), allow(dead_code, reason = "the endpoint is who asks"))]
+struct Fixed {
+    dir: PathBuf,
+    http: HttpSettings,
 }
 
 impl AgentHandle {
-    pub(super) fn new(events: mpsc::Sender<Event>, runtimes: Runtimes, gauges: Gauges) -> Self {
-        Self { events, runtimes, gauges }
+    pub(super) fn new(
+        events: mpsc::Sender<Event>,
+        runtimes: Runtimes,
+        gauges: Gauges,
+        settings: &Settings,
+    ) -> Self {
+        let (dir, http) = (settings.dir.clone(), settings.http.clone().unwrap_or_default());
+        Self { events, runtimes, gauges, fixed: Arc::new(Fixed { dir, http }) }
     }
 
     /// Flips the toggle: captures start, or stop and are written.
@@ -79,6 +97,36 @@ impl AgentHandle {
     /// If too many runtimes are watched.
     pub fn observe(&self, runtime: tokio::runtime::Handle) -> Result<(), Error> {
         self.runtimes.observe(runtime).map_err(Error::new)
+    }
+
+    /// Captures `take` for `who` (as others are told while he has the engine) and hands it over.
+    #[cfg_attr(not(feature = "http"), expect(dead_code, reason = "the endpoint is who asks"))]
+    pub(crate) fn stream(&self, take: Take, who: String) -> Streaming {
+        let (reply, answer) = oneshot::channel();
+        if let Err(error) = self.events.try_send(Event::Stream(Ask { take, who, reply })) {
+            let why = match &error {
+                TrySendError::Full(_) => AgentError::Crowded,
+                TrySendError::Closed(_) => AgentError::Stopped,
+            };
+            if let TrySendError::Full(Event::Stream(ask))
+            | TrySendError::Closed(Event::Stream(ask)) = error
+            {
+                let _ = ask.reply.send(Err(StreamError::Failed(why.to_string())));
+            }
+        }
+        Streaming::new(answer, self.events.clone())
+    }
+
+    /// Where incidents are written.
+    #[cfg_attr(not(feature = "http"), expect(dead_code, reason = "the endpoint is who asks"))]
+    pub(crate) fn dir(&self) -> &Path {
+        &self.fixed.dir
+    }
+
+    /// What `[http]` says, or the defaults without it.
+    #[cfg_attr(not(feature = "http"), expect(dead_code, reason = "the endpoint is who asks"))]
+    pub(crate) fn http(&self) -> &HttpSettings {
+        &self.fixed.http
     }
 
     /// Changes the toggle on behalf of `origin`.

@@ -222,6 +222,8 @@ pub(crate) struct View<'a> {
     pub(crate) opened: Timestamp,
     pub(crate) wanted: CaptureSet,
     pub(crate) running: CaptureSet,
+    /// When its captures are over by themselves, as far as that is known.
+    pub(crate) until: Option<Moment>,
     pub(crate) held_by: &'a [String],
 }
 
@@ -436,6 +438,7 @@ impl Incidents {
             opened: incident.opened.1,
             wanted: incident.wanted(),
             running: incident.running,
+            until: incident.claims.iter().filter_map(|claim| claim.until).max(),
             held_by: &incident.held_by,
         })
     }

@@ -34,6 +34,7 @@ mod replay;
 mod run;
 mod service;
 mod status;
+mod stream;
 
 use std::time::Duration;
 
@@ -49,6 +50,9 @@ pub(crate) use service::Service;
 pub use status::{
     BudgetStatus, Captured, ConfigStatus, Counters, IncidentStatus, RuleStatus, Status, Toggled,
 };
+pub use stream::StreamStatus;
+#[cfg(feature = "http")]
+pub(crate) use stream::{Form, HeapView, StreamError, Take, ThreadView};
 
 /// What the agent cannot do.
 #[derive(Debug, thiserror::Error)]

@@ -1,12 +1,14 @@
 //! How things stand, as values that serialize.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use jiff::Timestamp;
 use serde::Serialize;
 
+use super::stream::StreamStatus;
 use crate::base::{Bytes, IncidentId};
-use crate::model::{CaptureSet, Limits, Losses, Metric, VitalsRow};
+use crate::model::{CaptureKind, CaptureSet, Limits, Losses, Metric, VitalsRow};
 
 /// The toggle after a request.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -53,6 +55,8 @@ pub struct Status {
     pub toggle: Toggled,
     /// The open incidents, oldest first.
     pub incidents: Vec<IncidentStatus>,
+    /// Captures that are handed to whoever asked over HTTP.
+    pub streams: Vec<StreamStatus>,
     /// What rules may still do.
     pub budget: BudgetStatus,
     /// The rules, in the order of the settings.
@@ -65,6 +69,8 @@ pub struct Status {
     pub vitals: VitalsRow,
     /// What has been done since the start.
     pub counters: Counters,
+    /// By what means each kind was captured last.
+    pub engines: BTreeMap<CaptureKind, String>,
     /// What went wrong since the start, by cause.
     pub failures: Losses,
     /// The last thing that went wrong.
@@ -157,4 +163,8 @@ pub struct Counters {
     pub artifact_bytes: Bytes,
     /// Incidents removed to make room.
     pub incidents_removed: u64,
+    /// Captures that were handed over without a file.
+    pub streams: u64,
+    /// Their sizes together.
+    pub stream_bytes: Bytes,
 }

@@ -93,16 +93,30 @@ fn toggle(section: &mut Section<'_, '_>, toggle: &mut ToggleSettings) {
 
 fn http(section: &mut Section<'_, '_>, http: &mut HttpSettings) {
     section.read("listen", value::listen, &mut http.listen);
-    let both = section.has("token") && section.has("token_file");
+    token(section, ("token", "token_file"), &mut http.token);
+    token(section, ("capture_token", "capture_token_file"), &mut http.capture_token);
+    token(section, ("read_token", "read_token_file"), &mut http.read_token);
+    section.read("hosts", value::texts, &mut http.hosts);
+    section.read("max_duration", value::duration, &mut http.max_duration);
+    section.read("compat_get_toggle", bool::deserialize, &mut http.compat_get_toggle);
+}
+
+/// A token, from one of its two keys.
+fn token(
+    section: &mut Section<'_, '_>,
+    (key, file_key): (&'static str, &'static str),
+    slot: &mut Option<Secret>,
+) {
+    let both = section.has(key) && section.has(file_key);
     let mut from_file: Option<Secret> = None;
-    section.read("token", value::token, &mut http.token);
-    if section.read("token_file", value::token_file, &mut from_file) {
-        http.token = from_file;
-    } else if section.has("token_file") {
-        section.ignore("token");
+    section.read(key, value::token, slot);
+    if section.read(file_key, value::token_file, &mut from_file) {
+        *slot = from_file;
+    } else if section.has(file_key) {
+        section.ignore(key);
     }
     if both {
-        section.refuse("token_file", "`token` is set too: keep one of the two".to_owned());
+        section.refuse(file_key, format!("`{key}` is set too: keep one of the two"));
     }
 }
 
@@ -195,8 +209,11 @@ mod tests {
         let of_example = |key: &&String| key.starts_with("rule[1].");
         let unset: Vec<_> = reading.report.unset.iter().filter(|key| !of_example(key)).collect();
         assert!(unset.is_empty(), "{unset:?}");
-        let told = reading.into_result().expect_err("`token` and `token_file` exclude each other");
-        assert_eq!(told.to_string().matches("http.token").count(), 1, "{told}");
-        assert_eq!(told.to_string().lines().count(), 1, "{told}");
+        let told = reading.into_result().expect_err("a token and its file exclude each other");
+        let told = told.to_string();
+        for pair in ["http.token_file", "http.capture_token_file", "http.read_token_file"] {
+            assert_eq!(told.matches(pair).count(), 1, "{told}");
+        }
+        assert_eq!(told.matches("marple.toml:").count(), 3, "{told}");
     }
 }

@@ -6,6 +6,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use sha2::{Digest, Sha256};
+
 use super::default_rules;
 use crate::base::{Bytes, Hertz, Percent};
 use crate::model::{CaptureSet, CpuEngine, Rule, TraceMode};
@@ -127,9 +129,20 @@ impl ToggleSignal {
 pub struct HttpSettings {
     /// Where it listens. Default: `127.0.0.1:6060`.
     pub listen: Listen,
-    /// What a request must bring as `Authorization: Bearer`. Required for any address that is not
-    /// loopback. Default: none.
+    /// What a request must bring as `Authorization: Bearer` to do everything. One token, this or one of
+    /// the other two, is required for any address that is not loopback. Default: none.
     pub token: Option<Secret>,
+    /// What it must bring to capture and to read, but not to use the toggle. Default: none.
+    pub capture_token: Option<Secret>,
+    /// What it must bring to read: status, metrics, finished incidents. Default: none.
+    pub read_token: Option<Secret>,
+    /// The names, without ports, by which requests may call this host. Default: none, which without a
+    /// token means `localhost` and IP addresses, and with one any name.
+    pub hosts: Vec<String>,
+    /// The longest a capture over HTTP may last. Default: 5 minutes.
+    pub max_duration: Duration,
+    /// Whether a GET of `/monitor/notify` toggles, as it did in the founding program. Default: yes.
+    pub compat_get_toggle: bool,
 }
 
 /// A place to listen.
@@ -150,19 +163,39 @@ impl fmt::Display for Listen {
     }
 }
 
-/// A text that is never printed.
+/// A token that is recognised and not known: its SHA-256 is all that is kept, and that is not printed.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
+pub struct Secret {
+    digest: [u8; 32],
+    sendable: bool,
+}
 
 impl Secret {
-    /// Keeps `text`.
-    pub fn new(text: impl Into<String>) -> Self {
-        Self(text.into())
+    /// Recognises `token`.
+    pub fn new(token: impl AsRef<str>) -> Self {
+        let token = token.as_ref();
+        let sendable = !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic());
+        Self { digest: Sha256::digest(token).into(), sendable }
     }
 
-    /// The text itself.
-    pub fn expose(&self) -> &str {
-        &self.0
+    /// Recognises the token with this SHA-256, written in 64 hexadecimal digits.
+    pub fn from_sha256(hex: &str) -> Option<Self> {
+        let digits: Vec<u8> =
+            hex.chars().map(|digit| Some(digit.to_digit(16)? as u8)).collect::<Option<_>>()?;
+        let bytes: Vec<u8> =
+            digits.chunks(2).map(|pair| pair.iter().fold(0, |n, d| n << 4 | d)).collect();
+        let digest = bytes.try_into().ok().filter(|_| digits.len() == 64)?;
+        Some(Self { digest, sendable: true })
+    }
+
+    /// Its SHA-256.
+    pub const fn sha256(&self) -> &[u8; 32] {
+        &self.digest
+    }
+
+    /// Whether a header can hold it.
+    pub(super) const fn is_sendable(&self) -> bool {
+        self.sendable
     }
 }
 
@@ -338,7 +371,15 @@ impl Default for ToggleSettings {
 
 impl Default for HttpSettings {
     fn default() -> Self {
-        Self { listen: Listen::Tcp(SocketAddr::from(([127, 0, 0, 1], 6060))), token: None }
+        Self {
+            listen: Listen::Tcp(SocketAddr::from(([127, 0, 0, 1], 6060))),
+            token: None,
+            capture_token: None,
+            read_token: None,
+            hosts: Vec::new(),
+            max_duration: Duration::from_secs(5 * 60),
+            compat_get_toggle: true,
+        }
     }
 }
 
@@ -378,6 +419,16 @@ impl Default for StacksSettings {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_secret_is_recognised_by_its_text_and_by_its_digest() {
+        let hex = "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b";
+        assert_eq!(Secret::from_sha256(hex), Some(Secret::new("secret")));
+        assert_eq!(format!("{:?}", Secret::new("secret")), "(secret)");
+        for wrong in ["", &hex[1..], &format!("{hex}0"), &hex.replace('2', "x"), "é"] {
+            assert_eq!(Secret::from_sha256(wrong), None, "{wrong}");
+        }
+    }
 
     #[test]
     fn any_machine_has_a_name_that_is_valid() {

@@ -231,8 +231,10 @@ fn general(check: &mut Check, settings: &Settings) {
 fn http(check: &mut Check, http: &HttpSettings) {
     match &http.listen {
         Listen::Tcp(addr) => {
-            let well = is_loopback(addr.ip()) || http.token.is_some();
-            check.that(well, &["listen", "token"], || {
+            let tokens = [&http.token, &http.capture_token, &http.read_token];
+            let well = is_loopback(addr.ip()) || tokens.iter().any(|token| token.is_some());
+            let keys = ["listen", "token", "capture_token", "read_token"];
+            check.that(well, &keys, || {
                 format!(
                     "{addr} can be reached from other machines: set `token` or `token_file`, or \
                      listen on 127.0.0.1 or a Unix socket"
@@ -246,11 +248,28 @@ fn http(check: &mut Check, http: &HttpSettings) {
             });
         }
     }
-    if let Some(token) = &http.token {
-        let text = token.expose();
-        let well = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic());
-        check.that(well, &["token"], || {
+    let tokens = [
+        ("token", &http.token),
+        ("capture_token", &http.capture_token),
+        ("read_token", &http.read_token),
+    ];
+    for (index, (key, token)) in tokens.into_iter().enumerate() {
+        let Some(token) = token else { continue };
+        check.that(token.is_sendable(), &[key], || {
             "cannot be sent in a header: write visible ASCII characters, without spaces".to_owned()
+        });
+        for (other_key, other) in tokens.into_iter().take(index) {
+            check.that(other.as_ref() != Some(token), &[key, other_key], || {
+                format!("is the same as `{other_key}`, which may do more: give each its own")
+            });
+        }
+    }
+    check.positive("max_duration", http.max_duration);
+    for host in &http.hosts {
+        let letter = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        let well = !host.is_empty() && host.chars().all(letter);
+        check.that(well, &["hosts"], || {
+            format!("`{host}` is not the name of a host: write it without a scheme and a port")
         });
     }
 }

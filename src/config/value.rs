@@ -294,10 +294,24 @@ pub(super) fn percent<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64,
     friendly(deserializer, "a number of per cent such as 80 or \"80%\"", finite, parse_percent)
 }
 
-/// A token. What stands there is not repeated.
+/// Texts that say something.
+pub(super) fn texts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    let expected = |_| de::Error::custom("expected a list such as [\"orders.internal\"]");
+    Vec::<String>::deserialize(deserializer).map_err(expected)
+}
+
+/// What a token is recognised by. The token itself has no place in a file that is copied, committed and
+/// read by many; whatever stands there is not repeated.
 pub(super) fn token<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Secret, D::Error> {
-    let text = String::deserialize(deserializer);
-    text.map(Secret::new).map_err(|_| de::Error::custom("expected a text in quotes"))
+    let wrong = || {
+        de::Error::custom(
+            "expected \"sha256:\" and 64 hexadecimal digits, which `printf %s TOKEN | sha256sum` \
+             prints; the token itself belongs into a file of its own, named by the key that ends in \
+             `_file`",
+        )
+    };
+    let text = String::deserialize(deserializer).map_err(|_| wrong())?;
+    text.strip_prefix("sha256:").and_then(Secret::from_sha256).ok_or_else(wrong)
 }
 
 /// The token in a file, which nobody but the owner and the group may read: a Kubernetes secret volume

@@ -8,13 +8,25 @@ use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::Semaphore;
+use tokio::time;
 
-use super::{require_token, router};
+use super::{Peer, connection, guarded};
 use crate::agent::{AgentHandle, Service};
 use crate::base::Error;
 use crate::config::{HttpSettings, Listen, Settings};
+
+/// How many connections there may be. Each takes some 30 KiB while it is served and a descriptor of the
+/// service's; scrapers and people need ten.
+const CONNECTIONS: usize = 128;
+
+/// How long nothing is accepted after that failed.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// Listens where `[http]` says, and does nothing without one.
 #[derive(Default)]
@@ -54,26 +66,70 @@ impl Service for Listener {
     fn serve(self: Box<Self>, agent: AgentHandle) -> Pin<Box<dyn Future<Output = ()> + Send>> {
         Box::pin(async move {
             let Some((socket, settings)) = self.bound else { return };
-            let routes = match settings.token {
-                Some(token) => require_token(router(&agent), token),
-                None => router(&agent),
-            };
-            if let Err(error) = accept(socket, routes).await {
+            let routes = guarded(&agent, &settings);
+            if let Err(error) = accept(socket, routes, settings.max_duration).await {
                 tracing::error!(target: "marple", "the endpoint has ended: {error}");
             }
         })
     }
 }
 
-async fn accept(socket: Socket, routes: Router) -> io::Result<()> {
+/// Takes connections for good. What cannot be listened on any more is an error; what one connection does
+/// is not.
+async fn accept(socket: Socket, routes: Router, longest: Duration) -> io::Result<()> {
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
     match socket {
         Socket::Tcp(socket) => {
-            axum::serve(tokio::net::TcpListener::from_std(socket)?, routes).await
+            let socket = tokio::net::TcpListener::from_std(socket)?;
+            loop {
+                let accepted = socket.accept().await;
+                let Some((stream, peer)) = pause_if_failed(accepted).await else { continue };
+                let _ = stream.set_nodelay(true);
+                admit(&places, stream, Peer(peer.to_string()), &routes, longest);
+            }
         }
         Socket::Unix(socket, _file) => {
-            axum::serve(tokio::net::UnixListener::from_std(socket)?, routes).await
+            let socket = tokio::net::UnixListener::from_std(socket)?;
+            loop {
+                let accepted = socket.accept().await;
+                let Some((stream, _)) = pause_if_failed(accepted).await else { continue };
+                let pid = stream.peer_cred().ok().and_then(|it| it.pid());
+                let peer = pid.map_or("the socket".to_owned(), |pid| format!("process {pid}"));
+                admit(&places, stream, Peer(peer), &routes, longest);
+            }
         }
     }
+}
+
+/// A connection that was reset before it was taken is gone. Without descriptors none can be taken for a
+/// while, and asking in a loop would be all this thread does.
+async fn pause_if_failed<T>(accepted: io::Result<T>) -> Option<T> {
+    match accepted {
+        Ok(accepted) => Some(accepted),
+        Err(error) => {
+            if error.kind() != ErrorKind::ConnectionAborted {
+                time::sleep(PAUSE).await;
+            }
+            None
+        }
+    }
+}
+
+/// Serves a connection if there is a place. One too many is closed at once: in the backlog it would take
+/// its turn from those that come when there is room again.
+fn admit(
+    places: &Arc<Semaphore>,
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    peer: Peer,
+    routes: &Router,
+    longest: Duration,
+) {
+    let Ok(place) = Arc::clone(places).try_acquire_owned() else { return };
+    let routes = routes.clone();
+    tokio::spawn(async move {
+        connection::serve(stream, peer, routes, longest).await;
+        drop(place);
+    });
 }
 
 /// A socket at `path` that only our user may connect to. One that a dead process left is replaced, one

@@ -1,66 +1,244 @@
-//! The endpoint: a few routes over an [`AgentHandle`], on a listener of marple's own or inside the
-//! service's router.
+//! The endpoint: what clients of Go's `net/http/pprof` expect, and what marple has besides.
 //!
-//! | route | answer |
-//! |---|---|
-//! | `GET`, `POST /monitor/notify` | flips the toggle; `?action=start\|stop\|toggle\|status` says it outright |
-//! | `GET /status` | how the agent stands, as [`Status`](crate::agent::Status) |
+//! | route | answer | role |
+//! |---|---|---|
+//! | `GET`, `POST /monitor/notify` | flips the toggle; `?action=start\|stop\|toggle\|status` says it outright | control; `status`: read |
+//! | `/status` | how the agent stands, as [`Status`](crate::agent::Status) | read |
+//! | `/metrics` | the same for Prometheus | read |
+//! | `/incidents` | every incident with its files, the latest first | read |
+//! | `/incidents/{id}` | its manifest | read |
+//! | `/incidents/{id}/{file}` | a file; ranges, ETag by SHA-256 | read |
+//! | `/incidents/{id}.tar.gz` | all of it | read |
+//! | `/debug/pprof/` | the page people know | read |
+//! | `/debug/pprof/{profile,heap,allocs,trace,goroutine,threadcreate,cmdline}` | as in Go | capture |
+//! | `/debug/pprof/symbol` | as in Go | read |
 //!
-//! The own listener runs on the agent's thread, so it answers when the service's runtime is stuck. It is
-//! on loopback or a Unix socket of mode 0600, or it asks for a token. A nested router asks for nothing
-//! by itself, since only the service knows what stands before it: put [`require_token`] around it when
-//! the outer one is public.
+//! # Three ways in
+//!
+//! A listener of marple's own (`[http]` in the settings) runs on the agent's thread, so that it answers when
+//! the service's runtime is stuck. It is on loopback or a Unix socket of mode 0600, or it asks for a token.
+//!
+//! [`router`] nests into an axum application; [`guarded`] is the same with tokens and names of its own.
+//! Either is a `tower::Service` of HTTP requests, so it also serves behind hyper or beside tonic, on a tokio
+//! runtime. A nested router asks for nothing by itself, since only the service knows what stands before it.
+//! A prefix nobody knows is one line, and shows in every log of every proxy on the way; the token does not:
 //!
 //! ```no_run
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! # let agent = marple::Agent::builder().start()?;
+//! use marple::config::{HttpSettings, Secret};
 //! use marple::http;
 //!
-//! let monitor = http::require_token(http::router(&agent.handle()), http::Secret::new("a long random text"));
-//! let app: axum::Router = axum::Router::new().nest("/internal", monitor);
+//! let by_prefix = axum::Router::new().nest("/a-long-random-prefix", http::router(&agent.handle()));
+//!
+//! let token = Some(Secret::new("a long random text"));
+//! let settings = HttpSettings { token, ..HttpSettings::default() };
+//! let by_token = axum::Router::new().nest("/internal", http::guarded(&agent.handle(), &settings));
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! # Where it differs from Go's
+//!
+//! | Go | here | why |
+//! |---|---|---|
+//! | streams with chunked encoding | `Content-Length` | a failure at the end is a 500, not a profile that is cut off |
+//! | `trace` is Go's execution trace | Perfetto's | `go tool trace` reads Go's scheduler alone |
+//! | any `seconds` | 400 beyond `http.max_duration` | a forgotten client would hold the one profiler for a day |
+//! | `seconds` is rounded to what fits 64 bits of nanoseconds, infinity too | 400 | it is beyond the cap |
+//! | `seconds` for `goroutine`, `threadcreate`, `block`, `mutex` gives a difference | 400, in the words Go has for profiles without one | nothing is counted between two looks |
+//! | `goroutine` and `threadcreate` have stacks | threads by name and state, the number of tasks in a comment | stacks of threads are not read here |
+//! | busy: 500, `cpu profiling already in use` | 500, who has it and until when, `Retry-After` | so that one knows whether to wait |
+//! | the profile runs on when its client goes away during the last write | it is dropped | nobody reads it |
+//! | a HEAD takes the capture and throws it away | the headers, and no capture | a probe costs nothing |
+//! | `POST` of anything but the default mux's routes is 405 | `symbol` takes `POST` | `go tool pprof` asks for symbols by `POST` |
+//! | `heap?debug=1` scales by the rate in its first line, has `runtime.MemStats` | values are estimates already (`@ heapprofile`); the process' vitals | see [`codec::legacy`](crate::codec::legacy) |
+//! | `gc=1` collects first | `X-Marple-Gc` says that nothing waits for a collector | freed memory leaves the profile at once |
+//! | `goroutineleak` | 404 | tasks are not traced |
+//! | | `hz=` on `profile` (1 to 1000), `rate=` on `heap?seconds=` (4096 and more) | within hard caps |
+//!
+//! # What holds
+//!
+//! Nothing here blocks the agent's thread: captures, symbols and encoding are done by the thread
+//! `marple-capture`, files are read by blocking threads of the runtime, and what is left is arithmetic
+//! on a few KiB. A client that goes away drops its handler, which gives its capture up at once. The module
+//! `access` has the doors a request passes, `audit` what is told of it.
 
-mod auth;
+mod access;
+mod answer;
+mod archive;
+mod audit;
+mod chunks;
+mod connection;
+mod incidents;
+mod index;
 mod listener;
+mod metrics;
 mod notify;
+mod pprof;
+mod query;
+mod route;
 
-use axum::extract::State;
-use axum::http::StatusCode;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use axum::extract::{FromRequestParts, OriginalUri, Path, Request};
+use axum::http::header::{CONTENT_TYPE, LOCATION};
+use axum::http::request::Parts;
+use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::any;
 use axum::{Json, Router};
-use serde_json::json;
 
 use crate::agent::AgentHandle;
-use crate::base::Error;
-
-pub use crate::config::Secret;
-pub use auth::require_token;
+use crate::config::HttpSettings;
+use access::{Access, Role};
+use audit::Audit;
 pub(crate) use listener::Listener;
+use notify::Action;
+use query::Query;
+use route::Route;
 
-/// The routes, to be nested into the service's own router under any prefix.
+/// The routes, to be nested into the service's own router under any prefix. Whoever gets to them may do
+/// everything, except a browser on behalf of another site.
 pub fn router(agent: &AgentHandle) -> Router {
-    Router::new()
-        .route("/monitor/notify", get(notify::notify).post(notify::notify))
-        .route("/status", get(status))
-        .with_state(agent.clone())
+    routes(&Arc::new(Endpoint { agent: agent.clone(), access: Access::open() }))
 }
 
-async fn status(State(agent): State<AgentHandle>) -> Response {
-    match agent.status().await {
-        Ok(status) => Json(status).into_response(),
-        Err(error) => failure(&error),
+/// The routes behind the tokens and the names of `settings`; what it says of listening means nothing here.
+/// Whatever else is asked for below the prefix it is nested under is answered like what is there, so that
+/// strangers learn nothing.
+pub fn guarded(agent: &AgentHandle, settings: &HttpSettings) -> Router {
+    let endpoint = Arc::new(Endpoint { agent: agent.clone(), access: Access::new(settings) });
+    let others = Arc::clone(&endpoint);
+    routes(&endpoint).fallback(move |request| answer(Arc::clone(&others), Route::Unknown, request))
+}
+
+struct Endpoint {
+    agent: AgentHandle,
+    access: Access,
+}
+
+/// Where a request comes from, as far as the listener knows.
+#[derive(Clone)]
+struct Peer(String);
+
+fn routes(endpoint: &Arc<Endpoint>) -> Router {
+    Route::ALL.into_iter().fold(Router::new(), |router, (route, path)| {
+        let endpoint = Arc::clone(endpoint);
+        router.route(path, any(move |request| answer(Arc::clone(&endpoint), route, request)))
+    })
+}
+
+async fn answer(endpoint: Arc<Endpoint>, route: Route, request: Request) -> Response {
+    let (mut parts, body) = request.into_parts();
+    let who = who(&parts);
+    let mut audit = Audit::new(route, parts.method.as_str(), &who);
+    // A path whose escapes are no UTF-8 has no parts, and nothing is called so.
+    let names = Path::<HashMap<String, String>>::from_request_parts(&mut parts, &()).await;
+    let names = names.map(|Path(names)| names).unwrap_or_default();
+    let name = |key: &str| names.get(key).map_or("", String::as_str);
+    let query = parts.uri.query().unwrap_or_default().to_owned();
+    let action = Action::parse(&Query::parse(&query));
+
+    let needed = route.role(name("name"), action == Some(Action::Tell));
+    if let Some(refusal) = admit(&endpoint.access, &parts, route, needed, &mut audit) {
+        audit.answered(refusal.status().as_u16());
+        return refusal;
+    }
+    let dir = endpoint.agent.dir();
+    let response = match route {
+        Route::Notify => {
+            let get_toggles = endpoint.agent.http().compat_get_toggle;
+            notify::notify(&endpoint.agent, &parts.method, action, get_toggles).await
+        }
+        Route::Status => status(&endpoint.agent).await,
+        Route::Metrics => metrics(&endpoint.agent).await,
+        Route::Incidents => incidents::list(dir).await,
+        Route::Incident => incidents::one(dir, name("id"), &parts.headers).await,
+        Route::Artifact => incidents::file(dir, name("id"), name("file"), &parts.headers).await,
+        Route::PprofRoot => to_index(&parts),
+        Route::Index => index::page(),
+        Route::Pprof => {
+            let asked = pprof::Asked {
+                agent: &endpoint.agent,
+                method: &parts.method,
+                name: name("name"),
+                query: &query,
+                who: &who,
+            };
+            pprof::profile(asked, body).await
+        }
+        Route::Unknown => answer::not_found(),
+    };
+    audit.answered(response.status().as_u16());
+    response
+}
+
+/// The doors of [`access`], then what the token is worth, then the method; a stranger learns nothing of
+/// the latter two.
+fn admit(
+    access: &Access,
+    parts: &Parts,
+    route: Route,
+    needed: Role,
+    audit: &mut Audit,
+) -> Option<Response> {
+    let role = match access.role(parts) {
+        Ok(role) => role,
+        Err(why) => return Some(answer::denied(why)),
+    };
+    audit.allowed(role);
+    if route == Route::Unknown {
+        return None;
+    }
+    if role < needed {
+        return Some(answer::lacks(needed));
+    }
+    if !route.takes(&parts.method) {
+        return Some(answer::wrong_method(route.methods()));
+    }
+    None
+}
+
+/// Who is told to others while he has an engine.
+fn who(parts: &Parts) -> String {
+    use axum::extract::ConnectInfo;
+    use std::net::SocketAddr;
+
+    if let Some(Peer(peer)) = parts.extensions.get() {
+        return peer.clone();
+    }
+    match parts.extensions.get::<ConnectInfo<SocketAddr>>() {
+        Some(ConnectInfo(address)) => address.to_string(),
+        None => "another request".to_owned(),
     }
 }
 
-/// A refusal in the form of the answers of `/monitor/notify`: `code` is the status.
-fn refusal(status: StatusCode, msg: &str) -> Response {
-    (status, Json(json!({ "code": status.as_u16(), "msg": msg }))).into_response()
+async fn status(agent: &AgentHandle) -> Response {
+    match agent.status().await {
+        Ok(status) => ([answer::NOSNIFF], Json(status)).into_response(),
+        Err(error) => answer::failure(&error),
+    }
 }
 
-/// The refusal for what the agent could not do.
-fn failure(error: &Error) -> Response {
-    refusal(StatusCode::SERVICE_UNAVAILABLE, &error.to_string())
+async fn metrics(agent: &AgentHandle) -> Response {
+    match agent.status().await {
+        Ok(status) => {
+            let mut response = ([answer::NOSNIFF], metrics::text(&status)).into_response();
+            let kind = HeaderValue::from_static(metrics::CONTENT_TYPE);
+            response.headers_mut().insert(CONTENT_TYPE, kind);
+            response
+        }
+        Err(error) => answer::failure(&error),
+    }
+}
+
+/// Go's mux sends `/debug/pprof` on to `/debug/pprof/`; relative links on the page need the slash.
+fn to_index(parts: &Parts) -> Response {
+    let path = parts.extensions.get::<OriginalUri>().map_or(parts.uri.path(), |it| it.path());
+    match HeaderValue::try_from(format!("{path}/")) {
+        Ok(place) => (StatusCode::TEMPORARY_REDIRECT, [(LOCATION, place)]).into_response(),
+        Err(_) => answer::not_found(),
+    }
 }

@@ -1,31 +1,38 @@
 //! `/monitor/notify`: the toggle, as the founding program answered it, and what is running besides.
 
 use axum::Json;
-use axum::extract::rejection::QueryRejection;
-use axum::extract::{Query, State};
-use axum::http::StatusCode;
+use axum::http::{Method, StatusCode};
 use axum::response::{IntoResponse, Response};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
-use super::{failure, refusal};
+use super::answer::{failure, refusal, wrong_method};
+use super::query::Query;
 use crate::agent::{AgentHandle, ToggleAction, Toggled};
 use crate::model::Origin;
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Parameters {
-    #[serde(default)]
-    action: Action,
+/// What the toggle is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Action {
+    Do(ToggleAction),
+    Tell,
 }
 
-#[derive(Clone, Copy, Default, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Action {
-    Start,
-    Stop,
-    #[default]
-    Toggle,
-    Status,
+impl Action {
+    /// The action that `query` names; none when it names something else or anything besides.
+    pub(super) fn parse(query: &Query) -> Option<Self> {
+        if query.keys().any(|key| key != "action") || query.keys().count() > 1 {
+            return None;
+        }
+        let named = query.keys().next().is_some();
+        match query.first("action") {
+            "start" => Some(Self::Do(ToggleAction::Start)),
+            "stop" => Some(Self::Do(ToggleAction::Stop)),
+            "toggle" => Some(Self::Do(ToggleAction::Flip)),
+            "" if !named => Some(Self::Do(ToggleAction::Flip)),
+            "status" => Some(Self::Tell),
+            _ => None,
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -37,18 +44,22 @@ struct Answer {
 }
 
 pub(super) async fn notify(
-    State(agent): State<AgentHandle>,
-    parameters: Result<Query<Parameters>, QueryRejection>,
+    agent: &AgentHandle,
+    method: &Method,
+    action: Option<Action>,
+    get_toggles: bool,
 ) -> Response {
-    let Ok(Query(Parameters { action })) = parameters else {
+    let Some(action) = action else {
         let right = "the one parameter is action=start, stop, toggle (without it) or status";
         return refusal(StatusCode::BAD_REQUEST, right);
     };
     let toggled = match action {
-        Action::Start => agent.toggle_from(Origin::Http, ToggleAction::Start).await,
-        Action::Stop => agent.toggle_from(Origin::Http, ToggleAction::Stop).await,
-        Action::Toggle => agent.toggle_from(Origin::Http, ToggleAction::Flip).await,
-        Action::Status => agent.status().await.map(|status| status.toggle),
+        Action::Do(_) if method != Method::POST && !get_toggles => {
+            // http.compat_get_toggle = false: links and prefetching browsers change nothing.
+            return wrong_method("POST");
+        }
+        Action::Do(action) => agent.toggle_from(Origin::Http, action).await,
+        Action::Tell => agent.status().await.map(|status| status.toggle),
     };
     match toggled {
         Ok(toggled) => Json(Answer { code: 0, msg: "notify success", toggled }).into_response(),

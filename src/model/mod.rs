@@ -10,6 +10,7 @@
 mod amount;
 mod capture;
 mod cpu;
+mod difference;
 mod dump;
 mod incident;
 mod losses;

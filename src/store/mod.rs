@@ -60,6 +60,7 @@ pub use draft::Draft;
 pub use error::{Bound, Error};
 pub use incident::IncidentDir;
 pub use index::{Entry, find, list, open_artifact};
+pub use names::MANIFEST;
 pub use recovery::Recovery;
 pub use retention::{Removed, Retained, Standing};
 

@@ -17,7 +17,7 @@ use crate::base::IncidentId;
 use crate::model::Form;
 
 /// The manifest of an incident.
-pub(super) const MANIFEST: &str = "incident.json";
+pub const MANIFEST: &str = "incident.json";
 /// What outlives restarts besides the incidents.
 pub(super) const STATE: &str = "state.json";
 /// Who writes here.

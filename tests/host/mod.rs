@@ -18,6 +18,11 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// One agent may run in a process, and the tests of a binary may share one.
 static ONE: Mutex<()> = Mutex::new(());
 
+/// Waits until no other test of this binary has an agent, and keeps it so.
+pub(crate) fn alone() -> MutexGuard<'static, ()> {
+    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 pub(crate) struct Host {
     pub(crate) agent: Option<Agent>,
     pub(crate) dir: TempDir,
@@ -27,7 +32,7 @@ pub(crate) struct Host {
 impl Host {
     /// An agent with these settings, in a directory of its own.
     pub(crate) fn start(settings: Settings) -> Self {
-        let one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let one = alone();
         let dir = TempDir::new().unwrap();
         let settings = Settings { dir: dir.path().join("captures"), ..settings };
         let agent = Agent::from_settings(settings).start().unwrap();

@@ -29,6 +29,11 @@ pub(crate) fn find(dir: &Path, file: &str) -> Result<PathBuf, String> {
 /// What `go tool pprof ARGS` prints. It never asks the network or the machine for symbols, so that what
 /// it shows is what the file says.
 pub(crate) fn go_pprof(args: &[&str]) -> String {
+    run(&mut go_pprof_command(args))
+}
+
+/// `go tool pprof ARGS`, to be run.
+pub(crate) fn go_pprof_command(args: &[&str]) -> Command {
     let dir = dir();
     let go = need(find(&dir, "venv/bin/go"));
     let mut command = Command::new(go);
@@ -40,7 +45,7 @@ pub(crate) fn go_pprof(args: &[&str]) -> String {
         .env("GOFLAGS", "")
         .env("TZ", "UTC")
         .env("PPROF_TMPDIR", dir.join("pprof"));
-    run(&mut command)
+    command
 }
 
 /// What the script `tests/peers/SCRIPT` prints, run by the peers' Python.
@@ -76,4 +81,45 @@ fn run(command: &mut Command) -> String {
         (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{command:?}: {}\n{stdout}\n{stderr}", output.status);
     stdout.into_owned()
+}
+
+/// A Go service with `net/http/pprof`, running until it is dropped.
+pub(crate) struct GoServer {
+    process: std::process::Child,
+    /// `http://…`
+    pub(crate) url: String,
+}
+
+impl GoServer {
+    pub(crate) fn start() -> Self {
+        use std::io::BufRead;
+
+        let dir = dir();
+        let binary = tempfile::tempdir().unwrap();
+        let file = binary.path().join("pprof_server");
+        let go = need(find(&dir, "venv/bin/go"));
+        let mut build = Command::new(go);
+        build
+            .args(["build", "-o"])
+            .arg(&file)
+            .arg(scripts().join("pprof_server.go"))
+            .env("GOTOOLCHAIN", "local")
+            .env("GOPROXY", "off")
+            .env("GOFLAGS", "-mod=mod")
+            .env("GOCACHE", dir.join("go-cache"))
+            .env("GOPATH", dir.join("go-path"));
+        run(&mut build);
+        let mut process = Command::new(&file).stdout(std::process::Stdio::piped()).spawn().unwrap();
+        let mut address = String::new();
+        let out = process.stdout.take().unwrap();
+        std::io::BufReader::new(out).read_line(&mut address).unwrap();
+        Self { process, url: format!("http://{}", address.trim()) }
+    }
+}
+
+impl Drop for GoServer {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
 }

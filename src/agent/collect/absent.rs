@@ -3,17 +3,23 @@
 
 #![allow(dead_code, reason = "what is called depends on which features are missing")]
 
-use super::{Failure, Started};
+use jiff::Timestamp;
+
+use super::{Evidence, Failure, Started};
 use crate::base::{Anchor, Bytes};
 use crate::config::{HeapSettings, Settings, TraceSettings};
-use crate::model::{CaptureKind, Rule, Vitals};
+use crate::model::{CaptureKind, Profile, Rule, Vitals};
 
 pub(super) fn memory(_: &Settings) -> Bytes {
     Bytes(0)
 }
 
 pub(super) fn start(kind: CaptureKind, _: &Settings, _: Anchor) -> Result<Started, Failure> {
-    Err(format!("marple is built without its `{kind}` feature: add it in Cargo.toml").into())
+    Err(missing(kind))
+}
+
+fn missing(kind: CaptureKind) -> Failure {
+    format!("marple is built without its `{kind}` feature: add it in Cargo.toml").into()
 }
 
 /// What a guard would be.
@@ -35,9 +41,21 @@ pub(in crate::agent) fn exclude_current_thread() -> Nothing {
     Nothing
 }
 
+pub(in crate::agent) fn exclude_for_good() {}
+
 pub(in crate::agent) fn tick(_: &mut Vitals) {}
 
 pub(in crate::agent) fn set_rates(_: &HeapSettings) {}
+
+pub(in crate::agent) fn now(_: Timestamp) -> Result<Evidence, Failure> {
+    Err(missing(CaptureKind::Heap))
+}
+
+pub(in crate::agent) fn snapshot(_: Timestamp) -> Result<Box<Profile>, Failure> {
+    Err(missing(CaptureKind::Heap))
+}
+
+pub(in crate::agent) fn ask_rate(_: Option<Bytes>) {}
 
 pub(in crate::agent) fn rehearse() {}
 

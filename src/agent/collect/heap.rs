@@ -3,6 +3,7 @@
 
 use std::future;
 use std::io::Write;
+use std::mem;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 
@@ -13,13 +14,14 @@ use crate::agent::heap_writer::{HeapWriter, ProcessMemory};
 use crate::base::{Anchor, Bytes, Moment};
 use crate::config::{HeapSettings, Settings};
 use crate::heap;
-use crate::model::{CaptureKind, Losses, Metric, Rule, Vitals};
+use crate::model::{CaptureKind, Losses, Metric, Profile, Rule, Vitals};
 use crate::os::unwind;
 use crate::os::wake::Listener;
 
 /// One dump at a time: there is one room.
 static WRITER: Mutex<Option<HeapWriter>> = Mutex::new(None);
-static RATES: Mutex<Rates> = Mutex::new(Rates { usual: None, during: None, captures: 0 });
+static RATES: Mutex<Rates> =
+    Mutex::new(Rates { usual: None, during: None, captures: 0, asked: None });
 
 /// What the last tick measured; 0 is unknown.
 static RESIDENT: AtomicU64 = AtomicU64::new(0);
@@ -34,6 +36,19 @@ pub(super) fn start(_: CaptureKind, _: &Settings, anchor: Anchor) -> Result<Star
         collector: Box::new(Snapshots(anchor, FinerRate::begin())),
         at_start: Some(Evidence::Live(Box::new(Dump(anchor.wall)))),
     })
+}
+
+/// The heap as it is when it is written.
+pub(in crate::agent) fn now(wall: Timestamp) -> Result<Evidence, Failure> {
+    if !heap::installed() {
+        return Err(heap::Error::NotInstalled.into());
+    }
+    Ok(Evidence::Live(Box::new(Dump(wall))))
+}
+
+/// The heap as a value.
+pub(in crate::agent) fn snapshot(wall: Timestamp) -> Result<Box<Profile>, Failure> {
+    Ok(Box::new(heap::snapshot(wall)?))
 }
 
 struct Snapshots(Anchor, #[allow(dead_code, reason = "held for its drop")] FinerRate);
@@ -88,6 +103,11 @@ pub(in crate::agent) fn rehearse() {
 /// Keeps what this thread allocates out of heap profiles, until the guard is dropped.
 pub(in crate::agent) fn exclude_current_thread() -> heap::Exclusion {
     heap::exclude_current_thread()
+}
+
+/// The same until the thread ends.
+pub(in crate::agent) fn exclude_for_good() {
+    mem::forget(heap::exclude_current_thread());
 }
 
 /// Lets stacks be walked through libraries that were loaded since the last tick, and adds to the vitals
@@ -157,15 +177,24 @@ struct Rates {
     usual: Option<Bytes>,
     during: Option<Bytes>,
     captures: u32,
+    /// What a client asked for, for a time.
+    asked: Option<Bytes>,
 }
 
 impl Rates {
     fn apply(&self) {
         let during = self.during.filter(|_| self.captures > 0);
-        if let Some(rate) = during.or(self.usual) {
+        if let Some(rate) = self.asked.or(during).or(self.usual) {
             heap::set_rate(rate);
         }
     }
+}
+
+/// Samples every `rate` bytes until it is asked for none.
+pub(in crate::agent) fn ask_rate(rate: Option<Bytes>) {
+    let mut rates = RATES.lock().unwrap_or_else(PoisonError::into_inner);
+    rates.asked = rate;
+    rates.apply();
 }
 
 /// While one lives, the rate is that of an incident, if the settings have one.

@@ -1,0 +1,91 @@
+//! What a scrape of `/metrics` costs: CPU time of the thread `marple`, which does all of the answering, with
+//! and without scrapes.
+//!
+//! ```text
+//! cargo bench --bench http
+//! ```
+//!
+//! Rows are: name, value, goal, `pass` or `short`. The control is the same service idling for as many ticks.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+use std::{fs, thread};
+
+use marple::config::{HttpSettings, Listen, ToggleSettings};
+use marple::{Agent, Settings};
+
+const PAIRS: usize = 7;
+const SCRAPES: usize = 1000;
+/// 1000 scrapes a second shall take a fifth of a core at the most.
+const GOAL_MICROS: f64 = 200.0;
+
+fn main() {
+    let dir = tempfile::tempdir().unwrap();
+    let address: SocketAddr = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let settings = Settings {
+        dir: dir.path().join("captures"),
+        toggle: ToggleSettings { signal: None, ..ToggleSettings::default() },
+        http: Some(HttpSettings { listen: Listen::Tcp(address), ..HttpSettings::default() }),
+        ..Settings::default()
+    };
+    let agent = Agent::from_settings(settings).start().unwrap();
+    let mut client = TcpStream::connect(address).unwrap();
+    client.set_nodelay(true).unwrap();
+    scrape(&mut client, 100);
+
+    let mut per_scrape = Vec::new();
+    let mut idle = Vec::new();
+    for _ in 0..PAIRS {
+        let (before, since) = (cpu_time(), Instant::now());
+        scrape(&mut client, SCRAPES);
+        let (busy, took) = (cpu_time() - before, since.elapsed());
+        let before = cpu_time();
+        thread::sleep(took);
+        let control = cpu_time() - before;
+        idle.push(control.as_secs_f64() / took.as_secs_f64());
+        let scrapes = busy.saturating_sub(control);
+        per_scrape.push(scrapes.as_secs_f64() * 1e6 / SCRAPES as f64);
+    }
+    let cost = median(&mut per_scrape);
+    let verdict = if cost <= GOAL_MICROS { "pass" } else { "short" };
+    println!("scrape, CPU us on the agent's thread  {cost:.1}  <= {GOAL_MICROS}  {verdict}");
+    println!("control: idle, share of a core  {:.5}  -  -", median(&mut idle));
+    drop(agent);
+}
+
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn scrape(client: &mut TcpStream, times: usize) {
+    for _ in 0..times {
+        client.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+        let mut head = Vec::new();
+        let mut byte = [0; 1];
+        while !head.ends_with(b"\r\n\r\n") {
+            client.read_exact(&mut byte).unwrap();
+            head.push(byte[0]);
+        }
+        let head = String::from_utf8(head).unwrap().to_ascii_lowercase();
+        let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap();
+        let mut body = vec![0; length.parse().unwrap()];
+        client.read_exact(&mut body).unwrap();
+    }
+}
+
+/// CPU time of the thread `marple`.
+fn cpu_time() -> Duration {
+    for task in fs::read_dir("/proc/self/task").unwrap() {
+        let task = task.unwrap().path();
+        let Ok(name) = fs::read_to_string(task.join("comm")) else { continue };
+        if name.trim() == "marple" {
+            // Nanoseconds on a CPU, the first of three numbers.
+            let text = fs::read_to_string(task.join("schedstat")).unwrap();
+            let nanos = text.split(' ').next().unwrap().parse().unwrap();
+            return Duration::from_nanos(nanos);
+        }
+    }
+    panic!("no thread `marple`");
+}

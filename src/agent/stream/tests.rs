@@ -1,0 +1,171 @@
+use jiff::Timestamp;
+
+use super::*;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn anchor(seconds: u64) -> Anchor {
+    let wall: Timestamp = "2026-11-23T00:00:00Z".parse().unwrap();
+    let zero = Anchor { moment: Moment::from_nanos(0), wall, suspended: Duration::ZERO };
+    let moment = Moment::from_nanos(seconds * 1_000_000_000);
+    Anchor { moment, wall: zero.wall_at(moment), suspended: Duration::ZERO }
+}
+
+type Answer = oneshot::Receiver<Result<Streamed, StreamError>>;
+
+fn ask(streams: &mut Streams, now: u64, take: Take, taken: &[Taken]) -> Answer {
+    let (reply, answer) = oneshot::channel();
+    let who = format!("client {now}");
+    streams.ask(anchor(now), Ask { take, who, reply }, taken);
+    answer
+}
+
+fn cpu(seconds: u32) -> Take {
+    Take::Cpu { duration: SECOND * seconds, frequency: None }
+}
+
+fn heap() -> Take {
+    Take::Heap { view: HeapView::InUse, form: Form::Binary }
+}
+
+fn incident(kinds: impl Into<CaptureSet>) -> [Taken; 1] {
+    let until = Some(anchor(100).moment);
+    [Taken { kinds: kinds.into(), by: "incident X (memory)".into(), until }]
+}
+
+fn job(streams: &mut Streams, now: u64, taken: &[Taken]) -> String {
+    let job = streams.urgent_job(taken).or_else(|| streams.next_job(anchor(now), taken));
+    match job {
+        None => "none".into(),
+        Some(Job::Look { id, .. }) => format!("look {id}"),
+        Some(Job::Start { id, .. }) => format!("start {id}"),
+        Some(Job::Stop { id, cut_short }) => {
+            format!("stop {id}{}", cut_short.map(|why| format!(": {why}")).unwrap_or_default())
+        }
+        Some(Job::Encode { id }) => format!("encode {id}"),
+        Some(Job::Drop { id }) => format!("drop {id}"),
+    }
+}
+
+/// Starts a CPU stream of 10 s at second 0.
+fn running() -> (Streams, Answer) {
+    let mut streams = Streams::default();
+    let answer = ask(&mut streams, 0, cpu(10), &[]);
+    assert_eq!(job(&mut streams, 0, &[]), "start 1");
+    streams.done(anchor(0).moment, Done::Started { id: 1, engine: None });
+    (streams, answer)
+}
+
+fn busy(mut answer: Answer) -> (String, Option<u64>) {
+    match answer.try_recv() {
+        Ok(Err(StreamError::Busy { by, wait })) => (by, wait.map(|wait| wait.as_secs())),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_profile_runs_its_time_and_is_handed_over() {
+    let (mut streams, mut answer) = running();
+    assert_eq!(job(&mut streams, 9, &[]), "none");
+    assert_eq!(streams.next_expiry(), Some(anchor(10).moment));
+    assert_eq!(job(&mut streams, 10, &[]), "stop 1");
+    assert_eq!(streams.next_expiry(), None, "it is under way");
+    streams.done(anchor(10).moment, Done::Stopped { id: 1 });
+    assert_eq!(job(&mut streams, 10, &[]), "encode 1");
+    let result = Ok(Streamed { bytes: vec![1, 2, 3], cut_short: None });
+    assert_eq!(streams.done(anchor(10).moment, Done::Finished { id: 1, result }), Some(3));
+    assert_eq!(answer.try_recv().unwrap().unwrap().bytes, [1, 2, 3]);
+    assert!(streams.is_empty());
+}
+
+#[test]
+fn the_second_is_told_who_has_the_engine_and_until_when() {
+    let (mut streams, first) = running();
+    let second = ask(&mut streams, 4, cpu(1), &[]);
+    let told = ("in use by client 0 until 2026-11-23T00:00:10Z".to_owned(), Some(6));
+    assert_eq!(busy(second), told);
+    // What needs no engine of its own goes on beside it.
+    let mut snapshot = ask(&mut streams, 4, heap(), &[]);
+    assert_eq!(job(&mut streams, 4, &[]), "look 2");
+    assert!(snapshot.try_recv().is_err() && !first.is_terminated());
+}
+
+#[test]
+fn who_goes_away_frees_the_engine_at_once() {
+    let (mut streams, answer) = running();
+    drop(answer);
+    assert_eq!(job(&mut streams, 1, &[]), "drop 1");
+    streams.done(anchor(1).moment, Done::Dropped { id: 1 });
+    let _second = ask(&mut streams, 1, cpu(1), &[]);
+    assert_eq!(job(&mut streams, 1, &[]), "start 2");
+}
+
+#[test]
+fn who_goes_away_before_his_turn_costs_nothing() {
+    let mut streams = Streams::default();
+    drop(ask(&mut streams, 0, cpu(1), &[]));
+    assert_eq!(job(&mut streams, 0, &[]), "none");
+    assert!(streams.is_empty());
+}
+
+#[test]
+fn an_incident_takes_the_engine_and_the_client_gets_what_there_is() {
+    let (mut streams, _answer) = running();
+    let taken = incident([CaptureKind::Cpu]);
+    let stop = "stop 1: the engine went to incident X (memory)";
+    assert_eq!(job(&mut streams, 3, &taken), stop);
+    streams.done(anchor(3).moment, Done::Stopped { id: 1 });
+    assert!(streams.urgent_job(&taken).is_none(), "the incident does not wait for the encoding");
+    assert_eq!(job(&mut streams, 3, &taken), "encode 1");
+    let told = "in use by incident X (memory), until 2026-11-23T00:01:40Z".to_owned();
+    assert_eq!(busy(ask(&mut streams, 40, cpu(1), &taken)), (told, Some(60)));
+}
+
+#[test]
+fn an_incident_that_wants_other_engines_is_not_in_the_way() {
+    let (mut streams, _answer) = running();
+    let taken = incident([CaptureKind::Trace, CaptureKind::Heap]);
+    assert!(streams.urgent_job(&taken).is_none());
+    let _heap = ask(&mut streams, 1, heap(), &taken);
+    assert_eq!(job(&mut streams, 1, &taken), "look 2");
+}
+
+#[test]
+fn an_incident_that_comes_before_the_start_turns_the_client_away() {
+    let mut streams = Streams::default();
+    let answer = ask(&mut streams, 0, cpu(1), &[]);
+    assert_eq!(job(&mut streams, 0, &incident([CaptureKind::Cpu])), "none");
+    assert!(busy(answer).0.contains("incident X"));
+}
+
+#[test]
+fn snapshots_wait_for_their_turn_and_there_is_a_last_one() {
+    let mut streams = Streams::default();
+    let answers: Vec<Answer> = (0..MOST).map(|_| ask(&mut streams, 0, heap(), &[])).collect();
+    assert_eq!(busy(ask(&mut streams, 0, heap(), &[])).1, None);
+    assert_eq!(job(&mut streams, 0, &[]), "look 1");
+    drop(answers);
+}
+
+#[test]
+fn one_delta_at_a_time() {
+    let delta = || Take::HeapDelta { duration: SECOND * 5, view: HeapView::InUse, rate: None };
+    let mut streams = Streams::default();
+    let _first = ask(&mut streams, 0, delta(), &[]);
+    assert_eq!(busy(ask(&mut streams, 1, delta(), &[])).1, Some(5));
+}
+
+#[test]
+fn a_shutdown_ends_all_and_answers_all() {
+    let (mut streams, mut answer) = running();
+    let mut waiting = ask(&mut streams, 1, heap(), &[]);
+    streams.shut();
+    assert_eq!(job(&mut streams, 1, &[]), "drop 1");
+    streams.done(anchor(1).moment, Done::Dropped { id: 1 });
+    assert!(streams.is_empty());
+    for answer in [&mut answer, &mut waiting] {
+        assert!(matches!(answer.try_recv(), Ok(Err(StreamError::Failed(_)))));
+    }
+    let mut late = ask(&mut streams, 2, heap(), &[]);
+    assert!(matches!(late.try_recv(), Ok(Err(StreamError::Failed(_)))));
+}

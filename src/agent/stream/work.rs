@@ -1,0 +1,303 @@
+//! The capture thread's half of streams: collectors that run for them, and what they saw until it is
+//! encoded.
+
+use std::io::{self, Write};
+use std::sync::Arc;
+
+use super::super::collect::{self, Collector, Evidence, Failure};
+use super::super::fence::{chain, fence};
+use super::{Done, Form, HeapView, Job, StreamError, Streamed, Take, ThreadView};
+use crate::base::{Anchor, Bytes, Clock};
+use crate::codec::legacy;
+use crate::config::{Settings, ThreadsMode};
+use crate::model::{CaptureKind, Profile, Sample, ValueType, VitalsRow};
+use crate::stacks::threads;
+use crate::{os, symbols};
+
+/// What a stream's bytes may come to. A trace of 16 MiB of memory is some 3 MiB encoded, a heap profile of
+/// 100,000 stacks 5; what goes beyond would be memory the service needs.
+const MOST_BYTES: Bytes = Bytes::mib(64);
+
+/// A job and what is needed to do it.
+pub(in crate::agent) struct Task {
+    pub(in crate::agent) job: Job,
+    pub(in crate::agent) settings: Arc<Settings>,
+    /// How much memory is left below the limit, if that is known.
+    pub(in crate::agent) headroom: Option<Bytes>,
+    /// The vitals of the last tick, for what people read.
+    pub(in crate::agent) vitals: VitalsRow,
+}
+
+/// What the capture thread is told to do.
+pub(in crate::agent) enum Order {
+    /// For an incident.
+    Incident(Box<super::super::capture::Task>),
+    /// For a stream.
+    Stream(Task),
+}
+
+/// What is under way.
+#[derive(Default)]
+pub(in crate::agent) struct Desk {
+    held: Vec<(u64, Held)>,
+}
+
+enum Held {
+    Running(Running),
+    Stopped { evidence: Evidence, view: Option<HeapView>, cut_short: Option<String> },
+}
+
+enum Running {
+    Collector(CaptureKind, Box<dyn Collector>),
+    /// The heap as it was at the start.
+    Delta(Box<Profile>, HeapView, AskedRate),
+}
+
+impl Running {
+    fn engine(&self) -> Option<(CaptureKind, String)> {
+        match self {
+            Self::Collector(kind, collector) => Some((*kind, collector.engine().to_owned())),
+            Self::Delta(..) => None,
+        }
+    }
+}
+
+/// While it lives, the heap is sampled at a rate that a client asked for, if it asked for one.
+struct AskedRate(());
+
+impl AskedRate {
+    fn begin(rate: Option<Bytes>) -> Self {
+        collect::heap::ask_rate(rate);
+        Self(())
+    }
+}
+
+impl Drop for AskedRate {
+    fn drop(&mut self) {
+        collect::heap::ask_rate(None);
+    }
+}
+
+impl Desk {
+    /// Does one task.
+    pub(in crate::agent) fn perform(&mut self, clock: &dyn Clock, task: Task) -> Done {
+        let Task { job, settings, headroom, vitals } = task;
+        match job {
+            Job::Look { id, take } => {
+                let result = fence(|| look(take, clock, &settings, &vitals));
+                Done::Finished { id, result: result.map_err(failed) }
+            }
+            Job::Start { id, take } => {
+                match fence(|| start(&take, &settings, headroom, clock.anchor())) {
+                    Ok(running) => {
+                        let engine = running.engine();
+                        self.held.push((id, Held::Running(running)));
+                        Done::Started { id, engine }
+                    }
+                    Err(error) => Done::Finished { id, result: Err(failed(error)) },
+                }
+            }
+            Job::Stop { id, cut_short } => match self.take(id) {
+                Some(Held::Running(running)) => match fence(|| stop(running, clock, cut_short)) {
+                    Ok(stopped) => {
+                        self.held.push((id, stopped));
+                        Done::Stopped { id }
+                    }
+                    Err(error) => Done::Finished { id, result: Err(failed(error)) },
+                },
+                _ => Done::Dropped { id },
+            },
+            Job::Encode { id } => match self.take(id) {
+                Some(Held::Stopped { evidence, view, cut_short }) => {
+                    let result =
+                        fence(|| Ok(Streamed { bytes: encode(evidence, view)?, cut_short }));
+                    Done::Finished { id, result: result.map_err(failed) }
+                }
+                _ => Done::Dropped { id },
+            },
+            Job::Drop { id } => {
+                let held = self.take(id);
+                let _ = fence(|| {
+                    drop(held);
+                    Ok(())
+                });
+                Done::Dropped { id }
+            }
+        }
+    }
+
+    fn take(&mut self, id: u64) -> Option<Held> {
+        let at = self.held.iter().position(|(held, _)| *held == id)?;
+        Some(self.held.swap_remove(at).1)
+    }
+}
+
+fn failed(error: Failure) -> StreamError {
+    StreamError::Failed(chain(&*error))
+}
+
+fn start(
+    take: &Take,
+    settings: &Settings,
+    headroom: Option<Bytes>,
+    anchor: Anchor,
+) -> Result<Running, Failure> {
+    let mut own = settings.clone();
+    let kind = match take {
+        Take::Cpu { frequency, .. } => {
+            own.cpu.frequency = frequency.unwrap_or(settings.cpu.frequency);
+            CaptureKind::Cpu
+        }
+        Take::Trace { .. } => CaptureKind::Trace,
+        Take::HeapDelta { view, rate, .. } => {
+            let first = collect::heap::snapshot(anchor.wall)?;
+            return Ok(Running::Delta(first, *view, AskedRate::begin(*rate)));
+        }
+        _ => return Err("it takes no time".into()),
+    };
+    let (need, left) = (collect::memory(kind, &own), headroom.unwrap_or(Bytes(u64::MAX)));
+    if left < need {
+        let why = format!("{left} are left below the memory limit and it takes up to {need}");
+        return Err(why.into());
+    }
+    // What was seen before the start is an incident's evidence; here nobody asked for it.
+    Ok(Running::Collector(kind, collect::start(kind, &own, anchor)?.collector))
+}
+
+fn stop(running: Running, clock: &dyn Clock, cut_short: Option<String>) -> Result<Held, Failure> {
+    let (mut evidence, view) = match running {
+        Running::Collector(_, collector) => {
+            (collector.stop(clock.now())?.ok_or("it saw nothing")?, None)
+        }
+        Running::Delta(first, view, _rate) => {
+            let mut profile = collect::heap::snapshot(clock.wall())?;
+            profile.subtract(&first);
+            (Evidence::Profile(profile), Some(view))
+        }
+    };
+    if let Evidence::Profile(profile) = &mut evidence {
+        profile.comments.extend(cut_short.iter().map(|why| format!("cut short: {why}")));
+    }
+    Ok(Held::Stopped { evidence, view, cut_short })
+}
+
+fn encode(mut evidence: Evidence, view: Option<HeapView>) -> Result<Vec<u8>, Failure> {
+    evidence.symbolize();
+    if let (Evidence::Profile(profile), Some(HeapView::Allocated)) = (&mut evidence, view) {
+        profile.default_sample_type = "alloc_space";
+    }
+    let mut out = Bounded(Vec::new());
+    evidence.write_binary(&mut out)?;
+    Ok(out.0)
+}
+
+fn look(
+    take: Take,
+    clock: &dyn Clock,
+    settings: &Settings,
+    vitals: &VitalsRow,
+) -> Result<Streamed, Failure> {
+    let anchor = clock.anchor();
+    let (evidence, view, form) = match take {
+        // Written from the tables, without holding it in memory; the others need it as a value.
+        Take::Heap { view: HeapView::InUse, form: Form::Binary } => {
+            (collect::heap::now(anchor.wall)?, None, Form::Binary)
+        }
+        Take::Heap { view, form } => {
+            let snapshot = collect::heap::snapshot(anchor.wall)?;
+            (Evidence::Profile(snapshot), Some(view), form)
+        }
+        Take::Threads { view, form } => {
+            let profile = match view {
+                ThreadView::Now => stacks_of_threads(clock, settings, vitals)?,
+                ThreadView::Created => number_of_threads(anchor)?,
+            };
+            (Evidence::Profile(Box::new(profile)), None, form)
+        }
+        Take::Symbols(addresses) => {
+            let bytes = symbolize(&addresses, anchor)?;
+            return Ok(Streamed { bytes, cut_short: None });
+        }
+        Take::Cpu { .. } | Take::Trace { .. } | Take::HeapDelta { .. } => {
+            return Err("it takes time".into());
+        }
+    };
+    let bytes = match (form, evidence) {
+        (Form::Text, Evidence::Profile(mut profile)) => {
+            symbols::name_functions(&mut profile);
+            let mut out = Bounded(Vec::new());
+            legacy::write(&profile, vitals, &mut out)?;
+            out.0
+        }
+        (_, evidence) => encode(evidence, view)?,
+    };
+    Ok(Streamed { bytes, cut_short: None })
+}
+
+/// The threads and where they stand, in the place of Go's goroutines.
+fn stacks_of_threads(
+    clock: &dyn Clock,
+    settings: &Settings,
+    vitals: &VitalsRow,
+) -> Result<Profile, Failure> {
+    let signals = settings.stacks.threads == ThreadsMode::Full;
+    let mut profile = threads::dump(clock, clock.anchor(), signals)?.profile;
+    profile.sample_types = vec![ValueType { name: "goroutine", unit: "count" }];
+    profile.default_sample_type = "goroutine";
+    for sample in &mut profile.samples {
+        sample.values.truncate(1);
+    }
+    let tasks = vitals.values.get("tasks").map_or_else(
+        || "no runtime is observed, so tasks are not counted".to_owned(),
+        |tasks| format!("tasks alive on the observed runtimes: {tasks}"),
+    );
+    profile.comments.push(tasks);
+    Ok(profile)
+}
+
+/// How many threads there are. Where they were made is not known.
+fn number_of_threads(anchor: Anchor) -> Result<Profile, Failure> {
+    let kind = ValueType { name: "threadcreate", unit: "count" };
+    let mut profile = Profile::new(&[kind], kind, 1, anchor.wall);
+    let values = vec![i64::try_from(os::threads::list()?.len()).unwrap_or(i64::MAX)];
+    profile.samples.push(Sample { stack: None, values, labels: Vec::new() });
+    profile.comments.push("where threads were made is not recorded".to_owned());
+    Ok(profile)
+}
+
+/// The functions at `addresses` of this process, in the form of Go's `symbol`.
+fn symbolize(addresses: &[u64], anchor: Anchor) -> Result<Vec<u8>, Failure> {
+    let none = ValueType { name: "address", unit: "count" };
+    let mut profile = Profile::new(&[none], none, 1, anchor.wall);
+    let frames: Vec<_> = addresses.iter().map(|&address| profile.frames.intern(address)).collect();
+    profile.attach_mappings(os::images::loaded()?);
+    symbols::name_functions(&mut profile);
+    // Readers ask this number only whether it is 0.
+    let mut out = Bounded(b"num_symbols: 1\n".to_vec());
+    for frame in frames {
+        let frame = profile.frames.get(frame);
+        let function =
+            frame.lines.last().and_then(|line| profile.functions.get(line.function.index()));
+        if let Some(function) = function {
+            writeln!(out, "{:#x} {}", frame.address, profile.strings.get(function.name))?;
+        }
+    }
+    Ok(out.0)
+}
+
+/// Bytes that are not more than a stream may have.
+struct Bounded(Vec<u8>);
+
+impl Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if (self.0.len() + bytes.len()) as u64 > MOST_BYTES.get() {
+            return Err(io::Error::other(format!("it is larger than {MOST_BYTES}")));
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,68 @@
+//! Files as bodies, a chunk at a time.
+//!
+//! Handlers of the own listener run on the thread `marple` beside the ticks, and a read of a file can take as
+//! long as the disk likes. So each chunk is read by a task of its own on the runtime's blocking threads
+//! (`marple-files`, two of them). A thread is held for a chunk and not for a client: one that reads slowly
+//! holds 64 KiB and no thread. The obvious alternative, a thread that fills a channel, would let two slow
+//! clients stop all others.
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use axum::body::{Body, Bytes};
+use http_body::Frame;
+use tokio::task::JoinHandle;
+
+/// How much is read at once.
+pub(super) const CHUNK: usize = 64 << 10;
+
+/// Something that is read a chunk at a time, blocking.
+pub(super) trait Source: Send + Unpin + 'static {
+    /// The next chunk; none at the end.
+    fn next(&mut self) -> io::Result<Option<Vec<u8>>>;
+}
+
+/// A body that reads `source` on blocking threads.
+pub(super) fn body(source: impl Source) -> Body {
+    Body::new(Chunks { source: Some(source), job: None })
+}
+
+type Read<S> = JoinHandle<(S, io::Result<Option<Vec<u8>>>)>;
+
+struct Chunks<S> {
+    source: Option<S>,
+    job: Option<Read<S>>,
+}
+
+impl<S: Source> http_body::Body for Chunks<S> {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+        let this = &mut *self;
+        if this.job.is_none() {
+            let Some(mut source) = this.source.take() else { return Poll::Ready(None) };
+            this.job = Some(tokio::task::spawn_blocking(move || {
+                let read = source.next();
+                (source, read)
+            }));
+        }
+        let Some(job) = this.job.as_mut() else { return Poll::Ready(None) };
+        let done = ready!(Pin::new(job).poll(context));
+        this.job = None;
+        Poll::Ready(match done {
+            Ok((source, Ok(Some(chunk)))) => {
+                this.source = Some(source);
+                Some(Ok(Frame::data(chunk.into())))
+            }
+            Ok((_, Ok(None))) => None,
+            Ok((_, Err(error))) => Some(Err(error)),
+            Err(error) => Some(Err(io::Error::other(error))),
+        })
+    }
+}

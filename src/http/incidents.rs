@@ -1,0 +1,322 @@
+//! `/incidents` and what is below: by id from the index, never by a path of the request's.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::path::Path;
+
+use axum::Json;
+use axum::body::Body;
+use axum::http::header::{
+    ACCEPT_RANGES, CONTENT_DISPOSITION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG,
+    IF_NONE_MATCH, IF_RANGE, RANGE,
+};
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::answer::{NOSNIFF, not_found, refusal};
+use super::archive::Archive;
+use super::chunks::{self, CHUNK, Source};
+use crate::base::{Bytes, IncidentId};
+use crate::model::{CaptureKind, IncidentState};
+use crate::store::{self, Entry};
+
+/// An incident in the list.
+#[derive(Serialize)]
+struct Row {
+    id: IncidentId,
+    name: String,
+    opened: Timestamp,
+    closed: Option<Timestamp>,
+    state: Option<IncidentState>,
+    /// Why it opened.
+    reason: Option<String>,
+    files: Vec<FileRow>,
+    bytes: Bytes,
+    /// Why its manifest cannot be read.
+    error: Option<String>,
+}
+
+#[derive(Serialize)]
+struct FileRow {
+    file: String,
+    kind: CaptureKind,
+    bytes: Bytes,
+}
+
+impl From<Entry> for Row {
+    fn from(entry: Entry) -> Self {
+        let Entry { id, name, opened, manifest, .. } = entry;
+        let (manifest, error) = match manifest {
+            Ok(manifest) => (Some(manifest), None),
+            Err(error) => (None, Some(error.to_string())),
+        };
+        let files: Vec<FileRow> = manifest
+            .iter()
+            .flat_map(|manifest| &manifest.artifacts)
+            .map(|it| FileRow { file: it.file.clone(), kind: it.kind, bytes: it.bytes })
+            .collect();
+        Self {
+            id,
+            name,
+            opened,
+            closed: manifest.as_ref().and_then(|manifest| manifest.closed),
+            state: manifest.as_ref().map(|manifest| manifest.state),
+            reason: manifest.as_ref().and_then(|it| Some(it.reasons.first()?.text.clone())),
+            bytes: Bytes(files.iter().map(|file| file.bytes.get()).sum()),
+            files,
+            error,
+        }
+    }
+}
+
+/// `/incidents`: all of them, the latest first.
+pub(super) async fn list(dir: &Path) -> Response {
+    let dir = dir.to_owned();
+    let rows =
+        off_thread(move || Ok(store::list(&dir)?.into_iter().map(Row::from).collect::<Vec<_>>()));
+    match rows.await {
+        Ok(rows) => ([NOSNIFF], Json(rows)).into_response(),
+        Err(refusal) => refusal,
+    }
+}
+
+/// `/incidents/{id}`: its manifest; `/incidents/{id}.tar.gz`: all of it.
+pub(super) async fn one(dir: &Path, name: &str, headers: &HeaderMap) -> Response {
+    match name.strip_suffix(".tar.gz") {
+        Some(id) => archive(dir, id).await,
+        None => file(dir, name, store::MANIFEST, headers).await,
+    }
+}
+
+async fn archive(dir: &Path, id: &str) -> Response {
+    let Ok(id) = id.parse() else { return not_found() };
+    let dir = dir.to_owned();
+    let archive = off_thread(move || {
+        let entry = store::find(&dir, id)?;
+        Ok((Archive::new(&dir, &entry), entry.id))
+    });
+    let (archive, id) = match archive.await {
+        Ok(archive) => archive,
+        Err(refusal) => return refusal,
+    };
+    let name = HeaderValue::try_from(format!("attachment; filename=\"{id}.tar.gz\""));
+    let mut response = ([NOSNIFF], chunks::body(archive)).into_response();
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/gzip"));
+    if let Ok(name) = name {
+        headers.insert(CONTENT_DISPOSITION, name);
+    }
+    response
+}
+
+/// `/incidents/{id}/{file}`: a file, or the part of it that is asked for.
+pub(super) async fn file(dir: &Path, id: &str, name: &str, headers: &HeaderMap) -> Response {
+    let Ok(id) = id.parse() else { return not_found() };
+    let (dir, file) = (dir.to_owned(), name.to_owned());
+    let found = match off_thread(move || Found::open(&dir, id, &file)).await {
+        Ok(found) => found,
+        Err(refusal) => return refusal,
+    };
+    let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+    let tag = found.tag.as_deref();
+    let matches = |listed: &str| {
+        tag.is_some_and(|tag| listed.split(',').any(|one| one.trim() == tag || one.trim() == "*"))
+    };
+    let etag = tag.and_then(|tag| HeaderValue::try_from(tag).ok());
+    if text(IF_NONE_MATCH).is_some_and(matches) {
+        let mut response = StatusCode::NOT_MODIFIED.into_response();
+        response.headers_mut().extend(etag.map(|etag| (ETAG, etag)));
+        return response;
+    }
+    // A part of an older file is of no use beside a part of this one.
+    let ranged = text(RANGE).filter(|_| text(IF_RANGE).is_none_or(|wanted| tag == Some(wanted)));
+    let (status, part) = match ranged.map_or(Range::Whole, |range| Range::parse(range, found.size))
+    {
+        Range::Whole => (StatusCode::OK, (0, found.size)),
+        Range::Part(from, to) => (StatusCode::PARTIAL_CONTENT, (from, to)),
+        Range::Beyond => {
+            let mut response = refusal(StatusCode::RANGE_NOT_SATISFIABLE, "no such part");
+            let all = HeaderValue::try_from(format!("bytes */{}", found.size)).ok();
+            response.headers_mut().extend(all.map(|all| (CONTENT_RANGE, all)));
+            return response;
+        }
+    };
+    let (from, to) = part;
+    let kind = found.content_type;
+    let range = (status == StatusCode::PARTIAL_CONTENT)
+        .then(|| HeaderValue::try_from(format!("bytes {from}-{}/{}", to - 1, found.size)).ok())
+        .flatten();
+    let disposition = (kind != JSON)
+        .then(|| HeaderValue::try_from(format!("attachment; filename=\"{name}\"")).ok())
+        .flatten();
+    let part = Part { file: found.file, at: from, to };
+    let mut response = (status, [NOSNIFF], part.into_body()).into_response();
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    headers.insert(CONTENT_LENGTH, HeaderValue::from(to - from));
+    headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    headers.extend(etag.map(|etag| (ETAG, etag)));
+    headers.extend(range.map(|range| (CONTENT_RANGE, range)));
+    headers.extend(disposition.map(|disposition| (CONTENT_DISPOSITION, disposition)));
+    response
+}
+
+const JSON: &str = "application/json";
+
+/// A file that is there.
+struct Found {
+    file: File,
+    size: u64,
+    /// `"sha256"`; none for a file whose digest is not in the manifest yet.
+    tag: Option<String>,
+    content_type: &'static str,
+}
+
+impl Found {
+    fn open(dir: &Path, id: IncidentId, name: &str) -> Result<Self, store::Error> {
+        let mut file = store::open_artifact(dir, id, name)?;
+        let size = file.metadata().map_err(|source| cannot_read(dir, source))?.len();
+        if name == store::MANIFEST {
+            // It changes while the incident is open, and no digest of it is kept.
+            let digest = digest(&mut file).map_err(|source| cannot_read(dir, source))?;
+            return Ok(Self { file, size, tag: Some(digest), content_type: JSON });
+        }
+        let manifest = store::find(dir, id)?.manifest;
+        let listed =
+            manifest.ok().and_then(|it| it.artifacts.into_iter().find(|it| it.file == name));
+        let tag = listed.map(|it| format!("\"{}\"", it.sha256));
+        Ok(Self { file, size, tag, content_type: "application/octet-stream" })
+    }
+}
+
+fn cannot_read(dir: &Path, source: io::Error) -> store::Error {
+    store::Error::Io { doing: "read a file of", path: dir.to_owned(), source }
+}
+
+fn digest(file: &mut File) -> io::Result<String> {
+    use sha2::{Digest, Sha256};
+
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; CHUNK];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => break,
+            n => hash.update(buffer.get(..n).unwrap_or_default()),
+        }
+    }
+    file.seek(SeekFrom::Start(0))?;
+    let hex: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok(format!("\"{hex}\""))
+}
+
+/// Bytes of a file from `at` up to `to`.
+struct Part {
+    file: File,
+    at: u64,
+    to: u64,
+}
+
+impl Part {
+    fn into_body(self) -> Body {
+        if self.at >= self.to { Body::empty() } else { chunks::body(self) }
+    }
+}
+
+impl Source for Part {
+    fn next(&mut self) -> io::Result<Option<Vec<u8>>> {
+        let left = self.to.saturating_sub(self.at);
+        if left == 0 {
+            return Ok(None);
+        }
+        let mut chunk = vec![0; left.min(CHUNK as u64) as usize];
+        self.file.seek(SeekFrom::Start(self.at))?;
+        self.file.read_exact(&mut chunk)?;
+        self.at += chunk.len() as u64;
+        Ok(Some(chunk))
+    }
+}
+
+/// What of a file of `size` bytes a `Range` header asks for.
+#[derive(Debug, PartialEq, Eq)]
+enum Range {
+    /// All of it: also for a range of another unit, several at once or one that is none, as RFC 9110 lets
+    /// a server do.
+    Whole,
+    /// From the first up to the second.
+    Part(u64, u64),
+    /// Nothing that is there.
+    Beyond,
+}
+
+impl Range {
+    fn parse(text: &str, size: u64) -> Self {
+        let Some((from, to)) = text.strip_prefix("bytes=").and_then(|it| it.split_once('-')) else {
+            return Self::Whole;
+        };
+        let number = |text: &str| {
+            text.bytes()
+                .all(|byte| byte.is_ascii_digit())
+                .then(|| text.parse::<u64>().ok())
+                .flatten()
+        };
+        match (from, number(from), to, number(to)) {
+            ("", _, _, Some(0)) => Self::Beyond,
+            ("", _, _, Some(last)) if size > 0 => Self::Part(size.saturating_sub(last), size),
+            ("", _, _, Some(_)) => Self::Beyond,
+            (_, Some(from), "", _) if from < size => Self::Part(from, size),
+            (_, Some(from), _, Some(to)) if from <= to && from < size => {
+                Self::Part(from, to.saturating_add(1).min(size))
+            }
+            (_, Some(_), "", _) => Self::Beyond,
+            (_, Some(from), _, Some(to)) if from <= to => Self::Beyond,
+            _ => Self::Whole,
+        }
+    }
+}
+
+/// Does `work`, which reads files, where it holds nothing up.
+async fn off_thread<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, store::Error> + Send + 'static,
+) -> Result<T, Response> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(Ok(done)) => Ok(done),
+        Ok(Err(store::Error::NoIncident { .. } | store::Error::NoArtifact { .. })) => {
+            Err(not_found())
+        }
+        Ok(Err(error)) => Err(refusal(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string())),
+        Err(error) => Err(refusal(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_of_one_part_or_of_all() {
+        for (text, expected) in [
+            ("bytes=0-3", Range::Part(0, 4)),
+            ("bytes=4-", Range::Part(4, 10)),
+            ("bytes=-3", Range::Part(7, 10)),
+            ("bytes=-99", Range::Part(0, 10)),
+            ("bytes=9-99", Range::Part(9, 10)),
+            ("bytes=9-18446744073709551615", Range::Part(9, 10)),
+            ("bytes=10-", Range::Beyond),
+            ("bytes=10-12", Range::Beyond),
+            ("bytes=-0", Range::Beyond),
+            ("bytes=3-2", Range::Whole),
+            ("bytes=0-1,4-5", Range::Whole),
+            ("bytes=", Range::Whole),
+            ("bytes=-", Range::Whole),
+            ("bytes=+1-2", Range::Whole),
+            ("items=0-3", Range::Whole),
+            ("bytes=0-18446744073709551616", Range::Whole),
+        ] {
+            assert_eq!(Range::parse(text, 10), expected, "{text}");
+        }
+        assert_eq!(Range::parse("bytes=-1", 0), Range::Beyond);
+        assert_eq!(Range::parse("bytes=0-", 0), Range::Beyond);
+    }
+}

@@ -1,0 +1,208 @@
+//! `/metrics`: the status in Prometheus' text format, version 0.0.4.
+//!
+//! Names and units follow Prometheus' rules (base units, `_total` for what only grows, shares as ratios),
+//! which `promtool check metrics` holds in the tests. A number that is not known is left out, never 0.
+
+use std::fmt::{self, Write as _};
+
+use super::audit;
+use crate::agent::Status;
+use crate::model::{CaptureKind, Limits};
+
+pub(super) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// The text, 4 KiB or so.
+pub(super) fn text(status: &Status) -> String {
+    let mut page = Page(String::with_capacity(8 << 10));
+    process(&mut page, status);
+    vitals(&mut page, status);
+    work(&mut page, status);
+    rules(&mut page, status);
+    requests(&mut page);
+    page.0
+}
+
+fn process(page: &mut Page, status: &Status) {
+    let info = [
+        ("version", status.version),
+        ("service", status.service.as_str()),
+        ("domain", status.domain.as_str()),
+    ];
+    page.family("marple_build_info", "gauge", "What is watched, and by which marple.");
+    page.row("marple_build_info", &info, 1.0);
+    let started = status.started.as_millisecond() as f64 / 1e3;
+    page.gauge("marple_start_time_seconds", "When the agent started.", Some(started));
+    let rejected = f64::from(u8::from(status.config.rejected.is_some()));
+    page.gauge(
+        "marple_config_rejected",
+        "Whether newer content of the settings file is not in force.",
+        Some(rejected),
+    );
+}
+
+fn vitals(page: &mut Page, status: &Status) {
+    let value = |name: &str| status.vitals.values.get(name).copied();
+    let share = |name: &str| value(name).map(|percent| percent / 100.0);
+    for (name, help, value) in [
+        (
+            "marple_memory_used_ratio",
+            "Working set as a share of the memory limit.",
+            share("memory"),
+        ),
+        ("marple_memory_working_set_bytes", "Working set.", value("memory.working_set")),
+        ("marple_memory_rss_bytes", "Resident set.", value("memory.rss")),
+        ("marple_cpu_used_ratio", "CPU time as a share of the CPU limit.", share("cpu")),
+        ("marple_tasks", "Tasks alive on the observed runtimes.", value("tasks")),
+        ("marple_threads", "Threads of the process.", value("threads")),
+        ("marple_open_fds", "Open file descriptors.", value("fds")),
+        ("marple_runtime_lag_seconds", "How late a probe task ran.", value("runtime.lag")),
+    ] {
+        page.gauge(name, help, value);
+    }
+    let Limits { memory, cpu_cores, .. } = &status.limits;
+    let memory = memory.map(|bytes| bytes.get() as f64);
+    page.gauge("marple_memory_limit_bytes", "The memory limit in force.", memory);
+    page.gauge("marple_cpu_limit_cores", "The CPU limit in force.", *cpu_cores);
+    let gauges = status
+        .vitals
+        .values
+        .iter()
+        .filter_map(|(name, value)| name.strip_prefix("gauge.").map(|name| (name, *value)));
+    page.labelled(
+        "marple_service_value",
+        "gauge",
+        "A number of the service's own.",
+        "name",
+        gauges,
+    );
+}
+
+fn work(page: &mut Page, status: &Status) {
+    let it = &status.counters;
+    for (name, help, count) in [
+        ("marple_ticks_total", "Times the vitals were read.", it.ticks),
+        ("marple_rules_fired_total", "Times a rule fired.", it.fired),
+        ("marple_incidents_total", "Incidents opened.", it.incidents),
+        ("marple_captures_total", "Captures that ended well.", it.captures),
+        (
+            "marple_captures_failed_total",
+            "Captures that did not start or did not end well.",
+            it.captures_failed,
+        ),
+        ("marple_artifacts_total", "Files written.", it.artifacts),
+        ("marple_artifact_bytes_total", "Bytes of the files written.", it.artifact_bytes.get()),
+        ("marple_incidents_removed_total", "Incidents removed.", it.incidents_removed),
+        ("marple_streams_total", "Captures handed over without a file.", it.streams),
+        ("marple_stream_bytes_total", "Bytes of those captures.", it.stream_bytes.get()),
+    ] {
+        page.family(name, "counter", help);
+        page.row(name, &[], count as f64);
+    }
+    let failures = status.failures.iter().map(|loss| (&*loss.cause, loss.count as f64));
+    let help = "What went wrong, by cause.";
+    page.labelled("marple_failures_total", "counter", help, "cause", failures);
+
+    let toggle = f64::from(u8::from(status.toggle.on));
+    page.gauge("marple_toggle_on", "Whether the toggle is on.", Some(toggle));
+    let open = status.incidents.len() as f64;
+    page.gauge("marple_incidents_open", "Open incidents.", Some(open));
+    page.gauge(
+        "marple_streams_open",
+        "Captures under way for clients.",
+        Some(status.streams.len() as f64),
+    );
+    let running = |kind: CaptureKind| {
+        let runs = status.incidents.iter().any(|incident| incident.running.contains(kind));
+        (kind.name(), f64::from(u8::from(runs)))
+    };
+    let running = CaptureKind::ALL.into_iter().map(running);
+    let help = "Whether an incident captures this kind.";
+    page.labelled("marple_capture_running", "gauge", help, "kind", running);
+}
+
+fn rules(page: &mut Page, status: &Status) {
+    let values = status.rules.iter().filter_map(|rule| Some((rule.name.as_str(), rule.value?)));
+    let help = "The last value a rule saw, in its metric's unit.";
+    page.labelled("marple_rule_value", "gauge", help, "rule", values);
+    if !status.rules.is_empty() {
+        page.family(
+            "marple_rule_decision",
+            "gauge",
+            "What a rule decided last: the one that is 1.",
+        );
+    }
+    for rule in &status.rules {
+        let labels = [("rule", rule.name.as_str()), ("decision", rule.decision)];
+        page.row("marple_rule_decision", &labels, 1.0);
+    }
+}
+
+fn requests(page: &mut Page) {
+    let mut counts = audit::counts().peekable();
+    if counts.peek().is_some() {
+        let help = "Requests answered; 499 is a client that went away.";
+        page.family("marple_http_requests_total", "counter", help);
+    }
+    for (route, code, count) in counts {
+        let code = code.to_string();
+        let labels = [("route", route), ("code", code.as_str())];
+        page.row("marple_http_requests_total", &labels, count as f64);
+    }
+}
+
+struct Page(String);
+
+// Writing into a String cannot fail.
+impl Page {
+    fn family(&mut self, name: &str, kind: &str, help: &str) {
+        let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
+    }
+
+    fn row(&mut self, name: &str, labels: &[(&str, &str)], value: f64) {
+        self.0.push_str(name);
+        for (index, (label, text)) in labels.iter().enumerate() {
+            let before = if index == 0 { '{' } else { ',' };
+            let _ = write!(self.0, "{before}{label}=\"{}\"", Escaped(text));
+        }
+        let close = if labels.is_empty() { "" } else { "}" };
+        let _ = writeln!(self.0, "{close} {value}");
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, value: Option<f64>) {
+        if let Some(value) = value {
+            self.family(name, "gauge", help);
+            self.row(name, &[], value);
+        }
+    }
+
+    fn labelled<'a>(
+        &mut self,
+        name: &str,
+        kind: &str,
+        help: &str,
+        label: &str,
+        rows: impl Iterator<Item = (&'a str, f64)>,
+    ) {
+        let mut rows = rows.peekable();
+        if rows.peek().is_some() {
+            self.family(name, kind, help);
+        }
+        for (text, value) in rows {
+            self.row(name, &[(label, text)], value);
+        }
+    }
+}
+
+/// A label's value.
+struct Escaped<'a>(&'a str);
+
+impl fmt::Display for Escaped<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.chars().try_for_each(|c| match c {
+            '\\' => f.write_str("\\\\"),
+            '"' => f.write_str("\\\""),
+            '\n' => f.write_str("\\n"),
+            c => f.write_char(c),
+        })
+    }
+}

@@ -1,0 +1,299 @@
+//! `/debug/pprof/*`, with the parameters, defaults, headers, file names and errors of Go's
+//! `net/http/pprof` (`golang/go:src/net/http/pprof/pprof.go`). Where the answers differ, the header of
+//! [`http`](super) says why.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::header::{CONTENT_DISPOSITION, CONTENT_TYPE};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode};
+use axum::response::{IntoResponse, Response};
+
+use super::answer::{NOSNIFF, pprof_error, stream_error, wrong_method};
+use super::query::Query;
+use crate::agent::{AgentHandle, Form, HeapView, Take, ThreadView};
+use crate::base::{Bytes, Hertz};
+use crate::codec::pprof;
+use crate::model::{Profile, ValueType};
+
+/// The most samples a second `hz` may ask for, as `cpu.frequency` may: above, the sampling shows in the
+/// profile.
+const MOST_HERTZ: u32 = 1000;
+/// The least bytes between two samples `rate` may ask for. At 4 KiB a program that allocates 1 GB/s records
+/// 250,000 stacks a second, which is a tenth of a core; below, it would be the program's main work.
+const LEAST_RATE: Bytes = Bytes::kib(4);
+/// What a list of addresses may come to: 50,000 of them.
+const MOST_BODY: usize = 1 << 20;
+
+const TEXT: &str = "text/plain; charset=utf-8";
+const BINARY: &str = "application/octet-stream";
+
+/// A request, as far as it matters here.
+pub(super) struct Asked<'a> {
+    pub(super) agent: &'a AgentHandle,
+    pub(super) method: &'a Method,
+    pub(super) name: &'a str,
+    /// The query as it came: `symbol` takes it raw.
+    pub(super) query: &'a str,
+    pub(super) who: &'a str,
+}
+
+pub(super) async fn profile(asked: Asked<'_>, body: Body) -> Response {
+    let query = Query::parse(asked.query);
+    if asked.method == Method::POST && asked.name != "symbol" {
+        return wrong_method("GET, HEAD");
+    }
+    match asked.name {
+        "profile" => cpu(&asked, &query).await,
+        "trace" => trace(&asked, &query).await,
+        "heap" | "allocs" => heap(&asked, &query).await,
+        "goroutine" | "threadcreate" => threads(&asked, &query).await,
+        "block" | "mutex" => contention(&asked, &query),
+        "cmdline" => cmdline(),
+        "symbol" => symbol(&asked, body).await,
+        _ => pprof_error(StatusCode::NOT_FOUND, "Unknown profile"),
+    }
+}
+
+async fn cpu(asked: &Asked<'_>, query: &Query) -> Response {
+    // Go takes what is not a number, or not a positive one, for 30.
+    let seconds = query.first("seconds").parse().ok().filter(|n: &i64| *n > 0).unwrap_or(30);
+    let duration = match capped(asked.agent, seconds as f64) {
+        Ok(duration) => duration,
+        Err(text) => return pprof_error(StatusCode::BAD_REQUEST, &text),
+    };
+    let frequency = match query.first("hz") {
+        "" => None,
+        text => match text.parse() {
+            Ok(hertz) if (1..=MOST_HERTZ).contains(&hertz) => Some(Hertz(hertz)),
+            _ => {
+                let right = format!(r#"invalid value for "hz" - must be 1 to {MOST_HERTZ}"#);
+                return pprof_error(StatusCode::BAD_REQUEST, &right);
+            }
+        },
+    };
+    let take = Take::Cpu { duration, frequency };
+    stream(asked, take, "profile", "Could not enable CPU profiling").await
+}
+
+async fn trace(asked: &Asked<'_>, query: &Query) -> Response {
+    let seconds = query.first("seconds").parse().ok().filter(|n: &f64| *n > 0.0).unwrap_or(1.0);
+    match capped(asked.agent, seconds) {
+        Ok(duration) => {
+            stream(asked, Take::Trace { duration }, "trace", "Could not enable tracing").await
+        }
+        Err(text) => pprof_error(StatusCode::BAD_REQUEST, &text),
+    }
+}
+
+async fn heap(asked: &Asked<'_>, query: &Query) -> Response {
+    let view = match asked.name {
+        "allocs" => HeapView::Allocated,
+        _ => HeapView::InUse,
+    };
+    let rate = match query.first("rate") {
+        "" => None,
+        text => match text.parse().map(Bytes) {
+            Ok(rate) if rate >= LEAST_RATE => Some(rate),
+            _ => {
+                let least = LEAST_RATE.get();
+                let right = format!(r#"invalid value for "rate" - must be {least} bytes or more"#);
+                return pprof_error(StatusCode::BAD_REQUEST, &right);
+            }
+        },
+    };
+    let mut response = match (query.first("seconds"), rate) {
+        ("", Some(_)) => {
+            let right = r#""rate" needs "seconds": it holds for what is allocated meanwhile"#;
+            return pprof_error(StatusCode::BAD_REQUEST, right);
+        }
+        ("", None) => {
+            let form = form(query);
+            let name = if form == Form::Text { "" } else { asked.name };
+            stream(asked, Take::Heap { view, form }, name, "No heap profile").await
+        }
+        (seconds, rate) => {
+            let duration = match delta(asked.agent, query, seconds) {
+                Ok(duration) => duration,
+                Err(text) => return pprof_error(StatusCode::BAD_REQUEST, &text),
+            };
+            let take = Take::HeapDelta { duration, view, rate };
+            stream(asked, take, &format!("{}-delta", asked.name), "No heap profile").await
+        }
+    };
+    if asked.name == "heap" && query.flag("gc") > 0 {
+        let told = HeaderValue::from_static("none; freed memory leaves the profile at once");
+        response.headers_mut().insert(HeaderName::from_static("x-marple-gc"), told);
+    }
+    response
+}
+
+/// The `seconds` of a difference, checked in Go's order.
+fn delta(agent: &AgentHandle, query: &Query, seconds: &str) -> Result<Duration, String> {
+    let bad = |text: &str| Err(text.to_owned());
+    let Some(seconds) = seconds.parse().ok().filter(|n: &i64| *n > 0) else {
+        return bad(r#"invalid value for "seconds" - must be a positive integer"#);
+    };
+    if query.flag("debug") != 0 {
+        return bad("seconds and debug params are incompatible");
+    }
+    capped(agent, seconds as f64)
+}
+
+async fn threads(asked: &Asked<'_>, query: &Query) -> Response {
+    if !query.first("seconds").is_empty() {
+        let right = r#""seconds" parameter is not supported for this profile type"#;
+        return pprof_error(StatusCode::BAD_REQUEST, right);
+    }
+    let view = match asked.name {
+        "goroutine" => ThreadView::Now,
+        _ => ThreadView::Created,
+    };
+    let form = form(query);
+    let name = if form == Form::Text { "" } else { asked.name };
+    stream(asked, Take::Threads { view, form }, name, "No threads").await
+}
+
+/// Who waits for whom is not recorded. Scrapers ask for it by default, so it is a profile of nothing, as in
+/// a Go program that has not turned it on, and says so.
+fn contention(asked: &Asked<'_>, query: &Query) -> Response {
+    if !query.first("seconds").is_empty() {
+        let right = r#""seconds" parameter is not supported for this profile type"#;
+        return pprof_error(StatusCode::BAD_REQUEST, right);
+    }
+    if form(query) == Form::Text {
+        let (kind, rest) = match asked.name {
+            "mutex" => ("mutex", "sampling period=0\n"),
+            _ => ("contention", ""),
+        };
+        let text = format!("--- {kind}:\ncycles/second=1000000000\n{rest}# not recorded\n");
+        return content(TEXT, None, text.into_bytes());
+    }
+    let kind = |name, unit| ValueType { name, unit };
+    let types = [kind("contentions", "count"), kind("delay", "nanoseconds")];
+    let now = jiff::Timestamp::now();
+    let mut profile = Profile::new(&types, kind("contentions", "count"), 1, now);
+    profile.comments.push(format!("{} contention is not recorded", asked.name));
+    let mut bytes = Vec::new();
+    match pprof::write(&profile, &mut bytes) {
+        Ok(()) => content(BINARY, Some(asked.name), bytes),
+        Err(error) => pprof_error(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
+    }
+}
+
+fn cmdline() -> Response {
+    let arguments: Vec<Vec<u8>> = std::env::args_os().map(OsString::into_vec).collect();
+    content(TEXT, None, arguments.join(&0))
+}
+
+async fn symbol(asked: &Asked<'_>, body: Body) -> Response {
+    let listed = match *asked.method {
+        Method::POST => match axum::body::to_bytes(body, MOST_BODY).await {
+            Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+            Err(_) => {
+                let text = format!("reading request: more than {MOST_BODY} bytes, or cut off");
+                return pprof_error(StatusCode::PAYLOAD_TOO_LARGE, &text);
+            }
+        },
+        _ => asked.query.to_owned(),
+    };
+    let addresses: Vec<u64> = listed.split('+').filter_map(address).collect();
+    let take = Take::Symbols(addresses);
+    stream(asked, take, "", "No symbols").await
+}
+
+/// A number as Go's `strconv.ParseUint(text, 0, 64)` takes it; 0 is no address.
+fn address(text: &str) -> Option<u64> {
+    let text = text.trim_end_matches(['\r', '\n']);
+    let prefixed = |prefix: [&str; 2], radix| {
+        let digits = prefix.iter().find_map(|prefix| text.strip_prefix(prefix))?;
+        Some(u64::from_str_radix(digits, radix).ok().filter(|_| !digits.starts_with('+')))
+    };
+    let parsed = prefixed(["0x", "0X"], 16)
+        .or_else(|| prefixed(["0b", "0B"], 2))
+        .or_else(|| prefixed(["0o", "0O"], 8))
+        .unwrap_or_else(|| match text.strip_prefix('0') {
+            Some(octal) => u64::from_str_radix(octal, 8).ok(),
+            None => text.parse().ok(),
+        });
+    parsed.filter(|address| *address != 0)
+}
+
+fn form(query: &Query) -> Form {
+    if query.flag("debug") == 0 { Form::Binary } else { Form::Text }
+}
+
+/// A duration within `http.max_duration`, or the refusal that names it.
+fn capped(agent: &AgentHandle, seconds: f64) -> Result<Duration, String> {
+    let most = agent.http().max_duration;
+    match Duration::try_from_secs_f64(seconds) {
+        Ok(duration) if duration <= most => Ok(duration),
+        _ => {
+            let cap = most.as_secs_f64();
+            let text = format!(
+                r#"invalid value for "seconds" - {seconds} is beyond the cap of {cap} (http.max_duration)"#
+            );
+            Err(text)
+        }
+    }
+}
+
+/// Takes a capture and hands it over: as a file called `name`, or as text without one. A HEAD is told what
+/// it would get and costs nothing.
+async fn stream(asked: &Asked<'_>, take: Take, name: &str, failure: &str) -> Response {
+    let (kind, file) = if name.is_empty() { (TEXT, None) } else { (BINARY, Some(name)) };
+    if asked.method == Method::HEAD {
+        return content(kind, file, Vec::new());
+    }
+    match asked.agent.stream(take, asked.who.to_owned()).await {
+        Ok(streamed) => {
+            let mut response = content(kind, file, streamed.bytes);
+            let cut = streamed.cut_short.and_then(|why| HeaderValue::try_from(why).ok());
+            if let Some(why) = cut {
+                response.headers_mut().insert(HeaderName::from_static("x-marple-cut-short"), why);
+            }
+            response
+        }
+        Err(error) => stream_error(failure, &error),
+    }
+}
+
+fn content(kind: &'static str, file: Option<&str>, bytes: Vec<u8>) -> Response {
+    let mut response = ([NOSNIFF], bytes).into_response();
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    let disposition =
+        file.map(|name| HeaderValue::try_from(format!("attachment; filename=\"{name}\"")));
+    if let Some(Ok(disposition)) = disposition {
+        headers.insert(CONTENT_DISPOSITION, disposition);
+    }
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_read_as_go_reads_them() {
+        for (text, expected) in [
+            ("0x55d0", Some(0x55d0)),
+            ("0X55D0", Some(0x55d0)),
+            ("1234", Some(1234)),
+            ("017", Some(15)),
+            ("0b11", Some(3)),
+            ("0o17", Some(15)),
+            ("0x1\n", Some(1)),
+            ("0", None),
+            ("0x", None),
+            ("0x+1", None),
+            ("", None),
+            ("main", None),
+            ("0x1ffffffffffffffff", None),
+        ] {
+            assert_eq!(address(text), expected, "{text}");
+        }
+    }
+}

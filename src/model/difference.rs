@@ -1,0 +1,126 @@
+//! What a profile gained since an earlier one.
+
+use std::collections::HashMap;
+
+use super::profile::{LabelValue, Profile, Sample};
+
+/// What makes a sample the same in two profiles: its addresses and its labels' contents, since handles
+/// mean nothing beyond their own profile.
+type Key = (Vec<u64>, Vec<(String, Content)>);
+
+#[derive(PartialEq, Eq, Hash)]
+enum Content {
+    Text(String),
+    Number(i64),
+}
+
+impl Profile {
+    /// Takes the values of `earlier`, a profile of the same types in the same process, off this one's.
+    /// What is zero in every type then goes, what `earlier` alone has becomes negative, and the duration is
+    /// the time between the two. Losses and comments stay this profile's.
+    ///
+    /// Takes the memory of one of the two once more while it runs.
+    pub fn subtract(&mut self, earlier: &Self) {
+        let mut before: HashMap<Key, Vec<i64>> = HashMap::with_capacity(earlier.samples.len());
+        for sample in &earlier.samples {
+            let sum = before.entry(earlier.key(sample)).or_default();
+            sum.resize(sum.len().max(sample.values.len()), 0);
+            sum.iter_mut().zip(&sample.values).for_each(|(sum, value)| *sum += value);
+        }
+        let mut samples = std::mem::take(&mut self.samples);
+        for sample in &mut samples {
+            if let Some(before) = before.remove(&self.key(sample)) {
+                sample.values.iter_mut().zip(before).for_each(|(now, before)| *now -= before);
+            }
+        }
+        for ((addresses, labels), values) in before {
+            let stack = self.intern_stack(&addresses);
+            let label = |(key, content): (String, Content)| match content {
+                Content::Text(text) => self.text_label(&key, &text),
+                Content::Number(number) => self.number_label(&key, number, "bytes"),
+            };
+            let labels = labels.into_iter().map(label).collect();
+            samples.push(Sample {
+                stack,
+                values: values.iter().map(|value| -value).collect(),
+                labels,
+            });
+        }
+        samples.retain(|sample| sample.values.iter().any(|value| *value != 0));
+        self.samples = samples;
+        self.duration = self.started.duration_since(earlier.started).unsigned_abs();
+    }
+
+    fn key(&self, sample: &Sample) -> Key {
+        let addresses = self.stacks.frames(sample.stack);
+        let text = |handle| self.strings.get(handle).to_owned();
+        let labels = sample.labels.iter().map(|label| {
+            let content = match label.value {
+                LabelValue::Text(value) => Content::Text(text(value)),
+                LabelValue::Number(number, _) => Content::Number(number),
+            };
+            (text(label.key), content)
+        });
+        (addresses.map(|frame| self.frames.get(frame).address).collect(), labels.collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::{SignedDuration, Timestamp};
+
+    use super::*;
+    use crate::model::ValueType;
+
+    fn profile(samples: &[(&[u64], i64, [i64; 2])]) -> Profile {
+        let kind = |name| ValueType { name, unit: "bytes" };
+        let types = [kind("alloc"), kind("inuse")];
+        let mut profile = Profile::new(&types, kind("space"), 1, Timestamp::UNIX_EPOCH);
+        for (addresses, size, values) in samples {
+            let stack = profile.intern_stack(addresses);
+            let labels = vec![profile.number_label("bytes", *size, "bytes")];
+            profile.samples.push(Sample { stack, values: values.to_vec(), labels });
+        }
+        profile
+    }
+
+    fn values(profile: &Profile) -> Vec<(Vec<u64>, Vec<i64>)> {
+        let mut values: Vec<_> = profile
+            .samples
+            .iter()
+            .map(|sample| (profile.key(sample).0, sample.values.clone()))
+            .collect();
+        values.sort();
+        values
+    }
+
+    #[test]
+    fn what_stayed_the_same_goes_and_the_rest_is_the_change() {
+        let earlier = profile(&[(&[9, 1], 8, [5, 5]), (&[7], 8, [3, 3]), (&[4], 8, [2, 1])]);
+        let mut later = profile(&[
+            (&[7], 8, [3, 3]),
+            (&[9, 1], 8, [9, 2]),
+            (&[9, 1], 16, [1, 1]),
+            (&[2], 8, [6, 6]),
+        ]);
+        later.started = earlier.started + SignedDuration::from_millis(1500);
+        later.subtract(&earlier);
+        assert_eq!(
+            values(&later),
+            [
+                (vec![2], vec![6, 6]),
+                (vec![4], vec![-2, -1]),
+                (vec![9, 1], vec![1, 1]),
+                (vec![9, 1], vec![4, -3]),
+            ]
+        );
+        assert_eq!(later.duration.as_millis(), 1500);
+    }
+
+    #[test]
+    fn nothing_is_left_of_a_profile_without_itself() {
+        let mut later = profile(&[(&[7], 8, [3, 3]), (&[], 8, [1, 1])]);
+        later.subtract(&later.clone());
+        assert!(later.samples.is_empty());
+    }
+}

@@ -1,0 +1,378 @@
+//! What an endpoint meets that is left on: forged names and origins, wrong tokens, slow and huge clients, and
+//! whatever a fuzzer makes up.
+
+mod host;
+mod web;
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use host::{Host, wait_for};
+use marple::config::{HttpSettings, Secret};
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+use tracing_subscriber::Layer;
+use tracing_subscriber::layer::SubscriberExt;
+use web::{ask, get, raw, serve};
+
+fn with_token() -> (Host, String) {
+    serve(HttpSettings { token: Some(Secret::new("s3cret")), ..HttpSettings::default() })
+}
+
+fn toggle_is_on(url: &str, headers: &[(&str, &str)]) -> bool {
+    ask("GET", &format!("{url}/monitor/notify?action=status"), headers, "").json()["on"] == true
+}
+
+#[test]
+fn without_the_token_everything_looks_the_same() {
+    let (_host, url) = with_token();
+    let expected = get(&format!("{url}/status"));
+    assert_eq!((expected.status, expected.header("www-authenticate")), (401, Some("Bearer")));
+    for path in [
+        "/status?token=s3cret",
+        "/status?access_token=s3cret",
+        "/s3cret/status",
+        "/nowhere",
+        "/",
+        "/metrics",
+        "/incidents",
+        "/incidents/00000000000000000000000000",
+        "/incidents/x/y",
+        "/debug/pprof",
+        "/debug/pprof/",
+        "/debug/pprof/heap",
+        "/debug/pprof/nosuch",
+        "/debug/pprof/profile?seconds=1",
+        "/monitor/notify",
+        "/monitor/notify?action=bad",
+    ] {
+        for method in ["GET", "POST", "DELETE"] {
+            for header in [
+                None,
+                Some("s3cret"),
+                Some("Basic s3cret"),
+                Some("Bearer s3cre"),
+                Some("Bearer s3crets"),
+                Some("Bearer  s3cret"),
+                Some("Bearer\ts3cret"),
+                Some("Bearer S3CRET"),
+                Some("Bearer"),
+            ] {
+                let headers: Vec<_> = header.iter().map(|it| ("Authorization", *it)).collect();
+                let answer = ask(method, &format!("{url}{path}"), &headers, "");
+                let shape = (answer.status, answer.text());
+                assert_eq!(shape, (401, expected.text()), "{method} {path} {header:?}");
+            }
+        }
+    }
+    assert!(!toggle_is_on(&url, &[("Authorization", "Bearer s3cret")]));
+}
+
+#[test]
+fn a_name_that_is_not_ours_is_refused_and_an_address_is_not() {
+    let (_host, url) = serve(HttpSettings::default());
+    for (host, expected) in [
+        ("localhost", 200),
+        ("127.0.0.1:1", 200),
+        ("[::1]:1", 200),
+        ("evil.example", 403),
+        ("localhost.evil.example:6060", 403),
+        ("127.0.0.1.nip.io", 403),
+        ("", 403),
+    ] {
+        let request = format!("GET /status HTTP/1.1\r\nHost: {host}\r\n\r\n");
+        assert_eq!(raw(&url, request.as_bytes()), Some(expected), "{host}");
+    }
+    for (request, expected) in [
+        ("GET /status HTTP/1.1\r\n\r\n", Some(403)),
+        ("GET http://evil.example/status HTTP/1.1\r\nHost: localhost\r\n\r\n", Some(403)),
+        ("GET /status HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\n\r\n", Some(403)),
+    ] {
+        assert_eq!(raw(&url, request.as_bytes()), expected, "{request}");
+    }
+}
+
+#[test]
+fn what_another_site_has_a_browser_send_changes_nothing() {
+    let (_host, url) = with_token();
+    let token = ("Authorization", "Bearer s3cret");
+    let host = url.trim_start_matches("http://").to_owned();
+    for header in [
+        ("Origin", "http://evil.example"),
+        ("Origin", "null"),
+        ("Origin", "http://localhost"),
+        ("Sec-Fetch-Site", "cross-site"),
+        ("Sec-Fetch-Site", "same-site"),
+    ] {
+        for method in ["GET", "POST"] {
+            let answer = ask(method, &format!("{url}/monitor/notify"), &[token, header], "");
+            assert_eq!(answer.status, 403, "{method} {header:?}");
+        }
+    }
+    assert!(!toggle_is_on(&url, &[token]));
+    let own = format!("http://{host}");
+    let headers = [token, ("Origin", own.as_str()), ("Sec-Fetch-Site", "same-origin")];
+    assert_eq!(ask("POST", &format!("{url}/monitor/notify"), &headers, "").status, 200);
+    assert!(toggle_is_on(&url, &[token]));
+}
+
+#[test]
+fn what_is_too_large_is_refused_and_the_next_is_answered() {
+    let (_host, url) = serve(HttpSettings::default());
+    let long = "x".repeat(1 << 20);
+    let head = |rest: &str| format!("GET /status{rest}\r\n\r\n").into_bytes();
+    for request in [
+        head(&format!("?{long} HTTP/1.1\r\nHost: localhost")),
+        head(&format!(" HTTP/1.1\r\nHost: localhost\r\nX: {long}")),
+        head(&format!(" HTTP/1.1\r\nHost: localhost{}", "\r\nX: y".repeat(5000))),
+    ] {
+        let status = raw(&url, &request);
+        assert!(status.is_none_or(|status| (400..=431).contains(&status)), "{status:?}");
+    }
+    let body = "0x1+".repeat(1 << 19);
+    let symbol = "POST /debug/pprof/symbol HTTP/1.1\r\nHost: localhost\r\n";
+    let lengths = format!("{symbol}Content-Length: {}\r\n\r\n{body}", body.len());
+    assert!(raw(&url, lengths.as_bytes()).is_none_or(|status| status == 413));
+    let huge = format!("{symbol}Content-Length: 18446744073709551615\r\n\r\n");
+    assert!(raw(&url, huge.as_bytes()).is_none_or(|status| status >= 400));
+    for request in [
+        &b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"[..],
+        b"GET\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"GET /status HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+        b"GET /status HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: x\r\n\r\n",
+        b"\0\0\0\0",
+    ] {
+        let status = raw(&url, &[request, b"\r\n\r\n"].concat());
+        assert!(status.is_none_or(|status| status >= 400), "{status:?} {request:?}");
+    }
+    assert_eq!(get(&format!("{url}/status")).status, 200);
+}
+
+#[test]
+fn clients_that_never_finish_are_ended_and_hold_nobody_up() {
+    let (_host, url) = serve(HttpSettings::default());
+    // More than there are places for, each with half a head.
+    let mut slow: Vec<_> = (0..200).map(|_| web::connect(&url)).collect();
+    for client in &mut slow {
+        let _ = client.write_all(b"GET /status HTTP/1.1\r\nHost: loc");
+    }
+    // Those beyond the last place are ended at once, the others when they have had their time.
+    wait_for("a place", || {
+        let mut client = web::connect(&url);
+        let _ = client.write_all(b"GET /status HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        web::status_of(&mut client).filter(|status| *status == 200)
+    });
+    for client in &mut slow {
+        client.set_read_timeout(Some(host::PATIENCE)).unwrap();
+        let mut rest = Vec::new();
+        let _ = client.read_to_end(&mut rest);
+        let text = String::from_utf8_lossy(&rest).into_owned();
+        assert!(rest.is_empty() || text.starts_with("HTTP/1.1 4"), "{text}");
+    }
+}
+
+/// What is told at `INFO` and `DEBUG`, as texts.
+#[derive(Clone, Default)]
+struct Told(Arc<Mutex<Vec<BTreeMap<String, String>>>>);
+
+impl<S: tracing::Subscriber> Layer<S> for Told {
+    fn on_event(&self, event: &tracing::Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
+        struct Fields(BTreeMap<String, String>);
+        impl tracing::field::Visit for Fields {
+            fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+                self.0.insert(field.name().to_owned(), format!("{value:?}").replace('"', ""));
+            }
+        }
+        let mut fields = Fields(BTreeMap::new());
+        event.record(&mut fields);
+        fields.0.insert("target".into(), event.metadata().target().into());
+        self.0.lock().unwrap().push(fields.0);
+    }
+}
+
+#[test]
+fn every_request_is_told_and_no_secret_is() {
+    let told = Told::default();
+    let subscriber = tracing_subscriber::registry().with(told.clone());
+    // Other tests of this binary may have the global one; this is the only one that needs it.
+    tracing::subscriber::set_global_default(subscriber).unwrap();
+    let (mut host, url) = with_token();
+    let bearer = ("Authorization", "Bearer s3cret");
+    assert_eq!(get(&format!("{url}/status?token=s3cret-in-the-query")).status, 401);
+    assert_eq!(get(&format!("{url}/s3cret-in-the-path")).status, 401);
+    assert_eq!(ask("POST", &format!("{url}/monitor/notify"), &[bearer], "").status, 200);
+    let status = ask("GET", &format!("{url}/status"), &[bearer], "").text();
+    let metrics = ask("GET", &format!("{url}/metrics"), &[bearer], "").text();
+    host.end();
+    let manifest = std::fs::read_to_string(host.incidents()[0].0.join("incident.json")).unwrap();
+    for text in [&status, &metrics, &manifest] {
+        assert!(!text.contains("s3cret"), "{text}");
+    }
+    let told = told.0.lock().unwrap().clone();
+    assert!(!format!("{told:?}").contains("s3cret"), "{told:?}");
+    for (route, method, status, role) in [
+        ("/status", "GET", "401", "none"),
+        ("other", "GET", "401", "none"),
+        ("/monitor/notify", "POST", "200", "control"),
+        ("/status", "GET", "200", "control"),
+    ] {
+        let is = |it: &BTreeMap<String, String>| {
+            it["target"] == "marple::audit"
+                && (it["route"].as_str(), it["method"].as_str()) == (route, method)
+                && (it["status"].as_str(), it["role"].as_str()) == (status, role)
+        };
+        assert!(told.iter().any(is), "{route} {method} {status} {role} in {told:?}");
+    }
+}
+
+fn piece() -> impl Strategy<Value = String> {
+    prop_oneof![
+        proptest::sample::select(
+            [
+                "/",
+                "//",
+                "..",
+                ".",
+                "%2e%2e",
+                "%252e",
+                "%2f",
+                "%00",
+                "%ff",
+                "%",
+                "%zz",
+                "\\",
+                "~",
+                "debug",
+                "pprof",
+                "heap",
+                "allocs",
+                "goroutine",
+                "threadcreate",
+                "symbol",
+                "cmdline",
+                "block",
+                "mutex",
+                "incidents",
+                "status",
+                "metrics",
+                "monitor",
+                "notify",
+                ".tar.gz",
+                "incident.json",
+                "00000000000000000000000000",
+                "état",
+                "{id}",
+                ":id",
+                "*",
+            ]
+            .map(str::to_owned)
+            .to_vec()
+        ),
+        "[!-~]{0,12}",
+    ]
+}
+
+fn parameter() -> impl Strategy<Value = String> {
+    let key = proptest::sample::select(vec![
+        "seconds",
+        "debug",
+        "gc",
+        "hz",
+        "rate",
+        "action",
+        "%73econds",
+        "x",
+        "",
+    ]);
+    let value = prop_oneof![
+        proptest::sample::select(vec![
+            "-1",
+            "0",
+            "x",
+            "1e999",
+            "nan",
+            "-inf",
+            "99999999999999999999",
+            "status",
+            "%00",
+            "%zz",
+            "1.5",
+            "0x10",
+            "+",
+            ";",
+            "9223372036854775808",
+            "12345678",
+        ])
+        .prop_map(str::to_owned),
+        "[!-~]{0,8}",
+    ];
+    (key, value).prop_map(|(key, value)| format!("{key}={value}"))
+}
+
+/// Thousands of requests that nobody meant: each is answered, none with a 5xx but for an allocator that
+/// is not there, none changes anything.
+#[test]
+fn made_up_paths_and_parameters_do_no_harm() {
+    let http = HttpSettings {
+        // What takes time is beyond the cap, whatever it is.
+        max_duration: Duration::from_millis(1),
+        compat_get_toggle: false,
+        ..HttpSettings::default()
+    };
+    let (_host, url) = serve(http);
+    let client = std::cell::RefCell::new(web::connect(&url));
+    let path = prop_oneof![
+        proptest::collection::vec(piece(), 0..6).prop_map(|pieces| pieces.join("/")),
+        piece().prop_map(|name| format!("debug/pprof/{name}")),
+        (piece(), piece()).prop_map(|(id, file)| format!("incidents/{id}/{file}")),
+        Just("monitor/notify".to_owned()),
+    ];
+    let request = (path, proptest::collection::vec(parameter(), 0..4));
+    let mut runner = TestRunner::new(Config { cases: 4000, ..Config::default() });
+    let outcome = runner.run(&request, |(path, parameters)| {
+        let target = format!("/{path}?{}", parameters.join("&"));
+        let target: String =
+            target.chars().map(|c| if c.is_ascii_graphic() { c } else { '_' }).collect();
+        let head = format!("GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        let status = exchange(&mut client.borrow_mut(), &url, head.as_bytes());
+        // This binary's allocator is not marple's, so there is no heap profile.
+        let known =
+            matches!(status, Some(200 | 307 | 400 | 403 | 404 | 405 | 500)) || status.is_none();
+        prop_assert!(known, "{target}: {status:?}");
+        prop_assert!(status != Some(500) || target.contains("/heap") || target.contains("/allocs"));
+        Ok(())
+    });
+    outcome.unwrap();
+    assert!(!toggle_is_on(&url, &[]));
+    let status = get(&format!("{url}/status")).json();
+    assert_eq!(status["streams"], serde_json::json!([]));
+    assert_eq!(status["counters"]["incidents"], 0);
+}
+
+/// Sends a request over `client` and reads the answer; on a new connection if that one was ended.
+fn exchange(client: &mut std::net::TcpStream, url: &str, request: &[u8]) -> Option<u16> {
+    let answer = client.write_all(request).ok().and_then(|()| read_answer(client));
+    if answer.is_none() {
+        *client = web::connect(url);
+    }
+    answer
+}
+
+fn read_answer(client: &mut std::net::TcpStream) -> Option<u16> {
+    let mut head = Vec::new();
+    let mut byte = [0];
+    while !head.ends_with(b"\r\n\r\n") {
+        match client.read(&mut byte) {
+            Ok(1) => head.push(byte[0]),
+            _ => return None,
+        }
+    }
+    let head = String::from_utf8_lossy(&head).to_ascii_lowercase();
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+    let mut body = vec![0; length.map_or(0, |length| length.parse().unwrap())];
+    client.read_exact(&mut body).ok()?;
+    head.strip_prefix("http/1.1 ")?.get(..3)?.parse().ok()
+}
