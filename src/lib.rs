@@ -37,8 +37,8 @@
 //!
 //! # What it asks of the process
 //!
-//! Two threads of its own, `marple` and `marple-capture`, and none of the host's time but what the
-//! engines take: see [`cpu`], [`heap`] and [`trace`]. A directory it may write to; it stays within the
+//! Threads of its own, `marple`, `marple-capture` and, while CPU time is sampled, `marple-cpu`, and none
+//! of the host's time but what the engines take: see [`cpu`], [`heap`] and [`trace`]. A directory it may write to; it stays within the
 //! bounds of `[store]`. Linux has everything; other Unixes lack cgroups and what is read from `/proc`.
 //!
 //! # What it is not for
@@ -58,11 +58,14 @@ pub mod cpu;
 #[cfg(feature = "heap")]
 pub mod heap;
 pub mod rules;
+pub mod stacks;
 pub mod store;
 pub mod symbols;
 #[cfg(feature = "trace")]
 pub mod trace;
 pub mod vitals;
+
+pub mod task;
 
 pub mod agent;
 #[cfg(feature = "http")]

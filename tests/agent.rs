@@ -30,7 +30,7 @@ fn a_rule_that_fires_leaves_a_whole_incident() {
     gauge.set(11.0);
     wait_for("the captures to end", || {
         let (_, manifest) = host.incidents().pop()?;
-        (manifest.captures.len() == 3
+        (manifest.captures.len() == 5
             && manifest.captures.iter().all(|capture| capture.outcome != Outcome::Running))
         .then_some(())
     });
@@ -46,7 +46,17 @@ fn a_rule_that_fires_leaves_a_whole_incident() {
     assert_eq!((reason.value, reason.threshold), (Some(11.0), Some(10.0)));
     assert_eq!(
         files(&manifest),
-        ["001.memory.pprof", "002.runtime.trace", "003.cpu.pprof", "004.memory.pprof"]
+        [
+            "001.threads.txt",
+            "002.threads.pprof",
+            "003.tasks.txt",
+            "004.tasks.json",
+            "005.tasks.pprof",
+            "006.memory.pprof",
+            "007.runtime.trace",
+            "008.cpu.pprof",
+            "009.memory.pprof",
+        ]
     );
     for capture in &manifest.captures {
         assert_eq!((capture.outcome, &capture.error), (Outcome::Done, &None), "{capture:?}");
@@ -62,7 +72,7 @@ fn a_rule_that_fires_leaves_a_whole_incident() {
     assert!(manifest.limits.memory.is_some() && manifest.limits.memory_source.is_some());
     assert!(!manifest.process.build_id.is_empty() || !cfg!(target_os = "linux"));
     assert!(manifest.vitals.iter().any(|row| row.values["gauge.queue"] == 11.0));
-    assert_eq!(host.handle().status().wait(PATIENCE).unwrap().counters.captures, 3);
+    assert_eq!(host.handle().status().wait(PATIENCE).unwrap().counters.captures, 5);
 }
 
 #[test]

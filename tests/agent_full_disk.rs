@@ -68,7 +68,7 @@ fn a_full_disk_is_told_and_survived() {
     // Full from outside, while an incident is open.
     let open = handle.start(CaptureSet::all()).wait(PATIENCE).unwrap();
     wait_for("the captures to run", || {
-        incidents(&captures).iter().any(|(_, manifest)| manifest.captures.len() == 3).then_some(())
+        incidents(&captures).iter().any(|(_, manifest)| manifest.captures.len() == 5).then_some(())
     });
     let filler = disk.0.join("filler");
     fill(&filler);

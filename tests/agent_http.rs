@@ -60,7 +60,7 @@ fn notify_flips_as_the_founding_program_did() {
     let (status, on) = ask("GET", &url, None);
     assert_eq!((status, &on["code"], &on["msg"]), (200, &0.into(), &"notify success".into()));
     assert_eq!(on["on"], true);
-    assert_eq!(on["running"], serde_json::json!(["trace", "cpu", "heap"]));
+    assert_eq!(on["running"], serde_json::json!(["trace", "threads", "tasks", "cpu", "heap"]));
     assert!(on["since"].is_string() && on["incident"].is_string(), "{on}");
     let (_, off) = ask("POST", &url, None);
     assert_eq!((&off["on"], &off["incident"]), (&false.into(), &on["incident"]));
@@ -193,8 +193,12 @@ fn answers_while_the_service_is_stuck() {
             answer["vitals"]["runtime.lag"].as_f64().filter(|lag| *lag > 0.3)
         });
         let (_, on) = ask("POST", &format!("http://{address}/monitor/notify"), None);
-        let (status, _) = ask("GET", &format!("http://{address}/debug/pprof/goroutine"), None);
+        let url = format!("http://{address}/debug/pprof/goroutine?debug=2");
+        let (status, text) = ask("GET", &url, None);
+        // The function that holds the only worker up is on the stack of its thread.
         assert_eq!(status, 200);
+        let text = text.as_str().unwrap();
+        assert!(text.contains("answers_while_the_service_is_stuck"), "{text}");
         (lag, on["on"].clone())
     });
     // The runtime's only thread is busy with this until the answers are there.

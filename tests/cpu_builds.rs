@@ -122,6 +122,13 @@ impl Told {
         told
     }
 
+    fn is_whole(&self, how: &str, engine: &str) {
+        let (all, whole) = (self.count(|_| true), self.count(is_whole));
+        println!("{how}, {engine}: {whole} of {all} stacks are whole");
+        assert!(all > 20, "{how}, {engine}: too few samples: {self:#?}");
+        assert!(whole * 20 >= all * 19, "{how}, {engine}: {self:#?}");
+    }
+
     /// How many of the samples there are.
     fn count(&self, counts: impl Fn(&[String]) -> bool) -> u64 {
         self.samples.iter().filter(|(_, frames)| counts(frames)).map(|(count, _)| count).sum()
@@ -140,24 +147,16 @@ fn is_as_deep(frames: &[String]) -> bool {
     frames.len() > CHAIN.len() + 3
 }
 
-/// Every stack of the working thread of `program` is whole: 99 of 100, for the thread's own beginning
-/// and end are of it too.
+/// The stacks of the working thread of `program` are whole: 19 of 20, for the thread's own beginning and
+/// end are of it too.
 fn stacks_are_whole(how: &str, program: &Path, names_from: Option<&Path>) {
     for engine in ENGINES {
         let told = Told::by(program, engine, names_from);
         if let Some(why) = &told.refused {
             panic!("{how}, {engine}: {why}");
         }
-        let (all, whole) = (told.count(is_of_worker), told.count(is_whole));
-        println!("{how}, {engine}: {whole} of {all} stacks are whole");
-        assert!(all > 20, "{how}, {engine}: too few samples: {told:?}");
-        assert!(whole * 100 >= all * 99, "{how}, {engine}: {told:#?}");
+        told.is_whole(how, engine);
     }
-}
-
-/// The main thread only waits for the other.
-fn is_of_worker(frames: &[String]) -> bool {
-    !frames.iter().any(|name| name == "main" || name.ends_with("::main"))
 }
 
 #[test]
@@ -208,7 +207,7 @@ fn a_stripped_program_has_whole_stacks_of_addresses_that_the_other_file_names() 
         let all = told.count(is_as_deep);
         let nameless =
             told.count(|frames| frames[..CHAIN.len()].iter().all(|name| name.starts_with('?')));
-        assert!(all > 20 && nameless * 100 >= all * 99, "{engine}: {told:#?}");
+        assert!(all > 20 && nameless * 20 >= all * 19, "{engine}: {told:#?}");
         assert!(!told.is_complete, "{engine}: a reader may try with the other file");
     }
     stacks_are_whole("stripped, names from the other file", &stripped, Some(&program));
@@ -236,16 +235,19 @@ fn a_stripped_program_finds_its_debug_file_beside_it() {
     }
 }
 
-/// Neither tables nor frame pointers: nobody can walk such a stack, and the profile says so.
+/// Neither tables nor frame pointers: nobody can walk such a stack. Where the time goes is seen all the
+/// same: the innermost frame needs no walk.
 #[test]
-fn a_build_without_unwind_tables_is_told_to_the_reader() {
+fn a_build_without_unwind_tables_still_shows_where_the_time_goes() {
     let folder = folder();
     let flags = ["-O", "-C", "panic=abort", "-C", "force-unwind-tables=no"];
     let program = build(&folder, &flags);
     for engine in ENGINES {
         let told = Told::by(&program, engine, None);
         let (all, whole) = (told.count(|_| true), told.count(is_whole));
-        println!("no tables, {engine}: {whole} of {all} whole; {}", told.remarks.join("; "));
+        println!("no unwind tables, {engine}: {whole} of {all} stacks are whole");
+        let at_work = told.count(|frames| frames[0].ends_with("::work"));
+        assert!(at_work > 20 && at_work * 10 >= all * 8, "{engine}: {told:#?}");
     }
 }
 
@@ -255,6 +257,10 @@ fn a_static_program_has_whole_stacks_or_says_why_not() {
     let program = build(&folder, &["-O", "-C", "target-feature=+crt-static"]);
     for engine in ENGINES {
         let told = Told::by(&program, engine, None);
-        println!("static, {engine}: {:?}, {}", told.refused, told.count(is_whole));
+        match (engine, &told.refused) {
+            ("pprof", Some(why)) => assert!(why.contains("dynamically linked libgcc_s"), "{why}"),
+            (_, Some(why)) => panic!("{engine}: {why}"),
+            (_, None) => told.is_whole("static", engine),
+        }
     }
 }

@@ -13,7 +13,8 @@
 //! ```
 //!
 //! The program needs nothing but itself, so that it can be copied into an older system;
-//! `tests/storm/old-glibc` does that.
+//! `tests/storm/old-glibc` does that. `STORM_CYCLES` is how many sessions are started and stopped in the
+//! tests of that: 100, or 1000 by hand.
 #![cfg(all(feature = "cpu", target_os = "linux"))]
 // Signals, forks and dlopen are not to be had without it.
 #![allow(unsafe_code)]
@@ -38,15 +39,11 @@ use watch::{Ended, Totals};
 static TURN: Mutex<()> = Mutex::new(());
 
 /// Runs `engine`'s storm and the control's, and holds the first to what was promised.
-///
-/// `STORM_OF` names another engine to be put in its place, so that one can see a storm that is lost:
-/// `pprof-rs` on glibc 2.31.
 fn storm(engine: Engine, test: &str) {
-    let instead = std::env::var("STORM_OF").ok().and_then(|name| Engine::of(&name));
-    let engine = instead.unwrap_or(engine);
     if let Some(name) = watch::asked() {
         return session::storm(Engine::of(&name).expect("an engine's name"), watch::seconds());
     }
+    let engine = instead_of(engine);
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let control = match watch::run(test, Engine::Control.name()) {
         Ended::Done(totals) => totals,
@@ -57,6 +54,12 @@ fn storm(engine: Engine, test: &str) {
         Ended::Refused(why) => println!("{engine}: refused here: {why}"),
         ended => panic!("{engine}: {ended}"),
     }
+}
+
+/// The engine that `STORM_OF` names instead of this one, so that one can see a storm that is lost:
+/// `pprof-rs` on glibc 2.31.
+fn instead_of(engine: Engine) -> Engine {
+    std::env::var("STORM_OF").ok().and_then(|name| Engine::of(&name)).unwrap_or(engine)
 }
 
 fn check(engine: Engine, totals: &Totals, control: &Totals) {
@@ -94,6 +97,37 @@ fn the_timer_engine_survives_a_storm() {
 #[test]
 fn the_pprof_engine_survives_a_storm() {
     storm(Engine::Pprof, "the_pprof_engine_survives_a_storm");
+}
+
+#[test]
+fn the_perf_engine_starts_and_stops_under_load() {
+    starts_and_stops(Engine::Perf, "the_perf_engine_starts_and_stops_under_load");
+}
+
+#[test]
+fn the_timer_engine_starts_and_stops_under_load() {
+    starts_and_stops(Engine::Timer, "the_timer_engine_starts_and_stops_under_load");
+}
+
+#[test]
+fn the_pprof_engine_starts_and_stops_under_load() {
+    starts_and_stops(Engine::Pprof, "the_pprof_engine_starts_and_stops_under_load");
+}
+
+fn starts_and_stops(engine: Engine, test: &str) {
+    if let Some(name) = watch::asked() {
+        return session::starts_and_stops(Engine::of(&name).expect("an engine's name"));
+    }
+    let engine = instead_of(engine);
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    match watch::run(test, engine.name()) {
+        Ended::Done(totals) => {
+            println!("{engine}: {:?}, {:?}", totals.progress, totals.counts);
+            assert!(totals.count("samples") > 0, "{engine}: no session saw the load");
+        }
+        Ended::Refused(why) => println!("{engine}: refused here: {why}"),
+        ended => panic!("{engine}: {ended}"),
+    }
 }
 
 #[test]

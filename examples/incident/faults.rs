@@ -9,6 +9,7 @@ use axum::Router;
 use axum::http::StatusCode;
 use axum::routing::{get, post};
 use marple::AgentHandle;
+use marple::task;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 use tracing::instrument;
@@ -93,7 +94,7 @@ fn search_for_a_proof_of_work() -> u64 {
 async fn notices() -> &'static str {
     for _ in 0..TASKS {
         // Made here, so that a `notify_waiters` that comes before the task's first poll wakes it too.
-        tokio::spawn(wait_for_a_reply_that_never_comes(REPLY.notified()));
+        task::spawn(wait_for_a_reply_that_never_comes(REPLY.notified()));
     }
     "sent\n"
 }

@@ -25,6 +25,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use marple::model::Origin;
+use marple::task::FutureExt as _;
 use marple::{AgentHandle, CaptureKind};
 use sysinfo::{ProcessRefreshKind, ProcessesToUpdate};
 use tokio::net::TcpListener;
@@ -100,7 +101,8 @@ fn run() -> Result<usize, Box<dyn Error>> {
     let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0"))?;
     let base = format!("http://{}", listener.local_addr()?);
     let service = faults::router(&agent.handle());
-    runtime.spawn(async { axum::serve(listener, service).await });
+    let server = async { axum::serve(listener, service).await };
+    runtime.spawn(server.traced("server"));
 
     let scenario = Scenario { client: Client::new(base.clone()), base, agent: agent.handle(), dir };
     let incidents = scenario.play()?;
@@ -171,7 +173,7 @@ impl Scenario {
                 path: "/notices",
                 threads: 1,
                 pause: Duration::from_millis(20),
-                culprit: None,
+                culprit: Some((CaptureKind::Tasks, "wait_for_a_reply_that_never_comes")),
             },
         ];
         let mut incidents = Vec::new();

@@ -99,7 +99,16 @@ impl Incident {
             return Err("its SHA-256 is not the one noted".into());
         }
         match artifact.kind {
-            CaptureKind::Cpu | CaptureKind::Heap => {
+            CaptureKind::Threads | CaptureKind::Tasks if !artifact.file.ends_with(".pprof") => {
+                let text = String::from_utf8(bytes)?;
+                if artifact.file.ends_with(".json") {
+                    serde_json::from_str::<serde_json::Value>(&text)?;
+                } else if !text.starts_with("# ") {
+                    return Err("it does not say what it is".into());
+                }
+                Ok(text.lines().map(str::to_owned).collect())
+            }
+            CaptureKind::Cpu | CaptureKind::Heap | CaptureKind::Threads | CaptureKind::Tasks => {
                 let profile = pprof::read(&bytes)?;
                 if profile.sample.is_empty() {
                     return Err("it holds no sample".into());
@@ -133,7 +142,12 @@ impl Incident {
         for artifact in &self.manifest.artifacts {
             let path = self.dir.join(&artifact.file);
             match artifact.kind {
-                CaptureKind::Cpu | CaptureKind::Heap => {
+                _ if artifact.file.ends_with(".txt") => println!("  less {}", path.display()),
+                _ if artifact.file.ends_with(".json") => println!("  jq . {}", path.display()),
+                CaptureKind::Cpu
+                | CaptureKind::Heap
+                | CaptureKind::Threads
+                | CaptureKind::Tasks => {
                     println!("  go tool pprof -top {}", path.display());
                 }
                 CaptureKind::Trace => {

@@ -15,8 +15,8 @@ use super::incidents::{Done, Job, Noted};
 use crate::base::{Bytes, Clock, IncidentId};
 use crate::config::Settings;
 use crate::model::{
-    CaptureKind, CaptureRecord, CaptureSet, IncidentState, Limits, Losses, Manifest, Outcome,
-    ProcessInfo, Versions, VitalsRow,
+    Artifact, CaptureKind, CaptureRecord, CaptureSet, Form, IncidentState, Limits, Losses,
+    Manifest, Outcome, ProcessInfo, Versions, VitalsRow,
 };
 use crate::store::{IncidentDir, Store};
 
@@ -130,6 +130,9 @@ impl Worker {
     pub(super) fn perform(&mut self, task: Task) -> Report {
         let mut tally = Tally::default();
         let mut dir = None;
+        if matches!(task.job, Job::Open { .. }) && self.store.is_removed() {
+            self.make_again(&task, &mut tally);
+        }
         // Before the job: should that be what ends the process, the budget knows of it.
         if let Some(error) =
             task.state.as_ref().and_then(|state| self.store.save_state(state).err())
@@ -168,11 +171,13 @@ impl Worker {
                     manifest.state = IncidentState::Closed;
                     manifest.closed = Some(closed);
                 });
-                if ok {
+                // One that somebody removed is over: there is nothing left to be closed.
+                let gone = self.dirs.iter().any(|(open, dir)| open == id && dir.is_removed());
+                if ok || gone {
                     self.dirs.retain(|(open, _)| open != id);
                     self.retain(&task, &mut tally);
                 }
-                Done::Closed { id: *id, ok }
+                Done::Closed { id: *id, ok: ok || gone }
             }
         };
         tally.incidents_removed = self.store.removed();
@@ -219,6 +224,19 @@ impl Worker {
         }
     }
 
+    /// Opens the directory of incidents anew: somebody removed it.
+    fn make_again(&mut self, task: &Task, tally: &mut Tally) {
+        let dir = self.store.dir().to_owned();
+        let settings = task.settings.store.clone();
+        match Store::open(&dir, settings, Arc::clone(&self.clock)) {
+            Ok((store, _)) => {
+                tracing::warn!(target: "marple", "{} was removed and is made again", dir.display());
+                self.store = store;
+            }
+            Err(error) => tally.fail("directory not made again", &error),
+        }
+    }
+
     /// Starts all of `kinds`, then writes what they saw at their start. Returns those that run.
     fn start(
         &mut self,
@@ -247,6 +265,13 @@ impl Worker {
                 error: None,
                 losses: Losses::default(),
             };
+            if let Some(why) = collect::switched_off(kind, &task.settings) {
+                record.stopped = Some(anchor.wall);
+                record.outcome = Outcome::Skipped;
+                record.error = Some(why.to_owned());
+                records.push(record);
+                continue;
+            }
             if let Some(why) = task.lacks_memory_for(kind) {
                 record.stopped = Some(anchor.wall);
                 record.outcome = Outcome::Skipped;
@@ -265,7 +290,7 @@ impl Worker {
                     taken.extend(started.at_start.map(|evidence| Taken {
                         kind,
                         record: at,
-                        part: Some(BEFORE),
+                        part: evidence.is_from_before().then_some(BEFORE),
                         evidence,
                     }));
                     running.insert(kind);
@@ -317,13 +342,19 @@ impl Worker {
             .partition(|running| running.incident == id && kinds.contains(running.kind));
         self.running = going;
         let mut taken = Vec::new();
-        let mut ended = Vec::new();
+        let (mut stopped, mut ended) = (Vec::new(), Vec::new());
         for Running { kind, record, collector, .. } in stopping {
             let (now, wall) = (self.clock.now(), self.clock.wall());
             match fence(|| collector.stop(now)) {
                 Ok(evidence) => {
                     ended.push((record, wall, None));
-                    taken.push(Taken { kind, record, part: None, evidence });
+                    stopped.push(record);
+                    taken.extend(evidence.map(|evidence| Taken {
+                        kind,
+                        record,
+                        part: None,
+                        evidence,
+                    }));
                 }
                 Err(error) => {
                     tally.captures_failed += 1;
@@ -332,7 +363,6 @@ impl Worker {
                 }
             }
         }
-        let written: Vec<usize> = taken.iter().map(|taken| taken.record).collect();
         self.write(id, taken, tally);
         self.update(id, tally, |manifest| {
             manifest.vitals.clone_from(&task.vitals);
@@ -347,7 +377,7 @@ impl Worker {
             }
         });
         let Some((_, dir)) = self.dirs.iter().find(|(open, _)| *open == id) else { return };
-        for record in written {
+        for record in stopped {
             match dir.manifest().captures.get(record).map(|record| record.outcome) {
                 Some(Outcome::Done) => tally.captures += 1,
                 _ => tally.captures_failed += 1,
@@ -358,38 +388,55 @@ impl Worker {
     /// Writes evidence into files. What cannot be written is a failure of its capture; the others follow.
     fn write(&mut self, id: IncidentId, taken: Vec<Taken>, tally: &mut Tally) {
         for Taken { kind, record, part, mut evidence } in taken {
-            let written = fence(|| {
+            if let Err(error) = fence(|| {
                 evidence.symbolize();
-                let Some((_, dir)) = self.dirs.iter_mut().find(|(open, _)| *open == id) else {
-                    return Err("its incident is not open".into());
-                };
-                let mut draft = dir.draft(kind, evidence.taken())?;
-                evidence.write(&mut draft)?;
-                Ok(draft.commit()?)
-            });
-            let losses = evidence.losses();
-            match written {
-                Ok(mut artifact) => {
-                    artifact.part = part.map(str::to_owned);
-                    tally.artifacts += 1;
-                    tally.artifact_bytes += artifact.bytes.get();
-                    self.update(id, tally, |manifest| {
-                        manifest.artifacts.push(artifact);
-                        if let Some(record) = manifest.captures.get_mut(record) {
-                            record.losses.merge(&losses);
-                        }
-                    });
-                }
-                Err(error) => {
-                    tally.fail("artifact not written", &*error);
-                    self.update(id, tally, |manifest| {
-                        if let Some(record) = manifest.captures.get_mut(record) {
-                            fail(record, chain(&*error));
-                        }
-                    });
+                Ok(())
+            }) {
+                tally.fail("evidence left without names", &*error);
+            }
+            let mut artifacts = Vec::new();
+            let mut failed = None;
+            for form in Form::of(kind) {
+                match fence(|| self.write_as(id, form, &evidence)) {
+                    Ok(mut artifact) => {
+                        artifact.part = part.map(str::to_owned);
+                        tally.artifacts += 1;
+                        tally.artifact_bytes += artifact.bytes.get();
+                        artifacts.push(artifact);
+                    }
+                    Err(error) => {
+                        tally.fail("artifact not written", &*error);
+                        failed.get_or_insert(chain(&*error));
+                    }
                 }
             }
+            let losses = evidence.losses().clone();
+            self.update(id, tally, |manifest| {
+                let written = !artifacts.is_empty();
+                manifest.artifacts.extend(artifacts);
+                let Some(record) = manifest.captures.get_mut(record) else { return };
+                if written {
+                    record.losses.merge(&losses);
+                }
+                if let Some(error) = failed {
+                    fail(record, error);
+                }
+            });
         }
+    }
+
+    fn write_as(
+        &mut self,
+        id: IncidentId,
+        form: Form,
+        evidence: &Evidence,
+    ) -> Result<Artifact, Failure> {
+        let Some((_, dir)) = self.dirs.iter_mut().find(|(open, _)| *open == id) else {
+            return Err("its incident is not open".into());
+        };
+        let mut draft = dir.draft(form, evidence.taken())?;
+        evidence.write(form, &mut draft)?;
+        Ok(draft.commit()?)
     }
 
     fn update(

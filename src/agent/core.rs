@@ -130,6 +130,7 @@ impl Core {
         self.counters.ticks += 1;
         collect::heap::tick(&mut self.vitals);
         collect::trace::record_vitals(&self.vitals);
+        collect::tasks::record_vitals(&self.vitals);
         self.history.record(&self.vitals);
         for open in &mut self.open {
             open.recording.record(&self.vitals);

@@ -12,7 +12,8 @@
 //! Neither thread is the host's, so a stuck executor is still watched and captured. Each piece of state
 //! has one owner: the loop owns what is measured, decided and promised, the worker owns collectors and
 //! files. They exchange values, one task at a time; what is to be done next is computed when the worker
-//! is free (`incidents`), so nothing queues up behind a slow disk.
+//! is free (`incidents`), so nothing queues up behind a slow disk. The CPU collector has a third thread,
+//! which empties its rings while the worker encodes; it is the collector's and knows nothing of these.
 
 mod budget;
 mod builder;

@@ -6,6 +6,7 @@
 //! - CPU and heap profiles are [`pprof`]: gzip'd `profile.proto`, as `go tool pprof` wants it.
 //! - Timelines are [`perfetto`]: gzip'd Perfetto traces.
 //! - Profiles for eyes are [`legacy`]: the text Go prints for `debug=1`.
+//! - Dumps of threads and tasks are [`text`] too, and JSON for scripts.
 //!
 //! Writers stream: a capture is written when memory may be nearly gone, so besides the model value
 //! itself there is one message, one block of 32 KiB and the compressor's window in memory, however
@@ -21,5 +22,6 @@ pub mod legacy;
 pub mod perfetto;
 pub mod pprof;
 mod press;
+pub mod text;
 
 pub use error::Error;

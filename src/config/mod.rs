@@ -34,7 +34,8 @@ pub use default_rules::default_rules;
 pub use problem::{Error, Problem, Problems};
 pub use settings::{
     BudgetSettings, CpuSettings, HeapSettings, HttpSettings, Listen, Room, Secret, Settings,
-    StoreSettings, ToggleSettings, ToggleSignal, TraceSettings,
+    StacksSettings, StoreSettings, TasksMode, ThreadsMode, ToggleSettings, ToggleSignal,
+    TraceSettings,
 };
 pub use watch::Watcher;
 pub use watched::{Change, Watched};

@@ -10,7 +10,7 @@ use super::Error;
 use super::section::{Report, Section};
 use super::settings::{
     BudgetSettings, CpuSettings, HeapSettings, HttpSettings, RuleChoice, Secret, Settings,
-    StoreSettings, ToggleSettings, TraceSettings,
+    StacksSettings, StoreSettings, ToggleSettings, TraceSettings,
 };
 use super::value;
 use crate::base::Bytes;
@@ -54,6 +54,7 @@ fn file(root: &mut Section<'_, '_>, settings: &mut Settings) {
     root.section("cpu", |section| cpu(section, &mut settings.cpu));
     root.section("heap", |section| heap(section, &mut settings.heap));
     root.section("trace", |section| trace(section, &mut settings.trace));
+    root.section("stacks", |section| stacks(section, &mut settings.stacks));
     let mut choice = None;
     root.read("rules", value::rules, &mut choice);
     let choice =
@@ -133,6 +134,12 @@ fn heap(section: &mut Section<'_, '_>, heap: &mut HeapSettings) {
 
 fn trace(section: &mut Section<'_, '_>, trace: &mut TraceSettings) {
     section.read("max_bytes", Bytes::deserialize, &mut trace.max_bytes);
+}
+
+fn stacks(section: &mut Section<'_, '_>, stacks: &mut StacksSettings) {
+    section.read("threads", value::threads_mode, &mut stacks.threads);
+    section.read("tasks", value::tasks_mode, &mut stacks.tasks);
+    section.read("tasks_deadline", value::duration, &mut stacks.tasks_deadline);
 }
 
 fn rule(section: &mut Section<'_, '_>) -> Rule {

@@ -37,6 +37,8 @@ pub struct Settings {
     pub heap: HeapSettings,
     /// Runtime traces.
     pub trace: TraceSettings,
+    /// Dumps of threads and tasks.
+    pub stacks: StacksSettings,
     /// The rules, in the order they are asked. Default: [`default_rules`].
     pub rules: Vec<Rule>,
 }
@@ -233,6 +235,68 @@ pub struct TraceSettings {
     pub max_bytes: Bytes,
 }
 
+/// Dumps of threads and tasks.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StacksSettings {
+    /// How threads are dumped. Default: in full.
+    pub threads: ThreadsMode,
+    /// How tasks are dumped. Default: in full.
+    pub tasks: TasksMode,
+    /// How long asking the tasks may take in all. Default: 2 seconds.
+    pub tasks_deadline: Duration,
+}
+
+/// How threads are dumped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ThreadsMode {
+    /// With their stacks: each gets a signal, which some system calls do not stand (`stacks::threads` lists
+    /// them).
+    Full,
+    /// As `/proc` shows them, without stacks and without a signal.
+    ProcOnly,
+    /// Not at all.
+    Off,
+}
+
+impl ThreadsMode {
+    /// Every way.
+    pub const ALL: [Self; 3] = [Self::Full, Self::ProcOnly, Self::Off];
+
+    /// Its name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::ProcOnly => "proc-only",
+            Self::Off => "off",
+        }
+    }
+}
+
+/// How tasks are dumped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TasksMode {
+    /// With their stacks: each is woken once.
+    Full,
+    /// Listed, without being woken.
+    ListOnly,
+    /// Not at all.
+    Off,
+}
+
+impl TasksMode {
+    /// Every way.
+    pub const ALL: [Self; 3] = [Self::Full, Self::ListOnly, Self::Off];
+
+    /// Its name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::ListOnly => "list-only",
+            Self::Off => "off",
+        }
+    }
+}
+
 impl Default for Settings {
     fn default() -> Self {
         Self {
@@ -251,6 +315,7 @@ impl Default for Settings {
             cpu: CpuSettings::default(),
             heap: HeapSettings::default(),
             trace: TraceSettings::default(),
+            stacks: StacksSettings::default(),
             rules: default_rules(),
         }
     }
@@ -333,6 +398,16 @@ impl Default for HeapSettings {
 impl Default for TraceSettings {
     fn default() -> Self {
         Self { max_bytes: Bytes::mib(16) }
+    }
+}
+
+impl Default for StacksSettings {
+    fn default() -> Self {
+        Self {
+            threads: ThreadsMode::Full,
+            tasks: TasksMode::Full,
+            tasks_deadline: Duration::from_secs(2),
+        }
     }
 }
 

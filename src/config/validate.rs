@@ -27,6 +27,10 @@ const LOOKBACK: (Duration, Duration) = (Duration::from_secs(1), Duration::from_s
 const MAX_RULES: usize = 100;
 /// Each is a line of `state.json`, which has a bound; one a minute is more than anybody reads.
 const MAX_INCIDENTS_PER_DAY: usize = 1440;
+/// Longer, the thread that captures would be kept from everything else of an incident.
+const MAX_TASKS_DEADLINE: Duration = Duration::from_secs(30);
+/// What can be captured, for those who named nothing.
+const KINDS: &str = "\"cpu\", \"heap\", \"trace\", \"threads\", \"tasks\"";
 /// A file's name has at most 255 bytes; it holds service and domain, or the rule, the time and an id.
 const MAX_NAME: usize = 64;
 /// `sun_path`, less its trailing NUL.
@@ -170,7 +174,7 @@ fn general(check: &mut Check, settings: &Settings) {
 
     let toggle = &settings.toggle;
     check.that(!toggle.capture.is_empty(), &["toggle.capture"], || {
-        "nothing to capture: name at least one of \"cpu\", \"heap\", \"trace\"".to_owned()
+        format!("nothing to capture: name at least one of {KINDS}")
     });
     check.positive("toggle.max_duration", toggle.max_duration);
     if let Some(path) = &toggle.trigger_file {
@@ -208,6 +212,11 @@ fn general(check: &mut Check, settings: &Settings) {
         });
     }
     check.at_least("trace.max_bytes", settings.trace.max_bytes, MIN_TRACE_BYTES);
+    let deadline = settings.stacks.tasks_deadline;
+    let well = !deadline.is_zero() && deadline <= MAX_TASKS_DEADLINE;
+    check.that(well, &["stacks.tasks_deadline"], || {
+        format!("{deadline:?} is out of bounds: write a duration up to {MAX_TASKS_DEADLINE:?}")
+    });
     check.that(settings.rules.len() <= MAX_RULES, &["rule"], || {
         format!("{} rules are too many: write at most {MAX_RULES}", settings.rules.len())
     });
@@ -292,7 +301,7 @@ fn rule(check: &mut Check, rule: &Rule) {
     }
     thresholds(check, rule);
     check.that(!rule.capture.is_empty(), &["capture"], || {
-        "nothing to capture: name at least one of \"cpu\", \"heap\", \"trace\"".to_owned()
+        format!("nothing to capture: name at least one of {KINDS}")
     });
     check.positive("duration", rule.duration);
 }

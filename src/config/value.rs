@@ -13,7 +13,7 @@ use jiff::SpanRelativeTo;
 use jiff::fmt::friendly::SpanParser;
 use serde::de::{self, Deserialize, Deserializer, Unexpected, Visitor};
 
-use super::settings::{Listen, Room, RuleChoice, Secret, ToggleSignal};
+use super::settings::{Listen, Room, RuleChoice, Secret, TasksMode, ThreadsMode, ToggleSignal};
 use crate::base::{Bytes, Hertz, Percent};
 use crate::model::{Again, CaptureKind, CaptureSet, CpuEngine, Holds, Mode, Unit};
 
@@ -170,6 +170,22 @@ pub(super) fn path<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf
 pub(super) fn count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
     let number = |n| usize::try_from(whole(n)?).ok();
     friendly(deserializer, "a whole number", number, |_| None)
+}
+
+/// How threads are dumped.
+pub(super) fn threads_mode<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<ThreadsMode, D::Error> {
+    let mode = |text: &str| ThreadsMode::ALL.into_iter().find(|mode| mode.name() == text);
+    friendly(deserializer, "\"full\", \"proc-only\" or \"off\"", |_| None, mode)
+}
+
+/// How tasks are dumped.
+pub(super) fn tasks_mode<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<TasksMode, D::Error> {
+    let mode = |text: &str| TasksMode::ALL.into_iter().find(|mode| mode.name() == text);
+    friendly(deserializer, "\"full\", \"list-only\" or \"off\"", |_| None, mode)
 }
 
 /// How often a second.

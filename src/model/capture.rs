@@ -10,6 +10,10 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 pub enum CaptureKind {
     /// What the runtime did: spans, parks, counters.
     Trace,
+    /// Where every thread stands.
+    Threads,
+    /// Where every wrapped task stands.
+    Tasks,
     /// Where CPU time went.
     Cpu,
     /// What holds memory.
@@ -18,12 +22,14 @@ pub enum CaptureKind {
 
 impl CaptureKind {
     /// Every kind, in order.
-    pub const ALL: [Self; 3] = [Self::Trace, Self::Cpu, Self::Heap];
+    pub const ALL: [Self; 5] = [Self::Trace, Self::Threads, Self::Tasks, Self::Cpu, Self::Heap];
 
     /// Its name in configuration, manifests and URLs.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Trace => "trace",
+            Self::Threads => "threads",
+            Self::Tasks => "tasks",
             Self::Cpu => "cpu",
             Self::Heap => "heap",
         }
@@ -38,13 +44,82 @@ impl CaptureKind {
     pub const fn is_snapshot(self) -> bool {
         matches!(self, Self::Heap)
     }
+}
 
-    /// The last part of its files' names.
+/// A form in which evidence is written; some kinds of capture leave several files, each in its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Form {
+    /// A Perfetto trace.
+    RuntimeTrace,
+    /// The threads, to be read.
+    ThreadsText,
+    /// The threads, for pprof's readers.
+    ThreadsPprof,
+    /// The tasks, to be read.
+    TasksText,
+    /// The tasks, for scripts.
+    TasksJson,
+    /// The tasks, for pprof's readers.
+    TasksPprof,
+    /// A CPU profile.
+    CpuPprof,
+    /// A heap profile.
+    MemoryPprof,
+}
+
+impl Form {
+    /// Every form, those of one kind together, its main one first.
+    pub const ALL: [Self; 8] = [
+        Self::RuntimeTrace,
+        Self::ThreadsText,
+        Self::ThreadsPprof,
+        Self::TasksText,
+        Self::TasksJson,
+        Self::TasksPprof,
+        Self::CpuPprof,
+        Self::MemoryPprof,
+    ];
+
+    /// The forms that evidence of `kind` is written in, the main one first.
+    pub fn of(kind: CaptureKind) -> impl Iterator<Item = Self> {
+        Self::ALL.into_iter().filter(move |form| form.kind() == kind)
+    }
+
+    /// The last part of a file's name.
     pub const fn extension(self) -> &'static str {
         match self {
-            Self::Trace => "runtime.trace",
-            Self::Cpu => "cpu.pprof",
-            Self::Heap => "memory.pprof",
+            Self::RuntimeTrace => "runtime.trace",
+            Self::ThreadsText => "threads.txt",
+            Self::ThreadsPprof => "threads.pprof",
+            Self::TasksText => "tasks.txt",
+            Self::TasksJson => "tasks.json",
+            Self::TasksPprof => "tasks.pprof",
+            Self::CpuPprof => "cpu.pprof",
+            Self::MemoryPprof => "memory.pprof",
+        }
+    }
+
+    /// The kind of capture that leaves it.
+    pub const fn kind(self) -> CaptureKind {
+        match self {
+            Self::RuntimeTrace => CaptureKind::Trace,
+            Self::ThreadsText | Self::ThreadsPprof => CaptureKind::Threads,
+            Self::TasksText | Self::TasksJson | Self::TasksPprof => CaptureKind::Tasks,
+            Self::CpuPprof => CaptureKind::Cpu,
+            Self::MemoryPprof => CaptureKind::Heap,
+        }
+    }
+}
+
+/// A kind's main form.
+impl From<CaptureKind> for Form {
+    fn from(kind: CaptureKind) -> Self {
+        match kind {
+            CaptureKind::Trace => Self::RuntimeTrace,
+            CaptureKind::Threads => Self::ThreadsText,
+            CaptureKind::Tasks => Self::TasksText,
+            CaptureKind::Cpu => Self::CpuPprof,
+            CaptureKind::Heap => Self::MemoryPprof,
         }
     }
 }
@@ -57,7 +132,9 @@ impl fmt::Display for CaptureKind {
 
 /// Why a text is not a kind of capture.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not a capture: write one of \"cpu\", \"heap\", \"trace\"")]
+#[error(
+    "`{0}` is not a capture: write one of \"cpu\", \"heap\", \"trace\", \"threads\", \"tasks\""
+)]
 pub struct ParseCaptureKindError(String);
 
 impl FromStr for CaptureKind {

@@ -1,7 +1,7 @@
 //! The nouns of marple, as plain data: no threads, no clocks, no files, no unsafe.
 //!
-//! Two families. *Evidence* is what collectors return and codecs write: [`Profile`] (CPU, heap) and
-//! [`Timeline`] (trace). *Judgement* is what is measured, decided and kept about it: [`Vitals`],
+//! Two families. *Evidence* is what collectors return and codecs write: [`Profile`] (CPU, heap),
+//! [`Timeline`] (trace), [`ThreadDump`] and [`TaskDump`]. *Judgement* is what is measured, decided and kept about it: [`Vitals`],
 //! [`Rule`], [`Reason`], [`Manifest`].
 //!
 //! Evidence is integers in tables: a stack is one [`StackHandle`], a text is one [`StringHandle`], and
@@ -11,6 +11,7 @@ mod amount;
 mod capture;
 mod cpu;
 mod difference;
+mod dump;
 mod incident;
 mod losses;
 mod manifest;
@@ -23,8 +24,9 @@ mod timeline;
 mod vitals;
 
 pub use amount::Amount;
-pub use capture::{CaptureKind, CaptureSet, ParseCaptureKindError};
+pub use capture::{CaptureKind, CaptureSet, Form, ParseCaptureKindError};
 pub use cpu::{CpuEngine, ParseCpuEngineError};
+pub use dump::{Spawned, TaskDump, TaskRow, TaskState, ThreadDump, ThreadRow};
 pub use incident::{IncidentState, Origin, Reason};
 pub use losses::{Loss, Losses};
 pub use manifest::{

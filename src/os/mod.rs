@@ -21,6 +21,7 @@ pub mod sigprof;
 pub mod stack_bounds;
 #[cfg(target_os = "linux")]
 pub mod tasks;
+#[cfg(target_os = "linux")]
 pub mod threads;
 #[cfg(target_os = "linux")]
 pub mod timer;
@@ -34,4 +35,4 @@ mod unwind_thread;
 pub mod wake;
 
 #[cfg(not(target_os = "linux"))]
-pub use unsupported::{cgroup, procfs, wake};
+pub use unsupported::{cgroup, procfs, threads, wake};

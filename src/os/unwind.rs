@@ -99,12 +99,37 @@ pub fn unwind_here(skip: usize, frames: &mut [u64]) -> Result<Walk, Unknown> {
     if !stack.contains(&sp) || sp - stack.start < HEADROOM {
         return Err(Unknown::Stack);
     }
+    walk((ip, registers), &(sp..stack.end), End::Broken, skip, frames)
+}
+
+/// As [`unwind_here`], up to the function in whose frame the address `local` lies: that function is the
+/// last, and its caller is not looked for. Costs only what lies in between.
+#[inline(never)]
+pub fn unwind_up_to(local: u64, skip: usize, frames: &mut [u64]) -> Result<Walk, Unknown> {
+    let (ip, sp, registers) = registers();
+    let stack = bounds().ok_or(Unknown::Stack)?;
+    let ours = stack.contains(&sp) && stack.contains(&local) && sp <= local;
+    if !ours || sp - stack.start < HEADROOM {
+        return Err(Unknown::Stack);
+    }
+    // Return addresses lie above a frame's locals: the one of the function itself is out of reach.
+    walk((ip, registers), &(sp..local), End::Whole, skip, frames)
+}
+
+/// Walks through `stack`; `past_end` is what it means that the walk leaves it.
+fn walk(
+    (ip, registers): (u64, UnwindRegsNative),
+    stack: &Range<u64>,
+    past_end: End,
+    skip: usize,
+    frames: &mut [u64],
+) -> Result<Walk, Unknown> {
     if MODULES.load(SeqCst).is_null() {
         build_first()?;
     }
     let mut slot = Claim::any().ok_or(Unknown::Busy)?;
     // A panic must not leave an allocator. None is known; the files are not ours.
-    catch_unwind(AssertUnwindSafe(|| slot.walk(ip, registers, &(sp..stack.end), skip, frames)))
+    catch_unwind(AssertUnwindSafe(|| slot.walk(ip, registers, stack, past_end, skip, frames)))
         .unwrap_or(Err(Unknown::Stack))
 }
 
@@ -246,6 +271,7 @@ impl Claim {
         ip: u64,
         registers: UnwindRegsNative,
         stack: &Range<u64>,
+        past_end: End,
         skip: usize,
         frames: &mut [u64],
     ) -> Result<Walk, Unknown> {
@@ -254,9 +280,13 @@ impl Claim {
         let modules = unsafe { MODULES.load(SeqCst).as_ref() }.ok_or(Unknown::NotReady)?;
         // SAFETY: the turn is odd and we made it so; nobody else touches the cache until `drop`.
         let cache = unsafe { &mut *self.slot.cache.get() }.get_or_insert_with(Cache::new_in);
-        // SAFETY: `stack` begins at the stack pointer of a frame of this thread that outlives the walk
-        // and ends where the thread's stack does.
-        let mut read_stack = |address| unsafe { read(stack, address) };
+        let mut left = false;
+        let mut read_stack = |address| {
+            left |= address >= stack.end;
+            // SAFETY: `stack` begins at the stack pointer of a frame of this thread that outlives the
+            // walk and ends where the thread's stack does, or before.
+            unsafe { read(stack, address) }
+        };
         let mut walk = modules.unwinder.iter_frames(ip, registers, cache, &mut read_stack);
         let mut depth = 0;
         // The first frame is the one the registers were read in.
@@ -275,6 +305,7 @@ impl Claim {
                 Err(_) => break End::Broken,
             }
         };
+        let end = if end == End::Broken && left { past_end } else { end };
         Ok(Walk { depth, end })
     }
 }

@@ -100,6 +100,11 @@ impl Dir {
         Self { path, ..self }
     }
 
+    /// Whether it was removed since it was opened.
+    pub(super) fn is_removed(&self) -> bool {
+        fs::fstat(&self.fd).is_ok_and(|stat| stat.st_nlink == 0)
+    }
+
     /// Where this directory was when it was opened.
     pub(super) fn path(&self) -> &Path {
         &self.path

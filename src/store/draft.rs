@@ -15,7 +15,7 @@ use super::incident::Open;
 use super::names::{PART, artifact};
 use super::room::{Reservation, unnamed_file};
 use crate::base::Bytes;
-use crate::model::{Artifact, CaptureKind};
+use crate::model::{Artifact, Form};
 
 /// Encoders write a few bytes at a time; room is asked for and the system called once for this many.
 /// A draft begun because memory is nearly gone must not need much of it itself.
@@ -40,7 +40,7 @@ pub struct Draft {
     /// The name it is written under, where a file needs one.
     part: Option<String>,
     open: Arc<Open>,
-    kind: CaptureKind,
+    form: Form,
     taken: Timestamp,
     buffer: Vec<u8>,
     hash: Sha256,
@@ -51,17 +51,13 @@ pub struct Draft {
 }
 
 impl Draft {
-    pub(super) fn begin(
-        open: &Arc<Open>,
-        kind: CaptureKind,
-        taken: Timestamp,
-    ) -> Result<Self, Error> {
+    pub(super) fn begin(open: &Arc<Open>, form: Form, taken: Timestamp) -> Result<Self, Error> {
         let (file, part) = create(open)?;
         Ok(Self {
             file,
             part,
             open: Arc::clone(open),
-            kind,
+            form,
             taken,
             buffer: Vec::with_capacity(BUFFER),
             hash: Sha256::new(),
@@ -77,7 +73,7 @@ impl Draft {
         Bytes(self.written + self.buffer.len() as u64)
     }
 
-    /// Makes it an artifact: `{service}_{domain}.{seq}.{kind}`, whole or not at all.
+    /// Makes it an artifact: `{service}_{domain}.{seq}.{form}`, whole or not at all.
     ///
     /// 1. Write what is buffered and sync the file. A crash before or during this leaves nothing (a
     ///    `.part` where the file system has no unnamed files; the next start sweeps it).
@@ -101,7 +97,7 @@ impl Draft {
         }
         Ok(Artifact {
             file,
-            kind: self.kind,
+            kind: self.form.kind(),
             bytes: Bytes(self.written),
             sha256: hex(std::mem::take(&mut self.hash)),
             taken: self.taken,
@@ -115,7 +111,7 @@ impl Draft {
         let mut seq = open.seq.lock().unwrap_or_else(PoisonError::into_inner);
         for _ in 0..MAX_TAKEN {
             *seq += 1;
-            let name = artifact(&open.stem, *seq, self.kind);
+            let name = artifact(&open.stem, *seq, self.form);
             let published = self.room.settle(|| match &self.part {
                 Some(part) => open.dir.rename_file(part, &name),
                 None => open.dir.link(&self.file, &name),
@@ -126,7 +122,7 @@ impl Draft {
             }
         }
         let taken = rustix::io::Errno::EXIST.into();
-        Err(Error::io("name the file", artifact_path(&open, *seq, self.kind), taken))
+        Err(Error::io("name the file", artifact_path(&open, *seq, self.form), taken))
     }
 
     /// Writes the buffer out.
@@ -150,7 +146,7 @@ impl Draft {
             return Err(Error::Full { path: self.path(), bound: Bound::FileSize });
         }
         let open = &self.open;
-        self.room.grow(length, || artifact_path(open, next(open), self.kind))?;
+        self.room.grow(length, || artifact_path(open, next(open), self.form))?;
         while !rest.is_empty() {
             match self.file.write(rest) {
                 Ok(count) => {
@@ -172,7 +168,7 @@ impl Draft {
 
     /// The name it would be given, for messages.
     fn path(&self) -> PathBuf {
-        artifact_path(&self.open, next(&self.open), self.kind)
+        artifact_path(&self.open, next(&self.open), self.form)
     }
 }
 
@@ -228,8 +224,8 @@ fn next(open: &Open) -> u32 {
     open.seq.lock().map_or(1, |seq| *seq + 1)
 }
 
-fn artifact_path(open: &Open, seq: u32, kind: CaptureKind) -> PathBuf {
-    open.dir.at(&artifact(&open.stem, seq, kind))
+fn artifact_path(open: &Open, seq: u32, form: Form) -> PathBuf {
+    open.dir.at(&artifact(&open.stem, seq, form))
 }
 
 /// What was hashed, in lower-case hex.
@@ -245,6 +241,7 @@ mod tests {
     use super::super::fixture::{Fixture, roomy};
     use super::*;
     use crate::config::{Room, StoreSettings};
+    use crate::model::CaptureKind;
 
     /// Every test of a draft holds for both ways to write one.
     fn both_ways(settings: &StoreSettings, test: impl Fn(&Fixture, IncidentDir)) {

@@ -68,8 +68,8 @@ pub enum Error {
     },
     /// The directory that was being worked in is no more.
     #[error(
-        "{} was removed while it was in use; if the whole directory of incidents was, restart the \
-         service to have it made again",
+        "{} was removed while it was in use: what was in it is lost; the directory of incidents is \
+         made again for the next one",
         path.display()
     )]
     Removed {

@@ -15,7 +15,7 @@ use super::names::{IncidentName, MANIFEST, NEW, PART, artifact_stem};
 use super::retention::Need;
 use super::room::{Registration, Shared};
 use crate::base::IncidentId;
-use crate::model::{CaptureKind, Manifest};
+use crate::model::{Form, Manifest};
 
 /// The directory of an open incident. While it, or a draft of it, lives, retention leaves it alone.
 /// Dropping it does not close the incident: say so in the manifest, through [`Self::update`], first.
@@ -48,6 +48,11 @@ impl Open {
 }
 
 impl IncidentDir {
+    /// Whether somebody removed it.
+    pub fn is_removed(&self) -> bool {
+        self.open.dir.is_removed()
+    }
+
     pub(super) fn begin(
         shared: &Arc<Shared>,
         name: &str,
@@ -101,13 +106,14 @@ impl IncidentDir {
         &self.manifest
     }
 
-    /// Begins an artifact of `kind` whose evidence is of the moment `taken`. Drafts are independent
-    /// of each other and of this handle: they may be written by other threads, at once.
+    /// Begins an artifact of `form` (a kind of capture stands for its main one) whose evidence is of
+    /// the moment `taken`. Drafts are independent of each other and of this handle: they may be written
+    /// by other threads, at once.
     ///
     /// # Errors
     /// When no file can be made.
-    pub fn draft(&self, kind: CaptureKind, taken: Timestamp) -> Result<Draft, Error> {
-        Draft::begin(&self.open, kind, taken)
+    pub fn draft(&self, form: impl Into<Form>, taken: Timestamp) -> Result<Draft, Error> {
+        Draft::begin(&self.open, form.into(), taken)
     }
 
     /// Changes the manifest and replaces `incident.json` by it, so that a reader sees the one before or

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use super::dir::{Dir, is_dir};
 use super::error::Error;
 use super::manifest;
-use super::names::{IncidentName, MANIFEST, artifact_kind};
+use super::names::{IncidentName, MANIFEST, artifact_form};
 use crate::base::{Bytes, IncidentId};
 use crate::model::Manifest;
 
@@ -75,7 +75,7 @@ pub(super) fn artifact(root: &Dir, id: IncidentId, file: &str) -> Result<File, E
         .into_iter()
         .find(|(_, name)| name.id == id)
         .ok_or_else(|| Error::NoIncident { id, dir: root.path().to_owned() })?;
-    if file != MANIFEST && artifact_kind(file).is_none() {
+    if file != MANIFEST && artifact_form(file).is_none() {
         // The name is not joined to the path: it may be `../../etc/passwd`.
         return Err(Error::NoArtifact { path: root.at(&text).join("…") });
     }

@@ -107,6 +107,11 @@ impl Store {
         self.shared.root.path()
     }
 
+    /// Whether somebody removed the directory. Everything fails from then on; open it again.
+    pub fn is_removed(&self) -> bool {
+        self.shared.root.is_removed()
+    }
+
     /// Puts other bounds in force, from the next write or [`Self::retain`] on.
     pub fn set_limits(&self, settings: StoreSettings) {
         self.shared.ledger().settings = settings;

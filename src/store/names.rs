@@ -14,7 +14,7 @@ use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 
 use crate::base::IncidentId;
-use crate::model::CaptureKind;
+use crate::model::Form;
 
 /// The manifest of an incident.
 pub const MANIFEST: &str = "incident.json";
@@ -75,18 +75,18 @@ pub(super) fn artifact_stem(service: &str, domain: &str) -> String {
 }
 
 /// The name of an artifact.
-pub(super) fn artifact(stem: &str, seq: u32, kind: CaptureKind) -> String {
-    format!("{stem}.{seq:03}.{}", kind.extension())
+pub(super) fn artifact(stem: &str, seq: u32, form: Form) -> String {
+    format!("{stem}.{seq:03}.{}", form.extension())
 }
 
-/// The kind of the artifact called `file`; none for anything [`artifact`] does not make.
-pub(super) fn artifact_kind(file: &str) -> Option<CaptureKind> {
+/// The form of the artifact called `file`; none for anything [`artifact`] does not make.
+pub(super) fn artifact_form(file: &str) -> Option<Form> {
     let mut parts = file.splitn(3, '.');
     let (stem, seq, extension) = (parts.next()?, parts.next()?, parts.next()?);
-    let kind = CaptureKind::ALL.into_iter().find(|kind| kind.extension() == extension)?;
+    let form = Form::ALL.into_iter().find(|form| form.extension() == extension)?;
     let (service, domain) = stem.split_once('_')?;
     (artifact_stem(service, domain) == stem && format!("{:03}", seq.parse::<u32>().ok()?) == seq)
-        .then_some(kind)
+        .then_some(form)
 }
 
 /// Whether a file of this name in an incident's directory was being written by us.
@@ -158,12 +158,13 @@ mod tests {
     }
 
     #[test]
-    fn artifacts_are_named_by_service_domain_order_and_kind() {
+    fn artifacts_are_named_by_service_domain_order_and_form() {
         let stem = artifact_stem("Orders", "eu.west_1/a");
-        let file = artifact(&stem, 7, CaptureKind::Heap);
+        let file = artifact(&stem, 7, Form::MemoryPprof);
         assert_eq!(file, "Orders_eu-west-1-a.007.memory.pprof");
-        assert_eq!(artifact_kind(&file), Some(CaptureKind::Heap));
-        assert_eq!(artifact_kind(&artifact(&stem, 1000, CaptureKind::Cpu)), Some(CaptureKind::Cpu));
+        for form in Form::ALL {
+            assert_eq!(artifact_form(&artifact(&stem, 1000, form)), Some(form));
+        }
         for stranger in [
             "notes.txt",
             "a_b.1.cpu.pprof",
@@ -171,7 +172,7 @@ mod tests {
             "a_b.001.pprof",
             ".a_b.001.cpu.pprof",
         ] {
-            assert_eq!(artifact_kind(stranger), None, "{stranger}");
+            assert_eq!(artifact_form(stranger), None, "{stranger}");
         }
     }
 

@@ -14,7 +14,7 @@ use super::draft::hex;
 use super::error::Error;
 use super::incident::text;
 use super::index::read_manifest;
-use super::names::{GONE, IncidentName, MANIFEST, NEW, PART, STATE, artifact_kind, is_part};
+use super::names::{GONE, IncidentName, MANIFEST, NEW, PART, STATE, artifact_form, is_part};
 use super::retention::{Retained, Standing, finish_removal};
 use super::room::Shared;
 use crate::base::{Bytes, IncidentId};
@@ -154,11 +154,11 @@ fn unlisted(dir: &Dir, manifest: &Manifest) -> Result<Vec<Artifact>, Error> {
     let mut artifacts = Vec::new();
     for name in dir.names()? {
         let listed = manifest.artifacts.iter().any(|artifact| artifact.file == name);
-        if let Some(kind) = artifact_kind(&name)
+        if let Some(form) = artifact_form(&name)
             && !listed
             && dir.stat(&name)?.is_some_and(|stat| is_file(&stat))
         {
-            artifacts.push(described(dir, name, kind)?);
+            artifacts.push(described(dir, name, form.kind())?);
         }
     }
     // Numbers are padded, and a pad overflows at a thousand: the shorter is the earlier.

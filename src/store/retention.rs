@@ -16,7 +16,7 @@ use jiff::Timestamp;
 
 use super::dir::{Dir, is_dir, is_file};
 use super::error::{Bound, Error};
-use super::names::{GONE, IncidentName, MANIFEST, artifact_kind, is_part};
+use super::names::{GONE, IncidentName, MANIFEST, artifact_form, is_part};
 use super::room::{Ledger, Shared};
 use crate::base::{Bytes, IncidentId};
 
@@ -228,7 +228,7 @@ fn stranger(dir: &Dir, names: &[String]) -> Result<Option<PathBuf>, Error> {
         return Ok(Some(dir.path().to_owned()));
     }
     for name in names {
-        let known = name == MANIFEST || is_part(name) || artifact_kind(name).is_some();
+        let known = name == MANIFEST || is_part(name) || artifact_form(name).is_some();
         if !known || dir.stat(name)?.is_some_and(|stat| !is_file(&stat)) {
             return Ok(Some(dir.at(name)));
         }

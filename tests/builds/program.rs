@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! refused WHY                              no profile can be taken
-//! sample COUNT FRAME FRAME ...             innermost first; a frame without a name is `?FILE`
+//! sample COUNT FRAME FRAME ...             of that thread, innermost first; one without a name is `?FILE`
 //! complete BOOL                            whether the profile says that this program's frames all have names
 //! told TEXT                                a comment or a loss of the profile
 //! ```
@@ -16,8 +16,12 @@ use std::time::Duration;
 
 use marple::base::{Clock, Hertz, SystemClock};
 use marple::cpu::{Options, Session};
+use marple::model::LabelValue;
 use marple::os::process::cpu_time;
 use marple::symbols;
+
+/// The name of the thread that works.
+const THREAD: &str = "worker";
 
 /// The CPU time it works.
 const TIME: Duration = Duration::from_millis(400);
@@ -65,7 +69,7 @@ fn main() {
         Ok(session) => session,
         Err(why) => return println!("refused\t{why}"),
     };
-    let thread = std::thread::Builder::new().name("worker".into());
+    let thread = std::thread::Builder::new().name(THREAD.into());
     black_box(thread.spawn(|| layer_nine(1)).unwrap().join().unwrap());
     let mut profile = session.stop(SystemClock.now()).unwrap();
     let this = std::env::current_exe().unwrap();
@@ -87,7 +91,13 @@ fn main() {
             }
         });
         let frames: Vec<String> = frames.collect();
-        println!("sample\t{}\t{}", sample.values[0], frames.join("\t"));
+        let thread = sample.labels.iter().find_map(|label| match label.value {
+            LabelValue::Text(name) if profile.strings.get(label.key) == "thread" => Some(name),
+            _ => None,
+        });
+        if thread.is_some_and(|name| profile.strings.get(name) == THREAD) {
+            println!("sample\t{}\t{}", sample.values[0], frames.join("\t"));
+        }
     }
     println!("complete\t{}", profile.mappings[0].has_functions);
     profile.comments.iter().for_each(|comment| println!("told\t{comment}"));

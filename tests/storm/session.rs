@@ -14,6 +14,9 @@ const HERTZ: u32 = 1000;
 /// The time between two lines.
 const BEAT: Duration = Duration::from_millis(100);
 
+/// Sessions in a row beside threads that only run.
+const CYCLES: u64 = 100;
+
 /// Is a storm: a session of `seconds`, then sessions started and stopped for as long.
 pub(crate) fn storm(engine: Engine, seconds: u64) {
     // Panics are part of it; what they say is not.
@@ -97,6 +100,41 @@ fn samples(recorded: &Recorded) -> u64 {
         Recorded::Marple(profile) => profile.total("samples").unwrap_or(0) as u64,
         Recorded::Peer(report) => report.data.values().map(|&count| count as u64).sum(),
     }
+}
+
+/// Is a storm of starts and stops: threads are always running, so that signals are under way when a
+/// session ends. `STORM_CYCLES` says how many.
+pub(crate) fn starts_and_stops(engine: Engine) {
+    let cycles = std::env::var("STORM_CYCLES").ok().and_then(|text| text.parse().ok());
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                while !over.load(Relaxed) {
+                    std::hint::spin_loop();
+                }
+            });
+        }
+        let mut taken = 0;
+        for cycle in 1..=cycles.unwrap_or(CYCLES) {
+            let running = match engine.start(HERTZ) {
+                Ok(running) => running,
+                Err(why) => {
+                    say(&format!("refused {why}"));
+                    break;
+                }
+            };
+            thread::sleep(Duration::from_millis(cycle % 12));
+            match cycle % 2 {
+                0 => drop(running),
+                _ => taken += samples(&running.stop().unwrap_or_else(|why| panic!("{why}"))),
+            }
+            say(&format!("at cycles={cycle}"));
+        }
+        over.store(true, Relaxed);
+        say(&format!("count samples={taken}"));
+    });
+    say("done");
 }
 
 /// CPU time of this process and the children it has waited for.

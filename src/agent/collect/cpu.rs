@@ -37,8 +37,8 @@ impl Collector for Session {
         Self::engine(self)
     }
 
-    fn stop(self: Box<Self>, now: Moment) -> Result<Evidence, Failure> {
-        Ok(Evidence::Profile(Box::new(Self::stop(*self, now)?)))
+    fn stop(self: Box<Self>, now: Moment) -> Result<Option<Evidence>, Failure> {
+        Ok(Some(Evidence::Profile(Box::new(Self::stop(*self, now)?))))
     }
 }
 

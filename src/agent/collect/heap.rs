@@ -63,8 +63,8 @@ impl Collector for Snapshots {
         Ok(Some(Evidence::Profile(Box::new(snapshot))))
     }
 
-    fn stop(self: Box<Self>, now: Moment) -> Result<Evidence, Failure> {
-        Ok(Evidence::Live(Box::new(Dump(self.0.wall_at(now)))))
+    fn stop(self: Box<Self>, now: Moment) -> Result<Option<Evidence>, Failure> {
+        Ok(Some(Evidence::Live(Box::new(Dump(self.0.wall_at(now))))))
     }
 }
 

@@ -11,9 +11,9 @@ use std::io;
 use jiff::Timestamp;
 
 use crate::base::{Anchor, Bytes, Moment};
-use crate::codec::{perfetto, pprof};
+use crate::codec::{perfetto, pprof, text};
 use crate::config::Settings;
-use crate::model::{CaptureKind, Losses, Profile, Timeline};
+use crate::model::{CaptureKind, Form, Losses, Profile, TaskDump, ThreadDump, Timeline};
 use crate::symbols;
 
 #[cfg(not(all(feature = "cpu", feature = "heap", feature = "trace")))]
@@ -22,6 +22,8 @@ pub(super) mod absent;
 pub(super) mod cpu;
 #[cfg(feature = "heap")]
 pub(super) mod heap;
+pub(super) mod tasks;
+mod threads;
 #[cfg(feature = "trace")]
 pub(super) mod trace;
 
@@ -45,8 +47,8 @@ pub(super) trait Collector {
         Ok(None)
     }
 
-    /// Ends the capture and hands over what was seen since it began.
-    fn stop(self: Box<Self>, now: Moment) -> Result<Evidence, Failure>;
+    /// Ends the capture and hands over what was seen since it began; nothing where all was seen then.
+    fn stop(self: Box<Self>, now: Moment) -> Result<Option<Evidence>, Failure>;
 }
 
 /// A collector that has just been started, and what it saw right then.
@@ -55,10 +57,36 @@ pub(super) struct Started {
     pub(super) at_start: Option<Evidence>,
 }
 
+/// The collector of what was seen whole when it began.
+pub(super) struct Snapshot {
+    engine: &'static str,
+}
+
+impl Collector for Snapshot {
+    fn engine(&self) -> &str {
+        self.engine
+    }
+
+    fn stop(self: Box<Self>, _: Moment) -> Result<Option<Evidence>, Failure> {
+        Ok(None)
+    }
+}
+
+/// Why the settings want no capture of `kind`, if they do not.
+pub(super) fn switched_off(kind: CaptureKind, settings: &Settings) -> Option<&'static str> {
+    match kind {
+        CaptureKind::Threads => threads::switched_off(settings),
+        CaptureKind::Tasks => tasks::switched_off(settings),
+        CaptureKind::Trace | CaptureKind::Cpu | CaptureKind::Heap => None,
+    }
+}
+
 /// How much memory the collector of `kind` may take besides what it is set to.
 pub(super) fn memory(kind: CaptureKind, settings: &Settings) -> Bytes {
     match kind {
         CaptureKind::Cpu => cpu::memory(settings),
+        CaptureKind::Threads => threads::MEMORY,
+        CaptureKind::Tasks => tasks::memory(),
         CaptureKind::Heap | CaptureKind::Trace => Bytes(0),
     }
 }
@@ -73,6 +101,8 @@ pub(super) fn start(
         CaptureKind::Cpu => cpu::start(kind, settings, anchor),
         CaptureKind::Heap => heap::start(kind, settings, anchor),
         CaptureKind::Trace => trace::start(kind, settings, anchor),
+        CaptureKind::Threads => threads::start(settings, anchor),
+        CaptureKind::Tasks => tasks::start(settings, anchor),
     }
 }
 
@@ -84,6 +114,8 @@ pub(super) fn start(
 pub(super) enum Evidence {
     Profile(Box<Profile>),
     Timeline(Box<Timeline>),
+    Threads(Box<ThreadDump>),
+    Tasks(Box<TaskDump>),
     /// Taken while it is written.
     Live(Box<dyn Live>),
 }
@@ -107,7 +139,15 @@ impl Evidence {
             Self::Profile(profile) => profile.started,
             Self::Timeline(timeline) => timeline.started,
             Self::Live(live) => live.asked(),
+            Self::Threads(dump) => dump.profile.started,
+            Self::Tasks(dump) => dump.taken(),
         }
+    }
+
+    /// Whether it is of the time before the capture, when it was taken at its start: a dump is of that
+    /// moment and all there is of its capture.
+    pub(super) fn is_from_before(&self) -> bool {
+        !matches!(self, Self::Threads(_) | Self::Tasks(_))
     }
 
     /// What it lacks.
@@ -116,22 +156,33 @@ impl Evidence {
             Self::Profile(profile) => profile.losses.clone(),
             Self::Timeline(timeline) => timeline.losses.clone(),
             Self::Live(live) => live.losses(),
+            Self::Threads(dump) => dump.profile.losses.clone(),
+            Self::Tasks(dump) => dump.losses().clone(),
         }
     }
 
     /// Gives addresses the names of their functions.
     pub(super) fn symbolize(&mut self) {
-        if let Self::Profile(profile) = self {
-            symbols::name_functions(profile);
-        }
+        let profile = match self {
+            Self::Profile(profile) => profile,
+            Self::Threads(dump) => &mut dump.profile,
+            Self::Tasks(dump) => &mut dump.profile,
+            Self::Timeline(_) | Self::Live(_) => return,
+        };
+        symbols::name_functions(profile);
     }
 
-    /// Writes it in the form its readers know.
-    pub(super) fn write(&self, mut out: impl io::Write) -> Result<(), Failure> {
-        match self {
-            Self::Profile(profile) => Ok(pprof::write(profile, out)?),
-            Self::Timeline(timeline) => Ok(perfetto::write(timeline, out)?),
-            Self::Live(live) => live.write(&mut out),
-        }
+    /// Writes it in one of the forms its readers know.
+    pub(super) fn write(&self, form: Form, mut out: impl io::Write) -> Result<(), Failure> {
+        Ok(match (self, form) {
+            (Self::Profile(profile), _) => pprof::write(profile, out)?,
+            (Self::Timeline(timeline), _) => perfetto::write(timeline, out)?,
+            (Self::Live(live), _) => live.write(&mut out)?,
+            (Self::Threads(dump), Form::ThreadsPprof) => pprof::write(&dump.profile, out)?,
+            (Self::Threads(dump), _) => text::threads::write(dump, out)?,
+            (Self::Tasks(dump), Form::TasksPprof) => pprof::write(&dump.profile, out)?,
+            (Self::Tasks(dump), Form::TasksJson) => text::tasks::write_json(dump, out)?,
+            (Self::Tasks(dump), _) => text::tasks::write(dump, out)?,
+        })
     }
 }

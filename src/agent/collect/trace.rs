@@ -20,8 +20,8 @@ impl Collector for Session {
         trace::engine()
     }
 
-    fn stop(self: Box<Self>, now: Moment) -> Result<Evidence, Failure> {
-        Ok(Evidence::Timeline(Box::new(Self::stop(*self, now))))
+    fn stop(self: Box<Self>, now: Moment) -> Result<Option<Evidence>, Failure> {
+        Ok(Some(Evidence::Timeline(Box::new(Self::stop(*self, now)))))
     }
 }
 

@@ -11,7 +11,7 @@ use crate::base::{Anchor, Bytes, Clock};
 use crate::codec::legacy;
 use crate::config::Settings;
 use crate::model::{CaptureKind, Profile, Sample, ValueType, VitalsRow};
-use crate::{os, symbols};
+use crate::{model, os, symbols};
 
 /// What a stream's bytes may come to. A trace of 16 MiB of memory is some 3 MiB encoded, a heap profile of
 /// 100,000 stacks 5; what goes beyond would be memory the service needs.
@@ -83,7 +83,7 @@ impl Desk {
         let Task { job, settings, headroom, vitals } = task;
         match job {
             Job::Look { id, take } => {
-                let result = fence(|| look(take, clock.anchor(), &vitals));
+                let result = fence(|| look(take, &settings, clock.anchor(), &vitals));
                 Done::Finished { id, result: result.map_err(failed) }
             }
             Job::Start { id, take } => {
@@ -165,7 +165,9 @@ fn start(
 
 fn stop(running: Running, clock: &dyn Clock, cut_short: Option<String>) -> Result<Held, Failure> {
     let (mut evidence, view) = match running {
-        Running::Collector(_, collector) => (collector.stop(clock.now())?, None),
+        Running::Collector(_, collector) => {
+            (collector.stop(clock.now())?.ok_or("nothing was seen")?, None)
+        }
         Running::Delta(first, view, _rate) => {
             let mut profile = collect::heap::snapshot(clock.wall())?;
             profile.subtract(&first);
@@ -184,11 +186,17 @@ fn encode(mut evidence: Evidence, view: Option<HeapView>) -> Result<Vec<u8>, Fai
         profile.default_sample_type = "alloc_space";
     }
     let mut out = Bounded(Vec::new());
-    evidence.write(&mut out)?;
+    // Profiles and timelines have one form; the dumps, which have several, do not come here.
+    evidence.write(model::Form::CpuPprof, &mut out)?;
     Ok(out.0)
 }
 
-fn look(take: Take, anchor: Anchor, vitals: &VitalsRow) -> Result<Streamed, Failure> {
+fn look(
+    take: Take,
+    settings: &Settings,
+    anchor: Anchor,
+    vitals: &VitalsRow,
+) -> Result<Streamed, Failure> {
     let (evidence, view, form) = match take {
         // Written from the tables, without holding it in memory; the others need it as a value.
         Take::Heap { view: HeapView::InUse, form: Form::Binary } => {
@@ -198,8 +206,15 @@ fn look(take: Take, anchor: Anchor, vitals: &VitalsRow) -> Result<Streamed, Fail
             let snapshot = collect::heap::snapshot(anchor.wall)?;
             (Evidence::Profile(snapshot), Some(view), form)
         }
-        Take::Threads { view, form } => {
-            (Evidence::Profile(Box::new(threads(view, anchor, vitals)?)), None, form)
+        Take::Threads { form: Form::Full, .. } => {
+            let bytes = everybody(settings, anchor)?;
+            return Ok(Streamed { bytes, cut_short: None });
+        }
+        Take::Threads { view: ThreadView::Now, form } => {
+            (Evidence::Profile(Box::new(goroutine(settings, anchor, vitals)?)), None, form)
+        }
+        Take::Threads { view: ThreadView::Created, form } => {
+            (Evidence::Profile(Box::new(threadcreate(anchor)?)), None, form)
         }
         Take::Symbols(addresses) => {
             let bytes = symbolize(&addresses, anchor)?;
@@ -221,38 +236,59 @@ fn look(take: Take, anchor: Anchor, vitals: &VitalsRow) -> Result<Streamed, Fail
     Ok(Streamed { bytes, cut_short: None })
 }
 
-/// The threads by name and state. Their stacks are not read.
-fn threads(view: ThreadView, anchor: Anchor, vitals: &VitalsRow) -> Result<Profile, Failure> {
-    let name = match view {
-        ThreadView::Now => "goroutine",
-        ThreadView::Created => "threadcreate",
+/// Where every thread stands, as a count of stacks.
+fn goroutine(settings: &Settings, anchor: Anchor, vitals: &VitalsRow) -> Result<Profile, Failure> {
+    let Evidence::Threads(dump) = dump(CaptureKind::Threads, settings, anchor)? else {
+        return Err("the dump of threads is something else".into());
     };
-    let kind = ValueType { name, unit: "count" };
-    let mut profile = Profile::new(&[kind], kind, 1, anchor.wall);
-    let threads = os::threads::list()?;
-    match view {
-        ThreadView::Now => {
-            for thread in &threads {
-                let labels = vec![
-                    profile.text_label("thread", &thread.name),
-                    profile.text_label("state", thread.state),
-                    profile.number_label("tid", i64::from(thread.id), ""),
-                ];
-                profile.samples.push(Sample { stack: None, values: vec![1], labels });
+    let mut profile = dump.profile;
+    let kind = ValueType { name: "goroutine", unit: "count" };
+    (profile.sample_types, profile.period_type) = (vec![kind], kind);
+    profile.default_sample_type = kind.name;
+    profile.samples.iter_mut().for_each(|sample| sample.values.truncate(1));
+    profile.comments.push(vitals.values.get("tasks").map_or_else(
+        || "no runtime is observed, so tasks are not counted".to_owned(),
+        |tasks| format!("tasks alive on the observed runtimes: {tasks}; debug=2 lists them"),
+    ));
+    Ok(profile)
+}
+
+/// Every thread and every task, for people.
+fn everybody(settings: &Settings, anchor: Anchor) -> Result<Vec<u8>, Failure> {
+    let mut out = Bounded(Vec::new());
+    let kinds = [
+        (CaptureKind::Threads, model::Form::ThreadsText),
+        (CaptureKind::Tasks, model::Form::TasksText),
+    ];
+    for (kind, form) in kinds {
+        match dump(kind, settings, anchor) {
+            Ok(mut evidence) => {
+                evidence.symbolize();
+                evidence.write(form, &mut out)?;
+                writeln!(out)?;
             }
-            let tasks = vitals.values.get("tasks").map_or_else(
-                || "no runtime is observed, so tasks are not counted".to_owned(),
-                |tasks| format!("tasks alive on the observed runtimes: {tasks}"),
-            );
-            profile.comments.push(tasks);
-            profile.comments.push("threads are shown by name and state, without stacks".to_owned());
-        }
-        ThreadView::Created => {
-            let values = vec![i64::try_from(threads.len()).unwrap_or(i64::MAX)];
-            profile.samples.push(Sample { stack: None, values, labels: Vec::new() });
-            profile.comments.push("where threads were made is not recorded".to_owned());
+            Err(error) => writeln!(out, "no {kind}: {}", chain(&*error))?,
         }
     }
+    Ok(out.0)
+}
+
+/// A dump of `kind` now.
+fn dump(kind: CaptureKind, settings: &Settings, anchor: Anchor) -> Result<Evidence, Failure> {
+    if let Some(why) = collect::switched_off(kind, settings) {
+        return Err(why.into());
+    }
+    let started = collect::start(kind, settings, anchor)?;
+    started.at_start.ok_or_else(|| format!("{kind}: nothing was seen").into())
+}
+
+/// How many threads there are, as one sample.
+fn threadcreate(anchor: Anchor) -> Result<Profile, Failure> {
+    let kind = ValueType { name: "threadcreate", unit: "count" };
+    let mut profile = Profile::new(&[kind], kind, 1, anchor.wall);
+    let threads = i64::try_from(os::threads::list()?.len()).unwrap_or(i64::MAX);
+    profile.samples.push(Sample { stack: None, values: vec![threads], labels: Vec::new() });
+    profile.comments.push("where threads were made is not recorded".to_owned());
     Ok(profile)
 }
 

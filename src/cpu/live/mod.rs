@@ -9,7 +9,7 @@
 //!
 //! One thread, `marple-cpu`, does the middle: it finds threads, empties rings, unwinds and counts. It is
 //! a thread of its own because `marple-capture` may encode for a second, and rings that are emptied
-//! every 100 ms and hold three times that would overflow meanwhile. Starting and stopping a session
+//! every 40 ms to 200 ms and hold twice that would overflow meanwhile. Starting and stopping a session
 //! happens on the caller's thread under the same lock, which is held for one turn: some milliseconds.
 //!
 //! There is one sampler at a time. While a session runs, its frequency is the sampler's and the window
@@ -18,9 +18,8 @@
 //! # What it costs
 //!
 //! `perf` takes a ring a thread, by [`perf`]'s arithmetic 64 KiB, and 4 MiB in all at 99 Hz and less;
-//! `timer` a pool that is touched as deep as stacks were: 1 KiB to 16 KiB a slot. Tables are bounded by
-//! `tally`'s constants. A sample costs 5 to 10 us of `marple-cpu`, a turn without one 20 us and 0.1 us a
-//! thread.
+//! `timer` a pool that is touched as deep as stacks were: 1 KiB to 32 KiB a slot. Tables are bounded by
+//! `tally`'s constants. `cargo bench --bench cpu` has the times.
 
 mod perf;
 mod recorder;

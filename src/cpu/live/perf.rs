@@ -4,8 +4,8 @@
 //!
 //! A sample fills [`SHALLOW`] and some 64 bytes of its ring, whatever is in it, as the kernel copies a
 //! fixed stretch of stack. Between two drains a thread that never rests makes `frequency x interval`
-//! samples; a ring holds three times that and two, in case the drain comes late: 8 at 99 Hz and below,
-//! 32 at 1000 Hz, so 64 and 256 KiB. All rings together stay within [`BUDGET`] (four times that above
+//! samples; a ring holds twice that at least, in case the drain comes late: 8 at 99 Hz and below, 20 at
+//! 1000 Hz, so 64 and 256 KiB. All rings together stay within [`BUDGET`] (four times that above
 //! 100 Hz), and many threads share few cores, so that what each of many makes is little: the ring shrinks
 //! with their number down to two samples. What overflows is counted by the kernel.
 //!
@@ -144,7 +144,7 @@ impl Sampler for PerfSampler {
 /// The ring for a thread among `threads`.
 fn ring_bytes(frequency: Hertz, stack_bytes: u32, threads: usize) -> usize {
     let between = frequency.get() as f64 * drain_interval(frequency).as_secs_f64();
-    let samples = (between * 3.0).ceil() as usize + 2;
+    let samples = (between * 2.0).ceil() as usize;
     let record = stack_bytes as usize + 64;
     let budget = if frequency > Hertz(100) { 4 * BUDGET } else { BUDGET };
     let share = budget / threads.max(1);

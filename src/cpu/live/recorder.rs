@@ -26,8 +26,9 @@ const NODES: usize = 64 << 10;
 const MAX_IMAGES: usize = 4096;
 
 /// The list of threads is read whenever their number has changed, and this often anyway: one may have
-/// ended and another begun.
+/// ended and another begun. In a session, and while only the window is filled.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
+const LOOK_EVERY_IDLE: Duration = Duration::from_secs(1);
 
 /// Reading the list may take this share of a core: 0.5 us a thread, every 0.5 ms a thread.
 const LOOK_PAUSE_PER_THREAD: Duration = Duration::from_micros(500);
@@ -176,7 +177,8 @@ impl State {
     /// Sees to threads and files that came and went, and brings in what was sampled.
     fn turn(&mut self, now: Moment) {
         let pause = LOOK_PAUSE_PER_THREAD * u32::try_from(self.roster.len()).unwrap_or(u32::MAX);
-        let is_due = now.since(self.looked) >= LOOK_EVERY.max(pause);
+        let every = if self.during.is_some() { LOOK_EVERY } else { LOOK_EVERY_IDLE };
+        let is_due = now.since(self.looked) >= every.max(pause);
         let has_changed = self.roster.has_changed() && now.since(self.looked) >= pause;
         let mut gone = Vec::new();
         if is_due || has_changed {

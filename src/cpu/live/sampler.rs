@@ -133,9 +133,9 @@ fn name_of(error: &io::Error) -> String {
     name.map_or_else(|| error.to_string(), |(_, name)| (*name).to_owned())
 }
 
-/// How long an engine of this frequency may go without being drained: two samples' time, within bounds
-/// that keep wake-ups rare and rings small.
+/// How long an engine of this frequency may go without being drained: four samples' time, within bounds
+/// that keep wake-ups rare (five a second at 19 Hz) and what is under way small.
 pub(super) fn drain_interval(frequency: Hertz) -> Duration {
-    let two = Duration::from_secs(2) / frequency.get().max(1);
-    two.clamp(Duration::from_millis(10), Duration::from_millis(100))
+    let four = Duration::from_secs(4) / frequency.get().max(1);
+    four.clamp(Duration::from_millis(10), Duration::from_millis(200))
 }

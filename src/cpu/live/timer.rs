@@ -14,9 +14,10 @@
 //!
 //! # How many slots
 //!
-//! A core delivers at most a signal a tick, and slots are freed every 10 ms to 100 ms: 250 Hz x 10 ms, or
-//! 19 Hz x 100 ms, are 3 a core; at 99 Hz and 20 ms it is 2. With 16 a core the drain may come late by
-//! 50 ms. They are claimed at the first start, and touched only as deep as stacks were.
+//! A core delivers at most a signal a tick, and slots are freed every 10 ms to 200 ms: at 250 Hz and
+//! 10 ms 3 are taken on each core, at 99 Hz and 40 ms or 19 Hz and 200 ms 4. With 16 a core the drain may
+//! come 120 ms late at 99 Hz, 50 ms late at 250 and more. They are mapped at the first start, and touched
+//! only as deep as stacks were.
 
 use std::collections::HashMap;
 use std::io;
@@ -121,6 +122,9 @@ const TAKEN: &str = "this process has put a SIGPROF handler of its own over ours
 impl Sampler for TimerSampler {
     fn attach(&mut self, tids: &[u32]) -> Refused {
         let mut refused = Refused::default();
+        if tids.is_empty() {
+            return refused;
+        }
         match StackBounds::read() {
             Ok(bounds) => {
                 for &tid in tids {

@@ -1,0 +1,258 @@
+//! What asking everybody where he stands costs the service: `cargo bench --bench stacks`.
+//!
+//! One row a measure: its name, its value, the goal, and `pass` or `short`. A value is the median of 7
+//! rounds, each of which runs the measure and its control in turn. A heartbeat is a task that sleeps a
+//! millisecond in a loop; its gap is the longest time between two beats.
+//!
+//! The goal for a dump of 100 k tasks is a ratio to `tokio::runtime::Handle::dump`, which takes
+//! `--cfg tokio_unstable` and is not run here: the row shows the gap next to the one of the same runtime
+//! left alone, and no verdict.
+
+use std::hint::black_box;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use marple::base::{Clock, SystemClock};
+use marple::model::TaskState;
+use marple::os::process::cpu_time;
+use marple::stacks::tasks::{self, Plan};
+use marple::stacks::threads;
+use marple::task::{self, FutureExt as _};
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::{Notify, mpsc};
+
+const ROUNDS: usize = 7;
+const PLAN: Plan = Plan { ask: true, signals: true, deadline: Duration::from_secs(30) };
+
+fn main() {
+    // `cargo test --all-targets` runs benches too; only `cargo bench` says this.
+    if !std::env::args().any(|arg| arg == "--bench") {
+        return;
+    }
+    wrapper();
+    many_tasks();
+    blocked_worker();
+    many_threads();
+}
+
+fn row(name: &str, value: f64, unit: &str, goal: Option<f64>) {
+    let verdict = match goal {
+        None => String::new(),
+        Some(goal) if value <= goal => format!("<= {goal}  pass"),
+        Some(goal) => format!("<= {goal}  short"),
+    };
+    println!("{name:56} {value:10.3} {unit:6} {verdict}");
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn runtime() -> Runtime {
+    Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime")
+}
+
+/// The longest gap between two beats, in microseconds, since it was last taken.
+#[derive(Default)]
+struct Heart {
+    beats: AtomicU64,
+    longest: AtomicU64,
+}
+
+impl Heart {
+    fn start(runtime: &Runtime) -> Arc<Self> {
+        let heart = Arc::new(Self::default());
+        let beating = Arc::clone(&heart);
+        runtime.spawn(async move {
+            let mut last = Instant::now();
+            loop {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                beating.beats.fetch_add(1, Ordering::Relaxed);
+                beating.longest.fetch_max(last.elapsed().as_micros() as u64, Ordering::Relaxed);
+                last = Instant::now();
+            }
+        });
+        heart
+    }
+
+    fn gap(&self) -> f64 {
+        self.longest.swap(0, Ordering::Relaxed) as f64 / 1000.0
+    }
+}
+
+/// CPU per operation with the wrapper, over without it, of the two shapes it can cost most in.
+fn wrapper() {
+    let runtime = runtime();
+    let cpu = |work: &dyn Fn()| {
+        let before = cpu_time();
+        work();
+        (cpu_time() - before).as_secs_f64()
+    };
+    let ratio = |with: &dyn Fn(), without: &dyn Fn()| {
+        median((0..2 * ROUNDS + 1).map(|_| cpu(with) / cpu(without)).collect())
+    };
+    let ping_pong = |wrapped: bool| {
+        runtime.block_on(async {
+            let (there, mut here) = mpsc::channel::<u32>(1);
+            let (back, mut home) = mpsc::channel::<u32>(1);
+            let pong = async move {
+                while let Some(ball) = here.recv().await {
+                    back.send(ball).await.expect("a player");
+                }
+            };
+            let ping = async move {
+                for ball in 0..100_000 {
+                    there.send(ball).await.expect("a player");
+                    home.recv().await;
+                }
+            };
+            let (one, other) = if wrapped {
+                (task::spawn(pong), task::spawn(ping))
+            } else {
+                (tokio::spawn(pong), tokio::spawn(ping))
+            };
+            other.await.and(one.await).expect("no panic");
+        });
+    };
+    let storm = |wrapped: bool| {
+        runtime.block_on(async {
+            for _ in 0..400 {
+                let work = |at: u32| async move { black_box(at) };
+                let handles: Vec<_> = (0..500)
+                    .map(|at| if wrapped { task::spawn(work(at)) } else { tokio::spawn(work(at)) })
+                    .collect();
+                for handle in handles {
+                    handle.await.expect("no panic");
+                }
+            }
+        });
+    };
+    row(
+        "control: ping-pong, plain / plain",
+        ratio(&|| ping_pong(false), &|| ping_pong(false)),
+        "x",
+        None,
+    );
+    row(
+        "ping-pong, wrapper / plain",
+        ratio(&|| ping_pong(true), &|| ping_pong(false)),
+        "x",
+        Some(1.10),
+    );
+    row(
+        "control: spawn storm, plain / plain",
+        ratio(&|| storm(false), &|| storm(false)),
+        "x",
+        None,
+    );
+    row("spawn storm, wrapper / plain", ratio(&|| storm(true), &|| storm(false)), "x", Some(1.28));
+}
+
+fn many_tasks() {
+    let runtime = runtime();
+    let never = Arc::new(Notify::new());
+    const TASKS: usize = 100_000;
+    for _ in 0..TASKS {
+        let never = Arc::clone(&never);
+        runtime.spawn(async move { never.notified().await }.traced("waits"));
+    }
+    while runtime.metrics().global_queue_depth() > 0 {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let heart = Heart::start(&runtime);
+    let (mut alone, mut dumped, mut took, mut missing) = (vec![], vec![], vec![], 0);
+    for _ in 0..ROUNDS {
+        std::thread::sleep(Duration::from_millis(50));
+        heart.gap();
+        let started = Instant::now();
+        let dump = tasks::dump(&SystemClock, SystemClock.anchor(), PLAN).expect("a dump");
+        took.push(started.elapsed().as_secs_f64() * 1000.0);
+        dumped.push(heart.gap());
+        missing += TASKS - dump.tasks.iter().filter(|t| t.state == TaskState::Waiting).count();
+        std::thread::sleep(started.elapsed());
+        alone.push(heart.gap());
+    }
+    row("100 k tasks: without an answer, all rounds", missing as f64, "tasks", Some(0.0));
+    row("100 k tasks: the dump takes", median(took), "ms", None);
+    row("control: longest gap of a heartbeat, left alone", median(alone), "ms", None);
+    row("100 k tasks: longest gap during a dump", median(dumped), "ms", None);
+    runtime.shutdown_background();
+}
+
+fn blocked_worker() {
+    let runtime = runtime();
+    let heart = Heart::start(&runtime);
+    let never = Arc::new(Notify::new());
+    for _ in 0..1000 {
+        let never = Arc::clone(&never);
+        runtime.spawn(async move { never.notified().await }.traced("waits"));
+    }
+    let go = Arc::new(AtomicBool::new(false));
+    let until = Arc::clone(&go);
+    let blocked = async move {
+        while !until.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    };
+    runtime.spawn(blocked.traced("blocked"));
+    std::thread::sleep(Duration::from_millis(100));
+    let beats = || {
+        let before = heart.beats.load(Ordering::Relaxed);
+        std::thread::sleep(Duration::from_millis(500));
+        (heart.beats.load(Ordering::Relaxed) - before) as f64
+    };
+    let mut ratios = Vec::new();
+    let mut missing = 0;
+    for _ in 0..ROUNDS {
+        let before = beats();
+        for _ in 0..3 {
+            let dump = tasks::dump(&SystemClock, SystemClock.anchor(), PLAN).expect("a dump");
+            missing += 1000 - dump.tasks.iter().filter(|t| t.state == TaskState::Waiting).count();
+        }
+        ratios.push(before / beats());
+    }
+    row("one worker blocked: others without an answer", missing as f64, "tasks", Some(0.0));
+    row("one worker blocked: beats before / after 3 dumps", median(ratios), "x", Some(1.0 / 0.9));
+    go.store(true, Ordering::Relaxed);
+    runtime.shutdown_background();
+}
+
+fn many_threads() {
+    for (count, goal) in [(100, 2.0), (1000, 25.0)] {
+        let gate = Arc::new((Mutex::new(false), Condvar::new()));
+        let threads: Vec<_> = (0..count)
+            .map(|_| {
+                let gate = Arc::clone(&gate);
+                let wait = move || {
+                    let open = gate.0.lock().expect("no panic");
+                    drop(gate.1.wait_while(open, |open| !*open));
+                };
+                std::thread::Builder::new().stack_size(256 << 10).spawn(wait).expect("a thread")
+            })
+            .collect();
+        std::thread::sleep(Duration::from_millis(100));
+        let (mut full, mut listed, mut incomplete) = (vec![], vec![], 0);
+        for _ in 0..ROUNDS {
+            let started = Instant::now();
+            let dump = threads::dump(&SystemClock, SystemClock.anchor(), true).expect("a dump");
+            full.push(started.elapsed().as_secs_f64() * 1000.0);
+            incomplete += dump.threads.iter().filter(|t| !t.remark.is_empty()).count();
+            let started = Instant::now();
+            black_box(threads::dump(&SystemClock, SystemClock.anchor(), false).expect("a dump"));
+            listed.push(started.elapsed().as_secs_f64() * 1000.0);
+        }
+        row(
+            &format!("{count} threads: without a whole stack, all rounds"),
+            incomplete as f64,
+            "",
+            Some(0.0),
+        );
+        row(&format!("control: {count} threads from /proc alone"), median(listed), "ms", None);
+        row(&format!("{count} threads, in full"), median(full), "ms", Some(goal));
+        *gate.0.lock().expect("no panic") = true;
+        gate.1.notify_all();
+        threads.into_iter().for_each(|thread| thread.join().expect("no panic"));
+    }
+}

@@ -1,0 +1,48 @@
+//! Task dumps: one, at the start.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::{Evidence, Failure, Snapshot, Started};
+use crate::base::{Anchor, Bytes, SystemClock};
+use crate::config::{Settings, TasksMode, ThreadsMode};
+use crate::model::Vitals;
+use crate::stacks::tasks::{self, Plan};
+
+/// Tasks on the observed runtimes at the last tick, plus one; 0: not known.
+static ON_RUNTIMES: AtomicU64 = AtomicU64::new(0);
+
+/// Keeps what a tick has counted.
+pub(in crate::agent) fn record_vitals(vitals: &Vitals) {
+    ON_RUNTIMES.store(vitals.tasks.map_or(0, |tasks| tasks.saturating_add(1)), Ordering::Relaxed);
+}
+
+/// What a dump takes: a row, and stacks that repeat.
+pub(super) fn memory() -> Bytes {
+    Bytes::kib(512 + tasks::alive() as u64 / 4)
+}
+
+pub(super) fn switched_off(settings: &Settings) -> Option<&'static str> {
+    (settings.stacks.tasks == TasksMode::Off).then_some("`stacks.tasks` is \"off\"")
+}
+
+pub(super) fn start(settings: &Settings, anchor: Anchor) -> Result<Started, Failure> {
+    let ask = settings.stacks.tasks == TasksMode::Full;
+    let plan = Plan {
+        ask,
+        signals: ask && settings.stacks.threads == ThreadsMode::Full,
+        deadline: settings.stacks.tasks_deadline,
+    };
+    let mut dump = tasks::dump(&SystemClock, anchor, plan)?;
+    // Futures that are wrapped inside of tasks are listed, and the runtimes count tasks: those with an id
+    // of their own, each once.
+    let mut ids: Vec<u64> = dump.tasks.iter().filter_map(|task| task.id).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    let on_runtimes = ON_RUNTIMES.load(Ordering::Relaxed).checked_sub(1);
+    dump.unwrapped = on_runtimes.map(|tasks| tasks.saturating_sub(ids.len() as u64));
+    let engine = if ask { "capturing waker" } else { "list" };
+    Ok(Started {
+        collector: Box::new(Snapshot { engine }),
+        at_start: Some(Evidence::Tasks(Box::new(dump))),
+    })
+}

@@ -1,0 +1,23 @@
+//! Thread dumps: one, at the start.
+
+use super::{Evidence, Failure, Snapshot, Started};
+use crate::base::{Anchor, Bytes, SystemClock};
+use crate::config::{Settings, ThreadsMode};
+use crate::stacks::threads;
+
+/// What a dump of a thousand threads takes, and the slots their stacks are copied into.
+pub(super) const MEMORY: Bytes = Bytes::mib(4);
+
+pub(super) fn switched_off(settings: &Settings) -> Option<&'static str> {
+    (settings.stacks.threads == ThreadsMode::Off).then_some("`stacks.threads` is \"off\"")
+}
+
+pub(super) fn start(settings: &Settings, anchor: Anchor) -> Result<Started, Failure> {
+    let signals = settings.stacks.threads == ThreadsMode::Full;
+    let dump = threads::dump(&SystemClock, anchor, signals)?;
+    let engine = if signals { "signal and /proc" } else { "/proc" };
+    Ok(Started {
+        collector: Box::new(Snapshot { engine }),
+        at_start: Some(Evidence::Threads(Box::new(dump))),
+    })
+}

@@ -1,0 +1,80 @@
+//! Dumps for people: what everything was doing, in a form that reads well in a terminal and in `less`.
+//!
+//! Things that stand at the same place are shown together, the largest group first: of ten thousand
+//! connections that wait for a byte the reader wants one stack and the number.
+
+pub mod tasks;
+pub mod threads;
+
+use std::io::{self, Write};
+use std::time::Duration;
+
+use crate::model::{Losses, Profile, StackHandle};
+
+/// The frames of a stack, innermost first, as names where there are any.
+fn frames(profile: &Profile, stack: Option<StackHandle>) -> impl Iterator<Item = String> + '_ {
+    profile.stacks.frames(stack).flat_map(|frame| {
+        let frame = profile.frames.get(frame);
+        let function = |line: &crate::model::Line| {
+            let function = profile.functions.get(line.function.index())?;
+            Some(profile.strings.get(function.name).to_owned())
+        };
+        let names: Vec<String> = frame.lines.iter().filter_map(function).collect();
+        if !names.is_empty() {
+            return names;
+        }
+        let mapping = frame.mapping.and_then(|mapping| profile.mappings.get(mapping.index()));
+        let file = mapping.and_then(|mapping| mapping.path.file_name());
+        vec![match file {
+            Some(file) => format!("{:#x} in {}", frame.address, file.to_string_lossy()),
+            None => format!("{:#x}", frame.address),
+        }]
+    })
+}
+
+fn write_stack(
+    out: &mut impl Write,
+    profile: &Profile,
+    stack: Option<StackHandle>,
+) -> io::Result<()> {
+    frames(profile, stack).try_for_each(|frame| writeln!(out, "    {frame}"))
+}
+
+fn write_losses(out: &mut impl Write, losses: &Losses) -> io::Result<()> {
+    losses.iter().try_for_each(|loss| writeln!(out, "# {}: {}", loss.cause, loss.count))
+}
+
+/// `n thread`, `n threads`.
+fn plural(count: usize, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
+}
+
+/// A duration to three digits or so: nobody wants the nanoseconds of ten minutes.
+fn rough(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    match seconds {
+        0 => format!("{} ms", duration.as_millis()),
+        1..60 => format!("{}.{} s", seconds, duration.subsec_millis() / 100),
+        60..3600 => format!("{} min {} s", seconds / 60, seconds % 60),
+        _ => format!("{} h {} min", seconds / 3600, seconds % 3600 / 60),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_rough() {
+        for (millis, text) in [
+            (0, "0 ms"),
+            (999, "999 ms"),
+            (1000, "1.0 s"),
+            (59_999, "59.9 s"),
+            (61_000, "1 min 1 s"),
+            (7_260_000, "2 h 1 min"),
+        ] {
+            assert_eq!(rough(Duration::from_millis(millis)), text);
+        }
+    }
+}

@@ -1,0 +1,426 @@
+//! Where every wrapped task waits.
+//!
+//! ```text
+//! dump (capture thread)                       worker of the host's runtime
+//!   list a batch, mark it asked ─> wake ────> poll: marked? poll through a CaptureWaker
+//!   <──────────────── Desk: number, stacks <─ and hand in what was seen
+//!   next batch when all have answered, or after 20 ms
+//! ```
+//!
+//! Waking a task that has nothing to do is always allowed: futures must stand a poll for nothing. What it
+//! costs the host is one such poll a task, 5 to 10 us with the walk, and batches keep it from lining up a
+//! hundred thousand of them before the next request: between two batches the runtime's queue is empty of
+//! ours. The obvious alternative, `tokio::runtime::Handle::dump`, stops all workers at a barrier and leaves
+//! the runtime dead when one of them is blocked.
+//!
+//! No lock is held while a task is woken or polled. A task that has not answered when the dump ends is no
+//! longer asked, and what a late one hands in is dropped.
+//!
+//! The list is not of one instant: a task made behind the place where the dump is will not be in it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use super::Error;
+use super::registry::{Cursor, Listed, Pulse, TASKS, Turn};
+use super::waker::Capture;
+use crate::base::{Anchor, Clock, Moment};
+use crate::model::{Profile, Sample, StackHandle, TaskDump, TaskRow, TaskState, ValueType};
+use crate::os::{images, threads, unwind};
+
+/// Tasks asked at once: 1 ms of work for two workers.
+const BATCH: usize = 256;
+
+/// How long a batch is waited for before the next is asked: a blocked worker must not cost the others
+/// their place in the dump.
+const BATCH_WAIT: Duration = Duration::from_millis(20);
+
+/// How long it is waited for those that have not answered in their batch, after the last one.
+const LAST_WAIT: Duration = Duration::from_millis(100);
+
+/// The tasks in one dump; more are counted. With stacks that repeat, 30 MiB.
+const MAX_TASKS: usize = 200_000;
+
+/// The ends of the classes of age in a profile.
+const AGES: [(Duration, &str); 5] = [
+    (Duration::from_millis(10), "< 10ms"),
+    (Duration::from_millis(100), "< 100ms"),
+    (Duration::from_secs(1), "< 1s"),
+    (Duration::from_secs(10), "< 10s"),
+    (Duration::from_secs(60), "< 1m"),
+];
+const OLDEST: &str = ">= 1m";
+
+/// A task's own stack, and every leaf's.
+const SAMPLE_TYPES: [ValueType; 2] =
+    [ValueType { name: "tasks", unit: "count" }, ValueType { name: "leaves", unit: "count" }];
+
+/// How a dump is made.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    /// Whether tasks are woken to show where they wait; else they are listed only.
+    pub ask: bool,
+    /// Whether the threads of tasks that run may be sent a signal, to show where.
+    pub signals: bool,
+    /// How long it may take in all.
+    pub deadline: Duration,
+}
+
+/// How many wrapped tasks there are.
+pub fn alive() -> usize {
+    TASKS.len()
+}
+
+/// Lists every wrapped task, and asks each where it waits. Blocks the caller, which must not be a worker
+/// of a runtime that is asked, for at most the plan's deadline. One dump at a time: others wait.
+///
+/// # Errors
+///
+/// When `/proc` cannot be read, without which no stack could be named.
+pub fn dump(clock: &dyn Clock, anchor: Anchor, plan: Plan) -> Result<TaskDump, Error> {
+    static ONE: Mutex<u32> = Mutex::new(0);
+    let mut number = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    *number = number.checked_add(1).unwrap_or(1);
+    unwind::refresh()?;
+    let mut dump = Dump::new(*number, anchor, plan.deadline);
+    dump.run(clock, plan.ask);
+    let threads = if plan.signals { dump.running_threads(clock)? } else { BTreeMap::new() };
+    dump.finish(clock, threads)
+}
+
+/// Polls through a capturing waker, by way of `poll`, what a dump asks about, and hands in what was seen.
+///
+/// `poll` should call the future's own `poll` through a pointer, so that it is not inlined into it.
+#[cold]
+#[inline(never)]
+pub fn poll_seen<F: ?Sized, T>(
+    turn: &Turn,
+    cx: &mut Context<'_>,
+    future: std::pin::Pin<&mut F>,
+    poll: fn(std::pin::Pin<&mut F>, &mut Context<'_>) -> Poll<T>,
+) -> Poll<T> {
+    let Some((dump, number)) = turn.take_question() else { return poll(future, cx) };
+    let capture = Capture::new(cx.waker());
+    let waker = capture.waker();
+    let outcome = poll(future, &mut Context::from_waker(waker.get()));
+    let seen = capture.into_seen();
+    if outcome.is_pending() {
+        turn.disregard();
+    }
+    let ended = outcome.is_ready();
+    DESK.hand_in(
+        dump,
+        Answer { number, ended, stacks: seen.stacks, more: seen.more, broken: seen.broken },
+    );
+    outcome
+}
+
+/// What a task said.
+#[derive(Debug)]
+struct Answer {
+    number: u64,
+    /// It came to its end in the poll it was asked by.
+    ended: bool,
+    stacks: Vec<Box<[u64]>>,
+    more: u32,
+    broken: u32,
+}
+
+/// Where answers are handed in.
+struct Desk {
+    pile: Mutex<Pile>,
+    bell: Condvar,
+}
+
+struct Pile {
+    /// The dump that takes answers; 0 for none.
+    dump: u32,
+    /// The bell is rung at this many.
+    wanted: usize,
+    answers: Vec<Answer>,
+}
+
+static DESK: Desk = Desk {
+    pile: Mutex::new(Pile { dump: 0, wanted: 0, answers: Vec::new() }),
+    bell: Condvar::new(),
+};
+
+impl Desk {
+    fn pile(&self) -> MutexGuard<'_, Pile> {
+        self.pile.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn open(&self, dump: u32) {
+        let mut pile = self.pile();
+        pile.dump = dump;
+        pile.answers.clear();
+    }
+
+    fn close(&self) {
+        *self.pile() = Pile { dump: 0, wanted: 0, answers: Vec::new() };
+    }
+
+    fn hand_in(&self, dump: u32, answer: Answer) {
+        let mut pile = self.pile();
+        if pile.dump != dump {
+            return;
+        }
+        pile.answers.push(answer);
+        let ring = pile.answers.len() == pile.wanted;
+        drop(pile);
+        if ring {
+            self.bell.notify_one();
+        }
+    }
+
+    /// What was handed in, once that is `wanted` or `most` has passed.
+    fn collect(&self, wanted: usize, most: Duration) -> Vec<Answer> {
+        let mut pile = self.pile();
+        pile.wanted = wanted;
+        let short = |pile: &mut Pile| pile.answers.len() < wanted;
+        let (mut pile, _) =
+            self.bell.wait_timeout_while(pile, most, short).unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut pile.answers)
+    }
+}
+
+/// A dump being made.
+struct Dump {
+    number: u32,
+    anchor: Anchor,
+    until: Moment,
+    profile: Profile,
+    rows: Vec<TaskRow>,
+    /// Who was asked and has not answered: the row and the pulse, by number.
+    asked: HashMap<u64, (usize, &'static Pulse)>,
+    /// The rows of tasks that are no more.
+    ended: Vec<usize>,
+    running: Vec<Running>,
+    broken: u64,
+    beyond: u64,
+}
+
+/// A task that was being polled when it was looked at.
+struct Running {
+    number: u64,
+    pulse: &'static Pulse,
+    since: Option<Moment>,
+}
+
+impl Running {
+    /// The thread, if it is the same poll still.
+    fn thread(&self) -> Option<u32> {
+        let same = self.pulse.is_of(self.number) && self.pulse.polled() == self.since;
+        self.pulse.running().filter(|_| same)
+    }
+}
+
+impl Dump {
+    fn new(number: u32, anchor: Anchor, deadline: Duration) -> Self {
+        Self {
+            number,
+            anchor,
+            until: anchor.moment + deadline,
+            profile: Profile::new(&SAMPLE_TYPES, SAMPLE_TYPES[0], 1, anchor.wall),
+            rows: Vec::new(),
+            asked: HashMap::new(),
+            ended: Vec::new(),
+            running: Vec::new(),
+            broken: 0,
+            beyond: 0,
+        }
+    }
+
+    fn run(&mut self, clock: &dyn Clock, ask: bool) {
+        DESK.open(self.number);
+        let mut cursor = Some(Cursor::default());
+        while let Some(from) = cursor {
+            let in_time = ask && clock.now() < self.until;
+            let (batch, next) = TASKS.batch(from, BATCH, if in_time { self.number } else { 0 });
+            cursor = next;
+            let wakers = self.list(batch, in_time);
+            let asked = wakers.len();
+            wakers.into_iter().for_each(Waker::wake);
+            self.collect(clock, asked, BATCH_WAIT);
+        }
+        self.collect(clock, self.asked.len(), LAST_WAIT);
+        self.asked.values().for_each(|(_, pulse)| pulse.withdraw(self.number));
+        // What came between the last look and the withdrawals is as good as any.
+        DESK.collect(0, Duration::ZERO).into_iter().for_each(|answer| self.take(answer));
+        DESK.close();
+        for (number, (row, pulse)) in std::mem::take(&mut self.asked) {
+            self.settle(number, row, pulse);
+        }
+    }
+
+    /// Writes rows of a batch; gives the wakers of those that are to be woken.
+    fn list(&mut self, batch: Vec<Listed>, ask: bool) -> Vec<Waker> {
+        let now = threads::recently();
+        let mut wakers = Vec::with_capacity(batch.len());
+        for task in batch {
+            if self.rows.len() >= MAX_TASKS {
+                task.pulse.withdraw(self.number);
+                self.beyond += 1;
+                continue;
+            }
+            let state = match (&task.waker, task.pulse.running()) {
+                (_, Some(tid)) => TaskState::Running { tid },
+                (None, None) => TaskState::Fresh,
+                (Some(_), None) => TaskState::NotAsked,
+            };
+            if let (true, Some(waker)) = (ask, task.waker) {
+                self.asked.insert(task.number, (self.rows.len(), task.pulse));
+                wakers.push(waker);
+            } else if ask && let TaskState::Running { .. } = state {
+                // In its first poll: there is nothing to wake it by.
+                let since = task.pulse.polled();
+                self.running.push(Running { number: task.number, pulse: task.pulse, since });
+            }
+            self.rows.push(TaskRow {
+                number: task.number,
+                // tokio shows the number in it as text only.
+                id: task.id.and_then(|id| id.to_string().parse().ok()),
+                name: task.name,
+                spawned: task.spawned,
+                state,
+                since_poll: task.pulse.polled().map(|at| now.since(at)),
+                stacks: Vec::new(),
+                more_stacks: 0,
+            });
+        }
+        wakers
+    }
+
+    /// Takes answers until `wanted` have come, or `most` has passed, or the deadline.
+    fn collect(&mut self, clock: &dyn Clock, wanted: usize, most: Duration) {
+        let now = clock.now();
+        let until = (now + most).min(self.until.max(now));
+        let mut got = 0;
+        loop {
+            let now = clock.now();
+            let answers = DESK.collect(wanted - got, until.since(now));
+            got += answers.len();
+            answers.into_iter().for_each(|answer| self.take(answer));
+            if got >= wanted || clock.now() >= until {
+                return;
+            }
+        }
+    }
+
+    fn take(&mut self, answer: Answer) {
+        let Some((at, _)) = self.asked.remove(&answer.number) else { return };
+        self.broken += u64::from(answer.broken);
+        if answer.ended {
+            self.ended.push(at);
+            return;
+        }
+        let stacks: Vec<StackHandle> =
+            answer.stacks.iter().filter_map(|stack| self.profile.intern_stack(stack)).collect();
+        let Some(row) = self.rows.get_mut(at) else { return };
+        row.state = if stacks.is_empty() { TaskState::WaitingUnseen } else { TaskState::Waiting };
+        row.stacks = stacks;
+        row.more_stacks = answer.more;
+    }
+
+    /// What is known of a task that did not answer.
+    fn settle(&mut self, number: u64, at: usize, pulse: &'static Pulse) {
+        let (running, polled) = (pulse.running(), pulse.polled());
+        let Some(row) = self.rows.get_mut(at) else { return };
+        if !pulse.is_of(number) {
+            self.ended.push(at);
+            return;
+        }
+        row.state = running.map_or(TaskState::Scheduled, |tid| TaskState::Running { tid });
+        if running.is_some() {
+            self.running.push(Running { number, pulse, since: polled });
+            row.since_poll = polled.map(|at| threads::recently().since(at));
+        }
+    }
+
+    /// The stacks of the threads that tasks run on.
+    fn running_threads(&mut self, clock: &dyn Clock) -> Result<BTreeMap<u32, StackHandle>, Error> {
+        let before: Vec<u32> = self.running.iter().filter_map(Running::thread).collect();
+        if before.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        let stacks = super::threads::stacks_of(clock, &before, &mut self.profile)?;
+        // Who has gone on since was caught somewhere else.
+        let after = self.running.iter().filter_map(Running::thread);
+        Ok(after.filter_map(|tid| Some((tid, *stacks.get(&tid)?))).collect())
+    }
+
+    fn finish(
+        mut self,
+        clock: &dyn Clock,
+        threads: BTreeMap<u32, StackHandle>,
+    ) -> Result<TaskDump, Error> {
+        self.ended.sort_unstable();
+        for &at in self.ended.iter().rev() {
+            self.rows.swap_remove(at);
+        }
+        self.rows.sort_unstable_by_key(|row| row.number);
+        self.count();
+        self.profile.losses.add("task stacks cut or not walked", self.broken);
+        self.profile.losses.add("tasks beyond the 200,000 that a dump lists", self.beyond);
+        self.profile.attach_mappings(images::loaded()?);
+        Ok(TaskDump {
+            took: clock.now().since(self.anchor.moment),
+            profile: self.profile,
+            tasks: self.rows,
+            unwrapped: None,
+            threads,
+        })
+    }
+
+    /// One sample for each stack, state, place and class of age.
+    fn count(&mut self) {
+        let mut counts = HashMap::new();
+        for row in &self.rows {
+            let age = row.since_poll.map_or("", age);
+            let mut count = |stack, first: bool| {
+                let key = (stack, row.state.name(), row.spawned, row.name, age);
+                let sum: &mut [i64; 2] = counts.entry(key).or_default();
+                sum[0] += i64::from(first);
+                sum[1] += 1;
+            };
+            match row.stacks.split_first() {
+                None => count(None, true),
+                Some((first, others)) => {
+                    count(Some(*first), true);
+                    others.iter().for_each(|stack| count(Some(*stack), false));
+                }
+            }
+        }
+        let profile = &mut self.profile;
+        for ((stack, state, spawned, name, age), values) in counts {
+            let place = format!("{}:{}", spawned.file, spawned.line);
+            let mut labels =
+                vec![profile.text_label("state", state), profile.text_label("spawned", &place)];
+            if !name.is_empty() {
+                labels.push(profile.text_label("task", name));
+            }
+            if !age.is_empty() {
+                labels.push(profile.text_label("idle", age));
+            }
+            profile.samples.push(Sample { stack, values: values.to_vec(), labels });
+        }
+    }
+}
+
+/// The class of an age.
+fn age(idle: Duration) -> &'static str {
+    AGES.iter().find(|(end, _)| idle < *end).map_or(OLDEST, |(_, name)| name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ages_have_classes() {
+        let ages = [0, 9, 10, 59_999, 60_000].map(|ms| age(Duration::from_millis(ms)));
+        assert_eq!(ages, ["< 10ms", "< 10ms", "< 100ms", "< 1m", ">= 1m"]);
+    }
+}

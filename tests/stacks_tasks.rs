@@ -1,0 +1,211 @@
+//! What a task dump says of tasks in every state, and that it leaves nothing behind.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use marple::base::{Clock, SystemClock};
+use marple::codec::text;
+use marple::model::{TaskDump, TaskRow, TaskState};
+use marple::stacks::tasks::{self, Plan};
+use marple::symbols;
+use marple::task::{self, FutureExt as _};
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::Notify;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The list of tasks is the process's: one test at a time.
+fn alone() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn runtime(workers: usize) -> Runtime {
+    Builder::new_multi_thread().worker_threads(workers).enable_all().build().unwrap()
+}
+
+fn ask(plan: Plan) -> TaskDump {
+    let mut dump = tasks::dump(&SystemClock, SystemClock.anchor(), plan).unwrap();
+    symbols::name_functions(&mut dump.profile);
+    dump
+}
+
+const FULL: Plan = Plan { ask: true, signals: true, deadline: PATIENCE };
+
+fn wait_until(what: &str, condition: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < PATIENCE, "waited in vain until {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn named<'a>(dump: &'a TaskDump, name: &str) -> Vec<&'a TaskRow> {
+    dump.tasks.iter().filter(|task| task.name == name).collect()
+}
+
+fn text_of(dump: &TaskDump) -> String {
+    let mut text = Vec::new();
+    text::tasks::write(dump, &mut text).unwrap();
+    String::from_utf8(text).unwrap()
+}
+
+/// A worker that is stuck until it is let go, in a function of its own.
+struct Stuck {
+    entered: AtomicBool,
+    go: AtomicBool,
+}
+
+#[inline(never)]
+fn stuck_in_here(stuck: &Stuck) {
+    stuck.entered.store(true, Ordering::Release);
+    while !stuck.go.load(Ordering::Acquire) {
+        std::hint::spin_loop();
+    }
+}
+
+#[test]
+fn with_a_blocked_worker_all_the_others_answer_and_the_runtime_lives_on() {
+    let _alone = alone();
+    let runtime = runtime(2);
+    let beats = Arc::new(AtomicUsize::new(0));
+    let beat = Arc::clone(&beats);
+    drop(runtime.spawn(async move {
+        loop {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            beat.fetch_add(1, Ordering::Relaxed);
+        }
+    }));
+    let never = Arc::new(Notify::new());
+    for _ in 0..500 {
+        let never = Arc::clone(&never);
+        drop(runtime.spawn(async move { never.notified().await }.traced("waits")));
+    }
+    let all_wait = || named(&ask(FULL), "waits").iter().all(|t| t.state == TaskState::Waiting);
+    wait_until("all 500 wait", all_wait);
+
+    let stuck = Arc::new(Stuck { entered: AtomicBool::new(false), go: AtomicBool::new(false) });
+    let held = Arc::clone(&stuck);
+    let handle = runtime.spawn(async move { stuck_in_here(&held) }.traced("stuck"));
+    wait_until("a worker is stuck", || stuck.entered.load(Ordering::Acquire));
+    for _ in 0..3 {
+        let dump = ask(FULL);
+        let text = text_of(&dump);
+        let waits = named(&dump, "waits");
+        assert_eq!(waits.len(), 500);
+        assert!(waits.iter().all(|task| task.state == TaskState::Waiting), "{text}");
+        let [stuck] = named(&dump, "stuck")[..] else { panic!("{text}") };
+        assert!(matches!(stuck.state, TaskState::Running { .. }), "{text}");
+        assert!(text.contains("running on thread") && text.contains("stuck_in_here"), "{text}");
+        assert_eq!(text.matches("\n500 tasks \"waits\"").count(), 1, "{text}");
+    }
+    let before = beats.load(Ordering::Relaxed);
+    wait_until("the beat goes on", || beats.load(Ordering::Relaxed) > before + 20);
+    stuck.go.store(true, Ordering::Release);
+    runtime.block_on(handle).unwrap();
+    assert!(named(&ask(FULL), "stuck").is_empty());
+    runtime.shutdown_background();
+}
+
+#[test]
+fn tasks_no_worker_comes_to_are_scheduled_and_new_ones_are_fresh() {
+    let _alone = alone();
+    let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+    let waits = runtime.spawn(std::future::pending::<()>().traced("nobody drives"));
+    let fresh = named(&ask(FULL), "nobody drives")[0].state;
+    assert_eq!(fresh, TaskState::Fresh);
+    runtime.block_on(async { tokio::task::yield_now().await });
+    let dump = ask(Plan { deadline: Duration::from_millis(200), ..FULL });
+    let [task] = named(&dump, "nobody drives")[..] else { panic!("{dump:?}") };
+    assert_eq!(task.state, TaskState::Scheduled);
+    assert_eq!(task.id.map(|id| id.to_string()), Some(waits.id().to_string()));
+    assert_eq!(task.spawned.file, file!());
+    let listed = ask(Plan { ask: false, ..FULL });
+    assert_eq!(named(&listed, "nobody drives")[0].state, TaskState::NotAsked);
+    // A question that was not answered is withdrawn: the next poll is like any.
+    runtime.block_on(async { tokio::task::yield_now().await });
+    drop(runtime);
+    assert!(named(&ask(FULL), "nobody drives").is_empty());
+}
+
+#[test]
+fn idle_tasks_age_though_they_are_asked() {
+    let _alone = alone();
+    let runtime = runtime(1);
+    drop(runtime.spawn(Arc::new(Notify::new()).notified_owned().traced("idle")));
+    wait_until("it waits", || named(&ask(FULL), "idle")[0].state == TaskState::Waiting);
+    let age = || named(&ask(FULL), "idle")[0].since_poll.unwrap();
+    let first = age();
+    wait_until("it is 50 ms older", || age() > first + Duration::from_millis(50));
+    assert!(age() > first + Duration::from_millis(50));
+}
+
+#[test]
+fn every_way_of_spawning_is_listed_under_its_own_place() {
+    let _alone = alone();
+    let runtime = runtime(2);
+    let forever = std::future::pending::<()>;
+    let lines = runtime.block_on(async {
+        let first = line!() + 1;
+        drop(task::spawn(forever()));
+        drop(tokio::spawn(task::traced(forever())));
+        let mut set = task::JoinSet::new();
+        set.spawn(forever());
+        set.spawn_on(forever(), runtime.handle());
+        set.detach_all();
+        let local = tokio::task::LocalSet::new();
+        set.spawn_local_on(forever(), &local);
+        let dump = ask(Plan { ask: false, ..FULL });
+        let mut lines: Vec<u32> = dump.tasks.iter().map(|task| task.spawned.line - first).collect();
+        lines.sort_unstable();
+        lines
+    });
+    assert_eq!(lines, [0, 1, 3, 4, 7]);
+}
+
+#[test]
+fn churn_leaves_nothing_behind() {
+    let _alone = alone();
+    let runtime = runtime(2);
+    let stop = Arc::new(AtomicBool::new(false));
+    let dumps = std::thread::spawn({
+        let stop = Arc::clone(&stop);
+        move || {
+            while !stop.load(Ordering::Relaxed) {
+                ask(FULL);
+            }
+        }
+    });
+    // Whatever a task holds is dropped once: a waker that was kept would keep it.
+    let held = Arc::new(());
+    runtime.block_on(async {
+        for round in 0..40 {
+            let handles: Vec<_> = (0..500)
+                .map(|at| {
+                    let held = Arc::clone(&held);
+                    task::spawn(async move {
+                        match (at + round) % 4 {
+                            0 => tokio::task::yield_now().await,
+                            1 => tokio::time::sleep(Duration::from_millis(1)).await,
+                            2 => std::future::pending().await,
+                            _ => std::panic::resume_unwind(Box::new("as tasks do")),
+                        }
+                        drop(held);
+                    })
+                })
+                .collect();
+            for (at, handle) in handles.into_iter().enumerate() {
+                if (at + round) % 4 == 2 {
+                    handle.abort();
+                }
+                let _ = handle.await;
+            }
+        }
+    });
+    stop.store(true, Ordering::Relaxed);
+    dumps.join().unwrap();
+    wait_until("all tasks are off the list", || tasks::alive() == 0);
+    assert_eq!(Arc::strong_count(&held), 1);
+}

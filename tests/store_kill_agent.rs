@@ -1,0 +1,94 @@
+//! kill -9, two hundred times, while captures are made and incidents are removed to make room: what is on
+//! disk afterwards is whole and within its bounds.
+
+mod host;
+
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use host::{PATIENCE, incidents, settings, wait_for};
+use marple::config::StoreSettings;
+use marple::model::IncidentState;
+use marple::{Agent, CaptureKind, Settings};
+
+/// Where the child writes; set only for the child.
+const CAPTURES: &str = "MARPLE_TEST_KILL_AGENT";
+const KILLS: usize = 200;
+const MOST: usize = 4;
+
+/// One short capture after another, each of which makes the store remove an incident.
+#[test]
+fn child() {
+    let Some(dir) = std::env::var_os(CAPTURES) else { return };
+    let store = StoreSettings { max_incidents: MOST, ..StoreSettings::default() };
+    let settings = Settings { dir: dir.into(), store, rules: Vec::new(), ..settings() };
+    let agent = Agent::from_settings(settings).start().unwrap();
+    let handle = agent.handle();
+    loop {
+        let _ = handle.capture([CaptureKind::Trace], Duration::from_millis(1)).wait(PATIENCE);
+        wait_for("the incident to close", || {
+            handle.status().wait(PATIENCE).unwrap().incidents.is_empty().then_some(())
+        });
+    }
+}
+
+fn spawn(captures: &Path) -> Child {
+    Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "child"])
+        .env(CAPTURES, captures)
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
+/// The names of the incidents' directories.
+fn names(captures: &Path) -> Vec<String> {
+    let entries = fs::read_dir(captures).into_iter().flatten();
+    let names = entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned());
+    names.filter(|name| name.starts_with("20")).collect()
+}
+
+#[test]
+fn two_hundred_kills_leave_what_is_whole_and_within_bounds() {
+    let home = tempfile::tempdir().unwrap();
+    let captures = home.path().join("captures");
+    let (mut interrupted, mut swept, mut seed) = (0, 0, 20261123_u64);
+    for round in 0..KILLS {
+        let mut before = names(&captures);
+        before.sort();
+        let mut child = spawn(&captures);
+        wait_for("the child to make an incident", || {
+            let mut found = names(&captures);
+            found.sort();
+            (found.last() != before.last()).then_some(())
+        });
+        seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        thread::sleep(Duration::from_micros((seed >> 33) % 40_000));
+        child.kill().unwrap();
+        child.wait().unwrap();
+
+        // What a reader sees is whole at any time: `incidents` fails on a manifest that is not.
+        let found = incidents(&captures);
+        assert_eq!(found.len(), names(&captures).len(), "round {round}: one without a manifest");
+        assert!(found.len() <= MOST + 1, "round {round}: {}", found.len());
+        for (dir, manifest) in &found {
+            for artifact in &manifest.artifacts {
+                let size = fs::metadata(dir.join(&artifact.file)).unwrap().len();
+                assert_eq!(size, artifact.bytes.get(), "round {round}: {artifact:?}");
+            }
+            interrupted += usize::from(manifest.state == IncidentState::Interrupted);
+        }
+        let gone = fs::read_dir(&captures).unwrap().filter(|entry| {
+            let name = entry.as_ref().unwrap().file_name();
+            name.to_string_lossy().starts_with(".gone-")
+        });
+        swept += gone.count();
+    }
+    println!(
+        "{KILLS} kills: {interrupted} sightings of interrupted incidents, {swept} of removals cut short"
+    );
+    assert!(interrupted > 0, "no kill hit an open incident: the test proves nothing");
+}

@@ -1,0 +1,42 @@
+//! The directory of incidents is removed while the agent runs: it is made again for the next incident.
+
+mod host;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
+
+use host::{Host, PATIENCE, gauge_rule, settings, wait_for};
+use marple::model::IncidentState;
+use marple::{CaptureKind, Settings};
+
+const SHORT: Duration = Duration::from_millis(50);
+
+#[test]
+fn a_directory_that_was_removed_is_made_again() {
+    let rule = gauge_rule("queue", [CaptureKind::Trace], SHORT);
+    let host = Host::start(Settings { rules: vec![rule], ..settings() });
+    let capture = || host.handle().capture([CaptureKind::Trace], SHORT).wait(PATIENCE).unwrap();
+    capture();
+    host.closed(1);
+    fs::remove_dir_all(host.captures()).unwrap();
+    let dir = capture().dir;
+    let (_, manifest) = host.closed(1).remove(0);
+    assert!(dir.starts_with(host.captures()) && dir.is_dir());
+    assert_eq!((manifest.state, manifest.artifacts.len()), (IncidentState::Closed, 1));
+    assert_eq!(fs::metadata(host.captures()).unwrap().permissions().mode() & 0o777, 0o700);
+
+    // Also under an incident that is open: it is lost, and over when its rule clears.
+    let gauge = host.handle().gauge("queue").unwrap();
+    gauge.set(11.0);
+    wait_for("the second", || (host.incidents().len() == 2).then_some(()));
+    fs::remove_dir_all(host.captures()).unwrap();
+    gauge.set(0.0);
+    wait_for("it to be over", || {
+        host.handle().status().wait(PATIENCE).unwrap().incidents.is_empty().then_some(())
+    });
+    capture();
+    assert_eq!(host.closed(1)[0].1.artifacts.len(), 1);
+    let failures = host.handle().status().wait(PATIENCE).unwrap().failures;
+    assert!(!failures.is_empty(), "what was lost is counted");
+}
