@@ -14,8 +14,11 @@
 //! | outside | CPU time of the process that is not the burning threads', to the end of the session, over the samples |
 //! | start | the first of a process: wall time, and the growth of its resident memory, at its peak |
 //! | handler | CPU time of a SIGPROF a thread raises for itself, 20 calls deep, less that of one met by an empty handler |
+//! | agreement | the root of the mean square, over the 12 functions seen most, of the differences of shares from those `perf record` saw in the same run, in standard errors |
 //! | throughput | work done per second of the process' CPU time with the engine over that without, in turn; `control` has none either time |
 
+#[path = "cpu/agreement.rs"]
+mod agreement;
 #[path = "cpu/burn.rs"]
 mod burn;
 #[path = "cpu/cell.rs"]
@@ -84,6 +87,7 @@ fn main() {
     start(&plan);
     handlers();
     throughput(&plan);
+    agreement(&plan);
 }
 
 fn got(plan: &Plan) {
@@ -120,7 +124,9 @@ fn rows_of_got(name: &str, measured: &Result<Measured, String>) {
     match measured {
         Ok(measured) => {
             let (got, accounted) = (measured.get("got"), measured.get("accounted"));
-            row(&format!("{name}: got"), got, "", Goal::AtLeast(0.97));
+            // Of few periods a thread, more of a thread's time lies before its first.
+            let of = format!("of {:.0}", measured.get("periods"));
+            row(&format!("{name}: got"), got, &of, Goal::AtLeast(0.97));
             row(&format!("{name}: got + lost"), accounted, "", Goal::Near(1.0, 0.01));
         }
         Err(why) => println!("{name}: short: {why}"),
@@ -191,6 +197,19 @@ fn throughput(plan: &Plan) {
                 row(&name, measured.get("median"), "", Goal::AtLeast(control.get("low")));
             }
             Err(why) => println!("{engine}: throughput: short: {why}"),
+        }
+    }
+}
+
+fn agreement(plan: &Plan) {
+    for engine in [Engine::Perf, Engine::Timer] {
+        let name = format!("{engine}: agreement with `perf record`");
+        match agreement::with_perf_record(engine, 2 * plan.burn.as_millis() as u64) {
+            Ok((errors, points)) => {
+                row(&name, errors, "s.e.", Goal::AtMost(1.5));
+                row(&format!("{name}, worst in points"), points, "", Goal::None);
+            }
+            Err(why) => println!("{name}: not measured: {why}"),
         }
     }
 }

@@ -18,7 +18,7 @@ use marple::model::TaskState;
 use marple::os::process::cpu_time;
 use marple::stacks::tasks::{self, Plan};
 use marple::stacks::threads;
-use marple::task::{self, FutureExt as _};
+use marple::task::{self, Trace as _};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{Notify, mpsc};
 

@@ -27,13 +27,13 @@
 //! [[rule]]
 //! metric = "memory"       # working set, in per cent of the limit
 //! abs = 80
-//! capture = ["cpu", "heap", "trace"]
+//! capture = ["cpu", "heap", "trace", "threads", "tasks"]
 //! ```
 //!
 //! That is all. The runtime [`Agent`] is started in is watched; others are added with
 //! [`AgentHandle::observe`]. The allocator line is for heap profiles alone, [`trace::layer`] and
-//! [`instrument`] for what a trace shows besides the vitals; without them everything else works, and
-//! the incident's manifest says what is missing.
+//! [`instrument`] for what a trace shows besides the vitals, [`task::spawn`] for tasks that a dump is to
+//! show; without them everything else works, and the incident's manifest says what is missing.
 //!
 //! # What it asks of the process
 //!

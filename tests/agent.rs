@@ -275,6 +275,71 @@ fn retention_holds() {
         });
     }
     let left: Vec<_> = host.closed(3).into_iter().map(|(_, manifest)| manifest.id).collect();
-    assert_eq!(left, ids[2..]);
+    assert_eq!(left, [ids[0], ids[3], ids[4]], "the first and the last stay longest");
     assert_eq!(host.handle().status().wait(PATIENCE).unwrap().counters.incidents_removed, 2);
+}
+
+#[test]
+fn dumps_that_are_switched_off_are_skipped_and_the_manifest_says_why() {
+    use marple::config::{StacksSettings, TasksMode, ThreadsMode};
+
+    let stacks = StacksSettings {
+        threads: ThreadsMode::ProcOnly,
+        tasks: TasksMode::Off,
+        ..StacksSettings::default()
+    };
+    let host = Host::start(Settings { stacks, ..settings() });
+    let kinds = [CaptureKind::Threads, CaptureKind::Tasks];
+    host.handle().capture(kinds, SHORT).wait(PATIENCE).unwrap();
+    let (dir, manifest) = host.closed(1).remove(0);
+    assert_eq!(files(&manifest), ["001.threads.txt", "002.threads.pprof"]);
+    let [threads, tasks] = &manifest.captures[..] else { panic!("{manifest:?}") };
+    assert_eq!((threads.outcome, threads.engine.as_str()), (Outcome::Done, "/proc"));
+    assert_eq!(tasks.outcome, Outcome::Skipped);
+    assert!(tasks.error.as_ref().is_some_and(|why| why.contains("stacks.tasks")), "{tasks:?}");
+    let text = fs::read_to_string(dir.join(&manifest.artifacts[0].file)).unwrap();
+    assert!(text.contains("\"marple\"") && text.contains("threads are not signalled"), "{text}");
+    let counters = host.handle().status().wait(PATIENCE).unwrap().counters;
+    assert_eq!((counters.captures, counters.captures_failed), (1, 0));
+}
+
+#[test]
+fn a_task_is_found_in_the_files_by_its_name_and_its_place() {
+    use marple::task::{self, Trace as _};
+
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let host = runtime.block_on(async { Host::start(settings()) });
+    let before = line!() + 1;
+    drop(runtime.spawn(std::future::pending::<()>().traced("forever")));
+    runtime.block_on(async { drop(task::spawn(tokio::time::sleep(PATIENCE))) });
+    for _ in 0..3 {
+        drop(runtime.spawn(std::future::pending::<()>()));
+    }
+    wait_for("a tick that counts them", || {
+        let status = host.handle().status().wait(PATIENCE).unwrap();
+        (status.vitals.values.get("tasks") == Some(&5.0)).then_some(())
+    });
+    host.handle().capture([CaptureKind::Tasks], SHORT).wait(PATIENCE).unwrap();
+    let (dir, manifest) = host.closed(1).remove(0);
+    assert_eq!(files(&manifest), ["001.tasks.txt", "002.tasks.json", "003.tasks.pprof"]);
+    assert!(manifest.artifacts.iter().all(|artifact| artifact.part.is_none()));
+    let [text, json, profile] =
+        [0, 1, 2].map(|at| fs::read(dir.join(&manifest.artifacts[at].file)).unwrap());
+    let text = String::from_utf8(text).unwrap();
+    let place = format!("{}:{before}", file!());
+    assert!(text.contains(&format!("1 task \"forever\" of {place}, waiting (no waker)")), "{text}");
+    assert!(text.contains("tokio::time::sleep::Sleep"), "{text}");
+    assert!(text.contains("3 more, not spawned through marple::task"), "{text}");
+
+    let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
+    let tasks = json["tasks"].as_array().unwrap();
+    assert_eq!((tasks.len(), &json["unwrapped"]), (2, &3.into()));
+    let sleeper = tasks.iter().find(|task| task["name"] == "").unwrap();
+    let stack = sleeper["stacks"][0].as_u64().unwrap() as usize;
+    let frames = json["stacks"][stack].to_string();
+    assert!(frames.contains("tokio::time::sleep::Sleep"), "{frames}");
+
+    let profile = marple::codec::pprof::read(&profile).unwrap();
+    let tasks: i64 = profile.sample.iter().map(|sample| sample.value[0]).sum();
+    assert_eq!(tasks, 2);
 }

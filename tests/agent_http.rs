@@ -10,6 +10,7 @@ use std::time::Duration;
 use std::{fs, thread};
 
 use host::{Host, PATIENCE, files, settings, wait_for};
+use marple::CaptureKind;
 use marple::config::{HttpSettings, Listen, Secret};
 use marple::model::{Origin, Outcome};
 use marple::{Agent, Settings, http};
@@ -214,19 +215,19 @@ fn without_the_allocator_the_heap_capture_says_so_and_the_rest_is_there() {
     let notify = |action| ask("POST", &format!("{url}/monitor/notify?action={action}"), None);
     notify("start");
     wait_for("the captures to run", || {
-        (host.incidents().pop()?.1.captures.len() == 3).then_some(())
+        (host.incidents().pop()?.1.captures.len() == 5).then_some(())
     });
     notify("stop");
     let (_, manifest) = host.closed(1).remove(0);
-    let outcomes: Vec<_> =
-        manifest.captures.iter().map(|capture| (capture.kind.name(), capture.outcome)).collect();
-    assert_eq!(
-        outcomes,
-        [("trace", Outcome::Done), ("cpu", Outcome::Done), ("heap", Outcome::Failed)]
-    );
-    let error = manifest.captures[2].error.as_deref().unwrap();
+    let (failed, rest): (Vec<_>, Vec<_>) =
+        manifest.captures.iter().partition(|capture| capture.kind == CaptureKind::Heap);
+    assert_eq!(failed[0].outcome, Outcome::Failed);
+    let error = failed[0].error.as_deref().unwrap();
     assert!(error.contains("#[global_allocator]"), "{error}");
-    assert_eq!(files(&manifest), ["001.runtime.trace", "002.cpu.pprof"]);
+    assert!(rest.iter().all(|capture| capture.outcome == Outcome::Done), "{rest:?}");
+    for kind in [".runtime.trace", ".cpu.pprof"] {
+        assert!(files(&manifest).iter().any(|file| file.ends_with(kind)), "{kind}");
+    }
 }
 
 #[test]

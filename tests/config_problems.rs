@@ -131,6 +131,18 @@ fn one_problem_is_one_line() {
         ),
         ("[toggle]\ncapture = []", "toggle.capture: nothing to capture"),
         (
+            "[trace]\nmode = \"often\"",
+            "invalid value: string \"often\", expected \"always\", \"on-demand\" or \"off\"",
+        ),
+        (
+            "[trace]\nwindow = \"999ms\"",
+            "trace.window: 999ms is out of bounds: write a duration from",
+        ),
+        (
+            "[trace]\nwindow = \"11m\"",
+            "trace.window: 660s is out of bounds: write a duration from 1s",
+        ),
+        (
             "[trace]\nmax_bytes = 1",
             "trace.max_bytes: 1 B is too little to keep anything: write 64.0 KiB or more",
         ),

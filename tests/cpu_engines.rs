@@ -127,3 +127,25 @@ fn frequencies_that_nobody_should_ask_for_are_refused() {
         drop(Session::start(Hertz(frequency), SystemClock.anchor()).unwrap());
     }
 }
+
+/// Two threads of 256 do all the work: what rings or slots share fairly must not be what they are short of.
+#[test]
+fn the_busy_among_many_are_seen_as_well_as_if_they_were_alone() {
+    let _turn = turn();
+    for engine in engines() {
+        let (rest, wait) = std::sync::mpsc::channel::<()>();
+        let wait = std::sync::Mutex::new(wait);
+        std::thread::scope(|scope| {
+            for _ in 0..254 {
+                scope.spawn(|| wait.lock().unwrap().recv());
+            }
+            let session = start(engine, 99).unwrap();
+            burn_on(2, Duration::from_secs(2));
+            let profile = stop(session);
+            drop(rest);
+            let (expected, got, _) = account(&profile);
+            println!("{engine}: {:?} {:?}", profile.comments, profile.losses);
+            assert!(got * 100 >= expected * 90, "{engine}: {:?}", profile.comments);
+        });
+    }
+}

@@ -10,7 +10,7 @@ use marple::base::{Clock, SystemClock};
 use marple::model::{Profile, StackHandle, TaskDump, TaskRow, TaskState};
 use marple::stacks::tasks::{self, Plan};
 use marple::symbols;
-use marple::task::FutureExt as _;
+use marple::task::Trace as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::{
     Barrier, Mutex, Notify, OnceCell, RwLock, Semaphore, broadcast, mpsc, oneshot, watch,

@@ -10,7 +10,7 @@ use marple::codec::text;
 use marple::model::{TaskDump, TaskRow, TaskState};
 use marple::stacks::tasks::{self, Plan};
 use marple::symbols;
-use marple::task::{self, FutureExt as _};
+use marple::task::{self, Trace as _};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::Notify;
 

@@ -12,6 +12,11 @@ use marple::{CaptureKind, Settings};
 
 const SHORT: Duration = Duration::from_millis(50);
 
+/// Removes the directory of incidents, whatever is written into it meanwhile.
+fn remove(host: &Host) {
+    wait_for("the directory to go", || fs::remove_dir_all(host.captures()).ok());
+}
+
 #[test]
 fn a_directory_that_was_removed_is_made_again() {
     let rule = gauge_rule("queue", [CaptureKind::Trace], SHORT);
@@ -19,7 +24,7 @@ fn a_directory_that_was_removed_is_made_again() {
     let capture = || host.handle().capture([CaptureKind::Trace], SHORT).wait(PATIENCE).unwrap();
     capture();
     host.closed(1);
-    fs::remove_dir_all(host.captures()).unwrap();
+    remove(&host);
     let dir = capture().dir;
     let (_, manifest) = host.closed(1).remove(0);
     assert!(dir.starts_with(host.captures()) && dir.is_dir());
@@ -30,7 +35,7 @@ fn a_directory_that_was_removed_is_made_again() {
     let gauge = host.handle().gauge("queue").unwrap();
     gauge.set(11.0);
     wait_for("the second", || (host.incidents().len() == 2).then_some(()));
-    fs::remove_dir_all(host.captures()).unwrap();
+    remove(&host);
     gauge.set(0.0);
     wait_for("it to be over", || {
         host.handle().status().wait(PATIENCE).unwrap().incidents.is_empty().then_some(())

@@ -74,6 +74,8 @@ fn nothing_is_allocated_while_no_session_runs() {
     let vitals = Vitals { gauges: vec![("orders".into(), 1.0)], ..Vitals::default() };
     // The registry's own pools and the sites' interest.
     (0..100).for_each(request);
+    // One row a second is kept for the sessions to come.
+    record_vitals(&vitals);
     let before = allocations();
     (0..1000).for_each(|round| {
         request(round);

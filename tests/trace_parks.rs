@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use marple::model::RawKind;
 use marple::trace::Hooks;
 use tokio::runtime::Builder;
 use trace_support::*;
@@ -30,18 +31,18 @@ fn the_slices_of_a_worker_alternate_with_its_work() {
     runtime.block_on(async { tokio::spawn(doze(20)).await.unwrap() });
     let timeline = stop(session);
 
-    assert_well_formed(&timeline);
-    let mut slices = 0;
-    for events in threads(&timeline) {
-        for (place, event) in events.iter().enumerate() {
-            let expected = if place % 2 == 0 { Kind::Begin } else { Kind::End };
-            assert_eq!(event.kind, expected, "at {place}");
-            assert_eq!(event.category, "runtime");
-            assert!(event.kind == Kind::End || event.name == "parked");
-            slices += usize::from(event.kind == Kind::End);
+    assert_nested(&timeline);
+    let slices = all_slices(&timeline);
+    assert!(slices.iter().all(|slice| slice.kind == RawKind::Park && slice.name == "parked"));
+    let ended = slices.iter().filter(|slice| slice.end.is_some()).count();
+    assert!(ended >= 20, "{ended} parks in 20 sleeps");
+    for (_, slices) in trace_support::slices(&timeline) {
+        let mut last = slices[0].start;
+        for slice in &slices {
+            assert!(slice.start >= last, "parks lie beside each other");
+            last = slice.end.unwrap_or(slice.start);
         }
     }
-    assert!(slices >= 20, "{slices} parks in 20 sleeps");
 }
 
 #[test]
@@ -58,9 +59,10 @@ fn a_worker_parked_since_before_the_session_is_parked_from_its_start() {
     runtime.block_on(runtime.spawn(async {})).unwrap();
     let timeline = stop(session);
 
-    let [events] = &threads(&timeline)[..] else { panic!("one worker") };
-    assert!(outline(events).starts_with("parked()"), "{}", outline(events));
-    assert_eq!(events[0].at, timeline.events[0].at, "parked from the session's start");
+    let [(tid, slices)] = &slices(&timeline)[..] else { panic!("one worker") };
+    assert_eq!(*tid, worker);
+    assert!(slices[0].end.is_some());
+    assert_eq!(slices[0].start, timeline.activity.from, "parked from the session's start");
 }
 
 #[test]
@@ -91,8 +93,8 @@ fn the_hosts_hooks_are_called_as_well() {
     assert_eq!(stopped.load(Ordering::Relaxed), 3);
     assert_eq!(parks.load(Ordering::Relaxed), unparks.load(Ordering::Relaxed));
     assert!(parks.load(Ordering::Relaxed) >= 5);
-    let begun = threads(&timeline).concat().iter().filter(|e| e.kind == Kind::Begin).count();
-    assert!(begun >= 5, "{begun} slices");
+    let slices = all_slices(&timeline).len();
+    assert!(slices >= 5, "{slices} slices");
 }
 
 #[test]
@@ -104,8 +106,7 @@ fn a_current_thread_runtime_parks_too() {
     runtime.block_on(doze(3));
     let timeline = stop(session);
     assert_eq!(marple::trace::engine(), "parks");
-    let events = here(&timeline);
-    let slices = events.iter().filter(|event| event.kind == Kind::Begin).count();
-    assert!(slices >= 3, "{}", outline(&events));
-    assert_eq!(outline(&events), "parked()".repeat(slices));
+    let [(thread, slices)] = &slices(&timeline)[..] else { panic!("one thread") };
+    assert_eq!(*thread, tid());
+    assert!(slices.len() >= 3 && slices.iter().all(|slice| slice.end.is_some()), "{slices:?}");
 }

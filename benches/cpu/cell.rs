@@ -9,18 +9,36 @@ use rustix::time::ClockId;
 
 use crate::burn::{self, Burnt, FUNCTIONS, THREAD, cpu_of};
 use crate::drive::{Engine, Report, Running};
-use crate::{handler, throughput};
+use crate::{agreement, handler, throughput};
 
 /// What no cell takes; one that does hangs.
 const PATIENCE: Duration = Duration::from_secs(90);
 
-/// The values of a cell.
-pub(crate) struct Measured(HashMap<String, f64>);
+/// The values of a cell, in its order.
+pub(crate) struct Measured(Vec<(String, f64)>);
 
 impl Measured {
+    pub(crate) fn of(said: &str) -> Self {
+        let value = |line: &str| {
+            let (name, value) = line.split_once(' ')?;
+            Some((name.to_owned(), value.parse().ok()?))
+        };
+        Self(said.lines().filter_map(value).collect())
+    }
+
+    /// The sum of the values of each name.
+    pub(crate) fn sums(&self) -> HashMap<String, f64> {
+        let mut sums = HashMap::new();
+        for (name, value) in &self.0 {
+            *sums.entry(name.clone()).or_default() += value;
+        }
+        sums
+    }
+
     /// One of them; not a number when it is not there, which meets no goal.
     pub(crate) fn get(&self, name: &str) -> f64 {
-        self.0.get(name).copied().unwrap_or(f64::NAN)
+        let value = self.0.iter().find(|(known, _)| known == name);
+        value.map_or(f64::NAN, |(_, value)| *value)
     }
 }
 
@@ -53,11 +71,7 @@ pub(crate) fn measure(cell: &[&str]) -> Result<Measured, String> {
     if !status.success() {
         return Err(format!("{status}: {}", complaint.trim()));
     }
-    let value = |line: &str| {
-        let (name, value) = line.split_once(' ')?;
-        Some((name.to_owned(), value.parse().ok()?))
-    };
-    Ok(Measured(said.lines().filter_map(value).collect()))
+    Ok(Measured::of(&said))
 }
 
 /// Is the cell that `args` ask for.
@@ -74,6 +88,9 @@ pub(crate) fn run(args: &[String]) {
             }
             _ => Err(format!("not a cell: {args:?}")),
         },
+        ["third", engine, millis] => {
+            agreement::cell(of(engine), Duration::from_millis(millis.parse().unwrap_or(1000)))
+        }
         ["start", engine] => start_cell(of(engine)),
         ["handler", engine] => handler::cell(of(engine)),
         ["throughput", engine, pairs] => throughput::cell(of(engine), pairs.parse().unwrap_or(7)),
@@ -132,7 +149,7 @@ fn tell_of_burning(report: &Report, hertz: u32, spent: &Spent) {
         weight += seen.weight;
         samples += seen.samples;
         let under = |mark: &&str| seen.functions.iter().any(|name| is_called(name, mark));
-        if let Some(which) = FUNCTIONS.iter().position(|mark| under(mark)) {
+        if let Some(which) = FUNCTIONS.iter().position(under) {
             weights[which] += seen.weight;
             attributed += seen.samples;
         }
@@ -148,6 +165,7 @@ fn tell_of_burning(report: &Report, hertz: u32, spent: &Spent) {
         (larger(worst.0, error.0), larger(worst.1, error.1))
     });
     println!("got {}", weight / periods);
+    println!("periods {periods}");
     // What is lost is not known by thread, so this is of the process.
     let all: f64 = report.seen.iter().map(|seen| seen.weight).sum();
     let accounted = (all + report.lost) / (spent.sampled * f64::from(hertz));

@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use marple::model::Origin;
-use marple::task::FutureExt as _;
+use marple::task::Trace as _;
 use marple::{AgentHandle, CaptureKind};
 use sysinfo::{ProcessRefreshKind, ProcessesToUpdate};
 use tokio::net::TcpListener;

@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::Error as AgentError;
+use super::announce::{self, Announcer, Callback, IncidentEvent};
 use super::budget::State;
 use super::capture::Worker;
 use super::collect;
@@ -56,12 +57,20 @@ pub struct Builder {
     settings: Settings,
     path: Option<PathBuf>,
     services: Vec<Box<dyn Service>>,
+    callbacks: Vec<Callback>,
 }
 
 impl Builder {
     /// The settings, to be looked at or changed.
     pub fn settings_mut(&mut self) -> &mut Settings {
         &mut self.settings
+    }
+
+    /// Calls `callback` with what becomes of incidents, on a thread of its own. One that takes long misses
+    /// events, which is counted in the status; one that panics is not called again.
+    pub fn on_event(mut self, callback: impl FnMut(&IncidentEvent) + Send + 'static) -> Self {
+        self.callbacks.push(Box::new(callback));
+        self
     }
 
     /// Lets `service` run on the agent's runtime.
@@ -76,7 +85,7 @@ impl Builder {
 
     /// Starts the two threads.
     pub(crate) fn launch(self) -> Result<Agent, Error> {
-        let Self { settings, path, mut services } = self;
+        let Self { settings, path, mut services, callbacks } = self;
         settings.validate().map_err(Error::new)?;
         let only_one = OnlyOne::claim()?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
@@ -100,10 +109,15 @@ impl Builder {
         // One task at a time: the loop sends the next when it has heard of the last.
         let (tasks, inbox) = std_mpsc::sync_channel(1);
         let (process, versions) = (process(&*clock), versions());
+        let (announcer, announced) = Announcer::new(&callbacks);
+        if let Some(announced) = announced {
+            // Never waited for: what it runs is not ours.
+            spawn("marple-callbacks", move || announce::call(&announced, callbacks))?;
+        }
         let capture_thread = spawn("marple-capture", {
             let (clock, events) = (Arc::clone(&clock), events.clone());
             move || {
-                let worker = Worker::new(Arc::clone(&clock), store, process, versions);
+                let worker = Worker::new(Arc::clone(&clock), store, process, versions, announcer);
                 work(worker, &*clock, &inbox, &events);
             }
         })?;
@@ -150,12 +164,17 @@ impl Agent {
     pub fn from_file(path: impl AsRef<Path>) -> Result<Builder, Error> {
         let path = path.as_ref();
         let settings = config::load(path).map_err(Error::new)?;
-        Ok(Builder { settings, path: Some(path.to_owned()), services: Vec::new() })
+        Ok(Builder {
+            settings,
+            path: Some(path.to_owned()),
+            services: Vec::new(),
+            callbacks: Vec::new(),
+        })
     }
 
     /// Takes the settings from code.
     pub fn from_settings(settings: Settings) -> Builder {
-        Builder { settings, path: None, services: Vec::new() }
+        Builder { settings, path: None, services: Vec::new(), callbacks: Vec::new() }
     }
 
     /// Begins with the default settings: the default rules and no endpoint.

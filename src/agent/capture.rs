@@ -4,13 +4,13 @@
 //! conversion delays a tick, a rule or an answer. Nothing it meets ends it: a collector that fails or
 //! panics is a line in the manifest, a disk that refuses is a failure in the report.
 
-use std::any::Any;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::announce::Announcer;
 use super::budget::State;
 use super::collect::{self, Collector, Evidence, Failure};
+use super::fence::{chain, fence};
 use super::incidents::{Done, Job, Noted};
 use crate::base::{Bytes, Clock, IncidentId};
 use crate::config::Settings;
@@ -67,6 +67,14 @@ pub(super) struct Tally {
 }
 
 impl Tally {
+    /// Counts an event the callbacks do not hear of.
+    fn told(&mut self, told: bool) {
+        if !told {
+            self.failures
+                .push(("event not told", "the callbacks of the service are behind".into()));
+        }
+    }
+
     fn fail(&mut self, cause: &'static str, error: &dyn std::error::Error) {
         self.failures.push((cause, chain(error)));
     }
@@ -78,6 +86,7 @@ pub(super) struct Worker {
     store: Store,
     process: ProcessInfo,
     versions: Versions,
+    announcer: Announcer,
     dirs: Vec<(IncidentId, IncidentDir)>,
     running: Vec<Running>,
 }
@@ -111,8 +120,9 @@ impl Worker {
         store: Store,
         process: ProcessInfo,
         versions: Versions,
+        announcer: Announcer,
     ) -> Self {
-        Self { clock, store, process, versions, dirs: Vec::new(), running: Vec::new() }
+        Self { clock, store, process, versions, announcer, dirs: Vec::new(), running: Vec::new() }
     }
 
     /// Reserves what captures will need when there is no more to be had.
@@ -174,6 +184,9 @@ impl Worker {
                 // One that somebody removed is over: there is nothing left to be closed.
                 let gone = self.dirs.iter().any(|(open, dir)| open == id && dir.is_removed());
                 if ok || gone {
+                    if let Some((_, dir)) = self.dirs.iter().find(|(open, _)| open == id) {
+                        tally.told(self.announcer.closed(*id, dir.path()));
+                    }
                     self.dirs.retain(|(open, _)| open != id);
                     self.retain(&task, &mut tally);
                 }
@@ -214,6 +227,7 @@ impl Worker {
         match self.store.begin(name, manifest) {
             Ok(dir) => {
                 let path = dir.path().to_owned();
+                tally.told(self.announcer.opened(id, name, &path));
                 self.dirs.push((id, dir));
                 Some(path)
             }
@@ -402,6 +416,9 @@ impl Worker {
                         artifact.part = part.map(str::to_owned);
                         tally.artifacts += 1;
                         tally.artifact_bytes += artifact.bytes.get();
+                        if let Some((_, dir)) = self.dirs.iter().find(|(open, _)| *open == id) {
+                            tally.told(self.announcer.written(id, dir.path(), &artifact));
+                        }
                         artifacts.push(artifact);
                     }
                     Err(error) => {
@@ -410,7 +427,7 @@ impl Worker {
                     }
                 }
             }
-            let losses = evidence.losses().clone();
+            let losses = evidence.losses();
             self.update(id, tally, |manifest| {
                 let written = !artifacts.is_empty();
                 manifest.artifacts.extend(artifacts);
@@ -478,31 +495,4 @@ fn fail(record: &mut CaptureRecord, error: String) {
         Some(earlier) => format!("{earlier}; {error}"),
         None => error,
     });
-}
-
-/// Runs `work` so that a panic in it is a failure like others. What it was working on is given up.
-pub(super) fn fence<T>(work: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(words(&*panic).into()))
-}
-
-fn words(panic: &(dyn Any + Send)) -> String {
-    let text = panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    format!("panicked: {}", text.unwrap_or("(no message)"))
-}
-
-/// An error with all its causes, in one line.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let words = cause.to_string();
-        if !text.contains(&words) {
-            text = format!("{text}: {words}");
-        }
-        next = cause.source();
-    }
-    text
 }

@@ -12,10 +12,11 @@ use jiff::Timestamp;
 
 use super::Error;
 use super::budget::State;
-use super::capture::{Report, Task, chain};
+use super::capture::{Report, Task};
 use super::collect;
 use super::decide::Decider;
 use super::event::{Event, Reply, ToggleAction};
+use super::fence::chain;
 use super::history::{History, Recording, row};
 use super::incidents::{Job, ToggleState};
 use super::reload;
@@ -82,6 +83,7 @@ impl Core {
             decider.restore(clock.anchor(), state);
         }
         collect::heap::set_rates(&settings.heap);
+        collect::trace::configure(&settings.trace);
         Self {
             started,
             config: ConfigStatus { path, applied: Some(started), ..ConfigStatus::default() },
@@ -265,6 +267,11 @@ impl Core {
         }
     }
 
+    /// Nothing more will be asked of it.
+    pub(super) fn end(&self) {
+        collect::trace::end(&self.settings.trace);
+    }
+
     fn toggle(
         &mut self,
         action: ToggleAction,
@@ -358,6 +365,7 @@ impl Core {
         let (settings, needs_restart) = reload::merge(&self.settings, settings);
         self.decider.replace(settings.rules.clone(), settings.budget.clone());
         collect::heap::set_rates(&settings.heap);
+        collect::trace::configure(&settings.trace);
         tracing::info!(target: "marple", needs_restart = ?needs_restart, "new settings are in force");
         self.settings = Arc::new(settings);
         self.config.applied = Some(self.clock.wall());

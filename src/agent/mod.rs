@@ -15,6 +15,7 @@
 //! is free (`incidents`), so nothing queues up behind a slow disk. The CPU collector has a third thread,
 //! which empties its rings while the worker encodes; it is the collector's and knows nothing of these.
 
+mod announce;
 mod budget;
 mod builder;
 mod capture;
@@ -22,6 +23,7 @@ mod collect;
 mod core;
 mod decide;
 mod event;
+mod fence;
 mod handle;
 #[cfg(feature = "heap")]
 mod heap_writer;
@@ -36,6 +38,7 @@ mod stream;
 
 use std::time::Duration;
 
+pub use announce::IncidentEvent;
 pub use builder::{Agent, Builder};
 pub use event::ToggleAction;
 pub use handle::{AgentHandle, Pending};

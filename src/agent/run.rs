@@ -31,6 +31,7 @@ pub(super) async fn run(
         if let Some(since) = shutdown
             && (core.is_at_rest() || since.elapsed() >= LAST_WORDS)
         {
+            core.end();
             return;
         }
         tokio::select! {

@@ -3,6 +3,8 @@
 mod clock;
 mod error;
 mod id;
+#[cfg(feature = "trace")]
+pub(crate) mod sync;
 mod units;
 
 pub use clock::{Anchor, Clock, ManualClock, Moment, SystemClock};

@@ -36,6 +36,18 @@ impl<W: Write> Parts<W> {
     pub(super) fn write(&mut self, part: &impl Message) -> io::Result<()> {
         // Encoding into a Vec fails only when its length would pass isize::MAX.
         part.encode(&mut self.block).map_err(io::Error::other)?;
+        self.flush_block()
+    }
+
+    /// Appends a part that is encoded already.
+    #[inline]
+    pub(super) fn write_bytes(&mut self, part: &[u8]) -> io::Result<()> {
+        self.block.extend_from_slice(part);
+        self.flush_block()
+    }
+
+    #[inline]
+    fn flush_block(&mut self) -> io::Result<()> {
         if self.block.len() >= BLOCK {
             self.out.write_all(&self.block)?;
             self.block.clear();

@@ -133,7 +133,9 @@ fn heap(section: &mut Section<'_, '_>, heap: &mut HeapSettings) {
 }
 
 fn trace(section: &mut Section<'_, '_>, trace: &mut TraceSettings) {
+    section.read("mode", value::trace_mode, &mut trace.mode);
     section.read("max_bytes", Bytes::deserialize, &mut trace.max_bytes);
+    section.read("window", value::duration, &mut trace.window);
 }
 
 fn stacks(section: &mut Section<'_, '_>, stacks: &mut StacksSettings) {

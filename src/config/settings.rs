@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::default_rules;
 use crate::base::{Bytes, Hertz, Percent};
-use crate::model::{CaptureSet, CpuEngine, Rule};
+use crate::model::{CaptureSet, CpuEngine, Rule, TraceMode};
 
 /// Everything that can be set. Write `Settings { dir: "…".into(), ..Settings::default() }`.
 #[derive(Clone, Debug, PartialEq)]
@@ -231,8 +231,13 @@ pub struct HeapSettings {
 /// Runtime traces.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TraceSettings {
-    /// The memory a recording may take. Default: 16 MiB.
+    /// When polls and parks are recorded. Default: always.
+    pub mode: TraceMode,
+    /// The memory all of it may take at any time; a quarter is held all the time where polls are recorded
+    /// always. Default: 16 MiB.
     pub max_bytes: Bytes,
+    /// How long before its trigger a trace begins, as far as the memory reaches. Default: 30 s.
+    pub window: Duration,
 }
 
 /// Dumps of threads and tasks.
@@ -397,7 +402,7 @@ impl Default for HeapSettings {
 
 impl Default for TraceSettings {
     fn default() -> Self {
-        Self { max_bytes: Bytes::mib(16) }
+        Self { mode: TraceMode::Always, max_bytes: Bytes::mib(16), window: Duration::from_secs(30) }
     }
 }
 

@@ -17,6 +17,8 @@ const INTERVAL: (Duration, Duration) = (Duration::from_millis(10), Duration::fro
 const MIN_STORE_BYTES: Bytes = Bytes::mib(1);
 /// Two pages of events for each of eight threads; below, nothing of use is recorded.
 const MIN_TRACE_BYTES: Bytes = Bytes::kib(64);
+/// The window of a trace.
+const TRACE_WINDOW: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10 * 60));
 /// Above, the handler's own time shows in the profile.
 const MAX_FREQUENCY: u32 = 1000;
 /// Above, what runs always would cost what only a capture may.
@@ -216,6 +218,10 @@ fn general(check: &mut Check, settings: &Settings) {
     let well = !deadline.is_zero() && deadline <= MAX_TASKS_DEADLINE;
     check.that(well, &["stacks.tasks_deadline"], || {
         format!("{deadline:?} is out of bounds: write a duration up to {MAX_TASKS_DEADLINE:?}")
+    });
+    let (least, most) = TRACE_WINDOW;
+    check.that((least..=most).contains(&settings.trace.window), &["trace.window"], || {
+        format!("{:?} is out of bounds: write a duration from 1s to 10m", settings.trace.window)
     });
     check.that(settings.rules.len() <= MAX_RULES, &["rule"], || {
         format!("{} rules are too many: write at most {MAX_RULES}", settings.rules.len())

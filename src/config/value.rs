@@ -15,7 +15,7 @@ use serde::de::{self, Deserialize, Deserializer, Unexpected, Visitor};
 
 use super::settings::{Listen, Room, RuleChoice, Secret, TasksMode, ThreadsMode, ToggleSignal};
 use crate::base::{Bytes, Hertz, Percent};
-use crate::model::{Again, CaptureKind, CaptureSet, CpuEngine, Holds, Mode, Unit};
+use crate::model::{Again, CaptureKind, CaptureSet, CpuEngine, Holds, Mode, TraceMode, Unit};
 
 /// A value that is written as a number or as a text.
 struct Friendly<T, N, S> {
@@ -238,6 +238,15 @@ pub(super) fn signal<'de, D: Deserializer<'de>>(
             .find(|signal| signal.name() == text)
             .map(Some),
     };
+    friendly(deserializer, expected, |_| None, text)
+}
+
+/// `"always"`, `"on-demand"` or `"off"`.
+pub(super) fn trace_mode<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<TraceMode, D::Error> {
+    let expected = "\"always\", \"on-demand\" or \"off\"";
+    let text = |text: &str| TraceMode::ALL.into_iter().find(|mode| mode.name() == text);
     friendly(deserializer, expected, |_| None, text)
 }
 

@@ -43,7 +43,7 @@
 //! | Go | here | why |
 //! |---|---|---|
 //! | streams with chunked encoding | `Content-Length` | a failure at the end is a 500, not a profile that is cut off |
-//! | `trace` is Go's execution trace | Perfetto's | `go tool trace` reads Go's scheduler alone |
+//! | `trace` is Go's execution trace | Perfetto's, from `trace.window` before the request on | `go tool trace` reads Go's scheduler alone; what led up to a moment is recorded anyway |
 //! | any `seconds` | 400 beyond `http.max_duration` | a forgotten client would hold the one profiler for a day |
 //! | `seconds` is rounded to what fits 64 bits of nanoseconds, infinity too | 400 | it is beyond the cap |
 //! | `seconds` for `goroutine`, `threadcreate`, `block`, `mutex` gives a difference | 400, in the words Go has for profiles without one | nothing is counted between two looks |

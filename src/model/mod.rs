@@ -18,9 +18,11 @@ mod manifest;
 mod metric;
 mod profile;
 mod rule;
+mod slices;
 mod stacks;
 mod strings;
 mod timeline;
+mod trace_mode;
 mod vitals;
 
 pub use amount::Amount;
@@ -35,9 +37,13 @@ pub use manifest::{
 pub use metric::{Metric, ParseMetricError, Unit};
 pub use profile::{Function, FunctionHandle, Label, LabelValue, Profile, Sample, ValueType};
 pub use rule::{Again, Holds, Mode, Rule};
+pub use slices::{
+    Activity, Calibration, MAX_SITES, OpenSlice, RawKind, RawSlice, RawTask, TaskKey, ThreadSlices,
+};
 pub use stacks::{
     Frame, FrameHandle, FrameTable, Line, Mapping, MappingHandle, StackHandle, StackTable,
 };
 pub use strings::{StringHandle, StringTable};
 pub use timeline::{ArgValue, EventKind, Timeline, TimelineEvent, Track, TrackHandle, TrackKind};
+pub use trace_mode::TraceMode;
 pub use vitals::{Limit, Vitals};

@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 
 use super::losses::Losses;
+use super::slices::Activity;
 use super::strings::{StringHandle, StringTable};
 use crate::base::{Anchor, Moment};
 
@@ -91,6 +92,8 @@ pub struct Timeline {
     pub tracks: Vec<Track>,
     /// The events.
     pub events: Vec<TimelineEvent>,
+    /// Polls and parks, of which there are many more than events.
+    pub activity: Activity,
     /// What was not recorded.
     pub losses: Losses,
 }
@@ -106,6 +109,7 @@ impl Timeline {
             strings: StringTable::default(),
             tracks: Vec::new(),
             events: Vec::new(),
+            activity: Activity::default(),
             losses: Losses::default(),
         }
     }

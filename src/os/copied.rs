@@ -5,7 +5,7 @@
 //!      handler            handler            one reader
 //! ```
 //!
-//! A handler claims any free slot within [`REACH`] of a moving start, so it waits for nobody: a thread
+//! A handler claims any free slot within `REACH` of a moving start, so it waits for nobody: a thread
 //! that is descheduled with a slot claimed holds back that slot and no other, which a queue in order
 //! could not say. When no slot is free its weight goes to [`Slots::lost`]. Everything is words of one
 //! [`Chunk`], so a slot costs memory only for the pages of it that were ever written: as much as the

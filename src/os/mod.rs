@@ -23,6 +23,7 @@ pub mod stack_bounds;
 pub mod tasks;
 #[cfg(target_os = "linux")]
 pub mod threads;
+pub mod ticks;
 #[cfg(target_os = "linux")]
 pub mod timer;
 #[cfg(not(target_os = "linux"))]

@@ -6,11 +6,13 @@
 //!
 //! Both give addresses in a [`Profile`](crate::model::Profile), to be named by `symbols`, and rows.
 
+mod desk;
 mod registry;
 pub mod tasks;
 pub mod threads;
 mod waker;
 
+pub use desk::poll_seen;
 pub use registry::{Ticket, Turn};
 
 use crate::os;

@@ -1,7 +1,7 @@
-//! Tasks that can be asked where they wait.
+//! Tasks that show in traces and can be asked where they wait, on stable tokio.
 //!
 //! ```no_run
-//! use marple::task::{self, FutureExt as _};
+//! use marple::task::{self, Trace as _};
 //!
 //! # async fn serve() {}
 //! # async fn sweep() {}
@@ -11,6 +11,12 @@
 //! # }
 //! ```
 //!
+//! For a library that spawns through an executor of its own trait (hyper's `rt::Executor`, say) wrap there:
+//! `fn execute(&self, future: F) { marple::task::spawn(future); }`.
+//!
+//! A runtime trace shows each poll under the task's name or the place that spawned it. (tokio tells its own
+//! hooks about every poll only when the whole program is built with `--cfg tokio_unstable`.)
+//!
 //! A dump of tasks (the capture `tasks`) shows for each where it was made, how long it has been idle and the
 //! stack of async functions down to the leaf it waits on; see [`crate::stacks`]. tokio's own unstable dump is
 //! not used: with one blocked worker it stops the runtime for good.
@@ -18,6 +24,8 @@
 //! A wrapped future is 48 bytes larger. A poll takes some 10 ns more, making and ending a task some 50 ns;
 //! nothing is allocated for each.
 
+#[cfg(not(feature = "trace"))]
+mod absent;
 mod join_set;
 
 use std::future::Future;
@@ -27,15 +35,20 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use pin_project_lite::pin_project;
+use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
 use crate::model::Spawned;
-use crate::stacks::{Ticket, tasks};
+use crate::stacks::{Ticket, poll_seen};
+#[cfg(feature = "trace")]
+use crate::trace::Node;
+#[cfg(not(feature = "trace"))]
+use absent::Node;
 
 pub use join_set::JoinSet;
 
 pin_project! {
-    /// A future that is listed in task dumps as long as it exists.
+    /// A future whose polls show in traces and that is listed in task dumps as long as it exists.
     #[derive(Debug)]
     #[must_use = "futures do nothing unless polled"]
     pub struct Traced<F> {
@@ -43,6 +56,7 @@ pin_project! {
         #[pin]
         future: F,
         ticket: Ticket,
+        node: Node,
     }
 }
 
@@ -51,12 +65,13 @@ impl<F: Future> Future for Traced<F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
+        let _slice = this.node.poll();
         let turn = this.ticket.enter();
         if turn.is_asked() {
             // Hidden from the optimizer: inlined into a function of marple's, the task's outermost function
             // would have no frame, and so no name.
             let poll = black_box(F::poll as fn(Pin<&mut F>, &mut Context<'_>) -> Poll<F::Output>);
-            return tasks::poll_seen(&turn, cx, this.future, poll);
+            return poll_seen(&turn, cx, this.future, poll);
         }
         let outcome = this.future.poll(cx);
         if outcome.is_pending() {
@@ -87,9 +102,33 @@ where
     tokio::spawn(traced(future))
 }
 
-/// Gives futures a name in task dumps.
-pub trait FutureExt: Future + Sized {
-    /// Lists this future in task dumps as `name`, under the place of this call.
+/// [`tokio::runtime::Handle::spawn`], wrapped as by [`spawn`].
+#[track_caller]
+pub fn spawn_on<F>(future: F, runtime: &Handle) -> JoinHandle<F::Output>
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    runtime.spawn(traced(future))
+}
+
+/// [`tokio::task::spawn_local`], wrapped as by [`spawn`].
+///
+/// # Panics
+///
+/// Outside of a `LocalSet` or a local runtime, as tokio's.
+#[track_caller]
+pub fn spawn_local<F>(future: F) -> JoinHandle<F::Output>
+where
+    F: Future + 'static,
+    F::Output: 'static,
+{
+    tokio::task::spawn_local(traced(future))
+}
+
+/// Gives futures a name in traces and task dumps.
+pub trait Trace: Future + Sized {
+    /// Lets this future show in traces and task dumps as `name`, under the place of this call.
     ///
     /// Also useful for the futures of a `FuturesUnordered`, which show nothing of themselves otherwise.
     #[track_caller]
@@ -98,9 +137,10 @@ pub trait FutureExt: Future + Sized {
     }
 }
 
-impl<F: Future> FutureExt for F {}
+impl<F: Future> Trace for F {}
 
 fn wrap<F>(name: &'static str, future: F, at: &'static Location<'static>) -> Traced<F> {
     let spawned = Spawned { file: at.file(), line: at.line() };
-    Traced { future, ticket: Ticket::new(name, spawned) }
+    let node = Node::new(Some(name).filter(|name| !name.is_empty()), at);
+    Traced { future, ticket: Ticket::new(name, spawned), node }
 }

@@ -1,4 +1,4 @@
-//! From the logs of the threads and the ledger to a [`Timeline`].
+//! From the logs of the threads, the rings and the ledger to a [`Timeline`].
 //!
 //! Logs are consumed chunk by chunk, each freed once it is copied, into a vector reserved as a whole: record
 //! and event never both exist for more than a chunk, which is what lets the budget charge the dearer.
@@ -15,13 +15,15 @@ use std::sync::Arc;
 use tracing::Metadata;
 
 use super::fields::{Fields, MESSAGE};
+use super::flight::{self, Window};
 use super::log::{Log, Record, Source, What};
 use super::loss::Counts;
-use super::recorder::Shared;
+use super::recorder::{self, Shared};
 use crate::base::{Anchor, Moment};
 use crate::model::{
     ArgValue, EventKind, StringHandle, Timeline, TimelineEvent, TrackHandle, TrackKind,
 };
+use crate::os::ticks;
 
 /// The timeline of a session that has ended.
 pub(super) fn assemble(
@@ -30,9 +32,18 @@ pub(super) fn assemble(
     anchor: Anchor,
     started: Moment,
     now: Moment,
+    window: Option<Window>,
 ) -> Timeline {
     let mut timeline = Timeline::new(anchor, std::process::id(), process_name());
     timeline.started = anchor.wall_at(started);
+    // The rings first: they go on being written over.
+    let mut complete = None;
+    if let Some(window) = window {
+        let taken = flight::end(window, &mut timeline.strings);
+        timeline.activity = taken.activity;
+        timeline.losses.merge(&taken.losses);
+        complete = Some(taken.complete);
+    }
     let logs: Vec<_> = shared
         .take_logs()
         .into_iter()
@@ -47,13 +58,13 @@ pub(super) fn assemble(
     let mut ledger = shared.ledger();
     let ends = logs.iter().flat_map(|(_, chunks)| chunks.iter().flatten());
     let records = ends.map(|record| 1 + usize::from(is_older(record))).sum::<usize>();
-    let events = records + ledger.values.len() + ledger.instants.len() + 2;
+    let events = records + ledger.values.len() + ledger.instants.len() + 4;
     if timeline.events.try_reserve_exact(events).is_err() {
         timeline.losses.add("trace events dropped: no memory for the timeline", events as u64);
         return timeline;
     }
     let mut sites = HashMap::new();
-    process(&mut timeline, mem::take(&mut ledger.instants), started, now);
+    process(&mut timeline, mem::take(&mut ledger.instants), (complete, started, now));
     for (log, chunks) in logs.into_iter().filter(|(_, chunks)| !chunks.is_empty()) {
         thread(&mut timeline, &mut sites, &log, chunks, started);
     }
@@ -62,12 +73,11 @@ pub(super) fn assemble(
     timeline
 }
 
-/// The process track: a slice for the recording itself, and the instants in it.
+/// The process track: a slice for the time before the capture, one for the capture, and the instants.
 fn process(
     timeline: &mut Timeline,
     mut instants: Vec<super::ledger::Instant>,
-    started: Moment,
-    now: Moment,
+    (complete, started, now): (Option<Moment>, Moment, Moment),
 ) {
     let name = timeline.process_name.clone();
     let track = timeline.track(TrackKind::Process, &name);
@@ -75,9 +85,26 @@ fn process(
     let recording = timeline.strings.intern("recording");
     let key = timeline.strings.intern("text");
     let event = |at, kind, args| TimelineEvent { at, track, kind, category, args };
+    let from = timeline.activity.from;
+    if let Some(complete) = complete.filter(|_| from < started) {
+        let before = started.since(complete.min(started));
+        let mut text = |text: &str| timeline.strings.intern(text);
+        let name = text("before the capture");
+        let args = vec![(text("complete for"), ArgValue::Text(text(&format!("{before:.3?}"))))];
+        timeline.events.push(event(from, EventKind::Begin(name), args));
+        timeline.events.push(event(started, EventKind::End, Vec::new()));
+    }
     instants.sort_by_key(|instant| instant.at);
     let end = instants.last().map_or(now, |last| now.max(last.at));
-    timeline.events.push(event(started, EventKind::Begin(recording), Vec::new()));
+    let mut args = vec![("recorded", recorder::engine())];
+    if complete.is_some() {
+        args.push(("clock", ticks::source().name()));
+    }
+    let args = args.into_iter().map(|(name, text)| {
+        (timeline.strings.intern(name), ArgValue::Text(timeline.strings.intern(text)))
+    });
+    let args = args.collect();
+    timeline.events.push(event(started, EventKind::Begin(recording), args));
     for instant in instants {
         let name = timeline.strings.intern(&instant.name);
         let text = ArgValue::Text(timeline.strings.intern(&instant.text));
@@ -163,42 +190,25 @@ struct Pen<'a> {
     track: TrackHandle,
     span: StringHandle,
     event: StringHandle,
-    runtime: StringHandle,
-    parked: StringHandle,
     target: StringHandle,
     level: StringHandle,
-    /// The categories of the open slices.
-    open: Vec<StringHandle>,
 }
 
 impl<'a> Pen<'a> {
     fn new(timeline: &'a mut Timeline, sites: &'a mut Sites, track: TrackHandle) -> Self {
-        let [span, event, runtime, parked, target, level] =
-            ["span", "event", "runtime", "parked", "target", "level"]
-                .map(|text| timeline.strings.intern(text));
-        let open = Vec::new();
-        Self { timeline, sites, track, span, event, runtime, parked, target, level, open }
+        let [span, event, target, level] =
+            ["span", "event", "target", "level"].map(|text| timeline.strings.intern(text));
+        Self { timeline, sites, track, span, event, target, level }
     }
 
     fn begin(&mut self, at: Moment, source: &Source) {
-        let (name, category, args) = match source {
-            Source::Parked => (self.parked, self.runtime, Vec::new()),
-            Source::Span(site, fields) => {
-                let site = self.site(site);
-                (
-                    site.name,
-                    self.span,
-                    self.args(site, fields.as_deref().into_iter().flat_map(Fields::iter)),
-                )
-            }
-        };
-        self.open.push(category);
-        self.push(at, EventKind::Begin(name), category, args);
+        let site = self.site(source.site);
+        let args = self.args(site, source.fields.as_deref().into_iter().flat_map(Fields::iter));
+        self.push(at, EventKind::Begin(site.name), self.span, args);
     }
 
     fn end(&mut self, at: Moment) {
-        let category = self.open.pop().unwrap_or(StringHandle::EMPTY);
-        self.push(at, EventKind::End, category, Vec::new());
+        self.push(at, EventKind::End, self.span, Vec::new());
     }
 
     /// An event is called by its message; without one, by its call site.

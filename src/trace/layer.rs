@@ -107,7 +107,7 @@ where
 /// What a span's slices show.
 fn source<'a, S: LookupSpan<'a>>(span: &SpanRef<'a, S>) -> Source {
     let fields = span.extensions().get().map(|SpanFields(fields)| Arc::clone(fields));
-    Source::Span(span.metadata(), fields)
+    Source { site: span.metadata(), fields }
 }
 
 /// Keeps the fields that `record` tells with their span, besides those it has.

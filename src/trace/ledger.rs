@@ -3,9 +3,11 @@
 //! Called a few times a second by the agent, so it is a vector under a lock. It has a share of the memory
 //! to itself: these lines are what the rest of the picture is read against.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use super::budget::EVENT;
+use super::flight;
 use super::loss::{Cause, Counts};
 use super::recorder;
 use crate::base::{Clock, Moment, SystemClock};
@@ -16,6 +18,9 @@ const MAX_TEXT: usize = 1 << 10;
 
 /// What a value costs: in the ledger, whose vector may have twice the room it needs, or in the timeline.
 const VALUE: usize = 2 * size_of::<Value>() + EVENT;
+
+/// How many counters there are besides the gauges.
+const FIXED: usize = 7;
 
 /// A line of the picture. The order is the order of the tracks.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -95,6 +100,26 @@ impl Ledger {
         }
     }
 
+    fn vitals(&mut self, vitals: &Vitals) {
+        let fixed: [_; FIXED] = [
+            (Series::Rss, vitals.rss.map(|bytes| bytes.get() as f64)),
+            (Series::WorkingSet, vitals.working_set.map(|bytes| bytes.get() as f64)),
+            (Series::Cpu, vitals.cpu_cores),
+            (Series::Tasks, vitals.tasks.map(|n| n as f64)),
+            (Series::Threads, vitals.threads.map(|n| n as f64)),
+            (Series::Fds, vitals.fds.map(|n| n as f64)),
+            (Series::Lag, vitals.lag.map(|lag| lag.as_nanos() as f64)),
+        ];
+        for (series, value) in fixed {
+            if let Some(value) = value {
+                self.value(vitals.at, series, value);
+            }
+        }
+        for (name, value) in &vitals.gauges {
+            self.value(vitals.at, Series::Gauge(Arc::clone(name)), *value);
+        }
+    }
+
     fn instant(&mut self, at: Moment, name: &str, text: &str) {
         let (name, text) = (bounded(name), bounded(text));
         if self.pay(2 * size_of::<Instant>() + EVENT + 2 * (name.len() + text.len())) {
@@ -112,31 +137,63 @@ impl Ledger {
     }
 }
 
-/// Records one tick as counters, at `vitals.at`. Does nothing while no session runs.
+/// Records one tick as counters, at `vitals.at`, and keeps one a second of the last two minutes for the
+/// sessions to come.
 ///
 /// `rss` and `working set` are in bytes, `cpu` in cores, `runtime lag` in nanoseconds; `tasks alive`,
 /// `threads`, `fds` and every `gauge.NAME` are counts. What could not be measured has no value.
 pub fn record_vitals(vitals: &Vitals) {
-    let Some(shared) = recorder::running() else {
-        return;
-    };
-    let fixed = [
-        (Series::Rss, vitals.rss.map(|bytes| bytes.get() as f64)),
-        (Series::WorkingSet, vitals.working_set.map(|bytes| bytes.get() as f64)),
-        (Series::Cpu, vitals.cpu_cores),
-        (Series::Tasks, vitals.tasks.map(|n| n as f64)),
-        (Series::Threads, vitals.threads.map(|n| n as f64)),
-        (Series::Fds, vitals.fds.map(|n| n as f64)),
-        (Series::Lag, vitals.lag.map(|lag| lag.as_nanos() as f64)),
-    ];
-    let mut ledger = shared.ledger();
-    for (series, value) in fixed {
-        if let Some(value) = value {
-            ledger.value(vitals.at, series, value);
-        }
+    flight::calibrate();
+    RECENT.lock().unwrap_or_else(PoisonError::into_inner).keep(vitals);
+    if let Some(shared) = recorder::running() {
+        shared.ledger().vitals(vitals);
     }
-    for (name, value) in &vitals.gauges {
-        ledger.value(vitals.at, Series::Gauge(Arc::clone(name)), *value);
+}
+
+/// Lets the ledger of a session that begins hold the vitals from before it, in at most half of its room.
+pub(super) fn begin(shared: &recorder::Shared) {
+    let recent = RECENT.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut ledger = shared.ledger();
+    let mut room = ledger.left / 2;
+    let fitting = recent.newest_first().take_while(|vitals| {
+        let cost = (FIXED + vitals.gauges.len()) * VALUE;
+        room.checked_sub(cost).inspect(|&left| room = left).is_some()
+    });
+    for vitals in fitting {
+        ledger.vitals(vitals);
+    }
+}
+
+/// Rows of vitals kept while no session runs: two minutes of one a second.
+const RECENT_ROWS: usize = 120;
+
+/// How far they are apart at least; a tick that comes a little early is taken.
+const RECENT_STEP: Duration = Duration::from_millis(950);
+
+static RECENT: Mutex<Recent> = Mutex::new(Recent { rows: Vec::new(), next: 0 });
+
+/// The last rows, in a ring.
+struct Recent {
+    rows: Vec<Vitals>,
+    next: usize,
+}
+
+impl Recent {
+    fn keep(&mut self, vitals: &Vitals) {
+        let last = self.newest_first().next();
+        if last.is_some_and(|last| vitals.at.since(last.at) < RECENT_STEP) {
+            return;
+        }
+        match self.rows.get_mut(self.next) {
+            Some(row) => *row = vitals.clone(),
+            None => self.rows.push(vitals.clone()),
+        }
+        self.next = (self.next + 1) % RECENT_ROWS;
+    }
+
+    fn newest_first(&self) -> impl Iterator<Item = &Vitals> {
+        let (newer, older) = self.rows.split_at_checked(self.next).unwrap_or((&self.rows, &[]));
+        newer.iter().rev().chain(older.iter().rev())
     }
 }
 

@@ -23,9 +23,6 @@ use super::fields::Fields;
 use super::loss::{Cause, Counts};
 use crate::base::{Clock, Moment, SystemClock};
 
-/// The id of a park; those of spans are not zero.
-pub(super) const PARK: u64 = 0;
-
 /// How deep the slices of a thread may nest.
 pub(super) const MAX_DEPTH: usize = 128;
 
@@ -39,29 +36,17 @@ const GRANT: usize = 2 << 10;
 /// What a log costs before its first record.
 const LOG: usize = CHUNK * size_of::<Record>() + size_of::<Log>() + MAX_DEPTH * size_of::<u64>();
 
-/// What a slice shows.
+/// The span that a slice shows.
 #[derive(Clone, Debug)]
-pub(super) enum Source {
-    /// A worker with nothing to do.
-    Parked,
-    /// A span.
-    Span(&'static Metadata<'static>, Option<Arc<Fields>>),
+pub(super) struct Source {
+    pub(super) site: &'static Metadata<'static>,
+    pub(super) fields: Option<Arc<Fields>>,
 }
 
 impl Source {
-    fn fields(&self) -> Option<&Fields> {
-        match self {
-            Self::Parked => None,
-            Self::Span(_, fields) => fields.as_deref(),
-        }
-    }
-
     /// How many arguments its slices have.
     fn args(&self) -> usize {
-        match self {
-            Self::Parked => 0,
-            Self::Span(_, fields) => args(fields.as_deref()),
-        }
+        args(self.fields.as_deref())
     }
 }
 
@@ -161,7 +146,7 @@ pub(super) struct Pages {
 impl Pages {
     /// A slice begins.
     pub(super) fn begin(&mut self, id: u64, source: Source) {
-        let cost = price(source.args()) + price(0) + self.text_price(source.fields());
+        let cost = price(source.args()) + price(0) + self.text_price(source.fields.as_deref());
         let kept = if self.open.len() >= MAX_DEPTH {
             self.lose(Cause::Depth)
         } else if !self.pay(cost) {
@@ -192,7 +177,7 @@ impl Pages {
 
     /// A slice ends that was open when the session began.
     pub(super) fn end_older(&mut self, id: u64, source: Source) {
-        let cost = price(source.args()) + price(0) + self.text_price(source.fields());
+        let cost = price(source.args()) + price(0) + self.text_price(source.fields.as_deref());
         if self.pay(cost) {
             self.push(What::EndOfOlder(id, source));
         } else {

@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::budget::Budget;
 use super::fields::Fields;
+use super::hooks;
 use super::ledger::Ledger;
 use super::log::{Log, Pages};
 use super::loss::{Cause, Counts};
@@ -28,6 +29,9 @@ static STRAYS: [AtomicU64; Cause::ALL.len()] = [const { AtomicU64::new(0) }; Cau
 /// Whether a subscriber has the layer, and whether a runtime was built with the hooks.
 static LAYER: AtomicBool = AtomicBool::new(false);
 static HOOKS: AtomicBool = AtomicBool::new(false);
+
+/// Whether a future was wrapped.
+static TASKS: AtomicBool = AtomicBool::new(false);
 
 thread_local! {
     static LOCAL: RefCell<Attached> = const { RefCell::new(Attached { session: 0, place: Place::Over }) };
@@ -75,13 +79,34 @@ enum Place {
     Over,
 }
 
-/// What recordings show, depending on what the service installed: the layer, the hooks, both or neither.
+/// What recordings show, depending on how the program is built and what the service installed.
 pub fn engine() -> &'static str {
-    match (LAYER.load(Ordering::Relaxed), HOOKS.load(Ordering::Relaxed)) {
-        (true, true) => "spans and parks",
-        (true, false) => "spans",
-        (false, true) => "parks",
-        (false, false) => "vitals only",
+    let [spans, parks, tasks] = [&LAYER, &HOOKS, &TASKS].map(|flag| flag.load(Ordering::Relaxed));
+    match (hooks::see_tasks(), tasks, parks, spans) {
+        (true, _, _, true) => "polls by tokio's hooks, parks, spans",
+        (true, _, _, false) => "polls by tokio's hooks, parks",
+        (false, true, true, true) => "polls of wrapped tasks, parks, spans",
+        (false, true, true, false) => "polls of wrapped tasks, parks",
+        (false, true, false, true) => "polls of wrapped tasks, spans",
+        (false, true, false, false) => "polls of wrapped tasks",
+        (false, false, true, true) => "spans and parks",
+        (false, false, true, false) => "parks",
+        (false, false, false, true) => "spans",
+        (false, false, false, false) => "vitals only",
+    }
+}
+
+/// Whether anything writes to rings.
+pub(super) fn has_rings() -> bool {
+    HOOKS.load(Ordering::Relaxed) || TASKS.load(Ordering::Relaxed)
+}
+
+/// A future is wrapped.
+#[inline]
+pub(super) fn tasks_wrapped() {
+    // A load first: the flag is shared by all who spawn.
+    if !TASKS.load(Ordering::Relaxed) {
+        TASKS.store(true, Ordering::Relaxed);
     }
 }
 

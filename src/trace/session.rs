@@ -3,6 +3,8 @@
 use std::sync::Arc;
 
 use super::assemble::assemble;
+use super::flight::{self, SHARE, Window};
+use super::ledger;
 use super::recorder::{self, Shared};
 use crate::base::{Anchor, Bytes, Clock, Moment, SystemClock};
 use crate::model::Timeline;
@@ -26,8 +28,8 @@ pub enum Error {
 /// The least memory a session takes.
 const LEAST: Bytes = Bytes::kib(64);
 
-/// The share of the memory kept for vitals and instants: at 16 MiB, four ticks a second of seven counters
-/// for eight minutes.
+/// The share of the rest kept for vitals and instants: at 16 MiB in all, the two minutes before and four
+/// ticks a second of seven counters for two minutes.
 const LEDGER_SHARE: u64 = 8;
 
 /// The one recording of this process. Dropping it stops it and throws its evidence away.
@@ -35,13 +37,15 @@ const LEDGER_SHARE: u64 = 8;
 #[must_use = "a session records until it is stopped or dropped"]
 pub struct Session {
     shared: Option<Arc<Shared>>,
+    window: Option<Window>,
     anchor: Anchor,
     started: Moment,
 }
 
 impl Session {
-    /// Starts recording. All that is kept, the timeline made at the stop included, takes at most
-    /// `max_bytes`; `anchor`, of any age, tells the wall time.
+    /// Starts recording, and takes over what the rings hold of the time before. All that is kept, the
+    /// timeline made at the stop included, takes at most `max_bytes`; `anchor`, of any age, tells the wall
+    /// time. Costs a millisecond for each megabyte in the rings.
     ///
     /// # Errors
     ///
@@ -50,13 +54,17 @@ impl Session {
         if max_bytes < LEAST {
             return Err(Error::TooSmall { given: max_bytes, least: LEAST });
         }
-        let process = max_bytes.get() / LEDGER_SHARE;
-        let threads = max_bytes.get() - process;
+        // Without anything that writes to rings, all of it is for the rest.
+        let rest = if recorder::has_rings() { max_bytes.get() / SHARE } else { max_bytes.get() };
+        let process = rest / LEDGER_SHARE;
+        let threads = rest - process;
         let [threads, process] =
             [threads, process].map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
         let started = SystemClock.now();
         let shared = recorder::start(threads, process).ok_or(Error::Busy)?;
-        Ok(Self { shared: Some(shared), anchor, started })
+        ledger::begin(&shared);
+        let window = flight::begin(max_bytes);
+        Ok(Self { shared: Some(shared), window, anchor, started })
     }
 
     /// Stops recording at `now` and returns what was recorded. Costs the caller about a microsecond an
@@ -65,7 +73,7 @@ impl Session {
         match self.shared.take() {
             Some(shared) => {
                 let strays = recorder::stop();
-                assemble(&shared, strays, self.anchor, self.started, now)
+                assemble(&shared, strays, self.anchor, self.started, now, self.window.take())
             }
             None => Timeline::new(self.anchor, std::process::id(), ""),
         }
@@ -74,6 +82,9 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
+        if self.window.take().is_some() {
+            flight::abandon();
+        }
         if let Some(shared) = self.shared.take() {
             recorder::stop();
             for log in shared.take_logs() {

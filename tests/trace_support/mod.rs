@@ -4,7 +4,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use marple::base::{Anchor, Bytes, Clock, Moment, SystemClock};
-use marple::model::{ArgValue, EventKind, Timeline, TrackHandle, TrackKind};
+use marple::model::{ArgValue, EventKind, RawKind, Timeline, TrackHandle, TrackKind};
 use marple::trace::Session;
 
 /// The tests of one binary take turns: there is one recorder.
@@ -91,12 +91,75 @@ pub fn threads(timeline: &Timeline) -> Vec<Vec<Seen>> {
         .collect()
 }
 
+/// The events of the process as a whole, but for what is from before the session.
+pub fn process(timeline: &Timeline) -> Vec<Seen> {
+    let place = timeline.tracks.iter().position(|track| track.kind == TrackKind::Process);
+    let events = seen(timeline).into_iter();
+    events.filter(|event| Some(event.track) == place).collect()
+}
+
 /// The events of the calling thread.
 pub fn here(timeline: &Timeline) -> Vec<Seen> {
     let here = TrackKind::Thread(tid());
     let place = timeline.tracks.iter().position(|track| track.kind == here);
     let events = seen(timeline).into_iter();
     events.filter(|event| Some(event.track) == place).collect()
+}
+
+/// A poll or a park.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Slice {
+    pub kind: RawKind,
+    pub name: String,
+    pub number: u64,
+    pub start: Moment,
+    /// None while it goes on.
+    pub end: Option<Moment>,
+}
+
+/// The polls and parks of each thread, by its id: in the order of their ends, then those in progress.
+pub fn slices(timeline: &Timeline) -> Vec<(u32, Vec<Slice>)> {
+    let activity = &timeline.activity;
+    let slice = |kind, task: marple::model::TaskKey, start, end: Option<u64>| Slice {
+        kind,
+        name: match kind {
+            RawKind::Park => "parked".to_owned(),
+            _ => timeline.strings.get(activity.sites[usize::from(task.site)]).to_owned(),
+        },
+        number: task.number,
+        start: activity.calibration.moment(start),
+        end: end.map(|end| activity.calibration.moment(end)),
+    };
+    let threads = activity.threads.iter().map(|thread| {
+        let ended = thread.slices.iter().map(|raw| {
+            slice(raw.kind().expect("a slice"), raw.task(), raw.start(), Some(raw.end()))
+        });
+        let open = thread.open.iter().map(|open| slice(open.kind, open.task, open.start, None));
+        (thread.tid, ended.chain(open).collect())
+    });
+    threads.collect()
+}
+
+/// All of them in one list.
+pub fn all_slices(timeline: &Timeline) -> Vec<Slice> {
+    slices(timeline).into_iter().flat_map(|(_, slices)| slices).collect()
+}
+
+/// Fails unless the slices of each thread lie beside or inside each other.
+pub fn assert_nested(timeline: &Timeline) {
+    for (tid, mut slices) in slices(timeline) {
+        let end = |slice: &Slice| slice.end.unwrap_or(Moment::from_nanos(u64::MAX));
+        slices.sort_by_key(|slice| (slice.start, std::cmp::Reverse(end(slice))));
+        let mut around: Vec<Moment> = Vec::new();
+        for slice in &slices {
+            while around.last().is_some_and(|&outer| outer <= slice.start) {
+                around.pop();
+            }
+            let inside = around.last().is_none_or(|&outer| end(slice) <= outer);
+            assert!(inside, "thread {tid}: {slice:?} reaches out of the one around it");
+            around.push(end(slice));
+        }
+    }
 }
 
 /// The slices and instants of one thread as an outline: `a(b()!event)`, open ones without `)`.

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 
 use super::{Evidence, Failure, Started};
 use crate::base::{Anchor, Bytes};
-use crate::config::{HeapSettings, Settings};
+use crate::config::{HeapSettings, Settings, TraceSettings};
 use crate::model::{CaptureKind, Profile, Rule, Vitals};
 
 pub(super) fn memory(_: &Settings) -> Bytes {
@@ -77,3 +77,7 @@ impl Crossings {
 pub(in crate::agent) fn record_vitals(_: &Vitals) {}
 
 pub(in crate::agent) fn record_reason(_: &str) {}
+
+pub(in crate::agent) fn configure(_: &TraceSettings) {}
+
+pub(in crate::agent) fn end(_: &TraceSettings) {}

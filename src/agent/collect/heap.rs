@@ -59,8 +59,7 @@ impl Collector for Snapshots {
     }
 
     fn peek(&self, now: Moment) -> Result<Option<Evidence>, Failure> {
-        let snapshot = heap::snapshot(self.0.wall_at(now))?;
-        Ok(Some(Evidence::Profile(Box::new(snapshot))))
+        Ok(Some(Evidence::Live(Box::new(Dump(self.0.wall_at(now))))))
     }
 
     fn stop(self: Box<Self>, now: Moment) -> Result<Option<Evidence>, Failure> {

@@ -174,15 +174,16 @@ impl Evidence {
 
     /// Writes it in one of the forms its readers know.
     pub(super) fn write(&self, form: Form, mut out: impl io::Write) -> Result<(), Failure> {
-        Ok(match (self, form) {
-            (Self::Profile(profile), _) => pprof::write(profile, out)?,
-            (Self::Timeline(timeline), _) => perfetto::write(timeline, out)?,
-            (Self::Live(live), _) => live.write(&mut out)?,
-            (Self::Threads(dump), Form::ThreadsPprof) => pprof::write(&dump.profile, out)?,
-            (Self::Threads(dump), _) => text::threads::write(dump, out)?,
-            (Self::Tasks(dump), Form::TasksPprof) => pprof::write(&dump.profile, out)?,
-            (Self::Tasks(dump), Form::TasksJson) => text::tasks::write_json(dump, out)?,
-            (Self::Tasks(dump), _) => text::tasks::write(dump, out)?,
-        })
+        let written = match (self, form) {
+            (Self::Profile(profile), _) => pprof::write(profile, out),
+            (Self::Timeline(timeline), _) => perfetto::write(timeline, out),
+            (Self::Live(live), _) => return live.write(&mut out),
+            (Self::Threads(dump), Form::ThreadsPprof) => pprof::write(&dump.profile, out),
+            (Self::Threads(dump), _) => text::threads::write(dump, out),
+            (Self::Tasks(dump), Form::TasksPprof) => pprof::write(&dump.profile, out),
+            (Self::Tasks(dump), Form::TasksJson) => text::tasks::write_json(dump, out),
+            (Self::Tasks(dump), _) => text::tasks::write(dump, out),
+        };
+        written.map_err(Failure::from)
     }
 }

@@ -1,9 +1,9 @@
-//! Runtime traces: one, over the whole capture, with the vitals as counters.
+//! Runtime traces: one, over the window before the capture and all of it, with the vitals as counters.
 
 use super::{Collector, Evidence, Failure, Started};
 use crate::base::{Anchor, Moment};
-use crate::config::Settings;
-use crate::model::{CaptureKind, Vitals};
+use crate::config::{Settings, TraceSettings};
+use crate::model::{CaptureKind, TraceMode, Vitals};
 use crate::trace::{self, Session};
 
 pub(super) fn start(
@@ -33,4 +33,14 @@ pub(in crate::agent) fn record_vitals(vitals: &Vitals) {
 /// Marks why the recording is made.
 pub(in crate::agent) fn record_reason(text: &str) {
     trace::record_instant("incident", text);
+}
+
+/// Records polls and parks from here on, or not, as these settings say.
+pub(in crate::agent) fn configure(settings: &TraceSettings) {
+    trace::configure(settings.mode, settings.max_bytes, settings.window);
+}
+
+/// Records nothing any more: there is nobody left to read it.
+pub(in crate::agent) fn end(settings: &TraceSettings) {
+    trace::configure(TraceMode::OnDemand, settings.max_bytes, settings.window);
 }

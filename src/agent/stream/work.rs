@@ -4,8 +4,8 @@
 use std::io::{self, Write};
 use std::sync::Arc;
 
-use super::super::capture::{chain, fence};
 use super::super::collect::{self, Collector, Evidence, Failure};
+use super::super::fence::{chain, fence};
 use super::{Done, Form, HeapView, Job, StreamError, Streamed, Take, ThreadView};
 use crate::base::{Anchor, Bytes, Clock};
 use crate::codec::legacy;

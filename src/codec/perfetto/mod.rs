@@ -1,6 +1,6 @@
 //! Timelines as Perfetto traces, for <https://ui.perfetto.dev> and its trace_processor from v52 on.
 //!
-//! One sequence of packets, in this order:
+//! First one sequence of packets, in this order, then one more for each thread's polls (`slices.rs`):
 //!
 //! ```text
 //! clocks, defaults     SEQ_INCREMENTAL_STATE_CLEARED: a reader starts from nothing
@@ -24,6 +24,7 @@
 
 mod interner;
 mod proto;
+mod slices;
 
 use std::io::{self, Write};
 
@@ -39,8 +40,12 @@ use super::gzip::Parts;
 use crate::base::{Anchor, Moment};
 use crate::model::{ArgValue, EventKind, Losses, Timeline, TimelineEvent, Track, TrackKind};
 
-/// The only sequence there is; any number but 0.
+/// The sequence of the timeline's events; any number but 0.
 const SEQUENCE: u32 = 1;
+
+/// Where tasks begin and end.
+const TASK_TRACKS: [&str; 2] = ["tasks spawned", "tasks ended"];
+
 const INCREMENTAL_STATE_CLEARED: u32 = 1;
 const NEEDS_INCREMENTAL_STATE: u32 = 2;
 
@@ -68,6 +73,7 @@ pub fn write(timeline: &Timeline, out: impl Write) -> io::Result<()> {
     writer.tracks()?;
     writer.events()?;
     writer.losses()?;
+    writer.activity()?;
     writer.out.finish()
 }
 
@@ -84,7 +90,10 @@ impl<W: Write> Writer<'_, W> {
     fn clocks(&mut self) -> io::Result<()> {
         self.packet(TracePacket {
             clock_snapshot: Some(snapshot(&self.timeline.anchor)),
-            trace_packet_defaults: Some(TracePacketDefaults { timestamp_clock_id: MONOTONIC }),
+            trace_packet_defaults: Some(TracePacketDefaults {
+                timestamp_clock_id: MONOTONIC,
+                track_event_defaults: None,
+            }),
             sequence_flags: INCREMENTAL_STATE_CLEARED,
             first_packet_on_sequence: true,
             ..TracePacket::default()
@@ -102,8 +111,41 @@ impl<W: Write> Writer<'_, W> {
             }),
             ..TrackDescriptor::default()
         })?;
+        // Threads first: what else was recorded of one stands below it.
+        for (place, thread) in timeline.activity.threads.iter().enumerate() {
+            let name = timeline.strings.get(thread.name);
+            self.descriptor(describe_thread(
+                timeline,
+                (thread.tid, name),
+                activity_uuid(timeline, place),
+            ))?;
+        }
         for (index, track) in timeline.tracks.iter().enumerate() {
             self.descriptor(describe(timeline, index, track))?;
+        }
+        if !timeline.activity.tasks.is_empty() {
+            for (after, name) in TASK_TRACKS.into_iter().enumerate() {
+                self.descriptor(TrackDescriptor {
+                    uuid: activity_uuid(timeline, timeline.activity.threads.len() + after),
+                    name: Some(name.to_owned()),
+                    parent_uuid: Some(process_uuid(timeline)),
+                    ..TrackDescriptor::default()
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Polls and parks, and what became of tasks.
+    fn activity(&mut self) -> io::Result<()> {
+        let Timeline { activity, strings, .. } = self.timeline;
+        let uuid = |place| activity_uuid(self.timeline, place);
+        for place in 0..activity.threads.len() {
+            slices::write(activity, strings, (place, uuid(place)), &mut self.out)?;
+        }
+        if !activity.tasks.is_empty() {
+            let tracks = [0, 1].map(|after| uuid(activity.threads.len() + after));
+            slices::write_tasks(activity, strings, tracks, &mut self.out)?;
         }
         Ok(())
     }
@@ -256,6 +298,24 @@ fn uuid(timeline: &Timeline, index: usize) -> u64 {
     process_uuid(timeline) + 1 + index as u64
 }
 
+/// After those of the timeline's own tracks.
+fn activity_uuid(timeline: &Timeline, place: usize) -> u64 {
+    uuid(timeline, timeline.tracks.len() + place)
+}
+
+fn describe_thread(timeline: &Timeline, (tid, name): (u32, &str), uuid: u64) -> TrackDescriptor {
+    TrackDescriptor {
+        uuid,
+        parent_uuid: Some(process_uuid(timeline)),
+        thread: Some(ThreadDescriptor {
+            pid: timeline.pid as i32,
+            tid: i64::from(tid),
+            thread_name: name.to_owned(),
+        }),
+        ..TrackDescriptor::default()
+    }
+}
+
 fn describe(timeline: &Timeline, index: usize, track: &Track) -> TrackDescriptor {
     let name = timeline.strings.get(track.name).to_owned();
     let mut descriptor = TrackDescriptor {
@@ -266,11 +326,13 @@ fn describe(timeline: &Timeline, index: usize, track: &Track) -> TrackDescriptor
     match track.kind {
         TrackKind::Process => descriptor.name = Some(name),
         TrackKind::Thread(tid) => {
-            descriptor.thread = Some(ThreadDescriptor {
-                pid: timeline.pid as i32,
-                tid: i64::from(tid),
-                thread_name: name,
-            });
+            let of_thread = timeline.activity.threads.iter().position(|thread| thread.tid == tid);
+            let Some(place) = of_thread else {
+                return describe_thread(timeline, (tid, &name), uuid(timeline, index));
+            };
+            // The thread's own track has its polls. Spans are dated by another clock and would not nest.
+            descriptor.name = Some("spans".to_owned());
+            descriptor.parent_uuid = Some(activity_uuid(timeline, place));
         }
         TrackKind::Counter(unit) => {
             descriptor.name = Some(name);

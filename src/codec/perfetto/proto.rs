@@ -35,8 +35,16 @@ pub(super) struct TracePacket {
 
 #[derive(Clone, Copy, PartialEq, prost::Message)]
 pub(super) struct TracePacketDefaults {
+    #[prost(message, optional, tag = "11")]
+    pub(super) track_event_defaults: Option<TrackEventDefaults>,
     #[prost(uint32, tag = "58")]
     pub(super) timestamp_clock_id: u32,
+}
+
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub(super) struct TrackEventDefaults {
+    #[prost(uint64, tag = "11")]
+    pub(super) track_uuid: u64,
 }
 
 /// What several clocks showed at one moment.

@@ -7,7 +7,8 @@
 //! samples; a ring holds twice that at least, in case the drain comes late: 8 at 99 Hz and below, 20 at
 //! 1000 Hz, so 64 and 256 KiB. All rings together stay within [`BUDGET`] (four times that above
 //! 100 Hz), and many threads share few cores, so that what each of many makes is little: the ring shrinks
-//! with their number down to two samples. What overflows is counted by the kernel.
+//! with their number down to two samples. What overflows is counted by the kernel, and the one that
+//! overflowed gets twice the ring, up to what it would have alone: of 256 threads two may do all the work.
 //!
 //! A thread whose stacks proved deeper than the copy gets twice the copy, and again up to
 //! [`DEEPEST`], and a ring for it.
@@ -60,13 +61,15 @@ impl PerfSampler {
         Ok(Self { events, frequency, user_only, descriptors, copied: Copied::default() })
     }
 
-    fn open(&self, tid: u32, stack_bytes: u32) -> io::Result<Event> {
+    /// An event with a ring of at least `least` bytes.
+    fn open(&self, tid: u32, stack_bytes: u32, least: usize) -> io::Result<Event> {
         let event = Event::open(
             tid,
             Sampling {
                 period: period(self.frequency),
                 stack_bytes,
-                ring_bytes: ring_bytes(self.frequency, stack_bytes, self.events.len() + 1),
+                ring_bytes: ring_bytes(self.frequency, stack_bytes, self.events.len() + 1)
+                    .max(least),
                 user_only: self.user_only,
             },
         )?;
@@ -81,7 +84,7 @@ impl Sampler for PerfSampler {
     fn attach(&mut self, tids: &[u32]) -> Refused {
         let mut refused = Refused::default();
         for &tid in tids {
-            match self.open(tid, SHALLOW) {
+            match self.open(tid, SHALLOW, 0) {
                 Ok(event) => drop(self.events.insert(tid, event)),
                 Err(error) => refused.add(error),
             }
@@ -105,7 +108,7 @@ impl Sampler for PerfSampler {
             if wants <= has && event.set_period(period(frequency)).is_ok() {
                 continue;
             }
-            if let Ok(larger) = self.open(tid, stack_bytes) {
+            if let Ok(larger) = self.open(tid, stack_bytes, 0) {
                 self.events.insert(tid, larger);
             } else if let Some(event) = self.events.get_mut(&tid) {
                 let _ = event.set_period(period(frequency));
@@ -115,22 +118,27 @@ impl Sampler for PerfSampler {
 
     fn drain(&mut self, take: &mut dyn FnMut(&Copied) -> Verdict) -> u64 {
         let mut lost = 0;
-        let mut shallow = Vec::new();
+        let mut small = Vec::new();
         for (&tid, event) in &mut self.events {
             let (mut samples, mut short) = (0u64, 0u64);
-            lost += event.drain(&mut self.copied, |copied| {
+            let overflowed = event.drain(&mut self.copied, |copied| {
                 samples += 1;
                 short += u64::from(take(copied) == Verdict::TooShort);
             });
-            if short > 0 && short * TOO_MANY_SHORT >= samples {
-                shallow.push((tid, event.sampling().stack_bytes));
+            lost += overflowed;
+            let Sampling { stack_bytes, ring_bytes: ring, .. } = event.sampling();
+            let largest = ring_bytes(self.frequency, stack_bytes, 1);
+            let is_shallow =
+                short > 0 && short * TOO_MANY_SHORT >= samples && stack_bytes < DEEPEST;
+            let is_narrow = overflowed > 0 && ring < largest;
+            if is_shallow || is_narrow {
+                let deeper = if is_shallow { (stack_bytes * 2).min(DEEPEST) } else { stack_bytes };
+                small.push((tid, deeper, if is_narrow { ring * 2 } else { ring }));
             }
         }
-        for (tid, stack_bytes) in shallow {
-            if stack_bytes < DEEPEST
-                && let Ok(deeper) = self.open(tid, (stack_bytes * 2).min(DEEPEST))
-            {
-                self.events.insert(tid, deeper);
+        for (tid, stack_bytes, ring) in small {
+            if let Ok(larger) = self.open(tid, stack_bytes, ring) {
+                self.events.insert(tid, larger);
             }
         }
         lost

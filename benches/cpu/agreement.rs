@@ -1,0 +1,129 @@
+//! Whether `perf record` and an engine, looking at the same run of other people's code, see the same.
+//!
+//! A thread parses and prints with `serde_json` and packs with `flate2` for some seconds; both look at
+//! it, and the shares of the functions where the time is are compared. The kernel's symbols are
+//! left out there as they are here.
+
+use std::collections::HashMap;
+use std::io::Write;
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use marple::symbols;
+
+use crate::cell::Measured;
+use crate::drive::{Engine, Recorded};
+
+/// The rate of both, and no divisor of anybody's.
+const HERTZ: u32 = 997;
+
+/// The name of the thread.
+const THREAD: &str = "third";
+
+/// Functions compared: those that either saw most often.
+const COMPARED: usize = 12;
+
+fn work(until: Instant) {
+    let line =
+        r#"{"id":4711,"name":"a customer","tags":["a","b","c"],"nested":{"x":1.5,"y":[1,2,3]}}"#;
+    let text = format!("[{}]", [line; 200].join(","));
+    while Instant::now() < until {
+        let value: serde_json::Value = serde_json::from_str(&text).expect("valid");
+        let printed = value.to_string();
+        let level = flate2::Compression::new(4);
+        let mut packer = flate2::write::GzEncoder::new(Vec::new(), level);
+        packer.write_all(printed.as_bytes()).expect("memory takes it");
+        std::hint::black_box(packer.finish().expect("memory takes it"));
+    }
+}
+
+/// Prints how many samples the engine has in each function.
+pub(crate) fn cell(engine: Engine, time: Duration) -> Result<(), String> {
+    let running = engine.start(HERTZ)?;
+    let body = move || work(Instant::now() + time);
+    let thread = thread::Builder::new().name(THREAD.into()).spawn(body);
+    let _ = thread.map_err(|error| error.to_string())?.join();
+    let Recorded::Marple(mut profile) = running.stop()? else {
+        return Err(format!("{engine} is none of marple's"));
+    };
+    symbols::name_functions(&mut profile);
+    for sample in &profile.samples {
+        let innermost = profile.stacks.frames(sample.stack).next();
+        let line = innermost.and_then(|frame| profile.frames.get(frame).lines.first());
+        let function = line.and_then(|line| profile.functions.get(line.function.index()));
+        if let Some(function) = function {
+            let name = profile.strings.get(function.system_name);
+            println!("{} {}", name.split('@').next().unwrap_or(name), sample.values[0]);
+        }
+    }
+    Ok(())
+}
+
+/// The root of the mean square of the differences in standard errors, and the worst difference in
+/// points, or why there is none.
+pub(crate) fn with_perf_record(engine: Engine, millis: u64) -> Result<(f64, f64), String> {
+    let words = |error: std::io::Error| error.to_string();
+    let folder = tempfile::tempdir().map_err(words)?;
+    let data = folder.path().join("perf.data");
+    let mut record = Command::new("perf");
+    record.args(["record", "-q", "-e", "cpu-clock:u", "-F", &HERTZ.to_string(), "-o"]).arg(&data);
+    record.arg("--").arg(std::env::current_exe().map_err(words)?);
+    record.args(["cell", "third", engine.name(), &millis.to_string()]);
+    let ours = said(&mut record)?;
+    let mut report = Command::new("perf");
+    report.args(["report", "-q", "--stdio", "--no-demangle", "--no-children", "-F", "sample,sym"]);
+    report.args(["--comm", THREAD, "-i"]).arg(&data);
+    let theirs = said(&mut report)?;
+
+    let ours = Measured::of(&ours);
+    // "    1234  [.] _ZN…"
+    let line = |line: &str| {
+        let mut fields = line.split_ascii_whitespace();
+        let count = fields.next()?.parse::<f64>().ok()?;
+        let name = fields.nth(1)?;
+        Some((name.split('@').next().unwrap_or(name).to_owned(), count))
+    };
+    let theirs: HashMap<String, f64> = theirs.lines().filter_map(line).collect();
+    Ok(difference(&ours.sums(), &theirs))
+}
+
+fn difference(ours: &HashMap<String, f64>, theirs: &HashMap<String, f64>) -> (f64, f64) {
+    let (our_all, their_all): (f64, f64) = (ours.values().sum(), theirs.values().sum());
+    let of =
+        |counts: &HashMap<String, f64>, name: &String| counts.get(name).copied().unwrap_or(0.0);
+    let mut names: Vec<&String> = ours.keys().chain(theirs.keys()).collect();
+    names.sort_unstable();
+    names.dedup();
+    names.sort_by(|a, b| {
+        let seen = |name: &String| of(ours, name) / our_all + of(theirs, name) / their_all;
+        seen(b).total_cmp(&seen(a))
+    });
+    let (mut squares, mut worst, mut compared) = (0.0, 0.0, 0.0);
+    for name in names.into_iter().take(COMPARED) {
+        let (our, their) = (of(ours, name), of(theirs, name));
+        let points = our / our_all - their / their_all;
+        // Both are samples of the same truth, whose best estimate is both together.
+        let share = (our + their) / (our_all + their_all);
+        let error = (share * (1.0 - share) * (1.0 / our_all + 1.0 / their_all)).sqrt();
+        squares += (points / error).powi(2);
+        worst = f64::max(worst, points.abs() * 100.0);
+        compared += 1.0;
+        if std::env::var_os("MARPLE_BENCH_SAY").is_some() {
+            eprintln!("{our:>6} {their:>6} {:>6.2} {name}", points / error);
+        }
+    }
+    ((squares / compared).sqrt(), worst)
+}
+
+fn said(command: &mut Command) -> Result<String, String> {
+    let output = command.output().map_err(|error| format!("{command:?}: {error}"))?;
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    if std::env::var_os("MARPLE_BENCH_SAY").is_some() {
+        eprint!("{complaint}");
+    }
+    match output.status.success() {
+        true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
+        false => Err(format!("{command:?}: {}: {complaint}", output.status)),
+    }
+}

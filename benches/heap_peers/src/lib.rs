@@ -1,0 +1,158 @@
+//! The workloads, and a program that does them when it is told to.
+//!
+//! A line on stdin names a workload; the CPU time of all the process's threads for it, in nanoseconds,
+//! is the answer. `bench --bench heap` asks two such programs in turn.
+
+use std::collections::HashMap;
+use std::hint::black_box;
+use std::io::{self, BufRead};
+
+use rustix::time::{ClockId, clock_gettime};
+
+/// Answers until stdin ends. With arguments: `pairs N`, nothing else, for counting instructions.
+/// `dump` takes the allocator's own profile of 100,000 blocks under 50,000 stacks.
+pub fn serve(prepare: impl FnOnce(), dump: impl Fn() -> usize) {
+    prepare();
+    let mut arguments = std::env::args().skip(1);
+    if arguments.next().is_some() {
+        return pairs(arguments.next().and_then(|n| n.parse().ok()).expect("pairs N"));
+    }
+    for line in io::stdin().lock().lines() {
+        match line.expect("a line").as_str() {
+            "dump" => take(&dump),
+            name => {
+                let work = workload(name);
+                let start = cpu();
+                work();
+                println!("{}", cpu() - start);
+            }
+        }
+    }
+}
+
+fn workload(name: &str) -> fn() {
+    match name {
+        "pairs" => || pairs(1_000_000),
+        "batch" => || batch(40),
+        "batch2" => batch_on_two_threads,
+        "vec" => small_vec,
+        "json" => json,
+        "map" => hash_map,
+        "tokio" => tasks,
+        other => panic!("no workload `{other}`"),
+    }
+}
+
+fn cpu() -> i64 {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    time.tv_sec * 1_000_000_000 + time.tv_nsec
+}
+
+fn pairs(count: usize) {
+    for _ in 0..count {
+        drop(black_box(Box::new([0u8; 16])));
+    }
+}
+
+/// Blocks of 16 to 511 bytes, 2000 at a time, freed in random order.
+fn batch(rounds: usize) {
+    let mut random = 1u64;
+    let mut next = || {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (random >> 33) as usize
+    };
+    for _ in 0..rounds {
+        let mut blocks: Vec<Vec<u8>> =
+            (0..2000).map(|_| Vec::with_capacity(16 + next() % 496)).collect();
+        while !blocks.is_empty() {
+            blocks.swap_remove(next() % blocks.len());
+        }
+    }
+}
+
+fn batch_on_two_threads() {
+    std::thread::scope(|scope| {
+        scope.spawn(|| batch(25));
+        scope.spawn(|| batch(25));
+    });
+}
+
+fn small_vec() {
+    for _ in 0..40_000 {
+        let mut grown = Vec::new();
+        (0..100u32).for_each(|n| grown.push(black_box(n)));
+        black_box(grown);
+    }
+}
+
+fn json() {
+    let line =
+        r#"{"id":4711,"name":"a customer","tags":["a","b","c"],"nested":{"x":1.5,"y":[1,2,3]}}"#;
+    let text = format!("[{}]", [line; 200].join(","));
+    for _ in 0..15 {
+        let value: serde_json::Value = serde_json::from_str(&text).expect("valid");
+        black_box(value.to_string());
+    }
+}
+
+fn hash_map() {
+    for _ in 0..4 {
+        let mut map: HashMap<u64, String> = HashMap::new();
+        for n in 0..10_000u64 {
+            map.insert(n.wrapping_mul(0x9e37_79b9_7f4a_7c15), n.to_string());
+            if n > 2000 {
+                map.remove(&(n - 2000).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+            }
+        }
+        black_box(map);
+    }
+}
+
+fn tasks() {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    runtime.block_on(async {
+        for _ in 0..200 {
+            let spawned = (0..100).map(|n| tokio::spawn(async move { format!("task {n}") }));
+            for task in spawned.collect::<Vec<_>>() {
+                black_box(task.await.expect("no panic"));
+            }
+        }
+    });
+}
+
+fn take(dump: &impl Fn() -> usize) {
+    let mut kept = Vec::with_capacity(100_000);
+    (0..50_000).for_each(|path| descend(path, 16, &mut kept));
+    let (resident_before, start) = (resident(), cpu());
+    let bytes = dump();
+    let spent = cpu() - start;
+    println!("{spent} {} {bytes}", resident().saturating_sub(resident_before));
+    drop(kept);
+}
+
+fn resident() -> u64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").expect("/proc");
+    statm.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).expect("pages") * 4096
+}
+
+#[inline(never)]
+fn left(path: usize, depth: usize, kept: &mut Vec<Vec<u8>>) {
+    black_box(&mut *kept);
+    descend(path >> 1, depth - 1, kept);
+    black_box(kept);
+}
+
+#[inline(never)]
+fn right(path: usize, depth: usize, kept: &mut Vec<Vec<u8>>) {
+    black_box(&mut *kept);
+    descend(path >> 1, depth - 1, kept);
+    black_box(kept);
+}
+
+fn descend(path: usize, depth: usize, kept: &mut Vec<Vec<u8>>) {
+    match (depth, path % 2) {
+        (0, _) => kept.extend([(); 2].map(|()| black_box(Vec::with_capacity(40)))),
+        (_, 0) => left(path, depth, kept),
+        _ => right(path, depth, kept),
+    }
+}

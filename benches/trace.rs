@@ -1,0 +1,112 @@
+//! What recording polls costs: CPU time per operation, as a ratio to the same runtime without marple.
+//!
+//! `cargo bench --bench trace` measures the wrapper on stable tokio, and
+//! `RUSTFLAGS="--cfg tokio_unstable" cargo bench --bench trace` tokio's hooks. Rounds are interleaved, each
+//! ratio is to the plain run of its own round, and the median of the rounds is shown. `control` is the plain
+//! run against itself: what it differs from 1 by is noise. The last rows are what a trace of the recorded
+//! polls costs to write, and how long it gets.
+
+#[path = "trace/workloads.rs"]
+mod workloads;
+
+use std::io::{self, Write};
+
+use marple::base::{Bytes, Clock, SystemClock};
+use marple::codec::perfetto;
+use marple::instrument;
+use marple::model::TraceMode;
+use marple::trace::{Session, configure};
+use std::time::Duration;
+use workloads::{Spawn, WORKLOADS, builder, cpu_time, median};
+
+const ROUNDS: usize = 9;
+const MAX_BYTES: Bytes = Bytes::mib(16);
+const WINDOW: Duration = Duration::from_secs(30);
+const HOOKS: bool = cfg!(tokio_unstable);
+
+/// By workload: recording over plain, with hooks and with the wrapper.
+const GOALS: [(f64, f64); 4] = [(1.10, 1.10), (1.18, 1.28), (1.02, 1.02), (1.02, 1.02)];
+
+fn main() {
+    let source = if HOOKS { "hooks" } else { "wrapper" };
+    println!("{ROUNDS} rounds, CPU time over plain tokio, 2 workers, {source}");
+    println!("{:44} {:>9} {:>9}", "", "value", "goal");
+    for (workload, goals) in WORKLOADS.iter().zip(GOALS) {
+        let plain = || builder().build().expect("a runtime");
+        let watched = || instrument(&mut builder()).build().expect("a runtime");
+        let spawn = if HOOKS { Spawn::Plain } else { Spawn::Wrapped };
+        let (mut plains, mut ratios) = (Vec::new(), [(); 3].map(|()| Vec::new()));
+        for round in 0..=ROUNDS {
+            let off = || {
+                configure(TraceMode::OnDemand, MAX_BYTES, WINDOW);
+                workload.run(&watched(), spawn)
+            };
+            let on = || {
+                configure(TraceMode::Always, MAX_BYTES, WINDOW);
+                let nanos = workload.run(&watched(), spawn);
+                configure(TraceMode::OnDemand, MAX_BYTES, WINDOW);
+                nanos
+            };
+            let base = workload.run(&plain(), Spawn::Plain);
+            let runs = [workload.run(&plain(), Spawn::Plain), off(), on()];
+            if round > 0 {
+                plains.push(base);
+                for (ratios, nanos) in ratios.iter_mut().zip(runs) {
+                    ratios.push(nanos / base);
+                }
+            }
+        }
+        let name = workload.name;
+        println!("{:44} {:7.0} ns", format!("{name}: plain"), median(plains));
+        let [control, off, on] = ratios.map(median);
+        println!("{:44} {control:9.3}", format!("{name}: control over plain"));
+        println!("{:44} {off:9.3}", format!("{name}: {source}, off"));
+        let goal = if HOOKS { goals.0 } else { goals.1 };
+        row(&format!("{name}: {source}, recording"), on, goal);
+    }
+    file(source);
+}
+
+/// What a trace of a full set of rings costs.
+fn file(source: &str) {
+    configure(TraceMode::Always, MAX_BYTES, WINDOW);
+    let runtime = instrument(&mut builder()).build().expect("a runtime");
+    let spawn = if HOOKS { Spawn::Plain } else { Spawn::Wrapped };
+    let (mut costs, mut sizes) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        for workload in &WORKLOADS {
+            workload.run(&runtime, spawn);
+        }
+        let session = Session::start(MAX_BYTES, SystemClock.anchor()).expect("no other session");
+        let before = cpu_time();
+        let timeline = session.stop(SystemClock.now());
+        let activity = &timeline.activity;
+        let slices = activity.threads.iter().map(|thread| thread.slices.len()).sum::<usize>();
+        let events = (slices + activity.tasks.len()) as f64;
+        let mut size = Counting(0);
+        perfetto::write(&timeline, &mut size).expect("nothing to fail");
+        costs.push((cpu_time() - before) / events);
+        sizes.push(size.0 as f64 / events);
+    }
+    row(&format!("file: ns of CPU an event, {source}"), median(costs), 100.0);
+    row(&format!("file: gzip'd bytes an event, {source}"), median(sizes), 8.0);
+}
+
+fn row(name: &str, value: f64, goal: f64) {
+    let verdict = if value <= goal { "pass" } else { "short" };
+    println!("{name:44} {value:9.3} {goal:9.2} {verdict}");
+}
+
+/// Counts what is written.
+struct Counting(u64);
+
+impl Write for Counting {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0 += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,165 @@
+//! The shapes that are measured; the peers have the same.
+
+use std::future::Future;
+use std::hint::black_box;
+
+use rustix::time::{ClockId, clock_gettime};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+/// How tasks are spawned.
+#[derive(Clone, Copy)]
+pub(crate) enum Spawn {
+    /// By tokio.
+    Plain,
+    /// Wrapped.
+    #[allow(dead_code, reason = "not by every peer")]
+    Wrapped,
+}
+
+impl Spawn {
+    fn spawn<F>(self, future: F) -> JoinHandle<F::Output>
+    where
+        F: Future + Send + 'static,
+        F::Output: Send + 'static,
+    {
+        match self {
+            Self::Plain => tokio::spawn(future),
+            Self::Wrapped => wrapped::spawn(future),
+        }
+    }
+}
+
+mod wrapped {
+    pub(super) use marple::task::spawn;
+}
+
+pub(crate) struct Workload {
+    pub(crate) name: &'static str,
+    operations: u32,
+    run: fn(&Runtime, Spawn, u32),
+}
+
+impl Workload {
+    /// Nanoseconds of the process' CPU time an operation takes.
+    pub(crate) fn run(&self, runtime: &Runtime, spawn: Spawn) -> f64 {
+        (self.run)(runtime, spawn, self.operations / 10);
+        let before = cpu_time();
+        (self.run)(runtime, spawn, self.operations);
+        (cpu_time() - before) / f64::from(self.operations)
+    }
+}
+
+pub(crate) const WORKLOADS: [Workload; 4] = [
+    Workload { name: "ping-pong", operations: 300_000, run: ping_pong },
+    Workload { name: "spawn storm", operations: 300_000, run: spawn_storm },
+    Workload { name: "TCP echo", operations: 15_000, run: tcp_echo },
+    Workload { name: "work in each poll", operations: 20_000, run: work },
+];
+
+/// Two workers, whatever the machine.
+pub(crate) fn builder() -> Builder {
+    let mut builder = Builder::new_multi_thread();
+    builder.worker_threads(2).enable_all();
+    builder
+}
+
+/// The process' CPU time, in nanoseconds.
+pub(crate) fn cpu_time() -> f64 {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    time.tv_sec as f64 * 1e9 + time.tv_nsec as f64
+}
+
+pub(crate) fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// Two tasks hand a value back and forth; an operation is one handing over.
+fn ping_pong(runtime: &Runtime, spawn: Spawn, operations: u32) {
+    runtime.block_on(async move {
+        let (there, mut from_here) = mpsc::channel::<u32>(1);
+        let (back, mut from_there) = mpsc::channel::<u32>(1);
+        let pong = spawn.spawn(async move {
+            while let Some(n) = from_here.recv().await {
+                if back.send(n).await.is_err() {
+                    break;
+                }
+            }
+        });
+        let ping = spawn.spawn(async move {
+            for n in 0..operations / 2 {
+                there.send(n).await.expect("pong listens");
+                black_box(from_there.recv().await);
+            }
+        });
+        ping.await.expect("ping");
+        pong.await.expect("pong");
+    });
+}
+
+/// One task spawns tasks that end at once, a hundred at a time.
+fn spawn_storm(runtime: &Runtime, spawn: Spawn, operations: u32) {
+    runtime.block_on(async move {
+        let storm = spawn.spawn(async move {
+            let mut handles = Vec::with_capacity(100);
+            for _ in 0..operations / 100 {
+                handles.extend((0..100).map(|n| spawn.spawn(async move { black_box(n) })));
+                for handle in handles.drain(..) {
+                    black_box(handle.await.expect("a task"));
+                }
+            }
+        });
+        storm.await.expect("storm");
+    });
+}
+
+/// A client sends 64 bytes and waits for them to come back.
+fn tcp_echo(runtime: &Runtime, spawn: Spawn, operations: u32) {
+    runtime.block_on(async move {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let server = spawn.spawn(async move {
+            let (mut stream, _) = listener.accept().await.expect("a client");
+            let mut buffer = [0; 64];
+            while stream.read_exact(&mut buffer).await.is_ok() {
+                stream.write_all(&buffer).await.expect("the client listens");
+            }
+        });
+        let client = spawn.spawn(async move {
+            let mut stream = TcpStream::connect(address).await.expect("a server");
+            stream.set_nodelay(true).expect("nodelay");
+            let mut buffer = [7; 64];
+            for _ in 0..operations {
+                stream.write_all(&buffer).await.expect("the server listens");
+                stream.read_exact(&mut buffer).await.expect("an answer");
+            }
+        });
+        client.await.expect("client");
+        server.await.expect("server");
+    });
+}
+
+/// Four tasks that compute for some 6 us in each poll.
+fn work(runtime: &Runtime, spawn: Spawn, operations: u32) {
+    runtime.block_on(async move {
+        let tasks = (0..4).map(|_| {
+            spawn.spawn(async move {
+                for _ in 0..operations / 4 {
+                    let mut sum = 1_u64;
+                    for n in 0..4_000_u64 {
+                        sum = black_box(sum.wrapping_mul(n | 1));
+                    }
+                    black_box(sum);
+                    tokio::task::yield_now().await;
+                }
+            })
+        });
+        for task in tasks.collect::<Vec<_>>() {
+            task.await.expect("a task");
+        }
+    });
+}

@@ -1,0 +1,326 @@
+//! The flight recorder: when the rings are written, and what a capture takes from them.
+//!
+//! A capture reads the rings twice. At its start it copies what is in them of the window before, because
+//! that is what goes on being written over; at its stop it copies what has come since. Both together are
+//! the window before and all that followed, as far as it fitted. What was written over in between is
+//! counted. Copying takes a millisecond a megabyte and the writers nothing.
+//!
+//! All of it stays within `max_bytes`: a quarter for the rings, which is held all the time, as much for
+//! each of the two copies, and the last quarter for spans, events and vitals.
+//!
+//! *How far back* is said with care. A ring that has gone round holds nothing before its oldest record; a
+//! slice of another thread from before that is shown, but the picture of all threads is complete only from
+//! the latest of those moments on ([`Taken::complete`]).
+
+use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::registry::{self, Tenancy};
+use super::ring::Words;
+use super::sites;
+use super::thread::{EPOCH, Rings, SINCE, astray};
+use crate::base::{Bytes, Moment};
+use crate::model::{
+    Activity, Calibration, Losses, OpenSlice, RawSlice, RawTask, StringTable, ThreadSlices,
+    TraceMode,
+};
+use crate::os::ticks;
+
+/// The share of `max_bytes` that the rings take, and each of the two copies of a capture.
+pub(super) const SHARE: u64 = 4;
+
+/// The default of `trace.window`.
+const WINDOW: Duration = Duration::from_secs(30);
+
+/// How many pairs of tick and moment are kept. They are a sixth of the window apart, so that there is one
+/// from before the window.
+const PAIRS: usize = 8;
+
+static FLIGHT: Mutex<Flight> = Mutex::new(Flight {
+    mode: TraceMode::OnDemand,
+    max_bytes: None,
+    window: WINDOW,
+    captures: 0,
+    epochs: 0,
+    pairs: VecDeque::new(),
+});
+
+struct Flight {
+    mode: TraceMode,
+    /// None as long as nobody has set any.
+    max_bytes: Option<Bytes>,
+    window: Duration,
+    captures: u32,
+    epochs: u64,
+    pairs: VecDeque<(u64, Moment)>,
+}
+
+/// Sets when polls and parks are recorded and within what bounds: `max_bytes` for everything a runtime trace
+/// takes at any time, of which a quarter is held all the time, and `window` for how long what was recorded
+/// is of interest. Memory that is in use already is not given back.
+pub fn configure(mode: TraceMode, max_bytes: Bytes, window: Duration) {
+    let mut flight = lock();
+    flight.mode = mode;
+    flight.max_bytes = Some(max_bytes);
+    flight.window = window;
+    flight.apply();
+}
+
+/// Takes a pair of tick and moment, if the last is old enough.
+pub(super) fn calibrate() {
+    if EPOCH.load(Ordering::Relaxed) == 0 {
+        return;
+    }
+    let mut flight = lock();
+    let (tick, at) = ticks::pair();
+    let step = flight.window / (PAIRS as u32 - 2);
+    if flight.pairs.back().is_none_or(|(_, last)| at.since(*last) >= step) {
+        flight.pair(tick, at);
+    }
+}
+
+impl Flight {
+    /// Brings the recorder into the state that mode and captures ask for.
+    fn apply(&mut self) {
+        let on = match self.mode {
+            TraceMode::Always => true,
+            TraceMode::OnDemand => self.captures > 0,
+            TraceMode::Off => false,
+        };
+        let bytes = self.max_bytes.map_or(0, |bytes| bytes.get() / SHARE);
+        let runs = EPOCH.load(Ordering::Relaxed) != 0;
+        if on && !runs {
+            // Before the first tick is read: it decides what ticks are.
+            ticks::source();
+            self.pairs.clear();
+            let (tick, at) = ticks::pair();
+            self.pair(tick, at);
+            self.epochs += 1;
+            SINCE.store(tick, Ordering::Relaxed);
+        }
+        registry::limit(usize::try_from(bytes).unwrap_or(usize::MAX), self.window_in_ticks());
+        EPOCH.store(if on { self.epochs } else { 0 }, Ordering::Relaxed);
+    }
+
+    fn pair(&mut self, tick: u64, at: Moment) {
+        if self.pairs.len() == PAIRS {
+            self.pairs.pop_front();
+        }
+        self.pairs.push_back((tick, at));
+    }
+
+    /// Taken for nanoseconds where the rate is not known yet, which makes the window too short by the
+    /// counter's gigahertz: rings are then handed on a little early.
+    fn window_in_ticks(&self) -> u64 {
+        let calibration = Calibration::new(self.pairs.iter().copied());
+        let now = Moment::from_nanos(u64::MAX / 4);
+        let before = calibration.tick(now - self.window);
+        calibration.tick(now).saturating_sub(before)
+    }
+}
+
+/// What a capture has copied at its start.
+#[derive(Debug)]
+pub(super) struct Window {
+    from: u64,
+    lost_before: u64,
+    threads: Vec<Copies>,
+}
+
+/// What was copied of one thread.
+#[derive(Debug)]
+struct Copies {
+    rings: &'static Rings,
+    tenancy: Tenancy,
+    slices: Vec<Words>,
+    tasks: Vec<Words>,
+    next_slice: u64,
+    next_task: u64,
+    /// Before the oldest slice there were others.
+    cut: bool,
+}
+
+/// What a capture got.
+pub(super) struct Taken {
+    pub(super) activity: Activity,
+    /// From here on nothing of any thread is missing, but for what is counted as lost.
+    pub(super) complete: Moment,
+    pub(super) losses: Losses,
+}
+
+/// A capture begins: what the rings hold of the window before it. None when polls are not to be recorded.
+pub(super) fn begin(max_bytes: Bytes) -> Option<Window> {
+    let mut flight = lock();
+    if flight.mode == TraceMode::Off {
+        return None;
+    }
+    flight.max_bytes.get_or_insert(max_bytes);
+    flight.captures += 1;
+    flight.apply();
+    let (tick, at) = ticks::pair();
+    let now = [(tick, at)];
+    let calibration = Calibration::new(flight.pairs.iter().copied().chain(now));
+    let from = calibration.tick(at - flight.window).max(SINCE.load(Ordering::Relaxed));
+    drop(flight);
+    let threads = registry::all().into_iter();
+    let threads = threads.map(|(rings, tenancy)| Copies::first(rings, tenancy, from)).collect();
+    Some(Window { from, lost_before: lost_without_rings(), threads })
+}
+
+/// The capture that began with `window` ends.
+pub(super) fn end(window: Window, strings: &mut StringTable) -> Taken {
+    let cutoff = ticks::now();
+    let Window { from, lost_before, mut threads } = window;
+    let mut losses = Losses::default();
+    let mut gone = 0;
+    for (rings, tenancy) in registry::all() {
+        let of = |copies: &&mut Copies| copies.tenancy.id == tenancy.id;
+        match threads.iter_mut().find(of) {
+            Some(copies) => gone += copies.go_on(),
+            None => threads.push(Copies::first(rings, tenancy, from)),
+        }
+    }
+    let pairs = close();
+    losses.add("polls and parks dropped: written over before they were read", gone);
+    losses.add(
+        "polls and parks dropped: no memory for another thread's ring",
+        lost_without_rings().saturating_sub(lost_before),
+    );
+    if !ticks::is_trusted() {
+        losses.add("times that may be wrong: the kernel has turned from the CPU's counter", 1);
+    }
+
+    let calibration = Calibration::new(pairs);
+    let oldest = threads
+        .iter()
+        .filter(|copies| copies.cut)
+        .filter_map(|copies| copies.slices.first().map(|words| RawSlice(*words).start()));
+    let complete = calibration.moment(oldest.max().map_or(from, |oldest| oldest.max(from)));
+    let several = runtimes(&threads) > 1;
+    let mut tasks = Vec::new();
+    let mut shown = Vec::new();
+    for mut copies in threads {
+        tasks.extend(copies.tasks.drain(..).map(RawTask).filter(|task| task.at() <= cutoff));
+        let name = strings.intern(&copies.name(several));
+        let tid = copies.tenancy.tid;
+        let (slices, open) = copies.until(cutoff);
+        if !slices.is_empty() || !open.is_empty() {
+            shown.push(ThreadSlices { tid, name, slices, open });
+        }
+    }
+    let from = calibration.moment(from);
+    let sites = sites::names(strings);
+    let activity = Activity { calibration, from, threads: shown, tasks, sites };
+    Taken { activity, complete, losses }
+}
+
+/// The capture that began with a window is given up.
+pub(super) fn abandon() {
+    close();
+}
+
+/// One capture fewer; the pairs of ticks and moments to date by.
+fn close() -> Vec<(u64, Moment)> {
+    let mut flight = lock();
+    flight.captures = flight.captures.saturating_sub(1);
+    let pairs = flight.pairs.iter().copied().chain([ticks::pair()]).collect();
+    flight.apply();
+    pairs
+}
+
+impl Copies {
+    /// What a thread's rings hold that ended after `from`.
+    fn first(rings: &'static Rings, tenancy: Tenancy, from: u64) -> Self {
+        let slices = rings.slices.copy(tenancy.first_slice, |words| RawSlice(words).end() >= from);
+        let tasks = rings.tasks.copy(tenancy.first_task, |words| RawTask(words).at() >= from);
+        Self {
+            rings,
+            tenancy,
+            // Where the oldest record was wanted there have been others that were, too.
+            cut: slices.gone > 0 && slices.gone + slices.records.len() as u64 == slices.next,
+            slices: slices.records,
+            tasks: tasks.records,
+            next_slice: slices.next,
+            next_task: tasks.next,
+        }
+    }
+
+    /// What has come since; how much of that was gone.
+    fn go_on(&mut self) -> u64 {
+        let slices = self.rings.slices.copy(self.next_slice, |_| true);
+        let tasks = self.rings.tasks.copy(self.next_task, |_| true);
+        self.slices.extend(slices.records);
+        self.tasks.extend(tasks.records);
+        slices.gone
+    }
+
+    /// The slices that had ended by `cutoff`, and those that had not.
+    fn until(self, cutoff: u64) -> (Vec<RawSlice>, Vec<OpenSlice>) {
+        // Asked after the copy, so that what ended meanwhile is in one of the two at least.
+        let mut open: Vec<OpenSlice> = match self.is_over() {
+            true => Vec::new(),
+            false => self.rings.open(),
+        };
+        open.retain(|open| open.start <= cutoff);
+        let mut slices: Vec<RawSlice> = self.slices.into_iter().map(RawSlice).collect();
+        let ended = slices.partition_point(|slice| slice.end() <= cutoff);
+        let late = slices.get(ended..).unwrap_or_default();
+        let under_way = late.iter().filter_map(|slice| {
+            let open = OpenSlice { kind: slice.kind()?, start: slice.start(), task: slice.task() };
+            (open.start <= cutoff).then_some(open)
+        });
+        let under_way: Vec<OpenSlice> = under_way.collect();
+        slices.truncate(ended);
+        for late in under_way {
+            let same = |open: &&OpenSlice| (open.kind, open.task.short()) == (late.kind, late.task);
+            if open.iter().find(same).is_none() {
+                open.push(late);
+            }
+        }
+        open.sort_by_key(|open| open.start);
+        (slices, open)
+    }
+
+    /// Whether the thread has given the rings back.
+    fn is_over(&self) -> bool {
+        registry::all()
+            .iter()
+            .all(|(_, tenancy)| tenancy.id != self.tenancy.id || tenancy.ended.is_some())
+    }
+
+    /// The thread's name, its place among the workers of its runtime, and which runtime that is, if there
+    /// are several.
+    fn name(&self, several: bool) -> String {
+        let mut name = self.tenancy.thread.clone();
+        let [runtime, worker] =
+            [&self.rings.runtime, &self.rings.worker].map(|number| number.load(Ordering::Relaxed));
+        if worker > 0 {
+            name += &format!(" #{}", worker - 1);
+        }
+        if several && runtime > 0 {
+            name += &format!(" (runtime {runtime})");
+        }
+        name
+    }
+}
+
+fn runtimes(threads: &[Copies]) -> usize {
+    let runtimes = threads.iter().map(|copies| copies.rings.runtime.load(Ordering::Relaxed));
+    let mut known: Vec<u64> = runtimes.filter(|&runtime| runtime > 0).collect();
+    known.sort_unstable();
+    known.dedup();
+    known.len()
+}
+
+/// Records that found no ring, and slices that were too deep.
+fn lost_without_rings() -> u64 {
+    let deep = |(rings, _): (&Rings, Tenancy)| rings.too_deep.load(Ordering::Relaxed);
+    astray() + registry::all().into_iter().map(deep).sum::<u64>()
+}
+
+/// No code that can panic runs under the lock.
+fn lock() -> MutexGuard<'static, Flight> {
+    FLIGHT.lock().unwrap_or_else(PoisonError::into_inner)
+}

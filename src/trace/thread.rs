@@ -1,0 +1,309 @@
+//! A thread's rings, and the few instructions between a poll and its record.
+//!
+//! ```text
+//! begin   EPOCH (one relaxed load, all there is while off)
+//!         thread-local: our rings      clock      an open slice, three stores
+//! end     EPOCH, rings, clock          the slice's sixteen bytes, three stores; the open slice ends
+//! ```
+//!
+//! No lock, no allocation, no call into the kernel. The exception is a thread's first record, which takes
+//! the registry's lock for its rings.
+//!
+//! Slices nest: a wrapped future may poll wrapped futures. The open ones are a stack of [`DEPTH`]; what is
+//! deeper is counted and not recorded. A begin that fell into a time of no recording has no open slice at
+//! its end: such a slice is recorded as if it had begun with the recording. `EPOCH` names the recording,
+//! so that a thread that slept through the end of one and the start of the next forgets what it had open.
+
+use std::cell::Cell;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::registry;
+use super::ring::{Open, Ring};
+use crate::model::{OpenSlice, RawKind, RawSlice, RawTask, TaskKey};
+use crate::os::ticks;
+
+/// How deep slices may nest.
+const DEPTH: usize = 8;
+
+/// How many numbers for tasks a thread takes at a time.
+const NUMBERS: u64 = 1024;
+
+/// How many records a thread that has no rings loses before it asks again.
+const PATIENCE: u32 = 4096;
+
+/// The number of the recording that runs, 0 while none does.
+pub(super) static EPOCH: AtomicU64 = AtomicU64::new(0);
+
+/// The tick at which it began.
+pub(super) static SINCE: AtomicU64 = AtomicU64::new(0);
+
+/// The numbers that wrapped tasks have.
+static NUMBER: AtomicU64 = AtomicU64::new(1);
+
+/// Records lost by threads without rings.
+static ASTRAY: AtomicU64 = AtomicU64::new(0);
+
+/// Memory for a ring.
+pub(super) type Memory = &'static [AtomicU64];
+
+/// What one thread at a time writes to.
+#[derive(Debug)]
+#[repr(align(128))]
+pub(super) struct Rings {
+    pub(super) slices: Ring<Memory>,
+    pub(super) tasks: Ring<Memory>,
+    open: [Open; DEPTH],
+    depth: AtomicU64,
+    epoch: AtomicU64,
+    /// Slices that were too deep.
+    pub(super) too_deep: AtomicU64,
+    next_number: AtomicU64,
+    last_number: AtomicU64,
+    /// The runtime and the worker's place in it, each plus one; 0 when unknown.
+    pub(super) runtime: AtomicU64,
+    pub(super) worker: AtomicU64,
+    pub(super) tenancy: Mutex<Option<registry::Tenancy>>,
+}
+
+/// The slice that goes on, in one word.
+#[derive(Clone, Copy)]
+struct What {
+    kind: RawKind,
+    /// A wrapper has given the hooked poll its name.
+    named: bool,
+    task: TaskKey,
+}
+
+impl What {
+    const fn pack(self) -> u64 {
+        (self.task.number << 16)
+            | ((self.task.site as u64) << 4)
+            | ((self.named as u64) << 3)
+            | self.kind as u64
+    }
+
+    const fn unpack(word: u64) -> Self {
+        let kind = match word & 7 {
+            1 => RawKind::Park,
+            2 => RawKind::HookedPoll,
+            _ => RawKind::WrappedPoll,
+        };
+        let site = (word >> 4) as u16 & 0xfff;
+        Self { kind, named: word & 8 != 0, task: TaskKey { site, number: word >> 16 } }
+    }
+}
+
+impl Rings {
+    pub(super) fn new(slices: Memory, tasks: Memory) -> Self {
+        Self {
+            slices: Ring::new(slices),
+            tasks: Ring::new(tasks),
+            open: std::array::from_fn(|_| Open::new()),
+            depth: AtomicU64::new(0),
+            epoch: AtomicU64::new(0),
+            too_deep: AtomicU64::new(0),
+            next_number: AtomicU64::new(0),
+            last_number: AtomicU64::new(0),
+            runtime: AtomicU64::new(0),
+            worker: AtomicU64::new(0),
+            tenancy: Mutex::new(None),
+        }
+    }
+
+    /// What goes on, the outermost first; as of some time during the call.
+    pub(super) fn open(&self) -> Vec<OpenSlice> {
+        let since = SINCE.load(Ordering::Relaxed);
+        let open = self.open.iter().map_while(Open::read);
+        // Older ones are left from a recording that ended before they did.
+        let current = open.filter(|&(start, _)| start >= since);
+        current
+            .map(|(start, what)| {
+                let What { kind, task, .. } = What::unpack(what);
+                OpenSlice { kind, start, task }
+            })
+            .collect()
+    }
+
+    /// Nothing goes on.
+    pub(super) fn close(&self) {
+        for open in &self.open {
+            open.end();
+        }
+        self.depth.store(0, Ordering::Relaxed);
+    }
+
+    #[inline]
+    fn begin(&self, epoch: u64, what: What) {
+        if self.epoch.load(Ordering::Relaxed) != epoch {
+            self.close();
+            self.epoch.store(epoch, Ordering::Relaxed);
+        }
+        let depth = self.depth.load(Ordering::Relaxed);
+        if let Some(open) = self.open.get(depth as usize) {
+            open.begin(ticks::now(), what.pack());
+        }
+        self.depth.store(depth + 1, Ordering::Relaxed);
+    }
+
+    #[inline]
+    fn end(&self, epoch: u64, what: What) {
+        let now = ticks::now();
+        let depth = self.depth.load(Ordering::Relaxed);
+        let (start, what) = if depth == 0 || self.epoch.load(Ordering::Relaxed) != epoch {
+            self.close();
+            self.epoch.store(epoch, Ordering::Relaxed);
+            (SINCE.load(Ordering::Relaxed), what)
+        } else {
+            self.depth.store(depth - 1, Ordering::Relaxed);
+            let Some(open) = self.open.get(depth as usize - 1) else {
+                self.too_deep.fetch_add(1, Ordering::Relaxed);
+                return;
+            };
+            let (start, what) = open.end();
+            (start, What::unpack(what))
+        };
+        self.slices.push(RawSlice::new(what.kind, start, now, what.task).0);
+    }
+
+    /// Gives the hooked poll that goes on the name of the wrapper in it; whether there was one to name.
+    #[inline]
+    fn name(&self, epoch: u64, site: u16) -> bool {
+        let depth = self.depth.load(Ordering::Relaxed);
+        if depth == 0 || self.epoch.load(Ordering::Relaxed) != epoch {
+            return false;
+        }
+        let Some(open) = self.open.get(depth as usize - 1) else { return false };
+        let Some((start, what)) = open.read() else { return false };
+        let mut what = What::unpack(what);
+        if what.kind != RawKind::HookedPoll || what.named {
+            return false;
+        }
+        what.named = true;
+        what.task.site = site;
+        open.begin(start, what.pack());
+        true
+    }
+
+    fn number(&self) -> u64 {
+        let next = self.next_number.load(Ordering::Relaxed);
+        if next == self.last_number.load(Ordering::Relaxed) {
+            let first = NUMBER.fetch_add(NUMBERS, Ordering::Relaxed);
+            self.next_number.store(first + 1, Ordering::Relaxed);
+            self.last_number.store(first + NUMBERS, Ordering::Relaxed);
+            return first;
+        }
+        self.next_number.store(next + 1, Ordering::Relaxed);
+        next
+    }
+}
+
+thread_local! {
+    static HERE: Cell<Option<&'static Rings>> = const { Cell::new(None) };
+    /// Records to lose before the next try.
+    static DENIED: Cell<u32> = const { Cell::new(0) };
+    static LEASE: Lease = const { Lease };
+}
+
+/// Gives the thread's rings back when it ends.
+struct Lease;
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if let Some(rings) = HERE.take() {
+            registry::give_back(rings);
+        }
+    }
+}
+
+/// A slice begins on this thread.
+#[inline]
+pub(super) fn begin(kind: RawKind, task: TaskKey) {
+    let epoch = EPOCH.load(Ordering::Relaxed);
+    if epoch != 0
+        && let Some(rings) = here()
+    {
+        rings.begin(epoch, What { kind, named: false, task });
+    }
+}
+
+/// The slice that began last on this thread ends; `kind` and `task` are what it was.
+#[inline]
+pub(super) fn end(kind: RawKind, task: TaskKey) {
+    let epoch = EPOCH.load(Ordering::Relaxed);
+    if epoch != 0
+        && let Some(rings) = here()
+    {
+        rings.end(epoch, What { kind, named: false, task });
+    }
+}
+
+/// Lets the hooked poll that goes on bear the name of `site`; false where there is none, or it has a name.
+#[inline]
+pub(super) fn name(site: u16) -> bool {
+    let epoch = EPOCH.load(Ordering::Relaxed);
+    epoch != 0 && here().is_some_and(|rings| rings.name(epoch, site))
+}
+
+/// Something became of a task; of one without a number nothing is said.
+#[inline]
+pub(super) fn task(kind: RawKind, task: TaskKey) {
+    if EPOCH.load(Ordering::Relaxed) != 0
+        && task.number != 0
+        && let Some(rings) = here()
+    {
+        rings.tasks.push(RawTask::new(kind, ticks::now(), task).0);
+    }
+}
+
+/// A number for a wrapped task; 0 while nothing records.
+#[inline]
+pub(super) fn number() -> u64 {
+    match EPOCH.load(Ordering::Relaxed) {
+        0 => 0,
+        _ => here().map_or(0, Rings::number),
+    }
+}
+
+/// Says of which runtime this thread is a worker.
+#[inline]
+pub(super) fn works_for(runtime: u64) {
+    if EPOCH.load(Ordering::Relaxed) != 0
+        && let Some(rings) = here()
+        && rings.runtime.load(Ordering::Relaxed) != runtime
+    {
+        rings.runtime.store(runtime, Ordering::Relaxed);
+        let worker = tokio::runtime::worker_index().map_or(0, |index| index as u64 + 1);
+        rings.worker.store(worker, Ordering::Relaxed);
+    }
+}
+
+/// How many records threads without rings have lost so far.
+pub(super) fn astray() -> u64 {
+    ASTRAY.load(Ordering::Relaxed)
+}
+
+#[inline]
+fn here() -> Option<&'static Rings> {
+    match HERE.get() {
+        None => settle(),
+        rings => rings,
+    }
+}
+
+/// The rings of a thread that has none yet.
+#[cold]
+fn settle() -> Option<&'static Rings> {
+    let denied = DENIED.get();
+    // A thread whose local storage is being taken down cannot give rings back any more.
+    if denied == 0 && LEASE.try_with(|_| ()).is_ok() {
+        let rings = registry::take();
+        HERE.set(rings);
+        if rings.is_some() {
+            return rings;
+        }
+    }
+    DENIED.set((denied + 1) % PATIENCE);
+    ASTRAY.fetch_add(1, Ordering::Relaxed);
+    None
+}

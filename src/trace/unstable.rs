@@ -1,0 +1,152 @@
+//! What depends on `--cfg tokio_unstable`: the hooks around every poll of every task.
+//!
+//! This file alone names tokio's unstable interface. In a build without the flag `absent` takes its place,
+//! of the same shape and without a line that runs.
+//!
+//! tokio calls the hook for a task's end also for blocking tasks, of which its workers are some, and calls
+//! neither of the other hooks for them: a trace has ends whose tasks were never spawned.
+
+#[cfg(not(tokio_unstable))]
+pub(super) use absent::*;
+#[cfg(tokio_unstable)]
+pub(super) use present::*;
+
+#[cfg(tokio_unstable)]
+mod present {
+    use std::hash::{Hash, Hasher};
+    use std::sync::Arc;
+
+    use tokio::runtime::{Builder, TaskMeta};
+
+    use super::super::hooks::Hooks;
+    use super::super::sites::Site;
+    use super::super::thread;
+    use crate::model::{RawKind, TaskKey};
+
+    /// Whether there are hooks that see tasks.
+    pub(in super::super) const PRESENT: bool = true;
+
+    type TaskHook = Arc<dyn Fn(&TaskMeta<'_>) + Send + Sync>;
+
+    /// The host's closures for the hooks that see tasks.
+    #[derive(Clone, Default)]
+    pub(in super::super) struct TaskHooks {
+        before_poll: Option<TaskHook>,
+        after_poll: Option<TaskHook>,
+        spawn: Option<TaskHook>,
+        terminate: Option<TaskHook>,
+    }
+
+    impl TaskHooks {
+        /// Sets all four hooks of `builder`.
+        pub(in super::super) fn apply(self, builder: &mut Builder) {
+            let Self { before_poll, after_poll, spawn, terminate } = self;
+            builder.on_before_task_poll(move |meta| {
+                tell(before_poll.as_ref(), meta);
+                thread::begin(RawKind::HookedPoll, key(meta));
+            });
+            builder.on_after_task_poll(move |meta| {
+                thread::end(RawKind::HookedPoll, key(meta));
+                tell(after_poll.as_ref(), meta);
+            });
+            builder.on_task_spawn(move |meta| {
+                thread::task(RawKind::Spawned, key(meta));
+                tell(spawn.as_ref(), meta);
+            });
+            builder.on_task_terminate(move |meta| {
+                thread::task(RawKind::Ended, key(meta));
+                tell(terminate.as_ref(), meta);
+            });
+        }
+    }
+
+    impl Hooks {
+        /// Also calls `hook` before each poll of a task; its time is not in the slice.
+        pub fn on_before_task_poll(
+            mut self,
+            hook: impl Fn(&TaskMeta<'_>) + Send + Sync + 'static,
+        ) -> Self {
+            self.tasks.before_poll = Some(Arc::new(hook));
+            self
+        }
+
+        /// Also calls `hook` after each poll of a task; its time is not in the slice.
+        pub fn on_after_task_poll(
+            mut self,
+            hook: impl Fn(&TaskMeta<'_>) + Send + Sync + 'static,
+        ) -> Self {
+            self.tasks.after_poll = Some(Arc::new(hook));
+            self
+        }
+
+        /// Also calls `hook` as a task is spawned.
+        pub fn on_task_spawn(
+            mut self,
+            hook: impl Fn(&TaskMeta<'_>) + Send + Sync + 'static,
+        ) -> Self {
+            self.tasks.spawn = Some(Arc::new(hook));
+            self
+        }
+
+        /// Also calls `hook` as a task ends.
+        pub fn on_task_terminate(
+            mut self,
+            hook: impl Fn(&TaskMeta<'_>) + Send + Sync + 'static,
+        ) -> Self {
+            self.tasks.terminate = Some(Arc::new(hook));
+            self
+        }
+    }
+
+    #[inline]
+    fn tell(hook: Option<&TaskHook>, meta: &TaskMeta<'_>) {
+        if let Some(hook) = hook {
+            hook(meta);
+        }
+    }
+
+    #[inline]
+    fn key(meta: &TaskMeta<'_>) -> TaskKey {
+        if thread::EPOCH.load(std::sync::atomic::Ordering::Relaxed) == 0 {
+            return TaskKey::default();
+        }
+        let site = Site { name: None, place: meta.spawned_at() };
+        // The number is not to be had but by formatting it, which costs more than all else, or by hashing:
+        // the id hashes as its number.
+        let mut number = Number(0);
+        meta.id().hash(&mut number);
+        TaskKey { site: site.number(), number: number.0 }
+    }
+
+    struct Number(u64);
+
+    impl Hasher for Number {
+        fn write(&mut self, bytes: &[u8]) {
+            for &byte in bytes.iter().rev() {
+                self.0 = (self.0 << 8) | u64::from(byte);
+            }
+        }
+
+        fn write_u64(&mut self, number: u64) {
+            self.0 = number;
+        }
+
+        fn finish(&self) -> u64 {
+            self.0
+        }
+    }
+}
+
+#[cfg(not(tokio_unstable))]
+mod absent {
+    use tokio::runtime::Builder;
+
+    pub(in super::super) const PRESENT: bool = false;
+
+    #[derive(Clone, Default)]
+    pub(in super::super) struct TaskHooks;
+
+    impl TaskHooks {
+        pub(in super::super) fn apply(self, _: &mut Builder) {}
+    }
+}

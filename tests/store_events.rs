@@ -1,0 +1,60 @@
+//! The service's callbacks hear of its incidents, and cannot hold anything up.
+
+use std::sync::mpsc::channel;
+use std::thread;
+use std::time::Duration;
+
+mod host;
+
+use host::{PATIENCE, incidents, settings, wait_for};
+use marple::agent::IncidentEvent;
+use marple::{Agent, CaptureKind, Settings};
+
+const SHORT: Duration = Duration::from_millis(20);
+
+#[test]
+fn callbacks_hear_of_incidents_and_hold_nothing_up() {
+    let home = tempfile::tempdir().unwrap();
+    let dir = home.path().join("captures");
+    let (heard, events) = channel();
+    let settings = Settings { dir: dir.clone(), rules: Vec::new(), ..settings() };
+    let agent = Agent::from_settings(settings)
+        .on_event(|_| panic!("a callback that is wrong"))
+        .on_event(move |event| drop(heard.send(event.clone())))
+        .start()
+        .unwrap();
+    let handle = agent.handle();
+    for round in 0..2 {
+        let answer = handle.capture([CaptureKind::Trace], SHORT).wait(PATIENCE).unwrap();
+        let next = || events.recv_timeout(PATIENCE).expect("an event");
+        let IncidentEvent::Opened { id, name, dir } = next() else { panic!("round {round}") };
+        assert_eq!((id, name.as_str(), &dir), (answer.incident, "call", &answer.dir));
+        let IncidentEvent::Written { path, artifact, .. } = next() else { panic!("round {round}") };
+        assert_eq!(path.metadata().unwrap().len(), artifact.bytes.get());
+        assert_eq!(next(), IncidentEvent::Closed { id, dir });
+    }
+    drop(agent);
+
+    // One that never comes back: captures go on, and the agent ends.
+    let settings = Settings { dir: dir.clone(), rules: Vec::new(), ..host::settings() };
+    let agent = Agent::from_settings(settings)
+        .on_event(|_| {
+            loop {
+                thread::park();
+            }
+        })
+        .start()
+        .unwrap();
+    let handle = agent.handle();
+    // Three events each: more than can wait.
+    for round in 0..90 {
+        handle.capture([CaptureKind::Trace], Duration::from_millis(1)).wait(PATIENCE).unwrap();
+        wait_for("it to be closed", || {
+            handle.status().wait(PATIENCE).unwrap().incidents.is_empty().then_some(())
+        });
+        assert!(!incidents(&dir).is_empty(), "round {round}");
+    }
+    let failures = handle.status().wait(PATIENCE).unwrap().failures;
+    assert!(failures.iter().any(|loss| loss.cause == "event not told"), "{failures:?}");
+    drop(agent);
+}

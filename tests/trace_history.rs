@@ -1,0 +1,33 @@
+//! The vitals from before a session: kept for the process, so that this is a binary of its own.
+
+mod trace_support;
+
+use std::time::Duration;
+
+use marple::base::{Bytes, Clock, SystemClock};
+use marple::model::{Timeline, Vitals};
+use marple::trace::{Session, record_vitals};
+use trace_support::*;
+
+#[test]
+fn a_session_has_the_vitals_of_two_minutes_before_it_once_a_second() {
+    let now = SystemClock.now();
+    for tick in 0..4 * 200 {
+        let at = now + Duration::from_millis(250 * tick);
+        record_vitals(&Vitals { at, fds: Some(tick), ..Vitals::default() });
+    }
+    let fds = |timeline: &Timeline| {
+        let counters = seen(timeline).into_iter().filter(|event| event.at >= now);
+        let values = counters.filter_map(|event| match event.kind {
+            Kind::Counter(value) => Some(value as u64),
+            _ => None,
+        });
+        values.collect::<Vec<_>>()
+    };
+    let all = fds(&stop(start()));
+    assert_eq!(all, (80..200).map(|second| 4 * second).collect::<Vec<_>>());
+
+    // In half of a small ledger there is room for the last of them.
+    let some = fds(&stop(Session::start(Bytes::kib(64), anchor()).unwrap()));
+    assert!(!some.is_empty() && some.len() < 60 && all.ends_with(&some), "{some:?}");
+}

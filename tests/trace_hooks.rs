@@ -1,0 +1,112 @@
+//! Polls as tokio's hooks see them. Built with `RUSTFLAGS="--cfg tokio_unstable"`; without, there is
+//! nothing here.
+#![cfg(tokio_unstable)]
+
+mod trace_support;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use marple::base::Bytes;
+use marple::model::{RawKind, Timeline, TraceMode};
+use marple::task::{self, Trace};
+use marple::trace::{Hooks, configure, engine};
+use tokio::runtime::Builder;
+use trace_support::*;
+
+async fn yields(times: usize) {
+    for _ in 0..times {
+        tokio::task::yield_now().await;
+    }
+}
+
+fn record(work: impl AsyncFnOnce()) -> Timeline {
+    configure(TraceMode::OnDemand, Bytes::mib(16), Duration::from_secs(30));
+    let runtime = marple::instrument(&mut Builder::new_multi_thread())
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap();
+    let session = start();
+    runtime.block_on(work());
+    drop(runtime);
+    let timeline = stop(session);
+    assert_nested(&timeline);
+    assert!(timeline.losses.is_empty(), "{:?}", timeline.losses);
+    timeline
+}
+
+fn polls(timeline: &Timeline) -> Vec<Slice> {
+    let slices = all_slices(timeline).into_iter();
+    slices.filter(|slice| slice.kind != RawKind::Park).collect()
+}
+
+#[test]
+fn every_task_is_seen_by_where_it_was_spawned_and_by_tokios_number() {
+    let _turn = turn();
+    let line = line!() + 3;
+    let mut id = String::new();
+    let timeline = record(async || {
+        let task = tokio::spawn(yields(10));
+        id = task.id().to_string();
+        task.await.unwrap();
+    });
+    let polls = polls(&timeline);
+    assert_eq!(polls.len(), 11);
+    for poll in &polls {
+        assert_eq!(poll.kind, RawKind::HookedPoll);
+        assert_eq!(poll.name, format!("tests/trace_hooks.rs:{line}"));
+        assert_eq!(poll.number.to_string(), id);
+    }
+    let tasks = |kind| {
+        let tasks = timeline.activity.tasks.iter().filter(|task| task.kind() == Some(kind));
+        tasks.map(|task| task.task().number.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(tasks(RawKind::Spawned), [&*id]);
+    // tokio tells of the ends of blocking tasks too, and its workers are such.
+    assert_eq!(tasks(RawKind::Ended).iter().filter(|ended| **ended == id).count(), 1);
+    assert!(engine().starts_with("polls by tokio's hooks"));
+}
+
+#[test]
+fn a_wrapped_task_is_seen_once_by_the_wrappers_name() {
+    let _turn = turn();
+    let line = line!() + 2;
+    let timeline = record(async || {
+        task::spawn(yields(10)).await.unwrap();
+        tokio::spawn(yields(20).traced("named")).await.unwrap();
+    });
+    let polls = polls(&timeline);
+    assert!(polls.iter().all(|poll| poll.kind == RawKind::HookedPoll));
+    let count = |name: &str| polls.iter().filter(|poll| poll.name == name).count();
+    assert_eq!(count("named"), 21);
+    assert_eq!(count(&format!("tests/trace_hooks.rs:{line}")), 11);
+    assert_eq!(polls.len(), 32);
+    let tasks = timeline.activity.tasks.iter();
+    assert_eq!(tasks.filter(|task| task.kind() == Some(RawKind::Spawned)).count(), 2);
+}
+
+#[test]
+fn the_hosts_hooks_are_called_as_well() {
+    let _turn = turn();
+    let counts: Arc<[AtomicUsize; 4]> = Arc::default();
+    let count = |which: usize| {
+        let counts = Arc::clone(&counts);
+        move |_: &tokio::runtime::TaskMeta<'_>| {
+            counts[which].fetch_add(1, Ordering::Relaxed);
+        }
+    };
+    let mut builder = Builder::new_current_thread();
+    Hooks::new()
+        .on_before_task_poll(count(0))
+        .on_after_task_poll(count(1))
+        .on_task_spawn(count(2))
+        .on_task_terminate(count(3))
+        .apply(&mut builder);
+    let runtime = builder.build().unwrap();
+    runtime.block_on(async { tokio::spawn(yields(4)).await.unwrap() });
+    drop(runtime);
+    let counts: Vec<usize> = counts.iter().map(|count| count.load(Ordering::Relaxed)).collect();
+    assert_eq!(counts, [5, 5, 1, 1]);
+}

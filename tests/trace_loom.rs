@@ -1,0 +1,77 @@
+//! The ring and the open slice, over every order in which loads and stores may be seen.
+//!
+//! `src/trace/ring.rs` is compiled here a second time, with loom's atomics in the place of std's.
+#![allow(unreachable_pub, dead_code, reason = "the file is compiled as a part of the crate, too")]
+
+mod base {
+    pub mod sync {
+        pub use loom::sync::atomic::{AtomicU64, Ordering, fence};
+    }
+}
+
+#[path = "../src/trace/ring.rs"]
+mod ring;
+
+use loom::sync::Arc;
+use loom::thread;
+
+use base::sync::AtomicU64;
+use ring::{Open, Ring};
+
+struct Memory(Vec<AtomicU64>);
+
+impl AsRef<[AtomicU64]> for Memory {
+    fn as_ref(&self) -> &[AtomicU64] {
+        &self.0
+    }
+}
+
+fn ring(records: usize) -> Ring<Memory> {
+    Ring::new(Memory((0..2 * records).map(|_| AtomicU64::new(0)).collect()))
+}
+
+/// Record `n` is `[n + 1, !(n + 1)]`, so that a half of one and a half of another do not pass.
+fn push(ring: &Ring<Memory>, n: u64) {
+    ring.push([n + 1, !(n + 1)]);
+}
+
+#[test]
+fn what_is_read_was_written_and_the_rest_is_counted() {
+    loom::model(|| {
+        let ring = Arc::new(ring(2));
+        push(&ring, 0);
+        let writer = {
+            let ring = Arc::clone(&ring);
+            thread::spawn(move || (1..4).for_each(|n| push(&ring, n)))
+        };
+        let copied = ring.copy(0, |_| true);
+        for (place, words) in copied.records.iter().enumerate() {
+            let number = copied.gone + place as u64;
+            assert_eq!(*words, [number + 1, !(number + 1)]);
+        }
+        assert_eq!(copied.gone + copied.records.len() as u64, copied.next);
+        writer.join().unwrap();
+        let copied = ring.copy(0, |_| true);
+        assert_eq!((copied.records, copied.next, copied.gone), (vec![[4, !4]], 4, 3));
+    });
+}
+
+#[test]
+fn an_open_slice_is_read_whole_or_not_at_all() {
+    loom::model(|| {
+        let open = Arc::new(Open::new());
+        let writer = {
+            let open = Arc::clone(&open);
+            thread::spawn(move || {
+                open.begin(1, 10);
+                assert_eq!(open.end(), (1, 10));
+                open.begin(2, 20);
+            })
+        };
+        if let Some((start, what)) = open.read() {
+            assert_eq!(what, start * 10);
+        }
+        writer.join().unwrap();
+        assert_eq!(open.read(), Some((2, 20)));
+    });
+}

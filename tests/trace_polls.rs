@@ -1,0 +1,246 @@
+//! Polls of wrapped tasks, on stable tokio: in the rings, in the timeline, with the seconds before.
+
+mod trace_support;
+
+use std::collections::HashMap;
+use std::future;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::task::Poll;
+use std::thread;
+use std::time::Duration;
+
+use marple::base::{Bytes, Clock, SystemClock};
+use marple::model::{RawKind, Timeline, TraceMode};
+use marple::task::{self, JoinSet, Trace};
+use marple::trace::{Session, configure};
+use tokio::runtime::{Builder, Runtime};
+use trace_support::*;
+
+const MIB: Bytes = Bytes::mib(1);
+const WINDOW: Duration = Duration::from_secs(30);
+
+fn runtime(workers: usize) -> Runtime {
+    marple::instrument(&mut Builder::new_multi_thread())
+        .worker_threads(workers)
+        .enable_all()
+        .build()
+        .unwrap()
+}
+
+/// Is polled `times` times and one more.
+async fn yields(times: usize) {
+    for _ in 0..times {
+        tokio::task::yield_now().await;
+    }
+}
+
+fn polls(timeline: &Timeline) -> Vec<Slice> {
+    let slices = all_slices(timeline).into_iter();
+    slices.filter(|slice| slice.kind == RawKind::WrappedPoll).collect()
+}
+
+fn count(timeline: &Timeline, name: &str) -> usize {
+    polls(timeline).iter().filter(|poll| poll.name == name).count()
+}
+
+#[test]
+fn every_poll_is_seen_once_under_its_name() {
+    let _turn = turn();
+    configure(TraceMode::OnDemand, MIB, WINDOW);
+    let runtime = runtime(2);
+    let session = start();
+    let line = line!() + 2;
+    runtime.block_on(async {
+        let plain = task::spawn(yields(10));
+        let named = tokio::spawn(yields(20).traced("named"));
+        let mut set = JoinSet::new();
+        for _ in 0..3 {
+            set.spawn(yields(5));
+        }
+        plain.await.unwrap();
+        named.await.unwrap();
+        while set.join_next().await.is_some() {}
+    });
+    let timeline = stop(session);
+
+    assert_nested(&timeline);
+    assert!(timeline.losses.is_empty(), "{:?}", timeline.losses);
+    let site = |line: u32| format!("tests/trace_polls.rs:{line}");
+    assert_eq!(count(&timeline, &site(line)), 11);
+    assert_eq!(count(&timeline, "named"), 21);
+    assert_eq!(count(&timeline, &site(line + 4)), 3 * 6);
+    assert_eq!(polls(&timeline).len(), 11 + 21 + 18);
+    let mut by_task = HashMap::new();
+    for poll in polls(&timeline) {
+        *by_task.entry(poll.number).or_insert(0) += 1;
+    }
+    let mut counts: Vec<usize> = by_task.into_values().collect();
+    counts.sort_unstable();
+    assert_eq!(counts, [6, 6, 6, 11, 21]);
+    let tasks = |kind| timeline.activity.tasks.iter().filter(|t| t.kind() == Some(kind)).count();
+    assert_eq!((tasks(RawKind::Spawned), tasks(RawKind::Ended)), (5, 5));
+}
+
+#[test]
+fn a_trace_begins_before_its_session() {
+    let _turn = turn();
+    configure(TraceMode::Always, MIB, WINDOW);
+    let runtime = runtime(1);
+    let before = SystemClock.now();
+    runtime.block_on(async { task::spawn(yields(50).traced("before")).await.unwrap() });
+    let session = start();
+    let started = SystemClock.now();
+    runtime.block_on(async { task::spawn(yields(50).traced("after")).await.unwrap() });
+    let timeline = stop(session);
+    configure(TraceMode::OnDemand, MIB, WINDOW);
+
+    assert_nested(&timeline);
+    // Each is a future in a future: the wrapper of `spawn` and the one with the name.
+    assert_eq!((count(&timeline, "before"), count(&timeline, "after")), (51, 51));
+    for poll in polls(&timeline) {
+        let (start, end) = (poll.start, poll.end.unwrap());
+        // Two clocks are compared, to within what reading them takes.
+        let slack = Duration::from_micros(100);
+        match &*poll.name {
+            "before" => assert!(start + slack >= before && end <= started + slack),
+            "after" => assert!(start + slack >= started),
+            _ => {}
+        }
+    }
+    assert_eq!(outline(&process(&timeline)), "before the capture()recording()");
+    assert!(timeline.activity.from < before);
+}
+
+#[test]
+fn while_off_nothing_is_recorded() {
+    let _turn = turn();
+    configure(TraceMode::Off, MIB, WINDOW);
+    let runtime = runtime(1);
+    let session = start();
+    runtime.block_on(async { task::spawn(yields(50)).await.unwrap() });
+    let timeline = stop(session);
+    configure(TraceMode::OnDemand, MIB, WINDOW);
+    assert!(timeline.activity.threads.is_empty() && timeline.activity.tasks.is_empty());
+}
+
+#[test]
+fn a_poll_under_way_is_open_and_one_from_before_is_seen_at_its_end() {
+    let _turn = turn();
+    configure(TraceMode::OnDemand, MIB, WINDOW);
+    let runtime = runtime(1);
+    let (entered, on_entry) = mpsc::channel();
+    let (go, on_go) = mpsc::channel::<()>();
+    let blocked = runtime.spawn(
+        async move {
+            for _ in 0..2 {
+                entered.send(()).unwrap();
+                on_go.recv().unwrap();
+                tokio::task::yield_now().await;
+            }
+        }
+        .traced("blocked"),
+    );
+    on_entry.recv().unwrap();
+    let session = start();
+    go.send(()).unwrap();
+    on_entry.recv().unwrap();
+    let timeline = stop(session);
+    go.send(()).unwrap();
+    runtime.block_on(blocked).unwrap();
+
+    let polls = polls(&timeline);
+    let [first, second] = &polls[..] else { panic!("{polls:?}") };
+    assert_eq!((&*first.name, &*second.name), ("blocked", "blocked"));
+    assert_eq!(first.start, timeline.activity.from, "it began before the session");
+    assert!(first.end.is_some_and(|end| end <= second.start) && second.end.is_none());
+}
+
+#[test]
+fn a_flood_goes_round_and_round_and_what_is_left_is_whole() {
+    let _turn = turn();
+    let small = Bytes::kib(64);
+    configure(TraceMode::Always, small, WINDOW);
+    // A thread of its own, so that its ring is made to these settings.
+    let timeline = thread::spawn(move || {
+        let runtime = Builder::new_current_thread().build().unwrap();
+        let flood = || async {
+            task::spawn(yields(100_000).traced("flood")).await.unwrap();
+        };
+        runtime.block_on(flood());
+        let session = Session::start(small, anchor()).unwrap();
+        let window = Session::stop(session, SystemClock.now());
+        let session = Session::start(small, anchor()).unwrap();
+        runtime.block_on(flood());
+        (window, stop(session))
+    });
+    let (before, during) = timeline.join().unwrap();
+    configure(TraceMode::OnDemand, MIB, WINDOW);
+
+    assert_nested(&before);
+    assert_nested(&during);
+    let kept = polls(&before).len() as u64;
+    assert!(kept > 50 && kept < 100_000, "{kept}");
+    assert_eq!(lost(&before, "polls and parks dropped"), 0, "what went before is no loss");
+    let [told] = &process(&before)
+        .into_iter()
+        .filter(|e| e.name == "before the capture")
+        .collect::<Vec<_>>()[..]
+    else {
+        panic!("no look-back")
+    };
+    let complete = told.arg("complete for").unwrap();
+    assert!(complete.ends_with("ms") || complete.ends_with("µs"), "{complete}");
+
+    // Two wrappers a poll; the main future is not wrapped.
+    let kept =
+        polls(&during).iter().filter(|poll| poll.start >= during.activity.from).count() as u64;
+    let lost = lost(&during, "polls and parks dropped: written over");
+    assert!(lost > 0 && kept > 50);
+    let copied = polls(&before).len() as u64;
+    assert_eq!(kept + lost, 2 * 100_001 + copied, "every poll is there or counted");
+}
+
+#[test]
+fn threads_that_come_and_go_use_the_same_rings_again() {
+    let _turn = turn();
+    configure(TraceMode::Always, Bytes::kib(256), Duration::from_secs(1));
+    let work = || {
+        let runtime = Builder::new_current_thread().build().unwrap();
+        runtime.block_on(yields(10).traced("brief"));
+    };
+    for _ in 0..200 {
+        thread::spawn(work).join().unwrap();
+    }
+    let timeline = stop(start());
+    configure(TraceMode::OnDemand, MIB, WINDOW);
+    let lost = lost(&timeline, "polls and parks dropped: no memory");
+    assert_eq!(lost, 0, "a ring was found for every thread");
+    assert!(count(&timeline, "brief") >= 11);
+    assert_nested(&timeline);
+}
+
+#[test]
+fn snapshots_of_busy_workers_are_well_nested() {
+    let _turn = turn();
+    configure(TraceMode::Always, MIB, WINDOW);
+    let runtime = runtime(2);
+    let done = std::sync::Arc::new(AtomicBool::new(false));
+    for _ in 0..4 {
+        let done = std::sync::Arc::clone(&done);
+        let inner = future::poll_fn(move |cx| {
+            cx.waker().wake_by_ref();
+            if done.load(Ordering::Relaxed) { Poll::Ready(()) } else { Poll::Pending }
+        });
+        runtime.spawn(inner.traced("inner").traced("outer"));
+    }
+    for _ in 0..50 {
+        let timeline = stop(start());
+        assert_nested(&timeline);
+        let polls = polls(&timeline);
+        let (inner, outer) = (count(&timeline, "inner"), count(&timeline, "outer"));
+        assert!(inner.abs_diff(outer) <= 2 * 2, "{inner} in {outer} of {}", polls.len());
+    }
+    done.store(true, Ordering::Relaxed);
+    configure(TraceMode::OnDemand, MIB, WINDOW);
+}
