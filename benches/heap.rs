@@ -185,6 +185,8 @@ fn instructions(programs: &Path, name: &str) -> f64 {
             .output()
             .expect("valgrind");
         let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        // A program that dies early has a count too.
+        assert!(output.status.success(), "{name}: {}\n{told}", output.status);
         let total =
             told.split("Collected :").nth(1).and_then(|rest| rest.split_whitespace().next());
         total.and_then(|total| total.parse::<f64>().ok()).unwrap_or_else(|| panic!("{told}"))

@@ -10,9 +10,8 @@ use std::time::Duration;
 use std::{fs, thread};
 
 use host::{Host, PATIENCE, files, settings, wait_for};
-use marple::CaptureKind;
 use marple::config::{HttpSettings, Listen, Secret};
-use marple::model::{Origin, Outcome};
+use marple::model::{CaptureKind, Origin, Outcome};
 use marple::{Agent, Settings, http};
 use serde_json::Value;
 
@@ -215,18 +214,23 @@ fn without_the_allocator_the_heap_capture_says_so_and_the_rest_is_there() {
     let notify = |action| ask("POST", &format!("{url}/monitor/notify?action={action}"), None);
     notify("start");
     wait_for("the captures to run", || {
-        (host.incidents().pop()?.1.captures.len() == 5).then_some(())
+        (host.incidents().pop()?.1.captures.len() == CaptureKind::ALL.len()).then_some(())
     });
     notify("stop");
     let (_, manifest) = host.closed(1).remove(0);
-    let (failed, rest): (Vec<_>, Vec<_>) =
-        manifest.captures.iter().partition(|capture| capture.kind == CaptureKind::Heap);
-    assert_eq!(failed[0].outcome, Outcome::Failed);
-    let error = failed[0].error.as_deref().unwrap();
+    for capture in &manifest.captures {
+        let expected = match capture.kind {
+            CaptureKind::Heap => Outcome::Failed,
+            _ => Outcome::Done,
+        };
+        assert_eq!(capture.outcome, expected, "{capture:?}");
+    }
+    let heap = manifest.captures.iter().find(|capture| capture.kind == CaptureKind::Heap).unwrap();
+    let error = heap.error.as_deref().unwrap();
     assert!(error.contains("#[global_allocator]"), "{error}");
-    assert!(rest.iter().all(|capture| capture.outcome == Outcome::Done), "{rest:?}");
-    for kind in [".runtime.trace", ".cpu.pprof"] {
-        assert!(files(&manifest).iter().any(|file| file.ends_with(kind)), "{kind}");
+    for kind in CaptureKind::ALL {
+        let is_there = manifest.artifacts.iter().any(|artifact| artifact.kind == kind);
+        assert_eq!(is_there, kind != CaptureKind::Heap, "{kind}: {:?}", files(&manifest));
     }
 }
 

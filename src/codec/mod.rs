@@ -5,8 +5,8 @@
 //!
 //! - CPU and heap profiles are [`pprof`]: gzip'd `profile.proto`, as `go tool pprof` wants it.
 //! - Timelines are [`perfetto`]: gzip'd Perfetto traces.
-//! - Profiles for eyes are [`legacy`]: the text Go prints for `debug=1`.
 //! - Dumps of threads and tasks are [`text`] too, and JSON for scripts.
+//! - Profiles for eyes are [`legacy`]: the text Go prints for `debug=1`.
 //!
 //! Writers stream: a capture is written when memory may be nearly gone, so besides the model value
 //! itself there is one message, one block of 32 KiB and the compressor's window in memory, however

@@ -172,6 +172,17 @@ impl Evidence {
         symbols::name_functions(profile);
     }
 
+    /// Writes it in the form that programs read.
+    pub(super) fn write_binary(&self, out: impl io::Write) -> Result<(), Failure> {
+        let form = match self {
+            Self::Profile(_) | Self::Live(_) => Form::MemoryPprof,
+            Self::Timeline(_) => Form::RuntimeTrace,
+            Self::Threads(_) => Form::ThreadsPprof,
+            Self::Tasks(_) => Form::TasksPprof,
+        };
+        self.write(form, out)
+    }
+
     /// Writes it in one of the forms its readers know.
     pub(super) fn write(&self, form: Form, mut out: impl io::Write) -> Result<(), Failure> {
         let written = match (self, form) {

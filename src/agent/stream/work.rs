@@ -186,8 +186,7 @@ fn encode(mut evidence: Evidence, view: Option<HeapView>) -> Result<Vec<u8>, Fai
         profile.default_sample_type = "alloc_space";
     }
     let mut out = Bounded(Vec::new());
-    // Profiles and timelines have one form; the dumps, which have several, do not come here.
-    evidence.write(model::Form::CpuPprof, &mut out)?;
+    evidence.write_binary(&mut out)?;
     Ok(out.0)
 }
 
