@@ -257,7 +257,7 @@ fn go_tool_pprof_reads_the_text_without_scaling_it_again() {
 }
 
 #[test]
-fn go_tool_pprof_reads_what_holds_no_stacks() {
+fn go_tool_pprof_reads_threads_and_what_holds_no_stacks() {
     let service = Service::start();
     for (path, total) in [("goroutine", "goroutine"), ("threadcreate", "threadcreate")] {
         let raw = fetch(&["-raw"], &service.at(path));
@@ -270,7 +270,9 @@ fn go_tool_pprof_reads_what_holds_no_stacks() {
         assert!(raw.contains("contentions/count"), "{raw}");
     }
     let text = get(&service.at("goroutine?debug=2")).text();
-    assert!(text.contains("\"thread\":\"burner\""), "{text}");
+    assert!(text.contains("burner") && text.contains("burn_a_little"), "{text}");
+    let top = fetch(&["-top", "-cum"], &service.at("goroutine"));
+    assert!(top.contains("burn_a_little"), "{top}");
 }
 
 /// `go` and the tool it runs, ended together.

@@ -80,6 +80,8 @@ pub(crate) enum Form {
     Binary,
     /// As people read it.
     Text,
+    /// The same with all there is, one by one.
+    Full,
 }
 
 impl Take {

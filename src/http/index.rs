@@ -14,7 +14,7 @@ const PROFILES: [(&str, &str, &str); 10] = [
     (
         "goroutine",
         "?debug=1",
-        "The threads of this process, by name and state, and the number of its tasks.",
+        "Where every thread of this process stands; with debug=2 every task too.",
     ),
     (
         "heap",

@@ -43,11 +43,12 @@
 //! | Go | here | why |
 //! |---|---|---|
 //! | streams with chunked encoding | `Content-Length` | a failure at the end is a 500, not a profile that is cut off |
-//! | `trace` is Go's execution trace | Perfetto's | `go tool trace` reads Go's scheduler alone |
+//! | `trace` is Go's execution trace | Perfetto's, from `trace.window` before the request on | `go tool trace` reads Go's scheduler alone; what led up to a moment is recorded anyway |
 //! | any `seconds` | 400 beyond `http.max_duration` | a forgotten client would hold the one profiler for a day |
 //! | `seconds` is rounded to what fits 64 bits of nanoseconds, infinity too | 400 | it is beyond the cap |
 //! | `seconds` for `goroutine`, `threadcreate`, `block`, `mutex` gives a difference | 400, in the words Go has for profiles without one | nothing is counted between two looks |
-//! | `goroutine` and `threadcreate` have stacks | threads by name and state, the number of tasks in a comment | stacks of threads are not read here |
+//! | `goroutine` is goroutines | threads with their stacks; with `debug=2` the tasks too | a task that does not run has no stack of its own |
+//! | `threadcreate` has stacks | their number | where threads were made is not recorded |
 //! | busy: 500, `cpu profiling already in use` | 500, who has it and until when, `Retry-After` | so that one knows whether to wait |
 //! | the profile runs on when its client goes away during the last write | it is dropped | nobody reads it |
 //! | a HEAD takes the capture and throws it away | the headers, and no capture | a probe costs nothing |

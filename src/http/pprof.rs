@@ -151,8 +151,12 @@ async fn threads(asked: &Asked<'_>, query: &Query) -> Response {
         "goroutine" => ThreadView::Now,
         _ => ThreadView::Created,
     };
-    let form = form(query);
-    let name = if form == Form::Text { "" } else { asked.name };
+    // Go's `debug=2` lists goroutines one by one.
+    let form = match (view, query.flag("debug")) {
+        (ThreadView::Now, 2..) => Form::Full,
+        _ => form(query),
+    };
+    let name = if form == Form::Binary { asked.name } else { "" };
     stream(asked, Take::Threads { view, form }, name, "No threads").await
 }
 

@@ -21,6 +21,7 @@ pub mod sigprof;
 pub mod stack_bounds;
 #[cfg(target_os = "linux")]
 pub mod tasks;
+#[cfg(target_os = "linux")]
 pub mod threads;
 pub mod ticks;
 #[cfg(target_os = "linux")]

@@ -9,10 +9,9 @@ use super::super::fence::{chain, fence};
 use super::{Done, Form, HeapView, Job, StreamError, Streamed, Take, ThreadView};
 use crate::base::{Anchor, Bytes, Clock};
 use crate::codec::legacy;
-use crate::config::{Settings, ThreadsMode};
+use crate::config::Settings;
 use crate::model::{CaptureKind, Profile, Sample, ValueType, VitalsRow};
-use crate::stacks::threads;
-use crate::{os, symbols};
+use crate::{model, os, symbols};
 
 /// What a stream's bytes may come to. A trace of 16 MiB of memory is some 3 MiB encoded, a heap profile of
 /// 100,000 stacks 5; what goes beyond would be memory the service needs.
@@ -84,7 +83,7 @@ impl Desk {
         let Task { job, settings, headroom, vitals } = task;
         match job {
             Job::Look { id, take } => {
-                let result = fence(|| look(take, clock, &settings, &vitals));
+                let result = fence(|| look(take, &settings, clock.anchor(), &vitals));
                 Done::Finished { id, result: result.map_err(failed) }
             }
             Job::Start { id, take } => {
@@ -167,7 +166,7 @@ fn start(
 fn stop(running: Running, clock: &dyn Clock, cut_short: Option<String>) -> Result<Held, Failure> {
     let (mut evidence, view) = match running {
         Running::Collector(_, collector) => {
-            (collector.stop(clock.now())?.ok_or("it saw nothing")?, None)
+            (collector.stop(clock.now())?.ok_or("nothing was seen")?, None)
         }
         Running::Delta(first, view, _rate) => {
             let mut profile = collect::heap::snapshot(clock.wall())?;
@@ -193,11 +192,10 @@ fn encode(mut evidence: Evidence, view: Option<HeapView>) -> Result<Vec<u8>, Fai
 
 fn look(
     take: Take,
-    clock: &dyn Clock,
     settings: &Settings,
+    anchor: Anchor,
     vitals: &VitalsRow,
 ) -> Result<Streamed, Failure> {
-    let anchor = clock.anchor();
     let (evidence, view, form) = match take {
         // Written from the tables, without holding it in memory; the others need it as a value.
         Take::Heap { view: HeapView::InUse, form: Form::Binary } => {
@@ -207,12 +205,15 @@ fn look(
             let snapshot = collect::heap::snapshot(anchor.wall)?;
             (Evidence::Profile(snapshot), Some(view), form)
         }
-        Take::Threads { view, form } => {
-            let profile = match view {
-                ThreadView::Now => stacks_of_threads(clock, settings, vitals)?,
-                ThreadView::Created => number_of_threads(anchor)?,
-            };
-            (Evidence::Profile(Box::new(profile)), None, form)
+        Take::Threads { form: Form::Full, .. } => {
+            let bytes = everybody(settings, anchor)?;
+            return Ok(Streamed { bytes, cut_short: None });
+        }
+        Take::Threads { view: ThreadView::Now, form } => {
+            (Evidence::Profile(Box::new(goroutine(settings, anchor, vitals)?)), None, form)
+        }
+        Take::Threads { view: ThreadView::Created, form } => {
+            (Evidence::Profile(Box::new(threadcreate(anchor)?)), None, form)
         }
         Take::Symbols(addresses) => {
             let bytes = symbolize(&addresses, anchor)?;
@@ -234,33 +235,58 @@ fn look(
     Ok(Streamed { bytes, cut_short: None })
 }
 
-/// The threads and where they stand, in the place of Go's goroutines.
-fn stacks_of_threads(
-    clock: &dyn Clock,
-    settings: &Settings,
-    vitals: &VitalsRow,
-) -> Result<Profile, Failure> {
-    let signals = settings.stacks.threads == ThreadsMode::Full;
-    let mut profile = threads::dump(clock, clock.anchor(), signals)?.profile;
-    profile.sample_types = vec![ValueType { name: "goroutine", unit: "count" }];
-    profile.default_sample_type = "goroutine";
-    for sample in &mut profile.samples {
-        sample.values.truncate(1);
-    }
-    let tasks = vitals.values.get("tasks").map_or_else(
+/// Where every thread stands, as a count of stacks.
+fn goroutine(settings: &Settings, anchor: Anchor, vitals: &VitalsRow) -> Result<Profile, Failure> {
+    let Evidence::Threads(dump) = dump(CaptureKind::Threads, settings, anchor)? else {
+        return Err("the dump of threads is something else".into());
+    };
+    let mut profile = dump.profile;
+    let kind = ValueType { name: "goroutine", unit: "count" };
+    (profile.sample_types, profile.period_type) = (vec![kind], kind);
+    profile.default_sample_type = kind.name;
+    profile.samples.iter_mut().for_each(|sample| sample.values.truncate(1));
+    profile.comments.push(vitals.values.get("tasks").map_or_else(
         || "no runtime is observed, so tasks are not counted".to_owned(),
-        |tasks| format!("tasks alive on the observed runtimes: {tasks}"),
-    );
-    profile.comments.push(tasks);
+        |tasks| format!("tasks alive on the observed runtimes: {tasks}; debug=2 lists them"),
+    ));
     Ok(profile)
 }
 
-/// How many threads there are. Where they were made is not known.
-fn number_of_threads(anchor: Anchor) -> Result<Profile, Failure> {
+/// Every thread and every task, for people.
+fn everybody(settings: &Settings, anchor: Anchor) -> Result<Vec<u8>, Failure> {
+    let mut out = Bounded(Vec::new());
+    let kinds = [
+        (CaptureKind::Threads, model::Form::ThreadsText),
+        (CaptureKind::Tasks, model::Form::TasksText),
+    ];
+    for (kind, form) in kinds {
+        match dump(kind, settings, anchor) {
+            Ok(mut evidence) => {
+                evidence.symbolize();
+                evidence.write(form, &mut out)?;
+                writeln!(out)?;
+            }
+            Err(error) => writeln!(out, "no {kind}: {}", chain(&*error))?,
+        }
+    }
+    Ok(out.0)
+}
+
+/// A dump of `kind` now.
+fn dump(kind: CaptureKind, settings: &Settings, anchor: Anchor) -> Result<Evidence, Failure> {
+    if let Some(why) = collect::switched_off(kind, settings) {
+        return Err(why.into());
+    }
+    let started = collect::start(kind, settings, anchor)?;
+    started.at_start.ok_or_else(|| format!("{kind}: nothing was seen").into())
+}
+
+/// How many threads there are, as one sample.
+fn threadcreate(anchor: Anchor) -> Result<Profile, Failure> {
     let kind = ValueType { name: "threadcreate", unit: "count" };
     let mut profile = Profile::new(&[kind], kind, 1, anchor.wall);
-    let values = vec![i64::try_from(os::threads::list()?.len()).unwrap_or(i64::MAX)];
-    profile.samples.push(Sample { stack: None, values, labels: Vec::new() });
+    let threads = i64::try_from(os::threads::list()?.len()).unwrap_or(i64::MAX);
+    profile.samples.push(Sample { stack: None, values: vec![threads], labels: Vec::new() });
     profile.comments.push("where threads were made is not recorded".to_owned());
     Ok(profile)
 }
