@@ -181,7 +181,7 @@ fn a_forgotten_toggle_goes_off_by_itself() {
 #[test]
 fn a_thousand_toggles_at_once_leave_a_whole_state() {
     let mut host = Host::start(Settings {
-        store: StoreSettings { max_incidents: 1000, ..StoreSettings::default() },
+        store: StoreSettings { max_incidents: 1000, ..settings().store },
         ..settings()
     });
     let handle = host.handle();

@@ -7,7 +7,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use marple::config::{Settings, ToggleSettings};
+use marple::base::Bytes;
+use marple::config::{Room, Settings, StoreSettings, ToggleSettings};
 use marple::model::{Manifest, Metric, Rule};
 use marple::{Agent, AgentHandle, CaptureSet};
 use tempfile::TempDir;
@@ -73,6 +74,8 @@ pub(crate) fn settings() -> Settings {
         domain: "eu-1".into(),
         interval: Duration::from_millis(20),
         toggle: ToggleSettings { signal: None, ..ToggleSettings::default() },
+        // The machine's disk may be nearly full; what is done then has tests of its own.
+        store: StoreSettings { keep_free: Room::Bytes(Bytes(0)), ..StoreSettings::default() },
         ..Settings::default()
     }
 }
