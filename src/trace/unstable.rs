@@ -46,7 +46,7 @@ mod present {
                 thread::begin(RawKind::HookedPoll, key(meta));
             });
             builder.on_after_task_poll(move |meta| {
-                thread::end(RawKind::HookedPoll, key(meta));
+                thread::end(RawKind::HookedPoll, || key(meta));
                 tell(after_poll.as_ref(), meta);
             });
             builder.on_task_spawn(move |meta| {

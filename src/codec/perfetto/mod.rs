@@ -283,8 +283,14 @@ fn snapshot(anchor: &Anchor) -> ClockSnapshot {
         (BOOTTIME, (anchor.moment + anchor.suspended).as_nanos()),
     ];
     ClockSnapshot {
-        clocks: clocks.map(|(clock_id, nanos)| Clock { clock_id, timestamp: Some(nanos) }).to_vec(),
-        primary_trace_clock: MONOTONIC,
+        clocks: clocks
+            .map(|(clock_id, nanos)| Clock {
+                clock_id,
+                timestamp: Some(nanos),
+                is_incremental: None,
+            })
+            .to_vec(),
+        primary_trace_clock: Some(MONOTONIC),
     }
 }
 

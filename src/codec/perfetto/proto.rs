@@ -52,8 +52,8 @@ pub(super) struct TrackEventDefaults {
 pub(super) struct ClockSnapshot {
     #[prost(message, repeated, tag = "1")]
     pub(super) clocks: Vec<Clock>,
-    #[prost(uint32, tag = "2")]
-    pub(super) primary_trace_clock: u32,
+    #[prost(uint32, optional, tag = "2")]
+    pub(super) primary_trace_clock: Option<u32>,
 }
 
 #[derive(Clone, Copy, PartialEq, prost::Message)]
@@ -62,6 +62,8 @@ pub(super) struct Clock {
     pub(super) clock_id: u32,
     #[prost(uint64, optional, tag = "2")]
     pub(super) timestamp: Option<u64>,
+    #[prost(bool, optional, tag = "3")]
+    pub(super) is_incremental: Option<bool>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

@@ -3,7 +3,7 @@
 //! There are hundreds of thousands of them and they all have the same few fields, so here the bytes are put
 //! down without message structs. Each thread is a sequence of its own, whose first packet says what holds
 //! for all of it (the clock, the track) and the names it uses; after it a begin is some 25 bytes and an end
-//! some 15, mostly the time. Sequences follow each other in the file and overlap in time; Perfetto sorts.
+//! some 12. Sequences follow each other in the file and overlap in time; Perfetto sorts.
 //!
 //! ```text
 //! Trace.packet 1 {
@@ -11,6 +11,10 @@
 //!   track_event 11 { category_iids 3, debug_annotations 4 { name_iid 1, uint_value 3 }, type 9, name_iid 10 }
 //! }
 //! ```
+//!
+//! A time is the distance to the one before: a clock of the sequence's own, which its first packet ties to
+//! `CLOCK_MONOTONIC`. So most take one or two bytes where the time itself takes seven, which is half of what
+//! there would be to compress, and a quarter of what is left of it. Packets have to be in the order of time.
 //!
 //! A ring has slices in the order of their ends. They are put in the order of their begins, and an end is
 //! written when the next begin is not inside; so on each track begins and ends alternate as brackets do,
@@ -20,12 +24,16 @@ use std::cmp::Reverse;
 use std::io::{self, Write};
 
 use super::proto::{
-    Interned, InternedData, Trace, TracePacket, TracePacketDefaults, TrackEventDefaults,
+    Clock, ClockSnapshot, Interned, InternedData, Trace, TracePacket, TracePacketDefaults,
+    TrackEventDefaults,
 };
 use super::{INCREMENTAL_STATE_CLEARED, MONOTONIC, NEEDS_INCREMENTAL_STATE, SEQUENCE};
 use crate::base::Moment;
 use crate::codec::gzip::Parts;
 use crate::model::{Activity, RawKind, StringTable, TaskKey, ThreadSlices};
+
+/// The clock of a sequence's own; those of 64 to 127 are.
+const DELTAS: u32 = 64;
 
 const BEGIN: u64 = 1;
 const END: u64 = 2;
@@ -63,14 +71,15 @@ pub(super) fn write<W: Write>(
     out: &mut Parts<W>,
 ) -> io::Result<()> {
     let Some(thread) = activity.threads.get(place) else { return Ok(()) };
-    let mut pen = Pen { out, sequence: sequence(place) };
+    let mut slices = slices(activity, thread);
+    // Sorted already, but for slices within slices.
+    slices.sort_by_key(|slice| (slice.start, Reverse(slice.end.unwrap_or(u64::MAX))));
+    let first = slices.first().map_or(0, |slice| slice.start);
+    let mut pen = Pen { out, sequence: sequence(place), last: first, bytes: Bytes::default() };
     let names = thread.slices.iter().map(|slice| (slice.kind(), slice.task()));
     let open = thread.open.iter().map(|open| (Some(open.kind), open.task));
     pen.head(activity, strings, track, &mut names.chain(open))?;
 
-    let mut slices = slices(activity, thread);
-    // Sorted already, but for slices within slices.
-    slices.sort_by_key(|slice| (slice.start, Reverse(slice.end.unwrap_or(u64::MAX))));
     let mut around: Vec<u64> = Vec::new();
     for slice in slices {
         while let Some(end) = around.pop_if(|end| *end <= slice.start) {
@@ -97,13 +106,17 @@ pub(super) fn write_tasks<W: Write>(
 ) -> io::Result<()> {
     let kinds = [(RawKind::Spawned, spawned), (RawKind::Ended, ended)];
     for (after, (kind, track)) in kinds.into_iter().enumerate() {
-        let mut pen = Pen { out, sequence: sequence(activity.threads.len() + after) };
-        let of_kind = || activity.tasks.iter().filter(|task| task.kind() == Some(kind));
-        let mut names = of_kind().map(|task| (Some(kind), task.task()));
+        let of_kind = activity.tasks.iter().filter(|task| task.kind() == Some(kind));
+        let mut tasks: Vec<_> = of_kind.collect();
+        tasks.sort_by_key(|task| task.at());
+        let moment = |at| activity.calibration.moment(at).as_nanos();
+        let first = tasks.first().map_or(0, |task| moment(task.at()));
+        let sequence = sequence(activity.threads.len() + after);
+        let mut pen = Pen { out: &mut *out, sequence, last: first, bytes: Bytes::default() };
+        let mut names = tasks.iter().map(|task| (Some(kind), task.task()));
         pen.head(activity, strings, track, &mut names)?;
-        for task in of_kind() {
-            let at = activity.calibration.moment(task.at()).as_nanos();
-            pen.instant(at, task.task())?;
+        for task in tasks {
+            pen.instant(moment(task.at()), task.task())?;
         }
     }
     Ok(())
@@ -138,6 +151,10 @@ fn slices(activity: &Activity, thread: &ThreadSlices) -> Vec<Slice> {
 struct Pen<'a, W: Write> {
     out: &'a mut Parts<W>,
     sequence: u64,
+    /// The time of the last packet.
+    last: u64,
+    /// The packet at hand.
+    bytes: Bytes,
 }
 
 impl<W: Write> Pen<'_, W> {
@@ -170,12 +187,21 @@ impl<W: Write> Pen<'_, W> {
                 interned(EARLIER, "ns before the trace"),
             ],
         };
+        let clock = |clock_id, is_incremental| Clock {
+            clock_id,
+            timestamp: Some(self.last),
+            is_incremental,
+        };
         self.out.write(&Trace {
             packet: TracePacket {
+                clock_snapshot: Some(ClockSnapshot {
+                    clocks: vec![clock(MONOTONIC, None), clock(DELTAS, Some(true))],
+                    primary_trace_clock: None,
+                }),
                 trusted_packet_sequence_id: self.sequence as u32,
                 interned_data: Some(interned_data),
                 trace_packet_defaults: Some(TracePacketDefaults {
-                    timestamp_clock_id: MONOTONIC,
+                    timestamp_clock_id: DELTAS,
                     track_event_defaults: Some(TrackEventDefaults { track_uuid: track }),
                 }),
                 sequence_flags: INCREMENTAL_STATE_CLEARED,
@@ -187,47 +213,55 @@ impl<W: Write> Pen<'_, W> {
 
     fn begin(&mut self, slice: &Slice) -> io::Result<()> {
         let is_park = slice.kind == RawKind::Park;
-        let mut event = Bytes::default();
-        event.number(3, if is_park { RUNTIME } else { TASK });
+        let event = self.packet(slice.start);
+        self.bytes.number(3, if is_park { RUNTIME } else { TASK });
         if !is_park {
-            event.argument(TASK_NUMBER, slice.task.number);
+            self.bytes.argument(TASK_NUMBER, slice.task.number);
         }
         if slice.end.is_none() {
-            event.argument(IN_PROGRESS, 1);
+            self.bytes.argument(IN_PROGRESS, 1);
         }
         if slice.earlier > 0 {
-            event.argument(EARLIER, slice.earlier);
+            self.bytes.argument(EARLIER, slice.earlier);
         }
-        event.number(9, BEGIN);
-        event.number(10, name_of(slice.kind, slice.task));
-        self.packet(slice.start, &event)
+        self.bytes.number(9, BEGIN);
+        self.bytes.number(10, name_of(slice.kind, slice.task));
+        self.write(event)
     }
 
     fn end(&mut self, at: u64) -> io::Result<()> {
-        let mut event = Bytes::default();
-        event.number(9, END);
-        self.packet(at, &event)
+        let event = self.packet(at);
+        self.bytes.number(9, END);
+        self.write(event)
     }
 
     fn instant(&mut self, at: u64, task: TaskKey) -> io::Result<()> {
-        let mut event = Bytes::default();
-        event.number(3, TASK);
-        event.argument(TASK_NUMBER, task.number);
-        event.number(9, INSTANT);
-        event.number(10, name_of(RawKind::HookedPoll, task));
-        self.packet(at, &event)
+        let event = self.packet(at);
+        self.bytes.number(3, TASK);
+        self.bytes.argument(TASK_NUMBER, task.number);
+        self.bytes.number(9, INSTANT);
+        self.bytes.number(10, name_of(RawKind::HookedPoll, task));
+        self.write(event)
     }
 
+    /// Begins a packet with an event in it.
     #[inline]
-    fn packet(&mut self, at: u64, event: &Bytes) -> io::Result<()> {
-        let mut packet = Bytes::default();
-        packet.number(8, at);
-        packet.number(10, self.sequence);
-        packet.message(11, event);
-        packet.number(13, u64::from(NEEDS_INCREMENTAL_STATE));
-        let mut trace = Bytes::default();
-        trace.message(1, &packet);
-        self.out.write_bytes(trace.get())
+    fn packet(&mut self, at: u64) -> [usize; 2] {
+        self.bytes.len = 0;
+        let packet = self.bytes.open(1);
+        self.bytes.number(8, at.saturating_sub(self.last));
+        self.last = self.last.max(at);
+        self.bytes.number(10, self.sequence);
+        self.bytes.number(13, u64::from(NEEDS_INCREMENTAL_STATE));
+        [packet, self.bytes.open(11)]
+    }
+
+    /// Ends the event and its packet, and writes it.
+    #[inline]
+    fn write(&mut self, [packet, event]: [usize; 2]) -> io::Result<()> {
+        self.bytes.close(event);
+        self.bytes.close(packet);
+        self.out.write_bytes(self.bytes.get())
     }
 }
 
@@ -245,7 +279,7 @@ const fn name_of(kind: RawKind, task: TaskKey) -> u64 {
 /// The longest packet: a begin with three arguments.
 const ROOM: usize = 128;
 
-/// A message of the few fields above.
+/// A packet of the few fields above.
 struct Bytes {
     bytes: [u8; ROOM],
     len: usize,
@@ -286,21 +320,27 @@ impl Bytes {
         self.varint(number);
     }
 
+    /// Begins a message, whose length is told by [`Self::close`].
     #[inline]
-    fn message(&mut self, field: u8, message: &Self) {
+    fn open(&mut self, field: u8) -> usize {
         self.byte((field << 3) | 2);
-        self.varint(message.len as u64);
-        if let Some(place) = self.bytes.get_mut(self.len..self.len + message.len) {
-            place.copy_from_slice(message.get());
-            self.len += message.len;
+        self.byte(0);
+        self.len
+    }
+
+    /// Ends the message that began at `from`. Its length is one byte: it is below 128, as [`ROOM`] is.
+    #[inline]
+    fn close(&mut self, from: usize) {
+        if let Some(length) = self.bytes.get_mut(from - 1) {
+            *length = (self.len - from) as u8;
         }
     }
 
     #[inline]
     fn argument(&mut self, name: u64, value: u64) {
-        let mut annotation = Self::default();
-        annotation.number(1, name);
-        annotation.number(3, value);
-        self.message(4, &annotation);
+        let annotation = self.open(4);
+        self.number(1, name);
+        self.number(3, value);
+        self.close(annotation);
     }
 }
