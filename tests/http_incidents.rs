@@ -18,6 +18,7 @@ fn with_incident() -> (Host, String, Manifest) {
     let kinds = [CaptureKind::Trace];
     host.handle().capture(kinds, Duration::from_millis(50)).wait(host::PATIENCE).unwrap();
     let (_, manifest) = host.closed(1).remove(0);
+    assert_eq!(manifest.artifacts.len(), 1, "{:?}", manifest.captures);
     (host, url, manifest)
 }
 
