@@ -1,5 +1,5 @@
-//! What other systems decide, re-expressed from their sources: when they would take a heap profile of a
-//! process whose memory goes like this.
+//! What other systems decide, re-expressed from what is known of their rules, not from their code: when they
+//! would take a heap profile of a process whose memory goes like this. Counts are near, not exact.
 
 use super::trace::Trace;
 
