@@ -104,7 +104,8 @@ fn descriptors_and_panics_are_shares_and_counts() {
     };
     let vitals = tick();
     let share = Metric::FdShare.value(&vitals).unwrap();
-    assert_eq!(share, vitals.fds.unwrap() as f64 * 100.0 / vitals.fd_limit.unwrap() as f64);
+    let percent = vitals.fds.unwrap() as f64 / vitals.fd_limit.unwrap() as f64 * 100.0;
+    assert!((share - percent).abs() < 1e-9, "{share} is not {percent}");
     assert_eq!(vitals.panics, None, "nobody counts");
     count_panics();
     count_panics();
