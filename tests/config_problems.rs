@@ -229,7 +229,7 @@ abs = "1m 30s"
 metric = "memory.rss"
 abs = "1.5GiB"
 [[rule]]
-metric = "gauge.Queue.depth"
+metric = "gauge.queue.depth"
 min = -5
 abs = 0.5
 [[rule]]

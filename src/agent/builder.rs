@@ -25,7 +25,7 @@ use crate::config::{self, Change, Settings, Watched, Watcher};
 use crate::model::{Origin, ProcessInfo, Versions};
 use crate::os;
 use crate::store::{Recovery, Store};
-use crate::vitals::{Gauges, Reader, Runtimes};
+use crate::vitals::{Numbers, Reader, Runtimes};
 
 /// Whether an agent runs in this process.
 static RUNNING: AtomicBool = AtomicBool::new(false);
@@ -98,12 +98,12 @@ impl Builder {
             service.bind(&settings)?;
         }
 
-        let (runtimes, gauges) = (Runtimes::default(), Gauges::default());
+        let (runtimes, numbers) = (Runtimes::default(), Numbers::default());
         if let Ok(current) = tokio::runtime::Handle::try_current() {
             runtimes.observe(current).map_err(Error::new)?;
         }
         let (events, queue) = mpsc::channel(QUEUE);
-        let handle = AgentHandle::new(events.clone(), runtimes.clone(), gauges.clone(), &settings);
+        let handle = AgentHandle::new(events.clone(), runtimes.clone(), numbers.clone(), &settings);
         let watcher = watch(&settings, path.clone(), &events)?;
 
         // One task at a time: the loop sends the next when it has heard of the last.
@@ -125,7 +125,7 @@ impl Builder {
         let loop_thread = spawn("marple", {
             let handle = handle.clone();
             move || {
-                let measures = (clock, runtimes, gauges);
+                let measures = (clock, runtimes, numbers);
                 let begun = (settings, path, state);
                 lead(begun, measures, tasks, queue, services, handle);
                 // The watcher's callback may hold a sender of its own: the end is said, not inferred.
@@ -229,7 +229,7 @@ impl Drop for Agent {
 /// The thread `marple`: a runtime of its own, and the loop on it.
 fn lead(
     (settings, path, state): (Settings, Option<PathBuf>, Option<State>),
-    (clock, runtimes, gauges): (Arc<dyn Clock>, Runtimes, Gauges),
+    (clock, runtimes, numbers): (Arc<dyn Clock>, Runtimes, Numbers),
     tasks: SyncSender<Order>,
     queue: mpsc::Receiver<Event>,
     services: Vec<Box<dyn Service>>,
@@ -252,7 +252,7 @@ fn lead(
         }
     };
     let signal = settings.toggle.signal;
-    let reader = Reader::new(runtimes, gauges);
+    let reader = Reader::new(runtimes, numbers);
     let core = Core::new(clock, settings, path, reader, tasks, state.as_ref());
     runtime.block_on(async {
         for service in services {

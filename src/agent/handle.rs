@@ -18,7 +18,7 @@ use super::stream::{Ask, StreamError, Streaming, Take};
 use crate::base::Error;
 use crate::config::{HttpSettings, Settings};
 use crate::model::{CaptureSet, Origin};
-use crate::vitals::{Gauge, Gauges, Runtimes};
+use crate::vitals::{Counter, Gauge, Histogram, Numbers, Runtimes};
 
 /// A way to talk to a running agent: cheap to clone, usable from any thread, async or not.
 ///
@@ -28,7 +28,7 @@ use crate::vitals::{Gauge, Gauges, Runtimes};
 pub struct AgentHandle {
     events: mpsc::Sender<Event>,
     runtimes: Runtimes,
-    gauges: Gauges,
+    numbers: Numbers,
     /// Of those settings that cannot change without a restart.
     fixed: Arc<Fixed>,
 }
@@ -44,11 +44,11 @@ impl AgentHandle {
     pub(super) fn new(
         events: mpsc::Sender<Event>,
         runtimes: Runtimes,
-        gauges: Gauges,
+        numbers: Numbers,
         settings: &Settings,
     ) -> Self {
         let (dir, http) = (settings.dir.clone(), settings.http.clone().unwrap_or_default());
-        Self { events, runtimes, gauges, fixed: Arc::new(Fixed { dir, http }) }
+        Self { events, runtimes, numbers, fixed: Arc::new(Fixed { dir, http }) }
     }
 
     /// Flips the toggle: captures start, or stop and are written.
@@ -86,7 +86,28 @@ impl AgentHandle {
     ///
     /// If `name` is not of lower-case letters, digits, `_` and `.`, or there are too many gauges.
     pub fn gauge(&self, name: &str) -> Result<Gauge, Error> {
-        self.gauges.gauge(name).map_err(Error::new)
+        self.numbers.gauges.gauge(name).map_err(Error::new)
+    }
+
+    /// A number of the service's own that only grows, for rules over `counter.NAME.rate` and
+    /// `counter.NAME.total`. The same name gives the same counter.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::gauge`].
+    pub fn counter(&self, name: &str) -> Result<Counter, Error> {
+        self.numbers.counters.counter(name).map_err(Error::new)
+    }
+
+    /// A measure of the service's own with many values, such as how long requests take, for rules over
+    /// `histogram.NAME.p50`, `.p99`, `.max` and `.count`, each of the last second. The same name gives the
+    /// same histogram.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::gauge`].
+    pub fn histogram(&self, name: &str) -> Result<Histogram, Error> {
+        self.numbers.histograms.histogram(name).map_err(Error::new)
     }
 
     /// Watches one more tokio runtime: its tasks are counted and its lag is measured. The runtime in

@@ -1,10 +1,11 @@
 //! The vitals that go into manifests: the two minutes before an incident, and all of it.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::base::{Anchor, Moment};
-use crate::model::{Metric, Vitals, VitalsRow};
+use crate::model::{CounterPart, HistogramPart, Metric, Vitals, VitalsRow};
 
 /// The distance of two rows.
 const STEP: Duration = Duration::from_secs(1);
@@ -78,12 +79,24 @@ impl Recording {
 /// One tick as a manifest shows it.
 pub(super) fn row(vitals: &Vitals, anchor: Anchor) -> VitalsRow {
     let fixed = Metric::fixed();
-    let gauges = vitals.gauges.iter().map(|(name, _)| Metric::Gauge(name.clone()));
     let values = fixed
-        .chain(gauges)
+        .chain(own(vitals))
         .filter_map(|metric| Some((metric.to_string(), metric.value(vitals)?)))
         .collect();
     VitalsRow { at: anchor.wall_at(vitals.at), values }
+}
+
+/// The service's own numbers there are in `vitals`.
+fn own(vitals: &Vitals) -> impl Iterator<Item = Metric> {
+    let gauges = vitals.gauges.iter().map(|(name, _)| Metric::Gauge(name.clone()));
+    let counters = vitals
+        .counters
+        .iter()
+        .flat_map(|(name, _)| CounterPart::ALL.map(|part| Metric::Counter(Arc::clone(name), part)));
+    let histograms = vitals.histograms.iter().flat_map(|(name, _)| {
+        HistogramPart::ALL.map(|part| Metric::Histogram(Arc::clone(name), part))
+    });
+    gauges.chain(counters).chain(histograms)
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::problem::{Problem, Problems};
 use super::settings::{HttpSettings, Listen, Room, Settings};
 use crate::base::{Bytes, Percent};
-use crate::model::{Metric, Rule, Unit};
+use crate::model::{MAX_OWN_NAME, Rule, Unit, is_own_name};
 
 /// Faster than this a tick would cost the host what it may not; slower, an incident is over unseen.
 const INTERVAL: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(60 * 60));
@@ -289,11 +289,12 @@ fn rule(check: &mut Check, rule: &Rule) {
              `-` or `_`"
         )
     });
-    if let Metric::Gauge(gauge) = &rule.metric {
-        let letter = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-        let well = (1..=MAX_NAME).contains(&gauge.len()) && gauge.chars().all(letter);
-        check.that(well, &["metric"], || {
-            format!("`{gauge}` is no name for a gauge: write 1 to {MAX_NAME} of a-z, 0-9, -, _, .")
+    if let Some(own) = rule.metric.own_name() {
+        check.that(is_own_name(own), &["metric"], || {
+            format!(
+                "no number can be called `{own}`: write 1 to {MAX_OWN_NAME} lower-case letters, digits, \
+                 `_` and `.`, as in the code that makes it"
+            )
         });
     }
     let fires = rule.abs.is_some() || rule.diff.is_some() || rule.forecast.is_some();

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::own::{CounterPart, HistogramPart};
 use super::vitals::Vitals;
 
 /// The unit of a metric's value.
@@ -44,8 +45,13 @@ pub enum Metric {
     Lag,
     /// What the working set grows by, in bytes a second: `memory.growth`.
     MemoryGrowth,
+    /// Seconds until the working set is at the limit, as it grows: `memory.time_to_limit`. Endless when no
+    /// limit is in sight.
+    TimeToLimit,
     /// Times in a second that the cgroup was above `memory.high`: `memory.high_events`.
     MemoryHigh,
+    /// Times in a second that the cgroup was at its memory limit: `memory.max_events`.
+    MemoryMax,
     /// Processes of the cgroup killed in a second for lack of memory: `memory.oom_kills`.
     OomKills,
     /// Share of ten seconds in which something waited for memory: `memory.pressure`.
@@ -64,8 +70,12 @@ pub enum Metric {
     LagP99,
     /// Panics in a second, if they are counted: `panics`.
     Panics,
-    /// A number the service reports itself: `gauge.NAME`.
+    /// A number the service sets itself: `gauge.NAME`.
     Gauge(Arc<str>),
+    /// A number the service adds to: `counter.NAME.rate`, `counter.NAME.total`.
+    Counter(Arc<str>, CounterPart),
+    /// Values the service records: `histogram.NAME.p50`, `.p99`, `.max`, `.count`.
+    Histogram(Arc<str>, HistogramPart),
 }
 
 /// Every metric with a fixed name.
@@ -80,7 +90,9 @@ const FIXED: &[(&str, Metric)] = &[
     ("fds", Metric::Fds),
     ("runtime.lag", Metric::Lag),
     ("memory.growth", Metric::MemoryGrowth),
+    ("memory.time_to_limit", Metric::TimeToLimit),
     ("memory.high_events", Metric::MemoryHigh),
+    ("memory.max_events", Metric::MemoryMax),
     ("memory.oom_kills", Metric::OomKills),
     ("memory.pressure", Metric::MemoryPressure),
     ("cpu.throttled", Metric::Throttled),
@@ -114,14 +126,18 @@ impl Metric {
             | Self::Threads
             | Self::Fds
             | Self::MemoryHigh
+            | Self::MemoryMax
             | Self::OomKills
             | Self::Panics
-            | Self::Gauge(_) => Unit::Count,
-            Self::Lag | Self::LagP99 => Unit::Seconds,
+            | Self::Gauge(_)
+            | Self::Counter(..)
+            | Self::Histogram(..) => Unit::Count,
+            Self::Lag | Self::LagP99 | Self::TimeToLimit => Unit::Seconds,
         }
     }
 
-    /// Its value in `vitals`; none when it could not be measured.
+    /// Its value in `vitals`; none when it could not be measured. Finite, but for
+    /// [`Self::TimeToLimit`].
     pub fn value(&self, vitals: &Vitals) -> Option<f64> {
         match self {
             Self::Memory => vitals.memory_percent().map(|percent| percent.get()),
@@ -134,7 +150,9 @@ impl Metric {
             Self::Fds => vitals.fds.map(|n| n as f64),
             Self::Lag => vitals.lag.map(|lag| lag.as_secs_f64()),
             Self::MemoryGrowth => vitals.memory_growth,
+            Self::TimeToLimit => vitals.time_to_limit(),
             Self::MemoryHigh => vitals.memory_high.map(|n| n as f64),
+            Self::MemoryMax => vitals.memory_max.map(|n| n as f64),
             Self::OomKills => vitals.oom_kills.map(|n| n as f64),
             Self::MemoryPressure => vitals.memory_pressure.map(|percent| percent.get()),
             Self::Throttled => vitals.cpu_throttled.map(|percent| percent.get()),
@@ -145,7 +163,22 @@ impl Metric {
             Self::LagP99 => vitals.lag_p99.map(|lag| lag.as_secs_f64()),
             Self::Panics => vitals.panics.map(|n| n as f64),
             Self::Gauge(name) => vitals.gauge(name),
+            Self::Counter(name, part) => vitals.counter(name)?.part(*part),
+            Self::Histogram(name, part) => vitals.histogram(name)?.part(*part),
         }
+    }
+
+    /// What the service calls it, if it is a number of the service's own.
+    pub fn own_name(&self) -> Option<&str> {
+        match self {
+            Self::Gauge(name) | Self::Counter(name, _) | Self::Histogram(name, _) => Some(name),
+            _ => None,
+        }
+    }
+
+    /// Whether less of it is worse, so that rules over it have `below`.
+    pub const fn is_scarce(&self) -> bool {
+        matches!(self, Self::TimeToLimit)
     }
 
     /// Whether its values run up against a limit, where there is one.
@@ -167,8 +200,11 @@ impl Metric {
 
 impl fmt::Display for Metric {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Self::Gauge(name) = self {
-            return write!(f, "gauge.{name}");
+        match self {
+            Self::Gauge(name) => return write!(f, "gauge.{name}"),
+            Self::Counter(name, part) => return write!(f, "counter.{name}.{}", part.name()),
+            Self::Histogram(name, part) => return write!(f, "histogram.{name}.{}", part.name()),
+            _ => {}
         }
         let (name, _) =
             FIXED.iter().find(|(_, metric)| metric == self).expect("every fixed metric is listed");
@@ -179,7 +215,8 @@ impl fmt::Display for Metric {
 /// Why a text is not a metric.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "`{0}` is not a metric: write one of {known}, or \"gauge.NAME\" for one of your own",
+    "`{0}` is not a metric: write one of {known}, or for one of your own \"gauge.NAME\", \
+     \"counter.NAME.rate\" (or .total), \"histogram.NAME.p99\" (or .p50, .max, .count)",
     known = known()
 )]
 pub struct ParseMetricError(String);
@@ -194,14 +231,31 @@ impl FromStr for Metric {
     type Err = ParseMetricError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if let Some(name) = text.strip_prefix("gauge.").filter(|name| !name.is_empty()) {
-            return Ok(Self::Gauge(name.into()));
-        }
-        FIXED
-            .iter()
-            .find(|(name, _)| *name == text)
+        let fixed = FIXED.iter().find(|(name, _)| *name == text);
+        fixed
             .map(|(_, metric)| metric.clone())
+            .or_else(|| own(text))
             .ok_or_else(|| ParseMetricError(text.to_owned()))
+    }
+}
+
+/// The metric of the service's own that `text` is. A name may have dots: the part is the last word.
+fn own(text: &str) -> Option<Metric> {
+    let (kind, rest) = text.split_once('.')?;
+    if kind == "gauge" {
+        return (!rest.is_empty()).then(|| Metric::Gauge(rest.into()));
+    }
+    let (name, part) = rest.rsplit_once('.').filter(|(name, _)| !name.is_empty())?;
+    match kind {
+        "counter" => {
+            let part = CounterPart::ALL.into_iter().find(|known| known.name() == part)?;
+            Some(Metric::Counter(name.into(), part))
+        }
+        "histogram" => {
+            let part = HistogramPart::ALL.into_iter().find(|known| known.name() == part)?;
+            Some(Metric::Histogram(name.into(), part))
+        }
+        _ => None,
     }
 }
 
@@ -227,9 +281,22 @@ mod tests {
             assert_eq!(name.parse().as_ref(), Ok(metric));
             assert_eq!(metric.to_string(), *name);
         }
-        let gauge: Metric = "gauge.queue".parse().unwrap();
-        assert_eq!(gauge, Metric::Gauge("queue".into()));
-        assert_eq!(gauge.to_string(), "gauge.queue");
-        assert!("gauge.".parse::<Metric>().is_err());
+        for (text, metric) in [
+            ("gauge.queue", Metric::Gauge("queue".into())),
+            ("gauge.queue.rate", Metric::Gauge("queue.rate".into())),
+            ("counter.orders.rate", Metric::Counter("orders".into(), CounterPart::Rate)),
+            ("counter.a.b.total", Metric::Counter("a.b".into(), CounterPart::Total)),
+            ("histogram.wait.p99", Metric::Histogram("wait".into(), HistogramPart::P99)),
+            ("histogram.a.max.max", Metric::Histogram("a.max".into(), HistogramPart::Max)),
+        ] {
+            assert_eq!(text.parse().as_ref(), Ok(&metric), "{text}");
+            assert_eq!(metric.to_string(), text);
+        }
+        for text in
+            ["gauge.", "gauge", "counter.orders", "counter..rate", "histogram.p99", "x.y.p99"]
+        {
+            let told = text.parse::<Metric>().unwrap_err().to_string();
+            assert!(told.contains("counter.NAME.rate"), "{told}");
+        }
     }
 }

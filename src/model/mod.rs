@@ -16,6 +16,7 @@ mod incident;
 mod losses;
 mod manifest;
 mod metric;
+mod own;
 mod profile;
 mod rule;
 mod slices;
@@ -35,6 +36,9 @@ pub use manifest::{
     Artifact, CaptureRecord, Limits, Manifest, Outcome, ProcessInfo, Versions, VitalsRow,
 };
 pub use metric::{Metric, ParseMetricError, Unit};
+pub use own::{
+    CounterPart, CounterReading, HistogramPart, HistogramReading, MAX_OWN_NAME, is_own_name,
+};
 pub use profile::{Function, FunctionHandle, Label, LabelValue, Profile, Sample, ValueType};
 pub use rule::{Again, Holds, Mode, Rule};
 pub use slices::{

@@ -3,7 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::own::{CounterReading, HistogramReading};
 use crate::base::{Bytes, Moment, Percent};
+
+/// Further off than this no limit is in sight: a trend of half a minute says nothing about tomorrow.
+const HORIZON: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// A limit and where it was read.
 #[derive(Clone, Debug, PartialEq)]
@@ -61,12 +65,18 @@ pub struct Vitals {
     pub io_pressure: Option<Percent>,
     /// Times in the last second that the cgroup's memory was above `memory.high`.
     pub memory_high: Option<u64>,
+    /// Times in the last second that the cgroup's memory was at its limit, and some had to be given back.
+    pub memory_max: Option<u64>,
     /// Processes of the cgroup killed in the last second for lack of memory.
     pub oom_kills: Option<u64>,
     /// Panics in the last second, if they are counted.
     pub panics: Option<u64>,
-    /// The service's own numbers.
+    /// The service's own numbers: those it sets,
     pub gauges: Vec<(Arc<str>, f64)>,
+    /// those it adds to,
+    pub counters: Vec<(Arc<str>, CounterReading)>,
+    /// and those it records many values of.
+    pub histograms: Vec<(Arc<str>, HistogramReading)>,
 }
 
 impl Vitals {
@@ -91,9 +101,33 @@ impl Vitals {
         Percent::of(self.cpu_cores?, self.cpu_limit.as_ref()?.value)
     }
 
-    /// The service's own number called `name`.
+    /// In how many seconds the working set is at the limit, were it to grow on as it did in the last half
+    /// minute. Infinite when no limit is in sight: it does not grow, or the limit is more than a day off.
+    pub fn time_to_limit(&self) -> Option<f64> {
+        let (room, growth) = (self.headroom()?.get() as f64, self.memory_growth?);
+        let seconds = if growth > 0.0 { room / growth } else { f64::INFINITY };
+        Some(if room <= 0.0 {
+            0.0
+        } else if seconds > HORIZON.as_secs_f64() {
+            f64::INFINITY
+        } else {
+            seconds
+        })
+    }
+
+    /// The service's gauge called `name`.
     pub fn gauge(&self, name: &str) -> Option<f64> {
         self.gauges.iter().find(|(known, _)| **known == *name).map(|&(_, value)| value)
+    }
+
+    /// The service's counter called `name`.
+    pub fn counter(&self, name: &str) -> Option<CounterReading> {
+        self.counters.iter().find(|(known, _)| **known == *name).map(|&(_, reading)| reading)
+    }
+
+    /// The service's histogram called `name`.
+    pub fn histogram(&self, name: &str) -> Option<HistogramReading> {
+        self.histograms.iter().find(|(known, _)| **known == *name).map(|&(_, reading)| reading)
     }
 }
 
@@ -109,5 +143,29 @@ mod tests {
         assert_eq!(vitals.memory_percent(), Some(Percent(25.0)));
         vitals.memory_limit = Some(Limit { value: Bytes(0), source: "test".into() });
         assert_eq!(vitals.memory_percent(), None);
+    }
+
+    #[test]
+    fn a_limit_is_in_sight_within_a_day() {
+        let at = |used: u64, growth| Vitals {
+            working_set: Some(Bytes(used)),
+            memory_limit: Some(Limit { value: Bytes(1_000_000), source: "test".into() }),
+            memory_growth: growth,
+            ..Vitals::default()
+        };
+        let day = 86_400.0;
+        for (vitals, seconds) in [
+            (at(400_000, Some(1000.0)), Some(600.0)),
+            (at(400_000, Some(600_000.0 / day)), Some(day)),
+            (at(400_000, Some(600_000.0 / (day + 1.0))), Some(f64::INFINITY)),
+            (at(400_000, Some(0.0)), Some(f64::INFINITY)),
+            (at(400_000, Some(-5.0)), Some(f64::INFINITY)),
+            (at(1_000_000, Some(-5.0)), Some(0.0)),
+            (at(1_000_001, Some(0.0)), Some(0.0)),
+            (at(400_000, None), None),
+            (Vitals { memory_growth: Some(1.0), ..Vitals::default() }, None),
+        ] {
+            assert_eq!(vitals.time_to_limit(), seconds, "{vitals:?}");
+        }
     }
 }

@@ -80,6 +80,7 @@ pub mod cgroup {
         pub periods: Option<u64>,
         pub throttled: Option<u64>,
         pub memory_high: Option<u64>,
+        pub memory_max: Option<u64>,
         pub oom_kills: Option<u64>,
         pub memory_pressure: Option<Percent>,
         pub cpu_pressure: Option<Percent>,

@@ -19,7 +19,7 @@ const MAX_TEXT: usize = 1 << 10;
 /// What a value costs: in the ledger, whose vector may have twice the room it needs, or in the timeline.
 const VALUE: usize = 2 * size_of::<Value>() + EVENT;
 
-/// How many counters there are besides the gauges.
+/// How many counters there are besides the service's own.
 const FIXED: usize = 7;
 
 /// A line of the picture. The order is the order of the tracks.
@@ -33,6 +33,9 @@ pub(super) enum Series {
     Fds,
     Lag,
     Gauge(Arc<str>),
+    Rate(Arc<str>),
+    P50(Arc<str>),
+    P99(Arc<str>),
 }
 
 impl Series {
@@ -47,6 +50,9 @@ impl Series {
             Self::Fds => "fds".to_owned(),
             Self::Lag => "runtime lag".to_owned(),
             Self::Gauge(name) => format!("gauge.{name}"),
+            Self::Rate(name) => format!("counter.{name}.rate"),
+            Self::P50(name) => format!("histogram.{name}.p50"),
+            Self::P99(name) => format!("histogram.{name}.p99"),
         }
     }
 
@@ -55,7 +61,8 @@ impl Series {
         match self {
             Self::Rss | Self::WorkingSet => "bytes",
             Self::Cpu => "cores",
-            Self::Tasks | Self::Threads | Self::Fds | Self::Gauge(_) => "count",
+            Self::Tasks | Self::Threads | Self::Fds => "count",
+            Self::Gauge(_) | Self::Rate(_) | Self::P50(_) | Self::P99(_) => "count",
             Self::Lag => "ns",
         }
     }
@@ -118,6 +125,15 @@ impl Ledger {
         for (name, value) in &vitals.gauges {
             self.value(vitals.at, Series::Gauge(Arc::clone(name)), *value);
         }
+        for (name, reading) in &vitals.counters {
+            if let Some(rate) = reading.rate {
+                self.value(vitals.at, Series::Rate(Arc::clone(name)), rate);
+            }
+        }
+        for (name, reading) in vitals.histograms.iter().filter(|(_, it)| it.count > 0) {
+            self.value(vitals.at, Series::P50(Arc::clone(name)), reading.p50);
+            self.value(vitals.at, Series::P99(Arc::clone(name)), reading.p99);
+        }
     }
 
     fn instant(&mut self, at: Moment, name: &str, text: &str) {
@@ -141,7 +157,7 @@ impl Ledger {
 /// sessions to come.
 ///
 /// `rss` and `working set` are in bytes, `cpu` in cores, `runtime lag` in nanoseconds; `tasks alive`,
-/// `threads`, `fds` and every `gauge.NAME` are counts. What could not be measured has no value.
+/// `threads`, `fds`, every `gauge.NAME`, `counter.NAME.rate`, `histogram.NAME.p50` and `.p99` are counts. What could not be measured has no value.
 pub fn record_vitals(vitals: &Vitals) {
     flight::calibrate();
     RECENT.lock().unwrap_or_else(PoisonError::into_inner).keep(vitals);
@@ -156,7 +172,8 @@ pub(super) fn begin(shared: &recorder::Shared) {
     let mut ledger = shared.ledger();
     let mut room = ledger.left / 2;
     let fitting = recent.newest_first().take_while(|vitals| {
-        let cost = (FIXED + vitals.gauges.len()) * VALUE;
+        let own = vitals.gauges.len() + vitals.counters.len() + 2 * vitals.histograms.len();
+        let cost = (FIXED + own) * VALUE;
         room.checked_sub(cost).inspect(|&left| room = left).is_some()
     });
     for vitals in fitting {

@@ -1,27 +1,22 @@
-//! The service's own numbers.
+//! Numbers the service sets.
 //!
-//! Setting one is a single atomic store, so it may stand in the hottest path; the lock is taken to
-//! make one and once a tick. Adding is a compare-and-swap loop, because no machine adds floats
-//! atomically: integers would be cheaper, but a rule's thresholds are floats and so are seconds and
-//! shares.
+//! Setting one is a single atomic store, so it may stand in the hottest path. Adding is a
+//! compare-and-swap loop, because no machine adds floats atomically: integers would be cheaper, but a
+//! rule's thresholds are floats and so are seconds and shares.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::Error;
+use super::named::Named;
 
-/// How many gauges there may be. Each is kept in every tick of the history (16 bytes), and is a
+/// How many gauges there may be. Each is kept in every tick of the history (24 bytes), and is a
 /// counter track in a trace; 256 are more than anybody can read.
-pub(super) const MAX_GAUGES: usize = 256;
-
-/// How long a name may be, in bytes: it stands in rules, CSV headers and track names.
-const MAX_NAME: usize = 64;
+const MAX_GAUGES: usize = 256;
 
 /// The gauges of one agent.
 #[derive(Clone, Debug, Default)]
-pub struct Gauges(Arc<Mutex<List>>);
-
-type List = Vec<(Arc<str>, Gauge)>;
+pub struct Gauges(Named<Gauge>);
 
 impl Gauges {
     /// No gauges.
@@ -34,37 +29,19 @@ impl Gauges {
     ///
     /// # Errors
     ///
-    /// [`Error::GaugeName`] unless `name` is 1 to 64 lower-case letters, digits, `_` and `.`;
-    /// [`Error::TooManyGauges`] for a new one when there are 256.
+    /// [`Error::Name`] unless `name` is 1 to 64 lower-case letters, digits, `_` and `.`;
+    /// [`Error::TooMany`] for a new one when there are 256.
     pub fn gauge(&self, name: &str) -> Result<Gauge, Error> {
-        let valid = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'.');
-        if name.is_empty() || name.len() > MAX_NAME || !name.bytes().all(valid) {
-            return Err(Error::GaugeName(name.chars().take(2 * MAX_NAME).collect()));
-        }
-        let mut gauges = self.lock();
-        if let Some((_, gauge)) = gauges.iter().find(|(known, _)| **known == *name) {
-            return Ok(gauge.clone());
-        }
-        if gauges.len() >= MAX_GAUGES {
-            return Err(Error::TooManyGauges(name.to_owned()));
-        }
-        let gauge = Gauge::default();
-        gauges.push((name.into(), gauge.clone()));
-        Ok(gauge)
+        self.0.get(name, "gauge", MAX_GAUGES)
     }
 
     /// Puts name and value of each gauge into `values`, in the order they were made. One that
     /// stands at a value that is no number is left out: no threshold can be compared with it.
     pub(super) fn read_into(&self, values: &mut Vec<(Arc<str>, f64)>) {
         values.clear();
-        let gauges = self.lock();
+        let gauges = self.0.lock();
         let present = gauges.iter().map(|(name, gauge)| (name.clone(), gauge.get()));
         values.extend(present.filter(|(_, value)| value.is_finite()));
-    }
-
-    fn lock(&self) -> MutexGuard<'_, List> {
-        // Nothing panics under this lock, and a list is whole between any two statements.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -115,29 +92,6 @@ mod tests {
         first.sub(0.5);
         gauges.gauge("other").unwrap();
         assert_eq!(read(&gauges), [("queue".to_owned(), 7.0), ("other".to_owned(), 0.0)]);
-    }
-
-    #[test]
-    fn names_are_those_a_rule_can_hold() {
-        let gauges = Gauges::new();
-        let longest = "a".repeat(MAX_NAME);
-        for name in ["a", "queue.length_2", longest.as_str()] {
-            assert!(gauges.gauge(name).is_ok(), "{name}");
-        }
-        let too_long = "a".repeat(MAX_NAME + 1);
-        for name in ["", "Queue", "a b", "a-b", "ä", "a\n", too_long.as_str()] {
-            assert_eq!(gauges.gauge(name).unwrap_err(), Error::GaugeName(name.to_owned()));
-        }
-    }
-
-    #[test]
-    fn the_list_ends_but_known_gauges_are_still_given() {
-        let gauges = Gauges::new();
-        for n in 0..MAX_GAUGES {
-            gauges.gauge(&format!("g{n}")).unwrap();
-        }
-        assert_eq!(gauges.gauge("more").unwrap_err(), Error::TooManyGauges("more".to_owned()));
-        assert!(gauges.gauge("g0").is_ok());
     }
 
     #[test]

@@ -4,8 +4,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::gauges::Gauges;
+use super::histograms::Distribution;
 use super::late::Lateness;
+use super::numbers::{Numbers, OwnNumbers};
 use super::panics;
 use super::probe::{Probe, Reading, rest};
 use super::runtimes::Runtimes;
@@ -27,7 +28,7 @@ const MACHINE_EVERY: Duration = Duration::from_secs(60);
 /// Reads the vitals. It belongs to one thread; dropping it ends its tasks on the observed runtimes.
 pub struct Reader {
     runtimes: Runtimes,
-    gauges: Gauges,
+    numbers: OwnNumbers,
     clock: Arc<dyn Clock>,
     probes: Vec<Probe>,
     added: u64,
@@ -58,6 +59,7 @@ struct Second {
     /// What they grew by.
     throttled: Option<Percent>,
     memory_high: Option<u64>,
+    memory_max: Option<u64>,
     oom_kills: Option<u64>,
     new_panics: Option<u64>,
 }
@@ -72,6 +74,7 @@ impl Second {
             .zip(periods)
             .map(|(n, of)| Percent::of(n as f64, of as f64).unwrap_or(Percent(0.0)));
         self.memory_high = grown(strain.memory_high, before.memory_high);
+        self.memory_max = grown(strain.memory_max, before.memory_max);
         self.oom_kills = grown(strain.oom_kills, before.oom_kills);
         let panics = panics::counted();
         self.new_panics = panics.map(|now| now - self.panics.unwrap_or(0));
@@ -87,6 +90,7 @@ impl Second {
         vitals.cpu_pressure = self.strain.cpu_pressure;
         vitals.io_pressure = self.strain.io_pressure;
         vitals.memory_high = self.memory_high;
+        vitals.memory_max = self.memory_max;
         vitals.oom_kills = self.oom_kills;
         vitals.panics = self.new_panics;
     }
@@ -94,21 +98,21 @@ impl Second {
 
 impl Reader {
     /// A reader of this process's vitals. Opens about ten files and keeps them open.
-    pub fn new(runtimes: Runtimes, gauges: Gauges) -> Self {
-        Self::with_root(runtimes, gauges, Path::new("/"), Arc::new(SystemClock))
+    pub fn new(runtimes: Runtimes, numbers: impl Into<Numbers>) -> Self {
+        Self::with_root(runtimes, numbers, Path::new("/"), Arc::new(SystemClock))
     }
 
     /// A reader that finds `proc` and the cgroups' mount points under `root`, and dates its probes
     /// by `clock`, which the moments given to [`Self::read`] must come from too.
     pub fn with_root(
         runtimes: Runtimes,
-        gauges: Gauges,
+        numbers: impl Into<Numbers>,
         root: &Path,
         clock: Arc<dyn Clock>,
     ) -> Self {
         Self {
             runtimes,
-            gauges,
+            numbers: OwnNumbers::new(numbers.into()),
             clock,
             probes: Vec::new(),
             added: 0,
@@ -137,11 +141,12 @@ impl Reader {
     }
 
     /// The vitals at `now`, in the place of those in `vitals`; allocates nothing while neither
-    /// gauges nor runtimes come, but once a minute for the machine's memory.
+    /// numbers nor runtimes come, but once a minute for the machine's memory.
     pub fn read_into(&mut self, now: Moment, vitals: &mut Vitals) {
         if due(&mut self.limits_read, now, LIMITS_EVERY) {
             self.read_limits(now);
             self.second.read(&self.cgroup);
+            self.numbers.follow(now);
         }
         let runtimes = self.read_runtimes();
         vitals.at = now;
@@ -159,7 +164,12 @@ impl Reader {
         vitals.memory_growth = self.memory.push(now, vitals.working_set.map(|it| it.get() as f64));
         vitals.task_growth = self.tasks.push(now, vitals.tasks.map(|tasks| tasks as f64));
         self.second.write(vitals);
-        self.gauges.read_into(&mut vitals.gauges);
+        self.numbers.write(vitals);
+    }
+
+    /// All that the service's histograms have recorded.
+    pub fn distributions(&self) -> Vec<Distribution> {
+        self.numbers.distributions()
     }
 
     /// The limits in force: a cgroup's where it is less than what the machine has.

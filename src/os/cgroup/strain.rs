@@ -4,11 +4,12 @@
 //! |---|---|---|
 //! | CPU periods, throttled ones | `nr_periods`, `nr_throttled` of `cpu.stat`, of the cgroup with the quota | the same |
 //! | reclaim at `memory.high` | none | `high` of `memory.events` |
+//! | reclaim at the limit | `memory.failcnt` | `max` of `memory.events` |
 //! | kills for lack of memory | `oom_kill` of `memory.oom_control` (Linux 4.13) | `oom_kill` of `memory.events` |
 //! | pressure | `/proc/pressure`, the machine's | `*.pressure` of our own cgroup |
 //!
-//! The counters only grow; what they grew by is the caller's matter. Costs a read of 1.3 us each, six in
-//! all, for every second.
+//! The counters only grow; what they grew by is the caller's matter. Costs a read of 1.3 us each, seven
+//! at the most, for every second.
 
 use std::path::Path;
 
@@ -26,6 +27,8 @@ pub struct Strain {
     pub throttled: Option<u64>,
     /// Times memory was reclaimed because it was above `memory.high`.
     pub memory_high: Option<u64>,
+    /// Times memory was reclaimed because it was at its limit.
+    pub memory_max: Option<u64>,
     /// Processes killed for lack of memory.
     pub oom_kills: Option<u64>,
     /// Share of the last ten seconds in which something waited for memory.
@@ -40,6 +43,8 @@ pub struct Strain {
 #[derive(Debug, Default)]
 pub(super) struct StrainFiles {
     pub(super) memory_events: Option<KernelFile>,
+    /// Only v1 has a file of its own for it.
+    failures: Option<KernelFile>,
     pressure: [Option<KernelFile>; 3],
 }
 
@@ -52,22 +57,22 @@ impl StrainFiles {
             Version::V1 => open(&place.dir.join("memory.oom_control")),
             Version::V2 => open(&place.dir.join("memory.events")),
         });
+        let failures = memory
+            .filter(|place| place.version == Version::V1)
+            .and_then(|place| open(&place.dir.join("memory.failcnt")));
         let pressure = ["memory", "cpu", "io"].map(|what| {
             own.and_then(|place| open(&place.dir.join(format!("{what}.pressure"))))
                 .or_else(|| open(&Path::new("/proc/pressure").join(what)))
         });
-        Self { memory_events, pressure }
+        Self { memory_events, failures, pressure }
     }
 
     /// Reads all but the CPU's counters, which are in `cpu_stat`.
     pub(super) fn read(&self, cpu_stat: Option<&KernelFile>) -> Strain {
-        let mut buffer = [0; BUFFER];
-        let mut counters = |file: Option<&KernelFile>, keys: [&str; 2]| {
-            let text = file.and_then(|file| file.read(&mut buffer));
-            keys.map(|key| text.and_then(|text| value_of(key, text)))
-        };
         let [periods, throttled] = counters(cpu_stat, ["nr_periods", "nr_throttled"]);
-        let [memory_high, oom_kills] = counters(self.memory_events.as_ref(), ["high", "oom_kill"]);
+        let events = self.memory_events.as_ref();
+        let [memory_high, memory_max, oom_kills] = counters(events, ["high", "max", "oom_kill"]);
+        let failures = self.failures.as_ref().and_then(KernelFile::read_number);
         let pressure = |file: &Option<KernelFile>| {
             let mut buffer = [0; 512];
             some_of_ten_seconds(file.as_ref()?.read(&mut buffer)?)
@@ -78,12 +83,20 @@ impl StrainFiles {
             periods,
             throttled,
             memory_high,
+            memory_max: memory_max.or(failures),
             oom_kills,
             memory_pressure,
             cpu_pressure,
             io_pressure,
         }
     }
+}
+
+/// The numbers behind `keys`, as of one reading.
+fn counters<const N: usize>(file: Option<&KernelFile>, keys: [&str; N]) -> [Option<u64>; N] {
+    let mut buffer = [0; BUFFER];
+    let text = file.and_then(|file| file.read(&mut buffer));
+    keys.map(|key| text.and_then(|text| value_of(key, text)))
 }
 
 /// The number behind `avg10=` in the line `some`.
