@@ -19,9 +19,13 @@ fn prometheus_finds_nothing_to_complain_about() {
         serve_with(HttpSettings::default(), Settings { rules: vec![rule], ..settings() });
     host.handle().gauge("queue").unwrap().set(100.0);
     host.handle().gauge("odd").unwrap().set(-1.5e-9);
+    host.handle().counter("orders").unwrap().add(3);
+    let wait = host.handle().histogram("wait").unwrap();
+    [0.5, 0.5, 0.75, 3.0, f64::NAN].into_iter().for_each(|seconds| wait.record(seconds));
     wait_for("the incident to show", || {
         let text = get(&format!("{url}/metrics")).text();
-        text.contains("marple_incidents_total 1").then_some(())
+        let has = |row| text.contains(row);
+        (has("marple_incidents_total 1") && has("service_total{name=\"orders\"} 3")).then_some(())
     });
     let _ = get(&format!("{url}/nowhere"));
     let answer = get(&format!("{url}/metrics"));
@@ -33,6 +37,14 @@ fn prometheus_finds_nothing_to_complain_about() {
     for row in [
         "marple_service_value{name=\"queue\"} 100\n",
         "marple_service_value{name=\"odd\"} -0.0000000015\n",
+        "# TYPE marple_service_total counter\n",
+        "marple_service_total{name=\"orders\"} 3\n",
+        "# TYPE marple_service_distribution histogram\n",
+        "marple_service_distribution_bucket{name=\"wait\",le=\"0.5\"} 2\n",
+        "marple_service_distribution_bucket{name=\"wait\",le=\"1\"} 3\n",
+        "marple_service_distribution_bucket{name=\"wait\",le=\"4\"} 4\n",
+        "marple_service_distribution_bucket{name=\"wait\",le=\"+Inf\"} 4\n",
+        "marple_service_distribution_count{name=\"wait\"} 4\n",
         "marple_rule_value{rule=\"queue\"} 100\n",
         "marple_rules_fired_total 1\n",
         "marple_http_requests_total{route=\"other\",code=\"404\"} ",

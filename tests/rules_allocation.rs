@@ -51,6 +51,7 @@ fn a_tick_allocates_nothing() {
             cooldown: Duration::from_secs(3),
             ..Rule::on(metric.parse::<Metric>().unwrap())
         })
+        .chain([Rule { below: Some(30.0), ..Rule::on("gauge.depth".parse().unwrap()) }])
         .collect();
     let mut engine = Engine::new(rules);
     let mut vitals = Vitals {
@@ -73,7 +74,7 @@ fn a_tick_allocates_nothing() {
         }
     }
     assert_eq!(ALLOCATIONS.get() - before, 0);
-    assert_eq!(decisions, 4000);
+    assert_eq!(decisions, 5000);
     assert_eq!(ALLOCATIONS.get() - before, 0);
     drop(vec![engine]);
     assert!(ALLOCATIONS.get() > before, "the counter counts");

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use marple::base::Moment;
-use marple::model::{Again, Metric, Rule, Vitals};
-use marple::rules::{By, Decision, Engine, Hold, WINDOW};
+use marple::base::{Bytes, Moment};
+use marple::model::{Again, Limit, Metric, Rule, Vitals};
+use marple::rules::{By, Decision, Engine, Hold, Opening, WINDOW};
 
 const TICK: Duration = Duration::from_secs(1);
 
@@ -305,4 +305,107 @@ fn a_changed_rule_keeps_what_still_means_something() {
     bench.engine.replace(vec![Rule { metric: Metric::Tasks, ..after }]);
     assert_eq!(bench.told(), "warming up: 0 of 10 values of tasks seen");
     assert!(bench.engine.states().next().unwrap().active);
+}
+
+#[test]
+fn too_little_fires_again_when_a_third_is_gone_and_clears_above() {
+    let rule = Rule {
+        again: Again::Worse,
+        below: Some(9.0),
+        clear: Some(12.0),
+        critical: Some(2.0),
+        cooldown: Duration::from_secs(3600),
+        ..rule()
+    };
+    let mut bench = Bench::warm(rule, 20.0);
+    assert!(!fires(bench.show(9.0)), "at it is not below it");
+    assert_eq!(bench.told(), "gauge.depth 9 is not below 9");
+    let Decision::Fire(crossing) = bench.show(8.9) else { panic!("{}", bench.told()) };
+    assert_eq!((crossing.by, crossing.threshold), (By::Below, 9.0));
+    assert_eq!(bench.told(), "gauge.depth 8.90 is below 9");
+    bench.capture();
+    // Two thirds of 8.9 are 5.93.
+    for (value, again) in [(6.0, false), (5.9, true), (5.9, false), (4.0, false), (3.9, true)] {
+        assert_eq!(fires(bench.show(value)), again, "{value}");
+        bench.capture();
+    }
+    // Less than a hundredth of the threshold is no worse: that capture would come too late.
+    assert!(!fires(bench.show(0.08)));
+    assert!(matches!(bench.show(11.9), Decision::Hold(Hold::NotClear { .. })));
+    assert_eq!(bench.show(12.0), Decision::Clear);
+    // No worse than the last time: the cooldown holds it; worse does not wait, the gap but for what is
+    // critical.
+    assert!(matches!(bench.show(3.9), Decision::Hold(Hold::CoolingDown { .. })));
+    let until = bench.now + Duration::from_secs(60);
+    bench.engine.permit(Opening::Gap { until });
+    assert!(matches!(bench.show(2.5), Decision::Hold(Hold::Gap { .. })));
+    assert!(fires(bench.show(1.9)), "{}", bench.told());
+}
+
+#[test]
+fn an_endless_time_to_the_limit_holds_and_clears() {
+    let limit = Limit { value: Bytes(1000), source: "test".into() };
+    let rule = Rule { below: Some(60.0), clear: Some(600.0), ..Rule::on(Metric::TimeToLimit) };
+    let mut engine = Engine::new(vec![rule]);
+    let mut second = 0;
+    let mut show = |growth: Option<f64>| {
+        second += 1;
+        let vitals = Vitals {
+            working_set: Some(Bytes(500)),
+            memory_limit: Some(limit.clone()),
+            memory_growth: growth,
+            ..Vitals::default()
+        };
+        let now = Moment::from_nanos(second * 1_000_000_000);
+        let decision = engine.observe(now, &vitals).next().unwrap().1;
+        (decision.name(), engine.states().next().unwrap().explain().to_string())
+    };
+    assert_eq!(show(None).1, "memory.time_to_limit cannot be measured here");
+    (1..WINDOW).for_each(|_| drop(show(Some(0.0))));
+    let (decision, told) = show(Some(-3.0));
+    assert_eq!(decision, "within_limits");
+    assert_eq!(told, "memory.time_to_limit is endless: no limit is in sight");
+    assert_eq!(show(Some(1.0)).1, "memory.time_to_limit 500s is not below 60s");
+    let (decision, told) = show(Some(10.0));
+    assert_eq!((decision, told.as_str()), ("fire", "memory.time_to_limit 50s is below 60s"));
+    assert_eq!(show(Some(1.0)).0, "not_clear");
+    assert_eq!(show(Some(0.0)).0, "clear", "nothing grows any more");
+}
+
+#[test]
+fn what_was_decided_before_is_told_once_a_change_the_newest_first() {
+    let mut bench = Bench::warm(Rule { abs: Some(5.0), ..rule() }, 1.0);
+    for value in [Some(1.0), Some(2.0), Some(9.0), Some(3.0), None, None, Some(3.0)] {
+        bench.show(value);
+        if value == Some(9.0) {
+            bench.capture();
+        }
+    }
+    let told = |bench: &Bench| {
+        let state = bench.engine.states().next().unwrap();
+        let told = state.past().map(|said| {
+            let text = said.decision.explain(state.rule, said.at).to_string();
+            ((bench.now.since(said.at)).as_secs(), said.value, said.decision.name(), text)
+        });
+        told.collect::<Vec<_>>()
+    };
+    let within = "gauge.depth 3 is within limits: abs 5, average ";
+    let [again, missing, clear, fire, first, warming] = &told(&bench)[..] else {
+        panic!("{:?}", told(&bench))
+    };
+    assert_eq!((again.0, again.1, again.2), (0, Some(3.0), "within_limits"));
+    assert!(again.3.starts_with(within), "{}", again.3);
+    let text = "gauge.depth cannot be measured here".to_owned();
+    assert_eq!(*missing, (2, None, "no_value", text));
+    let text = "gauge.depth is back within limits".to_owned();
+    assert_eq!(*clear, (3, Some(3.0), "clear", text));
+    assert_eq!(*fire, (4, Some(9.0), "fire", "gauge.depth 9 is above abs 5".to_owned()));
+    assert_eq!((first.0, first.1, first.2), (6, Some(1.0), "within_limits"));
+    assert_eq!((warming.0, warming.2), (15, "warming_up"));
+    // Told in other words they would not be true.
+    let rule = bench.engine.rule(0).unwrap().clone();
+    bench.engine.replace(vec![Rule { abs: Some(7.0), ..rule.clone() }]);
+    assert_eq!(told(&bench).len(), 6);
+    bench.engine.replace(vec![Rule { diff: Some(7.0), ..rule }]);
+    assert_eq!(told(&bench), []);
 }

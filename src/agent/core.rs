@@ -375,16 +375,8 @@ impl Core {
 
     fn status(&self) -> Status {
         let anchor = self.clock.anchor();
-        let rules = self.decider.engine.states().map(|state| RuleStatus {
-            name: state.rule.name.clone(),
-            metric: state.rule.metric.clone(),
-            value: state.value,
-            mode: state.rule.mode.name(),
-            active: state.active,
-            decision: state.decision.name(),
-            explanation: state.explain().to_string(),
-            since: state.since.map(|since| anchor.wall_at(since)),
-        });
+        let states = self.decider.engine.states();
+        let rules = states.map(|state| RuleStatus::new(&state, anchor));
         let incidents = self.decider.incidents.iter().map(|incident| IncidentStatus {
             id: incident.id,
             name: incident.name.to_owned(),
@@ -408,6 +400,7 @@ impl Core {
             limits: Limits::from(&self.vitals),
             cpu: self.cpu.words(&self.settings),
             vitals: row(&self.vitals, anchor),
+            histograms: self.reader.distributions(),
             counters: self.counters,
             engines: self.engines.clone(),
             failures: self.failures.clone(),

@@ -48,7 +48,8 @@ pub use replay::{Outcome as ReplayOutcome, Pace, Taken as ReplayTaken, replay};
 #[cfg(feature = "http")]
 pub(crate) use service::Service;
 pub use status::{
-    BudgetStatus, Captured, ConfigStatus, Counters, IncidentStatus, RuleStatus, Status, Toggled,
+    BudgetStatus, Captured, ConfigStatus, Counters, IncidentStatus, PastDecision, RuleStatus,
+    Status, Toggled,
 };
 pub use stream::StreamStatus;
 #[cfg(feature = "http")]

@@ -7,8 +7,10 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::stream::StreamStatus;
-use crate::base::{Bytes, IncidentId};
+use crate::base::{Anchor, Bytes, IncidentId};
 use crate::model::{CaptureKind, CaptureSet, Limits, Losses, Metric, VitalsRow};
+use crate::rules::State;
+use crate::vitals::Distribution;
 
 /// The toggle after a request.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -67,6 +69,8 @@ pub struct Status {
     pub cpu: String,
     /// The last vitals.
     pub vitals: VitalsRow,
+    /// All that the service's own histograms have recorded.
+    pub histograms: Vec<Distribution>,
     /// What has been done since the start.
     pub counters: Counters,
     /// By what means each kind was captured last.
@@ -128,7 +132,7 @@ pub struct RuleStatus {
     pub name: String,
     /// What it watches.
     pub metric: Metric,
-    /// The last value, in the metric's unit.
+    /// The last value, in the metric's unit; infinite, in JSON `null`, when a limit is not in sight.
     pub value: Option<f64>,
     /// `capture` or `dry-run`.
     pub mode: &'static str,
@@ -140,6 +144,44 @@ pub struct RuleStatus {
     pub explanation: String,
     /// Since when it decides so.
     pub since: Option<Timestamp>,
+    /// The last 16 decisions that were other than the one before, the newest first.
+    pub decisions: Vec<PastDecision>,
+}
+
+impl RuleStatus {
+    /// A rule at its last tick, in words and wall time.
+    pub(super) fn new(state: &State<'_>, anchor: Anchor) -> Self {
+        let decisions = state.past().map(|said| PastDecision {
+            at: anchor.wall_at(said.at),
+            value: said.value,
+            decision: said.decision.name(),
+            explanation: said.decision.explain(state.rule, said.at).to_string(),
+        });
+        Self {
+            name: state.rule.name.clone(),
+            metric: state.rule.metric.clone(),
+            value: state.value,
+            mode: state.rule.mode.name(),
+            active: state.active,
+            decision: state.decision.name(),
+            explanation: state.explain().to_string(),
+            since: state.since.map(|since| anchor.wall_at(since)),
+            decisions: decisions.collect(),
+        }
+    }
+}
+
+/// A decision of a rule that was other than the one before it.
+#[derive(Clone, Debug, Serialize)]
+pub struct PastDecision {
+    /// When.
+    pub at: Timestamp,
+    /// The value then, in the metric's unit.
+    pub value: Option<f64>,
+    /// The decision in one word.
+    pub decision: &'static str,
+    /// The decision in a sentence, as it was then.
+    pub explanation: String,
 }
 
 /// What has been done since the start.

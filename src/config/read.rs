@@ -160,6 +160,7 @@ fn rule(section: &mut Section<'_, '_>) -> Rule {
     let unit = rule.metric.unit();
     let slots = [
         ("abs", &mut rule.abs),
+        ("below", &mut rule.below),
         ("max", &mut rule.max),
         ("clear", &mut rule.clear),
         ("critical", &mut rule.critical),
@@ -214,6 +215,8 @@ mod tests {
         for pair in ["http.token_file", "http.capture_token_file", "http.read_token_file"] {
             assert_eq!(told.matches(pair).count(), 1, "{told}");
         }
-        assert_eq!(told.matches("marple.toml:").count(), 3, "{told}");
+        // Likewise `below` and the other three conditions.
+        assert_eq!(told.matches("rule[0].below").count(), 2, "{told}");
+        assert_eq!(told.matches("marple.toml:").count(), 5, "{told}");
     }
 }

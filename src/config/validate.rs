@@ -297,9 +297,18 @@ fn rule(check: &mut Check, rule: &Rule) {
             )
         });
     }
-    let fires = rule.abs.is_some() || rule.diff.is_some() || rule.forecast.is_some();
-    check.that(fires, &["abs", "diff", "forecast"], || {
-        "the rule can never fire: give it `abs`, `diff` or `forecast`".to_owned()
+    let rises = rule.abs.is_some() || rule.diff.is_some() || rule.forecast.is_some();
+    let scarce = rule.metric.is_scarce();
+    check.that(rises || rule.below.is_some(), &["abs", "diff", "forecast", "below"], || {
+        let conditions = if scarce { "`below`" } else { "`abs`, `diff`, `forecast` or `below`" };
+        format!("the rule can never fire: give it {conditions}")
+    });
+    let one_way = !(rises && rule.below.is_some());
+    check.that(one_way, &["below", "abs", "diff", "forecast"], || {
+        "a rule fires on too much or on too little: make `below` a rule of its own".to_owned()
+    });
+    check.that(!(rises && scarce), &["metric", "abs", "diff", "forecast"], || {
+        format!("less of {} is worse: use `below`", rule.metric)
     });
     if rule.forecast.is_some() {
         check.that(rule.metric.has_limit(), &["forecast", "metric"], || {
@@ -318,7 +327,8 @@ fn thresholds(check: &mut Check, rule: &Rule) {
     let min = Some(rule.min);
     let (abs, max) = (("abs", rule.abs), ("max", rule.max));
     let (clear, critical) = (("clear", rule.clear), ("critical", rule.critical));
-    for (key, value) in [("min", min), abs, max, clear, critical] {
+    let below = ("below", rule.below);
+    for (key, value) in [("min", min), abs, below, max, clear, critical] {
         let Some(value) = value else { continue };
         let (well, right) = match unit {
             _ if !value.is_finite() => (false, "a finite number"),
@@ -339,6 +349,16 @@ fn thresholds(check: &mut Check, rule: &Rule) {
     if let (Some(clear), Some(abs)) = (rule.clear, rule.abs) {
         check.that(clear < abs, &["clear", "abs"], || {
             format!("{} is not below abs ({}): write less", shown(clear), shown(abs))
+        });
+    }
+    if let Some(below) = rule.below {
+        check.that(below > rule.min, &["below", "min"], || {
+            format!("{} is not above min ({}): write more", shown(below), shown(rule.min))
+        });
+        let clear = rule.clear.filter(|clear| *clear <= below);
+        check.that(clear.is_none(), &["clear", "below"], || {
+            let clear = shown(clear.unwrap_or_default());
+            format!("{clear} is not above below ({}): write more", shown(below))
         });
     }
     if let Some(max) = rule.max {

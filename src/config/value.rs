@@ -109,7 +109,11 @@ pub(super) fn holds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Holds,
                     "abs" => &mut holds.abs,
                     "diff" => &mut holds.diff,
                     "forecast" => &mut holds.forecast,
-                    _ => return Err(de::Error::unknown_field(&key, &["abs", "diff", "forecast"])),
+                    "below" => &mut holds.below,
+                    _ => {
+                        let known = &["abs", "diff", "forecast", "below"];
+                        return Err(de::Error::unknown_field(&key, known));
+                    }
                 };
                 let text: String = map.next_value()?;
                 *slot = parse_duration(&text)

@@ -16,6 +16,7 @@ pub(super) fn text(status: &Status) -> String {
     let mut page = Page(String::with_capacity(8 << 10));
     process(&mut page, status);
     vitals(&mut page, status);
+    own(&mut page, status);
     work(&mut page, status);
     rules(&mut page, status);
     requests(&mut page);
@@ -56,6 +57,11 @@ fn vitals(page: &mut Page, status: &Status) {
         ("marple_threads", "Threads of the process.", value("threads")),
         ("marple_open_fds", "Open file descriptors.", value("fds")),
         ("marple_runtime_lag_seconds", "How late a probe task ran.", value("runtime.lag")),
+        (
+            "marple_memory_time_to_limit_seconds",
+            "Until the working set is at the limit, as it grows; +Inf when no limit is in sight.",
+            value("memory.time_to_limit"),
+        ),
     ] {
         page.gauge(name, help, value);
     }
@@ -63,18 +69,35 @@ fn vitals(page: &mut Page, status: &Status) {
     let memory = memory.map(|bytes| bytes.get() as f64);
     page.gauge("marple_memory_limit_bytes", "The memory limit in force.", memory);
     page.gauge("marple_cpu_limit_cores", "The CPU limit in force.", *cpu_cores);
-    let gauges = status
-        .vitals
-        .values
-        .iter()
-        .filter_map(|(name, value)| name.strip_prefix("gauge.").map(|name| (name, *value)));
-    page.labelled(
-        "marple_service_value",
-        "gauge",
-        "A number of the service's own.",
-        "name",
-        gauges,
-    );
+}
+
+/// The service's own numbers.
+fn own(page: &mut Page, status: &Status) {
+    let values = || status.vitals.values.iter().map(|(name, value)| (name.as_str(), *value));
+    let gauges = values().filter_map(|(name, value)| Some((name.strip_prefix("gauge.")?, value)));
+    let name = "marple_service_value";
+    page.labelled(name, "gauge", "A number the service sets.", "name", gauges);
+    let counters = values().filter_map(|(name, value)| {
+        Some((name.strip_prefix("counter.")?.strip_suffix(".total")?, value))
+    });
+    let name = "marple_service_total";
+    page.labelled(name, "counter", "A number the service adds to.", "name", counters);
+    let name = "marple_service_distribution";
+    if !status.histograms.is_empty() {
+        page.family(name, "histogram", "Values the service records; the sum is within 1.6 %.");
+    }
+    for it in &status.histograms {
+        for bucket in &it.buckets {
+            let le = bucket.below.to_string();
+            let labels = [("name", it.name.as_str()), ("le", le.as_str())];
+            page.row(&format!("{name}_bucket"), &labels, bucket.count as f64);
+        }
+        let labels = [("name", it.name.as_str()), ("le", "+Inf")];
+        page.row(&format!("{name}_bucket"), &labels, it.count as f64);
+        let labels = [("name", it.name.as_str())];
+        page.row(&format!("{name}_sum"), &labels, it.sum);
+        page.row(&format!("{name}_count"), &labels, it.count as f64);
+    }
 }
 
 fn work(page: &mut Page, status: &Status) {
@@ -165,7 +188,10 @@ impl Page {
             let _ = write!(self.0, "{before}{label}=\"{}\"", Escaped(text));
         }
         let close = if labels.is_empty() { "" } else { "}" };
-        let _ = writeln!(self.0, "{close} {value}");
+        let _ = match value {
+            f64::INFINITY => writeln!(self.0, "{close} +Inf"),
+            _ => writeln!(self.0, "{close} {value}"),
+        };
     }
 
     fn gauge(&mut self, name: &str, help: &str, value: Option<f64>) {

@@ -21,17 +21,21 @@ pub struct Rule {
     pub diff: Option<f64>,
     /// Fires above this.
     pub abs: Option<f64>,
+    /// Fires below this: for what there may be too little of. Such a rule has none of the other three, and
+    /// its `clear` and `critical` are mirrored.
+    pub below: Option<f64>,
     /// Fires when the limit would be reached within this, were the value to go on as it does.
     pub forecast: Option<Duration>,
     /// At or above this nothing fires: too late for a capture.
     pub max: Option<f64>,
     /// How long each condition must hold before the rule fires.
     pub hold: Holds,
-    /// At or below this the incident is over if no condition holds; without it, as soon as none does.
+    /// At or below this (with `below`, at or above) the incident is over if no condition holds; without it,
+    /// as soon as none does.
     pub clear: Option<f64>,
     /// For how long that must be so.
     pub clear_hold: Duration,
-    /// Above this the rule does not wait for the gap between two incidents.
+    /// Above this (with `below`, below it) the rule does not wait for the gap between two incidents.
     pub critical: Option<f64>,
     /// How long after a capture of this rule before the next; see [`Again`].
     pub cooldown: Duration,
@@ -59,6 +63,7 @@ impl Rule {
             min: 0.0,
             diff: None,
             abs: None,
+            below: None,
             forecast: None,
             max: None,
             hold: Holds::default(),
@@ -83,12 +88,14 @@ pub struct Holds {
     pub diff: Duration,
     /// `forecast`.
     pub forecast: Duration,
+    /// `below`.
+    pub below: Duration,
 }
 
 impl From<Duration> for Holds {
     /// The same for each.
     fn from(hold: Duration) -> Self {
-        Self { abs: hold, diff: hold, forecast: hold }
+        Self { abs: hold, diff: hold, forecast: hold, below: hold }
     }
 }
 
@@ -96,7 +103,7 @@ impl From<Duration> for Holds {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Again {
     /// When it has become worse: the room below the limit has shrunk by a third since the last capture,
-    /// or, for what has no limit, the value has grown by half. Else not while the incident is open, and
+    /// or, for what has no limit, the value has grown by half, or with `below` fallen by a third. Else not while the incident is open, and
     /// in another incident not before `cooldown` has passed.
     Worse,
     /// Each time `cooldown` has passed since the last capture, in the same incident or another: holmes.

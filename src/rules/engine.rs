@@ -1,5 +1,6 @@
 //! All the rules together.
 
+use super::past::{Past, Said};
 use super::verdict::{Decision, Explain};
 use super::watch::Watch;
 use super::{Mark, Opening};
@@ -31,6 +32,7 @@ pub struct State<'e> {
     pub since: Option<Moment>,
     /// Whether its incident is open.
     pub active: bool,
+    past: &'e Past,
     now: Moment,
 }
 
@@ -38,6 +40,11 @@ impl<'e> State<'e> {
     /// The decision in one sentence, as of the last tick.
     pub fn explain(&self) -> Explain<'e> {
         self.decision.explain(self.rule, self.now)
+    }
+
+    /// The last 16 decisions that were other than the one before, the newest first.
+    pub fn past(&self) -> impl Iterator<Item = Said> + use<'e> {
+        self.past.newest_first()
     }
 }
 
@@ -140,6 +147,7 @@ impl Engine {
             decision: watch.decision,
             since: watch.since,
             active: watch.active,
+            past: &watch.past,
             now: self.now,
         })
     }

@@ -10,14 +10,14 @@
 //! 3. below `min`: no. At or above `max`: no.
 //! 4. above `abs`: yes. Else, at or above the average times `(100 + diff) / 100`, *and above the
 //!    average*: yes. Else, the limit reached within `forecast` at the rate at which the value rises in
-//!    both halves of the ring: yes. Else no.
+//!    both halves of the ring: yes. Else no. A rule with `below` has that instead: below it, yes.
 //! 5. yes, but not yet for as long as `for`, which runs for each condition by itself: not yet.
 //! 6. then it depends on `again`.
 //!    - `cooldown`, which is holmes: a capture of the rule runs: not now. Less than `cooldown` since the
 //!      end of its last capture: not now. Else: fire, in the same incident or in another.
 //!    - `worse`, with the incident open: fire if the room left below the limit has shrunk to two thirds
-//!      of what it was at the last capture (where there is no limit: the value has grown by half), even
-//!      if that capture runs. Else not now. Without an open incident: as with `cooldown`, which it need
+//!      of what it was at the last capture (where there is no limit: the value has grown by half; with
+//!      `below`: has fallen by a third), even if that capture runs. Else not now. Without an open incident: as with `cooldown`, which it need
 //!      not wait for if it has become worse.
 //! 7. a rule that would open an incident needs the owner's permission ([`Opening`]); above `critical`
 //!    it does not wait for the gap.
@@ -38,11 +38,13 @@
 //! the newest value and taking off the oldest would cost less, and drift.
 
 mod engine;
+mod past;
 mod ring;
 mod verdict;
 mod watch;
 
 pub use engine::{Engine, State};
+pub use past::Said;
 pub use ring::WINDOW;
 pub use verdict::{By, Crossing, Decision, Explain, Hold};
 

@@ -23,7 +23,8 @@ pub enum Decision {
 pub struct Crossing {
     /// The value.
     pub value: f64,
-    /// The threshold it is beyond: `abs`, or the average raised by `diff`; for a forecast, the limit.
+    /// The threshold it is beyond: `abs` or `below`, or the average raised by `diff`; for a forecast, the
+    /// limit.
     pub threshold: f64,
     /// Which of them.
     pub by: By,
@@ -43,11 +44,13 @@ pub enum By {
         /// How long that takes, as the value rises.
         left: Duration,
     },
+    /// The value is below `below`.
+    Below,
 }
 
 impl By {
     /// How many kinds there are.
-    pub(super) const COUNT: usize = 3;
+    pub(super) const COUNT: usize = 4;
 }
 
 /// Why a rule does not fire. Numbers are in the metric's unit.
@@ -207,6 +210,7 @@ impl Explain<'_> {
         let (value, threshold) = (self.amount(value), self.amount(threshold));
         match by {
             By::Abs => write!(f, "{} {value} is above abs {threshold}", self.rule.metric),
+            By::Below => write!(f, "{} {value} is below {threshold}", self.rule.metric),
             By::Diff => write!(
                 f,
                 "{} {value} is at or above {threshold}, its average {} plus diff {} %",
@@ -239,7 +243,14 @@ impl Explain<'_> {
                 self.amount(value),
                 self.amount(max),
             ),
+            Hold::WithinLimits { value: f64::INFINITY, .. } => {
+                write!(f, "{metric} is endless: no limit is in sight")
+            }
             Hold::WithinLimits { value, abs, average } => {
+                if let Some(below) = self.rule.below {
+                    let (value, below) = (self.amount(value), self.amount(below));
+                    return write!(f, "{metric} {value} is not below {below}");
+                }
                 write!(f, "{metric} {} is within limits: ", self.amount(value))?;
                 if let Some(abs) = abs {
                     write!(f, "abs {}, ", self.amount(abs))?;

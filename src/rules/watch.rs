@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::past::{Past, Said};
 use super::ring::{Ring, WINDOW};
 use super::verdict::{By, Crossing, Decision, Hold};
 use super::{Mark, Opening};
@@ -42,6 +43,8 @@ pub(super) struct Watch {
     pub(super) decision: Decision,
     /// Since when it has been deciding like this; none before the first tick.
     pub(super) since: Option<Moment>,
+    /// What it decided before, and when that changed.
+    pub(super) past: Past,
 }
 
 impl Watch {
@@ -60,6 +63,7 @@ impl Watch {
             value: None,
             decision: Decision::Hold(Hold::WarmingUp { seen: 0 }),
             since: None,
+            past: Past::default(),
         }
     }
 
@@ -76,6 +80,13 @@ impl Watch {
             self.value = None;
             self.decision = Decision::Hold(Hold::WarmingUp { seen: 0 });
             self.since = None;
+        }
+        // What it said before would be told in the other rule's words.
+        if rule.metric != self.rule.metric
+            || rule.diff != self.rule.diff
+            || rule.below != self.rule.below
+        {
+            self.past = Past::default();
         }
         self.rule = rule;
     }
@@ -113,10 +124,14 @@ impl Watch {
 
     /// Takes a tick.
     pub(super) fn observe(&mut self, now: Moment, vitals: &Vitals, opening: Opening) {
-        self.value = self.rule.metric.value(vitals).filter(|value| value.is_finite());
+        // Endless time to a limit is a value: nothing is near.
+        let told =
+            |value: &f64| value.is_finite() || *value == f64::INFINITY && self.rule.below.is_some();
+        self.value = self.rule.metric.value(vitals).filter(told);
         let decision = self.decide(now, vitals, opening);
         if self.since.is_none() || !decision.is_like(&self.decision) {
             self.since = Some(now);
+            self.past.push(Said { at: now, value: self.value, decision });
         }
         self.decision = decision;
     }
@@ -143,7 +158,9 @@ impl Watch {
             self.clearing = None;
             return Decision::Hold(hold);
         }
-        if let Some(clear) = self.rule.clear.filter(|clear| value > *clear) {
+        let falls = self.rule.below.is_some();
+        let is_beyond = |clear: &f64| if falls { value < *clear } else { value > *clear };
+        if let Some(clear) = self.rule.clear.filter(is_beyond) {
             self.clearing = None;
             return Decision::Hold(Hold::NotClear { value, clear });
         }
@@ -190,9 +207,16 @@ impl Watch {
             (rise > 0.0 && room <= rise * within.as_secs_f64())
                 .then(|| crossing(By::Forecast { left: seconds(room / rise) }, limit))
         });
+        let below = self.rule.below.filter(|below| value < *below);
+        let below = below.map(|below| crossing(By::Below, below));
         let holds = self.rule.hold;
         let (mut fires, mut waiting) = (None, None);
-        let conditions = [(above, holds.abs), (raised, holds.diff), (soon, holds.forecast)];
+        let conditions: [_; By::COUNT] = [
+            (above, holds.abs),
+            (raised, holds.diff),
+            (soon, holds.forecast),
+            (below, holds.below),
+        ];
         for ((found, need), begun) in conditions.into_iter().zip(&mut self.crossed) {
             let Some(crossing) = found else {
                 *begun = None;
@@ -216,10 +240,14 @@ impl Watch {
         limit: Option<f64>,
         opening: Opening,
     ) -> Decision {
+        let limit = limit.filter(|_| crossing.by != By::Below);
         let room = limit.map(|limit| (limit - crossing.value).max(0.0));
         let worse = match (self.rule.again, self.mark) {
             (Again::Cooldown, _) => None,
             (Again::Worse, None) => Some(true),
+            (Again::Worse, Some(mark)) if crossing.by == By::Below => {
+                Some(is_scarcer(mark.value, crossing))
+            }
             (Again::Worse, Some(mark)) => Some(is_worse(mark, crossing.value, room, limit)),
         };
         if self.active && worse == Some(false) {
@@ -240,7 +268,10 @@ impl Watch {
             }
         }
         if !self.active {
-            let critical = self.rule.critical.is_some_and(|critical| crossing.value > critical);
+            let critical = self.rule.critical.is_some_and(|critical| match crossing.by {
+                By::Below => crossing.value < critical,
+                _ => crossing.value > critical,
+            });
             match opening {
                 Opening::Gap { until } if !critical => {
                     return Decision::Hold(Hold::Gap { crossing, until });
@@ -271,4 +302,12 @@ fn is_worse(mark: Mark, value: f64, room: Option<f64>, limit: Option<f64>) -> bo
         }
         _ => value >= mark.value * GROWN && value > mark.value,
     }
+}
+
+/// Whether there is less than `before` by as much as counts: a third. Near nothing it does not become
+/// worse, as near a limit.
+fn is_scarcer(before: f64, Crossing { value, threshold, .. }: Crossing) -> bool {
+    value < before
+        && value <= before - before.abs() * (1.0 - SHRUNK)
+        && value.abs() >= threshold.abs() * LEAST_ROOM
 }
