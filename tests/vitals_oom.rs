@@ -122,13 +122,20 @@ fn burning_service() {
     }
 }
 
-/// The last heap profile of an incident, and the value of the rule when it was asked for.
+/// The last heap profile of an incident, and the share of the limit that was used when it was taken, by
+/// what the profile itself says.
 fn last_profile(dir: &Path, manifest: &Manifest) -> (PathBuf, f64) {
     let heap = manifest.artifacts.iter().filter(|artifact| artifact.kind == CaptureKind::Heap);
     let last = heap.max_by_key(|artifact| artifact.taken).expect("a heap profile");
-    let before = manifest.reasons.iter().filter(|reason| reason.at <= last.taken);
-    let value = before.filter_map(|reason| reason.value).next_back().expect("a reason");
-    (dir.join(&last.file), value)
+    let path = dir.join(&last.file);
+    let profile = marple::codec::pprof::read(&fs::read(&path).unwrap()).unwrap();
+    let said: Vec<&str> = profile.comment.iter().map(|&text| profile.text(text)).collect();
+    let used = said.iter().find_map(|text| {
+        let (used, limit) = text.strip_prefix("process: ")?.split_once(" bytes count against ")?;
+        assert!(limit.ends_with(&LIMIT.to_string()), "{limit}");
+        used.parse::<f64>().ok()
+    });
+    (path, used.unwrap_or_else(|| panic!("{said:?}")) / LIMIT as f64 * 100.0)
 }
 
 /// Lets a service leak `mib` MiB a second until the kernel ends it.
@@ -152,8 +159,12 @@ fn runs_out_of_memory(mib: u64, least: f64) {
     println!("{mib} MiB/s: {} profiles, the last at {value:.1} %", manifest.artifacts.len());
     assert!(value >= least, "{value} of {:#?}", manifest.reasons);
     let top = peers::go_pprof(&["-top", "-sample_index=inuse_space", profile.to_str().unwrap()]);
-    let named = top.lines().any(|line| line.contains("leak_an_order"));
-    assert!(named, "{top}");
+    // Columns: flat, its share, the sum so far, cumulated, its share, name.
+    let row =
+        top.lines().find(|line| line.contains("leak_an_order")).unwrap_or_else(|| panic!("{top}"));
+    let share = row.split_whitespace().nth(4).and_then(|share| share.strip_suffix('%'));
+    let share: f64 = share.and_then(|share| share.parse().ok()).unwrap_or_else(|| panic!("{top}"));
+    assert!(share > 50.0, "{top}");
 }
 
 #[test]
