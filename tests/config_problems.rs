@@ -370,3 +370,24 @@ proptest::proptest! {
         let _ = parse(&format!("{}{text}{}", &whole[..cut], &whole[cut..]), Path::new("x"));
     }
 }
+
+#[test]
+fn too_little_is_a_rule_of_its_own() {
+    let told = |body: &str| refusal(&format!("[[rule]]\nmetric = {body}"));
+    for (body, part) in [
+        ("\"gauge.free\"\nbelow = 5\nabs = 9", "make `below` a rule of its own"),
+        ("\"gauge.free\"\nbelow = 5\nclear = 5", "5 is not above below (5)"),
+        ("\"gauge.free\"\nbelow = -5", "-5 is not above min (0)"),
+        ("\"memory.time_to_limit\"\nabs = \"10m\"", "less of memory.time_to_limit is worse"),
+        ("\"memory.time_to_limit\"", "give it `below`"),
+        ("\"gauge.Free\"\nabs = 5", "no number can be called `Free`"),
+        ("\"counter.free\"\nabs = 5", "\\\"counter.NAME.rate\\\""),
+    ] {
+        assert!(told(body).contains(&part.replace('\\', "")), "{}", told(body));
+    }
+    let text = "[[rule]]\nmetric = \"memory.time_to_limit\"\nbelow = \"10m\"\nclear = \"1h\"\n\
+                for = { below = \"5s\" }";
+    let rule = parse(text, Path::new("x")).unwrap().rules.remove(0);
+    assert_eq!((rule.below, rule.clear), (Some(600.0), Some(3600.0)));
+    assert_eq!(rule.hold.below, Duration::from_secs(5));
+}

@@ -1,0 +1,90 @@
+//! The service's own counters and histograms, from the call that counts to the manifest of the incident
+//! they caused; and what that manifest says of limits and of the time before and after.
+
+mod host;
+
+use std::fs;
+use std::time::Duration;
+
+use host::{Host, PATIENCE, settings, wait_for};
+use marple::model::{CaptureKind, Rule};
+use marple::{AgentHandle, Settings};
+
+fn rule(metric: &str, abs: f64) -> Rule {
+    Rule {
+        abs: Some(abs),
+        capture: [CaptureKind::Heap].into(),
+        duration: Duration::from_millis(50),
+        clear_hold: Duration::from_millis(2500),
+        cooldown: Duration::from_secs(3600),
+        ..Rule::on(metric.parse().unwrap())
+    }
+}
+
+/// The decision of the first rule, as soon as it is `decision`.
+fn decided(handle: &AgentHandle, decision: &str) {
+    wait_for(decision, || {
+        let status = handle.status().wait(PATIENCE).unwrap();
+        (status.rules[0].decision == decision).then_some(())
+    });
+}
+
+#[test]
+fn slow_requests_fire_a_rule_and_the_manifest_shows_the_time_around() {
+    let rules = vec![rule("histogram.wait.p99", 1.0), rule("counter.orders.rate", 1e12)];
+    let host = Host::start(Settings { rules, ..settings() });
+    let handle = host.handle();
+    let (wait, orders) = (handle.histogram("wait").unwrap(), handle.counter("orders").unwrap());
+    decided(&handle, "no_value");
+    // Requests are quick until the rule has seen them be so, then slow until it fires, then quick again.
+    let serve = |seconds: f64, until: &dyn Fn() -> bool| {
+        wait_for("the requests", || {
+            (0..50).for_each(|_| wait.record(seconds));
+            orders.add(50);
+            until().then_some(())
+        });
+    };
+    let first = || handle.status().wait(PATIENCE).unwrap().rules.remove(0);
+    serve(0.01, &|| first().decision == "within_limits");
+    // 4 s of ticks: some rows of them are in the history, however few ticks are skipped.
+    let ticks = || handle.status().wait(PATIENCE).unwrap().counters.ticks;
+    let enough = ticks() + 200;
+    serve(0.01, &|| ticks() >= enough);
+    serve(2.0, &|| first().active);
+    serve(0.01, &|| !first().active);
+
+    let status = handle.status().wait(PATIENCE).unwrap();
+    let all = &status.histograms[0];
+    assert_eq!((all.name.as_str(), all.refused), ("wait", 0));
+    assert_eq!(status.vitals.values["counter.orders.total"] as u64 % 50, 0);
+    // What it decided is told, the newest first, each other than the one before it.
+    let said: Vec<&str> = first().decisions.iter().map(|it| it.decision).collect();
+    let at = |decision| said.iter().position(|it| *it == decision).expect(decision);
+    assert!(at("clear") < at("fire"), "{said:?}");
+    assert!(said.len() <= 16 && said.windows(2).all(|pair| pair[0] != pair[1]), "{said:?}");
+    let fired = &first().decisions[at("fire")];
+    assert!(fired.value.is_some_and(|value| (value - 2.0).abs() <= 2.0 / 64.0), "{fired:?}");
+    assert!(fired.explanation.contains("is above abs 1"), "{}", fired.explanation);
+
+    let (_, manifest) = host.closed(1).remove(0);
+    let reason = &manifest.reasons[0];
+    assert_eq!(reason.metric, Some("histogram.wait.p99".parse().unwrap()));
+    // Before it fired the requests were quick, a row a second; what came after is there until it cleared.
+    let rows = |part: &str| {
+        let value = |row: &marple::model::VitalsRow| Some((row.at, *row.values.get(part)?));
+        manifest.vitals.iter().filter_map(value).collect::<Vec<_>>()
+    };
+    let waits = rows("histogram.wait.p99");
+    assert!(waits.iter().any(|(at, wait)| *at < reason.at && *wait < 0.1), "{waits:?}");
+    assert!(waits.iter().any(|(at, wait)| *at > reason.at && *wait < 0.1), "{waits:?}");
+    assert!(rows("counter.orders.rate").iter().any(|(_, rate)| *rate > 0.0));
+    let last = manifest.vitals.last().unwrap().at;
+    assert!(last > reason.at, "{last} {}", reason.at);
+    // The limits in force, as the files that they are from say.
+    let source = manifest.limits.memory_source.as_deref().unwrap();
+    let limit = manifest.limits.memory.unwrap().get();
+    if source != "physical memory" {
+        assert_eq!(fs::read_to_string(source).unwrap().trim(), limit.to_string());
+    }
+    assert!(limit > 0 && manifest.limits.cpu_source.is_some());
+}
