@@ -409,3 +409,28 @@ fn what_was_decided_before_is_told_once_a_change_the_newest_first() {
     bench.engine.replace(vec![Rule { diff: Some(7.0), ..rule }]);
     assert_eq!(told(&bench), []);
 }
+
+#[test]
+fn a_forecast_fires_that_long_before_the_limit_and_not_on_a_step() {
+    let rule = Rule { forecast: Some(Duration::from_secs(10)), ..Rule::on(Metric::Memory) };
+    let first_fire = |used: &dyn Fn(u64) -> u64| {
+        let mut engine = Engine::new(vec![rule.clone()]);
+        (0..60).find(|&second| {
+            let vitals = Vitals {
+                working_set: Some(Bytes(used(second))),
+                memory_limit: Some(Limit { value: Bytes(100), source: "test".into() }),
+                ..Vitals::default()
+            };
+            let now = Moment::from_nanos(second * 1_000_000_000);
+            let decision = engine.observe(now, &vitals).next().unwrap().1;
+            if let Decision::Fire(crossing) = decision {
+                assert!(matches!(crossing.by, By::Forecast { .. }), "{crossing:?}");
+            }
+            fires(decision)
+        })
+    };
+    // 1 % a second from 50 %: ten seconds before the limit is at 90 %.
+    assert_eq!(first_fire(&|second| (50 + second).min(99)), Some(40));
+    assert_eq!(first_fire(&|second| if second < 30 { 50 } else { 95 }), None);
+    assert_eq!(first_fire(&|second| 95 - second), None, "it falls");
+}
