@@ -81,6 +81,7 @@ fn v1_tells_of_kills_and_throttling_and_the_machine_of_pressure() {
                   31 23 0:27 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n";
     write(path, "proc/self/mountinfo", mounts);
     write(path, "sys/fs/cgroup/memory/memory.limit_in_bytes", "268435456\n");
+    write(path, "sys/fs/cgroup/memory/memory.failcnt", "17\n");
     let control = "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n";
     write(path, "sys/fs/cgroup/memory/memory.oom_control", control);
     write(path, "sys/fs/cgroup/cpu/cpu.cfs_quota_us", "50000\n");
@@ -90,6 +91,7 @@ fn v1_tells_of_kills_and_throttling_and_the_machine_of_pressure() {
     let strain = Cgroup::discover(path).strain();
     assert_eq!((strain.periods, strain.throttled), (Some(7), Some(3)));
     assert_eq!((strain.oom_kills, strain.memory_high), (Some(2), None));
+    assert_eq!(strain.memory_max, Some(17));
     assert_eq!((strain.cpu_pressure, strain.memory_pressure), (Some(Percent(3.0)), None));
 }
 
