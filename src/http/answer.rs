@@ -68,10 +68,22 @@ pub(super) fn pprof_error(status: StatusCode, text: &str) -> Response {
     response
 }
 
-/// What Go answers when an engine cannot be started: 500, for which clients ask again at their next turn.
+/// What went wrong with a capture, with when to ask again where that is known:
+///
+/// | status | why |
+/// |---|---|
+/// | 404 | the settings or the build leave it out: Go's answer for a profile that a program does not have |
+/// | 429 | the day's captures are spent |
+/// | 500 | Go's answer when an engine cannot be started: clients ask again at their next turn |
 pub(super) fn stream_error(what: &str, error: &StreamError) -> Response {
-    let mut response = pprof_error(StatusCode::INTERNAL_SERVER_ERROR, &format!("{what}: {error}"));
-    if let StreamError::Busy { wait: Some(wait), .. } = error {
+    let (status, wait) = match error {
+        StreamError::Absent(_) => (StatusCode::NOT_FOUND, None),
+        StreamError::Spent { wait, .. } => (StatusCode::TOO_MANY_REQUESTS, Some(*wait)),
+        StreamError::Busy { wait, .. } => (StatusCode::INTERNAL_SERVER_ERROR, *wait),
+        StreamError::Failed(_) => (StatusCode::INTERNAL_SERVER_ERROR, None),
+    };
+    let mut response = pprof_error(status, &format!("{what}: {error}"));
+    if let Some(wait) = wait {
         let seconds = HeaderValue::from(wait.as_secs() + 1);
         response.headers_mut().insert(RETRY_AFTER, seconds);
     }

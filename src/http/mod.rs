@@ -46,7 +46,9 @@
 //! | `trace` is Go's execution trace | Perfetto's, from `trace.window` before the request on | `go tool trace` reads Go's scheduler alone; what led up to a moment is recorded anyway |
 //! | any `seconds` | 400 beyond `http.max_duration` | a forgotten client would hold the one profiler for a day |
 //! | `seconds` is rounded to what fits 64 bits of nanoseconds, infinity too | 400 | it is beyond the cap |
-//! | `seconds` for `goroutine`, `threadcreate`, `block`, `mutex` gives a difference | 400, in the words Go has for profiles without one | nothing is counted between two looks |
+//! | `seconds` for `block` and `mutex` waits | an empty difference at once | nothing is gained in any time |
+//! | a profile a program has not is 404 | also one that the settings or the build leave out (`stacks.threads = "off"`, no `#[global_allocator]` line), with the reason | asking again is of no use, and nothing is broken |
+//! | any number of captures | 429 and `Retry-After` beyond `budget.streams_per_day` | a client that asks in a loop is a load; a continuous profiler takes a fifth of it |
 //! | `goroutine` is goroutines | threads with their stacks; with `debug=2` the tasks too | a task that does not run has no stack of its own |
 //! | `threadcreate` has stacks | their number | where threads were made is not recorded |
 //! | busy: 500, `cpu profiling already in use` | 500, who has it and until when, `Retry-After` | so that one knows whether to wait |
