@@ -161,7 +161,7 @@ async fn answer(endpoint: Arc<Endpoint>, route: Route, request: Request) -> Resp
         Route::Incident => incidents::one(dir, name("id"), &parts.headers).await,
         Route::Artifact => incidents::file(dir, name("id"), name("file"), &parts.headers).await,
         Route::PprofRoot => to_index(&parts),
-        Route::Index => index::page(),
+        Route::Index => index::page(endpoint.agent.status().await.ok().as_deref()),
         Route::Pprof => {
             let asked = pprof::Asked {
                 agent: &endpoint.agent,
