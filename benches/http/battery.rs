@@ -1,0 +1,144 @@
+//! Strangers at the endpoint, and how the service's own requests fare meanwhile.
+//!
+//! The strangers are a process of their own. They ask at a pace, 400 requests a second: asking as fast as two
+//! cores allow would measure the strangers. The service is a thread a connection over a socket, 200 us of
+//! work a request.
+
+use std::hint::black_box;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// The first argument of a process that is to be the strangers.
+pub(super) const WORD: &str = "battery";
+
+const ROUND: Duration = Duration::from_secs(3);
+const BETWEEN: Duration = Duration::from_micros(2500);
+
+/// The strangers: for one round, to `address`.
+pub(super) fn ask(address: SocketAddr, token: &str) {
+    let until = Instant::now() + ROUND;
+    let long = "x".repeat(64 << 10);
+    let requests = [
+        "GET /status HTTP/1.1\r\nHost: localhost\r\n\r\n".to_owned(),
+        "GET /status HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer wrong\r\n\r\n".to_owned(),
+        "GET /status HTTP/1.1\r\nHost: localhost\r\nAuthorization: Basic YTpi\r\n\r\n".to_owned(),
+        format!("GET /status?token={token} HTTP/1.1\r\nHost: localhost\r\n\r\n"),
+        format!(
+            "GET /status HTTP/1.1\r\nHost: localhost\r\nOrigin: http://evil.example\r\nAuthorization: Bearer {token}\r\n\r\n"
+        ),
+        "GET /status HTTP/1.1\r\nHost: evil.example\r\n\r\n".to_owned(),
+        format!(
+            "GET /incidents/..%252f..%252fetc%252fpasswd HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n\r\n"
+        ),
+        format!(
+            "GET /%00%ff/{{id}}/~ HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n\r\n"
+        ),
+        format!("GET /status?{long} HTTP/1.1\r\nHost: localhost\r\n\r\n"),
+        format!(
+            "POST /debug/pprof/symbol HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n{long}",
+            long.len()
+        ),
+        "\x16\x03\x01\0\0\0".to_owned(),
+    ];
+    let send = |request: &str| {
+        let mut stream = TcpStream::connect(address).ok()?;
+        let _ = stream.write_all(request.as_bytes());
+        Some(stream)
+    };
+    // Those who never finish, and a hundred who want the one profiler.
+    let slow: Vec<_> = (0..20).map(|_| send("GET /status HTTP/1.1\r\nHost: loc")).collect();
+    let profile = format!(
+        "GET /debug/pprof/profile?seconds=1 HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n\r\n"
+    );
+    let wanting: Vec<_> = (0..100).map(|_| send(&profile)).collect();
+    let mut next = Instant::now();
+    for request in requests.iter().cycle() {
+        if Instant::now() >= until {
+            break;
+        }
+        drop(send(request));
+        next += BETWEEN;
+        thread::sleep(next.saturating_duration_since(Instant::now()));
+    }
+    drop((slow, wanting));
+}
+
+/// Prints the rows.
+pub(super) fn measure(endpoint: SocketAddr, token: &str, pairs: usize) {
+    let service = service();
+    let plain = [plain(), plain()];
+    let p99 = |address: SocketAddr| {
+        let own = std::env::current_exe().unwrap();
+        let mut strangers =
+            Command::new(own).args([WORD, &address.to_string(), token]).spawn().unwrap();
+        let mut took = Vec::new();
+        let mut client = TcpStream::connect(service).unwrap();
+        client.set_nodelay(true).unwrap();
+        while strangers.try_wait().unwrap().is_none() {
+            let since = Instant::now();
+            client.write_all(&[1]).unwrap();
+            client.read_exact(&mut [0]).unwrap();
+            took.push(since.elapsed());
+            thread::sleep(Duration::from_micros(500));
+        }
+        took.sort();
+        took[took.len() * 99 / 100].as_secs_f64()
+    };
+    let (mut ratios, mut controls, mut absolute) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..pairs {
+        let [first, battery, second] = [plain[0], endpoint, plain[1]].map(p99);
+        ratios.push(battery / ((first + second) / 2.0));
+        controls.push(second / first);
+        absolute.push(battery * 1e6);
+    }
+    [&mut ratios, &mut controls, &mut absolute].map(|them| them.sort_by(f64::total_cmp));
+    let (ratio, most) = (ratios[pairs / 2], controls[pairs - 1].max(1.0 / controls[0]));
+    let verdict = if ratio <= most { "pass" } else { "short" };
+    println!(
+        "p99 of the service under the battery, over the control's  {ratio:.3}  <= {most:.3}  {verdict}"
+    );
+    let (least, middle, most) = (controls[0], controls[pairs / 2], controls[pairs - 1]);
+    println!(
+        "control: p99 over itself, least, median, most  {least:.3} {middle:.3} {most:.3}  -  -"
+    );
+    println!("p99 under the battery, us  {:.0}  -  -", absolute[pairs / 2]);
+}
+
+/// The service: a byte for a byte, after some work.
+fn service() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            stream.set_nodelay(true).unwrap();
+            thread::spawn(move || {
+                let mut byte = [0];
+                while stream.read_exact(&mut byte).is_ok() {
+                    let until = Instant::now() + Duration::from_micros(200);
+                    while Instant::now() < until {
+                        black_box(&byte);
+                    }
+                    let _ = stream.write_all(&byte);
+                }
+            });
+        }
+    });
+    address
+}
+
+/// A listener that reads once and ends the connection.
+fn plain() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let _ = stream.set_read_timeout(Some(Duration::from_millis(1)));
+            let _ = (&stream).read(&mut [0; 4096]);
+        }
+    });
+    address
+}
