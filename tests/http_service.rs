@@ -13,6 +13,9 @@ use marple::config::{HttpSettings, Secret};
 use marple::http;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
+use tonic::service::Routes;
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
 use web::{Answer, ask, serve};
 
 /// `routes` behind hyper alone: no axum server, no middleware, a connection a task.
@@ -38,6 +41,16 @@ fn behind_axum(runtime: &Runtime, routes: Router) -> SocketAddr {
     address
 }
 
+/// `routes` as those of a tonic server, which speaks HTTP/1.1 too.
+fn behind_tonic(runtime: &Runtime, routes: Router) -> SocketAddr {
+    let bind = async { TcpIncoming::bind("127.0.0.1:0".parse().unwrap()) };
+    let incoming = runtime.block_on(bind).unwrap();
+    let address = incoming.local_addr().unwrap();
+    let server = Server::builder().accept_http1(true).add_routes(Routes::from(routes));
+    runtime.spawn(server.serve_with_incoming(incoming));
+    address
+}
+
 /// What does not change from one request to the next.
 fn shape(answer: &Answer) -> (u16, Vec<Option<&str>>, Option<String>) {
     let names =
@@ -53,6 +66,7 @@ fn every_way_in_gives_the_same_answers() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     let routes = || http::guarded(&host.handle(), &token());
     let hyper = format!("http://{}", behind_hyper(&runtime, routes()));
+    let tonic = format!("http://{}", behind_tonic(&runtime, routes()));
     let axum = format!("http://{}", behind_axum(&runtime, routes()));
     let nested = behind_axum(&runtime, Router::new().nest("/internal/x", routes()));
     let nested = format!("http://{nested}/internal/x");
@@ -80,7 +94,7 @@ fn every_way_in_gives_the_same_answers() {
     ] {
         for headers in [&[][..], &[("Authorization", "Bearer s3cret")]] {
             let expected = ask(method, &format!("{own}{path}"), headers, "");
-            for other in [&hyper, &axum, &nested] {
+            for other in [&hyper, &tonic, &axum, &nested] {
                 let answer = ask(method, &format!("{other}{path}"), headers, "");
                 assert_eq!(shape(&answer), shape(&expected), "{method} {other}{path} {headers:?}");
             }

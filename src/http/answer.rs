@@ -4,6 +4,7 @@ use axum::Json;
 use axum::http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
+use serde::Serialize;
 use serde_json::json;
 
 use super::access::{Denied, Role};
@@ -16,6 +17,17 @@ pub(super) const NOSNIFF: (&str, &str) = ("x-content-type-options", "nosniff");
 /// A refusal in the form of the answers of `/monitor/notify`: `code` is the status.
 pub(super) fn refusal(status: StatusCode, msg: &str) -> Response {
     (status, [NOSNIFF], Json(json!({ "code": status.as_u16(), "msg": msg }))).into_response()
+}
+
+/// A value as JSON that people read too: a browser shows it as it comes.
+pub(super) fn readable(value: &impl Serialize) -> Response {
+    match serde_json::to_vec_pretty(value) {
+        Ok(text) => {
+            let kind = (CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            ([NOSNIFF], [kind], text).into_response()
+        }
+        Err(error) => refusal(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
+    }
 }
 
 /// The one answer for whatever is not there: a path, an incident, a file, a name that could not be one.

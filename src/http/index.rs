@@ -4,8 +4,10 @@
 
 use std::fmt::{self, Write as _};
 
+use axum::extract::OriginalUri;
 use axum::http::HeaderValue;
-use axum::http::header::{CONTENT_SECURITY_POLICY, CONTENT_TYPE};
+use axum::http::header::{CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST};
+use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
 
 use super::answer::NOSNIFF;
@@ -55,7 +57,8 @@ background:#f2f2f2;padding:.1em .3em}pre{padding:.6em .8em;overflow-x:auto}.bad{
 code,pre{background:#24272d}.dim{color:#999}.bad{color:#ff8a80}a{color:#8ab4f8}}";
 
 /// The page; without a status, because the agent has stopped, its first part says so.
-pub(super) fn page(status: Option<&Status>) -> Response {
+pub(super) fn page(status: Option<&Status>, asked: &Parts) -> Response {
+    let here = here(asked);
     let mut rows = String::new();
     for (name, query, what) in PROFILES {
         rows += &format!("<tr><td><a href=\"{name}{query}\">{name}</a></td><td>{what}</td></tr>\n");
@@ -76,11 +79,13 @@ pub(super) fn page(status: Option<&Status>) -> Response {
          <a href=\"../../metrics\">metrics</a></p>\n<h2>Types of profiles available</h2>\n\
          <table>\n{rows}</table>\n\
          <p class=\"dim\">Set debug=1 as a query parameter to export in legacy text format.</p>\n\
-         <h2>From a shell</h2>\n<pre>go tool pprof -http=: http://HOST/debug/pprof/profile?seconds=10   \
-         # what burns CPU\ngo tool pprof -http=: http://HOST/debug/pprof/heap                 \
-         # what holds memory\ngo tool pprof -http=: http://HOST/debug/pprof/heap?seconds=30      \
-         # what makes it grow\ncurl -X POST http://HOST/monitor/notify                            \
-         # capture everything, to the disk; again to stop</pre>\n</body>\n</html>\n"
+         <h2>From a shell</h2>\n<pre># what burns CPU\n\
+         go tool pprof -http=: '{here}/debug/pprof/profile?seconds=10'\n\
+         # what holds memory, and what makes it grow\n\
+         go tool pprof -http=: '{here}/debug/pprof/heap'\n\
+         go tool pprof -http=: '{here}/debug/pprof/heap?seconds=30'\n\
+         # capture everything, to the disk; again to stop\n\
+         curl -X POST '{here}/monitor/notify'</pre>\n</body>\n</html>\n"
     );
     let mut response = ([NOSNIFF], page).into_response();
     let headers = response.headers_mut();
@@ -89,6 +94,17 @@ pub(super) fn page(status: Option<&Status>) -> Response {
     let policy = HeaderValue::from_static("default-src 'none'; style-src 'unsafe-inline'");
     headers.insert(CONTENT_SECURITY_POLICY, policy);
     response
+}
+
+/// The page as it was asked for, for commands that are copied into a shell; what a shell would take for more
+/// than a name is left out.
+fn here(asked: &Parts) -> String {
+    let path = asked.extensions.get::<OriginalUri>().map_or(asked.uri.path(), |it| it.path());
+    let host = asked.headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let plain = |c: char| c.is_ascii_alphanumeric() || ".:-_/~[]".contains(c);
+    let well = !host.is_empty() && host.chars().chain(path.chars()).all(plain);
+    let (host, path) = if well { (host, path) } else { ("HOST", "/debug/pprof/") };
+    format!("http://{host}{}", path.trim_end_matches("/debug/pprof/"))
 }
 
 /// Who this is and how it is. Writing into a String cannot fail.
@@ -155,6 +171,20 @@ impl fmt::Display for Escaped<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_command_holds_where_the_page_is_and_nothing_else() {
+        for (uri, host, expected) in [
+            ("/debug/pprof/", "127.0.0.1:6060", "http://127.0.0.1:6060"),
+            ("/ops/debug/pprof/", "[::1]:1", "http://[::1]:1/ops"),
+            ("/debug/pprof/", "x$(reboot)", "http://HOST"),
+            ("/a';b/debug/pprof/", "x", "http://HOST"),
+            ("/debug/pprof/", "", "http://HOST"),
+        ] {
+            let asked = axum::http::Request::builder().uri(uri).header(HOST, host);
+            assert_eq!(here(&asked.body(()).unwrap().into_parts().0), expected, "{uri} {host}");
+        }
+    }
 
     #[test]
     fn a_name_is_no_markup() {

@@ -38,6 +38,9 @@
 //! # }
 //! ```
 //!
+//! Behind hyper alone a router is `TowerToHyperService::new(router)` of `hyper_util`, in a tonic server it is
+//! `add_routes(Routes::from(router))` with `accept_http1(true)`; `tests/http_service.rs` has both.
+//!
 //! # Where it differs from Go's
 //!
 //! | Go | here | why |
@@ -85,13 +88,13 @@ mod route;
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use axum::Router;
 use axum::extract::{FromRequestParts, OriginalUri, Path, Request};
 use axum::http::header::{CONTENT_TYPE, LOCATION};
 use axum::http::request::Parts;
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::any;
-use axum::{Json, Router};
 
 use crate::agent::AgentHandle;
 use crate::config::HttpSettings;
@@ -161,7 +164,7 @@ async fn answer(endpoint: Arc<Endpoint>, route: Route, request: Request) -> Resp
         Route::Incident => incidents::one(dir, name("id"), &parts.headers).await,
         Route::Artifact => incidents::file(dir, name("id"), name("file"), &parts.headers).await,
         Route::PprofRoot => to_index(&parts),
-        Route::Index => index::page(endpoint.agent.status().await.ok().as_deref()),
+        Route::Index => index::page(endpoint.agent.status().await.ok().as_deref(), &parts),
         Route::Pprof => {
             let asked = pprof::Asked {
                 agent: &endpoint.agent,
@@ -220,7 +223,7 @@ fn who(parts: &Parts) -> String {
 
 async fn status(agent: &AgentHandle) -> Response {
     match agent.status().await {
-        Ok(status) => ([answer::NOSNIFF], Json(status)).into_response(),
+        Ok(status) => answer::readable(&status),
         Err(error) => answer::failure(&error),
     }
 }
