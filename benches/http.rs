@@ -11,7 +11,8 @@
 //! - The battery: the p99 of the service's own requests while strangers ask the endpoint for what they may
 //!   not have (`battery.rs`), over the p99 while the same bytes go to a plain listener that ends every
 //!   connection. So what the strangers themselves take of the machine is on both sides. The no-op control
-//!   is one plain listener over another; its spread is what the ratio may be off by.
+//!   is one plain listener over another: what it is off by, or a tenth, the ratio may be off by. Of 21 rounds
+//!   each the lower quartile counts.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};

