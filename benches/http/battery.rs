@@ -18,7 +18,7 @@ const ROUND: Duration = Duration::from_secs(1);
 const BETWEEN: Duration = Duration::from_micros(2500);
 
 /// The strangers: for one round, to `address`.
-pub(super) fn ask(address: SocketAddr, token: &str) {
+pub(super) fn ask(address: SocketAddr, token: &str, captures: usize) {
     let until = Instant::now() + ROUND;
     let long = "x".repeat(64 << 10);
     let requests = [
@@ -48,12 +48,12 @@ pub(super) fn ask(address: SocketAddr, token: &str) {
         let _ = stream.write_all(request.as_bytes());
         Some(stream)
     };
-    // Those who never finish, and a hundred who want the one profiler.
+    // Those who never finish, and those who have the token and want the one profiler.
     let slow: Vec<_> = (0..20).map(|_| send("GET /status HTTP/1.1\r\nHost: loc")).collect();
     let profile = format!(
         "GET /debug/pprof/profile?seconds=1 HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n\r\n"
     );
-    let wanting: Vec<_> = (0..100).map(|_| send(&profile)).collect();
+    let wanting: Vec<_> = (0..captures).map(|_| send(&profile)).collect();
     let mut next = Instant::now();
     for request in requests.iter().cycle() {
         if Instant::now() >= until {
@@ -66,14 +66,16 @@ pub(super) fn ask(address: SocketAddr, token: &str) {
     drop((slow, wanting));
 }
 
-/// Prints the rows.
-pub(super) fn measure(endpoint: SocketAddr, token: &str, pairs: usize) {
+/// Prints the rows for strangers, `captures` of whom have the token and ask for a profile at once.
+pub(super) fn measure(endpoint: SocketAddr, token: &str, captures: usize, pairs: usize) {
     let service = service();
     let plain = [plain(), plain()];
     let p99 = |address: SocketAddr| {
         let own = std::env::current_exe().unwrap();
-        let mut strangers =
-            Command::new(own).args([WORD, &address.to_string(), token]).spawn().unwrap();
+        let mut strangers = Command::new(own)
+            .args([WORD, &address.to_string(), token, &captures.to_string()])
+            .spawn()
+            .unwrap();
         let mut took = Vec::new();
         let mut client = TcpStream::connect(service).unwrap();
         client.set_nodelay(true).unwrap();
@@ -102,7 +104,7 @@ pub(super) fn measure(endpoint: SocketAddr, token: &str, pairs: usize) {
     let goal = control.max(1.0 / control).max(1.1);
     let verdict = if ratio <= goal { "pass" } else { "short" };
     println!(
-        "p99 of the service under the battery, over the control's  {ratio:.3}  <= {goal:.3}  {verdict}"
+        "p99 of the service under the battery, {captures} captures, over the control's  {ratio:.3}  <= {goal:.3}  {verdict}"
     );
     println!("control: p99 over itself  {control:.3}  -  -");
     println!(
