@@ -1,32 +1,54 @@
-//! What a scrape of `/metrics` costs: CPU time of the thread `marple`, which does all of the answering, with
-//! and without scrapes.
+//! What the endpoint costs the service.
 //!
 //! ```text
 //! cargo bench --bench http
 //! ```
 //!
-//! Rows are: name, value, goal, `pass` or `short`. The control is the same service idling for as many ticks.
+//! Rows are: name, value, goal, `pass` or `short`.
+//!
+//! - A scrape of `/metrics`: CPU time of the thread `marple`, which does all of the answering, with and
+//!   without scrapes. The control is the same service idling for as many ticks.
+//! - The battery: the p99 of the service's own requests while strangers ask the endpoint for what they may
+//!   not have (`battery.rs`), over the p99 while the same bytes go to a plain listener that ends every
+//!   connection. So what the strangers themselves take of the machine is on both sides. The no-op control
+//!   is one plain listener over another: what it is off by, or a tenth, the ratio may be off by. Of 21 rounds
+//!   each the lower quartile counts. Once strangers only, once with a hundred who have the token and ask for
+//!   a profile at once: one gets it, and that is a capture with what a capture costs.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
-use marple::config::{HttpSettings, Listen, ToggleSettings};
+use marple::config::{HttpSettings, Listen, Secret, ToggleSettings};
 use marple::{Agent, Settings};
+
+#[path = "http/battery.rs"]
+mod battery;
 
 const PAIRS: usize = 7;
 const SCRAPES: usize = 1000;
 /// 1000 scrapes a second shall take a fifth of a core at the most.
+const TOKEN: &str = "bench-t0ken";
 const GOAL_MICROS: f64 = 200.0;
 
 fn main() {
+    let arguments: Vec<String> = std::env::args().collect();
+    if let [_, word, address, token, captures, ..] = &arguments[..]
+        && word == battery::WORD
+    {
+        return battery::ask(address.parse().unwrap(), token, captures.parse().unwrap());
+    }
     let dir = tempfile::tempdir().unwrap();
     let address: SocketAddr = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let settings = Settings {
         dir: dir.path().join("captures"),
         toggle: ToggleSettings { signal: None, ..ToggleSettings::default() },
-        http: Some(HttpSettings { listen: Listen::Tcp(address), ..HttpSettings::default() }),
+        http: Some(HttpSettings {
+            listen: Listen::Tcp(address),
+            token: Some(Secret::new(TOKEN)),
+            ..HttpSettings::default()
+        }),
         ..Settings::default()
     };
     let agent = Agent::from_settings(settings).start().unwrap();
@@ -51,6 +73,8 @@ fn main() {
     let verdict = if cost <= GOAL_MICROS { "pass" } else { "short" };
     println!("scrape, CPU us on the agent's thread  {cost:.1}  <= {GOAL_MICROS}  {verdict}");
     println!("control: idle, share of a core  {:.5}  -  -", median(&mut idle));
+    battery::measure(address, TOKEN, 0, PAIRS);
+    battery::measure(address, TOKEN, 100, PAIRS);
     drop(agent);
 }
 
@@ -61,7 +85,8 @@ fn median(values: &mut [f64]) -> f64 {
 
 fn scrape(client: &mut TcpStream, times: usize) {
     for _ in 0..times {
-        client.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+        let head = format!("Host: localhost\r\nAuthorization: Bearer {TOKEN}");
+        write!(client, "GET /metrics HTTP/1.1\r\n{head}\r\n\r\n").unwrap();
         let mut head = Vec::new();
         let mut byte = [0; 1];
         while !head.ends_with(b"\r\n\r\n") {

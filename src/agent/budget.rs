@@ -10,11 +10,12 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::stream::allowance::Saved;
 use crate::base::{Anchor, IncidentId, Moment};
 use crate::config::BudgetSettings;
 use crate::rules::{Mark, Opening};
 
-const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+pub(super) const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// What `state.json` holds.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -25,6 +26,9 @@ pub(super) struct State {
     pub(super) incidents: Vec<Timestamp>,
     /// The last capture of each rule that has made one.
     pub(super) rules: BTreeMap<String, RuleState>,
+    /// The captures handed over without an incident.
+    #[serde(default)]
+    pub(super) streams: Vec<Saved>,
 }
 
 impl State {

@@ -275,7 +275,14 @@ fn work(
     while let Ok(order) = inbox.recv() {
         let done = match order {
             Order::Incident(task) => Event::Done(worker.perform(*task)),
-            Order::Stream(task) => Event::Streamed(desk.perform(clock, task)),
+            Order::Stream(task) => {
+                if let Some(error) = task.state.as_ref().and_then(|state| worker.save(state).err())
+                    && events.blocking_send(Event::NotSaved(error)).is_err()
+                {
+                    return;
+                }
+                Event::Streamed(desk.perform(clock, task))
+            }
         };
         if events.blocking_send(done).is_err() {
             return;

@@ -136,6 +136,11 @@ impl Worker {
         }
     }
 
+    /// Saves what must outlive the process, or says why not.
+    pub(super) fn save(&self, state: &State) -> Result<(), String> {
+        self.store.save_state(state).map_err(|error| chain(&error))
+    }
+
     /// Does one task.
     pub(super) fn perform(&mut self, task: Task) -> Report {
         let mut tally = Tally::default();

@@ -24,10 +24,9 @@ use super::status::{
     BudgetStatus, Captured, ConfigStatus, Counters, IncidentStatus, RuleStatus, Status, Toggled,
 };
 use super::stream::{self, Streams, Taken, work};
-use crate::base::{Clock, Error as PublicError, IncidentId, Moment};
+use crate::base::{Anchor, Clock, Error as PublicError, IncidentId, Moment};
 use crate::config::Settings;
 use crate::model::{CaptureKind, CaptureSet, Limits, Losses, Origin, Reason, Vitals};
-use crate::rules::Opening;
 use crate::vitals::Reader;
 
 /// How long an answer waits for an incident's directory before it says that none is there yet.
@@ -79,8 +78,10 @@ impl Core {
     ) -> Self {
         let started = clock.wall();
         let mut decider = Decider::new(settings.rules.clone(), settings.budget.clone());
+        let mut streams = Streams::new(settings.budget.streams_per_day);
         if let Some(state) = state {
             decider.restore(clock.anchor(), state);
+            streams.allowance.restore(clock.anchor(), &state.streams);
         }
         collect::heap::set_rates(&settings.heap);
         collect::trace::configure(&settings.trace);
@@ -95,7 +96,7 @@ impl Core {
             vitals: Vitals::default(),
             history: History::default(),
             open: Vec::new(),
-            streams: Streams::default(),
+            streams,
             tasks,
             busy: false,
             counters: Counters::default(),
@@ -201,6 +202,7 @@ impl Core {
                     self.counters.stream_bytes.0 += bytes;
                 }
             }
+            Event::NotSaved(error) => self.fail("state not saved", error),
             Event::Reloaded { settings } => self.reload(settings),
             Event::Shutdown => {
                 self.decider.incidents.shut();
@@ -230,12 +232,24 @@ impl Core {
         {
             return Some(work::Order::Incident(Box::new(self.task(job))));
         }
+        let job = urgent.or_else(|| self.streams.next_job(anchor, &taken))?;
         Some(work::Order::Stream(work::Task {
-            job: urgent.or_else(|| self.streams.next_job(anchor, &taken))?,
+            // Before the job: should that be what ends the process, the budget knows of it.
+            state: self.streams.allowance.is_dirty().then(|| self.state(anchor)).flatten(),
+            job,
             settings: Arc::clone(&self.settings),
             headroom: self.vitals.headroom(),
             vitals: row(&self.vitals, anchor),
         }))
+    }
+
+    /// What is to be saved, if it has changed since it was asked for last.
+    fn state(&mut self, anchor: Anchor) -> Option<State> {
+        if self.streams.allowance.is_dirty() {
+            self.decider.state_changed();
+        }
+        let state = self.decider.take_state(anchor)?;
+        Some(State { streams: self.streams.allowance.save(anchor), ..state })
     }
 
     /// What incidents have of the engines or are about to take.
@@ -256,10 +270,11 @@ impl Core {
         | Job::Note { id, .. }
         | Job::Close { id, .. }) = &job;
         let anchor = self.clock.anchor();
+        let state = self.state(anchor);
         let recording = self.open.iter().find(|open| open.id == *id).map(|open| &open.recording);
         Task {
             settings: Arc::clone(&self.settings),
-            state: self.decider.take_state(anchor),
+            state,
             limits: Limits::from(&self.vitals),
             headroom: self.vitals.headroom(),
             vitals: recording.map_or_else(Vec::new, |recording| recording.rows(anchor)),
@@ -364,6 +379,7 @@ impl Core {
         };
         let (settings, needs_restart) = reload::merge(&self.settings, settings);
         self.decider.replace(settings.rules.clone(), settings.budget.clone());
+        self.streams.allowance.set_limit(settings.budget.streams_per_day);
         collect::heap::set_rates(&settings.heap);
         collect::trace::configure(&settings.trace);
         tracing::info!(target: "marple", needs_restart = ?needs_restart, "new settings are in force");
@@ -409,19 +425,9 @@ impl Core {
     }
 
     fn budget(&self) -> BudgetStatus {
-        let (now, anchor) = (self.clock.now(), self.clock.anchor());
-        let (opening, until) = match self.decider.opening(now) {
-            Opening::Free => ("free", None),
-            Opening::Gap { until } => ("gap", Some(until)),
-            Opening::Spent { until } => ("spent", Some(until)),
-            Opening::Exhausted => ("exhausted", None),
-        };
-        BudgetStatus {
-            incidents_in_a_day: self.decider.spent(now),
-            incidents_per_day: self.settings.budget.incidents_per_day,
-            opening,
-            until: until.map(|until| anchor.wall_at(until)),
-        }
+        let (anchor, decider) = (self.clock.anchor(), &self.decider);
+        let (opening, spent) = (decider.opening(anchor.moment), decider.spent(anchor.moment));
+        BudgetStatus::new(anchor, &self.settings.budget, (opening, spent), &self.streams.allowance)
     }
 
     fn toggled(&self, state: Option<ToggleState>) -> Toggled {

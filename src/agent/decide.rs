@@ -76,7 +76,13 @@ impl Decider {
             schema: State::SCHEMA,
             incidents: self.budget.incidents(anchor),
             rules: rules.collect(),
+            streams: Vec::new(),
         })
+    }
+
+    /// Something else that is saved beside it has changed.
+    pub(super) fn state_changed(&mut self) {
+        self.dirty = true;
     }
 
     /// Puts other rules and budgets in force.

@@ -7,9 +7,11 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::stream::StreamStatus;
+use super::stream::allowance::Allowance;
 use crate::base::{Anchor, Bytes, IncidentId};
+use crate::config::BudgetSettings;
 use crate::model::{CaptureKind, CaptureSet, Limits, Losses, Metric, VitalsRow};
-use crate::rules::State;
+use crate::rules::{Opening, State};
 use crate::vitals::Distribution;
 
 /// The toggle after a request.
@@ -59,7 +61,7 @@ pub struct Status {
     pub incidents: Vec<IncidentStatus>,
     /// Captures that are handed to whoever asked over HTTP.
     pub streams: Vec<StreamStatus>,
-    /// What rules may still do.
+    /// What rules and clients may still do.
     pub budget: BudgetStatus,
     /// The rules, in the order of the settings.
     pub rules: Vec<RuleStatus>,
@@ -111,7 +113,7 @@ pub struct IncidentStatus {
     pub held_by: Vec<String>,
 }
 
-/// What rules have used up of what they may.
+/// What rules and clients have used up of what they may.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct BudgetStatus {
     /// Incidents that rules opened in the last 24 hours, those of processes before this one included.
@@ -123,6 +125,38 @@ pub struct BudgetStatus {
     pub opening: &'static str,
     /// When that ends.
     pub until: Option<Timestamp>,
+    /// Captures handed over without an incident in the last 24 hours, likewise.
+    pub streams_in_a_day: u64,
+    /// How many there may be.
+    pub streams_per_day: u64,
+    /// When there may be another; none: at once.
+    pub streams_until: Option<Timestamp>,
+}
+
+impl BudgetStatus {
+    pub(super) fn new(
+        anchor: Anchor,
+        settings: &BudgetSettings,
+        (opening, incidents): (Opening, usize),
+        streams: &Allowance,
+    ) -> Self {
+        let (opening, until) = match opening {
+            Opening::Free => ("free", None),
+            Opening::Gap { until } => ("gap", Some(until)),
+            Opening::Spent { until } => ("spent", Some(until)),
+            Opening::Exhausted => ("exhausted", None),
+        };
+        let wall = |moment| anchor.wall_at(moment);
+        Self {
+            incidents_in_a_day: incidents,
+            incidents_per_day: settings.incidents_per_day,
+            opening,
+            until: until.map(wall),
+            streams_in_a_day: streams.spent(anchor.moment),
+            streams_per_day: streams.limit(),
+            streams_until: streams.spent_until(anchor.moment).map(wall),
+        }
+    }
 }
 
 /// A rule and what it last decided.

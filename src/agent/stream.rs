@@ -20,182 +20,23 @@
 
 #![cfg_attr(not(feature = "http"), allow(dead_code, reason = "the endpoint is who asks"))]
 
+pub(super) mod allowance;
+mod ask;
+mod take;
 pub(super) mod work;
-
-use std::fmt;
-use std::future::Future;
-use std::pin::Pin;
-use std::task::{Context, Poll};
-use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::Serialize;
-use tokio::sync::{mpsc, oneshot};
 
-use super::event::Event;
-use crate::base::{Anchor, Bytes, Hertz, Moment};
+use crate::base::{Anchor, Moment};
 use crate::model::{CaptureKind, CaptureSet};
+use allowance::Allowance;
+pub(crate) use ask::{Ask, StreamError, Streamed, Streaming};
+pub(crate) use take::{Form, HeapView, Take, ThreadView};
 
 /// How many streams may be at any stage at once. A snapshot's bytes are some hundred KiB while it waits
 /// for its client to be told, so this is memory too.
 const MOST: usize = 16;
-
-/// What to capture.
-#[derive(Clone, Debug)]
-pub(crate) enum Take {
-    /// A CPU profile; at the settings' frequency, if none is given.
-    Cpu { duration: Duration, frequency: Option<Hertz> },
-    /// A runtime trace.
-    Trace { duration: Duration },
-    /// The heap now.
-    Heap { view: HeapView, form: Form },
-    /// What the heap's profile gained in a time, sampled every `rate` bytes, if one is given.
-    HeapDelta { duration: Duration, view: HeapView, rate: Option<Bytes> },
-    /// The threads there are.
-    Threads { view: ThreadView, form: Form },
-    /// The functions at these addresses.
-    Symbols(Vec<u64>),
-}
-
-/// Which of the heap profile's types is shown first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum HeapView {
-    InUse,
-    Allocated,
-}
-
-/// What a list of threads is called.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum ThreadView {
-    /// One sample a thread: Go's `goroutine`.
-    Now,
-    /// One sample for all: Go's `threadcreate`.
-    Created,
-}
-
-/// How it is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Form {
-    /// As profilers read it.
-    Binary,
-    /// As people read it.
-    Text,
-    /// The same with all there is, one by one.
-    Full,
-}
-
-impl Take {
-    /// The one-of-a-kind engine it needs.
-    pub(super) fn engine(&self) -> Option<CaptureKind> {
-        match self {
-            Self::Cpu { .. } => Some(CaptureKind::Cpu),
-            Self::Trace { .. } => Some(CaptureKind::Trace),
-            _ => None,
-        }
-    }
-
-    /// How long it takes; none when it is a look at the present.
-    fn duration(&self) -> Option<Duration> {
-        match self {
-            Self::Cpu { duration, .. }
-            | Self::Trace { duration }
-            | Self::HeapDelta { duration, .. } => Some(*duration),
-            Self::Heap { .. } | Self::Threads { .. } | Self::Symbols(_) => None,
-        }
-    }
-
-    /// Its name among those who ask for it.
-    fn name(&self) -> &'static str {
-        match self {
-            Self::Cpu { .. } => "profile",
-            Self::Trace { .. } => "trace",
-            Self::Heap { view: HeapView::InUse, .. } => "heap",
-            Self::Heap { view: HeapView::Allocated, .. } => "allocs",
-            Self::HeapDelta { .. } => "heap delta",
-            Self::Threads { view: ThreadView::Now, .. } => "goroutine",
-            Self::Threads { view: ThreadView::Created, .. } => "threadcreate",
-            Self::Symbols(_) => "symbol",
-        }
-    }
-
-    /// Whether `self` and `other` cannot be taken at once. A delta keeps a whole snapshot in memory and may
-    /// change the rate, so there is one.
-    fn excludes(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::HeapDelta { .. }, Self::HeapDelta { .. }) => true,
-            _ => self.engine().is_some() && self.engine() == other.engine(),
-        }
-    }
-}
-
-/// What was captured.
-#[derive(Debug, Default)]
-pub(crate) struct Streamed {
-    pub(crate) bytes: Vec<u8>,
-    /// Why it is shorter than was asked.
-    pub(crate) cut_short: Option<String>,
-}
-
-/// Why nothing was.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum StreamError {
-    /// The engine is taken.
-    #[error("{by}")]
-    Busy {
-        by: String,
-        /// How long it may take until it is free, if that is known.
-        wait: Option<Duration>,
-    },
-    /// It was tried.
-    #[error("{0}")]
-    Failed(String),
-}
-
-/// Who asks, and how he is answered.
-pub(crate) struct Ask {
-    pub(crate) take: Take,
-    pub(crate) who: String,
-    pub(crate) reply: oneshot::Sender<Result<Streamed, StreamError>>,
-}
-
-/// A stream that was asked for. Dropping it gives it up: what runs for it is stopped at once.
-#[must_use = "a stream that is dropped is given up"]
-pub(crate) struct Streaming {
-    answer: oneshot::Receiver<Result<Streamed, StreamError>>,
-    events: mpsc::Sender<Event>,
-    answered: bool,
-}
-
-impl Streaming {
-    pub(super) fn new(
-        answer: oneshot::Receiver<Result<Streamed, StreamError>>,
-        events: mpsc::Sender<Event>,
-    ) -> Self {
-        Self { answer, events, answered: false }
-    }
-}
-
-impl Future for Streaming {
-    type Output = Result<Streamed, StreamError>;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let answer = Pin::new(&mut self.answer).poll(context);
-        self.answered = answer.is_ready();
-        answer.map(|answer| {
-            answer.unwrap_or_else(|_| Err(StreamError::Failed(super::Error::Stopped.to_string())))
-        })
-    }
-}
-
-impl Drop for Streaming {
-    fn drop(&mut self) {
-        if !self.answered {
-            self.answer.close();
-            // Only wakes the loop, which sees the closed answer at its next tick in any case.
-            let _ = self.events.try_send(Event::StreamGone);
-        }
-    }
-}
 
 /// A stream, for `status`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -245,6 +86,7 @@ enum Phase {
 struct Stream {
     id: u64,
     ask: Ask,
+    asked: Moment,
     phase: Phase,
     /// Its job is with the capture thread.
     out: bool,
@@ -266,19 +108,26 @@ pub(super) struct Taken {
 }
 
 /// The streams there are.
-#[derive(Default)]
 pub(super) struct Streams {
     streams: Vec<Stream>,
+    pub(super) allowance: Allowance,
     next: u64,
     shut: bool,
 }
 
 impl Streams {
+    /// None yet; so many may be handed over in a day.
+    pub(super) fn new(per_day: usize) -> Self {
+        Self { streams: Vec::new(), allowance: Allowance::new(per_day), next: 0, shut: false }
+    }
+
     /// Takes `ask`, or answers at once why not.
     pub(super) fn ask(&mut self, anchor: Anchor, ask: Ask, taken: &[Taken]) {
         let now = anchor.moment;
         let refusal = if self.shut {
             Some(StreamError::Failed(super::Error::Stopped.to_string()))
+        } else if let Some(spent) = self.spent(anchor, &ask.take) {
+            Some(spent)
         } else if let Some(busy) = self.incident_in_the_way(anchor, &ask.take, taken) {
             Some(busy)
         } else if let Some(other) =
@@ -298,10 +147,32 @@ impl Streams {
         match refusal {
             Some(refusal) => drop(ask.reply.send(Err(refusal))),
             None => {
+                if ask.take.is_capture() {
+                    self.allowance.spend(now);
+                }
                 self.next += 1;
-                self.streams.push(Stream { id: self.next, ask, phase: Phase::Waiting, out: false });
+                let (id, phase) = (self.next, Phase::Waiting);
+                self.streams.push(Stream { id, ask, asked: now, phase, out: false });
             }
         }
+    }
+
+    fn spent(&self, anchor: Anchor, take: &Take) -> Option<StreamError> {
+        let until = self.allowance.spent_until(anchor.moment).filter(|_| take.is_capture())?;
+        Some(StreamError::Spent {
+            limit: self.allowance.limit(),
+            until: shown(anchor, until),
+            wait: until.since(anchor.moment),
+        })
+    }
+
+    /// Takes the stream at `at` out; one that came to nothing is not counted.
+    fn remove(&mut self, at: usize, came_to_nothing: bool) -> Stream {
+        let stream = self.streams.remove(at);
+        if came_to_nothing && stream.ask.take.is_capture() {
+            self.allowance.refund(stream.asked);
+        }
+        stream
     }
 
     fn incident_in_the_way(
@@ -374,7 +245,7 @@ impl Streams {
                 false => None,
             };
             if waits && (stream.is_given_up() || refusal.is_some()) {
-                let stream = self.streams.remove(at);
+                let stream = self.remove(at, true);
                 if let Some(refusal) = refusal {
                     let _ = stream.ask.reply.send(Err(refusal));
                 }
@@ -405,12 +276,12 @@ impl Streams {
             }
             Done::Finished { result, .. } => {
                 let bytes = result.as_ref().ok().map(|streamed| streamed.bytes.len() as u64);
-                let stream = self.streams.remove(at);
+                let stream = self.remove(at, result.is_err());
                 let _ = stream.ask.reply.send(result);
                 bytes
             }
             Done::Dropped { .. } => {
-                let stream = self.streams.remove(at);
+                let stream = self.remove(at, false);
                 let stopped = StreamError::Failed(super::Error::Stopped.to_string());
                 let _ = stream.ask.reply.send(Err(stopped));
                 None
@@ -462,7 +333,7 @@ impl Stream {
 }
 
 /// A moment as people read it, to the second.
-fn shown(anchor: Anchor, moment: Moment) -> impl fmt::Display {
+fn shown(anchor: Anchor, moment: Moment) -> String {
     anchor.wall_at(moment).strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 

@@ -74,6 +74,7 @@ fn budget(section: &mut Section<'_, '_>, budget: &mut BudgetSettings) {
     section.read("captures_per_incident", value::count, &mut budget.captures_per_incident);
     section.read("min_between_incidents", value::duration, &mut budget.min_between_incidents);
     section.read("join", value::duration, &mut budget.join);
+    section.read("streams_per_day", value::count, &mut budget.streams_per_day);
     section.read("cpu_ceiling", value::ceiling, &mut budget.cpu_ceiling);
 }
 

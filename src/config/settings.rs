@@ -53,7 +53,7 @@ pub(super) enum RuleChoice {
 }
 
 /// What bounds the incidents that rules open and the captures they make. What is asked for by hand or
-/// from code is not bounded by it. It outlives the process: a service that is restarted in a loop stays
+/// from code is not bounded by it; what is handed over without an incident has a number of its own. It outlives the process: a service that is restarted in a loop stays
 /// within it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BudgetSettings {
@@ -65,6 +65,10 @@ pub struct BudgetSettings {
     pub min_between_incidents: Duration,
     /// A rule that fires within this of an incident's opening joins it. Default: 30 seconds.
     pub join: Duration,
+    /// Captures handed over without an incident (`/debug/pprof/`) in any 24 hours; beyond it clients are
+    /// told when there is another. One that pulls three profiles every 15 seconds takes 17,280. Default:
+    /// 100,000.
+    pub streams_per_day: usize,
     /// While more than this share of the CPU limit is used, what is dear is not captured. Default: none.
     pub cpu_ceiling: Option<Percent>,
 }
@@ -353,6 +357,7 @@ impl Default for BudgetSettings {
             captures_per_incident: 16,
             min_between_incidents: Duration::from_secs(60),
             join: Duration::from_secs(30),
+            streams_per_day: 100_000,
             cpu_ceiling: None,
         }
     }

@@ -29,6 +29,8 @@ const LOOKBACK: (Duration, Duration) = (Duration::from_secs(1), Duration::from_s
 const MAX_RULES: usize = 100;
 /// Each is a line of `state.json`, which has a bound; one a minute is more than anybody reads.
 const MAX_INCIDENTS_PER_DAY: usize = 1440;
+/// A hundred a second, which nobody means; and 100 numbers of `state.json` in any case.
+const MAX_STREAMS_PER_DAY: usize = 10_000_000;
 /// Longer, the thread that captures would be kept from everything else of an incident.
 const MAX_TASKS_DEADLINE: Duration = Duration::from_secs(30);
 /// What can be captured, for those who named nothing.
@@ -167,6 +169,10 @@ fn general(check: &mut Check, settings: &Settings) {
     });
     check.that(budget.captures_per_incident > 0, &["budget.captures_per_incident"], || {
         "0 would let no rule fire: write 1 or more, or mode = \"dry-run\" in each rule".to_owned()
+    });
+    let most = MAX_STREAMS_PER_DAY;
+    check.that((1..=most).contains(&budget.streams_per_day), &["budget.streams_per_day"], || {
+        format!("{} is out of bounds: write 1 to {most}", budget.streams_per_day)
     });
     if let Some(Percent(share)) = budget.cpu_ceiling {
         check.that((0.0..=100.0).contains(&share), &["budget.cpu_ceiling"], || {

@@ -4,6 +4,7 @@ use axum::Json;
 use axum::http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
+use serde::Serialize;
 use serde_json::json;
 
 use super::access::{Denied, Role};
@@ -16,6 +17,17 @@ pub(super) const NOSNIFF: (&str, &str) = ("x-content-type-options", "nosniff");
 /// A refusal in the form of the answers of `/monitor/notify`: `code` is the status.
 pub(super) fn refusal(status: StatusCode, msg: &str) -> Response {
     (status, [NOSNIFF], Json(json!({ "code": status.as_u16(), "msg": msg }))).into_response()
+}
+
+/// A value as JSON that people read too: a browser shows it as it comes.
+pub(super) fn readable(value: &impl Serialize) -> Response {
+    match serde_json::to_vec_pretty(value) {
+        Ok(text) => {
+            let kind = (CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            ([NOSNIFF], [kind], text).into_response()
+        }
+        Err(error) => refusal(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
+    }
 }
 
 /// The one answer for whatever is not there: a path, an incident, a file, a name that could not be one.
@@ -68,10 +80,22 @@ pub(super) fn pprof_error(status: StatusCode, text: &str) -> Response {
     response
 }
 
-/// What Go answers when an engine cannot be started: 500, for which clients ask again at their next turn.
+/// What went wrong with a capture, with when to ask again where that is known:
+///
+/// | status | why |
+/// |---|---|
+/// | 404 | the settings or the build leave it out: Go's answer for a profile that a program does not have |
+/// | 429 | the day's captures are spent |
+/// | 500 | Go's answer when an engine cannot be started: clients ask again at their next turn |
 pub(super) fn stream_error(what: &str, error: &StreamError) -> Response {
-    let mut response = pprof_error(StatusCode::INTERNAL_SERVER_ERROR, &format!("{what}: {error}"));
-    if let StreamError::Busy { wait: Some(wait), .. } = error {
+    let (status, wait) = match error {
+        StreamError::Absent(_) => (StatusCode::NOT_FOUND, None),
+        StreamError::Spent { wait, .. } => (StatusCode::TOO_MANY_REQUESTS, Some(*wait)),
+        StreamError::Busy { wait, .. } => (StatusCode::INTERNAL_SERVER_ERROR, *wait),
+        StreamError::Failed(_) => (StatusCode::INTERNAL_SERVER_ERROR, None),
+    };
+    let mut response = pprof_error(status, &format!("{what}: {error}"));
+    if let Some(wait) = wait {
         let seconds = HeaderValue::from(wait.as_secs() + 1);
         response.headers_mut().insert(RETRY_AFTER, seconds);
     }

@@ -12,8 +12,8 @@ use super::access::Role;
 use super::route::Route;
 
 /// The statuses there are; 499 is a client that went away before its answer, as nginx counts it.
-const CODES: [u16; 17] =
-    [200, 206, 301, 304, 307, 400, 401, 403, 404, 405, 408, 413, 416, 499, 500, 503, 0];
+const CODES: [u16; 18] =
+    [200, 206, 301, 304, 307, 400, 401, 403, 404, 405, 408, 413, 416, 429, 499, 500, 503, 0];
 
 const ROUTES: usize = Route::ALL.len() + 1;
 

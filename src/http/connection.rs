@@ -4,7 +4,7 @@
 //! |---|---|
 //! | send the head of a request, or keep a connection it does not use | [`HEAD`] |
 //! | send the body of one | [`BODY`] |
-//! | take what it asked for | [`STALL`] without a byte |
+//! | take what it asked for | [`STALL`] for each [`PACE`] |
 //!
 //! and the head has 16 KiB and hyper's 100 headers. Beyond them the connection ends.
 
@@ -33,8 +33,11 @@ use super::answer::refusal;
 const HEAD: Duration = Duration::from_secs(10);
 /// For 1 MiB of addresses.
 const BODY: Duration = Duration::from_secs(15);
-/// A client that takes no byte for so long has gone without a word.
+/// How long a client may take for [`PACE`] bytes. One that takes none in that time has gone without a word;
+/// one that takes a byte a second would hold its place for a week.
 const STALL: Duration = Duration::from_secs(30);
+/// 2 KiB a second, which a telephone line does.
+const PACE: usize = 64 << 10;
 /// What an answer may take besides the capture it asks for: stopping and encoding on a machine in trouble.
 const SPARE: Duration = Duration::from_secs(60);
 const HEAD_BYTES: usize = 16 << 10;
@@ -75,8 +78,8 @@ pub(super) async fn serve(
 /// A stream whose other end may not stop taking.
 struct Patient<S> {
     stream: S,
-    /// Since when a write waits, plus [`STALL`].
-    stalled: Option<Pin<Box<Sleep>>>,
+    /// Since when writes have waited, plus [`STALL`], and what was taken since.
+    stalled: Option<(Pin<Box<Sleep>>, usize)>,
 }
 
 impl<S> Patient<S> {
@@ -84,18 +87,23 @@ impl<S> Patient<S> {
         Self { stream, stalled: None }
     }
 
-    /// `progress`, or an error once there has been none for too long.
+    /// `progress`, of which `bytes` says how much it is, or an error once there has been too little.
     fn within<T>(
         &mut self,
         context: &mut Context<'_>,
         progress: Poll<io::Result<T>>,
+        bytes: impl FnOnce(&T) -> usize,
     ) -> Poll<io::Result<T>> {
-        if progress.is_ready() {
-            self.stalled = None;
-            return progress;
+        if let Poll::Ready(progress) = progress {
+            let more = progress.as_ref().map_or(PACE, bytes);
+            self.stalled = self.stalled.take().and_then(|(until, taken)| {
+                let taken = taken.saturating_add(more);
+                (taken < PACE).then_some((until, taken))
+            });
+            return Poll::Ready(progress);
         }
-        let until = || Box::pin(time::sleep_until(Instant::now() + STALL));
-        let stalled = self.stalled.get_or_insert_with(until);
+        let until = || (Box::pin(time::sleep_until(Instant::now() + STALL)), 0);
+        let (stalled, _) = self.stalled.get_or_insert_with(until);
         match Future::poll(stalled.as_mut(), context) {
             Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
             Poll::Pending => Poll::Pending,
@@ -120,7 +128,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let progress = Pin::new(&mut self.stream).poll_write(context, bytes);
-        self.within(context, progress)
+        self.within(context, progress, |taken| *taken)
     }
 
     fn poll_write_vectored(
@@ -129,20 +137,72 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
         bytes: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let progress = Pin::new(&mut self.stream).poll_write_vectored(context, bytes);
-        self.within(context, progress)
+        self.within(context, progress, |taken| *taken)
     }
 
     fn is_write_vectored(&self) -> bool {
         self.stream.is_write_vectored()
     }
 
+    // What was written is taken: what comes next has a time of its own.
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let progress = Pin::new(&mut self.stream).poll_flush(context);
-        self.within(context, progress)
+        self.within(context, progress, |()| PACE)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let progress = Pin::new(&mut self.stream).poll_shutdown(context);
-        self.within(context, progress)
+        self.within(context, progress, |()| PACE)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    const BODY_BYTES: usize = 1 << 20;
+
+    /// What a client gets that takes `piece` bytes a second of a large answer, and how long it is served.
+    async fn taken(piece: usize) -> (usize, Duration) {
+        let body = || async { vec![b'x'; BODY_BYTES] };
+        let routes = Router::new().route("/", axum::routing::get(body));
+        let (mut client, server) = tokio::io::duplex(4 << 10);
+        let began = Instant::now();
+        let serving = tokio::spawn(async move {
+            serve(server, Peer("test".into()), routes, Duration::ZERO).await;
+            began.elapsed()
+        });
+        let ask = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+        client.write_all(ask).await.unwrap();
+        let (mut got, mut buffer) = (0, vec![0; piece]);
+        while let Ok(n @ 1..) = client.read(&mut buffer).await {
+            got += n;
+            time::sleep(Duration::from_secs(1)).await;
+        }
+        (got, serving.await.unwrap())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_takes_a_byte_a_second_is_ended() {
+        let (got, served) = taken(1).await;
+        assert!(got < 8 << 10, "{got}");
+        assert_eq!(served.as_secs(), STALL.as_secs());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_on_a_telephone_line_gets_all_of_it() {
+        let (got, served) = taken(4 << 10).await;
+        assert!(got > BODY_BYTES, "{got}");
+        assert!(served > STALL * 2, "{served:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_never_asks_is_ended() {
+        let (_client, server) = tokio::io::duplex(64);
+        let began = Instant::now();
+        serve(server, Peer("test".into()), Router::new(), Duration::ZERO).await;
+        assert_eq!(began.elapsed().as_secs(), HEAD.as_secs());
     }
 }

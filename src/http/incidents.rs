@@ -4,7 +4,6 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 
-use axum::Json;
 use axum::body::Body;
 use axum::http::header::{
     ACCEPT_RANGES, CONTENT_DISPOSITION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG,
@@ -15,7 +14,7 @@ use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::answer::{NOSNIFF, not_found, refusal};
+use super::answer::{NOSNIFF, not_found, readable, refusal};
 use super::archive::Archive;
 use super::chunks::{self, CHUNK, Source};
 use crate::base::{Bytes, IncidentId};
@@ -77,7 +76,7 @@ pub(super) async fn list(dir: &Path) -> Response {
     let rows =
         off_thread(move || Ok(store::list(&dir)?.into_iter().map(Row::from).collect::<Vec<_>>()));
     match rows.await {
-        Ok(rows) => ([NOSNIFF], Json(rows)).into_response(),
+        Ok(rows) => readable(&rows),
         Err(refusal) => refusal,
     }
 }

@@ -1,10 +1,17 @@
-//! The page at `/debug/pprof/`, as people know it. Links are relative, so it stands under any prefix.
+//! The page at `/debug/pprof/`, as people know it, for somebody who has been woken: what is wrong at the
+//! moment comes first, then what to look at, with the command that does it. Links are relative, so it
+//! stands under any prefix; nothing on it is loaded or run.
 
+use std::fmt::{self, Write as _};
+
+use axum::extract::OriginalUri;
 use axum::http::HeaderValue;
-use axum::http::header::{CONTENT_SECURITY_POLICY, CONTENT_TYPE};
+use axum::http::header::{CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST};
+use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
 
 use super::answer::NOSNIFF;
+use crate::agent::Status;
 
 /// Every profile, what its link asks for, and what it is.
 const PROFILES: [(&str, &str, &str); 10] = [
@@ -42,23 +49,146 @@ const PROFILES: [(&str, &str, &str); 10] = [
     ),
 ];
 
-pub(super) fn page() -> Response {
+const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;\
+color:#222;background:#fff}h1{font-size:1.3em}h2{font-size:1em;margin:1.6em 0 .4em}table{border-collapse:\
+collapse}td{padding:.25em 1.2em .25em 0;vertical-align:top}code,pre{font:13px/1.5 ui-monospace,monospace;\
+background:#f2f2f2;padding:.1em .3em}pre{padding:.6em .8em;overflow-x:auto}.bad{color:#b00020;font-weight:600}\
+.dim{color:#666}a{color:#0b57d0}@media(prefers-color-scheme:dark){body{color:#ddd;background:#16181c}\
+code,pre{background:#24272d}.dim{color:#999}.bad{color:#ff8a80}a{color:#8ab4f8}}";
+
+/// The page; without a status, because the agent has stopped, its first part says so.
+pub(super) fn page(status: Option<&Status>, asked: &Parts) -> Response {
+    let here = here(asked);
     let mut rows = String::new();
     for (name, query, what) in PROFILES {
         rows += &format!("<tr><td><a href=\"{name}{query}\">{name}</a></td><td>{what}</td></tr>\n");
     }
+    let mut now = String::new();
+    match status {
+        Some(status) => present(&mut now, status),
+        None => {
+            now += "<p class=\"bad\">The agent has stopped: nothing is captured any more.</p>\n"
+        }
+    }
     let page = format!(
-        "<!DOCTYPE html>\n<html>\n<head>\n<title>/debug/pprof/</title>\n</head>\n<body>\n\
-         /debug/pprof/\n<br>\n\
-         <p>Set debug=1 as a query parameter to export in legacy text format</p>\n\
-         Types of profiles available:\n<table>\n{rows}</table>\n\
-         <p><a href=\"goroutine?debug=2\">all threads</a> · <a href=\"../../status\">status</a> · \
-         <a href=\"../../incidents\">incidents</a></p>\n</body>\n</html>\n"
+        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+         <meta name=\"viewport\" content=\"width=device-width\">\n<title>/debug/pprof/</title>\n\
+         <style>{STYLE}</style>\n</head>\n<body>\n<h1>/debug/pprof/</h1>\n{now}\
+         <p><a href=\"goroutine?debug=2\">where every thread and task stands</a> · \
+         <a href=\"../../incidents\">incidents</a> · <a href=\"../../status\">status</a> · \
+         <a href=\"../../metrics\">metrics</a></p>\n<h2>Types of profiles available</h2>\n\
+         <table>\n{rows}</table>\n\
+         <p class=\"dim\">Set debug=1 as a query parameter to export in legacy text format.</p>\n\
+         <h2>From a shell</h2>\n<pre># what burns CPU\n\
+         go tool pprof -http=: '{here}/debug/pprof/profile?seconds=10'\n\
+         # what holds memory, and what makes it grow\n\
+         go tool pprof -http=: '{here}/debug/pprof/heap'\n\
+         go tool pprof -http=: '{here}/debug/pprof/heap?seconds=30'\n\
+         # capture everything, to the disk; again to stop\n\
+         curl -X POST '{here}/monitor/notify'</pre>\n</body>\n</html>\n"
     );
     let mut response = ([NOSNIFF], page).into_response();
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8"));
-    // Nothing on the page is loaded or run, and nothing may be.
-    headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static("default-src 'none'"));
+    // Nothing but the page's own style is used, whatever a name in it holds.
+    let policy = HeaderValue::from_static("default-src 'none'; style-src 'unsafe-inline'");
+    headers.insert(CONTENT_SECURITY_POLICY, policy);
     response
+}
+
+/// The page as it was asked for, for commands that are copied into a shell; what a shell would take for more
+/// than a name is left out.
+fn here(asked: &Parts) -> String {
+    let path = asked.extensions.get::<OriginalUri>().map_or(asked.uri.path(), |it| it.path());
+    let host = asked.headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let plain = |c: char| c.is_ascii_alphanumeric() || ".:-_/~[]".contains(c);
+    let well = !host.is_empty() && host.chars().chain(path.chars()).all(plain);
+    let (host, path) = if well { (host, path) } else { ("HOST", "/debug/pprof/") };
+    format!("http://{host}{}", path.trim_end_matches("/debug/pprof/"))
+}
+
+/// Who this is and how it is. Writing into a String cannot fail.
+fn present(out: &mut String, status: &Status) {
+    let (service, domain) = (Escaped(&status.service), Escaped(&status.domain));
+    let since = status.started.strftime("%Y-%m-%d %H:%M:%SZ");
+    let _ = writeln!(
+        out,
+        "<p><b>{service}</b> in {domain} <span class=\"dim\">· watched since {since} by marple {}</span></p>",
+        status.version
+    );
+    let value = |name: &str| status.vitals.values.get(name).copied();
+    let shown = [
+        ("memory", value("memory").map(|share| format!("{share:.0} % of the limit"))),
+        ("rss", value("memory.rss").map(|bytes| format!("{:.0} MiB", bytes / f64::from(1 << 20)))),
+        ("cpu", value("cpu").map(|share| format!("{share:.0} % of the limit"))),
+        ("threads", value("threads").map(|count| count.to_string())),
+        ("tasks", value("tasks").map(|count| count.to_string())),
+        ("runtime lag", value("runtime.lag").map(|lag| format!("{:.0} ms", lag * 1e3))),
+    ];
+    let shown =
+        shown.iter().filter_map(|(name, value)| Some(format!("{name} {}", value.as_ref()?)));
+    let _ = writeln!(out, "<p>{}</p>", shown.collect::<Vec<_>>().join(" · "));
+    for incident in &status.incidents {
+        let opened = incident.opened.strftime("%H:%M:%SZ");
+        let _ = writeln!(
+            out,
+            "<p class=\"bad\">Incident {} since {opened}: <a href=\"../../incidents/{}\">its files</a></p>",
+            Escaped(&incident.name),
+            incident.id
+        );
+    }
+    if status.incidents.is_empty() {
+        *out += "<p>No open incident.</p>\n";
+    }
+    let active = status.rules.iter().filter(|rule| rule.active || rule.decision == "fire");
+    for rule in active {
+        let _ = writeln!(out, "<p>{}: {}</p>", Escaped(&rule.name), Escaped(&rule.explanation));
+    }
+    for stream in &status.streams {
+        let (take, by) = (stream.take, Escaped(&stream.by));
+        let _ = writeln!(out, "<p>Being captured: {take}, for {by}</p>");
+    }
+    if let Some(failure) = &status.last_failure {
+        let _ = writeln!(out, "<p class=\"bad\">Last failure: {}</p>", Escaped(failure));
+    }
+}
+
+/// A text that is no markup.
+struct Escaped<'a>(&'a str);
+
+impl fmt::Display for Escaped<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.chars().try_for_each(|c| match c {
+            '&' => f.write_str("&amp;"),
+            '<' => f.write_str("&lt;"),
+            '>' => f.write_str("&gt;"),
+            '"' => f.write_str("&quot;"),
+            c => f.write_char(c),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_holds_where_the_page_is_and_nothing_else() {
+        for (uri, host, expected) in [
+            ("/debug/pprof/", "127.0.0.1:6060", "http://127.0.0.1:6060"),
+            ("/ops/debug/pprof/", "[::1]:1", "http://[::1]:1/ops"),
+            ("/debug/pprof/", "x$(reboot)", "http://HOST"),
+            ("/a';b/debug/pprof/", "x", "http://HOST"),
+            ("/debug/pprof/", "", "http://HOST"),
+        ] {
+            let asked = axum::http::Request::builder().uri(uri).header(HOST, host);
+            assert_eq!(here(&asked.body(()).unwrap().into_parts().0), expected, "{uri} {host}");
+        }
+    }
+
+    #[test]
+    fn a_name_is_no_markup() {
+        let text = "<script src=\"x\">&";
+        assert_eq!(Escaped(text).to_string(), "&lt;script src=&quot;x&quot;&gt;&amp;");
+    }
 }

@@ -168,3 +168,32 @@ fn bind_unix(path: &Path) -> io::Result<Socket> {
     let _ = fs::remove_dir(&private);
     bound
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_does_not_take_its_answer_gives_its_place_up() {
+        let places = Arc::new(Semaphore::new(1));
+        let large = || async { vec![b'x'; 1 << 20] };
+        let routes = Router::new().route("/", axum::routing::get(large));
+        let connect = || {
+            let (client, server) = tokio::io::duplex(1 << 10);
+            admit(&places, server, Peer("test".into()), &routes, Duration::ZERO);
+            client
+        };
+        let mut slow = connect();
+        slow.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+        let mut buffer = [0; 12];
+        slow.read_exact(&mut buffer).await.unwrap();
+        assert_eq!(&buffer, b"HTTP/1.1 200");
+        assert_eq!(connect().read(&mut buffer).await.unwrap(), 0, "there is no second place");
+        while places.available_permits() == 0 {
+            slow.read_exact(&mut buffer[..1]).await.unwrap();
+            time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+}

@@ -134,6 +134,12 @@ fn work(page: &mut Page, status: &Status) {
         "Captures under way for clients.",
         Some(status.streams.len() as f64),
     );
+    let budget = &status.budget;
+    page.gauge(
+        "marple_streams_left",
+        "Captures that may still be handed over in the last 24 hours.",
+        Some(budget.streams_per_day.saturating_sub(budget.streams_in_a_day) as f64),
+    );
     let running = |kind: CaptureKind| {
         let runs = status.incidents.iter().any(|incident| incident.running.contains(kind));
         (kind.name(), f64::from(u8::from(runs)))

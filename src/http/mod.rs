@@ -38,6 +38,9 @@
 //! # }
 //! ```
 //!
+//! Behind hyper alone a router is `TowerToHyperService::new(router)` of `hyper_util`, in a tonic server it is
+//! `add_routes(Routes::from(router))` with `accept_http1(true)`; `tests/http_service.rs` has both.
+//!
 //! # Where it differs from Go's
 //!
 //! | Go | here | why |
@@ -46,7 +49,9 @@
 //! | `trace` is Go's execution trace | Perfetto's, from `trace.window` before the request on | `go tool trace` reads Go's scheduler alone; what led up to a moment is recorded anyway |
 //! | any `seconds` | 400 beyond `http.max_duration` | a forgotten client would hold the one profiler for a day |
 //! | `seconds` is rounded to what fits 64 bits of nanoseconds, infinity too | 400 | it is beyond the cap |
-//! | `seconds` for `goroutine`, `threadcreate`, `block`, `mutex` gives a difference | 400, in the words Go has for profiles without one | nothing is counted between two looks |
+//! | `seconds` for `block` and `mutex` waits | an empty difference at once | nothing is gained in any time |
+//! | a profile a program has not is 404 | also one that the settings or the build leave out (`stacks.threads = "off"`, no `#[global_allocator]` line), with the reason | asking again is of no use, and nothing is broken |
+//! | any number of captures | 429 and `Retry-After` beyond `budget.streams_per_day` | a client that asks in a loop is a load; a continuous profiler takes a fifth of it |
 //! | `goroutine` is goroutines | threads with their stacks; with `debug=2` the tasks too | a task that does not run has no stack of its own |
 //! | `threadcreate` has stacks | their number | where threads were made is not recorded |
 //! | busy: 500, `cpu profiling already in use` | 500, who has it and until when, `Retry-After` | so that one knows whether to wait |
@@ -83,13 +88,13 @@ mod route;
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use axum::Router;
 use axum::extract::{FromRequestParts, OriginalUri, Path, Request};
 use axum::http::header::{CONTENT_TYPE, LOCATION};
 use axum::http::request::Parts;
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::any;
-use axum::{Json, Router};
 
 use crate::agent::AgentHandle;
 use crate::config::HttpSettings;
@@ -159,7 +164,7 @@ async fn answer(endpoint: Arc<Endpoint>, route: Route, request: Request) -> Resp
         Route::Incident => incidents::one(dir, name("id"), &parts.headers).await,
         Route::Artifact => incidents::file(dir, name("id"), name("file"), &parts.headers).await,
         Route::PprofRoot => to_index(&parts),
-        Route::Index => index::page(),
+        Route::Index => index::page(endpoint.agent.status().await.ok().as_deref(), &parts),
         Route::Pprof => {
             let asked = pprof::Asked {
                 agent: &endpoint.agent,
@@ -218,7 +223,7 @@ fn who(parts: &Parts) -> String {
 
 async fn status(agent: &AgentHandle) -> Response {
     match agent.status().await {
-        Ok(status) => ([answer::NOSNIFF], Json(status)).into_response(),
+        Ok(status) => answer::readable(&status),
         Err(error) => answer::failure(&error),
     }
 }

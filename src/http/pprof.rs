@@ -143,14 +143,20 @@ fn delta(agent: &AgentHandle, query: &Query, seconds: &str) -> Result<Duration, 
 }
 
 async fn threads(asked: &Asked<'_>, query: &Query) -> Response {
-    if !query.first("seconds").is_empty() {
-        let right = r#""seconds" parameter is not supported for this profile type"#;
-        return pprof_error(StatusCode::BAD_REQUEST, right);
-    }
     let view = match asked.name {
         "goroutine" => ThreadView::Now,
         _ => ThreadView::Created,
     };
+    let seconds = query.first("seconds");
+    if !seconds.is_empty() {
+        return match delta(asked.agent, query, seconds) {
+            Ok(duration) => {
+                let take = Take::ThreadsDelta { duration, view };
+                stream(asked, take, &format!("{}-delta", asked.name), "No threads").await
+            }
+            Err(text) => pprof_error(StatusCode::BAD_REQUEST, &text),
+        };
+    }
     // Go's `debug=2` lists goroutines one by one.
     let form = match (view, query.flag("debug")) {
         (ThreadView::Now, 2..) => Form::Full,
@@ -163,9 +169,14 @@ async fn threads(asked: &Asked<'_>, query: &Query) -> Response {
 /// Who waits for whom is not recorded. Scrapers ask for it by default, so it is a profile of nothing, as in
 /// a Go program that has not turned it on, and says so.
 fn contention(asked: &Asked<'_>, query: &Query) -> Response {
-    if !query.first("seconds").is_empty() {
-        let right = r#""seconds" parameter is not supported for this profile type"#;
-        return pprof_error(StatusCode::BAD_REQUEST, right);
+    let mut name = asked.name.to_owned();
+    match query.first("seconds") {
+        "" => {}
+        // Nothing is gained in any time, so nobody waits for it.
+        seconds => match delta(asked.agent, query, seconds) {
+            Ok(_) => name += "-delta",
+            Err(text) => return pprof_error(StatusCode::BAD_REQUEST, &text),
+        },
     }
     if form(query) == Form::Text {
         let (kind, rest) = match asked.name {
@@ -182,7 +193,7 @@ fn contention(asked: &Asked<'_>, query: &Query) -> Response {
     profile.comments.push(format!("{} contention is not recorded", asked.name));
     let mut bytes = Vec::new();
     match pprof::write(&profile, &mut bytes) {
-        Ok(()) => content(BINARY, Some(asked.name), bytes),
+        Ok(()) => content(BINARY, Some(&name), bytes),
         Err(error) => pprof_error(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
     }
 }

@@ -5,7 +5,7 @@
 
 use jiff::Timestamp;
 
-use super::{Evidence, Failure, Started};
+use super::{Absent, Evidence, Failure, Started};
 use crate::base::{Anchor, Bytes};
 use crate::config::{HeapSettings, Settings, TraceSettings};
 use crate::model::{CaptureKind, Profile, Rule, Vitals};
@@ -19,7 +19,7 @@ pub(super) fn start(kind: CaptureKind, _: &Settings, _: Anchor) -> Result<Starte
 }
 
 fn missing(kind: CaptureKind) -> Failure {
-    format!("marple is built without its `{kind}` feature: add it in Cargo.toml").into()
+    Absent(format!("marple is built without its `{kind}` feature: add it in Cargo.toml")).into()
 }
 
 /// What a guard would be.

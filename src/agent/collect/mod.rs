@@ -37,6 +37,11 @@ pub(super) use absent as trace;
 /// Why a collector did not do what it was asked.
 pub(super) type Failure = Box<dyn Error + Send + Sync>;
 
+/// Why there is nothing to collect of a kind: the settings or the build leave it out.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct Absent(pub(super) String);
+
 /// A collector at work.
 pub(super) trait Collector {
     /// By what means it captures.

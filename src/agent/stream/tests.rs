@@ -1,4 +1,7 @@
+use std::time::Duration;
+
 use jiff::Timestamp;
+use tokio::sync::oneshot;
 
 use super::*;
 
@@ -49,7 +52,7 @@ fn job(streams: &mut Streams, now: u64, taken: &[Taken]) -> String {
 
 /// Starts a CPU stream of 10 s at second 0.
 fn running() -> (Streams, Answer) {
-    let mut streams = Streams::default();
+    let mut streams = Streams::new(1000);
     let answer = ask(&mut streams, 0, cpu(10), &[]);
     assert_eq!(job(&mut streams, 0, &[]), "start 1");
     streams.done(anchor(0).moment, Done::Started { id: 1, engine: None });
@@ -102,7 +105,7 @@ fn who_goes_away_frees_the_engine_at_once() {
 
 #[test]
 fn who_goes_away_before_his_turn_costs_nothing() {
-    let mut streams = Streams::default();
+    let mut streams = Streams::new(1000);
     drop(ask(&mut streams, 0, cpu(1), &[]));
     assert_eq!(job(&mut streams, 0, &[]), "none");
     assert!(streams.is_empty());
@@ -132,7 +135,7 @@ fn an_incident_that_wants_other_engines_is_not_in_the_way() {
 
 #[test]
 fn an_incident_that_comes_before_the_start_turns_the_client_away() {
-    let mut streams = Streams::default();
+    let mut streams = Streams::new(1000);
     let answer = ask(&mut streams, 0, cpu(1), &[]);
     assert_eq!(job(&mut streams, 0, &incident([CaptureKind::Cpu])), "none");
     assert!(busy(answer).0.contains("incident X"));
@@ -140,7 +143,7 @@ fn an_incident_that_comes_before_the_start_turns_the_client_away() {
 
 #[test]
 fn snapshots_wait_for_their_turn_and_there_is_a_last_one() {
-    let mut streams = Streams::default();
+    let mut streams = Streams::new(1000);
     let answers: Vec<Answer> = (0..MOST).map(|_| ask(&mut streams, 0, heap(), &[])).collect();
     assert_eq!(busy(ask(&mut streams, 0, heap(), &[])).1, None);
     assert_eq!(job(&mut streams, 0, &[]), "look 1");
@@ -150,7 +153,7 @@ fn snapshots_wait_for_their_turn_and_there_is_a_last_one() {
 #[test]
 fn one_delta_at_a_time() {
     let delta = || Take::HeapDelta { duration: SECOND * 5, view: HeapView::InUse, rate: None };
-    let mut streams = Streams::default();
+    let mut streams = Streams::new(1000);
     let _first = ask(&mut streams, 0, delta(), &[]);
     assert_eq!(busy(ask(&mut streams, 1, delta(), &[])).1, Some(5));
 }
@@ -168,4 +171,39 @@ fn a_shutdown_ends_all_and_answers_all() {
     }
     let mut late = ask(&mut streams, 2, heap(), &[]);
     assert!(matches!(late.try_recv(), Ok(Err(StreamError::Failed(_)))));
+}
+
+#[test]
+fn a_day_has_so_many_captures_and_names_are_none() {
+    let day = 24 * 60 * 60;
+    let mut streams = Streams::new(2);
+    let _answers = [ask(&mut streams, 0, heap(), &[]), ask(&mut streams, 5, heap(), &[])];
+    match ask(&mut streams, 900, cpu(1), &[]).try_recv() {
+        Ok(Err(StreamError::Spent { limit: 2, until, wait })) => {
+            assert_eq!((until.as_str(), wait), ("2026-11-24T00:15:00Z", SECOND * day));
+        }
+        other => panic!("{other:?}"),
+    }
+    let mut names = ask(&mut streams, 900, Take::Symbols(vec![1]), &[]);
+    assert!(names.try_recv().is_err(), "it is taken on");
+    assert_eq!(streams.allowance.spent(anchor(900).moment), 2);
+}
+
+#[test]
+fn what_came_to_nothing_is_not_counted_and_what_was_cut_off_is() {
+    let mut streams = Streams::new(1000);
+    let spent = |streams: &Streams| streams.allowance.spent(anchor(0).moment);
+    drop(ask(&mut streams, 0, cpu(1), &[]));
+    assert_eq!(job(&mut streams, 0, &[]), "none");
+    assert_eq!(spent(&streams), 0, "he went before his turn");
+    let _failed = ask(&mut streams, 0, heap(), &[]);
+    assert_eq!(job(&mut streams, 0, &[]), "look 2");
+    let result = Err(StreamError::Absent("no allocator".into()));
+    streams.done(anchor(0).moment, Done::Finished { id: 2, result });
+    assert_eq!(spent(&streams), 0, "it failed");
+    let (mut streams, answer) = running();
+    drop(answer);
+    assert_eq!(job(&mut streams, 1, &[]), "drop 1");
+    streams.done(anchor(1).moment, Done::Dropped { id: 1 });
+    assert_eq!(spent(&streams), 1, "it ran");
 }

@@ -4,7 +4,8 @@
 use std::io::{self, Write};
 use std::sync::Arc;
 
-use super::super::collect::{self, Collector, Evidence, Failure};
+use super::super::budget::State;
+use super::super::collect::{self, Absent, Collector, Evidence, Failure};
 use super::super::fence::{chain, fence};
 use super::{Done, Form, HeapView, Job, StreamError, Streamed, Take, ThreadView};
 use crate::base::{Anchor, Bytes, Clock};
@@ -20,6 +21,8 @@ const MOST_BYTES: Bytes = Bytes::mib(64);
 /// A job and what is needed to do it.
 pub(in crate::agent) struct Task {
     pub(in crate::agent) job: Job,
+    /// What must outlive the process, if it has changed.
+    pub(in crate::agent) state: Option<State>,
     pub(in crate::agent) settings: Arc<Settings>,
     /// How much memory is left below the limit, if that is known.
     pub(in crate::agent) headroom: Option<Bytes>,
@@ -50,13 +53,15 @@ enum Running {
     Collector(CaptureKind, Box<dyn Collector>),
     /// The heap as it was at the start.
     Delta(Box<Profile>, HeapView, AskedRate),
+    /// The threads as they were at the start.
+    Threads(Box<Profile>, ThreadView),
 }
 
 impl Running {
     fn engine(&self) -> Option<(CaptureKind, String)> {
         match self {
             Self::Collector(kind, collector) => Some((*kind, collector.engine().to_owned())),
-            Self::Delta(..) => None,
+            Self::Delta(..) | Self::Threads(..) => None,
         }
     }
 }
@@ -80,14 +85,14 @@ impl Drop for AskedRate {
 impl Desk {
     /// Does one task.
     pub(in crate::agent) fn perform(&mut self, clock: &dyn Clock, task: Task) -> Done {
-        let Task { job, settings, headroom, vitals } = task;
+        let Task { job, settings, headroom, vitals, state: _ } = task;
         match job {
             Job::Look { id, take } => {
                 let result = fence(|| look(take, &settings, clock.anchor(), &vitals));
                 Done::Finished { id, result: result.map_err(failed) }
             }
             Job::Start { id, take } => {
-                match fence(|| start(&take, &settings, headroom, clock.anchor())) {
+                match fence(|| start(&take, &settings, headroom, clock.anchor(), &vitals)) {
                     Ok(running) => {
                         let engine = running.engine();
                         self.held.push((id, Held::Running(running)));
@@ -97,13 +102,15 @@ impl Desk {
                 }
             }
             Job::Stop { id, cut_short } => match self.take(id) {
-                Some(Held::Running(running)) => match fence(|| stop(running, clock, cut_short)) {
-                    Ok(stopped) => {
-                        self.held.push((id, stopped));
-                        Done::Stopped { id }
+                Some(Held::Running(running)) => {
+                    match fence(|| stop(running, &settings, clock, &vitals, cut_short)) {
+                        Ok(stopped) => {
+                            self.held.push((id, stopped));
+                            Done::Stopped { id }
+                        }
+                        Err(error) => Done::Finished { id, result: Err(failed(error)) },
                     }
-                    Err(error) => Done::Finished { id, result: Err(failed(error)) },
-                },
+                }
                 _ => Done::Dropped { id },
             },
             Job::Encode { id } => match self.take(id) {
@@ -132,6 +139,9 @@ impl Desk {
 }
 
 fn failed(error: Failure) -> StreamError {
+    if error.is::<Absent>() {
+        return StreamError::Absent(error.to_string());
+    }
     StreamError::Failed(chain(&*error))
 }
 
@@ -140,6 +150,7 @@ fn start(
     settings: &Settings,
     headroom: Option<Bytes>,
     anchor: Anchor,
+    vitals: &VitalsRow,
 ) -> Result<Running, Failure> {
     let mut own = settings.clone();
     let kind = match take {
@@ -152,6 +163,10 @@ fn start(
             let first = collect::heap::snapshot(anchor.wall)?;
             return Ok(Running::Delta(first, *view, AskedRate::begin(*rate)));
         }
+        Take::ThreadsDelta { view, .. } => {
+            let first = threads(*view, settings, anchor, vitals)?;
+            return Ok(Running::Threads(Box::new(first), *view));
+        }
         _ => return Err("it takes no time".into()),
     };
     let (need, left) = (collect::memory(kind, &own), headroom.unwrap_or(Bytes(u64::MAX)));
@@ -163,7 +178,13 @@ fn start(
     Ok(Running::Collector(kind, collect::start(kind, &own, anchor)?.collector))
 }
 
-fn stop(running: Running, clock: &dyn Clock, cut_short: Option<String>) -> Result<Held, Failure> {
+fn stop(
+    running: Running,
+    settings: &Settings,
+    clock: &dyn Clock,
+    vitals: &VitalsRow,
+    cut_short: Option<String>,
+) -> Result<Held, Failure> {
     let (mut evidence, view) = match running {
         Running::Collector(_, collector) => {
             (collector.stop(clock.now())?.ok_or("nothing was seen")?, None)
@@ -172,6 +193,11 @@ fn stop(running: Running, clock: &dyn Clock, cut_short: Option<String>) -> Resul
             let mut profile = collect::heap::snapshot(clock.wall())?;
             profile.subtract(&first);
             (Evidence::Profile(profile), Some(view))
+        }
+        Running::Threads(first, view) => {
+            let mut profile = threads(view, settings, clock.anchor(), vitals)?;
+            profile.subtract(&first);
+            (Evidence::Profile(Box::new(profile)), None)
         }
     };
     if let Evidence::Profile(profile) = &mut evidence {
@@ -209,17 +235,17 @@ fn look(
             let bytes = everybody(settings, anchor)?;
             return Ok(Streamed { bytes, cut_short: None });
         }
-        Take::Threads { view: ThreadView::Now, form } => {
-            (Evidence::Profile(Box::new(goroutine(settings, anchor, vitals)?)), None, form)
-        }
-        Take::Threads { view: ThreadView::Created, form } => {
-            (Evidence::Profile(Box::new(threadcreate(anchor)?)), None, form)
+        Take::Threads { view, form } => {
+            (Evidence::Profile(Box::new(threads(view, settings, anchor, vitals)?)), None, form)
         }
         Take::Symbols(addresses) => {
             let bytes = symbolize(&addresses, anchor)?;
             return Ok(Streamed { bytes, cut_short: None });
         }
-        Take::Cpu { .. } | Take::Trace { .. } | Take::HeapDelta { .. } => {
+        Take::Cpu { .. }
+        | Take::Trace { .. }
+        | Take::HeapDelta { .. }
+        | Take::ThreadsDelta { .. } => {
             return Err("it takes time".into());
         }
     };
@@ -233,6 +259,19 @@ fn look(
         (_, evidence) => encode(evidence, view)?,
     };
     Ok(Streamed { bytes, cut_short: None })
+}
+
+/// The threads, as `view` counts them.
+fn threads(
+    view: ThreadView,
+    settings: &Settings,
+    anchor: Anchor,
+    vitals: &VitalsRow,
+) -> Result<Profile, Failure> {
+    match view {
+        ThreadView::Now => goroutine(settings, anchor, vitals),
+        ThreadView::Created => threadcreate(anchor),
+    }
 }
 
 /// Where every thread stands, as a count of stacks.
@@ -275,7 +314,7 @@ fn everybody(settings: &Settings, anchor: Anchor) -> Result<Vec<u8>, Failure> {
 /// A dump of `kind` now.
 fn dump(kind: CaptureKind, settings: &Settings, anchor: Anchor) -> Result<Evidence, Failure> {
     if let Some(why) = collect::switched_off(kind, settings) {
-        return Err(why.into());
+        return Err(Absent(why.to_owned()).into());
     }
     let started = collect::start(kind, settings, anchor)?;
     started.at_start.ok_or_else(|| format!("{kind}: nothing was seen").into())

@@ -1,0 +1,149 @@
+//! Strangers at the endpoint, and how the service's own requests fare meanwhile.
+//!
+//! The strangers are a process of their own. They ask at a pace, 400 requests a second: asking as fast as two
+//! cores allow would measure the strangers. The service is a thread a connection over a socket, 200 us of
+//! work a request.
+
+use std::hint::black_box;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// The first argument of a process that is to be the strangers.
+pub(super) const WORD: &str = "battery";
+
+const ROUND: Duration = Duration::from_secs(1);
+const BETWEEN: Duration = Duration::from_micros(2500);
+
+/// The strangers: for one round, to `address`.
+pub(super) fn ask(address: SocketAddr, token: &str, captures: usize) {
+    let until = Instant::now() + ROUND;
+    let long = "x".repeat(64 << 10);
+    let requests = [
+        "GET /status HTTP/1.1\r\nHost: localhost\r\n\r\n".to_owned(),
+        "GET /status HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer wrong\r\n\r\n".to_owned(),
+        "GET /status HTTP/1.1\r\nHost: localhost\r\nAuthorization: Basic YTpi\r\n\r\n".to_owned(),
+        format!("GET /status?token={token} HTTP/1.1\r\nHost: localhost\r\n\r\n"),
+        format!(
+            "GET /status HTTP/1.1\r\nHost: localhost\r\nOrigin: http://evil.example\r\nAuthorization: Bearer {token}\r\n\r\n"
+        ),
+        "GET /status HTTP/1.1\r\nHost: evil.example\r\n\r\n".to_owned(),
+        format!(
+            "GET /incidents/..%252f..%252fetc%252fpasswd HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n\r\n"
+        ),
+        format!(
+            "GET /%00%ff/{{id}}/~ HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n\r\n"
+        ),
+        format!("GET /status?{long} HTTP/1.1\r\nHost: localhost\r\n\r\n"),
+        format!(
+            "POST /debug/pprof/symbol HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n{long}",
+            long.len()
+        ),
+        "\x16\x03\x01\0\0\0".to_owned(),
+    ];
+    let send = |request: &str| {
+        let mut stream = TcpStream::connect(address).ok()?;
+        let _ = stream.write_all(request.as_bytes());
+        Some(stream)
+    };
+    // Those who never finish, and those who have the token and want the one profiler.
+    let slow: Vec<_> = (0..20).map(|_| send("GET /status HTTP/1.1\r\nHost: loc")).collect();
+    let profile = format!(
+        "GET /debug/pprof/profile?seconds=1 HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n\r\n"
+    );
+    let wanting: Vec<_> = (0..captures).map(|_| send(&profile)).collect();
+    let mut next = Instant::now();
+    for request in requests.iter().cycle() {
+        if Instant::now() >= until {
+            break;
+        }
+        drop(send(request));
+        next += BETWEEN;
+        thread::sleep(next.saturating_duration_since(Instant::now()));
+    }
+    drop((slow, wanting));
+}
+
+/// Prints the rows for strangers, `captures` of whom have the token and ask for a profile at once.
+pub(super) fn measure(endpoint: SocketAddr, token: &str, captures: usize, pairs: usize) {
+    let service = service();
+    let plain = [plain(), plain()];
+    let p99 = |address: SocketAddr| {
+        let own = std::env::current_exe().unwrap();
+        let mut strangers = Command::new(own)
+            .args([WORD, &address.to_string(), token, &captures.to_string()])
+            .spawn()
+            .unwrap();
+        let mut took = Vec::new();
+        let mut client = TcpStream::connect(service).unwrap();
+        client.set_nodelay(true).unwrap();
+        while strangers.try_wait().unwrap().is_none() {
+            let since = Instant::now();
+            client.write_all(&[1]).unwrap();
+            client.read_exact(&mut [0]).unwrap();
+            took.push(since.elapsed());
+            thread::sleep(Duration::from_micros(500));
+        }
+        took.sort();
+        took[took.len() * 99 / 100].as_secs_f64()
+    };
+    let mut rounds: [Vec<f64>; 3] = Default::default();
+    for _ in 0..3 * pairs {
+        for (p99s, address) in rounds.iter_mut().zip([plain[0], endpoint, plain[1]]) {
+            p99s.push(p99(address));
+        }
+    }
+    // What else runs on the machine only ever makes a round worse: the quiet quarter tells.
+    let [first, battery, second] = rounds.map(|mut p99s| {
+        p99s.sort_by(f64::total_cmp);
+        p99s[p99s.len() / 4] * 1e6
+    });
+    let (ratio, control) = (2.0 * battery / (first + second), second / first);
+    let goal = control.max(1.0 / control).max(1.1);
+    let verdict = if ratio <= goal { "pass" } else { "short" };
+    println!(
+        "p99 of the service under the battery, {captures} captures, over the control's  {ratio:.3}  <= {goal:.3}  {verdict}"
+    );
+    println!("control: p99 over itself  {control:.3}  -  -");
+    println!(
+        "p99 under the battery and under the controls, us  {battery:.0} {first:.0} {second:.0}  -  -"
+    );
+}
+
+/// The service: a byte for a byte, after some work.
+fn service() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            stream.set_nodelay(true).unwrap();
+            thread::spawn(move || {
+                let mut byte = [0];
+                while stream.read_exact(&mut byte).is_ok() {
+                    let until = Instant::now() + Duration::from_micros(200);
+                    while Instant::now() < until {
+                        black_box(&byte);
+                    }
+                    let _ = stream.write_all(&byte);
+                }
+            });
+        }
+    });
+    address
+}
+
+/// A listener that reads once and ends the connection.
+fn plain() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let _ = stream.set_read_timeout(Some(Duration::from_millis(1)));
+            let _ = (&stream).read(&mut [0; 4096]);
+        }
+    });
+    address
+}

@@ -1,0 +1,151 @@
+//! The day's captures over HTTP: a number of their own, which outlives the process.
+//!
+//! The test runs itself as the service: with `MARPLE_TEST_SERVICE` set, `service` says where it listens and
+//! waits to be killed.
+
+mod host;
+mod web;
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+use std::{env, fs, thread};
+
+use host::{PATIENCE, gauge_rule, settings};
+use jiff::{SignedDuration, Timestamp};
+use marple::config::{BudgetSettings, HttpSettings, Listen, StacksSettings, ThreadsMode};
+use marple::{Agent, CaptureKind, Settings};
+use web::{ask, get, serve_with};
+
+const SERVICE: &str = "MARPLE_TEST_SERVICE";
+
+fn per_day(streams_per_day: usize) -> Settings {
+    Settings { budget: BudgetSettings { streams_per_day, ..Default::default() }, ..settings() }
+}
+
+#[test]
+fn service() {
+    let Some(dir) = env::var_os(SERVICE) else { return };
+    let address = web::free();
+    let http = HttpSettings { listen: Listen::Tcp(address), ..HttpSettings::default() };
+    let settings = Settings { dir: dir.into(), http: Some(http), ..per_day(3) };
+    let _agent = Agent::from_settings(settings).start().unwrap();
+    println!("SAYS http://{address}");
+    thread::sleep(PATIENCE);
+}
+
+/// The service as a process of its own, killed when it is dropped.
+struct Service(Child, String);
+
+impl Service {
+    fn start(dir: &Path) -> Self {
+        let mut child = Command::new(env::current_exe().unwrap())
+            .args(["--exact", "service", "--nocapture"])
+            .env(SERVICE, dir)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let said = lines
+            .map(Result::unwrap)
+            .find_map(|line| line.split_once("SAYS ").map(|(_, url)| format!("{url}/debug/pprof")));
+        Self(child, said.expect("the service says where it listens"))
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_days_captures_are_counted_across_restarts_and_who_comes_then_is_told_when() {
+    let home = tempfile::tempdir().unwrap();
+    let dir = home.path().join("captures");
+    let first = Service::start(&dir);
+    // This program's allocator is not marple's: what came to nothing does not count, nor is it a fault.
+    let heap = get(&format!("{}/heap", first.1));
+    assert_eq!((heap.status, heap.header("x-go-pprof")), (404, Some("1")), "{}", heap.text());
+    assert!(heap.text().contains("#[global_allocator]"), "{}", heap.text());
+    for path in ["threadcreate", "goroutine"] {
+        assert_eq!(get(&format!("{}/{path}", first.1)).status, 200, "{path}");
+    }
+    // None of these is a capture.
+    for path in ["/", "/symbol?0x1", "/cmdline", "/block", "/mutex", "/profile?seconds=x&hz=0"] {
+        assert!([200, 400].contains(&get(&format!("{}{path}", first.1)).status), "{path}");
+    }
+    assert_eq!(ask("HEAD", &format!("{}/goroutine", first.1), &[], "").status, 200);
+    drop(first);
+
+    let second = Service::start(&dir);
+    assert_eq!(get(&format!("{}/goroutine?debug=1", second.1)).status, 200);
+    let before = Timestamp::now();
+    for path in ["goroutine", "profile?seconds=1", "trace", "threadcreate", "heap"] {
+        let answer = get(&format!("{}/{path}", second.1));
+        assert_eq!((answer.status, answer.header("x-go-pprof")), (429, Some("1")), "{path}");
+        let text = answer.text();
+        let until = text.trim().rsplit(' ').next().unwrap().parse::<Timestamp>().unwrap();
+        assert!(text.contains("budget.streams_per_day (3) is spent until"), "{text}");
+        assert!(until > before + SignedDuration::from_hours(23), "{text}");
+        let wait: i64 = answer.header("retry-after").unwrap().parse().unwrap();
+        assert!((1..=24 * 3600 + 15 * 60 + 1).contains(&wait), "{wait}");
+    }
+    drop(second);
+
+    let third = Service::start(&dir);
+    assert_eq!(get(&format!("{}/goroutine", third.1)).status, 429, "killed and started again");
+    assert_eq!(get(&format!("{}/symbol?0x1", third.1)).status, 200);
+}
+
+#[test]
+fn what_clients_use_up_is_not_what_incidents_need_and_both_show() {
+    let rule = gauge_rule("queue", [CaptureKind::Threads], Duration::from_millis(50));
+    let (host, url) =
+        serve_with(HttpSettings::default(), Settings { rules: vec![rule], ..per_day(1) });
+    let streams = || get(&format!("{url}/status")).json()["budget"].clone();
+    assert_eq!(streams()["streams_until"], serde_json::Value::Null);
+    assert_eq!(get(&format!("{url}/debug/pprof/goroutine")).status, 200);
+    assert_eq!(get(&format!("{url}/debug/pprof/goroutine")).status, 429);
+    let shown = streams();
+    assert_eq!((&shown["streams_in_a_day"], &shown["streams_per_day"]), (&1.into(), &1.into()));
+    assert!(shown["streams_until"].is_string(), "{shown}");
+    assert_eq!(shown["incidents_in_a_day"], 0);
+    let metrics = get(&format!("{url}/metrics")).text();
+    assert!(metrics.contains("\nmarple_streams_left 0\n"), "{metrics}");
+    assert!(metrics.contains("code=\"429\"} 1\n"), "{metrics}");
+    let gauge = host.handle().gauge("queue").unwrap();
+    gauge.set(100.0);
+    host::wait_for("the rule's incident", || (!host.incidents().is_empty()).then_some(()));
+    gauge.set(0.0);
+    assert_eq!(host.closed(1)[0].1.artifacts.len(), 2);
+}
+
+#[test]
+fn a_capture_needs_no_disk() {
+    let (host, url) = serve_with(HttpSettings::default(), per_day(100));
+    fs::remove_dir_all(host.captures()).unwrap();
+    for _ in 0..3 {
+        assert_eq!(get(&format!("{url}/debug/pprof/goroutine")).status, 200);
+    }
+    let failures = get(&format!("{url}/status")).json()["failures"].to_string();
+    assert!(failures.contains("state not saved"), "{failures}");
+}
+
+#[test]
+fn what_is_switched_off_is_not_there_and_says_why() {
+    let stacks = StacksSettings { threads: ThreadsMode::Off, ..StacksSettings::default() };
+    let (_host, url) = serve_with(HttpSettings::default(), Settings { stacks, ..settings() });
+    for path in ["goroutine", "goroutine?debug=1", "goroutine?seconds=1"] {
+        let answer = get(&format!("{url}/debug/pprof/{path}"));
+        assert_eq!((answer.status, answer.header("x-go-pprof")), (404, Some("1")), "{path}");
+        assert_eq!(answer.text(), "No threads: `stacks.threads` is \"off\"\n", "{path}");
+    }
+    // The tasks are there all the same.
+    let text = get(&format!("{url}/debug/pprof/goroutine?debug=2"));
+    assert_eq!(text.status, 200);
+    assert!(text.text().contains("`stacks.threads` is \"off\""), "{}", text.text());
+    assert_eq!(get(&format!("{url}/status")).json()["budget"]["streams_in_a_day"], 1);
+}

@@ -1,0 +1,100 @@
+//! What continuous profilers ask for, as their public code says, and that they can use what they get.
+//!
+//! | | Grafana Alloy, `pyroscope.scrape` | Parca |
+//! |---|---|---|
+//! | paths | `allocs`, `block`, `goroutine`, `mutex`, `profile`; off by default `delta_heap`, `delta_block`, `delta_mutex`, `/debug/fgprof` | the first five |
+//! | every | 15 s | 10 s |
+//! | `seconds` of `profile` | 14 | 10 |
+//! | within | 10 s, with `seconds` 24 s | 13 s |
+//! | takes | any 2xx with a body; what is left is an error it logs | 200 with a body |
+//!
+//! Both send `seconds` to every path when their configuration has `params` of its own, and both want Go's
+//! sample types: Alloy takes differences of them by name.
+#![cfg(all(feature = "cpu", feature = "heap"))]
+#![cfg(all(target_os = "linux", target_env = "gnu"))]
+
+mod host;
+mod peers;
+mod web;
+
+use std::alloc::System;
+use std::thread;
+
+use marple::codec::pprof;
+use marple::config::{HttpSettings, Secret};
+use peers::GoServer;
+use web::{Answer, ask, serve};
+
+#[global_allocator]
+static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
+
+/// What they send besides; Go's client adds the encoding by itself.
+const ALLOY: [(&str, &str); 2] = [("User-Agent", "Alloy/v1.9.0 (linux; docker)"), GZIP];
+const PARCA: [(&str, &str); 2] = [("User-Agent", "conprof/v0.24.0"), GZIP];
+const GZIP: (&str, &str) = ("Accept-Encoding", "gzip");
+const TOKEN: (&str, &str) = ("Authorization", "Bearer scr4pe");
+
+fn types(answer: &Answer) -> Vec<(String, String)> {
+    let profile = pprof::read(&answer.body).unwrap();
+    let text = |index: i64| profile.string_table[index as usize].clone();
+    profile.sample_type.iter().map(|it| (text(it.r#type), text(it.unit))).collect()
+}
+
+#[test]
+fn what_they_ask_for_is_answered_as_by_go() {
+    let go = GoServer::start();
+    let settings =
+        HttpSettings { capture_token: Some(Secret::new("scr4pe")), ..HttpSettings::default() };
+    let (_host, ours) = serve(settings);
+    // Each of their targets asks by itself, all at the same time.
+    thread::scope(|scope| {
+        for (agent, path) in [
+            (ALLOY, "/debug/pprof/allocs"),
+            (ALLOY, "/debug/pprof/block"),
+            (ALLOY, "/debug/pprof/goroutine"),
+            (ALLOY, "/debug/pprof/mutex"),
+            (ALLOY, "/debug/pprof/profile?seconds=14"),
+            (ALLOY, "/debug/pprof/delta_heap"),
+            (ALLOY, "/debug/pprof/delta_block"),
+            (ALLOY, "/debug/pprof/delta_mutex"),
+            (ALLOY, "/debug/fgprof?seconds=14"),
+            (PARCA, "/debug/pprof/heap"),
+            (PARCA, "/debug/pprof/threadcreate"),
+            (PARCA, "/debug/pprof/allocs?seconds=2"),
+            (PARCA, "/debug/pprof/block?seconds=2"),
+            (PARCA, "/debug/pprof/goroutine?seconds=2"),
+            (PARCA, "/debug/pprof/mutex?seconds=2"),
+            (PARCA, "/debug/pprof/threadcreate?seconds=2"),
+        ] {
+            let (go, ours) = (&go.url, &ours);
+            scope.spawn(move || {
+                let headers = [agent[0], agent[1], TOKEN];
+                let asked = format!("{go}{path}");
+                let theirs = thread::spawn(move || ask("GET", &asked, &headers, ""));
+                let answer = ask("GET", &format!("{ours}{path}"), &headers, "");
+                let theirs = theirs.join().unwrap();
+                assert_eq!(answer.status, theirs.status, "{path}: {}", answer.text());
+                if answer.status != 200 {
+                    return;
+                }
+                assert!(
+                    answer.header("content-encoding").is_none(),
+                    "{path}: it is packed already"
+                );
+                let name =
+                    |answer: &Answer| answer.header("content-disposition").map(str::to_owned);
+                assert_eq!(name(&answer), name(&theirs), "{path}");
+                assert_eq!(types(&answer), types(&theirs), "{path}");
+            });
+        }
+    });
+}
+
+#[test]
+fn what_needs_a_token_says_so_to_a_scraper_without_one() {
+    let settings =
+        HttpSettings { capture_token: Some(Secret::new("scr4pe")), ..HttpSettings::default() };
+    let (_host, ours) = serve(settings);
+    let answer = ask("GET", &format!("{ours}/debug/pprof/allocs"), &ALLOY, "");
+    assert_eq!((answer.status, answer.header("www-authenticate")), (401, Some("Bearer")));
+}
