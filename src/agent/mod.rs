@@ -35,6 +35,7 @@ mod run;
 mod service;
 mod status;
 mod stream;
+mod stuck;
 
 use std::time::Duration;
 

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::stream::StreamStatus;
 use crate::base::{Bytes, IncidentId};
-use crate::model::{CaptureKind, CaptureSet, Limits, Losses, Metric, VitalsRow};
+use crate::model::{CaptureKind, CaptureSet, Limits, Losses, Metric, Stall, VitalsRow};
 
 /// The toggle after a request.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -57,6 +57,8 @@ pub struct Status {
     pub incidents: Vec<IncidentStatus>,
     /// Captures that are handed to whoever asked over HTTP.
     pub streams: Vec<StreamStatus>,
+    /// The last polls that lasted too long, oldest first; at most 16.
+    pub stalls: Vec<Stall>,
     /// What rules may still do.
     pub budget: BudgetStatus,
     /// The rules, in the order of the settings.
@@ -151,6 +153,8 @@ pub struct Counters {
     pub fired: u64,
     /// Times a rule with `mode = "dry-run"` would have fired.
     pub would_have_fired: u64,
+    /// Polls that lasted longer than `trace.stall`, or than a rule over `runtime.stall` allows.
+    pub stalls: u64,
     /// Incidents opened.
     pub incidents: u64,
     /// Captures that ended well.

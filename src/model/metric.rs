@@ -42,6 +42,8 @@ pub enum Metric {
     Fds,
     /// How late a probe task ran, on the worst of the observed runtimes: `runtime.lag`.
     Lag,
+    /// How long the longest poll of a task has lasted that goes on: `runtime.stall`.
+    Stall,
     /// What the working set grows by, in bytes a second: `memory.growth`.
     MemoryGrowth,
     /// Times in a second that the cgroup was above `memory.high`: `memory.high_events`.
@@ -79,6 +81,7 @@ const FIXED: &[(&str, Metric)] = &[
     ("threads", Metric::Threads),
     ("fds", Metric::Fds),
     ("runtime.lag", Metric::Lag),
+    ("runtime.stall", Metric::Stall),
     ("memory.growth", Metric::MemoryGrowth),
     ("memory.high_events", Metric::MemoryHigh),
     ("memory.oom_kills", Metric::OomKills),
@@ -117,7 +120,7 @@ impl Metric {
             | Self::OomKills
             | Self::Panics
             | Self::Gauge(_) => Unit::Count,
-            Self::Lag | Self::LagP99 => Unit::Seconds,
+            Self::Lag | Self::LagP99 | Self::Stall => Unit::Seconds,
         }
     }
 
@@ -133,6 +136,7 @@ impl Metric {
             Self::Threads => vitals.threads.map(|n| n as f64),
             Self::Fds => vitals.fds.map(|n| n as f64),
             Self::Lag => vitals.lag.map(|lag| lag.as_secs_f64()),
+            Self::Stall => vitals.stall.map(|stall| stall.as_secs_f64()),
             Self::MemoryGrowth => vitals.memory_growth,
             Self::MemoryHigh => vitals.memory_high.map(|n| n as f64),
             Self::OomKills => vitals.oom_kills.map(|n| n as f64),

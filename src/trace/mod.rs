@@ -56,6 +56,7 @@ mod registry;
 mod ring;
 mod session;
 mod sites;
+pub(crate) mod stalls;
 mod task;
 mod thread;
 mod unstable;
