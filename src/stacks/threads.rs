@@ -66,12 +66,12 @@ pub fn dump(clock: &dyn Clock, anchor: Anchor, signals: bool) -> Result<ThreadDu
     dump_listed(clock, anchor, signals, threads::list()?)
 }
 
-/// Dumps one thread, which is sent a signal.
+/// Dumps one thread of the process, which is sent a signal; no thread, if there is none of that id.
 ///
 /// # Errors
 ///
 /// As [`dump`].
-pub(crate) fn dump_one(clock: &dyn Clock, anchor: Anchor, tid: u32) -> Result<ThreadDump, Error> {
+pub fn dump_one(clock: &dyn Clock, anchor: Anchor, tid: u32) -> Result<ThreadDump, Error> {
     let mut listed = threads::list()?;
     listed.retain(|thread| thread.tid == tid);
     dump_listed(clock, anchor, true, listed)
