@@ -139,6 +139,10 @@ fn one_problem_is_one_line() {
             "trace.window: 999ms is out of bounds: write a duration from",
         ),
         (
+            "[trace]\nstall = \"9ms\"",
+            "trace.stall: 9ms is out of bounds: write a duration from 10ms to 1m, or \"off\"",
+        ),
+        (
             "[trace]\nwindow = \"11m\"",
             "trace.window: 660s is out of bounds: write a duration from 1s",
         ),

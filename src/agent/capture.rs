@@ -16,7 +16,7 @@ use crate::base::{Bytes, Clock, IncidentId};
 use crate::config::Settings;
 use crate::model::{
     Artifact, CaptureKind, CaptureRecord, CaptureSet, Form, IncidentState, Limits, Losses,
-    Manifest, Outcome, ProcessInfo, Versions, VitalsRow,
+    Manifest, Outcome, ProcessInfo, ThreadDump, Versions, VitalsRow,
 };
 use crate::store::{IncidentDir, Store};
 
@@ -31,6 +31,8 @@ pub(super) struct Task {
     pub(super) headroom: Option<Bytes>,
     /// The vitals of the job's incident so far; empty where the job writes no manifest of its own.
     pub(super) vitals: Vec<VitalsRow>,
+    /// The thread that was stuck when the rule fired.
+    pub(super) stuck: Option<Box<ThreadDump>>,
 }
 
 impl Task {
@@ -105,6 +107,9 @@ const BEFORE: &str = "before";
 /// The part of what was taken while the capture went on.
 const MEANWHILE: &str = "meanwhile";
 
+/// The part of the one thread whose poll lasted too long, taken before all else.
+const STUCK: &str = "stall";
+
 /// Evidence on its way into a file.
 struct Taken {
     kind: CaptureKind,
@@ -142,7 +147,7 @@ impl Worker {
     }
 
     /// Does one task.
-    pub(super) fn perform(&mut self, task: Task) -> Report {
+    pub(super) fn perform(&mut self, mut task: Task) -> Report {
         let mut tally = Tally::default();
         let mut dir = None;
         if matches!(task.job, Job::Open { .. }) && self.store.is_removed() {
@@ -154,13 +159,23 @@ impl Worker {
         {
             tally.fail("state not saved", &error);
         }
+        if let Some(stuck) = task.stuck.take_if(|_| !matches!(task.job, Job::Start { .. })) {
+            let (Job::Again { id, .. }
+            | Job::Note { id, .. }
+            | Job::Stop { id, .. }
+            | Job::Open { id, .. }
+            | Job::Start { id, .. }
+            | Job::Close { id, .. }) = task.job;
+            self.stuck(id, stuck, &mut tally);
+        }
         let done = match &task.job {
             Job::Open { id, name, noted } => {
                 dir = self.open(*id, name, noted, &task, &mut tally);
                 Done::Opened { id: *id, ok: dir.is_some() }
             }
             Job::Start { id, kinds } => {
-                let running = self.start(*id, *kinds, &task, &mut tally);
+                let stuck = task.stuck.take();
+                let running = self.start(*id, *kinds, (&task, stuck), &mut tally);
                 Done::Started { id: *id, asked: *kinds, running }
             }
             Job::Stop { id, kinds } => {
@@ -261,7 +276,7 @@ impl Worker {
         &mut self,
         id: IncidentId,
         kinds: CaptureSet,
-        task: &Task,
+        (task, stuck): (&Task, Option<Box<ThreadDump>>),
         tally: &mut Tally,
     ) -> CaptureSet {
         let Some((_, dir)) = self.dirs.iter().find(|(open, _)| *open == id) else {
@@ -273,6 +288,10 @@ impl Worker {
         let mut records = Vec::new();
         let mut taken = Vec::new();
         let mut running = CaptureSet::EMPTY;
+        if let Some(dump) = stuck {
+            records.push(self.stuck_record());
+            taken.push(of_stuck(first, dump));
+        }
         for kind in kinds.iter() {
             let anchor = self.clock.anchor();
             let mut record = CaptureRecord {
@@ -330,6 +349,27 @@ impl Worker {
         self.update(id, tally, |manifest| manifest.captures.extend(records));
         self.write(id, taken, tally);
         running
+    }
+
+    /// Writes the thread that was stuck.
+    fn stuck(&mut self, id: IncidentId, dump: Box<ThreadDump>, tally: &mut Tally) {
+        let Some((_, dir)) = self.dirs.iter().find(|(open, _)| *open == id) else { return };
+        let (at, record) = (dir.manifest().captures.len(), self.stuck_record());
+        self.update(id, tally, |manifest| manifest.captures.push(record));
+        self.write(id, vec![of_stuck(at, dump)], tally);
+    }
+
+    fn stuck_record(&self) -> CaptureRecord {
+        let now = self.clock.wall();
+        CaptureRecord {
+            kind: CaptureKind::Threads,
+            engine: "signal to the stuck thread".to_owned(),
+            started: now,
+            stopped: Some(now),
+            outcome: Outcome::Done,
+            error: None,
+            losses: Losses::default(),
+        }
     }
 
     /// Takes `kinds`, which run, once more and goes on with them.
@@ -484,6 +524,15 @@ impl Worker {
         for error in &self.store.retain().failed {
             tally.fail("incident not removed", error);
         }
+    }
+}
+
+fn of_stuck(record: usize, dump: Box<ThreadDump>) -> Taken {
+    Taken {
+        kind: CaptureKind::Threads,
+        record,
+        part: Some(STUCK),
+        evidence: Evidence::Threads(dump),
     }
 }
 

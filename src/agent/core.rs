@@ -24,6 +24,7 @@ use super::status::{
     BudgetStatus, Captured, ConfigStatus, Counters, IncidentStatus, RuleStatus, Status, Toggled,
 };
 use super::stream::{self, Streams, Taken, work};
+use super::stuck::Stuck;
 use crate::base::{Anchor, Clock, Error as PublicError, IncidentId, Moment};
 use crate::config::Settings;
 use crate::model::{CaptureKind, CaptureSet, Limits, Losses, Origin, Reason, Vitals};
@@ -65,6 +66,7 @@ pub(super) struct Core {
     failures: Losses,
     last_failure: Option<String>,
     cpu: collect::cpu::Always,
+    stuck: Stuck,
 }
 
 impl Core {
@@ -103,7 +105,20 @@ impl Core {
             engines: BTreeMap::new(),
             failures: Losses::default(),
             last_failure: None,
+            stuck: Stuck::default(),
         }
+    }
+
+    /// The settings in force.
+    pub(super) fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Polls were found that last too long: the rules are asked at once.
+    pub(super) fn stalled(&mut self, found: Vec<collect::stalls::Found>) {
+        self.counters.stalls += found.len() as u64;
+        self.stuck.hear(found);
+        self.tick();
     }
 
     /// How often [`Core::tick`] is to be called.
@@ -132,6 +147,8 @@ impl Core {
         self.reader.read_into(now, &mut self.vitals);
         self.counters.ticks += 1;
         collect::heap::tick(&mut self.vitals);
+        self.decider.stall =
+            self.stuck.tick(&mut self.vitals, collect::stalls::threshold(&self.settings));
         collect::trace::record_vitals(&self.vitals);
         collect::tasks::record_vitals(&self.vitals);
         self.history.record(&self.vitals);
@@ -146,6 +163,7 @@ impl Core {
                 Some(id) => {
                     self.counters.fired += 1;
                     tracing::warn!(target: "marple", rule, "{text}");
+                    self.stuck.goes_to(id, &rule, &self.settings.rules);
                     self.track(id);
                 }
                 None => {
@@ -278,6 +296,7 @@ impl Core {
             limits: Limits::from(&self.vitals),
             headroom: self.vitals.headroom(),
             vitals: recording.map_or_else(Vec::new, |recording| recording.rows(anchor)),
+            stuck: self.stuck.take_for(&job, *id),
             job,
         }
     }
@@ -411,6 +430,7 @@ impl Core {
             toggle: self.toggled(self.decider.incidents.toggle()),
             incidents: incidents.collect(),
             streams: self.streams.status(anchor),
+            stalls: self.stuck.recent(),
             budget: self.budget(),
             rules: rules.collect(),
             limits: Limits::from(&self.vitals),

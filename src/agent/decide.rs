@@ -13,7 +13,7 @@ use super::budget::{Budget, RuleState, State, moment_of};
 use super::incidents::{Done, Incidents, Job, Notice};
 use crate::base::{Anchor, IncidentId, Moment};
 use crate::config::BudgetSettings;
-use crate::model::{CaptureSet, Mode, Origin, Reason, Rule, Vitals};
+use crate::model::{CaptureSet, Metric, Mode, Origin, Reason, Rule, Vitals};
 use crate::rules::{Crossing, Decision, Engine, Opening};
 
 /// A rule that fired.
@@ -36,6 +36,8 @@ pub(super) struct Decider {
     dirty: bool,
     /// The last captures of rules, those of a predecessor included.
     marks: Vec<(String, Moment)>,
+    /// The stall that goes on, in words.
+    pub(super) stall: Option<String>,
 }
 
 impl Decider {
@@ -49,6 +51,7 @@ impl Decider {
             settings,
             dirty: false,
             marks: Vec::new(),
+            stall: None,
         }
     }
 
@@ -138,6 +141,9 @@ impl Decider {
         new_id: &mut impl FnMut() -> IncidentId,
         at: Timestamp,
     ) -> Fired {
+        if let Some(stall) = self.stall.as_ref().filter(|_| rule.metric == Metric::Stall) {
+            text.push_str(&format!("; {stall}"));
+        }
         self.engine.capturing(&rule.name);
         self.marks.retain(|(name, _)| *name != rule.name);
         self.marks.push((rule.name.clone(), now));

@@ -14,6 +14,9 @@
 //! files. They exchange values, one task at a time; what is to be done next is computed when the worker
 //! is free (`incidents`), so nothing queues up behind a slow disk. The CPU collector has a third thread,
 //! which empties its rings while the worker encodes; it is the collector's and knows nothing of these.
+//!
+//! Between ticks the loop also looks for polls that last too long (`collect::stalls`): one that does is a tick of
+//! its own, so that a rule is not asked a quarter of a second late.
 
 mod announce;
 mod budget;
@@ -35,6 +38,7 @@ mod run;
 mod service;
 mod status;
 mod stream;
+mod stuck;
 
 use std::time::Duration;
 

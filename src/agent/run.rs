@@ -25,9 +25,11 @@ pub(super) async fn run(
     let mut signals = listen(toggle_signal);
     let mut ticker = ticker(core.interval());
     let heap = collect::heap::Crossings::listen();
+    let mut stalls = collect::stalls::Stalls::new();
     let mut shutdown: Option<Instant> = None;
     loop {
         core.pump();
+        stalls.apply(core.settings());
         if let Some(since) = shutdown
             && (core.is_at_rest() || since.elapsed() >= LAST_WORDS)
         {
@@ -40,6 +42,7 @@ pub(super) async fn run(
                 core.watch();
             }
             () = heap.next() => core.tick(),
+            found = stalls.next() => core.stalled(found),
             Some(event) = events.recv() => {
                 if matches!(event, Event::Shutdown) {
                     shutdown.get_or_insert_with(Instant::now);

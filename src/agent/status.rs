@@ -10,7 +10,7 @@ use super::stream::StreamStatus;
 use super::stream::allowance::Allowance;
 use crate::base::{Anchor, Bytes, IncidentId};
 use crate::config::BudgetSettings;
-use crate::model::{CaptureKind, CaptureSet, Limits, Losses, Metric, VitalsRow};
+use crate::model::{CaptureKind, CaptureSet, Limits, Losses, Metric, Stall, VitalsRow};
 use crate::rules::{Opening, State};
 use crate::vitals::Distribution;
 
@@ -61,6 +61,8 @@ pub struct Status {
     pub incidents: Vec<IncidentStatus>,
     /// Captures that are handed to whoever asked over HTTP.
     pub streams: Vec<StreamStatus>,
+    /// The last polls that lasted too long, oldest first; at most 16.
+    pub stalls: Vec<Stall>,
     /// What rules and clients may still do.
     pub budget: BudgetStatus,
     /// The rules, in the order of the settings.
@@ -227,6 +229,8 @@ pub struct Counters {
     pub fired: u64,
     /// Times a rule with `mode = "dry-run"` would have fired.
     pub would_have_fired: u64,
+    /// Polls that lasted longer than `trace.stall`, or than a rule over `runtime.stall` allows.
+    pub stalls: u64,
     /// Incidents opened.
     pub incidents: u64,
     /// Captures that ended well.

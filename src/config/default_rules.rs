@@ -11,6 +11,9 @@ const CLEAR: Duration = Duration::from_secs(60);
 
 /// Memory near its limit or about to reach it, CPU at its limit, very many tasks, a runtime that is
 /// late. `tests/replay.rs` shows what they do on two dozen traces; `config/marple.toml` has them in full.
+///
+/// None is over `runtime.stall`: a poll inside of `tokio::task::block_in_place` lasts and holds up nobody, the
+/// recorder cannot tell it from one that does, and a rule nobody wrote may not be wrong about it.
 pub fn default_rules() -> Vec<Rule> {
     let base = |metric| Rule { cooldown: COOLDOWN, clear_hold: CLEAR, ..Rule::on(metric) };
     let cpu_and_trace: CaptureSet = [CaptureKind::Cpu, CaptureKind::Trace].into();

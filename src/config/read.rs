@@ -137,6 +137,7 @@ fn trace(section: &mut Section<'_, '_>, trace: &mut TraceSettings) {
     section.read("mode", value::trace_mode, &mut trace.mode);
     section.read("max_bytes", Bytes::deserialize, &mut trace.max_bytes);
     section.read("window", value::duration, &mut trace.window);
+    section.read("stall", value::duration_or_off, &mut trace.stall);
 }
 
 fn stacks(section: &mut Section<'_, '_>, stacks: &mut StacksSettings) {

@@ -242,6 +242,9 @@ pub struct TraceSettings {
     pub max_bytes: Bytes,
     /// How long before its trigger a trace begins, as far as the memory reaches. Default: 30 s.
     pub window: Duration,
+    /// A poll that lasts this long is a stall: it is told in the log and in `status`, with the stack of its
+    /// thread; none: nobody looks. Default: 100 ms.
+    pub stall: Option<Duration>,
 }
 
 /// Dumps of threads and tasks.
@@ -407,7 +410,12 @@ impl Default for HeapSettings {
 
 impl Default for TraceSettings {
     fn default() -> Self {
-        Self { mode: TraceMode::Always, max_bytes: Bytes::mib(16), window: Duration::from_secs(30) }
+        Self {
+            mode: TraceMode::Always,
+            max_bytes: Bytes::mib(16),
+            window: Duration::from_secs(30),
+            stall: Some(Duration::from_millis(100)),
+        }
     }
 }
 

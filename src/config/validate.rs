@@ -17,6 +17,8 @@ const INTERVAL: (Duration, Duration) = (Duration::from_millis(10), Duration::fro
 const MIN_STORE_BYTES: Bytes = Bytes::mib(1);
 /// Two pages of events for each of eight threads; below, nothing of use is recorded.
 const MIN_TRACE_BYTES: Bytes = Bytes::kib(64);
+/// Shorter, and a poll that merely waits for a CPU would be a stall.
+const STALL: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(60));
 /// The window of a trace.
 const TRACE_WINDOW: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10 * 60));
 /// Above, the handler's own time shows in the profile.
@@ -229,6 +231,12 @@ fn general(check: &mut Check, settings: &Settings) {
     check.that((least..=most).contains(&settings.trace.window), &["trace.window"], || {
         format!("{:?} is out of bounds: write a duration from 1s to 10m", settings.trace.window)
     });
+    if let Some(stall) = settings.trace.stall {
+        let (least, most) = STALL;
+        check.that((least..=most).contains(&stall), &["trace.stall"], || {
+            format!("{stall:?} is out of bounds: write a duration from 10ms to 1m, or \"off\"")
+        });
+    }
     check.that(settings.rules.len() <= MAX_RULES, &["rule"], || {
         format!("{} rules are too many: write at most {MAX_RULES}", settings.rules.len())
     });

@@ -86,6 +86,17 @@ pub(super) fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Dur
     friendly(deserializer, expected, |_| None, parse_duration)
 }
 
+/// A duration, or `"off"`.
+pub(super) fn duration_or_off<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Duration>, D::Error> {
+    let text = |text: &str| match text {
+        "off" => Some(None),
+        _ => parse_duration(text).map(Some),
+    };
+    friendly(deserializer, "a duration such as \"100ms\", or \"off\"", |_| None, text)
+}
+
 /// `"2s"` for every condition, or `{ abs = "1s", diff = "5s", forecast = "2s" }`.
 pub(super) fn holds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Holds, D::Error> {
     struct Each;

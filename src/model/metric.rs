@@ -43,6 +43,8 @@ pub enum Metric {
     Fds,
     /// How late a probe task ran, on the worst of the observed runtimes: `runtime.lag`.
     Lag,
+    /// How long the longest poll of a task has lasted that goes on: `runtime.stall`.
+    Stall,
     /// What the working set grows by, in bytes a second: `memory.growth`.
     MemoryGrowth,
     /// Seconds until the working set is at the limit, as it grows: `memory.time_to_limit`. Endless when no
@@ -89,6 +91,7 @@ const FIXED: &[(&str, Metric)] = &[
     ("threads", Metric::Threads),
     ("fds", Metric::Fds),
     ("runtime.lag", Metric::Lag),
+    ("runtime.stall", Metric::Stall),
     ("memory.growth", Metric::MemoryGrowth),
     ("memory.time_to_limit", Metric::TimeToLimit),
     ("memory.high_events", Metric::MemoryHigh),
@@ -132,7 +135,7 @@ impl Metric {
             | Self::Gauge(_)
             | Self::Counter(..)
             | Self::Histogram(..) => Unit::Count,
-            Self::Lag | Self::LagP99 | Self::TimeToLimit => Unit::Seconds,
+            Self::Lag | Self::LagP99 | Self::Stall | Self::TimeToLimit => Unit::Seconds,
         }
     }
 
@@ -149,6 +152,7 @@ impl Metric {
             Self::Threads => vitals.threads.map(|n| n as f64),
             Self::Fds => vitals.fds.map(|n| n as f64),
             Self::Lag => vitals.lag.map(|lag| lag.as_secs_f64()),
+            Self::Stall => vitals.stall.map(|stall| stall.as_secs_f64()),
             Self::MemoryGrowth => vitals.memory_growth,
             Self::TimeToLimit => vitals.time_to_limit(),
             Self::MemoryHigh => vitals.memory_high.map(|n| n as f64),

@@ -21,6 +21,7 @@ mod profile;
 mod rule;
 mod slices;
 mod stacks;
+mod stall;
 mod strings;
 mod timeline;
 mod trace_mode;
@@ -47,6 +48,7 @@ pub use slices::{
 pub use stacks::{
     Frame, FrameHandle, FrameTable, Line, Mapping, MappingHandle, StackHandle, StackTable,
 };
+pub use stall::Stall;
 pub use strings::{StringHandle, StringTable};
 pub use timeline::{ArgValue, EventKind, Timeline, TimelineEvent, Track, TrackHandle, TrackKind};
 pub use trace_mode::TraceMode;

@@ -49,6 +49,9 @@ pub struct Vitals {
     pub lag: Option<Duration>,
     /// What 99 of 100 lags of the last minute were below.
     pub lag_p99: Option<Duration>,
+    /// How long the longest poll has lasted that goes on, or ended since the tick before and was too long;
+    /// none while polls are not recorded.
+    pub stall: Option<Duration>,
     /// What `working_set` grew by in a second, on average over the last half minute, in bytes.
     pub memory_growth: Option<f64>,
     /// What `tasks` grew by, likewise.

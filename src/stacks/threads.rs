@@ -63,7 +63,26 @@ const SAMPLE_TYPES: [ValueType; 2] =
 ///
 /// When `/proc` cannot be read.
 pub fn dump(clock: &dyn Clock, anchor: Anchor, signals: bool) -> Result<ThreadDump, Error> {
+    dump_listed(clock, anchor, signals, threads::list()?)
+}
+
+/// Dumps one thread of the process, which is sent a signal; no thread, if there is none of that id.
+///
+/// # Errors
+///
+/// As [`dump`].
+pub fn dump_one(clock: &dyn Clock, anchor: Anchor, tid: u32) -> Result<ThreadDump, Error> {
     let mut listed = threads::list()?;
+    listed.retain(|thread| thread.tid == tid);
+    dump_listed(clock, anchor, true, listed)
+}
+
+fn dump_listed(
+    clock: &dyn Clock,
+    anchor: Anchor,
+    signals: bool,
+    mut listed: Vec<Thread>,
+) -> Result<ThreadDump, Error> {
     let mut profile = Profile::new(&SAMPLE_TYPES, SAMPLE_TYPES[0], 1, anchor.wall);
     let beyond = listed.len().saturating_sub(MAX_THREADS);
     profile.losses.add("threads beyond the 8192 that a dump shows", beyond as u64);

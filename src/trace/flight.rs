@@ -81,6 +81,12 @@ pub(super) fn calibrate() {
     }
 }
 
+/// What ticks are, as far as it is known.
+pub(super) fn calibration() -> Calibration {
+    let flight = lock();
+    Calibration::new(flight.pairs.iter().copied().chain([ticks::pair()]))
+}
+
 impl Flight {
     /// Brings the recorder into the state that mode and captures ask for.
     fn apply(&mut self) {

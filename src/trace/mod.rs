@@ -17,6 +17,8 @@
 //! (`unstable.rs`); else the futures that were wrapped show (`task.rs`); parks come by hooks either way.
 //! [`engine`] names what there is, in the manifest and in the trace.
 //!
+//! The slices that threads are in also tell of polls that do not come to an end (`stalls.rs`).
+//!
 //! **Spans and events** are recorded while a session runs, and not before: their fields are texts, and to
 //! keep those of every span for a capture that may never come is not cheap (`layer.rs`).
 //!
@@ -56,6 +58,7 @@ mod registry;
 mod ring;
 mod session;
 mod sites;
+pub(crate) mod stalls;
 mod task;
 mod thread;
 mod unstable;

@@ -78,6 +78,18 @@ impl Site {
     }
 }
 
+/// What a task of this site is, in full: its name, and where it was spawned.
+pub(super) fn name(number: u16) -> String {
+    let site = SITES.get(usize::from(number)).filter(|_| number != 0).and_then(OnceLock::get);
+    match site {
+        Some(Site { name: Some(name), place }) => {
+            format!("{name}, {}:{}", short(place.file()), place.line())
+        }
+        Some(site) => site.text(),
+        None => NAMELESS.to_owned(),
+    }
+}
+
 /// The names of all sites, by their numbers.
 pub(super) fn names(strings: &mut StringTable) -> Vec<StringHandle> {
     let last = SITES.iter().rposition(|site| site.get().is_some()).unwrap_or(0);

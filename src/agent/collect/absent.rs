@@ -3,12 +3,14 @@
 
 #![allow(dead_code, reason = "what is called depends on which features are missing")]
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 
 use super::{Absent, Evidence, Failure, Started};
 use crate::base::{Anchor, Bytes};
 use crate::config::{HeapSettings, Settings, TraceSettings};
-use crate::model::{CaptureKind, Profile, Rule, Vitals};
+use crate::model::{CaptureKind, Profile, Rule, Stall, ThreadDump, Vitals};
 
 pub(super) fn memory(_: &Settings) -> Bytes {
     Bytes(0)
@@ -81,3 +83,34 @@ pub(in crate::agent) fn record_reason(_: &str) {}
 pub(in crate::agent) fn configure(_: &TraceSettings) {}
 
 pub(in crate::agent) fn end(_: &TraceSettings) {}
+
+/// What would be found.
+pub(in crate::agent) struct Found {
+    pub(in crate::agent) stall: Stall,
+    pub(in crate::agent) dump: Option<Box<ThreadDump>>,
+}
+
+pub(in crate::agent) fn longest() -> Option<Duration> {
+    None
+}
+
+pub(in crate::agent) fn threshold(_: &Settings) -> Option<Duration> {
+    None
+}
+
+/// Who would look.
+pub(in crate::agent) struct Stalls;
+
+impl Stalls {
+    pub(in crate::agent) fn new() -> Self {
+        Self
+    }
+
+    pub(in crate::agent) fn apply(&mut self, _: &Settings) {}
+
+    pub(in crate::agent) async fn next(&mut self) -> Vec<Found> {
+        std::future::pending().await
+    }
+}
+
+pub(in crate::agent) fn record_stall(_: &Stall) {}

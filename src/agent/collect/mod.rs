@@ -22,6 +22,8 @@ pub(super) mod absent;
 pub(super) mod cpu;
 #[cfg(feature = "heap")]
 pub(super) mod heap;
+#[cfg(feature = "trace")]
+pub(super) mod stalls;
 pub(super) mod tasks;
 mod threads;
 #[cfg(feature = "trace")]
@@ -31,6 +33,8 @@ pub(super) mod trace;
 pub(super) use absent as cpu;
 #[cfg(not(feature = "heap"))]
 pub(super) use absent as heap;
+#[cfg(not(feature = "trace"))]
+pub(super) use absent as stalls;
 #[cfg(not(feature = "trace"))]
 pub(super) use absent as trace;
 

@@ -1,9 +1,14 @@
 //! Runtime traces: one, over the window before the capture and all of it, with the vitals as counters.
 
+use std::collections::VecDeque;
+use std::sync::{Mutex, PoisonError};
+
 use super::{Collector, Evidence, Failure, Started};
 use crate::base::{Anchor, Moment};
 use crate::config::{Settings, TraceSettings};
-use crate::model::{CaptureKind, TraceMode, Vitals};
+use crate::model::{
+    ArgValue, CaptureKind, EventKind, Stall, Timeline, TimelineEvent, TraceMode, TrackKind, Vitals,
+};
 use crate::trace::{self, Session};
 
 pub(super) fn start(
@@ -21,7 +26,44 @@ impl Collector for Session {
     }
 
     fn stop(self: Box<Self>, now: Moment) -> Result<Option<Evidence>, Failure> {
-        Ok(Some(Evidence::Timeline(Box::new(Self::stop(*self, now)))))
+        let mut timeline = Self::stop(*self, now);
+        show_stalls(&mut timeline);
+        Ok(Some(Evidence::Timeline(Box::new(timeline))))
+    }
+}
+
+/// Stalls that traces to come may show.
+const STALLS: usize = 64;
+
+static RECENT: Mutex<VecDeque<Stall>> = Mutex::new(VecDeque::new());
+
+/// Keeps a stall for the traces that its beginning is in.
+pub(in crate::agent) fn record_stall(stall: &Stall) {
+    let mut recent = RECENT.lock().unwrap_or_else(PoisonError::into_inner);
+    if recent.len() == STALLS {
+        recent.pop_front();
+    }
+    recent.push_back(stall.clone());
+}
+
+/// Marks each stall on its thread's track, at the moment at which it was found.
+fn show_stalls(timeline: &mut Timeline) {
+    let recent = RECENT.lock().unwrap_or_else(PoisonError::into_inner);
+    let anchor = timeline.anchor;
+    let from = anchor.wall_at(timeline.activity.from);
+    let shown: Vec<&Stall> = recent.iter().filter(|stall| stall.started >= from).collect();
+    for stall in shown {
+        let since_anchor = stall.started.duration_since(anchor.wall);
+        let nanos = since_anchor.as_nanos() + stall.lasted.as_nanos() as i128;
+        let nanos = i64::try_from(nanos).unwrap_or(0);
+        let at = anchor.moment.as_nanos().saturating_add_signed(nanos);
+        let track = timeline.track(TrackKind::Thread(stall.tid), &stall.thread);
+        let mut text = |text: &str| timeline.strings.intern(text);
+        let (category, name, key) = (text("marple"), text("stall"), text("text"));
+        let args = vec![(key, ArgValue::Text(text(&stall.to_string())))];
+        let kind = EventKind::Instant(name);
+        let at = Moment::from_nanos(at);
+        timeline.events.push(TimelineEvent { at, track, kind, category, args });
     }
 }
 

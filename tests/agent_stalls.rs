@@ -1,0 +1,187 @@
+//! A poll that does not come to an end, from the moment it is found to the incident it makes. How exactly
+//! stalls are told from what is none is tested without a clock, in `trace::stalls`.
+
+mod host;
+mod peers;
+
+use std::fs;
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+use std::time::Duration;
+
+use host::{Host, PATIENCE, settings, wait_for};
+use marple::config::TraceSettings;
+use marple::model::{CaptureKind, Manifest, Metric, Rule};
+use marple::task::Trace;
+
+const THRESHOLD: Duration = Duration::from_millis(50);
+
+#[inline(never)]
+fn hold_up(released: &Receiver<()>) {
+    let _ = released.recv_timeout(PATIENCE);
+    std::hint::black_box(());
+}
+
+/// An agent that records already: what began before is not seen.
+fn recording(settings: marple::Settings) -> Host {
+    let host = Host::start(settings);
+    wait_for("the first tick", || {
+        (host.handle().status().wait(PATIENCE).unwrap().counters.ticks > 0).then_some(())
+    });
+    host
+}
+
+fn watched(capture: &[CaptureKind]) -> Host {
+    let rule = Rule {
+        abs: Some(THRESHOLD.as_secs_f64()),
+        capture: capture.iter().copied().collect(),
+        duration: Duration::from_millis(100),
+        ..Rule::on(Metric::Stall)
+    };
+    let trace = TraceSettings { stall: Some(THRESHOLD), ..TraceSettings::default() };
+    recording(marple::Settings { rules: vec![rule], trace, ..settings() })
+}
+
+/// Blocks a worker of a runtime with `workers` until the stall's stack is on disk; the incident, and the
+/// stuck thread's id.
+fn stall(host: &Host, workers: usize, busy: bool) -> (std::path::PathBuf, Manifest, u32) {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    let runtime = marple::instrument(builder.worker_threads(workers)).enable_all().build().unwrap();
+    // A worker says which it is as it parks.
+    wait_for("every worker to have parked", || {
+        let parked = |worker| runtime.metrics().worker_park_count(worker) > 0;
+        (0..workers).all(parked).then_some(())
+    });
+    if busy {
+        for _ in 0..20 {
+            runtime.spawn(
+                async {
+                    loop {
+                        tokio::task::yield_now().await;
+                    }
+                }
+                .traced("busy"),
+            );
+        }
+    }
+    let (release, released) = channel();
+    let (tell, told) = channel();
+    let stuck = runtime.spawn(
+        async move {
+            tell.send(rustix::thread::gettid().as_raw_nonzero().get() as u32).unwrap();
+            hold_up(&released);
+        }
+        .traced("sweeper"),
+    );
+    let tid = told.recv().unwrap();
+    let (dir, manifest) = wait_for("the stuck thread's stack", || {
+        let (dir, manifest) = host.incidents().pop()?;
+        let is_stall = |part: &Option<String>| part.as_deref() == Some("stall");
+        let all = manifest.artifacts.iter().filter(|artifact| is_stall(&artifact.part)).count();
+        (all == 2).then_some((dir, manifest))
+    });
+    release.send(()).unwrap();
+    runtime.block_on(stuck).unwrap();
+    runtime.shutdown_background();
+    (dir, manifest, tid)
+}
+
+fn is_told(host: &Host, workers: usize, busy: bool) {
+    let (dir, manifest, tid) = stall(host, workers, busy);
+    let reasons: Vec<&str> = manifest.reasons.iter().map(|reason| &*reason.text).collect();
+    let about = reasons.join("\n");
+    assert!(about.contains("`sweeper, tests/agent_stalls.rs:"), "{about}");
+    assert!(about.contains(&format!("on thread {tid} `")), "{about}");
+    assert!(about.contains(", worker ") && about.contains(" of runtime "), "{about}");
+    assert!(about.contains("agent_stalls::hold_up"), "{about}");
+    let first = &manifest.reasons[0];
+    assert_eq!(
+        (first.rule.as_deref(), &first.metric),
+        (Some("runtime-stall"), &Some(Metric::Stall))
+    );
+    assert!(first.value.unwrap() > THRESHOLD.as_secs_f64());
+
+    // Before all else.
+    assert_eq!(manifest.artifacts[0].part.as_deref(), Some("stall"), "{:?}", manifest.artifacts);
+    let text = fs::read_to_string(dir.join(&manifest.artifacts[0].file)).unwrap();
+    assert!(text.contains("# 1 thread at") && text.contains("agent_stalls::hold_up"), "{text}");
+
+    let status = host.handle().status().wait(PATIENCE).unwrap();
+    let told = status.stalls.iter().find(|stall| stall.tid == tid).expect("told in the status");
+    assert!(told.task.starts_with("sweeper, ") && told.lasted >= THRESHOLD, "{told:?}");
+    assert!(told.function.as_deref().is_some_and(|name| name.contains("hold_up")), "{told:?}");
+    assert!(status.counters.stalls > 0);
+}
+
+#[test]
+fn a_stuck_worker_is_named_dated_and_shown_before_all_else() {
+    for (workers, busy) in [(1, false), (2, false), (1, true), (2, true)] {
+        let host = watched(&[CaptureKind::Threads]);
+        is_told(&host, workers, busy);
+        host.closed(1);
+    }
+}
+
+#[test]
+fn on_a_loaded_machine_too() {
+    let load = thread::available_parallelism().map_or(2, |n| n.get());
+    let done = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let burning: Vec<_> = (0..load)
+        .map(|_| {
+            let done = done.clone();
+            thread::spawn(move || {
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+            })
+        })
+        .collect();
+    let host = watched(&[CaptureKind::Threads]);
+    is_told(&host, 2, false);
+    done.store(true, std::sync::atomic::Ordering::Relaxed);
+    burning.into_iter().for_each(|thread| thread.join().unwrap());
+}
+
+#[test]
+fn a_trace_marks_the_stall_on_its_workers_track() {
+    let host = watched(&[CaptureKind::Trace, CaptureKind::Threads]);
+    let (_, _, tid) = stall(&host, 2, false);
+    let (dir, manifest) = host.closed(1).remove(0);
+    let kinds: Vec<_> = manifest.captures.iter().map(|capture| capture.kind).collect();
+    // The stuck thread's stack, then what vanishes first.
+    assert_eq!(kinds[..3], [CaptureKind::Threads, CaptureKind::Trace, CaptureKind::Threads]);
+    let trace = manifest.artifacts.iter().find(|artifact| artifact.kind == CaptureKind::Trace);
+    let rows = peers::perfetto_query(
+        &dir.join(&trace.expect("a trace").file),
+        &[
+            "select name, value from stats where value > 0 and severity in ('error', 'data_loss')",
+            "select distinct t.tid from slice s join thread_track tt on s.track_id = tt.id join \
+             thread t using (utid) where s.name = 'stall'",
+            "select count(*) > 0 from slice where name = 'sweeper' and (dur < 0 or dur >= 50000000)",
+        ],
+    );
+    assert_eq!(rows[0].concat(), Vec::<String>::new());
+    assert_eq!(rows[1].concat(), [tid.to_string()]);
+    assert_eq!(rows[2].concat(), ["1"]);
+}
+
+#[test]
+fn without_the_watchdog_nothing_is_told() {
+    let trace = TraceSettings { stall: None, ..TraceSettings::default() };
+    let host = recording(marple::Settings { rules: Vec::new(), trace, ..settings() });
+    let ticks = || host.handle().status().wait(PATIENCE).unwrap().counters.ticks;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let (release, released) = channel();
+    let stuck = runtime.spawn(async move { hold_up(&released) }.traced("sweeper"));
+    let begun = ticks();
+    // The metric says so all the same.
+    wait_for("the metric", || {
+        let status = host.handle().status().wait(PATIENCE).unwrap();
+        let stall = status.vitals.values.get("runtime.stall").copied();
+        (status.counters.ticks > begun + 10 && stall > Some(0.1)).then_some(())
+    });
+    assert_eq!(host.handle().status().wait(PATIENCE).unwrap().counters.stalls, 0);
+    release.send(()).unwrap();
+    runtime.block_on(stuck).unwrap();
+}
