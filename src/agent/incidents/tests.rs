@@ -1,6 +1,7 @@
 use jiff::Timestamp;
 use proptest::prelude::*;
 
+use super::incident::MAX_REASONS;
 use super::*;
 use crate::model::{CaptureKind, Origin};
 
