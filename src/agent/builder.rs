@@ -138,7 +138,7 @@ impl Builder {
             events,
             finished,
             threads: Some([loop_thread, capture_thread]),
-            _watcher: watcher,
+            watcher,
         })
     }
 }
@@ -151,7 +151,8 @@ pub struct Agent {
     events: mpsc::Sender<Event>,
     finished: Receiver<()>,
     threads: Option<[JoinHandle<()>; 2]>,
-    _watcher: Option<Watcher>,
+    /// Held for what it watches.
+    watcher: Option<Watcher>,
 }
 
 impl Agent {
@@ -190,6 +191,12 @@ impl Agent {
 
 impl Drop for Agent {
     fn drop(&mut self) {
+        // A fork has the values and not the threads: there is nobody to ask and nobody to wait for.
+        if self.handle.is_inherited() {
+            std::mem::forget(self.threads.take());
+            std::mem::forget(self.watcher.take());
+            return;
+        }
         // A full queue drains within the wait below, so the request is repeated until it is in.
         let mut asked = false;
         let step = Duration::from_millis(20);

@@ -38,6 +38,8 @@ pub struct AgentHandle {
 struct Fixed {
     dir: PathBuf,
     http: HttpSettings,
+    /// The process in which the agent runs.
+    pid: u32,
 }
 
 impl AgentHandle {
@@ -48,7 +50,12 @@ impl AgentHandle {
         settings: &Settings,
     ) -> Self {
         let (dir, http) = (settings.dir.clone(), settings.http.clone().unwrap_or_default());
-        Self { events, runtimes, gauges, fixed: Arc::new(Fixed { dir, http }) }
+        Self {
+            events,
+            runtimes,
+            gauges,
+            fixed: Arc::new(Fixed { dir, http, pid: std::process::id() }),
+        }
     }
 
     /// Flips the toggle: captures start, or stop and are written.
@@ -143,7 +150,16 @@ impl AgentHandle {
         self.request(|reply| Event::Toggle { action, origin, kinds, reply: Some(reply) })
     }
 
+    /// Whether this process is a fork of the one in which the agent runs.
+    pub(super) fn is_inherited(&self) -> bool {
+        std::process::id() != self.fixed.pid
+    }
+
     fn request<T>(&self, event: impl FnOnce(Reply<T>) -> Event) -> Pending<T> {
+        if self.is_inherited() {
+            let error = AgentError::Forked { opener: self.fixed.pid };
+            return Pending(Err(Some(Error::new(error))));
+        }
         let (reply, answer) = oneshot::channel();
         if let Err(error) = self.events.try_send(event(reply)) {
             let error = match error {

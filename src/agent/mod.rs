@@ -62,6 +62,11 @@ pub(crate) enum Error {
          the engines (signals, counters, the allocator) are one of a kind"
     )]
     AlreadyRunning,
+    #[error(
+        "this process is a fork of the one in which the agent runs, and has none: an agent's threads do \
+         not come along; ask the agent of process {opener}"
+    )]
+    Forked { opener: u32 },
     #[error("the agent has stopped: its `Agent` was dropped or shut down")]
     Stopped,
     #[error("the agent's queue is full: somebody asks it in a loop; ask again later")]

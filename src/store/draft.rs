@@ -88,6 +88,7 @@ impl Draft {
         if self.failed {
             return Err(Error::Incomplete { path: self.path() });
         }
+        self.open.dir.check_process()?;
         self.spill()?;
         self.file.sync_all().map_err(|source| Error::io("sync", self.path(), source))?;
         let file = self.publish()?;
@@ -141,6 +142,8 @@ impl Draft {
     }
 
     fn try_write_out(&mut self, mut rest: &[u8]) -> Result<(), Error> {
+        // The file is shared with whoever forked: what is written here would be in the middle of his.
+        self.open.dir.check_process()?;
         let length = rest.len() as u64;
         if self.written.saturating_add(length) > self.size_limit {
             return Err(Error::Full { path: self.path(), bound: Bound::FileSize });
