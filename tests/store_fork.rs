@@ -114,7 +114,7 @@ fn a_child_by_fork_and_exec_has_no_part_in_the_lock() {
 }
 
 #[test]
-fn a_fork_of_a_process_with_an_agent_has_none_and_ends_at_once() {
+fn a_fork_of_a_process_with_an_agent_is_told_that_it_has_none() {
     let mut host = Host::start(settings());
     let handle = host.handle();
     let agent = std::cell::Cell::new(host.agent.take());
@@ -123,7 +123,7 @@ fn a_fork_of_a_process_with_an_agent_has_none_and_ends_at_once() {
         drop(agent.take());
         told
     });
-    assert!(well, "the child was not told, or its end waited for the agent");
+    assert!(well, "the child was not told, or hung");
     host.agent = agent.take();
     assert!(is_busy(&host.captures()), "the child's end released the lock");
     handle.status().wait(PATIENCE).unwrap();

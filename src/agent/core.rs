@@ -342,6 +342,9 @@ impl Core {
         for (cause, error) in tally.failures {
             self.fail(cause, error);
         }
+        if matches!(report.done, super::incidents::Done::Closed { ok: true, .. }) {
+            self.counters.incidents_closed += 1;
+        }
         let now = self.clock.now();
         for id in self.decider.done(now, report.done) {
             if let Some(at) = self.open.iter().position(|open| open.id == id) {
