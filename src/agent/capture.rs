@@ -4,6 +4,7 @@
 //! conversion delays a tick, a rule or an answer. Nothing it meets ends it: a collector that fails or
 //! panics is a line in the manifest, a disk that refuses is a failure in the report.
 
+mod gather;
 mod take;
 
 use std::path::PathBuf;
@@ -12,6 +13,7 @@ use std::sync::Arc;
 use super::announce::Announcer;
 use super::budget::State;
 use super::collect::{self, Collector};
+use super::collectors::{Collectors, Run};
 use super::fence::{chain, fence};
 use super::incidents::{Done, Job, Noted};
 use crate::base::{Bytes, Clock, IncidentId};
@@ -90,6 +92,8 @@ pub(super) struct Worker {
     announcer: Announcer,
     dirs: Vec<(IncidentId, IncidentDir)>,
     running: Vec<Running>,
+    collectors: Collectors,
+    runs: Vec<Run>,
 }
 
 /// A collector at work and its line in the manifest.
@@ -107,8 +111,19 @@ impl Worker {
         process: ProcessInfo,
         versions: Versions,
         announcer: Announcer,
+        collectors: Collectors,
     ) -> Self {
-        Self { clock, store, process, versions, announcer, dirs: Vec::new(), running: Vec::new() }
+        Self {
+            clock,
+            store,
+            process,
+            versions,
+            announcer,
+            dirs: Vec::new(),
+            running: Vec::new(),
+            collectors,
+            runs: Vec::new(),
+        }
     }
 
     /// Reserves what captures will need when there is no more to be had.
@@ -143,6 +158,12 @@ impl Worker {
             Job::Start { id, kinds } => {
                 let running = self.start(*id, *kinds, &task, &mut tally);
                 Done::Started { id: *id, asked: *kinds, running }
+            }
+            Job::Collect { id, wanted } => {
+                Done::Collecting { id: *id, until: self.collect(*id, wanted, &task, &mut tally) }
+            }
+            Job::Gather { id, all } => {
+                Done::Collecting { id: *id, until: self.gather(*id, *all, &mut tally) }
             }
             Job::Stop { id, kinds } => {
                 self.stop(*id, *kinds, &task, &mut tally);

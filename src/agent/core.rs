@@ -16,6 +16,7 @@ use super::Error;
 use super::budget::State;
 use super::capture::{Report, Task};
 use super::collect;
+use super::collectors::Collectors;
 use super::decide::Decider;
 use super::event::{Event, Reply, ToggleAction};
 use super::fence::chain;
@@ -26,7 +27,7 @@ use super::status::{Captured, ConfigStatus, Counters, Toggled};
 use super::stream::{self, Streams, Taken, work};
 use crate::base::{Clock, Error as PublicError, IncidentId, Moment};
 use crate::config::Settings;
-use crate::model::{CaptureKind, CaptureSet, Limits, Losses, Origin, Reason, Vitals};
+use crate::model::{CaptureKind, CaptureSet, Collect, Limits, Losses, Origin, Reason, Vitals};
 use crate::vitals::Reader;
 
 /// How long an answer waits for an incident's directory before it says that none is there yet.
@@ -57,6 +58,7 @@ pub(super) struct Core {
     decider: Decider,
     open: Vec<Open>,
     streams: Streams,
+    collectors: Collectors,
     tasks: SyncSender<work::Order>,
     /// Whether the capture thread has a task.
     busy: bool,
@@ -75,6 +77,7 @@ impl Core {
         reader: Reader,
         tasks: SyncSender<work::Order>,
         state: Option<&State>,
+        collectors: Collectors,
     ) -> Self {
         let started = clock.wall();
         let mut decider = Decider::new(settings.rules.clone(), settings.budget.clone());
@@ -87,6 +90,7 @@ impl Core {
             started,
             config: ConfigStatus { path, applied: Some(started), ..ConfigStatus::default() },
             cpu: collect::cpu::launch(&settings),
+            collectors,
             decider,
             settings: Arc::new(settings),
             clock,
@@ -136,6 +140,7 @@ impl Core {
         for open in &mut self.open {
             open.recording.record(&self.vitals);
         }
+        self.decider.incidents.set_collectors(!self.collectors.is_empty());
         let new_id = || IncidentId::new(self.clock.wall());
         let wall = || self.clock.wall();
         for fired in self.decider.observe(now, &self.vitals, new_id, wall) {
@@ -190,6 +195,7 @@ impl Core {
                 self.streams.ask(anchor, ask, &taken);
             }
             Event::StreamGone => {}
+            Event::Collected { id } => self.decider.incidents.collected(id),
             Event::Streamed(done) => {
                 self.busy = false;
                 if let stream::Done::Started { engine: Some(engine), .. } = &done {
@@ -250,6 +256,8 @@ impl Core {
     fn task(&mut self, job: Job) -> Task {
         let (Job::Open { id, .. }
         | Job::Start { id, .. }
+        | Job::Collect { id, .. }
+        | Job::Gather { id, .. }
         | Job::Stop { id, .. }
         | Job::Again { id, .. }
         | Job::Note { id, .. }
@@ -299,7 +307,11 @@ impl Core {
         let claim = (kinds, self.settings.toggle.max_duration);
         let reason = self.asked(origin, format!("toggled on by {}", origin.words()));
         let now = self.clock.now();
+        let was_on = self.decider.incidents.toggle().is_some();
         let state = self.decider.incidents.toggle_on(now, self.new_id(), claim, reason);
+        if !was_on {
+            self.collect(state.incident);
+        }
         self.track(state.incident);
         if let Some(reply) = reply {
             let state = self.toggled(Some(state));
@@ -316,8 +328,15 @@ impl Core {
         let reason = self.asked(Origin::Code, format!("asked for by the service for {duration:?}"));
         let now = self.clock.now();
         let id = self.decider.incidents.call(now, self.new_id(), (kinds, duration), reason);
+        self.collect(id);
         self.track(id);
         self.promise(Some(id), Waiting::Capture { reply });
+    }
+
+    /// What is asked for by hand or from code has every file of the service's own.
+    fn collect(&mut self, id: IncidentId) {
+        self.decider.incidents.set_collectors(!self.collectors.is_empty());
+        self.decider.incidents.collect(id, &Collect::All);
     }
 
     fn done(&mut self, report: Report) {

@@ -12,6 +12,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 
 use super::Error as AgentError;
+use super::collectors::{Collected, CollectorOptions, CollectorOutput, Collectors};
 use super::event::{Event, Reply, ToggleAction};
 use super::status::{Captured, Status, Toggled};
 use super::stream::{Ask, StreamError, Streaming, Take};
@@ -29,6 +30,7 @@ pub struct AgentHandle {
     events: mpsc::Sender<Event>,
     runtimes: Runtimes,
     gauges: Gauges,
+    collectors: Collectors,
     /// Of those settings that cannot change without a restart.
     fixed: Arc<Fixed>,
 }
@@ -45,8 +47,8 @@ struct Fixed {
 impl AgentHandle {
     pub(super) fn new(
         events: mpsc::Sender<Event>,
-        runtimes: Runtimes,
-        gauges: Gauges,
+        (runtimes, gauges): (Runtimes, Gauges),
+        collectors: Collectors,
         settings: &Settings,
     ) -> Self {
         let (dir, http) = (settings.dir.clone(), settings.http.clone().unwrap_or_default());
@@ -54,6 +56,7 @@ impl AgentHandle {
             events,
             runtimes,
             gauges,
+            collectors,
             fixed: Arc::new(Fixed { dir, http, pid: std::process::id() }),
         }
     }
@@ -94,6 +97,26 @@ impl AgentHandle {
     /// If `name` is not of lower-case letters, digits, `_` and `.`, or there are too many gauges.
     pub fn gauge(&self, name: &str) -> Result<Gauge, Error> {
         self.gauges.gauge(name).map_err(Error::new)
+    }
+
+    /// Has `collect` write a file of the service's own into incidents from here on: those of rules that ask
+    /// for it by `collect` (all do unless they say otherwise), and all that are asked for by hand or from
+    /// code. It is called at the incident's opening and each time a rule fires in it again.
+    ///
+    /// It runs on a thread of its own. What it has not written when its time is up is missing; what goes
+    /// beyond its bounds is cut, and the manifest says so. A panic or an error costs that file only.
+    /// While it has not returned it is not called again.
+    ///
+    /// # Errors
+    ///
+    /// If `name` is no plain file name, or is taken, or there are 32 already.
+    pub fn collector(
+        &self,
+        name: &str,
+        options: CollectorOptions,
+        collect: impl FnMut(&mut CollectorOutput) -> Collected + Send + 'static,
+    ) -> Result<(), Error> {
+        self.collectors.add(name, options, Box::new(collect))
     }
 
     /// Watches one more tokio runtime: its tasks are counted and its lag is measured. The runtime in

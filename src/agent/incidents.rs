@@ -26,7 +26,7 @@ use std::mem;
 use std::time::Duration;
 
 use crate::base::{IncidentId, Moment};
-use crate::model::{CaptureSet, Reason};
+use crate::model::{CaptureSet, Collect, Reason};
 use incident::{Claim, Holder, Incident, Phase};
 pub(crate) use job::{Done, Job, Noted, Notice, ToggleState, View};
 
@@ -43,12 +43,37 @@ pub(crate) struct Incidents {
     open: Vec<Incident>,
     toggle: Option<ToggleState>,
     join: Duration,
+    /// Whether there are collectors of the service's own.
+    collectors: bool,
+    /// Whether everything is to end.
+    shut: bool,
 }
 
 impl Incidents {
     /// What claims anything within `join` of an incident's opening joins it.
     pub(crate) fn set_join(&mut self, join: Duration) {
         self.join = join;
+    }
+
+    /// Whether there are collectors of the service's own; without, nobody who wants all gets any.
+    pub(crate) fn set_collectors(&mut self, any: bool) {
+        self.collectors = any;
+    }
+
+    /// The incident `id` is to have these files of the service's own.
+    pub(crate) fn collect(&mut self, id: IncidentId, wanted: &Collect) {
+        if (self.collectors || *wanted != Collect::All)
+            && let Some(incident) = self.open.iter_mut().find(|open| open.id == id)
+        {
+            incident.collect.add(wanted);
+        }
+    }
+
+    /// A collector for the incident `id` has returned.
+    pub(crate) fn collected(&mut self, id: IncidentId) {
+        for incident in self.open.iter_mut().filter(|open| open.id == id) {
+            incident.collected = incident.collecting.is_some();
+        }
     }
 
     /// How often rules fired in the incident that a rule without one of its own would join.
@@ -137,6 +162,7 @@ impl Incidents {
             self.toggle_off();
         }
         for incident in &mut self.open {
+            incident.collected |= incident.collecting.is_some_and(|until| until <= now);
             let finishing = &mut incident.finishing;
             incident.claims.retain(|claim| {
                 let over = claim.until.is_some_and(|until| until <= now);
@@ -151,13 +177,17 @@ impl Incidents {
 
     /// When [`Incidents::expire`] has something to do next.
     pub(crate) fn next_expiry(&self) -> Option<Moment> {
-        self.open.iter().flat_map(|open| open.claims.iter().filter_map(|claim| claim.until)).min()
+        let claims = self.open.iter().flat_map(|open| open.claims.iter().filter_map(|it| it.until));
+        let waiting = self.open.iter().filter(|open| !open.collected);
+        claims.chain(waiting.filter_map(|open| open.collecting)).min()
     }
 
     /// Ends everything: after this only jobs that stop and close are handed out.
     pub(crate) fn shut(&mut self) {
         self.toggle = None;
+        self.shut = true;
         for incident in &mut self.open {
+            incident.collect = Collect::NONE;
             incident.claims.clear();
             incident.held_by.clear();
         }
@@ -173,6 +203,10 @@ impl Incidents {
                 let noted = incident.take_noted();
                 return Some(Job::Open { id, name: incident.name.clone(), noted });
             }
+            if !incident.collect.is_none() {
+                let wanted = mem::replace(&mut incident.collect, Collect::NONE);
+                return Some(Job::Collect { id, wanted });
+            }
             let again = mem::take(&mut incident.again).and(incident.running.and(wanted));
             if !again.is_empty() {
                 let noted = incident.take_noted();
@@ -185,6 +219,9 @@ impl Incidents {
             let start = wanted.without(incident.running).without(incident.refused);
             if !start.is_empty() && busy.is_none_or(|busy| busy == id) {
                 return Some(Job::Start { id, kinds: start });
+            }
+            if incident.collecting.is_some() && (mem::take(&mut incident.collected) || self.shut) {
+                return Some(Job::Gather { id, all: self.shut });
             }
             if incident.is_over() {
                 if incident.close_at > now {
@@ -207,6 +244,7 @@ impl Incidents {
         let id = match done {
             Done::Opened { id, .. }
             | Done::Started { id, .. }
+            | Done::Collecting { id, .. }
             | Done::Stopped { id, .. }
             | Done::Noted { id }
             | Done::Again { id }
@@ -230,6 +268,7 @@ impl Incidents {
                 incident.begin_claims(now);
             }
             Done::Stopped { kinds, .. } => incident.running = incident.running.without(kinds),
+            Done::Collecting { until, .. } => incident.collecting = until,
             Done::Noted { .. } | Done::Again { .. } => {}
             Done::Closed { ok: true, .. } => return self.remove(at, Notice::Captured),
             Done::Closed { ok: false, .. } => {
@@ -295,6 +334,9 @@ impl Incidents {
                 unwritten: Vec::new(),
                 reasons: 0,
                 dropped: 0,
+                collect: Collect::NONE,
+                collecting: None,
+                collected: false,
                 note_at: now + FIRST_NOTE,
                 close_at: now,
             });

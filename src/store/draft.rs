@@ -1,5 +1,6 @@
 //! An artifact that is being written.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -12,10 +13,10 @@ use sha2::{Digest, Sha256};
 use super::dir::file_size_limit;
 use super::error::{Bound, Error};
 use super::incident::Open;
-use super::names::{PART, artifact};
+use super::names::{PART, artifact, custom_extension};
 use super::room::{Reservation, unnamed_file};
 use crate::base::Bytes;
-use crate::model::{Artifact, Form};
+use crate::model::{Artifact, FileName, Form};
 
 /// Encoders write a few bytes at a time; room is asked for and the system called once for this many.
 /// A draft begun because memory is nearly gone must not need much of it itself.
@@ -41,6 +42,8 @@ pub struct Draft {
     part: Option<String>,
     open: Arc<Open>,
     form: Form,
+    /// The last part of its name.
+    extension: Cow<'static, str>,
     taken: Timestamp,
     buffer: Vec<u8>,
     hash: Sha256,
@@ -52,12 +55,31 @@ pub struct Draft {
 
 impl Draft {
     pub(super) fn begin(open: &Arc<Open>, form: Form, taken: Timestamp) -> Result<Self, Error> {
+        Self::named(open, form, form.extension().into(), taken)
+    }
+
+    /// A file of the service's own.
+    pub(super) fn custom(
+        open: &Arc<Open>,
+        name: &FileName,
+        taken: Timestamp,
+    ) -> Result<Self, Error> {
+        Self::named(open, Form::Custom, custom_extension(name).into(), taken)
+    }
+
+    fn named(
+        open: &Arc<Open>,
+        form: Form,
+        extension: Cow<'static, str>,
+        taken: Timestamp,
+    ) -> Result<Self, Error> {
         let (file, part) = create(open)?;
         Ok(Self {
             file,
             part,
             open: Arc::clone(open),
             form,
+            extension,
             taken,
             buffer: Vec::with_capacity(BUFFER),
             hash: Sha256::new(),
@@ -112,7 +134,7 @@ impl Draft {
         let mut seq = open.seq.lock().unwrap_or_else(PoisonError::into_inner);
         for _ in 0..MAX_TAKEN {
             *seq += 1;
-            let name = artifact(&open.stem, *seq, self.form);
+            let name = artifact(&open.stem, *seq, &self.extension);
             let published = self.room.settle(|| match &self.part {
                 Some(part) => open.dir.rename_file(part, &name),
                 None => open.dir.link(&self.file, &name),
@@ -123,7 +145,7 @@ impl Draft {
             }
         }
         let taken = rustix::io::Errno::EXIST.into();
-        Err(Error::io("name the file", artifact_path(&open, *seq, self.form), taken))
+        Err(Error::io("name the file", artifact_path(&open, *seq, &self.extension), taken))
     }
 
     /// Writes the buffer out.
@@ -149,7 +171,7 @@ impl Draft {
             return Err(Error::Full { path: self.path(), bound: Bound::FileSize });
         }
         let open = &self.open;
-        self.room.grow(length, || artifact_path(open, next(open), self.form))?;
+        self.room.grow(length, || artifact_path(open, next(open), &self.extension))?;
         while !rest.is_empty() {
             match self.file.write(rest) {
                 Ok(count) => {
@@ -171,7 +193,7 @@ impl Draft {
 
     /// The name it would be given, for messages.
     fn path(&self) -> PathBuf {
-        artifact_path(&self.open, next(&self.open), self.form)
+        artifact_path(&self.open, next(&self.open), &self.extension)
     }
 }
 
@@ -227,8 +249,8 @@ fn next(open: &Open) -> u32 {
     open.seq.lock().map_or(1, |seq| *seq + 1)
 }
 
-fn artifact_path(open: &Open, seq: u32, form: Form) -> PathBuf {
-    open.dir.at(&artifact(&open.stem, seq, form))
+fn artifact_path(open: &Open, seq: u32, extension: &str) -> PathBuf {
+    open.dir.at(&artifact(&open.stem, seq, extension))
 }
 
 /// What was hashed, in lower-case hex.

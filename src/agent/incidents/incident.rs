@@ -7,7 +7,7 @@ use jiff::Timestamp;
 
 use super::job::Noted;
 use crate::base::{IncidentId, Moment};
-use crate::model::{CaptureSet, Reason};
+use crate::model::{CaptureSet, Collect, Reason};
 
 /// Reasons kept of one incident; what comes after is counted. A toggle flipped in a loop must not grow
 /// a manifest.
@@ -78,6 +78,12 @@ pub(super) struct Incident {
     pub(super) reasons: usize,
     /// How many since the last job were not.
     pub(super) dropped: u64,
+    /// Files of the service's own that are to be collected.
+    pub(super) collect: Collect,
+    /// When the time of the first that is being collected is up.
+    pub(super) collecting: Option<Moment>,
+    /// Whether some are there to be taken in.
+    pub(super) collected: bool,
     pub(super) note_at: Moment,
     pub(super) close_at: Moment,
 }
@@ -105,7 +111,8 @@ impl Incident {
     }
 
     pub(super) fn is_over(&self) -> bool {
-        !self.is_capturing() && self.held_by.is_empty()
+        let collects = self.collecting.is_some() || !self.collect.is_none();
+        !self.is_capturing() && !collects && self.held_by.is_empty()
     }
 
     pub(super) fn take_noted(&mut self) -> Noted {

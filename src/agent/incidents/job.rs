@@ -5,7 +5,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use crate::base::{IncidentId, Moment};
-use crate::model::{CaptureSet, Reason};
+use crate::model::{CaptureSet, Collect, Reason};
 
 /// What is new about an incident since its manifest was last written.
 #[derive(Debug, Default, PartialEq)]
@@ -23,6 +23,10 @@ pub(crate) enum Job {
     Open { id: IncidentId, name: String, noted: Noted },
     /// Start these captures.
     Start { id: IncidentId, kinds: CaptureSet },
+    /// Begin to collect files of the service's own.
+    Collect { id: IncidentId, wanted: Collect },
+    /// Take in what collectors wrote that have returned or whose time is up, or `all` there is.
+    Gather { id: IncidentId, all: bool },
     /// Stop these captures and write what they took.
     Stop { id: IncidentId, kinds: CaptureSet },
     /// Take what runs once more, and go on with it.
@@ -40,6 +44,8 @@ pub(crate) enum Done {
     Opened { id: IncidentId, ok: bool },
     /// What runs of what was asked.
     Started { id: IncidentId, asked: CaptureSet, running: CaptureSet },
+    /// Until when collectors run, if any do.
+    Collecting { id: IncidentId, until: Option<Moment> },
     /// These have ended, well or not.
     Stopped { id: IncidentId, kinds: CaptureSet },
     /// The manifest was written, or could not be.
