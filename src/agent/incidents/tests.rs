@@ -239,7 +239,9 @@ impl Thread {
                 if !fail {
                     self.collecting.push(id);
                 }
-                Done::Collecting { id, until: (!fail).then_some(now + SECOND * 5) }
+                // Those begun before go on whatever becomes of these.
+                let runs = self.collecting.contains(&id);
+                Done::Collecting { id, until: runs.then_some(now + SECOND * 5) }
             }
             Job::Gather { id, all } => {
                 assert!(self.open.contains(&id) && self.collecting.contains(&id));
