@@ -72,7 +72,8 @@ impl Incidents {
     /// A collector for the incident `id` has returned.
     pub(crate) fn collected(&mut self, id: IncidentId) {
         for incident in self.open.iter_mut().filter(|open| open.id == id) {
-            incident.collected = incident.collecting.is_some();
+            // It may be quicker than the word that it was begun.
+            incident.collected = true;
         }
     }
 
