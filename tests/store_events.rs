@@ -33,6 +33,8 @@ fn callbacks_hear_of_incidents_and_hold_nothing_up() {
         assert_eq!(path.metadata().unwrap().len(), artifact.bytes.get());
         assert_eq!(next(), IncidentEvent::Closed { id, dir });
     }
+    let counted = handle.status().wait(PATIENCE).unwrap().counters;
+    assert_eq!((counted.incidents, counted.artifacts, counted.incidents_closed), (2, 2, 2));
     drop(agent);
 
     // One that never comes back: captures go on, and the agent ends.

@@ -14,6 +14,7 @@ use super::announce::{self, Announcer, Callback, IncidentEvent};
 use super::budget::State;
 use super::capture::Worker;
 use super::collect;
+use super::collectors::{Collected, CollectorOptions, CollectorOutput, Collectors};
 use super::core::Core;
 use super::event::{Event, QUEUE, ToggleAction};
 use super::handle::AgentHandle;
@@ -58,7 +59,11 @@ pub struct Builder {
     path: Option<PathBuf>,
     services: Vec<Box<dyn Service>>,
     callbacks: Vec<Callback>,
+    collectors: Vec<Pending>,
 }
+
+/// A collector that is to be registered.
+type Pending = (String, CollectorOptions, Box<dyn FnMut(&mut CollectorOutput) -> Collected + Send>);
 
 impl Builder {
     /// The settings, to be looked at or changed.
@@ -70,6 +75,27 @@ impl Builder {
     /// events, which is counted in the status; one that panics is not called again.
     pub fn on_event(mut self, callback: impl FnMut(&IncidentEvent) + Send + 'static) -> Self {
         self.callbacks.push(Box::new(callback));
+        self
+    }
+
+    /// Has `collect` write the file `name` into incidents, as
+    /// [`AgentHandle::collector`] does. A name that cannot be is an error of the start.
+    pub fn collector(
+        self,
+        name: impl Into<String>,
+        collect: impl FnMut(&mut CollectorOutput) -> Collected + Send + 'static,
+    ) -> Self {
+        self.collector_with(name, CollectorOptions::default(), collect)
+    }
+
+    /// The same within other bounds.
+    pub fn collector_with(
+        mut self,
+        name: impl Into<String>,
+        options: CollectorOptions,
+        collect: impl FnMut(&mut CollectorOutput) -> Collected + Send + 'static,
+    ) -> Self {
+        self.collectors.push((name.into(), options, Box::new(collect)));
         self
     }
 
@@ -85,7 +111,7 @@ impl Builder {
 
     /// Starts the two threads.
     pub(crate) fn launch(self) -> Result<Agent, Error> {
-        let Self { settings, path, mut services, callbacks } = self;
+        let Self { settings, path, mut services, callbacks, collectors } = self;
         settings.validate().map_err(Error::new)?;
         let only_one = OnlyOne::claim()?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
@@ -103,7 +129,12 @@ impl Builder {
             runtimes.observe(current).map_err(Error::new)?;
         }
         let (events, queue) = mpsc::channel(QUEUE);
-        let handle = AgentHandle::new(events.clone(), runtimes.clone(), numbers.clone(), &settings);
+        let registry = Collectors::new(events.clone());
+        for (name, options, collect) in collectors {
+            registry.add(&name, options, collect)?;
+        }
+        let measured = (runtimes.clone(), numbers.clone());
+        let handle = AgentHandle::new(events.clone(), measured, registry.clone(), &settings);
         let watcher = watch(&settings, path.clone(), &events)?;
 
         // One task at a time: the loop sends the next when it has heard of the last.
@@ -116,8 +147,16 @@ impl Builder {
         }
         let capture_thread = spawn("marple-capture", {
             let (clock, events) = (Arc::clone(&clock), events.clone());
+            let collectors = registry.clone();
             move || {
-                let worker = Worker::new(Arc::clone(&clock), store, process, versions, announcer);
+                let worker = Worker::new(
+                    Arc::clone(&clock),
+                    store,
+                    process,
+                    versions,
+                    announcer,
+                    collectors,
+                );
                 work(worker, &*clock, &inbox, &events);
             }
         })?;
@@ -126,7 +165,7 @@ impl Builder {
             let handle = handle.clone();
             move || {
                 let measures = (clock, runtimes, numbers);
-                let begun = (settings, path, state);
+                let begun = (settings, path, state, registry);
                 lead(begun, measures, tasks, queue, services, handle);
                 // The watcher's callback may hold a sender of its own: the end is said, not inferred.
                 let _ = finished_tx.send(());
@@ -138,7 +177,7 @@ impl Builder {
             events,
             finished,
             threads: Some([loop_thread, capture_thread]),
-            _watcher: watcher,
+            watcher,
         })
     }
 }
@@ -151,7 +190,8 @@ pub struct Agent {
     events: mpsc::Sender<Event>,
     finished: Receiver<()>,
     threads: Option<[JoinHandle<()>; 2]>,
-    _watcher: Option<Watcher>,
+    /// Held for what it watches.
+    watcher: Option<Watcher>,
 }
 
 impl Agent {
@@ -169,12 +209,19 @@ impl Agent {
             path: Some(path.to_owned()),
             services: Vec::new(),
             callbacks: Vec::new(),
+            collectors: Vec::new(),
         })
     }
 
     /// Takes the settings from code.
     pub fn from_settings(settings: Settings) -> Builder {
-        Builder { settings, path: None, services: Vec::new(), callbacks: Vec::new() }
+        Builder {
+            settings,
+            path: None,
+            services: Vec::new(),
+            callbacks: Vec::new(),
+            collectors: Vec::new(),
+        }
     }
 
     /// Begins with the default settings: the default rules and no endpoint.
@@ -190,6 +237,12 @@ impl Agent {
 
 impl Drop for Agent {
     fn drop(&mut self) {
+        // A fork has the values and not the threads: there is nobody to ask and nobody to wait for.
+        if self.handle.is_inherited() {
+            std::mem::forget(self.threads.take());
+            std::mem::forget(self.watcher.take());
+            return;
+        }
         // A full queue drains within the wait below, so the request is repeated until it is in.
         let mut asked = false;
         let step = Duration::from_millis(20);
@@ -228,7 +281,7 @@ impl Drop for Agent {
 
 /// The thread `marple`: a runtime of its own, and the loop on it.
 fn lead(
-    (settings, path, state): (Settings, Option<PathBuf>, Option<State>),
+    (settings, path, state, collectors): (Settings, Option<PathBuf>, Option<State>, Collectors),
     (clock, runtimes, numbers): (Arc<dyn Clock>, Runtimes, Numbers),
     tasks: SyncSender<Order>,
     queue: mpsc::Receiver<Event>,
@@ -253,7 +306,7 @@ fn lead(
     };
     let signal = settings.toggle.signal;
     let reader = Reader::new(runtimes, numbers);
-    let core = Core::new(clock, settings, path, reader, tasks, state.as_ref());
+    let core = Core::new(clock, settings, path, reader, tasks, state.as_ref(), collectors);
     runtime.block_on(async {
         for service in services {
             tokio::spawn(service.serve(handle.clone()));

@@ -2,6 +2,8 @@
 //!
 //! One thread owns it and calls it; nothing here waits. Each method is one kind of event.
 
+mod report;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,20 +16,19 @@ use super::Error;
 use super::budget::State;
 use super::capture::{Report, Task};
 use super::collect;
+use super::collectors::Collectors;
 use super::decide::Decider;
 use super::event::{Event, Reply, ToggleAction};
 use super::fence::chain;
 use super::history::{History, Recording, row};
-use super::incidents::{Job, ToggleState};
+use super::incidents::Job;
 use super::reload;
-use super::status::{
-    BudgetStatus, Captured, ConfigStatus, Counters, IncidentStatus, RuleStatus, Status, Toggled,
-};
+use super::status::{Captured, ConfigStatus, Counters, Toggled};
 use super::stream::{self, Streams, Taken, work};
 use super::stuck::Stuck;
 use crate::base::{Anchor, Clock, Error as PublicError, IncidentId, Moment};
 use crate::config::Settings;
-use crate::model::{CaptureKind, CaptureSet, Limits, Losses, Origin, Reason, Vitals};
+use crate::model::{CaptureKind, CaptureSet, Collect, Limits, Losses, Origin, Reason, Vitals};
 use crate::vitals::Reader;
 
 /// How long an answer waits for an incident's directory before it says that none is there yet.
@@ -58,6 +59,7 @@ pub(super) struct Core {
     decider: Decider,
     open: Vec<Open>,
     streams: Streams,
+    collectors: Collectors,
     tasks: SyncSender<work::Order>,
     /// Whether the capture thread has a task.
     busy: bool,
@@ -77,6 +79,7 @@ impl Core {
         reader: Reader,
         tasks: SyncSender<work::Order>,
         state: Option<&State>,
+        collectors: Collectors,
     ) -> Self {
         let started = clock.wall();
         let mut decider = Decider::new(settings.rules.clone(), settings.budget.clone());
@@ -91,6 +94,7 @@ impl Core {
             started,
             config: ConfigStatus { path, applied: Some(started), ..ConfigStatus::default() },
             cpu: collect::cpu::launch(&settings),
+            collectors,
             decider,
             settings: Arc::new(settings),
             clock,
@@ -155,6 +159,7 @@ impl Core {
         for open in &mut self.open {
             open.recording.record(&self.vitals);
         }
+        self.decider.incidents.set_collectors(!self.collectors.is_empty());
         let new_id = || IncidentId::new(self.clock.wall());
         let wall = || self.clock.wall();
         for fired in self.decider.observe(now, &self.vitals, new_id, wall) {
@@ -210,6 +215,7 @@ impl Core {
                 self.streams.ask(anchor, ask, &taken);
             }
             Event::StreamGone => {}
+            Event::Collected { id } => self.decider.incidents.collected(id),
             Event::Streamed(done) => {
                 self.busy = false;
                 if let stream::Done::Started { engine: Some(engine), .. } = &done {
@@ -283,6 +289,8 @@ impl Core {
     fn task(&mut self, job: Job) -> Task {
         let (Job::Open { id, .. }
         | Job::Start { id, .. }
+        | Job::Collect { id, .. }
+        | Job::Gather { id, .. }
         | Job::Stop { id, .. }
         | Job::Again { id, .. }
         | Job::Note { id, .. }
@@ -334,7 +342,11 @@ impl Core {
         let claim = (kinds, self.settings.toggle.max_duration);
         let reason = self.asked(origin, format!("toggled on by {}", origin.words()));
         let now = self.clock.now();
+        let was_on = self.decider.incidents.toggle().is_some();
         let state = self.decider.incidents.toggle_on(now, self.new_id(), claim, reason);
+        if !was_on {
+            self.collect(state.incident);
+        }
         self.track(state.incident);
         if let Some(reply) = reply {
             let state = self.toggled(Some(state));
@@ -351,8 +363,15 @@ impl Core {
         let reason = self.asked(Origin::Code, format!("asked for by the service for {duration:?}"));
         let now = self.clock.now();
         let id = self.decider.incidents.call(now, self.new_id(), (kinds, duration), reason);
+        self.collect(id);
         self.track(id);
         self.promise(Some(id), Waiting::Capture { reply });
+    }
+
+    /// What is asked for by hand or from code has every file of the service's own.
+    fn collect(&mut self, id: IncidentId) {
+        self.decider.incidents.set_collectors(!self.collectors.is_empty());
+        self.decider.incidents.collect(id, &Collect::All);
     }
 
     fn done(&mut self, report: Report) {
@@ -376,6 +395,9 @@ impl Core {
         let why = tally.failures.last().map(|(_, error)| error.clone());
         for (cause, error) in tally.failures {
             self.fail(cause, error);
+        }
+        if matches!(report.done, super::incidents::Done::Closed { ok: true, .. }) {
+            self.counters.incidents_closed += 1;
         }
         let now = self.clock.now();
         for id in self.decider.done(now, report.done) {
@@ -406,64 +428,6 @@ impl Core {
         self.config.applied = Some(self.clock.wall());
         self.config.rejected = None;
         self.config.needs_restart = needs_restart;
-    }
-
-    fn status(&self) -> Status {
-        let anchor = self.clock.anchor();
-        let states = self.decider.engine.states();
-        let rules = states.map(|state| RuleStatus::new(&state, anchor));
-        let incidents = self.decider.incidents.iter().map(|incident| IncidentStatus {
-            id: incident.id,
-            name: incident.name.to_owned(),
-            opened: incident.opened,
-            dir: self.dir(incident.id),
-            running: incident.running,
-            held_by: incident.held_by.to_vec(),
-        });
-        Status {
-            version: env!("CARGO_PKG_VERSION"),
-            service: self.settings.service.clone(),
-            domain: self.settings.domain.clone(),
-            dir: self.settings.dir.clone(),
-            started: self.started,
-            config: self.config.clone(),
-            toggle: self.toggled(self.decider.incidents.toggle()),
-            incidents: incidents.collect(),
-            streams: self.streams.status(anchor),
-            stalls: self.stuck.recent(),
-            budget: self.budget(),
-            rules: rules.collect(),
-            limits: Limits::from(&self.vitals),
-            cpu: self.cpu.words(&self.settings),
-            vitals: row(&self.vitals, anchor),
-            histograms: self.reader.distributions(),
-            counters: self.counters,
-            engines: self.engines.clone(),
-            failures: self.failures.clone(),
-            last_failure: self.last_failure.clone(),
-        }
-    }
-
-    fn budget(&self) -> BudgetStatus {
-        let (anchor, decider) = (self.clock.anchor(), &self.decider);
-        let (opening, spent) = (decider.opening(anchor.moment), decider.spent(anchor.moment));
-        BudgetStatus::new(anchor, &self.settings.budget, (opening, spent), &self.streams.allowance)
-    }
-
-    fn toggled(&self, state: Option<ToggleState>) -> Toggled {
-        let running = self
-            .decider
-            .incidents
-            .iter()
-            .fold(CaptureSet::EMPTY, |running, incident| running.union(incident.wanted));
-        Toggled {
-            on: state.is_some(),
-            running,
-            since: state.map(|state| state.since),
-            until: state.and_then(|state| state.since.checked_add(state.max_duration).ok()),
-            incident: state.map(|state| state.incident),
-            dir: state.and_then(|state| self.dir(state.incident)),
-        }
     }
 
     fn dir(&self, id: IncidentId) -> Option<PathBuf> {

@@ -169,6 +169,7 @@ impl Decider {
         };
         let claim = (kinds, rule.duration);
         let id = self.incidents.fire(now, make_id, &rule.name, claim, reason);
+        self.incidents.collect(id, &rule.collect);
         if opened {
             self.budget.spend(now, id);
         }

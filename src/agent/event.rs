@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 use super::capture::Report;
 use super::status::{Captured, Status, Toggled};
 use super::stream;
-use crate::base::Error;
+use crate::base::{Error, IncidentId};
 use crate::config::Settings;
 use crate::model::{CaptureSet, Origin};
 
@@ -46,6 +46,8 @@ pub(crate) enum Event {
     Status { reply: Reply<Box<Status>> },
     /// The capture thread has finished a job.
     Done(Report),
+    /// A collector of the service's own has returned.
+    Collected { id: IncidentId },
     /// Somebody wants a capture handed to him.
     Stream(stream::Ask),
     /// Somebody who wanted one has gone.

@@ -12,6 +12,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 
 use super::Error as AgentError;
+use super::collectors::{Collected, CollectorOptions, CollectorOutput, Collectors};
 use super::event::{Event, Reply, ToggleAction};
 use super::status::{Captured, Status, Toggled};
 use super::stream::{Ask, StreamError, Streaming, Take};
@@ -29,6 +30,7 @@ pub struct AgentHandle {
     events: mpsc::Sender<Event>,
     runtimes: Runtimes,
     numbers: Numbers,
+    collectors: Collectors,
     /// Of those settings that cannot change without a restart.
     fixed: Arc<Fixed>,
 }
@@ -38,17 +40,25 @@ pub struct AgentHandle {
 struct Fixed {
     dir: PathBuf,
     http: HttpSettings,
+    /// The process in which the agent runs.
+    pid: u32,
 }
 
 impl AgentHandle {
     pub(super) fn new(
         events: mpsc::Sender<Event>,
-        runtimes: Runtimes,
-        numbers: Numbers,
+        (runtimes, numbers): (Runtimes, Numbers),
+        collectors: Collectors,
         settings: &Settings,
     ) -> Self {
         let (dir, http) = (settings.dir.clone(), settings.http.clone().unwrap_or_default());
-        Self { events, runtimes, numbers, fixed: Arc::new(Fixed { dir, http }) }
+        Self {
+            events,
+            runtimes,
+            numbers,
+            collectors,
+            fixed: Arc::new(Fixed { dir, http, pid: std::process::id() }),
+        }
     }
 
     /// Flips the toggle: captures start, or stop and are written.
@@ -110,6 +120,26 @@ impl AgentHandle {
         self.numbers.histograms.histogram(name).map_err(Error::new)
     }
 
+    /// Has `collect` write a file of the service's own into incidents from here on: those of rules that ask
+    /// for it by `collect` (all do unless they say otherwise), and all that are asked for by hand or from
+    /// code. It is called at the incident's opening and each time a rule fires in it again.
+    ///
+    /// It runs on a thread of its own. What it has not written when its time is up is missing; what goes
+    /// beyond its bounds is cut, and the manifest says so. A panic or an error costs that file only.
+    /// While it has not returned it is not called again.
+    ///
+    /// # Errors
+    ///
+    /// If `name` is no plain file name, or is taken, or there are 32 already.
+    pub fn collector(
+        &self,
+        name: &str,
+        options: CollectorOptions,
+        collect: impl FnMut(&mut CollectorOutput) -> Collected + Send + 'static,
+    ) -> Result<(), Error> {
+        self.collectors.add(name, options, Box::new(collect))
+    }
+
     /// Watches one more tokio runtime: its tasks are counted and its lag is measured. The runtime in
     /// which the agent was started is watched already.
     ///
@@ -164,7 +194,16 @@ impl AgentHandle {
         self.request(|reply| Event::Toggle { action, origin, kinds, reply: Some(reply) })
     }
 
+    /// Whether this process is a fork of the one in which the agent runs.
+    pub(super) fn is_inherited(&self) -> bool {
+        std::process::id() != self.fixed.pid
+    }
+
     fn request<T>(&self, event: impl FnOnce(Reply<T>) -> Event) -> Pending<T> {
+        if self.is_inherited() {
+            let error = AgentError::Forked { opener: self.fixed.pid };
+            return Pending(Err(Some(Error::new(error))));
+        }
         let (reply, answer) = oneshot::channel();
         if let Err(error) = self.events.try_send(event(reply)) {
             let error = match error {

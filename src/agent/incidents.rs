@@ -19,17 +19,16 @@
 //! engines are one of a kind); an incident is closed once, and only with nothing running; every
 //! incident that was opened is closed after [`Incidents::shut`].
 
+mod incident;
+mod job;
+
 use std::mem;
 use std::time::Duration;
 
-use jiff::Timestamp;
-
 use crate::base::{IncidentId, Moment};
-use crate::model::{CaptureSet, Reason};
-
-/// Reasons kept of one incident; what comes after is counted. A toggle flipped in a loop must not grow
-/// a manifest.
-const MAX_REASONS: usize = 64;
+use crate::model::{CaptureSet, Collect, Reason};
+use incident::{Claim, Holder, Incident, Phase};
+pub(crate) use job::{Done, Job, Noted, Notice, ToggleState, View};
 
 /// The manifest of an open incident is brought up to date this long after it opened, and then each time
 /// it has become a tenth older: the vitals before a kill are on disk, and a week's plateau costs little.
@@ -38,207 +37,44 @@ const FIRST_NOTE: Duration = Duration::from_secs(10);
 /// How long after a failed attempt to close (a full disk) the next is made.
 const CLOSE_RETRY: Duration = Duration::from_secs(10);
 
-/// Who wants something captured.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Holder {
-    /// The rule of this name.
-    Rule(String),
-    /// The toggle.
-    Toggle,
-    /// A call of `capture`.
-    Call,
-}
-
-impl Holder {
-    /// What an incident it opens is called.
-    fn incident_name(&self) -> &str {
-        match self {
-            Self::Rule(name) => name,
-            Self::Toggle => "toggle",
-            Self::Call => "call",
-        }
-    }
-}
-
-#[derive(Debug)]
-struct Claim {
-    holder: Holder,
-    kinds: CaptureSet,
-    duration: Duration,
-    /// When it is over; none while captures it wants have not been started, so that a slow disk does not
-    /// eat up a capture's time.
-    until: Option<Moment>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
-    /// It has an id, and no directory yet.
-    Announced,
-    /// It has a directory.
-    Open,
-    /// Its last job is out; it takes no more claims.
-    Closing,
-}
-
-#[derive(Debug)]
-struct Incident {
-    id: IncidentId,
-    name: String,
-    opened: (Moment, Timestamp),
-    phase: Phase,
-    claims: Vec<Claim>,
-    /// Rules that fired and have not cleared.
-    held_by: Vec<String>,
-    /// Rules whose claim is over but whose captures have not ended.
-    finishing: Vec<String>,
-    running: CaptureSet,
-    /// Wanted, tried, and not running: not tried again until nobody wants it.
-    refused: CaptureSet,
-    /// What runs and is to be taken once more.
-    again: CaptureSet,
-    /// How often rules fired in it.
-    fires: usize,
-    unwritten: Vec<Reason>,
-    /// All reasons so far; at most [`MAX_REASONS`] were kept.
-    reasons: usize,
-    /// How many since the last job were not.
-    dropped: u64,
-    note_at: Moment,
-    close_at: Moment,
-}
-
-impl Incident {
-    fn wanted(&self) -> CaptureSet {
-        self.claims.iter().fold(CaptureSet::EMPTY, |kinds, claim| kinds.union(claim.kinds))
-    }
-
-    /// Lets the time of those claims run of which nothing is left to be started.
-    fn begin_claims(&mut self, now: Moment) {
-        if self.phase == Phase::Announced {
-            return;
-        }
-        let settled = self.running.union(self.refused);
-        for claim in &mut self.claims {
-            if claim.until.is_none() && claim.kinds.without(settled).is_empty() {
-                claim.until = Some(now + claim.duration);
-            }
-        }
-    }
-
-    fn is_capturing(&self) -> bool {
-        !self.claims.is_empty() || !self.running.is_empty()
-    }
-
-    fn is_over(&self) -> bool {
-        !self.is_capturing() && self.held_by.is_empty()
-    }
-
-    fn take_noted(&mut self) -> Noted {
-        Noted { reasons: mem::take(&mut self.unwritten), dropped: mem::take(&mut self.dropped) }
-    }
-
-    fn add_reason(&mut self, reason: Reason) {
-        if self.reasons < MAX_REASONS {
-            self.unwritten.push(reason);
-        } else {
-            self.dropped += 1;
-        }
-        self.reasons += 1;
-    }
-}
-
-/// What is new about an incident since its manifest was last written.
-#[derive(Debug, Default, PartialEq)]
-pub(crate) struct Noted {
-    /// The reasons, in the order they came.
-    pub(crate) reasons: Vec<Reason>,
-    /// How many more there were than a manifest keeps.
-    pub(crate) dropped: u64,
-}
-
-/// The next thing for the capture thread to do.
-#[derive(Debug, PartialEq)]
-pub(crate) enum Job {
-    /// Make the directory.
-    Open { id: IncidentId, name: String, noted: Noted },
-    /// Start these captures.
-    Start { id: IncidentId, kinds: CaptureSet },
-    /// Stop these captures and write what they took.
-    Stop { id: IncidentId, kinds: CaptureSet },
-    /// Take what runs once more, and go on with it.
-    Again { id: IncidentId, kinds: CaptureSet, noted: Noted },
-    /// Bring the manifest up to date.
-    Note { id: IncidentId, noted: Noted },
-    /// Write the manifest for the last time.
-    Close { id: IncidentId, noted: Noted },
-}
-
-/// What came of a job.
-#[derive(Debug)]
-pub(crate) enum Done {
-    /// Whether the directory is there.
-    Opened { id: IncidentId, ok: bool },
-    /// What runs of what was asked.
-    Started { id: IncidentId, asked: CaptureSet, running: CaptureSet },
-    /// These have ended, well or not.
-    Stopped { id: IncidentId, kinds: CaptureSet },
-    /// The manifest was written, or could not be.
-    Noted { id: IncidentId },
-    /// It was taken once more, or could not be.
-    Again { id: IncidentId },
-    /// Whether the incident is closed on disk.
-    Closed { id: IncidentId, ok: bool },
-}
-
-/// What the loop should know about a change.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Notice {
-    /// The captures of this rule have ended: its cooldown begins.
-    Captured(String),
-    /// This rule's incident could not be opened.
-    Lost(String, IncidentId),
-    /// This incident is over and gone from here.
-    Gone(IncidentId),
-}
-
-/// Who stands behind the toggle's state.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct ToggleState {
-    /// The incident it holds open.
-    pub(crate) incident: IncidentId,
-    /// Since when.
-    pub(crate) since: Timestamp,
-    /// When it goes off by itself.
-    pub(crate) until: Moment,
-    /// How long that is.
-    pub(crate) max_duration: Duration,
-}
-
-/// One open incident, for `status`.
-#[derive(Debug)]
-pub(crate) struct View<'a> {
-    pub(crate) id: IncidentId,
-    pub(crate) name: &'a str,
-    pub(crate) opened: Timestamp,
-    pub(crate) wanted: CaptureSet,
-    pub(crate) running: CaptureSet,
-    /// When its captures are over by themselves, as far as that is known.
-    pub(crate) until: Option<Moment>,
-    pub(crate) held_by: &'a [String],
-}
-
 /// The open incidents.
 #[derive(Debug, Default)]
 pub(crate) struct Incidents {
     open: Vec<Incident>,
     toggle: Option<ToggleState>,
     join: Duration,
+    /// Whether there are collectors of the service's own.
+    collectors: bool,
+    /// Whether everything is to end.
+    shut: bool,
 }
 
 impl Incidents {
     /// What claims anything within `join` of an incident's opening joins it.
     pub(crate) fn set_join(&mut self, join: Duration) {
         self.join = join;
+    }
+
+    /// Whether there are collectors of the service's own; without, nobody who wants all gets any.
+    pub(crate) fn set_collectors(&mut self, any: bool) {
+        self.collectors = any;
+    }
+
+    /// The incident `id` is to have these files of the service's own.
+    pub(crate) fn collect(&mut self, id: IncidentId, wanted: &Collect) {
+        if (self.collectors || *wanted != Collect::All)
+            && let Some(incident) = self.open.iter_mut().find(|open| open.id == id)
+        {
+            incident.collect.add(wanted);
+        }
+    }
+
+    /// A collector for the incident `id` has returned.
+    pub(crate) fn collected(&mut self, id: IncidentId) {
+        for incident in self.open.iter_mut().filter(|open| open.id == id) {
+            // It may be quicker than the word that it was begun.
+            incident.collected = true;
+        }
     }
 
     /// How often rules fired in the incident that a rule without one of its own would join.
@@ -327,6 +163,7 @@ impl Incidents {
             self.toggle_off();
         }
         for incident in &mut self.open {
+            incident.collected |= incident.collecting.is_some_and(|until| until <= now);
             let finishing = &mut incident.finishing;
             incident.claims.retain(|claim| {
                 let over = claim.until.is_some_and(|until| until <= now);
@@ -341,13 +178,17 @@ impl Incidents {
 
     /// When [`Incidents::expire`] has something to do next.
     pub(crate) fn next_expiry(&self) -> Option<Moment> {
-        self.open.iter().flat_map(|open| open.claims.iter().filter_map(|claim| claim.until)).min()
+        let claims = self.open.iter().flat_map(|open| open.claims.iter().filter_map(|it| it.until));
+        let waiting = self.open.iter().filter(|open| !open.collected);
+        claims.chain(waiting.filter_map(|open| open.collecting)).min()
     }
 
     /// Ends everything: after this only jobs that stop and close are handed out.
     pub(crate) fn shut(&mut self) {
         self.toggle = None;
+        self.shut = true;
         for incident in &mut self.open {
+            incident.collect = Collect::NONE;
             incident.claims.clear();
             incident.held_by.clear();
         }
@@ -363,6 +204,10 @@ impl Incidents {
                 let noted = incident.take_noted();
                 return Some(Job::Open { id, name: incident.name.clone(), noted });
             }
+            if !incident.collect.is_none() {
+                let wanted = mem::replace(&mut incident.collect, Collect::NONE);
+                return Some(Job::Collect { id, wanted });
+            }
             let again = mem::take(&mut incident.again).and(incident.running.and(wanted));
             if !again.is_empty() {
                 let noted = incident.take_noted();
@@ -375,6 +220,9 @@ impl Incidents {
             let start = wanted.without(incident.running).without(incident.refused);
             if !start.is_empty() && busy.is_none_or(|busy| busy == id) {
                 return Some(Job::Start { id, kinds: start });
+            }
+            if incident.collecting.is_some() && (mem::take(&mut incident.collected) || self.shut) {
+                return Some(Job::Gather { id, all: self.shut });
             }
             if incident.is_over() {
                 if incident.close_at > now {
@@ -397,6 +245,7 @@ impl Incidents {
         let id = match done {
             Done::Opened { id, .. }
             | Done::Started { id, .. }
+            | Done::Collecting { id, .. }
             | Done::Stopped { id, .. }
             | Done::Noted { id }
             | Done::Again { id }
@@ -420,6 +269,7 @@ impl Incidents {
                 incident.begin_claims(now);
             }
             Done::Stopped { kinds, .. } => incident.running = incident.running.without(kinds),
+            Done::Collecting { until, .. } => incident.collecting = until,
             Done::Noted { .. } | Done::Again { .. } => {}
             Done::Closed { ok: true, .. } => return self.remove(at, Notice::Captured),
             Done::Closed { ok: false, .. } => {
@@ -485,6 +335,9 @@ impl Incidents {
                 unwritten: Vec::new(),
                 reasons: 0,
                 dropped: 0,
+                collect: Collect::NONE,
+                collecting: None,
+                collected: false,
                 note_at: now + FIRST_NOTE,
                 close_at: now,
             });

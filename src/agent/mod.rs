@@ -23,6 +23,7 @@ mod budget;
 mod builder;
 mod capture;
 mod collect;
+mod collectors;
 mod core;
 mod decide;
 mod event;
@@ -44,6 +45,7 @@ use std::time::Duration;
 
 pub use announce::IncidentEvent;
 pub use builder::{Agent, Builder};
+pub use collectors::{Collected, CollectorOptions, CollectorOutput};
 pub use event::ToggleAction;
 pub use handle::{AgentHandle, Pending};
 #[cfg(feature = "heap")]
@@ -67,6 +69,16 @@ pub(crate) enum Error {
          the engines (signals, counters, the allocator) are one of a kind"
     )]
     AlreadyRunning,
+    #[error(
+        "this process is a fork of the one in which the agent runs, and has none: an agent's threads do \
+         not come along; ask the agent of process {opener}"
+    )]
+    Forked { opener: u32 },
+    #[error(
+        "no collector `{name}`: there is one of this name already, or there are {most}; register each once, \
+         where the agent is started"
+    )]
+    Collector { name: crate::model::FileName, most: usize },
     #[error("the agent has stopped: its `Agent` was dropped or shut down")]
     Stopped,
     #[error("the agent's queue is full: somebody asks it in a loop; ask again later")]

@@ -140,6 +140,10 @@ impl Replay {
                     false => (manifest, done, Vec::new()),
                 }
             }
+            // The files of the service's own are no part of what is replayed.
+            Job::Collect { id, .. } | Job::Gather { id, .. } => {
+                (manifest, Done::Collecting { id, until: None }, Vec::new())
+            }
             Job::Again { id, kinds, .. } => {
                 let taken = self.take(id, now, kinds);
                 (file, Done::Again { id }, vec![taken])

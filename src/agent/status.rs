@@ -233,6 +233,8 @@ pub struct Counters {
     pub stalls: u64,
     /// Incidents opened.
     pub incidents: u64,
+    /// Incidents that are over and whose manifest says so.
+    pub incidents_closed: u64,
     /// Captures that ended well.
     pub captures: u64,
     /// Captures that did not start or did not end well.

@@ -185,6 +185,7 @@ fn rule(section: &mut Section<'_, '_>) -> Rule {
     section.read("again", value::again, &mut rule.again);
     section.read("mode", value::mode, &mut rule.mode);
     section.read("capture", value::captures, &mut rule.capture);
+    section.read("collect", value::collect, &mut rule.collect);
     section.read("duration", value::duration, &mut rule.duration);
     rule
 }

@@ -15,7 +15,9 @@ use serde::de::{self, Deserialize, Deserializer, Unexpected, Visitor};
 
 use super::settings::{Listen, Room, RuleChoice, Secret, TasksMode, ThreadsMode, ToggleSignal};
 use crate::base::{Bytes, Hertz, Percent};
-use crate::model::{Again, CaptureKind, CaptureSet, CpuEngine, Holds, Mode, TraceMode, Unit};
+use crate::model::{
+    Again, CaptureKind, CaptureSet, Collect, CpuEngine, FileName, Holds, Mode, TraceMode, Unit,
+};
 
 /// A value that is written as a number or as a text.
 struct Friendly<T, N, S> {
@@ -263,6 +265,36 @@ pub(super) fn trace_mode<'de, D: Deserializer<'de>>(
     let expected = "\"always\", \"on-demand\" or \"off\"";
     let text = |text: &str| TraceMode::ALL.into_iter().find(|mode| mode.name() == text);
     friendly(deserializer, expected, |_| None, text)
+}
+
+/// Files of the service's own by their names, or `"all"`.
+pub(super) fn collect<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Collect, D::Error> {
+    struct Names;
+
+    impl<'de> Visitor<'de> for Names {
+        type Value = Collect;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("\"all\" or a list such as [\"running_queries.txt\"]")
+        }
+
+        fn visit_str<E: de::Error>(self, text: &str) -> Result<Collect, E> {
+            match text {
+                "all" => Ok(Collect::All),
+                _ => Err(E::invalid_value(Unexpected::Str(text), &self)),
+            }
+        }
+
+        fn visit_seq<A: de::SeqAccess<'de>>(self, mut list: A) -> Result<Collect, A::Error> {
+            let mut names = Vec::new();
+            while let Some(name) = list.next_element::<String>()? {
+                names.push(name.parse::<FileName>().map_err(de::Error::custom)?);
+            }
+            Ok(names.into_iter().collect())
+        }
+    }
+
+    deserializer.deserialize_any(Names)
 }
 
 /// `["cpu", "heap", "trace"]`; tells of every name that is none.

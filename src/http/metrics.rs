@@ -106,6 +106,7 @@ fn work(page: &mut Page, status: &Status) {
         ("marple_ticks_total", "Times the vitals were read.", it.ticks),
         ("marple_rules_fired_total", "Times a rule fired.", it.fired),
         ("marple_incidents_total", "Incidents opened.", it.incidents),
+        ("marple_incidents_closed_total", "Incidents that are over.", it.incidents_closed),
         ("marple_captures_total", "Captures that ended well.", it.captures),
         (
             "marple_captures_failed_total",

@@ -18,10 +18,13 @@ pub enum CaptureKind {
     Cpu,
     /// What holds memory.
     Heap,
+    /// Files of the service's own. No member of a [`CaptureSet`]: an incident has those that its rules
+    /// ask for by [`Collect`](super::Collect), whatever else it captures.
+    Custom,
 }
 
 impl CaptureKind {
-    /// Every kind, in order.
+    /// Every kind that marple captures itself, in order.
     pub const ALL: [Self; 5] = [Self::Trace, Self::Threads, Self::Tasks, Self::Cpu, Self::Heap];
 
     /// Its name in configuration, manifests and URLs.
@@ -32,6 +35,7 @@ impl CaptureKind {
             Self::Tasks => "tasks",
             Self::Cpu => "cpu",
             Self::Heap => "heap",
+            Self::Custom => "custom",
         }
     }
 
@@ -65,10 +69,12 @@ pub enum Form {
     CpuPprof,
     /// A heap profile.
     MemoryPprof,
+    /// Whatever a collector of the service's own writes.
+    Custom,
 }
 
 impl Form {
-    /// Every form, those of one kind together, its main one first.
+    /// Every form that marple writes itself, those of one kind together, its main one first.
     pub const ALL: [Self; 8] = [
         Self::RuntimeTrace,
         Self::ThreadsText,
@@ -85,7 +91,7 @@ impl Form {
         Self::ALL.into_iter().filter(move |form| form.kind() == kind)
     }
 
-    /// The last part of a file's name.
+    /// The last part of a file's name; of a file of the service's own what its name begins with.
     pub const fn extension(self) -> &'static str {
         match self {
             Self::RuntimeTrace => "runtime.trace",
@@ -96,6 +102,7 @@ impl Form {
             Self::TasksPprof => "tasks.pprof",
             Self::CpuPprof => "cpu.pprof",
             Self::MemoryPprof => "memory.pprof",
+            Self::Custom => "custom",
         }
     }
 
@@ -107,6 +114,7 @@ impl Form {
             Self::TasksText | Self::TasksJson | Self::TasksPprof => CaptureKind::Tasks,
             Self::CpuPprof => CaptureKind::Cpu,
             Self::MemoryPprof => CaptureKind::Heap,
+            Self::Custom => CaptureKind::Custom,
         }
     }
 }
@@ -120,6 +128,7 @@ impl From<CaptureKind> for Form {
             CaptureKind::Tasks => Self::TasksText,
             CaptureKind::Cpu => Self::CpuPprof,
             CaptureKind::Heap => Self::MemoryPprof,
+            CaptureKind::Custom => Self::Custom,
         }
     }
 }
@@ -156,11 +165,16 @@ impl Serialize for CaptureKind {
 
 impl<'de> Deserialize<'de> for CaptureKind {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+        // Manifests name it, settings and requests cannot.
+        let name = String::deserialize(deserializer)?;
+        if name == Self::Custom.name() {
+            return Ok(Self::Custom);
+        }
+        name.parse().map_err(serde::de::Error::custom)
     }
 }
 
-/// A set of kinds; iterates in the order of [`CaptureKind`].
+/// A set of the kinds that marple captures itself; iterates in the order of [`CaptureKind`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct CaptureSet(u8);
 
@@ -183,9 +197,11 @@ impl CaptureSet {
         self.0 & (1 << kind as u8) != 0
     }
 
-    /// Adds `kind`.
+    /// Adds `kind`, if it is one that can be a member.
     pub const fn insert(&mut self, kind: CaptureKind) {
-        self.0 |= 1 << kind as u8;
+        if !matches!(kind, CaptureKind::Custom) {
+            self.0 |= 1 << kind as u8;
+        }
     }
 
     /// What is in this set and not in `other`.

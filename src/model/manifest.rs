@@ -114,8 +114,10 @@ pub enum Outcome {
     Done,
     /// It, or one of its artifacts, could not be made; `error` says why.
     Failed,
-    /// It was not started; `error` says why.
+    /// It was not started, or not written; `error` says why.
     Skipped,
+    /// Its file is here, but not all of it; `error` says where it ends and why.
+    Cut,
 }
 
 /// One collector started and stopped.

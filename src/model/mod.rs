@@ -9,6 +9,7 @@
 
 mod amount;
 mod capture;
+mod collect;
 mod cpu;
 mod difference;
 mod dump;
@@ -29,6 +30,7 @@ mod vitals;
 
 pub use amount::Amount;
 pub use capture::{CaptureKind, CaptureSet, Form, ParseCaptureKindError};
+pub use collect::{Collect, FileName, ParseFileNameError};
 pub use cpu::{CpuEngine, ParseCpuEngineError};
 pub use dump::{Spawned, TaskDump, TaskRow, TaskState, ThreadDump, ThreadRow};
 pub use incident::{IncidentState, Origin, Reason};

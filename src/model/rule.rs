@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::capture::CaptureSet;
+use super::collect::Collect;
 use super::metric::Metric;
 
 /// Conditions over one metric, what to capture when one holds, and how often.
@@ -45,6 +46,8 @@ pub struct Rule {
     pub mode: Mode,
     /// What to capture.
     pub capture: CaptureSet,
+    /// Which files of the service's own to take besides.
+    pub collect: Collect,
     /// For how long.
     pub duration: Duration,
 }
@@ -74,6 +77,7 @@ impl Rule {
             again: Again::Worse,
             mode: Mode::Capture,
             capture: CaptureSet::all(),
+            collect: Collect::All,
             duration: Duration::from_secs(10),
         }
     }

@@ -26,6 +26,8 @@ const FILE_MODE: Mode = Mode::RUSR.union(Mode::WUSR);
 pub(super) struct Dir {
     fd: OwnedFd,
     path: PathBuf,
+    /// The process that opened it.
+    pid: u32,
 }
 
 /// What a file system has.
@@ -57,7 +59,7 @@ impl Dir {
             }
             Err(errno) => return Err(failed("open the directory", path, errno)),
         };
-        let dir = Self { fd, path };
+        let dir = Self { fd, path, pid: std::process::id() };
         let stat = fs::fstat(&dir.fd).map_err(|errno| dir.failed("look at", "", errno))?;
         let us = geteuid().as_raw();
         if stat.st_uid != us {
@@ -75,7 +77,7 @@ impl Dir {
         let path = plain(path);
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         match fs::openat(CWD, &path, flags, Mode::empty()) {
-            Ok(fd) => Ok(Self { fd, path }),
+            Ok(fd) => Ok(Self { fd, path, pid: std::process::id() }),
             Err(errno) => Err(failed("open the directory", path, errno)),
         }
     }
@@ -84,12 +86,13 @@ impl Dir {
     pub(super) fn subdir(&self, name: &str) -> Result<Self, Error> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         fs::openat(&self.fd, name, flags, Mode::empty())
-            .map(|fd| Self { fd, path: self.at(name) })
+            .map(|fd| Self { fd, path: self.at(name), pid: self.pid })
             .map_err(|errno| self.failed("open the directory", name, errno))
     }
 
     /// A new directory called `name` in this one.
     pub(super) fn make_subdir(&self, name: &str) -> Result<Self, Error> {
+        self.check_process()?;
         fs::mkdirat(&self.fd, name, DIR_MODE)
             .map_err(|errno| self.failed("make the directory", name, errno))?;
         self.subdir(name)
@@ -98,6 +101,19 @@ impl Dir {
     /// The same directory, which has been renamed to `path`.
     pub(super) fn moved_to(self, path: PathBuf) -> Self {
         Self { path, ..self }
+    }
+
+    /// An error in a process that was forked from the one that opened it.
+    pub(super) fn check_process(&self) -> Result<(), Error> {
+        if self.is_inherited() {
+            return Err(Error::Forked { path: self.path.clone(), opener: self.pid });
+        }
+        Ok(())
+    }
+
+    /// Whether this process was forked from the one that opened it.
+    pub(super) fn is_inherited(&self) -> bool {
+        std::process::id() != self.pid
     }
 
     /// Whether it was removed since it was opened.
@@ -154,6 +170,7 @@ impl Dir {
 
     /// A new file called `name`, 0600.
     pub(super) fn create(&self, name: &str) -> Result<File, Error> {
+        self.check_process()?;
         let flags =
             OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         fs::openat(&self.fd, name, flags, FILE_MODE)
@@ -163,6 +180,7 @@ impl Dir {
 
     /// The file called `name`, to be read and written, made 0600 when it is not there.
     pub(super) fn open_or_create(&self, name: &str) -> Result<File, Error> {
+        self.check_process()?;
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         fs::openat(&self.fd, name, flags, FILE_MODE)
             .map(File::from)
@@ -172,6 +190,7 @@ impl Dir {
     /// A file without a name, 0600, for [`Self::link`]; none where the file system has no such thing.
     #[cfg(target_os = "linux")]
     pub(super) fn unnamed(&self) -> Result<Option<File>, Error> {
+        self.check_process()?;
         let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
         match fs::openat(&self.fd, ".", flags, FILE_MODE) {
             Ok(fd) => Ok(Some(File::from(fd))),
@@ -224,6 +243,7 @@ impl Dir {
     ///    planted as `name` is replaced, not followed. After a power cut either may be there.
     /// 4. Sync the directory. From here the new file stays.
     pub(super) fn replace(&self, name: &str, bytes: &[u8]) -> Result<(), Error> {
+        self.check_process()?;
         if bytes.len() as u64 > file_size_limit() {
             return Err(Error::Full { path: self.at(name), bound: Bound::FileSize });
         }
@@ -248,6 +268,7 @@ impl Dir {
 
     /// Gives an unnamed file a name. False when something has that name.
     pub(super) fn link(&self, file: &File, name: &str) -> Result<bool, Error> {
+        self.check_process()?;
         use std::os::fd::AsRawFd;
         // Through the thread and not the process: `/proc/self` is dead once the main thread has left.
         let unnamed = format!("/proc/thread-self/fd/{}", file.as_raw_fd());
@@ -260,6 +281,7 @@ impl Dir {
 
     /// Gives the file called `from` another name. False when something has that name.
     pub(super) fn rename_file(&self, from: &str, to: &str) -> Result<bool, Error> {
+        self.check_process()?;
         let renamed = match self.rename_new(from, to) {
             // Other systems have no such call, some network file systems do not know its flag. A
             // link never replaces either; a first name that cannot be removed, the next start sweeps.
@@ -281,6 +303,7 @@ impl Dir {
 
     /// Gives the directory called `from` another name, which nothing must have.
     pub(super) fn rename_dir(&self, from: &str, to: &str) -> Result<(), Error> {
+        self.check_process()?;
         match self.rename_new(from, to) {
             // Without that call a directory can take the place of an empty directory, of nothing else.
             Err(Errno::INVAL | Errno::NOSYS) => fs::renameat(&self.fd, from, &self.fd, to),
@@ -291,6 +314,7 @@ impl Dir {
 
     /// Removes the file or link called `name`; no error when it is not there.
     pub(super) fn unlink(&self, name: &str) -> Result<(), Error> {
+        self.check_process()?;
         match fs::unlinkat(&self.fd, name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(errno) => Err(self.failed("remove", name, errno)),
@@ -299,6 +323,7 @@ impl Dir {
 
     /// Removes the empty directory called `name`.
     pub(super) fn rmdir(&self, name: &str) -> Result<(), Error> {
+        self.check_process()?;
         fs::unlinkat(&self.fd, name, AtFlags::REMOVEDIR)
             .map_err(|errno| self.failed("remove", name, errno))
     }

@@ -1,5 +1,6 @@
 //! An artifact that is being written.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -12,10 +13,10 @@ use sha2::{Digest, Sha256};
 use super::dir::file_size_limit;
 use super::error::{Bound, Error};
 use super::incident::Open;
-use super::names::{PART, artifact};
+use super::names::{PART, artifact, custom_extension};
 use super::room::{Reservation, unnamed_file};
 use crate::base::Bytes;
-use crate::model::{Artifact, Form};
+use crate::model::{Artifact, FileName, Form};
 
 /// Encoders write a few bytes at a time; room is asked for and the system called once for this many.
 /// A draft begun because memory is nearly gone must not need much of it itself.
@@ -41,6 +42,8 @@ pub struct Draft {
     part: Option<String>,
     open: Arc<Open>,
     form: Form,
+    /// The last part of its name.
+    extension: Cow<'static, str>,
     taken: Timestamp,
     buffer: Vec<u8>,
     hash: Sha256,
@@ -52,12 +55,31 @@ pub struct Draft {
 
 impl Draft {
     pub(super) fn begin(open: &Arc<Open>, form: Form, taken: Timestamp) -> Result<Self, Error> {
+        Self::named(open, form, form.extension().into(), taken)
+    }
+
+    /// A file of the service's own.
+    pub(super) fn custom(
+        open: &Arc<Open>,
+        name: &FileName,
+        taken: Timestamp,
+    ) -> Result<Self, Error> {
+        Self::named(open, Form::Custom, custom_extension(name).into(), taken)
+    }
+
+    fn named(
+        open: &Arc<Open>,
+        form: Form,
+        extension: Cow<'static, str>,
+        taken: Timestamp,
+    ) -> Result<Self, Error> {
         let (file, part) = create(open)?;
         Ok(Self {
             file,
             part,
             open: Arc::clone(open),
             form,
+            extension,
             taken,
             buffer: Vec::with_capacity(BUFFER),
             hash: Sha256::new(),
@@ -88,6 +110,7 @@ impl Draft {
         if self.failed {
             return Err(Error::Incomplete { path: self.path() });
         }
+        self.open.dir.check_process()?;
         self.spill()?;
         self.file.sync_all().map_err(|source| Error::io("sync", self.path(), source))?;
         let file = self.publish()?;
@@ -111,7 +134,7 @@ impl Draft {
         let mut seq = open.seq.lock().unwrap_or_else(PoisonError::into_inner);
         for _ in 0..MAX_TAKEN {
             *seq += 1;
-            let name = artifact(&open.stem, *seq, self.form);
+            let name = artifact(&open.stem, *seq, &self.extension);
             let published = self.room.settle(|| match &self.part {
                 Some(part) => open.dir.rename_file(part, &name),
                 None => open.dir.link(&self.file, &name),
@@ -122,7 +145,7 @@ impl Draft {
             }
         }
         let taken = rustix::io::Errno::EXIST.into();
-        Err(Error::io("name the file", artifact_path(&open, *seq, self.form), taken))
+        Err(Error::io("name the file", artifact_path(&open, *seq, &self.extension), taken))
     }
 
     /// Writes the buffer out.
@@ -141,12 +164,14 @@ impl Draft {
     }
 
     fn try_write_out(&mut self, mut rest: &[u8]) -> Result<(), Error> {
+        // The file is shared with whoever forked: what is written here would be in the middle of his.
+        self.open.dir.check_process()?;
         let length = rest.len() as u64;
         if self.written.saturating_add(length) > self.size_limit {
             return Err(Error::Full { path: self.path(), bound: Bound::FileSize });
         }
         let open = &self.open;
-        self.room.grow(length, || artifact_path(open, next(open), self.form))?;
+        self.room.grow(length, || artifact_path(open, next(open), &self.extension))?;
         while !rest.is_empty() {
             match self.file.write(rest) {
                 Ok(count) => {
@@ -168,7 +193,7 @@ impl Draft {
 
     /// The name it would be given, for messages.
     fn path(&self) -> PathBuf {
-        artifact_path(&self.open, next(&self.open), self.form)
+        artifact_path(&self.open, next(&self.open), &self.extension)
     }
 }
 
@@ -224,8 +249,8 @@ fn next(open: &Open) -> u32 {
     open.seq.lock().map_or(1, |seq| *seq + 1)
 }
 
-fn artifact_path(open: &Open, seq: u32, form: Form) -> PathBuf {
-    open.dir.at(&artifact(&open.stem, seq, form))
+fn artifact_path(open: &Open, seq: u32, extension: &str) -> PathBuf {
+    open.dir.at(&artifact(&open.stem, seq, extension))
 }
 
 /// What was hashed, in lower-case hex.

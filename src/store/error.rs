@@ -125,6 +125,18 @@ pub enum Error {
         /// The process that holds it, when the lock file says.
         pid: Option<u32>,
     },
+    /// This process is a child, made by `fork`, of the one that opened the directory.
+    #[error(
+        "{} was opened by process {opener}, of which this one is a fork: only that one writes there; open \
+         a directory of its own in the child",
+        path.display()
+    )]
+    Forked {
+        /// The path.
+        path: PathBuf,
+        /// The process that opened it.
+        opener: u32,
+    },
     /// There is no room for what was to be written, and nothing more that may be removed.
     #[error("no room for {} ({}): {}", path.display(), bound.name(), bound.advice())]
     Full {

@@ -15,7 +15,7 @@ use super::names::{IncidentName, MANIFEST, NEW, PART, artifact_stem};
 use super::retention::Need;
 use super::room::{Registration, Shared};
 use crate::base::IncidentId;
-use crate::model::{Form, Manifest};
+use crate::model::{FileName, Form, Manifest};
 
 /// The directory of an open incident. While it, or a draft of it, lives, retention leaves it alone.
 /// Dropping it does not close the incident: say so in the manifest, through [`Self::update`], first.
@@ -114,6 +114,15 @@ impl IncidentDir {
     /// When no file can be made.
     pub fn draft(&self, form: impl Into<Form>, taken: Timestamp) -> Result<Draft, Error> {
         Draft::begin(&self.open, form.into(), taken)
+    }
+
+    /// Begins a file of the service's own, which is called `{service}_{domain}.{seq}.custom.{name}`; all
+    /// else is as with [`Self::draft`].
+    ///
+    /// # Errors
+    /// When no file can be made.
+    pub fn draft_custom(&self, name: &FileName, taken: Timestamp) -> Result<Draft, Error> {
+        Draft::custom(&self.open, name, taken)
     }
 
     /// Changes the manifest and replaces `incident.json` by it, so that a reader sees the one before or

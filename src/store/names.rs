@@ -6,6 +6,7 @@
 //! .new-01KC…                             one that is being made; swept at start
 //! .gone-20261123T025733.123Z-memory-…    one that is being removed; swept at start
 //! orders_eu-1.001.memory.pprof           an artifact
+//! orders_eu-1.002.custom.queries.txt     one of the service's own
 //! incident.json.part  .draft-3.part      files being written; swept at start
 //! ```
 
@@ -14,7 +15,7 @@ use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 
 use crate::base::IncidentId;
-use crate::model::Form;
+use crate::model::{FileName, Form};
 
 /// The manifest of an incident.
 pub const MANIFEST: &str = "incident.json";
@@ -75,18 +76,34 @@ pub(super) fn artifact_stem(service: &str, domain: &str) -> String {
 }
 
 /// The name of an artifact.
-pub(super) fn artifact(stem: &str, seq: u32, form: Form) -> String {
-    format!("{stem}.{seq:03}.{}", form.extension())
+pub(super) fn artifact(stem: &str, seq: u32, extension: &str) -> String {
+    format!("{stem}.{seq:03}.{extension}")
+}
+
+/// The last part of the name of a file of the service's own. No form of ours has one that begins so.
+pub(super) fn custom_extension(name: &FileName) -> String {
+    format!("{}.{name}", Form::Custom.extension())
 }
 
 /// The form of the artifact called `file`; none for anything [`artifact`] does not make.
 pub(super) fn artifact_form(file: &str) -> Option<Form> {
     let mut parts = file.splitn(3, '.');
     let (stem, seq, extension) = (parts.next()?, parts.next()?, parts.next()?);
-    let form = Form::ALL.into_iter().find(|form| form.extension() == extension)?;
+    let form = form_of(extension)?;
     let (service, domain) = stem.split_once('_')?;
     (artifact_stem(service, domain) == stem && format!("{:03}", seq.parse::<u32>().ok()?) == seq)
         .then_some(form)
+}
+
+fn form_of(extension: &str) -> Option<Form> {
+    let custom = extension.strip_prefix(Form::Custom.extension());
+    if custom
+        .and_then(|rest| rest.strip_prefix('.'))
+        .is_some_and(|it| it.parse::<FileName>().is_ok())
+    {
+        return Some(Form::Custom);
+    }
+    Form::ALL.into_iter().chain([Form::Custom]).find(|form| form.extension() == extension)
 }
 
 /// Whether a file of this name in an incident's directory was being written by us.
@@ -160,10 +177,18 @@ mod tests {
     #[test]
     fn artifacts_are_named_by_service_domain_order_and_form() {
         let stem = artifact_stem("Orders", "eu.west_1/a");
-        let file = artifact(&stem, 7, Form::MemoryPprof);
+        let file = artifact(&stem, 7, Form::MemoryPprof.extension());
         assert_eq!(file, "Orders_eu-west-1-a.007.memory.pprof");
         for form in Form::ALL {
-            assert_eq!(artifact_form(&artifact(&stem, 1000, form)), Some(form));
+            assert_eq!(artifact_form(&artifact(&stem, 1000, form.extension())), Some(form));
+        }
+        for name in ["queries.txt", "memory.pprof", "incident.json", "custom", "a"] {
+            let extension = custom_extension(&name.parse().unwrap());
+            assert_eq!(
+                artifact_form(&artifact(&stem, 3, &extension)),
+                Some(Form::Custom),
+                "{name}"
+            );
         }
         for stranger in [
             "notes.txt",
@@ -171,6 +196,11 @@ mod tests {
             "a.001.cpu.pprof",
             "a_b.001.pprof",
             ".a_b.001.cpu.pprof",
+            "a_b.001.queries.txt",
+            "a_b.001.customqueries.txt",
+            "a_b.001.custom.",
+            "a_b.001.custom..hidden",
+            "a_b.001.custom.x.part",
         ] {
             assert_eq!(artifact_form(stranger), None, "{stranger}");
         }

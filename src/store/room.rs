@@ -92,6 +92,10 @@ impl Drop for Shared {
     /// Closing would do, but for a child of the host that is between `fork` and `exec` at this moment:
     /// it holds a copy of the descriptor, and the lock with it.
     fn drop(&mut self) {
+        // The lock is the opener's: a child made by `fork` that ends by itself must not release it.
+        if self.root.is_inherited() {
+            return;
+        }
         let _ = flock(&self.lock, FlockOperation::Unlock);
     }
 }

@@ -86,7 +86,7 @@ pub(super) fn switched_off(kind: CaptureKind, settings: &Settings) -> Option<&'s
     match kind {
         CaptureKind::Threads => threads::switched_off(settings),
         CaptureKind::Tasks => tasks::switched_off(settings),
-        CaptureKind::Trace | CaptureKind::Cpu | CaptureKind::Heap => None,
+        CaptureKind::Trace | CaptureKind::Cpu | CaptureKind::Heap | CaptureKind::Custom => None,
     }
 }
 
@@ -96,7 +96,7 @@ pub(super) fn memory(kind: CaptureKind, settings: &Settings) -> Bytes {
         CaptureKind::Cpu => cpu::memory(settings),
         CaptureKind::Threads => threads::MEMORY,
         CaptureKind::Tasks => tasks::memory(),
-        CaptureKind::Heap | CaptureKind::Trace => Bytes(0),
+        CaptureKind::Heap | CaptureKind::Trace | CaptureKind::Custom => Bytes(0),
     }
 }
 
@@ -112,6 +112,7 @@ pub(super) fn start(
         CaptureKind::Trace => trace::start(kind, settings, anchor),
         CaptureKind::Threads => threads::start(settings, anchor),
         CaptureKind::Tasks => tasks::start(settings, anchor),
+        CaptureKind::Custom => Err("it is in no set of captures".into()),
     }
 }
 

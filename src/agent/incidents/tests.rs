@@ -1,6 +1,7 @@
 use jiff::Timestamp;
 use proptest::prelude::*;
 
+use super::incident::MAX_REASONS;
 use super::*;
 use crate::model::{CaptureKind, Origin};
 
@@ -37,6 +38,9 @@ fn run(incidents: &mut Incidents, now: Moment) -> Vec<Job> {
         let done = match &job {
             Job::Open { id, .. } => Done::Opened { id: *id, ok: true },
             Job::Start { id, kinds } => Done::Started { id: *id, asked: *kinds, running: *kinds },
+            Job::Collect { id, .. } | Job::Gather { id, .. } => {
+                Done::Collecting { id: *id, until: None }
+            }
             Job::Stop { id, kinds } => Done::Stopped { id: *id, kinds: *kinds },
             Job::Note { id, .. } => Done::Noted { id: *id },
             Job::Again { id, .. } => Done::Again { id: *id },
@@ -54,6 +58,8 @@ fn names(jobs: &[Job]) -> Vec<&'static str> {
         .map(|job| match job {
             Job::Open { .. } => "open",
             Job::Start { .. } => "start",
+            Job::Collect { .. } => "collect",
+            Job::Gather { .. } => "gather",
             Job::Stop { .. } => "stop",
             Job::Note { .. } => "note",
             Job::Again { .. } => "again",
@@ -170,6 +176,7 @@ fn a_thousand_toggles_during_one_job_cost_one_incident() {
 enum Step {
     Fire(u8, u8, u64),
     Clear(u8),
+    Collected,
     Toggle,
     Call(u8, u64),
     Pass(u64),
@@ -181,6 +188,7 @@ fn step() -> impl Strategy<Value = Step> {
         (0..3u8, 0..8u8, 0..20u64).prop_map(|(rule, kinds, secs)| Step::Fire(rule, kinds, secs)),
         (0..3u8).prop_map(Step::Clear),
         Just(Step::Toggle),
+        Just(Step::Collected),
         (0..8u8, 0..20u64).prop_map(|(kinds, secs)| Step::Call(kinds, secs)),
         (0..15u64).prop_map(Step::Pass),
         any::<bool>().prop_map(|fail| Step::Work { fail }),
@@ -201,6 +209,7 @@ fn kinds(bits: u8) -> CaptureSet {
 #[derive(Default)]
 struct Thread {
     open: Vec<IncidentId>,
+    collecting: Vec<IncidentId>,
     running: Vec<(IncidentId, CaptureSet)>,
 }
 
@@ -225,6 +234,24 @@ impl Thread {
                 self.set(id, runs.union(started));
                 Done::Started { id, asked: kinds, running: started }
             }
+            Job::Collect { id, .. } => {
+                assert!(self.open.contains(&id));
+                if !fail {
+                    self.collecting.push(id);
+                }
+                // Those begun before go on whatever becomes of these.
+                let runs = self.collecting.contains(&id);
+                Done::Collecting { id, until: runs.then_some(now + SECOND * 5) }
+            }
+            Job::Gather { id, all } => {
+                assert!(self.open.contains(&id) && self.collecting.contains(&id));
+                // One has returned, and another has not.
+                let goes_on = fail && !all;
+                if !goes_on {
+                    self.collecting.retain(|it| *it != id);
+                }
+                Done::Collecting { id, until: goes_on.then_some(now + SECOND) }
+            }
             Job::Stop { id, kinds } => {
                 let runs = self.running_in(id);
                 assert!(kinds.without(runs).is_empty(), "stopped what does not run");
@@ -244,6 +271,7 @@ impl Thread {
             }
             Job::Close { id, .. } => {
                 assert!(self.running_in(id).is_empty(), "closed while capturing");
+                assert!(!self.collecting.contains(&id), "closed while collecting");
                 if !fail {
                     assert!(self.open.contains(&id), "closed twice");
                     self.open.retain(|open| *open != id);
@@ -271,6 +299,7 @@ proptest! {
     #[test]
     fn whatever_happens_the_invariants_hold(steps in prop::collection::vec(step(), 0..120)) {
         let mut incidents = Incidents::default();
+        incidents.set_collectors(true);
         let mut thread = Thread::default();
         let mut now = at(1);
         for step in steps {
@@ -278,8 +307,10 @@ proptest! {
                 Step::Fire(rule, bits, secs) => {
                     let claim = (kinds(bits), SECOND * secs as u32);
                     let rule = format!("rule{rule}");
-                    incidents.fire(now, id, &rule, claim, reason(Origin::Rule));
+                    let id = incidents.fire(now, id, &rule, claim, reason(Origin::Rule));
+                    incidents.collect(id, &Collect::All);
                 }
+                Step::Collected => thread.collecting.iter().for_each(|id| incidents.collected(*id)),
                 Step::Clear(rule) => incidents.clear(&format!("rule{rule}")),
                 Step::Toggle => match incidents.toggle() {
                     Some(_) => { incidents.toggle_off(); }

@@ -1,0 +1,43 @@
+//! The one thread whose poll lasted too long, written before all else.
+
+use super::take::Taken;
+use super::{Tally, Worker};
+use crate::agent::collect::Evidence;
+use crate::base::IncidentId;
+use crate::model::{CaptureKind, CaptureRecord, Losses, Outcome, ThreadDump};
+
+/// The part of a capture of threads that it is.
+const STUCK: &str = "stall";
+
+impl Worker {
+    /// Writes the thread that was stuck.
+    pub(super) fn stuck(&mut self, id: IncidentId, dump: Box<ThreadDump>, tally: &mut Tally) {
+        let Some((_, dir)) = self.dirs.iter().find(|(open, _)| *open == id) else { return };
+        let (at, record) = (dir.manifest().captures.len(), self.stuck_record());
+        self.update(id, tally, |manifest| manifest.captures.push(record));
+        self.write(id, vec![of_stuck(at, dump)], tally);
+    }
+
+    pub(super) fn stuck_record(&self) -> CaptureRecord {
+        let now = self.clock.wall();
+        CaptureRecord {
+            kind: CaptureKind::Threads,
+            engine: "signal to the stuck thread".to_owned(),
+            started: now,
+            stopped: Some(now),
+            outcome: Outcome::Done,
+            error: None,
+            losses: Losses::default(),
+        }
+    }
+}
+
+/// The evidence of it, of the capture `record`.
+pub(super) fn of_stuck(record: usize, dump: Box<ThreadDump>) -> Taken {
+    Taken {
+        kind: CaptureKind::Threads,
+        record,
+        part: Some(STUCK),
+        evidence: Evidence::Threads(dump),
+    }
+}

@@ -1,0 +1,250 @@
+//! Collectors started, taken again and stopped, and what they saw written into files.
+
+use super::stuck::of_stuck;
+use super::{Running, Tally, Task, Worker};
+use crate::agent::collect::{self, Evidence, Failure};
+use crate::agent::fence::{chain, fence};
+use crate::base::IncidentId;
+use crate::model::{
+    Artifact, CaptureKind, CaptureRecord, CaptureSet, Form, Losses, Outcome, ThreadDump,
+};
+
+/// The part of what was taken when the capture started: it is from before.
+const BEFORE: &str = "before";
+
+/// The part of what was taken while the capture went on.
+const MEANWHILE: &str = "meanwhile";
+
+/// Evidence on its way into a file.
+pub(super) struct Taken {
+    pub(super) kind: CaptureKind,
+    pub(super) record: usize,
+    /// Which part of the capture it is.
+    pub(super) part: Option<&'static str>,
+    pub(super) evidence: Evidence,
+}
+
+impl Worker {
+    /// Starts all of `kinds`, then writes what they saw at their start. Returns those that run.
+    pub(super) fn start(
+        &mut self,
+        id: IncidentId,
+        kinds: CaptureSet,
+        (task, stuck): (&Task, Option<Box<ThreadDump>>),
+        tally: &mut Tally,
+    ) -> CaptureSet {
+        let Some((_, dir)) = self.dirs.iter().find(|(open, _)| *open == id) else {
+            return CaptureSet::EMPTY;
+        };
+        let first = dir.manifest().captures.len();
+        let reasons: Vec<String> =
+            dir.manifest().reasons.iter().map(|reason| reason.text.clone()).collect();
+        let mut records = Vec::new();
+        let mut taken = Vec::new();
+        let mut running = CaptureSet::EMPTY;
+        if let Some(dump) = stuck {
+            records.push(self.stuck_record());
+            taken.push(of_stuck(first, dump));
+        }
+        for kind in kinds.iter() {
+            let anchor = self.clock.anchor();
+            let mut record = CaptureRecord {
+                kind,
+                engine: String::new(),
+                started: anchor.wall,
+                stopped: None,
+                outcome: Outcome::Running,
+                error: None,
+                losses: Losses::default(),
+            };
+            if let Some(why) = collect::switched_off(kind, &task.settings) {
+                record.stopped = Some(anchor.wall);
+                record.outcome = Outcome::Skipped;
+                record.error = Some(why.to_owned());
+                records.push(record);
+                continue;
+            }
+            if let Some(why) = task.lacks_memory_for(kind) {
+                record.stopped = Some(anchor.wall);
+                record.outcome = Outcome::Skipped;
+                record.error = Some(why.clone());
+                tally.failures.push(("capture skipped", why));
+                records.push(record);
+                continue;
+            }
+            match fence(|| collect::start(kind, &task.settings, anchor)) {
+                Ok(started) => {
+                    let at = first + records.len();
+                    tally.engines.push((kind, started.collector.engine().to_owned()));
+                    record.engine = started.collector.engine().to_owned();
+                    let collector = started.collector;
+                    self.running.push(Running { incident: id, kind, record: at, collector });
+                    taken.extend(started.at_start.map(|evidence| Taken {
+                        kind,
+                        record: at,
+                        part: evidence.is_from_before().then_some(BEFORE),
+                        evidence,
+                    }));
+                    running.insert(kind);
+                }
+                Err(error) => {
+                    tally.captures_failed += 1;
+                    tally.fail("capture not started", &*error);
+                    record.stopped = Some(anchor.wall);
+                    record.outcome = Outcome::Failed;
+                    record.error = Some(chain(&*error));
+                }
+            }
+            records.push(record);
+        }
+        for reason in &reasons {
+            collect::trace::record_reason(reason);
+        }
+        self.update(id, tally, |manifest| manifest.captures.extend(records));
+        self.write(id, taken, tally);
+        running
+    }
+
+    /// Takes `kinds`, which run, once more and goes on with them.
+    pub(super) fn again(&mut self, id: IncidentId, kinds: CaptureSet, tally: &mut Tally) {
+        let now = self.clock.now();
+        let of = |running: &&Running| running.incident == id && kinds.contains(running.kind);
+        let mut taken = Vec::new();
+        for Running { kind, record, collector, .. } in self.running.iter().filter(of) {
+            match fence(|| collector.peek(now)) {
+                Ok(evidence) => {
+                    let (kind, record) = (*kind, *record);
+                    taken.extend(evidence.map(|evidence| Taken {
+                        kind,
+                        record,
+                        part: Some(MEANWHILE),
+                        evidence,
+                    }));
+                }
+                Err(error) => tally.fail("capture not taken again", &*error),
+            }
+        }
+        self.write(id, taken, tally);
+    }
+
+    /// Stops all of `kinds`, the quickest to vanish first, then writes what they saw.
+    pub(super) fn stop(
+        &mut self,
+        id: IncidentId,
+        kinds: CaptureSet,
+        task: &Task,
+        tally: &mut Tally,
+    ) {
+        let (stopping, going): (Vec<_>, Vec<_>) = std::mem::take(&mut self.running)
+            .into_iter()
+            .partition(|running| running.incident == id && kinds.contains(running.kind));
+        self.running = going;
+        let mut taken = Vec::new();
+        let (mut stopped, mut ended) = (Vec::new(), Vec::new());
+        for Running { kind, record, collector, .. } in stopping {
+            let (now, wall) = (self.clock.now(), self.clock.wall());
+            match fence(|| collector.stop(now)) {
+                Ok(evidence) => {
+                    ended.push((record, wall, None));
+                    stopped.push(record);
+                    taken.extend(evidence.map(|evidence| Taken {
+                        kind,
+                        record,
+                        part: None,
+                        evidence,
+                    }));
+                }
+                Err(error) => {
+                    tally.captures_failed += 1;
+                    tally.fail("capture lost at its stop", &*error);
+                    ended.push((record, wall, Some(chain(&*error))));
+                }
+            }
+        }
+        self.write(id, taken, tally);
+        self.update(id, tally, |manifest| {
+            manifest.vitals.clone_from(&task.vitals);
+            for (record, wall, error) in ended {
+                let Some(record) = manifest.captures.get_mut(record) else { continue };
+                record.stopped = Some(wall);
+                match error {
+                    Some(error) => fail(record, error),
+                    None if record.outcome == Outcome::Running => record.outcome = Outcome::Done,
+                    None => {}
+                }
+            }
+        });
+        let Some((_, dir)) = self.dirs.iter().find(|(open, _)| *open == id) else { return };
+        for record in stopped {
+            match dir.manifest().captures.get(record).map(|record| record.outcome) {
+                Some(Outcome::Done) => tally.captures += 1,
+                _ => tally.captures_failed += 1,
+            }
+        }
+    }
+
+    /// Writes evidence into files. What cannot be written is a failure of its capture; the others follow.
+    pub(super) fn write(&mut self, id: IncidentId, taken: Vec<Taken>, tally: &mut Tally) {
+        for Taken { kind, record, part, mut evidence } in taken {
+            if let Err(error) = fence(|| {
+                evidence.symbolize();
+                Ok(())
+            }) {
+                tally.fail("evidence left without names", &*error);
+            }
+            let mut artifacts = Vec::new();
+            let mut failed = None;
+            for form in Form::of(kind) {
+                match fence(|| self.write_as(id, form, &evidence)) {
+                    Ok(mut artifact) => {
+                        artifact.part = part.map(str::to_owned);
+                        tally.artifacts += 1;
+                        tally.artifact_bytes += artifact.bytes.get();
+                        if let Some((_, dir)) = self.dirs.iter().find(|(open, _)| *open == id) {
+                            tally.told(self.announcer.written(id, dir.path(), &artifact));
+                        }
+                        artifacts.push(artifact);
+                    }
+                    Err(error) => {
+                        tally.fail("artifact not written", &*error);
+                        failed.get_or_insert(chain(&*error));
+                    }
+                }
+            }
+            let losses = evidence.losses();
+            self.update(id, tally, |manifest| {
+                let written = !artifacts.is_empty();
+                manifest.artifacts.extend(artifacts);
+                let Some(record) = manifest.captures.get_mut(record) else { return };
+                if written {
+                    record.losses.merge(&losses);
+                }
+                if let Some(error) = failed {
+                    fail(record, error);
+                }
+            });
+        }
+    }
+
+    fn write_as(
+        &mut self,
+        id: IncidentId,
+        form: Form,
+        evidence: &Evidence,
+    ) -> Result<Artifact, Failure> {
+        let Some((_, dir)) = self.dirs.iter_mut().find(|(open, _)| *open == id) else {
+            return Err("its incident is not open".into());
+        };
+        let mut draft = dir.draft(form, evidence.taken())?;
+        evidence.write(form, &mut draft)?;
+        Ok(draft.commit()?)
+    }
+}
+
+fn fail(record: &mut CaptureRecord, error: String) {
+    record.outcome = Outcome::Failed;
+    record.error = Some(match record.error.take() {
+        Some(earlier) => format!("{earlier}; {error}"),
+        None => error,
+    });
+}

@@ -1,0 +1,67 @@
+//! How things stand, as the loop sees it.
+
+use super::Core;
+use crate::agent::history::row;
+use crate::agent::incidents::ToggleState;
+use crate::agent::status::{BudgetStatus, IncidentStatus, RuleStatus, Status, Toggled};
+use crate::model::{CaptureSet, Limits};
+
+impl Core {
+    pub(super) fn status(&self) -> Status {
+        let anchor = self.clock.anchor();
+        let states = self.decider.engine.states();
+        let rules = states.map(|state| RuleStatus::new(&state, anchor));
+        let incidents = self.decider.incidents.iter().map(|incident| IncidentStatus {
+            id: incident.id,
+            name: incident.name.to_owned(),
+            opened: incident.opened,
+            dir: self.dir(incident.id),
+            running: incident.running,
+            held_by: incident.held_by.to_vec(),
+        });
+        Status {
+            version: env!("CARGO_PKG_VERSION"),
+            service: self.settings.service.clone(),
+            domain: self.settings.domain.clone(),
+            dir: self.settings.dir.clone(),
+            started: self.started,
+            config: self.config.clone(),
+            toggle: self.toggled(self.decider.incidents.toggle()),
+            incidents: incidents.collect(),
+            streams: self.streams.status(anchor),
+            stalls: self.stuck.recent(),
+            budget: self.budget(),
+            rules: rules.collect(),
+            limits: Limits::from(&self.vitals),
+            cpu: self.cpu.words(&self.settings),
+            vitals: row(&self.vitals, anchor),
+            histograms: self.reader.distributions(),
+            counters: self.counters,
+            engines: self.engines.clone(),
+            failures: self.failures.clone(),
+            last_failure: self.last_failure.clone(),
+        }
+    }
+
+    fn budget(&self) -> BudgetStatus {
+        let (anchor, decider) = (self.clock.anchor(), &self.decider);
+        let (opening, spent) = (decider.opening(anchor.moment), decider.spent(anchor.moment));
+        BudgetStatus::new(anchor, &self.settings.budget, (opening, spent), &self.streams.allowance)
+    }
+
+    pub(super) fn toggled(&self, state: Option<ToggleState>) -> Toggled {
+        let running = self
+            .decider
+            .incidents
+            .iter()
+            .fold(CaptureSet::EMPTY, |running, incident| running.union(incident.wanted));
+        Toggled {
+            on: state.is_some(),
+            running,
+            since: state.map(|state| state.since),
+            until: state.and_then(|state| state.since.checked_add(state.max_duration).ok()),
+            incident: state.map(|state| state.incident),
+            dir: state.and_then(|state| self.dir(state.incident)),
+        }
+    }
+}

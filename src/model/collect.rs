@@ -1,0 +1,146 @@
+//! Files of the service's own: what they may be called, and which of them are wanted.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+/// The longest name: with service, domain, number and `custom.` before it, it stays below the 255 bytes
+/// that a file system takes.
+const MAX_LEN: usize = 64;
+
+/// The name of a file of the service's own, such as `running_queries.txt`.
+///
+/// In an incident it stands behind `{service}_{domain}.{seq}.custom.`, so that none can be taken for a
+/// file of marple's, whatever it is called.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FileName(Arc<str>);
+
+impl FileName {
+    /// It as a text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for FileName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+/// Why a text is no name for a file of the service's own.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "`{0}` is no name for a file of the service's own: write 1 to {MAX_LEN} letters, digits, `-`, `_` or \
+     `.`, without a `.` at either end and without `.part` at the end"
+)]
+pub struct ParseFileNameError(String);
+
+impl FromStr for FileName {
+    type Err = ParseFileNameError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let letter = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        let well = (1..=MAX_LEN).contains(&text.len())
+            && text.chars().all(letter)
+            && !text.starts_with('.')
+            && !text.ends_with('.')
+            && !text.ends_with(".part");
+        well.then(|| Self(text.into())).ok_or_else(|| ParseFileNameError(text.to_owned()))
+    }
+}
+
+/// Which files of the service's own an incident is to have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Collect {
+    /// Of every collector there is.
+    All,
+    /// Those of these names.
+    Only(BTreeSet<FileName>),
+}
+
+impl Collect {
+    /// None.
+    pub const NONE: Self = Self::Only(BTreeSet::new());
+
+    /// Whether none is wanted.
+    pub fn is_none(&self) -> bool {
+        matches!(self, Self::Only(names) if names.is_empty())
+    }
+
+    /// Whether the file `name` is wanted.
+    pub fn includes(&self, name: &FileName) -> bool {
+        match self {
+            Self::All => true,
+            Self::Only(names) => names.contains(name),
+        }
+    }
+
+    /// The names that are asked for one by one.
+    pub fn names(&self) -> impl Iterator<Item = &FileName> {
+        match self {
+            Self::All => None,
+            Self::Only(names) => Some(names.iter()),
+        }
+        .into_iter()
+        .flatten()
+    }
+
+    /// Adds what `other` wants.
+    pub fn add(&mut self, other: &Self) {
+        match (&mut *self, other) {
+            (Self::All, _) => {}
+            (_, Self::All) => *self = Self::All,
+            (Self::Only(names), Self::Only(more)) => names.extend(more.iter().cloned()),
+        }
+    }
+}
+
+impl FromIterator<FileName> for Collect {
+    fn from_iter<I: IntoIterator<Item = FileName>>(names: I) -> Self {
+        Self::Only(names.into_iter().collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_plain() {
+        for name in ["a", "running_queries.txt", "pool-2.json", "a..b", &"x".repeat(64)] {
+            assert_eq!(name.parse::<FileName>().unwrap().as_str(), name);
+        }
+        for name in [
+            "",
+            ".",
+            "..",
+            ".hidden",
+            "a.",
+            "a/b",
+            "../a",
+            "a b",
+            "a\0",
+            "é",
+            "a.part",
+            &"x".repeat(65),
+        ] {
+            assert!(name.parse::<FileName>().is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_several_want_is_what_any_wants() {
+        let name = |text: &str| text.parse::<FileName>().unwrap();
+        let mut wanted = Collect::NONE;
+        assert!(wanted.is_none() && !wanted.includes(&name("a")));
+        wanted.add(&Collect::from_iter([name("a")]));
+        wanted.add(&Collect::from_iter([name("b")]));
+        assert!(wanted.includes(&name("a")) && wanted.includes(&name("b")));
+        assert!(!wanted.includes(&name("c")) && !wanted.is_none());
+        wanted.add(&Collect::All);
+        wanted.add(&Collect::NONE);
+        assert_eq!(wanted, Collect::All);
+    }
+}

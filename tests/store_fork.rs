@@ -1,0 +1,135 @@
+//! A process that forks: its child writes nothing into its incidents and does not release its lock.
+
+// Forking cannot be done without it.
+#![allow(unsafe_code)]
+
+mod host;
+mod store;
+
+use std::io::Write;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+
+use host::{Host, PATIENCE, settings};
+use jiff::Timestamp;
+use marple::base::SystemClock;
+use marple::config::StoreSettings;
+use marple::model::CaptureKind;
+use marple::store::{Error, Store};
+
+/// Only a hang lasts so long.
+const DEADLINE_MS: i32 = 60_000;
+
+/// Runs `child` in a fork of this process; whether it came to its end there and found all well.
+fn in_a_fork(child: impl FnOnce() -> bool) -> bool {
+    // SAFETY: the child runs `child` and leaves by `_exit`, so it never returns into the test harness.
+    // The C library makes its allocator usable in a child of a process with several threads.
+    let pid = unsafe { libc::fork() };
+    assert!(pid >= 0, "fork: {}", std::io::Error::last_os_error());
+    if pid == 0 {
+        let well = std::panic::catch_unwind(std::panic::AssertUnwindSafe(child)).unwrap_or(false);
+        // SAFETY: ends this process, which is the child.
+        unsafe { libc::_exit(i32::from(!well)) };
+    }
+    // SAFETY: plain system calls on a child and a descriptor of our own; `status` and `poll` are ours.
+    unsafe {
+        let pidfd = libc::syscall(libc::SYS_pidfd_open, pid, 0) as libc::c_int;
+        assert!(pidfd >= 0, "pidfd_open: {}", std::io::Error::last_os_error());
+        let mut poll = libc::pollfd { fd: pidfd, events: libc::POLLIN, revents: 0 };
+        let ended = libc::poll(&mut poll, 1, DEADLINE_MS) == 1;
+        if !ended {
+            libc::kill(pid, libc::SIGKILL);
+        }
+        let mut status = 0;
+        libc::waitpid(pid, &mut status, 0);
+        libc::close(pidfd);
+        ended && libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0
+    }
+}
+
+fn open(dir: &Path) -> Result<Store, Error> {
+    Store::open(dir, store::roomy(), Arc::new(SystemClock)).map(|(store, _)| store)
+}
+
+fn is_busy(dir: &Path) -> bool {
+    matches!(open(dir), Err(Error::Busy { pid: Some(pid), .. }) if pid == std::process::id())
+}
+
+fn forked<T>(done: Result<T, Error>) -> bool {
+    matches!(done, Err(Error::Forked { opener, .. }) if opener != std::process::id())
+}
+
+#[test]
+fn a_forks_child_changes_nothing_and_its_end_releases_nothing() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("captures");
+    let store = open(&dir).unwrap();
+    let mut incident = store.begin("memory", store::manifest()).unwrap();
+    let mut draft = incident.draft(CaptureKind::Heap, Timestamp::now()).unwrap();
+    draft.write_all(b"the parent's").unwrap();
+    draft.flush().unwrap();
+    // What the child gets is a copy of all of it, which it drops.
+    let copies = std::cell::Cell::new(Some((store, incident, draft)));
+    let well = in_a_fork(|| {
+        let Some((store, mut incident, mut draft)) = copies.take() else { return false };
+        let written = draft.write_all(b"the child's").and_then(|()| draft.flush());
+        let all = [
+            written.is_err(),
+            forked(incident.update(|manifest| manifest.service = "child".into())),
+            forked(incident.draft(CaptureKind::Cpu, Timestamp::now())),
+            forked(store.begin("cpu", store::manifest())),
+            forked(store.save_state(&1)),
+        ];
+        store.set_limits(StoreSettings { max_incidents: 0, ..store::roomy() });
+        drop((draft, incident));
+        let kept = store.retain().removed.is_empty();
+        drop(store);
+        kept && all.iter().all(|refused| *refused)
+    });
+    assert!(well, "the child could change something, or hung");
+    let Some((store, restored, draft)) = copies.take() else { panic!("the parent has its own") };
+    incident = restored;
+    assert!(is_busy(&dir), "the child's end released the lock");
+    let artifact = draft.commit().unwrap();
+    assert_eq!(std::fs::read(incident.path().join(&artifact.file)).unwrap(), b"the parent's");
+    incident.update(|manifest| manifest.artifacts.push(artifact)).unwrap();
+    let manifest = store.find(incident.id()).unwrap().manifest.unwrap();
+    assert_eq!((manifest.service.as_str(), manifest.artifacts.len()), ("orders", 1));
+}
+
+#[test]
+fn a_child_by_fork_and_exec_has_no_part_in_the_lock() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("captures");
+    let store = open(&dir).unwrap();
+    let mut child = Command::new("sleep").arg("600").spawn().unwrap();
+    let held = std::fs::read_dir(format!("/proc/{}/fd", child.id())).unwrap();
+    let held = held.filter_map(|fd| std::fs::read_link(fd.ok()?.path()).ok());
+    assert_eq!(held.filter(|path| path.starts_with(&dir)).count(), 0, "it has descriptors of ours");
+    drop(store);
+    assert!(open(&dir).is_ok());
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+fn a_fork_of_a_process_with_an_agent_is_told_that_it_has_none() {
+    let mut host = Host::start(settings());
+    let handle = host.handle();
+    let agent = std::cell::Cell::new(host.agent.take());
+    let well = in_a_fork(|| {
+        let told = handle.status().wait(PATIENCE).is_err_and(|it| it.to_string().contains("fork"));
+        drop(agent.take());
+        told
+    });
+    assert!(well, "the child was not told, or hung");
+    host.agent = agent.take();
+    assert!(is_busy(&host.captures()), "the child's end released the lock");
+    handle.status().wait(PATIENCE).unwrap();
+    handle
+        .capture([CaptureKind::Threads], std::time::Duration::from_millis(1))
+        .wait(PATIENCE)
+        .unwrap();
+    host.closed(1);
+}
