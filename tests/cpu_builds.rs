@@ -97,6 +97,8 @@ struct Told {
     refused: Option<String>,
     /// Samples of the working thread by their frames, innermost first.
     samples: Vec<(u64, Vec<String>)>,
+    /// Those of them that the profile says are cut.
+    cut: Vec<(u64, Vec<String>)>,
     is_complete: bool,
     remarks: Vec<String>,
 }
@@ -112,7 +114,12 @@ impl Told {
                 "sample" => {
                     let mut fields = rest.split('\t').map(str::to_owned);
                     let count = fields.next().unwrap().parse().unwrap();
-                    told.samples.push((count, fields.collect()));
+                    let is_cut = fields.next().unwrap() == "cut";
+                    let frames: Vec<String> = fields.collect();
+                    if is_cut {
+                        told.cut.push((count, frames.clone()));
+                    }
+                    told.samples.push((count, frames));
                 }
                 "complete" => told.is_complete = rest == "true",
                 "told" => told.remarks.push(rest.to_owned()),
@@ -135,11 +142,22 @@ impl Told {
     }
 }
 
+/// Whether every layer is there, in its order.
+fn holds_the_chain(frames: &[String]) -> bool {
+    let layers = frames.iter().filter(|name| name.contains("layer_"));
+    layers.zip(CHAIN).filter(|(name, layer)| name.ends_with(*layer)).count() == CHAIN.len()
+}
+
 /// Whether the stack is there from the work to where the thread began.
 fn is_whole(frames: &[String]) -> bool {
-    let layers = frames.iter().filter(|name| name.contains("layer_"));
-    let in_order = layers.zip(CHAIN).filter(|(name, layer)| name.ends_with(*layer)).count();
-    in_order == CHAIN.len() && frames.last().is_some_and(|name| name.contains("clone"))
+    holds_the_chain(frames) && frames.last().is_some_and(|name| name.contains("clone"))
+}
+
+/// Whether it is a stack of the work that does not reach to where the thread began. (The thread's own end
+/// has whole stacks without the layers.)
+fn lacks_layers(frames: &[String]) -> bool {
+    let is_of_work = |name: &String| name.ends_with("::work") || name.contains("layer_");
+    frames.iter().any(is_of_work) && !is_whole(frames)
 }
 
 /// Whether it has as many frames as a whole one, with names or without.
@@ -236,18 +254,52 @@ fn a_stripped_program_finds_its_debug_file_beside_it() {
 }
 
 /// Neither tables nor frame pointers: nobody can walk such a stack. Where the time goes is seen all the
-/// same: the innermost frame needs no walk.
+/// same, for the innermost frame needs no walk, and what is missing is said: of each stack, and in sum.
 #[test]
-fn a_build_without_unwind_tables_still_shows_where_the_time_goes() {
+fn a_build_without_unwind_tables_shows_where_the_time_goes_and_says_what_is_cut() {
     let folder = folder();
     let flags = ["-O", "-C", "panic=abort", "-C", "force-unwind-tables=no"];
     let program = build(&folder, &flags);
     for engine in ENGINES {
         let told = Told::by(&program, engine, None);
         let (all, whole) = (told.count(|_| true), told.count(is_whole));
-        println!("no unwind tables, {engine}: {whole} of {all} stacks are whole");
+        let cut: u64 = told.cut.iter().map(|(count, _)| count).sum();
+        println!(
+            "no unwind tables, {engine}: {whole} of {all} stacks are whole, {cut} say they are cut"
+        );
         let at_work = told.count(|frames| frames[0].ends_with("::work"));
         assert!(at_work > 20 && at_work * 10 >= all * 8, "{engine}: {told:#?}");
+        // The `pprof` crate's unwinder ends there too, and does not tell.
+        if engine == "pprof" {
+            continue;
+        }
+        for sample in told.samples.iter().filter(|(_, frames)| lacks_layers(frames)) {
+            assert!(told.cut.contains(sample), "{engine}: not whole, and not said: {sample:?}");
+        }
+        let said = told.remarks.iter().filter(|it| it.starts_with("CPU samples cut where unwind"));
+        let said: u64 = said.filter_map(|it| it.rsplit_once(' ')?.1.parse::<u64>().ok()).sum();
+        assert!(cut > 20 && said >= cut, "{engine}: {told:#?}");
+    }
+}
+
+/// No tables, but frame pointers: what can be shown to be a frame is walked, and the profile says so; what
+/// cannot is cut.
+#[test]
+fn frame_pointers_without_unwind_tables_are_followed_as_far_as_calls_prove_them() {
+    let folder = folder();
+    let mut flags = vec!["-O", "-C", "panic=abort", "-C", "force-unwind-tables=no"];
+    flags.extend(["-C", "force-frame-pointers=yes"]);
+    let program = build(&folder, &flags);
+    for engine in &ENGINES[..2] {
+        let told = Told::by(&program, engine, None);
+        let (all, through) = (told.count(|_| true), told.count(holds_the_chain));
+        println!("frame pointers alone, {engine}: {through} of {all} stacks hold every layer");
+        assert!(all > 20 && through * 20 >= all * 19, "{engine}: {told:#?}");
+        for sample in told.samples.iter().filter(|(_, frames)| lacks_layers(frames)) {
+            assert!(told.cut.contains(sample), "{engine}: not whole, and not said: {sample:?}");
+        }
+        let is_said = told.remarks.iter().any(|it| it.contains("code without unwind tables"));
+        assert!(is_said, "{engine}: {told:#?}");
     }
 }
 

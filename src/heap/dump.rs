@@ -244,6 +244,7 @@ fn lost() -> impl Iterator<Item = (&'static str, u64)> {
         ("heap stacks unknown: the stack table is full", &LOST.stack_table_full),
         ("heap stacks cut at the outer end: deeper than 128 frames", &LOST.truncated),
         ("heap stacks cut at the outer end: no unwind information", &LOST.broken),
+        ("heap stacks walked through code without unwind tables", &LOST.inferred),
     ]
     .into_iter()
     .map(|(cause, count)| (cause, count.load(Relaxed)))

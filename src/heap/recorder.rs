@@ -46,6 +46,7 @@ pub(super) struct Lost {
     pub(super) stack_table_full: AtomicU64,
     pub(super) truncated: AtomicU64,
     pub(super) broken: AtomicU64,
+    pub(super) inferred: AtomicU64,
 }
 
 impl Lost {
@@ -58,6 +59,7 @@ impl Lost {
             stack_table_full: AtomicU64::new(0),
             truncated: AtomicU64::new(0),
             broken: AtomicU64::new(0),
+            inferred: AtomicU64::new(0),
         }
     }
 }
@@ -80,6 +82,9 @@ pub(super) fn record(address: usize, size: usize) {
                 End::Whole => {}
                 End::Truncated => count(&LOST.truncated),
                 End::Broken => count(&LOST.broken),
+            }
+            if walk.is_inferred {
+                count(&LOST.inferred);
             }
             STACKS.intern(frames.get(..walk.depth).unwrap_or_default()).unwrap_or_else(|| {
                 count(&LOST.stack_table_full);

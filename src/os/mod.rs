@@ -29,9 +29,13 @@ pub mod timer;
 #[cfg(not(target_os = "linux"))]
 mod unsupported;
 pub mod unwind;
+mod unwind_calls;
 mod unwind_copied;
 mod unwind_modules;
+mod unwind_rule;
+mod unwind_tables;
 mod unwind_thread;
+mod unwind_walk;
 #[cfg(target_os = "linux")]
 pub mod wake;
 

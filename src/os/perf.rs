@@ -314,12 +314,16 @@ mod tests {
     #[test]
     fn what_finds_no_room_is_counted() {
         let Some(mut event) = event(8 << 10) else { return };
-        burn(Duration::from_millis(30));
-        let mut samples = 0;
-        let mut lost = event.drain(&mut Copied::default(), |_| samples += 1);
-        assert!((1..=2).contains(&samples), "{samples} in 8 KiB");
-        burn(Duration::from_millis(10));
-        lost += event.drain(&mut Copied::default(), |_| {});
+        // The kernel tells of what was lost with the next sample that finds room again; how many came in
+        // some time is the machine's.
+        let (mut lost, mut rounds) = (0, 0);
+        while lost == 0 && rounds < 100 {
+            burn(Duration::from_millis(20));
+            let mut samples = 0;
+            lost += event.drain(&mut Copied::default(), |_| samples += 1);
+            assert!(samples <= 2, "{samples} in 8 KiB");
+            rounds += 1;
+        }
         assert!(lost > 0);
     }
 }

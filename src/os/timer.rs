@@ -47,7 +47,7 @@ impl ThreadTimer {
     /// If the thread has ended.
     pub fn set(&mut self, first: Duration, period: Duration) -> io::Result<()> {
         let spec = |time: Duration| libc::timespec {
-            tv_sec: time.as_secs().try_into().unwrap_or(libc::time_t::MAX),
+            tv_sec: time.as_secs().try_into().unwrap_or(i64::MAX),
             tv_nsec: time.subsec_nanos().into(),
         };
         let times = libc::itimerspec {

@@ -1,7 +1,7 @@
 //! Stacks of running threads, by the tables compilers leave for exceptions.
 //!
 //! Default builds have no frame pointers, so the way up is `.eh_frame`, read from our own mappings of
-//! the loaded files. [`unwind_here`] walks the calling thread's own stack in place, in the allocator's
+//! the loaded files; code without tables is passed only where it proves who called it (`unwind_walk`). [`unwind_here`] walks the calling thread's own stack in place, in the allocator's
 //! path, so once a thread's stack bounds are known it neither locks nor allocates:
 //!
 //! ```text
@@ -20,7 +20,7 @@
 //! that come in that moment get [`Unknown::NotReady`] rather than wait. A child of fork keeps the
 //! parent's table, and loses the slots that were claimed by threads it does not have.
 //!
-//! A cache is 30 KiB and is made when its slot is first claimed, so memory follows the number of
+//! A cache is 32 KiB and is made when its slot is first claimed, so memory follows the number of
 //! threads that walk *at once*, where one per thread would follow the number of threads.
 //!
 //! Not for signal handlers: see `unwind_thread::bounds`.
@@ -35,11 +35,12 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use framehop::{CacheNative, MustNotAllocateDuringUnwind, UnwindRegsNative, Unwinder};
-
+use super::copied::Registers;
 use super::images::{self, Error};
 use super::unwind_modules::Modules;
+use super::unwind_tables::Cache;
 use super::unwind_thread::{bounds, read, registers};
+use super::unwind_walk;
 
 pub use super::unwind_copied::Walker;
 
@@ -64,6 +65,8 @@ pub struct Walk {
     pub depth: usize,
     /// How the walk ended.
     pub end: End,
+    /// Whether it passed code without unwind tables, by what that code's calls say.
+    pub is_inferred: bool,
 }
 
 /// How a walk ended.
@@ -73,7 +76,7 @@ pub enum End {
     Whole,
     /// The buffer was full.
     Truncated,
-    /// At a frame without usable unwind information.
+    /// At a frame without usable unwind information, whose caller is not certain.
     Broken,
 }
 
@@ -94,31 +97,33 @@ pub enum Unknown {
 /// return addresses less one.
 #[inline(never)]
 pub fn unwind_here(skip: usize, frames: &mut [u64]) -> Result<Walk, Unknown> {
-    let (ip, sp, registers) = registers();
+    let registers = registers();
+    let sp = registers.sp;
     let stack = bounds().ok_or(Unknown::Stack)?;
     if !stack.contains(&sp) || sp - stack.start < HEADROOM {
         return Err(Unknown::Stack);
     }
-    walk((ip, registers), &(sp..stack.end), End::Broken, skip, frames)
+    walk(registers, &(sp..stack.end), End::Broken, skip, frames)
 }
 
 /// As [`unwind_here`], up to the function in whose frame the address `local` lies: that function is the
 /// last, and its caller is not looked for. Costs only what lies in between.
 #[inline(never)]
 pub fn unwind_up_to(local: u64, skip: usize, frames: &mut [u64]) -> Result<Walk, Unknown> {
-    let (ip, sp, registers) = registers();
+    let registers = registers();
+    let sp = registers.sp;
     let stack = bounds().ok_or(Unknown::Stack)?;
     let ours = stack.contains(&sp) && stack.contains(&local) && sp <= local;
     if !ours || sp - stack.start < HEADROOM {
         return Err(Unknown::Stack);
     }
     // Return addresses lie above a frame's locals: the one of the function itself is out of reach.
-    walk((ip, registers), &(sp..local), End::Whole, skip, frames)
+    walk(registers, &(sp..local), End::Whole, skip, frames)
 }
 
 /// Walks through `stack`; `past_end` is what it means that the walk leaves it.
 fn walk(
-    (ip, registers): (u64, UnwindRegsNative),
+    registers: Registers,
     stack: &Range<u64>,
     past_end: End,
     skip: usize,
@@ -129,7 +134,7 @@ fn walk(
     }
     let mut slot = Claim::any().ok_or(Unknown::Busy)?;
     // A panic must not leave an allocator. None is known; the files are not ours.
-    catch_unwind(AssertUnwindSafe(|| slot.walk(ip, registers, stack, past_end, skip, frames)))
+    catch_unwind(AssertUnwindSafe(|| slot.walk(registers, stack, past_end, skip, frames)))
         .unwrap_or(Err(Unknown::Stack))
 }
 
@@ -179,7 +184,7 @@ fn build_first() -> Result<(), Unknown> {
     let _building = Building;
     if MODULES.load(SeqCst).is_null() {
         // Without /proc there is nothing to read, and trying again at each sample would be dear; the
-        // empty table walks by frame pointers, and `refresh` tries again and says why.
+        // empty table leads no further than the caller, and `refresh` tries again and says why.
         publish(Modules::read(None).unwrap_or_else(|_| Modules::empty()));
     }
     Ok(())
@@ -232,7 +237,8 @@ fn sweep() -> usize {
     retired.len()
 }
 
-type Cache = CacheNative<MustNotAllocateDuringUnwind>;
+/// The rules in a cache: 2 to this.
+const CACHE_BITS: u32 = 10;
 
 struct Slot {
     turn: AtomicU32,
@@ -268,8 +274,7 @@ impl Claim {
 
     fn walk(
         &mut self,
-        ip: u64,
-        registers: UnwindRegsNative,
+        registers: Registers,
         stack: &Range<u64>,
         past_end: End,
         skip: usize,
@@ -279,7 +284,8 @@ impl Claim {
         // freed before the slot's turn moves on.
         let modules = unsafe { MODULES.load(SeqCst).as_ref() }.ok_or(Unknown::NotReady)?;
         // SAFETY: the turn is odd and we made it so; nobody else touches the cache until `drop`.
-        let cache = unsafe { &mut *self.slot.cache.get() }.get_or_insert_with(Cache::new_in);
+        let cache =
+            unsafe { &mut *self.slot.cache.get() }.get_or_insert_with(|| Cache::new(CACHE_BITS));
         let mut left = false;
         let mut read_stack = |address| {
             left |= address >= stack.end;
@@ -287,26 +293,27 @@ impl Claim {
             // walk and ends where the thread's stack does, or before.
             unsafe { read(stack, address) }
         };
-        let mut walk = modules.unwinder.iter_frames(ip, registers, cache, &mut read_stack);
         let mut depth = 0;
         // The first frame is the one the registers were read in.
         let mut to_skip = skip + 1;
-        let end = loop {
-            match walk.next() {
-                Ok(Some(_)) if to_skip > 0 => to_skip -= 1,
-                Ok(Some(frame)) => match frames.get_mut(depth) {
-                    Some(place) => {
-                        *place = frame.address_for_lookup();
-                        depth += 1;
-                    }
-                    None => break End::Truncated,
-                },
-                Ok(None) => break End::Whole,
-                Err(_) => break End::Broken,
+        let take = |frame| match to_skip {
+            0 => frames.get_mut(depth).is_some_and(|place| {
+                *place = frame;
+                depth += 1;
+                true
+            }),
+            _ => {
+                to_skip -= 1;
+                true
             }
         };
-        let end = if end == End::Broken && left { past_end } else { end };
-        Ok(Walk { depth, end })
+        let walk = unwind_walk::walk(modules, cache, registers, &mut read_stack, take);
+        let end = match walk.end {
+            None if left => past_end,
+            None => End::Broken,
+            Some(end) => end,
+        };
+        Ok(Walk { depth, end, is_inferred: walk.is_inferred })
     }
 }
 
@@ -369,7 +376,7 @@ mod tests {
     fn a_deep_stack_is_cut_at_the_outer_end() {
         let mut frames = [0; MAX_FRAMES];
         let walk = deeper(200, 0, &mut frames);
-        assert_eq!(walk, Walk { depth: MAX_FRAMES, end: End::Truncated });
+        assert_eq!(walk, Walk { depth: MAX_FRAMES, end: End::Truncated, is_inferred: false });
         assert!(is_in(frames[MAX_FRAMES - 1], deeper as fn(_, _, _) -> _ as usize));
     }
 

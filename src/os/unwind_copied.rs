@@ -6,17 +6,20 @@
 
 use std::sync::Arc;
 
-use framehop::{CacheNative, MustNotAllocateDuringUnwind, UnwindRegsNative, Unwinder};
-
 use super::copied::Registers;
 use super::images::Error;
 use super::unwind::{End, Walk, current, refresh};
 use super::unwind_modules::Modules;
+use super::unwind_tables::Cache;
+use super::unwind_walk;
 
-/// Walks copied stacks. Some 30 KiB, for one thread at a time; have as many as you like.
+/// The rules in a cache: 2 to this, 96 KiB. A service is seen at some hundred addresses mostly.
+const CACHE_BITS: u32 = 12;
+
+/// Walks copied stacks. Some 110 KiB, for one thread at a time; have as many as you like.
 pub struct Walker {
     modules: Arc<Modules>,
-    cache: Box<CacheNative<MustNotAllocateDuringUnwind>>,
+    cache: Cache,
 }
 
 impl Walker {
@@ -28,7 +31,7 @@ impl Walker {
     pub fn new() -> Result<Self, Error> {
         refresh()?;
         let modules = current().unwrap_or_else(|| Arc::new(Modules::empty()));
-        Ok(Self { modules, cache: Box::new(CacheNative::new_in()) })
+        Ok(Self { modules, cache: Cache::new(CACHE_BITS) })
     }
 
     /// Reads the loaded files again if the set has changed since somebody last did; says whether this
@@ -71,39 +74,22 @@ impl Walker {
             ran_off |= word.is_none();
             word.copied().ok_or(())
         };
-        let unwinder = &self.modules.unwinder;
-        let first = native(registers);
-        let mut walk = unwinder.iter_frames(registers.ip, first, &mut self.cache, &mut read);
         let mut depth = 0;
-        let end = loop {
-            match walk.next() {
-                Ok(Some(frame)) => match frames.get_mut(depth) {
-                    Some(place) => {
-                        *place = frame.address_for_lookup();
-                        depth += 1;
-                    }
-                    None => break End::Truncated,
-                },
-                Ok(None) => break End::Whole,
-                Err(_) => break End::Broken,
-            }
+        let take = |frame| {
+            frames.get_mut(depth).is_some_and(|place| {
+                *place = frame;
+                depth += 1;
+                true
+            })
         };
-        let end = if end == End::Broken && ran_off && !whole { End::Truncated } else { end };
-        Walk { depth, end }
+        let walk = unwind_walk::walk(&self.modules, &mut self.cache, registers, &mut read, take);
+        let end = match walk.end {
+            None if ran_off && !whole => End::Truncated,
+            None => End::Broken,
+            Some(end) => end,
+        };
+        Walk { depth, end, is_inferred: walk.is_inferred }
     }
-}
-
-#[cfg(target_arch = "x86_64")]
-fn native(registers: Registers) -> UnwindRegsNative {
-    UnwindRegsNative::new(registers.ip, registers.sp, registers.fp)
-}
-
-#[cfg(target_arch = "aarch64")]
-fn native(registers: Registers) -> UnwindRegsNative {
-    // User addresses have at most 48 bits; libraries built with pointer authentication keep a
-    // signature in the bits above.
-    let mask = framehop::aarch64::PtrAuthMask(u64::MAX >> 16);
-    UnwindRegsNative::new_with_ptr_auth_mask(mask, registers.lr, registers.sp, registers.fp)
 }
 
 #[cfg(all(test, target_os = "linux"))]

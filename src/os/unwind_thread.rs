@@ -8,13 +8,13 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::ptr;
 
-use framehop::UnwindRegsNative;
+use super::copied::Registers;
 
 /// Where the caller is and where its frame lies. Inlined always: the frame described is the one that
 /// must still stand while it is unwound.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
-pub(super) fn registers() -> (u64, u64, UnwindRegsNative) {
+pub(super) fn registers() -> Registers {
     let (ip, sp, bp): (u64, u64, u64);
     // SAFETY: reads three registers and writes nothing else.
     unsafe {
@@ -26,14 +26,14 @@ pub(super) fn registers() -> (u64, u64, UnwindRegsNative) {
             options(nomem, nostack, preserves_flags),
         );
     }
-    (ip, sp, UnwindRegsNative::new(ip, sp, bp))
+    Registers { ip, sp, fp: bp, lr: 0 }
 }
 
 /// Where the caller is and where its frame lies. Inlined always: the frame described is the one that
 /// must still stand while it is unwound.
 #[cfg(target_arch = "aarch64")]
 #[inline(always)]
-pub(super) fn registers() -> (u64, u64, UnwindRegsNative) {
+pub(super) fn registers() -> Registers {
     let (ip, sp, fp, lr): (u64, u64, u64, u64);
     // SAFETY: reads four registers and writes nothing else.
     unsafe {
@@ -46,10 +46,7 @@ pub(super) fn registers() -> (u64, u64, UnwindRegsNative) {
             options(nomem, nostack, preserves_flags),
         );
     }
-    // User addresses have at most 48 bits; libraries built with pointer authentication keep a
-    // signature in the bits above.
-    let mask = framehop::aarch64::PtrAuthMask(u64::MAX >> 16);
-    (ip, sp, UnwindRegsNative::new_with_ptr_auth_mask(mask, lr, sp, fp))
+    Registers { ip, sp, fp, lr }
 }
 
 /// The word at `address`, if it is aligned and lies in `stack`.
@@ -126,7 +123,7 @@ mod tests {
         let address = &raw const local as u64;
         let bounds = bounds().unwrap();
         assert!(bounds.contains(&address));
-        assert!(bounds.contains(&registers().1));
+        assert!(bounds.contains(&registers().sp));
         // SAFETY: the bounds are this thread's.
         unsafe {
             assert_eq!(read(&bounds, address), Ok(local));

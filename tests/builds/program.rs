@@ -5,7 +5,8 @@
 //!
 //! ```text
 //! refused WHY                              no profile can be taken
-//! sample COUNT FRAME FRAME ...             of that thread, innermost first; one without a name is `?FILE`
+//! sample COUNT END FRAME FRAME ...         of that thread, innermost first; one without a name is `?FILE`;
+//!                                          END is `cut` if the profile says that the outer end is missing
 //! complete BOOL                            whether the profile says that this program's frames all have names
 //! told TEXT                                a comment or a loss of the profile
 //! ```
@@ -95,8 +96,10 @@ fn main() {
             LabelValue::Text(name) if profile.strings.get(label.key) == "thread" => Some(name),
             _ => None,
         });
+        let is_cut = sample.labels.iter().any(|label| profile.strings.get(label.key) == "stack");
         if thread.is_some_and(|name| profile.strings.get(name) == THREAD) {
-            println!("sample\t{}\t{}", sample.values[0], frames.join("\t"));
+            let end = if is_cut { "cut" } else { "whole" };
+            println!("sample\t{}\t{end}\t{}", sample.values[0], frames.join("\t"));
         }
     }
     println!("complete\t{}", profile.mappings[0].has_functions);

@@ -201,7 +201,7 @@ impl State {
     }
 
     fn drain(&mut self, now: Moment) {
-        // A library that cannot be read is walked by frame pointers, and the next turn tries again.
+        // Stacks end at a library that cannot be read, and the next turn tries again.
         if self.walker.refresh().unwrap_or(false) || self.images.is_empty() {
             self.note_images();
         }
@@ -220,6 +220,7 @@ impl State {
                     End::Truncated => tally.short += weight,
                     End::Broken => tally.broken += weight,
                 }
+                tally.inferred += if walk.is_inferred { weight } else { 0 };
                 let frames = frames.get(..walk.depth).unwrap_or_default();
                 tally.add(name, frames, head.weight, walk.end != End::Whole);
             }

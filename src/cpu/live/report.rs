@@ -88,6 +88,10 @@ fn remark(profile: &mut Profile, subject: &Subject<'_>, tallies: &[&Tally]) {
         ("CPU samples counted without a stack: the table of stacks is full", sum(|t| t.unplaced)),
         ("CPU samples cut at the outer end: the stack is deeper than its copy", sum(|t| t.short)),
         ("CPU samples cut where unwind information ends", sum(|t| t.broken)),
+        (
+            "CPU samples walked through code without unwind tables, by its calls and frame pointers",
+            sum(|t| t.inferred),
+        ),
         ("threads the CPU profiler could not attach to", sum(|t| t.refused)),
     ];
     for (cause, count) in losses {

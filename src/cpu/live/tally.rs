@@ -42,6 +42,8 @@ pub(super) struct Tally {
     pub(super) short: u64,
     /// Weight of stacks at whose end no unwind information led on.
     pub(super) broken: u64,
+    /// Weight of stacks that pass code without unwind tables.
+    pub(super) inferred: u64,
     /// Threads that could not be sampled.
     pub(super) refused: u64,
 }
@@ -60,6 +62,7 @@ impl Tally {
             unplaced: 0,
             short: 0,
             broken: 0,
+            inferred: 0,
             refused: 0,
         }
     }
