@@ -34,7 +34,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::event::Event;
 use crate::base::{Anchor, Bytes, Hertz, Moment};
-use crate::model::{CaptureKind, CaptureSet};
+use crate::model::{CaptureKind, CaptureSet, CpuMode};
 
 /// How many streams may be at any stage at once. A snapshot's bytes are some hundred KiB while it waits
 /// for its client to be told, so this is memory too.
@@ -43,8 +43,8 @@ const MOST: usize = 16;
 /// What to capture.
 #[derive(Clone, Debug)]
 pub(crate) enum Take {
-    /// A CPU profile; at the settings' frequency, if none is given.
-    Cpu { duration: Duration, frequency: Option<Hertz> },
+    /// A CPU profile; in the settings' mode and at their frequency, if none is given.
+    Cpu { duration: Duration, frequency: Option<Hertz>, mode: Option<CpuMode> },
     /// A runtime trace.
     Trace { duration: Duration },
     /// The heap now.

@@ -77,7 +77,8 @@ pub(super) fn switched_off(kind: CaptureKind, settings: &Settings) -> Option<&'s
     match kind {
         CaptureKind::Threads => threads::switched_off(settings),
         CaptureKind::Tasks => tasks::switched_off(settings),
-        CaptureKind::Trace | CaptureKind::Cpu | CaptureKind::Heap => None,
+        CaptureKind::Cpu => cpu::switched_off(settings),
+        CaptureKind::Trace | CaptureKind::Heap => None,
     }
 }
 
