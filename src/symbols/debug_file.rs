@@ -7,7 +7,7 @@
 //! without a build id gets nothing: the checksum in the link would have to be taken over the whole
 //! debug file, which may be gigabytes.
 //!
-//! Only its symbol table is read, like that of any other file. The cost where there is none is a few
+//! In a capture only its symbol table is read, like that of any other file. The cost where there is none is a few
 //! failed opens for each stripped file.
 
 use std::path::{Path, PathBuf};
@@ -19,14 +19,26 @@ const MACHINES: &str = "/usr/lib/debug";
 
 /// The file with all symbols of `stripped`, if it lies where debuggers look.
 pub(super) fn of(stripped: &Image) -> Option<Image> {
-    if stripped.has_all_symbols() || stripped.build_id().is_empty() {
+    if stripped.has_all_symbols() {
         return None;
     }
-    let is_its = |file: &Image| file.build_id() == stripped.build_id() && file.has_all_symbols();
+    find(stripped, Image::has_all_symbols)
+}
+
+/// The file with the DWARF of `stripped`, if it lies where debuggers look.
+#[cfg(feature = "cli")]
+pub(super) fn with_dwarf(stripped: &Image) -> Option<Image> {
+    find(stripped, Image::has_dwarf)
+}
+
+fn find(stripped: &Image, has_what_is_wanted: impl Fn(&Image) -> bool) -> Option<Image> {
+    if stripped.build_id().is_empty() {
+        return None;
+    }
     candidates(stripped, Path::new(MACHINES))
         .into_iter()
         .filter_map(|path| Image::open(&path).ok())
-        .find(is_its)
+        .find(|file| file.build_id() == stripped.build_id() && has_what_is_wanted(file))
 }
 
 /// Where it may lie, likeliest first.

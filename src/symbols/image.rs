@@ -62,7 +62,11 @@ pub(super) struct Image {
     symbols: Option<Table>,
     /// Whether they are all there were, and not the exported ones that `strip` leaves.
     has_all_symbols: bool,
-    /// The name of the file that the others went to, if the file says it.
+    #[cfg(feature = "cli")]
+    has_dwarf: bool,
+    #[cfg(feature = "cli")]
+    has_code: bool,
+    /// The name of the file that what was stripped went to, if the file says it.
     debug_link: Option<OsString>,
 }
 
@@ -87,6 +91,10 @@ impl Image {
             code: Vec::new(),
             symbols: None,
             has_all_symbols: false,
+            #[cfg(feature = "cli")]
+            has_dwarf: false,
+            #[cfg(feature = "cli")]
+            has_code: false,
             debug_link: None,
         };
         let mut ident = [0; 5];
@@ -111,6 +119,19 @@ impl Image {
     /// Whether it has its whole symbol table.
     pub(super) fn has_all_symbols(&self) -> bool {
         self.has_all_symbols
+    }
+
+    /// Whether it has lines: `.debug_line` is what no kind of debug information goes without.
+    #[cfg(feature = "cli")]
+    pub(super) fn has_dwarf(&self) -> bool {
+        self.has_dwarf
+    }
+
+    /// Whether it is the file that is run, and not one that keeps what was stripped from it, in which
+    /// the segments' places in the file mean nothing.
+    #[cfg(feature = "cli")]
+    pub(super) fn has_code(&self) -> bool {
+        self.has_code
     }
 
     /// The file name its debug link gives for what was stripped from it.
@@ -241,8 +262,20 @@ impl Image {
                 strings: names..names.saturating_add(names_size),
             });
         self.has_all_symbols = table(elf::SHT_SYMTAB).is_some();
-        if !self.has_all_symbols {
+        if cfg!(feature = "cli") || !self.has_all_symbols {
             self.debug_link = debug_link_of(header, endian, &data);
+        }
+        #[cfg(feature = "cli")]
+        {
+            let named = header.sections(endian, &data).map_err(malformed)?;
+            let has = |name: &[u8]| named.section_by_name(endian, name).is_some();
+            self.has_dwarf = has(b".debug_line") || has(b".zdebug_line");
+            let mut holds_code = sections
+                .iter()
+                .filter(|section| section.sh_flags(endian).contains(elf::SHF_EXECINSTR))
+                .map(|section| section.sh_type(endian) != elf::SHT_NOBITS)
+                .peekable();
+            self.has_code = holds_code.peek().is_none() || holds_code.any(|holds| holds);
         }
         (self.endian, self.build_id, self.segments) = (endian, build_id, segments);
         (self.code, self.symbols) = (code, symbols);

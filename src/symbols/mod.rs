@@ -17,9 +17,10 @@
 //! an error here. It also leaves this layer without unsafe code. The price is one copy of the symbol
 //! table through the page cache, a few milliseconds for a table of 10 MB.
 //!
-//! DWARF is not read: it gives lines and inlined functions and costs a process near its memory limit
-//! its life. What is written carries build ids and addresses, so that a reader with the binary at hand
-//! can go further; see [`Mapping::has_functions`](crate::model::Mapping::has_functions).
+//! DWARF is not read in a capture: it gives lines and inlined functions and costs a process near its
+//! memory limit its life. What is written carries build ids and addresses, so that a reader with the
+//! binary at hand can go further, as `marple symbolize` (feature `cli`) does with `lines`; see
+//! [`Mapping::has_functions`](crate::model::Mapping::has_functions).
 //!
 //! A frame that falls into no symbol keeps no line. Go's pprof shows such a frame as `[libc.so.6]` and
 //! by its address; an invented name would look like a function that can be found. C++ names stay
@@ -28,6 +29,8 @@
 mod debug_file;
 mod files;
 mod image;
+#[cfg(feature = "cli")]
+mod lines;
 mod name;
 mod table;
 
@@ -38,6 +41,8 @@ use std::path::PathBuf;
 use crate::model::{Function, FunctionHandle, Line, Profile, StringHandle, StringTable};
 
 pub use files::{Failure, Files, Identity, Symbol, Unchecked};
+#[cfg(feature = "cli")]
+pub use lines::{Lines, SourceFrame, build_id};
 pub use name::Readable;
 
 /// Why a mapping got no names, or not all of them.
@@ -78,6 +83,32 @@ pub enum Error {
         mapped: String,
         /// The file's build id; empty for none.
         found: String,
+    },
+    /// There are lines for it, but where its code lies in the file they do not tell.
+    #[cfg(feature = "cli")]
+    #[error("{path}: holds debug information alone; give the binary it was taken from, too")]
+    NoCode {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Neither the file nor a debug file of it has DWARF.
+    #[cfg(feature = "cli")]
+    #[error(
+        "{path}: has no debug information, and no debug file of its build lies below /usr/lib/debug \
+         or beside it; build with `debug = \"line-tables-only\"`, or give the unstripped file"
+    )]
+    NoLines {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file's DWARF cannot be used.
+    #[cfg(feature = "cli")]
+    #[error("{path}: its debug information cannot be read: {reason}")]
+    Dwarf {
+        /// The file with the DWARF.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
     },
     /// Reading the file would cost more than a capture may.
     #[error("{path}: {what} is beyond the limit of {limit}; symbolize this profile offline")]

@@ -18,7 +18,7 @@ mod stream;
 
 use std::io::{self, Write};
 
-pub use read::read;
+pub use read::{read, write_read};
 pub use stream::{FunctionId, Head, Room, Stream, Text};
 
 use super::gzip::Parts;

@@ -1,11 +1,12 @@
 //! Bytes to a profile whose every reference resolves.
 
 use std::collections::HashSet;
+use std::io::{self, Write};
 
 use prost::Message;
 
 use super::super::error::Error;
-use super::super::gzip::inflate;
+use super::super::gzip::{Parts, inflate};
 use super::proto::Profile;
 use crate::base::Bytes;
 
@@ -25,6 +26,17 @@ pub fn read(bytes: &[u8]) -> Result<Profile, Error> {
     let profile = Profile::decode(&*inflate(bytes, LIMIT)?)?;
     check(&profile).map_err(Error::Inconsistent)?;
     Ok(profile)
+}
+
+/// Writes what [`read`] returned, gzip'd, changed or not.
+///
+/// # Errors
+///
+/// Those of `out`.
+pub fn write_read(profile: &Profile, out: impl Write) -> io::Result<()> {
+    let mut out = Parts::new(out);
+    out.write(profile)?;
+    out.finish()
 }
 
 fn check(profile: &Profile) -> Result<(), String> {

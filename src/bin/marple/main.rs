@@ -1,0 +1,60 @@
+//! `marple`, the command line: works on the files an agent left, on any machine, and never on a
+//! running process.
+//!
+//! Exit codes: 0 all done, 1 something asked for was not done (and why is on standard error), 2 the
+//! command line was wrong.
+
+mod symbolize;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Works on the files of marple's incidents.
+#[derive(Parser)]
+#[command(version, about)]
+struct Command {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    Symbolize(Symbolize),
+}
+
+/// Adds source lines and inlined functions to pprof profiles.
+///
+/// A capture names functions by the symbol tables alone. This reads the debug information of the
+/// binaries that ran: at the paths the profile names, below /usr/lib/debug, or where --binary says.
+/// A binary of another build is never used. Profiles are left as they are; X.pprof becomes
+/// X.lines.pprof beside it.
+#[derive(Args)]
+struct Symbolize {
+    /// Profiles, as an incident has them (*.cpu.pprof, *.memory.pprof, threads.pprof, tasks.pprof)
+    #[arg(required = true, value_name = "PROFILE")]
+    profiles: Vec<PathBuf>,
+    /// A binary that ran, or its debug file, where it lies now; known by its build id
+    #[arg(short, long, value_name = "FILE")]
+    binary: Vec<PathBuf>,
+    /// Where to write to, for a single profile
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Replace what is at the place to write to
+    #[arg(long)]
+    force: bool,
+}
+
+fn main() -> ExitCode {
+    let Verb::Symbolize(asked) = Command::parse().verb;
+    match symbolize::run(asked) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failed) => {
+            for line in failed {
+                eprintln!("marple: {line}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}

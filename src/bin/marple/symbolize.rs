@@ -1,0 +1,250 @@
+//! Source lines and inlined functions for profiles that were captured without.
+//!
+//! The profile is changed as the messages it was read into: what marple does not know of stays in it.
+//! A location that DWARF says nothing about keeps the names it has. The flags of a mapping say what
+//! was looked up, since a reader that finds them set does not look itself: they are set where the
+//! debug information was there, and left where it was not.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use marple::codec::pprof::proto::{Function, Line, Location, Mapping, Profile};
+use marple::codec::pprof::{read, write_read};
+use marple::symbols::{self, Lines, SourceFrame};
+
+use crate::Symbolize;
+
+type Failure = Box<dyn std::error::Error>;
+
+/// Does all that was asked for. What could not be done is told, a line each.
+pub(crate) fn run(asked: Symbolize) -> Result<(), Vec<String>> {
+    if asked.output.is_some() && asked.profiles.len() > 1 {
+        return Err(vec![
+            "--output is for one profile; without it each gets a name of its own".into(),
+        ]);
+    }
+    let binaries = Binaries::open(&asked.binary).map_err(|error| vec![error])?;
+    let mut failed = Vec::new();
+    for profile in &asked.profiles {
+        let to = asked.output.clone().unwrap_or_else(|| beside(profile));
+        match symbolize(profile, &to, &binaries, asked.force) {
+            Ok(report) => print!("{report}"),
+            Err(error) => failed.push(format!("{}: {error}", profile.display())),
+        }
+    }
+    if failed.is_empty() { Ok(()) } else { Err(failed) }
+}
+
+/// `X.cpu.pprof` becomes `X.cpu.lines.pprof`.
+fn beside(profile: &Path) -> PathBuf {
+    profile.with_extension("lines.pprof")
+}
+
+/// Binaries given on the command line, by build id; those without one by file name.
+struct Binaries(Vec<(String, PathBuf)>);
+
+impl Binaries {
+    fn open(paths: &[PathBuf]) -> Result<Self, String> {
+        let open = |path: &PathBuf| match symbols::build_id(path) {
+            Ok(id) => Ok((id, path.clone())),
+            Err(error) => Err(format!("--binary {error}")),
+        };
+        paths.iter().map(open).collect::<Result<_, _>>().map(Self)
+    }
+
+    /// The files of the build that `path` with `build_id` was mapped from: at that path and given.
+    fn of(&self, path: &Path, build_id: &str) -> Result<Vec<PathBuf>, Failure> {
+        let is_it = |(id, given): &&(String, PathBuf)| {
+            id == build_id && (!id.is_empty() || given.file_name() == path.file_name())
+        };
+        let mut files: Vec<PathBuf> =
+            self.0.iter().filter(is_it).map(|(_, given)| given.clone()).collect();
+        match symbols::build_id(path) {
+            Ok(found) if found == build_id => files.push(path.to_owned()),
+            Ok(_) if !files.is_empty() => {}
+            Ok(found) => {
+                return Err(format!(
+                    "{} has build id `{found}`, but the code that ran had `{build_id}`: \
+                     give the binary that ran by --binary",
+                    path.display()
+                )
+                .into());
+            }
+            Err(_) if !files.is_empty() => {}
+            Err(error) => return Err(format!("{error}; give the binary by --binary").into()),
+        }
+        Ok(files)
+    }
+}
+
+fn symbolize(from: &Path, to: &Path, binaries: &Binaries, force: bool) -> Result<String, Failure> {
+    if !force && to.exists() {
+        return Err(format!("{} is there already; --force replaces it", to.display()).into());
+    }
+    let mut profile = read(&fs::read(from)?)?;
+    let mut tables = Tables::of(&profile);
+    let (mut lined, mut inlined) = (0, 0);
+    let mut problems = Vec::new();
+    for at in 0..profile.mapping.len() {
+        let Some(&mapping) = profile.mapping.get(at) else { continue };
+        let mut places: Vec<&mut Location> = profile
+            .location
+            .iter_mut()
+            .filter(|location| location.mapping_id == mapping.id)
+            .collect();
+        let path = PathBuf::from(tables.text(mapping.filename));
+        // "[vdso]" and the like are no files.
+        if places.is_empty() || !path.is_absolute() {
+            continue;
+        }
+        let opened = binaries
+            .of(&path, tables.text(mapping.build_id))
+            .and_then(|files| Ok(Lines::open(&files)?));
+        let lines = match opened {
+            Ok(lines) => lines,
+            Err(error) => {
+                problems.push(format!("{error} ({} frames)", places.len()));
+                continue;
+            }
+        };
+        let mut damaged = None;
+        for location in &mut places {
+            let Some(offset) = file_offset(&mapping, location.address) else { continue };
+            let frames = match lines.at(offset) {
+                Ok(frames) => frames,
+                Err(error) => {
+                    damaged = Some(error);
+                    continue;
+                }
+            };
+            if frames.iter().all(|frame| frame.file.is_none()) {
+                continue;
+            }
+            inlined += usize::from(frames.len() > 1);
+            lined += 1;
+            location.line = tables.lines(&frames, location.line.last());
+        }
+        problems.extend(damaged.map(|error| error.to_string()));
+        if let Some(mapping) = profile.mapping.get_mut(at) {
+            mapping.has_functions = true;
+            mapping.has_filenames = true;
+            mapping.has_line_numbers = true;
+            mapping.has_inline_frames = true;
+        }
+    }
+    if lined == 0 {
+        problems.insert(0, "no frame has a source line; nothing was written".to_owned());
+        return Err(problems.join("\n  ").into());
+    }
+    let frames = profile.location.len();
+    tables.give(&mut profile);
+    write(&profile, to, force)?;
+    let mut report = format!(
+        "{} -> {}\n  {lined} of {frames} frames have source lines, {inlined} of them inlined functions\n",
+        from.display(),
+        to.display()
+    );
+    for problem in problems {
+        report += &format!("  {problem}\n");
+    }
+    Ok(report)
+}
+
+/// Where in its file the code at `address` is.
+fn file_offset(mapping: &Mapping, address: u64) -> Option<u64> {
+    let inside = (mapping.memory_start..mapping.memory_limit).contains(&address);
+    inside.then(|| (address - mapping.memory_start).checked_add(mapping.file_offset)).flatten()
+}
+
+/// The whole file or none: a reader never sees half of it.
+fn write(profile: &Profile, to: &Path, force: bool) -> io::Result<()> {
+    let folder = to.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let mut part = tempfile::NamedTempFile::new_in(folder.unwrap_or(Path::new(".")))?;
+    write_read(profile, io::BufWriter::new(part.as_file_mut()))?;
+    part.flush()?;
+    part.as_file().sync_all()?;
+    let kept: Result<File, _> = if force { part.persist(to) } else { part.persist_noclobber(to) };
+    kept.map(drop).map_err(|error| error.error)
+}
+
+/// The texts and functions of a profile, to find each again and to add to.
+struct Tables {
+    texts: Vec<String>,
+    by_text: HashMap<String, i64>,
+    functions: HashMap<u64, Function>,
+    by_function: HashMap<(i64, i64, i64), u64>,
+    /// The highest id of a function.
+    last: u64,
+}
+
+impl Tables {
+    fn of(profile: &Profile) -> Self {
+        let texts = profile.string_table.clone();
+        let by_text = texts.iter().cloned().zip(0..).collect();
+        let known = || profile.function.iter();
+        let by_function = known().map(|function| (key(function), function.id)).collect();
+        let functions = known().map(|function| (function.id, *function)).collect();
+        let last = known().map(|function| function.id).max().unwrap_or(0);
+        Self { texts, by_text, functions, by_function, last }
+    }
+
+    fn text(&self, index: i64) -> &str {
+        usize::try_from(index).ok().and_then(|at| self.texts.get(at)).map_or("", |text| text)
+    }
+
+    /// What DWARF says of a location. Its outermost function keeps the name that was `known` before:
+    /// line tables alone have names without their modules.
+    fn lines(&mut self, frames: &[SourceFrame], known: Option<&Line>) -> Vec<Line> {
+        let known = known.map(|line| line.function_id);
+        let outermost = frames.len() - 1;
+        frames
+            .iter()
+            .enumerate()
+            .map(|(at, frame)| {
+                let known = known.filter(|_| at == outermost);
+                let function_id = self.function(frame, known);
+                Line { function_id, line: frame.line.into(), column: frame.column.into() }
+            })
+            .collect()
+    }
+
+    fn function(&mut self, frame: &SourceFrame, known: Option<u64>) -> u64 {
+        let known = known.and_then(|id| self.functions.get(&id)).copied();
+        let (name, system_name) = match (&frame.system_name, frame.name(), known) {
+            (_, _, Some(known)) => (known.name, known.system_name),
+            (Some(system_name), Some(name), _) => (self.intern(&name), self.intern(system_name)),
+            _ => (self.intern("[function unknown]"), 0),
+        };
+        let filename = frame.file.as_deref().map_or(0, |file| self.intern(file));
+        let function = Function { id: self.last + 1, name, system_name, filename, start_line: 0 };
+        *self.by_function.entry(key(&function)).or_insert_with(|| {
+            self.last = function.id;
+            self.functions.insert(function.id, function);
+            function.id
+        })
+    }
+
+    fn intern(&mut self, text: &str) -> i64 {
+        if let Some(&known) = self.by_text.get(text) {
+            return known;
+        }
+        let at = self.texts.len() as i64;
+        self.texts.push(text.to_owned());
+        self.by_text.insert(text.to_owned(), at);
+        at
+    }
+
+    /// Puts them into the profile, without the functions that no location has any more.
+    fn give(self, profile: &mut Profile) {
+        let lines = profile.location.iter().flat_map(|location| &location.line);
+        let used: BTreeSet<u64> = lines.map(|line| line.function_id).collect();
+        profile.function = used.iter().filter_map(|id| self.functions.get(id)).copied().collect();
+        profile.string_table = self.texts;
+    }
+}
+
+fn key(function: &Function) -> (i64, i64, i64) {
+    (function.name, function.system_name, function.filename)
+}

@@ -1,0 +1,148 @@
+//! `marple symbolize` over a real heap profile: lines, inlined functions, and what it refuses.
+
+#![cfg(all(feature = "cli", feature = "heap"))]
+
+mod peers;
+
+use std::alloc::System;
+use std::fs::{self, File};
+use std::hint::black_box;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use jiff::Timestamp;
+use marple::agent::{HeapWriter, ProcessMemory};
+use marple::base::Bytes;
+use marple::codec::pprof::proto::{Location, Profile};
+use marple::codec::pprof::{read, write_read};
+use marple::heap;
+
+#[global_allocator]
+static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
+
+/// Where the block is asked for.
+const LEAK_LINE: i64 = line!() as i64 + 4;
+
+#[inline(always)]
+fn inlined_leak() -> Vec<u8> {
+    black_box(Vec::with_capacity(black_box(24 << 20)))
+}
+
+#[inline(never)]
+fn leaks() -> Vec<u8> {
+    black_box(inlined_leak())
+}
+
+fn heap_profile(path: &Path) {
+    heap::set_rate(Bytes(1));
+    let kept = leaks();
+    let process = ProcessMemory { resident: None, working_set: None, limit: None };
+    HeapWriter::reserve().write(Timestamp::now(), process, File::create(path).unwrap()).unwrap();
+    heap::set_rate(Bytes(512 << 10));
+    drop(kept);
+}
+
+fn marple(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_marple")).arg("symbolize").args(args).output().unwrap()
+}
+
+fn profile(path: &Path) -> Profile {
+    read(&fs::read(path).unwrap()).unwrap()
+}
+
+/// Function, file's name and line of each function a location stands for, innermost first.
+fn shown(profile: &Profile, location: &Location) -> Vec<(String, String, i64)> {
+    let line = |line: &marple::codec::pprof::proto::Line| {
+        let function = profile.function.iter().find(|known| known.id == line.function_id).unwrap();
+        let file = profile.text(function.filename).rsplit('/').next().unwrap_or_default();
+        (profile.text(function.name).to_owned(), file.to_owned(), line.line)
+    };
+    location.line.iter().map(line).collect()
+}
+
+#[test]
+fn a_profile_gets_lines_and_inlined_functions_and_go_lists_the_source() {
+    let dir = tempfile::tempdir().unwrap();
+    let from = dir.path().join("shop.001.memory.pprof");
+    heap_profile(&from);
+    let before = fs::read(&from).unwrap();
+    let output = marple(&[from.to_str().unwrap()]);
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(said.contains("frames have source lines"), "{said}");
+    assert_eq!(fs::read(&from).unwrap(), before, "the evidence stays as it is");
+
+    let to = dir.path().join("shop.001.memory.lines.pprof");
+    let (old, new) = (profile(&from), profile(&to));
+    assert_eq!(new.sample, old.sample, "only where code is from changes");
+    let all: Vec<_> = new.location.iter().map(|location| shown(&new, location)).collect();
+    // Without its module where line tables are all there is.
+    let is_inlined = |(name, file, line): &(String, String, i64)| {
+        name.ends_with("inlined_leak") && file == "cli_symbolize.rs" && *line == LEAK_LINE
+    };
+    let both = all.iter().find(|shown| shown.iter().any(is_inlined));
+    let both = both.unwrap_or_else(|| panic!("line {LEAK_LINE} is not in {all:#?}"));
+    let at = both.iter().position(is_inlined).unwrap();
+    let outer = ("cli_symbolize::leaks".to_owned(), "cli_symbolize.rs".to_owned(), LEAK_LINE + 5);
+    assert_eq!(both.get(at + 1), Some(&outer), "{both:#?}");
+
+    let own = new.mapping.first().unwrap();
+    assert!(own.has_functions && own.has_filenames && own.has_line_numbers);
+    let listed = peers::go_pprof(&["-list=cli_symbolize::leaks$", to.to_str().unwrap()]);
+    assert!(listed.contains("black_box(inlined_leak())"), "{listed}");
+
+    let again = marple(&[from.to_str().unwrap()]);
+    let said = String::from_utf8(again.stderr).unwrap();
+    assert_eq!(again.status.code(), Some(1));
+    assert!(said.contains("is there already; --force replaces it"), "{said}");
+    assert!(marple(&["--force", from.to_str().unwrap()]).status.success());
+}
+
+#[test]
+fn a_binary_of_another_build_is_refused_and_a_moved_one_is_found_by_its_build_id() {
+    let dir = tempfile::tempdir().unwrap();
+    let from = dir.path().join("moved.memory.pprof");
+    heap_profile(&from);
+    let mut moved = profile(&from);
+    let own = std::env::current_exe().unwrap();
+    let path = moved.mapping.first().map(|own| own.filename).unwrap() as usize;
+    for (gone, why) in
+        [("/nowhere/shop", "No such file"), (env!("CARGO_BIN_EXE_marple"), "build id")]
+    {
+        moved.string_table[path] = gone.to_owned();
+        // Alone: the C library may have a debug file on the machine that tests.
+        let executable = moved.mapping.first().unwrap().id;
+        moved.location.iter_mut().filter(|at| at.mapping_id != executable).for_each(|at| {
+            at.mapping_id = 0;
+        });
+        write_read(&moved, File::create(&from).unwrap()).unwrap();
+        let output = marple(&[from.to_str().unwrap()]);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains(why) && said.contains("--binary"), "{said}");
+        assert!(said.contains("nothing was written"), "{said}");
+        let to = dir.path().join(format!("{}.pprof", gone.len()));
+        let found = marple(&[
+            from.to_str().unwrap(),
+            "--binary",
+            own.to_str().unwrap(),
+            "--output",
+            to.to_str().unwrap(),
+        ]);
+        assert!(found.status.success(), "{}", String::from_utf8_lossy(&found.stderr));
+        let new = profile(&to);
+        let lines = new.location.iter().flat_map(|location| &location.line);
+        assert!(lines.filter(|line| line.line > 0).count() > 3);
+    }
+}
+
+#[test]
+fn what_is_no_profile_is_an_error_of_one_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let from = dir.path().join("x.pprof");
+    fs::write(&from, "hello").unwrap();
+    let output = marple(&[from.to_str().unwrap()]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(said.contains("x.pprof: not a pprof profile") && said.lines().count() == 1, "{said}");
+}
