@@ -37,7 +37,7 @@
 //!
 //! # What it asks of the process
 //!
-//! Threads of its own, `marple`, `marple-capture` and, while CPU time is sampled, `marple-cpu`, and none
+//! Threads of its own, `marple`, `marple-capture` and, while CPU time is sampled, `marple-cpu` (in wall mode `marple-wall`), and none
 //! of the host's time but what the engines take: see [`cpu`], [`heap`] and [`trace`]. A directory it may write to; it stays within the
 //! bounds of `[store]`. Linux has everything; other Unixes lack cgroups and what is read from `/proc`.
 //!

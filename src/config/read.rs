@@ -122,7 +122,9 @@ fn token(
 }
 
 fn cpu(section: &mut Section<'_, '_>, cpu: &mut CpuSettings) {
+    section.read("mode", value::cpu_mode, &mut cpu.mode);
     section.read("frequency", value::hertz, &mut cpu.frequency);
+    section.read("wall_frequency", value::hertz, &mut cpu.wall_frequency);
     section.read("engine", value::engine, &mut cpu.engine);
     section.read("lookback_frequency", value::hertz, &mut cpu.lookback_frequency);
     section.read("lookback", value::duration, &mut cpu.lookback);

@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::default_rules;
 use crate::base::{Bytes, Hertz, Percent};
-use crate::model::{CaptureSet, CpuEngine, Rule, TraceMode};
+use crate::model::{CaptureSet, CpuEngine, CpuMode, Rule, TraceMode};
 
 /// Everything that can be set. Write `Settings { dir: "…".into(), ..Settings::default() }`.
 #[derive(Clone, Debug, PartialEq)]
@@ -212,6 +212,10 @@ impl fmt::Debug for Secret {
 /// CPU profiles.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CpuSettings {
+    /// What is sampled: CPU time, or all threads by time. Default: CPU time.
+    pub mode: CpuMode,
+    /// Looks a second at each thread, when all are sampled by time. Default: 19 Hz.
+    pub wall_frequency: Hertz,
     /// Samples a second of CPU time. Default: 99 Hz.
     pub frequency: Hertz,
     /// By what means. Default: the best that the machine allows.
@@ -394,6 +398,8 @@ impl Default for HttpSettings {
 impl Default for CpuSettings {
     fn default() -> Self {
         Self {
+            mode: CpuMode::Cpu,
+            wall_frequency: Hertz(19),
             frequency: Hertz(99),
             engine: CpuEngine::Auto,
             lookback_frequency: Hertz(19),

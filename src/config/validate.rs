@@ -193,10 +193,12 @@ fn general(check: &mut Check, settings: &Settings) {
         });
     }
 
-    let frequency = settings.cpu.frequency.get();
-    check.that((1..=MAX_FREQUENCY).contains(&frequency), &["cpu.frequency"], || {
-        format!("{frequency} is out of bounds: write 1 to {MAX_FREQUENCY} samples a second")
-    });
+    let (cpu, wall) = (settings.cpu.frequency.get(), settings.cpu.wall_frequency.get());
+    for (key, frequency) in [("cpu.frequency", cpu), ("cpu.wall_frequency", wall)] {
+        check.that((1..=MAX_FREQUENCY).contains(&frequency), &[key], || {
+            format!("{frequency} is out of bounds: write 1 to {MAX_FREQUENCY} samples a second")
+        });
+    }
     let frequency = settings.cpu.lookback_frequency.get();
     check.that(frequency <= MAX_LOOKBACK_FREQUENCY, &["cpu.lookback_frequency"], || {
         format!(

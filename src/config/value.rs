@@ -16,7 +16,8 @@ use serde::de::{self, Deserialize, Deserializer, Unexpected, Visitor};
 use super::settings::{Listen, Room, RuleChoice, Secret, TasksMode, ThreadsMode, ToggleSignal};
 use crate::base::{Bytes, Hertz, Percent};
 use crate::model::{
-    Again, CaptureKind, CaptureSet, Collect, CpuEngine, FileName, Holds, Mode, TraceMode, Unit,
+    Again, CaptureKind, CaptureSet, Collect, CpuEngine, CpuMode, FileName, Holds, Mode, TraceMode,
+    Unit,
 };
 
 /// A value that is written as a number or as a text.
@@ -241,6 +242,11 @@ pub(super) fn listen<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Liste
 pub(super) fn engine<'de, D: Deserializer<'de>>(deserializer: D) -> Result<CpuEngine, D::Error> {
     let expected = "\"auto\", \"perf\", \"timer\" or \"pprof\"";
     friendly(deserializer, expected, |_| None, |text| text.parse().ok())
+}
+
+/// `"cpu"` or `"wall"`.
+pub(super) fn cpu_mode<'de, D: Deserializer<'de>>(deserializer: D) -> Result<CpuMode, D::Error> {
+    friendly(deserializer, "\"cpu\" or \"wall\"", |_| None, CpuMode::of)
 }
 
 /// `"SIGUSR1"`, `"SIGUSR2"` or `"off"`.

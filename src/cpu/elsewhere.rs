@@ -23,4 +23,25 @@ impl Recorder {
     pub(super) fn end(&self, _: Moment) -> Option<Profile> {
         match *self {}
     }
+
+    pub(super) fn take_window(&self, _: Anchor) -> Option<Profile> {
+        match *self {}
+    }
+}
+
+/// There is none.
+pub(super) enum Wall {}
+
+impl Wall {
+    pub(super) fn start(_: &Options, _: Anchor) -> Result<Self, Error> {
+        Err(Error::Refused { engine: "wall", why: "it is Linux's".to_owned() })
+    }
+
+    pub(super) fn engine(_: &Options) -> String {
+        String::new()
+    }
+
+    pub(super) fn stop(self, _: Moment) -> Result<Profile, Error> {
+        match self {}
+    }
 }

@@ -15,6 +15,10 @@
 //! the header of each file says what it costs. The choice is made when the first of a look-back and a
 //! session starts, and [`Session::engine`] has it with its reason.
 //!
+//! In [`CpuMode::Wall`] a session samples all threads by time, running or not, for hangs (`live/wall.rs`);
+//! its samples bear `state` (running, sleeping, …) and `wait`, the kernel's function they wait in, too. What
+//! the look-back saw is of CPU time then as ever.
+//!
 //! Labels on samples: `thread`, its name; `stack = cut`, when its outer end is missing. Tokio's task and
 //! tracing's span are not among them: neither is known outside of the thread without the host's help.
 
@@ -33,10 +37,10 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use crate::base::{Anchor, Bytes, Hertz, Moment};
-use crate::model::{CpuEngine, Profile};
+use crate::model::{CpuEngine, CpuMode, Profile};
 use crate::os;
 use itimer::Itimer;
-use live::Recorder;
+use live::{Recorder, Wall};
 
 /// Why there is no CPU profile.
 #[derive(Debug, thiserror::Error)]
@@ -118,9 +122,13 @@ const HIGHEST: Hertz = Hertz(1000);
 /// How to sample.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// By what means.
+    /// What is sampled by a session; a look-back is always of CPU time.
+    pub mode: CpuMode,
+    /// Whether threads may be sent a signal to show their stacks, in [`CpuMode::Wall`].
+    pub signals: bool,
+    /// By what means, in [`CpuMode::Cpu`].
     pub engine: CpuEngine,
-    /// Samples a second of CPU time in a session.
+    /// Samples a second in a session: of CPU time, or of each thread's time.
     pub frequency: Hertz,
     /// Samples a second of CPU time between sessions; 0: no look-back.
     pub lookback_frequency: Hertz,
@@ -134,6 +142,8 @@ impl Default for Options {
     /// 99 Hz by the best engine there is, without a look-back.
     fn default() -> Self {
         Self {
+            mode: CpuMode::Cpu,
+            signals: true,
             engine: CpuEngine::Auto,
             frequency: Hertz(99),
             lookback_frequency: Hertz(0),
@@ -170,6 +180,12 @@ impl Share {
         };
         *place = Arc::downgrade(&recorder);
         Ok(Self(Some(recorder)))
+    }
+
+    /// One in the recorder that runs, if one does.
+    fn existing() -> Option<Self> {
+        let place = RECORDER.lock().unwrap_or_else(PoisonError::into_inner);
+        place.upgrade().map(|recorder| Self(Some(recorder)))
     }
 
     fn recorder(&self) -> Option<&Recorder> {
@@ -223,6 +239,7 @@ pub struct Session {
 enum Running {
     Live(Share),
     Itimer(Itimer),
+    Wall(Wall),
 }
 
 impl Session {
@@ -256,7 +273,14 @@ impl Session {
         options.check()?;
         let place = Place::claim().ok_or(Error::Busy)?;
         let (engine, before, running);
-        if options.engine == CpuEngine::Pprof || cfg!(not(target_os = "linux")) {
+        if options.mode == CpuMode::Wall {
+            // The look-back goes on: it samples CPU time, by other means.
+            let wall = Wall::start(options, anchor)?;
+            let window = |share: Share| share.recorder()?.take_window(anchor);
+            before = Share::existing().and_then(window).map(Box::new);
+            engine = Wall::engine(options);
+            running = Running::Wall(wall);
+        } else if options.engine == CpuEngine::Pprof || cfg!(not(target_os = "linux")) {
             running = Running::Itimer(Itimer::start(options.frequency, anchor)?);
             (engine, before) = (itimer::NAME.to_owned(), None);
         } else {
@@ -290,6 +314,7 @@ impl Session {
     pub fn stop(mut self, now: Moment) -> Result<Profile, Error> {
         match self.running.take() {
             Some(Running::Itimer(itimer)) => itimer.stop(now),
+            Some(Running::Wall(wall)) => wall.stop(now),
             Some(Running::Live(share)) => {
                 share.recorder().and_then(|recorder| recorder.end(now)).ok_or(Error::Busy)
             }

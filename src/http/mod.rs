@@ -61,7 +61,7 @@
 //! | `heap?debug=1` scales by the rate in its first line, has `runtime.MemStats` | values are estimates already (`@ heapprofile`); the process' vitals | see [`codec::legacy`](crate::codec::legacy) |
 //! | `gc=1` collects first | `X-Marple-Gc` says that nothing waits for a collector | freed memory leaves the profile at once |
 //! | `goroutineleak` | 404 | tasks are not traced |
-//! | | `hz=` on `profile` (1 to 1000), `rate=` on `heap?seconds=` (4096 and more) | within hard caps |
+//! | | `hz=` (1 to 1000) and `mode=` (`cpu`, `wall`) on `profile`, `rate=` on `heap?seconds=` (4096 and more) | within hard caps |
 //!
 //! # What holds
 //!

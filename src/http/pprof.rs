@@ -16,7 +16,7 @@ use super::query::Query;
 use crate::agent::{AgentHandle, Form, HeapView, Take, ThreadView};
 use crate::base::{Bytes, Hertz};
 use crate::codec::pprof;
-use crate::model::{Profile, ValueType};
+use crate::model::{CpuMode, Profile, ValueType};
 
 /// The most samples a second `hz` may ask for, as `cpu.frequency` may: above, the sampling shows in the
 /// profile.
@@ -74,7 +74,17 @@ async fn cpu(asked: &Asked<'_>, query: &Query) -> Response {
             }
         },
     };
-    let take = Take::Cpu { duration, frequency };
+    let mode = match query.first("mode") {
+        "" => None,
+        text => match CpuMode::of(text) {
+            Some(mode) => Some(mode),
+            None => {
+                let right = r#"invalid value for "mode" - must be "cpu" or "wall""#;
+                return pprof_error(StatusCode::BAD_REQUEST, right);
+            }
+        },
+    };
+    let take = Take::Cpu { duration, frequency, mode };
     stream(asked, take, "profile", "Could not enable CPU profiling").await
 }
 

@@ -38,6 +38,34 @@ impl fmt::Display for CpuEngine {
     }
 }
 
+/// What a CPU profile samples.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum CpuMode {
+    /// Threads that run, by their CPU time.
+    #[default]
+    Cpu,
+    /// All threads, by time: where they hang.
+    Wall,
+}
+
+impl CpuMode {
+    /// Every one.
+    pub const ALL: [Self; 2] = [Self::Cpu, Self::Wall];
+
+    /// Its name in settings and requests.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Wall => "wall",
+        }
+    }
+
+    /// The mode of this name.
+    pub fn of(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|mode| mode.name() == name)
+    }
+}
+
 /// Why a text is not an engine.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is not a CPU engine: write \"auto\", \"perf\", \"timer\" or \"pprof\"")]

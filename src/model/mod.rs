@@ -31,7 +31,7 @@ mod vitals;
 pub use amount::Amount;
 pub use capture::{CaptureKind, CaptureSet, Form, ParseCaptureKindError};
 pub use collect::{Collect, FileName, ParseFileNameError};
-pub use cpu::{CpuEngine, ParseCpuEngineError};
+pub use cpu::{CpuEngine, CpuMode, ParseCpuEngineError};
 pub use dump::{Spawned, TaskDump, TaskRow, TaskState, ThreadDump, ThreadRow};
 pub use incident::{IncidentState, Origin, Reason};
 pub use losses::{Loss, Losses};

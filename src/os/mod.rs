@@ -1,8 +1,12 @@
 //! What the operating system tells about the process and lets it do.
 
 #[cfg(target_os = "linux")]
+pub mod catch;
+#[cfg(target_os = "linux")]
 pub mod cgroup;
 pub mod copied;
+#[cfg(target_os = "linux")]
+pub mod glance;
 pub mod images;
 #[cfg(target_os = "linux")]
 mod kernel_file;

@@ -12,7 +12,7 @@ use rustix::time::{ClockId, clock_gettime};
 use super::tasks::Tasks;
 use crate::base::Moment;
 
-const TASKS: &str = "/proc/self/task";
+pub(super) const TASKS: &str = "/proc/self/task";
 
 /// What the kernel tells about a thread.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,7 +49,8 @@ pub fn list() -> Result<Vec<Thread>, Error> {
     Ok(tids.into_iter().filter_map(|tid| look(&tasks, tid)).collect())
 }
 
-fn look(tasks: &OwnedFd, tid: u32) -> Option<Thread> {
+/// What the kernel tells about the thread `tid`; none when it has ended.
+pub(super) fn look(tasks: &OwnedFd, tid: u32) -> Option<Thread> {
     let mut buffer = [0; 1024];
     let (mut thread, waits) = parse(read(tasks, tid, "stat", &mut buffer)?, tid)?;
     if waits && let Some(function) = read(tasks, tid, "wchan", &mut buffer) {
@@ -61,7 +62,12 @@ fn look(tasks: &OwnedFd, tid: u32) -> Option<Thread> {
 }
 
 /// What stands in a file of a thread, as far as it fits.
-fn read<'b>(tasks: &OwnedFd, tid: u32, file: &str, buffer: &'b mut [u8]) -> Option<&'b [u8]> {
+pub(super) fn read<'b>(
+    tasks: &OwnedFd,
+    tid: u32,
+    file: &str,
+    buffer: &'b mut [u8],
+) -> Option<&'b [u8]> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     let file = openat(tasks, format!("{tid}/{file}"), flags, Mode::empty()).ok()?;
     let length = rustix::io::read(&file, &mut *buffer).ok()?;

@@ -2,12 +2,10 @@
 //!
 //! ```text
 //! /proc/self/task        names, states, wait channels, CPU time, as they were before the signal
-//! SIGURG, 64 at a time   the handler of os::signal copies registers and stack; 100 ms for each lot
-//! Walker                 unwinds the copies here, by the tables of the files
+//! SIGURG, 64 at a time   each copies its registers and stack, which are unwound here
 //! ```
 //!
-//! SIGURG, because its default is to be ignored: should the host take our handler away, a signal of ours
-//! does nothing. A handler the host has for it gets every SIGURG that is not ours. A thread that blocks it,
+//! How that is done is `os::catch`'s. A thread that blocks the signal,
 //! waits in the kernel where signals do not reach, or does not come to run in time is shown as `/proc` has
 //! it, with a remark.
 //!
@@ -23,32 +21,14 @@
 //! and for those the setting `stacks.threads = "proc-only"` sends no signal.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
 
 use super::Error;
 use crate::base::{Anchor, Clock};
 use crate::model::{Profile, Sample, StackHandle, ThreadDump, ThreadRow, ValueType};
-use crate::os::copied::Copied;
+use crate::os::catch::{Net, SIGNAL};
 use crate::os::images;
-use crate::os::signal::{self, Entry, Target};
-use crate::os::stack_bounds::StackBounds;
 use crate::os::threads::{self, Thread};
 use crate::os::unwind::{self, End, MAX_FRAMES, Walker};
-
-/// Threads signalled at once, and twice as many slots, so that one that is held up costs nobody else's.
-const BATCH: usize = 64;
-
-/// The stack that is copied of a thread: what 128 frames take, and of the deepest the inner end. Memory is
-/// taken for what was written: the deepest stack a slot has held.
-const STACK_BYTES: usize = 256 << 10;
-
-/// How long a lot of threads is waited for: on a machine with ten times the work it has cores for, some
-/// do not come to run within 20 ms.
-const BATCH_WAIT: Duration = Duration::from_millis(100);
-
-/// Between two looks at what has come: a thread takes some 20 us to run its handler.
-const LOOK: Duration = Duration::from_micros(50);
 
 /// The threads in one dump; more are counted.
 const MAX_THREADS: usize = 8192;
@@ -153,22 +133,14 @@ struct Stack {
 }
 
 fn catch(clock: &dyn Clock, listed: &[Thread]) -> Result<Caught, Error> {
-    static ONE: Mutex<()> = Mutex::new(());
-    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut caught = Caught { signal: libc::SIGURG, ..Caught::default() };
-    let target = match signal::install(caught.signal, 2 * BATCH, STACK_BYTES) {
-        Ok(target) if target.is_in_place() => target,
-        Ok(_) => {
-            caught.no_signals = Some("no stacks: the service handles SIGURG itself".to_owned());
-            return Ok(caught);
-        }
-        Err(error) => {
-            caught.no_signals = Some(format!("no stacks: no handler for SIGURG: {error}"));
+    let mut caught = Caught { signal: SIGNAL, ..Caught::default() };
+    let net = match Net::cast() {
+        Ok(net) => net,
+        Err(why) => {
+            caught.no_signals = Some(why);
             return Ok(caught);
         }
     };
-    // A thread that answered too late for the last dump is not where it was then.
-    target.slots().drain(&mut Copied::default(), |_| {});
     let own = threads::current();
     if listed.iter().any(|thread| thread.tid == own) {
         let mut frames = [0; MAX_FRAMES];
@@ -183,64 +155,12 @@ fn catch(clock: &dyn Clock, listed: &[Thread]) -> Result<Caught, Error> {
         .map(|thread| thread.tid)
         .collect();
     let mut walker = Walker::new()?;
-    for lot in answering.chunks(BATCH) {
-        let again = round(clock, target, lot, None, &mut walker, &mut caught)?;
-        if !again.is_empty() {
-            let (tids, pointers): (Vec<u32>, Vec<u64>) = again.into_iter().unzip();
-            round(clock, target, &tids, Some(&pointers), &mut walker, &mut caught)?;
-        }
-    }
+    let Caught { stacks, ended, .. } = &mut caught;
+    let take = |tid, frames: &[u64], end| {
+        stacks.insert(tid, Stack { frames: frames.into(), end });
+    };
+    net.catch(clock, &answering, &mut walker, |tid| ended.push(tid), take)?;
     Ok(caught)
-}
-
-/// Signals the threads of one lot and takes what they copied. Gives those whose stack's bounds only the
-/// thread's own `pointers` tell, with them.
-fn round(
-    clock: &dyn Clock,
-    target: &Target,
-    lot: &[u32],
-    pointers: Option<&[u64]>,
-    walker: &mut Walker,
-    caught: &mut Caught,
-) -> Result<Vec<(u32, u64)>, Error> {
-    let bounds = StackBounds::read().map_err(images::Error::Maps)?;
-    let mut waiting: Vec<u32> = Vec::with_capacity(lot.len());
-    for (at, &tid) in lot.iter().enumerate() {
-        let entry = at as Entry;
-        let stack = match pointers.and_then(|pointers| pointers.get(at)) {
-            Some(&pointer) => bounds.below(pointer),
-            None => bounds.of(tid),
-        };
-        target.set_stack(entry, stack.unwrap_or(0..0));
-        match target.send(tid, entry) {
-            Ok(()) => waiting.push(tid),
-            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => caught.ended.push(tid),
-            Err(_) => {}
-        }
-    }
-    let until = clock.now() + BATCH_WAIT;
-    let (mut again, mut copied) = (Vec::new(), Copied::default());
-    while !waiting.is_empty() {
-        target.slots().drain(&mut copied, |copied| {
-            let tid = copied.head.tid;
-            waiting.retain(|&waiting| waiting != tid);
-            let mut frames = [0; MAX_FRAMES];
-            let Copied { head, stack, whole } = copied;
-            let walk = walker.walk(head.registers, stack, *whole, &mut frames);
-            if walk.end == End::Truncated && !whole && pointers.is_none() {
-                again.push((tid, head.thread_pointer));
-            }
-            let frames = frames.iter().take(walk.depth).copied().collect();
-            caught.stacks.insert(tid, Stack { frames, end: walk.end });
-        });
-        if waiting.is_empty() || clock.now() >= until {
-            break;
-        }
-        std::thread::sleep(LOOK);
-    }
-    // Who has not answered will find its question gone.
-    target.forget_pending();
-    Ok(again)
 }
 
 fn blocks(thread: &Thread, signal: i32) -> bool {

@@ -12,6 +12,10 @@ use crate::base::{Anchor, Bytes};
 use crate::config::{HeapSettings, Settings, TraceSettings};
 use crate::model::{CaptureKind, Profile, Rule, Stall, ThreadDump, Vitals};
 
+pub(super) fn switched_off(_: &Settings) -> Option<&'static str> {
+    None
+}
+
 pub(super) fn memory(_: &Settings) -> Bytes {
     Bytes(0)
 }

@@ -1,15 +1,25 @@
 //! CPU profiles: one of the time before the capture, from the look-back that runs from the agent's start
-//! on, and one over the whole capture.
+//! on, and one over the whole capture, which in wall mode is of all threads' time.
 
 use super::{Collector, Evidence, Failure, Started};
 use crate::base::{Anchor, Bytes, Hertz, Moment};
-use crate::config::Settings;
+use crate::config::{Settings, ThreadsMode};
 use crate::cpu::{Error, Lookback, Options, Session};
-use crate::model::CaptureKind;
+use crate::model::{CaptureKind, CpuEngine, CpuMode};
+
+/// Why the settings want no capture, if they do not.
+pub(super) fn switched_off(settings: &Settings) -> Option<&'static str> {
+    let wall = settings.cpu.mode == CpuMode::Wall;
+    (wall && settings.stacks.threads == ThreadsMode::Off)
+        .then_some("`cpu.mode` is \"wall\", which shows threads, and `stacks.threads` is \"off\"")
+}
 
 /// What an engine may take.
 pub(super) fn memory(settings: &Settings) -> Bytes {
-    Session::memory(settings.cpu.engine)
+    match settings.cpu.mode {
+        CpuMode::Cpu => Session::memory(settings.cpu.engine),
+        CpuMode::Wall => Session::memory(CpuEngine::Auto),
+    }
 }
 
 pub(super) fn start(
@@ -24,8 +34,13 @@ pub(super) fn start(
 
 fn options(settings: &Settings) -> Options {
     Options {
+        mode: settings.cpu.mode,
+        signals: settings.stacks.threads == ThreadsMode::Full,
         engine: settings.cpu.engine,
-        frequency: settings.cpu.frequency,
+        frequency: match settings.cpu.mode {
+            CpuMode::Cpu => settings.cpu.frequency,
+            CpuMode::Wall => settings.cpu.wall_frequency,
+        },
         lookback_frequency: settings.cpu.lookback_frequency,
         lookback: settings.cpu.lookback,
         guard: || Box::new(super::heap::exclude_current_thread()),

@@ -86,7 +86,8 @@ pub(super) fn switched_off(kind: CaptureKind, settings: &Settings) -> Option<&'s
     match kind {
         CaptureKind::Threads => threads::switched_off(settings),
         CaptureKind::Tasks => tasks::switched_off(settings),
-        CaptureKind::Trace | CaptureKind::Cpu | CaptureKind::Heap | CaptureKind::Custom => None,
+        CaptureKind::Cpu => cpu::switched_off(settings),
+        CaptureKind::Trace | CaptureKind::Heap | CaptureKind::Custom => None,
     }
 }
 

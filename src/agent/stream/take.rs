@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use crate::base::{Bytes, Hertz};
-use crate::model::CaptureKind;
+use crate::model::{CaptureKind, CpuMode};
 
 /// What to capture.
 #[derive(Clone, Debug)]
 pub(crate) enum Take {
-    /// A CPU profile; at the settings' frequency, if none is given.
-    Cpu { duration: Duration, frequency: Option<Hertz> },
+    /// A CPU profile; in the settings' mode and at their frequency, if none is given.
+    Cpu { duration: Duration, frequency: Option<Hertz>, mode: Option<CpuMode> },
     /// A runtime trace.
     Trace { duration: Duration },
     /// The heap now.

@@ -24,7 +24,7 @@ fn ask(streams: &mut Streams, now: u64, take: Take, taken: &[Taken]) -> Answer {
 }
 
 fn cpu(seconds: u32) -> Take {
-    Take::Cpu { duration: SECOND * seconds, frequency: None }
+    Take::Cpu { duration: SECOND * seconds, frequency: None, mode: None }
 }
 
 fn heap() -> Take {

@@ -154,8 +154,13 @@ fn start(
 ) -> Result<Running, Failure> {
     let mut own = settings.clone();
     let kind = match take {
-        Take::Cpu { frequency, .. } => {
+        Take::Cpu { frequency, mode, .. } => {
+            own.cpu.mode = mode.unwrap_or(settings.cpu.mode);
             own.cpu.frequency = frequency.unwrap_or(settings.cpu.frequency);
+            own.cpu.wall_frequency = frequency.unwrap_or(settings.cpu.wall_frequency);
+            if let Some(why) = collect::switched_off(CaptureKind::Cpu, &own) {
+                return Err(why.into());
+            }
             CaptureKind::Cpu
         }
         Take::Trace { .. } => CaptureKind::Trace,

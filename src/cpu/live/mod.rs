@@ -21,6 +21,7 @@
 //! `timer` a pool that is touched as deep as stacks were: 1 KiB to 32 KiB a slot. Tables are bounded by
 //! `tally`'s constants. `cargo bench --bench cpu` has the times.
 
+mod images;
 mod perf;
 mod recorder;
 mod report;
@@ -28,6 +29,9 @@ mod roster;
 mod sampler;
 mod tally;
 mod timer;
+mod wall;
+mod wall_report;
 mod window;
 
 pub(super) use recorder::Recorder;
+pub(super) use wall::Wall;

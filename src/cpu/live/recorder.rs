@@ -6,6 +6,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use super::images::Images;
 use super::report::{self, Subject};
 use super::roster::Roster;
 use super::sampler::{Chosen, Verdict, choose, drain_interval};
@@ -13,17 +14,13 @@ use super::tally::Tally;
 use super::window::Window;
 use crate::base::{Anchor, Clock, Hertz, Moment, SystemClock};
 use crate::cpu::{Error, Options};
-use crate::model::{Mapping, Profile};
+use crate::model::Profile;
 use crate::os::copied::Copied;
-use crate::os::images;
 use crate::os::process::cpu_time;
 use crate::os::unwind::{End, MAX_FRAMES, Walker};
 
 /// What the table of a session holds: 3 to 6 MB when it is full.
 const NODES: usize = 64 << 10;
-
-/// Files that were mapped since the start, at most; a host that loads another each time stays bounded.
-const MAX_IMAGES: usize = 4096;
 
 /// The list of threads is read whenever their number has changed, and this often anyway: one may have
 /// ended and another begun. In a session, and while only the window is filled.
@@ -49,7 +46,7 @@ struct State {
     walker: Walker,
     roster: Roster,
     looked: Moment,
-    images: Vec<Mapping>,
+    images: Images,
     frequency: Hertz,
     lookback: Option<(Hertz, Window)>,
     during: Option<During>,
@@ -83,7 +80,7 @@ impl Recorder {
             walker,
             roster,
             looked: SystemClock.now(),
-            images: Vec::new(),
+            images: Images::default(),
             frequency,
             lookback: window,
             during: None,
@@ -123,6 +120,13 @@ impl Recorder {
         state.during = Some(During { anchor, cpu: cpu_time(), tally: Tally::new(NODES) });
         self.shared.wake.notify_one();
         Ok(before)
+    }
+
+    /// What the window holds; it begins again empty.
+    pub(in crate::cpu) fn take_window(&self, anchor: Anchor) -> Option<Profile> {
+        let mut state = self.shared.lock();
+        state.turn(anchor.moment);
+        state.before(anchor)
     }
 
     /// Ends the session and reports it.
@@ -203,7 +207,7 @@ impl State {
     fn drain(&mut self, now: Moment) {
         // Stacks end at a library that cannot be read, and the next turn tries again.
         if self.walker.refresh().unwrap_or(false) || self.images.is_empty() {
-            self.note_images();
+            self.images.note();
         }
         let Self { chosen, walker, roster, copied_frames, lookback, during, .. } = self;
         let mut tally = tally_of(during, lookback, now);
@@ -272,25 +276,10 @@ impl State {
             duration,
             cpu,
             part,
-            images: self.images.clone(),
+            images: self.images.clone().into_mappings(),
             broken: self.broken,
         };
         report::profile(subject, tallies, &self.roster)
-    }
-
-    /// Adds what is mapped, in the place of what was mapped there before. What was unloaded stays: there
-    /// are samples in it.
-    fn note_images(&mut self) {
-        let Ok(loaded) = images::loaded() else { return };
-        let overlaps = |old: &Mapping| {
-            loaded.iter().any(|image| image.start < old.end && old.start < image.end)
-        };
-        let room = MAX_IMAGES.saturating_sub(loaded.len());
-        let old = std::mem::take(&mut self.images);
-        let gone: Vec<Mapping> = old.into_iter().filter(|old| !overlaps(old)).take(room).collect();
-        // The main executable comes first in what is loaded and stays first.
-        self.images = loaded;
-        self.images.extend(gone);
     }
 }
 

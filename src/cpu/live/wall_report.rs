@@ -1,0 +1,174 @@
+//! From looks to a profile of time.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::tally::{Count, Tally};
+use super::wall::Standings;
+use crate::base::Hertz;
+use crate::model::{
+    Function, FunctionHandle, Line, Mapping, Profile, Sample, StringHandle, ValueType,
+};
+
+const SAMPLES: ValueType = ValueType { name: "samples", unit: "count" };
+const WALL: ValueType = ValueType { name: "wall", unit: "nanoseconds" };
+
+/// How a thread was found.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct Standing {
+    pub(super) thread: String,
+    pub(super) state: &'static str,
+    /// The kernel's function it waits in; empty for none.
+    pub(super) wait: String,
+    /// Why there is no stack; empty when there is.
+    pub(super) why: &'static str,
+}
+
+/// What was done.
+#[derive(Debug, Default)]
+pub(super) struct Counts {
+    pub(super) ticks: u64,
+    /// Ticks that ended before everybody had his turn.
+    pub(super) short_ticks: u64,
+    pub(super) looked: u64,
+    pub(super) unmoved: u64,
+    pub(super) from_outside: u64,
+    pub(super) signalled: u64,
+    pub(super) silent: u64,
+    pub(super) ended: u64,
+    /// CPU time of the threads, and time they waited for a core.
+    pub(super) cpu: Duration,
+    pub(super) waited: Duration,
+    /// Why nobody could be signalled.
+    pub(super) no_signals: Option<String>,
+}
+
+/// What a profile is of.
+pub(super) struct Subject {
+    pub(super) started: Timestamp,
+    pub(super) duration: Duration,
+    pub(super) frequency: Hertz,
+    pub(super) images: Vec<Mapping>,
+    pub(super) signals: bool,
+}
+
+/// The profile of `tally`, whose weights are microseconds.
+pub(super) fn profile(
+    subject: Subject,
+    tally: &Tally,
+    standings: &Standings,
+    counts: &Counts,
+) -> Profile {
+    let period = 1_000_000_000 / i64::from(subject.frequency.get().max(1));
+    let mut profile = Profile::new(&[SAMPLES, WALL], WALL, period, subject.started);
+    profile.default_sample_type = WALL.name;
+    profile.duration = subject.duration;
+    let mut rows: BTreeMap<(Standing, Vec<u64>, bool), Count> = BTreeMap::new();
+    for (place, count) in tally.places() {
+        let standing = standings.get(place.name).cloned().unwrap_or_default();
+        let row = rows.entry((standing, tally.frames(place).collect(), place.is_cut)).or_default();
+        row.samples += count.samples;
+        row.weight += count.weight;
+    }
+    let mut nowhere = BTreeMap::new();
+    for ((standing, frames, is_cut), count) in rows {
+        let stack = if standing.why.is_empty() {
+            profile.intern_stack(&frames)
+        } else {
+            let next = nowhere.len() as u64 + 1;
+            let address = *nowhere.entry(standing.why).or_insert(next);
+            named(&mut profile, address, standing.why)
+        };
+        let mut labels = vec![
+            profile.text_label("thread", &standing.thread),
+            profile.text_label("state", standing.state),
+        ];
+        if !standing.wait.is_empty() {
+            labels.push(profile.text_label("wait", &standing.wait));
+        }
+        if is_cut {
+            labels.push(profile.text_label("stack", "cut"));
+        }
+        let values = vec![signed(count.samples), signed(count.weight.saturating_mul(1000))];
+        profile.samples.push(Sample { stack, values, labels });
+    }
+    remark(&mut profile, &subject, tally, counts);
+    profile.attach_mappings(subject.images);
+    profile
+}
+
+/// A stack of one frame that stands for none: `[no answer within 100 ms]`. The lowest addresses are never
+/// mapped, so `address` is no code's.
+fn named(profile: &mut Profile, address: u64, why: &str) -> Option<crate::model::StackHandle> {
+    let frame = profile.frames.intern(address);
+    if profile.frames.get(frame).lines.is_empty() {
+        let name = profile.strings.intern(&format!("[{why}]"));
+        let function = FunctionHandle(u32::try_from(profile.functions.len()).ok()?);
+        profile.functions.push(Function { name, system_name: name, file: StringHandle::EMPTY });
+        if let Some(frame) = profile.frames.iter_mut().nth(frame.index()) {
+            frame.lines.push(Line { function, line: 0 });
+        }
+    }
+    Some(profile.stacks.intern(None, frame))
+}
+
+fn remark(profile: &mut Profile, subject: &Subject, tally: &Tally, counts: &Counts) {
+    let seconds = subject.duration.as_secs_f64().max(f64::EPSILON);
+    let watched = Duration::from_micros(tally.all.weight).as_secs_f64();
+    let rate = counts.looked as f64 / watched.max(f64::EPSILON);
+    profile.comments.push("part: the capture itself".to_owned());
+    profile.comments.push(format!(
+        "wall time of all threads but the one that looks: at {} each, got {rate:.1} looks a second of a \
+         thread's time; a look stands for the time since the one before",
+        subject.frequency
+    ));
+    profile.comments.push(format!(
+        "{} looks: {} at threads that had not run since, {} read from outside, {} by signal \
+         ({:.1} signals a second), {} without a stack",
+        counts.looked,
+        counts.unmoved,
+        counts.from_outside,
+        counts.signalled,
+        counts.signalled as f64 / seconds,
+        counts.silent
+    ));
+    profile.comments.push(format!(
+        "the kernel counted {:.3} s of CPU time for these threads and {:.3} s of waiting for a core; \
+         \"running\" holds both",
+        counts.cpu.as_secs_f64(),
+        counts.waited.as_secs_f64()
+    ));
+    let each = (rate * seconds).max(f64::EPSILON);
+    profile.comments.push(format!(
+        "standard error of a share of one thread's time: {:.1} points at 50 %, {:.1} at 10 %; its time \
+         as a whole is short by less than one look's ({:.0} ms)",
+        100.0 * (0.25 / each).sqrt(),
+        100.0 * (0.09 / each).sqrt(),
+        1000.0 / rate.max(f64::EPSILON)
+    ));
+    if counts.short_ticks > 0 {
+        profile.comments.push(format!(
+            "{} of {} ticks were out of looks (2000 a second) or signals (500 a second) before every \
+             thread had its turn",
+            counts.short_ticks, counts.ticks
+        ));
+    }
+    if !subject.signals {
+        profile.comments.push("threads that run have no stack: they are not signalled".to_owned());
+    }
+    profile.comments.extend(counts.no_signals.clone());
+    let losses = [
+        ("looks at threads that showed no stack", counts.silent),
+        ("threads that ended, short of up to one look's time each", counts.ended),
+        ("us of wall time without a stack: the table of stacks is full", tally.unplaced),
+    ];
+    for (cause, count) in losses {
+        profile.losses.add(cause, count);
+    }
+}
+
+fn signed(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,176 @@
+//! All threads by time, running or not.
+#![cfg(all(feature = "cpu", target_os = "linux", target_env = "gnu"))]
+
+mod cpu_support;
+mod host;
+mod peers;
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use cpu_support::{StopOnDrop, label, names, thread_of, turn};
+use host::{Host, PATIENCE, settings, wait_for};
+use marple::CaptureKind;
+use marple::base::{Clock, Hertz, SystemClock};
+use marple::config::{CpuSettings, StacksSettings, ThreadsMode};
+use marple::cpu::{Options, Session};
+use marple::model::{CpuMode, Outcome, Profile};
+use marple::symbols;
+use rustix::event::{PollFd, PollFlags, poll};
+
+#[inline(never)]
+fn burns_on(over: &AtomicBool) {
+    while !over.load(Ordering::Relaxed) {
+        std::hint::spin_loop();
+    }
+}
+
+#[inline(never)]
+fn waits_for_the_lock(lock: &Mutex<u32>) -> u32 {
+    *lock.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+#[inline(never)]
+fn reads_a_byte(from: &mut UnixStream) -> usize {
+    // Nothing, when the other end is gone.
+    from.read(&mut [0]).unwrap_or(0)
+}
+
+/// Counts how often a signal cut the wait short.
+#[inline(never)]
+fn polls_for_a_byte(from: &UnixStream, cut: &AtomicU64) -> bool {
+    while poll(&mut [PollFd::new(from, PollFlags::IN)], None).is_err() {
+        cut.fetch_add(1, Ordering::Relaxed);
+    }
+    true
+}
+
+/// Nanoseconds of the thread called `name` below the function `function`, in the state `state`.
+fn spent(profile: &Profile, name: &str, function: &str, state: &str) -> Duration {
+    let samples = profile.samples.iter().filter(|sample| {
+        thread_of(profile, sample) == name
+            && label(profile, sample, "state")
+                .is_some_and(|found| state.is_empty() || found == state)
+            && (function.is_empty() || names(profile, sample).iter().any(|n| n.ends_with(function)))
+    });
+    Duration::from_nanos(samples.map(|sample| sample.values[1] as u64).sum())
+}
+
+/// Runs `body` beside four threads, which are where they stay.
+fn beside_four_threads(body: impl FnOnce(&AtomicU64)) {
+    let (over, lock, cut) = (AtomicBool::new(false), Mutex::new(1), AtomicU64::new(0));
+    let ((write, mut read), (tell, ask)) =
+        (UnixStream::pair().unwrap(), UnixStream::pair().unwrap());
+    let (ask, over, cut, lock) = (&ask, &over, &cut, &lock);
+    thread::scope(move |scope| {
+        // Dropped whatever becomes of `body`, so that a failure ends and does not hang.
+        let (mut write, mut tell) = (write, tell);
+        let held = lock.lock().unwrap();
+        let named = |name: &str| thread::Builder::new().name(name.to_owned());
+        named("burns").spawn_scoped(scope, || burns_on(over)).unwrap();
+        named("locks").spawn_scoped(scope, || waits_for_the_lock(lock)).unwrap();
+        named("reads").spawn_scoped(scope, move || reads_a_byte(&mut read)).unwrap();
+        named("polls").spawn_scoped(scope, || polls_for_a_byte(ask, cut)).unwrap();
+        let _over = StopOnDrop(over);
+        for name in ["locks", "reads", "polls"] {
+            wait_for("a thread to sleep in its system call", || {
+                let asleep = |task: fs::DirEntry| {
+                    let read = |file: &str| fs::read_to_string(task.path().join(file)).ok();
+                    let sleeps = read("stat")?.contains(") S ");
+                    (read("comm")?.trim() == name && sleeps).then_some(())
+                };
+                fs::read_dir("/proc/self/task").unwrap().flatten().find_map(asleep)
+            });
+        }
+        body(cut);
+        drop(held);
+        write.write_all(b"x").unwrap();
+        tell.write_all(b"x").unwrap();
+    });
+}
+
+#[test]
+fn every_thread_has_all_of_its_time_where_it_spent_it() {
+    let _turn = turn();
+    beside_four_threads(|cut| {
+        let options = Options { mode: CpuMode::Wall, frequency: Hertz(99), ..Options::default() };
+        let began = Instant::now();
+        let session = Session::with(&options, SystemClock.anchor()).unwrap();
+        let started = Instant::now();
+        assert!(session.engine().starts_with("wall: "), "{}", session.engine());
+        thread::sleep(Duration::from_secs(2));
+        let least = started.elapsed();
+        let mut profile = session.stop(SystemClock.now()).unwrap();
+        let most = began.elapsed();
+        symbols::name_functions(&mut profile);
+        let told = format!("{:?} {:?}", profile.comments, profile.losses);
+        println!("{told}");
+        let types: Vec<_> = profile.sample_types.iter().map(|t| (t.name, t.unit)).collect();
+        assert_eq!(types, [("samples", "count"), ("wall", "nanoseconds")]);
+        assert_eq!(profile.default_sample_type, "wall");
+        for (name, function, state) in [
+            ("burns", "::burns_on", "running"),
+            ("locks", "::waits_for_the_lock", "sleeping"),
+            ("reads", "::reads_a_byte", "sleeping"),
+            ("polls", "::polls_for_a_byte", "sleeping"),
+        ] {
+            let whole = spent(&profile, name, "", "");
+            // Each look is cut to whole microseconds.
+            let rounded = Duration::from_millis(2);
+            assert!(whole + rounded >= least && whole <= most, "{name}: {whole:?}; {told}");
+            let there = spent(&profile, name, function, state);
+            // A thread that burns may be late to answer on a loaded machine, one that sleeps is not asked.
+            let share = if name == "burns" { 0.0 } else { 0.99 };
+            assert!(there > whole.mul_f64(share), "{name}: {there:?} of {whole:?}; {told}");
+        }
+        println!("waits of `polls` that were cut short: {}", cut.load(Ordering::Relaxed));
+    });
+}
+
+#[test]
+fn an_incident_in_wall_mode_reads_in_go() {
+    let _turn = turn();
+    let cpu = CpuSettings { mode: CpuMode::Wall, ..CpuSettings::default() };
+    let host = Host::start(marple::Settings { cpu, ..settings() });
+    beside_four_threads(|_| {
+        let asked = host.handle().capture([CaptureKind::Cpu], Duration::from_secs(1));
+        asked.wait(PATIENCE).unwrap();
+        host.closed(1);
+    });
+    let (dir, manifest) = host.closed(1).remove(0);
+    assert!(manifest.captures[0].engine.starts_with("wall: "), "{:?}", manifest.captures);
+    let file = dir.join(&manifest.artifacts.last().unwrap().file);
+    let pprof = |args: &[&str]| {
+        let mut all = vec!["-symbolize=none"];
+        all.extend(args);
+        all.push(file.to_str().unwrap());
+        peers::go_pprof(&all)
+    };
+    let top = pprof(&["-top", "-cum", "-nodefraction=0", "-tagfocus=thread=locks"]);
+    assert!(top.contains("Type: wall") && top.contains("waits_for_the_lock"), "{top}");
+    assert!(!top.contains("reads_a_byte"), "{top}");
+    let tags = pprof(&["-tags"]);
+    for tag in ["sleeping", "running", "polls", "wait"] {
+        assert!(tags.contains(tag), "{tag}: {tags}");
+    }
+}
+
+#[test]
+fn where_threads_are_not_to_be_shown_the_capture_says_so() {
+    let _turn = turn();
+    let cpu = CpuSettings { mode: CpuMode::Wall, ..CpuSettings::default() };
+    let stacks = StacksSettings { threads: ThreadsMode::Off, ..StacksSettings::default() };
+    let host = Host::start(marple::Settings { cpu, stacks, ..settings() });
+    let asked = host.handle().capture([CaptureKind::Cpu], Duration::from_millis(50));
+    asked.wait(PATIENCE).unwrap();
+    let (_, manifest) = host.closed(1).remove(0);
+    let capture = &manifest.captures[0];
+    assert_eq!(capture.outcome, Outcome::Skipped);
+    let why = capture.error.as_deref().unwrap();
+    assert!(why.contains("cpu.mode") && why.contains("stacks.threads"), "{why}");
+}
