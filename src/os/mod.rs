@@ -4,6 +4,8 @@
 pub mod cgroup;
 pub mod copied;
 pub mod images;
+#[cfg(all(feature = "jemalloc", target_os = "linux"))]
+pub mod jemalloc;
 #[cfg(target_os = "linux")]
 mod kernel_file;
 pub mod memory;
