@@ -1,19 +1,32 @@
 //! What heap profiles cost, against the bare allocators and against the peers.
 //!
 //! `cargo bench --bench heap` builds the programs of `benches/heap_peers`, one allocator each and no
-//! switch in any path, and prints a row for each measure: name, value, goal, `pass` or `short`. With
-//! `-- profiler` also jemalloc's own profiler, for which jemalloc is built a second time; with
-//! `-- instructions` also the instructions of a pair, which takes valgrind. Building needs a C compiler.
+//! switch in any path, and prints a row for each measure: name, value, goal, `pass` or `short`. jemalloc
+//! is built twice, with its profiler and without; building takes a C compiler, the instructions of a pair
+//! take valgrind.
 //!
-//! A ratio is the median over [`PAIRS`] pairs of the CPU time two programs take for one workload, one
-//! right after the other and in turn first. `control` is a program against another run of itself: what
-//! the machine adds.
+//! A ratio is the median of the CPU time two programs take for one workload, one right after the other
+//! and in turn first. All rows are measured in turn within each round, and each round starts all
+//! programs anew, because where their heaps happen to lie is worth some per cent. `control` is a program
+//! against another run of itself: what the machine adds.
+//!
+//! The longest that another thread stands still during a dump is the least of all runs: the machine's
+//! other work makes it longer now and then, the dump makes it so every time. Its control is the same
+//! thread for the same time without a dump.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
-const PAIRS: usize = 11;
+/// Rounds, and pairs of each row in a round.
+const ROUNDS: usize = 9;
+const PAIRS: usize = 3;
+
+const DUMPS: usize = 7;
+
+/// What jemalloc's profiler is set to.
+const USUAL: &str = "prof:true,lg_prof_sample:19";
+const EVERY_BLOCK: &str = "prof:true,lg_prof_sample:0";
 
 /// Workload, what costs, over what, and the goal.
 const RATIOS: &[(&str, &str, &str, Option<f64>)] = &[
@@ -23,62 +36,50 @@ const RATIOS: &[(&str, &str, &str, Option<f64>)] = &[
     ("json", "marple_jemalloc", "jemalloc", Some(1.05)),
     ("json", "marple_mimalloc", "mimalloc", Some(1.05)),
     ("json", "pprof_alloc", "system", None),
+    ("json", "marple_jemalloc", "jemalloc_profiler", Some(1.02)),
     ("batch", "system", "system", None),
     ("batch", "marple_system", "system", Some(1.20)),
     ("batch", "pprof_alloc", "system", None),
     ("batch2", "system", "system", None),
     ("batch2", "marple_system", "system", Some(1.15)),
+    ("batch2", "jemalloc", "jemalloc", None),
+    ("batch2", "marple_jemalloc", "jemalloc_profiler", Some(1.02)),
+    ("map", "system", "system", None),
+    ("map", "marple_system", "system", None),
+    ("map", "marple_jemalloc", "jemalloc", None),
+    ("map", "marple_jemalloc", "jemalloc_profiler", Some(1.02)),
     ("pairs", "marple_system", "system", None),
     ("pairs", "pprof_alloc", "system", None),
     ("vec", "marple_system", "system", None),
-    ("map", "marple_system", "system", None),
-    ("map", "marple_jemalloc", "jemalloc", None),
     ("tokio", "marple_system", "system", None),
 ];
 
-/// The same where jemalloc's own profiler is there.
-const PROFILER_RATIOS: &[(&str, &str, &str, Option<f64>)] = &[
-    ("json", "marple_jemalloc", "jemalloc_profiler", Some(1.02)),
-    ("map", "marple_jemalloc", "jemalloc_profiler", Some(1.02)),
-    ("batch2", "marple_jemalloc", "jemalloc_profiler", Some(1.02)),
-];
-
 fn main() {
-    let asked = |what: &str| std::env::args().any(|argument| argument == what);
-    let programs = build(asked("profiler"));
+    let programs = build();
+    let measured = ratios(&programs);
     let mut json = [1.0; 2];
-    for &(workload, of, over, goal) in RATIOS {
-        let value = ratio(&programs, workload, of, over);
+    for (&(workload, of, over, goal), mut values) in RATIOS.iter().zip(measured) {
+        values.sort_by(f64::total_cmp);
+        let [lower, median, upper] = [1, 2, 3].map(|quarter| values[values.len() * quarter / 4]);
         let name = if of == over { format!("{of}, control") } else { format!("{of} / {over}") };
-        row(&format!("{workload}: {name}"), value, goal);
-        match (workload, of) {
-            ("json", "marple_system") => json[0] = value,
-            ("json", "pprof_alloc") => json[1] = value,
+        row(&format!("{workload}: {name} (quartiles {lower:.3}, {upper:.3})"), median, goal);
+        match (workload, of, over) {
+            ("json", "marple_system", _) => json[0] = median,
+            ("json", "pprof_alloc", _) => json[1] = median,
             _ => {}
         }
     }
     let share = (json[0] - 1.0) / (json[1] - 1.0);
     row("json: (marple - 1) / (pprof-alloc - 1)", share, Some(0.15));
-    let ours = dump(&programs, "marple_dump", None);
-    row("dump of 100,000 blocks, marple: CPU ms", ours.0, None);
-    row("dump, marple: resident growth MiB", ours.1, Some(1.0));
-    if asked("profiler") {
-        for &(workload, of, over, goal) in PROFILER_RATIOS {
-            let value = ratio(&programs, workload, of, over);
-            row(&format!("{workload}: {of} / {over}"), value, goal);
-        }
-        let theirs = dump(&programs, "jemalloc_profiler", Some("prof:true,lg_prof_sample:0"));
-        row("dump, jemalloc_pprof: CPU ms", theirs.0, None);
-        row("dump, jemalloc_pprof: resident growth MiB", theirs.1, None);
-        row("dump: CPU of marple / jemalloc_pprof", ours.0 / theirs.0, Some(0.1));
+    dumps(&programs);
+    if Command::new("valgrind").arg("--version").output().is_err() {
+        return println!("the instructions of a pair: skipped, there is no valgrind here");
     }
-    if asked("instructions") {
-        let bare = instructions(&programs, "system");
-        row("a bare pair: instructions", bare, None);
-        let more = |program| instructions(&programs, program) - bare;
-        row("a pair, marple: more instructions", more("marple_system"), Some(28.0));
-        row("a pair, pprof-alloc: more instructions", more("pprof_alloc"), None);
-    }
+    let bare = instructions(&programs, "system");
+    row("a bare pair: instructions", bare, None);
+    let more = |program| instructions(&programs, program) - bare;
+    row("a pair, marple: more instructions", more("marple_system"), Some(28.0));
+    row("a pair, pprof-alloc: more instructions", more("pprof_alloc"), None);
 }
 
 fn row(name: &str, value: f64, goal: Option<f64>) {
@@ -90,7 +91,7 @@ fn row(name: &str, value: f64, goal: Option<f64>) {
 }
 
 /// Builds the programs and says where they are.
-fn build(profiler: bool) -> PathBuf {
+fn build() -> PathBuf {
     let package = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/heap_peers");
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("target/tmp");
     let cargo = |arguments: &[&str]| {
@@ -99,10 +100,8 @@ fn build(profiler: bool) -> PathBuf {
         let built = command.current_dir(&package).env("CARGO_TARGET_DIR", target).status();
         assert!(built.expect("cargo").success(), "cargo build {arguments:?} in {package:?}");
     };
-    if profiler {
-        // First, and alone: with its profiler in, jemalloc costs more in every program.
-        cargo(&["--features", "profiling", "--bin", "jemalloc_profiler"]);
-    }
+    // First, and apart: with its profiler in, jemalloc costs more in every program.
+    cargo(&["--features", "profiling", "--bin", "jemalloc_profiler", "--bin", "jemalloc_dump"]);
     cargo(&[]);
     target.join("release")
 }
@@ -115,15 +114,17 @@ struct Program {
 }
 
 impl Program {
-    fn start(programs: &Path, name: &str, jemalloc: Option<&str>) -> Self {
+    fn start(programs: &Path, name: &str) -> Self {
         let mut command = Command::new(programs.join(name));
         // By default glibc gives the top of its heap back and asks for it again, or not, by where the
         // last block happens to lie: up to a third of the time of a workload, by chance.
         for keep in ["MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"] {
             command.env(keep, (1 << 30).to_string());
         }
-        if name == "jemalloc_profiler" {
-            command.env("_RJEM_MALLOC_CONF", jemalloc.unwrap_or("prof:true,lg_prof_sample:19"));
+        match name {
+            "jemalloc_profiler" => drop(command.env("_RJEM_MALLOC_CONF", USUAL)),
+            "jemalloc_dump" => drop(command.env("_RJEM_MALLOC_CONF", EVERY_BLOCK)),
+            _ => {}
         }
         let mut child =
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("a program");
@@ -147,32 +148,55 @@ impl Drop for Program {
     }
 }
 
-fn ratio(programs: &Path, workload: &str, of: &str, over: &str) -> f64 {
-    let mut both = [of, over].map(|name| Program::start(programs, name, None));
-    both.iter_mut().for_each(|program| drop(program.ask(workload)));
-    let mut ratios: Vec<f64> = (0..PAIRS)
-        .map(|pair| {
-            let first = pair % 2;
-            let mut spent = [0.0; 2];
-            spent[first] = both[first].ask(workload)[0];
-            spent[1 - first] = both[1 - first].ask(workload)[0];
-            spent[0] / spent[1]
-        })
-        .collect();
-    ratios.sort_by(f64::total_cmp);
-    ratios[PAIRS / 2]
+/// What each pair of each row said, in the rows' order.
+fn ratios(programs: &Path) -> Vec<Vec<f64>> {
+    let mut values = vec![Vec::new(); RATIOS.len()];
+    for _ in 0..ROUNDS {
+        for (&(workload, of, over, _), values) in RATIOS.iter().zip(&mut values) {
+            let mut both = [of, over].map(|name| Program::start(programs, name));
+            both.iter_mut().for_each(|program| drop(program.ask(workload)));
+            for _ in 0..PAIRS {
+                let first = values.len() % 2;
+                let mut spent = [0.0; 2];
+                spent[first] = both[first].ask(workload)[0];
+                spent[1 - first] = both[1 - first].ask(workload)[0];
+                values.push(spent[0] / spent[1]);
+            }
+        }
+    }
+    values
 }
 
-/// CPU milliseconds and resident growth in MiB of a program's first large dump.
-fn dump(programs: &Path, name: &str, jemalloc: Option<&str>) -> (f64, f64) {
-    let mut dumps: Vec<(f64, f64)> = (0..3)
-        .map(|_| {
-            let answer = Program::start(programs, name, jemalloc).ask("dump");
-            (answer[0] / 1e6, answer[1] / f64::from(1 << 20))
-        })
-        .collect();
-    dumps.sort_by(|a, b| a.0.total_cmp(&b.0));
-    dumps[1]
+/// The first large dump of a program, ours and jemalloc_pprof's in turn.
+fn dumps(programs: &Path) {
+    let names = ["marple_dump", "jemalloc_dump"];
+    let mut answers = [const { Vec::new() }; 2];
+    for _ in 0..DUMPS {
+        for (name, answers) in names.iter().zip(&mut answers) {
+            answers.push(Program::start(programs, name).ask("dump"));
+        }
+    }
+    let column = |of: usize, at: usize| {
+        let mut values: Vec<f64> = answers[of].iter().map(|answer| answer[at]).collect();
+        values.sort_by(f64::total_cmp);
+        values
+    };
+    let median = |of, at| column(of, at)[DUMPS / 2];
+    let mib = |bytes: f64| bytes / f64::from(1 << 20);
+    println!("dump of 100,000 blocks under 50,000 stacks, with names, {DUMPS} each:");
+    for (of, name) in ["marple", "jemalloc_pprof"].into_iter().enumerate() {
+        let goal = |goal| Some(goal).filter(|_| of == 0);
+        row(&format!("dump, {name}: CPU ms"), median(of, 0) / 1e6, None);
+        row(&format!("dump, {name}: resident growth MiB"), mib(median(of, 1)), goal(1.0));
+        row(&format!("dump, {name}: heap bytes asked for"), median(of, 2), goal(0.0));
+        row(
+            &format!("dump, {name}: longest stall of another thread ms"),
+            column(of, 3)[0] / 1e6,
+            None,
+        );
+        row(&format!("dump, {name}: the same, control ms"), column(of, 4)[0] / 1e6, None);
+    }
+    row("dump: CPU of marple / jemalloc_pprof", median(0, 0) / median(1, 0), Some(0.1));
 }
 
 /// The instructions of one pair, as valgrind counts them.

@@ -92,6 +92,7 @@ fn go_shows_the_programs_own_functions_and_the_difference_of_two_dumps() {
     for said in [
         "every allocation is recorded",
         "standard error 0 (0.0 %)",
+        "no sample was dropped",
         "process: 4711 bytes resident",
         "process: 4000 bytes count against the memory limit of 5000",
     ] {

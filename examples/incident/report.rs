@@ -127,6 +127,8 @@ impl Incident {
                 }
                 Ok(Vec::new())
             }
+            // A collector of the service's own; this one has none.
+            CaptureKind::Custom => Ok(Vec::new()),
         }
     }
 
@@ -153,6 +155,7 @@ impl Incident {
                 CaptureKind::Trace => {
                     println!("  https://ui.perfetto.dev, Open trace file: {}", path.display());
                 }
+                CaptureKind::Custom => println!("  less {}", path.display()),
             }
         }
         let mut heaps = self.artifacts(CaptureKind::Heap);

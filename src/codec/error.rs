@@ -19,6 +19,10 @@ pub enum Error {
     /// The bytes are not the messages of a profile.
     #[error("not a pprof profile: {0}")]
     Protobuf(#[from] prost::DecodeError),
+    /// The text is not jemalloc's, or cut short.
+    #[cfg(feature = "jemalloc")]
+    #[error("not a heap profile of jemalloc: {0}")]
+    Jeheap(String),
     /// The messages contradict each other.
     #[error("a pprof profile that contradicts itself: {0}")]
     Inconsistent(String),

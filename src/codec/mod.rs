@@ -6,6 +6,7 @@
 //! - CPU and heap profiles are [`pprof`]: gzip'd `profile.proto`, as `go tool pprof` wants it.
 //! - Timelines are [`perfetto`]: gzip'd Perfetto traces.
 //! - Dumps of threads and tasks are [`text`] too, and JSON for scripts.
+//! - What jemalloc's own profiler writes is read by `jeheap` (feature `jemalloc`).
 //! - Profiles for eyes are [`legacy`]: the text Go prints for `debug=1`.
 //!
 //! Writers stream: a capture is written when memory may be nearly gone, so besides the model value
@@ -18,6 +19,8 @@
 
 mod error;
 mod gzip;
+#[cfg(feature = "jemalloc")]
+pub mod jeheap;
 pub mod legacy;
 pub mod perfetto;
 pub mod pprof;

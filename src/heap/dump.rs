@@ -216,7 +216,12 @@ impl Dump<'_> {
         see(format_args!(
             "heap: {bytes:.0} bytes in use, standard error {error:.0} ({share:.1} %), \
              from {records} samples"
-        ))
+        ))?;
+        // Where some were, the losses say how many.
+        if LOST.dropped.load(Relaxed) == 0 {
+            see(format_args!("heap: no sample was dropped"))?;
+        }
+        Ok(())
     }
 
     /// What was not recorded since the program began: causes and counts.

@@ -18,6 +18,8 @@ mod dump;
 mod filter;
 mod frames;
 mod index;
+#[cfg(all(feature = "jemalloc", target_os = "linux"))]
+pub mod jemalloc;
 mod level;
 mod live;
 mod recorder;

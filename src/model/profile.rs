@@ -77,6 +77,8 @@ pub struct Profile {
     pub sample_types: Vec<ValueType>,
     /// The name of the type a reader should show first.
     pub default_sample_type: &'static str,
+    /// Functions a reader is to leave out, with all they call: a pattern of whole names; empty: none.
+    pub drop_frames: String,
     /// What one `period` is of: `cpu`/`nanoseconds`, `space`/`bytes`.
     pub period_type: ValueType,
     /// How much of it lies between two samples, on average.
@@ -114,6 +116,7 @@ impl Profile {
         Self {
             sample_types: sample_types.to_vec(),
             default_sample_type: sample_types.first().map_or("", |first| first.name),
+            drop_frames: String::new(),
             period_type,
             period,
             started,

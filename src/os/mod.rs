@@ -8,6 +8,8 @@ pub mod copied;
 #[cfg(target_os = "linux")]
 pub mod glance;
 pub mod images;
+#[cfg(all(feature = "jemalloc", target_os = "linux"))]
+pub mod jemalloc;
 #[cfg(target_os = "linux")]
 mod kernel_file;
 pub mod memory;

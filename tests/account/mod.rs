@@ -88,6 +88,10 @@ pub(crate) fn snapshot() -> Profile {
 pub(crate) fn assert_exact() {
     let account = (BLOCKS.load(SeqCst), LIVE.load(SeqCst), ALLOCATED.load(SeqCst));
     let profile = snapshot();
+    let (blocks, live, ever) = account;
+    println!(
+        "the account: {blocks} blocks, {live} bytes in use, {ever} ever; the profile must agree"
+    );
     assert_eq!((watched(&profile, 2), watched(&profile, 3), watched(&profile, 1)), account);
     let dropped = profile.losses.iter().find(|loss| loss.cause.contains("dropped"));
     assert_eq!(dropped, None);

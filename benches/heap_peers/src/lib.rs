@@ -3,14 +3,18 @@
 //! A line on stdin names a workload; the CPU time of all the process's threads for it, in nanoseconds,
 //! is the answer. `bench --bench heap` asks two such programs in turn.
 
+mod dump;
+
 use std::collections::HashMap;
 use std::hint::black_box;
 use std::io::{self, BufRead};
 
 use rustix::time::{ClockId, clock_gettime};
 
+pub use dump::Counting;
+
 /// Answers until stdin ends. With arguments: `pairs N`, nothing else, for counting instructions.
-/// `dump` takes the allocator's own profile of 100,000 blocks under 50,000 stacks.
+/// `dump` takes the allocator's own profile and says how large it is.
 pub fn serve(prepare: impl FnOnce(), dump: impl Fn() -> usize) {
     prepare();
     let mut arguments = std::env::args().skip(1);
@@ -19,7 +23,7 @@ pub fn serve(prepare: impl FnOnce(), dump: impl Fn() -> usize) {
     }
     for line in io::stdin().lock().lines() {
         match line.expect("a line").as_str() {
-            "dump" => take(&dump),
+            "dump" => dump::measure(&dump),
             name => {
                 let work = workload(name);
                 let start = cpu();
@@ -118,41 +122,4 @@ fn tasks() {
             }
         }
     });
-}
-
-fn take(dump: &impl Fn() -> usize) {
-    let mut kept = Vec::with_capacity(100_000);
-    (0..50_000).for_each(|path| descend(path, 16, &mut kept));
-    let (resident_before, start) = (resident(), cpu());
-    let bytes = dump();
-    let spent = cpu() - start;
-    println!("{spent} {} {bytes}", resident().saturating_sub(resident_before));
-    drop(kept);
-}
-
-fn resident() -> u64 {
-    let statm = std::fs::read_to_string("/proc/self/statm").expect("/proc");
-    statm.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).expect("pages") * 4096
-}
-
-#[inline(never)]
-fn left(path: usize, depth: usize, kept: &mut Vec<Vec<u8>>) {
-    black_box(&mut *kept);
-    descend(path >> 1, depth - 1, kept);
-    black_box(kept);
-}
-
-#[inline(never)]
-fn right(path: usize, depth: usize, kept: &mut Vec<Vec<u8>>) {
-    black_box(&mut *kept);
-    descend(path >> 1, depth - 1, kept);
-    black_box(kept);
-}
-
-fn descend(path: usize, depth: usize, kept: &mut Vec<Vec<u8>>) {
-    match (depth, path % 2) {
-        (0, _) => kept.extend([(); 2].map(|()| black_box(Vec::with_capacity(40)))),
-        (_, 0) => left(path, depth, kept),
-        _ => right(path, depth, kept),
-    }
 }

@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 
 use jiff::Timestamp;
 
-use super::{Absent, Collector, Evidence, Failure, Live, Started};
+use super::{Collector, Evidence, Failure, Live, Started, jemalloc};
 use crate::agent::heap_writer::{HeapWriter, ProcessMemory};
 use crate::base::{Anchor, Bytes, Moment};
 use crate::config::{HeapSettings, Settings};
@@ -30,7 +30,7 @@ static LIMIT: AtomicU64 = AtomicU64::new(0);
 
 pub(super) fn start(_: CaptureKind, _: &Settings, anchor: Anchor) -> Result<Started, Failure> {
     if !heap::installed() {
-        return Err(missing());
+        return jemalloc::start(anchor);
     }
     Ok(Started {
         collector: Box::new(Snapshots(anchor, FinerRate::begin())),
@@ -41,19 +41,17 @@ pub(super) fn start(_: CaptureKind, _: &Settings, anchor: Anchor) -> Result<Star
 /// The heap as it is when it is written.
 pub(in crate::agent) fn now(wall: Timestamp) -> Result<Evidence, Failure> {
     if !heap::installed() {
-        return Err(missing());
+        let mut evidence = Evidence::Profile(jemalloc::snapshot(wall)?);
+        evidence.symbolize();
+        return Ok(evidence);
     }
     Ok(Evidence::Live(Box::new(Dump(wall))))
-}
-
-fn missing() -> Failure {
-    Absent(heap::Error::NotInstalled.to_string()).into()
 }
 
 /// The heap as a value.
 pub(in crate::agent) fn snapshot(wall: Timestamp) -> Result<Box<Profile>, Failure> {
     if !heap::installed() {
-        return Err(missing());
+        return jemalloc::snapshot(wall);
     }
     Ok(Box::new(heap::snapshot(wall)?))
 }

@@ -22,6 +22,11 @@ pub(super) mod absent;
 pub(super) mod cpu;
 #[cfg(feature = "heap")]
 pub(super) mod heap;
+#[cfg(all(feature = "jemalloc", target_os = "linux"))]
+mod jemalloc;
+#[cfg(all(feature = "heap", not(all(feature = "jemalloc", target_os = "linux"))))]
+#[path = "no_jemalloc.rs"]
+mod jemalloc;
 #[cfg(feature = "trace")]
 pub(super) mod stalls;
 pub(super) mod tasks;

@@ -95,6 +95,7 @@ fn write_head<W: Write>(
         time_nanos: i64::try_from(profile.started.as_nanosecond()).unwrap_or(i64::MAX),
         duration_nanos: i64::try_from(profile.duration.as_nanos()).unwrap_or(i64::MAX),
         default_sample_type: texts.add(profile.default_sample_type),
+        drop_frames: texts.add(&profile.drop_frames),
         ..proto::Profile::default()
     })
 }

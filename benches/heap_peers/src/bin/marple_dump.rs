@@ -4,13 +4,14 @@ use std::alloc::System;
 use std::cell::RefCell;
 use std::io::{self, Write};
 
+use heap_peers::Counting;
 use jiff::Timestamp;
 use marple::agent::{HeapWriter, ProcessMemory};
 use marple::base::Bytes;
 use marple::heap;
 
 #[global_allocator]
-static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
+static ALLOCATOR: marple::Allocator<Counting<System>> = marple::Allocator::new(Counting(System));
 
 /// Counts what would be written.
 struct Counted(usize);

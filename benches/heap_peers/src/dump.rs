@@ -1,0 +1,124 @@
+//! What a dump of 100,000 blocks under 50,000 stacks takes, and what it does to another thread.
+
+use std::alloc::{GlobalAlloc, Layout};
+use std::cell::Cell;
+use std::hint::black_box;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::time::{ClockId, clock_gettime};
+
+thread_local! {
+    static ASKED: Cell<u64> = const { Cell::new(0) };
+}
+
+/// An allocator that counts the bytes each thread asks for, on behalf of a dump.
+pub struct Counting<A>(pub A);
+
+fn count(bytes: usize) {
+    ASKED.with(|asked| asked.set(asked.get() + bytes as u64));
+}
+
+// SAFETY: the inner allocator, with a count beside it.
+unsafe impl<A: GlobalAlloc> GlobalAlloc for Counting<A> {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count(layout.size());
+        // SAFETY: passed on.
+        unsafe { self.0.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        count(layout.size());
+        // SAFETY: passed on.
+        unsafe { self.0.alloc_zeroed(layout) }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: passed on.
+        unsafe { self.0.dealloc(block, layout) }
+    }
+
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        count(new_size);
+        // SAFETY: passed on.
+        unsafe { self.0.realloc(block, layout, new_size) }
+    }
+}
+
+/// Prints CPU nanoseconds of the dumping thread, resident growth, bytes asked of the allocator by it,
+/// then, of a second dump, the longest that another thread which allocates stood still, in nanoseconds:
+/// during the dump and for the same time without one; and the size of the file.
+pub fn measure(dump: &impl Fn() -> usize) {
+    let mut kept = Vec::with_capacity(100_000);
+    (0..50_000).for_each(|path| descend(path, 16, &mut kept));
+    let (resident_before, cpu_before, asked) = (resident(), cpu(), ASKED.get());
+    let bytes = dump();
+    let (spent, asked) = (cpu() - cpu_before, ASKED.get() - asked);
+    let grown = resident().saturating_sub(resident_before);
+    let started = Instant::now();
+    let during = longest_gap(|| _ = black_box(dump()));
+    let took = started.elapsed();
+    let without = longest_gap(|| thread::sleep(took));
+    println!("{spent} {grown} {asked} {during} {without} {bytes}");
+    drop(kept);
+}
+
+/// The longest that a thread needed for one allocation and one free while `work` was done.
+fn longest_gap(work: impl FnOnce()) -> u64 {
+    let (begun, done, longest) =
+        (AtomicBool::new(false), AtomicBool::new(false), AtomicU64::new(0));
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut last = Instant::now();
+            let mut most = Duration::ZERO;
+            while !done.load(Relaxed) {
+                drop(black_box(Box::new([0u8; 64])));
+                let now = Instant::now();
+                if begun.swap(true, Relaxed) {
+                    most = most.max(now - last);
+                }
+                last = now;
+            }
+            longest.store(most.as_nanos() as u64, Relaxed);
+        });
+        while !begun.load(Relaxed) {
+            thread::yield_now();
+        }
+        work();
+        done.store(true, Relaxed);
+    });
+    longest.load(Relaxed)
+}
+
+fn cpu() -> i64 {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    time.tv_sec * 1_000_000_000 + time.tv_nsec
+}
+
+fn resident() -> u64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").expect("/proc");
+    statm.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).expect("pages") * 4096
+}
+
+#[inline(never)]
+fn left(path: usize, depth: usize, kept: &mut Vec<Vec<u8>>) {
+    black_box(&mut *kept);
+    descend(path >> 1, depth - 1, kept);
+    black_box(kept);
+}
+
+#[inline(never)]
+fn right(path: usize, depth: usize, kept: &mut Vec<Vec<u8>>) {
+    black_box(&mut *kept);
+    descend(path >> 1, depth - 1, kept);
+    black_box(kept);
+}
+
+fn descend(path: usize, depth: usize, kept: &mut Vec<Vec<u8>>) {
+    match (depth, path % 2) {
+        (0, _) => kept.extend([(); 2].map(|()| black_box(Vec::with_capacity(40)))),
+        (_, 0) => left(path, depth, kept),
+        _ => right(path, depth, kept),
+    }
+}

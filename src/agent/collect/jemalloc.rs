@@ -1,0 +1,82 @@
+//! Heap profiles of programs that keep to jemalloc and its own profiler: as in `heap`, one at the start
+//! and one at the stop. jemalloc samples while the capture goes on, if it did not already.
+
+use std::io::{BufReader, Seek, SeekFrom};
+
+use jiff::Timestamp;
+
+use super::{Absent, Collector, Evidence, Failure, Started};
+use crate::base::{Anchor, Moment};
+use crate::codec::jeheap;
+use crate::heap;
+use crate::heap::jemalloc::{Activation, Profiler};
+use crate::model::Profile;
+use crate::os::images;
+
+pub(super) fn start(anchor: Anchor) -> Result<Started, Failure> {
+    let profiler = find()?;
+    let activation = profiler.activate()?;
+    let since = activation.turned_on().then_some(anchor.wall);
+    let at_start = dump(profiler, anchor.wall, since)?;
+    let collector = Box::new(Sampling { anchor, profiler, since, _activation: activation });
+    Ok(Started { collector, at_start: Some(Evidence::Profile(at_start)) })
+}
+
+/// The heap as a value.
+pub(super) fn snapshot(wall: Timestamp) -> Result<Box<Profile>, Failure> {
+    dump(find()?, wall, None)
+}
+
+/// Its profiler; without one a heap profile is what this program lacks.
+fn find() -> Result<Profiler, Failure> {
+    Profiler::find().map_err(|why| Absent(why.to_string()).into())
+}
+
+struct Sampling {
+    anchor: Anchor,
+    profiler: Profiler,
+    /// When sampling was turned on, if by this capture.
+    since: Option<Timestamp>,
+    _activation: Activation,
+}
+
+impl Collector for Sampling {
+    fn engine(&self) -> &str {
+        "jemalloc"
+    }
+
+    fn peek(&self, now: Moment) -> Result<Option<Evidence>, Failure> {
+        let profile = dump(self.profiler, self.anchor.wall_at(now), self.since)?;
+        Ok(Some(Evidence::Profile(profile)))
+    }
+
+    fn stop(self: Box<Self>, now: Moment) -> Result<Option<Evidence>, Failure> {
+        self.peek(now)
+    }
+}
+
+fn dump(
+    profiler: Profiler,
+    wall: Timestamp,
+    since: Option<Timestamp>,
+) -> Result<Box<Profile>, Failure> {
+    let accumulates = profiler.accumulates()?;
+    let mut text = profiler.dump()?;
+    text.seek(SeekFrom::Start(0))?;
+    let mut profile = jeheap::read(BufReader::new(text), accumulates, wall)?;
+    profile.drop_frames = format!("{}|{}", heap::DROP_FRAMES, heap::jemalloc::DROP_FRAMES);
+    profile.attach_mappings(images::loaded()?);
+    if let Some(since) = since {
+        profile.comments.push(format!(
+            "heap: jemalloc sampled nothing before this capture (prof_active:false); what was allocated \
+             before {since} is not in it"
+        ));
+    } else if !profiler.is_active()? {
+        profile.comments.push(
+            "heap: jemalloc samples nothing at present (prof_active:false); what is shown is what is \
+             left of earlier captures"
+                .to_owned(),
+        );
+    }
+    Ok(Box::new(profile))
+}

@@ -1,0 +1,213 @@
+//! The text jemalloc's profiler writes, `heap_v2`, as a profile.
+//!
+//! ```text
+//! heap_v2/524288                        one sample in so many bytes
+//!   t*: 28106: 56637512 [0: 0]          all threads: objects in use, bytes [ever allocated, bytes]
+//!   t1: …                               each thread
+//! @ 0x5f86da8 0x5f5a1dc …               a stack: return addresses, innermost first
+//!   t*: 13: 6688 [0: 0]                 the sampled blocks there
+//!   t3: …
+//!
+//! MAPPED_LIBRARIES:                     /proc/self/maps, which the caller knows better
+//! ```
+//!
+//! The numbers are of samples and are scaled up here as jeprof does it: by 1/(1-exp(-mean/rate)) with
+//! the mean size of the blocks at the stack. From 5.3 on jemalloc writes numbers that this makes
+//! unbiased; before, a stack with blocks of several sizes comes out too small.
+
+use std::io::BufRead;
+
+use jiff::Timestamp;
+
+use super::error::Error;
+use crate::model::{Profile, Sample, ValueType};
+
+const TYPES: [ValueType; 4] = [
+    ValueType { name: "alloc_objects", unit: "count" },
+    ValueType { name: "alloc_space", unit: "bytes" },
+    ValueType { name: "inuse_objects", unit: "count" },
+    ValueType { name: "inuse_space", unit: "bytes" },
+];
+
+/// Reads what jemalloc wrote at `now`. `accumulated` says whether it counts what was ever allocated,
+/// too (`opt.prof_accum`); without it the profile has no such types.
+///
+/// # Errors
+///
+/// If it is of another form, or cut short.
+pub fn read(text: impl BufRead, accumulated: bool, now: Timestamp) -> Result<Profile, Error> {
+    let mut lines = text.split(b'\n');
+    let mut next = || -> Result<Option<String>, Error> {
+        let line = lines.next().transpose().map_err(|error| Error::Jeheap(error.to_string()))?;
+        Ok(line.map(|line| String::from_utf8_lossy(&line).into_owned()))
+    };
+    let head = next()?.unwrap_or_default();
+    let rate: i64 = head
+        .strip_prefix("heap_v2/")
+        .and_then(|rate| rate.parse().ok())
+        .filter(|&rate| rate > 0)
+        .ok_or_else(|| Error::Jeheap("it does not begin with `heap_v2/` and a rate".into()))?;
+    let types = if accumulated { &TYPES[..] } else { &TYPES[2..] };
+    let mut profile = Profile::new(types, ValueType { name: "space", unit: "bytes" }, rate, now);
+    profile.default_sample_type = "inuse_space";
+    let (mut stack, mut sums) = (None, Sums::default());
+    loop {
+        let Some(line) = next()? else {
+            return Err(Error::Jeheap("it is cut short: no MAPPED_LIBRARIES".into()));
+        };
+        if line == "MAPPED_LIBRARIES:" {
+            break;
+        }
+        if let Some(addresses) = line.strip_prefix("@ ") {
+            stack = Some(frames(addresses)?);
+        } else if let Some(counts) = line.trim_start().strip_prefix("t*:") {
+            // The first is of the whole program.
+            let Some(frames) = stack.take() else { continue };
+            let [in_use, ever] = parse_counts(counts)?;
+            let weigh = |counts: Counts| counts.scaled(rate);
+            let values = [weigh(ever), weigh(in_use)].concat();
+            sums.add(in_use, rate);
+            let values = values.get(4 - types.len()..).unwrap_or_default().to_vec();
+            let stack = profile.intern_stack(&frames);
+            profile.samples.push(Sample { stack, values, labels: Vec::new() });
+        }
+    }
+    comment(&mut profile, sums, accumulated);
+    Ok(profile)
+}
+
+fn comment(profile: &mut Profile, sums: Sums, accumulated: bool) {
+    let (rate, bytes, error) = (profile.period, sums.bytes, sums.variance.sqrt());
+    let share = if bytes > 0.0 { error / bytes * 100.0 } else { 0.0 };
+    let mut say = |text: String| profile.comments.push(text);
+    say(format!(
+        "heap: by jemalloc's own profiler, one sample in {rate} bytes allocated, on average \
+         (lg_prof_sample, fixed at the program's start)"
+    ));
+    say(format!(
+        "heap: {bytes:.0} bytes in use, standard error about {error:.0} ({share:.1} %), from the mean \
+         size of the blocks at each stack"
+    ));
+    say("heap: sizes are what jemalloc rounded them up to; it does not tell the size of each block, what \
+         its samples lost, nor marple's own blocks from the program's"
+        .to_owned());
+    if !accumulated {
+        say(
+            "heap: no totals of what was ever allocated: jemalloc counts them with prof_accum:true"
+                .to_owned(),
+        );
+    }
+}
+
+/// Addresses as a frame wants them: inside the call.
+fn frames(addresses: &str) -> Result<Vec<u64>, Error> {
+    let address = |word: &str| {
+        let digits = word.strip_prefix("0x")?;
+        Some(u64::from_str_radix(digits, 16).ok()?.saturating_sub(1))
+    };
+    addresses
+        .split_whitespace()
+        .map(|word| address(word).ok_or_else(|| Error::Jeheap(format!("`{word}` in a stack"))))
+        .collect()
+}
+
+#[derive(Clone, Copy, Default)]
+struct Counts {
+    objects: u64,
+    bytes: u64,
+}
+
+impl Counts {
+    fn weight(self, rate: i64) -> f64 {
+        if self.objects == 0 || self.bytes == 0 || rate <= 1 {
+            return 1.0;
+        }
+        let mean = self.bytes as f64 / self.objects as f64;
+        -1.0 / (-mean / rate as f64).exp_m1()
+    }
+
+    fn scaled(self, rate: i64) -> [i64; 2] {
+        let weight = self.weight(rate);
+        [self.objects, self.bytes].map(|value| (value as f64 * weight).round() as i64)
+    }
+}
+
+#[derive(Default)]
+struct Sums {
+    bytes: f64,
+    variance: f64,
+}
+
+impl Sums {
+    fn add(&mut self, counts: Counts, rate: i64) {
+        let (weight, bytes) = (counts.weight(rate), counts.bytes as f64);
+        self.bytes += bytes * weight;
+        if counts.objects > 0 {
+            self.variance += bytes * bytes / counts.objects as f64 * weight * (weight - 1.0);
+        }
+    }
+}
+
+/// ` 13: 6688 [20: 9000]`
+fn parse_counts(text: &str) -> Result<[Counts; 2], Error> {
+    let mut numbers = text
+        .split(|c: char| !c.is_ascii_digit())
+        .filter(|digits| !digits.is_empty())
+        .map(|digits| digits.parse::<u64>().ok());
+    let mut counts = || {
+        let (objects, bytes) = (numbers.next()??, numbers.next()??);
+        Some(Counts { objects, bytes })
+    };
+    match (counts(), counts()) {
+        (Some(in_use), Some(ever)) => Ok([in_use, ever]),
+        _ => Err(Error::Jeheap(format!("`{text}` where four numbers belong"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = "heap_v2/524288\n  t*: 3: 21495808 [5: 22000000]\n  t0: 3: 21495808 [0: 0] main\n\
+        @ 0x2000 0x1001\n  t*: 1: 20971520 [2: 41943040]\n  t0: 1: 20971520 [0: 0]\n\
+        @ 0x3000 0x1001\n  t*: 2: 524288 [0: 0]\n  t0: 2: 524288 [0: 0]\n\nMAPPED_LIBRARIES:\n55-56 r-xp\n";
+
+    fn profile(text: &str, accumulated: bool) -> Result<Profile, Error> {
+        read(text.as_bytes(), accumulated, Timestamp::UNIX_EPOCH)
+    }
+
+    #[test]
+    fn samples_are_scaled_by_what_they_stand_for() {
+        let profile = profile(TEXT, true).unwrap();
+        // 1/(1-exp(-1/2)) = 2.5415, of two blocks of 256 KiB.
+        let values: Vec<_> = profile.samples.iter().map(|sample| sample.values.clone()).collect();
+        assert_eq!(values, [vec![2, 41943040, 1, 20971520], vec![0, 0, 5, 1332476]]);
+        let frames = |at: usize| -> Vec<u64> {
+            let stack = profile.samples[at].stack;
+            profile.stacks.frames(stack).map(|frame| profile.frames.get(frame).address).collect()
+        };
+        assert_eq!((frames(0), frames(1)), (vec![0x1fff, 0x1000], vec![0x2fff, 0x1000]));
+        assert_eq!((profile.period, profile.default_sample_type), (524288, "inuse_space"));
+    }
+
+    #[test]
+    fn without_prof_accum_there_are_no_totals_and_the_profile_says_so() {
+        let profile = profile(TEXT, false).unwrap();
+        assert_eq!(profile.sample_types, TYPES[2..]);
+        assert_eq!(profile.samples[1].values, [5, 1332476]);
+        assert!(profile.comments.iter().any(|comment| comment.contains("prof_accum:true")));
+    }
+
+    #[test]
+    fn what_is_cut_short_or_something_else_is_refused() {
+        let end = TEXT.find("MAPPED").unwrap();
+        for length in 0..end {
+            assert!(profile(&TEXT[..length], false).is_err(), "{length}");
+        }
+        let broken =
+            [TEXT.replace("0x2000", "zero"), TEXT.replace("2: 524288 [0: 0]\n  t0", "2\n")];
+        for text in broken.into_iter().chain([TEXT.replace("/524288", "/0")]) {
+            assert!(profile(&text, false).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! A program that keeps to jemalloc gets heap profiles by jemalloc's own profiler, or is told which setting
+//! is missing. jemalloc reads its settings before main, so each test runs itself in a process of its own.
+
+#[path = "../../host/mod.rs"]
+mod host;
+#[path = "../../peers/mod.rs"]
+mod peers;
+
+use std::hint::black_box;
+use std::process::Command;
+
+use host::{Host, PATIENCE, settings};
+use marple::model::{Manifest, Outcome};
+use marple::{CaptureKind, Settings};
+use tikv_jemallocator::Jemalloc;
+
+#[global_allocator]
+static ALLOCATOR: Jemalloc = Jemalloc;
+
+const INNER: &str = "MARPLE_TEST_JEMALLOC";
+const BLOCKS: usize = 1024;
+const SIZE: usize = 64 << 10;
+
+/// Whether this is the process with these settings; where it is not, it is made and has to end well.
+fn is_inner(test: &str, jemalloc: &str) -> bool {
+    if std::env::var_os(INNER).is_some() {
+        return true;
+    }
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "--nocapture", test])
+        .env(INNER, "1")
+        .env("_RJEM_MALLOC_CONF", jemalloc)
+        .output()
+        .unwrap();
+    let told = [output.stdout, output.stderr].concat();
+    println!("{}", String::from_utf8_lossy(&told));
+    assert!(output.status.success(), "with _RJEM_MALLOC_CONF={jemalloc}: {}", output.status);
+    false
+}
+
+#[inline(never)]
+fn leaks() {
+    for _ in 0..BLOCKS {
+        std::mem::forget(black_box(Vec::<u8>::with_capacity(black_box(SIZE))));
+    }
+}
+
+/// One toggle of the heap, with a leak in the middle.
+fn capture() -> (Host, Vec<(std::path::PathBuf, Manifest)>) {
+    let host = Host::start(Settings { rules: Vec::new(), ..settings() });
+    host.handle().start([CaptureKind::Heap]).wait(PATIENCE).unwrap();
+    host::wait_for("the capture to have begun or failed", || {
+        let incidents = host.incidents();
+        let (_, manifest) = incidents.first()?;
+        let failed = manifest.captures.iter().any(|capture| capture.outcome == Outcome::Failed);
+        (failed || !manifest.artifacts.is_empty()).then_some(())
+    });
+    leaks();
+    host.handle().stop().wait(PATIENCE).unwrap();
+    let closed = host.closed(1);
+    (host, closed)
+}
+
+#[test]
+fn go_names_the_function_that_leaks() {
+    let conf = "prof:true,prof_active:false,lg_prof_sample:12";
+    if !is_inner("go_names_the_function_that_leaks", conf) {
+        return;
+    }
+    // Before: not sampled, and not in it.
+    leaks();
+    let (host, closed) = capture();
+    let (dir, manifest) = &closed[0];
+    let capture = &manifest.captures[0];
+    assert_eq!(capture.engine, "jemalloc");
+    assert_eq!(manifest.artifacts.len(), 2, "one at each end");
+    let last = dir.join(&manifest.artifacts[1].file);
+    let top = peers::go_pprof(&["-top", "-unit=MB", "-nodefraction=0", last.to_str().unwrap()]);
+    println!("{top}");
+    let first = top.lines().skip_while(|line| !line.contains("flat%")).nth(1).unwrap();
+    let words: Vec<&str> = first.split_whitespace().collect();
+    assert!(words.last().unwrap().ends_with("profiler::leaks"), "{top}");
+    let megabytes: f64 = words[0].trim_end_matches("MB").parse().unwrap();
+    assert!((63.0..66.0).contains(&megabytes), "64 MiB of blocks that are all sampled: {top}");
+    let comments = peers::go_pprof(&["-comments", last.to_str().unwrap()]);
+    for said in ["one sample in 4096 bytes", "prof_active:false", "prof_accum:true"] {
+        assert!(comments.contains(said), "no `{said}` in {comments}");
+    }
+    // What the capture turned on is off again.
+    drop(host);
+    leaks();
+    let (_host, closed) = self::capture();
+    let (dir, manifest) = &closed[0];
+    let first = dir.join(&manifest.artifacts[0].file);
+    let top = peers::go_pprof(&["-top", "-unit=MB", "-nodefraction=0", first.to_str().unwrap()]);
+    let total = top.lines().find(|line| line.starts_with("Showing nodes")).unwrap();
+    assert!(total.contains("of 6"), "what was leaked between the captures is in it: {total}");
+}
+
+#[test]
+fn without_prof_the_capture_says_which_setting_is_missing() {
+    if !is_inner("without_prof_the_capture_says_which_setting_is_missing", "prof:false") {
+        return;
+    }
+    let (_host, closed) = capture();
+    let told = format!("{:?}", closed[0].1.captures);
+    assert!(told.contains("prof:true in _RJEM_MALLOC_CONF"), "{told}");
+}
