@@ -33,8 +33,12 @@ fn callbacks_hear_of_incidents_and_hold_nothing_up() {
         assert_eq!(path.metadata().unwrap().len(), artifact.bytes.get());
         assert_eq!(next(), IncidentEvent::Closed { id, dir });
     }
-    let counted = handle.status().wait(PATIENCE).unwrap().counters;
-    assert_eq!((counted.incidents, counted.artifacts, counted.incidents_closed), (2, 2, 2));
+    // The callback hears of the end before the loop counts it.
+    let counted = wait_for("both to be counted as closed", || {
+        let counted = handle.status().wait(PATIENCE).unwrap().counters;
+        (counted.incidents_closed == 2).then_some(counted)
+    });
+    assert_eq!((counted.incidents, counted.artifacts), (2, 2));
     drop(agent);
 
     // One that never comes back: captures go on, and the agent ends.

@@ -181,7 +181,7 @@ mod tests {
         let profile = profile(TEXT, true).unwrap();
         // 1/(1-exp(-1/2)) = 2.5415, of two blocks of 256 KiB.
         let values: Vec<_> = profile.samples.iter().map(|sample| sample.values.clone()).collect();
-        assert_eq!(values, [vec![2, 41943040, 1, 20971520], vec![0, 0, 5, 1332476]]);
+        assert_eq!(values, [vec![2, 41943040, 1, 20971520], vec![0, 0, 5, 1332475]]);
         let frames = |at: usize| -> Vec<u64> {
             let stack = profile.samples[at].stack;
             profile.stacks.frames(stack).map(|frame| profile.frames.get(frame).address).collect()
@@ -194,7 +194,7 @@ mod tests {
     fn without_prof_accum_there_are_no_totals_and_the_profile_says_so() {
         let profile = profile(TEXT, false).unwrap();
         assert_eq!(profile.sample_types, TYPES[2..]);
-        assert_eq!(profile.samples[1].values, [5, 1332476]);
+        assert_eq!(profile.samples[1].values, [5, 1332475]);
         assert!(profile.comments.iter().any(|comment| comment.contains("prof_accum:true")));
     }
 
