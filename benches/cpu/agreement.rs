@@ -2,15 +2,18 @@
 //!
 //! A thread parses and prints with `serde_json` and packs with `flate2` for some seconds; both look at
 //! it, and the shares of the functions where the time is are compared. The kernel's symbols are
-//! left out there as they are here.
+//! left out there as they are here. Functions the linker folded into one have several names at one
+//! address; which of them is shown is chance, so they count as one.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+use std::fs;
 use std::io::Write;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use marple::symbols;
+use object::{Object, ObjectSymbol};
 
 use crate::cell::Measured;
 use crate::drive::{Engine, Recorded};
@@ -76,6 +79,15 @@ pub(crate) fn with_perf_record(engine: Engine, millis: u64) -> Result<(f64, f64)
     report.args(["--comm", THREAD, "-i"]).arg(&data);
     let theirs = said(&mut report)?;
 
+    let aliases = aliases();
+    let one_name = |counts: HashMap<String, f64>| {
+        let mut sums = HashMap::new();
+        for (name, count) in counts {
+            let name = aliases.get(&name).cloned().unwrap_or(name);
+            *sums.entry(name).or_insert(0.0) += count;
+        }
+        sums
+    };
     let ours = Measured::of(&ours);
     // "    1234  [.] _ZN…"
     let line = |line: &str| {
@@ -85,7 +97,30 @@ pub(crate) fn with_perf_record(engine: Engine, millis: u64) -> Result<(f64, f64)
         Some((name.split('@').next().unwrap_or(name).to_owned(), count))
     };
     let theirs: HashMap<String, f64> = theirs.lines().filter_map(line).collect();
-    Ok(difference(&ours.sums(), &theirs))
+    Ok(difference(&one_name(ours.sums()), &one_name(theirs)))
+}
+
+/// One name for all that are at one address, of the code in this process, which the measured one runs too.
+fn aliases() -> HashMap<String, String> {
+    let maps = fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    let code = maps.lines().filter(|line| line.contains(" r-xp "));
+    let files: BTreeSet<&str> = code.filter_map(|line| line.split_whitespace().nth(5)).collect();
+    let mut aliases = HashMap::new();
+    for file in files {
+        let Ok(bytes) = fs::read(file) else { continue };
+        let Ok(image) = object::File::parse(&*bytes) else { continue };
+        let mut first: HashMap<u64, String> = HashMap::new();
+        for symbol in image.symbols().chain(image.dynamic_symbols()) {
+            let Ok(name) = symbol.name() else { continue };
+            if symbol.kind() != object::SymbolKind::Text || symbol.address() == 0 {
+                continue;
+            }
+            let name = name.split('@').next().unwrap_or(name).to_owned();
+            let one = first.entry(symbol.address()).or_insert_with(|| name.clone());
+            aliases.insert(name, one.clone());
+        }
+    }
+    aliases
 }
 
 fn difference(ours: &HashMap<String, f64>, theirs: &HashMap<String, f64>) -> (f64, f64) {
