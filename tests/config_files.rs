@@ -94,3 +94,39 @@ fn a_file_that_cannot_be_read_is_named() {
     let told = load(&latin).unwrap_err().to_string();
     assert!(told.contains("latin.toml:2:7: the file is not UTF-8"), "{told}");
 }
+
+/// Every field of a struct of settings is a key of a file, and stands in `marple.toml`: one that no file
+/// can set would be missed by the test beside the reader, which knows the keys that are read.
+#[test]
+fn every_setting_stands_in_marple_toml() {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/config/settings.rs");
+    let source = std::fs::read_to_string(source).unwrap();
+    let shown = std::fs::read_to_string(shipped("marple.toml")).unwrap();
+    let (mut section, mut keys) = (String::new(), std::collections::BTreeSet::new());
+    for line in shown.lines().map(|line| line.trim_start_matches('#')) {
+        if let Some(name) = line.strip_prefix('[') {
+            section = name.trim_matches(['[', ']']).to_owned();
+            keys.insert(section.clone());
+        } else if let Some((key, _)) = line.split_once(" = ") {
+            keys.insert([section.as_str(), key].join(".").trim_start_matches('.').to_owned());
+        }
+    }
+    let (mut section, mut fields) = (None, 0);
+    for line in source.lines() {
+        if let Some(name) = line.strip_prefix("pub struct ") {
+            let name = name.split_once("Settings").filter(|(_, rest)| rest.starts_with(" {"));
+            section = name.map(|(name, _)| name.to_lowercase());
+        } else if let Some(rest) = line.strip_prefix("    pub ")
+            && let (Some(section), Some((field, _))) = (&section, rest.split_once(": "))
+        {
+            // There is a table for each rule.
+            let field = if field == "rules" { "rule" } else { field };
+            let key = [section.as_str(), field].join(".").trim_start_matches('.').to_owned();
+            assert!(keys.contains(&key), "{key} of settings.rs is not in {keys:?}");
+            fields += 1;
+        } else if line == "}" {
+            section = None;
+        }
+    }
+    assert!(fields > 40, "{fields}");
+}

@@ -17,9 +17,10 @@ use cpu_support::{StopOnDrop, label, names, thread_of, turn};
 use host::{Host, PATIENCE, settings, wait_for};
 use marple::CaptureKind;
 use marple::base::{Clock, Hertz, SystemClock};
+use marple::codec::pprof::{self, proto};
 use marple::config::{CpuSettings, StacksSettings, ThreadsMode};
 use marple::cpu::{Options, Session};
-use marple::model::{CpuMode, Outcome, Profile};
+use marple::model::{CpuMode, Outcome, Profile, Sample};
 use marple::symbols;
 use rustix::event::{PollFd, PollFlags, poll};
 
@@ -157,6 +158,95 @@ fn an_incident_in_wall_mode_reads_in_go() {
     let tags = pprof(&["-tags"]);
     for tag in ["sleeping", "running", "polls", "wait"] {
         assert!(tags.contains(tag), "{tag}: {tags}");
+    }
+}
+
+/// Has the calling thread block SIGURG until it ends.
+#[expect(unsafe_code, reason = "a thread's mask has no safe face")]
+fn block_the_signal() {
+    // SAFETY: a set of signals is plain bits, both calls write to this one only, and the calling thread is
+    // the test's own.
+    unsafe {
+        let mut set = std::mem::zeroed();
+        assert_eq!((libc::sigemptyset(&mut set), libc::sigaddset(&mut set, libc::SIGURG)), (0, 0));
+        assert_eq!(libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()), 0);
+    }
+}
+
+#[test]
+fn a_thread_that_blocks_the_signal_is_shown_with_its_time_and_counted() {
+    let _turn = turn();
+    let (over, blocked) = (&AtomicBool::new(false), &AtomicBool::new(false));
+    thread::scope(|scope| {
+        let _over = StopOnDrop(over);
+        let body = move || {
+            block_the_signal();
+            blocked.store(true, Ordering::Release);
+            burns_on(over);
+        };
+        thread::Builder::new().name("blocks".to_owned()).spawn_scoped(scope, body).unwrap();
+        wait_for("the mask", || blocked.load(Ordering::Acquire).then_some(()));
+        let options = Options { mode: CpuMode::Wall, frequency: Hertz(99), ..Options::default() };
+        let session = Session::with(&options, SystemClock.anchor()).unwrap();
+        thread::sleep(Duration::from_millis(300));
+        let mut profile = session.stop(SystemClock.now()).unwrap();
+        symbols::name_functions(&mut profile);
+        let is_it = |sample: &&Sample| {
+            let state = label(&profile, sample, "state");
+            thread_of(&profile, sample) == "blocks" && state == Some("running")
+        };
+        let of_it: Vec<_> = profile.samples.iter().filter(is_it).collect();
+        assert!(!of_it.is_empty(), "{:?}", profile.comments);
+        for sample in &of_it {
+            assert_eq!(names(&profile, sample), ["[no answer: it blocks SIGURG]"]);
+        }
+        let looks: i64 = of_it.iter().map(|sample| sample.values[0]).sum();
+        let mut lost = profile.losses.iter();
+        let lost = lost.find(|loss| loss.cause == "looks at threads that showed no stack");
+        assert!(lost.is_some_and(|loss| loss.count >= looks as u64), "{looks}: {lost:?}");
+    });
+}
+
+#[test]
+fn without_signals_threads_that_run_have_their_time_and_no_stack_and_the_profile_says_so() {
+    let _turn = turn();
+    let cpu = CpuSettings { mode: CpuMode::Wall, ..CpuSettings::default() };
+    let stacks = StacksSettings { threads: ThreadsMode::ProcOnly, ..StacksSettings::default() };
+    let host = Host::start(marple::Settings { cpu, stacks, ..settings() });
+    beside_four_threads(|_| {
+        let asked = host.handle().capture([CaptureKind::Cpu], Duration::from_secs(1));
+        asked.wait(PATIENCE).unwrap();
+        host.closed(1);
+    });
+    let (dir, manifest) = host.closed(1).remove(0);
+    let capture = &manifest.captures[0];
+    assert_eq!(capture.outcome, Outcome::Done, "{capture:?}");
+    assert!(capture.engine.ends_with("by /proc without signals"), "{}", capture.engine);
+    let file = dir.join(&manifest.artifacts.last().unwrap().file);
+    let profile = pprof::read(&fs::read(file).unwrap()).unwrap();
+    let said: Vec<_> = profile.comment.iter().map(|text| profile.text(*text)).collect();
+    for part in [
+        " 0 by signal (0.0 signals a second)",
+        "threads that run have no stack: they are not signalled",
+        "looks at threads that showed no stack",
+    ] {
+        assert!(said.iter().any(|text| text.contains(part)), "{part}: {said:?}");
+    }
+    let is = |sample: &proto::Sample, key, value| {
+        sample.label.iter().any(|it| profile.text(it.key) == key && profile.text(it.str) == value)
+    };
+    let of = |name| profile.sample.iter().filter(move |sample| is(sample, "thread", name));
+    for name in ["burns", "locks", "reads", "polls"] {
+        assert!(of(name).next().is_some(), "{name}");
+    }
+    let unseen = profile.function.iter().filter(|it| profile.text(it.name) == "[not signalled]");
+    let unseen: Vec<u64> = unseen.map(|function| function.id).collect();
+    let burns: Vec<_> = of("burns").filter(|sample| is(sample, "state", "running")).collect();
+    assert!(!burns.is_empty());
+    for sample in burns {
+        let at = profile.location.iter().find(|it| [it.id] == *sample.location_id).unwrap();
+        assert!(at.line.iter().all(|line| unseen.contains(&line.function_id)), "{at:?}");
+        assert!(!at.line.is_empty());
     }
 }
 

@@ -16,6 +16,7 @@
 //! the working directory of the process, not to the file they stand in.
 
 mod default_rules;
+mod list;
 mod problem;
 mod read;
 mod section;

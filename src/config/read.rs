@@ -12,7 +12,7 @@ use super::settings::{
     BudgetSettings, CpuSettings, HeapSettings, HttpSettings, RuleChoice, Secret, Settings,
     StacksSettings, StoreSettings, ToggleSettings, TraceSettings,
 };
-use super::value;
+use super::{list, value};
 use crate::base::Bytes;
 use crate::model::{Metric, Rule};
 
@@ -88,7 +88,7 @@ fn store(section: &mut Section<'_, '_>, store: &mut StoreSettings) {
 fn toggle(section: &mut Section<'_, '_>, toggle: &mut ToggleSettings) {
     section.read("signal", value::signal, &mut toggle.signal);
     section.read("trigger_file", value::path, &mut toggle.trigger_file);
-    section.read("capture", value::captures, &mut toggle.capture);
+    section.read("capture", list::captures, &mut toggle.capture);
     section.read("max_duration", value::duration, &mut toggle.max_duration);
 }
 
@@ -97,7 +97,7 @@ fn http(section: &mut Section<'_, '_>, http: &mut HttpSettings) {
     token(section, ("token", "token_file"), &mut http.token);
     token(section, ("capture_token", "capture_token_file"), &mut http.capture_token);
     token(section, ("read_token", "read_token_file"), &mut http.read_token);
-    section.read("hosts", value::texts, &mut http.hosts);
+    section.read("hosts", list::texts, &mut http.hosts);
     section.read("max_duration", value::duration, &mut http.max_duration);
     section.read("compat_get_toggle", bool::deserialize, &mut http.compat_get_toggle);
 }
@@ -186,8 +186,8 @@ fn rule(section: &mut Section<'_, '_>) -> Rule {
     section.read("cooldown", value::duration, &mut rule.cooldown);
     section.read("again", value::again, &mut rule.again);
     section.read("mode", value::mode, &mut rule.mode);
-    section.read("capture", value::captures, &mut rule.capture);
-    section.read("collect", value::collect, &mut rule.collect);
+    section.read("capture", list::captures, &mut rule.capture);
+    section.read("collect", list::collect, &mut rule.collect);
     section.read("duration", value::duration, &mut rule.duration);
     rule
 }

@@ -11,14 +11,11 @@ use std::time::Duration;
 
 use jiff::SpanRelativeTo;
 use jiff::fmt::friendly::SpanParser;
-use serde::de::{self, Deserialize, Deserializer, Unexpected, Visitor};
+use serde::de::{self, Deserialize, DeserializeSeed, Deserializer, Unexpected, Visitor};
 
 use super::settings::{Listen, Room, RuleChoice, Secret, TasksMode, ThreadsMode, ToggleSignal};
 use crate::base::{Bytes, Hertz, Percent};
-use crate::model::{
-    Again, CaptureKind, CaptureSet, Collect, CpuEngine, CpuMode, FileName, Holds, Mode, TraceMode,
-    Unit,
-};
+use crate::model::{Again, CpuEngine, CpuMode, Holds, Mode, TraceMode, Unit};
 
 /// A value that is written as a number or as a text.
 struct Friendly<T, N, S> {
@@ -61,6 +58,17 @@ fn friendly<'de, D: Deserializer<'de>, T>(
 ) -> Result<T, D::Error> {
     let kind = std::marker::PhantomData;
     deserializer.deserialize_any(Friendly { expected, number, text, kind })
+}
+
+/// A text within a list or a table; says what is right where something else stands.
+pub(super) struct Text(pub(super) &'static str);
+
+impl<'de> DeserializeSeed<'de> for Text {
+    type Value = String;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<String, D::Error> {
+        friendly(deserializer, self.0, |_| None, |text| Some(text.to_owned()))
+    }
 }
 
 /// The duration in `text`, in jiff's friendly format; a day is 24 hours, a month is none.
@@ -129,7 +137,7 @@ pub(super) fn holds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Holds,
                         return Err(de::Error::unknown_field(&key, known));
                     }
                 };
-                let text: String = map.next_value()?;
+                let text = map.next_value_seed(Text("a duration in quotes, such as \"2s\""))?;
                 *slot = parse_duration(&text)
                     .ok_or_else(|| de::Error::invalid_value(Unexpected::Str(&text), &self))?;
             }
@@ -273,62 +281,6 @@ pub(super) fn trace_mode<'de, D: Deserializer<'de>>(
     friendly(deserializer, expected, |_| None, text)
 }
 
-/// Files of the service's own by their names, or `"all"`.
-pub(super) fn collect<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Collect, D::Error> {
-    struct Names;
-
-    impl<'de> Visitor<'de> for Names {
-        type Value = Collect;
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("\"all\" or a list such as [\"running_queries.txt\"]")
-        }
-
-        fn visit_str<E: de::Error>(self, text: &str) -> Result<Collect, E> {
-            match text {
-                "all" => Ok(Collect::All),
-                _ => Err(E::invalid_value(Unexpected::Str(text), &self)),
-            }
-        }
-
-        fn visit_seq<A: de::SeqAccess<'de>>(self, mut list: A) -> Result<Collect, A::Error> {
-            let mut names = Vec::new();
-            while let Some(name) = list.next_element::<String>()? {
-                names.push(name.parse::<FileName>().map_err(de::Error::custom)?);
-            }
-            Ok(names.into_iter().collect())
-        }
-    }
-
-    deserializer.deserialize_any(Names)
-}
-
-/// `["cpu", "heap", "trace"]`; tells of every name that is none.
-pub(super) fn captures<'de, D: Deserializer<'de>>(deserializer: D) -> Result<CaptureSet, D::Error> {
-    struct Names;
-
-    impl<'de> Visitor<'de> for Names {
-        type Value = CaptureSet;
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("a list such as [\"cpu\", \"heap\", \"trace\"]")
-        }
-
-        fn visit_seq<A: de::SeqAccess<'de>>(self, mut list: A) -> Result<CaptureSet, A::Error> {
-            let (mut set, mut wrong) = (CaptureSet::EMPTY, Vec::new());
-            while let Some(name) = list.next_element::<String>()? {
-                match name.parse::<CaptureKind>() {
-                    Ok(kind) => set.insert(kind),
-                    Err(error) => wrong.push(error.to_string()),
-                }
-            }
-            if wrong.is_empty() { Ok(set) } else { Err(de::Error::custom(wrong.join("; "))) }
-        }
-    }
-
-    deserializer.deserialize_seq(Names)
-}
-
 /// A threshold, written in the unit of what it is compared to.
 pub(super) fn threshold<'de, D: Deserializer<'de>>(
     unit: Unit,
@@ -345,12 +297,6 @@ pub(super) fn threshold<'de, D: Deserializer<'de>>(
 /// `25` or `"25%"`.
 pub(super) fn percent<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
     friendly(deserializer, "a number of per cent such as 80 or \"80%\"", finite, parse_percent)
-}
-
-/// Texts that say something.
-pub(super) fn texts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
-    let expected = |_| de::Error::custom("expected a list such as [\"orders.internal\"]");
-    Vec::<String>::deserialize(deserializer).map_err(expected)
 }
 
 /// What a token is recognised by. The token itself has no place in a file that is copied, committed and

@@ -1,0 +1,155 @@
+//! Bad values of single keys: one line for each, with its place, what stands there and what is right.
+
+use std::path::Path;
+
+use marple::config::parse;
+
+/// The one problem of a file that says `line` in the section `section`, where that line is the second.
+fn only(section: &str, line: &str) -> String {
+    let text = format!("{section}\n{line}\n");
+    let told = parse(&text, Path::new("orders.toml")).expect_err(&text).to_string();
+    assert_eq!(told.lines().count(), 1, "{text}{told}");
+    told
+}
+
+#[test]
+fn a_bad_value_is_told_by_its_place_itself_and_what_is_right() {
+    for (section, line, parts) in [
+        ("[cpu]", r#"mode = "walls""#, ["2:8: cpu.mode:", "\"walls\"", "\"cpu\" or \"wall\""]),
+        ("[cpu]", "mode = 1", ["2:8: cpu.mode:", "`1`", "\"cpu\" or \"wall\""]),
+        ("[cpu]", "mode = true", ["2:8: cpu.mode:", "`true`", "\"cpu\" or \"wall\""]),
+        ("[cpu]", "wall_frequency = 0", ["2:18: cpu.wall_frequency:", " 0 ", "1 to 1000"]),
+        ("[cpu]", "wall_frequency = 5000", ["2:18: cpu.wall_frequency:", " 5000 ", "1 to 1000"]),
+        ("[cpu]", "wall_frequency = -1", ["2:18: cpu.wall_frequency:", "`-1`", "such as 99"]),
+        ("[cpu]", "wall_frequency = 1.5", ["2:18: cpu.wall_frequency:", "`1.5`", "such as 99"]),
+        ("[cpu]", "wall_frequency = \"9\"", ["2:18: cpu.wall_frequency:", "\"9\"", "such as 99"]),
+        ("[trace]", "stall = \"9ms\"", ["2:9: trace.stall:", "9ms", "10ms to 1m, or \"off\""]),
+        ("[trace]", "stall = \"61s\"", ["2:9: trace.stall:", "61s", "10ms to 1m, or \"off\""]),
+        ("[trace]", "stall = \"0s\"", ["2:9: trace.stall:", "0ns", "10ms to 1m, or \"off\""]),
+        ("[trace]", "stall = \"-1s\"", ["2:9: trace.stall:", "\"-1s\"", "\"100ms\", or \"off\""]),
+        ("[trace]", "stall = \"on\"", ["2:9: trace.stall:", "\"on\"", "\"100ms\", or \"off\""]),
+        ("[trace]", "stall = 100", ["2:9: trace.stall:", "`100`", "\"100ms\", or \"off\""]),
+        ("[trace]", "stall = false", ["2:9: trace.stall:", "`false`", "\"100ms\", or \"off\""]),
+        ("[budget]", "streams_per_day = 0", ["2:19: budget.streams_per_day:", " 0 ", "10000000"]),
+        (
+            "[budget]",
+            "streams_per_day = 10000001",
+            ["2:19: budget.streams_per_day:", " 10000001 ", "1 to 10000000"],
+        ),
+        (
+            "[budget]",
+            "streams_per_day = -1",
+            ["2:19: budget.streams_per_day:", "`-1`", "a whole number"],
+        ),
+        (
+            "[budget]",
+            r#"streams_per_day = "many""#,
+            ["2:19: budget.streams_per_day:", "\"many\"", "a whole number"],
+        ),
+    ] {
+        let told = only(section, line);
+        assert!(told.starts_with(&format!("orders.toml:{}", parts[0])), "{line}\n{told}");
+        assert!(parts.iter().all(|part| told.contains(part)), "{line}\n{told}\n{parts:?}");
+    }
+}
+
+#[test]
+fn what_is_just_within_is_taken() {
+    for text in [
+        "[cpu]\nmode = \"wall\"\nwall_frequency = 1",
+        "[cpu]\nmode = \"cpu\"\nwall_frequency = 1000",
+        "[trace]\nstall = \"10ms\"",
+        "[trace]\nstall = \"1m\"",
+        "[trace]\nstall = \"off\"",
+        "[budget]\nstreams_per_day = 1",
+        "[budget]\nstreams_per_day = 10000000",
+        "[[rule]]\nmetric = \"tasks\"\nabs = 1\ncollect = [\"a.txt\", \"a.txt\"]",
+        "[[rule]]\nmetric = \"tasks\"\nabs = 1\ncollect = []",
+        "[[rule]]\nmetric = \"tasks\"\nabs = 1\ncollect = \"all\"",
+    ] {
+        let settings = parse(text, Path::new("orders.toml"));
+        assert!(settings.is_ok(), "{text}\n{settings:?}");
+    }
+}
+
+#[test]
+fn a_rule_that_collects_what_is_no_file_is_told_which() {
+    let list = "\"all\" or a list such as [\"running_queries.txt\"]";
+    let name = "the name of a file in quotes, such as \"running_queries.txt\"";
+    let letters = "1 to 64 letters, digits, `-`, `_` or `.`";
+    for (value, shown, right) in [
+        (r#"["/etc/passwd"]"#, "`/etc/passwd`", letters),
+        (r#"["a.txt", "../a.txt"]"#, "`../a.txt`", letters),
+        (r#"[""]"#, "``", letters),
+        (r#"["a.part"]"#, "`a.part`", "without `.part` at the end"),
+        (r#""a.txt""#, "\"a.txt\"", list),
+        (r#""""#, "\"\"", list),
+        ("3", "`3`", list),
+        ("true", "`true`", list),
+        (r#"["a.txt", 3]"#, "`3`", name),
+        (r#"[["a.txt"]]"#, "sequence", name),
+    ] {
+        let told = only("[[rule]]", &format!("collect = {value}\nmetric = \"tasks\"\nabs = 9"));
+        assert!(told.starts_with("orders.toml:2:"), "{value}\n{told}");
+        assert!(told.contains(": rule[0].collect: "), "{value}\n{told}");
+        assert!(told.contains(shown) && told.contains(right), "{value}\n{told}");
+    }
+}
+
+#[test]
+fn what_is_no_text_within_a_list_or_a_table_is_told_what_is_right() {
+    for (line, parts) in [
+        ("capture = [\"cpu\", 3]", ["rule[0].capture:", "`3`", "such as \"cpu\""]),
+        ("for = { abs = 3 }", ["rule[0].for:", "`3`", "such as \"2s\""]),
+        ("for = { abs = \"3\" }", ["rule[0].for:", "\"3\"", "such as \"2s\""]),
+        ("for = { above = \"3s\" }", ["rule[0].for", "`above`", "`abs`"]),
+    ] {
+        let told = only("[[rule]]", &format!("{line}\nmetric = \"tasks\"\nabs = 9"));
+        assert!(told.starts_with("orders.toml:2:"), "{line}\n{told}");
+        assert!(parts.iter().all(|part| told.contains(part)), "{line}\n{told}");
+    }
+}
+
+#[test]
+fn a_floor_that_makes_no_sense_is_told_once() {
+    let with = |metric: &str, line: &str| only("[[rule]]", &format!("{line}\nmetric = {metric}"));
+    for (metric, line, parts) in [
+        (r#""gauge.free""#, r#"below = "lots""#, ["2:9: rule[0].below:", "\"lots\"", "a number"]),
+        (r#""gauge.free""#, "below = true", ["2:9: rule[0].below:", "`true`", "a number"]),
+        (r#""gauge.free""#, "below = inf", ["2:9: rule[0].below:", "`inf`", "a number"]),
+        (r#""gauge.free""#, "below = [5]", ["2:9: rule[0].below:", "sequence", "a number"]),
+        (r#""memory""#, "below = 150", ["2:9: rule[0].below:", "150", "write 0 to 100"]),
+        (r#""memory""#, r#"below = "x%""#, ["2:9: rule[0].below:", "\"x%\"", "such as 80"]),
+        (r#""memory.time_to_limit""#, "below = 5", ["2:9: rule[0].below:", "`5`", "a duration"]),
+        // One of two that do not go together cannot be read: that is the problem, and the only one.
+        (
+            r#""gauge.free""#,
+            "below = \"lots\"\nabs = 9",
+            ["2:9: rule[0].below:", "\"lots\"", "a number"],
+        ),
+        (
+            r#""gauge.free""#,
+            "abs = \"lots\"\nbelow = 9",
+            ["2:7: rule[0].abs:", "\"lots\"", "a number"],
+        ),
+        (
+            r#""gauge.free""#,
+            "below = 5\ndiff = 20",
+            ["2:9: rule[0].below:", "too much or on too little", "a rule of its own"],
+        ),
+        (
+            r#""memory""#,
+            "below = 5\nforecast = \"10m\"",
+            ["2:9: rule[0].below:", "too much or on too little", "a rule of its own"],
+        ),
+        (
+            r#""gauge.free""#,
+            "below = 5\nmin = 5",
+            ["2:9: rule[0].below:", "5 is not above min (5)", "write more"],
+        ),
+    ] {
+        let told = with(metric, line);
+        assert!(told.starts_with(&format!("orders.toml:{}", parts[0])), "{line}\n{told}");
+        assert!(parts.iter().all(|part| told.contains(part)), "{line}\n{told}\n{parts:?}");
+    }
+}

@@ -1,0 +1,100 @@
+//! Files of the service's own, handed out over HTTP as marple's are.
+
+mod host;
+mod web;
+
+use std::fs;
+use std::io::Write;
+use std::process::Command;
+use std::time::Duration;
+
+use host::{Host, PATIENCE, settings};
+use marple::agent::CollectorOptions;
+use marple::config::{HttpSettings, Listen};
+use marple::model::Manifest;
+use marple::{Agent, CaptureKind, Settings};
+use tempfile::TempDir;
+use web::{ask, get, serve};
+
+/// What the file of the collector `name` is called in an incident.
+fn file_of<'a>(manifest: &'a Manifest, name: &str) -> &'a str {
+    let end = format!(".custom.{name}");
+    let found = manifest.artifacts.iter().find(|artifact| artifact.file.ends_with(&end));
+    &found.unwrap_or_else(|| panic!("{name}: {:?}", manifest.captures)).file
+}
+
+/// Asks for `file` of the incident and for the whole of it as an archive; both have exactly `content`.
+fn is_handed_out(url: &str, manifest: &Manifest, file: &str, content: &[u8]) {
+    let id = manifest.id;
+    let answer = get(&format!("{url}/incidents/{id}/{file}"));
+    assert_eq!((answer.status, answer.body.as_slice()), (200, content), "{file}");
+    let sum = &manifest.artifacts.iter().find(|it| it.file == file).unwrap().sha256;
+    assert_eq!(answer.header("etag"), Some(format!("\"{sum}\"").as_str()));
+    // Whatever the service wrote, no browser runs it as a page of this origin.
+    assert_eq!(answer.header("x-content-type-options"), Some("nosniff"));
+    let part = ask("GET", &format!("{url}/incidents/{id}/{file}"), &[("Range", "bytes=1-2")], "");
+    assert_eq!((part.status, part.body.as_slice()), (206, &content[1..3]));
+
+    let archive = get(&format!("{url}/incidents/{id}.tar.gz"));
+    assert_eq!(archive.status, 200);
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("incident.tar.gz");
+    fs::write(&path, &archive.body).unwrap();
+    let tar = |args: &[&str]| {
+        let out = Command::new("tar").arg(args[0]).arg(&path).args(&args[1..]).output().unwrap();
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        out.stdout
+    };
+    let listed = String::from_utf8(tar(&["-tzf"])).unwrap();
+    let end = format!("/{file}");
+    let member = listed.lines().find(|line| line.ends_with(&end));
+    let member = member.unwrap_or_else(|| panic!("{file} is not in\n{listed}"));
+    assert_eq!(tar(&["-xzOf", member]), content, "{member}");
+}
+
+#[test]
+fn a_file_of_the_services_own_is_listed_and_handed_out_by_itself_and_in_the_archive() {
+    let (host, url): (Host, String) = serve(HttpSettings::default());
+    // No text: it comes back byte for byte.
+    let content: Vec<u8> = (0..=255).cycle().take(5000).collect();
+    let (written, usual) = (content.clone(), CollectorOptions::default());
+    let usual = CollectorOptions { timeout: PATIENCE, ..usual };
+    host.handle().collector("pool.bin", usual, move |out| Ok(out.write_all(&written)?)).unwrap();
+    let page = "<script>alert(1)</script>";
+    host.handle().collector("page.html", usual, move |out| Ok(write!(out, "{page}")?)).unwrap();
+    let short = Duration::from_millis(20);
+    host.handle().capture([CaptureKind::Trace], short).wait(PATIENCE).unwrap();
+    let (_, manifest) = host.closed(1).remove(0);
+    let list = get(&format!("{url}/incidents")).json();
+    for (name, content) in [("pool.bin", content.as_slice()), ("page.html", page.as_bytes())] {
+        let file = file_of(&manifest, name);
+        let files = list[0]["files"].as_array().unwrap();
+        assert!(files.iter().any(|listed| listed["file"] == file), "{file}: {list}");
+        is_handed_out(&url, &manifest, file, content);
+    }
+    let page = get(&format!("{url}/incidents/{}/{}", manifest.id, file_of(&manifest, "page.html")));
+    let kind = page.header("content-type").unwrap_or_default();
+    assert!(!kind.contains("html"), "{kind}");
+}
+
+#[test]
+fn one_given_to_the_builder_is_handed_out_too() {
+    let _alone = host::alone();
+    let (dir, address) = (TempDir::new().unwrap(), web::free());
+    let http = HttpSettings { listen: Listen::Tcp(address), ..HttpSettings::default() };
+    let captures = dir.path().join("captures");
+    let settings = Settings { dir: captures.clone(), http: Some(http), ..settings() };
+    let usual = CollectorOptions { timeout: PATIENCE, ..CollectorOptions::default() };
+    let agent = Agent::from_settings(settings)
+        .collector_with("queries.txt", usual, |out| Ok(writeln!(out, "select 1")?))
+        .start()
+        .unwrap();
+    let short = Duration::from_millis(20);
+    agent.handle().capture([CaptureKind::Trace], short).wait(PATIENCE).unwrap();
+    let manifest = host::wait_for("a closed incident", || {
+        let (_, manifest) = host::incidents(&captures).pop()?;
+        manifest.closed.is_some().then_some(manifest)
+    });
+    let url = format!("http://{address}");
+    is_handed_out(&url, &manifest, file_of(&manifest, "queries.txt"), b"select 1\n");
+}
