@@ -1,5 +1,6 @@
-//! A host that does everything which is hard on a profiler, at once, while each engine records it at
-//! 1000 Hz: no crash, no hang, no lost errno, no child process killed, and the host gets on.
+//! A host that does everything which is hard on a profiler, at once, while each engine and wall mode
+//! record it at 1000 Hz asked: no crash, no hang, no lost errno, no child process killed, and the host
+//! gets on.
 //!
 //! What storms is in `storm/workers.rs`. Each storm is this program run once more, watched through its
 //! standard output: when it says nothing for half a minute, or one of its threads got no further in
@@ -99,6 +100,11 @@ fn the_timer_engine_survives_a_storm() {
 }
 
 #[test]
+fn wall_mode_survives_a_storm() {
+    storm(Engine::Wall, "wall_mode_survives_a_storm");
+}
+
+#[test]
 fn the_perf_engine_starts_and_stops_under_load() {
     starts_and_stops(Engine::Perf, "the_perf_engine_starts_and_stops_under_load");
 }
@@ -106,6 +112,11 @@ fn the_perf_engine_starts_and_stops_under_load() {
 #[test]
 fn the_timer_engine_starts_and_stops_under_load() {
     starts_and_stops(Engine::Timer, "the_timer_engine_starts_and_stops_under_load");
+}
+
+#[test]
+fn wall_mode_starts_and_stops_under_load() {
+    starts_and_stops(Engine::Wall, "wall_mode_starts_and_stops_under_load");
 }
 
 #[test]

@@ -59,6 +59,7 @@ pub(crate) fn cell(engine: Engine) -> Result<(), String> {
         Engine::Perf | Engine::Control if !has_handler() => 0.0,
         Engine::Perf | Engine::Control => return Err("there is a handler for SIGPROF".to_owned()),
         Engine::Timer => of_timer()?,
+        Engine::Wall => return Err("its handler is SIGURG's, for threads it asks".to_owned()),
         Engine::Pprof | Engine::Peer => {
             let with = quietest(|| raise(DEPTH));
             drop(running);

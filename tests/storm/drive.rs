@@ -6,7 +6,7 @@ use std::fmt;
 
 use marple::base::{Clock, Hertz, SystemClock};
 use marple::cpu::{Options, Session};
-use marple::model::{CpuEngine, LabelValue, Profile, Sample};
+use marple::model::{CpuEngine, CpuMode, LabelValue, Profile, Sample};
 use marple::symbols;
 use pprof::{ProfilerGuard, ProfilerGuardBuilder};
 
@@ -18,6 +18,8 @@ pub(crate) enum Engine {
     Perf,
     /// marple by a CPU-clock timer for each thread.
     Timer,
+    /// marple by time, over all threads, running or not.
+    Wall,
     /// marple over the `pprof` crate.
     Pprof,
     /// The `pprof` crate by itself: its default unwinder, its README's blocklist.
@@ -25,14 +27,15 @@ pub(crate) enum Engine {
 }
 
 impl Engine {
-    pub(crate) const ALL: [Self; 5] =
-        [Self::Control, Self::Perf, Self::Timer, Self::Pprof, Self::Peer];
+    pub(crate) const ALL: [Self; 6] =
+        [Self::Control, Self::Perf, Self::Timer, Self::Wall, Self::Pprof, Self::Peer];
 
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Control => "control",
             Self::Perf => "perf",
             Self::Timer => "timer",
+            Self::Wall => "wall",
             Self::Pprof => "pprof",
             Self::Peer => "pprof-rs",
         }
@@ -44,17 +47,19 @@ impl Engine {
 
     /// Starts it; the error is its own words.
     pub(crate) fn start(self, hertz: u32) -> Result<Running, String> {
-        let marple = |engine| {
-            let options = Options { engine, frequency: Hertz(hertz), ..Options::default() };
+        let marple = |options| {
+            let options = Options { frequency: Hertz(hertz), ..options };
             Session::with(&options, SystemClock.anchor())
                 .map(Running::Marple)
                 .map_err(|error| error.to_string())
         };
+        let by = |engine| marple(Options { engine, ..Options::default() });
         match self {
             Self::Control => Ok(Running::Control),
-            Self::Perf => marple(CpuEngine::Perf),
-            Self::Timer => marple(CpuEngine::Timer),
-            Self::Pprof => marple(CpuEngine::Pprof),
+            Self::Perf => by(CpuEngine::Perf),
+            Self::Timer => by(CpuEngine::Timer),
+            Self::Wall => marple(Options { mode: CpuMode::Wall, ..Options::default() }),
+            Self::Pprof => by(CpuEngine::Pprof),
             Self::Peer => ProfilerGuardBuilder::default()
                 .frequency(hertz as i32)
                 .blocklist(&["libc", "libgcc", "pthread", "vdso"])

@@ -33,12 +33,15 @@ pub(crate) fn storm(engine: Engine, seconds: u64) {
             let body = move || work(over, counters);
             thread::Builder::new().name((*name).into()).spawn_scoped(scope, body).unwrap();
         }
+        until_all_have_moved(&counters);
+        counters.begin_anew();
         let before = cpu_seconds();
         let mut sampled = one_session(engine, half, &counters);
         say(&counters.line());
         say(&format!("half {}", cpu_seconds() - before));
         let (cycles, in_cycles) = many_sessions(engine, half, &counters);
         sampled += in_cycles;
+        until_all_have_moved(&counters);
         over.store(true, Relaxed);
         say(&format!("told {cycles} sessions in {seconds} s"));
         say(&format!("count cycles={cycles}"));
@@ -50,6 +53,14 @@ pub(crate) fn storm(engine: Engine, seconds: u64) {
     }
     say(&format!("told {} waits cut short", counters.interrupted.load(Relaxed)));
     say("done");
+}
+
+/// However long that takes on a machine that has other work; who listens ends a storm that stands.
+fn until_all_have_moved(counters: &Counters) {
+    while !counters.all_have_moved() {
+        thread::sleep(BEAT);
+        say(&counters.line());
+    }
 }
 
 fn one_session(engine: Engine, time: Duration, counters: &Counters) -> u64 {

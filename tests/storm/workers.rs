@@ -26,6 +26,17 @@ impl Counters {
         self.turns[which.expect("a worker's name")].fetch_add(1, Relaxed);
     }
 
+    /// Whether every worker that has to has come to the end of a turn.
+    pub(crate) fn all_have_moved(&self) -> bool {
+        let mut at = ALL.iter().zip(&self.turns);
+        at.all(|((name, _), turns)| MAY_STAND_STILL.contains(name) || turns.load(Relaxed) > 0)
+    }
+
+    /// Forgets all turns.
+    pub(crate) fn begin_anew(&self) {
+        self.turns.iter().for_each(|turns| turns.store(0, Relaxed));
+    }
+
     /// The line of a storm that says how far it is.
     pub(crate) fn line(&self) -> String {
         let at = ALL.iter().zip(&self.turns);
@@ -145,6 +156,8 @@ fn dlopen(over: &AtomicBool, counters: &Counters) {
     // In every glibc, and used by nobody.
     while !over.load(Relaxed) && with_library(c"libBrokenLocale.so.1", |_| {}) {
         counters.turn("dlopen");
+        // A thread's start waits for the loader's lock, which is whose that asks at the right moment.
+        thread::yield_now();
     }
 }
 
