@@ -65,7 +65,8 @@ pub(super) fn profile(subject: Subject<'_>, tallies: &[&Tally], roster: &Roster)
 }
 
 fn remark(profile: &mut Profile, subject: &Subject<'_>, tallies: &[&Tally]) {
-    let sum = |of: fn(&Tally) -> u64| tallies.iter().map(|tally| of(tally)).sum::<u64>();
+    let sum =
+        |of: fn(&Tally) -> u64| tallies.iter().map(|tally| of(tally)).fold(0, u64::saturating_add);
     let all = Count { samples: sum(|t| t.all.samples), weight: sum(|t| t.all.weight) };
     profile.comments.push(subject.part.clone());
     profile.comments.push(format!(

@@ -85,7 +85,8 @@ impl Tally {
         count.weight += weight;
         self.all.samples += 1;
         self.all.weight += weight;
-        self.squares += weight * weight;
+        // In wall mode a machine that slept for an hour makes looks of the greatest weight there is.
+        self.squares = self.squares.saturating_add(weight * weight);
     }
 
     fn node(&mut self, parent: u32, frame: u64) -> Option<u32> {
@@ -145,6 +146,13 @@ mod tests {
         assert_eq!(places(&tally), [(1, vec![3, 2, 1], count(2, 5)), (2, vec![2, 1], count(1, 1))]);
         assert_eq!((tally.all, tally.squares), (count(3, 6), 18));
         assert_eq!(tally.nodes.len(), 4);
+    }
+
+    #[test]
+    fn a_look_of_any_weight_is_counted() {
+        let mut tally = Tally::new(10);
+        (0..2).for_each(|_| tally.add(1, &[1], u32::MAX, false));
+        assert_eq!((tally.all.weight, tally.squares), (2 * u64::from(u32::MAX), u64::MAX));
     }
 
     #[test]
