@@ -16,9 +16,11 @@
 //! the working directory of the process, not to the file they stand in.
 
 mod default_rules;
+mod defaults;
 mod list;
 mod problem;
 mod read;
+mod secret;
 mod section;
 mod settings;
 mod settle;
@@ -33,8 +35,9 @@ use std::path::Path;
 
 pub use default_rules::default_rules;
 pub use problem::{Error, Problem, Problems};
+pub use secret::Secret;
 pub use settings::{
-    BudgetSettings, CpuSettings, HeapSettings, HttpSettings, Listen, Room, Secret, Settings,
+    BudgetSettings, CpuSettings, HeapSettings, HttpSettings, Listen, Room, Settings,
     StacksSettings, StoreSettings, TasksMode, ThreadsMode, ToggleSettings, ToggleSignal,
     TraceSettings,
 };

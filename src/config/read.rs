@@ -7,10 +7,11 @@ use serde::Deserialize;
 use toml::de::DeTable;
 
 use super::Error;
+use super::secret::Secret;
 use super::section::{Report, Section};
 use super::settings::{
-    BudgetSettings, CpuSettings, HeapSettings, HttpSettings, RuleChoice, Secret, Settings,
-    StacksSettings, StoreSettings, ToggleSettings, TraceSettings,
+    BudgetSettings, CpuSettings, HeapSettings, HttpSettings, RuleChoice, Settings, StacksSettings,
+    StoreSettings, ToggleSettings, TraceSettings,
 };
 use super::{list, value};
 use crate::base::Bytes;

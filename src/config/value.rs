@@ -13,7 +13,8 @@ use jiff::SpanRelativeTo;
 use jiff::fmt::friendly::SpanParser;
 use serde::de::{self, Deserialize, DeserializeSeed, Deserializer, Unexpected, Visitor};
 
-use super::settings::{Listen, Room, RuleChoice, Secret, TasksMode, ThreadsMode, ToggleSignal};
+use super::secret::Secret;
+use super::settings::{Listen, Room, RuleChoice, TasksMode, ThreadsMode, ToggleSignal};
 use crate::base::{Bytes, Hertz, Percent};
 use crate::model::{Again, CpuEngine, CpuMode, Holds, Mode, TraceMode, Unit};
 

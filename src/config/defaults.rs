@@ -1,0 +1,155 @@
+//! What settings are where nothing is said.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::default_rules;
+use super::settings::{
+    BudgetSettings, CpuSettings, HeapSettings, HttpSettings, Listen, Room, Settings,
+    StacksSettings, StoreSettings, TasksMode, ThreadsMode, ToggleSettings, ToggleSignal,
+    TraceSettings,
+};
+use crate::base::{Bytes, Hertz, Percent};
+use crate::model::{CaptureSet, CpuEngine, CpuMode, TraceMode};
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            service: std::env::current_exe()
+                .ok()
+                .and_then(|exe| file_name_part(&exe.file_name()?.to_string_lossy()))
+                .unwrap_or_else(|| "service".to_owned()),
+            domain: file_name_part(&rustix::system::uname().nodename().to_string_lossy())
+                .unwrap_or_else(|| "host".to_owned()),
+            dir: "captures".into(),
+            interval: Duration::from_millis(250),
+            store: StoreSettings::default(),
+            budget: BudgetSettings::default(),
+            toggle: ToggleSettings::default(),
+            http: None,
+            cpu: CpuSettings::default(),
+            heap: HeapSettings::default(),
+            trace: TraceSettings::default(),
+            stacks: StacksSettings::default(),
+            rules: default_rules(),
+        }
+    }
+}
+
+/// What of `name` may stand in a file's name, so that no host is refused a start for what it is called:
+/// a deleted executable is `service (deleted)`, a host without a name `(none)`.
+fn file_name_part(name: &str) -> Option<String> {
+    let letter = |c: char| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '-' };
+    let part: String =
+        name.chars().map(letter).skip_while(|c| "-.".contains(*c)).take(64).collect();
+    (!part.is_empty()).then_some(part)
+}
+
+impl Default for StoreSettings {
+    fn default() -> Self {
+        Self {
+            max_bytes: Bytes::gib(1),
+            max_incidents: 100,
+            max_age: Duration::from_secs(14 * 24 * 60 * 60),
+            keep_free: Room::Percent(Percent(5.0)),
+        }
+    }
+}
+
+impl Default for BudgetSettings {
+    fn default() -> Self {
+        Self {
+            incidents_per_day: 24,
+            captures_per_incident: 16,
+            min_between_incidents: Duration::from_secs(60),
+            join: Duration::from_secs(30),
+            streams_per_day: 100_000,
+            cpu_ceiling: None,
+        }
+    }
+}
+
+impl Default for ToggleSettings {
+    fn default() -> Self {
+        Self {
+            signal: Some(ToggleSignal::Usr2),
+            trigger_file: None,
+            capture: CaptureSet::all(),
+            max_duration: Duration::from_secs(5 * 60),
+        }
+    }
+}
+
+impl Default for HttpSettings {
+    fn default() -> Self {
+        Self {
+            listen: Listen::Tcp(SocketAddr::from(([127, 0, 0, 1], 6060))),
+            token: None,
+            capture_token: None,
+            read_token: None,
+            hosts: Vec::new(),
+            max_duration: Duration::from_secs(5 * 60),
+            compat_get_toggle: true,
+        }
+    }
+}
+
+impl Default for CpuSettings {
+    fn default() -> Self {
+        Self {
+            mode: CpuMode::Cpu,
+            wall_frequency: Hertz(19),
+            frequency: Hertz(99),
+            engine: CpuEngine::Auto,
+            lookback_frequency: Hertz(19),
+            lookback: Duration::from_secs(30),
+        }
+    }
+}
+
+impl Default for HeapSettings {
+    fn default() -> Self {
+        Self { rate: Bytes::kib(512), rate_during_incident: None }
+    }
+}
+
+impl Default for TraceSettings {
+    fn default() -> Self {
+        Self {
+            mode: TraceMode::Always,
+            max_bytes: Bytes::mib(16),
+            window: Duration::from_secs(30),
+            stall: Some(Duration::from_millis(100)),
+        }
+    }
+}
+
+impl Default for StacksSettings {
+    fn default() -> Self {
+        Self {
+            threads: ThreadsMode::Full,
+            tasks: TasksMode::Full,
+            tasks_deadline: Duration::from_secs(2),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_machine_has_a_name_that_is_valid() {
+        for (name, part) in [
+            ("orders", Some("orders")),
+            ("orders (deleted)", Some("orders--deleted-")),
+            ("(none)", Some("none-")),
+            ("../x", Some("x")),
+            ("é", None),
+            ("", None),
+        ] {
+            assert_eq!(file_name_part(name).as_deref(), part, "{name}");
+        }
+        assert_eq!(file_name_part(&"a".repeat(65)), Some("a".repeat(64)));
+    }
+}

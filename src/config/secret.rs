@@ -1,0 +1,62 @@
+//! Tokens in settings.
+
+use std::fmt;
+
+use sha2::{Digest, Sha256};
+
+/// A token that is recognised and not known: its SHA-256 is all that is kept, and that is not printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret {
+    digest: [u8; 32],
+    sendable: bool,
+}
+
+impl Secret {
+    /// Recognises `token`.
+    pub fn new(token: impl AsRef<str>) -> Self {
+        let token = token.as_ref();
+        let sendable = !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic());
+        Self { digest: Sha256::digest(token).into(), sendable }
+    }
+
+    /// Recognises the token with this SHA-256, written in 64 hexadecimal digits.
+    pub fn from_sha256(hex: &str) -> Option<Self> {
+        let digits: Vec<u8> =
+            hex.chars().map(|digit| Some(digit.to_digit(16)? as u8)).collect::<Option<_>>()?;
+        let bytes: Vec<u8> =
+            digits.chunks(2).map(|pair| pair.iter().fold(0, |n, d| n << 4 | d)).collect();
+        let digest = bytes.try_into().ok().filter(|_| digits.len() == 64)?;
+        Some(Self { digest, sendable: true })
+    }
+
+    /// Its SHA-256.
+    pub const fn sha256(&self) -> &[u8; 32] {
+        &self.digest
+    }
+
+    /// Whether a header can hold it.
+    pub(super) const fn is_sendable(&self) -> bool {
+        self.sendable
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(secret)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_is_recognised_by_its_text_and_by_its_digest() {
+        let hex = "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b";
+        assert_eq!(Secret::from_sha256(hex), Some(Secret::new("secret")));
+        assert_eq!(format!("{:?}", Secret::new("secret")), "(secret)");
+        for wrong in ["", &hex[1..], &format!("{hex}0"), &hex.replace('2', "x"), "é"] {
+            assert_eq!(Secret::from_sha256(wrong), None, "{wrong}");
+        }
+    }
+}
