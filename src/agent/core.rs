@@ -2,6 +2,8 @@
 //!
 //! One thread owns it and calls it; nothing here waits. Each method is one kind of event.
 
+mod asked;
+mod orders;
 mod report;
 
 use std::collections::BTreeMap;
@@ -12,33 +14,23 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::Error;
 use super::budget::State;
-use super::capture::{Report, Task};
+use super::capture::Report;
 use super::collect;
 use super::collectors::Collectors;
 use super::decide::Decider;
-use super::event::{Event, Reply, ToggleAction};
+use super::event::Event;
 use super::fence::chain;
-use super::history::{History, Recording, row};
-use super::incidents::Job;
+use super::history::{History, Recording};
 use super::reload;
-use super::status::{Captured, ConfigStatus, Counters, Toggled};
-use super::stream::{self, Streams, Taken, work};
+use super::status::{ConfigStatus, Counters};
+use super::stream::{self, Streams, work};
 use super::stuck::Stuck;
-use crate::base::{Anchor, Clock, Error as PublicError, IncidentId, Moment};
+use crate::base::{Clock, Error as PublicError, IncidentId, Moment};
 use crate::config::Settings;
-use crate::model::{CaptureKind, CaptureSet, Collect, Limits, Losses, Origin, Reason, Vitals};
+use crate::model::{CaptureKind, Losses, Vitals};
 use crate::vitals::Reader;
-
-/// How long an answer waits for an incident's directory before it says that none is there yet.
-const PATIENCE: Duration = Duration::from_secs(2);
-
-/// Somebody who waits for an incident's directory.
-enum Waiting {
-    Toggle { state: Toggled, reply: Reply<Toggled> },
-    Capture { reply: Reply<Captured> },
-}
+use asked::Waiting;
 
 /// An incident's directory and the vitals that go into its manifest.
 struct Open {
@@ -235,143 +227,9 @@ impl Core {
         }
     }
 
-    /// Gives the capture thread its next task, if it is free and there is one.
-    pub(super) fn pump(&mut self) {
-        if self.busy {
-            return;
-        }
-        let Some(order) = self.next_order() else { return };
-        match self.tasks.try_send(order) {
-            Ok(()) => self.busy = true,
-            Err(_) => self.fail("capture thread gone", Error::CaptureThreadGone.to_string()),
-        }
-    }
-
-    /// A stream that is in an incident's way ends first, all others wait until incidents have theirs.
-    fn next_order(&mut self) -> Option<work::Order> {
-        let (anchor, taken) = (self.clock.anchor(), self.taken());
-        let urgent = self.streams.urgent_job(&taken);
-        if urgent.is_none()
-            && let Some(job) = self.decider.next_job(anchor.moment)
-        {
-            return Some(work::Order::Incident(Box::new(self.task(job))));
-        }
-        let job = urgent.or_else(|| self.streams.next_job(anchor, &taken))?;
-        Some(work::Order::Stream(work::Task {
-            // Before the job: should that be what ends the process, the budget knows of it.
-            state: self.streams.allowance.is_dirty().then(|| self.state(anchor)).flatten(),
-            job,
-            settings: Arc::clone(&self.settings),
-            headroom: self.vitals.headroom(),
-            vitals: row(&self.vitals, anchor),
-        }))
-    }
-
-    /// What is to be saved, if it has changed since it was asked for last.
-    fn state(&mut self, anchor: Anchor) -> Option<State> {
-        if self.streams.allowance.is_dirty() {
-            self.decider.state_changed();
-        }
-        let state = self.decider.take_state(anchor)?;
-        Some(State { streams: self.streams.allowance.save(anchor), ..state })
-    }
-
-    /// What incidents have of the engines or are about to take.
-    fn taken(&self) -> Vec<Taken> {
-        let taken = self.decider.incidents.iter().map(|incident| Taken {
-            kinds: incident.wanted.union(incident.running),
-            by: format!("incident {} ({})", incident.id, incident.name),
-            until: incident.until,
-        });
-        taken.filter(|taken| !taken.kinds.is_empty()).collect()
-    }
-
-    fn task(&mut self, job: Job) -> Task {
-        let (Job::Open { id, .. }
-        | Job::Start { id, .. }
-        | Job::Collect { id, .. }
-        | Job::Gather { id, .. }
-        | Job::Stop { id, .. }
-        | Job::Again { id, .. }
-        | Job::Note { id, .. }
-        | Job::Close { id, .. }) = &job;
-        let anchor = self.clock.anchor();
-        let state = self.state(anchor);
-        let recording = self.open.iter().find(|open| open.id == *id).map(|open| &open.recording);
-        Task {
-            settings: Arc::clone(&self.settings),
-            state,
-            limits: Limits::from(&self.vitals),
-            headroom: self.vitals.headroom(),
-            vitals: recording.map_or_else(Vec::new, |recording| recording.rows(anchor)),
-            stuck: self.stuck.take_for(&job, *id),
-            job,
-        }
-    }
-
     /// Nothing more will be asked of it.
     pub(super) fn end(&self) {
         collect::trace::end(&self.settings.trace);
-    }
-
-    fn toggle(
-        &mut self,
-        action: ToggleAction,
-        origin: Origin,
-        kinds: Option<CaptureSet>,
-        reply: Option<Reply<Toggled>>,
-    ) {
-        let on = match action {
-            ToggleAction::Start => true,
-            ToggleAction::Stop => false,
-            ToggleAction::Flip => self.decider.incidents.toggle().is_none(),
-        };
-        if !on {
-            let was = self.decider.incidents.toggle_off();
-            let state = Toggled {
-                incident: was.map(|was| was.incident),
-                dir: was.and_then(|was| self.dir(was.incident)),
-                ..self.toggled(None)
-            };
-            if let Some(reply) = reply {
-                let _ = reply.send(Ok(state));
-            }
-            return;
-        }
-        let kinds = kinds.unwrap_or(self.settings.toggle.capture);
-        let claim = (kinds, self.settings.toggle.max_duration);
-        let reason = self.asked(origin, format!("toggled on by {}", origin.words()));
-        let now = self.clock.now();
-        let was_on = self.decider.incidents.toggle().is_some();
-        let state = self.decider.incidents.toggle_on(now, self.new_id(), claim, reason);
-        if !was_on {
-            self.collect(state.incident);
-        }
-        self.track(state.incident);
-        if let Some(reply) = reply {
-            let state = self.toggled(Some(state));
-            self.promise(state.incident, Waiting::Toggle { state, reply });
-        }
-    }
-
-    fn capture(&mut self, kinds: CaptureSet, duration: Duration, reply: Reply<Captured>) {
-        let most = self.settings.toggle.max_duration;
-        if kinds.is_empty() || duration.is_zero() || duration > most {
-            let _ = reply.send(Err(PublicError::new(Error::BadCapture { duration, most })));
-            return;
-        }
-        let reason = self.asked(Origin::Code, format!("asked for by the service for {duration:?}"));
-        let now = self.clock.now();
-        let id = self.decider.incidents.call(now, self.new_id(), (kinds, duration), reason);
-        self.collect(id);
-        self.track(id);
-        self.promise(Some(id), Waiting::Capture { reply });
-    }
-
-    /// What is asked for by hand or from code has every file of the service's own.
-    fn collect(&mut self, id: IncidentId) {
-        self.decider.incidents.set_collectors(!self.collectors.is_empty());
-        self.decider.incidents.collect(id, &Collect::All);
     }
 
     fn done(&mut self, report: Report) {
@@ -439,46 +297,11 @@ impl Core {
         move || IncidentId::new(clock.wall())
     }
 
-    fn asked(&self, origin: Origin, text: String) -> Reason {
-        let at = self.clock.wall();
-        Reason { origin, at, rule: None, metric: None, value: None, threshold: None, text }
-    }
-
     /// Begins to record the vitals of an incident, if it is a new one.
     fn track(&mut self, id: IncidentId) {
         if !self.open.iter().any(|open| open.id == id) {
             let recording = self.history.begin(&self.vitals);
             self.open.push(Open { id, dir: None, recording, waiting: Vec::new() });
-        }
-    }
-
-    /// Answers now if the incident's directory is there, else when it is.
-    fn promise(&mut self, id: Option<IncidentId>, waiting: Waiting) {
-        let until = self.clock.now() + PATIENCE;
-        let Some(open) = self.open.iter_mut().find(|open| Some(open.id) == id) else { return };
-        let id = open.id;
-        if open.dir.is_some() {
-            self.answer(vec![(until, waiting)], id, None);
-        } else {
-            open.waiting.push((until, waiting));
-        }
-    }
-
-    /// Answers those who waited for an incident's directory: it is there, or it is not, for this reason.
-    fn answer(&self, waiting: Vec<(Moment, Waiting)>, id: IncidentId, why: Option<String>) {
-        let dir = self.dir(id);
-        for (_, waiting) in waiting {
-            let missing = || PublicError::new(Error::NoDirectory(why.clone().unwrap_or_default()));
-            match (waiting, &dir, &why) {
-                (Waiting::Toggle { reply, .. }, None, Some(_)) => drop(reply.send(Err(missing()))),
-                (Waiting::Toggle { state, reply }, dir, _) => {
-                    drop(reply.send(Ok(Toggled { dir: dir.clone(), ..state })));
-                }
-                (Waiting::Capture { reply }, Some(dir), _) => {
-                    drop(reply.send(Ok(Captured { incident: id, dir: dir.clone() })));
-                }
-                (Waiting::Capture { reply }, None, _) => drop(reply.send(Err(missing()))),
-            }
         }
     }
 

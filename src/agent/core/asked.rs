@@ -1,0 +1,126 @@
+//! What is asked for by hand or from code, and the answers.
+
+use std::time::Duration;
+
+use super::Core;
+use crate::agent::Error;
+use crate::agent::event::{Reply, ToggleAction};
+use crate::agent::status::{Captured, Toggled};
+use crate::base::{Error as PublicError, IncidentId, Moment};
+use crate::model::{CaptureSet, Collect, Origin, Reason};
+
+/// How long an answer waits for an incident's directory before it says that none is there yet.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Somebody who waits for an incident's directory.
+pub(super) enum Waiting {
+    Toggle { state: Toggled, reply: Reply<Toggled> },
+    Capture { reply: Reply<Captured> },
+}
+
+impl Core {
+    pub(super) fn toggle(
+        &mut self,
+        action: ToggleAction,
+        origin: Origin,
+        kinds: Option<CaptureSet>,
+        reply: Option<Reply<Toggled>>,
+    ) {
+        let on = match action {
+            ToggleAction::Start => true,
+            ToggleAction::Stop => false,
+            ToggleAction::Flip => self.decider.incidents.toggle().is_none(),
+        };
+        if !on {
+            let was = self.decider.incidents.toggle_off();
+            let state = Toggled {
+                incident: was.map(|was| was.incident),
+                dir: was.and_then(|was| self.dir(was.incident)),
+                ..self.toggled(None)
+            };
+            if let Some(reply) = reply {
+                let _ = reply.send(Ok(state));
+            }
+            return;
+        }
+        let kinds = kinds.unwrap_or(self.settings.toggle.capture);
+        let claim = (kinds, self.settings.toggle.max_duration);
+        let reason = self.asked(origin, format!("toggled on by {}", origin.words()));
+        let now = self.clock.now();
+        let was_on = self.decider.incidents.toggle().is_some();
+        let state = self.decider.incidents.toggle_on(now, self.new_id(), claim, reason);
+        if !was_on {
+            self.collect(state.incident);
+        }
+        self.track(state.incident);
+        if let Some(reply) = reply {
+            let state = self.toggled(Some(state));
+            self.promise(state.incident, Waiting::Toggle { state, reply });
+        }
+    }
+
+    pub(super) fn capture(
+        &mut self,
+        kinds: CaptureSet,
+        duration: Duration,
+        reply: Reply<Captured>,
+    ) {
+        let most = self.settings.toggle.max_duration;
+        if kinds.is_empty() || duration.is_zero() || duration > most {
+            let _ = reply.send(Err(PublicError::new(Error::BadCapture { duration, most })));
+            return;
+        }
+        let reason = self.asked(Origin::Code, format!("asked for by the service for {duration:?}"));
+        let now = self.clock.now();
+        let id = self.decider.incidents.call(now, self.new_id(), (kinds, duration), reason);
+        self.collect(id);
+        self.track(id);
+        self.promise(Some(id), Waiting::Capture { reply });
+    }
+
+    /// What is asked for by hand or from code has every file of the service's own.
+    fn collect(&mut self, id: IncidentId) {
+        self.decider.incidents.set_collectors(!self.collectors.is_empty());
+        self.decider.incidents.collect(id, &Collect::All);
+    }
+
+    fn asked(&self, origin: Origin, text: String) -> Reason {
+        let at = self.clock.wall();
+        Reason { origin, at, rule: None, metric: None, value: None, threshold: None, text }
+    }
+
+    /// Answers now if the incident's directory is there, else when it is.
+    fn promise(&mut self, id: Option<IncidentId>, waiting: Waiting) {
+        let until = self.clock.now() + PATIENCE;
+        let Some(open) = self.open.iter_mut().find(|open| Some(open.id) == id) else { return };
+        let id = open.id;
+        if open.dir.is_some() {
+            self.answer(vec![(until, waiting)], id, None);
+        } else {
+            open.waiting.push((until, waiting));
+        }
+    }
+
+    /// Answers those who waited for an incident's directory: it is there, or it is not, for this reason.
+    pub(super) fn answer(
+        &self,
+        waiting: Vec<(Moment, Waiting)>,
+        id: IncidentId,
+        why: Option<String>,
+    ) {
+        let dir = self.dir(id);
+        for (_, waiting) in waiting {
+            let missing = || PublicError::new(Error::NoDirectory(why.clone().unwrap_or_default()));
+            match (waiting, &dir, &why) {
+                (Waiting::Toggle { reply, .. }, None, Some(_)) => drop(reply.send(Err(missing()))),
+                (Waiting::Toggle { state, reply }, dir, _) => {
+                    drop(reply.send(Ok(Toggled { dir: dir.clone(), ..state })));
+                }
+                (Waiting::Capture { reply }, Some(dir), _) => {
+                    drop(reply.send(Ok(Captured { incident: id, dir: dir.clone() })));
+                }
+                (Waiting::Capture { reply }, None, _) => drop(reply.send(Err(missing()))),
+            }
+        }
+    }
+}

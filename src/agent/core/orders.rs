@@ -1,0 +1,89 @@
+//! What the capture thread is to do next.
+
+use std::sync::Arc;
+
+use super::Core;
+use crate::agent::Error;
+use crate::agent::budget::State;
+use crate::agent::capture::Task;
+use crate::agent::history::row;
+use crate::agent::incidents::Job;
+use crate::agent::stream::{Taken, work};
+use crate::base::Anchor;
+use crate::model::Limits;
+
+impl Core {
+    /// Gives the capture thread its next task, if it is free and there is one.
+    pub(in crate::agent) fn pump(&mut self) {
+        if self.busy {
+            return;
+        }
+        let Some(order) = self.next_order() else { return };
+        match self.tasks.try_send(order) {
+            Ok(()) => self.busy = true,
+            Err(_) => self.fail("capture thread gone", Error::CaptureThreadGone.to_string()),
+        }
+    }
+
+    /// A stream that is in an incident's way ends first, all others wait until incidents have theirs.
+    fn next_order(&mut self) -> Option<work::Order> {
+        let (anchor, taken) = (self.clock.anchor(), self.taken());
+        let urgent = self.streams.urgent_job(&taken);
+        if urgent.is_none()
+            && let Some(job) = self.decider.next_job(anchor.moment)
+        {
+            return Some(work::Order::Incident(Box::new(self.task(job))));
+        }
+        let job = urgent.or_else(|| self.streams.next_job(anchor, &taken))?;
+        Some(work::Order::Stream(work::Task {
+            // Before the job: should that be what ends the process, the budget knows of it.
+            state: self.streams.allowance.is_dirty().then(|| self.state(anchor)).flatten(),
+            job,
+            settings: Arc::clone(&self.settings),
+            headroom: self.vitals.headroom(),
+            vitals: row(&self.vitals, anchor),
+        }))
+    }
+
+    /// What is to be saved, if it has changed since it was asked for last.
+    fn state(&mut self, anchor: Anchor) -> Option<State> {
+        if self.streams.allowance.is_dirty() {
+            self.decider.state_changed();
+        }
+        let state = self.decider.take_state(anchor)?;
+        Some(State { streams: self.streams.allowance.save(anchor), ..state })
+    }
+
+    /// What incidents have of the engines or are about to take.
+    pub(super) fn taken(&self) -> Vec<Taken> {
+        let taken = self.decider.incidents.iter().map(|incident| Taken {
+            kinds: incident.wanted.union(incident.running),
+            by: format!("incident {} ({})", incident.id, incident.name),
+            until: incident.until,
+        });
+        taken.filter(|taken| !taken.kinds.is_empty()).collect()
+    }
+
+    fn task(&mut self, job: Job) -> Task {
+        let (Job::Open { id, .. }
+        | Job::Start { id, .. }
+        | Job::Collect { id, .. }
+        | Job::Gather { id, .. }
+        | Job::Stop { id, .. }
+        | Job::Again { id, .. }
+        | Job::Note { id, .. }
+        | Job::Close { id, .. }) = &job;
+        let anchor = self.clock.anchor();
+        let state = self.state(anchor);
+        let recording = self.open.iter().find(|open| open.id == *id).map(|open| &open.recording);
+        Task {
+            settings: Arc::clone(&self.settings),
+            state,
+            limits: Limits::from(&self.vitals),
+            headroom: self.vitals.headroom(),
+            vitals: recording.map_or_else(Vec::new, |recording| recording.rows(anchor)),
+            stuck: self.stuck.take_for(&job, *id),
+            job,
+        }
+    }
+}
