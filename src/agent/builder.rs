@@ -1,56 +1,26 @@
-//! From settings to a running agent, and its end.
+//! From settings to a running agent.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self as std_mpsc, Receiver, SyncSender};
-use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::sync::mpsc as std_mpsc;
 
 use tokio::sync::mpsc;
 
-use super::Error as AgentError;
 use super::announce::{self, Announcer, Callback, IncidentEvent};
 use super::budget::State;
 use super::capture::Worker;
-use super::collect;
 use super::collectors::{Collected, CollectorOptions, CollectorOutput, Collectors};
-use super::core::Core;
 use super::event::{Event, QUEUE, ToggleAction};
+use super::guard::{Agent, OnlyOne};
 use super::handle::AgentHandle;
-use super::run::{self, LAST_WORDS};
 use super::service::Service;
-use super::stream::work::{Desk, Order};
+use super::threads::{lead, spawn, work};
 use crate::base::{Clock, Error, SystemClock};
-use crate::config::{self, Change, Settings, Watched, Watcher};
+use crate::config::{Change, Settings, Watched, Watcher};
 use crate::model::{Origin, ProcessInfo, Versions};
 use crate::os;
 use crate::store::{Recovery, Store};
-use crate::vitals::{Numbers, Reader, Runtimes};
-
-/// Whether an agent runs in this process.
-static RUNNING: AtomicBool = AtomicBool::new(false);
-
-/// How many threads may read files for the endpoint at once; they end when they have been idle.
-const BLOCKING_THREADS: usize = 2;
-
-/// The claim on [`RUNNING`].
-struct OnlyOne;
-
-impl OnlyOne {
-    fn claim() -> Result<Self, Error> {
-        if RUNNING.swap(true, Ordering::AcqRel) {
-            return Err(Error::new(AgentError::AlreadyRunning));
-        }
-        Ok(Self)
-    }
-}
-
-impl Drop for OnlyOne {
-    fn drop(&mut self) {
-        RUNNING.store(false, Ordering::Release);
-    }
-}
+use crate::vitals::{Numbers, Runtimes};
 
 /// Settings on their way to a running [`Agent`].
 #[must_use = "nothing is watched until `start` is called"]
@@ -66,6 +36,10 @@ pub struct Builder {
 type Pending = (String, CollectorOptions, Box<dyn FnMut(&mut CollectorOutput) -> Collected + Send>);
 
 impl Builder {
+    pub(super) fn new(settings: Settings, path: Option<PathBuf>) -> Self {
+        Self { settings, path, services: Vec::new(), callbacks: Vec::new(), collectors: Vec::new() }
+    }
+
     /// The settings, to be looked at or changed.
     pub fn settings_mut(&mut self) -> &mut Settings {
         &mut self.settings
@@ -180,174 +154,6 @@ impl Builder {
             watcher,
         })
     }
-}
-
-/// A running marple. Dropping it stops everything: captures that run are ended and written, open
-/// incidents are closed. That takes as long as the writing, 5 seconds at the most.
-#[must_use = "dropping the agent stops it: keep it as long as the service runs"]
-pub struct Agent {
-    handle: AgentHandle,
-    events: mpsc::Sender<Event>,
-    finished: Receiver<()>,
-    threads: Option<[JoinHandle<()>; 2]>,
-    /// Held for what it watches.
-    watcher: Option<Watcher>,
-}
-
-impl Agent {
-    /// Reads the settings from a TOML file, which is watched from the start on: a valid change is
-    /// applied within a second, an invalid one is refused and said in the log and in `status`.
-    ///
-    /// # Errors
-    ///
-    /// If the file cannot be read, or with every problem in it, each with its line.
-    pub fn from_file(path: impl AsRef<Path>) -> Result<Builder, Error> {
-        let path = path.as_ref();
-        let settings = config::load(path).map_err(Error::new)?;
-        Ok(Builder {
-            settings,
-            path: Some(path.to_owned()),
-            services: Vec::new(),
-            callbacks: Vec::new(),
-            collectors: Vec::new(),
-        })
-    }
-
-    /// Takes the settings from code.
-    pub fn from_settings(settings: Settings) -> Builder {
-        Builder {
-            settings,
-            path: None,
-            services: Vec::new(),
-            callbacks: Vec::new(),
-            collectors: Vec::new(),
-        }
-    }
-
-    /// Begins with the default settings: the default rules and no endpoint.
-    pub fn builder() -> Builder {
-        Self::from_settings(Settings::default())
-    }
-
-    /// A way to talk to the agent.
-    pub fn handle(&self) -> AgentHandle {
-        self.handle.clone()
-    }
-}
-
-impl Drop for Agent {
-    fn drop(&mut self) {
-        // A fork has the values and not the threads: there is nobody to ask and nobody to wait for.
-        if self.handle.is_inherited() {
-            std::mem::forget(self.threads.take());
-            std::mem::forget(self.watcher.take());
-            return;
-        }
-        // A full queue drains within the wait below, so the request is repeated until it is in.
-        let mut asked = false;
-        let step = Duration::from_millis(20);
-        let mut left = LAST_WORDS + Duration::from_secs(1);
-        loop {
-            asked = asked || self.events.try_send(Event::Shutdown).is_ok();
-            match self.finished.recv_timeout(step) {
-                Err(std_mpsc::RecvTimeoutError::Timeout) if left > step => left -= step,
-                Err(std_mpsc::RecvTimeoutError::Timeout) => {
-                    tracing::error!(
-                        target: "marple",
-                        "a capture is still being written; its thread is left to it"
-                    );
-                    return;
-                }
-                Ok(()) | Err(std_mpsc::RecvTimeoutError::Disconnected) => break,
-            }
-        }
-        let [loop_thread, capture_thread] = match self.threads.take() {
-            Some(threads) => threads,
-            None => return,
-        };
-        let _ = loop_thread.join();
-        // With the loop gone the worker's inbox is closed. It ends after the task it has, if any; a disk
-        // that hangs must not hang the host's exit.
-        while !capture_thread.is_finished() {
-            if left <= step {
-                return;
-            }
-            thread::sleep(step);
-            left -= step;
-        }
-        let _ = capture_thread.join();
-    }
-}
-
-/// The thread `marple`: a runtime of its own, and the loop on it.
-fn lead(
-    (settings, path, state, collectors): (Settings, Option<PathBuf>, Option<State>, Collectors),
-    (clock, runtimes, numbers): (Arc<dyn Clock>, Runtimes, Numbers),
-    tasks: SyncSender<Order>,
-    queue: mpsc::Receiver<Event>,
-    services: Vec<Box<dyn Service>>,
-    handle: AgentHandle,
-) {
-    let _excluded = collect::heap::exclude_current_thread();
-    // Files are read for the endpoint on threads of this runtime, a few at a time; what they allocate is
-    // no more the service's than what this thread does.
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .thread_name("marple-files")
-        .max_blocking_threads(BLOCKING_THREADS)
-        .on_thread_start(collect::heap::exclude_for_good)
-        .build();
-    let runtime = match runtime {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            tracing::error!(target: "marple", "no runtime for the agent: {error}");
-            return;
-        }
-    };
-    let signal = settings.toggle.signal;
-    let reader = Reader::new(runtimes, numbers);
-    let core = Core::new(clock, settings, path, reader, tasks, state.as_ref(), collectors);
-    runtime.block_on(async {
-        for service in services {
-            tokio::spawn(service.serve(handle.clone()));
-        }
-        run::run(core, queue, signal).await;
-    });
-}
-
-/// The thread `marple-capture`.
-fn work(
-    mut worker: Worker,
-    clock: &dyn Clock,
-    inbox: &Receiver<Order>,
-    events: &mpsc::Sender<Event>,
-) {
-    let _excluded = collect::heap::exclude_current_thread();
-    worker.prepare();
-    let mut desk = Desk::default();
-    while let Ok(order) = inbox.recv() {
-        let done = match order {
-            Order::Incident(task) => Event::Done(worker.perform(*task)),
-            Order::Stream(task) => {
-                if let Some(error) = task.state.as_ref().and_then(|state| worker.save(state).err())
-                    && events.blocking_send(Event::NotSaved(error)).is_err()
-                {
-                    return;
-                }
-                Event::Streamed(desk.perform(clock, task))
-            }
-        };
-        if events.blocking_send(done).is_err() {
-            return;
-        }
-    }
-}
-
-fn spawn(name: &'static str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, Error> {
-    thread::Builder::new()
-        .name(name.to_owned())
-        .spawn(run)
-        .map_err(|error| Error::new(AgentError::Thread { name, error }))
 }
 
 /// Watches the settings file and the trigger file, whichever there is.

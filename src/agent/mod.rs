@@ -28,6 +28,7 @@ mod core;
 mod decide;
 mod event;
 mod fence;
+mod guard;
 mod handle;
 #[cfg(feature = "heap")]
 mod heap_writer;
@@ -40,13 +41,15 @@ mod service;
 mod status;
 mod stream;
 mod stuck;
+mod threads;
 
 use std::time::Duration;
 
 pub use announce::IncidentEvent;
-pub use builder::{Agent, Builder};
+pub use builder::Builder;
 pub use collectors::{Collected, CollectorOptions, CollectorOutput};
 pub use event::ToggleAction;
+pub use guard::Agent;
 pub use handle::{AgentHandle, Pending};
 #[cfg(feature = "heap")]
 pub use heap_writer::{HeapWriter, ProcessMemory};
