@@ -17,15 +17,10 @@
 //! low end of the task's whole number.
 
 use super::strings::StringHandle;
-use crate::base::Moment;
+use crate::base::{Moment, SITE_BITS};
 
-/// How many bits a site takes.
-const SITE_BITS: u32 = 12;
 const NUMBER_BITS: u32 = 24;
 const MANTISSA_BITS: u32 = 23;
-
-/// How many sites there can be.
-pub const MAX_SITES: usize = 1 << SITE_BITS;
 
 /// What a slice is, or what became of a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -106,7 +101,7 @@ impl RawSlice {
 
     /// The task that was polled.
     pub const fn task(self) -> TaskKey {
-        let site = (self.0[1] >> NUMBER_BITS) as u16 & (MAX_SITES as u16 - 1);
+        let site = (self.0[1] >> NUMBER_BITS) as u16 & ((1 << SITE_BITS) - 1);
         TaskKey { site, number: self.0[1] & ((1 << NUMBER_BITS) - 1) }
     }
 }
