@@ -3,11 +3,12 @@
 mod clock;
 mod error;
 mod id;
-#[cfg(feature = "trace")]
+mod site;
 pub(crate) mod sync;
 mod units;
 
 pub use clock::{Anchor, Clock, ManualClock, Moment, SystemClock};
 pub use error::Error;
 pub use id::IncidentId;
+pub use site::{MAX_SITES, SITE_BITS, Site};
 pub use units::{Bytes, Hertz, ParseBytesError, Percent};

@@ -19,6 +19,10 @@ const BLOCK: usize = 32 << 10;
 /// fewer. A capture is written on a machine that is in trouble.
 const LEVEL: Compression = Compression::new(2);
 
+/// For the polls of a trace, hundreds of thousands of nearly equal packets: three fifths of the time of
+/// level 2, and 4 bytes for 3.
+const FAST: Compression = Compression::new(1);
+
 /// Writes a message in parts. Encoded messages that follow each other are one message in which the
 /// repeated fields are joined, so a part is the whole message with only a few of its entries.
 pub(super) struct Parts<W: Write> {
@@ -28,8 +32,17 @@ pub(super) struct Parts<W: Write> {
 
 impl<W: Write> Parts<W> {
     pub(super) fn new(out: W) -> Self {
+        Self::at_level(out, LEVEL)
+    }
+
+    /// Of what compresses well however little is done for it.
+    pub(super) fn fast(out: W) -> Self {
+        Self::at_level(out, FAST)
+    }
+
+    fn at_level(out: W, level: Compression) -> Self {
         let block = Vec::with_capacity(BLOCK + BLOCK / 8);
-        Self { out: GzEncoder::new(out, LEVEL), block }
+        Self { out: GzEncoder::new(out, level), block }
     }
 
     /// Appends a part.

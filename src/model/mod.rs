@@ -45,7 +45,7 @@ pub use own::{
 pub use profile::{Function, FunctionHandle, Label, LabelValue, Profile, Sample, ValueType};
 pub use rule::{Again, Holds, Mode, Rule};
 pub use slices::{
-    Activity, Calibration, MAX_SITES, OpenSlice, RawKind, RawSlice, RawTask, TaskKey, ThreadSlices,
+    Activity, Calibration, OpenSlice, RawKind, RawSlice, RawTask, TaskKey, ThreadSlices,
 };
 pub use stacks::{
     Frame, FrameHandle, FrameTable, Line, Mapping, MappingHandle, StackHandle, StackTable,

@@ -17,15 +17,10 @@
 //! low end of the task's whole number.
 
 use super::strings::StringHandle;
-use crate::base::Moment;
+use crate::base::{Moment, SITE_BITS};
 
-/// How many bits a site takes.
-const SITE_BITS: u32 = 12;
 const NUMBER_BITS: u32 = 24;
 const MANTISSA_BITS: u32 = 23;
-
-/// How many sites there can be.
-pub const MAX_SITES: usize = 1 << SITE_BITS;
 
 /// What a slice is, or what became of a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -106,7 +101,7 @@ impl RawSlice {
 
     /// The task that was polled.
     pub const fn task(self) -> TaskKey {
-        let site = (self.0[1] >> NUMBER_BITS) as u16 & (MAX_SITES as u16 - 1);
+        let site = (self.0[1] >> NUMBER_BITS) as u16 & ((1 << SITE_BITS) - 1);
         TaskKey { site, number: self.0[1] & ((1 << NUMBER_BITS) - 1) }
     }
 }
@@ -159,53 +154,68 @@ const fn unpack(packed: u64) -> u64 {
 /// What moments ticks are: the line through pairs that were read together.
 ///
 /// Between two pairs it is off by no more than they are themselves, some tens of nanoseconds, whatever
-/// `CLOCK_MONOTONIC` was slewed by in between or before.
+/// `CLOCK_MONOTONIC` was slewed by in between or before. Dating a tick takes a multiplication.
 #[derive(Clone, Debug, Default)]
 pub struct Calibration {
     /// In the order of time.
-    pairs: Vec<(u64, Moment)>,
+    lines: Vec<Line>,
+}
+
+/// From one pair to the next; the last goes on as the one before it.
+#[derive(Clone, Copy, Debug)]
+struct Line {
+    tick: u64,
+    at: Moment,
+    /// Nanoseconds a tick, times two to the power of [`RATE_BITS`].
+    rate: u64,
+}
+
+/// Makes a rate of a thousandth exact to a part in 10 million million.
+const RATE_BITS: u32 = 44;
+
+impl Line {
+    #[inline]
+    fn moment(&self, tick: u64) -> Moment {
+        let ticks = i128::from(tick.wrapping_sub(self.tick) as i64);
+        let nanos = (ticks * i128::from(self.rate) + (1 << (RATE_BITS - 1))) >> RATE_BITS;
+        Moment::from_nanos(self.at.as_nanos().saturating_add_signed(nanos as i64))
+    }
 }
 
 impl Calibration {
     /// Through these pairs, in the order of time; those whose ticks do not grow are left out.
     pub fn new(pairs: impl IntoIterator<Item = (u64, Moment)>) -> Self {
-        let mut kept: Vec<(u64, Moment)> = Vec::new();
-        for pair in pairs {
-            if kept.last().is_none_or(|last| last.0 < pair.0 && last.1 < pair.1) {
-                kept.push(pair);
+        // One pair tells no rate: ticks are taken for nanoseconds.
+        let one = 1 << RATE_BITS;
+        let mut lines: Vec<Line> = Vec::new();
+        for (tick, at) in pairs {
+            let Some(last) = lines.last_mut() else {
+                lines.push(Line { tick, at, rate: one });
+                continue;
+            };
+            if last.tick < tick && last.at < at {
+                let nanos = u128::from(at.as_nanos() - last.at.as_nanos());
+                let rate = (nanos << RATE_BITS) / u128::from(tick - last.tick);
+                let rate = u64::try_from(rate).unwrap_or(u64::MAX);
+                last.rate = rate;
+                lines.push(Line { tick, at, rate });
             }
         }
-        Self { pairs: kept }
+        Self { lines }
     }
 
     /// The moment of a tick.
+    #[inline]
     pub fn moment(&self, tick: u64) -> Moment {
-        let after = self.pairs.partition_point(|pair| pair.0 <= tick);
-        let first = after.clamp(1, self.pairs.len().saturating_sub(1).max(1)) - 1;
-        match (self.pairs.get(first), self.pairs.get(first + 1)) {
-            (Some(a), Some(b)) => {
-                let rate = (b.1.as_nanos() - a.1.as_nanos()) as f64 / (b.0 - a.0) as f64;
-                let nanos = (tick as i64).wrapping_sub(a.0 as i64) as f64 * rate;
-                Moment::from_nanos(a.1.as_nanos().saturating_add_signed(nanos.round() as i64))
-            }
-            // One pair tells no rate: ticks are taken for nanoseconds.
-            (Some(a), None) => {
-                let nanos = (tick as i64).wrapping_sub(a.0 as i64);
-                Moment::from_nanos(a.1.as_nanos().saturating_add_signed(nanos))
-            }
-            (None, _) => Moment::from_nanos(tick),
-        }
+        let after = self.lines.iter().rposition(|line| line.tick <= tick).unwrap_or(0);
+        self.lines.get(after).map_or(Moment::from_nanos(tick), |line| line.moment(tick))
     }
 
     /// The tick of a moment.
     pub fn tick(&self, moment: Moment) -> u64 {
-        let mirrored = Self {
-            pairs: self
-                .pairs
-                .iter()
-                .map(|&(tick, at)| (at.as_nanos(), Moment::from_nanos(tick)))
-                .collect(),
-        };
+        let pairs = self.lines.iter();
+        let mirrored =
+            Self::new(pairs.map(|line| (line.at.as_nanos(), Moment::from_nanos(line.tick))));
         mirrored.moment(moment.as_nanos()).as_nanos()
     }
 }

@@ -8,6 +8,7 @@
 
 mod desk;
 mod registry;
+mod slot;
 pub mod tasks;
 pub mod threads;
 mod waker;

@@ -25,10 +25,13 @@ use std::time::Duration;
 
 use super::Error;
 use super::desk::{Answer, DESK};
-use super::registry::{Cursor, Listed, Pulse, TASKS};
-use crate::base::{Anchor, Clock, Moment};
-use crate::model::{Profile, Sample, StackHandle, TaskDump, TaskRow, TaskState, ValueType};
-use crate::os::{images, threads, unwind};
+use super::registry::{self, Cursor, Kept, Slot};
+use super::slot::Seen;
+use crate::base::{Anchor, Clock, Moment, Site};
+use crate::model::{
+    Calibration, Profile, Sample, Spawned, StackHandle, TaskDump, TaskRow, TaskState, ValueType,
+};
+use crate::os::{images, ticks, unwind};
 
 /// Tasks asked at once: 1 ms of work for two workers.
 const BATCH: usize = 256;
@@ -53,6 +56,9 @@ const AGES: [(Duration, &str); 5] = [
 ];
 const OLDEST: &str = ">= 1m";
 
+/// Where a task was made whose place found no room in the table.
+const NOWHERE: Spawned = Spawned { file: "unknown", line: 0 };
+
 /// A task's own stack, and every leaf's.
 const SAMPLE_TYPES: [ValueType; 2] =
     [ValueType { name: "tasks", unit: "count" }, ValueType { name: "leaves", unit: "count" }];
@@ -70,7 +76,7 @@ pub struct Plan {
 
 /// How many wrapped tasks there are.
 pub fn alive() -> usize {
-    TASKS.len()
+    registry::len()
 }
 
 /// Lists every wrapped task, and asks each where it waits. Blocks the caller, which must not be a worker
@@ -97,27 +103,30 @@ struct Dump {
     until: Moment,
     profile: Profile,
     rows: Vec<TaskRow>,
-    /// Who was asked and has not answered: the row and the pulse, by number.
-    asked: HashMap<u64, (usize, &'static Pulse)>,
+    /// Who was asked and has not answered: the row and the slot, by number.
+    asked: HashMap<u64, (usize, &'static Slot)>,
     /// The rows of tasks that are no more.
     ended: Vec<usize>,
     running: Vec<Running>,
     broken: u64,
     beyond: u64,
+    nameless: u64,
+    calibration: Calibration,
 }
 
 /// A task that was being polled when it was looked at.
 struct Running {
     number: u64,
-    pulse: &'static Pulse,
-    since: Option<Moment>,
+    slot: &'static Slot,
+    /// In ticks.
+    since: Option<u64>,
 }
 
 impl Running {
     /// The thread, if it is the same poll still.
     fn thread(&self) -> Option<u32> {
-        let same = self.pulse.is_of(self.number) && self.pulse.polled() == self.since;
-        self.pulse.running().filter(|_| same)
+        let same = self.slot.number() == self.number && self.slot.polled() == self.since;
+        self.slot.running().filter(|_| same)
     }
 }
 
@@ -134,6 +143,8 @@ impl Dump {
             running: Vec::new(),
             broken: 0,
             beyond: 0,
+            nameless: 0,
+            calibration: registry::calibration(),
         }
     }
 
@@ -142,7 +153,7 @@ impl Dump {
         let mut cursor = Some(Cursor::default());
         while let Some(from) = cursor {
             let in_time = ask && clock.now() < self.until;
-            let (batch, next) = TASKS.batch(from, BATCH, if in_time { self.number } else { 0 });
+            let (batch, next) = registry::batch(from, BATCH, if in_time { self.number } else { 0 });
             cursor = next;
             let wakers = self.list(batch, in_time);
             let asked = wakers.len();
@@ -150,51 +161,62 @@ impl Dump {
             self.collect(clock, asked, BATCH_WAIT);
         }
         self.collect(clock, self.asked.len(), LAST_WAIT);
-        self.asked.values().for_each(|(_, pulse)| pulse.withdraw(self.number));
+        self.asked.values().for_each(|(_, slot)| slot.withdraw(self.number));
         // What came between the last look and the withdrawals is as good as any.
         DESK.collect(0, Duration::ZERO).into_iter().for_each(|answer| self.take(answer));
         DESK.close();
-        for (number, (row, pulse)) in std::mem::take(&mut self.asked) {
-            self.settle(number, row, pulse);
+        for (number, (row, slot)) in std::mem::take(&mut self.asked) {
+            self.settle(number, row, slot);
         }
     }
 
     /// Writes rows of a batch; gives the wakers of those that are to be woken.
-    fn list(&mut self, batch: Vec<Listed>, ask: bool) -> Vec<Waker> {
-        let now = threads::recently();
+    fn list(&mut self, batch: Vec<(&'static Slot, Seen<Kept>)>, ask: bool) -> Vec<Waker> {
         let mut wakers = Vec::with_capacity(batch.len());
-        for task in batch {
+        for (slot, seen) in batch {
             if self.rows.len() >= MAX_TASKS {
-                task.pulse.withdraw(self.number);
+                slot.withdraw(self.number);
                 self.beyond += 1;
                 continue;
             }
-            let state = match (&task.waker, task.pulse.running()) {
+            let (number, id) = (seen.number, seen.held.as_ref().and_then(|kept| kept.id));
+            let polled = slot.polled();
+            let state = match (&seen.held, slot.running()) {
                 (_, Some(tid)) => TaskState::Running { tid },
                 (None, None) => TaskState::Fresh,
                 (Some(_), None) => TaskState::NotAsked,
             };
-            if let (true, Some(waker)) = (ask, task.waker) {
-                self.asked.insert(task.number, (self.rows.len(), task.pulse));
-                wakers.push(waker);
+            if let (true, Some(kept)) = (ask, seen.held) {
+                self.asked.insert(number, (self.rows.len(), slot));
+                wakers.push(kept.waker);
             } else if ask && let TaskState::Running { .. } = state {
                 // In its first poll: there is nothing to wake it by.
-                let since = task.pulse.polled();
-                self.running.push(Running { number: task.number, pulse: task.pulse, since });
+                self.running.push(Running { number, slot, since: polled });
             }
+            let site = Site::of(seen.site);
+            self.nameless += u64::from(site.is_none());
             self.rows.push(TaskRow {
-                number: task.number,
+                number,
                 // tokio shows the number in it as text only.
-                id: task.id.and_then(|id| id.to_string().parse().ok()),
-                name: task.name,
-                spawned: task.spawned,
+                id: id.and_then(|id| id.to_string().parse().ok()),
+                name: site.and_then(|site| site.name).unwrap_or(""),
+                spawned: site.map_or(NOWHERE, |Site { place, .. }| Spawned {
+                    file: place.file(),
+                    line: place.line(),
+                }),
                 state,
-                since_poll: task.pulse.polled().map(|at| now.since(at)),
+                since_poll: polled.map(|tick| self.age(tick)),
                 stacks: Vec::new(),
                 more_stacks: 0,
             });
         }
         wakers
+    }
+
+    /// How long ago that tick was.
+    fn age(&self, tick: u64) -> Duration {
+        let moment = |tick| self.calibration.moment(tick);
+        moment(ticks::now()).since(moment(tick))
     }
 
     /// Takes answers until `wanted` have come, or `most` has passed, or the deadline.
@@ -229,17 +251,18 @@ impl Dump {
     }
 
     /// What is known of a task that did not answer.
-    fn settle(&mut self, number: u64, at: usize, pulse: &'static Pulse) {
-        let (running, polled) = (pulse.running(), pulse.polled());
+    fn settle(&mut self, number: u64, at: usize, slot: &'static Slot) {
+        let (running, polled) = (slot.running(), slot.polled());
+        let age = polled.map(|tick| self.age(tick));
         let Some(row) = self.rows.get_mut(at) else { return };
-        if !pulse.is_of(number) {
+        if slot.number() != number {
             self.ended.push(at);
             return;
         }
         row.state = running.map_or(TaskState::Scheduled, |tid| TaskState::Running { tid });
         if running.is_some() {
-            self.running.push(Running { number, pulse, since: polled });
-            row.since_poll = polled.map(|at| threads::recently().since(at));
+            self.running.push(Running { number, slot, since: polled });
+            row.since_poll = age;
         }
     }
 
@@ -268,6 +291,8 @@ impl Dump {
         self.count();
         self.profile.losses.add("task stacks cut or not walked", self.broken);
         self.profile.losses.add("tasks beyond the 200,000 that a dump lists", self.beyond);
+        let places = "task places beyond the 4,096 that are told apart";
+        self.profile.losses.add(places, self.nameless);
         self.profile.attach_mappings(images::loaded()?);
         Ok(TaskDump {
             took: clock.now().since(self.anchor.moment),

@@ -15,6 +15,7 @@ use super::recorder;
 use super::thread;
 use super::unstable::{self, TaskHooks};
 use crate::model::{RawKind, TaskKey};
+use crate::os::ticks;
 
 /// How many runtimes have the hooks.
 static RUNTIMES: AtomicU64 = AtomicU64::new(0);
@@ -120,7 +121,9 @@ impl Hooks {
                 park();
             }
             thread::works_for(runtime);
-            thread::begin(RawKind::Park, TaskKey::default());
+            if thread::is_recorded() {
+                thread::begin(RawKind::Park, TaskKey::default(), ticks::now());
+            }
         });
         builder.on_thread_unpark(move || {
             thread::end(RawKind::Park, TaskKey::default);

@@ -1,50 +1,56 @@
 //! What a wrapped future shows of itself in a trace: its polls, its making and its end.
 //!
 //! The wrapper itself is `crate::task`, since a wrapped future can be asked for its stack as well. Its state
-//! here lies in the future, behind tokio's one allocation for the task; a poll costs two reads of the clock
-//! and a record of 16 bytes while a recording runs, and a relaxed load while none does. In a program built
+//! here lies in the future, behind tokio's one allocation for the task; a poll costs a read of the clock
+//! and a record of 16 bytes while a recording runs, beside the read that dumps take as well, and a relaxed load
+//! while none does. In a program built
 //! with `tokio_unstable` on a runtime with marple's hooks, no poll is recorded a second time; the hooks' poll
 //! is given the task's name.
 
-use std::panic::Location;
+use std::mem::ManuallyDrop;
 
 use super::hooks;
 use super::recorder;
-use super::sites::Site;
 use super::thread;
 use crate::model::{RawKind, TaskKey};
 
 /// What a wrapped future is in the trace. Its end is the task's end.
 #[derive(Debug)]
 pub(crate) struct Node {
-    /// Number 0 until it is first seen during a recording.
+    /// Number 0 once its end is told.
     task: TaskKey,
 }
 
 impl Node {
-    /// Of a task called `name`, made at `place`.
+    /// Of a task with this number, called by this site.
     #[inline]
-    pub(crate) fn new(name: Option<&'static str>, place: &'static Location<'static>) -> Self {
+    pub(crate) fn new(site: u16, number: u64) -> Self {
         recorder::tasks_wrapped();
-        let site = Site { name, place };
-        let task = TaskKey { site: site.number(), number: thread::number() };
+        let task = TaskKey { site, number };
         if !hooks::see_tasks() {
             thread::task(RawKind::Spawned, task);
         }
         Self { task }
     }
 
-    /// To be held during a poll.
+    /// To be held during a poll, which begins at `tick`.
     #[inline]
-    pub(crate) fn poll(&mut self) -> Option<Slice> {
+    pub(crate) fn poll(&mut self, tick: u64) -> Option<Slice> {
         if hooks::see_tasks() && thread::name(self.task.site) {
             return None;
         }
-        if self.task.number == 0 {
-            self.task.number = thread::number();
-        }
-        thread::begin(RawKind::WrappedPoll, self.task);
+        thread::begin(RawKind::WrappedPoll, self.task, tick);
         Some(Slice { task: self.task })
+    }
+
+    /// The poll was the last: the task ends with it, at the same tick.
+    #[inline]
+    pub(crate) fn end(&mut self, slice: Option<Slice>) {
+        if let Some(slice) = slice.filter(|_| !hooks::see_tasks()) {
+            let Slice { task } = *ManuallyDrop::new(slice);
+            thread::end_task(RawKind::WrappedPoll, task);
+            self.task.number = 0;
+        }
     }
 }
 

@@ -26,9 +26,6 @@ use crate::os::ticks;
 /// How deep slices may nest.
 const DEPTH: usize = 8;
 
-/// How many numbers for tasks a thread takes at a time.
-const NUMBERS: u64 = 1024;
-
 /// How many records a thread that has no rings loses before it asks again.
 const PATIENCE: u32 = 4096;
 
@@ -37,9 +34,6 @@ pub(super) static EPOCH: AtomicU64 = AtomicU64::new(0);
 
 /// The tick at which it began.
 pub(super) static SINCE: AtomicU64 = AtomicU64::new(0);
-
-/// The numbers that wrapped tasks have.
-static NUMBER: AtomicU64 = AtomicU64::new(1);
 
 /// Records lost by threads without rings.
 static ASTRAY: AtomicU64 = AtomicU64::new(0);
@@ -58,8 +52,6 @@ pub(super) struct Rings {
     epoch: AtomicU64,
     /// Slices that were too deep.
     pub(super) too_deep: AtomicU64,
-    next_number: AtomicU64,
-    last_number: AtomicU64,
     /// The runtime and the worker's place in it, each plus one; 0 when unknown.
     pub(super) runtime: AtomicU64,
     pub(super) worker: AtomicU64,
@@ -103,8 +95,6 @@ impl Rings {
             depth: AtomicU64::new(0),
             epoch: AtomicU64::new(0),
             too_deep: AtomicU64::new(0),
-            next_number: AtomicU64::new(0),
-            last_number: AtomicU64::new(0),
             runtime: AtomicU64::new(0),
             worker: AtomicU64::new(0),
             tenancy: Mutex::new(None),
@@ -134,21 +124,20 @@ impl Rings {
     }
 
     #[inline]
-    fn begin(&self, epoch: u64, what: What) {
+    fn begin(&self, epoch: u64, what: What, tick: u64) {
         if self.epoch.load(Ordering::Relaxed) != epoch {
             self.close();
             self.epoch.store(epoch, Ordering::Relaxed);
         }
         let depth = self.depth.load(Ordering::Relaxed);
         if let Some(open) = self.open.get(depth as usize) {
-            open.begin(ticks::now(), what.pack());
+            open.begin(tick, what.pack());
         }
         self.depth.store(depth + 1, Ordering::Relaxed);
     }
 
     #[inline]
-    fn end(&self, epoch: u64, what: impl FnOnce() -> What) {
-        let now = ticks::now();
+    fn end(&self, epoch: u64, what: impl FnOnce() -> What, now: u64) {
         let depth = self.depth.load(Ordering::Relaxed);
         let (start, what) = if depth == 0 || self.epoch.load(Ordering::Relaxed) != epoch {
             self.close();
@@ -184,18 +173,6 @@ impl Rings {
         open.begin(start, what.pack());
         true
     }
-
-    fn number(&self) -> u64 {
-        let next = self.next_number.load(Ordering::Relaxed);
-        if next == self.last_number.load(Ordering::Relaxed) {
-            let first = NUMBER.fetch_add(NUMBERS, Ordering::Relaxed);
-            self.next_number.store(first + 1, Ordering::Relaxed);
-            self.last_number.store(first + NUMBERS, Ordering::Relaxed);
-            return first;
-        }
-        self.next_number.store(next + 1, Ordering::Relaxed);
-        next
-    }
 }
 
 thread_local! {
@@ -216,14 +193,20 @@ impl Drop for Lease {
     }
 }
 
-/// A slice begins on this thread.
+/// Whether anything is.
 #[inline]
-pub(super) fn begin(kind: RawKind, task: TaskKey) {
+pub(super) fn is_recorded() -> bool {
+    EPOCH.load(Ordering::Relaxed) != 0
+}
+
+/// A slice begins on this thread, at `tick`.
+#[inline]
+pub(super) fn begin(kind: RawKind, task: TaskKey, tick: u64) {
     let epoch = EPOCH.load(Ordering::Relaxed);
     if epoch != 0
         && let Some(rings) = here()
     {
-        rings.begin(epoch, What { kind, named: false, task });
+        rings.begin(epoch, What { kind, named: false, task }, tick);
     }
 }
 
@@ -235,7 +218,20 @@ pub(super) fn end(kind: RawKind, task: impl FnOnce() -> TaskKey) {
     if epoch != 0
         && let Some(rings) = here()
     {
-        rings.end(epoch, || What { kind, named: false, task: task() });
+        rings.end(epoch, || What { kind, named: false, task: task() }, ticks::now());
+    }
+}
+
+/// The slice that began last on this thread ends, and with it the task that was polled in it.
+#[inline]
+pub(super) fn end_task(kind: RawKind, task: TaskKey) {
+    let epoch = EPOCH.load(Ordering::Relaxed);
+    if epoch != 0
+        && let Some(rings) = here()
+    {
+        let now = ticks::now();
+        rings.end(epoch, || What { kind, named: false, task }, now);
+        rings.tasks.push(RawTask::new(RawKind::Ended, now, task).0);
     }
 }
 
@@ -254,15 +250,6 @@ pub(super) fn task(kind: RawKind, task: TaskKey) {
         && let Some(rings) = here()
     {
         rings.tasks.push(RawTask::new(kind, ticks::now(), task).0);
-    }
-}
-
-/// A number for a wrapped task; 0 while nothing records.
-#[inline]
-pub(super) fn number() -> u64 {
-    match EPOCH.load(Ordering::Relaxed) {
-        0 => 0,
-        _ => here().map_or(0, Rings::number),
     }
 }
 

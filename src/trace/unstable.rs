@@ -19,9 +19,10 @@ mod present {
     use tokio::runtime::{Builder, TaskMeta};
 
     use super::super::hooks::Hooks;
-    use super::super::sites::Site;
     use super::super::thread;
+    use crate::base::Site;
     use crate::model::{RawKind, TaskKey};
+    use crate::os::ticks;
 
     /// Whether there are hooks that see tasks.
     pub(in super::super) const PRESENT: bool = true;
@@ -43,7 +44,9 @@ mod present {
             let Self { before_poll, after_poll, spawn, terminate } = self;
             builder.on_before_task_poll(move |meta| {
                 tell(before_poll.as_ref(), meta);
-                thread::begin(RawKind::HookedPoll, key(meta));
+                if thread::is_recorded() {
+                    thread::begin(RawKind::HookedPoll, key(meta), ticks::now());
+                }
             });
             builder.on_after_task_poll(move |meta| {
                 thread::end(RawKind::HookedPoll, || key(meta));
@@ -107,7 +110,7 @@ mod present {
 
     #[inline]
     fn key(meta: &TaskMeta<'_>) -> TaskKey {
-        if thread::EPOCH.load(std::sync::atomic::Ordering::Relaxed) == 0 {
+        if !thread::is_recorded() {
             return TaskKey::default();
         }
         let site = Site { name: None, place: meta.spawned_at() };

@@ -64,7 +64,7 @@ const BOOTTIME: u32 = 6;
 pub fn write(timeline: &Timeline, out: impl Write) -> io::Result<()> {
     let mut writer = Writer {
         timeline,
-        out: Parts::new(out),
+        out: Parts::fast(out),
         texts: Interner::new(&timeline.strings),
         open: vec![0; timeline.tracks.len()],
         losses: timeline.losses.clone(),

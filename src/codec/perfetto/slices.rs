@@ -28,25 +28,24 @@ use super::proto::{
     TrackEventDefaults,
 };
 use super::{INCREMENTAL_STATE_CLEARED, MONOTONIC, NEEDS_INCREMENTAL_STATE, SEQUENCE};
-use crate::base::Moment;
 use crate::codec::gzip::Parts;
-use crate::model::{Activity, RawKind, StringTable, TaskKey, ThreadSlices};
+use crate::model::{Activity, OpenSlice, RawKind, RawSlice, RawTask, StringTable, TaskKey};
 
 /// The clock of a sequence's own; those of 64 to 127 are.
 const DELTAS: u32 = 64;
 
-const BEGIN: u64 = 1;
-const END: u64 = 2;
-const INSTANT: u64 = 3;
+const BEGIN: u8 = 1;
+const END: u8 = 2;
+const INSTANT: u8 = 3;
 
 /// The categories, by their number on every sequence.
-const RUNTIME: u64 = 1;
-const TASK: u64 = 2;
+const RUNTIME: u8 = 1;
+const TASK: u8 = 2;
 
 /// The arguments, by their number on every sequence.
-const TASK_NUMBER: u64 = 1;
-const IN_PROGRESS: u64 = 2;
-const EARLIER: u64 = 3;
+const TASK_NUMBER: u8 = 1;
+const IN_PROGRESS: u8 = 2;
+const EARLIER: u8 = 3;
 
 /// The name of a park; a site's is its number and two more.
 const PARKED: u64 = 1;
@@ -71,11 +70,12 @@ pub(super) fn write<W: Write>(
     out: &mut Parts<W>,
 ) -> io::Result<()> {
     let Some(thread) = activity.threads.get(place) else { return Ok(()) };
-    let mut slices = slices(activity, thread);
-    // Sorted already, but for slices within slices.
-    slices.sort_by_key(|slice| (slice.start, Reverse(slice.end.unwrap_or(u64::MAX))));
-    let first = slices.first().map_or(0, |slice| slice.start);
-    let mut pen = Pen { out, sequence: sequence(place), last: first, bytes: Bytes::default() };
+    let mut slices = thread.slices.clone();
+    // Sorted already, but for slices within slices, and for what rounding did to a long one's start.
+    slices.sort_by_key(|slice| (slice.start(), Reverse(slice.end())));
+    let slices = merged(activity, &slices, &thread.open);
+    let first = slices.clone().next().map_or(0, |slice| slice.start);
+    let mut pen = Pen::new(out, sequence(place), first);
     let names = thread.slices.iter().map(|slice| (slice.kind(), slice.task()));
     let open = thread.open.iter().map(|open| (Some(open.kind), open.task));
     pen.head(activity, strings, track, &mut names.chain(open))?;
@@ -94,7 +94,7 @@ pub(super) fn write<W: Write>(
             pen.end(end)?;
         }
     }
-    Ok(())
+    pen.finish()
 }
 
 /// Writes what became of tasks, as instants on the two tracks `spawned` and `ended`.
@@ -107,17 +107,18 @@ pub(super) fn write_tasks<W: Write>(
     let kinds = [(RawKind::Spawned, spawned), (RawKind::Ended, ended)];
     for (after, (kind, track)) in kinds.into_iter().enumerate() {
         let of_kind = activity.tasks.iter().filter(|task| task.kind() == Some(kind));
-        let mut tasks: Vec<_> = of_kind.collect();
+        let mut tasks: Vec<RawTask> = of_kind.copied().collect();
         tasks.sort_by_key(|task| task.at());
         let moment = |at| activity.calibration.moment(at).as_nanos();
         let first = tasks.first().map_or(0, |task| moment(task.at()));
         let sequence = sequence(activity.threads.len() + after);
-        let mut pen = Pen { out: &mut *out, sequence, last: first, bytes: Bytes::default() };
+        let mut pen = Pen::new(out, sequence, first);
         let mut names = tasks.iter().map(|task| (Some(kind), task.task()));
         pen.head(activity, strings, track, &mut names)?;
         for task in tasks {
             pen.instant(moment(task.at()), task.task())?;
         }
+        pen.finish()?;
     }
     Ok(())
 }
@@ -127,24 +128,33 @@ fn sequence(place: usize) -> u64 {
     u64::from(SEQUENCE) + 1 + place as u64
 }
 
-/// The slices of a thread that reach into the trace, with their moments.
-fn slices(activity: &Activity, thread: &ThreadSlices) -> Vec<Slice> {
+/// The slices of a thread that reach into the trace, in the order of their begins, with their moments.
+fn merged<'a>(
+    activity: &'a Activity,
+    ended: &'a [RawSlice],
+    open: &'a [OpenSlice],
+) -> impl Iterator<Item = Slice> + Clone + 'a {
     let Activity { calibration, from, .. } = activity;
     let from = from.as_nanos();
-    let slice = |kind, start: Moment, end: Option<Moment>, task| {
-        let (start, end) = (start.as_nanos(), end.map(Moment::as_nanos));
+    let slice = move |kind, start: u64, end, task| {
+        let start = calibration.moment(start).as_nanos();
         Slice { start: start.max(from), end, kind, task, earlier: from.saturating_sub(start) }
     };
-    let ended = thread.slices.iter().filter_map(|raw| {
-        let (start, end) = (calibration.moment(raw.start()), calibration.moment(raw.end()));
-        (end.as_nanos() >= from).then_some(())?;
-        Some(slice(raw.kind()?, start, Some(end), raw.task()))
-    });
-    let open = thread
-        .open
-        .iter()
-        .map(|open| slice(open.kind, calibration.moment(open.start), None, open.task.short()));
-    ended.chain(open).collect()
+    let (mut ended, mut open) = (ended.iter().peekable(), open.iter().peekable());
+    std::iter::from_fn(move || {
+        loop {
+            // What goes on is around what has ended and began with it.
+            let next = ended.peek().map_or(u64::MAX, |raw| raw.start());
+            if let Some(open) = open.next_if(|open| open.start <= next) {
+                return Some(slice(open.kind, open.start, None, open.task.short()));
+            }
+            let raw = ended.next()?;
+            let end = calibration.moment(raw.end()).as_nanos();
+            if let (Some(kind), true) = (raw.kind(), end >= from) {
+                return Some(slice(kind, raw.start(), Some(end), raw.task()));
+            }
+        }
+    })
 }
 
 /// Puts packets of one sequence down.
@@ -153,8 +163,19 @@ struct Pen<'a, W: Write> {
     sequence: u64,
     /// The time of the last packet.
     last: u64,
-    /// The packet at hand.
+    /// What every packet has between its time and its event.
+    middle: Piece,
+    /// Packets that are not written yet.
     bytes: Bytes,
+}
+
+impl<'a, W: Write> Pen<'a, W> {
+    fn new(out: &'a mut Parts<W>, sequence: u64, first: u64) -> Self {
+        let mut middle = Bytes::default();
+        middle.number(10, sequence);
+        middle.number(13, u64::from(NEEDS_INCREMENTAL_STATE));
+        Self { out, sequence, last: first, middle: middle.piece(), bytes: Bytes::default() }
+    }
 }
 
 impl<W: Write> Pen<'_, W> {
@@ -179,12 +200,15 @@ impl<W: Write> Pen<'_, W> {
             }
         }
         let interned_data = InternedData {
-            event_categories: vec![interned(RUNTIME, "runtime"), interned(TASK, "task")],
+            event_categories: vec![
+                interned(RUNTIME.into(), "runtime"),
+                interned(TASK.into(), "task"),
+            ],
             event_names,
             debug_annotation_names: vec![
-                interned(TASK_NUMBER, "task"),
-                interned(IN_PROGRESS, "in progress at the end of the trace"),
-                interned(EARLIER, "ns before the trace"),
+                interned(TASK_NUMBER.into(), "task"),
+                interned(IN_PROGRESS.into(), "in progress at the end of the trace"),
+                interned(EARLIER.into(), "ns before the trace"),
             ],
         };
         let clock = |clock_id, is_incremental| Clock {
@@ -213,9 +237,11 @@ impl<W: Write> Pen<'_, W> {
 
     fn begin(&mut self, slice: &Slice) -> io::Result<()> {
         let is_park = slice.kind == RawKind::Park;
-        let event = self.packet(slice.start);
-        self.bytes.number(3, if is_park { RUNTIME } else { TASK });
-        if !is_park {
+        let event = self.packet(slice.start)?;
+        if is_park {
+            self.bytes.put(CATEGORY_RUNTIME);
+        } else {
+            self.bytes.put(CATEGORY_TASK);
             self.bytes.argument(TASK_NUMBER, slice.task.number);
         }
         if slice.end.is_none() {
@@ -224,43 +250,47 @@ impl<W: Write> Pen<'_, W> {
         if slice.earlier > 0 {
             self.bytes.argument(EARLIER, slice.earlier);
         }
-        self.bytes.number(9, BEGIN);
-        self.bytes.number(10, name_of(slice.kind, slice.task));
-        self.write(event)
+        self.bytes.put(TYPE_BEGIN);
+        self.bytes.varint(name_of(slice.kind, slice.task));
+        self.bytes.end(event);
+        Ok(())
     }
 
     fn end(&mut self, at: u64) -> io::Result<()> {
-        let event = self.packet(at);
-        self.bytes.number(9, END);
-        self.write(event)
+        let event = self.packet(at)?;
+        self.bytes.put(TYPE_END);
+        self.bytes.end(event);
+        Ok(())
     }
 
     fn instant(&mut self, at: u64, task: TaskKey) -> io::Result<()> {
-        let event = self.packet(at);
-        self.bytes.number(3, TASK);
+        let event = self.packet(at)?;
+        self.bytes.put(CATEGORY_TASK);
         self.bytes.argument(TASK_NUMBER, task.number);
-        self.bytes.number(9, INSTANT);
-        self.bytes.number(10, name_of(RawKind::HookedPoll, task));
-        self.write(event)
+        self.bytes.put(TYPE_INSTANT);
+        self.bytes.varint(name_of(RawKind::HookedPoll, task));
+        self.bytes.end(event);
+        Ok(())
     }
 
     /// Begins a packet with an event in it.
     #[inline]
-    fn packet(&mut self, at: u64) -> [usize; 2] {
-        self.bytes.len = 0;
-        let packet = self.bytes.open(1);
-        self.bytes.number(8, at.saturating_sub(self.last));
+    fn packet(&mut self, at: u64) -> io::Result<[usize; 2]> {
+        if self.bytes.len > ROOM - LONGEST {
+            self.out.write_bytes(self.bytes.get())?;
+            self.bytes.len = 0;
+        }
+        self.bytes.put(PACKET);
+        let packet = self.bytes.len - 1;
+        self.bytes.varint(at.saturating_sub(self.last));
         self.last = self.last.max(at);
-        self.bytes.number(10, self.sequence);
-        self.bytes.number(13, u64::from(NEEDS_INCREMENTAL_STATE));
-        [packet, self.bytes.open(11)]
+        self.bytes.put(self.middle);
+        self.bytes.put(EVENT);
+        Ok([packet, self.bytes.len])
     }
 
-    /// Ends the event and its packet, and writes it.
-    #[inline]
-    fn write(&mut self, [packet, event]: [usize; 2]) -> io::Result<()> {
-        self.bytes.close(event);
-        self.bytes.close(packet);
+    /// Writes what is left.
+    fn finish(self) -> io::Result<()> {
         self.out.write_bytes(self.bytes.get())
     }
 }
@@ -276,10 +306,42 @@ const fn name_of(kind: RawKind, task: TaskKey) -> u64 {
     }
 }
 
-/// The longest packet: a begin with three arguments.
-const ROOM: usize = 128;
+/// Up to eight bytes that go down at once, the first one lowest.
+#[derive(Clone, Copy)]
+struct Piece {
+    bytes: u64,
+    len: usize,
+}
 
-/// A packet of the few fields above.
+impl Piece {
+    const fn of(bytes: &[u8]) -> Self {
+        let (mut word, mut len) = (0, 0);
+        while len < bytes.len() {
+            word |= (bytes[len] as u64) << (8 * len);
+            len += 1;
+        }
+        Self { bytes: word, len }
+    }
+}
+
+/// A packet, whose length is to come, and its time.
+const PACKET: Piece = Piece::of(&[(1 << 3) | 2, 0, 8 << 3]);
+/// An event, whose length is to come.
+const EVENT: Piece = Piece::of(&[(11 << 3) | 2, 0]);
+const CATEGORY_RUNTIME: Piece = Piece::of(&[3 << 3, RUNTIME]);
+const CATEGORY_TASK: Piece = Piece::of(&[3 << 3, TASK]);
+/// The type of an event, and a name for what has one.
+const TYPE_BEGIN: Piece = Piece::of(&[9 << 3, BEGIN, 10 << 3]);
+const TYPE_INSTANT: Piece = Piece::of(&[9 << 3, INSTANT, 10 << 3]);
+const TYPE_END: Piece = Piece::of(&[9 << 3, END]);
+
+/// How much is gathered before it is handed on.
+const ROOM: usize = 4096;
+
+/// The longest packet, a begin with three arguments, and what [`Bytes::put`] writes beyond it.
+const LONGEST: usize = 128;
+
+/// Packets of the few fields above.
 struct Bytes {
     bytes: [u8; ROOM],
     len: usize,
@@ -294,6 +356,18 @@ impl Default for Bytes {
 impl Bytes {
     fn get(&self) -> &[u8] {
         self.bytes.get(..self.len).unwrap_or_default()
+    }
+
+    fn piece(&self) -> Piece {
+        Piece::of(self.get())
+    }
+
+    #[inline]
+    fn put(&mut self, piece: Piece) {
+        if let Some(place) = self.bytes.get_mut(self.len..self.len + 8) {
+            place.copy_from_slice(&piece.bytes.to_le_bytes());
+            self.len += piece.len;
+        }
     }
 
     #[inline]
@@ -320,27 +394,27 @@ impl Bytes {
         self.varint(number);
     }
 
-    /// Begins a message, whose length is told by [`Self::close`].
+    /// Ends an event and its packet. Their lengths are one byte each: both are below [`LONGEST`].
     #[inline]
-    fn open(&mut self, field: u8) -> usize {
-        self.byte((field << 3) | 2);
-        self.byte(0);
-        self.len
+    fn end(&mut self, [packet, event]: [usize; 2]) {
+        self.length(event - 1);
+        self.length(packet - 1);
     }
 
-    /// Ends the message that began at `from`. Its length is one byte: it is below 128, as [`ROOM`] is.
+    /// Tells the length of the message that begins behind `place`.
     #[inline]
-    fn close(&mut self, from: usize) {
-        if let Some(length) = self.bytes.get_mut(from - 1) {
-            *length = (self.len - from) as u8;
+    fn length(&mut self, place: usize) {
+        if let Some(length) = self.bytes.get_mut(place) {
+            *length = (self.len - place - 1) as u8;
         }
     }
 
+    /// An argument, by its name.
     #[inline]
-    fn argument(&mut self, name: u64, value: u64) {
-        let annotation = self.open(4);
-        self.number(1, name);
-        self.number(3, value);
-        self.close(annotation);
+    fn argument(&mut self, name: u8, value: u64) {
+        self.put(Piece::of(&[(4 << 3) | 2, 0, 1 << 3, name, 3 << 3]));
+        let place = self.len - 4;
+        self.varint(value);
+        self.length(place);
     }
 }

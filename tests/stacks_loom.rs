@@ -1,0 +1,119 @@
+//! The list of tasks, over every order in which loads and stores may be seen: made on one thread, ended on
+//! another, looked at by a dump meanwhile.
+//!
+//! `src/stacks/slot.rs` is compiled here a second time, with loom's atomics and locks in the place of std's.
+#![allow(unreachable_pub, dead_code, reason = "the file is compiled as a part of the crate, too")]
+
+mod base {
+    pub mod sync {
+        pub use loom::sync::Mutex;
+        pub use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+        pub use std::sync::PoisonError;
+    }
+}
+
+#[path = "../src/stacks/slot.rs"]
+mod slot;
+
+use loom::sync::{Arc, Mutex};
+use loom::thread;
+
+use slot::{Hand, Slot, Slots, Store};
+
+/// The waker of task `n` is `n`.
+type Waker = u64;
+
+const DUMP: u32 = 7;
+
+/// The site of task `n`, so that a half of one and a half of another do not pass.
+fn site(n: u64) -> u16 {
+    n as u16 * 10
+}
+
+fn slots() -> Slots<Waker> {
+    Slots { store: Mutex::new(Store::new()) }
+}
+
+/// A free slot, and a task that has it.
+fn made(n: u64) -> (Arc<Slots<Waker>>, &'static Slot<Waker>) {
+    let slots = Arc::new(slots());
+    let slot = Hand::<_, 2>::new().take(&slots).unwrap();
+    slot.make(n, site(n));
+    (slots, slot)
+}
+
+/// What a dump is told belongs together; whether it may wake the task, and then by its own waker.
+fn look(slot: &Slot<Waker>) -> Option<u64> {
+    let seen = slot.look(DUMP)?;
+    assert_eq!(seen.site, site(seen.number));
+    assert!(seen.held.is_none_or(|waker| waker == seen.number));
+    seen.held
+}
+
+#[test]
+fn a_dump_sees_a_task_whole_or_not_at_all_while_its_slot_goes_to_another() {
+    loom::model(|| {
+        let (_slots, slot) = made(1);
+        let worker = thread::spawn(move || {
+            assert_eq!(slot.end(false), None);
+            slot.make(2, site(2));
+            assert_eq!(slot.keep(2), None);
+            let asked = slot.is_asked();
+            assert_eq!(slot.end(true), Some(2));
+            slot.make(3, site(3));
+            assert!(!slot.is_asked(), "what another was asked");
+            asked
+        });
+        let woken = look(slot);
+        let asked = worker.join().unwrap();
+        // Who was asked between keeping and ending was known to the dump.
+        assert!(!asked || woken == Some(2));
+        assert_eq!(slot.look(0).map(|seen| (seen.number, seen.held)), Some((3, None)));
+    });
+}
+
+#[test]
+fn a_waker_is_given_out_to_one_who_drops_it() {
+    loom::model(|| {
+        let (_slots, slot) = made(1);
+        slot.keep(1);
+        let worker = thread::spawn(move || {
+            // A new one comes, the old one goes, and then all goes.
+            assert_eq!(slot.keep(1), Some(1));
+            assert_eq!(slot.end(true), Some(1));
+        });
+        look(slot);
+        worker.join().unwrap();
+        assert_eq!(look(slot), None);
+    });
+}
+
+#[test]
+fn slots_go_from_thread_to_thread_and_no_two_tasks_have_one() {
+    loom::model(|| {
+        let slots = Arc::new(slots());
+        let work = |slots: &Slots<Waker>, first: u64| {
+            let mut hand = Hand::<Waker, 2>::new();
+            let mine = [first, first + 1].map(|n| {
+                let slot = hand.take(slots).unwrap();
+                slot.make(n, site(n));
+                slot
+            });
+            for (slot, n) in mine.into_iter().zip(first..) {
+                assert_eq!(slot.number(), n);
+                slot.end(false);
+                hand.put(slot, slots);
+            }
+            hand.give_back(slots);
+        };
+        let other = thread::spawn({
+            let slots = Arc::clone(&slots);
+            move || work(&slots, 10)
+        });
+        work(&slots, 20);
+        other.join().unwrap();
+        let chunks: Vec<_> = (0..).map_while(|chunk| slots.chunk(chunk)).collect();
+        assert_eq!(chunks.len(), 1, "a chunk of eight is enough for four");
+        assert!(chunks[0].iter().all(|slot| slot.number() == 0));
+    });
+}
