@@ -76,6 +76,23 @@ impl Drop for ThreadTimer {
     }
 }
 
+/// CPU time of the thread `tid` of this process since it began. Costs 0.3 us.
+///
+/// # Errors
+///
+/// When it has ended.
+pub fn cpu_time_of(tid: u32) -> io::Result<Duration> {
+    // SAFETY: an all-zero timespec is a valid one.
+    let mut time: libc::timespec = unsafe { MaybeUninit::zeroed().assume_init() };
+    // SAFETY: the kernel writes a timespec. By system call, as libc may know no such clock.
+    let failed = unsafe { libc::syscall(libc::SYS_clock_gettime, clock_of(tid), &raw mut time) };
+    if failed != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let seconds = u64::try_from(time.tv_sec).unwrap_or_default();
+    Ok(Duration::new(seconds, u32::try_from(time.tv_nsec).unwrap_or_default()))
+}
+
 /// The clock of the CPU time of the thread `tid`: its number's complement, and `CPUCLOCK_SCHED` of a
 /// thread in the low bits.
 fn clock_of(tid: u32) -> c_int {
@@ -116,5 +133,23 @@ mod tests {
     #[test]
     fn a_thread_that_does_not_exist_is_refused() {
         assert!(ThreadTimer::new(i32::MAX as u32 - 1, libc::SIGPROF, 0).is_err());
+        assert!(cpu_time_of(i32::MAX as u32 - 1).is_err());
+    }
+
+    #[test]
+    fn the_cpu_time_of_a_thread_is_seen_from_another() {
+        let (tell, told) = std::sync::mpsc::channel();
+        let (end, wait) = std::sync::mpsc::channel::<()>();
+        let thread = std::thread::spawn(move || {
+            let own = || cpu_time_of(crate::os::threads::current()).unwrap();
+            while own() < Duration::from_millis(20) {
+                std::hint::spin_loop();
+            }
+            tell.send(crate::os::threads::current()).unwrap();
+            let _ = wait.recv();
+        });
+        assert!(cpu_time_of(told.recv().unwrap()).unwrap() >= Duration::from_millis(20));
+        drop(end);
+        thread.join().unwrap();
     }
 }

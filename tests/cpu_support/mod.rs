@@ -88,9 +88,9 @@ pub(crate) fn burn(total: Duration) {
     let end = cpu_time(ClockId::ThreadCPUTime) + total;
     let now = || cpu_time(ClockId::ThreadCPUTime);
     while now() < end {
-        black_box(burn_fifty(now() + Duration::from_millis(50)));
-        black_box(burn_thirty(now() + Duration::from_millis(30)));
-        black_box(burn_twenty(now() + Duration::from_millis(20)));
+        black_box(burn_fifty(end.min(now() + Duration::from_millis(50))));
+        black_box(burn_thirty(end.min(now() + Duration::from_millis(30))));
+        black_box(burn_twenty(end.min(now() + Duration::from_millis(20))));
     }
 }
 

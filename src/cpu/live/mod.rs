@@ -21,12 +21,14 @@
 //! `timer` a pool that is touched as deep as stacks were: 1 KiB to 32 KiB a slot. Tables are bounded by
 //! `tally`'s constants. `cargo bench --bench cpu` has the times.
 
+mod charges;
 mod images;
 mod perf;
 mod recorder;
 mod report;
 mod roster;
 mod sampler;
+mod strata;
 mod tally;
 mod timer;
 mod wall;

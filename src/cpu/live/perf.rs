@@ -22,6 +22,7 @@ use crate::base::Hertz;
 use crate::os::copied::Copied;
 use crate::os::perf::{Event, Sampling};
 use crate::os::tasks;
+use crate::os::timer::cpu_time_of;
 
 /// The stack that is copied of a thread at first. With what else is in a record two fit into 16 KiB.
 const SHALLOW: u32 = 7 << 10;
@@ -38,8 +39,32 @@ const SMALLEST: usize = 16 << 10;
 /// Samples that were too short in one drain, out of all, from which on more is copied: 1 in 8.
 const TOO_MANY_SHORT: u64 = 8;
 
+/// A thread's event.
+struct Watched {
+    event: Event,
+    /// The thread's CPU time when it was last asked for.
+    told: Duration,
+    /// What the event had counted then.
+    counted: Duration,
+}
+
+impl Watched {
+    fn new(tid: u32, event: Event) -> Self {
+        Self { event, told: cpu_time_of(tid).unwrap_or_default(), counted: Duration::ZERO }
+    }
+
+    /// The thread's CPU time. The event counts on where the thread has ended; its clock is a coarser one,
+    /// which runs on while a hypervisor lets others run.
+    fn cpu_time(&mut self, tid: u32) -> Duration {
+        let counted = self.event.counted().unwrap_or(self.counted);
+        let since = counted.saturating_sub(std::mem::replace(&mut self.counted, counted));
+        self.told = cpu_time_of(tid).unwrap_or(self.told + since);
+        self.told
+    }
+}
+
 pub(super) struct PerfSampler {
-    events: HashMap<u32, Event>,
+    events: HashMap<u32, Watched>,
     frequency: Hertz,
     user_only: bool,
     /// One more than the highest number a descriptor of ours may have: the host needs the others.
@@ -78,6 +103,16 @@ impl PerfSampler {
         }
         Ok(event)
     }
+
+    /// Another event in the place of the thread's; the old one stays when there can be none.
+    fn reopen(&mut self, tid: u32, stack_bytes: u32, least: usize) -> bool {
+        let Ok(event) = self.open(tid, stack_bytes, least) else { return false };
+        if let Some(watched) = self.events.get_mut(&tid) {
+            let told = watched.cpu_time(tid);
+            *watched = Watched { event, told, counted: Duration::ZERO };
+        }
+        true
+    }
 }
 
 impl Sampler for PerfSampler {
@@ -85,7 +120,9 @@ impl Sampler for PerfSampler {
         let mut refused = Refused::default();
         for &tid in tids {
             match self.open(tid, SHALLOW, 0) {
-                Ok(event) => drop(self.events.insert(tid, event)),
+                Ok(event) => {
+                    drop(self.events.insert(tid, Watched::new(tid, event)));
+                }
                 Err(error) => refused.add(error),
             }
         }
@@ -96,21 +133,29 @@ impl Sampler for PerfSampler {
         self.events.remove(&tid);
     }
 
+    fn counted(&mut self, tid: u32) -> Option<Duration> {
+        // It counts in the kernel what it does not sample there.
+        if self.user_only {
+            return None;
+        }
+        self.events.get_mut(&tid).map(|watched| watched.cpu_time(tid))
+    }
+
     fn set_frequency(&mut self, frequency: Hertz) {
         self.frequency = frequency;
         let tids: Vec<u32> = self.events.keys().copied().collect();
         let threads = tids.len();
         for tid in tids {
-            let Some(event) = self.events.get_mut(&tid) else { continue };
+            let Some(Watched { event, .. }) = self.events.get_mut(&tid) else { continue };
             let Sampling { stack_bytes, ring_bytes: has, .. } = event.sampling();
             // A ring that is large enough is kept, with the new period.
             let wants = ring_bytes(frequency, stack_bytes, threads);
             if wants <= has && event.set_period(period(frequency)).is_ok() {
                 continue;
             }
-            if let Ok(larger) = self.open(tid, stack_bytes, 0) {
-                self.events.insert(tid, larger);
-            } else if let Some(event) = self.events.get_mut(&tid) {
+            if !self.reopen(tid, stack_bytes, 0)
+                && let Some(Watched { event, .. }) = self.events.get_mut(&tid)
+            {
                 let _ = event.set_period(period(frequency));
             }
         }
@@ -119,7 +164,7 @@ impl Sampler for PerfSampler {
     fn drain(&mut self, take: &mut dyn FnMut(&Copied) -> Verdict) -> u64 {
         let mut lost = 0;
         let mut small = Vec::new();
-        for (&tid, event) in &mut self.events {
+        for (&tid, Watched { event, .. }) in &mut self.events {
             let (mut samples, mut short) = (0u64, 0u64);
             let overflowed = event.drain(&mut self.copied, |copied| {
                 samples += 1;
@@ -137,9 +182,7 @@ impl Sampler for PerfSampler {
             }
         }
         for (tid, stack_bytes, ring) in small {
-            if let Ok(larger) = self.open(tid, stack_bytes, ring) {
-                self.events.insert(tid, larger);
-            }
+            self.reopen(tid, stack_bytes, ring);
         }
         lost
     }

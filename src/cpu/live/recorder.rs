@@ -6,7 +6,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use super::charges::Charges;
 use super::images::Images;
+use super::perf::period;
 use super::report::{self, Subject};
 use super::roster::Roster;
 use super::sampler::{Chosen, Verdict, choose, drain_interval};
@@ -45,6 +47,7 @@ struct State {
     chosen: Chosen,
     walker: Walker,
     roster: Roster,
+    charges: Charges,
     looked: Moment,
     images: Images,
     frequency: Hertz,
@@ -75,10 +78,11 @@ impl Recorder {
         let chosen = choose(options.engine, frequency, &tids)?;
         let window = (options.lookback_frequency > Hertz(0) && !options.lookback.is_zero())
             .then(|| (options.lookback_frequency, Window::new(options.lookback)));
-        let state = State {
+        let mut state = State {
             chosen,
             walker,
             roster,
+            charges: Charges::default(),
             looked: SystemClock.now(),
             images: Images::default(),
             frequency,
@@ -88,6 +92,8 @@ impl Recorder {
             broken: None,
             is_over: false,
         };
+        state.open_accounts(&tids);
+        state.begin_window(SystemClock.now());
         let shared = Arc::new(Shared { state: Mutex::new(state), wake: Condvar::new() });
         let thread = thread::Builder::new().name("marple-cpu".to_owned()).spawn({
             let (shared, guard) = (Arc::clone(&shared), options.guard);
@@ -115,8 +121,6 @@ impl Recorder {
         }
         let before = state.before(anchor);
         state.set_frequency(frequency);
-        // What the old frequency still left, between the two lines above, is not the session's.
-        state.drain_away();
         state.during = Some(During { anchor, cpu: cpu_time(), tally: Tally::new(NODES) });
         self.shared.wake.notify_one();
         Ok(before)
@@ -126,13 +130,16 @@ impl Recorder {
     pub(in crate::cpu) fn take_window(&self, anchor: Anchor) -> Option<Profile> {
         let mut state = self.shared.lock();
         state.turn(anchor.moment);
-        state.before(anchor)
+        let before = state.before(anchor);
+        state.begin_window(anchor.moment);
+        before
     }
 
     /// Ends the session and reports it.
     pub(in crate::cpu) fn end(&self, now: Moment) -> Option<Profile> {
         let mut state = self.shared.lock();
         state.turn(now);
+        state.settle();
         let cpu = cpu_time();
         let During { anchor, cpu: before, tally } = state.during.take()?;
         let duration = now.since(anchor.moment);
@@ -141,7 +148,7 @@ impl Recorder {
         let profile = state.profile(&[&tally], span, state.frequency, part);
         if let Some((frequency, _)) = state.lookback {
             state.set_frequency(frequency);
-            state.drain_away();
+            state.begin_window(now);
         }
         Some(profile)
     }
@@ -192,25 +199,67 @@ impl State {
             self.broken = self.broken.or_else(|| self.chosen.sampler.broken());
             if self.broken.is_none() {
                 let refused = self.chosen.sampler.attach(&change.born).threads;
-                if let Some(tally) = tally_of(&mut self.during, &mut self.lookback, now) {
+                self.open_accounts(&change.born);
+                if let Some(tally) = tally_of(&mut self.during, &mut self.lookback) {
                     tally.refused += refused;
                 }
             }
         }
-        self.drain(now);
+        self.drain();
+        self.charge(&gone);
         for &tid in &gone {
+            self.charges.close(tid);
             self.chosen.sampler.detach(tid);
         }
         self.roster.forget(&gone);
+        if self.lookback.as_ref().is_some_and(|(_, window)| window.is_due(now)) {
+            self.settle();
+            self.begin_window(now);
+        }
     }
 
-    fn drain(&mut self, now: Moment) {
+    fn open_accounts(&mut self, tids: &[u32]) {
+        for &tid in tids {
+            if let Some(told) = self.chosen.sampler.counted(tid) {
+                self.charges.open(tid, told);
+            }
+        }
+    }
+
+    /// Charges the CPU time of these threads since the last time to whoever has their samples.
+    fn charge(&mut self, tids: &[u32]) {
+        let Self { chosen, roster, charges, during, lookback, frequency, .. } = self;
+        let mut tally = tally_of(during, lookback);
+        for &tid in tids {
+            let told = chosen.sampler.counted(tid);
+            let time = charges.settle(tid, told, period(*frequency));
+            if let Some(tally) = &mut tally
+                && !time.is_zero()
+            {
+                tally.charge(roster.name_of(tid), time);
+            }
+        }
+    }
+
+    /// The same of all threads: 0.5 us each.
+    fn settle(&mut self) {
+        self.charge(&self.charges.tids());
+    }
+
+    fn begin_window(&mut self, now: Moment) {
+        if let Some((_, window)) = &mut self.lookback {
+            window.begin(now, cpu_time());
+        }
+    }
+
+    fn drain(&mut self) {
         // Stacks end at a library that cannot be read, and the next turn tries again.
         if self.walker.refresh().unwrap_or(false) || self.images.is_empty() {
             self.images.note();
         }
         let Self { chosen, walker, roster, copied_frames, lookback, during, .. } = self;
-        let mut tally = tally_of(during, lookback, now);
+        let (charges, period) = (&mut self.charges, period(self.frequency));
+        let mut tally = tally_of(during, lookback);
         let mut take = |copied: &Copied| {
             let frames = &mut copied_frames[..];
             let Copied { head, stack, whole } = copied;
@@ -219,6 +268,9 @@ impl State {
             let is_short = walk.end == End::Truncated && walk.depth < MAX_FRAMES;
             if let Some(tally) = &mut tally {
                 let weight = u64::from(head.weight);
+                if !charges.note(head.tid, weight) {
+                    tally.charge(name, period * head.weight);
+                }
                 match walk.end {
                     End::Whole => {}
                     End::Truncated => tally.short += weight,
@@ -236,17 +288,22 @@ impl State {
         }
     }
 
-    fn drain_away(&mut self) {
-        self.chosen.sampler.drain(&mut |_| Verdict::Walked);
-    }
-
+    /// Samples so often from here on. What the old frequency has left since the last turn is nobody's, and
+    /// so is the CPU time of it.
     fn set_frequency(&mut self, frequency: Hertz) {
         self.frequency = frequency;
         self.chosen.sampler.set_frequency(frequency);
+        self.chosen.sampler.drain(&mut |_| Verdict::Walked);
+        for tid in self.charges.tids() {
+            let told = self.chosen.sampler.counted(tid);
+            self.charges.settle(tid, told, Duration::ZERO);
+        }
     }
 
     /// What the window holds, if it holds anything.
     fn before(&mut self, anchor: Anchor) -> Option<Profile> {
+        self.lookback.as_ref()?;
+        self.settle();
         let cpu = cpu_time();
         let (frequency, window) = self.lookback.as_mut()?;
         let (frequency, buckets) = (*frequency, window.take());
@@ -287,11 +344,10 @@ impl State {
 fn tally_of<'a>(
     during: &'a mut Option<During>,
     lookback: &'a mut Option<(Hertz, Window)>,
-    now: Moment,
 ) -> Option<&'a mut Tally> {
     match (during, lookback) {
         (Some(during), _) => Some(&mut during.tally),
-        (None, Some((_, window))) => window.present(now, cpu_time),
+        (None, Some((_, window))) => window.present(),
         (None, None) => None,
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::roster::Roster;
+use super::strata::{Scales, Stratum};
 use super::tally::{Count, Tally};
 use crate::base::Hertz;
 use crate::cpu::account;
@@ -34,6 +35,9 @@ pub(super) struct Subject<'a> {
 /// A row of a profile: who, where, cut or not.
 type Row = (String, Vec<u64>, bool);
 
+/// So many names of threads whose time has no sample are told apart.
+const MAX_UNSEEN: usize = 8;
+
 /// The profile of `tallies`, which are of consecutive times.
 pub(super) fn profile(subject: Subject<'_>, tallies: &[&Tally], roster: &Roster) -> Profile {
     let period = 1_000_000_000 / i64::from(subject.frequency.get().max(1));
@@ -41,25 +45,40 @@ pub(super) fn profile(subject: Subject<'_>, tallies: &[&Tally], roster: &Roster)
     profile.default_sample_type = CPU.name;
     profile.duration = subject.duration;
 
-    let mut rows: BTreeMap<Row, Count> = BTreeMap::new();
+    let mut strata: BTreeMap<u32, Stratum> = BTreeMap::new();
+    for (name, stratum) in tallies.iter().flat_map(|tally| tally.strata()) {
+        strata.entry(name).or_default().add(stratum);
+    }
+    let lost = tallies.iter().map(|tally| tally.lost).fold(0, u64::saturating_add);
+    let scales = Scales::of(&strata, period.unsigned_abs(), lost);
+
+    let mut rows: BTreeMap<Row, (u64, f64)> = BTreeMap::new();
     for tally in tallies {
         for (place, count) in tally.places() {
             let name = roster.name(place.name).to_owned();
             let row = rows.entry((name, tally.frames(place).collect(), place.is_cut)).or_default();
-            row.samples += count.samples;
-            row.weight += count.weight;
+            row.0 += count.samples;
+            row.1 += count.weight as f64 * scales.at(place.name) * period as f64;
         }
     }
-    for ((name, frames, is_cut), count) in rows {
+    let mut got = 0;
+    for ((name, frames, is_cut), (samples, nanos)) in rows {
         let stack = profile.intern_stack(&frames);
         let mut labels = vec![profile.text_label("thread", &name)];
         if is_cut {
             labels.push(profile.text_label("stack", "cut"));
         }
-        let cpu = signed(count.weight).saturating_mul(period);
-        profile.samples.push(Sample { stack, values: vec![signed(count.samples), cpu], labels });
+        let nanos = nanos.round() as u64;
+        got += nanos;
+        profile.samples.push(Sample {
+            stack,
+            values: vec![signed(samples), signed(nanos)],
+            labels,
+        });
     }
+    let got = got / period.unsigned_abs().max(1);
     remark(&mut profile, &subject, tallies);
+    fit(&mut profile, &subject, tallies, &scales, got, roster);
     profile.attach_mappings(subject.images);
     profile
 }
@@ -81,9 +100,6 @@ fn remark(profile: &mut Profile, subject: &Subject<'_>, tallies: &[&Tally]) {
             all.samples, all.weight
         ));
     }
-    if let Some(error) = standard_error(all.weight, sum(|t| t.squares)) {
-        profile.comments.push(error);
-    }
     let losses = [
         ("CPU samples that found no room in their ring", sum(|t| t.lost)),
         ("CPU samples counted without a stack: the table of stacks is full", sum(|t| t.unplaced)),
@@ -101,20 +117,56 @@ fn remark(profile: &mut Profile, subject: &Subject<'_>, tallies: &[&Tally]) {
     if let Some(why) = subject.broken {
         profile.losses.add(format!("CPU profile ended early: {why}"), 1);
     }
+}
+
+/// Says what samples stand for, how far a share of it may be off, and how much of the CPU time that is.
+fn fit(
+    profile: &mut Profile,
+    subject: &Subject<'_>,
+    tallies: &[&Tally],
+    scales: &Scales,
+    got: u64,
+    roster: &Roster,
+) {
+    let sum = |of: fn(&Tally) -> u64| tallies.iter().map(|tally| of(tally)).sum::<u64>();
+    if let Some((largest, name)) = scales.largest {
+        profile.comments.push(format!(
+            "cpu: samples of threads of one name are scaled to the CPU time the kernel charged to those \
+             threads: by {:.3} on average, by {largest:.3} at most (`{}`); {} samples were taken",
+            scales.weight / (sum(|t| t.all.weight) as f64).max(1.0),
+            roster.name(name),
+            sum(|t| t.all.samples)
+        ));
+    }
+    profile.comments.extend(standard_error(scales.weight, scales.squares));
+    let period = 1_000_000_000 / u64::from(subject.frequency.get().max(1));
+    let mut unseen = 0;
+    for (place, &(name, nanos)) in scales.unseen.iter().enumerate() {
+        let periods = nanos / period;
+        unseen += periods;
+        let cause = match place {
+            0..MAX_UNSEEN => format!("{UNSEEN}: `{}`", roster.name(name)),
+            _ => format!("{UNSEEN}: of other names"),
+        };
+        profile.losses.add(cause, periods);
+    }
     let rest = if subject.user_only {
         "CPU time without a sample: in the kernel, which is hidden here, or in short-lived threads"
     } else {
         "CPU time without a sample, in periods: threads that ended within one, or unseen"
     };
-    account::tell(profile, subject.cpu, subject.frequency, all.weight, sum(|t| t.lost), rest);
+    let lost = sum(|t| t.lost) + unseen;
+    account::tell(profile, subject.cpu, subject.frequency, got, lost, rest);
 }
+
+const UNSEEN: &str = "CPU time without a sample, in periods: threads called";
 
 /// How far the share of a function may be off. Samples of unlike weight tell less than as many alike:
 /// by Kish, as much as the square of the sum over the sum of the squares of them.
-fn standard_error(weight: u64, squares: u64) -> Option<String> {
-    let effective = (weight as f64).powi(2) / squares as f64;
+fn standard_error(weight: f64, squares: f64) -> Option<String> {
+    let effective = weight.powi(2) / squares;
     let points = |share: f64| 100.0 * (share * (1.0 - share) / effective).sqrt();
-    (squares > 0).then(|| {
+    (squares > 0.0).then(|| {
         format!(
             "standard error of a share: {:.1} points at 50 %, {:.1} at 10 %, {:.1} at 1 % \
              ({effective:.0} independent samples)",
@@ -135,11 +187,11 @@ mod tests {
 
     #[test]
     fn the_error_is_the_binomials_over_what_the_weights_are_worth() {
-        assert_eq!(standard_error(0, 0), None);
-        let alike = standard_error(400, 400).unwrap();
+        assert_eq!(standard_error(0.0, 0.0), None);
+        let alike = standard_error(400.0, 400.0).unwrap();
         assert!(alike.contains("2.5 points at 50 %, 1.5 at 10 %"), "{alike}");
         // 100 samples of weight 4 are worth 100.
-        let heavy = standard_error(400, 1600).unwrap();
+        let heavy = standard_error(400.0, 1600.0).unwrap();
         assert!(heavy.contains("5.0 points at 50 %") && heavy.contains("(100 "), "{heavy}");
     }
 }

@@ -28,6 +28,10 @@ pub(super) trait Sampler: Send {
     /// Lets go of a thread that has ended.
     fn detach(&mut self, tid: u32);
 
+    /// CPU time of a thread by the kernel's count, since always the same time before it was attached to;
+    /// none when nobody can tell. The kernel may count what is not sampled.
+    fn counted(&mut self, tid: u32) -> Option<Duration>;
+
     /// Samples so often from here on.
     fn set_frequency(&mut self, frequency: Hertz);
 

@@ -1,6 +1,9 @@
 //! Samples, counted where they were: a tree of stacks and a table of (thread, stack), both bounded.
 
 use std::collections::HashMap;
+use std::time::Duration;
+
+use super::strata::{Stratum, UNPLACED};
 
 /// The outermost end of every stack.
 const ROOT: u32 = 0;
@@ -30,6 +33,7 @@ pub(super) struct Tally {
     nodes: Vec<(u32, u64)>,
     by_node: HashMap<(u32, u64), u32>,
     places: HashMap<Place, Count>,
+    strata: HashMap<u32, Stratum>,
     limit: usize,
     pub(super) all: Count,
     /// The sum of the squares of the weights, for the error of shares.
@@ -55,6 +59,7 @@ impl Tally {
             nodes: vec![(ROOT, 0)],
             by_node: HashMap::new(),
             places: HashMap::new(),
+            strata: HashMap::new(),
             limit,
             all: Count::default(),
             squares: 0,
@@ -78,7 +83,7 @@ impl Tally {
             place
         } else {
             self.unplaced += weight;
-            Place { name: 0, stack: ROOT, is_cut: true }
+            Place { name: UNPLACED, stack: ROOT, is_cut: true }
         };
         let count = self.places.entry(place).or_default();
         count.samples += 1;
@@ -86,7 +91,25 @@ impl Tally {
         self.all.samples += 1;
         self.all.weight += weight;
         // In wall mode a machine that slept for an hour makes looks of the greatest weight there is.
-        self.squares = self.squares.saturating_add(weight * weight);
+        let squared = weight.saturating_mul(weight);
+        self.squares = self.squares.saturating_add(squared);
+        let sampled = Stratum { weight, squares: squared, ..Stratum::default() };
+        self.strata.entry(place.name).or_default().add(&sampled);
+    }
+
+    /// Counts CPU time that the kernel charged to a thread of this name.
+    pub(super) fn charge(&mut self, name: u32, time: Duration) {
+        let charged = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        if charged > 0 {
+            let stratum = self.strata.entry(name).or_default();
+            stratum.charged = stratum.charged.saturating_add(charged);
+            stratum.most = stratum.most.max(charged);
+        }
+    }
+
+    /// What was sampled and charged, by name. There are as many as the roster tells apart.
+    pub(super) fn strata(&self) -> impl Iterator<Item = (u32, &Stratum)> + '_ {
+        self.strata.iter().map(|(&name, stratum)| (name, stratum))
     }
 
     fn node(&mut self, parent: u32, frame: u64) -> Option<u32> {

@@ -29,7 +29,7 @@ use crate::base::Hertz;
 use crate::os::copied::Copied;
 use crate::os::signal::{self, Entry, Target};
 use crate::os::stack_bounds::StackBounds;
-use crate::os::timer::ThreadTimer;
+use crate::os::timer::{ThreadTimer, cpu_time_of};
 
 /// The stack that is copied at most.
 const STACK: usize = 32 << 10;
@@ -145,6 +145,10 @@ impl Sampler for TimerSampler {
             self.target.set_stack(entry, 0..0);
             self.free.push(entry);
         }
+    }
+
+    fn counted(&mut self, tid: u32) -> Option<Duration> {
+        self.timed.get(&tid).and_then(|_| cpu_time_of(tid).ok())
     }
 
     fn set_frequency(&mut self, frequency: Hertz) {

@@ -67,7 +67,11 @@ pub(super) fn profile(
     profile.duration = subject.duration;
     let mut rows: BTreeMap<(Standing, Vec<u64>, bool), Count> = BTreeMap::new();
     for (place, count) in tally.places() {
-        let standing = standings.get(place.name).cloned().unwrap_or_default();
+        let standing = standings.get(place.name).cloned();
+        // The table of stacks was full.
+        let others =
+            || Standing { thread: "(others)".into(), state: "unknown", ..Standing::default() };
+        let standing = standing.unwrap_or_else(others);
         let row = rows.entry((standing, tally.frames(place).collect(), place.is_cut)).or_default();
         row.samples += count.samples;
         row.weight += count.weight;

@@ -32,23 +32,25 @@ impl Window {
         Self { buckets: VecDeque::new(), each: span / BUCKETS }
     }
 
-    /// The bucket of `now`; `cpu` is asked when it is a new one.
-    pub(super) fn present(
-        &mut self,
-        now: Moment,
-        cpu: impl FnOnce() -> Duration,
-    ) -> Option<&mut Tally> {
-        let is_over = |last: &Bucket| now.since(last.started) >= self.each;
-        if self.buckets.back().is_none_or(is_over) {
-            while self.buckets.len() > BUCKETS as usize {
-                self.buckets.pop_front();
-            }
-            self.buckets.push_back(Bucket { started: now, cpu: cpu(), tally: Tally::new(NODES) });
+    /// Begins a bucket; `cpu` is the process's CPU time so far.
+    pub(super) fn begin(&mut self, now: Moment, cpu: Duration) {
+        while self.buckets.len() > BUCKETS as usize {
+            self.buckets.pop_front();
         }
+        self.buckets.push_back(Bucket { started: now, cpu, tally: Tally::new(NODES) });
+    }
+
+    /// Whether it is time for another bucket.
+    pub(super) fn is_due(&self, now: Moment) -> bool {
+        self.buckets.back().is_some_and(|last| now.since(last.started) >= self.each)
+    }
+
+    /// The last bucket that was begun.
+    pub(super) fn present(&mut self) -> Option<&mut Tally> {
         self.buckets.back_mut().map(|bucket| &mut bucket.tally)
     }
 
-    /// All of it; it begins again empty.
+    /// All of it; it rests until another bucket begins.
     pub(super) fn take(&mut self) -> Vec<Bucket> {
         std::mem::take(&mut self.buckets).into()
     }
@@ -61,9 +63,14 @@ mod tests {
     #[test]
     fn it_reaches_back_as_far_as_it_should_and_no_further() {
         let mut window = Window::new(Duration::from_secs(30));
+        assert!(window.present().is_none());
+        window.begin(Moment::from_nanos(0), Duration::ZERO);
         for second in 0..100u64 {
             let now = Moment::from_nanos(second * 1_000_000_000);
-            let tally = window.present(now, || Duration::from_secs(second)).unwrap();
+            if window.is_due(now) {
+                window.begin(now, Duration::from_secs(second));
+            }
+            let tally = window.present().unwrap();
             tally.add(1, &[second + 1], 1, false);
             let reaches = now.since(window.buckets[0].started).as_secs();
             assert!(reaches == second || (30..35).contains(&reaches), "{reaches} at {second}");

@@ -1,0 +1,77 @@
+//! What the kernel has charged to each thread since it was last asked.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+#[derive(Debug, Default)]
+struct Account {
+    /// What the kernel had counted then.
+    told: Duration,
+    /// The samples since, in periods.
+    sampled: u64,
+}
+
+/// The accounts of all threads that are sampled.
+#[derive(Debug, Default)]
+pub(super) struct Charges(HashMap<u32, Account>);
+
+impl Charges {
+    /// Opens the account of a thread that is sampled from here on.
+    pub(super) fn open(&mut self, tid: u32, told: Duration) {
+        self.0.insert(tid, Account { told, sampled: 0 });
+    }
+
+    /// Notes a sample; false: there is no account, so nobody else charges for it.
+    pub(super) fn note(&mut self, tid: u32, weight: u64) -> bool {
+        let account = self.0.get_mut(&tid);
+        account.is_some_and(|account| {
+            account.sampled += weight;
+            true
+        })
+    }
+
+    /// What is charged to a thread since the last time. The kernel tells nothing of some threads that have
+    /// ended; those are charged what their samples say, which is right for many of them together.
+    pub(super) fn settle(
+        &mut self,
+        tid: u32,
+        told: Option<Duration>,
+        period: Duration,
+    ) -> Duration {
+        let Some(account) = self.0.get_mut(&tid) else { return Duration::ZERO };
+        let sampled = std::mem::take(&mut account.sampled);
+        match told {
+            Some(told) => told.saturating_sub(std::mem::replace(&mut account.told, told)),
+            None => period.saturating_mul(u32::try_from(sampled).unwrap_or(u32::MAX)),
+        }
+    }
+
+    pub(super) fn close(&mut self, tid: u32) {
+        self.0.remove(&tid);
+    }
+
+    pub(super) fn tids(&self) -> Vec<u32> {
+        self.0.keys().copied().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_is_charged_what_is_new() {
+        let ms = Duration::from_millis;
+        let mut charges = Charges::default();
+        assert!(!charges.note(1, 1) && charges.settle(1, Some(ms(9)), ms(10)).is_zero());
+        charges.open(1, ms(5));
+        assert!(charges.note(1, 3));
+        assert_eq!(charges.settle(1, Some(ms(39)), ms(10)), ms(34));
+        // Ended: the kernel does not know it any more.
+        assert!(charges.note(1, 2));
+        assert_eq!(charges.settle(1, None, ms(10)), ms(20));
+        assert_eq!(charges.settle(1, None, ms(10)), ms(0));
+        charges.close(1);
+        assert!(charges.tids().is_empty());
+    }
+}
