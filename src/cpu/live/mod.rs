@@ -28,6 +28,7 @@ mod report;
 mod roster;
 mod sampler;
 mod tally;
+mod timed;
 mod timer;
 mod wall;
 mod wall_report;

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 
 use super::roster::Roster;
 use super::tally::{Count, Tally};
+use super::timed::{Home, Timed};
 use crate::base::Hertz;
 use crate::cpu::account;
 use crate::model::{Mapping, Profile, Sample, ValueType};
@@ -41,24 +42,29 @@ pub(super) fn profile(subject: Subject<'_>, tallies: &[&Tally], roster: &Roster)
     profile.default_sample_type = CPU.name;
     profile.duration = subject.duration;
 
-    let mut rows: BTreeMap<Row, Count> = BTreeMap::new();
-    for tally in tallies {
+    let mut rows: BTreeMap<Row, (Count, Vec<Home>)> = BTreeMap::new();
+    for (part, tally) in tallies.iter().enumerate() {
         for (place, count) in tally.places() {
             let name = roster.name(place.name).to_owned();
-            let row = rows.entry((name, tally.frames(place).collect(), place.is_cut)).or_default();
+            let row = (name, tally.frames(place).collect(), place.is_cut);
+            let (row, homes) = rows.entry(row).or_default();
             row.samples += count.samples;
             row.weight += count.weight;
+            homes.push((part, place));
         }
     }
-    for ((name, frames, is_cut), count) in rows {
+    let mut timed = Timed::default();
+    for ((name, frames, is_cut), (count, homes)) in rows {
         let stack = profile.intern_stack(&frames);
         let mut labels = vec![profile.text_label("thread", &name)];
         if is_cut {
             labels.push(profile.text_label("stack", "cut"));
         }
+        timed.sample(profile.samples.len(), &homes);
         let cpu = signed(count.weight).saturating_mul(period);
         profile.samples.push(Sample { stack, values: vec![signed(count.samples), cpu], labels });
     }
+    timed.tell(&mut profile, tallies);
     remark(&mut profile, &subject, tallies);
     profile.attach_mappings(subject.images);
     profile

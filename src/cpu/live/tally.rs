@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 
+use super::timed::Log;
+
 /// The outermost end of every stack.
 const ROOT: u32 = 0;
 
@@ -10,7 +12,7 @@ const ROOT: u32 = 0;
 pub(super) struct Place {
     /// The thread's name, by the roster's number.
     pub(super) name: u32,
-    stack: u32,
+    pub(super) stack: u32,
     /// Whether the stack's outer end is missing.
     pub(super) is_cut: bool,
 }
@@ -46,10 +48,12 @@ pub(super) struct Tally {
     pub(super) inferred: u64,
     /// Threads that could not be sampled.
     pub(super) refused: u64,
+    /// When each was.
+    pub(super) log: Log,
 }
 
 impl Tally {
-    /// Holds at most `limit` nodes and as many places: 100 bytes each, as they come.
+    /// Holds at most `limit` nodes, as many places, 100 bytes each, and as many times, as they come.
     pub(super) fn new(limit: usize) -> Self {
         Self {
             nodes: vec![(ROOT, 0)],
@@ -64,11 +68,12 @@ impl Tally {
             broken: 0,
             inferred: 0,
             refused: 0,
+            log: Log::new(limit),
         }
     }
 
-    /// Counts a sample at `frames`, innermost first.
-    pub(super) fn add(&mut self, name: u32, frames: &[u64], weight: u32, is_cut: bool) {
+    /// Counts a sample at `frames`, innermost first, and says where.
+    pub(super) fn add(&mut self, name: u32, frames: &[u64], weight: u32, is_cut: bool) -> Place {
         let weight = u64::from(weight);
         let stack = frames.iter().rev().try_fold(ROOT, |parent, &frame| self.node(parent, frame));
         let place = Place { name, stack: stack.unwrap_or(ROOT), is_cut };
@@ -87,6 +92,7 @@ impl Tally {
         self.all.weight += weight;
         // In wall mode a machine that slept for an hour makes looks of the greatest weight there is.
         self.squares = self.squares.saturating_add(weight * weight);
+        place
     }
 
     fn node(&mut self, parent: u32, frame: u64) -> Option<u32> {
@@ -151,7 +157,9 @@ mod tests {
     #[test]
     fn a_look_of_any_weight_is_counted() {
         let mut tally = Tally::new(10);
-        (0..2).for_each(|_| tally.add(1, &[1], u32::MAX, false));
+        for _ in 0..2 {
+            tally.add(1, &[1], u32::MAX, false);
+        }
         assert_eq!((tally.all.weight, tally.squares), (2 * u64::from(u32::MAX), u64::MAX));
     }
 
