@@ -4,13 +4,16 @@
 //! conversion delays a tick, a rule or an answer. Nothing it meets ends it: a collector that fails or
 //! panics is a line in the manifest, a disk that refuses is a failure in the report.
 
+mod beside;
 mod gather;
+mod labels;
 mod stuck;
 mod take;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use self::beside::Kept;
 use super::announce::Announcer;
 use super::budget::State;
 use super::collect::{self, Collector};
@@ -98,6 +101,8 @@ pub(super) struct Worker {
     running: Vec<Running>,
     collectors: Collectors,
     runs: Vec<Run>,
+    /// What traces that run will show besides.
+    kept: Vec<Kept>,
 }
 
 /// A collector at work and its line in the manifest.
@@ -127,6 +132,7 @@ impl Worker {
             running: Vec::new(),
             collectors,
             runs: Vec::new(),
+            kept: Vec::new(),
         }
     }
 
@@ -195,6 +201,7 @@ impl Worker {
                 Done::Noted { id: *id }
             }
             Job::Close { id, noted } => {
+                self.kept.retain(|kept| kept.incident != *id);
                 let closed = self.clock.wall();
                 let ok = self.update(*id, &mut tally, |manifest| {
                     note(manifest, noted, &task.vitals);

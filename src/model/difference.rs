@@ -48,6 +48,7 @@ impl Profile {
         }
         samples.retain(|sample| sample.values.iter().any(|value| *value != 0));
         self.samples = samples;
+        self.timed.clear();
         self.duration = self.started.duration_since(earlier.started).unsigned_abs();
     }
 

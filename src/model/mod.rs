@@ -42,7 +42,9 @@ pub use metric::{Metric, ParseMetricError, Unit};
 pub use own::{
     CounterPart, CounterReading, HistogramPart, HistogramReading, MAX_OWN_NAME, is_own_name,
 };
-pub use profile::{Function, FunctionHandle, Label, LabelValue, Profile, Sample, ValueType};
+pub use profile::{
+    Function, FunctionHandle, Label, LabelValue, Profile, Sample, TimedSample, ValueType,
+};
 pub use rule::{Again, Holds, Mode, Rule};
 pub use slices::{
     Activity, Calibration, OpenSlice, RawKind, RawSlice, RawTask, TaskKey, ThreadSlices,

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use super::losses::Losses;
 use super::stacks::{FrameTable, Mapping, MappingHandle, StackHandle, StackTable};
 use super::strings::{StringHandle, StringTable};
+use crate::base::Moment;
 
 /// What a value counts, in the vocabulary of `profile.proto`: `inuse_space`/`bytes`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +69,19 @@ pub struct Sample {
     pub labels: Vec<Label>,
 }
 
+/// One sampling of a thread: what a [`Sample`] counts many of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TimedSample {
+    /// The thread, by its id in the kernel.
+    pub tid: u32,
+    /// When it was sampled.
+    pub at: Moment,
+    /// The place of its sample in [`Profile::samples`].
+    pub sample: u32,
+    /// For how many periods it stands.
+    pub weight: u32,
+}
+
 /// Stacks with values, as a collector reports them.
 ///
 /// Handles in `samples` are of this profile's own tables.
@@ -103,6 +117,9 @@ pub struct Profile {
     pub comments: Vec<String>,
     /// What was not recorded.
     pub losses: Losses,
+    /// When and on which thread it was sampled, in the order of time, where that was kept: of CPU time, as
+    /// far as the room for it went.
+    pub timed: Vec<TimedSample>,
 }
 
 impl Profile {
@@ -129,6 +146,7 @@ impl Profile {
             samples: Vec::new(),
             comments: Vec::new(),
             losses: Losses::default(),
+            timed: Vec::new(),
         }
     }
 

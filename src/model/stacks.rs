@@ -105,6 +105,13 @@ impl FrameTable {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct StackHandle(u32);
 
+impl StackHandle {
+    /// Its place in its table.
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
 /// Stacks, each path once.
 #[derive(Clone, Debug, Default)]
 pub struct StackTable {
@@ -119,6 +126,16 @@ impl StackTable {
             self.nodes.push((parent, frame));
             StackHandle(self.nodes.len() as u32 - 1)
         })
+    }
+
+    /// How many stacks there are, those included that others only pass.
+    pub fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.nodes.is_empty()
     }
 
     /// The frames of a stack of this table, innermost first.

@@ -42,6 +42,8 @@ pub struct Head {
     pub registers: Registers,
     /// The thread's own pointer to what libc keeps of it, which lies above its stack.
     pub thread_pointer: u64,
+    /// When it was: a handler's in [`ticks`](super::ticks), an event's in nanoseconds of `CLOCK_MONOTONIC`.
+    pub time: u64,
 }
 
 /// A stack that was copied.
@@ -56,7 +58,7 @@ pub struct Copied {
 }
 
 /// Words of a slot before the stack.
-const HEAD: usize = 10;
+const HEAD: usize = 11;
 
 /// How many slots a handler looks at. That many taken in a row mean that nearly all are.
 const REACH: usize = 16;
@@ -120,9 +122,10 @@ impl Slots {
                 weight: word(2) as u32,
                 registers: Registers { ip: word(3), sp: word(4), fp: word(5), lr: word(6) },
                 thread_pointer: word(7),
+                time: word(8),
             };
-            into.whole = word(8) & 1 == 1;
-            let length = (word(8) >> 1) as usize;
+            into.whole = word(9) & 1 == 1;
+            let length = (word(9) >> 1) as usize;
             let stack = rest.iter().skip(HEAD - 1).take(length);
             into.stack.clear();
             into.stack.extend(stack.map(|word| word.load(Relaxed)));
@@ -160,7 +163,8 @@ impl Claimed<'_> {
         }
         let Registers { ip, sp, fp, lr } = head.registers;
         let fixed = [u64::from(head.tid), u64::from(head.tag), u64::from(head.weight)];
-        let words = [ip, sp, fp, lr, head.thread_pointer, length << 1 | u64::from(whole)];
+        let length = length << 1 | u64::from(whole);
+        let words = [ip, sp, fp, lr, head.thread_pointer, head.time, length];
         for (place, word) in self.head.iter().zip(fixed.into_iter().chain(words)) {
             place.store(word, Relaxed);
         }
@@ -179,6 +183,7 @@ mod tests {
             weight,
             registers: Registers { ip: 1, sp: 2, fp: 3, lr: 4 },
             thread_pointer: 5,
+            time: 6,
         }
     }
 

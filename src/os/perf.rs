@@ -43,11 +43,14 @@ pub const MAX_STACK: u32 = 60 << 10;
 const TYPE_SOFTWARE: u32 = 1;
 const CONFIG_CPU_CLOCK: u64 = 0;
 const SAMPLE_TID: u64 = 1 << 1;
+const SAMPLE_TIME: u64 = 1 << 2;
 const SAMPLE_REGS_USER: u64 = 1 << 12;
 const SAMPLE_STACK_USER: u64 = 1 << 13;
 const EXCLUDE_KERNEL: u64 = 1 << 5;
 const EXCLUDE_HV: u64 = 1 << 6;
 const WATERMARK: u64 = 1 << 14;
+const USE_CLOCKID: u64 = 1 << 25;
+const CLOCK_MONOTONIC: i32 = 1;
 const FLAG_FD_CLOEXEC: u64 = 8;
 const RECORD_LOST: u32 = 2;
 const RECORD_SAMPLE: u32 = 9;
@@ -126,8 +129,13 @@ impl Event {
             size: size_of::<Attributes>() as u32,
             config: CONFIG_CPU_CLOCK,
             sample_period: nanos(sampling.period),
-            sample_type: SAMPLE_TID | SAMPLE_REGS_USER | SAMPLE_STACK_USER,
-            flags: EXCLUDE_HV | WATERMARK | if sampling.user_only { EXCLUDE_KERNEL } else { 0 },
+            sample_type: SAMPLE_TID | SAMPLE_TIME | SAMPLE_REGS_USER | SAMPLE_STACK_USER,
+            flags: EXCLUDE_HV
+                | WATERMARK
+                | USE_CLOCKID
+                | if sampling.user_only { EXCLUDE_KERNEL } else { 0 },
+            // Perf's own clock has an origin and a rate of its own; by this one moments are dated.
+            clockid: CLOCK_MONOTONIC,
             // Nobody waits for it, so nobody need be woken.
             wakeup_watermark: u32::MAX >> 1,
             sample_regs_user: REGISTERS,
@@ -228,14 +236,14 @@ impl Event {
     }
 
     /// ```text
-    /// header | pid, tid | abi | registers | size | stack … | bytes of it that are real
+    /// header | pid, tid | time | abi | registers | size | stack … | bytes of it that are real
     /// ```
     fn sample(&self, at: u64, record: u64, into: &mut Copied) {
         let word = |index: u64| self.word(at + index * 8);
         let tid = (word(1) >> 32) as u32;
-        let mut next = 3;
-        let has_registers = word(2) != 0;
-        into.head = Head { tid, weight: 1, ..Head::default() };
+        let mut next = 4;
+        let has_registers = word(3) != 0;
+        into.head = Head { tid, weight: 1, time: word(2), ..Head::default() };
         if has_registers {
             into.head.registers = registers(|index| word(next + index));
             next += u64::from(REGISTERS.count_ones());
@@ -278,6 +286,7 @@ fn nanos(period: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::{Clock, SystemClock};
     use crate::os::process::cpu_time;
 
     fn burn(time: Duration) {
@@ -311,11 +320,14 @@ mod tests {
 
     #[test]
     fn a_burning_thread_is_seen_where_it_burns() {
+        let begun = SystemClock.now().as_nanos();
         let Some(mut event) = event(256 << 10) else { return };
         burn(Duration::from_millis(40));
         let local = 0u64;
         let mut samples = 0;
+        let drained = SystemClock.now().as_nanos();
         let lost = event.drain(&mut Copied::default(), |copied| {
+            assert!((begun..drained).contains(&copied.head.time), "dated by another clock");
             let sp = copied.head.registers.sp;
             assert!((&raw const local as u64).abs_diff(sp) < 64 << 10, "{sp:x}");
             assert!(!copied.stack.is_empty());

@@ -136,7 +136,7 @@ pub(super) struct Window {
 }
 
 /// What was copied of one thread.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Copies {
     rings: &'static Rings,
     tenancy: Tenancy,
@@ -180,14 +180,7 @@ pub(super) fn end(window: Window, strings: &mut StringTable) -> Taken {
     let cutoff = ticks::now();
     let Window { from, lost_before, mut threads } = window;
     let mut losses = Losses::default();
-    let mut gone = 0;
-    for (rings, tenancy) in registry::all() {
-        let of = |copies: &&mut Copies| copies.tenancy.id == tenancy.id;
-        match threads.iter_mut().find(of) {
-            Some(copies) => gone += copies.go_on(),
-            None => threads.push(Copies::first(rings, tenancy, from)),
-        }
-    }
+    let gone = go_on(&mut threads, from);
     let pairs = close();
     losses.add("polls and parks dropped: written over before they were read", gone);
     losses.add(
@@ -204,6 +197,38 @@ pub(super) fn end(window: Window, strings: &mut StringTable) -> Taken {
         .filter(|copies| copies.cut)
         .filter_map(|copies| copies.slices.first().map(|words| RawSlice(*words).start()));
     let complete = calibration.moment(oldest.max().map_or(from, |oldest| oldest.max(from)));
+    let activity = show(threads, (from, cutoff), calibration, strings);
+    Taken { activity, complete, losses }
+}
+
+/// What there is so far of the capture that began with `window`; it goes on.
+pub(super) fn peek(window: &Window, strings: &mut StringTable) -> Activity {
+    let cutoff = ticks::now();
+    let mut threads = window.threads.clone();
+    go_on(&mut threads, window.from);
+    show(threads, (window.from, cutoff), calibration(), strings)
+}
+
+/// Copies what has come since, of threads that were there and that were not. How much of it was gone.
+fn go_on(threads: &mut Vec<Copies>, from: u64) -> u64 {
+    let mut gone = 0;
+    for (rings, tenancy) in registry::all() {
+        let of = |copies: &&mut Copies| copies.tenancy.id == tenancy.id;
+        match threads.iter_mut().find(of) {
+            Some(copies) => gone += copies.go_on(),
+            None => threads.push(Copies::first(rings, tenancy, from)),
+        }
+    }
+    gone
+}
+
+/// What was copied, up to a tick and with its names.
+fn show(
+    threads: Vec<Copies>,
+    (from, cutoff): (u64, u64),
+    calibration: Calibration,
+    strings: &mut StringTable,
+) -> Activity {
     let several = runtimes(&threads) > 1;
     let mut tasks = Vec::new();
     let mut shown = Vec::new();
@@ -218,8 +243,7 @@ pub(super) fn end(window: Window, strings: &mut StringTable) -> Taken {
     }
     let from = calibration.moment(from);
     let sites = sites::names(strings);
-    let activity = Activity { calibration, from, threads: shown, tasks, sites };
-    Taken { activity, complete, losses }
+    Activity { calibration, from, threads: shown, tasks, sites }
 }
 
 /// The capture that began with a window is given up.

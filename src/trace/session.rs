@@ -67,6 +67,15 @@ impl Session {
         Ok(Self { shared: Some(shared), window, anchor, started })
     }
 
+    /// The polls and parks of the window before and so far, of a session that goes on; none where they are
+    /// not recorded. Takes for a moment what the rings and the copy of the window hold once more, for which
+    /// there is room within `max_bytes` soon after the start.
+    pub fn polls(&self) -> Option<Timeline> {
+        let mut timeline = Timeline::new(self.anchor, std::process::id(), "");
+        timeline.activity = flight::peek(self.window.as_ref()?, &mut timeline.strings);
+        Some(timeline)
+    }
+
     /// Stops recording at `now` and returns what was recorded. Costs the caller about a microsecond an
     /// event and the threads nothing.
     pub fn stop(mut self, now: Moment) -> Timeline {

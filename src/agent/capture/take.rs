@@ -1,16 +1,21 @@
 //! Collectors started, taken again and stopped, and what they saw written into files.
 
+use std::collections::VecDeque;
+
+use super::beside;
 use super::stuck::of_stuck;
 use super::{Running, Tally, Task, Worker};
 use crate::agent::collect::{self, Evidence, Failure};
 use crate::agent::fence::{chain, fence};
 use crate::base::IncidentId;
+use crate::codec::perfetto::Stacks;
 use crate::model::{
     Artifact, CaptureKind, CaptureRecord, CaptureSet, Form, Losses, Outcome, ThreadDump,
 };
+use crate::store::IncidentDir;
 
 /// The part of what was taken when the capture started: it is from before.
-const BEFORE: &str = "before";
+pub(super) const BEFORE: &str = "before";
 
 /// The part of what was taken while the capture went on.
 const MEANWHILE: &str = "meanwhile";
@@ -184,18 +189,26 @@ impl Worker {
     }
 
     /// Writes evidence into files. What cannot be written is a failure of its capture; the others follow.
-    pub(super) fn write(&mut self, id: IncidentId, taken: Vec<Taken>, tally: &mut Tally) {
-        for Taken { kind, record, part, mut evidence } in taken {
-            if let Err(error) = fence(|| {
-                evidence.symbolize();
-                Ok(())
-            }) {
-                tally.fail("evidence left without names", &*error);
+    pub(super) fn write(&mut self, id: IncidentId, mut taken: Vec<Taken>, tally: &mut Tally) {
+        self.label(id, &mut taken, tally);
+        // A trace shows the stacks of what comes after it, so these have their names before it is written.
+        let has_trace = taken.iter().any(|taken| taken.kind == CaptureKind::Trace);
+        if has_trace {
+            taken.iter_mut().for_each(|taken| name(&mut taken.evidence, tally));
+        }
+        let mut ahead = VecDeque::from(taken);
+        while let Some(Taken { kind, record, part, mut evidence }) = ahead.pop_front() {
+            if !has_trace {
+                name(&mut evidence, tally);
             }
             let mut artifacts = Vec::new();
             let mut failed = None;
             for form in Form::of(kind) {
-                match fence(|| self.write_as(id, form, &evidence)) {
+                let stacks = match kind {
+                    CaptureKind::Trace => beside::stacks(id, &self.kept, &ahead),
+                    _ => Vec::new(),
+                };
+                match fence(|| write_as(&mut self.dirs, id, form, (&evidence, &stacks))) {
                     Ok(mut artifact) => {
                         artifact.part = part.map(str::to_owned);
                         tally.artifacts += 1;
@@ -223,22 +236,33 @@ impl Worker {
                     fail(record, error);
                 }
             });
+            self.keep(id, evidence, &ahead);
         }
     }
+}
 
-    fn write_as(
-        &mut self,
-        id: IncidentId,
-        form: Form,
-        evidence: &Evidence,
-    ) -> Result<Artifact, Failure> {
-        let Some((_, dir)) = self.dirs.iter_mut().find(|(open, _)| *open == id) else {
-            return Err("its incident is not open".into());
-        };
-        let mut draft = dir.draft(form, evidence.taken())?;
-        evidence.write(form, &mut draft)?;
-        Ok(draft.commit()?)
+fn name(evidence: &mut Evidence, tally: &mut Tally) {
+    let named = fence(|| {
+        evidence.symbolize();
+        Ok(())
+    });
+    if let Err(error) = named {
+        tally.fail("evidence left without names", &*error);
     }
+}
+
+fn write_as(
+    dirs: &mut [(IncidentId, IncidentDir)],
+    id: IncidentId,
+    form: Form,
+    (evidence, stacks): (&Evidence, &[Stacks<'_>]),
+) -> Result<Artifact, Failure> {
+    let Some((_, dir)) = dirs.iter_mut().find(|(open, _)| *open == id) else {
+        return Err("its incident is not open".into());
+    };
+    let mut draft = dir.draft(form, evidence.taken())?;
+    evidence.write_with(form, stacks, &mut draft)?;
+    Ok(draft.commit()?)
 }
 
 fn fail(record: &mut CaptureRecord, error: String) {

@@ -61,6 +61,11 @@ pub(super) trait Collector {
         Ok(None)
     }
 
+    /// Which tasks were polled so far and in the window before, of a collector that records that.
+    fn polls(&self) -> Option<Timeline> {
+        None
+    }
+
     /// Ends the capture and hands over what was seen since it began; nothing where all was seen then.
     fn stop(self: Box<Self>, now: Moment) -> Result<Option<Evidence>, Failure>;
 }
@@ -200,10 +205,20 @@ impl Evidence {
     }
 
     /// Writes it in one of the forms its readers know.
-    pub(super) fn write(&self, form: Form, mut out: impl io::Write) -> Result<(), Failure> {
+    pub(super) fn write(&self, form: Form, out: impl io::Write) -> Result<(), Failure> {
+        self.write_with(form, &[], out)
+    }
+
+    /// As [`Self::write`]; a trace shows `stacks` on its threads.
+    pub(super) fn write_with(
+        &self,
+        form: Form,
+        stacks: &[perfetto::Stacks<'_>],
+        mut out: impl io::Write,
+    ) -> Result<(), Failure> {
         let written = match (self, form) {
             (Self::Profile(profile), _) => pprof::write(profile, out),
-            (Self::Timeline(timeline), _) => perfetto::write(timeline, out),
+            (Self::Timeline(timeline), _) => perfetto::write_with(timeline, stacks, out),
             (Self::Live(live), _) => return live.write(&mut out),
             (Self::Threads(dump), Form::ThreadsPprof) => pprof::write(&dump.profile, out),
             (Self::Threads(dump), _) => text::threads::write(dump, out),

@@ -25,6 +25,10 @@ impl Collector for Session {
         trace::engine()
     }
 
+    fn polls(&self) -> Option<Timeline> {
+        Self::polls(self)
+    }
+
     fn stop(self: Box<Self>, now: Moment) -> Result<Option<Evidence>, Failure> {
         let mut timeline = Self::stop(*self, now);
         show_stalls(&mut timeline);

@@ -1,6 +1,7 @@
 //! Timelines as Perfetto traces, for <https://ui.perfetto.dev> and its trace_processor from v52 on.
 //!
-//! First one sequence of packets, in this order, then one more for each thread's polls (`slices.rs`):
+//! First one sequence of packets, in this order, then one more for each thread's polls (`slices.rs`) and for
+//! each set of stacks (`samples.rs`):
 //!
 //! ```text
 //! clocks, defaults     SEQ_INCREMENTAL_STATE_CLEARED: a reader starts from nothing
@@ -24,7 +25,9 @@
 
 mod interner;
 mod proto;
+mod samples;
 mod slices;
+mod stacks;
 
 use std::io::{self, Write};
 
@@ -35,6 +38,8 @@ use proto::{
     ProcessDescriptor, ThreadDescriptor, Trace, TracePacket, TracePacketDefaults, TrackDescriptor,
     TrackEvent,
 };
+
+pub use samples::Stacks;
 
 use super::gzip::Parts;
 use crate::base::{Anchor, Moment};
@@ -62,6 +67,17 @@ const BOOTTIME: u32 = 6;
 ///
 /// Those of `out`.
 pub fn write(timeline: &Timeline, out: impl Write) -> io::Result<()> {
+    write_with(timeline, &[], out)
+}
+
+/// Writes `timeline`, gzip'd, with `stacks` on its threads.
+///
+/// Takes some bytes for each frame and stack of one of `stacks` at a time besides what [`write`] takes.
+///
+/// # Errors
+///
+/// Those of `out`.
+pub fn write_with(timeline: &Timeline, stacks: &[Stacks<'_>], out: impl Write) -> io::Result<()> {
     let mut writer = Writer {
         timeline,
         out: Parts::fast(out),
@@ -74,6 +90,7 @@ pub fn write(timeline: &Timeline, out: impl Write) -> io::Result<()> {
     writer.events()?;
     writer.losses()?;
     writer.activity()?;
+    samples::write(timeline, stacks, &mut writer.out)?;
     writer.out.finish()
 }
 

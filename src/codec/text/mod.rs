@@ -12,7 +12,10 @@ use std::time::Duration;
 use crate::model::{Losses, Profile, StackHandle};
 
 /// The frames of a stack, innermost first, as names where there are any.
-fn frames(profile: &Profile, stack: Option<StackHandle>) -> impl Iterator<Item = String> + '_ {
+pub(in crate::codec) fn frames(
+    profile: &Profile,
+    stack: Option<StackHandle>,
+) -> impl Iterator<Item = String> + '_ {
     profile.stacks.frames(stack).flat_map(|frame| {
         let frame = profile.frames.get(frame);
         let function = |line: &crate::model::Line| {

@@ -30,6 +30,7 @@ mod roster;
 mod sampler;
 mod strata;
 mod tally;
+mod timed;
 mod timer;
 mod wall;
 mod wall_report;

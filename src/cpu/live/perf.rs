@@ -2,7 +2,7 @@
 //!
 //! # The size of a ring
 //!
-//! A sample fills [`SHALLOW`] and some 64 bytes of its ring, whatever is in it, as the kernel copies a
+//! A sample fills [`SHALLOW`] and some 80 bytes of its ring, whatever is in it, as the kernel copies a
 //! fixed stretch of stack. Between two drains a thread that never rests makes `frequency x interval`
 //! samples; a ring holds twice that at least, in case the drain comes late: 8 at 99 Hz and below, 20 at
 //! 1000 Hz, so 64 and 256 KiB. All rings together stay within [`BUDGET`] (four times that above
@@ -18,7 +18,7 @@ use std::io;
 use std::time::Duration;
 
 use super::sampler::{Refused, Sampler, Verdict, drain_interval};
-use crate::base::Hertz;
+use crate::base::{Hertz, Moment};
 use crate::os::copied::Copied;
 use crate::os::perf::{Event, Sampling};
 use crate::os::tasks;
@@ -161,14 +161,15 @@ impl Sampler for PerfSampler {
         }
     }
 
-    fn drain(&mut self, take: &mut dyn FnMut(&Copied) -> Verdict) -> u64 {
+    fn drain(&mut self, take: &mut dyn FnMut(&Copied, Moment) -> Verdict) -> u64 {
         let mut lost = 0;
         let mut small = Vec::new();
         for (&tid, Watched { event, .. }) in &mut self.events {
             let (mut samples, mut short) = (0u64, 0u64);
             let overflowed = event.drain(&mut self.copied, |copied| {
                 samples += 1;
-                short += u64::from(take(copied) == Verdict::TooShort);
+                let at = Moment::from_nanos(copied.head.time);
+                short += u64::from(take(copied, at) == Verdict::TooShort);
             });
             lost += overflowed;
             let Sampling { stack_bytes, ring_bytes: ring, .. } = event.sampling();
@@ -196,7 +197,7 @@ impl Sampler for PerfSampler {
 fn ring_bytes(frequency: Hertz, stack_bytes: u32, threads: usize) -> usize {
     let between = frequency.get() as f64 * drain_interval(frequency).as_secs_f64();
     let samples = (between * 2.0).ceil() as usize;
-    let record = stack_bytes as usize + 64;
+    let record = stack_bytes as usize + 80;
     let budget = if frequency > Hertz(100) { 4 * BUDGET } else { BUDGET };
     let share = budget / threads.max(1);
     let share = if share.is_power_of_two() { share } else { share.next_power_of_two() / 2 };

@@ -260,7 +260,7 @@ impl State {
         let Self { chosen, walker, roster, copied_frames, lookback, during, .. } = self;
         let (charges, period) = (&mut self.charges, period(self.frequency));
         let mut tally = tally_of(during, lookback);
-        let mut take = |copied: &Copied| {
+        let mut take = |copied: &Copied, at: Moment| {
             let frames = &mut copied_frames[..];
             let Copied { head, stack, whole } = copied;
             let walk = walker.walk(head.registers, stack, *whole, frames);
@@ -278,7 +278,8 @@ impl State {
                 }
                 tally.inferred += if walk.is_inferred { weight } else { 0 };
                 let frames = frames.get(..walk.depth).unwrap_or_default();
-                tally.add(name, frames, head.weight, walk.end != End::Whole);
+                let place = tally.add(name, frames, head.weight, walk.end != End::Whole);
+                tally.log.push(head.tid, at, place, head.weight);
             }
             if is_short { Verdict::TooShort } else { Verdict::Walked }
         };
@@ -293,7 +294,7 @@ impl State {
     fn set_frequency(&mut self, frequency: Hertz) {
         self.frequency = frequency;
         self.chosen.sampler.set_frequency(frequency);
-        self.chosen.sampler.drain(&mut |_| Verdict::Walked);
+        self.chosen.sampler.drain(&mut |_, _| Verdict::Walked);
         for tid in self.charges.tids() {
             let told = self.chosen.sampler.counted(tid);
             self.charges.settle(tid, told, Duration::ZERO);

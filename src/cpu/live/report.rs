@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use super::roster::Roster;
 use super::strata::{Scales, Stratum};
 use super::tally::{Count, Tally};
+use super::timed::{Home, Timed};
 use crate::base::Hertz;
 use crate::cpu::account;
 use crate::model::{Mapping, Profile, Sample, ValueType};
@@ -52,22 +53,26 @@ pub(super) fn profile(subject: Subject<'_>, tallies: &[&Tally], roster: &Roster)
     let lost = tallies.iter().map(|tally| tally.lost).fold(0, u64::saturating_add);
     let scales = Scales::of(&strata, period.unsigned_abs(), lost);
 
-    let mut rows: BTreeMap<Row, (u64, f64)> = BTreeMap::new();
-    for tally in tallies {
+    let mut rows: BTreeMap<Row, (u64, f64, Vec<Home>)> = BTreeMap::new();
+    for (part, tally) in tallies.iter().enumerate() {
         for (place, count) in tally.places() {
             let name = roster.name(place.name).to_owned();
-            let row = rows.entry((name, tally.frames(place).collect(), place.is_cut)).or_default();
-            row.0 += count.samples;
-            row.1 += count.weight as f64 * scales.at(place.name) * period as f64;
+            let row = (name, tally.frames(place).collect(), place.is_cut);
+            let (samples, nanos, homes) = rows.entry(row).or_default();
+            *samples += count.samples;
+            *nanos += count.weight as f64 * scales.at(place.name) * period as f64;
+            homes.push((part, place));
         }
     }
+    let mut timed = Timed::default();
     let mut got = 0;
-    for ((name, frames, is_cut), (samples, nanos)) in rows {
+    for ((name, frames, is_cut), (samples, nanos, homes)) in rows {
         let stack = profile.intern_stack(&frames);
         let mut labels = vec![profile.text_label("thread", &name)];
         if is_cut {
             labels.push(profile.text_label("stack", "cut"));
         }
+        timed.sample(profile.samples.len(), &homes);
         let nanos = nanos.round() as u64;
         got += nanos;
         profile.samples.push(Sample {
@@ -77,6 +82,7 @@ pub(super) fn profile(subject: Subject<'_>, tallies: &[&Tally], roster: &Roster)
         });
     }
     let got = got / period.unsigned_abs().max(1);
+    timed.tell(&mut profile, tallies);
     remark(&mut profile, &subject, tallies);
     fit(&mut profile, &subject, tallies, &scales, got, roster);
     profile.attach_mappings(subject.images);

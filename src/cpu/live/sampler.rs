@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::perf::PerfSampler;
 use super::timer::TimerSampler;
-use crate::base::Hertz;
+use crate::base::{Hertz, Moment};
 use crate::cpu::Error;
 use crate::model::CpuEngine;
 use crate::os::copied::Copied;
@@ -35,8 +35,8 @@ pub(super) trait Sampler: Send {
     /// Samples so often from here on.
     fn set_frequency(&mut self, frequency: Hertz);
 
-    /// Hands over what was sampled since the last time and says how much weight was lost.
-    fn drain(&mut self, take: &mut dyn FnMut(&Copied) -> Verdict) -> u64;
+    /// Hands over what was sampled since the last time, and when, and says how much weight was lost.
+    fn drain(&mut self, take: &mut dyn FnMut(&Copied, Moment) -> Verdict) -> u64;
 
     /// Why nothing comes any more, if that is so.
     fn broken(&mut self) -> Option<&'static str>;

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use super::strata::{Stratum, UNPLACED};
+use super::timed::Log;
 
 /// The outermost end of every stack.
 const ROOT: u32 = 0;
@@ -13,7 +14,7 @@ const ROOT: u32 = 0;
 pub(super) struct Place {
     /// The thread's name, by the roster's number.
     pub(super) name: u32,
-    stack: u32,
+    pub(super) stack: u32,
     /// Whether the stack's outer end is missing.
     pub(super) is_cut: bool,
 }
@@ -50,10 +51,12 @@ pub(super) struct Tally {
     pub(super) inferred: u64,
     /// Threads that could not be sampled.
     pub(super) refused: u64,
+    /// When each was.
+    pub(super) log: Log,
 }
 
 impl Tally {
-    /// Holds at most `limit` nodes and as many places: 100 bytes each, as they come.
+    /// Holds at most `limit` nodes, as many places, 100 bytes each, and as many times, as they come.
     pub(super) fn new(limit: usize) -> Self {
         Self {
             nodes: vec![(ROOT, 0)],
@@ -69,11 +72,12 @@ impl Tally {
             broken: 0,
             inferred: 0,
             refused: 0,
+            log: Log::new(limit),
         }
     }
 
-    /// Counts a sample at `frames`, innermost first.
-    pub(super) fn add(&mut self, name: u32, frames: &[u64], weight: u32, is_cut: bool) {
+    /// Counts a sample at `frames`, innermost first, and says where.
+    pub(super) fn add(&mut self, name: u32, frames: &[u64], weight: u32, is_cut: bool) -> Place {
         let weight = u64::from(weight);
         let stack = frames.iter().rev().try_fold(ROOT, |parent, &frame| self.node(parent, frame));
         let place = Place { name, stack: stack.unwrap_or(ROOT), is_cut };
@@ -95,6 +99,7 @@ impl Tally {
         self.squares = self.squares.saturating_add(squared);
         let sampled = Stratum { weight, squares: squared, ..Stratum::default() };
         self.strata.entry(place.name).or_default().add(&sampled);
+        place
     }
 
     /// Counts CPU time that the kernel charged to a thread of this name.
@@ -174,7 +179,9 @@ mod tests {
     #[test]
     fn a_look_of_any_weight_is_counted() {
         let mut tally = Tally::new(10);
-        (0..2).for_each(|_| tally.add(1, &[1], u32::MAX, false));
+        for _ in 0..2 {
+            tally.add(1, &[1], u32::MAX, false);
+        }
         assert_eq!((tally.all.weight, tally.squares), (2 * u64::from(u32::MAX), u64::MAX));
     }
 

@@ -25,10 +25,12 @@ use std::time::Duration;
 
 use super::perf::period;
 use super::sampler::{Refused, Sampler, Verdict};
-use crate::base::Hertz;
+use crate::base::{Hertz, Moment};
+use crate::model::Calibration;
 use crate::os::copied::Copied;
 use crate::os::signal::{self, Entry, Target};
 use crate::os::stack_bounds::StackBounds;
+use crate::os::ticks;
 use crate::os::timer::{ThreadTimer, cpu_time_of};
 
 /// The stack that is copied at most.
@@ -55,6 +57,8 @@ pub(super) struct TimerSampler {
     lost: u64,
     random: u64,
     copied: Copied,
+    /// The last drain, in ticks and as a moment: what was sampled since is dated between it and the next.
+    drained: (u64, Moment),
 }
 
 impl TimerSampler {
@@ -77,6 +81,7 @@ impl TimerSampler {
             lost: target.slots().lost(),
             random: std::process::id().into(),
             copied,
+            drained: ticks::pair(),
         })
     }
 
@@ -162,12 +167,14 @@ impl Sampler for TimerSampler {
         }
     }
 
-    fn drain(&mut self, take: &mut dyn FnMut(&Copied) -> Verdict) -> u64 {
+    fn drain(&mut self, take: &mut dyn FnMut(&Copied, Moment) -> Verdict) -> u64 {
+        let pair = ticks::pair();
+        let dates = Calibration::new([std::mem::replace(&mut self.drained, pair), pair]);
         let mut unknown = Vec::new();
         let timed = &self.timed;
         self.target.slots().drain(&mut self.copied, |copied| {
             let head = copied.head;
-            take(copied);
+            take(copied, dates.moment(head.time));
             if timed.get(&head.tid).is_some_and(|timed| !timed.has_bounds) {
                 unknown.push((head.tid, head.thread_pointer, head.registers.sp));
             }

@@ -1,0 +1,293 @@
+//! Stacks on the threads of a trace: CPU samples, and where each thread stood.
+//!
+//! A sample of CPU time is Perfetto's `PerfSample`: the UI makes flame graphs of those of a stretch of
+//! time. A thread's stack is an instant on the thread's track with its frames as an argument: as a sample it
+//! would be taken for CPU time, and an instant that bears a callstack (field 56) v52 does not read and counts
+//! as an error. Each set is a sequence of its own, after those of `slices.rs`; the numbers of a set of samples
+//! are places in its profile's tables (`stacks.rs`).
+//!
+//! ```text
+//! Trace.packet 1 {
+//!   timestamp 8, trusted_packet_sequence_id 10, interned_data 12, sequence_flags 13,
+//!   perf_sample 66 { pid 2, tid 3, callstack_iid 4 }
+//!   track_event 11 { category_iids 3, debug_annotations 4 { name_iid 1, string 6, array 12 }, type 9, name_iid 10,
+//!                    track_uuid 11 }
+//! }
+//! ```
+//!
+//! A `PerfSample` is one sample, whatever it weighs: v52 draws no weights. They differ from 1 where the timer
+//! engine is asked for more than the kernel's ticks give; the CPU profile of the same incident has them.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+
+use prost::Message;
+
+use super::proto::{EventType, Interned, InternedData, Trace, TracePacket, TracePacketDefaults};
+use super::stacks::{StackInterner, StackNames};
+use super::{
+    INCREMENTAL_STATE_CLEARED, MONOTONIC, NEEDS_INCREMENTAL_STATE, SEQUENCE, TASK_TRACKS,
+    activity_uuid, describe_thread, uuid,
+};
+use crate::base::Moment;
+use crate::codec::gzip::Parts;
+use crate::codec::text;
+use crate::model::{LabelValue, Profile, Sample, ThreadDump, ThreadRow, Timeline, TrackKind};
+
+/// Stacks to show in a trace.
+#[derive(Clone, Copy, Debug)]
+pub enum Stacks<'a> {
+    /// What is [timed](Profile::timed) of a profile, each as a sample of its thread.
+    Samples(&'a Profile),
+    /// Where threads stood when the dump was taken, as an instant of each that has a stack.
+    Threads(&'a ThreadDump),
+}
+
+impl<'a> Stacks<'a> {
+    /// The threads that stacks are of, with their names.
+    fn threads(self) -> Box<dyn Iterator<Item = (u32, &'a str)> + 'a> {
+        match self {
+            Self::Samples(profile) => Box::new(profile.timed.iter().filter_map(|timed| {
+                Some((timed.tid, thread_of(profile, profile.samples.get(timed.sample as usize)?)))
+            })),
+            Self::Threads(dump) => {
+                let standing = dump.threads.iter().filter(|row| row.stack.is_some());
+                Box::new(standing.map(|row| (row.tid, &*row.name)))
+            }
+        }
+    }
+}
+
+/// A packet with a stack.
+#[derive(Clone, PartialEq, Message)]
+struct Packet {
+    #[prost(uint64, tag = "8")]
+    timestamp: u64,
+    #[prost(uint32, tag = "10")]
+    trusted_packet_sequence_id: u32,
+    #[prost(message, optional, tag = "11")]
+    track_event: Option<Standing>,
+    #[prost(message, optional, tag = "12")]
+    interned_data: Option<StackNames>,
+    #[prost(uint32, tag = "13")]
+    sequence_flags: u32,
+    #[prost(message, optional, tag = "66")]
+    perf_sample: Option<PerfSample>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct One {
+    #[prost(message, required, tag = "1")]
+    packet: Packet,
+}
+
+#[derive(Clone, Copy, PartialEq, Message)]
+struct PerfSample {
+    #[prost(uint32, tag = "2")]
+    pid: u32,
+    #[prost(uint32, tag = "3")]
+    tid: u32,
+    #[prost(uint64, tag = "4")]
+    callstack_iid: u64,
+}
+
+/// A `TrackEvent` whose arguments may be lists.
+#[derive(Clone, PartialEq, Message)]
+struct Standing {
+    #[prost(uint64, repeated, packed = "false", tag = "3")]
+    category_iids: Vec<u64>,
+    #[prost(message, repeated, tag = "4")]
+    debug_annotations: Vec<Argument>,
+    #[prost(enumeration = "EventType", tag = "9")]
+    r#type: i32,
+    #[prost(uint64, tag = "10")]
+    name_iid: u64,
+    #[prost(uint64, tag = "11")]
+    track_uuid: u64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Argument {
+    #[prost(uint64, tag = "1")]
+    name_iid: u64,
+    #[prost(string, optional, tag = "6")]
+    string_value: Option<String>,
+    #[prost(message, repeated, tag = "12")]
+    array_values: Vec<Argument>,
+}
+
+/// What instants are called, by their number on their sequence.
+const STANDING: u64 = 1;
+const CATEGORY: u64 = 1;
+const STATE: u64 = 1;
+const WAIT: u64 = 2;
+const STACK: u64 = 3;
+
+/// Writes `stacks` and the tracks of threads that `timeline` has none of.
+pub(super) fn write<W: Write>(
+    timeline: &Timeline,
+    stacks: &[Stacks<'_>],
+    out: &mut Parts<W>,
+) -> io::Result<()> {
+    let tracks = tracks(timeline, stacks, out)?;
+    for (place, &stacks) in stacks.iter().enumerate() {
+        let after = timeline.activity.threads.len() + TASK_TRACKS.len() + place;
+        let sequence = SEQUENCE + 1 + u32::try_from(after).unwrap_or(u32::MAX - 1 - SEQUENCE);
+        head(sequence, matches!(stacks, Stacks::Threads(_)), out)?;
+        let mut pen = Pen { pid: timeline.pid, sequence, out: &mut *out };
+        match stacks {
+            Stacks::Samples(profile) => pen.samples(profile)?,
+            Stacks::Threads(dump) => pen.threads(dump, moment(timeline, dump), &tracks)?,
+        }
+    }
+    Ok(())
+}
+
+/// The tracks of all threads that have a stack, by their ids; those that are not there are made.
+fn tracks<W: Write>(
+    timeline: &Timeline,
+    stacks: &[Stacks<'_>],
+    out: &mut Parts<W>,
+) -> io::Result<BTreeMap<u32, u64>> {
+    let mut tracks = BTreeMap::new();
+    for (index, track) in timeline.tracks.iter().enumerate() {
+        if let TrackKind::Thread(tid) = track.kind {
+            tracks.entry(tid).or_insert(uuid(timeline, index));
+        }
+    }
+    for (place, thread) in timeline.activity.threads.iter().enumerate() {
+        tracks.insert(thread.tid, activity_uuid(timeline, place));
+    }
+    let mut next = timeline.activity.threads.len() + TASK_TRACKS.len();
+    for (tid, name) in stacks.iter().flat_map(|stacks| stacks.threads()) {
+        if let std::collections::btree_map::Entry::Vacant(place) = tracks.entry(tid) {
+            let uuid = *place.insert(activity_uuid(timeline, next));
+            next += 1;
+            let packet = TracePacket {
+                trusted_packet_sequence_id: SEQUENCE,
+                track_descriptor: Some(describe_thread(timeline, (tid, name), uuid)),
+                sequence_flags: NEEDS_INCREMENTAL_STATE,
+                ..TracePacket::default()
+            };
+            out.write(&Trace { packet })?;
+        }
+    }
+    Ok(tracks)
+}
+
+/// What holds for a sequence; one with instants is told their names.
+fn head<W: Write>(sequence: u32, has_instants: bool, out: &mut Parts<W>) -> io::Result<()> {
+    let interned = |iid, name: &str| Interned { iid, name: name.to_owned() };
+    let names = || InternedData {
+        event_categories: vec![interned(CATEGORY, "marple")],
+        event_names: vec![interned(STANDING, "thread stack")],
+        debug_annotation_names: vec![
+            interned(STATE, "state"),
+            interned(WAIT, "waits in"),
+            interned(STACK, "stack"),
+        ],
+    };
+    out.write(&Trace {
+        packet: TracePacket {
+            trusted_packet_sequence_id: sequence,
+            interned_data: has_instants.then(names),
+            trace_packet_defaults: Some(TracePacketDefaults {
+                timestamp_clock_id: MONOTONIC,
+                track_event_defaults: None,
+            }),
+            sequence_flags: INCREMENTAL_STATE_CLEARED,
+            first_packet_on_sequence: true,
+            ..TracePacket::default()
+        },
+    })
+}
+
+struct Pen<'a, W: Write> {
+    pid: u32,
+    sequence: u32,
+    out: &'a mut Parts<W>,
+}
+
+impl<W: Write> Pen<'_, W> {
+    fn samples(&mut self, profile: &Profile) -> io::Result<()> {
+        let mut interner = StackInterner::new(profile);
+        for timed in &profile.timed {
+            let Some(sample) = profile.samples.get(timed.sample as usize) else { continue };
+            let callstack_iid = interner.stack(sample.stack);
+            self.packet(
+                timed.at,
+                Packet {
+                    perf_sample: Some(PerfSample { pid: self.pid, tid: timed.tid, callstack_iid }),
+                    interned_data: interner.take_fresh(),
+                    ..Packet::default()
+                },
+            )?;
+        }
+        Ok(())
+    }
+
+    fn threads(
+        &mut self,
+        dump: &ThreadDump,
+        at: Moment,
+        tracks: &BTreeMap<u32, u64>,
+    ) -> io::Result<()> {
+        for row in dump.threads.iter().filter(|row| row.stack.is_some()) {
+            let Some(&track_uuid) = tracks.get(&row.tid) else { continue };
+            let track_event = Some(standing(&dump.profile, row, track_uuid));
+            self.packet(at, Packet { track_event, ..Packet::default() })?;
+        }
+        Ok(())
+    }
+
+    fn packet(&mut self, at: Moment, packet: Packet) -> io::Result<()> {
+        self.out.write(&One {
+            packet: Packet {
+                timestamp: at.as_nanos(),
+                trusted_packet_sequence_id: self.sequence,
+                sequence_flags: NEEDS_INCREMENTAL_STATE,
+                ..packet
+            },
+        })
+    }
+}
+
+/// A thread where it stood, the innermost frame first.
+fn standing(profile: &Profile, row: &ThreadRow, track_uuid: u64) -> Standing {
+    let text = |name_iid, text: String| Argument {
+        name_iid,
+        string_value: Some(text),
+        array_values: Vec::new(),
+    };
+    let frames = text::frames(profile, row.stack).map(|frame| text(0, frame));
+    let array_values = frames.collect();
+    let mut debug_annotations = vec![text(STATE, row.state.to_string())];
+    if !row.wait_channel.is_empty() {
+        debug_annotations.push(text(WAIT, row.wait_channel.clone()));
+    }
+    debug_annotations.push(Argument { name_iid: STACK, string_value: None, array_values });
+    Standing {
+        category_iids: vec![CATEGORY],
+        debug_annotations,
+        r#type: EventType::Instant.into(),
+        name_iid: STANDING,
+        track_uuid,
+    }
+}
+
+/// When a dump was taken, on the timeline's clock.
+fn moment(timeline: &Timeline, dump: &ThreadDump) -> Moment {
+    let anchor = timeline.anchor;
+    let since = dump.profile.started.duration_since(anchor.wall).as_nanos();
+    let nanos = i64::try_from(since).unwrap_or(0);
+    Moment::from_nanos(anchor.moment.as_nanos().saturating_add_signed(nanos))
+}
+
+/// The name of the thread that a sample is of.
+fn thread_of<'p>(profile: &'p Profile, sample: &Sample) -> &'p str {
+    let texts = sample.labels.iter().filter_map(|label| match label.value {
+        LabelValue::Text(text) if profile.strings.get(label.key) == "thread" => Some(text),
+        _ => None,
+    });
+    texts.map(|text| profile.strings.get(text)).next().unwrap_or_default()
+}

@@ -1,0 +1,233 @@
+//! The stacks of a profile by number, as their sequence's reader is told of them.
+//!
+//! ```text
+//! callstack  -> frames, root first -> function name, mapping -> path, build id
+//! ```
+//!
+//! Each is sent once, in the packet that first needs it. Numbers are places in the profile's tables and
+//! one more, so what is kept here is a bit for each row and no map. A frame in no mapping gets one
+//! without a path, and a sample without a stack gets the frame [`STACK_UNKNOWN`], since Perfetto counts a
+//! number that it was not told as an error.
+
+use prost::Message;
+
+use super::proto::Interned;
+use crate::codec::pprof::STACK_UNKNOWN;
+use crate::model::{Frame, FrameHandle, Mapping, Profile, StackHandle};
+
+/// The fields of `InternedData` that tell of stacks.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct StackNames {
+    #[prost(message, repeated, tag = "5")]
+    pub(super) function_names: Vec<Interned>,
+    #[prost(message, repeated, tag = "6")]
+    pub(super) frames: Vec<ShownFrame>,
+    #[prost(message, repeated, tag = "7")]
+    pub(super) callstacks: Vec<Callstack>,
+    #[prost(message, repeated, tag = "16")]
+    pub(super) build_ids: Vec<InternedBytes>,
+    #[prost(message, repeated, tag = "17")]
+    pub(super) mapping_paths: Vec<Interned>,
+    #[prost(message, repeated, tag = "19")]
+    pub(super) mappings: Vec<ShownMapping>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct InternedBytes {
+    #[prost(uint64, tag = "1")]
+    pub(super) iid: u64,
+    #[prost(bytes = "vec", tag = "2")]
+    pub(super) bytes: Vec<u8>,
+}
+
+#[derive(Clone, Copy, PartialEq, Message)]
+pub(super) struct ShownFrame {
+    #[prost(uint64, tag = "1")]
+    pub(super) iid: u64,
+    #[prost(uint64, tag = "2")]
+    pub(super) function_name_id: u64,
+    #[prost(uint64, tag = "3")]
+    pub(super) mapping_id: u64,
+    #[prost(uint64, tag = "4")]
+    pub(super) rel_pc: u64,
+    #[prost(uint32, tag = "6")]
+    pub(super) line_number: u32,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Callstack {
+    #[prost(uint64, tag = "1")]
+    pub(super) iid: u64,
+    #[prost(uint64, repeated, packed = "false", tag = "2")]
+    pub(super) frame_ids: Vec<u64>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct ShownMapping {
+    #[prost(uint64, tag = "1")]
+    pub(super) iid: u64,
+    #[prost(uint64, tag = "2")]
+    pub(super) build_id: u64,
+    #[prost(uint64, tag = "4")]
+    pub(super) start: u64,
+    #[prost(uint64, tag = "5")]
+    pub(super) end: u64,
+    #[prost(uint64, repeated, packed = "false", tag = "7")]
+    pub(super) path_string_ids: Vec<u64>,
+}
+
+/// Which stacks the reader of a sequence knows already, and what it must be told next.
+pub(super) struct StackInterner<'a> {
+    profile: &'a Profile,
+    stacks: Vec<bool>,
+    frames: Vec<bool>,
+    functions: Vec<bool>,
+    /// One more than there are, for what is in none.
+    mappings: Vec<bool>,
+    unknown: bool,
+    fresh: StackNames,
+}
+
+impl<'a> StackInterner<'a> {
+    /// Begins with all of it to be told.
+    pub(super) fn new(profile: &'a Profile) -> Self {
+        Self {
+            profile,
+            stacks: vec![false; profile.stacks.len()],
+            frames: vec![false; profile.frames.iter().len()],
+            functions: vec![false; profile.functions.len()],
+            mappings: vec![false; profile.mappings.len() + 1],
+            unknown: false,
+            fresh: StackNames::default(),
+        }
+    }
+
+    /// The number of a stack.
+    pub(super) fn stack(&mut self, stack: Option<StackHandle>) -> u64 {
+        let Some(stack) = stack.filter(|stack| stack.index() < self.stacks.len()) else {
+            return self.unknown();
+        };
+        let iid = iid(stack.index());
+        if is_first(&mut self.stacks, stack.index()) {
+            let profile = self.profile;
+            let frames = profile.stacks.frames(Some(stack));
+            let mut frame_ids: Vec<u64> = frames.map(|frame| self.frame(frame)).collect();
+            frame_ids.reverse();
+            self.fresh.callstacks.push(Callstack { iid, frame_ids });
+        }
+        iid
+    }
+
+    /// What the reader must be told with the packet at hand.
+    pub(super) fn take_fresh(&mut self) -> Option<StackNames> {
+        (self.fresh != StackNames::default()).then(|| std::mem::take(&mut self.fresh))
+    }
+
+    fn frame(&mut self, handle: FrameHandle) -> u64 {
+        let iid = iid(handle.index());
+        if is_first(&mut self.frames, handle.index()) {
+            let profile = self.profile;
+            let frame = profile.frames.get(handle);
+            let mapping = frame.mapping.map(|mapping| mapping.index());
+            let mapping_id = self.mapping(mapping);
+            let mapping = mapping.and_then(|mapping| profile.mappings.get(mapping));
+            // The function that the symbol is of: what is inlined into it has no stack entry here.
+            let line = frame.lines.last();
+            let function_name_id = line.map_or(0, |line| self.function(line.function.index()));
+            self.fresh.frames.push(ShownFrame {
+                iid,
+                function_name_id,
+                mapping_id,
+                rel_pc: place_in_file(frame, mapping),
+                line_number: line.map_or(0, |line| line.line),
+            });
+        }
+        iid
+    }
+
+    fn function(&mut self, index: usize) -> u64 {
+        let Some(function) = self.profile.functions.get(index) else { return 0 };
+        if is_first(&mut self.functions, index) {
+            let name = self.profile.strings.get(function.name).to_owned();
+            self.fresh.function_names.push(Interned { iid: iid(index), name });
+        }
+        iid(index)
+    }
+
+    fn mapping(&mut self, index: Option<usize>) -> u64 {
+        let known = index.and_then(|index| Some((index, self.profile.mappings.get(index)?)));
+        let at = known.map_or(self.profile.mappings.len(), |(index, _)| index);
+        let iid = iid(at);
+        if is_first(&mut self.mappings, at) {
+            let mut shown = ShownMapping { iid, ..ShownMapping::default() };
+            if let Some((_, mapping)) = known {
+                (shown.start, shown.end) = (mapping.start, mapping.end);
+                let path = mapping.path.to_string_lossy();
+                // Perfetto puts a slash before each part.
+                let name = path.strip_prefix('/').unwrap_or(&path).to_owned();
+                self.fresh.mapping_paths.push(Interned { iid, name });
+                shown.path_string_ids.push(iid);
+                if let Some(bytes) = bytes_of(&mapping.build_id) {
+                    self.fresh.build_ids.push(InternedBytes { iid, bytes });
+                    shown.build_id = iid;
+                }
+            }
+            self.fresh.mappings.push(shown);
+        }
+        iid
+    }
+
+    /// The stack of those who have none.
+    fn unknown(&mut self) -> u64 {
+        let stack = iid(self.profile.stacks.len());
+        if !std::mem::replace(&mut self.unknown, true) {
+            let frame = iid(self.profile.frames.iter().len());
+            let function_name_id = iid(self.profile.functions.len());
+            let mapping_id = self.mapping(None);
+            let name = STACK_UNKNOWN.to_owned();
+            self.fresh.function_names.push(Interned { iid: function_name_id, name });
+            let shown =
+                ShownFrame { iid: frame, function_name_id, mapping_id, ..Default::default() };
+            self.fresh.frames.push(shown);
+            self.fresh.callstacks.push(Callstack { iid: stack, frame_ids: vec![frame] });
+        }
+        stack
+    }
+}
+
+/// 0 is nothing.
+const fn iid(index: usize) -> u64 {
+    index as u64 + 1
+}
+
+fn is_first(known: &mut [bool], index: usize) -> bool {
+    known.get_mut(index).is_some_and(|known| !std::mem::replace(known, true))
+}
+
+fn place_in_file(frame: &Frame, mapping: Option<&Mapping>) -> u64 {
+    mapping.map_or(frame.address, |mapping| {
+        frame.address.wrapping_sub(mapping.start).wrapping_add(mapping.file_offset)
+    })
+}
+
+/// The bytes that an even number of hexadecimal digits stand for.
+fn bytes_of(hex: &str) -> Option<Vec<u8>> {
+    let digits: Option<Vec<u8>> =
+        hex.chars().map(|digit| digit.to_digit(16).map(|digit| digit as u8)).collect();
+    let digits = digits.filter(|digits| !digits.is_empty() && digits.len() % 2 == 0)?;
+    let pairs = digits.chunks_exact(2);
+    Some(pairs.map(|pair| pair.iter().fold(0, |byte, digit| byte << 4 | digit)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_build_id_is_bytes() {
+        assert_eq!(bytes_of("00ff1a"), Some(vec![0, 255, 26]));
+        for broken in ["", "abc", "zz"] {
+            assert_eq!(bytes_of(broken), None, "{broken}");
+        }
+    }
+}
