@@ -3,7 +3,7 @@
 mod clock;
 mod error;
 mod id;
-#[cfg(feature = "trace")]
+#[cfg(any(feature = "heap", feature = "trace"))]
 pub(crate) mod sync;
 mod units;
 
