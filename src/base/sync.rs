@@ -1,6 +1,6 @@
-//! The atomics and locks of what is checked by loom. `tests/trace_loom.rs` and `tests/stacks_loom.rs`
-//! compile such files a second time, with a module of this name that hands out loom's, and try every order
-//! of their loads and stores.
+//! The atomics and locks of what is checked by loom. `tests/heap_loom.rs`, `tests/stacks_loom.rs` and
+//! `tests/trace_loom.rs` compile such files a second time, with a module of this name that hands out loom's,
+//! and try every order of their loads and stores.
 
 pub(crate) use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 pub(crate) use std::sync::{Mutex, PoisonError};

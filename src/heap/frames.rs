@@ -3,11 +3,10 @@
 //! Numbers begin at 1 and are dense, so they serve as the ids of a profile's locations just as they
 //! are: a dump neither sorts nor hashes what stacks are made of, and a stack takes half the room.
 
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering::Relaxed;
-
 use super::index::Index;
 use super::sampler::mix;
+use crate::base::sync::AtomicU64;
+use crate::base::sync::Ordering::Relaxed;
 use crate::os::memory::Chunk;
 
 /// 128 KiB.
@@ -15,7 +14,7 @@ const CHUNK: usize = 1 << 14;
 
 /// 131,072 addresses: ten times what a service of half a million lines was seen to allocate under.
 const CHUNKS: usize = 8;
-const CAP: u64 = (CHUNK * CHUNKS) as u64;
+pub(super) const CAP: u64 = (CHUNK * CHUNKS) as u64;
 
 const PLACES: usize = 1 << 18;
 
@@ -61,21 +60,5 @@ impl Frames {
     pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, u64)> + '_ {
         let end = self.next.load(Relaxed).min(CAP) as u32;
         (1..end).filter_map(|number| Some((number, self.get(number)?)))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_address_has_one_number_and_a_full_table_keeps_what_it_has() {
-        let frames = Frames::new();
-        let numbers: Vec<_> = (0..CAP - 1).map(|n| frames.intern(0x7f00 + n * 5)).collect();
-        assert!(numbers.iter().all(Option::is_some));
-        assert_eq!(frames.intern(1), None);
-        assert_eq!(frames.intern(0x7f00 + 500 * 5), numbers[500]);
-        assert_eq!(frames.get(numbers[500].unwrap()), Some(0x7f00 + 500 * 5));
-        assert_eq!(frames.iter().count() as u64, CAP - 1);
     }
 }

@@ -5,8 +5,7 @@
 //! the same thing in at once one fills the word and the other finds it there. An id made in vain is used
 //! for the next empty word or lost: a race costs one entry of storage, never a double.
 
-use std::sync::atomic::Ordering::{AcqRel, Acquire};
-
+use crate::base::sync::Ordering::{AcqRel, Acquire};
 use crate::os::memory::Chunk;
 
 /// How far a search goes. At three quarters full a run this long is rarer than one in a million.

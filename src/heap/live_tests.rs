@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use proptest::prelude::*;
 
+use super::super::segment::LINE;
 use super::*;
 
 fn record(n: u64) -> Record {

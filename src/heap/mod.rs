@@ -24,10 +24,18 @@ mod level;
 mod live;
 mod recorder;
 mod sampler;
+mod segment;
 mod sites;
 mod snapshot;
 mod stacks;
 mod thread;
+
+// Beside what they test and not in it: `tests/heap_loom.rs` compiles those files, with atomics that work
+// in its models only.
+#[cfg(test)]
+mod frames_tests;
+#[cfg(test)]
+mod stacks_tests;
 
 use std::hint::black_box;
 use std::io;

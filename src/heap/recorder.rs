@@ -14,7 +14,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use super::filter::Filter;
 use super::level::Level;
-use super::live::{Live, Record};
+use super::live::Live;
+use super::segment::Record;
 use super::sites::{Amount, NO_STACK, Sites};
 use super::stacks::Stacks;
 use super::thread::{self, exclude_current_thread};

@@ -9,8 +9,8 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::index::Index;
-use super::live::Record;
 use super::sampler::mix;
+use super::segment::Record;
 use crate::os::memory::Chunk;
 
 /// Sites in a chunk of 512 KiB.

@@ -1,0 +1,156 @@
+//! A piece of the table of live blocks, and the protocol of its records.
+//!
+//! ```text
+//! keys    [k0..k7] [k8..k15] …     eight to a cache line; 0 is free
+//! records {turn, site, size, weight} …   one behind each key
+//! ```
+//!
+//! **Who writes.** A block is put in after the inner allocator has returned it and before the program
+//! has it; it is taken out by its free before the inner allocator gets it back. So an address is in
+//! the table at most once, and only one thread at a time has business with it; threads compete only for
+//! free keys. A key goes 0 -> CLAIMED -> address -> 0.
+//!
+//! **Who reads beside them.** A dump. The turn of a record is odd while it is being written, so a dump
+//! that finds the same even turn and the same key before and after has read one record, even if the
+//! block was freed and its address came back in between. What it cannot read it leaves out: that block
+//! is being allocated or freed at this moment.
+//!
+//! A thread that stops for ever in the middle (killed by fork in the child) costs one key. A signal
+//! handler may run in the middle and use the table. Nothing waits for anything. `tests/heap_loom.rs` tries
+//! the orders in which all this may be seen.
+
+use std::ops::Range;
+
+use super::sampler::mix;
+use crate::base::sync::{AtomicU64, Ordering, fence};
+
+/// Keys to a cache line.
+pub(crate) const LINE: usize = 8;
+
+pub(crate) const RECORD_WORDS: usize = 4;
+
+const FREE: u64 = 0;
+const CLAIMED: u64 = 1;
+
+/// What is known of a recorded block.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Record {
+    pub(crate) site: u32,
+    pub(crate) size: u64,
+    pub(crate) weight: f64,
+}
+
+pub(crate) struct Segment<'a> {
+    keys: &'a [AtomicU64],
+    records: &'a [AtomicU64],
+}
+
+impl<'a> Segment<'a> {
+    /// As many keys as fit these words with their records.
+    pub(crate) fn of(words: &'a [AtomicU64]) -> Self {
+        let (keys, records) = words.split_at(words.len() / (1 + RECORD_WORDS));
+        Self { keys, records }
+    }
+
+    /// How many keys there are.
+    pub(crate) fn len(&self) -> usize {
+        self.keys.len()
+    }
+
+    /// The two lines where `address` may be.
+    pub(crate) fn lines(&self, address: usize) -> [Range<usize>; 2] {
+        let lines = self.keys.len() / LINE;
+        // Hashed anew in each segment: what crowds one must not crowd the next.
+        let hash = mix((address + lines) as u64) as usize;
+        [hash % lines, (hash >> 32) % lines].map(|line| line * LINE..(line + 1) * LINE)
+    }
+
+    /// The places where `address` may be, those of the emptier line first: filling the emptier of two
+    /// keeps lines from running over until nearly all are full (Azar et al. 1994).
+    pub(crate) fn places(&self, address: usize) -> impl Iterator<Item = usize> + use<> {
+        let is_free = |at: &usize| self.keys[*at].load(Ordering::Relaxed) == FREE;
+        let [one, other] = self.lines(address);
+        let [free, other_free] = [&one, &other].map(|line| line.clone().filter(is_free).count());
+        if free >= other_free { one.chain(other) } else { other.chain(one) }
+    }
+
+    pub(crate) fn record(&self, at: usize) -> &'a [AtomicU64; RECORD_WORDS] {
+        // `at` is below `keys.len()`, and there is a record for each key.
+        self.records[at * RECORD_WORDS..].first_chunk().unwrap_or(&NOWHERE)
+    }
+
+    /// Puts a block in at `at`, if that is free.
+    pub(crate) fn try_insert(&self, at: usize, address: u64, record: Record) -> bool {
+        let key = &self.keys[at];
+        if key.load(Ordering::Relaxed) != FREE
+            || key.compare_exchange(FREE, CLAIMED, Ordering::Acquire, Ordering::Relaxed).is_err()
+        {
+            return false;
+        }
+        let [turn, site, size, weight] = self.record(at);
+        let before = turn.load(Ordering::Relaxed);
+        turn.store(before.wrapping_add(1), Ordering::Relaxed);
+        fence(Ordering::Release);
+        site.store(u64::from(record.site), Ordering::Relaxed);
+        size.store(record.size, Ordering::Relaxed);
+        weight.store(record.weight.to_bits(), Ordering::Relaxed);
+        turn.store(before.wrapping_add(2), Ordering::Release);
+        key.store(address, Ordering::Release);
+        true
+    }
+
+    /// Takes a block out, if it is at `at`.
+    pub(crate) fn try_take(&self, at: usize, address: u64) -> Option<Record> {
+        let key = &self.keys[at];
+        if key.load(Ordering::Acquire) != address {
+            return None;
+        }
+        let [_, site, size, weight] = self.record(at);
+        let record = Record {
+            site: site.load(Ordering::Relaxed) as u32,
+            size: size.load(Ordering::Relaxed),
+            weight: f64::from_bits(weight.load(Ordering::Relaxed)),
+        };
+        // Fails only if the program frees one block twice at once: then the record is another's.
+        key.compare_exchange(address, FREE, Ordering::AcqRel, Ordering::Relaxed).ok()?;
+        Some(record)
+    }
+
+    /// The record at `at`, whole; none where there is none or it comes or goes.
+    pub(crate) fn read(&self, at: usize) -> Option<Record> {
+        let glance = self.glance(at)?;
+        self.still_holds(at, &glance).then_some(glance.record)
+    }
+
+    /// What seems to be at `at`; to be believed only if it `still_holds` afterwards.
+    pub(crate) fn glance(&self, at: usize) -> Option<Glance> {
+        let address = self.keys[at].load(Ordering::Acquire);
+        if address == FREE || address == CLAIMED {
+            return None;
+        }
+        let [turn, site, size, weight] = self.record(at);
+        let turn = turn.load(Ordering::Acquire);
+        let record = Record {
+            site: site.load(Ordering::Relaxed) as u32,
+            size: size.load(Ordering::Relaxed),
+            weight: f64::from_bits(weight.load(Ordering::Relaxed)),
+        };
+        Some(Glance { address, turn, record })
+    }
+
+    pub(crate) fn still_holds(&self, at: usize, glance: &Glance) -> bool {
+        fence(Ordering::Acquire);
+        let [turn, ..] = self.record(at);
+        glance.turn.is_multiple_of(2)
+            && turn.load(Ordering::Relaxed) == glance.turn
+            && self.keys[at].load(Ordering::Relaxed) == glance.address
+    }
+}
+
+pub(crate) struct Glance {
+    address: u64,
+    turn: u64,
+    record: Record,
+}
+
+static NOWHERE: [AtomicU64; RECORD_WORDS] = [const { AtomicU64::new(0) }; RECORD_WORDS];

@@ -1,0 +1,249 @@
+//! The tables of the allocator, over every order in which loads and stores may be seen.
+//!
+//! Their files are compiled here a second time, with loom's atomics in the place of std's and mappings
+//! of a few words.
+#![allow(unreachable_pub, dead_code, reason = "the files are compiled as a part of the crate, too")]
+
+mod base {
+    pub mod sync {
+        use std::sync::OnceLock;
+
+        pub use loom::sync::atomic::{Ordering, fence};
+
+        /// loom's, made when it is first touched, because only then is there a model to belong to: tables
+        /// are `const`. To be touched by the thread that makes the table: loom takes the making for a
+        /// store that others must have seen.
+        pub struct AtomicU64(u64, OnceLock<loom::sync::atomic::AtomicU64>);
+
+        impl AtomicU64 {
+            pub const fn new(value: u64) -> Self {
+                Self(value, OnceLock::new())
+            }
+
+            fn get(&self) -> &loom::sync::atomic::AtomicU64 {
+                self.1.get_or_init(|| loom::sync::atomic::AtomicU64::new(self.0))
+            }
+
+            pub fn touch(self) -> Self {
+                self.get();
+                self
+            }
+
+            pub fn load(&self, order: Ordering) -> u64 {
+                self.get().load(order)
+            }
+
+            pub fn store(&self, value: u64, order: Ordering) {
+                self.get().store(value, order);
+            }
+
+            pub fn compare_exchange(
+                &self,
+                current: u64,
+                new: u64,
+                success: Ordering,
+                failure: Ordering,
+            ) -> Result<u64, u64> {
+                self.get().compare_exchange(current, new, success, failure)
+            }
+
+            pub fn fetch_update(
+                &self,
+                set: Ordering,
+                fetch: Ordering,
+                next: impl FnMut(u64) -> Option<u64>,
+            ) -> Result<u64, u64> {
+                self.get().fetch_update(set, fetch, next)
+            }
+        }
+    }
+}
+
+mod os {
+    pub mod memory {
+        use std::sync::OnceLock;
+
+        use crate::base::sync::AtomicU64;
+
+        /// What a model can hold.
+        const WORDS: usize = 32;
+
+        pub struct Chunk(OnceLock<Vec<AtomicU64>>, usize);
+
+        impl Chunk {
+            pub const fn new(words: usize) -> Self {
+                Self(OnceLock::new(), if words < WORDS { words } else { WORDS })
+            }
+
+            pub fn get(&self) -> Option<&[AtomicU64]> {
+                self.0.get().map(Vec::as_slice)
+            }
+
+            pub fn get_or_map(&self) -> Option<&[AtomicU64]> {
+                Some(
+                    self.0.get_or_init(|| (0..self.1).map(|_| AtomicU64::new(0).touch()).collect()),
+                )
+            }
+        }
+    }
+}
+
+mod sampler {
+    /// Few places, and all neighbours.
+    pub const fn mix(bits: u64) -> u64 {
+        bits << 32
+    }
+}
+
+#[path = "../src/heap/frames.rs"]
+mod frames;
+#[path = "../src/heap/index.rs"]
+mod index;
+#[path = "../src/heap/segment.rs"]
+mod segment;
+#[path = "../src/heap/stacks.rs"]
+mod stacks;
+
+use loom::sync::Arc;
+use loom::thread;
+
+use base::sync::AtomicU64;
+use segment::{LINE, RECORD_WORDS, Record, Segment};
+use stacks::Stacks;
+
+struct Words([AtomicU64; LINE * (1 + RECORD_WORDS)]);
+
+impl Words {
+    fn new() -> Arc<Self> {
+        Arc::new(Self(std::array::from_fn(|_| AtomicU64::new(0).touch())))
+    }
+
+    fn segment(&self) -> Segment<'_> {
+        Segment::of(&self.0)
+    }
+}
+
+fn record(n: u32) -> Record {
+    Record { site: n, size: u64::from(n) << 8, weight: f64::from(n) }
+}
+
+/// What was seen in any of a model's runs. loom takes two loads of a thread that stores afterwards for
+/// independent of what another loaded before, and may try one order only; so each test names what it must
+/// have met.
+#[derive(Default)]
+struct Met(std::sync::Mutex<Vec<Option<u32>>>);
+
+impl Met {
+    fn meet(&self, what: Option<u32>) {
+        let mut met = self.0.lock().unwrap();
+        if !met.contains(&what) {
+            met.push(what);
+        }
+    }
+
+    #[track_caller]
+    fn assert_is(&self, expected: &[Option<u32>]) {
+        let mut met = self.0.lock().unwrap().clone();
+        met.sort();
+        assert_eq!(met, expected);
+    }
+}
+
+/// Every order with one change of thread wherever it hurts, besides those at each end; with more it takes
+/// minutes. What a load may see of the past is tried in full.
+fn bounded(run: impl Fn() + Send + Sync + 'static) {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(1);
+    model.check(run);
+}
+
+#[test]
+fn a_dump_reads_a_record_whole_or_not_at_all() {
+    let met = std::sync::Arc::new(Met::default());
+    let all = std::sync::Arc::clone(&met);
+    bounded(move || {
+        let words = Words::new();
+        assert!(words.segment().try_insert(0, 64, record(1)));
+        let reader = {
+            let words = Arc::clone(&words);
+            thread::spawn(move || words.segment().read(0))
+        };
+        let segment = words.segment();
+        assert_eq!(segment.try_take(0, 64), Some(record(1)));
+        // The address comes back as another block.
+        assert!(segment.try_insert(0, 64, record(2)));
+        let read = reader.join().unwrap();
+        if let Some(read) = read {
+            assert_eq!(read, record(read.site));
+        }
+        met.meet(read.map(|read| read.site));
+        assert_eq!(segment.read(0), Some(record(2)));
+    });
+    all.assert_is(&[None, Some(1), Some(2)]);
+}
+
+#[test]
+fn of_two_threads_one_gets_a_free_key_and_each_takes_out_its_own() {
+    let met = std::sync::Arc::new(Met::default());
+    let all = std::sync::Arc::clone(&met);
+    loom::model(move || {
+        let words = Words::new();
+        let both = |own: u64| {
+            let words = Arc::clone(&words);
+            move || {
+                let segment = words.segment();
+                let put = segment.try_insert(0, own << 6, record(own as u32));
+                let took = segment.try_take(0, own << 6);
+                assert_eq!(took, put.then(|| record(own as u32)));
+                put
+            }
+        };
+        let other = thread::spawn(both(2));
+        let (one, two) = (both(1)(), other.join().unwrap());
+        assert!(one || two, "a key that is free refuses both");
+        met.meet(Some(u32::from(one) + 2 * u32::from(two)));
+        assert_eq!(words.segment().read(0), None);
+    });
+    // The first only, the second only, one after the other.
+    all.assert_is(&[Some(1), Some(2), Some(3)]);
+}
+
+#[test]
+fn a_block_freed_by_another_thread_is_found_there() {
+    loom::model(|| {
+        let words = Words::new();
+        let handed_over = Arc::new(AtomicU64::new(0).touch());
+        let freeing = {
+            let (words, handed_over) = (Arc::clone(&words), Arc::clone(&handed_over));
+            thread::spawn(move || {
+                // A program hands its blocks over with more than this.
+                if handed_over.load(base::sync::Ordering::Acquire) != 0 {
+                    assert_eq!(words.segment().try_take(0, 64), Some(record(1)));
+                    return true;
+                }
+                false
+            })
+        };
+        assert!(words.segment().try_insert(0, 64, record(1)));
+        handed_over.store(1, base::sync::Ordering::Release);
+        let freed = freeing.join().unwrap();
+        assert_eq!(words.segment().read(0), (!freed).then(|| record(1)));
+    });
+}
+
+#[test]
+fn threads_agree_on_the_id_of_a_stack_and_read_it_whole() {
+    bounded(|| {
+        let stacks = Arc::new(Stacks::new());
+        // Maps everything, which is not what is tried here.
+        stacks.intern(&[0x20]).unwrap();
+        let interned = {
+            let stacks = Arc::clone(&stacks);
+            thread::spawn(move || stacks.intern(&[0x10]).unwrap())
+        };
+        let own = stacks.intern(&[0x10]).unwrap();
+        let read = stacks.get(own).unwrap().map(|frame| stacks.frames().get(frame));
+        assert_eq!(read.collect::<Vec<_>>(), [Some(0x10)]);
+        assert_eq!(interned.join().unwrap(), own);
+    });
+}
