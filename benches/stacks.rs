@@ -30,10 +30,14 @@ fn main() {
     if !std::env::args().any(|arg| arg == "--bench") {
         return;
     }
-    wrapper();
-    many_tasks();
-    blocked_worker();
+    // `-- threads` measures those alone.
+    if !std::env::args().any(|arg| arg == "threads") {
+        wrapper();
+        many_tasks();
+        blocked_worker();
+    }
     many_threads();
+    beats_under_dumps();
 }
 
 fn row(name: &str, value: f64, unit: &str, goal: Option<f64>) {
@@ -216,6 +220,53 @@ fn blocked_worker() {
     row("one worker blocked: others without an answer", missing as f64, "tasks", Some(0.0));
     row("one worker blocked: beats before / after 3 dumps", median(ratios), "x", Some(1.0 / 0.9));
     go.store(true, Ordering::Relaxed);
+    runtime.shutdown_background();
+}
+
+/// The median time between two beats while threads are dumped over and over, by the one left alone: the cores
+/// are taken by other work in both.
+fn beats_under_dumps() {
+    let runtime = runtime();
+    let over = Arc::new(AtomicBool::new(false));
+    let burning: Vec<_> = (0..2)
+        .map(|_| {
+            let over = Arc::clone(&over);
+            std::thread::spawn(move || {
+                while !over.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+            })
+        })
+        .collect();
+    let heart = Arc::new(Mutex::new(Vec::new()));
+    let beating = Arc::clone(&heart);
+    runtime.spawn(async move {
+        let mut last = Instant::now();
+        loop {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            beating.lock().expect("no panic").push(last.elapsed().as_secs_f64() * 1000.0);
+            last = Instant::now();
+        }
+    });
+    let beat = |dumps: bool| {
+        heart.lock().expect("no panic").clear();
+        let started = Instant::now();
+        while started.elapsed() < Duration::from_millis(500) {
+            if dumps {
+                black_box(threads::dump(&SystemClock, SystemClock.anchor(), true).expect("a dump"));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        median(std::mem::take(&mut *heart.lock().expect("no panic")))
+    };
+    let (alone, dumped): (Vec<f64>, Vec<f64>) =
+        (0..2 * ROUNDS).map(|_| (beat(false), beat(true))).unzip();
+    let control = alone.chunks(2).map(|pair| pair[0] / pair[1]).collect();
+    let ratio = dumped.iter().zip(&alone).map(|(dumped, alone)| dumped / alone).collect();
+    row("control: median beat on busy cores, over itself", median(control), "x", None);
+    row("median beat under dumps of threads, over left alone", median(ratio), "x", Some(1.05));
+    over.store(true, Ordering::Relaxed);
+    burning.into_iter().for_each(|thread| thread.join().expect("no panic"));
     runtime.shutdown_background();
 }
 

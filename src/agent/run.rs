@@ -12,6 +12,7 @@ use super::core::Core;
 use super::event::{Event, ToggleAction};
 use crate::config::ToggleSignal;
 use crate::model::Origin;
+use crate::vitals::Runtimes;
 
 /// How long a shutdown may take: what runs is stopped and written, and then the loop ends.
 pub(super) const LAST_WORDS: Duration = Duration::from_secs(5);
@@ -21,11 +22,12 @@ pub(super) async fn run(
     mut core: Core,
     mut events: mpsc::Receiver<Event>,
     toggle_signal: Option<ToggleSignal>,
+    runtimes: Runtimes,
 ) {
     let mut signals = listen(toggle_signal);
     let mut ticker = ticker(core.interval());
     let heap = collect::heap::Crossings::listen();
-    let mut stalls = collect::stalls::Stalls::new();
+    let mut stalls = collect::stalls::Stalls::new(runtimes);
     let mut shutdown: Option<Instant> = None;
     loop {
         core.pump();

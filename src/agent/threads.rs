@@ -51,13 +51,13 @@ pub(super) fn lead(
         }
     };
     let signal = settings.toggle.signal;
-    let reader = Reader::new(runtimes, numbers);
+    let reader = Reader::new(runtimes.clone(), numbers);
     let core = Core::new(clock, settings, path, reader, tasks, state.as_ref(), collectors);
     runtime.block_on(async {
         for service in services {
             tokio::spawn(service.serve(handle.clone()));
         }
-        run::run(core, queue, signal).await;
+        run::run(core, queue, signal, runtimes).await;
     });
 }
 

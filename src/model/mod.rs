@@ -52,7 +52,7 @@ pub use slices::{
 pub use stacks::{
     Frame, FrameHandle, FrameTable, Line, Mapping, MappingHandle, StackHandle, StackTable,
 };
-pub use stall::Stall;
+pub use stall::{Beat, Stall};
 pub use strings::{StringHandle, StringTable};
 pub use timeline::{ArgValue, EventKind, Timeline, TimelineEvent, Track, TrackHandle, TrackKind};
 pub use trace_mode::TraceMode;

@@ -6,12 +6,24 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::Serialize;
 
+/// What a worker of a runtime tells of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Beat {
+    /// The runtime, by the order in which they were observed, and its worker.
+    pub worker: (u64, u32),
+    /// Whether it has nothing to do.
+    pub parked: bool,
+    /// What grows as it works: how often it has parked and unparked, and for how long it was busy, which
+    /// the runtime tells every 61 polls.
+    pub mark: (u64, u64),
+}
+
 /// A poll that lasted longer than it may.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Stall {
-    /// The task that was polled: its name, or where it was spawned.
+    /// The task that was polled: its name, or where it was spawned; empty when nobody recorded its polls.
     pub task: String,
-    /// Its number, as traces show it.
+    /// Its number, as traces show it; 0 when nobody recorded its polls.
     pub number: u64,
     /// The thread that polled it.
     pub tid: u32,
@@ -28,6 +40,9 @@ pub struct Stall {
     pub lasted: Duration,
     /// Whether it goes on.
     pub running: bool,
+    /// Whether its polls are not recorded: the worker stood still by the runtime's count, and two stacks of the
+    /// thread showed the same poll. It has lasted for `lasted` at least, and began at `started` or before.
+    pub suspected: bool,
     /// The function of the service that it was in, as far as symbols tell.
     pub function: Option<String>,
     /// Why that is not known; empty when it is.
@@ -39,7 +54,18 @@ impl fmt::Display for Stall {
         let Self { task, thread, tid, started, .. } = self;
         let verb = if self.running { "has been" } else { "was" };
         let millis = self.lasted.as_millis();
-        write!(f, "task `{task}` #{} {verb} polled for {millis} ms since {started}", self.number)?;
+        if self.suspected {
+            write!(
+                f,
+                "a task that is not recorded {verb} polled for {millis} ms or more, since {started}"
+            )?;
+        } else {
+            write!(
+                f,
+                "task `{task}` #{} {verb} polled for {millis} ms since {started}",
+                self.number
+            )?;
+        }
         write!(f, " on thread {tid} `{thread}`")?;
         if let Some(worker) = self.worker {
             write!(f, ", worker {worker}")?;
@@ -48,9 +74,10 @@ impl fmt::Display for Stall {
             write!(f, " of runtime {runtime}")?;
         }
         match &self.function {
-            Some(function) => write!(f, ", in {function}"),
-            None if self.remark.is_empty() => Ok(()),
-            None => write!(f, " ({})", self.remark),
+            Some(function) => write!(f, ", in {function}")?,
+            None if self.remark.is_empty() => {}
+            None => write!(f, " ({})", self.remark)?,
         }
+        if self.suspected { f.write_str(" (suspected, confirmed by two stacks)") } else { Ok(()) }
     }
 }

@@ -1,13 +1,14 @@
 //! Threads asked by a signal where they stand.
 //!
 //! ```text
-//! SIGURG, 64 at a time   the handler of os::signal copies registers and stack; 100 ms for each lot
+//! SIGURG, 64 at a time   the handler of os::signal copies registers and stack, within 100 ms; the next is
+//!                        asked as one has answered
 //! Walker                 unwinds the copies here, by the tables of the files
 //! ```
 //!
 //! SIGURG, because its default is to be ignored: should the host take our handler away, a signal of ours
 //! does nothing. A handler the host has for it gets every SIGURG that is not ours. One asks at a time:
-//! two readers of the slots would see torn copies, and whoever ends its lot makes all questions void.
+//! two readers of the slots would see torn copies, and whoever ends makes all questions void.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -17,7 +18,7 @@ use super::images::Error;
 use super::signal::{self, Entry, Target};
 use super::stack_bounds::StackBounds;
 use super::unwind::{End, MAX_FRAMES, Walker};
-use crate::base::Clock;
+use crate::base::{Clock, Moment};
 
 /// The signal.
 pub const SIGNAL: i32 = libc::SIGURG;
@@ -29,14 +30,35 @@ pub const BATCH: usize = 64;
 /// taken for what was written: the deepest stack a slot has held.
 pub const STACK_BYTES: usize = 256 << 10;
 
-/// How long a lot of threads is waited for: on a machine with ten times the work it has cores for, some
-/// do not come to run within 20 ms.
-const BATCH_WAIT: Duration = Duration::from_millis(100);
+/// How long a thread is waited for: on a machine with ten times the work it has cores for, some do not come
+/// to run within 20 ms. And how old the list of mappings may get, which of a thousand threads takes as long to
+/// read as fifty take to answer.
+const ANSWER_WAIT: Duration = Duration::from_millis(100);
 
 /// Between two looks at what has come: a thread takes some 20 us to run its handler.
 const LOOK: Duration = Duration::from_micros(50);
 
 static ONE: Mutex<()> = Mutex::new(());
+
+/// A thread to be asked.
+#[derive(Clone, Copy)]
+struct Question {
+    tid: u32,
+    /// What it told of where its stack ends, when it was asked before.
+    pointer: Option<u64>,
+}
+
+/// What a thread that was asked shows.
+pub struct Caught<'a> {
+    /// Its registers and stack.
+    pub copied: &'a Copied,
+    /// Where it is: the instruction, then return addresses less one.
+    pub frames: &'a [u64],
+    /// The stack pointer of each of these frames.
+    pub pointers: &'a [u64],
+    /// How the walk ended.
+    pub end: End,
+}
 
 /// The right to ask, for one at a time.
 pub struct Net {
@@ -63,7 +85,7 @@ impl Net {
         }
     }
 
-    /// Signals the threads, in lots, and hands what they copied, unwound, to `take`; those that were no
+    /// Signals the threads, 64 at a time, and hands what they copied, unwound, to `take`; those that were no
     /// more to `ended`. Who does not answer within 100 ms is neither. A thread whose stack's bounds only
     /// its own pointers tell is asked twice.
     ///
@@ -75,66 +97,104 @@ impl Net {
         clock: &dyn Clock,
         tids: &[u32],
         walker: &mut Walker,
-        mut ended: impl FnMut(u32),
+        ended: impl FnMut(u32),
         mut take: impl FnMut(u32, &[u64], End),
     ) -> Result<(), Error> {
-        for lot in tids.chunks(BATCH) {
-            let again = self.round(clock, lot, None, walker, &mut ended, &mut take)?;
-            if !again.is_empty() {
-                let (tids, pointers): (Vec<u32>, Vec<u64>) = again.into_iter().unzip();
-                self.round(clock, &tids, Some(&pointers), walker, &mut ended, &mut take)?;
-            }
+        let take = |caught: Caught<'_>| take(caught.copied.head.tid, caught.frames, caught.end);
+        self.catch_whole(clock, tids, walker, ended, take)
+    }
+
+    /// As [`Self::catch`], and hands out the copies as well.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::catch`].
+    pub fn catch_whole(
+        &self,
+        clock: &dyn Clock,
+        tids: &[u32],
+        walker: &mut Walker,
+        mut ended: impl FnMut(u32),
+        mut take: impl FnMut(Caught<'_>),
+    ) -> Result<(), Error> {
+        let mut again = Vec::new();
+        let asked: Vec<Question> =
+            tids.iter().map(|&tid| Question { tid, pointer: None }).collect();
+        self.round(clock, &asked, &mut again, walker, &mut ended, &mut take)?;
+        if !again.is_empty() {
+            self.round(clock, &again, &mut Vec::new(), walker, &mut ended, &mut take)?;
         }
         Ok(())
     }
 
-    /// Signals the threads of one lot and takes what they copied. Gives those whose stack's bounds only the
-    /// thread's own `pointers` tell, with them.
+    /// Signals the threads, as many at a time as there may be, and takes what they copied. `again` gets those
+    /// whose stack's bounds only the thread's own pointer tells.
     fn round(
         &self,
         clock: &dyn Clock,
-        lot: &[u32],
-        pointers: Option<&[u64]>,
+        questions: &[Question],
+        again: &mut Vec<Question>,
         walker: &mut Walker,
         ended: &mut dyn FnMut(u32),
-        take: &mut dyn FnMut(u32, &[u64], End),
-    ) -> Result<Vec<(u32, u64)>, Error> {
-        let bounds = StackBounds::read().map_err(Error::Maps)?;
-        let mut waiting: Vec<u32> = Vec::with_capacity(lot.len());
-        for (at, &tid) in lot.iter().enumerate() {
-            let entry = at as Entry;
-            let stack = match pointers.and_then(|pointers| pointers.get(at)) {
-                Some(&pointer) => bounds.below(pointer),
-                None => bounds.of(tid),
-            };
-            self.target.set_stack(entry, stack.unwrap_or(0..0));
-            match self.target.send(tid, entry) {
-                Ok(()) => waiting.push(tid),
-                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => ended(tid),
-                Err(_) => {}
+        take: &mut dyn FnMut(Caught<'_>),
+    ) -> Result<(), Error> {
+        let mut bounds = StackBounds::read().map_err(Error::Maps)?;
+        let mut read_at = clock.now();
+        let mut waiting: Vec<(Question, Moment)> = Vec::with_capacity(BATCH);
+        let (mut left, mut copied) = (questions.iter().enumerate(), Copied::default());
+        loop {
+            let now = clock.now();
+            if now.since(read_at) > ANSWER_WAIT {
+                bounds = StackBounds::read().map_err(Error::Maps)?;
+                read_at = now;
             }
-        }
-        let until = clock.now() + BATCH_WAIT;
-        let (mut again, mut copied) = (Vec::new(), Copied::default());
-        while !waiting.is_empty() {
-            self.target.slots().drain(&mut copied, |copied| {
-                let tid = copied.head.tid;
-                waiting.retain(|&waiting| waiting != tid);
-                let mut frames = [0; MAX_FRAMES];
-                let Copied { head, stack, whole } = copied;
-                let walk = walker.walk(head.registers, stack, *whole, &mut frames);
-                if walk.end == End::Truncated && !whole && pointers.is_none() {
-                    again.push((tid, head.thread_pointer));
+            while waiting.len() < BATCH
+                && let Some((at, &question)) = left.next()
+            {
+                let entry = at as Entry;
+                let stack = match question.pointer {
+                    Some(pointer) => bounds.below(pointer),
+                    None => bounds.of(question.tid),
+                };
+                self.target.set_stack(entry, stack.unwrap_or(0..0));
+                match self.target.send(question.tid, entry) {
+                    Ok(()) => waiting.push((question, now + ANSWER_WAIT)),
+                    Err(error) if error.raw_os_error() == Some(libc::ESRCH) => ended(question.tid),
+                    Err(_) => {}
                 }
-                take(tid, frames.get(..walk.depth).unwrap_or_default(), walk.end);
+            }
+            let mut came = false;
+            self.target.slots().drain(&mut copied, |copied| {
+                came = true;
+                let tid = copied.head.tid;
+                let at = waiting.iter().position(|(question, _)| question.tid == tid);
+                let question = at.map(|at| waiting.swap_remove(at).0);
+                let (mut frames, mut places) = ([0; MAX_FRAMES], [0; MAX_FRAMES]);
+                let Copied { head, stack, whole } = copied;
+                let walk =
+                    walker.walk_marked(head.registers, stack, *whole, &mut frames, &mut places);
+                let untold = question.is_some_and(|question| question.pointer.is_none());
+                if walk.end == End::Truncated && !whole && untold {
+                    again.push(Question { tid, pointer: Some(head.thread_pointer) });
+                }
+                take(Caught {
+                    copied,
+                    frames: frames.get(..walk.depth).unwrap_or_default(),
+                    pointers: places.get(..walk.depth).unwrap_or_default(),
+                    end: walk.end,
+                });
             });
-            if waiting.is_empty() || clock.now() >= until {
+            if waiting.is_empty() && left.len() == 0 {
                 break;
             }
-            std::thread::sleep(LOOK);
+            if !came {
+                let now = clock.now();
+                waiting.retain(|(_, until)| now < *until);
+                std::thread::sleep(LOOK);
+            }
         }
         // Who has not answered will find its question gone.
         self.target.forget_pending();
-        Ok(again)
+        Ok(())
     }
 }

@@ -49,6 +49,17 @@ pub fn list() -> Result<Vec<Thread>, Error> {
     Ok(tids.into_iter().filter_map(|tid| look(&tasks, tid)).collect())
 }
 
+/// The thread `tid` of this process; none when there is none.
+///
+/// # Errors
+///
+/// Without `/proc`.
+pub fn one(tid: u32) -> Result<Option<Thread>, Error> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let tasks = open(TASKS, flags, Mode::empty()).map_err(|error| Error(error.into()))?;
+    Ok(look(&tasks, tid))
+}
+
 /// What the kernel tells about the thread `tid`; none when it has ended.
 pub(super) fn look(tasks: &OwnedFd, tid: u32) -> Option<Thread> {
     let mut buffer = [0; 1024];

@@ -195,6 +195,11 @@ pub mod threads {
         Err(Error)
     }
 
+    /// None.
+    pub fn one(_tid: u32) -> Result<Option<Thread>, Error> {
+        Err(Error)
+    }
+
     /// A number for the calling thread that is not 0.
     pub fn current() -> u32 {
         use std::sync::atomic::{AtomicU32, Ordering};

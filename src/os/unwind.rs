@@ -296,7 +296,7 @@ impl Claim {
         let mut depth = 0;
         // The first frame is the one the registers were read in.
         let mut to_skip = skip + 1;
-        let take = |frame| match to_skip {
+        let take = |frame, _| match to_skip {
             0 => frames.get_mut(depth).is_some_and(|place| {
                 *place = frame;
                 depth += 1;

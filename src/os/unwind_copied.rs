@@ -64,6 +64,19 @@ impl Walker {
         whole: bool,
         frames: &mut [u64],
     ) -> Walk {
+        self.walk_marked(registers, stack, whole, frames, &mut [])
+    }
+
+    /// As [`Self::walk`], and writes each frame's stack pointer into `pointers`, as far as there is room: what
+    /// lies between one and the next is the frame's.
+    pub fn walk_marked(
+        &mut self,
+        registers: Registers,
+        stack: &[u64],
+        whole: bool,
+        frames: &mut [u64],
+        pointers: &mut [u64],
+    ) -> Walk {
         let mut ran_off = false;
         let mut read = |address: u64| {
             let offset = address.checked_sub(registers.sp).ok_or(())?;
@@ -75,7 +88,10 @@ impl Walker {
             word.copied().ok_or(())
         };
         let mut depth = 0;
-        let take = |frame| {
+        let take = |frame, pointer| {
+            if let Some(place) = pointers.get_mut(depth) {
+                *place = pointer;
+            }
             frames.get_mut(depth).is_some_and(|place| {
                 *place = frame;
                 depth += 1;

@@ -32,19 +32,19 @@ pub(super) struct Walked {
     pub(super) is_inferred: bool,
 }
 
-/// Walks from `registers`, handing each frame to `take` until that wants no more: the instruction itself,
-/// then return addresses less one.
+/// Walks from `registers`, handing each frame and its stack pointer to `take` until that wants no more: the
+/// instruction itself, then return addresses less one.
 pub(super) fn walk(
     modules: &Modules,
     cache: &mut Cache,
     mut registers: Registers,
     read: &mut impl FnMut(u64) -> Result<u64, ()>,
-    mut take: impl FnMut(u64) -> bool,
+    mut take: impl FnMut(u64, u64) -> bool,
 ) -> Walked {
     let (mut is_exact, mut is_inferred) = (true, false);
     let end = loop {
         let address = registers.ip.wrapping_sub(u64::from(!is_exact));
-        if !take(address) {
+        if !take(address, registers.sp) {
             break Some(End::Truncated);
         }
         let next = match cache.rule(modules, address) {

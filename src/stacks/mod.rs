@@ -2,11 +2,13 @@
 //!
 //! - [`tasks`] asks the tasks that carry a [`Ticket`] (those of [`crate::task`]), by a waker that shows
 //!   where it is cloned.
-//! - [`threads`] asks the threads of the process, by a signal.
+//! - [`threads`] asks the threads of the process, by a signal, and lists the system calls it cuts short.
 //!
 //! Both give addresses in a [`Profile`](crate::model::Profile), to be named by `symbols`, and rows.
 
 mod desk;
+#[cfg(feature = "trace")]
+pub(crate) mod polls;
 mod registry;
 mod slot;
 pub mod tasks;

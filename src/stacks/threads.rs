@@ -52,9 +52,7 @@ pub fn dump(clock: &dyn Clock, anchor: Anchor, signals: bool) -> Result<ThreadDu
 ///
 /// As [`dump`].
 pub fn dump_one(clock: &dyn Clock, anchor: Anchor, tid: u32) -> Result<ThreadDump, Error> {
-    let mut listed = threads::list()?;
-    listed.retain(|thread| thread.tid == tid);
-    dump_listed(clock, anchor, true, listed)
+    dump_listed(clock, anchor, true, threads::one(tid)?.into_iter().collect())
 }
 
 fn dump_listed(
@@ -108,8 +106,10 @@ pub(super) fn stacks_of(
     tids: &[u32],
     profile: &mut Profile,
 ) -> Result<HashMap<u32, StackHandle>, Error> {
-    let mut listed = threads::list()?;
-    listed.retain(|thread| tids.contains(&thread.tid));
+    let mut listed = Vec::with_capacity(tids.len());
+    for &tid in tids {
+        listed.extend(threads::one(tid)?);
+    }
     let caught = catch(clock, &listed)?;
     let stacks = caught.stacks.into_iter();
     Ok(stacks

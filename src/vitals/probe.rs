@@ -31,13 +31,14 @@
 //! the runtime: shutting down does not wait for handles.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::runtime::{Handle, Id, RuntimeMetrics};
 use tokio::sync::Notify;
 
 use crate::base::{Clock, Moment};
+use crate::os::threads;
 
 /// How long an idle runtime is left asleep when `runtimes` are watched: a second for each four of
 /// them, so that four wakings a second are all there are.
@@ -53,6 +54,8 @@ pub(super) struct Probe {
     sent: Option<Moment>,
     /// When the task was last woken.
     last: Option<Moment>,
+    /// The thread that was told last.
+    thread: u32,
 }
 
 /// What one tick tells about a runtime.
@@ -72,12 +75,18 @@ impl Probe {
         let shared = Arc::new(Shared::default());
         // Nothing waits for the task: it ends itself, or the runtime ends it.
         drop(runtime.spawn(run(Alive(shared.clone()), clock)));
-        Self { runtime, shared, sent: None, last: None }
+        Self { runtime, shared, sent: None, last: None, thread: 0 }
     }
 
     /// The runtime.
     pub(super) fn id(&self) -> Id {
         self.runtime.id()
+    }
+
+    /// The thread that last ran the task, if it is another than when this was last asked.
+    pub(super) fn fresh_thread(&mut self) -> Option<u32> {
+        let thread = self.shared.thread.load(Ordering::Relaxed);
+        (std::mem::replace(&mut self.thread, thread) != thread).then_some(thread)
     }
 
     /// Reads, and wakes the task for the next tick, an idle runtime's only if `rest` has passed
@@ -126,6 +135,8 @@ struct Shared {
     wake: Notify,
     /// When the task ran, in nanoseconds after the clock's zero plus one; 0 while it has not.
     ran: AtomicU64,
+    /// Where it ran, which is on a worker.
+    thread: AtomicU32,
     stop: AtomicBool,
     dead: AtomicBool,
 }
@@ -146,6 +157,7 @@ async fn run(alive: Alive, clock: Arc<dyn Clock>) {
         if shared.stop.load(Ordering::Acquire) {
             return;
         }
+        shared.thread.store(threads::current(), Ordering::Relaxed);
         shared.ran.store(clock.now().as_nanos().saturating_add(1), Ordering::Release);
     }
 }

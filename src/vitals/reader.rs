@@ -220,6 +220,9 @@ impl Reader {
                 self.runtimes.forget(probe.id());
                 return false;
             };
+            if let Some(thread) = probe.fresh_thread() {
+                self.runtimes.works_on(thread);
+            }
             all = Some(match all {
                 None => reading,
                 Some(so_far) => Reading {

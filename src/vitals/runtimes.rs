@@ -3,27 +3,43 @@
 //! The list is all that is shared. The reader keeps the probes to itself and looks at the list only
 //! when its count of changes has moved, so a tick takes no lock the service could hold.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::runtime::{Handle, Id};
+use tokio::runtime::{Handle, Id, RuntimeFlavor};
 
 use super::Error;
+use crate::model::Beat;
 
 /// How many runtimes may be watched: one for each core of the largest machines, for services that
 /// run a thread and a runtime on each. An idle one is a few loads a tick, and how often idle ones
 /// are woken does not grow with their number; a busy one is woken each tick.
 pub(super) const MAX_RUNTIMES: usize = 256;
 
+/// How many threads of theirs are kept, to be known by their names.
+const MAX_THREADS: usize = 64;
+
 /// The observed runtimes of one agent.
 #[derive(Clone, Debug, Default)]
 pub struct Runtimes(Arc<List>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct List {
-    handles: Mutex<Vec<Handle>>,
+    /// Each with its number.
+    handles: Mutex<Vec<(u64, Handle)>>,
     /// How often a handle was added.
     added: AtomicU64,
+    /// Threads that were seen to work for one of them, the last ones.
+    threads: Mutex<VecDeque<u32>>,
+}
+
+impl Default for List {
+    fn default() -> Self {
+        // A tick that meets another thread of theirs allocates nothing.
+        let threads = Mutex::new(VecDeque::with_capacity(MAX_THREADS));
+        Self { handles: Mutex::default(), added: AtomicU64::new(0), threads }
+    }
 }
 
 impl Runtimes {
@@ -43,14 +59,14 @@ impl Runtimes {
     /// [`Error::TooManyRuntimes`] when there are 256.
     pub fn observe(&self, handle: Handle) -> Result<(), Error> {
         let mut handles = self.lock();
-        if handles.iter().any(|known| known.id() == handle.id()) {
+        if handles.iter().any(|(_, known)| known.id() == handle.id()) {
             return Ok(());
         }
         if handles.len() >= MAX_RUNTIMES {
             return Err(Error::TooManyRuntimes);
         }
-        handles.push(handle);
-        self.0.added.fetch_add(1, Ordering::Release);
+        let number = self.0.added.fetch_add(1, Ordering::Release) + 1;
+        handles.push((number, handle));
         Ok(())
     }
 
@@ -72,12 +88,12 @@ impl Runtimes {
             return Vec::new();
         }
         *seen = added;
-        self.lock().iter().filter(|handle| !known(handle.id())).cloned().collect()
+        self.lock().iter().map(|(_, handle)| handle).filter(|it| !known(it.id())).cloned().collect()
     }
 
     /// Takes a runtime that has shut down off the list.
     pub(super) fn forget(&self, id: Id) {
-        self.lock().retain(|handle| handle.id() != id);
+        self.lock().retain(|(_, handle)| handle.id() != id);
     }
 
     /// Takes all of them off the list.
@@ -85,8 +101,50 @@ impl Runtimes {
         self.lock().clear();
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Handle>> {
-        // Nothing panics under this lock, and a list is whole between any two statements.
-        self.0.handles.lock().unwrap_or_else(PoisonError::into_inner)
+    /// What each worker tells of itself, in the place of what is in `into`. A runtime of one thread is left
+    /// out: it counts as at work while nobody drives it. Costs some 20 ns a worker.
+    pub fn beats(&self, into: &mut Vec<Beat>) {
+        into.clear();
+        for (number, handle) in self.lock().iter() {
+            if handle.runtime_flavor() != RuntimeFlavor::MultiThread {
+                continue;
+            }
+            let metrics = handle.metrics();
+            into.extend((0..metrics.num_workers()).map(|worker| {
+                let turns = metrics.worker_park_unpark_count(worker);
+                let busy = metrics.worker_total_busy_duration(worker).as_nanos();
+                Beat {
+                    worker: (*number, worker as u32),
+                    // It has parked once more than it has unparked.
+                    parked: turns % 2 == 1,
+                    mark: (turns, busy as u64),
+                }
+            }));
+        }
     }
+
+    /// The last threads that were seen to work for one of them.
+    pub fn threads(&self) -> Vec<u32> {
+        lock(&self.0.threads).iter().copied().collect()
+    }
+
+    /// A task of one of them ran on `thread`.
+    pub(super) fn works_on(&self, thread: u32) {
+        let mut threads = lock(&self.0.threads);
+        if !threads.contains(&thread) {
+            if threads.len() >= MAX_THREADS {
+                threads.pop_front();
+            }
+            threads.push_back(thread);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<(u64, Handle)>> {
+        lock(&self.0.handles)
+    }
+}
+
+/// Nothing panics under these locks, and a list is whole between any two statements.
+fn lock<T>(list: &Mutex<T>) -> MutexGuard<'_, T> {
+    list.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -11,6 +11,7 @@ use super::{Absent, Evidence, Failure, Started};
 use crate::base::{Anchor, Bytes};
 use crate::config::{HeapSettings, Settings, TraceSettings};
 use crate::model::{CaptureKind, Profile, Rule, Stall, ThreadDump, Vitals};
+use crate::vitals::Runtimes;
 
 pub(super) fn switched_off(_: &Settings) -> Option<&'static str> {
     None
@@ -106,7 +107,7 @@ pub(in crate::agent) fn threshold(_: &Settings) -> Option<Duration> {
 pub(in crate::agent) struct Stalls;
 
 impl Stalls {
-    pub(in crate::agent) fn new() -> Self {
+    pub(in crate::agent) fn new(_: Runtimes) -> Self {
         Self
     }
 

@@ -29,6 +29,8 @@ mod jemalloc;
 mod jemalloc;
 #[cfg(feature = "trace")]
 pub(super) mod stalls;
+#[cfg(feature = "trace")]
+mod suspects;
 pub(super) mod tasks;
 mod threads;
 #[cfg(feature = "trace")]

@@ -2,20 +2,27 @@
 //!
 //! The looks are taken on the agent's thread; what takes longer (a signal, a stack, its names) is done on one
 //! of the threads for files. A stack counts only if the poll still goes on after it was taken.
+//!
+//! Polls that are recorded are timed exactly; of others there are suspicions (`suspects.rs`), where threads may
+//! be signalled. Both are told the same way.
 
 use std::future;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
+use super::Failure;
+use super::suspects::{Suspicions, holds_up};
 use crate::agent::fence::fence;
-use crate::base::{Clock, SystemClock};
+use crate::base::{Anchor, Clock, Moment, SystemClock};
 use crate::config::{Settings, ThreadsMode};
-use crate::model::{Frame, Metric, Profile, Stall, ThreadDump, TraceMode};
+use crate::model::{Metric, Profile, Stall, ThreadDump, TraceMode};
 use crate::stacks::threads;
 use crate::symbols;
-use crate::trace::stalls::{Overlong, Watch, longest as longest_poll};
+use crate::trace::stalls::{Overlong, Suspicion, Verdict, Watch, longest as longest_poll};
+use crate::vitals::Runtimes;
 
 /// What settings may not go below either.
 const LEAST: Duration = Duration::from_millis(10);
@@ -26,9 +33,20 @@ pub(in crate::agent) struct Found {
     pub(in crate::agent) dump: Option<Box<ThreadDump>>,
 }
 
+/// Since when the oldest suspected poll goes on, in nanoseconds plus [`SINCE`].
+static SUSPECTED: AtomicU64 = AtomicU64::new(NO_WORKERS);
+const NO_WORKERS: u64 = 0;
+const NOBODY: u64 = 1;
+const SINCE: u64 = 2;
+
 /// How long the longest poll that goes on has lasted, if that is known.
 pub(in crate::agent) fn longest() -> Option<Duration> {
-    longest_poll()
+    let suspected = match SUSPECTED.load(Ordering::Relaxed) {
+        NO_WORKERS => None,
+        NOBODY => Some(Duration::ZERO),
+        since => Some(SystemClock.now().since(Moment::from_nanos(since - SINCE))),
+    };
+    longest_poll().max(suspected)
 }
 
 /// What is too long, to the settings or to a rule; none: nobody looks.
@@ -43,15 +61,27 @@ pub(in crate::agent) fn threshold(settings: &Settings) -> Option<Duration> {
 
 /// Whoever looks for stalls.
 pub(in crate::agent) struct Stalls {
+    runtimes: Runtimes,
     wanted: Option<(Duration, bool)>,
     watch: Option<Watch>,
+    suspicions: Option<Suspicions>,
     due: Instant,
     examined: Option<JoinHandle<Vec<Found>>>,
+    /// Suspicions whose threads are looked at.
+    weighed: Option<(Verdict, JoinHandle<Vec<(Suspicion, Found)>>)>,
 }
 
 impl Stalls {
-    pub(in crate::agent) fn new() -> Self {
-        Self { wanted: None, watch: None, due: Instant::now(), examined: None }
+    pub(in crate::agent) fn new(runtimes: Runtimes) -> Self {
+        Self {
+            runtimes,
+            wanted: None,
+            watch: None,
+            suspicions: None,
+            due: Instant::now(),
+            examined: None,
+            weighed: None,
+        }
     }
 
     /// Looks as these settings say from here on: for what is a stall to them or to a rule.
@@ -61,7 +91,12 @@ impl Stalls {
         if wanted != self.wanted {
             self.wanted = wanted;
             self.watch = wanted.map(|(threshold, _)| Watch::new(threshold));
+            let suspects = wanted.filter(|&(_, signals)| signals);
+            self.suspicions =
+                suspects.map(|(threshold, _)| Suspicions::new(self.runtimes.clone(), threshold));
+            self.weighed = None;
             self.due = Instant::now();
+            self.show_suspected();
         }
     }
 
@@ -73,10 +108,33 @@ impl Stalls {
                 self.examined = None;
                 return found;
             }
+            if let Some((_, weighed)) = &mut self.weighed {
+                let weighed = weighed.await.unwrap_or_default();
+                let found = self.settle(weighed);
+                self.show_suspected();
+                if !found.is_empty() {
+                    return found;
+                }
+            }
             let Some(watch) = &mut self.watch else { return future::pending().await };
-            sleep_until(self.due).await;
+            if let Some(suspicions) = self.suspicions.as_mut().filter(|it| it.is_asking()) {
+                tokio::select! {
+                    () = sleep_until(self.due) => {}
+                    verdict = suspicions.heard() => {
+                        if let Some(verdict) = verdict {
+                            self.weigh(verdict);
+                        }
+                        self.show_suspected();
+                        continue;
+                    }
+                }
+            } else {
+                sleep_until(self.due).await;
+            }
             let (overlong, next) = watch.look();
-            self.due = Instant::now() + next;
+            let suspected = self.suspicions.as_mut().map(Suspicions::look);
+            self.due = Instant::now() + suspected.map_or(next, |suspected| suspected.min(next));
+            self.show_suspected();
             if !overlong.is_empty() {
                 let signals = self.wanted.is_some_and(|(_, signals)| signals);
                 self.examined = Some(tokio::task::spawn_blocking(move || {
@@ -88,6 +146,75 @@ impl Stalls {
             }
         }
     }
+
+    fn weigh(&mut self, verdict: Verdict) {
+        let suspicions = verdict.suspicions.clone();
+        let weighed = tokio::task::spawn_blocking(move || {
+            let weighed = suspicions.into_iter();
+            weighed.filter_map(|suspicion| Some((suspicion, weigh(&suspicion)?))).collect()
+        });
+        self.weighed = Some((verdict, weighed));
+    }
+
+    fn settle(&mut self, weighed: Vec<(Suspicion, Found)>) -> Vec<Found> {
+        let Some((verdict, _)) = self.weighed.take() else { return Vec::new() };
+        let Some(suspicions) = &mut self.suspicions else { return Vec::new() };
+        let told = suspicions.settle(verdict, |tid| weighed.iter().any(|(it, _)| it.tid == tid));
+        let held = weighed.into_iter().filter(|(suspicion, _)| told.contains(suspicion));
+        held.map(|(_, found)| found).collect()
+    }
+
+    fn show_suspected(&self) {
+        let suspicions = self.suspicions.as_ref().filter(|it| it.sees_workers());
+        let shown = suspicions.map_or(NO_WORKERS, |suspicions| {
+            let oldest = suspicions.oldest();
+            oldest.map_or(NOBODY, |since| since.as_nanos().saturating_add(SINCE))
+        });
+        SUSPECTED.store(shown, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Stalls {
+    fn drop(&mut self) {
+        // The next agent's are others.
+        SUSPECTED.store(NO_WORKERS, Ordering::Relaxed);
+    }
+}
+
+/// The stall that is suspected, if the thread's stack shows that it holds up a worker.
+fn weigh(suspicion: &Suspicion) -> Option<Found> {
+    let anchor = SystemClock.anchor();
+    let (dump, function) = picture(anchor, suspicion.tid).ok()?;
+    let row = dump.threads.first()?;
+    let names = functions(&dump.profile);
+    if !holds_up(names.iter().map(|(name, _)| *name)) {
+        return None;
+    }
+    let stall = Stall {
+        task: String::new(),
+        number: 0,
+        tid: suspicion.tid,
+        thread: row.name.clone(),
+        runtime: None,
+        worker: suspicion.worker.map(|(_, worker)| worker.into()),
+        started: anchor.wall_at(suspicion.since),
+        lasted: suspicion.lasted,
+        running: true,
+        suspected: true,
+        remark: if function.is_none() { row.remark } else { "" },
+        function,
+    };
+    Some(Found { stall, dump: Some(Box::new(dump)) })
+}
+
+/// A thread as it is, with the names of its functions and the one that is the service's.
+fn picture(anchor: Anchor, tid: u32) -> Result<(ThreadDump, Option<String>), Failure> {
+    fence(|| {
+        let mut dump = threads::dump_one(&SystemClock, anchor, tid)?;
+        symbols::name_functions(&mut dump.profile);
+        let function = service_function(&dump.profile);
+        Ok((dump, function))
+    })
 }
 
 fn examine(mut poll: Overlong, signals: bool) -> Found {
@@ -130,6 +257,7 @@ fn examine(mut poll: Overlong, signals: bool) -> Found {
         started: anchor.wall_at(poll.start),
         lasted: poll.lasted,
         running: poll.running,
+        suspected: false,
         function,
         remark,
     };
@@ -138,18 +266,23 @@ fn examine(mut poll: Overlong, signals: bool) -> Found {
 
 /// The innermost function that is the service's own, else the innermost with a name.
 fn service_function(profile: &Profile) -> Option<String> {
-    let stack = profile.samples.first()?.stack;
-    let name = |frame: &Frame| {
-        let line = frame.lines.first()?;
-        let function = profile.functions.get(line.function.index())?;
-        Some(profile.strings.get(function.name).to_owned())
+    let functions = functions(profile);
+    let own = functions.iter().find(|(name, is_own)| *is_own && !is_library(name));
+    own.or(functions.first()).map(|(name, _)| (*name).to_owned())
+}
+
+/// The functions of a profile of one stack, innermost first, and whether they are the executable's.
+fn functions(profile: &Profile) -> Vec<(&str, bool)> {
+    let Some(stack) = profile.samples.first().and_then(|sample| sample.stack) else {
+        return Vec::new();
     };
-    let frames: Vec<&Frame> =
-        profile.stacks.frames(stack).map(|frame| profile.frames.get(frame)).collect();
-    let own = frames.iter().filter(|frame| frame.mapping.is_some_and(|file| file.index() == 0));
-    own.filter_map(|frame| name(frame))
-        .find(|name| !is_library(name))
-        .or_else(|| frames.iter().find_map(|frame| name(frame)))
+    let frames = profile.stacks.frames(Some(stack)).map(|frame| profile.frames.get(frame));
+    let named = frames.filter_map(|frame| {
+        let function = profile.functions.get(frame.lines.first()?.function.index())?;
+        let is_own = frame.mapping.is_some_and(|file| file.index() == 0);
+        Some((profile.strings.get(function.name), is_own))
+    });
+    named.collect()
 }
 
 fn is_library(name: &str) -> bool {

@@ -1,0 +1,246 @@
+//! Whether stalls are found, and what looking for them costs: `cargo bench --bench stalls`.
+//!
+//! One row a measure: its name, its value, the goal, and `pass` or `short`. About two minutes; `-- --quick`
+//! half of one.
+//!
+//! Polls of 20, 40, 100, 200 and 400 ms are injected into a runtime that is idle, hot (tasks with polls of
+//! 5 ms at any time) or on a machine whose cores are taken by others, with one worker and with two, under a
+//! threshold of 50 ms. Each injected poll measures itself: on a loaded machine one of 40 ms may take longer,
+//! and what it took is what is to be found. Recorded ones (`marple::task`) are due when they lasted for the threshold and
+//! the period of 10 ms; plain ones, which are suspected by the runtime's counts, have another 60 ms. In between
+//! either is right. A false alarm is a stall that is told at a time at which no injected poll went on for
+//! the threshold.
+//!
+//! The cost of looking is the CPU of the whole process with an agent that looks, less that with one that does
+//! not, in turns.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use marple::config::{Room, Settings, StoreSettings, ToggleSettings, TraceSettings};
+use marple::model::Stall;
+use marple::os::process::cpu_time;
+use marple::task::Trace as _;
+use marple::{Agent, base::Bytes};
+use tokio::runtime::{Builder, Runtime};
+
+const THRESHOLD: Duration = Duration::from_millis(50);
+const PERIOD: Duration = Duration::from_millis(10);
+
+/// What a suspicion may come later by: an idle runtime is looked at every 50 ms, and once more after 10.
+const SUSPICION: Duration = Duration::from_millis(60);
+
+/// The dates of a stall and of the poll it is about may be so far apart, on a machine with more work than
+/// cores: the worker is taken off its core between them.
+const APART: Duration = Duration::from_millis(20);
+
+const LENGTHS: [u64; 5] = [20, 40, 100, 200, 400];
+
+fn main() {
+    // `cargo test --all-targets` runs benches too; only `cargo bench` says this.
+    if !std::env::args().any(|arg| arg == "--bench") {
+        return;
+    }
+    let quick = std::env::args().any(|arg| arg == "--quick");
+    for recorded in [true, false] {
+        for load in [Load::Idle, Load::Hot, Load::Machine] {
+            for workers in [1, 2] {
+                matrix(recorded, load, workers, if quick { 1 } else { 3 });
+            }
+        }
+    }
+    cost(if quick { 3 } else { 9 });
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Load {
+    Idle,
+    Hot,
+    Machine,
+}
+
+/// An injected poll: when it began and how long it took.
+#[derive(Clone, Copy, Debug)]
+struct Injected {
+    start: Timestamp,
+    took: Duration,
+}
+
+impl Injected {
+    fn is_meant(&self, stall: &Stall) -> bool {
+        let (from, until) = (self.start - APART, self.start + self.took);
+        stall.started >= from && stall.started <= until
+    }
+}
+
+fn matrix(recorded: bool, load: Load, workers: usize, rounds: usize) {
+    let (agent, _dir) = agent(Some(THRESHOLD), Duration::from_millis(100));
+    let runtime = runtime(workers);
+    agent.handle().observe(runtime.handle().clone()).expect("a runtime to observe");
+    let over = Arc::new(AtomicBool::new(false));
+    let burning: Vec<_> = match load {
+        Load::Machine => (0..std::thread::available_parallelism().map_or(2, |n| n.get()))
+            .map(|_| {
+                let over = Arc::clone(&over);
+                std::thread::spawn(move || {
+                    while !over.load(Ordering::Relaxed) {
+                        std::hint::spin_loop();
+                    }
+                })
+            })
+            .collect(),
+        _ => Vec::new(),
+    };
+    if load == Load::Hot {
+        for _ in 0..3 * workers {
+            runtime.spawn(short_polls(Arc::clone(&over)).traced("short"));
+        }
+    }
+    std::thread::sleep(Duration::from_millis(500));
+    let injected = Arc::new(Mutex::new(Vec::new()));
+    let mut told: Vec<Stall> = Vec::new();
+    let mut look = |told: &mut Vec<Stall>| {
+        let Ok(status) = agent.handle().status().wait(Duration::from_secs(10)) else { return };
+        let known = |stall: &Stall| {
+            told.iter().any(|told| told.tid == stall.tid && told.started == stall.started)
+        };
+        let fresh: Vec<Stall> = status.stalls.into_iter().filter(|stall| !known(stall)).collect();
+        told.extend(fresh);
+    };
+    for _ in 0..rounds {
+        for length in LENGTHS.map(Duration::from_millis) {
+            let injected = Arc::clone(&injected);
+            let poll = async move {
+                let (start, begun) = (Timestamp::now(), Instant::now());
+                injects(length);
+                let took = begun.elapsed();
+                injected.lock().expect("no panic").push(Injected { start, took });
+            };
+            let done =
+                if recorded { runtime.spawn(poll.traced("injected")) } else { runtime.spawn(poll) };
+            runtime.block_on(done).expect("no panic");
+            std::thread::sleep(Duration::from_millis(120));
+            look(&mut told);
+        }
+    }
+    over.store(true, Ordering::Relaxed);
+    burning.into_iter().for_each(|thread| drop(thread.join()));
+    runtime.shutdown_background();
+
+    let injected = injected.lock().expect("no panic").clone();
+    let due = THRESHOLD + PERIOD + if recorded { Duration::ZERO } else { SUSPICION };
+    let is_named = |stall: &Stall| match recorded {
+        true => stall.task.starts_with("injected"),
+        false => stall.function.as_deref().is_some_and(|name| name.contains("injects")),
+    };
+    let found = |poll: &&Injected| told.iter().any(|stall| poll.is_meant(stall) && is_named(stall));
+    let above: Vec<&Injected> = injected.iter().filter(|poll| poll.took >= due).collect();
+    let hits = above.iter().filter(|poll| found(poll)).count();
+    let is_right =
+        |stall: &&Stall| injected.iter().any(|poll| poll.took >= THRESHOLD && poll.is_meant(stall));
+    // A short poll that the machine held up for the threshold did last.
+    let held_up = told.iter().filter(|stall| stall.task.starts_with("short")).count();
+    let wrong = told.iter().filter(|stall| !is_right(stall)).count() - held_up;
+    let kind = if recorded { "recorded" } else { "plain" };
+    let name = format!("{kind}, {load:?}, {workers} workers").to_lowercase();
+    // Between polls of 5 ms a plain one is only looked for ten times a second.
+    let goal = if recorded || load == Load::Idle { above.len() as f64 } else { f64::NAN };
+    row(&format!("{name}: found of {}", above.len()), hits as f64, "", goal, true);
+    row(&format!("{name}: false alarms"), wrong as f64, "", 0.0, false);
+    if load != Load::Hot && held_up == 0 {
+        return;
+    }
+    row(&format!("{name}: polls of 5 ms held up for 50"), held_up as f64, "", f64::NAN, false);
+}
+
+#[inline(never)]
+fn injects(length: Duration) {
+    std::thread::sleep(length);
+    std::hint::black_box(());
+}
+
+async fn short_polls(over: Arc<AtomicBool>) {
+    while !over.load(Ordering::Relaxed) {
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_millis(5) {
+            std::hint::spin_loop();
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+/// CPU of looking, in per cent of a core.
+fn cost(pairs: usize) {
+    const SPAN: Duration = Duration::from_secs(2);
+    let share = |stall: Option<Duration>, busy: bool| {
+        let (agent, _dir) = agent(stall, Duration::from_secs(10));
+        let runtime = runtime(2);
+        agent.handle().observe(runtime.handle().clone()).expect("a runtime to observe");
+        if busy {
+            runtime.spawn(
+                async {
+                    loop {
+                        tokio::time::sleep(Duration::from_millis(1)).await;
+                    }
+                }
+                .traced("busy"),
+            );
+        }
+        std::thread::sleep(Duration::from_millis(200));
+        let (before, begun) = (cpu_time(), Instant::now());
+        std::thread::sleep(SPAN);
+        let share = (cpu_time() - before).as_secs_f64() / begun.elapsed().as_secs_f64() * 100.0;
+        runtime.shutdown_background();
+        share
+    };
+    for (name, busy) in [("an idle runtime", false), ("a task woken each millisecond", true)] {
+        let (mut alone, mut looked) = (Vec::new(), Vec::new());
+        for _ in 0..pairs {
+            alone.push(share(None, busy));
+            looked.push(share(Some(Duration::from_millis(100)), busy));
+        }
+        let mut more: Vec<f64> =
+            looked.iter().zip(&alone).map(|(with, without)| with - without).collect();
+        more.sort_by(f64::total_cmp);
+        alone.sort_by(f64::total_cmp);
+        row(
+            &format!("control: {name}, nobody looks"),
+            alone[pairs / 2],
+            "% of a core",
+            f64::NAN,
+            false,
+        );
+        let goal = if busy { f64::NAN } else { 0.1 };
+        row(&format!("looking for stalls, {name}"), more[pairs / 2], "% of a core", goal, false);
+    }
+}
+
+fn agent(stall: Option<Duration>, interval: Duration) -> (Agent, tempfile::TempDir) {
+    let dir = tempfile::TempDir::new().expect("a directory");
+    let settings = Settings {
+        dir: dir.path().join("captures"),
+        interval,
+        rules: Vec::new(),
+        trace: TraceSettings { stall, ..TraceSettings::default() },
+        toggle: ToggleSettings { signal: None, ..ToggleSettings::default() },
+        store: StoreSettings { keep_free: Room::Bytes(Bytes(0)), ..StoreSettings::default() },
+        ..Settings::default()
+    };
+    (Agent::from_settings(settings).start().expect("an agent"), dir)
+}
+
+fn runtime(workers: usize) -> Runtime {
+    Builder::new_multi_thread().worker_threads(workers).enable_all().build().expect("a runtime")
+}
+
+/// A goal that is not a number is none.
+fn row(name: &str, value: f64, unit: &str, goal: f64, at_least: bool) {
+    let verdict = match (goal.is_nan(), at_least) {
+        (true, _) => String::new(),
+        (false, true) => format!(">= {goal}  {}", if value >= goal { "pass" } else { "short" }),
+        (false, false) => format!("<= {goal}  {}", if value <= goal { "pass" } else { "short" }),
+    };
+    println!("{name:56} {value:10.3} {unit:12} {verdict}");
+}

@@ -1,0 +1,269 @@
+//! What is too long and what is not, and when to look again: without a clock, a ring or a thread.
+
+use std::time::Duration;
+
+use crate::base::Moment;
+use crate::model::TaskKey;
+
+/// How late a stall may be found.
+pub(super) const PERIOD: Duration = Duration::from_millis(10);
+
+/// The shortest time between two looks.
+const GAP: Duration = Duration::from_millis(5);
+
+/// The shortest while nothing is polled: 20 wakings a second, of some microseconds each.
+pub(super) const REST: Duration = Duration::from_millis(50);
+
+/// Two starts within this are one poll's, dated twice.
+const SAME: Duration = Duration::from_millis(1);
+
+/// A poll that ended: from when to when, and whose.
+pub(super) type Ended = (Moment, Moment, TaskKey);
+
+/// What a look sees of a thread.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Seen {
+    pub(super) thread: u64,
+    /// The number of its next record.
+    pub(super) next: u64,
+    /// The outermost poll that goes on: since when, whose, and since which tick.
+    pub(super) running: Option<(Moment, TaskKey, u64)>,
+}
+
+/// What a look finds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Found {
+    pub(super) thread: u64,
+    pub(super) task: TaskKey,
+    pub(super) start: Moment,
+    pub(super) lasted: Duration,
+    /// None when it has ended.
+    pub(super) tick: Option<u64>,
+}
+
+/// What was told of a thread.
+#[derive(Debug)]
+struct Known {
+    thread: u64,
+    next: u64,
+    told: Option<Moment>,
+}
+
+/// Decides what is too long, and when to look again.
+#[derive(Debug)]
+pub(super) struct Overdue {
+    threshold: Duration,
+    /// When the next look is due.
+    due: Option<Moment>,
+    known: Vec<Known>,
+}
+
+impl Overdue {
+    pub(super) fn new(threshold: Duration) -> Self {
+        Self { threshold, due: None, known: Vec::new() }
+    }
+
+    /// A look at `now`; `ended` gives what a thread has recorded from a number on, in the order of ends.
+    pub(super) fn look(
+        &mut self,
+        now: Moment,
+        seen: &[Seen],
+        ended: impl Fn(u64, u64) -> Vec<Ended>,
+    ) -> (Vec<Found>, Duration) {
+        let late = self.due.is_some_and(|due| now.since(due) > SAME);
+        self.known.retain(|known| seen.iter().any(|seen| seen.thread == known.thread));
+        let mut found = Vec::new();
+        let (mut moved, mut due) = (false, Duration::MAX);
+        for &Seen { thread, next, running } in seen {
+            if !self.known.iter().any(|known| known.thread == thread) {
+                self.known.push(Known { thread, next, told: None });
+            }
+            let Some(known) = self.known.iter_mut().find(|known| known.thread == thread) else {
+                continue;
+            };
+            moved |= known.next != next || running.is_some();
+            if late && known.next != next {
+                let since = running.map(|(start, ..)| start);
+                let long = overlong_of(&ended(thread, known.next), self.threshold, since);
+                let untold = long.into_iter().filter(|&(start, ..)| !is_same(known.told, start));
+                found.extend(untold.map(|(start, end, task)| Found {
+                    thread,
+                    task,
+                    start,
+                    lasted: end.since(start),
+                    tick: None,
+                }));
+            }
+            known.next = next;
+            let Some((start, task, tick)) = running else { continue };
+            let lasted = now.since(start);
+            if lasted < self.threshold {
+                due = due.min(self.threshold - lasted);
+            } else if !is_same(known.told, start) {
+                known.told = Some(start);
+                found.push(Found { thread, task, start, lasted, tick: Some(tick) });
+            }
+        }
+        let rest = self.threshold.max(if moved { PERIOD } else { REST });
+        // A timer that goes off a little early would find it a little too young.
+        let next = due.saturating_add(SAME).min(rest).max(GAP);
+        self.due = Some(now + next);
+        (found, next)
+    }
+}
+
+/// The outermost of `ended` that lasted for `threshold`, leaving out what is inside of the poll that goes on
+/// since `running`.
+fn overlong_of(ended: &[Ended], threshold: Duration, running: Option<Moment>) -> Vec<Ended> {
+    let mut found: Vec<Ended> = Vec::new();
+    for &(start, end, task) in ended.iter().rev() {
+        let inside = found.last().is_some_and(|&(outer, ..)| start >= outer)
+            || running.is_some_and(|outer| start >= outer);
+        if !inside && end.since(start) >= threshold {
+            found.push((start, end, task));
+        }
+    }
+    found.reverse();
+    found
+}
+
+fn is_same(told: Option<Moment>, start: Moment) -> bool {
+    told.is_some_and(|told| told.since(start).max(start.since(told)) < SAME)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MILLI: u64 = 1_000_000;
+    const THRESHOLD: Duration = Duration::from_millis(50);
+
+    fn at(micros: u64) -> Moment {
+        Moment::from_nanos(micros * 1000)
+    }
+
+    /// A thread that polls from `.0` to `.1`, in microseconds.
+    type Thread = Vec<(u64, u64)>;
+
+    fn task(number: usize) -> TaskKey {
+        TaskKey { site: 1, number: number as u64 }
+    }
+
+    fn seen(threads: &[Thread], now: u64) -> Vec<Seen> {
+        let thread = |(thread, polls): (usize, &Thread)| {
+            let next = polls.iter().filter(|poll| poll.1 <= now).count();
+            let running = polls.iter().position(|poll| poll.0 <= now && now < poll.1);
+            Seen {
+                thread: thread as u64,
+                next: next as u64,
+                running: running.map(|poll| (at(polls[poll].0), task(poll), polls[poll].0)),
+            }
+        };
+        threads.iter().enumerate().map(thread).collect()
+    }
+
+    /// Looks until `end`, each time later than was asked for by what `late` gives.
+    fn watch(threads: &[Thread], end: u64, mut late: impl FnMut() -> u64) -> Vec<(Found, u64)> {
+        let mut overdue = Overdue::new(THRESHOLD);
+        let (mut now, mut all, mut looks) = (0, Vec::new(), 0);
+        while now < end {
+            let ended = |thread: u64, from: u64| {
+                let polls = threads[thread as usize].iter().enumerate();
+                let polls = polls.filter(|(_, poll)| poll.1 <= now).skip(from as usize);
+                polls.map(|(n, poll)| (at(poll.0), at(poll.1), task(n))).collect()
+            };
+            let (found, next) = overdue.look(at(now), &seen(threads, now), ended);
+            assert!(next >= GAP && next <= THRESHOLD + SAME, "{next:?}");
+            all.extend(found.into_iter().map(|found| (found, now)));
+            now += next.as_micros() as u64 + late();
+            looks += 1;
+        }
+        assert!(looks as u64 <= end / 5_000 + 1);
+        all
+    }
+
+    /// Polls of 5 ms back to back, with a stall of `stall` ms every 700 ms; some rest between, if idle.
+    fn polls(stall: u64, idle: bool, shift: u64, end: u64) -> Thread {
+        let mut polls = Vec::new();
+        let (mut now, mut stalled) = (shift, 0);
+        while now < end {
+            let length = if now - stalled > 700_000 {
+                stalled = now;
+                stall * 1000
+            } else {
+                5_000
+            };
+            polls.push((now, now + length));
+            now += length + if idle { 97_003 } else { 3 };
+        }
+        polls
+    }
+
+    #[test]
+    fn what_lasts_is_found_named_and_dated_and_nothing_else_is() {
+        const END: u64 = 20_000_000;
+        for stall in [20, 40, 49, 61, 100, 200, 400] {
+            for (idle, workers, lateness) in [
+                (false, 1, 0),
+                (false, 2, 0),
+                (true, 1, 0),
+                (true, 2, 0),
+                (false, 2, 9_000),
+                (true, 2, 300_000),
+                (false, 1, 1_000_000),
+            ] {
+                let threads: Vec<Thread> =
+                    (0..workers).map(|n| polls(stall, idle, 1 + n * 41_117, END)).collect();
+                let mut turn = 0;
+                let late = || {
+                    turn += 1;
+                    (turn * 7919) % (lateness + 1)
+                };
+                let found = watch(&threads, END + 3_000_000, late);
+                let mut told: Vec<(u64, u64)> =
+                    found.iter().map(|(found, _)| (found.thread, found.task.number)).collect();
+                told.sort_unstable();
+                let expected: Vec<(u64, u64)> = (0..workers)
+                    .flat_map(|thread| {
+                        let polls = threads[thread as usize].iter().enumerate();
+                        let long = polls.filter(|(_, poll)| poll.1 - poll.0 >= 50_000);
+                        long.map(move |(n, _)| (thread, n as u64)).collect::<Vec<_>>()
+                    })
+                    .collect();
+                assert_eq!(told, expected, "{stall} ms, idle {idle}, {workers}, late {lateness}");
+                // The rest is read in the rings after the fact.
+                for (found, now) in found {
+                    let poll = threads[found.thread as usize][found.task.number as usize];
+                    assert_eq!(found.start, at(poll.0));
+                    assert!(found.lasted >= THRESHOLD);
+                    if lateness == 0 {
+                        assert!(now - poll.0 <= 61_000 && found.tick == Some(poll.0), "{now}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_idle_process_is_looked_at_once_a_threshold() {
+        let mut overdue = Overdue::new(Duration::from_millis(10));
+        let seen = [Seen { thread: 1, next: 7, running: None }];
+        for step in 0..5 {
+            let now = Moment::from_nanos(step * 50 * MILLI);
+            assert_eq!(overdue.look(now, &seen, |_, _| Vec::new()), (Vec::new(), REST));
+        }
+    }
+
+    #[test]
+    fn a_poll_inside_of_another_is_part_of_it() {
+        let poll = |start, end, n| (at(start), at(end), task(n));
+        let ended =
+            [poll(110_000, 170_000, 1), poll(100_000, 180_000, 2), poll(200_000, 290_000, 3)];
+        let numbers = |running| {
+            let long = overlong_of(&ended, THRESHOLD, running).into_iter();
+            long.map(|(.., task)| task.number).collect::<Vec<_>>()
+        };
+        assert_eq!(numbers(None), [2, 3]);
+        assert_eq!(numbers(Some(at(190_000))), [2]);
+    }
+}

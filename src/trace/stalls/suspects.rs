@@ -1,0 +1,446 @@
+//! Who may be stuck, where nobody records polls: without a clock, a runtime or a thread.
+//!
+//! ```text
+//! look   a worker that is not parked counts no further          -> stands still: which thread is it?
+//! round  the stacks of threads like it: in which poll is each   -> followed
+//! round  it has not run since, or shows the same poll again     -> told, once that is certain
+//! ```
+//!
+//! A worker tells what it did every 61 polls, so that standing still is no more than a hint: at 5 ms a poll it
+//! comes round every 300 ms. What a stack shows of a poll (its frames outside of the task's own code, and
+//! what lies in them, the task's address above all) tells tasks apart, but not two polls of one task. So
+//! there are two kinds of evidence:
+//!
+//! - **It slept.** A thread that was given no core between two looks was in one poll all the time. That, for
+//!   as long as the threshold, is proof.
+//! - **The same task whenever one looks**, for the threshold and for [`BATCH`] at least: the longest that 61
+//!   polls of one task may take which are no stalls. What it waited for a core is not counted: on a loaded
+//!   machine a poll of 5 ms takes as long as the others want.
+//!
+//! Threads are not known by their workers. When more of them look stuck than workers stand still, some hold up
+//! nobody, and none is told. One whose stack shows that it left its worker to another (`block_in_place`) is
+//! acquitted.
+
+use std::time::Duration;
+
+use super::overdue::{PERIOD, REST};
+use crate::base::Moment;
+use crate::model::Beat;
+
+/// Between two looks while workers work and get on.
+const BUSY: Duration = Duration::from_millis(20);
+
+/// What a worker may do without telling: 61 polls of 5 ms, and a little.
+const BATCH: Duration = Duration::from_millis(310);
+
+/// The shortest between two searches among threads, and as many times what one costs: a hundredth of a core.
+const PAUSE: Duration = Duration::from_millis(100);
+const SHARE: u32 = 100;
+
+/// The threads that are followed at once.
+pub(crate) const MAX_FOLLOWED: usize = 64;
+
+/// What a round is to find out.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Ask {
+    /// Where these threads are by now.
+    pub(crate) follow: Vec<u32>,
+    /// Whether others are to be searched.
+    pub(crate) search: bool,
+}
+
+/// What a round says of a thread.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sample {
+    pub(crate) tid: u32,
+    /// The poll that it is in, if it is a worker in one.
+    pub(crate) poll: Option<u64>,
+    /// Whether it sleeps and has been given no core since it was last seen.
+    pub(crate) slept: bool,
+    /// How long it has waited for a core in all its life.
+    pub(crate) waited: Duration,
+}
+
+/// A poll that has lasted for too long.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Suspicion {
+    pub(crate) tid: u32,
+    /// When it was first seen.
+    pub(crate) since: Moment,
+    pub(crate) lasted: Duration,
+    /// Whose it is, where that is certain.
+    pub(crate) worker: Option<(u64, u32)>,
+}
+
+/// What is known of workers and threads.
+#[derive(Debug)]
+pub(crate) struct Suspects {
+    threshold: Duration,
+    workers: Vec<Worker>,
+    followed: Vec<Followed>,
+    /// When threads may be searched next.
+    search: Option<Moment>,
+}
+
+#[derive(Debug)]
+struct Worker {
+    beat: Beat,
+    /// Since when it tells the same.
+    since: Moment,
+}
+
+#[derive(Debug)]
+struct Followed {
+    tid: u32,
+    poll: u64,
+    since: Moment,
+    /// When it was last seen to run.
+    ran: Moment,
+    /// Whether it had slept when it was last looked at.
+    slept: bool,
+    /// How long it had waited for a core when it was first seen there, and when it last was.
+    waited: (Duration, Duration),
+    told: bool,
+    /// Holds up nobody, or that is not known.
+    acquitted: bool,
+}
+
+/// Threads to be looked at closely.
+#[derive(Debug)]
+pub(crate) struct Verdict {
+    pub(crate) suspicions: Vec<Suspicion>,
+    /// How many of them may be stuck.
+    most: usize,
+}
+
+impl Followed {
+    fn is_open(&self) -> bool {
+        !self.told && !self.acquitted
+    }
+}
+
+impl Suspects {
+    pub(crate) fn new(threshold: Duration) -> Self {
+        Self { threshold, workers: Vec::new(), followed: Vec::new(), search: None }
+    }
+
+    /// Takes what workers tell at `now`; gives what to ask threads, and how long until the next look.
+    pub(crate) fn look(&mut self, now: Moment, beats: &[Beat]) -> (Option<Ask>, Duration) {
+        self.workers.retain(|worker| beats.iter().any(|beat| beat.worker == worker.beat.worker));
+        let (mut at_work, mut fresh) = (false, false);
+        for &beat in beats {
+            at_work |= !beat.parked;
+            match self.workers.iter_mut().find(|worker| worker.beat.worker == beat.worker) {
+                Some(worker) if worker.beat == beat && !beat.parked => {}
+                Some(worker) => {
+                    fresh |= worker.beat.parked && !beat.parked;
+                    *worker = Worker { beat, since: now };
+                }
+                None => self.workers.push(Worker { beat, since: now }),
+            }
+        }
+        let standing = self.standing(now).count();
+        if standing == 0 {
+            self.followed.clear();
+            let next = match (at_work, fresh) {
+                (false, _) => REST,
+                (true, true) => PERIOD,
+                (true, false) => BUSY,
+            };
+            return (None, next);
+        }
+        let told = self.followed.iter().filter(|thread| thread.told).count();
+        let search = standing > self.followed.iter().filter(|thread| !thread.acquitted).count()
+            && self.search.is_none_or(|at| now >= at);
+        let follow: Vec<u32> = self.followed.iter().map(|thread| thread.tid).collect();
+        let open = self.followed.iter().filter(|thread| thread.is_open());
+        let next = match open.map(|thread| self.due(thread)).min() {
+            Some(due) => due.since(now).clamp(PERIOD, self.threshold.max(PERIOD)),
+            None if standing > told => PERIOD,
+            None => REST,
+        };
+        let ask = Ask { follow, search };
+        ((search || !ask.follow.is_empty()).then_some(ask), next)
+    }
+
+    /// Takes what a round that was begun at `asked` has said by `now`, at the price of `cost`. Call
+    /// [`Self::look`] before.
+    pub(crate) fn hear(
+        &mut self,
+        now: Moment,
+        asked: Moment,
+        samples: &[Sample],
+        search: Option<Duration>,
+    ) -> Option<Verdict> {
+        if let Some(cost) = search {
+            self.search = Some(now + PAUSE.max(cost.saturating_mul(SHARE)));
+        }
+        for sample in samples {
+            self.take(now, sample);
+        }
+        let standing: Vec<&Worker> = self.standing(now).collect();
+        let told = self.followed.iter().filter(|thread| thread.told).count();
+        let most = standing.len().saturating_sub(told);
+        let whole_batch = standing.iter().any(|worker| now.since(worker.since) >= BATCH);
+        let worker = match standing[..] {
+            [only] => Some(only.beat.worker),
+            _ => None,
+        };
+        let is_certain = |thread: &&Followed| {
+            let slept = thread.slept && asked.since(thread.ran) >= self.threshold;
+            let waited = thread.waited.1.saturating_sub(thread.waited.0);
+            let own = asked.since(thread.since).saturating_sub(waited);
+            let same = whole_batch && own >= self.threshold.max(BATCH);
+            thread.is_open() && (slept || same)
+        };
+        let suspicions = self.followed.iter().filter(is_certain).map(|thread| Suspicion {
+            tid: thread.tid,
+            since: thread.since,
+            lasted: asked.since(thread.since),
+            worker,
+        });
+        let suspicions: Vec<Suspicion> = suspicions.collect();
+        (most > 0 && !suspicions.is_empty()).then_some(Verdict { suspicions, most })
+    }
+
+    /// Takes which of the threads are stuck, looked at closely; gives those to be told.
+    pub(crate) fn settle(
+        &mut self,
+        verdict: Verdict,
+        is_stuck: impl Fn(u32) -> bool,
+    ) -> Vec<Suspicion> {
+        let Verdict { mut suspicions, most } = verdict;
+        let examined: Vec<u32> = suspicions.iter().map(|suspicion| suspicion.tid).collect();
+        suspicions.retain(|suspicion| is_stuck(suspicion.tid));
+        if suspicions.len() > most {
+            suspicions.clear();
+        }
+        for thread in self.followed.iter_mut().filter(|thread| examined.contains(&thread.tid)) {
+            thread.told = suspicions.iter().any(|suspicion| suspicion.tid == thread.tid);
+            thread.acquitted = !thread.told;
+        }
+        suspicions
+    }
+
+    /// Since when the oldest poll that was told goes on.
+    pub(crate) fn oldest(&self) -> Option<Moment> {
+        self.followed.iter().filter(|thread| thread.told).map(|thread| thread.since).min()
+    }
+
+    fn take(&mut self, now: Moment, sample: &Sample) {
+        let fresh = |poll| Followed {
+            tid: sample.tid,
+            poll,
+            since: now,
+            ran: now,
+            slept: false,
+            waited: (sample.waited, sample.waited),
+            told: false,
+            acquitted: false,
+        };
+        let room = self.followed.len() < MAX_FOLLOWED;
+        let known = self.followed.iter_mut().find(|thread| thread.tid == sample.tid);
+        match (known, sample.poll) {
+            (Some(thread), _) if sample.slept => thread.slept = true,
+            (Some(thread), Some(poll)) if thread.poll == poll => {
+                thread.ran = now;
+                thread.slept = false;
+                thread.waited.1 = sample.waited;
+            }
+            (Some(thread), Some(poll)) => *thread = fresh(poll),
+            (Some(_), None) => self.followed.retain(|thread| thread.tid != sample.tid),
+            (None, Some(poll)) if room => self.followed.push(fresh(poll)),
+            (None, _) => {}
+        }
+    }
+
+    /// When a thread will have been seen for long enough.
+    fn due(&self, thread: &Followed) -> Moment {
+        // One that runs is looked at each period: what it does in between is not known.
+        if thread.slept { thread.ran + self.threshold } else { thread.ran }
+    }
+
+    /// The workers that are not parked and told nothing between two looks.
+    fn standing(&self, now: Moment) -> impl Iterator<Item = &Worker> {
+        self.workers.iter().filter(move |worker| !worker.beat.parked && worker.since < now)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const THRESHOLD: Duration = Duration::from_millis(50);
+
+    /// Polls of one thread, in microseconds.
+    #[derive(Clone, Copy, Debug)]
+    struct Poll {
+        start: u64,
+        end: u64,
+        task: u64,
+        /// Whether the thread sleeps in it, or computes.
+        sleeps: bool,
+    }
+
+    fn at(micros: u64) -> Moment {
+        Moment::from_nanos(micros * 1000)
+    }
+
+    /// What the worker tells at `now`: it parks between polls that are apart, else tells every 61.
+    fn beat(worker: usize, polls: &[Poll], now: u64) -> Beat {
+        let (mut parks, mut batch, mut told) = (1, 0, 0);
+        let mut last = 0;
+        for poll in polls.iter().take_while(|poll| poll.start <= now) {
+            if poll.start > last {
+                (parks, batch, told) = (parks + 2, 0, told + 1);
+            }
+            last = poll.end;
+            batch += 1;
+            told += u64::from(batch % 61 == 0);
+        }
+        let parked = last <= now && !polls.iter().any(|poll| poll.start == last);
+        Beat { worker: (1, worker as u32), parked, mark: (parks - u64::from(!parked), told) }
+    }
+
+    fn poll_at(polls: &[Poll], now: u64) -> Option<(usize, Poll)> {
+        let found = polls.iter().enumerate().find(|(_, poll)| poll.start <= now && now < poll.end);
+        found.map(|(number, poll)| (number, *poll))
+    }
+
+    /// Looks until `end`; rounds take 300 us. What was told, and when.
+    fn watch(threads: &[Vec<Poll>], workers: usize, end: u64) -> Vec<(Suspicion, u64)> {
+        let mut suspects = Suspects::new(THRESHOLD);
+        let mut seen = vec![None; threads.len()];
+        let (mut now, mut all) = (0, Vec::new());
+        while now < end {
+            let beats = |now| -> Vec<Beat> {
+                threads[..workers]
+                    .iter()
+                    .enumerate()
+                    .map(|(n, polls)| beat(n, polls, now))
+                    .collect()
+            };
+            let (ask, next) = suspects.look(at(now), &beats(now));
+            assert!(next >= PERIOD && next <= THRESHOLD);
+            let asked = now;
+            if let Some(ask) = ask {
+                now += 300;
+                let mut samples = Vec::new();
+                for (n, polls) in threads.iter().enumerate() {
+                    let follows = ask.follow.contains(&(n as u32));
+                    let poll = poll_at(polls, now);
+                    let slept = follows
+                        && poll
+                            .is_some_and(|(number, poll)| poll.sleeps && seen[n] == Some(number));
+                    if follows || ask.search {
+                        seen[n] = poll.map(|(number, _)| number);
+                        let poll = poll.map(|(_, poll)| poll.task);
+                        let waited = Duration::ZERO;
+                        samples.push(Sample { tid: n as u32, poll, slept, waited });
+                    }
+                }
+                suspects.look(at(now), &beats(now));
+                let search = ask.search.then_some(Duration::from_micros(300));
+                let verdict = suspects.hear(at(now), at(asked), &samples, search);
+                let found = verdict.map(|verdict| suspects.settle(verdict, |tid| tid != 9));
+                let found = found.into_iter().flatten();
+                all.extend(found.map(|found| (found, now)));
+            }
+            now = asked + next.as_micros() as u64;
+        }
+        all
+    }
+
+    /// Polls of `length` ms back to back or apart, with one of `stall` ms every 900 ms.
+    fn polls(length: u64, apart: u64, stall: (u64, bool), tasks: u64, end: u64) -> Vec<Poll> {
+        let (mut polls, mut now, mut stalled) = (Vec::new(), 1, 0);
+        while now < end {
+            let is_stall = now - stalled > 900_000;
+            let length = if is_stall { stall.0 } else { length } * 1000;
+            stalled = if is_stall { now } else { stalled };
+            let task = if is_stall { 1000 } else { polls.len() as u64 % tasks };
+            polls.push(Poll { start: now, end: now + length, task, sleeps: is_stall && stall.1 });
+            now += length + apart;
+        }
+        polls
+    }
+
+    fn long(polls: &[Poll], least: u64) -> Vec<Poll> {
+        polls.iter().copied().filter(|poll| poll.end - poll.start >= least).collect()
+    }
+
+    #[test]
+    fn who_sleeps_beyond_the_threshold_is_found_and_dated_and_nobody_else_is() {
+        const END: u64 = 5_000_000;
+        for stall in [20, 40, 49, 150, 200, 400] {
+            for (length, apart, workers) in
+                [(5, 97_003, 1), (5, 97_003, 2), (1, 3_001, 2), (5, 0, 1), (5, 0, 2)]
+            {
+                let threads: Vec<Vec<Poll>> = (0..workers)
+                    .map(|n| polls(length, apart, (stall, true), 7, END - 300_000 * n))
+                    .collect();
+                let found = watch(&threads, workers as usize, END + 1_000_000);
+                let expected: usize = threads.iter().map(|polls| long(polls, 50_000).len()).sum();
+                let case = format!("{stall} ms, polls of {length} {apart} apart, {workers}");
+                // On one that is never parked a search may come too late for the shortest.
+                let most_of = if apart == 0 && stall < 200 { expected / 2 } else { expected };
+                assert!(
+                    found.len() >= most_of && found.len() <= expected,
+                    "{case}: {}",
+                    found.len()
+                );
+                for (found, now) in found {
+                    let polls = long(&threads[found.tid as usize], 50_000);
+                    let poll = polls.iter().rfind(|poll| at(poll.start) <= found.since).unwrap();
+                    assert!(at(poll.end) > found.since, "{case}");
+                    assert!(found.lasted >= THRESHOLD && now < poll.end + 300, "{case}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn who_computes_is_found_when_no_61_short_polls_could_be_it() {
+        for workers in [1, 2] {
+            let idle = |n: u64| polls(1, 97_003 + n, (600, false), 3, 10_000_000);
+            let threads: Vec<Vec<Poll>> = (0..workers).map(idle).collect();
+            let found = watch(&threads, workers as usize, 11_000_000);
+            let expected: usize = threads.iter().map(|polls| long(polls, 50_000).len()).sum();
+            assert_eq!(found.len(), expected);
+            assert!(found.iter().all(|(found, _)| found.lasted >= BATCH));
+        }
+    }
+
+    #[test]
+    fn polls_of_5_ms_are_no_stall_even_if_all_are_one_tasks() {
+        for (tasks, workers) in [(1, 1), (1, 2), (2, 1), (20, 2)] {
+            let hot = || polls(5, 0, (5, false), tasks, 6_000_000);
+            let mut threads: Vec<Vec<Poll>> = (0..workers).map(|_| hot()).collect();
+            assert_eq!(watch(&threads, workers, 6_000_000), [], "{tasks} tasks");
+            // Nor if the other worker has nothing to do.
+            threads.push(Vec::new());
+            assert_eq!(watch(&threads, workers + 1, 6_000_000), [], "{tasks} tasks");
+        }
+    }
+
+    #[test]
+    fn a_thread_that_holds_up_no_worker_is_not_told() {
+        // It left its worker to another thread, and its stack does not show that. Which of the two is stuck?
+        let poll = |end, task| vec![Poll { start: 1, end, task, sleeps: true }];
+        let threads = [poll(5_000_000, 6), Vec::new(), poll(9_000_000, 5)];
+        assert_eq!(watch(&threads, 2, 9_000_000), []);
+    }
+
+    #[test]
+    fn nobody_is_asked_while_workers_get_on() {
+        let mut suspects = Suspects::new(THRESHOLD);
+        let beat = |parked, count| Beat { worker: (1, 0), parked, mark: (count, 0) };
+        for step in 0..100 {
+            let (ask, next) = suspects.look(at(step * 10_000), &[beat(false, 2 * step)]);
+            assert_eq!(ask, None);
+            assert!(next >= PERIOD);
+        }
+        assert_eq!(suspects.look(at(2_000_000), &[beat(true, 999)]), (None, REST));
+        assert_eq!(suspects.look(at(2_050_000), &[beat(true, 999)]), (None, REST));
+    }
+}

@@ -1,0 +1,221 @@
+//! Tasks of plain `tokio::spawn` on a runtime without hooks that do not give their worker back: suspected by the
+//! runtime's own counts, confirmed by two stacks.
+
+mod host;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Barrier};
+use std::time::{Duration, Instant};
+
+use host::{Host, PATIENCE, settings, wait_for};
+use marple::config::{StacksSettings, ThreadsMode, TraceSettings};
+use marple::model::{CaptureKind, CaptureSet, Metric, Rule, Stall};
+use tokio::runtime::{Builder, Runtime};
+
+const THRESHOLD: Duration = Duration::from_millis(50);
+
+#[inline(never)]
+fn hold_up(released: &Receiver<()>) {
+    let _ = released.recv_timeout(PATIENCE);
+    std::hint::black_box(());
+}
+
+#[inline(never)]
+fn burn(done: &AtomicBool) {
+    while !done.load(Ordering::Relaxed) {
+        std::hint::spin_loop();
+    }
+    std::hint::black_box(());
+}
+
+/// As `#[tokio::main]` makes it.
+fn runtime(workers: usize) -> Runtime {
+    Builder::new_multi_thread().worker_threads(workers).enable_all().build().unwrap()
+}
+
+/// An agent that watches `runtime` and has a rule over stalls.
+fn watching(runtime: &Runtime, threads: ThreadsMode) -> Host {
+    let rule = Rule {
+        abs: Some(THRESHOLD.as_secs_f64()),
+        capture: CaptureSet::from([CaptureKind::Threads]),
+        duration: Duration::from_millis(100),
+        ..Rule::on(Metric::Stall)
+    };
+    let host = Host::start(marple::Settings {
+        rules: vec![rule],
+        trace: TraceSettings { stall: Some(THRESHOLD), ..TraceSettings::default() },
+        stacks: StacksSettings { threads, ..StacksSettings::default() },
+        ..settings()
+    });
+    host.handle().observe(runtime.handle().clone()).unwrap();
+    // Workers are known by the name of one that ran a task.
+    let begun = ticks(&host);
+    wait_for("some ticks", || (ticks(&host) > begun + 5).then_some(()));
+    host
+}
+
+fn ticks(host: &Host) -> u64 {
+    host.handle().status().wait(PATIENCE).unwrap().counters.ticks
+}
+
+fn stalls(host: &Host) -> Vec<Stall> {
+    host.handle().status().wait(PATIENCE).unwrap().stalls
+}
+
+fn tid() -> u32 {
+    rustix::thread::gettid().as_raw_nonzero().get() as u32
+}
+
+/// The stall of a worker, by the status, the incident's reason and its first file.
+fn is_told(host: &Host, tid: u32, function: &str) {
+    let stall = wait_for("the stall", || stalls(host).into_iter().find(|stall| stall.tid == tid));
+    assert!(stall.suspected && stall.running && stall.lasted >= THRESHOLD, "{stall:?}");
+    assert!(stall.function.as_deref().is_some_and(|name| name.contains(function)), "{stall:?}");
+    let (dir, manifest) = wait_for("the stuck thread's stack", || {
+        let (dir, manifest) = host.incidents().pop()?;
+        let is_stall = |part: &Option<String>| part.as_deref() == Some("stall");
+        let all = manifest.artifacts.iter().filter(|artifact| is_stall(&artifact.part)).count();
+        (all == 2).then_some((dir, manifest))
+    });
+    let about = &manifest.reasons[0].text;
+    assert!(about.contains(function) && about.contains(&format!("on thread {tid} `")), "{about}");
+    assert!(about.contains("suspected, confirmed by two stacks"), "{about}");
+    assert_eq!(manifest.artifacts[0].part.as_deref(), Some("stall"), "{:?}", manifest.artifacts);
+    let text = std::fs::read_to_string(dir.join(&manifest.artifacts[0].file)).unwrap();
+    assert!(text.contains(function), "{text}");
+}
+
+#[test]
+fn a_plain_task_that_sleeps_on_its_worker_is_named_dated_and_shown_before_all_else() {
+    for workers in [1, 2] {
+        let runtime = runtime(workers);
+        let host = watching(&runtime, ThreadsMode::Full);
+        let (release, released) = channel();
+        let (tell, told) = channel();
+        let before = jiff::Timestamp::now();
+        let stuck = runtime.spawn(async move {
+            tell.send(tid()).unwrap();
+            hold_up(&released);
+        });
+        is_told(&host, told.recv().unwrap(), "agent_suspects::hold_up");
+        let stall = stalls(&host).pop().unwrap();
+        assert!(stall.started >= before && stall.started <= jiff::Timestamp::now(), "{stall:?}");
+        // One worker, one thread: whose it is is certain, and the metric follows the poll.
+        assert!(workers > 1 || stall.worker == Some(0), "{stall:?}");
+        wait_for("the metric", || {
+            let status = host.handle().status().wait(PATIENCE).unwrap();
+            (status.vitals.values.get("runtime.stall").copied() > Some(0.4)).then_some(())
+        });
+        release.send(()).unwrap();
+        runtime.block_on(stuck).unwrap();
+        wait_for("the metric to fall", || {
+            let status = host.handle().status().wait(PATIENCE).unwrap();
+            let stall = status.vitals.values.get("runtime.stall").copied();
+            (stall == Some(0.0)).then_some(())
+        });
+        assert_eq!(stalls(&host).len(), 1, "told once");
+        host.closed(1);
+        runtime.shutdown_background();
+    }
+}
+
+#[test]
+fn a_plain_task_that_computes_on_its_worker_is_named_too() {
+    let runtime = runtime(2);
+    let host = watching(&runtime, ThreadsMode::Full);
+    let done = Arc::new(AtomicBool::new(false));
+    let (tell, told) = channel();
+    let stuck = runtime.spawn({
+        let done = Arc::clone(&done);
+        async move {
+            tokio::task::yield_now().await;
+            tell.send(tid()).unwrap();
+            burn(&done);
+        }
+    });
+    is_told(&host, told.recv().unwrap(), "agent_suspects::burn");
+    done.store(true, Ordering::Relaxed);
+    runtime.block_on(stuck).unwrap();
+    runtime.shutdown_background();
+}
+
+/// Burns for 5 ms of its thread's time, so that what the machine takes from it is no part of the poll.
+async fn short_polls(over: Arc<AtomicBool>) {
+    while !over.load(Ordering::Relaxed) {
+        let start = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+        let passed = || {
+            let now = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+            (now.tv_sec - start.tv_sec) * 1_000_000_000 + (now.tv_nsec - start.tv_nsec)
+        };
+        while passed() < 5_000_000 {
+            std::hint::spin_loop();
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+#[test]
+fn what_holds_up_nobody_is_no_stall() {
+    // One task that always has the worker again, and many that share it.
+    for tasks in [1, 12] {
+        let runtime = runtime(2);
+        let host = watching(&runtime, ThreadsMode::Full);
+        let over = Arc::new(AtomicBool::new(false));
+        let polls: Vec<_> =
+            (0..tasks).map(|_| runtime.spawn(short_polls(Arc::clone(&over)))).collect();
+        // Threads of the pool for what blocks, a task that has left its worker to another thread, a
+        // runtime of one thread: beside the busy workers.
+        let gate = Arc::new(Barrier::new(4));
+        let wait = |gate: &Arc<Barrier>| {
+            let gate = Arc::clone(gate);
+            move || drop(gate.wait())
+        };
+        let blocks = runtime.spawn_blocking(wait(&gate));
+        let left = wait(&gate);
+        let in_place = runtime.spawn(async move { tokio::task::block_in_place(left) });
+        let own = wait(&gate);
+        let single = std::thread::spawn(move || {
+            let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async { tokio::spawn(async move { own() }).await.unwrap() });
+        });
+        let start = Instant::now();
+        // A machine that is loaded as this one may be makes any poll last: only what lasted counts.
+        while start.elapsed() < Duration::from_secs(3) {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let found = stalls(&host);
+        gate.wait();
+        over.store(true, Ordering::Relaxed);
+        runtime.block_on(async {
+            blocks.await.unwrap();
+            in_place.await.unwrap();
+            for polls in polls {
+                polls.await.unwrap();
+            }
+        });
+        single.join().unwrap();
+        assert_eq!(found, [], "{tasks} tasks");
+        runtime.shutdown_background();
+    }
+}
+
+#[test]
+fn without_signals_nobody_is_suspected() {
+    for threads in [ThreadsMode::ProcOnly, ThreadsMode::Off] {
+        let runtime = runtime(1);
+        let host = watching(&runtime, threads);
+        let (release, released) = channel();
+        let stuck = runtime.spawn(async move { hold_up(&released) });
+        let begun = ticks(&host);
+        // Long enough to be found many times over.
+        wait_for("fifty ticks", || (ticks(&host) > begun + 50).then_some(()));
+        let status = host.handle().status().wait(PATIENCE).unwrap();
+        assert_eq!(status.stalls, []);
+        // That tasks come to run late is told in any case.
+        assert!(status.vitals.values["runtime.lag"] > 0.5, "{:?}", status.vitals.values);
+        release.send(()).unwrap();
+        runtime.block_on(stuck).unwrap();
+        runtime.shutdown_background();
+    }
+}
