@@ -37,8 +37,8 @@
 //!
 //! # What it asks of the process
 //!
-//! Threads of its own, `marple`, `marple-capture` and, while CPU time is sampled, `marple-cpu` (in wall mode `marple-wall`), and none
-//! of the host's time but what the engines take: see [`cpu`], [`heap`] and [`trace`]. A directory it may write to; it stays within the
+//! Threads of its own, `marple`, `marple-capture`, while CPU time is sampled `marple-cpu` (in wall mode `marple-wall`), once a
+//! profile was asked for over HTTP `marple-encode`, and none of the host's time but what the engines take: see [`cpu`], [`heap`] and [`trace`]. A directory it may write to; it stays within the
 //! bounds of `[store]`. Linux has everything; other Unixes lack cgroups and what is read from `/proc`.
 //!
 //! # What it is not for

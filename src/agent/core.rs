@@ -213,17 +213,22 @@ impl Core {
                 if let stream::Done::Started { engine: Some(engine), .. } = &done {
                     self.engines.extend([engine.clone()]);
                 }
-                if let Some(bytes) = self.streams.done(self.clock.now(), done) {
-                    self.counters.streams += 1;
-                    self.counters.stream_bytes.0 += bytes;
-                }
+                self.streamed(done);
             }
+            Event::Encoded(done) => self.streamed(done),
             Event::NotSaved(error) => self.fail("state not saved", error),
             Event::Reloaded { settings } => self.reload(settings),
             Event::Shutdown => {
                 self.decider.incidents.shut();
                 self.streams.shut();
             }
+        }
+    }
+
+    fn streamed(&mut self, done: stream::Done) {
+        if let Some(bytes) = self.streams.done(self.clock.now(), done) {
+            self.counters.streams += 1;
+            self.counters.stream_bytes.0 += bytes;
         }
     }
 

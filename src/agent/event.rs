@@ -54,6 +54,8 @@ pub(crate) enum Event {
     StreamGone,
     /// The capture thread has finished a stream's job.
     Streamed(stream::Done),
+    /// What a stream saw is encoded.
+    Encoded(stream::Done),
     /// The capture thread could not save what must outlive the process.
     NotSaved(String),
     /// The settings file has other content; it was good, or it was not.

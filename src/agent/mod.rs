@@ -13,7 +13,8 @@
 //! has one owner: the loop owns what is measured, decided and promised, the worker owns collectors and
 //! files. They exchange values, one task at a time; what is to be done next is computed when the worker
 //! is free (`incidents`), so nothing queues up behind a slow disk. The CPU collector has a third thread,
-//! which empties its rings while the worker encodes; it is the collector's and knows nothing of these.
+//! which empties its rings while the worker encodes; it is the collector's and knows nothing of these. What is handed
+//! over HTTP is encoded by one more, at low priority (`stream::encode`).
 //!
 //! Between ticks the loop also looks for polls that last too long (`collect::stalls`): one that does is a tick of
 //! its own, so that a rule is not asked a quarter of a second late.

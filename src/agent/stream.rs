@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  ask ──► waiting ──start──► running ──(its time is over, or an incident wants the engine)──►
-//!          stopping ──stop──► stopped ──encode──► answered
+//!          stopping ──stop──► stopped ──encode──► encoding ──► answered
 //!  at any point: nobody waits for the answer any more ──drop──► gone
 //! ```
 //!
@@ -16,12 +16,15 @@
 //! the time therefore never keeps an incident from its profile. Among streams the first one stays and the
 //! others are told who has the engine and until when.
 //!
-//! Stopping and encoding are two jobs, so that an incident waits for the first and not for the second.
+//! Stopping and encoding are two steps, so that an incident waits for the first and not for the second: the
+//! bytes are made by a thread of their own at low priority ([`encode`]), which the service's threads come
+//! before.
 
 #![cfg_attr(not(feature = "http"), allow(dead_code, reason = "the endpoint is who asks"))]
 
 pub(super) mod allowance;
 mod ask;
+mod encode;
 mod take;
 pub(super) mod work;
 
@@ -58,7 +61,7 @@ pub(super) enum Job {
     Start { id: u64, take: Take },
     /// Stop it and keep what it saw.
     Stop { id: u64, cut_short: Option<String> },
-    /// Encode that.
+    /// Have that encoded.
     Encode { id: u64 },
     /// Forget all about it.
     Drop { id: u64 },
@@ -70,6 +73,8 @@ pub(super) enum Done {
     Started { id: u64, engine: Option<(CaptureKind, String)> },
     /// It has stopped, and what it saw is kept.
     Stopped { id: u64 },
+    /// What it saw is being encoded.
+    Encoding { id: u64 },
     /// It is finished, well or not, and nothing of it is kept.
     Finished { id: u64, result: Result<Streamed, StreamError> },
     /// It is forgotten.
@@ -81,6 +86,7 @@ enum Phase {
     Waiting,
     Running { until: Moment },
     Stopped,
+    Encoding,
 }
 
 struct Stream {
@@ -130,9 +136,7 @@ impl Streams {
             Some(spent)
         } else if let Some(busy) = self.incident_in_the_way(anchor, &ask.take, taken) {
             Some(busy)
-        } else if let Some(other) =
-            self.streams.iter().find(|other| other.ask.take.excludes(&ask.take))
-        {
+        } else if let Some(other) = self.streams.iter().find(|other| other.excludes(&ask.take)) {
             let until = other.until(now);
             Some(StreamError::Busy {
                 by: format!("in use by {} until {}", other.ask.who, shown(anchor, until)),
@@ -213,6 +217,7 @@ impl Streams {
         self.turn_away(anchor, taken);
         let shut = self.shut;
         let ready = |stream: &Stream| match stream.phase {
+            Phase::Encoding => false,
             _ if stream.is_given_up() || shut => true,
             Phase::Waiting | Phase::Stopped => true,
             Phase::Running { until } => until <= now,
@@ -229,16 +234,21 @@ impl Streams {
             }
             Phase::Waiting => Job::Look { id, take: stream.ask.take.clone() },
             Phase::Running { .. } => Job::Stop { id, cut_short: None },
-            Phase::Stopped => Job::Encode { id },
+            Phase::Stopped | Phase::Encoding => Job::Encode { id },
         })
     }
 
     /// Answers those who wait for what an incident has taken meanwhile, and forgets those who went away
-    /// before anything was done for them.
+    /// before anything was done for them. At the end nobody waits for an encoding either: at low priority it
+    /// may take long.
     fn turn_away(&mut self, anchor: Anchor, taken: &[Taken]) {
         let mut at = 0;
         while let Some(stream) = self.streams.get(at) {
-            let waits = stream.phase == Phase::Waiting && !stream.out;
+            let waits = match stream.phase {
+                Phase::Waiting => !stream.out,
+                Phase::Encoding => self.shut,
+                Phase::Running { .. } | Phase::Stopped => false,
+            };
             let refusal = match waits {
                 true if self.shut => Some(StreamError::Failed(super::Error::Stopped.to_string())),
                 true => self.incident_in_the_way(anchor, &stream.ask.take, taken),
@@ -259,6 +269,7 @@ impl Streams {
     pub(super) fn done(&mut self, now: Moment, done: Done) -> Option<u64> {
         let (Done::Started { id, .. }
         | Done::Stopped { id }
+        | Done::Encoding { id }
         | Done::Finished { id, .. }
         | Done::Dropped { id }) = done;
         let at = self.streams.iter().position(|stream| stream.id == id)?;
@@ -272,6 +283,10 @@ impl Streams {
             }
             Done::Stopped { .. } => {
                 stream.phase = Phase::Stopped;
+                None
+            }
+            Done::Encoding { .. } => {
+                stream.phase = Phase::Encoding;
                 None
             }
             Done::Finished { result, .. } => {
@@ -314,7 +329,7 @@ impl Streams {
             by: stream.ask.who.clone(),
             until: match stream.phase {
                 Phase::Running { until } => Some(anchor.wall_at(until)),
-                Phase::Waiting | Phase::Stopped => None,
+                Phase::Waiting | Phase::Stopped | Phase::Encoding => None,
             },
         };
         self.streams.iter().map(status).collect()
@@ -322,12 +337,19 @@ impl Streams {
 }
 
 impl Stream {
+    /// Whether `take` has to wait for it. What it saw is memory until it is encoded, and may be a whole
+    /// heap's; its engine is free before.
+    fn excludes(&self, take: &Take) -> bool {
+        let gave_back = self.phase == Phase::Encoding && self.ask.take.engine().is_some();
+        !gave_back && self.ask.take.excludes(take)
+    }
+
     /// When it is over, or would be if it began now.
     fn until(&self, now: Moment) -> Moment {
         match self.phase {
             Phase::Running { until } => until.max(now),
             Phase::Waiting => now + self.ask.take.duration().unwrap_or_default(),
-            Phase::Stopped => now,
+            Phase::Stopped | Phase::Encoding => now,
         }
     }
 }

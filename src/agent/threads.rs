@@ -70,7 +70,7 @@ pub(super) fn work(
 ) {
     let _excluded = collect::heap::exclude_current_thread();
     worker.prepare();
-    let mut desk = Desk::default();
+    let mut desk = Desk::new(events.clone());
     while let Ok(order) = inbox.recv() {
         let done = match order {
             Order::Incident(task) => Event::Done(worker.perform(*task)),

@@ -6,11 +6,14 @@
 //! | send the body of one | [`BODY`] |
 //! | take what it asked for | [`STALL`] for each [`PACE`] |
 //!
-//! and the head has 16 KiB and hyper's 100 headers. Beyond them the connection ends.
+//! and the head has 16 KiB and hyper's 100 headers. Beyond them the connection ends, and before when somebody
+//! else needs its [place](super::places). A slow client holds nothing but that place, a buffer and what it
+//! was answered: its capture is over, and the next one may have the engine.
 
 use std::convert::Infallible;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -28,6 +31,7 @@ use tower_service::Service;
 
 use super::Peer;
 use super::answer::refusal;
+use super::places::Seat;
 
 /// Prometheus and browsers keep connections; one that idles longer is opened again for next to nothing.
 const HEAD: Duration = Duration::from_secs(10);
@@ -37,32 +41,40 @@ const BODY: Duration = Duration::from_secs(15);
 /// one that takes a byte a second would hold its place for a week.
 const STALL: Duration = Duration::from_secs(30);
 /// 2 KiB a second, which a telephone line does.
-const PACE: usize = 64 << 10;
+pub(super) const PACE: usize = 64 << 10;
 /// What an answer may take besides the capture it asks for: stopping and encoding on a machine in trouble.
 const SPARE: Duration = Duration::from_secs(60);
 const HEAD_BYTES: usize = 16 << 10;
 
-/// Serves `stream` until its client or its time ends it.
+/// Serves `stream` until its client, its time or somebody else who needs its place ends it.
 pub(super) async fn serve(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     peer: Peer,
     routes: Router,
     longest_capture: Duration,
+    seat: &Arc<Seat>,
 ) {
+    let own = Arc::clone(seat);
     let answer = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(peer.clone());
+        let seat = Arc::clone(&own);
         let within = match *request.method() {
             Method::GET | Method::HEAD => longest_capture + SPARE,
             _ => BODY,
         };
         let mut routes = routes.clone();
         async move {
+            // A body is the client's to send.
+            if matches!(*request.method(), Method::GET | Method::HEAD) {
+                seat.works();
+            }
             let late = |_| refusal(StatusCode::REQUEST_TIMEOUT, "it took too long");
             let answered: Result<Response, Infallible> =
                 match time::timeout(within, routes.call(request)).await {
                     Ok(answered) => answered,
                     Err(elapsed) => Ok(late(elapsed)),
                 };
+            seat.waits();
             answered
         }
     });
@@ -70,21 +82,25 @@ pub(super) async fn serve(
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD)
         .max_buf_size(HEAD_BYTES)
-        .serve_connection(TokioIo::new(Patient::new(stream)), answer);
-    // How a client ends a connection is its own matter.
-    let _ = connection.await;
+        .serve_connection(TokioIo::new(Patient::new(stream, seat)), answer);
+    tokio::select! {
+        // How a client ends a connection is its own matter.
+        _ = connection => {}
+        () = seat.given_up() => {}
+    }
 }
 
 /// A stream whose other end may not stop taking.
 struct Patient<S> {
     stream: S,
+    seat: Arc<Seat>,
     /// Since when writes have waited, plus [`STALL`], and what was taken since.
     stalled: Option<(Pin<Box<Sleep>>, usize)>,
 }
 
 impl<S> Patient<S> {
-    fn new(stream: S) -> Self {
-        Self { stream, stalled: None }
+    fn new(stream: S, seat: &Arc<Seat>) -> Self {
+        Self { stream, seat: Arc::clone(seat), stalled: None }
     }
 
     /// `progress`, of which `bytes` says how much it is, or an error once there has been too little.
@@ -100,6 +116,9 @@ impl<S> Patient<S> {
                 let taken = taken.saturating_add(more);
                 (taken < PACE).then_some((until, taken))
             });
+            if self.stalled.is_none() && more > 0 {
+                self.seat.took();
+            }
             return Poll::Ready(progress);
         }
         let until = || (Box::pin(time::sleep_until(Instant::now() + STALL)), 0);
@@ -171,7 +190,7 @@ mod tests {
         let (mut client, server) = tokio::io::duplex(4 << 10);
         let began = Instant::now();
         let serving = tokio::spawn(async move {
-            serve(server, Peer("test".into()), routes, Duration::ZERO).await;
+            serve(server, Peer("test".into()), routes, Duration::ZERO, &Arc::default()).await;
             began.elapsed()
         });
         let ask = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
@@ -202,7 +221,8 @@ mod tests {
     async fn one_that_never_asks_is_ended() {
         let (_client, server) = tokio::io::duplex(64);
         let began = Instant::now();
-        serve(server, Peer("test".into()), Router::new(), Duration::ZERO).await;
+        let seat = Arc::default();
+        serve(server, Peer("test".into()), Router::new(), Duration::ZERO, &seat).await;
         assert_eq!(began.elapsed().as_secs(), HEAD.as_secs());
     }
 }

@@ -81,9 +81,11 @@ mod index;
 mod listener;
 mod metrics;
 mod notify;
+mod places;
 mod pprof;
 mod query;
 mod route;
+mod unread;
 
 use std::collections::HashMap;
 use std::sync::Arc;

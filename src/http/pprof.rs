@@ -13,6 +13,7 @@ use axum::response::{IntoResponse, Response};
 
 use super::answer::{NOSNIFF, pprof_error, stream_error, wrong_method};
 use super::query::Query;
+use super::unread;
 use crate::agent::{AgentHandle, Form, HeapView, Take, ThreadView};
 use crate::base::{Bytes, Hertz};
 use crate::codec::pprof;
@@ -270,11 +271,22 @@ fn capped(agent: &AgentHandle, seconds: f64) -> Result<Duration, String> {
 async fn stream(asked: &Asked<'_>, take: Take, name: &str, failure: &str) -> Response {
     let (kind, file) = if name.is_empty() { (TEXT, None) } else { (BINARY, Some(name)) };
     if asked.method == Method::HEAD {
-        return content(kind, file, Vec::new());
+        return content(kind, file, Body::empty());
+    }
+    let unread = || {
+        let text = format!(
+            "{failure}: {} bytes of captures wait for clients that do not take them",
+            unread::MOST
+        );
+        pprof_error(StatusCode::SERVICE_UNAVAILABLE, &text)
+    };
+    if unread::is_full() {
+        return unread();
     }
     match asked.agent.stream(take, asked.who.to_owned()).await {
         Ok(streamed) => {
-            let mut response = content(kind, file, streamed.bytes);
+            let Some(bytes) = unread::hold(streamed.bytes) else { return unread() };
+            let mut response = content(kind, file, bytes);
             let cut = streamed.cut_short.and_then(|why| HeaderValue::try_from(why).ok());
             if let Some(why) = cut {
                 response.headers_mut().insert(HeaderName::from_static("x-marple-cut-short"), why);
@@ -285,8 +297,8 @@ async fn stream(asked: &Asked<'_>, take: Take, name: &str, failure: &str) -> Res
     }
 }
 
-fn content(kind: &'static str, file: Option<&str>, bytes: Vec<u8>) -> Response {
-    let mut response = ([NOSNIFF], bytes).into_response();
+fn content(kind: &'static str, file: Option<&str>, bytes: impl Into<Body>) -> Response {
+    let mut response = ([NOSNIFF], bytes.into()).into_response();
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     let disposition =

@@ -45,6 +45,18 @@ pub fn cpu_time() -> Duration {
     )
 }
 
+/// Has the calling thread come after those of ordinary priority where they want the same core: a ninth of
+/// their share. For good, since nobody may raise it again without privilege.
+#[cfg(target_os = "linux")]
+pub fn lower_priority() {
+    // Linux keeps it for each thread; POSIX would have it the process'.
+    let _ = rustix::process::nice(10);
+}
+
+/// Nothing: elsewhere it would be the whole process' priority.
+#[cfg(not(target_os = "linux"))]
+pub fn lower_priority() {}
+
 /// How many cores the process may run on.
 ///
 /// Affinity belongs to threads, and a service may pin each of its own to one core. The larger mask

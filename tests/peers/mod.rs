@@ -43,6 +43,9 @@ pub(crate) fn go_pprof_command(args: &[&str]) -> Command {
         .env("GOTOOLCHAIN", "local")
         .env("GOPROXY", "off")
         .env("GOFLAGS", "")
+        // Where tests/peers/install has compiled it.
+        .env("GOCACHE", dir.join("go-cache"))
+        .env("GOPATH", dir.join("go-path"))
         .env("TZ", "UTC")
         .env("PPROF_TMPDIR", dir.join("pprof"));
     command
@@ -94,27 +97,45 @@ impl GoServer {
     pub(crate) fn start() -> Self {
         use std::io::BufRead;
 
-        let dir = dir();
-        let binary = tempfile::tempdir().unwrap();
-        let file = binary.path().join("pprof_server");
-        let go = need(find(&dir, "venv/bin/go"));
+        let mut process =
+            Command::new(server()).stdout(std::process::Stdio::piped()).spawn().unwrap();
+        let mut address = String::new();
+        let out = process.stdout.take().unwrap();
+        std::io::BufReader::new(out).read_line(&mut address).unwrap();
+        Self { process, url: format!("http://{}", address.trim()) }
+    }
+}
+
+/// The program `pprof_server.go`, compiled once for all tests of its source: its name has the source's
+/// digest, and who comes while it is being compiled waits.
+fn server() -> PathBuf {
+    use rustix::fs::{FlockOperation, flock};
+    use sha2::{Digest, Sha256};
+
+    let (dir, source) = (dir(), scripts().join("pprof_server.go"));
+    let digest = Sha256::digest(std::fs::read(&source).unwrap());
+    let digest: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    let program = dir.join(format!("pprof_server-{digest}"));
+    if program.exists() {
+        return program;
+    }
+    let go = need(find(&dir, "venv/bin/go"));
+    let lock = std::fs::File::create(dir.join(".pprof_server.lock")).unwrap();
+    flock(&lock, FlockOperation::LockExclusive).unwrap();
+    if !program.exists() {
+        let part = program.with_extension("part");
         let mut build = Command::new(go);
+        build.args(["build", "-o"]).arg(&part).arg(&source);
         build
-            .args(["build", "-o"])
-            .arg(&file)
-            .arg(scripts().join("pprof_server.go"))
             .env("GOTOOLCHAIN", "local")
             .env("GOPROXY", "off")
             .env("GOFLAGS", "-mod=mod")
             .env("GOCACHE", dir.join("go-cache"))
             .env("GOPATH", dir.join("go-path"));
         run(&mut build);
-        let mut process = Command::new(&file).stdout(std::process::Stdio::piped()).spawn().unwrap();
-        let mut address = String::new();
-        let out = process.stdout.take().unwrap();
-        std::io::BufReader::new(out).read_line(&mut address).unwrap();
-        Self { process, url: format!("http://{}", address.trim()) }
+        std::fs::rename(&part, &program).unwrap();
     }
+    program
 }
 
 impl Drop for GoServer {

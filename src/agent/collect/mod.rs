@@ -144,7 +144,7 @@ pub(super) enum Evidence {
 }
 
 /// Evidence that is never held in memory: it goes from where it is into the file.
-pub(super) trait Live {
+pub(super) trait Live: Send {
     /// When it was asked for, which is as good as when it is taken.
     fn asked(&self) -> Timestamp;
 

@@ -82,6 +82,29 @@ fn a_profile_runs_its_time_and_is_handed_over() {
 }
 
 #[test]
+fn an_encoding_holds_nobody_up_and_a_shutdown_does_not_wait_for_it() {
+    let (mut streams, mut answer) = running();
+    assert_eq!(job(&mut streams, 10, &[]), "stop 1");
+    streams.done(anchor(10).moment, Done::Stopped { id: 1 });
+    assert_eq!(job(&mut streams, 10, &[]), "encode 1");
+    streams.done(anchor(10).moment, Done::Encoding { id: 1 });
+    assert_eq!(job(&mut streams, 10, &[]), "none", "it is no longer the capture thread's");
+    assert_eq!((streams.next_expiry(), streams.is_empty()), (None, false));
+    // The engine is free meanwhile.
+    let _second = ask(&mut streams, 11, cpu(5), &[]);
+    assert_eq!(job(&mut streams, 11, &[]), "start 2");
+    streams.done(anchor(11).moment, Done::Started { id: 2, engine: None });
+
+    streams.shut();
+    assert_eq!(job(&mut streams, 12, &[]), "drop 2");
+    streams.done(anchor(12).moment, Done::Dropped { id: 2 });
+    assert!(streams.is_empty());
+    assert!(matches!(answer.try_recv(), Ok(Err(StreamError::Failed(_)))));
+    let result = Ok(Streamed::default());
+    assert_eq!(streams.done(anchor(13).moment, Done::Finished { id: 1, result }), None);
+}
+
+#[test]
 fn the_second_is_told_who_has_the_engine_and_until_when() {
     let (mut streams, first) = running();
     let second = ask(&mut streams, 4, cpu(1), &[]);

@@ -4,9 +4,13 @@
 use std::io::{self, Write};
 use std::sync::Arc;
 
+use tokio::sync::mpsc;
+
 use super::super::budget::State;
 use super::super::collect::{self, Absent, Collector, Evidence, Failure};
+use super::super::event::Event;
 use super::super::fence::{chain, fence};
+use super::encode::{Encoder, Seen};
 use super::{Done, Form, HeapView, Job, StreamError, Streamed, Take, ThreadView};
 use crate::base::{Anchor, Bytes, Clock};
 use crate::codec::legacy;
@@ -39,14 +43,14 @@ pub(in crate::agent) enum Order {
 }
 
 /// What is under way.
-#[derive(Default)]
 pub(in crate::agent) struct Desk {
     held: Vec<(u64, Held)>,
+    encoder: Encoder,
 }
 
 enum Held {
     Running(Running),
-    Stopped { evidence: Evidence, view: Option<HeapView>, cut_short: Option<String> },
+    Stopped(Seen),
 }
 
 enum Running {
@@ -83,6 +87,11 @@ impl Drop for AskedRate {
 }
 
 impl Desk {
+    /// Nothing yet; what takes its time is told to `events`.
+    pub(in crate::agent) fn new(events: mpsc::Sender<Event>) -> Self {
+        Self { held: Vec::new(), encoder: Encoder::new(events) }
+    }
+
     /// Does one task.
     pub(in crate::agent) fn perform(&mut self, clock: &dyn Clock, task: Task) -> Done {
         let Task { job, settings, headroom, vitals, state: _ } = task;
@@ -114,11 +123,7 @@ impl Desk {
                 _ => Done::Dropped { id },
             },
             Job::Encode { id } => match self.take(id) {
-                Some(Held::Stopped { evidence, view, cut_short }) => {
-                    let result =
-                        fence(|| Ok(Streamed { bytes: encode(evidence, view)?, cut_short }));
-                    Done::Finished { id, result: result.map_err(failed) }
-                }
+                Some(Held::Stopped(seen)) => self.encoder.encode(id, seen),
                 _ => Done::Dropped { id },
             },
             Job::Drop { id } => {
@@ -138,7 +143,7 @@ impl Desk {
     }
 }
 
-fn failed(error: Failure) -> StreamError {
+pub(super) fn failed(error: Failure) -> StreamError {
     if error.is::<Absent>() {
         return StreamError::Absent(error.to_string());
     }
@@ -208,10 +213,11 @@ fn stop(
     if let Evidence::Profile(profile) = &mut evidence {
         profile.comments.extend(cut_short.iter().map(|why| format!("cut short: {why}")));
     }
-    Ok(Held::Stopped { evidence, view, cut_short })
+    Ok(Held::Stopped(Seen { evidence, view, cut_short }))
 }
 
-fn encode(mut evidence: Evidence, view: Option<HeapView>) -> Result<Vec<u8>, Failure> {
+/// The bytes of `evidence`, as profilers read it.
+pub(super) fn encode(mut evidence: Evidence, view: Option<HeapView>) -> Result<Vec<u8>, Failure> {
     evidence.symbolize();
     if let (Evidence::Profile(profile), Some(HeapView::Allocated)) = (&mut evidence, view) {
         profile.default_sample_type = "alloc_space";

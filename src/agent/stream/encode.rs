@@ -1,0 +1,97 @@
+//! The thread `marple-encode`: makes bytes of what streams have seen, at low priority.
+//!
+//! Naming functions and packing takes tens of milliseconds of CPU, and on a machine whose cores are taken
+//! each of them would be a wait for some request of the service. Nobody's evidence is at stake here: a
+//! client waits a little longer. An incident's files are written by `marple-capture` at ordinary priority,
+//! since on such a machine they would come after the process is gone. It is a thread of its own because
+//! Linux lets nobody without privilege raise a priority again. It begins with the first that is to be
+//! encoded.
+
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::{self, JoinHandle};
+
+use tokio::sync::mpsc;
+
+use super::super::collect::{self, Evidence};
+use super::super::event::Event;
+use super::super::fence::fence;
+use super::work::{encode, failed};
+use super::{Done, HeapView, MOST, StreamError, Streamed};
+use crate::os;
+
+/// What a stream saw.
+pub(super) struct Seen {
+    pub(super) evidence: Evidence,
+    pub(super) view: Option<HeapView>,
+    pub(super) cut_short: Option<String>,
+}
+
+impl Seen {
+    fn encode(self) -> Result<Streamed, StreamError> {
+        let Self { evidence, view, cut_short } = self;
+        let result = fence(|| Ok(Streamed { bytes: encode(evidence, view)?, cut_short }));
+        result.map_err(failed)
+    }
+}
+
+/// The thread, once there is one.
+pub(super) struct Encoder {
+    events: mpsc::Sender<Event>,
+    thread: Option<(SyncSender<(u64, Seen)>, JoinHandle<()>)>,
+}
+
+impl Encoder {
+    pub(super) fn new(events: mpsc::Sender<Event>) -> Self {
+        Self { events, thread: None }
+    }
+
+    /// Has `seen` encoded; by this thread, where no other can be had.
+    pub(super) fn encode(&mut self, id: u64, seen: Seen) -> Done {
+        if self.thread.is_none() {
+            self.thread = begin(self.events.clone());
+        }
+        let order = match &self.thread {
+            // There are no more streams than the channel holds.
+            Some((orders, _)) => orders.try_send((id, seen)).map_err(|error| match error {
+                std::sync::mpsc::TrySendError::Full(order)
+                | std::sync::mpsc::TrySendError::Disconnected(order) => order,
+            }),
+            None => Err((id, seen)),
+        };
+        match order {
+            Ok(()) => Done::Encoding { id },
+            Err((id, seen)) => Done::Finished { id, result: seen.encode() },
+        }
+    }
+}
+
+impl Drop for Encoder {
+    fn drop(&mut self) {
+        if let Some((orders, thread)) = self.thread.take() {
+            drop(orders);
+            let _ = thread.join();
+        }
+    }
+}
+
+fn begin(events: mpsc::Sender<Event>) -> Option<(SyncSender<(u64, Seen)>, JoinHandle<()>)> {
+    let (orders, inbox) = sync_channel(MOST);
+    let thread = thread::Builder::new()
+        .name("marple-encode".to_owned())
+        .spawn(move || run(&inbox, &events))
+        .inspect_err(|error| {
+            tracing::error!(target: "marple", "cannot start the thread `marple-encode`: {error}");
+        });
+    Some((orders, thread.ok()?))
+}
+
+fn run(inbox: &Receiver<(u64, Seen)>, events: &mpsc::Sender<Event>) {
+    let _excluded = collect::heap::exclude_current_thread();
+    os::process::lower_priority();
+    while let Ok((id, seen)) = inbox.recv() {
+        let done = Done::Finished { id, result: seen.encode() };
+        if events.blocking_send(Event::Encoded(done)).is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! The service that is asked.
+
+use std::hint::black_box;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use marple::config::HttpSettings;
+
+use crate::host::{Host, settings};
+use crate::web;
+
+/// A service that keeps 64 MiB and burns a core's share.
+pub(crate) struct Service {
+    pub(crate) url: String,
+    burning: &'static AtomicBool,
+    _kept: Vec<Vec<u8>>,
+    _host: Host,
+}
+
+impl Service {
+    pub(crate) fn start() -> Self {
+        let (host, url) = web::serve_with(HttpSettings::default(), settings());
+        let kept = keep_sixty_four_mebibytes();
+        let burning: &'static AtomicBool = Box::leak(Box::new(AtomicBool::new(true)));
+        thread::Builder::new()
+            .name("burner".into())
+            .spawn(|| {
+                while burning.load(Ordering::Relaxed) {
+                    black_box(burn_a_little(Instant::now() + Duration::from_millis(20)));
+                }
+            })
+            .unwrap();
+        Self { url, burning, _kept: kept, _host: host }
+    }
+
+    pub(crate) fn at(&self, path: &str) -> String {
+        format!("{}/debug/pprof/{path}", self.url)
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        self.burning.store(false, Ordering::Relaxed);
+    }
+}
+
+#[inline(never)]
+fn keep_sixty_four_mebibytes() -> Vec<Vec<u8>> {
+    let kept: Vec<_> = (0..64).map(|_| black_box(vec![1; 1 << 20])).collect();
+    // Without something left to do, a release build jumps into `collect` and leaves no frame of this.
+    black_box(&kept);
+    kept
+}
+
+#[inline(never)]
+pub(crate) fn burn_a_little(until: Instant) -> u64 {
+    let mut n = 1_u64;
+    while Instant::now() < until {
+        for _ in 0..20_000 {
+            n = black_box(n.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1));
+        }
+    }
+    n
+}
+
+#[inline(never)]
+pub(crate) fn grow_in_the_meantime() -> Vec<u8> {
+    black_box(vec![2; 1 << 20])
+}
