@@ -5,6 +5,7 @@
 //! panics is a line in the manifest, a disk that refuses is a failure in the report.
 
 mod gather;
+mod room;
 mod stuck;
 mod take;
 
@@ -98,6 +99,7 @@ pub(super) struct Worker {
     running: Vec<Running>,
     collectors: Collectors,
     runs: Vec<Run>,
+    sizes: room::Sizes,
 }
 
 /// A collector at work and its line in the manifest.
@@ -127,6 +129,7 @@ impl Worker {
             running: Vec::new(),
             collectors,
             runs: Vec::new(),
+            sizes: room::Sizes::default(),
         }
     }
 
@@ -150,6 +153,7 @@ impl Worker {
     pub(super) fn perform(&mut self, mut task: Task) -> Report {
         let mut tally = Tally::default();
         let mut dir = None;
+        self.store.set_headroom(task.headroom);
         if matches!(task.job, Job::Open { .. }) && self.store.is_removed() {
             self.make_again(&task, &mut tally);
         }
@@ -240,6 +244,7 @@ impl Worker {
             versions: self.versions.clone(),
             captures: Vec::new(),
             artifacts: Vec::new(),
+            removed: Vec::new(),
             vitals: Vec::new(),
             losses: Losses::default(),
         };

@@ -46,6 +46,7 @@ mod names;
 mod recovery;
 mod retention;
 mod room;
+mod thin;
 
 use std::fs::File;
 use std::io::{Read, Seek, Write};
@@ -63,7 +64,7 @@ pub use incident::IncidentDir;
 pub use index::{Entry, find, list, open_artifact};
 pub use names::MANIFEST;
 pub use recovery::Recovery;
-pub use retention::{Removed, Retained, Standing};
+pub use retention::{Removed, Retained, Standing, Thinned};
 
 use crate::base::{Bytes, Clock, IncidentId};
 use crate::config::StoreSettings;
@@ -116,6 +117,18 @@ impl Store {
     /// Puts other bounds in force, from the next write or [`Self::retain`] on.
     pub fn set_limits(&self, settings: StoreSettings) {
         self.shared.ledger().settings = settings;
+    }
+
+    /// Whether the directory is in memory (tmpfs, ramfs), so that what is kept counts against the process's
+    /// own memory limit.
+    pub fn is_in_memory(&self) -> bool {
+        self.shared.in_memory
+    }
+
+    /// Tells how much memory is left below the limit, if that is known. A directory that is in memory takes
+    /// at most half of it until it is told again; with any other it is of no account.
+    pub fn set_headroom(&self, left: Option<Bytes>) {
+        self.shared.ledger().memory = left.map(|left| left.get() / 2);
     }
 
     /// Opens an incident: makes its directory, with `manifest` as its first `incident.json`.

@@ -1,10 +1,12 @@
 //! Collectors started, taken again and stopped, and what they saw written into files.
 
+use std::io::Write;
+
 use super::stuck::of_stuck;
 use super::{Running, Tally, Task, Worker};
 use crate::agent::collect::{self, Evidence, Failure};
 use crate::agent::fence::{chain, fence};
-use crate::base::IncidentId;
+use crate::base::{Bytes, IncidentId};
 use crate::model::{
     Artifact, CaptureKind, CaptureRecord, CaptureSet, Form, Losses, Outcome, ThreadDump,
 };
@@ -14,6 +16,9 @@ const BEFORE: &str = "before";
 
 /// The part of what was taken while the capture went on.
 const MEANWHILE: &str = "meanwhile";
+
+/// How often a file is begun anew after room was made for it. Each time it gets further than before.
+const TRIES: usize = 8;
 
 /// Evidence on its way into a file.
 pub(super) struct Taken {
@@ -46,7 +51,7 @@ impl Worker {
             records.push(self.stuck_record());
             taken.push(of_stuck(first, dump));
         }
-        for kind in kinds.iter() {
+        for (kind, no_room) in self.order(id, kinds) {
             let anchor = self.clock.anchor();
             let mut record = CaptureRecord {
                 kind,
@@ -64,7 +69,7 @@ impl Worker {
                 records.push(record);
                 continue;
             }
-            if let Some(why) = task.lacks_memory_for(kind) {
+            if let Some(why) = task.lacks_memory_for(kind).or(no_room) {
                 record.stopped = Some(anchor.wall);
                 record.outcome = Outcome::Skipped;
                 record.error = Some(why.clone());
@@ -161,6 +166,7 @@ impl Worker {
                 }
             }
         }
+        self.cheap_first(id, &mut taken);
         self.write(id, taken, tally);
         self.update(id, tally, |manifest| {
             manifest.vitals.clone_from(&task.vitals);
@@ -211,6 +217,8 @@ impl Worker {
                     }
                 }
             }
+            let bytes = artifacts.iter().map(|artifact: &Artifact| artifact.bytes.get()).sum();
+            self.sizes.learn(kind, Bytes(bytes));
             let losses = evidence.losses();
             self.update(id, tally, |manifest| {
                 let written = !artifacts.is_empty();
@@ -226,6 +234,8 @@ impl Worker {
         }
     }
 
+    /// Writes evidence into a file. Where a bound of ours refuses, files of the same incident that are
+    /// missed less make room for it.
     fn write_as(
         &mut self,
         id: IncidentId,
@@ -235,9 +245,20 @@ impl Worker {
         let Some((_, dir)) = self.dirs.iter_mut().find(|(open, _)| *open == id) else {
             return Err("its incident is not open".into());
         };
-        let mut draft = dir.draft(form, evidence.taken())?;
-        evidence.write(form, &mut draft)?;
-        Ok(draft.commit()?)
+        let mut tries = 0;
+        loop {
+            let mut draft = dir.draft(form, evidence.taken())?;
+            let written = evidence.write(form, &mut draft).and_then(|()| Ok(draft.flush()?));
+            let (Err(error), refused) = (written, draft.refused()) else {
+                return Ok(draft.commit()?);
+            };
+            drop(draft);
+            tries += 1;
+            match refused {
+                Some(wanted) if tries < TRIES && dir.make_room(wanted)? => {}
+                _ => return Err(error),
+            }
+        }
     }
 }
 
