@@ -272,6 +272,9 @@ pub(super) fn hex(hash: Sha256) -> String {
 }
 
 #[cfg(test)]
+mod faults;
+
+#[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 

@@ -12,9 +12,9 @@ use super::draft::Draft;
 use super::error::{Bound, Error};
 use super::manifest;
 use super::names::{IncidentName, MANIFEST, NEW, PART, artifact_stem};
-use super::retention::{Need, give_up};
+use super::retention::Need;
 use super::room::{Registration, Shared};
-use super::thin::{between, enough};
+use super::thin::{between, enough, give_up};
 use crate::base::{Bytes, IncidentId};
 use crate::model::{FileName, Form, Manifest};
 

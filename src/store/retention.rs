@@ -19,13 +19,10 @@ use jiff::Timestamp;
 
 use super::dir::{Dir, is_dir, is_file};
 use super::error::{Bound, Error};
-use super::incident::text;
-use super::index::read_manifest;
 use super::names::{GONE, IncidentName, MANIFEST, artifact_form, incident_name, is_part};
 use super::room::{Ledger, Shared, Shortage};
-use super::thin::{between, enough};
+use super::thin::{between, thin};
 use crate::base::{Bytes, IncidentId};
-use crate::model::{Artifact, Manifest, RemovedArtifact};
 
 /// What a retention did.
 #[derive(Debug, Default)]
@@ -133,10 +130,11 @@ impl Shared {
                 },
                 Step::Thin(at, bound, missing) => {
                     let it = &mut held[at];
-                    let thinned = thin(&self.root, it, (bound, missing), now);
-                    it.spare.retain(|_| thinned.as_ref().is_ok_and(Option::is_some));
-                    match thinned {
-                        Ok(Some(files)) => {
+                    let spare = std::mem::take(&mut it.spare);
+                    match thin(&self.root, &it.file_name, &spare, (bound, missing), now) {
+                        Ok(Some((files, bytes))) => {
+                            it.bytes = bytes;
+                            it.spare = spare;
                             it.spare.retain(|(name, _)| !files.contains(name));
                             let id = it.name.id;
                             retained.thinned.push(Thinned { id, files, bound });
@@ -308,7 +306,7 @@ fn scan(root: &Dir) -> Result<Vec<Held>, Error> {
 }
 
 /// The finished files in `dir` and their sizes, whoever they belong to.
-fn files(dir: &Dir) -> Result<Vec<(String, u64)>, Error> {
+pub(super) fn files(dir: &Dir) -> Result<Vec<(String, u64)>, Error> {
     let mut files = Vec::new();
     for name in dir.names()? {
         if let Some(stat) = dir.stat(&name)?
@@ -319,49 +317,6 @@ fn files(dir: &Dir) -> Result<Vec<(String, u64)>, Error> {
         }
     }
     Ok(files)
-}
-
-/// Removes files of a closed incident, so that `missing` bytes less are held or all that may go is gone;
-/// which. None when somebody else's file keeps the incident as it is.
-///
-/// 1. Say in the manifest that they were removed. A crash leaves files that it says are gone; the next
-///    start removes them.
-/// 2. Remove them and sync the directory.
-fn thin(
-    root: &Dir,
-    held: &mut Held,
-    (bound, missing): (Bound, u64),
-    now: Timestamp,
-) -> Result<Option<Vec<String>>, Error> {
-    let dir = root.subdir(&held.file_name)?;
-    if stranger(&dir, &dir.names()?)?.is_some() {
-        return Ok(None);
-    }
-    let spare: Vec<_> = held.spare.iter().map(|(name, bytes)| (name.as_str(), *bytes)).collect();
-    let chosen = enough(&spare, missing).unwrap_or(spare);
-    let mut manifest = read_manifest(&dir)?;
-    let names: Vec<String> = chosen.iter().map(|(name, _)| (*name).to_owned()).collect();
-    give_up(&mut manifest, &names, bound, now);
-    dir.replace(MANIFEST, &text(&dir, &manifest)?)?;
-    for name in &names {
-        dir.unlink(name)?;
-    }
-    dir.sync()?;
-    held.bytes = files(&dir)?.iter().map(|(_, bytes)| bytes).sum();
-    Ok(Some(names))
-}
-
-/// Says in `manifest` that the files `names` made room for `bound`.
-pub(super) fn give_up(manifest: &mut Manifest, names: &[String], bound: Bound, now: Timestamp) {
-    let (gone, kept): (Vec<Artifact>, Vec<Artifact>) = std::mem::take(&mut manifest.artifacts)
-        .into_iter()
-        .partition(|artifact| names.contains(&artifact.file));
-    manifest.artifacts = kept;
-    manifest.removed.extend(gone.into_iter().map(|artifact| RemovedArtifact {
-        artifact,
-        removed: now,
-        why: format!("to make room ({})", bound.name()),
-    }));
 }
 
 /// Removes an incident; as [`super::Store::retain`] says. What is not ours, if that keeps it.
@@ -402,7 +357,7 @@ fn clear(root: &Dir, gone: &str, dir: &Dir, mut names: Vec<String>) -> Result<()
 }
 
 /// The first thing in `dir` that this store did not make, or `dir` itself.
-fn stranger(dir: &Dir, names: &[String]) -> Result<Option<PathBuf>, Error> {
+pub(super) fn stranger(dir: &Dir, names: &[String]) -> Result<Option<PathBuf>, Error> {
     if !dir.is_ours() {
         return Ok(Some(dir.path().to_owned()));
     }

@@ -6,7 +6,15 @@
 
 use std::collections::BTreeMap;
 
-use super::names::{artifact_extension, artifact_number};
+use jiff::Timestamp;
+
+use super::dir::Dir;
+use super::error::{Bound, Error};
+use super::incident::text;
+use super::index::read_manifest;
+use super::names::{MANIFEST, artifact_extension, artifact_number};
+use super::retention::{files, stranger};
+use crate::model::{Artifact, Manifest, RemovedArtifact};
 
 /// The files, of `files` with their sizes, that may make room, in the order they go: those of the form that
 /// has most to give, the oldest first. Names that are no artifact's are passed over.
@@ -46,6 +54,50 @@ pub(super) fn enough<'f>(spare: &[(&'f str, u64)], missing: u64) -> Option<Vec<(
         chosen.push((name, bytes));
     }
     (found >= missing && !chosen.is_empty()).then_some(chosen)
+}
+
+/// Removes files of the closed `incident`, so that `missing` bytes less are held or all of `spare` is gone:
+/// which, and how many bytes the incident has then. None when somebody else's file keeps the incident as it is.
+///
+/// 1. Say in the manifest that they were removed. A crash leaves files that it says are gone; the next
+///    start removes them.
+/// 2. Remove them and sync the directory.
+pub(super) fn thin(
+    root: &Dir,
+    incident: &str,
+    spare: &[(String, u64)],
+    (bound, missing): (Bound, u64),
+    now: Timestamp,
+) -> Result<Option<(Vec<String>, u64)>, Error> {
+    let dir = root.subdir(incident)?;
+    if stranger(&dir, &dir.names()?)?.is_some() {
+        return Ok(None);
+    }
+    let spare: Vec<_> = spare.iter().map(|(name, bytes)| (name.as_str(), *bytes)).collect();
+    let chosen = enough(&spare, missing).unwrap_or(spare);
+    let mut manifest = read_manifest(&dir)?;
+    let names: Vec<String> = chosen.iter().map(|(name, _)| (*name).to_owned()).collect();
+    give_up(&mut manifest, &names, bound, now);
+    dir.replace(MANIFEST, &text(&dir, &manifest)?)?;
+    for name in &names {
+        dir.unlink(name)?;
+    }
+    dir.sync()?;
+    let left = files(&dir)?.iter().map(|(_, bytes)| bytes).sum();
+    Ok(Some((names, left)))
+}
+
+/// Says in `manifest` that the files `names` made room for `bound`.
+pub(super) fn give_up(manifest: &mut Manifest, names: &[String], bound: Bound, now: Timestamp) {
+    let (gone, kept): (Vec<Artifact>, Vec<Artifact>) = std::mem::take(&mut manifest.artifacts)
+        .into_iter()
+        .partition(|artifact| names.contains(&artifact.file));
+    manifest.artifacts = kept;
+    manifest.removed.extend(gone.into_iter().map(|artifact| RemovedArtifact {
+        artifact,
+        removed: now,
+        why: format!("to make room ({})", bound.name()),
+    }));
 }
 
 #[cfg(test)]
