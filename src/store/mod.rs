@@ -21,6 +21,9 @@
 //!   (those that are missed least: the header of `retention` says which) go to make room for them; when none is left, the write is refused and the artifact
 //!   dropped. Manifests and `state.json` are written regardless of `max_bytes` and `keep_free` (they are
 //!   small, and they are what says that there was no room); only a device that is really full stops them.
+//! - A file that went alone, to make room, is taken out of the manifest's `artifacts` and put into its
+//!   `removed` before it goes: a manifest never lists what is not there. Of each form of file the first, the
+//!   last and the largest of an incident stay as long as the incident does.
 //! - Nothing is removed in vain: not when all that may go would not make the room that is missing, and
 //!   not because a write met a full device. A disk that somebody else fills costs new evidence, never old.
 //!
