@@ -19,6 +19,33 @@ fn only(text: &str) -> String {
 }
 
 #[test]
+fn what_is_kept_of_a_rule_is_set_by_its_name() {
+    let text = "[store.rule.toggle]\nmax_incidents = 3\n[store.rule.\"my rule\"]\nmax_bytes = \"8MiB\"\n\
+                max_age = \"1d\"\n[[rule]]\nname = \"my_rule\"\nmetric = \"tasks\"\nabs = 5\n";
+    let error = parse(text, Path::new("orders.toml")).unwrap_err().to_string();
+    assert!(error.contains("store.rule.my rule: no rule is called `my rule`"), "{error}");
+    assert_eq!(error.matches("orders.toml:").count(), 1, "{error}");
+    let settings =
+        parse(&text.replace("\"my rule\"", "my_rule"), Path::new("orders.toml")).unwrap();
+    assert_eq!(settings.store.rules["toggle"].max_incidents, Some(3));
+    let own = &settings.store.rules["my_rule"];
+    assert_eq!((own.max_bytes, own.max_incidents), (Some(Bytes::mib(8)), None));
+    assert_eq!(own.max_age, Some(Duration::from_secs(24 * 60 * 60)));
+    for (wrong, why) in [
+        ("max_bytes = \"1KiB\"", "store.rule.call.max_bytes: 1.0 KiB is too little"),
+        ("max_incidents = 0", "store.rule.call.max_incidents: 0 would keep no incident"),
+        ("max_age = \"0s\"", "store.rule.call.max_age: no time at all"),
+        ("max_agee = \"1s\"", "did you mean `max_age`?"),
+    ] {
+        let text = format!("[store.rule.call]\n{wrong}\n");
+        let error = parse(&text, Path::new("orders.toml")).unwrap_err().to_string();
+        assert!(error.contains(why) && error.contains("orders.toml:2:"), "{error}");
+    }
+    let error = parse("[store]\nrule = 1\n", Path::new("orders.toml")).unwrap_err().to_string();
+    assert!(error.contains("write [store.rule.NAME]"), "{error}");
+}
+
+#[test]
 fn every_problem_of_a_file_is_told_in_one_go() {
     let text = r#"
 service = "a/b"

@@ -1,9 +1,10 @@
-//! kill -9, two hundred times, while captures are made and incidents are removed to make room: what is on
-//! disk afterwards is whole and within its bounds.
+//! kill -9, two hundred times, while captures are made, collectors of the service's own write and incidents
+//! are removed to make room: what is on disk afterwards is whole and within its bounds.
 
 mod host;
 
 use std::fs;
+use std::io::Write;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -27,6 +28,11 @@ fn child() {
     let settings = Settings { dir: dir.into(), store, rules: Vec::new(), ..settings() };
     let agent = Agent::from_settings(settings).start().unwrap();
     let handle = agent.handle();
+    let queries = |out: &mut marple::agent::CollectorOutput| {
+        // In pieces, so that a kill can come between them.
+        (0..50).try_for_each(|_| out.write_all(&[b'q'; 1000])).map_err(Into::into)
+    };
+    handle.collector("queries.txt", Default::default(), queries).unwrap();
     loop {
         let _ = handle.capture([CaptureKind::Trace], Duration::from_millis(1)).wait(PATIENCE);
         wait_for("the incident to close", || {
@@ -55,7 +61,8 @@ fn names(captures: &Path) -> Vec<String> {
 fn two_hundred_kills_leave_what_is_whole_and_within_bounds() {
     let home = tempfile::tempdir().unwrap();
     let captures = home.path().join("captures");
-    let (mut interrupted, mut swept, mut seed) = (0, 0, 20261123_u64);
+    let (mut interrupted, mut swept, mut collected) = (0, 0, 0);
+    let mut seed = 20261123_u64;
     for round in 0..KILLS {
         let mut before = names(&captures);
         before.sort();
@@ -78,6 +85,11 @@ fn two_hundred_kills_leave_what_is_whole_and_within_bounds() {
             for artifact in &manifest.artifacts {
                 let size = fs::metadata(dir.join(&artifact.file)).unwrap().len();
                 assert_eq!(size, artifact.bytes.get(), "round {round}: {artifact:?}");
+                if artifact.kind == CaptureKind::Custom {
+                    // One whose collector was cut short by the kill was never given its name.
+                    assert_eq!(size, 50_000, "round {round}: half a file of a collector");
+                    collected += 1;
+                }
             }
             interrupted += usize::from(manifest.state == IncidentState::Interrupted);
         }
@@ -88,7 +100,9 @@ fn two_hundred_kills_leave_what_is_whole_and_within_bounds() {
         swept += gone.count();
     }
     println!(
-        "{KILLS} kills: {interrupted} sightings of interrupted incidents, {swept} of removals cut short"
+        "{KILLS} kills: {interrupted} sightings of interrupted incidents, {swept} of removals cut short, \
+         {collected} of collectors' files"
     );
+    assert!(collected > 0, "no collector wrote: the test proves nothing");
     assert!(interrupted > 0, "no kill hit an open incident: the test proves nothing");
 }

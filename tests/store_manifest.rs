@@ -62,6 +62,7 @@ fn incident(value: f64) -> Manifest {
             taken: opened,
             part: None,
         }],
+        removed: Vec::new(),
         vitals: vec![VitalsRow {
             at: opened,
             values: BTreeMap::from([

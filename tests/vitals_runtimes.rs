@@ -106,7 +106,7 @@ fn a_blocked_runtime_is_seen_while_it_is_blocked() {
 }
 
 #[test]
-fn an_idle_runtime_is_woken_once_a_second() {
+fn an_idle_runtime_is_woken_once_in_two_seconds() {
     let runtime = Builder::new_multi_thread().worker_threads(1).build().unwrap();
     let metrics = runtime.metrics();
     let mut bench = Bench::new();
@@ -118,7 +118,7 @@ fn an_idle_runtime_is_woken_once_a_second() {
         std::thread::yield_now();
     }
     let parks = metrics.worker_park_count(0);
-    for _ in 0..4 {
+    for _ in 0..8 {
         assert_eq!(bench.tick().lag, Some(Duration::ZERO));
         bench.clock.advance(millis(250));
     }

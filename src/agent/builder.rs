@@ -93,6 +93,14 @@ impl Builder {
             Store::open(&settings.dir, settings.store.clone(), Arc::clone(&clock))
                 .map_err(Error::new)?;
         tell(&recovery);
+        if store.is_in_memory() {
+            tracing::warn!(
+                target: "marple",
+                "{} is in memory: what is kept there counts against the memory limit, and takes at most half \
+                 of what is left below it",
+                store.dir().display()
+            );
+        }
         let state = saved(&store);
         for service in &mut services {
             service.bind(&settings)?;

@@ -7,6 +7,7 @@
 mod beside;
 mod gather;
 mod labels;
+mod room;
 mod stuck;
 mod take;
 
@@ -103,6 +104,7 @@ pub(super) struct Worker {
     runs: Vec<Run>,
     /// What traces that run will show besides.
     kept: Vec<Kept>,
+    sizes: room::Sizes,
 }
 
 /// A collector at work and its line in the manifest.
@@ -133,6 +135,7 @@ impl Worker {
             collectors,
             runs: Vec::new(),
             kept: Vec::new(),
+            sizes: room::Sizes::default(),
         }
     }
 
@@ -156,6 +159,7 @@ impl Worker {
     pub(super) fn perform(&mut self, mut task: Task) -> Report {
         let mut tally = Tally::default();
         let mut dir = None;
+        self.store.set_headroom(task.headroom);
         if matches!(task.job, Job::Open { .. }) && self.store.is_removed() {
             self.make_again(&task, &mut tally);
         }
@@ -247,6 +251,7 @@ impl Worker {
             versions: self.versions.clone(),
             captures: Vec::new(),
             artifacts: Vec::new(),
+            removed: Vec::new(),
             vitals: Vec::new(),
             losses: Losses::default(),
         };

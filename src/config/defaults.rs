@@ -1,5 +1,6 @@
 //! What settings are where nothing is said.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -52,6 +53,8 @@ impl Default for StoreSettings {
             max_incidents: 100,
             max_age: Duration::from_secs(14 * 24 * 60 * 60),
             keep_free: Room::Percent(Percent(5.0)),
+            max_incident_bytes: Bytes::mib(512),
+            rules: BTreeMap::new(),
         }
     }
 }

@@ -37,8 +37,8 @@ pub use default_rules::default_rules;
 pub use problem::{Error, Problem, Problems};
 pub use secret::Secret;
 pub use settings::{
-    BudgetSettings, CpuSettings, HeapSettings, HttpSettings, Listen, Room, Settings,
-    StacksSettings, StoreSettings, TasksMode, ThreadsMode, ToggleSettings, ToggleSignal,
+    BudgetSettings, CpuSettings, HeapSettings, HttpSettings, Listen, Room, RuleStoreSettings,
+    Settings, StacksSettings, StoreSettings, TasksMode, ThreadsMode, ToggleSettings, ToggleSignal,
     TraceSettings,
 };
 pub use watch::Watcher;

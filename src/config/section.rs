@@ -180,6 +180,30 @@ impl<'r, 't> Section<'r, 't> {
         }
     }
 
+    /// Reads each of the tables `[key.NAME]`, whatever its name.
+    pub(super) fn named(
+        &mut self,
+        key: &'static str,
+        mut read: impl FnMut(&str, &mut Section<'_, 't>),
+    ) {
+        let Some(value) = self.take(key) else { return };
+        let path = self.path(key);
+        let head = format!("[{path}.NAME]");
+        let DeValue::Table(tables) = value.get_ref() else {
+            return self.misplaced(path, value, &head);
+        };
+        for (name, value) in tables {
+            let name: &str = name.get_ref();
+            let path = format!("{path}.{name}");
+            match value.get_ref() {
+                DeValue::Table(table) => {
+                    self.nested(path, value, table, |section| read(name, section));
+                }
+                _ => self.misplaced(path, value, &head),
+            }
+        }
+    }
+
     /// Reads each of the tables `[[key]]`.
     pub(super) fn sections(
         &mut self,

@@ -1,6 +1,7 @@
 //! The settings as values. A TOML file and code fill the same structs; `Settings::default()` is what an
 //! empty file means.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -83,6 +84,23 @@ pub struct StoreSettings {
     pub max_age: Duration,
     /// How much of the file system is left to others. Default: 5 %.
     pub keep_free: Room,
+    /// The files of one incident together. When it has more, those between the first and the last of
+    /// their form go, the largest excepted, and then nothing more is written. Default: 512 MiB.
+    pub max_incident_bytes: Bytes,
+    /// What holds for the incidents of one rule besides, by its name; `toggle` and `call` are those asked
+    /// for by hand and from code. Default: none.
+    pub rules: BTreeMap<String, RuleStoreSettings>,
+}
+
+/// What is kept of one rule's incidents.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RuleStoreSettings {
+    /// All of them together. Default: no bound of its own.
+    pub max_bytes: Option<Bytes>,
+    /// How many. Default: no bound of its own.
+    pub max_incidents: Option<usize>,
+    /// How old one may get, in place of [`StoreSettings::max_age`]. Default: that.
+    pub max_age: Option<Duration>,
 }
 
 /// Space on a file system.

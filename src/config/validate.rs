@@ -2,19 +2,19 @@
 //! keys it rests on, the first being the one to change, so that a reader of files can find the line
 //! and can leave out what follows only from another problem.
 
+mod store;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
 use super::problem::{Problem, Problems};
-use super::settings::{HttpSettings, Listen, Room, Settings};
+use super::settings::{HttpSettings, Listen, Settings};
 use crate::base::{Bytes, Percent};
 use crate::model::{MAX_OWN_NAME, Rule, Unit, is_own_name};
 
 /// Faster than this a tick would cost the host what it may not; slower, an incident is over unseen.
 const INTERVAL: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(60 * 60));
-/// What one incident with one artifact of each kind needs at the least.
-const MIN_STORE_BYTES: Bytes = Bytes::mib(1);
 /// Two pages of events for each of eight threads; below, nothing of use is recorded.
 const MIN_TRACE_BYTES: Bytes = Bytes::kib(64);
 /// Shorter, and a poll that merely waits for a CPU would be a stall.
@@ -151,18 +151,7 @@ fn general(check: &mut Check, settings: &Settings) {
         format!("{:?} is out of bounds: write a duration from 10ms to 1h", settings.interval)
     });
 
-    let store = &settings.store;
-    check.at_least("store.max_bytes", store.max_bytes, MIN_STORE_BYTES);
-    check.that(store.max_incidents > 0, &["store.max_incidents"], || {
-        "0 would keep no incident: write 1 or more".to_owned()
-    });
-    check.positive("store.max_age", store.max_age);
-    if let Room::Percent(Percent(share)) = store.keep_free {
-        check.that((0.0..100.0).contains(&share), &["store.keep_free"], || {
-            format!("{share} % is no share that leaves room: write \"0%\" to \"99%\"")
-        });
-    }
-
+    store::judge(check, settings);
     let budget = &settings.budget;
     let most = MAX_INCIDENTS_PER_DAY;
     let well = (1..=most).contains(&budget.incidents_per_day);

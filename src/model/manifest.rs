@@ -43,6 +43,9 @@ pub struct Manifest {
     pub captures: Vec<CaptureRecord>,
     /// The finished files, in the order they were taken.
     pub artifacts: Vec<Artifact>,
+    /// Files that were removed again to make room, in the order they went.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub removed: Vec<RemovedArtifact>,
     /// The vitals from before the incident to after it.
     pub vitals: Vec<VitalsRow>,
     /// What could not be kept of the incident itself.
@@ -159,6 +162,18 @@ pub struct Artifact {
     /// itself. The two are to be compared: `go tool pprof -base BEFORE FILE`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub part: Option<String>,
+}
+
+/// A file that was removed again: of each form the first, the last and the largest stay.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RemovedArtifact {
+    /// What it was.
+    #[serde(flatten)]
+    pub artifact: Artifact,
+    /// When it went.
+    pub removed: Timestamp,
+    /// For what: the setting that asked for the room.
+    pub why: String,
 }
 
 /// One tick, as a manifest shows it. Keys are names of metrics, values in their units.

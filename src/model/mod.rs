@@ -36,7 +36,8 @@ pub use dump::{Spawned, TaskDump, TaskRow, TaskState, ThreadDump, ThreadRow};
 pub use incident::{IncidentState, Origin, Reason};
 pub use losses::{Loss, Losses};
 pub use manifest::{
-    Artifact, CaptureRecord, Limits, Manifest, Outcome, ProcessInfo, Versions, VitalsRow,
+    Artifact, CaptureRecord, Limits, Manifest, Outcome, ProcessInfo, RemovedArtifact, Versions,
+    VitalsRow,
 };
 pub use metric::{Metric, ParseMetricError, Unit};
 pub use own::{

@@ -96,6 +96,11 @@ impl Cgroup {
 
     /// What tells that we are being held back; for every second.
     pub fn strain(&self) -> Strain {
+        self.strain.read_pressure(self.strain_counters())
+    }
+
+    /// The same but for pressure, of which the kernel makes a new average each two seconds.
+    pub fn strain_counters(&self) -> Strain {
         self.strain.read(self.cpu.get(self.cpu_level).and_then(|level| level.stat.as_ref()))
     }
 

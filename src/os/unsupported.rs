@@ -115,6 +115,11 @@ pub mod cgroup {
             Strain::default()
         }
 
+        /// Nothing.
+        pub fn strain_counters(&self) -> Strain {
+            Strain::default()
+        }
+
         /// None.
         pub fn working_set(&self) -> Option<Bytes> {
             None

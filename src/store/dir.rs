@@ -168,6 +168,19 @@ impl Dir {
         Ok(Space { total: in_bytes(stat.f_blocks), free: in_bytes(stat.f_bavail) })
     }
 
+    /// Whether what is written here stays in memory (tmpfs, ramfs), where it counts against our own limit.
+    #[cfg(target_os = "linux")]
+    pub(super) fn is_in_memory(&self) -> bool {
+        const TMPFS: i64 = 0x0102_1994;
+        const RAMFS: i64 = 0x8584_58f6;
+        fs::fstatfs(&self.fd).is_ok_and(|it| [TMPFS, RAMFS].contains(&(it.f_type as i64)))
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    pub(super) fn is_in_memory(&self) -> bool {
+        false
+    }
+
     /// A new file called `name`, 0600.
     pub(super) fn create(&self, name: &str) -> Result<File, Error> {
         self.check_process()?;

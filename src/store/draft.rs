@@ -50,6 +50,8 @@ pub struct Draft {
     written: u64,
     size_limit: u64,
     room: Reservation,
+    /// How much a write would have come to that a bound of ours refused.
+    refused: Option<Bytes>,
     failed: bool,
 }
 
@@ -85,7 +87,8 @@ impl Draft {
             hash: Sha256::new(),
             written: 0,
             size_limit: file_size_limit(),
-            room: Reservation::new(open.shared()),
+            room: Reservation::new(open.shared(), open.id()),
+            refused: None,
             failed: false,
         })
     }
@@ -93,6 +96,12 @@ impl Draft {
     /// How much was written to it.
     pub fn bytes(&self) -> Bytes {
         Bytes(self.written + self.buffer.len() as u64)
+    }
+
+    /// How much there would have been after a write that one of the store's bounds refused, if one did:
+    /// what to make room for. A full device or a quota is not the store's.
+    pub fn refused(&self) -> Option<Bytes> {
+        self.refused
     }
 
     /// Makes it an artifact: `{service}_{domain}.{seq}.{form}`, whole or not at all.
@@ -159,7 +168,11 @@ impl Draft {
 
     fn write_out(&mut self, bytes: &[u8]) -> Result<(), Error> {
         let written = self.try_write_out(bytes);
-        self.failed |= written.is_err();
+        if let Err(error) = &written {
+            self.failed = true;
+            let wanted = self.written.saturating_add(bytes.len() as u64);
+            self.refused = error.is_bound().then_some(Bytes(wanted));
+        }
         written
     }
 
@@ -257,6 +270,9 @@ fn artifact_path(open: &Open, seq: u32, extension: &str) -> PathBuf {
 pub(super) fn hex(hash: Sha256) -> String {
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
+
+#[cfg(test)]
+mod faults;
 
 #[cfg(test)]
 mod tests {

@@ -15,8 +15,16 @@ pub enum Bound {
     Incidents,
     /// `max_bytes`.
     Bytes,
+    /// `max_incidents` of the incident's rule.
+    RuleIncidents,
+    /// `max_bytes` of the incident's rule.
+    RuleBytes,
+    /// `max_incident_bytes`.
+    Incident,
     /// `keep_free`.
     Free,
+    /// The memory below our limit, of which a file system in memory takes.
+    Memory,
     /// The file system is full.
     Device,
     /// The user's disk quota is used up.
@@ -32,7 +40,11 @@ impl Bound {
             Self::Age => "max_age",
             Self::Incidents => "max_incidents",
             Self::Bytes => "max_bytes",
+            Self::RuleIncidents => "max_incidents of its rule",
+            Self::RuleBytes => "max_bytes of its rule",
+            Self::Incident => "max_incident_bytes",
             Self::Free => "keep_free",
+            Self::Memory => "the memory left, of which a tmpfs takes",
             Self::Device => "the file system is full",
             Self::Quota => "the disk quota is used up",
             Self::FileSize => "the process's limit on the size of a file",
@@ -45,7 +57,12 @@ impl Bound {
             Self::Age | Self::Incidents | Self::Bytes => {
                 "raise it under [store], or remove incidents that are kept by files of your own"
             }
+            Self::RuleIncidents | Self::RuleBytes => {
+                "raise it under [store.rule], or remove incidents that are kept by files of your own"
+            }
+            Self::Incident => "raise it under [store]",
             Self::Free => "make room on the file system, lower it, or set `dir` to another one",
+            Self::Memory => "set `dir` to a directory on a disk",
             Self::Device => "make room on the file system, or set `dir` to another one",
             Self::Quota => "raise the quota, or set `dir` to another file system",
             Self::FileSize => "raise it (`ulimit -f`, LimitFSIZE=)",
@@ -203,6 +220,12 @@ impl Error {
             _ => return Self::Io { doing, path, source },
         };
         Self::Full { path, bound }
+    }
+
+    /// Whether it is one of the store's own bounds that leaves no room.
+    pub(super) fn is_bound(&self) -> bool {
+        let foreign = [Bound::Device, Bound::Quota, Bound::FileSize];
+        matches!(self, Self::Full { bound, .. } if !foreign.contains(bound))
     }
 
     /// Whether it says that there is no room, which a retention may change.

@@ -58,6 +58,7 @@ pub(super) fn manifest_at(opened: Timestamp) -> Manifest {
             losses: Losses::default(),
         }],
         artifacts: Vec::new(),
+        removed: Vec::new(),
         vitals: vec![VitalsRow { at: opened, values: [("memory".to_owned(), 91.5)].into() }],
         losses: Losses::default(),
     }
@@ -70,6 +71,7 @@ pub(super) fn roomy() -> StoreSettings {
         max_incidents: 100,
         max_age: Duration::from_secs(86_400),
         keep_free: Room::Bytes(Bytes(0)),
+        ..StoreSettings::default()
     }
 }
 

@@ -9,12 +9,13 @@ use rustix::io::Errno;
 
 use super::dir::Dir;
 use super::draft::Draft;
-use super::error::Error;
+use super::error::{Bound, Error};
 use super::manifest;
 use super::names::{IncidentName, MANIFEST, NEW, PART, artifact_stem};
 use super::retention::Need;
 use super::room::{Registration, Shared};
-use crate::base::IncidentId;
+use super::thin::{between, enough, give_up};
+use crate::base::{Bytes, IncidentId};
 use crate::model::{FileName, Form, Manifest};
 
 /// The directory of an open incident. While it, or a draft of it, lives, retention leaves it alone.
@@ -45,6 +46,10 @@ impl Open {
     pub(super) fn shared(&self) -> &Arc<Shared> {
         &self.registration.shared
     }
+
+    pub(super) fn id(&self) -> IncidentId {
+        self.registration.id
+    }
 }
 
 impl IncidentDir {
@@ -60,10 +65,13 @@ impl IncidentDir {
     ) -> Result<Self, Error> {
         let (id, opened) = (manifest.id, manifest.opened);
         let text = IncidentName { opened, name: name.to_owned(), id }.format();
-        let registration = Registration::new(shared, id).ok_or_else(|| {
+        let registration = Registration::new(shared, id, name).ok_or_else(|| {
             Error::io("make the directory", shared.root.at(&text), Errno::EXIST.into())
         })?;
-        shared.make_room(&mut shared.ledger(), Need { incidents: 1, ..Need::default() });
+        shared.make_room(
+            &mut shared.ledger(),
+            Need { incidents: 1, incident: Some(id), ..Need::default() },
+        );
 
         let temporary = format!("{NEW}{id}");
         let made = shared.root.make_subdir(&temporary)?;
@@ -80,7 +88,7 @@ impl IncidentDir {
                 return Err(error);
             }
         };
-        shared.ledger().resize(0, size);
+        shared.ledger().resize(id, 0, size);
         let open = Open {
             dir: made.moved_to(shared.root.at(&text)),
             stem: artifact_stem(&manifest.service, &manifest.domain),
@@ -98,7 +106,7 @@ impl IncidentDir {
 
     /// The incident.
     pub fn id(&self) -> IncidentId {
-        self.open.registration.id
+        self.open.id()
     }
 
     /// The manifest as the last [`Self::update`] left it.
@@ -125,6 +133,44 @@ impl IncidentDir {
         Draft::custom(&self.open, name, taken)
     }
 
+    /// How much may still be written in it, if all goes that may make room, and the bound that is nearest.
+    /// Looks at every incident; for the start of a capture.
+    ///
+    /// # Errors
+    /// When the directory of incidents cannot be listed.
+    pub fn room(&self) -> Result<(Bound, Bytes), Error> {
+        self.open.shared().room(self.id())
+    }
+
+    /// Removes files of it, so that `bytes` more have room: of each form those between the first and the
+    /// last, the largest excepted, and none when all of these would not make enough. What went stands in
+    /// the manifest. Whether there is room then.
+    ///
+    /// # Errors
+    /// When the manifest cannot be written; nothing is removed then.
+    pub fn make_room(&mut self, bytes: Bytes) -> Result<bool, Error> {
+        let shared = Arc::clone(self.open.shared());
+        let need = Need { bytes: bytes.get(), incident: Some(self.id()), ..Need::default() };
+        let Some(short) = shared.shortage(&shared.ledger(), need) else { return Ok(true) };
+        let files = self.manifest.artifacts.iter().map(|it| (it.file.as_str(), it.bytes.get()));
+        let spare = between(files);
+        let Some(chosen) = enough(&spare, short.missing) else { return Ok(false) };
+        let (names, freed): (Vec<String>, Vec<u64>) =
+            chosen.iter().map(|(name, bytes)| ((*name).to_owned(), *bytes)).unzip();
+        let before = (self.manifest.artifacts.clone(), self.manifest.removed.clone());
+        let now = shared.clock.wall();
+        if let Err(error) = self.update(|it| give_up(it, &names, short.bound, now)) {
+            (self.manifest.artifacts, self.manifest.removed) = before;
+            return Err(error);
+        }
+        for (name, bytes) in names.iter().zip(freed) {
+            self.open.dir.unlink(name)?;
+            shared.ledger().resize(self.id(), bytes, 0);
+        }
+        self.open.dir.sync()?;
+        Ok(shared.shortage(&shared.ledger(), need).is_none())
+    }
+
     /// Changes the manifest and replaces `incident.json` by it, so that a reader sees the one before or
     /// the one after. Writes and syncs all of it: call it when something happened, not on every tick.
     ///
@@ -137,7 +183,7 @@ impl IncidentDir {
     pub fn update(&mut self, change: impl FnOnce(&mut Manifest)) -> Result<(), Error> {
         change(&mut self.manifest);
         let size = put(&self.open.dir, &self.manifest)?;
-        self.open.shared().ledger().resize(self.size, size);
+        self.open.shared().ledger().resize(self.id(), self.size, size);
         self.size = size;
         Ok(())
     }

@@ -21,6 +21,9 @@
 //!   (those that are missed least: the header of `retention` says which) go to make room for them; when none is left, the write is refused and the artifact
 //!   dropped. Manifests and `state.json` are written regardless of `max_bytes` and `keep_free` (they are
 //!   small, and they are what says that there was no room); only a device that is really full stops them.
+//! - A file that went alone, to make room, is taken out of the manifest's `artifacts` and put into its
+//!   `removed` before it goes: a manifest never lists what is not there. Of each form of file the first, the
+//!   last and the largest of an incident stay as long as the incident does.
 //! - Nothing is removed in vain: not when all that may go would not make the room that is missing, and
 //!   not because a write met a full device. A disk that somebody else fills costs new evidence, never old.
 //!
@@ -46,6 +49,7 @@ mod names;
 mod recovery;
 mod retention;
 mod room;
+mod thin;
 
 use std::fs::File;
 use std::io::{Read, Seek, Write};
@@ -63,7 +67,7 @@ pub use incident::IncidentDir;
 pub use index::{Entry, find, list, open_artifact};
 pub use names::MANIFEST;
 pub use recovery::Recovery;
-pub use retention::{Removed, Retained, Standing};
+pub use retention::{Removed, Retained, Standing, Thinned};
 
 use crate::base::{Bytes, Clock, IncidentId};
 use crate::config::StoreSettings;
@@ -116,6 +120,18 @@ impl Store {
     /// Puts other bounds in force, from the next write or [`Self::retain`] on.
     pub fn set_limits(&self, settings: StoreSettings) {
         self.shared.ledger().settings = settings;
+    }
+
+    /// Whether the directory is in memory (tmpfs, ramfs), so that what is kept counts against the process's
+    /// own memory limit.
+    pub fn is_in_memory(&self) -> bool {
+        self.shared.in_memory
+    }
+
+    /// Tells how much memory is left below the limit, if that is known. A directory that is in memory takes
+    /// at most half of it until it is told again; with any other it is of no account.
+    pub fn set_headroom(&self, left: Option<Bytes>) {
+        self.shared.ledger().memory = left.map(|left| left.get() / 2);
     }
 
     /// Opens an incident: makes its directory, with `manifest` as its first `incident.json`.

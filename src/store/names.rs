@@ -46,9 +46,14 @@ pub(super) struct IncidentName {
     pub(super) id: IncidentId,
 }
 
+/// `name` as it stands in the name of an incident's directory.
+pub(super) fn incident_name(name: &str) -> String {
+    piece(&name.to_ascii_lowercase(), "_-", "incident")
+}
+
 impl IncidentName {
     pub(super) fn format(&self) -> String {
-        let name = piece(&self.name.to_ascii_lowercase(), "_-", "incident");
+        let name = incident_name(&self.name);
         format!("{}-{name}-{}", self.opened.strftime(TIME), self.id)
     }
 
@@ -93,6 +98,18 @@ pub(super) fn artifact_form(file: &str) -> Option<Form> {
     let (service, domain) = stem.split_once('_')?;
     (artifact_stem(service, domain) == stem && format!("{:03}", seq.parse::<u32>().ok()?) == seq)
         .then_some(form)
+}
+
+/// The last part of the artifact's name `file`, which says its form; none for anything [`artifact`] does
+/// not make.
+pub(super) fn artifact_extension(file: &str) -> Option<&str> {
+    artifact_form(file)?;
+    file.splitn(3, '.').nth(2)
+}
+
+/// The number in the artifact's name `file`.
+pub(super) fn artifact_number(file: &str) -> Option<u32> {
+    file.splitn(3, '.').nth(1)?.parse().ok()
 }
 
 fn form_of(extension: &str) -> Option<Form> {

@@ -130,6 +130,14 @@ fn sweep_parts(root: &Dir, incident: &str, swept: &mut Vec<String>) -> Result<bo
 /// Marks the incident in `dir` interrupted if it says that it is open.
 fn mark(shared: &Shared, dir: &Dir, recovery: &mut Recovery) -> Result<(), Error> {
     let mut manifest = read_manifest(dir)?;
+    for gone in manifest.removed.iter().map(|it| &it.artifact.file) {
+        // A crash came between the manifest and the removal it tells of.
+        if artifact_form(gone).is_some() && dir.stat(gone)?.is_some_and(|stat| is_file(&stat)) {
+            dir.unlink(gone)?;
+            let incident = dir.path().file_name().unwrap_or_default().to_string_lossy();
+            recovery.swept.push(format!("{incident}/{gone}"));
+        }
+    }
     if manifest.state != IncidentState::Open {
         return Ok(());
     }

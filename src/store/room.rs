@@ -4,7 +4,7 @@
 //! of a draft costs one lock and one `fstatvfs`; before a write is refused the directory is looked at
 //! again. The lock is held during a retention: drafts wait for the room it makes.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,9 +14,10 @@ use rustix::fs::{FlockOperation, flock};
 
 use super::dir::{Dir, Space};
 use super::error::{Bound, Error};
+use super::names::incident_name;
 use super::retention::{Need, Retained};
-use crate::base::{Clock, IncidentId};
-use crate::config::{Room, StoreSettings};
+use crate::base::{Bytes, Clock, IncidentId};
+use crate::config::{Room, RuleStoreSettings, StoreSettings};
 
 /// What every handle of one store shares.
 pub(super) struct Shared {
@@ -26,6 +27,8 @@ pub(super) struct Shared {
     /// a `/proc` to link them through.
     pub(super) unnamed: AtomicBool,
     ledger: Mutex<Ledger>,
+    /// Whether what is written takes memory.
+    pub(super) in_memory: bool,
     /// Held for its lock.
     lock: File,
 }
@@ -34,20 +37,86 @@ pub(super) struct Shared {
 pub(super) struct Ledger {
     pub(super) settings: StoreSettings,
     /// Incidents with a live handle.
-    pub(super) open: BTreeSet<IncidentId>,
+    pub(super) open: BTreeMap<IncidentId, Opened>,
+    /// Bytes in the files of closed incidents, by the rule in their names.
+    pub(super) closed: BTreeMap<String, u64>,
     /// Bytes in finished files of incidents.
     pub(super) stored: u64,
     /// Bytes that drafts have written or are about to.
     pub(super) reserved: u64,
     /// How many incidents were removed.
     pub(super) removed: u64,
+    /// How much memory files may still take, where they do.
+    pub(super) memory: Option<u64>,
+}
+
+/// An incident with a live handle.
+#[derive(Debug, Default)]
+pub(super) struct Opened {
+    /// The rule, as in its directory's name.
+    pub(super) rule: String,
+    /// Bytes in its finished files.
+    pub(super) stored: u64,
+    /// Bytes that its drafts have written or are about to.
+    pub(super) reserved: u64,
+}
+
+impl Opened {
+    fn held(&self) -> u64 {
+        self.stored.saturating_add(self.reserved)
+    }
 }
 
 impl Ledger {
-    /// A stored file of `from` bytes has `to` bytes.
-    pub(super) fn resize(&mut self, from: u64, to: u64) {
-        self.stored = self.stored.saturating_sub(from).saturating_add(to);
+    /// A stored file of the open incident `id` that had `from` bytes has `to` bytes.
+    pub(super) fn resize(&mut self, id: IncidentId, from: u64, to: u64) {
+        let moved = |held: u64| held.saturating_sub(from).saturating_add(to);
+        self.stored = moved(self.stored);
+        if let Some(open) = self.open.get_mut(&id) {
+            open.stored = moved(open.stored);
+        }
     }
+
+    /// Bytes that incidents of `rule` hold, those being written included.
+    pub(super) fn held_by(&self, rule: &str) -> u64 {
+        let open = self.open.values().filter(|open| open.rule == rule).map(Opened::held);
+        open.fold(self.closed.get(rule).copied().unwrap_or(0), u64::saturating_add)
+    }
+
+    fn reserve(&mut self, id: IncidentId, bytes: u64) {
+        self.reserved += bytes;
+        self.memory = self.memory.map(|left| left.saturating_sub(bytes));
+        if let Some(open) = self.open.get_mut(&id) {
+            open.reserved += bytes;
+        }
+    }
+
+    /// Gives up what was reserved, or, `stored`, counts it as stored.
+    fn settle(&mut self, id: IncidentId, bytes: u64, stored: bool) {
+        let stored = if stored { bytes } else { 0 };
+        self.reserved = self.reserved.saturating_sub(bytes);
+        self.stored = self.stored.saturating_add(stored);
+        if let Some(open) = self.open.get_mut(&id) {
+            open.reserved = open.reserved.saturating_sub(bytes);
+            open.stored = open.stored.saturating_add(stored);
+        }
+    }
+
+    /// What `rule`, as in a directory's name, may hold by a bound of its own.
+    pub(super) fn bounds_of(&self, rule: &str) -> Option<&RuleStoreSettings> {
+        let mut rules = self.settings.rules.iter();
+        rules.find(|(name, _)| incident_name(name) == rule).map(|(_, bounds)| bounds)
+    }
+}
+
+/// A bound that does not hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Shortage {
+    pub(super) bound: Bound,
+    /// By how many bytes.
+    pub(super) missing: u64,
+    /// Of whose incidents; none: of all.
+    pub(super) rule: Option<String>,
 }
 
 impl Shared {
@@ -58,8 +127,17 @@ impl Shared {
         clock: Arc<dyn Clock>,
     ) -> Self {
         let unnamed = AtomicBool::new(std::path::Path::new("/proc/thread-self/fd").is_dir());
-        let ledger = Ledger { settings, open: BTreeSet::new(), stored: 0, reserved: 0, removed: 0 };
-        Self { root, clock, unnamed, ledger: Mutex::new(ledger), lock }
+        let ledger = Ledger {
+            settings,
+            open: BTreeMap::new(),
+            closed: BTreeMap::new(),
+            stored: 0,
+            reserved: 0,
+            removed: 0,
+            memory: None,
+        };
+        let in_memory = root.is_in_memory();
+        Self { root, clock, unnamed, ledger: Mutex::new(ledger), in_memory, lock }
     }
 
     /// The figures, to be read or changed.
@@ -73,18 +151,54 @@ impl Shared {
         self.make_room(&mut self.ledger(), Need::default())
     }
 
-    /// Which of the bounds on room would not hold with `bytes` more, and by how much.
-    pub(super) fn shortage(&self, ledger: &Ledger, bytes: u64) -> Option<(Bound, u64)> {
-        let held = ledger.stored.saturating_add(ledger.reserved).saturating_add(bytes);
-        let over = held.saturating_sub(ledger.settings.max_bytes.get());
-        if over > 0 {
-            return Some((Bound::Bytes, over));
+    /// Which of the bounds on room would not hold with `need` more, the narrowest first.
+    pub(super) fn shortage(&self, ledger: &Ledger, need: Need) -> Option<Shortage> {
+        let over = |held: u64, most: Bytes, bound, rule: Option<&str>| {
+            let missing = held.saturating_sub(most.get());
+            let rule = rule.map(str::to_owned);
+            (missing > 0).then_some(Shortage { bound, missing, rule })
+        };
+        let settings = &ledger.settings;
+        let open = need.incident.and_then(|id| ledger.open.get(&id));
+        if let Some(open) = open {
+            let held = open.held().saturating_add(need.bytes);
+            let short = over(held, settings.max_incident_bytes, Bound::Incident, Some(&open.rule));
+            if short.is_some() {
+                return short;
+            }
+        }
+        for (name, bounds) in &settings.rules {
+            let Some(most) = bounds.max_bytes else { continue };
+            let rule = incident_name(name);
+            let own = open.is_some_and(|open| open.rule == rule);
+            let held = ledger.held_by(&rule).saturating_add(if own { need.bytes } else { 0 });
+            let short = over(held, most, Bound::RuleBytes, Some(&rule));
+            // Another rule that holds too much is a retention's matter, not this write's.
+            if short.is_some() && (own || open.is_none()) {
+                return short;
+            }
+        }
+        let held = ledger.stored.saturating_add(ledger.reserved).saturating_add(need.bytes);
+        let short = over(held, settings.max_bytes, Bound::Bytes, None);
+        if short.is_some() {
+            return short;
+        }
+        let memory = ledger.memory.filter(|_| self.in_memory).map_or(u64::MAX, |left| left);
+        let short = over(need.bytes, Bytes(memory), Bound::Memory, None);
+        if short.is_some() {
+            return short;
         }
         // When the file system does not say, the write itself will.
         let space = self.root.space().ok()?;
-        let keep = keep_free(ledger.settings.keep_free, space);
-        let missing = keep.saturating_sub(space.free.saturating_sub(bytes));
-        (missing > 0).then_some((Bound::Free, missing))
+        let keep = keep_free(settings.keep_free, space);
+        let missing = keep.saturating_sub(space.free.saturating_sub(need.bytes));
+        (missing > 0).then_some(Shortage { bound: Bound::Free, missing, rule: None })
+    }
+
+    /// What the file system has for us, if it says.
+    pub(super) fn free(&self, settings: &StoreSettings) -> Option<u64> {
+        let space = self.root.space().ok()?;
+        Some(space.free.saturating_sub(keep_free(settings.keep_free, space)))
     }
 }
 
@@ -110,24 +224,27 @@ impl std::fmt::Debug for Shared {
 #[derive(Debug)]
 pub(super) struct Reservation {
     shared: Arc<Shared>,
+    incident: IncidentId,
     bytes: u64,
 }
 
 impl Reservation {
-    pub(super) fn new(shared: &Arc<Shared>) -> Self {
-        Self { shared: Arc::clone(shared), bytes: 0 }
+    pub(super) fn new(shared: &Arc<Shared>, incident: IncidentId) -> Self {
+        Self { shared: Arc::clone(shared), incident, bytes: 0 }
     }
 
-    /// Takes `bytes` more, for the file at `path`; the oldest closed incidents go if need be.
+    /// Takes `bytes` more, for the file at `path`; of closed incidents what is missed least goes if need
+    /// be.
     pub(super) fn grow(&mut self, bytes: u64, path: impl FnOnce() -> PathBuf) -> Result<(), Error> {
         let mut ledger = self.shared.ledger();
-        if self.shared.shortage(&ledger, bytes).is_some() {
-            self.shared.make_room(&mut ledger, Need { bytes, ..Need::default() });
-            if let Some((bound, _)) = self.shared.shortage(&ledger, bytes) {
+        let need = Need { bytes, incident: Some(self.incident), ..Need::default() };
+        if self.shared.shortage(&ledger, need).is_some() {
+            self.shared.make_room(&mut ledger, need);
+            if let Some(Shortage { bound, .. }) = self.shared.shortage(&ledger, need) {
                 return Err(Error::Full { path: path(), bound });
             }
         }
-        ledger.reserved += bytes;
+        ledger.reserve(self.incident, bytes);
         self.bytes += bytes;
         Ok(())
     }
@@ -141,9 +258,7 @@ impl Reservation {
         let mut ledger = self.shared.ledger();
         let published = publish()?;
         if published {
-            ledger.reserved -= self.bytes;
-            ledger.stored += self.bytes;
-            self.bytes = 0;
+            ledger.settle(self.incident, std::mem::take(&mut self.bytes), true);
         }
         Ok(published)
     }
@@ -151,7 +266,7 @@ impl Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        self.shared.ledger().reserved -= self.bytes;
+        self.shared.ledger().settle(self.incident, self.bytes, false);
     }
 }
 
@@ -164,15 +279,23 @@ pub(super) struct Registration {
 
 impl Registration {
     /// None when it is open already.
-    pub(super) fn new(shared: &Arc<Shared>, id: IncidentId) -> Option<Self> {
-        let fresh = shared.ledger().open.insert(id);
-        fresh.then(|| Self { shared: Arc::clone(shared), id })
+    pub(super) fn new(shared: &Arc<Shared>, id: IncidentId, name: &str) -> Option<Self> {
+        let mut ledger = shared.ledger();
+        if ledger.open.contains_key(&id) {
+            return None;
+        }
+        ledger.open.insert(id, Opened { rule: incident_name(name), ..Opened::default() });
+        drop(ledger);
+        Some(Self { shared: Arc::clone(shared), id })
     }
 }
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        self.shared.ledger().open.remove(&self.id);
+        let mut ledger = self.shared.ledger();
+        if let Some(Opened { rule, stored, .. }) = ledger.open.remove(&self.id) {
+            *ledger.closed.entry(rule).or_default() += stored;
+        }
     }
 }
 
@@ -200,7 +323,7 @@ fn keep_free(room: Room, space: Space) -> u64 {
 mod tests {
     use super::super::fixture::{Fixture, roomy};
     use super::*;
-    use crate::base::{Bytes, Percent};
+    use crate::base::Percent;
 
     #[test]
     fn a_child_between_fork_and_exec_does_not_keep_a_closed_store_locked() {

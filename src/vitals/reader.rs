@@ -22,6 +22,13 @@ use crate::os::procfs::Procfs;
 /// it.
 const LIMITS_EVERY: Duration = Duration::from_secs(1);
 
+/// How often what is changed from outside and by hand only is asked for: the CPUs the process may run on and
+/// how many descriptors it may have.
+const AFFINITY_EVERY: Duration = Duration::from_secs(10);
+
+/// How often pressure is read: the kernel makes a new average each two seconds.
+const PRESSURE_EVERY: Duration = Duration::from_secs(2);
+
 /// How often the machine's memory is asked for: it changes by hotplug only, and asking allocates.
 const MACHINE_EVERY: Duration = Duration::from_secs(60);
 
@@ -39,6 +46,8 @@ pub struct Reader {
     /// Whether `memory_limit` is that of a cgroup.
     memory_of_cgroup: bool,
     cpu_limit: Option<Limit<f64>>,
+    cores_read: Option<Moment>,
+    cores: Option<f64>,
     machine_read: Option<Moment>,
     machine: Option<Limit<Bytes>>,
     affinity: Arc<str>,
@@ -56,6 +65,7 @@ struct Second {
     strain: Strain,
     panics: Option<u64>,
     fd_limit: Option<u64>,
+    pressure_read: Option<Moment>,
     /// What they grew by.
     throttled: Option<Percent>,
     memory_high: Option<u64>,
@@ -65,8 +75,14 @@ struct Second {
 }
 
 impl Second {
-    fn read(&mut self, cgroup: &Cgroup) {
-        let (before, strain) = (self.strain, cgroup.strain());
+    fn read(&mut self, now: Moment, cgroup: &Cgroup) {
+        let before = self.strain;
+        let strain = if due(&mut self.pressure_read, now, PRESSURE_EVERY) {
+            cgroup.strain()
+        } else {
+            let Strain { memory_pressure, cpu_pressure, io_pressure, .. } = before;
+            Strain { memory_pressure, cpu_pressure, io_pressure, ..cgroup.strain_counters() }
+        };
         let grown = |now: Option<u64>, before: Option<u64>| Some(now?.saturating_sub(before?));
         let periods = grown(strain.periods, before.periods);
         // Without a period nothing ran, and nothing was throttled.
@@ -79,7 +95,6 @@ impl Second {
         let panics = panics::counted();
         self.new_panics = panics.map(|now| now - self.panics.unwrap_or(0));
         self.panics = panics;
-        self.fd_limit = process::descriptor_limit();
         self.strain = strain;
     }
 
@@ -122,6 +137,8 @@ impl Reader {
             memory_limit: None,
             memory_of_cgroup: false,
             cpu_limit: None,
+            cores_read: None,
+            cores: None,
             machine_read: None,
             machine: None,
             affinity: "cpu affinity".into(),
@@ -145,7 +162,7 @@ impl Reader {
     pub fn read_into(&mut self, now: Moment, vitals: &mut Vitals) {
         if due(&mut self.limits_read, now, LIMITS_EVERY) {
             self.read_limits(now);
-            self.second.read(&self.cgroup);
+            self.second.read(now, &self.cgroup);
             self.numbers.follow(now);
         }
         let runtimes = self.read_runtimes();
@@ -187,7 +204,11 @@ impl Reader {
         self.memory_of_cgroup = cgroup.is_some();
         self.memory_limit = cgroup.or(machine).cloned();
 
-        let cores = process::cores().map(f64::from);
+        if due(&mut self.cores_read, now, AFFINITY_EVERY) {
+            self.cores = process::cores().map(f64::from);
+            self.second.fd_limit = process::descriptor_limit();
+        }
+        let cores = self.cores;
         let quota =
             self.cgroup.cpu_limit().filter(|limit| cores.is_none_or(|cores| limit.value < cores));
         self.cpu_limit = quota
@@ -213,7 +234,8 @@ impl Reader {
         let clock = &self.clock;
         self.probes.extend(fresh.into_iter().map(|handle| Probe::start(handle, clock.clone())));
 
-        let rest = rest(self.probes.len());
+        // Waking an idle runtime is most of what a tick costs, and the service pays for it.
+        let rest = 2 * rest(self.probes.len());
         let mut all: Option<Reading> = None;
         self.probes.retain_mut(|probe| {
             let Some(reading) = probe.read(&**clock, rest) else {

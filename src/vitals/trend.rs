@@ -18,6 +18,8 @@ pub(super) struct Trend {
     points: [(Moment, f64); SPAN],
     next: usize,
     seen: usize,
+    /// As of the last value that was taken.
+    slope: Option<f64>,
 }
 
 impl Trend {
@@ -31,8 +33,9 @@ impl Trend {
             }
             self.next = (self.next + 1) % SPAN;
             self.seen = (self.seen + 1).min(SPAN);
+            self.slope = self.slope();
         }
-        self.slope()
+        self.slope
     }
 
     fn slope(&self) -> Option<f64> {

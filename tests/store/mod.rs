@@ -46,6 +46,7 @@ pub(crate) fn manifest() -> Manifest {
             losses: Losses::default(),
         }],
         artifacts: Vec::new(),
+        removed: Vec::new(),
         vitals: Vec::new(),
         losses: Losses::default(),
     }
@@ -58,6 +59,7 @@ pub(crate) fn roomy() -> StoreSettings {
         max_incidents: 100,
         max_age: Duration::from_secs(86_400),
         keep_free: Room::Bytes(Bytes(0)),
+        ..StoreSettings::default()
     }
 }
 

@@ -1,13 +1,14 @@
 //! Collectors started, taken again and stopped, and what they saw written into files.
 
 use std::collections::VecDeque;
+use std::io::Write;
 
 use super::beside;
 use super::stuck::of_stuck;
 use super::{Running, Tally, Task, Worker};
 use crate::agent::collect::{self, Evidence, Failure};
 use crate::agent::fence::{chain, fence};
-use crate::base::IncidentId;
+use crate::base::{Bytes, IncidentId};
 use crate::codec::perfetto::Stacks;
 use crate::model::{
     Artifact, CaptureKind, CaptureRecord, CaptureSet, Form, Losses, Outcome, ThreadDump,
@@ -19,6 +20,9 @@ pub(super) const BEFORE: &str = "before";
 
 /// The part of what was taken while the capture went on.
 const MEANWHILE: &str = "meanwhile";
+
+/// How often a file is begun anew after room was made for it. Each time it gets further than before.
+const TRIES: usize = 8;
 
 /// Evidence on its way into a file.
 pub(super) struct Taken {
@@ -51,7 +55,7 @@ impl Worker {
             records.push(self.stuck_record());
             taken.push(of_stuck(first, dump));
         }
-        for kind in kinds.iter() {
+        for (kind, no_room) in self.order(id, kinds) {
             let anchor = self.clock.anchor();
             let mut record = CaptureRecord {
                 kind,
@@ -69,7 +73,7 @@ impl Worker {
                 records.push(record);
                 continue;
             }
-            if let Some(why) = task.lacks_memory_for(kind) {
+            if let Some(why) = task.lacks_memory_for(kind).or(no_room) {
                 record.stopped = Some(anchor.wall);
                 record.outcome = Outcome::Skipped;
                 record.error = Some(why.clone());
@@ -166,6 +170,7 @@ impl Worker {
                 }
             }
         }
+        self.cheap_first(id, &mut taken);
         self.write(id, taken, tally);
         self.update(id, tally, |manifest| {
             manifest.vitals.clone_from(&task.vitals);
@@ -224,6 +229,8 @@ impl Worker {
                     }
                 }
             }
+            let bytes = artifacts.iter().map(|artifact: &Artifact| artifact.bytes.get()).sum();
+            self.sizes.learn(kind, Bytes(bytes));
             let losses = evidence.losses();
             self.update(id, tally, |manifest| {
                 let written = !artifacts.is_empty();
@@ -251,6 +258,8 @@ fn name(evidence: &mut Evidence, tally: &mut Tally) {
     }
 }
 
+/// Writes evidence into a file. Where a bound of ours refuses, files of the same incident that are missed
+/// less make room for it.
 fn write_as(
     dirs: &mut [(IncidentId, IncidentDir)],
     id: IncidentId,
@@ -260,9 +269,21 @@ fn write_as(
     let Some((_, dir)) = dirs.iter_mut().find(|(open, _)| *open == id) else {
         return Err("its incident is not open".into());
     };
-    let mut draft = dir.draft(form, evidence.taken())?;
-    evidence.write_with(form, stacks, &mut draft)?;
-    Ok(draft.commit()?)
+    let mut tries = 0;
+    loop {
+        let mut draft = dir.draft(form, evidence.taken())?;
+        let written =
+            evidence.write_with(form, stacks, &mut draft).and_then(|()| Ok(draft.flush()?));
+        let (Err(error), refused) = (written, draft.refused()) else {
+            return Ok(draft.commit()?);
+        };
+        drop(draft);
+        tries += 1;
+        match refused {
+            Some(wanted) if tries < TRIES && dir.make_room(wanted)? => {}
+            _ => return Err(error),
+        }
+    }
 }
 
 fn fail(record: &mut CaptureRecord, error: String) {

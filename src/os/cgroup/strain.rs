@@ -67,28 +67,31 @@ impl StrainFiles {
         Self { memory_events, failures, pressure }
     }
 
-    /// Reads all but the CPU's counters, which are in `cpu_stat`.
+    /// Reads the counters; the CPU's are in `cpu_stat`.
     pub(super) fn read(&self, cpu_stat: Option<&KernelFile>) -> Strain {
         let [periods, throttled] = counters(cpu_stat, ["nr_periods", "nr_throttled"]);
         let events = self.memory_events.as_ref();
         let [memory_high, memory_max, oom_kills] = counters(events, ["high", "max", "oom_kill"]);
         let failures = self.failures.as_ref().and_then(KernelFile::read_number);
-        let pressure = |file: &Option<KernelFile>| {
-            let mut buffer = [0; 512];
-            some_of_ten_seconds(file.as_ref()?.read(&mut buffer)?)
-        };
-        let [memory_pressure, cpu_pressure, io_pressure] =
-            [0, 1, 2].map(|at| pressure(&self.pressure[at]));
         Strain {
             periods,
             throttled,
             memory_high,
             memory_max: memory_max.or(failures),
             oom_kills,
-            memory_pressure,
-            cpu_pressure,
-            io_pressure,
+            ..Strain::default()
         }
+    }
+
+    /// Adds the pressure to `counters`.
+    pub(super) fn read_pressure(&self, counters: Strain) -> Strain {
+        let pressure = |file: &Option<KernelFile>| {
+            let mut buffer = [0; 512];
+            some_of_ten_seconds(file.as_ref()?.read(&mut buffer)?)
+        };
+        let [memory_pressure, cpu_pressure, io_pressure] =
+            [0, 1, 2].map(|at| pressure(&self.pressure[at]));
+        Strain { memory_pressure, cpu_pressure, io_pressure, ..counters }
     }
 }
 

@@ -185,3 +185,208 @@ fn a_link_in_an_incident_keeps_it_and_what_it_leads_to() {
     assert_eq!(retained.standing, [Standing { path: planted }]);
     assert!(precious.exists() && path.join(MANIFEST).exists());
 }
+
+/// A closed incident of the rule `name` with heap profiles of these sizes.
+fn with_profiles(it: &Fixture, name: &str, sizes: &[usize]) -> IncidentId {
+    it.clock.advance(Duration::from_secs(1));
+    let mut incident = it.store.begin(name, it.manifest()).unwrap();
+    for &size in sizes {
+        profile(it, &mut incident, size).unwrap();
+    }
+    incident.update(|manifest| manifest.state = crate::model::IncidentState::Closed).unwrap();
+    incident.id()
+}
+
+fn profile(
+    it: &Fixture,
+    incident: &mut crate::store::IncidentDir,
+    size: usize,
+) -> Result<(), crate::store::Error> {
+    use std::io::Write;
+    let mut draft = incident.draft(crate::model::CaptureKind::Heap, it.manifest().opened).unwrap();
+    let written = draft.write_all(&vec![b'x'; size]).and_then(|()| draft.flush());
+    if written.is_err() {
+        let wanted = draft.refused().expect("a bound of ours");
+        drop(draft);
+        if incident.make_room(wanted)? {
+            return profile(it, incident, size);
+        }
+        return Err(Error::Full { path: incident.path().to_owned(), bound: Bound::Incident });
+    }
+    let artifact = draft.commit()?;
+    incident.update(|manifest| manifest.artifacts.push(artifact))
+}
+
+/// The numbers of the heap profiles an incident has, and of those it says were removed.
+fn numbers(it: &Fixture, id: IncidentId) -> (Vec<u32>, Vec<u32>) {
+    let entry = it.store.find(id).unwrap();
+    let number = |file: &str| file.split('.').nth(1).unwrap().parse().unwrap();
+    let manifest = entry.manifest.unwrap();
+    let listed: Vec<u32> = manifest.artifacts.iter().map(|it| number(&it.file)).collect();
+    let mut there: Vec<u32> = fs::read_dir(&entry.path)
+        .unwrap()
+        .map(|file| file.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name.ends_with(".pprof"))
+        .map(|name| number(&name))
+        .collect();
+    there.sort_unstable();
+    assert_eq!(listed, there, "the manifest lists what is there");
+    let gone = manifest.removed.iter().map(|it| number(&it.artifact.file)).collect();
+    (listed, gone)
+}
+
+#[test]
+fn files_between_the_first_the_last_and_the_largest_go_before_an_incident_does() {
+    let it = Fixture::new(roomy());
+    let kb = |sizes: &[usize]| sizes.iter().map(|size| size * 1000).collect::<Vec<_>>();
+    let [old, long, last] = [&[50][..], &[40, 40, 90, 40, 40, 40], &[50]]
+        .map(|sizes| with_profiles(&it, "memory", &kb(sizes)));
+    let all = it.store.retain().bytes.get();
+    it.store.set_limits(StoreSettings { max_bytes: Bytes(all - 1000), ..roomy() });
+    let retained = it.store.retain();
+    assert_eq!(bounds(&retained), []);
+    assert_eq!((retained.thinned[0].id, retained.thinned[0].bound), (long, Bound::Bytes));
+    assert_eq!(numbers(&it, long), (vec![1, 3, 4, 5, 6], vec![2]));
+    let why = it.store.find(long).unwrap().manifest.unwrap().removed[0].why.clone();
+    assert_eq!(why, "to make room (max_bytes)");
+    it.store.set_limits(StoreSettings { max_bytes: Bytes(all - 125_000), ..roomy() });
+    assert_eq!(bounds(&it.store.retain()), [(long, Bound::Bytes)], "thin, and then as a whole");
+    assert_eq!(it.ids(), [last, old]);
+}
+
+#[test]
+fn an_incident_with_its_fill_gives_up_what_is_between() {
+    let settings = StoreSettings { max_incident_bytes: Bytes::kib(400), ..roomy() };
+    let it = Fixture::new(settings.clone());
+    let mut incident = it.store.begin("memory", it.manifest()).unwrap();
+    let id = incident.id();
+    for _ in 0..8 {
+        profile(&it, &mut incident, 100_000).unwrap();
+    }
+    assert_eq!(numbers(&it, id), (vec![1, 6, 7, 8], vec![2, 3, 4, 5]));
+    let held = it.store.retain().bytes;
+    assert!(held <= settings.max_incident_bytes, "{held}");
+    // One that would not fit if all went costs none.
+    let error = profile(&it, &mut incident, 390_000).unwrap_err();
+    assert!(error.to_string().contains("max_incident_bytes"), "{error}");
+    assert_eq!(numbers(&it, id).0, [1, 6, 7, 8]);
+    // The bound is one incident's, not all of them's.
+    let mut other = it.store.begin("memory", it.manifest()).unwrap();
+    profile(&it, &mut other, 390_000).unwrap();
+}
+
+#[test]
+fn a_crash_amid_a_thinning_is_made_up_for() {
+    let it = Fixture::new(roomy());
+    let id = with_profiles(&it, "memory", &[1000, 1000, 1000, 1000]);
+    let path = it.store.find(id).unwrap().path;
+    let gone = "orders_eu-1.002.memory.pprof";
+    let copy = fs::read(path.join(gone)).unwrap();
+    let all = it.store.retain().bytes.get();
+    it.store.set_limits(StoreSettings { max_bytes: Bytes(all - 100), ..roomy() });
+    it.store.retain();
+    fs::write(path.join(gone), copy).unwrap();
+    let (it, recovery) = it.reopen(roomy());
+    assert_eq!(recovery.swept.len(), 1, "{recovery:?}");
+    assert_eq!(numbers(&it, id), (vec![1, 3, 4], vec![2]));
+}
+
+#[test]
+fn an_incident_with_a_file_of_somebody_elses_is_not_thinned() {
+    let it = Fixture::new(roomy());
+    let id = with_profiles(&it, "memory", &[1000; 4]);
+    fs::write(it.store.find(id).unwrap().path.join("notes.txt"), "it was the cache").unwrap();
+    let all = it.store.retain().bytes.get();
+    it.store.set_limits(StoreSettings { max_bytes: Bytes(all - 100), ..roomy() });
+    let retained = it.store.retain();
+    assert_eq!((retained.thinned.len(), retained.removed.len()), (0, 0));
+    assert_eq!(numbers(&it, id).0, [1, 2, 3, 4]);
+}
+
+#[test]
+fn a_rule_has_bounds_of_its_own() {
+    use crate::config::RuleStoreSettings;
+    let it = Fixture::new(roomy());
+    let others: Vec<_> = (0..3).map(|_| it.closed_by("cpu", 1000)).collect();
+    let ids: Vec<_> = (0..5).map(|_| it.closed_by("memory", 1000)).collect();
+    let keep = |rule: RuleStoreSettings| {
+        let rules = [("Memory".to_owned(), rule)].into();
+        it.store.set_limits(StoreSettings { rules, ..roomy() });
+        bounds(&it.store.retain())
+    };
+    assert_eq!(keep(RuleStoreSettings::default()), []);
+    let four = RuleStoreSettings { max_incidents: Some(4), ..RuleStoreSettings::default() };
+    assert_eq!(keep(four), [(ids[1], Bound::RuleIncidents)]);
+    let size = |id| it.store.find(id).map(|it| fs::read_dir(it.path).unwrap().count()).unwrap();
+    assert_eq!(size(ids[2]), 2);
+    let all: u64 = ids[2..].iter().chain([&ids[0]]).map(|&id| held(&it, id)).sum();
+    let less =
+        RuleStoreSettings { max_bytes: Some(Bytes(all - 1)), ..RuleStoreSettings::default() };
+    assert_eq!(keep(less), [(ids[2], Bound::RuleBytes)]);
+    it.clock.advance(Duration::from_secs(30));
+    let young = RuleStoreSettings { max_age: Some(Duration::from_secs(20)), ..Default::default() };
+    let aged: Vec<_> = keep(young).into_iter().map(|(id, _)| id).collect();
+    assert_eq!(aged, [ids[0], ids[3], ids[4]]);
+    assert_eq!(it.ids(), [others[2], others[1], others[0]], "what is of others stays");
+}
+
+#[test]
+fn a_rule_with_its_fill_makes_room_of_its_own_incidents_during_a_write() {
+    use crate::config::RuleStoreSettings;
+    let rule = RuleStoreSettings { max_bytes: Some(Bytes(250_000)), ..Default::default() };
+    let it = Fixture::new(StoreSettings { rules: [("memory".to_owned(), rule)].into(), ..roomy() });
+    let other = it.closed_by("cpu", 200_000);
+    let old = it.closed_by("memory", 100_000);
+    let mut incident = it.store.begin("memory", it.manifest()).unwrap();
+    profile(&it, &mut incident, 200_000).unwrap();
+    assert_eq!(it.ids(), [incident.id(), other], "{old} went for it");
+    assert!(profile(&it, &mut incident, 200_000).is_err());
+    drop(incident);
+    let mut incident = it.store.begin("cpu", it.manifest()).unwrap();
+    profile(&it, &mut incident, 400_000).unwrap();
+}
+
+#[test]
+fn an_age_of_a_rules_own_may_be_longer() {
+    use crate::config::RuleStoreSettings;
+    let rule = RuleStoreSettings { max_age: Some(Duration::from_secs(1000)), ..Default::default() };
+    let rules = [("memory".to_owned(), rule)].into();
+    let it = Fixture::new(StoreSettings { max_age: Duration::from_secs(10), rules, ..roomy() });
+    let kept = it.closed_by("memory", 10);
+    let gone = it.closed_by("cpu", 10);
+    it.clock.advance(Duration::from_secs(60));
+    assert_eq!(bounds(&it.store.retain()), [(gone, Bound::Age)]);
+    assert_eq!(it.ids(), [kept]);
+}
+
+fn held(it: &Fixture, id: IncidentId) -> u64 {
+    let files = fs::read_dir(it.store.find(id).unwrap().path).unwrap();
+    files.map(|file| file.unwrap().metadata().unwrap().len()).sum()
+}
+
+#[test]
+fn a_directory_in_memory_takes_half_of_what_is_left_of_it() {
+    // The machine's /dev/shm is a tmpfs; where there is none there is nothing to be tested.
+    let Ok(temp) = tempfile::tempdir_in("/dev/shm") else { return };
+    let clock = std::sync::Arc::new(crate::base::ManualClock::new(Timestamp::UNIX_EPOCH));
+    let (store, _) =
+        crate::store::Store::open(&temp.path().join("captures"), roomy(), clock.clone()).unwrap();
+    assert!(store.is_in_memory());
+    let it = Fixture { temp, clock, store };
+    let old = it.closed(50_000);
+    let mut incident = it.store.begin("memory", it.manifest()).unwrap();
+    it.store.set_headroom(Some(Bytes(300_000)));
+    profile(&it, &mut incident, 100_000).unwrap();
+    assert!(it.store.find(old).is_ok());
+    profile(&it, &mut incident, 60_000).unwrap();
+    assert!(it.store.find(old).is_err(), "what is removed is memory again");
+    let error = {
+        use std::io::Write;
+        let mut draft =
+            incident.draft(crate::model::CaptureKind::Cpu, it.manifest().opened).unwrap();
+        draft.write_all(&[0; 60_000]).unwrap_err()
+    };
+    assert!(error.to_string().contains("the memory left"), "{error}");
+    it.store.set_headroom(None);
+    profile(&it, &mut incident, 400_000).unwrap();
+}

@@ -1,0 +1,118 @@
+//! From the moment memory crosses a rule's threshold to a finished heap profile on disk:
+//! `cargo bench --bench crossing`, with `-- --quick` for a third of the rounds.
+//!
+//! A row is: name, value, goal, and `pass` or `short`. The clock runs from before the memory is asked for,
+//! which takes a while to be touched, until the file has its name; ticks are 250 ms apart, as they are by
+//! default, and the crossings fall anywhere between two of them. Half a tick of the median is the waiting
+//! for the next.
+
+use std::alloc::System;
+use std::hint::black_box;
+use std::path::Path;
+use std::time::{Duration, Instant};
+use std::{fs, thread};
+
+use marple::base::Bytes;
+use marple::config::{BudgetSettings, Room, StoreSettings, ToggleSettings};
+use marple::model::{Metric, Rule};
+use marple::{Agent, CaptureKind, Settings};
+
+#[global_allocator]
+static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
+
+const ROUNDS: usize = 27;
+const MIB: usize = 1 << 20;
+const GOAL_MILLIS: f64 = 300.0;
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn main() {
+    // `cargo test --all-targets` runs benches too; only `cargo bench` says this.
+    if !std::env::args().any(|arg| arg == "--bench") {
+        return;
+    }
+    let quick = std::env::args().any(|arg| arg == "--quick");
+    let rounds = if quick { ROUNDS / 3 } else { ROUNDS };
+    for (metric, name) in [(Metric::Rss, "resident set"), (Metric::Heap, "live heap")] {
+        let mut millis: Vec<f64> = crossings(&metric, rounds);
+        millis.sort_by(f64::total_cmp);
+        let at = |share: usize| millis[(millis.len() - 1) * share / 100];
+        let verdict = if at(50) <= GOAL_MILLIS { "pass" } else { "short" };
+        println!(
+            "{name}: crossing to file, median, ms  {:.0}  <= {GOAL_MILLIS}  {verdict}",
+            at(50)
+        );
+        println!("{name}: 10th and 90th of 100, ms  {:.0} {:.0}  -  -", at(10), at(90));
+    }
+}
+
+/// How long each of `rounds` crossings of a rule over `metric` took.
+fn crossings(metric: &Metric, rounds: usize) -> Vec<f64> {
+    let home = tempfile::tempdir().unwrap();
+    let dir = home.path().join("captures");
+    let base = if *metric == Metric::Rss { resident() } else { 0 };
+    let rule = Rule {
+        name: "crossing".into(),
+        abs: Some((base + 128 * MIB) as f64),
+        cooldown: Duration::from_millis(1),
+        capture: [CaptureKind::Heap].into(),
+        duration: Duration::from_millis(10),
+        ..Rule::on(metric.clone())
+    };
+    let settings = Settings {
+        dir: dir.clone(),
+        interval: Duration::from_millis(250),
+        rules: vec![rule],
+        budget: BudgetSettings {
+            incidents_per_day: 1000,
+            min_between_incidents: Duration::ZERO,
+            join: Duration::ZERO,
+            ..BudgetSettings::default()
+        },
+        store: StoreSettings { keep_free: Room::Bytes(Bytes(0)), ..StoreSettings::default() },
+        toggle: ToggleSettings { signal: None, ..ToggleSettings::default() },
+        ..Settings::default()
+    };
+    let agent = Agent::from_settings(settings).start().unwrap();
+    let handle = agent.handle();
+    let at_rest = || handle.status().wait(PATIENCE).unwrap().incidents.is_empty();
+    // Rules are asked once their ring of ten ticks is full.
+    thread::sleep(Duration::from_secs(3));
+    let round = |round: usize| {
+        let before = profiles(&dir);
+        // Another phase of the tick each time.
+        thread::sleep(Duration::from_millis(500 + (round as u64 * 97) % 250));
+        let crossed = Instant::now();
+        let memory = black_box(vec![1_u8; 136 * MIB]);
+        until("a profile", || profiles(&dir) > before);
+        let millis = crossed.elapsed().as_secs_f64() * 1e3;
+        drop(memory);
+        until("the incident to be over", at_rest);
+        millis
+    };
+    (0..rounds).map(round).collect()
+}
+
+/// How many heap profiles there are.
+fn profiles(dir: &Path) -> usize {
+    let list = |dir: &Path| fs::read_dir(dir).into_iter().flatten().flatten();
+    list(dir)
+        .filter(|entry| entry.path().is_dir())
+        .flat_map(|entry| list(&entry.path()))
+        .filter(|file| file.file_name().to_string_lossy().ends_with(".memory.pprof"))
+        .count()
+}
+
+fn until(what: &str, done: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < PATIENCE, "waited in vain for {what}");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Bytes of this process in memory.
+fn resident() -> usize {
+    let statm = fs::read_to_string("/proc/self/statm").unwrap();
+    let pages: usize = statm.split(' ').nth(1).unwrap().parse().unwrap();
+    pages * 4096
+}

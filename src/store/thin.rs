@@ -1,0 +1,166 @@
+//! Which files of one incident are missed least: those between the first and the last of their form.
+//!
+//! An incident that goes on captures again and again. The first of each form shows how it began, the last
+//! how it was at the end, the largest what it was at its worst; those between are the most alike, so that
+//! they make room before a whole incident goes.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+
+use super::dir::Dir;
+use super::error::{Bound, Error};
+use super::incident::text;
+use super::index::read_manifest;
+use super::names::{MANIFEST, artifact_extension, artifact_number};
+use super::retention::{files, stranger};
+use crate::model::{Artifact, Manifest, RemovedArtifact};
+
+/// The files, of `files` with their sizes, that may make room, in the order they go: those of the form that
+/// has most to give, the oldest first. Names that are no artifact's are passed over.
+pub(super) fn between<'f>(files: impl IntoIterator<Item = (&'f str, u64)>) -> Vec<(&'f str, u64)> {
+    let mut forms: BTreeMap<&str, Vec<(u32, &str, u64)>> = BTreeMap::new();
+    for (name, bytes) in files {
+        if let (Some(form), Some(number)) = (artifact_extension(name), artifact_number(name)) {
+            forms.entry(form).or_default().push((number, name, bytes));
+        }
+    }
+    let mut forms: Vec<_> = forms.into_values().map(spare).collect();
+    forms
+        .sort_by_key(|spare| std::cmp::Reverse(spare.iter().map(|&(_, bytes)| bytes).sum::<u64>()));
+    forms.into_iter().flatten().collect()
+}
+
+/// Of the files of one form, all but the first, the last and the largest, the oldest first.
+fn spare(mut files: Vec<(u32, &str, u64)>) -> Vec<(&str, u64)> {
+    files.sort_unstable();
+    let last = files.len().saturating_sub(1);
+    // Of two as large the earlier stays.
+    let largest = (0..files.len()).rev().max_by_key(|&at| files[at].2);
+    let stays = |at: usize| at == 0 || at == last || Some(at) == largest;
+    let kept = files.iter().enumerate().filter(|&(at, _)| !stays(at));
+    kept.map(|(_, &(_, name, bytes))| (name, bytes)).collect()
+}
+
+/// As many of `spare`, from its start, as have `missing` bytes together; none if all have less.
+pub(super) fn enough<'f>(spare: &[(&'f str, u64)], missing: u64) -> Option<Vec<(&'f str, u64)>> {
+    let mut found = 0_u64;
+    let mut chosen = Vec::new();
+    for &(name, bytes) in spare {
+        if found >= missing {
+            break;
+        }
+        found = found.saturating_add(bytes);
+        chosen.push((name, bytes));
+    }
+    (found >= missing && !chosen.is_empty()).then_some(chosen)
+}
+
+/// Removes files of the closed `incident`, so that `missing` bytes less are held or all of `spare` is gone:
+/// which, and how many bytes the incident has then. None when somebody else's file keeps the incident as it is.
+///
+/// 1. Say in the manifest that they were removed. A crash leaves files that it says are gone; the next
+///    start removes them.
+/// 2. Remove them and sync the directory.
+pub(super) fn thin(
+    root: &Dir,
+    incident: &str,
+    spare: &[(String, u64)],
+    (bound, missing): (Bound, u64),
+    now: Timestamp,
+) -> Result<Option<(Vec<String>, u64)>, Error> {
+    let dir = root.subdir(incident)?;
+    if stranger(&dir, &dir.names()?)?.is_some() {
+        return Ok(None);
+    }
+    let spare: Vec<_> = spare.iter().map(|(name, bytes)| (name.as_str(), *bytes)).collect();
+    let chosen = enough(&spare, missing).unwrap_or(spare);
+    let mut manifest = read_manifest(&dir)?;
+    let names: Vec<String> = chosen.iter().map(|(name, _)| (*name).to_owned()).collect();
+    give_up(&mut manifest, &names, bound, now);
+    dir.replace(MANIFEST, &text(&dir, &manifest)?)?;
+    for name in &names {
+        dir.unlink(name)?;
+    }
+    dir.sync()?;
+    let left = files(&dir)?.iter().map(|(_, bytes)| bytes).sum();
+    Ok(Some((names, left)))
+}
+
+/// Says in `manifest` that the files `names` made room for `bound`.
+pub(super) fn give_up(manifest: &mut Manifest, names: &[String], bound: Bound, now: Timestamp) {
+    let (gone, kept): (Vec<Artifact>, Vec<Artifact>) = std::mem::take(&mut manifest.artifacts)
+        .into_iter()
+        .partition(|artifact| names.contains(&artifact.file));
+    manifest.artifacts = kept;
+    manifest.removed.extend(gone.into_iter().map(|artifact| RemovedArtifact {
+        artifact,
+        removed: now,
+        why: format!("to make room ({})", bound.name()),
+    }));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(files: &[(&str, u64)]) -> Vec<String> {
+        let full: Vec<(String, u64)> =
+            files.iter().map(|(name, bytes)| (format!("a_b.{name}"), *bytes)).collect();
+        let spare = between(full.iter().map(|(name, bytes)| (name.as_str(), *bytes)));
+        spare.iter().map(|(name, _)| name["a_b.".len()..].to_owned()).collect()
+    }
+
+    #[test]
+    fn the_first_the_last_and_the_largest_of_each_form_stay() {
+        let heap = |sizes: &[u64]| -> Vec<String> {
+            let files: Vec<(String, u64)> = sizes
+                .iter()
+                .enumerate()
+                .map(|(at, bytes)| (format!("{:03}.memory.pprof", at + 1), *bytes))
+                .collect();
+            let files: Vec<(&str, u64)> = files.iter().map(|(a, b)| (a.as_str(), *b)).collect();
+            names(&files).iter().map(|name| name[..3].to_owned()).collect()
+        };
+        for (sizes, spare) in [
+            (&[][..], &[][..]),
+            (&[5], &[]),
+            (&[5, 5], &[]),
+            (&[5, 9, 5], &[]),
+            (&[9, 5, 5], &["002"]),
+            (&[5, 5, 9], &["002"]),
+            (&[5, 5, 5], &["002"]),
+            (&[5, 7, 9, 7, 5], &["002", "004"]),
+            (&[5, 9, 9, 5], &["003"]),
+        ] {
+            assert_eq!(heap(sizes), spare, "{sizes:?}");
+        }
+    }
+
+    #[test]
+    fn forms_are_told_apart_and_the_one_that_has_most_goes_first() {
+        let files = [
+            ("001.threads.txt", 1),
+            ("002.memory.pprof", 10),
+            ("003.threads.txt", 1),
+            ("004.memory.pprof", 10),
+            ("005.threads.txt", 1),
+            ("006.memory.pprof", 10),
+            ("007.custom.queries.txt", 90),
+            ("008.custom.locks.txt", 90),
+            ("1000.memory.pprof", 11),
+        ];
+        assert_eq!(names(&files), ["004.memory.pprof", "006.memory.pprof", "003.threads.txt"]);
+        assert_eq!(between([("notes.txt", 5), ("incident.json", 5)]), []);
+    }
+
+    #[test]
+    fn as_many_go_as_are_needed_and_none_in_vain() {
+        let spare = [("a", 10), ("b", 10), ("c", 10)];
+        for (missing, chosen) in [(1, 1), (10, 1), (11, 2), (30, 3)] {
+            assert_eq!(enough(&spare, missing).map(|it| it.len()), Some(chosen), "{missing}");
+        }
+        assert_eq!(enough(&spare, 31), None);
+        assert_eq!(enough(&[], 1), None);
+    }
+}

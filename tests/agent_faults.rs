@@ -1,0 +1,180 @@
+//! A host whose directory of incidents fails while it runs: too many open files, a limit on the size of
+//! files, a disk that fails and turns read-only, too little room for everything. The host goes on, is told,
+//! and has captures again when the fault is over. Each runs in a process of its own.
+
+mod host;
+mod store;
+
+use std::alloc::System;
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::Path;
+use std::time::Duration;
+
+use host::{PATIENCE, incidents, settings, wait_for};
+use marple::agent::Status;
+use marple::base::Bytes;
+use marple::model::{CaptureKind, Manifest, Outcome};
+use marple::{Agent, AgentHandle, CaptureSet, Settings};
+
+#[global_allocator]
+static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
+
+const SHORT: Duration = Duration::from_millis(50);
+
+fn start(captures: &Path) -> Agent {
+    // Few rows of vitals, so that a manifest is small.
+    let interval = Duration::from_secs(1);
+    let settings = Settings { dir: captures.to_owned(), rules: Vec::new(), interval, ..settings() };
+    Agent::from_settings(settings).start().unwrap()
+}
+
+/// Captures once and waits until the incident is over.
+fn capture(handle: &AgentHandle, captures: &Path, kinds: impl Into<CaptureSet>) -> Manifest {
+    let id = handle.capture(kinds, SHORT).wait(PATIENCE).unwrap().incident;
+    wait_for("it to close", || {
+        let found = incidents(captures).into_iter().map(|(_, manifest)| manifest);
+        found.filter(|it| it.closed.is_some()).find(|it| it.id == id)
+    })
+}
+
+/// Ticks go on, whatever is the matter with the disk.
+fn ticks(handle: &AgentHandle) {
+    let ticks = || handle.status().wait(PATIENCE).unwrap().counters.ticks;
+    let before = ticks();
+    wait_for("the next tick", || (ticks() > before).then_some(()));
+}
+
+#[test]
+fn a_host_out_of_descriptors_is_told_and_has_captures_when_it_has_some() {
+    let test = "a_host_out_of_descriptors_is_told_and_has_captures_when_it_has_some";
+    store::again(test, &["prlimit", "--nofile=200"], || {
+        let home = tempfile::tempdir().unwrap();
+        let captures = home.path().join("captures");
+        let agent = start(&captures);
+        let handle = agent.handle();
+        assert_eq!(capture(&handle, &captures, [CaptureKind::Heap]).artifacts.len(), 2);
+
+        let mut held = Vec::new();
+        let error = wait_for("a refusal", || {
+            // The agent gives some back as it ends what it does: they are taken too.
+            while let Ok(file) = File::open("/dev/null") {
+                held.push(file);
+            }
+            handle.capture([CaptureKind::Heap], SHORT).wait(PATIENCE).err()
+        });
+        let told = format!("{error}: {:?}", handle.status().wait(PATIENCE).unwrap().last_failure);
+        assert!(told.contains("raise `ulimit -n`"), "{told}");
+        ticks(&handle);
+
+        drop(held);
+        assert_eq!(capture(&handle, &captures, [CaptureKind::Heap]).artifacts.len(), 2);
+    });
+}
+
+#[test]
+fn a_limit_on_the_size_of_files_does_not_kill_the_host() {
+    let test = "a_limit_on_the_size_of_files_does_not_kill_the_host";
+    store::again(test, &["prlimit", "--fsize=32768"], || {
+        let home = tempfile::tempdir().unwrap();
+        let captures = home.path().join("captures");
+        let agent = start(&captures);
+        let handle = agent.handle();
+        let large = |out: &mut marple::agent::CollectorOutput| Ok(out.write_all(&[7; 100_000])?);
+        handle.collector("large.txt", Default::default(), large).unwrap();
+        let manifest = capture(&handle, &captures, [CaptureKind::Heap]);
+        let record = manifest.captures.iter().find(|it| it.engine == "large.txt").unwrap();
+        assert_eq!(record.outcome, Outcome::Failed, "{record:?}");
+        assert!(record.error.as_ref().unwrap().contains("LimitFSIZE"), "{record:?}");
+        assert_eq!(manifest.artifacts.iter().filter(|it| it.kind == CaptureKind::Heap).count(), 2);
+        ticks(&handle);
+    });
+}
+
+#[test]
+fn a_file_system_that_fails_and_turns_read_only_is_told_and_survived() {
+    let test = "a_file_system_that_fails_and_turns_read_only_is_told_and_survived";
+    store::again(test, store::own_mounts(), || {
+        let home = tempfile::tempdir().unwrap();
+        let (image, disk) = (home.path().join("image"), home.path().join("disk"));
+        File::create(&image).unwrap().set_len(16 << 20).unwrap();
+        fs::create_dir(&disk).unwrap();
+        let (image, at) = (image.to_str().unwrap(), disk.to_str().unwrap());
+        let made = run("mkfs.ext4", &["-q", "-O", "^has_journal", image]).is_some()
+            && run("mount", &["-o", "loop,errors=remount-ro", image, at]).is_some();
+        if !made {
+            return println!("not run: an ext4 in a file needs root and a loop device");
+        }
+        let captures = disk.join("captures");
+        let agent = start(&captures);
+        let handle = agent.handle();
+        assert_eq!(capture(&handle, &captures, [CaptureKind::Heap]).artifacts.len(), 2);
+
+        // As a disk that fails does, in the middle of an incident.
+        let open = handle.start([CaptureKind::Heap]).wait(PATIENCE).unwrap();
+        wait_for("the capture to run", || {
+            let found = incidents(&captures);
+            found.iter().any(|(_, it)| it.closed.is_none() && it.artifacts.len() == 1).then_some(())
+        });
+        let device = run("findmnt", &["-no", "SOURCE", at]).unwrap();
+        let name = Path::new(device.trim()).file_name().unwrap();
+        let fail = Path::new("/sys/fs/ext4").join(name).join("trigger_fs_error");
+        fs::write(fail, "a test").unwrap();
+        handle.stop().wait(PATIENCE).unwrap();
+        let status = || handle.status().wait(PATIENCE).unwrap();
+        let lost =
+            |status: &Status| status.failures.iter().any(|it| it.cause == "artifact not written");
+        wait_for("what was lost to be counted", || lost(&status()).then_some(()));
+        // The incident stays open, as its end cannot be written; each attempt says why.
+        let told = wait_for("why to be told", || {
+            status().last_failure.clone().filter(|told| told.contains("mount it writable"))
+        });
+        assert!(told.contains(at), "the path is named: {told}");
+        ticks(&handle);
+        let kept = incidents(&captures).into_iter().find(|(_, it)| Some(it.id) == open.incident);
+        assert_eq!(kept.unwrap().1.artifacts.len(), 1, "what was written is there");
+        drop(agent);
+        run("umount", &["-l", at]);
+    });
+}
+
+/// What a command says; none when it fails.
+fn run(program: &str, arguments: &[&str]) -> Option<String> {
+    let output = std::process::Command::new(program).args(arguments).output().ok()?;
+    output.status.success().then(|| String::from_utf8(output.stdout).unwrap())
+}
+
+#[test]
+fn with_too_little_room_what_is_cheap_is_there_and_the_rest_is_said_to_be_skipped() {
+    let test = "with_too_little_room_what_is_cheap_is_there_and_the_rest_is_said_to_be_skipped";
+    store::again(test, store::own_mounts(), || {
+        let disk = tempfile::tempdir().unwrap();
+        store::mount_small(disk.path());
+        let captures = disk.path().join("captures");
+        let agent = start(&captures);
+        let handle = agent.handle();
+        let free = || {
+            let stat = rustix::fs::statvfs(disk.path()).unwrap();
+            stat.f_bavail * stat.f_frsize
+        };
+        let others = usize::try_from(free() - Bytes::kib(120).get()).unwrap();
+        fs::write(disk.path().join("others"), vec![1; others]).unwrap();
+
+        let manifest = capture(&handle, &captures, CaptureSet::all());
+        let outcome = |kind| manifest.captures.iter().find(|it| it.kind == kind).unwrap();
+        let trace = outcome(CaptureKind::Trace);
+        assert_eq!(trace.outcome, Outcome::Skipped, "{trace:?}");
+        let why = trace.error.as_ref().unwrap();
+        assert!(why.contains("keep_free") && why.contains("went first"), "{why}");
+        for kind in [CaptureKind::Threads, CaptureKind::Tasks, CaptureKind::Heap] {
+            assert_eq!(outcome(kind).outcome, Outcome::Done, "{:?}", manifest.captures);
+        }
+        let first = manifest.captures.iter().map(|it| it.kind).next();
+        assert_eq!(first, Some(CaptureKind::Threads), "from cheap to dear");
+        fs::remove_file(disk.path().join("others")).unwrap();
+        let whole = capture(&handle, &captures, CaptureSet::all());
+        let first = whole.captures.iter().map(|it| it.kind).next();
+        assert_eq!(first, Some(CaptureKind::Trace), "what vanishes first");
+        assert!(whole.captures.iter().all(|it| it.outcome == Outcome::Done), "{whole:#?}");
+    });
+}
