@@ -5,8 +5,8 @@
 //! millisecond in a loop; its gap is the longest time between two beats.
 //!
 //! The goal for a dump of 100 k tasks is a ratio to `tokio::runtime::Handle::dump`, which takes
-//! `--cfg tokio_unstable` and is not run here: the row shows the gap next to the one of the same runtime
-//! left alone, and no verdict.
+//! `--cfg tokio_unstable` and is run by `benches/peers/run`: here the row shows the gap next to the one of
+//! the same runtime left alone, and no verdict.
 
 use std::hint::black_box;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -5,6 +5,10 @@
 //! ratio is to the plain run of its own round, and the median of the rounds is shown. `control` is the plain
 //! run against itself: what it differs from 1 by is noise. The last rows are what a trace of the recorded
 //! polls costs to write, and how long it gets.
+//!
+//! `-- --quick` takes a third of the rounds. `-- NAME ..` takes the workloads whose names begin so, and `file`
+//! the last rows alone. `-- --once plain|off|recording NAME OPERATIONS` runs one workload once and prints
+//! nothing, for `valgrind --tool=callgrind`: the instructions of an operation are the difference of two runs.
 
 #[path = "trace/workloads.rs"]
 mod workloads;
@@ -28,15 +32,26 @@ const HOOKS: bool = cfg!(tokio_unstable);
 const GOALS: [(f64, f64); 4] = [(1.10, 1.10), (1.18, 1.28), (1.02, 1.02), (1.02, 1.02)];
 
 fn main() {
+    let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
+    if let [once, how, name, operations] = &args[..]
+        && once == "--once"
+    {
+        return once_only(how, name, operations.parse().expect("a number"));
+    }
+    let rounds = if args.iter().any(|arg| arg == "--quick") { ROUNDS / 3 } else { ROUNDS };
+    let wanted = |name: &str| {
+        let mut names = args.iter().filter(|arg| !arg.starts_with("--")).peekable();
+        names.peek().is_none() || names.any(|wanted| name.starts_with(&**wanted))
+    };
     let source = if HOOKS { "hooks" } else { "wrapper" };
-    println!("{ROUNDS} rounds, CPU time over plain tokio, 2 workers, {source}");
+    println!("{rounds} rounds, CPU time over plain tokio, 2 workers, {source}");
     println!("{:44} {:>9} {:>9}", "", "value", "goal");
-    for (workload, goals) in WORKLOADS.iter().zip(GOALS) {
+    for (workload, goals) in WORKLOADS.iter().zip(GOALS).filter(|(it, _)| wanted(it.name)) {
         let plain = || builder().build().expect("a runtime");
         let watched = || instrument(&mut builder()).build().expect("a runtime");
         let spawn = if HOOKS { Spawn::Plain } else { Spawn::Wrapped };
         let (mut plains, mut ratios) = (Vec::new(), [(); 3].map(|()| Vec::new()));
-        for round in 0..=ROUNDS {
+        for round in 0..=rounds {
             let off = || {
                 configure(TraceMode::OnDemand, MAX_BYTES, WINDOW);
                 workload.run(&watched(), spawn)
@@ -64,30 +79,48 @@ fn main() {
         let goal = if HOOKS { goals.0 } else { goals.1 };
         row(&format!("{name}: {source}, recording"), on, goal);
     }
-    file(source);
+    if wanted("file") {
+        file(source, rounds);
+    }
+}
+
+fn once_only(how: &str, name: &str, operations: u32) {
+    let (runtime, spawn) = match how {
+        "plain" => (builder().build(), Spawn::Plain),
+        _ => {
+            (instrument(&mut builder()).build(), if HOOKS { Spawn::Plain } else { Spawn::Wrapped })
+        }
+    };
+    let mode = if how == "recording" { TraceMode::Always } else { TraceMode::OnDemand };
+    configure(mode, MAX_BYTES, WINDOW);
+    let workload = WORKLOADS.iter().find(|workload| workload.name.starts_with(name));
+    workload.expect("a workload").run_once(&runtime.expect("a runtime"), spawn, operations);
 }
 
 /// What a trace of a full set of rings costs.
-fn file(source: &str) {
+fn file(source: &str, rounds: usize) {
     configure(TraceMode::Always, MAX_BYTES, WINDOW);
     let runtime = instrument(&mut builder()).build().expect("a runtime");
     let spawn = if HOOKS { Spawn::Plain } else { Spawn::Wrapped };
-    let (mut costs, mut sizes) = (Vec::new(), Vec::new());
-    for _ in 0..ROUNDS {
+    let (mut copies, mut costs, mut sizes) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..rounds {
         for workload in &WORKLOADS {
             workload.run(&runtime, spawn);
         }
         let session = Session::start(MAX_BYTES, SystemClock.anchor()).expect("no other session");
         let before = cpu_time();
         let timeline = session.stop(SystemClock.now());
+        let stopped = cpu_time();
         let activity = &timeline.activity;
         let slices = activity.threads.iter().map(|thread| thread.slices.len()).sum::<usize>();
         let events = (slices + activity.tasks.len()) as f64;
         let mut size = Counting(0);
         perfetto::write(&timeline, &mut size).expect("nothing to fail");
         costs.push((cpu_time() - before) / events);
+        copies.push((stopped - before) / events);
         sizes.push(size.0 as f64 / events);
     }
+    println!("{:44} {:9.3}", "file: ns to take an event from the rings", median(copies));
     row(&format!("file: ns of CPU an event, {source}"), median(costs), 100.0);
     row(&format!("file: gzip'd bytes an event, {source}"), median(sizes), 8.0);
 }

@@ -2,7 +2,7 @@
 
 mod trace_support;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::future;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
@@ -152,7 +152,11 @@ fn a_poll_under_way_is_open_and_one_from_before_is_seen_at_its_end() {
     let polls = polls(&timeline);
     let [first, second] = &polls[..] else { panic!("{polls:?}") };
     assert_eq!((&*first.name, &*second.name), ("blocked", "blocked"));
-    assert_eq!(first.start, timeline.activity.from, "it began before the session");
+    // A start is late by what the rounding of a long slice takes.
+    let rounding = first.end.unwrap().since(first.start) / (1 << 22);
+    let late = first.start.since(timeline.activity.from);
+    assert!(first.start >= timeline.activity.from, "it began before the session");
+    assert!(late <= rounding + Duration::from_nanos(1), "{late:?} after the session's start");
     assert!(first.end.is_some_and(|end| end <= second.start) && second.end.is_none());
 }
 
@@ -243,4 +247,72 @@ fn snapshots_of_busy_workers_are_well_nested() {
     }
     done.store(true, Ordering::Relaxed);
     configure(TraceMode::OnDemand, MIB, WINDOW);
+}
+
+#[test]
+fn workers_of_several_runtimes_are_told_apart() {
+    let _turn = turn();
+    configure(TraceMode::OnDemand, MIB, WINDOW);
+    let runtimes = [runtime(1), runtime(1)];
+    let session = start();
+    for (runtime, name) in runtimes.iter().zip(["of the first", "of the second"]) {
+        let work = async {
+            for _ in 0..5 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        runtime.block_on(runtime.spawn(work.traced(name))).unwrap();
+    }
+    let timeline = stop(session);
+    let polled_on = |name: &str| {
+        let threads = timeline.activity.threads.iter().zip(slices(&timeline));
+        let on: Vec<_> = threads
+            .filter(|(_, (_, slices))| slices.iter().any(|slice| slice.name == name))
+            .map(|(thread, _)| timeline.strings.get(thread.name))
+            .collect();
+        assert_eq!(on.len(), 1, "{name}: {on:?}");
+        on[0].to_owned()
+    };
+    let [first, second] = ["of the first", "of the second"].map(polled_on);
+    let runtime = |thread: &str| thread.split_once(" (runtime ").map(|(_, n)| n.to_owned());
+    assert!(runtime(&first).is_some() && runtime(&second).is_some(), "{first}, {second}");
+    assert_ne!(runtime(&first), runtime(&second));
+}
+
+/// An executor as a library wants it, hyper for one.
+trait Executor<F> {
+    fn execute(&self, future: F);
+}
+
+struct Wrapping;
+
+impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Wrapping {
+    fn execute(&self, future: F) {
+        drop(task::spawn(future));
+    }
+}
+
+#[test]
+fn what_a_library_spawns_is_seen_where_its_executor_wraps() {
+    let _turn = turn();
+    configure(TraceMode::OnDemand, MIB, WINDOW);
+    let runtime = runtime(2);
+    let session = start();
+    runtime.block_on(async {
+        let (done, mut all_done) = tokio::sync::mpsc::channel::<()>(1);
+        for _ in 0..3 {
+            let done = done.clone();
+            Wrapping.execute(async move {
+                yields(4).await;
+                drop(done);
+            });
+        }
+        drop(done);
+        assert!(all_done.recv().await.is_none());
+    });
+    drop(runtime);
+    let timeline = stop(session);
+    assert_eq!(polls(&timeline).len(), 3 * 5);
+    let names: HashSet<String> = polls(&timeline).into_iter().map(|poll| poll.name).collect();
+    assert_eq!(names.len(), 1, "{names:?}");
 }

@@ -53,6 +53,14 @@ impl Workload {
     }
 }
 
+impl Workload {
+    /// Runs so many operations, at a fixed cost for the tasks they are of.
+    #[allow(dead_code, reason = "not by every peer")]
+    pub(crate) fn run_once(&self, runtime: &Runtime, spawn: Spawn, operations: u32) {
+        (self.run)(runtime, spawn, operations);
+    }
+}
+
 pub(crate) const WORKLOADS: [Workload; 4] = [
     Workload { name: "ping-pong", operations: 300_000, run: ping_pong },
     Workload { name: "spawn storm", operations: 300_000, run: spawn_storm },

@@ -13,6 +13,7 @@
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::threads;
 use crate::base::{Clock, Moment, SystemClock};
 
 /// What ticks are ticks of.
@@ -72,6 +73,13 @@ pub fn now() -> u64 {
     if BY_COUNTER.load(Ordering::Relaxed) { counter() } else { SystemClock.now().as_nanos() }
 }
 
+/// A tick of a little before: where the kernel's clock has to be asked, which takes long, as of the kernel's own
+/// last tick.
+#[inline]
+pub fn recently() -> u64 {
+    if BY_COUNTER.load(Ordering::Relaxed) { counter() } else { threads::recently().as_nanos() }
+}
+
 /// A tick and the moment it is: of a few tries the one that took the least time, so that an interruption
 /// between the two reads does not count.
 pub fn pair() -> (u64, Moment) {
@@ -127,6 +135,16 @@ mod tests {
         if source() == TickSource::Monotonic {
             assert!(last_tick.abs_diff(last.as_nanos()) < 1_000_000);
         }
+    }
+
+    #[test]
+    fn recently_is_not_long_ago() {
+        source();
+        let (before, _) = pair();
+        let recent = recently();
+        let (after, _) = pair();
+        // The kernel ticks 100 times a second at least; a counter, some times a nanosecond.
+        assert!(recent <= after && before.saturating_sub(recent) < 1_000_000_000);
     }
 
     #[test]

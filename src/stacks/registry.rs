@@ -115,7 +115,7 @@ pub(super) fn calibration() -> Calibration {
     Calibration::new(FIRST.get().copied().into_iter().chain([ticks::pair()]))
 }
 
-/// A batch of at least `most` tasks, if there are so many, and the place behind it, to go on from; begins at
+/// A batch of at most `most` tasks, and the place behind it, to go on from, if there are more; begins at
 /// the default. Those that can be woken are asked on behalf of the dump `ask`, unless that is 0.
 pub(super) fn batch(
     from: Cursor,
@@ -245,5 +245,36 @@ impl Drop for Turn {
         if let Some(slot) = self.slot {
             slot.leave();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_come_back_from_threads_that_only_end_tasks_and_from_threads_that_are_no_more() {
+        let chunks = || (0..).map_while(|chunk| TASKS.chunk(chunk)).count();
+        let before = chunks();
+        for _ in 0..200 {
+            let made =
+                std::thread::spawn(|| (0..500).map(|_| Ticket::new(0).0).collect::<Vec<_>>());
+            let made = made.join().unwrap();
+            std::thread::spawn(|| drop(made)).join().unwrap();
+        }
+        // 100,000 tasks, never more than 500 of this test at once, nor many of others that run beside it.
+        assert!(chunks() - before <= 4, "{} chunks", chunks() - before);
+    }
+
+    #[test]
+    fn no_two_tasks_have_one_number() {
+        let made = || (0..3000).map(|_| Ticket::new(0).1).collect::<Vec<_>>();
+        let others: Vec<_> = (0..3).map(|_| std::thread::spawn(made)).collect();
+        let mut numbers = made();
+        others.into_iter().for_each(|other| numbers.extend(other.join().unwrap()));
+        numbers.sort_unstable();
+        numbers.dedup();
+        assert_eq!(numbers.len(), 4 * 3000);
+        assert!(!numbers.contains(&0), "which is nobody");
     }
 }

@@ -39,7 +39,6 @@ use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
 use crate::base::Site;
-use crate::os::ticks;
 use crate::stacks::{Ticket, poll_seen};
 #[cfg(feature = "trace")]
 use crate::trace::Node;
@@ -66,7 +65,7 @@ impl<F: Future> Future for Traced<F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
-        let tick = ticks::now();
+        let tick = Node::tick();
         let slice = this.node.poll(tick);
         let turn = this.ticket.enter(tick);
         if turn.is_asked() {

@@ -13,6 +13,7 @@ use super::hooks;
 use super::recorder;
 use super::thread;
 use crate::model::{RawKind, TaskKey};
+use crate::os::ticks;
 
 /// What a wrapped future is in the trace. Its end is the task's end.
 #[derive(Debug)]
@@ -31,6 +32,12 @@ impl Node {
             thread::task(RawKind::Spawned, task);
         }
         Self { task }
+    }
+
+    /// The present, as well as it has to be known.
+    #[inline]
+    pub(crate) fn tick() -> u64 {
+        if thread::is_recorded() { ticks::now() } else { ticks::recently() }
     }
 
     /// To be held during a poll, which begins at `tick`.

@@ -1,21 +1,23 @@
 // The workloads of benches/trace, in Go: CPU time per operation with the flight recorder running, over
 // the same without it. Pairs are interleaved; the median of their ratios is shown.
 //
-//	go run main.go
+//	go run main.go [--quick]
 package main
 
 import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"runtime"
 	"runtime/trace"
+	"slices"
 	"sort"
 	"sync"
 	"syscall"
 )
 
-const rounds = 9
+var rounds = 9
 
 func cpu() float64 {
 	var usage syscall.Rusage
@@ -114,6 +116,9 @@ func median(values []float64) float64 {
 
 func main() {
 	runtime.GOMAXPROCS(2)
+	if slices.Contains(os.Args, "--quick") {
+		rounds /= 3
+	}
 	workloads := []struct {
 		name       string
 		run        func(int)

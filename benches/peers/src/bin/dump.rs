@@ -1,0 +1,162 @@
+//! marple's dump of tasks beside `tokio::runtime::Handle::dump`, in one run: how long a service stands still
+//! meanwhile, and whether it goes on when one of its workers is blocked.
+//!
+//! ```text
+//! RUSTFLAGS="--cfg tokio_unstable" cargo run --release --manifest-path benches/peers/Cargo.toml \
+//!   --target-dir target --bin dump
+//! ```
+//!
+//! A heartbeat is a task that sleeps a millisecond in a loop. Rounds are interleaved on one runtime of 100,000
+//! tasks, medians are shown; the blocked worker has a runtime of its own for each of the two, because tokio's
+//! does not survive it. `-- --quick` takes a third of the rounds.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use marple::base::{Clock, SystemClock};
+use marple::stacks::tasks::{self, Plan};
+use marple::task::Trace as _;
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::Notify;
+
+const ROUNDS: usize = 7;
+const PLAN: Plan = Plan { ask: true, signals: true, deadline: Duration::from_secs(30) };
+
+/// How long tokio's dump is waited for, which never ends when its barrier is lost.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+fn main() {
+    assert!(cfg!(tokio_unstable), "build with RUSTFLAGS=\"--cfg tokio_unstable\"");
+    let quick = std::env::args().any(|arg| arg == "--quick");
+    println!("{:56} {:>9} {:>9}", "", "value", "goal");
+    many_tasks(if quick { ROUNDS / 3 + 1 } else { ROUNDS });
+    for (name, dump, goal) in [
+        ("marple", marple as fn(&Runtime), Some(0.9)),
+        ("Handle::dump", tokios as fn(&Runtime), None),
+    ] {
+        let share = blocked_worker(dump);
+        let verdict = goal.map(|goal| format!("{goal:9.2} {}", verdict(share >= goal)));
+        let name = format!("one worker blocked: beats after 3 dumps, {name}");
+        println!("{name:56} {share:9.3} {}", verdict.unwrap_or_default());
+    }
+}
+
+fn verdict(reached: bool) -> &'static str {
+    if reached { "pass" } else { "short" }
+}
+
+fn marple(_: &Runtime) {
+    tasks::dump(&SystemClock, SystemClock.anchor(), PLAN).expect("a dump");
+}
+
+fn tokios(runtime: &Runtime) {
+    let handle = runtime.handle().clone();
+    // Driven from outside: a worker that waits for the dump is one fewer to make it.
+    let outside = Builder::new_current_thread().enable_time().build().expect("a runtime");
+    let _ = outside.block_on(async move { tokio::time::timeout(PATIENCE, handle.dump()).await });
+}
+
+fn runtime(waiting: usize) -> Runtime {
+    let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = runtime.expect("a runtime");
+    let never = Arc::new(Notify::new());
+    for _ in 0..waiting {
+        let never = Arc::clone(&never);
+        runtime.spawn(async move { never.notified().await }.traced("waits"));
+    }
+    while runtime.metrics().global_queue_depth() > 0 {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    runtime
+}
+
+/// Counts beats, and the longest gap between two since it was last taken, in microseconds.
+#[derive(Default)]
+struct Heart {
+    beats: AtomicU64,
+    longest: AtomicU64,
+}
+
+impl Heart {
+    fn start(runtime: &Runtime) -> Arc<Self> {
+        let heart = Arc::new(Self::default());
+        let beating = Arc::clone(&heart);
+        runtime.spawn(async move {
+            let mut last = Instant::now();
+            loop {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                beating.beats.fetch_add(1, Ordering::Relaxed);
+                beating.longest.fetch_max(last.elapsed().as_micros() as u64, Ordering::Relaxed);
+                last = Instant::now();
+            }
+        });
+        heart
+    }
+
+    /// The longest gap around `work`, in milliseconds.
+    fn gap_in(&self, work: impl FnOnce()) -> f64 {
+        self.longest.store(0, Ordering::Relaxed);
+        work();
+        // The gap that goes on is told at its end.
+        let beats = self.beats.load(Ordering::Relaxed);
+        let start = Instant::now();
+        while self.beats.load(Ordering::Relaxed) < beats + 2 && start.elapsed() < PATIENCE {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        self.longest.load(Ordering::Relaxed) as f64 / 1000.0
+    }
+
+    fn beats(&self) -> f64 {
+        let before = self.beats.load(Ordering::Relaxed);
+        std::thread::sleep(Duration::from_millis(500));
+        (self.beats.load(Ordering::Relaxed) - before) as f64
+    }
+}
+
+fn many_tasks(rounds: usize) {
+    let runtime = runtime(100_000);
+    let heart = Heart::start(&runtime);
+    let mut gaps = [(); 3].map(|()| Vec::new());
+    for round in 0..=rounds {
+        let alone = heart.gap_in(|| std::thread::sleep(Duration::from_millis(200)));
+        let theirs = heart.gap_in(|| tokios(&runtime));
+        let ours = heart.gap_in(|| marple(&runtime));
+        if round > 0 {
+            gaps.iter_mut().zip([alone, theirs, ours]).for_each(|(gaps, gap)| gaps.push(gap));
+        }
+    }
+    let [alone, theirs, ours] = gaps.map(median);
+    println!("{:56} {alone:9.3}", "100 k tasks: longest gap left alone, ms");
+    println!("{:56} {theirs:9.3}", "100 k tasks: longest gap in Handle::dump, ms");
+    println!("{:56} {ours:9.3}", "100 k tasks: longest gap in marple's dump, ms");
+    let share = ours / theirs;
+    let name = "100 k tasks: gap in marple's over gap in Handle::dump";
+    println!("{name:56} {share:9.3} {:9.2} {}", 0.15, verdict(share <= 0.15));
+    runtime.shutdown_background();
+}
+
+/// Beats a second after three dumps, over before, while one of two workers is blocked.
+fn blocked_worker(dump: fn(&Runtime)) -> f64 {
+    let runtime = runtime(1000);
+    let heart = Heart::start(&runtime);
+    let go = Arc::new(AtomicBool::new(false));
+    let until = Arc::clone(&go);
+    runtime.spawn(async move {
+        while !until.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    });
+    std::thread::sleep(Duration::from_millis(100));
+    let before = heart.beats();
+    (0..3).for_each(|_| dump(&runtime));
+    let share = heart.beats() / before;
+    go.store(true, Ordering::Relaxed);
+    runtime.shutdown_background();
+    share
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
