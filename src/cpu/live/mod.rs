@@ -18,7 +18,7 @@
 //! # What it costs
 //!
 //! `perf` takes a ring a thread, by [`perf`]'s arithmetic 64 KiB, and 4 MiB in all at 99 Hz and less;
-//! `timer` a pool that is touched as deep as stacks were: 1 KiB to 32 KiB a slot. Tables are bounded by
+//! `timer` a pool of 2 MiB, and more where stacks were deep on many cores: at most 32 KiB a slot. Tables are bounded by
 //! `tally`'s constants. `cargo bench --bench cpu` has the times.
 
 mod charges;
@@ -33,6 +33,8 @@ mod tally;
 mod timer;
 mod wall;
 mod wall_report;
+mod wall_standing;
+mod wall_watch;
 mod window;
 
 pub(super) use recorder::Recorder;
