@@ -24,8 +24,9 @@
 //! - Within the bounds that the capture side found for the thread and put at its [`Entry`]: from sp to
 //!   the end of them, bounded by the slot. They are the thread's own stack, which lives as long as the
 //!   thread does, and it is the thread that reads.
-//! - Elsewhere (a signal stack, a coroutine's, a thread whose bounds are not known): to the end of the
-//!   page that sp is in. That page is mapped, since the thread runs on it.
+//! - On the thread's signal stack, where the kernel says with the signal that there is one: to the end of
+//!   it, where the kernel began to write.
+//! - Elsewhere (a coroutine's, a thread whose bounds are not known): to the end of the page that sp is in. That page is mapped, since the thread runs on it.
 //!
 //! The kernel runs the handler on the thread's signal stack where it has one (every thread of Rust's
 //! `std` does), else on the stack itself; it needs less than 1 KiB of it besides the kernel's frame.
@@ -242,6 +243,7 @@ impl Target {
         };
         let (end, is_stack) = match known {
             Some(stack) if stack.contains(&sp) => (stack.end, true),
+            _ if signal_stack(context).contains(&sp) => (signal_stack(context).end, false),
             _ => ((sp | (SMALLEST_PAGE - 1)).wrapping_add(1), false),
         };
         let words = if sp.is_multiple_of(8) { end.wrapping_sub(sp) / 8 } else { 0 };
@@ -273,6 +275,12 @@ impl Target {
             previous(signal);
         }
     }
+}
+
+/// The signal stack of the running thread; empty when it has none.
+fn signal_stack(context: &libc::ucontext_t) -> Range<u64> {
+    let start = context.uc_stack.ss_sp as u64;
+    start..start.saturating_add(context.uc_stack.ss_size as u64)
 }
 
 /// No page is smaller where we run.

@@ -15,6 +15,9 @@
 //! There is one sampler at a time. While a session runs, its frequency is the sampler's and the window
 //! rests; what the window held by then went out as the session's `before`. So the two never cost twice.
 //!
+//! What a sample stands for is settled at the report: `charges` notes what CPU time the kernel charged to each
+//! thread in the bucket or session, and `strata` lets the samples of each name add up to it.
+//!
 //! # What it costs
 //!
 //! `perf` takes a ring a thread, by [`perf`]'s arithmetic 64 KiB, and 4 MiB in all at 99 Hz and less;
