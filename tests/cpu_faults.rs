@@ -66,7 +66,7 @@ fn nothing_is_allocated_and_no_page_touched_first_where_a_thread_is_interrupted(
             // The first signal of a thread touches its signal stack.
             burn(Duration::from_millis(40));
             let before = (ALLOCATIONS.get(), faults());
-            burn(Duration::from_millis(400));
+            burn(Duration::from_millis(1200));
             (ALLOCATIONS.get() - before.0, faults() - before.1)
         })
     });

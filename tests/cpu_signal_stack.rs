@@ -55,9 +55,10 @@ fn a_stack_that_begins_elsewhere_is_cut_where_the_handler_began_and_that_is_said
             let of = profile.losses.iter().filter(|loss| loss.cause.contains(what));
             of.map(|loss| loss.count).sum::<u64>()
         };
-        assert!(lost("a signal's alternate stack") >= 50, "{told}");
-        // A larger copy would be no help.
-        assert_eq!(lost("deeper than its copy"), 0, "{told}");
+        let elsewhere = lost("a signal's alternate stack");
+        assert!(elsewhere >= 50, "{told}");
+        // A larger copy would be no help. Other threads than that may be deep.
+        assert!(lost("deeper than its copy") * 10 <= elsewhere, "{told}");
         let seen: i64 = under(&profile, "burner", BURNERS, 0).iter().sum();
         assert!(seen >= 50, "what the handler does is seen: {seen}; {told}");
     }
