@@ -241,7 +241,7 @@ impl State {
         }
     }
 
-    /// The same of all threads: 0.5 us each.
+    /// The same of all threads: about a microsecond each.
     fn settle(&mut self) {
         self.charge(&self.charges.tids());
     }
