@@ -9,6 +9,7 @@ use rustix::time::ClockId;
 
 use crate::burn::{self, Burnt, FUNCTIONS, THREAD, cpu_of};
 use crate::drive::{Engine, Report, Running};
+use crate::turns::{self, Idle};
 use crate::{agreement, handler, throughput};
 
 /// What no cell takes; one that does hangs.
@@ -91,7 +92,15 @@ pub(crate) fn run(args: &[String]) {
         ["third", engine, millis] => {
             agreement::cell(of(engine), Duration::from_millis(millis.parse().unwrap_or(1000)))
         }
-        ["start", engine] => start_cell(of(engine)),
+        ["start", engine, threads] => start_cell(of(engine), threads.parse().unwrap_or(0)),
+        ["lookback", engine, idle, busy, millis] => {
+            let number = |text: &str| text.parse().unwrap_or(0);
+            let time = Duration::from_millis(millis.parse().unwrap_or(1000));
+            turns::lookback(of(engine), number(idle), number(busy), time)
+        }
+        ["sample", engine, millis] => {
+            turns::sample(of(engine), Duration::from_millis(millis.parse().unwrap_or(1000)))
+        }
         ["handler", engine] => handler::cell(of(engine)),
         ["throughput", engine, pairs] => throughput::cell(of(engine), pairs.parse().unwrap_or(7)),
         _ => Err(format!("not a cell: {args:?}")),
@@ -193,7 +202,8 @@ fn is_called(name: &str, function: &str) -> bool {
     name.strip_suffix(function).is_some_and(|path| path.is_empty() || path.ends_with("::"))
 }
 
-fn start_cell(engine: Engine) -> Result<(), String> {
+fn start_cell(engine: Engine, threads: usize) -> Result<(), String> {
+    let _idle = Idle::new(threads);
     let before = resident("VmRSS:");
     let start = Instant::now();
     let running = engine.start(99)?;

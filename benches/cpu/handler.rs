@@ -93,6 +93,7 @@ fn of_timer() -> Result<f64, String> {
     let here = gettid().as_raw_nonzero().get() as u32;
     let stack = StackBounds::read().map_err(words)?.of(here).ok_or("no stack is known")?;
     target.set_stack(ENTRY, stack);
+    target.set_thread(ENTRY, here);
     let lost = target.slots().lost();
     let with = quietest(|| send(DEPTH, target, here));
     if target.slots().lost() != lost {

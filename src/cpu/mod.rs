@@ -19,6 +19,9 @@
 //! its samples bear `state` (running, sleeping, …) and `wait`, the kernel's function they wait in, too. What
 //! the look-back saw is of CPU time then as ever.
 //!
+//! `samples` is the number of samples really taken. `cpu` is the CPU time they stand for: of threads of one
+//! name together what the kernel charged to them (`live/strata.rs`), else a period each.
+//!
 //! Labels on samples: `thread`, its name; `stack = cut`, when its outer end is missing. Tokio's task and
 //! tracing's span are not among them: neither is known outside of the thread without the host's help.
 

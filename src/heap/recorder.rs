@@ -82,7 +82,7 @@ pub(super) fn record(address: usize, size: usize) {
             match walk.end {
                 End::Whole => {}
                 End::Truncated => count(&LOST.truncated),
-                End::Broken => count(&LOST.broken),
+                End::Broken | End::Elsewhere => count(&LOST.broken),
             }
             if walk.is_inferred {
                 count(&LOST.inferred);

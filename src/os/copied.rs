@@ -85,6 +85,21 @@ impl Slots {
         Some(Self { memory, slots, stack_words, next: AtomicU64::new(0), lost: AtomicU64::new(0) })
     }
 
+    /// Touches the memory of all slots, as deep in each as `bytes` for all of them allow, so that writing
+    /// there is no page fault later: some 0.3 us a page the first time.
+    pub fn touch(&self, bytes: usize) {
+        const PAGE_WORDS: usize = 512;
+        let each = bytes / 8 / self.slots;
+        for words in (0..self.slots).filter_map(|slot| self.words(slot)) {
+            let words = words.get(..each.min(words.len())).unwrap_or_default();
+            let pages = words.iter().step_by(PAGE_WORDS).chain(words.last());
+            // A handler may be writing; what it writes stays.
+            pages.for_each(|word| {
+                word.fetch_add(0, Relaxed);
+            });
+        }
+    }
+
     /// A free slot, now the caller's alone. Async-signal-safe.
     pub(super) fn claim(&self) -> Option<Claimed<'_>> {
         let start = self.next.fetch_add(1, Relaxed) as usize;
@@ -154,13 +169,15 @@ impl Claimed<'_> {
         self.stack.len()
     }
 
-    /// Fills the slot with `words` of stack, as many as there is room for, and hands it over.
-    pub(super) fn publish(self, head: &Head, words: impl Iterator<Item = u64>, whole: bool) {
-        let mut length = 0u64;
-        for (place, word) in self.stack.iter().zip(words) {
-            place.store(word, Relaxed);
-            length += 1;
-        }
+    /// Lets `fill` put words of stack where there is room for them, which says how many, and hands the slot
+    /// over.
+    pub(super) fn publish(
+        self,
+        head: &Head,
+        whole: bool,
+        fill: impl FnOnce(&[AtomicU64]) -> usize,
+    ) {
+        let length = fill(self.stack).min(self.stack.len()) as u64;
         let Registers { ip, sp, fp, lr } = head.registers;
         let fixed = [u64::from(head.tid), u64::from(head.tag), u64::from(head.weight)];
         let length = length << 1 | u64::from(whole);
@@ -187,6 +204,13 @@ mod tests {
         }
     }
 
+    /// Fills a slot with `words` of stack, as many as there is room for.
+    fn publish(slot: Claimed<'_>, head: &Head, words: impl Iterator<Item = u64>, whole: bool) {
+        slot.publish(head, whole, |places| {
+            places.iter().zip(words).map(|(place, word)| place.store(word, Relaxed)).count()
+        });
+    }
+
     fn taken(slots: &Slots) -> Vec<Copied> {
         let mut taken = Vec::new();
         slots.drain(&mut Copied::default(), |copied| taken.push(copied.clone()));
@@ -196,14 +220,14 @@ mod tests {
     #[test]
     fn what_was_published_is_taken_once() {
         let slots = Slots::map(4, 32).unwrap();
-        slots.claim().unwrap().publish(&head(3), [10, 11].into_iter(), true);
+        publish(slots.claim().unwrap(), &head(3), [10, 11].into_iter(), true);
         let unfinished = slots.claim().unwrap();
         let got = taken(&slots);
         assert_eq!(got.len(), 1);
         assert_eq!((got[0].head, &got[0].stack[..], got[0].whole), (head(3), &[10, 11][..], true));
         assert!(taken(&slots).is_empty());
         assert_eq!(unfinished.room(), 4);
-        unfinished.publish(&head(1), 0..100, false);
+        publish(unfinished, &head(1), 0..100, false);
         let got = taken(&slots);
         assert_eq!((&got[0].stack[..], got[0].whole), (&[0, 1, 2, 3][..], false));
     }
@@ -213,7 +237,7 @@ mod tests {
         for slots in [1, 2, REACH - 1, REACH] {
             let pool = Slots::map(slots, 8).unwrap();
             for _ in 0..slots {
-                pool.claim().unwrap().publish(&head(1), [1].into_iter(), true);
+                publish(pool.claim().unwrap(), &head(1), [1].into_iter(), true);
             }
             assert!(pool.claim().is_none(), "{slots}");
             pool.lose(2);
@@ -234,7 +258,9 @@ mod tests {
                     scope.spawn(move || {
                         for _ in 0..2000 {
                             match pool.claim() {
-                                Some(slot) => slot.publish(&head(1), [writer; 8].into_iter(), true),
+                                Some(slot) => {
+                                    publish(slot, &head(1), [writer; 8].into_iter(), true)
+                                }
                                 None => pool.lose(1),
                             }
                         }

@@ -12,9 +12,9 @@
 //! ```
 //!
 //! The handler takes no lock, allocates nothing and meets nothing that is made at first use: [`install`]
-//! maps and publishes all of it before the kernel knows the handler. It is one system call (`gettid`), a
-//! tick and a copy: about 0.5 us and what the stack takes, 16 KiB in 2 us. The tick is read, not the clock:
-//! 10 ns of an instruction where the kernel trusts the CPU's counter, and no call into a library.
+//! maps and publishes all of it before the kernel knows the handler. It is a tick, a copy, and one system call
+//! (`gettid`) where the sender has not said who is at an entry ([`Target::set_thread`]). The tick is read, not
+//! the clock: 10 ns of an instruction where the kernel trusts the CPU's counter, and no call into a library.
 //!
 //! # How far the stack may be read
 //!
@@ -25,8 +25,9 @@
 //! - Within the bounds that the capture side found for the thread and put at its [`Entry`]: from sp to
 //!   the end of them, bounded by the slot. They are the thread's own stack, which lives as long as the
 //!   thread does, and it is the thread that reads.
-//! - Elsewhere (a signal stack, a coroutine's, a thread whose bounds are not known): to the end of the
-//!   page that sp is in. That page is mapped, since the thread runs on it.
+//! - On the thread's signal stack, where the kernel says with the signal that there is one: to the end of
+//!   it, where the kernel began to write.
+//! - Elsewhere (a coroutine's, a thread whose bounds are not known): to the end of the page that sp is in. That page is mapped, since the thread runs on it.
 //!
 //! The kernel runs the handler on the thread's signal stack where it has one (every thread of Rust's
 //! `std` does), else on the stack itself; it needs less than 1 KiB of it besides the kernel's frame.
@@ -45,7 +46,7 @@ use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicUsize};
 
 use super::copied::{Head, Slots};
 use super::memory::Chunk;
-use super::signal_context::{read_word, registers, thread_pointer};
+use super::signal_context::{copy_words, registers, thread_pointer};
 use super::ticks;
 
 /// As many threads can have an entry at once.
@@ -57,8 +58,8 @@ const COOKIE: u64 = 0x6d72_706c << 32;
 /// One more than the highest number of a signal.
 const SIGNALS: usize = 65;
 
-/// Words of an entry: the stack's start and end.
-const ENTRY: usize = 2;
+/// Words of an entry: the stack's start and end, the thread's id, and one that fills a power of two.
+const ENTRY: usize = 4;
 
 static TARGETS: [AtomicPtr<Target>; SIGNALS] = [const { AtomicPtr::new(ptr::null_mut()) }; SIGNALS];
 
@@ -171,11 +172,18 @@ impl Target {
 
     /// Tells the handler where the stack of the thread at `entry` lies; an empty range: not known.
     pub fn set_stack(&self, entry: Entry, stack: Range<u64>) {
-        if let Some([start, end]) = self.entry(entry) {
+        if let Some([start, end, ..]) = self.entry(entry) {
             // A handler between the two sees no stack, or one that the thread is not on.
             end.store(0, Release);
             start.store(stack.start, Release);
             end.store(stack.end, Release);
+        }
+    }
+
+    /// Tells the handler which thread is at `entry`, as long as that thread lives; 0: it asks the kernel.
+    pub fn set_thread(&self, entry: Entry, tid: u32) {
+        if let Some([.., id, _]) = self.entry(entry) {
+            id.store(tid.into(), Release);
         }
     }
 
@@ -227,23 +235,31 @@ impl Target {
         let Some(slot) = self.slots.claim() else { return self.slots.lose(weight.into()) };
         let registers = registers(context);
         let sp = registers.sp;
-        let known = self.entry(entry).map(|[start, end]| {
+        let words = self.entry(entry);
+        let known = words.map(|[start, end, ..]| {
             let end = end.load(Acquire);
             start.load(Acquire)..end
         });
+        let tid = match words.map_or(0, |[.., id, _]| id.load(Acquire) as u32) {
+            // SAFETY: takes no pointer and cannot fail.
+            0 => (unsafe { libc::syscall(libc::SYS_gettid) }) as u32,
+            tid => tid,
+        };
         let (end, is_stack) = match known {
             Some(stack) if stack.contains(&sp) => (stack.end, true),
+            _ if signal_stack(context).contains(&sp) => (signal_stack(context).end, false),
             _ => ((sp | (SMALLEST_PAGE - 1)).wrapping_add(1), false),
         };
         let words = if sp.is_multiple_of(8) { end.wrapping_sub(sp) / 8 } else { 0 };
         let whole = is_stack && words <= slot.room() as u64;
-        // SAFETY: takes no pointer and cannot fail.
-        let tid = unsafe { libc::syscall(libc::SYS_gettid) } as u32;
         let (tag, thread_pointer) = (entry.into(), thread_pointer());
         let head = Head { tid, tag, weight, registers, thread_pointer, time: ticks::now() };
-        // SAFETY: from sp to the end of the running thread's own stack, or of the page it runs on.
-        let stack = (0..words).map(|word| unsafe { read_word(sp.wrapping_add(word * 8)) });
-        slot.publish(&head, stack, whole);
+        slot.publish(&head, whole, |place| {
+            let words = place.len().min(words as usize);
+            // SAFETY: from sp to the end of the running thread's own stack, or of the page it runs on.
+            unsafe { copy_words(sp, place.get(..words).unwrap_or_default()) };
+            words
+        });
     }
 
     /// Calls the handler that was there before.
@@ -263,6 +279,12 @@ impl Target {
             previous(signal);
         }
     }
+}
+
+/// The signal stack of the running thread; empty when it has none.
+fn signal_stack(context: &libc::ucontext_t) -> Range<u64> {
+    let start = context.uc_stack.ss_sp as u64;
+    start..start.saturating_add(context.uc_stack.ss_size as u64)
 }
 
 /// No page is smaller where we run.

@@ -3,6 +3,7 @@
 #![allow(unsafe_code)]
 
 use std::arch::asm;
+use std::sync::atomic::AtomicU64;
 
 use super::copied::Registers;
 
@@ -37,27 +38,33 @@ pub(super) fn thread_pointer() -> u64 {
     pointer
 }
 
-/// The word at `address`.
+/// Copies as many words as `to` has from `address` up.
 ///
 /// # Safety
 ///
-/// It must be mapped and aligned.
+/// They must be mapped and aligned, and nobody else may read or write `to` meanwhile.
 #[inline]
-pub(super) unsafe fn read_word(address: u64) -> u64 {
-    let word: u64;
-    // SAFETY: the caller's. Read by an instruction of our own, because to the language the bytes may be
-    // padding or belong to a live `&mut`.
+pub(super) unsafe fn copy_words(address: u64, to: &[AtomicU64]) {
+    // SAFETY: the caller's. Copied by instructions of our own, because to the language the bytes may be
+    // padding or belong to a live `&mut`. The kernel clears the direction flag for a handler.
+    #[cfg(target_arch = "x86_64")]
     unsafe {
-        #[cfg(target_arch = "x86_64")]
         asm!(
-            "mov {word}, [{address}]", word = out(reg) word, address = in(reg) address,
-            options(readonly, nostack, preserves_flags)
-        );
-        #[cfg(target_arch = "aarch64")]
-        asm!(
-            "ldr {word}, [{address}]", word = out(reg) word, address = in(reg) address,
-            options(readonly, nostack, preserves_flags)
+            "rep movsq", inout("rcx") to.len() => _, inout("rsi") address => _,
+            inout("rdi") to.as_ptr() => _, options(nostack, preserves_flags)
         );
     }
-    word
+    #[cfg(target_arch = "aarch64")]
+    for (index, place) in to.iter().enumerate() {
+        let word: u64;
+        // SAFETY: the caller's; by an instruction of our own for the same reason.
+        unsafe {
+            asm!(
+                "ldr {word}, [{address}]", word = out(reg) word,
+                address = in(reg) address + index as u64 * 8,
+                options(readonly, nostack, preserves_flags)
+            );
+        }
+        place.store(word, std::sync::atomic::Ordering::Relaxed);
+    }
 }

@@ -78,6 +78,9 @@ pub enum End {
     Truncated,
     /// At a frame without usable unwind information, whose caller is not certain.
     Broken,
+    /// At the first frame of a signal handler, where the code it interrupted has its stack elsewhere and
+    /// that was not copied.
+    Elsewhere,
 }
 
 /// Why there is no stack.

@@ -56,7 +56,7 @@ impl Walker {
     /// less one. `stack` are the words from `registers.sp` up, `whole` says that they reach the stack's end.
     ///
     /// [`End::Truncated`] is a walk that ran off the copy or filled `frames`, [`End::Broken`] one that
-    /// had no way to go on. About 2 us at a depth of 20, 5 us when little is in the cache.
+    /// had no way to go on, [`End::Elsewhere`] one that came from a signal's stack to another. About 2 us at a depth of 20, 5 us when little is in the cache.
     pub fn walk(
         &mut self,
         registers: Registers,
@@ -99,7 +99,9 @@ impl Walker {
             })
         };
         let walk = unwind_walk::walk(&self.modules, &mut self.cache, registers, &mut read, take);
+        let copied = registers.sp..registers.sp.saturating_add(stack.len() as u64 * 8);
         let end = match walk.end {
+            None if walk.interrupted.is_some_and(|sp| !copied.contains(&sp)) => End::Elsewhere,
             None if ran_off && !whole => End::Truncated,
             None => End::Broken,
             Some(end) => end,

@@ -30,6 +30,8 @@ pub(super) struct Walked {
     pub(super) end: Option<End>,
     /// Whether it passed code without tables.
     pub(super) is_inferred: bool,
+    /// The stack pointer of the code that the last signal on the way had interrupted.
+    pub(super) interrupted: Option<u64>,
 }
 
 /// Walks from `registers`, handing each frame and its stack pointer to `take` until that wants no more: the
@@ -41,7 +43,7 @@ pub(super) fn walk(
     read: &mut impl FnMut(u64) -> Result<u64, ()>,
     mut take: impl FnMut(u64, u64) -> bool,
 ) -> Walked {
-    let (mut is_exact, mut is_inferred) = (true, false);
+    let (mut is_exact, mut is_inferred, mut interrupted) = (true, false, None);
     let end = loop {
         let address = registers.ip.wrapping_sub(u64::from(!is_exact));
         if !take(address, registers.sp) {
@@ -62,13 +64,18 @@ pub(super) fn walk(
             }
         };
         (registers, is_exact) = match next {
-            Ok(next) => next,
+            Ok((outer, after_signal)) => {
+                if after_signal {
+                    interrupted = Some(outer.sp);
+                }
+                (outer, after_signal)
+            }
             Err(Stop::First) => break Some(End::Whole),
             Err(Stop::Unread) => break None,
             Err(Stop::Senseless) => break Some(End::Broken),
         };
     };
-    Walked { end, is_inferred }
+    Walked { end, is_inferred, interrupted }
 }
 
 /// The caller of a frame without a table, if the code proves it.
@@ -105,3 +112,7 @@ fn infer(
     }
     caller(fp.checked_add(16)?, outer, ra, registers, is_exact).ok()
 }
+
+#[cfg(all(test, target_os = "linux", target_arch = "x86_64"))]
+#[path = "unwind_walk_tests.rs"]
+mod tests;

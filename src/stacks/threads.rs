@@ -173,6 +173,9 @@ fn remark(thread: &Thread, signals: bool, signal: i32, stack: Option<&Stack>) ->
         Some(End::Whole) => "",
         Some(End::Truncated) => "the outer end is missing: deeper than 128 frames or 256 KiB",
         Some(End::Broken) => "the outer end is missing: code without unwind information",
+        Some(End::Elsewhere) => {
+            "the outer end is missing: in a signal handler with a stack of its own"
+        }
         None if !signals => "no stack: threads are not signalled",
         None if signal == 0 => "no stack: no handler",
         None if blocks(thread, signal) => "no stack: blocks SIGURG",

@@ -15,10 +15,13 @@
 //! There is one sampler at a time. While a session runs, its frequency is the sampler's and the window
 //! rests; what the window held by then went out as the session's `before`. So the two never cost twice.
 //!
+//! What a sample stands for is settled at the report: `charges` notes what CPU time the kernel charged to each
+//! thread in the bucket or session, and `strata` lets the samples of each name add up to it.
+//!
 //! # What it costs
 //!
 //! `perf` takes a ring a thread, by [`perf`]'s arithmetic 64 KiB, and 4 MiB in all at 99 Hz and less;
-//! `timer` a pool that is touched as deep as stacks were: 1 KiB to 32 KiB a slot. Tables are bounded by
+//! `timer` a pool of 2 MiB, and more where stacks were deep on many cores: at most 32 KiB a slot. Tables are bounded by
 //! `tally`'s constants. `cargo bench --bench cpu` has the times.
 
 mod charges;
@@ -34,6 +37,8 @@ mod timed;
 mod timer;
 mod wall;
 mod wall_report;
+mod wall_standing;
+mod wall_watch;
 mod window;
 
 pub(super) use recorder::Recorder;

@@ -241,7 +241,7 @@ impl State {
         }
     }
 
-    /// The same of all threads: 0.5 us each.
+    /// The same of all threads: about a microsecond each.
     fn settle(&mut self) {
         self.charge(&self.charges.tids());
     }
@@ -275,6 +275,7 @@ impl State {
                     End::Whole => {}
                     End::Truncated => tally.short += weight,
                     End::Broken => tally.broken += weight,
+                    End::Elsewhere => tally.elsewhere += weight,
                 }
                 tally.inferred += if walk.is_inferred { weight } else { 0 };
                 let frames = frames.get(..walk.depth).unwrap_or_default();

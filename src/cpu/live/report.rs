@@ -112,6 +112,10 @@ fn remark(profile: &mut Profile, subject: &Subject<'_>, tallies: &[&Tally]) {
         ("CPU samples cut at the outer end: the stack is deeper than its copy", sum(|t| t.short)),
         ("CPU samples cut where unwind information ends", sum(|t| t.broken)),
         (
+            "CPU samples on a signal's alternate stack, cut where the handler began",
+            sum(|t| t.elsewhere),
+        ),
+        (
             "CPU samples walked through code without unwind tables, by its calls and frame pointers",
             sum(|t| t.inferred),
         ),

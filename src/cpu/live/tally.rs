@@ -47,6 +47,8 @@ pub(super) struct Tally {
     pub(super) short: u64,
     /// Weight of stacks at whose end no unwind information led on.
     pub(super) broken: u64,
+    /// Weight of stacks that end in a signal handler, whose stack is not that of the code below.
+    pub(super) elsewhere: u64,
     /// Weight of stacks that pass code without unwind tables.
     pub(super) inferred: u64,
     /// Threads that could not be sampled.
@@ -70,6 +72,7 @@ impl Tally {
             unplaced: 0,
             short: 0,
             broken: 0,
+            elsewhere: 0,
             inferred: 0,
             refused: 0,
             log: Log::new(limit),

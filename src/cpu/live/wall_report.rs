@@ -6,7 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::tally::{Count, Tally};
-use super::wall::Standings;
+use super::wall_standing::{Standing, Standings};
 use crate::base::Hertz;
 use crate::model::{
     Function, FunctionHandle, Line, Mapping, Profile, Sample, StringHandle, ValueType,
@@ -14,17 +14,6 @@ use crate::model::{
 
 const SAMPLES: ValueType = ValueType { name: "samples", unit: "count" };
 const WALL: ValueType = ValueType { name: "wall", unit: "nanoseconds" };
-
-/// How a thread was found.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct Standing {
-    pub(super) thread: String,
-    pub(super) state: &'static str,
-    /// The kernel's function it waits in; empty for none.
-    pub(super) wait: String,
-    /// Why there is no stack; empty when there is.
-    pub(super) why: &'static str,
-}
 
 /// What was done.
 #[derive(Debug, Default)]

@@ -1,0 +1,120 @@
+//! What the thread that records uses: for itself, and for each sample.
+//!
+//! Read from that thread's CPU clock, so that what the host's threads do is not in it, nor what a start
+//! and a stop cost. A turn costs something whether there is a sample or not; so the cost of a sample is
+//! that of a session over busy threads less that of as long a session at the same rate over none.
+
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use marple::base::Hertz;
+use marple::cpu::{Lookback, Options};
+use marple::model::CpuEngine;
+use marple::os::timer::cpu_time_of;
+
+use crate::burn::{self, THREAD};
+use crate::drive::Engine;
+
+/// The rate of the look-back by default.
+const LOOKBACK: u32 = 19;
+
+/// The rate at which samples are counted and costed.
+const HERTZ: u32 = 1000;
+
+const BUSY: usize = 2;
+
+/// Threads that wait until it is dropped.
+pub(crate) struct Idle(Vec<mpsc::Sender<()>>, Vec<thread::JoinHandle<()>>);
+
+impl Idle {
+    pub(crate) fn new(threads: usize) -> Self {
+        let spawn = |_| {
+            let (hold, wait) = mpsc::channel::<()>();
+            (hold, thread::spawn(move || drop(wait.recv())))
+        };
+        let (hold, threads) = (0..threads).map(spawn).unzip();
+        Self(hold, threads)
+    }
+}
+
+impl Drop for Idle {
+    fn drop(&mut self) {
+        self.0.clear();
+        self.1.drain(..).for_each(|thread| drop(thread.join()));
+    }
+}
+
+/// CPU seconds of the thread that records.
+fn recording() -> Result<f64, String> {
+    let words = |error: std::io::Error| error.to_string();
+    for task in std::fs::read_dir("/proc/self/task").map_err(words)? {
+        let task = task.map_err(words)?;
+        if std::fs::read_to_string(task.path().join("comm"))
+            .is_ok_and(|name| name == "marple-cpu\n")
+        {
+            let tid = task.file_name().to_str().and_then(|tid| tid.parse().ok());
+            return Ok(cpu_time_of(tid.unwrap_or(0)).map_err(words)?.as_secs_f64());
+        }
+    }
+    Err("no thread records".to_owned())
+}
+
+fn by(engine: Engine) -> Result<CpuEngine, String> {
+    match engine {
+        Engine::Perf => Ok(CpuEngine::Perf),
+        Engine::Timer => Ok(CpuEngine::Timer),
+        _ => Err(format!("{engine} has no thread of its own")),
+    }
+}
+
+/// The share of a core that the look-back takes of `idle` waiting and `busy` burning threads, for each
+/// core that these keep busy.
+pub(crate) fn lookback(
+    engine: Engine,
+    idle: usize,
+    busy: usize,
+    time: Duration,
+) -> Result<(), String> {
+    let _idle = Idle::new(idle);
+    let start = || {
+        let frequency = Hertz(LOOKBACK);
+        let options =
+            Options { engine: by(engine)?, lookback_frequency: frequency, ..Options::default() };
+        let lookback = Lookback::start(&options).map_err(|error| error.to_string())?;
+        Ok::<_, String>((lookback, recording()?, Instant::now()))
+    };
+    let percent = burn::during(busy, time, start, |started, burnt| {
+        let (_lookback, before, begun) = started?;
+        let used = recording()? - before;
+        let burnt: f64 = burnt.iter().sum();
+        let base = if busy == 0 { begun.elapsed().as_secs_f64() } else { burnt };
+        Ok::<_, String>(used / base * 100.0)
+    })?;
+    println!("percent {percent}");
+    Ok(())
+}
+
+/// What a sample costs, and what a second of turns costs without any.
+pub(crate) fn sample(engine: Engine, time: Duration) -> Result<(), String> {
+    let session = |busy: usize| {
+        let start = || {
+            let running = engine.start(HERTZ)?;
+            Ok::<_, String>((running, recording()?, Instant::now()))
+        };
+        burn::during(busy, time, start, |started, _| {
+            let (running, before, begun) = started?;
+            let (used, seconds) = (recording()? - before, begun.elapsed().as_secs_f64());
+            let report = running.stop()?.named(HERTZ);
+            let of_burners = report.seen.iter().filter(|seen| seen.thread == THREAD);
+            let samples: u64 = of_burners.map(|seen| seen.samples).sum();
+            Ok::<_, String>((used / seconds, samples as f64 / seconds))
+        })
+    };
+    // The first of a process reads tables that the others find read.
+    session(BUSY)?;
+    let ((turns, _), (whole, samples)) = (session(0)?, session(BUSY)?);
+    println!("turns {}", turns * 1e6);
+    println!("sample {}", (whole - turns) * 1e6 / samples);
+    Ok(())
+}

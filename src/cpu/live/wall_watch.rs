@@ -1,0 +1,387 @@
+//! The thread `marple-wall`: whose turn it is, and how each thread is looked at.
+
+use std::any::Any;
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::thread;
+use std::time::Duration;
+
+use super::images::Images;
+use super::tally::Tally;
+use super::wall_report::Counts;
+use super::wall_standing::{Standing, Standings};
+use crate::base::{Clock, Hertz, Moment, SystemClock};
+use crate::cpu::Error;
+use crate::os::catch::{self, BATCH, Net, SIGNAL};
+use crate::os::glance::{Eyes, Runs};
+use crate::os::tasks::Tasks;
+use crate::os::threads::{self, Thread};
+use crate::os::unwind::{End, MAX_FRAMES, Walker};
+
+/// Looks a second at most: 3 % of a core.
+const LOOKS: u32 = 2000;
+
+/// Signals a second at most, over all threads.
+const SIGNALS: u32 = 500;
+
+/// The list of threads is read whenever their number has changed, and this often anyway.
+const LIST_EVERY: Duration = Duration::from_millis(250);
+
+/// As in a CPU session.
+const NODES: usize = 64 << 10;
+
+/// What is read first of a stack from outside; the rest only of one that is deeper.
+const SHALLOW: usize = 16 << 10;
+
+/// How long a thread that was woken by a signal alone is waited for until it sleeps again.
+const SETTLE: Duration = Duration::from_millis(5);
+
+/// A thread that is watched.
+struct Watched {
+    /// Up to here its time is accounted for.
+    since: Moment,
+    last: Runs,
+    asleep: Option<Asleep>,
+}
+
+/// Where a thread sleeps as long as it has not had another turn.
+struct Asleep {
+    turns: u64,
+    frames: Arc<[u64]>,
+    is_cut: bool,
+}
+
+/// A thread that has to be asked.
+struct Question {
+    thread: Thread,
+    runs: Runs,
+    at: Moment,
+}
+
+/// What is left of a budget that grows by the second.
+struct Budget {
+    each_second: f64,
+    left: f64,
+}
+
+impl Budget {
+    fn new(each_second: u32) -> Self {
+        Self { each_second: each_second.into(), left: 0.0 }
+    }
+
+    /// A tick's share at most, or a lot of threads: what was not used long ago is not used at once now.
+    fn grow(&mut self, passed: Duration, frequency: Hertz) {
+        let most = (self.each_second / f64::from(frequency.get().max(1))).max(BATCH as f64);
+        self.left = (self.left + passed.as_secs_f64() * self.each_second).min(most);
+    }
+
+    fn is_spent(&self) -> bool {
+        self.left < 1.0
+    }
+}
+
+/// Everything that the thread keeps.
+pub(super) struct Watch {
+    frequency: Hertz,
+    pub(super) signals: bool,
+    /// Whether stacks of sleeping threads are read from outside where they can be.
+    from_outside: bool,
+    own: u32,
+    tasks: Tasks,
+    listed_at: Option<Moment>,
+    listed: Vec<u32>,
+    eyes: Eyes,
+    walker: Walker,
+    watched: HashMap<u32, Watched>,
+    /// Whose turn it is.
+    line: VecDeque<u32>,
+    looks: Budget,
+    questions: Budget,
+    ticked: Moment,
+    stack: Vec<u64>,
+    pub(super) tally: Tally,
+    pub(super) standings: Standings,
+    pub(super) counts: Counts,
+    pub(super) images: Images,
+}
+
+impl Watch {
+    pub(super) fn new(frequency: Hertz, signals: bool, from_outside: bool) -> Result<Self, Error> {
+        let refused = |why| Error::Refused { engine: "wall", why };
+        let mut watch = Self {
+            frequency,
+            signals,
+            from_outside,
+            own: 0,
+            tasks: Tasks::open().map_err(|source| Error::Tasks { source })?,
+            listed_at: None,
+            listed: Vec::new(),
+            eyes: Eyes::open().map_err(refused)?,
+            walker: Walker::new()?,
+            watched: HashMap::new(),
+            line: VecDeque::new(),
+            looks: Budget::new(LOOKS),
+            questions: Budget::new(SIGNALS),
+            ticked: SystemClock.now(),
+            stack: Vec::new(),
+            tally: Tally::new(NODES),
+            standings: Standings::default(),
+            counts: Counts::default(),
+            images: Images::default(),
+        };
+        // The threads there are have all their time in the profile.
+        watch.list(watch.ticked);
+        Ok(watch)
+    }
+
+    /// Looks until `ends` closes.
+    pub(super) fn run(mut self, ends: &Receiver<()>, guard: fn() -> Box<dyn Any>) -> Self {
+        let _guard = guard();
+        self.own = threads::current();
+        let period = Duration::from_secs(1) / self.frequency.get().max(1);
+        let mut random = u64::from(self.own);
+        loop {
+            // Knuth's multiplier; the upper bits are the random ones.
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            let part = (random >> 11) as f64 / (1u64 << 53) as f64;
+            let is_over = match ends.recv_timeout(period.mul_f64(0.5 + part)) {
+                Err(RecvTimeoutError::Timeout) => false,
+                Ok(()) | Err(RecvTimeoutError::Disconnected) => true,
+            };
+            self.tick();
+            if is_over {
+                return self;
+            }
+        }
+    }
+
+    /// Looks at the threads whose turn it is.
+    pub(super) fn tick(&mut self) {
+        let now = SystemClock.now();
+        let passed = now.since(self.ticked);
+        self.ticked = now;
+        self.looks.grow(passed, self.frequency);
+        self.questions.grow(passed, self.frequency);
+        self.counts.ticks += 1;
+        let is_due = self.listed_at.is_none_or(|at| now.since(at) >= LIST_EVERY);
+        if is_due || self.tasks.count().is_none_or(|count| count != self.listed.len()) {
+            self.list(now);
+        }
+        if self.walker.refresh().unwrap_or(false) || self.images.is_empty() {
+            self.images.note();
+        }
+        let mut questions = Vec::new();
+        for _ in 0..self.line.len() {
+            let is_spent = self.questions.left - (questions.len() as f64) < 1.0;
+            if self.looks.is_spent() || (self.signals && is_spent) {
+                self.counts.short_ticks += 1;
+                break;
+            }
+            let Some(tid) = self.line.pop_front() else { break };
+            self.looks.left -= 1.0;
+            match self.eyes.look(tid) {
+                Some((thread, runs)) => {
+                    self.line.push_back(tid);
+                    let at = SystemClock.now();
+                    questions.extend(self.look(Question { thread, runs, at }));
+                }
+                None => self.forget(tid, true),
+            }
+        }
+        if !questions.is_empty() {
+            self.ask(questions);
+        }
+    }
+
+    /// Brings the line up to who is there.
+    fn list(&mut self, now: Moment) {
+        let is_whole = self.tasks.list(&mut self.listed).is_ok();
+        // One that was born since the last list has lived half of the time since, on average.
+        let born = self.listed_at.map_or(now, |last| now - now.since(last) / 2);
+        for &tid in &self.listed {
+            if tid != self.own && !self.watched.contains_key(&tid) {
+                let last = self.eyes.runs(tid).unwrap_or_default();
+                let watched = Watched { since: born, last, asleep: None };
+                self.watched.insert(tid, watched);
+                self.line.push_back(tid);
+            }
+        }
+        if is_whole {
+            let listed = &self.listed;
+            let is_gone = |tid: &&u32| listed.binary_search(tid).is_err();
+            let gone: Vec<u32> = self.watched.keys().filter(is_gone).copied().collect();
+            gone.into_iter().for_each(|tid| self.forget(tid, true));
+        }
+        self.forget(self.own, false);
+        self.listed_at = Some(now);
+    }
+
+    fn forget(&mut self, tid: u32, has_ended: bool) {
+        if self.watched.remove(&tid).is_some() {
+            self.line.retain(|&other| other != tid);
+            self.counts.ended += u64::from(has_ended);
+        }
+    }
+
+    /// Places a thread that need not be asked; gives back one that must be.
+    fn look(&mut self, question: Question) -> Option<Question> {
+        let Question { thread, runs, at } = &question;
+        let watched = self.watched.get_mut(&thread.tid)?;
+        self.counts.cpu += runs.cpu.saturating_sub(watched.last.cpu);
+        self.counts.waited += runs.waited.saturating_sub(watched.last.waited);
+        watched.last = *runs;
+        watched.asleep.take_if(|asleep| asleep.turns != runs.turns);
+        if let Some(Asleep { frames, is_cut, .. }) = &watched.asleep {
+            let (frames, is_cut) = (Arc::clone(frames), *is_cut);
+            self.counts.unmoved += 1;
+            self.place(thread, *at, &frames, is_cut, "");
+            return None;
+        }
+        match thread.state {
+            'Z' | 'X' => {
+                self.place(thread, *at, &[], true, "it has ended");
+                return None;
+            }
+            'R' => {}
+            _ if self.from_outside && self.read_from_outside(thread, *runs, *at) => return None,
+            // One that stands still answers when it goes on, which is too late.
+            'S' => {}
+            _ => {
+                self.counts.silent += 1;
+                self.place(thread, *at, &[], true, "no answer: signals do not reach it");
+                return None;
+            }
+        }
+        let why = match () {
+            () if !self.signals => "not signalled",
+            () if thread.blocked >> (SIGNAL - 1) & 1 == 1 => "no answer: it blocks SIGURG",
+            () => return Some(question),
+        };
+        self.counts.silent += 1;
+        self.place(thread, *at, &[], true, why);
+        None
+    }
+
+    /// Whether the stack of a sleeping thread could be had without it.
+    fn read_from_outside(&mut self, thread: &Thread, runs: Runs, at: Moment) -> bool {
+        for bytes in [SHALLOW, catch::STACK_BYTES] {
+            let Some(registers) = self.eyes.asleep(thread.tid, runs, bytes, &mut self.stack) else {
+                return false;
+            };
+            let mut frames = [0; MAX_FRAMES];
+            let walk = self.walker.walk(registers, &self.stack, false, &mut frames);
+            let is_deep = walk.end == End::Truncated && walk.depth == MAX_FRAMES;
+            if walk.end == End::Whole || is_deep {
+                let frames = frames.get(..walk.depth).unwrap_or_default();
+                self.counts.from_outside += 1;
+                self.place(thread, at, frames, is_deep, "");
+                self.hold(thread.tid, runs.turns, frames, is_deep);
+                return true;
+            }
+            if walk.end == End::Broken {
+                return false;
+            }
+        }
+        false
+    }
+
+    /// Asks threads by a signal.
+    fn ask(&mut self, questions: Vec<Question>) {
+        let net = match Net::cast() {
+            Ok(net) => net,
+            Err(why) => {
+                self.counts.silent += questions.len() as u64;
+                self.counts.no_signals = Some(why);
+                for Question { thread, at, .. } in &questions {
+                    self.place(thread, *at, &[], true, "no answer: no handler");
+                }
+                return;
+            }
+        };
+        self.questions.left -= questions.len() as f64;
+        self.counts.signalled += questions.len() as u64;
+        let tids: Vec<u32> = questions.iter().map(|question| question.thread.tid).collect();
+        let mut answers: HashMap<u32, (Box<[u64]>, End)> = HashMap::new();
+        let mut gone = Vec::new();
+        let take = |tid, frames: &[u64], end| drop(answers.insert(tid, (frames.into(), end)));
+        // Without maps nobody's stack has bounds, and nobody is asked.
+        let _ = net.catch(&SystemClock, &tids, &mut self.walker, |tid| gone.push(tid), take);
+        drop(net);
+        gone.into_iter().for_each(|tid| self.forget(tid, true));
+        let until = SystemClock.now() + SETTLE;
+        for Question { thread, runs, at } in questions {
+            let Some((frames, end)) = answers.remove(&thread.tid) else {
+                if self.watched.contains_key(&thread.tid) {
+                    self.counts.silent += 1;
+                    self.place(&thread, at, &[], true, "no answer within 100 ms");
+                }
+                continue;
+            };
+            let is_cut = end != End::Whole;
+            self.place(&thread, at, &frames, is_cut, "");
+            if thread.state == 'S' && self.sleeps_on(thread.tid, runs, until) {
+                self.hold(thread.tid, runs.turns + 1, &frames, is_cut);
+            }
+        }
+    }
+
+    /// Whether a thread that slept has had one turn since `runs`, the handler's, and sleeps again.
+    fn sleeps_on(&self, tid: u32, runs: Runs, until: Moment) -> bool {
+        loop {
+            match self.eyes.look(tid) {
+                Some((thread, now)) if now.turns == runs.turns + 1 => {
+                    if thread.state == 'S' {
+                        return true;
+                    }
+                }
+                _ => return false,
+            }
+            if SystemClock.now() >= until {
+                return false;
+            }
+            thread::sleep(Duration::from_micros(50));
+        }
+    }
+
+    fn hold(&mut self, tid: u32, turns: u64, frames: &[u64], is_cut: bool) {
+        if let Some(watched) = self.watched.get_mut(&tid) {
+            watched.asleep = Some(Asleep { turns, frames: frames.into(), is_cut });
+        }
+    }
+
+    /// Counts the time of a thread up to `at` as spent there.
+    fn place(
+        &mut self,
+        thread: &Thread,
+        at: Moment,
+        frames: &[u64],
+        is_cut: bool,
+        why: &'static str,
+    ) {
+        let Some(watched) = self.watched.get_mut(&thread.tid) else { return };
+        let time = at.since(watched.since);
+        watched.since = at;
+        let state = match thread.state {
+            // It slept and has had no turn yet: it waits for a core.
+            'R' if watched.asleep.is_some() => "runnable",
+            'R' => "running",
+            'S' => "sleeping",
+            'D' => "disk-sleep",
+            'T' | 't' => "stopped",
+            'I' => "idle",
+            'Z' | 'X' => "ended",
+            _ => "unknown",
+        };
+        let standing =
+            Standing { thread: thread.name.clone(), state, wait: thread.wait_channel.clone(), why };
+        let number = self.standings.number(standing);
+        let micros = u32::try_from(time.as_micros()).unwrap_or(u32::MAX);
+        self.counts.looked += 1;
+        self.tally.add(number, frames, micros, is_cut && why.is_empty());
+    }
+}
+
+#[cfg(test)]
+#[path = "wall_tests.rs"]
+mod tests;

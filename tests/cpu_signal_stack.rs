@@ -1,0 +1,65 @@
+//! What a profile says of code that runs in a signal handler with a stack of its own.
+#![cfg(all(feature = "cpu", target_os = "linux", target_env = "gnu"))]
+
+mod cpu_support;
+
+use std::ptr;
+use std::thread;
+use std::time::Duration;
+
+use cpu_support::{BURNERS, burn, engines, start, stop, under};
+use marple::symbols;
+
+/// Enough for this handler and that of the profiler in it.
+const STACK: usize = 128 << 10;
+
+extern "C" fn handler(_: libc::c_int) {
+    burn(Duration::from_millis(400));
+}
+
+/// Runs the handler of SIGUSR1 on a stack of its own.
+#[expect(unsafe_code, reason = "a handler cannot be installed without")]
+fn burn_in_a_handler() {
+    let stack = vec![0u8; STACK].leak();
+    // SAFETY: the stack stays for ever, and the handler is a plain one that calls what may be called there.
+    unsafe {
+        let mut stack_of_signals: libc::stack_t = std::mem::zeroed();
+        stack_of_signals.ss_sp = stack.as_mut_ptr().cast();
+        stack_of_signals.ss_size = STACK;
+        let mut before: libc::stack_t = std::mem::zeroed();
+        assert_eq!(libc::sigaltstack(&raw const stack_of_signals, &raw mut before), 0);
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = handler as *const () as usize;
+        action.sa_flags = libc::SA_ONSTACK;
+        assert_eq!(libc::sigaction(libc::SIGUSR1, &raw const action, ptr::null_mut()), 0);
+        libc::raise(libc::SIGUSR1);
+        // The thread takes its own back before it ends.
+        libc::sigaltstack(&raw const before, ptr::null_mut());
+    }
+}
+
+#[test]
+fn a_stack_that_begins_elsewhere_is_cut_where_the_handler_began_and_that_is_said() {
+    for engine in engines() {
+        let session = start(engine, 250).unwrap();
+        thread::Builder::new()
+            .name("burner".into())
+            .spawn(burn_in_a_handler)
+            .unwrap()
+            .join()
+            .unwrap();
+        let mut profile = stop(session);
+        symbols::name_functions(&mut profile);
+        let told = format!("{engine}: {:?} {:?}", profile.comments, profile.losses);
+        let lost = |what: &str| {
+            let of = profile.losses.iter().filter(|loss| loss.cause.contains(what));
+            of.map(|loss| loss.count).sum::<u64>()
+        };
+        let elsewhere = lost("a signal's alternate stack");
+        assert!(elsewhere >= 50, "{told}");
+        // A larger copy would be no help. Other threads than that may be deep.
+        assert!(lost("deeper than its copy") * 10 <= elsewhere, "{told}");
+        let seen: i64 = under(&profile, "burner", BURNERS, 0).iter().sum();
+        assert!(seen >= 50, "what the handler does is seen: {seen}; {told}");
+    }
+}
