@@ -22,8 +22,16 @@
 //! `samples` is the number of samples really taken. `cpu` is the CPU time they stand for: of threads of one
 //! name together what the kernel charged to them (`live/strata.rs`), else a period each.
 //!
-//! Labels on samples: `thread`, its name; `stack = cut`, when its outer end is missing. Tokio's task and
-//! tracing's span are not among them: neither is known outside of the thread without the host's help.
+//! # Labels on samples
+//!
+//! `thread`, its name; `stack = cut`, when its outer end is missing. In an incident with a runtime trace also
+//! `task`, the name or the place of spawning of the task that the thread polled at that moment, and `span`,
+//! the innermost of `tracing`'s spans that it was in. Nothing is asked of the thread for these: a sample's
+//! thread and moment are kept ([`Profile::timed`]; the first 65,536 samples of a session, 8,192 of each sixth
+//! of the look-back), and the agent joins them with the polls and spans of the trace (`agent/capture/labels.rs`).
+//! There is no such label where tasks are not recorded (see [`task`](crate::task)), where the layer is not
+//! installed, where the trace's ring was written over by then, on samples of the time before the capture as
+//! for spans, in wall mode, and on a profile that does not end together with the trace.
 
 mod account;
 mod itimer;

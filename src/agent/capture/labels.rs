@@ -11,8 +11,7 @@
 //! ```
 //!
 //! The samples of a thread are sorted by time and each poll looks up those it holds, so that there is no
-//! second copy of the polls, of which there may be a quarter of a million. It takes some 50 ns a poll and
-//! 40 bytes a sample.
+//! second copy of the polls, of which there may be a quarter of a million: a binary search for each.
 //!
 //! The profile from before the capture is labelled by the polls that the recorder holds when the captures
 //! start, and by no spans: these are recorded during a capture only. A CPU capture that ends before the

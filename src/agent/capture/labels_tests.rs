@@ -59,8 +59,10 @@ fn timeline() -> Timeline {
     timeline
 }
 
-/// One stack per number in `stacks`; samples of it are (thread, moment, weight).
-fn profile(stacks: &[(u64, i64, &[(u32, u64, u32)])]) -> Profile {
+/// An address, the CPU time at it, and its samples: thread, moment, weight.
+type Stack<'a> = (u64, i64, &'a [(u32, u64, u32)]);
+
+fn profile(stacks: &[Stack<'_>]) -> Profile {
     let mut profile = Profile::new(&[SAMPLES, CPU], CPU, 10, Timestamp::UNIX_EPOCH);
     for &(address, cpu, seen) in stacks {
         let stack = profile.intern_stack(&[address]);

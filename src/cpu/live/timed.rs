@@ -10,7 +10,7 @@
 //! after is counted and has no time; its place in the profile it has. Memory is taken as it fills.
 //!
 //! Perf events are dated by the kernel on `CLOCK_MONOTONIC` itself. The timer's handler reads a tick,
-//! which the drain dates by the pairs of tick and moment at its own start and at that of the one before:
+//! which the drain dates by the pairs of tick and moment at its own start and at that of two before it:
 //! the moment of the drain alone would be up to 200 ms late, and a poll lasts microseconds.
 
 use std::collections::HashMap;

@@ -46,6 +46,9 @@ const TOUCHED: usize = 2 << 20;
 
 const SIGPROF: i32 = 27;
 
+/// Two pairs of tick and moment that are closer tell no rate: each is off by some ten nanoseconds.
+const DATE_EVERY: Duration = Duration::from_millis(5);
+
 struct Timed {
     timer: ThreadTimer,
     entry: Entry,
@@ -62,8 +65,8 @@ pub(super) struct TimerSampler {
     lost: u64,
     random: u64,
     copied: Copied,
-    /// The last drain, in ticks and as a moment: what was sampled since is dated between it and the next.
-    drained: (u64, Moment),
+    /// Two drains, in ticks and as moments: what is sampled is dated by them and the next.
+    pairs: [(u64, Moment); 2],
 }
 
 impl TimerSampler {
@@ -87,7 +90,7 @@ impl TimerSampler {
             lost: target.slots().lost(),
             random: std::process::id().into(),
             copied,
-            drained: ticks::pair(),
+            pairs: [ticks::pair(); 2],
         })
     }
 
@@ -177,7 +180,11 @@ impl Sampler for TimerSampler {
 
     fn drain(&mut self, take: &mut dyn FnMut(&Copied, Moment) -> Verdict) -> u64 {
         let pair = ticks::pair();
-        let dates = Calibration::new([std::mem::replace(&mut self.drained, pair), pair]);
+        let [older, newer] = self.pairs;
+        let dates = Calibration::new([older, newer, pair]);
+        if pair.1.since(newer.1) >= DATE_EVERY {
+            self.pairs = [newer, pair];
+        }
         let mut unknown = Vec::new();
         let timed = &self.timed;
         self.target.slots().drain(&mut self.copied, |copied| {

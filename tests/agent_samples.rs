@@ -1,0 +1,261 @@
+//! The CPU samples of an incident: in its trace on their threads, and in its profiles by task and span.
+#![cfg(all(feature = "cpu", feature = "trace", target_os = "linux", target_env = "gnu"))]
+
+mod cpu_support;
+mod host;
+mod peers;
+
+use std::collections::BTreeSet;
+use std::hint::black_box;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use host::{Host, PATIENCE, settings, wait_for};
+use marple::base::Hertz;
+use marple::codec::pprof;
+use marple::config::CpuSettings;
+use marple::model::{CpuEngine, Manifest};
+use marple::task::Trace as _;
+use marple::{CaptureKind, CaptureSet};
+use rustix::time::{ClockId, clock_gettime};
+use tokio::runtime::Runtime;
+use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::prelude::*;
+
+const STATS: &str =
+    "select name, value from stats where value > 0 and severity in ('error', 'data_loss')";
+
+/// The samples that have a function somewhere on their stack.
+const UNDER: &str = "with recursive
+    up(sample, ts, utid, frame, parent) as (
+        select p.id, p.ts, p.utid, c.frame_id, c.parent_id from perf_sample p
+        join stack_profile_callsite c on p.callsite_id = c.id
+        union all
+        select sample, ts, utid, c.frame_id, c.parent_id from up
+        join stack_profile_callsite c on up.parent = c.id
+    ),
+    swept as (
+        select distinct sample, ts, utid from up join stack_profile_frame f on up.frame = f.id
+        where f.name glob '*burn_a_sweep'
+    )";
+
+/// The CPU time that the sweeper has used, in nanoseconds.
+static SWEPT: AtomicU64 = AtomicU64::new(0);
+
+fn cpu_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+/// Work that costs the same wherever it is done; `odd` keeps two functions that do it from being one.
+#[inline(always)]
+fn burn(odd: u64, time: Duration) -> Duration {
+    let before = cpu_time();
+    while cpu_time() < before + time {
+        for n in 0..1000u64 {
+            black_box(n.wrapping_mul(n | odd).rotate_left(7));
+        }
+    }
+    cpu_time() - before
+}
+
+#[inline(never)]
+fn burn_a_sweep(time: Duration) {
+    SWEPT.fetch_add(burn(1, time).as_nanos() as u64, Ordering::Relaxed);
+}
+
+#[inline(never)]
+fn burn_a_polish(time: Duration) {
+    black_box(burn(3, time));
+}
+
+const POLL: Duration = Duration::from_millis(2);
+
+/// Burns in polls of 2 ms, each within a span; notes the threads they are on.
+async fn sweep(stop: Arc<AtomicBool>, threads: Arc<Mutex<BTreeSet<u32>>>) {
+    while !stop.load(Ordering::Relaxed) {
+        let tid = rustix::thread::gettid().as_raw_nonzero().get() as u32;
+        threads.lock().unwrap().insert(tid);
+        tracing::info_span!("brush").in_scope(|| burn_a_sweep(POLL));
+        tokio::task::yield_now().await;
+    }
+}
+
+/// The same by another name and in another span: what is dated wrong by more than a little is taken for it.
+async fn polish(stop: Arc<AtomicBool>) {
+    while !stop.load(Ordering::Relaxed) {
+        tracing::info_span!("buff").in_scope(|| burn_a_polish(POLL));
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Two tasks, `sweeper` and `polisher`, that burn in turn on one worker until this is dropped.
+struct Sweeper {
+    runtime: Option<Runtime>,
+    stop: Arc<AtomicBool>,
+    threads: Arc<Mutex<BTreeSet<u32>>>,
+}
+
+impl Sweeper {
+    fn start() -> Self {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        marple::instrument(builder.worker_threads(1));
+        let runtime = builder.enable_all().build().unwrap();
+        let (stop, threads): (Arc<AtomicBool>, Arc<_>) = (Arc::default(), Arc::default());
+        runtime.spawn(sweep(Arc::clone(&stop), Arc::clone(&threads)).traced("sweeper"));
+        runtime.spawn(polish(Arc::clone(&stop)).traced("polisher"));
+        Self { runtime: Some(runtime), stop, threads }
+    }
+
+    /// Returns when it has used as much more CPU time.
+    fn wait(&self, time: Duration) {
+        let before = SWEPT.load(Ordering::Relaxed);
+        wait_for("the sweeper to burn", || {
+            let swept = SWEPT.load(Ordering::Relaxed) - before;
+            (swept >= time.as_nanos() as u64).then_some(())
+        });
+    }
+
+    fn tids(&self) -> Vec<String> {
+        self.threads.lock().unwrap().iter().map(u32::to_string).collect()
+    }
+}
+
+impl Drop for Sweeper {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.runtime.take();
+    }
+}
+
+/// The one incident of an agent with this engine, of `kinds`, while the sweeper burns before and during.
+fn incident(engine: CpuEngine, sweeper: &Sweeper, kinds: CaptureSet) -> (Host, PathBuf, Manifest) {
+    let cpu = CpuSettings {
+        engine,
+        frequency: Hertz(200),
+        lookback_frequency: Hertz(99),
+        ..CpuSettings::default()
+    };
+    let host = Host::start(marple::Settings { cpu, ..settings() });
+    sweeper.wait(Duration::from_millis(600));
+    host.handle().start(kinds).wait(PATIENCE).unwrap();
+    wait_for("the captures to run", || {
+        let (_, manifest) = host.incidents().pop()?;
+        (manifest.captures.len() == kinds.iter().count()).then_some(())
+    });
+    sweeper.wait(Duration::from_millis(600));
+    host.handle().stop().wait(PATIENCE).unwrap();
+    let (dir, manifest) = host.closed(1).remove(0);
+    (host, dir, manifest)
+}
+
+fn of(kind: CaptureKind, dir: &Path, manifest: &Manifest) -> Vec<PathBuf> {
+    let of_kind = manifest.artifacts.iter().filter(|artifact| artifact.kind == kind);
+    of_kind.map(|artifact| dir.join(&artifact.file)).collect()
+}
+
+/// Samples in a profile.
+fn samples(file: &Path) -> i64 {
+    let profile = pprof::read(&std::fs::read(file).unwrap()).unwrap();
+    profile.sample.iter().map(|sample| sample.value[0]).sum()
+}
+
+/// The share of the time of `function` that bears `label`, as Go's pprof counts it, in per cent.
+fn share(file: &Path, label: &str, value: &str) -> f64 {
+    let file = file.to_str().unwrap();
+    let time = |args: &[&str]| {
+        let all = [&["-top", "-unit=ns", "-nodefraction=0", "-focus=burn_a_sweep$"], args, &[file]];
+        let top = peers::go_pprof(&all.concat());
+        let line = top.lines().find(|line| line.ends_with("burn_a_sweep"));
+        line.map_or(0.0, |line| {
+            let cumulative = line.split_whitespace().nth(3).unwrap();
+            cumulative.trim_end_matches("ns").parse::<f64>().unwrap()
+        })
+    };
+    100.0 * time(&[&format!("-tagfocus={label}=^{value}$")]) / time(&[])
+}
+
+#[test]
+fn what_burns_is_in_the_trace_on_its_thread_and_in_the_profile_by_its_task() {
+    let _turn = cpu_support::turn();
+    tracing_subscriber::registry().with(LevelFilter::INFO).with(marple::trace::layer()).init();
+    for engine in cpu_support::engines() {
+        let sweeper = Sweeper::start();
+        let kinds = [CaptureKind::Trace, CaptureKind::Threads, CaptureKind::Cpu];
+        let (host, dir, manifest) = incident(engine, &sweeper, kinds.into());
+        let profiles = of(CaptureKind::Cpu, &dir, &manifest);
+        let [before, during] = &profiles[..] else { panic!("{profiles:?}") };
+
+        let tags = peers::go_pprof(&["-tags", during.to_str().unwrap()]);
+        assert!(tags.contains("sweeper") && tags.contains("brush"), "{engine}: {tags}");
+        for (file, label, value) in
+            [(during, "task", "sweeper"), (during, "span", "brush"), (before, "task", "sweeper")]
+        {
+            let share = share(file, label, value);
+            println!("{engine}: {label}={value} on {share:.1} % of {}", file.display());
+            assert!(share > 90.0, "{engine}: {label}={value} on {share:.1} %, {tags}");
+        }
+
+        let [trace] = &of(CaptureKind::Trace, &dir, &manifest)[..] else { panic!("one trace") };
+        let results = peers::perfetto_query(
+            trace,
+            &[
+                STATS,
+                "select count(*) from perf_sample",
+                &format!("{UNDER} select distinct t.tid from swept join thread t using (utid)"),
+                &format!("{UNDER} select count(*) from swept"),
+                &format!(
+                    "{UNDER} select count(distinct sample) from swept w
+                     join thread_track tt on w.utid = tt.utid join slice s on s.track_id = tt.id
+                     where s.name = 'sweeper' and w.ts >= s.ts
+                     and (s.dur = -1 or w.ts < s.ts + s.dur)"
+                ),
+                "select count(*) > 3 from slice where name = 'thread stack'",
+                "select count(*) from perf_sample join thread using (utid) where name is null",
+            ],
+        );
+        let number = |result: usize| results[result][0][0].parse::<i64>().unwrap();
+        assert_eq!(results[0], Vec::<Vec<String>>::new(), "{engine}");
+        assert_eq!(number(1), samples(before) + samples(during), "{engine}");
+        let tids = sweeper.tids();
+        assert!(results[2].iter().flatten().all(|tid| tids.contains(tid)), "{results:?}, {tids:?}");
+        let (swept, in_polls) = (number(3), number(4));
+        println!(
+            "{engine}: {} samples, {swept} of the sweeper, {in_polls} in its polls",
+            number(1)
+        );
+        assert!(swept > 60, "{engine}: {swept} samples");
+        assert!(in_polls * 10 > swept * 9, "{engine}: {in_polls} of {swept} within its polls");
+        assert_eq!((number(5), number(6)), (1, 0), "{engine}");
+
+        let packets = peers::python("perfetto_decode.py", &[trace.to_str().unwrap()]);
+        let shown = packets.lines().filter(|packet| packet.contains("\"perf_sample\"")).count();
+        assert_eq!(shown as i64, number(1));
+        drop(host);
+    }
+}
+
+#[test]
+fn a_profile_without_a_trace_has_no_tasks_and_a_trace_without_a_profile_no_samples() {
+    let _turn = cpu_support::turn();
+    let sweeper = Sweeper::start();
+    let (host, dir, manifest) = incident(CpuEngine::Auto, &sweeper, [CaptureKind::Cpu].into());
+    for file in of(CaptureKind::Cpu, &dir, &manifest) {
+        let tags = peers::go_pprof(&["-tags", file.to_str().unwrap()]);
+        assert!(tags.contains("thread:") && !tags.contains("task:"), "{tags}");
+    }
+    drop(host);
+    let (_host, dir, manifest) = incident(CpuEngine::Auto, &sweeper, [CaptureKind::Trace].into());
+    let [trace] = &of(CaptureKind::Trace, &dir, &manifest)[..] else { panic!("one trace") };
+    let results = peers::perfetto_query(
+        trace,
+        &[
+            STATS,
+            "select count(*) from perf_sample",
+            "select count(*) > 9 from slice where name = 'sweeper'",
+        ],
+    );
+    assert_eq!(results, [vec![], vec![vec!["0".to_owned()]], vec![vec!["1".to_owned()]]]);
+}
