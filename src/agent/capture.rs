@@ -5,6 +5,7 @@
 //! panics is a line in the manifest, a disk that refuses is a failure in the report.
 
 mod gather;
+mod order;
 mod stuck;
 mod take;
 

@@ -18,9 +18,10 @@
 use std::fmt;
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::recorder::{LIVE, LOST, SITES, STACKS};
+use super::recorder::{EVER, LIVE, LOST, SITES, STACKS};
+use super::segment::Record;
 use super::sites::{ANY_SIZE, Amount};
-use super::{Error, Exclusion, exclude_current_thread, installed, rate};
+use super::{Error, Exclusion, exclude_current_thread, installed, rate, thread};
 use crate::base::Bytes;
 use crate::model::{Losses, Mapping, ValueType};
 use crate::os::unwind::MAX_FRAMES;
@@ -121,7 +122,12 @@ impl Room {
             self.mappings = images::loaded()?;
             self.read = Some(generation);
         }
-        Ok(Dump { room: self, in_use: InUse::default(), _excluded: excluded })
+        Ok(Dump {
+            room: self,
+            in_use: InUse::default(),
+            allocated: Amount::default(),
+            _excluded: excluded,
+        })
     }
 }
 
@@ -140,6 +146,8 @@ pub struct Sample<'a> {
 pub struct Dump<'a> {
     room: &'a mut Room,
     in_use: InUse,
+    /// What all sites say together.
+    allocated: Amount,
     _excluded: Exclusion,
 }
 
@@ -150,6 +158,7 @@ impl Dump<'_> {
         mut see: impl FnMut(&Sample<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
         self.in_use = InUse::default();
+        self.allocated = Amount::default();
         let end = SITES.end();
         for first in (1..end).step_by(WINDOW) {
             let ids = first..end.min(first + WINDOW as u32);
@@ -159,6 +168,7 @@ impl Dump<'_> {
                 self.room.frames.clear();
                 self.room.frames.extend(STACKS.get(site.stack).into_iter().flatten());
                 let allocated = site.allocated;
+                self.allocated.add(allocated);
                 see(&Sample {
                     frames: &self.room.frames,
                     size: (site.size != ANY_SIZE).then_some(site.size),
@@ -182,7 +192,7 @@ impl Dump<'_> {
         let totals = &mut self.in_use;
         LIVE.for_each(|record| {
             if first == 1 {
-                totals.add(record.size as f64, record.weight);
+                totals.add(&record);
             }
             let place = record.site.checked_sub(first).map(|place| place as usize);
             if let Some(sum) = place.and_then(|place| sums.get_mut(place)) {
@@ -234,10 +244,22 @@ impl Dump<'_> {
         }
         let InUse { records, bytes, variance } = self.in_use;
         let error = variance.sqrt();
-        let share = if bytes > 0.0 { error / bytes * 100.0 } else { 0.0 };
         see(format_args!(
-            "heap: {bytes:.0} bytes in use, standard error {error:.0} ({share:.1} %), \
-             from {records} samples"
+            "heap: {bytes:.0} bytes in use, standard error {error:.0} ({:.1} %), \
+             from {records} samples",
+            share(error, bytes)
+        ))?;
+        let (samples, error) = EVER.told();
+        let (objects, bytes) = (self.allocated.objects(), self.allocated.bytes());
+        see(format_args!(
+            "heap: since the program began {objects} blocks and {bytes} bytes allocated, standard error \
+             {error:.0} ({:.1} %), from {samples} samples",
+            share(error, bytes as f64)
+        ))?;
+        let (counted, more) = thread::allocated();
+        see(format_args!(
+            "heap: counted, not sampled: {counted} bytes allocated since the program began, and up to \
+             {more} more that threads have yet to tell of"
         ))?;
         // Where some were, the losses say how many.
         if LOST.dropped.load(Relaxed) == 0 {
@@ -278,6 +300,11 @@ fn lost() -> impl Iterator<Item = (&'static str, u64)> {
     .filter(|&(_, count)| count > 0)
 }
 
+/// `part` of `whole`, in per cent.
+fn share(part: f64, whole: f64) -> f64 {
+    if whole > 0.0 { part / whole * 100.0 } else { 0.0 }
+}
+
 /// What all live records say together.
 #[derive(Clone, Copy, Default)]
 struct InUse {
@@ -287,10 +314,9 @@ struct InUse {
 }
 
 impl InUse {
-    fn add(&mut self, size: f64, weight: f64) {
+    fn add(&mut self, record: &Record) {
         self.records += 1;
-        self.bytes += size * weight;
-        // Horvitz and Thompson's estimate of their own variance: (1 - p)/p^2 with p = 1/weight.
-        self.variance += size * size * weight * (weight - 1.0);
+        self.bytes += record.size as f64 * record.weight;
+        self.variance += record.variance();
     }
 }
