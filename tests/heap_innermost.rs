@@ -32,6 +32,8 @@ macro_rules! functions {
         $(
             #[inline(never)]
             fn $name() -> Kept {
+                // No two alike: an optimiser makes one of functions with the same code.
+                black_box(stringify!($name));
                 let value = black_box($value);
                 // Its own block is small, and not what is looked for.
                 Box::new(value)
@@ -158,16 +160,19 @@ const CALLED_BACK: [&str; 3] = ["makes_an_entry", "makes_an_element", "makes_a_d
 
 #[inline(never)]
 fn makes_an_entry() -> Vec<u8> {
+    black_box("entry");
     black_box(Vec::with_capacity(black_box(SIZE)))
 }
 
 #[inline(never)]
 fn makes_an_element(_: u8) -> Vec<u8> {
+    black_box("element");
     black_box(Vec::with_capacity(black_box(SIZE)))
 }
 
 #[inline(never)]
 fn makes_a_default() -> Vec<u8> {
+    black_box("default");
     black_box(Vec::with_capacity(black_box(SIZE)))
 }
 

@@ -8,7 +8,7 @@
 //! and texts as it goes, for labels, lines and inlined functions, which only it writes. This one serves the
 //! moment when there is no more memory to be had. Neither can be had through the other: a `Profile` of a heap
 //! takes some 400 bytes a sample, and a `Stream` fed from a `Profile` would need all of that and the rest
-//! of the format too. What they share is the numbering, the compressor and the reader that tests hold both to.
+//! of the format too. They share the rule for ids, and the reader that tests hold both to.
 
 use std::fmt::{self, Write as _};
 use std::io::{self, Write};
