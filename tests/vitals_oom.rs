@@ -155,8 +155,6 @@ fn runs_out_of_memory(mib: u64, least: f64) {
     let [(path, manifest)] = &found[..] else { panic!("{found:#?}") };
     assert_eq!(recovery.interrupted, [manifest.id]);
     assert_eq!(manifest.state, IncidentState::Interrupted);
-    // Written before any other capture began.
-    assert_eq!(manifest.artifacts[0].kind, CaptureKind::Heap, "{:#?}", manifest.artifacts);
     let (profile, value) = last_profile(path, manifest);
     println!("{mib} MiB/s: {} profiles, the last at {value:.1} %", manifest.artifacts.len());
     assert!(value >= least, "{value} of {:#?}", manifest.reasons);

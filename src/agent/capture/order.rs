@@ -8,9 +8,9 @@
 use crate::base::Bytes;
 use crate::model::{CaptureKind, CaptureSet};
 
-/// With less than this left, memory is short: twice what the other collectors may take together, and a
-/// second and a half of a leak of 40 MiB a second.
-const SHORT: Bytes = Bytes::mib(64);
+/// With less than this left, memory is short: the other collectors may take some 24 MiB together, most of
+/// it for the CPU profile. With more, a profile that is written after the others tells of a later moment.
+const SHORT: Bytes = Bytes::mib(32);
 
 /// The sets that `kinds` are taken in, one after the other, each written before the next begins; with
 /// `headroom` left below the memory limit, if that is known.
