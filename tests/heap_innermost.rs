@@ -71,7 +71,7 @@ functions! {
         vec
     };
     vec_reserved: {
-        let mut vec: Vec<u8> = Vec::new();
+        let mut vec: Vec<u8> = black_box(Vec::new());
         vec.reserve(black_box(SIZE));
         vec
     };
