@@ -1,9 +1,9 @@
 //! What heap profiles cost, against the bare allocators and against the peers.
 //!
-//! `cargo bench --bench heap` builds the programs of `benches/heap_peers`, one allocator each and no
-//! switch in any path, and prints a row for each measure: name, value, goal, `pass` or `short`. jemalloc
-//! is built twice, with its profiler and without; building takes a C compiler, the instructions of a pair
-//! take valgrind.
+//! `cargo bench --bench heap`, or with `-- --quick` in a minute, builds the programs of
+//! `benches/heap_peers`, one allocator each and no switch in any path, and prints a row for each measure:
+//! name, value, goal, `pass` or `short`. jemalloc is built twice, with its profiler and without; building
+//! takes a C compiler, instructions take valgrind.
 //!
 //! A ratio is the median of the CPU time two programs take for one workload, one right after the other
 //! and in turn first. All rows are measured in turn within each round, and each round starts all
@@ -18,11 +18,18 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
-/// Rounds, and pairs of each row in a round.
-const ROUNDS: usize = 9;
-const PAIRS: usize = 3;
+/// How often.
+struct Plan {
+    rounds: usize,
+    dumps: usize,
+}
 
-const DUMPS: usize = 7;
+/// Some five minutes besides the build.
+const FULL: Plan = Plan { rounds: 21, dumps: 7 };
+const QUICK: Plan = Plan { rounds: 3, dumps: 1 };
+
+/// Pairs of each row in a round.
+const PAIRS: usize = 3;
 
 /// What jemalloc's profiler is set to.
 const USUAL: &str = "prof:true,lg_prof_sample:19";
@@ -55,8 +62,9 @@ const RATIOS: &[(&str, &str, &str, Option<f64>)] = &[
 ];
 
 fn main() {
+    let plan = if std::env::args().any(|argument| argument == "--quick") { QUICK } else { FULL };
     let programs = build();
-    let measured = ratios(&programs);
+    let measured = ratios(&programs, plan.rounds);
     let mut json = [1.0; 2];
     for (&(workload, of, over, goal), mut values) in RATIOS.iter().zip(measured) {
         values.sort_by(f64::total_cmp);
@@ -71,15 +79,20 @@ fn main() {
     }
     let share = (json[0] - 1.0) / (json[1] - 1.0);
     row("json: (marple - 1) / (pprof-alloc - 1)", share, Some(0.15));
-    dumps(&programs);
+    dumps(&programs, plan.dumps);
     if Command::new("valgrind").arg("--version").output().is_err() {
-        return println!("the instructions of a pair: skipped, there is no valgrind here");
+        return println!("instructions: skipped, there is no valgrind here");
     }
-    let bare = instructions(&programs, "system");
+    let pair = |program| instructions(&programs, program, "pairs", [100_000, 300_000]);
+    let bare = pair("system");
     row("a bare pair: instructions", bare, None);
-    let more = |program| instructions(&programs, program) - bare;
-    row("a pair, marple: more instructions", more("marple_system"), Some(28.0));
-    row("a pair, pprof-alloc: more instructions", more("pprof_alloc"), None);
+    row("a pair, marple: more instructions", pair("marple_system") - bare, Some(28.0));
+    row("a pair, pprof-alloc: more instructions", pair("pprof_alloc") - bare, None);
+    let json = |program| instructions(&programs, program, "json", [1, 5]);
+    let bare = json("system");
+    for program in ["marple_off", "marple_system", "pprof_alloc"] {
+        row(&format!("json: instructions, {program} / system"), json(program) / bare, None);
+    }
 }
 
 fn row(name: &str, value: f64, goal: Option<f64>) {
@@ -150,9 +163,9 @@ impl Drop for Program {
 }
 
 /// What each pair of each row said, in the rows' order.
-fn ratios(programs: &Path) -> Vec<Vec<f64>> {
+fn ratios(programs: &Path, rounds: usize) -> Vec<Vec<f64>> {
     let mut values = vec![Vec::new(); RATIOS.len()];
-    for _ in 0..ROUNDS {
+    for _ in 0..rounds {
         for (&(workload, of, over, _), values) in RATIOS.iter().zip(&mut values) {
             let mut both = [of, over].map(|name| Program::start(programs, name));
             both.iter_mut().for_each(|program| drop(program.ask(workload)));
@@ -169,10 +182,10 @@ fn ratios(programs: &Path) -> Vec<Vec<f64>> {
 }
 
 /// The first large dump of a program, ours and jemalloc_pprof's in turn.
-fn dumps(programs: &Path) {
+fn dumps(programs: &Path, dumps: usize) {
     let names = ["marple_dump", "jemalloc_dump"];
     let mut answers = [const { Vec::new() }; 2];
-    for _ in 0..DUMPS {
+    for _ in 0..dumps {
         for (name, answers) in names.iter().zip(&mut answers) {
             answers.push(Program::start(programs, name).ask("dump"));
         }
@@ -182,9 +195,9 @@ fn dumps(programs: &Path) {
         values.sort_by(f64::total_cmp);
         values
     };
-    let median = |of, at| column(of, at)[DUMPS / 2];
+    let median = |of, at| column(of, at)[dumps / 2];
     let mib = |bytes: f64| bytes / f64::from(1 << 20);
-    println!("dump of 100,000 blocks under 50,000 stacks, with names, {DUMPS} each:");
+    println!("dump of 100,000 blocks under 50,000 stacks, with names, {dumps} each:");
     for (of, name) in ["marple", "jemalloc_pprof"].into_iter().enumerate() {
         let goal = |goal| Some(goal).filter(|_| of == 0);
         row(&format!("dump, {name}: CPU ms"), median(of, 0) / 1e6, None);
@@ -200,13 +213,13 @@ fn dumps(programs: &Path) {
     row("dump: CPU of marple / jemalloc_pprof", median(0, 0) / median(1, 0), Some(0.1));
 }
 
-/// The instructions of one pair, as valgrind counts them.
-fn instructions(programs: &Path, name: &str) -> f64 {
-    let count = |pairs: &str| {
+/// The instructions of one of `what`, as valgrind counts them: the difference between more and fewer.
+fn instructions(programs: &Path, name: &str, what: &str, [few, many]: [u32; 2]) -> f64 {
+    let count = |number: u32| {
         let output = Command::new("valgrind")
             .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
             .arg(programs.join(name))
-            .args(["pairs", pairs])
+            .args([what, &number.to_string()])
             .output()
             .expect("valgrind");
         let told = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -216,5 +229,5 @@ fn instructions(programs: &Path, name: &str) -> f64 {
             told.split("Collected :").nth(1).and_then(|rest| rest.split_whitespace().next());
         total.and_then(|total| total.parse::<f64>().ok()).unwrap_or_else(|| panic!("{told}"))
     };
-    (count("300000") - count("100000")) / 200_000.0
+    (count(many) - count(few)) / f64::from(many - few)
 }

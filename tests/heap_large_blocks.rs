@@ -55,4 +55,11 @@ fn ten_blocks_of_20_mib_are_200_mib_and_nothing_after() {
     );
     assert!(profile.total("alloc_space").unwrap() >= ROUNDS * (200 << 20));
     assert!(profile.comments.iter().any(|line| line.contains("standard error")));
+    // What is counted is every byte, and the blocks are nearly all the program asked for.
+    let counted = profile.comments.iter().find_map(|line| {
+        let rest = line.strip_prefix("heap: counted, not sampled: ")?;
+        rest.split(' ').next()?.parse::<i64>().ok()
+    });
+    let more = counted.unwrap() - ROUNDS * (200 << 20);
+    assert!((-(64 << 10)..32 << 20).contains(&more), "{more}");
 }

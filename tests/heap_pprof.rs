@@ -91,7 +91,9 @@ fn go_shows_the_programs_own_functions_and_the_difference_of_two_dumps() {
     let comments = peers::go_pprof(&["-comments", second_name]);
     for said in [
         "every allocation is recorded",
-        "standard error 0 (0.0 %)",
+        "bytes in use, standard error 0 (0.0 %)",
+        "bytes allocated, standard error ",
+        "heap: counted, not sampled: ",
         "no sample was dropped",
         "process: 4711 bytes resident",
         "process: 4000 bytes count against the memory limit of 5000",

@@ -6,6 +6,7 @@
 
 mod beside;
 mod gather;
+mod headroom;
 mod labels;
 mod room;
 mod stuck;

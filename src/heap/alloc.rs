@@ -1,7 +1,7 @@
 //! The allocator itself: the inner one, and a countdown in front of it.
 //!
 //! Nearly every allocation counts its bytes down and is the inner allocator's tail call; nearly every
-//! free looks at one byte of a filter first. What is left is outlined and cold. The inner allocator sees
+//! free looks at one byte of a filter first and is a tail call too. What is left is outlined and cold. The inner allocator sees
 //! exactly the program's layouts and pointers, so an allocator that is exchanged for this one in a
 //! program that misuses it misbehaves no differently.
 //!
@@ -69,10 +69,12 @@ unsafe impl<A: GlobalAlloc> GlobalAlloc for Allocator<A> {
     #[inline]
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         if may_be_recorded(block as usize) {
-            take(block as usize);
+            // SAFETY: the caller's promises, passed on.
+            unsafe { self.dealloc_cold(block, layout) }
+        } else {
+            // SAFETY: the caller's promises, passed on.
+            unsafe { self.inner.dealloc(block, layout) }
         }
-        // SAFETY: the caller's promises, passed on.
-        unsafe { self.inner.dealloc(block, layout) }
     }
 
     #[inline]
@@ -105,6 +107,15 @@ impl<A: GlobalAlloc> Allocator<A> {
         let block = unsafe { self.inner.alloc_zeroed(layout) };
         settle(block, layout.size());
         block
+    }
+
+    /// Apart, with the inner call too: else the hot half would have a stack frame for the record.
+    #[cold]
+    #[inline(never)]
+    unsafe fn dealloc_cold(&self, block: *mut u8, layout: Layout) {
+        take(block as usize);
+        // SAFETY: the caller's promises, passed on.
+        unsafe { self.inner.dealloc(block, layout) }
     }
 
     /// A free and an allocation of `new_size` bytes, of which `spent` says whether they are accounted for.

@@ -18,9 +18,10 @@
 use std::fmt;
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::recorder::{LIVE, LOST, SITES, STACKS};
+use super::recorder::{EVER, LIVE, LOST, SITES, STACKS};
+use super::segment::Record;
 use super::sites::{ANY_SIZE, Amount};
-use super::{Error, Exclusion, exclude_current_thread, installed, rate};
+use super::{Error, Exclusion, exclude_current_thread, installed, rate, thread};
 use crate::base::Bytes;
 use crate::model::{Losses, Mapping, ValueType};
 use crate::os::unwind::MAX_FRAMES;
@@ -49,16 +50,38 @@ pub const PERIOD_TYPE: ValueType = ValueType { name: "space", unit: "bytes" };
 /// The functions that stand between the program and the tables: the language's way to its allocator,
 /// what containers do when they want room, and what is ours. A reader that keeps to it shows as innermost
 /// the function of the program that wanted the memory; the file itself keeps every frame. Matched
-/// against whole names. Nothing here calls back into the program: with a frame, all it calls is dropped.
+/// against whole names. With a frame all it calls is dropped, so what runs the program's closures and
+/// iterators is not here (`or_insert_with`, `from_iter`, `extend`); what is here calls back into the program
+/// at the most to clone, hash, compare or format a value.
 pub const DROP_FRAMES: &str = concat!(
     r"(__rustc.*::)?__(rust|rg)_(alloc|alloc_zeroed|realloc)",
     r"|<.* as core::alloc::global::GlobalAlloc>::.*",
     r"|<?marple::heap::alloc::Allocator.*",
     r"|<?alloc::(alloc|raw_vec)::.*",
-    r"|alloc::boxed::(box_new.*|Box<.*>::new(_in|_uninit|_uninit_in)?)",
+    r"|alloc::boxed::(box_new.*|Box<.*>::(new(_in|_uninit|_uninit_in)?|pin|(try_)?clone_from_ref_in))",
+    r"|alloc::boxed::convert::<impl core::convert::From<.*>::from",
     r"|<?alloc::(vec::Vec<.*>|string::String)>?",
-    r"::(with_capacity|with_capacity_in|reserve|reserve_exact|push|push_mut|push_str|grow_one)",
-    r"|<?alloc::(rc::Rc|sync::Arc)<.*>::(new|new_in|allocate_for_layout)",
+    r"::(with_capacity|with_capacity_in|reserve|reserve_exact|push|push_mut|push_str|grow_one",
+    r"|append|append_elements|extend_from_slice|extend_from_within|extend_with|insert|insert_mut|insert_str",
+    r"|into_boxed_slice|into_boxed_str|resize|shrink_to|shrink_to_fit|split_off)",
+    r"|<alloc::(vec::Vec<.*>|string::String) as core::(clone::Clone>::clone|convert::From<.*>::from",
+    r"|fmt::Write>::write_(str|char))",
+    r"|(alloc::vec|<.* as alloc::vec::spec_from_elem::SpecFromElem>)::from_elem",
+    r"|<alloc::vec::Vec<.*> as alloc::vec::spec_extend::SpecExtend<&T,core::slice::iter::Iter<T>>>",
+    r"::spec_extend",
+    r"|<?(.* as )?alloc::(slice|str)::(<impl .*>|join_generic_copy)(::.*)?",
+    r"|<.* as alloc::string::(SpecToString|ToString)>::(spec_)?to_string",
+    r"|alloc::fmt::format(::.*)?",
+    r"|<?alloc::(rc::Rc|sync::Arc)<.*>::(new|new_in|pin|allocate_for_.*|copy_from_slice|from_box(_in)?)",
+    r"|<alloc::(rc::Rc|sync::Arc)<.*> as core::convert::From<.*>::from",
+    r"|alloc::collections::btree::(node::.*|map::entry::VacantEntry<.*>::insert(_entry)?",
+    r"|map::BTreeMap<.*>::insert|set::BTreeSet<.*>::(insert|replace))",
+    r"|alloc::collections::(binary_heap::BinaryHeap|linked_list::LinkedList|vec_deque::VecDeque)<.*>",
+    r"::(with_capacity|with_capacity_in|reserve|reserve_exact|grow|insert|insert_mut|push",
+    r"|push_(back|front)(_mut|_node)?|resize)",
+    r"|(hashbrown|std::collections::hash)::(map::HashMap|set::HashSet)<.*>",
+    r"::(with_capacity.*|reserve|insert|entry|replace|shrink_to_fit)",
+    r"|hashbrown::(rustc_entry::.*::rustc_entry|raw::RawTable(Inner|<.*>)::.*)",
 );
 
 /// The room for a dump. About 330 KiB, all of it written to once, so that it is there.
@@ -99,7 +122,12 @@ impl Room {
             self.mappings = images::loaded()?;
             self.read = Some(generation);
         }
-        Ok(Dump { room: self, in_use: InUse::default(), _excluded: excluded })
+        Ok(Dump {
+            room: self,
+            in_use: InUse::default(),
+            allocated: Amount::default(),
+            _excluded: excluded,
+        })
     }
 }
 
@@ -118,6 +146,8 @@ pub struct Sample<'a> {
 pub struct Dump<'a> {
     room: &'a mut Room,
     in_use: InUse,
+    /// What all sites say together.
+    allocated: Amount,
     _excluded: Exclusion,
 }
 
@@ -128,6 +158,7 @@ impl Dump<'_> {
         mut see: impl FnMut(&Sample<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
         self.in_use = InUse::default();
+        self.allocated = Amount::default();
         let end = SITES.end();
         for first in (1..end).step_by(WINDOW) {
             let ids = first..end.min(first + WINDOW as u32);
@@ -137,6 +168,7 @@ impl Dump<'_> {
                 self.room.frames.clear();
                 self.room.frames.extend(STACKS.get(site.stack).into_iter().flatten());
                 let allocated = site.allocated;
+                self.allocated.add(allocated);
                 see(&Sample {
                     frames: &self.room.frames,
                     size: (site.size != ANY_SIZE).then_some(site.size),
@@ -160,7 +192,7 @@ impl Dump<'_> {
         let totals = &mut self.in_use;
         LIVE.for_each(|record| {
             if first == 1 {
-                totals.add(record.size as f64, record.weight);
+                totals.add(&record);
             }
             let place = record.site.checked_sub(first).map(|place| place as usize);
             if let Some(sum) = place.and_then(|place| sums.get_mut(place)) {
@@ -212,10 +244,22 @@ impl Dump<'_> {
         }
         let InUse { records, bytes, variance } = self.in_use;
         let error = variance.sqrt();
-        let share = if bytes > 0.0 { error / bytes * 100.0 } else { 0.0 };
         see(format_args!(
-            "heap: {bytes:.0} bytes in use, standard error {error:.0} ({share:.1} %), \
-             from {records} samples"
+            "heap: {bytes:.0} bytes in use, standard error {error:.0} ({:.1} %), \
+             from {records} samples",
+            share(error, bytes)
+        ))?;
+        let (samples, error) = EVER.told();
+        let (objects, bytes) = (self.allocated.objects(), self.allocated.bytes());
+        see(format_args!(
+            "heap: since the program began {objects} blocks and {bytes} bytes allocated, standard error \
+             {error:.0} ({:.1} %), from {samples} samples",
+            share(error, bytes as f64)
+        ))?;
+        let (counted, more) = thread::allocated();
+        see(format_args!(
+            "heap: counted, not sampled: {counted} bytes allocated since the program began, and up to \
+             {more} more that threads have yet to tell of"
         ))?;
         // Where some were, the losses say how many.
         if LOST.dropped.load(Relaxed) == 0 {
@@ -256,6 +300,11 @@ fn lost() -> impl Iterator<Item = (&'static str, u64)> {
     .filter(|&(_, count)| count > 0)
 }
 
+/// `part` of `whole`, in per cent.
+fn share(part: f64, whole: f64) -> f64 {
+    if whole > 0.0 { part / whole * 100.0 } else { 0.0 }
+}
+
 /// What all live records say together.
 #[derive(Clone, Copy, Default)]
 struct InUse {
@@ -265,10 +314,9 @@ struct InUse {
 }
 
 impl InUse {
-    fn add(&mut self, size: f64, weight: f64) {
+    fn add(&mut self, record: &Record) {
         self.records += 1;
-        self.bytes += size * weight;
-        // Horvitz and Thompson's estimate of their own variance: (1 - p)/p^2 with p = 1/weight.
-        self.variance += size * size * weight * (weight - 1.0);
+        self.bytes += record.size as f64 * record.weight;
+        self.variance += record.variance();
     }
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use proptest::prelude::*;
 
-use super::super::segment::LINE;
+use crate::heap::segment::LINE;
 use super::*;
 
 fn record(n: u64) -> Record {

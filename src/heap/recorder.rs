@@ -36,6 +36,7 @@ pub(super) static SITES: Sites = Sites::new();
 pub(super) static LIVE: Live = Live::new();
 pub(super) static LOST: Lost = Lost::new();
 pub(super) static LEVEL: Level = Level::new();
+pub(super) static EVER: Ever = Ever::new();
 static FILTER: Filter = Filter::new();
 
 /// What could not be recorded, by cause.
@@ -48,6 +49,34 @@ pub(super) struct Lost {
     pub(super) truncated: AtomicU64,
     pub(super) broken: AtomicU64,
     pub(super) inferred: AtomicU64,
+}
+
+/// What all samples there ever were say of the error of their sums.
+pub(super) struct Ever {
+    samples: AtomicU64,
+    /// Of the bytes, a floating point number.
+    variance: AtomicU64,
+}
+
+impl Ever {
+    const fn new() -> Self {
+        Self { samples: AtomicU64::new(0), variance: AtomicU64::new(0) }
+    }
+
+    fn count(&self, record: &Record) {
+        self.samples.fetch_add(1, Relaxed);
+        let variance = record.variance();
+        if variance > 0.0 {
+            let add = |bits| Some((f64::from_bits(bits) + variance).to_bits());
+            // Never fails: `add` always has a number.
+            let _ = self.variance.fetch_update(Relaxed, Relaxed, add);
+        }
+    }
+
+    /// How many samples, and the standard error of the bytes they stand for.
+    pub(super) fn told(&self) -> (u64, f64) {
+        (self.samples.load(Relaxed), f64::from_bits(self.variance.load(Relaxed)).sqrt())
+    }
 }
 
 impl Lost {
@@ -108,6 +137,7 @@ pub(super) fn record(address: usize, size: usize) {
     // Counted before it is alive, so that a dump that reads live blocks first never shows more in use
     // than was ever allocated.
     SITES.count(site, Amount::of(&record));
+    EVER.count(&record);
     insert(address, record);
 }
 

@@ -29,6 +29,10 @@ const FOREVER: u64 = u64::MAX >> 1;
 /// One thread's wait. No destructor, so that it may be used while thread-locals are destroyed.
 pub(crate) struct Sampler {
     left: Cell<i64>,
+    /// What `left` was when it was last set.
+    granted: Cell<i64>,
+    /// Bytes that were counted down and not yet taken by `take_passed`.
+    passed: Cell<u64>,
     wait: Cell<u64>,
     /// What `wait` was drawn at; none before the first.
     rate: Cell<Option<u64>>,
@@ -38,7 +42,14 @@ pub(crate) struct Sampler {
 impl Sampler {
     /// A sampler that has drawn nothing: its first `spend` is refused, and `decide` needs a `seed`.
     pub(crate) const fn new() -> Self {
-        Self { left: Cell::new(0), wait: Cell::new(0), rate: Cell::new(None), random: Cell::new(0) }
+        Self {
+            left: Cell::new(0),
+            granted: Cell::new(0),
+            passed: Cell::new(0),
+            wait: Cell::new(0),
+            rate: Cell::new(None),
+            random: Cell::new(0),
+        }
     }
 
     /// Whether it has yet to be seeded.
@@ -49,6 +60,8 @@ impl Sampler {
     /// Seeds the random numbers and draws the first wait.
     pub(crate) fn seed(&self, seed: u64, rate: u64) {
         self.random.set(seed);
+        // The `spend` before it was refused for want of a wait.
+        self.left.set(self.granted.get());
         self.restart(rate);
     }
 
@@ -77,6 +90,7 @@ impl Sampler {
     /// is drawn at from here on.
     pub(crate) fn decide(&self, size: usize, rate: u64) -> Option<f64> {
         self.give_back(size);
+        self.passed.set(self.passed.get().wrapping_add(size as u64));
         let drawn_at = self.rate.get().unwrap_or(rate);
         let ahead = self.wait.get().saturating_add(u64::try_from(self.left.get()).unwrap_or(0));
         match ahead.checked_sub(size as u64) {
@@ -95,6 +109,12 @@ impl Sampler {
         }
     }
 
+    /// The bytes allocated since it was last asked, but for those counted down from the last grant: every
+    /// byte, recorded or not, and none of a pause.
+    pub(crate) fn take_passed(&self) -> u64 {
+        self.passed.take()
+    }
+
     /// Sets what is left aside and hands out nothing; `resume` puts it back.
     pub(crate) fn pause(&self) -> i64 {
         self.left.replace(0)
@@ -111,9 +131,12 @@ impl Sampler {
     }
 
     fn hand_out(&self, wait: u64) {
+        let spent = self.granted.get().wrapping_sub(self.left.get());
+        self.passed.set(self.passed.get().wrapping_add(spent as u64));
         let granted = wait.min(GRANT);
         self.wait.set(wait - granted);
         self.left.set(granted as i64);
+        self.granted.set(granted as i64);
     }
 
     fn draw(&self, rate: u64) -> u64 {

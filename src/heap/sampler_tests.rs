@@ -89,6 +89,47 @@ fn rate_one_records_everything_and_rate_zero_nothing() {
 }
 
 #[test]
+fn every_byte_passes_once_whatever_becomes_of_it() {
+    for rate in [0, 1, 300, 64 << 10, 512 << 10] {
+        let sampler = Sampler::new();
+        // A thread's first block is refused before it is seeded.
+        assert!(!sampler.spend(100));
+        sampler.seed(mix(8), rate);
+        let mut allocated = 100;
+        if !sampler.spend(100) {
+            let _ = sampler.decide(100, rate);
+        }
+        let mut passed = 0;
+        for n in 0..20_000usize {
+            let size = 1 + n * 7919 % 3000;
+            let _ = allocate(&sampler, size, rate);
+            allocated += size as u64;
+            match n % 1000 {
+                // A thread's own change of the rate, an exclusion, a block that was not to be had.
+                500 => sampler.restart(rate),
+                600 => {
+                    let left = sampler.pause();
+                    if !sampler.spend(5000) {
+                        sampler.let_pass();
+                    }
+                    sampler.resume(left);
+                }
+                700 => {
+                    let _ = sampler.spend(4000);
+                    sampler.give_back(4000);
+                }
+                _ => {}
+            }
+            passed += sampler.take_passed();
+            assert!(
+                (passed..=passed + GRANT).contains(&allocated),
+                "{rate}: {passed}, {allocated}"
+            );
+        }
+    }
+}
+
+#[test]
 fn the_rate_may_change_at_any_time_without_bias() {
     let (count, size) = (400_000, 1000usize);
     let rates = [8 << 10, 64 << 10, 300, 512 << 10];

@@ -40,6 +40,15 @@ pub(crate) struct Record {
     pub(crate) weight: f64,
 }
 
+impl Record {
+    /// What it adds to the variance of the bytes its like stand for, in square bytes: Horvitz and Thompson's
+    /// estimate, (1 - p)/p^2 with p = 1/weight.
+    pub(crate) fn variance(&self) -> f64 {
+        let size = self.size as f64;
+        size * size * self.weight * (self.weight - 1.0)
+    }
+}
+
 pub(crate) struct Segment<'a> {
     keys: &'a [AtomicU64],
     records: &'a [AtomicU64],

@@ -8,7 +8,7 @@ use std::marker::PhantomData;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::sampler::{Sampler, mix};
+use super::sampler::{GRANT, Sampler, mix};
 
 struct Thread {
     sampler: Sampler,
@@ -34,6 +34,16 @@ pub(super) fn give_back(size: usize) {
     THREAD.with(|thread| thread.sampler.give_back(size));
 }
 
+/// Every byte threads have asked for, excluded ones left out, up to what [`allocated`] says.
+static ALLOCATED: AtomicU64 = AtomicU64::new(0);
+static THREADS: AtomicU64 = AtomicU64::new(0);
+
+/// The bytes asked for since the program began, recorded or not, and how many more there may be at the
+/// most: each thread tells of its last 64 KiB with the next ones.
+pub(super) fn allocated() -> (u64, u64) {
+    (ALLOCATED.load(Relaxed), THREADS.load(Relaxed).saturating_mul(GRANT))
+}
+
 /// After a refused `spend`: the weight of the block, if it is to be recorded.
 pub(super) fn decide(size: usize, rate: u64) -> Option<f64> {
     THREAD.with(|thread| {
@@ -49,7 +59,9 @@ pub(super) fn decide(size: usize, rate: u64) -> Option<f64> {
                 return None;
             }
         }
-        sampler.decide(size, rate)
+        let weight = sampler.decide(size, rate);
+        ALLOCATED.fetch_add(sampler.take_passed(), Relaxed);
+        weight
     })
 }
 
@@ -96,7 +108,6 @@ impl Drop for Exclusion {
 
 /// A seed no other thread has, and no other run.
 fn entropy(thread: &Thread) -> u64 {
-    static THREADS: AtomicU64 = AtomicU64::new(0);
     let number = THREADS.fetch_add(1, Relaxed);
     let place = (&raw const *thread) as u64;
     // By libc's clock: under valgrind the one that does without libc is an address that is not there.

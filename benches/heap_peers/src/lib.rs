@@ -13,13 +13,18 @@ use rustix::time::{ClockId, clock_gettime};
 
 pub use dump::Counting;
 
-/// Answers until stdin ends. With arguments: `pairs N`, nothing else, for counting instructions.
+/// Answers until stdin ends. With arguments: `pairs N`, or a workload N times, and nothing else, for counting
+/// instructions: under valgrind there is no clock.
 /// `dump` takes the allocator's own profile and says how large it is.
 pub fn serve(prepare: impl FnOnce(), dump: impl Fn() -> usize) {
     prepare();
     let mut arguments = std::env::args().skip(1);
-    if arguments.next().is_some() {
-        return pairs(arguments.next().and_then(|n| n.parse().ok()).expect("pairs N"));
+    if let Some(name) = arguments.next() {
+        let count = arguments.next().and_then(|n| n.parse().ok()).expect("a workload and a number");
+        return match name.as_str() {
+            "pairs" => pairs(count),
+            name => (0..count).for_each(|_| workload(name)()),
+        };
     }
     for line in io::stdin().lock().lines() {
         match line.expect("a line").as_str() {

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::io::Write;
 
 use super::beside;
+use super::headroom::turns;
 use super::stuck::of_stuck;
 use super::{Running, Tally, Task, Worker};
 use crate::agent::collect::{self, Evidence, Failure};
@@ -34,20 +35,36 @@ pub(super) struct Taken {
 }
 
 impl Worker {
-    /// Starts all of `kinds`, then writes what they saw at their start. Returns those that run.
+    /// Starts all of `kinds`, those of a turn together, then writes what they saw at their start. Returns
+    /// those that run.
     pub(super) fn start(
         &mut self,
         id: IncidentId,
         kinds: CaptureSet,
-        (task, stuck): (&Task, Option<Box<ThreadDump>>),
+        (task, mut stuck): (&Task, Option<Box<ThreadDump>>),
+        tally: &mut Tally,
+    ) -> CaptureSet {
+        let mut turns = turns(kinds, task.headroom).peekable();
+        let mut running = CaptureSet::EMPTY;
+        while let Some(turn) = turns.next() {
+            let is_last = turns.peek().is_none();
+            let started = self.start_turn(id, turn, (task, stuck.take(), is_last), tally);
+            started.iter().for_each(|kind| running.insert(kind));
+        }
+        running
+    }
+
+    fn start_turn(
+        &mut self,
+        id: IncidentId,
+        kinds: CaptureSet,
+        (task, stuck, is_last): (&Task, Option<Box<ThreadDump>>, bool),
         tally: &mut Tally,
     ) -> CaptureSet {
         let Some((_, dir)) = self.dirs.iter().find(|(open, _)| *open == id) else {
             return CaptureSet::EMPTY;
         };
         let first = dir.manifest().captures.len();
-        let reasons: Vec<String> =
-            dir.manifest().reasons.iter().map(|reason| reason.text.clone()).collect();
         let mut records = Vec::new();
         let mut taken = Vec::new();
         let mut running = CaptureSet::EMPTY;
@@ -106,8 +123,12 @@ impl Worker {
             }
             records.push(record);
         }
-        for reason in &reasons {
-            collect::trace::record_reason(reason);
+        // A trace is in the last, and may record only from its start on.
+        if is_last {
+            self.dirs.iter().filter(|(open, _)| *open == id).for_each(|(_, dir)| {
+                let reasons = dir.manifest().reasons.iter();
+                reasons.for_each(|reason| collect::trace::record_reason(&reason.text));
+            });
         }
         self.update(id, tally, |manifest| manifest.captures.extend(records));
         self.write(id, taken, tally);
@@ -136,7 +157,7 @@ impl Worker {
         self.write(id, taken, tally);
     }
 
-    /// Stops all of `kinds`, the quickest to vanish first, then writes what they saw.
+    /// Stops all of `kinds`, in each turn the quickest to vanish first, then writes what they saw.
     pub(super) fn stop(
         &mut self,
         id: IncidentId,
@@ -144,6 +165,10 @@ impl Worker {
         task: &Task,
         tally: &mut Tally,
     ) {
+        turns(kinds, task.headroom).for_each(|turn| self.stop_turn(id, turn, task, tally));
+    }
+
+    fn stop_turn(&mut self, id: IncidentId, kinds: CaptureSet, task: &Task, tally: &mut Tally) {
         let (stopping, going): (Vec<_>, Vec<_>) = std::mem::take(&mut self.running)
             .into_iter()
             .partition(|running| running.incident == id && kinds.contains(running.kind));

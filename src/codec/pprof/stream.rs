@@ -3,6 +3,12 @@
 //! Repeated fields may stand in any order among each other, so a sample may come before its locations
 //! and a location before its mapping; only texts and sample types are counted from their first. Nothing
 //! is looked up here: who writes gives ids, and what is written twice is there twice.
+//!
+//! Why there are two writers of one format: [`super::write`] has a `Profile` before it and may make vectors
+//! and texts as it goes, for labels, lines and inlined functions, which only it writes. This one serves the
+//! moment when there is no more memory to be had. Neither can be had through the other: a `Profile` of a heap
+//! takes some 400 bytes a sample, and a `Stream` fed from a `Profile` would need all of that and the rest
+//! of the format too. They share the rule for ids, and the reader that tests hold both to.
 
 use std::fmt::{self, Write as _};
 use std::io::{self, Write};
