@@ -196,10 +196,17 @@ impl Examiner {
     fn candidates(&mut self, now: Moment, followed: &[u32], workers: &[u32]) -> Vec<u32> {
         self.plain.retain(|_, until| *until > now);
         let names: Vec<String> = workers.iter().filter_map(|&tid| self.stem(tid)).collect();
+        if names.is_empty() {
+            return Vec::new();
+        }
         let mut tids = self.onlooker.list();
         tids.retain(|tid| !followed.contains(tid) && !self.plain.contains_key(tid));
-        tids.retain(|&tid| self.stem(tid).is_some_and(|name| names.contains(&name)));
-        tids
+        let (like, others) = tids
+            .into_iter()
+            .partition(|&tid| self.stem(tid).is_some_and(|name| names.contains(&name)));
+        let others: Vec<u32> = others;
+        self.plain.extend(others.into_iter().map(|tid| (tid, now + PLAIN)));
+        like
     }
 
     /// A thread's name without its number.

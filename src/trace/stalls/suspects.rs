@@ -82,7 +82,7 @@ pub(crate) struct Suspects {
     search: Option<Moment>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Worker {
     beat: Beat,
     /// Since when it tells the same.
@@ -126,17 +126,20 @@ impl Suspects {
 
     /// Takes what workers tell at `now`; gives what to ask threads, and how long until the next look.
     pub(crate) fn look(&mut self, now: Moment, beats: &[Beat]) -> (Option<Ask>, Duration) {
-        self.workers.retain(|worker| beats.iter().any(|beat| beat.worker == worker.beat.worker));
+        let is_same = |(worker, beat): (&Worker, &Beat)| worker.beat.worker == beat.worker;
+        if self.workers.len() != beats.len() || !self.workers.iter().zip(beats).all(is_same) {
+            // A runtime came or went.
+            let known = std::mem::take(&mut self.workers);
+            let known = |beat: &Beat| known.iter().find(|known| known.beat.worker == beat.worker);
+            let worker = |beat| known(beat).cloned().unwrap_or(Worker { beat: *beat, since: now });
+            self.workers = beats.iter().map(worker).collect();
+        }
         let (mut at_work, mut fresh) = (false, false);
-        for &beat in beats {
+        for (worker, &beat) in self.workers.iter_mut().zip(beats) {
             at_work |= !beat.parked;
-            match self.workers.iter_mut().find(|worker| worker.beat.worker == beat.worker) {
-                Some(worker) if worker.beat == beat && !beat.parked => {}
-                Some(worker) => {
-                    fresh |= worker.beat.parked && !beat.parked;
-                    *worker = Worker { beat, since: now };
-                }
-                None => self.workers.push(Worker { beat, since: now }),
+            if worker.beat != beat || beat.parked {
+                fresh |= worker.beat.parked && !beat.parked;
+                *worker = Worker { beat, since: now };
             }
         }
         let standing = self.standing(now).count();
