@@ -251,8 +251,8 @@ pub struct TraceSettings {
     ///
     /// Recorded polls are timed exactly. Of other tasks on an observed multi-thread runtime a stall is
     /// suspected by what the runtime counts, and told once two stacks show the same poll
-    /// ([`ThreadsMode::Full`]): of a poll that sleeps some 60 ms after the threshold, of one that computes
-    /// after 310 ms at the least. Looking costs a thousandth of a core at most while nothing stands still.
+    /// ([`ThreadsMode::Full`]): of a poll that sleeps within twice the threshold, of one that computes
+    /// after 310 ms at the least.
     pub stall: Option<Duration>,
 }
 

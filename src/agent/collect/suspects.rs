@@ -12,7 +12,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 
 use crate::base::{Clock, Moment, SystemClock};
 use crate::model::{Beat, Profile, ValueType};
-use crate::os::images;
+use crate::os::{images, threads};
 use crate::stacks::polls::{Onlooker, Stand};
 use crate::symbols;
 use crate::trace::stalls::{Ask, MAX_FOLLOWED, Sample, Suspects, Suspicion, Verdict, is_recorded};
@@ -144,7 +144,7 @@ impl Examiner {
     }
 
     fn round(mut self: Box<Self>, ask: &Ask, workers: &[u32]) -> Round {
-        let asked = SystemClock.now();
+        let (asked, before) = (SystemClock.now(), threads::cpu_time());
         self.last.retain(|tid, _| ask.follow.contains(tid));
         let mut samples = Vec::new();
         let mut open: Vec<u32> = Vec::new();
@@ -181,7 +181,7 @@ impl Examiner {
             let waited = stand.map_or(Duration::ZERO, |stand| stand.runs.waited);
             Sample { tid, poll, slept: false, waited }
         }));
-        let search = ask.search.then(|| SystemClock.now().since(asked));
+        let search = ask.search.then(|| threads::cpu_time().saturating_sub(before));
         Round { examiner: self, asked, samples, search }
     }
 

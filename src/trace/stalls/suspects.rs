@@ -33,8 +33,10 @@ const BUSY: Duration = Duration::from_millis(20);
 /// What a worker may do without telling: 61 polls of 5 ms, and a little.
 const BATCH: Duration = Duration::from_millis(310);
 
-/// The shortest between two searches among threads, and as many times what one costs: a hundredth of a core.
+/// The shortest between two searches among threads, and as many times the CPU that one takes: a hundredth of a
+/// core. The longest: the first search reads the functions' names.
 const PAUSE: Duration = Duration::from_millis(100);
+const LONG_PAUSE: Duration = Duration::from_millis(500);
 const SHARE: u32 = 100;
 
 /// The threads that are followed at once.
@@ -146,7 +148,7 @@ impl Suspects {
         if standing == 0 {
             self.followed.clear();
             let next = match (at_work, fresh) {
-                (false, _) => REST,
+                (false, _) => REST.max(self.threshold),
                 (true, true) => PERIOD,
                 (true, false) => BUSY,
             };
@@ -176,7 +178,7 @@ impl Suspects {
         search: Option<Duration>,
     ) -> Option<Verdict> {
         if let Some(cost) = search {
-            self.search = Some(now + PAUSE.max(cost.saturating_mul(SHARE)));
+            self.search = Some(now + cost.saturating_mul(SHARE).clamp(PAUSE, LONG_PAUSE));
         }
         for sample in samples {
             self.take(now, sample);
