@@ -140,8 +140,9 @@ impl AgentHandle {
         self.collectors.add(name, options, Box::new(collect))
     }
 
-    /// Watches one more tokio runtime: its tasks are counted and its lag is measured. The runtime in
-    /// which the agent was started is watched already.
+    /// Watches one more tokio runtime: its tasks are counted, its lag is measured, and a worker of it that
+    /// stands still is looked into (`trace.stall`). The runtime in which the agent was started is watched
+    /// already.
     ///
     /// # Errors
     ///

@@ -17,7 +17,8 @@
 //! over HTTP is encoded by one more, at low priority (`stream::encode`).
 //!
 //! Between ticks the loop also looks for polls that last too long (`collect::stalls`): one that does is a tick of
-//! its own, so that a rule is not asked a quarter of a second late.
+//! its own, so that a rule is not asked a quarter of a second late. Where polls are not recorded it looks at what
+//! the workers count (`collect::suspects`).
 
 mod announce;
 mod budget;

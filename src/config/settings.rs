@@ -222,6 +222,11 @@ pub struct TraceSettings {
     pub window: Duration,
     /// A poll that lasts this long is a stall: it is told in the log and in `status`, with the stack of its
     /// thread; none: nobody looks. Default: 100 ms.
+    ///
+    /// Recorded polls are timed exactly. Of other tasks on an observed multi-thread runtime a stall is
+    /// suspected by what the runtime counts, and told once two stacks show the same poll
+    /// ([`ThreadsMode::Full`]): of a poll that sleeps within twice the threshold, of one that computes
+    /// after 310 ms at the least.
     pub stall: Option<Duration>,
 }
 

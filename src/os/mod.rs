@@ -46,4 +46,4 @@ mod unwind_walk;
 pub mod wake;
 
 #[cfg(not(target_os = "linux"))]
-pub use unsupported::{cgroup, procfs, threads, wake};
+pub use unsupported::{catch, cgroup, glance, procfs, tasks, threads, wake};

@@ -127,6 +127,12 @@ fn ask() -> u32 {
     rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs()
 }
 
+/// CPU time of the calling thread.
+pub fn cpu_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32)
+}
+
 /// The present as of the kernel's last tick, 4 ms ago at most (10 where it ticks at 100 Hz). Costs a few
 /// nanoseconds, whatever the machine's clock is: it is read from memory.
 pub fn recently() -> Moment {

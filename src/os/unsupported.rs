@@ -167,6 +167,125 @@ pub mod wake {
     }
 }
 
+/// Asks no thread.
+pub mod catch {
+    use crate::base::Clock;
+    use crate::os::copied::Copied;
+    use crate::os::images::Error;
+    use crate::os::unwind::{End, Walker};
+
+    /// The signal there would be.
+    pub const SIGNAL: i32 = libc::SIGURG;
+
+    /// Threads signalled at once.
+    pub const BATCH: usize = 64;
+
+    /// What a thread that was asked would show.
+    pub struct Caught<'a> {
+        /// Its registers and stack.
+        pub copied: &'a Copied,
+        /// Where it is.
+        pub frames: &'a [u64],
+        /// The stack pointers.
+        pub pointers: &'a [u64],
+        /// How the walk ended.
+        pub end: End,
+    }
+
+    /// The right to ask, which nobody has.
+    pub struct Net;
+
+    impl Net {
+        /// Why there are no stacks.
+        pub fn cast() -> Result<Self, String> {
+            Err("no stacks: threads are asked on Linux only".to_owned())
+        }
+
+        /// Nobody answers.
+        pub fn catch(
+            &self,
+            _clock: &dyn Clock,
+            _tids: &[u32],
+            _walker: &mut Walker,
+            _ended: impl FnMut(u32),
+            _take: impl FnMut(u32, &[u64], End),
+        ) -> Result<(), Error> {
+            Ok(())
+        }
+
+        /// Nobody answers.
+        pub fn catch_whole(
+            &self,
+            _clock: &dyn Clock,
+            _tids: &[u32],
+            _walker: &mut Walker,
+            _ended: impl FnMut(u32),
+            _take: impl FnMut(Caught<'_>),
+        ) -> Result<(), Error> {
+            Ok(())
+        }
+    }
+}
+
+/// Sees no thread.
+pub mod glance {
+    use std::time::Duration;
+
+    use super::threads::Thread;
+
+    /// How much the kernel let a thread run.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct Runs {
+        /// CPU time.
+        pub cpu: Duration,
+        /// Time it waited for a core.
+        pub waited: Duration,
+        /// How often it was given one.
+        pub turns: u64,
+    }
+
+    /// What cannot be opened.
+    pub struct Eyes;
+
+    impl Eyes {
+        /// Why threads cannot be seen.
+        pub fn open() -> Result<Self, String> {
+            Err("threads can be seen on Linux only".to_owned())
+        }
+
+        /// None.
+        pub fn look(&self, _tid: u32) -> Option<(Thread, Runs)> {
+            None
+        }
+
+        /// None.
+        pub fn runs(&self, _tid: u32) -> Option<Runs> {
+            None
+        }
+    }
+}
+
+/// Lists no thread.
+pub mod tasks {
+    use std::io;
+
+    /// What cannot be opened.
+    #[derive(Debug)]
+    pub struct Tasks;
+
+    impl Tasks {
+        /// An error: there is no list.
+        pub fn open() -> io::Result<Self> {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+
+        /// An error: there is no list.
+        pub fn list(&mut self, _tids: &mut Vec<u32>) -> io::Result<()> {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+    }
+}
+
 /// The threads of the process, which only Linux lists.
 pub mod threads {
     use std::time::Duration;
@@ -214,6 +333,11 @@ pub mod threads {
             static OWN: u32 = NEXT.fetch_add(1, Ordering::Relaxed);
         }
         OWN.try_with(|own| *own).unwrap_or(u32::MAX)
+    }
+
+    /// Nobody tells.
+    pub fn cpu_time() -> Duration {
+        Duration::ZERO
     }
 
     /// The present.

@@ -12,7 +12,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 
 use crate::base::{Clock, Moment, SystemClock};
 use crate::model::{Beat, Profile, ValueType};
-use crate::os::images;
+use crate::os::{images, threads};
 use crate::stacks::polls::{Onlooker, Stand};
 use crate::symbols;
 use crate::trace::stalls::{Ask, MAX_FOLLOWED, Sample, Suspects, Suspicion, Verdict, is_recorded};
@@ -144,7 +144,7 @@ impl Examiner {
     }
 
     fn round(mut self: Box<Self>, ask: &Ask, workers: &[u32]) -> Round {
-        let asked = SystemClock.now();
+        let (asked, before) = (SystemClock.now(), threads::cpu_time());
         self.last.retain(|tid, _| ask.follow.contains(tid));
         let mut samples = Vec::new();
         let mut open: Vec<u32> = Vec::new();
@@ -181,7 +181,7 @@ impl Examiner {
             let waited = stand.map_or(Duration::ZERO, |stand| stand.runs.waited);
             Sample { tid, poll, slept: false, waited }
         }));
-        let search = ask.search.then(|| SystemClock.now().since(asked));
+        let search = ask.search.then(|| threads::cpu_time().saturating_sub(before));
         Round { examiner: self, asked, samples, search }
     }
 
@@ -196,10 +196,17 @@ impl Examiner {
     fn candidates(&mut self, now: Moment, followed: &[u32], workers: &[u32]) -> Vec<u32> {
         self.plain.retain(|_, until| *until > now);
         let names: Vec<String> = workers.iter().filter_map(|&tid| self.stem(tid)).collect();
+        if names.is_empty() {
+            return Vec::new();
+        }
         let mut tids = self.onlooker.list();
         tids.retain(|tid| !followed.contains(tid) && !self.plain.contains_key(tid));
-        tids.retain(|&tid| self.stem(tid).is_some_and(|name| names.contains(&name)));
-        tids
+        let (like, others) = tids
+            .into_iter()
+            .partition(|&tid| self.stem(tid).is_some_and(|name| names.contains(&name)));
+        let others: Vec<u32> = others;
+        self.plain.extend(others.into_iter().map(|tid| (tid, now + PLAIN)));
+        like
     }
 
     /// A thread's name without its number.

@@ -33,8 +33,10 @@ const BUSY: Duration = Duration::from_millis(20);
 /// What a worker may do without telling: 61 polls of 5 ms, and a little.
 const BATCH: Duration = Duration::from_millis(310);
 
-/// The shortest between two searches among threads, and as many times what one costs: a hundredth of a core.
+/// The shortest between two searches among threads, and as many times the CPU that one takes: a hundredth of a
+/// core. The longest: the first search reads the functions' names.
 const PAUSE: Duration = Duration::from_millis(100);
+const LONG_PAUSE: Duration = Duration::from_millis(500);
 const SHARE: u32 = 100;
 
 /// The threads that are followed at once.
@@ -82,7 +84,7 @@ pub(crate) struct Suspects {
     search: Option<Moment>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Worker {
     beat: Beat,
     /// Since when it tells the same.
@@ -126,24 +128,27 @@ impl Suspects {
 
     /// Takes what workers tell at `now`; gives what to ask threads, and how long until the next look.
     pub(crate) fn look(&mut self, now: Moment, beats: &[Beat]) -> (Option<Ask>, Duration) {
-        self.workers.retain(|worker| beats.iter().any(|beat| beat.worker == worker.beat.worker));
+        let is_same = |(worker, beat): (&Worker, &Beat)| worker.beat.worker == beat.worker;
+        if self.workers.len() != beats.len() || !self.workers.iter().zip(beats).all(is_same) {
+            // A runtime came or went.
+            let known = std::mem::take(&mut self.workers);
+            let known = |beat: &Beat| known.iter().find(|known| known.beat.worker == beat.worker);
+            let worker = |beat| known(beat).cloned().unwrap_or(Worker { beat: *beat, since: now });
+            self.workers = beats.iter().map(worker).collect();
+        }
         let (mut at_work, mut fresh) = (false, false);
-        for &beat in beats {
+        for (worker, &beat) in self.workers.iter_mut().zip(beats) {
             at_work |= !beat.parked;
-            match self.workers.iter_mut().find(|worker| worker.beat.worker == beat.worker) {
-                Some(worker) if worker.beat == beat && !beat.parked => {}
-                Some(worker) => {
-                    fresh |= worker.beat.parked && !beat.parked;
-                    *worker = Worker { beat, since: now };
-                }
-                None => self.workers.push(Worker { beat, since: now }),
+            if worker.beat != beat || beat.parked {
+                fresh |= worker.beat.parked && !beat.parked;
+                *worker = Worker { beat, since: now };
             }
         }
         let standing = self.standing(now).count();
         if standing == 0 {
             self.followed.clear();
             let next = match (at_work, fresh) {
-                (false, _) => REST,
+                (false, _) => REST.max(self.threshold),
                 (true, true) => PERIOD,
                 (true, false) => BUSY,
             };
@@ -173,7 +178,7 @@ impl Suspects {
         search: Option<Duration>,
     ) -> Option<Verdict> {
         if let Some(cost) = search {
-            self.search = Some(now + PAUSE.max(cost.saturating_mul(SHARE)));
+            self.search = Some(now + cost.saturating_mul(SHARE).clamp(PAUSE, LONG_PAUSE));
         }
         for sample in samples {
             self.take(now, sample);
