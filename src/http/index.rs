@@ -154,7 +154,7 @@ fn present(out: &mut String, status: &Status) {
 }
 
 /// A text that is no markup.
-struct Escaped<'a>(&'a str);
+pub(super) struct Escaped<'a>(pub(super) &'a str);
 
 impl fmt::Display for Escaped<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
