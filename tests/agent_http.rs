@@ -181,29 +181,92 @@ fn a_unix_socket_is_for_our_user_alone() {
     assert_eq!(fs::read_to_string(&path).unwrap(), "not a socket");
 }
 
+#[inline(never)]
+fn hold_the_only_worker_up(released: &std::sync::mpsc::Receiver<()>) {
+    let _ = released.recv_timeout(PATIENCE);
+    std::hint::black_box(());
+}
+
+/// By a task of `tokio::spawn` and nothing of marple's around it.
 #[test]
-fn answers_while_the_service_is_stuck() {
+fn answers_while_the_services_only_worker_is_stuck_and_names_what_blocks_it() {
     let address = free();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let url = format!("http://{address}");
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    let runtime = builder.worker_threads(1).enable_all().build().unwrap();
     let host = runtime.block_on(async { Host::start(listening(Listen::Tcp(address), None)) });
-    let asking = thread::spawn(move || {
-        let lag = wait_for("the lag to show", || {
-            let (status, answer) = ask("GET", &format!("http://{address}/status"), None);
-            assert_eq!(status, 200);
-            answer["vitals"]["runtime.lag"].as_f64().filter(|lag| *lag > 0.3)
-        });
-        let (_, on) = ask("POST", &format!("http://{address}/monitor/notify"), None);
-        let url = format!("http://{address}/debug/pprof/goroutine?debug=2");
-        let (status, text) = ask("GET", &url, None);
-        // The function that holds the only worker up is on the stack of its thread.
+    let (release, released) = std::sync::mpsc::channel();
+    let stuck = runtime.spawn(async move { hold_the_only_worker_up(&released) });
+    wait_for("the lag to show", || {
+        let (status, answer) = ask("GET", &format!("{url}/status"), None);
         assert_eq!(status, 200);
-        let text = text.as_str().unwrap();
-        assert!(text.contains("answers_while_the_service_is_stuck"), "{text}");
-        (lag, on["on"].clone())
+        answer["vitals"]["runtime.lag"].as_f64().filter(|lag| *lag > 0.3)
     });
-    // The runtime's only thread is busy with this until the answers are there.
-    let (lag, on) = runtime.block_on(async { asking.join().unwrap() });
-    assert!(lag > 0.3 && on == true);
+
+    let timed = |method: &str, path: &str| {
+        let since = std::time::Instant::now();
+        let (status, answer) = ask(method, &format!("{url}{path}"), None);
+        println!("{path}: {:?}", since.elapsed());
+        assert_eq!(status, 200, "{path}: {answer}");
+        answer
+    };
+    assert!(timed("GET", "/status")["vitals"]["runtime.lag"].as_f64().unwrap() > 0.3);
+    let text = timed("GET", "/debug/pprof/goroutine?debug=2");
+    assert!(text.as_str().unwrap().contains("hold_the_only_worker_up"), "{text}");
+    let text = timed("GET", "/debug/pprof/goroutine?debug=1");
+    assert!(text.as_str().unwrap().contains("hold_the_only_worker_up"), "{text}");
+    assert_eq!(timed("POST", "/monitor/notify")["on"], true);
+    // What the toggle captures names it too.
+    let threads = wait_for("the threads in the incident", || {
+        let (dir, manifest) = host.incidents().pop()?;
+        let mut names = manifest.artifacts.iter().map(|artifact| &artifact.file);
+        fs::read_to_string(dir.join(names.find(|name| name.ends_with("threads.txt"))?)).ok()
+    });
+    assert!(threads.contains("hold_the_only_worker_up"), "{threads}");
+    assert!(!stuck.is_finished());
+    release.send(()).unwrap();
+    runtime.block_on(stuck).unwrap();
+    drop(host);
+}
+
+#[test]
+fn status_tells_what_is_done_what_is_not_and_why() {
+    let (host, url) = {
+        let address = free();
+        let rule = host::gauge_rule("queue", [CaptureKind::Trace], Duration::from_secs(1));
+        let settings = Settings { rules: vec![rule], ..listening(Listen::Tcp(address), None) };
+        (Host::start(settings), format!("http://{address}"))
+    };
+    host.handle().gauge("queue").unwrap().set(5.0);
+    let status = |what: &str, found: &dyn Fn(&Value) -> bool| {
+        wait_for(what, || {
+            let (_, status) = ask("GET", &format!("{url}/status"), None);
+            found(&status).then_some(status)
+        })
+    };
+    let told = status("the rule to have seen enough", &|it| {
+        it["rules"][0]["value"] == 5.0 && it["rules"][0]["decision"] != "warming_up"
+    });
+    let rule = &told["rules"][0];
+    let decided = (&rule["name"], &rule["decision"]);
+    assert_eq!(decided, (&"queue".into(), &"within_limits".into()), "{rule}");
+    let why = rule["explanation"].as_str().unwrap();
+    assert!(why.contains('5') && why.contains("10"), "{why}");
+    assert_eq!(told["budget"]["opening"], "free");
+    for part in ["incidents_per_day", "streams_per_day", "incidents_in_a_day"] {
+        assert!(told["budget"][part].is_u64(), "{part}: {told}");
+    }
+    assert!(told["cpu"].is_string(), "the engine and why: {told}");
+
+    ask("POST", &format!("{url}/monitor/notify?action=start"), None);
+    let told = status("the captures", &|it| {
+        it["incidents"][0]["running"].as_array().is_some_and(|running| running.len() > 1)
+    });
+    assert!(told["toggle"]["on"] == true && told["toggle"]["until"].is_string(), "{told}");
+    let told = status("by what means, and the heap's failure", &|it| {
+        it["engines"]["cpu"].is_string() && it["last_failure"].is_string()
+    });
+    assert!(told["failures"].to_string().contains("capture"), "{}", told["failures"]);
     drop(host);
 }
 

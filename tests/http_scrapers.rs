@@ -9,7 +9,10 @@
 //! | takes | any 2xx with a body; what is left is an error it logs | 200 with a body |
 //!
 //! Both send `seconds` to every path when their configuration has `params` of its own, and both want Go's
-//! sample types: Alloy takes differences of them by name.
+//! sample types: Alloy takes differences of them by name. Both read the answer with the package that
+//! `go tool pprof` reads with (`github.com/google/pprof/profile`), which `http_go.rs` runs. The rows are those of
+//! `pkg/scrape/scrape.go` of parca-dev/parca (3223b7d) and `internal/component/pyroscope/scrape/scrape_loop.go` of
+//! grafana/alloy (052446a).
 #![cfg(all(feature = "cpu", feature = "heap"))]
 #![cfg(all(target_os = "linux", target_env = "gnu"))]
 

@@ -247,17 +247,57 @@ fn every_request_is_told_and_no_secret_is() {
     let subscriber = tracing_subscriber::registry().with(told.clone());
     // Other tests of this binary may have the global one; this is the only one that needs it.
     tracing::subscriber::set_global_default(subscriber).unwrap();
-    let (mut host, url) = with_token();
+    let http = HttpSettings {
+        token: Some(Secret::new("s3cret")),
+        capture_token: Some(Secret::new("s3cret-too")),
+        read_token: Some(Secret::new("a-third-s3cret")),
+        ..HttpSettings::default()
+    };
+    assert!(!format!("{http:?}").contains("s3cret"), "{http:?}");
+    let (mut host, url) = serve(http);
     let bearer = ("Authorization", "Bearer s3cret");
     assert_eq!(get(&format!("{url}/status?token=s3cret-in-the-query")).status, 401);
     assert_eq!(get(&format!("{url}/s3cret-in-the-path")).status, 401);
     assert_eq!(ask("POST", &format!("{url}/monitor/notify"), &[bearer], "").status, 200);
-    let status = ask("GET", &format!("{url}/status"), &[bearer], "").text();
-    let metrics = ask("GET", &format!("{url}/metrics"), &[bearer], "").text();
+    wait_for("the incident", || (!host.incidents().is_empty()).then_some(()));
+    let id = host.incidents()[0].1.id;
+    for path in [
+        "/status",
+        "/metrics",
+        "/incidents",
+        &format!("/incidents/{id}"),
+        "/incidents/s3cret",
+        "/incidents/s3cret/s3cret",
+        "/debug/pprof/",
+        "/debug/pprof/goroutine?debug=2",
+        "/debug/pprof/s3cret",
+        "/debug/pprof/profile?seconds=s3cret&hz=s3cret",
+        "/debug/pprof/heap?seconds=s3cret",
+        "/debug/pprof/symbol?s3cret",
+        "/monitor/notify?action=status",
+        "/monitor/notify?action=s3cret",
+        "/s3cret",
+    ] {
+        for headers in [
+            &[bearer][..],
+            &[("Authorization", "Bearer s3cret-too")],
+            &[("Authorization", "Bearer a-third-s3cret")],
+            &[("Authorization", "Bearer s3cret-of-another")],
+            &[bearer, ("Origin", "http://s3cret")],
+            &[],
+        ] {
+            let answer = ask("GET", &format!("{url}{path}"), headers, "");
+            assert!(!format!("{answer:?}").contains("s3cret"), "{path}: {answer:?}");
+            assert!(!answer.text().contains("s3cret"), "{path}: {}", answer.text());
+        }
+    }
     host.end();
-    let manifest = std::fs::read_to_string(host.incidents()[0].0.join("incident.json")).unwrap();
-    for text in [&status, &metrics, &manifest] {
-        assert!(!text.contains("s3cret"), "{text}");
+    for entry in [host.incidents()[0].0.clone(), host.captures()] {
+        for file in std::fs::read_dir(entry).unwrap().map(|file| file.unwrap().path()) {
+            let Ok(content) = std::fs::read(&file) else { continue };
+            let found = content.windows(6).any(|window| window == b"s3cret");
+            assert!(!found, "{}", file.display());
+        }
     }
     let told = told.0.lock().unwrap().clone();
     assert!(!format!("{told:?}").contains("s3cret"), "{told:?}");

@@ -7,12 +7,17 @@
 use std::hint::black_box;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::cpu_time;
+
 /// The first argument of a process that is to be the strangers.
 pub(super) const WORD: &str = "battery";
+
+/// The first argument of a process that takes a core until its input ends, which is when the bench does.
+pub(super) const SPIN: &str = "spin";
 
 const ROUND: Duration = Duration::from_secs(1);
 const BETWEEN: Duration = Duration::from_micros(2500);
@@ -66,8 +71,48 @@ pub(super) fn ask(address: SocketAddr, token: &str, captures: usize) {
     drop((slow, wanting));
 }
 
-/// Prints the rows for strangers, `captures` of whom have the token and ask for a profile at once.
-pub(super) fn measure(endpoint: SocketAddr, token: &str, captures: usize, pairs: usize) {
+/// Takes a core.
+pub(super) fn spin() {
+    thread::spawn(|| {
+        let _ = std::io::stdin().read(&mut [0]);
+        std::process::exit(0);
+    });
+    loop {
+        std::hint::spin_loop();
+    }
+}
+
+/// Processes that take every core, ended when they are dropped.
+struct Spinning(Vec<Child>);
+
+impl Spinning {
+    fn on_every_core() -> Self {
+        let cores = thread::available_parallelism().map_or(1, |cores| cores.get());
+        let own = std::env::current_exe().unwrap();
+        let one = |_| Command::new(&own).arg(SPIN).stdin(Stdio::piped()).spawn().unwrap();
+        Self((0..cores).map(one).collect())
+    }
+}
+
+impl Drop for Spinning {
+    fn drop(&mut self) {
+        for one in &mut self.0 {
+            let _ = one.kill();
+            let _ = one.wait();
+        }
+    }
+}
+
+/// Prints the rows for strangers, `captures` of whom have the token and ask for a profile at once, on free cores
+/// or on `taken` ones.
+pub(super) fn measure(
+    endpoint: SocketAddr,
+    token: &str,
+    (captures, taken): (usize, bool),
+    pairs: usize,
+) {
+    let spinning = taken.then(Spinning::on_every_core);
+    let cores = if taken { ", cores taken" } else { "" };
     let service = service();
     let plain = [plain(), plain()];
     let p99 = |address: SocketAddr| {
@@ -90,11 +135,21 @@ pub(super) fn measure(endpoint: SocketAddr, token: &str, captures: usize, pairs:
         took[took.len() * 99 / 100].as_secs_f64()
     };
     let mut rounds: [Vec<f64>; 3] = Default::default();
-    for _ in 0..3 * pairs {
+    let threads = ["marple", "marple-cpu", "marple-capture", "marple-encode"];
+    let mut shares = [0.0; 4];
+    for _ in 0..pairs {
         for (p99s, address) in rounds.iter_mut().zip([plain[0], endpoint, plain[1]]) {
+            let (before, since) = (threads.map(cpu_time), Instant::now());
             p99s.push(p99(address));
+            if address == endpoint {
+                let took = since.elapsed().as_secs_f64() * pairs as f64;
+                for ((share, thread), before) in shares.iter_mut().zip(threads).zip(before) {
+                    *share += cpu_time(thread).saturating_sub(before).as_secs_f64() / took;
+                }
+            }
         }
     }
+    drop(spinning);
     // What else runs on the machine only ever makes a round worse: the quiet quarter tells.
     let [first, battery, second] = rounds.map(|mut p99s| {
         p99s.sort_by(f64::total_cmp);
@@ -104,12 +159,14 @@ pub(super) fn measure(endpoint: SocketAddr, token: &str, captures: usize, pairs:
     let goal = control.max(1.0 / control).max(1.1);
     let verdict = if ratio <= goal { "pass" } else { "short" };
     println!(
-        "p99 of the service under the battery, {captures} captures, over the control's  {ratio:.3}  <= {goal:.3}  {verdict}"
+        "p99 of the service under the battery, {captures} captures{cores}, over the control's  {ratio:.3}  <= {goal:.3}  {verdict}"
     );
     println!("control: p99 over itself  {control:.3}  -  -");
     println!(
         "p99 under the battery and under the controls, us  {battery:.0} {first:.0} {second:.0}  -  -"
     );
+    let told = threads.iter().zip(shares).map(|(thread, share)| format!("{thread} {share:.3}"));
+    println!("share of a core meanwhile  {}  -  -", told.collect::<Vec<_>>().join(" "));
 }
 
 /// The service: a byte for a byte, after some work.

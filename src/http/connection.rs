@@ -218,6 +218,23 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn one_that_never_sends_its_body_is_told_so_and_ended() {
+        let post = axum::routing::post(|_: axum::body::Bytes| async {});
+        let routes = Router::new().route("/", post);
+        let (mut client, server) = tokio::io::duplex(4 << 10);
+        let began = Instant::now();
+        tokio::spawn(async move {
+            serve(server, Peer("test".into()), routes, Duration::ZERO, &Arc::default()).await;
+        });
+        let head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nhalf";
+        client.write_all(head).await.unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
+        assert!(began.elapsed() >= BODY);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn one_that_never_asks_is_ended() {
         let (_client, server) = tokio::io::duplex(64);
         let began = Instant::now();

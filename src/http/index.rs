@@ -33,8 +33,8 @@ const PROFILES: [(&str, &str, &str); 10] = [
     (
         "profile",
         "",
-        "CPU profile of <code>seconds=N</code> (30), at <code>hz=N</code> samples a second. Open it with \
-         <code>go tool pprof</code>.",
+        "CPU profile of <code>seconds=N</code> (30), at <code>hz=N</code> samples a second; with \
+         <code>mode=wall</code> of threads that wait too. Open it with <code>go tool pprof</code>.",
     ),
     (
         "symbol",
@@ -154,7 +154,7 @@ fn present(out: &mut String, status: &Status) {
 }
 
 /// A text that is no markup.
-struct Escaped<'a>(&'a str);
+pub(super) struct Escaped<'a>(pub(super) &'a str);
 
 impl fmt::Display for Escaped<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

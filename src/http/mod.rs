@@ -41,6 +41,18 @@
 //! Behind hyper alone a router is `TowerToHyperService::new(router)` of `hyper_util`, in a tonic server it is
 //! `add_routes(Routes::from(router))` with `accept_http1(true)`; `tests/http_service.rs` has both.
 //!
+//! # Who asks
+//!
+//! `go tool pprof` brings no token of its own. With one, give it the file:
+//! `curl -H "Authorization: Bearer $TOKEN" -o heap URL/debug/pprof/heap && go tool pprof heap`; or let it come over
+//! loopback, or below a prefix.
+//!
+//! Grafana Alloy (`pyroscope.scrape`) and Parca ask by `bearer_token` or `authorization` of their configuration, and
+//! their default paths are all here: `allocs`, `block`, `goroutine`, `heap`, `mutex`, `profile`, `threadcreate`. What
+//! they ask for only when told to, `delta_heap`, `delta_block`, `delta_mutex` and `/debug/fgprof`, comes from packages
+//! besides Go's own and is 404 here as it is in a Go service without them; `heap?seconds=N` is such a difference.
+//! `tests/http_scrapers.rs` asks as their sources do; they themselves are in no package registry, and were not run.
+//!
 //! # Where it differs from Go's
 //!
 //! | Go | here | why |
@@ -51,6 +63,7 @@
 //! | `seconds` is rounded to what fits 64 bits of nanoseconds, infinity too | 400 | it is beyond the cap |
 //! | `seconds` for `block` and `mutex` waits | an empty difference at once | nothing is gained in any time |
 //! | a profile a program has not is 404 | also one that the settings or the build leave out (`stacks.threads = "off"`, no `#[global_allocator]` line), with the reason | asking again is of no use, and nothing is broken |
+//! | any number of answers wait for clients that do not take them | 503 beyond 64 MiB of them | they are the service's memory |
 //! | any number of captures | 429 and `Retry-After` beyond `budget.streams_per_day` | a client that asks in a loop is a load; a continuous profiler takes a fifth of it |
 //! | `goroutine` is goroutines | threads with their stacks; with `debug=2` the tasks too | a task that does not run has no stack of its own |
 //! | `threadcreate` has stacks | their number | where threads were made is not recorded |
@@ -67,7 +80,9 @@
 //!
 //! Nothing here blocks the agent's thread: captures, symbols and encoding are done by the thread
 //! `marple-capture`, files are read by blocking threads of the runtime, and what is left is arithmetic
-//! on a few KiB. A client that goes away drops its handler, which gives its capture up at once. The module
+//! on a few KiB. A client that goes away drops its handler, which gives its capture up at once. One that stays
+//! and takes nothing holds no engine: its capture is over, and what it holds is a place that others may need
+//! (`places`) and bytes that are counted (`unread`). What clients asked for is encoded at low priority. The module
 //! `access` has the doors a request passes, `audit` what is told of it.
 
 mod access;
@@ -109,6 +124,17 @@ use route::Route;
 
 /// The routes, to be nested into the service's own router under any prefix. Whoever gets to them may do
 /// everything, except a browser on behalf of another site.
+///
+/// A prefix that nobody knows is one line:
+///
+/// ```no_run
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let agent = marple::Agent::builder().start()?;
+/// # let app = axum::Router::new();
+/// let app = app.nest("/a-long-random-prefix", marple::http::router(&agent.handle()));
+/// # Ok(())
+/// # }
+/// ```
 pub fn router(agent: &AgentHandle) -> Router {
     routes(&Arc::new(Endpoint { agent: agent.clone(), access: Access::open() }))
 }
@@ -242,11 +268,13 @@ async fn metrics(agent: &AgentHandle) -> Response {
     }
 }
 
-/// Go's mux sends `/debug/pprof` on to `/debug/pprof/`; relative links on the page need the slash.
+/// Go's mux sends `/debug/pprof` on to `/debug/pprof/`, with these words; relative links on the page need the
+/// slash.
 fn to_index(parts: &Parts) -> Response {
     let path = parts.extensions.get::<OriginalUri>().map_or(parts.uri.path(), |it| it.path());
-    match HeaderValue::try_from(format!("{path}/")) {
-        Ok(place) => (StatusCode::TEMPORARY_REDIRECT, [(LOCATION, place)]).into_response(),
-        Err(_) => answer::not_found(),
-    }
+    let Ok(place) = HeaderValue::try_from(format!("{path}/")) else { return answer::not_found() };
+    let text = format!("<a href=\"{}/\">Temporary Redirect</a>.\n\n", index::Escaped(path));
+    let kind = HeaderValue::from_static("text/html; charset=utf-8");
+    let headers = [(LOCATION, place), (CONTENT_TYPE, kind)];
+    (StatusCode::TEMPORARY_REDIRECT, headers, text).into_response()
 }

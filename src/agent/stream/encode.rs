@@ -7,7 +7,7 @@
 //! Linux lets nobody without privilege raise a priority again. It begins with the first that is to be
 //! encoded.
 
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::{self, JoinHandle};
 
 use tokio::sync::mpsc;
@@ -34,10 +34,18 @@ impl Seen {
     }
 }
 
+/// The stream's id, and what is to be encoded for it.
+type Order = (u64, Seen);
+
 /// The thread, once there is one.
 pub(super) struct Encoder {
     events: mpsc::Sender<Event>,
-    thread: Option<(SyncSender<(u64, Seen)>, JoinHandle<()>)>,
+    thread: Option<Thread>,
+}
+
+struct Thread {
+    orders: SyncSender<Order>,
+    handle: JoinHandle<()>,
 }
 
 impl Encoder {
@@ -52,9 +60,8 @@ impl Encoder {
         }
         let order = match &self.thread {
             // There are no more streams than the channel holds.
-            Some((orders, _)) => orders.try_send((id, seen)).map_err(|error| match error {
-                std::sync::mpsc::TrySendError::Full(order)
-                | std::sync::mpsc::TrySendError::Disconnected(order) => order,
+            Some(thread) => thread.orders.try_send((id, seen)).map_err(|error| match error {
+                TrySendError::Full(order) | TrySendError::Disconnected(order) => order,
             }),
             None => Err((id, seen)),
         };
@@ -67,25 +74,25 @@ impl Encoder {
 
 impl Drop for Encoder {
     fn drop(&mut self) {
-        if let Some((orders, thread)) = self.thread.take() {
+        if let Some(Thread { orders, handle }) = self.thread.take() {
             drop(orders);
-            let _ = thread.join();
+            let _ = handle.join();
         }
     }
 }
 
-fn begin(events: mpsc::Sender<Event>) -> Option<(SyncSender<(u64, Seen)>, JoinHandle<()>)> {
+fn begin(events: mpsc::Sender<Event>) -> Option<Thread> {
     let (orders, inbox) = sync_channel(MOST);
-    let thread = thread::Builder::new()
+    let handle = thread::Builder::new()
         .name("marple-encode".to_owned())
         .spawn(move || run(&inbox, &events))
         .inspect_err(|error| {
             tracing::error!(target: "marple", "cannot start the thread `marple-encode`: {error}");
         });
-    Some((orders, thread.ok()?))
+    Some(Thread { orders, handle: handle.ok()? })
 }
 
-fn run(inbox: &Receiver<(u64, Seen)>, events: &mpsc::Sender<Event>) {
+fn run(inbox: &Receiver<Order>, events: &mpsc::Sender<Event>) {
     let _excluded = collect::heap::exclude_current_thread();
     os::process::lower_priority();
     while let Ok((id, seen)) = inbox.recv() {

@@ -1,0 +1,101 @@
+//! A thousand scrapes of `/metrics` a second, for a few seconds.
+
+use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use marple::AgentHandle;
+
+use super::{cpu_time, median, scrape};
+
+const SCRAPERS: u32 = 4;
+const A_SECOND: u32 = 1000;
+const ROUND: Duration = Duration::from_secs(3);
+/// How often the status is asked for, to see when ticks were.
+const LOOK: Duration = Duration::from_millis(10);
+const TICK: Duration = Duration::from_millis(250);
+const GOAL_SHARE: f64 = 0.2;
+/// A tenth of the time between two ticks, in milliseconds.
+const GOAL_LATE: f64 = 25.0;
+
+/// Prints the rows.
+pub(super) fn measure(agent: &AgentHandle, address: SocketAddr, token: &str, pairs: usize) {
+    let (mut shares, mut late, mut idle_late, mut rates) = (vec![], vec![], vec![], vec![]);
+    for _ in 0..pairs {
+        let idle = round(agent, || thread::sleep(ROUND));
+        let mut scrapes = 0;
+        let busy = round(agent, || scrapes = drive(address, token));
+        shares.push(busy.share - idle.share);
+        late.push(busy.late);
+        idle_late.push(idle.late);
+        rates.push(f64::from(scrapes) / ROUND.as_secs_f64());
+    }
+    let rate = median(&mut rates);
+    let kept = if rate >= 0.95 * f64::from(A_SECOND) { "pass" } else { "short" };
+    println!("scrapes a second that were answered  {rate:.0}  >= 950  {kept}");
+    let share = median(&mut shares);
+    let verdict = if share <= GOAL_SHARE { "pass" } else { "short" };
+    println!("share of a core for them  {share:.4}  <= {GOAL_SHARE}  {verdict}");
+    let (late, control) = (median(&mut late), median(&mut idle_late));
+    let goal = GOAL_LATE.max(control);
+    let verdict = if late <= goal { "pass" } else { "short" };
+    println!("the latest tick meanwhile, ms  {late:.1}  <= {goal:.1}  {verdict}");
+    println!("control: the latest tick without them, ms  {control:.1}  -  -");
+}
+
+struct Seen {
+    /// Of a core, by the thread `marple`.
+    share: f64,
+    /// By how much the latest tick came after its time, in milliseconds.
+    late: f64,
+}
+
+/// What is seen of the agent while `work` goes on.
+fn round(agent: &AgentHandle, work: impl FnOnce()) -> Seen {
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let ticks = scope.spawn(|| {
+            let mut ticks = Vec::new();
+            while !over.load(Ordering::Relaxed) {
+                let status = agent.status().wait(Duration::from_secs(10)).unwrap();
+                let at = status.vitals.at;
+                if ticks.last() != Some(&at) {
+                    ticks.push(at);
+                }
+                thread::sleep(LOOK);
+            }
+            ticks
+        });
+        let (before, since) = (cpu_time("marple"), Instant::now());
+        work();
+        let share = (cpu_time("marple") - before).as_secs_f64() / since.elapsed().as_secs_f64();
+        over.store(true, Ordering::Relaxed);
+        let ticks = ticks.join().unwrap();
+        let gaps = ticks.windows(2).map(|pair| pair[1].duration_since(pair[0]).as_secs_f64());
+        let longest = gaps.fold(0.0, f64::max);
+        Seen { share, late: (longest - TICK.as_secs_f64()).max(0.0) * 1e3 }
+    })
+}
+
+/// Scrapes for a round, at a pace; how many were answered.
+fn drive(address: SocketAddr, token: &str) -> u32 {
+    let between = Duration::from_secs(1) * SCRAPERS / A_SECOND;
+    let until = Instant::now() + ROUND;
+    let one = || {
+        let mut client = TcpStream::connect(address).unwrap();
+        client.set_nodelay(true).unwrap();
+        let (mut next, mut scrapes) = (Instant::now(), 0);
+        while next < until && Instant::now() < until {
+            scrape(&mut client, token, 1);
+            scrapes += 1;
+            next += between;
+            thread::sleep(next.saturating_duration_since(Instant::now()));
+        }
+        scrapes
+    };
+    thread::scope(|scope| {
+        let scrapers: Vec<_> = (0..SCRAPERS).map(|_| scope.spawn(one)).collect();
+        scrapers.into_iter().map(|scraper| scraper.join().unwrap()).sum()
+    })
+}
