@@ -11,6 +11,7 @@ mod labels;
 mod room;
 mod stuck;
 mod take;
+mod write;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use proptest::prelude::*;
 
-use crate::heap::segment::LINE;
 use super::*;
+use crate::heap::segment::LINE;
 
 fn record(n: u64) -> Record {
     Record { site: n as u32, size: n * 3, weight: n as f64 + 0.5 }

@@ -8,7 +8,7 @@
 use std::collections::VecDeque;
 
 use super::Worker;
-use super::take::Taken;
+use super::write::Taken;
 use crate::agent::collect::Evidence;
 use crate::base::IncidentId;
 use crate::codec::perfetto::Stacks;

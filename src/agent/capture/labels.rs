@@ -19,7 +19,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::take::{BEFORE, Taken};
+use super::take::BEFORE;
+use super::write::Taken;
 use super::{Tally, Worker};
 use crate::agent::collect::Evidence;
 use crate::agent::fence::fence;

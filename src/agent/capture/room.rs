@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::Worker;
-use super::take::Taken;
+use super::write::Taken;
 use crate::base::{Bytes, IncidentId};
 use crate::model::{CaptureKind, CaptureSet};
 use crate::store::Bound;

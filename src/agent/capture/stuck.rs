@@ -1,6 +1,6 @@
 //! The one thread whose poll lasted too long, written before all else.
 
-use super::take::Taken;
+use super::write::Taken;
 use super::{Tally, Worker};
 use crate::agent::collect::Evidence;
 use crate::base::IncidentId;

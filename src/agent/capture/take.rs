@@ -1,38 +1,19 @@
-//! Collectors started, taken again and stopped, and what they saw written into files.
+//! Collectors started, taken again and stopped.
 
-use std::collections::VecDeque;
-use std::io::Write;
-
-use super::beside;
 use super::headroom::turns;
 use super::stuck::of_stuck;
+use super::write::{Taken, fail};
 use super::{Running, Tally, Task, Worker};
-use crate::agent::collect::{self, Evidence, Failure};
+use crate::agent::collect;
 use crate::agent::fence::{chain, fence};
-use crate::base::{Bytes, IncidentId};
-use crate::codec::perfetto::Stacks;
-use crate::model::{
-    Artifact, CaptureKind, CaptureRecord, CaptureSet, Form, Losses, Outcome, ThreadDump,
-};
-use crate::store::IncidentDir;
+use crate::base::IncidentId;
+use crate::model::{CaptureRecord, CaptureSet, Losses, Outcome, ThreadDump};
 
 /// The part of what was taken when the capture started: it is from before.
 pub(super) const BEFORE: &str = "before";
 
 /// The part of what was taken while the capture went on.
 const MEANWHILE: &str = "meanwhile";
-
-/// How often a file is begun anew after room was made for it. Each time it gets further than before.
-const TRIES: usize = 8;
-
-/// Evidence on its way into a file.
-pub(super) struct Taken {
-    pub(super) kind: CaptureKind,
-    pub(super) record: usize,
-    /// Which part of the capture it is.
-    pub(super) part: Option<&'static str>,
-    pub(super) evidence: Evidence,
-}
 
 impl Worker {
     /// Starts all of `kinds`, those of a turn together, then writes what they saw at their start. Returns
@@ -217,104 +198,4 @@ impl Worker {
             }
         }
     }
-
-    /// Writes evidence into files. What cannot be written is a failure of its capture; the others follow.
-    pub(super) fn write(&mut self, id: IncidentId, mut taken: Vec<Taken>, tally: &mut Tally) {
-        self.label(id, &mut taken, tally);
-        // A trace shows the stacks of what comes after it, so these have their names before it is written.
-        let has_trace = taken.iter().any(|taken| taken.kind == CaptureKind::Trace);
-        if has_trace {
-            taken.iter_mut().for_each(|taken| name(&mut taken.evidence, tally));
-        }
-        let mut ahead = VecDeque::from(taken);
-        while let Some(Taken { kind, record, part, mut evidence }) = ahead.pop_front() {
-            if !has_trace {
-                name(&mut evidence, tally);
-            }
-            let mut artifacts = Vec::new();
-            let mut failed = None;
-            for form in Form::of(kind) {
-                let stacks = match kind {
-                    CaptureKind::Trace => beside::stacks(id, &self.kept, &ahead),
-                    _ => Vec::new(),
-                };
-                match fence(|| write_as(&mut self.dirs, id, form, (&evidence, &stacks))) {
-                    Ok(mut artifact) => {
-                        artifact.part = part.map(str::to_owned);
-                        tally.artifacts += 1;
-                        tally.artifact_bytes += artifact.bytes.get();
-                        if let Some((_, dir)) = self.dirs.iter().find(|(open, _)| *open == id) {
-                            tally.told(self.announcer.written(id, dir.path(), &artifact));
-                        }
-                        artifacts.push(artifact);
-                    }
-                    Err(error) => {
-                        tally.fail("artifact not written", &*error);
-                        failed.get_or_insert(chain(&*error));
-                    }
-                }
-            }
-            let bytes = artifacts.iter().map(|artifact: &Artifact| artifact.bytes.get()).sum();
-            self.sizes.learn(kind, Bytes(bytes));
-            let losses = evidence.losses();
-            self.update(id, tally, |manifest| {
-                let written = !artifacts.is_empty();
-                manifest.artifacts.extend(artifacts);
-                let Some(record) = manifest.captures.get_mut(record) else { return };
-                if written {
-                    record.losses.merge(&losses);
-                }
-                if let Some(error) = failed {
-                    fail(record, error);
-                }
-            });
-            self.keep(id, evidence, &ahead);
-        }
-    }
-}
-
-fn name(evidence: &mut Evidence, tally: &mut Tally) {
-    let named = fence(|| {
-        evidence.symbolize();
-        Ok(())
-    });
-    if let Err(error) = named {
-        tally.fail("evidence left without names", &*error);
-    }
-}
-
-/// Writes evidence into a file. Where a bound of ours refuses, files of the same incident that are missed
-/// less make room for it.
-fn write_as(
-    dirs: &mut [(IncidentId, IncidentDir)],
-    id: IncidentId,
-    form: Form,
-    (evidence, stacks): (&Evidence, &[Stacks<'_>]),
-) -> Result<Artifact, Failure> {
-    let Some((_, dir)) = dirs.iter_mut().find(|(open, _)| *open == id) else {
-        return Err("its incident is not open".into());
-    };
-    let mut tries = 0;
-    loop {
-        let mut draft = dir.draft(form, evidence.taken())?;
-        let written =
-            evidence.write_with(form, stacks, &mut draft).and_then(|()| Ok(draft.flush()?));
-        let (Err(error), refused) = (written, draft.refused()) else {
-            return Ok(draft.commit()?);
-        };
-        drop(draft);
-        tries += 1;
-        match refused {
-            Some(wanted) if tries < TRIES && dir.make_room(wanted)? => {}
-            _ => return Err(error),
-        }
-    }
-}
-
-fn fail(record: &mut CaptureRecord, error: String) {
-    record.outcome = Outcome::Failed;
-    record.error = Some(match record.error.take() {
-        Some(earlier) => format!("{earlier}; {error}"),
-        None => error,
-    });
 }
