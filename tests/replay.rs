@@ -231,6 +231,16 @@ fn troubled() -> Vec<Case> {
         (memory("stairs to OOM, 2 % each 10 min", stairs).noisy(0.3), 4..=10, 95.0),
         (memory("collector over a leak to OOM", breathing).noisy(0.3), 3..=14, 95.0),
         (
+            // A slow one all the time, and after an hour and a half one of ten times its pace.
+            memory(
+                "two leaks at once to OOM",
+                vec![(0.0, 30.0), (1.5 * HOUR, 52.0), (2.0 * HOUR, 100.0)],
+            )
+            .noisy(0.5),
+            3..=10,
+            95.0,
+        ),
+        (
             memory(
                 "collector, 50-83 % in 5 min, 2 h",
                 repeat(&[(0.0, 50.0), (295.0, 83.0), (300.0, 50.0)], 2.0 * HOUR),

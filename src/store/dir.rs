@@ -171,9 +171,9 @@ impl Dir {
     /// Whether what is written here stays in memory (tmpfs, ramfs), where it counts against our own limit.
     #[cfg(target_os = "linux")]
     pub(super) fn is_in_memory(&self) -> bool {
-        const TMPFS: i64 = 0x0102_1994;
-        const RAMFS: i64 = 0x8584_58f6;
-        fs::fstatfs(&self.fd).is_ok_and(|it| [TMPFS, RAMFS].contains(&(it.f_type as i64)))
+        const TMPFS: fs::FsWord = 0x0102_1994;
+        const RAMFS: fs::FsWord = 0x8584_58f6_u32 as fs::FsWord;
+        fs::fstatfs(&self.fd).is_ok_and(|it| [TMPFS, RAMFS].contains(&it.f_type))
     }
 
     #[cfg(not(target_os = "linux"))]

@@ -109,7 +109,7 @@ pub(super) fn artifact_extension(file: &str) -> Option<&str> {
 
 /// The number in the artifact's name `file`.
 pub(super) fn artifact_number(file: &str) -> Option<u32> {
-    file.splitn(3, '.').nth(1)?.parse().ok()
+    file.split('.').nth(1)?.parse().ok()
 }
 
 fn form_of(extension: &str) -> Option<Form> {
