@@ -31,7 +31,7 @@ impl Idle {
     pub(crate) fn new(threads: usize) -> Self {
         let spawn = |_| {
             let (hold, wait) = mpsc::channel::<()>();
-            (hold, thread::spawn(move || drop(wait.recv())))
+            (hold, thread::spawn(move || wait.recv().unwrap_or_default()))
         };
         let (hold, threads) = (0..threads).map(spawn).unzip();
         Self(hold, threads)
