@@ -31,7 +31,7 @@ impl Idle {
     pub(crate) fn new(threads: usize) -> Self {
         let spawn = |_| {
             let (hold, wait) = mpsc::channel::<()>();
-            (hold, thread::spawn(move || drop(wait.recv())))
+            (hold, thread::spawn(move || wait.recv().unwrap_or_default()))
         };
         let (hold, threads) = (0..threads).map(spawn).unzip();
         Self(hold, threads)
@@ -45,8 +45,20 @@ impl Drop for Idle {
     }
 }
 
-/// CPU seconds of the thread that records.
+/// CPU seconds of the thread that records. One that has had no turn yet has no name yet.
 fn recording() -> Result<f64, String> {
+    let begun = Instant::now();
+    loop {
+        match recorded() {
+            Err(_) if begun.elapsed() < Duration::from_secs(5) => {
+                thread::sleep(Duration::from_millis(1));
+            }
+            known => return known,
+        }
+    }
+}
+
+fn recorded() -> Result<f64, String> {
     let words = |error: std::io::Error| error.to_string();
     for task in std::fs::read_dir("/proc/self/task").map_err(words)? {
         let task = task.map_err(words)?;
