@@ -145,7 +145,7 @@ fn matrix(recorded: bool, load: Load, workers: usize, rounds: usize) {
     let (short, told): (Vec<&Stall>, Vec<&Stall>) =
         told.iter().partition(|stall| stall.task.starts_with("short"));
     let held_up = short.len();
-    let wrong = told.iter().filter(|stall| !is_right(*stall)).count();
+    let wrong = told.iter().filter(|stall| !is_right(stall)).count();
     let kind = if recorded { "recorded" } else { "plain" };
     let name = format!("{kind}, {load:?}, {workers} workers").to_lowercase();
     // Between polls of 5 ms a plain one is only looked for ten times a second.

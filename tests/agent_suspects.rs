@@ -169,7 +169,9 @@ fn what_holds_up_nobody_is_no_stall() {
         let gate = Arc::new(Barrier::new(4));
         let wait = |gate: &Arc<Barrier>| {
             let gate = Arc::clone(gate);
-            move || drop(gate.wait())
+            move || {
+                gate.wait();
+            }
         };
         let blocks = runtime.spawn_blocking(wait(&gate));
         let left = wait(&gate);

@@ -59,6 +59,9 @@ pub(in crate::agent) fn threshold(settings: &Settings) -> Option<Duration> {
     Some(shortest.map_or(stall, |shortest| stall.min(shortest)).max(LEAST))
 }
 
+/// Suspicions that hold by the stacks of their threads.
+type Weighed = Vec<(Suspicion, Found)>;
+
 /// Whoever looks for stalls.
 pub(in crate::agent) struct Stalls {
     runtimes: Runtimes,
@@ -68,7 +71,7 @@ pub(in crate::agent) struct Stalls {
     due: Instant,
     examined: Option<JoinHandle<Vec<Found>>>,
     /// Suspicions whose threads are looked at.
-    weighed: Option<(Verdict, JoinHandle<Vec<(Suspicion, Found)>>)>,
+    weighed: Option<(Verdict, JoinHandle<Weighed>)>,
 }
 
 impl Stalls {
@@ -156,7 +159,7 @@ impl Stalls {
         self.weighed = Some((verdict, weighed));
     }
 
-    fn settle(&mut self, weighed: Vec<(Suspicion, Found)>) -> Vec<Found> {
+    fn settle(&mut self, weighed: Weighed) -> Vec<Found> {
         let Some((verdict, _)) = self.weighed.take() else { return Vec::new() };
         let Some(suspicions) = &mut self.suspicions else { return Vec::new() };
         let told = suspicions.settle(verdict, |tid| weighed.iter().any(|(it, _)| it.tid == tid));
