@@ -1,8 +1,8 @@
 //! The thread `marple-encode`: makes bytes of what streams have seen, at low priority.
 //!
-//! Naming functions and packing takes tens of milliseconds of CPU, and on a machine whose cores are taken
-//! each of them would be a wait for some request of the service. Nobody's evidence is at stake here: a
-//! client waits a little longer. An incident's files are written by `marple-capture` at ordinary priority,
+//! Naming functions and packing takes a millisecond for a profile of a second, tens of them for a heap of 50,000
+//! stacks or a full trace, and on a machine whose cores are taken each would be a wait for some request of
+//! the service. Nobody's evidence is at stake here: a client waits a little longer. An incident's files are written by `marple-capture` at ordinary priority,
 //! since on such a machine they would come after the process is gone. It is a thread of its own because
 //! Linux lets nobody without privilege raise a priority again. It begins with the first that is to be
 //! encoded.
