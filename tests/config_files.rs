@@ -107,6 +107,8 @@ fn every_setting_stands_in_marple_toml() {
         if let Some(name) = line.strip_prefix('[') {
             section = name.trim_matches(['[', ']']).to_owned();
             keys.insert(section.clone());
+            // A table for each of many names is a setting by itself.
+            keys.extend(section.rsplit_once('.').map(|(table, _)| table.to_owned()));
         } else if let Some((key, _)) = line.split_once(" = ") {
             keys.insert([section.as_str(), key].join(".").trim_start_matches('.').to_owned());
         }
