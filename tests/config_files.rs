@@ -117,7 +117,11 @@ fn every_setting_stands_in_marple_toml() {
     for line in source.lines() {
         if let Some(name) = line.strip_prefix("pub struct ") {
             let name = name.split_once("Settings").filter(|(_, rest)| rest.starts_with(" {"));
-            section = name.map(|(name, _)| name.to_lowercase());
+            section = name.map(|(name, _)| match name {
+                // The keys of `[store.rule.NAME]`, of which the file shows one.
+                "RuleStore" => "store.rule.memory".to_owned(),
+                name => name.to_lowercase(),
+            });
         } else if let Some(rest) = line.strip_prefix("    pub ")
             && let (Some(section), Some((field, _))) = (&section, rest.split_once(": "))
         {
