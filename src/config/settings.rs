@@ -38,7 +38,7 @@ pub struct Settings {
     pub trace: TraceSettings,
     /// Dumps of threads and tasks.
     pub stacks: StacksSettings,
-    /// The rules, in the order they are asked. Default: [`default_rules`].
+    /// The rules, in the order they are asked. Default: [`default_rules`](super::default_rules).
     pub rules: Vec<Rule>,
 }
 

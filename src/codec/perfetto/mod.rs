@@ -72,7 +72,7 @@ pub fn write(timeline: &Timeline, out: impl Write) -> io::Result<()> {
 
 /// Writes `timeline`, gzip'd, with `stacks` on its threads.
 ///
-/// Takes some bytes for each frame and stack of one of `stacks` at a time besides what [`write`] takes.
+/// Takes some bytes for each frame and stack of one of `stacks` at a time besides what [`write()`] takes.
 ///
 /// # Errors
 ///
