@@ -211,6 +211,13 @@ fn answers_while_the_services_only_worker_is_stuck_and_names_what_blocks_it() {
         answer
     };
     assert!(timed("GET", "/status")["vitals"]["runtime.lag"].as_f64().unwrap() > 0.3);
+    // Nobody records its polls, so it is told once two stacks have shown the same one.
+    let stall = wait_for("the status to name it", || {
+        let stall = timed("GET", "/status")["stalls"][0].clone();
+        stall["function"].is_string().then_some(stall)
+    });
+    assert!(stall["function"].as_str().unwrap().contains("hold_the_only_worker_up"), "{stall}");
+    assert_eq!((&stall["suspected"], &stall["running"]), (&true.into(), &true.into()), "{stall}");
     let text = timed("GET", "/debug/pprof/goroutine?debug=2");
     assert!(text.as_str().unwrap().contains("hold_the_only_worker_up"), "{text}");
     let text = timed("GET", "/debug/pprof/goroutine?debug=1");

@@ -122,6 +122,23 @@ fn burning_service() {
     }
 }
 
+#[test]
+fn crowded_service() {
+    let Some(dir) = enter() else { return };
+    let rule = Rule {
+        abs: Some(90.0),
+        capture: [CaptureKind::Threads, CaptureKind::Trace, CaptureKind::Heap].into(),
+        duration: Duration::from_millis(100),
+        ..Rule::on(Metric::Memory)
+    };
+    let _agent =
+        Agent::from_settings(Settings { dir, rules: vec![rule], ..settings() }).start().unwrap();
+    // 93 % of the limit, with what the process takes besides: less than 32 MiB are left.
+    let orders = leak_an_order((LIMIT / 100 * 92) as usize);
+    thread::sleep(PATIENCE);
+    drop(orders);
+}
+
 /// The last heap profile of an incident, and the share of the limit that was used when it was taken, by
 /// what the profile itself says.
 fn last_profile(dir: &Path, manifest: &Manifest) -> (PathBuf, f64) {
@@ -175,6 +192,29 @@ fn a_leak_of_5_mib_a_second_is_seen_at_90_per_cent() {
 #[test]
 fn a_leak_of_40_mib_a_second_is_seen_at_80_per_cent() {
     runs_out_of_memory(40, 80.0);
+}
+
+#[test]
+fn close_to_the_limit_the_heap_profile_is_written_first() {
+    let cgroup = match Cgroup::make("memory", "crowded") {
+        Ok(cgroup) => cgroup,
+        Err(error) => return println!("skipped: no cgroup can be made here: {error}"),
+    };
+    cgroup.write("memory.limit_in_bytes", LIMIT);
+    let home = tempfile::tempdir().unwrap();
+    let dir = home.path().join("captures");
+    let mut child = spawn("crowded_service", &dir, &cgroup, 0).unwrap();
+    let manifest = wait_for("the trace of an incident", || {
+        let (_, manifest) = incidents(&dir).pop()?;
+        let is_trace = |kind| kind == CaptureKind::Trace;
+        manifest.artifacts.iter().any(|it| is_trace(it.kind)).then_some(manifest)
+    });
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let kinds: Vec<CaptureKind> = manifest.artifacts.iter().map(|it| it.kind).collect();
+    // Elsewhere what vanishes first comes first, and the heap after the threads.
+    assert_eq!(kinds[0], CaptureKind::Heap, "{kinds:?}");
+    assert!(kinds.contains(&CaptureKind::Threads), "{kinds:?}");
 }
 
 #[test]
