@@ -1,5 +1,5 @@
 //! What a CPU profile is worth and what it costs, for each engine and for the `pprof` crate by itself:
-//! `cargo bench --bench cpu`, or with `-- --quick` in a minute.
+//! `cargo bench --bench cpu`, or with `-- --quick` in some minutes; `-- got agreement` measures these parts alone.
 //!
 //! One row a measure: its name, its value, the goal, and `pass` or `short`. Every cell is a process of
 //! its own, because SIGPROF belongs to a process and the engines leave something behind in it; a cell
@@ -88,15 +88,23 @@ fn main() {
             println!("{engine}: does not run here: {why}");
         }
     }
-    got(&plan);
-    got_beside_neighbours(&plan);
-    attribution(&plan);
-    start(&plan);
-    turns(&plan);
-    handlers();
-    throughput(&plan);
-    agreement(&plan);
+    let named: Vec<&(&str, fn(&Plan))> =
+        PARTS.iter().filter(|(name, _)| args.iter().any(|arg| arg == name)).collect();
+    let parts = if named.is_empty() { PARTS.iter().collect() } else { named };
+    parts.into_iter().for_each(|(_, part)| part(&plan));
 }
+
+/// What is measured, in this order; by their names some of it.
+const PARTS: [(&str, fn(&Plan)); 8] = [
+    ("got", got),
+    ("loaded", got_beside_neighbours),
+    ("attribution", attribution),
+    ("start", start),
+    ("turns", turns),
+    ("handlers", |_| handlers()),
+    ("throughput", throughput),
+    ("agreement", agreement),
+];
 
 fn got(plan: &Plan) {
     for &hertz in plan.rates {

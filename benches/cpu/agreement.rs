@@ -110,17 +110,39 @@ fn aliases() -> HashMap<String, String> {
         let Ok(bytes) = fs::read(file) else { continue };
         let Ok(image) = object::File::parse(&*bytes) else { continue };
         let mut first: HashMap<u64, String> = HashMap::new();
-        for symbol in image.symbols().chain(image.dynamic_symbols()) {
-            let Ok(name) = symbol.name() else { continue };
-            if symbol.kind() != object::SymbolKind::Text || symbol.address() == 0 {
-                continue;
-            }
-            let name = name.split('@').next().unwrap_or(name).to_owned();
-            let one = first.entry(symbol.address()).or_insert_with(|| name.clone());
-            aliases.insert(name, one.clone());
+        note(&image, &mut first, &mut aliases);
+        // Where there is one, both take the names from it.
+        if let Ok(bytes) = fs::read(debug_file(&image))
+            && let Ok(image) = object::File::parse(&*bytes)
+        {
+            note(&image, &mut first, &mut aliases);
         }
     }
     aliases
+}
+
+/// Where Debian's packages put the symbols of `image`.
+fn debug_file(image: &object::File<'_>) -> String {
+    let id = image.build_id().ok().flatten().unwrap_or_default();
+    let hex: String = id.iter().map(|byte| format!("{byte:02x}")).collect();
+    let (folder, name) = hex.split_at_checked(2).unwrap_or_default();
+    format!("/usr/lib/debug/.build-id/{folder}/{name}.debug")
+}
+
+fn note(
+    image: &object::File<'_>,
+    first: &mut HashMap<u64, String>,
+    aliases: &mut HashMap<String, String>,
+) {
+    for symbol in image.symbols().chain(image.dynamic_symbols()) {
+        let Ok(name) = symbol.name() else { continue };
+        if symbol.kind() != object::SymbolKind::Text || symbol.address() == 0 {
+            continue;
+        }
+        let name = name.split('@').next().unwrap_or(name).to_owned();
+        let one = first.entry(symbol.address()).or_insert_with(|| name.clone());
+        aliases.insert(name, one.clone());
+    }
 }
 
 fn difference(ours: &HashMap<String, f64>, theirs: &HashMap<String, f64>) -> (f64, f64) {
