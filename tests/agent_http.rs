@@ -195,6 +195,9 @@ fn answers_while_the_services_only_worker_is_stuck_and_names_what_blocks_it() {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     let runtime = builder.worker_threads(1).enable_all().build().unwrap();
     let host = runtime.block_on(async { Host::start(listening(Listen::Tcp(address), None)) });
+    // The worker is known by the probe that it runs.
+    let ticks = || ask("GET", &format!("{url}/status"), None).1["counters"]["ticks"].as_u64();
+    wait_for("some ticks", || ticks().filter(|ticks| *ticks > 10));
     let (release, released) = std::sync::mpsc::channel();
     let stuck = runtime.spawn(async move { hold_the_only_worker_up(&released) });
     wait_for("the lag to show", || {

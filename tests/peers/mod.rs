@@ -106,35 +106,29 @@ impl GoServer {
     }
 }
 
-/// The program `pprof_server.go`, compiled once for all tests of its source: its name has the source's
-/// digest, and who comes while it is being compiled waits.
+/// The program `pprof_server.go`, compiled once for all tests of its source, whose hash its name has. Of those
+/// who begin at the same time each compiles it, and they are the same.
 fn server() -> PathBuf {
-    use rustix::fs::{FlockOperation, flock};
-    use sha2::{Digest, Sha256};
+    use std::hash::{DefaultHasher, Hash, Hasher};
 
     let (dir, source) = (dir(), scripts().join("pprof_server.go"));
-    let digest = Sha256::digest(std::fs::read(&source).unwrap());
-    let digest: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-    let program = dir.join(format!("pprof_server-{digest}"));
+    let mut hasher = DefaultHasher::new();
+    std::fs::read(&source).unwrap().hash(&mut hasher);
+    let program = dir.join(format!("pprof_server-{:016x}", hasher.finish()));
     if program.exists() {
         return program;
     }
-    let go = need(find(&dir, "venv/bin/go"));
-    let lock = std::fs::File::create(dir.join(".pprof_server.lock")).unwrap();
-    flock(&lock, FlockOperation::LockExclusive).unwrap();
-    if !program.exists() {
-        let part = program.with_extension("part");
-        let mut build = Command::new(go);
-        build.args(["build", "-o"]).arg(&part).arg(&source);
-        build
-            .env("GOTOOLCHAIN", "local")
-            .env("GOPROXY", "off")
-            .env("GOFLAGS", "-mod=mod")
-            .env("GOCACHE", dir.join("go-cache"))
-            .env("GOPATH", dir.join("go-path"));
-        run(&mut build);
-        std::fs::rename(&part, &program).unwrap();
-    }
+    let part = program.with_extension(std::process::id().to_string());
+    let mut build = Command::new(need(find(&dir, "venv/bin/go")));
+    build.args(["build", "-o"]).arg(&part).arg(&source);
+    build
+        .env("GOTOOLCHAIN", "local")
+        .env("GOPROXY", "off")
+        .env("GOFLAGS", "-mod=mod")
+        .env("GOCACHE", dir.join("go-cache"))
+        .env("GOPATH", dir.join("go-path"));
+    run(&mut build);
+    std::fs::rename(&part, &program).unwrap();
     program
 }
 
