@@ -15,7 +15,7 @@
 //!
 //! **An idle runtime is left asleep.** A runtime with a parked worker has nothing waiting, and the
 //! waking would be most of what a tick costs: 40 us and more of the *service's* CPU, for the parked
-//! worker and the one it wakes to look for more. So it is woken once a second, more rarely if they
+//! worker and the one it wakes to look for more. So it is woken once in two seconds, more rarely if they
 //! are many, which tells how long the machine takes to run it; its lag is zero in between. A stall
 //! is seen no later for it: it begins after the last probe has run in either case, and the next
 //! tick finds no worker parked. This rests on tokio counting a worker's parks and unparks as they
@@ -40,10 +40,10 @@ use tokio::sync::Notify;
 use crate::base::{Clock, Moment};
 use crate::os::threads;
 
-/// How long an idle runtime is left asleep when `runtimes` are watched: a second for each four of
-/// them, so that four wakings a second are all there are.
+/// How long an idle runtime is left asleep when `runtimes` are watched: two seconds for each four of
+/// them, so that two wakings a second are all there are.
 pub(super) fn rest(runtimes: usize) -> Duration {
-    Duration::from_secs(runtimes.div_ceil(4) as u64)
+    Duration::from_secs(2 * runtimes.div_ceil(4) as u64)
 }
 
 /// One observed runtime.

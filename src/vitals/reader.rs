@@ -235,7 +235,7 @@ impl Reader {
         self.probes.extend(fresh.into_iter().map(|handle| Probe::start(handle, clock.clone())));
 
         // Waking an idle runtime is most of what a tick costs, and the service pays for it.
-        let rest = 2 * rest(self.probes.len());
+        let rest = rest(self.probes.len());
         let mut all: Option<Reading> = None;
         self.probes.retain_mut(|probe| {
             let Some(reading) = probe.read(&**clock, rest) else {
