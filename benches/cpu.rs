@@ -88,14 +88,16 @@ fn main() {
             println!("{engine}: does not run here: {why}");
         }
     }
-    let named: Vec<&(&str, fn(&Plan))> =
+    let named: Vec<&Part> =
         PARTS.iter().filter(|(name, _)| args.iter().any(|arg| arg == name)).collect();
     let parts = if named.is_empty() { PARTS.iter().collect() } else { named };
     parts.into_iter().for_each(|(_, part)| part(&plan));
 }
 
+type Part = (&'static str, fn(&Plan));
+
 /// What is measured, in this order; by their names some of it.
-const PARTS: [(&str, fn(&Plan)); 8] = [
+const PARTS: [Part; 8] = [
     ("got", got),
     ("loaded", got_beside_neighbours),
     ("attribution", attribution),
