@@ -2,7 +2,7 @@
 //! Go server and to ours ([`paths`]), what differs and is told in the header of `marple::http`
 //! ([`differences`]), and Go's own client against ours ([`client`]).
 //!
-//! `cargo test --release --all-features --test http_go` asks a service as it is released.
+//! `cargo test --release --test http_go` asks a service as it is released.
 #![cfg(all(feature = "cpu", feature = "heap", feature = "trace"))]
 #![cfg(all(target_os = "linux", target_env = "gnu"))]
 

@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 use super::announce::{self, Announcer, Callback, IncidentEvent};
 use super::budget::State;
 use super::capture::Worker;
+use super::collect;
 use super::collectors::{Collected, CollectorOptions, CollectorOutput, Collectors};
 use super::event::{Event, QUEUE, ToggleAction};
 use super::guard::{Agent, OnlyOne};
@@ -127,6 +128,7 @@ impl Builder {
             // Never waited for: what it runs is not ours.
             spawn("marple-callbacks", move || announce::call(&announced, callbacks))?;
         }
+        collect::heap::read_images();
         let capture_thread = spawn("marple-capture", {
             let (clock, events) = (Arc::clone(&clock), events.clone());
             let collectors = registry.clone();

@@ -57,7 +57,7 @@
 //!
 //! | Go | here | why |
 //! |---|---|---|
-//! | streams with chunked encoding | `Content-Length` | a failure at the end is a 500, not a profile that is cut off |
+//! | streams with chunked encoding what is over 2 KiB | `Content-Length` | a failure at the end is a 500, not a profile that is cut off |
 //! | `trace` is Go's execution trace | Perfetto's, from `trace.window` before the request on | `go tool trace` reads Go's scheduler alone; what led up to a moment is recorded anyway |
 //! | any `seconds` | 400 beyond `http.max_duration` | a forgotten client would hold the one profiler for a day |
 //! | `seconds` is rounded to what fits 64 bits of nanoseconds, infinity too | 400 | it is beyond the cap |

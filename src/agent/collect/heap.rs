@@ -96,6 +96,15 @@ impl Live for Dump {
     }
 }
 
+/// Reads the loaded files, so that whatever is sampled from now on has its stack: some milliseconds. Were it
+/// left to the thread that rehearses, samples taken meanwhile would find it at work and go without.
+pub(in crate::agent) fn read_images() {
+    if heap::installed() {
+        // The next tick tries again.
+        let _ = unwind::refresh();
+    }
+}
+
 /// Makes the room for dumps, and one dump into nothing: the files it reads are open then, and all it
 /// touches is in memory. Nothing if the program's allocator is another.
 pub(in crate::agent) fn rehearse() {
