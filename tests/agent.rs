@@ -5,7 +5,7 @@ mod host;
 use std::alloc::System;
 use std::collections::HashSet;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use std::{fs, thread};
 
@@ -276,7 +276,13 @@ fn retention_holds() {
     }
     let left: Vec<_> = host.closed(3).into_iter().map(|(_, manifest)| manifest.id).collect();
     assert_eq!(left, [ids[0], ids[3], ids[4]], "the first and the last stay longest");
-    assert_eq!(host.handle().status().wait(PATIENCE).unwrap().counters.incidents_removed, 2);
+    let store = host.handle().status().wait(PATIENCE).unwrap().store;
+    assert_eq!(store.incidents_removed, 2);
+    let held = |(dir, _): &(PathBuf, _)| -> u64 {
+        fs::read_dir(dir).unwrap().map(|file| file.unwrap().metadata().unwrap().len()).sum()
+    };
+    assert_eq!(store.bytes.get(), host.incidents().iter().map(held).sum::<u64>());
+    assert!(store.free.is_some_and(|free| free > Bytes(0)), "{store:?}");
 }
 
 #[test]

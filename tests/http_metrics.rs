@@ -50,6 +50,9 @@ fn prometheus_finds_nothing_to_complain_about() {
         "marple_http_requests_total{route=\"other\",code=\"404\"} ",
         "marple_http_requests_total{route=\"/metrics\",code=\"200\"} ",
         "marple_memory_rss_bytes ",
+        "marple_store_limit_bytes ",
+        "marple_store_free_bytes ",
+        "marple_artifacts_removed_total ",
     ] {
         assert!(text.contains(row), "{row} in\n{text}");
     }

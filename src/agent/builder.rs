@@ -11,6 +11,7 @@ use super::budget::State;
 use super::capture::Worker;
 use super::collect;
 use super::collectors::{Collected, CollectorOptions, CollectorOutput, Collectors};
+use super::core::Begun;
 use super::event::{Event, QUEUE, ToggleAction};
 use super::guard::{Agent, OnlyOne};
 use super::handle::AgentHandle;
@@ -102,7 +103,7 @@ impl Builder {
                 store.dir().display()
             );
         }
-        let state = saved(&store);
+        let (state, stored) = (saved(&store), store.holdings());
         for service in &mut services {
             service.bind(&settings)?;
         }
@@ -149,7 +150,8 @@ impl Builder {
             let handle = handle.clone();
             move || {
                 let measures = (clock, runtimes, numbers);
-                let begun = (settings, path, state, registry);
+                let collectors = registry;
+                let begun = Begun { settings, path, state, collectors, stored };
                 lead(begun, measures, tasks, queue, services, handle);
                 // The watcher's callback may hold a sender of its own: the end is said, not inferred.
                 let _ = finished_tx.send(());

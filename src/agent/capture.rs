@@ -29,7 +29,7 @@ use crate::model::{
     CaptureKind, IncidentState, Limits, Losses, Manifest, ProcessInfo, ThreadDump, Versions,
     VitalsRow,
 };
-use crate::store::{IncidentDir, Store};
+use crate::store::{Holdings, IncidentDir, Store};
 
 /// A job and what is needed to do it.
 pub(super) struct Task {
@@ -73,8 +73,8 @@ pub(super) struct Tally {
     pub(super) artifact_bytes: u64,
     /// By what means captures were started.
     pub(super) engines: Vec<(CaptureKind, String)>,
-    /// Since the start.
-    pub(super) incidents_removed: u64,
+    /// How the store stands then.
+    pub(super) store: Option<Holdings>,
     /// A kind of failure, for counting, and the failure in full.
     pub(super) failures: Vec<(&'static str, String)>,
 }
@@ -226,7 +226,7 @@ impl Worker {
                 Done::Closed { id: *id, ok: ok || gone }
             }
         };
-        tally.incidents_removed = self.store.removed();
+        tally.store = Some(self.store.holdings());
         Report { done, dir, tally }
     }
 

@@ -29,6 +29,7 @@ use super::stuck::Stuck;
 use crate::base::{Clock, Error as PublicError, IncidentId, Moment};
 use crate::config::Settings;
 use crate::model::{CaptureKind, Losses, Vitals};
+use crate::store::Holdings;
 use crate::vitals::Reader;
 use asked::Waiting;
 
@@ -55,6 +56,8 @@ pub(super) struct Core {
     tasks: SyncSender<work::Order>,
     /// Whether the capture thread has a task.
     busy: bool,
+    /// How the store stood after the last task.
+    stored: Holdings,
     counters: Counters,
     engines: BTreeMap<CaptureKind, String>,
     failures: Losses,
@@ -63,20 +66,29 @@ pub(super) struct Core {
     stuck: Stuck,
 }
 
+/// What an agent begins with.
+pub(super) struct Begun {
+    pub(super) settings: Settings,
+    /// The settings file.
+    pub(super) path: Option<PathBuf>,
+    /// What an earlier process had used up.
+    pub(super) state: Option<State>,
+    pub(super) collectors: Collectors,
+    pub(super) stored: Holdings,
+}
+
 impl Core {
     pub(super) fn new(
         clock: Arc<dyn Clock>,
-        settings: Settings,
-        path: Option<PathBuf>,
+        begun: Begun,
         reader: Reader,
         tasks: SyncSender<work::Order>,
-        state: Option<&State>,
-        collectors: Collectors,
     ) -> Self {
+        let Begun { settings, path, state, collectors, stored } = begun;
         let started = clock.wall();
         let mut decider = Decider::new(settings.rules.clone(), settings.budget.clone());
         let mut streams = Streams::new(settings.budget.streams_per_day);
-        if let Some(state) = state {
+        if let Some(state) = &state {
             decider.restore(clock.anchor(), state);
             streams.allowance.restore(clock.anchor(), &state.streams);
         }
@@ -97,6 +109,7 @@ impl Core {
             streams,
             tasks,
             busy: false,
+            stored,
             counters: Counters::default(),
             engines: BTreeMap::new(),
             failures: Losses::default(),
@@ -245,7 +258,7 @@ impl Core {
         self.counters.captures_failed += tally.captures_failed;
         self.counters.artifacts += tally.artifacts;
         self.counters.artifact_bytes.0 += tally.artifact_bytes;
-        self.counters.incidents_removed = tally.incidents_removed;
+        self.stored = tally.store.unwrap_or(self.stored);
         if let (Some(path), super::incidents::Done::Opened { id, .. }) = (report.dir, &report.done)
         {
             self.counters.incidents += 1;

@@ -12,6 +12,7 @@ use crate::base::{Anchor, Bytes, IncidentId};
 use crate::config::BudgetSettings;
 use crate::model::{CaptureKind, CaptureSet, Limits, Losses, Metric, Stall, VitalsRow};
 use crate::rules::{Opening, State};
+use crate::store::Holdings;
 use crate::vitals::Distribution;
 
 /// The toggle after a request.
@@ -75,6 +76,8 @@ pub struct Status {
     pub vitals: VitalsRow,
     /// All that the service's own histograms have recorded.
     pub histograms: Vec<Distribution>,
+    /// What the directory of incidents held, and had room for, when the last capture or incident ended.
+    pub store: Holdings,
     /// What has been done since the start.
     pub counters: Counters,
     /// By what means each kind was captured last.
@@ -243,8 +246,6 @@ pub struct Counters {
     pub artifacts: u64,
     /// Their sizes together.
     pub artifact_bytes: Bytes,
-    /// Incidents removed to make room.
-    pub incidents_removed: u64,
     /// Captures that were handed over without a file.
     pub streams: u64,
     /// Their sizes together.

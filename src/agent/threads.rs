@@ -1,6 +1,5 @@
 //! The two threads: how they begin and what they run.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender};
 use std::thread::{self, JoinHandle};
@@ -8,18 +7,15 @@ use std::thread::{self, JoinHandle};
 use tokio::sync::mpsc;
 
 use super::Error as AgentError;
-use super::budget::State;
 use super::capture::Worker;
 use super::collect;
-use super::collectors::Collectors;
-use super::core::Core;
+use super::core::{Begun, Core};
 use super::event::Event;
 use super::handle::AgentHandle;
 use super::run;
 use super::service::Service;
 use super::stream::work::{Desk, Order};
 use crate::base::{Clock, Error};
-use crate::config::Settings;
 use crate::vitals::{Numbers, Reader, Runtimes};
 
 /// How many threads may read files for the endpoint at once; they end when they have been idle.
@@ -27,7 +23,7 @@ const BLOCKING_THREADS: usize = 2;
 
 /// The thread `marple`: a runtime of its own, and the loop on it.
 pub(super) fn lead(
-    (settings, path, state, collectors): (Settings, Option<PathBuf>, Option<State>, Collectors),
+    begun: Begun,
     (clock, runtimes, numbers): (Arc<dyn Clock>, Runtimes, Numbers),
     tasks: SyncSender<Order>,
     queue: mpsc::Receiver<Event>,
@@ -50,9 +46,9 @@ pub(super) fn lead(
             return;
         }
     };
-    let signal = settings.toggle.signal;
+    let signal = begun.settings.toggle.signal;
     let reader = Reader::new(runtimes.clone(), numbers);
-    let core = Core::new(clock, settings, path, reader, tasks, state.as_ref(), collectors);
+    let core = Core::new(clock, begun, reader, tasks);
     runtime.block_on(async {
         for service in services {
             tokio::spawn(service.serve(handle.clone()));

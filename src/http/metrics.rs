@@ -8,6 +8,7 @@ use std::fmt::{self, Write as _};
 use super::audit;
 use crate::agent::Status;
 use crate::model::{CaptureKind, Limits};
+use crate::store::Holdings;
 
 pub(super) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
@@ -115,7 +116,16 @@ fn work(page: &mut Page, status: &Status) {
         ),
         ("marple_artifacts_total", "Files written.", it.artifacts),
         ("marple_artifact_bytes_total", "Bytes of the files written.", it.artifact_bytes.get()),
-        ("marple_incidents_removed_total", "Incidents removed.", it.incidents_removed),
+        (
+            "marple_incidents_removed_total",
+            "Incidents removed to make room.",
+            status.store.incidents_removed,
+        ),
+        (
+            "marple_artifacts_removed_total",
+            "Files removed, to make room, from incidents that stay.",
+            status.store.artifacts_removed,
+        ),
         ("marple_streams_total", "Captures handed over without a file.", it.streams),
         ("marple_stream_bytes_total", "Bytes of those captures.", it.stream_bytes.get()),
     ] {
@@ -125,6 +135,16 @@ fn work(page: &mut Page, status: &Status) {
     let failures = status.failures.iter().map(|loss| (&*loss.cause, loss.count as f64));
     let help = "What went wrong, by cause.";
     page.labelled("marple_failures_total", "counter", help, "cause", failures);
+
+    let Holdings { bytes, max_bytes, free, memory_left, .. } = status.store;
+    for (name, help, value) in [
+        ("marple_store_bytes", "Bytes of incidents that are kept.", Some(bytes)),
+        ("marple_store_limit_bytes", "How many there may be.", Some(max_bytes)),
+        ("marple_store_free_bytes", "Bytes the file system has beyond keep_free.", free),
+        ("marple_store_memory_left_bytes", "Bytes a directory in memory still takes.", memory_left),
+    ] {
+        page.gauge(name, help, value.map(|bytes| bytes.get() as f64));
+    }
 
     let toggle = f64::from(u8::from(status.toggle.on));
     page.gauge("marple_toggle_on", "Whether the toggle is on.", Some(toggle));

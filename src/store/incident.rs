@@ -165,7 +165,9 @@ impl IncidentDir {
         }
         for (name, bytes) in names.iter().zip(freed) {
             self.open.dir.unlink(name)?;
-            shared.ledger().resize(self.id(), bytes, 0);
+            let mut ledger = shared.ledger();
+            ledger.resize(self.id(), bytes, 0);
+            ledger.thinned += 1;
         }
         self.open.dir.sync()?;
         Ok(shared.shortage(&shared.ledger(), need).is_none())

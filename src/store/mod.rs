@@ -78,6 +78,26 @@ use room::Shared;
 /// `state.json` holds budgets: a few numbers a rule.
 const MAX_STATE: Bytes = Bytes::mib(1);
 
+/// What a store holds, what there is room for, and what was removed to make room since it was opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Holdings {
+    /// Bytes in the finished files of incidents and in those being written.
+    pub bytes: Bytes,
+    /// How many there may be (`store.max_bytes`).
+    pub max_bytes: Bytes,
+    /// How many the file system has beyond what `store.keep_free` leaves to others, when it says.
+    pub free: Option<Bytes>,
+    /// Whether the directory is in memory (tmpfs, ramfs): what it holds counts against the memory limit.
+    pub in_memory: bool,
+    /// How many more such a directory takes, half of what is left below the memory limit; none where the
+    /// directory is not in memory or the limit is not known.
+    pub memory_left: Option<Bytes>,
+    /// Incidents removed, by whatever needed the room.
+    pub incidents_removed: u64,
+    /// Files removed from incidents that stay.
+    pub artifacts_removed: u64,
+}
+
 /// The directory of incidents, opened for writing. Clones share it; the last one, and the last
 /// [`IncidentDir`] and [`Draft`] made of it, releases the lock.
 #[derive(Clone, Debug)]
@@ -163,10 +183,10 @@ impl Store {
         self.shared.retain()
     }
 
-    /// How many incidents were removed to keep the bounds since the store was opened, by whatever needed
-    /// the room.
-    pub fn removed(&self) -> u64 {
-        self.shared.ledger().removed
+    /// What is held, what there is room for, and what was removed for it. Costs one `fstatvfs`; the
+    /// directory is not looked at.
+    pub fn holdings(&self) -> Holdings {
+        self.shared.holdings()
     }
 
     /// Every incident, the latest first.

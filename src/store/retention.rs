@@ -137,6 +137,7 @@ impl Shared {
                             it.spare = spare;
                             it.spare.retain(|(name, _)| !files.contains(name));
                             let id = it.name.id;
+                            ledger.thinned += files.len() as u64;
                             retained.thinned.push(Thinned { id, files, bound });
                         }
                         // The incident itself may go all the same, or says why not.

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{FlockOperation, flock};
 
+use super::Holdings;
 use super::dir::{Dir, Space};
 use super::error::{Bound, Error};
 use super::names::incident_name;
@@ -46,6 +47,8 @@ pub(super) struct Ledger {
     pub(super) reserved: u64,
     /// How many incidents were removed.
     pub(super) removed: u64,
+    /// How many files were removed from incidents that stay.
+    pub(super) thinned: u64,
     /// How much memory files may still take, where they do.
     pub(super) memory: Option<u64>,
 }
@@ -134,6 +137,7 @@ impl Shared {
             stored: 0,
             reserved: 0,
             removed: 0,
+            thinned: 0,
             memory: None,
         };
         let in_memory = root.is_in_memory();
@@ -193,6 +197,20 @@ impl Shared {
         let keep = keep_free(settings.keep_free, space);
         let missing = keep.saturating_sub(space.free.saturating_sub(need.bytes));
         (missing > 0).then_some(Shortage { bound: Bound::Free, missing, rule: None })
+    }
+
+    /// How things stand, by the figures and one `fstatvfs`.
+    pub(super) fn holdings(&self) -> Holdings {
+        let ledger = self.ledger();
+        Holdings {
+            bytes: Bytes(ledger.stored.saturating_add(ledger.reserved)),
+            max_bytes: ledger.settings.max_bytes,
+            free: self.free(&ledger.settings).map(Bytes),
+            in_memory: self.in_memory,
+            memory_left: ledger.memory.filter(|_| self.in_memory).map(Bytes),
+            incidents_removed: ledger.removed,
+            artifacts_removed: ledger.thinned,
+        }
     }
 
     /// What the file system has for us, if it says.

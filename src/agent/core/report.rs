@@ -36,6 +36,7 @@ impl Core {
             cpu: self.cpu.words(&self.settings),
             vitals: row(&self.vitals, anchor),
             histograms: self.reader.distributions(),
+            store: self.stored,
             counters: self.counters,
             engines: self.engines.clone(),
             failures: self.failures.clone(),

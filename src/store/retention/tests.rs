@@ -247,6 +247,8 @@ fn files_between_the_first_the_last_and_the_largest_go_before_an_incident_does()
     assert_eq!(bounds(&retained), []);
     assert_eq!((retained.thinned[0].id, retained.thinned[0].bound), (long, Bound::Bytes));
     assert_eq!(numbers(&it, long), (vec![1, 3, 4, 5, 6], vec![2]));
+    let holdings = it.store.holdings();
+    assert_eq!((holdings.artifacts_removed, holdings.incidents_removed), (1, 0));
     let why = it.store.find(long).unwrap().manifest.unwrap().removed[0].why.clone();
     assert_eq!(why, "to make room (max_bytes)");
     it.store.set_limits(StoreSettings { max_bytes: Bytes(all - 125_000), ..roomy() });
@@ -264,7 +266,9 @@ fn an_incident_with_its_fill_gives_up_what_is_between() {
         profile(&it, &mut incident, 100_000).unwrap();
     }
     assert_eq!(numbers(&it, id), (vec![1, 6, 7, 8], vec![2, 3, 4, 5]));
+    assert_eq!(it.store.holdings().artifacts_removed, 4);
     let held = it.store.retain().bytes;
+    assert_eq!(it.store.holdings().bytes, held);
     assert!(held <= settings.max_incident_bytes, "{held}");
     // One that would not fit if all went costs none.
     let error = profile(&it, &mut incident, 390_000).unwrap_err();
@@ -376,6 +380,8 @@ fn a_directory_in_memory_takes_half_of_what_is_left_of_it() {
     let old = it.closed(50_000);
     let mut incident = it.store.begin("memory", it.manifest()).unwrap();
     it.store.set_headroom(Some(Bytes(300_000)));
+    let holdings = it.store.holdings();
+    assert_eq!((holdings.in_memory, holdings.memory_left), (true, Some(Bytes(150_000))));
     profile(&it, &mut incident, 100_000).unwrap();
     assert!(it.store.find(old).is_ok());
     profile(&it, &mut incident, 60_000).unwrap();

@@ -1,0 +1,90 @@
+//! A disk quota that is used up while the agent runs. The kernel under the tests may have no quotas, so a
+//! filter on system calls answers large writes as one does: nothing that needs much is written any more, and
+//! what needs little still is. A filter is for good: a process of its own.
+#![cfg(all(feature = "heap", target_os = "linux"))]
+#![expect(unsafe_code, reason = "the filter is set by system calls")]
+
+mod host;
+
+use std::alloc::System;
+use std::io::Write;
+use std::time::Duration;
+
+use host::{Host, PATIENCE, settings, wait_for};
+use marple::Settings;
+use marple::agent::CollectorOutput;
+use marple::model::{CaptureKind, Outcome};
+
+#[global_allocator]
+static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
+
+/// Writes of so many bytes are beyond the quota. Manifests are smaller.
+const LARGE: u32 = 32 << 10;
+
+/// Every thread's large writes are answered as at the end of a quota from here on.
+fn use_up_the_quota() {
+    let load = |at: u32| libc::sock_filter { code: 0x20, jt: 0, jf: 0, k: at };
+    let is = |k: u32, jf: u8| libc::sock_filter { code: 0x15, jt: 0, jf, k };
+    let at_least = |k: u32, jf: u8| libc::sock_filter { code: 0x35, jt: 0, jf, k };
+    let answer = |k: u32| libc::sock_filter { code: 0x06, jt: 0, jf: 0, k };
+    // Of `seccomp_data`: the number is at 0, the low half of the third argument at 32.
+    let mut filter = [
+        load(0),
+        is(libc::SYS_write as u32, 3),
+        load(32),
+        at_least(LARGE, 1),
+        answer(libc::SECCOMP_RET_ERRNO | libc::EDQUOT as u32),
+        answer(libc::SECCOMP_RET_ALLOW),
+    ];
+    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+    // SAFETY: the kernel reads a program of the length that is said.
+    unsafe {
+        assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+        let (mode, flags) = (libc::SECCOMP_SET_MODE_FILTER, libc::SECCOMP_FILTER_FLAG_TSYNC);
+        let failed = libc::syscall(libc::SYS_seccomp, mode, flags, &raw const program);
+        assert_eq!(failed, 0, "{}", std::io::Error::last_os_error());
+    }
+}
+
+#[test]
+fn a_quota_that_is_used_up_is_told_and_what_needs_little_is_still_kept() {
+    // Few rows of vitals, so that a manifest is small.
+    let interval = Duration::from_secs(1);
+    let host = Host::start(Settings { interval, rules: Vec::new(), ..settings() });
+    let handle = host.handle();
+    let large = |out: &mut CollectorOutput| Ok(out.write_all(&[7; 300_000])?);
+    handle.collector("large.txt", Default::default(), large).unwrap();
+    let status = || handle.status().wait(PATIENCE).unwrap();
+    let capture = || {
+        let id = handle.capture([CaptureKind::Heap], Duration::from_millis(50));
+        let id = id.wait(PATIENCE).unwrap().incident;
+        wait_for("it to close", || {
+            let found = host.incidents().into_iter().find(|(_, it)| it.id == id)?;
+            found.1.closed.is_some().then_some(found)
+        })
+    };
+    let large_of = |(dir, manifest): &(std::path::PathBuf, marple::model::Manifest)| {
+        let record = manifest.captures.iter().find(|it| it.engine == "large.txt").unwrap().clone();
+        (record, dir.join("large.txt"), manifest.artifacts.len())
+    };
+    let (record, _, kept) = large_of(&capture());
+    assert_eq!((record.outcome, kept), (Outcome::Done, 3));
+    let held = status().store.bytes;
+
+    use_up_the_quota();
+    let incident = capture();
+    let (record, _, kept) = large_of(&incident);
+    assert_eq!((record.outcome, kept), (Outcome::Failed, 2), "{record:?}");
+    assert!(record.error.as_ref().unwrap().contains("raise the quota"), "{record:?}");
+    let heap = |it: &&marple::model::Artifact| it.kind == CaptureKind::Heap;
+    assert_eq!(incident.1.artifacts.iter().filter(heap).count(), 2);
+    let files = std::fs::read_dir(&incident.0).unwrap().count();
+    assert_eq!(files, 3, "the manifest, two profiles and nothing that is half written");
+    let after = status();
+    assert!(after.last_failure.unwrap().contains("raise the quota"));
+    assert!(after.failures.iter().any(|it| it.count == 1), "{:?}", after.failures);
+    let grown = after.store.bytes.get() - held.get();
+    assert!(grown < 300_000, "room that was not used is given back: {grown}");
+    let ticks = after.counters.ticks;
+    wait_for("the next tick", || (status().counters.ticks > ticks).then_some(()));
+}
