@@ -1,0 +1,105 @@
+//! From a change of the settings file to its being in force in a running agent: `cargo bench --bench reload`.
+//!
+//! A row is: name, value, goal, and `pass` or `short`. The file is changed as editors and Kubernetes do;
+//! the clock runs from before the change until the status shows the new settings, whose reading is counted
+//! in. The slowest of all rounds stands beside the median: each change has to be there within the second.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use marple::{Agent, AgentHandle};
+
+const ROUNDS: usize = 9;
+const GOAL_MILLIS: f64 = 1000.0;
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Puts the settings `text` into force, in round `round`.
+type Change = fn(dir: &Path, text: &str, round: usize);
+
+fn main() {
+    // `cargo test --all-targets` runs benches too; only `cargo bench` says this.
+    if !std::env::args().any(|arg| arg == "--bench") {
+        return;
+    }
+    let changes: [(&str, Change); 4] = [
+        ("written in place", |dir, text, _| fs::write(dir.join("marple.toml"), text).unwrap()),
+        ("renamed over", renamed_over),
+        ("removed and made", removed_and_made),
+        ("ConfigMap swapped", swapped),
+    ];
+    for (name, change) in changes {
+        let mut millis = reloads(name == "ConfigMap swapped", change);
+        millis.sort_by(f64::total_cmp);
+        let (median, worst) = (millis[millis.len() / 2], millis[millis.len() - 1]);
+        let verdict = if worst <= GOAL_MILLIS { "pass" } else { "short" };
+        println!("{name}: in force, median, ms  {median:.0}  -  -");
+        println!(
+            "{name}: in force, slowest of {ROUNDS}, ms  {worst:.0}  <= {GOAL_MILLIS}  {verdict}"
+        );
+    }
+}
+
+/// How long each of [`ROUNDS`] changes took.
+fn reloads(mounted: bool, change: Change) -> Vec<f64> {
+    let home = tempfile::tempdir().unwrap();
+    let config = home.path().join("config");
+    fs::create_dir(&config).unwrap();
+    let text = |round: usize| {
+        let dir = home.path().join("captures");
+        format!(
+            "service = \"of-{round}\"\ndir = {dir:?}\nrules = \"own\"\n[toggle]\nsignal = \"off\"\n"
+        )
+    };
+    if mounted {
+        version(&config, &text(0), 0);
+        symlink("..0", config.join("..data")).unwrap();
+        symlink("..data/marple.toml", config.join("marple.toml")).unwrap();
+    } else {
+        fs::write(config.join("marple.toml"), text(0)).unwrap();
+    }
+    let agent = Agent::from_file(config.join("marple.toml")).unwrap().start().unwrap();
+    let handle = agent.handle();
+    let applied = |handle: &AgentHandle| handle.status().wait(PATIENCE).unwrap().config.applied;
+    let round = |round: usize| {
+        let before = applied(&handle);
+        // Another phase of whatever is periodic each time.
+        thread::sleep(Duration::from_millis(700 + (round as u64 * 97) % 250));
+        let changed = Instant::now();
+        change(&config, &text(round), round);
+        while applied(&handle) == before {
+            assert!(changed.elapsed() < PATIENCE, "the settings are not in force");
+            thread::sleep(Duration::from_millis(2));
+        }
+        changed.elapsed().as_secs_f64() * 1e3
+    };
+    (1..=ROUNDS).map(round).collect()
+}
+
+/// As editors do.
+fn renamed_over(dir: &Path, text: &str, _: usize) {
+    let draft = dir.join(".marple.toml.swp");
+    fs::write(&draft, text).unwrap();
+    fs::rename(draft, dir.join("marple.toml")).unwrap();
+}
+
+fn removed_and_made(dir: &Path, text: &str, _: usize) {
+    fs::remove_file(dir.join("marple.toml")).unwrap();
+    fs::write(dir.join("marple.toml"), text).unwrap();
+}
+
+/// As kubelet does with a mounted ConfigMap: a new directory, and one link turned to it.
+fn swapped(dir: &Path, text: &str, round: usize) {
+    version(dir, text, round);
+    symlink(format!("..{round}"), dir.join("..data_tmp")).unwrap();
+    fs::rename(dir.join("..data_tmp"), dir.join("..data")).unwrap();
+    fs::remove_dir_all(dir.join(format!("..{}", round - 1))).unwrap();
+}
+
+fn version(dir: &Path, text: &str, round: usize) {
+    let dir = dir.join(format!("..{round}"));
+    fs::create_dir(&dir).unwrap();
+    fs::write(dir.join("marple.toml"), text).unwrap();
+}
