@@ -8,13 +8,15 @@ mod web;
 
 use std::alloc::System;
 use std::fs;
+use std::hint::black_box;
 use std::io::Write;
 
 use axum::body::Body;
 use axum::http::Request;
 use host::{Host, PATIENCE, settings, wait_for};
-use marple::config::HttpSettings;
-use marple::http;
+use marple::base::Bytes;
+use marple::config::{HeapSettings, HttpSettings};
+use marple::{Settings, http};
 use tower_service::Service;
 use web::{get, serve};
 
@@ -38,6 +40,57 @@ fn an_answer_that_nobody_takes_holds_no_engine() {
     }
     assert_eq!(host.handle().status().wait(PATIENCE).unwrap().streams, []);
     drop(kept);
+}
+
+/// A block on each of the `2^left` ways through this and [`odd`], none of them touched.
+#[inline(never)]
+fn even(left: u32, blocks: &mut Vec<Vec<u8>>) {
+    match left {
+        0 => blocks.push(black_box(Vec::with_capacity(32 << 10))),
+        left => (even(left - 1, blocks), odd(left - 1, blocks)).0,
+    }
+    black_box(());
+}
+
+#[inline(never)]
+fn odd(left: u32, blocks: &mut Vec<Vec<u8>>) {
+    match left {
+        0 => blocks.push(black_box(Vec::with_capacity(32 << 10))),
+        left => (odd(left - 1, blocks), even(left - 1, blocks)).0,
+    }
+    black_box(());
+}
+
+#[test]
+fn beyond_what_may_wait_for_clients_captures_are_refused_until_somebody_takes_his() {
+    let heap = HeapSettings { rate: Bytes::kib(4), ..HeapSettings::default() };
+    let host = Host::start(Settings { heap, ..settings() });
+    let mut blocks = Vec::new();
+    even(12, &mut blocks);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let mut routes = http::router(&host.handle());
+    let mut ask = || {
+        let request = Request::get("/debug/pprof/heap?debug=1").body(Body::empty()).unwrap();
+        runtime.block_on(routes.call(request)).unwrap()
+    };
+    let (mut kept, mut bytes) = (Vec::new(), 0);
+    let refused = loop {
+        let answer = ask();
+        if answer.status() != 200 {
+            break answer;
+        }
+        let length = answer.headers()["content-length"].to_str().unwrap();
+        bytes += length.parse::<u64>().unwrap();
+        assert!(bytes <= 64 << 20, "{bytes} bytes wait");
+        kept.push(answer);
+    };
+    assert_eq!(refused.status(), 503);
+    let one = bytes / kept.len() as u64;
+    assert!(kept.len() > 2 && bytes + 2 * one > 64 << 20, "{} answers, {bytes} bytes", kept.len());
+    assert_eq!(ask().status(), 503);
+    drop(kept.pop());
+    assert_eq!(ask().status(), 200, "an answer was taken, or its client is gone");
+    drop(blocks);
 }
 
 #[test]
