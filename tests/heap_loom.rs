@@ -13,49 +13,60 @@ mod base {
         /// loom's, made when it is first touched, because only then is there a model to belong to: tables
         /// are `const`. To be touched by the thread that makes the table: loom takes the making for a
         /// store that others must have seen.
-        pub struct AtomicU64(u64, OnceLock<loom::sync::atomic::AtomicU64>);
+        macro_rules! atomic {
+            ($name:ident, $number:ty) => {
+                pub struct $name($number, OnceLock<loom::sync::atomic::$name>);
 
-        impl AtomicU64 {
-            pub const fn new(value: u64) -> Self {
-                Self(value, OnceLock::new())
-            }
+                impl $name {
+                    pub const fn new(value: $number) -> Self {
+                        Self(value, OnceLock::new())
+                    }
 
-            fn get(&self) -> &loom::sync::atomic::AtomicU64 {
-                self.1.get_or_init(|| loom::sync::atomic::AtomicU64::new(self.0))
-            }
+                    fn get(&self) -> &loom::sync::atomic::$name {
+                        self.1.get_or_init(|| loom::sync::atomic::$name::new(self.0))
+                    }
 
-            pub fn touch(self) -> Self {
-                self.get();
-                self
-            }
+                    pub fn touch(self) -> Self {
+                        self.get();
+                        self
+                    }
 
-            pub fn load(&self, order: Ordering) -> u64 {
-                self.get().load(order)
-            }
+                    pub fn load(&self, order: Ordering) -> $number {
+                        self.get().load(order)
+                    }
 
-            pub fn store(&self, value: u64, order: Ordering) {
-                self.get().store(value, order);
-            }
+                    pub fn store(&self, value: $number, order: Ordering) {
+                        self.get().store(value, order);
+                    }
 
-            pub fn compare_exchange(
-                &self,
-                current: u64,
-                new: u64,
-                success: Ordering,
-                failure: Ordering,
-            ) -> Result<u64, u64> {
-                self.get().compare_exchange(current, new, success, failure)
-            }
+                    pub fn fetch_add(&self, value: $number, order: Ordering) -> $number {
+                        self.get().fetch_add(value, order)
+                    }
 
-            pub fn fetch_update(
-                &self,
-                set: Ordering,
-                fetch: Ordering,
-                next: impl FnMut(u64) -> Option<u64>,
-            ) -> Result<u64, u64> {
-                self.get().fetch_update(set, fetch, next)
-            }
+                    pub fn compare_exchange(
+                        &self,
+                        current: $number,
+                        new: $number,
+                        success: Ordering,
+                        failure: Ordering,
+                    ) -> Result<$number, $number> {
+                        self.get().compare_exchange(current, new, success, failure)
+                    }
+
+                    pub fn fetch_update(
+                        &self,
+                        set: Ordering,
+                        fetch: Ordering,
+                        next: impl FnMut($number) -> Option<$number>,
+                    ) -> Result<$number, $number> {
+                        self.get().fetch_update(set, fetch, next)
+                    }
+                }
+            };
         }
+
+        atomic!(AtomicU8, u8);
+        atomic!(AtomicU64, u64);
     }
 }
 
@@ -95,20 +106,27 @@ mod sampler {
     }
 }
 
+#[path = "../src/heap/filter.rs"]
+mod filter;
 #[path = "../src/heap/frames.rs"]
 mod frames;
 #[path = "../src/heap/index.rs"]
 mod index;
 #[path = "../src/heap/segment.rs"]
 mod segment;
+#[path = "../src/heap/sites.rs"]
+mod sites;
 #[path = "../src/heap/stacks.rs"]
 mod stacks;
 
 use loom::sync::Arc;
 use loom::thread;
 
-use base::sync::AtomicU64;
+use base::sync::Ordering::{Acquire, Release};
+use base::sync::{AtomicU8, AtomicU64};
+use filter::Filter;
 use segment::{LINE, RECORD_WORDS, Record, Segment};
+use sites::{Amount, Sites};
 use stacks::Stacks;
 
 struct Words([AtomicU64; LINE * (1 + RECORD_WORDS)]);
@@ -217,7 +235,7 @@ fn a_block_freed_by_another_thread_is_found_there() {
             let (words, handed_over) = (Arc::clone(&words), Arc::clone(&handed_over));
             thread::spawn(move || {
                 // A program hands its blocks over with more than this.
-                if handed_over.load(base::sync::Ordering::Acquire) != 0 {
+                if handed_over.load(Acquire) != 0 {
                     assert_eq!(words.segment().try_take(0, 64), Some(record(1)));
                     return true;
                 }
@@ -225,7 +243,7 @@ fn a_block_freed_by_another_thread_is_found_there() {
             })
         };
         assert!(words.segment().try_insert(0, 64, record(1)));
-        handed_over.store(1, base::sync::Ordering::Release);
+        handed_over.store(1, Release);
         let freed = freeing.join().unwrap();
         assert_eq!(words.segment().read(0), (!freed).then(|| record(1)));
     });
@@ -246,4 +264,107 @@ fn threads_agree_on_the_id_of_a_stack_and_read_it_whole() {
         assert_eq!(read.collect::<Vec<_>>(), [Some(0x10)]);
         assert_eq!(interned.join().unwrap(), own);
     });
+}
+
+/// Two blocks that share a counter: one comes and stays, the other comes and goes beside it.
+#[test]
+fn a_block_that_is_recorded_is_never_taken_for_one_that_is_not() {
+    const BLOCK: usize = 0x1000;
+    const NEIGHBOUR: usize = 0x1010;
+    let met = std::sync::Arc::new(Met::default());
+    let all = std::sync::Arc::clone(&met);
+    bounded(move || {
+        let filter = Arc::new(Filter::<1>::new());
+        assert!(!filter.may_hold(BLOCK));
+        let handed_over = Arc::new(AtomicU8::new(0).touch());
+        let neighbour = {
+            let filter = Arc::clone(&filter);
+            thread::spawn(move || {
+                filter.add(NEIGHBOUR);
+                assert!(filter.may_hold(NEIGHBOUR));
+                filter.remove(NEIGHBOUR);
+            })
+        };
+        let freeing = {
+            let (filter, handed_over) = (Arc::clone(&filter), Arc::clone(&handed_over));
+            thread::spawn(move || {
+                let is_mine = handed_over.load(Acquire) != 0;
+                if is_mine {
+                    assert!(filter.may_hold(BLOCK), "a free that would leave its record behind");
+                    filter.remove(BLOCK);
+                }
+                is_mine
+            })
+        };
+        filter.add(BLOCK);
+        handed_over.store(1, Release);
+        neighbour.join().unwrap();
+        let freed = freeing.join().unwrap();
+        assert_eq!(filter.may_hold(BLOCK), !freed, "what is counted is what is there");
+        met.meet(Some(freed.into()));
+    });
+    all.assert_is(&[Some(0), Some(1)]);
+}
+
+#[test]
+fn threads_agree_on_the_id_of_a_site_and_every_block_is_counted() {
+    bounded(|| {
+        let sites = Arc::new(Sites::new());
+        // Maps everything, which is not what is tried here.
+        sites.intern(2, 32).unwrap();
+        let one = || {
+            let sites = Arc::clone(&sites);
+            move || {
+                let site = sites.intern(1, 64).unwrap();
+                sites.count(site, Amount::of(&Record { site, size: 64, weight: 2.0 }));
+                site
+            }
+        };
+        let other = thread::spawn(one());
+        let own = one()();
+        assert_eq!(other.join().unwrap(), own);
+        let counted: Vec<_> = sites.iter(1..sites.end()).collect();
+        assert_eq!(counted.len(), 1, "{counted:?}");
+        let (id, site) = counted[0];
+        assert_eq!((id, site.stack, site.size), (own, 1, 64));
+        assert_eq!((site.allocated.objects(), site.allocated.bytes()), (4, 256));
+    });
+}
+
+/// As the recorder does it: counted, then alive.
+#[test]
+fn a_dump_sees_sites_whole_and_nothing_in_use_that_was_not_allocated() {
+    let met = std::sync::Arc::new(Met::default());
+    let all = std::sync::Arc::clone(&met);
+    bounded(move || {
+        let sites = Arc::new(Sites::new());
+        sites.intern(2, 32).unwrap();
+        let words = Words::new();
+        let dumping = {
+            let (sites, words) = (Arc::clone(&sites), Arc::clone(&words));
+            thread::spawn(move || {
+                // A dump settles which sites it shows, then reads live records, then the sites.
+                let ids = 1..sites.end();
+                let in_use = words.segment().read(0);
+                let shown: Vec<_> = sites.iter(ids.clone()).map(|(_, site)| site).collect();
+                for site in &shown {
+                    assert_eq!((site.stack, site.size), (1, 64), "half a site");
+                    assert_eq!(site.allocated.objects(), 1);
+                }
+                if in_use.is_some_and(|record| ids.contains(&record.site)) {
+                    let allocated: Vec<_> = shown.iter().map(|it| it.allocated.bytes()).collect();
+                    assert_eq!(allocated, [64], "in use and never allocated");
+                }
+                (in_use.is_some(), !shown.is_empty())
+            })
+        };
+        let site = sites.intern(1, 64).unwrap();
+        let record = Record { site, size: 64, weight: 1.0 };
+        sites.count(site, Amount::of(&record));
+        assert!(words.segment().try_insert(0, 64, record));
+        let (in_use, shown) = dumping.join().unwrap();
+        met.meet(Some(u32::from(in_use) + 2 * u32::from(shown)));
+    });
+    // Neither, in use at a site that came after the numbers were read, allocated and not yet in use, both.
+    all.assert_is(&[Some(0), Some(1), Some(2), Some(3)]);
 }

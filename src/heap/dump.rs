@@ -259,7 +259,7 @@ impl Dump<'_> {
         let (counted, more) = thread::allocated();
         see(format_args!(
             "heap: counted, not sampled: {counted} bytes allocated since the program began, and up to \
-             {more} more that threads have yet to tell of"
+             {more} more that threads have yet to tell of or ended without"
         ))?;
         // Where some were, the losses say how many.
         if LOST.dropped.load(Relaxed) == 0 {

@@ -17,19 +17,20 @@ const FIRST: usize = 4096;
 /// 512 KiB. What comes after is dropped and counted.
 const SEGMENTS: usize = 8;
 
-pub(crate) struct Live {
+/// A table whose first segment has `KEYS` keys.
+pub(crate) struct Live<const KEYS: usize = FIRST> {
     segments: [Chunk; SEGMENTS],
 }
 
-impl Live {
+impl<const KEYS: usize> Live<KEYS> {
     pub(crate) const fn new() -> Self {
-        let mut segments = [const { Chunk::new(FIRST * (1 + RECORD_WORDS)) }; SEGMENTS];
+        let mut segments = [const { Chunk::new(KEYS * (1 + RECORD_WORDS)) }; SEGMENTS];
         let mut i = 1;
         while i < SEGMENTS {
             // A chunk that was never mapped has nothing to drop.
             std::mem::forget(std::mem::replace(
                 &mut segments[i],
-                Chunk::new((FIRST << i) * (1 + RECORD_WORDS)),
+                Chunk::new((KEYS << i) * (1 + RECORD_WORDS)),
             ));
             i += 1;
         }

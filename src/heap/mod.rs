@@ -33,7 +33,11 @@ mod thread;
 // Beside what they test and not in it: `tests/heap_loom.rs` compiles those files, with atomics that work
 // in its models only.
 #[cfg(test)]
+mod filter_tests;
+#[cfg(test)]
 mod frames_tests;
+#[cfg(test)]
+mod sites_tests;
 #[cfg(test)]
 mod stacks_tests;
 

@@ -11,6 +11,10 @@
 //!           not handed out yet, at most GRANT at a time    ^ here
 //! ```
 //!
+//! What was handed out and not yet counted down is all that is not known of a thread's bytes elsewhere. A
+//! thread that ends tells no more, and there may be many that do little, so a thread is handed a quarter of
+//! what it has told of, at least [`FIRST_GRANT`].
+//!
 //! The exponential distribution has no memory: a wait may be thrown away and drawn again at any moment
 //! that was chosen without looking at it. `decide` therefore decides the block at hand by the old wait
 //! and only then follows a new rate; that [`GRANT`] is small is what makes it follow soon.
@@ -20,8 +24,11 @@
 
 use std::cell::Cell;
 
-/// The bytes a thread may allocate without looking up: how late it sees a new rate.
+/// The most bytes a thread may allocate without looking up: how late it sees a new rate.
 pub(crate) const GRANT: u64 = 64 << 10;
+
+/// What a thread may at first. Until it has told of 256 KiB and may [`GRANT`], it has looked up some 20 times.
+pub(crate) const FIRST_GRANT: u64 = 1 << 10;
 
 /// Longer than any process allocates; what is left of it when a rate is set is thrown away.
 const FOREVER: u64 = u64::MAX >> 1;
@@ -31,12 +38,22 @@ pub(crate) struct Sampler {
     left: Cell<i64>,
     /// What `left` was when it was last set.
     granted: Cell<i64>,
-    /// Bytes that were counted down and not yet taken by `take_passed`.
+    /// All bytes ever, but for those counted down from `granted`.
     passed: Cell<u64>,
+    /// What `passed` and `granted` were when they were last told of.
+    told: Cell<Passed>,
     wait: Cell<u64>,
     /// What `wait` was drawn at; none before the first.
     rate: Cell<Option<u64>>,
     random: Cell<u64>,
+}
+
+/// What went by: every byte asked for, recorded or not, and none of a pause.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Passed {
+    pub(crate) bytes: u64,
+    /// How many more may have by now, and may before the next telling.
+    pub(crate) granted: i64,
 }
 
 impl Sampler {
@@ -46,6 +63,7 @@ impl Sampler {
             left: Cell::new(0),
             granted: Cell::new(0),
             passed: Cell::new(0),
+            told: Cell::new(Passed { bytes: 0, granted: 0 }),
             wait: Cell::new(0),
             rate: Cell::new(None),
             random: Cell::new(0),
@@ -109,10 +127,15 @@ impl Sampler {
         }
     }
 
-    /// The bytes allocated since it was last asked, but for those counted down from the last grant: every
-    /// byte, recorded or not, and none of a pause.
-    pub(crate) fn take_passed(&self) -> u64 {
-        self.passed.take()
+    /// What is different from when it was last asked, to be added to the sum of all threads. To be asked
+    /// after each `seed`, `restart` and `decide`, before anything more is spent.
+    pub(crate) fn tell(&self) -> Passed {
+        let all = Passed { bytes: self.passed.get(), granted: self.granted.get() };
+        let told = self.told.replace(all);
+        Passed {
+            bytes: all.bytes.wrapping_sub(told.bytes),
+            granted: all.granted.wrapping_sub(told.granted),
+        }
     }
 
     /// Sets what is left aside and hands out nothing; `resume` puts it back.
@@ -132,8 +155,9 @@ impl Sampler {
 
     fn hand_out(&self, wait: u64) {
         let spent = self.granted.get().wrapping_sub(self.left.get());
-        self.passed.set(self.passed.get().wrapping_add(spent as u64));
-        let granted = wait.min(GRANT);
+        let passed = self.passed.get().wrapping_add(spent as u64);
+        self.passed.set(passed);
+        let granted = wait.min((passed / 4).clamp(FIRST_GRANT, GRANT));
         self.wait.set(wait - granted);
         self.left.set(granted as i64);
         self.granted.set(granted as i64);

@@ -99,7 +99,7 @@ fn every_byte_passes_once_whatever_becomes_of_it() {
         if !sampler.spend(100) {
             let _ = sampler.decide(100, rate);
         }
-        let mut passed = 0;
+        let mut sum = Passed::default();
         for n in 0..20_000usize {
             let size = 1 + n * 7919 % 3000;
             let _ = allocate(&sampler, size, rate);
@@ -120,10 +120,14 @@ fn every_byte_passes_once_whatever_becomes_of_it() {
                 }
                 _ => {}
             }
-            passed += sampler.take_passed();
+            let told = sampler.tell();
+            sum.bytes += told.bytes;
+            sum.granted += told.granted;
+            let most = sum.bytes + sum.granted as u64;
+            assert!((sum.bytes..=most).contains(&allocated), "{rate}: {sum:?}, {allocated}");
             assert!(
-                (passed..=passed + GRANT).contains(&allocated),
-                "{rate}: {passed}, {allocated}"
+                sum.granted as u64 <= (sum.bytes / 4).clamp(FIRST_GRANT, GRANT),
+                "{rate}: {sum:?}"
             );
         }
     }

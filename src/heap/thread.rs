@@ -5,10 +5,11 @@
 
 use std::cell::Cell;
 use std::marker::PhantomData;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicI64, AtomicU64};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::sampler::{GRANT, Sampler, mix};
+use super::sampler::{Passed, Sampler, mix};
 
 struct Thread {
     sampler: Sampler,
@@ -34,14 +35,31 @@ pub(super) fn give_back(size: usize) {
     THREAD.with(|thread| thread.sampler.give_back(size));
 }
 
-/// Every byte threads have asked for, excluded ones left out, up to what [`allocated`] says.
+/// Every byte threads have asked for and told of, excluded ones left out.
 static ALLOCATED: AtomicU64 = AtomicU64::new(0);
+/// What they may ask for before they tell the next time. Of threads that have ended, too: nothing of ours runs
+/// at a thread's end, so what it did not tell before is never learned, and a bound by the threads that live
+/// would be too low.
+static UNTOLD: AtomicI64 = AtomicI64::new(0);
 static THREADS: AtomicU64 = AtomicU64::new(0);
 
 /// The bytes asked for since the program began, recorded or not, and how many more there may be at the
-/// most: each thread tells of its last 64 KiB with the next ones.
+/// most: for each thread a quarter of what it has told of, but between 1 and 64 KiB. Of a block that is
+/// being allocated at this moment neither tells.
 pub(super) fn allocated() -> (u64, u64) {
-    (ALLOCATED.load(Relaxed), THREADS.load(Relaxed).saturating_mul(GRANT))
+    // First: a thread tells of bytes before it says that it has fewer left to tell of.
+    let untold = UNTOLD.load(Acquire);
+    (ALLOCATED.load(Relaxed), u64::try_from(untold).unwrap_or(0))
+}
+
+fn tell(sampler: &Sampler) {
+    let Passed { bytes, granted } = sampler.tell();
+    if bytes > 0 {
+        ALLOCATED.fetch_add(bytes, Relaxed);
+    }
+    if granted != 0 {
+        UNTOLD.fetch_add(granted, Release);
+    }
 }
 
 /// After a refused `spend`: the weight of the block, if it is to be recorded.
@@ -56,11 +74,12 @@ pub(super) fn decide(size: usize, rate: u64) -> Option<f64> {
             sampler.seed(entropy(thread), rate);
             // The block at hand is decided by the first wait, which begins before it.
             if sampler.spend(size) {
+                tell(sampler);
                 return None;
             }
         }
         let weight = sampler.decide(size, rate);
-        ALLOCATED.fetch_add(sampler.take_passed(), Relaxed);
+        tell(sampler);
         weight
     })
 }
@@ -70,6 +89,7 @@ pub(super) fn restart(rate: u64) {
     THREAD.with(|thread| {
         if thread.excluded.get() == 0 && !thread.sampler.is_new() {
             thread.sampler.restart(rate);
+            tell(&thread.sampler);
         }
     });
 }

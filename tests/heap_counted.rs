@@ -1,0 +1,86 @@
+//! What a heap profile says of all bytes ever allocated: a number, and how much more it may be.
+
+#![cfg(feature = "heap")]
+#![allow(unsafe_code)]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::hint::black_box;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+
+use jiff::Timestamp;
+use marple::base::Bytes;
+use marple::heap;
+
+#[global_allocator]
+static ALLOCATOR: marple::Allocator<Counting> = marple::Allocator::new(Counting);
+
+static ASKED: AtomicU64 = AtomicU64::new(0);
+
+struct Counting;
+
+// SAFETY: every block is System's.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ASKED.fetch_add(layout.size() as u64, SeqCst);
+        // SAFETY: passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: passed on.
+        unsafe { System.dealloc(block, layout) }
+    }
+
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        ASKED.fetch_add(new_size as u64, SeqCst);
+        // SAFETY: passed on.
+        unsafe { System.realloc(block, layout, new_size) }
+    }
+}
+
+/// What was asked for before, and what the profile's comment has: the bytes counted, and how many more there
+/// may be.
+fn told() -> [u64; 3] {
+    /// By snapshots, which are left out of the profile.
+    static BY_SNAPSHOTS: AtomicU64 = AtomicU64::new(0);
+    let before = ASKED.load(SeqCst);
+    let profile = heap::snapshot(Timestamp::now()).unwrap();
+    let asked = before - BY_SNAPSHOTS.fetch_add(ASKED.load(SeqCst) - before, SeqCst);
+    let comment = profile.comments.iter().find_map(|line| {
+        let rest = line.strip_prefix("heap: counted, not sampled: ")?;
+        let mut numbers = rest.split(' ').filter_map(|word| word.parse().ok());
+        Some([asked, numbers.next()?, numbers.next()?])
+    });
+    comment.unwrap()
+}
+
+/// Starts and ends so many threads, each of which asks for `bytes` in small blocks.
+fn threads(count: usize, bytes: usize) {
+    for _ in 0..count {
+        let work = move || (0..bytes / 48).for_each(|_| drop(black_box(Box::new([0u8; 48]))));
+        std::thread::spawn(work).join().unwrap();
+    }
+}
+
+#[test]
+fn the_bytes_of_threads_that_are_gone_are_counted_or_within_what_may_be_more() {
+    const THREADS: usize = 1000;
+    let usual = 512 << 10;
+    for (bytes, rate) in
+        [(500, usual), (3 << 10, usual), (200 << 10, usual), (3 << 10, 0), (3 << 10, 1)]
+    {
+        heap::set_rate(Bytes(rate));
+        let [_, _, more_before] = told();
+        threads(THREADS, bytes);
+        let [asked, counted, more] = told();
+        println!(
+            "{bytes} bytes each at {rate}: asked {asked}, counted {counted}, up to {more} more"
+        );
+        assert!((counted..=counted + more).contains(&asked), "{asked}: {counted} and {more}");
+        // The thread that starts them has as much as any.
+        let each = more.saturating_sub(more_before + (64 << 10)) / THREADS as u64;
+        // What is recorded is counted at once.
+        let most = if rate == 1 { 0 } else { (bytes as u64 / 4).max(1 << 10) };
+        assert!(each <= most, "{each} more for each thread that asked for {bytes}");
+    }
+}
