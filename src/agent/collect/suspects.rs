@@ -24,6 +24,11 @@ const PLAIN: Duration = Duration::from_secs(10);
 /// The addresses whose functions are remembered: more than a service has in tokio's code.
 const MAX_ROLES: usize = 4096;
 
+/// The lessons that searches need not wait for. To read the names of tokio's functions takes some milliseconds of
+/// CPU, which by the share that a search may take is half a second without another: longer than most stalls.
+/// They are read once, at the first searches, so those are not held to it.
+const FREE_LESSONS: u32 = 8;
+
 /// What a frame tells of its thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Role {
@@ -112,11 +117,6 @@ impl Suspicions {
         self.suspects.settle(verdict, is_stuck)
     }
 
-    /// Whether a round is under way.
-    pub(super) fn is_asking(&self) -> bool {
-        self.round.is_some()
-    }
-
     /// Whether there is a worker that would be suspected.
     pub(super) fn sees_workers(&self) -> bool {
         !self.refused && !self.beats.is_empty()
@@ -132,6 +132,8 @@ impl Suspicions {
 struct Examiner {
     onlooker: Onlooker,
     roles: HashMap<u64, Role>,
+    /// How often functions were read.
+    lessons: u32,
     /// Of threads that are followed: the poll they are in, and how often they had been given a core.
     last: HashMap<u32, (u64, u64)>,
     /// Threads that are no workers, and until when.
@@ -140,7 +142,13 @@ struct Examiner {
 
 impl Examiner {
     fn new(onlooker: Onlooker) -> Self {
-        Self { onlooker, roles: HashMap::new(), last: HashMap::new(), plain: HashMap::new() }
+        Self {
+            onlooker,
+            roles: HashMap::new(),
+            lessons: 0,
+            last: HashMap::new(),
+            plain: HashMap::new(),
+        }
     }
 
     fn round(mut self: Box<Self>, ask: &Ask, workers: &[u32]) -> Round {
@@ -167,7 +175,10 @@ impl Examiner {
         let left_out = |tid| Sample { tid, poll: None, slept: false, waited: Duration::ZERO };
         samples.extend(recorded.into_iter().map(left_out));
         let stands = self.onlooker.ask(&SystemClock, &open);
+        let learning = threads::cpu_time();
         self.learn(&stands);
+        let learning = threads::cpu_time().saturating_sub(learning);
+        let free = if self.lessons <= FREE_LESSONS { learning } else { Duration::ZERO };
         samples.extend(open.into_iter().map(|tid| {
             let stand = stands.iter().find(|stand| stand.tid == tid);
             let poll = stand.and_then(|stand| self.poll_of(stand));
@@ -181,7 +192,7 @@ impl Examiner {
             let waited = stand.map_or(Duration::ZERO, |stand| stand.runs.waited);
             Sample { tid, poll, slept: false, waited }
         }));
-        let search = ask.search.then(|| threads::cpu_time().saturating_sub(before));
+        let search = ask.search.then(|| threads::cpu_time().saturating_sub(before + free));
         Round { examiner: self, asked, samples, search }
     }
 
@@ -222,6 +233,7 @@ impl Examiner {
         if unread.is_empty() {
             return;
         }
+        self.lessons = self.lessons.saturating_add(1);
         if self.roles.len() > MAX_ROLES {
             self.roles.clear();
         }
