@@ -17,6 +17,12 @@
 //!   polls of one task may take which are no stalls. What it waited for a core is not counted: on a loaded
 //!   machine a poll of 5 ms takes as long as the others want.
 //!
+//! So some stalls are missed, none of them for good if they go on: one that ends before its worker was seen to stand
+//! still (up to a threshold after it began; after half a second of idleness two, or 0.2 s), its thread was searched for
+//! 10 ms later, and it slept for the threshold from there on; one that computes, and is over within 0.31 s
+//! of that; and one that begins while no search may be made yet, for the last one found somebody else or nobody
+//! ([`PAUSE`] to [`LONG_PAUSE`], by what it cost).
+//!
 //! Threads are not known by their workers. When more of them look stuck than workers stand still, some hold up
 //! nobody, and none is told. One whose stack shows that it left its worker to another (`block_in_place`) is
 //! acquitted.
