@@ -1,7 +1,7 @@
 //! Whether stalls are found, and what looking for them costs: `cargo bench --bench stalls`.
 //!
 //! One row a measure: its name, its value, the goal, and `pass` or `short`. About two minutes; `-- --quick`
-//! half of one.
+//! half of one, and `-- recorded`, `-- plain` or `-- cost` that part alone.
 //!
 //! Polls of 20, 40, 100, 200 and 400 ms are injected into a runtime that is idle, hot (tasks with polls of
 //! 5 ms at any time) or on a machine whose cores are taken by others, with one worker and with two, under a
@@ -45,14 +45,22 @@ fn main() {
         return;
     }
     let quick = std::env::args().any(|arg| arg == "--quick");
+    let parts = ["recorded", "plain", "cost"];
+    let all = !std::env::args().any(|arg| parts.contains(&arg.as_str()));
+    let wanted = |part: &str| all || std::env::args().any(|arg| arg == part);
     for recorded in [true, false] {
+        if !wanted(if recorded { "recorded" } else { "plain" }) {
+            continue;
+        }
         for load in [Load::Idle, Load::Hot, Load::Machine] {
             for workers in [1, 2] {
                 matrix(recorded, load, workers, if quick { 1 } else { 3 });
             }
         }
     }
-    cost(if quick { 3 } else { 9 });
+    if wanted("cost") {
+        cost(if quick { 3 } else { 9 });
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]

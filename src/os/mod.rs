@@ -1,6 +1,8 @@
 //! What the operating system tells about the process and lets it do.
 
 #[cfg(target_os = "linux")]
+pub mod alarm;
+#[cfg(target_os = "linux")]
 pub mod catch;
 #[cfg(target_os = "linux")]
 pub mod cgroup;
@@ -46,4 +48,4 @@ mod unwind_walk;
 pub mod wake;
 
 #[cfg(not(target_os = "linux"))]
-pub use unsupported::{catch, cgroup, glance, procfs, tasks, threads, wake};
+pub use unsupported::{alarm, catch, cgroup, glance, procfs, tasks, threads, wake};

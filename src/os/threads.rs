@@ -3,12 +3,15 @@
 //! One or two small files a thread, none of which makes the thread do anything. A thread that ends while
 //! it is looked at is left out.
 
+use std::ffi::CStr;
+use std::io::Write as _;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags, open, openat};
 use rustix::time::{ClockId, clock_gettime};
 
+use super::kernel_file::{number, words};
 use super::tasks::Tasks;
 use crate::base::Moment;
 
@@ -80,7 +83,10 @@ pub(super) fn read<'b>(
     buffer: &'b mut [u8],
 ) -> Option<&'b [u8]> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    let file = openat(tasks, format!("{tid}/{file}"), flags, Mode::empty()).ok()?;
+    let mut path = [0; 32];
+    write!(&mut path[..], "{tid}/{file}\0").ok()?;
+    let path = CStr::from_bytes_until_nul(&path).ok()?;
+    let file = openat(tasks, path, flags, Mode::empty()).ok()?;
     let length = rustix::io::read(&file, &mut *buffer).ok()?;
     buffer.get(..length)
 }
@@ -91,21 +97,29 @@ fn parse(stat: &[u8], tid: u32) -> Option<(Thread, bool)> {
     let open = stat.iter().position(|&byte| byte == b'(')?;
     let close = stat.iter().rposition(|&byte| byte == b')')?;
     let name = String::from_utf8_lossy(stat.get(open + 1..close)?).into_owned();
-    let rest = std::str::from_utf8(stat.get(close + 1..)?).ok()?;
-    let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
-    // By the numbers of proc(5), of which `rest` begins with the third.
-    let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
-    let ticks = field(14)?.saturating_add(field(15)?);
+    // By the numbers of proc(5).
+    let (mut at, mut fields) = (2, words(stat.get(close + 1..)?));
+    let mut field = |number: usize| {
+        let skipped = number.checked_sub(at + 1)?;
+        at = number;
+        fields.nth(skipped)
+    };
+    let state = char::from(*field(3)?.first()?);
+    let (user, system) = (number(field(14)?)?, number(field(15)?)?);
+    let blocked = field(32).and_then(number).unwrap_or(0);
+    let waits = field(35).and_then(number).is_some_and(|channel| channel != 0);
     let per_second = rustix::param::clock_ticks_per_second().max(1);
     let thread = Thread {
         tid,
         name,
-        state: fields.first()?.chars().next()?,
+        state,
         wait_channel: String::new(),
-        cpu_time: Duration::from_millis(ticks.saturating_mul(1000) / per_second),
-        blocked: field(32).unwrap_or(0),
+        cpu_time: Duration::from_millis(
+            user.saturating_add(system).saturating_mul(1000) / per_second,
+        ),
+        blocked,
     };
-    Some((thread, field(35).is_some_and(|channel| channel != 0)))
+    Some((thread, waits))
 }
 
 /// The id of the calling thread. Asked of the kernel once a thread, then 1 ns.

@@ -127,6 +127,30 @@ pub mod cgroup {
     }
 }
 
+/// Sleeps by tokio's timers.
+pub mod alarm {
+    use std::io;
+
+    use tokio::time::Instant;
+
+    /// A timer of tokio's.
+    #[derive(Debug)]
+    pub struct Alarm;
+
+    impl Alarm {
+        /// One that is not set.
+        pub fn new() -> io::Result<Self> {
+            Ok(Self)
+        }
+
+        /// Sleeps until `due`.
+        pub async fn sleep_until(&self, due: Instant) -> io::Result<()> {
+            tokio::time::sleep_until(due).await;
+            Ok(())
+        }
+    }
+}
+
 /// Wakes nobody.
 pub mod wake {
     use std::io;

@@ -96,7 +96,8 @@ fn dump_listed(
     }
     let without = rows.iter().filter(|row| !row.remark.is_empty()).count();
     profile.losses.add("threads without a whole stack", without as u64);
-    profile.attach_mappings(images::loaded()?);
+    let files = images::loaded_at(profile.frames.iter().map(|frame| frame.address))?;
+    profile.attach_mappings(files);
     Ok(ThreadDump { profile, threads: rows })
 }
 

@@ -20,7 +20,7 @@ use std::time::Duration;
 use super::registry::{self, Tenancy};
 use super::ring::Words;
 use super::sites;
-use super::thread::{EPOCH, Rings, SINCE, astray};
+use super::thread::{self, EPOCH, Rings, SINCE, astray};
 use crate::base::{Bytes, Moment};
 use crate::model::{
     Activity, Calibration, Losses, OpenSlice, RawSlice, RawTask, StringTable, ThreadSlices,
@@ -107,7 +107,7 @@ impl Flight {
             SINCE.store(tick, Ordering::Relaxed);
         }
         registry::limit(usize::try_from(bytes).unwrap_or(usize::MAX), self.window_in_ticks());
-        EPOCH.store(if on { self.epochs } else { 0 }, Ordering::Relaxed);
+        thread::record(on.then_some(self.epochs));
     }
 
     fn pair(&mut self, tick: u64, at: Moment) {

@@ -2,9 +2,14 @@
 //!
 //! A look costs a few loads a thread. It need not be taken often: a poll that is in progress says when it
 //! began, so the next look is due when the oldest of them will have lasted for the threshold, and while
-//! nothing runs a look in each threshold's time sees every poll that will become a stall. So an idle process
-//! is looked at ten times a second and a busy one not much oftener, and a stall is found within
+//! nothing runs a look in each threshold's time sees every poll that will become a stall. So a process
+//! is looked at ten times a second or not much oftener, and a stall is found within
 //! 10 ms of having lasted for the threshold (`overdue.rs`).
+//!
+//! When nothing has been polled for half a second, whoever looks has the next poll that begins wake him
+//! (`thread.rs`), looks once more as usual, and sleeps. A poll that he is not told of is then one whose thread read the
+//! word that says so before it was set, and which showed no poll a threshold later: the thread was kept off
+//! its core all that time, just there. He finds it no later than two seconds on.
 //!
 //! Whoever looks may himself come late, on a machine with more work than cores. A look that does reads in
 //! the rings what ended meanwhile: nothing above the threshold goes untold, unless its ring went round.
@@ -13,6 +18,7 @@
 
 mod overdue;
 mod suspects;
+mod workers;
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -21,10 +27,11 @@ use self::overdue::{Ended, Found, Overdue, Seen};
 pub(crate) use self::suspects::{Ask, MAX_FOLLOWED, Sample, Suspects, Suspicion, Verdict};
 use super::registry::{self, Tenancy};
 use super::sites;
-use super::thread::{EPOCH, Rings};
+use super::thread::{self, BEGAN, EPOCH, Rings};
 use crate::base::{Clock, Moment, SystemClock};
 use crate::model::{Calibration, OpenSlice, RawKind, RawSlice};
 use crate::os::ticks;
+use crate::os::wake::Listener;
 
 /// A poll that lasted too long.
 #[derive(Clone, Debug)]
@@ -60,17 +67,29 @@ impl Overlong {
 pub(crate) struct Watch {
     overdue: Overdue,
     first: (u64, Moment),
+    /// Of polls that begin; none where there is no such thing, and then a rest is as long as the threshold.
+    began: Option<Listener>,
 }
 
 impl Watch {
-    /// One that tells of polls of `threshold` and more.
+    /// One that tells of polls of `threshold` and more; to be made on a runtime that has I/O enabled.
     pub(crate) fn new(threshold: Duration) -> Self {
         ticks::source();
-        Self { overdue: Overdue::new(threshold), first: ticks::pair() }
+        let began = Listener::new(&BEGAN).ok();
+        Self { overdue: Overdue::new(threshold), first: ticks::pair(), began }
+    }
+
+    /// A poll has begun after a rest: it is time for a look. Nothing is lost when the future is dropped.
+    pub(crate) async fn began(&self) {
+        match &self.began {
+            Some(began) => began.next().await,
+            None => std::future::pending().await,
+        }
     }
 
     /// The polls that have become too long since the last look, and how long until the next.
     pub(crate) fn look(&mut self) -> (Vec<Overlong>, Duration) {
+        let told = self.began.is_some() && thread::rests();
         let (tick, now) = ticks::pair();
         let calibration = Calibration::new([self.first, (tick, now)]);
         let threads = registry::all();
@@ -96,12 +115,24 @@ impl Watch {
                 })
                 .collect()
         };
-        let (found, next) = self.overdue.look(now, &seen, ended);
+        let (found, next) = self.overdue.look(now, &seen, told, ended);
+        if self.began.is_some() && self.overdue.is_quiet(now) {
+            thread::rest();
+        } else {
+            thread::stir();
+        }
         let found = found.into_iter().filter_map(|found| {
             let (rings, tenancy) = of(found.thread)?;
             Some(overlong(rings, tenancy, found))
         });
         (found.collect(), next)
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        // Nobody would hear.
+        thread::stir();
     }
 }
 

@@ -13,6 +13,11 @@
 //! deeper is counted and not recorded. A begin that fell into a time of no recording has no open slice at
 //! its end: such a slice is recorded as if it had begun with the recording. `EPOCH` names the recording,
 //! so that a thread that slept through the end of one and the start of the next forgets what it had open.
+//!
+//! Whoever looks for stalls sleeps while nothing is polled. The lowest bit of `EPOCH` ([`RESTS`]) says that he does:
+//! a thread whose rings are of the recording without it takes the way of a new recording, which is there anyhow,
+//! and wakes him after its poll has begun. So he costs a poll nothing but the first after a rest, which
+//! pays for one `write` to an `eventfd`.
 
 use std::cell::Cell;
 use std::sync::Mutex;
@@ -22,6 +27,7 @@ use super::registry;
 use super::ring::{Open, Ring};
 use crate::model::{OpenSlice, RawKind, RawSlice, RawTask, TaskKey};
 use crate::os::ticks;
+use crate::os::wake::Wake;
 
 /// How deep slices may nest.
 const DEPTH: usize = 8;
@@ -29,8 +35,39 @@ const DEPTH: usize = 8;
 /// How many records a thread that has no rings loses before it asks again.
 const PATIENCE: u32 = 4096;
 
-/// The number of the recording that runs, 0 while none does.
+/// The number of the recording that runs, times two, and [`RESTS`]; 0 while none does.
 pub(super) static EPOCH: AtomicU64 = AtomicU64::new(0);
+
+/// In `EPOCH`: the next poll that begins wakes whoever looks for stalls.
+const RESTS: u64 = 1;
+
+/// A poll has begun while he rested, or a recording.
+pub(super) static BEGAN: Wake = Wake::new();
+
+/// Sets which recording runs, none for no number.
+pub(super) fn record(number: Option<u64>) {
+    EPOCH.store(number.map_or(0, |number| number << 1), Ordering::Relaxed);
+    // That took the bit away.
+    BEGAN.wake();
+}
+
+/// Has the next poll that begins wake [`BEGAN`], or the next recording if none runs. A poll that begins on another
+/// core right now may not see it.
+pub(super) fn rest() {
+    let resting = |epoch| (epoch != 0).then_some(epoch | RESTS);
+    let _ = EPOCH.fetch_update(Ordering::AcqRel, Ordering::Relaxed, resting);
+}
+
+/// Whether that stands, and no poll has begun since.
+pub(super) fn rests() -> bool {
+    let epoch = EPOCH.load(Ordering::Acquire);
+    epoch == 0 || epoch & RESTS != 0
+}
+
+/// Polls that begin wake nobody; whether they would have, until here.
+pub(super) fn stir() -> bool {
+    EPOCH.fetch_and(!RESTS, Ordering::AcqRel) & RESTS != 0
+}
 
 /// The tick at which it began.
 pub(super) static SINCE: AtomicU64 = AtomicU64::new(0);
@@ -126,9 +163,39 @@ impl Rings {
     #[inline]
     fn begin(&self, epoch: u64, what: What, tick: u64) {
         if self.epoch.load(Ordering::Relaxed) != epoch {
-            self.close();
-            self.epoch.store(epoch, Ordering::Relaxed);
+            return self.begin_anew(epoch, what, tick);
         }
+        self.open_one(what, tick);
+    }
+
+    /// The first of a recording, or while whoever looks for stalls rests.
+    #[cold]
+    fn begin_anew(&self, epoch: u64, what: What, tick: u64) {
+        self.turn_to(epoch);
+        self.open_one(what, tick);
+        // Parks hold nobody up. The poll has to be there for him to see, so he is woken last.
+        if epoch & RESTS != 0 && what.kind != RawKind::Park && stir() {
+            BEGAN.wake();
+        }
+    }
+
+    /// Forgets what is open, unless it is of the recording `epoch`.
+    fn turn_to(&self, epoch: u64) {
+        if !self.is_of(epoch) {
+            self.close();
+            self.epoch.store(epoch & !RESTS, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether what is open is of the recording `epoch`.
+    #[inline]
+    fn is_of(&self, epoch: u64) -> bool {
+        let own = self.epoch.load(Ordering::Relaxed);
+        own == epoch || own == epoch & !RESTS
+    }
+
+    #[inline]
+    fn open_one(&self, what: What, tick: u64) {
         let depth = self.depth.load(Ordering::Relaxed);
         if let Some(open) = self.open.get(depth as usize) {
             open.begin(tick, what.pack());
@@ -139,9 +206,9 @@ impl Rings {
     #[inline]
     fn end(&self, epoch: u64, what: impl FnOnce() -> What, now: u64) {
         let depth = self.depth.load(Ordering::Relaxed);
-        let (start, what) = if depth == 0 || self.epoch.load(Ordering::Relaxed) != epoch {
+        let (start, what) = if depth == 0 || !self.is_of(epoch) {
             self.close();
-            self.epoch.store(epoch, Ordering::Relaxed);
+            self.epoch.store(epoch & !RESTS, Ordering::Relaxed);
             (SINCE.load(Ordering::Relaxed), what())
         } else {
             self.depth.store(depth - 1, Ordering::Relaxed);
@@ -159,7 +226,7 @@ impl Rings {
     #[inline]
     fn name(&self, epoch: u64, site: u16) -> bool {
         let depth = self.depth.load(Ordering::Relaxed);
-        if depth == 0 || self.epoch.load(Ordering::Relaxed) != epoch {
+        if depth == 0 || !self.is_of(epoch) {
             return false;
         }
         let Some(open) = self.open.get(depth as usize - 1) else { return false };
@@ -294,4 +361,53 @@ fn settle() -> Option<&'static Rings> {
     DENIED.set((denied + 1) % PATIENCE);
     ASTRAY.fetch_add(1, Ordering::Relaxed);
     None
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    /// The recorder is one for the process, so all that is said of it stands in one test.
+    #[test]
+    fn the_first_poll_after_a_rest_wakes_who_rested_and_keeps_what_was_open() {
+        const NOBODYS: TaskKey = TaskKey { site: 0, number: 7 };
+        let heard = || BEGAN.hear().is_ok();
+        let poll = |tick| begin(RawKind::WrappedPoll, NOBODYS, tick);
+        let park = |tick| begin(RawKind::Park, NOBODYS, tick);
+        let over = || end(RawKind::WrappedPoll, || unreachable!("it began in this recording"));
+        BEGAN.open().unwrap();
+        registry::limit(1 << 20, 0);
+        ticks::source();
+        assert!(rests(), "a recording that begins tells, too");
+        record(Some(1));
+        assert!(heard() && !rests());
+
+        poll(ticks::now());
+        rest();
+        assert!(rests() && !heard());
+        over();
+        assert!(rests() && !heard(), "an end tells nothing");
+        park(ticks::now());
+        assert!(rests() && !heard(), "nor does a park");
+        let before = here().unwrap().slices.next();
+        poll(ticks::now());
+        assert!(heard() && !rests());
+        poll(ticks::now());
+        assert!(!heard(), "only the first does");
+        let open = here().unwrap().open();
+        assert_eq!(open.len(), 3, "the park is open still: {open:?}");
+        (0..3).for_each(|_| over());
+        assert_eq!(here().unwrap().slices.next(), before + 3);
+
+        rest();
+        assert!(stir() && !stir());
+        poll(ticks::now());
+        assert!(!heard());
+        rest();
+        record(None);
+        assert!(heard() && rests(), "who rested has to rest anew");
+        over();
+        rest();
+        assert_eq!(EPOCH.load(Ordering::Relaxed), 0, "nothing is recorded by resting");
+    }
 }

@@ -2,7 +2,7 @@
 //! run: CPU time per operation over the same runtime with neither.
 //!
 //! `benches/peers/run` runs it and the other peers; by itself:
-//! `RUSTFLAGS="--cfg tokio_unstable" cargo run --release --manifest-path benches/peers/Cargo.toml --target-dir target`
+//! `RUSTFLAGS="--cfg tokio_unstable" cargo run --release --manifest-path benches/peers/Cargo.toml --target-dir target/peers-bench`
 
 #[path = "../../trace/workloads.rs"]
 mod workloads;

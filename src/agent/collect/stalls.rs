@@ -19,6 +19,7 @@ use crate::agent::fence::fence;
 use crate::base::{Anchor, Clock, Moment, SystemClock};
 use crate::config::{Settings, ThreadsMode};
 use crate::model::{Metric, Profile, Stall, ThreadDump, TraceMode};
+use crate::os::alarm::Alarm;
 use crate::stacks::threads;
 use crate::symbols;
 use crate::trace::stalls::{Overlong, Suspicion, Verdict, Watch, longest as longest_poll};
@@ -69,12 +70,15 @@ pub(in crate::agent) struct Stalls {
     watch: Option<Watch>,
     suspicions: Option<Suspicions>,
     due: Instant,
+    /// None where the kernel refused one: tokio's timers wake twice as often.
+    alarm: Option<Alarm>,
     examined: Option<JoinHandle<Vec<Found>>>,
     /// Suspicions whose threads are looked at.
     weighed: Option<(Verdict, JoinHandle<Weighed>)>,
 }
 
 impl Stalls {
+    /// To be called on the agent's runtime.
     pub(in crate::agent) fn new(runtimes: Runtimes) -> Self {
         Self {
             runtimes,
@@ -82,6 +86,7 @@ impl Stalls {
             watch: None,
             suspicions: None,
             due: Instant::now(),
+            alarm: Alarm::new().ok(),
             examined: None,
             weighed: None,
         }
@@ -93,6 +98,8 @@ impl Stalls {
         let wanted = threshold(settings).map(|threshold| (threshold, signals));
         if wanted != self.wanted {
             self.wanted = wanted;
+            // The poller takes the same descriptor only once.
+            self.watch = None;
             self.watch = wanted.map(|(threshold, _)| Watch::new(threshold));
             let suspects = wanted.filter(|&(_, signals)| signals);
             self.suspicions =
@@ -120,19 +127,16 @@ impl Stalls {
                 }
             }
             let Some(watch) = &mut self.watch else { return future::pending().await };
-            if let Some(suspicions) = self.suspicions.as_mut().filter(|it| it.is_asking()) {
-                tokio::select! {
-                    () = sleep_until(self.due) => {}
-                    verdict = suspicions.heard() => {
-                        if let Some(verdict) = verdict {
-                            self.weigh(verdict);
-                        }
-                        self.show_suspected();
-                        continue;
+            tokio::select! {
+                () = rest(self.alarm.as_ref(), self.due) => {}
+                () = watch.began() => {}
+                verdict = heard(&mut self.suspicions) => {
+                    if let Some(verdict) = verdict {
+                        self.weigh(verdict);
                     }
+                    self.show_suspected();
+                    continue;
                 }
-            } else {
-                sleep_until(self.due).await;
             }
             let (overlong, next) = watch.look();
             let suspected = self.suspicions.as_mut().map(Suspicions::look);
@@ -181,6 +185,24 @@ impl Drop for Stalls {
     fn drop(&mut self) {
         // The next agent's are others.
         SUSPECTED.store(NO_WORKERS, Ordering::Relaxed);
+    }
+}
+
+async fn rest(alarm: Option<&Alarm>, due: Instant) {
+    let slept = match alarm {
+        Some(alarm) => alarm.sleep_until(due).await.is_ok(),
+        None => false,
+    };
+    if !slept {
+        sleep_until(due).await;
+    }
+}
+
+/// What threads that were asked said; never, while none are.
+async fn heard(suspicions: &mut Option<Suspicions>) -> Option<Verdict> {
+    match suspicions {
+        Some(suspicions) => suspicions.heard().await,
+        None => future::pending().await,
     }
 }
 

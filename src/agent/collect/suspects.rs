@@ -24,6 +24,12 @@ const PLAIN: Duration = Duration::from_secs(10);
 /// The addresses whose functions are remembered: more than a service has in tokio's code.
 const MAX_ROLES: usize = 4096;
 
+/// The lessons that searches need not wait for. To read the names of tokio's functions takes ten times the CPU of
+/// the search itself, 40 ms in a debug build, which by the share that one may take is half a second without another:
+/// longer than most stalls.
+/// They are read once, at the first searches, so those are not held to it.
+const FREE_LESSONS: u32 = 8;
+
 /// What a frame tells of its thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Role {
@@ -112,11 +118,6 @@ impl Suspicions {
         self.suspects.settle(verdict, is_stuck)
     }
 
-    /// Whether a round is under way.
-    pub(super) fn is_asking(&self) -> bool {
-        self.round.is_some()
-    }
-
     /// Whether there is a worker that would be suspected.
     pub(super) fn sees_workers(&self) -> bool {
         !self.refused && !self.beats.is_empty()
@@ -132,6 +133,8 @@ impl Suspicions {
 struct Examiner {
     onlooker: Onlooker,
     roles: HashMap<u64, Role>,
+    /// How often functions were read.
+    lessons: u32,
     /// Of threads that are followed: the poll they are in, and how often they had been given a core.
     last: HashMap<u32, (u64, u64)>,
     /// Threads that are no workers, and until when.
@@ -140,7 +143,13 @@ struct Examiner {
 
 impl Examiner {
     fn new(onlooker: Onlooker) -> Self {
-        Self { onlooker, roles: HashMap::new(), last: HashMap::new(), plain: HashMap::new() }
+        Self {
+            onlooker,
+            roles: HashMap::new(),
+            lessons: 0,
+            last: HashMap::new(),
+            plain: HashMap::new(),
+        }
     }
 
     fn round(mut self: Box<Self>, ask: &Ask, workers: &[u32]) -> Round {
@@ -167,7 +176,10 @@ impl Examiner {
         let left_out = |tid| Sample { tid, poll: None, slept: false, waited: Duration::ZERO };
         samples.extend(recorded.into_iter().map(left_out));
         let stands = self.onlooker.ask(&SystemClock, &open);
+        let learning = threads::cpu_time();
         self.learn(&stands);
+        let learning = threads::cpu_time().saturating_sub(learning);
+        let free = if self.lessons <= FREE_LESSONS { learning } else { Duration::ZERO };
         samples.extend(open.into_iter().map(|tid| {
             let stand = stands.iter().find(|stand| stand.tid == tid);
             let poll = stand.and_then(|stand| self.poll_of(stand));
@@ -181,7 +193,7 @@ impl Examiner {
             let waited = stand.map_or(Duration::ZERO, |stand| stand.runs.waited);
             Sample { tid, poll, slept: false, waited }
         }));
-        let search = ask.search.then(|| threads::cpu_time().saturating_sub(before));
+        let search = ask.search.then(|| threads::cpu_time().saturating_sub(before + free));
         Round { examiner: self, asked, samples, search }
     }
 
@@ -222,6 +234,7 @@ impl Examiner {
         if unread.is_empty() {
             return;
         }
+        self.lessons = self.lessons.saturating_add(1);
         if self.roles.len() > MAX_ROLES {
             self.roles.clear();
         }
@@ -335,6 +348,29 @@ mod tests {
             let names = inner.iter().chain(&blocking).copied();
             assert_eq!(holds_up(names), stuck, "{inner:?}");
         }
+    }
+
+    #[test]
+    fn a_worker_is_found_in_its_poll_and_functions_are_read_once_for_that() {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        let runtime = builder.worker_threads(1).thread_name("examined").build().unwrap();
+        let (tell, told) = std::sync::mpsc::channel();
+        let (release, released) = std::sync::mpsc::channel::<()>();
+        runtime.spawn(async move {
+            tell.send(threads::current()).unwrap();
+            let _ = released.recv();
+        });
+        let worker = told.recv().unwrap();
+        let ask = Ask { follow: Vec::new(), search: true };
+        let mut examiner = Box::new(Examiner::new(Onlooker::new().unwrap()));
+        for _ in 0..3 {
+            let round = examiner.round(&ask, &[worker]);
+            let sample = round.samples.iter().find(|sample| sample.tid == worker).unwrap();
+            assert!(sample.poll.is_some(), "{sample:?}");
+            examiner = round.examiner;
+        }
+        assert_eq!(examiner.lessons, 1);
+        drop(release);
     }
 
     #[test]

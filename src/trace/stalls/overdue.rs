@@ -14,6 +14,13 @@ const GAP: Duration = Duration::from_millis(5);
 /// The shortest while nothing is polled: 20 wakings a second, of some microseconds each.
 pub(super) const REST: Duration = Duration::from_millis(50);
 
+/// For how long nothing was polled before whoever looks rests: a poll that begins then has to wake him.
+pub(super) const IDLE: Duration = Duration::from_millis(500);
+
+/// Between two looks while he would be woken. What it takes is there should he have been told of no poll, by
+/// one that began just as he lay down, on a thread that lost its core right then.
+const ASLEEP: Duration = Duration::from_secs(2);
+
 /// Two starts within this are one poll's, dated twice.
 const SAME: Duration = Duration::from_millis(1);
 
@@ -55,19 +62,23 @@ pub(super) struct Overdue {
     threshold: Duration,
     /// When the next look is due.
     due: Option<Moment>,
+    /// Since when nothing was polled.
+    quiet: Option<Moment>,
     known: Vec<Known>,
 }
 
 impl Overdue {
     pub(super) fn new(threshold: Duration) -> Self {
-        Self { threshold, due: None, known: Vec::new() }
+        Self { threshold, due: None, quiet: None, known: Vec::new() }
     }
 
-    /// A look at `now`; `ended` gives what a thread has recorded from a number on, in the order of ends.
+    /// A look at `now`; `ended` gives what a thread has recorded from a number on, in the order of ends. `told`:
+    /// whether the next look would have been sooner, had a poll begun since the last.
     pub(super) fn look(
         &mut self,
         now: Moment,
         seen: &[Seen],
+        told: bool,
         ended: impl Fn(u64, u64) -> Vec<Ended>,
     ) -> (Vec<Found>, Duration) {
         let late = self.due.is_some_and(|due| now.since(due) > SAME);
@@ -104,11 +115,26 @@ impl Overdue {
                 found.push(Found { thread, task, start, lasted, tick: Some(tick) });
             }
         }
-        let rest = self.threshold.max(if moved { PERIOD } else { REST });
+        if moved {
+            self.quiet = None;
+        } else {
+            self.quiet.get_or_insert(now);
+        }
+        let rest = match moved {
+            true => PERIOD,
+            false if told && self.is_quiet(now) => ASLEEP,
+            false => REST,
+        };
+        let rest = self.threshold.max(rest);
         // A timer that goes off a little early would find it a little too young.
         let next = due.saturating_add(SAME).min(rest).max(GAP);
         self.due = Some(now + next);
         (found, next)
+    }
+
+    /// Whether nothing has been polled for so long that nobody need look before something is.
+    pub(super) fn is_quiet(&self, now: Moment) -> bool {
+        self.quiet.is_some_and(|since| now.since(since) >= IDLE)
     }
 }
 
@@ -172,7 +198,7 @@ mod tests {
                 let polls = polls.filter(|(_, poll)| poll.1 <= now).skip(from as usize);
                 polls.map(|(n, poll)| (at(poll.0), at(poll.1), task(n))).collect()
             };
-            let (found, next) = overdue.look(at(now), &seen(threads, now), ended);
+            let (found, next) = overdue.look(at(now), &seen(threads, now), false, ended);
             assert!(next >= GAP && next <= THRESHOLD + SAME, "{next:?}");
             all.extend(found.into_iter().map(|found| (found, now)));
             now += next.as_micros() as u64 + late();
@@ -250,8 +276,33 @@ mod tests {
         let seen = [Seen { thread: 1, next: 7, running: None }];
         for step in 0..5 {
             let now = Moment::from_nanos(step * 50 * MILLI);
-            assert_eq!(overdue.look(now, &seen, |_, _| Vec::new()), (Vec::new(), REST));
+            assert_eq!(overdue.look(now, &seen, false, |_, _| Vec::new()), (Vec::new(), REST));
         }
+    }
+
+    #[test]
+    fn who_is_told_when_a_poll_begins_sleeps_while_none_does() {
+        let mut overdue = Overdue::new(THRESHOLD);
+        let mut look = |millis: u64, next, told, running: Option<u64>| {
+            let running = running.map(|start| (at(start * 1000), task(1), start));
+            let seen = [Seen { thread: 1, next, running }];
+            let (found, next) = overdue.look(at(millis * 1000), &seen, told, |_, _| Vec::new());
+            (found.len(), next.as_millis(), overdue.is_quiet(at(millis * 1000)))
+        };
+        // Not before half a second without a poll, and not on the first look after that.
+        assert_eq!(look(0, 7, false, None), (0, 50, false));
+        assert_eq!(look(450, 7, false, None), (0, 50, false));
+        assert_eq!(look(500, 7, false, None), (0, 50, true));
+        assert_eq!(look(550, 7, true, None), (0, 2000, true));
+        // Woken by a poll: as usual, until half a second after it.
+        assert_eq!(look(1000, 7, false, Some(1000)), (0, 50, false));
+        assert_eq!(look(1051, 7, false, Some(1000)), (1, 50, false));
+        assert_eq!(look(1100, 8, false, None), (0, 50, false));
+        assert_eq!(look(1150, 8, false, None), (0, 50, false));
+        assert_eq!(look(1649, 8, true, None), (0, 50, false));
+        assert_eq!(look(1650, 8, true, None), (0, 2000, true));
+        // One that nobody told of is found late.
+        assert_eq!(look(3650, 8, true, Some(1700)), (1, 50, false));
     }
 
     #[test]

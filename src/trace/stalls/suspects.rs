@@ -17,6 +17,12 @@
 //!   polls of one task may take which are no stalls. What it waited for a core is not counted: on a loaded
 //!   machine a poll of 5 ms takes as long as the others want.
 //!
+//! So some stalls are missed, none of them for good if they go on: one that ends before its worker was seen to stand
+//! still (up to a threshold after it began; after half a second of idleness two, or 0.2 s), its thread was searched for
+//! 10 ms later, and it slept for the threshold from there on; one that computes, and is over within 0.31 s
+//! of that; and one that begins while no search may be made yet, for the last one found somebody else or nobody
+//! ([`PAUSE`] to [`LONG_PAUSE`], by what it cost).
+//!
 //! Threads are not known by their workers. When more of them look stuck than workers stand still, some hold up
 //! nobody, and none is told. One whose stack shows that it left its worker to another (`block_in_place`) is
 //! acquitted.
@@ -24,17 +30,15 @@
 use std::time::Duration;
 
 use super::overdue::{PERIOD, REST};
+use super::workers::{Worker, Workers};
 use crate::base::Moment;
 use crate::model::Beat;
-
-/// Between two looks while workers work and get on.
-const BUSY: Duration = Duration::from_millis(20);
 
 /// What a worker may do without telling: 61 polls of 5 ms, and a little.
 const BATCH: Duration = Duration::from_millis(310);
 
 /// The shortest between two searches among threads, and as many times the CPU that one takes: a hundredth of a
-/// core. The longest: the first search reads the functions' names.
+/// core. The longest: a search that reads many names is not to be the last for long.
 const PAUSE: Duration = Duration::from_millis(100);
 const LONG_PAUSE: Duration = Duration::from_millis(500);
 const SHARE: u32 = 100;
@@ -78,17 +82,10 @@ pub(crate) struct Suspicion {
 #[derive(Debug)]
 pub(crate) struct Suspects {
     threshold: Duration,
-    workers: Vec<Worker>,
+    workers: Workers,
     followed: Vec<Followed>,
     /// When threads may be searched next.
     search: Option<Moment>,
-}
-
-#[derive(Clone, Debug)]
-struct Worker {
-    beat: Beat,
-    /// Since when it tells the same.
-    since: Moment,
 }
 
 #[derive(Debug)]
@@ -123,36 +120,17 @@ impl Followed {
 
 impl Suspects {
     pub(crate) fn new(threshold: Duration) -> Self {
-        Self { threshold, workers: Vec::new(), followed: Vec::new(), search: None }
+        let workers = Workers::new(threshold);
+        Self { threshold, workers, followed: Vec::new(), search: None }
     }
 
     /// Takes what workers tell at `now`; gives what to ask threads, and how long until the next look.
     pub(crate) fn look(&mut self, now: Moment, beats: &[Beat]) -> (Option<Ask>, Duration) {
-        let is_same = |(worker, beat): (&Worker, &Beat)| worker.beat.worker == beat.worker;
-        if self.workers.len() != beats.len() || !self.workers.iter().zip(beats).all(is_same) {
-            // A runtime came or went.
-            let known = std::mem::take(&mut self.workers);
-            let known = |beat: &Beat| known.iter().find(|known| known.beat.worker == beat.worker);
-            let worker = |beat| known(beat).cloned().unwrap_or(Worker { beat: *beat, since: now });
-            self.workers = beats.iter().map(worker).collect();
-        }
-        let (mut at_work, mut fresh) = (false, false);
-        for (worker, &beat) in self.workers.iter_mut().zip(beats) {
-            at_work |= !beat.parked;
-            if worker.beat != beat || beat.parked {
-                fresh |= worker.beat.parked && !beat.parked;
-                *worker = Worker { beat, since: now };
-            }
-        }
-        let standing = self.standing(now).count();
+        let rest = self.workers.look(now, beats);
+        let standing = self.workers.standing(now).count();
         if standing == 0 {
             self.followed.clear();
-            let next = match (at_work, fresh) {
-                (false, _) => REST.max(self.threshold),
-                (true, true) => PERIOD,
-                (true, false) => BUSY,
-            };
-            return (None, next);
+            return (None, rest);
         }
         let told = self.followed.iter().filter(|thread| thread.told).count();
         let search = standing > self.followed.iter().filter(|thread| !thread.acquitted).count()
@@ -183,7 +161,7 @@ impl Suspects {
         for sample in samples {
             self.take(now, sample);
         }
-        let standing: Vec<&Worker> = self.standing(now).collect();
+        let standing: Vec<&Worker> = self.workers.standing(now).collect();
         let told = self.followed.iter().filter(|thread| thread.told).count();
         let most = standing.len().saturating_sub(told);
         let whole_batch = standing.iter().any(|worker| now.since(worker.since) >= BATCH);
@@ -264,11 +242,6 @@ impl Suspects {
         // One that runs is looked at each period: what it does in between is not known.
         if thread.slept { thread.ran + self.threshold } else { thread.ran }
     }
-
-    /// The workers that are not parked and told nothing between two looks.
-    fn standing(&self, now: Moment) -> impl Iterator<Item = &Worker> {
-        self.workers.iter().filter(move |worker| !worker.beat.parked && worker.since < now)
-    }
 }
 
 #[cfg(test)]
@@ -326,7 +299,7 @@ mod tests {
                     .collect()
             };
             let (ask, next) = suspects.look(at(now), &beats(now));
-            assert!(next >= PERIOD && next <= THRESHOLD);
+            assert!(next >= PERIOD && next <= 2 * THRESHOLD);
             let asked = now;
             if let Some(ask) = ask {
                 now += 300;

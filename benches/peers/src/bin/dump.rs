@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! RUSTFLAGS="--cfg tokio_unstable" cargo run --release --manifest-path benches/peers/Cargo.toml \
-//!   --target-dir target --bin dump
+//!   --target-dir target/peers-bench --bin dump
 //! ```
 //!
 //! A heartbeat is a task that sleeps a millisecond in a loop. Rounds are interleaved on one runtime of 100,000

@@ -1,0 +1,116 @@
+//! Which workers stand still, by what they tell of themselves, and how soon to look again while none does.
+
+use std::time::Duration;
+
+use super::overdue::{IDLE, PERIOD, REST};
+use crate::base::Moment;
+use crate::model::Beat;
+
+/// Between two looks while workers work and get on.
+const BUSY: Duration = Duration::from_millis(20);
+
+/// Between two looks when no worker has done anything for [`IDLE`], but at twice the threshold: who wakes an idle
+/// core for a look pays for that and not for what he sees. Of tasks that nobody records nobody tells when a
+/// poll begins, so the first stall after such a rest is told a threshold later than others.
+const IDLE_REST: Duration = Duration::from_millis(200);
+
+/// What is known of a worker.
+#[derive(Clone, Debug)]
+pub(super) struct Worker {
+    pub(super) beat: Beat,
+    /// Since when it tells the same.
+    pub(super) since: Moment,
+}
+
+/// All of them.
+#[derive(Debug)]
+pub(super) struct Workers {
+    threshold: Duration,
+    workers: Vec<Worker>,
+    /// When one last did anything.
+    stirred: Option<Moment>,
+}
+
+impl Workers {
+    pub(super) fn new(threshold: Duration) -> Self {
+        Self { threshold, workers: Vec::new(), stirred: None }
+    }
+
+    /// Takes what they tell at `now`; how long until the next look, if none stands still.
+    pub(super) fn look(&mut self, now: Moment, beats: &[Beat]) -> Duration {
+        let is_same = |(worker, beat): (&Worker, &Beat)| worker.beat.worker == beat.worker;
+        if self.workers.len() != beats.len() || !self.workers.iter().zip(beats).all(is_same) {
+            // A runtime came or went.
+            let known = std::mem::take(&mut self.workers);
+            let known = |beat: &Beat| known.iter().find(|known| known.beat.worker == beat.worker);
+            let worker = |beat| known(beat).cloned().unwrap_or(Worker { beat: *beat, since: now });
+            self.workers = beats.iter().map(worker).collect();
+            self.stirred = Some(now);
+        }
+        let (mut at_work, mut fresh) = (false, false);
+        for (worker, &beat) in self.workers.iter_mut().zip(beats) {
+            at_work |= !beat.parked;
+            if worker.beat != beat {
+                self.stirred = Some(now);
+            }
+            if worker.beat != beat || beat.parked {
+                fresh |= worker.beat.parked && !beat.parked;
+                *worker = Worker { beat, since: now };
+            }
+        }
+        match (at_work, fresh) {
+            (false, _) => REST.max(self.threshold).max(self.idle_rest(now)),
+            (true, true) => PERIOD,
+            (true, false) => BUSY,
+        }
+    }
+
+    /// Those that are not parked and told nothing between two looks.
+    pub(super) fn standing(&self, now: Moment) -> impl Iterator<Item = &Worker> {
+        self.workers.iter().filter(move |worker| !worker.beat.parked && worker.since < now)
+    }
+
+    fn idle_rest(&self, now: Moment) -> Duration {
+        match self.stirred {
+            Some(last) if now.since(last) < IDLE => Duration::ZERO,
+            _ => IDLE_REST.min(2 * self.threshold),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const THRESHOLD: Duration = Duration::from_millis(100);
+
+    #[test]
+    fn idle_workers_are_looked_at_less_often_until_one_does_something() {
+        let beat = |parked, turns| [Beat { worker: (1, 0), parked, mark: (turns, 0) }];
+        let mut workers = Workers::new(THRESHOLD);
+        let mut look = |millis: u64, parked, turns| {
+            workers.look(Moment::from_nanos(millis * 1_000_000), &beat(parked, turns)).as_millis()
+        };
+        assert_eq!(look(0, true, 1), 100);
+        assert_eq!(look(499, true, 1), 100);
+        assert_eq!(look(500, true, 1), 200);
+        assert_eq!(look(700, true, 1), 200);
+        // It did something in between; then it works.
+        assert_eq!(look(900, true, 3), 100);
+        assert_eq!(look(1000, false, 4), 10);
+        assert_eq!(look(1010, false, 4), 20);
+        assert_eq!(look(1030, true, 5), 100);
+        assert_eq!(look(1600, true, 5), 200);
+    }
+
+    #[test]
+    fn no_rest_is_longer_than_two_tenths_of_a_second_or_the_threshold() {
+        let parked = [Beat { worker: (1, 0), parked: true, mark: (1, 0) }];
+        for (threshold, rest) in [(10, 50), (50, 100), (100, 200), (150, 200), (1000, 1000)] {
+            let mut workers = Workers::new(Duration::from_millis(threshold));
+            workers.look(Moment::from_nanos(0), &parked);
+            let next = workers.look(Moment::from_nanos(1_000_000_000), &parked);
+            assert_eq!(next.as_millis(), rest, "{threshold} ms");
+        }
+    }
+}
