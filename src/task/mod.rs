@@ -76,7 +76,11 @@ impl<F: Future> Future for Traced<F> {
         }
         let outcome = this.future.poll(cx);
         match outcome {
-            Poll::Pending => this.ticket.keep(cx.waker()),
+            Poll::Pending => {
+                this.ticket.keep(cx.waker());
+                drop(turn);
+                Node::pause(slice);
+            }
             Poll::Ready(_) => this.node.end(slice),
         }
         outcome
