@@ -15,8 +15,9 @@
 //!
 //! The fields stand in the order that compresses best: what differs from packet to packet, the task's number and
 //! the time, stands together at the end, next to the following packet's length, so that all the rest is one
-//! match for the compressor, whose work is most of the cost. That a packet needs its sequence's state is not
-//! said in each, since of track events readers take it for granted.
+//! match for the compressor, whose work is most of the cost. No packet says that it needs its sequence's state: all
+//! a reader does about that is to drop the packet where the state is missing, and here it stands before it in
+//! the same file.
 //!
 //! A time is the distance to the one before: a clock of the sequence's own, which its first packet ties to
 //! `CLOCK_MONOTONIC`. So most take one or two bytes where the time itself takes seven, which is half of what
