@@ -138,7 +138,12 @@ impl RawTask {
     }
 }
 
+#[inline]
 const fn pack(ticks: u64) -> u64 {
+    // Nearly all there are: their exponent is 0.
+    if ticks >> MANTISSA_BITS == 0 {
+        return ticks;
+    }
     let width = u64::BITS - ticks.leading_zeros();
     let shift = width.saturating_sub(MANTISSA_BITS);
     if shift > 31 {
@@ -176,6 +181,13 @@ const RATE_BITS: u32 = 44;
 impl Line {
     #[inline]
     fn moment(&self, tick: u64) -> Moment {
+        if let Some(ticks) = tick.checked_sub(self.tick) {
+            // All but a few, by one multiplication.
+            let nanos =
+                (u128::from(ticks) * u128::from(self.rate) + (1 << (RATE_BITS - 1))) >> RATE_BITS;
+            let nanos = u64::try_from(nanos).unwrap_or(u64::MAX);
+            return Moment::from_nanos(self.at.as_nanos().saturating_add(nanos));
+        }
         let ticks = i128::from(tick.wrapping_sub(self.tick) as i64);
         let nanos = (ticks * i128::from(self.rate) + (1 << (RATE_BITS - 1))) >> RATE_BITS;
         Moment::from_nanos(self.at.as_nanos().saturating_add_signed(nanos as i64))

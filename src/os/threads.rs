@@ -123,6 +123,7 @@ fn parse(stat: &[u8], tid: u32) -> Option<(Thread, bool)> {
 }
 
 /// The id of the calling thread. Asked of the kernel once a thread, then 1 ns.
+#[inline]
 pub fn current() -> u32 {
     thread_local! {
         static TID: std::cell::Cell<u32> = const { std::cell::Cell::new(0) };
@@ -137,6 +138,7 @@ pub fn current() -> u32 {
     .unwrap_or_else(|_| ask())
 }
 
+#[cold]
 fn ask() -> u32 {
     rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs()
 }

@@ -21,5 +21,7 @@ impl Node {
         Slice
     }
 
+    pub(super) fn pause(_slice: Slice) {}
+
     pub(super) fn end(&mut self, _slice: Slice) {}
 }

@@ -21,8 +21,9 @@
 //! stack of async functions down to the leaf it waits on; see [`crate::stacks`]. tokio's own unstable dump is
 //! not used: with one blocked worker it stops the runtime for good.
 //!
-//! A wrapped future is 40 bytes larger. A poll takes some 20 ns more, making and ending a task some 10 ns;
-//! nothing is allocated for each.
+//! A wrapped future is 40 bytes larger. A poll takes one reading of the CPU's counter more (10 to 20 ns) and some
+//! 3 ns, and while a runtime trace is recorded two readings and some 6 ns; making and ending a task takes some
+//! 10 ns. Nothing is allocated for each.
 
 #[cfg(not(feature = "trace"))]
 mod absent;
@@ -76,7 +77,11 @@ impl<F: Future> Future for Traced<F> {
         }
         let outcome = this.future.poll(cx);
         match outcome {
-            Poll::Pending => this.ticket.keep(cx.waker()),
+            Poll::Pending => {
+                this.ticket.keep(cx.waker());
+                drop(turn);
+                Node::pause(slice);
+            }
             Poll::Ready(_) => this.node.end(slice),
         }
         outcome

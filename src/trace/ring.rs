@@ -131,8 +131,14 @@ impl Open {
     #[inline]
     pub(super) fn end(&self) -> (u64, u64) {
         let was = (self.start.load(Ordering::Relaxed), self.what.load(Ordering::Relaxed));
-        self.start.store(0, Ordering::Relaxed);
+        self.forget();
         was
+    }
+
+    /// It ends, for one who knows what it was. Only the one thread that owns it may.
+    #[inline]
+    pub(super) fn forget(&self) {
+        self.start.store(0, Ordering::Relaxed);
     }
 
     /// Its start and what it is, if it goes on and is not just changing.

@@ -47,15 +47,25 @@ impl Node {
             return None;
         }
         thread::begin(RawKind::WrappedPoll, self.task, tick);
-        Some(Slice { task: self.task })
+        Some(Slice { task: self.task, start: tick })
+    }
+
+    /// The poll is over; the task goes on.
+    #[inline]
+    pub(crate) fn pause(slice: Option<Slice>) {
+        if let Some(slice) = slice {
+            // By hand, which the optimizer inlines: a guard that may unwind it calls.
+            let Slice { task, start } = *ManuallyDrop::new(slice);
+            thread::end_known(RawKind::WrappedPoll, task, start);
+        }
     }
 
     /// The poll was the last: the task ends with it, at the same tick.
     #[inline]
     pub(crate) fn end(&mut self, slice: Option<Slice>) {
         if let Some(slice) = slice.filter(|_| !hooks::see_tasks()) {
-            let Slice { task } = *ManuallyDrop::new(slice);
-            thread::end_task(RawKind::WrappedPoll, task);
+            let Slice { task, start } = *ManuallyDrop::new(slice);
+            thread::end_task(RawKind::WrappedPoll, task, start);
             self.task.number = 0;
         }
     }
@@ -73,11 +83,12 @@ impl Drop for Node {
 /// A poll under way. It ends also when the future panics.
 pub(crate) struct Slice {
     task: TaskKey,
+    start: u64,
 }
 
 impl Drop for Slice {
-    #[inline]
+    #[cold]
     fn drop(&mut self) {
-        thread::end(RawKind::WrappedPoll, || self.task);
+        thread::end_known(RawKind::WrappedPoll, self.task, self.start);
     }
 }

@@ -153,6 +153,7 @@ impl Rings {
     }
 
     /// Nothing goes on.
+    #[cold]
     pub(super) fn close(&self) {
         for open in &self.open {
             open.end();
@@ -206,20 +207,45 @@ impl Rings {
     #[inline]
     fn end(&self, epoch: u64, what: impl FnOnce() -> What, now: u64) {
         let depth = self.depth.load(Ordering::Relaxed);
-        let (start, what) = if depth == 0 || !self.is_of(epoch) {
-            self.close();
-            self.epoch.store(epoch & !RESTS, Ordering::Relaxed);
-            (SINCE.load(Ordering::Relaxed), what())
-        } else {
-            self.depth.store(depth - 1, Ordering::Relaxed);
-            let Some(open) = self.open.get(depth as usize - 1) else {
-                self.too_deep.fetch_add(1, Ordering::Relaxed);
-                return;
-            };
-            let (start, what) = open.end();
-            (start, What::unpack(what))
+        if depth == 0 || !self.is_of(epoch) {
+            return self.end_older(epoch, what(), now);
+        }
+        self.depth.store(depth - 1, Ordering::Relaxed);
+        let Some(open) = self.open.get(depth as usize - 1) else {
+            self.too_deep.fetch_add(1, Ordering::Relaxed);
+            return;
         };
+        let (start, what) = open.end();
+        let what = What::unpack(what);
         self.slices.push(RawSlice::new(what.kind, start, now, what.task).0);
+    }
+
+    /// Ends what `kind` and `task` began at `start`, which is in its record what the open slice would say.
+    #[inline]
+    fn end_known(&self, epoch: u64, (kind, task): (RawKind, TaskKey), start: u64, now: u64) {
+        let depth = self.depth.load(Ordering::Relaxed);
+        if depth == 0 || !self.is_of(epoch) {
+            return self.end_older(epoch, What { kind, named: false, task }, now);
+        }
+        self.depth.store(depth - 1, Ordering::Relaxed);
+        match self.open.get(depth as usize - 1) {
+            Some(open) => {
+                open.forget();
+                self.slices.push(RawSlice::new(kind, start, now, task).0);
+            }
+            None => {
+                self.too_deep.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Ends what began before the recording.
+    #[cold]
+    fn end_older(&self, epoch: u64, what: What, now: u64) {
+        self.close();
+        self.epoch.store(epoch & !RESTS, Ordering::Relaxed);
+        let since = SINCE.load(Ordering::Relaxed);
+        self.slices.push(RawSlice::new(what.kind, since, now, what.task).0);
     }
 
     /// Gives the hooked poll that goes on the name of the wrapper in it; whether there was one to name.
@@ -289,15 +315,27 @@ pub(super) fn end(kind: RawKind, task: impl FnOnce() -> TaskKey) {
     }
 }
 
-/// The slice that began last on this thread ends, and with it the task that was polled in it.
+/// The slice that began last on this thread ends, of which the caller knows what there is to know: what it is,
+/// and `start`, at which it began unless that was before the recording.
 #[inline]
-pub(super) fn end_task(kind: RawKind, task: TaskKey) {
+pub(super) fn end_known(kind: RawKind, task: TaskKey, start: u64) {
+    let epoch = EPOCH.load(Ordering::Relaxed);
+    if epoch != 0
+        && let Some(rings) = here()
+    {
+        rings.end_known(epoch, (kind, task), start, ticks::now());
+    }
+}
+
+/// As [`end_known`], and with the slice the task that was polled in it ends.
+#[inline]
+pub(super) fn end_task(kind: RawKind, task: TaskKey, start: u64) {
     let epoch = EPOCH.load(Ordering::Relaxed);
     if epoch != 0
         && let Some(rings) = here()
     {
         let now = ticks::now();
-        rings.end(epoch, || What { kind, named: false, task }, now);
+        rings.end_known(epoch, (kind, task), start, now);
         rings.tasks.push(RawTask::new(RawKind::Ended, now, task).0);
     }
 }
