@@ -87,7 +87,7 @@ impl Roster {
     }
 
     /// Whether the threads are those of the last look: they are as many, and, asked after that, all of those are
-    /// there. A third of what the list costs, for which the kernel makes a file of each thread.
+    /// there. It costs less than the list, for which the kernel makes a file of each thread.
     fn is_as_before(&self) -> bool {
         !self.has_changed() && self.members.keys().all(|&tid| cpu_time_of(tid).is_ok())
     }
