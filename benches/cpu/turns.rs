@@ -94,6 +94,8 @@ pub(crate) fn lookback(
         let options =
             Options { engine: by(engine)?, lookback_frequency: frequency, ..Options::default() };
         let lookback = Lookback::start(&options).map_err(|error| error.to_string())?;
+        // It reads the names of the threads it has found, which belongs to the start.
+        thread::sleep(Duration::from_millis(200));
         Ok::<_, String>((lookback, recording()?, Instant::now()))
     };
     let percent = burn::during(busy, time, start, |started, burnt| {

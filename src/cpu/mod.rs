@@ -22,6 +22,15 @@
 //! `samples` is the number of samples really taken. `cpu` is the CPU time they stand for: of threads of one
 //! name together what the kernel charged to them (`live/strata.rs`), else a period each.
 //!
+//! # Threads of less than a period each
+//!
+//! A thread that uses less than a period (10 ms at 99 Hz) in a session mostly has no sample by `perf`: the
+//! kernel counts the first period from zero and lets nobody choose where in it to begin. By `timer` it has one
+//! as likely as its share of the period. So where 256 threads use 3 ms each, most of that CPU time has no sample.
+//! It is told as lost, under the threads' names, and is not handed to the samples there are, beyond three
+//! times their weight: those are of the few threads that ran longer, and what the others did nobody knows.
+//! How much it was is certain, and that the losses say. At 1000 Hz a thread needs 1 ms to be seen.
+//!
 //! # Labels on samples
 //!
 //! `thread`, its name; `stack = cut`, when its outer end is missing. In an incident with a runtime trace also

@@ -1,7 +1,5 @@
 //! The threads of this process, by the kernel's list of them.
 
-use std::ffi::CString;
-use std::fs;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
@@ -48,16 +46,15 @@ impl Tasks {
         tids.sort_unstable();
         Ok(())
     }
-}
 
-/// The name of the thread `tid`; none when it has ended.
-pub fn name(tid: u32) -> Option<String> {
-    let mut name = fs::read(format!("/proc/self/task/{tid}/comm")).ok()?;
-    if name.last() == Some(&b'\n') {
-        name.pop();
+    /// The name of the thread `tid`; none when it has ended. Costs some 7 us.
+    pub fn name(&self, tid: u32) -> Option<String> {
+        // At most 15 bytes and a newline.
+        let mut buffer = [0; 64];
+        let name = super::threads::read(&self.directory, tid, "comm", &mut buffer)?;
+        let name = name.strip_suffix(b"\n").unwrap_or(name);
+        Some(String::from_utf8_lossy(name).into_owned())
     }
-    let name = CString::new(name).ok()?;
-    Some(name.to_string_lossy().into_owned())
 }
 
 /// How many files the process may have open.
@@ -81,11 +78,11 @@ mod tests {
                 tasks.list(&mut tids).unwrap();
                 assert!(tids.contains(&own) && tids.is_sorted(), "{tids:?}");
                 assert!(tasks.count().unwrap() >= 2);
-                assert_eq!(name(own).unwrap(), "listed");
+                assert_eq!(tasks.name(own).unwrap(), "listed");
+                assert_eq!(tasks.name(u32::MAX), None);
             })
             .unwrap()
             .join()
             .unwrap();
-        assert_eq!(name(u32::MAX), None);
     }
 }

@@ -9,10 +9,17 @@
 //! 100 Hz), and many threads share few cores, so that what each of many makes is little: the ring shrinks
 //! with their number down to two samples. What overflows is counted by the kernel, and the one that
 //! overflowed gets twice the ring, up to what it would have alone: of 256 threads two may do all the work.
+//! What the budget has left when each has its share goes to those that have used most CPU time so far.
+//!
+//! # What a start costs
+//!
+//! Three system calls a thread: its CPU time, the event, and the ring, which the kernel clears page by page
+//! before it answers. The last is the dearest, so small rings are what makes a start beside many threads fast.
 //!
 //! A thread whose stacks proved deeper than the copy gets twice the copy, and again up to
 //! [`DEEPEST`], and a ring for it.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::io;
 use std::time::Duration;
@@ -49,16 +56,15 @@ struct Watched {
 }
 
 impl Watched {
-    fn new(tid: u32, event: Event) -> Self {
-        Self { event, told: cpu_time_of(tid).unwrap_or_default(), counted: Duration::ZERO }
-    }
-
     /// The thread's CPU time. The event counts on where the thread has ended; its clock is a coarser one,
-    /// which runs on while a hypervisor lets others run.
+    /// which runs on while a hypervisor lets others run. It is not asked of a thread that has not run.
     fn cpu_time(&mut self, tid: u32) -> Duration {
-        let counted = self.event.counted().unwrap_or(self.counted);
-        let since = counted.saturating_sub(std::mem::replace(&mut self.counted, counted));
-        self.told = cpu_time_of(tid).unwrap_or(self.told + since);
+        let told = cpu_time_of(tid).ok();
+        if told != Some(self.told) {
+            let counted = self.event.counted().unwrap_or(self.counted);
+            let since = counted.saturating_sub(std::mem::replace(&mut self.counted, counted));
+            self.told = told.unwrap_or(self.told + since);
+        }
         self.told
     }
 }
@@ -86,15 +92,13 @@ impl PerfSampler {
         Ok(Self { events, frequency, user_only, descriptors, copied: Copied::default() })
     }
 
-    /// An event with a ring of at least `least` bytes.
-    fn open(&self, tid: u32, stack_bytes: u32, least: usize) -> io::Result<Event> {
+    fn open(&self, tid: u32, stack_bytes: u32, ring_bytes: usize) -> io::Result<Event> {
         let event = Event::open(
             tid,
             Sampling {
                 period: period(self.frequency),
                 stack_bytes,
-                ring_bytes: ring_bytes(self.frequency, stack_bytes, self.events.len() + 1)
-                    .max(least),
+                ring_bytes,
                 user_only: self.user_only,
             },
         )?;
@@ -104,9 +108,11 @@ impl PerfSampler {
         Ok(event)
     }
 
-    /// Another event in the place of the thread's; the old one stays when there can be none.
+    /// Another event in the place of the thread's, with a ring of at least `least` bytes; the old one stays
+    /// when there can be none.
     fn reopen(&mut self, tid: u32, stack_bytes: u32, least: usize) -> bool {
-        let Ok(event) = self.open(tid, stack_bytes, least) else { return false };
+        let ring = ring_bytes(self.frequency, stack_bytes, self.events.len()).max(least);
+        let Ok(event) = self.open(tid, stack_bytes, ring) else { return false };
         if let Some(watched) = self.events.get_mut(&tid) {
             let told = watched.cpu_time(tid);
             *watched = Watched { event, told, counted: Duration::ZERO };
@@ -118,10 +124,16 @@ impl PerfSampler {
 impl Sampler for PerfSampler {
     fn attach(&mut self, tids: &[u32]) -> Refused {
         let mut refused = Refused::default();
-        for &tid in tids {
-            match self.open(tid, SHALLOW, 0) {
+        let time_of = |&tid: &u32| (cpu_time_of(tid).unwrap_or_default(), tid);
+        let mut threads: Vec<(Duration, u32)> = tids.iter().map(time_of).collect();
+        threads.sort_unstable_by_key(|&(told, tid)| (Reverse(told), tid));
+        let taken = self.events.values().map(|Watched { event, .. }| event.sampling().ring_bytes);
+        let rings = deal(self.frequency, self.events.len(), taken.sum(), threads.len());
+        for ((told, tid), ring) in threads.into_iter().zip(rings) {
+            match self.open(tid, SHALLOW, ring) {
                 Ok(event) => {
-                    drop(self.events.insert(tid, Watched::new(tid, event)));
+                    let watched = Watched { event, told, counted: Duration::ZERO };
+                    drop(self.events.insert(tid, watched));
                 }
                 Err(error) => refused.add(error),
             }
@@ -198,11 +210,27 @@ fn ring_bytes(frequency: Hertz, stack_bytes: u32, threads: usize) -> usize {
     let between = frequency.get() as f64 * drain_interval(frequency).as_secs_f64();
     let samples = (between * 2.0).ceil() as usize;
     let record = stack_bytes as usize + 80;
-    let budget = if frequency > Hertz(100) { 4 * BUDGET } else { BUDGET };
-    let share = budget / threads.max(1);
+    let share = budget(frequency) / threads.max(1);
     let share = if share.is_power_of_two() { share } else { share.next_power_of_two() / 2 };
     let smallest = (2 * record).next_power_of_two().max(SMALLEST);
     (samples * record).next_power_of_two().min(share.max(1)).max(smallest)
+}
+
+fn budget(frequency: Hertz) -> usize {
+    if frequency > Hertz(100) { 4 * BUDGET } else { BUDGET }
+}
+
+/// The rings for `more` threads beside `there`, which have taken `taken` bytes: a ring as for a thread alone as
+/// long as what is left of the budget still has the share of each that comes after.
+fn deal(frequency: Hertz, there: usize, taken: usize, more: usize) -> impl Iterator<Item = usize> {
+    let share = ring_bytes(frequency, SHALLOW, there + more);
+    let largest = ring_bytes(frequency, SHALLOW, 1);
+    let mut left = budget(frequency).saturating_sub(taken);
+    (0..more).rev().map(move |after| {
+        let ring = if left >= largest + after * share { largest } else { share };
+        left = left.saturating_sub(ring);
+        ring
+    })
 }
 
 pub(super) fn period(frequency: Hertz) -> Duration {
@@ -230,5 +258,24 @@ mod tests {
             assert_eq!(bytes >> 10, kib, "{threads} threads at {frequency} Hz");
         }
         assert_eq!(ring_bytes(Hertz(99), DEEPEST, 256) >> 10, 128, "two of the deepest");
+    }
+
+    #[test]
+    fn what_is_left_of_the_budget_goes_to_the_first() {
+        for (there, taken, more, large, kib) in [
+            (0, 0, 1, 1, 64),
+            (0, 0, 64, 64, 4096),
+            (0, 0, 65, 63, 4096),
+            (0, 0, 200, 18, 4064),
+            (0, 0, 256, 0, 4096),
+            (0, 0, 300, 0, 4800),
+            (200, 4064 << 10, 1, 0, 16),
+            (3, 192 << 10, 2, 2, 128),
+        ] {
+            let rings: Vec<usize> = deal(Hertz(99), there, taken, more).collect();
+            let few = rings.iter().take_while(|&&ring| ring == 64 << 10).count();
+            let all: usize = rings.iter().sum();
+            assert_eq!((rings.len(), few, all >> 10), (more, large, kib), "{more} beside {there}");
+        }
     }
 }

@@ -32,6 +32,9 @@ const LOOK_EVERY_IDLE: Duration = Duration::from_secs(1);
 /// Reading the list may take this share of a core: 0.5 us a thread, every 0.5 ms a thread.
 const LOOK_PAUSE_PER_THREAD: Duration = Duration::from_micros(500);
 
+/// Whoever starts or stops a session meanwhile gets its turn between some names and some more.
+const NAME_EVERY: Duration = Duration::from_millis(1);
+
 /// The recorder of this process.
 pub(in crate::cpu) struct Recorder {
     shared: Arc<Shared>,
@@ -69,7 +72,7 @@ impl Recorder {
     /// Starts the engine, with a window that reaches back as `options` say, or none.
     pub(in crate::cpu) fn start(options: &Options) -> Result<Self, Error> {
         let mut roster = Roster::open().map_err(|source| Error::Tasks { source })?;
-        let tids = roster.look().born;
+        let tids = roster.look_at_first();
         let frequency = match options.lookback_frequency {
             Hertz(0) => options.frequency,
             lookback => lookback,
@@ -173,12 +176,15 @@ impl Shared {
         let _guard = guard();
         let mut state = self.lock();
         while !state.is_over {
-            let turn = catch_unwind(AssertUnwindSafe(|| state.turn(SystemClock.now())));
-            if turn.is_err() {
+            let turn = catch_unwind(AssertUnwindSafe(|| {
+                state.turn(SystemClock.now());
+                state.roster.name_some()
+            }));
+            let Ok(has_more_to_name) = turn else {
                 state.broken = Some("the profiler's own thread panicked");
                 return;
-            }
-            let wait = drain_interval(state.frequency);
+            };
+            let wait = if has_more_to_name { NAME_EVERY } else { drain_interval(state.frequency) };
             state = self.wake.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
@@ -293,8 +299,9 @@ impl State {
     /// Samples so often from here on. What the old frequency has left since the last turn is nobody's, and
     /// so is the CPU time of it.
     fn set_frequency(&mut self, frequency: Hertz) {
-        self.frequency = frequency;
-        self.chosen.sampler.set_frequency(frequency);
+        if frequency != std::mem::replace(&mut self.frequency, frequency) {
+            self.chosen.sampler.set_frequency(frequency);
+        }
         self.chosen.sampler.drain(&mut |_, _| Verdict::Walked);
         for tid in self.charges.tids() {
             let told = self.chosen.sampler.counted(tid);

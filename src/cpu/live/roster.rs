@@ -3,12 +3,16 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 
-use crate::os::tasks::{self, Tasks};
+use crate::os::tasks::Tasks;
+use crate::os::timer::cpu_time_of;
 
 /// So many names are told apart; threads called by yet another are one.
 const MAX_NAMES: usize = 4096;
 
 const OTHERS: &str = "(threads of other names)";
+
+/// So many names are read in one go at the start, or a sixteenth of all: some 7 us each.
+const NAMED_AT_ONCE: usize = 32;
 
 /// What changed since the last look.
 #[derive(Debug, Default)]
@@ -30,6 +34,8 @@ pub(super) struct Roster {
     tasks: Tasks,
     listed: Vec<u32>,
     members: BTreeMap<u32, Member>,
+    /// Of those that were there at the first look, who has no name yet.
+    unnamed: Vec<u32>,
     names: Vec<String>,
     by_name: HashMap<String, u32>,
 }
@@ -41,9 +47,33 @@ impl Roster {
             tasks: Tasks::open()?,
             listed: Vec::new(),
             members: BTreeMap::new(),
+            unnamed: Vec::new(),
             names,
             by_name: HashMap::new(),
         })
+    }
+
+    /// Looks for the first time, and leaves the names to [`Roster::name_some`]: they are most of what looking
+    /// costs, and whoever starts a profile waits for this.
+    pub(super) fn look_at_first(&mut self) -> Vec<u32> {
+        // A list that breaks off is one of fewer threads; the next look finds the others.
+        let _ = self.tasks.list(&mut self.listed);
+        let unknown = |&tid: &u32| (tid, Member { name: 0, is_settled: false });
+        self.members.extend(self.listed.iter().map(unknown));
+        self.unnamed.clone_from(&self.listed);
+        self.listed.clone()
+    }
+
+    /// Names some of the threads that the first look has left without; whether there are more.
+    pub(super) fn name_some(&mut self) -> bool {
+        let some = NAMED_AT_ONCE.max(self.members.len() / 16).min(self.unnamed.len());
+        for tid in self.unnamed.split_off(self.unnamed.len() - some) {
+            if self.members.get(&tid).is_some_and(|member| member.name == 0) {
+                let name = self.tasks.name(tid).map_or(0, |name| self.number_of(name));
+                self.members.entry(tid).and_modify(|member| member.name = name);
+            }
+        }
+        !self.unnamed.is_empty()
     }
 
     /// How many threads were there at the last look.
@@ -56,8 +86,17 @@ impl Roster {
         self.tasks.count().is_none_or(|count| count != self.members.len())
     }
 
+    /// Whether the threads are those of the last look: they are as many, and, asked after that, all of those are
+    /// there. It costs less than the list, for which the kernel makes a file of each thread.
+    fn is_as_before(&self) -> bool {
+        !self.has_changed() && self.members.keys().all(|&tid| cpu_time_of(tid).is_ok())
+    }
+
     /// Looks again. A list that breaks off takes nobody for gone.
     pub(super) fn look(&mut self) -> Change {
+        if self.is_as_before() {
+            return Change::default();
+        }
         let complete = self.tasks.list(&mut self.listed).is_ok();
         let mut change = Change::default();
         for &tid in &self.listed {
@@ -66,7 +105,7 @@ impl Roster {
             }
         }
         for &tid in &change.born {
-            let name = tasks::name(tid).map_or(0, |name| self.number_of(name));
+            let name = self.tasks.name(tid).map_or(0, |name| self.number_of(name));
             self.members.insert(tid, Member { name, is_settled: false });
         }
         if complete {
@@ -90,7 +129,7 @@ impl Roster {
             Some(member) if member.is_settled => member.name,
             known => {
                 let before = known.map_or(0, |member| member.name);
-                let name = tasks::name(tid).map_or(before, |name| self.number_of(name));
+                let name = self.tasks.name(tid).map_or(before, |name| self.number_of(name));
                 if let Some(member) = self.members.get_mut(&tid) {
                     *member = Member { name, is_settled: true };
                 }
@@ -115,5 +154,45 @@ impl Roster {
         self.names.push(name.clone());
         self.by_name.insert(name, number);
         number
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::thread::{Builder, JoinHandle};
+
+    use super::*;
+
+    /// A thread that waits until its sender is dropped, and its id.
+    fn waiting(name: &str) -> (u32, mpsc::Sender<()>, JoinHandle<()>) {
+        let ((hold, wait), (tell, told)) = (mpsc::channel::<()>(), mpsc::channel());
+        let body = move || {
+            tell.send(crate::os::threads::current()).unwrap();
+            wait.recv().unwrap_or_default();
+        };
+        let thread = Builder::new().name(name.to_owned()).spawn(body).unwrap();
+        (told.recv().unwrap(), hold, thread)
+    }
+
+    /// Other tests have threads come and go meanwhile.
+    #[test]
+    fn one_that_ended_and_another_in_its_place_are_told() {
+        let (old, hold, thread) = waiting("old");
+        let mut roster = Roster::open().unwrap();
+        assert!(roster.look_at_first().contains(&old));
+        assert_eq!(roster.members[&old].name, 0);
+        while roster.name_some() {}
+        let name = roster.members[&old].name;
+        assert_eq!(roster.name(name), "old");
+        drop(hold);
+        thread.join().unwrap();
+        // Who joins may be faster than the kernel.
+        while cpu_time_of(old).is_ok() {}
+        let (new, _hold, _thread) = waiting("new");
+        let Change { born, gone } = roster.look();
+        assert!(born.contains(&new) && gone.contains(&old), "{born:?} {gone:?}");
+        roster.forget(&gone);
+        assert!(!roster.look().born.contains(&new));
     }
 }
