@@ -14,6 +14,17 @@
 //!
 //! Elsewhere the walk ends, [`End::Broken`]. What was passed this way is told, [`Walked::is_inferred`]: the
 //! function we are in is taken for the one that was called because they are near each other.
+//!
+//! So a frame pointer is followed in two ways only. Where a row says that the frame lies 16 bytes above the frame
+//! pointer, a table *proves* the step, and it is a row like any other. Where there is no table, calls and first
+//! instructions *check* it, and it is told as inferred. Where neither holds it is not made.
+//!
+//! A path of its own for the first would gain little. In a heap sample a frame takes 145 instructions, or 146
+//! built with `-C force-frame-pointers=yes`, some 35 to 40 cycles of x86_64 either way: 46 instructions to find the
+//! stack in the table of stacks, 99 to walk. What is known of a function is known by its row, so the row has to be
+//! looked up all the same, both words lie in memory, and both addresses are checked; what is left to save is the
+//! arithmetic of [`follow`], 18 instructions at the most, an eighth. (Callgrind, release builds, each allocation
+//! sampled, between depths of 10 and 50; cycles are the best of 40 runs.)
 
 use super::copied::Registers;
 use super::unwind::End;
