@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use marple::base::Bytes;
 use marple::model::{RawKind, Timeline, TraceMode};
-use marple::task::{self, Trace};
+use marple::task::{self, JoinSet, Trace};
 use marple::trace::{Hooks, configure, engine};
 use tokio::runtime::Builder;
 use trace_support::*;
@@ -85,6 +85,44 @@ fn a_wrapped_task_is_seen_once_by_the_wrappers_name() {
     assert_eq!(polls.len(), 32);
     let tasks = timeline.activity.tasks.iter();
     assert_eq!(tasks.filter(|task| task.kind() == Some(RawKind::Spawned)).count(), 2);
+}
+
+/// tokio's hooks see the tasks of a set, and so does the wrapper around each: one of the two tells.
+#[test]
+fn a_task_of_a_set_is_counted_once() {
+    let _turn = turn();
+    let line = line!() + 5;
+    let mut ids = Vec::new();
+    let timeline = record(async || {
+        let mut set = JoinSet::new();
+        for times in [3, 5, 7] {
+            ids.push(set.spawn(yields(times)).id().to_string());
+        }
+        while let Some(joined) = set.join_next().await {
+            joined.unwrap();
+        }
+        // One more that ends before its future does.
+        ids.push(set.spawn(std::future::pending()).id().to_string());
+        tokio::task::yield_now().await;
+        set.shutdown().await;
+    });
+    let polls = polls(&timeline);
+    assert!(polls.iter().all(|poll| poll.kind == RawKind::HookedPoll), "by the hooks alone");
+    let of_set = format!("tests/trace_hooks.rs:{line}");
+    for (id, times) in ids.iter().zip([4, 6, 8]) {
+        let of_task: Vec<_> = polls.iter().filter(|it| it.number.to_string() == *id).collect();
+        assert_eq!(of_task.len(), times, "polls of {id}");
+        assert!(of_task.iter().all(|poll| poll.name == of_set), "under its place");
+    }
+    for kind in [RawKind::Spawned, RawKind::Ended] {
+        let of_kind = timeline.activity.tasks.iter().filter(|task| task.kind() == Some(kind));
+        let numbers: Vec<String> = of_kind.map(|task| task.task().number.to_string()).collect();
+        for id in &ids {
+            assert_eq!(numbers.iter().filter(|number| *number == id).count(), 1, "{kind:?} {id}");
+        }
+        // The ends of tokio's own blocking tasks are told too; marple's numbers would add to the spawned.
+        assert!(kind == RawKind::Ended || numbers.len() == ids.len(), "{numbers:?}");
+    }
 }
 
 #[test]
