@@ -82,19 +82,24 @@ impl Site {
 }
 
 #[cfg(test)]
+impl Site {
+    /// The caller's line.
+    #[track_caller]
+    pub fn here(name: Option<&'static str>) -> Self {
+        Self { name, place: Location::caller() }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
-
-    #[track_caller]
-    fn here(name: Option<&'static str>) -> Site {
-        Site { name, place: Location::caller() }
-    }
 
     #[test]
     fn a_site_has_one_number_and_is_found_by_it() {
         let mut numbers = Vec::new();
         for _ in 0..2 {
-            numbers.push([here(None), here(Some("reader")), here(Some("writer"))]);
+            let named = ["reader", "writer"].map(Some);
+            numbers.push([Site::here(None), Site::here(named[0]), Site::here(named[1])]);
         }
         let [first, second] = [0, 1].map(|n| numbers[n].map(Site::number));
         assert_eq!(first, second);

@@ -43,18 +43,11 @@ fn short(file: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
-    use std::panic::Location;
-
     use super::*;
-
-    #[track_caller]
-    fn here(name: Option<&'static str>) -> Site {
-        Site { name, place: Location::caller() }
-    }
 
     #[test]
     fn a_site_is_called_by_its_name_or_by_its_place() {
-        let numbers = [here(None), here(Some("reader"))].map(Site::number);
+        let numbers = [Site::here(None), Site::here(Some("reader"))].map(Site::number);
         let mut strings = StringTable::default();
         let names = names(&mut strings);
         let text = |number: u16| strings.get(names[usize::from(number)]).to_owned();
