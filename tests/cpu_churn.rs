@@ -1,43 +1,18 @@
 //! Threads that come and go and sessions that start and stop, while samples are under way.
 #![cfg(all(feature = "cpu", target_os = "linux", target_env = "gnu"))]
 
+mod counting;
 mod cpu_support;
 
-use std::cell::Cell;
 use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use counting::allocations;
 use cpu_support::{StopOnDrop, account, burn, cpu_time, engines, start, stop, turn};
 use marple::model::CpuEngine;
 use rustix::time::ClockId;
-use std::alloc::{GlobalAlloc, Layout, System};
-
-/// Counts the allocations of each thread.
-struct Counting;
-
-thread_local! {
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-#[expect(unsafe_code, reason = "an allocator cannot be written without")]
-// SAFETY: passes on what it is given.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.with(|count| count.set(count.get() + 1));
-        // SAFETY: the caller's.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        // SAFETY: the caller's.
-        unsafe { System.dealloc(block, layout) }
-    }
-}
-
-#[global_allocator]
-static COUNTING: Counting = Counting;
 
 /// Threads that live for some 4 ms of CPU time each, until `stop`.
 fn live_shortly(stop: &AtomicBool) {
@@ -116,9 +91,9 @@ fn nothing_is_allocated_where_a_thread_is_interrupted() {
         let session = start(engine, 1000).unwrap();
         let allocated = thread::spawn(|| {
             burn(Duration::from_millis(50));
-            let before = ALLOCATIONS.get();
+            let before = allocations();
             burn(Duration::from_millis(500));
-            ALLOCATIONS.get() - before
+            allocations() - before
         });
         assert_eq!(allocated.join().unwrap(), 0, "{engine}");
         let (_, got, _) = account(&stop(session));

@@ -1,40 +1,15 @@
 //! Nothing is allocated and no page is faulted in where a thread is interrupted.
 #![cfg(all(feature = "cpu", target_os = "linux", target_env = "gnu"))]
 
+mod counting;
 mod cpu_support;
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::thread;
 use std::time::Duration;
 
+use counting::allocations;
 use cpu_support::{burn, start, stop};
 use marple::model::CpuEngine;
-
-/// Counts the allocations of each thread.
-struct Counting;
-
-thread_local! {
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-#[expect(unsafe_code, reason = "an allocator cannot be written without")]
-// SAFETY: passes on what it is given.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.with(|count| count.set(count.get() + 1));
-        // SAFETY: the caller's.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        // SAFETY: the caller's.
-        unsafe { System.dealloc(block, layout) }
-    }
-}
-
-#[global_allocator]
-static COUNTING: Counting = Counting;
 
 /// The calling thread's page faults that took no reading from disk.
 #[expect(unsafe_code, reason = "the kernel's answer goes through a pointer")]
@@ -65,9 +40,9 @@ fn nothing_is_allocated_and_no_page_touched_first_where_a_thread_is_interrupted(
         as_deep_as_a_service(|| {
             // The first signal of a thread touches its signal stack.
             burn(Duration::from_millis(40));
-            let before = (ALLOCATIONS.get(), faults());
+            let before = (allocations(), faults());
             burn(Duration::from_millis(1200));
-            (ALLOCATIONS.get() - before.0, faults() - before.1)
+            (allocations() - before.0, faults() - before.1)
         })
     });
     let counted = counted.join().unwrap();

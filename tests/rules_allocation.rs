@@ -1,38 +1,13 @@
 //! A tick allocates nothing.
 
-#![allow(unsafe_code)]
+mod counting;
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::time::Duration;
 
+use counting::allocations;
 use marple::base::{Bytes, Moment};
 use marple::model::{Limit, Metric, Rule, Vitals};
 use marple::rules::Engine;
-
-thread_local! {
-    static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
-}
-
-struct Counting;
-
-// SAFETY: every call goes to `System` as it came; counting touches a constant-initialised thread-local
-// without a destructor, which allocates nothing.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        // SAFETY: the caller's promise about `layout` is passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        // SAFETY: `block` came from `System` through `alloc` above, with this layout.
-        unsafe { System.dealloc(block, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 #[test]
 fn a_tick_allocates_nothing() {
@@ -59,7 +34,7 @@ fn a_tick_allocates_nothing() {
         gauges: vec![("depth".into(), 0.0)],
         ..Vitals::default()
     };
-    let before = ALLOCATIONS.get();
+    let before = allocations();
     let mut decisions = 0;
     for second in 0..1000_u64 {
         let value = second * 7 % 100;
@@ -73,9 +48,9 @@ fn a_tick_allocates_nothing() {
             engine.captured("memory", now);
         }
     }
-    assert_eq!(ALLOCATIONS.get() - before, 0);
+    assert_eq!(allocations() - before, 0);
     assert_eq!(decisions, 5000);
-    assert_eq!(ALLOCATIONS.get() - before, 0);
+    assert_eq!(allocations() - before, 0);
     drop(vec![engine]);
-    assert!(ALLOCATIONS.get() > before, "the counter counts");
+    assert!(allocations() > before, "the counter counts");
 }

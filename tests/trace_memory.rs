@@ -1,49 +1,19 @@
 //! What recording allocates: nothing while no session runs, no more than `max_bytes` while one does.
-#![allow(unsafe_code, reason = "a counting allocator")]
 
+mod counting;
 mod trace_support;
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::sync::Once;
-use std::sync::atomic::{AtomicIsize, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
+use counting::{allocations, peak};
 use marple::base::{Bytes, Clock, SystemClock};
 use marple::model::Vitals;
 use marple::trace::{Session, record_instant, record_vitals};
 use trace_support::*;
 use tracing::{info, info_span};
 use tracing_subscriber::prelude::*;
-
-struct Counting;
-
-static LIVE: AtomicIsize = AtomicIsize::new(0);
-static PEAK: AtomicIsize = AtomicIsize::new(0);
-
-thread_local! {
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-// SAFETY: every call is handed on to the system's allocator as it is.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let _ = ALLOCATIONS.try_with(|n| n.set(n.get() + 1));
-        let size = layout.size() as isize;
-        PEAK.fetch_max(LIVE.fetch_add(size, Ordering::Relaxed) + size, Ordering::Relaxed);
-        // SAFETY: the caller's promises are passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        LIVE.fetch_sub(layout.size() as isize, Ordering::Relaxed);
-        // SAFETY: the caller's promises are passed on.
-        unsafe { System.dealloc(block, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 fn subscribe() {
     static SUBSCRIBED: Once = Once::new();
@@ -61,10 +31,6 @@ fn request(round: usize) {
 /// As many events in as few texts as can be.
 fn bare_request(_: usize) {
     info_span!("request").in_scope(|| info!("answered"));
-}
-
-fn allocations() -> u64 {
-    ALLOCATIONS.with(Cell::get)
 }
 
 #[test]
@@ -115,20 +81,14 @@ fn a_recording_and_its_timeline_take_no_more_than_max_bytes() {
         let flood_by_all = || {
             thread::scope(|scope| (0..THREADS).for_each(|_| drop(scope.spawn(flood))));
         };
-        let peak = |work: &dyn Fn()| {
-            let before = LIVE.load(Ordering::Relaxed);
-            PEAK.store(before, Ordering::Relaxed);
-            work();
-            (PEAK.load(Ordering::Relaxed) - before) as u64
-        };
         flood_by_all();
-        let without = peak(&flood_by_all);
-        let with = peak(&|| {
+        let without = peak(flood_by_all) as u64;
+        let with = peak(|| {
             let session = Session::start(max_bytes, anchor()).unwrap();
             flood_by_all();
             let timeline = stop(session);
             assert!(lost(&timeline, "trace events dropped") > 0);
-        });
+        }) as u64;
         let used = with.saturating_sub(without);
         assert!(used <= max_bytes.get(), "{used} bytes of {max_bytes}");
         assert!(used >= max_bytes.get() / 4, "{used} bytes of {max_bytes}: the test is no flood");

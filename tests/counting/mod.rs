@@ -1,0 +1,51 @@
+//! The test program's allocator: the system's, with a count beside it of what each thread asks for and of
+//! what all hold.
+#![allow(dead_code, reason = "each test uses some of it")]
+#![allow(unsafe_code, reason = "an allocator cannot be written without")]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::sync::atomic::{AtomicIsize, Ordering};
+
+struct Counting;
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+static LIVE: AtomicIsize = AtomicIsize::new(0);
+static PEAK: AtomicIsize = AtomicIsize::new(0);
+
+thread_local! {
+    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+/// How often the calling thread has asked for memory. One block in the place of another counts, too.
+pub(crate) fn allocations() -> u64 {
+    ALLOCATIONS.get()
+}
+
+/// The most bytes that were held at once during `work`, by all threads, beyond those held before.
+pub(crate) fn peak(work: impl FnOnce()) -> isize {
+    let before = LIVE.load(Ordering::Relaxed);
+    PEAK.store(before, Ordering::Relaxed);
+    work();
+    PEAK.load(Ordering::Relaxed) - before
+}
+
+// SAFETY: every call goes to `System` as it came; counting touches two atomics and a constant-initialised
+// thread-local without a destructor, which allocates nothing.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
+        let size = layout.size() as isize;
+        PEAK.fetch_max(LIVE.fetch_add(size, Ordering::Relaxed) + size, Ordering::Relaxed);
+        // SAFETY: the caller's promise about `layout` is passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        LIVE.fetch_sub(layout.size() as isize, Ordering::Relaxed);
+        // SAFETY: `block` came from `System` through `alloc` above, with this layout.
+        unsafe { System.dealloc(block, layout) }
+    }
+}
