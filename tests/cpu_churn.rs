@@ -10,7 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use counting::allocations;
-use cpu_support::{StopOnDrop, account, burn, cpu_time, engines, start, stop, turn};
+use cpu_support::{StopOnDrop, account, burn, cpu_time, engines, sigprof_is_in, start, stop, turn};
 use marple::model::CpuEngine;
 use rustix::time::ClockId;
 
@@ -77,7 +77,10 @@ fn starting_and_stopping_under_load_kills_nobody() {
                     thread::sleep(Duration::from_millis(2));
                 }
                 samples += stop(session).total("samples").unwrap();
-                assert!(engine != CpuEngine::Timer || sigprof_is_caught(), "the handler is gone");
+                assert!(
+                    engine != CpuEngine::Timer || sigprof_is_in("SigCgt"),
+                    "the handler is gone"
+                );
             }
             assert!(samples > 0, "no session saw the load");
         });
@@ -99,10 +102,4 @@ fn nothing_is_allocated_where_a_thread_is_interrupted() {
         let (_, got, _) = account(&stop(session));
         assert!(got > 100, "{engine}: {got}");
     }
-}
-
-fn sigprof_is_caught() -> bool {
-    let status = fs::read_to_string("/proc/self/status").unwrap();
-    let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap();
-    u64::from_str_radix(mask.trim(), 16).unwrap() >> (libc::SIGPROF - 1) & 1 == 1
 }

@@ -6,27 +6,11 @@ mod cpu_support;
 use std::time::Duration;
 
 use cpu_support::{
-    BURNERS, SHARES, account, burn, burn_on, engines, label, names, start, stop, thread_of, turn,
-    under, weight,
+    account, burn, burn_on, check_burners, engines, label, names, start, stop, turn, weight,
 };
 use marple::base::{Clock, Hertz, SystemClock};
 use marple::cpu::{Error, Session};
-use marple::model::Profile;
 use marple::symbols;
-
-/// The shares of three functions are within four standard errors: one run in 16,000 is beyond for each.
-#[track_caller]
-fn check_shares(profile: &Profile, told: &str) {
-    let by_weight = under(profile, "burner", BURNERS, 1);
-    let all: i64 = by_weight.iter().sum();
-    let real: i64 = under(profile, "burner", BURNERS, 0).iter().sum();
-    assert!(real > 50, "{told}: {real} samples; {:?}", profile.comments);
-    for (share, cpu) in SHARES.into_iter().zip(by_weight) {
-        let found = cpu as f64 / all as f64;
-        let bound = 4.0 * (share * (1.0 - share) / real as f64).sqrt();
-        assert!((found - share).abs() <= bound, "{told}: {found:.3} of {share}, +-{bound:.3}");
-    }
-}
 
 #[test]
 fn the_time_of_functions_is_theirs_on_any_number_of_threads() {
@@ -40,16 +24,7 @@ fn the_time_of_functions_is_theirs_on_any_number_of_threads() {
             let report = symbols::name_functions(&mut profile);
             assert!(report.problems.is_empty(), "{:?}", report.problems);
             println!("{told}: {:?} {:?}", profile.comments, profile.losses);
-            check_shares(&profile, &told);
-            // Nearly all that those threads do lies under the three: whole stacks, and named.
-            let burners: i64 = profile
-                .samples
-                .iter()
-                .filter(|sample| thread_of(&profile, sample) == "burner")
-                .map(|sample| sample.values[1])
-                .sum();
-            let known: i64 = under(&profile, "burner", BURNERS, 1).iter().sum();
-            assert!(known * 100 >= burners * 95, "{told}: {known} of {burners}");
+            check_burners(&profile, &told);
             let cut = profile.samples.iter().filter(|s| label(&profile, s, "stack").is_some());
             let cut: i64 = cut.map(|sample| sample.values[0]).sum();
             assert!(cut * 20 <= profile.total("samples").unwrap(), "{told}: {cut} cut");

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test uses some of it")]
 
+use std::fs;
 use std::hint::black_box;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -130,6 +131,28 @@ pub(crate) fn under<const N: usize>(
     })
 }
 
+/// The shares of the three functions are within four standard errors, of which one run in 16,000 is beyond for
+/// each, and nearly all that those threads do lies under the three: whole stacks, and named.
+#[track_caller]
+pub(crate) fn check_burners(profile: &Profile, told: &str) {
+    let by_weight = under(profile, "burner", BURNERS, 1);
+    let known: i64 = by_weight.iter().sum();
+    let real: i64 = under(profile, "burner", BURNERS, 0).iter().sum();
+    assert!(real > 50, "{told}: {real} samples; {:?}", profile.comments);
+    for (share, cpu) in SHARES.into_iter().zip(by_weight) {
+        let found = cpu as f64 / known as f64;
+        let bound = 4.0 * (share * (1.0 - share) / real as f64).sqrt();
+        assert!((found - share).abs() <= bound, "{told}: {found:.3} of {share}, +-{bound:.3}");
+    }
+    let all: i64 = profile
+        .samples
+        .iter()
+        .filter(|sample| thread_of(profile, sample) == "burner")
+        .map(|sample| sample.values[1])
+        .sum();
+    assert!(known * 100 >= all * 95, "{told}: {known} of {all}");
+}
+
 /// The functions of a sample, innermost first.
 pub(crate) fn names(profile: &Profile, sample: &Sample) -> Vec<String> {
     let frames = profile.stacks.frames(sample.stack);
@@ -150,6 +173,14 @@ pub(crate) fn label<'a>(profile: &'a Profile, sample: &Sample, key: &str) -> Opt
         LabelValue::Text(text) => Some(profile.strings.get(text)),
         LabelValue::Number(..) => None,
     }
+}
+
+/// Whether SIGPROF is in this set of the process' status: `SigCgt` of the signals that are caught, `SigIgn` of
+/// those that are ignored.
+pub(crate) fn sigprof_is_in(set: &str) -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(set)?.strip_prefix(':'));
+    u64::from_str_radix(line.unwrap().trim(), 16).unwrap() >> (libc::SIGPROF - 1) & 1 == 1
 }
 
 /// What a profile says it expected, got and lost, in periods.
