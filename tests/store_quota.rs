@@ -1,10 +1,10 @@
 //! A disk quota that is used up while the agent runs. The kernel under the tests may have no quotas, so a
 //! filter on system calls answers large writes as one does: nothing that needs much is written any more, and
-//! what needs little still is. A filter is for good: a process of its own.
+//! what needs little still is.
 #![cfg(all(feature = "heap", target_os = "linux"))]
-#![expect(unsafe_code, reason = "the filter is set by system calls")]
 
 mod host;
+mod seccomp;
 
 use std::alloc::System;
 use std::io::Write;
@@ -14,6 +14,7 @@ use host::{Host, PATIENCE, settings, wait_for};
 use marple::Settings;
 use marple::agent::CollectorOutput;
 use marple::model::{CaptureKind, Outcome};
+use seccomp::{NUMBER, THIRD, allow, at_least, fail, is, load};
 
 #[global_allocator]
 static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
@@ -23,27 +24,14 @@ const LARGE: u32 = 32 << 10;
 
 /// Every thread's large writes are answered as at the end of a quota from here on.
 fn use_up_the_quota() {
-    let load = |at: u32| libc::sock_filter { code: 0x20, jt: 0, jf: 0, k: at };
-    let is = |k: u32, jf: u8| libc::sock_filter { code: 0x15, jt: 0, jf, k };
-    let at_least = |k: u32, jf: u8| libc::sock_filter { code: 0x35, jt: 0, jf, k };
-    let answer = |k: u32| libc::sock_filter { code: 0x06, jt: 0, jf: 0, k };
-    // Of `seccomp_data`: the number is at 0, the low half of the third argument at 32.
-    let mut filter = [
-        load(0),
+    seccomp::install(&mut [
+        load(NUMBER),
         is(libc::SYS_write as u32, 3),
-        load(32),
+        load(THIRD),
         at_least(LARGE, 1),
-        answer(libc::SECCOMP_RET_ERRNO | libc::EDQUOT as u32),
-        answer(libc::SECCOMP_RET_ALLOW),
-    ];
-    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
-    // SAFETY: the kernel reads a program of the length that is said.
-    unsafe {
-        assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
-        let (mode, flags) = (libc::SECCOMP_SET_MODE_FILTER, libc::SECCOMP_FILTER_FLAG_TSYNC);
-        let failed = libc::syscall(libc::SYS_seccomp, mode, flags, &raw const program);
-        assert_eq!(failed, 0, "{}", std::io::Error::last_os_error());
-    }
+        fail(libc::EDQUOT),
+        allow(),
+    ]);
 }
 
 #[test]
