@@ -4,17 +4,19 @@
 // A counting allocator cannot be written without it.
 #![allow(unsafe_code)]
 
+#[path = "heap_dump/blocks.rs"]
+mod blocks;
+
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::fs::{self, File};
-use std::hint::black_box;
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
+use blocks::{SIZE, STACKS, cpu, fill, resident};
 use jiff::Timestamp;
 use marple::agent::{HeapWriter, ProcessMemory};
 use marple::base::Bytes;
 use marple::{codec::pprof, heap};
-use rustix::time::{ClockId, clock_gettime};
 
 struct Counting;
 
@@ -49,42 +51,6 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: marple::Allocator<Counting> = marple::Allocator::new(Counting);
 
-const STACKS: usize = 50_000;
-const SIZE: usize = 40;
-
-#[inline(never)]
-fn left(path: usize, depth: usize, kept: &mut Vec<Vec<u8>>) {
-    black_box(&mut *kept);
-    descend(path >> 1, depth - 1, kept);
-    black_box(kept);
-}
-
-#[inline(never)]
-fn right(path: usize, depth: usize, kept: &mut Vec<Vec<u8>>) {
-    black_box(&mut *kept);
-    descend(path >> 1, depth - 1, kept);
-    black_box(kept);
-}
-
-/// Two blocks under a stack that no other `path` has.
-fn descend(path: usize, depth: usize, kept: &mut Vec<Vec<u8>>) {
-    match (depth, path % 2) {
-        (0, _) => kept.extend([(); 2].map(|()| black_box(Vec::with_capacity(SIZE)))),
-        (_, 0) => left(path, depth, kept),
-        _ => right(path, depth, kept),
-    }
-}
-
-fn resident() -> u64 {
-    let statm = fs::read_to_string("/proc/self/statm").unwrap();
-    statm.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
-}
-
-fn cpu_millis() -> f64 {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    time.tv_sec as f64 * 1e3 + time.tv_nsec as f64 / 1e6
-}
-
 #[test]
 fn a_dump_of_100_000_samples_allocates_nothing() {
     let mut writer = HeapWriter::reserve();
@@ -94,22 +60,22 @@ fn a_dump_of_100_000_samples_allocates_nothing() {
 
     let mut kept = Vec::with_capacity(2 * STACKS);
     heap::set_rate(Bytes(1));
-    (0..STACKS).for_each(|path| descend(path, 16, &mut kept));
+    fill(&mut kept);
     heap::set_rate(Bytes(0));
 
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("memory.pprof");
     let mut file = File::create(&path).unwrap();
     let now = Timestamp::now();
-    let (resident_before, cpu) = (resident(), cpu_millis());
+    let (resident_before, cpu_before) = (resident(), cpu());
     let before = (CALLS.load(SeqCst), BYTES.load(SeqCst));
     let written = writer.write(now, process, &mut file);
     let after = (CALLS.load(SeqCst), BYTES.load(SeqCst));
-    let cpu = cpu_millis() - cpu;
+    let millis = (cpu() - cpu_before) as f64 / 1e6;
     let grown = resident().saturating_sub(resident_before);
     written.unwrap();
     println!(
-        "heap bytes: {}, resident growth: {} KiB, CPU: {cpu:.1} ms, file: {} KiB",
+        "heap bytes: {}, resident growth: {} KiB, CPU: {millis:.1} ms, file: {} KiB",
         after.1 - before.1,
         grown >> 10,
         file.metadata().unwrap().len() >> 10,
@@ -123,8 +89,8 @@ fn a_dump_of_100_000_samples_allocates_nothing() {
     };
     assert_eq!(profile.sample.iter().filter(ours).count(), STACKS);
     let names: Vec<&str> = profile.function.iter().map(|f| profile.text(f.name)).collect();
-    for name in ["heap_dump::left", "heap_dump::right", "heap_dump::descend"] {
-        assert!(names.contains(&name), "no {name} in {names:?}");
+    for name in ["left", "right", "descend"].map(|name| format!("heap_dump::blocks::{name}")) {
+        assert!(names.contains(&name.as_str()), "no {name} in {names:?}");
     }
     drop(kept);
 }

@@ -1,5 +1,8 @@
 //! What a dump of 100,000 blocks under 50,000 stacks takes, and what it does to another thread.
 
+#[path = "../../../tests/heap_dump/blocks.rs"]
+mod blocks;
+
 use std::alloc::{GlobalAlloc, Layout};
 use std::cell::Cell;
 use std::hint::black_box;
@@ -7,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::time::{ClockId, clock_gettime};
+use blocks::{STACKS, cpu, fill, resident};
 
 thread_local! {
     static ASKED: Cell<u64> = const { Cell::new(0) };
@@ -50,8 +53,8 @@ unsafe impl<A: GlobalAlloc> GlobalAlloc for Counting<A> {
 /// then, of a second dump, the longest that another thread which allocates stood still, in nanoseconds:
 /// during the dump and for the same time without one; and the size of the file.
 pub fn measure(dump: &impl Fn() -> usize) {
-    let mut kept = Vec::with_capacity(100_000);
-    (0..50_000).for_each(|path| descend(path, 16, &mut kept));
+    let mut kept = Vec::with_capacity(2 * STACKS);
+    fill(&mut kept);
     let (resident_before, cpu_before, asked) = (resident(), cpu(), ASKED.get());
     let bytes = dump();
     let (spent, asked) = (cpu() - cpu_before, ASKED.get() - asked);
@@ -89,36 +92,4 @@ fn longest_gap(work: impl FnOnce()) -> u64 {
         done.store(true, Relaxed);
     });
     longest.load(Relaxed)
-}
-
-fn cpu() -> i64 {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    time.tv_sec * 1_000_000_000 + time.tv_nsec
-}
-
-fn resident() -> u64 {
-    let statm = std::fs::read_to_string("/proc/self/statm").expect("/proc");
-    statm.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).expect("pages") * 4096
-}
-
-#[inline(never)]
-fn left(path: usize, depth: usize, kept: &mut Vec<Vec<u8>>) {
-    black_box(&mut *kept);
-    descend(path >> 1, depth - 1, kept);
-    black_box(kept);
-}
-
-#[inline(never)]
-fn right(path: usize, depth: usize, kept: &mut Vec<Vec<u8>>) {
-    black_box(&mut *kept);
-    descend(path >> 1, depth - 1, kept);
-    black_box(kept);
-}
-
-fn descend(path: usize, depth: usize, kept: &mut Vec<Vec<u8>>) {
-    match (depth, path % 2) {
-        (0, _) => kept.extend([(); 2].map(|()| black_box(Vec::with_capacity(40)))),
-        (_, 0) => left(path, depth, kept),
-        _ => right(path, depth, kept),
-    }
 }
