@@ -8,11 +8,15 @@
 //! `--cfg tokio_unstable` and is run by `benches/peers/run`: here the row shows the gap next to the one of
 //! the same runtime left alone, and no verdict.
 
+#[path = "stacks/heart.rs"]
+mod heart;
+
 use std::hint::black_box;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
+use heart::{Heart, median};
 use marple::base::{Clock, SystemClock};
 use marple::model::TaskState;
 use marple::os::process::cpu_time;
@@ -49,41 +53,8 @@ fn row(name: &str, value: f64, unit: &str, goal: Option<f64>) {
     println!("{name:56} {value:10.3} {unit:6} {verdict}");
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
-
 fn runtime() -> Runtime {
     Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime")
-}
-
-/// The longest gap between two beats, in microseconds, since it was last taken.
-#[derive(Default)]
-struct Heart {
-    beats: AtomicU64,
-    longest: AtomicU64,
-}
-
-impl Heart {
-    fn start(runtime: &Runtime) -> Arc<Self> {
-        let heart = Arc::new(Self::default());
-        let beating = Arc::clone(&heart);
-        runtime.spawn(async move {
-            let mut last = Instant::now();
-            loop {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-                beating.beats.fetch_add(1, Ordering::Relaxed);
-                beating.longest.fetch_max(last.elapsed().as_micros() as u64, Ordering::Relaxed);
-                last = Instant::now();
-            }
-        });
-        heart
-    }
-
-    fn gap(&self) -> f64 {
-        self.longest.swap(0, Ordering::Relaxed) as f64 / 1000.0
-    }
 }
 
 /// CPU per operation with the wrapper, over without it, of the two shapes it can cost most in.
@@ -202,20 +173,15 @@ fn blocked_worker() {
     };
     runtime.spawn(blocked.traced("blocked"));
     std::thread::sleep(Duration::from_millis(100));
-    let beats = || {
-        let before = heart.beats.load(Ordering::Relaxed);
-        std::thread::sleep(Duration::from_millis(500));
-        (heart.beats.load(Ordering::Relaxed) - before) as f64
-    };
     let mut ratios = Vec::new();
     let mut missing = 0;
     for _ in 0..ROUNDS {
-        let before = beats();
+        let before = heart.beats();
         for _ in 0..3 {
             let dump = tasks::dump(&SystemClock, SystemClock.anchor(), PLAN).expect("a dump");
             missing += 1000 - dump.tasks.iter().filter(|t| t.state == TaskState::Waiting).count();
         }
-        ratios.push(before / beats());
+        ratios.push(before / heart.beats());
     }
     row("one worker blocked: others without an answer", missing as f64, "tasks", Some(0.0));
     row("one worker blocked: beats before / after 3 dumps", median(ratios), "x", Some(1.0 / 0.9));

@@ -10,10 +10,14 @@
 //! tasks, medians are shown; the blocked worker has a runtime of its own for each of the two, because tokio's
 //! does not survive it. `-- --quick` takes a third of the rounds.
 
+#[path = "../../../stacks/heart.rs"]
+mod heart;
+
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use heart::{Heart, median};
 use marple::base::{Clock, SystemClock};
 use marple::stacks::tasks::{self, Plan};
 use marple::task::Trace as _;
@@ -71,47 +75,17 @@ fn runtime(waiting: usize) -> Runtime {
     runtime
 }
 
-/// Counts beats, and the longest gap between two since it was last taken, in microseconds.
-#[derive(Default)]
-struct Heart {
-    beats: AtomicU64,
-    longest: AtomicU64,
-}
-
-impl Heart {
-    fn start(runtime: &Runtime) -> Arc<Self> {
-        let heart = Arc::new(Self::default());
-        let beating = Arc::clone(&heart);
-        runtime.spawn(async move {
-            let mut last = Instant::now();
-            loop {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-                beating.beats.fetch_add(1, Ordering::Relaxed);
-                beating.longest.fetch_max(last.elapsed().as_micros() as u64, Ordering::Relaxed);
-                last = Instant::now();
-            }
-        });
-        heart
+/// The longest gap around `work`, in milliseconds.
+fn gap_in(heart: &Heart, work: impl FnOnce()) -> f64 {
+    heart.gap();
+    work();
+    // The gap that goes on is told at its end.
+    let beats = heart.count();
+    let start = Instant::now();
+    while heart.count() < beats + 2 && start.elapsed() < PATIENCE {
+        std::thread::sleep(Duration::from_millis(1));
     }
-
-    /// The longest gap around `work`, in milliseconds.
-    fn gap_in(&self, work: impl FnOnce()) -> f64 {
-        self.longest.store(0, Ordering::Relaxed);
-        work();
-        // The gap that goes on is told at its end.
-        let beats = self.beats.load(Ordering::Relaxed);
-        let start = Instant::now();
-        while self.beats.load(Ordering::Relaxed) < beats + 2 && start.elapsed() < PATIENCE {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        self.longest.load(Ordering::Relaxed) as f64 / 1000.0
-    }
-
-    fn beats(&self) -> f64 {
-        let before = self.beats.load(Ordering::Relaxed);
-        std::thread::sleep(Duration::from_millis(500));
-        (self.beats.load(Ordering::Relaxed) - before) as f64
-    }
+    heart.gap()
 }
 
 fn many_tasks(rounds: usize) {
@@ -119,9 +93,9 @@ fn many_tasks(rounds: usize) {
     let heart = Heart::start(&runtime);
     let mut gaps = [(); 3].map(|()| Vec::new());
     for round in 0..=rounds {
-        let alone = heart.gap_in(|| std::thread::sleep(Duration::from_millis(200)));
-        let theirs = heart.gap_in(|| tokios(&runtime));
-        let ours = heart.gap_in(|| marple(&runtime));
+        let alone = gap_in(&heart, || std::thread::sleep(Duration::from_millis(200)));
+        let theirs = gap_in(&heart, || tokios(&runtime));
+        let ours = gap_in(&heart, || marple(&runtime));
         if round > 0 {
             gaps.iter_mut().zip([alone, theirs, ours]).for_each(|(gaps, gap)| gaps.push(gap));
         }
@@ -154,9 +128,4 @@ fn blocked_worker(dump: fn(&Runtime)) -> f64 {
     go.store(true, Ordering::Relaxed);
     runtime.shutdown_background();
     share
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }

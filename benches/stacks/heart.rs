@@ -1,0 +1,53 @@
+//! A heartbeat beside a dump: a task that sleeps a millisecond in a loop. The bench of the peers has it, too.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::runtime::Runtime;
+
+/// Counts beats, and the longest gap between two since it was last taken, in microseconds.
+#[derive(Default)]
+pub(crate) struct Heart {
+    beats: AtomicU64,
+    longest: AtomicU64,
+}
+
+impl Heart {
+    pub(crate) fn start(runtime: &Runtime) -> Arc<Self> {
+        let heart = Arc::new(Self::default());
+        let beating = Arc::clone(&heart);
+        runtime.spawn(async move {
+            let mut last = Instant::now();
+            loop {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                beating.beats.fetch_add(1, Ordering::Relaxed);
+                beating.longest.fetch_max(last.elapsed().as_micros() as u64, Ordering::Relaxed);
+                last = Instant::now();
+            }
+        });
+        heart
+    }
+
+    /// Takes the longest gap, in milliseconds.
+    pub(crate) fn gap(&self) -> f64 {
+        self.longest.swap(0, Ordering::Relaxed) as f64 / 1000.0
+    }
+
+    /// How many beats there were so far.
+    pub(crate) fn count(&self) -> u64 {
+        self.beats.load(Ordering::Relaxed)
+    }
+
+    /// How many beats there are in half a second from here on.
+    pub(crate) fn beats(&self) -> f64 {
+        let before = self.count();
+        std::thread::sleep(Duration::from_millis(500));
+        (self.count() - before) as f64
+    }
+}
+
+pub(crate) fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
