@@ -1,0 +1,105 @@
+#![allow(unsafe_code)]
+
+use super::*;
+use crate::os::copied::Copied;
+use crate::os::stack_bounds::StackBounds;
+use std::sync::atomic::AtomicU64;
+
+/// A signal of the test's own.
+pub(in crate::os) fn target(slots: usize, stack_bytes: usize) -> &'static Target {
+    static NEXT: AtomicI32 = AtomicI32::new(2);
+    let signal = libc::SIGRTMIN() + NEXT.fetch_add(1, Relaxed);
+    install(signal, slots, stack_bytes).unwrap()
+}
+
+/// Interrupts itself, and says 0.
+#[inline(never)]
+pub(in crate::os) fn interrupted(target: &'static Target) -> u64 {
+    // SAFETY: takes no pointer and cannot fail.
+    let tid = unsafe { libc::gettid() } as u32;
+    let stack = StackBounds::read().unwrap().of(tid).unwrap_or(0..0);
+    target.set_stack(1, stack);
+    target.send(tid, 1).unwrap();
+    std::hint::black_box(0)
+}
+
+fn taken(target: &Target) -> Vec<Copied> {
+    let mut taken = Vec::new();
+    target.slots().drain(&mut Copied::default(), |copied| taken.push(copied.clone()));
+    taken
+}
+
+#[test]
+fn a_copy_holds_the_stack_to_its_end() {
+    let target = target(4, 64 << 10);
+    std::thread::spawn(|| {
+        let mark = [0x1234_5678_9abc_def0u64; 4];
+        std::hint::black_box(&mark);
+        interrupted(target);
+        std::hint::black_box(&mark);
+    })
+    .join()
+    .unwrap();
+    let [copied] = &taken(target)[..] else { panic!("one sample") };
+    assert!(copied.whole && copied.stack.len() > 32, "{copied:?}");
+    let marks = copied.stack.windows(4).filter(|w| w.iter().all(|w| *w == 0x1234_5678_9abc_def0));
+    assert!(marks.count() > 0);
+    assert_eq!((copied.head.tag, copied.head.weight), (1, 1));
+}
+
+#[test]
+fn without_bounds_a_copy_stays_on_its_page() {
+    let target = target(4, 64 << 10);
+    // SAFETY: takes no pointer and cannot fail.
+    target.send(unsafe { libc::gettid() } as u32, 7).unwrap();
+    let [copied] = &taken(target)[..] else { panic!("one sample") };
+    let end = copied.head.registers.sp + copied.stack.len() as u64 * 8;
+    assert!(!copied.whole);
+    assert_eq!(end % SMALLEST_PAGE, 0);
+    assert!(copied.stack.len() <= SMALLEST_PAGE as usize / 8);
+}
+
+#[test]
+fn errno_stays_and_late_signals_are_dropped() {
+    let target = target(4, 4 << 10);
+    // SAFETY: takes no pointer and cannot fail.
+    let me = unsafe { libc::gettid() };
+    let late = target.value(3);
+    target.forget_pending();
+    // SAFETY: the calling thread's errno.
+    unsafe { *libc::__errno_location() = 4711 };
+    target.send(me as u32, 3).unwrap();
+    // SAFETY: as above.
+    assert_eq!(unsafe { *libc::__errno_location() }, 4711);
+    assert_eq!(taken(target).len(), 1);
+    // SAFETY: all-zero is a valid union of an int and a pointer.
+    let mut value: libc::sigval = unsafe { MaybeUninit::zeroed().assume_init() };
+    value.sival_ptr = late as *mut c_void;
+    // SAFETY: takes no pointer that is followed.
+    assert_eq!(unsafe { libc::sigqueue(libc::getpid(), target.signal, value) }, 0);
+    assert!(taken(target).is_empty());
+}
+
+#[test]
+fn what_is_not_ours_goes_to_the_handler_before() {
+    static SEEN: AtomicU64 = AtomicU64::new(0);
+    extern "C" fn hosts(_: c_int) {
+        SEEN.fetch_add(1, Relaxed);
+    }
+    let signal = libc::SIGRTMIN();
+    // SAFETY: an all-zero sigaction is a valid one, and `hosts` is a plain handler.
+    unsafe {
+        let mut action: libc::sigaction = MaybeUninit::zeroed().assume_init();
+        action.sa_sigaction = hosts as *const () as usize;
+        assert_eq!(libc::sigaction(signal, &raw const action, ptr::null_mut()), 0);
+    }
+    let target = install(signal, 4, 4 << 10).unwrap();
+    assert!(ptr::eq(target, install(signal, 9, 9).unwrap()));
+    assert!(target.is_in_place());
+    // SAFETY: takes no pointer.
+    unsafe { libc::raise(signal) };
+    assert_eq!((SEEN.load(Relaxed), taken(target).len()), (1, 0));
+    // SAFETY: takes no pointer and cannot fail.
+    target.send(unsafe { libc::gettid() } as u32, 1).unwrap();
+    assert_eq!((SEEN.load(Relaxed), taken(target).len()), (1, 1));
+}
