@@ -12,12 +12,10 @@
 //! Slices nest: a wrapped future may poll wrapped futures. The open ones are a stack of [`DEPTH`]; what is
 //! deeper is counted and not recorded. A begin that fell into a time of no recording has no open slice at
 //! its end: such a slice is recorded as if it had begun with the recording. `EPOCH` names the recording,
-//! so that a thread that slept through the end of one and the start of the next forgets what it had open.
-//!
-//! Whoever looks for stalls sleeps while nothing is polled. The lowest bit of `EPOCH` ([`RESTS`]) says that he does:
-//! a thread whose rings are of the recording without it takes the way of a new recording, which is there anyhow,
-//! and wakes him after its poll has begun. So he costs a poll nothing but the first after a rest, which
-//! pays for one `write` to an `eventfd`.
+//! so that a thread that slept through the end of one and the start of the next forgets what it had open. Its lowest bit is for
+//! whoever looks for stalls (`epoch`).
+
+mod epoch;
 
 use std::cell::Cell;
 use std::sync::Mutex;
@@ -27,50 +25,15 @@ use super::registry;
 use super::ring::{Open, Ring};
 use crate::model::{OpenSlice, RawKind, RawSlice, RawTask, TaskKey};
 use crate::os::ticks;
-use crate::os::wake::Wake;
+use epoch::RESTS;
+
+pub(super) use epoch::{BEGAN, EPOCH, SINCE, is_recorded, record, rest, rests, stir};
 
 /// How deep slices may nest.
 const DEPTH: usize = 8;
 
 /// How many records a thread that has no rings loses before it asks again.
 const PATIENCE: u32 = 4096;
-
-/// The number of the recording that runs, times two, and [`RESTS`]; 0 while none does.
-pub(super) static EPOCH: AtomicU64 = AtomicU64::new(0);
-
-/// In `EPOCH`: the next poll that begins wakes whoever looks for stalls.
-const RESTS: u64 = 1;
-
-/// A poll has begun while he rested, or a recording.
-pub(super) static BEGAN: Wake = Wake::new();
-
-/// Sets which recording runs, none for no number.
-pub(super) fn record(number: Option<u64>) {
-    EPOCH.store(number.map_or(0, |number| number << 1), Ordering::Relaxed);
-    // That took the bit away.
-    BEGAN.wake();
-}
-
-/// Has the next poll that begins wake [`BEGAN`], or the next recording if none runs. A poll that begins on another
-/// core right now may not see it.
-pub(super) fn rest() {
-    let resting = |epoch| (epoch != 0).then_some(epoch | RESTS);
-    let _ = EPOCH.fetch_update(Ordering::AcqRel, Ordering::Relaxed, resting);
-}
-
-/// Whether that stands, and no poll has begun since.
-pub(super) fn rests() -> bool {
-    let epoch = EPOCH.load(Ordering::Acquire);
-    epoch == 0 || epoch & RESTS != 0
-}
-
-/// Polls that begin wake nobody; whether they would have, until here.
-pub(super) fn stir() -> bool {
-    EPOCH.fetch_and(!RESTS, Ordering::AcqRel) & RESTS != 0
-}
-
-/// The tick at which it began.
-pub(super) static SINCE: AtomicU64 = AtomicU64::new(0);
 
 /// Records lost by threads without rings.
 static ASTRAY: AtomicU64 = AtomicU64::new(0);
@@ -284,12 +247,6 @@ impl Drop for Lease {
             registry::give_back(rings);
         }
     }
-}
-
-/// Whether anything is.
-#[inline]
-pub(super) fn is_recorded() -> bool {
-    EPOCH.load(Ordering::Relaxed) != 0
 }
 
 /// A slice begins on this thread, at `tick`.
