@@ -44,6 +44,7 @@ mod status;
 mod stream;
 mod stuck;
 mod threads;
+mod ticker;
 
 use std::time::Duration;
 

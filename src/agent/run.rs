@@ -5,11 +5,12 @@ use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
-use tokio::time::{self, MissedTickBehavior};
+use tokio::time;
 
 use super::collect;
 use super::core::Core;
 use super::event::{Event, ToggleAction};
+use super::ticker::Ticker;
 use crate::config::ToggleSignal;
 use crate::model::Origin;
 use crate::vitals::Runtimes;
@@ -25,7 +26,7 @@ pub(super) async fn run(
     runtimes: Runtimes,
 ) {
     let mut signals = listen(toggle_signal);
-    let mut ticker = ticker(core.interval());
+    let mut ticker = Ticker::new(core.interval());
     let heap = collect::heap::Crossings::listen();
     let mut stalls = collect::stalls::Stalls::new(runtimes);
     let mut shutdown: Option<Instant> = None;
@@ -39,7 +40,7 @@ pub(super) async fn run(
             return;
         }
         tokio::select! {
-            _ = ticker.tick() => {
+            () = ticker.tick() => {
                 core.tick();
                 core.watch();
             }
@@ -50,9 +51,7 @@ pub(super) async fn run(
                     shutdown.get_or_insert_with(Instant::now);
                 }
                 core.handle(event);
-                if ticker.period() != core.interval() {
-                    ticker = self::ticker(core.interval());
-                }
+                ticker.set_period(core.interval());
             }
             () = expiry(core.next_expiry()) => core.expire(),
             Some(()) = next(&mut signals) => {
@@ -65,12 +64,6 @@ pub(super) async fn run(
             }
         }
     }
-}
-
-fn ticker(interval: Duration) -> time::Interval {
-    let mut ticker = time::interval(interval);
-    ticker.set_missed_tick_behavior(MissedTickBehavior::Skip);
-    ticker
 }
 
 async fn expiry(left: Option<Duration>) {

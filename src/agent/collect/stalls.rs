@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 
 use super::Failure;
 use super::suspects::{Suspicions, holds_up};
@@ -70,8 +70,7 @@ pub(in crate::agent) struct Stalls {
     watch: Option<Watch>,
     suspicions: Option<Suspicions>,
     due: Instant,
-    /// None where the kernel refused one: tokio's timers wake twice as often.
-    alarm: Option<Alarm>,
+    alarm: Alarm,
     examined: Option<JoinHandle<Vec<Found>>>,
     /// Suspicions whose threads are looked at.
     weighed: Option<(Verdict, JoinHandle<Weighed>)>,
@@ -86,7 +85,7 @@ impl Stalls {
             watch: None,
             suspicions: None,
             due: Instant::now(),
-            alarm: Alarm::new().ok(),
+            alarm: Alarm::here(),
             examined: None,
             weighed: None,
         }
@@ -128,7 +127,7 @@ impl Stalls {
             }
             let Some(watch) = &mut self.watch else { return future::pending().await };
             tokio::select! {
-                () = rest(self.alarm.as_ref(), self.due) => {}
+                () = self.alarm.sleep_until(self.due) => {}
                 () = watch.began() => {}
                 verdict = heard(&mut self.suspicions) => {
                     if let Some(verdict) = verdict {
@@ -185,16 +184,6 @@ impl Drop for Stalls {
     fn drop(&mut self) {
         // The next agent's are others.
         SUSPECTED.store(NO_WORKERS, Ordering::Relaxed);
-    }
-}
-
-async fn rest(alarm: Option<&Alarm>, due: Instant) {
-    let slept = match alarm {
-        Some(alarm) => alarm.sleep_until(due).await.is_ok(),
-        None => false,
-    };
-    if !slept {
-        sleep_until(due).await;
     }
 }
 
