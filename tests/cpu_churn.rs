@@ -102,4 +102,5 @@ fn nothing_is_allocated_where_a_thread_is_interrupted() {
         let (_, got, _) = account(&stop(session));
         assert!(got > 100, "{engine}: {got}");
     }
+    assert!(allocations() > 0, "the count counts");
 }

@@ -49,4 +49,5 @@ fn nothing_is_allocated_and_no_page_touched_first_where_a_thread_is_interrupted(
     let profile = stop(session);
     assert_eq!(counted, (0, 0), "allocations and page faults: {:?}", profile.comments);
     assert!(profile.total("samples").unwrap() > 60, "{:?}", profile.comments);
+    assert!(allocations() > 0, "the count counts");
 }
