@@ -91,7 +91,7 @@ fn of_timer() -> Result<f64, String> {
     let words = |error: std::io::Error| error.to_string();
     let target = marple::os::signal::install(libc::SIGPROF, 1, 1).map_err(words)?;
     let here = gettid().as_raw_nonzero().get() as u32;
-    let stack = StackBounds::read().map_err(words)?.of(here).ok_or("no stack is known")?;
+    let stack = StackBounds::open().map_err(words)?.of(here).ok_or("no stack is known")?;
     target.set_stack(ENTRY, stack);
     target.set_thread(ENTRY, here);
     let lost = target.slots().lost();

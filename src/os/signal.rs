@@ -330,7 +330,7 @@ pub(super) mod tests {
     pub(in crate::os) fn interrupted(target: &'static Target) -> u64 {
         // SAFETY: takes no pointer and cannot fail.
         let tid = unsafe { libc::gettid() } as u32;
-        let stack = StackBounds::read().unwrap().of(tid).unwrap_or(0..0);
+        let stack = StackBounds::open().unwrap().of(tid).unwrap_or(0..0);
         target.set_stack(1, stack);
         target.send(tid, 1).unwrap();
         std::hint::black_box(0)

@@ -77,7 +77,7 @@ impl Onlooker {
                 runs: Runs::default(),
             });
         };
-        let _ = net.catch_whole(clock, &tids, &mut self.walker, |_| {}, take);
+        let _ = net.catch_whole(clock, tids, &mut self.walker, |_| {}, take);
         drop(net);
         for stand in &mut stands {
             stand.runs = self.eyes.runs(stand.tid).unwrap_or_default();
