@@ -307,6 +307,11 @@ pub mod tasks {
         pub fn list(&mut self, _tids: &mut Vec<u32>) -> io::Result<()> {
             Err(io::ErrorKind::Unsupported.into())
         }
+
+        /// None.
+        pub fn name(&self, _tid: u32) -> Option<String> {
+            None
+        }
     }
 }
 

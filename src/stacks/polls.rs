@@ -53,6 +53,11 @@ impl Onlooker {
         tids
     }
 
+    /// A thread's name; none when it has ended.
+    pub(crate) fn name(&self, tid: u32) -> Option<String> {
+        self.tasks.name(tid)
+    }
+
     /// What a thread does, and how often it had been given a core; none when it has ended.
     pub(crate) fn look(&self, tid: u32) -> Option<(Thread, Runs)> {
         self.eyes.look(tid)

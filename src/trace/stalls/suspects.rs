@@ -38,8 +38,10 @@ use crate::model::Beat;
 const BATCH: Duration = Duration::from_millis(310);
 
 /// The shortest between two searches among threads, and as many times the CPU that one takes: a hundredth of a
-/// core. The longest: a search that reads many names is not to be the last for long.
-const PAUSE: Duration = Duration::from_millis(100);
+/// core. A worker that is never parked may be in recorded polls at all searches but the one that matters, and a
+/// stall is missed that began and ended between two. The longest: a search that reads many names is not to be the
+/// last for long.
+const PAUSE: Duration = Duration::from_millis(20);
 const LONG_PAUSE: Duration = Duration::from_millis(500);
 const SHARE: u32 = 100;
 
