@@ -1,6 +1,6 @@
 //! Where the stacks of this process's threads lie, told from outside of them.
 //!
-//! The main thread's is `[stack]` of `/proc/self/maps`. Another thread's stack and what libc keeps of
+//! The main thread's is `[stack]` of `/proc/self/maps`, up to what a program is given at its start. Another thread's stack and what libc keeps of
 //! the thread lie in one block, the stack below; libc registers an address in the latter with the
 //! kernel (the head of the list of robust mutexes), and the kernel tells it to whoever asks. So the
 //! stack goes from the start of the mapping that holds that address up to it. glibc registers every
@@ -45,22 +45,23 @@ impl StackBounds {
     pub fn open() -> io::Result<Self> {
         let pid = std::process::id();
         let mut maps = File::open("/proc/self/maps")?;
-        if let Some(stack) = main_stack(&maps) {
-            let main_end = Some(stack.end);
+        let given = given_at_start();
+        if is_main_stack(given, &maps) {
+            let main_end = Some(given);
             return Ok(Self { pid, main_end, mappings: Mappings::Asked(maps) });
         }
         let mut lines = Vec::new();
         maps.read_to_end(&mut lines)?;
-        Ok(Self::parse(pid, &lines))
+        Ok(Self::parse(pid, given, &lines))
     }
 
-    fn parse(pid: u32, maps: &[u8]) -> Self {
+    fn parse(pid: u32, given: u64, maps: &[u8]) -> Self {
         let (mut writable, mut main_end) = (Vec::new(), None);
         for line in maps.split(|&byte| byte == b'\n') {
             let mut fields = line.split(|&byte| byte == b' ');
             let Some(range) = fields.next().and_then(range) else { continue };
             if line.ends_with(STACK) {
-                main_end = Some(range.end);
+                main_end = Some(if range.contains(&given) { given } else { range.end });
             } else if fields.next().is_some_and(|permissions| permissions.starts_with(b"rw")) {
                 writable.push(range);
             }
@@ -103,18 +104,21 @@ impl StackBounds {
 /// What the kernel calls the main thread's stack.
 const STACK: &[u8] = b"[stack]";
 
-/// The mapping of the main thread's stack, where the kernel answers: the one that holds the random bytes that
-/// every program is started with.
-fn main_stack(maps: &File) -> Option<Range<u64>> {
+/// Where the random bytes lie that every program is started with, or the word before their end: above the main
+/// thread's first frame, and below the environment and a gap of up to 8 KiB, which are no frames and need no copy.
+fn given_at_start() -> u64 {
     // SAFETY: takes a number and gives one.
-    let inside = unsafe { libc::getauxval(libc::AT_RANDOM) };
+    unsafe { libc::getauxval(libc::AT_RANDOM) & !7 }
+}
+
+/// Whether the kernel answers, and that the mapping at this address is the main thread's stack.
+fn is_main_stack(address: u64, maps: &File) -> bool {
     let mut name = [0u8; 16];
-    let mut question = Question::about(inside);
+    let mut question = Question::about(address);
     question.name = &raw mut name as u64;
     question.name_size = name.len() as u32;
-    question.ask(maps).ok()?;
-    let is_stack = name.strip_prefix(STACK).is_some_and(|rest| rest.first() == Some(&0));
-    is_stack.then_some(question.start..question.end)
+    question.ask(maps).is_ok()
+        && name.strip_prefix(STACK).is_some_and(|rest| rest.first() == Some(&0))
 }
 
 /// `PROCMAP_QUERY_VMA_READABLE` and `_WRITABLE`: only such mappings.
@@ -169,19 +173,23 @@ mod tests {
 
     #[test]
     fn lines_of_maps_read_as_stacks() {
-        let bounds = StackBounds::parse(
-            7,
-            b"1000-2000 r-xp 00000000 fe:01 1 /a\n\
-              3000-5000 rw-p 00000000 00:00 0 \n\
-              5000-6000 ---p 00000000 00:00 0 \n\
-              f000000000-f000010000 rw-p 00000000 00:00 0    [stack]\nx\n\n",
-        );
+        let lines = b"1000-2000 r-xp 00000000 fe:01 1 /a\n\
+            3000-5000 rw-p 00000000 00:00 0 \n\
+            5000-6000 ---p 00000000 00:00 0 \n\
+            f000000000-f000010000 rw-p 00000000 00:00 0    [stack]\nx\n\n";
+        let bounds = StackBounds::parse(7, 0xf0_0000_e010, lines);
         assert_eq!(bounds.below(0x4ff4), Some(0x3000..0x4ff0));
         for none in [0x1800, 0x2fff, 0x5000, 0xf0_0000_8000, u64::MAX] {
             assert_eq!(bounds.below(none), None, "{none:x}");
         }
-        let main = bounds.of(7).unwrap();
-        assert_eq!(main, 0xf0_0001_0000 - MAIN_GAP..0xf0_0001_0000);
+        for (given, end) in [(0xf0_0000_e010, 0xf0_0000_e010), (0, 0xf0_0001_0000)] {
+            let main = StackBounds::parse(7, given, lines).of(7).unwrap();
+            assert_eq!(
+                main,
+                end - MAIN_GAP..end,
+                "what a program is given at its start is no frame"
+            );
+        }
     }
 
     #[test]
@@ -211,7 +219,11 @@ mod tests {
         let read_only = read_only.unwrap() as u64;
         std::thread::spawn(move || {
             let pid = std::process::id();
-            let listed = StackBounds::parse(pid, &std::fs::read("/proc/self/maps").unwrap());
+            let listed = StackBounds::parse(
+                pid,
+                given_at_start(),
+                &std::fs::read("/proc/self/maps").unwrap(),
+            );
             let asked = StackBounds::open().unwrap();
             assert!(listed.main_end.is_some());
             assert_eq!(asked.main_end, listed.main_end);
