@@ -156,8 +156,8 @@ fn matrix(recorded: bool, load: Load, workers: usize, rounds: usize) {
     let wrong = told.iter().filter(|stall| !is_right(stall)).count();
     let kind = if recorded { "recorded" } else { "plain" };
     let name = format!("{kind}, {load:?}, {workers} workers").to_lowercase();
-    // Between polls of 5 ms a plain one is only looked for ten times a second.
-    let goal = if recorded || load == Load::Idle { above.len() as f64 } else { f64::NAN };
+    // Where others take the cores, nobody is certain to be asked in time.
+    let goal = if recorded || load != Load::Machine { above.len() as f64 } else { f64::NAN };
     row(&format!("{name}: found of {}", above.len()), hits as f64, "", goal, true);
     row(&format!("{name}: false alarms"), wrong as f64, "", 0.0, false);
     if load != Load::Hot && held_up == 0 {

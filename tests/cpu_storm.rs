@@ -4,10 +4,11 @@
 //!
 //! What storms is in `storm/workers.rs`. Each storm is this program run once more, watched through its
 //! standard output: when it says nothing for half a minute, or one of its threads got no further in
-//! that time, it hangs. How far it got is printed beside a control without an engine.
+//! that time, it hangs. How far it gets with a session and how far without is printed.
 //!
-//! `STORM_SECONDS` is how long each half of a storm lasts: one session, then sessions started and
-//! stopped as fast as they can be. 3 by default, 30 by hand for the minute that was promised:
+//! `STORM_SECONDS` is how long each part of a storm lasts: one session, then turns with a session and without
+//! one, then sessions started and stopped as fast as they can be. 3 by default, 30 by hand for more than the
+//! minute that was promised:
 //!
 //! ```text
 //! STORM_SECONDS=30 cargo test --release --test cpu_storm -- --nocapture --test-threads 1
@@ -50,12 +51,8 @@ fn storm(engine: Engine, test: &str) {
     }
     let engine = instead_of(engine);
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    let control = match watch::run(test, Engine::Control.name()) {
-        Ended::Done(totals) => totals,
-        ended => panic!("without any engine: {ended}"),
-    };
     match watch::run(test, engine.name()) {
-        Ended::Done(totals) => check(engine, &totals, &control),
+        Ended::Done(totals) => check(engine, &totals),
         Ended::Refused(why) => println!("{engine}: refused here: {why}"),
         ended => panic!("{engine}: {ended}"),
     }
@@ -67,22 +64,22 @@ fn instead_of(engine: Engine) -> Engine {
     std::env::var("STORM_OF").ok().and_then(|name| Engine::of(&name)).unwrap_or(engine)
 }
 
-fn check(engine: Engine, totals: &Totals, control: &Totals) {
+fn check(engine: Engine, totals: &Totals) {
     println!("{engine}: {}", totals.remarks.join("; "));
     let mut ratios = Vec::new();
-    let ((with, cpu), (without, control_cpu)) = (&totals.half, &control.half);
-    for (name, &count) in with {
-        let before = without.get(name).copied().unwrap_or(0);
+    let Totals { with, without, .. } = totals;
+    for (name, &count) in &with.turns {
+        let before = without.turns.get(name).copied().unwrap_or(0);
         // By the CPU time of the whole process, so that neighbours do not count.
-        let ratio = count as f64 / cpu / (before as f64 / control_cpu);
-        println!("{engine}: {name:<12} {count:>9}, control {before:>9}, per CPU second {ratio:.3}");
+        let ratio = count as f64 / with.cpu / (before as f64 / without.cpu);
+        println!("{engine}: {name:<12} {count:>9}, without {before:>9}, per CPU second {ratio:.3}");
         let idle = workers::MAY_STAND_STILL.contains(&name.as_str());
         assert!(idle || totals.progress.get(name) > Some(&0), "{engine}: `{name}` did nothing");
         ratios.extend((before > 0 && count > 0).then_some(ratio));
     }
     ratios.sort_by(f64::total_cmp);
     if let Some(median) = ratios.get(ratios.len() / 2) {
-        println!("{engine}: progress in a session over the control's, median: {median:.3}");
+        println!("{engine}: progress with a session over that without, median: {median:.3}");
     }
     assert_eq!(totals.count("errno lost"), 0, "{engine}");
     assert_eq!(totals.count("children killed"), 0, "{engine}");

@@ -9,8 +9,7 @@
 #![allow(unsafe_code)]
 
 use std::hint::black_box;
-use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use marple::os::signal::Target;
 use marple::os::stack_bounds::StackBounds;
@@ -30,7 +29,7 @@ const DEPTH: u32 = 18;
 
 /// Half of the fewest slots there are, and how often.
 const BATCH: u32 = 32;
-const BATCHES: u32 = 8;
+const BATCHES: u32 = 4;
 
 /// A place in the table of stacks that no thread of this process has.
 const ENTRY: u16 = 60_000;
@@ -86,12 +85,12 @@ fn has_handler() -> bool {
 }
 
 /// The timer engine's handler takes signals with its own mark alone, so they are sent as it sends them;
-/// few at a time, and then a pause, for it copies into slots that somebody must empty.
+/// few at a time, and then none for a while, for it copies into slots that somebody must empty.
 fn of_timer() -> Result<f64, String> {
     let words = |error: std::io::Error| error.to_string();
     let target = marple::os::signal::install(libc::SIGPROF, 1, 1).map_err(words)?;
     let here = gettid().as_raw_nonzero().get() as u32;
-    let stack = StackBounds::read().map_err(words)?.of(here).ok_or("no stack is known")?;
+    let stack = StackBounds::open().map_err(words)?.of(here).ok_or("no stack is known")?;
     target.set_stack(ENTRY, stack);
     target.set_thread(ENTRY, here);
     let lost = target.slots().lost();
@@ -101,6 +100,15 @@ fn of_timer() -> Result<f64, String> {
     }
     install_nothing();
     Ok(with - quietest(|| send(DEPTH, target, here)))
+}
+
+/// Runs for so long, as a thread does whose CPU time is sampled: on a core that comes from idleness all takes
+/// longer, the empty handler as well.
+fn burn(time: Duration) {
+    let end = Instant::now() + time;
+    while Instant::now() < end {
+        std::hint::spin_loop();
+    }
 }
 
 /// As [`raise`].
@@ -116,7 +124,7 @@ fn send(depth: u32, target: &Target, here: u32) -> f64 {
             let _ = target.send(here, ENTRY);
         }
         spent += cpu_of(ClockId::ThreadCPUTime) - start;
-        thread::sleep(Duration::from_millis(120));
+        burn(Duration::from_millis(250));
     }
     spent * 1e6 / f64::from(BATCHES * BATCH)
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! SIGURG, 64 at a time   the handler of os::signal copies registers and stack, within 100 ms; the next is
-//!                        asked as one has answered
+//!                        asked as one has answered, and who they are is asked for no sooner
 //! Walker                 unwinds the copies here, by the tables of the files
 //! ```
 //!
@@ -31,8 +31,7 @@ pub const BATCH: usize = 64;
 pub const STACK_BYTES: usize = 256 << 10;
 
 /// How long a thread is waited for: on a machine with ten times the work it has cores for, some do not come
-/// to run within 20 ms. And how old the list of mappings may get, which of a thousand threads takes as long to
-/// read as fifty take to answer.
+/// to run within 20 ms. And how old the list of mappings may get, where it has to be read whole.
 const ANSWER_WAIT: Duration = Duration::from_millis(100);
 
 /// Between two looks at what has come: a thread takes some 20 us to run its handler.
@@ -95,7 +94,7 @@ impl Net {
     pub fn catch(
         &self,
         clock: &dyn Clock,
-        tids: &[u32],
+        tids: impl IntoIterator<Item = u32>,
         walker: &mut Walker,
         ended: impl FnMut(u32),
         mut take: impl FnMut(u32, &[u64], End),
@@ -112,17 +111,17 @@ impl Net {
     pub fn catch_whole(
         &self,
         clock: &dyn Clock,
-        tids: &[u32],
+        tids: impl IntoIterator<Item = u32>,
         walker: &mut Walker,
         mut ended: impl FnMut(u32),
         mut take: impl FnMut(Caught<'_>),
     ) -> Result<(), Error> {
         let mut again = Vec::new();
-        let asked: Vec<Question> =
-            tids.iter().map(|&tid| Question { tid, pointer: None }).collect();
-        self.round(clock, &asked, &mut again, walker, &mut ended, &mut take)?;
+        let asked = &mut tids.into_iter().map(|tid| Question { tid, pointer: None });
+        self.round(clock, asked, &mut again, walker, &mut ended, &mut take)?;
         if !again.is_empty() {
-            self.round(clock, &again, &mut Vec::new(), walker, &mut ended, &mut take)?;
+            let asked = &mut again.into_iter();
+            self.round(clock, asked, &mut Vec::new(), walker, &mut ended, &mut take)?;
         }
         Ok(())
     }
@@ -132,33 +131,35 @@ impl Net {
     fn round(
         &self,
         clock: &dyn Clock,
-        questions: &[Question],
+        questions: &mut dyn Iterator<Item = Question>,
         again: &mut Vec<Question>,
         walker: &mut Walker,
         ended: &mut dyn FnMut(u32),
         take: &mut dyn FnMut(Caught<'_>),
     ) -> Result<(), Error> {
-        let mut bounds = StackBounds::read().map_err(Error::Maps)?;
+        let mut bounds = StackBounds::open().map_err(Error::Maps)?;
         let mut read_at = clock.now();
         let mut waiting: Vec<(Question, Moment)> = Vec::with_capacity(BATCH);
-        let (mut left, mut copied) = (questions.iter().enumerate(), Copied::default());
+        let (mut left, mut all_asked) = (questions.zip(0..=Entry::MAX), false);
+        let mut copied = Copied::default();
         loop {
             let now = clock.now();
             if now.since(read_at) > ANSWER_WAIT {
-                bounds = StackBounds::read().map_err(Error::Maps)?;
+                bounds = StackBounds::open().map_err(Error::Maps)?;
                 read_at = now;
             }
-            while waiting.len() < BATCH
-                && let Some((at, &question)) = left.next()
-            {
-                let entry = at as Entry;
+            while waiting.len() < BATCH && !all_asked {
+                let Some((question, entry)) = left.next() else {
+                    all_asked = true;
+                    break;
+                };
                 let stack = match question.pointer {
                     Some(pointer) => bounds.below(pointer),
                     None => bounds.of(question.tid),
                 };
                 self.target.set_stack(entry, stack.unwrap_or(0..0));
                 match self.target.send(question.tid, entry) {
-                    Ok(()) => waiting.push((question, now + ANSWER_WAIT)),
+                    Ok(()) => waiting.push((question, clock.now() + ANSWER_WAIT)),
                     Err(error) if error.raw_os_error() == Some(libc::ESRCH) => ended(question.tid),
                     Err(_) => {}
                 }
@@ -184,7 +185,7 @@ impl Net {
                     end: walk.end,
                 });
             });
-            if waiting.is_empty() && left.len() == 0 {
+            if waiting.is_empty() && all_asked {
                 break;
             }
             if !came {

@@ -12,7 +12,7 @@
 //! deepest stack it has held.
 
 use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use super::memory::Chunk;
 
@@ -57,8 +57,8 @@ pub struct Copied {
     pub whole: bool,
 }
 
-/// Words of a slot before the stack.
-const HEAD: usize = 11;
+/// Words of a slot before the stack: two lines of the cache, so that the copy begins with a third.
+const HEAD: usize = 16;
 
 /// How many slots a handler looks at. That many taken in a row mean that nearly all are.
 const REACH: usize = 16;
@@ -185,7 +185,7 @@ impl Claimed<'_> {
         for (place, word) in self.head.iter().zip(fixed.into_iter().chain(words)) {
             place.store(word, Relaxed);
         }
-        self.state.fetch_max(READY, AcqRel);
+        self.state.store(READY, Release);
     }
 }
 

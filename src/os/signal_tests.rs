@@ -17,7 +17,7 @@ pub(in crate::os) fn target(slots: usize, stack_bytes: usize) -> &'static Target
 pub(in crate::os) fn interrupted(target: &'static Target) -> u64 {
     // SAFETY: takes no pointer and cannot fail.
     let tid = unsafe { libc::gettid() } as u32;
-    let stack = StackBounds::read().unwrap().of(tid).unwrap_or(0..0);
+    let stack = StackBounds::open().unwrap().of(tid).unwrap_or(0..0);
     target.set_stack(1, stack);
     target.send(tid, 1).unwrap();
     std::hint::black_box(0)

@@ -23,6 +23,10 @@ impl Tasks {
         Ok(Self { directory: open("/proc/self/task", flags, Mode::empty())? })
     }
 
+    pub(super) fn directory(&self) -> &OwnedFd {
+        &self.directory
+    }
+
     /// How many threads there are, for a microsecond.
     pub fn count(&self) -> Option<usize> {
         usize::try_from(fstat(&self.directory).ok()?.st_nlink).ok()?.checked_sub(2)

@@ -8,7 +8,7 @@ use std::io::Write as _;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use rustix::fs::{Mode, OFlags, open, openat};
+use rustix::fs::{Mode, OFlags, openat};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::kernel_file::{number, words};
@@ -39,28 +39,49 @@ pub struct Thread {
 #[error("cannot read {TASKS}: {0}; thread dumps need a mounted /proc")]
 pub struct Error(#[source] std::io::Error);
 
+/// Threads to be looked at.
+#[derive(Debug)]
+pub struct Threads {
+    tasks: Tasks,
+    /// Their ids, in order.
+    pub tids: Vec<u32>,
+}
+
+impl Threads {
+    /// All there are. Costs some 0.5 us a thread.
+    ///
+    /// # Errors
+    ///
+    /// Without `/proc`.
+    pub fn all() -> Result<Self, Error> {
+        let mut threads = Self::of(Vec::new())?;
+        threads.tasks.list(&mut threads.tids).map_err(Error)?;
+        Ok(threads)
+    }
+
+    /// Those of these ids.
+    ///
+    /// # Errors
+    ///
+    /// Without `/proc`.
+    pub fn of(tids: Vec<u32>) -> Result<Self, Error> {
+        Ok(Self { tasks: Tasks::open().map_err(Error)?, tids })
+    }
+
+    /// What the kernel tells about one of them; none when it has ended. Costs some 8 us.
+    pub fn look(&self, tid: u32) -> Option<Thread> {
+        look(self.tasks.directory(), tid)
+    }
+}
+
 /// All threads, by id.
 ///
 /// # Errors
 ///
 /// Without `/proc`.
 pub fn list() -> Result<Vec<Thread>, Error> {
-    let mut tids = Vec::new();
-    Tasks::open().and_then(|mut tasks| tasks.list(&mut tids)).map_err(Error)?;
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let tasks = open(TASKS, flags, Mode::empty()).map_err(|error| Error(error.into()))?;
-    Ok(tids.into_iter().filter_map(|tid| look(&tasks, tid)).collect())
-}
-
-/// The thread `tid` of this process; none when there is none.
-///
-/// # Errors
-///
-/// Without `/proc`.
-pub fn one(tid: u32) -> Result<Option<Thread>, Error> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let tasks = open(TASKS, flags, Mode::empty()).map_err(|error| Error(error.into()))?;
-    Ok(look(&tasks, tid))
+    let threads = Threads::all()?;
+    Ok(threads.tids.iter().filter_map(|&tid| threads.look(tid)).collect())
 }
 
 /// What the kernel tells about the thread `tid`; none when it has ended.

@@ -226,7 +226,7 @@ pub mod catch {
         pub fn catch(
             &self,
             _clock: &dyn Clock,
-            _tids: &[u32],
+            _tids: impl IntoIterator<Item = u32>,
             _walker: &mut Walker,
             _ended: impl FnMut(u32),
             _take: impl FnMut(u32, &[u64], End),
@@ -238,7 +238,7 @@ pub mod catch {
         pub fn catch_whole(
             &self,
             _clock: &dyn Clock,
-            _tids: &[u32],
+            _tids: impl IntoIterator<Item = u32>,
             _walker: &mut Walker,
             _ended: impl FnMut(u32),
             _take: impl FnMut(Caught<'_>),
@@ -304,6 +304,11 @@ pub mod tasks {
         pub fn list(&mut self, _tids: &mut Vec<u32>) -> io::Result<()> {
             Err(io::ErrorKind::Unsupported.into())
         }
+
+        /// None.
+        pub fn name(&self, _tid: u32) -> Option<String> {
+            None
+        }
     }
 }
 
@@ -335,13 +340,32 @@ pub mod threads {
     #[error("threads can be listed on Linux only")]
     pub struct Error;
 
-    /// None.
-    pub fn list() -> Result<Vec<Thread>, Error> {
-        Err(Error)
+    /// Threads that cannot be looked at.
+    #[derive(Debug)]
+    pub struct Threads {
+        /// Their ids.
+        pub tids: Vec<u32>,
+    }
+
+    impl Threads {
+        /// None.
+        pub fn all() -> Result<Self, Error> {
+            Err(Error)
+        }
+
+        /// None.
+        pub fn of(_tids: Vec<u32>) -> Result<Self, Error> {
+            Err(Error)
+        }
+
+        /// None.
+        pub fn look(&self, _tid: u32) -> Option<Thread> {
+            None
+        }
     }
 
     /// None.
-    pub fn one(_tid: u32) -> Result<Option<Thread>, Error> {
+    pub fn list() -> Result<Vec<Thread>, Error> {
         Err(Error)
     }
 

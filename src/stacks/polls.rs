@@ -53,6 +53,11 @@ impl Onlooker {
         tids
     }
 
+    /// A thread's name; none when it has ended.
+    pub(crate) fn name(&self, tid: u32) -> Option<String> {
+        self.tasks.name(tid)
+    }
+
     /// What a thread does, and how often it had been given a core; none when it has ended.
     pub(crate) fn look(&self, tid: u32) -> Option<(Thread, Runs)> {
         self.eyes.look(tid)
@@ -77,7 +82,7 @@ impl Onlooker {
                 runs: Runs::default(),
             });
         };
-        let _ = net.catch_whole(clock, &tids, &mut self.walker, |_| {}, take);
+        let _ = net.catch_whole(clock, tids, &mut self.walker, |_| {}, take);
         drop(net);
         for stand in &mut stands {
             stand.runs = self.eyes.runs(stand.tid).unwrap_or_default();

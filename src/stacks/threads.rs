@@ -1,11 +1,13 @@
 //! Where every thread of the process stands.
 //!
 //! ```text
-//! /proc/self/task        names, states, wait channels, CPU time, as they were before the signal
+//! /proc/self/task        names, states, wait channels, CPU time, as they were before the signal: of 32 threads,
+//!                        while the 32 before them answer
 //! SIGURG, 64 at a time   each copies its registers and stack, which are unwound here
 //! ```
 //!
-//! How that is done is `os::catch`'s. A thread that blocks the signal,
+//! Looking takes more than half of the time, and of another core than answering does. How a thread is
+//! asked is `os::catch`'s. A thread that blocks the signal,
 //! waits in the kernel where signals do not reach, or does not come to run in time is shown as `/proc` has
 //! it, with a remark.
 //!
@@ -27,11 +29,15 @@ use crate::base::{Anchor, Clock};
 use crate::model::{Profile, Sample, StackHandle, ThreadDump, ThreadRow, ValueType};
 use crate::os::catch::{Net, SIGNAL};
 use crate::os::images;
-use crate::os::threads::{self, Thread};
+use crate::os::threads::{self, Thread, Threads};
 use crate::os::unwind::{self, End, MAX_FRAMES, Walker};
 
 /// The threads in one dump; more are counted.
 const MAX_THREADS: usize = 8192;
+
+/// Threads that are looked at before they are signalled, one after the other, which keeps another core at
+/// answering meanwhile.
+const AHEAD: usize = 32;
 
 const SAMPLE_TYPES: [ValueType; 2] =
     [ValueType { name: "threads", unit: "count" }, ValueType { name: "cpu", unit: "nanoseconds" }];
@@ -43,7 +49,7 @@ const SAMPLE_TYPES: [ValueType; 2] =
 ///
 /// When `/proc` cannot be read.
 pub fn dump(clock: &dyn Clock, anchor: Anchor, signals: bool) -> Result<ThreadDump, Error> {
-    dump_listed(clock, anchor, signals, threads::list()?)
+    dump_those(clock, anchor, signals, Threads::all()?)
 }
 
 /// Dumps one thread of the process, which is sent a signal; no thread, if there is none of that id.
@@ -52,25 +58,24 @@ pub fn dump(clock: &dyn Clock, anchor: Anchor, signals: bool) -> Result<ThreadDu
 ///
 /// As [`dump`].
 pub fn dump_one(clock: &dyn Clock, anchor: Anchor, tid: u32) -> Result<ThreadDump, Error> {
-    dump_listed(clock, anchor, true, threads::one(tid)?.into_iter().collect())
+    dump_those(clock, anchor, true, Threads::of(vec![tid])?)
 }
 
-fn dump_listed(
+fn dump_those(
     clock: &dyn Clock,
     anchor: Anchor,
     signals: bool,
-    mut listed: Vec<Thread>,
+    mut threads: Threads,
 ) -> Result<ThreadDump, Error> {
     let mut profile = Profile::new(&SAMPLE_TYPES, SAMPLE_TYPES[0], 1, anchor.wall);
-    let beyond = listed.len().saturating_sub(MAX_THREADS);
+    let beyond = threads.tids.len().saturating_sub(MAX_THREADS);
     profile.losses.add("threads beyond the 8192 that a dump shows", beyond as u64);
-    listed.truncate(MAX_THREADS);
-    let caught = if signals { catch(clock, &listed)? } else { Caught::default() };
+    threads.tids.truncate(MAX_THREADS);
+    let caught = if signals { catch(clock, &threads)? } else { Caught::unasked(&threads) };
     if let Some(why) = &caught.no_signals {
         profile.comments.push(why.clone());
     }
-    let rows: Vec<ThreadRow> = listed
-        .into_iter()
+    let rows: Vec<ThreadRow> = (caught.listed.into_iter())
         .filter(|thread| !caught.ended.contains(&thread.tid))
         .map(|thread| {
             let stack = caught.stacks.get(&thread.tid);
@@ -107,11 +112,7 @@ pub(super) fn stacks_of(
     tids: &[u32],
     profile: &mut Profile,
 ) -> Result<HashMap<u32, StackHandle>, Error> {
-    let mut listed = Vec::with_capacity(tids.len());
-    for &tid in tids {
-        listed.extend(threads::one(tid)?);
-    }
-    let caught = catch(clock, &listed)?;
+    let caught = catch(clock, &Threads::of(tids.to_vec())?)?;
     let stacks = caught.stacks.into_iter();
     Ok(stacks
         .filter_map(|(tid, stack)| Some((tid, profile.intern_stack(&stack.frames)?)))
@@ -121,6 +122,8 @@ pub(super) fn stacks_of(
 /// What became of the signals.
 #[derive(Default)]
 struct Caught {
+    /// The threads as they were before.
+    listed: Vec<Thread>,
     stacks: HashMap<u32, Stack>,
     /// Threads that were no more when they were to be signalled.
     ended: Vec<u32>,
@@ -128,39 +131,49 @@ struct Caught {
     no_signals: Option<String>,
 }
 
+impl Caught {
+    /// Looks at the threads and sends no signals.
+    fn unasked(threads: &Threads) -> Self {
+        let listed = threads.tids.iter().filter_map(|&tid| threads.look(tid)).collect();
+        Self { listed, ..Self::default() }
+    }
+}
+
 struct Stack {
     frames: Box<[u64]>,
     end: End,
 }
 
-fn catch(clock: &dyn Clock, listed: &[Thread]) -> Result<Caught, Error> {
-    let mut caught = Caught { signal: SIGNAL, ..Caught::default() };
+fn catch(clock: &dyn Clock, threads: &Threads) -> Result<Caught, Error> {
     let net = match Net::cast() {
         Ok(net) => net,
         Err(why) => {
-            caught.no_signals = Some(why);
-            return Ok(caught);
+            let no_signals = Some(why);
+            return Ok(Caught { signal: SIGNAL, no_signals, ..Caught::unasked(threads) });
         }
     };
+    let mut caught = Caught { signal: SIGNAL, ..Caught::default() };
     let own = threads::current();
-    if listed.iter().any(|thread| thread.tid == own) {
+    if threads.tids.contains(&own) {
         let mut frames = [0; MAX_FRAMES];
         if let Ok(walk) = unwind::unwind_here(0, &mut frames) {
             let frames = frames.iter().take(walk.depth).copied().collect();
             caught.stacks.insert(own, Stack { frames, end: walk.end });
         }
     }
-    let answering: Vec<u32> = listed
-        .iter()
-        .filter(|thread| thread.tid != own && !blocks(thread, caught.signal))
-        .map(|thread| thread.tid)
-        .collect();
     let mut walker = Walker::new()?;
-    let Caught { stacks, ended, .. } = &mut caught;
+    let Caught { listed, stacks, ended, .. } = &mut caught;
+    let answering = threads.tids.chunks(AHEAD).flat_map(|tids| {
+        let before = listed.len();
+        listed.extend(tids.iter().filter_map(|&tid| threads.look(tid)));
+        let answers = |thread: &&Thread| thread.tid != own && !blocks(thread, SIGNAL);
+        let looked = listed.iter().skip(before).filter(answers);
+        looked.map(|thread| thread.tid).collect::<Vec<u32>>()
+    });
     let take = |tid, frames: &[u64], end| {
         stacks.insert(tid, Stack { frames: frames.into(), end });
     };
-    net.catch(clock, &answering, &mut walker, |tid| ended.push(tid), take)?;
+    net.catch(clock, answering, &mut walker, |tid| ended.push(tid), take)?;
     Ok(caught)
 }
 

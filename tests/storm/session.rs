@@ -17,7 +17,8 @@ const BEAT: Duration = Duration::from_millis(100);
 /// Sessions in a row beside threads that only run.
 const CYCLES: u64 = 100;
 
-/// Is a storm: a session of `seconds`, then sessions started and stopped for as long.
+/// Is a storm: a session of `seconds`, then turns with a session and without for as long, then sessions started
+/// and stopped for as long.
 pub(crate) fn storm(engine: Engine, seconds: u64) {
     // Panics are part of it; what they say is not.
     panic::set_hook(Box::new(|_| {}));
@@ -26,7 +27,7 @@ pub(crate) fn storm(engine: Engine, seconds: u64) {
         Err(why) => return say(&format!("refused {why}")),
     }
     let (over, counters) = (AtomicBool::new(false), Counters::default());
-    let half = Duration::from_secs(seconds);
+    let part = Duration::from_secs(seconds);
     thread::scope(|scope| {
         for (name, work) in workers::ALL {
             let (over, counters) = (&over, &counters);
@@ -35,11 +36,9 @@ pub(crate) fn storm(engine: Engine, seconds: u64) {
         }
         until_all_have_moved(&counters);
         counters.begin_anew();
-        let before = cpu_seconds();
-        let mut sampled = one_session(engine, half, &counters);
-        say(&counters.line());
-        say(&format!("half {}", cpu_seconds() - before));
-        let (cycles, in_cycles) = many_sessions(engine, half, &counters);
+        let mut sampled = one_session(engine, part, &counters);
+        in_turn(engine, part, &counters);
+        let (cycles, in_cycles) = many_sessions(engine, part, &counters);
         sampled += in_cycles;
         until_all_have_moved(&counters);
         over.store(true, Relaxed);
@@ -65,11 +64,7 @@ fn until_all_have_moved(counters: &Counters) {
 
 fn one_session(engine: Engine, time: Duration, counters: &Counters) -> u64 {
     let running = engine.start(HERTZ).unwrap_or_else(|why| panic!("{why}"));
-    let start = Instant::now();
-    while start.elapsed() < time {
-        thread::sleep(BEAT);
-        say(&counters.line());
-    }
+    beats(time, counters);
     let recorded = running.stop().unwrap_or_else(|why| panic!("{why}"));
     let taken = samples(&recorded);
     say(&format!("told {taken} samples in one session"));
@@ -77,6 +72,34 @@ fn one_session(engine: Engine, time: Duration, counters: &Counters) -> u64 {
         say(&format!("told {}", remark.replace('\n', " ")));
     }
     taken
+}
+
+fn beats(time: Duration, counters: &Counters) {
+    let start = Instant::now();
+    while start.elapsed() < time {
+        thread::sleep(BEAT.min(time));
+        say(&counters.line());
+    }
+}
+
+/// How far the workers get with a session and how far without, in turns of a second at most, so that what
+/// neighbours do meets both: with, without, without, with.
+fn in_turn(engine: Engine, time: Duration, counters: &Counters) {
+    let fours = (time.as_secs() as u32).div_ceil(4).max(1);
+    for turn in 0..4 * fours {
+        let is_with = matches!(turn % 4, 0 | 3);
+        let running = is_with.then(|| engine.start(HERTZ).unwrap_or_else(|why| panic!("{why}")));
+        let (before, cpu) = (counters.turns(), cpu_seconds());
+        beats(time / (4 * fours), counters);
+        let (after, cpu) = (counters.turns(), cpu_seconds() - cpu);
+        drop(running);
+        let gone = before
+            .iter()
+            .zip(&after)
+            .map(|((name, before), (_, after))| format!(" {name}={}", after - before));
+        let kind = if is_with { "with" } else { "without" };
+        say(&format!("{kind} {cpu}{}", gone.collect::<String>()));
+    }
 }
 
 /// Sessions of nothing to 8 ms, every other one dropped instead of stopped.

@@ -7,7 +7,8 @@
 //! at NAME=N NAME=N ...    how far each thread is, ten times a second
 //! told TEXT               a remark for the reader
 //! count NAME=N            a number to be held to
-//! half SECONDS            of CPU time; what was done until here is done beside one session
+//! with SECONDS NAME=N ..  of CPU time, and what each thread did in it beside a session
+//! without SECONDS NAME=N  the same without one
 //! done                    everything has ended well
 //! ```
 
@@ -47,12 +48,29 @@ impl fmt::Display for Ended {
     }
 }
 
+/// What the threads did in so many seconds of CPU time of the process and its children.
+#[derive(Debug, Default)]
+pub(crate) struct Done {
+    pub(crate) cpu: f64,
+    pub(crate) turns: BTreeMap<String, u64>,
+}
+
+impl Done {
+    fn add(&mut self, rest: &str) {
+        let (cpu, turns) = rest.split_once(' ').unwrap_or((rest, ""));
+        self.cpu += cpu.parse().unwrap_or(f64::NAN);
+        for (name, count) in turns.split_ascii_whitespace().filter_map(pair) {
+            *self.turns.entry(name).or_default() += count;
+        }
+    }
+}
+
 /// What a storm told.
 #[derive(Debug, Default)]
 pub(crate) struct Totals {
     pub(crate) progress: BTreeMap<String, u64>,
-    /// That of the first half, with the seconds of CPU time of the process and its children.
-    pub(crate) half: (BTreeMap<String, u64>, f64),
+    pub(crate) with: Done,
+    pub(crate) without: Done,
     pub(crate) counts: BTreeMap<String, u64>,
     pub(crate) remarks: Vec<String>,
 }
@@ -68,7 +86,7 @@ pub(crate) fn asked() -> Option<String> {
     std::env::var(CHILD).ok()
 }
 
-/// How long each half of a storm lasts.
+/// How long each part of a storm lasts.
 pub(crate) fn seconds() -> u64 {
     std::env::var(SECONDS).ok().and_then(|text| text.parse().ok()).unwrap_or(3)
 }
@@ -151,10 +169,8 @@ impl Heard {
             "refused" => self.refused = Some(rest.to_owned()),
             "told" => self.totals.remarks.push(rest.to_owned()),
             "count" => self.totals.counts.extend(pair(rest)),
-            "half" => {
-                let cpu = rest.parse().unwrap_or(f64::NAN);
-                self.totals.half = (self.totals.progress.clone(), cpu);
-            }
+            "with" => self.totals.with.add(rest),
+            "without" => self.totals.without.add(rest),
             "done" => self.done = true,
             "at" => return self.hear_progress(rest),
             // What the test's harness prints.

@@ -37,10 +37,15 @@ impl Counters {
         self.turns.iter().for_each(|turns| turns.store(0, Relaxed));
     }
 
+    /// How many turns each worker has made.
+    pub(crate) fn turns(&self) -> Vec<(&'static str, u64)> {
+        let at = ALL.iter().zip(&self.turns);
+        at.map(|((name, _), turns)| (*name, turns.load(Relaxed))).collect()
+    }
+
     /// The line of a storm that says how far it is.
     pub(crate) fn line(&self) -> String {
-        let at = ALL.iter().zip(&self.turns);
-        let at = at.map(|((name, _), turns)| format!(" {name}={}", turns.load(Relaxed)));
+        let at = self.turns().into_iter().map(|(name, turns)| format!(" {name}={turns}"));
         format!("at{}", at.collect::<String>())
     }
 

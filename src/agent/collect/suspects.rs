@@ -223,8 +223,8 @@ impl Examiner {
 
     /// A thread's name without its number.
     fn stem(&self, tid: u32) -> Option<String> {
-        let (thread, _) = self.onlooker.look(tid)?;
-        Some(thread.name.trim_end_matches(|end: char| end.is_ascii_digit()).to_owned())
+        let name = self.onlooker.name(tid)?;
+        Some(name.trim_end_matches(|end: char| end.is_ascii_digit()).to_owned())
     }
 
     /// Finds out the functions of stacks that cannot be read without.

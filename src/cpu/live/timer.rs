@@ -119,7 +119,7 @@ impl TimerSampler {
 
     /// Lets the handler know the stack of a thread that told its own thread pointer.
     fn learn(&mut self, tids: &[(u32, u64, u64)]) {
-        let Ok(bounds) = StackBounds::read() else { return };
+        let Ok(bounds) = StackBounds::open() else { return };
         for &(tid, thread_pointer, sp) in tids {
             let Some(timed) = self.timed.get_mut(&tid) else { continue };
             timed.has_bounds = true;
@@ -140,7 +140,7 @@ impl Sampler for TimerSampler {
         if tids.is_empty() {
             return refused;
         }
-        match StackBounds::read() {
+        match StackBounds::open() {
             Ok(bounds) => {
                 for &tid in tids {
                     self.time(tid, &bounds).unwrap_or_else(|error| refused.add(error));

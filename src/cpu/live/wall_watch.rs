@@ -301,12 +301,12 @@ impl Watch {
         };
         self.questions.left -= questions.len() as f64;
         self.counts.signalled += questions.len() as u64;
-        let tids: Vec<u32> = questions.iter().map(|question| question.thread.tid).collect();
+        let tids = questions.iter().map(|question| question.thread.tid);
         let mut answers: HashMap<u32, (Box<[u64]>, End)> = HashMap::new();
         let mut gone = Vec::new();
         let take = |tid, frames: &[u64], end| drop(answers.insert(tid, (frames.into(), end)));
         // Without maps nobody's stack has bounds, and nobody is asked.
-        let _ = net.catch(&SystemClock, &tids, &mut self.walker, |tid| gone.push(tid), take);
+        let _ = net.catch(&SystemClock, tids, &mut self.walker, |tid| gone.push(tid), take);
         drop(net);
         gone.into_iter().for_each(|tid| self.forget(tid, true));
         let until = SystemClock.now() + SETTLE;

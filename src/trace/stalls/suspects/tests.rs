@@ -1,0 +1,184 @@
+use super::*;
+
+const THRESHOLD: Duration = Duration::from_millis(50);
+
+/// Polls of one thread, in microseconds.
+#[derive(Clone, Copy, Debug)]
+struct Poll {
+    start: u64,
+    end: u64,
+    task: u64,
+    /// Whether the thread sleeps in it, or computes.
+    sleeps: bool,
+    /// Whether it is recorded, and therefore none of this one's business.
+    recorded: bool,
+}
+
+fn at(micros: u64) -> Moment {
+    Moment::from_nanos(micros * 1000)
+}
+
+/// What the worker tells at `now`: it parks between polls that are apart, else tells every 61.
+fn beat(worker: usize, polls: &[Poll], now: u64) -> Beat {
+    let (mut parks, mut batch, mut told) = (1, 0, 0);
+    let mut last = 0;
+    for poll in polls.iter().take_while(|poll| poll.start <= now) {
+        if poll.start > last {
+            (parks, batch, told) = (parks + 2, 0, told + 1);
+        }
+        last = poll.end;
+        batch += 1;
+        told += u64::from(batch % 61 == 0);
+    }
+    let parked = last <= now && !polls.iter().any(|poll| poll.start == last);
+    Beat { worker: (1, worker as u32), parked, mark: (parks - u64::from(!parked), told) }
+}
+
+fn poll_at(polls: &[Poll], now: u64) -> Option<(usize, Poll)> {
+    let found = polls.iter().enumerate().find(|(_, poll)| poll.start <= now && now < poll.end);
+    found.map(|(number, poll)| (number, *poll))
+}
+
+/// Looks until `end`; rounds take 300 us. What was told, and when.
+fn watch(threads: &[Vec<Poll>], workers: usize, end: u64) -> Vec<(Suspicion, u64)> {
+    let mut suspects = Suspects::new(THRESHOLD);
+    let mut seen = vec![None; threads.len()];
+    let (mut now, mut all) = (0, Vec::new());
+    while now < end {
+        let beats = |now| -> Vec<Beat> {
+            threads[..workers].iter().enumerate().map(|(n, polls)| beat(n, polls, now)).collect()
+        };
+        let (ask, next) = suspects.look(at(now), &beats(now));
+        assert!(next >= PERIOD && next <= 2 * THRESHOLD);
+        let asked = now;
+        if let Some(ask) = ask {
+            now += 300;
+            let mut samples = Vec::new();
+            for (n, polls) in threads.iter().enumerate() {
+                let follows = ask.follow.contains(&(n as u32));
+                let poll = poll_at(polls, now);
+                let slept = follows
+                    && poll.is_some_and(|(number, poll)| poll.sleeps && seen[n] == Some(number));
+                if follows || ask.search {
+                    seen[n] = poll.map(|(number, _)| number);
+                    let poll = poll.filter(|(_, poll)| !poll.recorded).map(|(_, poll)| poll.task);
+                    let waited = Duration::ZERO;
+                    samples.push(Sample { tid: n as u32, poll, slept, waited });
+                }
+            }
+            suspects.look(at(now), &beats(now));
+            let search = ask.search.then_some(Duration::from_micros(300));
+            let verdict = suspects.hear(at(now), at(asked), &samples, search);
+            let found = verdict.map(|verdict| suspects.settle(verdict, |tid| tid != 9));
+            let found = found.into_iter().flatten();
+            all.extend(found.map(|found| (found, now)));
+        }
+        now = asked + next.as_micros() as u64;
+    }
+    all
+}
+
+/// Polls of `length` ms back to back or apart, with one of `stall` ms every 900 ms.
+fn polls(length: u64, apart: u64, stall: (u64, bool), tasks: u64, end: u64) -> Vec<Poll> {
+    let (mut polls, mut now, mut stalled) = (Vec::new(), 1, 0);
+    while now < end {
+        let is_stall = now - stalled > 900_000;
+        let length = if is_stall { stall.0 } else { length } * 1000;
+        stalled = if is_stall { now } else { stalled };
+        let task = if is_stall { 1000 } else { polls.len() as u64 % tasks };
+        let (end, sleeps) = (now + length, is_stall && stall.1);
+        polls.push(Poll { start: now, end, task, sleeps, recorded: false });
+        now += length + apart;
+    }
+    polls
+}
+
+fn long(polls: &[Poll], least: u64) -> Vec<Poll> {
+    polls.iter().copied().filter(|poll| poll.end - poll.start >= least).collect()
+}
+
+#[test]
+fn who_sleeps_beyond_the_threshold_is_found_and_dated_and_nobody_else_is() {
+    const END: u64 = 5_000_000;
+    for stall in [20, 40, 49, 150, 200, 400] {
+        for (length, apart, workers) in
+            [(5, 97_003, 1), (5, 97_003, 2), (1, 3_001, 2), (5, 0, 1), (5, 0, 2)]
+        {
+            let threads: Vec<Vec<Poll>> = (0..workers)
+                .map(|n| polls(length, apart, (stall, true), 7, END - 300_000 * n))
+                .collect();
+            let found = watch(&threads, workers as usize, END + 1_000_000);
+            let expected: usize = threads.iter().map(|polls| long(polls, 50_000).len()).sum();
+            let case = format!("{stall} ms, polls of {length} {apart} apart, {workers}");
+            assert_eq!(found.len(), expected, "{case}");
+            for (found, now) in found {
+                let polls = long(&threads[found.tid as usize], 50_000);
+                let poll = polls.iter().rfind(|poll| at(poll.start) <= found.since).unwrap();
+                assert!(at(poll.end) > found.since, "{case}");
+                assert!(found.lasted >= THRESHOLD && now < poll.end + 300, "{case}");
+            }
+        }
+    }
+}
+
+#[test]
+fn between_recorded_polls_that_never_end_every_plain_stall_is_found() {
+    const END: u64 = 10_000_000;
+    for (stall, workers) in [(120, 1), (120, 2), (150, 1), (150, 2), (400, 1), (400, 2)] {
+        // Periods that meet the searches at any place.
+        let recorded = |n: u64| -> Vec<Poll> {
+            let all = polls(5, 0, (stall, true), 7, END - 333_000 * n).into_iter();
+            let is_short = |poll: &Poll| poll.end - poll.start < 50_000;
+            all.map(|poll| Poll { recorded: is_short(&poll), ..poll }).collect()
+        };
+        let threads: Vec<Vec<Poll>> = (0..workers).map(recorded).collect();
+        let found = watch(&threads, workers as usize, END + 1_000_000);
+        let expected: usize = threads.iter().map(|polls| long(polls, 50_000).len()).sum();
+        assert_eq!(found.len(), expected, "{stall} ms, {workers}");
+    }
+}
+
+#[test]
+fn who_computes_is_found_when_no_61_short_polls_could_be_it() {
+    for workers in [1, 2] {
+        let idle = |n: u64| polls(1, 97_003 + n, (600, false), 3, 10_000_000);
+        let threads: Vec<Vec<Poll>> = (0..workers).map(idle).collect();
+        let found = watch(&threads, workers as usize, 11_000_000);
+        let expected: usize = threads.iter().map(|polls| long(polls, 50_000).len()).sum();
+        assert_eq!(found.len(), expected);
+        assert!(found.iter().all(|(found, _)| found.lasted >= BATCH));
+    }
+}
+
+#[test]
+fn polls_of_5_ms_are_no_stall_even_if_all_are_one_tasks() {
+    for (tasks, workers) in [(1, 1), (1, 2), (2, 1), (20, 2)] {
+        let hot = || polls(5, 0, (5, false), tasks, 6_000_000);
+        let mut threads: Vec<Vec<Poll>> = (0..workers).map(|_| hot()).collect();
+        assert_eq!(watch(&threads, workers, 6_000_000), [], "{tasks} tasks");
+        // Nor if the other worker has nothing to do.
+        threads.push(Vec::new());
+        assert_eq!(watch(&threads, workers + 1, 6_000_000), [], "{tasks} tasks");
+    }
+}
+
+#[test]
+fn a_thread_that_holds_up_no_worker_is_not_told() {
+    // It left its worker to another thread, and its stack does not show that. Which of the two is stuck?
+    let poll = |end, task| vec![Poll { start: 1, end, task, sleeps: true, recorded: false }];
+    let threads = [poll(5_000_000, 6), Vec::new(), poll(9_000_000, 5)];
+    assert_eq!(watch(&threads, 2, 9_000_000), []);
+}
+
+#[test]
+fn nobody_is_asked_while_workers_get_on() {
+    let mut suspects = Suspects::new(THRESHOLD);
+    let beat = |parked, count| Beat { worker: (1, 0), parked, mark: (count, 0) };
+    for step in 0..100 {
+        let (ask, next) = suspects.look(at(step * 10_000), &[beat(false, 2 * step)]);
+        assert_eq!(ask, None);
+        assert!(next >= PERIOD);
+    }
+    assert_eq!(suspects.look(at(2_000_000), &[beat(true, 999)]), (None, REST));
+    assert_eq!(suspects.look(at(2_050_000), &[beat(true, 999)]), (None, REST));
+}
