@@ -50,7 +50,7 @@ fn main() {
         let plain = || builder().build().expect("a runtime");
         let watched = || instrument(&mut builder()).build().expect("a runtime");
         let spawn = if HOOKS { Spawn::Plain } else { Spawn::Wrapped };
-        let (mut plains, mut ratios) = (Vec::new(), [(); 3].map(|()| Vec::new()));
+        let (mut plains, mut ratios) = (Vec::new(), [(); 4].map(|()| Vec::new()));
         for round in 0..=rounds {
             let off = || {
                 configure(TraceMode::OnDemand, MAX_BYTES, WINDOW);
@@ -63,7 +63,8 @@ fn main() {
                 nanos
             };
             let base = workload.run(&plain(), Spawn::Plain);
-            let runs = [workload.run(&plain(), Spawn::Plain), off(), on()];
+            let control = workload.run(&plain(), Spawn::Plain);
+            let runs = [control, workload.run(&plain(), Spawn::Clocked), off(), on()];
             if round > 0 {
                 plains.push(base);
                 for (ratios, nanos) in ratios.iter_mut().zip(runs) {
@@ -73,8 +74,9 @@ fn main() {
         }
         let name = workload.name;
         println!("{:44} {:7.0} ns", format!("{name}: plain"), median(plains));
-        let [control, off, on] = ratios.map(median);
+        let [control, clock, off, on] = ratios.map(median);
         println!("{:44} {control:9.3}", format!("{name}: control over plain"));
+        println!("{:44} {clock:9.3}", format!("{name}: the clock alone, twice a poll"));
         println!("{:44} {off:9.3}", format!("{name}: {source}, off"));
         let goal = if HOOKS { goals.0 } else { goals.1 };
         row(&format!("{name}: {source}, recording"), on, goal);

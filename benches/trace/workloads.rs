@@ -1,8 +1,10 @@
 //! The shapes that are measured; the peers have the same.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::hint::black_box;
+use std::pin::pin;
 
+use marple::os::ticks;
 use rustix::time::{ClockId, clock_gettime};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -18,6 +20,9 @@ pub(crate) enum Spawn {
     /// Wrapped.
     #[allow(dead_code, reason = "not by every peer")]
     Wrapped,
+    /// By tokio, in a future that reads the counter before and after each poll and does nothing with it.
+    #[allow(dead_code, reason = "not by every peer")]
+    Clocked,
 }
 
 impl Spawn {
@@ -29,8 +34,20 @@ impl Spawn {
         match self {
             Self::Plain => tokio::spawn(future),
             Self::Wrapped => wrapped::spawn(future),
+            Self::Clocked => tokio::spawn(clocked(future)),
         }
     }
+}
+
+async fn clocked<F: Future>(future: F) -> F::Output {
+    let mut future = pin!(future);
+    poll_fn(|cx| {
+        black_box(ticks::now());
+        let outcome = future.as_mut().poll(cx);
+        black_box(ticks::now());
+        outcome
+    })
+    .await
 }
 
 mod wrapped {
