@@ -22,6 +22,11 @@
 //! `samples` is the number of samples really taken. `cpu` is the CPU time they stand for: of threads of one
 //! name together what the kernel charged to them (`live/strata.rs`), else a period each.
 //!
+//! # New threads
+//!
+//! They are found by the kernel's count of threads each time samples are read (10 to 40 ms apart in a session,
+//! 0.2 s in the look-back), and at once where tokio's hook tells of them (`trace::Hooks::tell_of_threads`).
+//!
 //! # Threads of less than a period each
 //!
 //! A thread that uses less than a period (10 ms at 99 Hz) in a session mostly has no sample by `perf`: the

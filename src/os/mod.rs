@@ -2,6 +2,7 @@
 
 #[cfg(target_os = "linux")]
 pub mod alarm;
+pub mod births;
 #[cfg(target_os = "linux")]
 pub mod catch;
 #[cfg(target_os = "linux")]

@@ -17,6 +17,7 @@ use super::window::Window;
 use crate::base::{Anchor, Clock, Hertz, Moment, SystemClock};
 use crate::cpu::{Error, Options};
 use crate::model::Profile;
+use crate::os::births;
 use crate::os::copied::Copied;
 use crate::os::process::cpu_time;
 use crate::os::unwind::{End, MAX_FRAMES, Walker};
@@ -35,10 +36,15 @@ const LOOK_PAUSE_PER_THREAD: Duration = Duration::from_micros(500);
 /// Whoever starts or stops a session meanwhile gets its turn between some names and some more.
 const NAME_EVERY: Duration = Duration::from_millis(1);
 
+/// Whoever makes threads without end wakes the recorder no more often by it.
+const HEAR_EVERY: Duration = Duration::from_millis(5);
+
 /// The recorder of this process.
 pub(in crate::cpu) struct Recorder {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
+    /// Threads that begin and say so wake it.
+    _births: births::Listening,
 }
 
 struct Shared {
@@ -103,7 +109,13 @@ impl Recorder {
             move || shared.run(guard)
         });
         let thread = thread.map_err(|source| Error::Thread { source })?;
-        Ok(Self { shared, thread: Some(thread) })
+        let recorder = Arc::downgrade(&shared);
+        let _births = births::listen(move || {
+            if let Some(shared) = recorder.upgrade() {
+                shared.wake.notify_one();
+            }
+        });
+        Ok(Self { shared, thread: Some(thread), _births })
     }
 
     /// The engine and why it is that one.
@@ -175,11 +187,17 @@ impl Shared {
     fn run(&self, guard: fn() -> Box<dyn Any>) {
         let _guard = guard();
         let mut state = self.lock();
+        let mut heard = Moment::default();
         while !state.is_over {
+            let now = SystemClock.now();
             let turn = catch_unwind(AssertUnwindSafe(|| {
-                state.turn(SystemClock.now());
+                state.turn(now);
                 state.roster.name_some()
             }));
+            if now.since(heard) >= HEAR_EVERY {
+                heard = now;
+                births::want();
+            }
             let Ok(has_more_to_name) = turn else {
                 state.broken = Some("the profiler's own thread panicked");
                 return;
