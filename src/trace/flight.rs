@@ -241,7 +241,8 @@ fn show(
             shown.push(ThreadSlices { tid, name, slices, open });
         }
     }
-    tasks.sort_unstable_by_key(|task| task.at());
+    // Stable, for it merges what is sorted already, as each thread's are.
+    tasks.sort_by_key(|task| task.at());
     let from = calibration.moment(from);
     let sites = sites::names(strings);
     Activity { calibration, from, threads: shown, tasks, sites }
