@@ -8,7 +8,7 @@
 //! The first rows are what a trace of the recorded polls costs to write, and how long it gets. They come first because
 //! a ring stays for as long as the window with a thread that has ended: behind dozens of runtimes only small rings
 //! are left, and a trace of a few thousand events is measured by what any trace costs. `holes` is the same in a
-//! process that has filled some gigabyte and freed a random half of it.
+//! process that has filled 300 MB and freed a random half of it.
 //!
 //! `-- --quick` takes a third of the rounds. `-- NAME ..` takes the workloads whose names begin so, and `file`
 //! the first rows alone. `-- --once plain|off|recording NAME OPERATIONS` runs one workload once and prints
@@ -167,7 +167,7 @@ fn holes() -> Vec<Box<[u8]>> {
         (seed >> 33) as usize % below
     };
     let mut blocks: Vec<Box<[u8]>> =
-        (0..3_000_000).map(|_| vec![1; 16 + random(584)].into()).collect();
+        (0..1_000_000).map(|_| vec![1; 16 + random(584)].into()).collect();
     for place in (1..blocks.len()).rev() {
         blocks.swap(place, random(place + 1));
     }
