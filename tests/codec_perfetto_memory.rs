@@ -1,4 +1,4 @@
-//! What it takes to write the CPU samples of an incident into its trace.
+//! What it takes to write the CPU samples and the polls of an incident into its trace.
 
 mod counting;
 
@@ -9,7 +9,10 @@ use counting::peak;
 use jiff::Timestamp;
 use marple::base::{Anchor, Moment};
 use marple::codec::perfetto::{self, Stacks};
-use marple::model::{Profile, Sample, TimedSample, Timeline, ValueType};
+use marple::model::{
+    Profile, RawKind, RawSlice, RawTask, Sample, TaskKey, ThreadSlices, TimedSample, Timeline,
+    ValueType,
+};
 
 const STACKS: u64 = 5000;
 
@@ -31,24 +34,48 @@ fn profile(samples: u32) -> Profile {
     profile
 }
 
-/// The memory that writing takes at its peak.
-fn taken(samples: u32) -> isize {
+fn timeline() -> Timeline {
     let anchor = Anchor {
         moment: Moment::default(),
         wall: Timestamp::UNIX_EPOCH,
         suspended: Duration::ZERO,
     };
-    let (timeline, profile) = (Timeline::new(anchor, 1, "orders"), profile(samples));
-    let stacks = [Stacks::Samples(&profile)];
-    peak(|| perfetto::write_with(&timeline, &stacks, io::sink()).unwrap())
+    Timeline::new(anchor, 1, "orders")
 }
 
+/// A thread that did nothing but poll, side by side, and as many tasks that came.
+fn polls(count: u64) -> Timeline {
+    let mut timeline = timeline();
+    let key = |number| TaskKey { site: 0, number };
+    let slice = |n| RawSlice::new(RawKind::HookedPoll, 10 * n, 10 * n + 7, key(n));
+    timeline.activity.threads.push(ThreadSlices {
+        tid: 2,
+        name: timeline.strings.intern("worker"),
+        slices: (0..count).map(slice).collect(),
+        open: Vec::new(),
+    });
+    let task = |n| RawTask::new(RawKind::Spawned, 10 * n, key(n));
+    timeline.activity.tasks = (0..count).map(task).collect();
+    timeline
+}
+
+/// The memory that writing takes at its peak.
+fn taken(timeline: &Timeline, stacks: &[Stacks<'_>]) -> isize {
+    peak(|| perfetto::write_with(timeline, stacks, io::sink()).unwrap())
+}
+
+/// One test, because it counts what the whole process takes.
 #[test]
-fn the_memory_does_not_grow_with_the_samples() {
-    let (few, many) = (taken(STACKS as u32), taken(64 << 10));
+fn the_memory_grows_neither_with_the_samples_nor_with_the_polls() {
+    let samples = |samples| taken(&timeline(), &[Stacks::Samples(&profile(samples))]);
+    let (few, many) = (samples(STACKS as u32), samples(64 << 10));
     println!("{few} bytes for {STACKS} samples, {many} for {}", 64 << 10);
     // A byte for each frame and stack node, and what the compressor holds whatever it writes.
     assert!(few > 0, "the count counts");
     assert!(few < 1 << 20, "{few} bytes");
     assert!(many - few < 16 << 10, "{few} bytes, then {many}");
+
+    let (few, many) = (taken(&polls(10), &[]), taken(&polls(100_000), &[]));
+    println!("{few} bytes for 10 polls, {many} for 100,000");
+    assert!(many - few < 4 << 10, "{few} bytes, then {many}");
 }

@@ -36,7 +36,7 @@ fn write(dir: &tempfile::TempDir, timeline: &Timeline) -> PathBuf {
 }
 
 /// A thread whose ticks are nanoseconds, and whose trace begins at 1000: a park from before it, a poll
-/// with another in it, one that touches it, and two that go on; and a task that came and went.
+/// with another in it, one that touches it, two that overlap, and two that go on; and a task that came and went.
 fn by_hand() -> Timeline {
     let anchor = Anchor {
         moment: Moment::from_nanos(5000),
@@ -61,6 +61,9 @@ fn by_hand() -> Timeline {
                 slice(RawKind::HookedPoll, 1200, 1500, key(1, 5)),
                 slice(RawKind::HookedPoll, 1500, 1500, key(1, 6)),
                 slice(RawKind::HookedPoll, 1500, 1700, key(0, 7)),
+                // As the counters of two cores may have it.
+                slice(RawKind::HookedPoll, 1700, 1750, key(0, 7)),
+                slice(RawKind::HookedPoll, 1745, 1790, key(0, 7)),
             ],
             open: vec![
                 OpenSlice { kind: RawKind::HookedPoll, start: 1800, task: key(1, 5) },
@@ -123,6 +126,8 @@ fn a_thread_is_shown_as_it_was() {
             // Whether what takes no time comes before what begins then, or is in it, nobody knows.
             "4243 1500 200 0 task task 1",
             "4243 1500 0 1 src/main.rs:7 task 0",
+            "4243 1700 50 0 task task 1",
+            "4243 1750 40 0 task task 1",
             "4243 1800 -1 0 src/main.rs:7 task 1",
             "4243 1900 -1 1 reader task 0",
         ]
@@ -145,6 +150,39 @@ fn a_thread_is_shown_as_it_was() {
     assert_eq!(rows(5), ["worker #0 4243"]);
 }
 
+/// Of a poll of a thousand seconds the rounding of the duration takes a quarter of a millisecond.
+#[test]
+fn a_long_poll_is_around_what_ran_in_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut timeline = by_hand();
+    let key = |number| TaskKey { site: 1, number };
+    let end = 2001 + (1 << 40) + (1 << 18) - 1;
+    let long = RawSlice::new(RawKind::HookedPoll, 2001, end, key(1));
+    let start = long.start();
+    assert!(start > 200_000);
+    timeline.activity.threads[0].open.clear();
+    timeline.activity.threads[0].slices = vec![
+        RawSlice::new(RawKind::WrappedPoll, 2050, 2060, key(2)),
+        RawSlice::new(RawKind::WrappedPoll, 2040, start + 5, key(2)),
+        RawSlice::new(RawKind::WrappedPoll, start + 100, start + 300, key(2)),
+        long,
+    ];
+    let query = format!("{SLICES} order by s.ts, s.depth, s.dur");
+    let results = peers::perfetto_query(&write(&dir, &timeline), &[STATS, &query]);
+    assert_eq!(results[0], NOTHING);
+    let rows: Vec<String> = results[1].iter().map(|row| row[1..4].join(" ")).collect();
+    // What ran in it begins with it, at the earliest.
+    assert_eq!(
+        rows,
+        [
+            format!("{start} {} 0", end - start),
+            format!("{start} 5 1"),
+            format!("{start} 0 2"),
+            format!("{} 200 1", start + 100),
+        ]
+    );
+}
+
 #[test]
 fn perfettos_schema_knows_every_field() {
     let dir = tempfile::tempdir().unwrap();
@@ -152,8 +190,8 @@ fn perfettos_schema_knows_every_field() {
     let packets = peers::python("perfetto_decode.py", &[path.to_str().unwrap()]);
     let polls =
         packets.lines().filter(|packet| packet.contains("\"trusted_packet_sequence_id\": 2"));
-    // A head, seven begins and five ends.
-    assert_eq!(polls.count(), 13);
+    // A head, nine begins and seven ends.
+    assert_eq!(polls.count(), 17);
 }
 
 /// Two workers, a few tasks that yield and sleep, and the rings read while they go on.

@@ -243,7 +243,8 @@ fn snapshots_of_busy_workers_are_well_nested() {
         assert_nested(&timeline);
         let polls = polls(&timeline);
         let (inner, outer) = (count(&timeline, "inner"), count(&timeline, "outer"));
-        assert!(inner.abs_diff(outer) <= 2 * 2, "{inner} in {outer} of {}", polls.len());
+        // Of each worker: one cut by the window, one by what was written over, and one under way.
+        assert!(inner.abs_diff(outer) <= 3 * 2, "{inner} in {outer} of {}", polls.len());
     }
     done.store(true, Ordering::Relaxed);
     configure(TraceMode::OnDemand, MIB, WINDOW);

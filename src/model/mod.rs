@@ -48,7 +48,7 @@ pub use profile::{
 };
 pub use rule::{Again, Holds, Mode, Rule};
 pub use slices::{
-    Activity, Calibration, OpenSlice, RawKind, RawSlice, RawTask, TaskKey, ThreadSlices,
+    Activity, Calibration, Dates, OpenSlice, RawKind, RawSlice, RawTask, TaskKey, ThreadSlices,
 };
 pub use stacks::{
     Frame, FrameHandle, FrameTable, Line, Mapping, MappingHandle, StackHandle, StackTable,

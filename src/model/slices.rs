@@ -99,6 +99,12 @@ impl RawSlice {
         self.end().saturating_sub(unpack(self.0[1] >> (SITE_BITS + NUMBER_BITS)))
     }
 
+    /// The earliest tick at which it can have begun, for all that the rounding took.
+    pub const fn earliest(self) -> u64 {
+        let exponent = self.0[1] >> (SITE_BITS + NUMBER_BITS + MANTISSA_BITS);
+        self.start().saturating_sub((1 << exponent) - 1)
+    }
+
     /// The task that was polled.
     pub const fn task(self) -> TaskKey {
         let site = (self.0[1] >> NUMBER_BITS) as u16 & ((1 << SITE_BITS) - 1);
@@ -223,12 +229,48 @@ impl Calibration {
         self.lines.get(after).map_or(Moment::from_nanos(tick), |line| line.moment(tick))
     }
 
+    /// For the moments of many ticks in about the order of time: each is looked for on the line of the one before.
+    pub fn dates(&self) -> Dates<'_> {
+        // Without any, as above.
+        let line = Line { tick: 0, at: Moment::default(), rate: 1 << RATE_BITS };
+        Dates { lines: &self.lines, line, ticks: 0 }
+    }
+
     /// The tick of a moment.
     pub fn tick(&self, moment: Moment) -> u64 {
         let pairs = self.lines.iter();
         let mirrored =
             Self::new(pairs.map(|line| (line.at.as_nanos(), Moment::from_nanos(line.tick))));
         mirrored.moment(moment.as_nanos()).as_nanos()
+    }
+}
+
+/// Moments of one tick after the other.
+#[derive(Clone, Debug)]
+pub struct Dates<'a> {
+    lines: &'a [Line],
+    /// The last one's, and for how many ticks it is right.
+    line: Line,
+    ticks: u64,
+}
+
+impl Dates<'_> {
+    /// As [`Calibration::moment`].
+    #[inline]
+    pub fn moment(&mut self, tick: u64) -> Moment {
+        if tick.wrapping_sub(self.line.tick) >= self.ticks {
+            self.turn(tick);
+        }
+        self.line.moment(tick)
+    }
+
+    #[cold]
+    fn turn(&mut self, tick: u64) {
+        let at = self.lines.iter().rposition(|line| line.tick <= tick).unwrap_or(0);
+        if let Some(line) = self.lines.get(at) {
+            self.line = *line;
+            self.ticks = self.lines.get(at + 1).map_or(u64::MAX, |next| next.tick) - line.tick;
+        }
     }
 }
 
@@ -265,7 +307,7 @@ pub struct Activity {
     pub from: Moment,
     /// The threads.
     pub threads: Vec<ThreadSlices>,
-    /// What became of tasks, in no order.
+    /// What became of tasks, in the order of time.
     pub tasks: Vec<RawTask>,
     /// The names of the sites, by their number.
     pub sites: Vec<StringHandle>,
@@ -287,6 +329,8 @@ mod tests {
                 assert_eq!((slice.kind(), slice.end(), slice.task()), (Some(kind), end, TASK));
                 let late = slice.start() - (end - duration);
                 assert!(late <= duration >> 22 && (duration > exact || late == 0), "{duration}");
+                assert!(slice.earliest() <= end - duration, "{duration}");
+                assert_eq!(slice.earliest() == slice.start(), duration < exact, "{duration}");
             }
         }
     }
@@ -317,8 +361,15 @@ mod tests {
             assert_eq!(calibration.moment(tick), at(nanos), "{tick}");
             assert_eq!(calibration.tick(at(nanos)), tick, "{nanos}");
         }
+        let ticks = [1000, 2000, 2999, 3000, 3500, 4000, 5000, 900, 4001, 1];
+        let mut dates = calibration.dates();
+        assert_eq!(
+            ticks.map(|tick| dates.moment(tick)),
+            ticks.map(|tick| calibration.moment(tick))
+        );
         assert_eq!(calibration.moment(900), at(50));
         assert_eq!(Calibration::default().moment(5), at(5));
+        assert_eq!(Calibration::default().dates().moment(5), at(5));
         assert_eq!(Calibration::new([(10, at(100)), (10, at(200))]).moment(12), at(102));
     }
 }

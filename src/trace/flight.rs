@@ -230,8 +230,8 @@ fn show(
     strings: &mut StringTable,
 ) -> Activity {
     let several = runtimes(&threads) > 1;
-    let mut tasks = Vec::new();
-    let mut shown = Vec::new();
+    let mut tasks = Vec::with_capacity(threads.iter().map(|copies| copies.tasks.len()).sum());
+    let mut shown = Vec::with_capacity(threads.len());
     for mut copies in threads {
         tasks.extend(copies.tasks.drain(..).map(RawTask).filter(|task| task.at() <= cutoff));
         let name = strings.intern(&copies.name(several));
@@ -241,6 +241,8 @@ fn show(
             shown.push(ThreadSlices { tid, name, slices, open });
         }
     }
+    // Stable, for it merges what is sorted already, as each thread's are.
+    tasks.sort_by_key(|task| task.at());
     let from = calibration.moment(from);
     let sites = sites::names(strings);
     Activity { calibration, from, threads: shown, tasks, sites }
@@ -279,17 +281,16 @@ impl Copies {
 
     /// What has come since; how much of that was gone.
     fn go_on(&mut self) -> u64 {
-        let slices = self.rings.slices.copy(self.next_slice, |_| true);
-        let tasks = self.rings.tasks.copy(self.next_task, |_| true);
-        self.slices.extend(slices.records);
-        self.tasks.extend(tasks.records);
-        slices.gone
+        let Rings { slices, tasks, .. } = self.rings;
+        let (_, gone) = slices.copy_onto(&mut self.slices, self.next_slice, |_| true);
+        tasks.copy_onto(&mut self.tasks, self.next_task, |_| true);
+        gone
     }
 
     /// The slices that had ended by `cutoff`, and those that had not.
     fn until(self, cutoff: u64) -> (Vec<RawSlice>, Vec<OpenSlice>) {
         // Asked after the copy, so that what ended meanwhile is in one of the two at least.
-        let mut open: Vec<OpenSlice> = match self.is_over() {
+        let mut open: Vec<OpenSlice> = match registry::is_over(self.tenancy.id) {
             true => Vec::new(),
             false => self.rings.open(),
         };
@@ -311,13 +312,6 @@ impl Copies {
         }
         open.sort_by_key(|open| open.start);
         (slices, open)
-    }
-
-    /// Whether the thread has given the rings back.
-    fn is_over(&self) -> bool {
-        registry::all()
-            .iter()
-            .all(|(_, tenancy)| tenancy.id != self.tenancy.id || tenancy.ended.is_some())
     }
 
     /// The thread's name, its place among the workers of its runtime, and which runtime that is, if there
@@ -346,8 +340,7 @@ fn runtimes(threads: &[Copies]) -> usize {
 
 /// Records that found no ring, and slices that were too deep.
 fn lost_without_rings() -> u64 {
-    let deep = |(rings, _): (&Rings, Tenancy)| rings.too_deep.load(Ordering::Relaxed);
-    astray() + registry::all().into_iter().map(deep).sum::<u64>()
+    astray() + registry::too_deep()
 }
 
 /// No code that can panic runs under the lock.

@@ -8,6 +8,7 @@
 //! How much a ring gets: half of the memory is for as many threads as there are CPUs, in equal parts; any
 //! further thread gets an eighth of what is left, so that there is always some left.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 
@@ -68,6 +69,20 @@ pub(super) fn all() -> Vec<(&'static Rings, Tenancy)> {
     rings.filter_map(|rings| Some((*rings, lock(&rings.tenancy).clone()?))).collect()
 }
 
+/// Whether the thread of the tenancy `id` has ended, or its rings have passed on.
+pub(super) fn is_over(id: u64) -> bool {
+    let registry = lock(&REGISTRY);
+    !registry.rings.iter().any(|rings| {
+        lock(&rings.tenancy).as_ref().is_some_and(|own| own.id == id && own.ended.is_none())
+    })
+}
+
+/// How many slices of all threads were too deep.
+pub(super) fn too_deep() -> u64 {
+    let registry = lock(&REGISTRY);
+    registry.rings.iter().map(|rings| rings.too_deep.load(Ordering::Relaxed)).sum()
+}
+
 /// Rings for the calling thread; none when there is no memory for them.
 pub(super) fn take() -> Option<&'static Rings> {
     let tid = rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs();
@@ -86,8 +101,8 @@ pub(super) fn take() -> Option<&'static Rings> {
     };
     registry.tenancies += 1;
     rings.close();
-    rings.runtime.store(0, std::sync::atomic::Ordering::Relaxed);
-    rings.worker.store(0, std::sync::atomic::Ordering::Relaxed);
+    rings.runtime.store(0, Ordering::Relaxed);
+    rings.worker.store(0, Ordering::Relaxed);
     *lock(&rings.tenancy) = Some(Tenancy {
         id: registry.tenancies,
         tid,

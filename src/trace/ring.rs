@@ -72,13 +72,25 @@ impl<M: AsRef<[AtomicU64]>> Ring<M> {
     /// Copies what there is from record `first` on, as far as `wanted` says, asked from the last record
     /// backwards. `gone` is right when everything was wanted.
     pub(super) fn copy(&self, first: u64, wanted: impl Fn(Words) -> bool) -> Copied {
+        let mut records = Vec::new();
+        let (next, gone) = self.copy_onto(&mut records, first, wanted);
+        Copied { records, next, gone }
+    }
+
+    /// As [`Self::copy`], to behind what is in `records`; the number of the record after the last, and how
+    /// many were gone. Allocates once at most.
+    pub(super) fn copy_onto(
+        &self,
+        records: &mut Vec<Words>,
+        first: u64,
+        wanted: impl Fn(Words) -> bool,
+    ) -> (u64, u64) {
         let next = self.next();
         let oldest = next.saturating_sub(self.records);
-        let mut copied = Copied { records: Vec::new(), next, gone: 0 };
+        let before = records.len();
         let most = next.saturating_sub(first.max(oldest));
-        if copied.records.try_reserve_exact(most as usize).is_err() {
-            copied.gone = next.saturating_sub(first);
-            return copied;
+        if records.try_reserve_exact(most as usize).is_err() {
+            return (next, next.saturating_sub(first));
         }
         for number in (first.max(oldest)..next).rev() {
             let Some([a, b]) = self.place(number) else { break };
@@ -86,15 +98,16 @@ impl<M: AsRef<[AtomicU64]>> Ring<M> {
             if !wanted(words) {
                 break;
             }
-            copied.records.push(words);
+            records.push(words);
         }
         fence(Ordering::Acquire);
         // Record `head` may be half written by now, in the place of the one `records` before it.
         let safe = (self.head.load(Ordering::Relaxed) + 1).saturating_sub(self.records);
-        copied.records.truncate(next.saturating_sub(safe) as usize);
-        copied.records.reverse();
-        copied.gone = safe.min(next).saturating_sub(first);
-        copied
+        records.truncate(before + next.saturating_sub(safe) as usize);
+        if let Some(copied) = records.get_mut(before..) {
+            copied.reverse();
+        }
+        (next, safe.min(next).saturating_sub(first))
     }
 
     #[inline]

@@ -23,7 +23,9 @@
 //! Besides the timeline this takes 6 bytes for each event while they are put in order, then 4, and some
 //! bytes for each text. Merging the tracks would need none, but their events stand in one list.
 
+mod begins;
 mod interner;
+mod pen;
 mod proto;
 mod samples;
 mod slices;

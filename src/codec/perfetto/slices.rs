@@ -23,51 +23,20 @@
 //! `CLOCK_MONOTONIC`. So most take one or two bytes where the time itself takes seven, which is half of what
 //! there would be to compress, and a quarter of what is left of it. Packets have to be in the order of time.
 //!
-//! A ring has slices in the order of their ends. They are put in the order of their begins, and an end is
-//! written when the next begin is not inside; so on each track begins and ends alternate as brackets do,
+//! A ring has slices in the order of their ends. They are read in the order of their begins (`begins.rs`), and an
+//! end is written when the next begin is not inside; so on each track begins and ends alternate as brackets do,
 //! whatever the times say.
+//!
+//! Nothing is copied and all that is allocated is a few bytes for each slice that has others in it: in a heap of
+//! a million holes the allocator takes milliseconds for each larger block, whatever is done with it.
 
-use std::cmp::Reverse;
 use std::io::{self, Write};
 
-use super::proto::{
-    Clock, ClockSnapshot, Interned, InternedData, Trace, TracePacket, TracePacketDefaults,
-    TrackEventDefaults,
-};
-use super::{INCREMENTAL_STATE_CLEARED, MONOTONIC, SEQUENCE};
+use super::SEQUENCE;
+use super::begins::Begins;
+use super::pen::{GOES_ON, Pen, Slice};
 use crate::codec::gzip::Parts;
-use crate::model::{Activity, OpenSlice, RawKind, RawSlice, RawTask, StringTable, TaskKey};
-
-/// The clock of a sequence's own; those of 64 to 127 are.
-const DELTAS: u32 = 64;
-
-const BEGIN: u8 = 1;
-const END: u8 = 2;
-const INSTANT: u8 = 3;
-
-/// The categories, by their number on every sequence.
-const RUNTIME: u8 = 1;
-const TASK: u8 = 2;
-
-/// The arguments, by their number on every sequence.
-const TASK_NUMBER: u8 = 1;
-const IN_PROGRESS: u8 = 2;
-const EARLIER: u8 = 3;
-
-/// The name of a park; a site's is its number and two more.
-const PARKED: u64 = 1;
-
-/// A slice on its way into the file.
-#[derive(Clone, Copy)]
-struct Slice {
-    start: u64,
-    /// None while it goes on.
-    end: Option<u64>,
-    kind: RawKind,
-    task: TaskKey,
-    /// It began so many nanoseconds before the trace does.
-    earlier: u64,
-}
+use crate::model::{Activity, RawKind, RawSlice, StringTable, ThreadSlices};
 
 /// Writes what `thread` did on the track `track`, as the sequence after those of `place` other threads.
 pub(super) fn write<W: Write>(
@@ -77,29 +46,25 @@ pub(super) fn write<W: Write>(
     out: &mut Parts<W>,
 ) -> io::Result<()> {
     let Some(thread) = activity.threads.get(place) else { return Ok(()) };
-    let mut slices = thread.slices.clone();
-    // Sorted already, but for slices within slices, and for what rounding did to a long one's start.
-    slices.sort_by_key(|slice| (slice.start(), Reverse(slice.end())));
-    let slices = merged(activity, &slices, &thread.open);
-    let first = slices.clone().next().map_or(0, |slice| slice.start);
-    let mut pen = Pen::new(out, sequence(place), first);
-    let names = thread.slices.iter().map(|slice| (slice.kind(), slice.task()));
-    let open = thread.open.iter().map(|open| (Some(open.kind), open.task));
-    pen.head(activity, strings, track, &mut names.chain(open))?;
+    let mut pen = Pen::new(out, sequence(place), activity.from.as_nanos());
+    let ended = thread.slices.iter().filter(|slice| slice.kind() != Some(RawKind::Park));
+    let open = thread.open.iter().filter(|open| open.kind != RawKind::Park);
+    let tasks = ended.map(|slice| slice.task()).chain(open.map(|open| open.task));
+    pen.head(activity, strings, track, tasks)?;
 
     let mut around: Vec<u64> = Vec::new();
-    for slice in slices {
-        while let Some(end) = around.pop_if(|end| *end <= slice.start) {
-            pen.end(end)?;
+    let mut slices = merged(activity, thread);
+    // One call of each, which the optimizer inlines: several it calls, which is a quarter of the cost.
+    loop {
+        let slice = slices.next();
+        let (start, end) = slice.map_or((u64::MAX - 1, 0), |slice| (slice.start, slice.end));
+        // What ends before this one does cannot be around it, whatever the clocks of two cores say.
+        while let Some(over) = around.pop_if(|outer| *outer <= start || *outer < end) {
+            pen.end(over)?;
         }
+        let Some(slice) = slice else { break };
         pen.begin(&slice)?;
-        let outer = around.last().copied().unwrap_or(u64::MAX);
-        around.push(slice.end.unwrap_or(u64::MAX).min(outer));
-    }
-    while let Some(end) = around.pop() {
-        if end != u64::MAX {
-            pen.end(end)?;
-        }
+        around.push(end);
     }
     pen.finish()
 }
@@ -113,17 +78,13 @@ pub(super) fn write_tasks<W: Write>(
 ) -> io::Result<()> {
     let kinds = [(RawKind::Spawned, spawned), (RawKind::Ended, ended)];
     for (after, (kind, track)) in kinds.into_iter().enumerate() {
-        let of_kind = activity.tasks.iter().filter(|task| task.kind() == Some(kind));
-        let mut tasks: Vec<RawTask> = of_kind.copied().collect();
-        tasks.sort_by_key(|task| task.at());
-        let moment = |at| activity.calibration.moment(at).as_nanos();
-        let first = tasks.first().map_or(0, |task| moment(task.at()));
+        let tasks = || activity.tasks.iter().filter(move |task| task.kind() == Some(kind));
+        let mut dates = activity.calibration.dates();
         let sequence = sequence(activity.threads.len() + after);
-        let mut pen = Pen::new(out, sequence, first);
-        let mut names = tasks.iter().map(|task| (Some(kind), task.task()));
-        pen.head(activity, strings, track, &mut names)?;
-        for task in tasks {
-            pen.instant(moment(task.at()), task.task())?;
+        let mut pen = Pen::new(out, sequence, activity.from.as_nanos());
+        pen.head(activity, strings, track, tasks().map(|task| task.task()))?;
+        for task in tasks() {
+            pen.instant(dates.moment(task.at()).as_nanos(), task.task())?;
         }
         pen.finish()?;
     }
@@ -131,295 +92,37 @@ pub(super) fn write_tasks<W: Write>(
 }
 
 /// The sequence of a thread, after that of the timeline's events.
-fn sequence(place: usize) -> u64 {
-    u64::from(SEQUENCE) + 1 + place as u64
+fn sequence(place: usize) -> u32 {
+    SEQUENCE + 1 + place as u32
 }
 
 /// The slices of a thread that reach into the trace, in the order of their begins, with their moments.
 fn merged<'a>(
     activity: &'a Activity,
-    ended: &'a [RawSlice],
-    open: &'a [OpenSlice],
-) -> impl Iterator<Item = Slice> + Clone + 'a {
-    let Activity { calibration, from, .. } = activity;
-    let from = from.as_nanos();
-    let slice = move |kind, start: u64, end, task| {
-        let start = calibration.moment(start).as_nanos();
-        Slice { start: start.max(from), end, kind, task, earlier: from.saturating_sub(start) }
-    };
-    let (mut ended, mut open) = (ended.iter().peekable(), open.iter().peekable());
+    thread: &'a ThreadSlices,
+) -> impl Iterator<Item = Slice> + 'a {
+    let from = activity.from.as_nanos();
+    let mut dates = activity.calibration.dates();
+    let (mut ended, mut open) = (Begins::new(&thread.slices), thread.open.iter().peekable());
+    let mut next = ended.next();
     std::iter::from_fn(move || {
         loop {
             // What goes on is around what has ended and began with it.
-            let next = ended.peek().map_or(u64::MAX, |raw| raw.start());
-            if let Some(open) = open.next_if(|open| open.start <= next) {
-                return Some(slice(open.kind, open.start, None, open.task.short()));
-            }
-            let raw = ended.next()?;
-            let end = calibration.moment(raw.end()).as_nanos();
-            if let (Some(kind), true) = (raw.kind(), end >= from) {
-                return Some(slice(kind, raw.start(), Some(end), raw.task()));
+            let before = next.map_or(u64::MAX, RawSlice::start);
+            let (kind, start, end, task) = match open.next_if(|open| open.start <= before) {
+                Some(open) => (open.kind, open.start, GOES_ON, open.task.short()),
+                None => {
+                    let raw = next?;
+                    next = ended.next();
+                    let Some(kind) = raw.kind() else { continue };
+                    (kind, before, dates.moment(raw.end()).as_nanos(), raw.task())
+                }
+            };
+            if end >= from {
+                let start = dates.moment(start).as_nanos();
+                let earlier = from.saturating_sub(start);
+                return Some(Slice { start: start.max(from), end, kind, task, earlier });
             }
         }
     })
-}
-
-/// Puts packets of one sequence down.
-struct Pen<'a, W: Write> {
-    out: &'a mut Parts<W>,
-    sequence: u64,
-    /// The time of the last packet.
-    last: u64,
-    /// What every packet has before what is in its event.
-    opening: Piece,
-    /// Packets that are not written yet.
-    bytes: Bytes,
-}
-
-impl<'a, W: Write> Pen<'a, W> {
-    fn new(out: &'a mut Parts<W>, sequence: u64, first: u64) -> Self {
-        let mut opening = Bytes::default();
-        opening.put(PACKET);
-        opening.number(10, sequence);
-        opening.put(EVENT);
-        Self { out, sequence, last: first, opening: opening.piece(), bytes: Bytes::default() }
-    }
-}
-
-impl<W: Write> Pen<'_, W> {
-    /// What holds for the whole sequence.
-    fn head(
-        &mut self,
-        activity: &Activity,
-        strings: &StringTable,
-        track: u64,
-        used: &mut dyn Iterator<Item = (Option<RawKind>, TaskKey)>,
-    ) -> io::Result<()> {
-        let mut known = vec![false; activity.sites.len().max(1)];
-        let mut event_names = vec![interned(PARKED, "parked")];
-        for (kind, task) in used {
-            let site = usize::from(task.site);
-            if let Some(known) = known.get_mut(site)
-                && kind != Some(RawKind::Park)
-                && !std::mem::replace(known, true)
-            {
-                let name = activity.sites.get(site).map_or("task", |&name| strings.get(name));
-                event_names.push(interned(name_of(RawKind::HookedPoll, task), name));
-            }
-        }
-        let interned_data = InternedData {
-            event_categories: vec![
-                interned(RUNTIME.into(), "runtime"),
-                interned(TASK.into(), "task"),
-            ],
-            event_names,
-            debug_annotation_names: vec![
-                interned(TASK_NUMBER.into(), "task"),
-                interned(IN_PROGRESS.into(), "in progress at the end of the trace"),
-                interned(EARLIER.into(), "ns before the trace"),
-            ],
-        };
-        let clock = |clock_id, is_incremental| Clock {
-            clock_id,
-            timestamp: Some(self.last),
-            is_incremental,
-        };
-        self.out.write(&Trace {
-            packet: TracePacket {
-                clock_snapshot: Some(ClockSnapshot {
-                    clocks: vec![clock(MONOTONIC, None), clock(DELTAS, Some(true))],
-                    primary_trace_clock: None,
-                }),
-                trusted_packet_sequence_id: self.sequence as u32,
-                interned_data: Some(interned_data),
-                trace_packet_defaults: Some(TracePacketDefaults {
-                    timestamp_clock_id: DELTAS,
-                    track_event_defaults: Some(TrackEventDefaults { track_uuid: track }),
-                }),
-                sequence_flags: INCREMENTAL_STATE_CLEARED,
-                first_packet_on_sequence: true,
-                ..TracePacket::default()
-            },
-        })
-    }
-
-    fn begin(&mut self, slice: &Slice) -> io::Result<()> {
-        let is_park = slice.kind == RawKind::Park;
-        let packet = self.packet()?;
-        self.bytes.put(if is_park { BEGIN_RUNTIME } else { BEGIN_TASK });
-        self.bytes.varint(name_of(slice.kind, slice.task));
-        if slice.end.is_none() {
-            self.bytes.argument(IN_PROGRESS, 1);
-        }
-        if slice.earlier > 0 {
-            self.bytes.argument(EARLIER, slice.earlier);
-        }
-        if !is_park {
-            self.bytes.argument(TASK_NUMBER, slice.task.number);
-        }
-        self.at(slice.start, packet);
-        Ok(())
-    }
-
-    fn end(&mut self, at: u64) -> io::Result<()> {
-        let packet = self.packet()?;
-        self.bytes.put(TYPE_END);
-        self.at(at, packet);
-        Ok(())
-    }
-
-    fn instant(&mut self, at: u64, task: TaskKey) -> io::Result<()> {
-        let packet = self.packet()?;
-        self.bytes.put(INSTANT_TASK);
-        self.bytes.varint(name_of(RawKind::HookedPoll, task));
-        self.bytes.argument(TASK_NUMBER, task.number);
-        self.at(at, packet);
-        Ok(())
-    }
-
-    /// Begins a packet with an event in it; where it begins.
-    #[inline]
-    fn packet(&mut self) -> io::Result<usize> {
-        if self.bytes.len > ROOM - LONGEST {
-            self.out.write_bytes(self.bytes.get())?;
-            self.bytes.len = 0;
-        }
-        let packet = self.bytes.len;
-        self.bytes.put(self.opening);
-        Ok(packet)
-    }
-
-    /// Ends the packet that began at `packet`, and the event in it, with its time. Their lengths are one byte
-    /// each: both are below [`LONGEST`].
-    #[inline]
-    fn at(&mut self, at: u64, packet: usize) {
-        self.bytes.length(packet + self.opening.len - 1);
-        self.bytes.byte(TIME);
-        self.bytes.varint(at.saturating_sub(self.last));
-        self.last = self.last.max(at);
-        self.bytes.length(packet + 1);
-    }
-
-    /// Writes what is left.
-    fn finish(self) -> io::Result<()> {
-        self.out.write_bytes(self.bytes.get())
-    }
-}
-
-fn interned(iid: u64, name: &str) -> Interned {
-    Interned { iid, name: name.to_owned() }
-}
-
-const fn name_of(kind: RawKind, task: TaskKey) -> u64 {
-    match kind {
-        RawKind::Park => PARKED,
-        _ => PARKED + 1 + task.site as u64,
-    }
-}
-
-/// Up to eight bytes that go down at once, the first one lowest.
-#[derive(Clone, Copy)]
-struct Piece {
-    bytes: u64,
-    len: usize,
-}
-
-impl Piece {
-    const fn of(bytes: &[u8]) -> Self {
-        let (mut word, mut len) = (0, 0);
-        while len < bytes.len() {
-            word |= (bytes[len] as u64) << (8 * len);
-            len += 1;
-        }
-        Self { bytes: word, len }
-    }
-}
-
-/// A packet, whose length is to come.
-const PACKET: Piece = Piece::of(&[(1 << 3) | 2, 0]);
-/// An event, whose length is to come.
-const EVENT: Piece = Piece::of(&[(11 << 3) | 2, 0]);
-/// A category, a type, and a name, whose number is to come.
-const BEGIN_RUNTIME: Piece = Piece::of(&[3 << 3, RUNTIME, 9 << 3, BEGIN, 10 << 3]);
-const BEGIN_TASK: Piece = Piece::of(&[3 << 3, TASK, 9 << 3, BEGIN, 10 << 3]);
-const INSTANT_TASK: Piece = Piece::of(&[3 << 3, TASK, 9 << 3, INSTANT, 10 << 3]);
-const TYPE_END: Piece = Piece::of(&[9 << 3, END]);
-/// The time, which is to come.
-const TIME: u8 = 8 << 3;
-
-/// How much is gathered before it is handed on.
-const ROOM: usize = 4096;
-
-/// The longest packet, a begin with three arguments, and what [`Bytes::put`] writes beyond it.
-const LONGEST: usize = 128;
-
-/// Packets of the few fields above.
-struct Bytes {
-    bytes: [u8; ROOM],
-    len: usize,
-}
-
-impl Default for Bytes {
-    fn default() -> Self {
-        Self { bytes: [0; ROOM], len: 0 }
-    }
-}
-
-impl Bytes {
-    fn get(&self) -> &[u8] {
-        self.bytes.get(..self.len).unwrap_or_default()
-    }
-
-    fn piece(&self) -> Piece {
-        Piece::of(self.get())
-    }
-
-    #[inline]
-    fn put(&mut self, piece: Piece) {
-        if let Some(place) = self.bytes.get_mut(self.len..self.len + 8) {
-            place.copy_from_slice(&piece.bytes.to_le_bytes());
-            self.len += piece.len;
-        }
-    }
-
-    #[inline]
-    fn byte(&mut self, byte: u8) {
-        if let Some(place) = self.bytes.get_mut(self.len) {
-            *place = byte;
-            self.len += 1;
-        }
-    }
-
-    #[inline]
-    fn varint(&mut self, mut number: u64) {
-        while number >= 0x80 {
-            self.byte(number as u8 | 0x80);
-            number >>= 7;
-        }
-        self.byte(number as u8);
-    }
-
-    /// A field whose number is below 16.
-    #[inline]
-    fn number(&mut self, field: u8, number: u64) {
-        self.byte(field << 3);
-        self.varint(number);
-    }
-
-    /// Tells the length of the message that begins behind `place`.
-    #[inline]
-    fn length(&mut self, place: usize) {
-        if let Some(length) = self.bytes.get_mut(place) {
-            *length = (self.len - place - 1) as u8;
-        }
-    }
-
-    /// An argument, by its name.
-    #[inline]
-    fn argument(&mut self, name: u8, value: u64) {
-        self.put(Piece::of(&[(4 << 3) | 2, 0, 1 << 3, name, 3 << 3]));
-        let place = self.len - 4;
-        self.varint(value);
-        self.length(place);
-    }
 }
