@@ -15,12 +15,15 @@
 //! | a sample | CPU time of the thread that records at 1000 Hz over two burning threads, less that over none, over the samples |
 //! | look-back | CPU time of the thread that records at 19 Hz, over wall time, or over the CPU time of the busy threads |
 //! | start | the first of a process, beside so many waiting threads: wall time, and the growth of its resident memory, at its peak |
+//! | threads of 35 ms | samples of a blocking thread over the periods it ran, where it [tells](marple::trace::Hooks::tell_of_threads) that it begins and where not |
 //! | handler | CPU time of a SIGPROF a thread raises for itself, 20 calls deep, less that of one met by an empty handler |
 //! | agreement | the root of the mean square, over the 12 functions seen most, of the differences of shares from those `perf record` saw in the same run, in standard errors |
 //! | throughput | work done per second of the process' CPU time with the engine over that without, in turn; `control` has none either time |
 
 #[path = "cpu/agreement.rs"]
 mod agreement;
+#[path = "cpu/births.rs"]
+mod births;
 #[path = "cpu/burn.rs"]
 mod burn;
 #[path = "cpu/cell.rs"]
@@ -97,12 +100,13 @@ fn main() {
 type Part = (&'static str, fn(&Plan));
 
 /// What is measured, in this order; by their names some of it.
-const PARTS: [Part; 8] = [
+const PARTS: [Part; 9] = [
     ("got", got),
     ("loaded", got_beside_neighbours),
     ("attribution", attribution),
     ("start", start),
     ("turns", turns),
+    ("births", |_| births()),
     ("handlers", |_| handlers()),
     ("throughput", throughput),
     ("agreement", agreement),
@@ -216,6 +220,20 @@ fn turns(plan: &Plan) {
                 row(&name, measured.get("turns"), "us", Goal::None);
             }
             Err(why) => println!("{name}: short: {why}"),
+        }
+    }
+}
+
+fn births() {
+    for engine in [Engine::Perf, Engine::Timer] {
+        match measure(&["births", engine.name()]) {
+            Ok(measured) => {
+                for kind in ["untold", "told"] {
+                    let name = format!("{engine}: 99 Hz, threads of 35 ms, {kind}: samples");
+                    row(&name, measured.get(kind), "of 1", Goal::None);
+                }
+            }
+            Err(why) => println!("{engine}: births: short: {why}"),
         }
     }
 }

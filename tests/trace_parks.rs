@@ -100,6 +100,7 @@ fn the_hosts_hooks_are_called_as_well() {
 
 #[test]
 fn a_thread_tells_that_it_begins_where_the_host_wants_it() {
+    let _turn = turn();
     let (hear, heard) = std::sync::mpsc::channel();
     let _listening = births::listen(move || hear.send(tid()).unwrap_or(()));
     let built = |hooks: Hooks| {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use rustix::time::ClockId;
 
+use crate::births;
 use crate::burn::{self, Burnt, FUNCTIONS, THREAD, cpu_of};
 use crate::drive::{Engine, Report, Running};
 use crate::turns::{self, Idle};
@@ -101,6 +102,7 @@ pub(crate) fn run(args: &[String]) {
         ["sample", engine, millis] => {
             turns::sample(of(engine), Duration::from_millis(millis.parse().unwrap_or(1000)))
         }
+        ["births", engine] => births::cell(of(engine)),
         ["handler", engine] => handler::cell(of(engine)),
         ["throughput", engine, pairs] => throughput::cell(of(engine), pairs.parse().unwrap_or(7)),
         _ => Err(format!("not a cell: {args:?}")),

@@ -3,12 +3,13 @@
 //! Whoever has to know all threads lists them now and then, and a thread may be over by then. Where a runtime's
 //! hook calls [`tell`] in each new thread, he looks at once.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 type Ear = Box<dyn Fn() + Send>;
 
-static EAR: Mutex<Option<Ear>> = Mutex::new(None);
+/// Whoever listens, by the number of its [`Listening`].
+static EAR: Mutex<Option<(u64, Ear)>> = Mutex::new(None);
 
 /// Whether the next birth is to be told.
 static WANTED: AtomicBool = AtomicBool::new(false);
@@ -20,7 +21,7 @@ pub fn tell() {
         return;
     }
     if let Ok(ear) = EAR.try_lock()
-        && let Some(hear) = &*ear
+        && let Some((_, hear)) = &*ear
     {
         hear();
     }
@@ -34,20 +35,23 @@ pub fn want() {
 /// Lets `hear` be called, on the thread that begins, at each birth that is [wanted](want), for as long as what is
 /// returned lives. It should be short. There is one listener: a later one takes the place of an earlier.
 pub fn listen(hear: impl Fn() + Send + 'static) -> Listening {
-    let before = EAR.lock().unwrap_or_else(PoisonError::into_inner).replace(Box::new(hear));
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let ear: Ear = Box::new(hear);
+    let before = EAR.lock().unwrap_or_else(PoisonError::into_inner).replace((number, ear));
     drop(before);
-    Listening(())
+    Listening(number)
 }
 
-/// Dropping it ends that.
+/// Dropping it ends that, unless another has taken the place.
 #[derive(Debug)]
 #[must_use = "nobody listens once it is dropped"]
-pub struct Listening(());
+pub struct Listening(u64);
 
 impl Drop for Listening {
     fn drop(&mut self) {
-        WANTED.store(false, Ordering::Relaxed);
-        let ear = EAR.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let own = |ear: &mut (u64, Ear)| ear.0 == self.0;
+        let ear = EAR.lock().unwrap_or_else(PoisonError::into_inner).take_if(own);
         drop(ear);
     }
 }
@@ -67,10 +71,13 @@ mod tests {
             by();
             heard.load(Ordering::Relaxed) - before
         };
+        let earlier = listen(|| panic!("another has taken the place"));
         let listening = listen({
             let heard = Arc::clone(&heard);
             move || _ = heard.fetch_add(1, Ordering::Relaxed)
         });
+        // As a recorder that ends while the next one begins.
+        drop(earlier);
         assert_eq!(told(&tell), 0, "nobody has asked");
         want();
         assert_eq!(told(&|| (0..3).for_each(|_| tell())), 1);

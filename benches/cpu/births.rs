@@ -1,0 +1,52 @@
+//! How much of threads that are soon over is sampled, where they tell that they begin and where they do not.
+
+use std::time::{Duration, Instant};
+use std::{hint, thread};
+
+use marple::trace::Hooks;
+use tokio::runtime::{Builder, Runtime};
+
+use crate::drive::{Engine, Recorded};
+
+const HERTZ: u32 = 99;
+
+/// Threads of each kind, which take turns.
+const ROUNDS: u64 = 30;
+
+/// What each has of a core.
+const LIFE: Duration = Duration::from_millis(35);
+
+pub(crate) fn cell(engine: Engine) -> Result<(), String> {
+    let (mut told, mut untold) = (0.0, 0.0);
+    for round in 0..ROUNDS {
+        told += samples(engine, Hooks::new().tell_of_threads(), round)?;
+        untold += samples(engine, Hooks::new(), round)?;
+    }
+    let expected = ROUNDS as f64 * LIFE.as_secs_f64() * f64::from(HERTZ);
+    println!("told {}\nuntold {}", told / expected, untold / expected);
+    Ok(())
+}
+
+/// Samples of one blocking thread that begins some time after a turn of the recorder.
+fn samples(engine: Engine, hooks: Hooks, round: u64) -> Result<f64, String> {
+    let runtime = runtime(hooks).map_err(|error| error.to_string())?;
+    let running = engine.start(HERTZ)?;
+    thread::sleep(Duration::from_millis(100 + round * 7 % 40));
+    let burnt = runtime.block_on(runtime.spawn_blocking(|| {
+        let start = Instant::now();
+        while start.elapsed() < LIFE {
+            hint::spin_loop();
+        }
+    }));
+    burnt.map_err(|error| error.to_string())?;
+    match running.stop()? {
+        Recorded::Marple(profile) => Ok(profile.total("samples").unwrap_or(0) as f64),
+        Recorded::Nothing | Recorded::Peer(_) => Err("no engine of marple's".to_owned()),
+    }
+}
+
+fn runtime(hooks: Hooks) -> std::io::Result<Runtime> {
+    let mut builder = Builder::new_multi_thread();
+    hooks.apply(&mut builder);
+    builder.worker_threads(1).build()
+}
