@@ -1,9 +1,9 @@
 //! Where the stacks of this process's threads lie, told from outside of them.
 //!
 //! The main thread's is `[stack]` of `/proc/self/maps`, up to what a program is given at its start. Another
-//! thread's stack and what libc keeps of the thread lie in one block, the stack below; libc registers an address in the latter with the
-//! kernel (the head of the list of robust mutexes), and the kernel tells it to whoever asks. So the
-//! stack goes from the start of the mapping that holds that address up to it. glibc registers every
+//! thread's stack and what libc keeps of the thread lie in one block, the stack below; libc registers an address
+//! in the latter with the kernel (the head of the list of robust mutexes), and the kernel tells it to whoever
+//! asks. So the stack goes from the start of the mapping that holds that address up to it. glibc registers every
 //! thread; musl does when a thread first locks a robust mutex, that is, mostly not, and then the
 //! thread's own pointer has to be learnt from itself: [`StackBounds::below`].
 //!
