@@ -3,7 +3,9 @@
 //! `cargo bench --bench trace` measures the wrapper on stable tokio, and
 //! `RUSTFLAGS="--cfg tokio_unstable" cargo bench --bench trace` tokio's hooks. Rounds are interleaved, each
 //! ratio is to the plain run of its own round, and the median of the rounds is shown. `control` is the plain
-//! run against itself: what it differs from 1 by is noise.
+//! run against itself: what it differs from 1 by is noise. With hooks, `hooks that do nothing` is what tokio
+//! itself takes for calling some: it counts a reference to the one for a task's end in each task, which all workers
+//! write to.
 //!
 //! The first rows are what a trace of the recorded polls costs to write, and how long it gets. They come first because
 //! a ring stays for as long as the window with a thread that has ended: behind dozens of runtimes only small rings
@@ -59,7 +61,7 @@ fn main() {
         let plain = || builder().build().expect("a runtime");
         let watched = || instrument(&mut builder()).build().expect("a runtime");
         let spawn = if HOOKS { Spawn::Plain } else { Spawn::Wrapped };
-        let (mut plains, mut ratios) = (Vec::new(), [(); 4].map(|()| Vec::new()));
+        let (mut plains, mut ratios) = (Vec::new(), [(); 5].map(|()| Vec::new()));
         for round in 0..=rounds {
             let off = || {
                 configure(TraceMode::OnDemand, MAX_BYTES, WINDOW);
@@ -73,7 +75,9 @@ fn main() {
             };
             let base = workload.run(&plain(), Spawn::Plain);
             let control = workload.run(&plain(), Spawn::Plain);
-            let runs = [control, workload.run(&plain(), Spawn::Clocked), off(), on()];
+            let clock = workload.run(&plain(), Spawn::Clocked);
+            let hollow = workload.run(&hollow(), Spawn::Plain);
+            let runs = [control, clock, hollow, off(), on()];
             if round > 0 {
                 plains.push(base);
                 for (ratios, nanos) in ratios.iter_mut().zip(runs) {
@@ -83,13 +87,29 @@ fn main() {
         }
         let name = workload.name;
         println!("{:44} {:7.0} ns", format!("{name}: plain"), median(plains));
-        let [control, clock, off, on] = ratios.map(median);
+        let [control, clock, hollow, off, on] = ratios.map(median);
         println!("{:44} {control:9.3}", format!("{name}: control over plain"));
         println!("{:44} {clock:9.3}", format!("{name}: the clock alone, twice a poll"));
+        if HOOKS {
+            println!("{:44} {hollow:9.3}", format!("{name}: hooks that do nothing"));
+        }
         println!("{:44} {off:9.3}", format!("{name}: {source}, off"));
         let goal = if HOOKS { goals.0 } else { goals.1 };
         row(&format!("{name}: {source}, recording"), on, goal);
     }
+}
+
+/// A runtime with as many hooks as marple has, which do nothing.
+fn hollow() -> Runtime {
+    let mut builder = builder();
+    builder.on_thread_park(|| ()).on_thread_unpark(|| ());
+    #[cfg(tokio_unstable)]
+    builder
+        .on_before_task_poll(|_| ())
+        .on_after_task_poll(|_| ())
+        .on_task_spawn(|_| ())
+        .on_task_terminate(|_| ());
+    builder.build().expect("a runtime")
 }
 
 fn once_only(how: &str, name: &str, operations: u32) {
