@@ -12,9 +12,10 @@
 //! | got + lost | the periods of all samples and those the profile says were lost, over those of the process' CPU time |
 //! | attribution | the worst of three shares' errors, in standard errors of the binomial over the samples really taken; median of rounds |
 //! | outside | CPU time of the process that is not the burning threads', to the end of the session, over the samples: with the turns, the start and the stop, which few samples share |
-//! | a sample | CPU time of the thread that records at 1000 Hz over two burning threads, less that over none, over the samples |
+//! | a sample | CPU time of the thread that records at 1000 Hz over two burning threads, over the samples: its turns are in it. Of a session over none it is the turns' alone, which cost more then: each wakes a core |
 //! | look-back | CPU time of the thread that records at 19 Hz, over wall time, or over the CPU time of the busy threads |
-//! | start | the first of a process, beside so many waiting threads: wall time, and the growth of its resident memory, at its peak |
+//! | start | the first of a process, beside so many waiting threads, on a machine that has a perf event: wall time, and the growth of its resident memory, at its peak |
+//! | first event | wall time in which a look-back starts on a machine that has none |
 //! | threads of 35 ms | samples of a blocking thread over the periods it ran, where it [tells](marple::trace::Hooks::tell_of_threads) that it begins and where not |
 //! | handler | CPU time of a SIGPROF a thread raises for itself, 20 calls deep, less that of one met by an empty handler |
 //! | agreement | the root of the mean square, over the 12 functions seen most, of the differences of shares from those `perf record` saw in the same run, in standard errors |
@@ -39,11 +40,15 @@ mod throughput;
 #[path = "cpu/turns.rs"]
 mod turns;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cell::{Measured, measure};
 use drive::Engine;
+use marple::base::Hertz;
+use marple::cpu::{Lookback, Options};
+use marple::model::CpuEngine;
 use table::{Goal, median, row};
+use turns::LOOKBACK;
 
 /// The engines whose rows are shown.
 const ENGINES: [Engine; 4] = [Engine::Perf, Engine::Timer, Engine::Pprof, Engine::Peer];
@@ -62,7 +67,7 @@ const FULL: Plan = Plan {
     burn: Duration::from_millis(2500),
     rates: &[99, 500, 1000],
     threads: &[1, 2, 8, 32, 256],
-    rounds: 5,
+    rounds: 7,
     pairs: 11,
     turns: Duration::from_secs(5),
 };
@@ -175,7 +180,28 @@ fn attribution(plan: &Plan) {
     }
 }
 
+/// The kernel waits for all cores before the machine has its first perf event, and once a second has passed
+/// without any it does so anew. So those starts are a row of their own, and the others are beside an event,
+/// as captures beside a look-back are.
 fn start(plan: &Plan) {
+    let options = Options {
+        engine: CpuEngine::Perf,
+        lookback_frequency: Hertz(LOOKBACK),
+        ..Options::default()
+    };
+    let firsts = (0..plan.rounds).map(|_| {
+        std::thread::sleep(Duration::from_millis(1500));
+        let begun = Instant::now();
+        Lookback::start(&options).map(|_| begun.elapsed().as_secs_f64() * 1e3)
+    });
+    let firsts: Result<Vec<f64>, _> = firsts.collect();
+    match firsts {
+        Ok(firsts) => {
+            row("perf: the machine's first event", median(firsts.into_iter()), "ms", Goal::None);
+        }
+        Err(why) => println!("perf: the machine's first event: not measured: {why}"),
+    }
+    let _event = Lookback::start(&options);
     starts(plan, 0);
     starts(plan, 200);
 }
@@ -197,7 +223,7 @@ fn starts(plan: &Plan, threads: usize) {
     }
 }
 
-/// The fixed cost and that of a sample apart.
+/// What the thread that records costs before a capture and during one.
 fn turns(plan: &Plan) {
     let millis = plan.turns.as_millis().to_string();
     let engines = [Engine::Perf, Engine::Timer];

@@ -1,8 +1,7 @@
 //! What the thread that records uses: for itself, and for each sample.
 //!
 //! Read from that thread's CPU clock, so that what the host's threads do is not in it, nor what a start
-//! and a stop cost. A turn costs something whether there is a sample or not; so the cost of a sample is
-//! that of a session over busy threads less that of as long a session at the same rate over none.
+//! and a stop cost. A turn costs something whether there is a sample or not; it is in the cost of a sample.
 
 use std::sync::mpsc;
 use std::thread;
@@ -17,7 +16,7 @@ use crate::burn::{self, THREAD};
 use crate::drive::Engine;
 
 /// The rate of the look-back by default.
-const LOOKBACK: u32 = 19;
+pub(crate) const LOOKBACK: u32 = 19;
 
 /// The rate at which samples are counted and costed.
 const HERTZ: u32 = 1000;
@@ -109,7 +108,7 @@ pub(crate) fn lookback(
     Ok(())
 }
 
-/// What a sample costs, and what a second of turns costs without any.
+/// What a sample costs with its share of the turns, and what a second of turns costs without any.
 pub(crate) fn sample(engine: Engine, time: Duration) -> Result<(), String> {
     let session = |busy: usize| {
         let start = || {
@@ -129,6 +128,6 @@ pub(crate) fn sample(engine: Engine, time: Duration) -> Result<(), String> {
     session(BUSY)?;
     let ((turns, _), (whole, samples)) = (session(0)?, session(BUSY)?);
     println!("turns {}", turns * 1e6);
-    println!("sample {}", (whole - turns) * 1e6 / samples);
+    println!("sample {}", whole * 1e6 / samples);
     Ok(())
 }
