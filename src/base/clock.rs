@@ -87,6 +87,8 @@ impl Clock for SystemClock {
         Timestamp::now()
     }
 
+    // Elsewhere nobody tells.
+    #[cfg(target_os = "linux")]
     fn suspended(&self) -> Duration {
         let now = self.now();
         Self::read(ClockId::Boottime).since(now)

@@ -10,7 +10,7 @@
 
 #![allow(unsafe_code)]
 
-use std::ffi::{OsString, c_int, c_void};
+use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::fs::File;
 use std::ops::{Deref, Range};
@@ -90,7 +90,10 @@ pub fn loaded_at(mut addresses: impl Iterator<Item = u64>) -> Result<Vec<Mapping
 
 /// A number that differs once a library was loaded or unloaded. Takes the loader's lock for an instant:
 /// for the agent's threads, not for an allocating thread or a signal handler.
+#[cfg(target_os = "linux")]
 pub fn generation() -> u64 {
+    use std::ffi::{c_int, c_void};
+
     unsafe extern "C" fn first(
         info: *mut libc::dl_phdr_info,
         size: libc::size_t,
@@ -108,6 +111,12 @@ pub fn generation() -> u64 {
     // `sum` only during this call.
     unsafe { libc::dl_iterate_phdr(Some(first), (&raw mut sum).cast()) };
     sum
+}
+
+/// Always the same: what is loaded is not known here, before or after.
+#[cfg(not(target_os = "linux"))]
+pub fn generation() -> u64 {
+    0
 }
 
 /// A stretch of the address space that holds code of a file.

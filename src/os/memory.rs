@@ -42,7 +42,10 @@ impl Chunk {
             return Some(words);
         }
         let protection = ProtFlags::READ | ProtFlags::WRITE;
-        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        let flags = MapFlags::PRIVATE;
+        // FreeBSD reserves nothing for a mapping, and has no word for it.
+        #[cfg(not(target_os = "freebsd"))]
+        let flags = flags | MapFlags::NORESERVE;
         // SAFETY: an anonymous mapping at a place of the kernel's choice touches nothing that exists.
         let fresh = unsafe { mmap_anonymous(ptr::null_mut(), self.bytes(), protection, flags) };
         let fresh = fresh.ok()?.cast::<AtomicU64>();

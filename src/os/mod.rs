@@ -7,6 +7,7 @@ pub mod births;
 pub mod catch;
 #[cfg(target_os = "linux")]
 pub mod cgroup;
+#[cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "only Linux fills it"))]
 pub mod copied;
 #[cfg(target_os = "linux")]
 pub mod glance;

@@ -162,6 +162,11 @@ pub mod wake {
             Self
         }
 
+        /// An error: nobody can be woken.
+        pub fn open(&self) -> io::Result<()> {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+
         /// Does nothing.
         pub fn wake(&self) {}
 
@@ -215,6 +220,11 @@ pub mod catch {
 
     /// The right to ask, which nobody has.
     pub struct Net;
+
+    impl Drop for Net {
+        /// As on Linux there is something to give back.
+        fn drop(&mut self) {}
+    }
 
     impl Net {
         /// Why there are no stacks.
@@ -378,6 +388,11 @@ pub mod threads {
             static OWN: u32 = NEXT.fetch_add(1, Ordering::Relaxed);
         }
         OWN.try_with(|own| *own).unwrap_or(u32::MAX)
+    }
+
+    /// The name the calling thread was given when it was made; empty where it has none.
+    pub fn current_name() -> String {
+        std::thread::current().name().unwrap_or_default().to_owned()
     }
 
     /// Nobody tells.

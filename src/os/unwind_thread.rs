@@ -4,9 +4,7 @@
 
 use std::arch::asm;
 use std::cell::Cell;
-use std::mem::MaybeUninit;
 use std::ops::Range;
-use std::ptr;
 
 use super::copied::Registers;
 
@@ -96,7 +94,11 @@ pub(super) fn bounds() -> Option<Range<u64>> {
     })
 }
 
+#[cfg(target_os = "linux")]
 fn ask_bounds() -> Option<(u64, u64)> {
+    use std::mem::MaybeUninit;
+    use std::ptr;
+
     let mut attributes = MaybeUninit::<libc::pthread_attr_t>::uninit();
     // SAFETY: the running thread is alive, and libc initialises what the pointer leads to.
     if unsafe { libc::pthread_getattr_np(libc::pthread_self(), attributes.as_mut_ptr()) } != 0 {
@@ -113,7 +115,13 @@ fn ask_bounds() -> Option<(u64, u64)> {
     (failed == 0).then_some((start, start.checked_add(size as u64)?))
 }
 
-#[cfg(test)]
+/// None: without the list of what is loaded there are no stacks to walk.
+#[cfg(not(target_os = "linux"))]
+fn ask_bounds() -> Option<(u64, u64)> {
+    None
+}
+
+#[cfg(all(test, target_os = "linux"))]
 mod tests {
     use super::*;
 

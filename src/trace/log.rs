@@ -22,6 +22,7 @@ use super::budget::{Budget, TEXT, is_spent, price};
 use super::fields::Fields;
 use super::loss::{Cause, Counts};
 use crate::base::{Clock, Moment, SystemClock};
+use crate::os::threads;
 
 /// How deep the slices of a thread may nest.
 pub(super) const MAX_DEPTH: usize = 128;
@@ -93,10 +94,8 @@ impl Log {
     /// An empty log of the calling thread; none when its own memory cannot be paid for.
     pub(super) fn of_this_thread(budget: &Arc<Budget>) -> Option<Self> {
         budget.take(LOG, LOG).map(|_| Self {
-            tid: rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs(),
-            thread: rustix::thread::name()
-                .map(|name| name.to_string_lossy().into_owned())
-                .unwrap_or_default(),
+            tid: threads::current(),
+            thread: threads::current_name(),
             pages: Mutex::new(Pages {
                 budget: Arc::clone(budget),
                 credit: 0,

@@ -14,7 +14,7 @@ use std::thread;
 
 use super::thread::{Memory, Rings};
 use crate::os::memory::Chunk;
-use crate::os::ticks;
+use crate::os::{threads, ticks};
 
 /// The fewest slices a ring is made for.
 const LEAST: usize = 64;
@@ -85,9 +85,7 @@ pub(super) fn too_deep() -> u64 {
 
 /// Rings for the calling thread; none when there is no memory for them.
 pub(super) fn take() -> Option<&'static Rings> {
-    let tid = rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs();
-    let thread =
-        rustix::thread::name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let (tid, thread) = (threads::current(), threads::current_name());
     let mut registry = lock(&REGISTRY);
     let vacant = registry
         .rings
