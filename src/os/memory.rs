@@ -43,8 +43,8 @@ impl Chunk {
         }
         let protection = ProtFlags::READ | ProtFlags::WRITE;
         let flags = MapFlags::PRIVATE;
-        // FreeBSD reserves nothing for a mapping, and has no word for it.
-        #[cfg(not(target_os = "freebsd"))]
+        // FreeBSD reserves nothing for a mapping, and has no word for it; Miri neither.
+        #[cfg(not(any(target_os = "freebsd", miri)))]
         let flags = flags | MapFlags::NORESERVE;
         // SAFETY: an anonymous mapping at a place of the kernel's choice touches nothing that exists.
         let fresh = unsafe { mmap_anonymous(ptr::null_mut(), self.bytes(), protection, flags) };
@@ -92,6 +92,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "takes the memory from the machine")]
     fn a_chunk_that_cannot_be_mapped_is_none() {
         assert!(Chunk::new(1 << 56).get_or_map().is_none());
     }

@@ -100,9 +100,9 @@ pub enum Unknown {
 /// return addresses less one.
 #[inline(never)]
 pub fn unwind_here(skip: usize, frames: &mut [u64]) -> Result<Walk, Unknown> {
+    let stack = bounds().ok_or(Unknown::Stack)?;
     let registers = registers();
     let sp = registers.sp;
-    let stack = bounds().ok_or(Unknown::Stack)?;
     if !stack.contains(&sp) || sp - stack.start < HEADROOM {
         return Err(Unknown::Stack);
     }
@@ -113,9 +113,9 @@ pub fn unwind_here(skip: usize, frames: &mut [u64]) -> Result<Walk, Unknown> {
 /// last, and its caller is not looked for. Costs only what lies in between.
 #[inline(never)]
 pub fn unwind_up_to(local: u64, skip: usize, frames: &mut [u64]) -> Result<Walk, Unknown> {
+    let stack = bounds().ok_or(Unknown::Stack)?;
     let registers = registers();
     let sp = registers.sp;
-    let stack = bounds().ok_or(Unknown::Stack)?;
     let ours = stack.contains(&sp) && stack.contains(&local) && sp <= local;
     if !ours || sp - stack.start < HEADROOM {
         return Err(Unknown::Stack);

@@ -94,7 +94,7 @@ pub(super) fn bounds() -> Option<Range<u64>> {
     })
 }
 
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", not(miri)))]
 fn ask_bounds() -> Option<(u64, u64)> {
     use std::mem::MaybeUninit;
     use std::ptr;
@@ -115,13 +115,13 @@ fn ask_bounds() -> Option<(u64, u64)> {
     (failed == 0).then_some((start, start.checked_add(size as u64)?))
 }
 
-/// None: without the list of what is loaded there are no stacks to walk.
-#[cfg(not(target_os = "linux"))]
+/// None: without the list of what is loaded there are no stacks to walk, and under Miri without registers.
+#[cfg(any(not(target_os = "linux"), miri))]
 fn ask_bounds() -> Option<(u64, u64)> {
     None
 }
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(all(test, target_os = "linux", not(miri)))]
 mod tests {
     use super::*;
 

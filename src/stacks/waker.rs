@@ -169,3 +169,75 @@ unsafe fn wake_by_ref(data: *const ()) {
 ///
 /// None: there is nothing to give back.
 unsafe fn forget(_: *const ()) {}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::Wake;
+    use std::thread;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Woken(AtomicUsize);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn woken() -> (Arc<Woken>, Waker) {
+        let woken = Arc::new(Woken::default());
+        (Arc::clone(&woken), Waker::from(woken))
+    }
+
+    #[test]
+    fn what_it_clones_is_the_real_waker_and_outlives_it() {
+        let (woken, real) = woken();
+        let kept = {
+            let capture = Capture::new(&real);
+            let waker = capture.waker();
+            assert!(is_capturing(waker.get()));
+            let kept = waker.get().clone();
+            assert!(!is_capturing(&kept));
+            assert_eq!(kept.data(), real.data());
+            kept
+        };
+        assert_eq!(Arc::strong_count(&woken), 3);
+        drop(real);
+        kept.wake();
+        assert_eq!(woken.0.load(Ordering::Relaxed), 1);
+        assert_eq!(Arc::strong_count(&woken), 1);
+    }
+
+    #[test]
+    fn it_wakes_the_real_one_and_holds_nothing() {
+        let (woken, real) = woken();
+        let capture = Capture::new(&real);
+        let waker = capture.waker();
+        waker.get().wake_by_ref();
+        waker.get().wake_by_ref();
+        drop(waker);
+        assert_eq!(woken.0.load(Ordering::Relaxed), 2);
+        assert_eq!(Arc::strong_count(&woken), 2);
+        let seen = capture.into_seen();
+        assert!(!seen.stacks.is_empty() || seen.broken > 0, "yielding is seen");
+    }
+
+    #[test]
+    fn several_threads_may_clone_it_at_once() {
+        let (woken, real) = woken();
+        let capture = Capture::new(&real);
+        let waker = capture.waker();
+        thread::scope(|scope| {
+            for _ in 0..3 {
+                let waker = waker.get();
+                scope.spawn(move || waker.clone().wake());
+            }
+        });
+        assert_eq!(woken.0.load(Ordering::Relaxed), 3);
+        assert_eq!(Arc::strong_count(&woken), 2);
+    }
+}
