@@ -216,10 +216,8 @@ mod tests {
     fn it_wakes_the_real_one_and_holds_nothing() {
         let (woken, real) = woken();
         let capture = Capture::new(&real);
-        let waker = capture.waker();
-        waker.get().wake_by_ref();
-        waker.get().wake_by_ref();
-        drop(waker);
+        capture.waker().get().wake_by_ref();
+        capture.waker().get().wake_by_ref();
         assert_eq!(woken.0.load(Ordering::Relaxed), 2);
         assert_eq!(Arc::strong_count(&woken), 2);
         let seen = capture.into_seen();
@@ -234,7 +232,11 @@ mod tests {
         thread::scope(|scope| {
             for _ in 0..3 {
                 let waker = waker.get();
-                scope.spawn(move || waker.clone().wake());
+                scope.spawn(move || {
+                    let kept = waker.clone();
+                    thread::yield_now();
+                    kept.wake();
+                });
             }
         });
         assert_eq!(woken.0.load(Ordering::Relaxed), 3);
