@@ -8,6 +8,8 @@
 //! `--cfg tokio_unstable` and is run by `benches/peers/run`: here the row shows the gap next to the one of
 //! the same runtime left alone, and no verdict.
 
+#[path = "stacks/day.rs"]
+mod day;
 #[path = "stacks/heart.rs"]
 mod heart;
 
@@ -34,14 +36,20 @@ fn main() {
     if !std::env::args().any(|arg| arg == "--bench") {
         return;
     }
-    // `-- threads` measures those alone.
-    if !std::env::args().any(|arg| arg == "threads") {
+    // `-- threads` and `-- day` measure those alone.
+    let asked = |name: &str| std::env::args().any(|arg| arg == name);
+    if !asked("threads") && !asked("day") {
         wrapper();
         many_tasks();
         blocked_worker();
     }
-    many_threads();
-    beats_under_dumps();
+    if !asked("day") {
+        many_threads();
+        beats_under_dumps();
+    }
+    if !asked("threads") {
+        day::day();
+    }
 }
 
 fn row(name: &str, value: f64, unit: &str, goal: Option<f64>) {

@@ -1,0 +1,96 @@
+//! What a day's tasks leave behind: 100 a second, all that they were in some seconds, recorded, and asked now and
+//! then where they wait.
+
+use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use marple::base::{Bytes, Clock, SystemClock};
+use marple::model::TraceMode;
+use marple::stacks::tasks;
+use marple::task::{self, Trace as _};
+use marple::trace::configure;
+use tokio::runtime::Runtime;
+use tokio::sync::Semaphore;
+
+use crate::{PLAN, row, runtime};
+
+const TASKS: usize = 24 * 60 * 60 * 100;
+
+/// Tasks at once.
+const BATCH: usize = 1000;
+
+pub(crate) fn day() {
+    configure(TraceMode::Always, Bytes::mib(16), Duration::from_secs(30));
+    let runtime = runtime();
+    let over = Arc::new(AtomicBool::new(false));
+    let asking = Arc::clone(&over);
+    let dumps = thread::spawn(move || {
+        let mut dumps = 0;
+        while !asking.load(Ordering::Relaxed) {
+            tasks::dump(&SystemClock, SystemClock.anchor(), PLAN).expect("a dump");
+            dumps += 1;
+            thread::sleep(Duration::from_millis(50));
+        }
+        dumps
+    });
+    // What a wrapped future holds is held as long as anything of it is left.
+    let held = Arc::new(());
+    live(&runtime, TASKS / 10, &held);
+    let before = resident();
+    live(&runtime, TASKS, &held);
+    let growth = resident() - before;
+    over.store(true, Ordering::Relaxed);
+    let dumps = dumps.join().expect("no panic");
+    drop(runtime);
+    configure(TraceMode::OnDemand, Bytes::mib(16), Duration::from_secs(30));
+    row("a day of 100 tasks a second: dumps meanwhile", f64::from(dumps), "", None);
+    row("a day of 100 tasks a second: still listed", tasks::alive() as f64, "tasks", Some(0.0));
+    let held = Arc::strong_count(&held) - 1;
+    row("a day of 100 tasks a second: not dropped", held as f64, "tasks", Some(0.0));
+    row("a day of 100 tasks a second: resident growth", growth, "MiB", Some(1.0));
+}
+
+/// Tasks that end at once, that wait and are told, that wait and are aborted, and futures that are dropped before
+/// they were polled.
+fn live(runtime: &Runtime, tasks: usize, held: &Arc<()>) {
+    runtime.block_on(async {
+        let mut handles = Vec::with_capacity(BATCH);
+        for _ in 0..tasks / BATCH {
+            let told = Arc::new(Semaphore::new(0));
+            for at in 0..BATCH {
+                let (held, told) = (Arc::clone(held), Arc::clone(&told));
+                let work = async move {
+                    match at % 4 {
+                        0 => {}
+                        1 => assert!(told.acquire().await.is_err(), "closed"),
+                        _ => std::future::pending().await,
+                    }
+                    drop(held);
+                };
+                match at % 4 {
+                    3 => drop(work.traced("never polled")),
+                    _ => handles.push(task::spawn(work)),
+                }
+            }
+            tokio::task::yield_now().await;
+            told.close();
+            for (at, handle) in handles.drain(..).enumerate() {
+                if at % 3 == 2 {
+                    handle.abort();
+                }
+                let _ = handle.await;
+            }
+        }
+    });
+}
+
+/// MiB.
+fn resident() -> f64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<f64>().ok());
+    kib.map_or(f64::NAN, |kib| kib / 1024.0)
+}
