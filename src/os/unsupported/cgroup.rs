@@ -1,0 +1,59 @@
+//! Limits of cgroups, which only Linux has.
+
+use std::path::Path;
+
+use crate::base::{Bytes, Percent};
+use crate::model::Limit;
+
+/// What the kernel has counted and measured: nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[allow(missing_docs, reason = "as on Linux")]
+pub struct Strain {
+    pub periods: Option<u64>,
+    pub throttled: Option<u64>,
+    pub memory_high: Option<u64>,
+    pub memory_max: Option<u64>,
+    pub oom_kills: Option<u64>,
+    pub memory_pressure: Option<Percent>,
+    pub cpu_pressure: Option<Percent>,
+    pub io_pressure: Option<Percent>,
+}
+
+/// No cgroup.
+#[derive(Debug)]
+pub struct Cgroup;
+
+impl Cgroup {
+    /// Finds none.
+    pub fn discover(_root: &Path) -> Self {
+        Self
+    }
+
+    /// Does nothing.
+    pub fn refresh(&mut self) {}
+
+    /// None.
+    pub fn memory_limit(&self) -> Option<&Limit<Bytes>> {
+        None
+    }
+
+    /// None.
+    pub fn cpu_limit(&self) -> Option<&Limit<f64>> {
+        None
+    }
+
+    /// Nothing.
+    pub fn strain(&self) -> Strain {
+        Strain::default()
+    }
+
+    /// Nothing.
+    pub fn strain_counters(&self) -> Strain {
+        Strain::default()
+    }
+
+    /// None.
+    pub fn working_set(&self) -> Option<Bytes> {
+        None
+    }
+}
