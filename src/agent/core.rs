@@ -26,7 +26,7 @@ use super::reload;
 use super::status::{ConfigStatus, Counters};
 use super::stream::{self, Streams, work};
 use super::stuck::Stuck;
-use crate::base::{Clock, Error as PublicError, IncidentId, Moment};
+use crate::base::{Clock, Error as PublicError, IncidentId, Moment, warnings};
 use crate::config::Settings;
 use crate::model::{CaptureKind, Losses, Vitals};
 use crate::store::Holdings;
@@ -183,6 +183,7 @@ impl Core {
             }
         }
         self.expire();
+        log_warnings();
     }
 
     /// Sets what calls for a tick before its time.
@@ -332,5 +333,19 @@ impl Core {
             tracing::error!(target: "marple", times, "{cause}: {error}");
         }
         self.last_failure = Some(format!("{cause}: {error}"));
+    }
+}
+
+/// Logs the warnings that were reported or cleared since the last tick.
+fn log_warnings() {
+    for change in warnings::take_changes() {
+        match change {
+            warnings::Change::Set(warning) => {
+                tracing::warn!(target: "marple", topic = warning.topic, "{}", warning.text);
+            }
+            warnings::Change::Cleared(topic) => {
+                tracing::info!(target: "marple", topic, "works again");
+            }
+        }
     }
 }

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::stream::StreamStatus;
 use super::stream::allowance::Allowance;
-use crate::base::{Anchor, Bytes, IncidentId};
+use crate::base::{Anchor, Bytes, IncidentId, Warning};
 use crate::config::BudgetSettings;
 use crate::model::{CaptureKind, CaptureSet, Limits, Losses, Metric, Stall, VitalsRow};
 use crate::rules::{Opening, State};
@@ -82,6 +82,8 @@ pub struct Status {
     pub counters: Counters,
     /// By what means each kind was captured last.
     pub engines: BTreeMap<CaptureKind, String>,
+    /// Features that do not work in this process, or in a degraded way, and why.
+    pub warnings: Vec<Warning>,
     /// What went wrong since the start, by cause.
     pub failures: Losses,
     /// The last thing that went wrong.

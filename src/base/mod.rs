@@ -6,9 +6,11 @@ mod id;
 mod site;
 pub(crate) mod sync;
 mod units;
+pub mod warnings;
 
 pub use clock::{Anchor, Clock, ManualClock, Moment, SystemClock};
 pub use error::Error;
 pub use id::IncidentId;
 pub use site::{MAX_SITES, SITE_BITS, Site};
 pub use units::{Bytes, Hertz, ParseBytesError, Percent};
+pub use warnings::Warning;

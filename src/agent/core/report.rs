@@ -4,6 +4,7 @@ use super::Core;
 use crate::agent::history::row;
 use crate::agent::incidents::ToggleState;
 use crate::agent::status::{BudgetStatus, IncidentStatus, RuleStatus, Status, Toggled};
+use crate::base::warnings;
 use crate::model::{CaptureSet, Limits};
 
 impl Core {
@@ -39,6 +40,7 @@ impl Core {
             store: self.stored,
             counters: self.counters,
             engines: self.engines.clone(),
+            warnings: warnings::list(),
             failures: self.failures.clone(),
             last_failure: self.last_failure.clone(),
         }

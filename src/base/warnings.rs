@@ -1,0 +1,149 @@
+//! A registry of the parts of marple that do not work in this process, or not as well as they could.
+//!
+//! Each layer reports here what the machine, the kernel or the host's limits deny it. The agent logs each change once and
+//! lists all entries in `/status`, so that a feature never goes quiet without a word.
+//!
+//! The registry is a process-wide static because its reporters are: engines, the allocator and signal handlers exist once
+//! per process. It holds at most [`MAX_WARNINGS`] entries, one per topic.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+/// Maximum number of topics. There is one per feature, so more than this is a bug in a reporter.
+const MAX_WARNINGS: usize = 64;
+
+static REGISTRY: Mutex<Registry> = Mutex::new(Registry::new());
+
+/// A feature that does not work in this process, or works in a degraded way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Warning {
+    /// The feature: a settings key where there is one (`"http.listen"`, `"cpu.engine"`), else a short name.
+    pub topic: &'static str,
+    /// What does not work, why, and what to do about it.
+    pub text: String,
+    /// Wall-clock time at which this text was reported.
+    pub since: Timestamp,
+}
+
+#[derive(Debug)]
+struct Registry {
+    entries: BTreeMap<&'static str, Warning>,
+    /// Topics whose text has changed or that were cleared since the last [`take_changes`].
+    changed: Vec<&'static str>,
+}
+
+impl Registry {
+    const fn new() -> Self {
+        Self { entries: BTreeMap::new(), changed: Vec::new() }
+    }
+
+    fn set(&mut self, topic: &'static str, text: String, since: Timestamp) {
+        let is_known = self.entries.get(topic).is_some_and(|entry| entry.text == text);
+        let is_full = self.entries.len() >= MAX_WARNINGS && !self.entries.contains_key(topic);
+        if is_known || is_full {
+            return;
+        }
+        self.entries.insert(topic, Warning { topic, text, since });
+        self.mark(topic);
+    }
+
+    fn clear(&mut self, topic: &'static str) {
+        if self.entries.remove(topic).is_some() {
+            self.mark(topic);
+        }
+    }
+
+    fn mark(&mut self, topic: &'static str) {
+        if !self.changed.contains(&topic) {
+            self.changed.push(topic);
+        }
+    }
+
+    fn take_changes(&mut self) -> Vec<Change> {
+        let changed = std::mem::take(&mut self.changed);
+        let change = |topic| match self.entries.get(topic) {
+            Some(warning) => Change::Set(warning.clone()),
+            None => Change::Cleared(topic),
+        };
+        changed.into_iter().map(change).collect()
+    }
+}
+
+/// A change of the registry that has not been logged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// A warning was reported, or its text has changed.
+    Set(Warning),
+    /// The feature works again.
+    Cleared(&'static str),
+}
+
+/// Reports that `topic` does not work as it should. Replaces an earlier text for the same topic.
+///
+/// Takes a lock and allocates: not for signal handlers or the allocator.
+pub fn set(topic: &'static str, text: impl Into<String>) {
+    with(|registry| registry.set(topic, text.into(), Timestamp::now()));
+}
+
+/// Reports that `topic` works again.
+pub fn clear(topic: &'static str) {
+    with(|registry| registry.clear(topic));
+}
+
+/// Returns all warnings in force, ordered by topic.
+pub fn list() -> Vec<Warning> {
+    with(|registry| registry.entries.values().cloned().collect())
+}
+
+/// Returns the changes since the previous call. The agent logs them.
+pub fn take_changes() -> Vec<Change> {
+    with(Registry::take_changes)
+}
+
+fn with<T>(use_registry: impl FnOnce(&mut Registry) -> T) -> T {
+    use_registry(&mut REGISTRY.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn texts(registry: &mut Registry) -> Vec<String> {
+        let text = |change| match change {
+            Change::Set(warning) => format!("{}: {}", warning.topic, warning.text),
+            Change::Cleared(topic) => format!("{topic} cleared"),
+        };
+        registry.take_changes().into_iter().map(text).collect()
+    }
+
+    #[test]
+    fn reports_each_change_once() {
+        let mut registry = Registry::new();
+        let now = Timestamp::UNIX_EPOCH;
+        registry.set("http.listen", "port 1 is in use".into(), now);
+        registry.set("http.listen", "port 1 is in use".into(), now);
+        assert_eq!(texts(&mut registry), ["http.listen: port 1 is in use"]);
+        registry.set("http.listen", "port 1 is in use".into(), now);
+        assert_eq!(texts(&mut registry), [] as [&str; 0]);
+        registry.clear("http.listen");
+        registry.clear("http.listen");
+        assert_eq!(texts(&mut registry), ["http.listen cleared"]);
+    }
+
+    #[test]
+    fn number_of_topics_is_bounded() {
+        let mut registry = Registry::new();
+        for number in 0..=MAX_WARNINGS {
+            registry.set(
+                Box::leak(format!("topic {number}").into_boxed_str()),
+                "x".into(),
+                Timestamp::UNIX_EPOCH,
+            );
+        }
+        assert_eq!(registry.entries.len(), MAX_WARNINGS);
+    }
+}
