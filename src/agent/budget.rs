@@ -61,10 +61,11 @@ pub(super) struct Budget {
 }
 
 impl Budget {
-    /// Goes on from what was saved.
-    pub(super) fn restore(anchor: Anchor, state: &State) -> Self {
-        let opened = state.incidents.iter().map(|&at| (moment_of(anchor, at), None));
-        Self { opened: opened.collect() }
+    /// Adds what an earlier process has saved.
+    pub(super) fn restore(&mut self, anchor: Anchor, state: &State) {
+        let saved = state.incidents.iter().map(|&at| (moment_of(anchor, at), None));
+        self.opened.extend(saved);
+        self.opened.sort_by_key(|(at, _)| *at);
     }
 
     /// A rule opened the incident `id`.

@@ -1,28 +1,31 @@
 //! From settings to a running agent.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc as std_mpsc;
+use std::sync::mpsc::{self as std_mpsc, RecvTimeoutError};
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 
+use super::Error as AgentError;
 use super::announce::{self, Announcer, Callback, IncidentEvent};
-use super::budget::State;
 use super::capture::Worker;
+use super::capture::directory::{Directory, Opened, TOPIC as DIRECTORY};
 use super::collect;
 use super::collectors::{Collected, CollectorOptions, CollectorOutput, Collectors};
-use super::core::Begun;
-use super::event::{Event, QUEUE, ToggleAction};
-use super::guard::{Agent, OnlyOne};
-use super::handle::AgentHandle;
+use super::core::{Begun, Core};
+use super::deferred::{Deferred, FileWatch, FirstOpened};
+use super::event::QUEUE;
+use super::guard::Agent;
+use super::handle::{AgentHandle, SharedPath};
 use super::service::Service;
-use super::threads::{lead, spawn, work};
-use crate::base::{Clock, Error, SystemClock};
-use crate::config::{Change, Settings, Watched, Watcher};
-use crate::model::{Origin, ProcessInfo, Versions};
+use super::threads::{Threads, lead, work};
+use crate::base::{Clock, Error, SystemClock, warnings};
+use crate::config::{Settings, Watched};
+use crate::model::{ProcessInfo, Versions};
 use crate::os;
-use crate::store::{Recovery, Store};
-use crate::vitals::{Numbers, Runtimes};
+use crate::os::fork::Claim;
+use crate::vitals::{Numbers, Reader, Runtimes};
 
 /// Settings on their way to a running [`Agent`].
 #[must_use = "nothing is watched until `start` is called"]
@@ -32,6 +35,7 @@ pub struct Builder {
     services: Vec<Box<dyn Service>>,
     callbacks: Vec<Callback>,
     collectors: Vec<Pending>,
+    strict: bool,
 }
 
 /// A collector that is to be registered.
@@ -39,7 +43,14 @@ type Pending = (String, CollectorOptions, Box<dyn FnMut(&mut CollectorOutput) ->
 
 impl Builder {
     pub(super) fn new(settings: Settings, path: Option<PathBuf>) -> Self {
-        Self { settings, path, services: Vec::new(), callbacks: Vec::new(), collectors: Vec::new() }
+        Self {
+            settings,
+            path,
+            services: Vec::new(),
+            callbacks: Vec::new(),
+            collectors: Vec::new(),
+            strict: false,
+        }
     }
 
     /// The settings, to be looked at or changed.
@@ -85,141 +96,176 @@ impl Builder {
         self
     }
 
-    /// Starts the two threads.
-    pub(crate) fn launch(self) -> Result<Agent, Error> {
-        let Self { settings, path, mut services, callbacks, collectors } = self;
-        settings.validate().map_err(Error::new)?;
-        let only_one = OnlyOne::claim()?;
-        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        let (store, recovery) =
-            Store::open(&settings.dir, settings.store.clone(), Arc::clone(&clock))
-                .map_err(Error::new)?;
-        tell(&recovery);
-        if store.is_in_memory() {
-            tracing::warn!(
-                target: "marple",
-                "{} is in memory: what is kept there counts against the memory limit, and takes at most half \
-                 of what is left below it",
-                store.dir().display()
-            );
-        }
-        let (state, stored) = (saved(&store), store.holdings());
-        for service in &mut services {
-            service.bind(&settings)?;
-        }
+    /// Whether [`start`](Self::start) fails if the agent cannot have all that the settings ask for. Default: `false`.
+    ///
+    /// By default only invalid settings, a collector that cannot be registered and a second agent in the process are
+    /// errors. A directory that is in use, read-only or full, an address that is taken, threads that cannot be
+    /// created: the agent starts without, lists them in the log and in `status` (`warnings`), and takes each as soon as it
+    /// is free. With `true` each of these is an error of the start; for jobs and tests that are worth nothing without.
+    pub fn strict(mut self, strict: bool) -> Self {
+        self.strict = strict;
+        self
+    }
 
-        let (runtimes, numbers) = (Runtimes::default(), Numbers::default());
-        if let Ok(current) = tokio::runtime::Handle::try_current() {
-            runtimes.observe(current).map_err(Error::new)?;
-        }
+    /// Starts the threads.
+    pub(crate) fn launch(self) -> Result<Agent, Error> {
+        let Self { settings, path, mut services, callbacks, collectors, strict } = self;
+        settings.validate().map_err(Error::new)?;
+        let claim = Claim::take().ok_or_else(|| Error::new(AgentError::AlreadyRunning))?;
         let (events, queue) = mpsc::channel(QUEUE);
         let registry = Collectors::new(events.clone());
         for (name, options, collect) in collectors {
             registry.add(&name, options, collect)?;
         }
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let (runtimes, numbers) = (Runtimes::default(), Numbers::default());
+        if let Ok(current) = tokio::runtime::Handle::try_current()
+            && let Err(error) = runtimes.observe(current)
+        {
+            warnings::set("runtime", format!("this runtime is not watched: {error}"));
+        }
+        let threads = Threads::new();
         let measured = (runtimes.clone(), numbers.clone());
-        let handle = AgentHandle::new(events.clone(), measured, registry.clone(), &settings);
-        let watcher = watch(&settings, path.clone(), &events)?;
+        let dir = SharedPath::new(settings.dir.clone());
+        let registered = registry.clone();
+        let handle = AgentHandle::new(
+            events.clone(),
+            measured,
+            registered,
+            &settings,
+            dir.clone(),
+            &threads,
+        );
+        let mut files = FileWatch::new(watched(&settings, path.clone()), events.clone());
+        if let Err(error) = files.start()
+            && strict
+        {
+            return Err(error);
+        }
+
+        for service in &mut services {
+            if let Err(error) = service.bind(&settings)
+                && strict
+            {
+                return Err(error);
+            }
+        }
+        let places: Vec<String> = services.iter().filter_map(|service| service.place()).collect();
+        let endpoint = if places.is_empty() { "none".to_owned() } else { places.join(", ") };
 
         // One task at a time: the loop sends the next when it has heard of the last.
         let (tasks, inbox) = std_mpsc::sync_channel(1);
-        let (process, versions) = (process(&*clock), versions());
         let (announcer, announced) = Announcer::new(&callbacks);
         if let Some(announced) = announced {
             // Never waited for: what it runs is not ours.
-            spawn("marple-callbacks", move || announce::call(&announced, callbacks))?;
+            threads.callbacks.prepare(move || announce::call(&announced, callbacks));
         }
         collect::heap::read_images();
-        let capture_thread = spawn("marple-capture", {
+        let (first, opening) = std_mpsc::sync_channel(1);
+        threads.capture.prepare({
             let (clock, events) = (Arc::clone(&clock), events.clone());
-            let collectors = registry.clone();
+            let (collectors, path, store) =
+                (registry.clone(), settings.dir.clone(), settings.store.clone());
             move || {
+                let _excluded = collect::heap::exclude_current_thread();
+                let (directory, opened) = Directory::open(path, &store, Arc::clone(&clock));
+                // A start that has failed does not want it.
+                let _ = first.send(opened);
+                let (process, versions) = (process(&*clock), versions());
                 let worker = Worker::new(
                     Arc::clone(&clock),
-                    store,
+                    directory,
                     process,
                     versions,
                     announcer,
                     collectors,
                 );
-                work(worker, &*clock, &inbox, &events);
+                work(worker, &*clock, &store, &inbox, &events);
             }
-        })?;
-        let (finished_tx, finished) = std_mpsc::sync_channel(1);
-        let loop_thread = spawn("marple", {
-            let handle = handle.clone();
-            move || {
-                let measures = (clock, runtimes, numbers);
-                let collectors = registry;
-                let begun = Begun { settings, path, state, collectors, stored };
-                lead(begun, measures, tasks, queue, services, handle);
-                // The watcher's callback may hold a sender of its own: the end is said, not inferred.
-                let _ = finished_tx.send(());
-                drop(only_one);
-            }
-        })?;
-        Ok(Agent {
-            handle,
-            events,
-            finished,
-            threads: Some([loop_thread, capture_thread]),
-            watcher,
-        })
-    }
-}
-
-/// Watches the settings file and the trigger file, whichever there is.
-fn watch(
-    settings: &Settings,
-    path: Option<PathBuf>,
-    events: &mpsc::Sender<Event>,
-) -> Result<Option<Watcher>, Error> {
-    let trigger = settings.toggle.trigger_file.clone().map(Watched::Trigger);
-    let files: Vec<Watched> = path.map(Watched::Config).into_iter().chain(trigger).collect();
-    if files.is_empty() {
-        return Ok(None);
-    }
-    let events = events.clone();
-    let watcher = Watcher::new(files, move |change| {
-        let event = match change {
-            Change::Config { settings, .. } => {
-                Event::Reloaded { settings: settings.map_err(Error::new) }
-            }
-            Change::Trigger { .. } => Event::Toggle {
-                action: ToggleAction::Flip,
-                origin: Origin::TriggerFile,
-                kinds: None,
-                reply: None,
-            },
-        };
-        if events.try_send(event).is_err() {
-            tracing::error!(target: "marple", "a change of a watched file was missed");
+        });
+        if strict {
+            threads.capture.start()?;
+            threads.callbacks.start()?;
+        } else {
+            threads.start_helpers();
         }
-    });
-    watcher.map(Some).map_err(Error::new)
+        let (directory, opening) = await_directory(opening, &threads, &settings.dir, strict)?;
+
+        let (finished_tx, finished) = std_mpsc::sync_channel(1);
+        threads.agent_loop.prepare({
+            let (handle, deferred) = (handle.clone(), Deferred::new(&threads, files, opening));
+            move || {
+                let _excluded = collect::heap::exclude_current_thread();
+                let begun =
+                    Begun { settings, path, collectors: registry, dir, directory, endpoint };
+                let reader = Reader::new(runtimes.clone(), numbers);
+                let core = Core::new(clock, begun, reader, tasks);
+                lead(core, queue, services, &handle, &runtimes, deferred);
+                // Others may hold a sender of their own: the end is said, not inferred.
+                let _ = finished_tx.send(());
+                drop(claim);
+            }
+        });
+        if let Err(error) = threads.agent_loop.start() {
+            if strict {
+                threads.agent_loop.cancel();
+                // It ends with its inbox, and gives the directory back.
+                threads.capture.take().into_iter().for_each(|thread| _ = thread.join());
+                return Err(error);
+            }
+            // No thread of the agent's is there to log it.
+            tracing::error!(
+                target: "marple",
+                "nothing is watched: {error}; it is tried again when the agent's handle is used"
+            );
+        }
+        Ok(Agent { handle, events, finished, threads })
+    }
 }
 
-/// What an earlier process had used up. When that cannot be read, the budgets begin anew.
-fn saved(store: &Store) -> Option<State> {
-    let state = store.load_state::<State>();
-    let known = |state: &State| state.schema == State::SCHEMA;
-    state.map(|state| state.filter(known)).unwrap_or_else(|error| {
-        tracing::error!(target: "marple", "budgets begin anew: {error}");
-        None
-    })
+/// How long a start waits for the incident directory: one on a disk is open within milliseconds, and one on a network
+/// volume whose server does not answer may never be.
+const OPENING: Duration = Duration::from_secs(2);
+
+/// Waits for the first attempt of the capture thread to open the incident directory. What has not come by then is handed
+/// on.
+fn await_directory(
+    opening: FirstOpened,
+    threads: &Threads,
+    dir: &Path,
+    strict: bool,
+) -> Result<(Option<Opened>, Option<FirstOpened>), Error> {
+    if strict {
+        // The thread has ended without a word: it panicked.
+        let gone = |_| Error::new(AgentError::CaptureThreadGone);
+        let opened = opening.recv().map_err(gone)?.map_err(Error::new)?;
+        return Ok((Some(opened), None));
+    }
+    if !threads.capture.is_started() {
+        return Ok((None, Some(opening)));
+    }
+    match opening.recv_timeout(OPENING) {
+        Ok(Ok(opened)) => Ok((Some(opened), None)),
+        // Said by the capture thread, which goes on trying.
+        Ok(Err(_)) | Err(RecvTimeoutError::Disconnected) => Ok((None, None)),
+        Err(RecvTimeoutError::Timeout) => {
+            warnings::set(
+                DIRECTORY,
+                format!(
+                    "no incident is stored yet: opening {} takes more than {OPENING:?}; the file system does not \
+                     answer, or much is left of an earlier process",
+                    dir.display()
+                ),
+            );
+            Ok((None, Some(opening)))
+        }
+    }
 }
 
-/// Says what an earlier process left behind, if it did.
-fn tell(recovery: &Recovery) {
-    for id in &recovery.interrupted {
-        tracing::warn!(target: "marple", "the process ended during incident {id}; its files are kept");
-    }
-    for error in &recovery.failed {
-        tracing::error!(target: "marple", "an earlier incident stays as it was found: {error}");
-    }
-    if !recovery.swept.is_empty() {
-        tracing::info!(target: "marple", "unfinished files swept: {}", recovery.swept.join(", "));
-    }
+/// The settings file and the trigger file, whichever there is.
+fn watched(settings: &Settings, path: Option<PathBuf>) -> Vec<Watched> {
+    let trigger = settings.toggle.trigger_file.clone().map(Watched::Trigger);
+    path.map(Watched::Config).into_iter().chain(trigger).collect()
 }
 
 fn process(clock: &dyn Clock) -> ProcessInfo {

@@ -5,6 +5,7 @@
 //! panics is a line in the manifest, a disk that refuses is a failure in the report.
 
 mod beside;
+pub(super) mod directory;
 mod gather;
 mod headroom;
 mod labels;
@@ -15,8 +16,10 @@ mod write;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use self::beside::Kept;
+use self::directory::{Directory, Opened};
 use super::announce::Announcer;
 use super::budget::State;
 use super::collect::{self, Collector};
@@ -24,7 +27,7 @@ use super::collectors::{Collectors, Run};
 use super::fence::{chain, fence};
 use super::incidents::{Done, Job, Noted};
 use crate::base::{Bytes, Clock, IncidentId};
-use crate::config::Settings;
+use crate::config::{Settings, StoreSettings};
 use crate::model::{
     CaptureKind, IncidentState, Limits, Losses, Manifest, ProcessInfo, ThreadDump, Versions,
     VitalsRow,
@@ -91,12 +94,18 @@ impl Tally {
     fn fail(&mut self, cause: &'static str, error: &dyn std::error::Error) {
         self.failures.push((cause, chain(error)));
     }
+
+    fn fail_because(&mut self, cause: &'static str, why: &str) {
+        self.failures.push((cause, why.to_owned()));
+    }
 }
 
 /// The thread's state.
 pub(super) struct Worker {
     clock: Arc<dyn Clock>,
-    store: Store,
+    directory: Directory,
+    /// The directory was opened, and the loop has not been told.
+    opened: Option<Opened>,
     process: ProcessInfo,
     versions: Versions,
     announcer: Announcer,
@@ -120,7 +129,7 @@ struct Running {
 impl Worker {
     pub(super) fn new(
         clock: Arc<dyn Clock>,
-        store: Store,
+        directory: Directory,
         process: ProcessInfo,
         versions: Versions,
         announcer: Announcer,
@@ -128,7 +137,8 @@ impl Worker {
     ) -> Self {
         Self {
             clock,
-            store,
+            directory,
+            opened: None,
             process,
             versions,
             announcer,
@@ -152,24 +162,43 @@ impl Worker {
         }
     }
 
-    /// Saves what must outlive the process, or says why not.
+    /// Saves what must outlive the process, or says why not. Without a directory nothing is saved: the loop
+    /// does it once there is one.
     pub(super) fn save(&self, state: &State) -> Result<(), String> {
-        self.store.save_state(state).map_err(|error| chain(&error))
+        let Ok(store) = self.directory.store() else { return Ok(()) };
+        store.save_state(state).map_err(|error| chain(&error))
+    }
+
+    /// Returns how long until [`Self::retry`] is due, or `None` if nothing is waited for.
+    pub(super) fn until_retry(&self) -> Option<Duration> {
+        self.directory.until_retry()
+    }
+
+    /// Tries to open the directory.
+    pub(super) fn retry(&mut self, settings: &StoreSettings) {
+        if let Some(opened) = self.directory.retry(settings) {
+            self.opened = Some(opened);
+        }
+    }
+
+    /// Returns the directory if it was opened since the last call.
+    pub(super) fn take_opened(&mut self) -> Option<Opened> {
+        self.opened.take()
     }
 
     /// Does one task.
     pub(super) fn perform(&mut self, mut task: Task) -> Report {
         let mut tally = Tally::default();
         let mut dir = None;
-        self.store.set_headroom(task.headroom);
-        if matches!(task.job, Job::Open { .. }) && self.store.is_removed() {
-            self.make_again(&task, &mut tally);
+        if matches!(task.job, Job::Open { .. }) {
+            self.find_directory(&task, &mut tally);
+        }
+        if let Ok(store) = self.directory.store() {
+            store.set_headroom(task.headroom);
         }
         // Before the job: should that be what ends the process, the budget knows of it.
-        if let Some(error) =
-            task.state.as_ref().and_then(|state| self.store.save_state(state).err())
-        {
-            tally.fail("state not saved", &error);
+        if let Some(why) = task.state.as_ref().and_then(|state| self.save(state).err()) {
+            tally.fail_because("state not saved", &why);
         }
         if let Some(stuck) = task.stuck.take_if(|_| !matches!(task.job, Job::Start { .. })) {
             self.stuck(task.job.incident(), stuck, &mut tally);
@@ -226,7 +255,7 @@ impl Worker {
                 Done::Closed { id: *id, ok: ok || gone }
             }
         };
-        tally.store = Some(self.store.holdings());
+        tally.store = self.directory.store().ok().map(Store::holdings);
         Report { done, dir, tally }
     }
 
@@ -258,30 +287,31 @@ impl Worker {
             losses: Losses::default(),
         };
         note(&mut manifest, noted, &task.vitals);
-        match self.store.begin(name, manifest) {
+        let begun = match self.directory.store() {
+            Ok(store) => store.begin(name, manifest).map_err(|error| chain(&error)),
+            Err(why) => Err(why.to_owned()),
+        };
+        match begun {
             Ok(dir) => {
                 let path = dir.path().to_owned();
                 tally.told(self.announcer.opened(id, name, &path));
                 self.dirs.push((id, dir));
                 Some(path)
             }
-            Err(error) => {
-                tally.fail("incident directory not made", &error);
+            Err(why) => {
+                tally.fail_because("incident directory not made", &why);
                 None
             }
         }
     }
 
-    /// Opens the directory of incidents anew: somebody removed it.
-    fn make_again(&mut self, task: &Task, tally: &mut Tally) {
-        let dir = self.store.dir().to_owned();
-        let settings = task.settings.store.clone();
-        match Store::open(&dir, settings, Arc::clone(&self.clock)) {
-            Ok((store, _)) => {
-                tracing::warn!(target: "marple", "{} was removed and is made again", dir.display());
-                self.store = store;
-            }
-            Err(error) => tally.fail("directory not made again", &error),
+    /// Opens the directory if it is waited for or was removed: an incident is worth an attempt before its time.
+    fn find_directory(&mut self, task: &Task, tally: &mut Tally) {
+        let settings = &task.settings.store;
+        match self.directory.replace_if_removed(settings) {
+            None => self.retry(settings),
+            Some(Ok(opened)) => self.opened = Some(opened),
+            Some(Err(error)) => tally.fail("directory not made again", &error),
         }
     }
 
@@ -304,8 +334,9 @@ impl Worker {
     }
 
     fn retain(&mut self, task: &Task, tally: &mut Tally) {
-        self.store.set_limits(task.settings.store.clone());
-        for error in &self.store.retain().failed {
+        let Ok(store) = self.directory.store() else { return };
+        store.set_limits(task.settings.store.clone());
+        for error in &store.retain().failed {
             tally.fail("incident not removed", error);
         }
     }

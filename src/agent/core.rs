@@ -14,13 +14,14 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::budget::State;
 use super::capture::Report;
+use super::capture::directory::Opened;
 use super::collect;
 use super::collectors::Collectors;
 use super::decide::Decider;
 use super::event::Event;
 use super::fence::chain;
+use super::handle::SharedPath;
 use super::history::{History, Recording};
 use super::reload;
 use super::status::{ConfigStatus, Counters};
@@ -56,8 +57,11 @@ pub(super) struct Core {
     tasks: SyncSender<work::Order>,
     /// Whether the capture thread has a task.
     busy: bool,
+    dir: SharedPath,
     /// How the store stood after the last task.
     stored: Holdings,
+    /// Where the endpoint is, until the agent's start is logged.
+    endpoint: Option<String>,
     counters: Counters,
     engines: BTreeMap<CaptureKind, String>,
     failures: Losses,
@@ -71,10 +75,12 @@ pub(super) struct Begun {
     pub(super) settings: Settings,
     /// The settings file.
     pub(super) path: Option<PathBuf>,
-    /// What an earlier process had used up.
-    pub(super) state: Option<State>,
     pub(super) collectors: Collectors,
-    pub(super) stored: Holdings,
+    pub(super) dir: SharedPath,
+    /// The incident directory, if it is open.
+    pub(super) directory: Option<Opened>,
+    /// Where the endpoint is, for the log.
+    pub(super) endpoint: String,
 }
 
 impl Core {
@@ -84,18 +90,17 @@ impl Core {
         reader: Reader,
         tasks: SyncSender<work::Order>,
     ) -> Self {
-        let Begun { settings, path, state, collectors, stored } = begun;
+        let Begun { settings, path, collectors, dir, directory, endpoint } = begun;
         let started = clock.wall();
-        let mut decider = Decider::new(settings.rules.clone(), settings.budget.clone());
-        let mut streams = Streams::new(settings.budget.streams_per_day);
-        if let Some(state) = &state {
-            decider.restore(clock.anchor(), state);
-            streams.allowance.restore(clock.anchor(), &state.streams);
-        }
+        let decider = Decider::new(settings.rules.clone(), settings.budget.clone());
+        let streams = Streams::new(settings.budget.streams_per_day);
         collect::heap::set_rates(&settings.heap);
         collect::trace::configure(&settings.trace);
-        Self {
+        let mut core = Self {
             started,
+            dir,
+            stored: Holdings::unknown(&settings.store),
+            endpoint: Some(endpoint),
             config: ConfigStatus { path, applied: Some(started), ..ConfigStatus::default() },
             cpu: collect::cpu::launch(&settings),
             collectors,
@@ -109,13 +114,32 @@ impl Core {
             streams,
             tasks,
             busy: false,
-            stored,
             counters: Counters::default(),
             engines: BTreeMap::new(),
             failures: Losses::default(),
             last_failure: None,
             stuck: Stuck::default(),
+        };
+        if let Some(opened) = directory {
+            core.directory_opened(opened);
         }
+        core
+    }
+
+    /// The incident directory is open: goes on with the budgets that an earlier process has saved.
+    pub(super) fn directory_opened(&mut self, opened: Opened) {
+        let anchor = self.clock.anchor();
+        if let Some(saved) = &opened.saved {
+            self.decider.restore(anchor, saved);
+            self.streams.allowance.restore(anchor, &saved.streams);
+        }
+        if self.counters.ticks > 0 {
+            // What was decided before has not been saved.
+            self.decider.state_changed();
+            tracing::info!(target: "marple", "incidents are stored in {}", opened.path.display());
+        }
+        self.dir.set(&opened.path);
+        self.stored = opened.holdings;
     }
 
     /// The settings in force.
@@ -183,6 +207,7 @@ impl Core {
             }
         }
         self.expire();
+        self.log_start();
         log_warnings();
     }
 
@@ -221,6 +246,7 @@ impl Core {
                 self.streams.ask(anchor, ask, &taken);
             }
             Event::StreamGone => {}
+            Event::DirectoryOpened(opened) => self.directory_opened(*opened),
             Event::Collected { id } => self.decider.incidents.collected(id),
             Event::Streamed(done) => {
                 self.busy = false;

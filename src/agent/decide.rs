@@ -55,10 +55,13 @@ impl Decider {
         }
     }
 
-    /// Goes on from where the process before this one was.
+    /// Goes on from where the process before this one was. What has been decided here since the start stays.
     pub(super) fn restore(&mut self, anchor: Anchor, state: &State) {
-        self.budget = Budget::restore(anchor, state);
+        self.budget.restore(anchor, state);
         for (name, rule) in &state.rules {
+            if self.marks.iter().any(|(known, _)| known == name) {
+                continue;
+            }
             let captured = moment_of(anchor, rule.captured);
             self.engine.remember(name, captured, (*rule).into());
             self.marks.push((name.clone(), captured));

@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use super::capture::Report;
+use super::capture::directory::Opened;
 use super::status::{Captured, Status, Toggled};
 use super::stream;
 use crate::base::{Error, IncidentId};
@@ -46,6 +47,8 @@ pub(crate) enum Event {
     Status { reply: Reply<Box<Status>> },
     /// The capture thread has finished a job.
     Done(Report),
+    /// The capture thread has opened the incident directory.
+    DirectoryOpened(Box<Opened>),
     /// A collector of the service's own has returned.
     Collected { id: IncidentId },
     /// Somebody wants a capture handed to him.

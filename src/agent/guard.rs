@@ -1,41 +1,20 @@
 //! The running agent, and its end.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
 use std::sync::mpsc::{self as std_mpsc, Receiver};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use super::Error as AgentError;
 use super::builder::Builder;
 use super::event::Event;
 use super::handle::AgentHandle;
 use super::run::LAST_WORDS;
+use super::threads::Threads;
 use crate::base::Error;
-use crate::config::{self, Settings, Watcher};
-
-/// Whether an agent runs in this process.
-static RUNNING: AtomicBool = AtomicBool::new(false);
-
-/// The claim on [`RUNNING`].
-pub(super) struct OnlyOne;
-
-impl OnlyOne {
-    pub(super) fn claim() -> Result<Self, Error> {
-        if RUNNING.swap(true, Ordering::AcqRel) {
-            return Err(Error::new(AgentError::AlreadyRunning));
-        }
-        Ok(Self)
-    }
-}
-
-impl Drop for OnlyOne {
-    fn drop(&mut self) {
-        RUNNING.store(false, Ordering::Release);
-    }
-}
+use crate::config::{self, Settings};
 
 /// A running marple. Dropping it stops everything: captures that run are ended and written, open
 /// incidents are closed. That takes as long as the writing, 5 seconds at the most.
@@ -44,9 +23,7 @@ pub struct Agent {
     pub(super) handle: AgentHandle,
     pub(super) events: mpsc::Sender<Event>,
     pub(super) finished: Receiver<()>,
-    pub(super) threads: Option<[JoinHandle<()>; 2]>,
-    /// Held for what it watches.
-    pub(super) watcher: Option<Watcher>,
+    pub(super) threads: Arc<Threads>,
 }
 
 impl Agent {
@@ -82,10 +59,11 @@ impl Drop for Agent {
     fn drop(&mut self) {
         // A fork has the values and not the threads: there is nobody to ask and nobody to wait for.
         if self.handle.is_inherited() {
-            std::mem::forget(self.threads.take());
-            std::mem::forget(self.watcher.take());
+            std::mem::forget(Arc::clone(&self.threads));
             return;
         }
+        // What was never started never ends.
+        self.threads.agent_loop.cancel();
         // A full queue drains within the wait below, so the request is repeated until it is in.
         let mut asked = false;
         let step = Duration::from_millis(20);
@@ -104,11 +82,11 @@ impl Drop for Agent {
                 Ok(()) | Err(std_mpsc::RecvTimeoutError::Disconnected) => break,
             }
         }
-        let [loop_thread, capture_thread] = match self.threads.take() {
-            Some(threads) => threads,
-            None => return,
-        };
-        let _ = loop_thread.join();
+        if let Some(loop_thread) = self.threads.agent_loop.take() {
+            let _ = loop_thread.join();
+        }
+        self.threads.capture.cancel();
+        let Some(capture_thread) = self.threads.capture.take() else { return };
         // With the loop gone the worker's inbox is closed. It ends after the task it has, if any; a disk
         // that hangs must not hang the host's exit.
         while !capture_thread.is_finished() {

@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
@@ -16,9 +16,11 @@ use super::collectors::{Collected, CollectorOptions, CollectorOutput, Collectors
 use super::event::{Event, Reply, ToggleAction};
 use super::status::{Captured, Status, Toggled};
 use super::stream::{Ask, StreamError, Streaming, Take};
+use super::threads::Threads;
 use crate::base::Error;
 use crate::config::{HttpSettings, Settings};
 use crate::model::{CaptureSet, Origin};
+use crate::os::fork;
 use crate::vitals::{Counter, Gauge, Histogram, Numbers, Runtimes};
 
 /// A way to talk to a running agent: cheap to clone, usable from any thread, async or not.
@@ -38,10 +40,29 @@ pub struct AgentHandle {
 /// What stays as it is while the agent runs.
 #[cfg_attr(not(feature = "http"), allow(dead_code, reason = "the endpoint is who asks"))]
 struct Fixed {
-    dir: PathBuf,
+    dir: SharedPath,
     http: HttpSettings,
     /// The process in which the agent runs.
     pid: u32,
+    threads: Weak<Threads>,
+}
+
+/// Where incidents are written: as the settings say, and as it was opened from then on.
+#[derive(Clone)]
+pub(super) struct SharedPath(Arc<Mutex<PathBuf>>);
+
+impl SharedPath {
+    pub(super) fn new(path: PathBuf) -> Self {
+        Self(Arc::new(Mutex::new(path)))
+    }
+
+    pub(super) fn get(&self) -> PathBuf {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn set(&self, path: &Path) {
+        path.clone_into(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+    }
 }
 
 impl AgentHandle {
@@ -50,14 +71,21 @@ impl AgentHandle {
         (runtimes, numbers): (Runtimes, Numbers),
         collectors: Collectors,
         settings: &Settings,
+        dir: SharedPath,
+        threads: &Arc<Threads>,
     ) -> Self {
-        let (dir, http) = (settings.dir.clone(), settings.http.clone().unwrap_or_default());
+        let http = settings.http.clone().unwrap_or_default();
         Self {
             events,
             runtimes,
             numbers,
             collectors,
-            fixed: Arc::new(Fixed { dir, http, pid: std::process::id() }),
+            fixed: Arc::new(Fixed {
+                dir,
+                http,
+                pid: std::process::id(),
+                threads: Arc::downgrade(threads),
+            }),
         }
     }
 
@@ -171,8 +199,8 @@ impl AgentHandle {
 
     /// Where incidents are written.
     #[cfg_attr(not(feature = "http"), expect(dead_code, reason = "the endpoint is who asks"))]
-    pub(crate) fn dir(&self) -> &Path {
-        &self.fixed.dir
+    pub(crate) fn dir(&self) -> PathBuf {
+        self.fixed.dir.get()
     }
 
     /// What `[http]` says, or the defaults without it.
@@ -203,7 +231,14 @@ impl AgentHandle {
     fn request<T>(&self, event: impl FnOnce(Reply<T>) -> Event) -> Pending<T> {
         if self.is_inherited() {
             let error = AgentError::Forked { opener: self.fixed.pid };
+            fork::notice();
             return Pending(Err(Some(Error::new(error))));
+        }
+        // A thread that could not be had at the start.
+        if let Some(threads) = self.fixed.threads.upgrade()
+            && let Err(error) = threads.agent_loop.start()
+        {
+            return Pending(Err(Some(error)));
         }
         let (reply, answer) = oneshot::channel();
         if let Err(error) = self.events.try_send(event(reply)) {

@@ -28,6 +28,7 @@ mod collect;
 mod collectors;
 mod core;
 mod decide;
+mod deferred;
 mod event;
 mod fence;
 mod guard;
@@ -48,6 +49,8 @@ mod ticker;
 
 use std::time::Duration;
 
+#[cfg(feature = "http")]
+pub(crate) use crate::os::fork::NotInherited;
 pub use announce::IncidentEvent;
 pub use builder::Builder;
 pub use collectors::{Collected, CollectorOptions, CollectorOutput};

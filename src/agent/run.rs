@@ -1,6 +1,8 @@
 //! The loop of the thread `marple`.
 
 use std::future;
+use std::io;
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -9,8 +11,10 @@ use tokio::time;
 
 use super::collect;
 use super::core::Core;
+use super::deferred::Deferred;
 use super::event::{Event, ToggleAction};
 use super::ticker::Ticker;
+use crate::base::warnings;
 use crate::config::ToggleSignal;
 use crate::model::Origin;
 use crate::vitals::Runtimes;
@@ -18,17 +22,26 @@ use crate::vitals::Runtimes;
 /// How long a shutdown may take: what runs is stopped and written, and then the loop ends.
 pub(super) const LAST_WORDS: Duration = Duration::from_secs(5);
 
+/// How many descriptors a runtime with a poller takes, signals and timers included.
+pub(super) const DESCRIPTORS: usize = 8;
+
+/// Returns the error of a process that has not [`DESCRIPTORS`] left.
+pub(super) fn check_descriptors() -> io::Result<()> {
+    let pairs: Vec<_> = (0..DESCRIPTORS / 2).map(|_| UnixStream::pair()).collect();
+    pairs.into_iter().try_for_each(|pair| pair.map(drop))
+}
+
 /// Runs until a shutdown is through.
 pub(super) async fn run(
-    mut core: Core,
-    mut events: mpsc::Receiver<Event>,
-    toggle_signal: Option<ToggleSignal>,
-    runtimes: Runtimes,
+    core: &mut Core,
+    events: &mut mpsc::Receiver<Event>,
+    runtimes: &Runtimes,
+    deferred: &mut Deferred,
 ) {
-    let mut signals = listen(toggle_signal);
+    let mut signals = listen(core.settings().toggle.signal);
     let mut ticker = Ticker::new(core.interval());
     let heap = collect::heap::Crossings::listen();
-    let mut stalls = collect::stalls::Stalls::new(runtimes);
+    let mut stalls = collect::stalls::Stalls::new(runtimes.clone());
     let mut shutdown: Option<Instant> = None;
     loop {
         core.pump();
@@ -43,6 +56,7 @@ pub(super) async fn run(
             () = ticker.tick() => {
                 core.tick();
                 core.watch();
+                deferred.tick(core);
             }
             () = heap.next() => core.tick(),
             found = stalls.next() => core.stalled(found),
@@ -66,6 +80,43 @@ pub(super) async fn run(
     }
 }
 
+/// As [`run`] on a runtime that has timers alone, for `duration`. Returns whether a shutdown is through.
+pub(super) async fn run_without_poller(
+    core: &mut Core,
+    events: &mut mpsc::Receiver<Event>,
+    deferred: &mut Deferred,
+    duration: Duration,
+) -> bool {
+    let until = time::sleep(duration);
+    tokio::pin!(until);
+    let mut ticks = time::interval(core.interval());
+    ticks.set_missed_tick_behavior(time::MissedTickBehavior::Skip);
+    let mut shutdown: Option<Instant> = None;
+    loop {
+        core.pump();
+        if let Some(since) = shutdown
+            && (core.is_at_rest() || since.elapsed() >= LAST_WORDS)
+        {
+            core.end();
+            return true;
+        }
+        tokio::select! {
+            () = &mut until, if shutdown.is_none() => return false,
+            _ = ticks.tick() => {
+                core.tick();
+                deferred.tick(core);
+            }
+            Some(event) = events.recv() => {
+                if matches!(event, Event::Shutdown) {
+                    shutdown.get_or_insert_with(Instant::now);
+                }
+                core.handle(event);
+            }
+            () = expiry(core.next_expiry()) => core.expire(),
+        }
+    }
+}
+
 async fn expiry(left: Option<Duration>) {
     match left {
         Some(left) => time::sleep(left).await,
@@ -84,7 +135,7 @@ fn listen(toggle_signal: Option<ToggleSignal>) -> Option<Signal> {
     signal(kind)
         .inspect_err(|error| {
             let name = toggle_signal.name();
-            tracing::error!(target: "marple", "{name} does not toggle: {error}");
+            warnings::set("toggle.signal", format!("{name} does not toggle: {error}"));
         })
         .ok()
 }

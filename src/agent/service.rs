@@ -11,9 +11,16 @@ use crate::config::Settings;
 ///
 /// It lies above the agent in the layers; the crate's root attaches it.
 pub(crate) trait Service: Send {
-    /// Takes what it needs from the machine, so that a failure is an error of `start`. Called on the
-    /// thread that starts the agent, outside the agent's runtime.
+    /// Takes what it needs from the machine. Called on the thread that starts the agent, outside the agent's
+    /// runtime; must not wait for another process.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot have that now. [`Self::serve`] goes on trying.
     fn bind(&mut self, settings: &Settings) -> Result<(), Error>;
+
+    /// Where it serves, for the log; `None` if it has nothing to serve.
+    fn place(&self) -> Option<String>;
 
     /// Serves until it is dropped, on the agent's runtime.
     fn serve(self: Box<Self>, agent: AgentHandle) -> Pin<Box<dyn Future<Output = ()> + Send>>;

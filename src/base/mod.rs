@@ -3,6 +3,7 @@
 mod clock;
 mod error;
 mod id;
+pub(crate) mod retry;
 mod site;
 pub(crate) mod sync;
 mod units;

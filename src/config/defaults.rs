@@ -7,8 +7,7 @@ use std::time::Duration;
 use super::default_rules;
 use super::settings::{
     BudgetSettings, CpuSettings, HeapSettings, HttpSettings, Listen, Room, Settings,
-    StacksSettings, StoreSettings, TasksMode, ThreadsMode, ToggleSettings, ToggleSignal,
-    TraceSettings,
+    StacksSettings, StoreSettings, TasksMode, ThreadsMode, ToggleSettings, TraceSettings,
 };
 use crate::base::{Bytes, Hertz, Percent};
 use crate::model::{CaptureSet, CpuEngine, CpuMode, TraceMode};
@@ -75,7 +74,8 @@ impl Default for BudgetSettings {
 impl Default for ToggleSettings {
     fn default() -> Self {
         Self {
-            signal: Some(ToggleSignal::Usr2),
+            // Either may be what the service re-opens its log at.
+            signal: None,
             trigger_file: None,
             capture: CaptureSet::all(),
             max_duration: Duration::from_secs(5 * 60),

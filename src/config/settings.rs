@@ -115,7 +115,7 @@ pub enum Room {
 /// Manual start and stop of captures.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ToggleSettings {
-    /// The signal that toggles. Default: SIGUSR2.
+    /// The signal that toggles. Default: none, since a service may use either itself.
     pub signal: Option<ToggleSignal>,
     /// The file that toggles when it is touched. Default: none.
     pub trigger_file: Option<PathBuf>,

@@ -5,7 +5,7 @@
 use std::fmt;
 use std::fs::File;
 use std::io::Read as _;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -314,8 +314,8 @@ pub(super) fn token<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Secret
     text.strip_prefix("sha256:").and_then(Secret::from_sha256).ok_or_else(wrong)
 }
 
-/// The token in a file, which nobody but the owner and the group may read: a Kubernetes secret volume
-/// with `fsGroup` is readable by the group.
+/// The token in a file of this user's or root's, which nobody but the owner and the group may read: a Kubernetes secret
+/// volume with `fsGroup` is root's and readable by the group.
 pub(super) fn token_file<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Secret, D::Error> {
     /// Far beyond any token, and what a wrong path may cost.
     const MAX: u64 = 64 << 10;
@@ -323,19 +323,30 @@ pub(super) fn token_file<'de, D: Deserializer<'de>>(deserializer: D) -> Result<S
     let path = path(deserializer)?;
     let shown = path.display();
     let refuse = |what: String| Err(de::Error::custom(format!("`{shown}` {what}")));
-    let meta = match std::fs::metadata(&path) {
-        Ok(meta) => meta,
+    // One descriptor, so that what is checked is what is read; a pipe does not block. A link is followed:
+    // a Kubernetes secret is one.
+    let mut open = File::options();
+    open.read(true).custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed());
+    let file = open.open(&path).and_then(|file| file.metadata().map(|meta| (file, meta)));
+    let (file, meta) = match file {
+        Ok(opened) => opened,
         Err(error) => return refuse(format!("cannot be read: {error}")),
     };
     if !meta.is_file() {
         return refuse("is not a regular file".to_owned());
+    }
+    let (owner, us) = (meta.uid(), rustix::process::geteuid().as_raw());
+    if owner != us && owner != 0 {
+        return refuse(format!(
+            "belongs to user {owner}, who knows the token and can change it: `chown {us}` it"
+        ));
     }
     let mode = meta.permissions().mode() & 0o777;
     if mode & 0o007 != 0 {
         return refuse(format!("is open to everybody (mode {mode:03o}): run `chmod 600 {shown}`"));
     }
     let mut text = String::new();
-    match File::open(&path).and_then(|file| file.take(MAX).read_to_string(&mut text)) {
+    match file.take(MAX).read_to_string(&mut text) {
         Ok(_) => Ok(Secret::new(text.trim_end_matches(['\n', '\r']))),
         Err(error) => refuse(format!("cannot be read: {error}")),
     }

@@ -19,6 +19,7 @@ use super::segment::Record;
 use super::sites::{Amount, NO_STACK, Sites};
 use super::stacks::Stacks;
 use super::thread::{self, exclude_current_thread};
+use crate::os::fork;
 use crate::os::unwind::{End, MAX_FRAMES, Unknown, unwind_here};
 
 /// What Go's default is, and every reader's expectation.
@@ -104,6 +105,7 @@ pub(super) fn record(address: usize, size: usize) {
     let Some(weight) = thread::decide(size, RATE.load(Relaxed)) else { return };
     // Whatever is allocated here on the way must not come back here.
     let _excluded = exclude_current_thread();
+    fork::notice_from_allocator();
     let mut frames = [0; MAX_FRAMES];
     let walk = unwind_here(OWN_FRAMES, &mut frames);
     let stack = match walk {

@@ -1,26 +1,30 @@
 //! marple's own listener, on the agent's thread.
 
+use std::convert::Infallible;
 use std::fs;
 use std::future::Future;
 use std::io::{self, ErrorKind};
 use std::net::TcpListener;
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use rustix::io::Errno;
+use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpSocket;
 use tokio::time;
 
 use super::places::Places;
 use super::{Peer, connection, guarded};
-use crate::agent::{AgentHandle, Service};
-use crate::base::Error;
+use crate::agent::{AgentHandle, NotInherited, Service};
+use crate::base::retry::Backoff;
+use crate::base::{Error, warnings};
 use crate::config::{HttpSettings, Listen, Settings};
 
 /// How many connections there may be. Each takes some 30 KiB while it is served and a descriptor of the
@@ -35,53 +39,128 @@ const SEND_BUFFER: u32 = 256 << 10;
 /// How long nothing is accepted after that failed.
 const PAUSE: Duration = Duration::from_millis(50);
 
+/// The topic of the warning while there is no endpoint.
+const TOPIC: &str = "http.listen";
+
 /// Listens where `[http]` says, and does nothing without one.
+///
+/// An address that is taken, a socket whose owner does not answer, a directory that is not there yet: each is tried again until
+/// it can be had.
 #[derive(Default)]
 pub(crate) struct Listener {
-    bound: Option<(Socket, HttpSettings)>,
+    settings: Option<HttpSettings>,
+    bound: Option<Socket>,
 }
 
-enum Socket {
+/// A listening socket. Forked children do not share it: they would take connections and never answer.
+struct Socket {
+    // Dropped before the descriptor it is about.
+    not_inherited: Option<NotInherited>,
+    listening: Listening,
+}
+
+enum Listening {
     Tcp(TcpListener),
     Unix(UnixListener, SocketFile),
 }
 
 /// A socket's file, removed when it is no longer listened on.
-struct SocketFile(PathBuf);
+struct SocketFile {
+    path: PathBuf,
+    /// Device and inode: by then another process may listen at the path.
+    identity: (u64, u64),
+}
+
+impl SocketFile {
+    fn identity(path: &Path) -> io::Result<(u64, u64)> {
+        fs::symlink_metadata(path).map(|found| (found.dev(), found.ino()))
+    }
+}
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.0);
+        if Self::identity(&self.path).is_ok_and(|found| found == self.identity) {
+            let _ = fs::remove_file(&self.path);
+        }
     }
 }
 
 impl Service for Listener {
     fn bind(&mut self, settings: &Settings) -> Result<(), Error> {
+        self.settings.clone_from(&settings.http);
         let Some(http) = &settings.http else { return Ok(()) };
-        let socket = match &http.listen {
-            Listen::Tcp(address) => TcpListener::bind(address).and_then(|socket| {
-                bound_send_buffers(&socket)?;
-                socket.set_nonblocking(true)?;
-                Ok(Socket::Tcp(socket))
-            }),
-            Listen::Unix(path) => bind_unix(path),
-        };
-        let socket = socket.map_err(|error| {
+        self.bound = Some(bind(&http.listen).map_err(|error| {
             Error::new(format!("http.listen = \"{}\": cannot listen there: {error}", http.listen))
-        })?;
-        self.bound = Some((socket, http.clone()));
+        })?);
         Ok(())
+    }
+
+    fn place(&self) -> Option<String> {
+        let listen = &self.settings.as_ref()?.listen;
+        Some(match self.bound.as_ref().map(|socket| &socket.listening) {
+            None => format!("{listen} (not yet)"),
+            Some(Listening::Tcp(socket)) => {
+                socket.local_addr().map_or_else(|_| listen.to_string(), |it| it.to_string())
+            }
+            Some(Listening::Unix(..)) => listen.to_string(),
+        })
     }
 
     fn serve(self: Box<Self>, agent: AgentHandle) -> Pin<Box<dyn Future<Output = ()> + Send>> {
         Box::pin(async move {
-            let Some((socket, settings)) = self.bound else { return };
+            let Self { settings, mut bound } = *self;
+            let Some(settings) = settings else { return };
             let routes = guarded(&agent, &settings);
-            if let Err(error) = accept(socket, routes, settings.max_duration).await {
-                tracing::error!(target: "marple", "the endpoint has ended: {error}");
+            loop {
+                let socket = match bound.take() {
+                    Some(socket) => socket,
+                    None => wait_for_address(&settings.listen).await,
+                };
+                warnings::clear(TOPIC);
+                let Err(error) = accept(socket, routes.clone(), settings.max_duration).await;
+                warnings::set(TOPIC, format!("the endpoint has ended: {error}; it is begun again"));
+                time::sleep(Backoff::FIRST).await;
             }
         })
     }
+}
+
+/// Tries to listen until that succeeds.
+async fn wait_for_address(listen: &Listen) -> Socket {
+    let mut backoff = Backoff::new();
+    loop {
+        match bind(listen) {
+            Ok(socket) => {
+                tracing::info!(target: "marple", "the endpoint listens on {listen}");
+                return socket;
+            }
+            Err(error) => warnings::set(
+                TOPIC,
+                format!(
+                    "no endpoint: cannot listen on {listen}: {error}; tried again every few seconds"
+                ),
+            ),
+        }
+        time::sleep(backoff.delay()).await;
+    }
+}
+
+/// Listens, without waiting for anything.
+fn bind(listen: &Listen) -> io::Result<Socket> {
+    let listening = match listen {
+        Listen::Tcp(address) => {
+            let socket = TcpListener::bind(address)?;
+            bound_send_buffers(&socket)?;
+            socket.set_nonblocking(true)?;
+            Listening::Tcp(socket)
+        }
+        Listen::Unix(path) => bind_unix(path)?,
+    };
+    let descriptor = match &listening {
+        Listening::Tcp(socket) => socket.as_fd(),
+        Listening::Unix(socket, _) => socket.as_fd(),
+    };
+    Ok(Socket { not_inherited: NotInherited::new(descriptor), listening })
 }
 
 /// Has every connection that `socket` takes keep no more than [`SEND_BUFFER`]: they inherit its options.
@@ -93,11 +172,14 @@ fn bound_send_buffers(socket: &TcpListener) -> io::Result<()> {
 
 /// Takes connections for good. What cannot be listened on any more is an error; what one connection does
 /// is not.
-async fn accept(socket: Socket, routes: Router, longest: Duration) -> io::Result<()> {
+async fn accept(socket: Socket, routes: Router, longest: Duration) -> io::Result<Infallible> {
     let places = Places::new(CONNECTIONS);
-    match socket {
-        Socket::Tcp(socket) => {
+    let Socket { not_inherited, listening } = socket;
+    match listening {
+        Listening::Tcp(socket) => {
             let socket = tokio::net::TcpListener::from_std(socket)?;
+            // A later local is dropped earlier.
+            let _not_inherited = not_inherited;
             loop {
                 let accepted = socket.accept().await;
                 let Some((stream, peer)) = pause_if_failed(accepted).await else { continue };
@@ -105,8 +187,9 @@ async fn accept(socket: Socket, routes: Router, longest: Duration) -> io::Result
                 admit(&places, stream, Peer(peer.to_string()), &routes, longest);
             }
         }
-        Socket::Unix(socket, _file) => {
+        Listening::Unix(socket, _file) => {
             let socket = tokio::net::UnixListener::from_std(socket)?;
+            let _not_inherited = not_inherited;
             loop {
                 let accepted = socket.accept().await;
                 let Some((stream, _)) = pause_if_failed(accepted).await else { continue };
@@ -151,7 +234,7 @@ fn admit(
 
 /// A socket at `path` that only our user may connect to. One that a dead process left is replaced, one
 /// that somebody listens on is not, and neither is anything that is not a socket.
-fn bind_unix(path: &Path) -> io::Result<Socket> {
+fn bind_unix(path: &Path) -> io::Result<Listening> {
     match fs::symlink_metadata(path) {
         Ok(found) if !found.file_type().is_socket() => {
             return Err(io::Error::new(
@@ -159,10 +242,7 @@ fn bind_unix(path: &Path) -> io::Result<Socket> {
                 "a file is there that is not a socket",
             ));
         }
-        Ok(_) if UnixStream::connect(path).is_ok() => {
-            return Err(io::Error::new(ErrorKind::AddrInUse, "somebody listens on that socket"));
-        }
-        Ok(_) => fs::remove_file(path)?,
+        Ok(_) => check_abandoned(path)?,
         Err(error) if error.kind() == ErrorKind::NotFound => {}
         Err(error) => return Err(error),
     }
@@ -175,15 +255,40 @@ fn bind_unix(path: &Path) -> io::Result<Socket> {
     let staged = private.join("s");
     let bound = UnixListener::bind(&staged).and_then(|socket| {
         fs::set_permissions(&staged, fs::Permissions::from_mode(0o600))?;
-        fs::rename(&staged, path)?;
         socket.set_nonblocking(true)?;
-        Ok(Socket::Unix(socket, SocketFile(path.to_owned())))
+        let identity = SocketFile::identity(&staged)?;
+        fs::rename(&staged, path)?;
+        Ok(Listening::Unix(socket, SocketFile { path: path.to_owned(), identity }))
     });
     if bound.is_err() {
         let _ = fs::remove_file(&staged);
     }
     let _ = fs::remove_dir(&private);
     bound
+}
+
+#[cfg(target_os = "linux")]
+const PROBE: SocketFlags = SocketFlags::CLOEXEC;
+/// Not every system has a flag for it.
+#[cfg(not(target_os = "linux"))]
+const PROBE: SocketFlags = SocketFlags::empty();
+
+/// Returns an error unless the socket at `path` was left by a process that does not listen on it any more.
+///
+/// Does not wait for its owner: a stopped or hung process accepts nothing, and once its backlog is full a blocking
+/// `connect` would not return.
+fn check_abandoned(path: &Path) -> io::Result<()> {
+    let probe = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, PROBE, None)?;
+    rustix::io::ioctl_fionbio(&probe, true)?;
+    let in_use = |why| Err(io::Error::new(ErrorKind::AddrInUse, why));
+    match net::connect(&probe, &SocketAddrUnix::new(path)?) {
+        Ok(()) => in_use("another process listens on that socket"),
+        Err(Errno::AGAIN) => in_use("another process listens on that socket and does not accept"),
+        Err(Errno::PROTOTYPE) => in_use("another process has a socket of another type there"),
+        // Gone since: it can be had.
+        Err(Errno::CONNREFUSED | Errno::NOENT) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
 }
 
 #[cfg(test)]

@@ -180,7 +180,7 @@ async fn answer(endpoint: Arc<Endpoint>, route: Route, request: Request) -> Resp
         audit.answered(refusal.status().as_u16());
         return refusal;
     }
-    let dir = endpoint.agent.dir();
+    let dir = &endpoint.agent.dir();
     let response = match route {
         Route::Notify => {
             let get_toggles = endpoint.agent.http().compat_get_toggle;

@@ -14,9 +14,11 @@ use rustix::event::{EventfdFlags, eventfd};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use super::fork::NotInherited;
+
 /// A counter somebody may wait for.
 #[derive(Debug)]
-pub struct Wake(OnceLock<OwnedFd>);
+pub struct Wake(OnceLock<(Option<NotInherited>, OwnedFd)>);
 
 impl Wake {
     /// One nobody waits for yet.
@@ -26,16 +28,18 @@ impl Wake {
 
     /// The counter, made at the first call; readable once somebody woke.
     pub fn open(&self) -> io::Result<&OwnedFd> {
-        if let Some(fd) = self.0.get() {
+        if let Some((_, fd)) = self.0.get() {
             return Ok(fd);
         }
         let fresh = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(self.0.get_or_init(|| fresh))
+        // A forked child would wake its parent, and take the parent's wakeups.
+        let own = NotInherited::counter(fresh.as_fd());
+        Ok(&self.0.get_or_init(|| (own, fresh)).1)
     }
 
     /// Makes the counter readable, if anybody has opened it.
     pub fn wake(&self) {
-        if let Some(fd) = self.0.get() {
+        if let Some((_, fd)) = self.0.get() {
             // Refused only when it is at its maximum, and then it is readable.
             let _ = rustix::io::write(fd, &1u64.to_ne_bytes());
         }
@@ -43,7 +47,7 @@ impl Wake {
 
     /// Makes it unreadable; an error of the kind `WouldBlock` if it was.
     pub fn hear(&self) -> io::Result<()> {
-        let fd = self.0.get().ok_or(io::ErrorKind::WouldBlock)?;
+        let (_, fd) = self.0.get().ok_or(io::ErrorKind::WouldBlock)?;
         rustix::io::read(fd, &mut [0; 8])?;
         Ok(())
     }

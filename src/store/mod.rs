@@ -53,6 +53,7 @@ mod thin;
 
 use std::fs::File;
 use std::io::{Read, Seek, Write};
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -98,6 +99,21 @@ pub struct Holdings {
     pub artifacts_removed: u64,
 }
 
+impl Holdings {
+    /// Of a directory that is not open.
+    pub(crate) fn unknown(settings: &StoreSettings) -> Self {
+        Self {
+            bytes: Bytes(0),
+            max_bytes: settings.max_bytes,
+            free: None,
+            in_memory: false,
+            memory_left: None,
+            incidents_removed: 0,
+            artifacts_removed: 0,
+        }
+    }
+}
+
 /// The directory of incidents, opened for writing. Clones share it; the last one, and the last
 /// [`IncidentDir`] and [`Draft`] made of it, releases the lock.
 #[derive(Clone, Debug)]
@@ -130,6 +146,11 @@ impl Store {
     /// Where it is.
     pub fn dir(&self) -> &Path {
         self.shared.root.path()
+    }
+
+    /// The descriptor that holds the lock, for those who keep it from forked children.
+    pub(crate) fn lock_descriptor(&self) -> BorrowedFd<'_> {
+        self.shared.lock_descriptor()
     }
 
     /// Whether somebody removed the directory. Everything fails from then on; open it again.

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -200,6 +201,10 @@ impl Shared {
     }
 
     /// How things stand, by the figures and one `fstatvfs`.
+    pub(super) fn lock_descriptor(&self) -> BorrowedFd<'_> {
+        self.lock.as_fd()
+    }
+
     pub(super) fn holdings(&self) -> Holdings {
         let ledger = self.ledger();
         Holdings {

@@ -40,6 +40,7 @@ use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
 use crate::base::Site;
+use crate::os::fork;
 use crate::stacks::{Ticket, poll_seen};
 #[cfg(feature = "trace")]
 use crate::trace::Node;
@@ -148,6 +149,7 @@ impl<F: Future> Trace for F {}
 
 #[inline]
 fn wrap<F>(name: Option<&'static str>, future: F, place: &'static Location<'static>) -> Traced<F> {
+    fork::notice();
     let site = Site { name, place }.number();
     let (ticket, number) = Ticket::new(site);
     Traced { future, ticket, node: Node::new(site, number) }

@@ -15,7 +15,7 @@ use super::recorder;
 use super::thread;
 use super::unstable::{self, TaskHooks};
 use crate::model::{RawKind, TaskKey};
-use crate::os::{births, ticks};
+use crate::os::{births, fork, ticks};
 
 /// How many runtimes have the hooks.
 static RUNTIMES: AtomicU64 = AtomicU64::new(0);
@@ -121,6 +121,7 @@ impl Hooks {
         if tells_of_threads {
             builder.on_thread_start(move || {
                 births::tell();
+                fork::notice();
                 if let Some(start) = &start {
                     start();
                 }

@@ -110,7 +110,14 @@ impl Core {
     ) {
         let dir = self.dir(id);
         for (_, waiting) in waiting {
-            let missing = || PublicError::new(Error::NoDirectory(why.clone().unwrap_or_default()));
+            let missing = || {
+                let slow = || {
+                    format!(
+                        "it was not made within {PATIENCE:?}; `warnings` of the status may say why"
+                    )
+                };
+                PublicError::new(Error::NoDirectory(why.clone().unwrap_or_else(slow)))
+            };
             match (waiting, &dir, &why) {
                 (Waiting::Toggle { reply, .. }, None, Some(_)) => drop(reply.send(Err(missing()))),
                 (Waiting::Toggle { state, reply }, dir, _) => {

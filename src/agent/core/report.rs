@@ -24,7 +24,7 @@ impl Core {
             version: env!("CARGO_PKG_VERSION"),
             service: self.settings.service.clone(),
             domain: self.settings.domain.clone(),
-            dir: self.settings.dir.clone(),
+            dir: self.dir.get(),
             started: self.started,
             config: self.config.clone(),
             toggle: self.toggled(self.decider.incidents.toggle()),
@@ -44,6 +44,28 @@ impl Core {
             failures: self.failures.clone(),
             last_failure: self.last_failure.clone(),
         }
+    }
+
+    /// Logs once what runs, after the first tick has read the limits.
+    pub(super) fn log_start(&mut self) {
+        let Some(endpoint) = self.endpoint.take() else { return };
+        let limits = Limits::from(&self.vitals);
+        let of = |value: Option<String>, source: Option<String>| match (value, source) {
+            (Some(value), Some(source)) => format!("{value} ({source})"),
+            (Some(value), None) => value,
+            (None, _) => "unlimited".to_owned(),
+        };
+        tracing::info!(
+            target: "marple",
+            "marple {} watches process {}: memory {}, cpu {}, {} rules, directory {}, endpoint {endpoint}, cpu engine {}",
+            env!("CARGO_PKG_VERSION"),
+            std::process::id(),
+            of(limits.memory.map(|bytes| bytes.to_string()), limits.memory_source),
+            of(limits.cpu_cores.map(|cores| format!("{cores} cores")), limits.cpu_source),
+            self.settings.rules.len(),
+            self.dir.get().display(),
+            self.cpu.words(&self.settings),
+        );
     }
 
     fn budget(&self) -> BudgetStatus {

@@ -79,7 +79,8 @@ impl Allowance {
             used: it.captures,
             saved: it.captures,
         };
-        self.quarters = saved.iter().map(quarter).collect();
+        self.quarters.extend(saved.iter().map(quarter));
+        self.quarters.sort_by_key(|quarter| quarter.from);
         self.forget(anchor.moment);
     }
 

@@ -1,0 +1,190 @@
+//! What could not be had at the agent's start and is taken when it becomes free.
+//!
+//! The incident directory is waited for by the capture thread and the endpoint's address by the endpoint; the
+//! rest is here: threads, the watch on files, and the first answer of a directory that takes long to open.
+
+use std::sync::mpsc::{Receiver, TryRecvError};
+use std::sync::{Arc, Weak};
+use std::time::Instant;
+
+use tokio::sync::mpsc;
+
+use super::capture::directory::{Opened, TOPIC as DIRECTORY};
+use super::core::Core;
+use super::event::{Event, ToggleAction};
+use super::threads::Threads;
+use crate::base::retry::Backoff;
+use crate::base::{Error, warnings};
+use crate::config::{Change, Watched, Watcher};
+use crate::model::Origin;
+use crate::os::fork;
+use crate::store;
+
+/// The topic of the warning while files are not watched as they should be.
+const WATCH: &str = "config.watch";
+
+/// The result of the first attempt to open the incident directory.
+pub(super) type FirstOpened = Receiver<Result<Opened, store::Error>>;
+
+/// What is still missing.
+pub(super) struct Deferred {
+    threads: Weak<Threads>,
+    files: FileWatch,
+    opening: Option<FirstOpened>,
+    /// Whether threads or the watch are missing.
+    is_incomplete: bool,
+    next: Instant,
+    backoff: Backoff,
+    children: Children,
+}
+
+impl Deferred {
+    pub(super) fn new(
+        threads: &Arc<Threads>,
+        files: FileWatch,
+        opening: Option<FirstOpened>,
+    ) -> Self {
+        Self {
+            threads: Arc::downgrade(threads),
+            files,
+            opening,
+            is_incomplete: true,
+            next: Instant::now(),
+            backoff: Backoff::new(),
+            children: Children::default(),
+        }
+    }
+
+    /// Tries what is due. To be called at each tick.
+    pub(super) fn tick(&mut self, core: &mut Core) {
+        if let Some(opening) = &self.opening {
+            match opening.try_recv() {
+                Ok(Ok(opened)) => {
+                    // The start may have said that it takes long after it was over.
+                    warnings::clear(DIRECTORY);
+                    core.directory_opened(opened);
+                    self.opening = None;
+                }
+                // Waited for from now on by the capture thread, which has said why.
+                Ok(Err(_)) | Err(TryRecvError::Disconnected) => self.opening = None,
+                Err(TryRecvError::Empty) => {}
+            }
+        }
+        let now = Instant::now();
+        if self.is_incomplete && now >= self.next {
+            let threads = self.threads.upgrade().is_none_or(|threads| threads.start_helpers());
+            let watched = self.files.start().is_ok();
+            self.is_incomplete = !(threads && watched);
+            self.next = now + self.backoff.delay();
+        }
+        self.children.look(now);
+    }
+}
+
+/// The watch on the settings file and the trigger file.
+pub(super) struct FileWatch {
+    files: Vec<Watched>,
+    events: mpsc::Sender<Event>,
+    watcher: Option<Watcher>,
+}
+
+impl FileWatch {
+    pub(super) fn new(files: Vec<Watched>, events: mpsc::Sender<Event>) -> Self {
+        Self { files, events, watcher: None }
+    }
+
+    /// Watches the files if there are some and they are not watched yet. Reports what is not as it should be.
+    pub(super) fn start(&mut self) -> Result<(), Error> {
+        if self.watcher.is_some() || self.files.is_empty() {
+            return Ok(());
+        }
+        match Watcher::new(self.files.clone(), on_change(self.events.clone())) {
+            Ok(watcher) => {
+                match watcher.without_events() {
+                    Some(why) => warnings::set(
+                        WATCH,
+                        format!(
+                            "the settings are looked at twice a second instead of when they change: {why}"
+                        ),
+                    ),
+                    None => warnings::clear(WATCH),
+                }
+                self.watcher = Some(watcher);
+                Ok(())
+            }
+            Err(error) => {
+                warnings::set(
+                    WATCH,
+                    format!(
+                        "changes of the settings and of the trigger file are not seen: {error}; tried again every few seconds"
+                    ),
+                );
+                Err(Error::new(error))
+            }
+        }
+    }
+}
+
+fn on_change(events: mpsc::Sender<Event>) -> impl FnMut(Change) + Send + 'static {
+    move |change| {
+        let event = match change {
+            Change::Config { settings, .. } => {
+                Event::Reloaded { settings: settings.map_err(Error::new) }
+            }
+            Change::Trigger { .. } => Event::Toggle {
+                action: ToggleAction::Flip,
+                origin: Origin::TriggerFile,
+                kinds: None,
+                reply: None,
+            },
+        };
+        if events.try_send(event).is_err() {
+            tracing::error!(target: "marple", "a change of a watched file was missed");
+        }
+    }
+}
+
+/// Children of this process that run on without an agent.
+#[derive(Default)]
+struct Children {
+    forks: u32,
+    due: Option<Instant>,
+}
+
+impl Children {
+    /// How long a child has to call `exec` or to start an agent, and how often it is asked for after that.
+    const PATIENCE: std::time::Duration = std::time::Duration::from_secs(3);
+    const TOPIC: &'static str = "fork";
+
+    /// Costs a load while nothing was forked.
+    fn look(&mut self, now: Instant) {
+        let forks = fork::forks();
+        if forks != self.forks {
+            self.forks = forks;
+            self.due.get_or_insert(now + Self::PATIENCE);
+        }
+        if self.due.is_none_or(|due| now < due) {
+            return;
+        }
+        let children = fork::unwatched_children();
+        if children.is_empty() {
+            self.due = None;
+            warnings::clear(Self::TOPIC);
+            return;
+        }
+        self.due = Some(now + Self::PATIENCE);
+        let shown: Vec<String> = children.iter().take(8).map(u32::to_string).collect();
+        let more = match children.len().saturating_sub(shown.len()) {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        warnings::set(
+            Self::TOPIC,
+            format!(
+                "not watched: process {}{more}, forked from this one; the threads of an agent do not survive a fork: \
+                 start the agent after forking, in each process that is to be watched",
+                shown.join(", ")
+            ),
+        );
+    }
+}

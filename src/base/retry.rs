@@ -1,0 +1,40 @@
+//! How long to wait between attempts to get what another process or the environment withholds.
+
+use std::time::Duration;
+
+/// Delays that double from [`Backoff::FIRST`] to [`Backoff::LONGEST`].
+///
+/// The longest is short: it is how long a new process waits after its predecessor has released a port or a
+/// directory, and an attempt is a handful of system calls.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Backoff {
+    next: Duration,
+}
+
+impl Backoff {
+    pub(crate) const FIRST: Duration = Duration::from_secs(1);
+    pub(crate) const LONGEST: Duration = Duration::from_secs(5);
+
+    pub(crate) const fn new() -> Self {
+        Self { next: Self::FIRST }
+    }
+
+    /// Returns how long to wait before the next attempt.
+    pub(crate) fn delay(&mut self) -> Duration {
+        let delay = self.next;
+        self.next = (delay * 2).min(Self::LONGEST);
+        delay
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn delays_grow_and_are_bounded() {
+        let mut backoff = Backoff::new();
+        let delays = std::array::from_fn(|_| backoff.delay().as_secs());
+        assert_eq!(delays, [1, 2, 4, 5, 5]);
+    }
+}

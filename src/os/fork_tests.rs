@@ -1,0 +1,35 @@
+use std::os::fd::AsFd;
+
+use super::*;
+
+#[test]
+fn a_descriptor_is_registered_until_its_guard_is_dropped() {
+    let file = std::fs::File::open("/dev/null").unwrap();
+    let guard = NotInherited::new(file.as_fd()).unwrap();
+    let registered = || SLOTS.iter().any(|slot| slot.load(Relaxed) == file.as_raw_fd());
+    assert!(registered());
+    drop(guard);
+    assert!(!registered());
+}
+
+#[test]
+fn replacing_a_descriptor_keeps_its_number_and_loses_what_it_was() {
+    let (mut reader, writer) = io::pipe().unwrap();
+    let inert = fresh();
+    replace(writer.as_raw_fd(), inert);
+    close(inert);
+    let mut end = Vec::new();
+    io::Read::read_to_end(&mut reader, &mut end).unwrap();
+    assert!(end.is_empty(), "the pipe has no writer left");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn flags_are_found_whatever_the_name_is() {
+    let stat = |name: &str, state: &str| format!("7 ({name}) {state} 1 7 7 0 -1 4194368 97 0 0");
+    assert_eq!(flags(stat("a", "S").as_bytes()), Some(Some(4_194_368)));
+    assert_eq!(flags(stat(") Z 1 (", "S").as_bytes()), Some(Some(4_194_368)));
+    assert_eq!(flags(stat("a", "Z").as_bytes()), Some(None));
+    assert_eq!(flags(b"7 (a"), None);
+    assert!(!has_not_execed(u32::MAX >> 1).unwrap());
+}
