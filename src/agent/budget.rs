@@ -173,7 +173,8 @@ mod tests {
             (saved("2026-11-24T12:00:00Z"), 1000),
         ] {
             let state = State { incidents, ..State::default() };
-            let budget = Budget::restore(anchor, &state);
+            let mut budget = Budget::default();
+            budget.restore(anchor, &state);
             assert_eq!(budget.opened, [(at(seconds), None)]);
         }
     }
