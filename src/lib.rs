@@ -83,13 +83,17 @@ pub use trace::instrument;
 impl Builder {
     /// Starts the agent: two threads, and the endpoint if the settings have one.
     ///
-    /// Works from any thread, inside a tokio runtime, which is then watched, or outside of all. Takes
-    /// as long as opening the directory of incidents and sweeping what a killed process left there.
+    /// Works from any thread, inside a tokio runtime, which is then watched, or outside of all. Takes as long as opening
+    /// the directory of incidents and sweeping what a killed process left there, at most 2 seconds.
+    ///
+    /// What the agent cannot have now it does without, and takes once it is free: the directory (in use by the process
+    /// before, read-only, full), the endpoint's address, threads, descriptors. `warnings` of the status and the log
+    /// say what is missing. [`Builder::strict`] makes these errors.
     ///
     /// # Errors
     ///
-    /// If the settings are not valid (with every problem in them), an agent is running already, the
-    /// directory cannot be used, or the endpoint's address cannot be listened on.
+    /// If the settings are not valid (with every problem in them), a collector cannot be registered, or an agent is
+    /// running in this process.
     pub fn start(self) -> Result<Agent, Error> {
         // The endpoint lies above the agent, so it is tied to it here.
         #[cfg(feature = "http")]

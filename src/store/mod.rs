@@ -31,7 +31,7 @@
 //! [`list`], [`find`] and [`open_artifact`], without the lock. A child the host made by `fork` without
 //! `exec` has a copy of the lock: it writes nothing (each change is refused with [`Error::Forked`]) and its
 //! end releases nothing, but when the host is killed, the directory stays busy until that child has gone
-//! too. A child that was made by `fork` and `exec` has no copy.
+//! too. The agent keeps its lock from children (`os::fork`). A child that was made by `fork` and `exec` has no copy.
 //!
 //! The obvious alternative is an embedded database or an index file: faster to list, and one more thing
 //! that can disagree with the files. There are a hundred incidents, not a million: retention looks at
