@@ -9,6 +9,7 @@ pub mod catch;
 pub mod cgroup;
 #[cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "only Linux fills it"))]
 pub mod copied;
+pub mod file_lock;
 pub mod fork;
 #[cfg(target_os = "linux")]
 pub mod glance;

@@ -1,0 +1,72 @@
+//! Locks of an open file description (`F_OFD_SETLK`).
+//!
+//! They conflict with those of any other open file description, of the same process too, and end with the last
+//! descriptor of theirs: unlike POSIX locks, which end as soon as any descriptor of the file is closed.
+#![allow(unsafe_code)]
+
+use std::fs::File;
+
+use rustix::io::{self, Errno};
+
+/// Takes an exclusive lock of the whole file without waiting.
+///
+/// # Errors
+/// [`Errno::AGAIN`] or [`Errno::ACCESS`] if another open file description has a lock of it.
+pub fn lock(file: &File) -> io::Result<()> {
+    set(file, Kind::Exclusive)
+}
+
+/// Releases it.
+pub fn unlock(file: &File) -> io::Result<()> {
+    set(file, Kind::Unlocked)
+}
+
+enum Kind {
+    Exclusive,
+    Unlocked,
+}
+
+#[cfg(target_os = "linux")]
+fn set(file: &File, kind: Kind) -> io::Result<()> {
+    use std::os::fd::AsRawFd;
+
+    let kind = match kind {
+        Kind::Exclusive => libc::F_WRLCK,
+        Kind::Unlocked => libc::F_UNLCK,
+    };
+    // SAFETY: `flock` is plain integers, for which all zeroes are a value; `l_pid` must be 0 for these locks.
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    lock.l_type = kind as libc::c_short;
+    lock.l_whence = libc::SEEK_SET as libc::c_short;
+    // SAFETY: the descriptor is open while `file` is borrowed, and the kernel reads one `flock` from the pointer.
+    let done = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) };
+    if done == 0 {
+        return Ok(());
+    }
+    let errno = std::io::Error::last_os_error();
+    Err(Errno::from_io_error(&errno).unwrap_or(Errno::NOSYS))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn set(_file: &File, _kind: Kind) -> io::Result<()> {
+    Err(Errno::NOSYS)
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_open_file_description_has_it_at_a_time() {
+        let temp = tempfile::NamedTempFile::new().unwrap();
+        let again = || File::options().read(true).write(true).open(temp.path()).unwrap();
+        lock(temp.as_file()).unwrap();
+        let other = again();
+        assert!(matches!(lock(&other), Err(Errno::AGAIN | Errno::ACCESS)));
+        // A POSIX lock would end here.
+        drop(again());
+        assert!(lock(&other).is_err());
+        unlock(temp.as_file()).unwrap();
+        lock(&other).unwrap();
+    }
+}
