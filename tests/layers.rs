@@ -38,8 +38,8 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("stacks", &["base", "os", "model"]),
     ("vitals", &["base", "os", "model"]),
     ("rules", &["base", "model"]),
-    // The bounds it keeps are settings, and settings are plain values.
-    ("store", &["base", "model", "config"]),
+    // The bounds it keeps are settings, and settings are plain values. Of `os` it uses the file lock.
+    ("store", &["base", "model", "config", "os"]),
     // One wrapper for what a trace and a dump want of a task, which may not see each other.
     ("task", &["base", "os", "model", "trace", "stacks"]),
     (

@@ -17,7 +17,7 @@ use super::core::{Begun, Core};
 use super::deferred::{Deferred, FileWatch, FirstOpened};
 use super::event::QUEUE;
 use super::guard::Agent;
-use super::handle::{AgentHandle, SharedPath};
+use super::handle::AgentHandle;
 use super::service::Service;
 use super::threads::{Threads, lead, work};
 use crate::base::{Clock, Error, SystemClock, warnings};
@@ -25,6 +25,7 @@ use crate::config::{Settings, Watched};
 use crate::model::{ProcessInfo, Versions};
 use crate::os;
 use crate::os::fork::Claim;
+use crate::store::Location;
 use crate::vitals::{Numbers, Reader, Runtimes};
 
 /// Settings on their way to a running [`Agent`].
@@ -126,14 +127,14 @@ impl Builder {
         }
         let threads = Threads::new();
         let measured = (runtimes.clone(), numbers.clone());
-        let dir = SharedPath::new(settings.dir.clone());
+        let location = Location::new(&settings.dir);
         let registered = registry.clone();
         let handle = AgentHandle::new(
             events.clone(),
             measured,
             registered,
             &settings,
-            dir.clone(),
+            location.clone(),
             &threads,
         );
         let mut files = FileWatch::new(watched(&settings, path.clone()), events.clone());
@@ -165,7 +166,7 @@ impl Builder {
         threads.capture.prepare({
             let (clock, events) = (Arc::clone(&clock), events.clone());
             let (collectors, path, store) =
-                (registry.clone(), settings.dir.clone(), settings.store.clone());
+                (registry.clone(), location.clone(), settings.store.clone());
             move || {
                 let _excluded = collect::heap::exclude_current_thread();
                 let (directory, opened) = Directory::open(path, &store, Arc::clone(&clock));
@@ -197,7 +198,7 @@ impl Builder {
             move || {
                 let _excluded = collect::heap::exclude_current_thread();
                 let begun =
-                    Begun { settings, path, collectors: registry, dir, directory, endpoint };
+                    Begun { settings, path, collectors: registry, location, directory, endpoint };
                 let reader = Reader::new(runtimes.clone(), numbers);
                 let core = Core::new(clock, begun, reader, tasks);
                 lead(core, queue, services, &handle, &runtimes, deferred);

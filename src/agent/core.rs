@@ -21,7 +21,6 @@ use super::collectors::Collectors;
 use super::decide::Decider;
 use super::event::Event;
 use super::fence::chain;
-use super::handle::SharedPath;
 use super::history::{History, Recording};
 use super::reload;
 use super::status::{ConfigStatus, Counters};
@@ -30,7 +29,7 @@ use super::stuck::Stuck;
 use crate::base::{Clock, Error as PublicError, IncidentId, Moment, warnings};
 use crate::config::Settings;
 use crate::model::{CaptureKind, Losses, Vitals};
-use crate::store::Holdings;
+use crate::store::{Holdings, Location};
 use crate::vitals::Reader;
 use asked::Waiting;
 
@@ -57,7 +56,7 @@ pub(super) struct Core {
     tasks: SyncSender<work::Order>,
     /// Whether the capture thread has a task.
     busy: bool,
-    dir: SharedPath,
+    location: Location,
     /// How the store stood after the last task.
     stored: Holdings,
     /// Where the endpoint is, until the agent's start is logged.
@@ -76,7 +75,8 @@ pub(super) struct Begun {
     /// The settings file.
     pub(super) path: Option<PathBuf>,
     pub(super) collectors: Collectors,
-    pub(super) dir: SharedPath,
+    /// Where incidents are.
+    pub(super) location: Location,
     /// The incident directory, if it is open.
     pub(super) directory: Option<Opened>,
     /// Where the endpoint is, for the log.
@@ -90,7 +90,7 @@ impl Core {
         reader: Reader,
         tasks: SyncSender<work::Order>,
     ) -> Self {
-        let Begun { settings, path, collectors, dir, directory, endpoint } = begun;
+        let Begun { settings, path, collectors, location, directory, endpoint } = begun;
         let started = clock.wall();
         let decider = Decider::new(settings.rules.clone(), settings.budget.clone());
         let streams = Streams::new(settings.budget.streams_per_day);
@@ -98,7 +98,7 @@ impl Core {
         collect::trace::configure(&settings.trace);
         let mut core = Self {
             started,
-            dir,
+            location,
             stored: Holdings::unknown(&settings.store),
             endpoint: Some(endpoint),
             config: ConfigStatus { path, applied: Some(started), ..ConfigStatus::default() },
@@ -138,7 +138,6 @@ impl Core {
             self.decider.state_changed();
             tracing::info!(target: "marple", "incidents are stored in {}", opened.path.display());
         }
-        self.dir.set(&opened.path);
         self.stored = opened.holdings;
     }
 

@@ -1,9 +1,8 @@
 //! What the service's own code, the endpoint, the signal and the trigger file hold of the agent.
 
 use std::future::Future;
-use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
@@ -21,6 +20,7 @@ use crate::base::Error;
 use crate::config::{HttpSettings, Settings};
 use crate::model::{CaptureSet, Origin};
 use crate::os::fork;
+use crate::store::Location;
 use crate::vitals::{Counter, Gauge, Histogram, Numbers, Runtimes};
 
 /// A way to talk to a running agent: cheap to clone, usable from any thread, async or not.
@@ -40,29 +40,11 @@ pub struct AgentHandle {
 /// What stays as it is while the agent runs.
 #[cfg_attr(not(feature = "http"), allow(dead_code, reason = "the endpoint is who asks"))]
 struct Fixed {
-    dir: SharedPath,
+    location: Location,
     http: HttpSettings,
     /// The process in which the agent runs.
     pid: u32,
     threads: Weak<Threads>,
-}
-
-/// Where incidents are written: as the settings say, and as it was opened from then on.
-#[derive(Clone)]
-pub(super) struct SharedPath(Arc<Mutex<PathBuf>>);
-
-impl SharedPath {
-    pub(super) fn new(path: PathBuf) -> Self {
-        Self(Arc::new(Mutex::new(path)))
-    }
-
-    pub(super) fn get(&self) -> PathBuf {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    pub(super) fn set(&self, path: &Path) {
-        path.clone_into(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
-    }
 }
 
 impl AgentHandle {
@@ -71,7 +53,7 @@ impl AgentHandle {
         (runtimes, numbers): (Runtimes, Numbers),
         collectors: Collectors,
         settings: &Settings,
-        dir: SharedPath,
+        location: Location,
         threads: &Arc<Threads>,
     ) -> Self {
         let http = settings.http.clone().unwrap_or_default();
@@ -81,7 +63,7 @@ impl AgentHandle {
             numbers,
             collectors,
             fixed: Arc::new(Fixed {
-                dir,
+                location,
                 http,
                 pid: std::process::id(),
                 threads: Arc::downgrade(threads),
@@ -199,8 +181,8 @@ impl AgentHandle {
 
     /// Where incidents are written.
     #[cfg_attr(not(feature = "http"), expect(dead_code, reason = "the endpoint is who asks"))]
-    pub(crate) fn dir(&self) -> PathBuf {
-        self.fixed.dir.get()
+    pub(crate) fn location(&self) -> &Location {
+        &self.fixed.location
     }
 
     /// What `[http]` says, or the defaults without it.

@@ -53,6 +53,7 @@ impl Default for StoreSettings {
             max_age: Duration::from_secs(14 * 24 * 60 * 60),
             keep_free: Room::Percent(Percent(5.0)),
             max_incident_bytes: Bytes::mib(512),
+            group_read: false,
             rules: BTreeMap::new(),
         }
     }

@@ -85,6 +85,7 @@ fn store(section: &mut Section<'_, '_>, store: &mut StoreSettings) {
     section.read("max_age", value::duration, &mut store.max_age);
     section.read("keep_free", value::room, &mut store.keep_free);
     section.read("max_incident_bytes", Bytes::deserialize, &mut store.max_incident_bytes);
+    section.read("group_read", bool::deserialize, &mut store.group_read);
     section.named("rule", |name, section| {
         let rule = store.rules.entry(name.to_owned()).or_default();
         section.read("max_bytes", Bytes::deserialize, &mut rule.max_bytes);

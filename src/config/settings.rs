@@ -87,6 +87,9 @@ pub struct StoreSettings {
     /// The files of one incident together. When it has more, those between the first and the last of
     /// their form go, the largest excepted, and then nothing more is written. Default: 512 MiB.
     pub max_incident_bytes: Bytes,
+    /// Whether members of the directory's group may read incidents (modes 0750 and 0640 instead of 0700 and 0600),
+    /// for a sidecar that ships them. Holds for what is made from then on. Default: false.
+    pub group_read: bool,
     /// What holds for the incidents of one rule besides, by its name; `toggle` and `call` are those asked
     /// for by hand and from code. Default: none.
     pub rules: BTreeMap<String, RuleStoreSettings>,

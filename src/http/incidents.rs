@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
-use std::path::Path;
 
 use axum::body::Body;
 use axum::http::header::{
@@ -11,90 +10,42 @@ use axum::http::header::{
 };
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
-use jiff::Timestamp;
-use serde::Serialize;
 
-use super::answer::{NOSNIFF, not_found, readable, refusal};
+use super::answer::{NOSNIFF, not_found, refusal};
 use super::archive::Archive;
 use super::chunks::{self, CHUNK, Source};
-use crate::base::{Bytes, IncidentId};
-use crate::model::{CaptureKind, IncidentState};
-use crate::store::{self, Entry};
-
-/// An incident in the list.
-#[derive(Serialize)]
-struct Row {
-    id: IncidentId,
-    name: String,
-    opened: Timestamp,
-    closed: Option<Timestamp>,
-    state: Option<IncidentState>,
-    /// Why it opened.
-    reason: Option<String>,
-    files: Vec<FileRow>,
-    bytes: Bytes,
-    /// Why its manifest cannot be read.
-    error: Option<String>,
-}
-
-#[derive(Serialize)]
-struct FileRow {
-    file: String,
-    kind: CaptureKind,
-    bytes: Bytes,
-}
-
-impl From<Entry> for Row {
-    fn from(entry: Entry) -> Self {
-        let Entry { id, name, opened, manifest, .. } = entry;
-        let (manifest, error) = match manifest {
-            Ok(manifest) => (Some(manifest), None),
-            Err(error) => (None, Some(error.to_string())),
-        };
-        let files: Vec<FileRow> = manifest
-            .iter()
-            .flat_map(|manifest| &manifest.artifacts)
-            .map(|it| FileRow { file: it.file.clone(), kind: it.kind, bytes: it.bytes })
-            .collect();
-        Self {
-            id,
-            name,
-            opened,
-            closed: manifest.as_ref().and_then(|manifest| manifest.closed),
-            state: manifest.as_ref().map(|manifest| manifest.state),
-            reason: manifest.as_ref().and_then(|it| Some(it.reasons.first()?.text.clone())),
-            bytes: Bytes(files.iter().map(|file| file.bytes.get()).sum()),
-            files,
-            error,
-        }
-    }
-}
+use super::rows::Rows;
+use crate::base::IncidentId;
+use crate::store::{self, Location};
 
 /// `/incidents`: all of them, the latest first.
-pub(super) async fn list(dir: &Path) -> Response {
-    let dir = dir.to_owned();
-    let rows =
-        off_thread(move || Ok(store::list(&dir)?.into_iter().map(Row::from).collect::<Vec<_>>()));
-    match rows.await {
-        Ok(rows) => readable(&rows),
+pub(super) async fn list(location: &Location) -> Response {
+    let location = location.clone();
+    let begun = off_thread(move || {
+        let mut rows = Rows::new(location.entries()?);
+        let first = rows.next().map_err(|source| cannot_read(&location, source))?;
+        Ok((first.unwrap_or_default(), rows))
+    });
+    match begun.await {
+        Ok((first, rows)) => rows.into_response(first),
         Err(refusal) => refusal,
     }
 }
 
 /// `/incidents/{id}`: its manifest; `/incidents/{id}.tar.gz`: all of it.
-pub(super) async fn one(dir: &Path, name: &str, headers: &HeaderMap) -> Response {
+pub(super) async fn one(location: &Location, name: &str, headers: &HeaderMap) -> Response {
     match name.strip_suffix(".tar.gz") {
-        Some(id) => archive(dir, id).await,
-        None => file(dir, name, store::MANIFEST, headers).await,
+        Some(id) => archive(location, id).await,
+        None => file(location, name, store::MANIFEST, headers).await,
     }
 }
 
-async fn archive(dir: &Path, id: &str) -> Response {
+async fn archive(location: &Location, id: &str) -> Response {
     let Ok(id) = id.parse() else { return not_found() };
-    let dir = dir.to_owned();
+    let location = location.clone();
     let archive = off_thread(move || {
-        let entry = store::find(&dir, id)?;
-        Ok((Archive::new(&dir, &entry), entry.id))
+        let entry = location.find(id)?;
+        Ok((Archive::new(&location, &entry), entry.id))
     });
     let (archive, id) = match archive.await {
         Ok(archive) => archive,
@@ -111,10 +62,15 @@ async fn archive(dir: &Path, id: &str) -> Response {
 }
 
 /// `/incidents/{id}/{file}`: a file, or the part of it that is asked for.
-pub(super) async fn file(dir: &Path, id: &str, name: &str, headers: &HeaderMap) -> Response {
+pub(super) async fn file(
+    location: &Location,
+    id: &str,
+    name: &str,
+    headers: &HeaderMap,
+) -> Response {
     let Ok(id) = id.parse() else { return not_found() };
-    let (dir, file) = (dir.to_owned(), name.to_owned());
-    let found = match off_thread(move || Found::open(&dir, id, &file)).await {
+    let (location, file) = (location.clone(), name.to_owned());
+    let found = match off_thread(move || Found::open(&location, id, &file)).await {
         Ok(found) => found,
         Err(refusal) => return refusal,
     };
@@ -174,15 +130,15 @@ struct Found {
 }
 
 impl Found {
-    fn open(dir: &Path, id: IncidentId, name: &str) -> Result<Self, store::Error> {
-        let mut file = store::open_artifact(dir, id, name)?;
-        let size = file.metadata().map_err(|source| cannot_read(dir, source))?.len();
+    fn open(location: &Location, id: IncidentId, name: &str) -> Result<Self, store::Error> {
+        let mut file = location.open_artifact(id, name)?;
+        let size = file.metadata().map_err(|source| cannot_read(location, source))?.len();
         if name == store::MANIFEST {
             // It changes while the incident is open, and no digest of it is kept.
-            let digest = digest(&mut file).map_err(|source| cannot_read(dir, source))?;
+            let digest = digest(&mut file).map_err(|source| cannot_read(location, source))?;
             return Ok(Self { file, size, tag: Some(digest), content_type: JSON });
         }
-        let manifest = store::find(dir, id)?.manifest;
+        let manifest = location.find(id)?.manifest;
         let listed =
             manifest.ok().and_then(|it| it.artifacts.into_iter().find(|it| it.file == name));
         let tag = listed.map(|it| format!("\"{}\"", it.sha256));
@@ -190,8 +146,8 @@ impl Found {
     }
 }
 
-fn cannot_read(dir: &Path, source: io::Error) -> store::Error {
-    store::Error::Io { doing: "read a file of", path: dir.to_owned(), source }
+fn cannot_read(location: &Location, source: io::Error) -> store::Error {
+    store::Error::Io { doing: "read a file of", path: location.path(), source }
 }
 
 fn digest(file: &mut File) -> io::Result<String> {

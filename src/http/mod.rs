@@ -100,6 +100,7 @@ mod places;
 mod pprof;
 mod query;
 mod route;
+mod rows;
 mod unread;
 
 use std::collections::HashMap;
@@ -180,7 +181,7 @@ async fn answer(endpoint: Arc<Endpoint>, route: Route, request: Request) -> Resp
         audit.answered(refusal.status().as_u16());
         return refusal;
     }
-    let dir = &endpoint.agent.dir();
+    let location = endpoint.agent.location();
     let response = match route {
         Route::Notify => {
             let get_toggles = endpoint.agent.http().compat_get_toggle;
@@ -188,9 +189,11 @@ async fn answer(endpoint: Arc<Endpoint>, route: Route, request: Request) -> Resp
         }
         Route::Status => status(&endpoint.agent).await,
         Route::Metrics => metrics(&endpoint.agent).await,
-        Route::Incidents => incidents::list(dir).await,
-        Route::Incident => incidents::one(dir, name("id"), &parts.headers).await,
-        Route::Artifact => incidents::file(dir, name("id"), name("file"), &parts.headers).await,
+        Route::Incidents => incidents::list(location).await,
+        Route::Incident => incidents::one(location, name("id"), &parts.headers).await,
+        Route::Artifact => {
+            incidents::file(location, name("id"), name("file"), &parts.headers).await
+        }
         Route::PprofRoot => to_index(&parts),
         Route::Index => index::page(endpoint.agent.status().await.ok().as_deref(), &parts),
         Route::Pprof => {

@@ -10,11 +10,12 @@ use std::sync::{Arc, PoisonError};
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 
-use super::dir::file_size_limit;
+use super::dir::{Named, file_size_limit};
 use super::error::{Bound, Error};
 use super::incident::Open;
-use super::names::{PART, artifact, custom_extension};
-use super::room::{Reservation, unnamed_file};
+
+use super::names::{PART, artifact, custom_extension, short_stem};
+use super::room::Reservation;
 use crate::base::Bytes;
 use crate::model::{Artifact, FileName, Form};
 
@@ -121,7 +122,8 @@ impl Draft {
         }
         self.open.dir.check_process()?;
         self.spill()?;
-        self.file.sync_all().map_err(|source| Error::io("sync", self.path(), source))?;
+        let synced = self.open.dir.sync_file(&self.file);
+        synced.map_err(|source| Error::io("sync", self.path(), source))?;
         let file = self.publish()?;
         if let Err(error) = self.open.dir.sync() {
             let _ = self.open.dir.unlink(&file);
@@ -141,16 +143,28 @@ impl Draft {
     fn publish(&mut self) -> Result<String, Error> {
         let open = Arc::clone(&self.open);
         let mut seq = open.seq.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut stem = Cow::Borrowed(open.stem.as_str());
         for _ in 0..MAX_TAKEN {
-            *seq += 1;
-            let name = artifact(&open.stem, *seq, &self.extension);
-            let published = self.room.settle(|| match &self.part {
-                Some(part) => open.dir.rename_file(part, &name),
-                None => open.dir.link(&self.file, &name),
+            let name = artifact(&stem, *seq + 1, &self.extension);
+            let mut named = Named::Taken;
+            self.room.settle(|| {
+                named = name_file(&open, &mut self.file, &mut self.part, &name)?;
+                Ok(named == Named::Yes)
             })?;
-            if published {
-                self.part = None;
-                return Ok(name);
+            match named {
+                Named::Yes => {
+                    *seq += 1;
+                    self.part = None;
+                    return Ok(name);
+                }
+                Named::Taken => *seq += 1,
+                Named::TooLong if matches!(stem, Cow::Borrowed(_)) => {
+                    stem = Cow::Owned(short_stem(&stem));
+                }
+                Named::TooLong => {
+                    let source = rustix::io::Errno::NAMETOOLONG.into();
+                    return Err(Error::io("name the file", open.dir.at(&name), source));
+                }
             }
         }
         let taken = rustix::io::Errno::EXIST.into();
@@ -247,14 +261,46 @@ impl Drop for Draft {
 
 /// A file to write to, and its name if it has to have one.
 fn create(open: &Open) -> Result<(File, Option<String>), Error> {
-    if let Some(file) = unnamed_file(open.shared(), &open.dir)? {
+    if let Some(file) = open.dir.unnamed()? {
         return Ok((file, None));
     }
+    let part = free_part(open)?;
+    Ok((open.dir.create(&part)?, Some(part)))
+}
+
+/// A name for a file that is being written, which nothing has.
+fn free_part(open: &Open) -> Result<String, Error> {
     let number = open.named_drafts.fetch_add(1, Ordering::Relaxed);
     let part = format!(".draft-{number}{PART}");
     // Nobody else writes here, so what has this name is not a draft: planted, or left by a crash.
     open.dir.unlink(&part)?;
-    Ok((open.dir.create(&part)?, Some(part)))
+    Ok(part)
+}
+
+/// Gives `file`, which is called `part` if it has a name, the name `name`.
+///
+/// Where an unnamed file cannot be given one (no `/proc`, no hard links), it is copied to a named one first; those
+/// begun after that have a name from the start.
+fn name_file(
+    open: &Open,
+    file: &mut File,
+    part: &mut Option<String>,
+    name: &str,
+) -> Result<Named, Error> {
+    if part.is_none()
+        && let Some(named) = open.dir.link(file, name)?
+    {
+        return Ok(named);
+    }
+    let part = match part {
+        Some(part) => part,
+        None => {
+            let name = free_part(open)?;
+            *file = open.dir.copy(file, &name)?;
+            part.insert(name)
+        }
+    };
+    open.dir.rename_file(part, name)
 }
 
 /// The number the next artifact will have, unless it is taken.

@@ -118,10 +118,11 @@ pub enum Error {
         /// The process's effective user.
         us: u32,
     },
-    /// Users other than the owner can write into the directory of incidents.
+    /// Users other than the owner can write into the directory of incidents, and have taken every name for one of
+    /// our own in it.
     #[error(
-        "{} can be written by other users (mode {mode:04o}): `chmod go-w` it, or set `dir` to a \
-         directory below it",
+        "{} can be written by other users (mode {mode:04o}), who hold every name of a directory for us in it: \
+         `chmod go-w` it, or set `dir` to a directory below it",
         path.display()
     )]
     Writable {
@@ -210,7 +211,38 @@ pub enum Error {
     },
 }
 
+/// What keeps a store from being opened or written, as far as a caller can act on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// Another process or agent has the directory; it is free once that ends.
+    Busy,
+    /// This process's user may not write there.
+    NotPermitted,
+    /// The file system is mounted read-only.
+    ReadOnly,
+    /// There is no room, or no inode.
+    Full,
+    /// Anything else.
+    Other,
+}
+
 impl Error {
+    /// Returns the kind of the error.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Busy { .. } => ErrorKind::Busy,
+            Self::NotOurs { .. } | Self::Writable { .. } => ErrorKind::NotPermitted,
+            Self::Full { .. } => ErrorKind::Full,
+            Self::Io { source, .. } => match source.kind() {
+                io::ErrorKind::PermissionDenied => ErrorKind::NotPermitted,
+                io::ErrorKind::ReadOnlyFilesystem => ErrorKind::ReadOnly,
+                _ => ErrorKind::Other,
+            },
+            _ => ErrorKind::Other,
+        }
+    }
+
     /// A failed call; one that failed for want of room says so.
     pub(super) fn io(doing: &'static str, path: PathBuf, source: io::Error) -> Self {
         let bound = match source.kind() {

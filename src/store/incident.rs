@@ -1,5 +1,6 @@
 //! An open incident: its directory and its manifest.
 
+use std::io::{self, Seek, SeekFrom, Write};
 use std::path::Path;
 use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex};
@@ -10,7 +11,7 @@ use rustix::io::Errno;
 use super::dir::Dir;
 use super::draft::Draft;
 use super::error::{Bound, Error};
-use super::manifest;
+use super::manifest::{self, Head};
 use super::names::{IncidentName, MANIFEST, NEW, PART, artifact_stem};
 use super::retention::Need;
 use super::room::{Registration, Shared};
@@ -61,22 +62,31 @@ impl IncidentDir {
     pub(super) fn begin(
         shared: &Arc<Shared>,
         name: &str,
-        manifest: Manifest,
+        mut manifest: Manifest,
     ) -> Result<Self, Error> {
         let (id, opened) = (manifest.id, manifest.opened);
         let text = IncidentName { opened, name: name.to_owned(), id }.format();
         let registration = Registration::new(shared, id, name).ok_or_else(|| {
             Error::io("make the directory", shared.root.at(&text), Errno::EXIST.into())
         })?;
+        shared.lock.check(&shared.root);
         shared.make_room(
             &mut shared.ledger(),
             Need { incidents: 1, incident: Some(id), ..Need::default() },
         );
 
         let temporary = format!("{NEW}{id}");
-        let made = shared.root.make_subdir(&temporary)?;
-        let published = put(&made, &manifest)
-            .and_then(|size| shared.root.rename_dir(&temporary, &text).map(|()| size))
+        let mut made = shared.root.make_subdir(&temporary)?;
+        let published = put(&made, &mut manifest)
+            .and_then(|size| match shared.root.rename_dir(&temporary, &text)? {
+                true => Ok(size),
+                false => {
+                    made.unlink(MANIFEST)?;
+                    shared.root.rmdir(&temporary)?;
+                    made = shared.root.make_subdir(&text)?;
+                    put(&made, &mut manifest)
+                }
+            })
             .and_then(|size| shared.root.sync().map(|()| size));
         let size = match published {
             Ok(size) => size,
@@ -184,7 +194,7 @@ impl IncidentDir {
     /// When it cannot be written. The change is kept in memory, and the next update writes it too.
     pub fn update(&mut self, change: impl FnOnce(&mut Manifest)) -> Result<(), Error> {
         change(&mut self.manifest);
-        let size = put(&self.open.dir, &self.manifest)?;
+        let size = put(&self.open.dir, &mut self.manifest)?;
         self.open.shared().ledger().resize(self.id(), self.size, size);
         self.size = size;
         Ok(())
@@ -192,18 +202,25 @@ impl IncidentDir {
 }
 
 /// Makes `manifest` the manifest of the incident in `dir`; its size.
-fn put(dir: &Dir, manifest: &Manifest) -> Result<u64, Error> {
-    let text = text(dir, manifest)?;
+fn put(dir: &Dir, manifest: &mut Manifest) -> Result<u64, Error> {
+    let text = manifest::write_bounded(manifest);
+    let text = text.map_err(|source| Error::io("write", dir.at(MANIFEST), source))?;
     dir.replace(MANIFEST, &text)?;
     Ok(text.len() as u64)
 }
 
-/// What `incident.json` in `dir` says.
-pub(super) fn text(dir: &Dir, manifest: &Manifest) -> Result<Vec<u8>, Error> {
-    let mut text = Vec::new();
-    manifest::write(manifest, &mut text)
-        .map_err(|source| Error::io("write", dir.at(MANIFEST), source))?;
-    Ok(text)
+/// Writes `head` in place of the head of the manifest in `dir`. The vitals are copied, not read.
+pub(super) fn put_head(dir: &Dir, mut head: Head) -> Result<(), Error> {
+    let Some(rest) = head.rest else { return put(dir, &mut head.manifest).map(drop) };
+    let failed = |source| Error::io("read", dir.at(MANIFEST), source);
+    let text = manifest::write_head(&head.manifest).map_err(failed)?;
+    let mut old = dir.open_file(MANIFEST)?;
+    let size = old.metadata().map_err(failed)?.len() - rest + text.len() as u64;
+    old.seek(SeekFrom::Start(rest)).map_err(failed)?;
+    dir.replace_by(MANIFEST, size, |file| {
+        file.write_all(&text)?;
+        io::copy(&mut old, file).map(drop)
+    })
 }
 
 #[cfg(test)]

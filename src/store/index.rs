@@ -2,19 +2,17 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 
 use super::dir::{Dir, is_dir};
 use super::error::Error;
-use super::manifest;
+use super::manifest::{self, Head, MAX_MANIFEST};
 use super::names::{IncidentName, MANIFEST, artifact_form};
-use crate::base::{Bytes, IncidentId};
+use super::place::Location;
+use crate::base::IncidentId;
 use crate::model::Manifest;
-
-/// 120 s of vitals at 4 Hz with 40 gauges take 1 MiB. Beyond this it is not a manifest of ours, and
-/// reading it would be somebody else's idea of our memory.
-const MAX_MANIFEST: Bytes = Bytes::mib(16);
 
 /// One incident.
 #[derive(Debug)]
@@ -27,8 +25,59 @@ pub struct Entry {
     pub name: String,
     /// When it opened, to the millisecond.
     pub opened: Timestamp,
-    /// Its manifest, or why that cannot be read.
+    /// Its manifest without vitals and losses (which are most of it, and are read from the file), or why that
+    /// cannot be read.
     pub manifest: Result<Manifest, Error>,
+}
+
+/// The incidents of a directory, the latest first; each manifest is read when its turn comes.
+#[derive(Debug)]
+pub struct Entries {
+    root: Arc<Dir>,
+    names: std::vec::IntoIter<(String, IncidentName)>,
+}
+
+impl Entries {
+    pub(super) fn of(root: &Arc<Dir>) -> Result<Self, Error> {
+        let mut names = incidents(root)?;
+        names.sort_by(|(a, _), (b, _)| b.cmp(a));
+        Ok(Self { root: Arc::clone(root), names: names.into_iter() })
+    }
+}
+
+impl Iterator for Entries {
+    type Item = Entry;
+
+    fn next(&mut self) -> Option<Entry> {
+        self.names.find_map(|(text, name)| read_entry(&self.root, &text, name))
+    }
+}
+
+impl Location {
+    /// Every incident, the latest first.
+    ///
+    /// # Errors
+    /// If the directory cannot be listed. A manifest that cannot be read is part of its entry.
+    pub fn entries(&self) -> Result<Entries, Error> {
+        Entries::of(&self.root()?)
+    }
+
+    /// The incident `id`.
+    ///
+    /// # Errors
+    /// If there is none, or the directory cannot be listed.
+    pub fn find(&self, id: IncidentId) -> Result<Entry, Error> {
+        entry(&*self.root()?, id)
+    }
+
+    /// The file called `file` of incident `id`, to be read: an artifact or `incident.json`.
+    ///
+    /// # Errors
+    /// If there is no such incident or file, or `file` is not a name a store makes; so a name from a request can be
+    /// passed as it came.
+    pub fn open_artifact(&self, id: IncidentId, file: &str) -> Result<File, Error> {
+        artifact(&*self.root()?, id, file)
+    }
 }
 
 /// Every incident in `dir`, the latest first.
@@ -36,7 +85,7 @@ pub struct Entry {
 /// # Errors
 /// When `dir` cannot be listed. A manifest that cannot be read is part of its entry.
 pub fn list(dir: &Path) -> Result<Vec<Entry>, Error> {
-    entries(&Dir::open(dir)?)
+    Ok(Location::new(dir).entries()?.collect())
 }
 
 /// The incident `id` in `dir`.
@@ -44,22 +93,15 @@ pub fn list(dir: &Path) -> Result<Vec<Entry>, Error> {
 /// # Errors
 /// When there is none, or `dir` cannot be listed.
 pub fn find(dir: &Path, id: IncidentId) -> Result<Entry, Error> {
-    entry(&Dir::open(dir)?, id)
+    Location::new(dir).find(id)
 }
 
 /// The file called `file` of incident `id` in `dir`, to be read: an artifact or `incident.json`.
 ///
 /// # Errors
-/// When there is no such incident or file, or `file` is not a name a store makes; so a name from a
-/// request can be handed in as it came.
+/// As [`Location::open_artifact`].
 pub fn open_artifact(dir: &Path, id: IncidentId, file: &str) -> Result<File, Error> {
-    artifact(&Dir::open(dir)?, id, file)
-}
-
-pub(super) fn entries(root: &Dir) -> Result<Vec<Entry>, Error> {
-    let mut names = incidents(root)?;
-    names.sort_by(|(a, _), (b, _)| b.cmp(a));
-    Ok(names.into_iter().filter_map(|(text, name)| read_entry(root, &text, name)).collect())
+    Location::new(dir).open_artifact(id, file)
 }
 
 pub(super) fn entry(root: &Dir, id: IncidentId) -> Result<Entry, Error> {
@@ -86,10 +128,15 @@ pub(super) fn artifact(root: &Dir, id: IncidentId, file: &str) -> Result<File, E
     }
 }
 
-/// The manifest of the incident in `dir`.
-pub(super) fn read_manifest(dir: &Dir) -> Result<Manifest, Error> {
-    manifest::read(&dir.read(MANIFEST, MAX_MANIFEST)?)
-        .map_err(|source| Error::Manifest { path: dir.at(MANIFEST), source })
+/// The head of the manifest of the incident in `dir`.
+pub(super) fn read_head(dir: &Dir) -> Result<Head, Error> {
+    let file = dir.open_file(MANIFEST)?;
+    let failed = |source| Error::io("read", dir.at(MANIFEST), source);
+    if file.metadata().map_err(failed)?.len() > MAX_MANIFEST.get() {
+        return Err(Error::TooLarge { path: dir.at(MANIFEST), limit: MAX_MANIFEST });
+    }
+    let head = manifest::read_head(file).map_err(failed)?;
+    head.map_err(|source| Error::Manifest { path: dir.at(MANIFEST), source })
 }
 
 fn incidents(root: &Dir) -> Result<Vec<(String, IncidentName)>, Error> {
@@ -99,7 +146,8 @@ fn incidents(root: &Dir) -> Result<Vec<(String, IncidentName)>, Error> {
 
 /// None when it went away meanwhile: its place is empty, or holds something that is not a directory.
 fn read_entry(root: &Dir, text: &str, name: IncidentName) -> Option<Entry> {
-    let manifest = root.subdir(text).and_then(|dir| read_manifest(&dir));
+    let head = root.subdir(text).and_then(|dir| read_head(&dir));
+    let manifest = head.map(|head| head.manifest);
     if manifest.is_err() && !root.stat(text).is_ok_and(|stat| stat.is_some_and(|it| is_dir(&it))) {
         return None;
     }

@@ -1,10 +1,31 @@
 //! `incident.json` as text: the model's own form in JSON, indented for the person who opens it in the
 //! middle of a night. The form itself, and what may change in it, is said at [`Manifest`].
+//!
+//! Vitals are most of a manifest, and come after all that is asked of it in a list. So a [`Head`] is read up to the
+//! line at which they begin, and written before what follows that line, which is copied as it is.
 
 use std::borrow::Cow;
-use std::io;
+use std::io::{self, Read};
 
+use crate::base::Bytes;
 use crate::model::{Manifest, VitalsRow};
+
+/// The longest manifest that is written or read. 720 rows of vitals with 40 gauges take 1.5 MiB; beyond this rows
+/// are left out.
+pub(super) const MAX_MANIFEST: Bytes = Bytes::mib(16);
+
+/// The longest head that is read: some 10,000 artifacts.
+pub(super) const MAX_HEAD: Bytes = Bytes::mib(4);
+
+/// The longest manifest that is read with its vitals, as one in another form than [`write`]'s has to be.
+const MAX_WHOLE: Bytes = Bytes::mib(1);
+
+/// How a line of the vitals begins. It is found nowhere else: texts have no line breaks, and what is nested is
+/// indented more.
+const VITALS: &[u8] = b"\n  \"vitals\": [";
+
+/// How much of a head is read at once; most have no more.
+const PIECE: u64 = 16 << 10;
 
 /// Why a text is not a manifest.
 #[derive(Debug, thiserror::Error)]
@@ -20,6 +41,98 @@ pub enum Error {
         /// The newest this version reads.
         reads: u32,
     },
+    /// It is longer than marple writes them.
+    #[error("its vitals do not begin within {limit}, as those of each manifest of marple do")]
+    Long {
+        /// The most that is read.
+        limit: Bytes,
+    },
+}
+
+/// A manifest without its vitals and its losses, which follow them.
+#[derive(Debug)]
+pub(super) struct Head {
+    pub(super) manifest: Manifest,
+    /// Where in the text the line of the vitals begins; `None` if the text was read whole.
+    pub(super) rest: Option<u64>,
+}
+
+/// Reads the head of a manifest, and no more than that of its text.
+pub(super) fn read_head(mut text: impl Read) -> io::Result<Result<Head, Error>> {
+    let mut head = Vec::new();
+    loop {
+        let searched = head.len().saturating_sub(VITALS.len());
+        if text.by_ref().take(PIECE).read_to_end(&mut head)? == 0 {
+            if head.len() as u64 > MAX_WHOLE.get() {
+                return Ok(Err(Error::Long { limit: MAX_WHOLE }));
+            }
+            return Ok(read(&head).map(|manifest| Head { manifest, rest: None }));
+        }
+        let fresh = head.get(searched..).unwrap_or_default();
+        if let Some(at) = fresh.windows(VITALS.len()).position(|window| window == VITALS) {
+            let rest = searched + at;
+            head.truncate(rest + VITALS.len());
+            head.extend_from_slice(b"]}");
+            let rest = Some(rest as u64);
+            return Ok(read(&head).map(|manifest| Head { manifest, rest }));
+        }
+        if head.len() as u64 > MAX_HEAD.get() {
+            return Ok(Err(Error::Long { limit: MAX_HEAD }));
+        }
+    }
+}
+
+/// Writes what of `manifest` stands before its vitals, up to the line at which they begin.
+pub(super) fn write_head(manifest: &Manifest) -> io::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    serde_json::to_writer_pretty(&mut text, manifest)?;
+    let at = text.windows(VITALS.len()).position(|window| window == VITALS);
+    text.truncate(at.unwrap_or_default());
+    Ok(text)
+}
+
+/// Writes `manifest`, and takes rows out of its vitals, every second one and again, until it has no more than
+/// [`MAX_MANIFEST`]. Many gauges in a long incident would make it too large to be read again.
+pub(super) fn write_bounded(manifest: &mut Manifest) -> io::Result<Vec<u8>> {
+    loop {
+        let mut text = Bounded { text: Vec::new(), is_full: false };
+        match write(manifest, &mut text) {
+            Ok(()) => return Ok(text.text),
+            Err(_) if text.is_full && !manifest.vitals.is_empty() => {
+                let before = manifest.vitals.len();
+                let mut at = 0_usize;
+                manifest.vitals.retain(|_| {
+                    at += 1;
+                    at.is_multiple_of(2)
+                });
+                let gone = before - manifest.vitals.len();
+                let cause = "rows of vitals left out: the manifest would be longer than 16 MiB";
+                manifest.losses.add(cause, gone as u64);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// A text of at most [`MAX_MANIFEST`].
+struct Bounded {
+    text: Vec<u8>,
+    is_full: bool,
+}
+
+impl io::Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.text.len() + bytes.len() > MAX_MANIFEST.get() as usize {
+            self.is_full = true;
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        self.text.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Writes a manifest, with a newline at its end.
@@ -49,7 +162,10 @@ pub fn read(text: &[u8]) -> Result<Manifest, Error> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
+    use crate::model::Losses;
     use crate::store::fixture;
 
     #[test]
@@ -59,6 +175,53 @@ mod tests {
         write(&manifest, &mut text).unwrap();
         assert_eq!(text.last(), Some(&b'\n'));
         assert_eq!(read(&text).unwrap(), manifest);
+    }
+
+    #[test]
+    fn a_head_is_the_manifest_before_its_vitals_and_joins_what_follows_it() {
+        let mut manifest = fixture::manifest();
+        // As close as a text comes to the line that is looked for.
+        manifest.reasons[0].text = "\n  \"vitals\": [".to_owned();
+        manifest.losses.add("nothing of note", 1);
+        for service in [0, 16 << 10, 40 << 10].map(|length| "x".repeat(length)) {
+            manifest.service = service;
+            let mut text = Vec::new();
+            write(&manifest, &mut text).unwrap();
+            let head = read_head(text.as_slice()).unwrap().unwrap();
+            let bare =
+                Manifest { vitals: Vec::new(), losses: Losses::default(), ..manifest.clone() };
+            assert_eq!(head.manifest, bare);
+            let rest = head.rest.unwrap() as usize;
+            let mut joined = write_head(&bare).unwrap();
+            assert_eq!(joined, text[..rest]);
+            joined.extend_from_slice(&text[rest..]);
+            assert_eq!(joined, text);
+        }
+    }
+
+    #[test]
+    fn a_manifest_written_by_another_program_is_read_whole_unless_it_is_long() {
+        let manifest = fixture::manifest();
+        let text = serde_json::to_vec(&manifest).unwrap();
+        let head = read_head(text.as_slice()).unwrap().unwrap();
+        assert_eq!((head.manifest, head.rest), (manifest, None));
+        let long = io::repeat(b' ').take(MAX_HEAD.get() * 2);
+        assert!(matches!(read_head(long).unwrap(), Err(Error::Long { .. })));
+        assert!(read_head(&b"{\n  \"vitals\": ["[..]).unwrap().is_err());
+    }
+
+    #[test]
+    fn a_manifest_that_would_be_too_long_loses_rows_of_its_vitals() {
+        let mut manifest = fixture::manifest();
+        let values: BTreeMap<String, f64> =
+            (0..1024).map(|at| (format!("gauge.of.the.service.{at}"), at as f64)).collect();
+        let at = manifest.opened;
+        manifest.vitals = vec![VitalsRow { at, values }; 720];
+        let text = write_bounded(&mut manifest).unwrap();
+        assert!(text.len() as u64 <= MAX_MANIFEST.get());
+        let read = read(&text).unwrap();
+        assert!((180..720).contains(&read.vitals.len()), "{}", read.vitals.len());
+        assert_eq!(read.losses.iter().next().unwrap().count as usize, 720 - read.vitals.len());
     }
 
     #[test]

@@ -27,53 +27,57 @@
 //! - Nothing is removed in vain: not when all that may go would not make the room that is missing, and
 //!   not because a write met a full device. A disk that somebody else fills costs new evidence, never old.
 //!
-//! One process writes (`.lock` is held by `flock`, which a kill releases); any number read, through
-//! [`list`], [`find`] and [`open_artifact`], without the lock. A child the host made by `fork` without
+//! One process writes (`.lock` is held by `flock`, which a kill releases; `lock` says what is done without it); any
+//! number read, through [`Location`], [`list`], [`find`] and [`open_artifact`], without the lock. A child the host made by `fork` without
 //! `exec` has a copy of the lock: it writes nothing (each change is refused with [`Error::Forked`]) and its
 //! end releases nothing, but when the host is killed, the directory stays busy until that child has gone
 //! too. The agent keeps its lock from children (`os::fork`). A child that was made by `fork` and `exec` has no copy.
 //!
+//! File systems lack features: `file_system` lists them and what is done instead. Where incidents go if the
+//! directory of the settings is not ours alone is said in `place`.
+//!
 //! The obvious alternative is an embedded database or an index file: faster to list, and one more thing
 //! that can disagree with the files. There are a hundred incidents, not a million: retention looks at
-//! names and sizes only, one `statx` a file, and a listing reads each manifest once.
+//! names and sizes only, one `statx` a file, and a listing reads the head of each manifest, one at a time.
 
 mod dir;
 mod draft;
 mod error;
+mod file_system;
 #[cfg(test)]
 mod fixture;
 mod incident;
 mod index;
+mod lock;
 pub mod manifest;
 mod names;
+mod place;
 mod recovery;
 mod retention;
 mod room;
 mod thin;
 
 use std::fs::File;
-use std::io::{Read, Seek, Write};
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::Arc;
 
-use rustix::fs::{FlockOperation, flock};
-use rustix::io::Errno;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 pub use draft::Draft;
-pub use error::{Bound, Error};
+pub use error::{Bound, Error, ErrorKind};
 pub use incident::IncidentDir;
-pub use index::{Entry, find, list, open_artifact};
+pub use index::{Entries, Entry, find, list, open_artifact};
 pub use names::MANIFEST;
+pub use place::Location;
 pub use recovery::Recovery;
 pub use retention::{Removed, Retained, Standing, Thinned};
 
 use crate::base::{Bytes, Clock, IncidentId};
 use crate::config::StoreSettings;
 use crate::model::Manifest;
-use dir::Dir;
+use lock::Lock;
 use room::Shared;
 
 /// `state.json` holds budgets: a few numbers a rule.
@@ -122,25 +126,48 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens the directory of incidents for writing, makes it if it is not there, and puts in order
-    /// what an earlier process left.
-    ///
-    /// Reads every manifest, and every unlisted artifact of an interrupted incident. What could not be
-    /// put in order is told in the [`Recovery`] and does not keep the store from opening.
-    ///
-    /// # Errors
-    /// When the directory cannot be made or written, is a link, belongs to another user, can be written
-    /// by others, or is in use.
+    /// Opens the directory of incidents at `dir`; see [`Self::open_at`].
     pub fn open(
         dir: &Path,
         settings: StoreSettings,
         clock: Arc<dyn Clock>,
     ) -> Result<(Self, Recovery), Error> {
-        let root = Dir::make(dir)?;
-        let lock = lock(&root)?;
-        let shared = Arc::new(Shared::new(root, lock, settings, clock));
+        Self::open_at(&Location::new(dir), settings, clock)
+    }
+
+    /// Opens the directory of incidents for writing, makes it if it is not there, and puts in order
+    /// what an earlier process left. Readers of `location` read there from here on.
+    ///
+    /// In a directory that is not ours alone a directory of our own is used; see [`Location::path`].
+    ///
+    /// Reads the head of every manifest, and every unlisted artifact of an interrupted incident. What could not be
+    /// put in order is in the [`Recovery`] and does not keep the store from opening.
+    ///
+    /// May be tried again as often as one likes: a failed attempt costs a few calls and leaves nothing behind but
+    /// directories that it made.
+    ///
+    /// # Errors
+    /// If the directory cannot be made or written, is a link, or is in use; see [`Error::kind`].
+    pub fn open_at(
+        location: &Location,
+        settings: StoreSettings,
+        clock: Arc<dyn Clock>,
+    ) -> Result<(Self, Recovery), Error> {
+        let chosen = place::make(location.configured(), settings.group_read)?;
+        let lock = Lock::take(&chosen.dir)?;
+        chosen.report();
+        chosen.dir.set_group_read(settings.group_read);
+        let root = Arc::new(chosen.dir);
+        let shared = Arc::new(Shared::new(root, lock, settings, clock, location.clone()));
         let recovery = recovery::recover(&shared)?;
+        location.set(&shared.root);
+        shared.root.file_system().clear_warnings();
         Ok((Self { shared }, recovery))
+    }
+
+    /// Its place, for readers, and to open it again.
+    pub fn location(&self) -> &Location {
+        &self.shared.location
     }
 
     /// Where it is.
@@ -148,8 +175,8 @@ impl Store {
         self.shared.root.path()
     }
 
-    /// The descriptor that holds the lock, for those who keep it from forked children.
-    pub(crate) fn lock_descriptor(&self) -> BorrowedFd<'_> {
+    /// The descriptor that holds the lock, if there is one, for those who keep it from forked children.
+    pub(crate) fn lock_descriptor(&self) -> Option<BorrowedFd<'_>> {
         self.shared.lock_descriptor()
     }
 
@@ -158,8 +185,9 @@ impl Store {
         self.shared.root.is_removed()
     }
 
-    /// Puts other bounds in force, from the next write or [`Self::retain`] on.
+    /// Puts other bounds, and who may read, in force, from the next write or [`Self::retain`] on.
     pub fn set_limits(&self, settings: StoreSettings) {
+        self.shared.root.set_group_read(settings.group_read);
         self.shared.ledger().settings = settings;
     }
 
@@ -210,15 +238,15 @@ impl Store {
         self.shared.holdings()
     }
 
-    /// Every incident, the latest first.
+    /// Every incident, the latest first, without vitals.
     ///
     /// # Errors
     /// When the directory cannot be listed. A manifest that cannot be read is part of its entry.
     pub fn index(&self) -> Result<Vec<Entry>, Error> {
-        index::entries(&self.shared.root)
+        Ok(Entries::of(&self.shared.root)?.collect())
     }
 
-    /// The incident `id`.
+    /// The incident `id`, without vitals.
     ///
     /// # Errors
     /// When there is none, or the directory cannot be listed.
@@ -263,33 +291,13 @@ impl Store {
     }
 }
 
-/// Takes the lock and writes our pid into it, for the message another process would give.
-fn lock(root: &Dir) -> Result<File, Error> {
-    let mut file = root.open_or_create(names::LOCK)?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => {}
-        Err(Errno::WOULDBLOCK) => {
-            let mut text = String::new();
-            let pid =
-                file.take(32).read_to_string(&mut text).ok().and_then(|_| text.trim().parse().ok());
-            return Err(Error::Busy { path: root.path().to_owned(), pid });
-        }
-        Err(errno) => return Err(Error::io("lock", root.at(names::LOCK), errno.into())),
-    }
-    // On a full disk the pid is not written, and the lock is held all the same.
-    let _ = file
-        .set_len(0)
-        .and_then(|()| file.rewind())
-        .and_then(|()| writeln!(file, "{}", std::process::id()));
-    Ok(file)
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::fixture::{Fixture, roomy};
     use super::*;
+    use crate::base::warnings;
 
     #[test]
     fn one_writer_at_a_time_and_the_message_says_who() {
@@ -302,6 +310,21 @@ mod tests {
         assert!(again().unwrap_err().to_string().contains("process 123456789"));
         std::fs::write(it.dir().join(names::LOCK), "").unwrap();
         assert!(matches!(again().unwrap_err(), Error::Busy { pid: None, .. }));
+    }
+
+    #[test]
+    fn a_writer_that_the_lock_did_not_keep_out_is_reported() {
+        let it = Fixture::new(roomy());
+        let lock = it.dir().join(names::LOCK);
+        let ours = std::fs::read_to_string(&lock).unwrap();
+        let said = || warnings::list().into_iter().find(|it| it.topic == "store.writer");
+        std::fs::write(&lock, "17\nanother\nanother-host\npid:[1]\n").unwrap();
+        it.closed(10);
+        let said_first = said().expect("a warning");
+        assert!(said_first.text.contains("process 17 of host another-host"), "{said_first:?}");
+        assert_eq!(std::fs::read_to_string(&lock).unwrap(), ours, "it is told in turn");
+        it.closed(10);
+        assert_eq!(said(), None, "the other has gone");
     }
 
     #[test]

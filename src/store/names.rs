@@ -37,6 +37,7 @@ const ULID_LEN: usize = 26;
 /// Of a name longer than this the rest is cut: the longest name made here is 20 + 1 + 48 + 1 + 26
 /// characters for an incident, 48 + 1 + 48 + 15 for an artifact; a file system takes 255.
 const PIECE_LEN: usize = 48;
+const SHORT_PIECE_LEN: usize = 12;
 
 /// What the name of an incident's directory says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,6 +79,15 @@ impl IncidentName {
 /// `{service}_{domain}`, the part of an artifact's name that says where it is from.
 pub(super) fn artifact_stem(service: &str, domain: &str) -> String {
     format!("{}_{}", piece(service, "-", "service"), piece(domain, "-", "domain"))
+}
+
+/// The same, short: for file systems that take names of 143 bytes (eCryptfs) or less.
+pub(super) fn short_stem(stem: &str) -> String {
+    let cut = |piece: &str| piece.chars().take(SHORT_PIECE_LEN).collect::<String>();
+    match stem.split_once('_') {
+        Some((service, domain)) => format!("{}_{}", cut(service), cut(domain)),
+        None => cut(stem),
+    }
 }
 
 /// The name of an artifact.
@@ -129,6 +139,12 @@ pub(super) fn is_part(file: &str) -> bool {
         of == MANIFEST
             || of.strip_prefix(".draft-").is_some_and(|number| number.parse::<u32>().is_ok())
     })
+}
+
+/// Whether the file system itself keeps a file of this name for as long as somebody has it open (NFS, FUSE): it goes
+/// by itself, and is nobody's.
+pub(super) fn is_remains(file: &str) -> bool {
+    file.starts_with(".nfs") || file.starts_with(".fuse_hidden")
 }
 
 /// `text` with every character that is not an ASCII letter, a digit or in `also` made a `-`.
@@ -196,6 +212,9 @@ mod tests {
         let stem = artifact_stem("Orders", "eu.west_1/a");
         let file = artifact(&stem, 7, Form::MemoryPprof.extension());
         assert_eq!(file, "Orders_eu-west-1-a.007.memory.pprof");
+        let short = short_stem(&artifact_stem(&"s".repeat(60), &"d".repeat(60)));
+        assert_eq!(short, format!("{}_{}", "s".repeat(12), "d".repeat(12)));
+        assert_eq!(artifact_form(&artifact(&short, 7, "cpu.pprof")), Some(Form::CpuPprof));
         for form in Form::ALL {
             assert_eq!(artifact_form(&artifact(&stem, 1000, form.extension())), Some(form));
         }

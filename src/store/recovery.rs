@@ -12,13 +12,17 @@ use sha2::{Digest, Sha256};
 use super::dir::{Dir, is_dir, is_file};
 use super::draft::hex;
 use super::error::Error;
-use super::incident::text;
-use super::index::read_manifest;
-use super::names::{GONE, IncidentName, MANIFEST, NEW, PART, STATE, artifact_form, is_part};
+use super::incident::put_head;
+use super::index::read_head;
+use super::names::{GONE, IncidentName, NEW, PART, STATE, artifact_form, is_part};
 use super::retention::{Retained, Standing, finish_removal};
 use super::room::Shared;
 use crate::base::{Bytes, IncidentId};
 use crate::model::{Artifact, CaptureKind, IncidentState, Manifest, Outcome};
+
+/// How long a writer may leave an incident as it is, in seconds. What it left unfinished is put in order by the next
+/// start after that.
+const RECENT: i64 = 15 * 60;
 
 /// What [`Store::open`](super::Store::open) found and did.
 #[derive(Debug, Default)]
@@ -76,7 +80,11 @@ pub(super) fn recover(shared: &Shared) -> Result<Recovery, Error> {
     let mut incidents = Vec::new();
     let mut names = root.names()?;
     names.sort();
+    let present = shared.clock.wall();
     for name in names {
+        if shared.lock.others_may_live() && is_recent(root, &name, present)? {
+            continue;
+        }
         if IncidentName::parse(&name).is_some() {
             match sweep_parts(root, &name, &mut recovery.swept) {
                 Ok(true) => incidents.push(name),
@@ -111,6 +119,14 @@ pub(super) fn recover(shared: &Shared) -> Result<Recovery, Error> {
     Ok(recovery)
 }
 
+/// Whether `name` changed so lately that a writer that no lock keeps out may be at work in it.
+fn is_recent(root: &Dir, name: &str, present: Timestamp) -> Result<bool, Error> {
+    let Some(stat) = root.stat(name)? else { return Ok(false) };
+    #[allow(clippy::useless_conversion, reason = "the width differs between systems")]
+    let changed = i64::try_from(stat.st_mtime).unwrap_or(i64::MAX);
+    Ok(present.as_second().saturating_sub(changed) < RECENT)
+}
+
 /// Removes what was being written in an incident. False when it is not a directory, or not ours.
 fn sweep_parts(root: &Dir, incident: &str, swept: &mut Vec<String>) -> Result<bool, Error> {
     if !root.stat(incident)?.is_some_and(|stat| is_dir(&stat)) {
@@ -120,16 +136,24 @@ fn sweep_parts(root: &Dir, incident: &str, swept: &mut Vec<String>) -> Result<bo
     if !dir.is_ours() {
         return Ok(false);
     }
-    for name in dir.names()?.into_iter().filter(|name| is_part(name)) {
-        dir.unlink(&name)?;
+    let names = dir.names()?;
+    for name in names.iter().filter(|name| is_part(name)) {
+        dir.unlink(name)?;
         swept.push(format!("{incident}/{name}"));
+    }
+    // Where directories cannot be renamed, one that was being made or removed looks like this.
+    if names.iter().all(|name| is_part(name)) {
+        root.rmdir(incident)?;
+        swept.push(incident.to_owned());
+        return Ok(false);
     }
     Ok(true)
 }
 
 /// Marks the incident in `dir` interrupted if it says that it is open.
 fn mark(shared: &Shared, dir: &Dir, recovery: &mut Recovery) -> Result<(), Error> {
-    let mut manifest = read_manifest(dir)?;
+    let mut head = read_head(dir)?;
+    let manifest = &mut head.manifest;
     for gone in manifest.removed.iter().map(|it| &it.artifact.file) {
         // A crash came between the manifest and the removal it tells of.
         if artifact_form(gone).is_some() && dir.stat(gone)?.is_some_and(|stat| is_file(&stat)) {
@@ -149,10 +173,11 @@ fn mark(shared: &Shared, dir: &Dir, recovery: &mut Recovery) -> Result<(), Error
             capture.error = Some("the process ended during the capture".to_owned());
         }
     }
-    let unlisted = unlisted(dir, &manifest)?;
+    let unlisted = unlisted(dir, manifest)?;
     manifest.artifacts.extend(unlisted.iter().cloned());
-    dir.replace(MANIFEST, &text(dir, &manifest)?)?;
-    recovery.interrupted.push(manifest.id);
+    let id = manifest.id;
+    put_head(dir, head)?;
+    recovery.interrupted.push(id);
     recovery.listed.extend(unlisted);
     Ok(())
 }
@@ -206,8 +231,10 @@ mod tests {
     use std::time::Duration;
 
     use super::super::fixture::{Fixture, roomy};
+    use super::super::names::MANIFEST;
     use super::*;
     use crate::base::Clock;
+    use crate::config::StoreSettings;
 
     #[test]
     fn a_directory_in_order_is_left_as_it_is() {
@@ -315,6 +342,27 @@ mod tests {
             assert_eq!(recovery.swept, [gone]);
             assert_eq!(fs::read_dir(it.dir()).unwrap().count(), 1, "the lock");
         }
+    }
+
+    #[test]
+    fn where_directories_cannot_be_renamed_incidents_are_made_and_removed_in_place() {
+        use super::super::file_system::Feature;
+        let it = Fixture::new(roomy());
+        it.store.shared.root.file_system().pretend_without(Feature::RenameDir);
+        let ids = [it.closed(10), it.closed(10)];
+        assert_eq!(it.ids(), [ids[1], ids[0]]);
+        it.store.set_limits(StoreSettings { max_incidents: 1, ..roomy() });
+        assert_eq!(it.store.retain().removed.len(), 1);
+        assert_eq!(fs::read_dir(it.dir()).unwrap().count(), 2, "the lock and an incident");
+        // A kill before the manifest is there, or after all of it is gone.
+        let path = it.store.find(ids[1]).unwrap().path;
+        for file in [MANIFEST, "orders_eu-1.001.memory.pprof"] {
+            fs::remove_file(path.join(file)).unwrap();
+        }
+        fs::write(path.join("incident.json.part"), "{").unwrap();
+        let (it, recovery) = it.reopen(roomy());
+        assert!(recovery.failed.is_empty() && !path.exists(), "{recovery}");
+        assert!(it.ids().is_empty());
     }
 
     #[test]

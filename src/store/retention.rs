@@ -19,7 +19,9 @@ use jiff::Timestamp;
 
 use super::dir::{Dir, is_dir, is_file};
 use super::error::{Bound, Error};
-use super::names::{GONE, IncidentName, MANIFEST, artifact_form, incident_name, is_part};
+use super::names::{
+    GONE, IncidentName, MANIFEST, artifact_form, incident_name, is_part, is_remains,
+};
 use super::room::{Ledger, Shared, Shortage};
 use super::thin::{between, thin};
 use crate::base::{Bytes, IncidentId};
@@ -331,7 +333,7 @@ fn remove(root: &Dir, name: &str) -> Result<Option<PathBuf>, Error> {
         return Ok(Some(stranger));
     }
     let gone = format!("{GONE}{name}");
-    root.rename_dir(name, &gone)?;
+    let gone = if root.rename_dir(name, &gone)? { gone } else { name.to_owned() };
     root.sync()?;
     clear(root, &gone, &dir, names)?;
     Ok(None)
@@ -351,8 +353,12 @@ pub(super) fn finish_removal(root: &Dir, gone: &str) -> Result<Option<PathBuf>, 
 /// Removes `names` from `dir`, the manifest last, and then `dir`, which is called `gone`.
 fn clear(root: &Dir, gone: &str, dir: &Dir, mut names: Vec<String>) -> Result<(), Error> {
     names.sort_by_key(|name| name == MANIFEST);
-    for name in &names {
+    for name in names.iter().filter(|name| !is_remains(name)) {
         dir.unlink(name)?;
+    }
+    // A reader still has a file open that the file system keeps for it: the next start removes the directory.
+    if dir.names()?.iter().any(|name| is_remains(name)) {
+        return Ok(());
     }
     root.rmdir(gone)
 }
@@ -363,6 +369,9 @@ pub(super) fn stranger(dir: &Dir, names: &[String]) -> Result<Option<PathBuf>, E
         return Ok(Some(dir.path().to_owned()));
     }
     for name in names {
+        if is_remains(name) {
+            continue;
+        }
         let known = name == MANIFEST || is_part(name) || artifact_form(name).is_some();
         if !known || dir.stat(name)?.is_some_and(|stat| !is_file(&stat)) {
             return Ok(Some(dir.at(name)));

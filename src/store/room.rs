@@ -5,34 +5,29 @@
 //! again. The lock is held during a retention: drafts wait for the room it makes.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
-use rustix::fs::{FlockOperation, flock};
 
 use super::Holdings;
 use super::dir::{Dir, Space};
 use super::error::{Bound, Error};
+use super::lock::Lock;
 use super::names::incident_name;
+use super::place::Location;
 use super::retention::{Need, Retained};
 use crate::base::{Bytes, Clock, IncidentId};
 use crate::config::{Room, RuleStoreSettings, StoreSettings};
 
 /// What every handle of one store shares.
 pub(super) struct Shared {
-    pub(super) root: Dir,
+    pub(super) root: Arc<Dir>,
     pub(super) clock: Arc<dyn Clock>,
-    /// Whether drafts are written to files without names. They need a file system that has such and
-    /// a `/proc` to link them through.
-    pub(super) unnamed: AtomicBool,
+    pub(super) location: Location,
     ledger: Mutex<Ledger>,
     /// Whether what is written takes memory.
     pub(super) in_memory: bool,
-    /// Held for its lock.
-    lock: File,
+    pub(super) lock: Lock,
 }
 
 /// The figures.
@@ -125,12 +120,12 @@ pub(super) struct Shortage {
 
 impl Shared {
     pub(super) fn new(
-        root: Dir,
-        lock: File,
+        root: Arc<Dir>,
+        lock: Lock,
         settings: StoreSettings,
         clock: Arc<dyn Clock>,
+        location: Location,
     ) -> Self {
-        let unnamed = AtomicBool::new(std::path::Path::new("/proc/thread-self/fd").is_dir());
         let ledger = Ledger {
             settings,
             open: BTreeMap::new(),
@@ -142,7 +137,7 @@ impl Shared {
             memory: None,
         };
         let in_memory = root.is_in_memory();
-        Self { root, clock, unnamed, ledger: Mutex::new(ledger), in_memory, lock }
+        Self { root, clock, location, ledger: Mutex::new(ledger), in_memory, lock }
     }
 
     /// The figures, to be read or changed.
@@ -194,17 +189,18 @@ impl Shared {
             return short;
         }
         // When the file system does not say, the write itself will.
-        let space = self.root.space().ok()?;
+        let space = self.root.space()?;
         let keep = keep_free(settings.keep_free, space);
         let missing = keep.saturating_sub(space.free.saturating_sub(need.bytes));
         (missing > 0).then_some(Shortage { bound: Bound::Free, missing, rule: None })
     }
 
-    /// How things stand, by the figures and one `fstatvfs`.
-    pub(super) fn lock_descriptor(&self) -> BorrowedFd<'_> {
-        self.lock.as_fd()
+    /// The descriptor that holds the lock.
+    pub(super) fn lock_descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.lock.descriptor()
     }
 
+    /// How things stand, by the figures and one `fstatvfs`.
     pub(super) fn holdings(&self) -> Holdings {
         let ledger = self.ledger();
         Holdings {
@@ -220,20 +216,17 @@ impl Shared {
 
     /// What the file system has for us, if it says.
     pub(super) fn free(&self, settings: &StoreSettings) -> Option<u64> {
-        let space = self.root.space().ok()?;
+        let space = self.root.space()?;
         Some(space.free.saturating_sub(keep_free(settings.keep_free, space)))
     }
 }
 
 impl Drop for Shared {
-    /// Closing would do, but for a child of the host that is between `fork` and `exec` at this moment:
-    /// it holds a copy of the descriptor, and the lock with it.
     fn drop(&mut self) {
         // The lock is the opener's: a child made by `fork` that ends by itself must not release it.
-        if self.root.is_inherited() {
-            return;
+        if !self.root.is_inherited() {
+            self.lock.release();
         }
-        let _ = flock(&self.lock, FlockOperation::Unlock);
     }
 }
 
@@ -322,18 +315,6 @@ impl Drop for Registration {
     }
 }
 
-/// Whether drafts may try files without names; told that they cannot, none tries again.
-pub(super) fn unnamed_file(shared: &Shared, dir: &Dir) -> Result<Option<File>, Error> {
-    if !shared.unnamed.load(Ordering::Relaxed) {
-        return Ok(None);
-    }
-    let file = dir.unnamed()?;
-    if file.is_none() {
-        shared.unnamed.store(false, Ordering::Relaxed);
-    }
-    Ok(file)
-}
-
 /// How many bytes of a file system are left to others.
 fn keep_free(room: Room, space: Space) -> u64 {
     match room {
@@ -351,7 +332,7 @@ mod tests {
     #[test]
     fn a_child_between_fork_and_exec_does_not_keep_a_closed_store_locked() {
         let it = Fixture::new(roomy());
-        let copy = it.store.shared.lock.try_clone().unwrap();
+        let copy = it.store.shared.lock.copy();
         let (_it, recovery) = it.reopen(roomy());
         assert!(recovery.is_empty());
         drop(copy);

@@ -10,9 +10,9 @@ use jiff::Timestamp;
 
 use super::dir::Dir;
 use super::error::{Bound, Error};
-use super::incident::text;
-use super::index::read_manifest;
-use super::names::{MANIFEST, artifact_extension, artifact_number};
+use super::incident::put_head;
+use super::index::read_head;
+use super::names::{artifact_extension, artifact_number};
 use super::retention::{files, stranger};
 use crate::model::{Artifact, Manifest, RemovedArtifact};
 
@@ -75,10 +75,10 @@ pub(super) fn thin(
     }
     let spare: Vec<_> = spare.iter().map(|(name, bytes)| (name.as_str(), *bytes)).collect();
     let chosen = enough(&spare, missing).unwrap_or(spare);
-    let mut manifest = read_manifest(&dir)?;
+    let mut head = read_head(&dir)?;
     let names: Vec<String> = chosen.iter().map(|(name, _)| (*name).to_owned()).collect();
-    give_up(&mut manifest, &names, bound, now);
-    dir.replace(MANIFEST, &text(&dir, &manifest)?)?;
+    give_up(&mut head.manifest, &names, bound, now);
+    put_head(&dir, head)?;
     for name in &names {
         dir.unlink(name)?;
     }

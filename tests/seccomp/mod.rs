@@ -8,12 +8,20 @@ use libc::sock_filter;
 /// Where in what the kernel shows a filter (`seccomp_data`) the call's number is.
 pub(crate) const NUMBER: u32 = 0;
 
+/// Where the low half of the second argument is.
+pub(crate) const SECOND: u32 = 24;
+
 /// Where the low half of the third argument is.
 pub(crate) const THIRD: u32 = 32;
 
 /// Loads what is at `place`.
 pub(crate) fn load(place: u32) -> sock_filter {
     sock_filter { code: 0x20, jt: 0, jf: 0, k: place }
+}
+
+/// Keeps the bits of `mask` of what was loaded.
+pub(crate) fn and(mask: u32) -> sock_filter {
+    sock_filter { code: 0x54, jt: 0, jf: 0, k: mask }
 }
 
 /// Goes on if what was loaded is `value`, else skips `other` lines.

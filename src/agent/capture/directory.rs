@@ -14,7 +14,7 @@ use crate::base::retry::Backoff;
 use crate::base::{Clock, Moment, warnings};
 use crate::config::StoreSettings;
 use crate::os::fork::NotInherited;
-use crate::store::{Error, Holdings, Recovery, Store};
+use crate::store::{Error, Holdings, Location, Recovery, Store};
 
 /// The topic of the warning while the directory is not open.
 pub(in crate::agent) const TOPIC: &str = "dir";
@@ -30,7 +30,7 @@ pub(in crate::agent) struct Opened {
 
 /// The incident directory, open or waited for.
 pub(in crate::agent) struct Directory {
-    path: PathBuf,
+    location: Location,
     clock: Arc<dyn Clock>,
     state: State,
 }
@@ -42,16 +42,16 @@ enum State {
 }
 
 impl Directory {
-    /// Opens the directory at `path`. If that fails the error is returned beside the directory, which is waited for
+    /// Opens the directory at `location`. If that fails the error is returned beside the directory, which is waited for
     /// from then on.
     pub(in crate::agent) fn open(
-        path: PathBuf,
+        location: Location,
         settings: &StoreSettings,
         clock: Arc<dyn Clock>,
     ) -> (Self, Result<Opened, Error>) {
         let next = clock.now();
         let state = State::Waiting { why: String::new(), next, backoff: Backoff::new() };
-        let mut this = Self { path, clock, state };
+        let mut this = Self { location, clock, state };
         let first = this.attempt(settings);
         (this, first)
     }
@@ -90,20 +90,21 @@ impl Directory {
         }
         let made = self.attempt(settings);
         if made.is_ok() {
-            tracing::warn!(target: "marple", "{} was removed and is made again", self.path.display());
+            let path = self.location.path();
+            tracing::warn!(target: "marple", "{} was removed and is made again", path.display());
         }
         // What was saved is of this process, which knows it.
         Some(made.map(|opened| Opened { saved: None, ..opened }))
     }
 
     fn attempt(&mut self, settings: &StoreSettings) -> Result<Opened, Error> {
-        match Store::open(&self.path, settings.clone(), Arc::clone(&self.clock)) {
+        match Store::open_at(&self.location, settings.clone(), Arc::clone(&self.clock)) {
             Ok((store, recovery)) => {
                 report(&store, &recovery);
                 warnings::clear(TOPIC);
                 let path = store.dir().to_owned();
                 let opened = Opened { path, saved: saved(&store), holdings: store.holdings() };
-                let lock = NotInherited::new(store.lock_descriptor());
+                let lock = store.lock_descriptor().and_then(NotInherited::new);
                 self.state = State::Open { _lock: lock, store };
                 Ok(opened)
             }

@@ -24,7 +24,7 @@ impl Core {
             version: env!("CARGO_PKG_VERSION"),
             service: self.settings.service.clone(),
             domain: self.settings.domain.clone(),
-            dir: self.dir.get(),
+            dir: self.location.path(),
             started: self.started,
             config: self.config.clone(),
             toggle: self.toggled(self.decider.incidents.toggle()),
@@ -63,7 +63,7 @@ impl Core {
             of(limits.memory.map(|bytes| bytes.to_string()), limits.memory_source),
             of(limits.cpu_cores.map(|cores| format!("{cores} cores")), limits.cpu_source),
             self.settings.rules.len(),
-            self.dir.get().display(),
+            self.location.path().display(),
             self.cpu.words(&self.settings),
         );
     }

@@ -39,20 +39,6 @@ fn a_device_that_fails_costs_the_file_and_nothing_else() {
 }
 
 #[test]
-fn a_device_that_fails_at_the_sync_leaves_no_file() {
-    let it = Fixture::new(roomy());
-    let incident = it.store.begin("memory", it.manifest()).unwrap();
-    let mut draft = incident.draft(CaptureKind::Heap, it.manifest().opened).unwrap();
-    // It takes every write, and cannot be synced.
-    draft.file = File::options().write(true).open("/dev/null").unwrap();
-    draft.write_all(b"x").unwrap();
-    let error = draft.commit().unwrap_err();
-    assert!(error.to_string().contains("cannot sync"), "{error}");
-    assert_eq!(std::fs::read_dir(incident.path()).unwrap().count(), 1);
-    assert_eq!(it.store.shared.ledger().reserved, 0);
-}
-
-#[test]
 fn a_quota_that_is_used_up_is_told_as_such() {
     let quota = || io::Error::from_raw_os_error(rustix::io::Errno::DQUOT.raw_os_error());
     let error = Error::io("write", "/captures/x".into(), quota());

@@ -4,13 +4,16 @@ use super::*;
 use crate::config::{Room, StoreSettings};
 use crate::model::CaptureKind;
 use crate::store::IncidentDir;
+use crate::store::file_system::Feature;
 use crate::store::fixture::{Fixture, roomy};
 
 /// Every test of a draft holds for both ways to write one.
 fn both_ways(settings: &StoreSettings, test: impl Fn(&Fixture, IncidentDir)) {
     for unnamed in [true, false] {
         let it = Fixture::new(settings.clone());
-        it.store.shared.unnamed.store(unnamed, Ordering::Relaxed);
+        if !unnamed {
+            it.store.shared.root.file_system().pretend_without(Feature::Unnamed);
+        }
         let incident = it.store.begin("memory", it.manifest()).unwrap();
         let part = incident.path().join(".draft-0.part");
         let draft = incident.draft(CaptureKind::Cpu, it.manifest().opened).unwrap();

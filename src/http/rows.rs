@@ -1,0 +1,122 @@
+//! The list of incidents, made while it is sent: one manifest's head at a time is in memory.
+
+use std::io;
+
+use axum::http::HeaderValue;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::answer::NOSNIFF;
+use super::chunks::{self, CHUNK, Source};
+use crate::base::{Bytes, IncidentId};
+use crate::model::{CaptureKind, IncidentState};
+use crate::store::{Entries, Entry};
+
+/// An incident in the list.
+#[derive(Serialize)]
+struct Row {
+    id: IncidentId,
+    name: String,
+    opened: Timestamp,
+    closed: Option<Timestamp>,
+    state: Option<IncidentState>,
+    /// Why it opened.
+    reason: Option<String>,
+    files: Vec<FileRow>,
+    bytes: Bytes,
+    /// Why its manifest cannot be read.
+    error: Option<String>,
+}
+
+#[derive(Serialize)]
+struct FileRow {
+    file: String,
+    kind: CaptureKind,
+    bytes: Bytes,
+}
+
+impl From<Entry> for Row {
+    fn from(entry: Entry) -> Self {
+        let Entry { id, name, opened, manifest, .. } = entry;
+        let (manifest, error) = match manifest {
+            Ok(manifest) => (Some(manifest), None),
+            Err(error) => (None, Some(error.to_string())),
+        };
+        let (closed, state) = (
+            manifest.as_ref().and_then(|manifest| manifest.closed),
+            manifest.as_ref().map(|manifest| manifest.state),
+        );
+        let reason = manifest.as_ref().and_then(|it| Some(it.reasons.first()?.text.clone()));
+        let files: Vec<FileRow> = manifest
+            .into_iter()
+            .flat_map(|manifest| manifest.artifacts)
+            .map(|it| FileRow { file: it.file, kind: it.kind, bytes: it.bytes })
+            .collect();
+        let bytes = Bytes(files.iter().map(|file| file.bytes.get()).sum());
+        Self { id, name, opened, closed, state, reason, files, bytes, error }
+    }
+}
+
+/// A JSON array of the incidents, in pieces.
+pub(super) struct Rows {
+    /// `None` after the end of the array.
+    entries: Option<Entries>,
+    is_first: bool,
+}
+
+impl Rows {
+    pub(super) fn new(entries: Entries) -> Self {
+        Self { entries: Some(entries), is_first: true }
+    }
+
+    /// The answer that begins with the piece `first`. Its length is known if that is all.
+    pub(super) fn into_response(self, first: Vec<u8>) -> Response {
+        let kind = (CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if self.entries.is_none() {
+            return ([NOSNIFF], [kind], first).into_response();
+        }
+        let body = chunks::body(AfterFirst { first: Some(first), rows: self });
+        ([NOSNIFF], [kind], body).into_response()
+    }
+
+    /// Adds an incident; false after the last.
+    fn add(&mut self, text: &mut Vec<u8>) -> io::Result<bool> {
+        let entry = self.entries.as_mut().and_then(Iterator::next);
+        let begins = std::mem::take(&mut self.is_first);
+        let Some(entry) = entry else {
+            text.extend_from_slice(if begins { b"[]" } else { b"\n]" });
+            self.entries = None;
+            return Ok(false);
+        };
+        text.extend_from_slice(if begins { b"[\n" } else { b",\n" });
+        serde_json::to_writer_pretty(text, &Row::from(entry))?;
+        Ok(true)
+    }
+}
+
+impl Source for Rows {
+    fn next(&mut self) -> io::Result<Option<Vec<u8>>> {
+        if self.entries.is_none() {
+            return Ok(None);
+        }
+        let mut text = Vec::new();
+        while text.len() < CHUNK && self.add(&mut text)? {}
+        Ok(Some(text))
+    }
+}
+
+struct AfterFirst {
+    first: Option<Vec<u8>>,
+    rows: Rows,
+}
+
+impl Source for AfterFirst {
+    fn next(&mut self) -> io::Result<Option<Vec<u8>>> {
+        match self.first.take() {
+            Some(first) => Ok(Some(first)),
+            None => self.rows.next(),
+        }
+    }
+}

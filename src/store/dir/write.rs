@@ -1,0 +1,274 @@
+//! Putting files and directories in place: whole, under a name that nothing has, and for good.
+
+use std::fs::File;
+use std::io::{self, Seek, Write};
+use std::os::fd::AsRawFd;
+
+use rustix::fs::{self, AtFlags, CWD};
+use rustix::io::Errno;
+
+use super::super::error::{Bound, Error};
+use super::super::file_system::{Feature, has_no_sync, is_refusal};
+use super::super::names::PART;
+use super::{Dir, file_size_limit};
+
+/// Result of an attempt to name a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::store) enum Named {
+    /// It has the name.
+    Yes,
+    /// Something else has the name.
+    Taken,
+    /// The file system does not take names that long.
+    TooLong,
+}
+
+impl Dir {
+    /// Makes `bytes` the file called `name`, in place of what has that name; see [`Self::replace_by`].
+    pub(in crate::store) fn replace(&self, name: &str, bytes: &[u8]) -> Result<(), Error> {
+        self.replace_by(name, bytes.len() as u64, |file| file.write_all(bytes))
+    }
+
+    /// Makes what `write` writes, of about `size` bytes, the file called `name`, in place of what has that name.
+    ///
+    /// 1. Write `{name}.part`. A crash leaves it, half written; the next start sweeps it.
+    /// 2. Sync it. A crash leaves it, whole; swept too: the old file is still the true one.
+    /// 3. Rename it over `name`. A reader sees the old file or the new one, never a mixture; a link
+    ///    planted as `name` is replaced, not followed. After a power cut either may be there.
+    /// 4. Sync the directory. From here the new file stays.
+    pub(in crate::store) fn replace_by(
+        &self,
+        name: &str,
+        size: u64,
+        write: impl FnOnce(&mut File) -> io::Result<()>,
+    ) -> Result<(), Error> {
+        self.check_process()?;
+        if size > file_size_limit() {
+            return Err(Error::Full { path: self.at(name), bound: Bound::FileSize });
+        }
+        let part = format!("{name}{PART}");
+        self.unlink(&part)?;
+        let mut file = self.create(&part)?;
+        let written = write(&mut file)
+            .and_then(|()| self.sync_file(&file))
+            .map_err(|source| Error::io("write", self.at(name), source))
+            .and_then(|()| {
+                fs::renameat(&self.fd, &part, &self.fd, name)
+                    .map_err(|errno| self.failed("replace", name, errno))
+            });
+        if let Err(error) = written {
+            // What stays of it takes room until the next start; the first error is the one to report.
+            let _ = self.unlink(&part);
+            return Err(error);
+        }
+        self.sync()
+    }
+
+    /// Gives `file`, which [`Self::unnamed`] made, a name. `None` if the file system has no way to.
+    pub(in crate::store) fn link(&self, file: &File, name: &str) -> Result<Option<Named>, Error> {
+        self.check_process()?;
+        // Through the thread and not the process: `/proc/self` is dead once the main thread has left.
+        let path = format!("/proc/thread-self/fd/{}", file.as_raw_fd());
+        let linked = match fs::linkat(CWD, path, &self.fd, name, AtFlags::SYMLINK_FOLLOW) {
+            // Without `/proc`, Linux 6.10 and privileged processes link the descriptor itself.
+            Err(errno) if errno == Errno::NOENT || is_refusal(errno) => {
+                let kept = [Errno::EXIST, Errno::NAMETOOLONG];
+                by_descriptor(file, self, name)
+                    .map_err(|other| if kept.contains(&other) { other } else { errno })
+            }
+            linked => linked,
+        };
+        match linked {
+            Err(errno) if is_refusal(errno) || (errno == Errno::NOENT && !self.is_removed()) => {
+                self.lacks_unnamed("linkat", errno);
+                Ok(None)
+            }
+            linked => self.named(linked, "name the file", name).map(Some),
+        }
+    }
+
+    /// Copies `file` to a new file called `part`, and syncs that.
+    pub(in crate::store) fn copy(&self, mut file: &File, part: &str) -> Result<File, Error> {
+        let mut copy = self.create(part)?;
+        let copied = file
+            .rewind()
+            .and_then(|()| io::copy(&mut file, &mut copy))
+            .and_then(|_| self.sync_file(&copy));
+        match copied {
+            Ok(()) => Ok(copy),
+            Err(source) => {
+                let _ = self.unlink(part);
+                Err(Error::io("copy to", self.at(part), source))
+            }
+        }
+    }
+
+    /// Gives the file called `from` another name, which nothing must have.
+    pub(in crate::store) fn rename_file(&self, from: &str, to: &str) -> Result<Named, Error> {
+        self.check_process()?;
+        if self.file_system.has(Feature::RenameNew) {
+            match self.rename_new(from, to) {
+                Err(errno) if is_refusal(errno) => self.lacks_rename(errno),
+                done => return self.named(done, "rename a file to", to),
+            }
+        }
+        if self.file_system.has(Feature::Link) {
+            match fs::linkat(&self.fd, from, &self.fd, to, AtFlags::empty()) {
+                Ok(()) => {
+                    // A first name that cannot be removed, the next start sweeps.
+                    let _ = fs::unlinkat(&self.fd, from, AtFlags::empty());
+                    return Ok(Named::Yes);
+                }
+                // The kernel links no file of which the file system says that it has no names, as some do of all.
+                Err(errno)
+                    if is_refusal(errno) || (errno == Errno::NOENT && !self.is_removed()) =>
+                {
+                    self.file_system.lacks(Feature::Link, |path| {
+                        format!(
+                            "no hard links in {path} (linkat: {errno}): that a name is free is checked before each \
+                             rename, which does not keep out another process that makes files there"
+                        )
+                    });
+                }
+                Err(errno) => return self.named(Err(errno), "rename a file to", to),
+            }
+        }
+        // Nobody else makes files here: the directory is ours, and the incident is this process's.
+        if self.stat(to)?.is_some() {
+            return Ok(Named::Taken);
+        }
+        self.named(fs::renameat(&self.fd, from, &self.fd, to), "rename a file to", to)
+    }
+
+    /// Gives the directory called `from` another name, which nothing must have. False if directories cannot be
+    /// renamed here.
+    pub(in crate::store) fn rename_dir(&self, from: &str, to: &str) -> Result<bool, Error> {
+        self.check_process()?;
+        if !self.file_system.has(Feature::RenameDir) {
+            return Ok(false);
+        }
+        let new = self.file_system.has(Feature::RenameNew);
+        let renamed = match new.then(|| self.rename_new(from, to)) {
+            Some(Err(errno)) if is_refusal(errno) => None,
+            done => done,
+        };
+        // Without that call a directory can take the place of an empty directory, of nothing else.
+        let is_plain = renamed.is_none();
+        match renamed.unwrap_or_else(|| fs::renameat(&self.fd, from, &self.fd, to)) {
+            Ok(()) => Ok(true),
+            Err(errno) if is_plain && is_refusal(errno) => {
+                self.file_system.lacks(Feature::RenameDir, |path| {
+                    format!(
+                        "directories in {path} cannot be renamed (renameat: {errno}): incidents are made and removed \
+                         in place, so that a kill at that moment leaves one without all of its files"
+                    )
+                });
+                Ok(false)
+            }
+            Err(errno) => Err(self.failed("rename a directory to", to, errno)),
+        }
+    }
+
+    /// Removes the file or link called `name`; no error when it is not there.
+    pub(in crate::store) fn unlink(&self, name: &str) -> Result<(), Error> {
+        self.check_process()?;
+        match fs::unlinkat(&self.fd, name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(errno) => Err(self.failed("remove", name, errno)),
+        }
+    }
+
+    /// Removes the empty directory called `name`.
+    pub(in crate::store) fn rmdir(&self, name: &str) -> Result<(), Error> {
+        self.check_process()?;
+        fs::unlinkat(&self.fd, name, AtFlags::REMOVEDIR)
+            .map_err(|errno| self.failed("remove", name, errno))
+    }
+
+    /// Makes the content of `file` last. Succeeds where the file system has no way to, which is reported.
+    pub(in crate::store) fn sync_file(&self, file: &File) -> io::Result<()> {
+        if !self.file_system.has(Feature::Sync) {
+            return Ok(());
+        }
+        let refused = match fs::fsync(file) {
+            Err(errno) if has_no_sync(errno) => errno,
+            done => return done.map_err(io::Error::from),
+        };
+        match fs::fdatasync(file) {
+            Err(errno) if has_no_sync(errno) => {
+                self.file_system.lacks(Feature::Sync, |path| {
+                    format!(
+                        "files in {path} cannot be synced (fsync: {refused}): after a power cut or a crash of the \
+                         machine the last incident may be missing or cut; set `dir` to a local disk"
+                    )
+                });
+                Ok(())
+            }
+            done => done.map_err(io::Error::from),
+        }
+    }
+
+    /// Makes the names in it last.
+    pub(in crate::store) fn sync(&self) -> Result<(), Error> {
+        if !self.file_system.has(Feature::DirSync) {
+            return Ok(());
+        }
+        match fs::fsync(&self.fd) {
+            Ok(()) => Ok(()),
+            Err(errno) if is_refusal(errno) => {
+                self.file_system.lacks(Feature::DirSync, |path| {
+                    format!(
+                        "directories in {path} cannot be synced (fsync: {errno}): after a power cut the last \
+                         incident may be missing"
+                    )
+                });
+                Ok(())
+            }
+            Err(errno) => Err(self.failed("sync", "", errno)),
+        }
+    }
+
+    /// Renames without replacing.
+    #[cfg(target_os = "linux")]
+    fn rename_new(&self, from: &str, to: &str) -> rustix::io::Result<()> {
+        fs::renameat_with(&self.fd, from, &self.fd, to, fs::RenameFlags::NOREPLACE)
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn rename_new(&self, _from: &str, _to: &str) -> rustix::io::Result<()> {
+        Err(Errno::NOSYS)
+    }
+
+    fn lacks_rename(&self, errno: Errno) {
+        self.file_system.lacks(Feature::RenameNew, |path| {
+            format!(
+                "no rename in {path} that never replaces (renameat2: {errno}): hard links are used instead, where \
+                 there are any"
+            )
+        });
+    }
+
+    fn named(
+        &self,
+        done: rustix::io::Result<()>,
+        doing: &'static str,
+        name: &str,
+    ) -> Result<Named, Error> {
+        match done {
+            Ok(()) => Ok(Named::Yes),
+            Err(Errno::EXIST) => Ok(Named::Taken),
+            Err(Errno::NAMETOOLONG) => Ok(Named::TooLong),
+            Err(errno) => Err(self.failed(doing, name, errno)),
+        }
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn by_descriptor(file: &File, dir: &Dir, name: &str) -> rustix::io::Result<()> {
+    fs::linkat(file, "", &dir.fd, name, AtFlags::EMPTY_PATH)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn by_descriptor(_file: &File, _dir: &Dir, _name: &str) -> rustix::io::Result<()> {
+    Err(Errno::NOSYS)
+}

@@ -1,0 +1,324 @@
+//! File systems that lack a feature: filters on system calls answer as they do. Whatever is missing, an incident has
+//! its manifest and its artifacts, nothing is replaced, and a warning says what is missing.
+//!
+//! A filter is for good and for all threads, so that each combination runs in a process of its own. A new one is
+//! another row of [`COMBINATIONS`].
+#![cfg(target_os = "linux")]
+
+mod seccomp;
+mod store;
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use jiff::Timestamp;
+use libc::sock_filter;
+use marple::base::{SystemClock, warnings};
+use marple::model::{CaptureKind, IncidentState};
+use marple::store::{Draft, Error, Recovery, Store};
+use seccomp::{NUMBER, SECOND, THIRD, allow, and, fail, is, load};
+
+/// Calls that are answered with an error.
+#[derive(Clone, Copy)]
+enum Lack {
+    Call(i64, i32),
+    /// `openat` with `O_TMPFILE`.
+    Unnamed(i32),
+    /// `fcntl` with `F_OFD_SETLK`.
+    OpenFileLock(i32),
+    /// `openat` for reading and writing at once.
+    ReadWrite(i32),
+}
+
+use Lack::{Call, OpenFileLock, ReadWrite, Unnamed};
+use libc::{
+    EACCES, EBADF, EINVAL, EIO, EISDIR, ENOENT, ENOLCK, ENOSYS, ENOTTY, EOPNOTSUPP, EPERM, EXDEV,
+    SYS_fchmod, SYS_fdatasync, SYS_fstatfs, SYS_fsync, SYS_ftruncate, SYS_linkat, SYS_renameat2,
+};
+
+const LOCK: &str = "store.lock";
+const SYNC: &str = "store.sync";
+const DIR_SYNC: &str = "store.directory_sync";
+const UNNAMED: &str = "store.unnamed_files";
+const RENAME: &str = "store.rename";
+const LINKS: &str = "store.links";
+
+/// What is missing, and the topics of the warnings about it.
+const COMBINATIONS: &[(&[Lack], &[&str])] = &[
+    (&[], &[]),
+    (&[Call(libc::SYS_flock, ENOSYS)], &[LOCK]),
+    (&[Call(libc::SYS_flock, ENOLCK)], &[LOCK]),
+    (&[Call(libc::SYS_flock, EBADF), OpenFileLock(EBADF)], &[LOCK]),
+    (&[Call(libc::SYS_flock, EINVAL), OpenFileLock(EINVAL)], &[LOCK]),
+    (&[Call(libc::SYS_flock, EPERM), OpenFileLock(EIO)], &[LOCK]),
+    (&[ReadWrite(EINVAL)], &[LOCK, UNNAMED]),
+    (&[Call(SYS_fsync, EINVAL)], &[DIR_SYNC]),
+    (&[Call(SYS_fsync, ENOSYS), Call(SYS_fdatasync, ENOSYS)], &[DIR_SYNC, SYNC]),
+    (&[Call(SYS_fsync, EINVAL), Call(SYS_fdatasync, EOPNOTSUPP)], &[DIR_SYNC, SYNC]),
+    (&[Call(SYS_fsync, EPERM), Call(SYS_fdatasync, EPERM)], &[DIR_SYNC, SYNC]),
+    (&[Unnamed(EOPNOTSUPP)], &[UNNAMED]),
+    (&[Unnamed(EISDIR)], &[UNNAMED]),
+    (&[Unnamed(ENOENT)], &[UNNAMED]),
+    // No `/proc`: an unnamed file can be made and cannot be named.
+    (&[Call(SYS_linkat, ENOENT)], &[UNNAMED]),
+    (&[Call(SYS_linkat, EPERM)], &[UNNAMED]),
+    (&[Call(SYS_linkat, EOPNOTSUPP), Call(SYS_renameat2, EINVAL)], &[LINKS, RENAME, UNNAMED]),
+    (&[Call(SYS_linkat, EXDEV), Call(SYS_renameat2, ENOSYS)], &[LINKS, RENAME, UNNAMED]),
+    (&[Unnamed(EOPNOTSUPP), Call(SYS_renameat2, EINVAL)], &[RENAME, UNNAMED]),
+    (&[Unnamed(EPERM), Call(SYS_renameat2, EPERM)], &[RENAME, UNNAMED]),
+    (&[Call(SYS_linkat, ENOENT), Call(SYS_renameat2, EINVAL)], &[LINKS, RENAME, UNNAMED]),
+    (
+        &[Unnamed(EOPNOTSUPP), Call(SYS_linkat, EPERM), Call(SYS_renameat2, EINVAL)],
+        &[LINKS, RENAME, UNNAMED],
+    ),
+    (
+        &[Unnamed(EINVAL), Call(SYS_linkat, ENOSYS), Call(SYS_renameat2, ENOTTY)],
+        &[LINKS, RENAME, UNNAMED],
+    ),
+    (&[Call(SYS_fstatfs, ENOSYS), Call(libc::SYS_statfs, ENOSYS)], &[]),
+    (&[Call(SYS_fchmod, EPERM), Call(SYS_ftruncate, EINVAL)], &[]),
+    // All at once.
+    (
+        &[
+            Call(libc::SYS_flock, ENOSYS),
+            OpenFileLock(ENOLCK),
+            Call(SYS_fsync, EINVAL),
+            Call(SYS_fdatasync, EINVAL),
+            Unnamed(EOPNOTSUPP),
+            Call(SYS_linkat, EACCES),
+            Call(SYS_renameat2, EOPNOTSUPP),
+            Call(SYS_fstatfs, ENOSYS),
+            Call(SYS_fchmod, EPERM),
+            Call(SYS_ftruncate, EPERM),
+        ],
+        &[DIR_SYNC, LINKS, LOCK, RENAME, SYNC, UNNAMED],
+    ),
+];
+
+fn filter(lacks: &[Lack]) -> Vec<sock_filter> {
+    let mut filter = Vec::new();
+    for lack in lacks {
+        filter.push(load(NUMBER));
+        match *lack {
+            Call(number, errno) => filter.extend([is(number as u32, 1), fail(errno)]),
+            Unnamed(errno) => filter.extend([
+                is(libc::SYS_openat as u32, 4),
+                load(THIRD),
+                and(libc::O_TMPFILE as u32),
+                is(libc::O_TMPFILE as u32, 1),
+                fail(errno),
+            ]),
+            OpenFileLock(errno) => filter.extend([
+                is(libc::SYS_fcntl as u32, 3),
+                load(SECOND),
+                is(libc::F_OFD_SETLK as u32, 1),
+                fail(errno),
+            ]),
+            ReadWrite(errno) => filter.extend([
+                is(libc::SYS_openat as u32, 4),
+                load(THIRD),
+                and(libc::O_ACCMODE as u32),
+                is(libc::O_RDWR as u32, 1),
+                fail(errno),
+            ]),
+        }
+    }
+    filter.push(allow());
+    filter
+}
+
+const CHILD: &str = "STORE_FEATURES_CHILD";
+
+/// Runs `test` of this binary again, in a process of its own that is told `what`; in that one, returns it.
+fn told(test: &str, what: &str) -> Option<String> {
+    if let Ok(what) = std::env::var(CHILD) {
+        return Some(what);
+    }
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture"])
+        .env(CHILD, what)
+        .output()
+        .unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let (out, err) = (text(&output.stdout), text(&output.stderr));
+    assert!(output.status.success() && out.contains("1 passed"), "{what}: {out}\n{err}");
+    None
+}
+
+fn open(dir: &Path) -> Result<(Store, Recovery), Error> {
+    Store::open(dir, store::roomy(), Arc::new(SystemClock))
+}
+
+fn write(mut draft: Draft, content: &[u8]) -> marple::model::Artifact {
+    draft.write_all(content).unwrap();
+    draft.commit().unwrap()
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let names = fs::read_dir(dir).unwrap().map(|it| it.unwrap().file_name());
+    let mut names: Vec<_> = names.map(|it| it.into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn whatever_a_file_system_lacks_incidents_are_whole_and_it_is_said() {
+    let this = "whatever_a_file_system_lacks_incidents_are_whole_and_it_is_said";
+    for at in 0..COMBINATIONS.len() {
+        if let Some(at) = told(this, &at.to_string()) {
+            let (lacks, topics) = COMBINATIONS[at.parse::<usize>().unwrap()];
+            return incidents_are_whole(lacks, topics);
+        }
+    }
+}
+
+fn incidents_are_whole(lacks: &[Lack], topics: &[&str]) {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("captures");
+    seccomp::install(&mut filter(lacks));
+    let (store, recovery) = open(&dir).unwrap();
+    assert!(recovery.is_empty(), "{recovery}");
+    store.save_state(&7).unwrap();
+    let mut incident = store.begin("memory", store::manifest()).unwrap();
+    let planted = incident.path().join("orders_eu-1.002.cpu.pprof");
+    fs::write(&planted, "another's").unwrap();
+    // Two that were begun before it is known that they cannot be named, one after.
+    let drafts = [CaptureKind::Heap, CaptureKind::Cpu]
+        .map(|kind| incident.draft(kind, Timestamp::now()).unwrap());
+    let contents: [&[u8]; 3] = [b"heap", &[7; 300_000], b""];
+    let mut artifacts: Vec<_> =
+        drafts.into_iter().zip(contents).map(|(draft, content)| write(draft, content)).collect();
+    let last = incident.draft(CaptureKind::Trace, Timestamp::now()).unwrap();
+    artifacts.push(write(last, contents[2]));
+    let kept = artifacts.clone();
+    incident
+        .update(|manifest| {
+            manifest.artifacts = kept;
+            manifest.state = IncidentState::Closed;
+        })
+        .unwrap();
+    let id = incident.id();
+    let path = incident.path().to_owned();
+    drop(incident);
+
+    let mut expected = vec!["incident.json", "orders_eu-1.001.memory.pprof"];
+    expected.extend(["orders_eu-1.002.cpu.pprof", "orders_eu-1.003.cpu.pprof"]);
+    expected.push(&artifacts[2].file);
+    assert_eq!(names(&path), expected);
+    assert!(artifacts[2].file.starts_with("orders_eu-1.004."));
+    for (artifact, content) in artifacts.iter().zip(contents) {
+        assert_eq!(fs::read(path.join(&artifact.file)).unwrap(), content, "{}", artifact.file);
+    }
+    assert_eq!(fs::read(&planted).unwrap(), b"another's");
+    let entry = store.find(id).unwrap();
+    assert_eq!(entry.manifest.unwrap().artifacts, artifacts);
+
+    let warned: Vec<_> = warnings::list();
+    let said: Vec<&str> = warned.iter().map(|it| it.topic).collect();
+    assert_eq!(said, topics, "{warned:#?}");
+    for warning in &warned {
+        assert!(warning.text.contains(dir.to_str().unwrap()), "{}", warning.text);
+    }
+
+    // Retention removes, and a start finds all in order.
+    fs::remove_file(&planted).unwrap();
+    store.set_limits(marple::config::StoreSettings { max_incidents: 1, ..store::roomy() });
+    let second = store.begin("cpu", store::manifest()).unwrap();
+    assert!(matches!(store.find(id), Err(Error::NoIncident { .. })), "it made room");
+    let second_id = second.id();
+    drop((second, store));
+    let (store, recovery) = open(&dir).unwrap();
+    assert!(recovery.swept.is_empty() && recovery.failed.is_empty(), "{recovery}");
+    // Where not even a record says that the writer before is this process, its incident may be going on.
+    let has_record = !lacks.iter().any(|lack| matches!(lack, ReadWrite(_)));
+    assert_eq!(recovery.interrupted, has_record.then_some(second_id).as_slice());
+    assert_eq!(store.load_state::<u32>().unwrap(), Some(7));
+}
+
+#[test]
+fn a_disk_that_fails_is_not_taken_for_a_file_system_without_sync() {
+    let this = "a_disk_that_fails_is_not_taken_for_a_file_system_without_sync";
+    for errno in [EIO, libc::ENOSPC, libc::EDQUOT, EACCES] {
+        if let Some(errno) = told(this, &errno.to_string()) {
+            let temp = tempfile::tempdir().unwrap();
+            let (store, _) = open(&temp.path().join("captures")).unwrap();
+            let mut incident = store.begin("memory", store::manifest()).unwrap();
+            let before = fs::read(incident.path().join("incident.json")).unwrap();
+            let errno = errno.parse().unwrap();
+            let failing = [Call(SYS_fsync, errno), Call(SYS_fdatasync, errno)];
+            seccomp::install(&mut filter(&failing));
+            let draft = incident.draft(CaptureKind::Heap, Timestamp::now()).unwrap();
+            let error = draft.commit().unwrap_err().to_string();
+            assert!(error.contains("sync") || error.contains("no room"), "{error}");
+            assert!(incident.update(|manifest| manifest.service = "new".into()).is_err());
+            assert!(store.begin("cpu", store::manifest()).is_err());
+            assert_eq!(names(incident.path()), ["incident.json"]);
+            assert_eq!(fs::read(incident.path().join("incident.json")).unwrap(), before);
+            assert_eq!(store.index().unwrap().len(), 1);
+            assert_eq!(warnings::list(), []);
+            return;
+        }
+    }
+}
+
+#[test]
+fn an_fcntl_lock_keeps_a_second_writer_out_where_flock_fails() {
+    let this = "an_fcntl_lock_keeps_a_second_writer_out_where_flock_fails";
+    if told(this, "flock").is_some() {
+        seccomp::install(&mut filter(&[Call(libc::SYS_flock, ENOSYS)]));
+        let temp = tempfile::tempdir().unwrap();
+        let dir = temp.path().join("captures");
+        let (store, _) = open(&dir).unwrap();
+        assert!(matches!(open(&dir), Err(Error::Busy { .. })));
+        drop(store);
+        open(&dir).unwrap();
+    }
+}
+
+/// Sets when the incident's directory was changed last.
+fn age(path: &Path, age: Duration) {
+    let changed = SystemTime::now() - age;
+    fs::File::open(path).unwrap().set_modified(changed).unwrap();
+}
+
+#[test]
+fn without_a_lock_a_start_leaves_alone_what_another_writer_may_be_at() {
+    let this = "without_a_lock_a_start_leaves_alone_what_another_writer_may_be_at";
+    if told(this, "no lock").is_some() {
+        seccomp::install(&mut filter(&[Call(libc::SYS_flock, ENOSYS), OpenFileLock(ENOLCK)]));
+        let temp = tempfile::tempdir().unwrap();
+        let dir: PathBuf = temp.path().join("captures");
+        let (first, _) = open(&dir).unwrap();
+        // Of another host, whose processes nobody here can look at.
+        let record = fs::read_to_string(dir.join(".lock")).unwrap();
+        let mut lines: Vec<&str> = record.lines().collect();
+        lines[2] = "another-host";
+        fs::write(dir.join(".lock"), lines.join("\n")).unwrap();
+        let mut incident = first.begin("memory", store::manifest()).unwrap();
+        assert!(warnings::list().iter().all(|it| it.topic != "store.writer"), "it is its own");
+        let part = incident.path().join(".draft-9.part");
+        fs::write(&part, "half").unwrap();
+
+        let (second, recovery) = open(&dir).unwrap();
+        assert!(recovery.is_empty() && part.exists(), "{recovery}");
+        incident.update(|manifest| manifest.state = IncidentState::Closed).unwrap();
+        let _another = first.begin("cpu", store::manifest()).unwrap();
+        let said = warnings::list().into_iter().find(|it| it.topic == "store.writer").unwrap();
+        assert!(said.text.contains("no lock keeps the two apart"), "{}", said.text);
+
+        // What nobody has touched for long is put in order all the same.
+        let path = incident.path().to_owned();
+        drop((second, incident, first));
+        let mut lines: Vec<&str> = record.lines().collect();
+        lines[2] = "another-host";
+        fs::write(dir.join(".lock"), lines.join("\n")).unwrap();
+        age(&path, Duration::from_secs(3600));
+        let (_third, recovery) = open(&dir).unwrap();
+        assert_eq!(recovery.swept.len(), 1, "{recovery}");
+        assert!(!part.exists());
+    }
+}

@@ -1,0 +1,178 @@
+//! The memory that the largest store there may be takes: 100 incidents whose manifests are as long as they get.
+//! Nothing that is asked of it may need more than [`MOST`], whatever is in it.
+#![cfg(all(feature = "http", target_os = "linux"))]
+
+mod counting;
+mod host;
+mod store;
+mod web;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{Read, Write};
+use std::path::Path;
+use std::sync::Arc;
+
+use marple::base::{Bytes, SystemClock};
+use marple::config::{HttpSettings, Listen, StoreSettings};
+use marple::model::{CaptureKind, IncidentState, Manifest, VitalsRow};
+use marple::store::Store;
+use marple::{Agent, Settings};
+
+/// The bound of each request and of opening the store.
+const MOST: isize = 16 << 20;
+
+const INCIDENTS: usize = 100;
+
+fn settings() -> StoreSettings {
+    StoreSettings { max_bytes: Bytes::gib(8), max_incident_bytes: Bytes::gib(1), ..store::roomy() }
+}
+
+/// Fills `dir`: one manifest of the greatest length, which all incidents have by hard links; those at the end of the
+/// list say that they are open.
+fn fill(dir: &Path) {
+    let (opened, _) = Store::open(dir, settings(), Arc::new(SystemClock)).unwrap();
+    let mut first = opened.begin("memory", store::manifest()).unwrap();
+    let mut artifacts = Vec::new();
+    for _ in 0..40 {
+        let at = jiff::Timestamp::now();
+        let mut draft = first.draft(CaptureKind::Heap, at).unwrap();
+        draft.write_all(&[7; 1000]).unwrap();
+        artifacts.push(draft.commit().unwrap());
+    }
+    let at = first.manifest().opened;
+    let values: BTreeMap<String, f64> =
+        (0..1024).map(|at| (format!("gauge.of.the.service.number.{at}"), f64::from(at))).collect();
+    first
+        .update(|manifest| {
+            manifest.artifacts = artifacts;
+            manifest.state = IncidentState::Closed;
+            manifest.vitals = vec![VitalsRow { at, values }; 600];
+        })
+        .unwrap();
+    let path = first.path().to_owned();
+    drop(first);
+    for number in 1..INCIDENTS {
+        let manifest = store::manifest();
+        let is_open = number % 10 == 0;
+        let closed = IncidentState::Closed;
+        let mut next = opened.begin("memory", manifest).unwrap();
+        if !is_open {
+            next.update(|manifest| manifest.state = closed).unwrap();
+        }
+        let text = next.path().join("incident.json");
+        if is_open {
+            let whole = fs::read_to_string(path.join("incident.json")).unwrap();
+            let open = whole.replacen("\"state\": \"closed\"", "\"state\": \"open\"", 1);
+            fs::write(text, open).unwrap();
+            continue;
+        }
+        fs::remove_file(&text).unwrap();
+        fs::hard_link(path.join("incident.json"), text).unwrap();
+    }
+    let length = fs::metadata(path.join("incident.json")).unwrap().len();
+    assert!((8 << 20..=16 << 20).contains(&length), "{length}");
+}
+
+/// Bytes that this thread has read so far, where the kernel counts them.
+fn read_so_far() -> Option<u64> {
+    let text = fs::read_to_string("/proc/thread-self/io").ok()?;
+    text.lines().next()?.strip_prefix("rchar: ")?.parse().ok()
+}
+
+/// Asks and drops what comes; the status and how much it was.
+fn drain(url: &str, path: &str) -> (u16, usize) {
+    let mut stream = web::connect(url);
+    let head = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    stream.write_all(head.as_bytes()).unwrap();
+    let mut buffer = vec![0; 64 << 10];
+    let mut status = None;
+    let mut length = 0;
+    loop {
+        match stream.read(&mut buffer) {
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => panic!("{path}: {error}"),
+            Ok(0) => return (status.unwrap(), length),
+            Ok(count) => {
+                let text = || String::from_utf8_lossy(&buffer[9..12]).parse().unwrap();
+                status.get_or_insert_with(text);
+                length += count;
+            }
+        }
+    }
+}
+
+#[test]
+fn the_largest_store_is_opened_listed_and_handed_out_in_little_memory() {
+    let one = host::alone();
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("captures");
+    fill(&dir);
+
+    let mut interrupted = Vec::new();
+    let peak = counting::peak(|| {
+        let (_, recovery) = Store::open(&dir, settings(), Arc::new(SystemClock)).unwrap();
+        assert!(recovery.failed.is_empty() && recovery.retained.removed.is_empty(), "{recovery}");
+        interrupted = recovery.interrupted;
+    });
+    eprintln!("open: {} KiB", peak >> 10);
+    assert!(peak < MOST, "opening the store took {peak} bytes");
+    assert_eq!(interrupted.len(), 9);
+    let is_marked = |entry: &marple::store::Entry| {
+        entry.manifest.as_ref().unwrap().state == IncidentState::Interrupted
+    };
+    let marked = marple::store::list(&dir).unwrap().into_iter().find(is_marked).unwrap();
+    let text = fs::read(marked.path.join("incident.json")).unwrap();
+    let manifest: Manifest = serde_json::from_slice(&text).unwrap();
+    assert!(manifest.closed.is_some() && manifest.vitals.len() >= 100, "the vitals are kept");
+    drop((text, manifest));
+
+    // Again: no manifest is read to its end, and none is written.
+    let before = read_so_far();
+    let peak = counting::peak(|| {
+        let (store, recovery) = Store::open(&dir, settings(), Arc::new(SystemClock)).unwrap();
+        assert!(recovery.is_empty(), "{recovery}");
+        drop(store);
+    });
+    eprintln!("open again: {} KiB", peak >> 10);
+    assert!(peak < MOST, "opening the store again took {peak} bytes");
+    if let (Some(before), Some(after)) = (before, read_so_far()) {
+        let heads = (INCIDENTS * (64 << 10)) as u64;
+        assert!(after - before < heads, "{} bytes were read", after - before);
+    }
+
+    let address = web::free();
+    let http = HttpSettings { listen: Listen::Tcp(address), ..HttpSettings::default() };
+    let settings = Settings {
+        dir: dir.clone(),
+        store: settings(),
+        interval: std::time::Duration::from_secs(1),
+        http: Some(http),
+        rules: Vec::new(),
+        ..host::settings()
+    };
+    let agent = Agent::from_settings(settings).start().unwrap();
+    let url = format!("http://{address}");
+    let id = marple::store::list(&dir).unwrap().pop().unwrap().id;
+    let file = "orders_eu-1.001.memory.pprof".to_owned();
+    for (path, least) in [
+        ("/incidents".to_owned(), 100 * 1000),
+        (format!("/incidents/{id}"), 8 << 20),
+        (format!("/incidents/{id}.tar.gz"), 100 << 10),
+        (format!("/incidents/{id}/{file}"), 1000),
+    ] {
+        let mut answers = Vec::with_capacity(4);
+        let peak = counting::peak(|| {
+            std::thread::scope(|scope| {
+                let asking: Vec<_> = (0..4).map(|_| scope.spawn(|| drain(&url, &path))).collect();
+                answers.extend(asking.into_iter().map(|it| it.join().unwrap()));
+            });
+        });
+        eprintln!("{path}: {} KiB, {answers:?}", peak >> 10);
+        assert!(peak < MOST, "{path} took {peak} bytes");
+        for (status, length) in answers {
+            assert!(status == 200 && length >= least, "{path}: {status}, {length} bytes");
+        }
+    }
+    drop((agent, one));
+}
