@@ -1,5 +1,6 @@
 //! Profiles as Go's pprof reads them, and as we read them back.
 
+mod counting;
 mod peers;
 
 use std::fs::File;
@@ -324,6 +325,65 @@ fn a_bomb_is_refused() {
     }
     let error = pprof::read(&bomb.finish().unwrap()).unwrap_err();
     assert!(matches!(error, Error::TooLarge { .. }) && error.to_string().contains("64.0 MiB"));
+}
+
+/// A profile of `first`, and then of `unit` as often as it fits into the 64 MiB that are read.
+fn repeated(first: &[u8], unit: &[u8]) -> Vec<u8> {
+    // Not compressed: without optimisation that takes half a minute each.
+    let times = ((64 << 20) - first.len()) / unit.len();
+    [first, &unit.repeat(times)].concat()
+}
+
+#[test]
+fn memory_is_bounded_whatever_a_profile_holds() {
+    // `codec::pprof::size` has all kinds of messages, on a smaller scale.
+    let long_list = |field: u8| {
+        let length = prost::length_delimiter_len(60 << 20);
+        let mut bytes = vec![0x12];
+        prost::encode_length_delimiter((60 << 20) + 1 + length, &mut bytes).unwrap();
+        bytes.push(field);
+        prost::encode_length_delimiter(60 << 20, &mut bytes).unwrap();
+        bytes.resize(bytes.len() + (60 << 20), 1);
+        bytes
+    };
+    let (mut refused, mut read) = (0, 0);
+    for (what, bytes) in [
+        ("samples with a label", repeated(b"", b"\x12\x02\x1a\0")),
+        ("a sample with many values", repeated(&long_list(0x12), b"\x68\0")),
+    ] {
+        let mut outcome = None;
+        let peak = counting::peak(|| outcome = Some(pprof::read(&bytes)));
+        match outcome.unwrap() {
+            Ok(_) => read += 1,
+            Err(error) => {
+                refused += 1;
+                assert!(!error.to_string().is_empty(), "{error}");
+            }
+        }
+        println!("{what}: {} MiB from {} KiB", peak >> 20, bytes.len() >> 10);
+        assert!(peak < 420 << 20, "{what}: {} MiB", peak >> 20);
+    }
+    assert_eq!((refused, read), (2, 0));
+}
+
+#[test]
+fn a_profile_as_large_as_ours_get_is_read() {
+    use pprof::proto::{Location, Profile, ValueType};
+
+    let sample = |stack: u64| pprof::proto::Sample {
+        location_id: (0..40).map(|frame| 1 + (stack + frame) % 50_000).collect(),
+        value: vec![1 << 30; 4],
+        label: vec![Default::default(); 2],
+    };
+    let location = |id| Location { id, address: id << 40, ..Location::default() };
+    let written = Profile {
+        sample_type: vec![ValueType::default(); 4],
+        sample: (0..100_000).map(sample).collect(),
+        location: (1..=50_000).map(location).collect(),
+        string_table: vec![String::new()],
+        ..Profile::default()
+    };
+    assert_eq!(pprof::read(&written.encode_to_vec()).unwrap().sample.len(), 100_000);
 }
 
 #[test]

@@ -16,6 +16,18 @@ pub enum Error {
         /// The most that is accepted.
         limit: Bytes,
     },
+    /// Decoded, it would take more memory than a reader gives it.
+    #[error(
+        "decoded, it would take more than {limit} of memory, the most a reader gives a profile; it holds more \
+         messages than any profiler writes"
+    )]
+    TooMuchMemory {
+        /// The most memory a decoded profile may take.
+        limit: Bytes,
+    },
+    /// The bytes are not a sequence of protobuf fields.
+    #[error("not a pprof profile: its bytes are not a sequence of protobuf fields")]
+    NotFields,
     /// The bytes are not the messages of a profile.
     #[error("not a pprof profile: {0}")]
     Protobuf(#[from] prost::DecodeError),

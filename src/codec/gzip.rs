@@ -77,7 +77,12 @@ impl<W: Write> Parts<W> {
 
 /// The content of `bytes`, whether gzip'd or plain, if it is at most `limit`.
 pub(super) fn inflate(bytes: &[u8], limit: Bytes) -> Result<Vec<u8>, Error> {
-    let mut content = Vec::new();
+    // A gzip stream ends with its length. If that is wrong the vector grows, or stays larger than it need be.
+    let length = match bytes {
+        [0x1f, 0x8b, .., a, b, c, d] => u64::from(u32::from_le_bytes([*a, *b, *c, *d])),
+        _ => bytes.len() as u64,
+    };
+    let mut content = Vec::with_capacity(length.min(limit.get()) as usize + 1);
     let mut bounded: Box<dyn Read> = if bytes.starts_with(&[0x1f, 0x8b]) {
         Box::new(MultiGzDecoder::new(bytes).take(limit.get().saturating_add(1)))
     } else {

@@ -6,8 +6,8 @@
 //! debug information was there, and left where it was not.
 
 use std::collections::{BTreeSet, HashMap};
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use marple::codec::pprof::proto::{Function, Line, Location, Mapping, Profile};
@@ -15,6 +15,9 @@ use marple::codec::pprof::{read, write_read};
 use marple::symbols::{self, Lines, SourceFrame};
 
 use crate::Symbolize;
+
+/// Bytes of a file that are read at most: more than a profile may hold, compressed or not.
+const MAX_FILE: u64 = 65 << 20;
 
 type Failure = Box<dyn std::error::Error>;
 
@@ -83,7 +86,15 @@ fn symbolize(from: &Path, to: &Path, binaries: &Binaries, force: bool) -> Result
     if !force && to.exists() {
         return Err(format!("{} is there already; --force replaces it", to.display()).into());
     }
-    let mut profile = read(&fs::read(from)?)?;
+    let mut bytes = Vec::new();
+    File::open(from)?.take(MAX_FILE).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 == MAX_FILE {
+        return Err(
+            format!("it has {MAX_FILE} bytes or more; no profile of ours is so large").into()
+        );
+    }
+    let mut profile = read(&bytes)?;
+    drop(bytes);
     let mut tables = Tables::of(&profile);
     let (mut lined, mut inlined) = (0, 0);
     let mut problems = Vec::new();

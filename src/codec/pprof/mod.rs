@@ -14,6 +14,7 @@
 
 pub mod proto;
 mod read;
+mod size;
 mod stream;
 
 use std::io::{self, Write};

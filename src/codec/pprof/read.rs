@@ -1,4 +1,4 @@
-//! Bytes to a profile whose every reference resolves.
+//! Reads a profile in which every reference resolves, within bounded memory.
 
 use std::collections::HashSet;
 use std::io::{self, Write};
@@ -8,23 +8,40 @@ use prost::Message;
 use super::super::error::Error;
 use super::super::gzip::{Parts, inflate};
 use super::proto::Profile;
+use super::size::Size;
 use crate::base::Bytes;
 
 /// The most a profile may inflate to. A heap profile of 100,000 stacks of depth 40 with names is
-/// about 20 MiB. Decoding a file made to hurt takes some tens of times this in memory, so what comes
-/// from strangers is read on a machine that can afford it.
+/// about 20 MiB.
 const LIMIT: Bytes = Bytes::mib(64);
+
+/// The most memory that a decoded profile may take. That heap profile takes 90 MiB.
+const MEMORY_LIMIT: Bytes = Bytes::mib(256);
 
 /// Reads a profile, gzip'd or plain. In what it returns every id and every text referred to is there,
 /// and every sample has one value for each type, as Go's reader wants it.
 ///
+/// Takes at most about 400 MiB of memory, whatever the bytes are: 64 MiB of content and 256 MiB for the profile,
+/// which is measured before it is decoded.
+///
 /// # Errors
 ///
-/// When `bytes` are damaged, hold more than 64 MiB, are not `profile.proto`, or refer to what is not
-/// there.
+/// When `bytes` are damaged, hold more than 64 MiB or what would take more than 256 MiB of memory, are not
+/// `profile.proto`, or refer to what is not there.
 pub fn read(bytes: &[u8]) -> Result<Profile, Error> {
-    let profile = Profile::decode(&*inflate(bytes, LIMIT)?)?;
+    let profile = decode(&inflate(bytes, LIMIT)?)?;
     check(&profile).map_err(Error::Inconsistent)?;
+    Ok(profile)
+}
+
+fn decode(content: &[u8]) -> Result<Profile, Error> {
+    let limit = MEMORY_LIMIT.get();
+    let size = Size::of(content, limit).ok_or(Error::NotFields)?;
+    if size.bytes > limit {
+        return Err(Error::TooMuchMemory { limit: MEMORY_LIMIT });
+    }
+    let mut profile = size.reserve();
+    profile.merge(content)?;
     Ok(profile)
 }
 
