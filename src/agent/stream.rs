@@ -35,11 +35,12 @@ use crate::base::{Anchor, Moment};
 use crate::model::{CaptureKind, CaptureSet};
 use allowance::Allowance;
 pub(crate) use ask::{Ask, StreamError, Streamed, Streaming};
+use take::Class;
 pub(crate) use take::{Form, HeapView, Take, ThreadView};
 
-/// How many streams may be at any stage at once. A snapshot's bytes are some hundred KiB while it waits
-/// for its client to be told, so this is memory too.
-const MOST: usize = 16;
+/// Streams at any stage at once: the sum of what each [`Class`] may have. The bytes of a snapshot are some
+/// hundred KiB until its client has them, so this bounds memory too.
+const MOST: usize = Class::Timed.most() + Class::Snapshot.most() + Class::Symbols.most();
 
 /// A stream, for `status`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -142,11 +143,8 @@ impl Streams {
                 by: format!("in use by {} until {}", other.ask.who, shown(anchor, until)),
                 wait: Some(until.since(now)),
             })
-        } else if self.streams.len() >= MOST {
-            let by = format!("{MOST} captures are under way or wait for their turn; ask again");
-            Some(StreamError::Busy { by, wait: None })
         } else {
-            None
+            self.is_full(ask.take.class())
         };
         match refusal {
             Some(refusal) => drop(ask.reply.send(Err(refusal))),
@@ -159,6 +157,14 @@ impl Streams {
                 self.streams.push(Stream { id, ask, asked: now, phase, out: false });
             }
         }
+    }
+
+    /// The refusal of one more of `class`.
+    fn is_full(&self, class: Class) -> Option<StreamError> {
+        let count = self.streams.iter().filter(|stream| stream.ask.take.class() == class).count();
+        let (most, what) = (class.most(), class.name());
+        let by = format!("{most} {what} are in progress or queued; retry later");
+        (count >= most).then_some(StreamError::Busy { by, wait: None })
     }
 
     fn spent(&self, anchor: Anchor, take: &Take) -> Option<StreamError> {

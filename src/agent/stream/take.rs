@@ -24,6 +24,37 @@ pub(crate) enum Take {
     Symbols(Vec<u64>),
 }
 
+/// Requests that share a limit. Each class has its own, so that requests which last minutes leave room for
+/// those that are answered at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Class {
+    /// Captures that last as long as their client asked for. One of each kind runs at a time; the others
+    /// are being encoded.
+    Timed,
+    /// Snapshots.
+    Snapshot,
+    /// Names of addresses. They cost no capture of the day's budget, so there are few.
+    Symbols,
+}
+
+impl Class {
+    pub(super) const fn most(self) -> usize {
+        match self {
+            Self::Timed => 8,
+            Self::Snapshot => 8,
+            Self::Symbols => 4,
+        }
+    }
+
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Timed => "captures",
+            Self::Snapshot => "snapshots",
+            Self::Symbols => "symbol requests",
+        }
+    }
+}
+
 /// Which of the heap profile's types is shown first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum HeapView {
@@ -72,6 +103,14 @@ impl Take {
         }
     }
 
+    pub(super) fn class(&self) -> Class {
+        match self {
+            Self::Symbols(_) => Class::Symbols,
+            _ if self.duration().is_some() => Class::Timed,
+            _ => Class::Snapshot,
+        }
+    }
+
     /// Its name among those who ask for it.
     pub(super) fn name(&self) -> &'static str {
         match self {
@@ -93,11 +132,12 @@ impl Take {
         !matches!(self, Self::Symbols(_))
     }
 
-    /// Whether `self` and `other` cannot be taken at once. A delta keeps a whole snapshot in memory and may
-    /// change the rate, so there is one.
+    /// Whether `self` and `other` cannot be taken at once. A difference keeps a whole snapshot in memory for
+    /// minutes, and one of the heap may change the rate, so there is one of each kind.
     pub(super) fn excludes(&self, other: &Self) -> bool {
         match (self, other) {
-            (Self::HeapDelta { .. }, Self::HeapDelta { .. }) => true,
+            (Self::HeapDelta { .. }, Self::HeapDelta { .. })
+            | (Self::ThreadsDelta { .. }, Self::ThreadsDelta { .. }) => true,
             _ => self.engine().is_some() && self.engine() == other.engine(),
         }
     }

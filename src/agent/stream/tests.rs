@@ -167,7 +167,8 @@ fn an_incident_that_comes_before_the_start_turns_the_client_away() {
 #[test]
 fn snapshots_wait_for_their_turn_and_there_is_a_last_one() {
     let mut streams = Streams::new(1000);
-    let answers: Vec<Answer> = (0..MOST).map(|_| ask(&mut streams, 0, heap(), &[])).collect();
+    let answers: Vec<Answer> =
+        (0..Class::Snapshot.most()).map(|_| ask(&mut streams, 0, heap(), &[])).collect();
     assert_eq!(busy(ask(&mut streams, 0, heap(), &[])).1, None);
     assert_eq!(job(&mut streams, 0, &[]), "look 1");
     drop(answers);
@@ -179,6 +180,40 @@ fn one_delta_at_a_time() {
     let mut streams = Streams::new(1000);
     let _first = ask(&mut streams, 0, delta(), &[]);
     assert_eq!(busy(ask(&mut streams, 1, delta(), &[])).1, Some(5));
+}
+
+#[test]
+fn long_captures_leave_room_for_short_requests() {
+    let threads =
+        |seconds: u32| Take::ThreadsDelta { duration: SECOND * seconds, view: ThreadView::Now };
+    let mut streams = Streams::new(1000);
+    // A client asks for all that lasts, as often as it can.
+    let mut kept = Vec::new();
+    let mut accepted = 0;
+    for _ in 0..100 {
+        let delta = Take::HeapDelta { duration: SECOND * 299, view: HeapView::InUse, rate: None };
+        let trace = Take::Trace { duration: SECOND * 299 };
+        for take in [threads(299), delta, trace, cpu(299)] {
+            let mut answer = ask(&mut streams, 0, take, &[]);
+            if matches!(answer.try_recv(), Err(oneshot::error::TryRecvError::Empty)) {
+                accepted += 1;
+                kept.push(answer);
+            }
+        }
+    }
+    assert_eq!(accepted, 4, "one of each kind");
+    assert_eq!(busy(ask(&mut streams, 1, threads(1), &[])).1, Some(299));
+    let now = Take::Threads { view: ThreadView::Now, form: Form::Binary };
+    for take in [heap(), now, Take::Symbols(vec![1])] {
+        let mut answer = ask(&mut streams, 1, take.clone(), &[]);
+        assert!(answer.try_recv().is_err(), "{take:?} is accepted");
+        kept.push(answer);
+    }
+    // Symbols have a limit of their own, and leave the others theirs.
+    let symbols = || Take::Symbols(vec![1]);
+    kept.extend((1..Class::Symbols.most()).map(|_| ask(&mut streams, 1, symbols(), &[])));
+    assert!(busy(ask(&mut streams, 1, symbols(), &[])).0.contains("symbol requests"));
+    assert!(ask(&mut streams, 1, heap(), &[]).try_recv().is_err());
 }
 
 #[test]

@@ -21,6 +21,11 @@ use crate::{model, os, symbols};
 /// What a stream's bytes may come to. A trace of 16 MiB of memory is some 3 MiB encoded, a heap profile of
 /// 100,000 stacks 5; what goes beyond would be memory the service needs.
 const MOST_BYTES: Bytes = Bytes::mib(64);
+/// The same for the names of 50,000 addresses, the most there may be: 335 bytes each.
+const MOST_NAMES: Bytes = Bytes::mib(16);
+
+/// The least by which an answer's buffer grows.
+const GROWTH: usize = 16 << 10;
 
 /// A job and what is needed to do it.
 pub(in crate::agent) struct Task {
@@ -222,9 +227,9 @@ pub(super) fn encode(mut evidence: Evidence, view: Option<HeapView>) -> Result<V
     if let (Evidence::Profile(profile), Some(HeapView::Allocated)) = (&mut evidence, view) {
         profile.default_sample_type = "alloc_space";
     }
-    let mut out = Bounded(Vec::new());
+    let mut out = Bounded::default();
     evidence.write_binary(&mut out)?;
-    Ok(out.0)
+    Ok(out.bytes)
 }
 
 fn look(
@@ -263,9 +268,9 @@ fn look(
     let bytes = match (form, evidence) {
         (Form::Text, Evidence::Profile(mut profile)) => {
             symbols::name_functions(&mut profile);
-            let mut out = Bounded(Vec::new());
+            let mut out = Bounded::default();
             legacy::write(&profile, vitals, &mut out)?;
-            out.0
+            out.bytes
         }
         (_, evidence) => encode(evidence, view)?,
     };
@@ -304,7 +309,7 @@ fn goroutine(settings: &Settings, anchor: Anchor, vitals: &VitalsRow) -> Result<
 
 /// Every thread and every task, for people.
 fn everybody(settings: &Settings, anchor: Anchor) -> Result<Vec<u8>, Failure> {
-    let mut out = Bounded(Vec::new());
+    let mut out = Bounded::default();
     let kinds = [
         (CaptureKind::Threads, model::Form::ThreadsText),
         (CaptureKind::Tasks, model::Form::TasksText),
@@ -319,7 +324,7 @@ fn everybody(settings: &Settings, anchor: Anchor) -> Result<Vec<u8>, Failure> {
             Err(error) => writeln!(out, "no {kind}: {}", chain(&*error))?,
         }
     }
-    Ok(out.0)
+    Ok(out.bytes)
 }
 
 /// A dump of `kind` now.
@@ -349,7 +354,8 @@ fn symbolize(addresses: &[u64], anchor: Anchor) -> Result<Vec<u8>, Failure> {
     profile.attach_mappings(os::images::loaded()?);
     symbols::name_functions(&mut profile);
     // Readers ask this number only whether it is 0.
-    let mut out = Bounded(b"num_symbols: 1\n".to_vec());
+    let mut out = Bounded { most: MOST_NAMES, ..Bounded::default() };
+    writeln!(out, "num_symbols: 1")?;
     for frame in frames {
         let frame = profile.frames.get(frame);
         let function =
@@ -358,18 +364,32 @@ fn symbolize(addresses: &[u64], anchor: Anchor) -> Result<Vec<u8>, Failure> {
             writeln!(out, "{:#x} {}", frame.address, profile.strings.get(function.name))?;
         }
     }
-    Ok(out.0)
+    Ok(out.bytes)
 }
 
 /// Bytes that are not more than a stream may have.
-struct Bounded(Vec<u8>);
+struct Bounded {
+    bytes: Vec<u8>,
+    most: Bytes,
+}
+
+impl Default for Bounded {
+    fn default() -> Self {
+        Self { bytes: Vec::new(), most: MOST_BYTES }
+    }
+}
 
 impl Write for Bounded {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if (self.0.len() + bytes.len()) as u64 > MOST_BYTES.get() {
-            return Err(io::Error::other(format!("it is larger than {MOST_BYTES}")));
+        let length = self.bytes.len() + bytes.len();
+        if length as u64 > self.most.get() {
+            return Err(io::Error::other(format!("it is larger than {}", self.most)));
         }
-        self.0.extend_from_slice(bytes);
+        if length > self.bytes.capacity() {
+            // Doubling would have three times the bytes in memory while they are moved.
+            self.bytes.reserve_exact(bytes.len().max(self.bytes.len() / 4).max(GROWTH));
+        }
+        self.bytes.extend_from_slice(bytes);
         Ok(bytes.len())
     }
 
