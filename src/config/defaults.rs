@@ -93,7 +93,8 @@ impl Default for HttpSettings {
             read_token: None,
             hosts: Vec::new(),
             max_duration: Duration::from_secs(5 * 60),
-            compat_get_toggle: true,
+            max_requests_per_second: 100,
+            compat_get_toggle: false,
         }
     }
 }

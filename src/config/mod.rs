@@ -18,6 +18,7 @@
 mod default_rules;
 mod defaults;
 mod list;
+mod new_token;
 mod problem;
 mod read;
 mod secret;

@@ -13,7 +13,7 @@ use super::settings::{
     BudgetSettings, CpuSettings, HeapSettings, HttpSettings, RuleChoice, Settings, StacksSettings,
     StoreSettings, ToggleSettings, TraceSettings,
 };
-use super::{list, value};
+use super::{list, new_token, value};
 use crate::base::Bytes;
 use crate::model::{Metric, Rule};
 
@@ -103,11 +103,14 @@ fn toggle(section: &mut Section<'_, '_>, toggle: &mut ToggleSettings) {
 
 fn http(section: &mut Section<'_, '_>, http: &mut HttpSettings) {
     section.read("listen", value::listen, &mut http.listen);
-    token(section, ("token", "token_file"), &mut http.token);
-    token(section, ("capture_token", "capture_token_file"), &mut http.capture_token);
-    token(section, ("read_token", "read_token_file"), &mut http.read_token);
+    let mut create = false;
+    section.read("token_file_create", bool::deserialize, &mut create);
+    token(section, ("token", "token_file"), create, &mut http.token);
+    token(section, ("capture_token", "capture_token_file"), false, &mut http.capture_token);
+    token(section, ("read_token", "read_token_file"), false, &mut http.read_token);
     section.read("hosts", list::texts, &mut http.hosts);
     section.read("max_duration", value::duration, &mut http.max_duration);
+    section.read("max_requests_per_second", u32::deserialize, &mut http.max_requests_per_second);
     section.read("compat_get_toggle", bool::deserialize, &mut http.compat_get_toggle);
 }
 
@@ -115,12 +118,17 @@ fn http(section: &mut Section<'_, '_>, http: &mut HttpSettings) {
 fn token(
     section: &mut Section<'_, '_>,
     (key, file_key): (&'static str, &'static str),
+    create: bool,
     slot: &mut Option<Secret>,
 ) {
     let both = section.has(key) && section.has(file_key);
     let mut from_file: Option<Secret> = None;
     section.read(key, value::token, slot);
-    if section.read(file_key, value::token_file, &mut from_file) {
+    let was_read = match create {
+        true => section.read(file_key, new_token::token_file, &mut from_file),
+        false => section.read(file_key, value::token_file, &mut from_file),
+    };
+    if was_read {
         *slot = from_file;
     } else if section.has(file_key) {
         section.ignore(key);

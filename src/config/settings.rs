@@ -160,11 +160,16 @@ pub struct HttpSettings {
     /// What it must bring to read: status, metrics, finished incidents. Default: none.
     pub read_token: Option<Secret>,
     /// The names, without ports, by which requests may call this host. Default: none, which without a
-    /// token means `localhost` and IP addresses, and with one any name.
+    /// token means `localhost`, loopback addresses and the address in `listen`, and with one any name.
     pub hosts: Vec<String>,
     /// The longest a capture over HTTP may last. Default: 5 minutes.
     pub max_duration: Duration,
-    /// Whether a GET of `/monitor/notify` toggles, as it did in the founding program. Default: yes.
+    /// The mean number of requests and of new connections a second that the own listener serves: 1 to
+    /// 1000000. What comes faster waits. Default: 100, which costs a few per cent of a core at most.
+    pub max_requests_per_second: u32,
+    /// Whether every GET of `/monitor/notify` toggles, as it did in the founding program. Otherwise a GET
+    /// needs a token, the own Unix socket, or a browser that states `Sec-Fetch-Site: same-origin` or `none`.
+    /// A POST always does it. Default: no.
     pub compat_get_toggle: bool,
 }
 

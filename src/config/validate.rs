@@ -33,6 +33,8 @@ const MAX_RULES: usize = 100;
 const MAX_INCIDENTS_PER_DAY: usize = 1440;
 /// A hundred a second, which nobody means; and 100 numbers of `state.json` in any case.
 const MAX_STREAMS_PER_DAY: usize = 10_000_000;
+/// No limit in effect: one request takes longer than a microsecond.
+const MAX_REQUESTS_PER_SECOND: u32 = 1_000_000;
 /// Longer, the thread that captures would be kept from everything else of an incident.
 const MAX_TASKS_DEADLINE: Duration = Duration::from_secs(30);
 /// What can be captured, for those who named nothing.
@@ -270,6 +272,11 @@ fn http(check: &mut Check, http: &HttpSettings) {
         }
     }
     check.positive("max_duration", http.max_duration);
+    let well = (1..=MAX_REQUESTS_PER_SECOND).contains(&http.max_requests_per_second);
+    check.that(well, &["max_requests_per_second"], || {
+        let rate = http.max_requests_per_second;
+        format!("{rate} is out of bounds: write 1 to {MAX_REQUESTS_PER_SECOND}")
+    });
     for host in &http.hosts {
         let letter = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
         let well = !host.is_empty() && host.chars().all(letter);

@@ -1,0 +1,93 @@
+//! A token file that is created when it is missing (`http.token_file_create`).
+
+use std::fs::{DirBuilder, OpenOptions};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use serde::de::value::StringDeserializer;
+use serde::{Deserialize, Deserializer};
+
+use super::secret::Secret;
+use super::value;
+use crate::base::warnings;
+
+const TOPIC: &str = "http.token_file";
+
+/// Reads the token in a file, which is created with a new token if it is missing.
+///
+/// If it cannot be created the token is one that nobody knows: the service starts, and the endpoint refuses all
+/// requests instead of accepting all.
+pub(super) fn token_file<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Secret, D::Error> {
+    let path = PathBuf::deserialize(deserializer)?;
+    if let Err(error) = create(&path) {
+        let shown = path.display();
+        warnings::set(
+            TOPIC,
+            format!(
+                "cannot create the token file `{shown}`: {error}; the endpoint refuses all requests; name a file in \
+                 a directory that this user can write, or listen on a Unix socket"
+            ),
+        );
+        return Ok(Secret::new(new_token()));
+    }
+    warnings::clear(TOPIC);
+    value::token_file(StringDeserializer::new(path.to_string_lossy().into_owned()))
+}
+
+/// Creates the file with a new token, unless there is something at `path`.
+fn create(path: &Path) -> io::Result<()> {
+    if path.symlink_metadata().is_ok() {
+        return Ok(());
+    }
+    if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
+    }
+    let mut file = match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
+        // Another process of the service was faster.
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => return Ok(()),
+        file => file?,
+    };
+    let written = writeln!(file, "{}", new_token()).and_then(|()| file.sync_all());
+    written.inspect_err(|_| drop(std::fs::remove_file(path)))
+}
+
+/// 160 random bits in 52 characters: the random parts of two ULIDs.
+fn new_token() -> String {
+    format!("{}{}", ulid::Ulid::generate(), ulid::Ulid::generate())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn read(path: &Path) -> Secret {
+        let path = path.to_str().unwrap().to_owned();
+        token_file(StringDeserializer::<serde::de::value::Error>::new(path)).unwrap()
+    }
+
+    #[test]
+    fn a_missing_token_file_is_created_for_its_owner_and_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run/token");
+        let token = read(&path);
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(token, Secret::new(text.trim_end()));
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert!(text.len() >= 52, "{text}");
+        assert_eq!(read(&path), token);
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_created_leaves_an_endpoint_that_refuses_all() {
+        // Nothing can be created below a file.
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let path = file.path().join("token");
+        assert_ne!(read(&path), read(&path));
+        let text =
+            warnings::list().into_iter().find(|warning| warning.topic == TOPIC).unwrap().text;
+        assert!(text.contains("refuses all requests"), "{text}");
+    }
+}
