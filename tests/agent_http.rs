@@ -25,6 +25,7 @@ fn listening(listen: Listen, token: Option<&str>) -> Settings {
         http: Some(HttpSettings {
             listen,
             token: token.map(Secret::new),
+            max_requests_per_second: 1_000_000,
             ..HttpSettings::default()
         }),
         ..settings()
@@ -57,7 +58,7 @@ fn ask(method: &str, url: &str, token: Option<&str>) -> (u16, Value) {
 fn notify_flips_as_the_founding_program_did() {
     let (host, url) = host();
     let url = format!("{url}/monitor/notify");
-    let (status, on) = ask("GET", &url, None);
+    let (status, on) = ask("POST", &url, None);
     assert_eq!((status, &on["code"], &on["msg"]), (200, &0.into(), &"notify success".into()));
     assert_eq!(on["on"], true);
     assert_eq!(on["running"], serde_json::json!(["trace", "threads", "tasks", "cpu", "heap"]));
@@ -72,7 +73,7 @@ fn notify_flips_as_the_founding_program_did() {
 #[test]
 fn notify_does_what_it_is_told_outright() {
     let (host, url) = host();
-    let tell = |action: &str| ask("GET", &format!("{url}/monitor/notify?action={action}"), None);
+    let tell = |action: &str| ask("POST", &format!("{url}/monitor/notify?action={action}"), None);
     for (action, on) in [
         ("status", false),
         ("start", true),

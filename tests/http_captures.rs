@@ -212,13 +212,20 @@ fn roles_may_do_what_they_are_for() {
 }
 
 #[test]
-fn without_the_old_habit_a_get_toggles_nothing() {
-    let http = HttpSettings { compat_get_toggle: false, ..HttpSettings::default() };
-    let (_host, url) = serve(http);
+fn a_get_toggles_only_if_no_foreign_page_can_have_sent_it() {
+    let (_host, url) = serve(HttpSettings::default());
     for action in ["", "?action=start", "?action=toggle"] {
         let answer = get(&format!("{url}/monitor/notify{action}"));
         assert_eq!((answer.status, answer.header("allow")), (405, Some("POST")), "{action}");
     }
+    let from = |site: &str, more: &[(&str, &str)]| {
+        let headers = [&[("Sec-Fetch-Site", site)], more].concat();
+        ask("GET", &format!("{url}/monitor/notify"), &headers, "")
+    };
+    assert_eq!(from("cross-site", &[]).status, 403);
+    assert_eq!(from("none", &[("Sec-Purpose", "prefetch")]).status, 405);
+    assert_eq!(from("none", &[]).json()["on"], true);
+    assert_eq!(from("same-origin", &[]).json()["on"], false);
     assert_eq!(get(&format!("{url}/monitor/notify?action=status")).json()["on"], false);
     assert_eq!(ask("POST", &format!("{url}/monitor/notify"), &[], "").json()["on"], true);
 }

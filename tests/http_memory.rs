@@ -1,21 +1,52 @@
-//! Nothing is kept of a request that is over.
-#![cfg(feature = "heap")]
+//! The memory of requests: nothing is kept of one that is over, and each route has a bound while it is
+//! answered. A new route gets a row in [`ROUTES`].
+#![cfg(all(feature = "heap", feature = "trace"))]
+#![allow(unsafe_code, reason = "an allocator cannot be written without")]
 
 mod host;
 mod web;
 
-use std::alloc::System;
+use std::alloc::{GlobalAlloc, Layout, System};
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
+use std::sync::atomic::{AtomicIsize, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use marple::config::HttpSettings;
-use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 use web::serve_with;
 
+struct Counting;
+
 #[global_allocator]
-static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
+static ALLOCATOR: marple::Allocator<Counting> = marple::Allocator::new(Counting);
+
+static LIVE: AtomicIsize = AtomicIsize::new(0);
+static PEAK: AtomicIsize = AtomicIsize::new(0);
+
+// SAFETY: every call goes to `System` as it came; counting touches two atomics and allocates nothing.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let size = layout.size() as isize;
+        PEAK.fetch_max(LIVE.fetch_add(size, Ordering::Relaxed) + size, Ordering::Relaxed);
+        // SAFETY: the caller's promise about `layout` is passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        LIVE.fetch_sub(layout.size() as isize, Ordering::Relaxed);
+        // SAFETY: `block` came from `System` through `alloc` above, with this layout.
+        unsafe { System.dealloc(block, layout) }
+    }
+}
+
+/// The most KiB that all threads held at once during `work`, beyond those held before.
+fn peak(work: impl FnOnce()) -> isize {
+    let before = LIVE.load(Ordering::Relaxed);
+    PEAK.store(before, Ordering::Relaxed);
+    work();
+    (PEAK.load(Ordering::Relaxed) - before) >> 10
+}
 
 const CLIENTS: usize = 4;
 const REQUESTS: [(&str, &str); 11] = [
@@ -32,19 +63,18 @@ const REQUESTS: [(&str, &str); 11] = [
     ("DELETE", "/status"),
 ];
 
-fn in_use() -> isize {
-    let stats = ALLOCATOR.stats();
-    stats.bytes_allocated as isize - stats.bytes_deallocated as isize
+/// Settings under which nothing but requests takes memory.
+fn quiet() -> marple::Settings {
+    let mut settings = host::settings();
+    settings.cpu.lookback_frequency = marple::base::Hertz(0);
+    // Two minutes' worth of vitals are not what this is about.
+    settings.interval = Duration::from_secs(3600);
+    settings
 }
 
 #[test]
 fn memory_is_flat_after_ten_thousand_requests() {
-    // The look-back keeps samples of whatever runs, and here the requests are all that does.
-    let mut settings = host::settings();
-    settings.cpu.lookback_frequency = marple::base::Hertz(0);
-    // Nor are two minutes' worth of vitals what this is about, and on a busy machine this takes longer.
-    settings.interval = Duration::from_secs(3600);
-    let (_host, url) = serve_with(HttpSettings::default(), settings);
+    let (_host, url) = serve_with(HttpSettings::default(), quiet());
     // Each client keeps its connection for ten rounds, as scrapers do.
     let rounds = |times: usize| {
         let client = || {
@@ -62,9 +92,9 @@ fn memory_is_flat_after_ten_thousand_requests() {
     };
     // Tables and buffers that are made once.
     rounds(3);
-    let before = in_use();
+    let before = LIVE.load(Ordering::Relaxed);
     rounds(23);
-    let grown = in_use() - before;
+    let grown = LIVE.load(Ordering::Relaxed) - before;
     // Four bytes a request are beyond it.
     assert!(grown < 32 << 10, "{grown} bytes more after 10,120 requests");
 }
@@ -90,4 +120,265 @@ fn exchange(client: &mut TcpStream, method: &str, path: &str) -> bool {
             return true;
         }
     }
+}
+
+/// A route, a request of it, and the KiB that it may take at once for [`PARALLEL`] clients: those of their
+/// connections, of the answers that wait for them, and of one capture that is made at a time.
+///
+/// The answers of `/incidents` and below follow the size of the store; what they take with the largest one
+/// that is allowed is tested with the store.
+const ROUTES: &[(&str, &str, isize)] = &[
+    ("/monitor/notify", "GET /monitor/notify?action=status", 2048),
+    ("/status", "GET /status", 4096),
+    ("/metrics", "GET /metrics", 4096),
+    ("/incidents", "GET /incidents", 2048),
+    ("/incidents/{id}", "GET /incidents/00000000000000000000000000", 2048),
+    ("/incidents/{id}/{file}", "GET /incidents/00000000000000000000000000/x", 2048),
+    ("/debug/pprof", "GET /debug/pprof", 2048),
+    ("/debug/pprof/", "GET /debug/pprof/", 4096),
+    ("/debug/pprof/{name}", "GET /debug/pprof/unknown", 2048),
+    ("profile", "GET /debug/pprof/profile?seconds=1", 24 << 10),
+    ("trace", "GET /debug/pprof/trace?seconds=0.1", 24 << 10),
+    ("heap", "GET /debug/pprof/heap", 24 << 10),
+    ("heap", "GET /debug/pprof/heap?debug=1", 24 << 10),
+    ("heap", "GET /debug/pprof/heap?seconds=1", 24 << 10),
+    ("allocs", "GET /debug/pprof/allocs", 24 << 10),
+    ("goroutine", "GET /debug/pprof/goroutine", 24 << 10),
+    ("goroutine", "GET /debug/pprof/goroutine?debug=2", 24 << 10),
+    ("goroutine", "GET /debug/pprof/goroutine?seconds=1", 24 << 10),
+    ("threadcreate", "GET /debug/pprof/threadcreate", 4096),
+    ("block", "GET /debug/pprof/block", 2048),
+    ("mutex", "GET /debug/pprof/mutex?debug=1", 2048),
+    ("cmdline", "GET /debug/pprof/cmdline", 2048),
+    ("symbol", "GET /debug/pprof/symbol?0x1", 24 << 10),
+    ("symbol", "POST /debug/pprof/symbol", 48 << 10),
+];
+const PARALLEL: usize = 16;
+
+#[test]
+fn every_route_has_a_row() {
+    let quoted = |source: &'static str, from: &str, to: &str| {
+        let part = source.split(from).nth(1).unwrap().split(to).next().unwrap();
+        part.split('"').skip(1).step_by(2)
+    };
+    let paths = quoted(include_str!("../src/http/route.rs"), "ALL:", "];");
+    let profiles = quoted(include_str!("../src/http/pprof.rs"), "match asked.name {", "_ =>");
+    let mut count = 0;
+    for route in paths.chain(profiles) {
+        assert!(ROUTES.iter().any(|(known, ..)| *known == route), "`{route}` has no row in ROUTES");
+        count += 1;
+    }
+    assert!(count >= 18, "{count} routes were found in the source");
+}
+
+#[test]
+fn every_route_keeps_its_bound_for_many_clients() {
+    let (_host, url) = serve_with(HttpSettings::default(), quiet());
+    let body = addresses(50_000);
+    let ask = |request: &str| {
+        let mut client = web::connect(&url);
+        let body = if request.starts_with("POST") { body.as_str() } else { "" };
+        let head = format!(
+            "{request} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
+        let _ = client.write_all(head.as_bytes());
+        let _ = client.write_all(body.as_bytes());
+        read_status(&mut client)
+    };
+    for &(_, request, bound) in ROUTES {
+        // What is made once is no request's.
+        ask(request);
+        let answers = AtomicUsize::new(0);
+        let peak = peak(|| {
+            thread::scope(|scope| {
+                for _ in 0..PARALLEL {
+                    scope.spawn(|| {
+                        let status = ask(request).expect(request);
+                        // Engines are one of a kind, and few requests wait: the others are told so.
+                        assert!([200, 307, 404, 500, 503].contains(&status), "{request}: {status}");
+                        answers.fetch_add(usize::from(status < 500), Ordering::Relaxed);
+                    });
+                }
+            });
+        });
+        let answers = answers.into_inner();
+        println!("{request}: {peak} of {bound} KiB, {answers} answers");
+        assert!(answers > 0, "{request}: none is answered");
+        assert!(peak < bound, "{request}: {peak} KiB");
+    }
+}
+
+fn addresses(count: usize) -> String {
+    let own = read_status as fn(&mut TcpStream) -> Option<u16> as usize;
+    let list: Vec<String> = (0..count).map(|n| format!("{:#x}", own + n % 4096)).collect();
+    list.join("+")
+}
+
+/// The status of an answer, whose bytes are read and not kept.
+fn read_status(client: &mut TcpStream) -> Option<u16> {
+    let (mut head, mut length) = ([0; 12], 0);
+    let mut buffer = [0; 16 << 10];
+    loop {
+        match client.read(&mut buffer) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            Ok(n @ 1..) => {
+                let part = n.min(head.len() - length);
+                head[length..length + part].copy_from_slice(&buffer[..part]);
+                length += part;
+            }
+            _ => break,
+        }
+    }
+    std::str::from_utf8(&head[..length]).ok()?.strip_prefix("HTTP/1.1 ")?.parse().ok()
+}
+
+#[test]
+fn bodies_are_admitted_before_they_are_read() {
+    let (_host, url) = serve_with(HttpSettings::default(), quiet());
+    let all = addresses(50_000) + "+1";
+    let whole = |body: &str| {
+        let mut client = web::connect(&url);
+        let symbol =
+            "POST /debug/pprof/symbol HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n";
+        let _ = write!(client, "{symbol}Content-Length: {}\r\n\r\n{body}", body.len());
+        read_status(&mut client)
+    };
+    assert_eq!(whole("0x1+0x2"), Some(200));
+    assert!(matches!(whole(&all), Some(413) | None));
+    let taken = peak(|| {
+        // A megabyte each, but for the last byte.
+        let half: Vec<_> = (0..100)
+            .map(|_| {
+                let mut client = web::connect(&url);
+                client.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
+                let symbol = "POST /debug/pprof/symbol HTTP/1.1\r\nHost: localhost\r\n";
+                let _ = write!(client, "{symbol}Content-Length: 1048576\r\n\r\n");
+                let _ = client.write_all(&all.as_bytes()[..400_000]);
+                client
+            })
+            .collect();
+        // Others are still answered.
+        assert_eq!(web::get(&format!("{url}/status")).status, 200);
+        assert_eq!(web::get(&format!("{url}/debug/pprof/symbol?0x1")).status, 200);
+        drop(half);
+    });
+    println!("100 bodies: {taken} KiB");
+    assert!(taken < 32 << 10, "{taken} KiB");
+}
+
+/// A small generator of numbers (xorshift), so that a run can be repeated.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, most: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % most as u64) as usize
+    }
+}
+
+const CORPUS: &[&str] = &[
+    "GET /status HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "GET /metrics HTTP/1.0\r\nHost: localhost\r\n\r\n",
+    "HEAD /debug/pprof/profile?seconds=5 HTTP/1.1\r\nHost: 127.0.0.1:6060\r\n\r\n",
+    "GET /incidents/00000000000000000000000000/x HTTP/1.1\r\nHost: localhost\r\nRange: bytes=0-1\r\n\r\n",
+    "GET /incidents/00000000000000000000000000.tar.gz HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "GET /debug/pprof/heap?seconds=99999&rate=4096 HTTP/1.1\r\nHost: [::1]:6060\r\n\r\n",
+    "GET /debug/pprof/trace?seconds=1e400 HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\n\r\n",
+    "GET /debug/pprof/mutex?debug=1 HTTP/1.1\r\nHost: localhost\r\nSec-Fetch-Site: none\r\n\r\n",
+    "GET /debug/pprof/ HTTP/1.1\r\nHost: localhost\r\nOrigin: http://localhost\r\n\r\n",
+    "POST /debug/pprof/symbol HTTP/1.1\r\nHost: localhost\r\nContent-Length: 7\r\n\r\n0x1+0x2",
+    "POST /debug/pprof/symbol HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n\
+     3\r\n0x1\r\n0\r\n\r\n",
+    "GET /monitor/notify?action=status HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\n\r\n",
+    "GET /status HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer x\r\nConnection: upgrade\r\n\
+     Upgrade: h2c\r\n\r\n",
+    "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0\0\0\x01\x01\x05\0\0\0\x01\x02",
+    "\x16\x03\x01\x02\0\x01\0\x01\x7c\x03\x03",
+    "PROXY TCP4 127.0.0.1 127.0.0.1 1 2\r\nGET / HTTP/1.1\r\n\r\n",
+];
+
+/// A request of the corpus with up to eight changes.
+fn mutated(random: &mut Random) -> Vec<u8> {
+    let mut bytes = CORPUS[random.below(CORPUS.len())].as_bytes().to_vec();
+    for _ in 0..random.below(9) {
+        let at = random.below(bytes.len().max(1)).min(bytes.len());
+        match random.below(7) {
+            0 if at < bytes.len() => bytes[at] ^= 1 << random.below(8),
+            1 if at < bytes.len() => bytes[at] = random.below(256) as u8,
+            2 => bytes.truncate(at),
+            3 => bytes.insert(at, random.below(256) as u8),
+            4 => {
+                let other = CORPUS[random.below(CORPUS.len())].as_bytes();
+                let from = random.below(other.len());
+                bytes.splice(at..at, other[from..].iter().copied());
+            }
+            5 => {
+                let part = bytes[at..].to_vec();
+                let times = random.below(64);
+                (0..times).for_each(|_| bytes.extend_from_slice(&part));
+                bytes.truncate(64 << 10);
+            }
+            _ => drop(bytes.splice(at..at, b"\r\n".iter().copied())),
+        }
+    }
+    bytes
+}
+
+/// A few thousand requests; `MARPLE_FUZZ_REQUESTS` asks for more.
+#[test]
+fn requests_made_up_by_a_fuzzer_do_no_harm() {
+    let requests: usize =
+        std::env::var("MARPLE_FUZZ_REQUESTS").map_or(3000, |text| text.parse().unwrap());
+    // What takes time is beyond the cap.
+    let http = HttpSettings { max_duration: Duration::from_millis(1), ..HttpSettings::default() };
+    let mut settings = quiet();
+    settings.interval = Duration::from_millis(20);
+    let (mut host, url) = serve_with(http, settings);
+    let counts: [AtomicUsize; 1000] = [const { AtomicUsize::new(0) }; 1000];
+    let run = |seed: u64, requests: usize| {
+        let mut random = Random(0x9e37_79b9_7f4a_7c15 ^ (seed << 32));
+        for _ in 0..requests {
+            let bytes = mutated(&mut random);
+            let mut client = web::connect(&url);
+            client.set_read_timeout(Some(Duration::from_millis(150))).unwrap();
+            let _ = client.write_all(&bytes);
+            let status = web::status_of(&mut client);
+            let status = usize::from(status.unwrap_or(0));
+            // 0: ended without an answer, or half a request that is waited for. 503: too many bodies at once; 500: an engine that is taken.
+            let known =
+                [0, 200, 206, 307, 400, 403, 404, 405, 408, 413, 414, 417, 431, 500, 503, 505];
+            assert!(known.contains(&status), "{status} for {}", bytes.escape_ascii());
+            counts[status].fetch_add(1, Ordering::Relaxed);
+        }
+    };
+    run(99, 200);
+    let before = LIVE.load(Ordering::Relaxed);
+    let taken = peak(|| {
+        thread::scope(|scope| {
+            for seed in 1..=8 {
+                scope.spawn(move || run(seed, requests / 8));
+            }
+        });
+    });
+    let answered = |status: usize| counts[status].load(Ordering::Relaxed);
+    for status in (0..1000).filter(|status| answered(*status) > 0) {
+        println!("{status}: {}", answered(status));
+    }
+    println!("{requests} requests: at most {taken} KiB");
+    assert!(taken < 32 << 10, "{taken} KiB");
+    assert!(answered(200) > 0 && answered(400) > 0, "all of it was noise");
+    // Half requests hold their connections until their time is over.
+    let status = host::wait_for("an answer", || {
+        let answer = web::get(&format!("{url}/status"));
+        (answer.status == 200).then(|| answer.json())
+    });
+    assert!(status["counters"]["ticks"].as_u64().unwrap() > 0, "{status}");
+    assert!(!status.to_string().contains("panicked"), "{status}");
+    assert_eq!(status["toggle"]["on"], false);
+    host.end();
+    let kept = LIVE.load(Ordering::Relaxed) - before;
+    assert!(kept < 2 << 20, "{kept} bytes are kept");
 }

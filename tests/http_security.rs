@@ -6,8 +6,9 @@ mod web;
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use host::{Host, wait_for};
 use marple::config::{HttpSettings, Secret};
@@ -76,6 +77,9 @@ fn a_name_that_is_not_ours_is_refused_and_an_address_is_not() {
     for (host, expected) in [
         ("localhost", 200),
         ("127.0.0.1:1", 200),
+        ("0.0.0.0:1", 403),
+        ("[::]:1", 403),
+        ("10.1.2.3:1", 403),
         ("[::1]:1", 200),
         ("evil.example", 403),
         ("localhost.evil.example:6060", 403),
@@ -237,6 +241,7 @@ impl<S: tracing::Subscriber> Layer<S> for Told {
         let mut fields = Fields(BTreeMap::new());
         event.record(&mut fields);
         fields.0.insert("target".into(), event.metadata().target().into());
+        fields.0.insert("level".into(), event.metadata().level().to_string());
         self.0.lock().unwrap().push(fields.0);
     }
 }
@@ -291,6 +296,10 @@ fn every_request_is_told_and_no_secret_is() {
             assert!(!answer.text().contains("s3cret"), "{path}: {}", answer.text());
         }
     }
+    // A client that loops: first, second, fourth, ... hundred and twenty-eighth.
+    for _ in 0..200 {
+        assert_eq!(get(&format!("{url}/metrics")).status, 401);
+    }
     host.end();
     for entry in [host.incidents()[0].0.clone(), host.captures()] {
         for file in std::fs::read_dir(entry).unwrap().map(|file| file.unwrap().path()) {
@@ -314,6 +323,104 @@ fn every_request_is_told_and_no_secret_is() {
         };
         assert!(told.iter().any(is), "{route} {method} {status} {role} in {told:?}");
     }
+    let refused = told.iter().filter(|it| {
+        let (route, status) = (it.get("route"), it.get("status"));
+        it["level"] == "INFO"
+            && route.is_some_and(|it| it == "/metrics")
+            && status.is_some_and(|it| it == "401")
+    });
+    let numbers: Vec<_> = refused.map(|it| it["refusals"].clone()).collect();
+    assert_eq!(numbers, ["1", "2", "4", "8", "16", "32", "64", "128"]);
+}
+
+/// All that a connection answers to `bytes`.
+fn answer_to(url: &str, bytes: &[u8]) -> String {
+    let mut client = web::connect(url);
+    client.write_all(bytes).unwrap();
+    let mut answer = Vec::new();
+    let _ = client.read_to_end(&mut answer);
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+#[test]
+fn a_client_of_another_protocol_gets_words() {
+    let (_host, url) = serve(HttpSettings::default());
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    let request = b"\0\0\x03\x01\x05\0\0\0\x01\x82\x86\x84";
+    let answer = answer_to(&url, &[&preface[..], &request[..]].concat());
+    assert!(answer.contains("505") && answer.contains("HTTP/1.1 only"), "{answer}");
+    let answer = answer_to(&url, b"\x16\x03\x01\x02\0\x01\0\x01\x7c\x03\x03");
+    assert!(answer.starts_with("HTTP/1.1 400") && answer.contains("without TLS"), "{answer}");
+    let proxy =
+        b"PROXY TCP4 10.0.0.1 10.0.0.2 1 2\r\nGET /status HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let answer = answer_to(&url, proxy);
+    assert!(answer.starts_with("HTTP/1.1 400") && answer.contains("PROXY"), "{answer}");
+    let metrics = get(&format!("{url}/metrics")).text();
+    for line in [r#"{route="other",code="505"} 1"#, r#"{route="other",code="400"} 2"#] {
+        assert!(metrics.contains(line), "{line} in {metrics}");
+    }
+}
+
+#[test]
+fn long_captures_leave_room_for_short_ones() {
+    let (_host, url) = serve(HttpSettings::default());
+    let long: Vec<_> = (0..20)
+        .map(|_| {
+            let mut client = web::connect(&url);
+            let path = "/debug/pprof/goroutine?seconds=299";
+            write!(client, "GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+            client
+        })
+        .collect();
+    wait_for("the first to run", || {
+        let status = get(&format!("{url}/status")).json();
+        let streams = status["streams"].as_array().unwrap().len();
+        assert!(streams <= 1, "{status}");
+        (streams == 1).then_some(())
+    });
+    for path in ["threadcreate", "goroutine", "symbol?0x1"] {
+        assert_eq!(get(&format!("{url}/debug/pprof/{path}")).status, 200, "{path}");
+    }
+    drop(long);
+}
+
+#[test]
+fn requests_in_a_loop_are_answered_at_the_rate_of_the_settings() {
+    let http = HttpSettings {
+        token: Some(Secret::new("s3cret")),
+        max_requests_per_second: 20,
+        ..HttpSettings::default()
+    };
+    let (_host, url) = serve(http);
+    let (began, answered) = (Instant::now(), AtomicUsize::new(0));
+    let refused = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for client in 0..8 {
+            let (url, answered, refused) = (&url, &answered, &refused);
+            scope.spawn(move || {
+                let mut connection = web::connect(url);
+                let token = if client < 4 { "s3cret" } else { "wrong" };
+                let head = format!(
+                    "GET /status HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n\r\n"
+                );
+                while began.elapsed() < Duration::from_secs(4) {
+                    match exchange(&mut connection, url, head.as_bytes()) {
+                        Some(200) => answered.fetch_add(1, Ordering::Relaxed),
+                        Some(401) => refused.fetch_add(1, Ordering::Relaxed),
+                        _ => 0,
+                    };
+                }
+            });
+        }
+    });
+    let (answered, refused) = (answered.into_inner(), refused.into_inner());
+    // Both bursts, and what is gained in the time it took.
+    let limit = 100 + 20 * (began.elapsed().as_secs() as usize + 1);
+    println!("{answered} answered, {refused} refused, at most {limit}");
+    assert!(answered + refused <= limit, "{answered} + {refused} of {limit}");
+    assert!(answered > 20, "{answered}: those with the token are served");
+    // Those without one wait beyond their free refusals, and do not keep the others from being served.
+    assert!((1..=60).contains(&refused) && refused < answered, "{refused} of {answered}");
 }
 
 fn one_of(words: &str) -> impl Strategy<Value = String> + use<> {

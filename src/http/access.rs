@@ -1,16 +1,19 @@
-//! Who may do what.
+//! Checks of who may do what.
 //!
-//! Three doors, in this order, before a request meets anything else:
+//! A request passes three checks, in this order, before it reaches a handler:
 //!
-//! 1. **The name it calls us by.** A web page can make its own name point at 127.0.0.1 and then talk to us
-//!    as its own site (DNS rebinding). An address in `Host` cannot be made to point elsewhere and
-//!    `localhost` is not the page's; other names are refused unless `http.hosts` has them. With a token the
-//!    page would have to know it, so any name does unless `http.hosts` is set. In the service's own router
-//!    the names are the service's matter.
-//! 2. **Where it comes from.** A browser says it in `Origin` and `Sec-Fetch-Site`. What another site makes a
-//!    browser send is refused, whatever it asks, with or without a token.
-//! 3. **The token.** Its digest is compared with every role's in constant time. Whoever has none, or a wrong
-//!    one, gets the same 401 whatever he asks for, also for what does not exist.
+//! 1. **The `Host` header.** A web page can point its own name at 127.0.0.1 and then talk to this listener
+//!    as its own site (DNS rebinding). So without a token only `localhost`, loopback addresses, the address
+//!    listened on and the names in `http.hosts` are accepted. An unspecified address (`0.0.0.0`, `[::]`)
+//!    never is: some browsers route it to loopback. With a token the page would have to know it, so any name
+//!    is accepted unless `http.hosts` is set. In a nested router the names are the service's own.
+//! 2. **The origin.** A browser states it in `Origin` and `Sec-Fetch-Site`. Requests that another site makes
+//!    a browser send are refused, with or without a token.
+//! 3. **The token.** Its digest is compared with the digest of every role in constant time. A missing and a
+//!    wrong token get the same 401 for every path, also for paths that do not exist.
+//!
+//! A GET that changes something needs more than the absence of these refusals, since an image on any page
+//! sends one without `Origin`: see [`Caller::is_proven`].
 
 use std::net::IpAddr;
 
@@ -22,15 +25,34 @@ use subtle::ConstantTimeEq;
 
 use crate::config::{HttpSettings, Listen, Secret};
 
-/// What somebody may do; each may do what those before it may.
+/// Permissions of a caller; each role includes those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Role {
-    /// Look at what is there.
+    /// Reads status, metrics and finished incidents.
     Read,
-    /// Take captures, which cost the service something and show its memory and its arguments.
+    /// Takes captures, which cost the service something and show its memory and its arguments.
     Capture,
-    /// Use the toggle.
+    /// Uses the toggle.
     Control,
+}
+
+/// The sender of a request that passed all checks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Caller {
+    pub(super) role: Role,
+    /// Whether something shows that no other site made a browser send the request: a token, our own Unix
+    /// socket (no browser opens one), or `Sec-Fetch-Site: same-origin` or `none` without a prefetch. Scripts
+    /// and old browsers over plain HTTP show nothing, and neither does an image on a foreign page.
+    pub(super) is_proven: bool,
+}
+
+/// The way a request came in.
+#[derive(Clone, Debug)]
+enum Entrance {
+    /// A router in the service's own server, at addresses that only the service knows.
+    Nested,
+    /// marple's own listener.
+    Own(Listen),
 }
 
 impl Role {
@@ -51,29 +73,39 @@ pub(super) enum Denied {
     Token,
 }
 
-/// The doors.
+/// The checks.
 #[derive(Clone, Debug)]
 pub(super) struct Access {
-    /// None: whoever comes this far may do everything.
+    /// `None` if every caller that passes the other checks may do everything.
     tokens: Option<Vec<(Role, [u8; 32])>>,
     hosts: Hosts,
+    entrance: Entrance,
 }
 
 #[derive(Clone, Debug)]
 enum Hosts {
-    /// Any.
     Any,
-    /// `localhost`, addresses, and these.
-    Local(Vec<String>),
+    /// Our own addresses, `localhost` and these names.
+    Only(Vec<String>),
 }
 
 impl Access {
-    /// No door but the second: the service's router stands before us.
+    /// Checks the origin only: the service's router stands before us.
     pub(super) fn open() -> Self {
-        Self { tokens: None, hosts: Hosts::Any }
+        Self { tokens: None, hosts: Hosts::Any, entrance: Entrance::Nested }
     }
 
-    pub(super) fn new(settings: &HttpSettings) -> Self {
+    /// Checks for a router that is nested in the service's own server. `settings.listen` has no meaning there.
+    pub(super) fn nested(settings: &HttpSettings) -> Self {
+        Self::new(settings, Entrance::Nested)
+    }
+
+    /// Checks for marple's own listener.
+    pub(super) fn own(settings: &HttpSettings) -> Self {
+        Self::new(settings, Entrance::Own(settings.listen.clone()))
+    }
+
+    fn new(settings: &HttpSettings, entrance: Entrance) -> Self {
         let digest = |role, token: &Option<Secret>| Some((role, *token.as_ref()?.sha256()));
         let tokens: Vec<_> = [
             digest(Role::Control, &settings.token),
@@ -85,23 +117,31 @@ impl Access {
         .collect();
         let hosts = settings.hosts.iter().map(|host| host.to_ascii_lowercase()).collect::<Vec<_>>();
         // No browser opens a Unix socket.
-        let unix = matches!(settings.listen, Listen::Unix(_));
-        let any = hosts.is_empty() && (unix || !tokens.is_empty());
+        let any = hosts.is_empty() && (entrance.is_unix() || !tokens.is_empty());
         Self {
             tokens: (!tokens.is_empty()).then_some(tokens),
-            hosts: if any { Hosts::Any } else { Hosts::Local(hosts) },
+            hosts: if any { Hosts::Any } else { Hosts::Only(hosts) },
+            entrance,
         }
     }
 
-    /// What whoever sent this may do.
-    pub(super) fn role(&self, request: &Parts) -> Result<Role, Denied> {
-        if !self.hosts.allow(request) {
+    /// Whether requests need a token.
+    pub(super) fn has_tokens(&self) -> bool {
+        self.tokens.is_some()
+    }
+
+    /// Returns the sender of `request` and its permissions.
+    pub(super) fn check(&self, request: &Parts) -> Result<Caller, Denied> {
+        if !self.allows_host(request) {
             return Err(Denied::Host);
         }
         if is_cross_site(&request.headers) {
             return Err(Denied::CrossSite);
         }
-        let Some(tokens) = &self.tokens else { return Ok(Role::Control) };
+        let Some(tokens) = &self.tokens else {
+            let is_proven = self.entrance.is_unix() || is_same_site(&request.headers);
+            return Ok(Caller { role: Role::Control, is_proven });
+        };
         let given = bearer(&request.headers);
         let digest = Sha256::digest(given.unwrap_or_default());
         let mut role = None;
@@ -111,13 +151,11 @@ impl Access {
                 role = role.max(Some(*of));
             }
         }
-        role.ok_or(Denied::Token)
+        role.map(|role| Caller { role, is_proven: true }).ok_or(Denied::Token)
     }
-}
 
-impl Hosts {
-    fn allow(&self, request: &Parts) -> bool {
-        let Self::Local(names) = self else { return true };
+    fn allows_host(&self, request: &Parts) -> bool {
+        let Hosts::Only(names) = &self.hosts else { return true };
         let mut given = request.headers.get_all(HOST).iter();
         let host = given.next().and_then(|host| host.to_str().ok());
         let host = match (host, request.uri.authority()) {
@@ -130,8 +168,31 @@ impl Hosts {
             return false;
         }
         let name = without_port(host).to_ascii_lowercase();
-        let address = name.trim_start_matches('[').trim_end_matches(']');
-        name == "localhost" || address.parse::<IpAddr>().is_ok() || names.contains(&name)
+        let address = name.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+        name == "localhost"
+            || address.is_ok_and(|ip| self.entrance.is_own_address(ip.to_canonical()))
+            || names.contains(&name)
+    }
+}
+
+impl Entrance {
+    fn is_unix(&self) -> bool {
+        matches!(self, Self::Own(Listen::Unix(_)))
+    }
+
+    /// Whether a request for `ip` can have reached this entrance without a browser's help.
+    fn is_own_address(&self, ip: IpAddr) -> bool {
+        match self {
+            _ if ip.is_unspecified() => false,
+            // Only the service knows its addresses.
+            Self::Nested => true,
+            Self::Own(Listen::Unix(_)) => ip.is_loopback(),
+            Self::Own(Listen::Tcp(own)) => {
+                let own = own.ip().to_canonical();
+                // A listener on all addresses is called by any of the machine's.
+                ip.is_loopback() || ip == own || own.is_unspecified()
+            }
+        }
     }
 }
 
@@ -141,6 +202,14 @@ fn without_port(host: &str) -> &str {
         Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
         _ => host,
     }
+}
+
+/// Whether a browser says that a page of this very origin, or the user, caused the request. A page that is
+/// fetched ahead of the user's click is not the user's wish.
+fn is_same_site(headers: &HeaderMap) -> bool {
+    let site = headers.get("sec-fetch-site").map(HeaderValue::as_bytes);
+    let is_ahead = headers.contains_key("sec-purpose") || headers.contains_key("purpose");
+    !is_ahead && matches!(site, Some(b"same-origin" | b"none"))
 }
 
 /// Whether a browser sent it on behalf of another site.
@@ -177,11 +246,11 @@ mod tests {
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        access.role(&request.body(()).unwrap().into_parts().0)
+        access.check(&request.body(()).unwrap().into_parts().0).map(|caller| caller.role)
     }
 
     fn with_tokens() -> Access {
-        Access::new(&HttpSettings {
+        Access::own(&HttpSettings {
             token: Some(Secret::new("all")),
             capture_token: Some(Secret::new("take")),
             read_token: Some(Secret::new("look")),
@@ -214,7 +283,7 @@ mod tests {
     #[test]
     fn without_a_token_only_our_own_names_are_answered() {
         let hosts = vec!["Orders.internal".to_owned()];
-        let access = Access::new(&HttpSettings { hosts, ..HttpSettings::default() });
+        let access = Access::own(&HttpSettings { hosts, ..HttpSettings::default() });
         for (host, allowed) in [
             ("localhost", true),
             ("LOCALHOST:6060", true),
@@ -227,6 +296,14 @@ mod tests {
             ("localhost.evil.example", false),
             ("127.0.0.1.evil.example", false),
             ("localhost:evil", false),
+            ("127.9.9.9", true),
+            ("0.0.0.0:6060", false),
+            ("0.0.0.0", false),
+            ("[::]:6060", false),
+            ("[::ffff:0.0.0.0]:6060", false),
+            ("[::ffff:127.0.0.1]:6060", true),
+            ("10.0.0.1:6060", false),
+            ("0", false),
             ("", false),
         ] {
             assert_eq!(role(&access, &[("host", host)]).is_ok(), allowed, "{host}");
@@ -254,6 +331,67 @@ mod tests {
             let got = role(&with_tokens(), &[token, ("host", "orders:6060"), header]);
             assert_eq!(got == Ok(Role::Control), allowed, "{header:?}: {got:?}");
             assert!(allowed || got == Err(Denied::CrossSite));
+        }
+    }
+    #[test]
+    fn an_address_in_host_is_accepted_only_where_it_leads_here() {
+        let token = Some(Secret::new("all"));
+        let listen = |address: &str| Listen::Tcp(address.parse().unwrap());
+        let hosts = vec!["orders.internal".to_owned()];
+        for (listen, host, allowed) in [
+            (listen("10.0.0.1:1"), "10.0.0.1:1", true),
+            (listen("10.0.0.1:1"), "10.0.0.2:1", false),
+            (listen("10.0.0.1:1"), "0.0.0.0:1", false),
+            (listen("0.0.0.0:1"), "10.0.0.2:1", true),
+            (listen("0.0.0.0:1"), "0.0.0.0:1", false),
+            (listen("[::]:1"), "[::]:1", false),
+            (listen("[::]:1"), "10.0.0.2:1", true),
+            (Listen::Unix("/x".into()), "localhost", true),
+            (Listen::Unix("/x".into()), "0.0.0.0", false),
+        ] {
+            let (token, hosts) = (token.clone(), hosts.clone());
+            let settings = HttpSettings { listen, token, hosts, ..HttpSettings::default() };
+            let headers = [("host", host), ("authorization", "Bearer all")];
+            let own = role(&Access::own(&settings), &headers);
+            assert_eq!(own.is_ok(), allowed, "{} {host}", settings.listen);
+            let nested = role(&Access::nested(&settings), &headers);
+            assert_eq!(
+                nested.is_ok(),
+                !host.contains("0.0.0.0") && !host.contains("[::]"),
+                "{host}"
+            );
+        }
+    }
+
+    #[test]
+    fn only_a_caller_that_no_foreign_page_can_be_is_proven() {
+        let own = |listen: &str| {
+            let listen = match listen.strip_prefix("unix:") {
+                Some(path) => Listen::Unix(path.into()),
+                None => Listen::Tcp(listen.parse().unwrap()),
+            };
+            Access::own(&HttpSettings { listen, ..HttpSettings::default() })
+        };
+        let (tcp, unix) = (own("127.0.0.1:1"), own("unix:/x"));
+        let (open, token) = (Access::open(), with_tokens());
+        let host = ("host", "localhost");
+        let site = |site| ("sec-fetch-site", site);
+        for (access, headers, expected) in [
+            (&tcp, vec![host], false),
+            (&open, vec![host], false),
+            (&tcp, vec![host, site("same-origin")], true),
+            (&open, vec![host, site("none")], true),
+            (&tcp, vec![host, site("none"), ("sec-purpose", "prefetch;prerender")], false),
+            (&tcp, vec![host, site("none"), ("purpose", "prefetch")], false),
+            (&unix, vec![host], true),
+            (&token, vec![("authorization", "Bearer all")], true),
+        ] {
+            let mut request = Request::builder().uri("/monitor/notify");
+            for (name, value) in &headers {
+                request = request.header(*name, *value);
+            }
+            let caller = access.check(&request.body(()).unwrap().into_parts().0).unwrap();
+            assert_eq!(caller.is_proven, expected, "{headers:?}");
         }
     }
 }

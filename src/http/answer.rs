@@ -44,7 +44,7 @@ pub(super) fn denied(why: Denied) -> Response {
     match why {
         Denied::Host => refusal(
             StatusCode::FORBIDDEN,
-            "this host does not answer to that name: put the name into http.hosts",
+            "this host does not answer to that name or address: call it by 127.0.0.1, or put the name into http.hosts",
         ),
         Denied::CrossSite => {
             refusal(StatusCode::FORBIDDEN, "a browser asked on behalf of another site")
@@ -67,6 +67,14 @@ pub(super) fn lacks(needed: Role) -> Response {
 pub(super) fn wrong_method(allowed: &'static str) -> Response {
     let mut response = refusal(StatusCode::METHOD_NOT_ALLOWED, &format!("this takes {allowed}"));
     response.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
+    response
+}
+
+/// The refusal of a GET that would change the toggle.
+pub(super) fn needs_post() -> Response {
+    let msg = "this takes POST (curl -X POST), or a GET with a token; http.compat_get_toggle = true lets every GET do it";
+    let mut response = refusal(StatusCode::METHOD_NOT_ALLOWED, msg);
+    response.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
     response
 }
 

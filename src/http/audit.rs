@@ -1,24 +1,35 @@
-//! Who asked for what: an event and a count for every request.
+//! A log line and a count for every request.
 //!
-//! The event's target is `marple::audit`; what changed something, took a capture or was refused is at the
-//! level `INFO`, the rest at `DEBUG`, since a scrape a second is no news. It holds the route and never the
-//! path, the query or a header. The counts are one table for the process, as is the agent, however many
-//! routers stand before it; `/metrics` shows them.
+//! The target of the line is `marple::audit`. Toggles, captures and refusals are logged at `INFO`, the rest at
+//! `DEBUG`. A line holds the route and never the path, the query or a header.
+//!
+//! A client that loops must not fill the log. Refusals are aggregated by peer, route and status: the first one
+//! and those numbered by powers of two are logged at `INFO`, with their number in `refusals`. Other lines at
+//! `INFO` have a burst of [`log_limit::BURST`] and a rate. What is beyond goes to `DEBUG`.
+//!
+//! The counts are one table for the process, as is the agent, however many routers stand before it; `/metrics`
+//! shows them.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use super::access::Role;
+use super::pace::shared_name;
 use super::route::Route;
+use log_limit::LogLimit;
+
+mod log_limit;
 
 /// The statuses there are; 499 is a client that went away before its answer, as nginx counts it.
-const CODES: [u16; 18] =
-    [200, 206, 301, 304, 307, 400, 401, 403, 404, 405, 408, 413, 416, 429, 499, 500, 503, 0];
+const CODES: [u16; 19] =
+    [200, 206, 301, 304, 307, 400, 401, 403, 404, 405, 408, 413, 416, 429, 499, 500, 503, 505, 0];
 
 const ROUTES: usize = Route::ALL.len() + 1;
 
 static COUNTS: [[AtomicU64; CODES.len()]; ROUTES] =
     [const { [const { AtomicU64::new(0) }; CODES.len()] }; ROUTES];
+
+static LIMIT: LogLimit = LogLimit::new();
 
 /// A request that is being answered.
 pub(super) struct Audit {
@@ -58,10 +69,16 @@ impl Drop for Audit {
         let route = self.route.name();
         let role = self.role.map_or("none", Role::name);
         let millis = self.since.elapsed().as_millis() as u64;
-        let is_news = matches!(self.route, Route::Notify | Route::Pprof) || *status >= 400;
-        if is_news {
+        let refusals = if *status >= 400 {
+            LIMIT.refusal(&shared_name(who), route, *status).map(Some)
+        } else if matches!(self.route, Route::Notify | Route::Pprof) {
+            LIMIT.other().then_some(None)
+        } else {
+            None
+        };
+        if let Some(refusals) = refusals {
             tracing::info!(
-                target: "marple::audit", method, route, status, who, role, millis, "request"
+                target: "marple::audit", method, route, status, who, role, millis, refusals, "request"
             );
         } else {
             tracing::debug!(

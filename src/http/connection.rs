@@ -6,21 +6,26 @@
 //! | send the body of one | [`BODY`] |
 //! | take what it asked for | [`STALL`] for each [`PACE`] |
 //!
+//! | send so much that its protocol is known ([`greeting`](super::greeting)) | [`HEAD`] |
+//!
 //! and the head has 16 KiB and hyper's 100 headers. Beyond them the connection ends, and before when somebody
 //! else needs its [place](super::places). A slow client holds nothing but that place, a buffer and what it
 //! was answered: its capture is over, and the next one may have the engine.
 
 use std::convert::Infallible;
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::{Body, Bytes};
 use axum::extract::Request;
 use axum::http::{Method, StatusCode};
 use axum::response::Response;
+use http_body::Frame;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -31,7 +36,10 @@ use tower_service::Service;
 
 use super::Peer;
 use super::answer::refusal;
+use super::audit::Audit;
+use super::greeting;
 use super::places::Seat;
+use super::route::Route;
 
 /// Prometheus and browsers keep connections; one that idles longer is opened again for next to nothing.
 const HEAD: Duration = Duration::from_secs(10);
@@ -54,26 +62,55 @@ pub(super) async fn serve(
     longest_capture: Duration,
     seat: &Arc<Seat>,
 ) {
+    let served = async {
+        let Ok(Ok((stream, protocol))) = time::timeout(HEAD, greeting::read(stream)).await else {
+            return;
+        };
+        match protocol {
+            Some(protocol) => {
+                let audit = Audit::new(Route::Unknown, protocol.name(), &peer.0);
+                audit.answered(protocol.status());
+                greeting::refuse(stream, protocol).await;
+            }
+            None => serve_http(stream, peer, routes, longest_capture, seat).await,
+        }
+    };
+    tokio::select! {
+        () = served => {}
+        () = seat.given_up() => {}
+    }
+}
+
+async fn serve_http(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    peer: Peer,
+    routes: Router,
+    longest_capture: Duration,
+    seat: &Arc<Seat>,
+) {
+    let who = peer.0.clone();
     let own = Arc::clone(seat);
     let answer = service_fn(move |mut request: Request<Incoming>| {
-        request.extensions_mut().insert(peer.clone());
         let seat = Arc::clone(&own);
-        let within = match *request.method() {
-            Method::GET | Method::HEAD => longest_capture + SPARE,
-            _ => BODY,
-        };
+        request.extensions_mut().insert(peer.clone());
+        request.extensions_mut().insert(Arc::clone(&seat));
         let mut routes = routes.clone();
         async move {
-            // A body is the client's to send.
+            let is_sent = Arc::new(AtomicBool::new(false));
             if matches!(*request.method(), Method::GET | Method::HEAD) {
+                is_sent.store(true, Ordering::Relaxed);
                 seat.works();
             }
-            let late = |_| refusal(StatusCode::REQUEST_TIMEOUT, "it took too long");
-            let answered: Result<Response, Infallible> =
-                match time::timeout(within, routes.call(request)).await {
-                    Ok(answered) => answered,
-                    Err(elapsed) => Ok(late(elapsed)),
-                };
+            let body =
+                |body| TrackedBody { body, is_sent: Arc::clone(&is_sent), seat: Arc::clone(&seat) };
+            let mut answer = pin!(routes.call(request.map(|it| Body::new(body(it)))));
+            // The time for a body is the client's, and the time after it is ours.
+            let mut answered = time::timeout(BODY, &mut answer).await;
+            if answered.is_err() && is_sent.load(Ordering::Relaxed) {
+                answered = time::timeout(longest_capture + SPARE, &mut answer).await;
+            }
+            let late = || refusal(StatusCode::REQUEST_TIMEOUT, "it took too long");
+            let answered: Result<Response, Infallible> = answered.unwrap_or_else(|_| Ok(late()));
             seat.waits();
             answered
         }
@@ -83,10 +120,41 @@ pub(super) async fn serve(
         .header_read_timeout(HEAD)
         .max_buf_size(HEAD_BYTES)
         .serve_connection(TokioIo::new(Patient::new(stream, seat)), answer);
-    tokio::select! {
-        // How a client ends a connection is its own matter.
-        _ = connection => {}
-        () = seat.given_up() => {}
+    // hyper answers what it cannot parse by itself. How a client ends a connection is its own matter.
+    if connection.await.is_err_and(|error| error.is_parse()) {
+        Audit::new(Route::Unknown, "invalid", &who).answered(400);
+    }
+}
+
+/// A request's body that notes when all of it was sent. From then on the connection is not the client's.
+struct TrackedBody {
+    body: Incoming,
+    is_sent: Arc<AtomicBool>,
+    seat: Arc<Seat>,
+}
+
+impl http_body::Body for TrackedBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let frame = Pin::new(&mut self.body).poll_frame(context);
+        if self.body.is_end_stream() || matches!(frame, Poll::Ready(None)) {
+            self.is_sent.store(true, Ordering::Relaxed);
+            self.seat.works();
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.body.size_hint()
     }
 }
 

@@ -20,8 +20,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpSocket;
 use tokio::time;
 
+use super::pace::Pace;
 use super::places::Places;
-use super::{Peer, connection, guarded};
+use super::{Peer, connection, own};
 use crate::agent::{AgentHandle, NotInherited, Service};
 use crate::base::retry::Backoff;
 use crate::base::{Error, warnings};
@@ -110,14 +111,14 @@ impl Service for Listener {
         Box::pin(async move {
             let Self { settings, mut bound } = *self;
             let Some(settings) = settings else { return };
-            let routes = guarded(&agent, &settings);
+            let routes = own(&agent, &settings);
             loop {
                 let socket = match bound.take() {
                     Some(socket) => socket,
                     None => wait_for_address(&settings.listen).await,
                 };
                 warnings::clear(TOPIC);
-                let Err(error) = accept(socket, routes.clone(), settings.max_duration).await;
+                let Err(error) = accept(socket, routes.clone(), &settings).await;
                 warnings::set(TOPIC, format!("the endpoint has ended: {error}; it is begun again"));
                 time::sleep(Backoff::FIRST).await;
             }
@@ -172,8 +173,14 @@ fn bound_send_buffers(socket: &TcpListener) -> io::Result<()> {
 
 /// Takes connections for good. What cannot be listened on any more is an error; what one connection does
 /// is not.
-async fn accept(socket: Socket, routes: Router, longest: Duration) -> io::Result<Infallible> {
+async fn accept(
+    socket: Socket,
+    routes: Router,
+    settings: &HttpSettings,
+) -> io::Result<Infallible> {
     let places = Places::new(CONNECTIONS);
+    let longest = settings.max_duration;
+    let pace = Pace::new(settings.max_requests_per_second);
     let Socket { not_inherited, listening } = socket;
     match listening {
         Listening::Tcp(socket) => {
@@ -181,6 +188,7 @@ async fn accept(socket: Socket, routes: Router, longest: Duration) -> io::Result
             // A later local is dropped earlier.
             let _not_inherited = not_inherited;
             loop {
+                pace.turn().await;
                 let accepted = socket.accept().await;
                 let Some((stream, peer)) = pause_if_failed(accepted).await else { continue };
                 let _ = stream.set_nodelay(true);
@@ -191,6 +199,7 @@ async fn accept(socket: Socket, routes: Router, longest: Duration) -> io::Result
             let socket = tokio::net::UnixListener::from_std(socket)?;
             let _not_inherited = not_inherited;
             loop {
+                pace.turn().await;
                 let accepted = socket.accept().await;
                 let Some((stream, _)) = pause_if_failed(accepted).await else { continue };
                 let pid = stream.peer_cred().ok().and_then(|it| it.pid());

@@ -2,7 +2,7 @@
 //!
 //! | route | answer | role |
 //! |---|---|---|
-//! | `GET`, `POST /monitor/notify` | flips the toggle; `?action=start\|stop\|toggle\|status` says it outright | control; `status`: read |
+//! | `POST /monitor/notify` (`GET` with a token, over the own Unix socket, or from a browser's own page) | flips the toggle; `?action=start\|stop\|toggle\|status` says it outright | control; `status`: read |
 //! | `/status` | how the agent stands, as [`Status`](crate::agent::Status) | read |
 //! | `/metrics` | the same for Prometheus | read |
 //! | `/incidents` | every incident with its files, the latest first | read |
@@ -16,7 +16,9 @@
 //! # Three ways in
 //!
 //! A listener of marple's own (`[http]` in the settings) runs on the agent's thread, so that it answers when
-//! the service's runtime is stuck. It is on loopback or a Unix socket of mode 0600, or it asks for a token.
+//! the service's runtime is stuck. It is on loopback or a Unix socket of mode 0600, or it asks for a token. Prefer
+//! the socket: loopback without a token gives heap and arguments to every user of the machine, which a warning in
+//! `/status` says.
 //!
 //! [`router`] nests into an axum application; [`guarded`] is the same with tokens and names of its own.
 //! Either is a `tower::Service` of HTTP requests, so it also serves behind hyper or beside tonic, on a tokio
@@ -43,7 +45,8 @@
 //!
 //! # Who asks
 //!
-//! `go tool pprof` brings no token of its own. With one, give it the file:
+//! `go tool pprof` brings no token of its own and opens no Unix socket. Give it the file:
+//! `curl --unix-socket PATH -o heap http://localhost/debug/pprof/heap && go tool pprof heap`, or with a token
 //! `curl -H "Authorization: Bearer $TOKEN" -o heap URL/debug/pprof/heap && go tool pprof heap`; or let it come over
 //! loopback, or below a prefix.
 //!
@@ -67,6 +70,9 @@
 //! | any number of captures | 429 and `Retry-After` beyond `budget.streams_per_day` | a client that asks in a loop is a load; a continuous profiler takes a fifth of it |
 //! | `goroutine` is goroutines | threads with their stacks; with `debug=2` the tasks too | a task that does not run has no stack of its own |
 //! | `threadcreate` has stacks | their number | where threads were made is not recorded |
+//! | any number of requests a second | those beyond `http.max_requests_per_second` wait; so do refusals of a peer after 32 of them | a client that loops costs some per cent of a core at most |
+//! | any list of addresses for `symbol` | 413 beyond 50,000, 503 beyond 16 bodies at once | they are the service's memory |
+//! | HTTP/2, TLS: silence | 505, 400 in words, and a line in the log | one sees what is wrong |
 //! | busy: 500, `cpu profiling already in use` | 500, who has it and until when, `Retry-After` | so that one knows whether to wait |
 //! | the profile runs on when its client goes away during the last write | it is dropped | nobody reads it |
 //! | a HEAD takes the capture and throws it away | the headers, and no capture | a probe costs nothing |
@@ -82,7 +88,8 @@
 //! `marple-capture`, files are read by blocking threads of the runtime, and what is left is arithmetic
 //! on a few KiB. A client that goes away drops its handler, which gives its capture up at once. One that stays
 //! and takes nothing holds no engine: its capture is over, and what it holds is a place that others may need
-//! (`places`) and bytes that are counted (`unread`). What clients asked for is encoded at low priority. The module
+//! (`places`) and bytes that are counted (`unread`). One capture of each kind runs at a time, and those that last
+//! leave room for snapshots and symbols. `tests/http_memory.rs` has the memory that each route may take. What clients asked for is encoded at low priority. The module
 //! `access` has the doors a request passes, `audit` what is told of it.
 
 mod access;
@@ -91,16 +98,19 @@ mod archive;
 mod audit;
 mod chunks;
 mod connection;
+mod greeting;
 mod incidents;
 mod index;
 mod listener;
 mod metrics;
 mod notify;
+mod pace;
 mod places;
 mod pprof;
 mod query;
 mod route;
 mod rows;
+mod symbol;
 mod unread;
 
 use std::collections::HashMap;
@@ -108,18 +118,21 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{FromRequestParts, OriginalUri, Path, Request};
-use axum::http::header::{CONTENT_TYPE, LOCATION};
+use axum::http::header::{CONNECTION, CONTENT_TYPE, LOCATION};
 use axum::http::request::Parts;
-use axum::http::{HeaderValue, StatusCode};
+use axum::http::{HeaderValue, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::any;
 
 use crate::agent::AgentHandle;
-use crate::config::HttpSettings;
-use access::{Access, Role};
+use crate::base::warnings;
+use crate::config::{HttpSettings, Listen};
+use access::{Access, Caller, Role};
 use audit::Audit;
 pub(crate) use listener::Listener;
 use notify::Action;
+use pace::{Pace, Refusals};
+use places::Seat;
 use query::Query;
 use route::Route;
 
@@ -137,14 +150,37 @@ use route::Route;
 /// # }
 /// ```
 pub fn router(agent: &AgentHandle) -> Router {
-    routes(&Arc::new(Endpoint { agent: agent.clone(), access: Access::open() }))
+    routes(&Arc::new(Endpoint { agent: agent.clone(), access: Access::open(), limits: None }))
 }
 
 /// The routes behind the tokens and the names of `settings`; what it says of listening means nothing here.
 /// Whatever else is asked for below the prefix it is nested under is answered like what is there, so that
 /// strangers learn nothing.
 pub fn guarded(agent: &AgentHandle, settings: &HttpSettings) -> Router {
-    let endpoint = Arc::new(Endpoint { agent: agent.clone(), access: Access::new(settings) });
+    let access = Access::nested(settings);
+    all_paths(Endpoint { agent: agent.clone(), access, limits: None })
+}
+
+/// The routes of the own listener.
+fn own(agent: &AgentHandle, settings: &HttpSettings) -> Router {
+    let access = Access::own(settings);
+    match &settings.listen {
+        Listen::Tcp(address) if !access.has_tokens() => {
+            let text = format!(
+                "every user and container that reaches {address} can read heap, traces and arguments: \
+                 listen on a Unix socket (listen = \"unix:PATH\"), or set token_file"
+            );
+            warnings::set("http.token", text);
+        }
+        _ => warnings::clear("http.token"),
+    }
+    let pace = Pace::new(settings.max_requests_per_second);
+    let limits = Some(Limits { pace, refusals: Refusals::default() });
+    all_paths(Endpoint { agent: agent.clone(), access, limits })
+}
+
+fn all_paths(endpoint: Endpoint) -> Router {
+    let endpoint = Arc::new(endpoint);
     let others = Arc::clone(&endpoint);
     routes(&endpoint).fallback(move |request| answer(Arc::clone(&others), Route::Unknown, request))
 }
@@ -152,6 +188,14 @@ pub fn guarded(agent: &AgentHandle, settings: &HttpSettings) -> Router {
 struct Endpoint {
     agent: AgentHandle,
     access: Access,
+    /// `None` for a nested router, whose service has limits of its own and whose runtime may have no timer.
+    limits: Option<Limits>,
+}
+
+/// Rate limits of the own listener.
+struct Limits {
+    pace: Pace,
+    refusals: Refusals,
 }
 
 /// Where a request comes from, as far as the listener knows.
@@ -165,7 +209,33 @@ fn routes(endpoint: &Arc<Endpoint>) -> Router {
     })
 }
 
-async fn answer(endpoint: Arc<Endpoint>, route: Route, request: Request) -> Response {
+/// Answers a request within the limits of the endpoint.
+async fn answer(endpoint: Arc<Endpoint>, route: Route, mut request: Request) -> Response {
+    let Some(limits) = &endpoint.limits else { return dispatch(&endpoint, route, request).await };
+    let seat = request.extensions_mut().remove::<Arc<Seat>>();
+    let peer =
+        request.extensions().get().map_or(String::new(), |Peer(peer)| pace::shared_name(peer));
+    // The body of a POST is still the client's to send.
+    let is_work = matches!(*request.method(), Method::GET | Method::HEAD);
+    let waiting = |wait: bool| match &seat {
+        Some(seat) if wait => seat.waits(),
+        Some(seat) if is_work => seat.works(),
+        _ => {}
+    };
+    waiting(true);
+    limits.pace.turn().await;
+    waiting(false);
+    let mut response = dispatch(&endpoint, route, request).await;
+    let is_refusal = response.status().is_client_error() || response.status().is_server_error();
+    if is_refusal && limits.refusals.count(&peer) {
+        waiting(true);
+        tokio::time::sleep(limits.pace.penalty()).await;
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+async fn dispatch(endpoint: &Endpoint, route: Route, request: Request) -> Response {
     let (mut parts, body) = request.into_parts();
     let who = who(&parts);
     let mut audit = Audit::new(route, parts.method.as_str(), &who);
@@ -177,15 +247,18 @@ async fn answer(endpoint: Arc<Endpoint>, route: Route, request: Request) -> Resp
     let action = Action::parse(&Query::parse(&query));
 
     let needed = route.role(name("name"), action == Some(Action::Tell));
-    if let Some(refusal) = admit(&endpoint.access, &parts, route, needed, &mut audit) {
-        audit.answered(refusal.status().as_u16());
-        return refusal;
-    }
+    let caller = match admit(&endpoint.access, &parts, route, needed, &mut audit) {
+        Ok(caller) => caller,
+        Err(refusal) => {
+            audit.answered(refusal.status().as_u16());
+            return *refusal;
+        }
+    };
     let location = endpoint.agent.location();
     let response = match route {
         Route::Notify => {
-            let get_toggles = endpoint.agent.http().compat_get_toggle;
-            notify::notify(&endpoint.agent, &parts.method, action, get_toggles).await
+            let may_get = caller.is_proven || endpoint.agent.http().compat_get_toggle;
+            notify::notify(&endpoint.agent, &parts.method, action, may_get).await
         }
         Route::Status => status(&endpoint.agent).await,
         Route::Metrics => metrics(&endpoint.agent).await,
@@ -212,30 +285,27 @@ async fn answer(endpoint: Arc<Endpoint>, route: Route, request: Request) -> Resp
     response
 }
 
-/// The doors of [`access`], then what the token is worth, then the method; a stranger learns nothing of
-/// the latter two.
+/// Checks the caller, then its role, then the method. A caller that fails the first check learns nothing of
+/// the others.
 fn admit(
     access: &Access,
     parts: &Parts,
     route: Route,
     needed: Role,
     audit: &mut Audit,
-) -> Option<Response> {
-    let role = match access.role(parts) {
-        Ok(role) => role,
-        Err(why) => return Some(answer::denied(why)),
-    };
-    audit.allowed(role);
+) -> Result<Caller, Box<Response>> {
+    let caller = access.check(parts).map_err(answer::denied)?;
+    audit.allowed(caller.role);
     if route == Route::Unknown {
-        return None;
+        return Ok(caller);
     }
-    if role < needed {
-        return Some(answer::lacks(needed));
+    if caller.role < needed {
+        return Err(answer::lacks(needed).into());
     }
     if !route.takes(&parts.method) {
-        return Some(answer::wrong_method(route.methods()));
+        return Err(answer::wrong_method(route.methods()).into());
     }
-    None
+    Ok(caller)
 }
 
 /// Who is told to others while he has an engine.

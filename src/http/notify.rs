@@ -5,7 +5,7 @@ use axum::http::{Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
-use super::answer::{failure, refusal, wrong_method};
+use super::answer::{failure, needs_post, refusal};
 use super::query::Query;
 use crate::agent::{AgentHandle, ToggleAction, Toggled};
 use crate::model::Origin;
@@ -43,20 +43,21 @@ struct Answer {
     toggled: Toggled,
 }
 
+/// Answers a request. `may_get` is whether a GET of this caller may change the toggle.
 pub(super) async fn notify(
     agent: &AgentHandle,
     method: &Method,
     action: Option<Action>,
-    get_toggles: bool,
+    may_get: bool,
 ) -> Response {
     let Some(action) = action else {
         let right = "the one parameter is action=start, stop, toggle (without it) or status";
         return refusal(StatusCode::BAD_REQUEST, right);
     };
     let toggled = match action {
-        Action::Do(_) if method != Method::POST && !get_toggles => {
-            // http.compat_get_toggle = false: links and prefetching browsers change nothing.
-            return wrong_method("POST");
+        Action::Do(_) if method != Method::POST && !may_get => {
+            // A link, an image or a prefetch on any page sends a GET.
+            return needs_post();
         }
         Action::Do(action) => agent.toggle_from(Origin::Http, action).await,
         Action::Tell => agent.status().await.map(|status| status.toggle),

@@ -7,12 +7,13 @@ use std::os::unix::ffi::OsStringExt;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::http::header::{CONTENT_DISPOSITION, CONTENT_TYPE};
+use axum::http::header::{CONTENT_DISPOSITION, CONTENT_TYPE, RETRY_AFTER};
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 
 use super::answer::{NOSNIFF, pprof_error, stream_error, wrong_method};
 use super::query::Query;
+use super::symbol::{self, Refused};
 use super::unread;
 use crate::agent::{AgentHandle, Form, HeapView, Take, ThreadView};
 use crate::base::{Bytes, Hertz};
@@ -25,8 +26,6 @@ const MOST_HERTZ: u32 = 1000;
 /// The least bytes between two samples `rate` may ask for. At 4 KiB a program that allocates 1 GB/s records
 /// 250,000 stacks a second, which is a tenth of a core; below, it would be the program's main work.
 const LEAST_RATE: Bytes = Bytes::kib(4);
-/// What a list of addresses may come to: 50,000 of them.
-const MOST_BODY: usize = 1 << 20;
 
 const TEXT: &str = "text/plain; charset=utf-8";
 const BINARY: &str = "application/octet-stream";
@@ -53,7 +52,7 @@ pub(super) async fn profile(asked: Asked<'_>, body: Body) -> Response {
         "goroutine" | "threadcreate" => threads(&asked, &query).await,
         "block" | "mutex" => contention(&asked, &query),
         "cmdline" => cmdline(),
-        "symbol" => symbol(&asked, body).await,
+        "symbol" => symbols(&asked, body).await,
         _ => pprof_error(StatusCode::NOT_FOUND, "Unknown profile"),
     }
 }
@@ -214,37 +213,21 @@ fn cmdline() -> Response {
     content(TEXT, None, arguments.join(&0))
 }
 
-async fn symbol(asked: &Asked<'_>, body: Body) -> Response {
-    let listed = match *asked.method {
-        Method::POST => match axum::body::to_bytes(body, MOST_BODY).await {
-            Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
-            Err(_) => {
-                let text = format!("reading request: more than {MOST_BODY} bytes, or cut off");
-                return pprof_error(StatusCode::PAYLOAD_TOO_LARGE, &text);
-            }
-        },
-        _ => asked.query.to_owned(),
+async fn symbols(asked: &Asked<'_>, body: Body) -> Response {
+    let addresses = match *asked.method {
+        Method::POST => symbol::read_body(body).await,
+        _ => symbol::read_query(asked.query),
     };
-    let addresses: Vec<u64> = listed.split('+').filter_map(address).collect();
-    let take = Take::Symbols(addresses);
-    stream(asked, take, "", "No symbols").await
-}
-
-/// A number as Go's `strconv.ParseUint(text, 0, 64)` takes it; 0 is no address.
-fn address(text: &str) -> Option<u64> {
-    let text = text.trim_end_matches(['\r', '\n']);
-    let prefixed = |prefix: [&str; 2], radix| {
-        let digits = prefix.iter().find_map(|prefix| text.strip_prefix(prefix))?;
-        Some(u64::from_str_radix(digits, radix).ok().filter(|_| !digits.starts_with('+')))
-    };
-    let parsed = prefixed(["0x", "0X"], 16)
-        .or_else(|| prefixed(["0b", "0B"], 2))
-        .or_else(|| prefixed(["0o", "0O"], 8))
-        .unwrap_or_else(|| match text.strip_prefix('0') {
-            Some(octal) => u64::from_str_radix(octal, 8).ok(),
-            None => text.parse().ok(),
-        });
-    parsed.filter(|address| *address != 0)
+    match addresses {
+        Ok(addresses) => stream(asked, Take::Symbols(addresses), "", "No symbols").await,
+        Err(Refused::Busy) => {
+            let status = StatusCode::SERVICE_UNAVAILABLE;
+            let mut response = pprof_error(status, &Refused::Busy.to_string());
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(1));
+            response
+        }
+        Err(why) => pprof_error(StatusCode::PAYLOAD_TOO_LARGE, &why.to_string()),
+    }
 }
 
 fn form(query: &Query) -> Form {
@@ -307,30 +290,4 @@ fn content(kind: &'static str, file: Option<&str>, bytes: impl Into<Body>) -> Re
         headers.insert(CONTENT_DISPOSITION, disposition);
     }
     response
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn addresses_are_read_as_go_reads_them() {
-        for (text, expected) in [
-            ("0x55d0", Some(0x55d0)),
-            ("0X55D0", Some(0x55d0)),
-            ("1234", Some(1234)),
-            ("017", Some(15)),
-            ("0b11", Some(3)),
-            ("0o17", Some(15)),
-            ("0x1\n", Some(1)),
-            ("0", None),
-            ("0x", None),
-            ("0x+1", None),
-            ("", None),
-            ("main", None),
-            ("0x1ffffffffffffffff", None),
-        ] {
-            assert_eq!(address(text), expected, "{text}");
-        }
-    }
 }

@@ -1,0 +1,124 @@
+//! Limits of the lines that requests write at `INFO`.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Lines of accepted requests that are logged at once.
+pub(super) const BURST: f64 = 100.0;
+/// Lines of accepted requests a second after that. A profiler that pulls three profiles every 15 seconds
+/// needs 0.2.
+const PER_SECOND: f64 = 5.0;
+/// Kinds of refusals that are counted apart. All others share one count per status.
+const MAX_KINDS: usize = 64;
+/// A kind that has not come for so long is forgotten, and its next refusal is a first one.
+const FORGET: Duration = Duration::from_secs(600);
+
+/// Counts of refusals by kind, and a token bucket for other lines.
+pub(super) struct LogLimit(Mutex<State>);
+
+struct State {
+    kinds: Vec<Kind>,
+    bucket: Option<(f64, Instant)>,
+}
+
+struct Kind {
+    /// Empty for the kinds that share a count.
+    peer: String,
+    route: &'static str,
+    status: u16,
+    count: u64,
+    last: Instant,
+}
+
+impl LogLimit {
+    pub(super) const fn new() -> Self {
+        Self(Mutex::new(State { kinds: Vec::new(), bucket: None }))
+    }
+
+    /// Counts a refusal. Returns its number if it is to be logged.
+    pub(super) fn refusal(&self, peer: &str, route: &'static str, status: u16) -> Option<u64> {
+        self.refusal_at(Instant::now(), peer, route, status)
+    }
+
+    fn refusal_at(
+        &self,
+        now: Instant,
+        peer: &str,
+        route: &'static str,
+        status: u16,
+    ) -> Option<u64> {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let kinds = &mut state.kinds;
+        kinds.retain(|kind| now.duration_since(kind.last) < FORGET);
+        let position = |kinds: &[Kind], peer: &str, route| {
+            let is_it =
+                |kind: &Kind| kind.peer == peer && kind.route == route && kind.status == status;
+            kinds.iter().position(is_it)
+        };
+        let at = match position(kinds, peer, route) {
+            Some(at) => at,
+            None => {
+                let is_full = kinds.len() >= MAX_KINDS;
+                let (peer, route) = if is_full { ("", "") } else { (peer, route) };
+                position(kinds, peer, route).unwrap_or_else(|| {
+                    let peer = peer.to_owned();
+                    kinds.push(Kind { peer, route, status, count: 0, last: now });
+                    kinds.len() - 1
+                })
+            }
+        };
+        let kind = kinds.get_mut(at)?;
+        (kind.count, kind.last) = (kind.count + 1, now);
+        kind.count.is_power_of_two().then_some(kind.count)
+    }
+
+    /// Takes a token for the line of an accepted request. Returns `false` if there is none.
+    pub(super) fn other(&self) -> bool {
+        self.other_at(Instant::now())
+    }
+
+    fn other_at(&self, now: Instant) -> bool {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (left, as_of) = state.bucket.unwrap_or((BURST, now));
+        let gained = now.duration_since(as_of).as_secs_f64() * PER_SECOND;
+        let left = (left + gained).min(BURST);
+        let is_free = left >= 1.0;
+        state.bucket = Some((if is_free { left - 1.0 } else { left }, now));
+        is_free
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_are_logged_first_and_by_powers_of_two() {
+        let (limit, now) = (LogLimit::new(), Instant::now());
+        let logged: Vec<_> =
+            (0..1000).filter_map(|_| limit.refusal_at(now, "a", "/status", 401)).collect();
+        assert_eq!(logged, [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]);
+        assert_eq!(limit.refusal_at(now, "a", "/status", 403), Some(1), "another status");
+        assert_eq!(limit.refusal_at(now, "b", "/status", 401), Some(1), "another peer");
+        assert_eq!(limit.refusal_at(now, "a", "/status", 401), None);
+        assert_eq!(limit.refusal_at(now + FORGET, "a", "/status", 401), Some(1), "after a pause");
+    }
+
+    #[test]
+    fn many_peers_do_not_make_many_lines() {
+        let (limit, now) = (LogLimit::new(), Instant::now());
+        let logged = (0..100_000)
+            .filter(|n| limit.refusal_at(now, &format!("process {n}"), "/status", 401).is_some())
+            .count();
+        assert!(logged < MAX_KINDS + 20, "{logged}");
+        assert_eq!(limit.0.lock().unwrap().kinds.len(), MAX_KINDS + 1);
+    }
+
+    #[test]
+    fn accepted_requests_have_a_burst_and_a_rate() {
+        let (limit, now) = (LogLimit::new(), Instant::now());
+        assert_eq!((0..1000).filter(|_| limit.other_at(now)).count(), BURST as usize);
+        let later = now + Duration::from_secs(2);
+        assert_eq!((0..1000).filter(|_| limit.other_at(later)).count(), 10);
+    }
+}

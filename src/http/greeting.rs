@@ -1,0 +1,293 @@
+//! The first bytes of a connection, for clients that speak another protocol.
+//!
+//! hyper ends the connection of such a client without a word. Its user sees a closed connection or a framing
+//! error and nothing names the cause, so these get an answer in words, and a line in the log:
+//!
+//! | first bytes | protocol | answer |
+//! |---|---|---|
+//! | `PRI * HTTP/2.0` | HTTP/2 with prior knowledge (gRPC, `curl --http2-prior-knowledge`) | 505 in HTTP/2 frames |
+//! | `16 03` | a TLS ClientHello | 400 in plain text, as other servers answer it |
+//! | `PROXY `, `\r\n\r\n\0\r\nQUIT\n` | a load balancer's PROXY header | 400 in plain text |
+//!
+//! HTTP/2 itself is not served: a profile needs no multiplexing, and each stream would be a place that a
+//! client could hold.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::time;
+
+/// How long the answer to another protocol may take in all.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Bytes of such a client that are read at most.
+const MAX_READ: usize = 32 << 10;
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+const STARTS: [(&[u8], Protocol); 4] = [
+    (PREFACE, Protocol::Http2),
+    (b"\x16\x03", Protocol::Tls),
+    (b"PROXY ", Protocol::Proxy),
+    (b"\r\n\r\n\0\r\nQUIT\n", Protocol::Proxy),
+];
+const LONGEST_START: usize = PREFACE.len();
+
+const WORDS: &str = "this endpoint speaks HTTP/1.1 only";
+
+/// A protocol that is not served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Protocol {
+    Http2,
+    Tls,
+    Proxy,
+}
+
+impl Protocol {
+    /// The name in the log, in place of a method.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Http2 => "HTTP/2",
+            Self::Tls => "TLS",
+            Self::Proxy => "PROXY",
+        }
+    }
+
+    pub(super) fn status(self) -> u16 {
+        match self {
+            Self::Http2 => 505,
+            Self::Tls | Self::Proxy => 400,
+        }
+    }
+}
+
+/// Reads until the protocol of `stream` is known. Returns the stream as it was, and the protocol if it is not
+/// HTTP/1.1.
+pub(super) async fn read<S: AsyncRead + Unpin>(
+    mut stream: S,
+) -> io::Result<(Rewound<S>, Option<Protocol>)> {
+    let mut read = Vec::with_capacity(LONGEST_START);
+    loop {
+        if let Some((_, protocol)) = STARTS.iter().find(|(start, _)| read.starts_with(start)) {
+            return Ok((Rewound { read, at: 0, stream }, Some(*protocol)));
+        }
+        let is_open = STARTS.iter().any(|(start, _)| start.starts_with(&read));
+        if !is_open
+            || (&mut stream).take((LONGEST_START - read.len()) as u64).read_buf(&mut read).await?
+                == 0
+        {
+            return Ok((Rewound { read, at: 0, stream }, None));
+        }
+    }
+}
+
+/// Answers in words and ends the connection.
+pub(super) async fn refuse(stream: impl AsyncRead + AsyncWrite + Unpin, protocol: Protocol) {
+    // The client may be gone.
+    let _ = time::timeout(PATIENCE, answer(stream, protocol)).await;
+}
+
+async fn answer(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    protocol: Protocol,
+) -> io::Result<()> {
+    let text = match protocol {
+        Protocol::Http2 => return answer_http2(stream).await,
+        Protocol::Tls => format!("{WORDS}, without TLS: use http:// instead of https://\n"),
+        Protocol::Proxy => {
+            format!("{WORDS}, without a PROXY header: turn it off in the load balancer\n")
+        }
+    };
+    let head = format!(
+        "HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\
+         Content-Length: {}\r\n\r\n",
+        text.len()
+    );
+    stream.write_all(format!("{head}{text}").as_bytes()).await?;
+    finish(stream).await
+}
+
+/// Answers the first request of an HTTP/2 client with 505 (RFC 9113).
+async fn answer_http2(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
+    const DATA: u8 = 0;
+    const HEADERS: u8 = 1;
+    const SETTINGS: u8 = 4;
+    const GOAWAY: u8 = 7;
+    const END_STREAM: u8 = 1;
+    const ACK: u8 = 1;
+    const END_HEADERS: u8 = 4;
+    const HTTP_1_1_REQUIRED: u32 = 13;
+    // HPACK: `:status` is entry 8 of the static table and `content-type` entry 31, each with a literal value.
+    const BLOCK: &[u8] = b"\x48\x03505\x5f\x0atext/plain";
+
+    stream.read_exact(&mut [0; PREFACE.len()]).await?;
+    stream.write_all(&frame(SETTINGS, 0, 0, b"")).await?;
+    let mut left = MAX_READ;
+    let id = loop {
+        let mut head = [0; 9];
+        stream.read_exact(&mut head).await?;
+        let [a, b, c, kind, _, d, e, f, g] = head;
+        let length = u32::from_be_bytes([0, a, b, c]) as usize;
+        let Some(rest) = left.checked_sub(head.len() + length) else {
+            return Err(io::ErrorKind::InvalidData.into());
+        };
+        left = rest;
+        stream.read_exact(&mut vec![0; length]).await?;
+        if kind == HEADERS {
+            break u32::from_be_bytes([d, e, f, g]) & 0x7fff_ffff;
+        }
+    };
+    let text = format!("{WORDS}: ask without --http2-prior-knowledge\n");
+    let mut answer = frame(SETTINGS, ACK, 0, b"");
+    answer.extend(frame(HEADERS, END_HEADERS, id, BLOCK));
+    answer.extend(frame(DATA, END_STREAM, id, text.as_bytes()));
+    let mut goodbye = id.to_be_bytes().to_vec();
+    goodbye.extend(HTTP_1_1_REQUIRED.to_be_bytes());
+    goodbye.extend(WORDS.as_bytes());
+    answer.extend(frame(GOAWAY, 0, 0, &goodbye));
+    stream.write_all(&answer).await?;
+    finish(stream).await
+}
+
+/// An HTTP/2 frame. `payload` is at most some hundred bytes.
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let mut frame = (payload.len() as u32).to_be_bytes().get(1..).unwrap_or_default().to_vec();
+    frame.extend([kind, flags]);
+    frame.extend(stream.to_be_bytes());
+    frame.extend(payload);
+    frame
+}
+
+/// Ends our half and reads what was sent meanwhile: closing with unread bytes would reset the connection, and
+/// the client might lose the answer.
+async fn finish(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
+    stream.shutdown().await?;
+    tokio::io::copy(&mut stream.take(MAX_READ as u64), &mut tokio::io::sink()).await?;
+    Ok(())
+}
+
+/// A stream whose first bytes were read before and are read again.
+pub(super) struct Rewound<S> {
+    read: Vec<u8>,
+    at: usize,
+    stream: S,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Rewound<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let again = self.read.get(self.at..).unwrap_or_default();
+        if again.is_empty() {
+            return Pin::new(&mut self.stream).poll_read(context, buffer);
+        }
+        let n = again.len().min(buffer.remaining());
+        buffer.put_slice(again.get(..n).unwrap_or_default());
+        self.at += n;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Rewound<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, bytes)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The protocol of a client that sends `bytes` one by one, and what is read of it afterwards.
+    async fn greeted(bytes: &[u8]) -> (Option<Protocol>, Vec<u8>) {
+        let (mut client, server) = tokio::io::duplex(1);
+        let bytes = bytes.to_vec();
+        tokio::spawn(async move { client.write_all(&bytes).await });
+        let (mut stream, protocol) = read(server).await.unwrap();
+        let mut all = Vec::new();
+        stream.read_to_end(&mut all).await.unwrap();
+        (protocol, all)
+    }
+
+    #[tokio::test]
+    async fn protocols_are_known_by_their_first_bytes_and_nothing_is_lost() {
+        for (bytes, expected) in [
+            (&b"GET / HTTP/1.1\r\n\r\n"[..], None),
+            (b"POST / HTTP/1.1\r\n\r\n", None),
+            (b"PRI * HTTP/1.1\r\n\r\n", None),
+            (b"PROPFIND / HTTP/1.1\r\n\r\n", None),
+            (b"\r\n\r\nGET / HTTP/1.1\r\n\r\n", None),
+            (b"", None),
+            (b"P", None),
+            (b"\x16", None),
+            (b"\x16\x04", None),
+            (b"\x16\x03\x01\x02\x00\x01", Some(Protocol::Tls)),
+            (b"PROXY TCP4 1.2.3.4 5.6.7.8 1 2\r\nGET / HTTP/1.1\r\n\r\n", Some(Protocol::Proxy)),
+            (b"\r\n\r\n\0\r\nQUIT\n\x21", Some(Protocol::Proxy)),
+            (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04", Some(Protocol::Http2)),
+        ] {
+            assert_eq!(greeted(bytes).await, (expected, bytes.to_vec()), "{bytes:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_http2_client_gets_505_on_the_stream_it_used() {
+        let (mut client, server) = tokio::io::duplex(1 << 10);
+        tokio::spawn(refuse(server, Protocol::Http2));
+        let headers = frame(1, 5, 7, b"\x82\x86\x84");
+        let sent = [PREFACE, &frame(4, 0, 0, b""), &headers].concat();
+        client.write_all(&sent).await.unwrap();
+        let mut got = Vec::new();
+        client.read_to_end(&mut got).await.unwrap();
+        let text = String::from_utf8_lossy(&got);
+        assert!(text.contains("505") && text.contains(WORDS), "{text}");
+        assert!(got.starts_with(&frame(4, 0, 0, b"")));
+        let answer = frame(1, 4, 7, b"\x48\x03505\x5f\x0atext/plain");
+        assert!(got.windows(answer.len()).any(|window| window == answer), "{got:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_sends_no_request_is_ended() {
+        let (mut client, server) = tokio::io::duplex(1 << 10);
+        let serving = tokio::spawn(async move {
+            let began = time::Instant::now();
+            refuse(server, Protocol::Http2).await;
+            began.elapsed()
+        });
+        client.write_all(PREFACE).await.unwrap();
+        assert!(serving.await.unwrap() <= PATIENCE);
+        // Frames without end, none of them a request.
+        let (mut client, server) = tokio::io::duplex(1 << 10);
+        let serving = tokio::spawn(refuse(server, Protocol::Http2));
+        let _ = client.write_all(PREFACE).await;
+        while client.write_all(&frame(6, 0, 0, b"12345678")).await.is_ok() {}
+        serving.await.unwrap();
+    }
+}

@@ -1,0 +1,196 @@
+//! Rate limits of the own listener, so that a client that loops costs the service little.
+//!
+//! | limit | value | effect beyond it |
+//! |---|---|---|
+//! | requests a second, all clients together | `http.max_requests_per_second` | the request waits for its turn |
+//! | new connections a second, likewise | the same | they wait in the kernel's queue |
+//! | refusals of one peer | [`FREE_REFUSALS`], and one more every [`REFILL`] | the refusal waits, then its connection is closed |
+//!
+//! Waiting is fair: turns are given in the order of arrival, and a connection asks for one turn at a time. So
+//! a client that floods on `n` connections leaves every `n + 1`th turn to another. Waiting connections may lose
+//! their place to new ones ([`places`](super::places)).
+//!
+//! Refusals wait and accepted requests do not, so that on loopback, where all peers look alike, a client with
+//! a wrong token does not slow down one with the right token.
+
+use std::net::SocketAddr;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::{self, Instant};
+
+/// Requests or connections that need not wait after a pause: the page, its links and a scrape at once.
+const BURST: u32 = 100;
+/// Refusals that a peer gets at once.
+const FREE_REFUSALS: f64 = 32.0;
+/// The time in which a peer gains one more: a scraper that is refused every 15 seconds never waits.
+const REFILL: Duration = Duration::from_secs(2);
+/// Wait for a refusal beyond them, in turns: half a second at the default rate.
+const PENALTY_TURNS: u32 = 50;
+/// Peers that refusals are counted for. All others share one count.
+const MAX_PEERS: usize = 64;
+
+/// A rate limit with turns in the order of arrival.
+#[derive(Debug)]
+pub(super) struct Pace {
+    interval: Duration,
+    /// Time of the next turn. The lock is fair and is held while its owner waits.
+    next: tokio::sync::Mutex<Option<Instant>>,
+}
+
+impl Pace {
+    pub(super) fn new(per_second: u32) -> Self {
+        let interval = Duration::from_secs(1) / per_second.max(1);
+        Self { interval, next: tokio::sync::Mutex::new(None) }
+    }
+
+    /// Waits for the caller's turn. A caller that is dropped before leaves the queue.
+    pub(super) async fn turn(&self) {
+        let mut next = self.next.lock().await;
+        let earliest = Instant::now().checked_sub(self.interval * BURST);
+        let turn = (*next).max(earliest);
+        if let Some(turn) = turn.filter(|turn| *turn > Instant::now()) {
+            time::sleep_until(turn).await;
+        }
+        *next = Some(turn.unwrap_or_else(Instant::now) + self.interval);
+    }
+
+    /// The wait of a refusal beyond the free ones.
+    pub(super) fn penalty(&self) -> Duration {
+        self.interval * PENALTY_TURNS
+    }
+}
+
+/// A bounded table of peers and their refusals.
+#[derive(Debug, Default)]
+pub(super) struct Refusals(Mutex<Vec<Refused>>);
+
+#[derive(Debug)]
+struct Refused {
+    /// Empty for the entry that is shared by peers beyond [`MAX_PEERS`].
+    peer: String,
+    free: f64,
+    as_of: Instant,
+}
+
+impl Refused {
+    fn refill(&mut self, now: Instant) {
+        let gained = now.duration_since(self.as_of).as_secs_f64() / REFILL.as_secs_f64();
+        self.free = (self.free + gained).min(FREE_REFUSALS);
+        self.as_of = now;
+    }
+}
+
+impl Refusals {
+    /// Counts a refusal of `peer`. Returns `true` if it is one too many.
+    pub(super) fn count(&self, peer: &str) -> bool {
+        let now = Instant::now();
+        let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        table.iter_mut().for_each(|entry| entry.refill(now));
+        if !table.iter().any(|entry| entry.peer == peer) {
+            // An entry that is full says no more than none.
+            table.retain(|entry| entry.free < FREE_REFUSALS);
+        }
+        let is_full = table.len() >= MAX_PEERS;
+        let name = match table.iter().any(|entry| entry.peer == peer) {
+            false if is_full => "",
+            _ => peer,
+        };
+        if !table.iter().any(|entry| entry.peer == name) {
+            table.push(Refused { peer: name.to_owned(), free: FREE_REFUSALS, as_of: now });
+        }
+        let Some(entry) = table.iter_mut().find(|entry| entry.peer == name) else { return true };
+        if entry.free < 1.0 {
+            return true;
+        }
+        entry.free -= 1.0;
+        false
+    }
+}
+
+/// The part of a peer's name that its connections share: the address without the port, or the process.
+pub(super) fn shared_name(peer: &str) -> String {
+    match peer.parse::<SocketAddr>() {
+        Ok(address) => address.ip().to_string(),
+        Err(_) => peer.chars().take(64).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn turns_come_at_the_rate_after_a_burst() {
+        let (pace, began) = (Pace::new(10), Instant::now());
+        for _ in 0..BURST {
+            pace.turn().await;
+        }
+        assert!(began.elapsed() <= Duration::from_millis(1), "{:?}", began.elapsed());
+        for _ in 0..100 {
+            pace.turn().await;
+        }
+        let took = began.elapsed();
+        assert!((9..=11).contains(&took.as_secs()), "{took:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_beside_a_flood_gets_its_turn() {
+        let pace = Arc::new(Pace::new(10));
+        for _ in 0..20 {
+            let pace = Arc::clone(&pace);
+            tokio::spawn(async move {
+                loop {
+                    pace.turn().await;
+                }
+            });
+        }
+        time::sleep(Duration::from_secs(30)).await;
+        let began = Instant::now();
+        pace.turn().await;
+        assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_waiting_request_that_is_dropped_leaves_the_queue() {
+        let pace = Pace::new(1);
+        for _ in 0..=BURST {
+            pace.turn().await;
+        }
+        let waited = time::timeout(Duration::from_millis(10), pace.turn());
+        assert!(waited.await.is_err());
+        assert!(time::timeout(Duration::from_secs(2), pace.turn()).await.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_waits_after_its_free_refusals_and_gains_new_ones() {
+        let refusals = Refusals::default();
+        let free = (0..100).take_while(|_| !refusals.count("10.0.0.1")).count();
+        assert_eq!(free, FREE_REFUSALS as usize);
+        assert!(!refusals.count("10.0.0.2"), "another peer does not wait");
+        time::advance(REFILL).await;
+        assert!(!refusals.count("10.0.0.1"));
+        assert!(refusals.count("10.0.0.1"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_table_of_peers_is_bounded_and_the_rest_share_one_count() {
+        let refusals = Refusals::default();
+        let free = (0..10_000).filter(|n| !refusals.count(&format!("peer {n}"))).count();
+        assert_eq!(free, MAX_PEERS + FREE_REFUSALS as usize);
+        assert_eq!(refusals.0.lock().unwrap().len(), MAX_PEERS + 1);
+        time::advance(REFILL * 2).await;
+        assert!(!refusals.count("late"), "old entries make room");
+    }
+
+    #[test]
+    fn connections_of_one_peer_share_a_name() {
+        for (peer, name) in
+            [("127.0.0.1:5", "127.0.0.1"), ("[::1]:80", "::1"), ("process 12", "process 12")]
+        {
+            assert_eq!(shared_name(peer), name);
+        }
+    }
+}

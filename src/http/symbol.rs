@@ -1,0 +1,175 @@
+//! `/debug/pprof/symbol`: the list of addresses, as Go's client sends it in a query or a body.
+//!
+//! Memory has three bounds: [`MAX_BODIES`] bodies are read at once, each is parsed as it arrives and keeps
+//! only its addresses, and there are at most [`MAX_ADDRESSES`] of them. A body is admitted before its first
+//! byte is read.
+
+use std::pin::Pin;
+
+use axum::body::Body;
+use http_body::Body as _;
+use tokio::sync::Semaphore;
+
+/// Bodies that are read at once. Each keeps up to 400 KiB. A client that sends slowly holds one of them for
+/// the time that a connection has for a body.
+pub(super) const MAX_BODIES: usize = 16;
+/// Addresses in one request. `go tool pprof` sends those of one profile, some thousands.
+pub(super) const MAX_ADDRESSES: usize = 50_000;
+/// Bytes of a body: 50,000 addresses of 18 characters and their separators.
+const MAX_BYTES: usize = 1 << 20;
+/// Characters of one number. Longer ones are no address.
+const MAX_DIGITS: usize = 80;
+
+static BODIES: Semaphore = Semaphore::const_new(MAX_BODIES);
+
+/// Reason why a list is not read.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Refused {
+    #[error("{MAX_BODIES} requests are being read already; retry later")]
+    Busy,
+    #[error("reading request: more than {MAX_BYTES} bytes, or cut off")]
+    Body,
+    #[error("more than {MAX_ADDRESSES} addresses; send fewer at once")]
+    TooMany,
+}
+
+/// Reads the addresses from a request's body.
+pub(super) async fn read_body(mut body: Body) -> Result<Vec<u64>, Refused> {
+    let _permit = BODIES.try_acquire().map_err(|_| Refused::Busy)?;
+    let (mut list, mut left) = (List::default(), MAX_BYTES);
+    loop {
+        let frame = std::future::poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await;
+        match frame {
+            None => return list.finish(),
+            Some(Err(_)) => return Err(Refused::Body),
+            Some(Ok(frame)) => {
+                let bytes = frame.into_data().unwrap_or_default();
+                left = left.checked_sub(bytes.len()).ok_or(Refused::Body)?;
+                list.push(&bytes)?;
+            }
+        }
+    }
+}
+
+/// Reads the addresses from a request's query.
+pub(super) fn read_query(query: &str) -> Result<Vec<u64>, Refused> {
+    let mut list = List::default();
+    list.push(query.as_bytes())?;
+    list.finish()
+}
+
+/// A list of numbers between plus signs that arrives in pieces.
+#[derive(Default)]
+struct List {
+    addresses: Vec<u64>,
+    /// The number that may go on in the next piece.
+    open: Vec<u8>,
+}
+
+impl List {
+    fn push(&mut self, bytes: &[u8]) -> Result<(), Refused> {
+        for &byte in bytes {
+            if byte == b'+' {
+                self.end_number()?;
+            } else if self.open.len() <= MAX_DIGITS {
+                self.open.push(byte);
+            }
+        }
+        Ok(())
+    }
+
+    fn end_number(&mut self) -> Result<(), Refused> {
+        let is_short = self.open.len() <= MAX_DIGITS;
+        let text = std::str::from_utf8(&self.open).ok().filter(|_| is_short);
+        if let Some(address) = text.and_then(address) {
+            if self.addresses.len() == MAX_ADDRESSES {
+                return Err(Refused::TooMany);
+            }
+            self.addresses.push(address);
+        }
+        self.open.clear();
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<Vec<u64>, Refused> {
+        self.end_number()?;
+        Ok(self.addresses)
+    }
+}
+
+/// A number as Go's `strconv.ParseUint(text, 0, 64)` takes it; 0 is no address.
+fn address(text: &str) -> Option<u64> {
+    let text = text.trim_end_matches(['\r', '\n']);
+    let prefixed = |prefix: [&str; 2], radix| {
+        let digits = prefix.iter().find_map(|prefix| text.strip_prefix(prefix))?;
+        Some(u64::from_str_radix(digits, radix).ok().filter(|_| !digits.starts_with('+')))
+    };
+    let parsed = prefixed(["0x", "0X"], 16)
+        .or_else(|| prefixed(["0b", "0B"], 2))
+        .or_else(|| prefixed(["0o", "0O"], 8))
+        .unwrap_or_else(|| match text.strip_prefix('0') {
+            Some(octal) => u64::from_str_radix(octal, 8).ok(),
+            None => text.parse().ok(),
+        });
+    parsed.filter(|address| *address != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_read_as_go_reads_them() {
+        for (text, expected) in [
+            ("0x55d0", Some(0x55d0)),
+            ("0X55D0", Some(0x55d0)),
+            ("1234", Some(1234)),
+            ("017", Some(15)),
+            ("0b11", Some(3)),
+            ("0o17", Some(15)),
+            ("0x1\n", Some(1)),
+            ("0", None),
+            ("0x", None),
+            ("0x+1", None),
+            ("", None),
+            ("main", None),
+            ("0x1ffffffffffffffff", None),
+        ] {
+            assert_eq!(address(text), expected, "{text}");
+        }
+    }
+
+    fn list(pieces: &[&[u8]]) -> Result<Vec<u64>, Refused> {
+        let mut list = List::default();
+        pieces.iter().try_for_each(|piece| list.push(piece))?;
+        list.finish()
+    }
+
+    #[test]
+    fn a_list_reads_the_same_however_it_is_cut() {
+        let text = b"0x10+main+\xff+17++0x20\n";
+        for at in 0..text.len() {
+            let (first, second) = text.split_at(at);
+            assert_eq!(list(&[first, second]).unwrap(), [0x10, 17, 0x20], "{at}");
+        }
+        assert_eq!(list(&[]).unwrap(), [] as [u64; 0]);
+        let long = [b"0x".as_slice(), &[b'0'; MAX_DIGITS], b"1+7"].concat();
+        assert_eq!(list(&[&long]).unwrap(), [7]);
+    }
+
+    #[test]
+    fn a_list_has_so_many_addresses() {
+        let many = |n: usize| list(&["1+".repeat(n).as_bytes()]);
+        assert_eq!(many(MAX_ADDRESSES).unwrap().len(), MAX_ADDRESSES);
+        assert_eq!(many(MAX_ADDRESSES + 1), Err(Refused::TooMany));
+    }
+
+    #[tokio::test]
+    async fn a_body_is_admitted_before_it_is_read() {
+        let held = BODIES.acquire_many(MAX_BODIES as u32).await.unwrap();
+        assert_eq!(read_body(Body::from("1")).await, Err(Refused::Busy));
+        drop(held);
+        assert_eq!(read_body(Body::from("1+2")).await.unwrap(), [1, 2]);
+        assert_eq!(read_body(Body::from(vec![b'x'; MAX_BYTES + 1])).await, Err(Refused::Body));
+    }
+}
