@@ -1,5 +1,5 @@
 //! The lines a service needs. Start it, watch `captures/`, and ask for an incident with
-//! `kill -USR2 PID`, or `curl -X POST 127.0.0.1:6060/monitor/notify`; Ctrl-C ends it.
+//! `curl -X POST --unix-socket captures.sock http://localhost/monitor/notify`; Ctrl-C ends it.
 
 use std::alloc::System;
 
