@@ -257,3 +257,75 @@ fn nothing_is_told_after_the_watcher_is_gone() {
     fs::write(home.path().join("config/marple.toml"), settings(2)).unwrap();
     assert!(changes.recv().is_err(), "the callback is gone with its thread");
 }
+
+/// Voluntary context switches of the threads of this process that belong to watchers.
+#[cfg(target_os = "linux")]
+fn wake_ups() -> u64 {
+    let threads = fs::read_dir("/proc/self/task").unwrap().filter_map(|thread| {
+        let path = thread.ok()?.path();
+        let name = fs::read_to_string(path.join("comm")).ok()?;
+        let status = fs::read_to_string(path.join("status")).ok()?;
+        (name.starts_with("notify") || name.starts_with("marple-watch")).then_some(status)
+    });
+    let waits = threads.map(|status| {
+        let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        line.unwrap().trim().parse::<u64>().unwrap()
+    });
+    waits.sum()
+}
+
+/// Each test is a process, so the threads are those of this one.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_neighbour_that_is_written_to_all_the_time_causes_few_wake_ups_and_hides_no_change() {
+    const WRITES: usize = 20_000;
+    let bench = Bench::plain();
+    let trigger = bench.away.path().join("trigger");
+    let mut logs = [bench.dir(), bench.away.path().to_owned()]
+        .map(|dir| File::create(dir.join("access.log")).unwrap());
+    let mut write = |times: usize| {
+        for _ in 0..times {
+            // A watcher that is woken for each write has the time for it.
+            std::thread::sleep(Duration::from_micros(50));
+            logs.iter_mut().for_each(|log| log.write_all(b"GET /\n").unwrap());
+        }
+    };
+    let before = wake_ups();
+    write(WRITES);
+    let woken = wake_ups() - before;
+    assert!(woken < WRITES as u64 / 20, "{woken} wake-ups by {WRITES} writes");
+    let why = bench.watcher.without_events().expect("events are off");
+    assert!(why.contains("too many file system events"), "{why}");
+
+    fs::write(bench.file(), settings(2)).unwrap();
+    write(10);
+    bench.awaits(2);
+    fs::rename(&trigger, bench.away.path().join("was")).unwrap();
+    fs::write(&trigger, "").unwrap();
+    write(10);
+    assert!(matches!(bench.next(), Change::Trigger { .. }));
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn each_thread_of_the_watcher_calls_the_hook_before_it_works() {
+    use std::sync::Mutex;
+    static NAMES: Mutex<Vec<String>> = Mutex::new(Vec::new());
+    fn note() {
+        let name = fs::read_to_string("/proc/thread-self/comm").unwrap();
+        NAMES.lock().unwrap().push(name.trim().to_owned());
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (sender, changes) = channel();
+    let file = dir.path().join("trigger");
+    let _watcher =
+        Watcher::with_thread_hook([Watched::Trigger(file.clone())], note, move |change| {
+            let _ = sender.send(change);
+        })
+        .unwrap();
+    fs::write(&file, "").unwrap();
+    changes.recv_timeout(DEADLINE).expect("a change is reported");
+    let mut names = NAMES.lock().unwrap().clone();
+    names.sort();
+    assert_eq!(names, ["marple-watch", "notify-rs inoti"]);
+}

@@ -10,6 +10,7 @@ use std::time::Instant;
 use tokio::sync::mpsc;
 
 use super::capture::directory::{Opened, TOPIC as DIRECTORY};
+use super::collect;
 use super::core::Core;
 use super::event::{Event, ToggleAction};
 use super::threads::Threads;
@@ -98,13 +99,15 @@ impl FileWatch {
         if self.watcher.is_some() || self.files.is_empty() {
             return Ok(());
         }
-        match Watcher::new(self.files.clone(), on_change(self.events.clone())) {
+        let exclude = collect::heap::exclude_for_good;
+        let on_change = on_change(self.events.clone());
+        match Watcher::with_thread_hook(self.files.clone(), exclude, on_change) {
             Ok(watcher) => {
                 match watcher.without_events() {
                     Some(why) => warnings::set(
                         WATCH,
                         format!(
-                            "the settings are looked at twice a second instead of when they change: {why}"
+                            "the settings are polled four times a second instead of read when they change: {why}"
                         ),
                     ),
                     None => warnings::clear(WATCH),

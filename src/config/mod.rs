@@ -17,6 +17,7 @@
 
 mod default_rules;
 mod defaults;
+mod event_rate;
 mod list;
 mod new_token;
 mod problem;

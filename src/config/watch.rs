@@ -1,29 +1,27 @@
-//! Notices that a configuration was changed or a trigger file touched.
+//! Watches settings files for changes and trigger files for touches.
 //!
 //! ```text
-//! notify's thread --event--> dirty flag --> marple-watch: look at each file, settle, call back
+//! notify's thread --event--> dirty flag --> marple-watch: check each file, debounce, call back
 //!                            each second -------^
 //! ```
 //!
 //! Invariants:
 //! - The *directory* of each file is watched. A watch on the file itself dies with the first rename
 //!   over it, and a ConfigMap never touches the file: it swaps a symlink beside it.
-//! - An event only says "look". What was changed is decided by comparing, contents for a configuration,
-//!   identity and modification time for a trigger, so that no kind of event, lost event or neighbour's
-//!   event can be misread.
-//! - A change is reported once it was quiet for its quiet time; an emptied configuration, which is valid and
-//!   means "no rules", only after a longer one, because it is mostly the first half of a slow
-//!   write.
-//! - One thread looks, whatever the number of files, at most once in [`PACE`] however many events there
-//!   are, and every [`POLL`] without any: that finds directories which were deleted and made again,
-//!   links into directories nobody watches, network file systems without events, and machines that are
-//!   out of inotify instances.
+//! - An event only causes a check. Changes are found by comparing, contents for settings, identity and
+//!   modification time for a trigger, so no kind of event, lost event or neighbour's event can be misread.
+//! - A change is reported after its quiet time. Empty settings are valid and mean "no rules", but an empty
+//!   file is mostly the first half of a slow write, so they have a longer quiet time.
+//! - One thread checks, whatever the number of files, at most once in [`PACE`] however many events there
+//!   are, and every [`POLL`] without any. This covers directories that were deleted and made again,
+//!   links into directories that are not watched, and network file systems without events.
+//! - The cost does not follow what others do in these directories. notify wakes its thread for every write to every
+//!   file of a directory (version 8 has no event mask), so above the bound of `event_rate.rs` there is no notify for a
+//!   while, and the files are polled every [`POLL_WITHOUT_EVENTS`]. The same if there is no inotify instance left.
 //!
-//! Cost: without a change, one wake-up a second and a `stat` for each file and each directory in it:
-//! 75 microseconds in a debug build for a configuration and a trigger in one directory, by the thread's
-//! schedstat over 20 s. Contents are read only when the `stat` differs or an event came. Looking from
-//! notify's own thread was the alternative; it has no timer, so that the last event of a burst could
-//! not be waited out.
+//! Cost: without a change, one wake-up a second and a `stat` for each file and each directory:
+//! 75 microseconds in a debug build for settings and a trigger in one directory, by the thread's
+//! schedstat over 20 s. Contents are read only if the `stat` differs or there was an event.
 
 use std::fs;
 use std::path::PathBuf;
@@ -35,6 +33,7 @@ use notify::event::{AccessKind, AccessMode};
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
 
 use super::Error;
+use super::event_rate::{EventBudget, Pauses};
 use super::watched::{Change, File, Identity, QUIET, Watched};
 use crate::base::{Clock, SystemClock};
 
@@ -42,8 +41,10 @@ use crate::base::{Clock, SystemClock};
 const PACE: Duration = Duration::from_millis(25);
 /// The most time between two looks.
 const POLL: Duration = Duration::from_secs(1);
-/// The same without events: with the quiet time a change is still reported within a second.
-const POLL_WITHOUT_EVENTS: Duration = Duration::from_millis(500);
+/// The same without events: with the quiet time a change is reported within half a second.
+const POLL_WITHOUT_EVENTS: Duration = Duration::from_millis(250);
+
+const TOO_MANY_EVENTS: &str = "too many file system events in the directories of the watched files; keep logs and data elsewhere";
 
 /// Watches files until it is dropped.
 #[must_use = "dropping it stops the watching"]
@@ -62,6 +63,8 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Orders {
     dirty: bool,
+    /// There are more events than are worth receiving.
+    storm: bool,
     stop: bool,
     files: Option<Vec<File>>,
     without_events: Option<String>,
@@ -76,38 +79,48 @@ impl Watcher {
     ///
     /// # Errors
     ///
-    /// When there can be no thread. Without file system events (see [`Watcher::without_events`]) the
-    /// files are still looked at twice a second.
+    /// If the thread cannot be started. Without file system events (see [`Watcher::without_events`]) the
+    /// files are polled four times a second.
     pub fn new(
         files: impl IntoIterator<Item = Watched>,
         on_change: impl FnMut(Change) + Send + 'static,
     ) -> Result<Self, Error> {
+        Self::with_thread_hook(files, || {}, on_change)
+    }
+
+    /// As [`Watcher::new`]. Calls `on_thread` first on each thread that works for the watcher, notify's included.
+    ///
+    /// # Errors
+    ///
+    /// As [`Watcher::new`].
+    pub fn with_thread_hook(
+        files: impl IntoIterator<Item = Watched>,
+        on_thread: fn(),
+        mut on_change: impl FnMut(Change) + Send + 'static,
+    ) -> Result<Self, Error> {
         let files: Vec<File> = files.into_iter().map(File::new).collect();
         let shared = Arc::new(Shared::default());
-        let for_events = Arc::clone(&shared);
-        let events = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-            // Our own reading is an event too, and must not lead to another look.
-            let wrote = AccessKind::Close(AccessMode::Write);
-            if event.map_or(true, |event| match event.kind {
-                EventKind::Access(kind) => kind == wrote,
-                _ => true,
-            }) {
-                for_events.order(|orders| orders.dirty = true);
-            }
-        });
-        let events = match events {
-            Ok(events) => Some(events),
-            Err(error) => {
-                shared.order(|orders| orders.without_events = Some(error.to_string()));
-                None
-            }
+        let mut looker = Looker {
+            shared: Arc::clone(&shared),
+            files,
+            on_thread,
+            events: None,
+            directories: Vec::new(),
+            pauses: Pauses::new(),
+            resume: Instant::now(),
         };
-        let looker = Looker { shared: Arc::clone(&shared), files, events, directories: Vec::new() };
-        let mut on_change = on_change;
+        let (ready, started) = std::sync::mpsc::sync_channel(1);
         let thread = thread::Builder::new()
             .name("marple-watch".to_owned())
-            .spawn(move || looker.run(&mut on_change))
+            .spawn(move || {
+                on_thread();
+                looker.watch_directories();
+                let _ = ready.send(());
+                looker.run(&mut on_change);
+            })
             .map_err(Error::NoThread)?;
+        // `without_events` is known from here on. A closed channel means that the thread panicked.
+        let _ = started.recv();
         Ok(Self { shared, thread: Some(thread) })
     }
 
@@ -120,8 +133,8 @@ impl Watcher {
         });
     }
 
-    /// Why there are no file system events (for instance, all inotify instances of the user are taken),
-    /// so that changes are found by looking twice a second only; none when there are.
+    /// Why there are no file system events at the moment (no inotify instance is left, or a neighbour of the
+    /// files causes too many), so that the files are polled four times a second; `None` if there are.
     pub fn without_events(&self) -> Option<String> {
         self.shared.lock().without_events.clone()
     }
@@ -149,20 +162,33 @@ impl Shared {
         self.changed.notify_one();
     }
 
-    /// Waits until `latest`, or if something happens, until `earliest`. The orders are gone when it is
-    /// time to stop.
+    /// Notes an event that says that something has changed. Only the first since the last check wakes the thread.
+    fn mark_dirty(&self) {
+        if !std::mem::replace(&mut self.lock().dirty, true) {
+            self.changed.notify_one();
+        }
+    }
+
+    /// Waits until `latest`, or after an event until `earliest`. Returns `None` when it is time to stop.
     fn wait(&self, earliest: Instant, latest: Instant) -> Option<Orders> {
         let mut orders = self.lock();
         loop {
             if orders.stop {
                 return None;
             }
-            let until = if orders.dirty { earliest } else { latest };
+            let until = if orders.storm {
+                Instant::now()
+            } else if orders.dirty {
+                earliest
+            } else {
+                latest
+            };
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 let files = orders.files.take();
                 let dirty = std::mem::take(&mut orders.dirty);
-                return Some(Orders { dirty, files, ..Orders::default() });
+                let storm = std::mem::take(&mut orders.storm);
+                return Some(Orders { dirty, storm, files, ..Orders::default() });
             }
             let waited = self.changed.wait_timeout(orders, left);
             (orders, _) = waited.unwrap_or_else(PoisonError::into_inner);
@@ -174,9 +200,49 @@ impl Shared {
 struct Looker {
     shared: Arc<Shared>,
     files: Vec<File>,
-    events: Option<RecommendedWatcher>,
+    on_thread: fn(),
+    events: Option<Events>,
     /// The directories that are watched, and which they were when they were found.
     directories: Vec<(PathBuf, Identity)>,
+    pauses: Pauses,
+    /// When events are tried again.
+    resume: Instant,
+}
+
+/// notify at work.
+struct Events {
+    watcher: RecommendedWatcher,
+    since: Instant,
+}
+
+impl Events {
+    fn new(shared: &Arc<Shared>, on_thread: fn()) -> notify::Result<Self> {
+        let since = Instant::now();
+        let shared = Arc::clone(shared);
+        let (mut budget, mut is_first, mut is_over) = (EventBudget::new(since), true, false);
+        let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+            if std::mem::take(&mut is_first) {
+                on_thread();
+            }
+            if is_over {
+                return;
+            }
+            if !budget.take(Instant::now()) {
+                is_over = true;
+                shared.order(|orders| orders.storm = true);
+                return;
+            }
+            // Our own reading is an event too, and must not cause another check.
+            let wrote = AccessKind::Close(AccessMode::Write);
+            if event.map_or(true, |event| match event.kind {
+                EventKind::Access(kind) => kind == wrote,
+                _ => true,
+            }) {
+                shared.mark_dirty();
+            }
+        })?;
+        Ok(Self { watcher, since })
+    }
 }
 
 impl Looker {
@@ -199,9 +265,37 @@ impl Looker {
             };
             let Some(orders) = self.shared.wait(looked + PACE, looked + pause) else { return };
             read = orders.dirty;
+            if orders.storm
+                && let Some(events) = self.events.take()
+            {
+                self.pause(events.since.elapsed(), TOO_MANY_EVENTS.to_owned());
+                read = true;
+            }
             if let Some(files) = orders.files {
                 self.replace(files);
             }
+        }
+    }
+
+    /// Does without events for a while, after they were received for `received`.
+    fn pause(&mut self, received: Duration, why: String) {
+        self.directories.clear();
+        self.resume = Instant::now() + self.pauses.begin(received);
+        self.shared.lock().without_events = Some(why);
+    }
+
+    /// Begins with events if it is time for that.
+    fn resume(&mut self) {
+        if self.events.is_some() || Instant::now() < self.resume {
+            return;
+        }
+        match Events::new(&self.shared, self.on_thread) {
+            Ok(events) => {
+                self.events = Some(events);
+                let mut orders = self.shared.lock();
+                (orders.storm, orders.without_events) = (false, None);
+            }
+            Err(error) => self.pause(Duration::ZERO, error.to_string()),
         }
     }
 
@@ -216,9 +310,10 @@ impl Looker {
     }
 
     /// Watches the directories of the files that are not watched yet, or are not the same any more, and
-    /// only those. True if one was found: what happened in it before is unknown.
+    /// only those. Returns `true` if one was found: what happened in it before is unknown.
     fn watch_directories(&mut self) -> bool {
-        let Some(events) = &mut self.events else { return false };
+        self.resume();
+        let Some(Events { watcher: events, .. }) = &mut self.events else { return false };
         let mut found = false;
         let mut directories = Vec::new();
         for file in &self.files {
@@ -235,6 +330,8 @@ impl Looker {
                 if events.watch(path, RecursiveMode::NonRecursive).is_err() {
                     continue;
                 }
+                // An event, so that notify's thread calls `on_thread` before anything else happens.
+                let _ = fs::File::open(path);
                 found = true;
             }
             directories.push((path.to_owned(), identity));
