@@ -10,7 +10,7 @@ use crate::os::catch::{BATCH, Caught, Net, SIGNAL};
 use crate::os::copied::Copied;
 use crate::os::glance::{Eyes, Runs};
 use crate::os::tasks::Tasks;
-use crate::os::threads::{self, Thread};
+use crate::os::threads;
 use crate::os::unwind::Walker;
 
 /// Where a thread was.
@@ -53,14 +53,14 @@ impl Onlooker {
         tids
     }
 
+    /// How many threads there are.
+    pub(crate) fn count(&self) -> Option<usize> {
+        self.tasks.count()
+    }
+
     /// A thread's name; none when it has ended.
     pub(crate) fn name(&self, tid: u32) -> Option<String> {
         self.tasks.name(tid)
-    }
-
-    /// What a thread does, and how often it had been given a core; none when it has ended.
-    pub(crate) fn look(&self, tid: u32) -> Option<(Thread, Runs)> {
-        self.eyes.look(tid)
     }
 
     /// Sends the threads a signal each, [`BATCH`] of them at most, and gives where they were. One that

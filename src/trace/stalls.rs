@@ -16,6 +16,7 @@
 //!
 //! Polls that nobody records are suspected by what the runtime counts (`suspects.rs`).
 
+mod budget;
 mod overdue;
 mod suspects;
 mod workers;
@@ -24,7 +25,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use self::overdue::{Ended, Found, Overdue, Seen};
-pub(crate) use self::suspects::{Ask, MAX_FOLLOWED, Sample, Suspects, Suspicion, Verdict};
+pub(crate) use self::suspects::{
+    Ask, MAX_FOLLOWED, Sample, Still, Suspects, Suspicion, Verdict, WorkerThread,
+};
 use super::registry::{self, Tenancy};
 use super::sites;
 use super::thread::{self, BEGAN, EPOCH, Rings};
@@ -152,11 +155,11 @@ pub(crate) fn longest() -> Option<Duration> {
     lasted.max()
 }
 
-/// Whether the thread `tid` is in a poll that is recorded: its stalls are told exactly.
-pub(crate) fn is_recorded(tid: u32) -> bool {
-    registry::all().into_iter().any(|(rings, tenancy)| {
-        tenancy.tid == tid && tenancy.ended.is_none() && running(rings).is_some()
-    })
+/// The threads that are in a poll that is recorded: their stalls are told exactly.
+pub(crate) fn recorded() -> Vec<u32> {
+    let threads = registry::all().into_iter();
+    let polls = threads.filter(|(rings, own)| own.ended.is_none() && running(rings).is_some());
+    polls.map(|(_, own)| own.tid).collect()
 }
 
 const fn is_poll(kind: RawKind) -> bool {

@@ -19,7 +19,7 @@ use crate::agent::fence::fence;
 use crate::base::{Anchor, Clock, Moment, SystemClock};
 use crate::config::{Settings, ThreadsMode};
 use crate::model::{Metric, Profile, Stall, ThreadDump, TraceMode};
-use crate::os::alarm::Alarm;
+use crate::os::{self, alarm::Alarm};
 use crate::stacks::threads;
 use crate::symbols;
 use crate::trace::stalls::{Overlong, Suspicion, Verdict, Watch, longest as longest_poll};
@@ -27,6 +27,10 @@ use crate::vitals::Runtimes;
 
 /// What settings may not go below either.
 const LEAST: Duration = Duration::from_millis(10);
+
+/// What confirming suspicions is charged with at most: the first time, symbols are read, which takes 0.1 s for a large
+/// binary. Charged whole, that would end the search for over a minute.
+const MAX_WEIGHING: Duration = Duration::from_millis(5);
 
 /// A stall, and the thread as it was then.
 pub(in crate::agent) struct Found {
@@ -73,7 +77,7 @@ pub(in crate::agent) struct Stalls {
     alarm: Alarm,
     examined: Option<JoinHandle<Vec<Found>>>,
     /// Suspicions whose threads are looked at.
-    weighed: Option<(Verdict, JoinHandle<Weighed>)>,
+    weighed: Option<(Verdict, JoinHandle<(Weighed, Duration)>)>,
 }
 
 impl Stalls {
@@ -118,7 +122,10 @@ impl Stalls {
                 return found;
             }
             if let Some((_, weighed)) = &mut self.weighed {
-                let weighed = weighed.await.unwrap_or_default();
+                let (weighed, cost) = weighed.await.unwrap_or_default();
+                if let Some(suspicions) = &mut self.suspicions {
+                    suspicions.charge(cost.min(MAX_WEIGHING));
+                }
                 let found = self.settle(weighed);
                 self.show_suspected();
                 if !found.is_empty() {
@@ -137,8 +144,9 @@ impl Stalls {
                     continue;
                 }
             }
+            let before = os::threads::cpu_time();
             let (overlong, next) = watch.look();
-            let suspected = self.suspicions.as_mut().map(Suspicions::look);
+            let suspected = self.suspicions.as_mut().map(|suspicions| suspicions.look(before));
             self.due = Instant::now() + suspected.map_or(next, |suspected| suspected.min(next));
             self.show_suspected();
             if !overlong.is_empty() {
@@ -156,8 +164,11 @@ impl Stalls {
     fn weigh(&mut self, verdict: Verdict) {
         let suspicions = verdict.suspicions.clone();
         let weighed = tokio::task::spawn_blocking(move || {
+            let before = os::threads::cpu_time();
             let weighed = suspicions.into_iter();
-            weighed.filter_map(|suspicion| Some((suspicion, weigh(&suspicion)?))).collect()
+            let weighed =
+                weighed.filter_map(|suspicion| Some((suspicion, weigh(&suspicion)?))).collect();
+            (weighed, os::threads::cpu_time().saturating_sub(before))
         });
         self.weighed = Some((verdict, weighed));
     }

@@ -12,10 +12,12 @@ use tokio::task::{JoinHandle, spawn_blocking};
 
 use crate::base::{Clock, Moment, SystemClock};
 use crate::model::{Beat, Profile, ValueType};
-use crate::os::{images, threads};
+use crate::os::{images, threads, timer};
 use crate::stacks::polls::{Onlooker, Stand};
 use crate::symbols;
-use crate::trace::stalls::{Ask, MAX_FOLLOWED, Sample, Suspects, Suspicion, Verdict, is_recorded};
+use crate::trace::stalls::{
+    Ask, MAX_FOLLOWED, Sample, Still, Suspects, Suspicion, Verdict, WorkerThread, recorded,
+};
 use crate::vitals::Runtimes;
 
 /// How long a thread that is no worker is left alone.
@@ -30,6 +32,17 @@ const MAX_ROLES: usize = 4096;
 /// They are read once, at the first searches, so those are not held to it.
 const FREE_LESSONS: u32 = 8;
 
+/// What a round takes beyond the CPU time of the thread that asks: two threads are woken for it.
+const ROUND: Duration = Duration::from_micros(20);
+
+/// What answering takes a thread that is asked.
+const ANSWER: Duration = Duration::from_micros(15);
+
+/// With more threads than this, names are read only of those whose ids are near those of known workers: reading a name
+/// takes 7 us.
+const MAX_LISTED: usize = 512;
+const NEAR: u32 = 128;
+
 /// What a frame tells of its thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Role {
@@ -42,11 +55,14 @@ enum Role {
     Other,
 }
 
-/// Whoever suspects.
+/// Looks for stalls of polls that are not recorded.
 pub(super) struct Suspicions {
     runtimes: Runtimes,
     suspects: Suspects,
     beats: Vec<Beat>,
+    /// Threads that were found to be workers and have not run a task of the agent's yet.
+    workers: Vec<u32>,
+    threads: Vec<WorkerThread>,
     /// At rest; else in the round.
     examiner: Option<Box<Examiner>>,
     round: Option<JoinHandle<Round>>,
@@ -59,7 +75,8 @@ struct Round {
     examiner: Box<Examiner>,
     asked: Moment,
     samples: Vec<Sample>,
-    search: Option<Duration>,
+    searched: bool,
+    cost: Duration,
 }
 
 impl Suspicions {
@@ -68,24 +85,52 @@ impl Suspicions {
             runtimes,
             suspects: Suspects::new(threshold),
             beats: Vec::new(),
+            workers: Vec::new(),
+            threads: Vec::new(),
             examiner: None,
             round: None,
             refused: false,
         }
     }
 
-    /// Looks at the workers and has threads asked if need be; how long until the next look.
-    pub(super) fn look(&mut self) -> Duration {
+    /// Looks at the workers and has threads asked if need be; how long until the next look. `before` is the CPU time of
+    /// this thread before the look at recorded polls, which is part of the cost.
+    pub(super) fn look(&mut self, before: Duration) -> Duration {
+        let (ask, next) = self.look_at_workers();
+        if let Some(ask) = ask.filter(|_| !self.refused && self.round.is_none()) {
+            self.ask(ask);
+        }
+        self.suspects.charge(threads::cpu_time().saturating_sub(before), true);
+        next
+    }
+
+    fn look_at_workers(&mut self) -> (Option<Ask>, Duration) {
         self.runtimes.beats(&mut self.beats);
-        let (ask, next) = self.suspects.look(SystemClock.now(), &self.beats);
-        let Some(ask) = ask.filter(|_| !self.refused && self.round.is_none()) else { return next };
-        let workers = if ask.search { self.runtimes.threads() } else { Vec::new() };
+        let recorded = recorded();
+        self.threads.clear();
+        // While all are parked, what their threads have used is of no interest.
+        if self.beats.iter().any(|beat| !beat.parked) {
+            let mut tids = self.runtimes.threads();
+            self.workers.retain(|tid| !tids.contains(tid));
+            tids.extend(&self.workers);
+            self.threads.extend(tids.into_iter().filter_map(|tid| {
+                let cpu = timer::cpu_time_of(tid).ok()?;
+                Some(WorkerThread { tid, cpu, recorded: recorded.contains(&tid) })
+            }));
+            let alive = |tid: &u32| self.threads.iter().any(|thread| thread.tid == *tid);
+            self.workers.retain(alive);
+        }
+        self.suspects.look(SystemClock.now(), &self.beats, &self.threads)
+    }
+
+    fn ask(&mut self, ask: Ask) {
         let examiner = match self.examiner.take() {
             Some(examiner) => Ok(examiner),
             None => Onlooker::new().map(|onlooker| Box::new(Examiner::new(onlooker))),
         };
         match examiner {
             Ok(examiner) => {
+                let workers: Vec<u32> = self.threads.iter().map(|thread| thread.tid).collect();
                 self.round = Some(spawn_blocking(move || examiner.round(&ask, &workers)));
             }
             Err(why) => {
@@ -93,7 +138,6 @@ impl Suspicions {
                 tracing::info!(target: "marple", "stalls of tasks that are not recorded are not seen: {why}");
             }
         }
-        next
     }
 
     /// What the threads that were asked said, if it makes a suspicion. Never, while none are asked.
@@ -101,12 +145,23 @@ impl Suspicions {
         let Some(round) = &mut self.round else { return std::future::pending().await };
         let round = round.await;
         self.round = None;
-        let Round { examiner, asked, samples, search } = round.ok()?;
+        let before = threads::cpu_time();
+        let Round { examiner, asked, samples, searched, cost } = round.ok()?;
+        let found = samples.iter().filter(|sample| sample.poll.is_some()).map(|sample| sample.tid);
+        let fresh = found.filter(|tid| !self.threads.iter().any(|thread| thread.tid == *tid));
+        self.workers.extend(fresh);
+        self.workers.truncate(MAX_FOLLOWED);
         self.examiner = Some(examiner);
-        let now = SystemClock.now();
-        self.runtimes.beats(&mut self.beats);
-        self.suspects.look(now, &self.beats);
-        self.suspects.hear(now, asked, &samples, search)
+        self.look_at_workers();
+        let verdict = self.suspects.hear(SystemClock.now(), asked, &samples, searched);
+        let own = threads::cpu_time().saturating_sub(before);
+        self.suspects.charge(own + cost, false);
+        verdict
+    }
+
+    /// Charges what it took to confirm suspicions.
+    pub(super) fn charge(&mut self, cost: Duration) {
+        self.suspects.charge(cost, false);
     }
 
     /// Which of the suspicions hold, after `is_stuck` was found out.
@@ -135,84 +190,73 @@ struct Examiner {
     roles: HashMap<u64, Role>,
     /// How often functions were read.
     lessons: u32,
-    /// Of threads that are followed: the poll they are in, and how often they had been given a core.
-    last: HashMap<u32, (u64, u64)>,
     /// Threads that are no workers, and until when.
     plain: HashMap<u32, Moment>,
 }
 
 impl Examiner {
     fn new(onlooker: Onlooker) -> Self {
-        Self {
-            onlooker,
-            roles: HashMap::new(),
-            lessons: 0,
-            last: HashMap::new(),
-            plain: HashMap::new(),
-        }
+        Self { onlooker, roles: HashMap::new(), lessons: 0, plain: HashMap::new() }
     }
 
     fn round(mut self: Box<Self>, ask: &Ask, workers: &[u32]) -> Round {
         let (asked, before) = (SystemClock.now(), threads::cpu_time());
-        self.last.retain(|tid, _| ask.follow.contains(tid));
-        let mut samples = Vec::new();
-        let mut open: Vec<u32> = Vec::new();
-        for &tid in &ask.follow {
-            let slept = self.last.get(&tid).copied().filter(|&(_, turns)| self.sleeps(tid, turns));
-            match slept {
-                Some((poll, _)) => {
-                    let waited = Duration::ZERO;
-                    samples.push(Sample { tid, poll: Some(poll), slept: true, waited });
-                }
-                None => open.push(tid),
-            }
+        let still: Vec<&Still> = ask.still.iter().filter(|still| has_slept(still)).collect();
+        let mut open = ask.follow.clone();
+        open.extend(still.iter().map(|still| still.tid));
+        open.extend(&ask.search);
+        if ask.names {
+            open.extend(self.candidates(asked, workers));
         }
-        if ask.search {
-            let room = MAX_FOLLOWED.saturating_sub(open.len());
-            open.extend(self.candidates(asked, &ask.follow, workers).into_iter().take(room));
-        }
-        let (recorded, open): (Vec<u32>, Vec<u32>) =
-            open.into_iter().partition(|&tid| is_recorded(tid));
-        let left_out = |tid| Sample { tid, poll: None, slept: false, waited: Duration::ZERO };
-        samples.extend(recorded.into_iter().map(left_out));
+        open.sort_unstable();
+        open.dedup();
+        open.truncate(MAX_FOLLOWED);
+        // They are left out, and their stalls told exactly.
+        let recorded = recorded();
+        let (others, open): (Vec<u32>, Vec<u32>) =
+            open.into_iter().partition(|tid| recorded.contains(tid));
+        let left_out = |tid| Sample { tid, poll: None, still: None, waited: Duration::ZERO };
+        let mut samples: Vec<Sample> = others.into_iter().map(left_out).collect();
         let stands = self.onlooker.ask(&SystemClock, &open);
         let learning = threads::cpu_time();
         self.learn(&stands);
         let learning = threads::cpu_time().saturating_sub(learning);
         let free = if self.lessons <= FREE_LESSONS { learning } else { Duration::ZERO };
-        samples.extend(open.into_iter().map(|tid| {
+        samples.extend(open.iter().map(|&tid| {
             let stand = stands.iter().find(|stand| stand.tid == tid);
             let poll = stand.and_then(|stand| self.poll_of(stand));
-            match (stand, poll) {
-                (Some(stand), Some(poll)) => drop(self.last.insert(tid, (poll, stand.runs.turns))),
-                (Some(stand), None) if !self.is_worker(stand) => {
-                    self.plain.insert(tid, asked + PLAIN);
-                }
-                _ => drop(self.last.remove(&tid)),
+            if let (Some(stand), None) = (stand, poll)
+                && !self.is_worker(stand)
+            {
+                self.plain.insert(tid, asked + PLAIN);
             }
+            let still = still.iter().find(|still| still.tid == tid).map(|still| still.since);
             let waited = stand.map_or(Duration::ZERO, |stand| stand.runs.waited);
-            Sample { tid, poll, slept: false, waited }
+            Sample { tid, poll, still, waited }
         }));
-        let search = ask.search.then(|| threads::cpu_time().saturating_sub(before + free));
-        Round { examiner: self, asked, samples, search }
-    }
-
-    /// Whether a thread sleeps and has not run since it had been given a core `turns` times.
-    fn sleeps(&self, tid: u32, turns: u64) -> bool {
-        let looked = self.onlooker.look(tid);
-        looked
-            .is_some_and(|(thread, runs)| runs.turns == turns && matches!(thread.state, 'S' | 'D'))
+        let own = threads::cpu_time().saturating_sub(before + free);
+        let cost = own + ROUND + ANSWER * open.len() as u32;
+        let searched = ask.names || !ask.search.is_empty();
+        Round { examiner: self, asked, samples, searched, cost }
     }
 
     /// The threads that are called like one of `workers`.
-    fn candidates(&mut self, now: Moment, followed: &[u32], workers: &[u32]) -> Vec<u32> {
+    fn candidates(&mut self, now: Moment, workers: &[u32]) -> Vec<u32> {
         self.plain.retain(|_, until| *until > now);
         let names: Vec<String> = workers.iter().filter_map(|&tid| self.stem(tid)).collect();
         if names.is_empty() {
             return Vec::new();
         }
-        let mut tids = self.onlooker.list();
-        tids.retain(|tid| !followed.contains(tid) && !self.plain.contains_key(tid));
+        let is_many = self.onlooker.count().is_none_or(|count| count > MAX_LISTED);
+        let mut tids = match workers.iter().min().zip(workers.iter().max()) {
+            // A runtime starts its workers one after the other.
+            Some((first, last)) if is_many => (first.saturating_sub(NEAR)
+                ..first.saturating_add(NEAR))
+                .chain(last.saturating_sub(NEAR)..last.saturating_add(NEAR))
+                .collect(),
+            _ => self.onlooker.list(),
+        };
+        tids.retain(|tid| !workers.contains(tid) && !self.plain.contains_key(tid));
         let (like, others) = tids
             .into_iter()
             .partition(|&tid| self.stem(tid).is_some_and(|name| names.contains(&name)));
@@ -272,6 +316,11 @@ impl Examiner {
         let role = |at: usize| self.roles.get(stand.frames.get(at)?).copied();
         poll_in(role, stand.frames.len())
     }
+}
+
+/// Whether a thread has used no CPU since that was noted, and sleeps.
+fn has_slept(still: &Still) -> bool {
+    timer::cpu_time_of(still.tid).is_ok_and(|cpu| cpu == still.cpu)
 }
 
 /// Whether a thread with these functions, innermost first, holds a worker up.
@@ -361,7 +410,7 @@ mod tests {
             let _ = released.recv();
         });
         let worker = told.recv().unwrap();
-        let ask = Ask { follow: Vec::new(), search: true };
+        let ask = Ask { search: vec![worker], ..Ask::default() };
         let mut examiner = Box::new(Examiner::new(Onlooker::new().unwrap()));
         for _ in 0..3 {
             let round = examiner.round(&ask, &[worker]);

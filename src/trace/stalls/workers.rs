@@ -7,7 +7,10 @@ use crate::base::Moment;
 use crate::model::Beat;
 
 /// Between two looks while workers work and get on.
-const BUSY: Duration = Duration::from_millis(20);
+pub(super) const BUSY: Duration = Duration::from_millis(20);
+
+/// A worker's usual batch is taken for no longer than this, so that a long stall does not hide the next.
+const MAX_USUAL: Duration = Duration::from_secs(1);
 
 /// Between two looks when no worker has done anything for [`IDLE`], but at twice the threshold: who wakes an idle
 /// core for a look pays for that and not for what he sees. Of tasks that nobody records nobody tells when a
@@ -20,6 +23,16 @@ pub(super) struct Worker {
     pub(super) beat: Beat,
     /// Since when it tells the same.
     pub(super) since: Moment,
+    /// How long it told the same while it worked, lately. It tells something every 61 polls, so that a worker whose
+    /// polls take 10 ms each stands still for 0.6 s at a time.
+    usual: Duration,
+}
+
+impl Worker {
+    /// Whether it has told the same for longer than it usually does.
+    pub(super) fn is_late(&self, now: Moment) -> bool {
+        now.since(self.since) > self.usual + self.usual / 4
+    }
 }
 
 /// All of them.
@@ -29,11 +42,13 @@ pub(super) struct Workers {
     workers: Vec<Worker>,
     /// When one last did anything.
     stirred: Option<Moment>,
+    /// How many were parked all the time since the last look.
+    asleep: usize,
 }
 
 impl Workers {
     pub(super) fn new(threshold: Duration) -> Self {
-        Self { threshold, workers: Vec::new(), stirred: None }
+        Self { threshold, workers: Vec::new(), stirred: None, asleep: 0 }
     }
 
     /// Takes what they tell at `now`; how long until the next look, if none stands still.
@@ -43,19 +58,33 @@ impl Workers {
             // A runtime came or went.
             let known = std::mem::take(&mut self.workers);
             let known = |beat: &Beat| known.iter().find(|known| known.beat.worker == beat.worker);
-            let worker = |beat| known(beat).cloned().unwrap_or(Worker { beat: *beat, since: now });
+            let worker = |beat| {
+                known(beat).cloned().unwrap_or(Worker {
+                    beat: *beat,
+                    since: now,
+                    usual: Duration::ZERO,
+                })
+            };
             self.workers = beats.iter().map(worker).collect();
             self.stirred = Some(now);
         }
         let (mut at_work, mut fresh) = (false, false);
+        self.asleep = 0;
         for (worker, &beat) in self.workers.iter_mut().zip(beats) {
             at_work |= !beat.parked;
+            self.asleep += usize::from(beat.parked && worker.beat == beat);
             if worker.beat != beat {
                 self.stirred = Some(now);
             }
             if worker.beat != beat || beat.parked {
                 fresh |= worker.beat.parked && !beat.parked;
-                *worker = Worker { beat, since: now };
+                if worker.beat != beat {
+                    let batch =
+                        if worker.beat.parked { Duration::ZERO } else { now.since(worker.since) };
+                    let usual = worker.usual - worker.usual / 4;
+                    worker.usual = usual.max(batch).min(MAX_USUAL);
+                }
+                (worker.beat, worker.since) = (beat, now);
             }
         }
         match (at_work, fresh) {
@@ -68,6 +97,11 @@ impl Workers {
     /// Those that are not parked and told nothing between two looks.
     pub(super) fn standing(&self, now: Moment) -> impl Iterator<Item = &Worker> {
         self.workers.iter().filter(move |worker| !worker.beat.parked && worker.since < now)
+    }
+
+    /// How many were parked all the time between the last two looks.
+    pub(super) fn asleep(&self) -> usize {
+        self.asleep
     }
 
     fn idle_rest(&self, now: Moment) -> Duration {

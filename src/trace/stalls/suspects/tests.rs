@@ -39,43 +39,75 @@ fn poll_at(polls: &[Poll], now: u64) -> Option<(usize, Poll)> {
     found.map(|(number, poll)| (number, *poll))
 }
 
-/// Looks until `end`; rounds take 300 us. What was told, and when.
+/// The CPU time that a thread has used by `now`: of each poll that computes all, of one that sleeps 3 us.
+fn cpu(polls: &[Poll], now: u64) -> Duration {
+    let begun = polls.iter().take_while(|poll| poll.start <= now);
+    let used = begun.map(|poll| {
+        let lasted = poll.end.min(now) - poll.start;
+        if poll.sleeps { lasted.min(3) } else { lasted }
+    });
+    Duration::from_micros(used.sum())
+}
+
+/// Looks until `end`; rounds take 300 us. What was told, and when; and the CPU time that was charged.
 fn watch(threads: &[Vec<Poll>], workers: usize, end: u64) -> Vec<(Suspicion, u64)> {
+    let (found, used) = watch_and_charge(threads, workers, end, Duration::from_micros(300));
+    assert!(used <= Duration::from_micros(end / 800) + Duration::from_millis(20), "{used:?}");
+    found
+}
+
+fn watch_and_charge(
+    threads: &[Vec<Poll>],
+    workers: usize,
+    end: u64,
+    cost: Duration,
+) -> (Vec<(Suspicion, u64)>, Duration) {
+    const DEBUG: u32 = if cfg!(debug_assertions) { 8 } else { 1 };
     let mut suspects = Suspects::new(THRESHOLD);
-    let mut seen = vec![None; threads.len()];
-    let (mut now, mut all) = (0, Vec::new());
+    let (mut now, mut all, mut used) = (0, Vec::new(), Duration::ZERO);
     while now < end {
         let beats = |now| -> Vec<Beat> {
             threads[..workers].iter().enumerate().map(|(n, polls)| beat(n, polls, now)).collect()
         };
-        let (ask, next) = suspects.look(at(now), &beats(now));
+        let clocks = |now| -> Vec<WorkerThread> {
+            let all = threads.iter().enumerate();
+            let thread = |(n, polls): (usize, &Vec<Poll>)| WorkerThread {
+                tid: n as u32,
+                cpu: cpu(polls, now),
+                recorded: poll_at(polls, now).is_some_and(|(_, poll)| poll.recorded),
+            };
+            all.map(thread).collect()
+        };
+        let (ask, next) = suspects.look(at(now), &beats(now), &clocks(now));
         assert!(next >= PERIOD && next <= 2 * THRESHOLD);
         let asked = now;
         if let Some(ask) = ask {
             now += 300;
+            used += cost;
+            suspects.charge(cost * DEBUG, false);
             let mut samples = Vec::new();
             for (n, polls) in threads.iter().enumerate() {
-                let follows = ask.follow.contains(&(n as u32));
-                let poll = poll_at(polls, now);
-                let slept = follows
-                    && poll.is_some_and(|(number, poll)| poll.sleeps && seen[n] == Some(number));
-                if follows || ask.search {
-                    seen[n] = poll.map(|(number, _)| number);
-                    let poll = poll.filter(|(_, poll)| !poll.recorded).map(|(_, poll)| poll.task);
-                    let waited = Duration::ZERO;
-                    samples.push(Sample { tid: n as u32, poll, slept, waited });
+                let tid = n as u32;
+                let still = ask.still.iter().find(|still| still.tid == tid);
+                if still.is_some()
+                    || [&ask.follow, &ask.search].iter().any(|asked| asked.contains(&tid))
+                {
+                    let poll = poll_at(polls, now).map(|(_, poll)| poll);
+                    let poll = poll.filter(|poll| !poll.recorded).map(|poll| poll.task);
+                    let still = still.filter(|still| still.cpu == cpu(polls, now));
+                    let still = still.map(|still| still.since);
+                    samples.push(Sample { tid, poll, still, waited: Duration::ZERO });
                 }
             }
-            suspects.look(at(now), &beats(now));
-            let search = ask.search.then_some(Duration::from_micros(300));
-            let verdict = suspects.hear(at(now), at(asked), &samples, search);
+            suspects.look(at(now), &beats(now), &clocks(now));
+            let verdict = suspects.hear(at(now), at(asked), &samples, !ask.search.is_empty());
             let found = verdict.map(|verdict| suspects.settle(verdict, |tid| tid != 9));
             let found = found.into_iter().flatten();
             all.extend(found.map(|found| (found, now)));
         }
         now = asked + next.as_micros() as u64;
     }
-    all
+    (all, used)
 }
 
 /// Polls of `length` ms back to back or apart, with one of `stall` ms every 900 ms.
@@ -143,7 +175,9 @@ fn who_computes_is_found_when_no_61_short_polls_could_be_it() {
     for workers in [1, 2] {
         let idle = |n: u64| polls(1, 97_003 + n, (600, false), 3, 10_000_000);
         let threads: Vec<Vec<Poll>> = (0..workers).map(idle).collect();
-        let found = watch(&threads, workers as usize, 11_000_000);
+        // One such stall takes 9 rounds, and these come every 1.5 s.
+        let cost = Duration::from_micros(150);
+        let (found, _) = watch_and_charge(&threads, workers as usize, 11_000_000, cost);
         let expected: usize = threads.iter().map(|polls| long(polls, 50_000).len()).sum();
         assert_eq!(found.len(), expected);
         assert!(found.iter().all(|(found, _)| found.lasted >= BATCH));
@@ -175,10 +209,10 @@ fn nobody_is_asked_while_workers_get_on() {
     let mut suspects = Suspects::new(THRESHOLD);
     let beat = |parked, count| Beat { worker: (1, 0), parked, mark: (count, 0) };
     for step in 0..100 {
-        let (ask, next) = suspects.look(at(step * 10_000), &[beat(false, 2 * step)]);
+        let (ask, next) = suspects.look(at(step * 10_000), &[beat(false, 2 * step)], &[]);
         assert_eq!(ask, None);
         assert!(next >= PERIOD);
     }
-    assert_eq!(suspects.look(at(2_000_000), &[beat(true, 999)]), (None, REST));
-    assert_eq!(suspects.look(at(2_050_000), &[beat(true, 999)]), (None, REST));
+    assert_eq!(suspects.look(at(2_000_000), &[beat(true, 999)], &[]), (None, REST));
+    assert_eq!(suspects.look(at(2_050_000), &[beat(true, 999)], &[]), (None, REST));
 }
