@@ -1,4 +1,7 @@
-//! What the watching costs while nothing happens: `cargo bench --bench idle`.
+//! What the agent costs while there is no incident: `cargo bench --bench idle`.
+//!
+//! About six minutes; `-- --quick` two of them, and `-- ticks`, `-- polls`, `-- threads` or `-- requests` that part
+//! alone. `ticks` is described here, the others in `idle/busy.rs`.
 //!
 //! One row a measure: its name, its value, the goal, and `pass` or `short`. A value of CPU is the
 //! median of pairs run in turn, the ticks and a loop that sleeps as often without them, over the
@@ -9,6 +12,9 @@
 //!
 //! By their own clock the ticks are 250 ms apart, so that what is done each second or minute has
 //! its true share; they come every 5 ms for the bench to end. Caches are warmer than they would be.
+
+#[path = "idle/busy.rs"]
+mod busy;
 
 use std::alloc::System;
 use std::path::Path;
@@ -41,6 +47,26 @@ fn main() {
     if !std::env::args().any(|arg| arg == "--bench") {
         return;
     }
+    let quick = std::env::args().any(|arg| arg == "--quick");
+    let parts = ["ticks", "polls", "threads", "requests"];
+    let all = !std::env::args().any(|arg| parts.contains(&arg.as_str()));
+    let wanted = |part: &str| all || std::env::args().any(|arg| arg == part);
+    if wanted("ticks") {
+        ticks();
+    }
+    let plan = busy::Plan::new(quick);
+    if wanted("polls") {
+        busy::polls(plan);
+    }
+    if wanted("threads") {
+        busy::threads(plan);
+    }
+    if wanted("requests") {
+        busy::requests(plan);
+    }
+}
+
+fn ticks() {
     let runtimes = |workers: &[usize]| -> Vec<Runtime> {
         let build =
             |&workers: &usize| Builder::new_multi_thread().worker_threads(workers).build().unwrap();

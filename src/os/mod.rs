@@ -52,4 +52,4 @@ mod unwind_walk;
 pub mod wake;
 
 #[cfg(not(target_os = "linux"))]
-pub use unsupported::{alarm, catch, cgroup, glance, procfs, tasks, threads, wake};
+pub use unsupported::{alarm, catch, cgroup, glance, procfs, tasks, threads, timer, wake};

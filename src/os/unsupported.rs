@@ -8,4 +8,5 @@ pub mod glance;
 pub mod procfs;
 pub mod tasks;
 pub mod threads;
+pub mod timer;
 pub mod wake;

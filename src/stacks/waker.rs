@@ -33,6 +33,10 @@ use crate::os::unwind::{self, End, MAX_FRAMES};
 /// The stacks kept of one poll: a `select!` over more leaves is counted.
 const MAX_STACKS: usize = 8;
 
+/// The stacks walked in one poll, some 5 us each: leaves beyond this are counted and not walked, so that a dump holds
+/// the worker of a task with 50,000 leaves up for no longer than 0.5 ms.
+const MAX_WALKS: u32 = 64;
+
 /// What one poll showed.
 #[derive(Debug, Default)]
 pub(super) struct Seen {
@@ -42,6 +46,8 @@ pub(super) struct Seen {
     pub(super) more: u32,
     /// Stacks that could not be walked, or not to their end.
     pub(super) broken: u32,
+    /// How many were walked.
+    walks: u32,
 }
 
 /// One poll to be seen. Stands in the frame of the function that polls, and so says where that is.
@@ -79,6 +85,14 @@ impl<'a> Capture<'a> {
     /// Keeps the stack above the caller, which is in turn the caller of one of the functions of the table.
     #[inline(always)]
     fn see(&self) {
+        {
+            let mut seen = self.seen();
+            if seen.walks >= MAX_WALKS {
+                seen.more = seen.more.saturating_add(1);
+                return;
+            }
+            seen.walks += 1;
+        }
         let mut frames = [0; MAX_FRAMES];
         // The caller itself is one of ours; the rest begins with whoever cloned.
         let walk = unwind::unwind_up_to(ptr::from_ref(self).addr() as u64, 1, &mut frames);
@@ -222,6 +236,17 @@ mod tests {
         assert_eq!(Arc::strong_count(&woken), 2);
         let seen = capture.into_seen();
         assert!(!seen.stacks.is_empty() || seen.broken > 0, "yielding is seen");
+    }
+
+    #[test]
+    fn leaves_beyond_those_that_are_walked_are_counted() {
+        let (_woken, real) = woken();
+        let capture = Capture::new(&real);
+        let leaves: Vec<Waker> = (0..50_000).map(|_| capture.waker().get().clone()).collect();
+        assert!(leaves.iter().all(|leaf| leaf.data() == real.data()));
+        let seen = capture.into_seen();
+        assert_eq!(seen.walks, MAX_WALKS);
+        assert!(seen.more >= 50_000 - MAX_WALKS, "{}", seen.more);
     }
 
     #[test]

@@ -317,7 +317,7 @@ impl Copies {
     /// The thread's name, its place among the workers of its runtime, and which runtime that is, if there
     /// are several.
     fn name(&self, several: bool) -> String {
-        let mut name = self.tenancy.thread.clone();
+        let mut name = self.tenancy.thread.to_string();
         let [runtime, worker] =
             [&self.rings.runtime, &self.rings.worker].map(|number| number.load(Ordering::Relaxed));
         if worker > 0 {

@@ -5,11 +5,15 @@
 //! window as long as there is memory for others. So a program that makes a thread a second keeps to its
 //! bound, and what a thread did stays readable after its end.
 //!
+//! A service may start thousands of threads at once, and each of them comes here with its first record. So the lock is
+//! held for a microsecond: memory is mapped outside of it, the number of CPUs, for which the standard library reads
+//! cgroup files, is read once a process, and while there is nothing to be had, threads do not take the lock at all.
+//!
 //! How much a ring gets: half of the memory is for as many threads as there are CPUs, in equal parts; any
 //! further thread gets an eighth of what is left, so that there is always some left.
 
-use std::sync::atomic::Ordering;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 
 use super::thread::{Memory, Rings};
@@ -33,7 +37,7 @@ pub(super) struct Tenancy {
     /// Tells this tenancy from all others.
     pub(super) id: u64,
     pub(super) tid: u32,
-    pub(super) thread: String,
+    pub(super) thread: Arc<str>,
     /// The first records of this thread.
     pub(super) first_slice: u64,
     pub(super) first_task: u64,
@@ -48,18 +52,36 @@ struct Registry {
     used: usize,
     /// In ticks.
     window: u64,
-    tenancies: u64,
 }
 
 static REGISTRY: Mutex<Registry> =
-    Mutex::new(Registry { rings: Vec::new(), most: 0, used: 0, window: 0, tenancies: 0 });
+    Mutex::new(Registry { rings: Vec::new(), most: 0, used: 0, window: 0 });
+
+/// Whether there is no memory for more rings and none were given back.
+static EXHAUSTED: AtomicBool = AtomicBool::new(false);
+
+/// What a thread gets.
+enum Grant {
+    /// Rings that a thread has given back.
+    Vacant(&'static Rings),
+    /// Memory for so many slices, which counts as used.
+    Slices(usize),
+}
 
 /// Sets how much memory rings may take, and for how long what is in them is wanted, in ticks. Rings that
 /// exist stay as they are.
 pub(super) fn limit(bytes: usize, window: u64) {
+    cpus();
     let mut registry = lock(&REGISTRY);
     registry.most = bytes;
     registry.window = window;
+    EXHAUSTED.store(false, Ordering::SeqCst);
+}
+
+/// The number of CPUs, two at least.
+fn cpus() -> usize {
+    static CPUS: OnceLock<usize> = OnceLock::new();
+    *CPUS.get_or_init(|| thread::available_parallelism().map_or(2, |n| n.get().max(2)))
 }
 
 /// All rings that have or had a thread.
@@ -83,33 +105,40 @@ pub(super) fn too_deep() -> u64 {
     registry.rings.iter().map(|rings| rings.too_deep.load(Ordering::Relaxed)).sum()
 }
 
-/// Rings for the calling thread; none when there is no memory for them.
+/// Returns rings for the calling thread, or `None` if there is no memory for them.
 pub(super) fn take() -> Option<&'static Rings> {
-    let (tid, thread) = (threads::current(), threads::current_name());
-    let mut registry = lock(&REGISTRY);
-    let vacant = registry
-        .rings
-        .iter()
-        .filter_map(|rings| Some((lock(&rings.tenancy).as_ref()?.ended?, *rings)));
-    let vacant = vacant.min_by_key(|&(ended, _)| ended);
-    let forgotten = ticks::now().saturating_sub(registry.window);
-    let rings = match vacant {
-        Some((ended, rings)) if ended < forgotten => rings,
-        _ => registry.make().or(vacant.map(|(_, rings)| rings))?,
+    if EXHAUSTED.load(Ordering::Relaxed) {
+        return None;
+    }
+    let (tid, thread) = (threads::current(), threads::current_name().into());
+    let cpus = cpus();
+    let grant = lock(&REGISTRY).grant(cpus)?;
+    let fresh = match grant {
+        Grant::Vacant(rings) => {
+            rings.runtime.store(0, Ordering::Relaxed);
+            rings.worker.store(0, Ordering::Relaxed);
+            return Some(rings.let_to(tid, thread));
+        }
+        Grant::Slices(slices) => map(slices).ok_or(slices),
     };
-    registry.tenancies += 1;
-    rings.close();
-    rings.runtime.store(0, Ordering::Relaxed);
-    rings.worker.store(0, Ordering::Relaxed);
-    *lock(&rings.tenancy) = Some(Tenancy {
-        id: registry.tenancies,
-        tid,
-        thread,
-        first_slice: rings.slices.next(),
-        first_task: rings.tasks.next(),
-        ended: None,
-    });
-    Some(rings)
+    let mut registry = lock(&REGISTRY);
+    match fresh {
+        Ok(rings) => {
+            registry.rings.push(rings);
+            Some(rings.let_to(tid, thread))
+        }
+        Err(slices) => {
+            registry.used -= bytes(slices);
+            None
+        }
+    }
+}
+
+fn map(slices: usize) -> Option<&'static Rings> {
+    let map = |records: usize| -> Option<Memory> {
+        Box::leak(Box::new(Chunk::new(2 * records))).get_or_map()
+    };
+    Some(Box::leak(Box::new(Rings::new(map(slices)?, map(slices / TASKS)?))))
 }
 
 /// The thread that had them has ended.
@@ -118,11 +147,65 @@ pub(super) fn give_back(rings: &Rings) {
     if let Some(tenancy) = lock(&rings.tenancy).as_mut() {
         tenancy.ended = Some(ticks::now());
     }
+    EXHAUSTED.store(false, Ordering::SeqCst);
+}
+
+impl Rings {
+    /// Makes the calling thread their owner.
+    fn let_to(&'static self, tid: u32, thread: Arc<str>) -> &'static Self {
+        static TENANCIES: AtomicU64 = AtomicU64::new(0);
+        self.close();
+        *lock(&self.tenancy) = Some(Tenancy {
+            id: TENANCIES.fetch_add(1, Ordering::Relaxed) + 1,
+            tid,
+            thread,
+            first_slice: self.slices.next(),
+            first_task: self.tasks.next(),
+            ended: None,
+        });
+        self
+    }
 }
 
 impl Registry {
-    fn make(&mut self) -> Option<&'static Rings> {
-        let cpus = thread::available_parallelism().map_or(2, |n| n.get().max(2));
+    fn grant(&mut self, cpus: usize) -> Option<Grant> {
+        let forgotten = ticks::now().saturating_sub(self.window);
+        let vacant = self.vacant();
+        let grant = match vacant {
+            Some((ended, rings)) if ended < forgotten => Grant::Vacant(rings),
+            _ => match (self.reserve(cpus), vacant) {
+                (Some(slices), _) => Grant::Slices(slices),
+                (None, Some((_, rings))) => Grant::Vacant(rings),
+                (None, None) => {
+                    // Set before the second look, so that rings that are given back now are either seen or take
+                    // this back.
+                    EXHAUSTED.store(true, Ordering::SeqCst);
+                    let (_, rings) = self.vacant()?;
+                    EXHAUSTED.store(false, Ordering::SeqCst);
+                    Grant::Vacant(rings)
+                }
+            },
+        };
+        if let Grant::Vacant(rings) = grant
+            && let Some(tenancy) = lock(&rings.tenancy).as_mut()
+        {
+            // Nobody else gets them.
+            tenancy.ended = None;
+        }
+        Some(grant)
+    }
+
+    /// The rings that were given back the longest time ago.
+    fn vacant(&self) -> Option<(u64, &'static Rings)> {
+        let vacant = self
+            .rings
+            .iter()
+            .filter_map(|rings| Some((lock(&rings.tenancy).as_ref()?.ended?, *rings)));
+        vacant.min_by_key(|&(ended, _)| ended)
+    }
+
+    /// Takes memory for a thread's slices.
+    fn reserve(&mut self, cpus: usize) -> Option<usize> {
         let half = self.most / 2;
         let left = self.most.saturating_sub(self.used);
         let share = half / cpus;
@@ -132,13 +215,8 @@ impl Registry {
         if slices < LEAST {
             return None;
         }
-        let map = |records: usize| -> Option<Memory> {
-            Box::leak(Box::new(Chunk::new(2 * records))).get_or_map()
-        };
-        let rings: &Rings = Box::leak(Box::new(Rings::new(map(slices)?, map(slices / TASKS)?)));
         self.used += bytes(slices);
-        self.rings.push(rings);
-        Some(rings)
+        Some(slices)
     }
 }
 

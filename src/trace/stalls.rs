@@ -176,7 +176,7 @@ fn overlong(rings: &Rings, tenancy: &Tenancy, found: Found) -> Overlong {
         [&rings.runtime, &rings.worker].map(|number| number.load(Ordering::Relaxed));
     Overlong {
         tid: tenancy.tid,
-        thread: tenancy.thread.clone(),
+        thread: tenancy.thread.to_string(),
         runtime: Some(runtime).filter(|&runtime| runtime > 0),
         worker: worker.checked_sub(1),
         task: sites::name(found.task.site),

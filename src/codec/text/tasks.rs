@@ -87,7 +87,7 @@ fn write_group(out: &mut impl Write, dump: &TaskDump, group: &Group<'_>) -> io::
         shown(&dump.profile, *stack).try_for_each(|frame| writeln!(out, "    {frame}"))?;
     }
     if first.more_stacks > 0 {
-        writeln!(out, "  and {} more", first.more_stacks)?;
+        writeln!(out, "  and {} more leaves, not shown", first.more_stacks)?;
     }
     if let TaskState::Running { tid } = first.state
         && let Some(stack) = dump.threads.get(&tid)

@@ -20,6 +20,7 @@ use crate::model::Profile;
 use crate::os::births;
 use crate::os::copied::Copied;
 use crate::os::process::cpu_time;
+use crate::os::threads;
 use crate::os::unwind::{End, MAX_FRAMES, Walker};
 
 /// What the table of a session holds: 3 to 6 MB when it is full.
@@ -30,8 +31,14 @@ const NODES: usize = 64 << 10;
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 const LOOK_EVERY_IDLE: Duration = Duration::from_secs(1);
 
-/// Reading the list may take this share of a core: 0.5 us a thread, every 0.5 ms a thread.
-const LOOK_PAUSE_PER_THREAD: Duration = Duration::from_micros(500);
+/// What is done for each thread, at 1 us (reading the list, charging its CPU time), is done no more often than this
+/// for each thread there is: 0.1 % of a core for each. In a session twice as often.
+const PAUSE_PER_THREAD: Duration = Duration::from_millis(1);
+
+/// While only the window is filled, reading samples may take one part of so many of a core. Whatever the number of
+/// threads, they are read within the second part, so that rings hold what comes.
+const DRAIN_SHARE: u32 = 1000;
+const LONGEST_DRAIN_PAUSE: Duration = Duration::from_secs(1);
 
 /// Whoever starts or stops a session meanwhile gets its turn between some names and some more.
 const NAME_EVERY: Duration = Duration::from_millis(1);
@@ -189,7 +196,7 @@ impl Shared {
         let mut state = self.lock();
         let mut heard = Moment::default();
         while !state.is_over {
-            let now = SystemClock.now();
+            let (now, before) = (SystemClock.now(), threads::cpu_time());
             let turn = catch_unwind(AssertUnwindSafe(|| {
                 state.turn(now);
                 state.roster.name_some()
@@ -202,7 +209,13 @@ impl Shared {
                 state.broken = Some("the profiler's own thread panicked");
                 return;
             };
-            let wait = if has_more_to_name { NAME_EVERY } else { drain_interval(state.frequency) };
+            let cost = threads::cpu_time().saturating_sub(before);
+            let wait = match state.during {
+                _ if has_more_to_name => NAME_EVERY,
+                Some(_) => drain_interval(state.frequency),
+                None => drain_interval(state.frequency)
+                    .max((cost * DRAIN_SHARE).min(LONGEST_DRAIN_PAUSE)),
+            };
             state = self.wake.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
@@ -211,9 +224,14 @@ impl Shared {
 impl State {
     /// Sees to threads and files that came and went, and brings in what was sampled.
     fn turn(&mut self, now: Moment) {
-        let pause = LOOK_PAUSE_PER_THREAD * u32::try_from(self.roster.len()).unwrap_or(u32::MAX);
-        let every = if self.during.is_some() { LOOK_EVERY } else { LOOK_EVERY_IDLE };
-        let is_due = now.since(self.looked) >= every.max(pause);
+        let threads = u32::try_from(self.roster.len()).unwrap_or(u32::MAX);
+        let pause = PAUSE_PER_THREAD.saturating_mul(threads);
+        let (pause, every) = match self.during {
+            Some(_) => (pause / 2, LOOK_EVERY),
+            None => (pause, LOOK_EVERY_IDLE),
+        };
+        // Without a change, a look asks only some of the threads.
+        let is_due = now.since(self.looked) >= every;
         let has_changed = self.roster.has_changed() && now.since(self.looked) >= pause;
         let mut gone = Vec::new();
         if is_due || has_changed {
@@ -236,7 +254,8 @@ impl State {
             self.chosen.sampler.detach(tid);
         }
         self.roster.forget(&gone);
-        if self.lookback.as_ref().is_some_and(|(_, window)| window.is_due(now)) {
+        let is_due = |(_, window): &(Hertz, Window)| window.is_due(now, pause);
+        if self.lookback.as_ref().is_some_and(is_due) {
             self.settle();
             self.begin_window(now);
         }

@@ -40,9 +40,10 @@ impl Window {
         self.buckets.push_back(Bucket { started: now, cpu, tally: Tally::new(NODES) });
     }
 
-    /// Whether it is time for another bucket.
-    pub(super) fn is_due(&self, now: Moment) -> bool {
-        self.buckets.back().is_some_and(|last| now.since(last.started) >= self.each)
+    /// Whether it is time for another bucket. No bucket is shorter than `least`.
+    pub(super) fn is_due(&self, now: Moment, least: Duration) -> bool {
+        let each = self.each.max(least);
+        self.buckets.back().is_some_and(|last| now.since(last.started) >= each)
     }
 
     /// The last bucket that was begun.
@@ -67,7 +68,7 @@ mod tests {
         window.begin(Moment::from_nanos(0), Duration::ZERO);
         for second in 0..100u64 {
             let now = Moment::from_nanos(second * 1_000_000_000);
-            if window.is_due(now) {
+            if window.is_due(now, Duration::ZERO) {
                 window.begin(now, Duration::from_secs(second));
             }
             let tally = window.present().unwrap();

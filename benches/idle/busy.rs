@@ -1,0 +1,258 @@
+//! What an agent with default settings costs services that are busy or large.
+//!
+//! Each value is the median of pairs run in turn, with the agent and with a control: the same service without an agent,
+//! or with the measured part off. What the agent's own threads use is read from the kernel's account of them
+//! (`schedstat`), which is exact where the service takes all cores; what it costs the service's threads is in the CPU
+//! time of the process for each request.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use marple::config::{Room, Settings, StoreSettings, ToggleSettings, TraceSettings};
+use marple::os::process::cpu_time;
+use marple::{Agent, base::Bytes};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::{Builder, Runtime};
+use tracing_subscriber::layer::SubscriberExt as _;
+
+use super::row;
+
+const THREADS: usize = 10_000;
+
+#[derive(Clone, Copy)]
+pub(crate) struct Plan {
+    pairs: usize,
+    span: Duration,
+    /// From the agent's start to the measure.
+    settle: Duration,
+}
+
+impl Plan {
+    pub(crate) fn new(quick: bool) -> Self {
+        let (pairs, span) = if quick { (3, 3) } else { (7, 6) };
+        Self { pairs, span: Duration::from_secs(span), settle: Duration::from_secs(2) }
+    }
+
+    fn median(self, mut measure: impl FnMut() -> f64) -> f64 {
+        let mut values: Vec<f64> = (0..self.pairs).map(|_| measure()).collect();
+        values.sort_by(f64::total_cmp);
+        values[self.pairs / 2]
+    }
+
+    /// The agent's own threads over the span, in per cent of a core.
+    fn own_share(self) -> f64 {
+        std::thread::sleep(self.settle);
+        let (before, begun) = (own_threads(), Instant::now());
+        std::thread::sleep(self.span);
+        (own_threads() - before).as_secs_f64() / begun.elapsed().as_secs_f64() * 100.0
+    }
+}
+
+/// The CPU time of the agent's own threads.
+fn own_threads() -> Duration {
+    let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten();
+    let used = tasks.filter_map(|task| {
+        let path = task.ok()?.path();
+        let name = std::fs::read_to_string(path.join("comm")).ok()?;
+        if !name.starts_with("marple") && !name.starts_with("notify") {
+            return None;
+        }
+        let schedstat = std::fs::read_to_string(path.join("schedstat")).ok()?;
+        let nanos: u64 = schedstat.split(' ').next()?.parse().ok()?;
+        Some(Duration::from_nanos(nanos))
+    });
+    used.sum()
+}
+
+fn agent(stall: Option<Duration>) -> (Agent, tempfile::TempDir) {
+    let dir = tempfile::TempDir::new().expect("a directory");
+    let settings = Settings {
+        dir: dir.path().join("captures"),
+        // No rule may fire: a capture is not idle.
+        rules: Vec::new(),
+        trace: TraceSettings { stall, ..TraceSettings::default() },
+        toggle: ToggleSettings { signal: None, ..ToggleSettings::default() },
+        store: StoreSettings { keep_free: Room::Bytes(Bytes(0)), ..StoreSettings::default() },
+        ..Settings::default()
+    };
+    (Agent::from_settings(settings).start().expect("an agent"), dir)
+}
+
+fn runtime(workers: usize) -> Runtime {
+    Builder::new_multi_thread().worker_threads(workers).enable_all().build().expect("a runtime")
+}
+
+/// Tasks of plain tokio with polls of 10 ms on all workers.
+pub(crate) fn polls(plan: Plan) {
+    for workers in [2, 8] {
+        let runtime = runtime(workers);
+        let over = Arc::new(AtomicBool::new(false));
+        for _ in 0..4 * workers {
+            let over = Arc::clone(&over);
+            runtime.spawn(async move {
+                while !over.load(Ordering::Relaxed) {
+                    let begun = Instant::now();
+                    while begun.elapsed() < Duration::from_millis(10) {
+                        std::hint::spin_loop();
+                    }
+                    tokio::task::yield_now().await;
+                }
+            });
+        }
+        let share = |stall| {
+            let (agent, _dir) = agent(stall);
+            agent.handle().observe(runtime.handle().clone()).expect("a runtime to observe");
+            plan.own_share()
+        };
+        let mut all = Vec::new();
+        let search = plan.median(|| {
+            let with = share(Some(Duration::from_millis(100)));
+            all.push(with);
+            with - share(None)
+        });
+        all.sort_by(f64::total_cmp);
+        over.store(true, Ordering::Relaxed);
+        runtime.shutdown_background();
+        let name = format!("polls of 10 ms, {workers} workers");
+        row(&format!("{name}: search"), search, "% of a core", 0.2);
+        row(&format!("{name}: all"), all[plan.pairs / 2], "% of a core", 0.3);
+    }
+}
+
+/// Threads that do nothing, with an agent and without.
+pub(crate) fn threads(plan: Plan) {
+    let (hold, wait) = std::sync::mpsc::channel::<()>();
+    let wait = Arc::new(std::sync::Mutex::new(wait));
+    let threads: Vec<_> = (0..THREADS)
+        .map_while(|_| {
+            let wait = Arc::clone(&wait);
+            let body = move || drop(wait.lock().map(|wait| wait.recv()));
+            std::thread::Builder::new().stack_size(64 << 10).spawn(body).ok()
+        })
+        .collect();
+    let count = threads.len();
+    let plan = Plan { settle: 2 * plan.settle, ..plan };
+    let share = |agent: Option<(Agent, tempfile::TempDir)>| {
+        std::thread::sleep(plan.settle);
+        let before = cpu_time();
+        std::thread::sleep(plan.span);
+        drop(agent);
+        (cpu_time() - before).as_secs_f64() / plan.span.as_secs_f64() * 100.0
+    };
+    let mut controls = Vec::new();
+    let more = plan.median(|| {
+        let control = share(None);
+        controls.push(control);
+        share(Some(agent(Some(Duration::from_millis(100))))) - control
+    });
+    controls.sort_by(f64::total_cmp);
+    let control = format!("{:.4} % of a core", controls[plan.pairs / 2]);
+    println!("{:<36} {control:>22}", format!("{count} threads, no agent"));
+    row(&format!("{count} threads"), more, "% of a core", 0.3);
+    drop(hold);
+    threads.into_iter().for_each(|thread| drop(thread.join()));
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Service {
+    Plain,
+    Agent,
+    /// And the layer, the hooks and the wrapper.
+    Whole,
+}
+
+/// Requests of 16 us over TCP: what one costs with an agent, over without.
+pub(crate) fn requests(plan: Plan) {
+    let (mut quick_start, mut whole, mut plains) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..plan.pairs {
+        let plain = request(Service::Plain, plan);
+        plains.push(plain * 1e6);
+        quick_start.push(request(Service::Agent, plan) / plain);
+        whole.push(request(Service::Whole, plan) / plain);
+    }
+    let median = |values: &mut Vec<f64>| {
+        values.sort_by(f64::total_cmp);
+        values[plan.pairs / 2]
+    };
+    let plain = median(&mut plains);
+    println!("{:<36} {:>22}", "a request, no agent", format!("{plain:.2} us"));
+    row("a request: agent", median(&mut quick_start), "x", 1.02);
+    row("a request: layer, hooks, wrapper", median(&mut whole), "x", 1.02);
+}
+
+/// Seconds of CPU of the process for a request.
+fn request(service: Service, plan: Plan) -> f64 {
+    let mut builder = Builder::new_multi_thread();
+    builder.worker_threads(2).enable_all();
+    if service == Service::Whole {
+        marple::instrument(&mut builder);
+    }
+    let runtime = builder.build().expect("a runtime");
+    let agent = (service != Service::Plain).then(|| agent(Some(Duration::from_millis(100))));
+    if let Some((agent, _)) = &agent {
+        agent.handle().observe(runtime.handle().clone()).expect("a runtime to observe");
+    }
+    let registry = tracing_subscriber::registry();
+    let _subscriber = match service {
+        Service::Whole => {
+            tracing::dispatcher::set_default(&registry.with(marple::trace::layer()).into())
+        }
+        _ => tracing::dispatcher::set_default(&registry.into()),
+    };
+    let served = Arc::new(AtomicU64::new(0));
+    let address = runtime.block_on(serve(service, Arc::clone(&served)));
+    let over = Arc::new(AtomicBool::new(false));
+    for _ in 0..8 {
+        let over = Arc::clone(&over);
+        runtime.spawn(async move {
+            let mut stream = TcpStream::connect(address).await.expect("a connection");
+            let mut buffer = [0; 64];
+            while !over.load(Ordering::Relaxed) {
+                stream.write_all(&[1; 64]).await.expect("a request");
+                stream.read_exact(&mut buffer).await.expect("a response");
+            }
+        });
+    }
+    std::thread::sleep(plan.settle / 4);
+    let (cpu, before) = (cpu_time(), served.load(Ordering::Relaxed));
+    std::thread::sleep(plan.span / 3);
+    let used = cpu_time() - cpu;
+    let served = served.load(Ordering::Relaxed) - before;
+    over.store(true, Ordering::Relaxed);
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    used.as_secs_f64() / served.max(1) as f64
+}
+
+/// A service that works for 5 us for a request, which its share of TCP makes 16.
+async fn serve(service: Service, served: Arc<AtomicU64>) -> std::net::SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
+    let address = listener.local_addr().expect("an address");
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let served = Arc::clone(&served);
+            let connection = async move {
+                let mut buffer = [0; 64];
+                while stream.read_exact(&mut buffer).await.is_ok() {
+                    let _span = tracing::info_span!("request", size = 64).entered();
+                    let answer: Vec<u8> = (0..4000u32).fold(vec![0; 64], |mut sum, n| {
+                        sum[n as usize % 64] = sum[n as usize % 64].wrapping_add(n as u8);
+                        std::hint::black_box(sum)
+                    });
+                    drop(_span);
+                    served.fetch_add(1, Ordering::Relaxed);
+                    if stream.write_all(&answer).await.is_err() {
+                        return;
+                    }
+                }
+            };
+            if service == Service::Whole {
+                marple::task::spawn(connection);
+            } else {
+                tokio::spawn(connection);
+            }
+        }
+    });
+    address
+}
