@@ -7,11 +7,14 @@ use std::time::Duration;
 
 use crate::base::Moment;
 
-/// One part of so many of a core: 0.125 %. The rest of the 0.2 % is for wake-ups, which no thread's clock shows whole.
-const SHARE: u32 = 800;
+/// One part of so many of a core: 0.1 %. The rest of the 0.2 % is for wake-ups, which no thread's clock shows whole.
+const SHARE: u32 = 1000;
 
-/// Saved up at most. Confirming that a thread computes takes about 10 rounds of 0.3 ms.
-const MAX_SAVED: Duration = Duration::from_millis(10);
+/// Saved up at most, which is what a burst takes beyond the share.
+const MAX_SAVED: Duration = Duration::from_millis(6);
+
+/// What is kept for suspicions with evidence. Confirming that a thread computes takes about 10 rounds of 0.3 ms.
+const RESERVE: Duration = Duration::from_millis(4);
 
 /// What the looks alone may use of it: 0.05 % of a core.
 const LOOK_SHARE: u32 = 2000;
@@ -34,7 +37,7 @@ pub(super) struct Budget {
 
 impl Budget {
     pub(super) fn new() -> Self {
-        Self { saved: nanos(MAX_SAVED), refilled: None, look: Duration::ZERO }
+        Self { saved: nanos(RESERVE), refilled: None, look: Duration::ZERO }
     }
 
     /// Adds what has accrued by `now`.
@@ -63,7 +66,7 @@ impl Budget {
 
     /// Whether threads may be asked on no more than a hint: enough is left for a suspicion with evidence.
     pub(super) fn has_plenty(&self) -> bool {
-        self.saved >= nanos(MAX_SAVED / 2)
+        self.saved >= nanos(RESERVE)
     }
 
     /// The least time between two looks.
@@ -101,14 +104,16 @@ mod tests {
     }
 
     #[test]
-    fn hints_leave_half_of_it_to_suspicions_with_evidence() {
+    fn hints_leave_the_reserve_to_suspicions_with_evidence() {
         let mut budget = Budget::new();
+        budget.refill(Moment::from_nanos(0));
+        budget.refill(Moment::from_nanos(3_600_000_000_000));
         let mut hints = 0;
         while budget.has_plenty() {
             budget.charge(Duration::from_millis(1) * SLOWNESS);
             hints += 1;
         }
-        assert_eq!(hints, 6);
+        assert_eq!(hints, 3);
         assert!(budget.has_any());
     }
 

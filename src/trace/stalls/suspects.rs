@@ -19,7 +19,7 @@
 //!   not taken for one. Time it waited for a core is not counted.
 //!
 //! A sample costs 0.1 to 0.5 ms, so all of this is held to a budget of CPU time (`budget.rs`). Samples on no more than
-//! a hint are taken while half of it is left; suspicions that have evidence use the rest: a thread that sleeps, one
+//! a hint are taken while more than a reserve is left; suspicions that have evidence use the rest: a thread that sleeps, one
 //! that was in the same poll twice, a worker that stands still for longer than its batches did.
 //!
 //! So some stalls are missed, none of them for good if they go on: one that computes and is over within 0.4 s, or
