@@ -1,9 +1,9 @@
 //! The files whose code is mapped into the process.
 //!
-//! `/proc/self/maps` is read whole and parsed by hand; each file is mapped once more, by us, read-only,
-//! and everything is read from *that*: a library may be unloaded by another thread at any time, and
-//! then its own mapping is gone in the middle of a read. The one exception is `[vdso]`, which has no
-//! file: it is copied through `/proc/self/mem`, which answers with an error where a pointer would crash.
+//! `/proc/self/maps` is read whole and parsed by hand; what is needed of each file is then read from it by
+//! `pread` (`elf`). Nothing is mapped, and nothing is read from the loader's own mappings: a library may be
+//! unloaded by another thread at any time, and its file may be shortened by another process. `[vdso]`,
+//! which has no file, is copied through `/proc/self/mem` (`own_memory`).
 //!
 //! Cost: about 0.2 ms for a program with ten libraries; [`generation`] tells for less than a
 //! microsecond whether it has to be paid again.
@@ -11,18 +11,16 @@
 #![allow(unsafe_code)]
 
 use std::ffi::OsString;
-use std::fmt::Write as _;
-use std::fs::File;
-use std::ops::{Deref, Range};
+use std::fs::OpenOptions;
+use std::ops::Range;
 use std::os::unix::ffi::OsStringExt;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::{fs, io};
 
-use memmap2::Mmap;
-use object::{Object, ObjectSegment, SegmentFlags};
-
+use super::elf::{ElfFile, Source};
+use super::own_memory;
 use crate::model::Mapping;
 
 const MAPS: &str = "/proc/self/maps";
@@ -50,7 +48,7 @@ pub fn loaded() -> Result<Vec<Mapping>, Error> {
     for segment in &segments {
         let build_id = match &known {
             Some((last, build_id)) if last.path == segment.path => build_id.clone(),
-            _ => segment.open().map(|image| image.build_id()).unwrap_or_default(),
+            _ => segment.open().map(|file| file.build_id()).unwrap_or_default(),
         };
         known = Some((segment, build_id.clone()));
         mappings.push(Mapping {
@@ -187,9 +185,9 @@ fn unescaped(path: &[u8]) -> Vec<u8> {
 }
 
 impl Segment {
-    /// Our own read-only view of the file; none when there is none to be had or it is not a plain file
+    /// Opens the file and reads its headers; `None` if there is none to be had or it is not a plain file
     /// (opening a device can have effects).
-    pub(crate) fn open(&self) -> Option<Image> {
+    pub(crate) fn open(&self) -> Option<ElfFile> {
         if self.path.as_os_str() == VDSO {
             return self.copy_vdso();
         }
@@ -197,72 +195,29 @@ impl Segment {
         if !fs::metadata(path).ok()?.is_file() {
             return None;
         }
-        let file = File::open(path).ok()?;
-        // SAFETY: the mapping is private and read-only. What could change it is somebody writing into
-        // the file of running code, whose own mapping of it changes and faults in the same way.
-        let bytes = unsafe { Mmap::map(&file) }.ok()?;
-        Some(Image(Arc::new(Contents::File(bytes))))
+        // The path may have become a FIFO meanwhile, which would hold the thread until it is written to.
+        let nonblocking = rustix::fs::OFlags::NONBLOCK.bits() as i32;
+        let file = OpenOptions::new().read(true).custom_flags(nonblocking).open(path).ok()?;
+        if !file.metadata().ok()?.is_file() {
+            return None;
+        }
+        ElfFile::read(Source::File(file))
     }
 
-    fn copy_vdso(&self) -> Option<Image> {
+    fn copy_vdso(&self) -> Option<ElfFile> {
         let length = self.range.end.checked_sub(self.range.start).filter(|&n| n <= MAX_VDSO)?;
         let mut bytes = vec![0; usize::try_from(length).ok()?];
-        File::open("/proc/self/mem").ok()?.read_exact_at(&mut bytes, self.range.start).ok()?;
-        Some(Image(Arc::new(Contents::Copy(bytes))))
+        let read = own_memory::read(self.range.start, &mut bytes);
+        (read == bytes.len()).then(|| ElfFile::read(Source::Copy(bytes)))?
     }
-}
-
-/// A file's bytes, shared by all that read in it.
-#[derive(Clone)]
-pub(crate) struct Image(Arc<Contents>);
-
-enum Contents {
-    File(Mmap),
-    Copy(Vec<u8>),
-}
-
-impl Deref for Image {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        match &*self.0 {
-            Contents::File(bytes) => bytes,
-            Contents::Copy(bytes) => bytes,
-        }
-    }
-}
-
-impl Image {
-    /// The GNU build id in lower-case hex; empty without one.
-    pub(crate) fn build_id(&self) -> String {
-        let file = object::File::parse(&**self).ok();
-        let id = file.as_ref().and_then(|file| file.build_id().ok().flatten()).unwrap_or_default();
-        id.iter().fold(String::with_capacity(id.len() * 2), |mut hex, byte| {
-            let _ = write!(hex, "{byte:02x}");
-            hex
-        })
-    }
-}
-
-/// What to add to an address of `file` to get the address where `segment` has it; none when the file's
-/// headers do not describe the segment, that is, when the file is not the one that was mapped.
-pub(crate) fn load_bias(file: &object::File<'_>, segment: &Segment) -> Option<u64> {
-    let end = segment.file_offset.checked_add(segment.range.end - segment.range.start)?;
-    file.segments()
-        .filter(|load| match load.flags() {
-            SegmentFlags::Elf { p_flags, .. } => p_flags.0 & object::elf::PF_X.0 != 0,
-            _ => false,
-        })
-        .find_map(|load| {
-            let (offset, size) = load.file_range();
-            let overlaps = offset < end && segment.file_offset < offset.checked_add(size)?;
-            let file_start = segment.range.start.wrapping_sub(segment.file_offset);
-            overlaps.then(|| file_start.wrapping_sub(load.address().wrapping_sub(offset)))
-        })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::ptr;
+
+    use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+
     use super::*;
 
     #[test]
@@ -305,13 +260,16 @@ mod tests {
         assert_eq!(known, loaded().unwrap());
         // Mapped by the program itself, which the loader does not hear of.
         let own = fs::File::open(EXE).unwrap();
-        // SAFETY: nobody writes to the file of a program that runs.
-        let mapped = unsafe { memmap2::MmapOptions::new().map_exec(&own) }.unwrap();
-        let inside = mapped.as_ptr() as u64 + 1;
+        let (protection, flags) = (ProtFlags::READ | ProtFlags::EXEC, MapFlags::PRIVATE);
+        // SAFETY: a mapping at a place of the kernel's choice, of which only the address is used.
+        let mapped = unsafe { mmap(ptr::null_mut(), 4096, protection, flags, &own, 0) }.unwrap();
+        let inside = mapped as u64 + 1;
         assert_eq!(loaded_at([here as u64].into_iter()).unwrap(), known, "it is not asked for");
         let fresh = loaded_at([here as u64, inside].into_iter()).unwrap();
         assert!(fresh.iter().any(|file| file.start < inside && inside < file.end));
         assert!(!known.iter().any(|file| file.start < inside && inside < file.end));
+        // SAFETY: mapped above, and nothing refers to it.
+        unsafe { munmap(mapped, 4096) }.unwrap();
     }
 
     #[test]
@@ -330,11 +288,11 @@ mod tests {
         let here = the_bias_maps_the_files_addresses_to_the_processs as fn() as usize as u64;
         let segment =
             segments().unwrap().into_iter().find(|segment| segment.range.contains(&here)).unwrap();
-        let image = segment.open().unwrap();
-        let file = object::File::parse(&*image).unwrap();
-        let bias = load_bias(&file, &segment).unwrap();
+        let bias = segment.open().unwrap().load_bias(&segment).unwrap();
+        let bytes = fs::read(EXE).unwrap();
+        let file = object::File::parse(&*bytes).unwrap();
         let name = "the_bias_maps_the_files_addresses_to_the_processs";
-        use object::ObjectSymbol as _;
+        use object::{Object as _, ObjectSymbol as _};
         let symbol = file.symbols().find(|symbol| {
             symbol.address().wrapping_add(bias) == here
                 && symbol.name().is_ok_and(|n| n.contains(name))

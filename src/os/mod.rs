@@ -9,6 +9,7 @@ pub mod catch;
 pub mod cgroup;
 #[cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "only Linux fills it"))]
 pub mod copied;
+mod elf;
 pub mod file_lock;
 pub mod fork;
 #[cfg(target_os = "linux")]
@@ -19,6 +20,7 @@ pub mod jemalloc;
 #[cfg(target_os = "linux")]
 mod kernel_file;
 pub mod memory;
+mod own_memory;
 #[cfg(target_os = "linux")]
 pub mod perf;
 pub mod process;
@@ -43,6 +45,7 @@ mod unsupported;
 pub mod unwind;
 mod unwind_calls;
 mod unwind_copied;
+mod unwind_index;
 mod unwind_modules;
 mod unwind_rule;
 mod unwind_tables;

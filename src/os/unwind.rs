@@ -1,7 +1,8 @@
 //! Stacks of running threads, by the tables compilers leave for exceptions.
 //!
-//! Default builds have no frame pointers, so the way up is `.eh_frame`, read from our own mappings of
-//! the loaded files; code without tables is passed only where it proves who called it (`unwind_walk`). [`unwind_here`] walks the calling thread's own stack in place, in the allocator's
+//! Default builds have no frame pointers, so the way up is `.eh_frame`, read from our own copies of the
+//! loaded files' tables; code without tables is passed only where it proves who called it (`unwind_walk`).
+//! [`unwind_here`] walks the calling thread's own stack in place, in the allocator's
 //! path, so once a thread's stack bounds are known it neither locks nor allocates:
 //!
 //! ```text
@@ -16,8 +17,8 @@
 //! is sequentially consistent; a walk costs microseconds, the fences nanoseconds.
 //!
 //! The first table is built by whichever thread first needs one, by reading files only: it does not ask
-//! the loader, whose lock that thread might already be under. That takes about a millisecond; threads
-//! that come in that moment get [`Unknown::NotReady`] rather than wait. A child of fork keeps the
+//! the loader, whose lock that thread might already be under, and it makes no index: what would take longer
+//! waits for [`refresh`]. That takes about a millisecond; threads that come in that moment get [`Unknown::NotReady`] rather than wait. A child of fork keeps the
 //! parent's table, and loses the slots that were claimed by threads it does not have.
 //!
 //! A cache is 32 KiB and is made when its slot is first claimed, so memory follows the number of
@@ -37,10 +38,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::copied::Registers;
 use super::images::{self, Error};
-use super::unwind_modules::Modules;
+use super::unwind_modules::{Modules, Reading};
 use super::unwind_tables::Cache;
 use super::unwind_thread::{bounds, read, registers};
 use super::unwind_walk;
+use crate::base::warnings;
 
 pub use super::unwind_copied::Walker;
 
@@ -136,7 +138,7 @@ fn walk(
         build_first()?;
     }
     let mut slot = Claim::any().ok_or(Unknown::Busy)?;
-    // A panic must not leave an allocator. None is known; the files are not ours.
+    // A panic must not leave an allocator. None is known, nothing relies on this: builds may abort on panic.
     catch_unwind(AssertUnwindSafe(|| slot.walk(registers, stack, past_end, skip, frames)))
         .unwrap_or(Err(Unknown::Stack))
 }
@@ -154,11 +156,29 @@ pub fn refresh() -> Result<bool, Error> {
     }
     let old = MODULES.load(SeqCst);
     // SAFETY: a table is freed by `sweep` only, which runs under the same claim of BUILDING.
-    let modules = Modules::read(unsafe { old.as_ref() })?;
+    let modules = Modules::read(unsafe { old.as_ref() }, Reading::Whole)?;
+    say_what_is_left_out(modules.left_out);
     publish(modules);
     GENERATION.store(generation, Relaxed);
     Ok(true)
 }
+
+/// For `/status`: stacks through these files end there.
+fn say_what_is_left_out(files: usize) {
+    if files == 0 {
+        return warnings::clear(TOPIC);
+    }
+    warnings::set(
+        TOPIC,
+        format!(
+            "stacks end at code of {files} loaded files: their unwind tables are damaged, are larger than \
+             the limits, or found no memory (RLIMIT_AS, RLIMIT_MEMLOCK); strip or shrink these files, or raise \
+             the limits"
+        ),
+    );
+}
+
+const TOPIC: &str = "stacks.unwind_tables";
 
 /// What [`MODULES`] points to, once more, for those who may wait and keep it. Nothing is allocated or
 /// freed under this lock, since the thread that does may be the allocator's.
@@ -188,7 +208,7 @@ fn build_first() -> Result<(), Unknown> {
     if MODULES.load(SeqCst).is_null() {
         // Without /proc there is nothing to read, and trying again at each sample would be dear; the
         // empty table leads no further than the caller, and `refresh` tries again and says why.
-        publish(Modules::read(None).unwrap_or_else(|_| Modules::empty()));
+        publish(Modules::read(None, Reading::Hasty).unwrap_or_else(|_| Modules::empty()));
     }
     Ok(())
 }

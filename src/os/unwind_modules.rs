@@ -1,58 +1,85 @@
 //! What the unwinder knows of the loaded files: immutable once built.
+//!
+//! The tables are *copied* out of the files into memory of our own. Threads of the host read them while they
+//! allocate, so nothing that another process does to a file may reach them (`SIGBUS`). A program takes 0.1
+//! to 5 MB; what is beyond [`MAX_TABLE`] and [`MAX_COPIED`] is left out and counted.
 
 use std::ops::{Deref, Range};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use gimli::{BaseAddresses, CieOrFde, DebugFrame, EhFrame, LittleEndian, UnwindSection};
-use object::{Object, ObjectSection, SectionFlags};
+use gimli::{BaseAddresses, DebugFrame, EhFrame, LittleEndian};
 
-use super::images::{self, Image, Segment, load_bias};
+use super::elf::{ElfFile, Section};
+use super::images::{self, Segment};
+use super::memory::Copy;
+use super::own_memory;
 use super::unwind_calls;
-use super::unwind_tables::Bytes;
+use super::unwind_index::{self, Index};
 
-/// An index of a table is made of no more entries: 12 MB.
-const MAX_INDEX: usize = 1 << 20;
+/// Bytes copied of one section. The largest programs have some 30 MB.
+const MAX_TABLE: u64 = 64 << 20;
 
-/// A part of a file's bytes.
-pub(super) struct Section {
-    image: Image,
+/// Bytes copied of all files.
+const MAX_COPIED: u64 = 256 << 20;
+
+/// Bytes copied by an allocating thread of the host: some 4 ms.
+const MAX_HASTY: u64 = 16 << 20;
+
+/// Instruction bytes looked at in one place.
+const CODE: usize = 16;
+
+/// Whether all is read, or what can be had in a moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reading {
+    /// For the agent's threads.
+    Whole,
+    /// For an allocating thread of the host: no index is made, `.debug_frame` and large tables are left out.
+    Hasty,
+}
+
+/// A section's bytes, in the copy of its file's tables.
+struct Part {
+    copy: Arc<Copy>,
     range: Range<usize>,
 }
 
-impl Deref for Section {
+impl Deref for Part {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        self.image.get(self.range.clone()).unwrap_or_default()
+        self.copy.get(self.range.clone()).unwrap_or_default()
     }
 }
 
-/// A segment of code, the file's bytes and where its tables are in them.
+/// A segment of code and its tables.
 pub(super) struct Module {
     segment: Segment,
-    image: Image,
-    /// What to add to an address of the file.
+    /// The number to add to an address of the file.
     pub(super) bias: u64,
     pub(super) bases: BaseAddresses,
-    pub(super) eh_frame: Option<Section>,
-    pub(super) eh_frame_hdr: Option<Section>,
-    /// Of `.eh_frame`, where the linker made none.
-    pub(super) eh_index: Index,
-    pub(super) debug_frame: Option<Section>,
-    pub(super) debug_index: Index,
-    /// Where the program begins, as the process has it.
-    entry: u64,
+    eh_frame: Option<Part>,
+    /// The linker's index of `.eh_frame`, if it is of the usual form, and its address.
+    eh_frame_hdr: Option<(Part, u64)>,
+    eh_frame_address: u64,
+    /// Where there is no such index.
+    eh_index: Index,
+    debug_frame: Option<Part>,
+    debug_index: Index,
+    /// The address of the program's first instruction in the process.
+    entry: Option<u64>,
+    /// Bytes of the copy.
+    copied: u64,
+    /// Whether nothing is left for [`Reading::Whole`].
+    is_whole: bool,
 }
-
-/// Where the entries of a table begin, by the addresses they are of.
-#[derive(Default)]
-pub(super) struct Index(Vec<(u64, u32)>);
 
 /// Every segment of code, and what was made of it.
 pub(super) struct Modules {
     /// Never 0 and never that of another table.
     pub(super) generation: u32,
+    /// Files whose tables were left out: too large, or no memory for them.
+    pub(super) left_out: usize,
     /// By address.
     known: Vec<Known>,
 }
@@ -68,21 +95,31 @@ struct Known {
 impl Modules {
     pub(super) fn empty() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(1);
-        Self { generation: NEXT.fetch_add(1, Ordering::Relaxed).max(1), known: Vec::new() }
+        let generation = NEXT.fetch_add(1, Ordering::Relaxed).max(1);
+        Self { generation, left_out: 0, known: Vec::new() }
     }
 
     /// Reads what is loaded now. What `old` has already read is shared with it, not read again. What was
     /// loaded then and is not now stays in this one table more, where nothing has taken its place: stacks
     /// that were copied before the unloading are still to be walked.
-    pub(super) fn read(old: Option<&Self>) -> Result<Self, images::Error> {
+    pub(super) fn read(old: Option<&Self>, reading: Reading) -> Result<Self, images::Error> {
         let old = old.map_or(&[][..], |old| &old.known);
         let mut modules = Self::empty();
+        let mut room = match reading {
+            Reading::Whole => MAX_COPIED,
+            Reading::Hasty => MAX_HASTY,
+        };
         for segment in images::segments()? {
             let known = old.iter().find(|known| known.segment == segment);
-            let module = match known {
-                Some(known) => known.module.clone(),
-                None => Module::of(&segment).map(Arc::new),
+            let known = known.and_then(|known| known.module.clone());
+            let module = match known.filter(|module| module.is_whole) {
+                Some(module) => Some(module),
+                None => Module::of(&segment, reading, room).map(Arc::new),
             };
+            if let Some(module) = &module {
+                room = room.saturating_sub(module.copied);
+                modules.left_out += usize::from(!module.is_whole);
+            }
             modules.known.push(Known { segment, module, is_loaded: true });
         }
         for Known { segment, module, .. } in old.iter().filter(|known| known.is_loaded) {
@@ -118,8 +155,11 @@ impl Modules {
         /// No program's first instructions are more.
         const BEGINNING: u64 = 64;
         self.at(address).is_some_and(|module| {
-            let begins = module.entry..module.entry.saturating_add(BEGINNING);
-            begins.contains(&address) || unwind_calls::ends_the_thread(module.code(address))
+            let is_first = module.entry.is_some_and(|entry| {
+                let begins = entry..entry.saturating_add(BEGINNING);
+                begins.contains(&address)
+            });
+            is_first || unwind_calls::ends_the_thread(&module.code(address))
         })
     }
 
@@ -127,107 +167,169 @@ impl Modules {
     pub(super) fn called_before(&self, address: u64) -> Option<u64> {
         let call = address.checked_sub(unwind_calls::CALL)?;
         let code = self.at(call)?.code(call);
-        unwind_calls::target(code, address)
+        unwind_calls::target(&code, address)
     }
 
     /// Where `function` has set its frame pointer, if it begins with that.
     pub(super) fn sets_frame_pointer(&self, function: u64) -> Option<u64> {
-        let length = unwind_calls::sets_frame_pointer(self.at(function)?.code(function))?;
+        let length = unwind_calls::sets_frame_pointer(&self.at(function)?.code(function))?;
         function.checked_add(length)
     }
 }
 
-impl Index {
-    /// The nearest entry at or below `address`.
-    pub(super) fn fde(&self, address: u64) -> Option<usize> {
-        let after = self.0.partition_point(|(start, _)| *start <= address);
-        self.0.get(after.checked_sub(1)?).map(|(_, offset)| *offset as usize)
-    }
-
-    /// Of all entries up to the first that cannot be read.
-    fn of<'a, S: UnwindSection<Bytes<'a>>>(section: &S, bases: &BaseAddresses) -> Self {
-        let mut index = Vec::new();
-        let mut entries = section.entries(bases);
-        while let Ok(Some(entry)) = entries.next() {
-            let CieOrFde::Fde(entry) = entry else { continue };
-            let Ok(fde) = entry.parse(S::cie_from_offset) else { continue };
-            if let Ok(offset) = u32::try_from(fde.offset())
-                && index.len() < MAX_INDEX
-            {
-                index.push((fde.initial_address(), offset));
-            }
-        }
-        index.sort_unstable();
-        Self(index)
-    }
-}
-
 impl Module {
-    fn of(segment: &Segment) -> Option<Self> {
-        let image = segment.open()?;
-        let file = object::File::parse(&*image).ok()?;
-        let bias = load_bias(&file, segment)?;
-        let section = |name: &[u8]| {
-            let section = file.section_by_name_bytes(name)?;
-            if let SectionFlags::Elf { sh_flags, .. } = section.flags()
-                && sh_flags.0 & object::elf::SHF_COMPRESSED.0 != 0
-            {
-                return None;
-            }
-            let (offset, size) = section.file_range()?;
-            let start = usize::try_from(offset).ok()?;
-            let range = start..start.checked_add(usize::try_from(size).ok()?)?;
-            image.get(range.clone())?;
-            Some((section.address(), Section { image: image.clone(), range }))
-        };
-        let address = |name: &[u8]| file.section_by_name_bytes(name).map_or(0, |it| it.address());
-        let eh_frame = section(b".eh_frame");
-        let eh_frame_hdr = section(b".eh_frame_hdr");
-        let debug_frame = section(b".debug_frame").map(|(_, section)| section);
+    /// Reads the tables of the file, at most `room` bytes of them.
+    fn of(segment: &Segment, reading: Reading, room: u64) -> Option<Self> {
+        Self::read(&segment.open()?, segment, reading, room)
+    }
+
+    pub(super) fn read(
+        file: &ElfFile,
+        segment: &Segment,
+        reading: Reading,
+        room: u64,
+    ) -> Option<Self> {
+        let bias = file.load_bias(segment)?;
+        let section = |name: &[u8]| file.section(name);
+        let address = |name: &[u8]| section(name).map_or(0, |section| section.address);
+        let (eh_frame_address, hdr_address) = (address(b".eh_frame"), address(b".eh_frame_hdr"));
         let bases = BaseAddresses::default()
-            .set_eh_frame(eh_frame.as_ref().map_or(0, |(address, _)| *address))
-            .set_eh_frame_hdr(eh_frame_hdr.as_ref().map_or(0, |(address, _)| *address))
+            .set_eh_frame(eh_frame_address)
+            .set_eh_frame_hdr(hdr_address)
             .set_text(address(b".text"))
             .set_got(address(b".got"));
-        let eh_index = match (&eh_frame, &eh_frame_hdr) {
-            (Some((_, section)), None) => {
+        let debug_frame = section(b".debug_frame");
+        let wanted = [
+            section(b".eh_frame"),
+            section(b".eh_frame_hdr"),
+            debug_frame.filter(|_| reading == Reading::Whole),
+        ];
+        let (parts, copied, has_all) = copy(file, wanted, room);
+        let [eh_frame, eh_frame_hdr, debug_frame_part] = parts;
+        let eh_frame_hdr = eh_frame_hdr
+            .filter(|hdr| unwind_index::table(hdr).is_some())
+            .map(|hdr| (hdr, hdr_address));
+        let mut is_whole = has_all && (reading == Reading::Whole || debug_frame.is_none());
+        let mut eh_index = Index::default();
+        if let (Some(section), None) = (&eh_frame, &eh_frame_hdr) {
+            if reading == Reading::Whole {
                 let mut table = EhFrame::new(section, LittleEndian);
                 table.set_address_size(8);
-                Index::of(&table, &bases)
+                let made = Index::of(&table, &bases);
+                is_whole &= made.is_ok();
+                eh_index = made.unwrap_or_default();
+            } else {
+                is_whole = false;
             }
-            _ => Index::default(),
-        };
-        let debug_index = debug_frame.as_deref().map_or_else(Index::default, |section| {
+        }
+        let mut debug_index = Index::default();
+        if let Some(section) = &debug_frame_part {
             let mut table = DebugFrame::new(section, LittleEndian);
             table.set_address_size(8);
-            Index::of(&table, &bases)
-        });
-        let entry = match file.entry() {
-            0 => u64::MAX,
-            entry => entry.wrapping_add(bias),
-        };
+            let made = Index::of(&table, &bases);
+            is_whole &= made.is_ok();
+            debug_index = made.unwrap_or_default();
+        }
         Some(Self {
             segment: segment.clone(),
             bias,
             bases,
-            eh_frame: eh_frame.map(|(_, section)| section),
-            eh_frame_hdr: eh_frame_hdr.map(|(_, section)| section),
+            eh_frame,
+            eh_frame_hdr,
+            eh_frame_address,
             eh_index,
-            debug_frame,
+            debug_frame: debug_frame_part,
             debug_index,
-            entry,
-            image,
+            entry: file.entry().map(|entry| entry.wrapping_add(bias)),
+            copied,
+            is_whole,
         })
     }
 
-    /// The bytes from `address` to the end of the segment.
-    fn code(&self, address: u64) -> &[u8] {
-        let Segment { range, file_offset, .. } = &self.segment;
-        let bytes = || {
-            let start = usize::try_from(file_offset + address.checked_sub(range.start)?).ok()?;
-            let length = usize::try_from(range.end.checked_sub(address)?).ok()?;
-            self.image.get(start..start.saturating_add(length).min(self.image.len()))
+    /// The table of exceptions, and where the entry nearest below `address` of the file is in it.
+    pub(super) fn eh_entry(&self, address: u64) -> Option<(&[u8], usize)> {
+        let section = self.eh_frame.as_deref()?;
+        let offset = match &self.eh_frame_hdr {
+            Some((hdr, at)) => {
+                let entry = unwind_index::entry(unwind_index::table(hdr)?, *at, address)?;
+                usize::try_from(entry.wrapping_sub(self.eh_frame_address)).ok()?
+            }
+            None => self.eh_index.fde(address)?,
         };
-        bytes().unwrap_or_default()
+        (offset < section.len()).then_some((section, offset))
+    }
+
+    /// The same of the debugger's table.
+    pub(super) fn debug_entry(&self, address: u64) -> Option<(&[u8], usize)> {
+        let section = self.debug_frame.as_deref()?;
+        let offset = self.debug_index.fde(address)?;
+        (offset < section.len()).then_some((section, offset))
+    }
+
+    /// The bytes from `address` to the end of the segment, of which a few suffice: as they are in memory, since
+    /// the file may be another by now. Fewer than there are, or none, if they cannot be read.
+    fn code(&self, address: u64) -> Code {
+        let mut code = Code { bytes: [0; CODE], length: 0 };
+        let left = self.segment.range.end.checked_sub(address).unwrap_or_default();
+        let length = usize::try_from(left).unwrap_or(CODE).min(CODE);
+        if let Some(room) = code.bytes.get_mut(..length) {
+            code.length = own_memory::read(address, room);
+        }
+        code
     }
 }
+
+/// A few bytes of instructions.
+struct Code {
+    bytes: [u8; CODE],
+    length: usize,
+}
+
+impl Deref for Code {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.bytes.get(..self.length).unwrap_or_default()
+    }
+}
+
+/// Copies sections into one mapping. Returns the parts, their bytes, and whether none is missing that the file
+/// claims to have.
+fn copy<const N: usize>(
+    file: &ElfFile,
+    sections: [Option<Section>; N],
+    room: u64,
+) -> ([Option<Part>; N], u64, bool) {
+    let mut has_all = true;
+    let mut total = 0u64;
+    let places = sections.map(|section| {
+        let section = section?;
+        let end = total.checked_add(section.size);
+        let fits =
+            !section.is_compressed && section.size <= MAX_TABLE && file.has_bytes_of(&section);
+        let Some(end) = end.filter(|&end| fits && end <= room) else {
+            // A compressed table is none that anything unwinds by.
+            has_all &= section.is_compressed;
+            return None;
+        };
+        let range = usize::try_from(total).ok()?..usize::try_from(end).ok()?;
+        total = end;
+        Some((section.offset, range))
+    });
+    let copy = Copy::fill(usize::try_from(total).unwrap_or(usize::MAX), |bytes| {
+        places.iter().flatten().try_for_each(|(offset, range)| {
+            file.read_exact(bytes.get_mut(range.clone()).unwrap_or_default(), *offset)
+        })
+    });
+    match copy.map(Arc::new) {
+        Ok(copy) => {
+            let part = |(_, range)| Part { copy: Arc::clone(&copy), range };
+            (places.map(|place| place.map(part)), total, has_all)
+        }
+        Err(_) => ([const { None }; N], 0, false),
+    }
+}
+
+#[cfg(all(test, target_os = "linux", not(miri)))]
+#[path = "unwind_modules_tests.rs"]
+mod tests;

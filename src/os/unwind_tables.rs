@@ -6,7 +6,7 @@
 //! Registers other than those of [`Registers`] are not known: a row that needs one is no way on.
 
 use gimli::{
-    BaseAddresses, CfaRule, DebugFrame, EhFrame, EhFrameHdr, Encoding, EndianSlice, Evaluation,
+    BaseAddresses, CfaRule, DebugFrame, EhFrame, Encoding, EndianSlice, Evaluation,
     EvaluationResult, EvaluationStorage, LittleEndian, Piece, Register, RegisterRule,
     UnwindContext, UnwindContextStorage, UnwindExpression, UnwindSection, UnwindTableRow, Value,
 };
@@ -109,7 +109,7 @@ type Row = UnwindTableRow<usize, Storage>;
 
 impl Module {
     /// The row for `address`, handed to the one closure or the other, by the section it is in.
-    fn row<'a, T>(
+    pub(super) fn row<'a, T>(
         &'a self,
         context: &mut UnwindContext<usize, Storage>,
         address: u64,
@@ -117,37 +117,23 @@ impl Module {
         debug: impl FnOnce(&Row, &At<'_, DebugFrame<Bytes<'a>>>) -> T,
     ) -> Option<T> {
         let address = address.wrapping_sub(self.bias);
-        let in_eh = || {
-            let mut section = EhFrame::new(self.eh_frame.as_ref()?, LittleEndian);
+        if let Some((bytes, offset)) = self.eh_entry(address) {
+            let mut section = EhFrame::new(bytes, LittleEndian);
             section.set_address_size(8);
-            let offset = match &self.eh_frame_hdr {
-                Some(hdr) => fde_by_hdr(hdr, &self.bases, address)?,
-                None => self.eh_index.fde(address)?,
-            };
-            Some((section, offset))
-        };
-        if let Some((section, offset)) = in_eh()
-            && let Some((row, encoding, is_signal_frame)) =
+            if let Some((row, encoding, is_signal_frame)) =
                 row_in(&section, &self.bases, offset.into(), context, address)
-        {
-            return Some(eh(row, &At { section: &section, encoding, is_signal_frame }));
+            {
+                return Some(eh(row, &At { section: &section, encoding, is_signal_frame }));
+            }
         }
-        let mut section = DebugFrame::new(self.debug_frame.as_ref()?, LittleEndian);
+        let (bytes, offset) = self.debug_entry(address)?;
+        let mut section = DebugFrame::new(bytes, LittleEndian);
         section.set_address_size(8);
-        let offset = gimli::DebugFrameOffset(self.debug_index.fde(address)?);
+        let offset = gimli::DebugFrameOffset(offset);
         let (row, encoding, is_signal_frame) =
             row_in(&section, &self.bases, offset, context, address)?;
         Some(debug(row, &At { section: &section, encoding, is_signal_frame }))
     }
-}
-
-/// Where the entry is that is nearest below `address`, by the linker's index.
-fn fde_by_hdr(hdr: &[u8], bases: &BaseAddresses, address: u64) -> Option<usize> {
-    let hdr = EhFrameHdr::new(hdr, LittleEndian).parse(bases, 8).ok()?;
-    let table = hdr.table()?;
-    let pointer = table.lookup(address, bases).ok()?.direct().ok()?;
-    // Below it: not gimli's subtraction, which would overflow.
-    usize::try_from(pointer.checked_sub(hdr.eh_frame_ptr().direct().ok()?)?).ok()
 }
 
 fn row_in<'c, 'a, S: UnwindSection<Bytes<'a>>>(

@@ -1,0 +1,101 @@
+use std::fs;
+use std::ops::Range;
+
+use gimli::UnwindContext;
+use proptest::prelude::*;
+use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+
+use super::*;
+use crate::os::elf::Source;
+use crate::os::unwind_tables::Storage;
+
+const ROOM: u64 = 64 << 20;
+
+/// A library that is loaded, the segment its code is in, and its bytes.
+fn library() -> (Segment, Vec<u8>) {
+    let segments = images::segments().unwrap();
+    let is_libgcc = |segment: &Segment| segment.path.to_string_lossy().contains("libgcc_s");
+    let libc = |segment: &Segment| segment.path.to_string_lossy().contains("libc");
+    let found = segments.iter().find(|segment| is_libgcc(segment));
+    let segment = found.or_else(|| segments.iter().find(|segment| libc(segment))).unwrap();
+    (segment.clone(), fs::read(&segment.path).unwrap())
+}
+
+fn read(segment: &Segment, bytes: Vec<u8>) -> Option<Module> {
+    Module::read(&ElfFile::read(Source::Copy(bytes))?, segment, Reading::Whole, ROOM)
+}
+
+/// Looks up addresses all over the segment. Without a fence: with `panic = "abort"` there is none.
+fn look_up(module: &Module, segment: &Segment) -> usize {
+    let mut context = Box::new(UnwindContext::<usize, Storage>::new_in());
+    let Range { start, end } = segment.range;
+    let addresses = (0..64).map(|n| start + (end - start) / 64 * n).chain([0, 1, u64::MAX]);
+    addresses
+        .filter(|&address| module.row(&mut context, address, |_, _| (), |_, _| ()).is_some())
+        .count()
+}
+
+fn place_of(name: &[u8], bytes: &[u8]) -> Range<usize> {
+    let section = ElfFile::read(Source::Copy(bytes.to_vec())).unwrap().section(name).unwrap();
+    section.offset as usize..(section.offset + section.size) as usize
+}
+
+#[test]
+fn an_index_of_our_own_finds_what_the_linkers_finds() {
+    let (segment, mut bytes) = library();
+    let by_linker = look_up(&read(&segment, bytes.clone()).unwrap(), &segment);
+    assert!(by_linker > 20, "{by_linker}");
+    let hdr = place_of(b".eh_frame_hdr", &bytes);
+    // A form of table that is not read.
+    bytes[hdr.start + 3] = 0x1b;
+    let module = read(&segment, bytes).unwrap();
+    assert!(module.eh_frame_hdr.is_none());
+    assert_eq!(look_up(&module, &segment), by_linker);
+}
+
+#[test]
+fn an_allocating_thread_makes_no_index() {
+    let (segment, mut bytes) = library();
+    let hdr = place_of(b".eh_frame_hdr", &bytes);
+    bytes[hdr.start + 3] = 0x1b;
+    let file = ElfFile::read(Source::Copy(bytes)).unwrap();
+    let module = Module::read(&file, &segment, Reading::Hasty, ROOM).unwrap();
+    assert!(!module.is_whole);
+    assert_eq!(look_up(&module, &segment), 0);
+}
+
+#[test]
+fn tables_beyond_the_room_are_left_out() {
+    let (segment, bytes) = library();
+    let file = ElfFile::read(Source::Copy(bytes)).unwrap();
+    let module = Module::read(&file, &segment, Reading::Whole, 100).unwrap();
+    assert!(module.eh_frame.is_none() && !module.is_whole && module.copied <= 100);
+    assert_eq!(look_up(&module, &segment), 0);
+}
+
+/// The header's count, its encodings, or its entries.
+#[test]
+fn no_damaged_header_panics() {
+    let (segment, bytes) = library();
+    let hdr = place_of(b".eh_frame_hdr", &bytes);
+    let eh_frame = place_of(b".eh_frame", &bytes);
+    let place = prop_oneof![
+        3 => hdr.start..hdr.start + 24,
+        2 => hdr.start..hdr.end,
+        3 => eh_frame.start..eh_frame.end,
+        1 => 0usize..64,
+    ];
+    let damage =
+        prop::collection::vec((place, prop_oneof![Just(0), Just(255), any::<u8>()]), 1..12);
+    let config = Config { cases: 3000, failure_persistence: None, ..Config::default() };
+    TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha))
+        .run(&damage, |damage| {
+            let mut bytes = bytes.clone();
+            damage.into_iter().for_each(|(at, value)| bytes[at] = value);
+            if let Some(module) = read(&segment, bytes) {
+                look_up(&module, &segment);
+            }
+            Ok(())
+        })
+        .unwrap();
+}
