@@ -7,7 +7,10 @@
 //! version that the program has, too. What is preloaded has to be looked up at run time, so `dlsym`
 //! is asked last.
 //!
-//! Several may be there; the one that counts is the one that owns a block of Rust's heap.
+//! Several may be there, or one that only a C++ library of the program uses; the one that counts is the one
+//! that Rust's heap is from. It is found by its count of what this thread has allocated, which grows by a block
+//! that we allocate. It is never asked about an address: up to 5.3.0, `arenas.lookup` of a block that is
+//! another allocator's is a fault.
 
 #![allow(unsafe_code)]
 
@@ -51,24 +54,33 @@ macro_rules! weak {
     }};
 }
 
+/// Bytes allocated to see who counts them. Nothing else that happens meanwhile on the thread comes near it.
+const PROBE: usize = 64 << 10;
+
 /// The jemalloc that Rust's heap is from.
 #[derive(Clone, Copy)]
 pub struct Jemalloc(Control);
 
 impl Jemalloc {
-    /// Looks for it; none when the program's allocator is another, or a jemalloc before 5.1.
+    /// Looks for it; `None` if the program's allocator is another, or a jemalloc without statistics.
     pub fn of_program() -> Option<Self> {
         // SAFETY: a name that ends with a zero, asked of all that is loaded.
         let preloaded = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"mallctl".as_ptr()) };
         let found = [weak!("_rjem_mallctl"), weak!("mallctl"), weak!("je_mallctl")];
-        let block = black_box(Box::new(0u64));
-        let address = (&raw const *block).cast_mut().cast::<c_void>();
-        found.into_iter().chain([preloaded as usize]).filter(|&at| at != 0).find_map(|at| {
-            // SAFETY: not null, and what jemalloc calls by these names has this type.
-            let this = Self(unsafe { transmute::<usize, Control>(at) });
-            // Says which arena a block is of; an error for one that is not jemalloc's.
-            this.call::<u32, _>(c"arenas.lookup", Some(address)).is_ok().then_some(this)
-        })
+        let found = found.into_iter().chain([preloaded as usize]).filter(|&at| at != 0);
+        // SAFETY: not null, and what jemalloc calls by these names has this type.
+        let found = found.map(|at| Self(unsafe { transmute::<usize, Control>(at) }));
+        found.into_iter().find(|this| this.counts(PROBE))
+    }
+
+    /// Whether it counts a block of `size` bytes that Rust's allocator hands out to this thread.
+    fn counts(self, size: usize) -> bool {
+        let allocated = || self.call::<u64, ()>(c"thread.allocated", None).ok();
+        let Some(before) = allocated() else { return false };
+        let block = black_box(Vec::<u8>::with_capacity(black_box(size)));
+        let after = allocated();
+        drop(black_box(block));
+        after.is_some_and(|after| after.wrapping_sub(before) >= size as u64)
     }
 
     /// A setting that is on or off.
@@ -99,7 +111,8 @@ impl Jemalloc {
         let mut new = new;
         let written = new.as_mut().map_or(ptr::null_mut(), ptr::from_mut);
         // SAFETY: the name ends with a zero; the places are ours, with their sizes, and jemalloc checks
-        // the sizes before it touches them.
+        // the sizes before it touches them. What is written is a flag or a path: no setting that is used
+        // here takes the address of a block.
         let failed = unsafe {
             (self.0)(
                 name.as_ptr(),
@@ -119,10 +132,50 @@ impl Jemalloc {
 
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
+
     use super::*;
+
+    /// Of Debian 12: 5.3.0, which faults when it is asked about a block that is not its own.
+    const LIBRARY: &CStr = c"libjemalloc.so.2";
+    const PRELOADED: &str = "MARPLE_TEST_PRELOADED";
 
     #[test]
     fn a_program_without_jemalloc_has_none() {
         assert!(Jemalloc::of_program().is_none());
+    }
+
+    #[test]
+    fn a_jemalloc_of_another_library_is_not_the_programs() {
+        // SAFETY: jemalloc's library has no constructor that a program that runs would notice.
+        let loaded = unsafe { libc::dlopen(LIBRARY.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
+        if loaded.is_null() {
+            println!("skipped: {LIBRARY:?} is not installed (apt-get install libjemalloc2)");
+            return;
+        }
+        // SAFETY: a name that ends with a zero, asked of all that is loaded.
+        assert!(!unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"mallctl".as_ptr()) }.is_null());
+        assert!(Jemalloc::of_program().is_none());
+    }
+
+    #[test]
+    fn a_preloaded_jemalloc_is_the_programs() {
+        let test = "os::jemalloc::tests::a_preloaded_jemalloc_is_the_programs";
+        if std::env::var_os(PRELOADED).is_some() {
+            assert!(Jemalloc::of_program().is_some());
+            return;
+        }
+        // SAFETY: as above.
+        if unsafe { libc::dlopen(LIBRARY.as_ptr(), libc::RTLD_NOW) }.is_null() {
+            println!("skipped: {LIBRARY:?} is not installed (apt-get install libjemalloc2)");
+            return;
+        }
+        let inner = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", test])
+            .envs([(PRELOADED, "1"), ("LD_PRELOAD", LIBRARY.to_str().unwrap())])
+            .output()
+            .unwrap();
+        assert!(inner.status.success(), "{}", String::from_utf8_lossy(&inner.stdout));
+        assert!(String::from_utf8_lossy(&inner.stdout).contains("1 passed"));
     }
 }
