@@ -1,6 +1,6 @@
-//! The ring and the open slice, over every order in which loads and stores may be seen.
+//! The ring, the open slice and the epoch, over every order in which loads and stores may be seen.
 //!
-//! `src/trace/ring.rs` is compiled here a second time, with loom's atomics in the place of std's.
+//! `src/trace/ring.rs` and `src/trace/thread/epoch_word.rs` are compiled here a second time, with loom's atomics in the place of std's.
 #![allow(unreachable_pub, dead_code, reason = "the file is compiled as a part of the crate, too")]
 
 mod base {
@@ -9,6 +9,8 @@ mod base {
     }
 }
 
+#[path = "../src/trace/thread/epoch_word.rs"]
+mod epoch_word;
 #[path = "../src/trace/ring.rs"]
 mod ring;
 
@@ -16,6 +18,8 @@ use loom::sync::Arc;
 use loom::thread;
 
 use base::sync::AtomicU64;
+use base::sync::Ordering::Relaxed;
+use epoch_word::{Epoch, RESTS};
 use ring::{Open, Ring};
 
 struct Memory(Vec<AtomicU64>);
@@ -108,5 +112,79 @@ fn an_open_slice_that_becomes_another_is_one_of_the_two() {
         }
         writer.join().unwrap();
         assert_eq!(open.read(), Some((2, 20)));
+    });
+}
+
+/// A recording, and the slices that two threads have open.
+struct Recording {
+    epoch: Epoch,
+    slices: [AtomicU64; 2],
+}
+
+impl Recording {
+    fn new() -> Self {
+        let word = || AtomicU64::new(0);
+        let epoch = Epoch::of(word());
+        epoch.record(Some(1));
+        Self { epoch, slices: [word(), word()] }
+    }
+
+    /// A poll begins, as `Rings::begin` does it. Returns whether it wakes.
+    fn poll(&self, thread: usize) -> bool {
+        let rests = self.epoch.load(Relaxed) & RESTS != 0;
+        self.slices[thread].store(1, Relaxed);
+        rests && self.epoch.stir()
+    }
+}
+
+/// The detector is the thread that was made, as the reader above.
+#[test]
+fn a_poll_that_ends_a_rest_can_be_seen() {
+    loom::model(|| {
+        let recording = Arc::new(Recording::new());
+        recording.epoch.rest();
+        let detector = {
+            let recording = Arc::clone(&recording);
+            thread::spawn(move || {
+                let is_over = !recording.epoch.rests();
+                (is_over, recording.slices[0].load(Relaxed))
+            })
+        };
+        assert!(recording.poll(0));
+        let (is_over, slice) = detector.join().unwrap();
+        assert!(!is_over || slice == 1, "the rest is over, and no poll is seen");
+    });
+}
+
+#[test]
+fn of_two_polls_that_end_a_rest_one_wakes() {
+    loom::model(|| {
+        let recording = Arc::new(Recording::new());
+        recording.epoch.rest();
+        let other = {
+            let recording = Arc::clone(&recording);
+            thread::spawn(move || recording.poll(1))
+        };
+        let woke = [recording.poll(0), other.join().unwrap()];
+        assert_eq!(woke.iter().filter(|&&woke| woke).count(), 1);
+        assert!(!recording.epoch.rests());
+    });
+}
+
+#[test]
+fn a_rest_is_of_the_recording_that_runs_or_of_none() {
+    loom::model(|| {
+        let recording = Arc::new(Recording::new());
+        let detector = {
+            let recording = Arc::clone(&recording);
+            thread::spawn(move || recording.epoch.rest())
+        };
+        recording.epoch.record(Some(2));
+        let word = recording.epoch.load(Relaxed);
+        assert_eq!(word >> 1, 2, "a rest brings no older recording back");
+        recording.epoch.record(None);
+        detector.join().unwrap();
+        assert_eq!(recording.epoch.load(Relaxed), 0, "nothing is recorded by resting");
+        assert!(recording.epoch.rests());
     });
 }

@@ -139,7 +139,9 @@ impl Net {
     ) -> Result<(), Error> {
         let mut bounds = StackBounds::open().map_err(Error::Maps)?;
         let mut read_at = clock.now();
-        let mut waiting: Vec<(Question, Moment)> = Vec::with_capacity(BATCH);
+        // Half of the places, of which there may be fewer than were asked for.
+        let most = (self.target.slots().count() / 2).clamp(1, BATCH);
+        let mut waiting: Vec<(Question, Moment)> = Vec::with_capacity(most);
         let (mut left, mut all_asked) = (questions.zip(0..=Entry::MAX), false);
         let mut copied = Copied::default();
         loop {
@@ -148,7 +150,7 @@ impl Net {
                 bounds = StackBounds::open().map_err(Error::Maps)?;
                 read_at = now;
             }
-            while waiting.len() < BATCH && !all_asked {
+            while waiting.len() < most && !all_asked {
                 let Some((question, entry)) = left.next() else {
                     all_asked = true;
                     break;

@@ -9,12 +9,11 @@
 //! that is descheduled with a slot claimed holds back that slot and no other, which a queue in order
 //! could not say. When no slot is free its weight goes to [`Slots::lost`]. Everything is words of one
 //! [`Chunk`], so a slot costs memory only for the pages of it that were ever written: as much as the
-//! deepest stack it has held.
-
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+//! deepest stack it has held. `tests/os_loom.rs` tries the orders in which all this may be seen.
 
 use super::memory::Chunk;
+use crate::base::sync::AtomicU64;
+use crate::base::sync::Ordering::{Acquire, Relaxed, Release};
 
 /// The registers an unwinder begins with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -61,7 +60,7 @@ pub struct Copied {
 const HEAD: usize = 16;
 
 /// How many slots a handler looks at. That many taken in a row mean that nearly all are.
-const REACH: usize = 16;
+pub(super) const REACH: usize = 16;
 
 const FREE: u64 = 0;
 const CLAIMED: u64 = 1;
@@ -83,6 +82,11 @@ impl Slots {
         let memory = Chunk::new(slots.checked_mul(HEAD + stack_words)?);
         memory.get_or_map()?;
         Some(Self { memory, slots, stack_words, next: AtomicU64::new(0), lost: AtomicU64::new(0) })
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.slots
     }
 
     /// Touches the memory of all slots, as deep in each as `bytes` for all of them allow, so that writing
@@ -186,99 +190,5 @@ impl Claimed<'_> {
             place.store(word, Relaxed);
         }
         self.state.store(READY, Release);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn head(weight: u32) -> Head {
-        Head {
-            tid: 7,
-            tag: 9,
-            weight,
-            registers: Registers { ip: 1, sp: 2, fp: 3, lr: 4 },
-            thread_pointer: 5,
-            time: 6,
-        }
-    }
-
-    /// Fills a slot with `words` of stack, as many as there is room for.
-    fn publish(slot: Claimed<'_>, head: &Head, words: impl Iterator<Item = u64>, whole: bool) {
-        slot.publish(head, whole, |places| {
-            places.iter().zip(words).map(|(place, word)| place.store(word, Relaxed)).count()
-        });
-    }
-
-    fn taken(slots: &Slots) -> Vec<Copied> {
-        let mut taken = Vec::new();
-        slots.drain(&mut Copied::default(), |copied| taken.push(copied.clone()));
-        taken
-    }
-
-    #[test]
-    fn what_was_published_is_taken_once() {
-        let slots = Slots::map(4, 32).unwrap();
-        publish(slots.claim().unwrap(), &head(3), [10, 11].into_iter(), true);
-        let unfinished = slots.claim().unwrap();
-        let got = taken(&slots);
-        assert_eq!(got.len(), 1);
-        assert_eq!((got[0].head, &got[0].stack[..], got[0].whole), (head(3), &[10, 11][..], true));
-        assert!(taken(&slots).is_empty());
-        assert_eq!(unfinished.room(), 4);
-        publish(unfinished, &head(1), 0..100, false);
-        let got = taken(&slots);
-        assert_eq!((&got[0].stack[..], got[0].whole), (&[0, 1, 2, 3][..], false));
-    }
-
-    #[test]
-    fn a_full_pool_refuses_and_one_freed_slot_is_found() {
-        for slots in [1, 2, REACH - 1, REACH] {
-            let pool = Slots::map(slots, 8).unwrap();
-            for _ in 0..slots {
-                publish(pool.claim().unwrap(), &head(1), [1].into_iter(), true);
-            }
-            assert!(pool.claim().is_none(), "{slots}");
-            pool.lose(2);
-            assert_eq!(taken(&pool).len(), slots);
-            assert!(pool.claim().is_some());
-            assert_eq!(pool.lost(), 2);
-        }
-    }
-
-    #[test]
-    fn many_writers_lose_nothing_that_is_not_counted() {
-        let pool = Slots::map(8, 64).unwrap();
-        let (mut got, writers, each) = (0, 4, if cfg!(miri) { 40 } else { 2000 });
-        let mut copied = Copied::default();
-        let mut take = |copied: &Copied| {
-            assert_eq!(copied.stack, [copied.stack[0]; 8]);
-            got += 1;
-        };
-        std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..writers)
-                .map(|writer: u64| {
-                    let pool = &pool;
-                    scope.spawn(move || {
-                        for _ in 0..each {
-                            match pool.claim() {
-                                Some(slot) => {
-                                    publish(slot, &head(1), [writer; 8].into_iter(), true)
-                                }
-                                None => pool.lose(1),
-                            }
-                        }
-                    })
-                })
-                .collect();
-            while !threads.iter().all(std::thread::ScopedJoinHandle::is_finished) {
-                pool.drain(&mut copied, &mut take);
-            }
-        });
-        // That a thread has finished says nothing of what it wrote; that it was joined does.
-        pool.drain(&mut copied, &mut take);
-        assert!(got > 0);
-        assert_eq!(got + pool.lost(), writers * each);
     }
 }

@@ -29,6 +29,8 @@ pub mod procfs;
 #[cfg(target_os = "linux")]
 pub mod signal;
 #[cfg(target_os = "linux")]
+mod signal_bounds;
+#[cfg(target_os = "linux")]
 mod signal_context;
 pub mod sigprof;
 #[cfg(target_os = "linux")]
@@ -47,12 +49,18 @@ mod unwind_calls;
 mod unwind_copied;
 mod unwind_index;
 mod unwind_modules;
+mod unwind_pool;
 mod unwind_rule;
 mod unwind_tables;
 mod unwind_thread;
 mod unwind_walk;
 #[cfg(target_os = "linux")]
 pub mod wake;
+
+// Beside what they test and not in it: `tests/os_loom.rs` compiles that file, with atomics that work in its
+// models only.
+#[cfg(test)]
+mod copied_tests;
 
 #[cfg(not(target_os = "linux"))]
 pub use unsupported::{alarm, catch, cgroup, glance, procfs, tasks, threads, timer, wake};

@@ -6,7 +6,7 @@
 //! when there was none, it is dropped.
 //!
 //! ```text
-//! sender    si_value = COOKIE | epoch | entry      a timer's, or `send`
+//! sender    si_value = cookie | epoch | entry      a timer's, or `send`
 //! handler   errno kept; another cookie: call the previous handler; another epoch: late, dropped
 //!           claim a slot; registers from the context; the stack from sp up; publish; errno back
 //! ```
@@ -45,21 +45,22 @@ use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicUsize};
 
 use super::copied::{Head, Slots};
-use super::memory::Chunk;
+use super::signal_bounds::Bounds;
 use super::signal_context::{copy_words, registers, thread_pointer};
 use super::ticks;
+use crate::base::{Bytes, warnings};
 
 /// As many threads can have an entry at once.
 pub const ENTRIES: usize = 1 << 16;
 
-/// The upper half of the value of a signal that is ours.
-const COOKIE: u64 = 0x6d72_706c << 32;
+/// The upper half of the value of a signal that is ours, and no other copy of marple's: a program may hold two
+/// versions, each with a handler. It is made of the address of a static, of which each copy has its own.
+fn cookie() -> u64 {
+    ((&raw const TARGETS).addr() as u64 >> 4) << 32
+}
 
 /// One more than the highest number of a signal.
 const SIGNALS: usize = 65;
-
-/// Words of an entry: the stack's start and end, the thread's id, and one that fills a power of two.
-const ENTRY: usize = 4;
 
 static TARGETS: [AtomicPtr<Target>; SIGNALS] = [const { AtomicPtr::new(ptr::null_mut()) }; SIGNALS];
 
@@ -67,7 +68,7 @@ static TARGETS: [AtomicPtr<Target>; SIGNALS] = [const { AtomicPtr::new(ptr::null
 pub struct Target {
     signal: c_int,
     slots: Slots,
-    bounds: Chunk,
+    bounds: Bounds,
     epoch: AtomicU32,
     /// What was there before us: `sa_sigaction` and `sa_flags`.
     previous: AtomicUsize,
@@ -93,13 +94,12 @@ pub fn install(signal: c_int, slots: usize, stack_bytes: usize) -> io::Result<&'
     if let Some(target) = at(place) {
         return Ok(target);
     }
-    let memory = || io::Error::from(io::ErrorKind::OutOfMemory);
-    let bounds = Chunk::new(ENTRIES * ENTRY);
-    bounds.get_or_map().ok_or_else(memory)?;
+    let bounds = Bounds::map(ENTRIES).ok_or_else(|| no_memory(1, 32 * ENTRIES))?;
+    let mapped = map_slots(signal, slots, stack_bytes)?;
     let previous = action_of(signal)?;
     let target = Box::leak(Box::new(Target {
         signal,
-        slots: Slots::map(slots, stack_bytes).ok_or_else(memory)?,
+        slots: mapped,
         bounds,
         epoch: AtomicU32::new(1),
         previous: AtomicUsize::new(previous.sa_sigaction),
@@ -110,6 +110,11 @@ pub fn install(signal: c_int, slots: usize, stack_bytes: usize) -> io::Result<&'
     let mut ours: libc::sigaction = unsafe { MaybeUninit::zeroed().assume_init() };
     ours.sa_sigaction = handler as *const () as usize;
     ours.sa_flags = libc::SA_SIGINFO | libc::SA_RESTART | libc::SA_ONSTACK;
+    if has_handler(&previous) {
+        // What the handler before us relies on: nothing else interrupts it, and calls end early or do not.
+        ours.sa_mask = previous.sa_mask;
+        ours.sa_flags &= !libc::SA_RESTART | previous.sa_flags;
+    }
     let mut before = previous;
     // SAFETY: `handler` is what a handler with SA_SIGINFO must be and touches what is published above;
     // both pointers lead to a sigaction.
@@ -122,6 +127,35 @@ pub fn install(signal: c_int, slots: usize, stack_bytes: usize) -> io::Result<&'
     target.previous.store(before.sa_sigaction, Relaxed);
     target.previous_flags.store(before.sa_flags, Relaxed);
     Ok(at(place).unwrap_or(target))
+}
+
+/// Maps the slots, or fewer where there is no memory for all.
+fn map_slots(signal: c_int, slots: usize, stack_bytes: usize) -> io::Result<Slots> {
+    /// With fewer, nearly every signal would find none.
+    const FEWEST: usize = 8;
+    let halves = std::iter::successors(Some(slots), |slots| Some(slots / 2));
+    let enough = halves.take_while(|&fewer| fewer == slots || fewer >= FEWEST);
+    let mapped = enough.into_iter().find_map(|slots| Slots::map(slots, stack_bytes));
+    let mapped = mapped.ok_or_else(|| no_memory(slots, stack_bytes))?;
+    let topic = if signal == libc::SIGPROF { "cpu.slots" } else { "dump.slots" };
+    if mapped.count() < slots {
+        let text = format!("{} of {slots} places for stacks", mapped.count());
+        warnings::set(topic, format!("{text}: {}", no_memory(slots, stack_bytes)));
+    } else {
+        warnings::clear(topic);
+    }
+    Ok(mapped)
+}
+
+fn no_memory(slots: usize, bytes: usize) -> io::Error {
+    let size = Bytes((slots * bytes) as u64);
+    let reason = format!("cannot map {size}: mmap failed; raise RLIMIT_AS (ulimit -v)");
+    io::Error::new(io::ErrorKind::OutOfMemory, reason)
+}
+
+/// Whether a function is called for the signal.
+fn has_handler(action: &libc::sigaction) -> bool {
+    !matches!(action.sa_sigaction, libc::SIG_DFL | libc::SIG_IGN)
 }
 
 fn at(place: &AtomicPtr<Target>) -> Option<&'static Target> {
@@ -161,7 +195,7 @@ impl Target {
 
     /// The value a signal of ours must have for the thread at `entry`.
     pub fn value(&self, entry: Entry) -> u64 {
-        COOKIE | u64::from(self.epoch.load(Relaxed) & 0xffff) << 16 | u64::from(entry)
+        cookie() | u64::from(self.epoch.load(Relaxed) & 0xffff) << 16 | u64::from(entry)
     }
 
     /// Lets every value that was given out so far mean nothing: signals that are still pending are
@@ -172,19 +206,12 @@ impl Target {
 
     /// Tells the handler where the stack of the thread at `entry` lies; an empty range: not known.
     pub fn set_stack(&self, entry: Entry, stack: Range<u64>) {
-        if let Some([start, end, ..]) = self.entry(entry) {
-            // A handler between the two sees no stack, or one that the thread is not on.
-            end.store(0, Release);
-            start.store(stack.start, Release);
-            end.store(stack.end, Release);
-        }
+        self.bounds.set_stack(entry.into(), stack);
     }
 
     /// Tells the handler which thread is at `entry`, as long as that thread lives; 0: it asks the kernel.
     pub fn set_thread(&self, entry: Entry, tid: u32) {
-        if let Some([.., id, _]) = self.entry(entry) {
-            id.store(tid.into(), Release);
-        }
+        self.bounds.set_thread(entry.into(), tid);
     }
 
     /// Sends the signal to a thread of this process, as the one at `entry`.
@@ -207,11 +234,6 @@ impl Target {
         if failed == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 
-    fn entry(&self, entry: Entry) -> Option<&[std::sync::atomic::AtomicU64; ENTRY]> {
-        let at = usize::from(entry) * ENTRY;
-        self.bounds.get()?.get(at..at + ENTRY)?.try_into().ok()
-    }
-
     /// Whether a signal is ours: the entry and whether its epoch has passed.
     fn ours(&self, info: &libc::siginfo_t) -> Option<(Entry, bool)> {
         if !matches!(info.si_code, libc::SI_TIMER | libc::SI_QUEUE) {
@@ -220,7 +242,7 @@ impl Target {
         // SAFETY: both codes fill the value; `VALUE` is its place in a siginfo of 128 bytes.
         let value = unsafe { ptr::from_ref(info).cast::<u8>().add(VALUE).cast::<u64>().read() };
         let late = value >> 16 & 0xffff != u64::from(self.epoch.load(Acquire) & 0xffff);
-        (value >> 32 == COOKIE >> 32).then_some((value as Entry, late))
+        (value >> 32 == cookie() >> 32).then_some((value as Entry, late))
     }
 
     fn copy(&self, entry: Entry, info: &libc::siginfo_t, context: &libc::ucontext_t) {
@@ -235,12 +257,8 @@ impl Target {
         let Some(slot) = self.slots.claim() else { return self.slots.lose(weight.into()) };
         let registers = registers(context);
         let sp = registers.sp;
-        let words = self.entry(entry);
-        let known = words.map(|[start, end, ..]| {
-            let end = end.load(Acquire);
-            start.load(Acquire)..end
-        });
-        let tid = match words.map_or(0, |[.., id, _]| id.load(Acquire) as u32) {
+        let known = self.bounds.stack(entry.into());
+        let tid = match self.bounds.thread(entry.into()) {
             // SAFETY: takes no pointer and cannot fail.
             0 => (unsafe { libc::syscall(libc::SYS_gettid) }) as u32,
             tid => tid,
@@ -264,11 +282,16 @@ impl Target {
 
     /// Calls the handler that was there before.
     fn chain(&self, signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
-        let previous = self.previous.load(Relaxed);
+        let flags = self.previous_flags.load(Relaxed);
+        let previous = match flags & libc::SA_RESETHAND {
+            0 => self.previous.load(Relaxed),
+            // It asked to be called once.
+            _ => self.previous.swap(libc::SIG_DFL, Relaxed),
+        };
         if matches!(previous, libc::SIG_DFL | libc::SIG_IGN) {
             return;
         }
-        if self.previous_flags.load(Relaxed) & libc::SA_SIGINFO != 0 {
+        if flags & libc::SA_SIGINFO != 0 {
             // SAFETY: the kernel gave this address back as that of a handler with SA_SIGINFO.
             let previous: extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void) =
                 unsafe { std::mem::transmute(previous) };
@@ -294,13 +317,33 @@ const SMALLEST_PAGE: u64 = 4096;
 const OVERRUN: usize = 20;
 const VALUE: usize = 24;
 
+/// Bytes of a signal stack that [`handle`] needs; debug builds keep every value in memory.
+const NEEDED: u64 = if cfg!(debug_assertions) { 3 << 10 } else { 1 << 10 };
+
+/// What the kernel calls. It uses next to nothing of the stack itself: std makes the signal stack of a thread as
+/// large as the kernel says that its own frame may get, which leaves little where a thread uses AMX.
 extern "C" fn handler(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
-    // SAFETY: the running thread's errno.
-    let errno = unsafe { *libc::__errno_location() };
     let place = usize::try_from(signal).ok().and_then(|signal| TARGETS.get(signal));
     // SAFETY: with SA_SIGINFO the kernel passes both, valid until we return.
     let given = unsafe { (info.as_ref(), context.cast::<libc::ucontext_t>().as_ref()) };
-    if let (Some(target), (Some(known), Some(machine))) = (place.and_then(at), given) {
+    let (Some(target), (Some(known), Some(machine))) = (place.and_then(at), given) else { return };
+    let here = (&raw const place).addr() as u64;
+    let stack = signal_stack(machine);
+    let has_room = !stack.contains(&here) || here - stack.start >= NEEDED;
+    if !has_room && target.ours(known).is_some() {
+        return target.slots.lose(1);
+    }
+    handle(target, signal, info, context);
+}
+
+/// Copies what is ours, and hands on what is not.
+#[inline(never)]
+fn handle(target: &Target, signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
+    // SAFETY: the running thread's errno.
+    let errno = unsafe { *libc::__errno_location() };
+    // SAFETY: with SA_SIGINFO the kernel passes both, valid until we return.
+    let given = unsafe { (info.as_ref(), context.cast::<libc::ucontext_t>().as_ref()) };
+    if let (Some(known), Some(machine)) = given {
         match target.ours(known) {
             Some((entry, false)) => target.copy(entry, known, machine),
             Some((_, true)) => {}

@@ -103,3 +103,60 @@ fn what_is_not_ours_goes_to_the_handler_before() {
     target.send(unsafe { libc::gettid() } as u32, 1).unwrap();
     assert_eq!((SEEN.load(Relaxed), taken(target).len()), (1, 1));
 }
+
+#[test]
+fn a_handler_before_keeps_its_mask_and_its_way_with_calls() {
+    extern "C" fn hosts(_: c_int) {}
+    for flags in [0, libc::SA_RESTART] {
+        let signal = libc::SIGRTMAX() - i32::from(flags == 0);
+        // SAFETY: an all-zero sigaction is a valid one, and `hosts` is a plain handler.
+        unsafe {
+            let mut action: libc::sigaction = MaybeUninit::zeroed().assume_init();
+            action.sa_sigaction = hosts as *const () as usize;
+            action.sa_flags = flags;
+            libc::sigaddset(&raw mut action.sa_mask, libc::SIGUSR2);
+            assert_eq!(libc::sigaction(signal, &raw const action, ptr::null_mut()), 0);
+        }
+        install(signal, 4, 4 << 10).unwrap();
+        let ours = action_of(signal).unwrap();
+        assert_eq!(ours.sa_flags & libc::SA_RESTART, flags);
+        // SAFETY: the mask is a valid one.
+        assert_eq!(unsafe { libc::sigismember(&raw const ours.sa_mask, libc::SIGUSR2) }, 1);
+    }
+    // Where there was none, calls are restarted.
+    let alone = target(4, 4 << 10);
+    assert_ne!(action_of(alone.signal).unwrap().sa_flags & libc::SA_RESTART, 0);
+}
+
+/// std makes signal stacks of exactly what the kernel may need, and what AMX has takes nearly all of it.
+#[test]
+fn a_signal_stack_without_room_is_left_alone_and_counted() {
+    const ROOM: usize = 640;
+    let target = target(4, 64 << 10);
+    let page = rustix::param::page_size();
+    std::thread::spawn(move || {
+        // SAFETY: takes a number and gives one.
+        let needed = (unsafe { libc::getauxval(libc::AT_MINSIGSTKSZ) } as usize).max(2048);
+        let pages = (needed + ROOM).next_multiple_of(page);
+        let mut before: libc::stack_t;
+        // SAFETY: the mapping is ours and stays; below the signal stack is a page without access.
+        unsafe {
+            let protection = libc::PROT_READ | libc::PROT_WRITE;
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+            let mapped = libc::mmap(ptr::null_mut(), page + pages, protection, flags, -1, 0);
+            assert_ne!(mapped, libc::MAP_FAILED);
+            assert_eq!(libc::mprotect(mapped, page, libc::PROT_NONE), 0);
+            let stack =
+                libc::stack_t { ss_sp: mapped.byte_add(page), ss_flags: 0, ss_size: needed + ROOM };
+            before = MaybeUninit::zeroed().assume_init();
+            assert_eq!(libc::sigaltstack(&raw const stack, &raw mut before), 0);
+        }
+        interrupted(target);
+        // SAFETY: puts back what std made, which it takes away at the thread's end.
+        assert_eq!(unsafe { libc::sigaltstack(&raw const before, ptr::null_mut()) }, 0);
+        interrupted(target);
+    })
+    .join()
+    .unwrap();
+    assert_eq!((target.slots().lost(), taken(target).len()), (1, 1));
+}

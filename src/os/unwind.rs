@@ -6,15 +6,13 @@
 //! path, so once a thread's stack bounds are known it neither locks nor allocates:
 //!
 //! ```text
-//! MODULES ──> Modules (immutable) <── old ones wait in RETIRED until nobody can be reading them
-//! POOL    ──> 32 x { turn, cache }    turn: even free, odd claimed by one walking thread
+//! POOL    -> Modules (immutable)        old ones wait in RETIRED until no walker can be reading them
+//!            32 x turn, and a cache     claimed by one walking thread at a time
 //! ```
 //!
-//! A walker first claims a slot of the pool, then loads `MODULES`. [`refresh`], on the agent's thread,
-//! publishes another table and then looks at every turn: a slot that was free can only be claimed by
-//! someone who sees the new table, and one that was claimed is done with the old table once its turn
-//! has moved on. Hence a retired table is freed when each slot has been seen free or moved. All of this
-//! is sequentially consistent; a walk costs microseconds, the fences nanoseconds.
+//! A walker claims a slot of the pool, then loads the table. [`refresh`], on the agent's thread, publishes
+//! another and frees the old one when no slot that was claimed before is still held (`unwind_pool`). A walk
+//! costs microseconds, the claim nanoseconds.
 //!
 //! The first table is built by whichever thread first needs one, by reading files only: it does not ask
 //! the loader, whose lock that thread might already be under, and it makes no index: what would take longer
@@ -31,14 +29,14 @@
 use std::cell::UnsafeCell;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::ptr;
-use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::copied::Registers;
 use super::images::{self, Error};
 use super::unwind_modules::{Modules, Reading};
+use super::unwind_pool::{Claim, Pool, Turns};
 use super::unwind_tables::Cache;
 use super::unwind_thread::{bounds, read, registers};
 use super::unwind_walk;
@@ -134,12 +132,12 @@ fn walk(
     skip: usize,
     frames: &mut [u64],
 ) -> Result<Walk, Unknown> {
-    if MODULES.load(SeqCst).is_null() {
+    if POOL.is_empty() {
         build_first()?;
     }
-    let mut slot = Claim::any().ok_or(Unknown::Busy)?;
-    // A panic must not leave an allocator. None is known, nothing relies on this: builds may abort on panic.
-    catch_unwind(AssertUnwindSafe(|| slot.walk(registers, stack, past_end, skip, frames)))
+    let slot = POOL.claim().ok_or(Unknown::Busy)?;
+    // A panic must not leave an allocator. None is known, and nothing relies on this: builds may abort.
+    catch_unwind(AssertUnwindSafe(|| walk_by(&slot, registers, stack, past_end, skip, frames)))
         .unwrap_or(Err(Unknown::Stack))
 }
 
@@ -154,7 +152,7 @@ pub fn refresh() -> Result<bool, Error> {
     if sweep() >= MAX_RETIRED {
         return Ok(false);
     }
-    let old = MODULES.load(SeqCst);
+    let old = POOL.value();
     // SAFETY: a table is freed by `sweep` only, which runs under the same claim of BUILDING.
     let modules = Modules::read(unsafe { old.as_ref() }, Reading::Whole)?;
     say_what_is_left_out(modules.left_out);
@@ -180,14 +178,14 @@ fn say_what_is_left_out(files: usize) {
 
 const TOPIC: &str = "stacks.unwind_tables";
 
-/// What [`MODULES`] points to, once more, for those who may wait and keep it. Nothing is allocated or
+/// What [`POOL`] points to, once more, for those who may wait and keep it. Nothing is allocated or
 /// freed under this lock, since the thread that does may be the allocator's.
 static CURRENT: Mutex<Option<Arc<Modules>>> = Mutex::new(None);
-static MODULES: AtomicPtr<Modules> = AtomicPtr::new(ptr::null_mut());
 static GENERATION: AtomicU64 = AtomicU64::new(0);
 static BUILDING: AtomicBool = AtomicBool::new(false);
 static RETIRED: Mutex<Vec<Retired>> = Mutex::new(Vec::new());
-static POOL: [Slot; SLOTS] = [const { Slot::new() }; SLOTS];
+static POOL: Pool<Modules, SLOTS> = Pool::new();
+static CACHES: [Slot; SLOTS] = [const { Slot(UnsafeCell::new(None)) }; SLOTS];
 
 /// Gives BUILDING back.
 struct Building;
@@ -205,7 +203,7 @@ fn build_first() -> Result<(), Unknown> {
         return Err(Unknown::NotReady);
     }
     let _building = Building;
-    if MODULES.load(SeqCst).is_null() {
+    if POOL.is_empty() {
         // Without /proc there is nothing to read, and trying again at each sample would be dear; the
         // empty table leads no further than the caller, and `refresh` tries again and says why.
         publish(Modules::read(None, Reading::Hasty).unwrap_or_else(|_| Modules::empty()));
@@ -221,7 +219,7 @@ pub(super) fn current() -> Option<Arc<Modules>> {
 /// A table that was replaced, and the turns of the pool just after.
 struct Retired {
     modules: *const Modules,
-    turns: [u32; SLOTS],
+    turns: Turns<SLOTS>,
 }
 
 // SAFETY: `Modules` is shared and freed across threads, and the pointer is its only owner.
@@ -232,8 +230,7 @@ fn publish(modules: Modules) {
     let fresh = Arc::new(modules);
     let kept = CURRENT.lock().unwrap_or_else(PoisonError::into_inner).replace(Arc::clone(&fresh));
     drop(kept);
-    let old = MODULES.swap(Arc::into_raw(fresh).cast_mut(), SeqCst);
-    let turns = std::array::from_fn(|slot| POOL[slot].turn.load(SeqCst));
+    let (old, turns) = POOL.replace(Arc::into_raw(fresh).cast_mut());
     if !old.is_null() {
         let mut retired = RETIRED.lock().unwrap_or_else(PoisonError::into_inner);
         retired.push(Retired { modules: old, turns });
@@ -246,10 +243,7 @@ fn publish(modules: Modules) {
 fn sweep() -> usize {
     let mut retired = RETIRED.lock().unwrap_or_else(PoisonError::into_inner);
     retired.retain(|old| {
-        let in_use = POOL
-            .iter()
-            .zip(old.turns)
-            .any(|(slot, turn)| turn % 2 == 1 && slot.turn.load(SeqCst) == turn);
+        let in_use = POOL.is_in_use(&old.turns);
         if !in_use {
             // SAFETY: made by `Arc::into_raw` and unpublished by the swap in `publish`, and no walker
             // that could have loaded it before that is still under way; `retain` forgets it.
@@ -263,87 +257,54 @@ fn sweep() -> usize {
 /// The rules in a cache: 2 to this.
 const CACHE_BITS: u32 = 10;
 
-struct Slot {
-    turn: AtomicU32,
-    cache: UnsafeCell<Option<Cache>>,
-}
+/// The cache of a slot of [`POOL`], made when the slot is first claimed.
+struct Slot(UnsafeCell<Option<Cache>>);
 
-// SAFETY: the cache is touched only by the thread that made `turn` odd, see `Claim`.
+// SAFETY: the cache is touched only by the thread that has claimed the slot, see `walk_by`.
 unsafe impl Sync for Slot {}
 
-impl Slot {
-    const fn new() -> Self {
-        Self { turn: AtomicU32::new(0), cache: UnsafeCell::new(None) }
-    }
-}
-
-/// The right to use a slot's cache.
-struct Claim {
-    slot: &'static Slot,
-    turn: u32,
-}
-
-impl Claim {
-    fn any() -> Option<Self> {
-        POOL.iter().find_map(|slot| {
-            let turn = slot.turn.load(Relaxed);
-            let claimed = turn.wrapping_add(1);
-            let free = turn.is_multiple_of(2);
-            let won = free && slot.turn.compare_exchange(turn, claimed, SeqCst, Relaxed).is_ok();
-            // Made only when won: dropping one gives the slot away.
-            won.then(|| Self { slot, turn: claimed })
-        })
-    }
-
-    fn walk(
-        &mut self,
-        registers: Registers,
-        stack: &Range<u64>,
-        past_end: End,
-        skip: usize,
-        frames: &mut [u64],
-    ) -> Result<Walk, Unknown> {
-        // SAFETY: published tables are whole, and one that is loaded after the slot was claimed is not
-        // freed before the slot's turn moves on.
-        let modules = unsafe { MODULES.load(SeqCst).as_ref() }.ok_or(Unknown::NotReady)?;
-        // SAFETY: the turn is odd and we made it so; nobody else touches the cache until `drop`.
-        let cache =
-            unsafe { &mut *self.slot.cache.get() }.get_or_insert_with(|| Cache::new(CACHE_BITS));
-        let mut left = false;
-        let mut read_stack = |address| {
-            left |= address >= stack.end;
-            // SAFETY: `stack` begins at the stack pointer of a frame of this thread that outlives the
-            // walk and ends where the thread's stack does, or before.
-            unsafe { read(stack, address) }
-        };
-        let mut depth = 0;
-        // The first frame is the one the registers were read in.
-        let mut to_skip = skip + 1;
-        let take = |frame, _| match to_skip {
-            0 => frames.get_mut(depth).is_some_and(|place| {
-                *place = frame;
-                depth += 1;
-                true
-            }),
-            _ => {
-                to_skip -= 1;
-                true
-            }
-        };
-        let walk = unwind_walk::walk(modules, cache, registers, &mut read_stack, take);
-        let end = match walk.end {
-            None if left => past_end,
-            None => End::Broken,
-            Some(end) => end,
-        };
-        Ok(Walk { depth, end, is_inferred: walk.is_inferred })
-    }
-}
-
-impl Drop for Claim {
-    fn drop(&mut self) {
-        self.slot.turn.store(self.turn.wrapping_add(1), SeqCst);
-    }
+fn walk_by(
+    claim: &Claim<'_, Modules, SLOTS>,
+    registers: Registers,
+    stack: &Range<u64>,
+    past_end: End,
+    skip: usize,
+    frames: &mut [u64],
+) -> Result<Walk, Unknown> {
+    // SAFETY: published tables are whole, and one that is loaded while a slot is claimed is not freed
+    // before the claim is dropped.
+    let modules = unsafe { claim.value().as_ref() }.ok_or(Unknown::NotReady)?;
+    let slot = CACHES.get(claim.slot()).ok_or(Unknown::Busy)?;
+    // SAFETY: the slot is claimed, by us alone, and each is claimed once at a time: `walk` has the claim.
+    let cache = unsafe { &mut *slot.0.get() }.get_or_insert_with(|| Cache::new(CACHE_BITS));
+    let mut left = false;
+    let mut read_stack = |address| {
+        left |= address >= stack.end;
+        // SAFETY: `stack` begins at the stack pointer of a frame of this thread that outlives the
+        // walk and ends where the thread's stack does, or before.
+        unsafe { read(stack, address) }
+    };
+    let mut depth = 0;
+    // The first frame is the one the registers were read in.
+    let mut to_skip = skip + 1;
+    let take = |frame, _| match to_skip {
+        0 => frames.get_mut(depth).is_some_and(|place| {
+            *place = frame;
+            depth += 1;
+            true
+        }),
+        _ => {
+            to_skip -= 1;
+            true
+        }
+    };
+    let walk = unwind_walk::walk(modules, cache, registers, &mut read_stack, take);
+    let end = match walk.end {
+        None if left => past_end,
+        None => End::Broken,
+        Some(end) => end,
+    };
+    Ok(Walk { depth, end, is_inferred: walk.is_inferred })
 }
 
 #[cfg(test)]

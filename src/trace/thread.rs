@@ -16,6 +16,7 @@
 //! whoever looks for stalls (`epoch`).
 
 mod epoch;
+mod epoch_word;
 
 use std::cell::Cell;
 use std::sync::Mutex;

@@ -8,13 +8,13 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::epoch_word::Epoch;
 use crate::os::wake::Wake;
 
-/// The number of the recording that runs, times two, and [`RESTS`]; 0 while none does.
-pub(in crate::trace) static EPOCH: AtomicU64 = AtomicU64::new(0);
+pub(super) use super::epoch_word::RESTS;
 
-/// In `EPOCH`: the next poll that begins wakes whoever looks for stalls.
-pub(super) const RESTS: u64 = 1;
+/// Which recording runs.
+pub(in crate::trace) static EPOCH: Epoch = Epoch::of(AtomicU64::new(0));
 
 /// A poll has begun while he rested, or a recording.
 pub(in crate::trace) static BEGAN: Wake = Wake::new();
@@ -24,7 +24,7 @@ pub(in crate::trace) static SINCE: AtomicU64 = AtomicU64::new(0);
 
 /// Sets which recording runs, none for no number.
 pub(in crate::trace) fn record(number: Option<u64>) {
-    EPOCH.store(number.map_or(0, |number| number << 1), Ordering::Relaxed);
+    EPOCH.record(number);
     // That took the bit away.
     BEGAN.wake();
 }
@@ -38,17 +38,15 @@ pub(in crate::trace) fn is_recorded() -> bool {
 /// Has the next poll that begins wake [`BEGAN`], or the next recording if none runs. A poll that begins on another
 /// core right now may not see it.
 pub(in crate::trace) fn rest() {
-    let resting = |epoch| (epoch != 0).then_some(epoch | RESTS);
-    let _ = EPOCH.fetch_update(Ordering::AcqRel, Ordering::Relaxed, resting);
+    EPOCH.rest();
 }
 
 /// Whether that stands, and no poll has begun since.
 pub(in crate::trace) fn rests() -> bool {
-    let epoch = EPOCH.load(Ordering::Acquire);
-    epoch == 0 || epoch & RESTS != 0
+    EPOCH.rests()
 }
 
 /// Polls that begin wake nobody; whether they would have, until here.
 pub(in crate::trace) fn stir() -> bool {
-    EPOCH.fetch_and(!RESTS, Ordering::AcqRel) & RESTS != 0
+    EPOCH.stir()
 }

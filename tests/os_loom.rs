@@ -1,0 +1,265 @@
+//! What signal handlers and allocating threads share with the agent, over every order in which loads and stores may
+//! be seen.
+//!
+//! The files are compiled here a second time, with loom's atomics in the place of std's and mappings of a few
+//! words.
+#![allow(unreachable_pub, dead_code, reason = "the files are compiled as a part of the crate, too")]
+#![allow(unsafe_code, reason = "what a pool publishes is freed by hand")]
+
+mod base {
+    pub mod sync {
+        use std::sync::OnceLock;
+
+        pub use loom::sync::atomic::{AtomicU64, Ordering};
+
+        /// loom's, made when it is first touched, because only then is there a model to belong to: a pool is
+        /// `const`. To be touched by the thread that makes the pool.
+        pub struct AtomicU32(u32, OnceLock<loom::sync::atomic::AtomicU32>);
+
+        impl AtomicU32 {
+            pub const fn new(value: u32) -> Self {
+                Self(value, OnceLock::new())
+            }
+
+            fn get(&self) -> &loom::sync::atomic::AtomicU32 {
+                self.1.get_or_init(|| loom::sync::atomic::AtomicU32::new(self.0))
+            }
+
+            pub fn load(&self, order: Ordering) -> u32 {
+                self.get().load(order)
+            }
+
+            pub fn store(&self, value: u32, order: Ordering) {
+                self.get().store(value, order);
+            }
+
+            pub fn fetch_add(&self, value: u32, order: Ordering) -> u32 {
+                self.get().fetch_add(value, order)
+            }
+
+            pub fn compare_exchange(
+                &self,
+                current: u32,
+                new: u32,
+                success: Ordering,
+                failure: Ordering,
+            ) -> Result<u32, u32> {
+                self.get().compare_exchange(current, new, success, failure)
+            }
+        }
+
+        /// As [`AtomicU32`]; null at first.
+        pub struct AtomicPtr<T>(OnceLock<loom::sync::atomic::AtomicPtr<T>>);
+
+        impl<T> AtomicPtr<T> {
+            pub const fn new(null: *mut T) -> Self {
+                assert!(null.is_null());
+                Self(OnceLock::new())
+            }
+
+            fn get(&self) -> &loom::sync::atomic::AtomicPtr<T> {
+                self.0.get_or_init(|| loom::sync::atomic::AtomicPtr::new(std::ptr::null_mut()))
+            }
+
+            pub fn load(&self, order: Ordering) -> *mut T {
+                self.get().load(order)
+            }
+
+            pub fn swap(&self, value: *mut T, order: Ordering) -> *mut T {
+                self.get().swap(value, order)
+            }
+        }
+    }
+}
+
+mod memory {
+    use crate::base::sync::AtomicU64;
+
+    /// Made at once, by the thread that makes the model.
+    pub struct Chunk(Vec<AtomicU64>);
+
+    impl Chunk {
+        pub fn new(words: usize) -> Self {
+            Self((0..words).map(|_| AtomicU64::new(0)).collect())
+        }
+
+        pub fn get(&self) -> Option<&[AtomicU64]> {
+            Some(&self.0)
+        }
+
+        pub fn get_or_map(&self) -> Option<&[AtomicU64]> {
+            self.get()
+        }
+    }
+}
+
+#[path = "../src/os/copied.rs"]
+mod copied;
+#[path = "../src/os/signal_bounds.rs"]
+mod signal_bounds;
+#[path = "../src/os/unwind_pool.rs"]
+mod unwind_pool;
+
+use loom::cell::UnsafeCell;
+use loom::sync::Arc;
+use loom::thread;
+
+use base::sync::Ordering::Relaxed;
+use copied::{Copied, Head, Slots};
+use signal_bounds::Bounds;
+use unwind_pool::Pool;
+
+fn model(changes: usize, run: impl Fn() + Send + Sync + 'static) {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(changes);
+    model.check(run);
+}
+
+// The slots of signal handlers.
+
+/// One handler's sample: its weight is in its head and in its stack.
+fn handle(slots: &Slots, weight: u32) -> bool {
+    let Some(slot) = slots.claim() else {
+        slots.lose(weight.into());
+        return false;
+    };
+    slot.publish(&Head { weight, ..Head::default() }, true, |places| {
+        places.iter().map(|place| place.store(weight.into(), Relaxed)).count()
+    });
+    true
+}
+
+fn drain(slots: &Slots) -> u64 {
+    let mut sum = 0;
+    slots.drain(&mut Copied::default(), |copied| {
+        let weight = u64::from(copied.head.weight);
+        assert_eq!(copied.stack, [weight; 2], "a torn copy");
+        sum += weight;
+    });
+    sum
+}
+
+#[test]
+fn a_copy_is_taken_whole_and_once_or_counted_as_lost() {
+    model(2, || {
+        let slots = Arc::new(Slots::map(1, 16).unwrap());
+        let handlers: Vec<_> = [1, 2]
+            .map(|weight| {
+                let slots = Arc::clone(&slots);
+                thread::spawn(move || handle(&slots, weight))
+            })
+            .into();
+        let mut taken = drain(&slots);
+        for handler in handlers {
+            handler.join().unwrap();
+        }
+        taken += drain(&slots);
+        assert_eq!(taken + slots.lost(), 3);
+    });
+}
+
+#[test]
+fn a_slot_that_was_taken_is_written_again_only_behind_the_reader() {
+    model(3, || {
+        let slots = Arc::new(Slots::map(1, 16).unwrap());
+        assert!(handle(&slots, 1));
+        let handler = {
+            let slots = Arc::clone(&slots);
+            thread::spawn(move || handle(&slots, 2))
+        };
+        let mut taken = drain(&slots);
+        handler.join().unwrap();
+        taken += drain(&slots);
+        assert_eq!(taken + slots.lost(), 3);
+    });
+}
+
+// The bounds of stacks.
+
+#[test]
+fn no_handler_reads_beyond_the_stack_it_is_on() {
+    const ONE: std::ops::Range<u64> = 100..200;
+    const OTHER: std::ops::Range<u64> = 300..400;
+    model(3, || {
+        let bounds = Arc::new(Bounds::map(1).unwrap());
+        bounds.set_stack(0, ONE);
+        let handlers: Vec<_> = [ONE, OTHER]
+            .map(|stack| {
+                let bounds = Arc::clone(&bounds);
+                thread::spawn(move || {
+                    let sp = stack.start + 50;
+                    let known = bounds.stack(0).unwrap();
+                    assert!(!known.contains(&sp) || known.end == stack.end, "{known:?} of {sp}");
+                })
+            })
+            .into();
+        bounds.set_stack(0, OTHER);
+        for handler in handlers {
+            handler.join().unwrap();
+        }
+        assert_eq!(bounds.stack(0), Some(OTHER));
+    });
+}
+
+// The table of modules under its walkers.
+
+/// A table that loom watches: reading one that was freed is a race.
+struct Table(UnsafeCell<bool>);
+
+impl Table {
+    fn new() -> *mut Self {
+        Box::into_raw(Box::new(Self(UnsafeCell::new(true))))
+    }
+}
+
+/// Walks once, as often as there is a slot.
+fn walk(pool: &Pool<Table, 1>) {
+    let Some(claim) = pool.claim() else { return };
+    // SAFETY: never given back to the system, see `free`.
+    let table = unsafe { claim.value().as_ref() }.unwrap();
+    // SAFETY: loom checks it.
+    table.0.with(|is_whole| assert!(unsafe { *is_whole }, "it is freed"));
+}
+
+/// Marks a table as freed, which loom takes for a write to it. It is leaked: loom may look at it until the model's end.
+fn free(table: *mut Table) {
+    // SAFETY: as in `walk`, and loom checks that nothing else is at it.
+    unsafe { (*table).0.with_mut(|is_whole| *is_whole = false) };
+}
+
+/// `walks`: how often each walker walks.
+fn replaced_under(walks: &'static [usize]) {
+    model(3, move || {
+        let pool = Arc::new(Pool::<Table, 1>::new());
+        let tables = [Table::new(), Table::new()];
+        let (before, turns) = pool.replace(tables[0]);
+        assert!(before.is_null() && !pool.is_in_use(&turns));
+        let walkers: Vec<_> = walks
+            .iter()
+            .map(|&walks| {
+                let pool = Arc::clone(&pool);
+                thread::spawn(move || (0..walks).for_each(|_| walk(&pool)))
+            })
+            .collect();
+        let (old, turns) = pool.replace(tables[1]);
+        assert_eq!(old, tables[0]);
+        if !pool.is_in_use(&turns) {
+            free(old);
+        }
+        for walker in walkers {
+            walker.join().unwrap();
+        }
+        assert!(!pool.is_in_use(&turns), "all walks are over");
+    });
+}
+
+#[test]
+fn a_table_is_freed_behind_the_walker_that_reads_it() {
+    replaced_under(&[2]);
+}
+
+/// The second walker has the slot from the first, and not from the replacer.
+#[test]
+fn a_table_is_freed_behind_walkers_that_hand_a_slot_on() {
+    replaced_under(&[1, 1]);
+}
