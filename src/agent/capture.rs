@@ -41,7 +41,7 @@ pub(super) struct Task {
     /// What must outlive the process, if it has changed.
     pub(super) state: Option<State>,
     pub(super) limits: Limits,
-    /// How much memory is left below the limit, if that is known.
+    /// How much memory is left below the limit or `RLIMIT_AS`, if that is known.
     pub(super) headroom: Option<Bytes>,
     /// The vitals of the job's incident so far; empty where the job writes no manifest of its own.
     pub(super) vitals: Vec<VitalsRow>,
@@ -54,7 +54,9 @@ impl Task {
     fn lacks_memory_for(&self, kind: CaptureKind) -> Option<String> {
         let (need, left) = (collect::memory(kind, &self.settings), self.headroom?);
         (left < need).then(|| {
-            format!("{left} are left below the memory limit and the engine takes up to {need}")
+            format!(
+                "{left} are left below the memory limit or RLIMIT_AS and the engine takes up to {need}"
+            )
         })
     }
 }

@@ -20,6 +20,7 @@ use super::stream::work::{Desk, Order};
 use crate::base::retry::Backoff;
 use crate::base::{Clock, Error, warnings};
 use crate::config::StoreSettings;
+use crate::os;
 use crate::vitals::Runtimes;
 
 /// How many threads may read files for the endpoint at once; they end when they have been idle.
@@ -95,6 +96,7 @@ impl PendingThread {
         // A refused `spawn` drops its closure, so the closure does not own the body.
         let body = Arc::clone(&self.body);
         let run = move || {
+            os::memory::release_own_stack();
             let body = lock(&body).take();
             if let Some(body) = body {
                 body();
@@ -194,7 +196,10 @@ fn runtime() -> io::Result<tokio::runtime::Runtime> {
         .enable_all()
         .thread_name("marple-files")
         .max_blocking_threads(BLOCKING_THREADS)
-        .on_thread_start(collect::heap::exclude_for_good)
+        .on_thread_start(|| {
+            os::memory::release_own_stack();
+            collect::heap::exclude_for_good();
+        })
         .build()
 }
 

@@ -2,6 +2,7 @@
 
 mod clock;
 mod error;
+mod forked;
 mod id;
 pub(crate) mod retry;
 mod site;
@@ -11,6 +12,7 @@ pub mod warnings;
 
 pub use clock::{Anchor, Clock, ManualClock, Moment, SystemClock};
 pub use error::Error;
+pub(crate) use forked::OfProcess;
 pub use id::IncidentId;
 pub use site::{MAX_SITES, SITE_BITS, Site};
 pub use units::{Bytes, Hertz, ParseBytesError, Percent};

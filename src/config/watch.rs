@@ -35,7 +35,7 @@ use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
 use super::Error;
 use super::event_rate::{EventBudget, Pauses};
 use super::watched::{Change, File, Identity, QUIET, Watched};
-use crate::base::{Clock, SystemClock};
+use crate::base::{Clock, OfProcess, SystemClock};
 
 /// The least time between two looks.
 const PACE: Duration = Duration::from_millis(25);
@@ -51,7 +51,7 @@ const TOO_MANY_EVENTS: &str = "too many file system events in the directories of
 #[derive(Debug)]
 pub struct Watcher {
     shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
+    thread: OfProcess<JoinHandle<()>>,
 }
 
 #[derive(Debug, Default)]
@@ -121,7 +121,7 @@ impl Watcher {
             .map_err(Error::NoThread)?;
         // `without_events` is known from here on. A closed channel means that the thread panicked.
         let _ = started.recv();
-        Ok(Self { shared, thread: Some(thread) })
+        Ok(Self { shared, thread: OfProcess::new(thread) })
     }
 
     /// Watches `files` instead. What was known of those that were watched before stays known.
@@ -143,6 +143,9 @@ impl Watcher {
 impl Drop for Watcher {
     /// Stops the thread, after the look it may be at, unless it is the one that drops.
     fn drop(&mut self) {
+        if self.thread.is_inherited() {
+            return;
+        }
         self.shared.order(|orders| orders.stop = true);
         if let Some(thread) = self.thread.take()
             && thread.thread().id() != thread::current().id()

@@ -12,6 +12,10 @@ impl Recorder {
         Err(Error::Refused { engine: "perf and timer", why: "they are Linux's".to_owned() })
     }
 
+    pub(super) fn is_inherited(&self) -> bool {
+        match *self {}
+    }
+
     pub(super) fn engine(&self) -> String {
         match *self {}
     }

@@ -61,7 +61,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use crate::base::{Anchor, Bytes, Hertz, Moment};
+use crate::base::{Anchor, Bytes, Hertz, Moment, OfProcess};
 use crate::model::{CpuEngine, CpuMode, Profile};
 use crate::os;
 use itimer::Itimer;
@@ -130,6 +130,9 @@ pub enum Error {
     /// The process could not be asked what it allows.
     #[error(transparent)]
     Process(#[from] os::sigprof::Error),
+    /// The recording is another process's.
+    #[error("this process was forked from the one that records; start another session in it")]
+    Forked,
     /// The engine failed.
     #[error("the CPU profiler `{engine}` failed: {source}")]
     Engine {
@@ -194,34 +197,47 @@ static RECORDER: Mutex<Weak<Recorder>> = Mutex::new(Weak::new());
 
 /// A share in the recorder. The last that goes ends it under the lock, so that another begins only when
 /// it is gone: two would fight over the signal.
-struct Share(Option<Arc<Recorder>>);
+///
+/// In a forked child there is none: the thread of the recorder is not there, and its lock may be held for ever.
+struct Share(OfProcess<Arc<Recorder>>);
 
 impl Share {
     fn of(options: &Options) -> Result<Self, Error> {
         let mut place = RECORDER.lock().unwrap_or_else(PoisonError::into_inner);
         let recorder = match place.upgrade() {
-            Some(recorder) => recorder,
-            None => Arc::new(Recorder::start(options)?),
+            Some(recorder) if !recorder.is_inherited() => recorder,
+            inherited => {
+                std::mem::forget(inherited);
+                Arc::new(Recorder::start(options)?)
+            }
         };
         *place = Arc::downgrade(&recorder);
-        Ok(Self(Some(recorder)))
+        Ok(Self(OfProcess::new(recorder)))
     }
 
     /// One in the recorder that runs, if one does.
     fn existing() -> Option<Self> {
         let place = RECORDER.lock().unwrap_or_else(PoisonError::into_inner);
-        place.upgrade().map(|recorder| Self(Some(recorder)))
+        let recorder = place.upgrade()?;
+        if recorder.is_inherited() {
+            std::mem::forget(recorder);
+            return None;
+        }
+        Some(Self(OfProcess::new(recorder)))
     }
 
     fn recorder(&self) -> Option<&Recorder> {
-        self.0.as_deref()
+        self.0.get().map(|recorder| &**recorder)
     }
 }
 
 impl Drop for Share {
     fn drop(&mut self) {
+        if self.0.is_inherited() {
+            return;
+        }
         let _turn = RECORDER.lock().unwrap_or_else(PoisonError::into_inner);
-        self.0 = None;
+        drop(self.0.take());
     }
 }
 
@@ -254,7 +270,7 @@ impl Lookback {
 /// A CPU profile being recorded. Dropping it ends the recording and throws it away.
 #[must_use = "a session that is dropped records nothing"]
 pub struct Session {
-    running: Option<Running>,
+    running: OfProcess<Running>,
     engine: String,
     before: Option<Box<Profile>>,
     // After the engine: the place is free once the engine has stopped.
@@ -316,7 +332,7 @@ impl Session {
             engine = recorder.engine();
             running = Running::Live(share);
         }
-        Ok(Self { running: Some(running), engine, before, _place: place })
+        Ok(Self { running: OfProcess::new(running), engine, before, _place: place })
     }
 
     /// The engine that records, and why it is that one.
@@ -337,6 +353,9 @@ impl Session {
     ///
     /// If the engine cannot report what it has.
     pub fn stop(mut self, now: Moment) -> Result<Profile, Error> {
+        if self.running.is_inherited() {
+            return Err(Error::Forked);
+        }
         match self.running.take() {
             Some(Running::Itimer(itimer)) => itimer.stop(now),
             Some(Running::Wall(wall)) => wall.stop(now),

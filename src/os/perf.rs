@@ -111,6 +111,8 @@ pub struct Event {
     page: usize,
     size: usize,
     sampling: Sampling,
+    /// The process it was opened in: a child of `fork` does not have the ring.
+    pid: u32,
 }
 
 // SAFETY: the ring is memory shared with the kernel, reached through `&mut self` only.
@@ -165,7 +167,7 @@ impl Event {
         let ring =
             unsafe { mmap(ptr::null_mut(), page + size, protection, MapFlags::SHARED, &fd, 0) }?;
         let ring = NonNull::new(ring.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
-        Ok(Self { fd, ring, page, size, sampling })
+        Ok(Self { fd, ring, page, size, sampling, pid: std::process::id() })
     }
 
     /// The number of the descriptor: the lowest that was free.
@@ -210,6 +212,9 @@ impl Event {
 
     /// Hands what is in the ring to `take`, oldest first, and says how many samples found no room.
     pub fn drain(&mut self, into: &mut Copied, mut take: impl FnMut(&Copied)) -> u64 {
+        if self.pid != std::process::id() {
+            return 0;
+        }
         let head = self.counter(DATA_HEAD).load(Acquire);
         let mut tail = self.counter(DATA_TAIL).load(Relaxed);
         let mut lost = 0;
@@ -260,8 +265,8 @@ impl Event {
     }
 
     fn counter(&self, offset: usize) -> &AtomicU64 {
-        // SAFETY: both counters are aligned words of the first page, mapped until `drop`; the kernel
-        // reads and writes them as words.
+        // SAFETY: both counters are aligned words of the first page, mapped until `drop` in the process that
+        // opened it, which the caller has checked; the kernel reads and writes them as words.
         unsafe { self.ring.add(offset).cast().as_ref() }
     }
 
@@ -274,6 +279,10 @@ impl Event {
 
 impl Drop for Event {
     fn drop(&mut self) {
+        // In a child of `fork` something else may lie there.
+        if self.pid != std::process::id() {
+            return;
+        }
         // SAFETY: mapped by `open` with this length; `&mut self` excludes every use of it.
         let _ = unsafe { munmap(self.ring.as_ptr().cast(), self.page + self.size) };
     }

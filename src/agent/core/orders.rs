@@ -9,8 +9,9 @@ use crate::agent::capture::Task;
 use crate::agent::history::row;
 use crate::agent::incidents::Job;
 use crate::agent::stream::{Taken, work};
-use crate::base::Anchor;
-use crate::model::Limits;
+use crate::base::{Anchor, Bytes};
+use crate::model::{Limits, Vitals};
+use crate::os;
 
 impl Core {
     /// Gives the capture thread its next task, if it is free and there is one.
@@ -40,7 +41,7 @@ impl Core {
             state: self.streams.allowance.is_dirty().then(|| self.state(anchor)).flatten(),
             job,
             settings: Arc::clone(&self.settings),
-            headroom: self.vitals.headroom(),
+            headroom: headroom(&self.vitals),
             vitals: row(&self.vitals, anchor),
         }))
     }
@@ -80,10 +81,16 @@ impl Core {
             settings: Arc::clone(&self.settings),
             state,
             limits: Limits::from(&self.vitals),
-            headroom: self.vitals.headroom(),
+            headroom: headroom(&self.vitals),
             vitals: recording.map_or_else(Vec::new, |recording| recording.rows(anchor)),
             stuck: self.stuck.take_for(&job, *id),
             job,
         }
     }
+}
+
+/// The memory that is left below the limit, or the address space where that is less.
+fn headroom(vitals: &Vitals) -> Option<Bytes> {
+    let left = [vitals.headroom(), os::memory::address_space_left()];
+    left.into_iter().flatten().min()
 }

@@ -14,11 +14,12 @@ use super::roster::Roster;
 use super::sampler::{Chosen, Verdict, choose, drain_interval};
 use super::tally::Tally;
 use super::window::Window;
-use crate::base::{Anchor, Clock, Hertz, Moment, SystemClock};
+use crate::base::{Anchor, Clock, Hertz, Moment, OfProcess, SystemClock};
 use crate::cpu::{Error, Options};
 use crate::model::Profile;
 use crate::os::births;
 use crate::os::copied::Copied;
+use crate::os::memory::release_own_stack;
 use crate::os::process::cpu_time;
 use crate::os::threads;
 use crate::os::unwind::{End, MAX_FRAMES, Walker};
@@ -49,7 +50,7 @@ const HEAR_EVERY: Duration = Duration::from_millis(5);
 /// The recorder of this process.
 pub(in crate::cpu) struct Recorder {
     shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
+    thread: OfProcess<JoinHandle<()>>,
     /// Threads that begin and say so wake it.
     _births: births::Listening,
 }
@@ -122,7 +123,12 @@ impl Recorder {
                 shared.wake.notify_one();
             }
         });
-        Ok(Self { shared, thread: Some(thread), _births })
+        Ok(Self { shared, thread: OfProcess::new(thread), _births })
+    }
+
+    /// Whether another process records, of which this one was forked.
+    pub(in crate::cpu) fn is_inherited(&self) -> bool {
+        self.thread.is_inherited()
     }
 
     /// The engine and why it is that one.
@@ -178,6 +184,9 @@ impl Recorder {
 
 impl Drop for Recorder {
     fn drop(&mut self) {
+        if self.is_inherited() {
+            return;
+        }
         self.shared.lock().is_over = true;
         self.shared.wake.notify_one();
         if let Some(thread) = self.thread.take() {
@@ -193,6 +202,7 @@ impl Shared {
 
     fn run(&self, guard: fn() -> Box<dyn Any>) {
         let _guard = guard();
+        release_own_stack();
         let mut state = self.lock();
         let mut heard = Moment::default();
         while !state.is_over {

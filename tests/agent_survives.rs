@@ -1,0 +1,250 @@
+//! Hosts that take things away: files that are overwritten under the program, memory that is locked or short.
+//!
+//! What may end the process, or is for good, happens in a process of its own: each test runs itself.
+#![cfg(all(
+    feature = "cpu",
+    feature = "heap",
+    feature = "trace",
+    target_os = "linux",
+    target_env = "gnu"
+))]
+#![allow(unsafe_code, reason = "libraries cannot be loaded, and memory not locked, without")]
+
+mod host;
+
+use std::alloc::System;
+use std::ffi::CString;
+use std::fs::{self, File, OpenOptions};
+use std::hint::black_box;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use host::{Host, PATIENCE, settings};
+use marple::base::Bytes;
+use marple::{Agent, CaptureKind, Settings, heap, os};
+use rustix::mm::{MapFlags, ProtFlags, mmap};
+
+#[global_allocator]
+static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
+
+/// Names the part of a test that runs in a process of its own.
+const PART: &str = "MARPLE_TEST_PART";
+
+fn part() -> Option<String> {
+    std::env::var(PART).ok()
+}
+
+/// Runs `test` of this program as `part`.
+fn run(test: &str, part: &str) -> Output {
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "--nocapture", "--test-threads=1", test])
+        .env(PART, part)
+        .output()
+        .unwrap();
+    println!("{part}: {}", String::from_utf8_lossy(&output.stdout));
+    eprintln!("{}", String::from_utf8_lossy(&output.stderr));
+    output
+}
+
+/// One capture of every kind.
+fn capture_all(host: &Host) {
+    let before = host.incidents().len();
+    host.handle().start(CaptureKind::ALL).wait(PATIENCE).unwrap();
+    host.handle().stop().wait(PATIENCE).unwrap();
+    host.closed(before + 1);
+}
+
+// Files overwritten in place.
+
+/// How long files are overwritten; by hand `MARPLE_TEST_SECONDS=60`.
+fn duration() -> Duration {
+    let seconds = std::env::var("MARPLE_TEST_SECONDS").ok().and_then(|text| text.parse().ok());
+    Duration::from_secs(seconds.unwrap_or(4))
+}
+
+/// Builds a library whose unwind tables have some pages.
+fn build(folder: &Path) -> PathBuf {
+    let (source, library) = (folder.join("many.c"), folder.join("libmany.so"));
+    let function = |n| format!("long many_{n}(long n) {{ return n * {n} + (long)&many_{n}; }}\n");
+    fs::write(&source, (0..2000).map(function).collect::<String>()).unwrap();
+    let built = Command::new("cc")
+        .args(["-shared", "-fPIC", "-O1", "-o"])
+        .args([&library, &source])
+        .status()
+        .unwrap();
+    assert!(built.success());
+    library
+}
+
+fn load(library: &Path) -> *mut libc::c_void {
+    let name = CString::new(library.to_str().unwrap()).unwrap();
+    // SAFETY: the library is ours and has no constructors.
+    let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW) };
+    assert!(!handle.is_null());
+    handle
+}
+
+/// As `cp` does it: cut to nothing, and written again.
+fn overwrite(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let mut file = OpenOptions::new().write(true).truncate(true).open(path)?;
+    file.write_all(&bytes[..bytes.len() / 2])?;
+    file.write_all(&bytes[bytes.len() / 2..])
+}
+
+#[test]
+fn files_overwritten_in_place_end_no_process() {
+    let test = "files_overwritten_in_place_end_no_process";
+    if part().is_none() {
+        let output = run(test, "captures");
+        assert!(output.status.success(), "{}", output.status);
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let library = build(folder.path());
+    let bytes = fs::read(&library).unwrap();
+    // Mapped as code and never called. Not by the loader, which would itself fault where its part is cut.
+    let overwritten: Vec<PathBuf> = (0..4)
+        .map(|n| {
+            let copy = folder.path().join(format!("lib{n}.so"));
+            fs::copy(&library, &copy).unwrap();
+            let (null, file) = (std::ptr::null_mut(), File::open(&copy).unwrap());
+            let protection = ProtFlags::READ | ProtFlags::EXEC;
+            // SAFETY: a mapping at a place of the kernel's choice, which nothing here reads.
+            unsafe { mmap(null, bytes.len(), protection, MapFlags::PRIVATE, file, 0) }.unwrap();
+            copy
+        })
+        .collect();
+    heap::set_rate(Bytes::kib(1));
+    let host = Host::start(Settings { rules: Vec::new(), ..settings() });
+    let over = AtomicBool::new(false);
+    let (writes, looks) = (AtomicU64::new(0), AtomicU64::new(0));
+    let end = Instant::now() + duration();
+    thread::scope(|scope| {
+        for path in &overwritten {
+            scope.spawn(|| {
+                while !over.load(Relaxed) {
+                    overwrite(path, &bytes).unwrap();
+                    writes.fetch_add(1, Relaxed);
+                }
+            });
+        }
+        // The kernel keeps a program that runs from being written to; where it does not, this tries it.
+        let program = std::env::current_exe().unwrap();
+        let refused = OpenOptions::new().write(true).open(program).is_err();
+        println!("the program's own file can{} be written", if refused { "not" } else { "" });
+        scope.spawn(|| {
+            while !over.load(Relaxed) {
+                os::images::loaded().unwrap();
+                looks.fetch_add(1, Relaxed);
+            }
+        });
+        // Loading another makes the tables be read again.
+        scope.spawn(|| {
+            while !over.load(Relaxed) {
+                let handle = load(&library);
+                os::unwind::refresh().unwrap();
+                // SAFETY: opened above, and nothing of it is used.
+                unsafe { libc::dlclose(handle) };
+            }
+        });
+        scope.spawn(|| {
+            while !over.load(Relaxed) {
+                black_box(vec![0u8; black_box(4000)]);
+            }
+        });
+        let mut captures = 0;
+        while Instant::now() < end || captures == 0 {
+            capture_all(&host);
+            captures += 1;
+        }
+        over.store(true, Relaxed);
+        println!(
+            "{captures} captures, {} looks, {} writes",
+            looks.load(Relaxed),
+            writes.load(Relaxed)
+        );
+    });
+}
+
+// Locked memory.
+
+/// A line of `/proc/self/status`, in KiB.
+fn status(name: &str) -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with(name)).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+const START_MOST: u64 = 16 << 10;
+const CAPTURE_MOST: u64 = 32 << 10;
+
+#[test]
+fn a_host_that_locks_its_memory_pays_for_what_is_used() {
+    let test = "a_host_that_locks_its_memory_pays_for_what_is_used";
+    if part().is_none() {
+        let output = run(test, "locked");
+        assert!(output.status.success(), "{}", output.status);
+        return;
+    }
+    // SAFETY: takes no pointer.
+    if unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE) } != 0 {
+        assert!(std::env::var_os("CI").is_none(), "CI may lock memory");
+        println!("skipped: mlockall needs CAP_IPC_LOCK or RLIMIT_MEMLOCK");
+        return;
+    }
+    let measure = || (status("VmRSS:"), status("VmLck:"));
+    let before = measure();
+    let host = Host::start(Settings { rules: Vec::new(), ..settings() });
+    host.handle().status().wait(PATIENCE).unwrap();
+    let started = measure();
+    capture_all(&host);
+    let captured = measure();
+    println!("KiB resident, locked: {before:?}, started {started:?}, captured {captured:?}");
+    // What is locked is not ours to say: glibc reserves 64 MiB for each thread that allocates, of which nothing is
+    // resident, and the kernel counts it.
+    let more = |now: (u64, u64)| now.0.saturating_sub(before.0);
+    assert!(more(started) <= START_MOST, "{} KiB", more(started));
+    assert!(more(captured) <= CAPTURE_MOST, "{} KiB", more(captured));
+}
+
+// Little address space.
+
+#[test]
+fn a_host_with_little_address_space_lives() {
+    let test = "a_host_with_little_address_space_lives";
+    let Some(room) = part() else {
+        for room in ["4", "32", "64", "96"] {
+            let output = run(test, room);
+            assert!(output.status.success(), "{room} MiB: {}", output.status);
+        }
+        return;
+    };
+    let used = status("VmSize:") << 10;
+    let most = used + (room.parse::<u64>().unwrap() << 20);
+    let limit = libc::rlimit { rlim_cur: most, rlim_max: libc::RLIM_INFINITY };
+    // SAFETY: the kernel reads a limit, which `limit` is.
+    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_AS, &raw const limit) }, 0);
+    let dir = tempfile::tempdir().unwrap();
+    let settings = Settings { dir: dir.path().join("captures"), rules: Vec::new(), ..settings() };
+    let agent = match Agent::from_settings(settings).start() {
+        Ok(agent) => agent,
+        Err(error) => return println!("no agent: {error}"),
+    };
+    let handle = agent.handle();
+    println!("started: {:?}", handle.start(CaptureKind::ALL).wait(PATIENCE).is_ok());
+    println!("stopped: {:?}", handle.stop().wait(PATIENCE).is_ok());
+    let status = handle.status().wait(PATIENCE).unwrap();
+    println!("{:?}", status.warnings);
+    drop(agent);
+    for (_, manifest) in host::incidents(&dir.path().join("captures")) {
+        for capture in manifest.captures {
+            println!("{:?}: {:?}", capture.kind, capture.outcome);
+        }
+    }
+    // The host itself has what is left.
+    drop(black_box(File::open("/proc/self/maps").unwrap()));
+}

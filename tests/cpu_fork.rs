@@ -1,0 +1,96 @@
+//! A forked child that drops, stops or asks what its parent records, and records itself.
+#![cfg(all(feature = "cpu", target_os = "linux"))]
+#![allow(unsafe_code, reason = "forking cannot be done without")]
+
+mod cpu_support;
+
+use std::time::Duration;
+
+use cpu_support::{burn, engines, stop, turn};
+use marple::base::{Clock, Hertz, SystemClock};
+use marple::cpu::{Error, Lookback, Options, Session};
+use marple::model::{CpuEngine, CpuMode};
+
+/// Runs `child` in a fork; returns how that ended, as `waitpid` says it, or -1 if it hung.
+fn in_child(child: impl FnOnce() -> bool) -> i32 {
+    // SAFETY: plain system calls on a child and a descriptor of our own; glibc lets a child allocate, and it ends
+    // without cleaning up. A panic ends it with another status.
+    unsafe {
+        match libc::fork() {
+            0 => {
+                let went_well = std::panic::catch_unwind(std::panic::AssertUnwindSafe(child));
+                libc::_exit(if went_well.unwrap_or(false) { 0 } else { 7 })
+            }
+            child => {
+                assert!(child > 0, "fork: {}", std::io::Error::last_os_error());
+                let pidfd = libc::syscall(libc::SYS_pidfd_open, child, 0) as libc::c_int;
+                let mut poll = libc::pollfd { fd: pidfd, events: libc::POLLIN, revents: 0 };
+                // The signals of a session cut the wait short.
+                let ended = loop {
+                    match libc::poll(&mut poll, 1, 60_000) {
+                        -1 if *libc::__errno_location() == libc::EINTR => {}
+                        ready => break ready == 1,
+                    }
+                };
+                if !ended {
+                    libc::kill(child, libc::SIGKILL);
+                }
+                let mut status = 0;
+                libc::waitpid(child, &mut status, 0);
+                libc::close(pidfd);
+                if ended { status } else { -1 }
+            }
+        }
+    }
+}
+
+fn options(engine: CpuEngine, mode: CpuMode) -> Options {
+    let (lookback_frequency, frequency) = (Hertz(19), Hertz(499));
+    Options { engine, mode, lookback_frequency, frequency, ..Options::default() }
+}
+
+#[test]
+fn a_child_leaves_what_its_parent_records_alone() {
+    let _turn = turn();
+    let mut runs: Vec<_> = engines().into_iter().map(|engine| (engine, CpuMode::Cpu)).collect();
+    runs.push((CpuEngine::Auto, CpuMode::Wall));
+    for (engine, mode) in runs {
+        let options = options(engine, mode);
+        let lookback = Lookback::start(&Options { mode: CpuMode::Cpu, ..options.clone() });
+        let mut lookback = lookback.unwrap();
+        let mut session = Some(Session::with(&options, SystemClock.anchor()).unwrap());
+        burn(Duration::from_millis(30));
+        let what = format!("{engine:?} {mode:?}");
+        assert_eq!(
+            in_child(|| {
+                session = None;
+                lookback = None;
+                true
+            }),
+            0,
+            "{what}: dropped"
+        );
+        let ended = in_child(|| {
+            let told = lookback.as_ref().map(Lookback::engine);
+            let stopped = session.take().unwrap().stop(SystemClock.now());
+            told.is_none_or(|told| told.is_empty()) && matches!(stopped, Err(Error::Forked))
+        });
+        assert_eq!(ended, 0, "{what}: stopped");
+        let ended = in_child(|| {
+            (session, lookback) = (None, None);
+            if mode == CpuMode::Wall {
+                // A process that has just begun does not show yet whether its threads have run.
+                return true;
+            }
+            let own = Session::with(&options, SystemClock.anchor()).unwrap();
+            burn(Duration::from_millis(60));
+            let profile = own.stop(SystemClock.now()).unwrap();
+            !profile.samples.is_empty()
+        });
+        assert_eq!(ended, 0, "{what}: recorded anew");
+        burn(Duration::from_millis(60));
+        let profile = stop(session.unwrap());
+        assert!(!profile.samples.is_empty(), "{what}: the parent's went on");
+        drop(lookback);
+    }
+}
