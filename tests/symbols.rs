@@ -1,5 +1,7 @@
 //! What the files of a real process give away about its addresses.
 
+mod counting;
+
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -313,4 +315,55 @@ fn a_table_made_to_be_slow_is_given_up() {
     let mut profile = profile_of(&addresses, mapping);
     let report = symbols::name_functions(&mut profile);
     assert!(matches!(report.problems[..], [Error::TooLarge { .. }]), "{report:?}");
+}
+
+/// 5 MB of section names, each of which leads to a place of its own in the file.
+#[test]
+fn a_file_with_many_long_section_names_takes_little_memory() {
+    const SECTIONS: usize = 65_000;
+    const NAME: usize = 80;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("names");
+    let (header, table) = (64, 64 * SECTIONS);
+    let mut bytes = vec![0u8; header];
+    bytes[..7].copy_from_slice(&[0x7f, b'E', b'L', b'F', 2, 1, 1]);
+    let put = |bytes: &mut [u8], at: usize, value: &[u8]| {
+        bytes[at..at + value.len()].copy_from_slice(value);
+    };
+    put(&mut bytes, 20, &1u32.to_le_bytes());
+    put(&mut bytes, 40, &(header as u64).to_le_bytes());
+    put(&mut bytes, 52, &64u16.to_le_bytes());
+    put(&mut bytes, 54, &56u16.to_le_bytes());
+    put(&mut bytes, 58, &64u16.to_le_bytes());
+    put(&mut bytes, 60, &(SECTIONS as u16).to_le_bytes());
+    put(&mut bytes, 62, &1u16.to_le_bytes());
+    for section in 0..SECTIONS {
+        let mut entry = [0; 64];
+        put(&mut entry, 0, &((section * NAME) as u32).to_le_bytes());
+        // One has the names; the others are of a kind that nothing reads.
+        put(&mut entry, 4, &(if section == 1 { 3u32 } else { 0x7000_0000 }).to_le_bytes());
+        put(&mut entry, 24, &((header + table) as u64).to_le_bytes());
+        put(&mut entry, 32, &((SECTIONS * NAME) as u64).to_le_bytes());
+        bytes.extend(entry);
+    }
+    for section in 0..SECTIONS {
+        bytes.extend(format!("{section:.>width$}\0", width = NAME - 1).into_bytes());
+    }
+    fs::write(&path, &bytes).unwrap();
+    drop(bytes);
+    let mapping = Mapping {
+        start: 0x1000,
+        end: 0x2000,
+        file_offset: 0,
+        path,
+        build_id: String::new(),
+        has_functions: false,
+    };
+    let peak = counting::peak(|| {
+        let report = name_all(&mapping);
+        assert_eq!(report.named, 0, "{report:?}");
+    });
+    // 4 MiB of section headers and 1 MiB of names; the tests beside this one hold some, too.
+    println!("{} KiB", peak >> 10);
+    assert!(peak < 48 << 20, "{} KiB", peak >> 10);
 }

@@ -26,6 +26,10 @@ const MAX_SEGMENTS: u32 = 1 << 10;
 /// Section headers read: 4 MiB of them. Object files with a section for each function are not mapped.
 const MAX_SECTIONS: u32 = 1 << 16;
 
+/// Bytes of section names read. What lies beyond has no name: linkers write some 400, and nothing that is looked for
+/// here is behind a megabyte of others.
+const MAX_SECTION_NAMES: u64 = 1 << 20;
+
 /// Bytes of notes read; a build id is 36.
 const MAX_NOTES: u64 = 1 << 16;
 
@@ -262,13 +266,13 @@ impl Image {
                 strings: names..names.saturating_add(names_size),
             });
         self.has_all_symbols = table(elf::SHT_SYMTAB).is_some();
+        let named = Named::<Elf>::of(header, endian, sections, &data);
         if cfg!(feature = "cli") || !self.has_all_symbols {
-            self.debug_link = debug_link_of(header, endian, &data);
+            self.debug_link = debug_link_of(&named, &data);
         }
         #[cfg(feature = "cli")]
         {
-            let named = header.sections(endian, &data).map_err(malformed)?;
-            let has = |name: &[u8]| named.section_by_name(endian, name).is_some();
+            let has = |name: &[u8]| named.section(name).is_some();
             self.has_dwarf = has(b".debug_line") || has(b".zdebug_line");
             let mut holds_code = sections
                 .iter()
@@ -283,14 +287,45 @@ impl Image {
     }
 }
 
+/// Sections and the bytes of their names, read in one piece: the cache of [`ReadCache`] would keep a piece of the
+/// file for each name.
+struct Named<'a, Elf: FileHeader> {
+    endian: Endianness,
+    sections: &'a [Elf::SectionHeader],
+    names: &'a [u8],
+}
+
+impl<'a, Elf: FileHeader<Endian = Endianness>> Named<'a, Elf> {
+    fn of<R: ReadRef<'a>>(
+        header: &Elf,
+        endian: Endianness,
+        sections: &'a [Elf::SectionHeader],
+        data: R,
+    ) -> Self {
+        let names = || {
+            let names = sections.get(header.shstrndx(endian, data).ok()? as usize)?;
+            let (offset, size) = names.file_range(endian)?;
+            data.read_bytes_at(offset, size.min(MAX_SECTION_NAMES)).ok()
+        };
+        Self { endian, sections, names: names().unwrap_or_default() }
+    }
+
+    fn section(&self, name: &[u8]) -> Option<&'a Elf::SectionHeader> {
+        self.sections.iter().find(|section| {
+            let rest = self.names.get(section.sh_name(self.endian) as usize..);
+            let rest = rest.unwrap_or_default().strip_prefix(name);
+            rest.is_some_and(|rest| rest.first() == Some(&0))
+        })
+    }
+}
+
 /// The file name in the section of the debug link: a NUL-terminated name, padding, a checksum.
 fn debug_link_of<'a, Elf: FileHeader<Endian = Endianness>, R: ReadRef<'a>>(
-    header: &'a Elf,
-    endian: Endianness,
+    named: &Named<'a, Elf>,
     data: R,
 ) -> Option<OsString> {
-    let sections = header.sections(endian, data).ok()?;
-    let (_, section) = sections.section_by_name(endian, b".gnu_debuglink")?;
+    let endian = named.endian;
+    let section = named.section(b".gnu_debuglink")?;
     if section.sh_size(endian).into() > MAX_DEBUG_LINK {
         return None;
     }

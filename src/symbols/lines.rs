@@ -1,8 +1,9 @@
 //! Addresses to source lines and inlined functions, from DWARF.
 //!
 //! For the command line, on a machine at peace: a file's DWARF is mapped and parsed, which takes some
-//! times its size in memory and seconds for a large binary. In the process that was captured only
-//! symbol tables are read; see the head of this layer.
+//! times its size in memory and seconds for a large binary. A file that is overwritten in place meanwhile ends
+//! the command with `SIGBUS`: give it a copy of what a deployment replaces. In the process that was captured
+//! only symbol tables are read, by `pread`; see the head of this layer.
 //!
 //! `addr2line` reads it, split DWARF (`.dwo`, `.dwp`) included. Where the file was stripped, its debug
 //! file is looked for where debuggers do; see [`debug_file`](super::debug_file).
