@@ -270,7 +270,7 @@ impl Module {
     /// the file may be another by now. Fewer than there are, or none, if they cannot be read.
     fn code(&self, address: u64) -> Code {
         let mut code = Code { bytes: [0; CODE], length: 0 };
-        let left = self.segment.range.end.checked_sub(address).unwrap_or_default();
+        let left = self.segment.range.end.saturating_sub(address);
         let length = usize::try_from(left).unwrap_or(CODE).min(CODE);
         if let Some(room) = code.bytes.get_mut(..length) {
             code.length = own_memory::read(address, room);
