@@ -173,11 +173,7 @@ fn bound_send_buffers(socket: &TcpListener) -> io::Result<()> {
 
 /// Takes connections for good. What cannot be listened on any more is an error; what one connection does
 /// is not.
-async fn accept(
-    socket: Socket,
-    routes: Router,
-    settings: &HttpSettings,
-) -> io::Result<Infallible> {
+async fn accept(socket: Socket, routes: Router, settings: &HttpSettings) -> io::Result<Infallible> {
     let places = Places::new(CONNECTIONS);
     let longest = settings.max_duration;
     let pace = Pace::new(settings.max_requests_per_second);

@@ -30,7 +30,8 @@
 //! - Elsewhere (a coroutine's, a thread whose bounds are not known): to the end of the page that sp is in. That page is mapped, since the thread runs on it.
 //!
 //! The kernel runs the handler on the thread's signal stack where it has one (every thread of Rust's
-//! `std` does), else on the stack itself; it needs less than 1 KiB of it besides the kernel's frame.
+//! `std` does), else on the stack itself; it needs less than 1 KiB of it besides the kernel's frame. Other signals wait
+//! until it returns.
 
 #![allow(unsafe_code)]
 
@@ -108,11 +109,12 @@ pub fn install(signal: c_int, slots: usize, stack_bytes: usize) -> io::Result<&'
     place.store(target, Release);
     // SAFETY: an all-zero sigaction is a valid one, its mask empty.
     let mut ours: libc::sigaction = unsafe { MaybeUninit::zeroed().assume_init() };
+    ours.sa_mask = all_but_faults();
     ours.sa_sigaction = handler as *const () as usize;
     ours.sa_flags = libc::SA_SIGINFO | libc::SA_RESTART | libc::SA_ONSTACK;
     if has_handler(&previous) {
-        // What the handler before us relies on: nothing else interrupts it, and calls end early or do not.
-        ours.sa_mask = previous.sa_mask;
+        // Requirements of the chained handler: its blocked signals stay blocked, and SA_RESTART is as it set it.
+        add_signals(&mut ours.sa_mask, &previous.sa_mask);
         ours.sa_flags &= !libc::SA_RESTART | previous.sa_flags;
     }
     let mut before = previous;
@@ -156,6 +158,36 @@ fn no_memory(slots: usize, bytes: usize) -> io::Error {
 /// Whether a function is called for the signal.
 fn has_handler(action: &libc::sigaction) -> bool {
     !matches!(action.sa_sigaction, libc::SIG_DFL | libc::SIG_IGN)
+}
+
+/// Adds the signals of `more` to `set`.
+fn add_signals(set: &mut libc::sigset_t, more: &libc::sigset_t) {
+    for signal in 1..=libc::SIGRTMAX() {
+        // SAFETY: both sets are valid, and the calls read and write nothing else.
+        unsafe {
+            if libc::sigismember(more, signal) == 1 {
+                libc::sigaddset(set, signal);
+            }
+        }
+    }
+}
+
+/// The signals that wait while the handler runs: all but those that the running code causes itself.
+///
+/// The signal stack that Rust's `std` gives a thread has 8 KiB, and the kernel's frame takes 3 KiB of it, more with wider
+/// registers. The frame of a second signal meanwhile, ours or the service's, does not fit, and the kernel ends the process.
+fn all_but_faults() -> libc::sigset_t {
+    // SAFETY: an all-zero set is a valid one; the calls change it.
+    unsafe {
+        let mut set: libc::sigset_t = MaybeUninit::zeroed().assume_init();
+        libc::sigfillset(&raw mut set);
+        let faults =
+            [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGTRAP, libc::SIGSYS];
+        for signal in faults {
+            libc::sigdelset(&raw mut set, signal);
+        }
+        set
+    }
 }
 
 fn at(place: &AtomicPtr<Target>) -> Option<&'static Target> {

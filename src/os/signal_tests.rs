@@ -160,3 +160,18 @@ fn a_signal_stack_without_room_is_left_alone_and_counted() {
     .unwrap();
     assert_eq!((target.slots().lost(), taken(target).len()), (1, 1));
 }
+
+/// Two frames of the kernel do not fit on the signal stack of a thread of `std`.
+#[test]
+fn other_signals_wait_while_the_handler_runs() {
+    let target = target(64, 16 << 10);
+    let action = super::action_of(target.signal()).unwrap();
+    // SAFETY: asks only.
+    let waits = |signal| unsafe { libc::sigismember(&raw const action.sa_mask, signal) } == 1;
+    for signal in [libc::SIGPROF, libc::SIGURG, libc::SIGTERM, libc::SIGUSR2, libc::SIGRTMIN()] {
+        assert!(waits(signal), "{signal}");
+    }
+    for fault in [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGSYS] {
+        assert!(!waits(fault), "{fault}");
+    }
+}
