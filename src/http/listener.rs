@@ -152,7 +152,7 @@ fn bind(listen: &Listen) -> io::Result<Socket> {
         Listen::Tcp(address) => {
             let socket = TcpListener::bind(address)?;
             bound_send_buffers(&socket)?;
-            socket.set_nonblocking(true)?;
+            set_nonblocking(&socket)?;
             Listening::Tcp(socket)
         }
         Listen::Unix(path) => bind_unix(path)?,
@@ -237,6 +237,12 @@ fn admit(
     });
 }
 
+/// By `fcntl`: `std` does it by `ioctl`, which is one system call more that a filter has to allow.
+fn set_nonblocking(socket: impl std::os::fd::AsFd) -> io::Result<()> {
+    let flags = rustix::fs::fcntl_getfl(&socket)?;
+    Ok(rustix::fs::fcntl_setfl(&socket, flags | rustix::fs::OFlags::NONBLOCK)?)
+}
+
 /// A socket at `path` that only our user may connect to. One that a dead process left is replaced, one
 /// that somebody listens on is not, and neither is anything that is not a socket.
 fn bind_unix(path: &Path) -> io::Result<Listening> {
@@ -260,7 +266,7 @@ fn bind_unix(path: &Path) -> io::Result<Listening> {
     let staged = private.join("s");
     let bound = UnixListener::bind(&staged).and_then(|socket| {
         fs::set_permissions(&staged, fs::Permissions::from_mode(0o600))?;
-        socket.set_nonblocking(true)?;
+        set_nonblocking(&socket)?;
         let identity = SocketFile::identity(&staged)?;
         fs::rename(&staged, path)?;
         Ok(Listening::Unix(socket, SocketFile { path: path.to_owned(), identity }))

@@ -15,8 +15,10 @@ use std::time::Duration;
 
 use super::copied::Copied;
 use super::images::Error;
+use super::quota;
 use super::signal::{self, Entry, Target};
 use super::stack_bounds::StackBounds;
+use super::syscalls::{Optional, permit};
 use super::unwind::{End, MAX_FRAMES, Walker};
 use crate::base::{Clock, Moment};
 
@@ -62,6 +64,8 @@ pub struct Caught<'a> {
 /// The right to ask, for one at a time.
 pub struct Net {
     target: &'static Target,
+    /// Signals under way at once, by the quota of pending signals.
+    batch: usize,
     _one: MutexGuard<'static, ()>,
 }
 
@@ -75,16 +79,19 @@ impl Net {
         let one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
         match signal::install(SIGNAL, 2 * BATCH, STACK_BYTES) {
             Ok(target) if target.is_in_place() => {
+                permit(Optional::QueueSignal).map_err(|denied| format!("no stacks: {denied}"))?;
                 // A thread that answered too late for the last who asked is not where it was then.
                 target.slots().drain(&mut Copied::default(), |_| {});
-                Ok(Self { target, _one: one })
+                let allowed = usize::try_from(quota::pending_signals(0).count);
+                let batch = allowed.unwrap_or(BATCH).clamp(1, BATCH);
+                Ok(Self { target, batch, _one: one })
             }
             Ok(_) => Err("no stacks: the service handles SIGURG itself".to_owned()),
             Err(error) => Err(format!("no stacks: no handler for SIGURG: {error}")),
         }
     }
 
-    /// Signals the threads, 64 at a time, and hands what they copied, unwound, to `take`; those that were no
+    /// Signals the threads, 64 at a time, or fewer where few pending signals are free, and hands what they copied, unwound, to `take`; those that were no
     /// more to `ended`. Who does not answer within 100 ms is neither. A thread whose stack's bounds only
     /// its own pointers tell is asked twice.
     ///
@@ -139,10 +146,10 @@ impl Net {
     ) -> Result<(), Error> {
         let mut bounds = StackBounds::open().map_err(Error::Maps)?;
         let mut read_at = clock.now();
-        // Half of the places, of which there may be fewer than were asked for.
-        let most = (self.target.slots().count() / 2).clamp(1, BATCH);
+        // Half of the slots, of which there may be fewer than were requested, and what the quota of signals allows.
+        let most = (self.target.slots().count() / 2).clamp(1, self.batch);
         let mut waiting: Vec<(Question, Moment)> = Vec::with_capacity(most);
-        let (mut left, mut all_asked) = (questions.zip(0..=Entry::MAX), false);
+        let (mut left, mut all_asked) = (questions.zip(0..=Entry::MAX).peekable(), false);
         let mut copied = Copied::default();
         loop {
             let now = clock.now();
@@ -151,7 +158,7 @@ impl Net {
                 read_at = now;
             }
             while waiting.len() < most && !all_asked {
-                let Some((question, entry)) = left.next() else {
+                let Some(&(question, entry)) = left.peek() else {
                     all_asked = true;
                     break;
                 };
@@ -163,8 +170,15 @@ impl Net {
                 match self.target.send(question.tid, entry) {
                     Ok(()) => waiting.push((question, clock.now() + ANSWER_WAIT)),
                     Err(error) if error.raw_os_error() == Some(libc::ESRCH) => ended(question.tid),
+                    // The user's pending signals are used up: asked again when an answer has come.
+                    Err(error)
+                        if error.raw_os_error() == Some(libc::EAGAIN) && !waiting.is_empty() =>
+                    {
+                        break;
+                    }
                     Err(_) => {}
                 }
+                left.next();
             }
             let mut came = false;
             self.target.slots().drain(&mut copied, |copied| {

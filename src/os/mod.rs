@@ -10,6 +10,8 @@ pub mod cgroup;
 #[cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "only Linux fills it"))]
 pub mod copied;
 mod elf;
+#[cfg(target_os = "linux")]
+pub mod failed_call;
 pub mod file_lock;
 pub mod fork;
 #[cfg(target_os = "linux")]
@@ -27,6 +29,8 @@ pub mod process;
 #[cfg(target_os = "linux")]
 pub mod procfs;
 #[cfg(target_os = "linux")]
+pub mod quota;
+#[cfg(target_os = "linux")]
 pub mod signal;
 #[cfg(target_os = "linux")]
 mod signal_bounds;
@@ -35,6 +39,8 @@ mod signal_context;
 pub mod sigprof;
 #[cfg(target_os = "linux")]
 pub mod stack_bounds;
+#[cfg(target_os = "linux")]
+pub mod syscalls;
 #[cfg(target_os = "linux")]
 pub mod tasks;
 #[cfg(target_os = "linux")]

@@ -23,6 +23,8 @@ use std::time::Duration;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
 use super::copied::{Copied, Head, Registers};
+use super::failed_call::{FailedCall, RING};
+use super::syscalls::{Optional, permit};
 
 /// How an event samples.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,6 +106,11 @@ pub fn paranoid() -> Option<i32> {
     fs::read_to_string("/proc/sys/kernel/perf_event_paranoid").ok()?.trim().parse().ok()
 }
 
+/// `kernel.perf_event_mlock_kb`: what the rings of a user may lock for each CPU besides `RLIMIT_MEMLOCK`.
+pub(super) fn locked_kib_per_cpu() -> Option<u64> {
+    fs::read_to_string("/proc/sys/kernel/perf_event_mlock_kb").ok()?.trim().parse().ok()
+}
+
 /// An event and its ring.
 pub struct Event {
     fd: OwnedFd,
@@ -123,9 +130,9 @@ impl Event {
     ///
     /// # Errors
     ///
-    /// As the kernel refuses: EACCES and EPERM (`perf_event_paranoid`, seccomp, locked memory), EMFILE,
-    /// ENOENT, ENOSYS, ESRCH.
-    pub fn open(tid: u32, sampling: Sampling) -> io::Result<Self> {
+    /// Which call was refused, and by which limit; or that a filter does not allow it.
+    pub fn open(tid: u32, sampling: Sampling) -> Result<Self, FailedCall> {
+        permit(Optional::PerfEventOpen)?;
         let attributes = Attributes {
             kind: TYPE_SOFTWARE,
             size: size_of::<Attributes>() as u32,
@@ -156,7 +163,7 @@ impl Event {
             )
         };
         if fd < 0 {
-            return Err(io::Error::last_os_error());
+            return Err(FailedCall::of(Optional::PerfEventOpen, io::Error::last_os_error()));
         }
         // SAFETY: a descriptor that the kernel has just given us.
         let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
@@ -165,14 +172,12 @@ impl Event {
         let protection = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: a mapping at a place of the kernel's choice touches nothing that exists.
         let ring =
-            unsafe { mmap(ptr::null_mut(), page + size, protection, MapFlags::SHARED, &fd, 0) }?;
-        let ring = NonNull::new(ring.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
+            unsafe { mmap(ptr::null_mut(), page + size, protection, MapFlags::SHARED, &fd, 0) };
+        let failed = |error| FailedCall::named(RING, error);
+        let ring = ring.map_err(|error| failed(error.into()))?;
+        let ring = NonNull::new(ring.cast()).ok_or(io::ErrorKind::OutOfMemory.into());
+        let ring = ring.map_err(failed)?;
         Ok(Self { fd, ring, page, size, sampling, pid: std::process::id() })
-    }
-
-    /// The number of the descriptor: the lowest that was free.
-    pub fn descriptor(&self) -> i32 {
-        self.fd.as_raw_fd()
     }
 
     /// How it samples.
@@ -184,8 +189,9 @@ impl Event {
     ///
     /// # Errors
     ///
-    /// None is known; the old period stays.
+    /// A filter does not allow it; the old period stays.
     pub fn set_period(&mut self, period: Duration) -> io::Result<()> {
+        permit(Optional::Ioctl)?;
         let nanos = nanos(period);
         // SAFETY: the kernel reads a u64.
         let failed = unsafe { libc::ioctl(self.fd.as_raw_fd(), IOC_PERIOD as _, &raw const nanos) };
@@ -318,10 +324,7 @@ mod tests {
             Ok(event) => Some(event),
             Err(error) => {
                 // A machine that forbids it is one to say so, with one of these.
-                assert!(
-                    matches!(error.raw_os_error(), Some(libc::EACCES | libc::EPERM)),
-                    "{error}"
-                );
+                assert!(error.is_permission(), "{error}");
                 None
             }
         }

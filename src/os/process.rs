@@ -50,7 +50,9 @@ pub fn cpu_time() -> Duration {
 #[cfg(target_os = "linux")]
 pub fn lower_priority() {
     // Linux keeps it for each thread; POSIX would have it the process'.
-    let _ = rustix::process::nice(10);
+    if super::syscalls::permit(super::syscalls::Optional::SetPriority).is_ok() {
+        let _ = rustix::process::nice(10);
+    }
 }
 
 /// Nothing: elsewhere it would be the whole process' priority.

@@ -57,6 +57,13 @@ impl Procfs {
         }
     }
 
+    /// Opens what tells the number of descriptors, and nothing else.
+    pub fn open_descriptors(root: &Path) -> Self {
+        let fd = under(root, Path::new("/proc/self/fd"));
+        let page = rustix::param::page_size() as u64;
+        Self { statm: None, page, tasks: None, fds: Directory::open(&fd, size) }
+    }
+
     /// The resident set: pages of the process in memory, those it shares with others included.
     pub fn rss(&mut self, _now: Moment) -> Option<Bytes> {
         let mut buffer = [0; 128];

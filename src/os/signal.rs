@@ -48,6 +48,7 @@ use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicUsize};
 use super::copied::{Head, Slots};
 use super::signal_bounds::Bounds;
 use super::signal_context::{copy_words, registers, thread_pointer};
+use super::syscalls::{Optional, permit};
 use super::ticks;
 use crate::base::{Bytes, warnings};
 
@@ -250,8 +251,9 @@ impl Target {
     ///
     /// # Errors
     ///
-    /// As `rt_tgsigqueueinfo`: there is no such thread, or too many signals are queued.
+    /// As `rt_tgsigqueueinfo`: there is no such thread, or too many signals are queued; or a filter does not allow it.
     pub fn send(&self, tid: u32, entry: Entry) -> io::Result<()> {
+        permit(Optional::QueueSignal)?;
         // SAFETY: an all-zero siginfo is a valid one.
         let mut info: libc::siginfo_t = unsafe { MaybeUninit::zeroed().assume_init() };
         info.si_signo = self.signal;

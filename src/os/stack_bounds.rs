@@ -20,6 +20,7 @@ use std::io::{self, Read as _};
 use std::ops::Range;
 use std::ptr;
 
+use super::syscalls::{Optional, permit};
 use rustix::io::Errno;
 use rustix::ioctl::{Updater, ioctl, opcode};
 
@@ -75,6 +76,7 @@ impl StackBounds {
             let end = self.main_end?;
             return Some(end.saturating_sub(MAIN_GAP)..end);
         }
+        permit(Optional::RobustList).ok()?;
         let (mut head, mut size) = (ptr::null_mut::<c_void>(), 0usize);
         // SAFETY: the kernel writes a pointer and a size, which it is given places for.
         let failed =
@@ -152,6 +154,7 @@ impl Question {
 
     /// Lets the kernel answer: `ENOENT` when there is no such mapping at the address.
     fn ask(&mut self, maps: &File) -> Result<(), Errno> {
+        permit(Optional::Ioctl).map_err(|_| Errno::PERM)?;
         const QUERY: rustix::ioctl::Opcode = opcode::read_write::<Question>(b'f', 17);
         // SAFETY: the kernel takes this struct for that number, and writes into it and, as far as `name_size`
         // goes, to `name`, which is 0 or leads to that many bytes.

@@ -12,6 +12,9 @@ use std::mem::MaybeUninit;
 use std::ptr;
 use std::time::Duration;
 
+use super::failed_call::FailedCall;
+use super::syscalls::{Optional, permit};
+
 /// A timer that runs on a thread's CPU time and sends a signal to that thread. Dropping it disarms it; a
 /// signal that is pending then may still come.
 #[derive(Debug)]
@@ -24,8 +27,9 @@ impl ThreadTimer {
     ///
     /// # Errors
     ///
-    /// As `timer_create`: there is no such thread, or too many signals are queued (`RLIMIT_SIGPENDING`).
-    pub fn new(tid: u32, signal: c_int, value: u64) -> io::Result<Self> {
+    /// There is no such thread, too many signals are queued (`RLIMIT_SIGPENDING`), or a filter does not allow it.
+    pub fn new(tid: u32, signal: c_int, value: u64) -> Result<Self, FailedCall> {
+        permit(Optional::ThreadTimers)?;
         // SAFETY: an all-zero sigevent is a valid one.
         let mut event: libc::sigevent = unsafe { MaybeUninit::zeroed().assume_init() };
         event.sigev_value.sival_ptr = ptr::without_provenance_mut::<c_void>(value as usize);
@@ -37,15 +41,19 @@ impl ThreadTimer {
         let failed = unsafe {
             libc::syscall(libc::SYS_timer_create, clock_of(tid), &raw const event, &raw mut id)
         };
-        if failed == 0 { Ok(Self { id }) } else { Err(io::Error::last_os_error()) }
+        if failed != 0 {
+            return Err(FailedCall::of(Optional::ThreadTimers, io::Error::last_os_error()));
+        }
+        Ok(Self { id })
     }
 
     /// Lets it fire `first` from now in the thread's CPU time, and each `period` from then on.
     ///
     /// # Errors
     ///
-    /// If the thread has ended.
+    /// The thread has ended, or a filter does not allow it.
     pub fn set(&mut self, first: Duration, period: Duration) -> io::Result<()> {
+        permit(Optional::ThreadTimers)?;
         let spec = |time: Duration| libc::timespec {
             tv_sec: time.as_secs().try_into().unwrap_or(i64::MAX),
             tv_nsec: time.subsec_nanos().into(),
@@ -71,8 +79,11 @@ impl ThreadTimer {
 
 impl Drop for ThreadTimer {
     fn drop(&mut self) {
-        // SAFETY: takes no pointer; the id is ours.
-        unsafe { libc::syscall(libc::SYS_timer_delete, self.id) };
+        // Where a filter came meanwhile that ends the process for it, the timer stays.
+        if permit(Optional::ThreadTimers).is_ok() {
+            // SAFETY: takes no pointer; the id is ours.
+            unsafe { libc::syscall(libc::SYS_timer_delete, self.id) };
+        }
     }
 }
 

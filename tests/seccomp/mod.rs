@@ -44,6 +44,26 @@ pub(crate) fn allow() -> sock_filter {
     answer(libc::SECCOMP_RET_ALLOW)
 }
 
+/// The call ends the process.
+pub(crate) fn kill() -> sock_filter {
+    answer(libc::SECCOMP_RET_KILL_PROCESS)
+}
+
+/// The call sends the thread a SIGSYS, which a handler may catch.
+pub(crate) fn trap() -> sock_filter {
+    answer(libc::SECCOMP_RET_TRAP)
+}
+
+/// Every thread's calls are these, or meet `other`.
+pub(crate) fn install_list(numbers: impl IntoIterator<Item = i64>, other: sock_filter) {
+    let mut filter = vec![load(NUMBER)];
+    for number in numbers {
+        filter.extend([is(number as u32, 1), allow()]);
+    }
+    filter.push(other);
+    install(&mut filter);
+}
+
 fn answer(k: u32) -> sock_filter {
     sock_filter { code: 0x06, jt: 0, jf: 0, k }
 }

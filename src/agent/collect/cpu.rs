@@ -2,7 +2,7 @@
 //! on, and one over the whole capture, which in wall mode is of all threads' time.
 
 use super::{Collector, Evidence, Failure, Started};
-use crate::base::{Anchor, Bytes, Hertz, Moment};
+use crate::base::{Anchor, Bytes, Hertz, Moment, warnings};
 use crate::config::{Settings, ThreadsMode};
 use crate::cpu::{Error, Lookback, Options, Session};
 use crate::model::{CaptureKind, CpuEngine, CpuMode};
@@ -57,14 +57,20 @@ impl Collector for Session {
     }
 }
 
+/// The topic of the warning that there is no look-back.
+const TOPIC: &str = "cpu.lookback";
+
 /// The look-back, or why there is none.
 pub(in crate::agent) struct Always(Result<Option<Lookback>, Error>);
 
 /// Begins to look back.
 pub(in crate::agent) fn launch(settings: &Settings) -> Always {
     let started = Lookback::start(&options(settings));
-    if let Err(error) = &started {
-        tracing::warn!(target: "marple", "no CPU samples from before a capture: {error}");
+    match &started {
+        Err(error) => {
+            warnings::set(TOPIC, format!("no CPU samples from before a capture: {error}"));
+        }
+        Ok(_) => warnings::clear(TOPIC),
     }
     Always(started)
 }

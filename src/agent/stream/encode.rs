@@ -17,6 +17,7 @@ use super::super::event::Event;
 use super::super::fence::fence;
 use super::work::{encode, failed};
 use super::{Done, HeapView, MOST, StreamError, Streamed};
+use crate::base::warnings;
 use crate::os;
 
 /// What a stream saw.
@@ -81,15 +82,29 @@ impl Drop for Encoder {
     }
 }
 
+/// The topic of the warning that there is no such thread.
+const TOPIC: &str = "marple-encode";
+
 fn begin(events: mpsc::Sender<Event>) -> Option<Thread> {
     let (orders, inbox) = sync_channel(MOST);
-    let handle = thread::Builder::new()
-        .name("marple-encode".to_owned())
-        .spawn(move || run(&inbox, &events))
-        .inspect_err(|error| {
-            tracing::error!(target: "marple", "cannot start the thread `marple-encode`: {error}");
-        });
-    Some(Thread { orders, handle: handle.ok()? })
+    let handle =
+        thread::Builder::new().name("marple-encode".to_owned()).spawn(move || run(&inbox, &events));
+    match handle {
+        Ok(handle) => {
+            warnings::clear(TOPIC);
+            Some(Thread { orders, handle })
+        }
+        Err(error) => {
+            warnings::set(
+                TOPIC,
+                format!(
+                    "profiles for HTTP are packed by the thread `marple-capture`, as `marple-encode` cannot be \
+                     started: {error}; raise RLIMIT_NPROC or the cgroup's pids.max"
+                ),
+            );
+            None
+        }
+    }
 }
 
 fn run(inbox: &Receiver<Order>, events: &mpsc::Sender<Event>) {

@@ -24,10 +24,12 @@
 //! `timer` a pool of 2 MiB, and more where stacks were deep on many cores: at most 32 KiB a slot. Tables are bounded by
 //! `tally`'s constants. `cargo bench --bench cpu` has the times.
 
+mod allotment;
 mod charges;
 mod images;
 mod perf;
 mod recorder;
+mod relief;
 mod report;
 mod roster;
 mod sampler;

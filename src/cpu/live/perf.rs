@@ -16,19 +16,24 @@
 //! Three system calls a thread: its CPU time, the event, and the ring, which the kernel clears page by page
 //! before it answers. The last is the dearest, so small rings are what makes a start beside many threads fast.
 //!
+//! # How many events
+//!
+//! An event is a descriptor, and its ring is locked memory; `os::quota` says how many there may be. A thread
+//! without one waits (`allotment`), and what is held is given back when the service needs it.
+//!
 //! A thread whose stacks proved deeper than the copy gets twice the copy, and again up to
 //! [`DEEPEST`], and a ring for it.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
-use std::io;
 use std::time::Duration;
 
-use super::sampler::{Refused, Sampler, Verdict, drain_interval};
-use crate::base::{Hertz, Moment};
+use super::allotment::{Exchange, NotSampled, Unsampled, Waiting, exchange};
+use super::sampler::{Sampler, Verdict, drain_interval};
+use crate::base::{Clock, Hertz, Moment, SystemClock};
 use crate::os::copied::Copied;
 use crate::os::perf::{Event, Sampling};
-use crate::os::tasks;
+use crate::os::quota::{self, Allowance, Descriptors};
 use crate::os::timer::cpu_time_of;
 
 /// The stack that is copied of a thread at first. With what else is in a record two fit into 16 KiB.
@@ -43,8 +48,14 @@ const BUDGET: usize = 4 << 20;
 /// The smallest ring.
 const SMALLEST: usize = 16 << 10;
 
+/// Events there are at most: their smallest rings are 20 MiB of kernel memory. Timers need none for each thread.
+const MAX_EVENTS: u64 = 1024;
+
 /// Samples that were too short in one drain, out of all, from which on more is copied: 1 in 8.
 const TOO_MANY_SHORT: u64 = 8;
+
+/// Threads that wait are looked at this often.
+pub(super) const REVIEW_EVERY: Duration = Duration::from_millis(250);
 
 /// A thread's event.
 struct Watched {
@@ -53,9 +64,15 @@ struct Watched {
     told: Duration,
     /// What the event had counted then.
     counted: Duration,
+    /// The thread's CPU time at the last review.
+    reviewed: Duration,
 }
 
 impl Watched {
+    fn new(event: Event, told: Duration) -> Self {
+        Self { event, told, counted: Duration::ZERO, reviewed: told }
+    }
+
     /// The thread's CPU time. The event counts on where the thread has ended; its clock is a coarser one,
     /// which runs on while a hypervisor lets others run. It is not asked of a thread that has not run.
     fn cpu_time(&mut self, tid: u32) -> Duration {
@@ -67,45 +84,58 @@ impl Watched {
         }
         self.told
     }
+
+    /// CPU time since this was asked last.
+    fn used(&mut self, tid: u32) -> Duration {
+        let now = self.cpu_time(tid);
+        now.saturating_sub(std::mem::replace(&mut self.reviewed, now))
+    }
 }
 
 pub(super) struct PerfSampler {
     events: HashMap<u32, Watched>,
+    waiting: Waiting,
     frequency: Hertz,
     user_only: bool,
-    /// One more than the highest number a descriptor of ours may have: the host needs the others.
-    descriptors: i32,
+    wants_permission: bool,
+    descriptors: Descriptors,
+    /// What all rings with their first pages may take.
+    locked: Allowance,
+    reviewed: Moment,
     copied: Copied,
 }
 
 impl PerfSampler {
-    /// An engine for some `threads` threads, or why there should be none.
-    pub(super) fn new(frequency: Hertz, threads: usize, user_only: bool) -> Result<Self, String> {
-        let limit = tasks::descriptor_limit().unwrap_or(u64::MAX);
-        let descriptors = i32::try_from(limit / 4 * 3).unwrap_or(i32::MAX);
-        if threads as u64 > limit / 4 {
-            return Err(format!(
-                "perf takes a file descriptor for each of {threads} threads, of {limit}"
-            ));
+    /// An engine without threads.
+    pub(super) fn new(frequency: Hertz, user_only: bool) -> Self {
+        Self {
+            events: HashMap::new(),
+            waiting: Waiting::default(),
+            frequency,
+            user_only,
+            wants_permission: false,
+            descriptors: Descriptors::open(),
+            locked: quota::locked_memory(),
+            reviewed: SystemClock.now(),
+            copied: Copied::default(),
         }
-        let events = HashMap::new();
-        Ok(Self { events, frequency, user_only, descriptors, copied: Copied::default() })
     }
 
-    fn open(&self, tid: u32, stack_bytes: u32, ring_bytes: usize) -> io::Result<Event> {
-        let event = Event::open(
-            tid,
-            Sampling {
-                period: period(self.frequency),
-                stack_bytes,
-                ring_bytes,
-                user_only: self.user_only,
-            },
-        )?;
-        if event.descriptor() >= self.descriptors {
-            return Err(rustix::io::Errno::MFILE.into());
+    /// An event, unless there is no room for its ring.
+    fn open(&self, tid: u32, stack_bytes: u32, ring_bytes: usize) -> Result<Event, NotSampled> {
+        let page = rustix::param::page_size();
+        let rings = self.events.values().map(|watched| watched.event.sampling().ring_bytes + page);
+        let all = rings.sum::<usize>() + ring_bytes + page;
+        if all as u64 > self.locked.count {
+            let Allowance { count, limit } = self.locked;
+            return Err(NotSampled::Why(format!(
+                "marple locks at most {} KiB for the rings of perf events: {limit}",
+                count >> 10
+            )));
         }
-        Ok(event)
+        let period = period(self.frequency);
+        let sampling = Sampling { period, stack_bytes, ring_bytes, user_only: self.user_only };
+        Event::open(tid, sampling).map_err(NotSampled::from)
     }
 
     /// Another event in the place of the thread's, with a ring of at least `least` bytes; the old one stays
@@ -115,34 +145,100 @@ impl PerfSampler {
         let Ok(event) = self.open(tid, stack_bytes, ring) else { return false };
         if let Some(watched) = self.events.get_mut(&tid) {
             let told = watched.cpu_time(tid);
-            *watched = Watched { event, told, counted: Duration::ZERO };
+            *watched = Watched::new(event, told);
         }
         true
+    }
+
+    /// Begins to sample a thread, or lets it wait.
+    fn begin(&mut self, tid: u32, told: Duration, ring: usize) {
+        let smallest = ring_bytes(self.frequency, SHALLOW, usize::MAX);
+        let opened = match self.open(tid, SHALLOW, ring) {
+            Err(NotSampled::Why(_)) if ring > smallest => self.open(tid, SHALLOW, smallest),
+            opened => opened,
+        };
+        self.waiting.remove(tid);
+        match opened {
+            Ok(event) => drop(self.events.insert(tid, Watched::new(event, told))),
+            Err(NotSampled::Gone) => {}
+            Err(NotSampled::Permission(why)) => {
+                self.wants_permission = true;
+                self.waiting.add(tid, told, why);
+            }
+            Err(NotSampled::Why(why)) => self.waiting.add(tid, told, why),
+        }
+    }
+
+    /// How many events there may be, and why not more.
+    fn allowed(&mut self, now: Moment) -> (usize, String) {
+        let Allowance { count, limit } = self.descriptors.allowance(self.events.len() as u64, now);
+        let why = if count > MAX_EVENTS {
+            format!("there are at most {MAX_EVENTS} perf events, as each has a ring of its own")
+        } else {
+            format!("marple takes at most {count} descriptors for perf events: {limit}")
+        };
+        (count.min(MAX_EVENTS) as usize, why)
     }
 }
 
 impl Sampler for PerfSampler {
-    fn attach(&mut self, tids: &[u32]) -> Refused {
-        let mut refused = Refused::default();
+    fn attach(&mut self, tids: &[u32]) {
+        if tids.is_empty() {
+            return;
+        }
+        let (allowed, why) = self.allowed(SystemClock.now());
         let time_of = |&tid: &u32| (cpu_time_of(tid).unwrap_or_default(), tid);
         let mut threads: Vec<(Duration, u32)> = tids.iter().map(time_of).collect();
         threads.sort_unstable_by_key(|&(told, tid)| (Reverse(told), tid));
         let taken = self.events.values().map(|Watched { event, .. }| event.sampling().ring_bytes);
         let rings = deal(self.frequency, self.events.len(), taken.sum(), threads.len());
         for ((told, tid), ring) in threads.into_iter().zip(rings) {
-            match self.open(tid, SHALLOW, ring) {
-                Ok(event) => {
-                    let watched = Watched { event, told, counted: Duration::ZERO };
-                    drop(self.events.insert(tid, watched));
-                }
-                Err(error) => refused.add(error),
+            if self.events.len() < allowed {
+                self.begin(tid, told, ring);
+            } else {
+                self.waiting.add(tid, told, &*why);
             }
         }
-        refused
+    }
+
+    fn review(&mut self, now: Moment) {
+        let (allowed, why) = self.allowed(now);
+        let is_short = self.events.len() > allowed;
+        let is_due = !self.waiting.is_empty() && now.since(self.reviewed) >= REVIEW_EVERY;
+        if !is_short && !is_due {
+            return;
+        }
+        self.reviewed = now;
+        self.locked = quota::locked_memory();
+        let held = self.events.iter_mut().map(|(&tid, watched)| (watched.used(tid), tid)).collect();
+        let waiting = self.waiting.used(|tid| cpu_time_of(tid).ok());
+        let Exchange { give_up, take } = exchange(held, waiting, allowed);
+        for tid in give_up {
+            if let Some(watched) = self.events.remove(&tid) {
+                self.waiting.add(tid, watched.told, &*why);
+            }
+        }
+        for tid in take {
+            let ring = ring_bytes(self.frequency, SHALLOW, self.events.len() + 1);
+            self.begin(tid, cpu_time_of(tid).unwrap_or_default(), ring);
+            if self.waiting.has(tid) {
+                // What stands in the way of this one does so for the next.
+                break;
+            }
+        }
+    }
+
+    fn unsampled(&self) -> Option<Unsampled> {
+        self.waiting.unsampled()
+    }
+
+    fn wants_permission(&self) -> bool {
+        self.wants_permission
     }
 
     fn detach(&mut self, tid: u32) {
         self.events.remove(&tid);
+        self.waiting.remove(tid);
     }
 
     fn counted(&mut self, tid: u32) -> Option<Duration> {
@@ -150,7 +246,11 @@ impl Sampler for PerfSampler {
         if self.user_only {
             return None;
         }
-        self.events.get_mut(&tid).map(|watched| watched.cpu_time(tid))
+        match self.events.get_mut(&tid) {
+            Some(watched) => Some(watched.cpu_time(tid)),
+            None if self.waiting.has(tid) => cpu_time_of(tid).ok(),
+            None => None,
+        }
     }
 
     fn set_frequency(&mut self, frequency: Hertz) {
@@ -165,10 +265,15 @@ impl Sampler for PerfSampler {
             if wants <= has && event.set_period(period(frequency)).is_ok() {
                 continue;
             }
-            if !self.reopen(tid, stack_bytes, 0)
-                && let Some(Watched { event, .. }) = self.events.get_mut(&tid)
-            {
-                let _ = event.set_period(period(frequency));
+            if self.reopen(tid, stack_bytes, 0) {
+                continue;
+            }
+            let Some(watched) = self.events.get_mut(&tid) else { continue };
+            if let Err(error) = watched.event.set_period(period(frequency)) {
+                // Samples of another period than is said would be worse than none.
+                let told = watched.told;
+                self.events.remove(&tid);
+                self.waiting.add(tid, told, format!("cannot set the period: {error}"));
             }
         }
     }
@@ -200,7 +305,7 @@ impl Sampler for PerfSampler {
         lost
     }
 
-    fn broken(&mut self) -> Option<&'static str> {
+    fn broken(&mut self) -> Option<String> {
         None
     }
 }

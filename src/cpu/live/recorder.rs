@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::charges::Charges;
 use super::images::Images;
 use super::perf::period;
+use super::relief::Relief;
 use super::report::{self, Subject};
 use super::roster::Roster;
 use super::sampler::{Chosen, Verdict, choose, drain_interval};
@@ -60,23 +61,24 @@ struct Shared {
     wake: Condvar,
 }
 
-struct State {
-    chosen: Chosen,
+pub(super) struct State {
+    pub(super) chosen: Chosen,
     walker: Walker,
-    roster: Roster,
-    charges: Charges,
+    pub(super) roster: Roster,
+    pub(super) charges: Charges,
+    pub(super) relief: Relief,
     looked: Moment,
     images: Images,
-    frequency: Hertz,
-    lookback: Option<(Hertz, Window)>,
-    during: Option<During>,
+    pub(super) frequency: Hertz,
+    pub(super) lookback: Option<(Hertz, Window)>,
+    pub(super) during: Option<During>,
     copied_frames: Box<[u64; MAX_FRAMES]>,
-    broken: Option<&'static str>,
+    broken: Option<String>,
     is_over: bool,
 }
 
 /// A session.
-struct During {
+pub(super) struct During {
     anchor: Anchor,
     cpu: Duration,
     tally: Tally,
@@ -100,6 +102,7 @@ impl Recorder {
             walker,
             roster,
             charges: Charges::default(),
+            relief: Relief::default(),
             looked: SystemClock.now(),
             images: Images::default(),
             frequency,
@@ -144,8 +147,8 @@ impl Recorder {
     ) -> Result<Option<Profile>, Error> {
         let mut state = self.shared.lock();
         state.turn(anchor.moment);
-        if let Some(why) = state.broken {
-            return Err(Error::Refused { engine: "timer", why: why.to_owned() });
+        if let Some(why) = state.broken.clone() {
+            return Err(Error::Refused { engine: "timer", why });
         }
         let before = state.before(anchor);
         state.set_frequency(frequency);
@@ -216,7 +219,7 @@ impl Shared {
                 births::want();
             }
             let Ok(has_more_to_name) = turn else {
-                state.broken = Some("the profiler's own thread panicked");
+                state.broken = Some("the profiler's own thread panicked".to_owned());
                 return;
             };
             let cost = threads::cpu_time().saturating_sub(before);
@@ -248,13 +251,10 @@ impl State {
             self.looked = now;
             let change = self.roster.look();
             gone = change.gone;
-            self.broken = self.broken.or_else(|| self.chosen.sampler.broken());
+            self.broken = self.broken.take().or_else(|| self.chosen.sampler.broken());
             if self.broken.is_none() {
-                let refused = self.chosen.sampler.attach(&change.born).threads;
+                self.chosen.sampler.attach(&change.born);
                 self.open_accounts(&change.born);
-                if let Some(tally) = tally_of(&mut self.during, &mut self.lookback) {
-                    tally.refused += refused;
-                }
             }
         }
         self.drain();
@@ -264,6 +264,9 @@ impl State {
             self.chosen.sampler.detach(tid);
         }
         self.roster.forget(&gone);
+        if self.broken.is_none() {
+            self.relieve(now);
+        }
         let is_due = |(_, window): &(Hertz, Window)| window.is_due(now, pause);
         if self.lookback.as_ref().is_some_and(is_due) {
             self.settle();
@@ -271,7 +274,7 @@ impl State {
         }
     }
 
-    fn open_accounts(&mut self, tids: &[u32]) {
+    pub(super) fn open_accounts(&mut self, tids: &[u32]) {
         for &tid in tids {
             if let Some(told) = self.chosen.sampler.counted(tid) {
                 self.charges.open(tid, told);
@@ -295,7 +298,7 @@ impl State {
     }
 
     /// The same of all threads: about a microsecond each.
-    fn settle(&mut self) {
+    pub(super) fn settle(&mut self) {
         self.charge(&self.charges.tids());
     }
 
@@ -390,14 +393,14 @@ impl State {
             cpu,
             part,
             images: self.images.clone().into_mappings(),
-            broken: self.broken,
+            broken: self.broken.as_deref(),
         };
         report::profile(subject, tallies, &self.roster)
     }
 }
 
 /// Where samples go: to the session if there is one, else into the window.
-fn tally_of<'a>(
+pub(super) fn tally_of<'a>(
     during: &'a mut Option<During>,
     lookback: &'a mut Option<(Hertz, Window)>,
 ) -> Option<&'a mut Tally> {

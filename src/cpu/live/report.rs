@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+use super::allotment::Unsampled;
 use super::roster::Roster;
 use super::strata::{Scales, Stratum};
 use super::tally::{Count, Tally};
@@ -30,7 +31,7 @@ pub(super) struct Subject<'a> {
     pub(super) part: String,
     pub(super) images: Vec<Mapping>,
     /// Why sampling ended before the end.
-    pub(super) broken: Option<&'static str>,
+    pub(super) broken: Option<&'a str>,
 }
 
 /// A row of a profile: who, where, cut or not.
@@ -119,10 +120,13 @@ fn remark(profile: &mut Profile, subject: &Subject<'_>, tallies: &[&Tally]) {
             "CPU samples walked through code without unwind tables, by its calls and frame pointers",
             sum(|t| t.inferred),
         ),
-        ("threads the CPU profiler could not attach to", sum(|t| t.refused)),
     ];
     for (cause, count) in losses {
         profile.losses.add(cause, count);
+    }
+    let unsampled = tallies.iter().filter_map(|tally| tally.unsampled.as_ref());
+    if let Some(Unsampled { threads, why }) = unsampled.max_by_key(|most| most.threads) {
+        profile.losses.add(format!("threads without CPU samples: {why}"), *threads);
     }
     if let Some(why) = subject.broken {
         profile.losses.add(format!("CPU profile ended early: {why}"), 1);

@@ -84,6 +84,11 @@ impl Roster {
         !self.unnamed.is_empty()
     }
 
+    /// The threads of the last look.
+    pub(super) fn tids(&self) -> Vec<u32> {
+        self.members.keys().copied().collect()
+    }
+
     /// How many threads were there at the last look.
     pub(super) fn len(&self) -> usize {
         self.members.len()

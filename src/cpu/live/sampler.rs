@@ -1,8 +1,8 @@
 //! What the two engines have in common, and the choice between them.
 
-use std::io;
 use std::time::Duration;
 
+use super::allotment::Unsampled;
 use super::perf::PerfSampler;
 use super::timer::TimerSampler;
 use crate::base::{Hertz, Moment};
@@ -21,9 +21,8 @@ pub(super) enum Verdict {
 
 /// Threads being sampled. Dropping it ends that.
 pub(super) trait Sampler: Send {
-    /// Begins to sample these threads; says how many it could not. One that has ended meanwhile is none
-    /// of them.
-    fn attach(&mut self, tids: &[u32]) -> Refused;
+    /// Begins to sample these threads. Those for which there is no room in a quota wait for it.
+    fn attach(&mut self, tids: &[u32]);
 
     /// Lets go of a thread that has ended.
     fn detach(&mut self, tid: u32);
@@ -38,30 +37,20 @@ pub(super) trait Sampler: Send {
     /// Hands over what was sampled since the last time, and when, and says how much weight was lost.
     fn drain(&mut self, take: &mut dyn FnMut(&Copied, Moment) -> Verdict) -> u64;
 
-    /// Why nothing comes any more, if that is so.
-    fn broken(&mut self) -> Option<&'static str>;
-}
+    /// Gives back what is more than the quotas allow, and lets waiting threads have what is free. To be called
+    /// after [`Sampler::drain`], at each turn.
+    fn review(&mut self, now: Moment);
 
-/// Threads that cannot be sampled.
-#[derive(Debug, Default)]
-pub(super) struct Refused {
-    pub(super) threads: u64,
-    pub(super) last: Option<io::Error>,
-}
+    /// The threads that wait, if some do.
+    fn unsampled(&self) -> Option<Unsampled>;
 
-impl Refused {
-    pub(super) fn add(&mut self, error: io::Error) {
-        // A thread that ended between the list and the call is no failure.
-        if error.raw_os_error() != Some(libc_esrch()) && error.kind() != io::ErrorKind::InvalidInput
-        {
-            self.threads += 1;
-            self.last = Some(error);
-        }
+    /// Whether the waiting threads wait for a permission that user code alone does not need.
+    fn wants_permission(&self) -> bool {
+        false
     }
-}
 
-fn libc_esrch() -> i32 {
-    rustix::io::Errno::SRCH.raw_os_error()
+    /// Why nothing comes any more, if that is so.
+    fn broken(&mut self) -> Option<String>;
 }
 
 /// A sampler and the words for why it is this one.
@@ -70,71 +59,79 @@ pub(super) struct Chosen {
     pub(super) words: String,
     /// Whether time in the kernel is not seen.
     pub(super) user_only: bool,
+    /// Whether timers may take its place.
+    pub(super) may_change: bool,
 }
 
-/// The engine that is asked for, sampling `tids`; for [`CpuEngine::Auto`] the first that takes them all.
+impl Chosen {
+    fn unsampled(&self) -> u64 {
+        self.sampler.unsampled().map_or(0, |unsampled| unsampled.threads)
+    }
+}
+
+/// The engine that is asked for, sampling `tids`. For [`CpuEngine::Auto`] perf events if all threads can have one, else
+/// what more threads can have.
 pub(super) fn choose(asked: CpuEngine, frequency: Hertz, tids: &[u32]) -> Result<Chosen, Error> {
     if asked == CpuEngine::Timer {
         return timer(frequency, tids, "timer: asked for".to_owned());
     }
-    let why_not = match perf(frequency, tids, asked == CpuEngine::Perf) {
-        Ok(chosen) => return Ok(chosen),
-        Err(why_not) if asked == CpuEngine::Perf => {
-            return Err(Error::Refused { engine: "perf", why: why_not });
-        }
-        Err(why_not) => why_not,
+    let auto = asked == CpuEngine::Auto;
+    let perf_of = || {
+        let mut chosen = perf(frequency, tids, !auto);
+        chosen.may_change = auto;
+        chosen
     };
-    timer(frequency, tids, format!("timer: {why_not}"))
+    let chosen = perf_of();
+    let Some(Unsampled { threads, why }) = chosen.sampler.unsampled() else { return Ok(chosen) };
+    let has_none = threads == tids.len() as u64;
+    if !auto {
+        return match has_none {
+            true => Err(Error::Refused { engine: "perf", why }),
+            false => Ok(chosen),
+        };
+    }
+    // Its descriptors are free again before anything else is taken.
+    drop(chosen);
+    match timer(frequency, tids, format!("timer: {why}")) {
+        Ok(timer) if has_none || timer.unsampled() <= threads => Ok(timer),
+        Err(error) if has_none => Err(error),
+        _ => Ok(perf_of()),
+    }
 }
 
-/// The sampler, or why not. Time in the kernel is half of what many services use, so that perf events
-/// without it are taken only by those who ask for them.
-fn perf(frequency: Hertz, tids: &[u32], even_user_only: bool) -> Result<Chosen, String> {
+/// Time in the kernel is half of what many services use, so that perf events without it are taken only by
+/// those who ask for them.
+fn perf(frequency: Hertz, tids: &[u32], even_user_only: bool) -> Chosen {
     let mut words = "perf: software cpu-clock".to_owned();
     let mut user_only = false;
-    let mut sampler = PerfSampler::new(frequency, tids.len(), false)?;
-    let mut refused = sampler.attach(tids);
-    if even_user_only && refused.threads > 0 {
+    let mut sampler = PerfSampler::new(frequency, user_only);
+    sampler.attach(tids);
+    if even_user_only && sampler.wants_permission() {
         user_only = true;
-        sampler = PerfSampler::new(frequency, tids.len(), true)?;
-        refused = sampler.attach(tids);
+        sampler = PerfSampler::new(frequency, user_only);
+        sampler.attach(tids);
         words = format!("{words} of user code only{}", paranoia());
     }
-    match refused.last {
-        None => Ok(Chosen { sampler: Box::new(sampler), words, user_only }),
-        Some(error) => Err(format!("perf_event_open refused ({}{})", name_of(&error), paranoia())),
-    }
+    Chosen { sampler: Box::new(sampler), words, user_only, may_change: false }
 }
 
-fn timer(frequency: Hertz, tids: &[u32], words: String) -> Result<Chosen, Error> {
-    let failed = |error: io::Error| Error::Refused { engine: "timer", why: error.to_string() };
-    let mut sampler = TimerSampler::new(frequency).map_err(failed)?;
-    let refused = sampler.attach(tids);
-    match refused.last {
-        Some(error) if refused.threads == tids.len() as u64 => Err(failed(error)),
-        _ => Ok(Chosen { sampler: Box::new(sampler), words, user_only: false }),
+/// Timers, in these words; an error if no thread can have one.
+pub(super) fn timer(frequency: Hertz, tids: &[u32], words: String) -> Result<Chosen, Error> {
+    let failed = |why: String| Error::Refused { engine: "timer", why };
+    let mut sampler = TimerSampler::new(frequency).map_err(|error| failed(error.to_string()))?;
+    sampler.attach(tids);
+    match sampler.unsampled() {
+        // None now, and some as soon as the quota allows it.
+        Some(Unsampled { threads, why }) if threads == tids.len() as u64 && !sampler.may_yet() => {
+            Err(failed(why))
+        }
+        _ => Ok(Chosen { sampler: Box::new(sampler), words, user_only: false, may_change: false }),
     }
 }
 
 fn paranoia() -> String {
     let level = crate::os::perf::paranoid();
     level.map(|level| format!(", perf_event_paranoid {level}")).unwrap_or_default()
-}
-
-/// `EACCES` says more to whoever has to allow it than `Permission denied`.
-fn name_of(error: &io::Error) -> String {
-    use rustix::io::Errno;
-    let names = [
-        (Errno::ACCESS, "EACCES"),
-        (Errno::PERM, "EPERM"),
-        (Errno::NOSYS, "ENOSYS"),
-        (Errno::NOENT, "ENOENT"),
-        (Errno::MFILE, "EMFILE"),
-        (Errno::NOMEM, "ENOMEM"),
-    ];
-    let errno = error.raw_os_error();
-    let name = names.iter().find(|(known, _)| Some(known.raw_os_error()) == errno);
-    name.map_or_else(|| error.to_string(), |(_, name)| (*name).to_owned())
 }
 
 /// How long an engine of this frequency may go without being drained: four samples' time, within bounds

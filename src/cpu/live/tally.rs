@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use super::allotment::Unsampled;
 use super::strata::{Stratum, UNPLACED};
 use super::timed::Log;
 
@@ -51,8 +52,8 @@ pub(super) struct Tally {
     pub(super) elsewhere: u64,
     /// Weight of stacks that pass code without unwind tables.
     pub(super) inferred: u64,
-    /// Threads that could not be sampled.
-    pub(super) refused: u64,
+    /// Threads that were not sampled: the most at one time.
+    pub(super) unsampled: Option<Unsampled>,
     /// When each was.
     pub(super) log: Log,
 }
@@ -74,7 +75,7 @@ impl Tally {
             broken: 0,
             elsewhere: 0,
             inferred: 0,
-            refused: 0,
+            unsampled: None,
             log: Log::new(limit),
         }
     }

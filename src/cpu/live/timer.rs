@@ -21,17 +21,21 @@
 //! on four cores and less, 8 KiB of each on 16. A deeper stack faults once for each slot. The other fault
 //! there may be is the kernel's, on a thread's signal stack at its first signal.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::io;
 use std::time::Duration;
 
-use super::perf::period;
-use super::sampler::{Refused, Sampler, Verdict};
-use crate::base::{Hertz, Moment};
+use super::allotment::{Exchange, NotSampled, Unsampled, Waiting, exchange};
+use super::perf::{REVIEW_EVERY, period};
+use super::sampler::{Sampler, Verdict};
+use crate::base::{Clock, Hertz, Moment, SystemClock};
 use crate::model::Calibration;
 use crate::os::copied::Copied;
+use crate::os::quota::{self, Allowance};
 use crate::os::signal::{self, Entry, Target};
 use crate::os::stack_bounds::StackBounds;
+use crate::os::syscalls::{Optional, permit};
 use crate::os::ticks;
 use crate::os::timer::{ThreadTimer, cpu_time_of};
 
@@ -54,11 +58,17 @@ struct Timed {
     entry: Entry,
     /// Whether the handler knows its stack, or has tried in vain.
     has_bounds: bool,
+    /// The thread's CPU time at the last review.
+    reviewed: Duration,
 }
 
 pub(super) struct TimerSampler {
     target: &'static Target,
     timed: HashMap<u32, Timed>,
+    waiting: Waiting,
+    /// Whether threads wait for room in a quota, which there may be later.
+    may_yet: bool,
+    reviewed: Moment,
     free: Vec<Entry>,
     frequency: Hertz,
     /// What the target had lost when this was last asked.
@@ -74,6 +84,7 @@ impl TimerSampler {
     pub(super) fn new(frequency: Hertz) -> io::Result<Self> {
         let cores = crate::os::process::cores().unwrap_or(1) as usize;
         let slots = (cores * SLOTS_PER_CORE).clamp(*SLOTS.start(), *SLOTS.end());
+        permit(Optional::ThreadTimers)?;
         let target = signal::install(SIGPROF, slots, STACK)?;
         target.forget_pending();
         if !target.is_in_place() {
@@ -85,6 +96,9 @@ impl TimerSampler {
         Ok(Self {
             target,
             timed: HashMap::new(),
+            waiting: Waiting::default(),
+            may_yet: false,
+            reviewed: SystemClock.now(),
             free: (0..Entry::MAX).rev().collect(),
             frequency,
             lost: target.slots().lost(),
@@ -94,18 +108,75 @@ impl TimerSampler {
         })
     }
 
-    fn time(&mut self, tid: u32, bounds: &StackBounds) -> io::Result<()> {
-        let entry = *self.free.last().ok_or(io::ErrorKind::OutOfMemory)?;
+    /// Whether threads may get a timer later, when the service or the user's other processes need fewer.
+    pub(super) fn may_yet(&self) -> bool {
+        self.may_yet
+    }
+
+    fn time(&mut self, tid: u32, bounds: &StackBounds) -> Result<(), NotSampled> {
+        let entry = *self.free.last().ok_or_else(|| {
+            NotSampled::Why(format!("the {} places for timers are taken", Entry::MAX))
+        })?;
         let stack = bounds.of(tid);
         let mut timer = ThreadTimer::new(tid, self.target.signal(), self.target.value(entry))?;
         let has_bounds = stack.is_some();
         self.target.set_stack(entry, stack.unwrap_or(0..0));
         self.target.set_thread(entry, tid);
         let (first, period) = self.phase();
-        timer.set(first, period)?;
+        match timer.set(first, period) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                return Err(NotSampled::Why(error.to_string()));
+            }
+            // The thread has ended.
+            Err(_) => return Err(NotSampled::Gone),
+            Ok(()) => {}
+        }
         self.free.pop();
-        self.timed.insert(tid, Timed { timer, entry, has_bounds });
+        let reviewed = cpu_time_of(tid).unwrap_or_default();
+        self.timed.insert(tid, Timed { timer, entry, has_bounds, reviewed });
         Ok(())
+    }
+
+    /// Gives these threads timers, as long as there may be more than there are; the others wait. Threads that used
+    /// more CPU time come first.
+    fn begin(&mut self, tids: &[u32], allowed: usize, why: &str) {
+        let bounds = StackBounds::open();
+        let room = allowed.saturating_sub(self.timed.len());
+        let mut threads = tids.to_vec();
+        let time_of = |tid: u32| cpu_time_of(tid).unwrap_or_default();
+        if room < threads.len() {
+            threads.sort_by_cached_key(|&tid| Reverse(time_of(tid)));
+        }
+        for (place, tid) in threads.into_iter().enumerate() {
+            let timed = match &bounds {
+                _ if place >= room => {
+                    self.may_yet = true;
+                    Err(NotSampled::Why(why.to_owned()))
+                }
+                Ok(bounds) => self.time(tid, bounds),
+                Err(error) => Err(NotSampled::Why(format!("cannot read /proc/self/maps: {error}"))),
+            };
+            self.waiting.remove(tid);
+            if let Err(NotSampled::Why(why) | NotSampled::Permission(why)) = timed {
+                self.waiting.add(tid, time_of(tid), why);
+            }
+        }
+    }
+
+    fn release(&mut self, tid: u32) -> bool {
+        let Some(Timed { timer, entry, .. }) = self.timed.remove(&tid) else { return false };
+        drop(timer);
+        self.target.set_stack(entry, 0..0);
+        self.target.set_thread(entry, 0);
+        self.free.push(entry);
+        true
+    }
+
+    /// How many timers there may be, and why not more.
+    fn allowed(&self) -> (usize, String) {
+        let Allowance { count, limit } = quota::pending_signals(self.timed.len() as u64);
+        let why = format!("marple takes at most {count} timers: {limit}");
+        (usize::try_from(count).unwrap_or(usize::MAX), why)
     }
 
     /// A random part of the period, and the period.
@@ -135,36 +206,52 @@ impl TimerSampler {
 const TAKEN: &str = "this process has put a SIGPROF handler of its own over ours";
 
 impl Sampler for TimerSampler {
-    fn attach(&mut self, tids: &[u32]) -> Refused {
-        let mut refused = Refused::default();
-        if tids.is_empty() {
-            return refused;
+    fn attach(&mut self, tids: &[u32]) {
+        if !tids.is_empty() {
+            let (allowed, why) = self.allowed();
+            self.begin(tids, allowed, &why);
         }
-        match StackBounds::open() {
-            Ok(bounds) => {
-                for &tid in tids {
-                    self.time(tid, &bounds).unwrap_or_else(|error| refused.add(error));
-                }
-            }
-            Err(error) => {
-                refused.add(error);
-                refused.threads = tids.len() as u64;
-            }
-        }
-        refused
     }
 
     fn detach(&mut self, tid: u32) {
-        if let Some(Timed { timer, entry, .. }) = self.timed.remove(&tid) {
-            drop(timer);
-            self.target.set_stack(entry, 0..0);
-            self.target.set_thread(entry, 0);
-            self.free.push(entry);
+        self.release(tid);
+        self.waiting.remove(tid);
+    }
+
+    fn review(&mut self, now: Moment) {
+        // The quota is the user's, so other processes may need it too.
+        if now.since(self.reviewed) < REVIEW_EVERY {
+            return;
+        }
+        self.reviewed = now;
+        let (allowed, why) = self.allowed();
+        if self.waiting.is_empty() && self.timed.len() <= allowed {
+            return;
+        }
+        let cpu = |tid| cpu_time_of(tid).ok();
+        let held = self.timed.iter_mut().map(|(&tid, timed)| {
+            let now = cpu(tid).unwrap_or_default();
+            (now.saturating_sub(std::mem::replace(&mut timed.reviewed, now)), tid)
+        });
+        let held = held.collect();
+        let Exchange { give_up, take } = exchange(held, self.waiting.used(cpu), allowed);
+        for tid in give_up {
+            if self.release(tid) {
+                self.waiting.add(tid, cpu(tid).unwrap_or_default(), &*why);
+            }
+        }
+        if !take.is_empty() {
+            self.begin(&take, allowed, &why);
         }
     }
 
+    fn unsampled(&self) -> Option<Unsampled> {
+        self.waiting.unsampled()
+    }
+
     fn counted(&mut self, tid: u32) -> Option<Duration> {
-        self.timed.get(&tid).and_then(|_| cpu_time_of(tid).ok())
+        let is_known = self.timed.contains_key(&tid) || self.waiting.has(tid);
+        is_known.then(|| cpu_time_of(tid).ok()).flatten()
     }
 
     fn set_frequency(&mut self, frequency: Hertz) {
@@ -201,12 +288,16 @@ impl Sampler for TimerSampler {
         lost - std::mem::replace(&mut self.lost, lost)
     }
 
-    fn broken(&mut self) -> Option<&'static str> {
-        if self.target.is_in_place() {
-            return None;
-        }
-        // Its handler must not get our signals.
+    fn broken(&mut self) -> Option<String> {
+        let why = match permit(Optional::ThreadTimers) {
+            Ok(()) if self.target.is_in_place() => return None,
+            // Its handler must not get our signals.
+            Ok(()) => TAKEN.to_owned(),
+            // The timers go on, and what they send is dropped.
+            Err(denied) => denied.to_string(),
+        };
+        self.target.forget_pending();
         self.timed.clear();
-        Some(TAKEN)
+        Some(why)
     }
 }

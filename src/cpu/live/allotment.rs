@@ -1,0 +1,153 @@
+//! Which threads are sampled where a quota allows fewer samplers than there are threads.
+//!
+//! Those that used most CPU time since the last review: time that is used is what a profile shows, and a thread
+//! that waits loses nothing. Threads that get busy later take the place of those that do not run any more.
+
+use std::cmp::Reverse;
+use std::collections::HashMap;
+use std::time::Duration;
+
+use crate::os::failed_call::FailedCall;
+
+/// Threads that are not sampled, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Unsampled {
+    pub(super) threads: u64,
+    pub(super) why: String,
+}
+
+/// Why a thread gets no sampler.
+#[derive(Debug)]
+pub(super) enum NotSampled {
+    /// It has ended.
+    Gone,
+    /// A permission is missing.
+    Permission(String),
+    /// Another reason.
+    Why(String),
+}
+
+impl From<FailedCall> for NotSampled {
+    fn from(failed: FailedCall) -> Self {
+        match failed.is_thread_gone() {
+            true => Self::Gone,
+            false if failed.is_permission() => Self::Permission(failed.to_string()),
+            false => Self::Why(failed.to_string()),
+        }
+    }
+}
+
+/// Threads that wait for a sampler, and the CPU time of every thread at the last review.
+#[derive(Debug, Default)]
+pub(super) struct Waiting {
+    threads: HashMap<u32, Duration>,
+    why: String,
+}
+
+/// A thread and the CPU time it used since the last review.
+pub(super) type Used = (Duration, u32);
+
+/// Samplers that change hands.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Exchange {
+    pub(super) give_up: Vec<u32>,
+    pub(super) take: Vec<u32>,
+}
+
+impl Waiting {
+    /// Adds a thread with its CPU time so far.
+    pub(super) fn add(&mut self, tid: u32, cpu: Duration, why: impl Into<String>) {
+        self.threads.insert(tid, cpu);
+        self.why = why.into();
+    }
+
+    pub(super) fn remove(&mut self, tid: u32) {
+        self.threads.remove(&tid);
+    }
+
+    pub(super) fn has(&self, tid: u32) -> bool {
+        self.threads.contains_key(&tid)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.threads.is_empty()
+    }
+
+    /// The waiting threads with what they used since this was asked last; `cpu` tells the CPU time of a thread.
+    pub(super) fn used(&mut self, cpu: impl Fn(u32) -> Option<Duration>) -> Vec<Used> {
+        let used = self.threads.iter_mut().filter_map(|(&tid, seen)| {
+            let now = cpu(tid)?;
+            Some((now.saturating_sub(std::mem::replace(seen, now)), tid))
+        });
+        used.collect()
+    }
+
+    pub(super) fn unsampled(&self) -> Option<Unsampled> {
+        let threads = self.threads.len() as u64;
+        (threads > 0).then(|| Unsampled { threads, why: self.why.clone() })
+    }
+}
+
+/// Which threads get one of `room` samplers. A thread takes another's only if it used twice as much.
+pub(super) fn exchange(mut held: Vec<Used>, mut waiting: Vec<Used>, room: usize) -> Exchange {
+    let mut exchange = Exchange::default();
+    held.sort_unstable_by_key(|&(used, tid)| (used, tid));
+    waiting.sort_unstable_by_key(|&(used, tid)| (Reverse(used), tid));
+    let excess = held.len().saturating_sub(room);
+    let mut held = held.into_iter();
+    exchange.give_up.extend(held.by_ref().take(excess).map(|(_, tid)| tid));
+    let free = room - held.len();
+    let mut waiting = waiting.into_iter();
+    exchange.take.extend(waiting.by_ref().take(free).map(|(_, tid)| tid));
+    for ((least, idle), (most, busy)) in held.zip(waiting) {
+        if most <= least * 2 {
+            break;
+        }
+        exchange.give_up.push(idle);
+        exchange.take.push(busy);
+    }
+    exchange
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn used(all: &[(u64, u32)]) -> Vec<Used> {
+        all.iter().map(|&(millis, tid)| (Duration::from_millis(millis), tid)).collect()
+    }
+
+    #[test]
+    fn samplers_go_to_threads_that_use_most() {
+        for (held, waiting, room, give_up, take) in [
+            // There is room for some more.
+            (&[(5, 1)][..], &[(0, 2), (9, 3)][..], 2, &[][..], &[3][..]),
+            // The quota has shrunk.
+            (&[(5, 1), (0, 2), (7, 3)], &[(1, 4)], 1, &[2, 1], &[]),
+            (&[(5, 1)], &[], 0, &[1], &[]),
+            // An idle one makes way for a busy one.
+            (&[(0, 1), (8, 2)], &[(4, 3), (17, 4)], 2, &[1], &[4]),
+            (&[(0, 1), (0, 2)], &[(4, 3), (0, 4)], 2, &[1], &[3]),
+            // Equally busy threads do not take turns.
+            (&[(5, 1)], &[(9, 2)], 1, &[], &[]),
+        ] {
+            let expected = Exchange { give_up: give_up.to_vec(), take: take.to_vec() };
+            assert_eq!(exchange(used(held), used(waiting), room), expected, "{held:?} {waiting:?}");
+        }
+    }
+
+    #[test]
+    fn waiting_thread_is_judged_by_what_it_used_since_the_last_review() {
+        let seconds = Duration::from_secs;
+        let mut waiting = Waiting::default();
+        waiting.add(1, seconds(10), "full");
+        waiting.add(2, seconds(0), "full");
+        let cpu = |tid| (tid == 1).then(|| seconds(12));
+        assert_eq!(waiting.used(cpu), [(seconds(2), 1)], "the other has ended");
+        assert_eq!(waiting.used(cpu), [(seconds(0), 1)]);
+        assert_eq!(waiting.unsampled().unwrap().threads, 2);
+        waiting.remove(1);
+        waiting.remove(2);
+        assert!(waiting.unsampled().is_none());
+    }
+}

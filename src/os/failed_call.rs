@@ -1,0 +1,150 @@
+//! A system call that failed, in words: which call, which error, and the limits that this error comes from.
+//!
+//! The limits named are those that the kernel checks for this error of this call, with their values. Which of several it
+//! was is not guessed.
+
+use std::fmt;
+use std::io;
+
+use rustix::io::Errno;
+use rustix::process::{Resource, getrlimit};
+
+use super::syscalls::{self, Denied, Optional};
+
+/// Why a call gave nothing.
+#[derive(Debug)]
+pub struct FailedCall {
+    call: &'static str,
+    error: io::Error,
+    /// What is known of the reason, or an empty text.
+    limits: String,
+    /// Why the call was not made at all.
+    denied: Option<Denied>,
+}
+
+impl FailedCall {
+    /// A call of `call`'s family that failed with `error`.
+    pub(super) fn of(call: Optional, error: io::Error) -> Self {
+        let limits = match syscalls::refused_by_filter(call) {
+            Some(errno) if error.raw_os_error() == Some(errno) => "by a system call filter".into(),
+            _ => limits_of(call.name(), &error),
+        };
+        Self { call: call.name(), error, limits, denied: None }
+    }
+
+    /// Another call.
+    pub(super) fn named(call: &'static str, error: io::Error) -> Self {
+        let limits = limits_of(call, &error);
+        Self { call, error, limits, denied: None }
+    }
+
+    /// The error.
+    pub fn error(&self) -> &io::Error {
+        &self.error
+    }
+
+    /// Whether the call was refused for want of a permission.
+    pub fn is_permission(&self) -> bool {
+        self.denied.is_none()
+            && self.call == Optional::PerfEventOpen.name()
+            && matches!(self.error.raw_os_error(), Some(libc::EACCES | libc::EPERM))
+    }
+
+    /// Whether the thread that the call was about has ended.
+    pub fn is_thread_gone(&self) -> bool {
+        let error = self.error.raw_os_error();
+        // timer_create refuses the clock of a thread that is no more with EINVAL.
+        error == Some(libc::ESRCH)
+            || error == Some(libc::EINVAL) && self.call == Optional::ThreadTimers.name()
+    }
+}
+
+impl From<Denied> for FailedCall {
+    fn from(denied: Denied) -> Self {
+        let error = io::Error::from_raw_os_error(libc::EPERM);
+        Self { call: denied.call().name(), error, limits: String::new(), denied: Some(denied) }
+    }
+}
+
+impl fmt::Display for FailedCall {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(denied) = &self.denied {
+            return denied.fmt(f);
+        }
+        let separator = if self.limits.is_empty() { "" } else { ", " };
+        write!(f, "{} refused ({}{separator}{})", self.call, name_of(&self.error), self.limits)
+    }
+}
+
+/// The name of the call that maps a perf event's ring.
+pub(super) const RING: &str = "mmap of a perf event's ring";
+
+fn limits_of(call: &'static str, error: &io::Error) -> String {
+    let limit = |resource| getrlimit(resource).current;
+    let kib = |bytes: Option<u64>| {
+        bytes.map_or("unlimited".to_owned(), |bytes| format!("{} KiB", bytes >> 10))
+    };
+    let count =
+        |count: Option<u64>| count.map_or("unlimited".to_owned(), |count| count.to_string());
+    match (call, error.raw_os_error()) {
+        ("perf_event_open", Some(libc::EACCES | libc::EPERM)) => super::perf::paranoid()
+            .map(|level| format!("perf_event_paranoid {level}"))
+            .unwrap_or_default(),
+        // perf_mmap answers so where more would be locked than both allow.
+        (RING, Some(libc::EPERM)) => format!(
+            "locked memory: RLIMIT_MEMLOCK {}, perf_event_mlock_kb {} for each CPU",
+            kib(limit(Resource::Memlock)),
+            count(super::perf::locked_kib_per_cpu())
+        ),
+        ("timer_create", Some(libc::EAGAIN)) => {
+            format!("RLIMIT_SIGPENDING {}", count(limit(Resource::Sigpending)))
+        }
+        (_, Some(libc::EMFILE)) => format!("RLIMIT_NOFILE {}", count(limit(Resource::Nofile))),
+        (_, Some(libc::ENFILE)) => "fs.file-max of the machine".to_owned(),
+        (RING, Some(libc::ENOMEM)) => format!("RLIMIT_AS {}", kib(limit(Resource::As))),
+        _ => String::new(),
+    }
+}
+
+/// `EACCES` says more to a reader who has to allow it than `Permission denied`.
+fn name_of(error: &io::Error) -> String {
+    let names = [
+        (Errno::ACCESS, "EACCES"),
+        (Errno::PERM, "EPERM"),
+        (Errno::NOSYS, "ENOSYS"),
+        (Errno::NOENT, "ENOENT"),
+        (Errno::MFILE, "EMFILE"),
+        (Errno::NFILE, "ENFILE"),
+        (Errno::NOMEM, "ENOMEM"),
+        (Errno::AGAIN, "EAGAIN"),
+        (Errno::INVAL, "EINVAL"),
+    ];
+    let errno = error.raw_os_error();
+    let name = names.iter().find(|(known, _)| Some(known.raw_os_error()) == errno);
+    name.map_or_else(|| error.to_string(), |(_, name)| (*name).to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limit_named_is_that_of_the_call_that_failed() {
+        let words =
+            |call, errno| FailedCall::named(call, io::Error::from_raw_os_error(errno)).to_string();
+        for (call, errno, starts, names) in [
+            ("perf_event_open", libc::EACCES, "perf_event_open refused (EACCES", "paranoid"),
+            ("perf_event_open", libc::EMFILE, "perf_event_open refused (EMFILE", "RLIMIT_NOFILE"),
+            (RING, libc::EPERM, "mmap of a perf event's ring refused (EPERM", "RLIMIT_MEMLOCK"),
+            (RING, libc::ENOMEM, "mmap of a perf event's ring refused (ENOMEM", "RLIMIT_AS"),
+            ("timer_create", libc::EAGAIN, "timer_create refused (EAGAIN", "RLIMIT_SIGPENDING"),
+        ] {
+            let words = words(call, errno);
+            assert!(words.starts_with(starts) && words.contains(names), "{words}");
+            let others = ["paranoid", "RLIMIT_NOFILE", "RLIMIT_MEMLOCK", "RLIMIT_AS", "SIGPENDING"];
+            let named = others.iter().filter(|other| words.contains(**other)).count();
+            assert_eq!(named, 1, "{words}");
+        }
+        assert_eq!(words("timer_create", libc::ENOMEM), "timer_create refused (ENOMEM)");
+    }
+}

@@ -1,0 +1,336 @@
+//! System calls that marple can do without, and whether a filter lets it make them.
+//!
+//! A seccomp filter answers a call outside of its list with an error, or ends the process (`SCMP_ACT_KILL`, and systemd's
+//! default). An error can be met when it comes; the other answer has to be known before. The kernel shows a
+//! filter to nobody without privilege, so what a filter does is tried out:
+//!
+//! ```text
+//! /proc/thread-self/status   Seccomp: 0      no filter: every call may be made
+//!                            Seccomp: 2      a copy of the process makes each call of `Optional` once, with
+//!                                            arguments that the kernel refuses, and may die of it (`probe`)
+//! not to be read, or no copy to be had       no optional call is made
+//! ```
+//!
+//! The result is kept with the mode and the number of filters that the status shows. [`permit`] reads both again,
+//! so that a filter which the service installs later is found out about before the next optional call. One that is
+//! installed less than [`FRESH`] before the call is not seen.
+//!
+//! Before Linux 5.9 the status does not show how many filters there are, and one on top of another is not seen.
+//!
+//! Filters belong to threads. [`permit`] answers for the calling thread, and the function that makes the call
+//! asks. Two threads with as many filters are taken to have the same ones.
+//!
+//! Calls that marple cannot work without are listed in `tests/syscalls`, with all others.
+
+use std::cell::Cell;
+use std::fmt;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::base::warnings;
+
+mod probe;
+
+/// A system call, or a family of them, that marple makes only where it may.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Optional {
+    /// `perf_event_open`: CPU samples without signals.
+    PerfEventOpen,
+    /// `getpriority` and `setpriority`: profiles for HTTP are packed at low priority.
+    SetPriority,
+    /// `timer_create`, `timer_settime` and `timer_delete`: CPU samples by a timer for each thread.
+    ThreadTimers,
+    /// `rt_tgsigqueueinfo`: stacks of running threads.
+    QueueSignal,
+    /// `get_robust_list`: the bounds of another thread's stack.
+    RobustList,
+    /// `ioctl` with `PROCMAP_QUERY`: one mapping instead of the whole list of them.
+    Ioctl,
+}
+
+/// All of them, in the order in which they are tried, each with what is lost without it.
+const OPTIONAL: [(Optional, &str, &str); 6] = [
+    (Optional::PerfEventOpen, "perf_event_open", "CPU samples come by timers and SIGPROF"),
+    (Optional::SetPriority, "setpriority", "profiles for HTTP are packed at ordinary priority"),
+    (Optional::ThreadTimers, "timer_create", "no CPU samples by timers"),
+    (Optional::QueueSignal, "rt_tgsigqueueinfo", "no stacks of running threads"),
+    (Optional::RobustList, "get_robust_list", "stacks of threads are cut at their outer end"),
+    (Optional::Ioctl, "ioctl", "/proc/self/maps is read whole, and perf events are not used"),
+];
+
+impl Optional {
+    /// The name of the call.
+    pub fn name(self) -> &'static str {
+        OPTIONAL[self as usize].1
+    }
+}
+
+/// What a filter does about a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    /// The call reaches the kernel.
+    Allowed,
+    /// The filter answers with an error of its own.
+    Refused(i32),
+    /// The process does not survive it.
+    Kills,
+    /// Nobody has tried.
+    Untried(Untried),
+}
+
+/// Why nobody has tried what a filter does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Untried {
+    /// The status of the thread cannot be read.
+    NoStatus,
+    /// The process is too large to be copied: resident MiB.
+    TooLarge(u64),
+    /// `clone`, `mmap` or `wait4` failed, or the copy did not answer.
+    NoCopy(i32),
+}
+
+impl fmt::Display for Untried {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoStatus => f.write_str("/proc/thread-self/status cannot be read"),
+            Self::TooLarge(mib) => write!(
+                f,
+                "the process is too large to be copied for a try ({mib} MiB resident, {} at most)",
+                probe::MAX_RESIDENT >> 20
+            ),
+            Self::NoCopy(0) => f.write_str("a copy of the process for a try did not answer"),
+            Self::NoCopy(errno) => {
+                let error = std::io::Error::from_raw_os_error(*errno);
+                write!(f, "no copy of the process for a try could be made: {error}")
+            }
+        }
+    }
+}
+
+/// Why an optional call is not made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Denied {
+    call: Optional,
+    verdict: Verdict,
+}
+
+impl Denied {
+    /// The call.
+    pub fn call(&self) -> Optional {
+        self.call
+    }
+}
+
+impl fmt::Display for Denied {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = self.call.name();
+        match self.verdict {
+            Verdict::Untried(why) => write!(
+                f,
+                "{name} is not tried: a system call filter may end the process for it, and {why}"
+            ),
+            _ => write!(
+                f,
+                "{name} is not tried: a system call filter (seccomp) ends the process for it"
+            ),
+        }
+    }
+}
+
+impl From<Denied> for std::io::Error {
+    fn from(denied: Denied) -> Self {
+        Self::new(std::io::ErrorKind::PermissionDenied, denied.to_string())
+    }
+}
+
+/// What a filter does about each optional call.
+type Verdicts = [Verdict; OPTIONAL.len()];
+
+/// The filters of a thread, as its status shows them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Filters {
+    /// 0: none; 1: only read, write and exit; 2: a filter.
+    mode: u32,
+    /// How many, since Linux 5.9.
+    count: Option<u32>,
+}
+
+/// So many sets of filters are told apart: a service has one, or two where a thread adds its own.
+const MAX_KNOWN: usize = 8;
+
+/// What was found out, the newest last.
+static KNOWN: Mutex<Vec<(Filters, Verdicts)>> = Mutex::new(Vec::new());
+
+/// Whether the calling thread may make this call and live. A call that the filter answers with an error counts
+/// as allowed: its caller meets the error. Costs 10 us at first, 50 ns within [`FRESH`], and some milliseconds where the
+/// filters have changed. Takes a lock and allocates.
+///
+/// # Errors
+///
+/// Why the call is not to be made.
+pub fn permit(call: Optional) -> Result<(), Denied> {
+    let filters = recent_filters();
+    if let Some(Filters { mode: 0, .. }) = filters {
+        return Ok(());
+    }
+    let verdicts = filters.map_or(NO_STATUS, verdicts);
+    match verdicts[call as usize] {
+        Verdict::Allowed | Verdict::Refused(_) => Ok(()),
+        verdict @ (Verdict::Kills | Verdict::Untried(_)) => Err(Denied { call, verdict }),
+    }
+}
+
+/// The error by which the filter of the calling thread refuses this call, if it does.
+pub fn refused_by_filter(call: Optional) -> Option<i32> {
+    let filters = recent_filters().filter(|filters| filters.mode != 0)?;
+    match verdicts(filters)[call as usize] {
+        Verdict::Refused(errno) => Some(errno),
+        _ => None,
+    }
+}
+
+const NO_STATUS: Verdicts = [Verdict::Untried(Untried::NoStatus); OPTIONAL.len()];
+
+/// What these filters do, which are those of the calling thread.
+fn verdicts(filters: Filters) -> Verdicts {
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((_, verdicts)) = known.iter().find(|(then, _)| *then == filters) {
+        return *verdicts;
+    }
+    let verdicts = match filters.mode {
+        2 => probe::run(),
+        _ => NO_STATUS,
+    };
+    if known.len() >= MAX_KNOWN {
+        known.remove(0);
+    }
+    known.push((filters, verdicts));
+    report(&verdicts);
+    verdicts
+}
+
+/// Says in `/status` which calls are missing.
+fn report(verdicts: &Verdicts) {
+    match describe(verdicts) {
+        Some(text) => warnings::set(TOPIC, text),
+        None => warnings::clear(TOPIC),
+    }
+}
+
+/// The topic of the warning about missing calls.
+const TOPIC: &str = "system calls";
+
+fn describe(verdicts: &Verdicts) -> Option<String> {
+    let with = |wanted: fn(&Verdict) -> bool| {
+        let rows = OPTIONAL.iter().zip(verdicts).filter(move |(_, verdict)| wanted(verdict));
+        rows.map(|((_, name, loss), _)| format!("{name} ({loss})")).collect::<Vec<_>>()
+    };
+    let untried = verdicts.iter().find_map(|verdict| match verdict {
+        Verdict::Untried(why) => Some(why),
+        _ => None,
+    });
+    let mut parts = Vec::new();
+    let killed = with(|verdict| *verdict == Verdict::Kills);
+    if !killed.is_empty() {
+        parts.push(format!(
+            "a system call filter (seccomp) ends the process for {}",
+            killed.join(", ")
+        ));
+    }
+    // The engine's own words tell of a perf_event_open that is refused.
+    let refused = |verdict: &Verdict| matches!(verdict, Verdict::Refused(_));
+    let refused: Vec<String> =
+        with(refused).into_iter().filter(|row| !row.starts_with("perf_event_open")).collect();
+    if !refused.is_empty() {
+        parts.push(format!("a system call filter (seccomp) refuses {}", refused.join(", ")));
+    }
+    if let Some(why) = untried {
+        parts.push(format!(
+            "a system call filter (seccomp) may end the process for {}, and {why}",
+            with(|verdict| matches!(verdict, Verdict::Untried(_))).join(", ")
+        ));
+    }
+    (!parts.is_empty()).then(|| {
+        format!(
+            "{}; these calls are not made; to have what they give, allow them (systemd: SystemCallFilter=)",
+            parts.join("; ")
+        )
+    })
+}
+
+/// How long what the status says is taken for true: while a batch of calls is made.
+const FRESH: Duration = Duration::from_millis(1);
+
+/// The filters of the calling thread, or `None` if its status cannot be read.
+fn recent_filters() -> Option<Filters> {
+    thread_local! {
+        static RECENT: Cell<Option<(Instant, Filters)>> = const { Cell::new(None) };
+    }
+    // A thread that is ending has no locals.
+    let recent = RECENT.try_with(Cell::get).ok().flatten();
+    if let Some((at, filters)) = recent
+        && at.elapsed() < FRESH
+    {
+        return Some(filters);
+    }
+    // Out of descriptors: what this thread read last.
+    let Some(filters) = filters() else { return recent.map(|(_, filters)| filters) };
+    let _ = RECENT.try_with(|recent| recent.set(Some((Instant::now(), filters))));
+    Some(filters)
+}
+
+fn filters() -> Option<Filters> {
+    let status = std::fs::read("/proc/thread-self/status")
+        .or_else(|_| std::fs::read("/proc/self/status"))
+        .ok()?;
+    Some(parse(&status))
+}
+
+/// A kernel without seccomp shows no such line.
+fn parse(status: &[u8]) -> Filters {
+    let value = |key: &[u8]| {
+        let line = status.split(|&byte| byte == b'\n').find_map(|line| line.strip_prefix(key))?;
+        std::str::from_utf8(line).ok()?.trim().parse().ok()
+    };
+    Filters { mode: value(b"Seccomp:").unwrap_or(0), count: value(b"Seccomp_filters:") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn filters_are_read_from_a_status() {
+        let status = b"Name:\tx\nSeccomp:\t2\nSeccomp_filters:\t3\n";
+        assert_eq!(parse(status), Filters { mode: 2, count: Some(3) });
+        assert_eq!(parse(b"Seccomp:\t2\n"), Filters { mode: 2, count: None });
+        assert_eq!(parse(b"Name:\tx\n"), Filters { mode: 0, count: None });
+    }
+
+    #[test]
+    fn every_call_stands_at_its_place_in_the_table() {
+        for (place, (call, name, _)) in OPTIONAL.into_iter().enumerate() {
+            assert_eq!((call as usize, call.name()), (place, name));
+        }
+    }
+
+    #[test]
+    fn warning_names_the_calls_and_what_is_lost() {
+        let mut verdicts = [Verdict::Allowed; OPTIONAL.len()];
+        assert_eq!(describe(&verdicts), None);
+        verdicts[Optional::PerfEventOpen as usize] = Verdict::Refused(libc::EPERM);
+        assert_eq!(describe(&verdicts), None, "the engine tells of it");
+        verdicts[Optional::SetPriority as usize] = Verdict::Kills;
+        verdicts[Optional::Ioctl as usize] = Verdict::Refused(libc::EPERM);
+        let text = describe(&verdicts).unwrap();
+        assert!(text.contains("ends the process for setpriority (profiles for HTTP"), "{text}");
+        assert!(text.contains("refuses ioctl"), "{text}");
+        let text = describe(&[Verdict::Untried(Untried::TooLarge(2048)); OPTIONAL.len()]).unwrap();
+        assert!(text.contains("2048 MiB resident, 1024 at most"), "{text}");
+    }
+
+    #[test]
+    fn a_filter_of_no_process_is_probed_as_allowing_everything() {
+        assert_eq!(probe::run(), [Verdict::Allowed; OPTIONAL.len()]);
+    }
+}

@@ -1,0 +1,331 @@
+//! Trying what a filter does about a call, in a copy of the process.
+//!
+//! ```text
+//! parent                                     child: a copy-on-write fork, all signals blocked
+//!   map a shared page                          prctl(PR_SET_DUMPABLE, 0): no core dump
+//!   block all signals                          wait4: may the parent wait for it?
+//!   clone, exit signal 0                       for each call, from the first that was not tried
+//!   restore the mask                             page[call] = TRYING; call; page[call] = errno
+//!   wait4(child, __WALL), look at the page     exit_group
+//! ```
+//!
+//! A call that leaves `TRYING` behind ended the child; the next child begins after it, so there are no more children
+//! than calls.
+//!
+//! Why a copy and not `CLONE_VM`: before Linux 5.16 the core dump of a process ended all that shared its memory. Why
+//! exit signal 0: the service gets no `SIGCHLD` and its own `wait` does not see the child. With all signals
+//! blocked, a `SIGSYS` of the filter has its default action, so a handler of the service does not run twice.
+//!
+//! The child is the copy of one thread of many, so it makes system calls only: no lock, no allocation, no panic.
+//!
+//! A fork copies page tables, and the service's first write to each page afterwards takes a fault. So a process with
+//! more than [`MAX_RESIDENT`] is not copied: 2 MiB of page tables, some milliseconds for the copy, and at
+//! most 0.1 s of faults.
+//!
+//! # The calls that the probe itself needs
+//!
+//! `clone3` where the C library makes its threads with it (glibc 2.34 and later), else `clone`: a filter cannot
+//! see the arguments of `clone3`, so it is allowed if threads are. Where it is answered with `ENOSYS`, as container
+//! runtimes do, the C library makes threads with `clone`, and so does the probe. `wait4` is tried by the child.
+
+#![allow(unsafe_code)]
+
+use std::ffi::{CStr, c_int, c_long};
+use std::ptr;
+use std::sync::atomic::AtomicI32;
+use std::sync::atomic::Ordering::{Acquire, Release};
+use std::time::{Duration, Instant};
+
+use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+
+use super::{Optional, Untried, Verdict, Verdicts};
+
+/// Resident memory of a process that is copied, at most.
+pub(super) const MAX_RESIDENT: u64 = 1 << 30;
+
+/// A child that has not ended by then is given up. It needs less than a millisecond of CPU time.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Between two looks at whether the child has ended.
+const LOOK_EVERY: Duration = Duration::from_micros(50);
+
+/// Values of a place in the shared page; an errno, or 0, otherwise.
+const UNTRIED: i32 = -1;
+const TRYING: i32 = -2;
+
+/// One call with arguments that the kernel refuses without effect.
+struct Step {
+    call: Optional,
+    number: c_long,
+    arguments: [usize; 5],
+    /// The kernel's own answer. Another one is the filter's.
+    answer: c_int,
+}
+
+const INVALID: usize = usize::MAX;
+
+/// `PERF_EVENT_IOC_PERIOD` and `PROCMAP_QUERY`.
+const PERF_PERIOD: usize = 0x4008_2404;
+const PROCMAP_QUERY: usize = 0xc068_6611;
+
+const STEPS: [Step; 10] = [
+    // Unknown flags are refused first.
+    step(
+        Optional::PerfEventOpen,
+        libc::SYS_perf_event_open,
+        [0, 0, INVALID, INVALID, INVALID],
+        libc::EINVAL,
+    ),
+    step(Optional::SetPriority, libc::SYS_setpriority, [INVALID, 0, 0, 0, 0], libc::EINVAL),
+    step(Optional::SetPriority, libc::SYS_getpriority, [INVALID, 0, 0, 0, 0], libc::EINVAL),
+    // There are no 1000 clocks.
+    step(Optional::ThreadTimers, libc::SYS_timer_create, [1000, 0, 0, 0, 0], libc::EINVAL),
+    step(Optional::ThreadTimers, libc::SYS_timer_settime, [INVALID, 0, 0, 0, 0], libc::EINVAL),
+    step(Optional::ThreadTimers, libc::SYS_timer_delete, [INVALID, 0, 0, 0, 0], libc::EINVAL),
+    step(Optional::QueueSignal, libc::SYS_rt_tgsigqueueinfo, [0, 0, 0, 0, 0], libc::EFAULT),
+    step(Optional::RobustList, libc::SYS_get_robust_list, [0, 0, 0, 0, 0], libc::EFAULT),
+    step(Optional::Ioctl, libc::SYS_ioctl, [INVALID, PROCMAP_QUERY, 0, 0, 0], libc::EBADF),
+    step(Optional::Ioctl, libc::SYS_ioctl, [INVALID, PERF_PERIOD, 0, 0, 0], libc::EBADF),
+];
+
+const fn step(call: Optional, number: c_long, arguments: [usize; 5], answer: c_int) -> Step {
+    Step { call, number, arguments, answer }
+}
+
+/// What parent and child share.
+#[repr(C)]
+struct Page {
+    /// What `wait4` answers.
+    wait: AtomicI32,
+    steps: [AtomicI32; STEPS.len()],
+}
+
+/// Tries every call.
+pub(super) fn run() -> Verdicts {
+    let untried = |why| [Verdict::Untried(why); super::OPTIONAL.len()];
+    match resident() {
+        None => return untried(Untried::NoStatus),
+        Some(bytes) if bytes > MAX_RESIDENT => return untried(Untried::TooLarge(bytes >> 20)),
+        Some(_) => {}
+    }
+    let shared = match Shared::map() {
+        Ok(shared) => shared,
+        Err(error) => return untried(Untried::NoCopy(error.raw_os_error())),
+    };
+    let page = shared.page();
+    let mut first = 0;
+    while first < STEPS.len() {
+        if let Err(errno) = try_from(first, page) {
+            return untried(Untried::NoCopy(errno));
+        }
+        // The child ended well, or at the call that it was trying.
+        let mut tried = page.steps.iter().map(|step| step.load(Acquire)).skip(first);
+        match tried.clone().position(|answer| answer == TRYING) {
+            Some(after) => first += after + 1,
+            None if tried.all(|answer| answer != UNTRIED) => break,
+            None => return untried(Untried::NoCopy(0)),
+        }
+    }
+    verdicts(&page.steps.each_ref().map(|step| step.load(Acquire)))
+}
+
+/// A family of calls is worth what the worst of them is.
+fn verdicts(answers: &[i32; STEPS.len()]) -> Verdicts {
+    let mut verdicts = [Verdict::Allowed; super::OPTIONAL.len()];
+    for (step, &answer) in STEPS.iter().zip(answers) {
+        let verdict = &mut verdicts[step.call as usize];
+        match answer {
+            TRYING => *verdict = Verdict::Kills,
+            errno if errno == step.answer || errno == 0 => {}
+            errno if *verdict == Verdict::Allowed => *verdict = Verdict::Refused(errno),
+            _ => {}
+        }
+    }
+    verdicts
+}
+
+/// Has a child try the calls from `first` on, and waits for its end.
+fn try_from(first: usize, page: &Page) -> Result<(), c_int> {
+    page.wait.store(UNTRIED, Release);
+    let child = match fork()? {
+        0 => child(first, page),
+        pid => pid,
+    };
+    let started = Instant::now();
+    let is_late = |started: Instant| started.elapsed() > PATIENCE;
+    while page.wait.load(Acquire) < 0 {
+        // A child that wait4 ends is not waited for, and stays as one dead entry in the list of processes.
+        if is_late(started) || is_dead(child) {
+            return Err(0);
+        }
+        std::thread::sleep(LOOK_EVERY);
+    }
+    loop {
+        // SAFETY: takes a number and null pointers.
+        let ended =
+            unsafe { libc::syscall(libc::SYS_wait4, child, 0, libc::__WALL | libc::WNOHANG, 0) };
+        let errno = std::io::Error::last_os_error().raw_os_error();
+        match ended {
+            0 if is_late(started) => return Err(0),
+            0 => std::thread::sleep(LOOK_EVERY),
+            -1 if errno == Some(libc::EINTR) => {}
+            // ECHILD: the service waits for whatever ends.
+            _ => return Ok(()),
+        }
+    }
+}
+
+/// Copies the process. In the copy, which has this thread alone, the result is 0.
+fn fork() -> Result<c_int, c_int> {
+    // SAFETY: an all-zero set is a valid one; both calls get sets of this thread's stack.
+    let before = unsafe {
+        let (mut all, mut before): (libc::sigset_t, libc::sigset_t) =
+            (std::mem::zeroed(), std::mem::zeroed());
+        libc::sigfillset(&raw mut all);
+        match libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before) {
+            0 => before,
+            errno => return Err(errno),
+        }
+    };
+    let pid = clone();
+    let errno = std::io::Error::last_os_error().raw_os_error().unwrap_or(0);
+    // The child keeps all signals blocked.
+    if pid != 0 {
+        // SAFETY: gives this thread back the mask it had.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, ptr::null_mut()) };
+    }
+    match c_int::try_from(pid) {
+        Ok(pid) if pid >= 0 => Ok(pid),
+        _ => Err(errno),
+    }
+}
+
+/// `fork` by the call that the C library makes threads with.
+fn clone() -> c_long {
+    if makes_threads_with_clone3() {
+        // `struct clone_args`, version 0: no flags, no exit signal.
+        let arguments = [0u64; 8];
+        let size = size_of_val(&arguments);
+        // SAFETY: without flags this is a fork; the child goes on with copies of this stack and memory.
+        let pid = unsafe { libc::syscall(libc::SYS_clone3, arguments.as_ptr(), size) };
+        let errno = std::io::Error::last_os_error().raw_os_error();
+        if pid >= 0 || errno != Some(libc::ENOSYS) {
+            return pid;
+        }
+    }
+    // SAFETY: as above.
+    unsafe { libc::syscall(libc::SYS_clone, 0usize, 0usize, 0usize, 0usize, 0usize) }
+}
+
+#[cfg(target_env = "gnu")]
+fn makes_threads_with_clone3() -> bool {
+    // SAFETY: gives a text that lives as long as the process.
+    let version = unsafe { CStr::from_ptr(libc::gnu_get_libc_version()) };
+    let mut numbers = version.to_str().unwrap_or("").split('.').map(|part| part.parse::<u32>());
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => (major, minor) >= (2, 34),
+        _ => false,
+    }
+}
+
+#[cfg(not(target_env = "gnu"))]
+fn makes_threads_with_clone3() -> bool {
+    false
+}
+
+/// What the copy does.
+fn child(first: usize, page: &Page) -> ! {
+    // SAFETY: this process is a copy of its own, and these calls change only it; what is tried has arguments that
+    // the kernel refuses. None of it allocates or takes a lock.
+    unsafe {
+        libc::syscall(libc::SYS_prctl, libc::PR_SET_DUMPABLE, 0, 0, 0, 0);
+        page.wait.store(TRYING, Release);
+        libc::syscall(libc::SYS_wait4, -1, 0, libc::WNOHANG, 0);
+        page.wait.store(0, Release);
+        for (step, answer) in STEPS.iter().zip(&page.steps).skip(first) {
+            answer.store(TRYING, Release);
+            let [a, b, c, d, e] = step.arguments;
+            let result = libc::syscall(step.number, a, b, c, d, e);
+            answer.store(if result < 0 { *libc::__errno_location() } else { 0 }, Release);
+        }
+        loop {
+            libc::syscall(libc::SYS_exit_group, 0);
+        }
+    }
+}
+
+/// Whether a child of this process has ended, without waiting for it.
+fn is_dead(child: c_int) -> bool {
+    let Ok(stat) = std::fs::read(format!("/proc/{child}/stat")) else { return true };
+    let after_name = stat.iter().rposition(|&byte| byte == b')').unwrap_or(0);
+    matches!(stat.get(after_name + 2), None | Some(b'Z' | b'X'))
+}
+
+/// Resident memory of this process.
+fn resident() -> Option<u64> {
+    let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = statm.split(' ').nth(1)?.parse().ok()?;
+    Some(pages.saturating_mul(rustix::param::page_size() as u64))
+}
+
+/// A page that a fork shares.
+struct Shared(*mut Page);
+
+impl Shared {
+    fn map() -> rustix::io::Result<Self> {
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: an anonymous mapping at a place of the kernel's choice touches nothing that exists.
+        let page = unsafe {
+            mmap_anonymous(ptr::null_mut(), size_of::<Page>(), protection, MapFlags::SHARED)
+        }?;
+        let shared = Self(page.cast());
+        for step in &shared.page().steps {
+            step.store(UNTRIED, Release);
+        }
+        Ok(shared)
+    }
+
+    fn page(&self) -> &Page {
+        // SAFETY: mapped until `drop` and aligned to a page; all-zero atomics are valid.
+        unsafe { &*self.0 }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `map` with this length; nothing borrows from it any more.
+        let _ = unsafe { munmap(self.0.cast(), size_of::<Page>()) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_family_is_worth_what_its_worst_call_is() {
+        let mut answers = STEPS.each_ref().map(|step| step.answer);
+        assert_eq!(verdicts(&answers), [Verdict::Allowed; super::super::OPTIONAL.len()]);
+        answers[3] = libc::EPERM;
+        let timers = Optional::ThreadTimers as usize;
+        assert_eq!(verdicts(&answers)[timers], Verdict::Refused(libc::EPERM));
+        answers[5] = TRYING;
+        assert_eq!(verdicts(&answers)[timers], Verdict::Kills);
+    }
+
+    #[test]
+    fn service_does_not_see_the_child() {
+        let shared = Shared::map().unwrap();
+        let pid = fork().unwrap();
+        if pid == 0 {
+            child(0, shared.page());
+        }
+        while !is_dead(pid) {}
+        // SAFETY: takes numbers and a null pointer; without `__WALL`, as a service asks.
+        let seen = unsafe { libc::waitpid(pid, ptr::null_mut(), libc::WNOHANG) };
+        assert_eq!(seen, -1, "a `wait` of the service sees the child");
+        // SAFETY: takes a number and null pointers.
+        let waited = unsafe { libc::waitpid(pid, ptr::null_mut(), libc::__WALL) };
+        assert_eq!(waited, pid);
+    }
+}

@@ -1,0 +1,243 @@
+//! A whole run of the agent under filters that end the process for a call outside of a list, as service managers and
+//! sandboxes install them; and the list of all calls (`tests/syscalls`), held by these runs. A filter is for good, so each
+//! test runs in a process of its own.
+#![cfg(all(feature = "cpu", feature = "heap", feature = "trace", feature = "http"))]
+#![cfg(all(target_os = "linux", target_env = "gnu"))]
+#![allow(unsafe_code, reason = "a signal handler, and system calls without a safe face")]
+
+mod host;
+mod seccomp;
+mod store;
+mod syscalls;
+
+use std::alloc::System;
+use std::collections::BTreeSet;
+use std::hint::black_box;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use host::{Host, PATIENCE, settings, wait_for};
+use libc::sock_filter;
+use marple::config::{HttpSettings, Listen};
+use marple::model::Outcome;
+use marple::{CaptureSet, Settings};
+use syscalls::{Call, Class, calls};
+
+#[global_allocator]
+static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
+
+/// Says which call was trapped and ends the process.
+extern "C" fn trapped(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    let mut text = *b"system call      is not in the list of tests/syscalls\n";
+    // SAFETY: the kernel passes a siginfo, in which `si_syscall` follows an address of eight bytes.
+    let number = unsafe { info.cast::<u8>().add(24).cast::<i32>().read() };
+    let mut left = number;
+    for digit in text[12..16].iter_mut().rev() {
+        *digit = b'0' + (left % 10) as u8;
+        left /= 10;
+    }
+    // SAFETY: writes a text of this stack and ends; both may be done in a handler.
+    unsafe {
+        libc::write(2, text.as_ptr().cast(), text.len());
+        libc::_exit(86);
+    }
+}
+
+/// Allows the calls that `allowed` picks and those of the test.
+fn allow_only(allowed: impl Fn(Class) -> bool, other: sock_filter) {
+    // SAFETY: an all-zero action is valid; the handler only makes calls that may be made in one.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = trapped as *const () as usize;
+        action.sa_flags = libc::SA_SIGINFO;
+        libc::sigaction(libc::SIGSYS, &raw const action, std::ptr::null_mut());
+    }
+    let picked = |call: &&Call| call.class == Class::Test || allowed(call.class);
+    seccomp::install_list(calls().filter(picked).map(|call| call.number), other);
+}
+
+fn get(socket: &Path, path: &str) -> String {
+    let mut stream = UnixStream::connect(socket).unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap();
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+#[inline(never)]
+fn burn(time: Duration) {
+    let start = Instant::now();
+    while start.elapsed() < time {
+        black_box(vec![0u8; 64 << 10]);
+    }
+}
+
+struct Seen {
+    engine: String,
+    warnings: String,
+}
+
+/// In the words for what a filter ends the process for.
+const NOT_TRIED: &str = "is not tried: a system call filter (seccomp) ends the process for it";
+
+/// Starts the agent and has it do all it can: look back, capture everything, answer over HTTP, see a stall, end.
+fn whole_run() -> Seen {
+    let home = tempfile::tempdir().unwrap();
+    let socket = home.path().join("marple.sock");
+    let http_settings =
+        HttpSettings { listen: Listen::Unix(socket.clone()), ..HttpSettings::default() };
+    let trigger = home.path().join("trigger");
+    let mut settings = Settings { http: Some(http_settings), ..settings() };
+    settings.toggle.trigger_file = Some(trigger);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let _inside = runtime.enter();
+    let mut host = Host::start(settings);
+    let burner = thread::spawn(|| burn(Duration::from_secs(1)));
+    runtime.spawn(async { thread::sleep(Duration::from_millis(300)) });
+
+    let taken = host.handle().capture(CaptureSet::all(), Duration::from_millis(500));
+    taken.wait(PATIENCE).unwrap();
+    let (_, manifest) = host.closed(1).remove(0);
+    for record in &manifest.captures {
+        let is_whole = matches!(record.outcome, Outcome::Done | Outcome::Cut | Outcome::Skipped);
+        // What cannot be had says which call is missing.
+        let says_why = record.error.as_ref().is_some_and(|error| error.contains(NOT_TRIED));
+        assert!(is_whole || says_why, "{record:?}");
+    }
+    for path in [
+        "/debug/pprof/profile?seconds=1",
+        "/debug/pprof/profile?seconds=1&mode=wall",
+        "/debug/pprof/heap",
+        "/debug/pprof/heap?seconds=1",
+        "/debug/pprof/goroutine?debug=2",
+        "/debug/pprof/trace?seconds=1",
+        "/incidents",
+        "/metrics",
+        "/status",
+    ] {
+        let answer = get(&socket, path);
+        let is_answer = answer.starts_with("HTTP/1.1 200") || answer.contains(NOT_TRIED);
+        assert!(is_answer, "{path}: {answer:.300}");
+    }
+    burner.join().unwrap();
+    let status = host.handle().status().wait(PATIENCE).unwrap();
+    let warnings = status.warnings.iter().map(|it| format!("{}: {}\n", it.topic, it.text));
+    let seen = Seen { engine: status.cpu.clone(), warnings: warnings.collect() };
+    host.end();
+    seen
+}
+
+#[test]
+fn agent_runs_with_the_needed_calls_alone_and_says_what_it_lacks() {
+    let test = "agent_runs_with_the_needed_calls_alone_and_says_what_it_lacks";
+    store::again(test, &["env"], || {
+        allow_only(|class| class == Class::Needed, seccomp::trap());
+        let seen = whole_run();
+        assert!(seen.engine.contains("timer_create is not tried"), "{}", seen.engine);
+        for call in ["perf_event_open", "setpriority", "timer_create", "rt_tgsigqueueinfo"] {
+            assert!(seen.warnings.contains(call), "{call}: {}", seen.warnings);
+        }
+    });
+}
+
+#[test]
+fn agent_runs_under_the_system_service_set_that_kills_and_says_what_it_lacks() {
+    let test = "agent_runs_under_the_system_service_set_that_kills_and_says_what_it_lacks";
+    store::again(test, &["env"], || {
+        let is_in_set = |class| class != Class::Optional { in_system_service: false };
+        allow_only(is_in_set, seccomp::kill());
+        let seen = whole_run();
+        let engine = "timer: perf_event_open is not tried: a system call filter";
+        assert!(seen.engine.starts_with(engine), "{}", seen.engine);
+        let warned =
+            "system calls: a system call filter (seccomp) ends the process for perf_event_open";
+        assert!(seen.warnings.contains(warned), "{}", seen.warnings);
+        assert!(!seen.warnings.contains("setpriority"), "{}", seen.warnings);
+    });
+}
+
+#[test]
+fn list_of_system_calls_is_complete() {
+    let test = "list_of_system_calls_is_complete";
+    store::again(test, &["env"], || {
+        allow_only(|_| true, seccomp::trap());
+        let seen = whole_run();
+        assert!(!seen.warnings.contains("system calls"), "{}", seen.warnings);
+    });
+}
+
+#[test]
+fn filter_installed_after_the_start_is_seen_before_the_next_optional_call() {
+    let test = "filter_installed_after_the_start_is_seen_before_the_next_optional_call";
+    store::again(test, &["env"], || {
+        let host = Host::start(settings());
+        let handle = host.handle();
+        let capture = || {
+            let taken = handle.capture(CaptureSet::all(), Duration::from_millis(300));
+            taken.wait(PATIENCE).unwrap();
+        };
+        capture();
+        host.closed(1);
+        allow_only(|class| class == Class::Needed, seccomp::kill());
+        // A thread that the engine has to begin to sample.
+        let burner = thread::spawn(|| burn(Duration::from_secs(1)));
+        capture();
+        host.closed(2);
+        burner.join().unwrap();
+        wait_for("a warning", || {
+            let status = handle.status().wait(PATIENCE).unwrap();
+            status.warnings.iter().find(|it| it.topic == "system calls").map(|_| ())
+        });
+    });
+}
+
+#[test]
+fn a_handler_of_the_service_for_sigsys_does_not_run_for_what_is_tried() {
+    let test = "a_handler_of_the_service_for_sigsys_does_not_run_for_what_is_tried";
+    store::again(test, &["env"], || {
+        // The handler says so and ends the process that it runs in; the copy has the same output.
+        let is_in_set = |class| class != Class::Optional { in_system_service: false };
+        allow_only(is_in_set, seccomp::trap());
+        let host = Host::start(settings());
+        let status = host.handle().status().wait(PATIENCE).unwrap();
+        assert!(status.cpu.contains("ends the process for it"), "{}", status.cpu);
+    });
+}
+
+#[test]
+fn needed_calls_are_in_the_system_service_set() {
+    let Some(set) = expand("@system-service").zip(expand("@default")) else {
+        return println!("not run: no `systemd-analyze syscall-filter`");
+    };
+    let set: BTreeSet<String> = set.0.into_iter().chain(set.1).collect();
+    for call in calls() {
+        let is_in_set = set.contains(call.kernel_name());
+        match call.class {
+            Class::Needed => assert!(is_in_set, "{} is needed and not in the set", call.name),
+            Class::Optional { in_system_service } => {
+                assert_eq!(is_in_set, in_system_service, "{}", call.name);
+            }
+            Class::Test => {}
+        }
+    }
+}
+
+/// The calls of one of systemd's sets.
+fn expand(set: &str) -> Option<Vec<String>> {
+    let output = Command::new("systemd-analyze").args(["syscall-filter", set]).output().ok()?;
+    let text = String::from_utf8(output.stdout).ok().filter(|_| output.status.success())?;
+    let mut calls = Vec::new();
+    for line in text.lines().skip(1).map(str::trim) {
+        match line {
+            _ if line.is_empty() || line.starts_with('#') => {}
+            _ if line.starts_with('@') => calls.extend(expand(line)?),
+            _ => calls.push(line.to_owned()),
+        }
+    }
+    Some(calls)
+}

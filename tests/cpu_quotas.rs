@@ -1,0 +1,196 @@
+//! CPU samples where the kernel gives a process only so much: descriptors, timers, locked memory, threads. The service
+//! keeps what it needs, and the profile says which limit took what it lacks. Each runs in a process with a limit of its own.
+#![cfg(all(feature = "cpu", target_os = "linux", target_env = "gnu"))]
+#![allow(unsafe_code, reason = "timers and signals of the service's own")]
+
+mod cpu_support;
+mod host;
+mod store;
+
+use std::fs::{self, File};
+use std::sync::mpsc::{self, Sender};
+use std::thread;
+use std::time::Duration;
+
+use cpu_support::{account, burn, start, stop, thread_of};
+use host::{Host, settings, wait_for};
+use marple::base::warnings;
+use marple::cpu::{Error, Lookback, Options};
+use marple::model::{CpuEngine, Profile};
+
+/// Another user, who has the quotas of users for itself.
+const ALONE: [&str; 6] = ["setpriv", "--reuid", "43211", "--regid", "43211", "--clear-groups"];
+
+/// Threads that sleep until this is dropped.
+fn sleepers(number: usize) -> Vec<Sender<()>> {
+    let sleeper = |_| {
+        let (hold, wait) = mpsc::channel::<()>();
+        thread::spawn(move || wait.recv().is_err());
+        hold
+    };
+    (0..number).map(sleeper).collect()
+}
+
+/// The descriptors of this process, and those of perf events among them.
+fn descriptors() -> (usize, usize) {
+    let entries = fs::read_dir("/proc/self/fd").unwrap().flatten();
+    let targets: Vec<_> = entries.filter_map(|entry| fs::read_link(entry.path()).ok()).collect();
+    let events = targets.iter().filter(|it| it.to_string_lossy().contains("perf_event")).count();
+    (targets.len(), events)
+}
+
+fn losses(profile: &Profile) -> String {
+    profile.losses.iter().map(|loss| format!("{}: {}\n", loss.cause, loss.count)).collect()
+}
+
+fn has_samples_of(profile: &Profile, thread: &str) -> bool {
+    profile.samples.iter().any(|sample| thread_of(profile, sample) == thread)
+}
+
+/// Whether perf events may be had here; CI may forbid them.
+fn perf_is_allowed() -> bool {
+    match start(CpuEngine::Perf, 99) {
+        Ok(_) => true,
+        Err(error) => {
+            println!("not run: {error}");
+            false
+        }
+    }
+}
+
+#[test]
+fn agent_of_a_service_with_200_threads_takes_at_most_40_descriptors() {
+    let test = "agent_of_a_service_with_200_threads_takes_at_most_40_descriptors";
+    store::again(test, &["prlimit", "--nofile=1024"], || {
+        let _sleepers = sleepers(200);
+        let (before, _) = descriptors();
+        let host = Host::start(settings());
+        host.handle().status().wait(host::PATIENCE).unwrap();
+        let (after, _) = descriptors();
+        assert!(after - before <= 40, "{before} without the agent, {after} with it");
+    });
+}
+
+#[test]
+fn perf_events_are_given_back_when_the_service_needs_descriptors() {
+    let test = "perf_events_are_given_back_when_the_service_needs_descriptors";
+    store::again(test, &["prlimit", "--nofile=256"], || {
+        if !perf_is_allowed() {
+            return;
+        }
+        let _sleepers = sleepers(20);
+        let lookback = Lookback::start(&Options {
+            lookback_frequency: marple::base::Hertz(19),
+            ..Options::default()
+        });
+        let lookback = lookback.unwrap().unwrap();
+        assert!(lookback.engine().starts_with("perf"), "{}", lookback.engine());
+        let events = descriptors().1;
+        assert!((20..=32).contains(&events), "{events}: at most an eighth");
+        let files: Vec<File> = (0..180).map(|_| File::open("/dev/null").unwrap()).collect();
+        wait_for("the events to be closed", || (descriptors().1 == 0).then_some(()));
+        let engine = lookback.engine();
+        assert!(engine.starts_with("timer: ") && engine.contains("RLIMIT_NOFILE"), "{engine}");
+        drop(files);
+        // The samples go on.
+        let session = start(CpuEngine::Auto, 99).unwrap();
+        burn(Duration::from_millis(300));
+        assert!(account(&stop(session)).1 > 15);
+    });
+}
+
+#[test]
+fn perf_events_that_are_asked_for_stay_within_an_eighth_and_follow_the_busy_threads() {
+    let test = "perf_events_that_are_asked_for_stay_within_an_eighth_and_follow_the_busy_threads";
+    store::again(test, &["prlimit", "--nofile=256"], || {
+        if !perf_is_allowed() {
+            return;
+        }
+        let _sleepers = sleepers(100);
+        let session = start(CpuEngine::Perf, 99).unwrap();
+        assert_eq!(descriptors().1, 32);
+        let busy = thread::Builder::new().name("busy".into());
+        busy.spawn(|| burn(Duration::from_secs(2))).unwrap().join().unwrap();
+        assert!(descriptors().1 <= 32);
+        let profile = stop(session);
+        assert!(has_samples_of(&profile, "busy"), "{:?}", profile.comments);
+        let losses = losses(&profile);
+        assert!(
+            losses.contains("threads without CPU samples: marple takes at most 32"),
+            "{losses}"
+        );
+        assert!(losses.contains("RLIMIT_NOFILE"), "{losses}");
+    });
+}
+
+#[test]
+fn timers_leave_the_service_its_pending_signals_and_follow_the_busy_threads() {
+    let test = "timers_leave_the_service_its_pending_signals_and_follow_the_busy_threads";
+    let wrapper: Vec<&str> = ALONE.into_iter().chain(["prlimit", "--sigpending=64"]).collect();
+    store::again(test, &wrapper, || {
+        let _sleepers = sleepers(100);
+        let session = start(CpuEngine::Timer, 99).unwrap();
+        let status = fs::read_to_string("/proc/self/status").unwrap();
+        let queued = status.lines().find_map(|line| line.strip_prefix("SigQ:\t")).unwrap();
+        assert_eq!(queued, "8/64", "an eighth of what is free");
+        let warned = wait_for("a warning", || {
+            warnings::list().into_iter().find(|warning| warning.topic == "cpu.engine")
+        });
+        assert!(warned.text.contains("RLIMIT_SIGPENDING 64"), "{}", warned.text);
+        // The service's own: as many timers as are left.
+        for number in 8..56 {
+            // SAFETY: without an event a timer sends SIGALRM, and it is never set.
+            let failed = unsafe {
+                let mut timer = std::mem::zeroed();
+                libc::timer_create(libc::CLOCK_MONOTONIC, std::ptr::null_mut(), &raw mut timer)
+            };
+            assert_eq!(failed, 0, "timer {number}: {}", std::io::Error::last_os_error());
+            if number == 40 {
+                let busy = thread::Builder::new().name("busy".into());
+                busy.spawn(|| burn(Duration::from_secs(2))).unwrap().join().unwrap();
+                wait_for("marple to take less", || {
+                    let status = fs::read_to_string("/proc/self/status").unwrap();
+                    let queued = status.lines().find_map(|line| line.strip_prefix("SigQ:\t"));
+                    queued.unwrap().strip_suffix("/64")?.parse::<u32>().ok().filter(|&it| it < 40)
+                });
+            }
+        }
+        let profile = stop(session);
+        assert!(has_samples_of(&profile, "busy"), "{:?}", profile.comments);
+        let losses = losses(&profile);
+        assert!(losses.contains("RLIMIT_SIGPENDING 64"), "{losses}");
+    });
+}
+
+#[test]
+fn limit_of_locked_memory_is_named_and_not_a_permission() {
+    let test = "limit_of_locked_memory_is_named_and_not_a_permission";
+    let without = "=-sys_admin,-ipc_lock";
+    let (bounding, inheritable) =
+        (format!("--bounding-set{without}"), format!("--inh-caps{without}"));
+    let wrapper = ["prlimit", "--memlock=65536:65536", "setpriv", &bounding, &inheritable];
+    store::again(test, &wrapper, || {
+        let _sleepers = sleepers(64);
+        let session = start(CpuEngine::Auto, 99).unwrap();
+        let engine = session.engine().to_owned();
+        // Where perf events are forbidden there is nothing to be seen.
+        if !engine.contains("perf_event_open refused") {
+            assert!(engine.contains("RLIMIT_MEMLOCK is 64 KiB"), "{engine}");
+            assert!(!engine.contains("paranoid"), "{engine}");
+        }
+    });
+}
+
+#[test]
+fn a_thread_that_cannot_be_started_is_an_error_and_no_panic() {
+    let test = "a_thread_that_cannot_be_started_is_an_error_and_no_panic";
+    let wrapper: Vec<&str> = ALONE.into_iter().chain(["prlimit", "--nproc=2"]).collect();
+    store::again(test, &wrapper, || {
+        // The process has two threads by now, the harness's and this one.
+        let options = Options { lookback_frequency: marple::base::Hertz(19), ..Options::default() };
+        let refused = Lookback::start(&options).map(drop);
+        assert!(matches!(refused, Err(Error::Thread { .. })), "{refused:?}");
+        let refused = start(CpuEngine::Auto, 99).map(drop);
+        assert!(matches!(refused, Err(Error::Thread { .. })), "{refused:?}");
+    });
+}

@@ -1,0 +1,184 @@
+//! Every system call that marple makes, in its own threads and in those of the service, and what it is to it.
+//!
+//! `tests/agent_syscalls.rs` holds the list: a whole run under filters that allow exactly these calls.
+//!
+//! A call that is added to the code is added here. It is `Needed` only if there is no other way, and then it has to be in
+//! systemd's `@system-service`, which is what services run under.
+
+/// What a call is to marple.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Class {
+    /// Nothing works without it. In `@system-service`.
+    Needed,
+    /// `os::syscalls` finds out whether it is allowed; there is a next best way.
+    Optional {
+        /// Whether it is in `@system-service`.
+        in_system_service: bool,
+    },
+    /// Made by the test, not by marple.
+    Test,
+}
+
+use Class::{Needed, Optional, Test};
+
+const LISTED: Class = Optional { in_system_service: true };
+const UNLISTED: Class = Optional { in_system_service: false };
+
+pub(crate) struct Call {
+    pub(crate) name: &'static str,
+    pub(crate) number: i64,
+    pub(crate) class: Class,
+}
+
+macro_rules! calls {
+    ($($name:ident $class:ident;)*) => {
+        &[$(Call {
+            name: stringify!($name),
+            number: libc::$name,
+            class: $class,
+        }),*]
+    };
+}
+
+/// The calls, by what they are for. The names are those of `libc`'s constants.
+pub(crate) const CALLS: &[Call] = calls! {
+    // Memory and threads: the C library, and what is mapped for slots and rings.
+    SYS_brk Needed;
+    SYS_mmap Needed;
+    SYS_mremap Needed;
+    SYS_munmap Needed;
+    SYS_mprotect Needed;
+    SYS_madvise Needed;
+    SYS_clone Needed;
+    SYS_clone3 Needed;
+    SYS_set_robust_list Needed;
+    SYS_rseq Needed;
+    SYS_sched_getaffinity Needed;
+    SYS_sched_yield Needed;
+    SYS_futex Needed;
+    SYS_membarrier Needed;
+    SYS_exit Needed;
+    SYS_exit_group Needed;
+    SYS_prctl Needed;
+    SYS_gettid Needed;
+    SYS_getpid Needed;
+    SYS_geteuid Needed;
+    SYS_getrandom Needed;
+    SYS_prlimit64 Needed;
+    SYS_uname Needed;
+    SYS_sysinfo Needed;
+    // The probe of filters waits for its child.
+    SYS_wait4 Needed;
+    // Time.
+    SYS_clock_gettime Needed;
+    SYS_clock_nanosleep Needed;
+    SYS_nanosleep Needed;
+    SYS_restart_syscall Needed;
+    SYS_timerfd_create Needed;
+    SYS_timerfd_settime Needed;
+    // Signals.
+    SYS_rt_sigaction Needed;
+    SYS_rt_sigprocmask Needed;
+    SYS_rt_sigreturn Needed;
+    SYS_sigaltstack Needed;
+    // Files.
+    SYS_openat Needed;
+    SYS_close Needed;
+    SYS_read Needed;
+    SYS_pread64 Needed;
+    SYS_write Needed;
+    SYS_writev Needed;
+    SYS_pwrite64 Needed;
+    SYS_lseek Needed;
+    SYS_fstat Needed;
+    SYS_newfstatat Needed;
+    SYS_statx Needed;
+    SYS_fstatfs Needed;
+    SYS_getdents64 Needed;
+    SYS_readlinkat Needed;
+    SYS_faccessat Needed;
+    SYS_fcntl Needed;
+    SYS_flock Needed;
+    SYS_ftruncate Needed;
+    SYS_fchmod Needed;
+    SYS_fchmodat Needed;
+    SYS_mkdirat Needed;
+    SYS_unlinkat Needed;
+    SYS_linkat Needed;
+    SYS_renameat Needed;
+    SYS_renameat2 Needed;
+    SYS_fsync Needed;
+    SYS_fdatasync Needed;
+    SYS_fallocate Needed;
+    SYS_getcwd Needed;
+    SYS_inotify_init1 Needed;
+    SYS_inotify_add_watch Needed;
+    SYS_inotify_rm_watch Needed;
+    // With the feature `jemalloc`, for its dumps.
+    SYS_memfd_create Needed;
+    SYS_ioctl LISTED;
+    // The runtime and the endpoint.
+    SYS_epoll_create1 Needed;
+    SYS_epoll_ctl Needed;
+    SYS_epoll_pwait Needed;
+    SYS_ppoll Needed;
+    SYS_eventfd2 Needed;
+    SYS_pipe2 Needed;
+    SYS_socket Needed;
+    SYS_socketpair Needed;
+    SYS_bind Needed;
+    SYS_listen Needed;
+    SYS_accept4 Needed;
+    SYS_connect Needed;
+    SYS_getsockname Needed;
+    SYS_getsockopt Needed;
+    SYS_setsockopt Needed;
+    SYS_recvfrom Needed;
+    SYS_recvmsg Needed;
+    SYS_sendto Needed;
+    SYS_sendmsg Needed;
+    SYS_shutdown Needed;
+    // Profiles and stacks.
+    SYS_perf_event_open UNLISTED;
+    SYS_timer_create LISTED;
+    SYS_timer_settime LISTED;
+    SYS_timer_delete LISTED;
+    SYS_rt_tgsigqueueinfo LISTED;
+    SYS_get_robust_list LISTED;
+    SYS_getpriority LISTED;
+    SYS_setpriority LISTED;
+    // A panic of the test is told by abort.
+    SYS_tgkill Test;
+    SYS_kill Test;
+};
+
+/// Calls of older form that x86_64 has besides those above.
+#[cfg(target_arch = "x86_64")]
+pub(crate) const OLDER: &[Call] = calls! {
+    SYS_open Needed;
+    SYS_stat Needed;
+    SYS_lstat Needed;
+    SYS_access Needed;
+    SYS_readlink Needed;
+    SYS_mkdir Needed;
+    SYS_rmdir Needed;
+    SYS_rename Needed;
+    SYS_unlink Needed;
+    SYS_chmod Needed;
+    SYS_epoll_wait Needed;
+    SYS_poll Needed;
+};
+
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) const OLDER: &[Call] = &[];
+
+pub(crate) fn calls() -> impl Iterator<Item = &'static Call> {
+    CALLS.iter().chain(OLDER)
+}
+
+impl Call {
+    /// Its name as the kernel has it.
+    pub(crate) fn kernel_name(&self) -> &'static str {
+        self.name.trim_start_matches("SYS_")
+    }
+}
