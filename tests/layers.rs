@@ -1,7 +1,7 @@
 //! The shape of the source, held by a test: which module may use which, where unsafe may stand, how
 //! long a file may get.
 //!
-//! The rules are the two tables below. To let a module use another, change [`LAYERS`] in the same
+//! The rules are the tables below. To let a module use another, change [`LAYERS`] in the same
 //! commit and say there why the edge has to point that way; the order of the rows is the order of the
 //! layers, and a row can only name rows above it, so no change here makes a cycle.
 //!
@@ -22,7 +22,7 @@ mod samples;
 #[path = "layers/scan.rs"]
 mod scan;
 
-use scan::{Import, Scan, line_of, line_of_allow, modules_of, opens_with_allow};
+use scan::{Import, Scan, emitted_events, line_of, line_of_allow, modules_of, opens_with_allow};
 
 /// A layer and what it may use, lowest first. `lib.rs` is the root and uses all of them.
 const LAYERS: &[(&str, &[&str])] = &[
@@ -60,6 +60,31 @@ const LAYERS: &[(&str, &[&str])] = &[
 /// `stacks/waker.rs`: a waker of one's own without a count in every leaf is a table of raw functions.
 const UNSAFE: &[&str] = &["src/os/", "src/heap/alloc.rs", "src/stacks/waker.rs"];
 
+/// The files that may emit `tracing` events.
+const LOG: &str = "src/base/log";
+
+/// Emits one event in a forked child, on the thread of the host that called: the child has no thread of marple, and gets none
+/// unasked.
+const LOG_IN_CHILD: &str = "src/os/fork.rs";
+
+/// What of `tracing` emits events or spans, or brings all of it.
+const EMITTERS: &[&str] = &[
+    "debug",
+    "debug_span",
+    "error",
+    "error_span",
+    "event",
+    "info",
+    "info_span",
+    "instrument",
+    "log",
+    "span",
+    "trace",
+    "trace_span",
+    "warn",
+    "warn_span",
+];
+
 /// Names that say nothing about what is inside.
 const NAMELESS: &[&str] = &["util", "utils", "common", "helper", "helpers", "misc"];
 
@@ -75,6 +100,12 @@ fn every_import_goes_down() {
 #[test]
 fn unsafe_stands_in_its_marked_places() {
     let broken: Vec<Finding> = sources().iter().flat_map(Source::unmarked_unsafe).collect();
+    assert!(broken.is_empty(), "{}", listed(&broken));
+}
+
+#[test]
+fn log_events_are_emitted_by_the_log_thread_only() {
+    let broken: Vec<Finding> = sources().iter().flat_map(Source::events_of_its_own).collect();
     assert!(broken.is_empty(), "{}", listed(&broken));
 }
 
@@ -218,6 +249,17 @@ impl Source {
             _ => return Vec::new(),
         };
         vec![self.finding(line, text.to_owned())]
+    }
+
+    /// Events that are not handed to the queue of `base::log`: they would call the host's subscriber.
+    fn events_of_its_own(&self) -> Vec<Finding> {
+        if self.file.starts_with(LOG) || self.file == LOG_IN_CHILD {
+            return Vec::new();
+        }
+        let mut lines = Vec::new();
+        emitted_events(&self.tokens, &mut lines);
+        let text = |name| format!("`tracing::{name}` outside of {LOG}: use `base::log`");
+        lines.into_iter().map(|(line, name)| self.finding(line, text(name))).collect()
     }
 
     fn shapeless(&self) -> Vec<Finding> {

@@ -5,11 +5,10 @@
 //! panics is not called again. Without a callback there is no thread. The same is told as `tracing`
 //! events of the target `marple`.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 
-use crate::base::IncidentId;
+use crate::base::{IncidentId, log, panics};
 use crate::model::Artifact;
 
 /// How many events may wait for a callback: an incident's, several times over.
@@ -64,20 +63,23 @@ impl Announcer {
 
     /// Tells of a directory that was made.
     pub(super) fn opened(&self, id: IncidentId, name: &str, dir: &Path) -> bool {
-        tracing::info!(target: "marple", incident = %id, name, dir = %dir.display(), "incident opened");
+        let opened = log::Event::new(log::Level::Info, "incident opened");
+        opened.incident(id).name(name).dir(dir.display()).send();
         self.send(|| IncidentEvent::Opened { id, name: name.to_owned(), dir: dir.to_owned() })
     }
 
     /// Tells of a file that was written.
     pub(super) fn written(&self, id: IncidentId, dir: &Path, artifact: &Artifact) -> bool {
         let path = dir.join(&artifact.file);
-        tracing::info!(target: "marple", incident = %id, path = %path.display(), "artifact written");
+        let written = log::Event::new(log::Level::Info, "artifact written");
+        written.incident(id).path(path.display()).send();
         self.send(|| IncidentEvent::Written { id, path, artifact: artifact.clone() })
     }
 
     /// Tells that an incident is over.
     pub(super) fn closed(&self, id: IncidentId, dir: &Path) -> bool {
-        tracing::info!(target: "marple", incident = %id, dir = %dir.display(), "incident closed");
+        let closed = log::Event::new(log::Level::Info, "incident closed");
+        closed.incident(id).dir(dir.display()).send();
         self.send(|| IncidentEvent::Closed { id, dir: dir.to_owned() })
     }
 
@@ -88,15 +90,27 @@ impl Announcer {
     }
 }
 
-/// Calls each of `callbacks` with each event, until the agent has ended.
+/// Calls each of `callbacks` with each event, until the agent has ended. One that panics is not called again.
 pub(super) fn call(events: &Receiver<IncidentEvent>, mut callbacks: Vec<Callback>) {
     for event in events {
-        callbacks.retain_mut(|callback| {
-            let called = catch_unwind(AssertUnwindSafe(|| callback(&event)));
-            if called.is_err() {
-                tracing::error!(target: "marple", "a callback panicked and is not called again");
+        let mut kept = Vec::with_capacity(callbacks.len());
+        for mut callback in callbacks {
+            match panics::catch(|| callback(&event)) {
+                Ok(()) => kept.push(callback),
+                Err(panic) => {
+                    log::error(format!("a callback panicked and is not called again: {panic}"));
+                    drop_caught(callback);
+                }
             }
-            called.is_ok()
-        });
+        }
+        callbacks = kept;
+    }
+    callbacks.into_iter().for_each(drop_caught);
+}
+
+/// Drops what a callback holds, which is the host's code too.
+fn drop_caught(callback: Callback) {
+    if let Err(panic) = panics::catch(|| drop(callback)) {
+        log::error(format!("a callback panicked when it was dropped: {panic}"));
     }
 }

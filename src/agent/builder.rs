@@ -18,9 +18,11 @@ use super::deferred::{Deferred, FileWatch, FirstOpened};
 use super::event::QUEUE;
 use super::guard::Agent;
 use super::handle::AgentHandle;
+use super::pending::Threads;
+use super::run::Loop;
 use super::service::Service;
-use super::threads::{Threads, lead, work};
-use crate::base::{Clock, Error, SystemClock, warnings};
+use super::threads::{lead, work};
+use crate::base::{Clock, Error, SystemClock, log, panics, warnings};
 use crate::config::{Settings, Watched};
 use crate::model::{ProcessInfo, Versions};
 use crate::os;
@@ -113,6 +115,8 @@ impl Builder {
         let Self { settings, path, mut services, callbacks, collectors, strict } = self;
         settings.validate().map_err(Error::new)?;
         let claim = Claim::take().ok_or_else(|| Error::new(AgentError::AlreadyRunning))?;
+        panics::install_hook();
+        log::set_on_start(collect::heap::exclude_for_good);
         let (events, queue) = mpsc::channel(QUEUE);
         let registry = Collectors::new(events.clone());
         for (name, options, collect) in collectors {
@@ -201,7 +205,8 @@ impl Builder {
                     Begun { settings, path, collectors: registry, location, directory, endpoint };
                 let reader = Reader::new(runtimes.clone(), numbers);
                 let core = Core::new(clock, begun, reader, tasks);
-                lead(core, queue, services, &handle, &runtimes, deferred);
+                let agent = Loop::new(core, queue, runtimes, deferred);
+                lead(agent, services, handle);
                 // Others may hold a sender of their own: the end is said, not inferred.
                 let _ = finished_tx.send(());
                 drop(claim);
@@ -215,10 +220,9 @@ impl Builder {
                 return Err(error);
             }
             // No thread of the agent's is there to log it.
-            tracing::error!(
-                target: "marple",
+            log::error(format!(
                 "nothing is watched: {error}; it is tried again when the agent's handle is used"
-            );
+            ));
         }
         Ok(Agent { handle, events, finished, threads })
     }

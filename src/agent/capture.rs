@@ -7,6 +7,7 @@
 mod beside;
 pub(super) mod directory;
 mod gather;
+mod give_up;
 mod headroom;
 mod labels;
 mod room;
@@ -26,7 +27,7 @@ use super::collect::{self, Collector};
 use super::collectors::{Collectors, Run};
 use super::fence::{chain, fence};
 use super::incidents::{Done, Job, Noted};
-use crate::base::{Bytes, Clock, IncidentId};
+use crate::base::{Bytes, Clock, IncidentId, log};
 use crate::config::{Settings, StoreSettings};
 use crate::model::{
     CaptureKind, IncidentState, Limits, Losses, Manifest, ProcessInfo, ThreadDump, Versions,
@@ -160,7 +161,7 @@ impl Worker {
             Ok(())
         });
         if let Err(error) = rehearsed {
-            tracing::error!(target: "marple", "a heap profile cannot be prepared: {error}");
+            log::error(format!("a heap profile cannot be prepared: {error}"));
         }
     }
 

@@ -27,7 +27,7 @@ use tokio::sync::mpsc::Sender;
 use super::Error as AgentError;
 use super::collect::{self, Failure};
 use super::event::Event;
-use super::fence::{chain, fence};
+use super::fence::{chain, fence_host};
 use crate::base::{Bytes, Error, IncidentId, Moment};
 use crate::model::{Collect, FileName};
 use crate::store::Draft;
@@ -200,7 +200,7 @@ impl Ready {
             move || {
                 let _excluded = collect::heap::exclude_current_thread();
                 let mut output = CollectorOutput(Arc::clone(&shared));
-                let ended = fence(|| {
+                let ended = fence_host(|| {
                     let mut closure = closure.lock().unwrap_or_else(PoisonError::into_inner);
                     closure(&mut output)
                 });

@@ -26,7 +26,7 @@ use super::reload;
 use super::status::{ConfigStatus, Counters};
 use super::stream::{self, Streams, work};
 use super::stuck::Stuck;
-use crate::base::{Clock, Error as PublicError, IncidentId, Moment, warnings};
+use crate::base::{Anchor, Clock, Error as PublicError, IncidentId, Moment, log, warnings};
 use crate::config::Settings;
 use crate::model::{CaptureKind, Losses, Vitals};
 use crate::store::{Holdings, Location};
@@ -57,6 +57,8 @@ pub(super) struct Core {
     /// Whether the capture thread has a task.
     busy: bool,
     location: Location,
+    /// That task, in words, and since when it has it.
+    current: Option<(Anchor, &'static str)>,
     /// How the store stood after the last task.
     stored: Holdings,
     /// Where the endpoint is, until the agent's start is logged.
@@ -114,6 +116,7 @@ impl Core {
             streams,
             tasks,
             busy: false,
+            current: None,
             counters: Counters::default(),
             engines: BTreeMap::new(),
             failures: Losses::default(),
@@ -136,7 +139,7 @@ impl Core {
         if self.counters.ticks > 0 {
             // What was decided before has not been saved.
             self.decider.state_changed();
-            tracing::info!(target: "marple", "incidents are stored in {}", opened.path.display());
+            log::info(format!("incidents are stored in {}", opened.path.display()));
         }
         self.stored = opened.holdings;
     }
@@ -195,18 +198,21 @@ impl Core {
             match fired.incident {
                 Some(id) => {
                     self.counters.fired += 1;
-                    tracing::warn!(target: "marple", rule, "{text}");
+                    log::Event::new(log::Level::Warn, text).rule(&rule).send();
                     self.stuck.goes_to(id, &rule, &self.settings.rules);
                     self.track(id);
                 }
                 None => {
                     self.counters.would_have_fired += 1;
-                    tracing::warn!(target: "marple", rule, "dry run, nothing is captured: {text}");
+                    let text = format!("dry run, nothing is captured: {text}");
+                    log::Event::new(log::Level::Warn, text).rule(rule).send();
                 }
             }
         }
         self.expire();
         self.log_start();
+        self.watch_capture_thread();
+        log::check();
         log_warnings();
     }
 
@@ -248,7 +254,7 @@ impl Core {
             Event::DirectoryOpened(opened) => self.directory_opened(*opened),
             Event::Collected { id } => self.decider.incidents.collected(id),
             Event::Streamed(done) => {
-                self.busy = false;
+                self.capture_thread_is_free();
                 if let stream::Done::Started { engine: Some(engine), .. } = &done {
                     self.engines.extend([engine.clone()]);
                 }
@@ -277,7 +283,7 @@ impl Core {
     }
 
     fn done(&mut self, report: Report) {
-        self.busy = false;
+        self.capture_thread_is_free();
         let tally = report.tally;
         self.engines.extend(tally.engines);
         self.counters.captures += tally.captures;
@@ -315,7 +321,7 @@ impl Core {
             Ok(settings) => *settings,
             Err(error) => {
                 let why = chain(&error);
-                tracing::error!(target: "marple", "the settings stay as they are: {why}");
+                log::error(format!("the settings stay as they are: {why}"));
                 self.config.rejected = Some(why);
                 return;
             }
@@ -325,7 +331,8 @@ impl Core {
         self.streams.allowance.set_limit(settings.budget.streams_per_day);
         collect::heap::set_rates(&settings.heap);
         collect::trace::configure(&settings.trace);
-        tracing::info!(target: "marple", needs_restart = ?needs_restart, "new settings are in force");
+        let applied = log::Event::new(log::Level::Info, "new settings are in force");
+        applied.needs_restart(format_args!("{needs_restart:?}")).send();
         self.settings = Arc::new(settings);
         self.config.applied = Some(self.clock.wall());
         self.config.rejected = None;
@@ -355,7 +362,8 @@ impl Core {
         let times =
             self.failures.iter().find(|loss| loss.cause == cause).map_or(1, |loss| loss.count);
         if times.is_power_of_two() {
-            tracing::error!(target: "marple", times, "{cause}: {error}");
+            let text = format!("{cause}: {error}");
+            log::Event::new(log::Level::Error, text).times(times).send();
         }
         self.last_failure = Some(format!("{cause}: {error}"));
     }
@@ -366,10 +374,11 @@ fn log_warnings() {
     for change in warnings::take_changes() {
         match change {
             warnings::Change::Set(warning) => {
-                tracing::warn!(target: "marple", topic = warning.topic, "{}", warning.text);
+                let event = log::Event::new(log::Level::Warn, warning.text);
+                event.topic(warning.topic).send();
             }
             warnings::Change::Cleared(topic) => {
-                tracing::info!(target: "marple", topic, "works again");
+                log::Event::new(log::Level::Info, "works again").topic(topic).send();
             }
         }
     }

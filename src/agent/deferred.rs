@@ -13,9 +13,9 @@ use super::capture::directory::{Opened, TOPIC as DIRECTORY};
 use super::collect;
 use super::core::Core;
 use super::event::{Event, ToggleAction};
-use super::threads::Threads;
+use super::pending::Threads;
 use crate::base::retry::Backoff;
-use crate::base::{Error, warnings};
+use crate::base::{Error, log, warnings};
 use crate::config::{Change, Watched, Watcher};
 use crate::model::Origin;
 use crate::os::fork;
@@ -142,7 +142,7 @@ fn on_change(events: mpsc::Sender<Event>) -> impl FnMut(Change) + Send + 'static
             },
         };
         if events.try_send(event).is_err() {
-            tracing::error!(target: "marple", "a change of a watched file was missed");
+            log::error("a change of a watched file was missed");
         }
     }
 }

@@ -1,21 +1,21 @@
-//! What goes wrong around a capture, as words.
-
-use std::any::Any;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+//! Failures around a capture, as text.
 
 use super::collect::Failure;
+use crate::base::panics;
 
-/// Runs `work` so that a panic in it is a failure like others. What it was working on is given up.
+/// Runs `work`, which is marple's code. A panic in it is a failure like others; the state it worked on is given up.
 pub(super) fn fence<T>(work: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(words(&*panic).into()))
+    panics::fence(work).unwrap_or_else(|panic| Err(panicked(&panic).into()))
 }
 
-fn words(panic: &(dyn Any + Send)) -> String {
-    let text = panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    format!("panicked: {}", text.unwrap_or("(no message)"))
+/// Runs `work`, which is the host's code. A panic in it is a failure like others, after the host's panic hook has run.
+pub(super) fn fence_host<T>(work: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
+    panics::catch(work).unwrap_or_else(|panic| Err(panicked(&panic).into()))
+}
+
+/// Returns the text of a failure by a panic.
+pub(super) fn panicked(panic: &str) -> String {
+    format!("panicked: {panic}")
 }
 
 /// An error with all its causes, in one line.

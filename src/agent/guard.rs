@@ -11,9 +11,9 @@ use tokio::sync::mpsc;
 use super::builder::Builder;
 use super::event::Event;
 use super::handle::AgentHandle;
+use super::pending::Threads;
 use super::run::LAST_WORDS;
-use super::threads::Threads;
-use crate::base::Error;
+use crate::base::{Error, log};
 use crate::config::{self, Settings};
 
 /// A running marple. Dropping it stops everything: captures that run are ended and written, open
@@ -55,8 +55,21 @@ impl Agent {
     }
 }
 
+/// Time that the end of an agent waits for its last log lines to be taken.
+const LAST_LINES: Duration = Duration::from_millis(500);
+
+/// Has the log lines of an agent handed over when it is dropped.
+struct FlushLog;
+
+impl Drop for FlushLog {
+    fn drop(&mut self) {
+        log::flush(LAST_LINES);
+    }
+}
+
 impl Drop for Agent {
     fn drop(&mut self) {
+        let _flush = FlushLog;
         // A fork has the values and not the threads: there is nobody to ask and nobody to wait for.
         if self.handle.is_inherited() {
             std::mem::forget(Arc::clone(&self.threads));
@@ -73,10 +86,7 @@ impl Drop for Agent {
             match self.finished.recv_timeout(step) {
                 Err(std_mpsc::RecvTimeoutError::Timeout) if left > step => left -= step,
                 Err(std_mpsc::RecvTimeoutError::Timeout) => {
-                    tracing::error!(
-                        target: "marple",
-                        "a capture is still being written; its thread is left to it"
-                    );
+                    log::error("a capture is still being written; its thread is left to it");
                     return;
                 }
                 Ok(()) | Err(std_mpsc::RecvTimeoutError::Disconnected) => break,

@@ -13,9 +13,9 @@ use tokio::sync::{mpsc, oneshot};
 use super::Error as AgentError;
 use super::collectors::{Collected, CollectorOptions, CollectorOutput, Collectors};
 use super::event::{Event, Reply, ToggleAction};
+use super::pending::Threads;
 use super::status::{Captured, Status, Toggled};
 use super::stream::{Ask, StreamError, Streaming, Take};
-use super::threads::Threads;
 use crate::base::Error;
 use crate::config::{HttpSettings, Settings};
 use crate::model::{CaptureSet, Origin};
@@ -269,7 +269,7 @@ impl<T> Future for Pending<T> {
         match &mut self.0 {
             Ok(answer) => Pin::new(answer)
                 .poll(context)
-                .map(|answer| answer.unwrap_or_else(|_| Err(Error::new(AgentError::Stopped)))),
+                .map(|answer| answer.unwrap_or_else(|_| Err(Error::new(AgentError::Unanswered)))),
             Err(error) => {
                 let error = error.take().unwrap_or_else(|| Error::new(AgentError::Stopped));
                 Poll::Ready(Err(error))

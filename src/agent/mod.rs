@@ -37,10 +37,13 @@ mod handle;
 mod heap_writer;
 mod history;
 mod incidents;
+mod pending;
 mod reload;
 mod replay;
 mod run;
 mod service;
+#[cfg(feature = "trace")]
+mod side_thread;
 mod status;
 mod stream;
 mod stuck;
@@ -92,6 +95,10 @@ pub(crate) enum Error {
     Stopped,
     #[error("the agent's queue is full: somebody asks it in a loop; ask again later")]
     Crowded,
+    #[error(
+        "the agent has stopped, or it failed on this request; `panics` and `failures` in its status say more"
+    )]
+    Unanswered,
     #[error("the agent did not answer within {0:?}")]
     NoAnswer(Duration),
     #[error("the thread that captures has ended; restart the service to have captures again")]

@@ -14,16 +14,19 @@ use super::core::Core;
 use super::deferred::Deferred;
 use super::event::{Event, ToggleAction};
 use super::ticker::Ticker;
-use crate::base::warnings;
+use crate::base::{panics, warnings};
 use crate::config::ToggleSignal;
 use crate::model::Origin;
 use crate::vitals::Runtimes;
 
-/// How long a shutdown may take: what runs is stopped and written, and then the loop ends.
+/// Time a shutdown may take: running captures are stopped and written, then the loop ends.
 pub(super) const LAST_WORDS: Duration = Duration::from_secs(5);
 
-/// How many descriptors a runtime with a poller takes, signals and timers included.
+/// Number of descriptors that a runtime with a poller takes, signals and timers included.
 pub(super) const DESCRIPTORS: usize = 8;
+
+/// Name of the thread, for panics that are counted.
+const THREAD: &str = "marple";
 
 /// Returns the error of a process that has not [`DESCRIPTORS`] left.
 pub(super) fn check_descriptors() -> io::Result<()> {
@@ -31,41 +34,84 @@ pub(super) fn check_descriptors() -> io::Result<()> {
     pairs.into_iter().try_for_each(|pair| pair.map(drop))
 }
 
-/// Runs until a shutdown is through.
-pub(super) async fn run(
-    core: &mut Core,
-    events: &mut mpsc::Receiver<Event>,
-    runtimes: &Runtimes,
-    deferred: &mut Deferred,
-) {
-    let mut signals = listen(core.settings().toggle.signal);
-    let mut ticker = Ticker::new(core.interval());
+/// The loop's state, which outlives a panic in one of its turns.
+pub(super) struct Loop {
+    core: Core,
+    events: mpsc::Receiver<Event>,
+    runtimes: Runtimes,
+    deferred: Deferred,
+    /// Time of the request to shut down.
+    shutdown: Option<Instant>,
+    turns: u64,
+}
+
+impl Loop {
+    pub(super) fn new(
+        core: Core,
+        events: mpsc::Receiver<Event>,
+        runtimes: Runtimes,
+        deferred: Deferred,
+    ) -> Self {
+        Self { core, events, runtimes, deferred, shutdown: None, turns: 0 }
+    }
+
+    /// Returns the number of turns so far.
+    pub(super) fn turns(&self) -> u64 {
+        self.turns
+    }
+
+    /// Begins a turn. Returns `true` if the shutdown is complete.
+    ///
+    /// The capture thread's next command is fenced by itself: if it panicked each time, the loop would do nothing else.
+    fn begin_turn(&mut self) -> bool {
+        self.turns += 1;
+        panics::fence_and_record(THREAD, || self.core.pump());
+        let is_over = self
+            .shutdown
+            .is_some_and(|since| self.core.is_at_rest() || since.elapsed() >= LAST_WORDS);
+        if is_over {
+            self.core.end();
+        }
+        is_over
+    }
+
+    fn tick(&mut self) {
+        panics::fence_and_record(THREAD, || {
+            self.core.tick();
+            self.core.watch();
+        });
+        panics::fence_and_record(THREAD, || self.deferred.tick(&mut self.core));
+    }
+
+    fn handle(&mut self, event: Event) {
+        if matches!(event, Event::Shutdown) {
+            self.shutdown.get_or_insert_with(Instant::now);
+        }
+        self.core.handle(event);
+    }
+}
+
+/// Runs until a shutdown is complete.
+///
+/// A panic in it may be caught; it continues with the same `agent` when it is called again.
+pub(super) async fn run(agent: &mut Loop) {
+    let mut signals = listen(agent.core.settings().toggle.signal);
+    let mut ticker = Ticker::new(agent.core.interval());
     let heap = collect::heap::Crossings::listen();
-    let mut stalls = collect::stalls::Stalls::new(runtimes.clone());
-    let mut shutdown: Option<Instant> = None;
+    let mut stalls = collect::stalls::Stalls::new(agent.runtimes.clone());
     loop {
-        core.pump();
-        stalls.apply(core.settings());
-        if let Some(since) = shutdown
-            && (core.is_at_rest() || since.elapsed() >= LAST_WORDS)
-        {
-            core.end();
+        if agent.begin_turn() {
             return;
         }
+        let core = &mut agent.core;
+        panics::fence_and_record(THREAD, || stalls.apply(core.settings()));
         tokio::select! {
-            () = ticker.tick() => {
-                core.tick();
-                core.watch();
-                deferred.tick(core);
-            }
+            () = ticker.tick() => agent.tick(),
             () = heap.next() => core.tick(),
             found = stalls.next() => core.stalled(found),
-            Some(event) = events.recv() => {
-                if matches!(event, Event::Shutdown) {
-                    shutdown.get_or_insert_with(Instant::now);
-                }
-                core.handle(event);
-                ticker.set_period(core.interval());
+            Some(event) = agent.events.recv() => {
+                agent.handle(event);
+                ticker.set_period(agent.core.interval());
             }
             () = expiry(core.next_expiry()) => core.expire(),
             Some(()) = next(&mut signals) => {
@@ -80,39 +126,21 @@ pub(super) async fn run(
     }
 }
 
-/// As [`run`] on a runtime that has timers alone, for `duration`. Returns whether a shutdown is through.
-pub(super) async fn run_without_poller(
-    core: &mut Core,
-    events: &mut mpsc::Receiver<Event>,
-    deferred: &mut Deferred,
-    duration: Duration,
-) -> bool {
+/// As [`run`] on a runtime that has timers alone, for `duration`. Returns `true` if a shutdown is complete.
+pub(super) async fn run_without_poller(agent: &mut Loop, duration: Duration) -> bool {
     let until = time::sleep(duration);
     tokio::pin!(until);
-    let mut ticks = time::interval(core.interval());
+    let mut ticks = time::interval(agent.core.interval());
     ticks.set_missed_tick_behavior(time::MissedTickBehavior::Skip);
-    let mut shutdown: Option<Instant> = None;
     loop {
-        core.pump();
-        if let Some(since) = shutdown
-            && (core.is_at_rest() || since.elapsed() >= LAST_WORDS)
-        {
-            core.end();
+        if agent.begin_turn() {
             return true;
         }
         tokio::select! {
-            () = &mut until, if shutdown.is_none() => return false,
-            _ = ticks.tick() => {
-                core.tick();
-                deferred.tick(core);
-            }
-            Some(event) = events.recv() => {
-                if matches!(event, Event::Shutdown) {
-                    shutdown.get_or_insert_with(Instant::now);
-                }
-                core.handle(event);
-            }
-            () = expiry(core.next_expiry()) => core.expire(),
+            () = &mut until, if agent.shutdown.is_none() => return false,
+            _ = ticks.tick() => agent.tick(),
+            Some(event) = agent.events.recv() => agent.handle(event),
+            () = expiry(agent.core.next_expiry()) => agent.core.expire(),
         }
     }
 }

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::stream::StreamStatus;
 use super::stream::allowance::Allowance;
-use crate::base::{Anchor, Bytes, IncidentId, Warning};
+use crate::base::{Anchor, Bytes, IncidentId, LogStatus, ThreadPanics, Warning};
 use crate::config::BudgetSettings;
 use crate::model::{CaptureKind, CaptureSet, Limits, Losses, Metric, Stall, VitalsRow};
 use crate::rules::{Opening, State};
@@ -84,6 +84,10 @@ pub struct Status {
     pub engines: BTreeMap<CaptureKind, String>,
     /// Features that do not work in this process, or in a degraded way, and why.
     pub warnings: Vec<Warning>,
+    /// Panics of marple's own threads, which go on after them.
+    pub panics: Vec<ThreadPanics>,
+    /// Log events on their way to the service's `tracing` subscriber.
+    pub log: LogStatus,
     /// What went wrong since the start, by cause.
     pub failures: Losses,
     /// The last thing that went wrong.

@@ -68,6 +68,30 @@ pub(super) enum Job {
     Drop { id: u64 },
 }
 
+impl Job {
+    /// Returns what it does, as part of a sentence.
+    pub(super) fn words(&self) -> &'static str {
+        match self {
+            Self::Look { .. } => "taking a profile or dump for a client",
+            Self::Start { .. } => "starting a profile for a client",
+            Self::Stop { .. } => "stopping a profile for a client",
+            Self::Encode { .. } => "handing a client's profile on to be encoded",
+            Self::Drop { .. } => "giving up a client's profile",
+        }
+    }
+
+    /// Returns the stream it is about.
+    pub(super) fn id(&self) -> u64 {
+        match self {
+            Self::Look { id, .. }
+            | Self::Start { id, .. }
+            | Self::Stop { id, .. }
+            | Self::Encode { id }
+            | Self::Drop { id } => *id,
+        }
+    }
+}
+
 /// What came of a job.
 pub(super) enum Done {
     /// It runs.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::collect;
 use super::incidents::Job;
-use crate::base::IncidentId;
+use crate::base::{IncidentId, log};
 use crate::model::{Metric, Rule, Stall, ThreadDump, Vitals};
 
 /// How many are kept for `status`.
@@ -33,7 +33,7 @@ impl Stuck {
         self.dump = None;
         self.last = None;
         for collect::stalls::Found { stall, dump } in found {
-            tracing::warn!(target: "marple", "{stall}");
+            log::warn(stall.to_string());
             collect::trace::record_stall(&stall);
             self.fresh = self.fresh.max(Some(stall.lasted));
             if self.last.as_ref().is_none_or(|last| stall.lasted > last.lasted) {

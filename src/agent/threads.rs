@@ -1,179 +1,128 @@
-//! The threads: how they are started and what they run.
+//! The threads `marple` and `marple-capture`: what they run, and how they continue after a panic.
+//!
+//! Neither ends by a panic. Each holds its state (rules and budgets, the store and what runs) outside of the fence, so
+//! that a panic costs the turn or the task in which it happened and nothing else.
 
 use std::io;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread;
+use std::time::Duration;
 
+use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
+use tokio::time;
 
-use super::Error as AgentError;
 use super::capture::Worker;
 use super::collect;
-use super::core::Core;
-use super::deferred::Deferred;
 use super::event::Event;
 use super::handle::AgentHandle;
-use super::run;
+use super::run::{self, Loop};
 use super::service::Service;
 use super::stream::work::{Desk, Order};
 use crate::base::retry::Backoff;
-use crate::base::{Clock, Error, warnings};
+use crate::base::{Clock, log, panics, warnings};
 use crate::config::StoreSettings;
 use crate::os;
-use crate::vitals::Runtimes;
 
 /// How many threads may read files for the endpoint at once; they end when they have been idle.
 const BLOCKING_THREADS: usize = 2;
 
-/// The topic of the warning while a thread cannot be started.
-const TOPIC: &str = "threads";
-
 /// The topic of the warning while the loop has no poller.
 const POLLER: &str = "descriptors";
 
-type Body = Box<dyn FnOnce() + Send>;
+/// Name of the thread with the loop.
+const LOOP: &str = "marple";
+/// Name of the thread that captures.
+const CAPTURE: &str = "marple-capture";
 
-/// The threads of an agent. Each is started as soon as the system allows it: a limit on threads may be exhausted at the
-/// agent's start and not a minute later.
-pub(super) struct Threads {
-    pub(super) agent_loop: PendingThread,
-    pub(super) capture: PendingThread,
-    pub(super) callbacks: PendingThread,
-}
-
-impl Threads {
-    pub(super) fn new() -> Arc<Self> {
-        Arc::new(Self {
-            agent_loop: PendingThread::new("marple"),
-            capture: PendingThread::new("marple-capture"),
-            callbacks: PendingThread::new("marple-callbacks"),
-        })
-    }
-
-    /// Starts the threads beside the loop's that are not running, and reports those that cannot be started. Returns
-    /// whether all run.
-    pub(super) fn start_helpers(&self) -> bool {
-        let helpers = [&self.capture, &self.callbacks];
-        let mut refused = helpers.iter().filter_map(|thread| thread.start().err());
-        match refused.next() {
-            Some(error) => {
-                warnings::set(TOPIC, format!("{error}; tried again every few seconds"));
-                false
-            }
-            None => {
-                warnings::clear(TOPIC);
-                true
-            }
-        }
-    }
-}
-
-/// A thread that is running or is to be started.
-pub(super) struct PendingThread {
-    name: &'static str,
-    /// `None` once the thread has taken it, or if nothing is to be run.
-    body: Arc<Mutex<Option<Body>>>,
-    handle: Mutex<Option<JoinHandle<()>>>,
-}
-
-impl PendingThread {
-    fn new(name: &'static str) -> Self {
-        Self { name, body: Arc::default(), handle: Mutex::default() }
-    }
-
-    /// Sets what the thread runs.
-    pub(super) fn prepare(&self, body: impl FnOnce() + Send + 'static) {
-        *lock(&self.body) = Some(Box::new(body));
-    }
-
-    /// Starts the thread unless it was started or has nothing to run.
-    pub(super) fn start(&self) -> Result<(), Error> {
-        let mut handle = lock(&self.handle);
-        if handle.is_some() || lock(&self.body).is_none() {
-            return Ok(());
-        }
-        // A refused `spawn` drops its closure, so the closure does not own the body.
-        let body = Arc::clone(&self.body);
-        let run = move || {
-            os::memory::release_own_stack();
-            let body = lock(&body).take();
-            if let Some(body) = body {
-                body();
-            }
-        };
-        let started = thread::Builder::new().name(self.name.to_owned()).spawn(run);
-        let failed = |error| Error::new(AgentError::Thread { name: self.name, error });
-        *handle = Some(started.map_err(failed)?);
-        Ok(())
-    }
-
-    pub(super) fn is_started(&self) -> bool {
-        lock(&self.handle).is_some()
-    }
-
-    /// Drops what a thread that was not started was to run.
-    pub(super) fn cancel(&self) {
-        let body = lock(&self.body).take();
-        drop(body);
-    }
-
-    /// Returns the running or ended thread.
-    pub(super) fn take(&self) -> Option<JoinHandle<()>> {
-        lock(&self.handle).take()
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
+/// Pause after a panic of the loop, doubled from one to the next, so that one that recurs at once costs little.
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// The thread `marple`: a runtime of its own, and the loop on it.
 ///
 /// Without the descriptors for a poller the loop runs on timers alone: vitals, rules and status are there, the endpoint
 /// and the signal are not, until there are descriptors.
-pub(super) fn lead(
-    mut core: Core,
-    mut queue: mpsc::Receiver<Event>,
-    services: Vec<Box<dyn Service>>,
-    handle: &AgentHandle,
-    runtimes: &Runtimes,
-    mut deferred: Deferred,
-) {
+pub(super) fn lead(mut agent: Loop, services: Vec<Box<dyn Service>>, handle: AgentHandle) {
     let mut backoff = Backoff::new();
-    loop {
+    let runtime = loop {
         let error = match runtime() {
-            Ok(runtime) => {
-                warnings::clear(POLLER);
-                runtime.block_on(async {
-                    for service in services {
-                        tokio::spawn(service.serve(handle.clone()));
-                    }
-                    run::run(&mut core, &mut queue, runtimes, &mut deferred).await;
-                });
-                return;
-            }
+            Ok(runtime) => break Some(runtime),
             Err(error) => error,
         };
         warnings::set(POLLER, without_poller(&error));
+        let pause = backoff.delay();
         match tokio::runtime::Builder::new_current_thread().enable_time().build() {
-            Ok(runtime) => {
-                let ended = runtime.block_on(run::run_without_poller(
-                    &mut core,
-                    &mut queue,
-                    &mut deferred,
-                    backoff.delay(),
-                ));
-                if ended {
-                    return;
+            Ok(timers) => {
+                let turns = panics::fence_and_record(LOOP, || {
+                    timers.block_on(run::run_without_poller(&mut agent, pause))
+                });
+                match turns {
+                    Some(true) => break None,
+                    Some(false) => {}
+                    None => thread::sleep(FIRST_PAUSE),
                 }
             }
             Err(error) => {
-                tracing::error!(target: "marple", "no runtime for the agent: {error}");
-                thread::sleep(backoff.delay());
+                log::error(format!("no runtime for the agent: {error}"));
+                thread::sleep(pause);
             }
         }
+    };
+    if let Some(runtime) = &runtime {
+        warnings::clear(POLLER);
+        for service in services {
+            serve(runtime, service, handle.clone());
+        }
+        repeat(runtime, &mut agent);
     }
+    // What the service registered is dropped with it, and that is the service's code.
+    if let Err(panic) = panics::catch(|| drop((agent, runtime, handle))) {
+        panics::record(LOOP, &panic);
+    }
+}
+
+/// Runs the loop until it has ended, after a panic once more with the same state.
+fn repeat(runtime: &Runtime, agent: &mut Loop) {
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let turns = agent.turns();
+        if panics::fence_and_record(LOOP, || runtime.block_on(log::quiet(run::run(agent))))
+            .is_some()
+        {
+            return;
+        }
+        pause = if agent.turns() > turns + 1 { FIRST_PAUSE } else { LONGEST_PAUSE.min(pause * 2) };
+        panics::fence_and_record(LOOP, || runtime.block_on(time::sleep(pause)));
+    }
+}
+
+/// Lets `service` run on the agent's runtime, and reports how it ended if it ended by a panic.
+fn serve(runtime: &Runtime, service: Box<dyn Service>, handle: AgentHandle) {
+    let served = panics::fence(|| {
+        let _context = runtime.enter();
+        runtime.spawn(log::quiet(service.serve(handle)))
+    });
+    match served {
+        Ok(served) => drop(runtime.spawn(async move {
+            if let Err(error) = served.await
+                && error.is_panic()
+            {
+                service_ended(&error.to_string());
+            }
+        })),
+        Err(panic) => service_ended(&panic),
+    }
+}
+
+fn service_ended(panic: &str) {
+    panics::record(LOOP, panic);
+    warnings::set(
+        "http",
+        format!(
+            "the endpoint has ended by a panic ({panic}); restart the service to have it again"
+        ),
+    );
 }
 
 fn without_poller(error: &io::Error) -> String {
@@ -211,39 +160,80 @@ pub(super) fn work(
     inbox: &Receiver<Order>,
     events: &mpsc::Sender<Event>,
 ) {
-    worker.prepare();
     let mut desk = Desk::new(events.clone());
+    panics::fence_and_record(CAPTURE, || worker.prepare());
+    while let Some(event) = next_event(&mut worker, &mut desk, clock, settings, inbox, events) {
+        if events.blocking_send(event).is_err() {
+            break;
+        }
+    }
+    if let Err(panic) = panics::catch(|| drop((worker, desk))) {
+        panics::record(CAPTURE, &panic);
+    }
+}
+
+/// Waits for the next order and carries it out, or opens the directory when it is time to. Returns what the loop must know,
+/// or `None` once the loop has ended.
+fn next_event(
+    worker: &mut Worker,
+    desk: &mut Desk,
+    clock: &dyn Clock,
+    settings: &StoreSettings,
+    inbox: &Receiver<Order>,
+    events: &mpsc::Sender<Event>,
+) -> Option<Event> {
     loop {
-        if let Some(opened) = worker.take_opened()
-            && events.blocking_send(Event::DirectoryOpened(Box::new(opened))).is_err()
-        {
-            return;
+        if let Some(opened) = worker.take_opened() {
+            return Some(Event::DirectoryOpened(Box::new(opened)));
         }
         let order = match worker.until_retry() {
             None => inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
             Some(wait) => inbox.recv_timeout(wait),
         };
-        let order = match order {
-            Ok(order) => order,
-            Err(RecvTimeoutError::Timeout) => {
-                worker.retry(settings);
-                continue;
-            }
-            Err(RecvTimeoutError::Disconnected) => return,
-        };
-        let done = match order {
-            Order::Incident(task) => Event::Done(worker.perform(*task)),
-            Order::Stream(task) => {
-                if let Some(error) = task.state.as_ref().and_then(|state| worker.save(state).err())
-                    && events.blocking_send(Event::NotSaved(error)).is_err()
-                {
-                    return;
+        match order {
+            Ok(Order::Incident(task)) => return Some(Event::Done(perform(worker, *task))),
+            Ok(Order::Stream(task)) => {
+                let saved = task.state.as_ref().map(|state| worker.save(state));
+                if let Some(Err(error)) = saved {
+                    events.blocking_send(Event::NotSaved(error)).ok()?;
                 }
-                Event::Streamed(desk.perform(clock, task))
+                return Some(Event::Streamed(stream(desk, clock, task)));
             }
-        };
-        if events.blocking_send(done).is_err() {
-            return;
+            Err(RecvTimeoutError::Timeout) => {
+                panics::fence_and_record(CAPTURE, || worker.retry(settings));
+            }
+            Err(RecvTimeoutError::Disconnected) => return None,
         }
     }
 }
+
+/// Does one task. A panic is a report of a failure, with what is left of the incident's captures given up.
+fn perform(worker: &mut Worker, task: super::capture::Task) -> super::capture::Report {
+    let lost = task.job.lost();
+    match panics::fence(|| worker.perform(task)) {
+        Ok(report) => report,
+        Err(panic) => {
+            panics::record(CAPTURE, &panic);
+            worker.give_up(lost, &panic)
+        }
+    }
+}
+
+/// Does one task for a client. A panic is an answer to that client.
+fn stream(
+    desk: &mut Desk,
+    clock: &dyn Clock,
+    task: super::stream::work::Task,
+) -> super::stream::Done {
+    let id = task.job.id();
+    match panics::fence(|| desk.perform(clock, task)) {
+        Ok(done) => done,
+        Err(panic) => {
+            panics::record(CAPTURE, &panic);
+            desk.give_up(id, &panic)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

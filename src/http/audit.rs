@@ -16,6 +16,7 @@ use std::time::Instant;
 use super::access::Role;
 use super::pace::shared_name;
 use super::route::Route;
+use crate::base::log::{Event, Level};
 use log_limit::LogLimit;
 
 mod log_limit;
@@ -69,21 +70,21 @@ impl Drop for Audit {
         let route = self.route.name();
         let role = self.role.map_or("none", Role::name);
         let millis = self.since.elapsed().as_millis() as u64;
-        let refusals = if *status >= 400 {
+        let limited = if *status >= 400 {
             LIMIT.refusal(&shared_name(who), route, *status).map(Some)
         } else if matches!(self.route, Route::Notify | Route::Pprof) {
             LIMIT.other().then_some(None)
         } else {
             None
         };
-        if let Some(refusals) = refusals {
-            tracing::info!(
-                target: "marple::audit", method, route, status, who, role, millis, refusals, "request"
-            );
-        } else {
-            tracing::debug!(
-                target: "marple::audit", method, route, status, who, role, millis, "request"
-            );
+        let level = if limited.is_some() { Level::Info } else { Level::Debug };
+        if level.is_enabled() {
+            let event = Event::audit(level, "request").method(method).route(route);
+            let event = event.status(*status).who(who).role(role).millis(millis);
+            match limited.flatten() {
+                Some(refusals) => event.refusals(refusals).send(),
+                None => event.send(),
+            }
         }
     }
 }

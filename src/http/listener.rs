@@ -25,7 +25,7 @@ use super::places::Places;
 use super::{Peer, connection, own};
 use crate::agent::{AgentHandle, NotInherited, Service};
 use crate::base::retry::Backoff;
-use crate::base::{Error, warnings};
+use crate::base::{Error, log, panics, warnings};
 use crate::config::{HttpSettings, Listen, Settings};
 
 /// How many connections there may be. Each takes some 30 KiB while it is served and a descriptor of the
@@ -132,7 +132,7 @@ async fn wait_for_address(listen: &Listen) -> Socket {
     loop {
         match bind(listen) {
             Ok(socket) => {
-                tracing::info!(target: "marple", "the endpoint listens on {listen}");
+                log::info(format!("the endpoint listens on {listen}"));
                 return socket;
             }
             Err(error) => warnings::set(
@@ -220,6 +220,17 @@ async fn pause_if_failed<T>(accepted: io::Result<T>) -> Option<T> {
     }
 }
 
+/// Counts a panic of the task that holds it: the runtime catches it, and that connection is closed.
+struct CountPanic;
+
+impl Drop for CountPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            panics::record("marple", "a connection of the endpoint was closed by a panic");
+        }
+    }
+}
+
 /// Serves a connection if there is a place, or one whose client does nothing. One too many is closed at once: in
 /// the backlog it would take its turn from those that come when there is room again.
 fn admit(
@@ -231,10 +242,11 @@ fn admit(
 ) {
     let Some(place) = places.take() else { return };
     let routes = routes.clone();
-    tokio::spawn(async move {
+    tokio::spawn(log::quiet(async move {
+        let _fence = CountPanic;
         connection::serve(stream, peer, routes, longest, place.seat()).await;
         drop(place);
-    });
+    }));
 }
 
 /// By `fcntl`: `std` does it by `ioctl`, which is one system call more that a filter has to allow.

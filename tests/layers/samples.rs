@@ -127,3 +127,27 @@ fn a_nameless_or_endless_file_is_refused() {
         assert_eq!(told("src/store/mod.rs", &"\n".repeat(lines)), refused, "{lines} lines");
     }
 }
+
+#[test]
+fn events_are_found_however_they_are_emitted() {
+    let found = |text: &str| Source::new("src/agent/core.rs", text).events_of_its_own().len();
+    for text in [
+        "fn f() { tracing::warn!(target: \"marple\", \"x\"); }",
+        "fn f() { g(|| { tracing::event!(tracing::Level::INFO, \"x\") }); }",
+        "use tracing::{Level, info};",
+        "use tracing::error_span;",
+        "use tracing::*;",
+        "use ::tracing::{*};",
+    ] {
+        assert_eq!(found(text), 1, "{text}");
+    }
+    for text in [
+        "use tracing::span::{Attributes, Id};",
+        "use tracing::{Event, Subscriber, span::Record, field::Visit};",
+        "fn f() { log::warn(\"x\"); other::warn!(); }",
+    ] {
+        assert_eq!(found(text), 0, "{text}");
+    }
+    let log = Source::new("src/base/log/event.rs", "fn f() { tracing::warn!(\"x\"); }");
+    assert!(log.events_of_its_own().is_empty());
+}

@@ -3,6 +3,8 @@
 //! A path is followed only until it is known which module of the root it enters. `super` is counted from
 //! where the path stands, so the walk carries the module it is in and adds to it at each `mod name {`.
 
+use super::EMITTERS;
+
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
 
 /// What a path or an attribute brings in.
@@ -240,4 +242,36 @@ pub(super) fn opens_with_allow(tokens: &[TokenTree]) -> bool {
         .take_while(|chunk| is_punct(chunk.first(), '#') && is_punct(chunk.get(1), '!'))
         .filter_map(|chunk| chunk.get(2))
         .any(|attribute| line_of_allow(std::slice::from_ref(attribute)).is_some())
+}
+
+/// Every macro of `tracing` in `tokens` that emits events or spans, called or imported, with its line.
+pub(super) fn emitted_events(tokens: &[TokenTree], found: &mut Vec<(usize, String)>) {
+    for (at, token) in tokens.iter().enumerate() {
+        let rest = &tokens[at + 1..];
+        match token {
+            TokenTree::Group(group) => {
+                emitted_events(&group.stream().into_iter().collect::<Vec<_>>(), found);
+            }
+            TokenTree::Ident(word) if *word == "tracing" && rest.starts_with_colons() => match rest
+                .get(2)
+            {
+                Some(TokenTree::Group(group)) => {
+                    let names: Vec<TokenTree> = group.stream().into_iter().collect();
+                    names.iter().enumerate().for_each(|(at, _)| emitter_at(&names[at..], found));
+                }
+                _ => emitter_at(&rest[2..], found),
+            },
+            _ => {}
+        }
+    }
+}
+
+/// Adds the first of `tokens` if it is such a macro, and no module of that name.
+fn emitter_at(tokens: &[TokenTree], found: &mut Vec<(usize, String)>) {
+    let Some(first) = tokens.first() else { return };
+    let name = first.to_string();
+    let is_emitter = EMITTERS.contains(&name.as_str()) && !tokens[1..].starts_with_colons();
+    if is_emitter || is_punct(Some(first), '*') {
+        found.push((first.span().start().line, name));
+    }
 }

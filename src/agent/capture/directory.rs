@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::agent::budget::State as Saved;
 use crate::agent::fence::chain;
 use crate::base::retry::Backoff;
-use crate::base::{Clock, Moment, warnings};
+use crate::base::{Clock, Moment, log, warnings};
 use crate::config::StoreSettings;
 use crate::os::fork::NotInherited;
 use crate::store::{Error, Holdings, Location, Recovery, Store};
@@ -91,7 +91,7 @@ impl Directory {
         let made = self.attempt(settings);
         if made.is_ok() {
             let path = self.location.path();
-            tracing::warn!(target: "marple", "{} was removed and is made again", path.display());
+            log::warn(format!("{} was removed and is made again", path.display()));
         }
         // What was saved is of this process, which knows it.
         Some(made.map(|opened| Opened { saved: None, ..opened }))
@@ -133,7 +133,7 @@ fn saved(store: &Store) -> Option<Saved> {
     let saved = store.load_state::<Saved>();
     let is_known = |saved: &Saved| saved.schema == Saved::SCHEMA;
     saved.map(|saved| saved.filter(is_known)).unwrap_or_else(|error| {
-        tracing::error!(target: "marple", "budgets begin anew: {error}");
+        log::error(format!("budgets begin anew: {error}"));
         None
     })
 }
@@ -141,20 +141,19 @@ fn saved(store: &Store) -> Option<Saved> {
 /// Logs what an earlier process left behind, if it did, and what is special about the file system.
 fn report(store: &Store, recovery: &Recovery) {
     for id in &recovery.interrupted {
-        tracing::warn!(target: "marple", "the process ended during incident {id}; its files are kept");
+        log::warn(format!("the process ended during incident {id}; its files are kept"));
     }
     for error in &recovery.failed {
-        tracing::error!(target: "marple", "an earlier incident stays as it was found: {error}");
+        log::error(format!("an earlier incident stays as it was found: {error}"));
     }
     if !recovery.swept.is_empty() {
-        tracing::info!(target: "marple", "unfinished files swept: {}", recovery.swept.join(", "));
+        log::info(format!("unfinished files swept: {}", recovery.swept.join(", ")));
     }
     if store.is_in_memory() {
-        tracing::warn!(
-            target: "marple",
+        log::warn(format!(
             "{} is in memory: what is kept there counts against the memory limit, and takes at most half \
              of what is left below it",
             store.dir().display()
-        );
+        ));
     }
 }

@@ -11,7 +11,7 @@ use jiff::Timestamp;
 
 use super::{Collector, Evidence, Failure, Live, Started, jemalloc};
 use crate::agent::heap_writer::{HeapWriter, ProcessMemory};
-use crate::base::{Anchor, Bytes, Moment};
+use crate::base::{Anchor, Bytes, Moment, log};
 use crate::config::{HeapSettings, Settings};
 use crate::heap;
 use crate::model::{CaptureKind, Losses, Metric, Profile, Rule, Vitals};
@@ -164,7 +164,7 @@ impl Crossings {
     /// To be made on the agent's runtime. Without it rules are asked at ticks only.
     pub(in crate::agent) fn listen() -> Self {
         let listener = heap::crossings().inspect_err(|error| {
-            tracing::error!(target: "marple", "heap rules are asked at ticks only: {error}");
+            log::error(format!("heap rules are asked at ticks only: {error}"));
         });
         Self(listener.ok())
     }

@@ -1,7 +1,7 @@
 //! Stalls: looks for polls that last too long, and takes the stack of their thread at once.
 //!
-//! The looks are taken on the agent's thread; what takes longer (a signal, a stack, its names) is done on one
-//! of the threads for files. A stack counts only if the poll still goes on after it was taken.
+//! The looks are taken on the agent's thread; what takes longer (a signal, a stack, its names) is done on a thread
+//! of its own, `marple-stalls`, which no client that reads files keeps busy. A stack counts only if the poll still goes on after it was taken.
 //!
 //! Polls that are recorded are timed exactly; of others there are suspicions (`suspects.rs`), where threads may
 //! be signalled. Both are told the same way.
@@ -10,12 +10,13 @@ use std::future;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::task::JoinHandle;
+use tokio::sync::oneshot::Receiver;
 use tokio::time::Instant;
 
 use super::Failure;
 use super::suspects::{Suspicions, holds_up};
 use crate::agent::fence::fence;
+use crate::agent::side_thread::SideThread;
 use crate::base::{Anchor, Clock, Moment, SystemClock};
 use crate::config::{Settings, ThreadsMode};
 use crate::model::{Metric, Profile, Stall, ThreadDump, TraceMode};
@@ -75,9 +76,11 @@ pub(in crate::agent) struct Stalls {
     suspicions: Option<Suspicions>,
     due: Instant,
     alarm: Alarm,
-    examined: Option<JoinHandle<Vec<Found>>>,
+    /// The thread on which threads are asked.
+    thread: SideThread,
+    examined: Option<Receiver<Vec<Found>>>,
     /// Suspicions whose threads are looked at.
-    weighed: Option<(Verdict, JoinHandle<(Weighed, Duration)>)>,
+    weighed: Option<(Verdict, Receiver<(Weighed, Duration)>)>,
 }
 
 impl Stalls {
@@ -90,6 +93,7 @@ impl Stalls {
             suspicions: None,
             due: Instant::now(),
             alarm: Alarm::here(),
+            thread: SideThread::new("marple-stalls"),
             examined: None,
             weighed: None,
         }
@@ -105,8 +109,9 @@ impl Stalls {
             self.watch = None;
             self.watch = wanted.map(|(threshold, _)| Watch::new(threshold));
             let suspects = wanted.filter(|&(_, signals)| signals);
-            self.suspicions =
-                suspects.map(|(threshold, _)| Suspicions::new(self.runtimes.clone(), threshold));
+            self.suspicions = suspects.map(|(threshold, _)| {
+                Suspicions::new(self.runtimes.clone(), threshold, self.thread.clone())
+            });
             self.weighed = None;
             self.due = Instant::now();
             self.show_suspected();
@@ -151,7 +156,7 @@ impl Stalls {
             self.show_suspected();
             if !overlong.is_empty() {
                 let signals = self.wanted.is_some_and(|(_, signals)| signals);
-                self.examined = Some(tokio::task::spawn_blocking(move || {
+                self.examined = Some(self.thread.run(move || {
                     // The one that has lasted longest is the one to be seen first.
                     let mut overlong = overlong;
                     overlong.sort_by_key(|poll| std::cmp::Reverse((poll.running, poll.lasted)));
@@ -163,7 +168,7 @@ impl Stalls {
 
     fn weigh(&mut self, verdict: Verdict) {
         let suspicions = verdict.suspicions.clone();
-        let weighed = tokio::task::spawn_blocking(move || {
+        let weighed = self.thread.run(move || {
             let before = os::threads::cpu_time();
             let weighed = suspicions.into_iter();
             let weighed =

@@ -1,6 +1,6 @@
 //! Suspected stalls: what workers tell, and which threads they may be.
 //!
-//! What is decided stands in `trace::stalls`; here threads are asked, on one of the threads for files. Candidates
+//! What is decided stands in `trace::stalls`; here threads are asked, on the thread `marple-stalls`. Candidates
 //! are those called like a thread that ran a task of an observed runtime. Who is found to be none of its workers
 //! is left alone for a while.
 
@@ -8,9 +8,10 @@ use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hasher};
 use std::time::Duration;
 
-use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::sync::oneshot::Receiver;
 
-use crate::base::{Clock, Moment, SystemClock};
+use crate::agent::side_thread::SideThread;
+use crate::base::{Clock, Moment, SystemClock, log};
 use crate::model::{Beat, Profile, ValueType};
 use crate::os::{images, threads, timer};
 use crate::stacks::polls::{Onlooker, Stand};
@@ -65,7 +66,8 @@ pub(super) struct Suspicions {
     threads: Vec<WorkerThread>,
     /// At rest; else in the round.
     examiner: Option<Box<Examiner>>,
-    round: Option<JoinHandle<Round>>,
+    round: Option<Receiver<Round>>,
+    thread: SideThread,
     /// Whether the machine lets nobody be asked.
     refused: bool,
 }
@@ -80,7 +82,7 @@ struct Round {
 }
 
 impl Suspicions {
-    pub(super) fn new(runtimes: Runtimes, threshold: Duration) -> Self {
+    pub(super) fn new(runtimes: Runtimes, threshold: Duration, thread: SideThread) -> Self {
         Self {
             runtimes,
             suspects: Suspects::new(threshold),
@@ -89,6 +91,7 @@ impl Suspicions {
             threads: Vec::new(),
             examiner: None,
             round: None,
+            thread,
             refused: false,
         }
     }
@@ -131,11 +134,11 @@ impl Suspicions {
         match examiner {
             Ok(examiner) => {
                 let workers: Vec<u32> = self.threads.iter().map(|thread| thread.tid).collect();
-                self.round = Some(spawn_blocking(move || examiner.round(&ask, &workers)));
+                self.round = Some(self.thread.run(move || examiner.round(&ask, &workers)));
             }
             Err(why) => {
                 self.refused = true;
-                tracing::info!(target: "marple", "stalls of tasks that are not recorded are not seen: {why}");
+                log::info(format!("stalls of tasks that are not recorded are not seen: {why}"));
             }
         }
     }

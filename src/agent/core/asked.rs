@@ -111,12 +111,8 @@ impl Core {
         let dir = self.dir(id);
         for (_, waiting) in waiting {
             let missing = || {
-                let slow = || {
-                    format!(
-                        "it was not made within {PATIENCE:?}; `warnings` of the status may say why"
-                    )
-                };
-                PublicError::new(Error::NoDirectory(why.clone().unwrap_or_else(slow)))
+                let why = why.clone().unwrap_or_else(|| self.why_no_directory());
+                PublicError::new(Error::NoDirectory(why))
             };
             match (waiting, &dir, &why) {
                 (Waiting::Toggle { reply, .. }, None, Some(_)) => drop(reply.send(Err(missing()))),

@@ -1,17 +1,22 @@
 //! What the capture thread is to do next.
 
 use std::sync::Arc;
+use std::sync::mpsc::TrySendError;
+use std::time::Duration;
 
 use super::Core;
 use crate::agent::Error;
 use crate::agent::budget::State;
-use crate::agent::capture::Task;
+use crate::agent::capture::{Report, Tally, Task};
 use crate::agent::history::row;
 use crate::agent::incidents::Job;
-use crate::agent::stream::{Taken, work};
-use crate::base::{Anchor, Bytes};
+use crate::agent::stream::{self, StreamError, Taken, work};
+use crate::base::{Anchor, Bytes, warnings};
 use crate::model::{Limits, Vitals};
 use crate::os;
+
+/// Time that a task of the capture thread may take before `/status` mentions it.
+const LONG_TASK: Duration = Duration::from_secs(30);
 
 impl Core {
     /// Gives the capture thread its next task, if it is free and there is one.
@@ -20,9 +25,65 @@ impl Core {
             return;
         }
         let Some(order) = self.next_order() else { return };
+        let job = match &order {
+            work::Order::Incident(task) => task.job.words(),
+            work::Order::Stream(task) => task.job.words(),
+        };
         match self.tasks.try_send(order) {
-            Ok(()) => self.busy = true,
-            Err(_) => self.fail("capture thread gone", Error::CaptureThreadGone.to_string()),
+            Ok(()) => {
+                self.busy = true;
+                self.current = Some((self.clock.anchor(), job));
+            }
+            Err(TrySendError::Full(order) | TrySendError::Disconnected(order)) => self.lose(order),
+        }
+    }
+
+    /// Reports a task that the capture thread has had for very long.
+    pub(super) fn watch_capture_thread(&self) {
+        let Some((since, words)) = self.current else { return };
+        if self.clock.now().since(since.moment) >= LONG_TASK {
+            warnings::set(
+                "captures",
+                format!(
+                    "captures wait: the capture thread has been {words} since {}; see the disk of the directory",
+                    since.wall
+                ),
+            );
+        }
+    }
+
+    /// Notes that the capture thread has done its task.
+    pub(super) fn capture_thread_is_free(&mut self) {
+        self.busy = false;
+        self.current = None;
+        warnings::clear("captures");
+    }
+
+    /// Returns why an incident's directory is not there yet.
+    pub(super) fn why_no_directory(&self) -> String {
+        match self.current {
+            Some((since, words)) => {
+                format!("not there yet: the capture thread has been {words} since {}", since.wall)
+            }
+            None => "not there yet: the capture thread has not begun with it".to_owned(),
+        }
+    }
+
+    /// Ends `order` as one that failed: there is no thread to carry it out.
+    fn lose(&mut self, order: work::Order) {
+        let why = Error::CaptureThreadGone.to_string();
+        warnings::set("captures", why.clone());
+        match order {
+            work::Order::Incident(task) => {
+                let mut tally = Tally::default();
+                tally.failures.push(("capture thread gone", why));
+                self.done(Report { done: task.job.lost(), dir: None, tally });
+            }
+            work::Order::Stream(task) => {
+                self.fail("capture thread gone", why.clone());
+                let result = Err(StreamError::Failed(why));
+                self.streamed(stream::Done::Finished { id: task.job.id(), result });
+            }
         }
     }
 

@@ -4,7 +4,7 @@ use super::Core;
 use crate::agent::history::row;
 use crate::agent::incidents::ToggleState;
 use crate::agent::status::{BudgetStatus, IncidentStatus, RuleStatus, Status, Toggled};
-use crate::base::warnings;
+use crate::base::{log, panics, warnings};
 use crate::model::{CaptureSet, Limits};
 
 impl Core {
@@ -41,6 +41,8 @@ impl Core {
             counters: self.counters,
             engines: self.engines.clone(),
             warnings: warnings::list(),
+            panics: panics::list(),
+            log: log::check(),
             failures: self.failures.clone(),
             last_failure: self.last_failure.clone(),
         }
@@ -55,8 +57,7 @@ impl Core {
             (Some(value), None) => value,
             (None, _) => "unlimited".to_owned(),
         };
-        tracing::info!(
-            target: "marple",
+        log::info(format!(
             "marple {} watches process {}: memory {}, cpu {}, {} rules, directory {}, endpoint {endpoint}, cpu engine {}",
             env!("CARGO_PKG_VERSION"),
             std::process::id(),
@@ -64,8 +65,8 @@ impl Core {
             of(limits.cpu_cores.map(|cores| format!("{cores} cores")), limits.cpu_source),
             self.settings.rules.len(),
             self.location.path().display(),
-            self.cpu.words(&self.settings),
-        );
+            self.cpu.words(&self.settings)
+        ));
     }
 
     fn budget(&self) -> BudgetStatus {

@@ -51,10 +51,41 @@ impl Job {
             | Self::Close { id, .. } => *id,
         }
     }
+
+    /// Returns what it does, as part of a sentence.
+    pub(crate) fn words(&self) -> &'static str {
+        match self {
+            Self::Open { .. } => "making an incident's directory",
+            Self::Start { .. } => "starting captures",
+            Self::Collect { .. } => "starting the service's collectors",
+            Self::Gather { .. } => "writing what the service's collectors left",
+            Self::Stop { .. } => "stopping and writing captures",
+            Self::Again { .. } => "taking a capture once more",
+            Self::Note { .. } => "writing an incident's manifest",
+            Self::Close { .. } => "closing an incident",
+        }
+    }
+
+    /// Returns the result of this job if nothing came of it.
+    pub(crate) fn lost(&self) -> Done {
+        match self {
+            Self::Open { id, .. } => Done::Opened { id: *id, ok: false },
+            Self::Start { id, kinds } => {
+                Done::Started { id: *id, asked: *kinds, running: CaptureSet::EMPTY }
+            }
+            Self::Collect { id, .. } | Self::Gather { id, .. } => {
+                Done::Collecting { id: *id, until: None }
+            }
+            Self::Stop { id, kinds } => Done::Stopped { id: *id, kinds: *kinds },
+            Self::Again { id, .. } => Done::Again { id: *id },
+            Self::Note { id, .. } => Done::Noted { id: *id },
+            Self::Close { id, .. } => Done::Closed { id: *id, ok: false },
+        }
+    }
 }
 
 /// What came of a job.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Done {
     /// Whether the directory is there.
     Opened { id: IncidentId, ok: bool },

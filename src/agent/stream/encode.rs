@@ -14,10 +14,10 @@ use tokio::sync::mpsc;
 
 use super::super::collect::{self, Evidence};
 use super::super::event::Event;
-use super::super::fence::fence;
+use super::super::fence::{fence, panicked};
 use super::work::{encode, failed};
 use super::{Done, HeapView, MOST, StreamError, Streamed};
-use crate::base::warnings;
+use crate::base::{panics, warnings};
 use crate::os;
 
 /// What a stream saw.
@@ -112,7 +112,12 @@ fn run(inbox: &Receiver<Order>, events: &mpsc::Sender<Event>) {
     let _excluded = collect::heap::exclude_current_thread();
     os::process::lower_priority();
     while let Ok((id, seen)) = inbox.recv() {
-        let done = Done::Finished { id, result: seen.encode() };
+        // `encode` is fenced, but for what it drops.
+        let result = panics::fence(|| seen.encode()).unwrap_or_else(|panic| {
+            panics::record("marple-encode", &panic);
+            Err(StreamError::Failed(panicked(&panic)))
+        });
+        let done = Done::Finished { id, result };
         if events.blocking_send(Event::Encoded(done)).is_err() {
             return;
         }

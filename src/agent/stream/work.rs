@@ -9,10 +9,10 @@ use tokio::sync::mpsc;
 use super::super::budget::State;
 use super::super::collect::{self, Absent, Collector, Evidence, Failure};
 use super::super::event::Event;
-use super::super::fence::{chain, fence};
+use super::super::fence::{chain, fence, panicked};
 use super::encode::{Encoder, Seen};
 use super::{Done, Form, HeapView, Job, StreamError, Streamed, Take, ThreadView};
-use crate::base::{Anchor, Bytes, Clock};
+use crate::base::{Anchor, Bytes, Clock, panics};
 use crate::codec::legacy;
 use crate::config::Settings;
 use crate::model::{CaptureKind, Profile, Sample, ValueType, VitalsRow};
@@ -140,6 +140,13 @@ impl Desk {
                 Done::Dropped { id }
             }
         }
+    }
+
+    /// Answers the client of a job that ended by `panic`.
+    pub(in crate::agent) fn give_up(&mut self, id: u64, panic: &str) -> Done {
+        let held = self.take(id);
+        panics::fence_and_record("marple-capture", || drop(held));
+        Done::Finished { id, result: Err(StreamError::Failed(panicked(panic))) }
     }
 
     fn take(&mut self, id: u64) -> Option<Held> {

@@ -1,0 +1,65 @@
+//! What is left of a task that ended by a panic.
+
+use super::write::fail;
+use super::{Report, Tally, Worker};
+use crate::agent::fence::panicked;
+use crate::agent::incidents::Done;
+use crate::base::{IncidentId, panics};
+use crate::model::{CaptureSet, Outcome};
+use crate::store::Store;
+
+impl Worker {
+    /// Reports a task that ended by `panic` as `lost`. Captures it was about are given up, and the manifest says why; all
+    /// else goes on.
+    pub(in crate::agent) fn give_up(&mut self, lost: Done, panic: &str) -> Report {
+        let mut tally = Tally::default();
+        tally.failures.push(("capture thread panicked", panicked(panic)));
+        match &lost {
+            Done::Started { id, asked: kinds, .. } | Done::Stopped { id, kinds } => {
+                tally.captures_failed += kinds.iter().count() as u64;
+                self.drop_running(*id, *kinds);
+                self.mark_failed(*id, *kinds, panic, &mut tally);
+            }
+            Done::Collecting { id, .. } => self.runs.retain(|run| run.incident != *id),
+            // Nobody will close it.
+            Done::Opened { id, .. } => self.dirs.retain(|(open, _)| open != id),
+            Done::Noted { .. } | Done::Again { .. } | Done::Closed { .. } => {}
+        }
+        tally.store = panics::fence_and_record("marple-capture", || {
+            self.directory.store().ok().map(Store::holdings)
+        })
+        .flatten();
+        Report { done: lost, dir: None, tally }
+    }
+
+    /// Drops the collectors of `kinds` that run for `id`: their engines are free again.
+    fn drop_running(&mut self, id: IncidentId, kinds: CaptureSet) {
+        let (dropped, kept) = std::mem::take(&mut self.running)
+            .into_iter()
+            .partition(|it| it.incident == id && kinds.contains(it.kind));
+        self.running = kept;
+        let dropped: Vec<super::Running> = dropped;
+        for running in dropped {
+            panics::fence_and_record("marple-capture", || drop(running));
+        }
+    }
+
+    /// Has the manifest say of the captures of `kinds` that run that they failed.
+    fn mark_failed(&mut self, id: IncidentId, kinds: CaptureSet, panic: &str, tally: &mut Tally) {
+        let written = panics::fence(|| {
+            let wall = self.clock.wall();
+            self.update(id, tally, |manifest| {
+                let running = |it: &&mut crate::model::CaptureRecord| {
+                    it.outcome == Outcome::Running && kinds.contains(it.kind)
+                };
+                for record in manifest.captures.iter_mut().filter(running) {
+                    record.stopped = Some(wall);
+                    fail(record, panicked(panic));
+                }
+            });
+        });
+        if let Err(panic) = written {
+            panics::record("marple-capture", &panic);
+        }
+    }
+}

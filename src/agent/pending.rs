@@ -1,0 +1,107 @@
+//! Threads that are started as soon as the system allows it.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use super::Error as AgentError;
+use crate::base::{Error, warnings};
+use crate::os;
+
+/// The topic of the warning while a thread cannot be started.
+const TOPIC: &str = "threads";
+
+type Body = Box<dyn FnOnce() + Send>;
+
+/// The threads of an agent. Each is started as soon as the system allows it: a limit on threads may be exhausted at the
+/// agent's start and not a minute later.
+pub(super) struct Threads {
+    pub(super) agent_loop: PendingThread,
+    pub(super) capture: PendingThread,
+    pub(super) callbacks: PendingThread,
+}
+
+impl Threads {
+    pub(super) fn new() -> Arc<Self> {
+        Arc::new(Self {
+            agent_loop: PendingThread::new("marple"),
+            capture: PendingThread::new("marple-capture"),
+            callbacks: PendingThread::new("marple-callbacks"),
+        })
+    }
+
+    /// Starts the threads beside the loop's that are not running, and reports those that cannot be started. Returns
+    /// whether all run.
+    pub(super) fn start_helpers(&self) -> bool {
+        let helpers = [&self.capture, &self.callbacks];
+        let mut refused = helpers.iter().filter_map(|thread| thread.start().err());
+        match refused.next() {
+            Some(error) => {
+                warnings::set(TOPIC, format!("{error}; tried again every few seconds"));
+                false
+            }
+            None => {
+                warnings::clear(TOPIC);
+                true
+            }
+        }
+    }
+}
+
+/// A thread that is running or is to be started.
+pub(super) struct PendingThread {
+    name: &'static str,
+    /// `None` once the thread has taken it, or if nothing is to be run.
+    body: Arc<Mutex<Option<Body>>>,
+    handle: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl PendingThread {
+    fn new(name: &'static str) -> Self {
+        Self { name, body: Arc::default(), handle: Mutex::default() }
+    }
+
+    /// Sets what the thread runs.
+    pub(super) fn prepare(&self, body: impl FnOnce() + Send + 'static) {
+        *lock(&self.body) = Some(Box::new(body));
+    }
+
+    /// Starts the thread unless it was started or has nothing to run.
+    pub(super) fn start(&self) -> Result<(), Error> {
+        let mut handle = lock(&self.handle);
+        if handle.is_some() || lock(&self.body).is_none() {
+            return Ok(());
+        }
+        // A refused `spawn` drops its closure, so the closure does not own the body.
+        let body = Arc::clone(&self.body);
+        let run = move || {
+            os::memory::release_own_stack();
+            let body = lock(&body).take();
+            if let Some(body) = body {
+                body();
+            }
+        };
+        let started = thread::Builder::new().name(self.name.to_owned()).spawn(run);
+        let failed = |error| Error::new(AgentError::Thread { name: self.name, error });
+        *handle = Some(started.map_err(failed)?);
+        Ok(())
+    }
+
+    pub(super) fn is_started(&self) -> bool {
+        lock(&self.handle).is_some()
+    }
+
+    /// Drops what a thread that was not started was to run.
+    pub(super) fn cancel(&self) {
+        let body = lock(&self.body).take();
+        drop(body);
+    }
+
+    /// Returns the running or ended thread.
+    pub(super) fn take(&self) -> Option<JoinHandle<()>> {
+        lock(&self.handle).take()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,218 @@
+//! Panics injected through the clock, which every part of the agent reads.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self as std_mpsc, SyncSender};
+use std::thread::JoinHandle;
+
+use jiff::Timestamp;
+use tempfile::TempDir;
+
+use super::*;
+use crate::agent::announce::Announcer;
+use crate::agent::capture::directory::Directory;
+use crate::agent::capture::{Report, Task};
+use crate::agent::collectors::Collectors;
+use crate::agent::core::{Begun, Core};
+use crate::agent::deferred::{Deferred, FileWatch};
+use crate::agent::event::QUEUE;
+use crate::agent::incidents::{Done, Job, Noted};
+use crate::agent::pending::Threads;
+use crate::base::{Bytes, IncidentId, Moment, SystemClock};
+use crate::config::{Room, Settings, StoreSettings};
+use crate::model::{CaptureKind, Limits, Manifest, Outcome, ProcessInfo, Versions};
+use crate::store::Location;
+use crate::vitals::{Numbers, Reader, Runtimes};
+
+/// A clock that panics while it is told to.
+#[derive(Default)]
+struct Trap(AtomicBool);
+
+impl Trap {
+    fn set(&self, is_set: bool) {
+        self.0.store(is_set, Ordering::SeqCst);
+    }
+}
+
+impl Clock for Trap {
+    fn now(&self) -> Moment {
+        assert!(!self.0.load(Ordering::SeqCst), "an injected panic");
+        SystemClock.now()
+    }
+
+    fn wall(&self) -> Timestamp {
+        assert!(!self.0.load(Ordering::SeqCst), "an injected panic");
+        SystemClock.wall()
+    }
+}
+
+fn settings(dir: &TempDir) -> Settings {
+    let store = StoreSettings { keep_free: Room::Bytes(Bytes(0)), ..StoreSettings::default() };
+    Settings { dir: dir.path().to_owned(), store, rules: Vec::new(), ..Settings::default() }
+}
+
+/// A capture thread and the queues to and from it.
+struct Capture {
+    trap: Arc<Trap>,
+    settings: Arc<Settings>,
+    tasks: SyncSender<Order>,
+    done: mpsc::Receiver<Event>,
+    thread: JoinHandle<()>,
+}
+
+impl Capture {
+    fn start(dir: &TempDir) -> Self {
+        let trap = Arc::new(Trap::default());
+        let settings = Arc::new(settings(dir));
+        let clock: Arc<dyn Clock> = trap.clone();
+        let location = Location::new(&settings.dir);
+        let store = settings.store.clone();
+        let (directory, opened) = Directory::open(location, &store, Arc::clone(&clock));
+        opened.unwrap();
+        let process = ProcessInfo {
+            pid: 1,
+            exe: String::new(),
+            build_id: String::new(),
+            agent_started: SystemClock.wall(),
+        };
+        let versions =
+            Versions { marple: String::new(), kernel: String::new(), arch: String::new() };
+        let (events, done) = mpsc::channel(QUEUE);
+        let (tasks, inbox) = std_mpsc::sync_channel(1);
+        let (announcer, _) = Announcer::new(&[]);
+        let collectors = Collectors::new(events.clone());
+        let thread = thread::spawn(move || {
+            let worker = Worker::new(
+                Arc::clone(&clock),
+                directory,
+                process,
+                versions,
+                announcer,
+                collectors,
+            );
+            work(worker, &*clock, &store, &inbox, &events);
+        });
+        Self { trap, settings, tasks, done, thread }
+    }
+
+    fn perform(&mut self, job: Job) -> Report {
+        let task = Task {
+            job,
+            settings: Arc::clone(&self.settings),
+            state: None,
+            limits: Limits::default(),
+            headroom: None,
+            vitals: Vec::new(),
+            stuck: None,
+        };
+        self.tasks.send(Order::Incident(Box::new(task))).unwrap();
+        match self.done.blocking_recv().unwrap() {
+            Event::Done(report) => report,
+            _ => panic!("another event"),
+        }
+    }
+}
+
+fn manifest(report: &Report) -> Manifest {
+    let path = report.dir.as_ref().unwrap().join("incident.json");
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+#[test]
+fn a_panic_in_a_task_costs_that_capture_only() {
+    let dir = TempDir::new().unwrap();
+    let mut capture = Capture::start(&dir);
+    let id = IncidentId::new(SystemClock.wall());
+    let open = |id| Job::Open { id, name: "memory".into(), noted: Noted::default() };
+    let kinds = [CaptureKind::Threads].into();
+
+    // In the making of a directory: that incident is lost, and said to be.
+    capture.trap.set(true);
+    let lost = capture.perform(open(id));
+    capture.trap.set(false);
+    assert!(matches!(lost.done, Done::Opened { ok: false, .. }), "{:?}", lost.done);
+    let (cause, why) = lost.tally.failures.last().unwrap();
+    assert_eq!(*cause, "capture thread panicked");
+    assert!(why.starts_with("panicked: an injected panic (src/"), "{why}");
+
+    // In the start of a capture: the incident goes on, and its next capture is taken.
+    let opened = capture.perform(open(id));
+    assert!(matches!(opened.done, Done::Opened { ok: true, .. }));
+    capture.trap.set(true);
+    let failed = capture.perform(Job::Start { id, kinds });
+    capture.trap.set(false);
+    assert!(
+        matches!(failed.done, Done::Started { running, .. } if running.is_empty()),
+        "{:?}",
+        failed.done
+    );
+    let started = capture.perform(Job::Start { id, kinds });
+    assert!(matches!(started.done, Done::Started { running, .. } if running == kinds));
+
+    // In its stop: it is marked as failed, its engine is free, and the incident closes.
+    capture.trap.set(true);
+    let stopped = capture.perform(Job::Stop { id, kinds });
+    assert!(matches!(stopped.done, Done::Stopped { .. }), "{:?}", stopped.done);
+    let unclosed = capture.perform(Job::Close { id, noted: Noted::default() });
+    capture.trap.set(false);
+    assert!(matches!(unclosed.done, Done::Closed { ok: false, .. }), "{:?}", unclosed.done);
+    let closed = capture.perform(Job::Close { id, noted: Noted::default() });
+    assert!(matches!(closed.done, Done::Closed { ok: true, .. }), "{:?}", closed.done);
+    let manifest = manifest(&opened);
+    assert!(manifest.closed.is_some() && !manifest.artifacts.is_empty(), "{manifest:?}");
+    let outcomes: Vec<_> = manifest.captures.iter().map(|it| it.outcome).collect();
+    assert!(!outcomes.contains(&Outcome::Running), "{outcomes:?}");
+
+    let panics = panics::list().into_iter().find(|it| it.thread == CAPTURE).unwrap();
+    assert!(panics.panics >= 4, "{panics:?}");
+    drop(capture.tasks);
+    capture.thread.join().unwrap();
+}
+
+#[test]
+fn the_loop_goes_on_after_a_panic_with_its_state() {
+    let dir = TempDir::new().unwrap();
+    let trap = Arc::new(Trap::default());
+    let (events, queue) = mpsc::channel(QUEUE);
+    let (tasks, _inbox) = std_mpsc::sync_channel(1);
+    let settings = Settings { interval: Duration::from_millis(10), ..settings(&dir) };
+    let (runtimes, numbers) = (Runtimes::default(), Numbers::default());
+    let collectors = Collectors::new(events.clone());
+    let (location, threads) = (Location::new(&settings.dir), Threads::new());
+    let handle = AgentHandle::new(
+        events.clone(),
+        (runtimes.clone(), numbers.clone()),
+        collectors.clone(),
+        &settings,
+        location.clone(),
+        &threads,
+    );
+    let clock: Arc<dyn Clock> = trap.clone();
+    let directory = Directory::open(location.clone(), &settings.store, Arc::clone(&clock)).1.ok();
+    let endpoint = String::new();
+    let begun = Begun { settings, path: None, collectors, location, directory, endpoint };
+    let leading = handle.clone();
+    let deferred = Deferred::new(&threads, FileWatch::new(Vec::new(), events.clone()), None);
+    let thread = thread::spawn(move || {
+        let core = Core::new(clock, begun, Reader::new(runtimes.clone(), numbers), tasks);
+        lead(Loop::new(core, queue, runtimes, deferred), Vec::new(), leading);
+    });
+    let patience = Duration::from_secs(60);
+    let ticks = || handle.status().wait(patience).unwrap().counters.ticks;
+    let before = ticks();
+    trap.set(true);
+    // The loop panics at its ticks and on requests. A request is answered in words.
+    let error = handle.status().wait(patience).unwrap_err().to_string();
+    assert!(error.contains("failed on this request"), "{error}");
+    trap.set(false);
+    let after = ticks();
+    assert!(after >= before, "the counters are kept: {before} and then {after}");
+    while ticks() == after {
+        std::thread::yield_now();
+    }
+    let status = handle.status().wait(patience).unwrap();
+    let panics = status.panics.iter().find(|it| it.thread == LOOP).unwrap();
+    assert!(panics.message.starts_with("an injected panic"), "{panics:?}");
+    events.blocking_send(Event::Shutdown).unwrap();
+    thread.join().unwrap();
+}

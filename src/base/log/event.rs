@@ -1,0 +1,212 @@
+//! An event on its way to the host's `tracing` subscriber.
+
+use std::fmt::Display;
+use std::time::Duration;
+
+use tracing::dispatcher::has_been_set;
+use tracing::level_filters::LevelFilter;
+
+use super::text::bounded;
+
+/// Time that an event may wait before it says how long it did: its time stamp is made when it is handed over.
+const LATE: Duration = Duration::from_secs(1);
+
+/// Severity of an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Level {
+    /// Something does not work.
+    Error,
+    /// Something needs attention.
+    Warn,
+    /// Something worth a line happened.
+    Info,
+    /// Something happened that is no news.
+    Debug,
+}
+
+impl Level {
+    /// Whether any subscriber may want this level. Calls no code of the host.
+    ///
+    /// Without a subscriber one may be set later, or `tracing` may hand events to `log`.
+    pub(crate) fn is_enabled(self) -> bool {
+        let filter = match self {
+            Self::Error => LevelFilter::ERROR,
+            Self::Warn => LevelFilter::WARN,
+            Self::Info => LevelFilter::INFO,
+            Self::Debug => LevelFilter::DEBUG,
+        };
+        filter <= LevelFilter::current() || (self != Self::Debug && !has_been_set())
+    }
+}
+
+/// An event: a message and fields. All texts in it are escaped and bounded. [`Event::send`] queues it.
+#[must_use = "an event is logged by `send`"]
+#[derive(Clone, Debug)]
+pub(crate) struct Event {
+    level: Level,
+    is_audit: bool,
+    message: String,
+    fields: Box<Fields>,
+}
+
+/// Fields that events of marple may have. `None` is not recorded.
+#[derive(Clone, Debug, Default)]
+struct Fields {
+    rule: Option<String>,
+    incident: Option<String>,
+    name: Option<String>,
+    dir: Option<String>,
+    path: Option<String>,
+    times: Option<u64>,
+    topic: Option<String>,
+    needs_restart: Option<String>,
+    method: Option<String>,
+    route: Option<String>,
+    status: Option<u64>,
+    who: Option<String>,
+    role: Option<String>,
+    millis: Option<u64>,
+    refusals: Option<u64>,
+}
+
+impl Fields {
+    fn texts(&self) -> impl Iterator<Item = &String> {
+        let texts = [
+            &self.rule,
+            &self.incident,
+            &self.name,
+            &self.dir,
+            &self.path,
+            &self.topic,
+            &self.needs_restart,
+            &self.method,
+            &self.route,
+            &self.who,
+            &self.role,
+        ];
+        texts.into_iter().flatten()
+    }
+}
+
+/// Setters of fields that are texts, and of those that are numbers.
+macro_rules! setters {
+    ($($text:ident: $text_doc:literal),*; $($number:ident: $number_doc:literal),*) => {
+        $(
+            #[doc = $text_doc]
+            pub(crate) fn $text(mut self, value: impl Display) -> Self {
+                self.fields.$text = Some(bounded(&value.to_string()));
+                self
+            }
+        )*
+        $(
+            #[doc = $number_doc]
+            pub(crate) fn $number(mut self, value: impl Into<u64>) -> Self {
+                self.fields.$number = Some(value.into());
+                self
+            }
+        )*
+    };
+}
+
+/// Hands an event to the subscriber. Fields with `display` are recorded without quotes.
+macro_rules! deliver {
+    ($level:ident, $event:expr, $late_millis:expr) => {{
+        let fields = &$event.fields;
+        tracing::event!(
+            target: "marple",
+            tracing::Level::$level,
+            rule = fields.rule.as_deref(),
+            incident = fields.incident.as_ref().map(display),
+            name = fields.name.as_deref(),
+            dir = fields.dir.as_ref().map(display),
+            path = fields.path.as_ref().map(display),
+            times = fields.times,
+            topic = fields.topic.as_deref(),
+            needs_restart = fields.needs_restart.as_ref().map(display),
+            late_millis = $late_millis,
+            "{}",
+            $event.message
+        );
+    }};
+}
+
+/// The same for the log of requests.
+macro_rules! deliver_audit {
+    ($level:ident, $event:expr, $late_millis:expr) => {{
+        let fields = &$event.fields;
+        tracing::event!(
+            target: "marple::audit",
+            tracing::Level::$level,
+            method = fields.method.as_deref(),
+            route = fields.route.as_deref(),
+            status = fields.status,
+            who = fields.who.as_deref(),
+            role = fields.role.as_deref(),
+            millis = fields.millis,
+            refusals = fields.refusals,
+            times = fields.times,
+            late_millis = $late_millis,
+            "{}",
+            $event.message
+        );
+    }};
+}
+
+impl Event {
+    /// An event of the target `marple`.
+    pub(crate) fn new(level: Level, message: impl Into<String>) -> Self {
+        let message = bounded(&message.into());
+        Self { level, is_audit: false, message, fields: Box::default() }
+    }
+
+    /// An event of the target `marple::audit`.
+    pub(crate) fn audit(level: Level, message: impl Into<String>) -> Self {
+        Self { is_audit: true, ..Self::new(level, message) }
+    }
+
+    setters! {
+        rule: "Sets the rule that fired.",
+        incident: "Sets the incident it is about.",
+        name: "Sets the name of that incident.",
+        dir: "Sets the directory of that incident.",
+        path: "Sets the file it is about.",
+        topic: "Sets the topic of a warning.",
+        needs_restart: "Sets the settings that take effect at the next start only.",
+        method: "Sets the method of a request.",
+        route: "Sets the route of a request.",
+        who: "Sets the client of a request.",
+        role: "Sets the role of that client.";
+        times: "Sets how often it has happened.",
+        status: "Sets the status of an answer.",
+        millis: "Sets how long a request took.",
+        refusals: "Sets how often such a request was refused."
+    }
+
+    /// Queues it for the host's subscriber, if one wants its level. Never blocks; costs some microseconds.
+    pub(crate) fn send(self) {
+        if self.level.is_enabled()
+            && let Some(queue) = super::queue()
+        {
+            queue.send(self);
+        }
+    }
+
+    /// Its texts' size in bytes.
+    pub(super) fn size(&self) -> usize {
+        self.message.len() + self.fields.texts().map(String::len).sum::<usize>()
+    }
+
+    /// Hands it to the host's subscriber, which may block or panic; it was queued for `waited`.
+    pub(super) fn deliver(&self, waited: Duration) {
+        let late = (waited >= LATE).then(|| u64::try_from(waited.as_millis()).unwrap_or(u64::MAX));
+        match (self.is_audit, self.level) {
+            (false, Level::Error) => deliver!(ERROR, self, late),
+            (false, Level::Warn) => deliver!(WARN, self, late),
+            (false, Level::Info) => deliver!(INFO, self, late),
+            (false, Level::Debug) => deliver!(DEBUG, self, late),
+            (true, Level::Error | Level::Warn) => deliver_audit!(WARN, self, late),
+            (true, Level::Info) => deliver_audit!(INFO, self, late),
+            (true, Level::Debug) => deliver_audit!(DEBUG, self, late),
+        }
+    }
+}

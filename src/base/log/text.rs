@@ -1,0 +1,74 @@
+//! Texts that are safe in a log line.
+
+use std::borrow::Cow;
+use std::fmt::Write;
+
+/// Maximum length of one text of an event, in bytes; the longest path is 4096.
+const MAX_TEXT: usize = 4 << 10;
+
+/// Returns `text` with control characters, line separators and marks that reorder text written as `\n` or `\u{1b}`.
+pub(crate) fn escaped(text: &str) -> Cow<'_, str> {
+    if !text.contains(is_unsafe) {
+        return Cow::Borrowed(text);
+    }
+    let mut safe = String::with_capacity(text.len() + 16);
+    for character in text.chars() {
+        if is_unsafe(character) {
+            let _ = write!(safe, "{}", character.escape_default());
+        } else {
+            safe.push(character);
+        }
+    }
+    Cow::Owned(safe)
+}
+
+/// Returns `text` escaped, and cut if it is longer than an event may hold.
+pub(super) fn bounded(text: &str) -> String {
+    let mut end = text.len().min(MAX_TEXT);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    let (kept, rest) = text.split_at(end);
+    let mut safe = escaped(kept).into_owned();
+    if !rest.is_empty() {
+        let _ = write!(safe, "… ({} bytes more)", rest.len());
+    }
+    safe
+}
+
+/// Whether `character` could end the line, move the cursor or change the direction of what follows.
+fn is_unsafe(character: char) -> bool {
+    character.is_control()
+        || matches!(
+            character,
+            '\u{2028}' | '\u{2029}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
+        )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_cannot_forge_a_line_or_steer_a_terminal() {
+        for (text, safe) in [
+            ("tokio-rt-worker", "tokio-rt-worker"),
+            ("état 線程", "état 線程"),
+            ("a\nERROR forged", r"a\nERROR forged"),
+            ("\u{1b}[2J", r"\u{1b}[2J"),
+            ("\u{9b}31m\r\t\0", r"\u{9b}31m\r\t\u{0}"),
+            ("\u{202e}txt.exe\u{2028}", r"\u{202e}txt.exe\u{2028}"),
+        ] {
+            assert_eq!(escaped(text), safe);
+        }
+    }
+
+    #[test]
+    fn long_texts_are_cut_at_a_character() {
+        let text = "é".repeat(MAX_TEXT);
+        let cut = bounded(&text);
+        assert!(cut.starts_with(&"é".repeat(MAX_TEXT / 2)), "{}", cut.len());
+        assert!(cut.ends_with("… (4096 bytes more)"), "{cut}");
+        assert_eq!(bounded(&"x".repeat(MAX_TEXT)).len(), MAX_TEXT);
+    }
+}
