@@ -27,7 +27,7 @@
 //! [[rule]]
 //! metric = "memory"       # working set, in per cent of the limit
 //! abs = 80
-//! capture = ["cpu", "heap", "trace", "threads", "tasks"]
+//! capture = ["cpu", "heap", "trace", "threads", "tasks", "descriptors"]
 //! ```
 //!
 //! That is all. The runtime [`Agent`] is started in is watched; others are added with
@@ -38,7 +38,8 @@
 //! # What it asks of the process
 //!
 //! Threads of its own, `marple`, `marple-capture`, while CPU time is sampled `marple-cpu` (in wall mode `marple-wall`), once a
-//! profile was asked for over HTTP `marple-encode`, and none of the host's time but what the engines take: see [`cpu`], [`heap`] and [`trace`]. A directory it may write to; it stays within the
+//! profile was asked for over HTTP `marple-encode`, for log lines `marple-log`, for stacks of stalls `marple-stalls`, for
+//! wakers of requests that are awaited `marple-wakers`, and none of the host's time but what the engines take: see [`cpu`], [`heap`] and [`trace`]. A directory it may write to; it stays within the
 //! bounds of `[store]`. Linux has everything; other Unixes lack cgroups and what is read from `/proc`.
 //!
 //! # What it is not for

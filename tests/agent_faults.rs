@@ -16,6 +16,7 @@ use marple::agent::Status;
 use marple::base::Bytes;
 use marple::model::{CaptureKind, Manifest, Outcome};
 use marple::{Agent, AgentHandle, CaptureSet, Settings};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 #[global_allocator]
 static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
@@ -53,22 +54,125 @@ fn a_host_out_of_descriptors_is_told_and_has_captures_when_it_has_some() {
         let captures = home.path().join("captures");
         let agent = start(&captures);
         let handle = agent.handle();
-        assert_eq!(capture(&handle, &captures, [CaptureKind::Heap]).artifacts.len(), 2);
+        assert_eq!(heap_files(&capture(&handle, &captures, [CaptureKind::Heap])), 2);
 
         let mut held = Vec::new();
-        let error = wait_for("a refusal", || {
-            // The agent gives some back as it ends what it does: they are taken too.
-            while let Ok(file) = File::open("/dev/null") {
-                held.push(file);
-            }
-            handle.capture([CaptureKind::Heap], SHORT).wait(PATIENCE).err()
-        });
+        while let Ok(file) = File::open("/dev/null") {
+            held.push(file);
+        }
+        let limit = getrlimit(Resource::Nofile);
+        // Beyond the reserved ones: no number is free below the limit.
+        setrlimit(Resource::Nofile, Rlimit { current: Some(3), ..limit }).unwrap();
+        let error = handle.capture([CaptureKind::Heap], SHORT).wait(PATIENCE).unwrap_err();
         let told = format!("{error}: {:?}", handle.status().wait(PATIENCE).unwrap().last_failure);
         assert!(told.contains("raise `ulimit -n`"), "{told}");
         ticks(&handle);
 
+        setrlimit(Resource::Nofile, limit).unwrap();
         drop(held);
-        assert_eq!(capture(&handle, &captures, [CaptureKind::Heap]).artifacts.len(), 2);
+        assert_eq!(heap_files(&capture(&handle, &captures, [CaptureKind::Heap])), 2);
+    });
+}
+
+/// Number of heap profiles; with few descriptors a list of them is beside.
+fn heap_files(manifest: &Manifest) -> usize {
+    manifest.artifacts.iter().filter(|it| it.kind == CaptureKind::Heap).count()
+}
+
+/// A client in a process of its own, which has descriptors; it is started while this one has some.
+struct Client {
+    child: std::process::Child,
+    answers: std::io::BufReader<std::process::ChildStdout>,
+}
+
+impl Client {
+    fn start(port: u16) -> Self {
+        let ask = format!(
+            "while read -r method path; do exec 3<>/dev/tcp/127.0.0.1/{port}; \
+             printf '%s %s HTTP/1.1\\r\\nHost: localhost\\r\\nConnection: close\\r\\n\\r\\n' \
+             \"$method\" \"$path\" >&3; read -r -t 30 answer <&3; echo \"$answer\"; cat <&3 >/dev/null; exec 3>&-; done"
+        );
+        let mut child = std::process::Command::new("bash")
+            .args(["-c", &ask])
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let answers = std::io::BufReader::new(child.stdout.take().unwrap());
+        Self { child, answers }
+    }
+
+    /// The status line of the answer.
+    fn ask(&mut self, request: &str) -> String {
+        use std::io::BufRead;
+        writeln!(self.child.stdin.as_mut().unwrap(), "{request}").unwrap();
+        let mut answer = String::new();
+        self.answers.read_line(&mut answer).unwrap();
+        answer
+    }
+}
+
+#[test]
+fn a_host_without_descriptors_has_an_endpoint_and_captures_and_a_list_of_what_took_them() {
+    let test =
+        "a_host_without_descriptors_has_an_endpoint_and_captures_and_a_list_of_what_took_them";
+    store::again(test, &["prlimit", "--nofile=512"], || {
+        let home = tempfile::tempdir().unwrap();
+        let captures = home.path().join("captures");
+        let port = {
+            let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            free.local_addr().unwrap().port()
+        };
+        let listen = marple::config::Listen::Tcp(([127, 0, 0, 1], port).into());
+        let http = marple::config::HttpSettings { listen, ..Default::default() };
+        let settings =
+            Settings { dir: captures.clone(), rules: Vec::new(), http: Some(http), ..settings() };
+        let agent = Agent::from_settings(settings).start().unwrap();
+        let handle = agent.handle();
+        let mut client = Client::start(port);
+        assert!(client.ask("GET /status").contains("200"));
+
+        let leak = home.path().join("leak.log");
+        File::create(&leak).unwrap();
+        let mut held = Vec::new();
+        while let Ok(file) = File::open(&leak) {
+            held.push(file);
+        }
+        for _ in 0..10 {
+            let answer = client.ask("GET /status");
+            assert!(answer.contains("200"), "{answer}");
+        }
+        let answer = client.ask("POST /monitor/notify");
+        assert!(answer.contains("200"), "{answer}");
+        // One kind after the other: each has had its turn before the end.
+        wait_for("all to run", || {
+            let status = handle.status().wait(PATIENCE).unwrap();
+            let done = status.counters.captures + status.counters.captures_failed;
+            let running = status.incidents.first()?.running.iter().count() as u64;
+            (running + done >= CaptureKind::ALL.len() as u64).then_some(())
+        });
+        assert!(client.ask("POST /monitor/notify").contains("200"));
+        wait_for("its end", || {
+            let status = handle.status().wait(PATIENCE).unwrap();
+            (status.counters.incidents_closed == 1).then_some(())
+        });
+        // This test's own reading needs some.
+        held.truncate(held.len() - 20);
+        let (dir, manifest) = wait_for("it to close", || {
+            incidents(&captures).into_iter().find(|(_, it)| it.closed.is_some())
+        });
+        for kind in CaptureKind::ALL {
+            let record = manifest.captures.iter().find(|it| it.kind == kind).unwrap();
+            assert_eq!(record.outcome, Outcome::Done, "{record:?}");
+            assert!(manifest.artifacts.iter().any(|it| it.kind == kind), "{kind}");
+        }
+        let list = manifest.artifacts.iter().find(|it| it.kind == CaptureKind::Descriptors);
+        let list = fs::read_to_string(dir.join(&list.unwrap().file)).unwrap();
+        let line = list.lines().find(|line| line.contains("leak.log")).unwrap();
+        let count: u64 = line.split_whitespace().next().unwrap().parse().unwrap();
+        assert!(count > 300, "{list}");
+        client.child.kill().unwrap();
+        client.child.wait().unwrap();
     });
 }
 

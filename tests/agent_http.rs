@@ -61,7 +61,10 @@ fn notify_flips_as_the_founding_program_did() {
     let (status, on) = ask("POST", &url, None);
     assert_eq!((status, &on["code"], &on["msg"]), (200, &0.into(), &"notify success".into()));
     assert_eq!(on["on"], true);
-    assert_eq!(on["running"], serde_json::json!(["trace", "threads", "tasks", "cpu", "heap"]));
+    assert_eq!(
+        on["running"],
+        serde_json::json!(["trace", "threads", "tasks", "descriptors", "cpu", "heap"])
+    );
     assert!(on["since"].is_string() && on["incident"].is_string(), "{on}");
     let (_, off) = ask("POST", &url, None);
     assert_eq!((&off["on"], &off["incident"]), (&false.into(), &on["incident"]));

@@ -127,6 +127,9 @@ impl Incident {
                 }
                 Ok(Vec::new())
             }
+            CaptureKind::Descriptors => {
+                Ok(String::from_utf8(bytes)?.lines().map(str::to_owned).collect())
+            }
             // A collector of the service's own; this one has none.
             CaptureKind::Custom => Ok(Vec::new()),
         }
@@ -155,7 +158,9 @@ impl Incident {
                 CaptureKind::Trace => {
                     println!("  https://ui.perfetto.dev, Open trace file: {}", path.display());
                 }
-                CaptureKind::Custom => println!("  less {}", path.display()),
+                CaptureKind::Descriptors | CaptureKind::Custom => {
+                    println!("  less {}", path.display());
+                }
             }
         }
         let mut heaps = self.artifacts(CaptureKind::Heap);

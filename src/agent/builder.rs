@@ -22,7 +22,7 @@ use super::pending::Threads;
 use super::run::Loop;
 use super::service::Service;
 use super::threads::{lead, work};
-use crate::base::{Clock, Error, SystemClock, log, panics, warnings};
+use crate::base::{Clock, Error, SystemClock, log, panics, spare, warnings};
 use crate::config::{Settings, Watched};
 use crate::model::{ProcessInfo, Versions};
 use crate::os;
@@ -116,6 +116,7 @@ impl Builder {
         settings.validate().map_err(Error::new)?;
         let claim = Claim::take().ok_or_else(|| Error::new(AgentError::AlreadyRunning))?;
         panics::install_hook();
+        spare::reserve();
         log::set_on_start(collect::heap::exclude_for_good);
         let (events, queue) = mpsc::channel(QUEUE);
         let registry = Collectors::new(events.clone());
@@ -209,6 +210,7 @@ impl Builder {
                 lead(agent, services, handle);
                 // Others may hold a sender of their own: the end is said, not inferred.
                 let _ = finished_tx.send(());
+                spare::give_back();
                 drop(claim);
             }
         });

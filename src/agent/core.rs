@@ -26,7 +26,7 @@ use super::reload;
 use super::status::{ConfigStatus, Counters};
 use super::stream::{self, Streams, work};
 use super::stuck::Stuck;
-use crate::base::{Anchor, Clock, Error as PublicError, IncidentId, Moment, log, warnings};
+use crate::base::{Anchor, Clock, Error as PublicError, IncidentId, Moment, log, spare, warnings};
 use crate::config::Settings;
 use crate::model::{CaptureKind, Losses, Vitals};
 use crate::store::{Holdings, Location};
@@ -211,6 +211,7 @@ impl Core {
         }
         self.expire();
         self.log_start();
+        spare::refill();
         self.watch_capture_thread();
         log::check();
         log_warnings();
@@ -284,6 +285,7 @@ impl Core {
 
     fn done(&mut self, report: Report) {
         self.capture_thread_is_free();
+        spare::refill();
         let tally = report.tally;
         self.engines.extend(tally.engines);
         self.counters.captures += tally.captures;

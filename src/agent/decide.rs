@@ -13,7 +13,7 @@ use super::budget::{Budget, RuleState, State, moment_of};
 use super::incidents::{Done, Incidents, Job, Notice};
 use crate::base::{Anchor, IncidentId, Moment};
 use crate::config::BudgetSettings;
-use crate::model::{CaptureSet, Metric, Mode, Origin, Reason, Rule, Vitals};
+use crate::model::{CaptureKind, CaptureSet, Metric, Mode, Origin, Reason, Rule, Vitals};
 use crate::rules::{Crossing, Decision, Engine, Opening};
 
 /// A rule that fired.
@@ -155,7 +155,11 @@ impl Decider {
             self.engine.captured(&rule.name, now);
             return Fired { rule: rule.name.clone(), text, incident: None };
         }
-        let kinds = self.affordable(rule.capture, vitals, &mut text);
+        let mut wanted = rule.capture;
+        if needs_descriptors(&rule.metric, vitals) {
+            wanted.insert(CaptureKind::Descriptors);
+        }
+        let kinds = self.affordable(wanted, vitals, &mut text);
         let reason = Reason {
             origin: Origin::Rule,
             at,
@@ -248,4 +252,15 @@ impl Decider {
             }
         }
     }
+}
+
+/// Whether an incident of a rule over `metric` is to list the open descriptors, whatever the rule captures: the rule is
+/// over their number, or more than half of those there may be are open.
+fn needs_descriptors(metric: &Metric, vitals: &Vitals) -> bool {
+    matches!(metric, Metric::Fds | Metric::FdShare) || are_many_open(vitals)
+}
+
+/// Whether more than half of the descriptors that there may be are open.
+pub(super) fn are_many_open(vitals: &Vitals) -> bool {
+    vitals.fd_percent().is_some_and(|share| share.get() > 50.0)
 }

@@ -14,6 +14,7 @@ use super::Error as AgentError;
 use super::collectors::{Collected, CollectorOptions, CollectorOutput, Collectors};
 use super::event::{Event, Reply, ToggleAction};
 use super::pending::Threads;
+use super::side_thread::{SideThread, WakeAside};
 use super::status::{Captured, Status, Toggled};
 use super::stream::{Ask, StreamError, Streaming, Take};
 use crate::base::Error;
@@ -33,6 +34,8 @@ pub struct AgentHandle {
     runtimes: Runtimes,
     numbers: Numbers,
     collectors: Collectors,
+    /// The thread on which wakers of the service are called.
+    wakers: SideThread,
     /// Of those settings that cannot change without a restart.
     fixed: Arc<Fixed>,
 }
@@ -62,6 +65,7 @@ impl AgentHandle {
             runtimes,
             numbers,
             collectors,
+            wakers: SideThread::new("marple-wakers"),
             fixed: Arc::new(Fixed {
                 location,
                 http,
@@ -230,14 +234,27 @@ impl AgentHandle {
             };
             return Pending(Err(Some(Error::new(error))));
         }
-        Pending(Ok(answer))
+        Pending(Ok(Answer { answer, wakers: self.wakers.clone() }))
     }
 }
 
 /// An answer that is on its way. Await it, or [`Pending::wait`] for it where nothing can be awaited. The
 /// request is carried out either way.
 #[must_use = "the answer says whether the request was carried out"]
-pub struct Pending<T>(Result<oneshot::Receiver<Result<T, Error>>, Option<Error>>);
+pub struct Pending<T>(Result<Answer<T>, Option<Error>>);
+
+struct Answer<T> {
+    answer: oneshot::Receiver<Result<T, Error>>,
+    wakers: SideThread,
+}
+
+impl<T> Answer<T> {
+    /// Polls for the answer; `waker` is called on the thread that sends it.
+    fn poll(&mut self, waker: &Waker) -> Poll<Result<T, Error>> {
+        let answer = Pin::new(&mut self.answer).poll(&mut Context::from_waker(waker));
+        answer.map(|answer| answer.unwrap_or_else(|_| Err(Error::new(AgentError::Unanswered))))
+    }
+}
 
 impl<T> Pending<T> {
     /// Blocks this thread until the answer is there, for `timeout` at the most.
@@ -248,9 +265,12 @@ impl<T> Pending<T> {
     pub fn wait(mut self, timeout: Duration) -> Result<T, Error> {
         let deadline = Instant::now() + timeout;
         let waker = Waker::from(Arc::new(Unpark(thread::current())));
-        let mut context = Context::from_waker(&waker);
         loop {
-            if let Poll::Ready(answer) = Pin::new(&mut self).poll(&mut context) {
+            let polled = match &mut self.0 {
+                Ok(answer) => answer.poll(&waker),
+                Err(error) => Poll::Ready(Err(taken(error))),
+            };
+            if let Poll::Ready(answer) = polled {
                 return answer;
             }
             let left = deadline.saturating_duration_since(Instant::now());
@@ -267,15 +287,20 @@ impl<T> Future for Pending<T> {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         match &mut self.0 {
-            Ok(answer) => Pin::new(answer)
-                .poll(context)
-                .map(|answer| answer.unwrap_or_else(|_| Err(Error::new(AgentError::Unanswered)))),
-            Err(error) => {
-                let error = error.take().unwrap_or_else(|| Error::new(AgentError::Stopped));
-                Poll::Ready(Err(error))
+            Ok(answer) => {
+                // The executor's waker is the service's code: it may block or panic.
+                let waker = context.waker().clone();
+                let aside = WakeAside { waker, thread: answer.wakers.clone() };
+                answer.poll(&Waker::from(Arc::new(aside)))
             }
+            Err(error) => Poll::Ready(Err(taken(error))),
         }
     }
+}
+
+/// Takes the error of a request that was not sent; it is there once.
+fn taken(error: &mut Option<Error>) -> Error {
+    error.take().unwrap_or_else(|| Error::new(AgentError::Stopped))
 }
 
 struct Unpark(Thread);

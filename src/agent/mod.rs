@@ -42,7 +42,6 @@ mod reload;
 mod replay;
 mod run;
 mod service;
-#[cfg(feature = "trace")]
 mod side_thread;
 mod status;
 mod stream;

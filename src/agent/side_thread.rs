@@ -1,12 +1,13 @@
 //! A thread of its own for work that must not wait behind the work of others.
 
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::task::{Wake, Waker};
 use std::thread;
 
 use tokio::sync::oneshot;
 
 use super::collect;
-use crate::base::{panics, warnings};
+use crate::base::{log, panics, warnings};
 
 type Work = Box<dyn FnOnce() + Send>;
 
@@ -23,7 +24,8 @@ impl SideThread {
         Self { name, orders: Arc::default() }
     }
 
-    /// Has `work` run on the thread. The receiver is closed if it panics, or if there can be no thread.
+    /// Has `work`, which is marple's code, run on the thread. The receiver is closed if it panics, or if there can be no thread.
+    #[cfg_attr(not(feature = "trace"), allow(dead_code, reason = "only stalls are looked into"))]
     pub(super) fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
@@ -35,16 +37,34 @@ impl SideThread {
                 let _ = answer.send(result);
             }
         });
+        // Without a thread it is dropped, and so is `answer`.
+        drop(self.send(work));
+        receiver
+    }
+
+    /// Wakes `waker`, which is the host's code, on the thread; here if there can be none.
+    pub(super) fn wake(&self, waker: Waker) {
+        let wake = || {
+            if let Err(panic) = panics::catch(|| waker.wake()) {
+                log::error(format!("a waker of the service panicked: {panic}"));
+            }
+        };
+        if let Err(wake) = self.send(Box::new(wake)) {
+            wake();
+        }
+    }
+
+    /// Hands `work` to the thread, or back if there can be none.
+    fn send(&self, work: Work) -> Result<(), Work> {
         let mut orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
         if orders.is_none() {
             *orders = self.start();
         }
-        if let Some(sender) = &*orders
-            && sender.send(work).is_err()
-        {
+        let Some(sender) = &*orders else { return Err(work) };
+        sender.send(work).map_err(|mpsc::SendError(work)| {
             *orders = None;
-        }
-        receiver
+            work
+        })
     }
 
     fn start(&self) -> Option<mpsc::Sender<Work>> {
@@ -67,6 +87,18 @@ impl SideThread {
     }
 }
 
+/// A waker that has another, the host's, called on a [`SideThread`].
+pub(super) struct WakeAside {
+    pub(super) waker: Waker,
+    pub(super) thread: SideThread,
+}
+
+impl Wake for WakeAside {
+    fn wake(self: Arc<Self>) {
+        self.thread.wake(self.waker.clone());
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -75,6 +107,7 @@ mod tests {
 
     #[test]
     fn work_is_done_while_all_threads_for_files_are_taken_and_after_a_panic() {
+        panics::install_hook();
         let runtime =
             tokio::runtime::Builder::new_current_thread().max_blocking_threads(1).build().unwrap();
         let side = SideThread::new("side");

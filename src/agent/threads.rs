@@ -43,7 +43,13 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 ///
 /// Without the descriptors for a poller the loop runs on timers alone: vitals, rules and status are there, the endpoint
 /// and the signal are not, until there are descriptors.
-pub(super) fn lead(mut agent: Loop, services: Vec<Box<dyn Service>>, handle: AgentHandle) {
+pub(super) fn lead(agent: Loop, services: Vec<Box<dyn Service>>, handle: AgentHandle) {
+    if panics::fence_and_record(LOOP, || start_and_repeat(agent, services, handle)).is_none() {
+        warnings::set("agent", "nothing is watched or served: the agent has ended by a panic");
+    }
+}
+
+fn start_and_repeat(mut agent: Loop, services: Vec<Box<dyn Service>>, handle: AgentHandle) {
     let mut backoff = Backoff::new();
     let runtime = loop {
         let error = match runtime() {
@@ -93,7 +99,7 @@ fn repeat(runtime: &Runtime, agent: &mut Loop) {
             return;
         }
         pause = if agent.turns() > turns + 1 { FIRST_PAUSE } else { LONGEST_PAUSE.min(pause * 2) };
-        panics::fence_and_record(LOOP, || runtime.block_on(time::sleep(pause)));
+        panics::fence_and_record(LOOP, || runtime.block_on(async { time::sleep(pause).await }));
     }
 }
 
@@ -148,6 +154,7 @@ fn runtime() -> io::Result<tokio::runtime::Runtime> {
         .on_thread_start(|| {
             os::memory::release_own_stack();
             collect::heap::exclude_for_good();
+            panics::fence_thread();
         })
         .build()
 }

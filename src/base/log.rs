@@ -15,6 +15,7 @@
 //! Texts are escaped here, in one place: names of threads, tasks, spans and files come from outside, and a line break or
 //! a terminal escape in one of them must not forge a log line.
 
+#[cfg_attr(not(feature = "http"), allow(dead_code, reason = "only the endpoint audits"))]
 mod event;
 mod quiet;
 mod text;

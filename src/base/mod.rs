@@ -8,6 +8,7 @@ pub(crate) mod log;
 pub(crate) mod panics;
 pub(crate) mod retry;
 mod site;
+pub(crate) mod spare;
 pub(crate) mod sync;
 mod units;
 pub mod warnings;

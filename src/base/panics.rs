@@ -69,6 +69,11 @@ pub(crate) fn is_fenced() -> bool {
     IS_FENCED.try_with(Cell::get).unwrap_or(false)
 }
 
+/// Marks this thread, which runs nothing but marple's code: its panics, which others catch, pass by the host's hook.
+pub(crate) fn fence_thread() {
+    IS_FENCED.set(true);
+}
+
 /// Runs `work`, which is marple's code. A panic is an error with its message; the host's hook is not called.
 ///
 /// # Errors

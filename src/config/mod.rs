@@ -31,6 +31,7 @@ mod value;
 mod watch;
 mod watched;
 
+use crate::base::spare;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
@@ -88,7 +89,7 @@ fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
         return Err(io::Error::other("it is not a regular file"));
     }
     let mut contents = Vec::new();
-    File::open(path)?.take(MAX_FILE_BYTES + 1).read_to_end(&mut contents)?;
+    spare::with(|| File::open(path))?.take(MAX_FILE_BYTES + 1).read_to_end(&mut contents)?;
     if contents.len() as u64 > MAX_FILE_BYTES {
         return Err(io::Error::other("it is larger than 1 MiB"));
     }

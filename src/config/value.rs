@@ -15,7 +15,7 @@ use serde::de::{self, Deserialize, DeserializeSeed, Deserializer, Unexpected, Vi
 
 use super::secret::Secret;
 use super::settings::{Listen, Room, RuleChoice, TasksMode, ThreadsMode, ToggleSignal};
-use crate::base::{Bytes, Hertz, Percent};
+use crate::base::{Bytes, Hertz, Percent, spare};
 use crate::model::{Again, CpuEngine, CpuMode, Holds, Mode, TraceMode, Unit};
 
 /// A value that is written as a number or as a text.
@@ -327,7 +327,8 @@ pub(super) fn token_file<'de, D: Deserializer<'de>>(deserializer: D) -> Result<S
     // a Kubernetes secret is one.
     let mut open = File::options();
     open.read(true).custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed());
-    let file = open.open(&path).and_then(|file| file.metadata().map(|meta| (file, meta)));
+    let file =
+        spare::with(|| open.open(&path)).and_then(|file| file.metadata().map(|meta| (file, meta)));
     let (file, meta) = match file {
         Ok(opened) => opened,
         Err(error) => return refuse(format!("cannot be read: {error}")),

@@ -35,7 +35,10 @@ use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
 use super::Error;
 use super::event_rate::{EventBudget, Pauses};
 use super::watched::{Change, File, Identity, QUIET, Watched};
-use crate::base::{Clock, OfProcess, SystemClock};
+use crate::base::{Clock, OfProcess, SystemClock, panics};
+
+/// Name of the thread.
+const THREAD: &str = "marple-watch";
 
 /// The least time between two looks.
 const PACE: Duration = Duration::from_millis(25);
@@ -111,7 +114,7 @@ impl Watcher {
         };
         let (ready, started) = std::sync::mpsc::sync_channel(1);
         let thread = thread::Builder::new()
-            .name("marple-watch".to_owned())
+            .name(THREAD.to_owned())
             .spawn(move || {
                 on_thread();
                 looker.watch_directories();
@@ -252,11 +255,14 @@ impl Looker {
     fn run(mut self, on_change: &mut dyn FnMut(Change)) {
         let mut read = true;
         loop {
-            read |= self.watch_directories();
+            let is_new = panics::fence_and_record(THREAD, || self.watch_directories());
+            read |= is_new.unwrap_or(true);
             for file in &mut self.files {
-                if let Some(change) = file.look(SystemClock.now(), read) {
-                    on_change(change);
-                }
+                panics::fence_and_record(THREAD, || {
+                    if let Some(change) = file.look(SystemClock.now(), read) {
+                        on_change(change);
+                    }
+                });
             }
             let looked = Instant::now();
             let pause = if self.files.iter().any(File::is_unsettled) {

@@ -25,6 +25,7 @@ use super::places::Places;
 use super::{Peer, connection, own};
 use crate::agent::{AgentHandle, NotInherited, Service};
 use crate::base::retry::Backoff;
+use crate::base::spare::{self, Need, OpenError};
 use crate::base::{Error, log, panics, warnings};
 use crate::config::{HttpSettings, Listen, Settings};
 
@@ -206,13 +207,14 @@ async fn accept(socket: Socket, routes: Router, settings: &HttpSettings) -> io::
     }
 }
 
-/// A connection that was reset before it was taken is gone. Without descriptors none can be taken for a
-/// while, and asking in a loop would be all this thread does.
+/// A connection that was reset before it was taken is gone. Without a descriptor one that is reserved is released for
+/// the next attempt; when there is none left either, asking in a loop would be all this thread does.
 async fn pause_if_failed<T>(accepted: io::Result<T>) -> Option<T> {
     match accepted {
         Ok(accepted) => Some(accepted),
         Err(error) => {
-            if error.kind() != ErrorKind::ConnectionAborted {
+            let has_spare = error.is_out_of_descriptors() && spare::release(Need::Connection);
+            if !has_spare && error.kind() != ErrorKind::ConnectionAborted {
                 time::sleep(PAUSE).await;
             }
             None
@@ -245,6 +247,7 @@ fn admit(
     tokio::spawn(log::quiet(async move {
         let _fence = CountPanic;
         connection::serve(stream, peer, routes, longest, place.seat()).await;
+        spare::refill();
         drop(place);
     }));
 }

@@ -14,6 +14,8 @@ pub enum CaptureKind {
     Threads,
     /// Where every wrapped task stands.
     Tasks,
+    /// Open file descriptors, by what they refer to.
+    Descriptors,
     /// Where CPU time went.
     Cpu,
     /// What holds memory.
@@ -25,7 +27,8 @@ pub enum CaptureKind {
 
 impl CaptureKind {
     /// Every kind that marple captures itself, in order.
-    pub const ALL: [Self; 5] = [Self::Trace, Self::Threads, Self::Tasks, Self::Cpu, Self::Heap];
+    pub const ALL: [Self; 6] =
+        [Self::Trace, Self::Threads, Self::Tasks, Self::Descriptors, Self::Cpu, Self::Heap];
 
     /// Its name in configuration, manifests and URLs.
     pub const fn name(self) -> &'static str {
@@ -33,6 +36,7 @@ impl CaptureKind {
             Self::Trace => "trace",
             Self::Threads => "threads",
             Self::Tasks => "tasks",
+            Self::Descriptors => "descriptors",
             Self::Cpu => "cpu",
             Self::Heap => "heap",
             Self::Custom => "custom",
@@ -65,6 +69,8 @@ pub enum Form {
     TasksJson,
     /// The tasks, for pprof's readers.
     TasksPprof,
+    /// The open file descriptors, to be read.
+    DescriptorsText,
     /// A CPU profile.
     CpuPprof,
     /// A heap profile.
@@ -75,13 +81,14 @@ pub enum Form {
 
 impl Form {
     /// Every form that marple writes itself, those of one kind together, its main one first.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::RuntimeTrace,
         Self::ThreadsText,
         Self::ThreadsPprof,
         Self::TasksText,
         Self::TasksJson,
         Self::TasksPprof,
+        Self::DescriptorsText,
         Self::CpuPprof,
         Self::MemoryPprof,
     ];
@@ -100,6 +107,7 @@ impl Form {
             Self::TasksText => "tasks.txt",
             Self::TasksJson => "tasks.json",
             Self::TasksPprof => "tasks.pprof",
+            Self::DescriptorsText => "descriptors.txt",
             Self::CpuPprof => "cpu.pprof",
             Self::MemoryPprof => "memory.pprof",
             Self::Custom => "custom",
@@ -112,6 +120,7 @@ impl Form {
             Self::RuntimeTrace => CaptureKind::Trace,
             Self::ThreadsText | Self::ThreadsPprof => CaptureKind::Threads,
             Self::TasksText | Self::TasksJson | Self::TasksPprof => CaptureKind::Tasks,
+            Self::DescriptorsText => CaptureKind::Descriptors,
             Self::CpuPprof => CaptureKind::Cpu,
             Self::MemoryPprof => CaptureKind::Heap,
             Self::Custom => CaptureKind::Custom,
@@ -126,6 +135,7 @@ impl From<CaptureKind> for Form {
             CaptureKind::Trace => Self::RuntimeTrace,
             CaptureKind::Threads => Self::ThreadsText,
             CaptureKind::Tasks => Self::TasksText,
+            CaptureKind::Descriptors => Self::DescriptorsText,
             CaptureKind::Cpu => Self::CpuPprof,
             CaptureKind::Heap => Self::MemoryPprof,
             CaptureKind::Custom => Self::Custom,
@@ -142,7 +152,8 @@ impl fmt::Display for CaptureKind {
 /// Why a text is not a kind of capture.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "`{0}` is not a capture: write one of \"cpu\", \"heap\", \"trace\", \"threads\", \"tasks\""
+    "`{0}` is not a capture: write one of \"cpu\", \"heap\", \"trace\", \"threads\", \"tasks\", \
+     \"descriptors\""
 )]
 pub struct ParseCaptureKindError(String);
 

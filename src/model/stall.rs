@@ -6,6 +6,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::Serialize;
 
+use crate::base::log::escaped;
+
 /// What a worker of a runtime tells of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Beat {
@@ -52,6 +54,7 @@ pub struct Stall {
 impl fmt::Display for Stall {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { task, thread, tid, started, .. } = self;
+        let task = escaped(task);
         let verb = if self.running { "has been" } else { "was" };
         let millis = self.lasted.as_millis();
         if self.suspected {
@@ -66,7 +69,7 @@ impl fmt::Display for Stall {
                 self.number
             )?;
         }
-        write!(f, " on thread {tid} `{thread}`")?;
+        write!(f, " on thread {tid} `{}`", escaped(thread))?;
         if let Some(worker) = self.worker {
             write!(f, ", worker {worker}")?;
         }

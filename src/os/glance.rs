@@ -12,6 +12,7 @@
 //! Of the registers only these two are told. Unwinding needs no others unless a frame is addressed by a
 //! frame pointer that none further in has saved; the walk then breaks off, and a signal has to do.
 
+use crate::base::spare;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
@@ -49,9 +50,10 @@ impl Eyes {
     /// Why threads cannot be seen, in words.
     pub fn open() -> Result<Self, String> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let tasks = open(TASKS, flags, Mode::empty())
+        let tasks = spare::with(|| open(TASKS, flags, Mode::empty()))
             .map_err(|error| format!("cannot open {TASKS}: {error}"))?;
-        let memory = open("/proc/self/mem", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok();
+        let readable = OFlags::RDONLY | OFlags::CLOEXEC;
+        let memory = spare::with(|| open("/proc/self/mem", readable, Mode::empty())).ok();
         let eyes = Self { tasks, memory, bytes: Vec::new() };
         match eyes.runs(threads::current()) {
             Some(runs) if runs.turns > 0 => Ok(eyes),

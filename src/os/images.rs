@@ -10,6 +10,7 @@
 
 #![allow(unsafe_code)]
 
+use crate::base::spare;
 use std::ffi::OsString;
 use std::fs::OpenOptions;
 use std::ops::Range;
@@ -197,7 +198,8 @@ impl Segment {
         }
         // The path may have become a FIFO meanwhile, which would hold the thread until it is written to.
         let nonblocking = rustix::fs::OFlags::NONBLOCK.bits() as i32;
-        let file = OpenOptions::new().read(true).custom_flags(nonblocking).open(path).ok()?;
+        let open = || OpenOptions::new().read(true).custom_flags(nonblocking).open(path);
+        let file = spare::with(open).ok()?;
         if !file.metadata().ok()?.is_file() {
             return None;
         }

@@ -6,6 +6,7 @@
 //!
 //! The descriptors stay open, and so count among the process's own: about ten of them.
 
+use crate::base::spare;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
@@ -22,7 +23,8 @@ pub(super) struct KernelFile(OwnedFd);
 impl KernelFile {
     /// Opens `path`; none when it is not there or not ours to read.
     pub(super) fn open(path: &Path) -> Option<Self> {
-        open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok().map(Self)
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        spare::with(|| open(path, flags, Mode::empty())).ok().map(Self)
     }
 
     /// What stands in it. None when it fills `buffer`: it may be longer, and its last number cut.

@@ -9,6 +9,8 @@ pub mod catch;
 pub mod cgroup;
 #[cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "only Linux fills it"))]
 pub mod copied;
+#[cfg(target_os = "linux")]
+pub mod descriptors;
 mod elf;
 #[cfg(target_os = "linux")]
 pub mod failed_call;
@@ -69,4 +71,6 @@ pub mod wake;
 mod copied_tests;
 
 #[cfg(not(target_os = "linux"))]
-pub use unsupported::{alarm, catch, cgroup, glance, procfs, tasks, threads, timer, wake};
+pub use unsupported::{
+    alarm, catch, cgroup, descriptors, glance, procfs, tasks, threads, timer, wake,
+};

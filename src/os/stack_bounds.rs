@@ -14,6 +14,7 @@
 
 #![allow(unsafe_code)]
 
+use crate::base::spare;
 use std::ffi::c_void;
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -45,7 +46,7 @@ impl StackBounds {
     /// Opens `/proc/self/maps`, and reads it where it answers no questions.
     pub fn open() -> io::Result<Self> {
         let pid = std::process::id();
-        let mut maps = File::open("/proc/self/maps")?;
+        let mut maps = spare::with(|| File::open("/proc/self/maps"))?;
         let given = given_at_start();
         if is_main_stack(given, &maps) {
             let main_end = Some(given);

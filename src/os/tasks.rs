@@ -1,5 +1,6 @@
 //! The threads of this process, by the kernel's list of them.
 
+use crate::base::spare;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
@@ -20,7 +21,8 @@ impl Tasks {
     /// If there is no `/proc`.
     pub fn open() -> io::Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        Ok(Self { directory: open("/proc/self/task", flags, Mode::empty())? })
+        let directory = spare::with(|| open("/proc/self/task", flags, Mode::empty()))?;
+        Ok(Self { directory })
     }
 
     pub(super) fn directory(&self) -> &OwnedFd {

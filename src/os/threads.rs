@@ -13,7 +13,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 use super::kernel_file::{number, words};
 use super::tasks::Tasks;
-use crate::base::Moment;
+use crate::base::{Moment, spare};
 
 pub(super) const TASKS: &str = "/proc/self/task";
 
@@ -107,7 +107,7 @@ pub(super) fn read<'b>(
     let mut path = [0; 32];
     write!(&mut path[..], "{tid}/{file}\0").ok()?;
     let path = CStr::from_bytes_until_nul(&path).ok()?;
-    let file = openat(tasks, path, flags, Mode::empty()).ok()?;
+    let file = spare::with(|| openat(tasks, path, flags, Mode::empty())).ok()?;
     let length = rustix::io::read(&file, &mut *buffer).ok()?;
     buffer.get(..length)
 }

@@ -4,6 +4,7 @@
 pub mod alarm;
 pub mod catch;
 pub mod cgroup;
+pub mod descriptors;
 pub mod glance;
 pub mod procfs;
 pub mod tasks;

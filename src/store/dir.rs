@@ -9,18 +9,19 @@ mod write;
 
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::{self, AtFlags, CWD, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
+use rustix::path::Arg;
 use rustix::process::{Resource, geteuid, getrlimit};
 
 use super::error::Error;
 use super::file_system::{Feature, FileSystem, is_refusal};
 use super::names::PART;
-use crate::base::Bytes;
+use crate::base::{Bytes, spare};
 
 pub(super) use modes::Modes;
 pub(super) use write::Named;
@@ -62,7 +63,7 @@ impl Dir {
     pub(super) fn subdir(&self, name: &str) -> Result<Self, Error> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file_system = Arc::clone(&self.file_system);
-        fs::openat(&self.fd, name, flags, Mode::empty())
+        open_at(&self.fd, name, flags, Mode::empty())
             .map(|fd| Self { fd, path: self.at(name), pid: self.pid, file_system })
             .map_err(|errno| self.failed("open the directory", name, errno))
     }
@@ -137,7 +138,7 @@ impl Dir {
     pub(super) fn names(&self) -> Result<Vec<String>, Error> {
         let list = || -> rustix::io::Result<Vec<String>> {
             let mut names = Vec::new();
-            for entry in fs::Dir::read_from(&self.fd)? {
+            for entry in spare::with(|| fs::Dir::read_from(&self.fd))? {
                 let name = entry?.file_name().to_string_lossy().into_owned();
                 if name != "." && name != ".." {
                     names.push(name);
@@ -190,7 +191,7 @@ impl Dir {
         self.check_process()?;
         let flags =
             OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = fs::openat(&self.fd, name, flags, self.modes().file)
+        let file = open_at(&self.fd, name, flags, self.modes().file)
             .map_err(|errno| self.failed("create", name, errno))?;
         self.modes().settle(&file, &self.file_system);
         Ok(File::from(file))
@@ -200,7 +201,7 @@ impl Dir {
     pub(super) fn open_or_create(&self, name: &str) -> Result<File, Error> {
         self.check_process()?;
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        fs::openat(&self.fd, name, flags, Mode::RUSR | Mode::WUSR)
+        open_at(&self.fd, name, flags, Mode::RUSR | Mode::WUSR)
             .map(File::from)
             .map_err(|errno| self.failed("open", name, errno))
     }
@@ -214,7 +215,7 @@ impl Dir {
         }
         // Readable, so that it can be copied should it not take a name.
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-        match fs::openat(&self.fd, ".", flags, self.modes().file) {
+        match open_at(&self.fd, ".", flags, self.modes().file) {
             Ok(fd) => {
                 self.modes().settle(&fd, &self.file_system);
                 Ok(Some(File::from(fd)))
@@ -245,7 +246,7 @@ impl Dir {
     /// The regular file called `name`, to be read. A pipe or device planted there does not block.
     pub(super) fn open_file(&self, name: &str) -> Result<File, Error> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let fd = match fs::openat(&self.fd, name, flags, Mode::empty()) {
+        let fd = match open_at(&self.fd, name, flags, Mode::empty()) {
             Ok(fd) => fd,
             // FreeBSD answers EMLINK where others answer ELOOP.
             Err(Errno::LOOP | Errno::MLINK) => {
@@ -282,6 +283,16 @@ impl Dir {
     }
 }
 
+/// Opens `name` in `dir`, with a reserved descriptor if there is no other.
+fn open_at(
+    dir: &impl AsFd,
+    name: impl Arg + Copy,
+    flags: OFlags,
+    mode: Mode,
+) -> rustix::io::Result<OwnedFd> {
+    spare::with(|| fs::openat(dir, name, flags, mode))
+}
+
 /// Whether it is a directory.
 pub(super) fn is_dir(stat: &Stat) -> bool {
     FileType::from_raw_mode(stat.st_mode) == FileType::Directory
@@ -295,7 +306,7 @@ pub(super) fn is_file(stat: &Stat) -> bool {
 /// Opens the directory at `path` itself, not what it may link to.
 pub(super) fn open_directory(path: &Path) -> Result<OwnedFd, Error> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    match fs::openat(CWD, path, flags, Mode::empty()) {
+    match open_at(&CWD, path, flags, Mode::empty()) {
         Ok(fd) => Ok(fd),
         Err(Errno::LOOP | Errno::MLINK | Errno::NOTDIR) => {
             let link = path.symlink_metadata().is_ok_and(|it| it.file_type().is_symlink());

@@ -4,6 +4,7 @@
 //! that a header claims is compared with a limit first. Only 64-bit and 32-bit ELF of either byte order
 //! is known.
 
+use crate::base::spare;
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write;
 use std::fs::{File, OpenOptions};
@@ -80,8 +81,9 @@ impl Image {
         let read = |source| Error::Read { path: path.to_owned(), source };
         // A path that has become a FIFO would otherwise hold the opener until somebody writes.
         let nonblocking = rustix::fs::OFlags::NONBLOCK.bits() as i32;
-        let file =
-            OpenOptions::new().read(true).custom_flags(nonblocking).open(path).map_err(read)?;
+        let mut options = OpenOptions::new();
+        options.read(true).custom_flags(nonblocking);
+        let file = spare::with(|| options.open(path)).map_err(read)?;
         if !file.metadata().map_err(read)?.is_file() {
             return Err(Error::NotAFile { path: path.to_owned() });
         }

@@ -5,6 +5,8 @@ use std::sync::Once;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
+use crate::base::panics;
+
 static HOOK: Once = Once::new();
 static COUNTING: AtomicBool = AtomicBool::new(false);
 static PANICS: AtomicU64 = AtomicU64::new(0);
@@ -22,7 +24,10 @@ pub fn count_panics() {
     HOOK.call_once(|| {
         let before = panic::take_hook();
         panic::set_hook(Box::new(move |info| {
-            PANICS.fetch_add(1, Ordering::Relaxed);
+            // Those of marple's own are in its status, and are none of the service.
+            if !panics::is_fenced() {
+                PANICS.fetch_add(1, Ordering::Relaxed);
+            }
             before(info);
         }));
         COUNTING.store(true, Ordering::Relaxed);

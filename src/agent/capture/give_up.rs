@@ -5,7 +5,7 @@ use super::{Report, Tally, Worker};
 use crate::agent::fence::panicked;
 use crate::agent::incidents::Done;
 use crate::base::{IncidentId, panics};
-use crate::model::{CaptureSet, Outcome};
+use crate::model::{CaptureRecord, CaptureSet, Losses, Outcome};
 use crate::store::Store;
 
 impl Worker {
@@ -44,17 +44,30 @@ impl Worker {
         }
     }
 
-    /// Has the manifest say of the captures of `kinds` that run that they failed.
+    /// Has the manifest say of the captures of `kinds` that they failed: of those that run, and of those that were to be
+    /// started and have no record yet.
     fn mark_failed(&mut self, id: IncidentId, kinds: CaptureSet, panic: &str, tally: &mut Tally) {
         let written = panics::fence(|| {
             let wall = self.clock.wall();
             self.update(id, tally, |manifest| {
-                let running = |it: &&mut crate::model::CaptureRecord| {
-                    it.outcome == Outcome::Running && kinds.contains(it.kind)
-                };
-                for record in manifest.captures.iter_mut().filter(running) {
-                    record.stopped = Some(wall);
-                    fail(record, panicked(panic));
+                for kind in kinds.iter() {
+                    let is_running =
+                        |it: &CaptureRecord| it.kind == kind && it.outcome == Outcome::Running;
+                    if !manifest.captures.iter().any(is_running) {
+                        manifest.captures.push(CaptureRecord {
+                            kind,
+                            engine: String::new(),
+                            started: wall,
+                            stopped: None,
+                            outcome: Outcome::Running,
+                            error: None,
+                            losses: Losses::default(),
+                        });
+                    }
+                    for record in manifest.captures.iter_mut().filter(|it| is_running(it)) {
+                        record.stopped = Some(wall);
+                        fail(record, panicked(panic));
+                    }
                 }
             });
         });

@@ -23,7 +23,7 @@ impl Sizes {
     /// out that might well fit; a trace is the one that is large everywhere.
     fn of(&self, kind: CaptureKind) -> Bytes {
         let seldom_less = match kind {
-            CaptureKind::Threads | CaptureKind::Tasks => Bytes::kib(8),
+            CaptureKind::Threads | CaptureKind::Tasks | CaptureKind::Descriptors => Bytes::kib(8),
             CaptureKind::Cpu | CaptureKind::Heap | CaptureKind::Custom => Bytes::kib(16),
             CaptureKind::Trace => Bytes::kib(128),
         };

@@ -13,13 +13,16 @@ use jiff::Timestamp;
 use crate::base::{Anchor, Bytes, Moment};
 use crate::codec::{perfetto, pprof, text};
 use crate::config::Settings;
-use crate::model::{CaptureKind, Form, Losses, Profile, TaskDump, ThreadDump, Timeline};
+use crate::model::{
+    CaptureKind, DescriptorDump, Form, Losses, Profile, TaskDump, ThreadDump, Timeline,
+};
 use crate::symbols;
 
 #[cfg(not(all(feature = "cpu", feature = "heap", feature = "trace")))]
 pub(super) mod absent;
 #[cfg(feature = "cpu")]
 pub(super) mod cpu;
+mod descriptors;
 #[cfg(feature = "heap")]
 pub(super) mod heap;
 #[cfg(all(feature = "jemalloc", target_os = "linux"))]
@@ -99,7 +102,9 @@ pub(super) fn switched_off(kind: CaptureKind, settings: &Settings) -> Option<&'s
         CaptureKind::Threads => threads::switched_off(settings),
         CaptureKind::Tasks => tasks::switched_off(settings),
         CaptureKind::Cpu => cpu::switched_off(settings),
-        CaptureKind::Trace | CaptureKind::Heap | CaptureKind::Custom => None,
+        CaptureKind::Trace | CaptureKind::Descriptors | CaptureKind::Heap | CaptureKind::Custom => {
+            None
+        }
     }
 }
 
@@ -108,6 +113,7 @@ pub(super) fn memory(kind: CaptureKind, settings: &Settings) -> Bytes {
     match kind {
         CaptureKind::Cpu => cpu::memory(settings),
         CaptureKind::Threads => threads::MEMORY,
+        CaptureKind::Descriptors => descriptors::MEMORY,
         CaptureKind::Tasks => tasks::memory(),
         CaptureKind::Heap | CaptureKind::Trace | CaptureKind::Custom => Bytes(0),
     }
@@ -125,6 +131,7 @@ pub(super) fn start(
         CaptureKind::Trace => trace::start(kind, settings, anchor),
         CaptureKind::Threads => threads::start(settings, anchor),
         CaptureKind::Tasks => tasks::start(settings, anchor),
+        CaptureKind::Descriptors => descriptors::start(anchor),
         CaptureKind::Custom => Err("it is in no set of captures".into()),
     }
 }
@@ -139,6 +146,7 @@ pub(super) enum Evidence {
     Timeline(Box<Timeline>),
     Threads(Box<ThreadDump>),
     Tasks(Box<TaskDump>),
+    Descriptors(Box<DescriptorDump>),
     /// Taken while it is written.
     Live(Box<dyn Live>),
 }
@@ -164,13 +172,14 @@ impl Evidence {
             Self::Live(live) => live.asked(),
             Self::Threads(dump) => dump.profile.started,
             Self::Tasks(dump) => dump.taken(),
+            Self::Descriptors(dump) => dump.taken,
         }
     }
 
     /// Whether it is of the time before the capture, when it was taken at its start: a dump is of that
     /// moment and all there is of its capture.
     pub(super) fn is_from_before(&self) -> bool {
-        !matches!(self, Self::Threads(_) | Self::Tasks(_))
+        !matches!(self, Self::Threads(_) | Self::Tasks(_) | Self::Descriptors(_))
     }
 
     /// What it lacks.
@@ -181,6 +190,7 @@ impl Evidence {
             Self::Live(live) => live.losses(),
             Self::Threads(dump) => dump.profile.losses.clone(),
             Self::Tasks(dump) => dump.losses().clone(),
+            Self::Descriptors(dump) => dump.losses.clone(),
         }
     }
 
@@ -190,7 +200,7 @@ impl Evidence {
             Self::Profile(profile) => profile,
             Self::Threads(dump) => &mut dump.profile,
             Self::Tasks(dump) => &mut dump.profile,
-            Self::Timeline(_) | Self::Live(_) => return,
+            Self::Timeline(_) | Self::Live(_) | Self::Descriptors(_) => return,
         };
         symbols::name_functions(profile);
     }
@@ -202,6 +212,7 @@ impl Evidence {
             Self::Timeline(_) => Form::RuntimeTrace,
             Self::Threads(_) => Form::ThreadsPprof,
             Self::Tasks(_) => Form::TasksPprof,
+            Self::Descriptors(_) => Form::DescriptorsText,
         };
         self.write(form, out)
     }
@@ -227,6 +238,7 @@ impl Evidence {
             (Self::Tasks(dump), Form::TasksPprof) => pprof::write(&dump.profile, out),
             (Self::Tasks(dump), Form::TasksJson) => text::tasks::write_json(dump, out),
             (Self::Tasks(dump), _) => text::tasks::write(dump, out),
+            (Self::Descriptors(dump), _) => text::descriptors::write(dump, out),
         };
         written.map_err(Failure::from)
     }

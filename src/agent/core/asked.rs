@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use super::Core;
 use crate::agent::Error;
+use crate::agent::decide::are_many_open;
 use crate::agent::event::{Reply, ToggleAction};
 use crate::agent::status::{Captured, Toggled};
 use crate::base::{Error as PublicError, IncidentId, Moment};
-use crate::model::{CaptureSet, Collect, Origin, Reason};
+use crate::model::{CaptureKind, CaptureSet, Collect, Origin, Reason};
 
 /// How long an answer waits for an incident's directory before it says that none is there yet.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -43,7 +44,7 @@ impl Core {
             }
             return;
         }
-        let kinds = kinds.unwrap_or(self.settings.toggle.capture);
+        let kinds = self.with_descriptors(kinds.unwrap_or(self.settings.toggle.capture));
         let claim = (kinds, self.settings.toggle.max_duration);
         let reason = self.asked(origin, format!("toggled on by {}", origin.words()));
         let now = self.clock.now();
@@ -72,10 +73,19 @@ impl Core {
         }
         let reason = self.asked(Origin::Code, format!("asked for by the service for {duration:?}"));
         let now = self.clock.now();
-        let id = self.decider.incidents.call(now, self.new_id(), (kinds, duration), reason);
+        let claim = (self.with_descriptors(kinds), duration);
+        let id = self.decider.incidents.call(now, self.new_id(), claim, reason);
         self.collect(id);
         self.track(id);
         self.promise(Some(id), Waiting::Capture { reply });
+    }
+
+    /// Adds the list of open descriptors to `kinds` if more than half of those there may be are open.
+    fn with_descriptors(&self, mut kinds: CaptureSet) -> CaptureSet {
+        if are_many_open(&self.vitals) {
+            kinds.insert(CaptureKind::Descriptors);
+        }
+        kinds
     }
 
     /// What is asked for by hand or from code has every file of the service's own.

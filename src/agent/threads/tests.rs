@@ -1,7 +1,7 @@
 //! Panics injected through the clock, which every part of the agent reads.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self as std_mpsc, SyncSender};
 use std::thread::JoinHandle;
 
@@ -24,24 +24,30 @@ use crate::model::{CaptureKind, Limits, Manifest, Outcome, ProcessInfo, Versions
 use crate::store::Location;
 use crate::vitals::{Numbers, Reader, Runtimes};
 
-/// A clock that panics while it is told to.
+/// A clock that panics as often as it is told to.
 #[derive(Default)]
-struct Trap(AtomicBool);
+struct Trap(AtomicUsize);
 
 impl Trap {
-    fn set(&self, is_set: bool) {
-        self.0.store(is_set, Ordering::SeqCst);
+    fn set(&self, panics: usize) {
+        self.0.store(panics, Ordering::SeqCst);
+    }
+
+    fn spring(&self) {
+        let sprung =
+            self.0.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+        assert!(sprung.is_err(), "an injected panic");
     }
 }
 
 impl Clock for Trap {
     fn now(&self) -> Moment {
-        assert!(!self.0.load(Ordering::SeqCst), "an injected panic");
+        self.spring();
         SystemClock.now()
     }
 
     fn wall(&self) -> Timestamp {
-        assert!(!self.0.load(Ordering::SeqCst), "an injected panic");
+        self.spring();
         SystemClock.wall()
     }
 }
@@ -62,6 +68,7 @@ struct Capture {
 
 impl Capture {
     fn start(dir: &TempDir) -> Self {
+        panics::install_hook();
         let trap = Arc::new(Trap::default());
         let settings = Arc::new(settings(dir));
         let clock: Arc<dyn Clock> = trap.clone();
@@ -127,9 +134,8 @@ fn a_panic_in_a_task_costs_that_capture_only() {
     let kinds = [CaptureKind::Threads].into();
 
     // In the making of a directory: that incident is lost, and said to be.
-    capture.trap.set(true);
+    capture.trap.set(1);
     let lost = capture.perform(open(id));
-    capture.trap.set(false);
     assert!(matches!(lost.done, Done::Opened { ok: false, .. }), "{:?}", lost.done);
     let (cause, why) = lost.tally.failures.last().unwrap();
     assert_eq!(*cause, "capture thread panicked");
@@ -138,9 +144,8 @@ fn a_panic_in_a_task_costs_that_capture_only() {
     // In the start of a capture: the incident goes on, and its next capture is taken.
     let opened = capture.perform(open(id));
     assert!(matches!(opened.done, Done::Opened { ok: true, .. }));
-    capture.trap.set(true);
+    capture.trap.set(1);
     let failed = capture.perform(Job::Start { id, kinds });
-    capture.trap.set(false);
     assert!(
         matches!(failed.done, Done::Started { running, .. } if running.is_empty()),
         "{:?}",
@@ -150,18 +155,20 @@ fn a_panic_in_a_task_costs_that_capture_only() {
     assert!(matches!(started.done, Done::Started { running, .. } if running == kinds));
 
     // In its stop: it is marked as failed, its engine is free, and the incident closes.
-    capture.trap.set(true);
+    capture.trap.set(1);
     let stopped = capture.perform(Job::Stop { id, kinds });
     assert!(matches!(stopped.done, Done::Stopped { .. }), "{:?}", stopped.done);
+    capture.trap.set(1);
     let unclosed = capture.perform(Job::Close { id, noted: Noted::default() });
-    capture.trap.set(false);
     assert!(matches!(unclosed.done, Done::Closed { ok: false, .. }), "{:?}", unclosed.done);
     let closed = capture.perform(Job::Close { id, noted: Noted::default() });
     assert!(matches!(closed.done, Done::Closed { ok: true, .. }), "{:?}", closed.done);
     let manifest = manifest(&opened);
     assert!(manifest.closed.is_some() && !manifest.artifacts.is_empty(), "{manifest:?}");
     let outcomes: Vec<_> = manifest.captures.iter().map(|it| it.outcome).collect();
-    assert!(!outcomes.contains(&Outcome::Running), "{outcomes:?}");
+    assert_eq!(outcomes, [Outcome::Failed; 2], "{:?}", manifest.captures);
+    let why = manifest.captures[1].error.as_deref().unwrap();
+    assert!(why.contains("panicked: an injected panic"), "{why}");
 
     let panics = panics::list().into_iter().find(|it| it.thread == CAPTURE).unwrap();
     assert!(panics.panics >= 4, "{panics:?}");
@@ -171,6 +178,7 @@ fn a_panic_in_a_task_costs_that_capture_only() {
 
 #[test]
 fn the_loop_goes_on_after_a_panic_with_its_state() {
+    panics::install_hook();
     let dir = TempDir::new().unwrap();
     let trap = Arc::new(Trap::default());
     let (events, queue) = mpsc::channel(QUEUE);
@@ -200,11 +208,11 @@ fn the_loop_goes_on_after_a_panic_with_its_state() {
     let patience = Duration::from_secs(60);
     let ticks = || handle.status().wait(patience).unwrap().counters.ticks;
     let before = ticks();
-    trap.set(true);
+    trap.set(usize::MAX);
     // The loop panics at its ticks and on requests. A request is answered in words.
     let error = handle.status().wait(patience).unwrap_err().to_string();
     assert!(error.contains("failed on this request"), "{error}");
-    trap.set(false);
+    trap.set(0);
     let after = ticks();
     assert!(after >= before, "the counters are kept: {before} and then {after}");
     while ticks() == after {

@@ -3,6 +3,7 @@
 //! Things that stand at the same place are shown together, the largest group first: of ten thousand
 //! connections that wait for a byte the reader wants one stack and the number.
 
+pub mod descriptors;
 pub mod tasks;
 pub mod threads;
 

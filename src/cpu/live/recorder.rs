@@ -1,7 +1,6 @@
 //! The thread `marple-cpu` and what it keeps.
 
 use std::any::Any;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -15,7 +14,7 @@ use super::roster::Roster;
 use super::sampler::{Chosen, Verdict, choose, drain_interval};
 use super::tally::Tally;
 use super::window::Window;
-use crate::base::{Anchor, Clock, Hertz, Moment, OfProcess, SystemClock};
+use crate::base::{Anchor, Clock, Hertz, Moment, OfProcess, SystemClock, panics, warnings};
 use crate::cpu::{Error, Options};
 use crate::model::Profile;
 use crate::os::births;
@@ -47,6 +46,9 @@ const NAME_EVERY: Duration = Duration::from_millis(1);
 
 /// Whoever makes threads without end wakes the recorder no more often by it.
 const HEAR_EVERY: Duration = Duration::from_millis(5);
+
+/// Panics of the thread without a good turn in between, after which it ends.
+const MAX_PANICS: u32 = 8;
 
 /// The recorder of this process.
 pub(in crate::cpu) struct Recorder {
@@ -208,20 +210,25 @@ impl Shared {
         release_own_stack();
         let mut state = self.lock();
         let mut heard = Moment::default();
+        let mut panics_in_a_row = 0;
         while !state.is_over {
             let (now, before) = (SystemClock.now(), threads::cpu_time());
-            let turn = catch_unwind(AssertUnwindSafe(|| {
+            let turn = panics::fence_and_record("marple-cpu", || {
                 state.turn(now);
                 state.roster.name_some()
-            }));
+            });
             if now.since(heard) >= HEAR_EVERY {
                 heard = now;
                 births::want();
             }
-            let Ok(has_more_to_name) = turn else {
-                state.broken = Some("the profiler's own thread panicked".to_owned());
+            panics_in_a_row = if turn.is_some() { 0 } else { panics_in_a_row + 1 };
+            if panics_in_a_row >= MAX_PANICS {
+                let why = "the profiler's own thread panicked";
+                state.broken = Some(why.to_owned());
+                warnings::set("cpu.engine", format!("no CPU profiles any more: {why}"));
                 return;
-            };
+            }
+            let has_more_to_name = turn.unwrap_or(false);
             let cost = threads::cpu_time().saturating_sub(before);
             let wait = match state.during {
                 _ if has_more_to_name => NAME_EVERY,

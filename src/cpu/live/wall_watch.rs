@@ -11,7 +11,7 @@ use super::images::Images;
 use super::tally::Tally;
 use super::wall_report::Counts;
 use super::wall_standing::{Standing, Standings};
-use crate::base::{Clock, Hertz, Moment, SystemClock};
+use crate::base::{Clock, Hertz, Moment, SystemClock, panics};
 use crate::cpu::Error;
 use crate::os::catch::{self, BATCH, Net, SIGNAL};
 use crate::os::glance::{Eyes, Runs};
@@ -150,7 +150,7 @@ impl Watch {
                 Err(RecvTimeoutError::Timeout) => false,
                 Ok(()) | Err(RecvTimeoutError::Disconnected) => true,
             };
-            self.tick();
+            panics::fence_and_record("marple-wall", || self.tick());
             if is_over {
                 return self;
             }

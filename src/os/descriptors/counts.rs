@@ -1,0 +1,65 @@
+//! Counts by text, in bounded memory.
+
+use std::collections::HashMap;
+
+use crate::model::DescriptorCount;
+
+/// Maximum number of different texts. When there are more, those that were seen once are dropped.
+const MAX_KEYS: usize = 4096;
+
+/// Counts by kind and target.
+#[derive(Debug, Default)]
+pub(super) struct Counts {
+    counts: HashMap<(&'static str, String), u64>,
+    was_full: bool,
+}
+
+impl Counts {
+    /// Counts one more.
+    pub(super) fn add(&mut self, kind: &'static str, target: &str) {
+        if self.counts.len() >= MAX_KEYS {
+            self.was_full = true;
+            // Frequent ones stay; what comes after them has room again.
+            let mut least = 1;
+            while self.counts.len() >= MAX_KEYS {
+                self.counts.retain(|_, count| *count > least);
+                least += 1;
+            }
+        }
+        *self.counts.entry((kind, target.to_owned())).or_default() += 1;
+    }
+
+    /// Whether nothing was dropped.
+    pub(super) fn is_exact(&self) -> bool {
+        !self.was_full
+    }
+
+    /// Returns the `most` largest counts.
+    pub(super) fn into_rows(self, most: usize) -> Vec<DescriptorCount> {
+        let row = |((kind, target), count)| DescriptorCount { kind, target, count };
+        let mut rows: Vec<DescriptorCount> = self.counts.into_iter().map(row).collect();
+        rows.sort_by(|a, b| b.count.cmp(&a.count).then_with(|| a.target.cmp(&b.target)));
+        rows.truncate(most);
+        rows
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_frequent_is_found_among_very_many_that_are_not() {
+        let mut counts = Counts::default();
+        for number in 0..20 * MAX_KEYS {
+            counts.add("file", &format!("/tmp/{number}"));
+            if number % 4 == 0 {
+                counts.add("file", "/var/leak");
+            }
+        }
+        assert!(counts.counts.len() <= MAX_KEYS && !counts.is_exact());
+        let rows = counts.into_rows(2);
+        assert_eq!((rows[0].target.as_str(), rows.len()), ("/var/leak", 2));
+        assert_eq!(rows[0].count, 5 * MAX_KEYS as u64);
+    }
+}

@@ -1,0 +1,157 @@
+//! Sockets by inode, as `/proc/self/net` lists those of the network namespace.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use super::counts::Counts;
+use crate::base::{log, spare};
+
+/// Maximum number of bytes that are read of one list: 100,000 sockets.
+const MAX_BYTES: u64 = 16 << 20;
+
+/// Counts each socket of `inodes` in `targets`. Returns the number of those that are in no list.
+pub(super) fn resolve(mut inodes: HashSet<u64>, targets: &mut Counts) -> u64 {
+    if inodes.is_empty() {
+        return 0;
+    }
+    for (kind, list) in [("tcp", "tcp6"), ("tcp", "tcp"), ("udp", "udp6"), ("udp", "udp")] {
+        // The kernel lists sockets that listen first.
+        let mut listening = HashSet::new();
+        each_line(list, |line| {
+            let Some(row) = Row::parse(line) else { return };
+            if inodes.remove(&row.inode) {
+                targets.add(kind, &row.describe(kind == "tcp", &mut listening));
+            }
+        });
+    }
+    each_line("unix", |line| {
+        let mut fields = line.split_ascii_whitespace().skip(6);
+        let Some(inode) = fields.next().and_then(|inode| inode.parse().ok()) else { return };
+        if inodes.remove(&inode) {
+            let path = fields.next().map_or("without a name".into(), log::escaped);
+            targets.add("unix", &path);
+        }
+    });
+    inodes.len() as u64
+}
+
+/// Calls `take` with each line of `/proc/self/net/{list}` but the first.
+fn each_line(list: &str, mut take: impl FnMut(&str)) {
+    let path = format!("/proc/self/net/{list}");
+    let Ok(file) = spare::with(|| File::open(&path)) else { return };
+    let mut lines = BufReader::new(file.take(MAX_BYTES));
+    let mut line = Vec::new();
+    let mut is_first = true;
+    while lines.read_until(b'\n', &mut line).is_ok_and(|read| read > 0) {
+        if !std::mem::take(&mut is_first) {
+            take(String::from_utf8_lossy(&line).trim_end());
+        }
+        line.clear();
+    }
+}
+
+/// One socket of an internet protocol.
+struct Row {
+    local: SocketAddr,
+    peer: SocketAddr,
+    state: u8,
+    inode: u64,
+}
+
+impl Row {
+    fn parse(line: &str) -> Option<Self> {
+        let mut fields = line.split_ascii_whitespace().skip(1);
+        let local = address(fields.next()?)?;
+        let peer = address(fields.next()?)?;
+        let state = u8::from_str_radix(fields.next()?, 16).ok()?;
+        let inode = fields.nth(5)?.parse().ok()?;
+        Some(Self { local, peer, state, inode })
+    }
+
+    /// Returns its peer and state. Of connections that were accepted the peer's port is left out: each has another.
+    fn describe(&self, has_states: bool, listening: &mut HashSet<u16>) -> String {
+        const LISTEN: u8 = 10;
+        let Self { local, peer, .. } = self;
+        let state = if has_states { format!(", {}", state(self.state)) } else { String::new() };
+        if has_states && self.state == LISTEN {
+            listening.insert(local.port());
+            return format!("at {local}{state}");
+        }
+        if peer.port() == 0 {
+            format!("at {local}{state}")
+        } else if listening.contains(&local.port()) {
+            format!("accepted at {local} from {}{state}", peer.ip())
+        } else {
+            format!("to {peer}{state}")
+        }
+    }
+}
+
+/// Parses an address as the kernel writes it: words of 32 bits in hexadecimal, each in the machine's byte order.
+fn address(text: &str) -> Option<SocketAddr> {
+    let (address, port) = text.split_once(':')?;
+    let port = u16::from_str_radix(port, 16).ok()?;
+    let mut bytes = [0_u8; 16];
+    let words = address.len() / 8;
+    for (at, chunk) in bytes.chunks_exact_mut(4).enumerate().take(words) {
+        let word = u32::from_str_radix(address.get(at * 8..at * 8 + 8)?, 16).ok()?;
+        chunk.copy_from_slice(&word.to_ne_bytes());
+    }
+    let address = match words {
+        1 => IpAddr::V4(Ipv4Addr::new(bytes[0], bytes[1], bytes[2], bytes[3])),
+        4 => IpAddr::V6(Ipv6Addr::from(bytes)).to_canonical(),
+        _ => return None,
+    };
+    Some(SocketAddr::new(address, port))
+}
+
+fn state(state: u8) -> &'static str {
+    match state {
+        1 => "established",
+        2 => "connecting",
+        3 => "half open",
+        4 | 5 => "closed by us, waiting for the peer",
+        6 => "in TIME_WAIT",
+        7 => "closed",
+        8 => "closed by the peer, not by us",
+        9 => "closing, last acknowledgement",
+        10 => "listening",
+        11 => "closing",
+        _ => "in an unknown state",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_of_the_kernel_are_read() {
+        let line = "   0: 0100007F:1F90 0200000A:1538 08 00000000:00000000 00:00000000 00000000  1000        0 4711 1 x";
+        if cfg!(target_endian = "little") {
+            let row = Row::parse(line).unwrap();
+            assert_eq!(row.inode, 4711);
+            let mut listening = HashSet::new();
+            let text = row.describe(true, &mut listening);
+            assert_eq!(text, "to 10.0.0.2:5432, closed by the peer, not by us");
+            listening.insert(8080);
+            let text = row.describe(true, &mut listening);
+            assert_eq!(
+                text,
+                "accepted at 127.0.0.1:8080 from 10.0.0.2, closed by the peer, not by us"
+            );
+            let mapped = address("0000000000000000FFFF00000100007F:0050").unwrap();
+            assert_eq!(mapped.to_string(), "127.0.0.1:80");
+        }
+        for line in [
+            "",
+            "  sl  local_address rem_address",
+            "0: x:1 y:2 01",
+            "0: 01:02 03:04 0A 1 2 3 4 5 6",
+        ] {
+            assert!(Row::parse(line).is_none(), "{line}");
+        }
+    }
+}

@@ -1,0 +1,238 @@
+//! Code of the host that blocks or panics where marple calls it: its `tracing` subscriber, its callbacks, its wakers. Ticks,
+//! endpoint and captures go on, and the status says what does not work. Each test that sets the subscriber of the process
+//! runs in a process of its own.
+
+mod host;
+mod store;
+mod web;
+
+use std::alloc::System;
+use std::io::{PipeReader, Read};
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread;
+use std::time::Duration;
+
+use host::{Host, PATIENCE, settings, wait_for};
+use marple::agent::{IncidentEvent, Status};
+use marple::config::HttpSettings;
+use marple::{Agent, AgentHandle, CaptureKind, Settings};
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::util::SubscriberInitExt;
+use web::{get, serve};
+
+#[global_allocator]
+static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
+
+const SHORT: Duration = Duration::from_millis(50);
+
+/// Runs `body` in a process of its own.
+fn alone(test: &str, body: impl FnOnce()) {
+    store::again(test, &["env"], body);
+}
+
+fn status(handle: &AgentHandle) -> Box<Status> {
+    handle.status().wait(PATIENCE).unwrap()
+}
+
+fn ticks_go_on(handle: &AgentHandle) {
+    let before = status(handle).counters.ticks;
+    wait_for("the next tick", || (status(handle).counters.ticks > before).then_some(()));
+}
+
+fn warning(handle: &AgentHandle, topic: &str) -> Option<String> {
+    let warnings = status(handle).warnings;
+    warnings.into_iter().find(|it| it.topic == topic).map(|it| it.text)
+}
+
+/// Has the process log into a pipe that nobody reads, and fills it.
+fn full_log_pipe() -> PipeReader {
+    let (reader, writer) = std::io::pipe().unwrap();
+    let fmt = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(Mutex::new(writer));
+    // Not what the client of these tests logs: it would block this test.
+    let ours = Targets::new().with_target("marple", LevelFilter::INFO);
+    tracing_subscriber::registry().with(fmt.with_filter(ours)).init();
+    reader
+}
+
+#[test]
+fn a_log_that_nobody_reads_stops_neither_ticks_nor_endpoint_nor_captures() {
+    let test = "a_log_that_nobody_reads_stops_neither_ticks_nor_endpoint_nor_captures";
+    alone(test, || {
+        let mut log = full_log_pipe();
+        let (mut host, url) = serve(HttpSettings::default());
+        let handle = host.handle();
+        // 64 KiB of pipe, then 1024 events, then losses.
+        let lost = || status(&handle).log.dropped > 0;
+        wait_for("the queue to be full", || {
+            for _ in 0..50 {
+                assert_eq!(get(&format!("{url}/nowhere")).status, 404);
+            }
+            lost().then_some(())
+        });
+        ticks_go_on(&handle);
+        let told = warning(&handle, "log").unwrap();
+        assert!(told.contains("does not take them"), "{told}");
+        handle.capture([CaptureKind::Heap], SHORT).wait(PATIENCE).unwrap();
+        assert_eq!(host.closed(1)[0].1.artifacts.len(), 2);
+        assert_eq!(get(&format!("{url}/status")).json()["log"]["queued"], 1024);
+
+        // Somebody reads again: what waited comes, and a line about what did not.
+        let text = Arc::new(Mutex::new(Vec::new()));
+        let reading = thread::spawn({
+            let text = Arc::clone(&text);
+            move || {
+                let mut buffer = [0; 4096];
+                while let Ok(read @ 1..) = log.read(&mut buffer) {
+                    text.lock().unwrap().extend_from_slice(&buffer[..read]);
+                }
+            }
+        });
+        let has = |part: &str| String::from_utf8_lossy(&text.lock().unwrap()).contains(part);
+        wait_for("a line about losses", || has("events of marple were not logged").then_some(()));
+        wait_for("the end of the warning", || warning(&handle, "log").is_none().then_some(()));
+        host.end();
+        assert!(
+            has("incident closed") || has("works again"),
+            "the last lines are logged at the end"
+        );
+        drop(reading);
+    });
+}
+
+#[test]
+fn an_agent_ends_in_time_though_nobody_reads_its_log() {
+    let test = "an_agent_ends_in_time_though_nobody_reads_its_log";
+    alone(test, || {
+        let _log = full_log_pipe();
+        let (mut host, url) = serve(HttpSettings::default());
+        wait_for("the queue to be full", || {
+            let _ = get(&format!("{url}/nowhere"));
+            (status(&host.handle()).log.queued > 100).then_some(())
+        });
+        // The test would hang if it did not.
+        host.end();
+    });
+}
+
+/// A layer that panics at each event of marple.
+struct Panics;
+
+impl<S: tracing::Subscriber> Layer<S> for Panics {
+    fn on_event(&self, event: &tracing::Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
+        assert!(!event.metadata().target().starts_with("marple"), "the layer has no disk");
+    }
+}
+
+#[test]
+fn a_subscriber_that_panics_costs_its_events_only() {
+    let test = "a_subscriber_that_panics_costs_its_events_only";
+    alone(test, || {
+        tracing_subscriber::registry().with(Panics).init();
+        let (host, url) = serve(HttpSettings::default());
+        let handle = host.handle();
+        for number in 1..=3 {
+            handle.capture([CaptureKind::Heap], SHORT).wait(PATIENCE).unwrap();
+            assert_eq!(host.closed(number).last().unwrap().1.artifacts.len(), 2);
+        }
+        ticks_go_on(&handle);
+        assert_eq!(get(&format!("{url}/status")).status, 200);
+        let told = wait_for("a warning", || warning(&handle, "log"));
+        assert!(told.contains("panicked: the layer has no disk"), "{told}");
+        let log = status(&handle).log;
+        assert!(log.panics >= 3 && log.delivered == 0, "{log:?}");
+    });
+}
+
+#[test]
+fn names_of_the_host_cannot_forge_a_line_of_the_log() {
+    let test = "names_of_the_host_cannot_forge_a_line_of_the_log";
+    alone(test, || {
+        let mut log = full_log_pipe();
+        let home = tempfile::tempdir().unwrap();
+        let dir = home.path().join("x\n1970-01-01T00:00:00Z ERROR forged");
+        let settings = Settings { dir, ..settings() };
+        let agent = Agent::from_settings(settings).start().unwrap();
+        agent.handle().capture([CaptureKind::Heap], SHORT).wait(PATIENCE).unwrap();
+        drop(agent);
+        let mut text = vec![0; 64 << 10];
+        let read = log.read(&mut text).unwrap();
+        let text = String::from_utf8_lossy(&text[..read]).into_owned();
+        assert!(text.contains(r"x\n1970-01-01T00:00:00Z ERROR forged"), "{text}");
+        assert!(text.lines().all(|line| !line.starts_with("1970")), "{text}");
+    });
+}
+
+#[test]
+fn a_callback_that_panics_even_when_it_is_dropped_costs_itself_only() {
+    struct PanicsWhenDropped;
+    impl Drop for PanicsWhenDropped {
+        fn drop(&mut self) {
+            panic!("a drop that panics");
+        }
+    }
+    let _one = host::alone();
+    let dir = tempfile::tempdir().unwrap();
+    let settings = Settings { dir: dir.path().join("captures"), ..settings() };
+    let bad = PanicsWhenDropped;
+    let closed = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&closed);
+    let agent = Agent::from_settings(settings)
+        .on_event(move |_| {
+            let _held = &bad;
+            panic!("a callback that panics");
+        })
+        .on_event(move |event| {
+            if matches!(event, IncidentEvent::Closed { .. }) {
+                counted.fetch_add(1, Ordering::SeqCst);
+            }
+        })
+        .start()
+        .unwrap();
+    for number in 1..=2 {
+        agent.handle().capture([CaptureKind::Heap], SHORT).wait(PATIENCE).unwrap();
+        wait_for("the other callback", || (closed.load(Ordering::SeqCst) == number).then_some(()));
+    }
+}
+
+/// The waker of an executor that blocks for ever, or panics.
+struct BadWaker {
+    panics: bool,
+    woken: AtomicBool,
+}
+
+impl Wake for BadWaker {
+    fn wake(self: Arc<Self>) {
+        self.woken.store(true, Ordering::SeqCst);
+        assert!(!self.panics, "a waker that panics");
+        loop {
+            thread::park();
+        }
+    }
+}
+
+#[test]
+fn a_waker_that_blocks_or_panics_does_not_stop_the_agent() {
+    let host = Host::start(settings());
+    let handle = host.handle();
+    for panics in [true, false] {
+        let waker = Arc::new(BadWaker { panics, woken: AtomicBool::new(false) });
+        let as_waker = Waker::from(Arc::clone(&waker));
+        let mut pending = pin!(handle.capture([CaptureKind::Heap], SHORT));
+        let polled = pending.as_mut().poll(&mut Context::from_waker(&as_waker));
+        if polled.is_pending() {
+            wait_for("the waker", || waker.woken.load(Ordering::SeqCst).then_some(()));
+        }
+        ticks_go_on(&handle);
+        assert!(matches!(
+            wait_for("the answer", || {
+                let polled = pending.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+                polled.is_ready().then_some(polled)
+            }),
+            Poll::Ready(Ok(_))
+        ));
+    }
+}
