@@ -156,6 +156,7 @@ impl Worker {
 
     /// Reserves what captures will need when there is no more to be had.
     pub(super) fn prepare(&self) {
+        self.report_removed();
         let rehearsed = fence(|| {
             collect::heap::rehearse();
             Ok(())
@@ -259,7 +260,16 @@ impl Worker {
             }
         };
         tally.store = self.directory.store().ok().map(Store::holdings);
+        self.report_removed();
         Report { done, dir, tally }
+    }
+
+    /// Logs the incidents that were removed, by a start or to make room.
+    fn report_removed(&self) {
+        let store = self.directory.store().ok();
+        for removed in store.map(Store::take_removed).unwrap_or_default() {
+            tracing::info!(target: "marple", "{removed}");
+        }
     }
 
     fn open(

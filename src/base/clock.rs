@@ -5,7 +5,7 @@
 //! that two numbers in one incident never disagree about the order of things.
 
 use std::ops::{Add, Sub};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
@@ -100,17 +100,25 @@ impl Clock for SystemClock {
 pub struct ManualClock {
     nanos: AtomicU64,
     start: Timestamp,
+    /// How far the wall clock was set ahead, in milliseconds.
+    step: AtomicI64,
 }
 
 impl ManualClock {
     /// A clock that stands at moment zero, which is `start` on the wall.
     pub fn new(start: Timestamp) -> Self {
-        Self { nanos: AtomicU64::new(0), start }
+        Self { nanos: AtomicU64::new(0), start, step: AtomicI64::new(0) }
     }
 
     /// Moves the clock on.
     pub fn advance(&self, by: Duration) {
         self.nanos.fetch_add(by.as_nanos() as u64, Ordering::Relaxed);
+    }
+
+    /// Sets the wall clock ahead, or back, by `by`; the monotonic clock does not notice.
+    pub fn step_wall(&self, by: SignedDuration) {
+        let millis = i64::try_from(by.as_millis()).unwrap_or_default();
+        self.step.fetch_add(millis, Ordering::Relaxed);
     }
 }
 
@@ -120,8 +128,9 @@ impl Clock for ManualClock {
     }
 
     fn wall(&self) -> Timestamp {
-        Anchor { moment: Moment(0), wall: self.start, suspended: Duration::ZERO }
-            .wall_at(self.now())
+        let step = SignedDuration::from_millis(self.step.load(Ordering::Relaxed));
+        let start = self.start.checked_add(step).unwrap_or(self.start);
+        Anchor { moment: Moment(0), wall: start, suspended: Duration::ZERO }.wall_at(self.now())
     }
 }
 

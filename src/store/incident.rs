@@ -279,7 +279,7 @@ mod tests {
         drop(first);
         assert!(it.store.begin("memory", manifest).is_err());
         assert_eq!(it.ids().len(), 1);
-        assert_eq!(std::fs::read_dir(it.dir()).unwrap().count(), 2);
+        assert_eq!(std::fs::read_dir(it.dir()).unwrap().count(), 3, "it, the lock and ages.json");
         assert!(it.store.shared.ledger().open.is_empty());
     }
 }

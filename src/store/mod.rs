@@ -40,6 +40,7 @@
 //! that can disagree with the files. There are a hundred incidents, not a million: retention looks at
 //! names and sizes only, one `statx` a file, and a listing reads the head of each manifest, one at a time.
 
+mod ages;
 mod dir;
 mod draft;
 mod error;
@@ -53,6 +54,7 @@ pub mod manifest;
 mod names;
 mod place;
 mod recovery;
+mod removed;
 mod retention;
 mod room;
 mod thin;
@@ -72,7 +74,8 @@ pub use index::{Entries, Entry, find, list, open_artifact};
 pub use names::MANIFEST;
 pub use place::Location;
 pub use recovery::Recovery;
-pub use retention::{Removed, Retained, Standing, Thinned};
+pub use removed::Removed;
+pub use retention::{Retained, Standing, Thinned};
 
 use crate::base::{Bytes, Clock, IncidentId};
 use crate::config::StoreSettings;
@@ -230,6 +233,12 @@ impl Store {
     /// Costs one `statx` a file kept. Failures are in the answer; the rest goes on.
     pub fn retain(&self) -> Retained {
         self.shared.retain()
+    }
+
+    /// Returns the incidents that were removed since the last call, whatever needed the room, oldest first;
+    /// the last thousand of them.
+    pub fn take_removed(&self) -> Vec<Removed> {
+        std::mem::take(&mut self.shared.ledger().unreported)
     }
 
     /// What is held, what there is room for, and what was removed for it. Costs one `fstatvfs`; the

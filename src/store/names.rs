@@ -21,6 +21,8 @@ use crate::model::{FileName, Form};
 pub const MANIFEST: &str = "incident.json";
 /// What outlives restarts besides the incidents.
 pub(super) const STATE: &str = "state.json";
+/// The ages of the incidents.
+pub(super) const AGES: &str = "ages.json";
 /// Who writes here.
 pub(super) const LOCK: &str = ".lock";
 /// What every file being written under a name ends in.

@@ -14,7 +14,7 @@ use super::draft::hex;
 use super::error::Error;
 use super::incident::put_head;
 use super::index::read_head;
-use super::names::{GONE, IncidentName, NEW, PART, STATE, artifact_form, is_part};
+use super::names::{AGES, GONE, IncidentName, NEW, PART, STATE, artifact_form, is_part};
 use super::retention::{Retained, Standing, finish_removal};
 use super::room::Shared;
 use crate::base::{Bytes, IncidentId};
@@ -97,7 +97,7 @@ pub(super) fn recover(shared: &Shared) -> Result<Recovery, Error> {
             || name.strip_prefix(GONE).is_some_and(|of| IncidentName::parse(of).is_some())
         {
             finish_removal(root, &name)
-        } else if name.strip_suffix(PART) == Some(STATE) {
+        } else if name.strip_suffix(PART).is_some_and(|of| [STATE, AGES].contains(&of)) {
             root.unlink(&name).map(|()| None)
         } else {
             continue;
@@ -297,7 +297,9 @@ mod tests {
         let fresh = format!(".new-{}", it.manifest().id);
         fs::create_dir(it.dir().join(&fresh)).unwrap();
         fs::write(it.dir().join(&fresh).join("incident.json.part"), "{").unwrap();
-        fs::write(it.dir().join("state.json.part"), "{").unwrap();
+        for part in ["state.json.part", "ages.json.part"] {
+            fs::write(it.dir().join(part), "{").unwrap();
+        }
         for part in ["incident.json.part", ".draft-3.part", "film.part"] {
             fs::write(kept.join(part), "half").unwrap();
         }
@@ -314,13 +316,14 @@ mod tests {
             format!("{kept_name}/.draft-3.part"),
             format!("{kept_name}/incident.json.part"),
             "state.json.part".to_owned(),
+            "ages.json.part".to_owned(),
         ];
         expected.sort();
         assert_eq!(swept, expected);
         let mut left: Vec<_> =
             fs::read_dir(it.dir()).unwrap().map(|entry| name(&entry.unwrap().path())).collect();
         left.sort();
-        assert_eq!(left, [".gone-fishing", ".lock", ".new-idea", &kept_name]);
+        assert_eq!(left, [".gone-fishing", ".lock", ".new-idea", &kept_name, "ages.json"]);
         assert!(kept.join("film.part").exists() && kept.join(MANIFEST).exists());
     }
 
@@ -353,7 +356,11 @@ mod tests {
         assert_eq!(it.ids(), [ids[1], ids[0]]);
         it.store.set_limits(StoreSettings { max_incidents: 1, ..roomy() });
         assert_eq!(it.store.retain().removed.len(), 1);
-        assert_eq!(fs::read_dir(it.dir()).unwrap().count(), 2, "the lock and an incident");
+        assert_eq!(
+            fs::read_dir(it.dir()).unwrap().count(),
+            3,
+            "the lock, ages.json and an incident"
+        );
         // A kill before the manifest is there, or after all of it is gone.
         let path = it.store.find(ids[1]).unwrap().path;
         for file in [MANIFEST, "orders_eu-1.001.memory.pprof"] {

@@ -1,11 +1,12 @@
 //! What goes when a bound is reached.
 //!
-//! An incident is judged by its name and the sizes of its files alone: its age counts from the time in
-//! its name, and its manifest need not be readable for it to go, only be there.
+//! An incident is judged by its name, its age and the sizes of its files: its manifest need not be readable
+//! for it to go, only be there. Its age is the time that was seen to pass since it opened (`ages`): a wall
+//! clock that is set ahead makes nothing old.
 //!
-//! What is past its age goes, the oldest first. For the other bounds, the open incidents stay always, and
-//! the first and the last of each rule longest; of the rest goes the oldest of the rule that holds most,
-//! in incidents or in bytes, as the bound is. The obvious alternative, the oldest of all, loses the one
+//! What is past its age goes, the oldest first, but for the first and the last of each rule. For the other
+//! bounds, the open incidents stay always, and the first and the last of each rule longest; of the rest goes
+//! the oldest of the rule that holds most, in incidents or in bytes, as the bound is. The obvious alternative, the oldest of all, loses the one
 //! incident of last week to a rule that fires twice an hour. Where it is bytes that are missing, files that
 //! an incident has many alike of go before any incident does (`thin`).
 //!
@@ -15,13 +16,12 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 
-use jiff::Timestamp;
-
 use super::dir::{Dir, is_dir, is_file};
 use super::error::{Bound, Error};
 use super::names::{
     GONE, IncidentName, MANIFEST, artifact_form, incident_name, is_part, is_remains,
 };
+use super::removed::Removed;
 use super::room::{Ledger, Shared, Shortage};
 use super::thin::{between, thin};
 use crate::base::{Bytes, IncidentId};
@@ -43,17 +43,6 @@ pub struct Retained {
     pub bytes: Bytes,
 }
 
-/// An incident that was removed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Removed {
-    /// The incident.
-    pub id: IncidentId,
-    /// Its size.
-    pub bytes: Bytes,
-    /// The bound that did not hold with it.
-    pub bound: Bound,
-}
-
 /// An incident that stays because something in it is not ours. It counts against the bounds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Standing {
@@ -71,6 +60,9 @@ pub struct Thinned {
     /// The bound that did not hold with them.
     pub bound: Bound,
 }
+
+/// Removed incidents that wait to be logged: far more than one task removes.
+const MAX_UNREPORTED: usize = 1000;
 
 /// What there must be room for.
 #[derive(Clone, Copy, Debug, Default)]
@@ -111,15 +103,27 @@ impl Shared {
             }
         };
         self.recount(ledger, &held);
-        let now = self.clock.wall();
+        let anchor = self.clock.anchor();
+        let now = anchor.wall;
+        let known: Vec<_> = held.iter().map(|it| (it.name.id, it.name.opened)).collect();
+        ledger.ages.look(&self.root, anchor, &known);
+        // By name what opened under a clock that was ahead would be the last for years.
+        held.sort_by_key(|it| Reverse(ledger.ages.of(it.name.id)));
         let mut stuck = HashSet::new();
-        while let Some(step) = self.next_step(ledger, &held, &stuck, now, need) {
+        while let Some(step) = self.next_step(ledger, &held, &stuck, need) {
             match step {
                 Step::Remove(at, bound) => match remove(&self.root, &held[at].file_name) {
                     Ok(None) => {
                         let Held { name, bytes, .. } = held.remove(at);
                         ledger.removed += 1;
-                        retained.removed.push(Removed { id: name.id, bytes: Bytes(bytes), bound });
+                        let (id, age) = (name.id, ledger.ages.of(name.id));
+                        let bytes = Bytes(bytes);
+                        let removed = Removed { id, bytes, bound, rule: name.name, age };
+                        if ledger.unreported.len() >= MAX_UNREPORTED {
+                            ledger.unreported.remove(0);
+                        }
+                        ledger.unreported.push(removed.clone());
+                        retained.removed.push(removed);
                     }
                     Ok(Some(path)) => {
                         stuck.insert(held[at].name.id);
@@ -209,7 +213,6 @@ impl Shared {
         ledger: &Ledger,
         held: &[Held],
         stuck: &HashSet<IncidentId>,
-        now: Timestamp,
         need: Need,
     ) -> Option<Step> {
         let may_go =
@@ -219,8 +222,7 @@ impl Shared {
         let too_old = |at: &usize| {
             let name = &held[*at].name;
             let own = ledger.bounds_of(&name.name).and_then(|bounds| bounds.max_age);
-            let age = now.duration_since(name.opened);
-            age.unsigned_abs() > own.unwrap_or(settings.max_age) && age.is_positive()
+            ledger.ages.of(name.id) > own.unwrap_or(settings.max_age) && is_between(held, *at)
         };
         if let Some(at) = goes.iter().copied().find(too_old) {
             return Some(Step::Remove(at, Bound::Age));
@@ -269,14 +271,14 @@ impl Shared {
 /// The first shows how it began, the last how it is; those between are the most alike. By the rule that
 /// holds most, so that one that fires all day does not push out the only incident of another.
 fn least_missed(held: &[Held], goes: &[usize], weight: impl Fn(&Held) -> u64) -> Option<usize> {
-    let mut ends: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
-    for (at, it) in held.iter().enumerate() {
-        ends.entry(&it.name.name).or_insert((at, at)).1 = at;
-    }
-    let ends = |at: usize| ends.get(held[at].name.name.as_str());
-    let is_spare = |at: &usize| ends(*at).is_some_and(|(first, last)| first != at && last != at);
-    let spare: Vec<usize> = goes.iter().copied().filter(is_spare).collect();
+    let spare: Vec<usize> = goes.iter().copied().filter(|&at| is_between(held, at)).collect();
     heaviest(held, if spare.is_empty() { goes } else { &spare }, weight)
+}
+
+/// Whether the incident at `at` is neither the first nor the last of its rule.
+fn is_between(held: &[Held], at: usize) -> bool {
+    let of_rule = |it: &Held| it.name.name == held[at].name.name;
+    held[..at].iter().any(of_rule) && held[at + 1..].iter().any(of_rule)
 }
 
 /// Of `among`, the oldest of the rule that holds most by `weight`.

@@ -10,11 +10,13 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::Holdings;
+use super::ages::Ages;
 use super::dir::{Dir, Space};
 use super::error::{Bound, Error};
 use super::lock::Lock;
 use super::names::incident_name;
 use super::place::Location;
+use super::removed::Removed;
 use super::retention::{Need, Retained};
 use crate::base::{Bytes, Clock, IncidentId};
 use crate::config::{Room, RuleStoreSettings, StoreSettings};
@@ -41,8 +43,12 @@ pub(super) struct Ledger {
     pub(super) stored: u64,
     /// Bytes that drafts have written or are about to.
     pub(super) reserved: u64,
+    /// How old the incidents are.
+    pub(super) ages: Ages,
     /// How many incidents were removed.
     pub(super) removed: u64,
+    /// The incidents that were removed and not yet reported.
+    pub(super) unreported: Vec<Removed>,
     /// How many files were removed from incidents that stay.
     pub(super) thinned: u64,
     /// How much memory files may still take, where they do.
@@ -132,7 +138,9 @@ impl Shared {
             closed: BTreeMap::new(),
             stored: 0,
             reserved: 0,
+            ages: Ages::default(),
             removed: 0,
+            unreported: Vec::new(),
             thinned: 0,
             memory: None,
         };

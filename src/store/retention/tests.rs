@@ -2,6 +2,8 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::time::Duration;
 
+use jiff::Timestamp;
+
 use super::*;
 use crate::base::Percent;
 use crate::config::{Room, StoreSettings};
@@ -77,29 +79,115 @@ fn the_oldest_go_when_they_are_too_large_at_the_byte() {
 }
 
 #[test]
-fn those_past_their_age_go() {
+fn those_past_their_age_go_but_for_the_first_and_the_last_of_a_rule() {
     let it = Fixture::new(StoreSettings { max_age: Duration::from_secs(10), ..roomy() });
-    let (first, second) = (it.closed(10), it.closed(10));
-    it.clock.advance(Duration::from_secs(9));
+    let ids: Vec<_> = (0..4).map(|_| it.closed(10)).collect();
+    let only = it.closed_by("cpu", 10);
+    it.clock.advance(Duration::from_secs(7));
     assert_eq!(bounds(&it.store.retain()), [], "ten seconds old is not past ten seconds");
     it.clock.advance(Duration::from_millis(1));
-    assert_eq!(bounds(&it.store.retain()), [(first, Bound::Age)]);
-    assert_eq!(it.ids(), [second]);
+    assert_eq!(bounds(&it.store.retain()), [(ids[1], Bound::Age)]);
+    it.clock.advance(Duration::from_secs(10));
+    let retained = it.store.retain();
+    assert_eq!(bounds(&retained), [(ids[2], Bound::Age)]);
+    assert_eq!(it.ids(), [only, ids[3], ids[0]]);
+    let log: Vec<String> = it.store.take_removed().iter().map(ToString::to_string).collect();
+    assert_eq!(log.len(), 2, "both since the start");
+    let expected = format!("incident {} of `memory` removed: max_age (", ids[1]);
+    assert!(log[0].starts_with(&expected) && log[0].ends_with(" 0 h old)"), "{}", log[0]);
+    assert!(it.store.take_removed().is_empty());
+}
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+#[test]
+fn a_clock_that_is_set_while_the_process_runs_ages_nothing() {
+    for days in [15, -15, 4000, -4000] {
+        let it = Fixture::new(StoreSettings { max_age: 14 * DAY, ..roomy() });
+        let ids: Vec<_> = (0..4).map(|_| it.closed(10)).collect();
+        it.clock.step_wall(jiff::SignedDuration::from_hours(24 * days));
+        assert_eq!(bounds(&it.store.retain()), [], "{days}");
+        it.clock.advance(13 * DAY);
+        assert_eq!(bounds(&it.store.retain()), [], "{days}");
+        // One that opens under the other clock is the last, whatever its name says.
+        let last = it.closed(10);
+        it.clock.advance(2 * DAY);
+        let gone = bounds(&it.store.retain());
+        assert_eq!(gone, [(ids[1], Bound::Age), (ids[2], Bound::Age), (ids[3], Bound::Age)]);
+        it.clock.advance(30 * DAY);
+        assert_eq!(bounds(&it.store.retain()), [], "{days}");
+        assert!(it.store.find(last).is_ok() && it.store.find(ids[0]).is_ok());
+    }
+}
+
+/// A store on the directory of `it` as after a reboot, at which the wall clock shows `wall`.
+fn rebooted(it: Fixture, wall: Timestamp, settings: StoreSettings) -> (Fixture, Retained) {
+    let clock = std::sync::Arc::new(crate::base::ManualClock::new(wall));
+    let dir = it.dir().to_owned();
+    let Fixture { temp, store, .. } = it;
+    drop(store);
+    let (store, recovery) =
+        crate::store::Store::open(&dir, settings, std::sync::Arc::clone(&clock) as _).unwrap();
+    (Fixture { temp, clock, store }, recovery.retained)
 }
 
 #[test]
-fn the_clock_set_back_makes_nothing_old() {
-    let it = Fixture::new(StoreSettings { max_age: Duration::from_secs(10), ..roomy() });
-    it.clock.advance(Duration::from_secs(1000));
-    it.closed(10);
-    let (it, _) = it.reopen(roomy());
-    let back = std::sync::Arc::new(crate::base::ManualClock::new(Timestamp::UNIX_EPOCH));
-    let dir = it.dir().to_owned();
-    drop(it.store);
-    let settings = StoreSettings { max_age: Duration::from_secs(10), ..roomy() };
-    let (store, recovery) = crate::store::Store::open(&dir, settings, back).unwrap();
-    assert_eq!(bounds(&recovery.retained), []);
-    assert_eq!(store.index().unwrap().len(), 1);
+fn a_clock_that_is_wrong_at_a_start_ages_nothing() {
+    let settings = || StoreSettings { max_age: 14 * DAY, ..roomy() };
+    for wall in ["2026-12-08T04:00:00Z", "2037-01-01T00:00:00Z", "1970-01-01T00:00:00Z"] {
+        let it = Fixture::new(settings());
+        let ids: Vec<_> = (0..4).map(|_| it.closed(10)).collect();
+        let (it, retained) = rebooted(it, wall.parse().unwrap(), settings());
+        assert_eq!(bounds(&retained), [], "{wall}");
+        // Nor does its correction while the process runs.
+        let right: Timestamp = "2026-11-24T00:00:00Z".parse().unwrap();
+        it.clock.step_wall(right.duration_since(crate::base::Clock::wall(&*it.clock)));
+        assert_eq!(bounds(&it.store.retain()), [], "{wall}");
+        it.clock.advance(15 * DAY);
+        assert_eq!(bounds(&it.store.retain()), [(ids[1], Bound::Age), (ids[2], Bound::Age)]);
+    }
+}
+
+#[test]
+fn what_earlier_processes_saw_counts() {
+    let settings = || StoreSettings { max_age: 14 * DAY, ..roomy() };
+    let mut it = Fixture::new(settings());
+    let ids: Vec<_> = (0..3).map(|_| it.closed(10)).collect();
+    for _ in 0..14 {
+        it.clock.advance(DAY - Duration::from_secs(60));
+        assert_eq!(bounds(&it.store.retain()), []);
+        let (next, recovery) = it.reopen(settings());
+        assert_eq!(bounds(&recovery.retained), []);
+        // An hour at most without a process, and another boot.
+        let wall = crate::base::Clock::wall(&*next.clock);
+        let (next, retained) = rebooted(next, wall, settings());
+        assert_eq!(bounds(&retained), []);
+        it = next;
+    }
+    it.clock.advance(Duration::from_secs(3600));
+    assert_eq!(bounds(&it.store.retain()), [(ids[1], Bound::Age)]);
+}
+
+#[test]
+fn an_age_that_was_not_recorded_starts_at_zero() {
+    let settings = || StoreSettings { max_age: 14 * DAY, ..roomy() };
+    for text in [None, Some("{"), Some("[]")] {
+        let it = Fixture::new(settings());
+        for _ in 0..3 {
+            it.closed(10);
+        }
+        it.store.retain();
+        let path = it.dir().join("ages.json");
+        match text {
+            None => fs::remove_file(path).unwrap(),
+            Some(text) => fs::write(path, text).unwrap(),
+        }
+        it.clock.advance(20 * DAY);
+        let (it, recovery) = it.reopen(settings());
+        assert_eq!(bounds(&recovery.retained), [], "{text:?}");
+        it.clock.advance(15 * DAY);
+        assert_eq!(bounds(&it.store.retain()).len(), 1, "{text:?}");
+    }
 }
 
 #[test]
@@ -330,8 +418,9 @@ fn a_rule_has_bounds_of_its_own() {
     it.clock.advance(Duration::from_secs(30));
     let young = RuleStoreSettings { max_age: Some(Duration::from_secs(20)), ..Default::default() };
     let aged: Vec<_> = keep(young).into_iter().map(|(id, _)| id).collect();
-    assert_eq!(aged, [ids[0], ids[3], ids[4]]);
-    assert_eq!(it.ids(), [others[2], others[1], others[0]], "what is of others stays");
+    assert_eq!(aged, [ids[3]]);
+    let stay = [ids[4], ids[0], others[2], others[1], others[0]];
+    assert_eq!(it.ids(), stay, "the ends, and what is of others");
 }
 
 #[test]
@@ -356,11 +445,11 @@ fn an_age_of_a_rules_own_may_be_longer() {
     let rule = RuleStoreSettings { max_age: Some(Duration::from_secs(1000)), ..Default::default() };
     let rules = [("memory".to_owned(), rule)].into();
     let it = Fixture::new(StoreSettings { max_age: Duration::from_secs(10), rules, ..roomy() });
-    let kept = it.closed_by("memory", 10);
-    let gone = it.closed_by("cpu", 10);
+    let kept: Vec<_> = (0..3).map(|_| it.closed_by("memory", 10)).collect();
+    let gone: Vec<_> = (0..3).map(|_| it.closed_by("cpu", 10)).collect();
     it.clock.advance(Duration::from_secs(60));
-    assert_eq!(bounds(&it.store.retain()), [(gone, Bound::Age)]);
-    assert_eq!(it.ids(), [kept]);
+    assert_eq!(bounds(&it.store.retain()), [(gone[1], Bound::Age)]);
+    assert!(kept.iter().all(|id| it.store.find(*id).is_ok()));
 }
 
 fn held(it: &Fixture, id: IncidentId) -> u64 {

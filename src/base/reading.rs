@@ -1,0 +1,153 @@
+//! Time that passed between two processes, told from clocks one of which may be wrong.
+
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::clock::{Anchor, Moment};
+
+/// A reading of the clocks that a later process can compare with its own.
+///
+/// Within one boot of the machine `CLOCK_BOOTTIME` says exactly how much time has passed, whatever the
+/// wall clock did meanwhile. After a reboot, or on another machine, there is only the wall clock.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClockReading {
+    /// The kernel's id of this boot; empty where the kernel has none.
+    boot: String,
+    /// Milliseconds since the boot, sleep included.
+    boottime_ms: u64,
+    /// The wall clock.
+    pub wall: Timestamp,
+}
+
+/// Time that passed between two readings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Elapsed {
+    /// By `CLOCK_BOOTTIME`: exact.
+    Exact(Duration),
+    /// By the wall clock alone, which may have been set in between; zero if it went back.
+    ByWall(Duration),
+}
+
+impl ClockReading {
+    /// The reading at `anchor` in this boot.
+    pub fn new(anchor: Anchor) -> Self {
+        let since_boot = anchor.moment.since(Moment::default()) + anchor.suspended;
+        Self {
+            boot: boot_id().to_owned(),
+            boottime_ms: u64::try_from(since_boot.as_millis()).unwrap_or(u64::MAX),
+            wall: anchor.wall,
+        }
+    }
+
+    /// A reading of which only the wall clock is known.
+    pub fn of_wall(wall: Timestamp) -> Self {
+        Self { boot: String::new(), boottime_ms: 0, wall }
+    }
+
+    /// Returns the time that passed between `earlier` and this reading.
+    pub fn elapsed_since(&self, earlier: &Self) -> Elapsed {
+        let same_boot = !self.boot.is_empty() && self.boot == earlier.boot;
+        match self.boottime_ms.checked_sub(earlier.boottime_ms) {
+            Some(millis) if same_boot => Elapsed::Exact(Duration::from_millis(millis)),
+            _ => {
+                let by_wall = self.wall.duration_since(earlier.wall);
+                Elapsed::ByWall(Duration::try_from(by_wall).unwrap_or_default())
+            }
+        }
+    }
+}
+
+/// The kernel's id of this boot; empty where it has none.
+fn boot_id() -> &'static str {
+    static ID: OnceLock<String> = OnceLock::new();
+    ID.get_or_init(|| {
+        let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        text.trim().to_owned()
+    })
+}
+
+/// A time in the past on the monotonic clock, which may be before that clock's zero: before the boot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EventTime {
+    at: Moment,
+    /// How long before `at` it was, where `at` is the clock's zero.
+    before: Duration,
+}
+
+impl EventTime {
+    /// The time `age` before `now`.
+    pub fn ago(now: Moment, age: Duration) -> Self {
+        let since_zero = now.since(Moment::default());
+        Self { at: now - age, before: age.saturating_sub(since_zero) }
+    }
+
+    /// How long ago it is at `now`.
+    pub fn age(self, now: Moment) -> Duration {
+        now.since(self.at).saturating_add(self.before)
+    }
+
+    /// The moment at which it is `age` ago; the clock's zero if that is before it.
+    pub fn reaches(self, age: Duration) -> Moment {
+        self.at + age.saturating_sub(self.before)
+    }
+}
+
+impl From<Moment> for EventTime {
+    fn from(at: Moment) -> Self {
+        Self { at, before: Duration::ZERO }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn at(hours: u64) -> Moment {
+        Moment::from_nanos(hours * 3600 * 1_000_000_000)
+    }
+
+    fn reading(hours: u64, suspended: Duration, wall: &str) -> ClockReading {
+        let mut it =
+            ClockReading::new(Anchor { moment: at(hours), wall: wall.parse().unwrap(), suspended });
+        it.boot = "this boot".to_owned();
+        it
+    }
+
+    #[test]
+    fn within_a_boot_the_wall_clock_does_not_count() {
+        let first = reading(1, Duration::ZERO, "2026-11-23T12:00:00Z");
+        for wall in ["2026-11-23T12:00:00Z", "2036-01-01T00:00:00Z", "1970-01-01T00:00:00Z"] {
+            let later = reading(3, HOUR, wall);
+            assert_eq!(later.elapsed_since(&first), Elapsed::Exact(3 * HOUR), "{wall}");
+        }
+    }
+
+    #[test]
+    fn across_boots_only_the_wall_clock_counts_and_never_backwards() {
+        let first = reading(5, Duration::ZERO, "2026-11-23T12:00:00Z");
+        for (hours, boot, wall, passed) in [
+            (1, "this boot", "2026-11-23T13:00:00Z", HOUR),
+            (9, "another boot", "2026-11-23T13:00:00Z", HOUR),
+            (9, "", "2026-11-23T11:00:00Z", Duration::ZERO),
+        ] {
+            let mut later = reading(hours, Duration::ZERO, wall);
+            later.boot = boot.to_owned();
+            assert_eq!(later.elapsed_since(&first), Elapsed::ByWall(passed), "{boot} {wall}");
+        }
+    }
+
+    #[test]
+    fn an_event_before_the_boot_keeps_its_age() {
+        let event = EventTime::ago(at(1), 5 * HOUR);
+        assert_eq!(event.age(at(1)), 5 * HOUR);
+        assert_eq!(event.age(at(3)), 7 * HOUR);
+        assert_eq!(event.reaches(24 * HOUR), at(20));
+        assert_eq!(event.reaches(HOUR), at(0));
+        assert_eq!(EventTime::from(at(2)).reaches(HOUR), at(3));
+    }
+}
