@@ -212,6 +212,85 @@ fn one_problem_is_one_line() {
 }
 
 #[test]
+fn what_cannot_be_meant_is_refused_with_what_is_right() {
+    let rule = |text: &str| format!("[[rule]]\n{text}");
+    for (text, expected) in [
+        (
+            "metric = \"memory\"\nabs = 0.8",
+            ":3:7: rule[0].abs: 0.8 would be 0.8 %; did you mean 80 %?",
+        ),
+        ("metric = \"cpu\"\nabs = 80\nclear = 0.5", "rule[0].clear: 0.5 would be 0.5 %"),
+        (
+            "metric = \"tasks\"\ndiff = 0.25",
+            "rule[0].diff: 0.25 would be 0.25 %; did you mean 25 %?",
+        ),
+        (
+            "metric = \"memory.rss\"\nabs = 80",
+            ":3:7: rule[0].abs: 80 bytes are always exceeded by memory.rss: write \"80MiB\"",
+        ),
+        ("metric = \"memory.heap\"\nabs = \"2KiB\"", "rule[0].abs: 2048 bytes are always exceeded"),
+        ("metric = \"memory\"\nabs = 80\nmin = 90", "rule[0].min: 90.0 % is above abs (80.0 %)"),
+        (
+            "metric = \"memory\"\nabs = 80\ncritical = 70",
+            "rule[0].critical: 70.0 % is below abs (80.0 %), so that every incident",
+        ),
+        (
+            "metric = \"memory\"\nforecast = \"10s\"\nmin = 75\ncritical = 70",
+            "rule[0].critical: 70.0 % is below min (75.0 %)",
+        ),
+        (
+            "metric = \"memory\"\nabs = 80\nmax = 95\ncritical = 97",
+            "rule[0].critical: 97.0 % is not below max (95.0 %)",
+        ),
+        (
+            "metric = \"memory\"\nforecast = \"10s\"\nmax = 95\nclear = 96",
+            "rule[0].clear: 96.0 % is not below max (95.0 %)",
+        ),
+        (
+            "metric = \"gauge.free\"\nbelow = 5\ncritical = 7",
+            "rule[0].critical: 7 is above below (5), so that every incident",
+        ),
+        (
+            "metric = \"gauge.free\"\nbelow = 5\nmin = 2\ncritical = 1",
+            "rule[0].critical: 1 is not above min (2)",
+        ),
+        (
+            "metric = \"tasks\"\nabs = 5\nfor = \"25h\"",
+            "rule[0].for: 90000s is longer than anything",
+        ),
+        ("metric = \"tasks\"\nabs = 5\nclear_for = \"2d\"", "rule[0].clear_for: 172800s is longer"),
+        (
+            "metric = \"memory\"\nabs = 80\nforecast = \"10s\"\nfor = \"30s\"",
+            "rule[0].for: 30s is not shorter than forecast (10s)",
+        ),
+        ("metric = \"memory\"\nforecast = \"0s\"", "rule[0].forecast: no time at all"),
+    ] {
+        let told = only(&rule(text));
+        assert!(told.contains(expected), "{text}\n{told}\n{expected}");
+    }
+    for (text, expected) in [
+        (
+            "[budget]\ncpu_ceiling = 0.9",
+            "budget.cpu_ceiling: 0.9 would be 0.9 %; did you mean 90 %?",
+        ),
+        ("[store]\nkeep_free = 5", "store.keep_free: 5 would be 5 bytes; did you mean 5 %?"),
+    ] {
+        let told = only(text);
+        assert!(told.contains(expected), "{text}\n{told}\n{expected}");
+    }
+    for text in [
+        "metric = \"memory.pressure\"\nabs = \"0.5%\"",
+        "metric = \"memory.rss\"\nabs = \"80MiB\"",
+        "metric = \"memory.rss\"\nabs = 0",
+        "metric = \"memory\"\nabs = 80\nmin = 80\ncritical = 80",
+        "metric = \"memory\"\nabs = 80\nforecast = \"10s\"\nfor = { abs = \"30s\", forecast = \"1s\" }",
+        "metric = \"gauge.free\"\nbelow = 5\ncritical = 5\nclear = 6",
+    ] {
+        parse(&rule(text), Path::new("x")).unwrap();
+    }
+}
+
+#[test]
 fn bounds_are_at_the_bounds() {
     let with = |text: &str| parse(text, Path::new("x")).is_ok();
     for (good, bad) in [

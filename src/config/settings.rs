@@ -56,9 +56,11 @@ pub(super) enum RuleChoice {
 /// within it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BudgetSettings {
-    /// Incidents opened in any 24 hours. Default: 24.
+    /// Incidents opened in any 24 hours, two of them (less with many rules) reserved for each rule. What is
+    /// worse than all that its rule captured in these hours, or critical, is opened all the same: at most 16
+    /// times for a rule. Default: 24.
     pub incidents_per_day: usize,
-    /// Times that rules may fire in one incident. Default: 16.
+    /// Times that one rule may fire in one incident. Default: 16.
     pub captures_per_incident: usize,
     /// From the opening of one incident to that of the next, but for what is critical. Default: 1 minute.
     pub min_between_incidents: Duration,

@@ -2,7 +2,9 @@
 //! keys it rests on, the first being the one to change, so that a reader of files can find the line
 //! and can leave out what follows only from another problem.
 
+mod doubts;
 mod store;
+mod thresholds;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -11,7 +13,7 @@ use std::time::Duration;
 use super::problem::{Problem, Problems};
 use super::settings::{HttpSettings, Listen, Settings};
 use crate::base::{Bytes, Percent};
-use crate::model::{MAX_OWN_NAME, Rule, Unit, is_own_name};
+use crate::model::{MAX_OWN_NAME, Rule, is_own_name};
 
 /// Faster than this a tick would cost the host what it may not; slower, an incident is over unseen.
 const INTERVAL: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(60 * 60));
@@ -327,63 +329,9 @@ fn rule(check: &mut Check, rule: &Rule) {
             format!("{} runs up against no limit: use `abs` or `diff`", rule.metric)
         });
     }
-    thresholds(check, rule);
+    thresholds::judge(check, rule);
     check.that(!rule.capture.is_empty(), &["capture"], || {
         format!("nothing to capture: name at least one of {KINDS}")
     });
     check.positive("duration", rule.duration);
-}
-
-fn thresholds(check: &mut Check, rule: &Rule) {
-    let unit = rule.metric.unit();
-    let min = Some(rule.min);
-    let (abs, max) = (("abs", rule.abs), ("max", rule.max));
-    let (clear, critical) = (("clear", rule.clear), ("critical", rule.critical));
-    let below = ("below", rule.below);
-    for (key, value) in [("min", min), abs, below, max, clear, critical] {
-        let Some(value) = value else { continue };
-        let (well, right) = match unit {
-            _ if !value.is_finite() => (false, "a finite number"),
-            Unit::Percent => ((0.0..=100.0).contains(&value), "0 to 100"),
-            Unit::Bytes | Unit::Seconds => (value >= 0.0, "0 or more"),
-            Unit::Count => (true, ""),
-        };
-        check.that(well, &[key, "metric"], || {
-            format!("{value} can never be reached by {}: write {right}", rule.metric)
-        });
-    }
-    if let Some(diff) = rule.diff {
-        check.that(diff.is_finite() && diff > 0.0, &["diff"], || {
-            format!("{diff} would fire on a steady value: write more than 0, such as 25")
-        });
-    }
-    let shown = |value| crate::model::Amount { value, unit };
-    if let (Some(clear), Some(abs)) = (rule.clear, rule.abs) {
-        check.that(clear < abs, &["clear", "abs"], || {
-            format!("{} is not below abs ({}): write less", shown(clear), shown(abs))
-        });
-    }
-    if let Some(below) = rule.below {
-        check.that(below > rule.min, &["below", "min"], || {
-            format!("{} is not above min ({}): write more", shown(below), shown(rule.min))
-        });
-        let clear = rule.clear.filter(|clear| *clear <= below);
-        check.that(clear.is_none(), &["clear", "below"], || {
-            let clear = shown(clear.unwrap_or_default());
-            format!("{clear} is not above below ({}): write more", shown(below))
-        });
-    }
-    if let Some(max) = rule.max {
-        let (name, floor) = match rule.abs {
-            Some(abs) if abs > rule.min => ("abs", abs),
-            _ => ("min", rule.min),
-        };
-        check.that(max > floor, &["max", name], || {
-            format!(
-                "{} is not above {name} ({}): the rule could never fire",
-                shown(max),
-                shown(floor)
-            )
-        });
-    }
 }

@@ -177,10 +177,12 @@ pub(super) fn ceiling<'de, D: Deserializer<'de>>(
 ) -> Result<Option<Percent>, D::Error> {
     let text = |text: &str| match text {
         "off" => Some(None),
-        _ => parse_percent(text).map(|n| Some(Percent(n))),
+        _ => parse_percent(text).map(|n| Some((n, false))),
     };
-    let number = |n| finite(n).map(|n| Some(Percent(n)));
-    friendly(deserializer, "a share of the CPU limit such as \"90%\", or \"off\"", number, text)
+    let number = |n| finite(n).map(|n| Some((n, true)));
+    let expected = "a share of the CPU limit such as \"90%\", or \"off\"";
+    let read = friendly(deserializer, expected, number, text)?;
+    read.map(|percent| whole_percent(percent).map(Percent)).transpose()
 }
 
 /// A text that says something.
@@ -224,11 +226,18 @@ pub(super) fn hertz<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Hertz,
 /// `"5%"` or `"1GiB"`.
 pub(super) fn room<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Room, D::Error> {
     let expected = "a share such as \"5%\" or a size such as \"1GiB\"";
-    let number = |n| whole(n).map(|n| Room::Bytes(Bytes(n)));
-    friendly(deserializer, expected, number, |text| {
+    let number = |n| whole(n).map(|n| (Room::Bytes(Bytes(n)), n));
+    let read = friendly(deserializer, expected, number, |text| {
         let percent = parse_percent(text).map(|n| Room::Percent(Percent(n)));
-        percent.or_else(|| text.parse().ok().map(Room::Bytes))
-    })
+        let room = percent.or_else(|| text.parse().ok().map(Room::Bytes));
+        room.map(|room| (room, 0))
+    })?;
+    match read {
+        (_, n @ 1..=100) => Err(de::Error::custom(format!(
+            "{n} would be {n} bytes; did you mean {n} %? write \"{n}%\", or a size such as \"{n}GiB\""
+        ))),
+        (room, _) => Ok(room),
+    }
 }
 
 /// `"127.0.0.1:6060"` or `"unix:/run/service.sock"`.
@@ -297,7 +306,26 @@ pub(super) fn threshold<'de, D: Deserializer<'de>>(
 
 /// `25` or `"25%"`.
 pub(super) fn percent<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
-    friendly(deserializer, "a number of per cent such as 80 or \"80%\"", finite, parse_percent)
+    let expected = "a number of per cent such as 80 or \"80%\"";
+    friendly(
+        deserializer,
+        expected,
+        |n| finite(n).map(|n| (n, true)),
+        |text| parse_percent(text).map(|n| (n, false)),
+    )
+    .and_then(whole_percent)
+}
+
+/// A fraction without a sign is most likely a share of one.
+fn whole_percent<E: de::Error>((n, is_bare): (f64, bool)) -> Result<f64, E> {
+    if is_bare && 0.0 < n && n < 1.0 {
+        let meant = n * 100.0;
+        return Err(E::custom(format!(
+            "{n} would be {n} %; did you mean {meant} %? write \"{meant}%\", or \"{n}%\" for less than one \
+             per cent"
+        )));
+    }
+    Ok(n)
 }
 
 /// What a token is recognised by. The token itself has no place in a file that is copied, committed and

@@ -8,42 +8,63 @@ use crate::base::{Bytes, IncidentId};
 use crate::model::{CaptureKind, CaptureSet};
 use crate::store::Bound;
 
-/// What the files of a capture take, by the largest so far.
+/// Sizes of the captures so far, by kind.
 #[derive(Debug, Default)]
-pub(super) struct Sizes(BTreeMap<CaptureKind, Bytes>);
+pub(super) struct Sizes(BTreeMap<CaptureKind, Seen>);
+
+#[derive(Clone, Copy, Debug)]
+struct Seen {
+    smallest: Bytes,
+    largest: Bytes,
+}
 
 impl Sizes {
-    /// The files that a capture of `kind` left at once have `bytes` bytes.
+    /// Records that a capture of `kind` wrote files of `bytes` bytes together. One that wrote nothing says
+    /// nothing about sizes.
     pub(super) fn learn(&mut self, kind: CaptureKind, bytes: Bytes) {
-        let known = self.0.entry(kind).or_default();
-        *known = (*known).max(bytes);
+        if bytes == Bytes(0) {
+            return;
+        }
+        let known = self.0.entry(kind).or_insert(Seen { smallest: bytes, largest: bytes });
+        known.smallest = known.smallest.min(bytes);
+        known.largest = known.largest.max(bytes);
     }
 
-    /// How much `kind` is expected to take. What was never seen is taken for small, so that nothing is left
-    /// out that might well fit; a trace is the one that is large everywhere.
+    /// The least that `kind` takes. Only what is larger than the room left even so is skipped: a capture that
+    /// may fit is tried, and its write fails if it does not.
+    fn least(&self, kind: CaptureKind) -> Bytes {
+        self.0.get(&kind).map_or(Bytes(0), |seen| seen.smallest).max(LEAST)
+    }
+
+    /// How much `kind` is expected to take at the most, for the order in which captures are taken.
     fn of(&self, kind: CaptureKind) -> Bytes {
         let seldom_less = match kind {
             CaptureKind::Threads | CaptureKind::Tasks | CaptureKind::Descriptors => Bytes::kib(8),
             CaptureKind::Cpu | CaptureKind::Heap | CaptureKind::Custom => Bytes::kib(16),
             CaptureKind::Trace => Bytes::kib(128),
         };
-        self.0.get(&kind).copied().unwrap_or_default().max(seldom_less)
+        self.0.get(&kind).map_or(Bytes(0), |seen| seen.largest).max(seldom_less)
     }
 }
 
-/// The order in which `kinds` are taken with so much `room`, and whether each fits: that of the kinds, what
-/// vanishes first, where there is room for all; else what takes least first.
+/// No file of ours is smaller.
+const LEAST: Bytes = Bytes(512);
+
+/// The order in which `kinds` are taken with so much `room`, and whether each may fit: that of the kinds, what
+/// vanishes first, where there is room for all by `size`; else what takes least first. What is larger than the
+/// room that is left even by `least` does not fit.
 fn plan(
     kinds: CaptureSet,
     room: Bytes,
     size: impl Fn(CaptureKind) -> Bytes,
+    least: impl Fn(CaptureKind) -> Bytes,
 ) -> Vec<(CaptureKind, bool)> {
     let mut order: Vec<CaptureKind> = kinds.iter().collect();
     if total(&order, &size) > room {
         order.sort_by_key(|kind| size(*kind));
     }
     let mut left = room.get();
-    let mut fits = |kind| match left.checked_sub(size(kind).get()) {
+    let mut fits = |kind| match left.checked_sub(least(kind).get()) {
         Some(rest) => {
             left = rest;
             true
@@ -70,12 +91,12 @@ impl Worker {
         let size = |kind| self.sizes.of(kind);
         let words = |kind: CaptureKind| {
             format!(
-                "no room for it: {room} are left ({}) and it takes about {}; what takes less went first",
+                "no room: {room} left ({}), and it takes at least {}; smaller captures were taken first",
                 bound.name(),
-                size(kind)
+                self.sizes.least(kind)
             )
         };
-        let plan = plan(kinds, room, size).into_iter();
+        let plan = plan(kinds, room, size, |kind| self.sizes.least(kind)).into_iter();
         plan.map(|(kind, fits)| (kind, (!fits).then(|| words(kind)))).collect()
     }
 
@@ -117,9 +138,9 @@ mod tests {
             (5, [(Threads, true), (Heap, false), (Cpu, false), (Trace, false)]),
             (0, [(Threads, false), (Heap, false), (Cpu, false), (Trace, false)]),
         ] {
-            assert_eq!(plan(all, Bytes(room), size), expected, "{room}");
+            assert_eq!(plan(all, Bytes(room), size, size), expected, "{room}");
         }
-        assert_eq!(plan(CaptureSet::EMPTY, Bytes(0), size), []);
+        assert_eq!(plan(CaptureSet::EMPTY, Bytes(0), size, size), []);
     }
 
     #[test]
@@ -129,5 +150,22 @@ mod tests {
         sizes.learn(CaptureKind::Heap, Bytes::mib(3));
         sizes.learn(CaptureKind::Heap, Bytes::kib(1));
         assert_eq!(sizes.of(CaptureKind::Heap), Bytes::mib(3));
+    }
+
+    #[test]
+    fn a_capture_that_was_large_once_is_not_skipped_where_a_small_one_fits() {
+        let mut sizes = Sizes::default();
+        for bytes in [Bytes::kib(40), Bytes::mib(16), Bytes(0)] {
+            sizes.learn(CaptureKind::Trace, bytes);
+        }
+        let trace = CaptureSet::from([CaptureKind::Trace]);
+        let plan = |room| plan(trace, room, |kind| sizes.of(kind), |kind| sizes.least(kind));
+        assert_eq!(plan(Bytes::kib(40)), [(CaptureKind::Trace, true)]);
+        assert_eq!(plan(Bytes::kib(39)), [(CaptureKind::Trace, false)]);
+        // One that was never taken is tried in next to nothing.
+        let heap = CaptureSet::from([CaptureKind::Heap]);
+        let fits =
+            super::plan(heap, Bytes::kib(1), |kind| sizes.of(kind), |kind| sizes.least(kind));
+        assert_eq!(fits, [(CaptureKind::Heap, true)]);
     }
 }
