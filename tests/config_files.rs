@@ -38,7 +38,7 @@ fn minimal_toml_watches_memory() {
     let rule = &settings.rules[0];
     assert_eq!((&rule.metric, rule.abs), (&Metric::Memory, Some(80.0)));
     assert_eq!((rule.capture, rule.duration), (CaptureSet::all(), Duration::from_secs(10)));
-    assert_eq!((rule.cooldown, rule.hold), (Duration::from_secs(60), Holds::default()));
+    assert_eq!((rule.cooldown, rule.hold), (Duration::from_secs(60 * 60), Holds::default()));
     assert_eq!((rule.min, rule.diff, rule.max, rule.clear), (0.0, None, None, None));
 }
 

@@ -14,6 +14,8 @@ use marple::base::{Moment, Percent};
 use marple::config::{BudgetSettings, Settings, load};
 use marple::model::{CaptureKind, Metric, Mode, Rule, Vitals};
 
+#[path = "replay/budget.rs"]
+mod budget;
 #[path = "replay/cases.rs"]
 mod cases;
 #[path = "replay/peers.rs"]

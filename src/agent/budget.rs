@@ -1,93 +1,89 @@
-//! What rules have used up of what they may, and what of it outlives the process.
+//! The incidents that rules may open in 24 hours.
 //!
-//! In the process all is dated by the monotonic clock, in `state.json` by the wall: each is turned into
-//! the other through the anchor of the moment. What the wall says is in the future (it was turned back)
-//! is taken to have been just then, so that a wrong clock never makes a budget larger.
+//! There is one number for all rules, `incidents_per_day`. Each rule has a [`RESERVE`] of it that the others
+//! cannot spend, so that a rule that fires all day does not silence the others. What is worse than anything a
+//! rule captured in a day, or critical, needs no permission (see `rules`); it counts all the same.
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
 use std::time::Duration;
 
-use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
-
-use super::stream::allowance::Saved;
-use crate::base::{Anchor, IncidentId, Moment};
+pub(super) use super::state::State;
+use super::state::{OpenedIncident, time_of, wall_of};
+use crate::base::{Anchor, EventTime, IncidentId, Moment};
 use crate::config::BudgetSettings;
-use crate::rules::{Mark, Opening};
+use crate::rules::Opening;
 
 pub(super) const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// What `state.json` holds.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub(super) struct State {
-    /// The version of this form.
-    pub(super) schema: u32,
-    /// When rules opened incidents, the oldest first, no further back than a day.
-    pub(super) incidents: Vec<Timestamp>,
-    /// The last capture of each rule that has made one.
-    pub(super) rules: BTreeMap<String, RuleState>,
-    /// The captures handed over without an incident.
-    #[serde(default)]
-    pub(super) streams: Vec<Saved>,
-}
+/// Incidents a day that other rules cannot spend, for each rule; less where there are so many rules that
+/// all of `incidents_per_day` would be reserved.
+const RESERVE: usize = 2;
 
-impl State {
-    /// The version of the form that this marple writes.
-    pub(super) const SCHEMA: u32 = 1;
-}
-
-/// The last capture of a rule.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub(super) struct RuleState {
-    /// When it was asked for.
-    pub(super) captured: Timestamp,
-    /// The value it fired on, in the metric's unit.
-    pub(super) value: f64,
-    /// What was left below the limit then.
-    #[serde(default)]
-    pub(super) room: Option<f64>,
-}
-
-impl From<RuleState> for Mark {
-    fn from(state: RuleState) -> Self {
-        Self { value: state.value, room: state.room }
-    }
-}
-
-/// The incidents that rules opened within a day.
+/// The incidents that rules opened within a day, the oldest first.
 #[derive(Debug, Default)]
 pub(super) struct Budget {
-    opened: Vec<(Moment, Option<IncidentId>)>,
+    opened: Vec<Opened>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Opened {
+    at: EventTime,
+    rule: String,
+    /// `None` if an earlier process opened it.
+    id: Option<IncidentId>,
 }
 
 impl Budget {
     /// Adds what an earlier process has saved.
     pub(super) fn restore(&mut self, anchor: Anchor, state: &State) {
-        let saved = state.incidents.iter().map(|&at| (moment_of(anchor, at), None));
+        let saved = state.incidents.iter().map(|OpenedIncident { at, rule }| Opened {
+            at: time_of(anchor, *at),
+            rule: rule.clone(),
+            id: None,
+        });
         self.opened.extend(saved);
-        self.opened.sort_by_key(|(at, _)| *at);
+        self.opened.sort_by_key(|it| Reverse(it.at.age(anchor.moment)));
     }
 
-    /// A rule opened the incident `id`.
-    pub(super) fn spend(&mut self, now: Moment, id: IncidentId) {
-        self.forget(now);
-        self.opened.push((now, Some(id)));
+    /// Counts the incident `id`, which `rule` opened.
+    pub(super) fn spend(&mut self, now: Moment, rule: &str, id: IncidentId) {
+        self.opened.retain(|it| it.at.age(now) < DAY);
+        self.opened.push(Opened { at: now.into(), rule: rule.to_owned(), id: Some(id) });
     }
 
-    /// The incident `id` came to nothing.
+    /// Takes back the incident `id`, which could not be opened.
     pub(super) fn refund(&mut self, id: IncidentId) {
-        self.opened.retain(|(_, opened)| *opened != Some(id));
+        self.opened.retain(|it| it.id != Some(id));
     }
 
-    /// Whether there may be another incident at `now`.
-    pub(super) fn opening(&self, now: Moment, settings: &BudgetSettings) -> Opening {
-        let within = self.opened.iter().filter(|(at, _)| now.since(*at) < DAY);
-        let count = within.clone().count();
-        if count >= settings.incidents_per_day {
-            let spent = within.map(|(at, _)| *at).nth(count - settings.incidents_per_day);
-            return Opening::Spent { until: spent.unwrap_or(now) + DAY };
+    /// Whether `rule` may open an incident at `now` beside the other rules in `rules`.
+    pub(super) fn opening<'r>(
+        &self,
+        now: Moment,
+        settings: &BudgetSettings,
+        rule: &str,
+        rules: impl Iterator<Item = &'r str> + Clone,
+    ) -> Opening {
+        let spent = self.spent(now);
+        let share = settings.incidents_per_day / rules.clone().count().max(1);
+        let reserve = RESERVE.min(share);
+        let unspent = |other: &str| reserve.saturating_sub(self.spent_by(now, other));
+        let others = rules.filter(|other| *other != rule).map(unspent).sum::<usize>();
+        let most = settings.incidents_per_day.saturating_sub(others);
+        if spent >= most {
+            let freed = self.within(now).nth(spent - most);
+            return Opening::Spent { until: freed.map_or(now + DAY, |it| it.at.reaches(DAY)) };
         }
-        match self.opened.last().map(|(at, _)| *at + settings.min_between_incidents) {
+        self.gap(now, settings)
+    }
+
+    /// Whether any rule may open an incident at `now`.
+    pub(super) fn opening_of_any(&self, now: Moment, settings: &BudgetSettings) -> Opening {
+        self.opening(now, settings, "", std::iter::empty())
+    }
+
+    fn gap(&self, now: Moment, settings: &BudgetSettings) -> Opening {
+        match self.opened.last().map(|it| it.at.reaches(settings.min_between_incidents)) {
             Some(until) if now < until => Opening::Gap { until },
             _ => Opening::Free,
         }
@@ -95,27 +91,30 @@ impl Budget {
 
     /// How many incidents rules opened in the day before `now`.
     pub(super) fn spent(&self, now: Moment) -> usize {
-        self.opened.iter().filter(|(at, _)| now.since(*at) < DAY).count()
+        self.within(now).count()
     }
 
-    /// When they were.
-    pub(super) fn incidents(&self, anchor: Anchor) -> Vec<Timestamp> {
-        self.opened.iter().map(|(at, _)| anchor.wall_at(*at)).collect()
+    fn spent_by(&self, now: Moment, rule: &str) -> usize {
+        self.within(now).filter(|it| it.rule == rule).count()
     }
 
-    fn forget(&mut self, now: Moment) {
-        self.opened.retain(|(at, _)| now.since(*at) < DAY);
+    fn within(&self, now: Moment) -> impl Iterator<Item = &Opened> {
+        self.opened.iter().filter(move |it| it.at.age(now) < DAY)
     }
-}
 
-/// When `at` was, by the monotonic clock; its zero when it was before that.
-pub(super) fn moment_of(anchor: Anchor, at: Timestamp) -> Moment {
-    let ago = Duration::try_from(anchor.wall.duration_since(at)).unwrap_or_default();
-    anchor.moment - ago
+    /// What is to be saved.
+    pub(super) fn incidents(&self, anchor: Anchor) -> Vec<OpenedIncident> {
+        let opened = self.within(anchor.moment);
+        opened
+            .map(|it| OpenedIncident { at: wall_of(anchor, it.at), rule: it.rule.clone() })
+            .collect()
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use jiff::Timestamp;
+
     use super::*;
 
     fn at(seconds: u64) -> Moment {
@@ -130,52 +129,77 @@ mod tests {
         BudgetSettings { incidents_per_day: 3, ..BudgetSettings::default() }
     }
 
+    /// What the only rule there is may do.
+    fn opening(budget: &Budget, now: Moment, settings: &BudgetSettings) -> Opening {
+        budget.opening(now, settings, "memory", ["memory"].into_iter())
+    }
+
     #[test]
     fn incidents_are_a_gap_apart_and_so_many_a_day() {
         let mut budget = Budget::default();
         let day = 24 * 60 * 60;
         for start in [0, 60, 200] {
-            assert_eq!(budget.opening(at(start), &settings()), Opening::Free, "{start}");
-            budget.spend(at(start), id());
+            assert_eq!(opening(&budget, at(start), &settings()), Opening::Free, "{start}");
+            budget.spend(at(start), "memory", id());
             if start == 0 {
                 let until = at(60);
-                assert_eq!(budget.opening(at(59), &settings()), Opening::Gap { until });
+                assert_eq!(opening(&budget, at(59), &settings()), Opening::Gap { until });
             }
         }
         for now in [260, day - 1] {
             let spent = Opening::Spent { until: at(day) };
-            assert_eq!(budget.opening(at(now), &settings()), spent, "{now}");
+            assert_eq!(opening(&budget, at(now), &settings()), spent, "{now}");
         }
-        assert_eq!(budget.opening(at(day), &settings()), Opening::Free);
+        assert_eq!(opening(&budget, at(day), &settings()), Opening::Free);
         assert_eq!(budget.spent(at(day)), 2);
         let tighter = BudgetSettings { incidents_per_day: 1, ..settings() };
         let spent = Opening::Spent { until: at(day + 200) };
-        assert_eq!(budget.opening(at(day), &tighter), spent, "as the settings say now");
+        assert_eq!(opening(&budget, at(day), &tighter), spent, "as the settings say now");
+    }
+
+    #[test]
+    fn a_rule_cannot_spend_what_is_reserved_for_the_others() {
+        let rules = ["cpu", "lag", "tasks", "memory"];
+        let settings = BudgetSettings {
+            incidents_per_day: 12,
+            min_between_incidents: Duration::ZERO,
+            ..BudgetSettings::default()
+        };
+        let mut budget = Budget::default();
+        let mut spend = |rule: &str| {
+            let mut spent = 0;
+            while budget.opening(at(0), &settings, rule, rules.into_iter()) == Opening::Free {
+                budget.spend(at(0), rule, id());
+                spent += 1;
+            }
+            spent
+        };
+        let spent = ["cpu", "lag", "cpu", "tasks", "memory", "memory"].map(&mut spend);
+        assert_eq!(spent, [6, 2, 0, 2, 2, 0]);
+        assert_eq!(budget.spent(at(0)), 12);
+    }
+
+    #[test]
+    fn with_more_rules_than_incidents_nothing_is_reserved() {
+        let names: Vec<String> = (0..30).map(|n| format!("rule-{n}")).collect();
+        let rules = || names.iter().map(String::as_str);
+        let mut budget = Budget::default();
+        let settings =
+            BudgetSettings { min_between_incidents: Duration::ZERO, ..BudgetSettings::default() };
+        for _ in 0..settings.incidents_per_day {
+            assert_eq!(budget.opening(at(0), &settings, "rule-0", rules()), Opening::Free);
+            budget.spend(at(0), "rule-0", id());
+        }
+        let spent = budget.opening(at(0), &settings, "rule-1", rules());
+        assert_eq!(spent, Opening::Spent { until: at(24 * 60 * 60) });
     }
 
     #[test]
     fn an_incident_that_came_to_nothing_costs_nothing() {
         let mut budget = Budget::default();
         let ids = [id(), id()];
-        ids.iter().for_each(|id| budget.spend(at(0), *id));
+        ids.iter().for_each(|id| budget.spend(at(0), "memory", *id));
         budget.refund(ids[0]);
         assert_eq!(budget.spent(at(1)), 1);
-    }
-
-    #[test]
-    fn a_clock_turned_back_makes_no_budget_larger() {
-        let wall: Timestamp = "2026-11-23T12:00:00Z".parse().unwrap();
-        let anchor = Anchor { moment: at(1000), wall, suspended: Duration::ZERO };
-        let saved = |text: &str| vec![text.parse().unwrap()];
-        for (incidents, seconds) in [
-            (saved("2026-11-23T11:59:00Z"), 940),
-            (saved("2026-11-23T11:00:00Z"), 0),
-            (saved("2026-11-24T12:00:00Z"), 1000),
-        ] {
-            let state = State { incidents, ..State::default() };
-            let mut budget = Budget::default();
-            budget.restore(anchor, &state);
-            assert_eq!(budget.opened, [(at(seconds), None)]);
-        }
     }
 }

@@ -268,7 +268,7 @@ impl Worker {
     fn report_removed(&self) {
         let store = self.directory.store().ok();
         for removed in store.map(Store::take_removed).unwrap_or_default() {
-            tracing::info!(target: "marple", "{removed}");
+            log::info(removed.to_string());
         }
     }
 

@@ -26,7 +26,9 @@ use super::reload;
 use super::status::{ConfigStatus, Counters};
 use super::stream::{self, Streams, work};
 use super::stuck::Stuck;
-use crate::base::{Anchor, Clock, Error as PublicError, IncidentId, Moment, log, spare, warnings};
+use crate::base::{
+    Anchor, Clock, ClockReading, Error as PublicError, IncidentId, Moment, log, spare, warnings,
+};
 use crate::config::Settings;
 use crate::model::{CaptureKind, Losses, Vitals};
 use crate::store::{Holdings, Location};
@@ -96,6 +98,7 @@ impl Core {
         let started = clock.wall();
         let decider = Decider::new(settings.rules.clone(), settings.budget.clone());
         let streams = Streams::new(settings.budget.streams_per_day);
+        report_doubts(&settings);
         collect::heap::set_rates(&settings.heap);
         collect::trace::configure(&settings.trace);
         let mut core = Self {
@@ -132,7 +135,8 @@ impl Core {
     /// The incident directory is open: goes on with the budgets that an earlier process has saved.
     pub(super) fn directory_opened(&mut self, opened: Opened) {
         let anchor = self.clock.anchor();
-        if let Some(saved) = &opened.saved {
+        let saved = opened.saved.map(|saved| saved.rebase(&ClockReading::new(anchor)));
+        if let Some(saved) = &saved {
             self.decider.restore(anchor, saved);
             self.streams.allowance.restore(anchor, &saved.streams);
         }
@@ -331,6 +335,7 @@ impl Core {
         let (settings, needs_restart) = reload::merge(&self.settings, settings);
         self.decider.replace(settings.rules.clone(), settings.budget.clone());
         self.streams.allowance.set_limit(settings.budget.streams_per_day);
+        report_doubts(&settings);
         collect::heap::set_rates(&settings.heap);
         collect::trace::configure(&settings.trace);
         let applied = log::Event::new(log::Level::Info, "new settings are in force");
@@ -368,6 +373,14 @@ impl Core {
             log::Event::new(log::Level::Error, text).times(times).send();
         }
         self.last_failure = Some(format!("{cause}: {error}"));
+    }
+}
+
+/// Reports what is legal in `settings` and most likely not meant.
+fn report_doubts(settings: &Settings) {
+    match settings.doubts().as_slice() {
+        [] => warnings::clear("rule"),
+        doubts => warnings::set("rule", doubts.join("; ")),
     }
 }
 

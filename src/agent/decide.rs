@@ -9,9 +9,10 @@
 
 use jiff::Timestamp;
 
-use super::budget::{Budget, RuleState, State, moment_of};
+use super::budget::{Budget, State};
 use super::incidents::{Done, Incidents, Job, Notice};
-use crate::base::{Anchor, IncidentId, Moment};
+use super::state::RuleState;
+use crate::base::{Anchor, ClockReading, IncidentId, Moment};
 use crate::config::BudgetSettings;
 use crate::model::{CaptureKind, CaptureSet, Metric, Mode, Origin, Reason, Rule, Vitals};
 use crate::rules::{Crossing, Decision, Engine, Opening};
@@ -32,10 +33,10 @@ pub(super) struct Decider {
     pub(super) incidents: Incidents,
     budget: Budget,
     settings: BudgetSettings,
+    /// The names of the rules that capture, which share the budget.
+    capturing: Vec<String>,
     /// Whether there is something to be saved.
     dirty: bool,
-    /// The last captures of rules, those of a predecessor included.
-    marks: Vec<(String, Moment)>,
     /// The stall that goes on, in words.
     pub(super) stall: Option<String>,
 }
@@ -45,26 +46,30 @@ impl Decider {
         let mut incidents = Incidents::default();
         incidents.set_join(settings.join);
         Self {
+            capturing: names_of_capturing(&rules),
             engine: Engine::new(rules),
             incidents,
             budget: Budget::default(),
             settings,
             dirty: false,
-            marks: Vec::new(),
             stall: None,
         }
     }
 
-    /// Goes on from where the process before this one was. What has been decided here since the start stays.
+    /// Continues from what an earlier process saved, its times brought to the wall clock of `anchor`. What
+    /// rules captured since the start of this one stays.
     pub(super) fn restore(&mut self, anchor: Anchor, state: &State) {
         self.budget.restore(anchor, state);
-        for (name, rule) in &state.rules {
-            if self.marks.iter().any(|(known, _)| known == name) {
-                continue;
+        for (name, saved) in &state.rules {
+            let known = self.engine.states().find(|state| state.rule.name == *name);
+            // Values of another metric say nothing about this one.
+            let comparable = known.is_some_and(|state| {
+                saved.metric.as_ref().is_none_or(|metric| *metric == state.rule.metric)
+            });
+            if comparable && self.engine.history(name).is_none() {
+                let (captured, records) = saved.restore(anchor);
+                self.engine.remember(name, captured, &records);
             }
-            let captured = moment_of(anchor, rule.captured);
-            self.engine.remember(name, captured, (*rule).into());
-            self.marks.push((name.clone(), captured));
         }
     }
 
@@ -73,13 +78,16 @@ impl Decider {
         if !std::mem::take(&mut self.dirty) {
             return None;
         }
-        let rules = self.marks.iter().filter_map(|(name, at)| {
-            let mark = self.engine.mark(name)?;
-            let captured = anchor.wall_at(*at);
-            Some((name.clone(), RuleState { captured, value: mark.value, room: mark.room }))
+        // A dry run captures nothing that a later capture could repeat.
+        let captures = self.engine.states().filter(|state| state.rule.mode == Mode::Capture);
+        let rules = captures.filter_map(|state| {
+            let (captured, records) = self.engine.history(&state.rule.name)?;
+            let saved = RuleState::new(state.rule, anchor, captured, records);
+            Some((state.rule.name.clone(), saved))
         });
         Some(State {
             schema: State::SCHEMA,
+            clock: Some(ClockReading::new(anchor)),
             incidents: self.budget.incidents(anchor),
             rules: rules.collect(),
             streams: Vec::new(),
@@ -93,6 +101,7 @@ impl Decider {
 
     /// Puts other rules and budgets in force.
     pub(super) fn replace(&mut self, rules: Vec<Rule>, settings: BudgetSettings) {
+        self.capturing = names_of_capturing(&rules);
         for gone in self.engine.replace(rules) {
             self.incidents.clear(&gone.name);
         }
@@ -108,13 +117,19 @@ impl Decider {
         mut new_id: impl FnMut() -> IncidentId,
         wall: impl Fn() -> Timestamp,
     ) -> Vec<Fired> {
-        let opening = self.opening(now);
-        self.engine.permit(opening);
+        let rules = std::mem::take(&mut self.capturing);
+        let (budget, incidents, settings) = (&self.budget, &self.incidents, &self.settings);
+        let opening = |rule: &Rule| match incidents.fires_of_joinable(now, &rule.name) {
+            Some(fires) if fires >= settings.captures_per_incident => Opening::Exhausted,
+            Some(_) => Opening::Free,
+            None => budget.opening(now, settings, &rule.name, rules.iter().map(String::as_str)),
+        };
         let said: Vec<(usize, Decision)> = self
             .engine
-            .observe(now, vitals)
+            .observe_within(now, vitals, &opening)
             .filter(|(_, decision)| !matches!(decision, Decision::Hold(_)))
             .collect();
+        self.capturing = rules;
         let mut fired = Vec::new();
         for (index, decision) in said {
             let Some(rule) = self.engine.rule(index).cloned() else { continue };
@@ -148,8 +163,6 @@ impl Decider {
             text.push_str(&format!("; {stall}"));
         }
         self.engine.capturing(&rule.name);
-        self.marks.retain(|(name, _)| *name != rule.name);
-        self.marks.push((rule.name.clone(), now));
         self.dirty = true;
         if rule.mode == Mode::DryRun {
             self.engine.captured(&rule.name, now);
@@ -178,12 +191,10 @@ impl Decider {
         let id = self.incidents.fire(now, make_id, &rule.name, claim, reason);
         self.incidents.collect(id, &rule.collect);
         if opened {
-            self.budget.spend(now, id);
+            self.budget.spend(now, &rule.name, id);
         }
-        if self.incidents.fires(id) >= self.settings.captures_per_incident {
-            for view in self.incidents.iter().filter(|view| view.id == id) {
-                view.held_by.iter().for_each(|name| self.engine.exhausted(name));
-            }
+        if self.incidents.fires(id, &rule.name) >= self.settings.captures_per_incident {
+            self.engine.exhausted(&rule.name);
         }
         Fired { rule: rule.name.clone(), text, incident: Some(id) }
     }
@@ -203,12 +214,11 @@ impl Decider {
         cheap
     }
 
-    /// Whether a rule without an incident may have one.
+    /// Whether a rule without an incident may have one, whichever it is.
     pub(super) fn opening(&self, now: Moment) -> Opening {
-        match self.incidents.fires_of_joinable(now) {
-            Some(fires) if fires >= self.settings.captures_per_incident => Opening::Exhausted,
-            Some(_) => Opening::Free,
-            None => self.budget.opening(now, &self.settings),
+        match self.incidents.has_joinable(now) {
+            true => Opening::Free,
+            false => self.budget.opening_of_any(now, &self.settings),
         }
     }
 
@@ -263,4 +273,9 @@ fn needs_descriptors(metric: &Metric, vitals: &Vitals) -> bool {
 /// Whether more than half of the descriptors that there may be are open.
 pub(super) fn are_many_open(vitals: &Vitals) -> bool {
     vitals.fd_percent().is_some_and(|share| share.get() > 50.0)
+}
+
+fn names_of_capturing(rules: &[Rule]) -> Vec<String> {
+    let capturing = rules.iter().filter(|rule| rule.mode == Mode::Capture);
+    capturing.map(|rule| rule.name.clone()).collect()
 }

@@ -77,14 +77,20 @@ impl Incidents {
         }
     }
 
-    /// How often rules fired in the incident that a rule without one of its own would join.
-    pub(crate) fn fires_of_joinable(&self, now: Moment) -> Option<usize> {
-        self.joinable(now, |_| false).and_then(|at| self.open.get(at)).map(|open| open.fires)
+    /// Whether a rule without an incident would join one.
+    pub(crate) fn has_joinable(&self, now: Moment) -> bool {
+        self.joinable(now, |_| false).is_some()
     }
 
-    /// How often rules fired in the incident `id`.
-    pub(crate) fn fires(&self, id: IncidentId) -> usize {
-        self.open.iter().find(|open| open.id == id).map_or(0, |open| open.fires)
+    /// How often `rule`, which has no incident, fired in the one it would join; `None` if there is none.
+    pub(crate) fn fires_of_joinable(&self, now: Moment, rule: &str) -> Option<usize> {
+        let at = self.joinable(now, |_| false)?;
+        self.open.get(at).map(|open| open.fires_of(rule))
+    }
+
+    /// How often `rule` fired in the incident `id`.
+    pub(crate) fn fires(&self, id: IncidentId, rule: &str) -> usize {
+        self.open.iter().find(|open| open.id == id).map_or(0, |open| open.fires_of(rule))
     }
 
     /// A rule fired: it wants `kinds` for `duration`, and its incident open until it clears.
@@ -101,7 +107,7 @@ impl Incidents {
         if !incident.held_by.iter().any(|name| name == rule) {
             incident.held_by.push(rule.to_owned());
         }
-        incident.fires += 1;
+        incident.count_fire(rule);
         let runs = incident.running.and(claim.0).iter();
         incident.again = incident.again.union(runs.filter(|kind| kind.is_snapshot()).collect());
         incident.id
@@ -331,7 +337,7 @@ impl Incidents {
                 running: CaptureSet::EMPTY,
                 refused: CaptureSet::EMPTY,
                 again: CaptureSet::EMPTY,
-                fires: 0,
+                fires: Vec::new(),
                 unwritten: Vec::new(),
                 reasons: 0,
                 dropped: 0,

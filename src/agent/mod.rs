@@ -43,6 +43,7 @@ mod replay;
 mod run;
 mod service;
 mod side_thread;
+mod state;
 mod status;
 mod stream;
 mod stuck;
@@ -61,7 +62,9 @@ pub use guard::Agent;
 pub use handle::{AgentHandle, Pending};
 #[cfg(feature = "heap")]
 pub use heap_writer::{HeapWriter, ProcessMemory};
-pub use replay::{Outcome as ReplayOutcome, Pace, Taken as ReplayTaken, replay};
+pub use replay::{
+    Outcome as ReplayOutcome, Pace, ProcessHistory, Taken as ReplayTaken, replay, replay_restarts,
+};
 #[cfg(feature = "http")]
 pub(crate) use service::Service;
 pub use status::{

@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+use super::budget::State;
 use super::decide::Decider;
 use super::incidents::{Done, Job};
-use crate::base::{IncidentId, Moment};
+use crate::base::{Anchor, ClockReading, IncidentId, Moment};
 use crate::config::Settings;
 use crate::model::{CaptureKind, CaptureSet, Vitals};
 
@@ -61,6 +62,15 @@ impl Outcome {
     }
 }
 
+/// One process of several that write into the same directory, each after the one before it has died.
+pub struct ProcessHistory<'h> {
+    /// Its vitals. Moments that are earlier than those of the process before it mean that the machine was
+    /// booted in between.
+    pub vitals: Box<dyn Iterator<Item = Vitals> + 'h>,
+    /// The wall clock, which may be set while the process runs.
+    pub wall: Box<dyn Fn(Moment) -> Timestamp + 'h>,
+}
+
 /// Shows `history` to the rules of `settings`. Each of its vitals is a tick, whatever
 /// `settings.interval` says.
 pub fn replay(
@@ -68,22 +78,60 @@ pub fn replay(
     pace: Pace,
     history: impl IntoIterator<Item = Vitals>,
 ) -> Outcome {
+    let wall = |now: Moment| Timestamp::from_nanosecond(now.as_nanos().into()).unwrap_or_default();
+    replay_one(settings, pace, (history.into_iter(), &wall), &mut None)
+}
+
+/// Shows the histories of `processes` to the rules of `settings`, one process after the other. Each continues
+/// from what the ones before it saved of their budgets.
+pub fn replay_restarts<'h>(
+    settings: &Settings,
+    pace: Pace,
+    processes: impl IntoIterator<Item = ProcessHistory<'h>>,
+) -> Vec<Outcome> {
+    let mut state = None;
+    let run =
+        |it: ProcessHistory<'h>| replay_one(settings, pace, (it.vitals, &*it.wall), &mut state);
+    processes.into_iter().map(run).collect()
+}
+
+fn replay_one(
+    settings: &Settings,
+    pace: Pace,
+    (history, wall): (impl Iterator<Item = Vitals>, &dyn Fn(Moment) -> Timestamp),
+    state: &mut Option<State>,
+) -> Outcome {
     let mut replay = Replay {
         decider: Decider::new(settings.rules.clone(), settings.budget.clone()),
         pace,
+        wall,
+        saved: None,
         ids: Vec::new(),
         under_way: None,
         outcome: Outcome::default(),
     };
+    let mut is_first = true;
     for vitals in history {
+        if std::mem::take(&mut is_first)
+            && let Some(state) = state.take()
+        {
+            let anchor = replay.anchor(vitals.at);
+            let state = state.rebase(&ClockReading::new(anchor));
+            replay.decider.restore(anchor, &state);
+            replay.saved = Some(state);
+        }
         replay.tick(&vitals);
     }
+    *state = replay.saved;
     replay.outcome
 }
 
-struct Replay {
+struct Replay<'w> {
     decider: Decider,
     pace: Pace,
+    wall: &'w dyn Fn(Moment) -> Timestamp,
+    /// What is in `state.json`.
+    saved: Option<State>,
     /// The incidents, in the order they were opened.
     ids: Vec<IncidentId>,
     under_way: Option<UnderWay>,
@@ -98,7 +146,11 @@ struct UnderWay {
     writes: Vec<usize>,
 }
 
-impl Replay {
+impl Replay<'_> {
+    fn anchor(&self, moment: Moment) -> Anchor {
+        Anchor { moment, wall: (self.wall)(moment), suspended: Duration::ZERO }
+    }
+
     fn tick(&mut self, vitals: &Vitals) {
         let now = vitals.at;
         // The jobs that end before this tick, each begun when the one before it had ended.
@@ -112,7 +164,7 @@ impl Replay {
             self.decider.expire(job.end);
             self.under_way = self.begin(job.end);
         }
-        let wall = || Timestamp::from_nanosecond(now.as_nanos().into()).unwrap_or_default();
+        let wall = || (self.wall)(now);
         for fired in self.decider.observe(now, vitals, || IncidentId::new(wall()), wall) {
             self.outcome.fired.push((now, fired.rule, fired.text));
         }
@@ -125,7 +177,12 @@ impl Replay {
     /// Begins the next job.
     fn begin(&mut self, now: Moment) -> Option<UnderWay> {
         let Pace { manifest, file } = self.pace;
-        let (took, done, writes) = match self.decider.next_job(now)? {
+        let job = self.decider.next_job(now)?;
+        // As the agent does: before the job.
+        if let Some(state) = self.decider.take_state(self.anchor(now)) {
+            self.saved = Some(state);
+        }
+        let (took, done, writes) = match job {
             Job::Open { id, name, .. } => {
                 self.ids.push(id);
                 self.outcome.incidents.push(name);

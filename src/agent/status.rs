@@ -127,12 +127,13 @@ pub struct IncidentStatus {
 /// What rules and clients have used up of what they may.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct BudgetStatus {
-    /// Incidents that rules opened in the last 24 hours, those of processes before this one included.
+    /// Incidents that rules opened in the last 24 hours, those of earlier processes included. More than
+    /// `incidents_per_day` if some were worse than anything before, or critical.
     pub incidents_in_a_day: usize,
     /// How many there may be.
     pub incidents_per_day: usize,
-    /// Whether a rule that fires would have an incident: `free`, or `gap` (min_between_incidents), `spent`
-    /// (incidents_per_day) or `exhausted` (captures_per_incident of the one it would join).
+    /// Whether a rule that fires would have an incident: `free`, or `gap` (min_between_incidents) or `spent`
+    /// (incidents_per_day). Each rule by itself may be held back by more: see its `explanation`.
     pub opening: &'static str,
     /// When that ends.
     pub until: Option<Timestamp>,
@@ -189,6 +190,10 @@ pub struct RuleStatus {
     pub explanation: String,
     /// Since when it decides so.
     pub since: Option<Timestamp>,
+    /// When what holds it back ends, if that is a matter of time.
+    pub until: Option<Timestamp>,
+    /// Incidents it had in the last 24 hours, opened or joined.
+    pub incidents_in_a_day: usize,
     /// The last 16 decisions that were other than the one before, the newest first.
     pub decisions: Vec<PastDecision>,
 }
@@ -211,6 +216,8 @@ impl RuleStatus {
             decision: state.decision.name(),
             explanation: state.explain().to_string(),
             since: state.since.map(|since| anchor.wall_at(since)),
+            until: state.decision.until().map(|until| anchor.wall_at(until)),
+            incidents_in_a_day: state.incidents,
             decisions: decisions.collect(),
         }
     }

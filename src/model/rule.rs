@@ -36,9 +36,11 @@ pub struct Rule {
     pub clear: Option<f64>,
     /// For how long that must be so.
     pub clear_hold: Duration,
-    /// Above this (with `below`, below it) the rule does not wait for the gap between two incidents.
+    /// Above this (with `below`, below it) the rule does not wait for the gap between two incidents, and four
+    /// hours after its last capture for nothing.
     pub critical: Option<f64>,
-    /// How long after a capture of this rule before the next; see [`Again`].
+    /// How long after a capture of this rule before the next that is no worse; it doubles with each such
+    /// incident in a day. 1 h by default. See [`Again`].
     pub cooldown: Duration,
     /// When it captures again.
     pub again: Again,
@@ -73,7 +75,7 @@ impl Rule {
             clear: None,
             clear_hold: Duration::ZERO,
             critical: None,
-            cooldown: Duration::from_secs(60),
+            cooldown: Duration::from_secs(60 * 60),
             again: Again::Worse,
             mode: Mode::Capture,
             capture: CaptureSet::all(),
@@ -107,8 +109,9 @@ impl From<Duration> for Holds {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Again {
     /// When it has become worse: the room below the limit has shrunk by a third since the last capture,
-    /// or, for what has no limit, the value has grown by half, or with `below` fallen by a third. Else not while the incident is open, and
-    /// in another incident not before `cooldown` has passed.
+    /// or, for what has no limit, the value has grown by half, or with `below` fallen by a third. Else not
+    /// while the incident is open. Another incident that is no worse than all of the last 24 hours waits for
+    /// `cooldown`, and for twice as long with each such incident in a day.
     Worse,
     /// Each time `cooldown` has passed since the last capture, in the same incident or another: holmes.
     Cooldown,

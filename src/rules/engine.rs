@@ -1,10 +1,11 @@
 //! All the rules together.
 
+use super::Opening;
+use super::history::FireRecord;
 use super::past::{Past, Said};
 use super::verdict::{Decision, Explain};
 use super::watch::Watch;
-use super::{Mark, Opening};
-use crate::base::Moment;
+use crate::base::{EventTime, Moment};
 use crate::model::{Rule, Vitals};
 
 /// The rules and their states. Rules know nothing of each other, so that their order does not matter.
@@ -32,6 +33,8 @@ pub struct State<'e> {
     pub since: Option<Moment>,
     /// Whether its incident is open.
     pub active: bool,
+    /// Incidents it had in the last 24 hours, opened or joined.
+    pub incidents: usize,
     past: &'e Past,
     now: Moment,
 }
@@ -70,9 +73,20 @@ impl Engine {
         now: Moment,
         vitals: &Vitals,
     ) -> impl Iterator<Item = (usize, Decision)> + use<'e> {
+        let opening = self.opening;
+        self.observe_within(now, vitals, &|_| opening)
+    }
+
+    /// The same, where `opening` returns for each rule that is about to open an incident whether it may.
+    pub fn observe_within<'e>(
+        &'e mut self,
+        now: Moment,
+        vitals: &Vitals,
+        opening: &dyn Fn(&Rule) -> Opening,
+    ) -> impl Iterator<Item = (usize, Decision)> + use<'e> {
         self.now = now;
         for watch in &mut self.watches {
-            watch.observe(now, vitals, self.opening);
+            watch.observe(now, vitals, opening);
         }
         self.watches.iter().map(|watch| watch.decision).enumerate()
     }
@@ -103,15 +117,20 @@ impl Engine {
         self.find(name).into_iter().for_each(Watch::exhaust);
     }
 
-    /// What the rule called `name` fired on last.
-    pub fn mark(&self, name: &str) -> Option<Mark> {
-        self.watches.iter().find(|watch| watch.rule.name == name)?.mark()
+    /// When the last capture of the rule called `name` ended, or began if it runs, and what it captured in the
+    /// last 24 hours; `None` if there is neither.
+    pub fn history(&self, name: &str) -> Option<(EventTime, &[FireRecord])> {
+        let watch = self.watches.iter().find(|watch| watch.rule.name == name)?;
+        let records = watch.history.records();
+        let times = [watch.captured, records.last().map(|record| record.at)];
+        let last = times.into_iter().flatten().min_by_key(|time| time.age(self.now))?;
+        Some((last, records))
     }
 
-    /// Lets the rule called `name` go on from a capture that ended at `captured` and was made at `mark`,
-    /// by a process before this one.
-    pub fn remember(&mut self, name: &str, captured: Moment, mark: Mark) {
-        self.find(name).into_iter().for_each(|watch| watch.remember(captured, mark));
+    /// Continues the rule called `name` from what an earlier process saved of it: the end of its last
+    /// capture and its incidents.
+    pub fn remember(&mut self, name: &str, captured: EventTime, records: &[FireRecord]) {
+        self.find(name).into_iter().for_each(|watch| watch.remember(captured, records));
     }
 
     /// Puts `rules` in place of those there are. A rule goes on where the one of the same name was:
@@ -147,6 +166,7 @@ impl Engine {
             decision: watch.decision,
             since: watch.since,
             active: watch.active,
+            incidents: watch.history.incidents(self.now),
             past: &watch.past,
             now: self.now,
         })

@@ -12,15 +12,20 @@
 //!    average*: yes. Else, the limit reached within `forecast` at the rate at which the value rises in
 //!    both halves of the ring: yes. Else no. A rule with `below` has that instead: below it, yes.
 //! 5. yes, but not yet for as long as `for`, which runs for each condition by itself: not yet.
-//! 6. then it depends on `again`.
+//! 6. with the incident open, it depends on `again`.
 //!    - `cooldown`, which is holmes: a capture of the rule runs: not now. Less than `cooldown` since the
-//!      end of its last capture: not now. Else: fire, in the same incident or in another.
-//!    - `worse`, with the incident open: fire if the room left below the limit has shrunk to two thirds
-//!      of what it was at the last capture (where there is no limit: the value has grown by half; with
-//!      `below`: has fallen by a third), even if that capture runs. Else not now. Without an open incident: as with `cooldown`, which it need
-//!      not wait for if it has become worse.
-//! 7. a rule that would open an incident needs the owner's permission ([`Opening`]); above `critical`
-//!    it does not wait for the gap.
+//!      end of its last capture: not now. Else: fire.
+//!    - `worse`: fire if the headroom below the limit has shrunk to two thirds of what it was at the last
+//!      capture (where there is no limit: the value has grown by half; with `below`: has fallen by a third),
+//!      even if that capture runs. Else not now.
+//! 7. without an open incident, it depends on what the rule captured in the last 24 hours (`history`).
+//!    - worse than all of it by that step, or the first of it: fire, whatever was spent. With
+//!      `again = "cooldown"`, the cooldown must be over.
+//!    - beyond `critical` again, and the last capture was four hours ago: likewise.
+//!    - else it is a repeat. It waits for `cooldown`, and for twice as long with each repeat of the day
+//!      (always the same with `again = "cooldown"`), and needs the owner's permission ([`Opening`]).
+//!
+//!    Beyond `critical`, or nearer to a limit than ever in these hours, it does not wait for the gap.
 //!
 //! "And above the average" is what keeps a steady value from firing, 0 included, where 0 >= 0 * 1.25.
 //! For an average below zero, "`diff` per cent above" is towards zero: above -10 by 25 % is -7.5. "In
@@ -38,20 +43,22 @@
 //! the newest value and taking off the oldest would cost less, and drift.
 
 mod engine;
+mod history;
 mod past;
 mod ring;
 mod verdict;
 mod watch;
 
 pub use engine::{Engine, State};
+pub use history::{FireKind, FireRecord, MAX_URGENT};
 pub use past::Said;
 pub use ring::WINDOW;
 pub use verdict::{By, Crossing, Decision, Explain, Hold};
 
 use crate::base::Moment;
 
-/// Whether a rule that fires may open an incident. One whose incident is open, and one that finds an
-/// incident to join, needs no permission to do so: [`Opening::Free`].
+/// Whether a rule that repeats what it captured before may open an incident. One whose incident is open, and
+/// one that finds an incident to join, needs no permission to do so: [`Opening::Free`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Opening {
     /// It may.

@@ -123,6 +123,18 @@ pub enum Hold {
         /// When the rule may fire again.
         until: Moment,
     },
+    /// Crossed, but no worse than what was captured in the last 24 hours: each such incident waits twice as
+    /// long as the one before it.
+    Repeating {
+        /// What is crossed.
+        crossing: Crossing,
+        /// When the rule may fire again.
+        until: Moment,
+        /// How many such incidents there were in the last 24 hours.
+        repeats: usize,
+        /// The value from which on it fires at once, if there is one before the limit.
+        sooner: Option<f64>,
+    },
     /// Crossed, and captured in this incident already: it has not become worse.
     NotWorse {
         /// What is crossed.
@@ -172,12 +184,26 @@ impl Decision {
                 Hold::Holding { .. } => "holding",
                 Hold::Capturing { .. } => "capturing",
                 Hold::CoolingDown { .. } => "cooling_down",
+                Hold::Repeating { .. } => "repeating",
                 Hold::Clearing { .. } => "clearing",
                 Hold::NotWorse { .. } => "not_worse",
                 Hold::Gap { .. } => "gap",
                 Hold::Spent { .. } => "spent",
                 Hold::Exhausted { .. } => "exhausted",
             },
+        }
+    }
+
+    /// When what holds the rule back ends, if that is a matter of time.
+    pub const fn until(self) -> Option<Moment> {
+        match self {
+            Self::Hold(
+                Hold::CoolingDown { until, .. }
+                | Hold::Repeating { until, .. }
+                | Hold::Gap { until, .. }
+                | Hold::Spent { until, .. },
+            ) => Some(until),
+            _ => None,
         }
     }
 
@@ -278,6 +304,22 @@ impl Explain<'_> {
                     ", but it is cooling down for another {:?}",
                     millis(until.since(self.now))
                 )
+            }
+            Hold::Repeating { crossing, until, repeats, sooner } => {
+                self.crossing(f, crossing)?;
+                write!(
+                    f,
+                    ", but no worse than what was captured in the last 24 hours, {repeats} of those \
+                     incidents being repeats: held back for another {:?}",
+                    millis(until.since(self.now))
+                )?;
+                match sooner {
+                    Some(value) if self.rule.below.is_some() => {
+                        write!(f, ", or until it is below {}", self.amount(value))
+                    }
+                    Some(value) => write!(f, ", or until it is above {}", self.amount(value)),
+                    None => Ok(()),
+                }
             }
             Hold::Clearing { value, since, need } => write!(
                 f,

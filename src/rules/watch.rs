@@ -1,23 +1,16 @@
 //! One rule and what it remembers.
 
+pub(super) mod admission;
+
 use std::time::Duration;
 
+use super::history::{FireHistory, FireRecord};
 use super::past::{Past, Said};
 use super::ring::{Ring, WINDOW};
 use super::verdict::{By, Crossing, Decision, Hold};
 use super::{Mark, Opening};
-use crate::base::Moment;
-use crate::model::{Again, Rule, Vitals};
-
-/// Worse is less than this share of the room that was left below the limit at the last capture.
-const SHRUNK: f64 = 2.0 / 3.0;
-/// Worse, where there is no limit, is more than so many times the value of the last capture.
-const GROWN: f64 = 1.5;
-/// How long after an incident that could not be opened (a full disk) the next is tried at the latest.
-const RETRY: Duration = Duration::from_secs(60);
-/// When less than this share of the limit is left, it does not become worse: the captures between 80 %
-/// and here are eight, and the next one would not be finished.
-const LEAST_ROOM: f64 = 0.01;
+use crate::base::{EventTime, Moment};
+use crate::model::{Mode, Rule, Vitals};
 
 /// A rule and its state.
 #[derive(Clone, Debug)]
@@ -28,11 +21,15 @@ pub(super) struct Watch {
     crossed: [Option<Moment>; By::COUNT],
     capturing: bool,
     /// When its last capture ended.
-    captured: Option<Moment>,
+    pub(super) captured: Option<EventTime>,
     /// Whether that came to nothing, so that the next need not wait for the whole cooldown.
     lost: bool,
     /// What it fired on last.
     mark: Option<Mark>,
+    /// Its incidents of the last 24 hours.
+    pub(super) history: FireHistory,
+    /// Whether the value has been within `critical` since the last capture.
+    was_below_critical: bool,
     /// Whether it has fired and not cleared.
     pub(super) active: bool,
     /// Whether its incident may have no more captures.
@@ -57,6 +54,8 @@ impl Watch {
             captured: None,
             lost: false,
             mark: None,
+            history: FireHistory::default(),
+            was_below_critical: true,
             active: false,
             exhausted: false,
             clearing: None,
@@ -77,9 +76,16 @@ impl Watch {
         if rule.metric != self.rule.metric {
             self.ring = Ring::default();
             self.mark = None;
+            self.history.clear();
             self.value = None;
             self.decision = Decision::Hold(Hold::WarmingUp { seen: 0 });
             self.since = None;
+        }
+        // What a dry run said was not captured.
+        if rule.mode != self.rule.mode && self.rule.mode == Mode::DryRun {
+            self.history.clear();
+            self.captured = None;
+            self.mark = None;
         }
         // What it said before would be told in the other rule's words.
         if rule.metric != self.rule.metric
@@ -97,7 +103,7 @@ impl Watch {
 
     pub(super) fn capture_ended(&mut self, now: Moment) {
         self.capturing = false;
-        self.captured = Some(now);
+        self.captured = Some(now.into());
         self.lost = false;
     }
 
@@ -106,16 +112,14 @@ impl Watch {
         self.capture_ended(now);
         self.active = false;
         self.lost = true;
+        self.history.withdraw();
     }
 
-    /// Goes on from what a predecessor remembers of the same rule.
-    pub(super) fn remember(&mut self, captured: Moment, mark: Mark) {
+    /// Continues with what an earlier process saved of the same rule.
+    pub(super) fn remember(&mut self, captured: EventTime, records: &[FireRecord]) {
         self.captured = Some(captured);
-        self.mark = Some(mark);
-    }
-
-    pub(super) fn mark(&self) -> Option<Mark> {
-        self.mark
+        self.mark = records.last().map(|record| record.mark);
+        self.history.restore(records);
     }
 
     pub(super) fn exhaust(&mut self) {
@@ -123,7 +127,12 @@ impl Watch {
     }
 
     /// Takes a tick.
-    pub(super) fn observe(&mut self, now: Moment, vitals: &Vitals, opening: Opening) {
+    pub(super) fn observe(
+        &mut self,
+        now: Moment,
+        vitals: &Vitals,
+        opening: &dyn Fn(&Rule) -> Opening,
+    ) {
         // Endless time to a limit is a value: nothing is near.
         let told =
             |value: &f64| value.is_finite() || *value == f64::INFINITY && self.rule.below.is_some();
@@ -136,12 +145,18 @@ impl Watch {
         self.decision = decision;
     }
 
-    fn decide(&mut self, now: Moment, vitals: &Vitals, opening: Opening) -> Decision {
+    fn decide(
+        &mut self,
+        now: Moment,
+        vitals: &Vitals,
+        opening: &dyn Fn(&Rule) -> Opening,
+    ) -> Decision {
         let Some(value) = self.value else {
             self.crossed = [None; By::COUNT];
             self.clearing = None;
             return Decision::Hold(Hold::NoValue);
         };
+        self.was_below_critical |= !self.is_critical(value);
         self.ring.push(now, value);
         if !self.ring.is_full() {
             return Decision::Hold(Hold::WarmingUp { seen: self.ring.seen() });
@@ -232,82 +247,9 @@ impl Watch {
         let within = Hold::WithinLimits { value, abs: self.rule.abs, average };
         fires.ok_or(waiting.unwrap_or(within))
     }
-
-    fn crossed(
-        &mut self,
-        now: Moment,
-        crossing: Crossing,
-        limit: Option<f64>,
-        opening: Opening,
-    ) -> Decision {
-        let limit = limit.filter(|_| crossing.by != By::Below);
-        let room = limit.map(|limit| (limit - crossing.value).max(0.0));
-        let worse = match (self.rule.again, self.mark) {
-            (Again::Cooldown, _) => None,
-            (Again::Worse, None) => Some(true),
-            (Again::Worse, Some(mark)) if crossing.by == By::Below => {
-                Some(is_scarcer(mark.value, crossing))
-            }
-            (Again::Worse, Some(mark)) => Some(is_worse(mark, crossing.value, room, limit)),
-        };
-        if self.active && worse == Some(false) {
-            return Decision::Hold(Hold::NotWorse { crossing, room });
-        }
-        if self.exhausted {
-            return Decision::Hold(Hold::Exhausted { crossing });
-        }
-        if worse != Some(true) {
-            if self.capturing {
-                return Decision::Hold(Hold::Capturing { crossing });
-            }
-            let wait = if self.lost { self.rule.cooldown.min(RETRY) } else { self.rule.cooldown };
-            if let Some(until) = self.captured.map(|captured| captured + wait)
-                && now < until
-            {
-                return Decision::Hold(Hold::CoolingDown { crossing, until });
-            }
-        }
-        if !self.active {
-            let critical = self.rule.critical.is_some_and(|critical| match crossing.by {
-                By::Below => crossing.value < critical,
-                _ => crossing.value > critical,
-            });
-            match opening {
-                Opening::Gap { until } if !critical => {
-                    return Decision::Hold(Hold::Gap { crossing, until });
-                }
-                Opening::Spent { until } => {
-                    return Decision::Hold(Hold::Spent { crossing, until });
-                }
-                Opening::Exhausted => return Decision::Hold(Hold::Exhausted { crossing }),
-                Opening::Free | Opening::Gap { .. } => {}
-            }
-        }
-        self.active = true;
-        self.mark = Some(Mark { value: crossing.value, room });
-        Decision::Fire(crossing)
-    }
 }
 
 /// `seconds` as a duration; the longest there is when it has no place in one.
 fn seconds(seconds: f64) -> Duration {
     Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX)
-}
-
-/// Whether `value`, with `room` left below `limit`, is worse than `mark` by as much as counts.
-fn is_worse(mark: Mark, value: f64, room: Option<f64>, limit: Option<f64>) -> bool {
-    match (mark.room, room, limit) {
-        (Some(before), Some(room), Some(limit)) => {
-            room <= before * SHRUNK && room >= limit * LEAST_ROOM
-        }
-        _ => value >= mark.value * GROWN && value > mark.value,
-    }
-}
-
-/// Whether there is less than `before` by as much as counts: a third. Near nothing it does not become
-/// worse, as near a limit.
-fn is_scarcer(before: f64, Crossing { value, threshold, .. }: Crossing) -> bool {
-    value < before
-        && value <= before - before.abs() * (1.0 - SHRUNK)
-        && value.abs() >= threshold.abs() * LEAST_ROOM
 }

@@ -72,24 +72,26 @@ impl Trace {
     /// The ticks of an agent that looks every `interval`.
     pub(crate) fn ticks(&self, interval: Duration) -> impl Iterator<Item = Vitals> {
         let ticks = (self.end() / interval.as_secs_f64()) as u32;
-        (0..=ticks).map(move |tick| {
-            let at = interval * tick;
-            let mut vitals = Vitals {
-                at: Moment::from_nanos(at.as_nanos() as u64),
-                memory_limit: Some(Limit { value: Bytes(1 << 30), source: "trace".into() }),
-                cpu_limit: Some(Limit { value: 100.0, source: "trace".into() }),
-                ..Vitals::default()
-            };
-            let value = self.at(at.as_secs_f64());
-            match self.of {
-                Of::Memory => {
-                    vitals.working_set = Some(Bytes((value / 100.0 * (1_u64 << 30) as f64) as u64));
-                }
-                Of::Cpu => vitals.cpu_cores = Some(value),
-                Of::Lag => vitals.lag = Some(Duration::from_secs_f64(value)),
+        (0..=ticks).map(move |tick| self.tick(interval * tick))
+    }
+
+    /// One tick.
+    pub(crate) fn tick(&self, at: Duration) -> Vitals {
+        let mut vitals = Vitals {
+            at: Moment::from_nanos(at.as_nanos() as u64),
+            memory_limit: Some(Limit { value: Bytes(1 << 30), source: "trace".into() }),
+            cpu_limit: Some(Limit { value: 100.0, source: "trace".into() }),
+            ..Vitals::default()
+        };
+        let value = self.at(at.as_secs_f64());
+        match self.of {
+            Of::Memory => {
+                vitals.working_set = Some(Bytes((value / 100.0 * (1_u64 << 30) as f64) as u64));
             }
-            vitals
-        })
+            Of::Cpu => vitals.cpu_cores = Some(value),
+            Of::Lag => vitals.lag = Some(Duration::from_secs_f64(value)),
+        }
+        vitals
     }
 }
 

@@ -99,7 +99,13 @@ impl Core {
         let job = urgent.or_else(|| self.streams.next_job(anchor, &taken))?;
         Some(work::Order::Stream(work::Task {
             // Before the job: should that be what ends the process, the budget knows of it.
-            state: self.streams.allowance.is_dirty().then(|| self.state(anchor)).flatten(),
+            state: self
+                .streams
+                .allowance
+                .is_dirty()
+                .then(|| self.state(anchor))
+                .flatten()
+                .map(Box::new),
             job,
             settings: Arc::clone(&self.settings),
             headroom: headroom(&self.vitals),

@@ -71,8 +71,8 @@ pub(super) struct Incident {
     pub(super) refused: CaptureSet,
     /// What runs and is to be taken once more.
     pub(super) again: CaptureSet,
-    /// How often rules fired in it.
-    pub(super) fires: usize,
+    /// How often each rule fired in it.
+    pub(super) fires: Vec<(String, usize)>,
     pub(super) unwritten: Vec<Reason>,
     /// All reasons so far; at most [`MAX_REASONS`] were kept.
     pub(super) reasons: usize,
@@ -103,6 +103,17 @@ impl Incident {
             if claim.until.is_none() && claim.kinds.without(settled).is_empty() {
                 claim.until = Some(now + claim.duration);
             }
+        }
+    }
+
+    pub(super) fn fires_of(&self, rule: &str) -> usize {
+        self.fires.iter().find(|(name, _)| name == rule).map_or(0, |(_, fires)| *fires)
+    }
+
+    pub(super) fn count_fire(&mut self, rule: &str) {
+        match self.fires.iter_mut().find(|(name, _)| name == rule) {
+            Some((_, fires)) => *fires += 1,
+            None => self.fires.push((rule.to_owned(), 1)),
         }
     }
 

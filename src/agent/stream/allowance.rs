@@ -18,7 +18,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::agent::budget::{DAY, moment_of};
+use crate::agent::budget::DAY;
+use crate::agent::state::moment_of;
 use crate::base::{Anchor, Moment};
 
 const QUARTER: Duration = Duration::from_secs(15 * 60);
@@ -32,6 +33,13 @@ pub(in crate::agent) struct Saved {
     from: Timestamp,
     /// How many captures it may have had.
     captures: u64,
+}
+
+impl Saved {
+    /// The time it is dated by.
+    pub(in crate::agent) fn time_mut(&mut self) -> &mut Timestamp {
+        &mut self.from
+    }
 }
 
 /// The captures handed over within a day.

@@ -31,7 +31,7 @@ const GROWTH: usize = 16 << 10;
 pub(in crate::agent) struct Task {
     pub(in crate::agent) job: Job,
     /// What must outlive the process, if it has changed.
-    pub(in crate::agent) state: Option<State>,
+    pub(in crate::agent) state: Option<Box<State>>,
     pub(in crate::agent) settings: Arc<Settings>,
     /// How much memory is left below the limit, if that is known.
     pub(in crate::agent) headroom: Option<Bytes>,

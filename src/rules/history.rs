@@ -1,0 +1,373 @@
+//! What one rule captured in the last 24 hours, and what follows for its next capture.
+//!
+//! Repeats cost ever more: the n-th incident in a day that is no worse than one before it waits
+//! `cooldown * 2^(n-1)`, at most a day. So 1 h of cooldown makes about five equal incidents a day, 1 min about
+//! ten. Three things need neither wait nor budget, and are bounded by themselves:
+//!
+//! - [`FireKind::Worse`]: the value is worse than at every capture of the day, by the same step as within an
+//!   incident (two thirds of the headroom, 1.5 times the value), or a forecast reaches the limit in two thirds
+//!   of the time of every forecast captured. Both are geometric: from 80 % there are eight steps.
+//! - [`FireKind::Critical`]: the value is beyond `critical` again, [`CRITICAL_INTERVAL`] after the last
+//!   capture: six a day.
+//! - Both together at most [`MAX_URGENT`] times a day.
+
+use std::time::Duration;
+
+use super::Mark;
+use super::watch::admission::{GROWN, LEAST_ROOM, SHRUNK};
+use crate::base::{EventTime, Moment};
+
+/// The period that is looked back on.
+pub(super) const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+/// What is beyond `critical` is captured again after this at the latest.
+pub(super) const CRITICAL_INTERVAL: Duration = Duration::from_secs(4 * 60 * 60);
+/// Incidents a day that one rule may open whatever its cooldown and the budget say.
+pub const MAX_URGENT: usize = 16;
+/// Records kept. 16 are urgent at the most; a rule with a cooldown of a minute has ten repeats.
+const KEPT: usize = 32;
+/// Forecasts shorter than this are all alike: no capture would be finished.
+const SHORTEST_FORECAST: Duration = Duration::from_millis(500);
+
+/// Why a rule was allowed to open an incident.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FireKind {
+    /// It was worse than everything this rule captured in the last 24 hours, or the first of them.
+    Worse,
+    /// It was beyond `critical`, and the last capture was hours ago.
+    Critical,
+    /// It was no worse than what had been captured, and its wait was over.
+    Repeat,
+}
+
+impl FireKind {
+    /// Returns true if neither cooldown nor budget apply.
+    pub fn is_urgent(self) -> bool {
+        self != Self::Repeat
+    }
+}
+
+/// One incident of a rule, with the worst value captured in it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct FireRecord {
+    /// Time of its last capture.
+    pub at: EventTime,
+    /// The worst value it fired on.
+    pub mark: Mark,
+    /// The shortest forecast it fired on, if it fired on any.
+    pub forecast: Option<Duration>,
+    /// Why it was opened.
+    pub kind: FireKind,
+}
+
+/// A value that crossed a threshold, to be compared with what was captured.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Candidate {
+    pub(super) mark: Mark,
+    pub(super) limit: Option<f64>,
+    /// Time to the limit, if it fired by forecast.
+    pub(super) forecast: Option<Duration>,
+    /// True for a rule with `below`: less is worse.
+    pub(super) falls: bool,
+}
+
+impl Candidate {
+    fn is_worse_than(&self, record: &FireRecord) -> bool {
+        let (before, value) = (record.mark, self.mark.value);
+        match (before.room, self.mark.room, self.limit) {
+            // Near the limit nothing becomes worse, unless what was captured is far from it.
+            (Some(before), Some(room), Some(limit)) => {
+                let near = limit * LEAST_ROOM;
+                room <= before * SHRUNK && (room >= near || before > 3.0 * near)
+            }
+            _ if self.falls => value < before.value - before.value.abs() * (1.0 - SHRUNK),
+            _ => value > before.value && value >= before.value * GROWN,
+        }
+    }
+
+    fn is_sooner_than(&self, record: &FireRecord) -> bool {
+        let Some(left) = self.forecast else { return false };
+        record.forecast.is_none_or(|before| {
+            let before = before.max(SHORTEST_FORECAST);
+            left.max(SHORTEST_FORECAST) <= before.mul_f64(SHRUNK)
+        })
+    }
+}
+
+/// The incidents of one rule within a day, oldest first. Allocates once.
+#[derive(Clone, Debug)]
+pub(super) struct FireHistory {
+    records: Vec<FireRecord>,
+}
+
+impl Default for FireHistory {
+    fn default() -> Self {
+        Self { records: Vec::with_capacity(KEPT) }
+    }
+}
+
+impl FireHistory {
+    /// Continues with the records of an earlier process.
+    pub(super) fn restore(&mut self, records: &[FireRecord]) {
+        self.records.clear();
+        let first = records.len().saturating_sub(KEPT);
+        self.records.extend_from_slice(records.get(first..).unwrap_or_default());
+    }
+
+    pub(super) fn records(&self) -> &[FireRecord] {
+        &self.records
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.records.clear();
+    }
+
+    /// Records the opening of an incident.
+    pub(super) fn opened(&mut self, now: Moment, candidate: &Candidate, kind: FireKind) {
+        if self.records.len() >= KEPT {
+            self.records.remove(self.least_needed(candidate.falls));
+        }
+        let Candidate { mark, forecast, .. } = *candidate;
+        self.records.push(FireRecord { at: now.into(), mark, forecast, kind });
+    }
+
+    /// Records another capture in the last incident.
+    pub(super) fn captured_again(&mut self, now: Moment, candidate: &Candidate) {
+        match self.records.last_mut() {
+            Some(last) => {
+                last.at = now.into();
+                merge(last, candidate.mark, candidate.forecast, candidate.falls);
+            }
+            None => self.opened(now, candidate, FireKind::Worse),
+        }
+    }
+
+    /// Forgets the last incident: it could not be opened.
+    pub(super) fn withdraw(&mut self) {
+        self.records.pop();
+    }
+
+    /// Why `candidate` needs neither wait nor budget, or `None` if it is a repeat.
+    pub(super) fn urgency(
+        &self,
+        now: Moment,
+        window: Duration,
+        candidate: &Candidate,
+        critical: bool,
+    ) -> Option<FireKind> {
+        let in_window = || self.within(now, window);
+        if self.within(now, DAY).filter(|record| record.kind.is_urgent()).count() >= MAX_URGENT {
+            return None;
+        }
+        let worse = in_window().all(|record| candidate.is_worse_than(record))
+            || candidate.forecast.is_some()
+                && in_window().all(|record| candidate.is_sooner_than(record));
+        if worse {
+            return Some(FireKind::Worse);
+        }
+        let last = self.records.last().map_or(Duration::MAX, |record| record.at.age(now));
+        (critical && last >= CRITICAL_INTERVAL).then_some(FireKind::Critical)
+    }
+
+    /// How many repeats there were in the day before `now`.
+    pub(super) fn repeats(&self, now: Moment) -> usize {
+        self.within(now, DAY).filter(|record| record.kind == FireKind::Repeat).count()
+    }
+
+    /// How many incidents there were in the day before `now`.
+    pub(super) fn incidents(&self, now: Moment) -> usize {
+        self.within(now, DAY).count()
+    }
+
+    /// When the next repeat may be captured, the last capture having ended at `captured`: the earlier of the
+    /// end of its wait and of a shorter wait that holds once older repeats are more than a day ago.
+    pub(super) fn next_repeat(
+        &self,
+        now: Moment,
+        captured: EventTime,
+        cooldown: Duration,
+    ) -> Moment {
+        let repeats = self.repeats(now);
+        let mut until = captured.reaches(wait(cooldown, repeats));
+        let old = self.within(now, DAY).filter(|record| record.kind == FireKind::Repeat);
+        for (gone, record) in old.enumerate() {
+            let shorter = captured.reaches(wait(cooldown, repeats - gone - 1));
+            until = until.min(shorter.max(record.at.reaches(DAY)));
+        }
+        until
+    }
+
+    /// The value at which `candidate` would be worse than everything in `window`, if that can be reached.
+    pub(super) fn next_step(
+        &self,
+        now: Moment,
+        window: Duration,
+        candidate: &Candidate,
+    ) -> Option<f64> {
+        let steps =
+            self.within(now, window).map(|record| match (record.mark.room, candidate.limit) {
+                (Some(room), Some(limit)) => limit - room * SHRUNK,
+                _ if candidate.falls => {
+                    record.mark.value - record.mark.value.abs() * (1.0 - SHRUNK)
+                }
+                _ => record.mark.value * GROWN,
+            });
+        let step = match candidate.falls {
+            true => steps.reduce(f64::min),
+            false => steps.reduce(f64::max),
+        }?;
+        candidate.limit.is_none_or(|limit| limit - step >= limit * LEAST_ROOM).then_some(step)
+    }
+
+    /// The oldest repeat, unless the worst value was captured in it. There are fewer urgent records than
+    /// [`KEPT`].
+    fn least_needed(&self, falls: bool) -> usize {
+        let worst = (0..self.records.len()).reduce(|a, b| {
+            if is_worse(&self.records[b].mark, &self.records[a].mark, falls) { b } else { a }
+        });
+        let repeats = |&at: &usize| self.records[at].kind == FireKind::Repeat && Some(at) != worst;
+        (0..self.records.len()).find(repeats).unwrap_or(0)
+    }
+
+    fn within(&self, now: Moment, window: Duration) -> impl Iterator<Item = &FireRecord> {
+        self.records.iter().filter(move |record| record.at.age(now) < window)
+    }
+}
+
+/// The wait before the next repeat after `repeats` of them.
+fn wait(cooldown: Duration, repeats: usize) -> Duration {
+    let factor = 1_u32.checked_shl(repeats.min(31) as u32).unwrap_or(u32::MAX);
+    cooldown.saturating_mul(factor).min(DAY.max(cooldown))
+}
+
+fn is_worse(mark: &Mark, before: &Mark, falls: bool) -> bool {
+    match (before.room, mark.room) {
+        (Some(before), Some(room)) => room < before,
+        _ if falls => mark.value < before.value,
+        _ => mark.value > before.value,
+    }
+}
+
+/// Brings the worse of two captures into `record`.
+fn merge(record: &mut FireRecord, mark: Mark, forecast: Option<Duration>, falls: bool) {
+    if is_worse(&mark, &record.mark, falls) {
+        record.mark = mark;
+    }
+    record.forecast = match (record.forecast, forecast) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn at(hours: f64) -> Moment {
+        Moment::from_nanos((hours * 3600.0) as u64 * 1_000_000_000)
+    }
+
+    fn memory(value: f64) -> Candidate {
+        let mark = Mark { value, room: Some(100.0 - value) };
+        Candidate { mark, limit: Some(100.0), forecast: None, falls: false }
+    }
+
+    #[test]
+    fn each_repeat_waits_twice_as_long_as_the_one_before_it() {
+        let mut history = FireHistory::default();
+        history.opened(at(0.0), &memory(80.0), FireKind::Worse);
+        let mut now = at(0.0);
+        let mut times = Vec::new();
+        while now < at(30.0 * 24.0) {
+            now = history.next_repeat(now, now.into(), HOUR);
+            history.opened(now, &memory(80.0), FireKind::Repeat);
+            times.push(now.as_nanos() / 3_600_000_000_000);
+        }
+        assert_eq!(times[..4], [1, 3, 7, 15]);
+        let a_day = times.iter().filter(|&&hour| hour < 24).count();
+        assert!(a_day <= 5, "{times:?}");
+        let in_month = times.len();
+        assert!((60..=150).contains(&in_month), "{in_month} in 30 days: {times:?}");
+        assert_eq!(wait(Duration::from_secs(60), 99), DAY, "at most a day");
+        assert_eq!(wait(100 * HOUR, 3), 100 * HOUR, "a longer cooldown is the user's");
+    }
+
+    #[test]
+    fn worse_is_a_third_less_headroom_than_at_any_capture_of_the_day() {
+        let mut history = FireHistory::default();
+        let is_worse = |history: &FireHistory, now, value| {
+            history.urgency(now, DAY, &memory(value), false) == Some(FireKind::Worse)
+        };
+        assert!(is_worse(&history, at(0.0), 80.0), "the first");
+        history.opened(at(0.0), &memory(80.0), FireKind::Worse);
+        history.captured_again(at(0.1), &memory(94.0));
+        history.opened(at(2.0), &memory(80.0), FireKind::Repeat);
+        for (value, worse) in [(86.0, false), (95.9, false), (96.0, true), (98.9, true)] {
+            assert_eq!(is_worse(&history, at(3.0), value), worse, "{value}");
+        }
+        assert!(is_worse(&history, at(3.0), 99.5), "a jump past the last step");
+        assert_eq!(history.next_step(at(3.0), DAY, &memory(80.0)), Some(96.0));
+        assert!(is_worse(&history, at(24.2), 87.0), "what was worse is more than a day ago");
+        assert!(is_worse(&history, at(26.1), 80.0), "all of it is");
+    }
+
+    #[test]
+    fn a_forecast_is_worse_if_it_is_sooner_than_every_one_captured() {
+        let mut history = FireHistory::default();
+        let soon =
+            |millis| Candidate { forecast: Some(Duration::from_millis(millis)), ..memory(76.0) };
+        history.opened(at(0.0), &memory(84.0), FireKind::Worse);
+        let urgency =
+            |history: &FireHistory, millis| history.urgency(at(1.0), DAY, &soon(millis), false);
+        assert_eq!(urgency(&history, 9000), Some(FireKind::Worse), "no forecast was captured");
+        history.opened(at(0.5), &soon(9000), FireKind::Worse);
+        assert_eq!(urgency(&history, 7000), None);
+        assert_eq!(urgency(&history, 6000), Some(FireKind::Worse));
+        history.captured_again(at(0.6), &soon(100));
+        assert_eq!(urgency(&history, 1), None, "too short to tell apart");
+    }
+
+    #[test]
+    fn what_is_critical_again_is_captured_every_few_hours() {
+        let mut history = FireHistory::default();
+        history.opened(at(0.0), &memory(98.9), FireKind::Worse);
+        for (hours, critical, expected) in
+            [(3.9, true, None), (4.0, false, None), (4.0, true, Some(FireKind::Critical))]
+        {
+            let got = history.urgency(at(hours), DAY, &memory(95.0), critical);
+            assert_eq!(got, expected, "{hours} {critical}");
+        }
+    }
+
+    #[test]
+    fn urgent_captures_are_bounded_whatever_the_values_are() {
+        let mut history = FireHistory::default();
+        let count = |value| Candidate {
+            mark: Mark { value, room: None },
+            limit: None,
+            forecast: None,
+            falls: false,
+        };
+        let mut admitted = 0;
+        for n in 0..500 {
+            let candidate = count(2.0_f64.powi(n));
+            if let Some(kind) = history.urgency(at(1.0), DAY, &candidate, true) {
+                history.opened(at(1.0), &candidate, kind);
+                admitted += 1;
+            }
+        }
+        assert_eq!(admitted, MAX_URGENT);
+    }
+
+    #[test]
+    fn of_many_records_the_worst_value_is_kept() {
+        let mut history = FireHistory::default();
+        history.opened(at(0.0), &memory(94.0), FireKind::Worse);
+        for n in 0..100 {
+            history.opened(at(0.1 + f64::from(n) / 100.0), &memory(80.0), FireKind::Repeat);
+        }
+        assert_eq!(history.records.len(), KEPT);
+        assert_eq!(history.urgency(at(2.0), DAY, &memory(87.0), false), None);
+    }
+}

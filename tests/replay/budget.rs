@@ -1,0 +1,297 @@
+//! What is left when it ends: budgets and cooldowns keep the last captures, whatever came before.
+
+use std::path::Path;
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use marple::agent::{Pace, ProcessHistory, ReplayOutcome, replay, replay_restarts};
+use marple::base::{Bytes, Moment};
+use marple::config::{BudgetSettings, Settings, load};
+use marple::model::{Again, Limit, Metric, Rule, Vitals};
+
+use super::cases::HOUR;
+use super::trace::{Of, Trace, repeat};
+
+const DAY: f64 = 24.0 * HOUR;
+
+/// `shape` over and over until `end`, then up from `floor` to 100 % within `ramp` seconds.
+fn then_oom(shape: &[(f64, f64)], end: f64, ramp: f64) -> Trace {
+    let mut points = repeat(shape, end);
+    points.push((end + ramp, 100.0));
+    Trace::new("", Of::Memory, points)
+}
+
+/// From 60 % to `peak` and back in three minutes.
+fn wave(peak: f64) -> [(f64, f64); 3] {
+    [(0.0, 60.0), (90.0, peak), (180.0, 60.0)]
+}
+
+/// Ticks of an agent between two times: one in three seconds but for the last two minutes of the trace, so that
+/// a day is quickly replayed.
+fn ticks_between(trace: &Trace, from: f64, to: f64) -> impl Iterator<Item = Vitals> {
+    const FINE: f64 = 0.25;
+    const COARSE: u32 = 12;
+    let fine = trace.end() - 120.0;
+    let (first, last) = ((from / FINE) as u32, (to.min(trace.end()) / FINE) as u32);
+    let wanted = move |tick: &u32| tick.is_multiple_of(COARSE) || f64::from(*tick) * FINE >= fine;
+    let ticks = (first..last + 1).filter(wanted);
+    ticks.map(|tick| trace.tick(Duration::from_secs_f64(f64::from(tick) * FINE)))
+}
+
+fn ticks(trace: &Trace) -> impl Iterator<Item = Vitals> {
+    ticks_between(trace, 0.0, f64::INFINITY)
+}
+
+fn shipped(file: &str) -> Settings {
+    load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("config").join(file)).unwrap()
+}
+
+fn run(settings: &Settings, trace: &Trace) -> ReplayOutcome {
+    replay(settings, Pace::default(), ticks(trace))
+}
+
+/// The value at the last capture that was on disk.
+fn last(trace: &Trace, outcome: &ReplayOutcome) -> f64 {
+    let taken = outcome.written().last().expect("a capture");
+    trace.at(taken.at.as_nanos() as f64 / 1e9)
+}
+
+#[test]
+fn equal_captures_all_day_leave_the_last_before_an_oom() {
+    let minute = |cooldown| {
+        let mut settings = shipped("minimal.toml");
+        settings.rules[0].cooldown = cooldown;
+        settings
+    };
+    let rules = [
+        ("minimal.toml", shipped("minimal.toml")),
+        ("default rules", Settings::default()),
+        ("cooldown 1m", minute(Duration::from_secs(60))),
+        ("cooldown 0s", minute(Duration::ZERO)),
+    ];
+    println!(
+        "{:<16} {:>6} {:>8} {:>10} {:>9} {:>8}",
+        "rules", "peak", "to OOM", "incidents", "captures", "last"
+    );
+    let mut short = Vec::new();
+    for (name, settings) in &rules {
+        for (peak, ramp) in [
+            (84.0, 600.0),
+            (84.0, 30.0),
+            (84.0, 8.0),
+            (84.0, 5.0),
+            (92.0, 600.0),
+            (95.0, 30.0),
+            (79.5, 5.0),
+        ] {
+            let trace = then_oom(&wave(peak), DAY, ramp);
+            let outcome = run(settings, &trace);
+            let (incidents, captures) = (outcome.incidents.len(), outcome.taken.len());
+            let last = last(&trace, &outcome);
+            println!(
+                "{name:<16} {peak:>4} % {ramp:>6} s {incidents:>10} {captures:>9} {last:>6.1} %"
+            );
+            let least = if ramp < 10.0 { 90.0 } else { 97.0 };
+            // Without a cooldown there is only the budget.
+            let most = if *name == "cooldown 0s" { 26 } else { 15 };
+            if last < least || incidents > most {
+                short.push((name, peak, ramp, outcome.fired));
+            }
+        }
+    }
+    assert!(short.is_empty(), "{short:#?}");
+}
+
+#[test]
+fn equal_captures_come_ever_more_seldom() {
+    let outcome =
+        run(&shipped("minimal.toml"), &Trace::new("", Of::Memory, repeat(&wave(84.0), DAY)));
+    let opened: Vec<f64> =
+        outcome.fired.iter().map(|(at, ..)| at.as_nanos() as f64 / 3.6e12).collect();
+    assert!((4..=6).contains(&opened.len()), "{opened:?}");
+    for pair in opened.windows(3) {
+        assert!(pair[2] - pair[1] > 1.5 * (pair[1] - pair[0]), "{opened:?}");
+    }
+}
+
+#[test]
+fn a_loop_of_ooms_is_captured_at_its_end_every_few_hours_and_no_more() {
+    // Each process lives for ten minutes.
+    let life = Trace::new("", Of::Memory, vec![(0.0, 40.0), (600.0, 100.0)]);
+    let settings = Settings::default();
+    let start: Timestamp = "2026-11-23T12:00:00Z".parse().unwrap();
+    let processes = (0..144_u64).map(|n| {
+        let offset = Duration::from_secs(600 * n);
+        let vitals = ticks(&life).map(move |vitals| Vitals { at: vitals.at + offset, ..vitals });
+        ProcessHistory {
+            vitals: Box::new(vitals),
+            wall: Box::new(move |now| start + SignedDuration::from_nanos(now.as_nanos() as i64)),
+        }
+    });
+    let outcomes = replay_restarts(&settings, Pace::default(), processes);
+    let captured: Vec<usize> = (0..144).filter(|&at| !outcomes[at].incidents.is_empty()).collect();
+    assert!((5..=12).contains(&captured.len()), "{captured:?}");
+    assert!(captured.windows(2).all(|pair| pair[1] - pair[0] <= 36), "{captured:?}");
+    assert!(*captured.last().unwrap() >= 144 - 36, "{captured:?}");
+    for at in captured {
+        let outcome = &outcomes[at];
+        let taken = outcome.written().last().unwrap();
+        let value = life.at((taken.at.as_nanos() as f64 / 1e9) - 600.0 * at as f64);
+        assert!(value >= 97.0, "process {at}: {value}");
+    }
+}
+
+/// Vitals of three gauges that are above 10 for three seconds in each minute, and of memory.
+fn beside_noise(memory: &Trace) -> impl Iterator<Item = Vitals> {
+    ticks(memory).map(|vitals| {
+        let second = vitals.at.as_nanos() / 1_000_000_000;
+        let noise = |offset| if (second + offset) % 60 < 3 { 20.0 } else { 0.0 };
+        let gauges = ["a", "b", "c"].into_iter().zip([0, 20, 40]);
+        let gauges = gauges.map(|(name, offset)| (name.into(), noise(offset))).collect();
+        Vitals { gauges, ..vitals }
+    })
+}
+
+#[test]
+fn three_noisy_rules_do_not_silence_a_fourth() {
+    let noisy = |name: &str, again| Rule {
+        abs: Some(10.0),
+        cooldown: Duration::from_secs(60),
+        duration: Duration::from_secs(1),
+        again,
+        ..Rule::on(Metric::Gauge(name.into()))
+    };
+    let memory = |critical| Rule {
+        abs: Some(80.0),
+        clear: Some(70.0),
+        critical,
+        ..Rule::on(Metric::Memory)
+    };
+    for (again, ramp, critical) in [
+        (Again::Worse, 600.0, None),
+        (Again::Cooldown, 600.0, None),
+        (Again::Cooldown, 600.0, Some(90.0)),
+        (Again::Cooldown, 8.0, None),
+    ] {
+        let mut points = vec![(0.0, 60.0), (20.0 * HOUR, 60.0)];
+        // The fourth has an incident in the morning, a repeat at noon and dies at night.
+        points.splice(1..1, [(5.0 * HOUR, 60.0), (5.1 * HOUR, 84.0), (5.2 * HOUR, 60.0)]);
+        points.splice(4..4, [(9.0 * HOUR, 60.0), (9.1 * HOUR, 84.0), (9.2 * HOUR, 60.0)]);
+        points.push((20.0 * HOUR + ramp, 100.0));
+        let trace = Trace::new("", Of::Memory, points);
+        let settings = Settings {
+            rules: vec![noisy("a", again), noisy("b", again), noisy("c", again), memory(critical)],
+            budget: BudgetSettings { join: Duration::ZERO, ..BudgetSettings::default() },
+            ..Settings::default()
+        };
+        let outcome = replay(&settings, Pace::default(), beside_noise(&trace));
+        let of_memory: Vec<f64> = outcome
+            .fired
+            .iter()
+            .filter(|(_, rule, _)| rule == "memory")
+            .map(|(at, ..)| at.as_nanos() as f64 / 3.6e12)
+            .collect();
+        let hours: Vec<u64> = of_memory.iter().map(|hour| *hour as u64).collect();
+        assert!(hours.contains(&5) && hours.contains(&9), "{again:?} {of_memory:?}");
+        let last = last(&trace, &outcome);
+        assert!(last >= if ramp < 10.0 { 90.0 } else { 97.0 }, "{again:?} {ramp}: {last}");
+        assert!(outcome.incidents.len() <= 24 + 4, "{:?}", outcome.incidents);
+    }
+}
+
+#[test]
+fn captures_spent_by_others_in_the_same_incident_do_not_end_it() {
+    // Every second another rule, which shares the incident.
+    let noisy = Rule {
+        abs: Some(10.0),
+        cooldown: Duration::from_secs(1),
+        duration: Duration::from_secs(1),
+        again: Again::Cooldown,
+        ..Rule::on(Metric::Gauge("a".into()))
+    };
+    let memory = Rule { abs: Some(80.0), ..Rule::on(Metric::Memory) };
+    let settings = Settings { rules: vec![noisy, memory], ..Settings::default() };
+    let trace = Trace::new("", Of::Memory, vec![(0.0, 60.0), (600.0, 60.0), (1200.0, 100.0)]);
+    let noise = trace
+        .ticks(settings.interval)
+        .map(|vitals| Vitals { gauges: vec![("a".into(), 20.0)], ..vitals });
+    let outcome = replay(&settings, Pace::default(), noise);
+    let of_memory = outcome.fired.iter().filter(|(_, rule, _)| rule == "memory");
+    let at = of_memory.last().expect("it fired").0;
+    assert!(trace.at(at.as_nanos() as f64 / 1e9) >= 97.0, "{at:?}");
+}
+
+#[test]
+fn memory_that_rises_to_a_soft_wall_is_captured_up_to_it() {
+    // `memory.high` is the limit: the kernel holds the process there, and it goes on.
+    let trace = Trace::new(
+        "",
+        Of::Memory,
+        vec![(0.0, 40.0), (HOUR, 99.5), (2.0 * HOUR, 99.5), (2.5 * HOUR, 60.0), (DAY, 60.0)],
+    );
+    let vitals = ticks(&trace).map(|vitals| Vitals {
+        memory_limit: Some(Limit { value: Bytes(1 << 30), source: "memory.high".into() }),
+        memory_high: Some(u64::from(vitals.at > Moment::from_nanos(3_500_000_000_000))),
+        ..vitals
+    });
+    let outcome = replay(&Settings::default(), Pace::default(), vitals);
+    assert_eq!(outcome.incidents.len(), 1, "{:?}", outcome.fired);
+    assert!(outcome.taken.len() <= 10, "{:?}", outcome.fired);
+    assert!(last(&trace, &outcome) >= 97.0);
+}
+
+#[test]
+fn a_page_cache_that_fills_the_limit_is_no_memory_incident() {
+    // What the kernel gives back is not in the working set, whatever the cgroup is charged with.
+    let trace = Trace::new("", Of::Memory, vec![(0.0, 45.0), (2.0 * HOUR, 50.0)]).noisy(1.0);
+    let vitals = ticks(&trace).map(|vitals| Vitals {
+        rss: vitals.working_set,
+        memory_max: Some(3),
+        ..vitals
+    });
+    let outcome = replay(&Settings::default(), Pace::default(), vitals);
+    assert_eq!((outcome.incidents.len(), outcome.taken.len()), (0, 0), "{:?}", outcome.fired);
+}
+
+/// A wall clock that is `steps` ahead (or behind) from each of these moments on, in hours.
+fn stepping(steps: &'static [(u64, i64)]) -> Box<dyn Fn(Moment) -> Timestamp> {
+    let start: Timestamp = "2026-11-23T12:00:00Z".parse().unwrap();
+    Box::new(move |now| {
+        let hours = now.as_nanos() / 3_600_000_000_000;
+        let step = steps.iter().rfind(|(from, _)| *from <= hours).map_or(0, |(_, step)| *step);
+        start + SignedDuration::from_hours(step) + SignedDuration::from_nanos(now.as_nanos() as i64)
+    })
+}
+
+#[test]
+fn a_clock_that_steps_changes_no_decision() {
+    // 84 % every three minutes for 20 hours, with a restart in every second, and then out of memory.
+    let settings = shipped("minimal.toml");
+    let trace = then_oom(&wave(84.0), 20.0 * HOUR, 600.0);
+    let run = |steps: &'static [(u64, i64)]| {
+        let processes = (0..10_u64).map(|n| {
+            let from = n as f64 * 7200.0;
+            let to = if n == 9 { f64::INFINITY } else { from + 7199.0 };
+            let lives = ticks_between(&trace, from, to);
+            ProcessHistory { vitals: Box::new(lives), wall: stepping(steps) }
+        });
+        let outcomes = replay_restarts(&settings, Pace::default(), processes);
+        let fired =
+            |outcome: &ReplayOutcome| outcome.fired.iter().map(|it| it.0).collect::<Vec<_>>();
+        let fired: Vec<Moment> = outcomes.iter().flat_map(fired).collect();
+        (fired, last(&trace, outcomes.last().unwrap()))
+    };
+    let (usual, value) = run(&[]);
+    assert!(value >= 97.0, "{value}");
+    assert!(usual.len() <= 20, "{usual:?}");
+    for steps in [
+        &[(3, 24 * 365)][..],
+        &[(3, -24 * 365)],
+        // At a restart.
+        &[(4, 48)],
+        &[(4, -48)],
+        &[(2, 24 * 400), (5, -24 * 400), (8, 30), (9, 0), (13, -5), (16, 5)],
+    ] {
+        assert_eq!(run(steps), (usual.clone(), value), "{steps:?}");
+    }
+}
