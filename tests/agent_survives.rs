@@ -237,8 +237,8 @@ fn a_host_with_little_address_space_lives() {
     let handle = agent.handle();
     println!("started: {:?}", handle.start(CaptureKind::ALL).wait(PATIENCE).is_ok());
     println!("stopped: {:?}", handle.stop().wait(PATIENCE).is_ok());
-    let status = handle.status().wait(PATIENCE).unwrap();
-    println!("{:?}", status.warnings);
+    // An error where not even the agent's thread could be created.
+    println!("{:?}", handle.status().wait(PATIENCE).map(|status| status.warnings));
     drop(agent);
     for (_, manifest) in host::incidents(&dir.path().join("captures")) {
         for capture in manifest.captures {

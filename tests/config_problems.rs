@@ -150,7 +150,7 @@ fn one_problem_is_one_line() {
         ),
         (
             "[toggle]\ncapture = [\"gpu\", \"cpu\", \"disk\"]",
-            "`gpu` is not a capture: write one of \"cpu\", \"heap\", \"trace\", \"threads\", \"tasks\"; `disk` is not",
+            "`gpu` is not a capture: write one of \"cpu\", \"heap\", \"trace\", \"threads\", \"tasks\", \"descriptors\"; `disk` is not",
         ),
         (
             "[toggle]\ncapture = \"cpu\"",
