@@ -30,6 +30,7 @@ use super::event::Event;
 use super::fence::{chain, fence_host};
 use crate::base::{Bytes, Error, IncidentId, Moment};
 use crate::model::{Collect, FileName};
+use crate::os::own_thread;
 use crate::store::Draft;
 
 /// More than this is a leak of registrations.
@@ -198,6 +199,7 @@ impl Ready {
         let spawned = thread::Builder::new().name("marple-collect".to_owned()).spawn({
             let (shared, busy) = (Arc::clone(&shared), Arc::clone(&busy));
             move || {
+                own_thread::enter();
                 let _excluded = collect::heap::exclude_current_thread();
                 let mut output = CollectorOutput(Arc::clone(&shared));
                 let ended = fence_host(|| {

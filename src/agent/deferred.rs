@@ -18,7 +18,7 @@ use crate::base::retry::Backoff;
 use crate::base::{Error, log, warnings};
 use crate::config::{Change, Watched, Watcher};
 use crate::model::Origin;
-use crate::os::fork;
+use crate::os::{self, fork};
 use crate::store;
 
 /// The topic of the warning while files are not watched as they should be.
@@ -99,9 +99,12 @@ impl FileWatch {
         if self.watcher.is_some() || self.files.is_empty() {
             return Ok(());
         }
-        let exclude = collect::heap::exclude_for_good;
+        let enter = || {
+            os::own_thread::enter();
+            collect::heap::exclude_for_good();
+        };
         let on_change = on_change(self.events.clone());
-        match Watcher::with_thread_hook(self.files.clone(), exclude, on_change) {
+        match Watcher::with_thread_hook(self.files.clone(), enter, on_change) {
             Ok(watcher) => {
                 match watcher.without_events() {
                     Some(why) => warnings::set(

@@ -74,7 +74,7 @@ impl PendingThread {
         // A refused `spawn` drops its closure, so the closure does not own the body.
         let body = Arc::clone(&self.body);
         let run = move || {
-            os::memory::release_own_stack();
+            os::own_thread::enter();
             let body = lock(&body).take();
             if let Some(body) = body {
                 body();

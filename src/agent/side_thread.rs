@@ -70,6 +70,7 @@ impl SideThread {
     fn start(&self) -> Option<mpsc::Sender<Work>> {
         let (sender, receiver) = mpsc::channel::<Work>();
         let body = move || {
+            crate::os::own_thread::enter();
             collect::heap::exclude_for_good();
             receiver.into_iter().for_each(|work| work());
         };

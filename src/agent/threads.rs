@@ -152,7 +152,7 @@ fn runtime() -> io::Result<tokio::runtime::Runtime> {
         .thread_name("marple-files")
         .max_blocking_threads(BLOCKING_THREADS)
         .on_thread_start(|| {
-            os::memory::release_own_stack();
+            os::own_thread::enter();
             collect::heap::exclude_for_good();
             panics::fence_thread();
         })

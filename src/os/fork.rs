@@ -189,6 +189,8 @@ extern "C" fn in_child() {
         close(own);
     }
     close(inert);
+    #[cfg(target_os = "linux")]
+    super::own_thread::forget_parent();
     let owner = OWNER.swap(0, AcqRel);
     if owner == 0 {
         return;

@@ -9,6 +9,9 @@ pub mod catch;
 pub mod cgroup;
 #[cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "only Linux fills it"))]
 pub mod copied;
+pub mod cores;
+#[cfg(target_os = "linux")]
+mod cpu_mask;
 #[cfg(target_os = "linux")]
 pub mod descriptors;
 mod elf;
@@ -25,6 +28,8 @@ pub mod jemalloc;
 mod kernel_file;
 pub mod memory;
 mod own_memory;
+#[cfg(target_os = "linux")]
+pub mod own_thread;
 #[cfg(target_os = "linux")]
 pub mod perf;
 pub mod process;
@@ -72,5 +77,5 @@ mod copied_tests;
 
 #[cfg(not(target_os = "linux"))]
 pub use unsupported::{
-    alarm, catch, cgroup, descriptors, glance, procfs, tasks, threads, timer, wake,
+    alarm, catch, cgroup, descriptors, glance, own_thread, procfs, tasks, threads, timer, wake,
 };

@@ -59,38 +59,24 @@ pub fn lower_priority() {
 #[cfg(not(target_os = "linux"))]
 pub fn lower_priority() {}
 
-/// How many cores the process may run on.
-///
-/// Affinity belongs to threads, and a service may pin each of its own to one core. The larger mask
-/// of the main and the calling thread is taken: both pinned is the case this does not see through.
-#[cfg(target_os = "linux")]
+/// How many CPUs the process as a whole may use. To ask again and again, keep a [`super::cores::Cores`].
 pub fn cores() -> Option<u32> {
-    use rustix::thread::sched_getaffinity;
-
-    let main = rustix::process::getpid();
-    [Some(main), None]
-        .into_iter()
-        .filter_map(|thread| sched_getaffinity(thread).ok())
-        .map(|mask| mask.count())
-        .max()
-        .or_else(online)
-}
-
-/// How many cores the process may run on.
-#[cfg(not(target_os = "linux"))]
-pub fn cores() -> Option<u32> {
-    online()
-}
-
-/// What `std` takes for the number of cores: the only way past 1024 of them, which is what a mask
-/// holds.
-fn online() -> Option<u32> {
-    std::thread::available_parallelism().ok().and_then(|cores| u32::try_from(cores.get()).ok())
+    super::cores::Cores::open().read()
 }
 
 /// How many file descriptors the process may have open; none without a limit.
 pub fn descriptor_limit() -> Option<u64> {
     rustix::process::getrlimit(rustix::process::Resource::Nofile).current
+}
+
+/// How large the address space of the process may be (`RLIMIT_AS`); `None` without a limit.
+pub fn address_space_limit() -> Option<Bytes> {
+    rustix::process::getrlimit(rustix::process::Resource::As).current.map(Bytes)
+}
+
+/// How much private writable memory the process may have (`RLIMIT_DATA`); `None` without a limit.
+pub fn data_limit() -> Option<Bytes> {
+    rustix::process::getrlimit(rustix::process::Resource::Data).current.map(Bytes)
 }
 
 /// The memory of the machine. Reads and allocates: 20 us or so; not for every tick.

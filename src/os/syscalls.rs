@@ -36,7 +36,7 @@ mod probe;
 pub enum Optional {
     /// `perf_event_open`: CPU samples without signals.
     PerfEventOpen,
-    /// `getpriority` and `setpriority`: profiles for HTTP are packed at low priority.
+    /// `getpriority` and `setpriority`: profiles for HTTP are packed at low priority, threads have the process's.
     SetPriority,
     /// `timer_create`, `timer_settime` and `timer_delete`: CPU samples by a timer for each thread.
     ThreadTimers,
@@ -46,16 +46,30 @@ pub enum Optional {
     RobustList,
     /// `ioctl` with `PROCMAP_QUERY`: one mapping instead of the whole list of them.
     Ioctl,
+    /// `sched_setaffinity`: threads are not pinned as the one that starts them is.
+    SetAffinity,
+    /// `sched_setscheduler`: threads are not real-time ones as the one that starts them is.
+    SetScheduler,
 }
 
 /// All of them, in the order in which they are tried, each with what is lost without it.
-const OPTIONAL: [(Optional, &str, &str); 6] = [
+const OPTIONAL: [(Optional, &str, &str); 8] = [
     (Optional::PerfEventOpen, "perf_event_open", "CPU samples come by timers and SIGPROF"),
     (Optional::SetPriority, "setpriority", "profiles for HTTP are packed at ordinary priority"),
     (Optional::ThreadTimers, "timer_create", "no CPU samples by timers"),
     (Optional::QueueSignal, "rt_tgsigqueueinfo", "no stacks of running threads"),
     (Optional::RobustList, "get_robust_list", "stacks of threads are cut at their outer end"),
     (Optional::Ioctl, "ioctl", "/proc/self/maps is read whole, and perf events are not used"),
+    (
+        Optional::SetAffinity,
+        "sched_setaffinity",
+        "threads may run where the one that starts them may",
+    ),
+    (
+        Optional::SetScheduler,
+        "sched_setscheduler",
+        "threads have the policy of the one that starts them",
+    ),
 ];
 
 impl Optional {

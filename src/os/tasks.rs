@@ -5,7 +5,8 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 
-use rustix::fs::{Mode, OFlags, RawDir, SeekFrom, fstat, open, seek};
+use rustix::fs::{AtFlags, Mode, OFlags, RawDir, SeekFrom, fstat, open, seek, statat};
+use rustix::io::Errno;
 
 /// `/proc/self/task`, open.
 #[derive(Debug)]
@@ -18,11 +19,20 @@ impl Tasks {
     ///
     /// # Errors
     ///
-    /// If there is no `/proc`.
+    /// If there is no `/proc`, or one of another pid namespace: it numbers the threads in another way, so that what is
+    /// asked for by id would be that of other threads.
     pub fn open() -> io::Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let directory = spare::with(|| open("/proc/self/task", flags, Mode::empty()))?;
-        Ok(Self { directory })
+        let own = super::threads::current();
+        match statat(&directory, own.to_string(), AtFlags::empty()) {
+            Ok(_) => Ok(Self { directory }),
+            Err(Errno::NOENT) => Err(io::Error::other(format!(
+                "thread {own} of this process is not in it: this /proc is of another pid namespace; mount a /proc \
+                 of the process's own"
+            ))),
+            Err(error) => Err(error.into()),
+        }
     }
 
     pub(super) fn directory(&self) -> &OwnedFd {
@@ -61,11 +71,6 @@ impl Tasks {
         let name = name.strip_suffix(b"\n").unwrap_or(name);
         Some(String::from_utf8_lossy(name).into_owned())
     }
-}
-
-/// How many files the process may have open.
-pub fn descriptor_limit() -> Option<u64> {
-    rustix::process::getrlimit(rustix::process::Resource::Nofile).current
 }
 
 #[cfg(test)]

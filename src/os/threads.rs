@@ -39,6 +39,13 @@ pub struct Thread {
 #[error("cannot read {TASKS}: {0}; thread dumps need a mounted /proc")]
 pub struct Error(#[source] std::io::Error);
 
+impl Error {
+    /// The error that threads are listed, and nothing is told about any of them.
+    pub fn none_can_be_read() -> Self {
+        Self(std::io::Error::other("it lists threads, and none of their files can be read"))
+    }
+}
+
 /// Threads to be looked at.
 #[derive(Debug)]
 pub struct Threads {

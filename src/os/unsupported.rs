@@ -6,6 +6,7 @@ pub mod catch;
 pub mod cgroup;
 pub mod descriptors;
 pub mod glance;
+pub mod own_thread;
 pub mod procfs;
 pub mod tasks;
 pub mod threads;

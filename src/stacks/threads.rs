@@ -47,9 +47,14 @@ const SAMPLE_TYPES: [ValueType; 2] =
 ///
 /// # Errors
 ///
-/// When `/proc` cannot be read.
+/// When `/proc` cannot be read, or shows no thread.
 pub fn dump(clock: &dyn Clock, anchor: Anchor, signals: bool) -> Result<ThreadDump, Error> {
-    dump_those(clock, anchor, signals, Threads::all()?)
+    let dump = dump_those(clock, anchor, signals, Threads::all()?)?;
+    match dump.threads.is_empty() {
+        // This thread runs.
+        true => Err(threads::Error::none_can_be_read().into()),
+        false => Ok(dump),
+    }
 }
 
 /// Dumps one thread of the process, which is sent a signal; no thread, if there is none of that id.

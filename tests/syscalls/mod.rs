@@ -55,6 +55,9 @@ pub(crate) const CALLS: &[Call] = calls! {
     SYS_rseq Needed;
     SYS_sched_getaffinity Needed;
     SYS_sched_yield Needed;
+    // If the thread that starts the agent is pinned or has another policy than the process was started with.
+    SYS_sched_setaffinity LISTED;
+    SYS_sched_setscheduler LISTED;
     SYS_futex Needed;
     SYS_membarrier Needed;
     SYS_exit Needed;

@@ -108,7 +108,7 @@ fn begin(events: mpsc::Sender<Event>) -> Option<Thread> {
 }
 
 fn run(inbox: &Receiver<Order>, events: &mpsc::Sender<Event>) {
-    os::memory::release_own_stack();
+    os::own_thread::enter();
     let _excluded = collect::heap::exclude_current_thread();
     os::process::lower_priority();
     while let Ok((id, seen)) = inbox.recv() {

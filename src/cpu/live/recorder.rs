@@ -19,7 +19,7 @@ use crate::cpu::{Error, Options};
 use crate::model::Profile;
 use crate::os::births;
 use crate::os::copied::Copied;
-use crate::os::memory::release_own_stack;
+use crate::os::own_thread;
 use crate::os::process::cpu_time;
 use crate::os::threads;
 use crate::os::unwind::{End, MAX_FRAMES, Walker};
@@ -207,7 +207,7 @@ impl Shared {
 
     fn run(&self, guard: fn() -> Box<dyn Any>) {
         let _guard = guard();
-        release_own_stack();
+        own_thread::enter();
         let mut state = self.lock();
         let mut heard = Moment::default();
         let mut panics_in_a_row = 0;

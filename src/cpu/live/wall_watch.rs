@@ -138,7 +138,7 @@ impl Watch {
     /// Looks until `ends` closes.
     pub(super) fn run(mut self, ends: &Receiver<()>, guard: fn() -> Box<dyn Any>) -> Self {
         let _guard = guard();
-        crate::os::memory::release_own_stack();
+        crate::os::own_thread::enter();
         self.own = threads::current();
         let period = Duration::from_secs(1) / self.frequency.get().max(1);
         let mut random = u64::from(self.own);

@@ -68,7 +68,7 @@ const INVALID: usize = usize::MAX;
 const PERF_PERIOD: usize = 0x4008_2404;
 const PROCMAP_QUERY: usize = 0xc068_6611;
 
-const STEPS: [Step; 10] = [
+const STEPS: [Step; 12] = [
     // Unknown flags are refused first.
     step(
         Optional::PerfEventOpen,
@@ -86,6 +86,9 @@ const STEPS: [Step; 10] = [
     step(Optional::RobustList, libc::SYS_get_robust_list, [0, 0, 0, 0, 0], libc::EFAULT),
     step(Optional::Ioctl, libc::SYS_ioctl, [INVALID, PROCMAP_QUERY, 0, 0, 0], libc::EBADF),
     step(Optional::Ioctl, libc::SYS_ioctl, [INVALID, PERF_PERIOD, 0, 0, 0], libc::EBADF),
+    // No thread has the id -1.
+    step(Optional::SetAffinity, libc::SYS_sched_setaffinity, [INVALID, 0, 0, 0, 0], libc::ESRCH),
+    step(Optional::SetScheduler, libc::SYS_sched_setscheduler, [INVALID, 0, 0, 0, 0], libc::EINVAL),
 ];
 
 const fn step(call: Optional, number: c_long, arguments: [usize; 5], answer: c_int) -> Step {

@@ -26,6 +26,13 @@ pub struct Thread {
 #[error("threads can be listed on Linux only")]
 pub struct Error;
 
+impl Error {
+    /// The error.
+    pub fn none_can_be_read() -> Self {
+        Self
+    }
+}
+
 /// Threads that cannot be looked at.
 #[derive(Debug)]
 pub struct Threads {

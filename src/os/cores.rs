@@ -1,0 +1,135 @@
+//! The CPUs that the process as a whole may use.
+//!
+//! A CPU mask belongs to a thread. Services pin some of their threads, and each to other cores, so that no single mask says
+//! what the process may use: it is the union of the masks of all its threads. Marple's own do not count
+//! (`os::own_thread`), since they may run where no thread of the service may.
+//!
+//! A cpuset and CPUs that are offline are in the masks already. Quotas are read by `os::cgroup`.
+
+use std::time::Duration;
+
+#[cfg(target_os = "linux")]
+use super::{cpu_mask::CpuMask, own_thread, tasks::Tasks};
+#[cfg(target_os = "linux")]
+use crate::base::warnings;
+
+/// The topic of the warning that threads cannot be listed.
+#[cfg(target_os = "linux")]
+const TOPIC: &str = "threads.list";
+
+/// The work of looking at one thread is 1 us; every 5 ms it is 0.02 % of a core.
+const PER_THREAD: Duration = Duration::from_millis(5);
+
+/// Between two readings, at least and at most.
+const LEAST: Duration = Duration::from_secs(1);
+const MOST: Duration = Duration::from_secs(10);
+
+/// A reader of the number of CPUs.
+#[derive(Debug, Default)]
+pub struct Cores {
+    #[cfg(target_os = "linux")]
+    tasks: Option<Tasks>,
+    #[cfg(target_os = "linux")]
+    tids: Vec<u32>,
+}
+
+impl Cores {
+    /// Opens the list of threads, which needs one descriptor. Reports if that cannot be done.
+    #[cfg(target_os = "linux")]
+    pub fn open() -> Self {
+        let tasks = match Tasks::open() {
+            Ok(tasks) => {
+                warnings::clear(TOPIC);
+                Some(tasks)
+            }
+            Err(error) => {
+                warnings::set(
+                    TOPIC,
+                    format!(
+                        "no thread dumps, no CPU samples by thread, and the CPUs of the main thread are taken for those \
+                         of the process: cannot read /proc/self/task: {error}"
+                    ),
+                );
+                None
+            }
+        };
+        Self { tasks, tids: Vec::new() }
+    }
+
+    /// There is nothing to open.
+    #[cfg(not(target_os = "linux"))]
+    pub fn open() -> Self {
+        Self::default()
+    }
+
+    /// How many CPUs the process may use.
+    #[cfg(target_os = "linux")]
+    pub fn read(&mut self) -> Option<u32> {
+        if self.tasks.is_none() {
+            *self = Self::open();
+        }
+        let listed = self.tasks.as_mut().is_some_and(|tasks| tasks.list(&mut self.tids).is_ok());
+        if !listed {
+            self.tids.clear();
+        }
+        let mut all = CpuMask::EMPTY;
+        for &tid in &self.tids {
+            let is_own = own_thread::running().any(|own| own == tid);
+            if !is_own && let Some(mask) = CpuMask::of_thread(tid) {
+                all.add(&mask);
+            }
+        }
+        // Without a list: the main thread's.
+        if all == CpuMask::EMPTY {
+            all = CpuMask::of_thread(std::process::id())?;
+        }
+        Some(all.count())
+    }
+
+    /// What `std` takes for the number of cores.
+    #[cfg(not(target_os = "linux"))]
+    pub fn read(&mut self) -> Option<u32> {
+        std::thread::available_parallelism().ok().and_then(|cores| u32::try_from(cores.get()).ok())
+    }
+
+    /// How long the last reading is good for.
+    pub fn good_for(&self) -> Duration {
+        #[cfg(target_os = "linux")]
+        let threads = u32::try_from(self.tids.len()).unwrap_or(u32::MAX);
+        #[cfg(not(target_os = "linux"))]
+        let threads = 1;
+        PER_THREAD.checked_mul(threads).map_or(MOST, |needed| needed.clamp(LEAST, MOST))
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use std::sync::mpsc;
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn all_threads_of_the_process_count_but_marples() {
+        let whole = CpuMask::of_thread(std::process::id()).unwrap();
+        let (to_end, end) = mpsc::channel::<()>();
+        let (ready, wait) = mpsc::channel();
+        let all = whole.clone();
+        let wide = thread::spawn(move || {
+            all.set_for_this_thread().unwrap();
+            ready.send(()).unwrap();
+            let _ = end.recv();
+        });
+        wait.recv().unwrap();
+        let mut cores = Cores::open();
+        thread::spawn(move || {
+            whole.first().set_for_this_thread().unwrap();
+            assert_eq!(cores.read(), Some(whole.count()), "of a pinned thread");
+            assert_eq!(cores.good_for(), LEAST);
+        })
+        .join()
+        .unwrap();
+        drop(to_end);
+        wide.join().unwrap();
+    }
+}

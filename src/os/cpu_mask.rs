@@ -1,0 +1,131 @@
+//! Sets of CPUs, as the scheduler takes them.
+
+#![allow(unsafe_code)]
+
+use std::fmt;
+use std::io;
+
+/// CPUs a mask has room for: the kernel's own maximum (`NR_CPUS` of x86-64 and arm64). A shorter mask than the machine's is
+/// refused with `EINVAL`.
+const CPUS: usize = 8192;
+
+const WORDS: usize = CPUS / 64;
+
+/// The CPUs a thread may run on.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct CpuMask([u64; WORDS]);
+
+impl CpuMask {
+    pub(super) const EMPTY: Self = Self([0; WORDS]);
+
+    /// Returns the mask of the thread `tid`, of the calling one for 0, or `None` if there is no such thread.
+    pub(super) fn of_thread(tid: u32) -> Option<Self> {
+        let mut mask = Self::EMPTY;
+        let tid = libc::pid_t::try_from(tid).ok()?;
+        // SAFETY: the kernel writes at most the length it is given into the mask, and its bits stand in words of
+        // the machine, so that each CPU is one bit of it.
+        let result = unsafe {
+            libc::sched_getaffinity(tid, size_of_val(&mask.0), mask.0.as_mut_ptr().cast())
+        };
+        (result == 0).then_some(mask)
+    }
+
+    /// Lets the calling thread run on these CPUs, as far as its cpuset allows.
+    pub(super) fn set_for_this_thread(&self) -> io::Result<()> {
+        // SAFETY: the kernel reads the length it is given from the mask.
+        match unsafe { libc::sched_setaffinity(0, size_of_val(&self.0), self.0.as_ptr().cast()) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    pub(super) fn count(&self) -> u32 {
+        self.0.iter().map(|word| word.count_ones()).sum()
+    }
+
+    pub(super) fn is_subset(&self, other: &Self) -> bool {
+        self.0.iter().zip(&other.0).all(|(word, other)| word & !other == 0)
+    }
+
+    pub(super) fn add(&mut self, other: &Self) {
+        self.0.iter_mut().zip(&other.0).for_each(|(word, other)| *word |= other);
+    }
+
+    fn has(&self, cpu: usize) -> bool {
+        self.0.get(cpu / 64).is_some_and(|word| word >> (cpu % 64) & 1 == 1)
+    }
+
+    #[cfg(test)]
+    pub(super) fn first(&self) -> Self {
+        let mut first = Self::EMPTY;
+        if let Some(cpu) = (0..CPUS).find(|&cpu| self.has(cpu)) {
+            first.0[cpu / 64] |= 1 << (cpu % 64);
+        }
+        first
+    }
+}
+
+/// As `Cpus_allowed_list` of `/proc/PID/status`: `0-3,8`.
+impl fmt::Display for CpuMask {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (mut cpu, mut separator) = (0, "");
+        while cpu < CPUS {
+            if !self.has(cpu) {
+                cpu += 1;
+                continue;
+            }
+            let first = cpu;
+            while self.has(cpu + 1) {
+                cpu += 1;
+            }
+            match first == cpu {
+                true => write!(f, "{separator}{first}")?,
+                false => write!(f, "{separator}{first}-{cpu}")?,
+            }
+            separator = ",";
+            cpu += 1;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for CpuMask {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "CpuMask({self})")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mask(cpus: &[usize]) -> CpuMask {
+        let mut mask = CpuMask::EMPTY;
+        cpus.iter().for_each(|&cpu| mask.0[cpu / 64] |= 1 << (cpu % 64));
+        mask
+    }
+
+    #[test]
+    fn masks_are_written_as_the_kernel_writes_them() {
+        for (cpus, text) in [
+            (&[][..], ""),
+            (&[0], "0"),
+            (&[0, 1, 2, 3, 8], "0-3,8"),
+            (&[63, 64, 100, 8191], "63-64,100,8191"),
+        ] {
+            assert_eq!(mask(cpus).to_string(), text);
+            assert_eq!(mask(cpus).count() as usize, cpus.len());
+        }
+        let own = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+        let own = own.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap();
+        assert_eq!(CpuMask::of_thread(0).unwrap().to_string(), own.trim());
+    }
+
+    #[test]
+    fn union_has_both_and_a_subset_adds_nothing() {
+        let mut both = mask(&[0, 70]);
+        both.add(&mask(&[1]));
+        assert_eq!(both, mask(&[0, 1, 70]));
+        assert!(mask(&[1, 70]).is_subset(&both) && !both.is_subset(&mask(&[1, 70])));
+    }
+}

@@ -1,0 +1,275 @@
+//! Marple's own threads: what they must not inherit from the thread that starts them.
+//!
+//! A new thread takes over from the thread that creates it, whichever that is:
+//!
+//! | inherited | harm | set to |
+//! |---|---|---|
+//! | CPU mask | on one core with a thread that spins, the agent does not run | the mask the process was started with, if CPUs of it are missing |
+//! | `SCHED_FIFO`, `SCHED_RR` | the agent takes a core away from the service | `SCHED_OTHER` |
+//! | `SCHED_BATCH`, `SCHED_IDLE` | the agent starves on a busy machine | the policy the process was started with |
+//! | nice value | as above, in both directions | the nice value the process was started with |
+//! | timer slack | ticks come late | the slack the process was started with, if it was less |
+//!
+//! What the process was started with is the operator's decision (`taskset`, `chrt`, `nice`, `CPUAffinity=` of systemd) and
+//! holds for marple's threads too. It has to be read before `main`: later there is no telling a mask that `main` set for
+//! itself from one that was given to the process. [`AtStart`] is filled by a function of `.init_array`.
+//!
+//! The mask of a thread that was started by another one of marple's is left alone, so that a later
+//! `taskset --all-tasks --pid` holds for all threads.
+//!
+//! Setting any of it is optional (`os::syscalls`): what a filter or the kernel denies is reported as a warning.
+
+#![allow(unsafe_code)]
+
+use std::sync::OnceLock;
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::Relaxed;
+
+use super::cpu_mask::CpuMask;
+use super::kernel_file::{KernelFile, number, words};
+use super::syscalls::{Optional, permit};
+use crate::base::warnings;
+
+/// The topic of the warning about what could not be set.
+const TOPIC: &str = "threads.scheduling";
+
+/// Threads of marple's at once, at most: nine of fixed names, and one for each collector that runs. Those beyond
+/// are taken for threads of the service.
+const MAX_THREADS: usize = 64;
+
+/// The ids of marple's running threads; 0 is a free place.
+static RUNNING: [AtomicU32; MAX_THREADS] = [const { AtomicU32::new(0) }; MAX_THREADS];
+
+/// Scheduling of a thread, as `stat` of it shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Scheduling {
+    nice: i32,
+    policy: i32,
+}
+
+impl Scheduling {
+    /// Reads `/proc/thread-self/stat`, or `None` if that cannot be done.
+    fn of_this_thread() -> Option<Self> {
+        let mut buffer = [0; 1024];
+        let stat = KernelFile::open("/proc/thread-self/stat".as_ref())?;
+        Self::parse(stat.read(&mut buffer)?)
+    }
+
+    /// Fields 19 and 41 of proc(5). The name, field 2, may hold brackets and spaces.
+    fn parse(stat: &[u8]) -> Option<Self> {
+        let name_end = stat.iter().rposition(|&byte| byte == b')')?;
+        let mut fields = words(stat.get(name_end + 1..)?);
+        let nice = std::str::from_utf8(fields.nth(19 - 3)?).ok()?.parse().ok()?;
+        let policy = number(fields.nth(41 - 19 - 1)?)?;
+        Some(Self { nice, policy: i32::try_from(policy).ok()? })
+    }
+}
+
+/// What the process was started with.
+#[derive(Debug)]
+struct AtStart {
+    cpus: Option<CpuMask>,
+    scheduling: Option<Scheduling>,
+    /// In nanoseconds.
+    timer_slack: libc::c_int,
+}
+
+static AT_START: OnceLock<AtStart> = OnceLock::new();
+
+/// Runs before `main`. Where it does not (a library that is loaded later has it run at its loading), what it reads is that
+/// of the loading thread.
+extern "C" fn record_at_start() {
+    let _ = AT_START.set(AtStart {
+        cpus: CpuMask::of_thread(0),
+        scheduling: Scheduling::of_this_thread(),
+        timer_slack: timer_slack(),
+    });
+}
+
+// SAFETY: the C library calls each function that `.init_array` points at once, with arguments that this one does not
+// take, which all ABIs of Linux allow. It uses system calls and a `OnceLock`: nothing that `main` has to set up.
+#[cfg(not(miri))]
+#[used]
+#[unsafe(link_section = ".init_array")]
+static RECORD_AT_START: extern "C" fn() = record_at_start;
+
+/// Begins a thread of marple's: gives back the memory of its stack that is not used, and puts what it inherited
+/// from the thread that started it to what the process was started with. A second call in a thread does nothing.
+pub fn enter() {
+    thread_local! {
+        static ENTRY: Entry = Entry::new();
+    }
+    // A thread that is ending has no locals.
+    let _ = ENTRY.try_with(|_| ());
+}
+
+/// A place in [`RUNNING`], for as long as the thread runs.
+struct Entry(Option<&'static AtomicU32>);
+
+impl Entry {
+    fn new() -> Self {
+        super::memory::release_own_stack();
+        report(&reset());
+        // Only now: a thread that starts meanwhile must not take this one's mask for a right one.
+        let tid = super::threads::current();
+        let is_free = |place: &&AtomicU32| place.compare_exchange(0, tid, Relaxed, Relaxed).is_ok();
+        Self(RUNNING.iter().find(is_free))
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        if let Some(place) = self.0 {
+            place.store(0, Relaxed);
+        }
+    }
+}
+
+/// The ids of marple's threads that run.
+pub(super) fn running() -> impl Iterator<Item = u32> {
+    RUNNING.iter().map(|place| place.load(Relaxed)).filter(|&tid| tid != 0)
+}
+
+/// Forgets the threads of the parent: for a forked child, which has none of them.
+pub(super) fn forget_parent() {
+    RUNNING.iter().for_each(|place| place.store(0, Relaxed));
+}
+
+/// Sets what the calling thread inherited; returns what could not be set.
+fn reset() -> Vec<String> {
+    let Some(start) = AT_START.get() else { return Vec::new() };
+    let mut problems = Vec::new();
+    let mut note = |result: Result<(), String>| problems.extend(result.err());
+    note(reset_cpus(start));
+    note(reset_policy(start));
+    note(reset_nice(start));
+    reset_timer_slack(start);
+    problems
+}
+
+fn report(problems: &[String]) {
+    if !problems.is_empty() {
+        warnings::set(
+            TOPIC,
+            format!(
+                "marple's threads run as the thread that started the agent does: {}; start the agent from an ordinary \
+                 thread, before it is pinned or made a real-time one",
+                problems.join("; ")
+            ),
+        );
+    }
+}
+
+fn reset_cpus(start: &AtStart) -> Result<(), String> {
+    let (Some(wanted), Some(own)) = (&start.cpus, CpuMask::of_thread(0)) else { return Ok(()) };
+    let is_that_of_another =
+        || running().next().and_then(CpuMask::of_thread).is_some_and(|mask| mask == own);
+    if wanted.is_subset(&own) || is_that_of_another() {
+        return Ok(());
+    }
+    let failed = |why: String| format!("CPUs {own} instead of {wanted}: {why}");
+    permit(Optional::SetAffinity).map_err(|denied| failed(denied.to_string()))?;
+    match wanted.set_for_this_thread() {
+        // None of them is left in the cpuset: what the kernel gave instead is right.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+        result => result.map_err(|error| failed(format!("sched_setaffinity failed: {error}"))),
+    }
+}
+
+const fn is_real_time(policy: i32) -> bool {
+    !matches!(policy, libc::SCHED_OTHER | libc::SCHED_BATCH | libc::SCHED_IDLE)
+}
+
+fn reset_policy(start: &AtStart) -> Result<(), String> {
+    let Some(own) = Scheduling::of_this_thread() else { return Ok(()) };
+    let at_start = start.scheduling.map_or(libc::SCHED_OTHER, |it| it.policy);
+    let wanted = if is_real_time(at_start) { libc::SCHED_OTHER } else { at_start };
+    if own.policy == wanted {
+        return Ok(());
+    }
+    let failed = |why: String| format!("policy {} instead of {wanted}: {why}", own.policy);
+    permit(Optional::SetScheduler).map_err(|denied| failed(denied.to_string()))?;
+    let parameters = libc::sched_param { sched_priority: 0 };
+    // By the system call: musl's function is not implemented. A thread whose children are reset at their creation
+    // (SCHED_RESET_ON_FORK) has none of it to reset.
+    // SAFETY: the parameters outlive the call, which changes the calling thread only.
+    let result = unsafe { libc::syscall(libc::SYS_sched_setscheduler, 0, wanted, &parameters) };
+    match result {
+        0 => Ok(()),
+        _ => Err(failed(format!("sched_setscheduler failed: {}", std::io::Error::last_os_error()))),
+    }
+}
+
+fn reset_nice(start: &AtStart) -> Result<(), String> {
+    let (Some(at_start), Some(own)) = (start.scheduling, Scheduling::of_this_thread()) else {
+        return Ok(());
+    };
+    if own.nice == at_start.nice {
+        return Ok(());
+    }
+    let failed = |why: String| format!("nice {} instead of {}: {why}", own.nice, at_start.nice);
+    permit(Optional::SetPriority).map_err(|denied| failed(denied.to_string()))?;
+    // Linux keeps it for each thread: 0 is the calling one.
+    rustix::process::setpriority_process(None, at_start.nice)
+        .map_err(|error| failed(format!("setpriority failed: {error} (RLIMIT_NICE)")))
+}
+
+fn reset_timer_slack(start: &AtStart) {
+    if start.timer_slack > 0 && timer_slack() > start.timer_slack {
+        let slack = libc::c_ulong::from(start.timer_slack.unsigned_abs());
+        // SAFETY: no pointers; it changes the calling thread only. There is no error for a slack above 0.
+        unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, slack) };
+    }
+}
+
+/// The timer slack of the calling thread, in nanoseconds; -1 if the kernel does not return it.
+fn timer_slack() -> libc::c_int {
+    // SAFETY: no pointers, and nothing is changed.
+    unsafe { libc::prctl(libc::PR_GET_TIMERSLACK) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn scheduling_is_read_behind_any_name() {
+        let tail = "S 1 2 3 4 5 6 7 8 9 10 150 50 0 0 20 -7 4 0 9 8 7 6 5 4 3 2 1 0 4194304 0 0 1 0 0 17 0 0 1";
+        let stat = format!("17 (a) R (b)) {tail} 0 0");
+        assert_eq!(Scheduling::parse(stat.as_bytes()), Some(Scheduling { nice: -7, policy: 1 }));
+        assert_eq!(Scheduling::parse(b"17 (a) S 1 2"), None);
+        assert_eq!(Scheduling::parse(b""), None);
+    }
+
+    #[test]
+    fn start_is_recorded_before_main() {
+        let start = AT_START.get().expect("the function of .init_array has run");
+        assert!(start.cpus.as_ref().is_some_and(|mask| mask.count() > 0));
+        assert!(start.scheduling.is_some() && start.timer_slack > 0);
+    }
+
+    #[test]
+    fn thread_of_a_pinned_and_slack_one_gets_the_mask_and_slack_of_the_process() {
+        let start = AT_START.get().unwrap();
+        let all = start.cpus.as_ref().unwrap();
+        thread::spawn(move || {
+            all.first().set_for_this_thread().unwrap();
+            // SAFETY: no pointers; it changes the calling thread only.
+            unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1_000_000_000_u64) };
+            assert_eq!(CpuMask::of_thread(0).unwrap().count(), 1);
+            let own = thread::spawn(|| {
+                assert_eq!(timer_slack(), 1_000_000_000, "inherited");
+                enter();
+                assert!(running().any(|tid| tid == super::super::threads::current()));
+                (CpuMask::of_thread(0).unwrap(), timer_slack(), super::super::threads::current())
+            });
+            let (mask, slack, tid) = own.join().unwrap();
+            assert_eq!((&mask, slack), (all, start.timer_slack));
+            assert!(running().all(|running| running != tid), "the thread has ended");
+        })
+        .join()
+        .unwrap();
+    }
+}
