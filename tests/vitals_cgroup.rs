@@ -11,34 +11,40 @@ use marple::vitals::{Gauges, Reader, Runtimes};
 struct Host {
     name: &'static str,
     memory: Option<(u64, &'static str)>,
+    /// Usage less file cache and reclaimable slab.
     working_set: Option<u64>,
     cpu: Option<(f64, &'static str)>,
 }
+
+/// In `memory.stat` of every host.
+const ACTIVE_FILE: u64 = 29_265_920;
+/// Likewise of v2.
+const SLAB: u64 = 2_531_704;
 
 const HOSTS: [Host; 7] = [
     Host {
         name: "v2_pod",
         memory: Some((512 << 20, "/sys/fs/cgroup/memory.max")),
-        working_set: Some(240_123_904 - 59_596_800),
+        working_set: Some(240_123_904 - 59_596_800 - ACTIVE_FILE - SLAB),
         cpu: Some((0.5, "/sys/fs/cgroup/cpu.max")),
     },
     Host {
         name: "v2_nested",
         memory: Some((1 << 30, "/sys/fs/cgroup/shop.slice/shop-eu.slice/memory.max")),
-        working_set: Some(800_000_000),
+        working_set: Some(800_000_000 - ACTIVE_FILE - SLAB),
         cpu: Some((1.5, "/sys/fs/cgroup/shop.slice/shop-eu.slice/cpu.max")),
     },
     Host {
         name: "v1_docker",
         memory: Some((256 << 20, "/sys/fs/cgroup/memory/memory.limit_in_bytes")),
-        working_set: Some(232_456_192 - 59_600_896),
+        working_set: Some(232_456_192 - 59_600_896 - ACTIVE_FILE),
         cpu: Some((3.0, "/sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us")),
     },
     Host { name: "v1_unlimited", memory: None, working_set: None, cpu: None },
     Host {
         name: "v1_flat",
         memory: Some((200 << 20, "/sys/fs/cgroup/memory/batch/job-7/memory.limit_in_bytes")),
-        working_set: Some(70_000_000),
+        working_set: Some(70_000_000 - ACTIVE_FILE),
         cpu: Some((0.5, "/sys/fs/cgroup/cpu,cpuacct/batch/cpu.cfs_quota_us")),
     },
     Host {
@@ -47,7 +53,7 @@ const HOSTS: [Host; 7] = [
             768 << 20,
             "/sys/fs/cgroup/memory/system.slice/orders.service/memory.limit_in_bytes",
         )),
-        working_set: Some(450_000_000),
+        working_set: Some(450_000_000 - ACTIVE_FILE),
         cpu: Some((
             0.75,
             "/sys/fs/cgroup/cpu,cpuacct/system.slice/orders.service/cpu.cfs_quota_us",
@@ -55,6 +61,10 @@ const HOSTS: [Host; 7] = [
     },
     Host { name: "none", memory: None, working_set: None, cpu: None },
 ];
+
+fn working_set(cgroup: &Cgroup) -> Option<Bytes> {
+    cgroup.memory_use().map(|memory| memory.working_set)
+}
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/cgroup").join(name)
@@ -79,7 +89,7 @@ fn every_host_has_its_limits_read_where_they_stand() {
         let cgroup = Cgroup::discover(&fixture(host.name));
         let memory = cgroup.memory_limit().map(|limit| (limit.value.get(), &*limit.source));
         assert_eq!(memory, host.memory, "{}", host.name);
-        assert_eq!(cgroup.working_set(), host.working_set.map(Bytes), "{}", host.name);
+        assert_eq!(working_set(&cgroup), host.working_set.map(Bytes), "{}", host.name);
         let cpu = cgroup.cpu_limit().map(|limit| (limit.value, &*limit.source));
         assert_eq!(cpu, host.cpu, "{}", host.name);
     }
@@ -106,7 +116,7 @@ fn limits_are_followed_as_they_change_and_as_we_are_moved() {
     write(&format!("{slice}/shop-eu.slice/orders.service/memory.max"), "1073741824\n");
     cgroup.refresh();
     assert!(cgroup.memory_limit().unwrap().source.ends_with("orders.service/memory.max"));
-    assert_eq!(cgroup.working_set(), Some(Bytes(250_000_000)));
+    assert_eq!(working_set(&cgroup), Some(Bytes(250_000_000 - ACTIVE_FILE - SLAB)));
 
     // Moved up: what limited us below no longer does.
     write(&format!("{slice}/memory.max"), "4294967296\n");
@@ -115,7 +125,10 @@ fn limits_are_followed_as_they_change_and_as_we_are_moved() {
     let limit = cgroup.memory_limit().unwrap();
     let expected = (Bytes::gib(4), "/sys/fs/cgroup/shop.slice/memory.max");
     assert_eq!((limit.value, &*limit.source), expected);
-    assert_eq!(cgroup.working_set(), Some(Bytes(3_221_225_472 - 1_073_741_824)));
+    assert_eq!(
+        working_set(&cgroup),
+        Some(Bytes(3_221_225_472 - 1_073_741_824 - ACTIVE_FILE - SLAB))
+    );
 }
 
 #[test]
@@ -126,7 +139,7 @@ fn without_both_numbers_there_is_no_working_set() {
         std::fs::write(host.path().join("sys/fs/cgroup").join(file), text).unwrap();
         let cgroup = Cgroup::discover(host.path());
         assert!(cgroup.memory_limit().is_some());
-        assert_eq!(cgroup.working_set(), None, "{file}");
+        assert_eq!(working_set(&cgroup), None, "{file}");
     }
 }
 

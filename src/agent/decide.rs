@@ -162,6 +162,9 @@ impl Decider {
         if let Some(stall) = self.stall.as_ref().filter(|_| rule.metric == Metric::Stall) {
             text.push_str(&format!("; {stall}"));
         }
+        if let Some(note) = vitals.memory_note().filter(|_| rule.metric.is_of_memory()) {
+            text.push_str(&format!("; {note}"));
+        }
         self.engine.capturing(&rule.name);
         self.dirty = true;
         if rule.mode == Mode::DryRun {

@@ -73,7 +73,9 @@ pub struct Limits {
 
 impl From<&Vitals> for Limits {
     fn from(vitals: &Vitals) -> Self {
-        let (memory, cpu) = (vitals.memory_limit.as_ref(), vitals.cpu_limit.as_ref());
+        let nearest = vitals.memory_wall().map(|wall| wall.limit);
+        let (memory, cpu) =
+            (nearest.as_ref().or(vitals.memory_limit.as_ref()), vitals.cpu_limit.as_ref());
         Self {
             memory: memory.map(|limit| limit.value),
             memory_source: memory.map(|limit| limit.source.to_string()),

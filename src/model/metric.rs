@@ -25,7 +25,7 @@ pub enum Unit {
 /// One measure of the process.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Metric {
-    /// Working set as a share of the memory limit: `memory`.
+    /// Working set as a share of the memory limit, or address space as a share of its own if that is more: `memory`.
     Memory,
     /// Working set: `memory.working_set`.
     WorkingSet,
@@ -188,6 +188,14 @@ impl Metric {
     /// Whether its values run up against a limit, where there is one.
     pub const fn has_limit(&self) -> bool {
         matches!(self, Self::Memory | Self::Cpu | Self::FdShare | Self::WorkingSet | Self::Rss)
+    }
+
+    /// Whether it is about the memory of the process or its cgroup.
+    pub const fn is_of_memory(&self) -> bool {
+        matches!(
+            self,
+            Self::Memory | Self::WorkingSet | Self::Rss | Self::MemoryGrowth | Self::TimeToLimit
+        )
     }
 
     /// The limit its value runs up against, in its unit; none for what has none, or none known.

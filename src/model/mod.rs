@@ -59,4 +59,4 @@ pub use stall::{Beat, Stall};
 pub use strings::{StringHandle, StringTable};
 pub use timeline::{ArgValue, EventKind, Timeline, TimelineEvent, Track, TrackHandle, TrackKind};
 pub use trace_mode::TraceMode;
-pub use vitals::{Limit, Vitals};
+pub use vitals::{AtLimit, Limit, MemoryWall, Vitals};

@@ -18,6 +18,39 @@ pub struct Limit<T> {
     pub source: Arc<str>,
 }
 
+/// What happens to a process whose memory reaches a limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AtLimit {
+    /// The kernel kills: `memory.max`, `memory.limit_in_bytes`, the machine's memory.
+    #[default]
+    Kill,
+    /// The kernel slows it down and reclaims: `memory.high`.
+    Throttle,
+    /// Its allocations fail, which ends most programs: `RLIMIT_AS`, `RLIMIT_DATA`.
+    Fail,
+}
+
+/// A memory limit and what counts against it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MemoryWall {
+    /// What counts.
+    pub used: Bytes,
+    /// The limit.
+    pub limit: Limit<Bytes>,
+    /// What happens at it.
+    pub at_limit: AtLimit,
+}
+
+impl MemoryWall {
+    /// What counts as a share of the limit.
+    pub fn percent(&self) -> Option<Percent> {
+        Percent::of(self.used.get() as f64, self.limit.value.get() as f64)
+    }
+}
+
+/// Reclaimable cache of at least this share of the limit is named in the reason of an incident.
+const LARGE_CACHE: f64 = 10.0;
+
 /// One tick's measurements. A field is none when this machine does not tell it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Vitals {
@@ -28,11 +61,18 @@ pub struct Vitals {
     /// What the program has asked its allocator for and not given back, estimated from samples; none
     /// where the allocator is not marple's.
     pub heap: Option<Bytes>,
-    /// What counts against `memory_limit`: under a memory cgroup its usage less the inactive file
-    /// cache, as the kernel's OOM decision sees it; otherwise the resident set.
+    /// What counts against `memory_limit`: under a memory cgroup its usage less the cache that the kernel takes
+    /// back; otherwise the resident set less file pages.
     pub working_set: Option<Bytes>,
-    /// How much memory there is to use: the smallest limit of the cgroups above us, else physical memory.
+    /// The cache that was taken off for `working_set`.
+    pub reclaimable: Option<Bytes>,
+    /// How much memory there is to use: the smallest limit of the cgroups above us, hard or soft, else physical
+    /// memory.
     pub memory_limit: Option<Limit<Bytes>>,
+    /// What happens at `memory_limit`.
+    pub at_memory_limit: AtLimit,
+    /// The limit on the address space or data of the process that is nearer, if there is one.
+    pub address_space: Option<MemoryWall>,
     /// CPU time used since the previous tick, in cores (1.5: one and a half core's worth).
     pub cpu_cores: Option<f64>,
     /// How many cores' worth there is to use: the smallest quota of the cgroups above us, else the cores
@@ -83,15 +123,58 @@ pub struct Vitals {
 }
 
 impl Vitals {
-    /// Working set as a share of the memory limit.
-    pub fn memory_percent(&self) -> Option<Percent> {
-        Percent::of(self.working_set?.get() as f64, self.memory_limit.as_ref()?.value.get() as f64)
+    /// The memory limit that is nearest, by share.
+    pub fn memory_wall(&self) -> Option<MemoryWall> {
+        let of_limit = |limit: &Limit<Bytes>| {
+            let (used, at_limit) = (self.working_set?, self.at_memory_limit);
+            Some(MemoryWall { used, limit: limit.clone(), at_limit })
+        };
+        let memory = self.memory_limit.as_ref().and_then(of_limit);
+        let share = |wall: &Option<MemoryWall>| wall.as_ref()?.percent().map(Percent::get);
+        match share(&self.address_space) > share(&memory) {
+            true => self.address_space.clone(),
+            false => memory,
+        }
     }
 
-    /// How much memory is left below the limit.
+    /// Used memory as a share of the nearest limit.
+    pub fn memory_percent(&self) -> Option<Percent> {
+        self.memory_wall()?.percent()
+    }
+
+    /// How much memory is left below the nearest limit.
     pub fn headroom(&self) -> Option<Bytes> {
-        let limit = self.memory_limit.as_ref()?.value;
-        Some(Bytes(limit.get().saturating_sub(self.working_set?.get())))
+        let wall = self.memory_wall()?;
+        Some(Bytes(wall.limit.value.get().saturating_sub(wall.used.get())))
+    }
+
+    /// What a reader of a memory incident has to know beside the numbers: what happens at a limit that does
+    /// not kill, and how much cache is charged that does not count.
+    pub fn memory_note(&self) -> Option<String> {
+        let wall = self.memory_wall()?;
+        let (value, source) = (wall.limit.value, &wall.limit.source);
+        let at_limit = match wall.at_limit {
+            AtLimit::Kill => None,
+            AtLimit::Throttle => Some(format!(
+                "the limit is {value} of {source}, above which the kernel slows the process and reclaims, but does \
+                 not kill"
+            )),
+            AtLimit::Fail => {
+                Some(format!("the limit is {value} of {source}, at which allocations fail"))
+            }
+        };
+        let is_large = |cache: &Bytes| {
+            Percent::of(cache.get() as f64, value.get() as f64)
+                .is_some_and(|share| share.get() >= LARGE_CACHE)
+        };
+        let cache = self.reclaimable.filter(is_large).filter(|_| wall.at_limit != AtLimit::Fail);
+        let cache = cache.map(|cache| {
+            format!(
+                "{cache} of reclaimable file cache and kernel caches are charged and do not count"
+            )
+        });
+        let parts: Vec<String> = at_limit.into_iter().chain(cache).collect();
+        (!parts.is_empty()).then(|| parts.join("; "))
     }
 
     /// Open descriptors as a share of how many there may be.
@@ -146,6 +229,37 @@ mod tests {
         assert_eq!(vitals.memory_percent(), Some(Percent(25.0)));
         vitals.memory_limit = Some(Limit { value: Bytes(0), source: "test".into() });
         assert_eq!(vitals.memory_percent(), None);
+    }
+
+    #[test]
+    fn nearest_limit_counts_and_says_what_happens_at_it() {
+        let limit = |mib, source: &str| Limit { value: Bytes::mib(mib), source: source.into() };
+        let mut vitals = Vitals {
+            working_set: Some(Bytes::mib(300)),
+            reclaimable: Some(Bytes::mib(51)),
+            memory_limit: Some(limit(512, "/memory.high")),
+            ..Vitals::default()
+        };
+        assert_eq!(vitals.memory_note(), None, "51 of 512 MiB are less than a tenth");
+        vitals.at_memory_limit = AtLimit::Throttle;
+        let note = vitals.memory_note().unwrap();
+        assert!(note.contains("/memory.high") && note.contains("does not kill"), "{note}");
+        assert!(!note.contains("cache"), "{note}");
+        vitals.reclaimable = Some(Bytes::mib(52));
+        assert!(vitals.memory_note().unwrap().contains("52 MiB of reclaimable file cache"));
+        let space = |used| MemoryWall {
+            used: Bytes::mib(used),
+            limit: limit(4096, "RLIMIT_AS"),
+            at_limit: AtLimit::Fail,
+        };
+        vitals.address_space = Some(space(2400));
+        assert_eq!(vitals.headroom(), Some(Bytes::mib(212)), "58.59 % are more than 58.58 %");
+        vitals.address_space = Some(space(2401));
+        assert_eq!(vitals.headroom(), Some(Bytes::mib(1695)));
+        let note = vitals.memory_note().unwrap();
+        assert!(note.contains("RLIMIT_AS, at which allocations fail"), "{note}");
+        vitals.working_set = None;
+        assert_eq!(vitals.memory_wall().unwrap().limit, limit(4096, "RLIMIT_AS"));
     }
 
     #[test]

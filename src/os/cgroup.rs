@@ -1,59 +1,76 @@
-//! The limits the cgroups above us set, v1 and v2, and what counts against them.
+//! The limits that the cgroups above the process set, v1 and v2, and what counts against them.
 //!
 //! A limit holds for a cgroup and all below it, so the one in force is the smallest on the way from
-//! our own cgroup to the highest that can be seen. Memory used is then told of the cgroup *that has
-//! the limit*: it is that one's usage, our neighbours' share included, that meets it. Where two are
-//! equal the higher one counts, because its usage is never less.
+//! the process's own cgroup to the highest that can be seen. Used memory is then that of the cgroup *with
+//! the limit*: its usage, the neighbours' share included, is what meets the limit. Of two equal limits the
+//! higher one counts, because its usage is never less.
 //!
 //! | | v1 | v2 |
 //! |---|---|---|
-//! | memory limit | `memory.limit_in_bytes`; a huge number is none | `memory.max`; `max` is none |
+//! | memory limit, which kills | `memory.limit_in_bytes`; a huge number is none | `memory.max`; `max` is none |
+//! | memory limit, which slows | none (`memory.soft_limit_in_bytes` holds back nobody) | `memory.high` |
 //! | memory used | `memory.usage_in_bytes` | `memory.current` |
-//! | of it, file cache | `total_inactive_file` of `memory.stat` | `inactive_file` of it |
+//! | of it, reclaimable | `total_inactive_file` + `total_active_file` of `memory.stat` | `inactive_file` + `active_file` + `slab_reclaimable` of it |
 //! | CPU quota | `cpu.cfs_quota_us` of `cpu.cfs_period_us`; -1 is none | both in `cpu.max` |
 //!
-//! **Cost.** [`Cgroup::working_set`], for every tick: two reads, 1.3 and 7 us on v1; `memory.stat`
+//! # Working set
+//!
+//! ```text
+//! working set = usage - reclaimable
+//! ```
+//!
+//! The kernel takes file pages back before it kills, whether they were read or mapped, used once or often: both lists of
+//! file pages (`inactive_file`, `active_file`) are reclaimable. Pages that are dirty or being written count too, as in the
+//! kernel's own estimate `MemAvailable` (Documentation/filesystems/proc.rst): they can be taken back once they are
+//! written. So do dentries and inodes (`slab_reclaimable`). Not reclaimable without swap, and on neither
+//! list: heap, shared memory and files on tmpfs (they are on the lists of anonymous pages), and locked pages
+//! (`unevictable`).
+//!
+//! That cache is reclaimable does not make it free: a service that needs it again at once (its own code, say) becomes slow
+//! before it is killed. That is what `memory.pressure`, `memory.high_events` and `memory.max_events` measure.
+//!
+//! **Cost.** [`Cgroup::memory_use`], for every tick: two reads, 1.3 and 7 us on v1; `memory.stat`
 //! of v2 first gathers what each CPU has not handed in yet, which takes longer on machines of many.
 //! It is read anew each time all the same, with the usage: cache being traded for heap at the limit
 //! changes only the split between them, and that is the very moment to see it. [`Cgroup::refresh`],
-//! for every second: one read of 1.3 us for each ancestor and limit, 10 to 20 us in all. Neither
+//! for every second: one read of 1.3 us for each ancestor and limit, 10 to 30 us in all. Neither
 //! allocates while nothing changes.
 //!
-//! **Not seen**: ancestors above the root of our cgroup namespace (a pod's limit from inside its
-//! container), swap, and `memory.high`, which slows a process but does not kill it.
+//! **Not seen**: ancestors above the root of the process's cgroup namespace (a pod's limit from inside its
+//! container), and limits of swap. [`Cgroup::problem`] says so where no other limit is known.
 
+mod memory;
 mod place;
 mod strain;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use self::memory::{MemoryUse, Problem};
 pub use self::strain::Strain;
 
+use self::memory::Memory;
 use self::place::{Place, Version, place};
 use self::strain::StrainFiles;
 use super::kernel_file::{BUFFER, KernelFile, number, under, words};
 use crate::base::Bytes;
-use crate::model::Limit;
-
-/// From here on a v1 limit is none. Unlimited reads as the highest multiple of the page size below
-/// 2^63 (below 2^64 before Linux 3.19), which is not one number; no machine has an exbibyte.
-const UNLIMITED: u64 = 1 << 60;
+use crate::model::{AtLimit, Limit};
 
 /// Levels looked at on the way up. Kubernetes makes five, systemd rarely more than eight; a level
-/// costs up to three descriptors.
+/// costs up to four descriptors.
 const LEVELS: usize = 16;
 
-/// Our cgroups' limits.
+/// The limits of the process's cgroups.
 #[derive(Debug)]
 pub struct Cgroup {
     root: PathBuf,
     /// `/proc/self/cgroup`, and what stood in it when the levels were found.
     membership: Option<KernelFile>,
     found_for: Vec<u8>,
-    memory: Vec<MemoryLevel>,
+    memory: Memory,
     cpu: Vec<CpuLevel>,
-    memory_limit: Option<MemoryLimit>,
+    /// Why the process's cgroups are not known, if they are not.
+    unknown: Option<Problem>,
     cpu_limit: Option<Limit<f64>>,
     /// The level of `cpu` whose quota that is.
     cpu_level: usize,
@@ -69,9 +86,9 @@ impl Cgroup {
             root: root.to_owned(),
             membership,
             found_for: Vec::new(),
-            memory: Vec::new(),
+            memory: Memory::default(),
             cpu: Vec::new(),
-            memory_limit: None,
+            unknown: Some(Problem::NoMembership),
             cpu_limit: None,
             cpu_level: 0,
             strain: StrainFiles::default(),
@@ -88,25 +105,31 @@ impl Cgroup {
         if membership != self.found_for {
             self.find(membership);
         }
-        self.read_memory_limit();
+        self.memory.refresh(&self.root);
         let quota = smallest(self.cpu.iter().map(CpuLevel::read));
         self.cpu_level = quota.as_ref().map_or(0, |(level, _)| *level);
         self.cpu_limit = quota.map(|(_, limit)| limit);
     }
 
-    /// What tells that we are being held back; for every second.
+    /// What tells that the process is being held back; for every second.
     pub fn strain(&self) -> Strain {
         self.strain.read_pressure(self.strain_counters())
     }
 
     /// The same but for pressure, of which the kernel makes a new average each two seconds.
     pub fn strain_counters(&self) -> Strain {
-        self.strain.read(self.cpu.get(self.cpu_level).and_then(|level| level.stat.as_ref()))
+        let cpu = self.cpu.get(self.cpu_level).and_then(|level| level.stat.as_ref());
+        self.strain.read(cpu, self.memory.events())
     }
 
-    /// The smallest memory limit above us, as of the last refresh.
+    /// The smallest memory limit above the process, as of the last refresh.
     pub fn memory_limit(&self) -> Option<&Limit<Bytes>> {
-        self.memory_limit.as_ref().map(|memory| &memory.limit)
+        self.memory.limit()
+    }
+
+    /// What the kernel does at [`Self::memory_limit`].
+    pub fn at_memory_limit(&self) -> AtLimit {
+        self.memory.at_limit()
     }
 
     /// The smallest CPU quota above us, in cores, as of the last refresh.
@@ -114,14 +137,20 @@ impl Cgroup {
         self.cpu_limit.as_ref()
     }
 
-    /// What counts against [`Self::memory_limit`]: usage less inactive file cache, of the cgroup
-    /// with the limit. None without a limit, or where the kernel does not tell both.
-    pub fn working_set(&self) -> Option<Bytes> {
-        let memory = self.memory_limit.as_ref()?;
-        let mut buffer = [0; BUFFER];
-        let usage = memory.usage.as_ref()?.read_number()?;
-        let inactive = value_of(memory.inactive, memory.stat.as_ref()?.read(&mut buffer)?)?;
-        Some(Bytes(usage.saturating_sub(inactive)))
+    /// What counts against [`Self::memory_limit`], of the cgroup with the limit. `None` without a limit, or where
+    /// the kernel does not tell both usage and file cache.
+    pub fn memory_use(&self) -> Option<MemoryUse> {
+        self.memory.usage()
+    }
+
+    /// What of the limits cannot be read here, if anything.
+    pub fn problem(&self) -> Option<Problem> {
+        self.unknown.or_else(|| self.memory.problem())
+    }
+
+    /// Returns `problem` in a sentence, with what to do about it.
+    pub fn describe(&self, problem: Problem) -> String {
+        self.memory.describe(problem)
     }
 
     /// Opens the limit files of our cgroups and of all above them.
@@ -135,57 +164,14 @@ impl Cgroup {
         let own =
             place(membership, &mountinfo, "v2", exists).filter(|own| own.version == Version::V2);
         self.strain = StrainFiles::open(&self.root, own.as_ref(), memory.as_ref());
-        self.memory = memory.map_or_else(Vec::new, |place| memory_levels(&self.root, &place));
-        self.cpu = cpu.map_or_else(Vec::new, |place| cpu_levels(&self.root, &place));
-        self.memory_limit = None;
-        self.found_for = membership.to_vec();
-    }
-
-    fn read_memory_limit(&mut self) {
-        let smallest = smallest(self.memory.iter().map(MemoryLevel::read));
-        let Some((index, limit)) = smallest else {
-            self.memory_limit = None;
-            return;
+        self.unknown = match &memory {
+            Some(_) => None,
+            None if membership.is_empty() => Some(Problem::NoMembership),
+            None => Some(Problem::NotMounted),
         };
-        if let Some(known) = self.memory_limit.as_mut().filter(|known| known.index == index) {
-            known.limit = limit;
-            return;
-        }
-        self.memory_limit = self.memory.get(index).map(|level| {
-            let open = |name| KernelFile::open(&under(&self.root, &level.dir.join(name)));
-            let (usage, inactive) = match level.version {
-                Version::V1 => ("memory.usage_in_bytes", "total_inactive_file"),
-                Version::V2 => ("memory.current", "inactive_file"),
-            };
-            MemoryLimit { index, limit, usage: open(usage), stat: open("memory.stat"), inactive }
-        });
-    }
-}
-
-/// The memory limit in force and the files that tell what counts against it.
-#[derive(Debug)]
-struct MemoryLimit {
-    index: usize,
-    limit: Limit<Bytes>,
-    usage: Option<KernelFile>,
-    stat: Option<KernelFile>,
-    /// The line of `stat` to take off.
-    inactive: &'static str,
-}
-
-/// One cgroup that may limit memory.
-#[derive(Debug)]
-struct MemoryLevel {
-    version: Version,
-    dir: PathBuf,
-    limit: KernelFile,
-    source: Arc<str>,
-}
-
-impl MemoryLevel {
-    fn read(&self) -> Option<Limit<Bytes>> {
-        let value = self.limit.read_number().filter(|&bytes| bytes < UNLIMITED)?;
-        Some(Limit { value: Bytes(value), source: self.source.clone() })
+        self.memory = memory.map_or_else(Memory::default, |place| Memory::open(&self.root, &place));
+        self.cpu = cpu.map_or_else(Vec::new, |place| cpu_levels(&self.root, &place));
+        self.found_for = membership.to_vec();
     }
 }
 
@@ -224,28 +210,6 @@ fn smallest<T: PartialOrd>(
 /// The directories from `place` up to its mount.
 fn ancestors(place: &Place) -> impl Iterator<Item = &Path> {
     place.dir.ancestors().take_while(|dir| dir.starts_with(&place.mount)).take(LEVELS)
-}
-
-fn memory_levels(root: &Path, place: &Place) -> Vec<MemoryLevel> {
-    let file = match place.version {
-        Version::V1 => "memory.limit_in_bytes",
-        Version::V2 => "memory.max",
-    };
-    // Before Linux 5.11 a v1 cgroup could be told not to count what those below it use.
-    let counts_below = |dir: &Path| {
-        let own = KernelFile::open(&under(root, &dir.join("memory.use_hierarchy")));
-        own.and_then(|file| file.read_number()) != Some(0)
-    };
-    ancestors(place)
-        .enumerate()
-        .take_while(|&(above, dir)| above == 0 || counts_below(dir))
-        .filter_map(|(_, dir)| {
-            let path = dir.join(file);
-            let limit = KernelFile::open(&under(root, &path))?;
-            let source = path.to_string_lossy().into();
-            Some(MemoryLevel { version: place.version, dir: dir.to_owned(), limit, source })
-        })
-        .collect()
 }
 
 fn cpu_levels(root: &Path, place: &Place) -> Vec<CpuLevel> {

@@ -23,8 +23,13 @@ pub(super) struct KernelFile(OwnedFd);
 impl KernelFile {
     /// Opens `path`; none when it is not there or not ours to read.
     pub(super) fn open(path: &Path) -> Option<Self> {
+        Self::try_open(path).ok()
+    }
+
+    /// Opens `path`, or returns why that cannot be done.
+    pub(super) fn try_open(path: &Path) -> Result<Self, Errno> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-        spare::with(|| open(path, flags, Mode::empty())).ok().map(Self)
+        spare::with(|| open(path, flags, Mode::empty())).map(Self)
     }
 
     /// What stands in it. None when it fills `buffer`: it may be longer, and its last number cut.

@@ -11,9 +11,10 @@ use super::panics;
 use super::probe::{Probe, Reading, rest};
 use super::runtimes::Runtimes;
 use super::trend::Trend;
-use crate::base::{Bytes, Clock, Moment, Percent, SystemClock};
-use crate::model::{Limit, Vitals};
-use crate::os::cgroup::{Cgroup, Strain};
+use crate::base::{Bytes, Clock, Moment, Percent, SystemClock, warnings};
+use crate::model::{AtLimit, Limit, MemoryWall, Vitals};
+use crate::os::cgroup::{Cgroup, Problem, Strain};
+use crate::os::cores::Cores;
 use crate::os::process;
 use crate::os::procfs::Procfs;
 
@@ -22,9 +23,11 @@ use crate::os::procfs::Procfs;
 /// it.
 const LIMITS_EVERY: Duration = Duration::from_secs(1);
 
-/// How often what is changed from outside and by hand only is asked for: the CPUs the process may run on and
-/// how many descriptors it may have.
-const AFFINITY_EVERY: Duration = Duration::from_secs(10);
+/// How often what is changed from outside and by hand only is asked for: the limits of the process.
+const PROCESS_EVERY: Duration = Duration::from_secs(10);
+
+/// The topic of the warning about limits that cannot be read.
+const TOPIC: &str = "memory.limit";
 
 /// How often pressure is read: the kernel makes a new average each two seconds.
 const PRESSURE_EVERY: Duration = Duration::from_secs(2);
@@ -46,8 +49,14 @@ pub struct Reader {
     /// Whether `memory_limit` is that of a cgroup.
     memory_of_cgroup: bool,
     cpu_limit: Option<Limit<f64>>,
+    cpus: Cores,
     cores_read: Option<Moment>,
     cores: Option<f64>,
+    process_read: Option<Moment>,
+    address_space_limit: Option<Limit<Bytes>>,
+    data_limit: Option<Limit<Bytes>>,
+    /// The warning about limits that is in force.
+    problem: Option<Problem>,
     machine_read: Option<Moment>,
     machine: Option<Limit<Bytes>>,
     affinity: Arc<str>,
@@ -89,8 +98,11 @@ impl Second {
         self.throttled = grown(strain.throttled, before.throttled)
             .zip(periods)
             .map(|(n, of)| Percent::of(n as f64, of as f64).unwrap_or(Percent(0.0)));
-        self.memory_high = grown(strain.memory_high, before.memory_high);
-        self.memory_max = grown(strain.memory_max, before.memory_max);
+        // Another limit has come into force: the events of another cgroup.
+        let same = strain.memory_level == before.memory_level;
+        let grown_at = |now, before| if same { grown(now, before) } else { None };
+        self.memory_high = grown_at(strain.memory_high, before.memory_high);
+        self.memory_max = grown_at(strain.memory_max, before.memory_max);
         self.oom_kills = grown(strain.oom_kills, before.oom_kills);
         let panics = panics::counted();
         self.new_panics = panics.map(|now| now - self.panics.unwrap_or(0));
@@ -137,8 +149,13 @@ impl Reader {
             memory_limit: None,
             memory_of_cgroup: false,
             cpu_limit: None,
+            cpus: Cores::open(),
             cores_read: None,
             cores: None,
+            process_read: None,
+            address_space_limit: None,
+            data_limit: None,
+            problem: None,
             machine_read: None,
             machine: None,
             affinity: "cpu affinity".into(),
@@ -168,9 +185,7 @@ impl Reader {
         let runtimes = self.read_runtimes();
         vitals.at = now;
         vitals.rss = self.procfs.rss(now);
-        vitals.working_set =
-            if self.memory_of_cgroup { self.cgroup.working_set() } else { vitals.rss };
-        vitals.memory_limit.clone_from(&self.memory_limit);
+        self.read_memory(vitals);
         vitals.cpu_cores = self.read_cpu();
         vitals.cpu_limit.clone_from(&self.cpu_limit);
         vitals.tasks = runtimes.map(|reading| reading.tasks);
@@ -189,7 +204,7 @@ impl Reader {
         self.numbers.distributions()
     }
 
-    /// The limits in force: a cgroup's where it is less than what the machine has.
+    /// The limits in force: a cgroup's where it is less than what the machine has. Says what cannot be read.
     fn read_limits(&mut self, now: Moment) {
         self.cgroup.refresh();
         if due(&mut self.machine_read, now, MACHINE_EVERY) {
@@ -204,9 +219,26 @@ impl Reader {
         self.memory_of_cgroup = cgroup.is_some();
         self.memory_limit = cgroup.or(machine).cloned();
 
-        if due(&mut self.cores_read, now, AFFINITY_EVERY) {
-            self.cores = process::cores().map(f64::from);
+        let problem = self.cgroup.problem();
+        if problem != self.problem {
+            match problem {
+                Some(problem) => warnings::set(TOPIC, self.cgroup.describe(problem)),
+                None => warnings::clear(TOPIC),
+            }
+            self.problem = problem;
+        }
+
+        if due(&mut self.process_read, now, PROCESS_EVERY) {
             self.second.fd_limit = process::descriptor_limit();
+            let limit = |value: Option<Bytes>, source: &str| {
+                value.map(|value| Limit { value, source: source.into() })
+            };
+            self.address_space_limit =
+                limit(process::address_space_limit(), "RLIMIT_AS (ulimit -v)");
+            self.data_limit = limit(process::data_limit(), "RLIMIT_DATA (ulimit -d)");
+        }
+        if due(&mut self.cores_read, now, self.cpus.good_for()) {
+            self.cores = self.cpus.read().map(f64::from);
         }
         let cores = self.cores;
         let quota =
@@ -214,6 +246,37 @@ impl Reader {
         self.cpu_limit = quota
             .cloned()
             .or_else(|| cores.map(|value| Limit { value, source: self.affinity.clone() }));
+    }
+
+    /// Memory used and what it may be.
+    fn read_memory(&mut self, vitals: &mut Vitals) {
+        vitals.memory_limit.clone_from(&self.memory_limit);
+        let of_cgroup = self.memory_of_cgroup.then(|| self.cgroup.memory_use()).flatten();
+        match of_cgroup {
+            Some(memory) => {
+                vitals.working_set = Some(memory.working_set);
+                vitals.reclaimable = Some(memory.reclaimable);
+            }
+            None => {
+                vitals.reclaimable = self.procfs.file_pages();
+                let file = vitals.reclaimable.map_or(0, Bytes::get);
+                vitals.working_set = vitals.rss.map(|rss| Bytes(rss.get().saturating_sub(file)));
+            }
+        }
+        vitals.at_memory_limit = match self.memory_of_cgroup {
+            true => self.cgroup.at_memory_limit(),
+            false => AtLimit::Kill,
+        };
+        let wall = |limit: &Option<Limit<Bytes>>, used: &dyn Fn() -> Option<Bytes>| {
+            let limit = limit.clone()?;
+            Some(MemoryWall { used: used()?, limit, at_limit: AtLimit::Fail })
+        };
+        let space = wall(&self.address_space_limit, &|| self.procfs.address_space());
+        let data = wall(&self.data_limit, &|| self.procfs.data());
+        vitals.address_space = space.into_iter().chain(data).max_by(|a, b| {
+            let share = |wall: &MemoryWall| wall.percent().map_or(0.0, Percent::get);
+            share(a).total_cmp(&share(b))
+        });
     }
 
     /// Cores used since the previous tick; none at the first, and when no time has passed. Both

@@ -36,6 +36,8 @@ pub(super) struct Place {
     pub(super) mount: PathBuf,
     /// Its directory, at or below `mount`.
     pub(super) dir: PathBuf,
+    /// Whether the mount shows a part of the hierarchy only, so that there are cgroups above it.
+    pub(super) is_part: bool,
 }
 
 /// Our place in the hierarchy of `controller`, given the two files and whether a directory exists.
@@ -68,7 +70,7 @@ pub(super) fn place(
         .filter_map(|mount| Some((mount.root.components().count(), mount.show(own)?, mount.point)))
         .filter(|(_, dir, _)| exists(dir))
         .min_by_key(|&(depth, ..)| depth)
-        .map(|(_, dir, mount)| Place { version, mount, dir })
+        .map(|(depth, dir, mount)| Place { version, mount, dir, is_part: depth > 1 })
 }
 
 /// One line of `/proc/self/cgroup`, `ID:CONTROLLERS:PATH`: the controllers, none in v2, and the

@@ -1,12 +1,15 @@
-//! What tells that we are being held back: throttled, at a limit, waiting.
+//! What tells that the process is being held back: throttled, at a limit, waiting.
 //!
 //! | | v1 | v2 |
 //! |---|---|---|
 //! | CPU periods, throttled ones | `nr_periods`, `nr_throttled` of `cpu.stat`, of the cgroup with the quota | the same |
-//! | reclaim at `memory.high` | none | `high` of `memory.events` |
-//! | reclaim at the limit | `memory.failcnt` | `max` of `memory.events` |
+//! | reclaim at `memory.high` | none | `high` of `memory.events`, of the cgroup with the limit in force |
+//! | reclaim at the limit | `memory.failcnt`, of that cgroup | `max` of `memory.events`, of that cgroup |
 //! | kills for lack of memory | `oom_kill` of `memory.oom_control` (Linux 4.13) | `oom_kill` of `memory.events` |
 //! | pressure | `/proc/pressure`, the machine's | `*.pressure` of our own cgroup |
+//!
+//! A cgroup counts the events of its own limits and of those below it, not of those above. Without a limit they are
+//! those of the process's own cgroup.
 //!
 //! The counters only grow; what they grew by is the caller's matter. Costs a read of 1.3 us each, seven
 //! at the most, for every second.
@@ -25,6 +28,8 @@ pub struct Strain {
     pub periods: Option<u64>,
     /// Those of them in which it was throttled.
     pub throttled: Option<u64>,
+    /// Which limit the next two are of.
+    pub memory_level: Option<usize>,
     /// Times memory was reclaimed because it was above `memory.high`.
     pub memory_high: Option<u64>,
     /// Times memory was reclaimed because it was at its limit.
@@ -67,17 +72,27 @@ impl StrainFiles {
         Self { memory_events, failures, pressure }
     }
 
-    /// Reads the counters; the CPU's are in `cpu_stat`.
-    pub(super) fn read(&self, cpu_stat: Option<&KernelFile>) -> Strain {
+    /// Reads the counters; the CPU's are in `cpu_stat`, those of the memory limit in force in `at_limit`.
+    pub(super) fn read(
+        &self,
+        cpu_stat: Option<&KernelFile>,
+        at_limit: Option<(usize, &KernelFile)>,
+    ) -> Strain {
         let [periods, throttled] = counters(cpu_stat, ["nr_periods", "nr_throttled"]);
-        let events = self.memory_events.as_ref();
-        let [memory_high, memory_max, oom_kills] = counters(events, ["high", "max", "oom_kill"]);
-        let failures = self.failures.as_ref().and_then(KernelFile::read_number);
+        let [oom_kills] = counters(self.memory_events.as_ref(), ["oom_kill"]);
+        let events = match &self.failures {
+            Some(_) => None,
+            None => at_limit.map(|(_, file)| file).or(self.memory_events.as_ref()),
+        };
+        let [memory_high, memory_max] = counters(events, ["high", "max"]);
+        let failures = self.failures.as_ref();
+        let failures = failures.map(|own| at_limit.map_or(own, |(_, file)| file));
         Strain {
             periods,
             throttled,
+            memory_level: at_limit.map(|(level, _)| level),
             memory_high,
-            memory_max: memory_max.or(failures),
+            memory_max: memory_max.or(failures.and_then(KernelFile::read_number)),
             oom_kills,
             ..Strain::default()
         }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::base::{Bytes, Percent};
-use crate::model::Limit;
+use crate::model::{AtLimit, Limit};
 
 /// What the kernel has counted and measured: nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -11,12 +11,25 @@ use crate::model::Limit;
 pub struct Strain {
     pub periods: Option<u64>,
     pub throttled: Option<u64>,
+    pub memory_level: Option<usize>,
     pub memory_high: Option<u64>,
     pub memory_max: Option<u64>,
     pub oom_kills: Option<u64>,
     pub memory_pressure: Option<Percent>,
     pub cpu_pressure: Option<Percent>,
     pub io_pressure: Option<Percent>,
+}
+
+/// There is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Problem {}
+
+/// Memory charged to a cgroup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "as on Linux")]
+pub struct MemoryUse {
+    pub working_set: Bytes,
+    pub reclaimable: Bytes,
 }
 
 /// No cgroup.
@@ -53,7 +66,22 @@ impl Cgroup {
     }
 
     /// None.
-    pub fn working_set(&self) -> Option<Bytes> {
+    pub fn memory_use(&self) -> Option<MemoryUse> {
         None
+    }
+
+    /// The default.
+    pub fn at_memory_limit(&self) -> AtLimit {
+        AtLimit::default()
+    }
+
+    /// None: that there are no cgroups is no problem.
+    pub fn problem(&self) -> Option<Problem> {
+        None
+    }
+
+    /// Nothing.
+    pub fn describe(&self, problem: Problem) -> String {
+        match problem {}
     }
 }

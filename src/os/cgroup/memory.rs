@@ -1,0 +1,237 @@
+//! The memory limits of a path of cgroups, and what counts against the one in force.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::io::Errno;
+
+use super::place::{Place, Version};
+use super::{ancestors, smallest, value_of};
+use crate::base::Bytes;
+use crate::model::{AtLimit, Limit};
+use crate::os::kernel_file::{BUFFER, KernelFile, under};
+
+/// From here on a v1 limit is none. Unlimited reads as the highest multiple of the page size below
+/// 2^63 (below 2^64 before Linux 3.19), which is not one number; no machine has an exbibyte.
+const UNLIMITED: u64 = 1 << 60;
+
+/// Memory charged to a cgroup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryUse {
+    /// What is charged less what can be reclaimed.
+    pub working_set: Bytes,
+    /// File cache and kernel caches that the kernel takes back before it kills or slows anything.
+    pub reclaimable: Bytes,
+}
+
+/// What of the limits cannot be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Problem {
+    /// The cgroup of the process is unknown.
+    NoMembership,
+    /// It is known and not to be seen.
+    NotMounted,
+    /// Some files with limits cannot be read.
+    Unreadable,
+    /// There is no limit, and there are cgroups above the highest that can be seen.
+    CutOff,
+    /// There is a limit, and what counts against it cannot be read.
+    NoUse {
+        /// Which one.
+        level: usize,
+    },
+}
+
+/// The limits on the way up, and the one in force.
+#[derive(Debug, Default)]
+pub(super) struct Memory {
+    walls: Vec<Wall>,
+    in_force: Option<InForce>,
+    /// Files that are there and cannot be read.
+    unreadable: Vec<String>,
+    /// Whether there are cgroups above the highest one that can be seen.
+    is_cut_off: bool,
+}
+
+/// One file with a limit. A cgroup of v2 has two.
+#[derive(Debug)]
+struct Wall {
+    version: Version,
+    dir: PathBuf,
+    at_limit: AtLimit,
+    file: KernelFile,
+    source: Arc<str>,
+}
+
+impl Wall {
+    fn read(&self) -> Option<Limit<Bytes>> {
+        let value = self.file.read_number().filter(|&bytes| bytes < UNLIMITED)?;
+        // `memory.high = 0` is written to have all that is cold reclaimed at once: nothing is ever below it.
+        if value == 0 && self.at_limit == AtLimit::Throttle {
+            return None;
+        }
+        Some(Limit { value: Bytes(value), source: self.source.clone() })
+    }
+}
+
+/// The limit in force and the files that tell what counts against it.
+#[derive(Debug)]
+struct InForce {
+    index: usize,
+    limit: Limit<Bytes>,
+    usage: Option<KernelFile>,
+    stat: Option<KernelFile>,
+    /// `memory.events` of v2, `memory.failcnt` of v1.
+    events: Option<KernelFile>,
+}
+
+impl Memory {
+    /// Opens the limit files from `place` up.
+    pub(super) fn open(root: &Path, place: &Place) -> Self {
+        let mut memory = Self::default();
+        // Before Linux 5.11 a v1 cgroup could be told not to count what those below it use.
+        let counts_below = |dir: &Path| {
+            let own = KernelFile::open(&under(root, &dir.join("memory.use_hierarchy")));
+            own.and_then(|file| file.read_number()) != Some(0)
+        };
+        let levels = ancestors(place).enumerate();
+        for (_, dir) in levels.take_while(|&(above, dir)| above == 0 || counts_below(dir)) {
+            let files: &[_] = match place.version {
+                Version::V1 => &[("memory.limit_in_bytes", AtLimit::Kill)],
+                // Where both are equal, the later one counts: what kills.
+                Version::V2 => &[("memory.high", AtLimit::Throttle), ("memory.max", AtLimit::Kill)],
+            };
+            for &(name, at_limit) in files {
+                memory.add(root, place.version, dir, name, at_limit);
+            }
+        }
+        // The root of a v2 hierarchy has no limits. In v1 it has, so only a mount of a part of it gives that away.
+        memory.is_cut_off = match place.version {
+            Version::V1 => place.is_part,
+            Version::V2 => place.is_part || under(root, &place.mount.join("memory.max")).exists(),
+        };
+        memory
+    }
+
+    fn add(&mut self, root: &Path, version: Version, dir: &Path, name: &str, at_limit: AtLimit) {
+        let path = dir.join(name);
+        let source: Arc<str> = path.to_string_lossy().into();
+        match KernelFile::try_open(&under(root, &path)) {
+            Ok(file) => {
+                self.walls.push(Wall { version, dir: dir.to_owned(), at_limit, file, source });
+            }
+            Err(Errno::NOENT) => {}
+            Err(error) => self.unreadable.push(format!("{source}: {error}")),
+        }
+    }
+
+    pub(super) fn refresh(&mut self, root: &Path) {
+        let Some((index, limit)) = smallest(self.walls.iter().map(Wall::read)) else {
+            self.in_force = None;
+            return;
+        };
+        if let Some(known) = self.in_force.as_mut().filter(|known| known.index == index) {
+            known.limit = limit;
+            return;
+        }
+        self.in_force = self.walls.get(index).map(|wall| {
+            let open = |name| KernelFile::open(&under(root, &wall.dir.join(name)));
+            let (usage, events) = match wall.version {
+                Version::V1 => ("memory.usage_in_bytes", "memory.failcnt"),
+                Version::V2 => ("memory.current", "memory.events"),
+            };
+            let (usage, events) = (open(usage), open(events));
+            InForce { index, limit, usage, stat: open("memory.stat"), events }
+        });
+    }
+
+    pub(super) fn limit(&self) -> Option<&Limit<Bytes>> {
+        self.in_force.as_ref().map(|it| &it.limit)
+    }
+
+    fn wall(&self) -> Option<&Wall> {
+        self.walls.get(self.in_force.as_ref()?.index)
+    }
+
+    pub(super) fn at_limit(&self) -> AtLimit {
+        self.wall().map_or_else(AtLimit::default, |wall| wall.at_limit)
+    }
+
+    /// The events of the cgroup with the limit, and which one that is.
+    pub(super) fn events(&self) -> Option<(usize, &KernelFile)> {
+        let it = self.in_force.as_ref()?;
+        it.events.as_ref().map(|events| (it.index, events))
+    }
+
+    pub(super) fn usage(&self) -> Option<MemoryUse> {
+        let it = self.in_force.as_ref()?;
+        let mut buffer = [0; BUFFER];
+        let usage = it.usage.as_ref()?.read_number()?;
+        let stat = it.stat.as_ref()?.read(&mut buffer)?;
+        let reclaimable = reclaimable(self.wall()?.version, stat)?.min(usage);
+        Some(MemoryUse { working_set: Bytes(usage - reclaimable), reclaimable: Bytes(reclaimable) })
+    }
+
+    /// What of the limits cannot be read, if anything.
+    pub(super) fn problem(&self) -> Option<Problem> {
+        match &self.in_force {
+            _ if !self.unreadable.is_empty() => Some(Problem::Unreadable),
+            None => self.is_cut_off.then_some(Problem::CutOff),
+            Some(it) => self.usage().is_none().then_some(Problem::NoUse { level: it.index }),
+        }
+    }
+
+    pub(super) fn describe(&self, problem: Problem) -> String {
+        let dir = |level: usize| self.walls.get(level).map(|wall| wall.dir.display());
+        match problem {
+            Problem::NoMembership => "limits of cgroups are unknown, as /proc/self/cgroup cannot be read: shares are of \
+                physical memory and of all CPUs; mount /proc"
+                .to_owned(),
+            Problem::NotMounted => "limits of cgroups are unknown, as no mounted cgroup file system shows the cgroup of \
+                this process: shares are of physical memory and of all CPUs; mount /sys/fs/cgroup"
+                .to_owned(),
+            Problem::Unreadable => {
+                format!("limits that cannot be read do not count: {}", self.unreadable.join(", "))
+            }
+            Problem::CutOff => "the cgroups that can be seen here have no memory limit, and those above them cannot be \
+                seen (cgroup namespace): shares are of physical memory; set the limit at the container"
+                .to_owned(),
+            Problem::NoUse { level } => format!(
+                "usage or memory.stat of {} cannot be read: the resident set of the process is compared with the \
+                 limit, which is that of all processes in the cgroup",
+                dir(level).map(|dir| dir.to_string()).unwrap_or_default()
+            ),
+        }
+    }
+}
+
+/// What the kernel can take back of what is charged, by `memory.stat`; `None` if that has no file cache.
+fn reclaimable(version: Version, stat: &[u8]) -> Option<u64> {
+    let [inactive, active] = match version {
+        Version::V1 => ["total_inactive_file", "total_active_file"],
+        Version::V2 => ["inactive_file", "active_file"],
+    };
+    let or_none = |key| value_of(key, stat).unwrap_or(0);
+    let slab = match version {
+        // It charges no slab to this number.
+        Version::V1 => 0,
+        Version::V2 => or_none("slab_reclaimable"),
+    };
+    Some(value_of(inactive, stat)?.saturating_add(or_none(active)).saturating_add(slab))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cache_that_can_be_taken_back_is_file_cache_of_either_list_and_slab() {
+        let v2 = b"anon 1\nfile 700\nshmem 400\ninactive_file 100\nactive_file 200\nslab_reclaimable 30\n";
+        assert_eq!(reclaimable(Version::V2, v2), Some(330), "shared memory is none");
+        let v1 =
+            b"inactive_file 1\nactive_file 1\ntotal_inactive_file 100\ntotal_active_file 200\n";
+        assert_eq!(reclaimable(Version::V1, v1), Some(300), "of those below, too");
+        assert_eq!(reclaimable(Version::V2, b"inactive_file 5\n"), Some(5));
+        assert_eq!(reclaimable(Version::V2, b"anon 5\n"), None);
+    }
+}
