@@ -3,6 +3,7 @@
 //! One thread owns it and calls it; nothing here waits. Each method is one kind of event.
 
 mod asked;
+mod dead_rules;
 mod orders;
 mod report;
 
@@ -34,6 +35,7 @@ use crate::model::{CaptureKind, Losses, Vitals};
 use crate::store::{Holdings, Location};
 use crate::vitals::Reader;
 use asked::Waiting;
+use dead_rules::DeadRules;
 
 /// An incident's directory and the vitals that go into its manifest.
 struct Open {
@@ -71,6 +73,7 @@ pub(super) struct Core {
     last_failure: Option<String>,
     cpu: collect::cpu::Always,
     stuck: Stuck,
+    dead_rules: DeadRules,
 }
 
 /// What an agent begins with.
@@ -125,6 +128,7 @@ impl Core {
             failures: Losses::default(),
             last_failure: None,
             stuck: Stuck::default(),
+            dead_rules: DeadRules::default(),
         };
         if let Some(opened) = directory {
             core.directory_opened(opened);
@@ -214,6 +218,7 @@ impl Core {
             }
         }
         self.expire();
+        self.report_dead_rules();
         self.log_start();
         spare::refill();
         self.watch_capture_thread();
@@ -334,6 +339,7 @@ impl Core {
         };
         let (settings, needs_restart) = reload::merge(&self.settings, settings);
         self.decider.replace(settings.rules.clone(), settings.budget.clone());
+        self.dead_rules.forget();
         self.streams.allowance.set_limit(settings.budget.streams_per_day);
         report_doubts(&settings);
         collect::heap::set_rates(&settings.heap);

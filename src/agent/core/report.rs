@@ -5,13 +5,17 @@ use crate::agent::history::row;
 use crate::agent::incidents::ToggleState;
 use crate::agent::status::{BudgetStatus, IncidentStatus, RuleStatus, Status, Toggled};
 use crate::base::{log, panics, warnings};
-use crate::model::{CaptureSet, Limits};
+use crate::model::{CaptureSet, Limits, Metric};
 
 impl Core {
     pub(super) fn status(&self) -> Status {
         let anchor = self.clock.anchor();
         let states = self.decider.engine.states();
-        let rules = states.map(|state| RuleStatus::new(&state, anchor));
+        let rules = states.map(|state| {
+            let mut rule = RuleStatus::new(&state, anchor);
+            rule.explanation.extend(self.note(&rule.metric).map(|note| format!("; {note}")));
+            rule
+        });
         let incidents = self.decider.incidents.iter().map(|incident| IncidentStatus {
             id: incident.id,
             name: incident.name.to_owned(),
@@ -45,6 +49,15 @@ impl Core {
             log: log::check(),
             failures: self.failures.clone(),
             last_failure: self.last_failure.clone(),
+        }
+    }
+
+    /// What is to be known of a metric beside its value.
+    fn note(&self, metric: &Metric) -> Option<String> {
+        match metric.value(&self.vitals) {
+            None => Some(self.reader.why_absent(metric)),
+            Some(_) if metric.is_of_memory() => self.vitals.memory_note(),
+            Some(_) => None,
         }
     }
 

@@ -1,0 +1,87 @@
+//! Rules whose metric cannot be measured here.
+
+use std::time::Duration;
+
+use super::Core;
+use crate::base::{Moment, warnings};
+use crate::model::Metric;
+use crate::rules::{Decision, Hold};
+
+/// The topic of the warning.
+const TOPIC: &str = "rules";
+
+/// How long a rule may be without a value: some values need two readings, a second apart.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// Likewise for a rule over growth, which needs 10 readings.
+const PATIENCE_WITH_GROWTH: Duration = Duration::from_secs(15);
+
+/// Between two looks.
+const EVERY: Duration = Duration::from_secs(1);
+
+/// The rules without a value that were reported.
+#[derive(Debug, Default)]
+pub(super) struct DeadRules {
+    looked: Option<Moment>,
+    reported: Vec<usize>,
+    found: Vec<usize>,
+}
+
+impl DeadRules {
+    /// Has the next look report anew: the rules were replaced.
+    pub(super) fn forget(&mut self) {
+        self.reported = vec![usize::MAX];
+    }
+}
+
+impl Core {
+    /// Reports rules that have had no value for a while. A number of the service's own comes when the service sets it;
+    /// only the rule's explanation tells of it.
+    pub(super) fn report_dead_rules(&mut self) {
+        let now = self.clock.now();
+        if self.dead_rules.looked.is_some_and(|looked| now.since(looked) < EVERY) {
+            return;
+        }
+        self.dead_rules.looked = Some(now);
+        let DeadRules { found, reported, .. } = &mut self.dead_rules;
+        found.clear();
+        let states = self.decider.engine.states().enumerate();
+        found.extend(
+            states
+                .filter(|(_, state)| {
+                    let patience = patience(&state.rule.metric);
+                    matches!(state.decision, Decision::Hold(Hold::NoValue))
+                        && state.rule.metric.own_name().is_none()
+                        && state.since.is_some_and(|since| now.since(since) >= patience)
+                })
+                .map(|(index, _)| index),
+        );
+        if found == reported {
+            return;
+        }
+        std::mem::swap(found, reported);
+        let mut text = String::new();
+        for (index, state) in self.decider.engine.states().enumerate() {
+            if self.dead_rules.reported.contains(&index) {
+                let metric = &state.rule.metric;
+                let separator = if text.is_empty() { "" } else { "; " };
+                let why = self.reader.why_absent(metric);
+                text += &format!(
+                    "{separator}rule `{}` never fires, as {metric} cannot be measured: {why}",
+                    state.rule.name
+                );
+            }
+        }
+        match text.is_empty() {
+            true => warnings::clear(TOPIC),
+            false => warnings::set(TOPIC, text),
+        }
+    }
+}
+
+fn patience(metric: &Metric) -> Duration {
+    match metric {
+        Metric::MemoryGrowth | Metric::TimeToLimit | Metric::TaskGrowth => PATIENCE_WITH_GROWTH,
+        _ => PATIENCE,
+    }
+}

@@ -1,0 +1,54 @@
+//! Why a metric has no value.
+
+use super::reader::Reader;
+use crate::model::Metric;
+
+impl Reader {
+    /// Returns why `metric` cannot be measured, as a clause with what to do about it. For a metric without a value.
+    pub fn why_absent(&self, metric: &Metric) -> String {
+        let text = match metric {
+            Metric::Memory | Metric::WorkingSet | Metric::Rss => {
+                "/proc/self/statm cannot be read; mount /proc"
+            }
+            Metric::MemoryGrowth | Metric::TimeToLimit | Metric::TaskGrowth => {
+                "it takes 10 values, a second apart, of what grows"
+            }
+            Metric::Heap => {
+                "marple's allocator is not the global one, or the feature `heap` is not enabled"
+            }
+            Metric::Cpu => "two ticks are needed",
+            Metric::Tasks | Metric::Lag | Metric::LagP99 => {
+                "no tokio runtime is observed; start the agent in a runtime, or pass one to `AgentHandle::observe`"
+            }
+            Metric::Threads | Metric::Fds => "/proc/self cannot be read; mount /proc",
+            Metric::FdShare => "there is no limit on descriptors, or /proc/self/fd cannot be read",
+            Metric::Stall => {
+                "polls are not recorded; enable the feature `trace` and spawn tasks by `marple::task`, or let the agent \
+                 observe the runtime"
+            }
+            Metric::MemoryHigh => {
+                "the cgroup of the process has no memory.events, which cgroup v2 has with the memory controller"
+            }
+            Metric::MemoryMax => {
+                "the cgroup of the process has no memory.events (v2) or memory.failcnt (v1); enable the memory controller"
+            }
+            Metric::OomKills => {
+                "the cgroup of the process has no memory.events (v2) or memory.oom_control (v1); enable the memory \
+                 controller"
+            }
+            Metric::Throttled => {
+                "no cpu.stat with periods can be read; it is there with the CPU controller"
+            }
+            Metric::MemoryPressure | Metric::CpuPressure | Metric::IoPressure => {
+                "the kernel has no pressure files; it needs CONFIG_PSI, and psi=1 where that is off by default"
+            }
+            Metric::Panics => {
+                "panics are not counted; call `marple::vitals::count_panics` at the start"
+            }
+            Metric::Gauge(_) | Metric::Counter(..) | Metric::Histogram(..) => {
+                "the service has not set it; see the spelling"
+            }
+        };
+        text.to_owned()
+    }
+}
