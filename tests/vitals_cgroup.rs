@@ -4,8 +4,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use marple::base::{Bytes, Moment, SystemClock};
+use marple::base::{Bytes, Moment, SystemClock, warnings};
 use marple::os::cgroup::Cgroup;
+use marple::model::{AtLimit, Metric};
 use marple::vitals::{Gauges, Reader, Runtimes};
 
 struct Host {
@@ -153,7 +154,7 @@ fn the_vitals_take_the_machine_where_no_cgroup_limits_it() {
     assert_eq!(&*memory.source, "physical memory");
     assert!(memory.value > Bytes::mib(16));
     assert_eq!(&*vitals.cpu_limit.unwrap().source, "cpu affinity");
-    assert!(vitals.rss.is_some() && vitals.working_set == vitals.rss);
+    assert!(vitals.rss.is_some() && vitals.working_set == vitals.rss, "the fixture has no `status`");
 }
 
 #[test]
@@ -169,4 +170,95 @@ fn a_limit_above_what_the_machine_has_is_none() {
     assert_eq!(&*vitals.memory_limit.unwrap().source, "physical memory");
     assert_eq!(&*vitals.cpu_limit.unwrap().source, "cpu affinity");
     assert_eq!(vitals.working_set, vitals.rss);
+}
+
+/// A service in a slice of v2, with these limits: of the service, then of the slice.
+fn service(high: &str, max: &str, slice_high: &str, slice_max: &str) -> tempfile::TempDir {
+    let host = tempfile::tempdir().unwrap();
+    let write = |path: &str, text: &str| {
+        let path = host.path().join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    };
+    write("proc/self/cgroup", "0::/svc.slice/app.service\n");
+    let mount = "30 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup rw\n";
+    write("proc/self/mountinfo", mount);
+    for (dir, high, max, events) in
+        [("svc.slice/app.service", high, max, 1), ("svc.slice", slice_high, slice_max, 1000)]
+    {
+        let file = |name: &str| format!("sys/fs/cgroup/{dir}/{name}");
+        write(&file("memory.high"), high);
+        write(&file("memory.max"), max);
+        write(&file("memory.current"), &(507_u64 << 20).to_string());
+        let stat = "inactive_file 1048576\nactive_file 1048576\nslab_reclaimable 0\n";
+        write(&file("memory.stat"), stat);
+        write(&file("memory.events"), &format!("high {events}\nmax 0\noom_kill 0\n"));
+    }
+    host
+}
+
+#[test]
+fn smallest_limit_of_the_path_counts_be_it_soft_or_hard() {
+    let (low, mid, none) = ("536870912\n", "4294967296\n", "max\n");
+    let own = "/sys/fs/cgroup/svc.slice/app.service";
+    let slice = "/sys/fs/cgroup/svc.slice";
+    for (limits, dir, file, at_limit, high_events) in [
+        ([none, low, none, none], own, "memory.max", AtLimit::Kill, 1),
+        ([low, none, none, none], own, "memory.high", AtLimit::Throttle, 1),
+        ([low, mid, none, none], own, "memory.high", AtLimit::Throttle, 1),
+        ([none, mid, low, none], slice, "memory.high", AtLimit::Throttle, 1000),
+        ([mid, none, none, low], slice, "memory.max", AtLimit::Kill, 1000),
+        // Of two that are equal, the one that kills.
+        ([low, low, none, none], own, "memory.max", AtLimit::Kill, 1),
+        // Written to have all reclaimed that is cold; nothing is ever below it.
+        (["0\n", low, none, none], own, "memory.max", AtLimit::Kill, 1),
+    ] {
+        let [high, max, slice_high, slice_max] = limits;
+        let host = service(high, max, slice_high, slice_max);
+        let (runtimes, clock) = (Runtimes::new(), Arc::new(SystemClock));
+        let mut reader = Reader::with_root(runtimes, Gauges::new(), host.path(), clock);
+        let vitals = reader.read(Moment::default());
+        let limit = vitals.memory_limit.as_ref().unwrap();
+        let found = (limit.value, limit.source.to_string(), vitals.at_memory_limit);
+        assert_eq!(found, (Bytes::mib(512), format!("{dir}/{file}"), at_limit), "{limits:?}");
+        let percent = Metric::Memory.value(&vitals).unwrap();
+        assert!((percent - 505.0 / 5.12).abs() < 1e-9, "{percent} % in {limits:?}");
+        assert_eq!(vitals.headroom(), Some(Bytes::mib(7)), "room before a capture");
+        let note = vitals.memory_note();
+        let is_told = note.is_some_and(|note| note.contains("memory.high") && note.contains("slows"));
+        assert_eq!(is_told, at_limit == AtLimit::Throttle, "{limits:?}");
+        let strain = Cgroup::discover(host.path()).strain();
+        assert_eq!(strain.memory_high, Some(high_events), "of the cgroup with the limit: {limits:?}");
+    }
+}
+
+#[test]
+fn limits_that_cannot_be_read_are_a_warning() {
+    let told = || {
+        let found = warnings::list().into_iter().find(|it| it.topic == "memory.limit");
+        found.map(|warning| warning.text)
+    };
+    let read = |root: &Path| {
+        let (runtimes, clock) = (Runtimes::new(), Arc::new(SystemClock));
+        let mut reader = Reader::with_root(runtimes, Gauges::new(), root, clock);
+        let vitals = reader.read(Moment::default());
+        (vitals, told())
+    };
+    let host = service("max\n", "max\n", "max\n", "max\n");
+    // The root of the hierarchy is seen, and has no limit.
+    assert!(read(host.path()).1.is_none_or(|text| !text.contains("cannot be seen")));
+    let top = host.path().join("sys/fs/cgroup/memory.max");
+    std::fs::write(&top, "max\n").unwrap();
+    let (_, text) = read(host.path());
+    assert!(text.unwrap().contains("those above them cannot be seen"));
+
+    std::fs::write(&top, "536870912\n").unwrap();
+    let (vitals, text) = read(host.path());
+    let text = text.unwrap();
+    assert!(text.contains("memory.stat of /sys/fs/cgroup cannot be read"), "{text}");
+    assert!(Metric::Memory.value(&vitals).is_none() == vitals.rss.is_none(), "by the resident set");
+
+    std::fs::remove_dir_all(host.path().join("sys")).unwrap();
+    let (_, text) = read(host.path());
+    assert!(text.unwrap().contains("mount /sys/fs/cgroup"));
 }

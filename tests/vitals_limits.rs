@@ -113,20 +113,35 @@ fn the_limits_of_a_real_cgroup_are_told_and_followed() {
     let usage = || number(&memory.path("memory.usage_in_bytes"));
     let inactive = || {
         let stat = fs::read_to_string(memory.path("memory.stat")).unwrap();
-        let line = stat.lines().find_map(|line| line.strip_prefix("total_inactive_file "));
-        line.unwrap().parse::<u64>().unwrap()
+        let of = |key: &str| {
+            let line = stat.lines().find_map(|line| line.strip_prefix(key));
+            line.unwrap().parse::<u64>().unwrap()
+        };
+        of("total_inactive_file ") + of("total_active_file ")
     };
     let mut block: Vec<u8> = Vec::with_capacity(GROWTH as usize);
     block.resize(GROWTH as usize, 1);
     let (working_set, _) = settled(&mut reader, start, usage, inactive);
     assert!(working_set >= GROWTH, "{working_set} with {GROWTH} of heap");
 
-    // What was written to a file once is charged, and as much of it as the kernel has on its list of what
-    // it takes back first does not count. How much that is, is the kernel's matter.
+    // What was written to a file is charged and does not count, how often it is read: the kernel takes it back.
     let mut file = tempfile::NamedTempFile::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     file.write_all(&block[..GROWTH as usize / 2]).unwrap();
-    let (_, left_out) = settled(&mut reader, start, usage, inactive);
-    println!("{left_out} bytes of file cache are left out");
+    let mut read_again = fs::File::open(file.path()).unwrap();
+    for _ in 0..3 {
+        io::Seek::rewind(&mut read_again).unwrap();
+        io::copy(&mut read_again, &mut io::sink()).unwrap();
+    }
+    let (working_set, left_out) = settled(&mut reader, start, usage, inactive);
+    println!("{left_out} bytes of file cache are left out of {working_set}");
+    assert!(left_out >= GROWTH / 2, "{left_out} bytes of {} in the file", GROWTH / 2);
+
+    // What is in shared memory counts.
+    let mut shared = tempfile::NamedTempFile::new_in("/dev/shm").unwrap();
+    shared.write_all(&block[..GROWTH as usize / 2]).unwrap();
+    let (with_shared, _) = settled(&mut reader, start, usage, inactive);
+    assert!(with_shared >= GROWTH + GROWTH / 2, "{with_shared} after {working_set}");
+    drop(shared);
 
     memory.write("below/memory.limit_in_bytes", 256 << 20);
     cpu.write("below/cpu.cfs_quota_us", -1);
