@@ -356,3 +356,70 @@ fn no_signal_that_a_service_may_use_is_taken_by_default() {
         assert_eq!(caught >> (signal - 1) & 1, 0, "signal {signal} has a handler");
     }
 }
+
+/// CPUs, policy and name of each thread of marple's, as the kernel shows them.
+#[cfg(target_os = "linux")]
+fn own_threads() -> Vec<(String, String, String)> {
+    let read = |path: std::path::PathBuf| fs::read_to_string(path).unwrap_or_default();
+    let tasks = fs::read_dir("/proc/self/task").unwrap().map(|entry| entry.unwrap().path());
+    let threads = tasks.map(|task| {
+        let status = read(task.join("status"));
+        let cpus = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+        let stat = read(task.join("stat"));
+        let policy = stat.rsplit(')').next().unwrap().split_whitespace().nth(41 - 3);
+        let name = read(task.join("comm")).trim().to_owned();
+        (cpus.unwrap_or_default().trim().to_owned(), policy.unwrap_or_default().to_owned(), name)
+    });
+    threads.filter(|(.., name)| name.starts_with("marple")).collect()
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn agent_of_a_pinned_real_time_thread_is_neither_and_counts_the_cpus_of_the_process() {
+    use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+
+    let whole = sched_getaffinity(None).unwrap();
+    let cpus = fs::read_to_string("/proc/thread-self/status").unwrap();
+    let cpus = cpus.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap();
+    let mut first = CpuSet::new();
+    first.set((0..CpuSet::MAX_CPU).find(|&cpu| whole.is_set(cpu)).unwrap());
+    // The test's main thread is the one that may run on all CPUs.
+    sched_setaffinity(None, &first).unwrap();
+    let parameters = libc::sched_param { sched_priority: 1 };
+    // SAFETY: the parameters outlive the call.
+    if unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &parameters) } != 0 {
+        println!("not as a real-time thread, which needs CAP_SYS_NICE");
+    }
+    let home = tempfile::tempdir().unwrap();
+    let agent = start(&at(&home.path().join("captures"), Listen::Tcp(([127, 0, 0, 1], 0).into())));
+    let threads = wait_for("threads of the agent with the CPUs of the process", || {
+        let threads = own_threads();
+        let is_wide =
+            |(own, policy, _): &(String, String, String)| own == cpus.trim() && policy == "0";
+        (threads.len() >= 2 && threads.iter().all(is_wide)).then_some(threads)
+    });
+    assert!(threads.iter().any(|(.., name)| name == "marple"), "{threads:?}");
+    let limit =
+        wait_for("a limit", || agent.handle().status().wait(PATIENCE).unwrap().limits.cpu_cores);
+    let quota = limit < f64::from(whole.count());
+    let source = agent.handle().status().wait(PATIENCE).unwrap().limits.cpu_source.unwrap();
+    assert!(!quota || source != "cpu affinity", "{limit} of {} by {source}", whole.count());
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn rules_without_a_value_are_a_warning_with_the_reason() {
+    use marple::model::{Metric, Rule};
+
+    let home = tempfile::tempdir().unwrap();
+    let rule = Rule { name: "waits".into(), abs: Some(1.0), ..Rule::on(Metric::Lag) };
+    let settings = Settings { dir: home.path().join("captures"), rules: vec![rule], ..settings() };
+    let agent = Agent::from_settings(settings).start().unwrap();
+    let text = wait_for("a warning about the rule", || {
+        let status = agent.handle().status().wait(PATIENCE).unwrap();
+        let warning = status.warnings.into_iter().find(|warning| warning.topic == "rules")?;
+        Some((warning.text, status.rules[0].explanation.clone()))
+    });
+    assert!(text.0.contains("`waits`") && text.0.contains("no tokio runtime"), "{}", text.0);
+    assert!(text.1.contains("no tokio runtime"), "{}", text.1);
+}

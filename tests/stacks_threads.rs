@@ -197,3 +197,30 @@ fn what_std_waits_for_is_not_cut_short() {
         assert!(thread.join().unwrap() >= pause);
     }
 }
+
+#[test]
+fn dump_with_the_proc_of_another_pid_namespace_is_an_error_with_the_reason() {
+    const INSIDE: &str = "MARPLE_TEST_FOREIGN_PROC";
+    if std::env::var_os(INSIDE).is_some() {
+        let error = threads::dump(&SystemClock, SystemClock.anchor(), false).unwrap_err();
+        println!("refused: {error}");
+        return;
+    }
+    let name = "dump_with_the_proc_of_another_pid_namespace_is_an_error_with_the_reason";
+    let output = std::process::Command::new("unshare")
+        .args(["--pid", "--fork"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", name, "--nocapture"])
+        .env(INSIDE, "1")
+        .output();
+    let output = match output {
+        Ok(output) if output.status.success() => output,
+        other => {
+            println!("skipped: a pid namespace needs unshare(1) and root: {other:?}");
+            assert!(!rustix::process::geteuid().is_root(), "{other:?}");
+            return;
+        }
+    };
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("refused:") && text.contains("another pid namespace"), "{text}");
+}

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use marple::base::{Bytes, Moment, SystemClock, warnings};
-use marple::os::cgroup::Cgroup;
 use marple::model::{AtLimit, Metric};
+use marple::os::cgroup::Cgroup;
 use marple::vitals::{Gauges, Reader, Runtimes};
 
 struct Host {
@@ -154,7 +154,10 @@ fn the_vitals_take_the_machine_where_no_cgroup_limits_it() {
     assert_eq!(&*memory.source, "physical memory");
     assert!(memory.value > Bytes::mib(16));
     assert_eq!(&*vitals.cpu_limit.unwrap().source, "cpu affinity");
-    assert!(vitals.rss.is_some() && vitals.working_set == vitals.rss, "the fixture has no `status`");
+    assert!(
+        vitals.rss.is_some() && vitals.working_set == vitals.rss,
+        "the fixture has no `status`"
+    );
 }
 
 #[test]
@@ -225,10 +228,15 @@ fn smallest_limit_of_the_path_counts_be_it_soft_or_hard() {
         assert!((percent - 505.0 / 5.12).abs() < 1e-9, "{percent} % in {limits:?}");
         assert_eq!(vitals.headroom(), Some(Bytes::mib(7)), "room before a capture");
         let note = vitals.memory_note();
-        let is_told = note.is_some_and(|note| note.contains("memory.high") && note.contains("slows"));
+        let is_told =
+            note.is_some_and(|note| note.contains("memory.high") && note.contains("slows"));
         assert_eq!(is_told, at_limit == AtLimit::Throttle, "{limits:?}");
         let strain = Cgroup::discover(host.path()).strain();
-        assert_eq!(strain.memory_high, Some(high_events), "of the cgroup with the limit: {limits:?}");
+        assert_eq!(
+            strain.memory_high,
+            Some(high_events),
+            "of the cgroup with the limit: {limits:?}"
+        );
     }
 }
 

@@ -37,6 +37,9 @@ const TOPIC: &str = "threads.scheduling";
 /// are taken for threads of the service.
 const MAX_THREADS: usize = 64;
 
+/// Set with the id of a thread whose scheduling has not been put back yet.
+const PENDING: u32 = 1 << 31;
+
 /// The ids of marple's running threads; 0 is a free place.
 static RUNNING: [AtomicU32; MAX_THREADS] = [const { AtomicU32::new(0) }; MAX_THREADS];
 
@@ -108,12 +111,17 @@ struct Entry(Option<&'static AtomicU32>);
 
 impl Entry {
     fn new() -> Self {
+        let tid = super::threads::current();
+        let is_free =
+            |place: &&AtomicU32| place.compare_exchange(0, tid | PENDING, Relaxed, Relaxed).is_ok();
+        let place = RUNNING.iter().find(is_free);
         super::memory::release_own_stack();
         report(&reset());
-        // Only now: a thread that starts meanwhile must not take this one's mask for a right one.
-        let tid = super::threads::current();
-        let is_free = |place: &&AtomicU32| place.compare_exchange(0, tid, Relaxed, Relaxed).is_ok();
-        Self(RUNNING.iter().find(is_free))
+        // A thread that starts before this does not take this one's mask for a right one.
+        if let Some(place) = place {
+            place.store(tid, Relaxed);
+        }
+        Self(place)
     }
 }
 
@@ -127,7 +135,7 @@ impl Drop for Entry {
 
 /// The ids of marple's threads that run.
 pub(super) fn running() -> impl Iterator<Item = u32> {
-    RUNNING.iter().map(|place| place.load(Relaxed)).filter(|&tid| tid != 0)
+    RUNNING.iter().map(|place| place.load(Relaxed) & !PENDING).filter(|&tid| tid != 0)
 }
 
 /// Forgets the threads of the parent: for a forked child, which has none of them.
@@ -162,8 +170,11 @@ fn report(problems: &[String]) {
 
 fn reset_cpus(start: &AtStart) -> Result<(), String> {
     let (Some(wanted), Some(own)) = (&start.cpus, CpuMask::of_thread(0)) else { return Ok(()) };
-    let is_that_of_another =
-        || running().next().and_then(CpuMask::of_thread).is_some_and(|mask| mask == own);
+    let is_that_of_another = || {
+        let mut settled = RUNNING.iter().map(|place| place.load(Relaxed));
+        let other = settled.find(|&tid| tid != 0 && tid & PENDING == 0);
+        other.and_then(CpuMask::of_thread).is_some_and(|mask| mask == own)
+    };
     if wanted.is_subset(&own) || is_that_of_another() {
         return Ok(());
     }

@@ -67,7 +67,7 @@ impl Core {
                 let separator = if text.is_empty() { "" } else { "; " };
                 let why = self.reader.why_absent(metric);
                 text += &format!(
-                    "{separator}rule `{}` never fires, as {metric} cannot be measured: {why}",
+                    "{separator}rule `{}` cannot fire, as {metric} has no value: {why}",
                     state.rule.name
                 );
             }
