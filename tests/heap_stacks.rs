@@ -90,3 +90,89 @@ fn a_block_that_grew_is_found_where_it_grew() {
     assert_eq!(found.len(), 1);
     assert!(place(&found[0], grow as fn(_) as usize).is_some(), "{found:x?}");
 }
+
+macro_rules! keep_on {
+    ($($name:ident $size:literal)*) => { $(#[inline(never)] fn $name() -> Vec<u8> {
+        black_box(Vec::with_capacity(black_box($size)))
+    })* };
+}
+keep_on! { keep_on_2m 300_001 keep_on_256k 300_002 keep_on_128k_of_which_70k_are_used 300_003 keep_on_64k 300_004 }
+#[cfg(not(debug_assertions))]
+keep_on! { keep_on_32k 300_005 }
+
+#[inline(never)]
+fn with_70k_used(keep: fn() -> Vec<u8>) -> Vec<u8> {
+    let mut used = [0u8; 70 << 10];
+    black_box(&mut used);
+    let kept = keep();
+    black_box(&mut used);
+    kept
+}
+
+/// The threads live at once: a small one could get the stack of one that has ended.
+#[test]
+fn blocks_of_threads_with_small_stacks_have_theirs() {
+    type Keep = fn() -> Vec<u8>;
+    heap::set_rate(Bytes(1));
+    // As an agent does: threads without room for it use what others have made.
+    heap::snapshot(Timestamp::now()).unwrap();
+    let threads: &[(usize, usize, Keep, Keep)] = &[
+        (2048, 300_001, keep_on_2m, keep_on_2m),
+        (256, 300_002, keep_on_256k, keep_on_256k),
+        (128, 300_003, keep_on_128k_of_which_70k_are_used, || {
+            with_70k_used(keep_on_128k_of_which_70k_are_used)
+        }),
+        (64, 300_004, keep_on_64k, keep_on_64k),
+        #[cfg(not(debug_assertions))]
+        (32, 300_005, keep_on_32k, keep_on_32k),
+    ];
+    let barrier = std::sync::Barrier::new(threads.len() + 1);
+    std::thread::scope(|scope| {
+        for &(kib, _, _, run) in threads {
+            let barrier = &barrier;
+            let small = std::thread::Builder::new().stack_size(kib << 10);
+            let run = move || {
+                let kept = run();
+                barrier.wait();
+                barrier.wait();
+                drop(kept);
+            };
+            small.spawn_scoped(scope, run).unwrap();
+        }
+        barrier.wait();
+        let profile = heap::snapshot(Timestamp::now()).unwrap();
+        for &(kib, size, keep, _) in threads {
+            let found = stacks(&profile, size);
+            let at = found.iter().find_map(|stack| place(stack, keep as usize));
+            assert!(at.is_some(), "{kib} KiB: {found:x?}, lost: {:?}", profile.losses);
+        }
+        barrier.wait();
+    });
+}
+
+#[inline(never)]
+fn recurse(levels: usize, size: usize) -> Vec<u8> {
+    let kept = match levels {
+        0 => Vec::with_capacity(black_box(size)),
+        _ => recurse(levels - 1, size),
+    };
+    black_box(kept)
+}
+
+/// The names of the outermost frames are what tells who wanted the memory.
+#[test]
+fn a_deep_recursion_has_its_callers_and_one_row_for_what_is_left_out() {
+    heap::set_rate(Bytes(1));
+    let test = a_deep_recursion_has_its_callers_and_one_row_for_what_is_left_out as fn() as usize;
+    let kept = [recurse(400, 400_001), recurse(3000, 400_002)];
+    let profile = heap::snapshot(Timestamp::now()).unwrap();
+    for size in [400_001, 400_002] {
+        let found = stacks(&profile, size);
+        let [stack] = &found[..] else { panic!("{size}: {found:x?}") };
+        assert!(place(stack, test).is_some(), "{size}: {stack:x?}");
+        let marker = marple::model::Marker::Omitted.address();
+        assert_eq!(stack.iter().filter(|&&frame| frame == marker).count(), 1);
+        assert_eq!(stack.len(), 128);
+    }
+    drop(kept);
+}

@@ -287,11 +287,19 @@ fn lost() -> impl Iterator<Item = (&'static str, u64)> {
         ("heap stacks unknown: loaded files not read yet", &LOST.stack_not_ready),
         ("heap stacks unknown: too many threads unwinding at once", &LOST.stack_busy),
         (
-            "heap stacks unknown: not on the thread's own stack, or near its end",
+            "heap stacks unknown: on a stack that is not the thread's own (a coroutine, a signal stack)",
             &LOST.stack_foreign,
         ),
+        (
+            "heap stacks unknown: less than 8 KiB of stack left (32 KiB in a debug build)",
+            &LOST.stack_near_end,
+        ),
         ("heap stacks unknown: the stack table is full", &LOST.stack_table_full),
-        ("heap stacks cut at the outer end: deeper than 128 frames", &LOST.truncated),
+        (
+            "heap stacks with frames left out in the middle: deeper than 128 frames",
+            &LOST.omitted,
+        ),
+        ("heap stacks cut at the outer end: deeper than 4096 frames", &LOST.truncated),
         ("heap stacks cut at the outer end: no unwind information", &LOST.broken),
         ("heap stacks walked through code without unwind tables", &LOST.inferred),
     ]

@@ -46,7 +46,9 @@ pub(super) struct Lost {
     pub(super) stack_not_ready: AtomicU64,
     pub(super) stack_busy: AtomicU64,
     pub(super) stack_foreign: AtomicU64,
+    pub(super) stack_near_end: AtomicU64,
     pub(super) stack_table_full: AtomicU64,
+    pub(super) omitted: AtomicU64,
     pub(super) truncated: AtomicU64,
     pub(super) broken: AtomicU64,
     pub(super) inferred: AtomicU64,
@@ -87,7 +89,9 @@ impl Lost {
             stack_not_ready: AtomicU64::new(0),
             stack_busy: AtomicU64::new(0),
             stack_foreign: AtomicU64::new(0),
+            stack_near_end: AtomicU64::new(0),
             stack_table_full: AtomicU64::new(0),
+            omitted: AtomicU64::new(0),
             truncated: AtomicU64::new(0),
             broken: AtomicU64::new(0),
             inferred: AtomicU64::new(0),
@@ -110,9 +114,12 @@ pub(super) fn record(address: usize, size: usize) {
     let walk = unwind_here(OWN_FRAMES, &mut frames);
     let stack = match walk {
         Ok(walk) => {
+            if walk.omitted > 0 {
+                count(&LOST.omitted);
+            }
             match walk.end {
                 End::Whole => {}
-                End::Truncated => count(&LOST.truncated),
+                End::Truncated | End::TooDeep => count(&LOST.truncated),
                 End::Broken | End::Elsewhere => count(&LOST.broken),
             }
             if walk.is_inferred {
@@ -127,7 +134,8 @@ pub(super) fn record(address: usize, size: usize) {
             count(match unknown {
                 Unknown::NotReady => &LOST.stack_not_ready,
                 Unknown::Busy => &LOST.stack_busy,
-                Unknown::Stack => &LOST.stack_foreign,
+                Unknown::OtherStack => &LOST.stack_foreign,
+                Unknown::NearEnd => &LOST.stack_near_end,
             });
             NO_STACK
         }

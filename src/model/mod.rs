@@ -17,6 +17,7 @@ mod dump;
 mod incident;
 mod losses;
 mod manifest;
+mod marker;
 mod metric;
 mod own;
 mod profile;
@@ -41,6 +42,7 @@ pub use manifest::{
     Artifact, CaptureRecord, Limits, Manifest, Outcome, ProcessInfo, RemovedArtifact, Versions,
     VitalsRow,
 };
+pub use marker::Marker;
 pub use metric::{Metric, ParseMetricError, Unit};
 pub use own::{
     CounterPart, CounterReading, HistogramPart, HistogramReading, MAX_OWN_NAME, is_own_name,

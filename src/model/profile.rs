@@ -5,7 +5,10 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::losses::Losses;
-use super::stacks::{FrameTable, Mapping, MappingHandle, StackHandle, StackTable};
+use super::marker::Marker;
+use super::stacks::{
+    FrameHandle, FrameTable, Line, Mapping, MappingHandle, StackHandle, StackTable,
+};
 use super::strings::{StringHandle, StringTable};
 use crate::base::Moment;
 
@@ -150,12 +153,32 @@ impl Profile {
         }
     }
 
-    /// The stack of these addresses, innermost first; none of none.
+    /// The stack of these addresses, innermost first; none of none. A [`Marker`] among them gets its name.
     pub fn intern_stack(&mut self, addresses: &[u64]) -> Option<StackHandle> {
         addresses.iter().rev().fold(None, |parent, &address| {
             let frame = self.frames.intern(address);
+            if let Some(marker) = Marker::of(address) {
+                self.name_frame(frame, marker.name());
+            }
             Some(self.stacks.intern(parent, frame))
         })
+    }
+
+    /// Gives a frame that has no line yet a function of this name.
+    pub fn name_frame(&mut self, frame: FrameHandle, name: &str) {
+        if !self.frames.get(frame).lines.is_empty() {
+            return;
+        }
+        let name = self.strings.intern(name);
+        let same = |function: &Function| function.system_name == name;
+        let known = self.functions.iter().rposition(same);
+        let place = known.unwrap_or_else(|| {
+            self.functions.push(Function { name, system_name: name, file: StringHandle::EMPTY });
+            self.functions.len() - 1
+        });
+        let Ok(place) = u32::try_from(place) else { return };
+        let line = Line { function: FunctionHandle(place), line: 0 };
+        self.frames.get_mut(frame).lines.push(line);
     }
 
     /// A label with a text.

@@ -95,6 +95,16 @@ impl FrameTable {
         self.frames.iter()
     }
 
+    /// The handles of all frames, in their order.
+    pub fn handles(&self) -> impl ExactSizeIterator<Item = FrameHandle> + use<> {
+        (0..self.frames.len()).map(|place| FrameHandle(place as u32))
+    }
+
+    /// A frame of this table, to be given lines.
+    pub fn get_mut(&mut self, handle: FrameHandle) -> &mut Frame {
+        &mut self.frames[handle.index()]
+    }
+
     /// All frames, to be given mappings and lines.
     pub fn iter_mut(&mut self) -> impl ExactSizeIterator<Item = &mut Frame> {
         self.frames.iter_mut()

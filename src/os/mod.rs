@@ -61,6 +61,8 @@ pub mod unwind;
 mod unwind_calls;
 mod unwind_copied;
 mod unwind_index;
+mod unwind_infer;
+mod unwind_kept;
 mod unwind_modules;
 mod unwind_pool;
 mod unwind_rule;

@@ -26,7 +26,7 @@
 
 #![allow(unsafe_code)]
 
-use std::cell::UnsafeCell;
+use std::cell::{Cell, UnsafeCell};
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
@@ -35,6 +35,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::copied::Registers;
 use super::images::{self, Error};
+use super::unwind_infer;
+use super::unwind_kept::{Kept, OF_OWN};
 use super::unwind_modules::{Modules, Reading};
 use super::unwind_pool::{Claim, Pool, Turns};
 use super::unwind_tables::Cache;
@@ -42,14 +44,22 @@ use super::unwind_thread::{bounds, read, registers};
 use super::unwind_walk;
 use crate::base::warnings;
 
-pub use super::unwind_copied::Walker;
+pub use super::unwind_copied::{Outermost, Walker};
 
-/// The deepest stack that is recorded. Async services reach 60 to 90; what is cut off is at the
-/// outermost end and is told.
+/// The frames that are recorded of a stack. Async services reach 60 to 90; of a deeper one both ends are kept, and a
+/// [`Marker`](crate::model::Marker) stands between them.
 pub const MAX_FRAMES: usize = 128;
 
-/// The stack that must be left below the caller. Making a cache takes 50 KiB in a debug build.
-const HEADROOM: u64 = 64 << 10;
+/// The stack that must be left below the caller for a walk and what the heap profiler does around it. Measured: 4.5 KiB
+/// with optimization, of which 2 KiB are for mapping a table's next part; 16 KiB without, for the walk alone.
+const HEADROOM: u64 = if cfg!(debug_assertions) { 32 << 10 } else { 8 << 10 };
+
+/// The stack that must be left for the first table and for a slot's cache, which take 45 KiB in a debug build. A thread
+/// with less uses those that other threads have made.
+const ROOM_TO_BUILD: u64 = 64 << 10;
+
+/// The slots whose caches [`refresh`] makes: 128 KiB.
+const PREPARED: usize = 4;
 
 /// More threads than this do not walk at once: a walk takes microseconds.
 const SLOTS: usize = 32;
@@ -63,8 +73,13 @@ const MAX_RETIRED: usize = 4;
 pub struct Walk {
     /// How many frames were written.
     pub depth: usize,
-    /// How the walk ended.
+    /// How many frames were left out between the innermost and the outermost.
+    pub omitted: usize,
+    /// How the walk ended. If not whole, the outermost frame is a [`Marker`](crate::model::Marker).
     pub end: End,
+    /// Whether it did not come to the outer end, and the outermost frames are those of an earlier walk of the
+    /// thread, whose return addresses are still in their places.
+    pub is_joined: bool,
     /// Whether it passed code without unwind tables, by what that code's calls say.
     pub is_inferred: bool,
 }
@@ -74,8 +89,10 @@ pub struct Walk {
 pub enum End {
     /// At the thread's first function.
     Whole,
-    /// The buffer was full.
+    /// At the end of the copy.
     Truncated,
+    /// After as many frames as a walk takes.
+    TooDeep,
     /// At a frame without usable unwind information, whose caller is not certain.
     Broken,
     /// At the first frame of a signal handler, where the code it interrupted has its stack elsewhere and
@@ -90,9 +107,10 @@ pub enum Unknown {
     NotReady,
     /// Too many threads are walking.
     Busy,
-    /// The thread runs on a stack that is not its own (a signal stack, a coroutine), or too near to the
-    /// end of it.
-    Stack,
+    /// The thread runs on a stack that is not its own: a signal stack, a coroutine.
+    OtherStack,
+    /// The thread is too near to the end of its stack.
+    NearEnd,
 }
 
 /// Writes the calling thread's stack into `frames`, innermost first, without the `skip` innermost frames
@@ -100,50 +118,61 @@ pub enum Unknown {
 /// return addresses less one.
 #[inline(never)]
 pub fn unwind_here(skip: usize, frames: &mut [u64]) -> Result<Walk, Unknown> {
-    let stack = bounds().ok_or(Unknown::Stack)?;
     let registers = registers();
-    let sp = registers.sp;
-    if !stack.contains(&sp) || sp - stack.start < HEADROOM {
-        return Err(Unknown::Stack);
-    }
-    walk(registers, &(sp..stack.end), End::Broken, skip, frames)
+    let stack = own_stack(registers.sp)?;
+    let room = registers.sp - stack.start;
+    walk(registers, &(registers.sp..stack.end), room, End::Broken, skip, frames)
 }
 
 /// As [`unwind_here`], up to the function in whose frame the address `local` lies: that function is the
 /// last, and its caller is not looked for. Costs only what lies in between.
 #[inline(never)]
 pub fn unwind_up_to(local: u64, skip: usize, frames: &mut [u64]) -> Result<Walk, Unknown> {
-    let stack = bounds().ok_or(Unknown::Stack)?;
     let registers = registers();
-    let sp = registers.sp;
-    let ours = stack.contains(&sp) && stack.contains(&local) && sp <= local;
-    if !ours || sp - stack.start < HEADROOM {
-        return Err(Unknown::Stack);
+    let stack = own_stack(registers.sp)?;
+    if !stack.contains(&local) || registers.sp > local {
+        return Err(Unknown::OtherStack);
     }
+    let room = registers.sp - stack.start;
     // Return addresses lie above a frame's locals: the one of the function itself is out of reach.
-    walk(registers, &(sp..local), End::Whole, skip, frames)
+    walk(registers, &(registers.sp..local), room, End::Whole, skip, frames)
 }
 
-/// Walks through `stack`; `past_end` is what it means that the walk leaves it.
+/// The stack of the running thread, on which `sp` lies with enough room below.
+fn own_stack(sp: u64) -> Result<Range<u64>, Unknown> {
+    let stack = bounds().filter(|stack| stack.contains(&sp)).ok_or(Unknown::OtherStack)?;
+    if sp - stack.start < HEADROOM { Err(Unknown::NearEnd) } else { Ok(stack) }
+}
+
+/// Walks through `stack`, below which there is so much room; `past_end` is what it means that the walk leaves it.
 fn walk(
     registers: Registers,
     stack: &Range<u64>,
+    room: u64,
     past_end: End,
     skip: usize,
     frames: &mut [u64],
 ) -> Result<Walk, Unknown> {
+    let may_build = room >= ROOM_TO_BUILD;
     if POOL.is_empty() {
+        if !may_build {
+            return Err(Unknown::NotReady);
+        }
         build_first()?;
     }
     let slot = POOL.claim().ok_or(Unknown::Busy)?;
+    if !has_cache(&slot, may_build) {
+        return Err(Unknown::Busy);
+    }
     // A panic must not leave an allocator. None is known, and nothing relies on this: builds may abort.
     catch_unwind(AssertUnwindSafe(|| walk_by(&slot, registers, stack, past_end, skip, frames)))
-        .unwrap_or(Err(Unknown::Stack))
+        .unwrap_or(Err(Unknown::Busy))
 }
 
 /// Reads the loaded files again if the set has changed since the last time; says whether it had. For the
 /// agent's threads, now and then: costs a microsecond when nothing changed, else about a millisecond.
 pub fn refresh() -> Result<bool, Error> {
+    prepare();
     let generation = images::generation();
     if generation == GENERATION.load(Relaxed) || BUILDING.swap(true, Acquire) {
         return Ok(false);
@@ -263,6 +292,39 @@ struct Slot(UnsafeCell<Option<Cache>>);
 // SAFETY: the cache is touched only by the thread that has claimed the slot, see `walk_by`.
 unsafe impl Sync for Slot {}
 
+/// Whether the slot has a cache, made now if it had none.
+fn has_cache(claim: &Claim<'_, Modules, SLOTS>, may_make: bool) -> bool {
+    let Some(slot) = CACHES.get(claim.slot()) else { return false };
+    // SAFETY: the slot is claimed, by us alone, and each is claimed once at a time.
+    let cache = unsafe { &mut *slot.0.get() };
+    if cache.is_none() && may_make {
+        make(cache);
+    }
+    cache.is_some()
+}
+
+/// Apart: the stack that this takes is not taken by a walk.
+#[cold]
+#[inline(never)]
+fn make(cache: &mut Option<Cache>) {
+    *cache = Some(Cache::new(CACHE_BITS));
+}
+
+/// Makes the caches of the first slots, for threads that have no room for it.
+fn prepare() {
+    static PREPARING: AtomicBool = AtomicBool::new(false);
+    if PREPARING.swap(true, Acquire) {
+        return;
+    }
+    // All at once: a claim takes the first that is free.
+    let claims: [_; PREPARED] = std::array::from_fn(|_| POOL.claim());
+    let done = claims.iter().flatten().filter(|claim| has_cache(claim, true)).count();
+    // A walker had one of them, which it made itself or not.
+    if done < PREPARED {
+        PREPARING.store(false, Release);
+    }
+}
+
 fn walk_by(
     claim: &Claim<'_, Modules, SLOTS>,
     registers: Registers,
@@ -276,35 +338,49 @@ fn walk_by(
     let modules = unsafe { claim.value().as_ref() }.ok_or(Unknown::NotReady)?;
     let slot = CACHES.get(claim.slot()).ok_or(Unknown::Busy)?;
     // SAFETY: the slot is claimed, by us alone, and each is claimed once at a time: `walk` has the claim.
-    let cache = unsafe { &mut *slot.0.get() }.get_or_insert_with(|| Cache::new(CACHE_BITS));
-    let mut left = false;
+    let cache = unsafe { &mut *slot.0.get() }.as_mut().ok_or(Unknown::Busy)?;
+    let left = Cell::new(false);
     let mut read_stack = |address| {
-        left |= address >= stack.end;
+        left.set(left.get() | (address >= stack.end));
         // SAFETY: `stack` begins at the stack pointer of a frame of this thread that outlives the
         // walk and ends where the thread's stack does, or before.
         unsafe { read(stack, address) }
     };
-    let mut depth = 0;
+    let mut kept = Kept::new(frames, &mut []);
     // The first frame is the one the registers were read in.
     let mut to_skip = skip + 1;
-    let take = |frame, _| match to_skip {
-        0 => frames.get_mut(depth).is_some_and(|place| {
-            *place = frame;
-            depth += 1;
-            true
-        }),
+    let take = |frame, pointer| match to_skip {
+        0 => kept.push(frame, pointer),
         _ => {
             to_skip -= 1;
             true
         }
     };
     let walk = unwind_walk::walk(modules, cache, registers, &mut read_stack, take);
-    let end = match walk.end {
-        None if left => past_end,
+    let mut end = match walk.end {
+        None if left.get() => past_end,
         None => End::Broken,
         Some(end) => end,
     };
-    Ok(Walk { depth, end, is_inferred: walk.is_inferred })
+    let mut is_joined = false;
+    OUTERMOST.with(|outermost| match end {
+        End::Whole if past_end != End::Whole => outermost.set(kept.outermost()),
+        End::TooDeep if past_end != End::Whole => {
+            let known = outermost.get();
+            is_joined = kept.join(&known, walk.reached, &mut read_stack, |replaced| {
+                unwind_infer::is_frame(modules, cache, replaced)
+            });
+            end = if is_joined { End::Whole } else { end };
+        }
+        _ => {}
+    });
+    let (depth, omitted) = kept.finish(end);
+    Ok(Walk { depth, omitted, end, is_joined, is_inferred: walk.is_inferred })
+}
+
+thread_local! {
+    /// The outermost frames of this thread's last whole walk.
+    static OUTERMOST: Cell<Outermost<OF_OWN>> = const { Cell::new(Outermost::NONE) };
 }
 
 #[cfg(test)]

@@ -22,6 +22,73 @@ pub(super) fn target(code: &[u8], next: u64) -> Option<u64> {
     (instruction >> 26 == 0b10_0101).then(|| next.wrapping_add_signed(distance - 4))
 }
 
+/// The bytes before a return address in which its call lies.
+#[cfg(target_arch = "x86_64")]
+pub(super) const BEFORE: u64 = 7;
+#[cfg(target_arch = "aarch64")]
+pub(super) const BEFORE: u64 = 4;
+
+/// Whether `code` ends with a call through a register or through memory.
+#[cfg(target_arch = "x86_64")]
+pub(super) fn ends_with_indirect_call(code: &[u8]) -> bool {
+    // ff /2: opcode, ModRM, SIB if rm is 4, and a displacement. A prefix before it changes no length.
+    let length = |modrm: u8| {
+        let (mode, rm) = (modrm >> 6, modrm & 7);
+        let sib = usize::from(rm == 4 && mode != 3);
+        let displacement = match (mode, rm) {
+            (0, 5) | (2, _) => 4,
+            (1, _) => 1,
+            _ => 0,
+        };
+        2 + sib + displacement
+    };
+    [2, 3, 4, 6, 7].into_iter().any(|wanted| {
+        let call = code.len().checked_sub(wanted).and_then(|at| code.get(at..));
+        matches!(call, Some([0xff, modrm, ..]) if modrm >> 3 & 7 == 2 && length(*modrm) == wanted)
+    })
+}
+
+/// Whether `code` ends with a call through a register.
+#[cfg(target_arch = "aarch64")]
+pub(super) fn ends_with_indirect_call(code: &[u8]) -> bool {
+    // blr, and its forms that authenticate the pointer.
+    code.last_chunk().is_some_and(|word| {
+        let word = u32::from_le_bytes(*word);
+        word & 0xffff_fc1f == 0xd63f_0000 || word & 0xfeff_f800 == 0xd63f_0800
+    })
+}
+
+/// How far from the stack pointer the return address is where a function that sets the frame pointer has come `done`
+/// bytes into that; `None` where it is in a register.
+#[cfg(target_arch = "x86_64")]
+pub(super) fn pushed_after(done: u64) -> Option<u64> {
+    Some(if done == 0 { 0 } else { 8 })
+}
+
+/// How far from the stack pointer the return address is where a function that sets the frame pointer has come `done`
+/// bytes into that; `None` where it is in a register.
+#[cfg(target_arch = "aarch64")]
+pub(super) fn pushed_after(_done: u64) -> Option<u64> {
+    None
+}
+
+/// Whether `code` begins with the return of a function, which has its caller at the top of the stack.
+pub(super) fn returns(code: &[u8]) -> bool {
+    cfg!(target_arch = "x86_64") && matches!(code.first(), Some(0xc3 | 0xc2))
+}
+
+/// Whether a function that sets the frame pointer gives it back and returns somewhere in `code`.
+#[cfg(target_arch = "x86_64")]
+pub(super) fn leaves(code: &[u8]) -> bool {
+    code.windows(2).any(|pair| matches!(pair, [0x5d | 0xc9, 0xc3 | 0xc2]))
+}
+
+/// Whether a function that sets the frame pointer gives it back and returns somewhere in `code`.
+#[cfg(target_arch = "aarch64")]
+pub(super) fn leaves(code: &[u8]) -> bool {
+    code.as_chunks::<4>().0.iter().any(|word| u32::from_le_bytes(*word) == 0xd65f_03c0)
+}
+
 /// The length of the instructions `code` begins with that save the frame pointer and set it.
 #[cfg(target_arch = "x86_64")]
 pub(super) fn sets_frame_pointer(code: &[u8]) -> Option<u64> {
@@ -71,6 +138,24 @@ mod tests {
         assert_eq!(sets_frame_pointer(&[0x55, 0x48, 0x89, 0xe5, 0x90]), Some(4));
         assert_eq!(sets_frame_pointer(&[0xf3, 0x0f, 0x1e, 0xfa, 0x55, 0x48, 0x89, 0xe5]), Some(8));
         assert_eq!(sets_frame_pointer(&[0x55, 0x53, 0x48, 0x89, 0xe5]), None);
+        for call in [
+            &[0xff, 0xd0][..],
+            &[0x41, 0xff, 0xd3],
+            &[0xff, 0x10],
+            &[0xff, 0x14, 0x24],
+            &[0xff, 0x50, 0x08],
+            &[0xff, 0x54, 0x24, 0x08],
+            &[0xff, 0x15, 1, 2, 3, 4],
+            &[0xff, 0x94, 0x24, 1, 2, 3, 4],
+        ] {
+            let code = [&[0x90; 8][..], call].concat();
+            assert!(ends_with_indirect_call(&code), "{call:x?}");
+            assert!(ends_with_indirect_call(call), "{call:x?}");
+        }
+        for none in [&[0xff][..], &[], &[0xff, 0xe0], &[0xff, 0x15, 1, 2], &[0xe8, 0, 0, 0, 0]] {
+            assert!(!ends_with_indirect_call(none), "{none:x?}");
+        }
+        assert!(leaves(&[0x90, 0x5d, 0xc3]) && leaves(&[0xc9, 0xc3]) && !leaves(&[0x5d, 0x90]));
         assert!(ends_the_thread(&[0x89, 0xc7, 0x31, 0xc0, 0xb0, 0x3c, 0x0f, 0x05, 0xf4]));
         assert!(!ends_the_thread(&[0x89, 0xc7]));
     }

@@ -6,12 +6,17 @@
 
 use std::sync::Arc;
 
-use super::copied::Registers;
+use super::copied::{Copied, Registers};
 use super::images::Error;
+use super::own_memory;
 use super::unwind::{End, Walk, current, refresh};
+use super::unwind_infer;
+use super::unwind_kept::{Kept, OF_COPIES};
 use super::unwind_modules::Modules;
 use super::unwind_tables::Cache;
 use super::unwind_walk;
+
+pub use super::unwind_kept::Outermost;
 
 /// The rules in a cache: 2 to this, 96 KiB. A service is seen at some hundred addresses mostly.
 const CACHE_BITS: u32 = 12;
@@ -55,7 +60,7 @@ impl Walker {
     /// Writes the stack into `frames`, innermost first: the instruction itself, then return addresses
     /// less one. `stack` are the words from `registers.sp` up, `whole` says that they reach the stack's end.
     ///
-    /// [`End::Truncated`] is a walk that ran off the copy or filled `frames`, [`End::Broken`] one that
+    /// [`End::Truncated`] is a walk that ran off the copy, [`End::Broken`] one that
     /// had no way to go on, [`End::Elsewhere`] one that came from a signal's stack to another. About 2 us at a depth of 20, 5 us when little is in the cache.
     pub fn walk(
         &mut self,
@@ -64,7 +69,8 @@ impl Walker {
         whole: bool,
         frames: &mut [u64],
     ) -> Walk {
-        self.walk_marked(registers, stack, whole, frames, &mut [])
+        let stack = Stack { words: stack, is_whole: whole };
+        self.walk_kept(registers, stack, Kept::new(frames, &mut []), None)
     }
 
     /// As [`Self::walk`], and writes each frame's stack pointer into `pointers`, as far as there is room: what
@@ -77,43 +83,85 @@ impl Walker {
         frames: &mut [u64],
         pointers: &mut [u64],
     ) -> Walk {
+        let stack = Stack { words: stack, is_whole: whole };
+        self.walk_kept(registers, stack, Kept::new(frames, pointers), None)
+    }
+
+    /// As [`Self::walk`], of a thread of this process whose `outermost` frames are remembered. Those are joined to a
+    /// stack that is deeper than its copy, as far as their return addresses are still in memory.
+    pub fn walk_joined(
+        &mut self,
+        copied: &Copied,
+        frames: &mut [u64],
+        outermost: &mut Outermost,
+    ) -> Walk {
+        let stack = Stack { words: &copied.stack, is_whole: copied.whole };
+        self.walk_kept(copied.head.registers, stack, Kept::new(frames, &mut []), Some(outermost))
+    }
+
+    fn walk_kept(
+        &mut self,
+        registers: Registers,
+        stack: Stack<'_>,
+        mut kept: Kept<'_, OF_COPIES>,
+        outermost: Option<&mut Outermost>,
+    ) -> Walk {
+        let Stack { words, is_whole } = stack;
         let mut ran_off = false;
         let mut read = |address: u64| {
             let offset = address.checked_sub(registers.sp).ok_or(())?;
             if !offset.is_multiple_of(8) {
                 return Err(());
             }
-            let word = usize::try_from(offset / 8).ok().and_then(|word| stack.get(word));
+            let word = usize::try_from(offset / 8).ok().and_then(|word| words.get(word));
             ran_off |= word.is_none();
             word.copied().ok_or(())
         };
-        let mut depth = 0;
-        let take = |frame, pointer| {
-            if let Some(place) = pointers.get_mut(depth) {
-                *place = pointer;
-            }
-            frames.get_mut(depth).is_some_and(|place| {
-                *place = frame;
-                depth += 1;
-                true
-            })
-        };
+        let take = |frame, pointer| kept.push(frame, pointer);
         let walk = unwind_walk::walk(&self.modules, &mut self.cache, registers, &mut read, take);
-        let copied = registers.sp..registers.sp.saturating_add(stack.len() as u64 * 8);
-        let end = match walk.end {
+        let copied = registers.sp..registers.sp.saturating_add(words.len() as u64 * 8);
+        let mut end = match walk.end {
             None if walk.interrupted.is_some_and(|sp| !copied.contains(&sp)) => End::Elsewhere,
-            None if ran_off && !whole => End::Truncated,
+            None if ran_off && !is_whole => End::Truncated,
             None => End::Broken,
             Some(end) => end,
         };
-        Walk { depth, end, is_inferred: walk.is_inferred }
+        let mut is_joined = false;
+        if let Some(outermost) = outermost {
+            match end {
+                End::Whole => *outermost = kept.outermost(),
+                End::Truncated | End::TooDeep => {
+                    let from = if end == End::Truncated { copied.end } else { walk.reached };
+                    let Self { modules, cache } = self;
+                    is_joined = kept.join(outermost, from, memory_word, |replaced| {
+                        unwind_infer::is_frame(modules, cache, replaced)
+                    });
+                    end = if is_joined { End::Whole } else { end };
+                }
+                End::Broken | End::Elsewhere => {}
+            }
+        }
+        let (depth, omitted) = kept.finish(end);
+        Walk { depth, omitted, end, is_joined, is_inferred: walk.is_inferred }
     }
+}
+
+/// A copied stack.
+struct Stack<'a> {
+    words: &'a [u64],
+    is_whole: bool,
+}
+
+/// A word of this process's memory as it is now.
+fn memory_word(address: u64) -> Result<u64, ()> {
+    let mut word = [0; 8];
+    let read = own_memory::read(address, &mut word);
+    if read == word.len() { Ok(u64::from_ne_bytes(word)) } else { Err(()) }
 }
 
 #[cfg(all(test, target_os = "linux"))]
 mod tests {
     use super::*;
-    use crate::os::copied::Copied;
     use crate::os::signal::Target;
     use crate::os::signal::tests::{interrupted, target};
     use crate::os::unwind::MAX_FRAMES;

@@ -162,19 +162,6 @@ impl Modules {
             is_first || unwind_calls::ends_the_thread(&module.code(address))
         })
     }
-
-    /// The function that is called right before `address`, by name and not through a pointer.
-    pub(super) fn called_before(&self, address: u64) -> Option<u64> {
-        let call = address.checked_sub(unwind_calls::CALL)?;
-        let code = self.at(call)?.code(call);
-        unwind_calls::target(&code, address)
-    }
-
-    /// Where `function` has set its frame pointer, if it begins with that.
-    pub(super) fn sets_frame_pointer(&self, function: u64) -> Option<u64> {
-        let length = unwind_calls::sets_frame_pointer(&self.at(function)?.code(function))?;
-        function.checked_add(length)
-    }
 }
 
 impl Module {

@@ -12,6 +12,7 @@ use gimli::{
 };
 
 use super::copied::Registers;
+use super::unwind_infer::Function;
 use super::unwind_modules::{Module, Modules};
 use super::unwind_rule::{NUMBERS, Rule, Stop, caller};
 
@@ -39,7 +40,12 @@ const MAX_OPERATIONS: u32 = 256;
 pub(super) struct Cache {
     entries: Box<[Entry]>,
     context: Box<UnwindContext<usize, Storage>>,
+    /// What functions without tables were found around addresses: those that were asked for last.
+    functions: Box<[(u64, Option<Function>); FUNCTIONS]>,
 }
+
+/// The places for functions without tables.
+const FUNCTIONS: usize = 64;
 
 #[derive(Clone, Copy)]
 struct Entry {
@@ -54,7 +60,23 @@ impl Cache {
     pub(super) fn new(bits: u32) -> Self {
         let none = Entry { address: 0, generation: 0, rule: Rule::Uncovered };
         let entries = vec![none; 1 << bits.clamp(1, 16)].into_boxed_slice();
-        Self { entries, context: Box::new(UnwindContext::new_in()) }
+        let functions = Box::new([(0, None); FUNCTIONS]);
+        Self { entries, context: Box::new(UnwindContext::new_in()), functions }
+    }
+
+    /// What `find` finds for this address, or what it found before: code may have been replaced since, so it only
+    /// tells where to look.
+    pub(super) fn function(
+        &mut self,
+        address: u64,
+        find: impl FnOnce() -> Option<Function>,
+    ) -> Option<Function> {
+        let hash = (address.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as usize;
+        let Some(place) = self.functions.get_mut(hash % FUNCTIONS) else { return find() };
+        if place.0 != address {
+            *place = (address, find());
+        }
+        place.1
     }
 
     /// What the table says about the code at `address`.

@@ -1,4 +1,5 @@
 use super::*;
+use crate::model::Marker;
 
 #[inline(never)]
 fn innermost(skip: usize, frames: &mut [u64]) -> Walk {
@@ -46,18 +47,93 @@ fn frames_can_be_skipped() {
 }
 
 #[test]
-fn a_deep_stack_is_cut_at_the_outer_end() {
-    let mut frames = [0; MAX_FRAMES];
-    let walk = deeper(200, 0, &mut frames);
-    assert_eq!(walk, Walk { depth: MAX_FRAMES, end: End::Truncated, is_inferred: false });
-    assert!(is_in(frames[MAX_FRAMES - 1], deeper as fn(_, _, _) -> _ as usize));
+fn a_deep_stack_keeps_both_ends() {
+    let (mut shallow, mut frames) = ([0; MAX_FRAMES], [0; MAX_FRAMES]);
+    let whole = deeper(2, 0, &mut shallow);
+    let walk = deeper(1000, 0, &mut frames);
+    assert_eq!((walk.depth, walk.end, walk.is_joined), (MAX_FRAMES, End::Whole, false));
+    assert_eq!(walk.depth - 1 + walk.omitted, whole.depth + 998);
+    assert!(is_in(frames[0], innermost as fn(_, _) -> _ as usize));
+    assert_eq!(frames[MAX_FRAMES / 2], Marker::Omitted.address());
+    let root = &shallow[..whole.depth][whole.depth - 6..];
+    assert_eq!(frames[MAX_FRAMES - 6..], *root, "another thread start");
 }
 
 #[test]
-fn a_thread_near_the_end_of_its_stack_is_left_alone() {
-    let small = std::thread::Builder::new().stack_size(HEADROOM as usize / 2);
-    let walk = small.spawn(|| unwind_here(0, &mut [0; 4])).unwrap().join().unwrap();
-    assert_eq!(walk, Err(Unknown::Stack));
+#[cfg(target_arch = "x86_64")]
+fn a_stack_of_more_frames_than_are_walked_has_the_outermost_of_the_walk_before() {
+    let run = |is_known: bool| {
+        let thread = std::thread::Builder::new().stack_size(8 << 20);
+        let run = move || {
+            let (mut shallow, mut frames) = ([0; MAX_FRAMES], [0; MAX_FRAMES]);
+            let whole = if is_known { deeper(2, 0, &mut shallow).depth } else { 0 };
+            let walk = deeper(10_000, 0, &mut frames);
+            (walk, frames, shallow[..whole].to_vec())
+        };
+        thread.spawn(run).unwrap().join().unwrap()
+    };
+    let (walk, frames, known) = run(true);
+    assert_eq!((walk.end, walk.is_joined), (End::Whole, true));
+    assert_eq!(frames[walk.depth - 4..walk.depth], known[known.len() - 4..]);
+    let (walk, frames, _) = run(false);
+    assert_eq!((walk.end, walk.is_joined), (End::TooDeep, false));
+    assert_eq!(frames[walk.depth - 1], Marker::TooManyFrames.address());
+}
+
+/// Goes down the stack until so little is left.
+#[inline(never)]
+fn until(left: u64, frames: &mut [u64]) -> Result<Walk, Unknown> {
+    let place = [0u8; 256];
+    let here = std::hint::black_box(&raw const place) as u64;
+    std::hint::black_box(if here - bounds().unwrap().start < left {
+        unwind_here(0, frames)
+    } else {
+        until(left, frames)
+    })
+}
+
+fn on_a_stack_of<T: Send + 'static>(bytes: usize, run: impl FnOnce() -> T + Send + 'static) -> T {
+    std::thread::Builder::new().stack_size(bytes).spawn(run).unwrap().join().unwrap()
+}
+
+#[test]
+fn a_thread_near_the_end_of_its_stack_has_one_until_there_is_no_room_for_a_walk() {
+    refresh().unwrap();
+    let at = |stack: usize, left: u64| {
+        on_a_stack_of(stack, move || {
+            let mut frames = [0; MAX_FRAMES];
+            let walk = until(left, &mut frames);
+            let root = walk.ok().and_then(|walk| frames.get(walk.depth - 1).copied());
+            (walk.map(|walk| walk.end), root)
+        })
+    };
+    let room = HEADROOM + 2048;
+    let (end, root) = at(1 << 20, room);
+    assert_eq!(end, Ok(End::Whole));
+    let small = HEADROOM as usize + (24 << 10);
+    assert_eq!(at(small, room), (Ok(End::Whole), root), "a small one");
+    assert_eq!(at(1 << 20, HEADROOM), (Err(Unknown::NearEnd), None));
+    assert_eq!(at(small, HEADROOM), (Err(Unknown::NearEnd), None));
+}
+
+/// The guard is as small as what is taken below it, but for what a signal may add.
+#[test]
+fn a_walk_takes_less_stack_than_must_be_left() {
+    refresh().unwrap();
+    let taken = on_a_stack_of(1 << 20, || {
+        const PAINT: u64 = 0xa5a5_a5a5_a5a5_a5a5;
+        let mut frames = [0; MAX_FRAMES];
+        let here = frames.as_ptr().addr() as u64 - 4096;
+        let start = here - (128 << 10);
+        // SAFETY: this thread's stack, more than what is in use below this frame.
+        (start..here).step_by(8).for_each(|at| unsafe { (at as *mut u64).write_volatile(PAINT) });
+        assert_eq!(unwind_here(0, &mut frames).unwrap().end, End::Whole);
+        // SAFETY: as above.
+        let untouched = |at: &u64| unsafe { (*at as *const u64).read_volatile() } == PAINT;
+        here + 4096 - (start..here).step_by(8).find(|at| !untouched(at)).unwrap_or(here)
+    });
+    println!("{taken} bytes");
+    assert!(taken < HEADROOM * 3 / 4, "{taken} bytes");
 }
 
 #[test]

@@ -1,19 +1,6 @@
 //! The walk itself, from frame to frame, whatever the stack is read from.
 //!
-//! By tables as far as there are any. Code without tables is not walked by the frame pointer alone: where
-//! it was built without frame pointers too, that register still holds the frame of some function further
-//! out, the walk would go on from there, skip all that lies between and look whole. So a return address is
-//! believed there only when the code says so itself: it must follow a *direct call to the function that
-//! we are in*, that is, to a place shortly below us which has no table either; and it is taken from where
-//! that function's first instructions put it:
-//!
-//! ```text
-//! it pushes the frame pointer and sets it     behind the word the frame pointer leads to
-//! it does not, and was interrupted            at the top of the stack: a leaf
-//! ```
-//!
-//! Elsewhere the walk ends, [`End::Broken`]. What was passed this way is told, [`Walked::is_inferred`]: the
-//! function we are in is taken for the one that was called because they are near each other.
+//! By tables as far as there are any, and where there are none as far as the code proves a caller (`unwind_infer`).
 //!
 //! So a frame pointer is followed in two ways only. Where a row says that the frame lies 16 bytes above the frame
 //! pointer, a table *proves* the step, and it is a row like any other. Where there is no table, calls and first
@@ -28,21 +15,24 @@
 
 use super::copied::Registers;
 use super::unwind::End;
+use super::unwind_infer::infer;
 use super::unwind_modules::Modules;
-use super::unwind_rule::{Rule, Stop, caller, follow};
+use super::unwind_rule::{Rule, Stop, follow};
 use super::unwind_tables::Cache;
 
-/// A function without a table is taken to be no longer.
-const LONGEST: u64 = 4 << 10;
+/// Frames without tables that one walk passes: each takes some system calls.
+const MAX_INFERRED: u32 = 256;
 
 /// What a walk came to.
 pub(super) struct Walked {
-    /// How it ended; none where the stack could not be read further.
+    /// How it ended; none where the stack could not be read further. [`End::TooDeep`] where no more was wanted.
     pub(super) end: Option<End>,
     /// Whether it passed code without tables.
     pub(super) is_inferred: bool,
     /// The stack pointer of the code that the last signal on the way had interrupted.
     pub(super) interrupted: Option<u64>,
+    /// The stack pointer of the outermost frame.
+    pub(super) reached: u64,
 }
 
 /// Walks from `registers`, handing each frame and its stack pointer to `take` until that wants no more: the
@@ -54,11 +44,11 @@ pub(super) fn walk(
     read: &mut impl FnMut(u64) -> Result<u64, ()>,
     mut take: impl FnMut(u64, u64) -> bool,
 ) -> Walked {
-    let (mut is_exact, mut is_inferred, mut interrupted) = (true, false, None);
+    let (mut is_exact, mut inferred, mut interrupted) = (true, 0, None);
     let end = loop {
         let address = registers.ip.wrapping_sub(u64::from(!is_exact));
         if !take(address, registers.sp) {
-            break Some(End::Truncated);
+            break Some(End::TooDeep);
         }
         let next = match cache.rule(modules, address) {
             Rule::Row { is_from_fp, cfa, fp, ra } => {
@@ -67,11 +57,11 @@ pub(super) fn walk(
             Rule::Computed => cache.compute(modules, address, registers, is_exact, read),
             Rule::First => Err(Stop::First),
             Rule::Uncovered if modules.is_outermost(registers.ip) => Err(Stop::First),
+            Rule::Uncovered if inferred >= MAX_INFERRED => Err(Stop::Senseless),
             Rule::Uncovered => {
-                // What cannot be read proves nothing, and is no copy that is too short.
                 let outer = infer(modules, cache, registers, is_exact, read);
-                is_inferred |= outer.is_some();
-                outer.map(|outer| (outer, false)).ok_or(Stop::Senseless)
+                inferred += u32::from(outer.is_ok());
+                outer.map(|outer| (outer, false))
             }
         };
         (registers, is_exact) = match next {
@@ -86,42 +76,7 @@ pub(super) fn walk(
             Err(Stop::Senseless) => break Some(End::Broken),
         };
     };
-    Walked { end, is_inferred, interrupted }
-}
-
-/// The caller of a frame without a table, if the code proves it.
-fn infer(
-    modules: &Modules,
-    cache: &mut Cache,
-    registers: Registers,
-    is_exact: bool,
-    read: &mut impl FnMut(u64) -> Result<u64, ()>,
-) -> Option<Registers> {
-    let Registers { ip, sp, fp, lr } = registers;
-    let mut called = |ra: u64| {
-        let function = modules.called_before(ra)?;
-        let is_ours = function <= ip
-            && ip - function < LONGEST
-            && cache.rule(modules, function) == Rule::Uncovered;
-        is_ours.then(|| modules.sets_frame_pointer(function).is_some_and(|after| after <= ip))
-    };
-    if is_exact {
-        let (ra, above) = match cfg!(target_arch = "aarch64") {
-            true => (lr, sp),
-            false => (read(sp).ok()?, sp.checked_add(8)?),
-        };
-        if called(ra) == Some(false) {
-            return caller(above, fp, ra, registers, true).ok();
-        }
-    }
-    if fp < sp || !fp.is_multiple_of(8) {
-        return None;
-    }
-    let (outer, ra) = (read(fp).ok()?, read(fp.checked_add(8)?).ok()?);
-    if called(ra) != Some(true) {
-        return None;
-    }
-    caller(fp.checked_add(16)?, outer, ra, registers, is_exact).ok()
+    Walked { end, is_inferred: inferred > 0, interrupted, reached: registers.sp }
 }
 
 #[cfg(all(test, target_os = "linux", target_arch = "x86_64"))]

@@ -70,11 +70,11 @@ fn walk_from(ip: u64, top: u64, ra: u64) -> (Walk, [u64; 4]) {
 fn a_caller_is_believed_when_it_calls_the_function_we_are_in() {
     let ip = (&raw const marple_walk_in_ours) as u64;
     let (walk, frames) = walk_from(ip, 0, after_call(0));
-    assert_eq!((walk.depth, frames[0], frames[1]), (2, ip, after_call(0) - 1), "{walk:?}");
+    assert_eq!((walk.depth, frames[0], frames[1]), (3, ip, after_call(0) - 1), "{walk:?}");
     assert!(walk.is_inferred);
     let ip = (&raw const marple_walk_in_leaf) as u64;
     let (walk, frames) = walk_from(ip, after_call(1), 0);
-    assert_eq!((walk.depth, frames[1]), (2, after_call(1) - 1), "{walk:?}");
+    assert_eq!((walk.depth, frames[1]), (3, after_call(1) - 1), "{walk:?}");
 }
 
 /// The frame pointer of a function further out leads to such an address: the walk would skip what lies
@@ -85,16 +85,27 @@ fn a_return_address_behind_a_call_of_another_function_is_not_believed() {
         (2, "a function too far below"),
         (3, "a function that has a table, so that it is not what we are in"),
         (4, "a function above"),
-        (5, "nobody knows which function"),
     ] {
         for ip in [(&raw const marple_walk_in_ours), (&raw const marple_walk_in_leaf)] {
             let ra = after_call(call);
             let (walk, frames) = walk_from(ip as u64, ra, ra);
-            assert_eq!((walk.depth, walk.end), (1, End::Broken), "{what}: {frames:x?}");
+            assert_eq!((walk.depth, walk.end), (2, End::Broken), "{what}: {frames:x?}");
             assert!(!walk.is_inferred, "{what}");
         }
     }
+    // A call through a pointer may be of any function; that ours has a frame speaks for it.
+    let ra = after_call(5) + 1;
+    let (walk, _) = walk_from((&raw const marple_walk_in_leaf) as u64, ra, ra);
+    assert_eq!((walk.depth, walk.end), (2, End::Broken), "a function without a frame");
     // A leaf has its caller at the top of the stack, and what is behind the frame pointer is not its.
     let (walk, _) = walk_from((&raw const marple_walk_in_leaf) as u64, 0, after_call(1));
-    assert_eq!((walk.depth, walk.end), (1, End::Broken));
+    assert_eq!((walk.depth, walk.end), (2, End::Broken));
+}
+
+#[test]
+fn a_caller_through_a_pointer_is_believed_where_the_function_sets_the_frame_pointer() {
+    let ip = (&raw const marple_walk_in_ours) as u64;
+    let (walk, frames) = walk_from(ip, 0, after_call(5) + 1);
+    assert_eq!((walk.depth, frames[0], frames[1]), (3, ip, after_call(5)), "{walk:?}");
+    assert!(walk.is_inferred);
 }

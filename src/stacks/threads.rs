@@ -190,7 +190,8 @@ fn blocks(thread: &Thread, signal: i32) -> bool {
 fn remark(thread: &Thread, signals: bool, signal: i32, stack: Option<&Stack>) -> &'static str {
     match stack.map(|stack| stack.end) {
         Some(End::Whole) => "",
-        Some(End::Truncated) => "the outer end is missing: deeper than 128 frames or 256 KiB",
+        Some(End::Truncated) => "the outer end is missing: deeper than 256 KiB",
+        Some(End::TooDeep) => "the outer end is missing: deeper than 4096 frames",
         Some(End::Broken) => "the outer end is missing: code without unwind information",
         Some(End::Elsewhere) => {
             "the outer end is missing: in a signal handler with a stack of its own"

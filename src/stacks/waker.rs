@@ -109,7 +109,7 @@ impl<'a> Capture<'a> {
         // The outermost is the function that polled.
         let frames = match end {
             End::Whole => frames.split_last().map_or(frames, |(_, inner)| inner),
-            End::Truncated | End::Broken | End::Elsewhere => {
+            End::Truncated | End::TooDeep | End::Broken | End::Elsewhere => {
                 seen.broken += 1;
                 frames
             }

@@ -1,6 +1,7 @@
 //! The thread `marple-cpu` and what it keeps.
 
 use std::any::Any;
+use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -22,7 +23,7 @@ use crate::os::copied::Copied;
 use crate::os::own_thread;
 use crate::os::process::cpu_time;
 use crate::os::threads;
-use crate::os::unwind::{End, MAX_FRAMES, Walker};
+use crate::os::unwind::{End, MAX_FRAMES, Outermost, Walker};
 
 /// What the table of a session holds: 3 to 6 MB when it is full.
 const NODES: usize = 64 << 10;
@@ -66,6 +67,8 @@ struct Shared {
 pub(super) struct State {
     pub(super) chosen: Chosen,
     walker: Walker,
+    /// The outermost frames of each thread, for stacks that are deeper than their copies.
+    outermost: HashMap<u32, Outermost>,
     pub(super) roster: Roster,
     pub(super) charges: Charges,
     pub(super) relief: Relief,
@@ -102,6 +105,7 @@ impl Recorder {
         let mut state = State {
             chosen,
             walker,
+            outermost: HashMap::new(),
             roster,
             charges: Charges::default(),
             relief: Relief::default(),
@@ -269,6 +273,7 @@ impl State {
         for &tid in &gone {
             self.charges.close(tid);
             self.chosen.sampler.detach(tid);
+            self.outermost.remove(&tid);
         }
         self.roster.forget(&gone);
         if self.broken.is_none() {
@@ -320,15 +325,16 @@ impl State {
         if self.walker.refresh().unwrap_or(false) || self.images.is_empty() {
             self.images.note();
         }
-        let Self { chosen, walker, roster, copied_frames, lookback, during, .. } = self;
+        let Self { chosen, walker, outermost, roster, copied_frames, lookback, during, .. } = self;
         let (charges, period) = (&mut self.charges, period(self.frequency));
         let mut tally = tally_of(during, lookback);
         let mut take = |copied: &Copied, at: Moment| {
             let frames = &mut copied_frames[..];
-            let Copied { head, stack, whole } = copied;
-            let walk = walker.walk(head.registers, stack, *whole, frames);
+            let head = copied.head;
+            let outermost = outermost.entry(head.tid).or_insert(Outermost::NONE);
+            let walk = walker.walk_joined(copied, frames, outermost);
             let name = roster.name_of(head.tid);
-            let is_short = walk.end == End::Truncated && walk.depth < MAX_FRAMES;
+            let is_short = walk.end == End::Truncated || walk.is_joined;
             if let Some(tally) = &mut tally {
                 let weight = u64::from(head.weight);
                 if !charges.note(head.tid, weight) {
@@ -337,9 +343,12 @@ impl State {
                 match walk.end {
                     End::Whole => {}
                     End::Truncated => tally.short += weight,
+                    End::TooDeep => tally.too_deep += weight,
                     End::Broken => tally.broken += weight,
                     End::Elsewhere => tally.elsewhere += weight,
                 }
+                tally.omitted += if walk.omitted > 0 && !walk.is_joined { weight } else { 0 };
+                tally.joined += if walk.is_joined { weight } else { 0 };
                 tally.inferred += if walk.is_inferred { weight } else { 0 };
                 let frames = frames.get(..walk.depth).unwrap_or_default();
                 let place = tally.add(name, frames, head.weight, walk.end != End::Whole);

@@ -110,7 +110,17 @@ fn remark(profile: &mut Profile, subject: &Subject<'_>, tallies: &[&Tally]) {
     let losses = [
         ("CPU samples that found no room in their ring", sum(|t| t.lost)),
         ("CPU samples counted without a stack: the table of stacks is full", sum(|t| t.unplaced)),
+        (
+            "CPU samples with frames left out in the middle: deeper than 128 frames",
+            sum(|t| t.omitted),
+        ),
+        (
+            "CPU samples deeper than their copy, whose outermost frames are those of an earlier sample, \
+             still in place",
+            sum(|t| t.joined),
+        ),
         ("CPU samples cut at the outer end: the stack is deeper than its copy", sum(|t| t.short)),
+        ("CPU samples cut at the outer end: more than 4096 frames", sum(|t| t.too_deep)),
         ("CPU samples cut where unwind information ends", sum(|t| t.broken)),
         (
             "CPU samples on a signal's alternate stack, cut where the handler began",

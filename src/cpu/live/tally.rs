@@ -44,8 +44,14 @@ pub(super) struct Tally {
     pub(super) lost: u64,
     /// Weight that is counted without a stack, as the table is full.
     pub(super) unplaced: u64,
-    /// Weight of stacks whose copy was too short.
+    /// Weight of stacks whose middle was left out.
+    pub(super) omitted: u64,
+    /// Weight of stacks whose copy was too short, and that have the outer end of an earlier one.
+    pub(super) joined: u64,
+    /// Weight of stacks whose copy was too short, and whose outer end is missing.
     pub(super) short: u64,
+    /// Weight of stacks that have more frames than are walked.
+    pub(super) too_deep: u64,
     /// Weight of stacks at whose end no unwind information led on.
     pub(super) broken: u64,
     /// Weight of stacks that end in a signal handler, whose stack is not that of the code below.
@@ -71,7 +77,10 @@ impl Tally {
             squares: 0,
             lost: 0,
             unplaced: 0,
+            omitted: 0,
+            joined: 0,
             short: 0,
+            too_deep: 0,
             broken: 0,
             elsewhere: 0,
             inferred: 0,

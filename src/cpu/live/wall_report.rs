@@ -8,9 +8,7 @@ use jiff::Timestamp;
 use super::tally::{Count, Tally};
 use super::wall_standing::{Standing, Standings};
 use crate::base::Hertz;
-use crate::model::{
-    Function, FunctionHandle, Line, Mapping, Profile, Sample, StringHandle, ValueType,
-};
+use crate::model::{Mapping, Profile, Sample, ValueType};
 
 const SAMPLES: ValueType = ValueType { name: "samples", unit: "count" };
 const WALL: ValueType = ValueType { name: "wall", unit: "nanoseconds" };
@@ -96,14 +94,7 @@ pub(super) fn profile(
 /// mapped, so `address` is no code's.
 fn named(profile: &mut Profile, address: u64, why: &str) -> Option<crate::model::StackHandle> {
     let frame = profile.frames.intern(address);
-    if profile.frames.get(frame).lines.is_empty() {
-        let name = profile.strings.intern(&format!("[{why}]"));
-        let function = FunctionHandle(u32::try_from(profile.functions.len()).ok()?);
-        profile.functions.push(Function { name, system_name: name, file: StringHandle::EMPTY });
-        if let Some(frame) = profile.frames.iter_mut().nth(frame.index()) {
-            frame.lines.push(Line { function, line: 0 });
-        }
-    }
+    profile.name_frame(frame, &format!("[{why}]"));
     Some(profile.stacks.intern(None, frame))
 }
 

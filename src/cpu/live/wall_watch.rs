@@ -272,12 +272,16 @@ impl Watch {
             };
             let mut frames = [0; MAX_FRAMES];
             let walk = self.walker.walk(registers, &self.stack, false, &mut frames);
-            let is_deep = walk.end == End::Truncated && walk.depth == MAX_FRAMES;
-            if walk.end == End::Whole || is_deep {
+            let is_cut = match walk.end {
+                End::Whole => Some(false),
+                End::TooDeep => Some(true),
+                _ => None,
+            };
+            if let Some(is_cut) = is_cut {
                 let frames = frames.get(..walk.depth).unwrap_or_default();
                 self.counts.from_outside += 1;
-                self.place(thread, at, frames, is_deep, "");
-                self.hold(thread.tid, runs.turns, frames, is_deep);
+                self.place(thread, at, frames, is_cut, "");
+                self.hold(thread.tid, runs.turns, frames, is_cut);
                 return true;
             }
             if walk.end == End::Broken {

@@ -1,0 +1,262 @@
+//! The frames that are kept of a walk: all of a shallow stack, both ends of a deep one.
+//!
+//! ```text
+//! frames   [0 .. len/2)      the innermost
+//!          [len/2 .. len)    a ring of the last ones so far; in the end the outermost, behind a marker
+//! ```
+//!
+//! What an interpreter or a parser does is told by the innermost frames, who called it by the outermost; what lies
+//! between repeats. A stack that cannot be walked to its end still has the outermost frames it had before:
+//! [`Outermost`] remembers those of a thread and where their return addresses lie. As long as these words
+//! are unchanged, and lie above what is in use further in, the frames are there.
+
+use super::unwind::End;
+use crate::model::Marker;
+
+/// Frames that one walk passes at most: some 60 us in the thread that allocates.
+pub(super) const MAX_WALKED: usize = 4096;
+
+/// The outermost frames that are remembered of a thread that walks its own stack: 130 bytes of each thread.
+pub(super) const OF_OWN: usize = 8;
+
+/// The outermost frames that are remembered for copied stacks: a runtime has some 20 below its tasks.
+pub(super) const OF_COPIES: usize = 48;
+
+/// The bytes of a return address, below the caller's stack pointer on x86_64.
+const WORD: u64 = 8;
+
+/// The outermost frames of a thread, as they were at its last whole walk: frame and stack pointer, outermost last.
+#[derive(Clone, Copy, Debug)]
+pub struct Outermost<const N: usize = OF_COPIES> {
+    frames: [(u64, u64); N],
+    length: usize,
+}
+
+impl<const N: usize> Outermost<N> {
+    /// No frames.
+    pub const NONE: Self = Self { frames: [(0, 0); N], length: 0 };
+
+    /// How many of the frames are still there above `from`, and the return address that has taken the place of the one
+    /// further in, if there is one. `read` reads a word of the stack.
+    ///
+    /// On aarch64 none: a return address has no fixed place.
+    fn still_there(
+        &self,
+        from: u64,
+        mut read: impl FnMut(u64) -> Result<u64, ()>,
+    ) -> (&[(u64, u64)], Option<Replaced>) {
+        let known = self.frames.get(..self.length).unwrap_or_default();
+        if cfg!(not(target_arch = "x86_64")) {
+            return (&[], None);
+        }
+        let mut word_of = |&(_, pointer): &(u64, u64)| {
+            let place = pointer.wrapping_sub(WORD);
+            (place >= from).then(|| read(place).ok()).flatten()
+        };
+        let mut is_there = |frame: &&(u64, u64)| word_of(frame) == Some(frame.0.wrapping_add(1));
+        let count = known.iter().rev().take_while(|frame| is_there(frame)).count();
+        let (inner, there) = known.split_at(known.len() - count);
+        let replaced = inner.last().zip(there.first()).and_then(|(further_in, outer)| {
+            let return_address = word_of(further_in)?;
+            Some(Replaced { return_address, pointer: further_in.1, outer: outer.1 })
+        });
+        (there, replaced)
+    }
+}
+
+/// A word where an earlier walk had a return address: another call of the same function, perhaps.
+pub(super) struct Replaced {
+    /// The word.
+    pub(super) return_address: u64,
+    /// The stack pointer of the frame that it would return to.
+    pub(super) pointer: u64,
+    /// The stack pointer of the frame beyond that, which is still there.
+    pub(super) outer: u64,
+}
+
+/// Takes the frames of one walk.
+pub(super) struct Kept<'a, const N: usize> {
+    frames: &'a mut [u64],
+    /// The stack pointers of the frames, as far as there is room.
+    pointers: &'a mut [u64],
+    seen: usize,
+    last: [(u64, u64); N],
+}
+
+impl<'a, const N: usize> Kept<'a, N> {
+    pub(super) fn new(frames: &'a mut [u64], pointers: &'a mut [u64]) -> Self {
+        Self { frames, pointers, seen: 0, last: [(0, 0); N] }
+    }
+
+    /// Takes a frame and its stack pointer; whether it takes more.
+    #[inline]
+    pub(super) fn push(&mut self, frame: u64, pointer: u64) -> bool {
+        if self.seen >= MAX_WALKED {
+            return false;
+        }
+        self.put(frame, pointer);
+        true
+    }
+
+    #[inline]
+    fn put(&mut self, frame: u64, pointer: u64) {
+        let length = self.frames.len();
+        let at = if self.seen < length { self.seen } else { self.wrapped(self.seen) };
+        if let Some(place) = self.frames.get_mut(at) {
+            *place = frame;
+        }
+        if let Some(place) = self.pointers.get_mut(at) {
+            *place = pointer;
+        }
+        if let Some(place) = self.last.get_mut(self.seen % N) {
+            *place = (frame, pointer);
+        }
+        self.seen += 1;
+    }
+
+    /// The place in the ring of the frame of this number.
+    fn wrapped(&self, number: usize) -> usize {
+        let inner = self.frames.len() / 2;
+        let outer = (self.frames.len() - inner).max(1);
+        inner + (number - inner) % outer
+    }
+
+    /// The outermost frames of a walk that came to its end.
+    pub(super) fn outermost(&self) -> Outermost<N> {
+        // The innermost frame was not called from above its own stack pointer.
+        let length = self.seen.saturating_sub(1).min(N);
+        let mut frames = [(0, 0); N];
+        let numbers = self.seen - length..self.seen;
+        for (place, number) in frames.iter_mut().zip(numbers) {
+            *place = self.last.get(number % N).copied().unwrap_or_default();
+        }
+        Outermost { frames, length }
+    }
+
+    /// Adds the frames of an earlier walk that are still there above `from`; whether there are any. `is_frame` says
+    /// whether a frame that has taken the place of one can be what is there.
+    pub(super) fn join(
+        &mut self,
+        earlier: &Outermost<N>,
+        from: u64,
+        read: impl FnMut(u64) -> Result<u64, ()>,
+        is_frame: impl FnOnce(&Replaced) -> bool,
+    ) -> bool {
+        let (outer, replaced) = earlier.still_there(from, read);
+        let Some(&(_, pointer)) = outer.first() else { return false };
+        self.put(Marker::Omitted.address(), pointer);
+        if let Some(replaced) = replaced.filter(is_frame) {
+            self.put(replaced.return_address.wrapping_sub(1), replaced.pointer);
+        }
+        outer.iter().for_each(|&(frame, pointer)| self.put(frame, pointer));
+        true
+    }
+
+    /// Ends the list, with a marker where the outermost frames are missing. Returns how many frames were written, and
+    /// how many were left out between them.
+    pub(super) fn finish(mut self, end: End) -> (usize, usize) {
+        let marker = match end {
+            End::Whole => None,
+            End::Truncated => Some(Marker::DeeperThanCopy),
+            End::TooDeep => Some(Marker::TooManyFrames),
+            End::Broken => Some(Marker::NoUnwindInformation),
+            End::Elsewhere => Some(Marker::OtherStack),
+        };
+        if let Some(marker) = marker {
+            self.put(marker.address(), u64::MAX);
+        }
+        let (seen, length) = (self.seen, self.frames.len());
+        if seen <= length || length == 0 {
+            return (seen.min(length), 0);
+        }
+        let first = self.wrapped(seen);
+        let inner = length / 2;
+        for words in [&mut *self.frames, &mut *self.pointers] {
+            if let Some(ring) = words.get_mut(inner..).filter(|ring| first - inner <= ring.len()) {
+                ring.rotate_left(first - inner);
+            }
+        }
+        if length > 1
+            && let Some(place) = self.frames.get_mut(inner)
+        {
+            *place = Marker::Omitted.address();
+        }
+        (length, seen - length + 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OMITTED: u64 = Marker::Omitted.address();
+    const BROKEN: u64 = Marker::NoUnwindInformation.address();
+
+    fn kept(count: u64, length: usize, end: End) -> (Vec<u64>, usize) {
+        let (mut frames, mut pointers) = (vec![0; length], vec![0; length]);
+        let mut kept = Kept::<8>::new(&mut frames, &mut pointers);
+        assert!((1..=count).all(|frame| kept.push(frame, frame * 10)));
+        let (depth, omitted) = kept.finish(end);
+        for (frame, pointer) in frames.iter().zip(&pointers).take(depth) {
+            if Marker::of(*frame).is_none() {
+                assert_eq!(*pointer, frame * 10);
+            }
+        }
+        frames.truncate(depth);
+        (frames, omitted)
+    }
+
+    #[test]
+    fn both_ends_of_a_deep_stack_are_kept() {
+        assert_eq!(kept(5, 6, End::Whole), (vec![1, 2, 3, 4, 5], 0));
+        assert_eq!(kept(6, 6, End::Whole), (vec![1, 2, 3, 4, 5, 6], 0));
+        assert_eq!(kept(7, 6, End::Whole), (vec![1, 2, 3, OMITTED, 6, 7], 2));
+        assert_eq!(kept(8, 6, End::Whole), (vec![1, 2, 3, OMITTED, 7, 8], 3));
+        assert_eq!(kept(99, 6, End::Whole), (vec![1, 2, 3, OMITTED, 98, 99], 94));
+        assert_eq!(kept(99, 7, End::Whole), (vec![1, 2, 3, OMITTED, 97, 98, 99], 93));
+    }
+
+    #[test]
+    fn a_stack_without_its_outer_end_says_so_there() {
+        assert_eq!(kept(2, 6, End::Broken), (vec![1, 2, BROKEN], 0));
+        assert_eq!(kept(6, 6, End::Broken), (vec![1, 2, 3, OMITTED, 6, BROKEN], 2));
+        assert_eq!(kept(9, 1, End::Broken).0, [BROKEN]);
+        assert_eq!(kept(9, 0, End::Broken).0, [0; 0]);
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn frames_of_an_earlier_walk_are_joined_as_long_as_their_return_addresses_are_there() {
+        let mut frames = [0; 20];
+        let mut whole = Kept::<8>::new(&mut frames, &mut []);
+        assert!((1..=12).all(|frame| whole.push(frame, 1000 + frame * 8)));
+        let earlier = whole.outermost();
+        let joined = |from, changed: u64, is_frame: bool| {
+            let mut frames = [0; 20];
+            let mut short = Kept::<8>::new(&mut frames, &mut []);
+            short.push(77, 1000);
+            let read = |at: u64| Ok(if at == changed { 0 } else { (at - 1000) / 8 + 2 });
+            let has_joined = short.join(&earlier, from, read, |_| is_frame);
+            let (depth, _) = short.finish(if has_joined { End::Whole } else { End::Broken });
+            frames[..depth].to_vec()
+        };
+        assert_eq!(joined(0, 0, true), [77, OMITTED, 5, 6, 7, 8, 9, 10, 11, 12]);
+        assert_eq!(joined(1000 + 8 * 10, 0, true), [77, OMITTED, 11, 12], "the rest is not above");
+        assert_eq!(
+            joined(0, 1000 + 8 * 10, false),
+            [77, OMITTED, 12],
+            "what is further in is another"
+        );
+        let other = 0u64.wrapping_sub(1);
+        assert_eq!(joined(0, 1000 + 8 * 10, true), [77, OMITTED, other, 12], "another call");
+        assert_eq!(joined(0, 1000 + 8 * 11, true), [77, BROKEN]);
+    }
+
+    #[test]
+    fn a_walk_is_bounded() {
+        let mut frames = [0; 4];
+        let mut kept = Kept::<8>::new(&mut frames, &mut []);
+        let taken = (0..1 << 20).take_while(|&frame| kept.push(frame, frame)).count();
+        assert_eq!(taken, MAX_WALKED);
+    }
+}

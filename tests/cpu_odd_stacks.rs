@@ -1,0 +1,214 @@
+//! Stacks that are not the usual ones: deep recursion and generated code, by both engines and in heap profiles. A new
+//! test for another kind of stack goes here.
+#![cfg(all(
+    feature = "cpu",
+    feature = "heap",
+    target_os = "linux",
+    target_env = "gnu",
+    target_arch = "x86_64"
+))]
+#![allow(unsafe_code, reason = "code cannot be generated without")]
+
+mod cpu_support;
+
+use std::alloc::System;
+use std::hint::black_box;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use cpu_support::{cpu_time, engines, names, start, stop, turn};
+use jiff::Timestamp;
+use marple::base::Bytes;
+use marple::model::{Marker, Profile};
+use marple::{heap, symbols};
+use rustix::time::ClockId;
+
+#[global_allocator]
+static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
+
+/// The share of the samples of this thread's `column` whose stacks `counts` is true of.
+fn share(profile: &Profile, column: usize, counts: impl Fn(&[String]) -> bool) -> f64 {
+    let (mut all, mut part) = (0, 0);
+    for sample in &profile.samples {
+        let names = names(profile, sample);
+        // The recorder's own thread is no part of this.
+        if names.iter().any(|name| name.contains("marple::cpu::live")) {
+            continue;
+        }
+        all += sample.values[column];
+        part += if counts(&names) { sample.values[column] } else { 0 };
+    }
+    assert!(all > 0);
+    part as f64 / all as f64
+}
+
+fn burn_here(millis: u64) -> u64 {
+    let end = cpu_time(ClockId::ThreadCPUTime) + Duration::from_millis(millis);
+    let mut sum = 0u64;
+    while cpu_time(ClockId::ThreadCPUTime) < end {
+        (0..5000).for_each(|n| sum = black_box(sum.wrapping_add(n)));
+    }
+    sum
+}
+
+#[inline(never)]
+fn descend(levels: u32) -> u64 {
+    let padding = black_box([u64::from(levels); 16]);
+    black_box(match levels {
+        0 => burn_here(7),
+        _ => descend(levels - 1),
+    }) + padding[3]
+}
+
+#[inline(never)]
+fn shallow() -> u64 {
+    black_box(burn_here(3))
+}
+
+#[inline(never)]
+fn interpret(levels: u32, millis: u64) {
+    let end = cpu_time(ClockId::ThreadCPUTime) + Duration::from_millis(millis);
+    while cpu_time(ClockId::ThreadCPUTime) < end {
+        black_box(descend(levels) + shallow());
+    }
+}
+
+/// Copies hold 32 and 56 KiB: 400 levels fit into the larger, 2000 levels into neither.
+#[test]
+fn a_deep_recursion_is_under_who_began_it() {
+    let _turn = turn();
+    for engine in engines() {
+        for levels in [400, 2000] {
+            let session = start(engine, 250).unwrap();
+            interpret(levels, 1500);
+            let mut profile = stop(session);
+            symbols::name_functions(&mut profile);
+            let told = format!("{engine}, {levels} levels: {:?}", profile.losses);
+            let is_marker = |name: &String| name.starts_with("[truncated");
+            let below =
+                share(&profile, 1, |names| names.iter().any(|n| n.ends_with("::interpret")));
+            let cut = share(&profile, 1, |names| names.last().is_some_and(is_marker));
+            println!("{told}: {below} below, {cut} cut");
+            assert!(below + cut >= 0.97, "{told}: {below} below, {cut} cut");
+            assert!(below >= 0.9, "{told}: {below}");
+            let deep =
+                share(&profile, 1, |names| names.iter().any(|name| name == Marker::Omitted.name()));
+            assert!(deep >= 0.5, "{told}: {deep}");
+        }
+    }
+}
+
+/// push rbp; mov rbp, rsp; mov ecx, 2000000; ten times imul rax, rax; dec ecx; jnz; pop rbp; ret
+const FILTER: [&[u8]; 3] = [
+    &[0x55, 0x48, 0x89, 0xe5, 0xb9, 0x80, 0x84, 0x1e, 0],
+    b"\x48\x0f\xaf\xc0\x48\x0f\xaf\xc0\x48\x0f\xaf\xc0\x48\x0f\xaf\xc0\x48\x0f\xaf\xc0\
+      \x48\x0f\xaf\xc0\x48\x0f\xaf\xc0\x48\x0f\xaf\xc0\x48\x0f\xaf\xc0\x48\x0f\xaf\xc0",
+    &[0xff, 0xc9, 0x75, 0xd4, 0x5d, 0xc3],
+];
+/// As above, without a frame: mov ecx, 2000000; ten times imul rax, rax; dec ecx; jnz; ret
+const FRAMELESS: [&[u8]; 3] =
+    [&[0xb9, 0x80, 0x84, 0x1e, 0], FILTER[1], &[0xff, 0xc9, 0x75, 0xd4, 0xc3]];
+/// push rbp; mov rbp, rsp; call rdi; pop rbp; ret
+const THROUGH: [&[u8]; 1] = [&[0x55, 0x48, 0x89, 0xe5, 0xff, 0xd7, 0x5d, 0xc3]];
+
+fn place(code: &[&[u8]], in_file: bool) -> *const () {
+    let code = code.concat();
+    // SAFETY: a mapping at a place of the kernel's choice, large enough for the code that is copied there.
+    unsafe {
+        let file = if in_file { libc::memfd_create(c"jit".as_ptr(), 0) } else { -1 };
+        let kind = if in_file { libc::MAP_SHARED } else { libc::MAP_PRIVATE | libc::MAP_ANONYMOUS };
+        libc::ftruncate(file, 4096);
+        let page = libc::mmap(std::ptr::null_mut(), 4096, 7, kind, file, 0);
+        assert_ne!(page, libc::MAP_FAILED);
+        std::ptr::copy_nonoverlapping(code.as_ptr(), page.cast(), code.len());
+        page.cast()
+    }
+}
+
+type Filter = extern "C" fn();
+type Through = extern "C" fn(Filter);
+
+#[inline(never)]
+fn run_filter(code: Filter) {
+    black_box((black_box(code)(), ()));
+}
+
+#[inline(never)]
+fn run_callback(code: Through) {
+    black_box((black_box(code)(keep), ()));
+}
+
+const KEPT: usize = 700_001;
+static BLOCKS: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
+
+/// What generated code calls back.
+extern "C" fn keep() {
+    let block = Vec::with_capacity(black_box(KEPT));
+    BLOCKS.lock().unwrap().push(block);
+}
+
+struct Removed(String);
+
+impl Drop for Removed {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+#[test]
+fn generated_code_is_one_row_under_who_called_it() {
+    let _turn = turn();
+    let mapped = place(&FILTER, false);
+    let map = Removed(format!("/tmp/perf-{}.map", std::process::id()));
+    let line = format!("{:x} 1000 rule_17\n", mapped as usize);
+    std::fs::write(&map.0, line).unwrap();
+    for engine in engines() {
+        for (code, row) in [
+            (mapped, "rule_17"),
+            (place(&FILTER, false), "[anonymous code]"),
+            (place(&FILTER, true), "[memfd:jit]"),
+            (place(&FRAMELESS, false), "[anonymous code]"),
+        ] {
+            // SAFETY: the code follows the C calling convention, takes nothing and returns nothing.
+            let code = unsafe { std::mem::transmute::<*const (), Filter>(code) };
+            let session = start(engine, 250).unwrap();
+            let end = cpu_time(ClockId::ThreadCPUTime) + Duration::from_millis(800);
+            while cpu_time(ClockId::ThreadCPUTime) < end {
+                run_filter(code);
+            }
+            let mut profile = stop(session);
+            symbols::name_functions(&mut profile);
+            let told = format!("{engine}, {row}: {:?}", profile.losses);
+            let caller =
+                share(&profile, 1, |names| names.iter().any(|name| name.ends_with("run_filter")));
+            let named = share(&profile, 1, |names| names.first().is_some_and(|name| name == row));
+            println!("{told}: {caller} under its caller, {named} in its row");
+            assert!(caller >= 0.9 && named >= 0.9, "{told}: {caller}, {named}");
+        }
+    }
+}
+
+#[test]
+fn a_block_behind_generated_code_is_under_who_called_that() {
+    let _turn = turn();
+    heap::set_rate(Bytes(1));
+    for in_file in [false, true] {
+        // SAFETY: the code follows the C calling convention, and calls what it is given.
+        let code = unsafe { std::mem::transmute::<*const (), Through>(place(&THROUGH, in_file)) };
+        run_callback(code);
+    }
+    let mut profile = heap::snapshot(Timestamp::now()).unwrap();
+    symbols::name_functions(&mut profile);
+    let mut seen = 0;
+    for sample in &profile.samples {
+        let names = names(&profile, sample);
+        if names.iter().any(|name| name.ends_with("::keep")) && sample.values[3] >= KEPT as i64 {
+            let at = |end: &str| names.iter().position(|name| name.ends_with(end));
+            assert!(at("::run_callback") > at("::keep"), "{names:?}");
+            let code = &names[at("::keep").unwrap() + 1];
+            assert!(["[anonymous code]", "[memfd:jit]"].contains(&code.as_str()), "{names:?}");
+            seen += 1;
+        }
+    }
+    assert!(seen >= 2, "{:?}", profile.losses);
+}
