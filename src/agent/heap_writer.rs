@@ -5,7 +5,7 @@
 //!        ── frames, by address ── symbol tables ─┴─► profile.proto ─► gzip ─► out
 //! ```
 //!
-//! A dump allocates nothing: the room is made and written to once, about 1.2 MiB, because the moment it
+//! A dump allocates nothing: the room is made and written to once, about 1.3 MiB, because the moment it
 //! is for is the one in which no more is to be had. Building the profile first, as is done for the
 //! other kinds, would take some 400 bytes a sample at that moment.
 
@@ -16,8 +16,8 @@ use jiff::Timestamp;
 use crate::base::Error;
 use crate::codec::pprof::{self, FunctionId, Head, Stream};
 use crate::heap::{self, BATCH};
-use crate::model::Mapping;
-use crate::symbols::{Failure, Files, Identity, Unchecked};
+use crate::model::{Mapping, Marker};
+use crate::symbols::{ANONYMOUS, Failure, Files, Generated, Identity, Unchecked, memory_file};
 
 /// What a profile is told about the process, to be read beside its sums.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -35,6 +35,7 @@ pub struct HeapWriter {
     tables: heap::Room,
     stream: pprof::Room,
     files: Files,
+    generated: Generated,
     batch: Vec<(u64, u32)>,
     used: Vec<Used>,
 }
@@ -50,7 +51,7 @@ struct Used {
 }
 
 impl HeapWriter {
-    /// Reserves what a dump takes, about 1.2 MiB, makes sure that it is there, and opens the loaded
+    /// Reserves what a dump takes, about 1.3 MiB, makes sure that it is there, and opens the loaded
     /// files.
     pub fn reserve() -> Self {
         let _excluded = heap::exclude_current_thread();
@@ -62,7 +63,9 @@ impl HeapWriter {
         if let Ok(dump) = tables.begin() {
             files.open(dump.mappings());
         }
-        Self { tables, stream: pprof::Room::reserve(), files, batch, used: Vec::with_capacity(256) }
+        let generated = Generated::reserve(BATCH);
+        let used = Vec::with_capacity(256);
+        Self { tables, stream: pprof::Room::reserve(), files, generated, batch, used }
     }
 
     /// Writes the profile of this moment, which is `now` on the wall, gzip'd, with the names of
@@ -81,7 +84,7 @@ impl HeapWriter {
         process: ProcessMemory,
         out: impl Write,
     ) -> Result<(), Error> {
-        let Self { tables, stream, files, batch, used } = self;
+        let Self { tables, stream, files, generated, batch, used } = self;
         let mut dump = tables.begin().map_err(Error::new)?;
         let head = Head {
             sample_types: &heap::SAMPLE_TYPES,
@@ -101,7 +104,8 @@ impl HeapWriter {
                 let label = sample.size.map(|size| (bytes, size as i64, bytes));
                 out.sample(sample.frames, &sample.values, label)
             })?;
-            let mut locations = Locations { mappings: dump.mappings(), used, files, out: &mut out };
+            let mappings = dump.mappings();
+            let mut locations = Locations { mappings, used, files, generated, out: &mut out };
             let mut after = 0;
             loop {
                 dump.frames_after(after, batch);
@@ -135,6 +139,7 @@ struct Locations<'a, 'r, W: Write> {
     mappings: &'a [Mapping],
     used: &'a mut Vec<Used>,
     files: &'a mut Files,
+    generated: &'a mut Generated,
     out: &'a mut Stream<'r, W>,
 }
 
@@ -155,8 +160,38 @@ impl<W: Write> Locations<'_, '_, W> {
             frames = rest;
             match holder {
                 Some(holder) => self.mapped(holder, group)?,
-                None => self.nameless(None, group)?,
+                None => self.generated(None, group)?,
             }
+        }
+        Ok(())
+    }
+
+    /// Writes frames in no file, or in one that is in memory only.
+    fn generated(&mut self, place: Option<usize>, frames: &[(u64, u32)]) -> io::Result<()> {
+        let code = frames.partition_point(|&(address, _)| Marker::of(address).is_none());
+        let (code, markers) = frames.split_at(code);
+        let Self { mappings, used, generated, out, .. } = self;
+        let mapping = place.and_then(|place| mappings.get(used.get(place)?.mapping));
+        generated.name(
+            code,
+            |&(address, _)| address,
+            |at, name| {
+                let Some(&(address, number)) = code.get(at) else { return Ok(()) };
+                let file = mapping.and_then(|mapping| memory_file(&mapping.path));
+                let name = match (name, file) {
+                    (Some(name), _) => out.text(name)?,
+                    (None, Some(file)) => out.text(file)?,
+                    (None, None) => out.text(ANONYMOUS)?,
+                };
+                let function = out.function(name, name)?;
+                out.location(number, address, place, Some(function))
+            },
+        )?;
+        for &(address, number) in markers {
+            let name = Marker::of(address).map_or(ANONYMOUS, Marker::name);
+            let name = out.text(name)?;
+            let function = out.function(name, name)?;
+            out.location(number, address, None, Some(function))?;
         }
         Ok(())
     }
@@ -174,6 +209,9 @@ impl<W: Write> Locations<'_, '_, W> {
             self.used.push(Used::first(holder));
             self.used.len() - 1
         });
+        if memory_file(&mapping.path).is_some() {
+            return self.generated(Some(place), frames);
+        }
         // "[vdso]" and the like are no files.
         let (mut written, mut named) = (0, true);
         if mapping.path.is_absolute() {

@@ -22,12 +22,16 @@
 //! binary at hand can go further, as `marple symbolize` (feature `cli`) does with `lines`; see
 //! [`Mapping::has_functions`](crate::model::Mapping::has_functions).
 //!
-//! A frame that falls into no symbol keeps no line. Go's pprof shows such a frame as `[libc.so.6]` and
+//! Code in no file has the name that the engine which generated it wrote into `/tmp/perf-PID.map`, or else one name for
+//! all of it, so that it is one row.
+//!
+//! A frame that falls into no symbol of its file keeps no line. Go's pprof shows such a frame as `[libc.so.6]` and
 //! by its address; an invented name would look like a function that can be found. C++ names stay
 //! mangled, in name and system name alike.
 
 mod debug_file;
 mod files;
+mod generated;
 mod image;
 #[cfg(feature = "cli")]
 mod lines;
@@ -38,9 +42,12 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::path::PathBuf;
 
-use crate::model::{Function, FunctionHandle, Line, Profile, StringHandle, StringTable};
+use crate::model::{
+    Frame, FrameHandle, Function, FunctionHandle, Line, Profile, StringHandle, StringTable,
+};
 
 pub use files::{Failure, Files, Identity, Symbol, Unchecked};
+pub use generated::{ANONYMOUS, Generated, memory_file};
 #[cfg(feature = "cli")]
 pub use lines::{Lines, SourceFrame, build_id};
 pub use name::Readable;
@@ -187,6 +194,7 @@ pub fn name_functions(profile: &mut Profile) -> Report {
             }
         }
     }
+    name_generated(profile);
     let mut complete: Vec<Option<bool>> = vec![None; profile.mappings.len()];
     for (frame, function) in profile.frames.iter_mut().zip(named) {
         if let Some(function) = function {
@@ -204,6 +212,43 @@ pub fn name_functions(profile: &mut Profile) -> Report {
     report
 }
 
+/// Names the frames that lie in no file, or in one that is in memory only.
+fn name_generated(profile: &mut Profile) {
+    let file_of = |frame: &Frame| {
+        let mapping = frame.mapping.and_then(|handle| profile.mappings.get(handle.index()));
+        mapping.map(|mapping| mapping.path.as_path())
+    };
+    let mut wanted: Vec<(u64, FrameHandle)> = Vec::new();
+    for (handle, frame) in profile.frames.handles().zip(profile.frames.iter()) {
+        if frame.lines.is_empty() && file_of(frame).is_none_or(|path| memory_file(path).is_some()) {
+            wanted.push((frame.address, handle));
+        }
+    }
+    if wanted.is_empty() {
+        return;
+    }
+    wanted.sort_unstable_by_key(|&(address, _)| address);
+    let mut names: Vec<String> = Vec::with_capacity(wanted.len());
+    let named = Generated::reserve(wanted.len()).name(
+        &wanted,
+        |&(address, _)| address,
+        |place, name| {
+            let frame = wanted.get(place).map(|&(_, handle)| profile.frames.get(handle));
+            let fallback = || {
+                let path = frame.and_then(file_of);
+                let name = path.and_then(memory_file).map(|name| name.to_string());
+                name.unwrap_or_else(|| ANONYMOUS.to_owned())
+            };
+            names.push(name.map_or_else(fallback, str::to_owned));
+            Ok::<(), Infallible>(())
+        },
+    );
+    let Ok(()) = named;
+    for ((_, frame), name) in wanted.into_iter().zip(names) {
+        profile.name_frame(frame, &name);
+    }
+}
+
 /// The frames without lines that lie in a mapped file, sorted by mapping and place.
 fn wanted(profile: &Profile) -> Vec<Wanted> {
     let mut wanted: Vec<Wanted> = profile
@@ -218,11 +263,8 @@ fn wanted(profile: &Profile) -> Vec<Wanted> {
             let inside = (mapping.start..mapping.end).contains(&frame.address);
             let file_offset =
                 (frame.address.checked_sub(mapping.start)?).checked_add(mapping.file_offset)?;
-            (inside && mapping.path.is_absolute()).then_some(Wanted {
-                mapping: handle.index(),
-                file_offset,
-                frame: index,
-            })
+            (inside && mapping.path.is_absolute() && memory_file(&mapping.path).is_none())
+                .then_some(Wanted { mapping: handle.index(), file_offset, frame: index })
         })
         .collect();
     wanted.sort_unstable();

@@ -1,0 +1,228 @@
+//! Names of code that is in no file: what engines generate while they run.
+//!
+//! Engines that generate code write `/tmp/perf-PID.map`, a line for each function: `START SIZE NAME`, both numbers
+//! hexadecimal. It only grows, and of two lines for one address the later is right. The file is anybody's to make, so
+//! it is read only if it belongs to the process's user or to root. Code without a line there is named by what
+//! it lies in, so that it is one row.
+
+use std::fmt;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+/// The name of code that is in no file and has no line in the map.
+pub const ANONYMOUS: &str = "[anonymous code]";
+
+/// The name of code in this file without a line in the map, if it is a file in memory: `[memfd:jit]`.
+pub fn memory_file(path: &Path) -> Option<impl fmt::Display + '_> {
+    let name = path.to_str()?.strip_prefix("/memfd:")?;
+    let name = name.strip_suffix(" (deleted)").unwrap_or(name);
+    Some(fmt::from_fn(move |f| write!(f, "[memfd:{name}]")))
+}
+
+/// Bytes of the map that are read: an engine with 200,000 functions writes some 12 MB.
+const MAX_BYTES: u64 = 32 << 20;
+
+/// Bytes read at once, and no line may be longer.
+const PIECE: usize = 32 << 10;
+
+/// What is shown of a name.
+const MAX_NAME: usize = 512;
+
+/// Reads the map of this process. Allocates only when it is made.
+pub struct Generated {
+    buffer: Vec<u8>,
+    /// For each wanted address: where the name is in the file, and how long it is.
+    names: Vec<Option<(u64, usize)>>,
+}
+
+impl Generated {
+    /// Reserves room for `addresses` at once.
+    pub fn reserve(addresses: usize) -> Self {
+        let mut names = vec![Some((u64::MAX, 0)); addresses];
+        names.clear();
+        Self { buffer: vec![1; PIECE], names }
+    }
+
+    /// Shows the name of each of these addresses, which are sorted, by its place among them; `None` if the map has
+    /// none.
+    ///
+    /// # Errors
+    ///
+    /// Those of `see`.
+    pub fn name<T, E>(
+        &mut self,
+        wanted: &[T],
+        address: impl Fn(&T) -> u64,
+        see: impl FnMut(usize, Option<&str>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        self.name_by(open().as_ref(), wanted, address, see)
+    }
+
+    fn name_by<T, E>(
+        &mut self,
+        map: Option<&File>,
+        wanted: &[T],
+        address: impl Fn(&T) -> u64,
+        mut see: impl FnMut(usize, Option<&str>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        self.names.clear();
+        self.names.resize(wanted.len(), None);
+        if let Some(map) = map {
+            // What could not be read has no names.
+            let _ = self.read(map, wanted, address);
+        }
+        let mut text = [0; MAX_NAME];
+        for (place, known) in self.names.iter().enumerate() {
+            let name = known.zip(map).and_then(|((at, length), map)| {
+                let text = text.get_mut(..length.min(MAX_NAME))?;
+                map.read_exact_at(text, at).ok()?;
+                let end =
+                    std::str::from_utf8(text).map_or_else(|error| error.valid_up_to(), str::len);
+                std::str::from_utf8(text.get(..end)?).ok().filter(|name| !name.is_empty())
+            });
+            see(place, name)?;
+        }
+        Ok(())
+    }
+
+    /// Notes where the names of these addresses are.
+    fn read<T>(&mut self, map: &File, wanted: &[T], address: impl Fn(&T) -> u64) -> io::Result<()> {
+        let (mut at, mut held) = (0u64, 0usize);
+        while at < MAX_BYTES {
+            let room = self.buffer.get_mut(held..).unwrap_or_default();
+            let got = map.read_at(room, at + held as u64)?;
+            let bytes = self.buffer.get(..held + got).unwrap_or_default();
+            let mut done = 0;
+            loop {
+                let rest = bytes.get(done..).unwrap_or_default();
+                let Some(length) = rest.iter().position(|&byte| byte == b'\n') else { break };
+                let line = rest.get(..length).unwrap_or_default();
+                if let Some((code, name)) = parse(line) {
+                    let below = |end| wanted.partition_point(|one| address(one) < end);
+                    let inside = below(code.start)..below(code.end);
+                    let place = (at + (done + name) as u64, line.len() - name);
+                    let slots = self.names.get_mut(inside).unwrap_or_default();
+                    slots.fill(Some(place));
+                }
+                done += length + 1;
+            }
+            // The rest is the beginning of a line, of which the end may not be written yet.
+            if got == 0 {
+                break;
+            }
+            held = bytes.len() - done;
+            at += done as u64;
+            if held == self.buffer.len() {
+                break;
+            }
+            self.buffer.copy_within(done..done + held, 0);
+        }
+        Ok(())
+    }
+}
+
+/// The range of a line's code, and where in the line the name begins.
+fn parse(line: &[u8]) -> Option<(Range<u64>, usize)> {
+    let text = |part: &[u8]| std::str::from_utf8(part).ok().and_then(number);
+    let first = line.iter().position(|&byte| byte == b' ')?;
+    let rest = line.get(first + 1..)?;
+    let second = rest.iter().position(|&byte| byte == b' ')?;
+    let start = text(line.get(..first)?)?;
+    let size = text(rest.get(..second)?)?;
+    Some((start..start.checked_add(size)?, first + second + 2))
+}
+
+fn number(text: &str) -> Option<u64> {
+    u64::from_str_radix(text.strip_prefix("0x").unwrap_or(text), 16).ok()
+}
+
+/// The map of this process, if there is one that is to be trusted.
+fn open() -> Option<File> {
+    // On the stack: a heap profile is written in memory that was reserved before.
+    let mut path = Text::default();
+    let pid = std::process::id();
+    fmt::Write::write_fmt(&mut path, format_args!("/tmp/perf-{pid}.map")).ok()?;
+    let flags = (rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK).bits() as i32;
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path.get()?).ok()?;
+    let about = file.metadata().ok()?;
+    let ours = rustix::process::geteuid().as_raw();
+    let is_trusted = [0, ours].contains(&about.uid()) && about.mode() & 0o002 == 0;
+    (about.is_file() && is_trusted).then_some(file)
+}
+
+#[derive(Default)]
+struct Text {
+    bytes: [u8; 32],
+    length: usize,
+}
+
+impl Text {
+    fn get(&self) -> Option<&str> {
+        std::str::from_utf8(self.bytes.get(..self.length)?).ok()
+    }
+}
+
+impl fmt::Write for Text {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let end = self.length + text.len();
+        let place = self.bytes.get_mut(self.length..end).ok_or(fmt::Error)?;
+        place.copy_from_slice(text.as_bytes());
+        self.length = end;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::io::Write;
+
+    use super::*;
+
+    fn names(text: &[u8], wanted: &[u64]) -> Vec<Option<String>> {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(text).unwrap();
+        let mut names = Vec::new();
+        let see = |place, name: Option<&str>| {
+            assert_eq!(place, names.len());
+            names.push(name.map(str::to_owned));
+            Ok::<(), Infallible>(())
+        };
+        let mut generated = Generated::reserve(4);
+        generated.name_by(Some(&file), wanted, |&address| address, see).unwrap();
+        names
+    }
+
+    #[test]
+    fn a_line_names_the_addresses_in_its_range_and_the_last_of_two_counts() {
+        let text = b"1000 10 first\n0x2000 0x20 a name\nnonsense\n1008 8 later\n1000 100";
+        let found = names(text, &[0xfff, 0x1000, 0x1007, 0x1008, 0x1010, 0x201f, 0x2020]);
+        let found: Vec<_> = found.iter().map(Option::as_deref).collect();
+        let (first, later, other) = (Some("first"), Some("later"), Some("a name"));
+        assert_eq!(found, [None, first, first, later, None, other, None]);
+    }
+
+    #[test]
+    fn a_large_map_is_read_in_pieces_and_a_line_without_end_ends_it() {
+        let mut text: Vec<u8> = (0..5000)
+            .flat_map(|n| format!("{:x} 10 function_{n}\n", n * 16).into_bytes())
+            .collect();
+        let found = names(&text, &[0, 16, 4999 * 16 + 15, 5000 * 16]);
+        let found: Vec<_> = found.iter().map(Option::as_deref).collect();
+        let expected = [Some("function_0"), Some("function_1"), Some("function_4999"), None];
+        assert_eq!(found, expected);
+        text.extend([b'x'; 2 * PIECE]);
+        text.extend(b"\n13880 10 behind\n");
+        assert_eq!(names(&text, &[5000 * 16]), [None]);
+    }
+
+    #[test]
+    fn a_file_in_memory_has_its_name() {
+        let name = |path| memory_file(Path::new(path)).map(|name| name.to_string());
+        assert_eq!(name("/memfd:jit (deleted)").as_deref(), Some("[memfd:jit]"));
+        assert_eq!(name("/lib/libc.so.6"), None);
+    }
+}
