@@ -139,7 +139,7 @@ impl Found {
         if !(self.targets.is_exact() && self.patterns.is_exact() && self.directories.is_exact()) {
             losses.add("targets left out: too many different ones, counts are lower bounds", 1);
         }
-        let limit = super::tasks::descriptor_limit();
+        let limit = super::process::descriptor_limit();
         let patterns = self.patterns.into_rows(ROWS);
         DescriptorDump {
             taken,
