@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use host::{Host, PATIENCE, settings, wait_for};
 use marple::agent::{IncidentEvent, Status};
@@ -48,17 +48,31 @@ fn warning(handle: &AgentHandle, topic: &str) -> Option<String> {
     warnings.into_iter().find(|it| it.topic == topic).map(|it| it.text)
 }
 
-/// Settings of an endpoint that takes as many requests as there are.
-fn unlimited() -> HttpSettings {
-    HttpSettings { max_requests_per_second: 100_000, ..HttpSettings::default() }
+/// Captures one incident after another for as long as `MARPLE_TEST_SECONDS` asks for, three at least. Between
+/// them the agent ticks and its endpoint answers.
+fn works_for_long(host: &Host, url: &str) {
+    let seconds = std::env::var("MARPLE_TEST_SECONDS").ok().and_then(|text| text.parse().ok());
+    let end = Instant::now() + Duration::from_secs(seconds.unwrap_or(0));
+    let mut captures = 0;
+    while captures < 3 || Instant::now() < end {
+        captures += 1;
+        let taken = host.handle().capture([CaptureKind::Heap], SHORT).wait(PATIENCE).unwrap();
+        let manifest = wait_for("the incident to be closed", || {
+            let found = host.incidents().into_iter().find(|(dir, _)| *dir == taken.dir);
+            found.map(|(_, manifest)| manifest).filter(|manifest| manifest.closed.is_some())
+        });
+        assert_eq!(manifest.artifacts.len(), 2);
+        ticks_go_on(&host.handle());
+        assert_eq!(get(&format!("{url}/status")).status, 200);
+    }
+    println!("{captures} captures");
 }
 
 /// Has the process log into a pipe that nobody reads, and fills it.
 fn full_log_pipe() -> PipeReader {
     let (reader, writer) = std::io::pipe().unwrap();
     let fmt = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(Mutex::new(writer));
-    // Not what the client of these tests logs: it would block this test.
-    // At DEBUG each request is a line.
+    // Not what the client of these tests logs: it would block this test. At `INFO` repeated refusals are one line.
     let ours = Targets::new().with_target("marple", LevelFilter::DEBUG);
     tracing_subscriber::registry().with(fmt.with_filter(ours)).init();
     reader
@@ -69,21 +83,20 @@ fn a_log_that_nobody_reads_stops_neither_ticks_nor_endpoint_nor_captures() {
     let test = "a_log_that_nobody_reads_stops_neither_ticks_nor_endpoint_nor_captures";
     alone(test, || {
         let mut log = full_log_pipe();
-        let (mut host, url) = serve(unlimited());
+        let (mut host, url) = serve(HttpSettings::default());
         let handle = host.handle();
         // 64 KiB of pipe, then 1024 events, then losses.
         let lost = || status(&handle).log.dropped > 0;
         wait_for("the queue to be full", || {
             for _ in 0..50 {
-                assert_eq!(get(&format!("{url}/status")).status, 200);
+                assert_eq!(get(&format!("{url}/nowhere")).status, 404);
             }
             lost().then_some(())
         });
         ticks_go_on(&handle);
         let told = warning(&handle, "log").unwrap();
         assert!(told.contains("does not take them"), "{told}");
-        handle.capture([CaptureKind::Heap], SHORT).wait(PATIENCE).unwrap();
-        assert_eq!(host.closed(1)[0].1.artifacts.len(), 2);
+        works_for_long(&host, &url);
         assert_eq!(get(&format!("{url}/status")).json()["log"]["queued"], 1024);
 
         // Somebody reads again: what waited comes, and a line about what did not.
@@ -114,9 +127,11 @@ fn an_agent_ends_in_time_though_nobody_reads_its_log() {
     let test = "an_agent_ends_in_time_though_nobody_reads_its_log";
     alone(test, || {
         let _log = full_log_pipe();
-        let (mut host, url) = serve(unlimited());
+        let (mut host, url) = serve(HttpSettings::default());
         wait_for("the queue to be full", || {
-            let _ = get(&format!("{url}/status"));
+            for _ in 0..50 {
+                let _ = get(&format!("{url}/nowhere"));
+            }
             (status(&host.handle()).log.queued > 100).then_some(())
         });
         // The test would hang if it did not.
@@ -140,12 +155,7 @@ fn a_subscriber_that_panics_costs_its_events_only() {
         tracing_subscriber::registry().with(Panics).init();
         let (host, url) = serve(HttpSettings::default());
         let handle = host.handle();
-        for number in 1..=3 {
-            handle.capture([CaptureKind::Heap], SHORT).wait(PATIENCE).unwrap();
-            assert_eq!(host.closed(number).last().unwrap().1.artifacts.len(), 2);
-        }
-        ticks_go_on(&handle);
-        assert_eq!(get(&format!("{url}/status")).status, 200);
+        works_for_long(&host, &url);
         let told = wait_for("a warning", || warning(&handle, "log"));
         assert!(told.contains("panicked: the layer has no disk"), "{told}");
         let log = status(&handle).log;

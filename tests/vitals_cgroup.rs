@@ -8,6 +8,7 @@ use marple::base::{Bytes, Moment, SystemClock, warnings};
 use marple::model::{AtLimit, Metric};
 use marple::os::cgroup::Cgroup;
 use marple::vitals::{Gauges, Reader, Runtimes};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 struct Host {
     name: &'static str,
@@ -130,6 +131,75 @@ fn limits_are_followed_as_they_change_and_as_we_are_moved() {
         working_set(&cgroup),
         Some(Bytes(3_221_225_472 - 1_073_741_824 - ACTIVE_FILE - SLAB))
     );
+}
+
+/// How many descriptors of this process are files below `root`.
+fn held_below(root: &Path) -> usize {
+    let links = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+    let targets = links.filter_map(|link| std::fs::read_link(link.path()).ok());
+    targets.filter(|target| target.starts_with(root)).count()
+}
+
+#[test]
+fn deeply_nested_cgroups_hold_no_more_descriptors_than_one() {
+    let held = |depth: usize| {
+        let host = tempfile::tempdir().unwrap();
+        copy(&fixture("v2_pod"), host.path());
+        let mut dir = host.path().join("sys/fs/cgroup");
+        let files = ["memory.max", "memory.current", "memory.stat", "cpu.max", "cpu.stat"];
+        let texts = files.map(|file| std::fs::read(dir.join(file)).unwrap_or_default());
+        for _ in 0..depth {
+            dir.push("x");
+            std::fs::create_dir(&dir).unwrap();
+            for (file, text) in files.iter().zip(&texts) {
+                std::fs::write(dir.join(file), text).unwrap();
+            }
+        }
+        let membership = format!("0::/{}\n", vec!["x"; depth].join("/"));
+        std::fs::write(host.path().join("proc/self/cgroup"), membership).unwrap();
+        let mut cgroup = Cgroup::discover(host.path());
+        for _ in 0..3 {
+            cgroup.refresh();
+        }
+        assert_eq!(cgroup.memory_limit().unwrap().value, Bytes::mib(512));
+        held_below(host.path())
+    };
+    let (flat, deep) = (held(1), held(12));
+    assert!(flat > 0, "nothing is held: not measured");
+    assert_eq!(deep, flat);
+}
+
+#[test]
+fn limits_stay_known_while_the_process_has_no_descriptor_left() {
+    const ALONE: &str = "MARPLE_TEST_ALONE";
+    // The limit is the process's: in one of its own.
+    if std::env::var_os(ALONE).is_none() {
+        let test = "limits_stay_known_while_the_process_has_no_descriptor_left";
+        let mut again = std::process::Command::new(std::env::current_exe().unwrap());
+        let output = again.args(["--exact", test]).env(ALONE, "1").output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && text.contains("1 passed"), "{text}");
+        return;
+    }
+    let host = tempfile::tempdir().unwrap();
+    copy(&fixture("v2_nested"), host.path());
+    let mut cgroup = Cgroup::discover(host.path());
+    let known = |cgroup: &Cgroup| {
+        let memory = cgroup.memory_limit().map(|limit| limit.value);
+        (memory, cgroup.cpu_limit().map(|limit| limit.value))
+    };
+    let before = known(&cgroup);
+    assert_eq!(before, (Some(Bytes::gib(1)), Some(1.5)));
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: Some(0), ..limit }).unwrap();
+    assert!(std::fs::File::open("/dev/null").is_err());
+    cgroup.refresh();
+    assert_eq!(known(&cgroup), before);
+    setrlimit(Resource::Nofile, limit).unwrap();
+    let slice = host.path().join("sys/fs/cgroup/shop.slice/shop-eu.slice");
+    std::fs::write(slice.join("cpu.max"), "max 100000\n").unwrap();
+    cgroup.refresh();
+    assert_eq!(known(&cgroup), (Some(Bytes::gib(1)), Some(4.0)));
 }
 
 #[test]

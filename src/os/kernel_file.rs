@@ -4,9 +4,10 @@
 //! all a reading costs: 1.2 to 1.5 us for a counter, no allocation, no path walk. Opening it each
 //! time costs three times that, and fails just when the host has run out of descriptors.
 //!
-//! The descriptors stay open, and so count among the process's own: about ten of them.
+//! The descriptors stay open, and so count among the process's own: about ten of them. Files of which there
+//! may be many, such as those of each level of cgroups, are a [`ReopenedFile`].
 
-use crate::base::spare;
+use crate::base::spare::{self, OpenError as _};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
@@ -27,7 +28,7 @@ impl KernelFile {
     }
 
     /// Opens `path`, or returns why that cannot be done.
-    pub(super) fn try_open(path: &Path) -> Result<Self, Errno> {
+    fn try_open(path: &Path) -> Result<Self, Errno> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
         spare::with(|| open(path, flags, Mode::empty())).map(Self)
     }
@@ -48,6 +49,48 @@ impl KernelFile {
     pub(super) fn read_number(&self) -> Option<u64> {
         let mut buffer = [0; 64];
         number(self.read(&mut buffer)?)
+    }
+}
+
+/// A line of the kernel's that is read seldom: opened for each read, so that it holds no descriptor between them.
+#[derive(Debug)]
+pub(super) struct ReopenedFile {
+    path: PathBuf,
+    text: [u8; LINE],
+    /// Length of the text last read, or `None` if there is none.
+    len: Option<usize>,
+}
+
+/// Room for a [`ReopenedFile`]: two numbers.
+const LINE: usize = 64;
+
+impl ReopenedFile {
+    /// Returns the file at `path`, or `None` if it cannot be opened for another reason than a lack of descriptors.
+    pub(super) fn new(path: PathBuf) -> Option<Self> {
+        Self::try_new(path).ok()
+    }
+
+    /// As [`Self::new`], with the reason.
+    pub(super) fn try_new(path: PathBuf) -> Result<Self, Errno> {
+        match KernelFile::try_open(&path) {
+            Err(error) if !error.is_out_of_descriptors() => Err(error),
+            _ => Ok(Self { path, text: [0; LINE], len: None }),
+        }
+    }
+
+    /// Returns its text. If the process has no descriptor left, that is the text read before.
+    pub(super) fn read(&mut self) -> Option<&[u8]> {
+        match KernelFile::try_open(&self.path) {
+            Ok(file) => self.len = file.read(&mut self.text).map(<[u8]>::len),
+            Err(error) if error.is_out_of_descriptors() => {}
+            Err(_) => self.len = None,
+        }
+        self.text.get(..self.len?)
+    }
+
+    /// Returns the number that is all of it.
+    pub(super) fn read_number(&mut self) -> Option<u64> {
+        number(self.read()?)
     }
 }
 

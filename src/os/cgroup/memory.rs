@@ -9,7 +9,7 @@ use super::place::{Place, Version};
 use super::{ancestors, smallest, value_of};
 use crate::base::Bytes;
 use crate::model::{AtLimit, Limit};
-use crate::os::kernel_file::{BUFFER, KernelFile, under};
+use crate::os::kernel_file::{BUFFER, KernelFile, ReopenedFile, under};
 
 /// From here on a v1 limit is none. Unlimited reads as the highest multiple of the page size below
 /// 2^63 (below 2^64 before Linux 3.19), which is not one number; no machine has an exbibyte.
@@ -59,12 +59,12 @@ struct Wall {
     version: Version,
     dir: PathBuf,
     at_limit: AtLimit,
-    file: KernelFile,
+    file: ReopenedFile,
     source: Arc<str>,
 }
 
 impl Wall {
-    fn read(&self) -> Option<Limit<Bytes>> {
+    fn read(&mut self) -> Option<Limit<Bytes>> {
         let value = self.file.read_number().filter(|&bytes| bytes < UNLIMITED)?;
         // `memory.high = 0` is written to have all that is cold reclaimed at once: nothing is ever below it.
         if value == 0 && self.at_limit == AtLimit::Throttle {
@@ -116,7 +116,7 @@ impl Memory {
     fn add(&mut self, root: &Path, version: Version, dir: &Path, name: &str, at_limit: AtLimit) {
         let path = dir.join(name);
         let source: Arc<str> = path.to_string_lossy().into();
-        match KernelFile::try_open(&under(root, &path)) {
+        match ReopenedFile::try_new(under(root, &path)) {
             Ok(file) => {
                 self.walls.push(Wall { version, dir: dir.to_owned(), at_limit, file, source });
             }
@@ -126,7 +126,7 @@ impl Memory {
     }
 
     pub(super) fn refresh(&mut self, root: &Path) {
-        let Some((index, limit)) = smallest(self.walls.iter().map(Wall::read)) else {
+        let Some((index, limit)) = smallest(self.walls.iter_mut().map(Wall::read)) else {
             self.in_force = None;
             return;
         };
