@@ -7,7 +7,7 @@ mod store;
 mod web;
 
 use std::alloc::System;
-use std::io::{PipeReader, Read};
+use std::io::{PipeReader, Read, Write};
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -68,11 +68,31 @@ fn works_for_long(host: &Host, url: &str) {
     println!("{captures} captures");
 }
 
+/// An endpoint that answers as fast as it is asked.
+fn unpaced() -> HttpSettings {
+    HttpSettings { max_requests_per_second: 10_000, ..HttpSettings::default() }
+}
+
+/// Has the agent log a line for each of a hundred requests, which come over one connection. None is refused: the
+/// lines of refusals are fewer, and refusals wait.
+fn log_requests(url: &str) {
+    let mut client = web::connect(url);
+    let request = "GET /debug/pprof HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let last = request.replace("Host:", "Connection: close\r\nHost:");
+    client.write_all((request.repeat(99) + &last).as_bytes()).unwrap();
+    let mut answers = String::new();
+    client.read_to_string(&mut answers).unwrap();
+    assert_eq!(answers.matches("HTTP/1.1 3").count(), 100, "{answers}");
+}
+
 /// Has the process log into a pipe that nobody reads, and fills it.
 fn full_log_pipe() -> PipeReader {
     let (reader, writer) = std::io::pipe().unwrap();
+    // One page instead of 64 KiB, so that few requests fill it.
+    rustix::pipe::fcntl_setpipe_size(&writer, 4096).unwrap();
     let fmt = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(Mutex::new(writer));
-    // Not what the client of these tests logs: it would block this test. At `INFO` repeated refusals are one line.
+    // Not what the client of these tests logs: it would block this test. At `INFO` requests
+    // that only read are not logged.
     let ours = Targets::new().with_target("marple", LevelFilter::DEBUG);
     tracing_subscriber::registry().with(fmt.with_filter(ours)).init();
     reader
@@ -83,14 +103,12 @@ fn a_log_that_nobody_reads_stops_neither_ticks_nor_endpoint_nor_captures() {
     let test = "a_log_that_nobody_reads_stops_neither_ticks_nor_endpoint_nor_captures";
     alone(test, || {
         let mut log = full_log_pipe();
-        let (mut host, url) = serve(HttpSettings::default());
+        let (mut host, url) = serve(unpaced());
         let handle = host.handle();
-        // 64 KiB of pipe, then 1024 events, then losses.
+        // A page of pipe, then 1024 events, then losses.
         let lost = || status(&handle).log.dropped > 0;
         wait_for("the queue to be full", || {
-            for _ in 0..50 {
-                assert_eq!(get(&format!("{url}/nowhere")).status, 404);
-            }
+            log_requests(&url);
             lost().then_some(())
         });
         ticks_go_on(&handle);
@@ -127,11 +145,9 @@ fn an_agent_ends_in_time_though_nobody_reads_its_log() {
     let test = "an_agent_ends_in_time_though_nobody_reads_its_log";
     alone(test, || {
         let _log = full_log_pipe();
-        let (mut host, url) = serve(HttpSettings::default());
+        let (mut host, url) = serve(unpaced());
         wait_for("the queue to be full", || {
-            for _ in 0..50 {
-                let _ = get(&format!("{url}/nowhere"));
-            }
+            log_requests(&url);
             (status(&host.handle()).log.queued > 100).then_some(())
         });
         // The test would hang if it did not.
