@@ -71,6 +71,7 @@ fn profile(samples: &[(u32, &str, &[u64], u64)]) -> Profile {
         path: path.into(),
         build_id: build_id.into(),
         has_functions: false,
+        file: None,
     };
     profile.attach_mappings(vec![
         mapping(0x10_000, "/srv/orders", "00ff1a2b3c4d5e6f708192a3b4c5d6e7f8091a2b"),

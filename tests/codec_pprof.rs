@@ -40,6 +40,7 @@ fn mapping(start: u64, path: &str, build_id: &str, has_functions: bool) -> Mappi
         path: path.into(),
         build_id: build_id.to_owned(),
         has_functions,
+        file: None,
     }
 }
 

@@ -5,9 +5,10 @@ mod counting;
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 use jiff::Timestamp;
+use marple::base::CodeFile;
 use marple::model::{Mapping, MappingHandle, Profile, ValueType};
 use marple::symbols::{self, Error, Report};
 use object::elf;
@@ -34,6 +35,7 @@ fn mapping_of(address: u64) -> Mapping {
                 path,
                 build_id,
                 has_functions: false,
+                file: None,
             })
         })
         .expect("the address is not mapped from a file")
@@ -196,6 +198,41 @@ fn a_file_of_another_build_gives_no_names() {
 }
 
 #[test]
+fn a_held_file_gives_names_after_it_was_replaced_and_none_after_it_was_written_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let function = address_of(a_function_of_this_binary as fn(u64) -> u64 as *const ());
+    let (mapping, path) = copied(&dir, function, |_| {});
+    let file = Some(Arc::new(CodeFile::open(&path).unwrap()));
+    let held = Mapping { file, ..mapping.clone() };
+    let look = |mapping: &Mapping| {
+        let mut profile = profile_of(&[function], mapping.clone());
+        let report = symbols::name_functions(&mut profile);
+        (names(&profile, &[function]).remove(0), report.problems)
+    };
+    let name = Some("symbols::a_function_of_this_binary".to_owned());
+    let (_, other) = &*SMALL_LIBRARY;
+    let new = dir.path().join("new");
+    fs::write(&new, other).unwrap();
+    fs::rename(&new, &path).unwrap();
+    assert_eq!(look(&held).0, name);
+    assert_eq!(look(&mapping).0, None, "its path leads to another file");
+
+    // The same inode: what was loaded is nowhere any more.
+    let (mapping, path) = copied(&dir, function, |_| {});
+    let file = Some(Arc::new(CodeFile::open(&path).unwrap()));
+    let held = Mapping { file, ..mapping };
+    fs::write(&path, fs::read(&path).unwrap()).unwrap();
+    assert_eq!(look(&held).0, name, "the same content was written again");
+    fs::write(&path, other).unwrap();
+    let (none, problems) = look(&held);
+    assert_eq!(none, None);
+    assert!(matches!(problems[..], [Error::OtherBuild { .. }]), "{problems:?}");
+    let unchecked = Mapping { build_id: String::new(), ..held };
+    let (none, problems) = look(&unchecked);
+    assert!(none.is_none() && problems.len() == 1, "{problems:?}");
+}
+
+#[test]
 fn what_cannot_be_read_is_a_comment_with_its_path() {
     let dir = tempfile::tempdir().unwrap();
     let fifo = dir.path().join("fifo");
@@ -219,6 +256,7 @@ fn what_cannot_be_read_is_a_comment_with_its_path() {
             path: path.clone(),
             build_id: String::new(),
             has_functions: false,
+            file: None,
         };
         let mut profile = profile_of(&[0x1800], mapping);
         let report = symbols::name_functions(&mut profile);
@@ -358,6 +396,7 @@ fn a_file_with_many_long_section_names_takes_little_memory() {
         path,
         build_id: String::new(),
         has_functions: false,
+        file: None,
     };
     let peak = counting::peak(|| {
         let report = name_all(&mapping);

@@ -166,6 +166,7 @@ impl Builder {
             // Never waited for: what it runs is not ours.
             threads.callbacks.prepare(move || announce::call(&announced, callbacks));
         }
+        collect::names::begin();
         collect::heap::read_images();
         let (first, opening) = std_mpsc::sync_channel(1);
         threads.capture.prepare({

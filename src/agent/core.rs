@@ -189,6 +189,7 @@ impl Core {
         let now = self.clock.now();
         self.reader.read_into(now, &mut self.vitals);
         self.counters.ticks += 1;
+        collect::names::tick(&self.vitals);
         collect::heap::tick(&mut self.vitals);
         self.decider.stall =
             self.stuck.tick(&mut self.vitals, collect::stalls::threshold(&self.settings));

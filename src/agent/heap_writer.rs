@@ -222,7 +222,7 @@ impl<W: Write> Locations<'_, '_, W> {
             let (files, out) = (&mut *self.files, &mut *self.out);
             let looked_up = files.look_up(mapping, frames.iter().map(at), |at, symbol| {
                 if let Some(symbol) = symbol.filter(|symbol| symbol.is_new || function.is_none()) {
-                    let name = out.text(symbol.name())?;
+                    let name = out.text(symbol.name)?;
                     let system_name = out.text(symbol.system_name)?;
                     function = Some(out.function(name, system_name)?);
                 }

@@ -1,6 +1,7 @@
 //! What every layer may use and what uses none of them: clocks, units, ids, the public error.
 
 mod clock;
+mod code_file;
 mod error;
 mod forked;
 mod id;
@@ -15,6 +16,7 @@ mod units;
 pub mod warnings;
 
 pub use clock::{Anchor, Clock, ManualClock, Moment, SystemClock};
+pub use code_file::CodeFile;
 pub use error::Error;
 pub(crate) use forked::OfProcess;
 pub use id::IncidentId;

@@ -137,7 +137,7 @@ impl Itimer {
         ));
         let got = add_samples(&mut profile, &report);
         account::tell(&mut profile, cpu_time, self.frequency, got, 0, MISSING);
-        match os::images::loaded() {
+        match os::images::seen() {
             Ok(images) => profile.attach_mappings(images),
             Err(error) => profile.comments.push(format!("addresses without files: {error}")),
         }

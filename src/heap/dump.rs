@@ -52,9 +52,11 @@ pub const PERIOD_TYPE: ValueType = ValueType { name: "space", unit: "bytes" };
 /// the function of the program that wanted the memory; the file itself keeps every frame. Matched
 /// against whole names. With a frame all it calls is dropped, so what runs the program's closures and
 /// iterators is not here (`or_insert_with`, `from_iter`, `extend`); what is here calls back into the program
-/// at the most to clone, hash, compare or format a value.
+/// at the most to clone, hash, compare or format a value. Functions of the program come first in a name of several
+/// (` (or ...)`), so what follows such a function is one of the same kind; Go drops what is in brackets, and leaves the
+/// space.
 pub const DROP_FRAMES: &str = concat!(
-    r"(__rustc.*::)?__(rust|rg)_(alloc|alloc_zeroed|realloc)",
+    r"((__rustc.*::)?__(rust|rg)_(alloc|alloc_zeroed|realloc)",
     r"|<.* as core::alloc::global::GlobalAlloc>::.*",
     r"|<?marple::heap::alloc::Allocator.*",
     r"|<?alloc::(alloc|raw_vec)::.*",
@@ -82,6 +84,7 @@ pub const DROP_FRAMES: &str = concat!(
     r"|(hashbrown|std::collections::hash)::(map::HashMap|set::HashSet)<.*>",
     r"::(with_capacity.*|reserve|insert|entry|replace|shrink_to_fit)",
     r"|hashbrown::(rustc_entry::.*::rustc_entry|raw::RawTable(Inner|<.*>)::.*)",
+    r")( .*)?",
 );
 
 /// The room for a dump. About 330 KiB, all of it written to once, so that it is there.
@@ -119,7 +122,8 @@ impl Room {
         unwind::refresh()?;
         let generation = images::generation();
         if self.read != Some(generation) {
-            self.mappings = images::loaded()?;
+            // Blocks outlive the library that allocated them.
+            self.mappings = images::seen()?;
             self.read = Some(generation);
         }
         Ok(Dump {

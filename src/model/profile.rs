@@ -264,7 +264,15 @@ mod tests {
 
     fn image(path: &str, start: u64, end: u64) -> Mapping {
         let build_id = String::new();
-        Mapping { start, end, file_offset: 0, path: path.into(), build_id, has_functions: false }
+        Mapping {
+            start,
+            end,
+            file_offset: 0,
+            path: path.into(),
+            build_id,
+            has_functions: false,
+            file: None,
+        }
     }
 
     #[test]

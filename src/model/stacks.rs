@@ -5,8 +5,10 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::profile::FunctionHandle;
+use crate::base::CodeFile;
 
 /// A row of a profile's mappings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -35,6 +37,9 @@ pub struct Mapping {
     /// Whether every frame in it has been looked up for a function name. A reader that sees this set
     /// will not symbolize the mapping again.
     pub has_functions: bool,
+    /// The file, open since it was first seen mapped; `None` if it could not be opened then, or in a profile of
+    /// another process.
+    pub file: Option<Arc<CodeFile>>,
 }
 
 /// A source position a frame stands for.

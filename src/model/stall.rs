@@ -47,6 +47,8 @@ pub struct Stall {
     pub suspected: bool,
     /// The function of the service that it was in, as far as symbols tell.
     pub function: Option<String>,
+    /// The library function that this one had called, if it had called one.
+    pub via: Option<String>,
     /// Why that is not known; empty when it is.
     pub remark: &'static str,
 }
@@ -77,7 +79,12 @@ impl fmt::Display for Stall {
             write!(f, " of runtime {runtime}")?;
         }
         match &self.function {
-            Some(function) => write!(f, ", in {function}")?,
+            Some(function) => {
+                write!(f, ", in {function}")?;
+                if let Some(via) = &self.via {
+                    write!(f, " (via {via})")?;
+                }
+            }
             None if self.remark.is_empty() => {}
             None => write!(f, " ({})", self.remark)?,
         }

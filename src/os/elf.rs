@@ -5,15 +5,17 @@
 //! error or too few bytes. What is read is bounded by the limits below, whatever the headers claim.
 
 use std::fmt::Write as _;
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::ops::Range;
+use std::sync::Arc;
 
 use object::LittleEndian;
 use object::elf::{self, FileHeader64, NoteHeader64, ProgramHeader64, SectionHeader64};
 use object::pod::{self, Pod};
 
 use super::images::Segment;
+use super::own_memory;
+use crate::base::CodeFile;
 
 /// Program headers read. Linkers write about a dozen.
 const MAX_SEGMENTS: usize = 1 << 10;
@@ -30,7 +32,9 @@ const MAX_NOTES: u64 = 64 << 10;
 /// The bytes of an ELF file.
 pub(crate) enum Source {
     /// An open file.
-    File(File),
+    File(Arc<CodeFile>),
+    /// The start of the image as it is in memory, up to the end of its first segment: headers and notes.
+    Memory(Range<u64>),
     /// A copy of all bytes, of an image that has no file.
     Copy(Vec<u8>),
 }
@@ -40,6 +44,10 @@ impl Source {
     pub(crate) fn read_exact(&self, into: &mut [u8], offset: u64) -> io::Result<()> {
         match self {
             Self::File(file) => file.read_exact_at(into, offset),
+            Self::Memory(range) => {
+                let read = own_memory::read(range.start.saturating_add(offset), into);
+                if read == into.len() { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+            }
             Self::Copy(bytes) => {
                 let start = usize::try_from(offset).unwrap_or(usize::MAX);
                 let from = bytes.get(start..).and_then(|rest| rest.get(..into.len()));
@@ -51,7 +59,8 @@ impl Source {
 
     fn len(&self) -> io::Result<u64> {
         match self {
-            Self::File(file) => Ok(file.metadata()?.len()),
+            Self::File(file) => file.size(),
+            Self::Memory(range) => Ok(range.end.saturating_sub(range.start)),
             Self::Copy(bytes) => Ok(bytes.len() as u64),
         }
     }

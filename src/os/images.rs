@@ -1,7 +1,8 @@
 //! The files whose code is mapped into the process.
 //!
 //! `/proc/self/maps` is read whole and parsed by hand; what is needed of each file is then read from it by
-//! `pread` (`elf`). Nothing is mapped, and nothing is read from the loader's own mappings: a library may be
+//! `pread` (`elf`), through a descriptor that is held from the first time on (`loaded_files`): a deployment replaces
+//! or removes the files of a running program. Nothing is mapped, and nothing is read from the loader's own mappings: a library may be
 //! unloaded by another thread at any time, and its file may be shortened by another process. `[vdso]`,
 //! which has no file, is copied through `/proc/self/mem` (`own_memory`).
 //!
@@ -10,22 +11,20 @@
 
 #![allow(unsafe_code)]
 
-use crate::base::spare;
 use std::ffi::OsString;
-use std::fs::OpenOptions;
 use std::ops::Range;
 use std::os::unix::ffi::OsStringExt;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::{fs, io};
 
 use super::elf::{ElfFile, Source};
-use super::own_memory;
+use super::{loaded_files, own_memory};
+use crate::base::CodeFile;
 use crate::model::Mapping;
 
 const MAPS: &str = "/proc/self/maps";
-const EXE: &str = "/proc/self/exe";
+pub(super) const EXE: &str = "/proc/self/exe";
 const VDSO: &str = "[vdso]";
 
 /// No vdso is larger; what claims to be is not copied.
@@ -40,28 +39,36 @@ pub enum Error {
 }
 
 /// The files mapped executable, the main executable first, the rest by address. A file that is mapped
-/// executable in two places is there twice. A file that cannot be opened (deleted since, or hidden by
-/// a mount namespace) has an empty build id.
+/// executable in two places is there twice. What identifies a file is what it was when it was first seen here.
 pub fn loaded() -> Result<Vec<Mapping>, Error> {
-    let segments = segments()?;
-    let mut known: Option<(&Segment, String)> = None;
-    let mut mappings = Vec::with_capacity(segments.len());
-    for segment in &segments {
-        let build_id = match &known {
-            Some((last, build_id)) if last.path == segment.path => build_id.clone(),
-            _ => segment.open().map(|file| file.build_id()).unwrap_or_default(),
-        };
-        known = Some((segment, build_id.clone()));
-        mappings.push(Mapping {
-            start: segment.range.start,
-            end: segment.range.end,
-            file_offset: segment.file_offset,
-            path: segment.path.clone(),
-            build_id,
-            has_functions: false,
-        });
+    Ok(segments()?.into_iter().map(Segment::into_mapping).collect())
+}
+
+/// As [`loaded`], and behind them the files that were unloaded since they were first seen, as far as nothing else
+/// has taken their place: for addresses that were sampled at any time before.
+///
+/// # Errors
+///
+/// As [`loaded`].
+pub fn seen() -> Result<Vec<Mapping>, Error> {
+    let mut segments = segments()?;
+    segments.extend(loaded_files::unloaded(&segments));
+    Ok(segments.into_iter().map(Segment::into_mapping).collect())
+}
+
+/// Opens files that were loaded since the last call, and gives descriptors back if the process is short of them.
+/// For the agent's ticks: some microseconds if nothing was loaded or unloaded.
+///
+/// `open` and `limit` are the process's open descriptors and how many it may have, if known. Returns `true` if files
+/// were loaded or unloaded since.
+pub fn refresh(open: Option<u64>, limit: Option<u64>) -> bool {
+    let is_changed = loaded_files::begin_generation(generation());
+    if is_changed {
+        // Without /proc there are no names, which every capture says.
+        let _ = segments();
     }
-    Ok(mappings)
+    loaded_files::keep_within(open, limit);
+    is_changed
 }
 
 /// As [`loaded`], for code at `addresses`: what it gave to the last who asked here, if nothing was loaded or unloaded
@@ -89,33 +96,48 @@ pub fn loaded_at(mut addresses: impl Iterator<Item = u64>) -> Result<Vec<Mapping
 
 /// A number that differs once a library was loaded or unloaded. Takes the loader's lock for an instant:
 /// for the agent's threads, not for an allocating thread or a signal handler.
-#[cfg(target_os = "linux")]
 pub fn generation() -> u64 {
+    let Loads { loaded, unloaded } = loads();
+    loaded.wrapping_add(unloaded)
+}
+
+/// How many files the loader has loaded and unloaded so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Loads {
+    pub(super) loaded: u64,
+    pub(super) unloaded: u64,
+}
+
+#[cfg(target_os = "linux")]
+pub(super) fn loads() -> Loads {
     use std::ffi::{c_int, c_void};
 
     unsafe extern "C" fn first(
         info: *mut libc::dl_phdr_info,
         size: libc::size_t,
-        sum: *mut c_void,
+        loads: *mut c_void,
     ) -> c_int {
         if size >= size_of::<libc::dl_phdr_info>() && !info.is_null() {
             // SAFETY: `info` is the loader's, valid during the call, and `size` says that it has all
-            // the fields; `sum` is the u64 that `generation` passed.
-            unsafe { *sum.cast::<u64>() = (*info).dlpi_adds.wrapping_add((*info).dlpi_subs) };
+            // the fields; `loads` is the value that the caller below passed.
+            unsafe {
+                *loads.cast::<Loads>() =
+                    Loads { loaded: (*info).dlpi_adds, unloaded: (*info).dlpi_subs };
+            }
         }
         1
     }
-    let mut sum = 0u64;
+    let mut loads = Loads::default();
     // SAFETY: `first` has the type the loader calls, does not unwind, and writes through the pointer to
-    // `sum` only during this call.
-    unsafe { libc::dl_iterate_phdr(Some(first), (&raw mut sum).cast()) };
-    sum
+    // `loads` only during this call.
+    unsafe { libc::dl_iterate_phdr(Some(first), (&raw mut loads).cast()) };
+    loads
 }
 
 /// Always the same: what is loaded is not known here, before or after.
 #[cfg(not(target_os = "linux"))]
-pub fn generation() -> u64 {
-    0
+pub(super) fn loads() -> Loads {
+    Loads::default()
 }
 
 /// A stretch of the address space that holds code of a file.
@@ -123,24 +145,59 @@ pub fn generation() -> u64 {
 pub(crate) struct Segment {
     pub(crate) range: Range<u64>,
     pub(crate) file_offset: u64,
-    /// As the kernel names it: a deleted file's path ends in ` (deleted)`.
+    /// As the kernel names it; once it is settled, as it was named when it was first seen.
     pub(crate) path: PathBuf,
-    inode: u64,
-    is_main: bool,
+    /// As the kernel's list has them. On some file systems `stat` gives others.
+    pub(super) device: u64,
+    pub(super) inode: u64,
+    pub(super) is_main: bool,
+    /// Where the start of the file is mapped, which has its headers.
+    pub(super) header: Option<Range<u64>>,
+    pub(super) build_id: String,
+    pub(super) file: Option<Arc<CodeFile>>,
 }
 
-/// The executable segments of `/proc/self/maps`, the main executable's first.
+/// The executable segments of `/proc/self/maps`, the main executable's first, with the files they were first
+/// seen with.
 pub(crate) fn segments() -> Result<Vec<Segment>, Error> {
+    // Before the list: what is unloaded while that is read is found the next time.
+    let loads = loads();
+    let mut segments = listed()?;
+    loaded_files::settle(&mut segments, loads);
+    Ok(segments)
+}
+
+/// As [`segments`], as the kernel lists them: nothing is locked or opened. For an allocating thread of the host.
+pub(crate) fn listed() -> Result<Vec<Segment>, Error> {
     let maps = fs::read(MAPS).map_err(Error::Maps)?;
     let main = fs::read_link(EXE).ok();
-    let lines = maps.split(|&byte| byte == b'\n');
-    let mut segments: Vec<_> = lines.filter_map(|line| parse(line, main.as_deref())).collect();
+    let mut segments = parse(&maps, main.as_deref());
     segments.sort_by_key(|segment| (!segment.is_main, segment.range.start));
     Ok(segments)
 }
 
-/// `7f00-7f08 r-xp 00001000 08:01 1234    /lib/libc.so.6`, if it is executable and has a file.
-fn parse(line: &[u8], main: Option<&Path>) -> Option<Segment> {
+/// The segments of code in the text of `/proc/self/maps`.
+fn parse(maps: &[u8], main: Option<&Path>) -> Vec<Segment> {
+    let mut header: Option<Segment> = None;
+    let mut segments = Vec::new();
+    for line in maps.split(|&byte| byte == b'\n') {
+        let Some((is_code, mut segment)) = parse_line(line, main) else { continue };
+        let is_same = |first: &Segment| {
+            first.device == segment.device && first.inode == segment.inode && segment.inode != 0
+        };
+        if segment.file_offset == 0 {
+            header = Some(segment.clone());
+        }
+        segment.header = header.as_ref().filter(|first| is_same(first)).map(|it| it.range.clone());
+        if is_code {
+            segments.push(segment);
+        }
+    }
+    segments
+}
+
+/// `7f00-7f08 r-xp 00001000 08:01 1234    /lib/libc.so.6`, if it has a file, and whether it is executable.
+fn parse_line(line: &[u8], main: Option<&Path>) -> Option<(bool, Segment)> {
     let mut rest = line;
     let mut field = || {
         let end = rest.iter().position(|&byte| byte == b' ')?;
@@ -148,25 +205,28 @@ fn parse(line: &[u8], main: Option<&Path>) -> Option<Segment> {
         rest = after.trim_ascii_start();
         std::str::from_utf8(field).ok()
     };
+    let hex = |text| u64::from_str_radix(text, 16).ok();
     let (start, end) = field()?.split_once('-')?;
     let permissions = field()?;
     let offset = field()?;
-    let _device = field()?;
+    let (major, minor) = field()?.split_once(':')?;
     let inode = field()?;
-    if permissions.as_bytes().get(2) != Some(&b'x') {
-        return None;
-    }
     let path = PathBuf::from(OsString::from_vec(unescaped(rest)));
     if !path.has_root() && path.as_os_str() != VDSO {
         return None;
     }
-    Some(Segment {
-        range: u64::from_str_radix(start, 16).ok()?..u64::from_str_radix(end, 16).ok()?,
-        file_offset: u64::from_str_radix(offset, 16).ok()?,
+    let segment = Segment {
+        range: hex(start)?..hex(end)?,
+        file_offset: hex(offset)?,
         is_main: main == Some(path.as_path()),
         path,
+        device: hex(major)? << 32 | hex(minor)?,
         inode: inode.parse().ok()?,
-    })
+        header: None,
+        build_id: String::new(),
+        file: None,
+    };
+    Some((permissions.as_bytes().get(2) == Some(&b'x'), segment))
 }
 
 /// The kernel writes a newline in a path as `\012`.
@@ -186,24 +246,47 @@ fn unescaped(path: &[u8]) -> Vec<u8> {
 }
 
 impl Segment {
-    /// Opens the file and reads its headers; `None` if there is none to be had or it is not a plain file
-    /// (opening a device can have effects).
+    /// Whether `other` is the same stretch of the same file, whatever its path has become.
+    pub(super) fn is_same_place(&self, other: &Self) -> bool {
+        self.range == other.range
+            && self.file_offset == other.file_offset
+            && self.device == other.device
+            && self.inode == other.inode
+    }
+
+    /// As [`is_same_place`](Self::is_same_place), and of the same build as far as that is known of both.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        let is_known = !self.build_id.is_empty() && !other.build_id.is_empty();
+        self.is_same_place(other) && (!is_known || self.build_id == other.build_id)
+    }
+
+    fn into_mapping(self) -> Mapping {
+        Mapping {
+            start: self.range.start,
+            end: self.range.end,
+            file_offset: self.file_offset,
+            path: self.path,
+            build_id: self.build_id,
+            has_functions: false,
+            file: self.file,
+        }
+    }
+
+    /// Whether it is the kernel's own, which has no file.
+    pub(super) fn is_vdso(&self) -> bool {
+        self.path.as_os_str() == VDSO
+    }
+
+    /// Opens the file and reads its headers; `None` if there is none to be had or it is not a plain file.
     pub(crate) fn open(&self) -> Option<ElfFile> {
-        if self.path.as_os_str() == VDSO {
+        if self.is_vdso() {
             return self.copy_vdso();
         }
+        if let Some(file) = &self.file {
+            return ElfFile::read(Source::File(Arc::clone(file)));
+        }
         let path = if self.is_main { Path::new(EXE) } else { self.path.as_path() };
-        if !fs::metadata(path).ok()?.is_file() {
-            return None;
-        }
-        // The path may have become a FIFO meanwhile, which would hold the thread until it is written to.
-        let nonblocking = rustix::fs::OFlags::NONBLOCK.bits() as i32;
-        let open = || OpenOptions::new().read(true).custom_flags(nonblocking).open(path);
-        let file = spare::with(open).ok()?;
-        if !file.metadata().ok()?.is_file() {
-            return None;
-        }
-        ElfFile::read(Source::File(file))
+        ElfFile::read(Source::File(Arc::new(CodeFile::open(path).ok()?)))
     }
 
     fn copy_vdso(&self) -> Option<ElfFile> {
@@ -225,12 +308,16 @@ mod tests {
     #[test]
     fn lines_of_maps_read_as_segments() {
         let main = Path::new("/srv/my app");
-        let line = b"55d0a000-55d0b800 r-xp 0001f000 fe:01 4711                      /srv/my app";
-        let segment = parse(line, Some(main)).unwrap();
+        let code = |text: &str, main| parse(text.as_bytes(), main);
+        let text = "55d00000-55d0a000 r--p 00000000 fe:01 4711                      /srv/my app\n\
+                    55d0a000-55d0b800 r-xp 0001f000 fe:01 4711                      /srv/my app\n\
+                    55d0c000-55d0d000 r-xp 00001000 fe:01 4712                      /srv/other";
+        let [segment, other] = &code(text, Some(main))[..] else { panic!() };
         assert_eq!(segment.range, 0x55d0_a000..0x55d0_b800);
         assert_eq!((segment.file_offset, segment.inode), (0x1f000, 4711));
-        assert!(segment.is_main);
-        let newline = parse(br"1000-2000 r-xp 00000000 fe:01 1   /a\012b", None).unwrap();
+        assert_eq!(segment.header, Some(0x55d0_0000..0x55d0_a000));
+        assert!(segment.is_main && !other.is_main && other.header.is_none());
+        let newline = code(r"1000-2000 r-xp 00000000 fe:01 1   /a\012b", None).remove(0);
         assert_eq!(newline.path, Path::new("/a\nb"));
         for other in [
             "1000-2000 rw-p 00000000 fe:01 1   /data",
@@ -240,7 +327,7 @@ mod tests {
             "nonsense",
             "",
         ] {
-            assert_eq!(parse(other.as_bytes(), None), None, "{other}");
+            assert_eq!(code(other, None), [], "{other}");
         }
     }
 

@@ -26,6 +26,7 @@ pub mod images;
 pub mod jemalloc;
 #[cfg(target_os = "linux")]
 mod kernel_file;
+mod loaded_files;
 pub mod memory;
 mod own_memory;
 #[cfg(target_os = "linux")]

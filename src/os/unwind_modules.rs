@@ -109,8 +109,12 @@ impl Modules {
             Reading::Whole => MAX_COPIED,
             Reading::Hasty => MAX_HASTY,
         };
-        for segment in images::segments()? {
-            let known = old.iter().find(|known| known.segment == segment);
+        let segments = match reading {
+            Reading::Whole => images::segments()?,
+            Reading::Hasty => images::listed()?,
+        };
+        for segment in segments {
+            let known = old.iter().find(|known| known.segment.is_same(&segment));
             let known = known.and_then(|known| known.module.clone());
             let module = match known.filter(|module| module.is_whole) {
                 Some(module) => Some(module),

@@ -11,6 +11,7 @@
 //! failed opens for each stripped file.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::image::Image;
 
@@ -22,7 +23,13 @@ pub(super) fn of(stripped: &Image) -> Option<Image> {
     if stripped.has_all_symbols() {
         return None;
     }
-    find(stripped, Image::has_all_symbols)
+    // Found before, and held since: a deployment replaces it together with what it was stripped from.
+    if let Some(file) = stripped.file().debug() {
+        return Image::read(Arc::clone(file), stripped.path()).ok();
+    }
+    let found = find(stripped, Image::has_all_symbols)?;
+    stripped.file().set_debug(Arc::clone(found.file()));
+    Some(found)
 }
 
 /// The file with the DWARF of `stripped`, if it lies where debuggers look.

@@ -4,22 +4,22 @@
 //! that a header claims is compared with a limit first. Only 64-bit and 32-bit ELF of either byte order
 //! is known.
 
-use crate::base::spare;
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write;
-use std::fs::{File, OpenOptions};
+use std::io;
 use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use object::elf;
 use object::endian::Endianness;
 use object::read::elf::{FileHeader, ProgramHeader, SectionHeader};
-use object::read::{ReadCache, ReadRef};
+use object::read::{ReadCache, ReadCacheOps, ReadRef};
 
 use super::Error;
-use super::table::{Table, Wants};
+use super::table::{Aliases, Table, Wants};
+use crate::base::CodeFile;
 
 /// Program headers read; linkers make about a dozen.
 const MAX_SEGMENTS: u32 = 1 << 10;
@@ -57,7 +57,7 @@ struct Segment {
 /// An open ELF file whose headers have been read.
 pub(super) struct Image {
     path: PathBuf,
-    file: File,
+    file: Arc<CodeFile>,
     class: Class,
     endian: Endianness,
     build_id: String,
@@ -78,15 +78,15 @@ pub(super) struct Image {
 impl Image {
     /// Opens the file at `path` and reads its headers.
     pub(super) fn open(path: &Path) -> Result<Self, Error> {
-        let read = |source| Error::Read { path: path.to_owned(), source };
-        // A path that has become a FIFO would otherwise hold the opener until somebody writes.
-        let nonblocking = rustix::fs::OFlags::NONBLOCK.bits() as i32;
-        let mut options = OpenOptions::new();
-        options.read(true).custom_flags(nonblocking);
-        let file = spare::with(|| options.open(path)).map_err(read)?;
-        if !file.metadata().map_err(read)?.is_file() {
-            return Err(Error::NotAFile { path: path.to_owned() });
-        }
+        let file = CodeFile::open(path).map_err(|source| match source.kind() {
+            io::ErrorKind::InvalidInput => Error::NotAFile { path: path.to_owned() },
+            _ => Error::Read { path: path.to_owned(), source },
+        })?;
+        Self::read(Arc::new(file), path)
+    }
+
+    /// Reads the headers of `file`, which was opened at `path`.
+    pub(super) fn read(file: Arc<CodeFile>, path: &Path) -> Result<Self, Error> {
         let mut image = Self {
             path: path.to_owned(),
             file,
@@ -145,6 +145,11 @@ impl Image {
         self.debug_link.as_deref()
     }
 
+    /// The open file.
+    pub(super) fn file(&self) -> &Arc<CodeFile> {
+        &self.file
+    }
+
     /// Where it was opened.
     pub(super) fn path(&self) -> &Path {
         &self.path
@@ -158,11 +163,11 @@ impl Image {
     }
 
     /// Finds the symbols around the addresses of `wants` and calls `see` with the place of each address
-    /// and the offset of its symbol's name.
+    /// and its symbols.
     pub(super) fn symbols_at(
         &self,
         wants: &mut Wants,
-        see: impl FnMut(usize, Option<u32>) -> Result<(), Error>,
+        see: impl FnMut(usize, Option<Aliases>) -> Result<(), Error>,
     ) -> Result<(), Error> {
         match (&self.symbols, self.class) {
             (None, _) => {}
@@ -222,7 +227,9 @@ impl Image {
             path: self.path.clone(),
             reason: "its headers contradict each other or the file's size",
         };
-        let data = ReadCache::new(&self.file);
+        let length =
+            self.file.size().map_err(|source| Error::Read { path: self.path.clone(), source })?;
+        let data = ReadCache::new(Cursor { file: &self.file, at: 0, length });
         let header = Elf::parse(&data).map_err(malformed)?;
         let endian = header.endian().map_err(malformed)?;
         if header.phnum(endian, &data).map_err(malformed)? > MAX_SEGMENTS {
@@ -285,6 +292,36 @@ impl Image {
         }
         (self.endian, self.build_id, self.segments) = (endian, build_id, segments);
         (self.code, self.symbols) = (code, symbols);
+        Ok(())
+    }
+}
+
+/// A file as `object` reads it.
+struct Cursor<'a> {
+    file: &'a CodeFile,
+    at: u64,
+    length: u64,
+}
+
+impl ReadCacheOps for Cursor<'_> {
+    fn len(&mut self) -> Result<u64, ()> {
+        Ok(self.length)
+    }
+
+    fn seek(&mut self, at: u64) -> Result<u64, ()> {
+        self.at = at;
+        Ok(at)
+    }
+
+    fn read(&mut self, into: &mut [u8]) -> Result<usize, ()> {
+        let left = self.length.saturating_sub(self.at).min(into.len() as u64) as usize;
+        self.read_exact(into.get_mut(..left).ok_or(())?)?;
+        Ok(left)
+    }
+
+    fn read_exact(&mut self, into: &mut [u8]) -> Result<(), ()> {
+        self.file.read_exact_at(into, self.at).map_err(|_| ())?;
+        self.at = self.at.saturating_add(into.len() as u64);
         Ok(())
     }
 }

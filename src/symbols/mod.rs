@@ -29,6 +29,7 @@
 //! by its address; an invented name would look like a function that can be found. C++ names stay
 //! mangled, in name and system name alike.
 
+mod aliases;
 mod debug_file;
 mod files;
 mod generated;
@@ -36,21 +37,27 @@ mod image;
 #[cfg(feature = "cli")]
 mod lines;
 mod name;
+mod owner;
 mod table;
 
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::model::{
-    Frame, FrameHandle, Function, FunctionHandle, Line, Profile, StringHandle, StringTable,
+    Frame, FrameHandle, Function, FunctionHandle, Line, Mapping, Profile, StringHandle, StringTable,
 };
 
+use image::Image;
+
+pub use aliases::each_of;
 pub use files::{Failure, Files, Identity, Symbol, Unchecked};
 pub use generated::{ANONYMOUS, Generated, memory_file};
 #[cfg(feature = "cli")]
 pub use lines::{Lines, SourceFrame, build_id};
 pub use name::Readable;
+pub use owner::{OwnFunction, is_application, own_function};
 
 /// Why a mapping got no names, or not all of them.
 #[derive(Debug, thiserror::Error)]
@@ -90,6 +97,12 @@ pub enum Error {
         mapped: String,
         /// The file's build id; empty for none.
         found: String,
+    },
+    /// The file was written to while it was mapped, and has no build ID to check its content by.
+    #[error("{path}: was written to since it was loaded, so function names are not read from it")]
+    Rewritten {
+        /// The file.
+        path: PathBuf,
     },
     /// There are lines for it, but where its code lies in the file they do not tell.
     #[cfg(feature = "cli")]
@@ -172,9 +185,8 @@ pub fn name_functions(profile: &mut Profile) -> Report {
         let looked_up = files.look_up(mapping, offsets, |place, symbol| {
             let Some(symbol) = symbol else { return Ok(()) };
             if symbol.is_new || last.is_none() {
-                let system_name = symbol.system_name;
                 let strings = &mut profile.strings;
-                last = Some(functions.intern(strings, &mut profile.functions, system_name));
+                last = Some(functions.intern(strings, &mut profile.functions, &symbol));
             }
             let frame = frames.get(place).map(|wanted| wanted.frame);
             if let Some(slot) = frame.and_then(|frame| named.get_mut(frame)) {
@@ -249,6 +261,19 @@ fn name_generated(profile: &mut Profile) {
     }
 }
 
+/// Finds the files that keep what was stripped from these, and holds them open together with them.
+///
+/// Costs a few failed opens for each stripped file without one.
+pub fn find_debug_files(mappings: &[Mapping]) {
+    for mapping in mappings {
+        if let Some(file) = mapping.file.as_ref().filter(|file| file.debug().is_none())
+            && let Ok(image) = Image::read(Arc::clone(file), &mapping.path)
+        {
+            let _ = debug_file::of(&image);
+        }
+    }
+}
+
 /// The frames without lines that lie in a mapped file, sorted by mapping and place.
 fn wanted(profile: &Profile) -> Vec<Wanted> {
     let mut wanted: Vec<Wanted> = profile
@@ -271,25 +296,25 @@ fn wanted(profile: &Profile) -> Vec<Wanted> {
     wanted
 }
 
-/// The functions of a profile by system name.
-struct Functions(HashMap<StringHandle, FunctionHandle>);
+/// The functions of a profile by system name and name. Two addresses may share the first and differ in the second,
+/// if other functions were folded into one of them.
+struct Functions(HashMap<(StringHandle, StringHandle), FunctionHandle>);
 
 impl Functions {
     fn of(functions: &[Function]) -> Self {
         let handles = (0..).map(FunctionHandle);
-        Self(functions.iter().map(|known| known.system_name).zip(handles).collect())
+        Self(functions.iter().map(|known| (known.system_name, known.name)).zip(handles).collect())
     }
 
     fn intern(
         &mut self,
         strings: &mut StringTable,
         functions: &mut Vec<Function>,
-        system_name: &str,
+        symbol: &Symbol<'_>,
     ) -> FunctionHandle {
-        let key = strings.intern(system_name);
-        *self.0.entry(key).or_insert_with(|| {
-            let name = strings.intern(&Readable(system_name).to_string());
-            functions.push(Function { name, system_name: key, file: StringHandle::EMPTY });
+        let (system_name, name) = (strings.intern(symbol.system_name), strings.intern(symbol.name));
+        *self.0.entry((system_name, name)).or_insert_with(|| {
+            functions.push(Function { name, system_name, file: StringHandle::EMPTY });
             FunctionHandle(functions.len() as u32 - 1)
         })
     }

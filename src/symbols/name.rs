@@ -4,7 +4,7 @@ use std::fmt::{self, Write};
 
 /// The longest name that is kept, in bytes. Generic code nests to a few hundred; a name made to be
 /// hostile expands to a megabyte.
-const MAX_NAME: usize = 4096;
+pub(super) const MAX_NAME: usize = 4096;
 
 /// A function's name for people: the Rust path behind a mangled name, without its hash; any other name
 /// as it is. Written without allocating.

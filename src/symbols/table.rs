@@ -82,11 +82,59 @@ impl Table {
     }
 }
 
+/// Symbols of one address whose names are kept. Code is folded from two or three functions as a rule, and from dozens of
+/// drop glue; a C function has up to five names.
+pub(super) const MAX_ALIASES: usize = 6;
+
+/// The symbols that begin at one address: places of their names in the string table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Aliases {
+    names: [u32; MAX_ALIASES],
+    /// A bit for each name, set if the symbol is weak.
+    weak: u8,
+    count: u16,
+}
+
+impl Aliases {
+    /// A value that no table has, to fill memory with.
+    pub(super) const UNLIKELY: Self =
+        Self { names: [u32::MAX; MAX_ALIASES], weak: u8::MAX, count: u16::MAX };
+
+    fn of(name: u32, is_weak: bool) -> Self {
+        let mut aliases = Self { names: [0; MAX_ALIASES], weak: 0, count: 0 };
+        aliases.add(name, is_weak);
+        aliases
+    }
+
+    fn add(&mut self, name: u32, is_weak: bool) {
+        if self.names.iter().take(self.count.into()).any(|known| *known == name) {
+            return;
+        }
+        if let Some(place) = self.names.get_mut(usize::from(self.count)) {
+            *place = name;
+            self.weak |= u8::from(is_weak) << self.count;
+        }
+        self.count = self.count.saturating_add(1);
+    }
+
+    /// The kept names, and whether their symbols are weak.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (u32, bool)> {
+        let names = self.names.into_iter().take(self.count.into());
+        let weak = self.weak;
+        names.enumerate().map(move |(place, name)| (name, weak >> place & 1 == 1))
+    }
+
+    /// How many more there are.
+    pub(super) fn beyond(&self) -> usize {
+        usize::from(self.count).saturating_sub(MAX_ALIASES)
+    }
+}
+
 /// A symbol that may be the answer.
 #[derive(Clone, Copy)]
 struct Candidate {
     start: u64,
-    /// Of symbols at the same place, the more public names it better.
+    /// Of loose symbols at the same place, the more public names it better.
     rank: u8,
     name: u32,
 }
@@ -95,6 +143,17 @@ impl Candidate {
     fn beats(&self, other: &Option<Self>) -> bool {
         other.is_none_or(|other| (self.start, self.rank) > (other.start, other.rank))
     }
+
+    fn is_weak(&self) -> bool {
+        self.rank == 1
+    }
+}
+
+/// The sized symbols around an address that begin last.
+#[derive(Clone, Copy)]
+struct Innermost {
+    start: u64,
+    aliases: Aliases,
 }
 
 /// Addresses and the best symbols seen for them. Its vectors keep their room from one use to the next.
@@ -102,8 +161,8 @@ impl Candidate {
 pub(super) struct Wants {
     /// Sorted.
     addresses: Vec<u64>,
-    /// The innermost sized symbol around each address.
-    sized: Vec<Option<Candidate>>,
+    /// The innermost sized symbols around each address.
+    sized: Vec<Option<Innermost>>,
     /// The last loose symbol in front of each address that is not in front of the address before it.
     loose: Vec<Option<Candidate>>,
     /// Likewise where the last sized symbol begins.
@@ -119,7 +178,7 @@ impl Wants {
         let unlikely = Candidate { start: u64::MAX, rank: u8::MAX, name: u32::MAX };
         Self {
             addresses: vec![u64::MAX; most],
-            sized: vec![Some(unlikely); most],
+            sized: vec![Some(Innermost { start: u64::MAX, aliases: Aliases::UNLIKELY }); most],
             loose: vec![Some(unlikely); most],
             begins: vec![u64::MAX; most],
             buffer: vec![u8::MAX; CHUNK],
@@ -194,18 +253,25 @@ impl Wants {
             .take_while(|&(_, &address)| address < end)
         {
             self.steps += 1;
-            if candidate.beats(slot) {
-                *slot = Some(candidate);
+            match slot {
+                Some(known) if known.start > candidate.start => {}
+                Some(known) if known.start == candidate.start => {
+                    known.aliases.add(candidate.name, candidate.is_weak());
+                }
+                _ => {
+                    let aliases = Aliases::of(candidate.name, candidate.is_weak());
+                    *slot = Some(Innermost { start: candidate.start, aliases });
+                }
             }
         }
     }
 
-    /// Calls `see` with the place of each address and the offset of its symbol's name, if it has one.
+    /// Calls `see` with the place of each address and its symbols, if it has any.
     /// `code`: the sections that hold code.
     pub(super) fn names<E>(
         &self,
         code: &[Range<u64>],
-        mut see: impl FnMut(usize, Option<u32>) -> Result<(), E>,
+        mut see: impl FnMut(usize, Option<Aliases>) -> Result<(), E>,
     ) -> Result<(), E> {
         let (mut loose, mut begin) = (None::<Candidate>, 0);
         let seen = self.sized.iter().zip(&self.loose).zip(&self.begins);
@@ -219,7 +285,8 @@ impl Wants {
                     |part: &Range<u64>| part.contains(&address) && part.contains(&loose.start);
                 loose.start > begin && code.iter().any(both)
             });
-            see(at, sized.or(reaching).map(|symbol| symbol.name))?;
+            let reaching = reaching.map(|loose| Aliases::of(loose.name, loose.is_weak()));
+            see(at, sized.map(|sized| sized.aliases).or(reaching))?;
         }
         Ok(())
     }
@@ -233,6 +300,11 @@ mod tests {
 
     /// The names (here: numbers) given to `addresses` by symbols of (start, size, rank, name).
     fn names(addresses: &[u64], symbols: &[(u64, u64, u8, u32)]) -> Vec<Option<u32>> {
+        let first = |aliases: Aliases| aliases.iter().next().unwrap().0;
+        aliases(addresses, symbols).into_iter().map(|found| found.map(first)).collect()
+    }
+
+    fn aliases(addresses: &[u64], symbols: &[(u64, u64, u8, u32)]) -> Vec<Option<Aliases>> {
         let mut wants = Wants::default();
         wants.set(addresses.iter().copied());
         for &(start, size, rank, name) in symbols {
@@ -254,9 +326,23 @@ mod tests {
     }
 
     #[test]
-    fn the_innermost_wins_and_among_equals_the_most_public() {
+    fn the_innermost_win_and_those_that_begin_together_are_all_kept() {
         let table = [(0x100, 0x80, 2, 1), (0x110, 0x10, 0, 2), (0x110, 0x10, 1, 3)];
-        assert_eq!(names(&[0x100, 0x118, 0x130], &table), [Some(1), Some(3), Some(1)]);
+        let found = aliases(&[0x100, 0x118, 0x130], &table);
+        let kept = |place: usize| found[place].unwrap().iter().collect::<Vec<_>>();
+        assert_eq!(kept(0), [(1, false)]);
+        assert_eq!(kept(1), [(2, false), (3, true)]);
+        assert_eq!(kept(2), [(1, false)]);
+    }
+
+    #[test]
+    fn symbols_beyond_the_room_are_counted() {
+        for count in [MAX_ALIASES - 1, MAX_ALIASES, MAX_ALIASES + 1] {
+            let table: Vec<_> = (1..=count as u32).map(|name| (0x110, 0x10, 0, name)).collect();
+            let found = aliases(&[0x118], &table)[0].unwrap();
+            assert_eq!(found.iter().count(), count.min(MAX_ALIASES));
+            assert_eq!(found.beyond(), count - found.iter().count());
+        }
     }
 
     #[test]

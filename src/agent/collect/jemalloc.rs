@@ -65,7 +65,7 @@ fn dump(
     text.seek(SeekFrom::Start(0))?;
     let mut profile = jeheap::read(BufReader::new(text), accumulates, wall)?;
     profile.drop_frames = format!("{}|{}", heap::DROP_FRAMES, heap::jemalloc::DROP_FRAMES);
-    profile.attach_mappings(images::loaded()?);
+    profile.attach_mappings(images::seen()?);
     if let Some(since) = since {
         profile.comments.push(format!(
             "heap: jemalloc sampled nothing before this capture (prof_active:false); what was allocated \

@@ -30,6 +30,7 @@ mod jemalloc;
 #[cfg(all(feature = "heap", not(all(feature = "jemalloc", target_os = "linux"))))]
 #[path = "no_jemalloc.rs"]
 mod jemalloc;
+pub(super) mod names;
 #[cfg(feature = "trace")]
 pub(super) mod stalls;
 #[cfg(feature = "trace")]

@@ -214,12 +214,13 @@ async fn heard(suspicions: &mut Option<Suspicions>) -> Option<Verdict> {
 /// The stall that is suspected, if the thread's stack shows that it holds up a worker.
 fn weigh(suspicion: &Suspicion) -> Option<Found> {
     let anchor = SystemClock.anchor();
-    let (dump, function) = picture(anchor, suspicion.tid).ok()?;
+    let dump = picture(anchor, suspicion.tid).ok()?;
     let row = dump.threads.first()?;
     let names = functions(&dump.profile);
-    if !holds_up(names.iter().map(|(name, _)| *name)) {
+    if !holds_up(names.iter().copied()) {
         return None;
     }
+    let own = symbols::own_function(&names);
     let stall = Stall {
         task: String::new(),
         number: 0,
@@ -231,19 +232,19 @@ fn weigh(suspicion: &Suspicion) -> Option<Found> {
         lasted: suspicion.lasted,
         running: true,
         suspected: true,
-        remark: if function.is_none() { row.remark } else { "" },
-        function,
+        remark: if own.is_none() { row.remark } else { "" },
+        function: own.map(|own| own.name.to_owned()),
+        via: own.and_then(|own| own.via).map(str::to_owned),
     };
     Some(Found { stall, dump: Some(Box::new(dump)) })
 }
 
-/// A thread as it is, with the names of its functions and the one that is the service's.
-fn picture(anchor: Anchor, tid: u32) -> Result<(ThreadDump, Option<String>), Failure> {
+/// A thread as it is, with the names of its functions.
+fn picture(anchor: Anchor, tid: u32) -> Result<ThreadDump, Failure> {
     fence(|| {
         let mut dump = threads::dump_one(&SystemClock, anchor, tid)?;
         symbols::name_functions(&mut dump.profile);
-        let function = service_function(&dump.profile);
-        Ok((dump, function))
+        Ok(dump)
     })
 }
 
@@ -265,14 +266,16 @@ fn examine(mut poll: Overlong, signals: bool) -> Found {
             Err(_) => remark = "no stack: its thread could not be asked",
         }
     }
-    let mut function = None;
+    let (mut function, mut via) = (None, None);
     if let Some(dump) = &mut dump {
         let _ = fence(|| {
             symbols::name_functions(&mut dump.profile);
             Ok(())
         });
-        let stack = dump.threads.first().and_then(|row| row.stack);
-        function = stack.and_then(|_| service_function(&dump.profile));
+        if let Some(own) = symbols::own_function(&functions(&dump.profile)) {
+            function = Some(own.name.to_owned());
+            via = own.via.map(str::to_owned);
+        }
         if function.is_none() {
             remark = dump.threads.first().map_or("", |row| row.remark);
         }
@@ -289,52 +292,21 @@ fn examine(mut poll: Overlong, signals: bool) -> Found {
         running: poll.running,
         suspected: false,
         function,
+        via,
         remark,
     };
     Found { stall, dump }
 }
 
-/// The innermost function that is the service's own, else the innermost with a name.
-fn service_function(profile: &Profile) -> Option<String> {
-    let functions = functions(profile);
-    let own = functions.iter().find(|(name, is_own)| *is_own && !is_library(name));
-    own.or(functions.first()).map(|(name, _)| (*name).to_owned())
-}
-
-/// The functions of a profile of one stack, innermost first, and whether they are the executable's.
-fn functions(profile: &Profile) -> Vec<(&str, bool)> {
+/// The functions of a profile of one stack, innermost first.
+fn functions(profile: &Profile) -> Vec<&str> {
     let Some(stack) = profile.samples.first().and_then(|sample| sample.stack) else {
         return Vec::new();
     };
     let frames = profile.stacks.frames(Some(stack)).map(|frame| profile.frames.get(frame));
     let named = frames.filter_map(|frame| {
         let function = profile.functions.get(frame.lines.first()?.function.index())?;
-        let is_own = frame.mapping.is_some_and(|file| file.index() == 0);
-        Some((profile.strings.get(function.name), is_own))
+        Some(profile.strings.get(function.name))
     });
     named.collect()
-}
-
-fn is_library(name: &str) -> bool {
-    let path = name.trim_start_matches(['<', '&']);
-    let known = ["std::", "core::", "alloc::", "tokio::", "rustix::", "libc::", "marple::", "__"];
-    known.iter().any(|known| path.starts_with(known)) || !name.contains("::")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn libraries_are_told_from_the_service() {
-        for (name, library) in [
-            ("std::thread::sleep", true),
-            ("<core::pin::Pin<P> as Future>::poll", true),
-            ("nanosleep", true),
-            ("orders::disk::wait", false),
-            ("<orders::Disk as tokio::io::AsyncRead>::poll_read", false),
-        ] {
-            assert_eq!(is_library(name), library, "{name}");
-        }
-    }
 }

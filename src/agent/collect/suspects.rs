@@ -347,7 +347,12 @@ fn poll_in(mut role: impl FnMut(usize) -> Option<Role>, depth: usize) -> Option<
     Some(None)
 }
 
+/// The role of a function, or of the first that has one of those that were folded into one.
 fn role(name: &str) -> Role {
+    symbols::each_of(name).map(role_of).find(|role| *role != Role::Other).unwrap_or(Role::Other)
+}
+
+fn role_of(name: &str) -> Role {
     const WORKER: &str = "tokio::runtime::scheduler::multi_thread::worker::";
     // The first jumps to the second where the compiler optimizes.
     const POLLS: [&str; 2] =

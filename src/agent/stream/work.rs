@@ -358,7 +358,7 @@ fn symbolize(addresses: &[u64], anchor: Anchor) -> Result<Vec<u8>, Failure> {
     let none = ValueType { name: "address", unit: "count" };
     let mut profile = Profile::new(&[none], none, 1, anchor.wall);
     let frames: Vec<_> = addresses.iter().map(|&address| profile.frames.intern(address)).collect();
-    profile.attach_mappings(os::images::loaded()?);
+    profile.attach_mappings(os::images::seen()?);
     symbols::name_functions(&mut profile);
     // Readers ask this number only whether it is 0.
     let mut out = Bounded { most: MOST_NAMES, ..Bounded::default() };

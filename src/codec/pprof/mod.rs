@@ -160,7 +160,7 @@ fn write_mappings<W: Write>(
 ) -> io::Result<()> {
     let found = Found::in_mappings(profile);
     for (index, (mapping, found)) in profile.mappings.iter().zip(found).enumerate() {
-        let Mapping { start, end, file_offset, path, build_id, has_functions } = mapping;
+        let Mapping { start, end, file_offset, path, build_id, has_functions, .. } = mapping;
         let mapping = proto::Mapping {
             id: id(index),
             memory_start: *start,

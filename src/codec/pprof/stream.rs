@@ -163,7 +163,7 @@ impl<'a, W: Write> Stream<'a, W> {
 
     /// A mapping. Readers take the first for the main executable.
     pub fn mapping(&mut self, place: usize, mapping: &Mapping, named: bool) -> io::Result<()> {
-        let Mapping { start, end, file_offset, path, build_id, has_functions: _ } = mapping;
+        let Mapping { start, end, file_offset, path, build_id, has_functions: _, .. } = mapping;
         let (path, build_id) = (self.text(path.display())?, self.text(build_id)?);
         self.message(
             3,

@@ -1,0 +1,250 @@
+//! An open file of loaded code.
+
+use std::fs::{self, File, Metadata, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::process;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use super::spare;
+
+/// A file of code that stays readable after its path is removed or leads to another file.
+///
+/// A deployment replaces or removes the files of a running program. The descriptor still reads the original.
+/// Descriptors are a scarce quota, so [`release`](Self::release) gives this one back: the file is then opened
+/// for each read, as long as its path still leads to it.
+#[derive(Debug)]
+pub struct CodeFile {
+    path: PathBuf,
+    stamp: Stamp,
+    held: Mutex<Option<Arc<Descriptor>>>,
+    /// The file that has the symbols which were stripped from this one.
+    debug: OnceLock<Arc<CodeFile>>,
+}
+
+/// What tells a file from another, and its content from a later one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stamp {
+    device: u64,
+    inode: u64,
+    size: u64,
+    /// Modification time in seconds and nanoseconds.
+    modified: [i64; 2],
+}
+
+impl Stamp {
+    fn of(file: &Metadata) -> Self {
+        let modified = [file.mtime(), file.mtime_nsec()];
+        Self { device: file.dev(), inode: file.ino(), size: file.len(), modified }
+    }
+}
+
+/// A descriptor that is closed only if it is still this process's and still leads to the same file.
+///
+/// A program that turns into a daemon closes all descriptors it knows nothing of, and their numbers go to files of its
+/// own. Those must be neither read nor closed here.
+#[derive(Debug)]
+struct Descriptor {
+    file: Option<File>,
+    stamp: Stamp,
+    pid: u32,
+}
+
+impl Descriptor {
+    fn get(&self) -> Option<&File> {
+        let file = self.file.as_ref().filter(|_| self.pid == process::id())?;
+        let now = Stamp::of(&file.metadata().ok()?);
+        (now.device == self.stamp.device && now.inode == self.stamp.inode).then_some(file)
+    }
+}
+
+impl Drop for Descriptor {
+    fn drop(&mut self) {
+        if self.get().is_none() {
+            std::mem::forget(self.file.take());
+        }
+    }
+}
+
+/// Two values are equal if they are the same file with the same content.
+impl PartialEq for CodeFile {
+    fn eq(&self, other: &Self) -> bool {
+        self.stamp == other.stamp
+    }
+}
+
+impl Eq for CodeFile {}
+
+impl CodeFile {
+    /// Opens the file at `path` and holds it.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be opened, or is not a regular file ([`io::ErrorKind::InvalidInput`]).
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let opened = open(path)?;
+        Ok(Self {
+            path: path.to_owned(),
+            stamp: opened.stamp,
+            held: Mutex::new(Some(Arc::new(opened))),
+            debug: OnceLock::new(),
+        })
+    }
+
+    /// The inode number.
+    pub fn inode(&self) -> u64 {
+        self.stamp.inode
+    }
+
+    /// Returns `true` if a descriptor is held.
+    pub fn is_held(&self) -> bool {
+        self.lock().as_ref().is_some_and(|held| held.get().is_some())
+    }
+
+    /// Opens the file again if it was released and its path still leads to it.
+    pub fn hold(&self) {
+        if !self.is_held()
+            && let Ok(opened) = self.reopen()
+        {
+            let old = self.lock().replace(opened);
+            drop(old);
+        }
+        if let Some(debug) = self.debug.get() {
+            debug.hold();
+        }
+    }
+
+    /// Closes the descriptor, and that of the file with the stripped symbols.
+    pub fn release(&self) {
+        let held = self.lock().take();
+        drop(held);
+        if let Some(debug) = self.debug.get() {
+            debug.release();
+        }
+    }
+
+    /// The number of descriptors held.
+    pub fn descriptors(&self) -> u64 {
+        u64::from(self.is_held()) + self.debug.get().map_or(0, |debug| debug.descriptors())
+    }
+
+    /// Fills `into` from `offset` on.
+    ///
+    /// # Errors
+    ///
+    /// If the file ends before, or its descriptor was released and its path leads elsewhere.
+    pub fn read_exact_at(&self, into: &mut [u8], offset: u64) -> io::Result<()> {
+        self.with(|file| file.read_exact_at(into, offset))
+    }
+
+    /// The size in bytes now.
+    ///
+    /// # Errors
+    ///
+    /// As [`read_exact_at`](Self::read_exact_at).
+    pub fn size(&self) -> io::Result<u64> {
+        self.with(|file| Ok(file.metadata()?.len()))
+    }
+
+    /// Returns `true` if the file was written to since it was opened.
+    pub fn is_rewritten(&self) -> bool {
+        let now = self.with(File::metadata);
+        now.is_ok_and(|now| Stamp::of(&now) != self.stamp)
+    }
+
+    /// The file that has the symbols which were stripped from this one, if it was found before.
+    pub fn debug(&self) -> Option<&Arc<CodeFile>> {
+        self.debug.get()
+    }
+
+    /// Keeps `debug` as the file with the stripped symbols.
+    pub fn set_debug(&self, debug: Arc<CodeFile>) {
+        let _ = self.debug.set(debug);
+    }
+
+    fn with<T>(&self, read: impl FnOnce(&File) -> io::Result<T>) -> io::Result<T> {
+        let held = self.lock().clone();
+        if let Some(file) = held.as_ref().and_then(|held| held.get()) {
+            return read(file);
+        }
+        let opened = self.reopen()?;
+        read(opened.get().ok_or(io::ErrorKind::NotFound)?)
+    }
+
+    fn reopen(&self) -> io::Result<Arc<Descriptor>> {
+        let opened = open(&self.path)?;
+        if opened.stamp == self.stamp {
+            return Ok(Arc::new(opened));
+        }
+        Err(io::Error::new(
+            io::ErrorKind::NotFound,
+            "the file was replaced after its descriptor was given back; raise RLIMIT_NOFILE",
+        ))
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Arc<Descriptor>>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Opens a regular file. Anything else is refused before it is opened, since opening a device can have effects.
+fn open(path: &Path) -> io::Result<Descriptor> {
+    let refused = || io::Error::new(io::ErrorKind::InvalidInput, "not a regular file");
+    if !fs::metadata(path)?.is_file() {
+        return Err(refused());
+    }
+    // The path may have become a FIFO meanwhile, which would block until it is written to.
+    let nonblocking = rustix::fs::OFlags::NONBLOCK.bits() as i32;
+    let mut options = OpenOptions::new();
+    options.read(true).custom_flags(nonblocking);
+    let file = spare::with(|| options.open(path))?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Err(refused());
+    }
+    let (stamp, pid) = (Stamp::of(&metadata), process::id());
+    Ok(Descriptor { file: Some(file), stamp, pid })
+}
+
+#[cfg(all(test, not(miri)))]
+mod tests {
+    use super::*;
+
+    fn start_of(file: &CodeFile) -> io::Result<[u8; 3]> {
+        let mut start = [0; 3];
+        file.read_exact_at(&mut start, 0).map(|()| start)
+    }
+
+    #[test]
+    fn a_held_file_is_read_after_it_was_replaced_and_a_released_one_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, fresh) = (dir.path().join("app"), dir.path().join("new"));
+        fs::write(&path, "old").unwrap();
+        let file = CodeFile::open(&path).unwrap();
+        file.release();
+        assert_eq!((start_of(&file).unwrap(), file.descriptors()), (*b"old", 0));
+        file.hold();
+        fs::write(&fresh, "new").unwrap();
+        fs::rename(&fresh, &path).unwrap();
+        assert_eq!((start_of(&file).unwrap(), file.descriptors()), (*b"old", 1));
+        assert!(!file.is_rewritten());
+        file.release();
+        assert!(start_of(&file).unwrap_err().to_string().contains("replaced"));
+        file.hold();
+        assert!(!file.is_held(), "the path leads to another file");
+    }
+
+    #[test]
+    fn writing_to_the_file_is_noticed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("app");
+        fs::write(&path, "old").unwrap();
+        let file = CodeFile::open(&path).unwrap();
+        assert!(!file.is_rewritten());
+        fs::write(&path, "other").unwrap();
+        assert!(file.is_rewritten());
+        assert_ne!(file, CodeFile::open(&path).unwrap());
+        assert!(CodeFile::open(dir.path()).is_err());
+    }
+}

@@ -1,0 +1,283 @@
+//! The files of loaded code, as they were when they were first seen.
+//!
+//! A deployment replaces or removes the files of a running program and its libraries. What identifies the code at an
+//! address is therefore settled once: the build ID is read from the mapped image itself, and a descriptor of the file
+//! is held. Later its path may lead anywhere.
+//!
+//! ```text
+//! program    /proc/self/exe        the original, whatever became of its path
+//! library    its path              if the file has the build ID of the mapped image
+//!            /proc/self/map_files  else; needs CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN
+//! ```
+//!
+//! A library that was unloaded keeps its entry until something else is mapped in its place: there are samples in it.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError, Weak};
+
+use super::elf::{ElfFile, Source};
+use super::images::{EXE, Loads, Segment};
+use super::process::descriptor_limit;
+use crate::base::{CodeFile, warnings};
+
+/// Files held open. A service has about ten; of a program that loads more, the rest is opened for each read, as long
+/// as its path leads to it.
+const MAX_HELD: u64 = 64;
+
+/// Segments of unloaded files that are remembered: a host that loads another file each time stays bounded.
+const MAX_UNLOADED: usize = 1024;
+
+/// The part of the descriptor limit that is held at most, and the part that is never touched: as in `quota`.
+const SHARE: u64 = 8;
+
+/// What the kernel appends to the path of a file that has none any more.
+const DELETED: &[u8] = b" (deleted)";
+
+const TOPIC: &str = "symbols.descriptors";
+
+static REGISTRY: Mutex<Registry> = Mutex::new(Registry::new());
+
+/// The process that used [`REGISTRY`] last.
+static USER: AtomicU32 = AtomicU32::new(0);
+
+/// Calls `use_registry`, or returns `None` in a forked child that has inherited the lock of another thread.
+fn with<T>(use_registry: impl FnOnce(&mut Registry) -> T) -> Option<T> {
+    let mut registry = match REGISTRY.try_lock() {
+        Ok(registry) => registry,
+        Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+        Err(TryLockError::WouldBlock) if USER.load(Ordering::Relaxed) != process::id() => {
+            return None;
+        }
+        Err(TryLockError::WouldBlock) => REGISTRY.lock().unwrap_or_else(PoisonError::into_inner),
+    };
+    USER.store(process::id(), Ordering::Relaxed);
+    Some(use_registry(&mut registry))
+}
+
+/// Gives each of these segments, which are all there are, the file and the build ID it was first seen with.
+pub(super) fn settle(segments: &mut [Segment], loads: Loads) {
+    with(|registry| registry.settle(segments, loads));
+}
+
+/// The segments of unloaded files that overlap none of `loaded`.
+pub(super) fn unloaded(loaded: &[Segment]) -> Vec<Segment> {
+    let unloaded = |registry: &mut Registry| {
+        let known = registry.known.iter().filter(|known| !known.is_loaded);
+        known.map(|known| known.segment.clone()).collect::<Vec<_>>()
+    };
+    let mut unloaded = with(unloaded).unwrap_or_default();
+    unloaded.retain(|old| !loaded.iter().any(|segment| overlap(old, segment)));
+    unloaded
+}
+
+/// Whether `generation` is another than that of the last call.
+pub(super) fn begin_generation(generation: u64) -> bool {
+    with(|registry| registry.generation.replace(generation) != Some(generation)).unwrap_or(false)
+}
+
+/// Holds no more descriptors than a process that has `open` of `limit` can do without.
+pub(super) fn keep_within(open: Option<u64>, limit: Option<u64>) {
+    let short = with(|registry| {
+        let own = registry.descriptors();
+        registry.allowed = allowed(open.unwrap_or(own), limit, own);
+        registry.balance()
+    });
+    match (short, limit) {
+        (Some(files @ 1..), Some(limit)) => warnings::set(
+            TOPIC,
+            format!(
+                "function names of {files} loaded files will be missing once a deployment replaces them: their \
+                 descriptors are not held, because the process is short of them (RLIMIT_NOFILE {limit}); raise \
+                 the limit"
+            ),
+        ),
+        _ => warnings::clear(TOPIC),
+    }
+}
+
+/// An eighth of the limit, and none of its last quarter.
+fn allowed(open: u64, limit: Option<u64>, own: u64) -> u64 {
+    let Some(limit) = limit else { return MAX_HELD };
+    let others = open.saturating_sub(own);
+    (limit / SHARE).min((limit / 4 * 3).saturating_sub(others)).min(MAX_HELD)
+}
+
+fn overlap(a: &Segment, b: &Segment) -> bool {
+    a.range.start < b.range.end && b.range.start < a.range.end
+}
+
+struct Registry {
+    /// Loaded ones in the order of the last list, then unloaded ones, the latest first.
+    known: Vec<Known>,
+    /// Files that have left the table, which profiles in the making may still refer to.
+    retired: Vec<Weak<CodeFile>>,
+    loads: Loads,
+    generation: Option<u64>,
+    /// Descriptors that may be held.
+    allowed: u64,
+    /// Whether `allowed` was asked of the process.
+    is_counted: bool,
+}
+
+struct Known {
+    segment: Segment,
+    is_loaded: bool,
+}
+
+impl Registry {
+    const fn new() -> Self {
+        Self {
+            known: Vec::new(),
+            retired: Vec::new(),
+            loads: Loads { loaded: 0, unloaded: 0 },
+            generation: None,
+            allowed: MAX_HELD,
+            is_counted: false,
+        }
+    }
+
+    fn settle(&mut self, segments: &mut [Segment], loads: Loads) {
+        if !self.is_counted {
+            // How many descriptors are open is known at the first tick.
+            self.allowed = allowed(0, descriptor_limit(), 0);
+            self.is_counted = true;
+        }
+        // If nothing was unloaded, a file that was written to is still the one that was loaded, with another
+        // content: what is known of it stays, and reading names from it fails.
+        let may_be_another = loads.unloaded != self.loads.unloaded;
+        self.loads = loads;
+        let mut old = std::mem::take(&mut self.known);
+        for segment in segments.iter_mut() {
+            let place = old.iter().position(|known| known.segment.is_same_place(segment));
+            let known = place.map(|place| old.remove(place));
+            let (known, another) = match known {
+                Some(known) if known.is_loaded && !may_be_another || known.is_certain() => {
+                    (Some(known), None)
+                }
+                other => (None, other),
+            };
+            match known {
+                Some(known) => *segment = known.segment,
+                None => self.learn(segment, &old),
+            }
+            self.known.push(Known { segment: segment.clone(), is_loaded: true });
+            self.retire(another);
+        }
+        let is_free = |old: &Known| !segments.iter().any(|now| overlap(&old.segment, now));
+        let (mut kept, replaced): (Vec<Known>, Vec<Known>) = old.into_iter().partition(is_free);
+        let beyond = kept.split_off(kept.len().min(MAX_UNLOADED));
+        self.known.extend(kept.into_iter().map(|old| Known { is_loaded: false, ..old }));
+        self.retire(replaced.into_iter().chain(beyond));
+        self.balance();
+    }
+
+    /// Finds out which file `segment` is of.
+    fn learn(&self, segment: &mut Segment, old: &[Known]) {
+        if segment.is_vdso() {
+            segment.build_id = segment.open().map(|image| image.build_id()).unwrap_or_default();
+            return;
+        }
+        let same = self.known.iter().chain(old).find(|known| {
+            let other = &known.segment;
+            other.inode == segment.inode && other.device == segment.device && known.is_certain()
+        });
+        if let Some(Known { segment: same, .. }) = same {
+            segment.path.clone_from(&same.path);
+            segment.build_id.clone_from(&same.build_id);
+            segment.file.clone_from(&same.file);
+            return;
+        }
+        let mapped = segment.header.clone().and_then(|at| ElfFile::read(Source::Memory(at)));
+        segment.build_id = mapped.map(|image| image.build_id()).unwrap_or_default();
+        if let Some(path) = before_deletion(segment) {
+            segment.path = path;
+        }
+        let linked =
+            format!("/proc/self/map_files/{:x}-{:x}", segment.range.start, segment.range.end);
+        let path = if segment.is_main { Path::new(EXE) } else { segment.path.as_path() };
+        let found = [path, Path::new(&linked)].into_iter().find_map(|path| open(path, segment));
+        if let Some((file, build_id)) = found {
+            if self.descriptors() + file.descriptors() > self.allowed {
+                file.release();
+            }
+            segment.build_id = build_id;
+            segment.file = Some(Arc::new(file));
+        }
+    }
+
+    fn retire(&mut self, gone: impl IntoIterator<Item = Known>) {
+        self.retired.retain(|file| file.strong_count() > 0);
+        let files = gone.into_iter().filter_map(|known| known.segment.file);
+        self.retired.extend(files.map(|file| Arc::downgrade(&file)));
+    }
+
+    /// The files, each once.
+    fn files(&self) -> Vec<Arc<CodeFile>> {
+        let mut files: Vec<Arc<CodeFile>> = Vec::new();
+        let known = self.known.iter().filter_map(|known| known.segment.file.clone());
+        for file in known.chain(self.retired.iter().filter_map(Weak::upgrade)) {
+            if !files.iter().any(|other| Arc::ptr_eq(other, &file)) {
+                files.push(file);
+            }
+        }
+        files
+    }
+
+    fn descriptors(&self) -> u64 {
+        self.files().iter().map(|file| file.descriptors()).sum()
+    }
+
+    /// Holds as many files as may be, loaded ones first. Returns how many loaded ones are not held.
+    fn balance(&mut self) -> usize {
+        let loaded = self.known.iter().filter(|known| known.is_loaded);
+        let last_loaded = loaded.filter_map(|known| known.segment.file.clone()).last();
+        let (mut held, mut short, mut is_loaded) = (0, 0, last_loaded.is_some());
+        for file in self.files() {
+            let wanted = file.descriptors().max(1);
+            if held + wanted <= self.allowed {
+                file.hold();
+                held += file.descriptors();
+            } else {
+                file.release();
+                short += usize::from(is_loaded);
+            }
+            is_loaded &= !last_loaded.as_ref().is_some_and(|last| Arc::ptr_eq(last, &file));
+        }
+        short
+    }
+}
+
+impl Known {
+    /// Whether the file is known to be the one that was seen, with the same content.
+    fn is_certain(&self) -> bool {
+        self.segment.file.as_ref().is_some_and(|file| file.is_held() && !file.is_rewritten())
+    }
+}
+
+/// Opens the file at `path` if it is the one that `segment` is of. Returns it and its build ID.
+fn open(path: &Path, segment: &Segment) -> Option<(CodeFile, String)> {
+    let file = Arc::new(CodeFile::open(path).ok()?);
+    let build_id = ElfFile::read(Source::File(Arc::clone(&file)))?.build_id();
+    let is_it = if segment.build_id.is_empty() {
+        // On overlay file systems and btrfs the device differs from that of `stat`, the inode does not.
+        segment.is_main || file.inode() == segment.inode
+    } else {
+        build_id == segment.build_id
+    };
+    let file = Arc::into_inner(file)?;
+    is_it.then_some((file, build_id))
+}
+
+/// The path of a file before it was removed or replaced, if it was.
+fn before_deletion(segment: &Segment) -> Option<PathBuf> {
+    let path = segment.path.as_os_str().as_bytes().strip_suffix(DELETED)?;
+    // A file may be called so.
+    let is_called_so = fs::metadata(&segment.path).is_ok_and(|file| file.ino() == segment.inode);
+    (!is_called_so).then(|| PathBuf::from(OsStr::from_bytes(path)))
+}

@@ -1,0 +1,296 @@
+//! Several symbols at one address, as one name.
+//!
+//! Compilers and linkers give functions of equal machine code one body (identical code folding). A frame in it may be
+//! any of them, so its name lists them: `orders::keep (or reports::keep)`, `a (or b, +3 more)`. Symbols that are known to
+//! mean the same function are one name: `nanosleep` and `__nanosleep`, constructors that differ in their kind, symbols
+//! that read the same once they are demangled.
+
+use std::fmt::Write;
+use std::ops::Range;
+
+use super::Error;
+use super::image::{Image, MAX_SYSTEM_NAME};
+use super::name::{MAX_NAME, Readable};
+use super::owner::is_application;
+use super::table::{Aliases, MAX_ALIASES};
+
+/// Stands between the names of a frame.
+const OR: &str = " (or ";
+
+/// The first of the names that a frame is shown with.
+pub(super) fn first_of(name: &str) -> &str {
+    name.split_once(OR).map_or(name, |(first, _)| first)
+}
+
+/// Each of the names that a frame is shown with, as far as they are listed.
+pub fn each_of(name: &str) -> impl Iterator<Item = &str> {
+    let (first, rest) = name.split_once(OR).map_or((name, ""), |(first, rest)| (first, rest));
+    let rest = rest.strip_suffix(')').unwrap_or(rest);
+    let second = rest.split_once(", +").map_or(rest, |(second, _)| second);
+    [first, second].into_iter().filter(|name| !name.is_empty())
+}
+
+/// The names of the symbols at one address, and room for reading them.
+#[derive(Default)]
+pub(super) struct Names {
+    /// The name that is being read.
+    one: Vec<u8>,
+    /// The names as the linker knows them, one after the other.
+    system: String,
+    /// The names for people.
+    texts: String,
+    found: [Name; MAX_ALIASES],
+    shown: String,
+    first: Range<usize>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Name {
+    system: Range<usize>,
+    text: Range<usize>,
+    is_weak: bool,
+    is_rust: bool,
+}
+
+impl Names {
+    /// With room for the longest names.
+    pub(super) fn reserve() -> Self {
+        let room = |size| {
+            let mut room = "x".repeat(size);
+            room.clear();
+            room
+        };
+        let mut one = vec![u8::MAX; MAX_SYSTEM_NAME + 256];
+        one.clear();
+        Self {
+            one,
+            // Those behind the longest may not fit, and are counted then.
+            system: room(3 * MAX_SYSTEM_NAME),
+            texts: room(MAX_ALIASES * (MAX_NAME + 4)),
+            found: Default::default(),
+            shown: room(2 * MAX_NAME + 64),
+            first: 0..0,
+        }
+    }
+
+    /// The name for people.
+    pub(super) fn shown(&self) -> &str {
+        &self.shown
+    }
+
+    /// The first of the names as the linker knows it.
+    pub(super) fn system_name(&self) -> &str {
+        self.system.get(self.first.clone()).unwrap_or_default()
+    }
+
+    /// Reads the names of `aliases`, which are symbols of `image`.
+    pub(super) fn read(&mut self, image: &Image, aliases: &Aliases) -> Result<(), Error> {
+        self.system.clear();
+        self.texts.clear();
+        self.shown.clear();
+        self.first = 0..0;
+        let mut more = aliases.beyond();
+        let mut count = 0;
+        for (offset, is_weak) in aliases.iter() {
+            image.read_name(offset, &mut self.one)?;
+            match self.add(count, is_weak) {
+                true => count += 1,
+                false => more += usize::from(!self.one.is_empty()),
+            }
+        }
+        self.show(count, more);
+        Ok(())
+    }
+
+    /// Adds the name that was read; `false` if there is none to be shown or no room.
+    fn add(&mut self, place: usize, is_weak: bool) -> bool {
+        // Mapping symbols of the assembler ($x, $d) mark kinds of content, not functions.
+        if matches!(self.one.first(), None | Some(b'$')) {
+            self.one.clear();
+            return false;
+        }
+        let system = self.system.len();
+        let is_first = place == 0;
+        let name = String::from_utf8_lossy(&self.one);
+        if !is_first && system + name.len() > 3 * MAX_SYSTEM_NAME {
+            return false;
+        }
+        self.system.push_str(&name);
+        let text = self.texts.len();
+        let is_rust = rustc_demangle::try_demangle(&name).is_ok();
+        let _ = write!(self.texts, "{}", Readable(&name));
+        let Some(found) = self.found.get_mut(place) else { return false };
+        *found = Name {
+            system: system..self.system.len(),
+            text: text..self.texts.len(),
+            is_weak,
+            is_rust,
+        };
+        true
+    }
+
+    /// Makes one name of the first `count`, and `more` that are not there.
+    fn show(&mut self, count: usize, more: usize) {
+        let Self { system, texts, found, shown, first, .. } = self;
+        let found = found.get_mut(..count).unwrap_or_default();
+        let text = |name: &Name| texts.get(name.text.clone()).unwrap_or_default();
+        if count > 1 {
+            found.sort_unstable_by(|a, b| key(a, text(a)).cmp(&key(b, text(b))));
+        }
+        let Some(name) = found.first() else { return };
+        *first = name.system.clone();
+        shown.push_str(text(name));
+        let mut second = None;
+        let mut others = more;
+        for (place, name) in found.iter().enumerate().skip(1) {
+            let before = found.get(..place).unwrap_or_default();
+            if before.iter().any(|other| is_alias(name, text(name), other, text(other))) {
+                continue;
+            }
+            match second {
+                None => second = Some(name),
+                Some(_) => others += 1,
+            }
+        }
+        let _ = match (second, others) {
+            (None, 0) => Ok(()),
+            (None, others) => write!(shown, "{OR}{others} more)"),
+            (Some(second), 0) => write!(shown, "{OR}{})", text(second)),
+            (Some(second), others) => write!(shown, "{OR}{}, +{others} more)", text(second)),
+        };
+        let _ = system;
+    }
+}
+
+/// The order of names: the service's own first, then the most public.
+fn key<'t>(name: &Name, text: &'t str) -> (bool, usize, bool, usize, &'t str) {
+    let is_library = !is_application(text);
+    if name.is_rust {
+        return (is_library, 0, false, 0, text);
+    }
+    let underscores = text.len() - text.trim_start_matches('_').len();
+    let underscores = underscores + usize::from(text.starts_with("_IO_") || text.contains('@'));
+    (is_library, underscores, name.is_weak, text.len(), text)
+}
+
+/// Whether two symbols at one address are names of one function.
+fn is_alias(a: &Name, a_text: &str, b: &Name, b_text: &str) -> bool {
+    if a_text == b_text {
+        return true;
+    }
+    if a.is_rust || b.is_rust {
+        return false;
+    }
+    // A weak name of a strong symbol is how C libraries give a function its public name.
+    a.is_weak != b.is_weak
+        || plain(a_text) == plain(b_text)
+        || is_other_kind(a_text.as_bytes(), b_text.as_bytes())
+}
+
+/// A C name without what libraries and compilers put around it.
+fn plain(mut name: &str) -> &str {
+    const PREFIXES: [&str; 7] = ["GI_", "libc_", "new_", "old_", "isoc99_", "isoc23_", "IO_"];
+    name = name.find('@').and_then(|end| name.get(..end)).unwrap_or(name);
+    // `.localalias`, `.constprop.0`
+    let suffix = name.bytes().skip(1).position(|byte| byte == b'.').map(|end| end + 1);
+    name = suffix.and_then(|end| name.get(..end)).unwrap_or(name);
+    if let Some(inner) = name.strip_prefix('_') {
+        name = inner.trim_start_matches('_');
+        name = PREFIXES.iter().find_map(|prefix| name.strip_prefix(prefix)).unwrap_or(name);
+        name = name.trim_start_matches('_');
+    }
+    name.strip_suffix("64").unwrap_or(name)
+}
+
+/// Whether two names are those of a C++ constructor or destructor that differ in its kind: `C1` and `C2`.
+fn is_other_kind(a: &[u8], b: &[u8]) -> bool {
+    let mut other = a.iter().zip(b).enumerate().filter(|(_, (a, b))| a != b);
+    let Some((at, (one, two))) = other.next().filter(|_| a.len() == b.len()) else { return false };
+    let before = at.checked_sub(1).and_then(|before| a.get(before));
+    other.next().is_none()
+        && a.starts_with(b"_Z")
+        && matches!(before, Some(b'C' | b'D'))
+        && one.is_ascii_digit()
+        && two.is_ascii_digit()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is shown of symbols at one address, and the first one's name to the linker.
+    fn shown(symbols: &[(&str, bool)], more: usize) -> (String, String) {
+        let mut names = Names::reserve();
+        let rooms = |names: &Names| {
+            let Names { one, system, texts, shown, .. } = names;
+            [one.capacity(), system.capacity(), texts.capacity(), shown.capacity()]
+        };
+        let before = rooms(&names);
+        let mut count = 0;
+        for (symbol, is_weak) in symbols {
+            names.one.clear();
+            names.one.extend(symbol.bytes());
+            count += usize::from(names.add(count, *is_weak));
+        }
+        names.show(count, more);
+        assert_eq!(rooms(&names), before, "nothing is allocated");
+        (names.shown().to_owned(), names.system_name().to_owned())
+    }
+
+    #[test]
+    fn folded_functions_are_shown_as_one_that_says_so() {
+        let invoice = "_ZN4host8invoices12keep_invoice17h0123456789abcdefE";
+        let report = "_ZN4host7reports11keep_report17h0123456789abcdefE";
+        let glue = "_ZN4core3ptr9drop_glue17h0123456789abcdefE";
+        for symbols in [[(invoice, false), (report, false)], [(report, false), (invoice, false)]] {
+            let (name, system_name) = shown(&symbols, 0);
+            assert_eq!(name, "host::invoices::keep_invoice (or host::reports::keep_report)");
+            assert_eq!(system_name, invoice);
+            assert_eq!(first_of(&name), "host::invoices::keep_invoice");
+            assert_eq!(
+                each_of(&name).collect::<Vec<_>>(),
+                ["host::invoices::keep_invoice", "host::reports::keep_report"]
+            );
+        }
+        let (name, _) = shown(&[(glue, false), (report, false), (invoice, false)], 4);
+        let expected = "host::invoices::keep_invoice (or host::reports::keep_report, +5 more)";
+        assert_eq!(name, expected, "the service's own come first");
+        assert_eq!(each_of(&name).count(), 2);
+        assert_eq!(shown(&[("keep_a", false), ("keep_b", false)], 0).0, "keep_a (or keep_b)");
+        assert_eq!(shown(&[(report, true), (invoice, false)], 0).0.matches("(or ").count(), 1);
+    }
+
+    #[test]
+    fn names_of_one_function_are_shown_as_the_public_one() {
+        for (symbols, expected) in [
+            (&[("__nanosleep", false), ("nanosleep", true)][..], "nanosleep"),
+            (&[("__nanosleep", false), ("nanosleep", false)], "nanosleep"),
+            (&[("_IO_puts", false), ("puts", true)], "puts"),
+            (&[("__GI___write", false), ("__write", false), ("write", true)], "write"),
+            (&[("open64", true), ("__open", false), ("open", true)], "open"),
+            (&[("strchr", false), ("index", true)], "strchr"),
+            (&[("memcpy@@GLIBC_2.14", false), ("memcpy", false)], "memcpy"),
+            (&[("f.localalias", false), ("f", false)], "f"),
+            (&[("_ZN1AC1Ev", false), ("_ZN1AC2Ev", false)], "_ZN1AC1Ev"),
+            (
+                &[
+                    ("_ZN1a1T3new17h0123456789abcdefE", false),
+                    ("_ZN1a1T3new17hfedcba9876543210E", false),
+                ],
+                "a::T::new",
+            ),
+            (&[("$x", false), ("start", false)], "start"),
+            (&[("$x", false)], ""),
+            (&[], ""),
+        ] {
+            assert_eq!(shown(symbols, 0).0, expected, "{symbols:?}");
+        }
+    }
+
+    #[test]
+    fn the_longest_names_need_no_more_room() {
+        let long = "x".repeat(MAX_SYSTEM_NAME);
+        let (name, _) = shown(&[(long.as_str(), false); MAX_ALIASES], 1);
+        assert!(name.ends_with("… (or 1 more)") || name.contains("more)"), "{name}");
+    }
+}

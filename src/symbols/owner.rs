@@ -1,0 +1,273 @@
+//! Telling the service's own functions from those of libraries, by their names.
+//!
+//! Symbol tables do not have inlined functions, so what is looked at is the crate that a path begins with.
+//! In `<Type as Trait>::method` it is the crate of the type, or, where the type is a library's, a primitive or a
+//! type parameter, that of the trait.
+
+use super::aliases::first_of;
+
+/// Crates between a service and the system: the language's, the runtime's, and what servers are made of.
+const LIBRARIES: &[&str] = &[
+    "__rustc",
+    "addr2line",
+    "alloc",
+    "async_trait",
+    "axum",
+    "axum_core",
+    "backtrace",
+    "bytes",
+    "compiler_builtins",
+    "core",
+    "crossbeam_channel",
+    "crossbeam_epoch",
+    "crossbeam_utils",
+    "futures",
+    "futures_channel",
+    "futures_core",
+    "futures_executor",
+    "futures_io",
+    "futures_lite",
+    "futures_task",
+    "futures_util",
+    "gimli",
+    "h2",
+    "hashbrown",
+    "http",
+    "http_body",
+    "http_body_util",
+    "hyper",
+    "hyper_util",
+    "libc",
+    "linux_raw_sys",
+    "lock_api",
+    "log",
+    "marple",
+    "mio",
+    "once_cell",
+    "panic_abort",
+    "panic_unwind",
+    "parking_lot",
+    "parking_lot_core",
+    "pin_project",
+    "pin_project_lite",
+    "rayon",
+    "rayon_core",
+    "rustix",
+    "socket2",
+    "std",
+    "test",
+    "tokio",
+    "tokio_stream",
+    "tokio_util",
+    "tower",
+    "tower_http",
+    "tower_layer",
+    "tower_service",
+    "tracing",
+    "tracing_core",
+    "tracing_subscriber",
+];
+
+/// Parts of names of functions that only call the next one.
+const GLUE: &[&str] = &[
+    "core::future::",
+    "core::ops::function::",
+    "core::panic::",
+    "core::pin::",
+    "core::ptr::",
+    "std::panic::",
+    "std::panicking::",
+    "std::sys::backtrace::__rust_",
+    "std::thread::local::LocalKey",
+    "__rust_",
+];
+
+/// The function that a stack is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OwnFunction<'a> {
+    /// The innermost function of the service, or the innermost of all if there is none of the service.
+    pub name: &'a str,
+    /// The library function it has called; `None` if it called none.
+    pub via: Option<&'a str>,
+}
+
+/// Finds the function that a stack is about. `names` are its functions, innermost first.
+pub fn own_function<'a>(names: &[&'a str]) -> Option<OwnFunction<'a>> {
+    let Some(place) = names.iter().position(|name| is_application(name)) else {
+        return names.first().map(|name| OwnFunction { name, via: None });
+    };
+    let (called, from_own) = names.split_at(place);
+    let name = from_own.first()?;
+    let via = called.iter().rev().find(|name| !is_glue(name)).copied();
+    Some(OwnFunction { name, via })
+}
+
+/// Returns `true` if a function of this readable name is the service's own: a Rust path that no known library has.
+pub fn is_application(name: &str) -> bool {
+    owner(first_of(name)).is_some_and(|owner| !LIBRARIES.contains(&owner))
+}
+
+fn is_glue(name: &str) -> bool {
+    let inner = name.strip_prefix('<').unwrap_or(name);
+    let of_trait = inner.split_once(" as ").map_or("", |(_, of_trait)| of_trait);
+    GLUE.iter().any(|glue| inner.starts_with(glue) || of_trait.starts_with(glue))
+}
+
+/// The crate that a path or a type is of, or `None` if it begins with none: a C function, a primitive, a type parameter.
+fn owner(path: &str) -> Option<&str> {
+    let path = without_pointers(path);
+    if let Some(rest) = path.strip_prefix('<') {
+        let (inner, _) = rest.split_at_checked(end_of_bracket(rest)?)?;
+        let Some((of_type, of_trait)) = split_as(inner) else { return owner(inner) };
+        let is_own = |owner: &&str| !LIBRARIES.contains(owner);
+        return owner(of_type).filter(is_own).or_else(|| owner(of_trait));
+    }
+    let (first, _) = path.split_once("::")?;
+    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    (!first.is_empty() && first.bytes().all(is_name)).then_some(first)
+}
+
+/// A type without references, pointers, and the brackets of slices and tuples.
+fn without_pointers(mut path: &str) -> &str {
+    loop {
+        let next = path.trim_start_matches(['&', '*', '(', '[', ' ']);
+        let next = ["mut ", "const ", "dyn ", "impl "]
+            .iter()
+            .find_map(|word| next.strip_prefix(word))
+            .unwrap_or(next);
+        if next.len() == path.len() {
+            return path;
+        }
+        path = next;
+    }
+}
+
+/// The place of the `>` that ends what a `<` before `text` began.
+fn end_of_bracket(text: &str) -> Option<usize> {
+    let mut depth = 0usize;
+    let mut last = 0;
+    for (at, byte) in text.bytes().enumerate() {
+        match byte {
+            b'<' => depth += 1,
+            // `->` of a function type.
+            b'>' if last == b'-' => {}
+            b'>' if depth == 0 => return Some(at),
+            b'>' => depth -= 1,
+            _ => {}
+        }
+        last = byte;
+    }
+    None
+}
+
+/// `Type as Trait`, outside of nested brackets.
+fn split_as(inner: &str) -> Option<(&str, &str)> {
+    const AS: &str = " as ";
+    let mut depth = 0usize;
+    for (at, byte) in inner.bytes().enumerate() {
+        match byte {
+            b'<' => depth += 1,
+            b'>' => depth = depth.saturating_sub(1),
+            b' ' if depth == 0 => {
+                if let Some((of_type, rest)) = inner.split_at_checked(at)
+                    && let Some(of_trait) = rest.strip_prefix(AS)
+                {
+                    return Some((of_type, of_trait));
+                }
+            }
+            _ => {}
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::name::Readable;
+    use super::*;
+
+    #[test]
+    fn functions_of_the_service_are_told_from_those_of_libraries() {
+        for (name, is_own) in [
+            ("orders::disk::wait", true),
+            ("orders::main::{{closure}}", true),
+            ("<orders::Disk as tokio::io::async_read::AsyncRead>::poll_read", true),
+            ("<orders::Disk>::wait", true),
+            ("<&mut orders::Disk as std::io::Read>::read", true),
+            ("<orders::main::{closure#0} as core::future::future::Future>::poll", true),
+            ("<T as orders::Handler>::handle", true),
+            ("<alloc::vec::Vec<T> as orders::Store>::save", true),
+            ("<str as orders::Store>::save", true),
+            ("<dyn orders::Store as orders::Other>::save", true),
+            ("orders::store::<impl orders::Store for alloc::vec::Vec<T>>::save", true),
+            ("orders::keep (or std::thread::sleep)", true),
+            ("std::thread::sleep", false),
+            ("std::thread::sleep (or orders::sleep)", false),
+            ("<F as core::future::future::Future>::poll", false),
+            ("<core::pin::Pin<P> as core::future::future::Future>::poll", false),
+            ("<core::pin::Pin<&mut orders::Fut> as core::future::future::Future>::poll", false),
+            ("<(&str, u16) as std::net::socket_addr::ToSocketAddrs>::to_socket_addrs", false),
+            ("<str as std::net::socket_addr::ToSocketAddrs>::to_socket_addrs", false),
+            ("<fn(orders::A) -> orders::B as core::ops::function::FnOnce<()>>::call_once", false),
+            ("core::future::future::<impl core::future::future::Future for F>::poll", false),
+            ("core::ops::function::FnOnce::call_once{{vtable.shim}}", false),
+            ("core::ptr::drop_in_place<orders::Guard>", false),
+            ("std::io::Read::read_exact", false),
+            ("<std::net::tcp::TcpStream as std::io::Read>::read", false),
+            ("tokio::runtime::task::core::Core<T,S>::poll::{{closure}}", false),
+            ("marple::task::Task<F>::poll", false),
+            ("nanosleep", false),
+            ("_ZNSt6vectorIiSaIiEE9push_backEOi", false),
+            ("main", false),
+            ("<", false),
+            ("", false),
+        ] {
+            assert_eq!(is_application(name), is_own, "{name}");
+        }
+    }
+
+    /// As symbol tables have them, in both manglings.
+    #[test]
+    fn a_stack_is_about_the_innermost_function_of_the_service() {
+        let legacy = [
+            "clock_nanosleep",
+            "_ZN3std6thread5sleep17h0123456789abcdefE",
+            "_ZN6shorty6faults19blocking_dns_lookup17h0123456789abcdefE",
+            "_ZN50_$LT$F$u20$as$u20$core..future..future..Future$GT$4poll17h0123456789abcdefE",
+            "_ZN5tokio7runtime4task3raw4poll17h0123456789abcdefE",
+        ];
+        let v0 = [
+            "clock_nanosleep",
+            "_RNvNtCs1234_3std6thread5sleep",
+            "_RNvNtCs5678_6shorty6faults19blocking_dns_lookup",
+            "_RNvNtNtNtCs9_5tokio7runtime4task3raw4poll",
+        ];
+        for symbols in [&legacy[..], &v0] {
+            let names: Vec<String> =
+                symbols.iter().map(|symbol| Readable(symbol).to_string()).collect();
+            let names: Vec<&str> = names.iter().map(String::as_str).collect();
+            let own = own_function(&names).unwrap();
+            assert_eq!(own.name, "shorty::faults::blocking_dns_lookup", "{names:?}");
+            assert_eq!(own.via, Some("std::thread::sleep"), "{names:?}");
+        }
+    }
+
+    #[test]
+    fn glue_is_not_what_was_called_and_without_a_service_the_innermost_function_stands() {
+        let stack = [
+            "read",
+            "<std::net::tcp::TcpStream as std::io::Read>::read",
+            "core::ops::function::FnOnce::call_once",
+            "<F as core::future::future::Future>::poll",
+            "orders::load",
+        ];
+        let via = Some("<std::net::tcp::TcpStream as std::io::Read>::read");
+        assert_eq!(own_function(&stack), Some(OwnFunction { name: "orders::load", via }));
+        let burns = ["orders::burn", "orders::main"];
+        let own = OwnFunction { name: "orders::burn", via: None };
+        assert_eq!(own_function(&burns), Some(own));
+        let own = OwnFunction { name: "nanosleep", via: None };
+        assert_eq!(own_function(&["nanosleep", "std::thread::sleep"]), Some(own));
+        assert_eq!(own_function(&[]), None);
+    }
+}

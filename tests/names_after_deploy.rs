@@ -1,0 +1,228 @@
+//! Names of functions after the files of the running program were replaced or removed, as a deployment does: in
+//! CPU and heap profiles, dumps of threads, and stalls. Tests of what becomes of loaded code go here.
+#![cfg(all(
+    feature = "cpu",
+    feature = "heap",
+    feature = "trace",
+    target_os = "linux",
+    target_env = "gnu"
+))]
+#![allow(unsafe_code, reason = "libraries cannot be loaded without")]
+
+mod host;
+mod peers;
+
+use std::alloc::System;
+use std::ffi::{CStr, CString, c_void};
+use std::fs;
+use std::hint::black_box;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use host::{Host, PATIENCE, settings, wait_for};
+use marple::base::Bytes;
+use marple::config::{HeapSettings, TraceSettings};
+use marple::{CaptureKind, Settings};
+
+#[global_allocator]
+static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
+
+/// Tells a test that it runs in a process of its own, and in which folder.
+const FOLDER: &str = "MARPLE_TEST_FOLDER";
+
+/// A function that burns CPU, under two names at one address.
+const LIBRARY: &str = "
+#include <time.h>
+void burn_in_the_library(void) {
+    struct timespec start, now;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &start);
+    do clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+    while ((now.tv_sec - start.tv_sec) * 1000000000L + now.tv_nsec - start.tv_nsec < 5000000L);
+}
+extern __typeof(burn_in_the_library) burn_in_the_other __attribute__((alias(\"burn_in_the_library\")));
+";
+
+const OTHER: &str = "void nothing(void) {}";
+
+fn build(source: &str, library: &Path) {
+    let text = library.with_extension("c");
+    fs::write(&text, source).unwrap();
+    let arguments = ["-shared", "-fPIC", "-O1", "-Wl,--build-id", "-o"];
+    let built = Command::new("cc").args(arguments).args([library, &text]).status().unwrap();
+    assert!(built.success());
+}
+
+fn load(library: &Path) -> *mut c_void {
+    let name = CString::new(library.to_str().unwrap()).unwrap();
+    // SAFETY: the library is ours and has no constructors.
+    let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW) };
+    assert!(!handle.is_null());
+    handle
+}
+
+fn function(library: *mut c_void, name: &CStr) -> extern "C" fn() {
+    // SAFETY: the library has this function, of this type, and is not unloaded.
+    unsafe {
+        let found = libc::dlsym(library, name.as_ptr());
+        assert!(!found.is_null());
+        std::mem::transmute::<*mut c_void, extern "C" fn()>(found)
+    }
+}
+
+#[inline(never)]
+fn burn_in_the_program() {
+    let now = || rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    let start = now();
+    let nanos = |at: &rustix::time::Timespec| at.tv_sec * 1_000_000_000 + at.tv_nsec;
+    while nanos(&now()) - nanos(&start) < 5_000_000 {
+        std::hint::spin_loop();
+    }
+    black_box(());
+}
+
+#[inline(never)]
+fn keep_in_the_program() -> Vec<Vec<u8>> {
+    black_box((0..16).map(|_| vec![1; 1 << 20]).collect())
+}
+
+#[inline(never)]
+fn block_in_the_program(released: &Receiver<()>) {
+    let _ = released.recv_timeout(PATIENCE);
+    black_box(());
+}
+
+/// What a deployment does to the program and its library.
+enum Deploy {
+    Replaces,
+    Removes,
+}
+
+/// Runs `test` from a copy of this program, which may be replaced.
+fn in_a_copy(test: &str, deploy: &Deploy) {
+    if let Ok(folder) = std::env::var(FOLDER) {
+        return names_stay(Path::new(&folder), deploy);
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let program = folder.path().join("app");
+    fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    build(LIBRARY, &folder.path().join("libhelp.so"));
+    build(OTHER, &folder.path().join("libother.so"));
+    let output = Command::new(&program)
+        .args(["--exact", "--nocapture", "--test-threads=1", test])
+        .env(FOLDER, folder.path())
+        .output()
+        .unwrap();
+    println!("{}", String::from_utf8_lossy(&output.stdout));
+    eprintln!("{}", String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{}", output.status);
+}
+
+#[test]
+fn names_stay_after_the_program_and_its_library_were_replaced() {
+    in_a_copy("names_stay_after_the_program_and_its_library_were_replaced", &Deploy::Replaces);
+}
+
+#[test]
+fn names_stay_after_the_program_and_its_library_were_removed() {
+    in_a_copy("names_stay_after_the_program_and_its_library_were_removed", &Deploy::Removes);
+}
+
+fn names_stay(folder: &Path, deploy: &Deploy) {
+    let (program, library) = (folder.join("app"), folder.join("libhelp.so"));
+    let stall = Some(Duration::from_millis(50));
+    let host = Host::start(Settings {
+        heap: HeapSettings { rate: Bytes::kib(64), ..HeapSettings::default() },
+        trace: TraceSettings { stall, ..TraceSettings::default() },
+        ..settings()
+    });
+    let kept = keep_in_the_program();
+    // Loaded after the start: its file is opened at a tick.
+    let help = function(load(&library), c"burn_in_the_library");
+    ticks(&host, 5);
+
+    match deploy {
+        Deploy::Replaces => {
+            fs::copy("/bin/true", folder.join("new")).unwrap();
+            fs::rename(folder.join("new"), &program).unwrap();
+            build(OTHER, &folder.join("new.so"));
+            fs::rename(folder.join("new.so"), &library).unwrap();
+        }
+        Deploy::Removes => {
+            fs::remove_file(&program).unwrap();
+            fs::remove_file(&library).unwrap();
+        }
+    }
+    // The list of loaded files is read again.
+    load(&folder.join("libother.so"));
+    ticks(&host, 5);
+
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Relaxed) {
+                burn_in_the_program();
+                help();
+            }
+        });
+        let kinds = [CaptureKind::Cpu, CaptureKind::Heap, CaptureKind::Threads];
+        host.handle().start(kinds).wait(PATIENCE).unwrap();
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_secs(2) {
+            thread::sleep(Duration::from_millis(20));
+        }
+        host.handle().stop().wait(PATIENCE).unwrap();
+        over.store(true, Relaxed);
+    });
+    let (dir, manifest) = host.closed(1).remove(0);
+    let text = |kind: &str| {
+        let is_wanted = |file: &&String| file.contains(kind);
+        let file = manifest.artifacts.iter().map(|it| &it.file).filter(is_wanted).next_back();
+        dir.join(file.unwrap_or_else(|| panic!("no {kind} in {:?}", manifest.artifacts)))
+    };
+    let cpu = top(&text("cpu"));
+    assert!(cpu.contains("names_after_deploy::burn_in_the_program"), "{cpu}");
+    assert!(cpu.contains("burn_in_the_other (or burn_in_the_library)"), "{cpu}");
+    let heap = top(&text("heap"));
+    assert!(heap.contains("names_after_deploy::keep_in_the_program"), "{heap}");
+    let threads = fs::read_to_string(text("threads.txt")).unwrap();
+    assert!(threads.contains("names_after_deploy::names_stay"), "{threads}");
+    // A reader finds the files by their paths and build IDs.
+    let raw = peers::go_pprof(&["-raw", text("cpu").to_str().unwrap()]);
+    for path in [&program, &library] {
+        let is_of = |line: &&str| line.contains(&format!("{} ", path.display()));
+        assert!(raw.lines().any(|line| is_of(&line)), "{} in {raw}", path.display());
+    }
+    assert!(!raw.contains("(deleted)"), "{raw}");
+    stall_is_named(&host);
+    drop(kept);
+}
+
+fn ticks(host: &Host, count: u64) {
+    let now = || host.handle().status().wait(PATIENCE).unwrap().counters.ticks;
+    let before = now();
+    wait_for("ticks", || (now() >= before + count).then_some(()));
+}
+
+fn top(file: &PathBuf) -> String {
+    peers::go_pprof(&["-top", "-cum", "-nodecount=200", "-nodefraction=0", file.to_str().unwrap()])
+}
+
+fn stall_is_named(host: &Host) {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    let runtime = marple::instrument(builder.worker_threads(1)).enable_all().build().unwrap();
+    let (release, released) = channel();
+    runtime.spawn(async move { block_in_the_program(&released) });
+    let stall = wait_for("the stall", || {
+        let stalls = host.handle().status().wait(PATIENCE).unwrap().stalls;
+        stalls.into_iter().find(|stall| stall.function.is_some())
+    });
+    release.send(()).unwrap();
+    let function = stall.function.as_deref();
+    assert_eq!(function, Some("names_after_deploy::block_in_the_program"), "{stall:?}");
+    assert!(stall.via.as_deref().is_some_and(|via| via.contains("mpsc")), "{stall:?}");
+    runtime.shutdown_background();
+}
