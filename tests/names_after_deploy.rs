@@ -186,7 +186,7 @@ fn names_stay(folder: &Path, deploy: &Deploy) {
     let cpu = top(&text("cpu"));
     assert!(cpu.contains("names_after_deploy::burn_in_the_program"), "{cpu}");
     assert!(cpu.contains("burn_in_the_other (or burn_in_the_library)"), "{cpu}");
-    let heap = top(&text("heap"));
+    let heap = top(&text("memory"));
     assert!(heap.contains("names_after_deploy::keep_in_the_program"), "{heap}");
     let threads = fs::read_to_string(text("threads.txt")).unwrap();
     assert!(threads.contains("names_after_deploy::names_stay"), "{threads}");
@@ -213,7 +213,10 @@ fn top(file: &PathBuf) -> String {
 
 fn stall_is_named(host: &Host) {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
-    let runtime = marple::instrument(builder.worker_threads(1)).enable_all().build().unwrap();
+    let runtime = builder.worker_threads(1).enable_all().build().unwrap();
+    host.handle().observe(runtime.handle().clone()).unwrap();
+    // Workers are known by the name of one that ran a task.
+    ticks(host, 6);
     let (release, released) = channel();
     runtime.spawn(async move { block_in_the_program(&released) });
     let stall = wait_for("the stall", || {

@@ -117,7 +117,10 @@ impl Builder {
         let claim = Claim::take().ok_or_else(|| Error::new(AgentError::AlreadyRunning))?;
         panics::install_hook();
         spare::reserve();
-        log::set_on_start(collect::heap::exclude_for_good);
+        log::set_on_start(|| {
+            crate::os::own_thread::enter();
+            collect::heap::exclude_for_good();
+        });
         let (events, queue) = mpsc::channel(QUEUE);
         let registry = Collectors::new(events.clone());
         for (name, options, collect) in collectors {

@@ -246,7 +246,7 @@ mod tests {
         assert!(note.contains("/memory.high") && note.contains("does not kill"), "{note}");
         assert!(!note.contains("cache"), "{note}");
         vitals.reclaimable = Some(Bytes::mib(52));
-        assert!(vitals.memory_note().unwrap().contains("52 MiB of reclaimable file cache"));
+        assert!(vitals.memory_note().unwrap().contains("52.0 MiB of reclaimable file cache"));
         let space = |used| MemoryWall {
             used: Bytes::mib(used),
             limit: limit(4096, "RLIMIT_AS"),
