@@ -30,8 +30,10 @@ fn leak_a_ledger(blocks: usize) -> Vec<Vec<u8>> {
 #[inline(never)]
 fn burn_a_candle() {
     let mut sum = 1u64;
-    while !STOP.load(Ordering::Relaxed) {
-        for n in 0..1000 {
+    // A second at least, so that it is most of what ran however little of a core it gets.
+    let burnt = || rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime).tv_sec >= 1;
+    while !STOP.load(Ordering::Relaxed) || !burnt() {
+        for n in 0..100_000 {
             sum = black_box(sum.wrapping_mul(n | 1).rotate_left(7));
         }
     }
