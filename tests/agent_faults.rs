@@ -253,35 +253,32 @@ fn with_too_little_room_small_captures_come_first_and_others_say_why_they_are_mi
     let test = "with_too_little_room_small_captures_come_first_and_others_say_why_they_are_missing";
     store::again(test, store::own_mounts(), || {
         let disk = tempfile::tempdir().unwrap();
-        // What is left to others holds manifests, which are written whatever the room.
-        let at = disk.path().to_str().unwrap();
-        store::mount(&["-t", "tmpfs", "-o", "size=4m,mode=0700", "tmpfs", at]);
+        store::mount_small(disk.path());
         let captures = disk.path().join("captures");
         let agent = start(&captures);
         let handle = agent.handle();
-        // Leaves `left` bytes beyond the 5 % that `keep_free` leaves to others.
-        let fill = |left: u64| {
-            let stat = rustix::fs::statvfs(disk.path()).unwrap();
-            let free = (stat.f_bavail - stat.f_blocks / 20) * stat.f_frsize;
-            let others = usize::try_from(free - left).unwrap();
-            fs::write(disk.path().join("others"), vec![1; others]).unwrap();
-        };
-        let whole = capture(&handle, &captures, CaptureSet::all());
-        let first = whole.captures.iter().map(|it| it.kind).next();
-        assert_eq!(first, Some(CaptureKind::Trace), "what vanishes first");
-        assert!(whole.captures.iter().all(|it| it.outcome == Outcome::Done), "{whole:#?}");
+        let stat = rustix::fs::statvfs(disk.path()).unwrap();
+        let left = Bytes::kib(120).get();
+        let others = usize::try_from(stat.f_bavail * stat.f_frsize - left).unwrap();
+        fs::write(disk.path().join("others"), vec![1; others]).unwrap();
 
-        // Too little for all, even where the first incident goes.
-        fill(Bytes::kib(4).get());
+        // Too little for all that a capture may take.
         let manifest = capture(&handle, &captures, CaptureSet::all());
         let outcome = |kind| manifest.captures.iter().find(|it| it.kind == kind).unwrap();
         for capture in manifest.captures.iter().filter(|it| it.outcome != Outcome::Done) {
             let why = capture.error.as_ref().unwrap();
             assert!(why.contains("keep_free"), "{capture:?}");
         }
-        let threads = outcome(CaptureKind::Threads);
-        assert_eq!(threads.outcome, Outcome::Done, "{:?}", manifest.captures);
+        for kind in [CaptureKind::Threads, CaptureKind::Tasks, CaptureKind::Heap] {
+            assert_eq!(outcome(kind).outcome, Outcome::Done, "{:?}", manifest.captures);
+        }
         let first = manifest.captures.iter().map(|it| it.kind).next();
         assert_eq!(first, Some(CaptureKind::Threads), "smallest first");
+
+        fs::remove_file(disk.path().join("others")).unwrap();
+        let whole = capture(&handle, &captures, CaptureSet::all());
+        let first = whole.captures.iter().map(|it| it.kind).next();
+        assert_eq!(first, Some(CaptureKind::Trace), "what vanishes first");
+        assert!(whole.captures.iter().all(|it| it.outcome == Outcome::Done), "{whole:#?}");
     });
 }
