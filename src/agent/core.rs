@@ -28,7 +28,8 @@ use super::status::{ConfigStatus, Counters};
 use super::stream::{self, Streams, work};
 use super::stuck::Stuck;
 use crate::base::{
-    Anchor, Clock, ClockReading, Error as PublicError, IncidentId, Moment, log, spare, warnings,
+    Anchor, Clock, ClockReading, Error as PublicError, IncidentId, Moment, log, spare, standstill,
+    warnings,
 };
 use crate::config::Settings;
 use crate::model::{CaptureKind, Losses, Vitals};
@@ -74,6 +75,8 @@ pub(super) struct Core {
     cpu: collect::cpu::Always,
     stuck: Stuck,
     dead_rules: DeadRules,
+    /// Time in which the process has stood still, as far as the rules know.
+    stood_still: Duration,
 }
 
 /// What an agent begins with.
@@ -129,6 +132,7 @@ impl Core {
             last_failure: None,
             stuck: Stuck::default(),
             dead_rules: DeadRules::default(),
+            stood_still: standstill::total(),
         };
         if let Some(opened) = directory {
             core.directory_opened(opened);
@@ -157,11 +161,25 @@ impl Core {
         &self.settings
     }
 
-    /// Polls were found that last too long: the rules are asked at once.
+    /// Takes polls that last too long. The rules are evaluated at once if there is a stack for the incident, else at the
+    /// next tick: of many stalls at once, few have one.
     pub(super) fn stalled(&mut self, found: Vec<collect::stalls::Found>) {
         self.counters.stalls += found.len() as u64;
-        self.stuck.hear(found);
-        self.tick();
+        let has_stack = found.iter().any(|found| found.dump.is_some());
+        self.stuck.hear(found, self.clock.now());
+        if has_stack {
+            self.tick();
+        }
+    }
+
+    /// Has the rules not count the time in which the process stood still.
+    pub(super) fn follow_standstills(&mut self) {
+        let total = standstill::total();
+        let fresh = total.saturating_sub(self.stood_still);
+        if !fresh.is_zero() {
+            self.stood_still = total;
+            self.decider.engine.stood_still(fresh);
+        }
     }
 
     /// How often [`Core::tick`] is to be called.

@@ -43,6 +43,8 @@ mod replay;
 mod run;
 mod service;
 mod side_thread;
+mod stall_log;
+mod standstill;
 mod state;
 mod status;
 mod stream;

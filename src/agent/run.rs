@@ -13,8 +13,9 @@ use super::collect;
 use super::core::Core;
 use super::deferred::Deferred;
 use super::event::{Event, ToggleAction};
+use super::standstill::StandstillDetector;
 use super::ticker::Ticker;
-use crate::base::{panics, warnings};
+use crate::base::{Clock, Moment, SystemClock, panics, warnings};
 use crate::config::ToggleSignal;
 use crate::model::Origin;
 use crate::vitals::Runtimes;
@@ -75,6 +76,12 @@ impl Loop {
         is_over
     }
 
+    /// The thread has woken up: detects whether the process stood still before anything is measured.
+    fn woke(&mut self, detector: &mut StandstillDetector, due: tokio::time::Instant) {
+        detector.woke(moment_of(due));
+        self.core.follow_standstills();
+    }
+
     fn tick(&mut self) {
         panics::fence_and_record(THREAD, || {
             self.core.tick();
@@ -99,23 +106,36 @@ pub(super) async fn run(agent: &mut Loop) {
     let mut ticker = Ticker::new(agent.core.interval());
     let heap = collect::heap::Crossings::listen();
     let mut stalls = collect::stalls::Stalls::new(agent.runtimes.clone());
+    let mut detector = StandstillDetector::new();
     loop {
         if agent.begin_turn() {
             return;
         }
         let core = &mut agent.core;
         panics::fence_and_record(THREAD, || stalls.apply(core.settings()));
+        let due = ticker.due();
         tokio::select! {
-            () = ticker.tick() => agent.tick(),
-            () = heap.next() => core.tick(),
-            found = stalls.next() => core.stalled(found),
+            () = ticker.tick() => {
+                agent.woke(&mut detector, stalls.due().min(due));
+                detector.tick();
+                agent.tick();
+            }
+            () = heap.next() => {
+                agent.woke(&mut detector, stalls.due().min(due));
+                agent.core.tick();
+            }
+            found = stalls.next(&mut detector, due) => {
+                agent.core.follow_standstills();
+                agent.core.stalled(found);
+            }
             Some(event) = agent.events.recv() => {
+                agent.woke(&mut detector, stalls.due().min(due));
                 agent.handle(event);
                 ticker.set_period(agent.core.interval());
             }
-            () = expiry(core.next_expiry()) => core.expire(),
+            () = expiry(core.next_expiry()) => agent.core.expire(),
             Some(()) = next(&mut signals) => {
-                core.handle(Event::Toggle {
+                agent.core.handle(Event::Toggle {
                     action: ToggleAction::Flip,
                     origin: Origin::Signal,
                     kinds: None,
@@ -142,6 +162,15 @@ pub(super) async fn run_without_poller(agent: &mut Loop, duration: Duration) -> 
             Some(event) = agent.events.recv() => agent.handle(event),
             () = expiry(agent.core.next_expiry()) => agent.core.expire(),
         }
+    }
+}
+
+/// Returns `instant` as a moment: both are of `CLOCK_MONOTONIC`.
+pub(super) fn moment_of(instant: tokio::time::Instant) -> Moment {
+    let now = SystemClock.now();
+    match instant.checked_duration_since(tokio::time::Instant::now()) {
+        Some(left) => now + left,
+        None => now - instant.elapsed(),
     }
 }
 

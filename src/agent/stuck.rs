@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use super::collect;
 use super::incidents::Job;
-use crate::base::{IncidentId, log};
+use super::stall_log::StallLog;
+use crate::base::{IncidentId, Moment, log};
 use crate::model::{Metric, Rule, Stall, ThreadDump, Vitals};
 
 /// How many are kept for `status`.
@@ -25,18 +26,27 @@ pub(super) struct Stuck {
     dump: Option<Box<ThreadDump>>,
     /// Stacks on their way to the capture thread.
     leaving: Vec<(IncidentId, Box<ThreadDump>)>,
+    log: StallLog,
 }
 
 impl Stuck {
     /// Takes what was found.
-    pub(super) fn hear(&mut self, found: Vec<collect::stalls::Found>) {
-        self.dump = None;
-        self.last = None;
+    pub(super) fn hear(&mut self, mut found: Vec<collect::stalls::Found>, now: Moment) {
+        // Of many at once few have a stack: those are the ones to show.
+        found.sort_by_key(|found| found.dump.is_none());
+        let has_stack = found.first().is_some_and(|found| found.dump.is_some());
+        if has_stack || !self.last.as_ref().is_some_and(|last| last.running) {
+            self.dump = None;
+            self.last = None;
+        }
         for collect::stalls::Found { stall, dump } in found {
-            log::warn(stall.to_string());
+            if let Some(line) = self.log.take(now, &stall) {
+                log::warn(line);
+            }
             collect::trace::record_stall(&stall);
             self.fresh = self.fresh.max(Some(stall.lasted));
-            if self.last.as_ref().is_none_or(|last| stall.lasted > last.lasted) {
+            let is_longer = self.last.as_ref().is_none_or(|last| stall.lasted > last.lasted);
+            if is_longer && (dump.is_some() || self.dump.is_none()) {
                 self.last = Some(stall.clone());
                 self.dump = dump;
             }
@@ -56,6 +66,7 @@ impl Stuck {
         vitals: &mut Vitals,
         threshold: Option<Duration>,
     ) -> Option<String> {
+        self.log.due(vitals.at).into_iter().for_each(log::warn);
         let fresh = self.fresh.take();
         let longest = collect::stalls::longest();
         if self.last.as_ref().is_some_and(|last| fresh.max(longest) < Some(last.lasted)) {

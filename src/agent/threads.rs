@@ -18,6 +18,7 @@ use super::event::Event;
 use super::handle::AgentHandle;
 use super::run::{self, Loop};
 use super::service::Service;
+use super::standstill;
 use super::stream::work::{Desk, Order};
 use crate::base::retry::Backoff;
 use crate::base::{Clock, log, panics, warnings};
@@ -147,7 +148,8 @@ fn runtime() -> io::Result<tokio::runtime::Runtime> {
     run::check_descriptors()?;
     // Files are read for the endpoint on threads of this runtime, a few at a time; what they allocate is
     // no more the service's than what the agent's thread does.
-    tokio::runtime::Builder::new_current_thread()
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    standstill::observe_sleeps(&mut builder)
         .enable_all()
         .thread_name("marple-files")
         .max_blocking_threads(BLOCKING_THREADS)

@@ -31,6 +31,11 @@ impl Ticker {
         }
     }
 
+    /// Returns when the next tick is due.
+    pub(super) fn due(&self) -> Instant {
+        self.due
+    }
+
     /// The next tick. Nothing is lost when the future is dropped.
     pub(super) async fn tick(&mut self) {
         self.alarm.sleep_until(self.due).await;

@@ -11,6 +11,7 @@ mod reading;
 pub(crate) mod retry;
 mod site;
 pub(crate) mod spare;
+pub(crate) mod standstill;
 pub(crate) mod sync;
 mod units;
 pub mod warnings;

@@ -20,6 +20,9 @@ pub struct Beat {
     pub mark: (u64, u64),
 }
 
+/// Shorter waits for a core are not mentioned.
+const LEAST_WAIT: Duration = Duration::from_millis(1);
+
 /// A poll that lasted longer than it may.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Stall {
@@ -38,8 +41,10 @@ pub struct Stall {
     pub worker: Option<u64>,
     /// When the poll began.
     pub started: Timestamp,
-    /// How long it has lasted.
+    /// How long it has lasted, without the time in `waited` and without what the process stood still.
     pub lasted: Duration,
+    /// How long its thread waited for a core meanwhile, at most: no stall of the service, but the load of the machine.
+    pub waited: Duration,
     /// Whether it goes on.
     pub running: bool,
     /// Whether its polls are not recorded: the worker stood still by the runtime's count, and two stacks of the
@@ -87,6 +92,10 @@ impl fmt::Display for Stall {
             }
             None if self.remark.is_empty() => {}
             None => write!(f, " ({})", self.remark)?,
+        }
+        if self.waited >= LEAST_WAIT {
+            let waited = self.waited.as_millis();
+            write!(f, "; besides, it waited {waited} ms for a core (CPU contention)")?;
         }
         if self.suspected { f.write_str(" (suspected, confirmed by two stacks)") } else { Ok(()) }
     }

@@ -1,5 +1,7 @@
 //! All the rules together.
 
+use std::time::Duration;
+
 use super::Opening;
 use super::history::FireRecord;
 use super::past::{Past, Said};
@@ -89,6 +91,11 @@ impl Engine {
             watch.observe(now, vitals, opening);
         }
         self.watches.iter().map(|watch| watch.decision).enumerate()
+    }
+
+    /// The process stood still for `time`, in which nothing was measured: no condition has held for it.
+    pub fn stood_still(&mut self, time: Duration) {
+        self.watches.iter_mut().for_each(|watch| watch.stood_still(time));
     }
 
     /// The rule at `index`.

@@ -97,6 +97,13 @@ impl Watch {
         self.rule = rule;
     }
 
+    /// Moves the begin of what must hold for a time by `time`, in which the process stood still.
+    pub(super) fn stood_still(&mut self, time: Duration) {
+        for begun in self.crossed.iter_mut().chain([&mut self.clearing]).flatten() {
+            *begun = *begun + time;
+        }
+    }
+
     pub(super) fn capture_began(&mut self) {
         self.capturing = true;
     }

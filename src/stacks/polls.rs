@@ -63,6 +63,11 @@ impl Onlooker {
         self.tasks.name(tid)
     }
 
+    /// Returns `true` if the thread `tid` runs or waits for a core.
+    pub(crate) fn is_runnable(&self, tid: u32) -> bool {
+        self.eyes.look(tid).is_some_and(|(thread, _)| thread.state == 'R')
+    }
+
     /// Sends the threads a signal each, [`BATCH`] of them at most, and gives where they were. One that
     /// blocks it, does not answer or has ended is left out. Takes 0.1 s where one does not answer.
     pub(crate) fn ask(&mut self, clock: &dyn Clock, tids: &[u32]) -> Vec<Stand> {

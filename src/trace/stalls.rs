@@ -19,19 +19,23 @@
 mod budget;
 mod overdue;
 mod suspects;
+mod waits;
 mod workers;
 
 use std::sync::atomic::Ordering;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+pub(crate) use self::overdue::Starved;
 use self::overdue::{Ended, Found, Overdue, Seen};
 pub(crate) use self::suspects::{
     Ask, MAX_FOLLOWED, Sample, Still, Suspects, Suspicion, Verdict, WorkerThread,
 };
+use self::waits::{Excluded, Polling, Waits};
 use super::registry::{self, Tenancy};
 use super::sites;
 use super::thread::{self, BEGAN, EPOCH, Rings};
-use crate::base::{Clock, Moment, SystemClock};
+use crate::base::{Clock, Moment, SystemClock, standstill};
 use crate::model::{Calibration, OpenSlice, RawKind, RawSlice};
 use crate::os::ticks;
 use crate::os::wake::Listener;
@@ -46,7 +50,10 @@ pub(crate) struct Overlong {
     pub(crate) task: String,
     pub(crate) number: u64,
     pub(crate) start: Moment,
+    /// Without the times in which its thread waited for a core or the process stood still.
     pub(crate) lasted: Duration,
+    /// Time in which its thread waited for a core, at most.
+    pub(crate) waited: Duration,
     /// Whether it went on at the look.
     pub(crate) running: bool,
     tenancy: u64,
@@ -65,6 +72,24 @@ impl Overlong {
     }
 }
 
+/// Of shorter polls nobody wants to know whether they waited for a core.
+const SHORT: Duration = Duration::from_millis(10);
+
+/// The run delays of the threads, while a [`Watch`] looks.
+static WAITS: Mutex<Option<Waits>> = Mutex::new(None);
+
+fn waits() -> MutexGuard<'static, Option<Waits>> {
+    WAITS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Returns what is not the own time of a poll of `tenancy`'s thread from `from` to `until`.
+fn exclude(waits: &mut Option<Waits>, own: &Tenancy, from: Moment, until: Moment) -> Excluded {
+    match waits {
+        Some(waits) => waits.exclude(own.id, own.tid, from, until),
+        None => Excluded { still: standstill::within(from, until), ..Excluded::default() },
+    }
+}
+
 /// Whoever looks.
 #[derive(Debug)]
 pub(crate) struct Watch {
@@ -79,6 +104,7 @@ impl Watch {
     pub(crate) fn new(threshold: Duration) -> Self {
         ticks::source();
         let began = Listener::new(&BEGAN).ok();
+        *waits() = Some(Waits::new());
         Self { overdue: Overdue::new(threshold), first: ticks::pair(), began }
     }
 
@@ -118,7 +144,23 @@ impl Watch {
                 })
                 .collect()
         };
-        let (found, next) = self.overdue.look(now, &seen, told, ended);
+        let mut waits = waits();
+        if let Some(waits) = &mut *waits {
+            let polling =
+                threads.iter().zip(&seen).filter(|(_, seen)| self.overdue.has_moved(seen));
+            let polling = polling.map(|((_, own), seen)| Polling {
+                thread: own.id,
+                tid: own.tid,
+                since: seen.running.map(|(start, ..)| start),
+            });
+            waits.look(now, polling.collect());
+        }
+        let excluded = |thread: u64, from: Moment, until: Moment| match of(thread) {
+            Some((_, own)) => exclude(&mut waits, own, from, until),
+            None => Excluded::default(),
+        };
+        let (found, next) = self.overdue.look(now, &seen, told, ended, excluded);
+        drop(waits);
         if self.began.is_some() && self.overdue.is_quiet(now) {
             thread::rest();
         } else {
@@ -132,8 +174,16 @@ impl Watch {
     }
 }
 
+impl Watch {
+    /// Takes the polls since the last call that were too long only because their threads waited for a core.
+    pub(crate) fn take_starved(&mut self) -> Starved {
+        self.overdue.take_starved()
+    }
+}
+
 impl Drop for Watch {
     fn drop(&mut self) {
+        *waits() = None;
         // Nobody would hear.
         thread::stir();
     }
@@ -148,11 +198,24 @@ pub(crate) fn longest() -> Option<Duration> {
     let threads = registry::all();
     let now = SystemClock.now();
     let calibration = super::flight::calibration();
-    let lasted = threads.iter().map(|(rings, _)| {
-        let start = running(rings).map(|open| calibration.moment(open.start));
-        start.map_or(Duration::ZERO, |start| now.since(start))
-    });
-    lasted.max()
+    let mut polls: Vec<(Moment, &Tenancy)> = threads
+        .iter()
+        .filter_map(|(rings, own)| Some((calibration.moment(running(rings)?.start), own)))
+        .collect();
+    polls.sort_unstable_by_key(|(start, _)| *start);
+    let mut longest = (!threads.is_empty()).then_some(Duration::ZERO)?;
+    let mut waits = waits();
+    for (start, own) in polls {
+        let lasted = now.since(start);
+        // The rest began later.
+        if lasted <= longest {
+            break;
+        }
+        let excluded =
+            if lasted < SHORT { Excluded::default() } else { exclude(&mut waits, own, start, now) };
+        longest = longest.max(lasted.saturating_sub(excluded.waited + excluded.still));
+    }
+    Some(longest)
 }
 
 /// The threads that are in a poll that is recorded: their stalls are told exactly.
@@ -183,6 +246,7 @@ fn overlong(rings: &Rings, tenancy: &Tenancy, found: Found) -> Overlong {
         number: found.task.short().number,
         start: found.start,
         lasted: found.lasted,
+        waited: found.excluded.waited,
         running: found.tick.is_some(),
         tenancy: tenancy.id,
         tick: found.tick.unwrap_or(0),

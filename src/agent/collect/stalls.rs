@@ -6,6 +6,8 @@
 //! Polls that are recorded are timed exactly; of others there are suspicions (`suspects.rs`), where threads may
 //! be signalled. Both are told the same way.
 
+mod stack_budget;
+
 use std::future;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -13,17 +15,20 @@ use std::time::Duration;
 use tokio::sync::oneshot::Receiver;
 use tokio::time::Instant;
 
+use self::stack_budget::StackBudget;
 use super::Failure;
 use super::suspects::{Suspicions, holds_up};
 use crate::agent::fence::fence;
+use crate::agent::run::moment_of;
 use crate::agent::side_thread::SideThread;
-use crate::base::{Anchor, Clock, Moment, SystemClock};
+use crate::agent::standstill::StandstillDetector;
+use crate::base::{Anchor, Clock, Moment, SystemClock, log};
 use crate::config::{Settings, ThreadsMode};
 use crate::model::{Metric, Profile, Stall, ThreadDump, TraceMode};
 use crate::os::{self, alarm::Alarm};
 use crate::stacks::threads;
 use crate::symbols;
-use crate::trace::stalls::{Overlong, Suspicion, Verdict, Watch, longest as longest_poll};
+use crate::trace::stalls::{Overlong, Starved, Suspicion, Verdict, Watch, longest as longest_poll};
 use crate::vitals::Runtimes;
 
 /// What settings may not go below either.
@@ -32,6 +37,12 @@ const LEAST: Duration = Duration::from_millis(10);
 /// What confirming suspicions is charged with at most: the first time, symbols are read, which takes 0.1 s for a large
 /// binary. Charged whole, that would end the search for over a minute.
 const MAX_WEIGHING: Duration = Duration::from_millis(5);
+
+/// Time between two lines about polls that waited for a core.
+const STARVED_EVERY: Duration = Duration::from_secs(10);
+
+/// Longer than any sleep of the agent.
+const LONG: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// A stall, and the thread as it was then.
 pub(in crate::agent) struct Found {
@@ -78,7 +89,11 @@ pub(in crate::agent) struct Stalls {
     alarm: Alarm,
     /// The thread on which threads are asked.
     thread: SideThread,
-    examined: Option<Receiver<Vec<Found>>>,
+    examined: Option<Receiver<(Vec<Found>, Duration)>>,
+    stacks: StackBudget,
+    /// Polls to be told of that were too long by waiting for a core alone, and when that was told last.
+    starved: Starved,
+    starved_logged: Option<Moment>,
     /// Suspicions whose threads are looked at.
     weighed: Option<(Verdict, Receiver<(Weighed, Duration)>)>,
 }
@@ -95,6 +110,9 @@ impl Stalls {
             alarm: Alarm::here(),
             thread: SideThread::new("marple-stalls"),
             examined: None,
+            stacks: StackBudget::default(),
+            starved: Starved::default(),
+            starved_logged: None,
             weighed: None,
         }
     }
@@ -118,12 +136,23 @@ impl Stalls {
         }
     }
 
-    /// The next stalls. Nothing is lost when the future is dropped.
-    pub(in crate::agent) async fn next(&mut self) -> Vec<Found> {
+    /// Returns when the next look is due.
+    pub(in crate::agent) fn due(&self) -> Instant {
+        if self.watch.is_some() { self.due } else { Instant::now() + LONG }
+    }
+
+    /// Returns the next stalls. Nothing is lost when the future is dropped. `tick_due` is when the agent's thread wakes up
+    /// at the latest.
+    pub(in crate::agent) async fn next(
+        &mut self,
+        detector: &mut StandstillDetector,
+        tick_due: Instant,
+    ) -> Vec<Found> {
         loop {
             if let Some(examined) = &mut self.examined {
-                let found = examined.await.unwrap_or_default();
+                let (found, cost) = examined.await.unwrap_or_default();
                 self.examined = None;
+                self.stacks.charge(cost);
                 return found;
             }
             if let Some((_, weighed)) = &mut self.weighed {
@@ -149,20 +178,54 @@ impl Stalls {
                     continue;
                 }
             }
+            // Before anything is measured.
+            detector.woke(moment_of(self.due.min(tick_due)));
             let before = os::threads::cpu_time();
             let (overlong, next) = watch.look();
             let suspected = self.suspicions.as_mut().map(|suspicions| suspicions.look(before));
             self.due = Instant::now() + suspected.map_or(next, |suspected| suspected.min(next));
+            let starved = watch.take_starved();
             self.show_suspected();
+            self.log_starved(starved);
             if !overlong.is_empty() {
-                let signals = self.wanted.is_some_and(|(_, signals)| signals);
-                self.examined = Some(self.thread.run(move || {
-                    // The one that has lasted longest is the one to be seen first.
-                    let mut overlong = overlong;
-                    overlong.sort_by_key(|poll| std::cmp::Reverse((poll.running, poll.lasted)));
-                    overlong.into_iter().map(|poll| examine(poll, signals)).collect()
-                }));
+                self.examine(overlong);
             }
+        }
+    }
+
+    fn examine(&mut self, mut overlong: Vec<Overlong>) {
+        // The one that has lasted longest is the one to be seen first.
+        overlong.sort_by_key(|poll| std::cmp::Reverse((poll.running, poll.lasted)));
+        let signals = self.wanted.is_some_and(|(_, signals)| signals);
+        let now = SystemClock.now();
+        let polls: Vec<(Overlong, bool)> = overlong
+            .into_iter()
+            .map(|poll| {
+                let may_ask = !signals || !poll.running || self.stacks.allows(now, &poll.task);
+                (poll, may_ask)
+            })
+            .collect();
+        self.examined = Some(self.thread.run(move || {
+            let before = os::threads::cpu_time();
+            let examine = |(poll, may_ask)| examine(poll, signals, may_ask);
+            let found = polls.into_iter().map(examine).collect();
+            (found, os::threads::cpu_time().saturating_sub(before))
+        }));
+    }
+
+    fn log_starved(&mut self, fresh: Starved) {
+        self.starved.polls += fresh.polls;
+        self.starved.longest = self.starved.longest.max(fresh.longest);
+        let now = SystemClock.now();
+        let is_due = self.starved_logged.is_none_or(|at| now.since(at) >= STARVED_EVERY);
+        if self.starved.polls > 0 && is_due {
+            let Starved { polls, longest } = std::mem::take(&mut self.starved);
+            self.starved_logged = Some(now);
+            log::info(format!(
+                "{polls} polls took too long only because their threads waited for a core (CPU contention), the \
+                 longest for {} ms",
+                longest.as_millis()
+            ));
         }
     }
 
@@ -230,6 +293,7 @@ fn weigh(suspicion: &Suspicion) -> Option<Found> {
         worker: suspicion.worker.map(|(_, worker)| worker.into()),
         started: anchor.wall_at(suspicion.since),
         lasted: suspicion.lasted,
+        waited: Duration::ZERO,
         running: true,
         suspected: true,
         remark: if own.is_none() { row.remark } else { "" },
@@ -248,7 +312,7 @@ fn picture(anchor: Anchor, tid: u32) -> Result<ThreadDump, Failure> {
     })
 }
 
-fn examine(mut poll: Overlong, signals: bool) -> Found {
+fn examine(mut poll: Overlong, signals: bool, may_ask: bool) -> Found {
     let anchor = SystemClock.anchor();
     let mut remark = "";
     let mut dump = None;
@@ -256,6 +320,8 @@ fn examine(mut poll: Overlong, signals: bool) -> Found {
         remark = "it ended before it was looked at";
     } else if !signals {
         remark = "no stack: threads are not signalled";
+    } else if !may_ask {
+        remark = "no stack: those of other stalls took the CPU time there is for that";
     } else {
         match fence(|| Ok(threads::dump_one(&SystemClock, anchor, poll.tid)?)) {
             Ok(taken) if poll.goes_on() => dump = Some(Box::new(taken)),
@@ -289,6 +355,7 @@ fn examine(mut poll: Overlong, signals: bool) -> Found {
         worker: poll.worker,
         started: anchor.wall_at(poll.start),
         lasted: poll.lasted,
+        waited: poll.waited,
         running: poll.running,
         suspected: false,
         function,

@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::sync::oneshot::Receiver;
 
 use crate::agent::side_thread::SideThread;
-use crate::base::{Clock, Moment, SystemClock, log};
+use crate::base::{Clock, Moment, SystemClock, log, standstill};
 use crate::model::{Beat, Profile, ValueType};
 use crate::os::{images, threads, timer};
 use crate::stacks::polls::{Onlooker, Stand};
@@ -70,6 +70,8 @@ pub(super) struct Suspicions {
     thread: SideThread,
     /// Whether the machine lets nobody be asked.
     refused: bool,
+    /// Time in which the process has stood still, as far as the search knows.
+    stood_still: Duration,
 }
 
 /// What came of asking.
@@ -93,6 +95,7 @@ impl Suspicions {
             round: None,
             thread,
             refused: false,
+            stood_still: standstill::total(),
         }
     }
 
@@ -108,6 +111,11 @@ impl Suspicions {
     }
 
     fn look_at_workers(&mut self) -> (Option<Ask>, Duration) {
+        let stood_still = standstill::total();
+        if stood_still != self.stood_still {
+            self.stood_still = stood_still;
+            self.suspects.stood_still(SystemClock.now());
+        }
         self.runtimes.beats(&mut self.beats);
         let recorded = recorded();
         self.threads.clear();
@@ -204,7 +212,7 @@ impl Examiner {
 
     fn round(mut self: Box<Self>, ask: &Ask, workers: &[u32]) -> Round {
         let (asked, before) = (SystemClock.now(), threads::cpu_time());
-        let still: Vec<&Still> = ask.still.iter().filter(|still| has_slept(still)).collect();
+        let still: Vec<&Still> = ask.still.iter().filter(|still| self.has_slept(still)).collect();
         let mut open = ask.follow.clone();
         open.extend(still.iter().map(|still| still.tid));
         open.extend(&ask.search);
@@ -241,6 +249,12 @@ impl Examiner {
         let cost = own + ROUND + ANSWER * open.len() as u32;
         let searched = ask.names || !ask.search.is_empty();
         Round { examiner: self, asked, samples, searched, cost }
+    }
+
+    /// Returns `true` if a thread has used no CPU since that was noted, and sleeps: it does not wait for a core.
+    fn has_slept(&self, still: &Still) -> bool {
+        timer::cpu_time_of(still.tid).is_ok_and(|cpu| cpu == still.cpu)
+            && !self.onlooker.is_runnable(still.tid)
     }
 
     /// The threads that are called like one of `workers`.
@@ -319,11 +333,6 @@ impl Examiner {
         let role = |at: usize| self.roles.get(stand.frames.get(at)?).copied();
         poll_in(role, stand.frames.len())
     }
-}
-
-/// Whether a thread has used no CPU since that was noted, and sleeps.
-fn has_slept(still: &Still) -> bool {
-    timer::cpu_time_of(still.tid).is_ok_and(|cpu| cpu == still.cpu)
 }
 
 /// Whether a thread with these functions, innermost first, holds a worker up.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::waits::Excluded;
 use crate::base::Moment;
 use crate::model::TaskKey;
 
@@ -43,7 +44,9 @@ pub(super) struct Found {
     pub(super) thread: u64,
     pub(super) task: TaskKey,
     pub(super) start: Moment,
+    /// Without the time in `excluded`.
     pub(super) lasted: Duration,
+    pub(super) excluded: Excluded,
     /// None when it has ended.
     pub(super) tick: Option<u64>,
 }
@@ -54,6 +57,16 @@ struct Known {
     thread: u64,
     next: u64,
     told: Option<Moment>,
+    /// The begin of the poll that was counted as starved.
+    starved: Option<Moment>,
+}
+
+/// Polls that were too long only because their threads waited for a core.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Starved {
+    pub(crate) polls: u64,
+    /// The longest that one of them waited.
+    pub(crate) longest: Duration,
 }
 
 /// Decides what is too long, and when to look again.
@@ -65,21 +78,24 @@ pub(super) struct Overdue {
     /// Since when nothing was polled.
     quiet: Option<Moment>,
     known: Vec<Known>,
+    starved: Starved,
 }
 
 impl Overdue {
     pub(super) fn new(threshold: Duration) -> Self {
-        Self { threshold, due: None, quiet: None, known: Vec::new() }
+        Self { threshold, due: None, quiet: None, known: Vec::new(), starved: Starved::default() }
     }
 
     /// A look at `now`; `ended` gives what a thread has recorded from a number on, in the order of ends. `told`:
-    /// whether the next look would have been sooner, had a poll begun since the last.
+    /// whether the next look would have been sooner, had a poll begun since the last. `exclude` returns what of the time
+    /// between two moments is not a thread's own.
     pub(super) fn look(
         &mut self,
         now: Moment,
         seen: &[Seen],
         told: bool,
         ended: impl Fn(u64, u64) -> Vec<Ended>,
+        mut exclude: impl FnMut(u64, Moment, Moment) -> Excluded,
     ) -> (Vec<Found>, Duration) {
         let late = self.due.is_some_and(|due| now.since(due) > SAME);
         self.known.retain(|known| seen.iter().any(|seen| seen.thread == known.thread));
@@ -87,7 +103,7 @@ impl Overdue {
         let (mut moved, mut due) = (false, Duration::MAX);
         for &Seen { thread, next, running } in seen {
             if !self.known.iter().any(|known| known.thread == thread) {
-                self.known.push(Known { thread, next, told: None });
+                self.known.push(Known { thread, next, told: None, starved: None });
             }
             let Some(known) = self.known.iter_mut().find(|known| known.thread == thread) else {
                 continue;
@@ -96,14 +112,18 @@ impl Overdue {
             if late && known.next != next {
                 let since = running.map(|(start, ..)| start);
                 let long = overlong_of(&ended(thread, known.next), self.threshold, since);
-                let untold = long.into_iter().filter(|&(start, ..)| !is_same(known.told, start));
-                found.extend(untold.map(|(start, end, task)| Found {
-                    thread,
-                    task,
-                    start,
-                    lasted: end.since(start),
-                    tick: None,
-                }));
+                for (start, end, task) in long {
+                    if is_same(known.told, start) {
+                        continue;
+                    }
+                    let excluded = exclude(thread, start, end);
+                    let lasted = own(end.since(start), excluded);
+                    if lasted >= self.threshold {
+                        found.push(Found { thread, task, start, lasted, excluded, tick: None });
+                    } else {
+                        self.starved.count(&mut known.starved, start, excluded);
+                    }
+                }
             }
             known.next = next;
             let Some((start, task, tick)) = running else { continue };
@@ -111,8 +131,15 @@ impl Overdue {
             if lasted < self.threshold {
                 due = due.min(self.threshold - lasted);
             } else if !is_same(known.told, start) {
+                let excluded = exclude(thread, start, now);
+                let lasted = own(lasted, excluded);
+                if lasted < self.threshold {
+                    due = due.min(self.threshold - lasted);
+                    self.starved.count(&mut known.starved, start, excluded);
+                    continue;
+                }
                 known.told = Some(start);
-                found.push(Found { thread, task, start, lasted, tick: Some(tick) });
+                found.push(Found { thread, task, start, lasted, excluded, tick: Some(tick) });
             }
         }
         if moved {
@@ -132,10 +159,37 @@ impl Overdue {
         (found, next)
     }
 
+    /// Whether a thread has polled since the last look.
+    pub(super) fn has_moved(&self, seen: &Seen) -> bool {
+        let known = self.known.iter().find(|known| known.thread == seen.thread);
+        seen.running.is_some() || known.is_none_or(|known| known.next != seen.next)
+    }
+
+    /// Takes the polls that were too long by waiting for a core alone.
+    pub(super) fn take_starved(&mut self) -> Starved {
+        std::mem::take(&mut self.starved)
+    }
+
     /// Whether nothing has been polled for so long that nobody need look before something is.
     pub(super) fn is_quiet(&self, now: Moment) -> bool {
         self.quiet.is_some_and(|since| now.since(since) >= IDLE)
     }
+}
+
+impl Starved {
+    /// Counts the poll that began at `start`, once, if waiting made it too long.
+    fn count(&mut self, counted: &mut Option<Moment>, start: Moment, excluded: Excluded) {
+        self.longest = self.longest.max(excluded.waited);
+        if !excluded.waited.is_zero() && !is_same(*counted, start) {
+            self.polls += 1;
+            *counted = Some(start);
+        }
+    }
+}
+
+/// Returns the own time of a poll that lasted for `lasted`.
+fn own(lasted: Duration, excluded: Excluded) -> Duration {
+    lasted.saturating_sub(excluded.waited + excluded.still)
 }
 
 /// The outermost of `ended` that lasted for `threshold`, leaving out what is inside of the poll that goes on
@@ -163,6 +217,10 @@ mod tests {
 
     const MILLI: u64 = 1_000_000;
     const THRESHOLD: Duration = Duration::from_millis(50);
+
+    fn nothing(_: u64, _: Moment, _: Moment) -> Excluded {
+        Excluded::default()
+    }
 
     fn at(micros: u64) -> Moment {
         Moment::from_nanos(micros * 1000)
@@ -198,7 +256,7 @@ mod tests {
                 let polls = polls.filter(|(_, poll)| poll.1 <= now).skip(from as usize);
                 polls.map(|(n, poll)| (at(poll.0), at(poll.1), task(n))).collect()
             };
-            let (found, next) = overdue.look(at(now), &seen(threads, now), false, ended);
+            let (found, next) = overdue.look(at(now), &seen(threads, now), false, ended, nothing);
             assert!(next >= GAP && next <= THRESHOLD + SAME, "{next:?}");
             all.extend(found.into_iter().map(|found| (found, now)));
             now += next.as_micros() as u64 + late();
@@ -276,7 +334,10 @@ mod tests {
         let seen = [Seen { thread: 1, next: 7, running: None }];
         for step in 0..5 {
             let now = Moment::from_nanos(step * 50 * MILLI);
-            assert_eq!(overdue.look(now, &seen, false, |_, _| Vec::new()), (Vec::new(), REST));
+            assert_eq!(
+                overdue.look(now, &seen, false, |_, _| Vec::new(), nothing),
+                (Vec::new(), REST)
+            );
         }
     }
 
@@ -286,7 +347,8 @@ mod tests {
         let mut look = |millis: u64, next, told, running: Option<u64>| {
             let running = running.map(|start| (at(start * 1000), task(1), start));
             let seen = [Seen { thread: 1, next, running }];
-            let (found, next) = overdue.look(at(millis * 1000), &seen, told, |_, _| Vec::new());
+            let (found, next) =
+                overdue.look(at(millis * 1000), &seen, told, |_, _| Vec::new(), nothing);
             (found.len(), next.as_millis(), overdue.is_quiet(at(millis * 1000)))
         };
         // Not before half a second without a poll, and not on the first look after that.
@@ -303,6 +365,38 @@ mod tests {
         assert_eq!(look(1650, 8, true, None), (0, 2000, true));
         // One that nobody told of is found late.
         assert_eq!(look(3650, 8, true, Some(1700)), (1, 50, false));
+    }
+
+    /// Looks of a thread that polls since 0 for 200 ms; `excluded` of each 10 ms are not its own.
+    #[test]
+    fn only_own_time_makes_a_stall() {
+        let look_until_found = |excluded: fn(u64) -> Excluded| {
+            let mut overdue = Overdue::new(THRESHOLD);
+            for millis in (0..200).step_by(5) {
+                let running = Some((at(0), task(1), 0));
+                let seen = [Seen { thread: 1, next: 7, running }];
+                let exclude = |_, _, until: Moment| excluded(until.as_nanos() / MILLI);
+                let (found, _) =
+                    overdue.look(at(millis * 1000), &seen, false, |_, _| Vec::new(), exclude);
+                if let Some(found) = found.first() {
+                    return (
+                        Some((millis, found.lasted.as_millis())),
+                        overdue.take_starved().polls,
+                    );
+                }
+            }
+            (None, overdue.take_starved().polls)
+        };
+        let millis = Duration::from_millis;
+        assert_eq!(look_until_found(|_| Excluded::default()), (Some((50, 50)), 0));
+        // Half of the time on a core.
+        let half = |now| Excluded { waited: millis(now / 2), ..Excluded::default() };
+        assert_eq!(look_until_found(half), (Some((100, 50)), 1));
+        let most = |now| Excluded { waited: millis(now * 9 / 10), ..Excluded::default() };
+        assert_eq!(look_until_found(most), (None, 1));
+        // Stopped, and starved by nobody.
+        let still = |now: u64| Excluded { still: millis(now.min(120)), ..Excluded::default() };
+        assert_eq!(look_until_found(still), (Some((170, 50)), 0));
     }
 
     #[test]

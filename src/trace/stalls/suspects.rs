@@ -213,6 +213,13 @@ impl Suspects {
         if is_look { self.budget.charge_look(cost) } else { self.budget.charge(cost) }
     }
 
+    /// The process stood still until `now`: nobody could get on before that.
+    pub(crate) fn stood_still(&mut self, now: Moment) {
+        self.workers.stood_still(now);
+        self.threads.values_mut().for_each(|thread| thread.since = now);
+        self.followed.retain(|thread| thread.told);
+    }
+
     /// Takes what workers tell at `now` and what their threads have used; gives what to ask threads, and how long until
     /// the next look.
     pub(crate) fn look(

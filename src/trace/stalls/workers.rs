@@ -94,6 +94,11 @@ impl Workers {
         }
     }
 
+    /// Has all of them get on at `now`, until which the process stood still.
+    pub(super) fn stood_still(&mut self, now: Moment) {
+        self.workers.iter_mut().for_each(|worker| worker.since = now);
+    }
+
     /// Those that are not parked and told nothing between two looks.
     pub(super) fn standing(&self, now: Moment) -> impl Iterator<Item = &Worker> {
         self.workers.iter().filter(move |worker| !worker.beat.parked && worker.since < now)

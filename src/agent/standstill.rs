@@ -1,0 +1,219 @@
+//! Detects that the whole process stood still: stopped by a signal, frozen by its cgroup, or on a suspended machine.
+//!
+//! The agent's thread sleeps until a known time. If it wakes up later, there are three causes, and the kernel tells
+//! them apart:
+//!
+//! ```text
+//! late = end of the sleep - max(due, its begin)
+//! late <= run delay and CPU time of this thread   the thread waited for a core, or did other work
+//! the process used more CPU than it could have    the thread alone was held up
+//! otherwise                                       the process stood still
+//! ```
+
+use std::cell::Cell;
+use std::time::Duration;
+
+use tokio::runtime::Builder;
+
+use crate::base::{Clock, Moment, SystemClock, log, standstill, warnings};
+use crate::os::glance::Eyes;
+use crate::os::{process, threads};
+
+/// Shorter standstills are not recorded: they could be a timer of a virtual machine that is late.
+const LEAST: Duration = Duration::from_millis(20);
+
+/// Shorter standstills are not logged. A tool that limits CPU by signals stops a process ten times a second.
+const LEAST_LOGGED: Duration = Duration::from_millis(500);
+
+/// Time between two log lines. Standstills in between are counted in the next line.
+const LOG_EVERY: Duration = Duration::from_secs(10);
+
+thread_local! {
+    static PARKED_AT: Cell<Moment> = const { Cell::new(Moment::from_nanos(0)) };
+    /// The last sleep of the agent's runtime, until it is examined. What the thread does between two sleeps may block
+    /// and proves nothing.
+    static LAST_SLEEP: Cell<Option<Sleep>> = const { Cell::new(None) };
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Sleep {
+    from: Moment,
+    until: Moment,
+}
+
+/// Has the runtime of the agent's thread record when it sleeps.
+pub(super) fn observe_sleeps(builder: &mut Builder) -> &mut Builder {
+    builder.on_thread_park(|| PARKED_AT.set(SystemClock.now())).on_thread_unpark(|| {
+        LAST_SLEEP.set(Some(Sleep { from: PARKED_AT.get(), until: SystemClock.now() }));
+    })
+}
+
+/// Values of the last tick.
+#[derive(Clone, Copy, Debug)]
+struct Baseline {
+    at: Moment,
+    /// Time that the agent's thread has waited for a core.
+    waited: Duration,
+    /// CPU time of the agent's thread.
+    own: Duration,
+    /// CPU time of the process.
+    process: Duration,
+}
+
+/// What a late wake-up was measured against.
+#[derive(Clone, Copy, Debug)]
+struct Lateness {
+    late: Duration,
+    /// Time since the baseline.
+    elapsed: Duration,
+    /// Growth of the baseline's values.
+    waited: Duration,
+    own: Duration,
+    process: Duration,
+    cores: f64,
+}
+
+impl Lateness {
+    /// Returns how long the process stood still, or `None` if it did not.
+    fn standstill(self) -> Option<Duration> {
+        let unexplained = self.late.saturating_sub(self.waited + self.own);
+        // Before and after it, all cores may have worked for the process.
+        let worked = self.elapsed.saturating_sub(unexplained) + LEAST;
+        let possible = worked.mul_f64(self.cores.max(1.0));
+        (unexplained >= LEAST && self.process <= possible).then_some(unexplained)
+    }
+}
+
+/// The detector. Belongs to the agent's thread.
+pub(super) struct StandstillDetector {
+    /// `None` where the kernel does not report run delays: nothing can be told apart there.
+    eyes: Option<Eyes>,
+    tid: u32,
+    cores: f64,
+    baseline: Option<Baseline>,
+    logged: Option<Moment>,
+    unlogged: u32,
+    unlogged_time: Duration,
+}
+
+impl StandstillDetector {
+    /// Returns a detector for the calling thread.
+    pub(super) fn new() -> Self {
+        let eyes = match Eyes::open() {
+            Ok(eyes) => Some(eyes),
+            Err(why) => {
+                let text = format!(
+                    "a stopped or starved process cannot be told from a stall: {why}; stalls may be reported that \
+                     are none"
+                );
+                warnings::set("trace.stall", text);
+                None
+            }
+        };
+        Self {
+            eyes,
+            tid: threads::current(),
+            cores: process::cores().map_or(1.0, f64::from),
+            baseline: None,
+            logged: None,
+            unlogged: 0,
+            unlogged_time: Duration::ZERO,
+        }
+    }
+
+    /// The thread has woken up, which it should have done by `due`, if not sooner. Returns how long the process stood
+    /// still.
+    pub(super) fn woke(&mut self, due: Moment) -> Option<Duration> {
+        let sleep = LAST_SLEEP.take()?;
+        let late = sleep.until.since(due.max(sleep.from));
+        if late < LEAST {
+            return None;
+        }
+        let now = SystemClock.now();
+        let before = self.baseline?;
+        let after = self.measure(now)?;
+        self.baseline = Some(after);
+        let lateness = Lateness {
+            late,
+            elapsed: now.since(before.at),
+            waited: after.waited.saturating_sub(before.waited),
+            own: after.own.saturating_sub(before.own),
+            process: after.process.saturating_sub(before.process),
+            cores: self.cores,
+        };
+        let still = lateness.standstill()?;
+        // It began at an unknown time of the sleep.
+        standstill::record(sleep.from, sleep.until);
+        if still >= LEAST_LOGGED {
+            self.log(now, still);
+        }
+        Some(still)
+    }
+
+    /// Takes the values that a late wake-up is compared with. Costs about 5 us.
+    pub(super) fn tick(&mut self) {
+        let now = SystemClock.now();
+        self.baseline = self.measure(now);
+        if self.unlogged > 0 && self.logged.is_none_or(|at| now.since(at) >= LOG_EVERY) {
+            let (times, time) = (self.unlogged, self.unlogged_time.as_secs_f64());
+            log::warn(format!(
+                "the process stood still {times} more times, for {time:.1} s together (stopped, frozen or suspended)"
+            ));
+            (self.logged, self.unlogged, self.unlogged_time) = (Some(now), 0, Duration::ZERO);
+        }
+    }
+
+    fn measure(&self, now: Moment) -> Option<Baseline> {
+        let waited = self.eyes.as_ref()?.runs(self.tid)?.waited;
+        Some(Baseline { at: now, waited, own: threads::cpu_time(), process: process::cpu_time() })
+    }
+
+    fn log(&mut self, now: Moment, still: Duration) {
+        if self.logged.is_some_and(|at| now.since(at) < LOG_EVERY) {
+            self.unlogged += 1;
+            self.unlogged_time += still;
+            return;
+        }
+        self.logged = Some(now);
+        log::warn(format!(
+            "the process stood still for {:.1} s (stopped, frozen or suspended)",
+            still.as_secs_f64()
+        ));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_late_wake_up_is_a_standstill_only_if_nothing_else_explains_it() {
+        let millis = Duration::from_millis;
+        // late, elapsed, waited, own, process; expected.
+        for (late, elapsed, waited, own, process, expected) in [
+            // Stopped for 6 s between two ticks of a quiet process, and of one that used both cores until then.
+            (5900, 6100, 0, 1, 3, Some(5899)),
+            (5900, 6100, 0, 1, 400, Some(5899)),
+            // A crowded machine: the thread waited for a core.
+            (180, 300, 175, 2, 40, None),
+            // The thread did something else.
+            (120, 200, 0, 118, 130, None),
+            // It was held up, while the rest of the process worked on.
+            (2000, 2200, 0, 1, 3900, None),
+            // Both: it was stopped, and waited for a core after that.
+            (6300, 6500, 300, 0, 100, Some(6000)),
+            (19, 100, 0, 0, 0, None),
+            (20, 100, 0, 0, 0, Some(20)),
+        ] {
+            let lateness = Lateness {
+                late: millis(late),
+                elapsed: millis(elapsed),
+                waited: millis(waited),
+                own: millis(own),
+                process: millis(process),
+                cores: 2.0,
+            };
+            assert_eq!(lateness.standstill(), expected.map(millis), "{lateness:?}");
+        }
+    }
+}
