@@ -223,3 +223,71 @@ fn the_list_of_runtimes_ends() {
     bench.reader.read(Moment::default());
     assert_eq!(bench.runtimes.observe(more.handle().clone()), Ok(()));
 }
+
+/// Ticks once a second of the reader's clock until `done`, with real time for threads to run in between.
+fn tick_until(bench: &mut Bench, what: &str, done: impl Fn(&Vitals) -> bool) -> Vitals {
+    for _ in 0..2000 {
+        bench.clock.advance(millis(1000));
+        let vitals = bench.tick();
+        if done(&vitals) {
+            return vitals;
+        }
+        std::thread::sleep(millis(2));
+    }
+    panic!("no {what}");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn work_behind_a_full_blocking_pool_is_late_until_a_thread_is_free() {
+    let mut builders = [Builder::new_multi_thread(), Builder::new_current_thread()];
+    for builder in &mut builders {
+        let runtime =
+            builder.thread_name("full-pool").max_blocking_threads(2).enable_all().build().unwrap();
+        let mut bench = Bench::new();
+        assert_eq!(bench.tick().blocking_lag, None, "no runtime");
+        bench.runtimes.observe(runtime.handle().clone()).unwrap();
+        bench.tick();
+        drive(&runtime);
+        assert_eq!(bench.tick().blocking_lag, Some(Duration::ZERO));
+        let (release, released) = mpsc::channel::<()>();
+        let released = Arc::new(std::sync::Mutex::new(released));
+        let started = Arc::new(std::sync::Barrier::new(3));
+        let stuck: Vec<_> = (0..2)
+            .map(|_| {
+                let (released, started) = (released.clone(), started.clone());
+                runtime.spawn_blocking(move || {
+                    started.wait();
+                    let _ = released.lock().unwrap().recv();
+                })
+            })
+            .collect();
+        started.wait();
+        tick_until(&mut bench, "late work", |vitals| vitals.blocking_lag > Some(millis(5000)));
+        drop(release);
+        stuck.into_iter().for_each(|stuck| runtime.block_on(stuck).unwrap());
+        // Until the last answer is old, too.
+        tick_until(&mut bench, "calm", |vitals| vitals.blocking_lag == Some(Duration::ZERO));
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn an_idle_pool_gets_no_thread() {
+    let started = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let count = started.clone();
+    let runtime = Builder::new_multi_thread()
+        .worker_threads(2)
+        .on_thread_start(move || _ = count.fetch_add(1, std::sync::atomic::Ordering::SeqCst))
+        .build()
+        .unwrap();
+    let mut bench = Bench::new();
+    bench.runtimes.observe(runtime.handle().clone()).unwrap();
+    tick_until(&mut bench, "lag", |vitals| vitals.lag.is_some());
+    for _ in 0..100 {
+        bench.clock.advance(millis(1000));
+        assert_eq!(bench.tick().blocking_lag, Some(Duration::ZERO));
+        std::thread::sleep(millis(1));
+    }
+    assert_eq!(started.load(std::sync::atomic::Ordering::SeqCst), 2, "workers only");
+}

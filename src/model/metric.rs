@@ -70,6 +70,8 @@ pub enum Metric {
     FdShare,
     /// What 99 of 100 lags of the last minute were below: `runtime.lag_p99`.
     LagP99,
+    /// How long work waits for a thread of a runtime's blocking pool: `runtime.blocking_lag`.
+    BlockingLag,
     /// Panics in a second, if they are counted: `panics`.
     Panics,
     /// A number the service sets itself: `gauge.NAME`.
@@ -104,6 +106,7 @@ const FIXED: &[(&str, Metric)] = &[
     ("tasks.growth", Metric::TaskGrowth),
     ("fds.share", Metric::FdShare),
     ("runtime.lag_p99", Metric::LagP99),
+    ("runtime.blocking_lag", Metric::BlockingLag),
     ("panics", Metric::Panics),
 ];
 
@@ -135,7 +138,9 @@ impl Metric {
             | Self::Gauge(_)
             | Self::Counter(..)
             | Self::Histogram(..) => Unit::Count,
-            Self::Lag | Self::LagP99 | Self::Stall | Self::TimeToLimit => Unit::Seconds,
+            Self::Lag | Self::LagP99 | Self::BlockingLag | Self::Stall | Self::TimeToLimit => {
+                Unit::Seconds
+            }
         }
     }
 
@@ -165,6 +170,7 @@ impl Metric {
             Self::TaskGrowth => vitals.task_growth,
             Self::FdShare => vitals.fd_percent().map(|percent| percent.get()),
             Self::LagP99 => vitals.lag_p99.map(|lag| lag.as_secs_f64()),
+            Self::BlockingLag => vitals.blocking_lag.map(|lag| lag.as_secs_f64()),
             Self::Panics => vitals.panics.map(|n| n as f64),
             Self::Gauge(name) => vitals.gauge(name),
             Self::Counter(name, part) => vitals.counter(name)?.part(*part),

@@ -89,6 +89,9 @@ pub struct Vitals {
     pub lag: Option<Duration>,
     /// What 99 of 100 lags of the last minute were below.
     pub lag_p99: Option<Duration>,
+    /// How long work waits for a thread of a runtime's blocking pool (`spawn_blocking`, files, name resolution), on the
+    /// worst of the observed runtimes; zero while no thread of the pools does anything.
+    pub blocking_lag: Option<Duration>,
     /// How long the longest poll has lasted that goes on, or ended since the tick before and was too long;
     /// none while polls are not recorded.
     pub stall: Option<Duration>,

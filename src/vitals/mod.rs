@@ -18,6 +18,7 @@
 //! two workers.
 
 mod absent;
+mod blocking;
 mod counters;
 mod gauges;
 mod histograms;

@@ -34,9 +34,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::runtime::{Handle, Id, RuntimeMetrics};
+use tokio::runtime::{Handle, Id, RuntimeFlavor, RuntimeMetrics};
 use tokio::sync::Notify;
 
+use super::blocking::BlockingProbe;
 use crate::base::{Clock, Moment, standstill};
 use crate::os::threads;
 
@@ -56,6 +57,7 @@ pub(super) struct Probe {
     last: Option<Moment>,
     /// The thread that was told last.
     thread: u32,
+    pub(super) blocking: BlockingProbe,
 }
 
 /// What one tick tells about a runtime.
@@ -75,12 +77,25 @@ impl Probe {
         let shared = Arc::new(Shared::default());
         // Nothing waits for the task: it ends itself, or the runtime ends it.
         drop(runtime.spawn(run(Alive(shared.clone()), clock)));
-        Self { runtime, shared, sent: None, last: None, thread: 0 }
+        Self { runtime, shared, sent: None, last: None, thread: 0, blocking: BlockingProbe::new() }
     }
 
     /// The runtime.
     pub(super) fn id(&self) -> Id {
         self.runtime.id()
+    }
+
+    /// Sends a closure through the blocking pool, unless one is on its way.
+    pub(super) fn send_blocking(&mut self, now: Moment, clock: &Arc<dyn Clock>) {
+        self.blocking.send(now, &self.runtime, clock);
+    }
+
+    /// Returns the number of worker threads. A runtime of one thread runs on one of the service's.
+    pub(super) fn workers(&self) -> usize {
+        match self.runtime.runtime_flavor() {
+            RuntimeFlavor::MultiThread => self.runtime.metrics().num_workers(),
+            _ => 0,
+        }
     }
 
     /// The thread that last ran the task, if it is another than when this was last asked.

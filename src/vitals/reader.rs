@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::blocking::{BlockingProbe, Pools};
 use super::histograms::Distribution;
 use super::late::Lateness;
 use super::numbers::{Numbers, OwnNumbers};
@@ -35,6 +36,13 @@ const PRESSURE_EVERY: Duration = Duration::from_secs(2);
 /// How often the machine's memory is asked for: it changes by hotplug only, and asking allocates.
 const MACHINE_EVERY: Duration = Duration::from_secs(60);
 
+/// How often a closure is sent through blocking pools at most.
+const BLOCKING_EVERY: Duration = Duration::from_secs(1);
+
+/// With more runtimes than one, how often through the pool of each, unless the last one had to wait: of most of them
+/// the pool is idle, which cannot be told from here, and would get a thread for it.
+const BLOCKING_OF_MANY: Duration = Duration::from_secs(30);
+
 /// Reads the vitals. It belongs to one thread; dropping it ends its tasks on the observed runtimes.
 pub struct Reader {
     runtimes: Runtimes,
@@ -63,6 +71,8 @@ pub struct Reader {
     previous: Option<(Moment, Duration)>,
     second: Second,
     lateness: Lateness,
+    pools: Pools,
+    pools_read: Option<Moment>,
     memory: Trend,
     tasks: Trend,
 }
@@ -162,6 +172,8 @@ impl Reader {
             previous: None,
             second: Second::default(),
             lateness: Lateness::default(),
+            pools: Pools::new(),
+            pools_read: None,
             memory: Trend::default(),
             tasks: Trend::default(),
         }
@@ -193,6 +205,7 @@ impl Reader {
         vitals.fds = self.procfs.fds(now);
         vitals.lag = runtimes.and_then(|reading| reading.lag);
         vitals.lag_p99 = self.lateness.push(now, vitals.lag);
+        vitals.blocking_lag = self.read_pools(now);
         vitals.memory_growth = self.memory.push(now, vitals.working_set.map(|it| it.get() as f64));
         vitals.task_growth = self.tasks.push(now, vitals.tasks.map(|tasks| tasks as f64));
         self.second.write(vitals);
@@ -318,6 +331,32 @@ impl Reader {
             true
         });
         all
+    }
+}
+
+impl Reader {
+    /// Returns the longest that work waits for a thread of a blocking pool; `None` if no runtime is observed, or threads
+    /// cannot be listed.
+    fn read_pools(&mut self, now: Moment) -> Option<Duration> {
+        if self.probes.is_empty() || !self.pools.are_seen() {
+            return None;
+        }
+        let longest = self.probes.iter_mut().map(|probe| probe.blocking.lag(now)).max();
+        if due(&mut self.pools_read, now, BLOCKING_EVERY) {
+            let workers = self.probes.iter().map(Probe::workers).sum();
+            let probes = self.probes.iter().map(|probe| &probe.blocking);
+            let due = self.pools.look(now, &self.runtimes, workers, probes);
+            let is_one = self.probes.len() == 1;
+            let may_send = |probe: &BlockingProbe| {
+                due.applies_to(probe, now) && (is_one || probe.has_rested(now, BLOCKING_OF_MANY))
+            };
+            // Not all at once: each may start a thread.
+            let next = self.probes.iter_mut().find(|probe| may_send(&probe.blocking));
+            if let Some(probe) = next {
+                probe.send_blocking(now, &self.clock);
+            }
+        }
+        longest
     }
 }
 

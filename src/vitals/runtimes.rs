@@ -128,6 +128,17 @@ impl Runtimes {
         lock(&self.0.threads).iter().copied().collect()
     }
 
+    /// Puts the last threads that were seen to work for one of them into `into`. Returns whether that has changed it.
+    pub(super) fn copy_threads(&self, into: &mut Vec<u32>) -> bool {
+        let threads = lock(&self.0.threads);
+        if threads.iter().eq(into.iter()) {
+            return false;
+        }
+        into.clear();
+        into.extend(threads.iter());
+        true
+    }
+
     /// A task of one of them ran on `thread`.
     pub(super) fn works_on(&self, thread: u32) {
         let mut threads = lock(&self.0.threads);

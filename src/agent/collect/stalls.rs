@@ -22,7 +22,7 @@ use crate::agent::fence::fence;
 use crate::agent::run::moment_of;
 use crate::agent::side_thread::SideThread;
 use crate::agent::standstill::StandstillDetector;
-use crate::base::{Anchor, Clock, Moment, SystemClock, log};
+use crate::base::{Anchor, Clock, Moment, SystemClock, log, standstill};
 use crate::config::{Settings, ThreadsMode};
 use crate::model::{Metric, Profile, Stall, ThreadDump, TraceMode};
 use crate::os::{self, alarm::Alarm};
@@ -61,7 +61,10 @@ pub(in crate::agent) fn longest() -> Option<Duration> {
     let suspected = match SUSPECTED.load(Ordering::Relaxed) {
         NO_WORKERS => None,
         NOBODY => Some(Duration::ZERO),
-        since => Some(SystemClock.now().since(Moment::from_nanos(since - SINCE))),
+        since => {
+            let (since, now) = (Moment::from_nanos(since - SINCE), SystemClock.now());
+            Some(now.since(since).saturating_sub(standstill::within(since, now)))
+        }
     };
     longest_poll().max(suspected)
 }

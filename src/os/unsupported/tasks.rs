@@ -12,6 +12,11 @@ impl Tasks {
         Err(io::ErrorKind::Unsupported.into())
     }
 
+    /// None.
+    pub fn count(&self) -> Option<usize> {
+        None
+    }
+
     /// An error: there is no list.
     pub fn list(&mut self, _tids: &mut Vec<u32>) -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())

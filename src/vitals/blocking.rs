@@ -1,0 +1,271 @@
+//! Time that work waits for a thread of a runtime's blocking pool.
+//!
+//! A full pool stops everything behind it: files, name resolution, `spawn_blocking`; tasks, lag and CPU are calm
+//! meanwhile. Stable tokio does not report the pool, so a closure that does nothing is sent through it, one at a time and
+//! once a second at most. Its waiting time is the lag.
+//!
+//! **An idle pool is left alone**, as tokio would start a thread for the closure and keep it for ten seconds. The
+//! closure is sent only after a thread of the pool has used CPU, which it does whenever it begins or ends some work; and
+//! every [`CALM`] while there are such threads, which is too rare to keep one alive. They are known by their names, which
+//! they share with the workers, and by being more than those.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+
+use super::Runtimes;
+use super::probe::running_time;
+use crate::base::{Clock, Moment};
+use crate::os::tasks::Tasks;
+use crate::os::{threads, timer};
+
+/// Time between two closures while no thread of the pool does anything: more than tokio's 10 s for idle threads.
+const CALM: Duration = Duration::from_secs(15);
+
+/// Time between two lists of the threads whose number is the same.
+const LIST_EVERY: Duration = Duration::from_secs(10);
+
+/// Names read in a look, 7 us each.
+const MAX_NAMES: usize = 64;
+
+/// Threads that are known by name, and threads whose CPU time is read in a look: twice tokio's largest pool by default.
+const MAX_THREADS: usize = 4096;
+const MAX_POOL: usize = 1024;
+
+/// CPU time of a pool's thread from the end of a closure until it sleeps, at most.
+const REST: Duration = Duration::from_micros(50);
+
+/// A closure that waited for less found a thread, or had one started.
+const LATE: Duration = Duration::from_millis(100);
+
+/// The name that tokio gives threads by default.
+const DEFAULT_NAME: &str = "tokio-rt-worker";
+
+/// A closure on its way through the pool of one runtime.
+pub(super) struct BlockingProbe {
+    answer: Arc<Answer>,
+    sent: Option<Moment>,
+    /// When the last was sent.
+    last: Option<Moment>,
+    /// How long the last waited.
+    waited: Duration,
+}
+
+#[derive(Default)]
+struct Answer {
+    /// When the closure ran, in nanoseconds after the clock's zero plus one; 0 while it has not.
+    ran: AtomicU64,
+    thread: AtomicU32,
+    /// CPU time of that thread then, in nanoseconds.
+    cpu: AtomicU64,
+}
+
+impl BlockingProbe {
+    pub(super) fn new() -> Self {
+        Self { answer: Arc::default(), sent: None, last: None, waited: Duration::ZERO }
+    }
+
+    /// Sends a closure through the pool of `runtime` unless one is on its way.
+    pub(super) fn send(&mut self, now: Moment, runtime: &Handle, clock: &Arc<dyn Clock>) {
+        if self.sent.is_some() {
+            return;
+        }
+        (self.sent, self.last) = (Some(now), Some(now));
+        self.answer.ran.store(0, Ordering::Relaxed);
+        let (answer, clock) = (Arc::clone(&self.answer), Arc::clone(clock));
+        drop(runtime.spawn_blocking(move || {
+            let ran = clock.now().as_nanos().saturating_add(1);
+            let cpu = u64::try_from(threads::cpu_time().as_nanos()).unwrap_or(u64::MAX);
+            answer.cpu.store(cpu, Ordering::Relaxed);
+            answer.thread.store(threads::current(), Ordering::Relaxed);
+            answer.ran.store(ran, Ordering::Release);
+        }));
+    }
+
+    /// Returns how long the last closure waited, or the one on its way has waited so far if that is longer.
+    pub(super) fn lag(&mut self, now: Moment) -> Duration {
+        let Some(sent) = self.sent else {
+            if self.last.is_none_or(|last| now.since(last) > CALM) {
+                self.waited = Duration::ZERO;
+            }
+            return self.waited;
+        };
+        match self.answer.ran.load(Ordering::Acquire) {
+            0 => self.waited.max(running_time(sent, now)),
+            ran => {
+                self.sent = None;
+                self.waited = running_time(sent, Moment::from_nanos(ran - 1));
+                self.waited
+            }
+        }
+    }
+
+    /// Whether none is on its way, and the last one had to wait or was sent more than `time` ago.
+    pub(super) fn has_rested(&self, now: Moment, time: Duration) -> bool {
+        let was_late = self.waited >= LATE;
+        self.sent.is_none() && (was_late || self.last.is_none_or(|last| now.since(last) >= time))
+    }
+
+    fn is_due(&self, now: Moment) -> bool {
+        self.last.is_none_or(|last| now.since(last) >= CALM)
+    }
+
+    /// Returns the thread that ran the last closure, and its CPU time then.
+    fn answered(&self) -> Option<(u32, Duration)> {
+        let thread = self.answer.thread.load(Ordering::Relaxed);
+        let cpu = Duration::from_nanos(self.answer.cpu.load(Ordering::Relaxed));
+        (thread != 0).then_some((thread, cpu))
+    }
+}
+
+/// A thread of the process.
+#[derive(Debug)]
+struct Thread {
+    /// Its name without the number.
+    stem: String,
+    /// Whether it is called like a worker.
+    is_alike: bool,
+    /// Its CPU time at the last look; `None` before the first.
+    cpu: Option<Duration>,
+}
+
+/// The threads of the blocking pools.
+pub(super) struct Pools {
+    tasks: Option<Tasks>,
+    threads: BTreeMap<u32, Thread>,
+    tids: Vec<u32>,
+    count: Option<usize>,
+    listed: Option<Moment>,
+    /// Threads that were seen to be workers.
+    known: Vec<u32>,
+    pool: Vec<u32>,
+}
+
+impl Pools {
+    pub(super) fn new() -> Self {
+        Self {
+            tasks: Tasks::open().ok(),
+            threads: BTreeMap::new(),
+            tids: Vec::new(),
+            count: None,
+            listed: None,
+            known: Vec::new(),
+            pool: Vec::new(),
+        }
+    }
+
+    /// Whether pools can be watched here.
+    pub(super) fn are_seen(&self) -> bool {
+        self.tasks.is_some()
+    }
+
+    /// Looks at the threads of the pools: to be called once a second. There are `workers` worker threads. Returns the
+    /// probes to be sent. Allocates only when threads come.
+    pub(super) fn look<'p>(
+        &mut self,
+        now: Moment,
+        runtimes: &Runtimes,
+        workers: usize,
+        probes: impl Iterator<Item = &'p BlockingProbe> + Clone,
+    ) -> Due {
+        let has_listed = self.list(now);
+        if runtimes.copy_threads(&mut self.known) || has_listed {
+            self.mark();
+        }
+        self.find_pool(workers);
+        for (tid, cpu) in probes.filter_map(BlockingProbe::answered) {
+            if let Some(thread) = self.threads.get_mut(&tid)
+                && let Some(last) = &mut thread.cpu
+            {
+                *last = (*last).max(cpu + REST);
+            }
+        }
+        let mut has_worked = false;
+        for tid in self.pool.iter().take(MAX_POOL) {
+            let Some(thread) = self.threads.get_mut(tid) else { continue };
+            let Ok(cpu) = timer::cpu_time_of(*tid) else { continue };
+            if thread.cpu.is_none_or(|last| cpu > last) {
+                thread.cpu = Some(cpu);
+                has_worked = true;
+            }
+        }
+        match (has_worked, self.pool.is_empty()) {
+            (true, _) => Due::Now,
+            (false, false) => Due::IfCalm,
+            (false, true) => Due::No,
+        }
+    }
+
+    /// Lists the threads if their number has changed, and reads the names of those that are new. Returns whether any is.
+    fn list(&mut self, now: Moment) -> bool {
+        let Some(tasks) = &mut self.tasks else { return false };
+        let count = tasks.count();
+        let is_recent = self.listed.is_some_and(|at| now.since(at) < LIST_EVERY);
+        if (is_recent && count == self.count) || tasks.list(&mut self.tids).is_err() {
+            return false;
+        }
+        (self.listed, self.count) = (Some(now), count);
+        let tids = &self.tids;
+        self.threads.retain(|tid, _| tids.binary_search(tid).is_ok());
+        let mut names = MAX_NAMES;
+        for &tid in tids.iter().take(MAX_THREADS) {
+            if self.threads.contains_key(&tid) {
+                continue;
+            }
+            if names == 0 {
+                // The rest at the next look.
+                self.count = None;
+                break;
+            }
+            names -= 1;
+            if let Some(name) = tasks.name(tid) {
+                let stem = name.trim_end_matches(|end: char| end.is_ascii_digit()).to_owned();
+                self.threads.insert(tid, Thread { stem, is_alike: false, cpu: None });
+            }
+        }
+        names < MAX_NAMES
+    }
+
+    /// Marks the threads that are called like workers.
+    fn mark(&mut self) {
+        let known = self.known.iter().filter_map(|tid| Some(self.threads.get(tid)?.stem.clone()));
+        let stems: BTreeSet<String> = known.chain([DEFAULT_NAME.to_owned()]).collect();
+        for thread in self.threads.values_mut() {
+            thread.is_alike = stems.contains(&thread.stem);
+        }
+    }
+
+    /// Finds the threads that are called like workers and are none. Workers are started first.
+    fn find_pool(&mut self, workers: usize) {
+        let Self { threads, known, pool, .. } = self;
+        let alike = threads.iter().filter(|(_, thread)| thread.is_alike).map(|(&tid, _)| tid);
+        let seen = alike.clone().filter(|tid| known.contains(tid)).count();
+        let others = alike.filter(|tid| !known.contains(tid));
+        pool.clear();
+        pool.extend(others.skip(workers.saturating_sub(seen)));
+    }
+}
+
+/// Which probes are to be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Due {
+    /// All that are not on their way.
+    Now,
+    /// Those that were sent long ago.
+    IfCalm,
+    /// None.
+    No,
+}
+
+impl Due {
+    pub(super) fn applies_to(self, probe: &BlockingProbe, now: Moment) -> bool {
+        match self {
+            Self::Now => true,
+            Self::IfCalm => probe.is_due(now),
+            Self::No => false,
+        }
+    }
+}
