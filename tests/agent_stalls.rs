@@ -185,3 +185,85 @@ fn without_the_watchdog_nothing_is_told() {
     release.send(()).unwrap();
     runtime.block_on(stuck).unwrap();
 }
+
+/// Where the child of the test below writes how it stands; set only for the child.
+const STANDING: &str = "MARPLE_TEST_STANDING_STILL";
+
+/// What the child does: short polls without end, and a line about itself after each tick.
+#[test]
+fn child_that_is_stopped() {
+    let Some(dir) = std::env::var_os(STANDING).map(std::path::PathBuf::from) else { return };
+    let rule = |metric| Rule {
+        abs: Some(1.0),
+        capture: [CaptureKind::Threads].into(),
+        ..Rule::on(metric)
+    };
+    let trace = TraceSettings { stall: Some(Duration::from_secs(1)), ..TraceSettings::default() };
+    let rules = vec![rule(Metric::Stall), rule(Metric::Lag)];
+    let dir_of_incidents = dir.join("captures");
+    let settings = marple::Settings { rules, trace, dir: dir_of_incidents, ..settings() };
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(std::io::stderr);
+    subscriber.init();
+    let agent = marple::Agent::from_settings(settings).start().unwrap();
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    let runtime = marple::instrument(builder.worker_threads(2)).enable_all().build().unwrap();
+    agent.handle().observe(runtime.handle().clone()).unwrap();
+    for _ in 0..2 {
+        runtime.spawn(
+            async {
+                loop {
+                    let end = std::time::Instant::now() + Duration::from_millis(5);
+                    while std::time::Instant::now() < end {
+                        std::hint::spin_loop();
+                    }
+                    tokio::time::sleep(Duration::from_millis(3)).await;
+                }
+            }
+            .traced("orders"),
+        );
+    }
+    loop {
+        let status = agent.handle().status().wait(PATIENCE).unwrap();
+        let (ticks, stalls) = (status.counters.ticks, status.counters.stalls);
+        let fired = status.counters.fired;
+        fs::write(dir.join("new"), format!("{ticks} {stalls} {fired}")).unwrap();
+        fs::rename(dir.join("new"), dir.join("standing")).unwrap();
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A process that was stopped has had no stall and no lag, and says that it stood still.
+#[test]
+fn a_stopped_process_has_not_stalled() {
+    use rustix::process::{Pid, Signal, kill_process};
+
+    let dir = tempfile::tempdir().unwrap();
+    let log = fs::File::create(dir.path().join("log")).unwrap();
+    let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "child_that_is_stopped", "--nocapture"])
+        .env(STANDING, dir.path())
+        .stderr(log)
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let pid = Pid::from_child(&child);
+    let standing = || -> Option<Vec<u64>> {
+        let text = fs::read_to_string(dir.path().join("standing")).ok()?;
+        Some(text.split(' ').map(|number| number.parse().unwrap()).collect())
+    };
+    let after =
+        |ticks: u64| wait_for("ticks", || standing().filter(|standing| standing[0] >= ticks));
+    let mut seen = after(8);
+    for _ in 0..2 {
+        kill_process(pid, Signal::STOP).unwrap();
+        // Three times what is a stall here.
+        thread::sleep(Duration::from_secs(3));
+        kill_process(pid, Signal::CONT).unwrap();
+        seen = after(seen[0] + 8);
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let log = fs::read_to_string(dir.path().join("log")).unwrap();
+    assert_eq!(seen[1..], [0, 0], "stalls and incidents: {log}");
+    assert!(log.contains("the process stood still for "), "{log}");
+}

@@ -15,7 +15,7 @@ use super::deferred::Deferred;
 use super::event::{Event, ToggleAction};
 use super::standstill::StandstillDetector;
 use super::ticker::Ticker;
-use crate::base::{Clock, Moment, SystemClock, panics, warnings};
+use crate::base::{panics, warnings};
 use crate::config::ToggleSignal;
 use crate::model::Origin;
 use crate::vitals::Runtimes;
@@ -78,7 +78,7 @@ impl Loop {
 
     /// The thread has woken up: detects whether the process stood still before anything is measured.
     fn woke(&mut self, detector: &mut StandstillDetector, due: tokio::time::Instant) {
-        detector.woke(moment_of(due));
+        detector.woke(due);
         self.core.follow_standstills();
     }
 
@@ -162,15 +162,6 @@ pub(super) async fn run_without_poller(agent: &mut Loop, duration: Duration) -> 
             Some(event) = agent.events.recv() => agent.handle(event),
             () = expiry(agent.core.next_expiry()) => agent.core.expire(),
         }
-    }
-}
-
-/// Returns `instant` as a moment: both are of `CLOCK_MONOTONIC`.
-pub(super) fn moment_of(instant: tokio::time::Instant) -> Moment {
-    let now = SystemClock.now();
-    match instant.checked_duration_since(tokio::time::Instant::now()) {
-        Some(left) => now + left,
-        None => now - instant.elapsed(),
     }
 }
 

@@ -14,6 +14,7 @@ use std::cell::Cell;
 use std::time::Duration;
 
 use tokio::runtime::Builder;
+use tokio::time::Instant;
 
 use crate::base::{Clock, Moment, SystemClock, log, standstill, warnings};
 use crate::os::glance::Eyes;
@@ -123,9 +124,9 @@ impl StandstillDetector {
 
     /// The thread has woken up, which it should have done by `due`, if not sooner. Returns how long the process stood
     /// still.
-    pub(super) fn woke(&mut self, due: Moment) -> Option<Duration> {
+    pub(super) fn woke(&mut self, due: Instant) -> Option<Duration> {
         let sleep = LAST_SLEEP.take()?;
-        let late = sleep.until.since(due.max(sleep.from));
+        let late = sleep.until.since(moment_of(due).max(sleep.from));
         if late < LEAST {
             return None;
         }
@@ -179,6 +180,15 @@ impl StandstillDetector {
             "the process stood still for {:.1} s (stopped, frozen or suspended)",
             still.as_secs_f64()
         ));
+    }
+}
+
+/// Returns `instant` as a moment: both are of `CLOCK_MONOTONIC`.
+fn moment_of(instant: Instant) -> Moment {
+    let (now, now_instant) = (SystemClock.now(), Instant::now());
+    match instant.checked_duration_since(now_instant) {
+        Some(left) => now + left,
+        None => now - now_instant.saturating_duration_since(instant),
     }
 }
 

@@ -49,6 +49,11 @@ pub(crate) fn within(from: Moment, until: Moment) -> Duration {
     recent.iter().map(|still| until.min(still.until).since(from.max(still.from))).sum()
 }
 
+/// Returns the time from `from` to `until` without that in which the process stood still.
+pub(crate) fn running_time(from: Moment, until: Moment) -> Duration {
+    until.since(from).saturating_sub(within(from, until))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -17,7 +17,7 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 
 use super::Runtimes;
-use super::probe::running_time;
+use crate::base::standstill::running_time;
 use crate::base::{Clock, Moment};
 use crate::os::tasks::Tasks;
 use crate::os::{threads, timer};

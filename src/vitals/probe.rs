@@ -115,10 +115,10 @@ impl Probe {
         let now = clock.now();
         let lag = match (self.sent, self.shared.ran.load(Ordering::Acquire)) {
             (None, _) => self.last.map(|_| Duration::ZERO),
-            (Some(sent), 0) => Some(running_time(sent, now)),
+            (Some(sent), 0) => Some(standstill::running_time(sent, now)),
             (Some(sent), ran) => {
                 self.sent = None;
-                Some(running_time(sent, Moment::from_nanos(ran - 1)))
+                Some(standstill::running_time(sent, Moment::from_nanos(ran - 1)))
             }
         };
         let rested = self.last.is_some_and(|last| now.since(last) < rest);
@@ -130,11 +130,6 @@ impl Probe {
         }
         Some(Reading { tasks, lag })
     }
-}
-
-/// Returns the time from `from` to `until` without that in which the process stood still.
-pub(super) fn running_time(from: Moment, until: Moment) -> Duration {
-    until.since(from).saturating_sub(standstill::within(from, until))
 }
 
 /// Whether a worker is parked: it has parked once more than it has unparked.

@@ -19,7 +19,6 @@ use self::stack_budget::StackBudget;
 use super::Failure;
 use super::suspects::{Suspicions, holds_up};
 use crate::agent::fence::fence;
-use crate::agent::run::moment_of;
 use crate::agent::side_thread::SideThread;
 use crate::agent::standstill::StandstillDetector;
 use crate::base::{Anchor, Clock, Moment, SystemClock, log, standstill};
@@ -63,7 +62,7 @@ pub(in crate::agent) fn longest() -> Option<Duration> {
         NOBODY => Some(Duration::ZERO),
         since => {
             let (since, now) = (Moment::from_nanos(since - SINCE), SystemClock.now());
-            Some(now.since(since).saturating_sub(standstill::within(since, now)))
+            Some(standstill::running_time(since, now))
         }
     };
     longest_poll().max(suspected)
@@ -182,7 +181,7 @@ impl Stalls {
                 }
             }
             // Before anything is measured.
-            detector.woke(moment_of(self.due.min(tick_due)));
+            detector.woke(self.due.min(tick_due));
             let before = os::threads::cpu_time();
             let (overlong, next) = watch.look();
             let suspected = self.suspicions.as_mut().map(|suspicions| suspicions.look(before));
