@@ -31,9 +31,12 @@ const LOG_EVERY: Duration = Duration::from_secs(10);
 
 thread_local! {
     static PARKED_AT: Cell<Moment> = const { Cell::new(Moment::from_nanos(0)) };
-    /// The last sleep of the agent's runtime, until it is examined. What the thread does between two sleeps may block
-    /// and proves nothing.
-    static LAST_SLEEP: Cell<Option<Sleep>> = const { Cell::new(None) };
+    /// The sleeps of the agent's runtime that were not examined, the newest first. What the thread does between two
+    /// sleeps may block and proves nothing.
+    ///
+    /// More than one: `epoll_wait` fails with `EINTR` when a stopped process goes on, so that the runtime sleeps again for
+    /// an instant before the loop runs.
+    static SLEEPS: Cell<[Option<Sleep>; 4]> = const { Cell::new([None; 4]) };
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -44,9 +47,22 @@ struct Sleep {
 
 /// Has the runtime of the agent's thread record when it sleeps.
 pub(super) fn observe_sleeps(builder: &mut Builder) -> &mut Builder {
-    builder.on_thread_park(|| PARKED_AT.set(SystemClock.now())).on_thread_unpark(|| {
-        LAST_SLEEP.set(Some(Sleep { from: PARKED_AT.get(), until: SystemClock.now() }));
-    })
+    builder
+        .on_thread_park(|| PARKED_AT.set(SystemClock.now()))
+        .on_thread_unpark(|| push(Sleep { from: PARKED_AT.get(), until: SystemClock.now() }))
+}
+
+fn push(sleep: Sleep) {
+    let [first, second, third, _] = SLEEPS.get();
+    SLEEPS.set([Some(sleep), first, second, third]);
+}
+
+/// Takes the sleep that ended latest after `due`, and by how much.
+fn take_latest(due: Moment) -> Option<(Sleep, Duration)> {
+    let sleeps = SLEEPS.take().into_iter().flatten();
+    sleeps
+        .map(|sleep| (sleep, sleep.until.since(due.max(sleep.from))))
+        .max_by_key(|(_, late)| *late)
 }
 
 /// Values of the last tick.
@@ -125,8 +141,7 @@ impl StandstillDetector {
     /// The thread has woken up, which it should have done by `due`, if not sooner. Returns how long the process stood
     /// still.
     pub(super) fn woke(&mut self, due: Instant) -> Option<Duration> {
-        let sleep = LAST_SLEEP.take()?;
-        let late = sleep.until.since(moment_of(due).max(sleep.from));
+        let (sleep, late) = take_latest(moment_of(due))?;
         if late < LEAST {
             return None;
         }
@@ -195,6 +210,21 @@ fn moment_of(instant: Instant) -> Moment {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_sleep_that_was_interrupted_as_the_process_went_on_is_not_forgotten() {
+        let at = |millis: u64| Moment::from_nanos(millis * 1_000_000);
+        // Due at 250; stopped from 100 to 6000, then asleep for an instant until the timer is read.
+        push(Sleep { from: at(0), until: at(50) });
+        push(Sleep { from: at(60), until: at(6000) });
+        push(Sleep { from: at(6001), until: at(6002) });
+        let (sleep, late) = take_latest(at(250)).unwrap();
+        assert_eq!(
+            (sleep.from, sleep.until, late),
+            (at(60), at(6000), Duration::from_millis(5750))
+        );
+        assert!(take_latest(at(250)).is_none());
+    }
 
     #[test]
     fn a_late_wake_up_is_a_standstill_only_if_nothing_else_explains_it() {

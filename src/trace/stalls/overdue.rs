@@ -370,7 +370,7 @@ mod tests {
     /// Looks of a thread that polls since 0 for 200 ms; `excluded` of each 10 ms are not its own.
     #[test]
     fn only_own_time_makes_a_stall() {
-        let look_until_found = |excluded: fn(u64) -> Excluded| {
+        let look_until_found = |excluded: &dyn Fn(u64) -> Excluded| {
             let mut overdue = Overdue::new(THRESHOLD);
             for millis in (0..200).step_by(5) {
                 let running = Some((at(0), task(1), 0));
@@ -388,15 +388,15 @@ mod tests {
             (None, overdue.take_starved().polls)
         };
         let millis = Duration::from_millis;
-        assert_eq!(look_until_found(|_| Excluded::default()), (Some((50, 50)), 0));
+        assert_eq!(look_until_found(&|_| Excluded::default()), (Some((50, 50)), 0));
         // Half of the time on a core.
-        let half = |now| Excluded { waited: millis(now / 2), ..Excluded::default() };
-        assert_eq!(look_until_found(half), (Some((100, 50)), 1));
-        let most = |now| Excluded { waited: millis(now * 9 / 10), ..Excluded::default() };
-        assert_eq!(look_until_found(most), (None, 1));
+        let half = |now: u64| Excluded { waited: millis(now / 2), ..Excluded::default() };
+        assert_eq!(look_until_found(&half), (Some((100, 50)), 1));
+        let most = |now: u64| Excluded { waited: millis(now * 9 / 10), ..Excluded::default() };
+        assert_eq!(look_until_found(&most), (None, 1));
         // Stopped, and starved by nobody.
         let still = |now: u64| Excluded { still: millis(now.min(120)), ..Excluded::default() };
-        assert_eq!(look_until_found(still), (Some((170, 50)), 0));
+        assert_eq!(look_until_found(&still), (Some((170, 50)), 0));
     }
 
     #[test]
