@@ -10,6 +10,9 @@ use crate::model::Stall;
 /// Time between two lines of a group.
 const EVERY: Duration = Duration::from_secs(10);
 
+/// Shorter waits for a core are not mentioned.
+const MENTIONED: Duration = Duration::from_millis(1);
+
 /// Groups that have lines of their own; the rest share the one of the last.
 const MAX_GROUPS: usize = 32;
 
@@ -22,6 +25,8 @@ struct Since {
     logged: Moment,
     more: u64,
     longest: Duration,
+    /// The longest that the thread of one of them waited for a core.
+    waited: Duration,
     /// A function in which one of them was.
     function: Option<String>,
 }
@@ -45,11 +50,13 @@ impl StallLog {
         if let Some(since) = self.groups.get_mut(&group) {
             since.more += 1;
             since.longest = since.longest.max(stall.lasted);
+            since.waited = since.waited.max(stall.waited);
             since.function = stall.function.clone().or(since.function.take());
             return None;
         }
-        let (more, longest, function) = (0, Duration::ZERO, None);
-        self.groups.insert(group, Since { logged: now, more, longest, function });
+        let zero = Duration::ZERO;
+        let since = Since { logged: now, more: 0, longest: zero, waited: zero, function: None };
+        self.groups.insert(group, since);
         Some(stall.to_string())
     }
 
@@ -65,7 +72,8 @@ impl StallLog {
                 return false;
             }
             lines.push(line(group, since, passed));
-            (since.logged, since.more, since.longest) = (now, 0, Duration::ZERO);
+            (since.logged, since.more) = (now, 0);
+            (since.longest, since.waited) = (Duration::ZERO, Duration::ZERO);
             true
         });
         lines
@@ -73,7 +81,7 @@ impl StallLog {
 }
 
 fn line(group: &Group, since: &Since, passed: Duration) -> String {
-    let Since { more, longest, function, .. } = since;
+    let Since { more, longest, waited, function, .. } = since;
     let of = if group.0.is_empty() { "of other tasks" } else { "of" };
     let mut line = format!("{more} more stalls {of} {}", crate::base::log::escaped(&group.0));
     if let Some(function) = function.as_ref().filter(|function| **function != group.0) {
@@ -81,6 +89,11 @@ fn line(group: &Group, since: &Since, passed: Duration) -> String {
     }
     let (seconds, millis) = (passed.as_secs(), longest.as_millis());
     let _ = write!(line, " in the last {seconds} s, the longest {millis} ms so far");
+    if *waited >= MENTIONED {
+        let waited = waited.as_millis();
+        let _ =
+            write!(line, "; besides, they waited for a core (CPU contention), up to {waited} ms");
+    }
     line
 }
 

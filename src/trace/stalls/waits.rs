@@ -2,13 +2,15 @@
 //!
 //! The kernel counts it for each thread (`schedstat`). A look reads the counters of a few threads that poll, so that there
 //! is a reading from before most polls that become too long, and reads again once one has. What lies between the two
-//! readings was no work of the poll: neighbours had the core.
+//! readings was no work of the poll: neighbours had the core. The kernel counts a wait when it is over, so the wait of a
+//! thread that is runnable and does not run is added.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
 use crate::base::{Moment, standstill};
 use crate::os::glance::Eyes;
+use crate::os::timer;
 
 /// Threads that a look reads, the ones first that have polled for longest. A reading costs about 4 us.
 const MAX_READ: usize = 8;
@@ -36,6 +38,7 @@ pub(super) struct Excluded {
 struct Reading {
     at: Moment,
     waited: Duration,
+    cpu: Duration,
 }
 
 /// The readings of all threads.
@@ -83,11 +86,24 @@ impl Waits {
         from: Moment,
         until: Moment,
     ) -> Excluded {
+        let last = self.threads.get(&thread).and_then(|readings| readings.last()).copied();
         self.read(until, Polling { thread, tid, since: Some(from) });
         let still = standstill::within(from, until);
         let readings = self.threads.get(&thread).map_or(&[][..], Vec::as_slice);
-        let waited = waited(readings, from, until).min(until.since(from).saturating_sub(still));
-        Excluded { waited, still }
+        let mut all = waited(readings, from, until);
+        if self.waits_now(tid) {
+            let since = last.map_or(from, |last| last.at.max(from));
+            all += until.since(since).saturating_sub(counted_since(readings, since));
+        }
+        Excluded { waited: all.min(until.since(from).saturating_sub(still)), still }
+    }
+
+    /// Whether a thread is runnable and does not run: its CPU time stands still.
+    fn waits_now(&self, tid: u32) -> bool {
+        let Some(eyes) = &self.eyes else { return false };
+        let before = timer::cpu_time_of(tid).ok();
+        let is_runnable = eyes.look(tid).is_some_and(|(thread, _)| thread.state == 'R');
+        is_runnable && before.is_some() && timer::cpu_time_of(tid).ok() == before
     }
 
     fn read(&mut self, now: Moment, polling: Polling) {
@@ -95,7 +111,7 @@ impl Waits {
         let Some(runs) = runs else { return };
         let readings = self.threads.entry(polling.thread).or_default();
         let since = polling.since.or(readings.last().map(|last| last.at)).unwrap_or(now);
-        readings.push(Reading { at: now, waited: runs.waited });
+        readings.push(Reading { at: now, waited: runs.waited, cpu: runs.cpu });
         trim(readings, since);
     }
 }
@@ -128,6 +144,13 @@ fn waited(readings: &[Reading], from: Moment, until: Moment) -> Duration {
     until.since(from).mul_f64(share.min(1.0))
 }
 
+/// Returns the time that a thread ran, or waited for a core as the kernel has counted, after its last reading up to `since`.
+fn counted_since(readings: &[Reading], since: Moment) -> Duration {
+    let before = readings.iter().rev().find(|reading| reading.at <= since);
+    let (Some(last), Some(before)) = (readings.last(), before) else { return Duration::ZERO };
+    last.waited.saturating_sub(before.waited) + last.cpu.saturating_sub(before.cpu)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -137,8 +160,11 @@ mod tests {
     }
 
     fn readings(readings: &[(u64, u64)]) -> Vec<Reading> {
-        let reading =
-            |&(milli, waited)| Reading { at: at(milli), waited: Duration::from_millis(waited) };
+        let reading = |&(milli, waited)| Reading {
+            at: at(milli),
+            waited: Duration::from_millis(waited),
+            cpu: Duration::ZERO,
+        };
         readings.iter().map(reading).collect()
     }
 
