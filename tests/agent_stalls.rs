@@ -201,7 +201,9 @@ fn child_that_is_stopped() {
     let trace = TraceSettings { stall: Some(Duration::from_secs(1)), ..TraceSettings::default() };
     let rules = vec![rule(Metric::Stall), rule(Metric::Lag)];
     let dir_of_incidents = dir.join("captures");
-    let settings = marple::Settings { rules, trace, dir: dir_of_incidents, ..settings() };
+    // As shipped: the agent's thread sleeps nearly all of the time.
+    let interval = Duration::from_millis(250);
+    let settings = marple::Settings { rules, trace, interval, dir: dir_of_incidents, ..settings() };
     let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(std::io::stderr);
     subscriber.init();
     let agent = marple::Agent::from_settings(settings).start().unwrap();

@@ -7,7 +7,8 @@
 //! **An idle pool is left alone**, as tokio would start a thread for the closure and keep it for ten seconds. The
 //! closure is sent only after a thread of the pool has used CPU, which it does whenever it begins or ends some work; and
 //! every [`CALM`] while there are such threads, which is too rare to keep one alive. They are known by their names, which
-//! they share with the workers, and by being more than those.
+//! they share with the workers, and by being more than those. A runtime without workers gets one closure at the start, which
+//! shows what its threads are called.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -34,6 +35,9 @@ const MAX_NAMES: usize = 64;
 /// Threads that are known by name, and threads whose CPU time is read in a look: twice tokio's largest pool by default.
 const MAX_THREADS: usize = 4096;
 const MAX_POOL: usize = 1024;
+
+/// Names that are learned.
+const MAX_LEARNED: usize = 64;
 
 /// CPU time of a pool's thread from the end of a closure until it sleeps, at most.
 const REST: Duration = Duration::from_micros(50);
@@ -109,6 +113,11 @@ impl BlockingProbe {
         self.sent.is_none() && (was_late || self.last.is_none_or(|last| now.since(last) >= time))
     }
 
+    /// Whether none was ever sent.
+    pub(super) fn is_fresh(&self) -> bool {
+        self.last.is_none()
+    }
+
     fn is_due(&self, now: Moment) -> bool {
         self.last.is_none_or(|last| now.since(last) >= CALM)
     }
@@ -141,6 +150,8 @@ pub(super) struct Pools {
     listed: Option<Moment>,
     /// Threads that were seen to be workers.
     known: Vec<u32>,
+    /// The names of threads that ran a closure.
+    learned: BTreeSet<String>,
     pool: Vec<u32>,
 }
 
@@ -153,6 +164,7 @@ impl Pools {
             count: None,
             listed: None,
             known: Vec::new(),
+            learned: BTreeSet::new(),
             pool: Vec::new(),
         }
     }
@@ -172,7 +184,8 @@ impl Pools {
         probes: impl Iterator<Item = &'p BlockingProbe> + Clone,
     ) -> Due {
         let has_listed = self.list(now);
-        if runtimes.copy_threads(&mut self.known) || has_listed {
+        let has_learned = self.learn(probes.clone());
+        if runtimes.copy_threads(&mut self.known) || has_listed || has_learned {
             self.mark();
         }
         self.find_pool(workers);
@@ -229,10 +242,23 @@ impl Pools {
         names < MAX_NAMES
     }
 
+    /// Learns the names of threads that ran a closure. Returns whether one is new.
+    fn learn<'p>(&mut self, probes: impl Iterator<Item = &'p BlockingProbe>) -> bool {
+        let mut is_new = false;
+        for (tid, _) in probes.filter_map(BlockingProbe::answered) {
+            let Some(thread) = self.threads.get(&tid) else { continue };
+            if self.learned.len() < MAX_LEARNED && !self.learned.contains(&thread.stem) {
+                is_new |= self.learned.insert(thread.stem.clone());
+            }
+        }
+        is_new
+    }
+
     /// Marks the threads that are called like workers.
     fn mark(&mut self) {
         let known = self.known.iter().filter_map(|tid| Some(self.threads.get(tid)?.stem.clone()));
-        let stems: BTreeSet<String> = known.chain([DEFAULT_NAME.to_owned()]).collect();
+        let stems: BTreeSet<String> =
+            known.chain([DEFAULT_NAME.to_owned()]).chain(self.learned.iter().cloned()).collect();
         for thread in self.threads.values_mut() {
             thread.is_alike = stems.contains(&thread.stem);
         }

@@ -351,7 +351,10 @@ impl Reader {
                 due.applies_to(probe, now) && (is_one || probe.has_rested(now, BLOCKING_OF_MANY))
             };
             // Not all at once: each may start a thread.
-            let next = self.probes.iter_mut().find(|probe| may_send(&probe.blocking));
+            let is_unknown =
+                |probe: &Probe| is_one && probe.workers() == 0 && probe.blocking.is_fresh();
+            let next =
+                self.probes.iter_mut().find(|probe| may_send(&probe.blocking) || is_unknown(probe));
             if let Some(probe) = next {
                 probe.send_blocking(now, &self.clock);
             }

@@ -64,6 +64,7 @@ mod tests {
         assert!(used <= Duration::from_secs(60) / STACK_SHARE + MAX_STACKS * 2, "{used:?}");
         assert!(asked > 60, "{asked}");
         let now = Moment::from_nanos(61_000_000_000);
+        budget.refilled = now;
         budget.debt = MAX_STACKS;
         assert!(budget.allows(now, "b.rs:2") && !budget.allows(now, "b.rs:2"));
     }
