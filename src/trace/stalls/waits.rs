@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use crate::base::{Moment, standstill};
+use crate::base::{Clock, Moment, SystemClock, standstill};
 use crate::os::glance::Eyes;
 use crate::os::timer;
 
@@ -23,6 +23,9 @@ const KEPT: usize = 8;
 
 /// A reading that is older than this at the begin of a poll says nothing about it.
 const STALE: Duration = Duration::from_millis(500);
+
+/// A reading that is not older than this belongs to the present look.
+const FRESH: Duration = Duration::from_millis(2);
 
 /// The parts of a poll's duration that are not its own.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -78,7 +81,7 @@ impl Waits {
         }
     }
 
-    /// Returns what is not the own time of a poll from `from` to `until`, which is about now.
+    /// Returns what is not the own time of a poll from `from` to `until`, which is in the past or about now.
     pub(super) fn exclude(
         &mut self,
         thread: u64,
@@ -86,12 +89,15 @@ impl Waits {
         from: Moment,
         until: Moment,
     ) -> Excluded {
-        let last = self.threads.get(&thread).and_then(|readings| readings.last()).copied();
-        self.read(until, Polling { thread, tid, since: Some(from) });
+        let now = SystemClock.now();
+        self.read(now, Polling { thread, tid, since: Some(from) });
         let still = standstill::within(from, until);
         let readings = self.threads.get(&thread).map_or(&[][..], Vec::as_slice);
         let mut all = waited(readings, from, until);
-        if self.waits_now(tid) {
+        let goes_on = now.since(until) < FRESH;
+        if goes_on && self.waits_now(tid) {
+            // Not those of this look.
+            let last = readings.iter().rev().find(|reading| now.since(reading.at) >= FRESH);
             let since = last.map_or(from, |last| last.at.max(from));
             all += until.since(since).saturating_sub(counted_since(readings, since));
         }
