@@ -115,6 +115,7 @@ mod tests {
             running: true,
             suspected: false,
             function: Some("orders::parse".to_owned()),
+            via: None,
             remark: "",
         }
     }

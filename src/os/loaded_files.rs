@@ -236,7 +236,7 @@ impl Registry {
     /// Holds as many files as may be, loaded ones first. Returns how many loaded ones are not held.
     fn balance(&mut self) -> usize {
         let loaded = self.known.iter().filter(|known| known.is_loaded);
-        let last_loaded = loaded.filter_map(|known| known.segment.file.clone()).last();
+        let last_loaded = loaded.rev().find_map(|known| known.segment.file.clone());
         let (mut held, mut short, mut is_loaded) = (0, 0, last_loaded.is_some());
         for file in self.files() {
             let wanted = file.descriptors().max(1);

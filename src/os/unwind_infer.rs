@@ -91,9 +91,8 @@ pub(super) fn infer(
         let done = ip - function.start;
         return match calls::pushed_after(done) {
             Some(offset) => at_top(modules, cache, registers, offset, read),
-            None => believed(modules, cache, ip, lr)
-                .then(|| caller(sp, fp, lr, registers, true))
-                .unwrap_or(Err(Stop::Senseless)),
+            None if believed(modules, cache, ip, lr) => caller(sp, fp, lr, registers, true),
+            None => Err(Stop::Senseless),
         };
     }
     // A frame of some function further out has ours, and its return address, between the stack pointer and itself.

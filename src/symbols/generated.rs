@@ -19,7 +19,15 @@ pub const ANONYMOUS: &str = "[anonymous code]";
 pub fn memory_file(path: &Path) -> Option<impl fmt::Display + '_> {
     let name = path.to_str()?.strip_prefix("/memfd:")?;
     let name = name.strip_suffix(" (deleted)").unwrap_or(name);
-    Some(fmt::from_fn(move |f| write!(f, "[memfd:{name}]")))
+    Some(MemoryFile(name))
+}
+
+struct MemoryFile<'a>(&'a str);
+
+impl fmt::Display for MemoryFile<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "[memfd:{}]", self.0)
+    }
 }
 
 /// Bytes of the map that are read: an engine with 200,000 functions writes some 12 MB.

@@ -20,6 +20,9 @@ impl Reader {
             Metric::Tasks | Metric::Lag | Metric::LagP99 => {
                 "no tokio runtime is observed; start the agent in a runtime, or pass one to `AgentHandle::observe`"
             }
+            Metric::BlockingLag => {
+                "no tokio runtime is observed, or its blocking pool has no thread yet"
+            }
             Metric::Threads | Metric::Fds => "/proc/self cannot be read; mount /proc",
             Metric::FdShare => "there is no limit on descriptors, or /proc/self/fd cannot be read",
             Metric::Stall => {
