@@ -216,7 +216,7 @@ fn captures_spent_by_others_in_the_same_incident_do_not_end_it() {
         .ticks(settings.interval)
         .map(|vitals| Vitals { gauges: vec![("a".into(), 20.0)], ..vitals });
     let outcome = replay(&settings, Pace::default(), noise);
-    let of_memory = outcome.fired.iter().filter(|(_, rule, _)| rule == "memory");
+    let mut of_memory = outcome.fired.iter().filter(|(_, rule, _)| rule == "memory");
     let at = of_memory.next_back().expect("it fired").0;
     assert!(trace.at(at.as_nanos() as f64 / 1e9) >= 97.0, "{at:?}");
 }
