@@ -74,7 +74,8 @@ fn quiet() -> marple::Settings {
 
 #[test]
 fn memory_is_flat_after_ten_thousand_requests() {
-    let (_host, url) = serve_with(HttpSettings::default(), quiet());
+    let http = HttpSettings { max_requests_per_second: 100_000, ..HttpSettings::default() };
+    let (_host, url) = serve_with(http, quiet());
     // Each client keeps its connection for ten rounds, as scrapers do.
     let rounds = |times: usize| {
         let client = || {

@@ -34,7 +34,7 @@ const MAX_HELD: u64 = 64;
 const MAX_UNLOADED: usize = 1024;
 
 /// The part of the descriptor limit that is held at most, and the part that is never touched: as in `quota`.
-const SHARE: u64 = 8;
+const SHARE: u64 = 256;
 
 /// What the kernel appends to the path of a file that has none any more.
 const DELETED: &[u8] = b" (deleted)";
@@ -101,7 +101,7 @@ pub(super) fn keep_within(open: Option<u64>, limit: Option<u64>) {
     }
 }
 
-/// An eighth of the limit, and none of its last quarter.
+/// One descriptor of 256, and none of the last quarter.
 fn allowed(open: u64, limit: Option<u64>, own: u64) -> u64 {
     let Some(limit) = limit else { return MAX_HELD };
     let others = open.saturating_sub(own);

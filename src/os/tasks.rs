@@ -24,7 +24,8 @@ impl Tasks {
     pub fn open() -> io::Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let directory = spare::with(|| open("/proc/self/task", flags, Mode::empty()))?;
-        let own = super::threads::current();
+        // Not the cached id, which is the parent's in a forked child.
+        let own = rustix::thread::gettid().as_raw_nonzero();
         match statat(&directory, own.to_string(), AtFlags::empty()) {
             Ok(_) => Ok(Self { directory }),
             Err(Errno::NOENT) => Err(io::Error::other(format!(

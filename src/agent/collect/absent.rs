@@ -8,6 +8,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::{Absent, Evidence, Failure, Started};
+use crate::agent::standstill::StandstillDetector;
 use crate::base::{Anchor, Bytes};
 use crate::config::{HeapSettings, Settings, TraceSettings};
 use crate::model::{CaptureKind, Profile, Rule, Stall, ThreadDump, Vitals};
@@ -115,7 +116,15 @@ impl Stalls {
 
     pub(in crate::agent) fn apply(&mut self, _: &Settings) {}
 
-    pub(in crate::agent) async fn next(&mut self) -> Vec<Found> {
+    pub(in crate::agent) fn due(&self) -> tokio::time::Instant {
+        tokio::time::Instant::now() + Duration::from_secs(3600)
+    }
+
+    pub(in crate::agent) async fn next(
+        &mut self,
+        _: &mut StandstillDetector,
+        _: tokio::time::Instant,
+    ) -> Vec<Found> {
         std::future::pending().await
     }
 }

@@ -22,7 +22,6 @@ use crate::os::births;
 use crate::os::copied::Copied;
 use crate::os::own_thread;
 use crate::os::process::cpu_time;
-use crate::os::threads;
 use crate::os::unwind::{End, MAX_FRAMES, Outermost, Walker};
 
 /// What the table of a session holds: 3 to 6 MB when it is full.
@@ -36,11 +35,6 @@ const LOOK_EVERY_IDLE: Duration = Duration::from_secs(1);
 /// What is done for each thread, at 1 us (reading the list, charging its CPU time), is done no more often than this
 /// for each thread there is: 0.1 % of a core for each. In a session twice as often.
 const PAUSE_PER_THREAD: Duration = Duration::from_millis(1);
-
-/// While only the window is filled, reading samples may take one part of so many of a core. Whatever the number of
-/// threads, they are read within the second part, so that rings hold what comes.
-const DRAIN_SHARE: u32 = 1000;
-const LONGEST_DRAIN_PAUSE: Duration = Duration::from_secs(1);
 
 /// Whoever starts or stops a session meanwhile gets its turn between some names and some more.
 const NAME_EVERY: Duration = Duration::from_millis(1);
@@ -216,7 +210,7 @@ impl Shared {
         let mut heard = Moment::default();
         let mut panics_in_a_row = 0;
         while !state.is_over {
-            let (now, before) = (SystemClock.now(), threads::cpu_time());
+            let now = SystemClock.now();
             let turn = panics::fence_and_record("marple-cpu", || {
                 state.turn(now);
                 state.roster.name_some()
@@ -233,13 +227,8 @@ impl Shared {
                 return;
             }
             let has_more_to_name = turn.unwrap_or(false);
-            let cost = threads::cpu_time().saturating_sub(before);
-            let wait = match state.during {
-                _ if has_more_to_name => NAME_EVERY,
-                Some(_) => drain_interval(state.frequency),
-                None => drain_interval(state.frequency)
-                    .max((cost * DRAIN_SHARE).min(LONGEST_DRAIN_PAUSE)),
-            };
+            // Never longer: a ring holds two samples, and the next would be lost.
+            let wait = if has_more_to_name { NAME_EVERY } else { drain_interval(state.frequency) };
             state = self.wake.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
