@@ -259,7 +259,9 @@ fn a_disk_that_fails_is_not_taken_for_a_file_system_without_sync() {
             assert_eq!(names(incident.path()), ["incident.json"]);
             assert_eq!(fs::read(incident.path().join("incident.json")).unwrap(), before);
             assert_eq!(store.index().unwrap().len(), 1);
-            assert_eq!(warnings::list(), []);
+            // The ages of incidents cannot be written either, which is said.
+            let told = warnings::list().into_iter().filter(|it| it.topic != "store.max_age");
+            assert_eq!(told.count(), 0);
             return;
         }
     }

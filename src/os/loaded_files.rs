@@ -34,7 +34,7 @@ const MAX_HELD: u64 = 64;
 const MAX_UNLOADED: usize = 1024;
 
 /// The part of the descriptor limit that is held at most, and the part that is never touched: as in `quota`.
-const SHARE: u64 = 256;
+const SHARE: u64 = 2048;
 
 /// What the kernel appends to the path of a file that has none any more.
 const DELETED: &[u8] = b" (deleted)";
@@ -101,7 +101,7 @@ pub(super) fn keep_within(open: Option<u64>, limit: Option<u64>) {
     }
 }
 
-/// One descriptor of 256, and none of the last quarter.
+/// One descriptor of 2048, and none of the last quarter: a service with the usual limit of 1024 needs its own.
 fn allowed(open: u64, limit: Option<u64>, own: u64) -> u64 {
     let Some(limit) = limit else { return MAX_HELD };
     let others = open.saturating_sub(own);
