@@ -4,7 +4,7 @@
 //! lists all entries in `/status`, so that a feature never goes quiet without a word.
 //!
 //! The registry is a process-wide static because its reporters are: engines, the allocator and signal handlers exist once
-//! per process. It holds at most [`MAX_WARNINGS`] entries, one per topic.
+//! per process. It holds at most `MAX_WARNINGS` entries, one per topic.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};

@@ -271,7 +271,7 @@ fn tell() {
 }
 
 /// As [`notice`] for the allocator, once for each sampled allocation: writes to the standard error after
-/// [`SAMPLES_BEFORE_STDERR`] of them, if it is still the one of the agent's start and takes a line without blocking.
+/// `SAMPLES_BEFORE_STDERR` of them, if it is still the one of the agent's start and takes a line without blocking.
 #[inline]
 pub fn notice_from_allocator() {
     if UNTOLD.load(Relaxed) {

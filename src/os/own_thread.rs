@@ -12,7 +12,7 @@
 //!
 //! What the process was started with is the operator's decision (`taskset`, `chrt`, `nice`, `CPUAffinity=` of systemd) and
 //! holds for marple's threads too. It has to be read before `main`: later there is no telling a mask that `main` set for
-//! itself from one that was given to the process. [`AtStart`] is filled by a function of `.init_array`.
+//! itself from one that was given to the process. `AtStart` is filled by a function of `.init_array`.
 //!
 //! The mask of a thread that was started by another one of marple's is left alone, so that a later
 //! `taskset --all-tasks --pid` holds for all threads.

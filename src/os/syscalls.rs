@@ -13,7 +13,7 @@
 //!
 //! The result is kept with the mode and the number of filters that the status shows. [`permit`] reads both again,
 //! so that a filter which the service installs later is found out about before the next optional call. One that is
-//! installed less than [`FRESH`] before the call is not seen.
+//! installed less than `FRESH` before the call is not seen.
 //!
 //! Before Linux 5.9 the status does not show how many filters there are, and one on top of another is not seen.
 //!
@@ -176,7 +176,7 @@ const MAX_KNOWN: usize = 8;
 static KNOWN: Mutex<Vec<(Filters, Verdicts)>> = Mutex::new(Vec::new());
 
 /// Whether the calling thread may make this call and live. A call that the filter answers with an error counts
-/// as allowed: its caller meets the error. Costs 10 us at first, 50 ns within [`FRESH`], and some milliseconds where the
+/// as allowed: its caller meets the error. Costs 10 us at first, 50 ns within `FRESH`, and some milliseconds where the
 /// filters have changed. Takes a lock and allocates.
 ///
 /// # Errors

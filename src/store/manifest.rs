@@ -1,7 +1,7 @@
 //! `incident.json` as text: the model's own form in JSON, indented for the person who opens it in the
 //! middle of a night. The form itself, and what may change in it, is said at [`Manifest`].
 //!
-//! Vitals are most of a manifest, and come after all that is asked of it in a list. So a [`Head`] is read up to the
+//! Vitals are most of a manifest, and come after all that is asked of it in a list. So a `Head` is read up to the
 //! line at which they begin, and written before what follows that line, which is copied as it is.
 
 use std::borrow::Cow;
