@@ -16,7 +16,7 @@ use std::alloc::System;
 use std::ffi::{CStr, CString, c_void};
 use std::fs;
 use std::hint::black_box;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, channel};
@@ -181,7 +181,7 @@ fn names_stay(folder: &Path, deploy: &Deploy) {
     let (dir, manifest) = host.closed(1).remove(0);
     let text = |kind: &str| {
         let is_wanted = |file: &&String| file.contains(kind);
-        let file = manifest.artifacts.iter().map(|it| &it.file).filter(is_wanted).next_back();
+        let file = manifest.artifacts.iter().map(|it| &it.file).rfind(is_wanted);
         dir.join(file.unwrap_or_else(|| panic!("no {kind} in {:?}", manifest.artifacts)))
     };
     let cpu = top(&text("cpu"));
@@ -208,7 +208,7 @@ fn ticks(host: &Host, count: u64) {
     wait_for("ticks", || (now() >= before + count).then_some(()));
 }
 
-fn top(file: &PathBuf) -> String {
+fn top(file: &Path) -> String {
     peers::go_pprof(&["-top", "-cum", "-nodecount=200", "-nodefraction=0", file.to_str().unwrap()])
 }
 

@@ -9,6 +9,7 @@
 
 use std::fs::File;
 use std::io;
+#[cfg(target_os = "linux")]
 use std::os::fd::AsRawFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -137,6 +138,7 @@ pub(crate) fn release(need: Need) -> bool {
 }
 
 /// Returns the numbers of the reserved descriptors.
+#[cfg(target_os = "linux")]
 pub(crate) fn numbers() -> Vec<i32> {
     let mut numbers = Vec::with_capacity(CAPTURES + CONNECTIONS);
     let pool = lock();

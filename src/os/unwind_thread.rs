@@ -10,7 +10,7 @@ use super::copied::Registers;
 
 /// Where the caller is and where its frame lies. Inlined always: the frame described is the one that
 /// must still stand while it is unwound.
-#[cfg(target_arch = "x86_64")]
+#[cfg(all(target_arch = "x86_64", not(miri)))]
 #[inline(always)]
 pub(super) fn registers() -> Registers {
     let (ip, sp, bp): (u64, u64, u64);
@@ -29,7 +29,7 @@ pub(super) fn registers() -> Registers {
 
 /// Where the caller is and where its frame lies. Inlined always: the frame described is the one that
 /// must still stand while it is unwound.
-#[cfg(target_arch = "aarch64")]
+#[cfg(all(target_arch = "aarch64", not(miri)))]
 #[inline(always)]
 pub(super) fn registers() -> Registers {
     let (ip, sp, fp, lr): (u64, u64, u64, u64);
@@ -45,6 +45,12 @@ pub(super) fn registers() -> Registers {
         );
     }
     Registers { ip, sp, fp, lr }
+}
+
+/// Registers that lie on no stack: Miri has none to read.
+#[cfg(miri)]
+pub(super) fn registers() -> Registers {
+    Registers { ip: 0, sp: 0, fp: 0, lr: 0 }
 }
 
 /// The word at `address`, if it is aligned and lies in `stack`.

@@ -242,11 +242,12 @@ mod tests {
     fn leaves_beyond_those_that_are_walked_are_counted() {
         let (_woken, real) = woken();
         let capture = Capture::new(&real);
-        let leaves: Vec<Waker> = (0..50_000).map(|_| capture.waker().get().clone()).collect();
+        let count = if cfg!(miri) { 200 } else { 50_000 };
+        let leaves: Vec<Waker> = (0..count).map(|_| capture.waker().get().clone()).collect();
         assert!(leaves.iter().all(|leaf| leaf.data() == real.data()));
         let seen = capture.into_seen();
         assert_eq!(seen.walks, MAX_WALKS);
-        assert!(seen.more >= 50_000 - MAX_WALKS, "{}", seen.more);
+        assert!(seen.more >= count - MAX_WALKS, "{}", seen.more);
     }
 
     #[test]

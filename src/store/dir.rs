@@ -19,7 +19,9 @@ use rustix::path::Arg;
 use rustix::process::{Resource, geteuid, getrlimit};
 
 use super::error::Error;
-use super::file_system::{Feature, FileSystem, is_refusal};
+#[cfg(target_os = "linux")]
+use super::file_system::is_refusal;
+use super::file_system::{Feature, FileSystem};
 use super::names::PART;
 use crate::base::{Bytes, spare};
 

@@ -77,6 +77,7 @@ fn main() {
     for mapping in profile.mappings.iter_mut().filter(|mapping| mapping.path == this) {
         if let Some(path) = &names_from {
             mapping.path = path.clone();
+            mapping.file = None;
         }
     }
     symbols::name_functions(&mut profile);

@@ -367,8 +367,10 @@ fn symbolize(addresses: &[u64], anchor: Anchor) -> Result<Vec<u8>, Failure> {
         let frame = profile.frames.get(frame);
         let function =
             frame.lines.last().and_then(|line| profile.functions.get(line.function.index()));
-        if let Some(function) = function {
-            writeln!(out, "{:#x} {}", frame.address, profile.strings.get(function.name))?;
+        let name = function.map(|function| profile.strings.get(function.name));
+        // Whether there is code at all outside of the loaded files is not known.
+        if let Some(name) = name.filter(|name| *name != symbols::ANONYMOUS) {
+            writeln!(out, "{:#x} {name}", frame.address)?;
         }
     }
     Ok(out.bytes)

@@ -194,8 +194,8 @@ impl Dir {
             Err(errno) if has_no_sync(errno) => errno,
             done => return done.map_err(io::Error::from),
         };
-        match fs::fdatasync(file) {
-            Err(errno) if has_no_sync(errno) => {
+        match file.sync_data() {
+            Err(error) if Errno::from_io_error(&error).is_some_and(has_no_sync) => {
                 self.file_system.lacks(Feature::Sync, |path| {
                     format!(
                         "files in {path} cannot be synced (fsync: {refused}): after a power cut or a crash of the \
@@ -204,7 +204,7 @@ impl Dir {
                 });
                 Ok(())
             }
-            done => done.map_err(io::Error::from),
+            done => done,
         }
     }
 
