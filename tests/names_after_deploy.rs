@@ -132,6 +132,14 @@ fn names_stay_after_the_program_and_its_library_were_removed() {
     in_a_copy("names_stay_after_the_program_and_its_library_were_removed", &Deploy::Removes);
 }
 
+/// As shells and service managers start services: with 1024 descriptors.
+#[test]
+fn names_stay_within_the_usual_limit_on_descriptors() {
+    let limit = rustix::process::Rlimit { current: Some(1024), maximum: Some(1024) };
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, limit).unwrap();
+    in_a_copy("names_stay_within_the_usual_limit_on_descriptors", &Deploy::Replaces);
+}
+
 fn names_stay(folder: &Path, deploy: &Deploy) {
     let (program, library) = (folder.join("app"), folder.join("libhelp.so"));
     let stall = Some(Duration::from_millis(50));

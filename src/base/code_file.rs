@@ -92,6 +92,11 @@ impl CodeFile {
         })
     }
 
+    /// The path that it was opened by.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The inode number.
     pub fn inode(&self) -> u64 {
         self.stamp.inode
@@ -102,10 +107,10 @@ impl CodeFile {
         self.lock().as_ref().is_some_and(|held| held.get().is_some())
     }
 
-    /// Opens the file again if it was released and its path still leads to it.
+    /// Opens the file again if it was released and its path still leads to it. Takes no reserved descriptor.
     pub fn hold(&self) {
         if !self.is_held()
-            && let Ok(opened) = self.reopen()
+            && let Ok(opened) = self.check(open_by(&self.path, |options, path| options.open(path)))
         {
             let old = self.lock().replace(opened);
             drop(old);
@@ -173,7 +178,11 @@ impl CodeFile {
     }
 
     fn reopen(&self) -> io::Result<Arc<Descriptor>> {
-        let opened = open(&self.path)?;
+        self.check(open(&self.path))
+    }
+
+    fn check(&self, opened: io::Result<Descriptor>) -> io::Result<Arc<Descriptor>> {
+        let opened = opened?;
         if opened.stamp == self.stamp {
             return Ok(Arc::new(opened));
         }
@@ -188,8 +197,16 @@ impl CodeFile {
     }
 }
 
-/// Opens a regular file. Anything else is refused before it is opened, since opening a device can have effects.
+/// Opens a regular file, with a reserved descriptor if no other is left.
 fn open(path: &Path) -> io::Result<Descriptor> {
+    open_by(path, |options, path| spare::with(|| options.open(path)))
+}
+
+/// Opens a regular file. Anything else is refused before it is opened, since opening a device can have effects.
+fn open_by(
+    path: &Path,
+    open: impl FnOnce(&OpenOptions, &Path) -> io::Result<File>,
+) -> io::Result<Descriptor> {
     let refused = || io::Error::new(io::ErrorKind::InvalidInput, "not a regular file");
     if !fs::metadata(path)?.is_file() {
         return Err(refused());
@@ -198,7 +215,7 @@ fn open(path: &Path) -> io::Result<Descriptor> {
     let nonblocking = rustix::fs::OFlags::NONBLOCK.bits() as i32;
     let mut options = OpenOptions::new();
     options.read(true).custom_flags(nonblocking);
-    let file = spare::with(|| options.open(path))?;
+    let file = open(&options, path)?;
     let metadata = file.metadata()?;
     if !metadata.is_file() {
         return Err(refused());

@@ -4,6 +4,9 @@
 //! therefore held from the start (`/dev/null`). [`with`] releases one when an open of ours fails for the lack of one, and
 //! tries again; [`refill`] takes them back once something was closed.
 //!
+//! A reserved descriptor may as well be of use: files of loaded code take the places of captures
+//! ([`set_code_files`]), and are closed like the others when a capture needs one.
+//!
 //! The release and the second attempt are not one step: a thread of the host that opens files in a tight loop may take the
 //! descriptor in between. So several attempts are made.
 
@@ -11,10 +14,12 @@ use std::fs::File;
 use std::io;
 #[cfg(target_os = "linux")]
 use std::os::fd::AsRawFd;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
+
+use super::CodeFile;
 
 /// Maximum number of descriptors that are reserved for captures, which hold a directory and up to five files at once.
 const CAPTURES: usize = 6;
@@ -29,6 +34,7 @@ const PER_SPARE: u64 = 32;
 static POOL: Mutex<Pool> = Mutex::new(Pool {
     captures: [const { None }; CAPTURES],
     connections: [const { None }; CONNECTIONS],
+    code: [const { None }; CAPTURES],
     pid: 0,
 });
 
@@ -36,6 +42,8 @@ static POOL: Mutex<Pool> = Mutex::new(Pool {
 struct Pool {
     captures: [Option<File>; CAPTURES],
     connections: [Option<File>; CONNECTIONS],
+    /// Files of code whose descriptors are a part of those for captures.
+    code: [Option<Arc<CodeFile>>; CAPTURES],
     /// The process that reserved them, or 0.
     pid: u32,
 }
@@ -88,6 +96,28 @@ pub(crate) fn give_back() {
     pool.pid = 0;
     pool.captures = [const { None }; CAPTURES];
     pool.connections = [const { None }; CONNECTIONS];
+    let code = std::mem::take(&mut pool.code);
+    drop(pool);
+    drop(code);
+}
+
+/// Returns how many descriptors may be of files of code at the cost of those that are reserved.
+pub(crate) fn places_for_code() -> u64 {
+    wanted(Need::Capture) as u64
+}
+
+/// Replaces the files of code that are a part of the reserve; those beyond [`places_for_code`] are not.
+pub(crate) fn set_code_files(mut files: impl Iterator<Item = Arc<CodeFile>>) {
+    let mut code = [const { None }; CAPTURES];
+    code.fill_with(|| files.next());
+    let mut pool = lock();
+    if pool.pid == std::process::id() {
+        std::mem::swap(&mut pool.code, &mut code);
+    }
+    drop(pool);
+    // The last of a file is dropped, and its memory freed, outside of the lock.
+    drop(code);
+    refill();
 }
 
 /// Reserves as many as are missing, if there are that many.
@@ -98,7 +128,11 @@ pub(crate) fn refill() {
     }
     // The endpoint first: who asks how the service is must have an answer.
     for need in [Need::Connection, Need::Capture] {
-        let wanted = wanted(need);
+        let held = pool.code.iter().flatten().map(|file| file.descriptors());
+        let wanted = match need {
+            Need::Connection => wanted(need),
+            Need::Capture => wanted(need).saturating_sub(held.sum::<u64>() as usize),
+        };
         for (at, slot) in pool.of(need).iter_mut().enumerate() {
             match slot {
                 Some(_) if at >= wanted => *slot = None,
@@ -134,7 +168,17 @@ pub(crate) fn with_for<T, E: OpenError>(
 
 /// Releases one reserved descriptor. `false` if none is left for `need`.
 pub(crate) fn release(need: Need) -> bool {
-    lock().of(need).iter_mut().find_map(Option::take).is_some()
+    let mut pool = lock();
+    if pool.of(need).iter_mut().find_map(Option::take).is_some() {
+        return true;
+    }
+    let mut code = pool.code.iter().flatten().filter(|_| need == Need::Capture);
+    let file = code.find(|file| file.is_held()).map(Arc::clone);
+    drop(pool);
+    if let Some(file) = &file {
+        file.release();
+    }
+    file.is_some()
 }
 
 /// Returns the numbers of the reserved descriptors.
@@ -193,6 +237,17 @@ mod tests {
         assert_eq!(with(|| Err::<(), _>(Errno::NOENT)), Err(Errno::NOENT));
         refill();
         assert_eq!(numbers().len(), CAPTURES + CONNECTIONS);
+        // A file of code is one of the reserved, and closed after the others.
+        let file = Arc::new(CodeFile::open(&std::env::current_exe().unwrap()).unwrap());
+        set_code_files([Arc::clone(&file)].into_iter());
+        assert_eq!(numbers().len(), CAPTURES + CONNECTIONS - 1);
+        for _ in 1..CAPTURES {
+            assert!(release(Need::Capture) && file.is_held());
+        }
+        assert!(release(Need::Capture) && !file.is_held() && !release(Need::Capture));
+        assert!(release(Need::Connection));
+        set_code_files([].into_iter());
+        assert_eq!((numbers().len(), Arc::strong_count(&file)), (CAPTURES + CONNECTIONS, 1));
         give_back();
         refill();
         assert!(numbers().is_empty());

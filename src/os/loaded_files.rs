@@ -24,7 +24,7 @@ use std::sync::{Arc, Mutex, PoisonError, TryLockError, Weak};
 use super::elf::{ElfFile, Source};
 use super::images::{EXE, Loads, Segment};
 use super::process::descriptor_limit;
-use crate::base::{CodeFile, warnings};
+use crate::base::{CodeFile, spare, warnings};
 
 /// Files held open. A service has about ten; of a program that loads more, the rest is opened for each read, as long
 /// as its path leads to it.
@@ -33,7 +33,7 @@ const MAX_HELD: u64 = 64;
 /// Segments of unloaded files that are remembered: a host that loads another file each time stays bounded.
 const MAX_UNLOADED: usize = 1024;
 
-/// The part of the descriptor limit that is held at most, and the part that is never touched: as in `quota`.
+/// The part of the descriptor limit that is held at most, besides those that are reserved for captures.
 const SHARE: u64 = 2048;
 
 /// What the kernel appends to the path of a file that has none any more.
@@ -101,11 +101,13 @@ pub(super) fn keep_within(open: Option<u64>, limit: Option<u64>) {
     }
 }
 
-/// One descriptor of 2048, and none of the last quarter: a service with the usual limit of 1024 needs its own.
+/// One descriptor of 2048, and none of the last quarter: a service with the usual limit of 1024 needs its own. And those
+/// that are reserved in any case.
 fn allowed(open: u64, limit: Option<u64>, own: u64) -> u64 {
     let Some(limit) = limit else { return MAX_HELD };
     let others = open.saturating_sub(own);
-    (limit / SHARE).min((limit / 4 * 3).saturating_sub(others)).min(MAX_HELD)
+    let more = (limit / SHARE).min((limit / 4 * 3).saturating_sub(others));
+    (more + spare::places_for_code()).min(MAX_HELD)
 }
 
 fn overlap(a: &Segment, b: &Segment) -> bool {
@@ -233,22 +235,29 @@ impl Registry {
         self.files().iter().map(|file| file.descriptors()).sum()
     }
 
-    /// Holds as many files as may be, loaded ones first. Returns how many loaded ones are not held.
+    /// Holds as many files as may be: loaded ones first, and of these the service's own before the system's. Returns
+    /// how many loaded ones are not held.
     fn balance(&mut self) -> usize {
-        let loaded = self.known.iter().filter(|known| known.is_loaded);
-        let last_loaded = loaded.rev().find_map(|known| known.segment.file.clone());
-        let (mut held, mut short, mut is_loaded) = (0, 0, last_loaded.is_some());
-        for file in self.files() {
+        let is_loaded = |file: &Arc<CodeFile>| {
+            let mut loaded = self.known.iter().filter(|known| known.is_loaded);
+            loaded.any(|known| known.segment.file.as_ref().is_some_and(|it| Arc::ptr_eq(it, file)))
+        };
+        let mut files = self.files();
+        files.sort_by_cached_key(|file| (!is_loaded(file), is_of_the_system(file.path())));
+        let (mut held, mut short) = (0, 0);
+        for file in &files {
             let wanted = file.descriptors().max(1);
             if held + wanted <= self.allowed {
                 file.hold();
                 held += file.descriptors();
             } else {
                 file.release();
-                short += usize::from(is_loaded);
+                short += usize::from(is_loaded(file));
             }
-            is_loaded &= !last_loaded.as_ref().is_some_and(|last| Arc::ptr_eq(last, &file));
         }
+        // The last ones, so that the first to be closed are those that matter least.
+        let held = files.into_iter().rev().filter(|file| file.is_held());
+        spare::set_code_files(held.take(spare::places_for_code() as usize));
         short
     }
 }
@@ -258,6 +267,11 @@ impl Known {
     fn is_certain(&self) -> bool {
         self.segment.file.as_ref().is_some_and(|file| file.is_held() && !file.is_rewritten())
     }
+}
+
+/// Returns whether the file comes with the system, which deployments of a service leave alone.
+fn is_of_the_system(path: &Path) -> bool {
+    ["/lib", "/lib64", "/usr/lib", "/usr/lib64"].iter().any(|folder| path.starts_with(folder))
 }
 
 /// Opens the file at `path` if it is the one that `segment` is of. Returns it and its build ID.
