@@ -14,17 +14,20 @@
 
 use std::fs;
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr::{self, NonNull};
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::time::Duration;
 
+use rustix::event::epoll;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
 use super::copied::{Copied, Head, Registers};
 use super::failed_call::{FailedCall, RING};
 use super::syscalls::{Optional, permit};
+use crate::base::spare;
 
 /// How an event samples.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +41,12 @@ pub struct Sampling {
     /// Whether time in the kernel is left out, which the kernel may demand.
     pub user_only: bool,
 }
+
+/// A ring is reported by [`FilledRings`] when this part of it has been written to since the last report.
+const WATERMARK_SHARE: usize = 4;
+
+/// Reads of 64 filled rings at once.
+const MAX_READS: usize = 32;
 
 /// A record's size is a 16-bit number, and it holds more than the stack.
 pub const MAX_STACK: u32 = 60 << 10;
@@ -145,8 +154,7 @@ impl Event {
                 | if sampling.user_only { EXCLUDE_KERNEL } else { 0 },
             // Perf's own clock has an origin and a rate of its own; by this one moments are dated.
             clockid: CLOCK_MONOTONIC,
-            // Nobody waits for it, so nobody need be woken.
-            wakeup_watermark: u32::MAX >> 1,
+            wakeup_watermark: (sampling.ring_bytes / WATERMARK_SHARE) as u32,
             sample_regs_user: REGISTERS,
             sample_stack_user: sampling.stack_bytes.min(MAX_STACK) & !7,
             ..Attributes::default()
@@ -294,6 +302,61 @@ impl Drop for Event {
     }
 }
 
+/// The rings that have been filled to their watermark, out of many: found without a look at each.
+pub struct FilledRings {
+    epoll: OwnedFd,
+    pid: u32,
+}
+
+impl FilledRings {
+    /// Begins with no ring. Takes one descriptor.
+    ///
+    /// # Errors
+    ///
+    /// If there is none left.
+    pub fn new() -> io::Result<Self> {
+        let epoll = spare::with(|| epoll::create(epoll::CreateFlags::CLOEXEC))?;
+        Ok(Self { epoll, pid: std::process::id() })
+    }
+
+    /// Adds the ring of `event`, to be reported as `id`. It is removed with the event.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel has no memory left, or the user watches more descriptors than it may.
+    pub fn add(&self, event: &Event, id: u32) -> io::Result<()> {
+        let data = epoll::EventData::new_u64(id.into());
+        Ok(epoll::add(&self.epoll, &event.fd, data, epoll::EventFlags::IN)?)
+    }
+
+    /// Puts the rings that were filled since the last call into `ids`. Costs a microsecond and some more for
+    /// each of them.
+    ///
+    /// # Errors
+    ///
+    /// In a forked child.
+    pub fn read(&mut self, ids: &mut Vec<u32>) -> io::Result<()> {
+        if self.pid != std::process::id() {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        let mut events = [MaybeUninit::uninit(); 64];
+        let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+        // The kernel moves those that it has reported to the end of its list. A ring whose thread has ended is
+        // reported each time, so that there may be no end to them.
+        for _ in 0..MAX_READS {
+            let (filled, _) = epoll::wait(&self.epoll, &mut events, Some(&now))?;
+            let count = filled.len();
+            ids.extend(filled.iter().map(|event| event.data.u64() as u32));
+            if count < 64 {
+                break;
+            }
+        }
+        ids.sort_unstable();
+        ids.dedup();
+        Ok(())
+    }
+}
+
 fn nanos(period: Duration) -> u64 {
     u64::try_from(period.as_nanos()).unwrap_or(u64::MAX)
 }
@@ -365,5 +428,37 @@ mod tests {
             rounds += 1;
         }
         assert!(lost > 0);
+    }
+
+    #[test]
+    fn a_ring_is_reported_when_it_fills_and_one_of_a_thread_that_waits_is_not() {
+        let Some(mut event) = event(64 << 10) else { return };
+        let (hold, wait) = std::sync::mpsc::channel::<()>();
+        let (tell, told) = std::sync::mpsc::channel();
+        let idle = std::thread::spawn(move || {
+            tell.send(crate::os::threads::current()).unwrap();
+            wait.recv().unwrap_or_default();
+        });
+        let idle_event = Event::open(told.recv().unwrap(), event.sampling()).unwrap();
+        let mut filled = FilledRings::new().unwrap();
+        filled.add(&event, 7).unwrap();
+        filled.add(&idle_event, 8).unwrap();
+        let mut read = |ids: &mut Vec<u32>| {
+            ids.clear();
+            filled.read(ids).unwrap();
+            ids.clone()
+        };
+        let mut ids = Vec::new();
+        // 16 samples of 4 KiB fill it.
+        burn(Duration::from_millis(40));
+        assert_eq!(read(&mut ids), [7]);
+        event.drain(&mut Copied::default(), |_| {});
+        assert_eq!(read(&mut ids).len(), 0);
+        burn(Duration::from_millis(40));
+        assert_eq!(read(&mut ids), [7], "again");
+        drop(event);
+        assert_eq!(read(&mut ids).len(), 0, "its event is closed");
+        drop(hold);
+        idle.join().unwrap();
     }
 }

@@ -29,10 +29,10 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use super::allotment::{Exchange, NotSampled, Unsampled, Waiting, exchange};
-use super::sampler::{Sampler, Verdict, drain_interval};
+use super::sampler::{Drain, Sampler, Verdict, drain_interval};
 use crate::base::{Clock, Hertz, Moment, SystemClock};
 use crate::os::copied::Copied;
-use crate::os::perf::{Event, Sampling};
+use crate::os::perf::{Event, FilledRings, Sampling};
 use crate::os::quota::{self, Allowance, Descriptors};
 use crate::os::timer::cpu_time_of;
 
@@ -54,7 +54,7 @@ const MAX_EVENTS: u64 = 1024;
 /// Samples that were too short in one drain, out of all, from which on more is copied: 1 in 8.
 const TOO_MANY_SHORT: u64 = 8;
 
-/// Threads that wait are looked at this often.
+/// Threads that wait are looked at this often at most.
 pub(super) const REVIEW_EVERY: Duration = Duration::from_millis(250);
 
 /// A thread's event.
@@ -103,6 +103,9 @@ pub(super) struct PerfSampler {
     locked: Allowance,
     reviewed: Moment,
     copied: Copied,
+    /// `None` if there cannot be one: each ring is looked at then.
+    filled: Option<FilledRings>,
+    drained: Vec<u32>,
 }
 
 impl PerfSampler {
@@ -118,6 +121,8 @@ impl PerfSampler {
             locked: quota::locked_memory(),
             reviewed: SystemClock.now(),
             copied: Copied::default(),
+            filled: FilledRings::new().ok(),
+            drained: Vec::new(),
         }
     }
 
@@ -143,11 +148,17 @@ impl PerfSampler {
     fn reopen(&mut self, tid: u32, stack_bytes: u32, least: usize) -> bool {
         let ring = ring_bytes(self.frequency, stack_bytes, self.events.len()).max(least);
         let Ok(event) = self.open(tid, stack_bytes, ring) else { return false };
+        self.note_filling_of(&event, tid);
         if let Some(watched) = self.events.get_mut(&tid) {
             let told = watched.cpu_time(tid);
             *watched = Watched::new(event, told);
         }
         true
+    }
+
+    /// From here on each ring is looked at, if this one cannot say that it fills.
+    fn note_filling_of(&mut self, event: &Event, tid: u32) {
+        self.filled.take_if(|filled| filled.add(event, tid).is_err());
     }
 
     /// Begins to sample a thread, or lets it wait.
@@ -159,7 +170,10 @@ impl PerfSampler {
         };
         self.waiting.remove(tid);
         match opened {
-            Ok(event) => drop(self.events.insert(tid, Watched::new(event, told))),
+            Ok(event) => {
+                self.note_filling_of(&event, tid);
+                self.events.insert(tid, Watched::new(event, told));
+            }
             Err(NotSampled::Gone) => {}
             Err(NotSampled::Permission(why)) => {
                 self.wants_permission = true;
@@ -201,10 +215,10 @@ impl Sampler for PerfSampler {
         }
     }
 
-    fn review(&mut self, now: Moment) {
+    fn review(&mut self, now: Moment, pause: Duration) {
         let (allowed, why) = self.allowed(now);
         let is_short = self.events.len() > allowed;
-        let is_due = !self.waiting.is_empty() && now.since(self.reviewed) >= REVIEW_EVERY;
+        let is_due = !self.waiting.is_empty() && now.since(self.reviewed) >= pause;
         if !is_short && !is_due {
             return;
         }
@@ -278,10 +292,28 @@ impl Sampler for PerfSampler {
         }
     }
 
-    fn drain(&mut self, take: &mut dyn FnMut(&Copied, Moment) -> Verdict) -> u64 {
+    fn drain(
+        &mut self,
+        extent: Drain<'_>,
+        take: &mut dyn FnMut(&Copied, Moment) -> Verdict,
+    ) -> u64 {
+        let mut drained = std::mem::take(&mut self.drained);
+        drained.clear();
+        let is_read = match (extent, &mut self.filled) {
+            (Drain::Filled(also), Some(filled)) => {
+                drained.extend_from_slice(also);
+                filled.read(&mut drained).is_ok()
+            }
+            _ => false,
+        };
+        if !is_read {
+            drained.clear();
+            drained.extend(self.events.keys());
+        }
         let mut lost = 0;
         let mut small = Vec::new();
-        for (&tid, Watched { event, .. }) in &mut self.events {
+        for &tid in &drained {
+            let Some(Watched { event, .. }) = self.events.get_mut(&tid) else { continue };
             let (mut samples, mut short) = (0u64, 0u64);
             let overflowed = event.drain(&mut self.copied, |copied| {
                 samples += 1;
@@ -302,6 +334,7 @@ impl Sampler for PerfSampler {
         for (tid, stack_bytes, ring) in small {
             self.reopen(tid, stack_bytes, ring);
         }
+        self.drained = drained;
         lost
     }
 

@@ -12,7 +12,7 @@ use super::perf::period;
 use super::relief::Relief;
 use super::report::{self, Subject};
 use super::roster::Roster;
-use super::sampler::{Chosen, Verdict, choose, drain_interval};
+use super::sampler::{Chosen, Drain, Verdict, choose, drain_interval};
 use super::tally::Tally;
 use super::window::Window;
 use crate::base::{Anchor, Clock, Hertz, Moment, OfProcess, SystemClock, panics, warnings};
@@ -74,6 +74,15 @@ pub(super) struct State {
     copied_frames: Box<[u64; MAX_FRAMES]>,
     broken: Option<String>,
     is_over: bool,
+}
+
+/// The threads whose samples a turn brings in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Extent {
+    /// All.
+    All,
+    /// Those that may not wait longer.
+    Due,
 }
 
 /// A session.
@@ -146,7 +155,7 @@ impl Recorder {
         anchor: Anchor,
     ) -> Result<Option<Profile>, Error> {
         let mut state = self.shared.lock();
-        state.turn(anchor.moment);
+        state.turn(anchor.moment, Extent::All);
         if let Some(why) = state.broken.clone() {
             return Err(Error::Refused { engine: "timer", why });
         }
@@ -160,7 +169,7 @@ impl Recorder {
     /// What the window holds; it begins again empty.
     pub(in crate::cpu) fn take_window(&self, anchor: Anchor) -> Option<Profile> {
         let mut state = self.shared.lock();
-        state.turn(anchor.moment);
+        state.turn(anchor.moment, Extent::All);
         let before = state.before(anchor);
         state.begin_window(anchor.moment);
         before
@@ -169,7 +178,7 @@ impl Recorder {
     /// Ends the session and reports it.
     pub(in crate::cpu) fn end(&self, now: Moment) -> Option<Profile> {
         let mut state = self.shared.lock();
-        state.turn(now);
+        state.turn(now, Extent::All);
         state.settle();
         let cpu = cpu_time();
         let During { anchor, cpu: before, tally } = state.during.take()?;
@@ -212,7 +221,7 @@ impl Shared {
         while !state.is_over {
             let now = SystemClock.now();
             let turn = panics::fence_and_record("marple-cpu", || {
-                state.turn(now);
+                state.turn(now, Extent::Due);
                 state.roster.name_some()
             });
             if now.since(heard) >= HEAR_EVERY {
@@ -236,11 +245,11 @@ impl Shared {
 
 impl State {
     /// Sees to threads and files that came and went, and brings in what was sampled.
-    fn turn(&mut self, now: Moment) {
+    fn turn(&mut self, now: Moment, extent: Extent) {
         let threads = u32::try_from(self.roster.len()).unwrap_or(u32::MAX);
         let pause = PAUSE_PER_THREAD.saturating_mul(threads);
         let (pause, every) = match self.during {
-            Some(_) => (pause / 2, LOOK_EVERY),
+            Some(_) => (pause / 8, LOOK_EVERY),
             None => (pause, LOOK_EVERY_IDLE),
         };
         // Without a change, a look asks only some of the threads.
@@ -257,7 +266,11 @@ impl State {
                 self.open_accounts(&change.born);
             }
         }
-        self.drain();
+        let window_is_due =
+            self.lookback.as_ref().is_some_and(|(_, window)| window.is_due(now, pause));
+        // While nobody waits for a profile, what is in rings that do not fill stays there till the bucket is full.
+        let is_all = extent == Extent::All || self.during.is_some() || window_is_due;
+        self.drain(if is_all { Drain::All } else { Drain::Filled(&gone) });
         self.charge(&gone);
         for &tid in &gone {
             self.charges.close(tid);
@@ -266,10 +279,9 @@ impl State {
         }
         self.roster.forget(&gone);
         if self.broken.is_none() {
-            self.relieve(now);
+            self.relieve(now, pause);
         }
-        let is_due = |(_, window): &(Hertz, Window)| window.is_due(now, pause);
-        if self.lookback.as_ref().is_some_and(is_due) {
+        if window_is_due {
             self.settle();
             self.begin_window(now);
         }
@@ -309,7 +321,7 @@ impl State {
         }
     }
 
-    fn drain(&mut self) {
+    fn drain(&mut self, extent: Drain<'_>) {
         // Stacks end at a library that cannot be read, and the next turn tries again.
         if self.walker.refresh().unwrap_or(false) || self.images.is_empty() {
             self.images.note();
@@ -345,7 +357,7 @@ impl State {
             }
             if is_short { Verdict::TooShort } else { Verdict::Walked }
         };
-        let lost = chosen.sampler.drain(&mut take);
+        let lost = chosen.sampler.drain(extent, &mut take);
         if let Some(tally) = tally {
             tally.lost += lost;
         }
@@ -357,7 +369,7 @@ impl State {
         if frequency != std::mem::replace(&mut self.frequency, frequency) {
             self.chosen.sampler.set_frequency(frequency);
         }
-        self.chosen.sampler.drain(&mut |_, _| Verdict::Walked);
+        self.chosen.sampler.drain(Drain::All, &mut |_, _| Verdict::Walked);
         for tid in self.charges.tids() {
             let told = self.chosen.sampler.counted(tid);
             self.charges.settle(tid, told, Duration::ZERO);

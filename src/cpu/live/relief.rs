@@ -3,12 +3,14 @@
 use std::time::Duration;
 
 use super::allotment::Unsampled;
+use super::perf::REVIEW_EVERY;
 use super::recorder::{State, tally_of};
 use super::sampler::{self, Chosen};
 use crate::base::{Moment, warnings};
 
-/// Another engine is tried this often: to install timers for all threads costs some milliseconds.
+/// Another engine is tried this often, and at most once in so long for each thread: to install a timer costs 2 us.
 const CHANGE_EVERY: Duration = Duration::from_secs(30);
+const CHANGE_PER_THREAD: Duration = Duration::from_millis(20);
 
 /// A shortage that has been over for so long is no longer in `/status`, so that one which comes and goes with short-lived
 /// threads is not logged each time.
@@ -54,13 +56,15 @@ impl Drop for Relief {
 }
 
 impl State {
-    /// Sees to the quotas. To be called when all samples are in.
-    pub(super) fn relieve(&mut self, now: Moment) {
-        self.chosen.sampler.review(now);
+    /// Sees to the quotas, and looks at all threads at most once in `pause`. To be called after a drain.
+    pub(super) fn relieve(&mut self, now: Moment, pause: Duration) {
+        self.chosen.sampler.review(now, pause.max(REVIEW_EVERY));
+        let threads = u32::try_from(self.roster.len()).unwrap_or(u32::MAX);
+        let change_every = CHANGE_EVERY.max(CHANGE_PER_THREAD.saturating_mul(threads));
         let mut unsampled = self.chosen.sampler.unsampled();
         if let Some(short) = &unsampled
             && self.chosen.may_change
-            && self.relief.tried.is_none_or(|tried| now.since(tried) >= CHANGE_EVERY)
+            && self.relief.tried.is_none_or(|tried| now.since(tried) >= change_every)
         {
             self.relief.tried = Some(now);
             let words = format!("timer: {}", short.why);

@@ -19,6 +19,15 @@ pub(super) enum Verdict {
     TooShort,
 }
 
+/// The extent of a drain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Drain<'t> {
+    /// All threads.
+    All,
+    /// The threads whose rings fill up, and these. What the others have stays in their rings.
+    Filled(&'t [u32]),
+}
+
 /// Threads being sampled. Dropping it ends that.
 pub(super) trait Sampler: Send {
     /// Begins to sample these threads. Those for which there is no room in a quota wait for it.
@@ -35,11 +44,12 @@ pub(super) trait Sampler: Send {
     fn set_frequency(&mut self, frequency: Hertz);
 
     /// Hands over what was sampled since the last time, and when, and says how much weight was lost.
-    fn drain(&mut self, take: &mut dyn FnMut(&Copied, Moment) -> Verdict) -> u64;
+    fn drain(&mut self, extent: Drain<'_>, take: &mut dyn FnMut(&Copied, Moment) -> Verdict)
+    -> u64;
 
     /// Gives back what is more than the quotas allow, and lets waiting threads have what is free. To be called
-    /// after [`Sampler::drain`], at each turn.
-    fn review(&mut self, now: Moment);
+    /// after [`Sampler::drain`], at each turn; looks at all threads at most once in `pause`.
+    fn review(&mut self, now: Moment, pause: Duration);
 
     /// The threads that wait, if some do.
     fn unsampled(&self) -> Option<Unsampled>;

@@ -28,7 +28,7 @@ use std::time::Duration;
 
 use super::allotment::{Exchange, NotSampled, Unsampled, Waiting, exchange};
 use super::perf::{REVIEW_EVERY, period};
-use super::sampler::{Sampler, Verdict};
+use super::sampler::{Drain, Sampler, Verdict};
 use crate::base::{Clock, Hertz, Moment, SystemClock};
 use crate::model::Calibration;
 use crate::os::copied::Copied;
@@ -68,6 +68,8 @@ pub(super) struct TimerSampler {
     waiting: Waiting,
     /// Whether threads wait for room in a quota, which there may be later.
     may_yet: bool,
+    /// The last time the quota was asked for, and the last review.
+    asked: Moment,
     reviewed: Moment,
     free: Vec<Entry>,
     frequency: Hertz,
@@ -98,6 +100,7 @@ impl TimerSampler {
             timed: HashMap::new(),
             waiting: Waiting::default(),
             may_yet: false,
+            asked: SystemClock.now(),
             reviewed: SystemClock.now(),
             free: (0..Entry::MAX).rev().collect(),
             frequency,
@@ -218,16 +221,18 @@ impl Sampler for TimerSampler {
         self.waiting.remove(tid);
     }
 
-    fn review(&mut self, now: Moment) {
+    fn review(&mut self, now: Moment, pause: Duration) {
         // The quota is the user's, so other processes may need it too.
-        if now.since(self.reviewed) < REVIEW_EVERY {
+        if now.since(self.asked) < REVIEW_EVERY {
+            return;
+        }
+        self.asked = now;
+        let (allowed, why) = self.allowed();
+        let is_due = !self.waiting.is_empty() && now.since(self.reviewed) >= pause;
+        if !is_due && self.timed.len() <= allowed {
             return;
         }
         self.reviewed = now;
-        let (allowed, why) = self.allowed();
-        if self.waiting.is_empty() && self.timed.len() <= allowed {
-            return;
-        }
         let cpu = |tid| cpu_time_of(tid).ok();
         let held = self.timed.iter_mut().map(|(&tid, timed)| {
             let now = cpu(tid).unwrap_or_default();
@@ -265,7 +270,12 @@ impl Sampler for TimerSampler {
         }
     }
 
-    fn drain(&mut self, take: &mut dyn FnMut(&Copied, Moment) -> Verdict) -> u64 {
+    /// All threads: they share their slots.
+    fn drain(
+        &mut self,
+        _extent: Drain<'_>,
+        take: &mut dyn FnMut(&Copied, Moment) -> Verdict,
+    ) -> u64 {
         let pair = ticks::pair();
         let [older, newer] = self.pairs;
         let dates = Calibration::new([older, newer, pair]);
