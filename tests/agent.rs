@@ -10,8 +10,8 @@ use std::time::Duration;
 use std::{fs, thread};
 
 use host::{Host, PATIENCE, files, gauge_rule, settings, wait_for};
-use marple::base::Bytes;
-use marple::config::{Room, StoreSettings, ToggleSettings};
+use marple::base::{Bytes, Hertz};
+use marple::config::{CpuSettings, Room, StoreSettings, ToggleSettings};
 use marple::model::{IncidentState, Origin, Outcome};
 use marple::{Agent, CaptureKind, CaptureSet, Settings};
 
@@ -24,6 +24,8 @@ const SHORT: Duration = Duration::from_millis(100);
 fn a_rule_that_fires_leaves_a_whole_incident() {
     let host = Host::start(Settings {
         rules: vec![gauge_rule("queue", CaptureSet::all(), SHORT)],
+        // The time before is an artifact of its own where the process was busy then.
+        cpu: CpuSettings { lookback_frequency: Hertz(0), ..CpuSettings::default() },
         ..settings()
     });
     let gauge = host.handle().gauge("queue").unwrap();

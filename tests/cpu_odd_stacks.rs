@@ -13,6 +13,7 @@ mod cpu_support;
 
 use std::alloc::System;
 use std::hint::black_box;
+use std::os::unix::fs::PermissionsExt;
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -162,6 +163,8 @@ fn generated_code_is_one_row_under_who_called_it() {
     let map = Removed(format!("/tmp/perf-{}.map", std::process::id()));
     let line = format!("{:x} 1000 rule_17\n", mapped as usize);
     std::fs::write(&map.0, line).unwrap();
+    // One that others may write is not believed, and the umask may be 0.
+    std::fs::set_permissions(&map.0, std::fs::Permissions::from_mode(0o644)).unwrap();
     for engine in engines() {
         for (code, row) in [
             (mapped, "rule_17"),
