@@ -68,25 +68,36 @@ fn take_latest(due: Moment) -> Option<(Sleep, Duration)> {
 /// Values of the last tick.
 #[derive(Clone, Copy, Debug)]
 struct Baseline {
-    at: Moment,
     /// Time that the agent's thread has waited for a core.
     waited: Duration,
     /// CPU time of the agent's thread.
     own: Duration,
-    /// CPU time of the process.
-    process: Duration,
+    process: Process,
+}
+
+/// CPU time of the process.
+#[derive(Clone, Copy, Debug)]
+struct Process {
+    at: Moment,
+    used: Duration,
+}
+
+impl Process {
+    fn measure(now: Moment) -> Self {
+        Self { at: now, used: process::cpu_time() }
+    }
 }
 
 /// What a late wake-up was measured against.
 #[derive(Clone, Copy, Debug)]
 struct Lateness {
     late: Duration,
-    /// Time since the baseline.
-    elapsed: Duration,
     /// Growth of the baseline's values.
     waited: Duration,
     own: Duration,
     process: Duration,
+    /// Time in which `process` grew.
+    elapsed: Duration,
     cores: f64,
 }
 
@@ -147,14 +158,14 @@ impl StandstillDetector {
         }
         let now = SystemClock.now();
         let before = self.baseline?;
-        let after = self.measure(now)?;
+        let after = self.measure(Process::measure(now))?;
         self.baseline = Some(after);
         let lateness = Lateness {
             late,
-            elapsed: now.since(before.at),
+            elapsed: now.since(before.process.at),
             waited: after.waited.saturating_sub(before.waited),
             own: after.own.saturating_sub(before.own),
-            process: after.process.saturating_sub(before.process),
+            process: after.process.used.saturating_sub(before.process.used),
             cores: self.cores,
         };
         let still = lateness.standstill()?;
@@ -166,10 +177,12 @@ impl StandstillDetector {
         Some(still)
     }
 
-    /// Takes the values that a late wake-up is compared with. Costs about 5 us.
+    /// Takes the values that a late wake-up is compared with. Costs about 5 us: the CPU time of the process is that of
+    /// the last reading of the vitals.
     pub(super) fn tick(&mut self) {
         let now = SystemClock.now();
-        self.baseline = self.measure(now);
+        let last = process::last_cpu_time().map(|(at, used)| Process { at, used });
+        self.baseline = self.measure(last.unwrap_or_else(|| Process::measure(now)));
         if self.unlogged > 0 && self.logged.is_none_or(|at| now.since(at) >= LOG_EVERY) {
             let (times, time) = (self.unlogged, self.unlogged_time.as_secs_f64());
             log::warn(format!(
@@ -179,9 +192,9 @@ impl StandstillDetector {
         }
     }
 
-    fn measure(&self, now: Moment) -> Option<Baseline> {
+    fn measure(&self, process: Process) -> Option<Baseline> {
         let waited = self.eyes.as_ref()?.runs(self.tid)?.waited;
-        Some(Baseline { at: now, waited, own: threads::cpu_time(), process: process::cpu_time() })
+        Some(Baseline { waited, own: threads::cpu_time(), process })
     }
 
     fn log(&mut self, now: Moment, still: Duration) {

@@ -22,7 +22,7 @@ const PER_THREAD: Duration = Duration::from_millis(5);
 
 /// Between two readings, at least and at most.
 const LEAST: Duration = Duration::from_secs(1);
-const MOST: Duration = Duration::from_secs(10);
+const MOST: Duration = Duration::from_secs(60);
 
 /// A reader of the number of CPUs.
 #[derive(Debug, Default)]

@@ -1,13 +1,14 @@
 //! Who and where we are, and what the whole machine has.
 
 use std::path::PathBuf;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use rustix::system::uname;
 use rustix::time::{ClockId, clock_gettime};
 use sysinfo::{MemoryRefreshKind, System};
 
-use crate::base::Bytes;
+use crate::base::{Bytes, Clock, Moment, SystemClock};
 
 /// The process's id, as its own pid namespace counts.
 pub fn pid() -> u32 {
@@ -36,14 +37,36 @@ pub fn host_name() -> String {
     uname().nodename().to_string_lossy().into_owned()
 }
 
+/// Returns how long the CPU time of a process with so many threads should not be asked for again.
+///
+/// The kernel adds up the times of all threads for it, at 50 to 300 ns each: 0.06 % of a core at most. It is shorter
+/// than a tick up to 500 threads.
+pub fn cpu_time_pause(threads: Option<u64>) -> Duration {
+    let threads = u32::try_from(threads.unwrap_or(0)).unwrap_or(u32::MAX);
+    (Duration::from_micros(500) * threads).min(Duration::from_secs(10))
+}
+
 /// CPU time of all the process's threads, dead ones too, since it started. Costs 1 us.
 pub fn cpu_time() -> Duration {
     let time = clock_gettime(ClockId::ProcessCPUTime);
-    Duration::new(
+    let time = Duration::new(
         u64::try_from(time.tv_sec).unwrap_or_default(),
         u32::try_from(time.tv_nsec).unwrap_or_default(),
-    )
+    );
+    // A thread of the parent may have held it when this process was forked.
+    if let Ok(mut last) = LAST_CPU_TIME.try_lock() {
+        *last = Some((SystemClock.now(), time));
+    }
+    time
 }
+
+/// Returns the last result of [`cpu_time`] in this process and when it was read. Costs 50 ns, whatever the number of
+/// threads.
+pub fn last_cpu_time() -> Option<(Moment, Duration)> {
+    LAST_CPU_TIME.try_lock().ok().and_then(|last| *last)
+}
+
+static LAST_CPU_TIME: Mutex<Option<(Moment, Duration)>> = Mutex::new(None);
 
 /// Has the calling thread come after those of ordinary priority where they want the same core: a ninth of
 /// their share. For good, since nobody may raise it again without privilege.

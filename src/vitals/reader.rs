@@ -198,7 +198,7 @@ impl Reader {
         vitals.at = now;
         vitals.rss = self.procfs.rss(now);
         self.read_memory(vitals);
-        vitals.cpu_cores = self.read_cpu();
+        vitals.cpu_cores = self.read_cpu(vitals);
         vitals.cpu_limit.clone_from(&self.cpu_limit);
         vitals.tasks = runtimes.map(|reading| reading.tasks);
         vitals.threads = self.procfs.threads(now);
@@ -292,11 +292,16 @@ impl Reader {
         });
     }
 
-    /// Cores used since the previous tick; none at the first, and when no time has passed. Both
-    /// clocks are read here, side by side: a tick that was kept waiting has a `now` that is long
-    /// past.
-    fn read_cpu(&mut self) -> Option<f64> {
-        let (now, used) = (self.clock.now(), process::cpu_time());
+    /// Cores used since the previous reading; none at the first, and when no time has passed. A process of many
+    /// threads is read less often, and has the value of the last reading until then. Both clocks are read here,
+    /// side by side: a tick that was kept waiting has a `now` that is long past.
+    fn read_cpu(&mut self, last: &Vitals) -> Option<f64> {
+        let now = self.clock.now();
+        let pause = process::cpu_time_pause(last.threads);
+        if self.previous.is_some_and(|(before, _)| now.since(before) < pause) {
+            return last.cpu_cores;
+        }
+        let used = process::cpu_time();
         let (before, used_before) = self.previous.replace((now, used))?;
         let passed = now.since(before).as_secs_f64();
         (passed > 0.0).then(|| used.saturating_sub(used_before).as_secs_f64() / passed)
