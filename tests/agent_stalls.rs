@@ -269,3 +269,48 @@ fn a_stopped_process_has_not_stalled() {
     assert_eq!(seen[1..], [0, 0], "stalls and incidents: {log}");
     assert!(log.contains("the process stood still for "), "{log}");
 }
+
+/// The default rule over `metric`.
+fn default_rule(metric: &Metric) -> Rule {
+    marple::config::default_rules().into_iter().find(|rule| rule.metric == *metric).unwrap()
+}
+
+#[test]
+fn workers_that_block_again_and_again_are_an_incident_with_the_function() {
+    let rule = Rule { duration: Duration::from_millis(300), ..default_rule(&Metric::Stalled) };
+    let lag = default_rule(&Metric::Lag);
+    let interval = Duration::from_millis(250);
+    let host = Host::start(marple::Settings { interval, rules: vec![rule, lag], ..settings() });
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
+    host.handle().observe(runtime.handle().clone()).unwrap();
+    let (stop, stopped) = tokio::sync::watch::channel(false);
+    for _ in 0..2 {
+        let stopped = stopped.clone();
+        runtime.spawn(async move {
+            while !*stopped.borrow() {
+                block_again();
+                tokio::task::yield_now().await;
+            }
+        });
+    }
+    let (dir, manifest) = wait_for("an incident", || {
+        let incidents = host.incidents().into_iter();
+        incidents.rev().find(|(_, manifest)| {
+            let threads = |file: &&String| file.ends_with("threads.txt");
+            let is_stalled = manifest.reasons.iter().any(|it| it.text.contains("runtime.stalled"));
+            is_stalled && manifest.artifacts.iter().any(|it| threads(&&it.file))
+        })
+    });
+    let dumps = manifest.artifacts.iter().filter(|it| it.file.ends_with("threads.txt"));
+    let texts: String = dumps.map(|it| fs::read_to_string(dir.join(&it.file)).unwrap()).collect();
+    assert!(texts.contains("agent_stalls::block_again"), "{texts}");
+    stop.send(true).unwrap();
+    runtime.shutdown_background();
+}
+
+/// A poll that blocks its worker for less time than the rule over the lag asks for.
+#[inline(never)]
+fn block_again() {
+    thread::sleep(Duration::from_millis(700));
+    std::hint::black_box(());
+}

@@ -291,3 +291,55 @@ fn an_idle_pool_gets_no_thread() {
     }
     assert_eq!(started.load(std::sync::atomic::Ordering::SeqCst), 2, "workers only");
 }
+
+/// Blocks `blocked` of two workers for a minute of the reader's clock, and lets one go for an instant each second so that
+/// the probe runs. Returns the largest share of stalled time.
+#[cfg(target_os = "linux")]
+fn stalled_share(blocked: usize) -> f64 {
+    let runtime = Builder::new_multi_thread().worker_threads(2).build().unwrap();
+    let mut bench = Bench::new();
+    bench.runtimes.observe(runtime.handle().clone()).unwrap();
+    assert!(bench.tick().stalled.is_some_and(|share| share.get() == 0.0));
+    // A thread has run the probe.
+    tick_until(&mut bench, "lag", |vitals| vitals.lag == Some(Duration::ZERO));
+    let mut largest = 0.0_f64;
+    for _ in 0..60 {
+        let started = Arc::new(std::sync::Barrier::new(blocked + 1));
+        let (release, released) = mpsc::channel::<()>();
+        let released = Arc::new(std::sync::Mutex::new(released));
+        let stuck: Vec<_> = (0..blocked)
+            .map(|_| {
+                let (started, released) = (started.clone(), released.clone());
+                runtime.spawn(async move {
+                    started.wait();
+                    let _ = released.lock().unwrap().recv();
+                })
+            })
+            .collect();
+        started.wait();
+        bench.tick();
+        for _ in 0..4 {
+            bench.clock.advance(millis(250));
+            // Where a worker is free, the probe has run by now.
+            std::thread::sleep(millis(3));
+            let vitals = bench.tick();
+            largest = largest.max(vitals.stalled.unwrap().get());
+        }
+        drop(release);
+        stuck.into_iter().for_each(|stuck| runtime.block_on(stuck).unwrap());
+    }
+    largest
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn runtime_whose_workers_block_again_and_again_is_stalled() {
+    assert!(stalled_share(2) > 70.0);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn runtime_with_a_worker_to_spare_is_not_stalled() {
+    // A machine that is busy lets some probes run late.
+    assert!(stalled_share(1) < 40.0);
+}

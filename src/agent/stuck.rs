@@ -88,7 +88,9 @@ impl Stuck {
 
     /// The rule called `rule` has fired: if it watches stalls, its incident gets the stack.
     pub(super) fn goes_to(&mut self, id: IncidentId, rule: &str, rules: &[Rule]) {
-        let watches = |known: &&Rule| known.name == rule && known.metric == Metric::Stall;
+        let watches = |known: &&Rule| {
+            known.name == rule && matches!(known.metric, Metric::Stall | Metric::Stalled)
+        };
         if rules.iter().find(watches).is_some()
             && let Some(dump) = self.dump.take()
         {

@@ -10,7 +10,7 @@ const COOLDOWN: Duration = Duration::from_secs(60 * 60);
 const CLEAR: Duration = Duration::from_secs(60);
 
 /// Memory near its limit or about to reach it, CPU at its limit, very many tasks, a runtime that is
-/// late, a blocking pool without a free thread. `tests/replay.rs` shows what they do on two dozen traces; `config/marple.toml` has them in full.
+/// late or late for most of the time, a blocking pool without a free thread. `tests/replay.rs` shows what they do on two dozen traces; `config/marple.toml` has them in full.
 ///
 /// None is over `runtime.stall`: a poll inside of `tokio::task::block_in_place` lasts and holds up nobody, the
 /// recorder cannot tell it from one that does, and a rule nobody wrote may not be wrong about it.
@@ -46,6 +46,20 @@ pub fn default_rules() -> Vec<Rule> {
             clear: Some(0.1),
             capture: cpu_and_trace,
             ..base(Metric::Lag)
+        },
+        // The lag of workers that block for less than 2 s at a time falls too often for the rule above.
+        Rule {
+            abs: Some(50.0),
+            hold: Holds::from(Duration::from_secs(5)),
+            clear: Some(10.0),
+            capture: [
+                CaptureKind::Threads,
+                CaptureKind::Tasks,
+                CaptureKind::Cpu,
+                CaptureKind::Trace,
+            ]
+            .into(),
+            ..base(Metric::Stalled)
         },
         // The threads show which function holds the pool.
         Rule {

@@ -59,6 +59,11 @@ fn vitals(page: &mut Page, status: &Status) {
         ("marple_open_fds", "Open file descriptors.", value("fds")),
         ("marple_runtime_lag_seconds", "How late a probe task ran.", value("runtime.lag")),
         (
+            "marple_runtime_stalled_ratio",
+            "Share of the last ten seconds in which a runtime ran what was ready more than 100 ms late.",
+            share("runtime.stalled"),
+        ),
+        (
             "marple_memory_time_to_limit_seconds",
             "Until the working set is at the limit, as it grows; +Inf when no limit is in sight.",
             value("memory.time_to_limit"),

@@ -70,6 +70,9 @@ pub enum Metric {
     FdShare,
     /// What 99 of 100 lags of the last minute were below: `runtime.lag_p99`.
     LagP99,
+    /// Share of the last ten seconds in which a runtime ran what was ready more than 100 ms late, the worst of the
+    /// observed runtimes: `runtime.stalled`. Start-up and waits for a core do not count.
+    Stalled,
     /// How long work waits for a thread of a runtime's blocking pool: `runtime.blocking_lag`.
     BlockingLag,
     /// Panics in a second, if they are counted: `panics`.
@@ -106,6 +109,7 @@ const FIXED: &[(&str, Metric)] = &[
     ("tasks.growth", Metric::TaskGrowth),
     ("fds.share", Metric::FdShare),
     ("runtime.lag_p99", Metric::LagP99),
+    ("runtime.stalled", Metric::Stalled),
     ("runtime.blocking_lag", Metric::BlockingLag),
     ("panics", Metric::Panics),
 ];
@@ -122,6 +126,7 @@ impl Metric {
             Self::Memory
             | Self::Cpu
             | Self::Throttled
+            | Self::Stalled
             | Self::FdShare
             | Self::MemoryPressure
             | Self::CpuPressure
@@ -170,6 +175,7 @@ impl Metric {
             Self::TaskGrowth => vitals.task_growth,
             Self::FdShare => vitals.fd_percent().map(|percent| percent.get()),
             Self::LagP99 => vitals.lag_p99.map(|lag| lag.as_secs_f64()),
+            Self::Stalled => vitals.stalled.map(|percent| percent.get()),
             Self::BlockingLag => vitals.blocking_lag.map(|lag| lag.as_secs_f64()),
             Self::Panics => vitals.panics.map(|n| n as f64),
             Self::Gauge(name) => vitals.gauge(name),

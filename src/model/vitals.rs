@@ -89,6 +89,10 @@ pub struct Vitals {
     pub lag: Option<Duration>,
     /// What 99 of 100 lags of the last minute were below.
     pub lag_p99: Option<Duration>,
+    /// Share of the last ten seconds in which a runtime ran what was ready more than 100 ms late, on the worst of the
+    /// observed runtimes. The first ten seconds of a runtime, waits of its workers for a core and times in which the
+    /// process stood still do not count.
+    pub stalled: Option<Percent>,
     /// How long work waits for a thread of a runtime's blocking pool (`spawn_blocking`, files, name resolution), on the
     /// worst of the observed runtimes; zero while no thread of the pools does anything.
     pub blocking_lag: Option<Duration>,

@@ -4,6 +4,7 @@ use crate::base::spare;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use rustix::fs::{AtFlags, Mode, OFlags, RawDir, SeekFrom, fstat, open, seek, statat};
 use rustix::io::Errno;
@@ -72,6 +73,18 @@ impl Tasks {
         let name = name.strip_suffix(b"\n").unwrap_or(name);
         Some(String::from_utf8_lossy(name).into_owned())
     }
+
+    /// Returns the time that the thread `tid` has waited for a core since it started, or `None` if it has ended or the
+    /// kernel does not count that (`CONFIG_SCHED_INFO`). Costs some 5 us.
+    pub fn run_delay(&self, tid: u32) -> Option<Duration> {
+        let mut buffer = [0; 128];
+        let text = super::threads::read(&self.directory, tid, "schedstat", &mut buffer)?;
+        let mut numbers = std::str::from_utf8(text).ok()?.split_ascii_whitespace();
+        let mut next = || numbers.next()?.parse::<u64>().ok();
+        let [_cpu, waited, timeslices] = [next()?, next()?, next()?];
+        // Without the accounting all three are 0.
+        (timeslices > 0).then(|| Duration::from_nanos(waited))
+    }
 }
 
 #[cfg(test)]
@@ -92,6 +105,7 @@ mod tests {
                 assert!(tasks.count().unwrap() >= 2);
                 assert_eq!(tasks.name(own).unwrap(), "listed");
                 assert_eq!(tasks.name(u32::MAX), None);
+                assert!(tasks.run_delay(own).is_some() && tasks.run_delay(u32::MAX).is_none());
             })
             .unwrap()
             .join()

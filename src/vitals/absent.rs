@@ -20,6 +20,11 @@ impl Reader {
             Metric::Tasks | Metric::Lag | Metric::LagP99 => {
                 "no tokio runtime is observed; start the agent in a runtime, or pass one to `AgentHandle::observe`"
             }
+            Metric::Stalled => {
+                "no tokio runtime is observed, or /proc/self/task/*/schedstat cannot be read, without which a stall \
+                 cannot be told from a thread that waits for a core; mount /proc, or pass a runtime to \
+                 `AgentHandle::observe`"
+            }
             Metric::BlockingLag => {
                 "no tokio runtime is observed, or its blocking pool has no thread yet"
             }

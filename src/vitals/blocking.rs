@@ -177,6 +177,16 @@ impl Pools {
         self.tasks.is_some()
     }
 
+    /// Returns the time that the thread `tid` has waited for a core since it started, if that is known.
+    pub(super) fn run_delay(&self, tid: u32) -> Option<Duration> {
+        self.tasks.as_ref()?.run_delay(tid)
+    }
+
+    /// Whether the kernel counts how long threads wait for a core.
+    pub(super) fn sees_run_delays(&self) -> bool {
+        self.run_delay(threads::current()).is_some()
+    }
+
     /// Looks at the threads of the pools: to be called once a second. There are `workers` worker threads. Returns the
     /// probes to be sent. Allocates only when threads come.
     pub(super) fn look<'p>(

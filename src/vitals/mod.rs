@@ -29,6 +29,7 @@ mod panics;
 mod probe;
 mod reader;
 mod runtimes;
+mod stalled;
 mod trend;
 
 pub use counters::{Counter, Counters};

@@ -38,6 +38,7 @@ use tokio::runtime::{Handle, Id, RuntimeFlavor, RuntimeMetrics};
 use tokio::sync::Notify;
 
 use super::blocking::BlockingProbe;
+use super::stalled::{ProbeState, StalledTime};
 use crate::base::{Clock, Moment, standstill};
 use crate::os::threads;
 
@@ -58,6 +59,7 @@ pub(super) struct Probe {
     /// The thread that was told last.
     thread: u32,
     pub(super) blocking: BlockingProbe,
+    pub(super) stalled: StalledTime,
 }
 
 /// What one tick tells about a runtime.
@@ -68,6 +70,8 @@ pub(super) struct Reading {
     /// How late the task woken a tick ago ran, or is; zero if it was left asleep, none at the first
     /// tick.
     pub(super) lag: Option<Duration>,
+    /// What came of the task that was woken a tick ago.
+    pub(super) state: ProbeState,
 }
 
 impl Probe {
@@ -77,7 +81,15 @@ impl Probe {
         let shared = Arc::new(Shared::default());
         // Nothing waits for the task: it ends itself, or the runtime ends it.
         drop(runtime.spawn(run(Alive(shared.clone()), clock)));
-        Self { runtime, shared, sent: None, last: None, thread: 0, blocking: BlockingProbe::new() }
+        Self {
+            runtime,
+            shared,
+            sent: None,
+            last: None,
+            thread: 0,
+            blocking: BlockingProbe::new(),
+            stalled: StalledTime::default(),
+        }
     }
 
     /// The runtime.
@@ -113,14 +125,15 @@ impl Probe {
         let metrics = self.runtime.metrics();
         let tasks = (metrics.num_alive_tasks() as u64).saturating_sub(1);
         let now = clock.now();
-        let lag = match (self.sent, self.shared.ran.load(Ordering::Acquire)) {
-            (None, _) => self.last.map(|_| Duration::ZERO),
-            (Some(sent), 0) => Some(standstill::running_time(sent, now)),
+        let state = match (self.sent, self.shared.ran.load(Ordering::Acquire)) {
+            (None, _) => ProbeState::Asleep,
+            (Some(sent), 0) => ProbeState::Waiting(standstill::running_time(sent, now)),
             (Some(sent), ran) => {
                 self.sent = None;
-                Some(standstill::running_time(sent, Moment::from_nanos(ran - 1)))
+                ProbeState::Ran(standstill::running_time(sent, Moment::from_nanos(ran - 1)))
             }
         };
+        let lag = self.last.map(|_| state.lag());
         let rested = self.last.is_some_and(|last| now.since(last) < rest);
         if self.sent.is_none() && !(rested && is_idle(&metrics)) {
             self.sent = Some(now);
@@ -128,7 +141,7 @@ impl Probe {
             self.shared.ran.store(0, Ordering::Relaxed);
             self.shared.wake.notify_one();
         }
-        Some(Reading { tasks, lag })
+        Some(Reading { tasks, lag, state })
     }
 }
 

@@ -9,7 +9,7 @@ use super::histograms::Distribution;
 use super::late::Lateness;
 use super::numbers::{Numbers, OwnNumbers};
 use super::panics;
-use super::probe::{Probe, Reading, rest};
+use super::probe::{Probe, rest};
 use super::runtimes::Runtimes;
 use super::trend::Trend;
 use crate::base::{Bytes, Clock, Moment, Percent, SystemClock, warnings};
@@ -72,6 +72,8 @@ pub struct Reader {
     second: Second,
     lateness: Lateness,
     pools: Pools,
+    /// Whether the kernel counts how long threads wait for a core.
+    sees_run_delays: bool,
     pools_read: Option<Moment>,
     memory: Trend,
     tasks: Trend,
@@ -91,6 +93,17 @@ struct Second {
     memory_max: Option<u64>,
     oom_kills: Option<u64>,
     new_panics: Option<u64>,
+}
+
+/// What one tick tells about all observed runtimes together.
+#[derive(Clone, Copy, Debug)]
+struct RuntimesReading {
+    /// Tasks alive.
+    tasks: u64,
+    /// The worst lag.
+    lag: Option<Duration>,
+    /// The largest share of stalled time.
+    stalled: Percent,
 }
 
 impl Second {
@@ -147,6 +160,7 @@ impl Reader {
         root: &Path,
         clock: Arc<dyn Clock>,
     ) -> Self {
+        let pools = Pools::new();
         Self {
             runtimes,
             numbers: OwnNumbers::new(numbers.into()),
@@ -172,7 +186,8 @@ impl Reader {
             previous: None,
             second: Second::default(),
             lateness: Lateness::default(),
-            pools: Pools::new(),
+            sees_run_delays: pools.sees_run_delays(),
+            pools,
             pools_read: None,
             memory: Trend::default(),
             tasks: Trend::default(),
@@ -194,7 +209,7 @@ impl Reader {
             self.second.read(now, &self.cgroup);
             self.numbers.follow(now);
         }
-        let runtimes = self.read_runtimes();
+        let runtimes = self.read_runtimes(now);
         vitals.at = now;
         vitals.rss = self.procfs.rss(now);
         self.read_memory(vitals);
@@ -205,6 +220,7 @@ impl Reader {
         vitals.fds = self.procfs.fds(now);
         vitals.lag = runtimes.and_then(|reading| reading.lag);
         vitals.lag_p99 = self.lateness.push(now, vitals.lag);
+        vitals.stalled = runtimes.map(|reading| reading.stalled).filter(|_| self.sees_run_delays);
         vitals.blocking_lag = self.read_pools(now);
         vitals.memory_growth = self.memory.push(now, vitals.working_set.map(|it| it.get() as f64));
         vitals.task_growth = self.tasks.push(now, vitals.tasks.map(|tasks| tasks as f64));
@@ -308,7 +324,7 @@ impl Reader {
     }
 
     /// Tasks of all the runtimes together and the worst lag; none while none is watched.
-    fn read_runtimes(&mut self) -> Option<Reading> {
+    fn read_runtimes(&mut self, now: Moment) -> Option<RuntimesReading> {
         let probes = &self.probes;
         let known = |id| probes.iter().any(|probe| probe.id() == id);
         let fresh = self.runtimes.fresh(&mut self.added, known);
@@ -317,7 +333,7 @@ impl Reader {
 
         // Waking an idle runtime is most of what a tick costs, and the service pays for it.
         let rest = rest(self.probes.len());
-        let mut all: Option<Reading> = None;
+        let mut all: Option<RuntimesReading> = None;
         self.probes.retain_mut(|probe| {
             let Some(reading) = probe.read(&**clock, rest) else {
                 self.runtimes.forget(probe.id());
@@ -325,14 +341,18 @@ impl Reader {
             };
             if let Some(thread) = probe.fresh_thread() {
                 self.runtimes.works_on(thread);
+                probe.stalled.ran_on(thread);
             }
-            all = Some(match all {
-                None => reading,
-                Some(so_far) => Reading {
-                    tasks: so_far.tasks + reading.tasks,
-                    lag: so_far.lag.max(reading.lag),
-                },
-            });
+            let stalled = probe.stalled.push(now, reading.state, |tid| self.pools.run_delay(tid));
+            let Some(so_far) = &mut all else {
+                all = Some(RuntimesReading { tasks: reading.tasks, lag: reading.lag, stalled });
+                return true;
+            };
+            so_far.tasks += reading.tasks;
+            so_far.lag = so_far.lag.max(reading.lag);
+            if stalled.get() > so_far.stalled.get() {
+                so_far.stalled = stalled;
+            }
             true
         });
         all

@@ -1,6 +1,7 @@
 //! Lists no thread.
 
 use std::io;
+use std::time::Duration;
 
 /// What cannot be opened.
 #[derive(Debug)]
@@ -24,6 +25,11 @@ impl Tasks {
 
     /// None.
     pub fn name(&self, _tid: u32) -> Option<String> {
+        None
+    }
+
+    /// None.
+    pub fn run_delay(&self, _tid: u32) -> Option<Duration> {
         None
     }
 }

@@ -1,0 +1,313 @@
+//! Share of the last ten seconds in which a runtime did not run work that was ready for it.
+//!
+//! A runtime whose workers block for 0.7 s at a time answers every request late, and no single lag says so: it rises
+//! from zero each time the probe has run, so that a rule that asks for two seconds of it never fires. This is the
+//! share of time instead, by the probe that each tick sends (`probe.rs`):
+//!
+//! ```text
+//! own lag = lag - time the process stood still - growth of the run delay of a worker, the largest
+//! own lag > 100 ms           the time since the tick before counts as stalled
+//! the probe still waits      undecided, until the own lag is above 100 ms or the probe has run
+//! otherwise, or left asleep  does not count
+//! ```
+//!
+//! **Workers that wait for a core** are no stall of the service but the load of the machine, or a CPU quota. The kernel
+//! counts such a wait when it ends, so that a tick is judged with the growth up to the tick after. The counters are read
+//! only for ten seconds after a late tick: a healthy runtime pays nothing, and the first late tick does not count.
+//!
+//! **Start-up.** The first ten seconds of a runtime do not count.
+
+use std::time::Duration;
+
+use crate::base::{Moment, Percent, standstill};
+
+/// Length of the window.
+const WINDOW: Duration = Duration::from_secs(10);
+
+/// Lags up to this are usual. The default threshold of a stall is the same.
+const LATE: Duration = Duration::from_millis(100);
+
+/// Parts of the window: 20 whole ones and the current one.
+const BUCKETS: usize = 21;
+const BUCKET: Duration = Duration::from_millis(500);
+
+/// Threads whose run delay is read, the last ones that ran the probe. Reading takes 5 us a thread.
+const MAX_THREADS: usize = 8;
+
+/// What a tick has found out about the probe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ProbeState {
+    /// It was left asleep, or sent for the first time.
+    Asleep,
+    /// It has waited for so long, and has not run.
+    Waiting(Duration),
+    /// It has waited for so long, and has run.
+    Ran(Duration),
+}
+
+impl ProbeState {
+    /// Returns how late the probe ran or is; zero if it was left asleep.
+    pub(super) const fn lag(self) -> Duration {
+        match self {
+            Self::Asleep => Duration::ZERO,
+            Self::Waiting(lag) | Self::Ran(lag) => lag,
+        }
+    }
+}
+
+/// The stalled time of one runtime.
+#[derive(Debug, Default)]
+pub(super) struct StalledTime {
+    began: Option<Moment>,
+    /// Stalled time in each part of the window, and the number of the current part.
+    buckets: [Duration; BUCKETS],
+    bucket: u64,
+    /// Up to this the time is decided about.
+    decided: Moment,
+    /// Time that counts if the workers' run delay has not grown as much by the next tick.
+    pending: Option<Pending>,
+    /// Threads that ran the probe and their run delays at the last tick, if those were read.
+    threads: Vec<(u32, Option<Duration>)>,
+    /// Growth of the run delay since the probe was sent.
+    waited: Duration,
+    /// Until when run delays are read.
+    reads_until: Moment,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Pending {
+    from: Moment,
+    until: Moment,
+    own: Duration,
+}
+
+impl StalledTime {
+    /// Takes a thread that ran the probe.
+    pub(super) fn ran_on(&mut self, thread: u32) {
+        if self.threads.iter().any(|(known, _)| *known == thread) {
+            return;
+        }
+        if self.threads.len() == MAX_THREADS {
+            self.threads.remove(0);
+        }
+        self.threads.push((thread, None));
+    }
+
+    /// Takes what the tick at `now` found out, and returns the share. `run_delay` returns the time that a thread has
+    /// waited for a core in all its life.
+    pub(super) fn push(
+        &mut self,
+        now: Moment,
+        probe: ProbeState,
+        run_delay: impl Fn(u32) -> Option<Duration>,
+    ) -> Percent {
+        let began = *self.began.get_or_insert(now);
+        let lag = probe.lag();
+        let reads = now < self.reads_until || lag > LATE;
+        let growth = if reads { self.read_delays(run_delay) } else { None };
+        if lag > LATE {
+            self.reads_until = now + WINDOW;
+        } else if !reads {
+            self.threads.iter_mut().for_each(|(_, delay)| *delay = None);
+        }
+        if let (Some(pending), Some(growth)) = (self.pending.take(), growth)
+            && pending.own.saturating_sub(growth) > LATE
+        {
+            self.count(pending.from.max(began + WINDOW), pending.until);
+        }
+        self.waited += growth.unwrap_or_default();
+        let own = lag.saturating_sub(self.waited);
+        // Without a thread that ran the probe nothing has driven the runtime yet.
+        if own > LATE && growth.is_some() {
+            self.pending = Some(Pending { from: self.decided, until: now, own });
+        }
+        if own > LATE || !matches!(probe, ProbeState::Waiting(_)) {
+            self.decided = now;
+        }
+        if !matches!(probe, ProbeState::Waiting(_)) {
+            self.waited = Duration::ZERO;
+        }
+        self.share(now)
+    }
+
+    /// Reads the run delays. Returns the largest growth since the last tick, or `None` if no thread has a reading of then.
+    fn read_delays(&mut self, run_delay: impl Fn(u32) -> Option<Duration>) -> Option<Duration> {
+        let mut largest = None;
+        for (thread, last) in &mut self.threads {
+            let delay = run_delay(*thread);
+            if let (Some(delay), Some(last)) = (delay, *last) {
+                largest = largest.max(Some(delay.saturating_sub(last)));
+            }
+            *last = delay;
+        }
+        largest
+    }
+
+    /// Counts the time from `from` to `until`, which is not in the future.
+    fn count(&mut self, from: Moment, until: Moment) {
+        let mut from = from;
+        while from < until {
+            let number = number_of(from);
+            self.enter(number);
+            let end = until.min(start_of(number + 1));
+            // A part that is out of the window by now has gone.
+            if number + BUCKETS as u64 > self.bucket
+                && let Some(bucket) = self.buckets.get_mut((number % BUCKETS as u64) as usize)
+            {
+                *bucket += standstill::running_time(from, end);
+            }
+            from = end;
+        }
+    }
+
+    /// Clears the parts of the window between the current one and the part `number`, which becomes the current one.
+    fn enter(&mut self, number: u64) {
+        if number <= self.bucket {
+            return;
+        }
+        let passed = (number - self.bucket).min(BUCKETS as u64);
+        for number in number + 1 - passed..=number {
+            if let Some(bucket) = self.buckets.get_mut((number % BUCKETS as u64) as usize) {
+                *bucket = Duration::ZERO;
+            }
+        }
+        self.bucket = number;
+    }
+
+    fn share(&mut self, now: Moment) -> Percent {
+        self.enter(number_of(now));
+        let stalled: Duration = self.buckets.iter().sum();
+        Percent((stalled.as_secs_f64() / WINDOW.as_secs_f64() * 100.0).min(100.0))
+    }
+}
+
+fn number_of(moment: Moment) -> u64 {
+    moment.as_nanos() / BUCKET.as_nanos() as u64
+}
+
+fn start_of(number: u64) -> Moment {
+    Moment::from_nanos(number.saturating_mul(BUCKET.as_nanos() as u64))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ProbeState::{Asleep, Ran, Waiting};
+    use super::*;
+
+    const TICK: u64 = 250;
+
+    fn millis(n: u64) -> Duration {
+        Duration::from_millis(n)
+    }
+
+    /// One worker thread. Ticks come each 250 ms; `tick` returns what the one number `n` finds and the run delay by then.
+    fn run(ticks: u64, tick: impl Fn(u64) -> (ProbeState, u64)) -> Vec<f64> {
+        let mut stalled = StalledTime::default();
+        let shares = (0..ticks).map(|n| {
+            let (probe, waited) = tick(n);
+            if n == 1 {
+                stalled.ran_on(7);
+            }
+            let now = Moment::from_nanos((n + 1) * TICK * 1_000_000);
+            stalled.push(now, probe, |_| Some(millis(waited))).get()
+        });
+        shares.collect()
+    }
+
+    /// Saw teeth of three ticks: the probe waits for 700 ms and is sent again at once.
+    fn teeth(n: u64) -> ProbeState {
+        match n % 3 {
+            0 => Ran(millis(700)),
+            rest => Waiting(millis(rest * TICK)),
+        }
+    }
+
+    #[test]
+    fn lag_that_rises_again_and_again_is_a_share_near_100() {
+        let shares = run(120, |n| (teeth(n), 0));
+        assert!(shares.iter().take(40).all(|share| *share == 0.0), "start-up: {shares:?}");
+        assert!(shares[60] > 40.0 && shares[60] < 60.0, "half of the window: {shares:?}");
+        assert!(shares.iter().skip(82).all(|share| *share > 95.0), "{shares:?}");
+    }
+
+    #[test]
+    fn share_falls_to_zero_when_it_is_over() {
+        let shares = run(170, |n| if n < 120 { (teeth(n), 0) } else { (Asleep, 0) });
+        assert!(shares[119] > 95.0 && shares[140] < 60.0 && shares[140] > 40.0, "{shares:?}");
+        assert_eq!(shares[165], 0.0);
+    }
+
+    #[test]
+    fn a_third_of_the_time_is_a_third() {
+        // 2 s of every 6 s: more than half of the time at no moment.
+        let shares = run(200, |n| if n % 24 < 8 { (teeth(n), 0) } else { (Ran(millis(3)), 0) });
+        assert!(shares.iter().skip(80).all(|share| (15.0..45.0).contains(share)), "{shares:?}");
+    }
+
+    #[test]
+    fn what_is_no_stall_of_the_service_does_not_count() {
+        for (name, probe, waits) in [
+            ("busy: lags below the limit", Ran(millis(90)), 0),
+            ("starved: the worker waits for a core all the time", Ran(millis(240)), TICK),
+            ("throttled: it waits for two thirds of the time", Ran(millis(240)), TICK * 2 / 3),
+        ] {
+            let shares = run(120, |n| (probe, n * waits));
+            assert!(shares.iter().all(|share| *share == 0.0), "{name}: {shares:?}");
+        }
+        // Long waits: counted by the kernel when they end, a second later.
+        let shares = run(120, |n| {
+            let probe = match n % 4 {
+                0 => Ran(millis(1000)),
+                rest => Waiting(millis(rest * TICK)),
+            };
+            (probe, n / 4 * 4 * TICK)
+        });
+        assert!(shares.iter().all(|share| *share < 51.0), "{shares:?}");
+    }
+
+    #[test]
+    fn polls_that_compute_count_beside_busy_neighbours() {
+        // The thread waits for a core for a third of the time.
+        let shares = run(120, |n| (teeth(n), n * TICK / 3));
+        assert!(shares.iter().skip(82).all(|share| *share > 60.0), "{shares:?}");
+    }
+
+    #[test]
+    fn runtime_that_nothing_has_driven_and_unknown_run_delays_do_not_count() {
+        let mut stalled = StalledTime::default();
+        for n in 1..200 {
+            let now = Moment::from_nanos(n * TICK * 1_000_000);
+            let share = stalled.push(now, Waiting(millis(n * TICK)), |_| Some(Duration::ZERO));
+            assert_eq!(share.get(), 0.0);
+        }
+        stalled.ran_on(7);
+        for n in 200..300 {
+            let now = Moment::from_nanos(n * TICK * 1_000_000);
+            assert_eq!(stalled.push(now, teeth(n), |_| None).get(), 0.0);
+        }
+    }
+
+    #[test]
+    fn interval_of_ticks_does_not_matter() {
+        for tick in [20, 100, 250, 1000, 5000] {
+            let mut stalled = StalledTime::default();
+            stalled.ran_on(7);
+            let (mut share, mut sent) = (0.0, 0);
+            for n in 1..=60_000 / tick {
+                let now = n * tick;
+                // Work waits for 700 ms at any time.
+                let probe = match now - sent {
+                    lag if lag < 700 => Waiting(millis(lag)),
+                    _ => {
+                        sent = now;
+                        Ran(millis(700))
+                    }
+                };
+                let now = Moment::from_nanos(now * 1_000_000);
+                share = stalled.push(now, probe, |_| Some(Duration::ZERO)).get();
+            }
+            let expected = if tick < 1000 { 90.0..=100.0 } else { 45.0..=100.0 };
+            assert!(expected.contains(&share), "{tick} ms: {share}");
+        }
+    }
+}
