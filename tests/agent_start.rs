@@ -342,6 +342,44 @@ fn a_forked_child_says_that_it_is_not_watched_and_can_have_an_agent() {
     assert!(text.contains(&started), "one line says what runs: {text}");
 }
 
+/// Prefork workers and daemons fork whenever it suits them: in the middle of a dump, of a log line, of a start.
+#[test]
+fn children_forked_at_any_time_can_have_an_agent() {
+    let home = tempfile::tempdir().unwrap();
+    let file = File::create(home.path().join("log")).unwrap();
+    // A lock around the file, as that of the standard error.
+    let writer = std::sync::Mutex::new(file);
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(writer).finish();
+    tracing::subscriber::set_global_default(subscriber).unwrap();
+    for round in 0..12_u64 {
+        let agent = start(&at(
+            &home.path().join("captures"),
+            Listen::Unix(home.path().join(round.to_string())),
+        ));
+        let dumps = agent.handle().capture([CaptureKind::Heap, CaptureKind::Threads], SHORT);
+        // From the start of the agent to the end of the capture.
+        std::thread::sleep(Duration::from_millis(round * 3));
+        let inherited = std::cell::Cell::new(Some(agent));
+        let child = Child::fork(|| {
+            tracing::info!("the host logs");
+            drop(marple::task::traced(async {}));
+            drop(inherited.take());
+            let own = start(&at(
+                &home.path().join("own"),
+                Listen::Unix(home.path().join(format!("own {round}"))),
+            ));
+            own.handle()
+                .capture([CaptureKind::Heap, CaptureKind::Threads], SHORT)
+                .wait(PATIENCE)
+                .expect("a capture");
+            true
+        });
+        assert!(child.ended_well(), "round {round}");
+        dumps.wait(PATIENCE).unwrap();
+        drop(inherited.take());
+    }
+}
+
 #[test]
 #[cfg(target_os = "linux")]
 fn no_signal_that_a_service_may_use_is_taken_by_default() {

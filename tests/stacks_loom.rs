@@ -7,6 +7,7 @@
 mod base {
     pub mod sync {
         pub use loom::sync::Mutex;
+        pub use loom::sync::Mutex as BareMutex;
         pub use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
         pub use std::sync::PoisonError;
     }

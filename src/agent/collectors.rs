@@ -28,6 +28,7 @@ use super::Error as AgentError;
 use super::collect::{self, Failure};
 use super::event::Event;
 use super::fence::{chain, fence_host};
+use crate::base::sync::Mutex as ForkMutex;
 use crate::base::{Bytes, Error, IncidentId, Moment};
 use crate::model::{Collect, FileName};
 use crate::os::own_thread;
@@ -123,7 +124,7 @@ struct Collector {
 /// The collectors there are. Clones share them.
 #[derive(Clone)]
 pub(super) struct Collectors {
-    all: Arc<Mutex<Vec<Collector>>>,
+    all: Arc<ForkMutex<Vec<Collector>>>,
     events: Sender<Event>,
 }
 

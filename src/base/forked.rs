@@ -4,6 +4,20 @@
 //! may be held for ever, some mappings and all timers are gone.
 
 use std::process;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Forks between this process and the first one of the chain in which an agent was started.
+static GENERATION: AtomicU32 = AtomicU32::new(0);
+
+/// Returns the number of forks that led to this process, of those made after an agent was started.
+pub(crate) fn generation() -> u32 {
+    GENERATION.load(Ordering::Relaxed)
+}
+
+/// To be called in a forked child before anything else of marple is. Async-signal-safe.
+pub(crate) fn enter_child() {
+    GENERATION.fetch_add(1, Ordering::Relaxed);
+}
 
 /// A value that only the process that made it may use. In a forked child there is no value, and dropping this leaks it.
 #[derive(Debug)]

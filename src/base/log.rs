@@ -9,6 +9,8 @@
 //!                     └─ full: the event is dropped and counted
 //! ```
 //!
+//! The thread delivers nothing during a fork (`fork_gate.rs`), so that a child inherits no lock of the subscriber from it.
+//!
 //! The thread starts with the first event. A forked child has a queue and a thread of its own, since it has neither the
 //! parent's thread nor any use for a mutex that was locked when it was forked.
 //!
@@ -17,6 +19,7 @@
 
 #[cfg_attr(not(feature = "http"), allow(dead_code, reason = "only the endpoint audits"))]
 mod event;
+pub(crate) mod fork_gate;
 mod quiet;
 mod text;
 
@@ -240,7 +243,7 @@ impl Queue {
             state.delivering = Some(Instant::now());
             drop(state);
             // The host's panic hook is called for it: it is the host's code that panics.
-            let delivered = panics::catch(|| {
+            let deliver = || {
                 event.deliver(queued.elapsed());
                 if dropped > 0 {
                     let text = format!(
@@ -248,7 +251,8 @@ impl Queue {
                     );
                     Event::new(Level::Warn, text).deliver(Duration::ZERO);
                 }
-            });
+            };
+            let delivered = fork_gate::deliver(|| panics::catch(deliver));
             state = self.lock();
             state.delivering = None;
             match delivered {

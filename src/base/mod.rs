@@ -3,6 +3,7 @@
 mod clock;
 mod code_file;
 mod error;
+mod fork_mutex;
 mod forked;
 mod id;
 pub(crate) mod log;
@@ -19,7 +20,7 @@ pub mod warnings;
 pub use clock::{Anchor, Clock, ManualClock, Moment, SystemClock};
 pub use code_file::CodeFile;
 pub use error::Error;
-pub(crate) use forked::OfProcess;
+pub(crate) use forked::{OfProcess, enter_child};
 pub use id::IncidentId;
 pub use log::LogStatus;
 pub use panics::ThreadPanics;

@@ -7,10 +7,11 @@
 //!
 //! With `panic = "abort"` a panic ends the process before any of this.
 
+use crate::base::sync::Mutex;
 use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::panic::{self, AssertUnwindSafe, PanicHookInfo, catch_unwind};
-use std::sync::{Mutex, Once, PoisonError};
+use std::sync::{Once, PoisonError};
 use std::thread;
 
 use jiff::Timestamp;

@@ -10,11 +10,12 @@
 //! The release and the second attempt are not one step: a thread of the host that opens files in a tight loop may take the
 //! descriptor in between. So several attempts are made.
 
+use crate::base::sync::Mutex;
 use std::fs::File;
 use std::io;
 #[cfg(target_os = "linux")]
 use std::os::fd::AsRawFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError};
 
 use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
@@ -31,12 +32,7 @@ const CONNECTIONS: usize = 2;
 /// A process may have this many descriptors for each one that is reserved.
 const PER_SPARE: u64 = 32;
 
-static POOL: Mutex<Pool> = Mutex::new(Pool {
-    captures: [const { None }; CAPTURES],
-    connections: [const { None }; CONNECTIONS],
-    code: [const { None }; CAPTURES],
-    pid: 0,
-});
+static POOL: Mutex<Pool> = Mutex::new(Pool::new());
 
 /// No vector: nothing is allocated under the lock, since an allocation may end in an open of ours.
 struct Pool {
@@ -48,7 +44,22 @@ struct Pool {
     pid: u32,
 }
 
+impl Default for Pool {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Pool {
+    const fn new() -> Self {
+        Self {
+            captures: [const { None }; CAPTURES],
+            connections: [const { None }; CONNECTIONS],
+            code: [const { None }; CAPTURES],
+            pid: 0,
+        }
+    }
+
     fn of(&mut self, need: Need) -> &mut [Option<File>] {
         match need {
             Need::Capture => &mut self.captures,

@@ -3,9 +3,10 @@
 //! `CLOCK_MONOTONIC` goes on while a process is stopped, so that every duration that spans such a time is too long. The
 //! agent records them as it wakes up; whatever measures a duration of the service subtracts [`within`].
 
+use crate::base::sync::Mutex;
 use std::collections::VecDeque;
+use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use super::Moment;

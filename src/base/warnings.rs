@@ -6,8 +6,9 @@
 //! The registry is a process-wide static because its reporters are: engines, the allocator and signal handlers exist once
 //! per process. It holds at most `MAX_WARNINGS` entries, one per topic.
 
+use crate::base::sync::Mutex;
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::PoisonError;
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -29,7 +30,7 @@ pub struct Warning {
     pub since: Timestamp,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Registry {
     entries: BTreeMap<&'static str, Warning>,
     /// Topics whose text has changed or that were cleared since the last [`take_changes`].

@@ -55,10 +55,11 @@ mod live;
 #[path = "elsewhere.rs"]
 mod live;
 
+use crate::base::sync::Mutex;
 use std::any::Any;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
 
 use crate::base::{Anchor, Bytes, Hertz, Moment, OfProcess};

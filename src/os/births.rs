@@ -3,8 +3,9 @@
 //! Whoever has to know all threads lists them now and then, and a thread may be over by then. Where a runtime's
 //! hook calls [`tell`] in each new thread, he looks at once.
 
+use crate::base::sync::Mutex;
+use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 type Ear = Box<dyn Fn() + Send>;
 

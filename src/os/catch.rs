@@ -10,7 +10,8 @@
 //! does nothing. A handler the host has for it gets every SIGURG that is not ours. One asks at a time:
 //! two readers of the slots would see torn copies, and whoever ends makes all questions void.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use crate::base::sync::Mutex;
+use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::copied::Copied;

@@ -5,12 +5,14 @@
 //! exited, and believe that an agent is running. `pthread_atfork` gives one place for the remedy:
 //!
 //! ```text
-//! fork ─► child handler: registered descriptors are replaced by an inert one (dup3)
+//! before the fork:      no log event is being handed to the host's subscriber, which has locks
+//! fork ─► child handler: mutexes that threads of the parent held count as abandoned (`base::fork_mutex`)
+//!                        registered descriptors are replaced by an inert one (dup3)
 //!                        OWNER = 0, so that an agent can be started here
 //!                        own pid into the page shared with the parent
 //! ```
 //!
-//! The handler makes system calls and stores atomics, nothing else: only what is async-signal-safe is allowed in a
+//! The child's handler makes system calls and stores atomics, nothing else: only what is async-signal-safe is allowed in a
 //! child of a process with threads. `vfork`, `posix_spawn` and a bare `clone` do not call it. A child that
 //! calls `exec` soon is not affected: all these descriptors are close-on-exec.
 //!
@@ -20,11 +22,13 @@
 
 #![allow(unsafe_code)]
 
+use crate::base::enter_child;
+use crate::base::log::fork_gate;
+use crate::base::sync::Mutex;
 use std::io::{self, Write as _};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
-use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, AtomicU64};
@@ -170,14 +174,25 @@ fn map() -> *mut Page {
 fn install() {
     static INSTALLED: AtomicBool = AtomicBool::new(false);
     if !INSTALLED.swap(true, AcqRel) {
-        // SAFETY: `in_child` is a plain function that does only what is async-signal-safe.
-        let refused = unsafe { libc::pthread_atfork(None, None, Some(in_child)) };
+        // SAFETY: plain functions, of which `in_child` does only what is async-signal-safe.
+        let refused =
+            unsafe { libc::pthread_atfork(Some(before), Some(in_parent), Some(in_child)) };
         // No memory for an entry: the next start tries again.
         INSTALLED.store(refused == 0, Release);
     }
 }
 
+extern "C" fn before() {
+    fork_gate::before_fork();
+}
+
+extern "C" fn in_parent() {
+    fork_gate::after_fork();
+}
+
 extern "C" fn in_child() {
+    enter_child();
+    fork_gate::enter_child();
     let inert = fresh();
     for slot in &SLOTS {
         let entry = slot.swap(FREE, Relaxed);
@@ -191,6 +206,7 @@ extern "C" fn in_child() {
     close(inert);
     #[cfg(target_os = "linux")]
     super::own_thread::forget_parent();
+    super::unwind::forget_parent();
     let owner = OWNER.swap(0, AcqRel);
     if owner == 0 {
         return;

@@ -11,11 +11,12 @@
 
 #![allow(unsafe_code)]
 
+use crate::base::sync::Mutex;
 use std::ffi::OsString;
 use std::ops::Range;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::{fs, io};
 
 use super::elf::{ElfFile, Source};

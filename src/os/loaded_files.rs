@@ -12,14 +12,14 @@
 //!
 //! A library that was unloaded keeps its entry until something else is mapped in its place: there are samples in it.
 
+use crate::base::sync::Mutex;
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, TryLockError, Weak};
+
+use std::sync::{Arc, PoisonError, Weak};
 
 use super::elf::{ElfFile, Source};
 use super::images::{EXE, Loads, Segment};
@@ -43,21 +43,8 @@ const TOPIC: &str = "symbols.descriptors";
 
 static REGISTRY: Mutex<Registry> = Mutex::new(Registry::new());
 
-/// The process that used [`REGISTRY`] last.
-static USER: AtomicU32 = AtomicU32::new(0);
-
-/// Calls `use_registry`, or returns `None` in a forked child that has inherited the lock of another thread.
-fn with<T>(use_registry: impl FnOnce(&mut Registry) -> T) -> Option<T> {
-    let mut registry = match REGISTRY.try_lock() {
-        Ok(registry) => registry,
-        Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-        Err(TryLockError::WouldBlock) if USER.load(Ordering::Relaxed) != process::id() => {
-            return None;
-        }
-        Err(TryLockError::WouldBlock) => REGISTRY.lock().unwrap_or_else(PoisonError::into_inner),
-    };
-    USER.store(process::id(), Ordering::Relaxed);
-    Some(use_registry(&mut registry))
+fn with<T>(use_registry: impl FnOnce(&mut Registry) -> T) -> T {
+    use_registry(&mut REGISTRY.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
 /// Gives each of these segments, which are all there are, the file and the build ID it was first seen with.
@@ -71,14 +58,14 @@ pub(super) fn unloaded(loaded: &[Segment]) -> Vec<Segment> {
         let known = registry.known.iter().filter(|known| !known.is_loaded);
         known.map(|known| known.segment.clone()).collect::<Vec<_>>()
     };
-    let mut unloaded = with(unloaded).unwrap_or_default();
+    let mut unloaded = with(unloaded);
     unloaded.retain(|old| !loaded.iter().any(|segment| overlap(old, segment)));
     unloaded
 }
 
 /// Whether `generation` is another than that of the last call.
 pub(super) fn begin_generation(generation: u64) -> bool {
-    with(|registry| registry.generation.replace(generation) != Some(generation)).unwrap_or(false)
+    with(|registry| registry.generation.replace(generation) != Some(generation))
 }
 
 /// Holds no more descriptors than a process that has `open` of `limit` can do without.
@@ -89,7 +76,7 @@ pub(super) fn keep_within(open: Option<u64>, limit: Option<u64>) {
         registry.balance()
     });
     match (short, limit) {
-        (Some(files @ 1..), Some(limit)) => warnings::set(
+        (files @ 1.., Some(limit)) => warnings::set(
             TOPIC,
             format!(
                 "function names of {files} loaded files will be missing once a deployment replaces them: their \
@@ -130,6 +117,12 @@ struct Registry {
 struct Known {
     segment: Segment,
     is_loaded: bool,
+}
+
+impl Default for Registry {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl Registry {

@@ -22,9 +22,10 @@
 //!
 //! Calls that marple cannot work without are listed in `tests/syscalls`, with all others.
 
+use crate::base::sync::Mutex;
 use std::cell::Cell;
 use std::fmt;
-use std::sync::{Mutex, PoisonError};
+use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use crate::base::warnings;

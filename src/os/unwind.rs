@@ -26,12 +26,13 @@
 
 #![allow(unsafe_code)]
 
+use crate::base::sync::Mutex;
 use std::cell::{Cell, UnsafeCell};
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use super::copied::Registers;
 use super::images::{self, Error};
@@ -308,6 +309,11 @@ fn has_cache(claim: &Claim<'_, Modules, SLOTS>, may_make: bool) -> bool {
 #[inline(never)]
 fn make(cache: &mut Option<Cache>) {
     *cache = Some(Cache::new(CACHE_BITS));
+}
+
+/// To be called in a forked child: the thread that was reading the loaded files is not there. Async-signal-safe.
+pub(super) fn forget_parent() {
+    BUILDING.store(false, Release);
 }
 
 /// Makes the caches of the first slots, for threads that have no room for it.

@@ -4,7 +4,8 @@
 //! once a lot, when as many have answered as are waited for: ringing is a system call, and it is the
 //! service's workers that would make it. What comes for a dump that is over is dropped.
 
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use crate::base::sync::Mutex;
+use std::sync::{Condvar, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -55,6 +56,7 @@ pub(super) struct Desk {
     bell: Condvar,
 }
 
+#[derive(Default)]
 struct Pile {
     /// The dump that takes answers; 0 for none.
     dump: u32,

@@ -13,10 +13,11 @@
 //! shuts down. Executors that cancel a detached task when its last waker is gone would keep it; tokio has
 //! no such thing.
 
+use crate::base::sync::Mutex;
 use std::cell::RefCell;
+use std::sync::OnceLock;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Mutex, OnceLock};
 use std::task::Waker;
 
 use tokio::task::Id;

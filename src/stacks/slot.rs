@@ -29,7 +29,7 @@
 //!
 //! Nothing here knows what a waker is. `tests/stacks_loom.rs` compiles this file with loom's atomics.
 
-use crate::base::sync::{AtomicU32, AtomicU64, Mutex, Ordering, PoisonError, fence};
+use crate::base::sync::{AtomicU32, AtomicU64, BareMutex, Mutex, Ordering, PoisonError, fence};
 
 /// A task's place. A line of its own, because neighbours are polled by other threads.
 #[derive(Debug)]
@@ -45,7 +45,8 @@ pub(super) struct Slot<W> {
     polled: AtomicU64,
     /// What the task is called and where it was made.
     site: AtomicU32,
-    held: Mutex<Option<W>>,
+    /// A [`Mutex`] would double the size of a slot. A dump holds it for as long as it takes to clone a waker.
+    held: BareMutex<Option<W>>,
 }
 
 /// What a slot says of its task.
@@ -65,7 +66,7 @@ impl<W> Slot<W> {
             running: AtomicU32::new(0),
             polled: AtomicU64::new(0),
             site: AtomicU32::new(0),
-            held: Mutex::new(None),
+            held: BareMutex::new(None),
         }
     }
 
@@ -184,6 +185,12 @@ pub(super) struct Slots<W: 'static> {
 pub(super) struct Store<W: 'static> {
     chunks: Vec<&'static [Slot<W>]>,
     free: Vec<&'static Slot<W>>,
+}
+
+impl<W> Default for Store<W> {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl<W> Store<W> {

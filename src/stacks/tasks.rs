@@ -18,8 +18,9 @@
 //!
 //! The list is not of one instant: a task made behind the place where the dump is will not be in it.
 
+use crate::base::sync::Mutex;
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Mutex, PoisonError};
+use std::sync::PoisonError;
 use std::task::Waker;
 use std::time::Duration;
 

@@ -12,9 +12,10 @@
 //! slice of another thread from before that is shown, but the picture of all threads is complete only from
 //! the latest of those moments on ([`Taken::complete`]).
 
+use crate::base::sync::Mutex;
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::registry::{self, Tenancy};
@@ -38,14 +39,7 @@ const WINDOW: Duration = Duration::from_secs(30);
 /// from before the window.
 const PAIRS: usize = 8;
 
-static FLIGHT: Mutex<Flight> = Mutex::new(Flight {
-    mode: TraceMode::OnDemand,
-    max_bytes: None,
-    window: WINDOW,
-    captures: 0,
-    epochs: 0,
-    pairs: VecDeque::new(),
-});
+static FLIGHT: Mutex<Flight> = Mutex::new(Flight::new());
 
 struct Flight {
     mode: TraceMode,
@@ -55,6 +49,25 @@ struct Flight {
     captures: u32,
     epochs: u64,
     pairs: VecDeque<(u64, Moment)>,
+}
+
+impl Flight {
+    const fn new() -> Self {
+        Self {
+            mode: TraceMode::OnDemand,
+            max_bytes: None,
+            window: WINDOW,
+            captures: 0,
+            epochs: 0,
+            pairs: VecDeque::new(),
+        }
+    }
+}
+
+impl Default for Flight {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 /// Sets when polls and parks are recorded and within what bounds: `max_bytes` for everything a runtime trace

@@ -3,7 +3,8 @@
 //! Called a few times a second by the agent, so it is a vector under a lock. It has a share of the memory
 //! to itself: these lines are what the rest of the picture is read against.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use crate::base::sync::Mutex;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use super::budget::EVENT;
@@ -85,7 +86,7 @@ pub(super) struct Instant {
 }
 
 /// All of it, in the order in which it was told.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Ledger {
     left: usize,
     pub(super) values: Vec<Value>,
@@ -190,6 +191,7 @@ const RECENT_STEP: Duration = Duration::from_millis(950);
 static RECENT: Mutex<Recent> = Mutex::new(Recent { rows: Vec::new(), next: 0 });
 
 /// The last rows, in a ring.
+#[derive(Default)]
 struct Recent {
     rows: Vec<Vitals>,
     next: usize,

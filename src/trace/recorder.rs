@@ -10,10 +10,11 @@
 //! global allocator that emits events: such an event finds the borrow taken and is counted. Losses of
 //! threads that have no log stand in `STRAYS`.
 
+use crate::base::sync::Mutex;
 use std::cell::RefCell;
 use std::mem;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError};
 
 use super::budget::Budget;
 use super::fields::Fields;
@@ -37,6 +38,7 @@ thread_local! {
     static LOCAL: RefCell<Attached> = const { RefCell::new(Attached { session: 0, place: Place::Over }) };
 }
 
+#[derive(Default)]
 struct Running {
     /// How many sessions there have been.
     sessions: u64,
@@ -227,6 +229,6 @@ fn attach(session: u64) -> Place {
 }
 
 /// No code that can panic runs under these locks.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+fn lock<T: Default>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -12,8 +12,9 @@
 //! How much a ring gets: half of the memory is for as many threads as there are CPUs, in equal parts; any
 //! further thread gets an eighth of what is left, so that there is always some left.
 
+use crate::base::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 
 use super::thread::{Memory, Rings};
@@ -45,6 +46,7 @@ pub(super) struct Tenancy {
     pub(super) ended: Option<u64>,
 }
 
+#[derive(Default)]
 struct Registry {
     rings: Vec<&'static Rings>,
     /// What all rings may take and what they do.
@@ -221,6 +223,6 @@ impl Registry {
 }
 
 /// No code that can panic runs under these locks.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+fn lock<T: Default>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -22,8 +22,9 @@ mod suspects;
 mod waits;
 mod workers;
 
+use crate::base::sync::Mutex;
 use std::sync::atomic::Ordering;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
 pub(crate) use self::overdue::Starved;

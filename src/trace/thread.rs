@@ -18,8 +18,8 @@
 mod epoch;
 mod epoch_word;
 
+use crate::base::sync::Mutex;
 use std::cell::Cell;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::registry;

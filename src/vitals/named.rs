@@ -3,7 +3,8 @@
 //! It only grows, so that what is at a place in it stays there; each kind has its bound. The lock is
 //! taken to make one and by the reader, never to set, add or record.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use crate::base::sync::Mutex;
+use std::sync::{Arc, MutexGuard, PoisonError};
 
 use super::Error;
 use crate::model::{MAX_OWN_NAME, is_own_name};

@@ -3,9 +3,10 @@
 //! The list is all that is shared. The reader keeps the probes to itself and looks at the list only
 //! when its count of changes has moved, so a tick takes no lock the service could hold.
 
+use crate::base::sync::Mutex;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError};
 
 use tokio::runtime::{Handle, Id, RuntimeFlavor};
 
@@ -156,6 +157,6 @@ impl Runtimes {
 }
 
 /// Nothing panics under these locks, and a list is whole between any two statements.
-fn lock<T>(list: &Mutex<T>) -> MutexGuard<'_, T> {
+fn lock<T: Default>(list: &Mutex<T>) -> MutexGuard<'_, T> {
     list.lock().unwrap_or_else(PoisonError::into_inner)
 }

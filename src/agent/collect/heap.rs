@@ -1,11 +1,12 @@
 //! Heap profiles: one at the start and one at the stop, so that their difference shows what the incident
 //! itself allocated. Each is taken while it is written, in memory reserved at the agent's start.
 
+use crate::base::sync::Mutex;
 use std::future;
 use std::io::Write;
 use std::mem;
+use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Mutex, PoisonError};
 
 use jiff::Timestamp;
 
@@ -186,6 +187,7 @@ pub(in crate::agent) fn set_rates(settings: &HeapSettings) {
 }
 
 /// How much lies between two samples, usually and during a heap capture.
+#[derive(Default)]
 struct Rates {
     /// None until the settings are known.
     usual: Option<Bytes>,

@@ -1,7 +1,8 @@
 //! Runtime traces: one, over the window before the capture and all of it, with the vitals as counters.
 
+use crate::base::sync::Mutex;
 use std::collections::VecDeque;
-use std::sync::{Mutex, PoisonError};
+use std::sync::PoisonError;
 
 use super::{Collector, Evidence, Failure, Started};
 use crate::base::{Anchor, Moment};

@@ -1,0 +1,173 @@
+//! A mutex that a forked child can lock, whichever thread of its parent held it at the fork.
+//!
+//! `fork` copies the memory of a process and one of its threads. A mutex that another thread held at that moment is
+//! locked in the child for ever. Threads of marple hold mutexes at any time (a dump of the heap takes 50 ms), and the child
+//! may start an agent of its own or call what the host calls anyway, such as `marple::task::spawn`.
+//!
+//! A mutex that nothing held is as good in the child as in the parent. One that cannot be locked for 0.1 s
+//! and that no thread of the child has locked is abandoned: a successor with a default value takes its place, since the
+//! value may be half changed.
+//!
+//! In a process that was not forked while an agent ran this costs one load.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{self, LockResult, MutexGuard, OnceLock, PoisonError, TryLockError, TryLockResult};
+use std::thread;
+use std::time::Duration;
+
+use super::forked::generation;
+
+/// Attempts to lock a mutex that may be abandoned, and the time between two. Within that a thread of the child that has
+/// just locked it gets to say so.
+const ATTEMPTS: u32 = 20;
+const ATTEMPT_EVERY: Duration = Duration::from_millis(5);
+
+/// A mutex that survives a fork. The interface is that of [`std::sync::Mutex`].
+#[derive(Debug, Default)]
+pub(crate) struct Mutex<T> {
+    own: sync::Mutex<T>,
+    /// The generation of the process whose thread locked it last; 0 in a process that was not forked.
+    locked_in: AtomicU32,
+    /// The mutex that has taken its place in this process.
+    successor: OnceLock<Box<Self>>,
+}
+
+impl<T> Mutex<T> {
+    /// A mutex that protects `value`.
+    pub(crate) const fn new(value: T) -> Self {
+        Self {
+            own: sync::Mutex::new(value),
+            locked_in: AtomicU32::new(0),
+            successor: OnceLock::new(),
+        }
+    }
+}
+
+impl<T: Default> Mutex<T> {
+    /// Locks it. Waits while another thread of this process holds it.
+    ///
+    /// # Errors
+    ///
+    /// If a thread has panicked while it held it.
+    pub(crate) fn lock(&self) -> LockResult<MutexGuard<'_, T>> {
+        match generation() {
+            0 => self.own.lock(),
+            generation => self.lock_in_child(generation),
+        }
+    }
+
+    /// Locks it if nothing holds it.
+    ///
+    /// # Errors
+    ///
+    /// As [`std::sync::Mutex::try_lock`].
+    pub(crate) fn try_lock(&self) -> TryLockResult<MutexGuard<'_, T>> {
+        match generation() {
+            0 => self.own.try_lock(),
+            generation => self.current().try_lock_in_child(generation),
+        }
+    }
+
+    #[cold]
+    fn lock_in_child(&self, generation: u32) -> LockResult<MutexGuard<'_, T>> {
+        let current = self.current();
+        for _ in 0..ATTEMPTS {
+            match current.try_lock_in_child(generation) {
+                Ok(guard) => return Ok(guard),
+                Err(TryLockError::Poisoned(poisoned)) => return Err(poisoned),
+                Err(TryLockError::WouldBlock) => {}
+            }
+            if current.locked_in.load(Ordering::Relaxed) == generation {
+                let guard = current.own.lock();
+                current.locked_in.store(generation, Ordering::Relaxed);
+                return guard;
+            }
+            thread::sleep(ATTEMPT_EVERY);
+        }
+        let successor = current.successor.get_or_init(Box::default);
+        successor.lock_in_child(generation)
+    }
+
+    fn try_lock_in_child(&self, generation: u32) -> TryLockResult<MutexGuard<'_, T>> {
+        let guard = self.own.try_lock();
+        if !matches!(guard, Err(TryLockError::WouldBlock)) {
+            self.locked_in.store(generation, Ordering::Relaxed);
+        }
+        guard
+    }
+
+    /// Returns the mutex in use: the last of the successors.
+    fn current(&self) -> &Self {
+        let mut current = self;
+        while let Some(successor) = current.successor.get() {
+            current = successor;
+        }
+        current
+    }
+}
+
+/// Locks `mutex`, also after a panic of a thread that held it.
+#[allow(dead_code, reason = "what is built decides who uses it")]
+pub(crate) fn lock<T: Default>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::mpsc::channel;
+
+    use super::*;
+
+    /// A mutex with 7 that a thread holds which never lets go, as in a child of `fork`.
+    fn held(locked_in: u32) -> Arc<Mutex<u32>> {
+        let mutex = Arc::new(Mutex::new(7));
+        let (tell, told) = channel();
+        let holder = Arc::clone(&mutex);
+        thread::spawn(move || {
+            let guard = holder.own.lock();
+            holder.locked_in.store(locked_in, Ordering::Relaxed);
+            tell.send(()).unwrap();
+            thread::park();
+            drop(guard);
+        });
+        told.recv().unwrap();
+        mutex
+    }
+
+    #[test]
+    fn a_mutex_that_the_parent_held_is_replaced_once() {
+        for locked_in in [0, 1] {
+            let mutex = held(locked_in);
+            *mutex.lock_in_child(2).unwrap() += 1;
+            assert_eq!(*mutex.lock_in_child(2).unwrap(), 1, "a default value that stays");
+            let guard = mutex.lock_in_child(2).unwrap();
+            assert!(matches!(mutex.current().try_lock_in_child(2), Err(TryLockError::WouldBlock)));
+            drop(guard);
+            // A child of the child has what nothing held.
+            assert_eq!(*mutex.lock_in_child(3).unwrap(), 1);
+        }
+    }
+
+    #[test]
+    fn a_mutex_that_nothing_held_keeps_its_value() {
+        let mutex = Mutex::new(7);
+        *mutex.lock_in_child(1).unwrap() += 1;
+        assert_eq!(*mutex.lock_in_child(1).unwrap(), 8);
+        assert!(mutex.successor.get().is_none());
+    }
+
+    #[test]
+    fn threads_of_one_process_wait_for_each_other() {
+        let mutex = Arc::new(Mutex::new(0_u32));
+        let guard = mutex.lock_in_child(1).unwrap();
+        let other = Arc::clone(&mutex);
+        let waits = thread::spawn(move || *other.lock_in_child(1).unwrap());
+        // Longer than a mutex takes to count as abandoned.
+        thread::sleep(ATTEMPT_EVERY * (ATTEMPTS + 10));
+        let mut guard = guard;
+        *guard = 5;
+        drop(guard);
+        assert_eq!(waits.join().unwrap(), 5);
+    }
+}
