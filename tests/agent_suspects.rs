@@ -3,15 +3,18 @@
 
 mod host;
 
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use host::{Host, PATIENCE, settings, wait_for};
 use marple::config::{StacksSettings, ThreadsMode, TraceSettings};
 use marple::model::{CaptureKind, CaptureSet, Metric, Rule, Stall};
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::sync::oneshot;
+use tokio::task::LocalSet;
 
 const THRESHOLD: Duration = Duration::from_millis(50);
 
@@ -36,6 +39,10 @@ fn runtime(workers: usize) -> Runtime {
 
 /// An agent that watches `runtime` and has a rule over stalls.
 fn watching(runtime: &Runtime, threads: ThreadsMode) -> Host {
+    watching_handle(runtime.handle(), threads)
+}
+
+fn watching_handle(runtime: &Handle, threads: ThreadsMode) -> Host {
     let rule = Rule {
         abs: Some(THRESHOLD.as_secs_f64()),
         capture: CaptureSet::from([CaptureKind::Threads]),
@@ -48,7 +55,7 @@ fn watching(runtime: &Runtime, threads: ThreadsMode) -> Host {
         stacks: StacksSettings { threads, ..StacksSettings::default() },
         ..settings()
     });
-    host.handle().observe(runtime.handle().clone()).unwrap();
+    host.handle().observe(runtime.clone()).unwrap();
     // Workers are known by the name of one that ran a task.
     let begun = ticks(&host);
     wait_for("some ticks", || (ticks(&host) > begun + 5).then_some(()));
@@ -220,4 +227,106 @@ fn without_signals_nobody_is_suspected() {
         runtime.block_on(stuck).unwrap();
         runtime.shutdown_background();
     }
+}
+
+/// What a runtime of one thread does that keeps it from everything else.
+type Blocking = fn(Receiver<()>) -> Pin<Box<dyn Future<Output = ()>>>;
+
+/// As the body of `#[tokio::main(flavor = "current_thread")]`.
+fn in_block_on(released: Receiver<()>) -> Pin<Box<dyn Future<Output = ()>>> {
+    Box::pin(async move {
+        tokio::task::yield_now().await;
+        hold_up(&released);
+    })
+}
+
+fn in_a_task(released: Receiver<()>) -> Pin<Box<dyn Future<Output = ()>>> {
+    Box::pin(async move { tokio::spawn(async move { hold_up(&released) }).await.unwrap() })
+}
+
+fn in_a_local_task(released: Receiver<()>) -> Pin<Box<dyn Future<Output = ()>>> {
+    Box::pin(async move {
+        let local = LocalSet::new();
+        let task = local.run_until(async {
+            tokio::task::spawn_local(async move { hold_up(&released) }).await.unwrap();
+        });
+        task.await;
+    })
+}
+
+fn in_a_burning_task(released: Receiver<()>) -> Pin<Box<dyn Future<Output = ()>>> {
+    Box::pin(async move {
+        tokio::spawn(async move { burn_until(&released) }).await.unwrap();
+    })
+}
+
+#[inline(never)]
+fn burn_until(released: &Receiver<()>) {
+    while released.try_recv() == Err(TryRecvError::Empty) {
+        std::hint::spin_loop();
+    }
+    std::hint::black_box(());
+}
+
+#[test]
+fn polls_of_a_runtime_of_one_thread_are_named_too() {
+    let cases: [(Blocking, &str); 4] = [
+        (in_block_on, "agent_suspects::hold_up"),
+        (in_a_task, "agent_suspects::hold_up"),
+        (in_a_local_task, "agent_suspects::hold_up"),
+        (in_a_burning_task, "agent_suspects::burn_until"),
+    ];
+    for (blocking, function) in cases {
+        let (tell, told) = channel();
+        let (release, released) = channel();
+        let (begin, is_begun) = oneshot::channel::<()>();
+        let (over, is_over) = oneshot::channel::<()>();
+        let driver = std::thread::spawn(move || {
+            let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+            tell.send((runtime.handle().clone(), tid())).unwrap();
+            runtime.block_on(async move {
+                is_begun.await.unwrap();
+                blocking(released).await;
+                let _ = is_over.await;
+            });
+        });
+        let (handle, tid) = told.recv().unwrap();
+        let host = watching_handle(&handle, ThreadsMode::Full);
+        assert_eq!(stalls(&host), [], "it waits");
+        begin.send(()).unwrap();
+        is_told(&host, tid, function);
+        release.send(()).unwrap();
+        host.closed(1);
+        assert_eq!(stalls(&host).len(), 1, "told once");
+        drop(over);
+        driver.join().unwrap();
+    }
+}
+
+#[test]
+fn runtime_of_one_thread_that_nothing_drives_has_no_stall() {
+    let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+    let (release, released) = channel::<()>();
+    let (tell, told) = channel();
+    let handle = runtime.handle().clone();
+    let (stop, stopped) = oneshot::channel::<()>();
+    let thread = std::thread::spawn(move || {
+        runtime.block_on(async move { _ = stopped.await });
+        tell.send(()).unwrap();
+        // Not in the runtime: first it sleeps, then it computes.
+        let _ = released.recv();
+        burn_until(&released);
+        runtime
+    });
+    let host = watching_handle(&handle, ThreadsMode::Full);
+    stop.send(()).unwrap();
+    told.recv().unwrap();
+    for _ in 0..2 {
+        let begun = ticks(&host);
+        wait_for("fifty ticks", || (ticks(&host) > begun + 50).then_some(()));
+        assert_eq!(stalls(&host), []);
+        release.send(()).unwrap();
+    }
+    drop(release);
+    drop(thread.join().unwrap());
 }

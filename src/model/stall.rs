@@ -18,6 +18,8 @@ pub struct Beat {
     /// What grows as it works: how often it has parked and unparked, and for how long it was busy, which
     /// the runtime tells every 61 polls.
     pub mark: (u64, u64),
+    /// The thread that drives it, of a runtime of one thread.
+    pub driver: Option<u32>,
 }
 
 /// Shorter waits for a core are not mentioned.

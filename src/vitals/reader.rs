@@ -340,7 +340,7 @@ impl Reader {
                 return false;
             };
             if let Some(thread) = probe.fresh_thread() {
-                self.runtimes.works_on(thread);
+                self.runtimes.works_on(probe.id(), thread);
                 probe.stalled.ran_on(thread);
             }
             let stalled = probe.stalled.push(now, reading.state, |tid| self.pools.run_delay(tid));

@@ -27,12 +27,20 @@ pub struct Runtimes(Arc<List>);
 
 #[derive(Debug)]
 struct List {
-    /// Each with its number.
-    handles: Mutex<Vec<(u64, Handle)>>,
+    handles: Mutex<Vec<Observed>>,
     /// How often a handle was added.
     added: AtomicU64,
     /// Threads that were seen to work for one of them, the last ones.
     threads: Mutex<VecDeque<u32>>,
+}
+
+/// An observed runtime.
+#[derive(Debug)]
+struct Observed {
+    number: u64,
+    handle: Handle,
+    /// The thread that ran the probe last, or 0.
+    thread: u32,
 }
 
 impl Default for List {
@@ -60,14 +68,14 @@ impl Runtimes {
     /// [`Error::TooManyRuntimes`] when there are 256.
     pub fn observe(&self, handle: Handle) -> Result<(), Error> {
         let mut handles = self.lock();
-        if handles.iter().any(|(_, known)| known.id() == handle.id()) {
+        if handles.iter().any(|known| known.handle.id() == handle.id()) {
             return Ok(());
         }
         if handles.len() >= MAX_RUNTIMES {
             return Err(Error::TooManyRuntimes);
         }
         let number = self.0.added.fetch_add(1, Ordering::Release) + 1;
-        handles.push((number, handle));
+        handles.push(Observed { number, handle, thread: 0 });
         Ok(())
     }
 
@@ -89,12 +97,13 @@ impl Runtimes {
             return Vec::new();
         }
         *seen = added;
-        self.lock().iter().map(|(_, handle)| handle).filter(|it| !known(it.id())).cloned().collect()
+        let handles = self.lock();
+        handles.iter().map(|it| &it.handle).filter(|it| !known(it.id())).cloned().collect()
     }
 
     /// Takes a runtime that has shut down off the list.
     pub(super) fn forget(&self, id: Id) {
-        self.lock().retain(|(_, handle)| handle.id() != id);
+        self.lock().retain(|known| known.handle.id() != id);
     }
 
     /// Takes all of them off the list.
@@ -102,14 +111,17 @@ impl Runtimes {
         self.lock().clear();
     }
 
-    /// What each worker tells of itself, in the place of what is in `into`. A runtime of one thread is left
-    /// out: it counts as at work while nobody drives it. Costs some 20 ns a worker.
+    /// Puts the counters of each worker into `into`. Costs some 20 ns a worker.
+    ///
+    /// A runtime of one thread counts as at work while nothing drives it. It is left out until a thread has driven it.
     pub fn beats(&self, into: &mut Vec<Beat>) {
         into.clear();
-        for (number, handle) in self.lock().iter() {
-            if handle.runtime_flavor() != RuntimeFlavor::MultiThread {
-                continue;
-            }
+        for Observed { number, handle, thread } in self.lock().iter() {
+            let driver = match handle.runtime_flavor() {
+                RuntimeFlavor::MultiThread => None,
+                _ if *thread == 0 => continue,
+                _ => Some(*thread),
+            };
             let metrics = handle.metrics();
             into.extend((0..metrics.num_workers()).map(|worker| {
                 let turns = metrics.worker_park_unpark_count(worker);
@@ -119,6 +131,7 @@ impl Runtimes {
                     // It has parked once more than it has unparked.
                     parked: turns % 2 == 1,
                     mark: (turns, busy as u64),
+                    driver,
                 }
             }));
         }
@@ -140,8 +153,11 @@ impl Runtimes {
         true
     }
 
-    /// A task of one of them ran on `thread`.
-    pub(super) fn works_on(&self, thread: u32) {
+    /// A task of the runtime `id` ran on `thread`.
+    pub(super) fn works_on(&self, id: Id, thread: u32) {
+        if let Some(known) = self.lock().iter_mut().find(|known| known.handle.id() == id) {
+            known.thread = thread;
+        }
         let mut threads = lock(&self.0.threads);
         if !threads.contains(&thread) {
             if threads.len() >= MAX_THREADS {
@@ -151,7 +167,7 @@ impl Runtimes {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<(u64, Handle)>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<Observed>> {
         lock(&self.0.handles)
     }
 }

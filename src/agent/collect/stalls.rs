@@ -282,7 +282,7 @@ fn weigh(suspicion: &Suspicion) -> Option<Found> {
     let dump = picture(anchor, suspicion.tid).ok()?;
     let row = dump.threads.first()?;
     let names = functions(&dump.profile);
-    if !holds_up(names.iter().copied()) {
+    if !holds_up(names.iter().copied(), suspicion.is_driver) {
         return None;
     }
     let own = symbols::own_function(&names);

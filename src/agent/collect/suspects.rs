@@ -49,6 +49,10 @@ const NEAR: u32 = 128;
 enum Role {
     /// The loop of a worker.
     Worker,
+    /// The loop of a runtime of one thread.
+    Driver,
+    /// That loop waits for events.
+    Waits,
     /// A task is polled here.
     Poll,
     /// The worker was left to another thread.
@@ -63,6 +67,8 @@ pub(super) struct Suspicions {
     beats: Vec<Beat>,
     /// Threads that were found to be workers and have not run a task of the agent's yet.
     workers: Vec<u32>,
+    /// Threads that drive a runtime of one thread.
+    drivers: Vec<u32>,
     threads: Vec<WorkerThread>,
     /// At rest; else in the round.
     examiner: Option<Box<Examiner>>,
@@ -90,6 +96,7 @@ impl Suspicions {
             suspects: Suspects::new(threshold),
             beats: Vec::new(),
             workers: Vec::new(),
+            drivers: Vec::new(),
             threads: Vec::new(),
             examiner: None,
             round: None,
@@ -117,6 +124,8 @@ impl Suspicions {
             self.suspects.stood_still(SystemClock.now());
         }
         self.runtimes.beats(&mut self.beats);
+        self.drivers.clear();
+        self.drivers.extend(self.beats.iter().filter_map(|beat| beat.driver));
         let recorded = recorded();
         self.threads.clear();
         // While all are parked, what their threads have used is of no interest.
@@ -124,6 +133,9 @@ impl Suspicions {
             let mut tids = self.runtimes.threads();
             self.workers.retain(|tid| !tids.contains(tid));
             tids.extend(&self.workers);
+            tids.extend(&self.drivers);
+            tids.sort_unstable();
+            tids.dedup();
             self.threads.extend(tids.into_iter().filter_map(|tid| {
                 let cpu = timer::cpu_time_of(tid).ok()?;
                 Some(WorkerThread { tid, cpu, recorded: recorded.contains(&tid) })
@@ -141,8 +153,11 @@ impl Suspicions {
         };
         match examiner {
             Ok(examiner) => {
-                let workers: Vec<u32> = self.threads.iter().map(|thread| thread.tid).collect();
-                self.round = Some(self.thread.run(move || examiner.round(&ask, &workers)));
+                let mut workers: Vec<u32> = self.threads.iter().map(|thread| thread.tid).collect();
+                workers.retain(|tid| !self.drivers.contains(tid));
+                let drivers = self.drivers.clone();
+                self.round =
+                    Some(self.thread.run(move || examiner.round(&ask, &workers, &drivers)));
             }
             Err(why) => {
                 self.refused = true;
@@ -210,7 +225,7 @@ impl Examiner {
         Self { onlooker, roles: HashMap::new(), lessons: 0, plain: HashMap::new() }
     }
 
-    fn round(mut self: Box<Self>, ask: &Ask, workers: &[u32]) -> Round {
+    fn round(mut self: Box<Self>, ask: &Ask, workers: &[u32], drivers: &[u32]) -> Round {
         let (asked, before) = (SystemClock.now(), threads::cpu_time());
         let still: Vec<&Still> = ask.still.iter().filter(|still| self.has_slept(still)).collect();
         let mut open = ask.follow.clone();
@@ -226,24 +241,25 @@ impl Examiner {
         let recorded = recorded();
         let (others, open): (Vec<u32>, Vec<u32>) =
             open.into_iter().partition(|tid| recorded.contains(tid));
-        let left_out = |tid| Sample { tid, poll: None, still: None, waited: Duration::ZERO };
+        let left_out =
+            |tid| Sample { tid, poll: None, is_worker: true, still: None, waited: Duration::ZERO };
         let mut samples: Vec<Sample> = others.into_iter().map(left_out).collect();
         let stands = self.onlooker.ask(&SystemClock, &open);
         let learning = threads::cpu_time();
-        self.learn(&stands);
+        self.learn(&stands, drivers);
         let learning = threads::cpu_time().saturating_sub(learning);
         let free = if self.lessons <= FREE_LESSONS { learning } else { Duration::ZERO };
         samples.extend(open.iter().map(|&tid| {
             let stand = stands.iter().find(|stand| stand.tid == tid);
-            let poll = stand.and_then(|stand| self.poll_of(stand));
-            if let (Some(stand), None) = (stand, poll)
-                && !self.is_worker(stand)
-            {
+            let flavor = Flavor::of(tid, drivers);
+            let poll = stand.and_then(|stand| self.poll_of(stand, flavor));
+            let is_worker = stand.is_none_or(|stand| self.is_worker(stand, flavor));
+            if !is_worker {
                 self.plain.insert(tid, asked + PLAIN);
             }
             let still = still.iter().find(|still| still.tid == tid).map(|still| still.since);
             let waited = stand.map_or(Duration::ZERO, |stand| stand.runs.waited);
-            Sample { tid, poll, still, waited }
+            Sample { tid, poll, is_worker, still, waited }
         }));
         let own = threads::cpu_time().saturating_sub(before + free);
         let cost = own + ROUND + ANSWER * open.len() as u32;
@@ -289,9 +305,10 @@ impl Examiner {
     }
 
     /// Finds out the functions of stacks that cannot be read without.
-    fn learn(&mut self, stands: &[Stand]) {
+    fn learn(&mut self, stands: &[Stand], drivers: &[u32]) {
+        let flavor = |stand: &Stand| Flavor::of(stand.tid, drivers);
         let unread: Vec<&Stand> =
-            stands.iter().filter(|stand| self.read(stand).is_none()).collect();
+            stands.iter().filter(|stand| self.read(stand, flavor(stand)).is_none()).collect();
         if unread.is_empty() {
             return;
         }
@@ -316,44 +333,76 @@ impl Examiner {
     }
 
     /// The poll that a worker is in, as a number.
-    fn poll_of(&self, stand: &Stand) -> Option<u64> {
-        let at = self.read(stand)??;
+    fn poll_of(&self, stand: &Stand, flavor: Flavor) -> Option<u64> {
+        let at = self.read(stand, flavor)??;
         let mut hasher = DefaultHasher::new();
         hasher.write_u64(*stand.marks.get(at)?);
         stand.frames.get(at..)?.iter().for_each(|&frame| hasher.write_u64(frame));
         Some(hasher.finish())
     }
 
-    fn is_worker(&self, stand: &Stand) -> bool {
-        stand.frames.iter().any(|frame| self.roles.get(frame) == Some(&Role::Worker))
+    /// Where in its stack a worker polls, if it does; none at all where frames are not known.
+    fn read(&self, stand: &Stand, flavor: Flavor) -> Option<Option<usize>> {
+        let role = |at: usize| self.roles.get(stand.frames.get(at)?).copied();
+        poll_in(role, stand.frames.len(), flavor)
     }
 
-    /// Where in its stack a worker polls a task, if it does; none at all where frames are not known.
-    fn read(&self, stand: &Stand) -> Option<Option<usize>> {
-        let role = |at: usize| self.roles.get(stand.frames.get(at)?).copied();
-        poll_in(role, stand.frames.len())
+    fn is_worker(&self, stand: &Stand, flavor: Flavor) -> bool {
+        stand.frames.iter().any(|frame| self.roles.get(frame) == Some(&flavor.worker_loop()))
     }
 }
 
-/// Whether a thread with these functions, innermost first, holds a worker up.
-pub(super) fn holds_up<'n>(names: impl DoubleEndedIterator<Item = &'n str> + Clone) -> bool {
-    let mut outermost_first = names.clone().rev().map(role);
-    outermost_first.any(|role| role == Role::Worker)
-        && outermost_first.any(|role| role == Role::Poll)
-        && !names.map(role).any(|role| role == Role::InPlace)
+/// Kind of runtime that a thread works for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Flavor {
+    MultiThread,
+    CurrentThread,
+}
+
+impl Flavor {
+    fn of(tid: u32, drivers: &[u32]) -> Self {
+        if drivers.contains(&tid) { Self::CurrentThread } else { Self::MultiThread }
+    }
+
+    const fn worker_loop(self) -> Role {
+        match self {
+            Self::MultiThread => Role::Worker,
+            Self::CurrentThread => Role::Driver,
+        }
+    }
+}
+
+/// Whether a thread with these functions, innermost first, holds a worker up. With `is_driver` it drives a runtime of one
+/// thread.
+pub(super) fn holds_up<'n>(names: impl Iterator<Item = &'n str>, is_driver: bool) -> bool {
+    let flavor = if is_driver { Flavor::CurrentThread } else { Flavor::MultiThread };
+    let roles: Vec<Role> = names.map(role).collect();
+    let poll = poll_in(|at| roles.get(at).copied(), roles.len(), flavor).flatten();
+    poll.is_some() && !roles.contains(&Role::InPlace)
 }
 
 /// The place of the poll inside of a worker's loop among `depth` frames, innermost first.
-fn poll_in(mut role: impl FnMut(usize) -> Option<Role>, depth: usize) -> Option<Option<usize>> {
-    let mut is_worker = false;
+///
+/// A runtime of one thread also polls the future of `block_on`, which is no task and has no frame of its own: what its loop
+/// calls is that poll, unless it waits for events. The place is that of the loop then.
+fn poll_in(
+    mut role: impl FnMut(usize) -> Option<Role>,
+    depth: usize,
+    flavor: Flavor,
+) -> Option<Option<usize>> {
+    let mut worker_loop = None;
     for at in (0..depth).rev() {
-        match role(at)? {
-            Role::Worker => is_worker = true,
-            Role::Poll if is_worker => return Some(Some(at)),
-            _ => {}
+        match (role(at), worker_loop) {
+            (Some(role), _) if role == flavor.worker_loop() => worker_loop = Some(at),
+            (Some(Role::Poll), Some(_)) => return Some(Some(at)),
+            (Some(Role::Waits), Some(_)) => return Some(None),
+            (Some(_), _) => {}
+            // What the loop calls is known, and is no waiting.
+            (None, Some(inner)) if flavor == Flavor::CurrentThread && at + 1 < inner => break,
+            (None, _) => return None,
         }
     }
-    Some(None)
+    Some(worker_loop.filter(|_| flavor == Flavor::CurrentThread))
 }
 
 /// The role of a function, or of the first that has one of those that were folded into one.
@@ -366,12 +415,26 @@ fn role_of(name: &str) -> Role {
     // The first jumps to the second where the compiler optimizes.
     const POLLS: [&str; 2] =
         ["tokio::runtime::task::raw::poll", "tokio::runtime::task::harness::Harness"];
+    const DRIVER: &str = "tokio::runtime::scheduler::current_thread::";
+    const WAITS: [&str; 7] = [
+        "tokio::runtime::scheduler::current_thread::Context::park",
+        "tokio::runtime::driver::",
+        "tokio::runtime::io::driver::",
+        "tokio::runtime::time::Driver::",
+        "tokio::runtime::signal::Driver::",
+        "tokio::runtime::process::Driver::",
+        "tokio::runtime::park::",
+    ];
     if name.contains("block_in_place") || name.contains("runtime_mt::exit_runtime") {
         Role::InPlace
+    } else if WAITS.iter().any(|waits| name.starts_with(waits)) {
+        Role::Waits
     } else if POLLS.iter().any(|poll| name.starts_with(poll)) {
         Role::Poll
     } else if name.contains(WORKER) {
         Role::Worker
+    } else if name.contains(DRIVER) {
+        Role::Driver
     } else {
         Role::Other
     }
@@ -380,6 +443,9 @@ fn role_of(name: &str) -> Role {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const MULTI: Flavor = Flavor::MultiThread;
+    const CURRENT: Flavor = Flavor::CurrentThread;
 
     #[test]
     fn a_worker_in_a_poll_is_told_from_what_looks_like_one() {
@@ -412,7 +478,31 @@ mod tests {
             ),
         ] {
             let names = inner.iter().chain(&blocking).copied();
-            assert_eq!(holds_up(names), stuck, "{inner:?}");
+            assert_eq!(holds_up(names, false), stuck, "{inner:?}");
+        }
+    }
+
+    #[test]
+    fn driver_of_a_runtime_of_one_thread_is_in_a_poll_unless_it_waits() {
+        const BLOCK_ON: &str =
+            "tokio::runtime::scheduler::current_thread::CurrentThread::block_on::<main>";
+        const ENTER: &str = "tokio::runtime::scheduler::current_thread::Context::enter";
+        const POLL: &str = "tokio::runtime::task::raw::poll";
+        for (names, stuck) in [
+            (
+                &["clock_nanosleep", "orders::wait", "orders::main", ENTER, BLOCK_ON, "main"][..],
+                true,
+            ),
+            (&["orders::wait", POLL, ENTER, BLOCK_ON, "main"], true),
+            (&["epoll_wait", "tokio::runtime::io::driver::Driver::turn", ENTER, BLOCK_ON], false),
+            (
+                &["futex", "tokio::runtime::scheduler::current_thread::Context::park", BLOCK_ON],
+                false,
+            ),
+            (&["orders::wait", "main"], false),
+        ] {
+            assert_eq!(holds_up(names.iter().copied(), true), stuck, "{names:?}");
+            assert!(!holds_up(names.iter().copied(), false), "{names:?}");
         }
     }
 
@@ -430,7 +520,7 @@ mod tests {
         let ask = Ask { search: vec![worker], ..Ask::default() };
         let mut examiner = Box::new(Examiner::new(Onlooker::new().unwrap()));
         for _ in 0..3 {
-            let round = examiner.round(&ask, &[worker]);
+            let round = examiner.round(&ask, &[worker], &[]);
             let sample = round.samples.iter().find(|sample| sample.tid == worker).unwrap();
             assert!(sample.poll.is_some(), "{sample:?}");
             examiner = round.examiner;
@@ -442,12 +532,29 @@ mod tests {
     #[test]
     fn of_two_polls_the_task_is_the_one_inside_of_the_loop() {
         use Role::{Other, Poll, Worker};
-        let place = |roles: &[Option<Role>]| poll_in(|at| roles[at], roles.len());
+        let place = |roles: &[Option<Role>]| poll_in(|at| roles[at], roles.len(), MULTI);
         let some = |roles: &[Role]| place(&roles.iter().copied().map(Some).collect::<Vec<_>>());
         assert_eq!(some(&[Other, Poll, Other, Worker, Worker, Other, Poll, Other]), Some(Some(1)));
         assert_eq!(some(&[Other, Worker, Poll]), Some(None));
         // Nothing further in matters.
         assert_eq!(place(&[None, Some(Poll), Some(Worker)]), Some(Some(1)));
         assert_eq!(place(&[None, Some(Worker)]), None);
+        // A runtime of one thread in the blocking pool is none of the workers.
+        assert_eq!(some(&[Other, Role::Driver, Poll, Other]), Some(None));
+    }
+
+    #[test]
+    fn runtime_of_one_thread_polls_tasks_and_the_future_of_block_on_and_waits() {
+        use Role::{Driver, Other, Poll, Waits};
+        let place = |roles: &[Option<Role>]| poll_in(|at| roles[at], roles.len(), CURRENT);
+        let some = |roles: &[Role]| place(&roles.iter().copied().map(Some).collect::<Vec<_>>());
+        assert_eq!(some(&[Other, Poll, Other, Driver, Other, Driver, Other]), Some(Some(1)));
+        assert_eq!(some(&[Other, Other, Driver, Other, Driver, Other]), Some(Some(2)), "block_on");
+        assert_eq!(some(&[Other, Waits, Driver, Other, Driver, Other]), Some(None));
+        // Parked inside of a task: a mutex of another library, or the driver of another runtime.
+        assert_eq!(some(&[Waits, Other, Poll, Driver, Other]), Some(Some(2)));
+        assert_eq!(some(&[Other, Other]), Some(None), "nothing drives it");
+        assert_eq!(place(&[None, Some(Driver), Some(Other)]), None);
+        assert_eq!(place(&[None, Some(Other), Some(Driver)]), Some(Some(2)));
     }
 }

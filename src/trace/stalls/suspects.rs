@@ -97,6 +97,8 @@ pub(crate) struct Sample {
     pub(crate) tid: u32,
     /// The poll that it is in, if it is a worker in one.
     pub(crate) poll: Option<u64>,
+    /// Whether it is in a worker's loop, or that is not known.
+    pub(crate) is_worker: bool,
     /// Since when it has slept, if that is certain.
     pub(crate) still: Option<Moment>,
     /// How long it has waited for a core in all its life.
@@ -112,6 +114,8 @@ pub(crate) struct Suspicion {
     pub(crate) lasted: Duration,
     /// Whose it is, where that is certain.
     pub(crate) worker: Option<(u64, u32)>,
+    /// Whether the thread drives a runtime of one thread.
+    pub(crate) is_driver: bool,
 }
 
 /// What is known of workers and threads.
@@ -353,7 +357,8 @@ impl Suspects {
             tid: thread.tid,
             since: thread.since,
             lasted: asked.since(thread.since),
-            worker,
+            worker: self.workers.driven_by(thread.tid).or(worker),
+            is_driver: self.workers.driven_by(thread.tid).is_some(),
         });
         let suspicions: Vec<Suspicion> = suspicions.collect();
         (most > 0 && !suspicions.is_empty()).then_some(Verdict { suspicions, most })
@@ -390,6 +395,9 @@ impl Suspects {
             self.followed.retain(|thread| thread.tid != sample.tid);
             if let Some(thread) = self.threads.get_mut(&sample.tid) {
                 thread.parked = Baseline::Pending;
+            }
+            if !sample.is_worker {
+                self.workers.dismiss(sample.tid, now);
             }
             return;
         };

@@ -17,6 +17,9 @@ const MAX_USUAL: Duration = Duration::from_secs(1);
 /// poll begins, so the first stall after such a rest is told a threshold later than others.
 const IDLE_REST: Duration = Duration::from_millis(200);
 
+/// How long a runtime that nothing drives is left alone, unless its counters move.
+const DISMISSED: Duration = Duration::from_secs(1);
+
 /// What is known of a worker.
 #[derive(Clone, Debug)]
 pub(super) struct Worker {
@@ -26,9 +29,15 @@ pub(super) struct Worker {
     /// How long it told the same while it worked, lately. It tells something every 61 polls, so that a worker whose
     /// polls take 10 ms each stands still for 0.6 s at a time.
     usual: Duration,
+    /// Until when it does not count: nothing drives its runtime.
+    dismissed_until: Option<Moment>,
 }
 
 impl Worker {
+    fn is_dismissed(&self, now: Moment) -> bool {
+        self.dismissed_until.is_some_and(|until| now < until)
+    }
+
     /// Whether it has told the same for longer than it usually does.
     pub(super) fn is_late(&self, now: Moment) -> bool {
         now.since(self.since) > self.usual + self.usual / 4
@@ -63,6 +72,7 @@ impl Workers {
                     beat: *beat,
                     since: now,
                     usual: Duration::ZERO,
+                    dismissed_until: None,
                 })
             };
             self.workers = beats.iter().map(worker).collect();
@@ -71,7 +81,10 @@ impl Workers {
         let (mut at_work, mut fresh) = (false, false);
         self.asleep = 0;
         for (worker, &beat) in self.workers.iter_mut().zip(beats) {
-            at_work |= !beat.parked;
+            if worker.beat != beat {
+                worker.dismissed_until = None;
+            }
+            at_work |= !beat.parked && !worker.is_dismissed(now);
             self.asleep += usize::from(beat.parked && worker.beat == beat);
             if worker.beat != beat {
                 self.stirred = Some(now);
@@ -101,7 +114,23 @@ impl Workers {
 
     /// Those that are not parked and told nothing between two looks.
     pub(super) fn standing(&self, now: Moment) -> impl Iterator<Item = &Worker> {
-        self.workers.iter().filter(move |worker| !worker.beat.parked && worker.since < now)
+        self.workers.iter().filter(move |worker| {
+            !worker.beat.parked && worker.since < now && !worker.is_dismissed(now)
+        })
+    }
+
+    /// Returns the worker of the runtime of one thread that the thread `tid` drives, if it drives one.
+    pub(super) fn driven_by(&self, tid: u32) -> Option<(u64, u32)> {
+        let driven = self.workers.iter().find(|worker| worker.beat.driver == Some(tid))?;
+        Some(driven.beat.worker)
+    }
+
+    /// Leaves the runtime that the thread `tid` drives alone for a while: it is not in its loop. A runtime of one thread
+    /// that nothing drives has the counters of one that is at work.
+    pub(super) fn dismiss(&mut self, tid: u32, now: Moment) {
+        for worker in self.workers.iter_mut().filter(|worker| worker.beat.driver == Some(tid)) {
+            worker.dismissed_until = Some(now + DISMISSED);
+        }
     }
 
     /// How many were parked all the time between the last two looks.
@@ -125,7 +154,8 @@ mod tests {
 
     #[test]
     fn idle_workers_are_looked_at_less_often_until_one_does_something() {
-        let beat = |parked, turns| [Beat { worker: (1, 0), parked, mark: (turns, 0) }];
+        let beat =
+            |parked, turns| [Beat { worker: (1, 0), parked, mark: (turns, 0), driver: None }];
         let mut workers = Workers::new(THRESHOLD);
         let mut look = |millis: u64, parked, turns| {
             workers.look(Moment::from_nanos(millis * 1_000_000), &beat(parked, turns)).as_millis()
@@ -144,12 +174,36 @@ mod tests {
 
     #[test]
     fn no_rest_is_longer_than_two_tenths_of_a_second_or_the_threshold() {
-        let parked = [Beat { worker: (1, 0), parked: true, mark: (1, 0) }];
+        let parked = [Beat { worker: (1, 0), parked: true, mark: (1, 0), driver: None }];
         for (threshold, rest) in [(10, 50), (50, 100), (100, 200), (150, 200), (1000, 1000)] {
             let mut workers = Workers::new(Duration::from_millis(threshold));
             workers.look(Moment::from_nanos(0), &parked);
             let next = workers.look(Moment::from_nanos(1_000_000_000), &parked);
             assert_eq!(next.as_millis(), rest, "{threshold} ms");
         }
+    }
+
+    #[test]
+    fn a_runtime_that_nothing_drives_does_not_stand_still_for_a_second() {
+        let beat =
+            |count| [Beat { worker: (1, 0), parked: false, mark: (count, 0), driver: Some(7) }];
+        let at = |millis: u64| Moment::from_nanos(millis * 1_000_000);
+        let mut workers = Workers::new(THRESHOLD);
+        let look = |workers: &mut Workers, millis, count| {
+            let next = workers.look(at(millis), &beat(count)).as_millis();
+            (next, workers.standing(at(millis)).count())
+        };
+        look(&mut workers, 0, 2);
+        assert_eq!(look(&mut workers, 100, 2), (20, 1));
+        workers.dismiss(8, at(100));
+        assert_eq!(look(&mut workers, 200, 2), (20, 1), "another thread's");
+        workers.dismiss(7, at(200));
+        assert_eq!(look(&mut workers, 300, 2), (100, 0));
+        assert_eq!(look(&mut workers, 1199, 2), (200, 0));
+        assert_eq!(look(&mut workers, 1200, 2), (20, 1));
+        workers.dismiss(7, at(1200));
+        // It goes on.
+        look(&mut workers, 1300, 4);
+        assert_eq!(look(&mut workers, 1400, 4), (20, 1));
     }
 }

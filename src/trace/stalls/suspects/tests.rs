@@ -31,7 +31,12 @@ fn beat(worker: usize, polls: &[Poll], now: u64) -> Beat {
         told += u64::from(batch % 61 == 0);
     }
     let parked = last <= now && !polls.iter().any(|poll| poll.start == last);
-    Beat { worker: (1, worker as u32), parked, mark: (parks - u64::from(!parked), told) }
+    Beat {
+        worker: (1, worker as u32),
+        parked,
+        mark: (parks - u64::from(!parked), told),
+        driver: None,
+    }
 }
 
 fn poll_at(polls: &[Poll], now: u64) -> Option<(usize, Poll)> {
@@ -96,7 +101,8 @@ fn watch_and_charge(
                     let poll = poll.filter(|poll| !poll.recorded).map(|poll| poll.task);
                     let still = still.filter(|still| still.cpu == cpu(polls, now));
                     let still = still.map(|still| still.since);
-                    samples.push(Sample { tid, poll, still, waited: Duration::ZERO });
+                    let is_worker = true;
+                    samples.push(Sample { tid, poll, is_worker, still, waited: Duration::ZERO });
                 }
             }
             suspects.look(at(now), &beats(now), &clocks(now));
@@ -207,7 +213,7 @@ fn a_thread_that_holds_up_no_worker_is_not_told() {
 #[test]
 fn nobody_is_asked_while_workers_get_on() {
     let mut suspects = Suspects::new(THRESHOLD);
-    let beat = |parked, count| Beat { worker: (1, 0), parked, mark: (count, 0) };
+    let beat = |parked, count| Beat { worker: (1, 0), parked, mark: (count, 0), driver: None };
     for step in 0..100 {
         let (ask, next) = suspects.look(at(step * 10_000), &[beat(false, 2 * step)], &[]);
         assert_eq!(ask, None);
