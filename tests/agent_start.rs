@@ -199,6 +199,35 @@ fn a_hostile_container_is_no_reason_not_to_start() {
     });
 }
 
+#[test]
+fn a_directory_that_goes_with_the_container_is_said_and_a_volume_is_not() {
+    let test = "a_directory_that_goes_with_the_container_is_said_and_a_volume_is_not";
+    // A container: an overlay as root, and a volume in it.
+    let contain = "mount -t tmpfs none /mnt && cd /mnt && mkdir up work root && \
+                   mount -t overlay overlay -o lowerdir=/,upperdir=up,workdir=work root && \
+                   mkdir -p root/volume && mount --bind \"$VOLUME\" root/volume && \
+                   mount -t proc proc root/proc && exec chroot root \"$@\"";
+    if !rustix::process::geteuid().is_root() {
+        return eprintln!("{test}: not run, mounting needs root");
+    }
+    // Inside of it this stands for the volume's directory outside.
+    let volume = tempfile::tempdir().unwrap();
+    let set = format!("VOLUME={}", volume.path().display());
+    store::again(test, &["env", &set, "unshare", "-m", "sh", "-c", contain, "sh"], || {
+        let listen = || Listen::Tcp(SocketAddr::from(([127, 0, 0, 1], 0)));
+        for (dir, said) in [("/captures", true), ("/volume/captures", false)] {
+            let agent = start(&at(Path::new(dir), listen()));
+            captures(&agent.handle());
+            let told = warning(&agent.handle(), "store.lifetime");
+            assert_eq!(told.is_some(), said, "{dir}: {told:?}");
+            if let Some(told) = told {
+                assert!(told.contains("lost with the container") && told.contains(dir), "{told}");
+            }
+            drop(agent);
+        }
+    });
+}
+
 const OLD: &str = "AGENT_START_OLD_PROCESS";
 
 /// The predecessor of [`a_new_process_takes_over_when_the_old_one_ends`].

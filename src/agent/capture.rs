@@ -27,13 +27,15 @@ use super::collect::{self, Collector};
 use super::collectors::{Collectors, Run};
 use super::fence::{chain, fence};
 use super::incidents::{Done, Job, Noted};
-use crate::base::{Bytes, Clock, IncidentId, log};
+use crate::base::{Bytes, Clock, IncidentId, log, warnings};
 use crate::config::{Settings, StoreSettings};
 use crate::model::{
     CaptureKind, IncidentState, Limits, Losses, Manifest, ProcessInfo, ThreadDump, Versions,
     VitalsRow,
 };
+use crate::os::images;
 use crate::store::{Holdings, IncidentDir, Store};
+use crate::symbols;
 
 /// A job and what is needed to do it.
 pub(super) struct Task {
@@ -157,6 +159,7 @@ impl Worker {
     /// Reserves what captures will need when there is no more to be had.
     pub(super) fn prepare(&self) {
         self.report_removed();
+        report_nameless();
         let rehearsed = fence(|| {
             collect::heap::rehearse();
             Ok(())
@@ -360,4 +363,19 @@ fn note(manifest: &mut Manifest, noted: &Noted, vitals: &[VitalsRow]) {
     manifest.reasons.extend(noted.reasons.iter().cloned());
     manifest.losses.add("reasons not kept: too many", noted.dropped);
     manifest.vitals = vitals.to_vec();
+}
+
+/// Reports that the program's functions have no names, which stalls of plain tasks are known by, too.
+fn report_nameless() {
+    let loaded = images::loaded().unwrap_or_default();
+    match loaded.first().and_then(symbols::why_nameless) {
+        Some(why) => warnings::set(
+            "symbols",
+            format!(
+                "functions of the program have no names in profiles and dumps, and stalls of tasks that are not \
+                 recorded are not found: {why}"
+            ),
+        ),
+        None => warnings::clear("symbols"),
+    }
 }

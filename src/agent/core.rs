@@ -32,7 +32,7 @@ use crate::base::{
     warnings,
 };
 use crate::config::Settings;
-use crate::model::{CaptureKind, Losses, Vitals};
+use crate::model::{CaptureKind, CaptureSet, Losses, Vitals};
 use crate::store::{Holdings, Location};
 use crate::vitals::Reader;
 use asked::Waiting;
@@ -105,6 +105,7 @@ impl Core {
         let decider = Decider::new(settings.rules.clone(), settings.budget.clone());
         let streams = Streams::new(settings.budget.streams_per_day);
         report_doubts(&settings);
+        report_absent(&settings);
         collect::heap::set_rates(&settings.heap);
         collect::trace::configure(&settings.trace);
         let mut core = Self {
@@ -361,6 +362,7 @@ impl Core {
         self.dead_rules.forget();
         self.streams.allowance.set_limit(settings.budget.streams_per_day);
         report_doubts(&settings);
+        report_absent(&settings);
         collect::heap::set_rates(&settings.heap);
         collect::trace::configure(&settings.trace);
         let applied = log::Event::new(log::Level::Info, "new settings are in force");
@@ -406,6 +408,27 @@ fn report_doubts(settings: &Settings) {
     match settings.doubts().as_slice() {
         [] => warnings::clear("rule"),
         doubts => warnings::set("rule", doubts.join("; ")),
+    }
+}
+
+/// Reports captures and sections of `settings` that this build or this program cannot honour.
+fn report_absent(settings: &Settings) {
+    let wanted = settings.rules.iter().fold(CaptureSet::EMPTY, |all, rule| all.union(rule.capture));
+    let mut absent: Vec<String> = wanted.iter().filter_map(collect::absent_feature).collect();
+    if settings.http.is_some() && !cfg!(feature = "http") {
+        absent.push("no endpoint: the feature `http` is missing".to_owned());
+    }
+    match absent.is_empty() {
+        true => warnings::clear("build"),
+        false => {
+            let text =
+                format!("{}; add it to the features of marple in Cargo.toml", absent.join("; "));
+            warnings::set("build", text);
+        }
+    }
+    match collect::heap::why_absent().filter(|_| wanted.contains(CaptureKind::Heap)) {
+        Some(why) => warnings::set("heap", format!("no heap profiles: {why}")),
+        None => warnings::clear("heap"),
     }
 }
 

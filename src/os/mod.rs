@@ -28,6 +28,8 @@ pub mod jemalloc;
 mod kernel_file;
 mod loaded_files;
 pub mod memory;
+#[cfg(unix)]
+pub mod mounts;
 mod own_memory;
 #[cfg(target_os = "linux")]
 pub mod own_thread;

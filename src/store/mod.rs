@@ -49,6 +49,7 @@ mod file_system;
 mod fixture;
 mod incident;
 mod index;
+mod lifetime;
 mod lock;
 pub mod manifest;
 mod names;
@@ -165,6 +166,7 @@ impl Store {
         let recovery = recovery::recover(&shared)?;
         location.set(&shared.root);
         shared.root.file_system().clear_warnings();
+        lifetime::check(shared.root.path(), shared.in_memory);
         Ok((Self { shared }, recovery))
     }
 

@@ -274,6 +274,23 @@ pub fn find_debug_files(mappings: &[Mapping]) {
     }
 }
 
+/// Returns why functions of the file of `mapping` have no names, or `None` if they have. Reads headers only.
+pub fn why_nameless(mapping: &Mapping) -> Option<String> {
+    let image = match &mapping.file {
+        Some(file) => Image::read(Arc::clone(file), &mapping.path),
+        None => Image::open(&mapping.path),
+    };
+    match image {
+        Err(error) => Some(error.to_string()),
+        Ok(image) if image.has_all_symbols() || debug_file::of(&image).is_some() => None,
+        Ok(_) => Some(format!(
+            "{} has no symbol table (it was stripped), and there is no debug file of it beside it or below \
+             /usr/lib/debug; build with `strip = \"debuginfo\"` or keep the debug file there",
+            mapping.path.display()
+        )),
+    }
+}
+
 /// The frames without lines that lie in a mapped file, sorted by mapping and place.
 fn wanted(profile: &Profile) -> Vec<Wanted> {
     let mut wanted: Vec<Wanted> = profile

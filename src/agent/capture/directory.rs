@@ -100,7 +100,7 @@ impl Directory {
     fn attempt(&mut self, settings: &StoreSettings) -> Result<Opened, Error> {
         match Store::open_at(&self.location, settings.clone(), Arc::clone(&self.clock)) {
             Ok((store, recovery)) => {
-                report(&store, &recovery);
+                report(&recovery);
                 warnings::clear(TOPIC);
                 let path = store.dir().to_owned();
                 let opened = Opened { path, saved: saved(&store), holdings: store.holdings() };
@@ -138,8 +138,8 @@ fn saved(store: &Store) -> Option<Saved> {
     })
 }
 
-/// Logs what an earlier process left behind, if it did, and what is special about the file system.
-fn report(store: &Store, recovery: &Recovery) {
+/// Logs what an earlier process left behind, if it did.
+fn report(recovery: &Recovery) {
     for id in &recovery.interrupted {
         log::warn(format!("the process ended during incident {id}; its files are kept"));
     }
@@ -148,12 +148,5 @@ fn report(store: &Store, recovery: &Recovery) {
     }
     if !recovery.swept.is_empty() {
         log::info(format!("unfinished files swept: {}", recovery.swept.join(", ")));
-    }
-    if store.is_in_memory() {
-        log::warn(format!(
-            "{} is in memory: what is kept there counts against the memory limit, and takes at most half \
-             of what is left below it",
-            store.dir().display()
-        ));
     }
 }

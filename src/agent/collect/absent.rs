@@ -65,6 +65,10 @@ pub(in crate::agent) fn snapshot(_: Timestamp) -> Result<Box<Profile>, Failure> 
     Err(missing(CaptureKind::Heap))
 }
 
+pub(in crate::agent) fn why_absent() -> Option<String> {
+    None
+}
+
 pub(in crate::agent) fn ask_rate(_: Option<Bytes>) {}
 
 pub(in crate::agent) fn rehearse() {}

@@ -39,6 +39,11 @@ pub(super) fn start(_: CaptureKind, _: &Settings, anchor: Anchor) -> Result<Star
     })
 }
 
+/// Returns why there are no heap profiles in this program, if there are none.
+pub(in crate::agent) fn why_absent() -> Option<String> {
+    if heap::installed() { None } else { jemalloc::why_absent() }
+}
+
 /// The heap as it is when it is written.
 pub(in crate::agent) fn now(wall: Timestamp) -> Result<Evidence, Failure> {
     if !heap::installed() {

@@ -27,6 +27,10 @@ pub(super) fn snapshot(wall: Timestamp) -> Result<Box<Profile>, Failure> {
     dump(find()?, wall, None)
 }
 
+pub(super) fn why_absent() -> Option<String> {
+    Profiler::find().err().map(|why| why.to_string())
+}
+
 /// Its profiler; without one a heap profile is what this program lacks.
 fn find() -> Result<Profiler, Failure> {
     Profiler::find().map_err(|why| Absent(why.to_string()).into())

@@ -15,6 +15,10 @@ pub(super) fn snapshot(_: Timestamp) -> Result<Box<Profile>, Failure> {
     Err(missing())
 }
 
+pub(super) fn why_absent() -> Option<String> {
+    Some(heap::Error::NotInstalled.to_string())
+}
+
 fn missing() -> Failure {
     Absent(heap::Error::NotInstalled.to_string()).into()
 }

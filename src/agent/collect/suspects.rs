@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::sync::oneshot::Receiver;
 
 use crate::agent::side_thread::SideThread;
-use crate::base::{Clock, Moment, SystemClock, log, standstill};
+use crate::base::{Clock, Moment, SystemClock, standstill, warnings};
 use crate::model::{Beat, Profile, ValueType};
 use crate::os::{images, threads, timer};
 use crate::stacks::polls::{Onlooker, Stand};
@@ -161,7 +161,8 @@ impl Suspicions {
             }
             Err(why) => {
                 self.refused = true;
-                log::info(format!("stalls of tasks that are not recorded are not seen: {why}"));
+                let text = format!("stalls of tasks that are not recorded are not seen: {why}");
+                warnings::set("stacks.threads", text);
             }
         }
     }

@@ -18,6 +18,8 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
+use crate::os::mounts::Mount;
+
 /// The two forms cgroups come in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Version {
@@ -81,26 +83,9 @@ fn membership(line: &[u8]) -> Option<(&[u8], &Path)> {
     Some((controllers, Path::new(OsStr::from_bytes(path))))
 }
 
-/// One line of `/proc/self/mountinfo`, as far as it matters here.
-struct Mount<'a> {
-    root: PathBuf,
-    point: PathBuf,
-    kind: &'a [u8],
-    options: &'a [u8],
-}
-
-impl<'a> Mount<'a> {
-    /// Reads `ID PARENT DEVICE ROOT POINT OPTIONS [TAG…] - KIND SOURCE OPTIONS`.
-    fn parse(line: &'a [u8]) -> Option<Self> {
-        let mut fields = line.split(|&byte| byte == b' ');
-        let (root, point) = (fields.nth(3)?, fields.next()?);
-        fields.find(|&field| field == b"-")?;
-        let (kind, _, options) = (fields.next()?, fields.next()?, fields.next()?);
-        Some(Self { root: unescape(root), point: unescape(point), kind, options })
-    }
-
+impl Mount<'_> {
     /// Where the cgroup `own` is seen through this mount, or the nearest ancestor of it that is.
-    fn show(&self, own: &Path) -> Option<PathBuf> {
+    pub(super) fn show(&self, own: &Path) -> Option<PathBuf> {
         if let Ok(below) = own.strip_prefix(&self.root) {
             let hidden = below.components().any(|part| part == Component::ParentDir);
             return (!hidden).then(|| self.point.join(below));
@@ -111,24 +96,6 @@ impl<'a> Mount<'a> {
             .all(|part| matches!(part, Component::RootDir | Component::ParentDir));
         above.then(|| self.point.clone())
     }
-}
-
-/// `text` without the kernel's `\040` for a space and its like.
-fn unescape(text: &[u8]) -> PathBuf {
-    let mut plain = Vec::with_capacity(text.len());
-    let mut rest = text;
-    while let Some((&byte, after)) = rest.split_first() {
-        rest = after;
-        let code = (byte == b'\\')
-            .then(|| std::str::from_utf8(after.get(..3)?).ok())
-            .flatten()
-            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
-        if code.is_some() {
-            rest = after.get(3..).unwrap_or_default();
-        }
-        plain.push(code.unwrap_or(byte));
-    }
-    PathBuf::from(OsStr::from_bytes(&plain))
 }
 
 #[cfg(test)]
@@ -181,18 +148,5 @@ mod tests {
     #[test]
     fn a_directory_that_is_not_there_is_not_ours() {
         assert_eq!(place(b"0::/a\n", V2.as_bytes(), "memory", |_| false), None);
-    }
-
-    #[test]
-    fn escapes_are_read_to_the_end() {
-        for (text, plain) in [
-            ("a\\040b", "a b"),
-            ("a\\134", "a\\"),
-            ("a\\04", "a\\04"),
-            ("\\999", "\\999"),
-            ("", ""),
-        ] {
-            assert_eq!(unescape(text.as_bytes()), Path::new(plain), "{text}");
-        }
     }
 }

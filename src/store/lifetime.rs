@@ -1,0 +1,137 @@
+//! Directories that do not outlive the process: what is stored there is gone when it would be read.
+
+use std::ffi::OsStr;
+use std::path::Path;
+
+use crate::base::warnings;
+use crate::os::mounts::Mount;
+
+/// The topic of the warning.
+const TOPIC: &str = "store.lifetime";
+
+/// File systems that container runtimes make the root of a container from.
+const LAYERED: [&[u8]; 3] = [b"overlay", b"aufs", b"fuse.fuse-overlayfs"];
+const IN_MEMORY: [&[u8]; 2] = [b"tmpfs", b"ramfs"];
+
+/// Files that container runtimes make, for those whose root is another file system.
+const CONTAINER_FILES: [&str; 2] = ["/.dockerenv", "/run/.containerenv"];
+
+/// What decides how long a directory lasts, beside its mount.
+#[derive(Clone, Debug, Default)]
+struct Surroundings {
+    is_container: bool,
+    /// The value that systemd sets for `RuntimeDirectory=`: paths with colons between them.
+    runtime_directories: String,
+}
+
+impl Surroundings {
+    fn read() -> Self {
+        Self {
+            is_container: CONTAINER_FILES.iter().any(|file| Path::new(file).exists())
+                || std::env::var_os("KUBERNETES_SERVICE_HOST").is_some(),
+            runtime_directories: std::env::var("RUNTIME_DIRECTORY").unwrap_or_default(),
+        }
+    }
+}
+
+/// Reports whether `dir` goes with the container, the service or the boot. Without `/proc` only what is in memory is known.
+pub(super) fn check(dir: &Path, is_in_memory: bool) {
+    let dir = std::fs::canonicalize(dir).unwrap_or_else(|_| dir.to_owned());
+    let mountinfo = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
+    let remark = match Mount::of(&mountinfo, &dir) {
+        Some(mount) => remark(&dir, &mount, &Surroundings::read()),
+        None => is_in_memory.then(|| in_memory(&dir)),
+    };
+    match remark {
+        Some(remark) => warnings::set(TOPIC, remark),
+        None => warnings::clear(TOPIC),
+    }
+}
+
+fn remark(dir: &Path, mount: &Mount<'_>, surroundings: &Surroundings) -> Option<String> {
+    let shown = dir.display();
+    let runtime_directories = surroundings.runtime_directories.split(':');
+    let is_below = |runtime: &str| !runtime.is_empty() && dir.starts_with(runtime);
+    let is_private = |part: &OsStr| part.to_string_lossy().starts_with("systemd-private-");
+    if runtime_directories.into_iter().any(is_below) {
+        Some(format!(
+            "incidents in {shown} are lost when the service stops: it is in RuntimeDirectory=; set `dir` to a \
+             directory of StateDirectory="
+        ))
+    } else if mount.root.iter().any(is_private) {
+        Some(format!(
+            "incidents in {shown} are lost when the service stops: it is in a private /tmp (PrivateTmp=); set `dir` \
+             to a directory of StateDirectory="
+        ))
+    } else if IN_MEMORY.contains(&mount.kind) {
+        Some(in_memory(dir))
+    } else if mount.point == Path::new("/")
+        && (LAYERED.contains(&mount.kind) || surroundings.is_container)
+    {
+        Some(format!(
+            "incidents in {shown} are lost with the container: it is in the container's own layer ({}); mount a \
+             volume and set `dir` to a directory in it",
+            String::from_utf8_lossy(mount.kind)
+        ))
+    } else {
+        None
+    }
+}
+
+fn in_memory(dir: &Path) -> String {
+    format!(
+        "incidents in {} are lost at the next boot, or with the container or pod: it is in memory, where they count \
+         against the memory limit and take at most half of what is left below it; set `dir` to a directory on a disk",
+        dir.display()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+
+    fn mount<'a>(kind: &'a str, root: &str, point: &str) -> Mount<'a> {
+        let (root, point) = (PathBuf::from(root), PathBuf::from(point));
+        Mount { root, point, kind: kind.as_bytes(), options: b"rw" }
+    }
+
+    #[test]
+    fn a_directory_that_goes_with_the_container_the_service_or_the_boot_is_named() {
+        let plain = Surroundings::default();
+        let container = Surroundings { is_container: true, ..plain.clone() };
+        let service =
+            Surroundings { runtime_directories: "/run/a:/run/orders".into(), ..plain.clone() };
+        let pod = "/var/lib/kubelet/pods/7/volumes/kubernetes.io~empty-dir/data";
+        for (mount, surroundings, dir, expected) in [
+            (mount("ext4", "/", "/"), &plain, "/var/lib/orders", None),
+            (mount("overlay", "/", "/"), &plain, "/srv/captures", Some("own layer (overlay)")),
+            (mount("ext4", "/", "/"), &container, "/srv/captures", Some("own layer (ext4)")),
+            (mount("overlay", "/", "/srv"), &plain, "/srv/captures", None),
+            (mount("ext4", pod, "/data"), &container, "/data/captures", None),
+            (mount("tmpfs", "/", "/dev/shm"), &plain, "/dev/shm/captures", Some("in memory")),
+            (
+                mount("tmpfs", "/", "/run"),
+                &service,
+                "/run/orders/captures",
+                Some("RuntimeDirectory"),
+            ),
+            (mount("tmpfs", "/", "/run"), &service, "/run/orderly", Some("next boot")),
+            (
+                mount("ext4", "/tmp/systemd-private-7-orders.service-x/tmp", "/tmp"),
+                &plain,
+                "/tmp/captures",
+                Some("PrivateTmp"),
+            ),
+        ] {
+            let found = remark(Path::new(dir), &mount, surroundings);
+            match (&found, expected) {
+                (Some(found), Some(expected)) => {
+                    assert!(found.contains(expected) && found.contains("are lost"), "{found}");
+                }
+                (found, expected) => assert_eq!(found.as_deref(), expected, "{dir}: {mount:?}"),
+            }
+        }
+    }
+}
