@@ -182,22 +182,44 @@ async fn short_polls(over: Arc<AtomicBool>) {
     }
 }
 
+/// What the runtime does while the cost of looking at it is measured.
+#[derive(Clone, Copy, PartialEq)]
+enum Watched {
+    Idle,
+    Busy,
+    /// All workers, in polls that are stalls: some 400 a second.
+    AllStalled,
+}
+
+async fn stalled() {
+    loop {
+        std::thread::sleep(Duration::from_millis(150));
+        tokio::task::yield_now().await;
+    }
+}
+
 /// CPU of looking, in per cent of a core.
 fn cost(pairs: usize) {
     const SPAN: Duration = Duration::from_secs(2);
-    let share = |stall: Option<Duration>, busy: bool| {
+    let share = |stall: Option<Duration>, load: Watched| {
         let (agent, _dir) = agent(stall, Duration::from_secs(10));
-        let runtime = runtime(2);
+        let runtime = runtime(if load == Watched::AllStalled { 64 } else { 2 });
         agent.handle().observe(runtime.handle().clone()).expect("a runtime to observe");
-        if busy {
-            runtime.spawn(
-                async {
-                    loop {
-                        tokio::time::sleep(Duration::from_millis(1)).await;
+        match load {
+            Watched::Idle => {}
+            Watched::Busy => drop(
+                runtime.spawn(
+                    async {
+                        loop {
+                            tokio::time::sleep(Duration::from_millis(1)).await;
+                        }
                     }
-                }
-                .traced("busy"),
-            );
+                    .traced("busy"),
+                ),
+            ),
+            Watched::AllStalled => {
+                (0..64).for_each(|_| drop(runtime.spawn(stalled().traced("stalled"))))
+            }
         }
         std::thread::sleep(Duration::from_millis(200));
         let (before, begun) = (cpu_time(), Instant::now());
@@ -206,11 +228,15 @@ fn cost(pairs: usize) {
         runtime.shutdown_background();
         share
     };
-    for (name, busy) in [("an idle runtime", false), ("a task woken each millisecond", true)] {
+    for (name, load, goal) in [
+        ("an idle runtime", Watched::Idle, 0.1),
+        ("a task woken each millisecond", Watched::Busy, f64::NAN),
+        ("64 workers in polls of 150 ms", Watched::AllStalled, 2.0),
+    ] {
         let (mut alone, mut looked) = (Vec::new(), Vec::new());
         for _ in 0..pairs {
-            alone.push(share(None, busy));
-            looked.push(share(Some(Duration::from_millis(100)), busy));
+            alone.push(share(None, load));
+            looked.push(share(Some(Duration::from_millis(100)), load));
         }
         let mut more: Vec<f64> =
             looked.iter().zip(&alone).map(|(with, without)| with - without).collect();
@@ -223,7 +249,6 @@ fn cost(pairs: usize) {
             f64::NAN,
             false,
         );
-        let goal = if busy { f64::NAN } else { 0.1 };
         row(&format!("looking for stalls, {name}"), more[pairs / 2], "% of a core", goal, false);
     }
 }

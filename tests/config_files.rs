@@ -136,3 +136,35 @@ fn every_setting_stands_in_marple_toml() {
     }
     assert!(fields > 40, "{fields}");
 }
+
+/// Topics of warnings in the source: constants called `TOPIC` and texts that are given to `warnings::set`.
+fn topics(dir: &Path, found: &mut std::collections::BTreeSet<String>) {
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            topics(&path, found);
+        } else if !path.ends_with("base/warnings.rs") {
+            let source = std::fs::read_to_string(&path).unwrap();
+            for start in ["TOPIC: &str = ", "TOPIC: &'static str = ", "warnings::set("] {
+                let rest = source.split(start).skip(1);
+                let texts = rest.filter_map(|rest| rest.trim_start().strip_prefix('"'));
+                found.extend(texts.filter_map(|text| Some(text.split_once('"')?.0.to_owned())));
+            }
+        }
+    }
+}
+
+#[test]
+fn every_topic_of_a_warning_stands_in_requirements_md() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(root.join("docs/requirements.md")).unwrap();
+    let mut found = std::collections::BTreeSet::new();
+    topics(&root.join("src"), &mut found);
+    assert!(found.len() > 25, "{found:?}");
+    let is_listed = |topic: &str| {
+        let family = topic.split_once('.').map_or(topic, |(family, _)| family);
+        text.contains(&format!("`{topic}`")) || text.contains(&format!("`{family}.*`"))
+    };
+    let missing: Vec<_> = found.iter().filter(|topic| !is_listed(topic)).collect();
+    assert!(missing.is_empty(), "{missing:?}");
+}

@@ -57,6 +57,9 @@ impl Eyes {
         let eyes = Self { tasks, memory, bytes: Vec::new() };
         match eyes.runs(threads::current()) {
             Some(runs) if runs.turns > 0 => Ok(eyes),
+            None => Err(format!(
+                "{TASKS}/*/schedstat cannot be read: too many files are open, or /proc does not have it"
+            )),
             _ => Err(format!(
                 "{TASKS}/*/schedstat does not tell whether a thread has run (CONFIG_SCHED_INFO), and \
                  without it those that sleep would be woken each time"

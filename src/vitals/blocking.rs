@@ -182,8 +182,12 @@ impl Pools {
         self.tasks.as_ref()?.run_delay(tid)
     }
 
-    /// Whether the kernel counts how long threads wait for a core.
-    pub(super) fn sees_run_delays(&self) -> bool {
+    /// Whether the kernel counts how long threads wait for a core. Opens the list of threads if there was no descriptor for
+    /// it before.
+    pub(super) fn sees_run_delays(&mut self) -> bool {
+        if self.tasks.is_none() {
+            self.tasks = Tasks::open().ok();
+        }
         self.run_delay(threads::current()).is_some()
     }
 

@@ -160,7 +160,7 @@ impl Reader {
         root: &Path,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        let pools = Pools::new();
+        let mut pools = Pools::new();
         Self {
             runtimes,
             numbers: OwnNumbers::new(numbers.into()),
@@ -259,6 +259,7 @@ impl Reader {
 
         if due(&mut self.process_read, now, PROCESS_EVERY) {
             self.second.fd_limit = process::descriptor_limit();
+            self.sees_run_delays = self.sees_run_delays || self.pools.sees_run_delays();
             let limit = |value: Option<Bytes>, source: &str| {
                 value.map(|value| Limit { value, source: source.into() })
             };
