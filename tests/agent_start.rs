@@ -228,6 +228,41 @@ fn a_directory_that_goes_with_the_container_is_said_and_a_volume_is_not() {
     });
 }
 
+const STRIPPED: &str = "AGENT_START_STRIPPED";
+
+/// The program of [`a_program_without_symbols_is_said`].
+#[test]
+#[cfg(target_os = "linux")]
+fn stripped_process() {
+    let home = tempfile::tempdir().unwrap();
+    let agent = start(&Settings { dir: home.path().join("captures"), ..settings() });
+    captures(&agent.handle());
+    let told = warning(&agent.handle(), "symbols");
+    match std::env::var_os(STRIPPED) {
+        Some(_) => assert!(told.is_some_and(|told| told.contains("debuginfo"))),
+        None => assert_eq!(told, None),
+    }
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_program_without_symbols_is_said() {
+    let home = tempfile::tempdir().unwrap();
+    let program = home.path().join("stripped");
+    fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    match Command::new("strip").arg(&program).status() {
+        Ok(status) => assert!(status.success()),
+        Err(error) => return eprintln!("not run, `strip` is missing: {error}"),
+    }
+    let ended = Command::new(&program)
+        .args(["--exact", "stripped_process"])
+        .env(STRIPPED, "1")
+        .stdout(Stdio::null())
+        .status()
+        .unwrap();
+    assert!(ended.success());
+}
+
 const OLD: &str = "AGENT_START_OLD_PROCESS";
 
 /// The predecessor of [`a_new_process_takes_over_when_the_old_one_ends`].

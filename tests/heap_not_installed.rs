@@ -15,3 +15,23 @@ fn the_error_says_which_line_to_add() {
          marple::Allocator::new(std::alloc::System);"
     ));
 }
+
+#[test]
+fn an_agent_whose_rules_capture_the_heap_says_at_start_that_it_cannot() {
+    use std::time::{Duration, Instant};
+
+    let home = tempfile::tempdir().unwrap();
+    let settings = marple::Settings { dir: home.path().join("captures"), ..Default::default() };
+    let agent = marple::Agent::from_settings(settings).start().unwrap();
+    let start = Instant::now();
+    let said = loop {
+        let status = agent.handle().status().wait(Duration::from_secs(60)).unwrap();
+        let mut warnings = status.warnings.into_iter();
+        if let Some(said) = warnings.find(|it| it.topic == "heap") {
+            break said.text;
+        }
+        assert!(start.elapsed() < Duration::from_secs(60), "no warning");
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    assert!(said.contains("global_allocator"), "{said}");
+}
