@@ -1,0 +1,206 @@
+//! The poll that a thread is in, by the functions on its stack.
+
+use crate::symbols;
+
+/// What a frame tells of its thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    /// The loop of a worker.
+    Worker,
+    /// The loop of a runtime of one thread.
+    Driver,
+    /// That loop waits for events.
+    Waits,
+    /// A task is polled here.
+    Poll,
+    /// The worker was left to another thread.
+    InPlace,
+    Other,
+}
+
+/// Kind of runtime that a thread works for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Flavor {
+    MultiThread,
+    CurrentThread,
+}
+
+impl Flavor {
+    pub(super) fn of(tid: u32, drivers: &[u32]) -> Self {
+        if drivers.contains(&tid) { Self::CurrentThread } else { Self::MultiThread }
+    }
+
+    pub(super) const fn worker_loop(self) -> Role {
+        match self {
+            Self::MultiThread => Role::Worker,
+            Self::CurrentThread => Role::Driver,
+        }
+    }
+}
+
+/// Whether a thread with these functions, innermost first, holds a worker up. With `is_driver` it drives a runtime of one
+/// thread.
+pub(in crate::agent::collect) fn holds_up<'n>(
+    names: impl Iterator<Item = &'n str>,
+    is_driver: bool,
+) -> bool {
+    let flavor = if is_driver { Flavor::CurrentThread } else { Flavor::MultiThread };
+    let roles: Vec<Role> = names.map(role).collect();
+    let poll = poll_in(|at| roles.get(at).copied(), roles.len(), flavor).flatten();
+    poll.is_some() && !roles.contains(&Role::InPlace)
+}
+
+/// The place of the poll inside of a worker's loop among `depth` frames, innermost first.
+///
+/// A runtime of one thread also polls the future of `block_on`, which is no task and has no frame of its own: what its loop
+/// calls is that poll, unless it waits for events. The place is that of the loop then.
+pub(super) fn poll_in(
+    mut role: impl FnMut(usize) -> Option<Role>,
+    depth: usize,
+    flavor: Flavor,
+) -> Option<Option<usize>> {
+    let mut worker_loop = None;
+    for at in (0..depth).rev() {
+        match (role(at), worker_loop) {
+            (Some(role), _) if role == flavor.worker_loop() => worker_loop = Some(at),
+            (Some(Role::Poll), Some(_)) => return Some(Some(at)),
+            (Some(Role::Waits), Some(_)) => return Some(None),
+            (Some(_), _) => {}
+            // What the loop calls is known, and is no waiting.
+            (None, Some(inner)) if flavor == Flavor::CurrentThread && at + 1 < inner => break,
+            (None, _) => return None,
+        }
+    }
+    Some(worker_loop.filter(|_| flavor == Flavor::CurrentThread))
+}
+
+/// The role of a function, or of the first that has one of those that were folded into one.
+pub(super) fn role(name: &str) -> Role {
+    symbols::each_of(name).map(role_of).find(|role| *role != Role::Other).unwrap_or(Role::Other)
+}
+
+fn role_of(name: &str) -> Role {
+    const WORKER: &str = "tokio::runtime::scheduler::multi_thread::worker::";
+    // The first jumps to the second where the compiler optimizes.
+    const POLLS: [&str; 2] =
+        ["tokio::runtime::task::raw::poll", "tokio::runtime::task::harness::Harness"];
+    const DRIVER: &str = "tokio::runtime::scheduler::current_thread::";
+    const WAITS: [&str; 7] = [
+        "tokio::runtime::scheduler::current_thread::Context::park",
+        "tokio::runtime::driver::",
+        "tokio::runtime::io::driver::",
+        "tokio::runtime::time::Driver::",
+        "tokio::runtime::signal::Driver::",
+        "tokio::runtime::process::Driver::",
+        "tokio::runtime::park::",
+    ];
+    if name.contains("block_in_place") || name.contains("runtime_mt::exit_runtime") {
+        Role::InPlace
+    } else if WAITS.iter().any(|waits| name.starts_with(waits)) {
+        Role::Waits
+    } else if POLLS.iter().any(|poll| name.starts_with(poll)) {
+        Role::Poll
+    } else if name.contains(WORKER) {
+        Role::Worker
+    } else if name.contains(DRIVER) {
+        Role::Driver
+    } else {
+        Role::Other
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MULTI: Flavor = Flavor::MultiThread;
+    const CURRENT: Flavor = Flavor::CurrentThread;
+
+    #[test]
+    fn a_worker_in_a_poll_is_told_from_what_looks_like_one() {
+        const POLL: &str = "tokio::runtime::task::raw::poll";
+        const LOOP: &str = "tokio::runtime::scheduler::multi_thread::worker::Context::run";
+        let blocking = ["tokio::runtime::blocking::pool::Inner::run", "start_thread"];
+        for (inner, stuck) in [
+            (&["orders::wait", POLL, LOOP, POLL][..], true),
+            (&["orders::wait", "tokio::runtime::task::raw::poll::<T, S>", LOOP, POLL], true),
+            (
+                &[
+                    "orders::wait",
+                    "tokio::runtime::task::core::Core<T,S>::poll",
+                    "tokio::runtime::task::harness::Harness<T,S>::poll",
+                    "tokio::runtime::scheduler::multi_thread::worker::Context::run_task",
+                ],
+                true,
+            ),
+            (&["orders::wait", POLL], false),
+            (&["epoll_wait", LOOP, POLL], false),
+            (&["orders::wait", "tokio::task::blocking::block_in_place", POLL, LOOP, POLL], false),
+            (
+                &[
+                    "orders::wait",
+                    POLL,
+                    "tokio::runtime::scheduler::current_thread::Context::run_task",
+                    "main",
+                ],
+                false,
+            ),
+        ] {
+            let names = inner.iter().chain(&blocking).copied();
+            assert_eq!(holds_up(names, false), stuck, "{inner:?}");
+        }
+    }
+
+    #[test]
+    fn driver_of_a_runtime_of_one_thread_is_in_a_poll_unless_it_waits() {
+        const BLOCK_ON: &str =
+            "tokio::runtime::scheduler::current_thread::CurrentThread::block_on::<main>";
+        const ENTER: &str = "tokio::runtime::scheduler::current_thread::Context::enter";
+        const POLL: &str = "tokio::runtime::task::raw::poll";
+        for (names, stuck) in [
+            (
+                &["clock_nanosleep", "orders::wait", "orders::main", ENTER, BLOCK_ON, "main"][..],
+                true,
+            ),
+            (&["orders::wait", POLL, ENTER, BLOCK_ON, "main"], true),
+            (&["epoll_wait", "tokio::runtime::io::driver::Driver::turn", ENTER, BLOCK_ON], false),
+            (
+                &["futex", "tokio::runtime::scheduler::current_thread::Context::park", BLOCK_ON],
+                false,
+            ),
+            (&["orders::wait", "main"], false),
+        ] {
+            assert_eq!(holds_up(names.iter().copied(), true), stuck, "{names:?}");
+            assert!(!holds_up(names.iter().copied(), false), "{names:?}");
+        }
+    }
+
+    #[test]
+    fn of_two_polls_the_task_is_the_one_inside_of_the_loop() {
+        use Role::{Other, Poll, Worker};
+        let place = |roles: &[Option<Role>]| poll_in(|at| roles[at], roles.len(), MULTI);
+        let some = |roles: &[Role]| place(&roles.iter().copied().map(Some).collect::<Vec<_>>());
+        assert_eq!(some(&[Other, Poll, Other, Worker, Worker, Other, Poll, Other]), Some(Some(1)));
+        assert_eq!(some(&[Other, Worker, Poll]), Some(None));
+        // Nothing further in matters.
+        assert_eq!(place(&[None, Some(Poll), Some(Worker)]), Some(Some(1)));
+        assert_eq!(place(&[None, Some(Worker)]), None);
+        // A runtime of one thread in the blocking pool is none of the workers.
+        assert_eq!(some(&[Other, Role::Driver, Poll, Other]), Some(None));
+    }
+
+    #[test]
+    fn runtime_of_one_thread_polls_tasks_and_the_future_of_block_on_and_waits() {
+        use Role::{Driver, Other, Poll, Waits};
+        let place = |roles: &[Option<Role>]| poll_in(|at| roles[at], roles.len(), CURRENT);
+        let some = |roles: &[Role]| place(&roles.iter().copied().map(Some).collect::<Vec<_>>());
+        assert_eq!(some(&[Other, Poll, Other, Driver, Other, Driver, Other]), Some(Some(1)));
+        assert_eq!(some(&[Other, Other, Driver, Other, Driver, Other]), Some(Some(2)), "block_on");
+        assert_eq!(some(&[Other, Waits, Driver, Other, Driver, Other]), Some(None));
+        // Parked inside of a task: a mutex of another library, or the driver of another runtime.
+        assert_eq!(some(&[Waits, Other, Poll, Driver, Other]), Some(Some(2)));
+        assert_eq!(some(&[Other, Other]), Some(None), "nothing drives it");
+        assert_eq!(place(&[None, Some(Driver), Some(Other)]), None);
+        assert_eq!(place(&[None, Some(Other), Some(Driver)]), Some(Some(2)));
+    }
+}
