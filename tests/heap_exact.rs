@@ -5,8 +5,9 @@
 mod account;
 
 use std::cell::RefCell;
+use std::hint::black_box;
 use std::sync::atomic::Ordering::SeqCst;
-use std::sync::{Mutex, mpsc};
+use std::sync::{Barrier, Mutex, mpsc};
 
 use account::{
     ALLOCATED, BLOCKS, Counting, REFUSE, WATCHED, assert_exact, block, snapshot, watched,
@@ -26,23 +27,66 @@ fn ten_blocks_of_240_kib_are_exact() {
     let _turn = TURN.lock().unwrap();
     heap::set_rate(Bytes(1));
     let size = 240 << 10;
-    let at_240_kib = |profile: &Profile| -> Vec<i64> {
-        let is_size = |value| matches!(value, LabelValue::Number(n, _) if n == size as i64);
-        let of_size = profile
-            .samples
-            .iter()
-            .filter(|sample| sample.labels.iter().any(|label| is_size(label.value)));
-        of_size.fold(vec![0; 4], |sums, sample| {
-            sums.iter().zip(&sample.values).map(|(a, b)| a + b).collect()
-        })
-    };
     let blocks: Vec<Vec<u8>> = (0..10).map(|_| Vec::with_capacity(size)).collect();
     let bytes = 10 * size as i64;
     let held = snapshot();
     drop(blocks);
     let freed = snapshot();
-    assert_eq!(at_240_kib(&held), [10, bytes, 10, bytes]);
-    assert_eq!(at_240_kib(&freed), [10, bytes, 0, 0]);
+    assert_eq!(of_size(&held, size), [10, bytes, 10, bytes]);
+    assert_eq!(of_size(&freed, size), [10, bytes, 0, 0]);
+}
+
+/// The sums of the samples with this block size.
+fn of_size(profile: &Profile, size: usize) -> Vec<i64> {
+    let is_size = |value| matches!(value, LabelValue::Number(n, _) if n == size as i64);
+    let of_size = profile
+        .samples
+        .iter()
+        .filter(|sample| sample.labels.iter().any(|label| is_size(label.value)));
+    of_size.fold(vec![0; 4], |sums, sample| {
+        sums.iter().zip(&sample.values).map(|(a, b)| a + b).collect()
+    })
+}
+
+/// Threads that live when the rate is set have bytes left that were handed out at the rate before.
+#[test]
+fn blocks_of_threads_from_before_are_exact_once_the_rate_is_1() {
+    /// Below what the account watches.
+    const SIZE: usize = 1777;
+    let _turn = TURN.lock().unwrap();
+    for round in 1..=2 {
+        heap::set_rate(Bytes(512 << 10));
+        let before = of_size(&snapshot(), SIZE)[0];
+        let barrier = Barrier::new(5);
+        let kept = Mutex::new(Vec::new());
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    // As much as makes a thread's share the largest there is.
+                    (0..400).for_each(|_| drop(black_box(Vec::<u8>::with_capacity(1024))));
+                    barrier.wait();
+                    barrier.wait();
+                    for _ in 0..10 {
+                        let block = black_box(Vec::<u8>::with_capacity(SIZE));
+                        kept.lock().unwrap().push(block);
+                    }
+                });
+            }
+            barrier.wait();
+            heap::set_rate(Bytes(1));
+            barrier.wait();
+        });
+        let profile = snapshot();
+        let shown = of_size(&profile, SIZE);
+        let bytes = 40 * SIZE as i64;
+        assert_eq!(shown[0] - before, 40, "round {round}");
+        assert_eq!(shown[2..], [40, bytes], "round {round}");
+        let said = |what: &str| profile.comments.iter().any(|line| line.contains(what));
+        assert!(said("every allocation is recorded since the rate is 1"), "{:?}", profile.comments);
+        assert!(said("are exact, the others are estimated"), "{:?}", profile.comments);
+        drop(kept);
+        assert_eq!(of_size(&snapshot(), SIZE)[2..], [0, 0]);
+    }
 }
 
 #[test]

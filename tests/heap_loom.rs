@@ -43,6 +43,10 @@ mod base {
                         self.get().fetch_add(value, order)
                     }
 
+                    pub fn fetch_sub(&self, value: $number, order: Ordering) -> $number {
+                        self.get().fetch_sub(value, order)
+                    }
+
                     pub fn compare_exchange(
                         &self,
                         current: $number,
@@ -99,6 +103,12 @@ mod os {
     }
 }
 
+#[path = "../src/model/marker.rs"]
+mod marker;
+mod model {
+    pub use crate::marker::Marker;
+}
+
 mod sampler {
     /// Few places, and all neighbours.
     pub const fn mix(bits: u64) -> u64 {
@@ -116,6 +126,8 @@ mod index;
 mod segment;
 #[path = "../src/heap/sites.rs"]
 mod sites;
+#[path = "../src/heap/slots.rs"]
+mod slots;
 #[path = "../src/heap/stacks.rs"]
 mod stacks;
 
@@ -125,8 +137,9 @@ use loom::thread;
 use base::sync::Ordering::{Acquire, Release};
 use base::sync::{AtomicU8, AtomicU64};
 use filter::Filter;
+use frames::Frames;
 use segment::{LINE, RECORD_WORDS, Record, Segment};
-use sites::{Amount, Sites};
+use sites::{Amount, SiteId, Sites};
 use stacks::Stacks;
 
 struct Words([AtomicU64; LINE * (1 + RECORD_WORDS)]);
@@ -141,8 +154,12 @@ impl Words {
     }
 }
 
+fn id(number: u32) -> SiteId {
+    SiteId { number, generation: 0 }
+}
+
 fn record(n: u32) -> Record {
-    Record { site: n, size: u64::from(n) << 8, weight: f64::from(n) }
+    Record { site: id(n), size: u64::from(n) << 8, weight: f64::from(n) }
 }
 
 /// What was seen in any of a model's runs. loom takes two loads of a thread that stores afterwards for
@@ -192,9 +209,9 @@ fn a_dump_reads_a_record_whole_or_not_at_all() {
         assert!(segment.try_insert(0, 64, record(2)));
         let read = reader.join().unwrap();
         if let Some(read) = read {
-            assert_eq!(read, record(read.site));
+            assert_eq!(read, record(read.site.number));
         }
-        met.meet(read.map(|read| read.site));
+        met.meet(read.map(|read| read.site.number));
         assert_eq!(segment.read(0), Some(record(2)));
     });
     all.assert_is(&[None, Some(1), Some(2)]);
@@ -315,7 +332,7 @@ fn threads_agree_on_the_id_of_a_site_and_every_block_is_counted() {
         let one = || {
             let sites = Arc::clone(&sites);
             move || {
-                let site = sites.intern(1, 64).unwrap();
+                let (site, _) = sites.intern(1, 64).unwrap();
                 sites.count(site, Amount::of(&Record { site, size: 64, weight: 2.0 }));
                 site
             }
@@ -323,10 +340,10 @@ fn threads_agree_on_the_id_of_a_site_and_every_block_is_counted() {
         let other = thread::spawn(one());
         let own = one()();
         assert_eq!(other.join().unwrap(), own);
-        let counted: Vec<_> = sites.iter(1..sites.end()).collect();
+        let counted: Vec<_> = (1..sites.end()).filter_map(|number| sites.hold(number)).collect();
         assert_eq!(counted.len(), 1, "{counted:?}");
-        let (id, site) = counted[0];
-        assert_eq!((id, site.stack, site.size), (own, 1, 64));
+        let site = counted[0];
+        assert_eq!((site.id, site.stack, site.size), (own, 1, 64));
         assert_eq!((site.allocated.objects(), site.allocated.bytes()), (4, 256));
     });
 }
@@ -344,21 +361,21 @@ fn a_dump_sees_sites_whole_and_nothing_in_use_that_was_not_allocated() {
             let (sites, words) = (Arc::clone(&sites), Arc::clone(&words));
             thread::spawn(move || {
                 // A dump settles which sites it shows, then reads live records, then the sites.
-                let ids = 1..sites.end();
+                let numbers = 1..sites.end();
                 let in_use = words.segment().read(0);
-                let shown: Vec<_> = sites.iter(ids.clone()).map(|(_, site)| site).collect();
+                let shown: Vec<_> = numbers.clone().filter_map(|it| sites.hold(it)).collect();
                 for site in &shown {
                     assert_eq!((site.stack, site.size), (1, 64), "half a site");
                     assert_eq!(site.allocated.objects(), 1);
                 }
-                if in_use.is_some_and(|record| ids.contains(&record.site)) {
+                if in_use.is_some_and(|record| numbers.contains(&record.site.number)) {
                     let allocated: Vec<_> = shown.iter().map(|it| it.allocated.bytes()).collect();
                     assert_eq!(allocated, [64], "in use and never allocated");
                 }
                 (in_use.is_some(), !shown.is_empty())
             })
         };
-        let site = sites.intern(1, 64).unwrap();
+        let (site, _) = sites.intern(1, 64).unwrap();
         let record = Record { site, size: 64, weight: 1.0 };
         sites.count(site, Amount::of(&record));
         assert!(words.segment().try_insert(0, 64, record));
@@ -367,4 +384,96 @@ fn a_dump_sees_sites_whole_and_nothing_in_use_that_was_not_allocated() {
     });
     // Neither, in use at a site that came after the numbers were read, allocated and not yet in use, both.
     all.assert_is(&[Some(0), Some(1), Some(2), Some(3)]);
+}
+
+/// A site without live blocks is taken out while another thread finds it, and its counts are in one place afterwards.
+#[test]
+fn a_site_that_is_taken_out_is_found_by_nobody_and_its_counts_stay() {
+    let met = std::sync::Arc::new(Met::default());
+    let all = std::sync::Arc::clone(&met);
+    bounded(move || {
+        let sites = Arc::new(Sites::new());
+        let count = |site| {
+            sites.count(site, Amount::of(&Record { site, size: 64, weight: 1.0 }));
+        };
+        let (first, _) = sites.intern(1, 64).unwrap();
+        count(first);
+        sites.release(first);
+        let evicting = {
+            let sites = Arc::clone(&sites);
+            thread::spawn(move || sites.evict())
+        };
+        let (second, is_new) = sites.intern(1, 64).unwrap();
+        count(second);
+        let evicted = evicting.join().unwrap();
+        // Held by this thread, so never taken out.
+        assert_eq!(sites.hold(second.number).map(|site| site.id), Some(second));
+        assert_eq!(is_new, evicted.is_some());
+        assert_eq!(evicted.unwrap_or(1), 1, "the stack of another site");
+        let kept = (1..sites.end()).filter_map(|number| sites.hold(number));
+        let mut sum = sites.evicted();
+        kept.for_each(|site| sum.add(site.allocated));
+        assert_eq!((sum.objects(), sum.bytes()), (2, 128));
+        met.meet(Some(u32::from(is_new)));
+    });
+    all.assert_is(&[Some(0), Some(1)]);
+}
+
+/// The frames of a stack that goes are numbered anew, not under a dump's eyes.
+#[test]
+fn a_frame_keeps_its_address_while_a_dump_is_under_way() {
+    let met = std::sync::Arc::new(Met::default());
+    let all = std::sync::Arc::clone(&met);
+    bounded(move || {
+        let frames = Arc::new(Frames::new());
+        let first = frames.intern(0x10).unwrap();
+        let reusing = {
+            let frames = Arc::clone(&frames);
+            thread::spawn(move || {
+                frames.release(first);
+                frames.intern(0x20).unwrap()
+            })
+        };
+        frames.begin_dump();
+        let before = frames.get(first);
+        let after = frames.get(first);
+        if before == Some(0x10) {
+            // A sample with this number was written, for all this dump knows.
+            met.meet(Some(u32::from(after == before)));
+        }
+        frames.end_dump();
+        let second = reusing.join().unwrap();
+        assert_eq!(frames.get(second), Some(0x20));
+    });
+    all.assert_is(&[Some(1)]);
+}
+
+#[test]
+fn a_slot_is_claimed_once_whatever_comes_back_meanwhile() {
+    bounded(|| {
+        let slots = Arc::new(slots::Slots::<1, 8, 1>::new());
+        let (one, two) = (slots.claim_fresh(8).unwrap(), slots.claim_fresh(8).unwrap());
+        slots.put_back(one);
+        slots.put_back(two);
+        let claim_and_return = {
+            let slots = Arc::clone(&slots);
+            thread::spawn(move || {
+                let first = slots.claim_free();
+                let second = slots.claim_free();
+                first.into_iter().for_each(|number| slots.put_back(number));
+                second
+            })
+        };
+        let own = slots.claim_free();
+        let others = claim_and_return.join().unwrap();
+        assert!(own.is_some() || others.is_some());
+        if own.is_some() {
+            assert_ne!(own, others);
+        }
+        let left = std::iter::from_fn(|| slots.claim_free()).collect::<Vec<_>>();
+        let all = own.into_iter().chain(others).chain(left);
+        let mut all: Vec<_> = all.collect();
+        all.sort_unstable();
+        assert_eq!(all, [one, two], "each once");
+    });
 }

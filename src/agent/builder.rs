@@ -201,6 +201,9 @@ impl Builder {
         }
         let (directory, opening) = await_directory(opening, &threads, &settings.dir, strict)?;
 
+        // Here and not on the agent's thread: at rate 1 each block is in the profile from the moment `start` returns.
+        collect::heap::set_rates(&settings.heap);
+
         let (finished_tx, finished) = std_mpsc::sync_channel(1);
         threads.agent_loop.prepare({
             let (handle, deferred) = (handle.clone(), Deferred::new(&threads, files, opening));

@@ -213,7 +213,8 @@ pub struct CpuSettings {
 /// Heap profiles.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HeapSettings {
-    /// The mean number of bytes between two samples; 0 is off, 1 is every allocation. Default: 512 KiB.
+    /// The mean number of bytes between two samples; 0 is off, 1 is every allocation from the moment that the agent
+    /// has started. Default: 512 KiB.
     pub rate: Bytes,
     /// The same while an incident captures the heap, to see more of what happens then; the mean number
     /// of bytes again, so a lower one samples more. Default: none, `rate` stays.

@@ -12,7 +12,7 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 
-use super::recorder::{insert, may_be_recorded, record, take};
+use super::recorder::{forget, insert, may_be_recorded, record, take};
 use super::thread::{give_back, spend};
 
 /// An allocator that samples what passes through it, for heap profiles.
@@ -113,7 +113,9 @@ impl<A: GlobalAlloc> Allocator<A> {
     #[cold]
     #[inline(never)]
     unsafe fn dealloc_cold(&self, block: *mut u8, layout: Layout) {
-        take(block as usize);
+        if let Some(taken) = take(block as usize) {
+            forget(&taken);
+        }
         // SAFETY: the caller's promises, passed on.
         unsafe { self.inner.dealloc(block, layout) }
     }
@@ -131,10 +133,12 @@ impl<A: GlobalAlloc> Allocator<A> {
         let taken = take(block as usize);
         // SAFETY: the caller's promises, passed on.
         let moved = unsafe { self.inner.realloc(block, layout, new_size) };
-        if moved.is_null() {
-            // The old block is still the program's, and so its address still nobody else's.
-            if let Some(taken) = taken {
+        if let Some(taken) = taken {
+            if moved.is_null() {
+                // The old block is still the program's, and so its address still nobody else's.
                 insert(block as usize, taken);
+            } else {
+                forget(&taken);
             }
         }
         if !spent {

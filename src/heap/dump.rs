@@ -18,16 +18,18 @@
 use std::fmt;
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::recorder::{EVER, LIVE, LOST, SITES, STACKS};
+use super::frames::{self, NO_LONGER_KEPT_STACK, NO_ROOM_STACK};
+use super::live;
+use super::recorder::{BEFORE_EXACT, EVER, LIVE, LOST, SITES, STACKS, effective_rate};
 use super::segment::Record;
-use super::sites::{ANY_SIZE, Amount};
+use super::sites::{ANY_SIZE, Amount, NO_ROOM, Site};
 use super::{Error, Exclusion, exclude_current_thread, installed, rate, thread};
 use crate::base::Bytes;
-use crate::model::{Losses, Mapping, ValueType};
+use crate::model::{Losses, Mapping, Marker, ValueType};
 use crate::os::unwind::MAX_FRAMES;
 use crate::os::{images, unwind};
 
-/// Sites whose blocks are summed in one sweep: 256 KiB. A sweep of 100,000 records takes about 1 ms.
+/// Sites whose blocks are summed in one sweep: 384 KiB. A sweep of 100,000 records takes about 1 ms.
 const WINDOW: usize = 1 << 14;
 
 /// Addresses shown at once.
@@ -87,10 +89,36 @@ pub const DROP_FRAMES: &str = concat!(
     r")( .*)?",
 );
 
-/// The room for a dump. About 330 KiB, all of it written to once, so that it is there.
+/// Live blocks of a site.
+#[derive(Clone, Copy, Default)]
+struct Sum {
+    amount: Amount,
+    generation: u32,
+}
+
+impl Sum {
+    /// The value of sums that are reserved.
+    const UNLIKELY: Self = Self { amount: Amount::UNLIKELY, generation: u32::MAX };
+
+    fn add(&mut self, record: &Record) {
+        if self.generation != record.site.generation {
+            // The number came back during the sweep, so the blocks of the site before are freed.
+            *self = Self { amount: Amount::default(), generation: record.site.generation };
+        }
+        self.amount.add(Amount::of(record));
+    }
+}
+
+fn values(allocated: Amount, in_use: Amount) -> [i64; 4] {
+    [allocated.objects(), allocated.bytes(), in_use.objects(), in_use.bytes()]
+}
+
+/// The room for a dump. About 480 KiB, all of it written to once, so that it is there.
 pub struct Room {
-    sums: Vec<Amount>,
+    sums: Vec<Sum>,
     frames: Vec<u32>,
+    /// A bit for each frame of a sample that was shown.
+    shown: Vec<u64>,
     mappings: Vec<Mapping>,
     read: Option<u64>,
 }
@@ -100,8 +128,18 @@ impl Room {
     pub fn reserve() -> Self {
         let mut sums = Vec::with_capacity(WINDOW);
         // Zeroes would be the kernel's own page until they are written to.
-        sums.resize(WINDOW, Amount::UNLIKELY);
-        Self { sums, frames: Vec::with_capacity(MAX_FRAMES), mappings: Vec::new(), read: None }
+        sums.resize(WINDOW, Sum::UNLIKELY);
+        let shown = vec![u64::MAX; (frames::END as usize).div_ceil(64)];
+        let frames = Vec::with_capacity(MAX_FRAMES);
+        Self { sums, frames, shown, mappings: Vec::new(), read: None }
+    }
+
+    fn show_frames(&mut self) {
+        for &number in &self.frames {
+            if let Some(bits) = self.shown.get_mut(number as usize / 64) {
+                *bits |= 1 << (number % 64);
+            }
+        }
     }
 
     /// The profile of this moment, to be shown. The calling thread is excluded while it lives.
@@ -126,6 +164,8 @@ impl Room {
             self.mappings = images::seen()?;
             self.read = Some(generation);
         }
+        self.shown.fill(0);
+        STACKS.frames().begin_dump();
         Ok(Dump {
             room: self,
             in_use: InUse::default(),
@@ -155,6 +195,12 @@ pub struct Dump<'a> {
     _excluded: Exclusion,
 }
 
+impl Drop for Dump<'_> {
+    fn drop(&mut self) {
+        STACKS.frames().end_dump();
+    }
+}
+
 impl Dump<'_> {
     /// Shows every sample; ends at the first error. About 0.1 us a sample and a frame.
     pub fn samples<E>(
@@ -164,54 +210,88 @@ impl Dump<'_> {
         self.in_use = InUse::default();
         self.allocated = Amount::default();
         let end = SITES.end();
-        for first in (1..end).step_by(WINDOW) {
-            let ids = first..end.min(first + WINDOW as u32);
-            self.sum(first, ids.len());
-            for (id, site) in SITES.iter(ids) {
-                let in_use = self.room.sums.get((id - first) as usize).copied().unwrap_or_default();
-                self.room.frames.clear();
-                self.room.frames.extend(STACKS.get(site.stack).into_iter().flatten());
-                let allocated = site.allocated;
+        // One window at least: blocks without a site are summed with the first.
+        for first in (1..end.max(2)).step_by(WINDOW) {
+            let numbers = first..end.min(first + WINDOW as u32);
+            self.sum(first, numbers.len());
+            for number in numbers {
+                let Some(site) = SITES.hold(number) else { continue };
+                let shown = self.site(first, &site, &mut see);
+                SITES.release(site.id);
+                shown?;
+            }
+        }
+        let no_room = SITES.without_room();
+        let evicted = SITES.evicted();
+        // Sites that were shown and taken out afterwards are in both sums.
+        let mut rest = EVER.allocated();
+        rest.subtract(self.allocated);
+        rest.subtract(no_room);
+        let evicted = evicted.min(rest);
+        for (frames, allocated, in_use) in [
+            (NO_ROOM_STACK, no_room, self.in_use.without_room),
+            (NO_LONGER_KEPT_STACK, evicted, Amount::default()),
+        ] {
+            if allocated != Amount::default() {
                 self.allocated.add(allocated);
-                see(&Sample {
-                    frames: &self.room.frames,
-                    size: (site.size != ANY_SIZE).then_some(site.size),
-                    values: [
-                        allocated.objects(),
-                        allocated.bytes(),
-                        in_use.objects(),
-                        in_use.bytes(),
-                    ],
-                })?;
+                self.room.frames.clear();
+                self.room.frames.extend(frames);
+                self.room.show_frames();
+                let frames = &self.room.frames;
+                see(&Sample { frames, size: None, values: values(allocated, in_use) })?;
             }
         }
         Ok(())
+    }
+
+    fn site<E>(
+        &mut self,
+        first: u32,
+        site: &Site,
+        see: &mut impl FnMut(&Sample<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let place = (site.id.number - first) as usize;
+        let sum = self.room.sums.get(place).copied().unwrap_or_default();
+        // Of an earlier site with this number all blocks are freed by now.
+        let is_same = sum.generation == site.id.generation;
+        let in_use = if is_same { sum.amount } else { Amount::default() };
+        self.room.frames.clear();
+        self.room.frames.extend(STACKS.get(site.stack).into_iter().flatten());
+        self.room.show_frames();
+        self.allocated.add(site.allocated);
+        see(&Sample {
+            frames: &self.room.frames,
+            size: (site.size != ANY_SIZE).then_some(site.size),
+            values: values(site.allocated, in_use),
+        })
     }
 
     /// Sums the live records of `count` sites from `first` on; the first time around also all of them.
     fn sum(&mut self, first: u32, count: usize) {
         let sums = &mut self.room.sums;
         sums.clear();
-        sums.resize(count.min(WINDOW), Amount::default());
+        sums.resize(count.min(WINDOW), Sum::default());
         let totals = &mut self.in_use;
         LIVE.for_each(|record| {
             if first == 1 {
                 totals.add(&record);
             }
-            let place = record.site.checked_sub(first).map(|place| place as usize);
+            let place = record.site.number.checked_sub(first).map(|place| place as usize);
             if let Some(sum) = place.and_then(|place| sums.get_mut(place)) {
-                sum.add(Amount::of(&record));
+                sum.add(&record);
             }
         });
     }
 
-    /// Fills `batch` with the next frames above the address `after`, by address: addresses as
+    /// Fills `batch` with the next frames of the samples shown that are above the address `after`, by address: addresses as
     /// [`crate::model::Frame`] has them, and numbers. Empty when there are no more.
     pub fn frames_after(&self, after: u64, batch: &mut Vec<(u64, u32)>) {
         batch.clear();
         let mut below = u64::MAX;
         for (number, address) in STACKS.frames().iter() {
-            if address <= after || address >= below {
+            let bits = self.room.shown.get(number as usize / 64).copied().unwrap_or(0);
+            let is_shown = bits >> (number % 64) & 1 == 1;
+            if !is_shown || address <= after || address >= below {
                 continue;
             }
             if batch.len() == 2 * BATCH {
@@ -234,6 +314,11 @@ impl Dump<'_> {
         &self.room.mappings
     }
 
+    /// The bytes in use, estimated. After [`Self::samples`].
+    pub fn in_use(&self) -> Bytes {
+        Bytes(self.in_use.bytes as u64)
+    }
+
     /// Shows what the reader must know, a line each. After [`Self::samples`].
     pub fn comments<E>(
         &self,
@@ -241,23 +326,53 @@ impl Dump<'_> {
     ) -> Result<(), E> {
         match rate() {
             Bytes(0) => see(format_args!("heap sampling is off"))?,
-            Bytes(1) => see(format_args!("heap: every allocation is recorded"))?,
+            Bytes(1) => see(format_args!(
+                "heap: every allocation is recorded since the rate is 1; about {} bytes allocated before \
+                 were sampled, and of those still in use only samples are known",
+                BEFORE_EXACT.load(Relaxed)
+            ))?,
             Bytes(rate) => {
                 see(format_args!("heap: one sample in {rate} bytes allocated, on average"))?;
             }
         }
-        let InUse { records, bytes, variance } = self.in_use;
+        let coarser = Bytes(effective_rate());
+        if coarser != rate() {
+            see(format_args!(
+                "heap: the table of live blocks has {} of {} entries, so one sample in {} bytes is \
+                 taken instead",
+                LIVE.len(),
+                live::CAP,
+                coarser.get()
+            ))?;
+        }
+        let InUse { records, bytes, variance, exact, without_room } = self.in_use;
         let error = variance.sqrt();
         see(format_args!(
             "heap: {bytes:.0} bytes in use, standard error {error:.0} ({:.1} %), \
              from {records} samples",
             share(error, bytes)
         ))?;
+        if rate() == Bytes(1) {
+            see(format_args!(
+                "heap: of the bytes in use {} in {} blocks are exact, the others are estimated from samples \
+                 of a coarser rate",
+                exact.bytes(),
+                exact.objects()
+            ))?;
+        }
+        if without_room.bytes() > 0 {
+            see(format_args!(
+                "heap: {} bytes of them are at {}: more stacks than the tables hold have live blocks",
+                without_room.bytes(),
+                Marker::NoRoom.name()
+            ))?;
+        }
         let (samples, error) = EVER.told();
         let (objects, bytes) = (self.allocated.objects(), self.allocated.bytes());
+        let from = if rate() == Bytes(1) { ", all of it of samples at a coarser rate" } else { "" };
         see(format_args!(
             "heap: since the program began {objects} blocks and {bytes} bytes allocated, standard error \
-             {error:.0} ({:.1} %), from {samples} samples",
+             {error:.0} ({:.1} %){from}, from {samples} samples",
             share(error, bytes as f64)
         ))?;
         let (counted, more) = thread::allocated();
@@ -265,9 +380,12 @@ impl Dump<'_> {
             "heap: counted, not sampled: {counted} bytes allocated since the program began, and up to \
              {more} more that threads have yet to tell of or ended without"
         ))?;
-        // Where some were, the losses say how many.
-        if LOST.dropped.load(Relaxed) == 0 {
-            see(format_args!("heap: no sample was dropped"))?;
+        match (LOST.dropped.load(Relaxed), LOST.dropped_bytes.load(Relaxed)) {
+            (0, _) => see(format_args!("heap: no sample was dropped"))?,
+            (samples, bytes) => see(format_args!(
+                "heap: {samples} samples that stand for {bytes} bytes could not be followed: as much more may \
+                 be in use"
+            ))?,
         }
         Ok(())
     }
@@ -287,7 +405,7 @@ pub fn losses() -> Losses {
 
 fn lost() -> impl Iterator<Item = (&'static str, u64)> {
     [
-        ("heap samples dropped: the tables are full", &LOST.dropped),
+        ("heap samples dropped: no room in the table of live blocks", &LOST.dropped),
         ("heap stacks unknown: loaded files not read yet", &LOST.stack_not_ready),
         ("heap stacks unknown: too many threads unwinding at once", &LOST.stack_busy),
         (
@@ -298,7 +416,8 @@ fn lost() -> impl Iterator<Item = (&'static str, u64)> {
             "heap stacks unknown: less than 8 KiB of stack left (32 KiB in a debug build)",
             &LOST.stack_near_end,
         ),
-        ("heap stacks unknown: the stack table is full", &LOST.stack_table_full),
+        ("heap stacks unknown: the tables are full of stacks with live blocks", &LOST.tables_full),
+        ("heap stacks without live blocks made room for others", SITES.evictions()),
         (
             "heap stacks with frames left out in the middle: deeper than 128 frames",
             &LOST.omitted,
@@ -323,10 +442,20 @@ struct InUse {
     records: u64,
     bytes: f64,
     variance: f64,
+    /// Blocks that stand for themselves only.
+    exact: Amount,
+    without_room: Amount,
 }
 
 impl InUse {
     fn add(&mut self, record: &Record) {
+        let amount = Amount::of(record);
+        if record.weight <= 1.0 {
+            self.exact.add(amount);
+        }
+        if record.site == NO_ROOM {
+            self.without_room.add(amount);
+        }
         self.records += 1;
         self.bytes += record.size as f64 * record.weight;
         self.variance += record.variance();

@@ -1,6 +1,7 @@
-//! The table of frames, filled up.
+//! The table of frames, filled up, and beside a dump.
 
-use super::frames::{CAP, Frames};
+use super::frames::{CAP, END, Frames};
+use crate::model::Marker;
 
 #[test]
 fn an_address_has_one_number_and_a_full_table_keeps_what_it_has() {
@@ -10,5 +11,29 @@ fn an_address_has_one_number_and_a_full_table_keeps_what_it_has() {
     assert_eq!(frames.intern(1), None);
     assert_eq!(frames.intern(0x7f00 + 500 * 5), numbers[500]);
     assert_eq!(frames.get(numbers[500].unwrap()), Some(0x7f00 + 500 * 5));
-    assert_eq!(frames.iter().count() as u64, CAP - 1);
+    let in_table = frames.iter().filter(|&(_, address)| Marker::of(address).is_none());
+    assert_eq!(in_table.count() as u64, CAP - 1);
+    assert!(frames.iter().all(|(number, _)| (1..END).contains(&number)));
+    // It was interned twice.
+    frames.release(numbers[500].unwrap());
+    assert_eq!(frames.intern(1), None);
+    frames.release(numbers[500].unwrap());
+    assert_eq!(frames.intern(1), numbers[500], "the number of the one that went");
+    assert_eq!(frames.get(numbers[500].unwrap()), Some(1));
+}
+
+#[test]
+fn a_number_keeps_its_address_until_the_last_dump_ends() {
+    let frames = Frames::new();
+    let number = frames.intern(10).unwrap();
+    frames.begin_dump();
+    frames.begin_dump();
+    frames.release(number);
+    let other = frames.intern(20).unwrap();
+    assert_ne!(other, number);
+    assert_eq!(frames.get(number), Some(10));
+    frames.end_dump();
+    assert_ne!(frames.intern(30), Some(number));
+    frames.end_dump();
+    assert_eq!(frames.intern(40), Some(number));
 }

@@ -7,6 +7,9 @@
 //! One linear table with tombstones would be simpler and degrades with every free; a map behind a lock
 //! stops the program when a signal handler allocates under it.
 
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+
 use super::segment::{RECORD_WORDS, Record, Segment};
 use crate::os::memory::Chunk;
 
@@ -14,13 +17,21 @@ use crate::os::memory::Chunk;
 const FIRST: usize = 4096;
 
 /// Each doubles the one before. All eight hold a million records in 40 MiB: half a terabyte of heap at
-/// 512 KiB. What comes after is dropped and counted.
+/// 512 KiB. As it fills up, [`coarsened`] lets fewer in. What finds no key is dropped and counted.
 const SEGMENTS: usize = 8;
 
 /// A table whose first segment has `KEYS` keys.
 pub(crate) struct Live<const KEYS: usize = FIRST> {
     segments: [Chunk; SEGMENTS],
+    records: Records,
 }
+
+/// A number of records, away from what only readers share.
+#[repr(align(128))]
+struct Records(AtomicU64);
+
+/// Keys of all segments together.
+pub(crate) const CAP: u64 = (FIRST * ((1 << SEGMENTS) - 1)) as u64;
 
 impl<const KEYS: usize> Live<KEYS> {
     pub(crate) const fn new() -> Self {
@@ -34,27 +45,39 @@ impl<const KEYS: usize> Live<KEYS> {
             ));
             i += 1;
         }
-        Self { segments }
+        Self { segments, records: Records(AtomicU64::new(0)) }
     }
 
     /// Puts a block in; false when there is no room.
     pub(crate) fn insert(&self, address: usize, record: Record) -> bool {
-        self.segments.iter().map_while(Chunk::get_or_map).any(|words| {
+        let is_in = self.segments.iter().map_while(Chunk::get_or_map).any(|words| {
             let segment = Segment::of(words);
             segment.places(address).any(|at| segment.try_insert(at, address as u64, record))
-        })
+        });
+        if is_in {
+            self.records.0.fetch_add(1, Relaxed);
+        }
+        is_in
+    }
+
+    /// How many records there are, short of those that come or go at this moment.
+    pub(crate) fn len(&self) -> u64 {
+        // A block may be counted as gone before another thread has counted it as put in.
+        u64::try_from(self.records.0.load(Relaxed) as i64).unwrap_or(0)
     }
 
     /// Takes a block out; none when it was not in.
     pub(crate) fn take(&self, address: usize) -> Option<Record> {
-        self.segments.iter().map_while(Chunk::get).find_map(|words| {
+        let record = self.segments.iter().map_while(Chunk::get).find_map(|words| {
             let segment = Segment::of(words);
             segment
                 .lines(address)
                 .into_iter()
                 .flatten()
                 .find_map(|at| segment.try_take(at, address as u64))
-        })
+        })?;
+        self.records.0.fetch_sub(1, Relaxed);
+        Some(record)
     }
 
     /// Shows every record once that is in the table throughout the call, and perhaps some of those that
@@ -65,6 +88,20 @@ impl<const KEYS: usize> Live<KEYS> {
             (0..segment.len()).filter_map(|at| segment.read(at)).for_each(&mut see);
         }
     }
+}
+
+/// The mean number of bytes between two samples while there are so many records: `rate` below five eighths of the
+/// table, from there on at least 16 KiB, from three quarters on at least 1 MiB. Lines begin to refuse records at 87 per cent.
+///
+/// A full table would keep the oldest blocks and none of those that a leak adds. A coarser rate keeps estimates unbiased,
+/// since a sample's weight is that of its own rate, and what is left is good for another 128 GiB.
+pub(crate) fn coarsened(rate: u64, records: u64) -> u64 {
+    let least = match records {
+        _ if records >= CAP / 4 * 3 => 1 << 20,
+        _ if records >= CAP / 8 * 5 => 16 << 10,
+        _ => 0,
+    };
+    if rate == 0 { 0 } else { rate.max(least) }
 }
 
 #[cfg(test)]

@@ -7,15 +7,16 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::heap::segment::LINE;
+use crate::heap::sites::SiteId;
 
 fn record(n: u64) -> Record {
-    Record { site: n as u32, size: n * 3, weight: n as f64 + 0.5 }
+    Record { site: SiteId { number: n as u32, generation: 1 }, size: n * 3, weight: n as f64 + 0.5 }
 }
 
 fn all<const KEYS: usize>(live: &Live<KEYS>) -> Vec<Record> {
     let mut all = Vec::new();
     live.for_each(|record| all.push(record));
-    all.sort_by_key(|record| (record.site, record.size));
+    all.sort_by_key(|record| (record.site.number, record.size));
     all
 }
 
@@ -33,7 +34,7 @@ proptest! {
             }
         }
         let mut left: Vec<_> = map.into_values().collect();
-        left.sort_by_key(|record| (record.site, record.size));
+        left.sort_by_key(|record| (record.site.number, record.size));
         prop_assert_eq!(all(&live), left);
     }
 }
@@ -46,11 +47,13 @@ fn it_grows_to_its_cap_and_then_refuses() {
     let address = |n: usize| 0x5500_0000_0000 + n * 48;
     let held = (0..).take_while(|&n| live.insert(address(n), record(n as u64))).count();
     let keys = KEYS * ((1 << SEGMENTS) - 1);
-    assert!(held > keys / 4 * 3 && held <= keys, "{held} of {keys}");
+    assert!(held > keys / 20 * 17 && held <= keys, "{held} of {keys}");
+    assert_eq!(live.len(), held as u64);
     for n in 0..held {
         assert_eq!(live.take(address(n)), Some(record(n as u64)));
     }
     assert_eq!(all(&live), []);
+    assert_eq!(live.len(), 0);
     assert!(live.insert(address(held), record(1)), "what was taken out makes room");
 }
 
@@ -85,7 +88,11 @@ fn a_reader_beside_writers_sees_whole_records_only() {
             let mut seen = 0;
             while !done.load(Ordering::Relaxed) {
                 for read in (0..LINE).filter_map(|at| segment.read(at)) {
-                    assert_eq!(read, record(u64::from(read.site)), "half of one, half of another");
+                    assert_eq!(
+                        read,
+                        record(u64::from(read.site.number)),
+                        "half of one, half of another"
+                    );
                     seen += 1;
                 }
             }
@@ -114,4 +121,20 @@ fn a_glance_does_not_outlive_its_record() {
     segment.record(3)[0].fetch_add(1, Ordering::Relaxed);
     assert_eq!(segment.read(3), None, "in the middle of being written");
     assert_eq!(segment.try_take(3, 65), None);
+}
+
+#[test]
+fn samples_become_fewer_before_the_table_is_full() {
+    let usual = 512 << 10;
+    for (records, exact, at_usual) in [
+        (0, 1, usual),
+        (CAP / 8 * 5 - 1, 1, usual),
+        (CAP / 8 * 5, 16 << 10, usual),
+        (CAP / 4 * 3 - 1, 16 << 10, usual),
+        (CAP / 4 * 3, 1 << 20, 1 << 20),
+    ] {
+        assert_eq!(coarsened(1, records), exact, "{records}");
+        assert_eq!(coarsened(usual, records), at_usual, "{records}");
+        assert_eq!(coarsened(0, records), 0, "off stays off");
+    }
 }

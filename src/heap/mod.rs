@@ -26,6 +26,7 @@ mod recorder;
 mod sampler;
 mod segment;
 mod sites;
+mod slots;
 mod snapshot;
 mod stacks;
 mod thread;
@@ -73,10 +74,11 @@ pub enum Error {
 
 /// Sets the mean number of bytes allocated between two samples: 0 records nothing, 1 everything.
 ///
-/// The calling thread follows at once; any other before it has allocated another 64 KiB and, if that is
-/// larger, one block. Blocks that are recorded already stay and keep their weight, so sums remain right.
+/// The calling thread follows at once, and so does every other at rate 1: all blocks allocated from here on are in
+/// the profile exactly. At another rate a thread follows before it has allocated another 64 KiB and, if that is larger, one
+/// block. Blocks that are recorded already stay and keep their weight, so sums remain right.
 pub fn set_rate(rate: Bytes) {
-    recorder::RATE.store(rate.get(), Relaxed);
+    recorder::set_rate(rate.get());
     thread::restart(rate.get());
 }
 

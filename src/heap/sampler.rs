@@ -17,7 +17,8 @@
 //!
 //! The exponential distribution has no memory: a wait may be thrown away and drawn again at any moment
 //! that was chosen without looking at it. `decide` therefore decides the block at hand by the old wait
-//! and only then follows a new rate; that [`GRANT`] is small is what makes it follow soon.
+//! and only then follows a new rate; that [`GRANT`] is small is what makes it follow soon. At rate 1 each block is
+//! recorded whatever its wait says, so a thread follows with its next block.
 //!
 //! Waits are whole numbers, rounded down: a block of `s` whole bytes ends a wait `x` exactly if it ends
 //! `floor(x)`, so rounding changes no probability.
@@ -29,6 +30,10 @@ pub(crate) const GRANT: u64 = 64 << 10;
 
 /// What a thread may at first. Until it has told of 256 KiB and may [`GRANT`], it has looked up some 20 times.
 pub(crate) const FIRST_GRANT: u64 = 1 << 10;
+
+/// The `floor` of [`Sampler::spend`] at rate 1: every allocation is recorded, also that of a thread with bytes left that
+/// were handed out at another rate.
+pub(crate) const EXACT_FLOOR: i64 = i64::MAX;
 
 /// Longer than any process allocates; what is left of it when a rate is set is thrown away.
 const FOREVER: u64 = u64::MAX >> 1;
@@ -91,12 +96,13 @@ impl Sampler {
     }
 
     /// Counts `size` bytes and says whether they were within what was handed out, that is, certainly
-    /// not recorded. If not, `decide` or `give_back` must follow.
+    /// not recorded. If not, `decide` or `give_back` must follow. A `floor` above 0 refuses what was handed out
+    /// before, see [`EXACT_FLOOR`].
     #[inline]
-    pub(crate) fn spend(&self, size: usize) -> bool {
+    pub(crate) fn spend(&self, size: usize, floor: i64) -> bool {
         let left = self.left.get().wrapping_sub(size as i64);
         self.left.set(left);
-        left >= 0
+        left >= floor
     }
 
     /// Takes back a `spend`: the block was never allocated.
@@ -109,6 +115,11 @@ impl Sampler {
     pub(crate) fn decide(&self, size: usize, rate: u64) -> Option<f64> {
         self.give_back(size);
         self.passed.set(self.passed.get().wrapping_add(size as u64));
+        if rate == 1 {
+            // Each block from here on is recorded, so the wait decides nothing.
+            self.restart(rate);
+            return Some(1.0);
+        }
         let drawn_at = self.rate.get().unwrap_or(rate);
         let ahead = self.wait.get().saturating_add(u64::try_from(self.left.get()).unwrap_or(0));
         match ahead.checked_sub(size as u64) {

@@ -14,7 +14,7 @@ fn seeded(seed: u64, rate: u64) -> Sampler {
 }
 
 fn allocate(sampler: &Sampler, size: usize, rate: u64) -> Option<f64> {
-    if sampler.spend(size) { None } else { sampler.decide(size, rate) }
+    if sampler.spend(size, 0) { None } else { sampler.decide(size, rate) }
 }
 
 /// An estimate of the bytes in these blocks and of its own variance.
@@ -93,10 +93,10 @@ fn every_byte_passes_once_whatever_becomes_of_it() {
     for rate in [0, 1, 300, 64 << 10, 512 << 10] {
         let sampler = Sampler::new();
         // A thread's first block is refused before it is seeded.
-        assert!(!sampler.spend(100));
+        assert!(!sampler.spend(100, 0));
         sampler.seed(mix(8), rate);
         let mut allocated = 100;
-        if !sampler.spend(100) {
+        if !sampler.spend(100, 0) {
             let _ = sampler.decide(100, rate);
         }
         let mut sum = Passed::default();
@@ -109,13 +109,13 @@ fn every_byte_passes_once_whatever_becomes_of_it() {
                 500 => sampler.restart(rate),
                 600 => {
                     let left = sampler.pause();
-                    if !sampler.spend(5000) {
+                    if !sampler.spend(5000, 0) {
                         sampler.let_pass();
                     }
                     sampler.resume(left);
                 }
                 700 => {
-                    let _ = sampler.spend(4000);
+                    let _ = sampler.spend(4000, 0);
                     sampler.give_back(4000);
                 }
                 _ => {}
@@ -162,7 +162,7 @@ fn what_passes_in_a_pause_belongs_to_no_wait() {
             if pause && block % 7 == 0 {
                 let left = sampler.pause();
                 for _ in 0..100 {
-                    if !sampler.spend(2000) {
+                    if !sampler.spend(2000, 0) {
                         sampler.let_pass();
                         passed += 1;
                     }

@@ -22,6 +22,7 @@
 use std::ops::Range;
 
 use super::sampler::mix;
+use super::sites::SiteId;
 use crate::base::sync::{AtomicU64, Ordering, fence};
 
 /// Keys to a cache line.
@@ -35,7 +36,7 @@ const CLAIMED: u64 = 1;
 /// What is known of a recorded block.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Record {
-    pub(crate) site: u32,
+    pub(crate) site: SiteId,
     pub(crate) size: u64,
     pub(crate) weight: f64,
 }
@@ -100,7 +101,7 @@ impl<'a> Segment<'a> {
         let before = turn.load(Ordering::Relaxed);
         turn.store(before.wrapping_add(1), Ordering::Relaxed);
         fence(Ordering::Release);
-        site.store(u64::from(record.site), Ordering::Relaxed);
+        site.store(record.site.to_word(), Ordering::Relaxed);
         size.store(record.size, Ordering::Relaxed);
         weight.store(record.weight.to_bits(), Ordering::Relaxed);
         turn.store(before.wrapping_add(2), Ordering::Release);
@@ -116,7 +117,7 @@ impl<'a> Segment<'a> {
         }
         let [_, site, size, weight] = self.record(at);
         let record = Record {
-            site: site.load(Ordering::Relaxed) as u32,
+            site: SiteId::from_word(site.load(Ordering::Relaxed)),
             size: size.load(Ordering::Relaxed),
             weight: f64::from_bits(weight.load(Ordering::Relaxed)),
         };
@@ -140,7 +141,7 @@ impl<'a> Segment<'a> {
         let [turn, site, size, weight] = self.record(at);
         let turn = turn.load(Ordering::Acquire);
         let record = Record {
-            site: site.load(Ordering::Relaxed) as u32,
+            site: SiteId::from_word(site.load(Ordering::Relaxed)),
             size: size.load(Ordering::Relaxed),
             weight: f64::from_bits(weight.load(Ordering::Relaxed)),
         };

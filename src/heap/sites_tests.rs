@@ -4,12 +4,13 @@ use super::sites::*;
 #[test]
 fn a_site_is_a_stack_and_a_size() {
     let sites = Sites::new();
-    let (a, b, c) = (sites.intern(1, 64), sites.intern(1, 65), sites.intern(2, 64));
+    let id = |stack, size| sites.intern(stack, size).map(|(id, _)| id);
+    let (a, b, c) = (id(1, 64), id(1, 65), id(2, 64));
     assert!(a != b && b != c && a != c && a.is_some());
-    assert_eq!(sites.intern(1, 64), a);
+    assert_eq!(sites.intern(1, 64), Some((a.unwrap(), false)));
     let block = Record { site: a.unwrap(), size: 64, weight: 2.5 };
     (0..3).for_each(|_| sites.count(block.site, Amount::of(&block)));
-    let (_, site) = sites.iter(1..sites.end()).find(|(id, _)| Some(*id) == a).unwrap();
+    let site = sites.hold(a.unwrap().number).unwrap();
     assert_eq!((site.stack, site.size), (1, 64));
     assert_eq!((site.allocated.objects(), site.allocated.bytes()), (8, 480));
 }
@@ -17,10 +18,69 @@ fn a_site_is_a_stack_and_a_size() {
 #[test]
 fn sizes_share_a_site_when_the_table_fills_up() {
     let sites = Sites::new();
-    let ids: Vec<_> = (1..=CAP).map(|size| sites.intern(1, size)).collect();
+    let id = |stack, size| sites.intern(stack, size).map(|(id, _)| id);
+    let ids: Vec<_> = (1..=CAP).map(|size| id(1, size)).collect();
     assert!(ids.iter().all(Option::is_some));
     assert_eq!(ids[ids.len() - 1], ids[ids.len() - 2], "one site for all sizes");
-    assert_ne!(sites.intern(2, 64), sites.intern(1, CAP), "and one for each stack");
-    assert_eq!(sites.intern(1, 64), ids[63], "sites that exist keep their blocks");
+    assert_ne!(id(2, 64), id(1, CAP), "and one for each stack");
+    assert_eq!(id(1, 64), ids[63], "sites that exist keep their blocks");
     assert!((3..).take(CAP as usize).any(|stack| sites.intern(stack, 1).is_none()));
+    assert_eq!(sites.evict(), None, "all are held");
+}
+
+#[test]
+fn room_comes_back_from_sites_without_live_blocks() {
+    let sites = Sites::new();
+    let one = |site| Amount::of(&Record { site, size: 64, weight: 1.0 });
+    // Every fourth is kept alive.
+    let mut kept = Vec::new();
+    let mut stacks_given_back = 0;
+    for stack in 1..=4 * CAP as u32 {
+        let (site, is_new) = loop {
+            if let Some(found) = sites.intern(stack, 64) {
+                break found;
+            }
+            let gone = sites.evict().unwrap();
+            assert_ne!(gone % 16, 0, "a live block's");
+            stacks_given_back += 1;
+        };
+        assert!(is_new);
+        sites.count(site, one(site));
+        if stack % 16 == 0 {
+            kept.push((stack, site));
+        } else {
+            sites.release(site);
+        }
+    }
+    assert!(stacks_given_back >= 3 * CAP);
+    let mut sum = sites.evicted();
+    let mut live = 0;
+    for number in 1..sites.end() {
+        let Some(site) = sites.hold(number) else { continue };
+        live += u64::from(site.stack % 16 == 0);
+        sum.add(site.allocated);
+    }
+    assert_eq!(live, kept.len() as u64);
+    assert_eq!(sum.objects(), 4 * CAP as i64, "whatever was counted is in the sum");
+    for &(stack, site) in &kept {
+        assert_eq!(sites.hold(site.number).map(|it| (it.id, it.stack)), Some((site, stack)));
+    }
+}
+
+#[test]
+fn a_site_that_is_used_again_outlives_those_that_are_not() {
+    let sites = Sites::new();
+    let (often, _) = sites.intern(1, 64).unwrap();
+    sites.count(often, Amount::of(&Record { site: often, size: 64, weight: 1.0 }));
+    sites.release(often);
+    for stack in 2..=3 * CAP as u32 {
+        while sites.intern(stack, 64).map(|(site, _)| sites.release(site)).is_none() {
+            sites.evict().unwrap();
+        }
+        if stack % 64 == 0 {
+            let (found, is_new) = sites.intern(1, 64).unwrap();
+            assert!(!is_new && found == often, "taken out at {stack}");
+            sites.release(found);
+        }
+    }
 }

@@ -1,82 +1,78 @@
-//! Every stack once: addresses -> id, append-only, without locks.
+//! Every stack that is kept, once: addresses -> id, without locks.
 //!
-//! A stack lies in an arena as its length and the numbers of its frames, two to a word, and its id is its
-//! place there. Arena space is claimed by moving one cursor; a stack never crosses a chunk, so that it
-//! reads back as one slice. Only a stack that is seen for the first time has its frames numbered.
+//! A stack is a chain of blocks of a cache line each, with the numbers of its frames, three to a word, and its id is the
+//! number of the first. Blocks of one size leave no gaps that only some stacks fit in. Only a stack that is put in has its frames numbered.
+//!
+//! A stack has a reference for each site at it. The last one that goes takes the stack and its frames with it.
 
-use super::frames::Frames;
-use super::index::Index;
+use super::frames::{self, Frames};
+use super::index::{Index, Thing};
 use super::sampler::mix;
-use crate::base::sync::AtomicU64;
+use super::slots::Slots;
 use crate::base::sync::Ordering::Relaxed;
-use crate::os::memory::Chunk;
 
-/// 512 KiB.
-pub(super) const CHUNK: usize = 1 << 16;
+/// Blocks of a mapping of 512 KiB.
+pub(super) const CHUNK: usize = 1 << 13;
 
-/// 12 MiB: some 65 000 stacks of 45 frames. A program that has more is shown the rest as unknown.
-const CHUNKS: usize = 24;
+/// 16 MiB: 87,000 stacks of 45 frames, 65,000 of 60.
+const CHUNKS: usize = 32;
+pub(super) const CAP: u64 = (CHUNK * CHUNKS) as u64;
 
 const PLACES: usize = 1 << 17;
+
+/// The payload of a block: the next one below the length of the stack, then frames.
+const PAYLOAD: usize = 1 + FRAME_WORDS;
+const FRAME_WORDS: usize = 5;
+/// Frames in a block.
+pub(super) const IN_BLOCK: usize = IN_WORD * FRAME_WORDS;
+const IN_WORD: usize = 3;
+/// Bits of a frame's number.
+const BITS: usize = 21;
+const _: () = assert!(frames::END < 1 << BITS);
+
+const NEXT: u64 = u32::MAX as u64;
 
 pub(crate) struct Stacks {
     frames: Frames,
     index: Index,
-    arena: [Chunk; CHUNKS],
-    /// The first word that nobody has claimed. Word 0 is nobody's: an id is never 0.
-    next: AtomicU64,
+    blocks: Slots<PAYLOAD, CHUNK, CHUNKS>,
 }
 
 impl Stacks {
     pub(crate) const fn new() -> Self {
-        Self {
-            frames: Frames::new(),
-            index: Index::new(PLACES),
-            arena: [const { Chunk::new(CHUNK) }; CHUNKS],
-            next: AtomicU64::new(1),
+        Self { frames: Frames::new(), index: Index::new(PLACES), blocks: Slots::new() }
+    }
+
+    /// The id of these addresses, with one more reference; `None` if the table is full.
+    pub(crate) fn intern(&self, addresses: &[u64]) -> Option<u32> {
+        let stack = Stack { stacks: self, addresses };
+        self.index.intern(hash(addresses.iter().copied()), &stack).map(|it| it.number)
+    }
+
+    /// Drops a reference; 0 is no stack.
+    pub(crate) fn release(&self, id: u32) {
+        if self.blocks.release(id, 1) {
+            let frames = self.get(id).into_iter().flatten();
+            let addresses = frames.filter_map(|frame| self.frames.get(frame));
+            self.index.remove(hash(addresses), id);
+            self.dispose(id);
         }
     }
 
-    /// The id of these addresses; none when the table is full.
-    pub(crate) fn intern(&self, addresses: &[u64]) -> Option<u32> {
-        let hash = addresses
-            .iter()
-            .fold(addresses.len() as u64, |hash, &address| mix(hash.rotate_left(5) ^ address));
-        let same = |id| {
-            self.get(id).is_some_and(|frames| {
-                frames.len() == addresses.len()
-                    && frames
-                        .zip(addresses)
-                        .all(|(frame, &address)| self.frames.get(frame) == Some(address))
-            })
-        };
-        // The index publishes the id with release, after these plain stores.
-        self.index.intern(hash, same, || {
-            let numbers = |pair: &[u64]| {
-                pair.iter().rev().try_fold(0, |word, &address| {
-                    Some(word << 32 | u64::from(self.frames.intern(address)?))
-                })
-            };
-            // All are numbered before room is claimed, which cannot be given back.
-            addresses.chunks(2).try_for_each(|pair| numbers(pair).map(drop))?;
-            let (id, place) = self.claim(1 + addresses.len().div_ceil(2))?;
-            let (length, words) = place.split_first()?;
-            for (word, pair) in words.iter().zip(addresses.chunks(2)) {
-                word.store(numbers(pair)?, Relaxed);
-            }
-            length.store(addresses.len() as u64, Relaxed);
-            Some(id)
-        })
-    }
-
-    /// The frames of an id of this table, innermost first.
+    /// The frames of an id with a reference, innermost first.
     pub(crate) fn get(&self, id: u32) -> Option<impl ExactSizeIterator<Item = u32> + '_> {
-        let chunk = self.arena.get(id as usize / CHUNK)?.get()?;
-        let (length, words) = chunk.get(id as usize % CHUNK..)?.split_first()?;
-        let length = usize::try_from(length.load(Relaxed)).ok()?;
-        let words = words.get(..length.div_ceil(2))?;
-        let word = |at: usize| words.get(at / 2).map_or(0, |word| word.load(Relaxed));
-        Some((0..length).map(move |at| (word(at) >> (at % 2 * 32)) as u32))
+        let [first, ..] = self.blocks.payload(id)?;
+        let length = (first.load(Relaxed) >> 32) as usize;
+        let mut block = id;
+        Some((0..length).map(move |at| {
+            if at > 0 && at % IN_BLOCK == 0 {
+                block = self.next(block);
+            }
+            let word =
+                self.blocks.payload(block).and_then(|it| it.get(1 + at % IN_BLOCK / IN_WORD));
+            let word = word.map_or(0, |word| word.load(Relaxed));
+            (word >> (at % IN_WORD * BITS) & ((1 << BITS) - 1)) as u32
+        }))
     }
 
     /// The frames that stacks of this table refer to.
@@ -84,17 +80,88 @@ impl Stacks {
         &self.frames
     }
 
-    fn claim(&self, words: usize) -> Option<(u32, &[AtomicU64])> {
-        let step = |next: u64| {
-            let room = CHUNK - next as usize % CHUNK;
-            let start = if words <= room { next } else { next + room as u64 };
-            (words <= CHUNK && (start as usize) < CHUNK * CHUNKS)
-                .then_some((start, start + words as u64))
-        };
-        let next = self.next.fetch_update(Relaxed, Relaxed, |next| Some(step(next)?.1)).ok()?;
-        let start = step(next)?.0 as usize;
-        let chunk = self.arena.get(start / CHUNK)?.get_or_map()?;
-        let place = chunk.get(start % CHUNK..start % CHUNK + words)?;
-        Some((u32::try_from(start).ok()?, place))
+    /// Puts the addresses in blocks that nothing refers to yet.
+    fn store(&self, addresses: &[u64]) -> Option<u32> {
+        let id = self.claim()?;
+        let mut block = id;
+        for (at, &address) in addresses.iter().enumerate() {
+            let is_stored = (|| {
+                if at > 0 && at % IN_BLOCK == 0 {
+                    let next = self.claim()?;
+                    let [link, ..] = self.blocks.payload(block)?;
+                    link.store(link.load(Relaxed) & !NEXT | u64::from(next), Relaxed);
+                    block = next;
+                }
+                let frame = u64::from(self.frames.intern(address)?);
+                let word = self.blocks.payload(block)?.get(1 + at % IN_BLOCK / IN_WORD)?;
+                let before = if at.is_multiple_of(IN_WORD) { 0 } else { word.load(Relaxed) };
+                word.store(before | frame << (at % IN_WORD * BITS), Relaxed);
+                let [length, ..] = self.blocks.payload(id)?;
+                length.store(length.load(Relaxed) & NEXT | (at as u64 + 1) << 32, Relaxed);
+                Some(())
+            })();
+            if is_stored.is_none() {
+                self.dispose(id);
+                return None;
+            }
+        }
+        Some(id)
     }
+
+    fn claim(&self) -> Option<u32> {
+        let id = self.blocks.claim_free().or_else(|| self.blocks.claim_fresh(CAP))?;
+        let [first, ..] = self.blocks.payload(id)?;
+        first.store(0, Relaxed);
+        Some(id)
+    }
+
+    /// Gives the frames and blocks of a stack back that nothing refers to.
+    fn dispose(&self, id: u32) {
+        self.get(id).into_iter().flatten().for_each(|frame| self.frames.release(frame));
+        let mut block = id;
+        while block != 0 {
+            let next = self.next(block);
+            self.blocks.put_back(block);
+            block = next;
+        }
+    }
+
+    /// The block after this one, or 0.
+    fn next(&self, block: u32) -> u32 {
+        self.blocks.payload(block).map_or(0, |[link, ..]| (link.load(Relaxed) & NEXT) as u32)
+    }
+}
+
+struct Stack<'a> {
+    stacks: &'a Stacks,
+    addresses: &'a [u64],
+}
+
+impl Thing for Stack<'_> {
+    fn hold(&self, id: u32) -> bool {
+        if self.stacks.blocks.hold(id).is_none() {
+            return false;
+        }
+        let frames = self.stacks.get(id).into_iter().flatten();
+        let addresses = frames.map(|frame| self.stacks.frames.get(frame));
+        let is_same = addresses.eq(self.addresses.iter().map(|&address| Some(address)));
+        if !is_same {
+            self.release(id);
+        }
+        is_same
+    }
+
+    fn release(&self, id: u32) {
+        self.stacks.release(id);
+    }
+
+    fn make(&self) -> Option<u32> {
+        let id = self.stacks.store(self.addresses)?;
+        self.stacks.blocks.publish(id, 1);
+        Some(id)
+    }
+}
+
+fn hash(addresses: impl Iterator<Item = u64>) -> u64 {
+    addresses.fold(0, |hash: u64, address| mix(hash.rotate_left(5) ^ address))
 }

@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicI64, AtomicU64};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::sampler::{Passed, Sampler, mix};
+use super::sampler::{EXACT_FLOOR, Passed, Sampler, mix};
 
 struct Thread {
     sampler: Sampler,
@@ -24,10 +24,23 @@ thread_local! {
     };
 }
 
+/// 0, or [`EXACT_FLOOR`] at rate 1. Every allocation reads it and a change of rate writes it, so nothing that
+/// is written more often shares its cache lines.
+static FLOOR: Floor = Floor(AtomicI64::new(0));
+
+#[repr(align(128))]
+struct Floor(AtomicI64);
+
+/// Has all threads look up at each allocation, if the rate is 1.
+pub(super) fn set_floor(rate: u64) {
+    FLOOR.0.store(if rate == 1 { EXACT_FLOOR } else { 0 }, Relaxed);
+}
+
 /// Counts `size` bytes; whether they need no further thought. If they do, `decide` or `give_back` follows.
 #[inline]
 pub(super) fn spend(size: usize) -> bool {
-    THREAD.with(|thread| thread.sampler.spend(size))
+    let floor = FLOOR.0.load(Relaxed);
+    THREAD.with(|thread| thread.sampler.spend(size, floor))
 }
 
 /// Takes a refused `spend` back.
@@ -73,7 +86,7 @@ pub(super) fn decide(size: usize, rate: u64) -> Option<f64> {
         if sampler.is_new() {
             sampler.seed(entropy(thread), rate);
             // The block at hand is decided by the first wait, which begins before it.
-            if sampler.spend(size) {
+            if sampler.spend(size, 0) {
                 tell(sampler);
                 return None;
             }

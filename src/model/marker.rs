@@ -18,15 +18,21 @@ pub enum Marker {
     NoUnwindInformation,
     /// The outer frames: a signal handler on a stack of its own.
     OtherStack,
+    /// The whole stack of blocks for which the tables of the heap profiler had no room.
+    NoRoom,
+    /// The whole stacks of blocks that are freed, whose stacks made room for others.
+    NoLongerKept,
 }
 
 impl Marker {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 7] = [
         Self::Omitted,
         Self::DeeperThanCopy,
         Self::TooManyFrames,
         Self::NoUnwindInformation,
         Self::OtherStack,
+        Self::NoRoom,
+        Self::NoLongerKept,
     ];
 
     /// The lowest address of a marker. The kernel's half of the address space, so no code of a process is there.
@@ -51,6 +57,8 @@ impl Marker {
             Self::TooManyFrames => "[truncated: too many frames]",
             Self::NoUnwindInformation => "[truncated: no unwind information]",
             Self::OtherStack => "[truncated: signal handler on another stack]",
+            Self::NoRoom => "[no room for its stack]",
+            Self::NoLongerKept => "[freed: stack no longer kept]",
         }
     }
 }
@@ -64,7 +72,7 @@ mod tests {
         for marker in Marker::ALL {
             assert_eq!(Marker::of(marker.address()), Some(marker));
         }
-        for none in [0, 1, 0x7fff_ffff_ffff, Marker::FIRST - 1, Marker::FIRST + 5, u64::MAX] {
+        for none in [0, 1, 0x7fff_ffff_ffff, Marker::FIRST - 1, Marker::FIRST + 7, u64::MAX] {
             assert_eq!(Marker::of(none), None, "{none:x}");
         }
     }

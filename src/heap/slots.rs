@@ -1,0 +1,192 @@
+//! Numbered slots of one size in mapped memory, with reference counts.
+//!
+//! The storage of the tables of stacks, frames and sites. A slot is handed out from a cursor first and from a
+//! list of returned ones afterwards, so a table that was full has room again once its entries are dropped.
+//!
+//! ```text
+//! slot   {state, link, payload…}
+//! state  generation:31 | recent:1 | references:32     0 references: not in use
+//! link   the next free slot, while it is free
+//! ```
+//!
+//! - **Claim**: `claim` returns a slot that belongs to the caller alone. It writes the payload and calls `publish`.
+//! - **Hold**: a thread that finds a slot through an index or by its number adds a reference first. While it is held,
+//!   the payload does not change.
+//! - **Release**: the caller that drops the last reference disposes of the payload and calls `put_back`. The
+//!   generation is then another one, so a number that was kept without a reference can be checked.
+//!
+//! Nothing waits: a thread that stops for ever in the middle (killed by fork in the child) costs one slot.
+//! `tests/heap_loom.rs` tries the orders.
+
+use crate::base::sync::AtomicU64;
+use crate::base::sync::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use crate::os::memory::Chunk;
+
+/// Words of a slot that are not payload.
+const HEAD: usize = 2;
+
+const REFERENCES: u64 = u32::MAX as u64;
+const RECENT: u64 = 1 << 32;
+const GENERATION: u64 = 1 << 33;
+
+const NUMBER: u64 = u32::MAX as u64;
+/// Step of the counter beside the first free number, so that a list that was changed twice differs.
+const CHANGE: u64 = 1 << 32;
+
+/// Slots with `PAYLOAD` words each, `IN_CHUNK` to a mapping, in at most `CHUNKS` mappings.
+pub(crate) struct Slots<const PAYLOAD: usize, const IN_CHUNK: usize, const CHUNKS: usize> {
+    chunks: [Chunk; CHUNKS],
+    /// The first number that was never handed out. Number 0 is not used.
+    next: AtomicU64,
+    /// The first free number, or 0, below a counter of changes.
+    free: AtomicU64,
+}
+
+/// Result of an attempt to drop an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Eviction {
+    /// The slot belongs to the caller.
+    Evicted,
+    /// It has one reference and was used since the last attempt.
+    Recent,
+    /// It is held or not in use.
+    InUse,
+}
+
+impl<const PAYLOAD: usize, const IN_CHUNK: usize, const CHUNKS: usize>
+    Slots<PAYLOAD, IN_CHUNK, CHUNKS>
+{
+    pub(crate) const fn new() -> Self {
+        Self {
+            chunks: [const { Chunk::new(IN_CHUNK * (HEAD + PAYLOAD)) }; CHUNKS],
+            next: AtomicU64::new(1),
+            free: AtomicU64::new(0),
+        }
+    }
+
+    /// One past the last number that was ever handed out.
+    pub(crate) fn end(&self) -> u32 {
+        self.next.load(Relaxed) as u32
+    }
+
+    /// A slot that was put back.
+    pub(crate) fn claim_free(&self) -> Option<u32> {
+        let mut first = self.free.load(Acquire);
+        loop {
+            let number = (first & NUMBER) as u32;
+            // Of a slot that another thread claims meanwhile the link is senseless, and the exchange fails.
+            let link = self.words(number)?.get(1)?.load(Relaxed);
+            let next = (first & !NUMBER).wrapping_add(CHANGE) | link & NUMBER;
+            match self.free.compare_exchange(first, next, AcqRel, Acquire) {
+                Ok(_) => return Some(number),
+                Err(changed) => first = changed,
+            }
+        }
+    }
+
+    /// A slot that was never handed out, if there is one below `cap`. A mapping that the kernel refuses costs no number.
+    pub(crate) fn claim_fresh(&self, cap: u64) -> Option<u32> {
+        let cap = cap.min((CHUNKS * IN_CHUNK) as u64);
+        let step = |next: u64| {
+            self.chunks.get(next as usize / IN_CHUNK)?.get_or_map()?;
+            (next < cap).then_some(next + 1)
+        };
+        let number = self.next.fetch_update(Relaxed, Relaxed, step).ok()?;
+        u32::try_from(number).ok()
+    }
+
+    /// Returns a slot without references. Its payload stays as it is until it is claimed again.
+    pub(crate) fn put_back(&self, number: u32) {
+        let Some(link) = self.words(number).and_then(|words| words.get(1)) else { return };
+        let mut first = self.free.load(Acquire);
+        loop {
+            link.store(first & NUMBER, Relaxed);
+            let next = (first & !NUMBER).wrapping_add(CHANGE) | u64::from(number);
+            match self.free.compare_exchange(first, next, AcqRel, Acquire) {
+                Ok(_) => return,
+                Err(changed) => first = changed,
+            }
+        }
+    }
+
+    /// The payload of a slot. To be read only while it is held or validated by its generation.
+    pub(crate) fn payload(&self, number: u32) -> Option<&[AtomicU64; PAYLOAD]> {
+        self.words(number)?.get(HEAD..)?.first_chunk()
+    }
+
+    /// Makes a claimed slot visible with so many references.
+    pub(crate) fn publish(&self, number: u32, references: u32) {
+        let Some(state) = self.state(number) else { return };
+        let before = state.load(Relaxed) & !(REFERENCES | RECENT);
+        state.store(before | u64::from(references), Release);
+    }
+
+    /// Adds a reference to a slot in use. Returns its generation.
+    pub(crate) fn hold(&self, number: u32) -> Option<u32> {
+        let step = |state: u64| (state & REFERENCES != 0).then_some(state + 1);
+        self.state(number)?.fetch_update(Acquire, Relaxed, step).ok().map(generation)
+    }
+
+    /// The generation of a held slot.
+    pub(crate) fn generation(&self, number: u32) -> u32 {
+        self.state(number).map_or(0, |state| generation(state.load(Relaxed)))
+    }
+
+    /// Marks a held slot as used.
+    pub(crate) fn touch(&self, number: u32) {
+        if let Some(state) = self.state(number) {
+            let step = |state: u64| (state & RECENT == 0).then_some(state | RECENT);
+            // Fails if it is marked.
+            let _ = state.fetch_update(Relaxed, Relaxed, step);
+        }
+    }
+
+    /// Drops so many references. Returns `true` if they were the last: the slot belongs to the caller.
+    #[must_use = "a slot without references must be put back"]
+    pub(crate) fn release(&self, number: u32, references: u32) -> bool {
+        let references = u64::from(references);
+        let step = |state: u64| match (state & REFERENCES).checked_sub(references)? {
+            0 => Some(unused(state)),
+            _ => Some(state - references),
+        };
+        let before = self.state(number).map(|state| state.fetch_update(AcqRel, Relaxed, step));
+        before.is_some_and(|before| before.is_ok_and(|it| it & REFERENCES == references))
+    }
+
+    /// Drops the last reference of a slot that nothing else holds and that was not used since the last attempt.
+    pub(crate) fn evict(&self, number: u32) -> Eviction {
+        let Some(state) = self.state(number) else { return Eviction::InUse };
+        let step = |state: u64| match state & (REFERENCES | RECENT) {
+            1 => Some(unused(state)),
+            used if used == RECENT | 1 => Some(state & !RECENT),
+            _ => None,
+        };
+        match state.fetch_update(AcqRel, Relaxed, step) {
+            Ok(before) if before & RECENT != 0 => Eviction::Recent,
+            Ok(_) => Eviction::Evicted,
+            Err(_) => Eviction::InUse,
+        }
+    }
+
+    fn state(&self, number: u32) -> Option<&AtomicU64> {
+        self.words(number)?.first()
+    }
+
+    fn words(&self, number: u32) -> Option<&[AtomicU64]> {
+        if number == 0 {
+            return None;
+        }
+        let chunk = self.chunks.get(number as usize / IN_CHUNK)?.get()?;
+        let size = HEAD + PAYLOAD;
+        let start = number as usize % IN_CHUNK * size;
+        chunk.get(start..start + size)
+    }
+}
+
+const fn unused(state: u64) -> u64 {
+    (state & !(REFERENCES | RECENT)).wrapping_add(GENERATION)
+}
+
+const fn generation(state: u64) -> u32 {
+    (state >> GENERATION.trailing_zeros()) as u32
+}

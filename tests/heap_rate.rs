@@ -1,0 +1,51 @@
+//! The rate of the settings holds from the moment that the agent's start returns.
+
+#![cfg(feature = "heap")]
+
+use std::alloc::System;
+use std::hint::black_box;
+use std::sync::mpsc;
+
+use jiff::Timestamp;
+use marple::base::Bytes;
+use marple::heap;
+use marple::model::LabelValue;
+use marple::{Agent, Settings};
+
+#[global_allocator]
+static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
+
+const SIZE: usize = 24_007;
+
+fn ten_blocks() -> Vec<Vec<u8>> {
+    (0..10).map(|_| black_box(Vec::with_capacity(SIZE))).collect()
+}
+
+#[test]
+fn blocks_are_exact_once_the_start_returns_also_those_of_threads_from_before() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut settings = Settings { dir: dir.path().to_owned(), ..Settings::default() };
+    settings.heap.rate = Bytes(1);
+    let (go, wait) = mpsc::channel();
+    let earlier = std::thread::spawn(move || {
+        (0..300).for_each(|_| drop(black_box(Vec::<u8>::with_capacity(2000))));
+        wait.recv().unwrap();
+        ten_blocks()
+    });
+    let agent = Agent::from_settings(settings).start().unwrap();
+    let own = ten_blocks();
+    go.send(()).unwrap();
+    let theirs = earlier.join().unwrap();
+    let profile = heap::snapshot(Timestamp::now()).unwrap();
+    let is_size = |value| matches!(value, LabelValue::Number(n, _) if n == SIZE as i64);
+    let ours = profile
+        .samples
+        .iter()
+        .filter(|sample| sample.labels.iter().any(|label| is_size(label.value)));
+    let sums = ours.fold([0; 4], |sums, sample| {
+        std::array::from_fn(|column| sums[column] + sample.values[column])
+    });
+    let bytes = 20 * SIZE as i64;
+    assert_eq!(sums, [20, bytes, 20, bytes]);
+    drop((own, theirs, agent));
+}
