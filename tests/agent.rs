@@ -70,6 +70,9 @@ fn a_rule_that_fires_leaves_a_whole_incident() {
         let found = fs::metadata(&path).unwrap();
         assert_eq!(found.len(), artifact.bytes.get(), "{path:?}");
         assert_eq!(found.permissions().mode() & 0o777, 0o600, "{path:?}");
+        let is_heap = artifact.file.ends_with("memory.pprof");
+        let explains = |note: &String| note.starts_with("memory: the heap profile explains ");
+        assert_eq!(artifact.note.as_ref().is_some_and(explains), is_heap, "{artifact:?}");
     }
     assert_eq!(fs::metadata(&dir).unwrap().permissions().mode() & 0o777, 0o700);
     assert!(manifest.limits.memory.is_some() && manifest.limits.memory_source.is_some());

@@ -61,6 +61,7 @@ fn incident(value: f64) -> Manifest {
             sha256: "00".repeat(32),
             taken: opened,
             part: None,
+            note: None,
         }],
         removed: Vec::new(),
         vitals: vec![VitalsRow {

@@ -5,7 +5,7 @@
 //!        ── frames, by address ── symbol tables ─┴─► profile.proto ─► gzip ─► out
 //! ```
 //!
-//! A dump allocates nothing: the room is made and written to once, about 1.3 MiB, because the moment it
+//! A dump allocates nothing: the room is made and written to once, about 1.5 MiB, because the moment it
 //! is for is the one in which no more is to be had. Building the profile first, as is done for the
 //! other kinds, would take some 400 bytes a sample at that moment.
 
@@ -13,10 +13,12 @@ use std::io::{self, Write};
 
 use jiff::Timestamp;
 
+use super::memory_summary::MemorySummary;
 use crate::base::Error;
 use crate::codec::pprof::{self, FunctionId, Head, Stream};
 use crate::heap::{self, BATCH};
 use crate::model::{Mapping, Marker};
+use crate::os::resident::ResidentReader;
 use crate::symbols::{ANONYMOUS, Failure, Files, Generated, Identity, Unchecked, memory_file};
 
 /// What a profile is told about the process, to be read beside its sums.
@@ -38,6 +40,8 @@ pub struct HeapWriter {
     generated: Generated,
     batch: Vec<(u64, u32)>,
     used: Vec<Used>,
+    resident: ResidentReader,
+    summary: Option<MemorySummary>,
 }
 
 /// A mapping that holds a frame.
@@ -51,7 +55,7 @@ struct Used {
 }
 
 impl HeapWriter {
-    /// Reserves what a dump takes, about 1.3 MiB, makes sure that it is there, and opens the loaded
+    /// Reserves what a dump takes, about 1.5 MiB, makes sure that it is there, and opens the loaded
     /// files.
     pub fn reserve() -> Self {
         let _excluded = heap::exclude_current_thread();
@@ -65,7 +69,9 @@ impl HeapWriter {
         }
         let generated = Generated::reserve(BATCH);
         let used = Vec::with_capacity(256);
-        Self { tables, stream: pprof::Room::reserve(), files, generated, batch, used }
+        let stream = pprof::Room::reserve();
+        let resident = ResidentReader::reserve();
+        Self { tables, stream, files, generated, batch, used, resident, summary: None }
     }
 
     /// Writes the profile of this moment, which is `now` on the wall, gzip'd, with the names of
@@ -84,7 +90,8 @@ impl HeapWriter {
         process: ProcessMemory,
         out: impl Write,
     ) -> Result<(), Error> {
-        let Self { tables, stream, files, generated, batch, used } = self;
+        let Self { tables, stream, files, generated, batch, used, resident, summary } = self;
+        *summary = None;
         let mut dump = tables.begin().map_err(Error::new)?;
         let head = Head {
             sample_types: &heap::SAMPLE_TYPES,
@@ -118,6 +125,10 @@ impl HeapWriter {
                     out.mapping(place, mapping, used.named)?;
                 }
             }
+            *summary = MemorySummary::read(dump.in_use().get(), resident);
+            if let Some(summary) = summary {
+                summary.lines(|line| out.comment(line))?;
+            }
             dump.comments(|comment| out.comment(comment))?;
             process.comment(&mut out)?;
             for (cause, count) in dump.lost() {
@@ -126,6 +137,14 @@ impl HeapWriter {
             out.finish()
         })();
         written.map_err(|error: io::Error| Error::new(error))
+    }
+}
+
+impl HeapWriter {
+    /// How much of the resident memory the last profile explains, and where the rest is. `None` if it could not be
+    /// read.
+    pub(in crate::agent) fn summary(&self) -> Option<MemorySummary> {
+        self.summary
     }
 }
 

@@ -37,6 +37,8 @@ mod handle;
 mod heap_writer;
 mod history;
 mod incidents;
+#[cfg(feature = "heap")]
+mod memory_summary;
 mod pending;
 mod reload;
 mod replay;

@@ -164,6 +164,10 @@ pub struct Artifact {
     /// itself. The two are to be compared: `go tool pprof -base BEFORE FILE`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub part: Option<String>,
+    /// A sentence on what the file shows: of a heap profile, how much of the resident memory it explains and where the
+    /// rest is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
 }
 
 /// A file that was removed again: of each form the first, the last and the largest stay.

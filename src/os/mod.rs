@@ -40,6 +40,8 @@ pub mod process;
 pub mod procfs;
 #[cfg(target_os = "linux")]
 pub mod quota;
+#[cfg(feature = "heap")]
+pub mod resident;
 #[cfg(target_os = "linux")]
 pub mod signal;
 #[cfg(target_os = "linux")]

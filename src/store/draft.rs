@@ -136,6 +136,7 @@ impl Draft {
             sha256: hex(std::mem::take(&mut self.hash)),
             taken: self.taken,
             part: None,
+            note: None,
         })
     }
 

@@ -207,7 +207,7 @@ fn described(dir: &Dir, file: String, kind: CaptureKind) -> Result<Artifact, Err
     let bytes = Bytes(io::copy(&mut content, &mut hash).map_err(failed)?);
     let modified = content.metadata().and_then(|it| it.modified()).map_err(failed)?;
     let taken = Timestamp::try_from(modified).unwrap_or_default();
-    Ok(Artifact { file, kind, bytes, sha256: hex(hash.0), taken, part: None })
+    Ok(Artifact { file, kind, bytes, sha256: hex(hash.0), taken, part: None, note: None })
 }
 
 /// A writer that keeps the hash of what it is given.

@@ -48,6 +48,7 @@ impl Worker {
                 match fence(|| write_as(&mut self.dirs, id, form, (&evidence, &stacks))) {
                     Ok(mut artifact) => {
                         artifact.part = part.map(str::to_owned);
+                        artifact.note = evidence.note();
                         tally.artifacts += 1;
                         tally.artifact_bytes += artifact.bytes.get();
                         if let Some((_, dir)) = self.dirs.iter().find(|(open, _)| *open == id) {

@@ -12,6 +12,7 @@ use jiff::Timestamp;
 
 use super::{Collector, Evidence, Failure, Live, Started, jemalloc};
 use crate::agent::heap_writer::{HeapWriter, ProcessMemory};
+use crate::agent::memory_summary::MemorySummary;
 use crate::base::{Anchor, Bytes, Moment, log};
 use crate::config::{HeapSettings, Settings};
 use crate::heap;
@@ -35,7 +36,7 @@ pub(super) fn start(_: CaptureKind, _: &Settings, anchor: Anchor) -> Result<Star
     }
     Ok(Started {
         collector: Box::new(Snapshots(anchor, FinerRate::begin())),
-        at_start: Some(Evidence::Live(Box::new(Dump(anchor.wall)))),
+        at_start: Some(Dump::at(anchor.wall)),
     })
 }
 
@@ -51,7 +52,7 @@ pub(in crate::agent) fn now(wall: Timestamp) -> Result<Evidence, Failure> {
         evidence.symbolize();
         return Ok(evidence);
     }
-    Ok(Evidence::Live(Box::new(Dump(wall))))
+    Ok(Dump::at(wall))
 }
 
 /// The heap as a value.
@@ -59,7 +60,9 @@ pub(in crate::agent) fn snapshot(wall: Timestamp) -> Result<Box<Profile>, Failur
     if !heap::installed() {
         return jemalloc::snapshot(wall);
     }
-    Ok(Box::new(heap::snapshot(wall)?))
+    let mut profile = Box::new(heap::snapshot(wall)?);
+    MemorySummary::describe(&mut profile);
+    Ok(profile)
 }
 
 struct Snapshots(Anchor, #[allow(dead_code, reason = "held for its drop")] FinerRate);
@@ -70,20 +73,39 @@ impl Collector for Snapshots {
     }
 
     fn peek(&self, now: Moment) -> Result<Option<Evidence>, Failure> {
-        Ok(Some(Evidence::Live(Box::new(Dump(self.0.wall_at(now))))))
+        Ok(Some(Dump::at(self.0.wall_at(now))))
     }
 
     fn stop(self: Box<Self>, now: Moment) -> Result<Option<Evidence>, Failure> {
-        Ok(Some(Evidence::Live(Box::new(Dump(self.0.wall_at(now))))))
+        Ok(Some(Dump::at(self.0.wall_at(now))))
     }
 }
 
 /// The profile as it is when it is written.
-struct Dump(Timestamp);
+struct Dump {
+    wall: Timestamp,
+    /// Of the last time it was written.
+    summary: Mutex<Option<MemorySummary>>,
+}
+
+impl Dump {
+    fn new(wall: Timestamp) -> Self {
+        Self { wall, summary: Mutex::new(None) }
+    }
+
+    fn at(wall: Timestamp) -> Evidence {
+        Evidence::Live(Box::new(Self::new(wall)))
+    }
+}
 
 impl Live for Dump {
     fn asked(&self) -> Timestamp {
-        self.0
+        self.wall
+    }
+
+    fn note(&self) -> Option<String> {
+        let summary = self.summary.lock().unwrap_or_else(PoisonError::into_inner);
+        summary.map(|summary| summary.to_string())
     }
 
     fn losses(&self) -> Losses {
@@ -98,7 +120,10 @@ impl Live for Dump {
             limit: known(&LIMIT),
         };
         let mut writer = WRITER.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(writer.get_or_insert_with(HeapWriter::reserve).write(self.0, process, out)?)
+        let writer = writer.get_or_insert_with(HeapWriter::reserve);
+        writer.write(self.wall, process, out)?;
+        *self.summary.lock().unwrap_or_else(PoisonError::into_inner) = writer.summary();
+        Ok(())
     }
 }
 
@@ -116,7 +141,7 @@ pub(in crate::agent) fn read_images() {
 pub(in crate::agent) fn rehearse() {
     if heap::installed() {
         // What keeps it from working will be told by the first capture.
-        let _ = Dump(Timestamp::UNIX_EPOCH).write(&mut std::io::sink());
+        let _ = Dump::new(Timestamp::UNIX_EPOCH).write(&mut std::io::sink());
     }
 }
 

@@ -6,6 +6,7 @@ use std::io::{BufReader, Seek, SeekFrom};
 use jiff::Timestamp;
 
 use super::{Absent, Collector, Evidence, Failure, Started};
+use crate::agent::memory_summary::MemorySummary;
 use crate::base::{Anchor, Moment};
 use crate::codec::jeheap;
 use crate::heap;
@@ -70,6 +71,7 @@ fn dump(
     let mut profile = jeheap::read(BufReader::new(text), accumulates, wall)?;
     profile.drop_frames = format!("{}|{}", heap::DROP_FRAMES, heap::jemalloc::DROP_FRAMES);
     profile.attach_mappings(images::seen()?);
+    MemorySummary::describe(&mut profile);
     if let Some(since) = since {
         profile.comments.push(format!(
             "heap: jemalloc sampled nothing before this capture (prof_active:false); what was allocated \

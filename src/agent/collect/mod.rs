@@ -174,6 +174,9 @@ pub(super) trait Live: Send {
     /// What it lacks.
     fn losses(&self) -> Losses;
 
+    /// A sentence on what it shows, once it was written.
+    fn note(&self) -> Option<String>;
+
     /// Takes and writes it.
     fn write(&self, out: &mut dyn io::Write) -> Result<(), Failure>;
 }
@@ -206,6 +209,16 @@ impl Evidence {
             Self::Threads(dump) => dump.profile.losses.clone(),
             Self::Tasks(dump) => dump.losses().clone(),
             Self::Descriptors(dump) => dump.losses.clone(),
+        }
+    }
+
+    /// A sentence on what the file shows and what it cannot show, once it was written.
+    pub(super) fn note(&self) -> Option<String> {
+        match self {
+            #[cfg(feature = "heap")]
+            Self::Profile(profile) => super::memory_summary::MemorySummary::of(profile),
+            Self::Live(live) => live.note(),
+            _ => None,
         }
     }
 

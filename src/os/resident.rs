@@ -1,0 +1,313 @@
+//! Where the resident memory of the process is, by kind of mapping.
+//!
+//! ```text
+//! /proc/self/status   VmRSS = RssAnon + RssFile + RssShmem     a microsecond
+//! /proc/self/smaps    Rss of each mapping                      walks every page: 11 ms a GiB, 3 us a mapping
+//! ```
+//!
+//! Reads into a buffer that is reserved before, so that it can be read when no more memory is to be had. While
+//! the kernel writes the lines of a mapping, other threads cannot map or unmap, so `smaps` is not read above 8 GiB.
+
+use std::ops::Range;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::base::Bytes;
+
+/// Resident memory above which mappings are not walked: 90 ms.
+const MAX_WALKED: Bytes = Bytes(8 << 30);
+
+/// Mappings that are read: 60 ms and 14 MB of text.
+const MAX_MAPPINGS: usize = 20_000;
+
+/// More than a line of smaps with the longest path.
+const BUFFER: usize = 16 << 10;
+
+/// glibc's arenas begin at multiples of this.
+const ARENA: u64 = 64 << 20;
+
+/// The largest mapping without access that is taken for the guard below a thread's stack.
+const MAX_GUARD: u64 = 64 << 10;
+
+/// Mappings that are named.
+const NAMED: usize = 3;
+
+/// Resident memory of the process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Resident {
+    /// Heap, stacks and private copies of file pages.
+    pub anonymous: Bytes,
+    /// Pages of mapped files.
+    pub file: Bytes,
+    /// Shared memory: System V, `/dev/shm`, memory files.
+    pub shared: Bytes,
+    /// Where it is, or `None` if there is too much to walk or `smaps` cannot be read.
+    pub kinds: Option<Kinds>,
+}
+
+/// Resident memory by kind of mapping.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Kinds {
+    /// Malloc's heap: `[heap]`, and arenas where glibc has them.
+    pub malloc: Bytes,
+    /// Other anonymous mappings.
+    pub anonymous: Bytes,
+    /// Stacks: the main thread's, and anonymous mappings right above a guard.
+    pub stacks: Bytes,
+    /// Mapped files, with the private copies of their pages.
+    pub files: Bytes,
+    /// Shared memory.
+    pub shared: Bytes,
+    /// The mappings with the most, in order.
+    pub largest: [Large; NAMED],
+    /// Not all mappings were read.
+    pub is_partial: bool,
+}
+
+/// A mapping with much resident memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Large {
+    /// Its lowest address.
+    pub start: u64,
+    /// Resident in it.
+    pub resident: Bytes,
+    /// Its kind.
+    pub kind: Kind,
+}
+
+/// Kind of a mapping.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Kind {
+    /// Malloc's heap.
+    Malloc,
+    /// Anonymous.
+    #[default]
+    Anonymous,
+    /// Stack.
+    Stack,
+    /// Mapped file.
+    File,
+    /// Shared memory.
+    Shared,
+}
+
+impl Kind {
+    /// The name that a profile shows.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Malloc => "malloc heap",
+            Self::Anonymous => "anonymous",
+            Self::Stack => "stack",
+            Self::File => "file",
+            Self::Shared => "shared",
+        }
+    }
+}
+
+impl Resident {
+    /// Sum of all.
+    pub fn total(&self) -> Bytes {
+        Bytes(self.anonymous.get() + self.file.get() + self.shared.get())
+    }
+}
+
+/// Reads the resident memory of this process.
+#[derive(Debug)]
+pub struct ResidentReader {
+    buffer: Vec<u8>,
+}
+
+impl ResidentReader {
+    /// Reserves what a reading takes, 16 KiB, and writes to it once.
+    pub fn reserve() -> Self {
+        Self { buffer: vec![1; BUFFER] }
+    }
+
+    /// Reads it. Allocates nothing. `None` if there is no such `/proc`.
+    pub fn read(&mut self) -> Option<Resident> {
+        let mut resident = Resident::default();
+        self.lines(c"/proc/self/status", |line| {
+            for (name, field) in [
+                (b"RssAnon:".as_slice(), &mut resident.anonymous),
+                (b"RssFile:", &mut resident.file),
+                (b"RssShmem:", &mut resident.shared),
+            ] {
+                if let Some(value) = line.strip_prefix(name).and_then(kibibytes) {
+                    *field = value;
+                }
+            }
+            true
+        })
+        .ok()?;
+        if resident.total() == Bytes(0) {
+            return None;
+        }
+        if resident.total() <= MAX_WALKED {
+            let mut walk = Walk::default();
+            let is_read = self.lines(c"/proc/self/smaps", |line| walk.line(line));
+            resident.kinds = is_read.is_ok().then(|| walk.finish());
+        }
+        Some(resident)
+    }
+
+    /// Shows each line of a file until `see` returns `false`. A line that is longer than the buffer is cut.
+    fn lines(
+        &mut self,
+        path: &std::ffi::CStr,
+        mut see: impl FnMut(&[u8]) -> bool,
+    ) -> Result<(), Errno> {
+        let file = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        let (mut filled, mut is_cut) = (0, false);
+        loop {
+            let room = self.buffer.get_mut(filled..).unwrap_or_default();
+            let read = match rustix::io::read(&file, room) {
+                Err(Errno::INTR) => continue,
+                read => read?,
+            };
+            if read == 0 {
+                return Ok(());
+            }
+            filled += read;
+            let mut start = 0;
+            while let Some(line) = self.buffer.get(start..filled) {
+                let Some(end) = line.iter().position(|&byte| byte == b'\n') else { break };
+                let line = line.get(..end).unwrap_or_default();
+                start += end + 1;
+                if !std::mem::take(&mut is_cut) && !see(line) {
+                    return Ok(());
+                }
+            }
+            if start == 0 && filled == self.buffer.len() {
+                if !std::mem::replace(&mut is_cut, true) && !see(&self.buffer) {
+                    return Ok(());
+                }
+                filled = 0;
+                continue;
+            }
+            self.buffer.copy_within(start..filled, 0);
+            filled -= start;
+        }
+    }
+}
+
+/// A mapping whose lines are being read.
+#[derive(Clone, Copy, Default)]
+struct Mapping {
+    start: u64,
+    end: u64,
+    kind: Kind,
+    /// No access: a guard, or what an arena has reserved.
+    is_closed: bool,
+    /// Readable and writable, private and without a name.
+    is_plain: bool,
+    resident: Bytes,
+}
+
+#[derive(Default)]
+struct Walk {
+    kinds: Kinds,
+    last: Mapping,
+    mappings: usize,
+}
+
+impl Walk {
+    fn line(&mut self, line: &[u8]) -> bool {
+        if let Some(value) = line.strip_prefix(b"Rss:") {
+            self.last.resident = kibibytes(value).unwrap_or_default();
+        } else if let Some(next) = header(line) {
+            self.next(next);
+            self.mappings += 1;
+            self.kinds.is_partial = self.mappings > MAX_MAPPINGS;
+        }
+        !self.kinds.is_partial
+    }
+
+    fn next(&mut self, mut next: Mapping) {
+        let last = self.last;
+        let adjoins = last.end == next.start;
+        // An arena: what is in use, and the rest without access up to a multiple of its size.
+        let reserves = next.is_closed && adjoins && next.end.is_multiple_of(ARENA);
+        let is_whole = last.end.is_multiple_of(ARENA);
+        if last.is_plain && last.start.is_multiple_of(ARENA) && (reserves || is_whole) {
+            self.last.kind = Kind::Malloc;
+        }
+        let is_guard = last.is_closed && last.end - last.start <= MAX_GUARD;
+        if next.is_plain && adjoins && is_guard {
+            next.kind = Kind::Stack;
+        }
+        self.count();
+        self.last = next;
+    }
+
+    /// Adds the last mapping to its kind.
+    fn count(&mut self) {
+        let Mapping { start, kind, resident, .. } = self.last;
+        let sum = match kind {
+            Kind::Malloc => &mut self.kinds.malloc,
+            Kind::Anonymous => &mut self.kinds.anonymous,
+            Kind::Stack => &mut self.kinds.stacks,
+            Kind::File => &mut self.kinds.files,
+            Kind::Shared => &mut self.kinds.shared,
+        };
+        *sum = Bytes(sum.get().saturating_add(resident.get()));
+        let mut entry = Large { start, resident, kind };
+        for large in &mut self.kinds.largest {
+            if entry.resident > large.resident {
+                std::mem::swap(large, &mut entry);
+            }
+        }
+    }
+
+    fn finish(mut self) -> Kinds {
+        self.count();
+        self.kinds
+    }
+}
+
+/// A mapping's first line: `7f12a000-7f12c000 rw-p 00000000 00:00 0    /path`.
+fn header(line: &[u8]) -> Option<Mapping> {
+    let mut words = line.split(|&byte| byte == b' ').filter(|word| !word.is_empty());
+    let range = range(words.next()?)?;
+    let permissions = words.next()?;
+    let path = words.nth(3).unwrap_or_default();
+    let is_private = permissions.get(3) == Some(&b'p');
+    let starts = |prefixes: &[&[u8]]| prefixes.iter().any(|prefix| path.starts_with(prefix));
+    // The words of a name with spaces that matter: `[anon: glibc: malloc]`, `[anon: glibc: pthread stack: 12]`.
+    let has = |word: &[u8]| line.windows(word.len()).any(|at| at == word);
+    let kind = match path {
+        b"[heap]" => Kind::Malloc,
+        b"[stack]" => Kind::Stack,
+        _ if starts(&[b"[anon:"]) && has(b"malloc") => Kind::Malloc,
+        _ if starts(&[b"[anon:"]) && has(b"stack") => Kind::Stack,
+        _ if starts(&[b"/dev/shm/", b"/SYSV", b"/memfd:", b"/dev/zero", b"[anon_shmem:"]) => {
+            Kind::Shared
+        }
+        _ if starts(&[b"/"]) => Kind::File,
+        _ if is_private => Kind::Anonymous,
+        _ => Kind::Shared,
+    };
+    Some(Mapping {
+        start: range.start,
+        end: range.end,
+        kind,
+        is_closed: permissions.starts_with(b"---"),
+        is_plain: permissions.starts_with(b"rw-") && is_private && path.is_empty(),
+        resident: Bytes(0),
+    })
+}
+
+fn range(word: &[u8]) -> Option<Range<u64>> {
+    let (start, end) = std::str::from_utf8(word).ok()?.split_once('-')?;
+    Some(u64::from_str_radix(start, 16).ok()?..u64::from_str_radix(end, 16).ok()?)
+}
+
+/// The value of a line such as `Rss:    12 kB`.
+fn kibibytes(value: &[u8]) -> Option<Bytes> {
+    let number = std::str::from_utf8(value).ok()?.trim().strip_suffix("kB")?;
+    Some(Bytes(number.trim().parse::<u64>().ok()? << 10))
+}
+
+#[cfg(test)]
+#[path = "resident_tests.rs"]
+mod tests;
