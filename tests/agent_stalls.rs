@@ -314,3 +314,34 @@ fn block_again() {
     thread::sleep(Duration::from_millis(700));
     std::hint::black_box(());
 }
+
+#[test]
+fn recorded_polls_of_a_runtime_of_one_thread_are_reported_exactly_and_once() {
+    let host = watched(&[CaptureKind::Threads]);
+    let (tell, told) = channel();
+    let (release, released) = channel();
+    let (begin, is_begun) = tokio::sync::oneshot::channel::<()>();
+    let driver = thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        tell.send(runtime.handle().clone()).unwrap();
+        runtime.block_on(async move {
+            is_begun.await.unwrap();
+            tokio::spawn(async move { hold_up(&released) }.traced("sweeper")).await.unwrap();
+        });
+    });
+    // Observed too: its counters would make it a suspect.
+    host.handle().observe(told.recv().unwrap()).unwrap();
+    let ticks = || host.handle().status().wait(PATIENCE).unwrap().counters.ticks;
+    let first = ticks();
+    wait_for("the probe to run", || (ticks() > first + 5).then_some(()));
+    begin.send(()).unwrap();
+    let stalls = || host.handle().status().wait(PATIENCE).unwrap().stalls;
+    let stall = wait_for("the stall", || stalls().pop());
+    assert!(stall.task.starts_with("sweeper") && !stall.suspected, "{stall:?}");
+    assert!(stall.function.is_some_and(|it| it.contains("agent_stalls::hold_up")));
+    let last = ticks();
+    wait_for("more looks", || (ticks() > last + 30).then_some(()));
+    assert_eq!(stalls().len(), 1);
+    release.send(()).unwrap();
+    driver.join().unwrap();
+}
