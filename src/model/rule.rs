@@ -29,7 +29,7 @@ pub struct Rule {
     pub forecast: Option<Duration>,
     /// At or above this nothing fires: too late for a capture.
     pub max: Option<f64>,
-    /// How long each condition must hold before the rule fires.
+    /// How long each condition must hold before the rule fires. It may be false for a fifth of that time in all.
     pub hold: Holds,
     /// At or below this (with `below`, at or above) the incident is over if no condition holds; without it,
     /// as soon as none does.
@@ -85,7 +85,8 @@ impl Rule {
     }
 }
 
-/// How long each of a rule's conditions must hold.
+/// How long each of a rule's conditions must hold: true now, and in at least four fifths of the time. With ticks of
+/// 250 ms that is 32 of 40 in 10 s, 7 of 8 in 2 s, and each of 4 in 1 s.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Holds {
     /// `abs`.

@@ -11,7 +11,8 @@
 //! 4. above `abs`: yes. Else, at or above the average times `(100 + diff) / 100`, *and above the
 //!    average*: yes. Else, the limit reached within `forecast` at the rate at which the value rises in
 //!    both halves of the ring: yes. Else no. A rule with `below` has that instead: below it, yes.
-//! 5. yes, but not yet for as long as `for`, which runs for each condition by itself: not yet.
+//! 5. yes, but not yet for as long as `for`, which runs for each condition by itself: not yet. A condition may be
+//!    false for a fifth of `for` in all without starting anew, but must be true now.
 //! 6. with the incident open, it depends on `again`.
 //!    - `cooldown`, which is holmes: a capture of the rule runs: not now. Less than `cooldown` since the
 //!      end of its last capture: not now. Else: fire.

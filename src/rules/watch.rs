@@ -1,6 +1,7 @@
 //! One rule and what it remembers.
 
 pub(super) mod admission;
+mod hold;
 
 use std::time::Duration;
 
@@ -10,15 +11,16 @@ use super::ring::{Ring, WINDOW};
 use super::verdict::{By, Crossing, Decision, Hold};
 use super::{Mark, Opening};
 use crate::base::{EventTime, Moment};
-use crate::model::{Mode, Rule, Vitals};
+use crate::model::{Holds, Mode, Rule, Vitals};
+use hold::HeldTime;
 
 /// A rule and its state.
 #[derive(Clone, Debug)]
 pub(super) struct Watch {
     pub(super) rule: Rule,
     ring: Ring,
-    /// Since when each condition holds without a gap.
-    crossed: [Option<Moment>; By::COUNT],
+    /// For how long each condition has held.
+    crossed: [HeldTime; By::COUNT],
     capturing: bool,
     /// When its last capture ended.
     pub(super) captured: Option<EventTime>,
@@ -49,7 +51,7 @@ impl Watch {
         Self {
             rule,
             ring: Ring::default(),
-            crossed: [None; By::COUNT],
+            crossed: [HeldTime::default(); By::COUNT],
             capturing: false,
             captured: None,
             lost: false,
@@ -71,7 +73,7 @@ impl Watch {
         if rule == self.rule {
             return;
         }
-        self.crossed = [None; By::COUNT];
+        self.crossed = [HeldTime::default(); By::COUNT];
         self.clearing = None;
         if rule.metric != self.rule.metric {
             self.ring = Ring::default();
@@ -99,7 +101,8 @@ impl Watch {
 
     /// Moves the begin of what must hold for a time by `time`, in which the process stood still.
     pub(super) fn stood_still(&mut self, time: Duration) {
-        for begun in self.crossed.iter_mut().chain([&mut self.clearing]).flatten() {
+        self.crossed.iter_mut().for_each(|held| held.postpone(time));
+        if let Some(begun) = &mut self.clearing {
             *begun = *begun + time;
         }
     }
@@ -159,7 +162,7 @@ impl Watch {
         opening: &dyn Fn(&Rule) -> Opening,
     ) -> Decision {
         let Some(value) = self.value else {
-            self.crossed = [None; By::COUNT];
+            self.crossed = [HeldTime::default(); By::COUNT];
             self.clearing = None;
             return Decision::Hold(Hold::NoValue);
         };
@@ -207,11 +210,16 @@ impl Watch {
     fn judge(&mut self, now: Moment, value: f64, limit: Option<f64>) -> Result<Crossing, Hold> {
         let Rule { min, max, .. } = self.rule;
         if value < min {
-            self.crossed = [None; By::COUNT];
+            let Holds { abs, diff, forecast, below } = self.rule.hold;
+            let needs = [abs, diff, forecast, below];
+            self.crossed
+                .iter_mut()
+                .zip(needs)
+                .for_each(|(held, need)| held.record_false(now, need));
             return Err(Hold::BelowMin { value, min });
         }
         if let Some(max) = max.filter(|max| value >= *max) {
-            self.crossed = [None; By::COUNT];
+            self.crossed = [HeldTime::default(); By::COUNT];
             return Err(Hold::AboveMax { value, max });
         }
         let average = self.ring.average();
@@ -239,12 +247,12 @@ impl Watch {
             (soon, holds.forecast),
             (below, holds.below),
         ];
-        for ((found, need), begun) in conditions.into_iter().zip(&mut self.crossed) {
+        for ((found, need), held) in conditions.into_iter().zip(&mut self.crossed) {
             let Some(crossing) = found else {
-                *begun = None;
+                held.record_false(now, need);
                 continue;
             };
-            let since = *begun.get_or_insert(now);
+            let since = held.record_true(now, need);
             if now.since(since) >= need {
                 fires = fires.or(Some(crossing));
             } else {
