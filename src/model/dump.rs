@@ -40,13 +40,17 @@ pub struct ThreadRow {
     pub remark: &'static str,
 }
 
-/// Every task that is known.
+/// The tasks that are known: all of them, or a sample of very many.
 #[derive(Clone, Debug)]
 pub struct TaskDump {
     /// The stacks: one sample for each stack, state, place of spawning and age.
     pub profile: Profile,
-    /// The tasks, in the order they were made.
+    /// The tasks, in the order they were made. Each stands for [`TaskRow::weight`] tasks of its spawn site.
     pub tasks: Vec<TaskRow>,
+    /// The number of tasks of each spawn site, exact, the largest first.
+    pub sites: Vec<SiteCount>,
+    /// How many tasks of a runtime those are: a task may have wrapped futures inside of it.
+    pub runtime_tasks: u64,
     /// Tasks alive on the observed runtimes that were not spawned through marple; none when it is not
     /// known.
     pub unwrapped: Option<u64>,
@@ -66,6 +70,27 @@ impl TaskDump {
     pub fn losses(&self) -> &Losses {
         &self.profile.losses
     }
+
+    /// The number of tasks, those that are not listed among them.
+    pub fn total(&self) -> u64 {
+        self.sites.iter().map(|site| site.tasks).sum()
+    }
+
+    /// Whether only some of the tasks are listed.
+    pub fn is_sample(&self) -> bool {
+        self.total() > self.tasks.len() as u64
+    }
+}
+
+/// The tasks of one spawn site.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SiteCount {
+    /// The site.
+    pub spawned: Spawned,
+    /// Their name; empty without one.
+    pub name: &'static str,
+    /// How many there are.
+    pub tasks: u64,
 }
 
 /// Where a task was made.
@@ -130,4 +155,6 @@ pub struct TaskRow {
     pub stacks: Vec<StackHandle>,
     /// How many more leaves there were.
     pub more_stacks: u32,
+    /// How many tasks of its spawn site it stands for: 1, unless the dump is a sample.
+    pub weight: u64,
 }

@@ -35,7 +35,7 @@ pub use capture::{CaptureKind, CaptureSet, Form, ParseCaptureKindError};
 pub use collect::{Collect, FileName, ParseFileNameError};
 pub use cpu::{CpuEngine, CpuMode, ParseCpuEngineError};
 pub use descriptors::{DescriptorCount, DescriptorDump};
-pub use dump::{Spawned, TaskDump, TaskRow, TaskState, ThreadDump, ThreadRow};
+pub use dump::{SiteCount, Spawned, TaskDump, TaskRow, TaskState, ThreadDump, ThreadRow};
 pub use incident::{IncidentState, Origin, Reason};
 pub use losses::{Loss, Losses};
 pub use manifest::{

@@ -16,7 +16,11 @@
 //! No lock is held while a task is woken or polled. A task that has not answered when the dump ends is no
 //! longer asked, and what a late one hands in is dropped.
 //!
+//! Of more than 10,000 tasks a sample is asked and listed, see [`Sampling`]; all are counted by spawn site.
+//!
 //! The list is not of one instant: a task made behind the place where the dump is will not be in it.
+
+mod sampling;
 
 use crate::base::sync::Mutex;
 use std::collections::{BTreeMap, HashMap};
@@ -33,6 +37,7 @@ use crate::model::{
     Calibration, Profile, Sample, Spawned, StackHandle, TaskDump, TaskRow, TaskState, ValueType,
 };
 use crate::os::{images, ticks, unwind};
+use sampling::Sampling;
 
 /// Tasks asked at once: 1 ms of work for two workers.
 const BATCH: usize = 256;
@@ -43,9 +48,6 @@ const BATCH_WAIT: Duration = Duration::from_millis(20);
 
 /// How long it is waited for those that have not answered in their batch, after the last one.
 const LAST_WAIT: Duration = Duration::from_millis(100);
-
-/// The tasks in one dump; more are counted. With stacks that repeat, 30 MiB.
-const MAX_TASKS: usize = 200_000;
 
 /// The ends of the classes of age in a profile.
 const AGES: [(Duration, &str); 5] = [
@@ -80,6 +82,11 @@ pub fn alive() -> usize {
     registry::len()
 }
 
+/// How many wrapped tasks a dump lists at most.
+pub fn most_listed() -> usize {
+    alive().min(sampling::MAX_ROWS)
+}
+
 /// Lists every wrapped task, and asks each where it waits. Blocks the caller, which must not be a worker
 /// of a runtime that is asked, for at most the plan's deadline. One dump at a time: others wait.
 ///
@@ -110,7 +117,7 @@ struct Dump {
     ended: Vec<usize>,
     running: Vec<Running>,
     broken: u64,
-    beyond: u64,
+    sampling: Sampling,
     nameless: u64,
     calibration: Calibration,
 }
@@ -143,7 +150,7 @@ impl Dump {
             ended: Vec::new(),
             running: Vec::new(),
             broken: 0,
-            beyond: 0,
+            sampling: Sampling::of(registry::len()),
             nameless: 0,
             calibration: registry::calibration(),
         }
@@ -175,12 +182,20 @@ impl Dump {
     fn list(&mut self, batch: Vec<(&'static Slot, Seen<Kept>)>, ask: bool) -> Vec<Waker> {
         let mut wakers = Vec::with_capacity(batch.len());
         for (slot, seen) in batch {
-            if self.rows.len() >= MAX_TASKS {
+            let (number, id) = (seen.number, seen.held.as_ref().and_then(|kept| kept.id));
+            // tokio shows the number in it as text only.
+            let id = id.and_then(|id| id.to_string().parse().ok());
+            let site = Site::of(seen.site);
+            let name = site.and_then(|site| site.name).unwrap_or("");
+            let spawned = site.map_or(NOWHERE, |Site { place, .. }| Spawned {
+                file: place.file(),
+                line: place.line(),
+            });
+            self.nameless += u64::from(site.is_none());
+            if !self.sampling.takes(spawned, name, id) {
                 slot.withdraw(self.number);
-                self.beyond += 1;
                 continue;
             }
-            let (number, id) = (seen.number, seen.held.as_ref().and_then(|kept| kept.id));
             let polled = slot.polled();
             let state = match (&seen.held, slot.running()) {
                 (_, Some(tid)) => TaskState::Running { tid },
@@ -194,21 +209,16 @@ impl Dump {
                 // In its first poll: there is nothing to wake it by.
                 self.running.push(Running { number, slot, since: polled });
             }
-            let site = Site::of(seen.site);
-            self.nameless += u64::from(site.is_none());
             self.rows.push(TaskRow {
                 number,
-                // tokio shows the number in it as text only.
-                id: id.and_then(|id| id.to_string().parse().ok()),
-                name: site.and_then(|site| site.name).unwrap_or(""),
-                spawned: site.map_or(NOWHERE, |Site { place, .. }| Spawned {
-                    file: place.file(),
-                    line: place.line(),
-                }),
+                id,
+                name,
+                spawned,
                 state,
                 since_poll: polled.map(|tick| self.age(tick)),
                 stacks: Vec::new(),
                 more_stacks: 0,
+                weight: 1,
             });
         }
         wakers
@@ -286,12 +296,13 @@ impl Dump {
     ) -> Result<TaskDump, Error> {
         self.ended.sort_unstable();
         for &at in self.ended.iter().rev() {
-            self.rows.swap_remove(at);
+            let row = self.rows.swap_remove(at);
+            self.sampling.ended(row.spawned, row.name);
         }
         self.rows.sort_unstable_by_key(|row| row.number);
+        self.sampling.weigh(&mut self.rows);
         self.count();
         self.profile.losses.add("task stacks cut or not walked", self.broken);
-        self.profile.losses.add("tasks beyond the 200,000 that a dump lists", self.beyond);
         let places = "task places beyond the 4,096 that are told apart";
         self.profile.losses.add(places, self.nameless);
         self.profile.attach_mappings(images::loaded()?);
@@ -299,6 +310,8 @@ impl Dump {
             took: clock.now().since(self.anchor.moment),
             profile: self.profile,
             tasks: self.rows,
+            runtime_tasks: self.sampling.runtime_tasks(),
+            sites: self.sampling.into_sites(),
             unwrapped: None,
             threads,
         })
@@ -309,11 +322,12 @@ impl Dump {
         let mut counts = HashMap::new();
         for row in &self.rows {
             let age = row.since_poll.map_or("", age);
+            let weight = i64::try_from(row.weight).unwrap_or(i64::MAX);
             let mut count = |stack, first: bool| {
                 let key = (stack, row.state.name(), row.spawned, row.name, age);
                 let sum: &mut [i64; 2] = counts.entry(key).or_default();
-                sum[0] += i64::from(first);
-                sum[1] += 1;
+                sum[0] += if first { weight } else { 0 };
+                sum[1] += weight;
             };
             match row.stacks.split_first() {
                 None => count(None, true),

@@ -18,7 +18,7 @@ pub(in crate::agent) fn record_vitals(vitals: &Vitals) {
 
 /// What a dump takes: a row, and stacks that repeat.
 pub(super) fn memory() -> Bytes {
-    Bytes::kib(512 + tasks::alive() as u64 / 4)
+    Bytes::kib(512 + tasks::most_listed() as u64 / 4)
 }
 
 pub(super) fn switched_off(settings: &Settings) -> Option<&'static str> {
@@ -33,13 +33,8 @@ pub(super) fn start(settings: &Settings, anchor: Anchor) -> Result<Started, Fail
         deadline: settings.stacks.tasks_deadline,
     };
     let mut dump = tasks::dump(&SystemClock, anchor, plan)?;
-    // Futures that are wrapped inside of tasks are listed, and the runtimes count tasks: those with an id
-    // of their own, each once.
-    let mut ids: Vec<u64> = dump.tasks.iter().filter_map(|task| task.id).collect();
-    ids.sort_unstable();
-    ids.dedup();
     let on_runtimes = ON_RUNTIMES.load(Ordering::Relaxed).checked_sub(1);
-    dump.unwrapped = on_runtimes.map(|tasks| tasks.saturating_sub(ids.len() as u64));
+    dump.unwrapped = on_runtimes.map(|tasks| tasks.saturating_sub(dump.runtime_tasks));
     let engine = if ask { "capturing waker" } else { "list" };
     Ok(Started {
         collector: Box::new(Snapshot { engine }),

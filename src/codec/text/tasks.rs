@@ -6,13 +6,20 @@ use std::io::{self, Write};
 use serde::Serialize;
 
 use super::{frames, plural, rough, write_losses, write_stack};
-use crate::model::{Losses, Profile, StackHandle, TaskDump, TaskRow, TaskState};
+use crate::model::{Losses, Profile, SiteCount, StackHandle, TaskDump, TaskRow, TaskState};
 
 /// Writes the dump for people.
 pub fn write(dump: &TaskDump, mut out: impl Write) -> io::Result<()> {
     let out = &mut out;
-    let listed = plural(dump.tasks.len(), "task");
-    writeln!(out, "# {listed} at {}, asked within {}", dump.taken(), rough(dump.took))?;
+    let total = plural(usize::try_from(dump.total()).unwrap_or(usize::MAX), "task");
+    writeln!(out, "# {total} at {}, asked within {}", dump.taken(), rough(dump.took))?;
+    if dump.is_sample() {
+        let listed = dump.tasks.len();
+        writeln!(
+            out,
+            "# a sample: {listed} were asked; counts by spawn site are exact, those by state and stack are estimates"
+        )?;
+    }
     for (state, count) in states(dump) {
         writeln!(out, "# {count} {state}")?;
     }
@@ -20,6 +27,16 @@ pub fn write(dump: &TaskDump, mut out: impl Write) -> io::Result<()> {
         writeln!(out, "# {unwrapped} more, not spawned through marple::task: not listed")?;
     }
     write_losses(out, dump.losses())?;
+    if dump.is_sample() {
+        writeln!(out, "\nby spawn site")?;
+        for SiteCount { spawned, name, tasks } in &dump.sites {
+            write!(out, "{tasks:>8}  {}:{}", spawned.file, spawned.line)?;
+            if !name.is_empty() {
+                write!(out, " {name:?}")?;
+            }
+            writeln!(out)?;
+        }
+    }
     for group in groups(dump) {
         write_group(out, dump, &group)?;
     }
@@ -38,21 +55,27 @@ fn groups(dump: &TaskDump) -> Vec<Group<'_>> {
         groups.entry((task.state, place, task.name, stacks)).or_default().push(task);
     }
     let mut groups: Vec<_> = groups.into_values().collect();
-    groups.sort_by_key(|group| std::cmp::Reverse(group.len()));
+    groups.sort_by_key(|group| std::cmp::Reverse(weight_of(group)));
     groups
 }
 
-fn states(dump: &TaskDump) -> BTreeMap<&'static str, usize> {
+/// The number of tasks that a group stands for.
+fn weight_of(group: &[&TaskRow]) -> usize {
+    usize::try_from(group.iter().map(|task| task.weight).sum::<u64>()).unwrap_or(usize::MAX)
+}
+
+fn states(dump: &TaskDump) -> BTreeMap<&'static str, u64> {
     let mut states = BTreeMap::new();
     for task in &dump.tasks {
-        *states.entry(task.state.name()).or_default() += 1;
+        *states.entry(task.state.name()).or_default() += task.weight;
     }
     states
 }
 
 fn write_group(out: &mut impl Write, dump: &TaskDump, group: &Group<'_>) -> io::Result<()> {
     let Some(first) = group.first() else { return Ok(()) };
-    write!(out, "\n{}", plural(group.len(), "task"))?;
+    let about = if weight_of(group) > group.len() { "about " } else { "" };
+    write!(out, "\n{about}{}", plural(weight_of(group), "task"))?;
     if !first.name.is_empty() {
         write!(out, " {:?}", first.name)?;
     }
@@ -110,9 +133,20 @@ struct Json<'a> {
     took_ms: u128,
     unwrapped: Option<u64>,
     losses: &'a Losses,
+    /// Number of tasks. If more than are listed, those are a sample.
+    total: u64,
+    /// Numbers of tasks by spawn site, exact.
+    sites: Vec<JsonSite<'a>>,
     tasks: Vec<JsonTask<'a>>,
     /// Innermost frame first; tasks name them by place.
     stacks: Vec<Vec<String>>,
+}
+
+#[derive(Serialize)]
+struct JsonSite<'a> {
+    spawned: String,
+    name: &'a str,
+    tasks: u64,
 }
 
 #[derive(Serialize)]
@@ -126,6 +160,13 @@ struct JsonTask<'a> {
     since_poll_ms: Option<u128>,
     stacks: Vec<usize>,
     more_stacks: u32,
+    /// How many tasks of its spawn site it stands for.
+    weight: u64,
+}
+
+fn json_site(site: &SiteCount) -> JsonSite<'_> {
+    let SiteCount { spawned, name, tasks } = site;
+    JsonSite { spawned: format!("{}:{}", spawned.file, spawned.line), name, tasks: *tasks }
 }
 
 /// Writes the dump for scripts: one JSON object, each stack in it once.
@@ -154,6 +195,7 @@ pub fn write_json(dump: &TaskDump, mut out: impl Write) -> io::Result<()> {
             since_poll_ms: task.since_poll.map(|since| since.as_millis()),
             stacks: task.stacks.iter().chain(on_thread).map(|stack| place(*stack)).collect(),
             more_stacks: task.more_stacks,
+            weight: task.weight,
         }
     });
     let tasks = tasks.collect();
@@ -163,6 +205,8 @@ pub fn write_json(dump: &TaskDump, mut out: impl Write) -> io::Result<()> {
         took_ms: dump.took.as_millis(),
         unwrapped: dump.unwrapped,
         losses: dump.losses(),
+        total: dump.total(),
+        sites: dump.sites.iter().map(json_site).collect(),
         tasks,
         stacks,
     };

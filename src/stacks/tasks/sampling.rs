@@ -1,0 +1,158 @@
+//! Which of very many tasks a dump asks and lists.
+//!
+//! 150,000 tasks take 22 MB of JSON and most of a second of the workers' time, and nearly all stand at one place. So
+//! with more than 10,000, each spawn site has its first 64 listed, however few it has (of a pile-up the two tasks that
+//! hold the lock are the ones to see), and then one in `ceil(tasks / 10,000)`. All are counted by site, and each row
+//! stands for its share of the site's tasks, so that sums over rows are the number of tasks.
+
+use std::collections::HashMap;
+
+use crate::model::{SiteCount, Spawned, TaskRow};
+
+/// Up to so many tasks are all listed.
+const ALL: usize = 10_000;
+
+/// Tasks of a spawn site that are listed in any case.
+const OF_EACH_SITE: u64 = 64;
+
+/// Rows of a dump at most. With stacks that repeat, 3 MiB, and as much JSON.
+pub(super) const MAX_ROWS: usize = 20_000;
+
+/// A spawn site and the name given to its tasks.
+type Key = (Spawned, &'static str);
+
+/// Chooses and counts the tasks of a dump.
+#[derive(Debug)]
+pub(super) struct Sampling {
+    one_in: u64,
+    rows: usize,
+    sites: HashMap<Key, u64>,
+    /// Ids of the runtimes, with repetitions.
+    ids: Vec<u64>,
+}
+
+impl Sampling {
+    /// A choice among about `tasks` tasks.
+    pub(super) fn of(tasks: usize) -> Self {
+        let one_in = tasks.div_ceil(ALL).max(1) as u64;
+        Self { one_in, rows: 0, sites: HashMap::new(), ids: Vec::new() }
+    }
+
+    /// Counts a task. Returns whether it is listed.
+    pub(super) fn takes(&mut self, spawned: Spawned, name: &'static str, id: Option<u64>) -> bool {
+        self.ids.extend(id);
+        let count = self.sites.entry((spawned, name)).or_default();
+        let is_due = self.one_in == 1 || *count < OF_EACH_SITE || count.is_multiple_of(self.one_in);
+        *count += 1;
+        // The first of a site is always listed: there are 4,096 sites at the most.
+        let takes = is_due && (self.rows < MAX_ROWS || *count == 1);
+        self.rows += usize::from(takes);
+        takes
+    }
+
+    /// A task that was listed is no more.
+    pub(super) fn ended(&mut self, spawned: Spawned, name: &'static str) {
+        if let Some(count) = self.sites.get_mut(&(spawned, name)) {
+            *count = count.saturating_sub(1);
+        }
+    }
+
+    /// Has each row stand for its share of the tasks of its site.
+    pub(super) fn weigh(&self, rows: &mut [TaskRow]) {
+        let mut left: HashMap<Key, Share> = HashMap::new();
+        for row in rows.iter() {
+            left.entry((row.spawned, row.name)).or_default().rows += 1;
+        }
+        for (key, share) in &mut left {
+            share.tasks = self.sites.get(key).copied().unwrap_or(share.rows);
+        }
+        for row in rows {
+            let Some(share) = left.get_mut(&(row.spawned, row.name)) else { continue };
+            row.weight = share.tasks.div_ceil(share.rows.max(1));
+            share.tasks -= row.weight.min(share.tasks);
+            share.rows -= 1;
+        }
+    }
+
+    /// How many tasks of the runtimes were counted: futures that are wrapped inside of a task have its id.
+    pub(super) fn runtime_tasks(&mut self) -> u64 {
+        self.ids.sort_unstable();
+        self.ids.dedup();
+        self.ids.len() as u64
+    }
+
+    /// The number of tasks of each site, the largest first.
+    pub(super) fn into_sites(self) -> Vec<SiteCount> {
+        let site = |((spawned, name), tasks)| SiteCount { spawned, name, tasks };
+        let mut sites: Vec<SiteCount> = self.sites.into_iter().map(site).collect();
+        sites.retain(|site| site.tasks > 0);
+        let order = |site: &SiteCount| {
+            (std::cmp::Reverse(site.tasks), site.spawned.file, site.spawned.line, site.name)
+        };
+        sites.sort_by_key(order);
+        sites
+    }
+}
+
+/// What is left of a site's tasks and rows.
+#[derive(Clone, Copy, Debug, Default)]
+struct Share {
+    tasks: u64,
+    rows: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::TaskState;
+
+    fn row(spawned: Spawned) -> TaskRow {
+        TaskRow {
+            number: 0,
+            id: None,
+            name: "",
+            spawned,
+            state: TaskState::NotAsked,
+            since_poll: None,
+            stacks: Vec::new(),
+            more_stacks: 0,
+            weight: 1,
+        }
+    }
+
+    #[test]
+    fn very_many_are_sampled_and_counted_and_rare_ones_listed() {
+        for (tasks, listed) in [(10_000, 10_000..=10_000), (150_000, 9_900..=10_200)] {
+            let many = Spawned { file: "src/pile.rs", line: 1 };
+            let few = Spawned { file: "src/locks.rs", line: 2 };
+            let mut sampling = Sampling::of(tasks);
+            let mut rows = Vec::new();
+            for n in 0..tasks as u64 {
+                let spawned = if n == 777 || n == 140_001 { few } else { many };
+                if sampling.takes(spawned, "", Some(n / 2)) {
+                    rows.push(row(spawned));
+                }
+            }
+            assert!(listed.contains(&rows.len()), "{tasks}: {}", rows.len());
+            let of_few = if tasks > 140_000 { 2 } else { 1 };
+            assert_eq!(rows.iter().filter(|row| row.spawned == few).count(), of_few);
+            sampling.weigh(&mut rows);
+            assert_eq!(rows.iter().map(|row| row.weight).sum::<u64>(), tasks as u64);
+            let most = rows.iter().map(|row| row.weight).max();
+            assert!(most.is_some_and(|most| most <= tasks as u64 / 9_900 + 1), "{most:?}");
+            assert_eq!(sampling.runtime_tasks(), tasks as u64 / 2);
+            sampling.ended(many, "");
+            let sites = sampling.into_sites();
+            assert_eq!(sites[0].tasks, (tasks - of_few - 1) as u64);
+            assert_eq!((sites[1].spawned, sites[1].tasks), (few, of_few as u64));
+        }
+    }
+
+    #[test]
+    fn rows_are_bounded_whatever_the_sites_are() {
+        let mut sampling = Sampling::of(1_000_000);
+        let site = |n: u32| Spawned { file: "src/many.rs", line: n % 4000 };
+        let taken = (0..1_000_000).filter(|&n| sampling.takes(site(n), "", None)).count();
+        assert!((20_000..=24_100).contains(&taken), "{taken}");
+    }
+}
