@@ -32,7 +32,7 @@ fn a_rule_that_fires_leaves_a_whole_incident() {
     gauge.set(11.0);
     wait_for("the captures to end", || {
         let (_, manifest) = host.incidents().pop()?;
-        (manifest.captures.len() == 6
+        (manifest.captures.len() == 7
             && manifest.captures.iter().all(|capture| capture.outcome != Outcome::Running))
         .then_some(())
     });
@@ -55,10 +55,11 @@ fn a_rule_that_fires_leaves_a_whole_incident() {
             "004.tasks.json",
             "005.tasks.pprof",
             "006.descriptors.txt",
-            "007.memory.pprof",
-            "008.runtime.trace",
-            "009.cpu.pprof",
-            "010.memory.pprof",
+            "007.panics.txt",
+            "008.memory.pprof",
+            "009.runtime.trace",
+            "010.cpu.pprof",
+            "011.memory.pprof",
         ]
     );
     for capture in &manifest.captures {
@@ -78,7 +79,7 @@ fn a_rule_that_fires_leaves_a_whole_incident() {
     assert!(manifest.limits.memory.is_some() && manifest.limits.memory_source.is_some());
     assert!(!manifest.process.build_id.is_empty() || !cfg!(target_os = "linux"));
     assert!(manifest.vitals.iter().any(|row| row.values["gauge.queue"] == 11.0));
-    assert_eq!(host.handle().status().wait(PATIENCE).unwrap().counters.captures, 6);
+    assert_eq!(host.handle().status().wait(PATIENCE).unwrap().counters.captures, 7);
 }
 
 #[test]

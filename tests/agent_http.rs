@@ -63,7 +63,7 @@ fn notify_flips_as_the_founding_program_did() {
     assert_eq!(on["on"], true);
     assert_eq!(
         on["running"],
-        serde_json::json!(["trace", "threads", "tasks", "descriptors", "cpu", "heap"])
+        serde_json::json!(["trace", "threads", "tasks", "descriptors", "panics", "cpu", "heap"])
     );
     assert!(on["since"].is_string() && on["incident"].is_string(), "{on}");
     let (_, off) = ask("POST", &url, None);

@@ -127,7 +127,7 @@ impl Incident {
                 }
                 Ok(Vec::new())
             }
-            CaptureKind::Descriptors => {
+            CaptureKind::Descriptors | CaptureKind::Panics => {
                 Ok(String::from_utf8(bytes)?.lines().map(str::to_owned).collect())
             }
             // A collector of the service's own; this one has none.
@@ -158,7 +158,7 @@ impl Incident {
                 CaptureKind::Trace => {
                     println!("  https://ui.perfetto.dev, Open trace file: {}", path.display());
                 }
-                CaptureKind::Descriptors | CaptureKind::Custom => {
+                CaptureKind::Descriptors | CaptureKind::Panics | CaptureKind::Custom => {
                     println!("  less {}", path.display());
                 }
             }

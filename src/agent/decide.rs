@@ -39,6 +39,8 @@ pub(super) struct Decider {
     dirty: bool,
     /// The stall that goes on, in words.
     pub(super) stall: Option<String>,
+    /// The place with most panics, in words.
+    pub(super) panics: Option<String>,
 }
 
 impl Decider {
@@ -53,6 +55,7 @@ impl Decider {
             settings,
             dirty: false,
             stall: None,
+            panics: None,
         }
     }
 
@@ -162,6 +165,9 @@ impl Decider {
         if let Some(stall) = self.stall.as_ref().filter(|_| rule.metric == Metric::Stall) {
             text.push_str(&format!("; {stall}"));
         }
+        if let Some(panics) = self.panics.as_ref().filter(|_| rule.metric == Metric::Panics) {
+            text.push_str(&format!("; {panics}"));
+        }
         if let Some(note) = vitals.memory_note().filter(|_| rule.metric.is_of_memory()) {
             text.push_str(&format!("; {note}"));
         }
@@ -174,6 +180,9 @@ impl Decider {
         let mut wanted = rule.capture;
         if needs_descriptors(&rule.metric, vitals) {
             wanted.insert(CaptureKind::Descriptors);
+        }
+        if rule.metric == Metric::Panics {
+            wanted.insert(CaptureKind::Panics);
         }
         let kinds = self.affordable(wanted, vitals, &mut text);
         let reason = Reason {
@@ -270,7 +279,7 @@ impl Decider {
 /// Whether an incident of a rule over `metric` is to list the open descriptors, whatever the rule captures: the rule is
 /// over their number, or more than half of those there may be are open.
 fn needs_descriptors(metric: &Metric, vitals: &Vitals) -> bool {
-    matches!(metric, Metric::Fds | Metric::FdShare) || are_many_open(vitals)
+    matches!(metric, Metric::Fds | Metric::FdShare | Metric::FdRise) || are_many_open(vitals)
 }
 
 /// Whether more than half of the descriptors that there may be are open.

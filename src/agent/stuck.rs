@@ -39,22 +39,30 @@ impl Stuck {
             self.dump = None;
             self.last = None;
         }
-        for collect::stalls::Found { stall, dump } in found {
+        for collect::stalls::Found { stall, dump, is_in_place } in found {
             if let Some(line) = self.log.take(now, &stall) {
                 log::warn(line);
             }
             collect::trace::record_stall(&stall);
+            if is_in_place {
+                self.keep(stall);
+                continue;
+            }
             self.fresh = self.fresh.max(Some(stall.lasted));
             let is_longer = self.last.as_ref().is_none_or(|last| stall.lasted > last.lasted);
             if is_longer && (dump.is_some() || self.dump.is_none()) {
                 self.last = Some(stall.clone());
                 self.dump = dump;
             }
-            if self.recent.len() == RECENT {
-                self.recent.pop_front();
-            }
-            self.recent.push_back(stall);
+            self.keep(stall);
         }
+    }
+
+    fn keep(&mut self, stall: Stall) {
+        if self.recent.len() == RECENT {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(stall);
     }
 
     /// Puts the longest poll into `vitals`; gives the stall that goes on, in words.

@@ -17,7 +17,7 @@ use std::thread;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::log;
+use super::{log, panic_log};
 
 static HOOK: Once = Once::new();
 
@@ -45,7 +45,8 @@ pub struct ThreadPanics {
     pub message: String,
 }
 
-/// Has panics in a [`fence`] pass by the panic hook that is installed. All others go to it as before.
+/// Has panics in a [`fence`] pass by the panic hook that is installed. All others are recorded in
+/// [`panic_log`](super::panic_log) and go to it as before.
 ///
 /// Does nothing the second time, and nothing on a thread that is panicking. A hook that is installed later is called for
 /// panics in a fence too, unless it calls the one before it for them.
@@ -53,16 +54,20 @@ pub(crate) fn install_hook() {
     if thread::panicking() {
         return;
     }
-    HOOK.call_once(|| {
-        let before = panic::take_hook();
-        panic::set_hook(Box::new(move |info| {
-            if is_fenced() {
-                LAST.with(|last| last.replace(Some(described(info))));
-            } else {
-                before(info);
-            }
-        }));
-    });
+    HOOK.call_once(put_hook);
+}
+
+/// Puts a hook before the one that is installed.
+pub(crate) fn put_hook() {
+    let before = panic::take_hook();
+    panic::set_hook(Box::new(move |info| {
+        if is_fenced() {
+            let _ = LAST.try_with(|last| last.replace(Some(described(info))));
+        } else {
+            panic_log::record(info, || before(info));
+        }
+    }));
+    panic_log::begin();
 }
 
 /// Whether this thread runs code of marple that may panic without harm.
@@ -137,7 +142,7 @@ pub(crate) fn list() -> Vec<ThreadPanics> {
     RECORDED.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
-fn message(panic: &(dyn Any + Send)) -> Option<&str> {
+pub(super) fn message(panic: &(dyn Any + Send)) -> Option<&str> {
     panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref().map(String::as_str))
 }
 

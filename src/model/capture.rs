@@ -16,6 +16,8 @@ pub enum CaptureKind {
     Tasks,
     /// Open file descriptors, by what they refer to.
     Descriptors,
+    /// Panics since the start, by place.
+    Panics,
     /// Where CPU time went.
     Cpu,
     /// What holds memory.
@@ -27,8 +29,15 @@ pub enum CaptureKind {
 
 impl CaptureKind {
     /// Every kind that marple captures itself, in order.
-    pub const ALL: [Self; 6] =
-        [Self::Trace, Self::Threads, Self::Tasks, Self::Descriptors, Self::Cpu, Self::Heap];
+    pub const ALL: [Self; 7] = [
+        Self::Trace,
+        Self::Threads,
+        Self::Tasks,
+        Self::Descriptors,
+        Self::Panics,
+        Self::Cpu,
+        Self::Heap,
+    ];
 
     /// Its name in configuration, manifests and URLs.
     pub const fn name(self) -> &'static str {
@@ -37,6 +46,7 @@ impl CaptureKind {
             Self::Threads => "threads",
             Self::Tasks => "tasks",
             Self::Descriptors => "descriptors",
+            Self::Panics => "panics",
             Self::Cpu => "cpu",
             Self::Heap => "heap",
             Self::Custom => "custom",
@@ -71,6 +81,8 @@ pub enum Form {
     TasksPprof,
     /// The open file descriptors, to be read.
     DescriptorsText,
+    /// The panics, to be read.
+    PanicsText,
     /// A CPU profile.
     CpuPprof,
     /// A heap profile.
@@ -81,7 +93,7 @@ pub enum Form {
 
 impl Form {
     /// Every form that marple writes itself, those of one kind together, its main one first.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::RuntimeTrace,
         Self::ThreadsText,
         Self::ThreadsPprof,
@@ -89,6 +101,7 @@ impl Form {
         Self::TasksJson,
         Self::TasksPprof,
         Self::DescriptorsText,
+        Self::PanicsText,
         Self::CpuPprof,
         Self::MemoryPprof,
     ];
@@ -108,6 +121,7 @@ impl Form {
             Self::TasksJson => "tasks.json",
             Self::TasksPprof => "tasks.pprof",
             Self::DescriptorsText => "descriptors.txt",
+            Self::PanicsText => "panics.txt",
             Self::CpuPprof => "cpu.pprof",
             Self::MemoryPprof => "memory.pprof",
             Self::Custom => "custom",
@@ -121,6 +135,7 @@ impl Form {
             Self::ThreadsText | Self::ThreadsPprof => CaptureKind::Threads,
             Self::TasksText | Self::TasksJson | Self::TasksPprof => CaptureKind::Tasks,
             Self::DescriptorsText => CaptureKind::Descriptors,
+            Self::PanicsText => CaptureKind::Panics,
             Self::CpuPprof => CaptureKind::Cpu,
             Self::MemoryPprof => CaptureKind::Heap,
             Self::Custom => CaptureKind::Custom,
@@ -136,6 +151,7 @@ impl From<CaptureKind> for Form {
             CaptureKind::Threads => Self::ThreadsText,
             CaptureKind::Tasks => Self::TasksText,
             CaptureKind::Descriptors => Self::DescriptorsText,
+            CaptureKind::Panics => Self::PanicsText,
             CaptureKind::Cpu => Self::CpuPprof,
             CaptureKind::Heap => Self::MemoryPprof,
             CaptureKind::Custom => Self::Custom,
@@ -153,7 +169,7 @@ impl fmt::Display for CaptureKind {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "`{0}` is not a capture: write one of \"cpu\", \"heap\", \"trace\", \"threads\", \"tasks\", \
-     \"descriptors\""
+     \"descriptors\", \"panics\""
 )]
 pub struct ParseCaptureKindError(String);
 

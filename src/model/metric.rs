@@ -75,8 +75,18 @@ pub enum Metric {
     Stalled,
     /// How long work waits for a thread of a runtime's blocking pool: `runtime.blocking_lag`.
     BlockingLag,
-    /// Panics in a second, if they are counted: `panics`.
+    /// Panics in a second: `panics`.
     Panics,
+    /// CPU time as `cpu`, and with it the time that threads wait for cores which other processes have: `cpu.demand`.
+    CpuDemand,
+    /// Share of the workers' time in which they poll, and neither run nor wait for a core: `runtime.blocked`.
+    Blocked,
+    /// What the tasks have risen by without a pause, if they have doubled: `tasks.rise`.
+    TaskRise,
+    /// What the threads have risen by, likewise: `threads.rise`.
+    ThreadRise,
+    /// What the open file descriptors have risen by, likewise: `fds.rise`.
+    FdRise,
     /// A number the service sets itself: `gauge.NAME`.
     Gauge(Arc<str>),
     /// A number the service adds to: `counter.NAME.rate`, `counter.NAME.total`.
@@ -112,6 +122,11 @@ const FIXED: &[(&str, Metric)] = &[
     ("runtime.stalled", Metric::Stalled),
     ("runtime.blocking_lag", Metric::BlockingLag),
     ("panics", Metric::Panics),
+    ("cpu.demand", Metric::CpuDemand),
+    ("runtime.blocked", Metric::Blocked),
+    ("tasks.rise", Metric::TaskRise),
+    ("threads.rise", Metric::ThreadRise),
+    ("fds.rise", Metric::FdRise),
 ];
 
 impl Metric {
@@ -125,6 +140,8 @@ impl Metric {
         match self {
             Self::Memory
             | Self::Cpu
+            | Self::CpuDemand
+            | Self::Blocked
             | Self::Throttled
             | Self::Stalled
             | Self::FdShare
@@ -140,6 +157,9 @@ impl Metric {
             | Self::MemoryMax
             | Self::OomKills
             | Self::Panics
+            | Self::TaskRise
+            | Self::ThreadRise
+            | Self::FdRise
             | Self::Gauge(_)
             | Self::Counter(..)
             | Self::Histogram(..) => Unit::Count,
@@ -178,6 +198,11 @@ impl Metric {
             Self::Stalled => vitals.stalled.map(|percent| percent.get()),
             Self::BlockingLag => vitals.blocking_lag.map(|lag| lag.as_secs_f64()),
             Self::Panics => vitals.panics.map(|n| n as f64),
+            Self::CpuDemand => vitals.cpu_demand_percent().map(|percent| percent.get()),
+            Self::Blocked => vitals.blocked.map(|percent| percent.get()),
+            Self::TaskRise => vitals.task_rise.map(|n| n as f64),
+            Self::ThreadRise => vitals.thread_rise.map(|n| n as f64),
+            Self::FdRise => vitals.fd_rise.map(|n| n as f64),
             Self::Gauge(name) => vitals.gauge(name),
             Self::Counter(name, part) => vitals.counter(name)?.part(*part),
             Self::Histogram(name, part) => vitals.histogram(name)?.part(*part),
@@ -199,7 +224,15 @@ impl Metric {
 
     /// Whether its values run up against a limit, where there is one.
     pub const fn has_limit(&self) -> bool {
-        matches!(self, Self::Memory | Self::Cpu | Self::FdShare | Self::WorkingSet | Self::Rss)
+        matches!(
+            self,
+            Self::Memory
+                | Self::Cpu
+                | Self::CpuDemand
+                | Self::FdShare
+                | Self::WorkingSet
+                | Self::Rss
+        )
     }
 
     /// Whether it is about the memory of the process or its cgroup.
@@ -213,7 +246,7 @@ impl Metric {
     /// The limit its value runs up against, in its unit; none for what has none, or none known.
     pub fn limit(&self, vitals: &Vitals) -> Option<f64> {
         match self {
-            Self::Memory | Self::Cpu | Self::FdShare => Some(100.0),
+            Self::Memory | Self::Cpu | Self::CpuDemand | Self::FdShare => Some(100.0),
             Self::WorkingSet | Self::Rss => {
                 vitals.memory_limit.as_ref().map(|limit| limit.value.get() as f64)
             }

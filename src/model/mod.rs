@@ -20,6 +20,7 @@ mod manifest;
 mod marker;
 mod metric;
 mod own;
+mod panics;
 mod profile;
 mod rule;
 mod slices;
@@ -47,6 +48,7 @@ pub use metric::{Metric, ParseMetricError, Unit};
 pub use own::{
     CounterPart, CounterReading, HistogramPart, HistogramReading, MAX_OWN_NAME, is_own_name,
 };
+pub use panics::PanicDump;
 pub use profile::{
     Function, FunctionHandle, Label, LabelValue, Profile, Sample, TimedSample, ValueType,
 };

@@ -119,8 +119,20 @@ pub struct Vitals {
     pub memory_max: Option<u64>,
     /// Processes of the cgroup killed in the last second for lack of memory.
     pub oom_kills: Option<u64>,
-    /// Panics in the last second, if they are counted.
+    /// Panics in the last second.
     pub panics: Option<u64>,
+    /// Time in which threads that never slept waited for cores that other processes had in the last second, in cores;
+    /// zero while the machine has a core to spare.
+    pub cpu_waited: Option<f64>,
+    /// Share of the workers' time in the last six seconds in which they polled tasks, and neither ran nor waited for
+    /// a core.
+    pub blocked: Option<Percent>,
+    /// What `tasks` has risen by without a pause, if it has doubled; else zero.
+    pub task_rise: Option<u64>,
+    /// What `threads` has risen by, likewise.
+    pub thread_rise: Option<u64>,
+    /// What `fds` has risen by, likewise.
+    pub fd_rise: Option<u64>,
     /// The service's own numbers: those it sets,
     pub gauges: Vec<(Arc<str>, f64)>,
     /// those it adds to,
@@ -194,6 +206,15 @@ impl Vitals {
         Percent::of(self.cpu_cores?, self.cpu_limit.as_ref()?.value)
     }
 
+    /// CPU time, and the time that threads waited for cores other processes had, as a share of the CPU limit: what
+    /// the process would use if it were alone, 100 % at most.
+    pub fn cpu_demand_percent(&self) -> Option<Percent> {
+        let used = self.cpu_percent()?;
+        let waited = self.cpu_waited.unwrap_or(0.0);
+        let demand = Percent::of(self.cpu_cores? + waited, self.cpu_limit.as_ref()?.value)?;
+        Some(Percent(used.get().max(demand.get().min(100.0))))
+    }
+
     /// In how many seconds the working set is at the limit, were it to grow on as it did in the last half
     /// minute. Infinite when no limit is in sight: it does not grow, or the limit is more than a day off.
     pub fn time_to_limit(&self) -> Option<f64> {
@@ -236,6 +257,26 @@ mod tests {
         assert_eq!(vitals.memory_percent(), Some(Percent(25.0)));
         vitals.memory_limit = Some(Limit { value: Bytes(0), source: "test".into() });
         assert_eq!(vitals.memory_percent(), None);
+    }
+
+    #[test]
+    fn cpu_demand_has_the_cores_of_neighbours_and_no_more_than_all() {
+        let vitals = |cores, waited| Vitals {
+            cpu_cores: Some(cores),
+            cpu_waited: waited,
+            cpu_limit: Some(Limit { value: 2.0, source: "test".into() }),
+            ..Vitals::default()
+        };
+        for (cores, waited, demand) in [
+            (1.0, None, 50.0),
+            (1.0, Some(0.0), 50.0),
+            (1.0, Some(0.9), 95.0),
+            (1.0, Some(9.0), 100.0),
+            // The clock of a tick and that of the kernel differ.
+            (2.1, Some(1.0), 105.0),
+        ] {
+            assert_eq!(vitals(cores, waited).cpu_demand_percent(), Some(Percent(demand)));
+        }
     }
 
     #[test]

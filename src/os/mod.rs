@@ -11,6 +11,8 @@ pub mod cgroup;
 pub mod copied;
 pub mod cores;
 #[cfg(target_os = "linux")]
+pub mod cpu_contention;
+#[cfg(target_os = "linux")]
 mod cpu_mask;
 #[cfg(target_os = "linux")]
 pub mod descriptors;
@@ -84,5 +86,6 @@ mod copied_tests;
 
 #[cfg(not(target_os = "linux"))]
 pub use unsupported::{
-    alarm, catch, cgroup, descriptors, glance, own_thread, procfs, tasks, threads, timer, wake,
+    alarm, catch, cgroup, cpu_contention, descriptors, glance, own_thread, procfs, tasks, threads,
+    timer, wake,
 };

@@ -4,6 +4,7 @@
 pub mod alarm;
 pub mod catch;
 pub mod cgroup;
+pub mod cpu_contention;
 pub mod descriptors;
 pub mod glance;
 pub mod own_thread;

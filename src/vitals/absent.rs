@@ -16,8 +16,12 @@ impl Reader {
             Metric::Heap => {
                 "marple's allocator is not the global one, or the feature `heap` is not enabled"
             }
-            Metric::Cpu => "two ticks are needed",
-            Metric::Tasks | Metric::Lag | Metric::LagP99 => {
+            Metric::Cpu | Metric::CpuDemand => "two ticks are needed",
+            Metric::Blocked => {
+                "no multi-thread runtime of tokio is observed, or /proc/self/task/*/schedstat cannot be read \
+                 (CONFIG_SCHED_INFO)"
+            }
+            Metric::Tasks | Metric::TaskRise | Metric::Lag | Metric::LagP99 => {
                 "no tokio runtime is observed; start the agent in a runtime, or pass one to `AgentHandle::observe`"
             }
             Metric::Stalled => {
@@ -28,7 +32,9 @@ impl Reader {
             Metric::BlockingLag => {
                 "no tokio runtime is observed, or its blocking pool has no thread yet"
             }
-            Metric::Threads | Metric::Fds => "/proc/self cannot be read; mount /proc",
+            Metric::Threads | Metric::Fds | Metric::ThreadRise | Metric::FdRise => {
+                "/proc/self cannot be read; mount /proc"
+            }
             Metric::FdShare => "there is no limit on descriptors, or /proc/self/fd cannot be read",
             Metric::Stall => {
                 "polls are not recorded; enable the feature `trace` and spawn tasks by `marple::task`, or let the agent \
@@ -50,9 +56,7 @@ impl Reader {
             Metric::MemoryPressure | Metric::CpuPressure | Metric::IoPressure => {
                 "the kernel has no pressure files; it needs CONFIG_PSI, and psi=1 where that is off by default"
             }
-            Metric::Panics => {
-                "panics are not counted; call `marple::vitals::count_panics` at the start"
-            }
+            Metric::Panics => "panics are not counted before the first second has passed",
             Metric::Gauge(_) | Metric::Counter(..) | Metric::Histogram(..) => {
                 "the service has not set it; see the spelling"
             }

@@ -19,6 +19,7 @@
 
 mod absent;
 mod blocking;
+mod contention;
 mod counters;
 mod gauges;
 mod histograms;
@@ -28,6 +29,7 @@ mod numbers;
 mod panics;
 mod probe;
 mod reader;
+mod rise;
 mod runtimes;
 mod stalled;
 mod trend;

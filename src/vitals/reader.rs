@@ -1,19 +1,20 @@
 //! One tick.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::blocking::{BlockingProbe, Pools};
+use super::contention::{Contention, Measured};
 use super::histograms::Distribution;
 use super::late::Lateness;
 use super::numbers::{Numbers, OwnNumbers};
-use super::panics;
 use super::probe::{Probe, rest};
+use super::rise::Rise;
 use super::runtimes::Runtimes;
 use super::trend::Trend;
-use crate::base::{Bytes, Clock, Moment, Percent, SystemClock, warnings};
-use crate::model::{AtLimit, Limit, MemoryWall, Vitals};
+use crate::base::{Bytes, Clock, Moment, Percent, SystemClock, panic_log, warnings};
+use crate::model::{AtLimit, Beat, Limit, MemoryWall, Vitals};
 use crate::os::cgroup::{Cgroup, Problem, Strain};
 use crate::os::cores::Cores;
 use crate::os::process;
@@ -38,6 +39,10 @@ const MACHINE_EVERY: Duration = Duration::from_secs(60);
 
 /// How often a closure is sent through blocking pools at most.
 const BLOCKING_EVERY: Duration = Duration::from_secs(1);
+
+/// What keeps threads from running is not measured in processes of more threads: it takes the CPU time of the process each
+/// second, for which the kernel adds up all of them.
+const MOST_CONTENDING: u64 = 2000;
 
 /// With more runtimes than one, how often through the pool of each, unless the last one had to wait: of most of them
 /// the pool is idle, which cannot be told from here, and would get a thread for it.
@@ -77,6 +82,12 @@ pub struct Reader {
     pools_read: Option<Moment>,
     memory: Trend,
     tasks: Trend,
+    contention: Contention,
+    beats: Vec<Beat>,
+    task_rise: Rise,
+    thread_rise: Rise,
+    fd_rise: Rise,
+    root: PathBuf,
 }
 
 /// What is read each second and holds until the next.
@@ -127,8 +138,8 @@ impl Second {
         self.memory_high = grown_at(strain.memory_high, before.memory_high);
         self.memory_max = grown_at(strain.memory_max, before.memory_max);
         self.oom_kills = grown(strain.oom_kills, before.oom_kills);
-        let panics = panics::counted();
-        self.new_panics = panics.map(|now| now - self.panics.unwrap_or(0));
+        let panics = panic_log::counted();
+        self.new_panics = panics.map(|now| now.saturating_sub(self.panics.unwrap_or(now)));
         self.panics = panics;
         self.strain = strain;
     }
@@ -191,6 +202,12 @@ impl Reader {
             pools_read: None,
             memory: Trend::default(),
             tasks: Trend::default(),
+            contention: Contention::default(),
+            beats: Vec::new(),
+            task_rise: Rise::default(),
+            thread_rise: Rise::default(),
+            fd_rise: Rise::default(),
+            root: root.to_owned(),
         }
     }
 
@@ -208,6 +225,7 @@ impl Reader {
             self.read_limits(now);
             self.second.read(now, &self.cgroup);
             self.numbers.follow(now);
+            self.read_contention(vitals.threads);
         }
         let runtimes = self.read_runtimes(now);
         vitals.at = now;
@@ -224,6 +242,11 @@ impl Reader {
         vitals.blocking_lag = self.read_pools(now);
         vitals.memory_growth = self.memory.push(now, vitals.working_set.map(|it| it.get() as f64));
         vitals.task_growth = self.tasks.push(now, vitals.tasks.map(|tasks| tasks as f64));
+        vitals.task_rise = self.task_rise.push(now, vitals.tasks);
+        vitals.thread_rise = self.thread_rise.push(now, vitals.threads);
+        vitals.fd_rise = self.fd_rise.push(now, vitals.fds);
+        vitals.cpu_waited = self.contention.cpu_waited();
+        vitals.blocked = self.contention.blocked();
         self.second.write(vitals);
         self.numbers.write(vitals);
     }
@@ -322,6 +345,19 @@ impl Reader {
         let (before, used_before) = self.previous.replace((now, used))?;
         let passed = now.since(before).as_secs_f64();
         (passed > 0.0).then(|| used.saturating_sub(used_before).as_secs_f64() / passed)
+    }
+
+    /// What keeps threads from running, in a process that had so many threads at the last tick.
+    fn read_contention(&mut self, threads: Option<u64>) {
+        if threads.is_some_and(|threads| threads > MOST_CONTENDING) {
+            return;
+        }
+        let now = self.clock.now();
+        self.runtimes.beats(&mut self.beats);
+        let cores = self.cpu_limit.as_ref().map_or(f64::INFINITY, |limit| limit.value);
+        let cpu = process::cpu_time();
+        let workers = self.beats.as_slice();
+        self.contention.read(Measured { now, cpu, cores, workers }, &self.root);
     }
 
     /// Tasks of all the runtimes together and the worst lag; none while none is watched.

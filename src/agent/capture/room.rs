@@ -39,7 +39,10 @@ impl Sizes {
     /// How much `kind` is expected to take at the most, for the order in which captures are taken.
     fn of(&self, kind: CaptureKind) -> Bytes {
         let seldom_less = match kind {
-            CaptureKind::Threads | CaptureKind::Tasks | CaptureKind::Descriptors => Bytes::kib(8),
+            CaptureKind::Threads
+            | CaptureKind::Tasks
+            | CaptureKind::Descriptors
+            | CaptureKind::Panics => Bytes::kib(8),
             CaptureKind::Cpu | CaptureKind::Heap | CaptureKind::Custom => Bytes::kib(16),
             CaptureKind::Trace => Bytes::kib(128),
         };

@@ -100,6 +100,7 @@ pub(in crate::agent) fn end(_: &TraceSettings) {}
 pub(in crate::agent) struct Found {
     pub(in crate::agent) stall: Stall,
     pub(in crate::agent) dump: Option<Box<ThreadDump>>,
+    pub(in crate::agent) is_in_place: bool,
 }
 
 pub(in crate::agent) fn longest() -> Option<Duration> {

@@ -25,6 +25,10 @@ static WRITER: Mutex<Option<HeapWriter>> = Mutex::new(None);
 static RATES: Mutex<Rates> =
     Mutex::new(Rates { usual: None, during: None, captures: 0, asked: None });
 
+/// The mean number of bytes between two samples during an incident, where the settings have no other: 500 tasks of 1 KiB
+/// that pile up meanwhile have eight samples. At 1 GB/s of allocations it takes 5 % of a core.
+const RATE_DURING_INCIDENT: Bytes = Bytes::kib(64);
+
 /// What the last tick measured; 0 is unknown.
 static RESIDENT: AtomicU64 = AtomicU64::new(0);
 static WORKING_SET: AtomicU64 = AtomicU64::new(0);
@@ -212,7 +216,8 @@ impl Crossings {
 /// Samples as the settings say from here on.
 pub(in crate::agent) fn set_rates(settings: &HeapSettings) {
     let mut rates = RATES.lock().unwrap_or_else(PoisonError::into_inner);
-    (rates.usual, rates.during) = (Some(settings.rate), settings.rate_during_incident);
+    let during = settings.rate_during_incident.unwrap_or(RATE_DURING_INCIDENT).min(settings.rate);
+    (rates.usual, rates.during) = (Some(settings.rate), Some(during));
     rates.apply();
 }
 

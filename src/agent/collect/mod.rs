@@ -14,7 +14,7 @@ use crate::base::{Anchor, Bytes, Moment};
 use crate::codec::{perfetto, pprof, text};
 use crate::config::Settings;
 use crate::model::{
-    CaptureKind, DescriptorDump, Form, Losses, Profile, TaskDump, ThreadDump, Timeline,
+    CaptureKind, DescriptorDump, Form, Losses, PanicDump, Profile, TaskDump, ThreadDump, Timeline,
 };
 use crate::symbols;
 
@@ -31,6 +31,7 @@ mod jemalloc;
 #[path = "no_jemalloc.rs"]
 mod jemalloc;
 pub(super) mod names;
+mod panics;
 #[cfg(feature = "trace")]
 pub(super) mod stalls;
 #[cfg(feature = "trace")]
@@ -97,15 +98,44 @@ impl Collector for Snapshot {
     }
 }
 
+/// A feature that this build of marple does not have.
+pub(super) struct MissingFeature {
+    pub(super) name: &'static str,
+    /// In words.
+    pub(super) why: &'static str,
+}
+
+/// Returns the feature that captures of `kind` need, if this build does not have it.
+pub(super) fn missing_feature(kind: CaptureKind) -> Option<MissingFeature> {
+    let missing = |name, why| Some(MissingFeature { name, why });
+    match kind {
+        CaptureKind::Cpu if cfg!(not(feature = "cpu")) => {
+            missing("cpu", "marple is built without its `cpu` feature")
+        }
+        CaptureKind::Heap if cfg!(not(feature = "heap")) => {
+            missing("heap", "marple is built without its `heap` feature")
+        }
+        CaptureKind::Trace if cfg!(not(feature = "trace")) => {
+            missing("trace", "marple is built without its `trace` feature")
+        }
+        _ => None,
+    }
+}
+
 /// Why the settings want no capture of `kind`, if they do not.
 pub(super) fn switched_off(kind: CaptureKind, settings: &Settings) -> Option<&'static str> {
+    if let Some(missing) = missing_feature(kind) {
+        return Some(missing.why);
+    }
     match kind {
         CaptureKind::Threads => threads::switched_off(settings),
         CaptureKind::Tasks => tasks::switched_off(settings),
         CaptureKind::Cpu => cpu::switched_off(settings),
-        CaptureKind::Trace | CaptureKind::Descriptors | CaptureKind::Heap | CaptureKind::Custom => {
-            None
-        }
+        CaptureKind::Trace
+        | CaptureKind::Descriptors
+        | CaptureKind::Panics
+        | CaptureKind::Heap
+        | CaptureKind::Custom => None,
     }
 }
 
@@ -118,6 +148,7 @@ pub(super) fn absent_feature(kind: CaptureKind) -> Option<String> {
         CaptureKind::Threads
         | CaptureKind::Tasks
         | CaptureKind::Descriptors
+        | CaptureKind::Panics
         | CaptureKind::Custom => true,
     };
     (!is_built).then(|| format!("no captures of {kind}: the feature `{kind}` is missing"))
@@ -129,6 +160,7 @@ pub(super) fn memory(kind: CaptureKind, settings: &Settings) -> Bytes {
         CaptureKind::Cpu => cpu::memory(settings),
         CaptureKind::Threads => threads::MEMORY,
         CaptureKind::Descriptors => descriptors::MEMORY,
+        CaptureKind::Panics => panics::MEMORY,
         CaptureKind::Tasks => tasks::memory(),
         CaptureKind::Heap | CaptureKind::Trace | CaptureKind::Custom => Bytes(0),
     }
@@ -147,6 +179,7 @@ pub(super) fn start(
         CaptureKind::Threads => threads::start(settings, anchor),
         CaptureKind::Tasks => tasks::start(settings, anchor),
         CaptureKind::Descriptors => descriptors::start(anchor),
+        CaptureKind::Panics => panics::start(anchor),
         CaptureKind::Custom => Err("it is in no set of captures".into()),
     }
 }
@@ -162,6 +195,7 @@ pub(super) enum Evidence {
     Threads(Box<ThreadDump>),
     Tasks(Box<TaskDump>),
     Descriptors(Box<DescriptorDump>),
+    Panics(Box<PanicDump>),
     /// Taken while it is written.
     Live(Box<dyn Live>),
 }
@@ -191,13 +225,14 @@ impl Evidence {
             Self::Threads(dump) => dump.profile.started,
             Self::Tasks(dump) => dump.taken(),
             Self::Descriptors(dump) => dump.taken,
+            Self::Panics(dump) => dump.taken,
         }
     }
 
     /// Whether it is of the time before the capture, when it was taken at its start: a dump is of that
     /// moment and all there is of its capture.
     pub(super) fn is_from_before(&self) -> bool {
-        !matches!(self, Self::Threads(_) | Self::Tasks(_) | Self::Descriptors(_))
+        !matches!(self, Self::Threads(_) | Self::Tasks(_) | Self::Descriptors(_) | Self::Panics(_))
     }
 
     /// What it lacks.
@@ -209,6 +244,7 @@ impl Evidence {
             Self::Threads(dump) => dump.profile.losses.clone(),
             Self::Tasks(dump) => dump.losses().clone(),
             Self::Descriptors(dump) => dump.losses.clone(),
+            Self::Panics(dump) => dump.losses.clone(),
         }
     }
 
@@ -228,7 +264,9 @@ impl Evidence {
             Self::Profile(profile) => profile,
             Self::Threads(dump) => &mut dump.profile,
             Self::Tasks(dump) => &mut dump.profile,
-            Self::Timeline(_) | Self::Live(_) | Self::Descriptors(_) => return,
+            Self::Timeline(_) | Self::Live(_) | Self::Descriptors(_) | Self::Panics(_) => {
+                return;
+            }
         };
         symbols::name_functions(profile);
     }
@@ -241,6 +279,7 @@ impl Evidence {
             Self::Threads(_) => Form::ThreadsPprof,
             Self::Tasks(_) => Form::TasksPprof,
             Self::Descriptors(_) => Form::DescriptorsText,
+            Self::Panics(_) => Form::PanicsText,
         };
         self.write(form, out)
     }
@@ -267,6 +306,7 @@ impl Evidence {
             (Self::Tasks(dump), Form::TasksJson) => text::tasks::write_json(dump, out),
             (Self::Tasks(dump), _) => text::tasks::write(dump, out),
             (Self::Descriptors(dump), _) => text::descriptors::write(dump, out),
+            (Self::Panics(dump), _) => text::panics::write(dump, out),
         };
         written.map_err(Failure::from)
     }

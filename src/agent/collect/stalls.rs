@@ -6,6 +6,7 @@
 //! Polls that are recorded are timed exactly; of others there are suspicions (`suspects.rs`), where threads may
 //! be signalled. Both are told the same way.
 
+mod in_place;
 mod stack_budget;
 
 use std::future;
@@ -17,7 +18,7 @@ use tokio::time::Instant;
 
 use self::stack_budget::StackBudget;
 use super::Failure;
-use super::suspects::{Suspicions, holds_up};
+use super::suspects::{Suspicions, holds_up, is_in_place_function};
 use crate::agent::fence::fence;
 use crate::agent::side_thread::SideThread;
 use crate::agent::standstill::StandstillDetector;
@@ -47,6 +48,8 @@ const LONG: Duration = Duration::from_secs(24 * 60 * 60);
 pub(in crate::agent) struct Found {
     pub(in crate::agent) stall: Stall,
     pub(in crate::agent) dump: Option<Box<ThreadDump>>,
+    /// Whether the poll has left its worker to another thread (`tokio::task::block_in_place`), and holds up no task.
+    pub(in crate::agent) is_in_place: bool,
 }
 
 /// Since when the oldest suspected poll goes on, in nanoseconds plus [`SINCE`].
@@ -65,7 +68,7 @@ pub(in crate::agent) fn longest() -> Option<Duration> {
             Some(standstill::running_time(since, now))
         }
     };
-    longest_poll().max(suspected)
+    in_place::without(longest_poll()).max(suspected)
 }
 
 /// What is too long, to the settings or to a rule; none: nobody looks.
@@ -302,7 +305,7 @@ fn weigh(suspicion: &Suspicion) -> Option<Found> {
         function: own.map(|own| own.name.to_owned()),
         via: own.and_then(|own| own.via).map(str::to_owned),
     };
-    Some(Found { stall, dump: Some(Box::new(dump)) })
+    Some(Found { stall, dump: Some(Box::new(dump)), is_in_place: false })
 }
 
 /// A thread as it is, with the names of its functions.
@@ -335,12 +338,18 @@ fn examine(mut poll: Overlong, signals: bool, may_ask: bool) -> Found {
         }
     }
     let (mut function, mut via) = (None, None);
+    let mut is_in_place = false;
     if let Some(dump) = &mut dump {
         let _ = fence(|| {
             symbols::name_functions(&mut dump.profile);
             Ok(())
         });
-        if let Some(own) = symbols::own_function(&functions(&dump.profile)) {
+        let names = functions(&dump.profile);
+        is_in_place = names.iter().any(|name| is_in_place_function(name));
+        if is_in_place {
+            in_place::remember(poll.start);
+        }
+        if let Some(own) = symbols::own_function(&names) {
             function = Some(own.name.to_owned());
             via = own.via.map(str::to_owned);
         }
@@ -364,7 +373,7 @@ fn examine(mut poll: Overlong, signals: bool, may_ask: bool) -> Found {
         via,
         remark,
     };
-    Found { stall, dump }
+    Found { stall, dump, is_in_place }
 }
 
 /// The functions of a profile of one stack, innermost first.

@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use tokio::sync::oneshot::Receiver;
 
-pub(super) use self::poll_roles::holds_up;
 use self::poll_roles::{Flavor, Role, poll_in, role};
+pub(super) use self::poll_roles::{holds_up, is_in_place_function};
 use crate::agent::side_thread::SideThread;
 use crate::base::{Clock, Moment, SystemClock, standstill, warnings};
 use crate::model::{Beat, Profile, ValueType};

@@ -4,6 +4,7 @@
 //! connections that wait for a byte the reader wants one stack and the number.
 
 pub mod descriptors;
+pub mod panics;
 pub mod tasks;
 pub mod threads;
 

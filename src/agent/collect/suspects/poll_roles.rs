@@ -79,6 +79,11 @@ pub(super) fn role(name: &str) -> Role {
     symbols::each_of(name).map(role_of).find(|role| *role != Role::Other).unwrap_or(Role::Other)
 }
 
+/// Whether a function is `tokio::task::block_in_place`, or one that it calls.
+pub(in crate::agent::collect) fn is_in_place_function(name: &str) -> bool {
+    name.contains("block_in_place") || name.contains("runtime_mt::exit_runtime")
+}
+
 fn role_of(name: &str) -> Role {
     const WORKER: &str = "tokio::runtime::scheduler::multi_thread::worker::";
     // The first jumps to the second where the compiler optimizes.
@@ -94,7 +99,7 @@ fn role_of(name: &str) -> Role {
         "tokio::runtime::process::Driver::",
         "tokio::runtime::park::",
     ];
-    if name.contains("block_in_place") || name.contains("runtime_mt::exit_runtime") {
+    if is_in_place_function(name) {
         Role::InPlace
     } else if WAITS.iter().any(|waits| name.starts_with(waits)) {
         Role::Waits

@@ -1,0 +1,67 @@
+//! The panics of the service: `panics.txt`.
+
+use std::io::{self, Write};
+
+use super::write_losses;
+use crate::base::log::escaped;
+use crate::model::PanicDump;
+
+/// Writes the dump for people.
+pub fn write(dump: &PanicDump, mut out: impl Write) -> io::Result<()> {
+    let out = &mut out;
+    let panics = super::plural(usize::try_from(dump.total).unwrap_or(usize::MAX), "panic");
+    writeln!(out, "# {panics} up to {}, by place", dump.taken)?;
+    write_losses(out, &dump.losses)?;
+    for place in &dump.places {
+        let count = super::plural(usize::try_from(place.count).unwrap_or(usize::MAX), "panic");
+        writeln!(out, "\n{count} at {}:{}:{}", place.file, place.line, place.column)?;
+        writeln!(out, "    message: {}", escaped(&place.message))?;
+        if place.first_message != place.message {
+            writeln!(out, "    first message: {}", escaped(&place.first_message))?;
+        }
+        write!(out, "    last at {} on thread `{}`", place.last, escaped(&place.thread))?;
+        if let Some(task) = &place.task {
+            write!(out, ", task id {task}")?;
+        }
+        writeln!(out, "\n    first at {}", place.first)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::{PanicPlace, RecordedPanics};
+
+    #[test]
+    fn places_are_listed_with_message_thread_and_task() {
+        let at = jiff::Timestamp::UNIX_EPOCH;
+        let place = PanicPlace {
+            file: "src/orders.rs".into(),
+            line: 17,
+            column: 9,
+            count: 3,
+            first: at,
+            last: at,
+            first_message: "order 1 is empty".into(),
+            message: "order 3\nis empty".into(),
+            thread: "tokio-rt-worker".into(),
+            task: Some("12".into()),
+        };
+        let recorded = RecordedPanics { total: 5, unplaced: 2, places: vec![place] };
+        let mut text = Vec::new();
+        write(&PanicDump::new(at, recorded), &mut text).unwrap();
+        let text = String::from_utf8(text).unwrap();
+        let expected = "\
+# 5 panics up to 1970-01-01T00:00:00Z, by place
+# panics counted without their place: 2
+
+3 panics at src/orders.rs:17:9
+    message: order 3\\nis empty
+    first message: order 1 is empty
+    last at 1970-01-01T00:00:00Z on thread `tokio-rt-worker`, task id 12
+    first at 1970-01-01T00:00:00Z
+";
+        assert_eq!(text, expected);
+    }
+}

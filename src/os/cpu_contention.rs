@@ -1,0 +1,178 @@
+//! Time that threads wait for a core, and how busy the machine is.
+//!
+//! | | file | cost |
+//! |---|---|---|
+//! | wait of a thread that could run | `task/TID/schedstat`, field 2 | 4 us a thread |
+//! | idle time of all cores | `/proc/stat`, first line | 30 us, more on large machines |
+//!
+//! Neither is read by a steady tick: see `vitals::contention`.
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::fs::{Mode, OFlags, open};
+use rustix::io::pread;
+
+use super::kernel_file::{number, under, words};
+use super::own_thread;
+use super::tasks::Tasks;
+use super::threads::read;
+use crate::base::spare;
+
+/// With more threads the reading would cost more than 2 ms.
+const MAX_THREADS: usize = 512;
+
+/// A thread that has slept for less than this share of a period computes.
+const SLEEP_SHARE: f64 = 0.2;
+
+/// What the kernel has counted of a thread, in nanoseconds.
+#[derive(Clone, Copy, Debug)]
+struct ThreadTimes {
+    tid: u32,
+    cpu: u64,
+    delay: u64,
+}
+
+/// Waits for a core in a period.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RunDelay {
+    /// Of all threads.
+    pub total: Duration,
+    /// Of threads that ran or waited nearly all the time: alone on the machine each would use all of a core.
+    pub of_computing: Duration,
+}
+
+/// Reads the time in which the threads of the service, and not marple's, waited for a core.
+#[derive(Debug)]
+pub struct RunDelays {
+    tasks: Tasks,
+    tids: Vec<u32>,
+    /// Threads in the order of their ids, as of the last reading.
+    known: Vec<ThreadTimes>,
+    next: Vec<ThreadTimes>,
+    has_read: bool,
+}
+
+impl RunDelays {
+    /// Opens `/proc/self/task`, or returns `None` if it is not there or has no schedstat.
+    pub fn open() -> Option<Self> {
+        let tasks = Tasks::open().ok()?;
+        times(&tasks, super::threads::current())?;
+        let (tids, known, next) = (Vec::new(), Vec::new(), Vec::new());
+        Some(Self { tasks, tids, known, next, has_read: false })
+    }
+
+    /// Returns what threads have waited since the last call, `elapsed` ago: nothing at the first, and `None` if there
+    /// are more than 512. What threads that have ended waited is not in it.
+    pub fn take_delta(&mut self, elapsed: Duration) -> Option<RunDelay> {
+        self.tasks.list(&mut self.tids).ok()?;
+        if self.tids.len() > MAX_THREADS {
+            self.known.clear();
+            self.has_read = false;
+            return None;
+        }
+        self.next.clear();
+        let mut waited = RunDelay::default();
+        for &tid in &self.tids {
+            if own_thread::running().any(|own| own == tid) {
+                continue;
+            }
+            let Some(new) = times(&self.tasks, tid) else { continue };
+            self.next.push(new);
+            let at = self.known.binary_search_by_key(&tid, |known| known.tid);
+            let none = ThreadTimes { tid, cpu: 0, delay: 0 };
+            let old = at.ok().and_then(|at| self.known.get(at)).unwrap_or(&none);
+            let delay = Duration::from_nanos(new.delay.saturating_sub(old.delay));
+            let cpu = Duration::from_nanos(new.cpu.saturating_sub(old.cpu));
+            waited.total += delay;
+            if cpu + delay >= elapsed.mul_f64(1.0 - SLEEP_SHARE) {
+                waited.of_computing += delay;
+            }
+        }
+        std::mem::swap(&mut self.known, &mut self.next);
+        let is_first = !std::mem::replace(&mut self.has_read, true);
+        Some(if is_first { RunDelay::default() } else { waited })
+    }
+}
+
+/// `schedstat`: CPU time, wait for a core, times it was given one.
+fn times(tasks: &Tasks, tid: u32) -> Option<ThreadTimes> {
+    let mut buffer = [0; 128];
+    let mut words = words(read(tasks.directory(), tid, "schedstat", &mut buffer)?);
+    Some(ThreadTimes { tid, cpu: number(words.next()?)?, delay: number(words.next()?)? })
+}
+
+/// CPU time of the whole machine so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MachineTime {
+    /// Time in which cores did anything.
+    pub busy: Duration,
+    /// Time in which they did nothing, or waited for a disk.
+    pub idle: Duration,
+}
+
+/// Reads the CPU time of the whole machine.
+#[derive(Debug)]
+pub struct MachineCpu(OwnedFd);
+
+impl MachineCpu {
+    /// Opens `/proc/stat` below `root`, or returns `None` if it is not there.
+    pub fn open(root: &Path) -> Option<Self> {
+        let path = under(root, Path::new("/proc/stat"));
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        spare::with(|| open(&path, flags, Mode::empty())).ok().map(Self)
+    }
+
+    /// Returns the times so far.
+    pub fn read(&self) -> Option<MachineTime> {
+        let mut buffer = [0; 256];
+        let length = pread(&self.0, &mut buffer, 0).ok()?;
+        parse(buffer.get(..length)?)
+    }
+}
+
+/// `cpu  user nice system idle iowait irq softirq steal guest guest_nice`, in clock ticks. Guests are in user and nice.
+fn parse(stat: &[u8]) -> Option<MachineTime> {
+    let line = stat.split(|&byte| byte == b'\n').next()?.strip_prefix(b"cpu ")?;
+    let (mut busy, mut idle) = (0_u64, 0_u64);
+    for (at, word) in words(line).take(8).enumerate() {
+        let sum = if matches!(at, 3 | 4) { &mut idle } else { &mut busy };
+        *sum = sum.saturating_add(number(word)?);
+    }
+    let per_second = rustix::param::clock_ticks_per_second().max(1);
+    let time = |ticks: u64| Duration::from_millis(ticks.saturating_mul(1000) / per_second);
+    Some(MachineTime { busy: time(busy), idle: time(idle) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_line_has_the_time_of_all_cores() {
+        let stat = b"cpu  100 10 50 300 20 5 5 30 7 0\ncpu0 1 2 3 4 5 6 7 8 9 0\n";
+        let time = parse(stat).unwrap();
+        let per_second = rustix::param::clock_ticks_per_second();
+        let ticks = |n: u64| Duration::from_millis(n * 1000 / per_second);
+        assert_eq!(time, MachineTime { busy: ticks(200), idle: ticks(320) });
+        for text in ["", "cpu", "cpus 1 2", "cpu  1 x 3"] {
+            assert_eq!(parse(text.as_bytes()), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn waits_are_counted_from_the_first_reading() {
+        let Some(mut delays) = RunDelays::open() else { return };
+        let elapsed = Duration::from_millis(1);
+        assert_eq!(delays.take_delta(elapsed), Some(RunDelay::default()));
+        let spin = || (0..50_000_000_u64).fold(0, |sum, n| std::hint::black_box(sum ^ n));
+        let threads: Vec<_> = (0..4).map(|_| std::thread::spawn(spin)).collect();
+        let waited = delays.take_delta(elapsed).unwrap();
+        threads.into_iter().for_each(|thread| drop(thread.join()));
+        assert!(waited.of_computing <= waited.total && waited.total < Duration::from_secs(3600));
+        // No thread has run for an hour.
+        let none = delays.take_delta(Duration::from_secs(3600)).unwrap();
+        assert_eq!(none.of_computing, Duration::ZERO);
+    }
+}

@@ -1,0 +1,328 @@
+//! What keeps threads from running: other processes on the cores, and locks or system calls inside of polls.
+//!
+//! ```text
+//! cpu_waited = min(run delay of threads that never sleep, cores that others use)   while no core is idle
+//! blocked    = (busy - cpu - run delay) / (workers * time)      over six seconds
+//! ```
+//!
+//! `busy` is the time in which the workers of the observed runtimes polled, by the runtime's own count; `cpu` the CPU
+//! time of the whole process, and `run delay` the time in which threads of the service could have run and had no core.
+//! Both are of more threads than the workers, so that `blocked` is the least there can be: what remains is time in which a poll
+//! slept in a lock, a system call or a page fault. Queueing behind the process's own threads is no wait for others,
+//! so `cpu_waited` is bounded by what others use; and a thread that sleeps now and then gets what it wants, if late, so
+//! that only the waits of those count that never do.
+//!
+//! The runtime counts `busy` when a worker parks, or after 61 polls, which a worker that waits for a lock may not reach in
+//! minutes: one that has not parked for a whole second was busy for it. Run delays cost 4 us a thread and are read only
+//! while they can matter: workers are busy for more than they compute, or the process uses a tenth of its cores.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use crate::base::{Moment, Percent};
+use crate::model::Beat;
+use crate::os::cpu_contention::{MachineCpu, MachineTime, RunDelay, RunDelays};
+
+/// Seconds over which `blocked` is an average.
+const SECONDS: usize = 6;
+
+/// Shares of the workers' time, and of the cores, from which on run delays are read.
+const BLOCKED_FROM: f64 = 0.1;
+const USED_FROM: f64 = 0.1;
+
+/// Readings in which neither is so after which the files are closed.
+const CLOSED_AFTER: u32 = 10;
+
+/// A machine with less idle time than this share has no core to spare.
+const IDLE_SHARE: f64 = 0.05;
+
+/// Shorter seconds say nothing: CPU time is charged in ticks of up to 10 ms.
+const MIN_ELAPSED: Duration = Duration::from_millis(200);
+
+/// The state of the measurement.
+#[derive(Debug, Default)]
+pub(super) struct Contention {
+    last: Option<Reading>,
+    /// Workers' counts at the last reading.
+    workers: HashMap<(u64, u32), WorkerTime>,
+    seconds: [Second; SECONDS],
+    delays: Option<RunDelays>,
+    /// The second reading of delays comes to something.
+    are_delays_known: bool,
+    machine: Option<MachineCpu>,
+    machine_time: Option<MachineTime>,
+    quiet: u32,
+    waited: f64,
+    blocked: Option<Percent>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Reading {
+    at: Moment,
+    cpu: Duration,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct WorkerTime {
+    turns: u64,
+    busy: u64,
+    is_present: bool,
+}
+
+/// One second, in seconds of time.
+#[derive(Clone, Copy, Debug, Default)]
+struct Second {
+    elapsed: f64,
+    workers: f64,
+    busy: f64,
+    cpu: f64,
+    /// `None` if it was not read.
+    delay: Option<f64>,
+}
+
+impl Second {
+    fn gap(&self) -> f64 {
+        (self.busy - self.cpu).max(0.0)
+    }
+
+    fn blocked(&self) -> f64 {
+        self.delay.map_or(0.0, |delay| (self.gap() - delay).max(0.0))
+    }
+}
+
+/// What a second has brought.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Measured<'a> {
+    pub(super) now: Moment,
+    /// CPU time of the process so far.
+    pub(super) cpu: Duration,
+    /// Cores' worth that the process may use.
+    pub(super) cores: f64,
+    pub(super) workers: &'a [Beat],
+}
+
+impl Contention {
+    /// Takes a second.
+    pub(super) fn read(&mut self, measured: Measured<'_>, root: &std::path::Path) {
+        let Measured { now, cpu, cores, .. } = measured;
+        let Some(last) = self.last else {
+            self.last = Some(Reading { at: now, cpu });
+            self.count_busy(measured.workers, 0.0);
+            return;
+        };
+        let elapsed = now.since(last.at);
+        if elapsed < MIN_ELAPSED {
+            return;
+        }
+        self.last = Some(Reading { at: now, cpu });
+        self.seconds.rotate_left(1);
+        let second = Second {
+            elapsed: elapsed.as_secs_f64(),
+            workers: measured.workers.len() as f64,
+            busy: self.count_busy(measured.workers, elapsed.as_secs_f64()),
+            cpu: cpu.saturating_sub(last.cpu).as_secs_f64(),
+            delay: None,
+        };
+        self.put(second);
+        let worked: f64 = self.seconds.iter().map(|it| it.workers * it.elapsed).sum();
+        let may_block = second.gap() > second.workers * second.elapsed * BLOCKED_FROM;
+        let may_wait = second.cpu > cores * second.elapsed * USED_FROM;
+        let delay = self.read_delay(may_block || may_wait, elapsed);
+        if let Some(newest) = self.seconds.last_mut() {
+            newest.delay = delay.map(|delay| delay.total.as_secs_f64());
+        }
+        self.waited = self.waited(may_wait, second, delay, root);
+        let blocked: f64 = self.seconds.iter().map(Second::blocked).sum();
+        self.blocked = match measured.workers.is_empty() {
+            true => None,
+            false => Percent::of(blocked.min(worked), worked),
+        };
+    }
+
+    /// Time in which threads waited for cores that others had in the last second, in cores.
+    pub(super) fn cpu_waited(&self) -> Option<f64> {
+        self.last.map(|_| self.waited)
+    }
+
+    /// Share of the workers' time in which polls neither ran nor waited for a core.
+    pub(super) fn blocked(&self) -> Option<Percent> {
+        self.blocked
+    }
+
+    fn put(&mut self, second: Second) {
+        if let Some(newest) = self.seconds.last_mut() {
+            *newest = second;
+        }
+    }
+
+    /// Returns the seconds that workers were busy for in the last `elapsed` seconds.
+    fn count_busy(&mut self, workers: &[Beat], elapsed: f64) -> f64 {
+        self.workers.values_mut().for_each(|worker| worker.is_present = false);
+        let mut sum = 0.0;
+        for beat in workers {
+            let (turns, busy) = beat.mark;
+            let new = WorkerTime { turns, busy, is_present: true };
+            let Some(last) = self.workers.insert(beat.worker, new) else { continue };
+            let counted = Duration::from_nanos(busy.saturating_sub(last.busy)).as_secs_f64();
+            sum += match (last.turns == turns, beat.parked) {
+                (true, true) => 0.0,
+                (true, false) => elapsed,
+                // What it was busy for before this second is in it too.
+                (false, _) => counted.min(elapsed),
+            };
+        }
+        self.workers.retain(|_, worker| worker.is_present);
+        sum
+    }
+
+    /// What threads have waited in the last second, if that is `needed` and can be read.
+    fn read_delay(&mut self, needed: bool, elapsed: Duration) -> Option<RunDelay> {
+        self.quiet = if needed { 0 } else { self.quiet + 1 };
+        if self.quiet > CLOSED_AFTER {
+            self.delays = None;
+            self.machine = None;
+            self.machine_time = None;
+            self.are_delays_known = false;
+            return None;
+        }
+        if self.delays.is_none() {
+            if !needed {
+                return None;
+            }
+            self.delays = RunDelays::open();
+        }
+        let delta = self.delays.as_mut()?.take_delta(elapsed);
+        let was_known = std::mem::replace(&mut self.are_delays_known, delta.is_some());
+        delta.filter(|_| was_known)
+    }
+
+    fn waited(
+        &mut self,
+        needed: bool,
+        second: Second,
+        delay: Option<RunDelay>,
+        root: &std::path::Path,
+    ) -> f64 {
+        if !needed {
+            self.machine_time = None;
+            return 0.0;
+        }
+        if self.machine.is_none() {
+            self.machine = MachineCpu::open(root);
+        }
+        let time = self.machine.as_ref().and_then(MachineCpu::read);
+        let before = std::mem::replace(&mut self.machine_time, time);
+        match (before, time, delay) {
+            (Some(before), Some(time), Some(delay)) => {
+                let delay = delay.of_computing.as_secs_f64();
+                waited(second.elapsed, second.cpu, delay, (before, time))
+            }
+            _ => 0.0,
+        }
+    }
+}
+
+/// Cores' worth of `delay` in a second of `elapsed` that is due to other processes, which left `cpu` for this one.
+fn waited(elapsed: f64, cpu: f64, delay: f64, times: (MachineTime, MachineTime)) -> f64 {
+    let (before, after) = times;
+    let busy = after.busy.saturating_sub(before.busy).as_secs_f64();
+    let idle = after.idle.saturating_sub(before.idle).as_secs_f64();
+    if idle > (busy + idle) * IDLE_SHARE || elapsed <= 0.0 {
+        return 0.0;
+    }
+    delay.min((busy - cpu).max(0.0)) / elapsed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn time(busy: f64, idle: f64) -> MachineTime {
+        MachineTime { busy: Duration::from_secs_f64(busy), idle: Duration::from_secs_f64(idle) }
+    }
+
+    #[test]
+    fn only_what_others_use_is_waited_for() {
+        let zero = time(0.0, 0.0);
+        for (cpu, delay, after, expected) in [
+            // Two cores, a neighbour on each, two threads of ours.
+            (1.0, 1.0, time(2.0, 0.0), 1.0),
+            // 64 threads of ours are each other's neighbours.
+            (2.0, 62.0, time(2.0, 0.0), 0.0),
+            (1.0, 30.0, time(2.0, 0.0), 1.0),
+            // A core is idle: the waits are wakeups.
+            (0.5, 0.2, time(1.0, 1.0), 0.0),
+            (0.1, 0.1, time(2.0, 0.0), 0.1),
+        ] {
+            let got = waited(1.0, cpu, delay, (zero, after));
+            assert!((got - expected).abs() < 1e-9, "{cpu} {delay}: {got}");
+        }
+    }
+
+    /// One second of a worker: its turns and busy nanoseconds so far.
+    type Mark = (u64, u64);
+
+    /// The share of blocked time of a service of two workers after `seconds`, each of which has the workers' counts so
+    /// far and the CPU time used in it.
+    fn blocked(seconds: u64, delay: f64, at: impl Fn(u64) -> ([Mark; 2], f64)) -> f64 {
+        let mut contention = Contention::default();
+        let mut cpu = 0.0;
+        for second in 0..seconds {
+            let (marks, used) = at(second);
+            cpu += used;
+            let workers = [0, 1].map(|worker| Beat {
+                worker: (1, worker),
+                parked: marks[worker as usize].0 % 2 == 1,
+                mark: marks[worker as usize],
+            });
+            let measured = Measured {
+                now: Moment::from_nanos(1 + second * NANOS),
+                cpu: Duration::from_secs_f64(cpu),
+                cores: 1000.0,
+                workers: &workers,
+            };
+            contention.read(measured, std::path::Path::new("/"));
+            if let Some(newest) = contention.seconds.last_mut().filter(|_| second > 0) {
+                newest.delay = Some(delay);
+            }
+        }
+        let blocked: f64 = contention.seconds.iter().map(Second::blocked).sum();
+        blocked / 12.0
+    }
+
+    const NANOS: u64 = 1_000_000_000;
+
+    #[test]
+    fn polls_that_neither_run_nor_wait_for_a_core_are_blocked() {
+        // Workers that park now and then, and are busy for all of the time.
+        let busy = |second: u64| (second * 20, second * NANOS);
+        let contended = blocked(30, 0.0, |second| ([busy(second); 2], 1.0));
+        assert!((contended - 0.5).abs() < 0.01, "one of two waits for the other: {contended}");
+        let working = blocked(30, 0.0, |second| ([busy(second); 2], 2.0));
+        assert!(working < 0.01, "{working}");
+        let starved = blocked(30, 1.0, |second| ([busy(second); 2], 1.0));
+        assert!(starved < 0.01, "a neighbour has the core: {starved}");
+        let idle = blocked(30, 0.0, |_| ([(7, 0); 2], 0.0));
+        assert!(idle < 0.01, "{idle}");
+    }
+
+    #[test]
+    fn a_worker_that_never_parks_is_busy_before_the_runtime_counts_it() {
+        let asleep = |second: u64| ([(if second < 5 { 7 } else { 8 }, 0), (7, 0)], 0.0);
+        let got = blocked(11, 0.0, asleep);
+        assert!((0.4..0.43).contains(&got), "five seconds of one of two workers: {got}");
+        // One poll computes for 20 s, which the runtime counts at its end.
+        let late = |second: u64| {
+            let mark = match second {
+                0..5 => (7, 0),
+                5..25 => (8, 0),
+                _ => (9, 20 * NANOS),
+            };
+            ([mark, (7, 0)], if (5..25).contains(&second) { 1.0 } else { 0.0 })
+        };
+        for seconds in 7..40 {
+            let got = blocked(seconds, 0.0, late);
+            assert!(got < 0.09, "{seconds}: {got}");
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! Numbers that rise without end: tasks, threads and descriptors that leak or pile up.
+//!
+//! A number of things that all end some time falls now and then; one of things that never end does not. Nothing but the
+//! number is at hand, so the least values of ten periods in a row are compared, of 1 s, 10 s and 30 s each. It has
+//! risen if one of these holds:
+//!
+//! - each is above the one before it, and the last is at least twice the first;
+//! - none is below the one before it, and the third and all after it are at least ten times the first and
+//!   [`LARGE_STEP`] above it: what has piled up at once, and stays.
+//!
+//! "Twice" is what tells it from the growth of a day: a sine of a day from 50 to 2,000 grows by less than that in any
+//! five minutes but those at its foot, where the growth is a handful. The first seconds are left out: a start is a rise
+//! that ends. How many are too many is a matter of the rule.
+
+use std::time::Duration;
+
+use crate::base::Moment;
+
+/// Periods that are compared.
+const PERIODS: usize = 10;
+
+/// The lengths of periods.
+const LENGTHS: [Duration; 3] =
+    [Duration::from_secs(1), Duration::from_secs(10), Duration::from_secs(30)];
+
+/// Time at the start that is left out.
+const START: Duration = Duration::from_secs(7);
+
+/// What a number must have risen by at once.
+const LARGE_STEP: u64 = 20_000;
+
+/// A number that is watched for a rise without end.
+#[derive(Debug, Default)]
+pub(super) struct Rise {
+    started: Option<Moment>,
+    scales: [Scale; LENGTHS.len()],
+}
+
+/// The last periods of one length.
+#[derive(Debug, Default)]
+struct Scale {
+    /// The least values of periods that are over, the oldest first.
+    least: [u64; PERIODS],
+    seen: usize,
+    /// When the present one began, and its least value.
+    present: Option<(Moment, u64)>,
+}
+
+impl Rise {
+    /// Takes a value. Returns what the number has risen by, zero if it has not, or `None` without a value.
+    pub(super) fn push(&mut self, now: Moment, value: Option<u64>) -> Option<u64> {
+        let Some(value) = value else {
+            *self = Self::default();
+            return None;
+        };
+        if now.since(*self.started.get_or_insert(now)) < START {
+            return Some(0);
+        }
+        for (scale, length) in self.scales.iter_mut().zip(LENGTHS) {
+            scale.push(now, length, value);
+        }
+        self.scales.iter().map(Scale::risen).max()
+    }
+}
+
+impl Scale {
+    fn push(&mut self, now: Moment, length: Duration, value: u64) {
+        let Some((begun, least)) = &mut self.present else {
+            self.present = Some((now, value));
+            return;
+        };
+        // A tick that comes a little early ends a period too.
+        if now.since(*begun) < length * 19 / 20 {
+            *least = value.min(*least);
+            return;
+        }
+        self.least.rotate_left(1);
+        if let Some(last) = self.least.last_mut() {
+            *last = *least;
+        }
+        self.seen = (self.seen + 1).min(PERIODS);
+        self.present = Some((now, value));
+    }
+
+    fn risen(&self) -> u64 {
+        let [first, _, third, .., last] = self.least;
+        let by = last.saturating_sub(first);
+        let pairs = || self.least.iter().zip(self.least.iter().skip(1));
+        let rises =
+            last >= first.saturating_mul(2) && pairs().all(|(before, after)| after > before);
+        let jumped = third.saturating_sub(first) >= LARGE_STEP
+            && third >= first.saturating_mul(10)
+            && pairs().all(|(before, after)| after >= before);
+        if self.seen == PERIODS && (rises || jumped) { by } else { 0 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The largest rise, and the second at which one was first seen, of `seconds` of a number that is `value` at a
+    /// second.
+    fn rises(seconds: u32, value: impl Fn(f64) -> f64) -> (u64, Option<u32>) {
+        let mut rise = Rise::default();
+        let (mut most, mut first) = (0, None);
+        for tick in 0..seconds * 4 {
+            let second = f64::from(tick) / 4.0;
+            let now = Moment::from_nanos((second * 1e9) as u64 + 1);
+            let risen = rise.push(now, Some(value(second) as u64)).unwrap();
+            most = most.max(risen);
+            if risen > 0 {
+                first.get_or_insert(tick / 4);
+            }
+        }
+        (most, first)
+    }
+
+    /// Between -1 and 1, the same each time.
+    fn noise(second: f64) -> f64 {
+        let hash = ((second * 4.0) as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 40;
+        hash as f64 / f64::from(1_u32 << 23) - 1.0
+    }
+
+    #[test]
+    fn what_grows_without_end_is_seen_at_each_scale() {
+        let leak = |rate: f64| move |second: f64| 20.0 + rate * (second - 60.0).max(0.0);
+        let (by, first) = rises(75, leak(50.0));
+        assert!(by >= 400 && first.is_some_and(|first| first <= 71), "{by} {first:?}");
+        let (by, first) = rises(300, |s| leak(5.0)(s) + 4.0 * noise(s));
+        assert!(by >= 400 && first.is_some_and(|first| first <= 170), "{by} {first:?}");
+        let (by, first) = rises(600, |s| leak(1.0)(s) + 10.0 * noise(s) + 10.0);
+        assert!(by >= 200 && first.is_some_and(|first| first <= 400), "{by} {first:?}");
+    }
+
+    #[test]
+    fn a_pile_that_stays_is_seen() {
+        let (by, first) = rises(80, |s| if s < 60.0 { 30.0 } else { 150_000.0 });
+        assert!(
+            by >= 149_000 && first.is_some_and(|first| (67..72).contains(&first)),
+            "{by} {first:?}"
+        );
+        let small = rises(80, |s| if s < 60.0 { 30.0 } else { 15_000.0 });
+        assert_eq!(small, (0, None), "a step may be a burst of requests");
+        let short = rises(80, |s| if (60.0..62.0).contains(&s) { 150_000.0 } else { 30.0 });
+        assert_eq!(short, (0, None));
+    }
+
+    #[test]
+    fn starts_peaks_and_bursts_are_none() {
+        let start = rises(120, |s| (s * 400.0).min(2000.0) + 50.0 * noise(s));
+        assert_eq!(start.0, 0, "2,000 connections in 5 s");
+        let slow = rises(120, |s| (s * 150.0).min(2000.0) + 5.0 * noise(s));
+        assert_eq!(slow.0, 0, "2,000 connections in 13 s");
+        let day = |low: f64, high: f64| {
+            move |s: f64| {
+                let wave = (1.0 - (s / 86_400.0 * std::f64::consts::TAU).cos()) / 2.0;
+                low + (high - low) * wave + 0.05 * low * noise(s)
+            }
+        };
+        assert!(rises(86_400, day(50.0, 2000.0)).0 < 100);
+        let burst = rises(600, |s| if s % 60.0 < 20.0 { 900.0 + 90.0 * noise(s) } else { 10.0 });
+        assert_eq!(burst.0, 0);
+        let steady = rises(600, |_| 5000.0);
+        assert_eq!(steady.0, 0);
+    }
+}

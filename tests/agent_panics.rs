@@ -1,0 +1,72 @@
+//! Panics of a service, as the agent counts and lists them. Each test has a process of its own under nextest; the one
+//! here tolerates panics of no other.
+
+mod host;
+
+use std::panic;
+use std::thread;
+use std::time::Duration;
+
+use host::{Host, PATIENCE, settings, wait_for};
+use marple::model::{CaptureKind, Metric, Rule};
+
+/// Panics on a thread of this name.
+fn panic_on(name: &str, message: &'static str) {
+    let thread = thread::Builder::new().name(name.into()).spawn(move || {
+        // All at one place.
+        panic!("{message}");
+    });
+    assert!(thread.unwrap().join().is_err());
+}
+
+fn counted(host: &Host) -> f64 {
+    let status = host.handle().status().wait(PATIENCE).unwrap();
+    status.vitals.values.get("panics").copied().unwrap_or(-1.0)
+}
+
+#[test]
+fn panics_are_counted_once_and_listed_by_place_with_message_and_thread() {
+    let rule = Rule {
+        abs: Some(0.0),
+        capture: [CaptureKind::Threads].into(),
+        duration: Duration::from_millis(100),
+        ..Rule::on(Metric::Panics)
+    };
+    let host = Host::start(marple::Settings { rules: vec![rule], ..settings() });
+    wait_for("a first second", || (counted(&host) == 0.0).then_some(()));
+    // A second hook of marple's, behind which the first is called.
+    marple::vitals::count_panics();
+    panic_on("orders-1", "order 1 is empty");
+    panic_on("orders-2", "order 2 is empty");
+    panic_on("orders-3", "order 3 is empty");
+    let (_, manifest) = host.closed(1).remove(0);
+    let reason = &manifest.reasons[0].text;
+    assert!(reason.contains(" is above abs 0; most at tests/agent_panics.rs:17 ("), "{reason}");
+    assert!(reason.ends_with(" is empty"), "{reason}");
+    let listed = manifest.artifacts.iter().find(|it| it.kind == CaptureKind::Panics);
+    assert!(listed.is_some_and(|it| it.file.ends_with(".panics.txt")), "{manifest:?}");
+    let text = panics_now(&host, 2);
+    for part in [
+        "# 3 panics up to ",
+        "\n3 panics at tests/agent_panics.rs:17:9\n    message: order 3 is empty\n",
+        "    first message: order 1 is empty\n",
+        " on thread `orders-3`\n",
+    ] {
+        assert!(text.contains(part), "{part:?} in\n{text}");
+    }
+
+    // A hook that is installed later and calls none before it ends the counting; `count_panics` is once only.
+    panic::set_hook(Box::new(|_| ()));
+    panic_on("orders-4", "order 4 is empty");
+    let text = panics_now(&host, 3);
+    assert!(text.starts_with("# 3 panics up to "), "{text}");
+}
+
+/// The list of panics of an incident that is asked for, which is the `nth`.
+fn panics_now(host: &Host, nth: usize) -> String {
+    let asked = host.handle().capture([CaptureKind::Panics], Duration::from_millis(50));
+    let id = asked.wait(PATIENCE).unwrap().incident;
+    let incidents = host.closed(nth);
+    let (dir, manifest) = incidents.iter().find(|(_, manifest)| manifest.id == id).unwrap();
+    std::fs::read_to_string(dir.join(&manifest.artifacts[0].file)).unwrap()
+}
