@@ -24,10 +24,10 @@
 //! [http]
 //! listen = "127.0.0.1:6060"
 //!
+//! # Comes to the default rules, see `config::default_rules`.
 //! [[rule]]
-//! metric = "memory"       # working set, in per cent of the limit
-//! abs = 80
-//! capture = ["cpu", "heap", "trace", "threads", "tasks", "descriptors"]
+//! metric = "gauge.queue_depth"
+//! abs = 1000
 //! ```
 //!
 //! That is all. The runtime [`Agent`] is started in is watched; others are added with

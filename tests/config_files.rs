@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use marple::config::{Error, HttpSettings, Settings, load};
+use marple::config::{Error, HttpSettings, Settings, default_rules, load, parse};
 use marple::model::{CaptureKind, CaptureSet, Holds, Metric};
 
 fn shipped(name: &str) -> PathBuf {
@@ -27,14 +27,49 @@ fn marple_toml_shows_the_defaults() {
     let rules = std::mem::take(&mut settings.rules);
     assert_eq!(settings, Settings { rules: Vec::new(), ..Settings::default() });
     let names: Vec<&str> = rules.iter().map(|rule| rule.name.as_str()).collect();
-    assert_eq!(names, ["memory", "runtime-lag"]);
+    assert_eq!(names[..2], ["memory", "runtime-lag"]);
+    let others = default_rules().into_iter().filter(|rule| !names[..2].contains(&&*rule.name));
+    assert!(others.eq(rules.iter().skip(2).cloned()), "{names:?}");
+    let text = std::fs::read_to_string(shipped("marple.toml")).unwrap();
+    for rule in default_rules() {
+        let line = format!("# name = \"{}\", metric = \"{}\"", rule.name, rule.metric);
+        assert!(text.contains(&line), "the list at the end lacks {line}");
+    }
     assert_eq!(HttpSettings::default().listen.to_string(), "127.0.0.1:6060");
 }
 
 #[test]
-fn minimal_toml_watches_memory() {
-    let settings = load(&shipped("minimal.toml")).unwrap();
-    assert_eq!(settings.rules.len(), 1);
+fn minimal_toml_has_the_default_rules() {
+    assert_eq!(load(&shipped("minimal.toml")).unwrap().rules, default_rules());
+}
+
+#[test]
+fn rules_of_a_file_come_to_the_default_ones_or_replace_one_unless_these_are_off() {
+    let rules = |text: &str| parse(text, Path::new("test.toml")).unwrap().rules;
+    let rule = "[[rule]]\nmetric = \"gauge.queue\"\nabs = 10\n";
+    let all = rules(rule);
+    assert_eq!((&*all[0].name, &all[1..]), ("gauge-queue", &default_rules()[..]));
+    assert_eq!(rules(&format!("rules = \"default\"\n{rule}")), all);
+    assert_eq!(rules(&format!("rules = \"own\"\n{rule}")), all[..1]);
+    assert_eq!(rules("rules = \"own\""), []);
+    let replaced = rules("[[rule]]\nmetric = \"cpu\"\nabs = 50");
+    let cpu: Vec<_> = replaced.iter().filter(|rule| rule.name == "cpu").collect();
+    assert_eq!((replaced.len(), cpu.len()), (default_rules().len(), 1));
+    assert_eq!((&cpu[0].metric, cpu[0].abs), (&Metric::Cpu, Some(50.0)));
+}
+
+#[test]
+fn every_default_rule_captures_threads_and_tasks() {
+    for rule in default_rules() {
+        let captures = |kind| rule.capture.contains(kind);
+        assert!(captures(CaptureKind::Threads) && captures(CaptureKind::Tasks), "{}", rule.name);
+    }
+}
+
+#[test]
+fn a_rule_has_defaults() {
+    let text = "[[rule]]\nmetric = \"memory\"\nabs = 80";
+    let settings = parse(text, Path::new("test.toml")).unwrap();
     let rule = &settings.rules[0];
     assert_eq!((&rule.metric, rule.abs), (&Metric::Memory, Some(80.0)));
     assert_eq!((rule.capture, rule.duration), (CaptureSet::all(), Duration::from_secs(10)));

@@ -150,7 +150,7 @@ fn one_problem_is_one_line() {
         ),
         (
             "[toggle]\ncapture = [\"gpu\", \"cpu\", \"disk\"]",
-            "`gpu` is not a capture: write one of \"cpu\", \"heap\", \"trace\", \"threads\", \"tasks\", \"descriptors\"; `disk` is not",
+            "`gpu` is not a capture: write one of \"cpu\", \"heap\", \"trace\", \"threads\", \"tasks\", \"descriptors\", \"panics\"; `disk` is not",
         ),
         (
             "[toggle]\ncapture = \"cpu\"",
@@ -326,6 +326,7 @@ fn bounds_are_at_the_bounds() {
 #[test]
 fn values_are_read_as_people_write_them() {
     let text = r#"
+rules = "own"
 [store]
 max_bytes = "2GB"
 max_age = "1d 12h"

@@ -15,9 +15,15 @@ use crate::rules::Opening;
 
 pub(super) const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Incidents a day that other rules cannot spend, for each rule; less where there are so many rules that
-/// all of `incidents_per_day` would be reserved.
+/// Incidents a day that other rules cannot spend, for each rule; less where there are so many rules that more than two
+/// thirds of `incidents_per_day` would be reserved.
 const RESERVE: usize = 2;
+
+/// Returns what is reserved for each of `rules` rules.
+fn reserve(incidents_per_day: usize, rules: usize) -> usize {
+    let share = incidents_per_day.saturating_mul(2) / 3 / rules.max(1);
+    RESERVE.min(share)
+}
 
 /// The incidents that rules opened within a day, the oldest first.
 #[derive(Debug, Default)]
@@ -65,8 +71,7 @@ impl Budget {
         rules: impl Iterator<Item = &'r str> + Clone,
     ) -> Opening {
         let spent = self.spent(now);
-        let share = settings.incidents_per_day / rules.clone().count().max(1);
-        let reserve = RESERVE.min(share);
+        let reserve = reserve(settings.incidents_per_day, rules.clone().count());
         let unspent = |other: &str| reserve.saturating_sub(self.spent_by(now, other));
         let others = rules.filter(|other| *other != rule).map(unspent).sum::<usize>();
         let most = settings.incidents_per_day.saturating_sub(others);
@@ -177,6 +182,15 @@ mod tests {
         let spent = ["cpu", "lag", "cpu", "tasks", "memory", "memory"].map(&mut spend);
         assert_eq!(spent, [6, 2, 0, 2, 2, 0]);
         assert_eq!(budget.spent(at(0)), 12);
+    }
+
+    #[test]
+    fn default_rules_have_a_reserve_and_leave_half_to_all() {
+        let rules = crate::config::default_rules().len();
+        assert_eq!(reserve(24, rules), 1, "{rules} rules");
+        for (incidents, rules, expected) in [(24, 4, 2), (24, 8, 2), (24, 16, 1), (24, 17, 0)] {
+            assert_eq!(reserve(incidents, rules), expected, "{incidents} {rules}");
+        }
     }
 
     #[test]

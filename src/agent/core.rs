@@ -3,6 +3,7 @@
 //! One thread owns it and calls it; nothing here waits. Each method is one kind of event.
 
 mod asked;
+mod build;
 mod dead_rules;
 mod orders;
 mod report;
@@ -28,8 +29,8 @@ use super::status::{ConfigStatus, Counters};
 use super::stream::{self, Streams, work};
 use super::stuck::Stuck;
 use crate::base::{
-    Anchor, Clock, ClockReading, Error as PublicError, IncidentId, Moment, log, spare, standstill,
-    warnings,
+    Anchor, Clock, ClockReading, Error as PublicError, IncidentId, Moment, log, panic_log, spare,
+    standstill, warnings,
 };
 use crate::config::Settings;
 use crate::model::{CaptureKind, CaptureSet, Losses, Vitals};
@@ -105,7 +106,8 @@ impl Core {
         let decider = Decider::new(settings.rules.clone(), settings.budget.clone());
         let streams = Streams::new(settings.budget.streams_per_day);
         report_doubts(&settings);
-        report_absent(&settings);
+        build::report_missing(&settings);
+        report_heap(&settings);
         collect::heap::set_rates(&settings.heap);
         collect::trace::configure(&settings.trace);
         let mut core = Self {
@@ -212,6 +214,10 @@ impl Core {
         collect::heap::tick(&mut self.vitals);
         self.decider.stall =
             self.stuck.tick(&mut self.vitals, collect::stalls::threshold(&self.settings));
+        self.decider.panics = match self.vitals.panics {
+            Some(0) | None => None,
+            Some(_) => panic_log::most_frequent(),
+        };
         collect::trace::record_vitals(&self.vitals);
         collect::tasks::record_vitals(&self.vitals);
         self.history.record(&self.vitals);
@@ -362,7 +368,8 @@ impl Core {
         self.dead_rules.forget();
         self.streams.allowance.set_limit(settings.budget.streams_per_day);
         report_doubts(&settings);
-        report_absent(&settings);
+        build::report_missing(&settings);
+        report_heap(&settings);
         collect::heap::set_rates(&settings.heap);
         collect::trace::configure(&settings.trace);
         let applied = log::Event::new(log::Level::Info, "new settings are in force");
@@ -411,21 +418,9 @@ fn report_doubts(settings: &Settings) {
     }
 }
 
-/// Reports captures and sections of `settings` that this build or this program cannot honour.
-fn report_absent(settings: &Settings) {
+/// Reports if this program has no heap profiles that `settings` ask for.
+fn report_heap(settings: &Settings) {
     let wanted = settings.rules.iter().fold(CaptureSet::EMPTY, |all, rule| all.union(rule.capture));
-    let mut absent: Vec<String> = wanted.iter().filter_map(collect::absent_feature).collect();
-    if settings.http.is_some() && !cfg!(feature = "http") {
-        absent.push("no endpoint: the feature `http` is missing".to_owned());
-    }
-    match absent.is_empty() {
-        true => warnings::clear("build"),
-        false => {
-            let text =
-                format!("{}; add it to the features of marple in Cargo.toml", absent.join("; "));
-            warnings::set("build", text);
-        }
-    }
     match collect::heap::why_absent().filter(|_| wanted.contains(CaptureKind::Heap)) {
         Some(why) => warnings::set("heap", format!("no heap profiles: {why}")),
         None => warnings::clear("heap"),

@@ -1,4 +1,4 @@
-//! The rules of a service that has set none.
+//! The rules that every service has, unless it turns them off or replaces one by its name.
 
 use std::time::Duration;
 
@@ -9,14 +9,17 @@ const COOLDOWN: Duration = Duration::from_secs(60 * 60);
 /// An incident is over when things were well for so long: what flaps is one incident.
 const CLEAR: Duration = Duration::from_secs(60);
 
-/// Memory near its limit or about to reach it, CPU at its limit, very many tasks, a runtime that is
-/// late or late for most of the time, a blocking pool without a free thread. `tests/replay.rs` shows what they do on two dozen traces; `config/marple.toml` has them in full.
+/// Returns the default rules: memory near its limit or about to reach it, CPU at its limit, tasks, threads and
+/// descriptors that grow without end, a runtime that is late, late most of the time or blocked, a poll that does not end, a blocking pool
+/// without a free thread, panics in a loop. `tests/replay.rs` shows what they do on three dozen traces, and
+/// `tests/default_rules.rs` on services with faults; `config/marple.toml` has them in full.
 ///
-/// None is over `runtime.stall`: a poll inside of `tokio::task::block_in_place` lasts and holds up nobody, the
-/// recorder cannot tell it from one that does, and a rule nobody wrote may not be wrong about it.
+/// Each has dumps of threads and tasks, some 5 KB each, which name what waits for what.
 pub fn default_rules() -> Vec<Rule> {
     let base = |metric| Rule { cooldown: COOLDOWN, clear_hold: CLEAR, ..Rule::on(metric) };
-    let cpu_and_trace: CaptureSet = [CaptureKind::Cpu, CaptureKind::Trace].into();
+    let stacks: CaptureSet = [CaptureKind::Threads, CaptureKind::Tasks].into();
+    let with = |kinds: &[CaptureKind]| stacks.union(kinds.iter().copied().collect());
+    let seconds = |seconds| Holds::from(Duration::from_secs(seconds));
     vec![
         Rule {
             min: 75.0,
@@ -26,48 +29,87 @@ pub fn default_rules() -> Vec<Rule> {
             critical: Some(90.0),
             ..base(Metric::Memory)
         },
+        // Beside busy neighbours a burn may get half of what it would use.
         Rule {
+            name: "cpu".to_owned(),
             abs: Some(90.0),
-            hold: Holds::from(Duration::from_secs(10)),
+            hold: seconds(10),
             clear: Some(70.0),
-            capture: cpu_and_trace,
-            ..base(Metric::Cpu)
+            capture: with(&[CaptureKind::Cpu, CaptureKind::Trace]),
+            ..base(Metric::CpuDemand)
         },
         Rule {
             abs: Some(100_000.0),
-            hold: Holds::from(Duration::from_secs(10)),
+            hold: seconds(10),
             clear: Some(80_000.0),
-            capture: [CaptureKind::Trace, CaptureKind::Heap].into(),
+            capture: with(&[CaptureKind::Trace, CaptureKind::Heap]),
             ..base(Metric::Tasks)
+        },
+        // A deadlock behind which requests queue up, a consumer that has ended.
+        Rule {
+            abs: Some(250.0),
+            capture: with(&[CaptureKind::Trace, CaptureKind::Heap]),
+            ..base(Metric::TaskRise)
+        },
+        Rule { abs: Some(100.0), capture: with(&[CaptureKind::Heap]), ..base(Metric::ThreadRise) },
+        Rule {
+            abs: Some(1000.0),
+            capture: with(&[CaptureKind::Descriptors, CaptureKind::Heap]),
+            ..base(Metric::FdRise)
+        },
+        // What is left of the limit is for the captures: a CPU profile opens descriptors itself.
+        Rule {
+            abs: Some(80.0),
+            hold: seconds(1),
+            clear: Some(60.0),
+            critical: Some(95.0),
+            capture: with(&[CaptureKind::Descriptors, CaptureKind::Heap]),
+            ..base(Metric::FdShare)
         },
         Rule {
             abs: Some(0.5),
-            hold: Holds::from(Duration::from_secs(2)),
+            hold: seconds(2),
             clear: Some(0.1),
-            capture: cpu_and_trace,
+            capture: with(&[CaptureKind::Cpu, CaptureKind::Trace]),
             ..base(Metric::Lag)
         },
         // The lag of workers that block for less than 2 s at a time falls too often for the rule above.
         Rule {
             abs: Some(50.0),
-            hold: Holds::from(Duration::from_secs(5)),
+            hold: seconds(5),
             clear: Some(10.0),
-            capture: [
-                CaptureKind::Threads,
-                CaptureKind::Tasks,
-                CaptureKind::Cpu,
-                CaptureKind::Trace,
-            ]
-            .into(),
+            capture: with(&[CaptureKind::Cpu, CaptureKind::Trace]),
             ..base(Metric::Stalled)
+        },
+        // Polls that wait for a lock of `std`, a disk or a peer.
+        Rule {
+            abs: Some(30.0),
+            hold: seconds(1),
+            clear: Some(15.0),
+            capture: with(&[CaptureKind::Cpu, CaptureKind::Trace]),
+            ..base(Metric::Blocked)
+        },
+        // One poll, be it of a runtime with workers to spare. Inside of `tokio::task::block_in_place` it is no stall.
+        Rule {
+            abs: Some(2.0),
+            clear: Some(0.5),
+            capture: with(&[CaptureKind::Trace]),
+            ..base(Metric::Stall)
         },
         // The threads show which function holds the pool.
         Rule {
             abs: Some(2.0),
-            hold: Holds::from(Duration::from_secs(2)),
+            hold: seconds(2),
             clear: Some(0.5),
-            capture: [CaptureKind::Threads, CaptureKind::Tasks].into(),
+            capture: stacks,
             ..base(Metric::BlockingLag)
+        },
+        // In four of five seconds at least one.
+        Rule {
+            abs: Some(0.0),
+            hold: seconds(5),
+            capture: with(&[CaptureKind::Panics]),
+            ..base(Metric::Panics)
         },
     ]
 }

@@ -58,8 +58,7 @@ fn file(root: &mut Section<'_, '_>, settings: &mut Settings) {
     root.section("stacks", |section| stacks(section, &mut settings.stacks));
     let mut choice = None;
     root.read("rules", value::rules, &mut choice);
-    let choice =
-        choice.unwrap_or(if root.has("rule") { RuleChoice::Own } else { RuleChoice::Default });
+    let choice = choice.unwrap_or(RuleChoice::Default);
     let default = std::mem::take(&mut settings.rules);
     root.sections("rule", |section| settings.rules.push(rule(section)));
     if choice == RuleChoice::Default {

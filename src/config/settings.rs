@@ -217,7 +217,7 @@ pub struct HeapSettings {
     /// has started. Default: 512 KiB.
     pub rate: Bytes,
     /// The same while an incident captures the heap, to see more of what happens then; the mean number
-    /// of bytes again, so a lower one samples more. Default: none, `rate` stays.
+    /// of bytes again, so a lower one samples more. Default: 64 KiB, or `rate` if that is less.
     pub rate_during_incident: Option<Bytes>,
 }
 

@@ -274,6 +274,7 @@ mod tests {
                 worker: (1, worker),
                 parked: marks[worker as usize].0 % 2 == 1,
                 mark: marks[worker as usize],
+                driver: None,
             });
             let measured = Measured {
                 now: Moment::from_nanos(1 + second * NANOS),

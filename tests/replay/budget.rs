@@ -58,13 +58,11 @@ fn last(trace: &Trace, outcome: &ReplayOutcome) -> f64 {
 
 #[test]
 fn equal_captures_all_day_leave_the_last_before_an_oom() {
-    let minute = |cooldown| {
-        let mut settings = shipped("minimal.toml");
-        settings.rules[0].cooldown = cooldown;
-        settings
-    };
+    let memory = || Rule { abs: Some(80.0), ..Rule::on(Metric::Memory) };
+    let minute =
+        |cooldown| Settings { rules: vec![Rule { cooldown, ..memory() }], ..Settings::default() };
     let rules = [
-        ("minimal.toml", shipped("minimal.toml")),
+        ("memory alone", Settings { rules: vec![memory()], ..Settings::default() }),
         ("default rules", Settings::default()),
         ("cooldown 1m", minute(Duration::from_secs(60))),
         ("cooldown 0s", minute(Duration::ZERO)),
@@ -104,8 +102,10 @@ fn equal_captures_all_day_leave_the_last_before_an_oom() {
 
 #[test]
 fn equal_captures_come_ever_more_seldom() {
-    let outcome =
-        run(&shipped("minimal.toml"), &Trace::new("", Of::Memory, repeat(&wave(84.0), DAY)));
+    // Without `clear` each wave is an incident of its own.
+    let rule = Rule { abs: Some(80.0), ..Rule::on(Metric::Memory) };
+    let settings = Settings { rules: vec![rule], ..Settings::default() };
+    let outcome = run(&settings, &Trace::new("", Of::Memory, repeat(&wave(84.0), DAY)));
     let opened: Vec<f64> =
         outcome.fired.iter().map(|(at, ..)| at.as_nanos() as f64 / 3.6e12).collect();
     assert!((4..=6).contains(&opened.len()), "{opened:?}");

@@ -139,21 +139,6 @@ pub(super) fn switched_off(kind: CaptureKind, settings: &Settings) -> Option<&'s
     }
 }
 
-/// Returns what is missing for captures of `kind`, if this build has no collector of it.
-pub(super) fn absent_feature(kind: CaptureKind) -> Option<String> {
-    let is_built = match kind {
-        CaptureKind::Cpu => cfg!(feature = "cpu"),
-        CaptureKind::Heap => cfg!(feature = "heap"),
-        CaptureKind::Trace => cfg!(feature = "trace"),
-        CaptureKind::Threads
-        | CaptureKind::Tasks
-        | CaptureKind::Descriptors
-        | CaptureKind::Panics
-        | CaptureKind::Custom => true,
-    };
-    (!is_built).then(|| format!("no captures of {kind}: the feature `{kind}` is missing"))
-}
-
 /// How much memory the collector of `kind` may take besides what it is set to.
 pub(super) fn memory(kind: CaptureKind, settings: &Settings) -> Bytes {
     match kind {

@@ -52,6 +52,7 @@ impl Core {
                     let patience = patience(&state.rule.metric);
                     matches!(state.decision, Decision::Hold(Hold::NoValue))
                         && state.rule.metric.own_name().is_none()
+                        && !is_optional(&state.rule.metric)
                         && state.since.is_some_and(|since| now.since(since) >= patience)
                 })
                 .map(|(index, _)| index),
@@ -77,6 +78,12 @@ impl Core {
             false => warnings::set(TOPIC, text),
         }
     }
+}
+
+/// Returns true for metrics of default rules that not every runtime has: without a worker thread none is blocked. The
+/// rule's explanation in the status tells of it.
+fn is_optional(metric: &Metric) -> bool {
+    matches!(metric, Metric::Blocked | Metric::Stall)
 }
 
 fn patience(metric: &Metric) -> Duration {

@@ -1,11 +1,13 @@
 //! How things stand, as the loop sees it.
 
 use super::Core;
+use super::build::missing_features;
 use crate::agent::history::row;
 use crate::agent::incidents::ToggleState;
 use crate::agent::status::{BudgetStatus, IncidentStatus, RuleStatus, Status, Toggled};
 use crate::base::{log, panics, warnings};
-use crate::model::{CaptureSet, Limits, Metric};
+use crate::config::default_rules;
+use crate::model::{CaptureSet, Limits, Metric, Rule};
 
 impl Core {
     pub(super) fn status(&self) -> Status {
@@ -70,13 +72,23 @@ impl Core {
             (Some(value), None) => value,
             (None, _) => "unlimited".to_owned(),
         };
+        let missing = missing_features();
+        let without = match missing.is_empty() {
+            true => String::new(),
+            false => format!(", built without {}", missing.join(", ")),
+        };
         log::info(format!(
-            "marple {} watches process {}: memory {}, cpu {}, {} rules, directory {}, endpoint {endpoint}, cpu engine {}",
+            "marple {} watches process {}: memory {}, cpu {}, descriptors {}, {}, directory {}, endpoint {endpoint}, cpu engine \
+             {}{without}",
             env!("CARGO_PKG_VERSION"),
             std::process::id(),
             of(limits.memory.map(|bytes| bytes.to_string()), limits.memory_source),
             of(limits.cpu_cores.map(|cores| format!("{cores} cores")), limits.cpu_source),
-            self.settings.rules.len(),
+            of(
+                self.vitals.fd_limit.map(|limit| limit.to_string()),
+                Some("RLIMIT_NOFILE".to_owned())
+            ),
+            rules_in_words(&self.settings.rules),
             self.location.path().display(),
             self.cpu.words(&self.settings)
         ));
@@ -102,5 +114,46 @@ impl Core {
             incident: state.map(|state| state.incident),
             dir: state.and_then(|state| self.dir(state.incident)),
         }
+    }
+}
+
+/// `rules memory, cpu (own); default rules off: tasks, ...`.
+fn rules_in_words(rules: &[Rule]) -> String {
+    let default = default_rules();
+    let word = |rule: &Rule| match default.contains(rule) {
+        true => rule.name.clone(),
+        false => format!("{} (own)", rule.name),
+    };
+    let words: Vec<String> = rules.iter().map(word).collect();
+    let mut text = match words.is_empty() {
+        true => "no rules".to_owned(),
+        false => format!("rules {}", words.join(" ")),
+    };
+    let is_off = |known: &&Rule| !rules.iter().any(|rule| rule.name == known.name);
+    let off: Vec<&str> = default.iter().filter(is_off).map(|rule| rule.name.as_str()).collect();
+    if !off.is_empty() {
+        text += &format!("; default rules that are off: {}", off.join(" "));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rules_are_named_and_so_are_default_rules_that_are_off() {
+        let mut rules = default_rules();
+        let text = rules_in_words(&rules);
+        assert!(text.starts_with("rules memory cpu tasks "), "{text}");
+        assert!(!text.contains("own") && !text.contains("off"), "{text}");
+        rules[0].abs = Some(85.0);
+        rules.pop();
+        let text = rules_in_words(&rules);
+        assert!(text.starts_with("rules memory (own) cpu "), "{text}");
+        assert!(text.ends_with("; default rules that are off: panics"), "{text}");
+        assert!(
+            rules_in_words(&[]).starts_with("no rules; default rules that are off: memory cpu")
+        );
     }
 }

@@ -1,0 +1,118 @@
+//! A service in a process of its own, and what it leaves.
+
+use std::fs;
+use std::io::Read as _;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use flate2::read::GzDecoder;
+use jiff::Timestamp;
+use marple::model::Manifest;
+use tempfile::TempDir;
+
+use crate::host::{incidents, wait_for};
+
+/// The variable that has this binary run as a service, and says which.
+pub(crate) const NAME: &str = "MARPLE_SERVICE";
+
+/// The file that a service writes when its fault begins.
+pub(crate) const BEGUN: &str = "begun";
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Neighbours {
+    None,
+    /// One on each core of a small machine.
+    TwoBusy,
+}
+
+pub(crate) struct Service {
+    name: String,
+    process: Child,
+    neighbours: Vec<Child>,
+    dir: TempDir,
+}
+
+impl Service {
+    /// Starts the service called `name` in a directory of its own.
+    pub(crate) fn start(name: &str, neighbours: Neighbours) -> Self {
+        let dir = TempDir::new().unwrap();
+        let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/minimal.toml");
+        let settings = fs::read_to_string(shipped).unwrap();
+        // The machine's disk may be nearly full.
+        let settings = format!("{settings}\n[store]\nkeep_free = \"0B\"\n");
+        fs::write(dir.path().join("minimal.toml"), settings).unwrap();
+        let busy = || Command::new("sh").args(["-c", "while :; do :; done"]).spawn().unwrap();
+        let neighbours = match neighbours {
+            Neighbours::None => Vec::new(),
+            Neighbours::TwoBusy => vec![busy(), busy()],
+        };
+        let process = Command::new(std::env::current_exe().unwrap())
+            .args(["service_process", "--exact", "--nocapture"])
+            .env(NAME, name)
+            .current_dir(dir.path())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        Self { name: name.to_owned(), process, neighbours, dir }
+    }
+
+    /// Waits for files of the incidents so far that contain these words; prints when the first incident with all of
+    /// them opened.
+    pub(crate) fn wait_for_evidence(&mut self, evidence: &[(&str, &[&str])]) {
+        let captures = self.dir.path().join("captures");
+        let what = format!("{evidence:?} of the fault `{}`", self.name);
+        let holds = |dir: &Path, manifest: &Manifest| {
+            evidence.iter().all(|(form, words)| {
+                let files = manifest.artifacts.iter().filter(|it| it.file.ends_with(form));
+                let mut texts = files.filter_map(|artifact| contents(&dir.join(&artifact.file)));
+                texts.any(|text| words.iter().all(|word| text.contains(word)))
+            })
+        };
+        let (manifest, begun) = wait_for(&what, || {
+            let begun = fs::read_to_string(self.dir.path().join(BEGUN)).ok()?;
+            let begun: Timestamp = begun.parse().ok()?;
+            let found = incidents(&captures);
+            let first = found.into_iter().find(|(dir, manifest)| holds(dir, manifest))?;
+            Some((first.1, begun))
+        });
+        let after = Duration::try_from(manifest.opened.duration_since(begun)).unwrap_or_default();
+        println!(
+            "{}{}: incident {:.1} s after the fault began: {}",
+            self.name,
+            if self.neighbours.is_empty() { "" } else { " beside two busy neighbours" },
+            after.as_secs_f64(),
+            manifest.reasons[0].text
+        );
+        assert!(manifest.opened >= begun, "an incident of something else: {:?}", manifest.reasons);
+    }
+
+    /// Waits for the end of the service, which must have left nothing.
+    pub(crate) fn ends_without_incident(&mut self) {
+        assert!(self.process.wait().unwrap().success());
+        let found = incidents(&self.dir.path().join("captures"));
+        let reasons: Vec<_> =
+            found.into_iter().flat_map(|(_, manifest)| manifest.reasons).collect();
+        assert!(reasons.is_empty(), "{reasons:#?}");
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        for process in self.neighbours.iter_mut().chain([&mut self.process]) {
+            let _ = process.kill();
+            let _ = process.wait();
+        }
+    }
+}
+
+/// The text of a file, or all that is text in a profile.
+fn contents(path: &Path) -> Option<String> {
+    let bytes = fs::read(path).ok()?;
+    let mut plain = Vec::new();
+    if GzDecoder::new(&bytes[..]).read_to_end(&mut plain).is_err() {
+        plain = bytes;
+    }
+    Some(String::from_utf8_lossy(&plain).into_owned())
+}
