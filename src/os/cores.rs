@@ -28,47 +28,36 @@ const MOST: Duration = Duration::from_secs(60);
 #[derive(Debug, Default)]
 pub struct Cores {
     #[cfg(target_os = "linux")]
-    tasks: Option<Tasks>,
-    #[cfg(target_os = "linux")]
     tids: Vec<u32>,
 }
 
+/// Opens the list of threads. Reports if that cannot be done.
+#[cfg(target_os = "linux")]
+fn open_tasks() -> Option<Tasks> {
+    match Tasks::open() {
+        Ok(tasks) => {
+            warnings::clear(TOPIC);
+            Some(tasks)
+        }
+        Err(error) => {
+            warnings::set(
+                TOPIC,
+                format!(
+                    "no thread dumps, no CPU samples by thread, and the CPUs of the main thread are taken for those \
+                     of the process: cannot read /proc/self/task: {error}"
+                ),
+            );
+            None
+        }
+    }
+}
+
 impl Cores {
-    /// Opens the list of threads, which needs one descriptor. Reports if that cannot be done.
-    #[cfg(target_os = "linux")]
-    pub fn open() -> Self {
-        let tasks = match Tasks::open() {
-            Ok(tasks) => {
-                warnings::clear(TOPIC);
-                Some(tasks)
-            }
-            Err(error) => {
-                warnings::set(
-                    TOPIC,
-                    format!(
-                        "no thread dumps, no CPU samples by thread, and the CPUs of the main thread are taken for those \
-                         of the process: cannot read /proc/self/task: {error}"
-                    ),
-                );
-                None
-            }
-        };
-        Self { tasks, tids: Vec::new() }
-    }
-
-    /// There is nothing to open.
-    #[cfg(not(target_os = "linux"))]
-    pub fn open() -> Self {
-        Self::default()
-    }
-
     /// How many CPUs the process may use.
     #[cfg(target_os = "linux")]
     pub fn read(&mut self) -> Option<u32> {
-        if self.tasks.is_none() {
-            *self = Self::open();
-        }
-        let listed = self.tasks.as_mut().is_some_and(|tasks| tasks.list(&mut self.tids).is_ok());
+        // Not held open: descriptors are scarce, and it is read every second at most.
+        let listed = open_tasks().is_some_and(|mut tasks| tasks.list(&mut self.tids).is_ok());
         if !listed {
             self.tids.clear();
         }
@@ -121,7 +110,7 @@ mod tests {
             let _ = end.recv();
         });
         wait.recv().unwrap();
-        let mut cores = Cores::open();
+        let mut cores = Cores::default();
         thread::spawn(move || {
             whole.first().set_for_this_thread().unwrap();
             assert_eq!(cores.read(), Some(whole.count()), "of a pinned thread");

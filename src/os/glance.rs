@@ -19,6 +19,7 @@ use std::time::Duration;
 use rustix::fs::{Mode, OFlags, open};
 
 use super::copied::Registers;
+use super::own_memory;
 use super::threads::{self, TASKS, Thread};
 
 /// How much the kernel let a thread run.
@@ -35,10 +36,9 @@ pub struct Runs {
 /// A frame pointer at which nothing can be, so that a walk that needs the real one breaks off.
 const UNKNOWN: u64 = 1;
 
-/// The open directories.
+/// The open directory of the threads.
 pub struct Eyes {
     tasks: OwnedFd,
-    memory: Option<OwnedFd>,
     bytes: Vec<u8>,
 }
 
@@ -52,9 +52,7 @@ impl Eyes {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let tasks = spare::with(|| open(TASKS, flags, Mode::empty()))
             .map_err(|error| format!("cannot open {TASKS}: {error}"))?;
-        let readable = OFlags::RDONLY | OFlags::CLOEXEC;
-        let memory = spare::with(|| open("/proc/self/mem", readable, Mode::empty())).ok();
-        let eyes = Self { tasks, memory, bytes: Vec::new() };
+        let eyes = Self { tasks, bytes: Vec::new() };
         match eyes.runs(threads::current()) {
             Some(runs) if runs.turns > 0 => Ok(eyes),
             None => Err(format!(
@@ -103,9 +101,11 @@ impl Eyes {
         let told = threads::read(&self.tasks, tid, "syscall", &mut buffer)?;
         let registers = parse(std::str::from_utf8(told).ok()?)?;
         self.bytes.resize(bytes, 0);
-        let memory = self.memory.as_ref()?;
         // Ends where the mapping ends.
-        let got = rustix::io::pread(memory, &mut self.bytes[..], registers.sp).ok()?;
+        let got = own_memory::read(registers.sp, &mut self.bytes);
+        if got == 0 {
+            return None;
+        }
         if self.runs(tid)?.turns != runs.turns {
             return None;
         }

@@ -79,7 +79,7 @@ pub(super) fn keep_within(open: Option<u64>, limit: Option<u64>) {
         (files @ 1.., Some(limit)) => warnings::set(
             TOPIC,
             format!(
-                "function names of {files} loaded files will be missing once a deployment replaces them: their \
+                "function names of {files} files of the service will be missing once a deployment replaces them: their \
                  descriptors are not held, because the process is short of them (RLIMIT_NOFILE {limit}); raise \
                  the limit"
             ),
@@ -229,7 +229,7 @@ impl Registry {
     }
 
     /// Holds as many files as may be: loaded ones first, and of these the service's own before the system's. Returns
-    /// how many loaded ones are not held.
+    /// how many loaded ones of the service are not held.
     fn balance(&mut self) -> usize {
         let is_loaded = |file: &Arc<CodeFile>| {
             let mut loaded = self.known.iter().filter(|known| known.is_loaded);
@@ -245,7 +245,7 @@ impl Registry {
                 held += file.descriptors();
             } else {
                 file.release();
-                short += usize::from(is_loaded(file));
+                short += usize::from(is_loaded(file) && !is_of_the_system(file.path()));
             }
         }
         // The last ones, so that the first to be closed are those that matter least.

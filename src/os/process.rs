@@ -84,7 +84,7 @@ pub fn lower_priority() {}
 
 /// How many CPUs the process as a whole may use. To ask again and again, keep a [`super::cores::Cores`].
 pub fn cores() -> Option<u32> {
-    super::cores::Cores::open().read()
+    super::cores::Cores::default().read()
 }
 
 /// How many file descriptors the process may have open; none without a limit.

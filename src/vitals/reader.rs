@@ -184,7 +184,7 @@ impl Reader {
             memory_limit: None,
             memory_of_cgroup: false,
             cpu_limit: None,
-            cpus: Cores::open(),
+            cpus: Cores::default(),
             cores_read: None,
             cores: None,
             process_read: None,
