@@ -16,7 +16,7 @@
 //! No lock is held while a task is woken or polled. A task that has not answered when the dump ends is no
 //! longer asked, and what a late one hands in is dropped.
 //!
-//! Of more than 10,000 tasks a sample is asked and listed, see [`Sampling`]; all are counted by spawn site.
+//! Of more than 10,000 tasks a sample is asked and listed; all are counted by spawn site.
 //!
 //! The list is not of one instant: a task made behind the place where the dump is will not be in it.
 
