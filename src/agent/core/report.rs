@@ -117,22 +117,27 @@ impl Core {
     }
 }
 
-/// `rules memory, cpu (own); default rules off: tasks, ...`.
+/// `14 rules (12 default, 2 own)`, `2 rules (2 own), 13 default rules off`. Their names are in the status: some are
+/// words that operators search the log for.
 fn rules_in_words(rules: &[Rule]) -> String {
     let default = default_rules();
-    let word = |rule: &Rule| match default.contains(rule) {
-        true => rule.name.clone(),
-        false => format!("{} (own)", rule.name),
-    };
-    let words: Vec<String> = rules.iter().map(word).collect();
-    let mut text = match words.is_empty() {
-        true => "no rules".to_owned(),
-        false => format!("rules {}", words.join(" ")),
-    };
+    let kept = rules.iter().filter(|rule| default.contains(rule)).count();
+    let own = rules.len() - kept;
     let is_off = |known: &&Rule| !rules.iter().any(|rule| rule.name == known.name);
-    let off: Vec<&str> = default.iter().filter(is_off).map(|rule| rule.name.as_str()).collect();
-    if !off.is_empty() {
-        text += &format!("; default rules that are off: {}", off.join(" "));
+    let off = default.iter().filter(is_off).count();
+    let mut parts = Vec::new();
+    if kept > 0 {
+        parts.push(format!("{kept} default"));
+    }
+    if own > 0 {
+        parts.push(format!("{own} own"));
+    }
+    let mut text = format!("{} rules", rules.len());
+    if !parts.is_empty() {
+        text += &format!(" ({})", parts.join(", "));
+    }
+    if off > 0 {
+        text += &format!(", {off} default rules off");
     }
     text
 }
@@ -142,18 +147,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rules_are_named_and_so_are_default_rules_that_are_off() {
+    fn rules_are_counted_and_so_are_default_rules_that_are_off() {
         let mut rules = default_rules();
-        let text = rules_in_words(&rules);
-        assert!(text.starts_with("rules memory cpu tasks "), "{text}");
-        assert!(!text.contains("own") && !text.contains("off"), "{text}");
+        let all = rules.len();
+        assert_eq!(rules_in_words(&rules), format!("{all} rules ({all} default)"));
         rules[0].abs = Some(85.0);
         rules.pop();
-        let text = rules_in_words(&rules);
-        assert!(text.starts_with("rules memory (own) cpu "), "{text}");
-        assert!(text.ends_with("; default rules that are off: panics"), "{text}");
-        assert!(
-            rules_in_words(&[]).starts_with("no rules; default rules that are off: memory cpu")
-        );
+        let expected =
+            format!("{} rules ({} default, 1 own), 1 default rules off", all - 1, all - 2);
+        assert_eq!(rules_in_words(&rules), expected);
+        assert_eq!(rules_in_words(&[]), format!("0 rules, {all} default rules off"));
     }
 }
