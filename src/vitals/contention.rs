@@ -99,9 +99,17 @@ pub(super) struct Measured<'a> {
     /// Cores' worth that the process may use.
     pub(super) cores: f64,
     pub(super) workers: &'a [Beat],
+    /// The process stood still in this second or the one before: a poll that lasted through that has not blocked, and
+    /// its time is counted when it ends.
+    pub(super) stood_still: bool,
 }
 
 impl Contention {
+    /// The last reading.
+    pub(super) fn last_at(&self) -> Option<Moment> {
+        self.last.map(|last| last.at)
+    }
+
     /// Takes a second.
     pub(super) fn read(&mut self, measured: Measured<'_>, root: &std::path::Path) {
         let Measured { now, cpu, cores, .. } = measured;
@@ -115,6 +123,10 @@ impl Contention {
             return;
         }
         self.last = Some(Reading { at: now, cpu });
+        if measured.stood_still {
+            self.count_busy(measured.workers, 0.0);
+            return;
+        }
         self.seconds.rotate_left(1);
         let second = Second {
             elapsed: elapsed.as_secs_f64(),
@@ -265,6 +277,16 @@ mod tests {
     /// The share of blocked time of a service of two workers after `seconds`, each of which has the workers' counts so
     /// far and the CPU time used in it.
     fn blocked(seconds: u64, delay: f64, at: impl Fn(u64) -> ([Mark; 2], f64)) -> f64 {
+        blocked_but(|_| false, seconds, delay, at)
+    }
+
+    /// The same, where the process stood still in some seconds.
+    fn blocked_but(
+        still: impl Fn(u64) -> bool,
+        seconds: u64,
+        delay: f64,
+        at: impl Fn(u64) -> ([Mark; 2], f64),
+    ) -> f64 {
         let mut contention = Contention::default();
         let mut cpu = 0.0;
         for second in 0..seconds {
@@ -281,6 +303,7 @@ mod tests {
                 cpu: Duration::from_secs_f64(cpu),
                 cores: 1000.0,
                 workers: &workers,
+                stood_still: still(second),
             };
             contention.read(measured, std::path::Path::new("/"));
             if let Some(newest) = contention.seconds.last_mut().filter(|_| second > 0) {
@@ -292,6 +315,16 @@ mod tests {
     }
 
     const NANOS: u64 = 1_000_000_000;
+
+    #[test]
+    fn seconds_in_which_the_process_stood_still_do_not_count() {
+        // Workers in polls all the time that use no CPU time from the tenth second on.
+        let poll =
+            |second: u64| ([(second * 20, second * NANOS); 2], if second < 10 { 2.0 } else { 0.0 });
+        assert!(blocked(13, 0.0, poll) > 0.4);
+        let still = |second| second >= 10;
+        assert!(blocked_but(still, 13, 0.0, poll) < 0.01);
+    }
 
     #[test]
     fn polls_that_neither_run_nor_wait_for_a_core_are_blocked() {

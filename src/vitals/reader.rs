@@ -13,7 +13,7 @@ use super::probe::{Probe, rest};
 use super::rise::Rise;
 use super::runtimes::Runtimes;
 use super::trend::Trend;
-use crate::base::{Bytes, Clock, Moment, Percent, SystemClock, panic_log, warnings};
+use crate::base::{Bytes, Clock, Moment, Percent, SystemClock, panic_log, standstill, warnings};
 use crate::model::{AtLimit, Beat, Limit, MemoryWall, Vitals};
 use crate::os::cgroup::{Cgroup, Problem, Strain};
 use crate::os::cores::Cores;
@@ -357,7 +357,12 @@ impl Reader {
         let cores = self.cpu_limit.as_ref().map_or(f64::INFINITY, |limit| limit.value);
         let cpu = process::cpu_time();
         let workers = self.beats.as_slice();
-        self.contention.read(Measured { now, cpu, cores, workers }, &self.root);
+        let stood_still = self
+            .contention
+            .last_at()
+            .is_some_and(|last| !standstill::within(last - Duration::from_secs(2), now).is_zero());
+        let measured = Measured { now, cpu, cores, workers, stood_still };
+        self.contention.read(measured, &self.root);
     }
 
     /// Tasks of all the runtimes together and the worst lag; none while none is watched.
