@@ -134,6 +134,11 @@ impl CodeFile {
         u64::from(self.is_held()) + self.debug.get().map_or(0, |debug| debug.descriptors())
     }
 
+    /// The number of descriptors that [`hold`](Self::hold) takes, held or not.
+    pub fn wanted_descriptors(&self) -> u64 {
+        1 + self.debug.get().map_or(0, |debug| debug.wanted_descriptors())
+    }
+
     /// Fills `into` from `offset` on.
     ///
     /// # Errors
@@ -250,6 +255,19 @@ mod tests {
         assert!(start_of(&file).unwrap_err().to_string().contains("replaced"));
         file.hold();
         assert!(!file.is_held(), "the path leads to another file");
+    }
+
+    #[test]
+    fn a_file_and_its_debug_file_count_as_two_also_when_they_were_released() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, debug) = (dir.path().join("app"), dir.path().join("app.debug"));
+        fs::write(&path, "old").unwrap();
+        fs::write(&debug, "old").unwrap();
+        let file = CodeFile::open(&path).unwrap();
+        file.set_debug(Arc::new(CodeFile::open(&debug).unwrap()));
+        assert_eq!((file.descriptors(), file.wanted_descriptors()), (2, 2));
+        file.release();
+        assert_eq!((file.descriptors(), file.wanted_descriptors()), (0, 2));
     }
 
     #[test]

@@ -38,7 +38,7 @@ impl<T> OfProcess<T> {
     }
 
     /// The value, or `None` in a child or once it was taken.
-    #[cfg_attr(not(feature = "cpu"), allow(dead_code))]
+    #[cfg_attr(not(feature = "cpu"), allow(dead_code, reason = "sessions are asked through it"))]
     pub(crate) fn get(&self) -> Option<&T> {
         self.value.as_ref().filter(|_| !self.is_inherited())
     }

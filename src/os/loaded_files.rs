@@ -239,8 +239,7 @@ impl Registry {
         files.sort_by_cached_key(|file| (!is_loaded(file), is_of_the_system(file.path())));
         let (mut held, mut short) = (0, 0);
         for file in &files {
-            let wanted = file.descriptors().max(1);
-            if held + wanted <= self.allowed {
+            if held + file.wanted_descriptors() <= self.allowed {
                 file.hold();
                 held += file.descriptors();
             } else {

@@ -39,7 +39,7 @@ pub(super) fn start(_: CaptureKind, _: &Settings, anchor: Anchor) -> Result<Star
         return jemalloc::start(anchor);
     }
     Ok(Started {
-        collector: Box::new(Snapshots(anchor, FinerRate::begin())),
+        collector: Box::new(Snapshots { anchor, _rate: FinerRate::begin() }),
         at_start: Some(Dump::at(anchor.wall)),
     })
 }
@@ -69,7 +69,11 @@ pub(in crate::agent) fn snapshot(wall: Timestamp) -> Result<Box<Profile>, Failur
     Ok(profile)
 }
 
-struct Snapshots(Anchor, #[allow(dead_code, reason = "held for its drop")] FinerRate);
+struct Snapshots {
+    anchor: Anchor,
+    /// Ends with the capture.
+    _rate: FinerRate,
+}
 
 impl Collector for Snapshots {
     fn engine(&self) -> &str {
@@ -77,11 +81,11 @@ impl Collector for Snapshots {
     }
 
     fn peek(&self, now: Moment) -> Result<Option<Evidence>, Failure> {
-        Ok(Some(Dump::at(self.0.wall_at(now))))
+        Ok(Some(Dump::at(self.anchor.wall_at(now))))
     }
 
     fn stop(self: Box<Self>, now: Moment) -> Result<Option<Evidence>, Failure> {
-        Ok(Some(Dump::at(self.0.wall_at(now))))
+        Ok(Some(Dump::at(self.anchor.wall_at(now))))
     }
 }
 
