@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use rustix::fs::{AtFlags, Mode, OFlags, RawDir, SeekFrom, fstat, open, seek, statat};
 use rustix::io::Errno;
+use rustix::path::DecInt;
 
 /// `/proc/self/task`, open.
 #[derive(Debug)]
@@ -27,7 +28,7 @@ impl Tasks {
         let directory = spare::with(|| open("/proc/self/task", flags, Mode::empty()))?;
         // Not the cached id, which is the parent's in a forked child.
         let own = rustix::thread::gettid().as_raw_nonzero();
-        match statat(&directory, own.to_string(), AtFlags::empty()) {
+        match statat(&directory, DecInt::new(own.get()), AtFlags::empty()) {
             Ok(_) => Ok(Self { directory }),
             Err(Errno::NOENT) => Err(io::Error::other(format!(
                 "thread {own} of this process is not in it: this /proc is of another pid namespace; mount a /proc \
