@@ -17,7 +17,7 @@ static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 #[test]
 fn a_steady_tick_allocates_nothing() {
-    let runtime = Builder::new_multi_thread().worker_threads(1).build().unwrap();
+    let runtime = Builder::new_multi_thread().worker_threads(2).build().unwrap();
     let (runtimes, gauges) = (Runtimes::new(), Gauges::new());
     runtimes.observe(runtime.handle().clone()).unwrap();
     gauges.gauge("queue").unwrap();
@@ -27,6 +27,7 @@ fn a_steady_tick_allocates_nothing() {
     let mut tick = || {
         clock.advance(Duration::from_millis(250));
         reader.read_into(clock.now(), &mut vitals);
+        std::thread::sleep(Duration::from_millis(5));
         // Until a probe sent at this tick has run.
         while vitals.lag != Some(Duration::ZERO) {
             reader.read_into(clock.now(), &mut vitals);

@@ -137,8 +137,11 @@ impl BlockingProbe {
 #[derive(Debug)]
 struct Thread {
     /// Its name without the number.
-    stem: String,
-    /// Whether it is called like a worker.
+    stem: Arc<str>,
+    /// `true` if its name was read a second time. A thread starts with the name of the thread that started it, and
+    /// sets its own a moment later.
+    is_settled: bool,
+    /// `true` if it has the name of a worker.
     is_alike: bool,
     /// Its CPU time at the last look; `None` before the first.
     cpu: Option<Duration>,
@@ -148,13 +151,17 @@ struct Thread {
 pub(super) struct Pools {
     tasks: Option<Tasks>,
     threads: BTreeMap<u32, Thread>,
+    /// Threads whose names were read once.
+    unsettled: Vec<u32>,
     tids: Vec<u32>,
     count: Option<usize>,
     listed: Option<Moment>,
     /// Threads that were seen to be workers.
     known: Vec<u32>,
     /// The names of threads that ran a closure.
-    learned: BTreeSet<String>,
+    learned: BTreeSet<Arc<str>>,
+    /// Names of the threads that were seen to be workers. A field so that its memory is reused.
+    known_stems: Vec<Arc<str>>,
     pool: Vec<u32>,
 }
 
@@ -163,11 +170,13 @@ impl Pools {
         Self {
             tasks: Tasks::open().ok(),
             threads: BTreeMap::new(),
+            unsettled: Vec::new(),
             tids: Vec::new(),
             count: None,
             listed: None,
-            known: Vec::new(),
+            known: Vec::with_capacity(super::runtimes::MAX_THREADS),
             learned: BTreeSet::new(),
+            known_stems: Vec::with_capacity(super::runtimes::MAX_THREADS),
             pool: Vec::new(),
         }
     }
@@ -200,9 +209,10 @@ impl Pools {
         workers: usize,
         probes: impl Iterator<Item = &'p BlockingProbe> + Clone,
     ) -> Due {
-        let has_listed = self.list(now);
+        let has_settled = self.settle_names();
+        self.list(now);
         let has_learned = self.learn(probes.clone());
-        if runtimes.copy_threads(&mut self.known) || has_listed || has_learned {
+        if runtimes.copy_threads(&mut self.known) || has_settled || has_learned {
             self.mark();
         }
         self.find_pool(workers);
@@ -229,44 +239,62 @@ impl Pools {
         }
     }
 
-    /// Lists the threads if their number has changed, and reads the names of those that are new. Returns whether any is.
-    fn list(&mut self, now: Moment) -> bool {
-        let Some(tasks) = &mut self.tasks else { return false };
+    /// Reads the names of threads that were new at the last look a second time. Returns `true` if there were any.
+    fn settle_names(&mut self) -> bool {
+        let Self { tasks: Some(tasks), unsettled, threads, .. } = self else { return false };
+        let mut has_settled = false;
+        for tid in unsettled.drain(..) {
+            let Some(thread) = threads.get_mut(&tid) else { continue };
+            if let Some(name) = tasks.name(tid) {
+                thread.stem = stem(&name).into();
+            }
+            thread.is_settled = true;
+            has_settled = true;
+        }
+        has_settled
+    }
+
+    /// Lists the threads if their number has changed, and reads the names of those that are new.
+    fn list(&mut self, now: Moment) {
+        let Some(tasks) = &mut self.tasks else { return };
         let count = tasks.count();
         let threads = u32::try_from(self.tids.len()).unwrap_or(u32::MAX);
         let pause = LIST_PER_THREAD.saturating_mul(threads);
         let pause = if count == self.count { LIST_EVERY.max(pause) } else { pause };
         let is_recent = self.listed.is_some_and(|at| now.since(at) < pause);
         if is_recent || tasks.list(&mut self.tids).is_err() {
-            return false;
+            return;
         }
         (self.listed, self.count) = (Some(now), count);
         let tids = &self.tids;
         self.threads.retain(|tid, _| tids.binary_search(tid).is_ok());
-        let mut names = MAX_NAMES;
         for &tid in tids.iter().take(MAX_THREADS) {
             if self.threads.contains_key(&tid) {
                 continue;
             }
-            if names == 0 {
+            if self.unsettled.len() == MAX_NAMES {
                 // The rest at the next look.
                 self.count = None;
                 break;
             }
-            names -= 1;
             if let Some(name) = tasks.name(tid) {
-                let stem = name.trim_end_matches(|end: char| end.is_ascii_digit()).to_owned();
-                self.threads.insert(tid, Thread { stem, is_alike: false, cpu: None });
+                let stem = stem(&name).into();
+                let thread = Thread { stem, is_settled: false, is_alike: false, cpu: None };
+                self.threads.insert(tid, thread);
+                self.unsettled.push(tid);
             }
         }
-        names < MAX_NAMES
+        // A look at the same threads does not allocate.
+        self.pool.reserve(self.threads.len());
     }
 
     /// Learns the names of threads that ran a closure. Returns whether one is new.
     fn learn<'p>(&mut self, probes: impl Iterator<Item = &'p BlockingProbe>) -> bool {
         let mut is_new = false;
         for (tid, _) in probes.filter_map(BlockingProbe::answered) {
-            let Some(thread) = self.threads.get(&tid) else { continue };
+            let Some(thread) = self.threads.get(&tid).filter(|thread| thread.is_settled) else {
+                continue;
+            };
             if self.learned.len() < MAX_LEARNED && !self.learned.contains(&thread.stem) {
                 is_new |= self.learned.insert(thread.stem.clone());
             }
@@ -276,11 +304,16 @@ impl Pools {
 
     /// Marks the threads that are called like workers.
     fn mark(&mut self) {
-        let known = self.known.iter().filter_map(|tid| Some(self.threads.get(tid)?.stem.clone()));
-        let stems: BTreeSet<String> =
-            known.chain([DEFAULT_NAME.to_owned()]).chain(self.learned.iter().cloned()).collect();
-        for thread in self.threads.values_mut() {
-            thread.is_alike = stems.contains(&thread.stem);
+        let Self { threads, known, learned, known_stems, .. } = self;
+        known_stems.clear();
+        known_stems.extend(known.iter().filter_map(|tid| Some(threads.get(tid)?.stem.clone())));
+        known_stems.sort_unstable();
+        for thread in threads.values_mut() {
+            let stem = &thread.stem;
+            thread.is_alike = thread.is_settled
+                && (**stem == *DEFAULT_NAME
+                    || learned.contains(stem)
+                    || known_stems.binary_search(stem).is_ok());
         }
     }
 
@@ -293,6 +326,11 @@ impl Pools {
         pool.clear();
         pool.extend(others.skip(workers.saturating_sub(seen)));
     }
+}
+
+/// Returns the name of a thread without the number at its end.
+fn stem(name: &str) -> &str {
+    name.trim_end_matches(|end: char| end.is_ascii_digit())
 }
 
 /// Which probes are to be sent.

@@ -19,7 +19,7 @@ use crate::model::Beat;
 pub(super) const MAX_RUNTIMES: usize = 256;
 
 /// How many threads of theirs are kept, to be known by their names.
-const MAX_THREADS: usize = 64;
+pub(super) const MAX_THREADS: usize = 64;
 
 /// The observed runtimes of one agent.
 #[derive(Clone, Debug, Default)]
