@@ -4,7 +4,7 @@
 //! |---|---|
 //! | send the head of a request, or keep a connection it does not use | [`HEAD`] |
 //! | send the body of one | [`BODY`] |
-//! | take what it asked for | [`STALL`] for each [`PACE`] |
+//! | read the response | [`STALL`] for each [`PACE`], or [`CROWDED_PACE`] while unread responses take much memory |
 //!
 //! | send so much that its protocol is known ([`greeting`](super::greeting)) | [`HEAD`] |
 //!
@@ -40,6 +40,7 @@ use super::audit::Audit;
 use super::greeting;
 use super::places::Seat;
 use super::route::Route;
+use super::unread;
 
 /// Prometheus and browsers keep connections; one that idles longer is opened again for next to nothing.
 const HEAD: Duration = Duration::from_secs(10);
@@ -50,6 +51,9 @@ const BODY: Duration = Duration::from_secs(15);
 const STALL: Duration = Duration::from_secs(30);
 /// 2 KiB a second, which a telephone line does.
 pub(super) const PACE: usize = 64 << 10;
+/// 34 KiB a second. At [`PACE`] one client could keep the memory for responses, and so all captures over HTTP, for
+/// nine hours.
+const CROWDED_PACE: usize = 1 << 20;
 /// What an answer may take besides the capture it asks for: stopping and encoding on a machine in trouble.
 const SPARE: Duration = Duration::from_secs(60);
 const HEAD_BYTES: usize = 16 << 10;
@@ -162,13 +166,16 @@ impl http_body::Body for TrackedBody {
 struct Patient<S> {
     stream: S,
     seat: Arc<Seat>,
+    /// Returns the bytes to be read in each [`STALL`].
+    pace: fn() -> usize,
     /// Since when writes have waited, plus [`STALL`], and what was taken since.
     stalled: Option<(Pin<Box<Sleep>>, usize)>,
 }
 
 impl<S> Patient<S> {
     fn new(stream: S, seat: &Arc<Seat>) -> Self {
-        Self { stream, seat: Arc::clone(seat), stalled: None }
+        let pace = || if unread::is_crowded() { CROWDED_PACE } else { PACE };
+        Self { stream, seat: Arc::clone(seat), pace, stalled: None }
     }
 
     /// `progress`, of which `bytes` says how much it is, or an error once there has been too little.
@@ -179,10 +186,11 @@ impl<S> Patient<S> {
         bytes: impl FnOnce(&T) -> usize,
     ) -> Poll<io::Result<T>> {
         if let Poll::Ready(progress) = progress {
-            let more = progress.as_ref().map_or(PACE, bytes);
+            let pace = (self.pace)();
+            let more = progress.as_ref().map_or(pace, bytes);
             self.stalled = self.stalled.take().and_then(|(until, taken)| {
                 let taken = taken.saturating_add(more);
-                (taken < PACE).then_some((until, taken))
+                (taken < pace).then_some((until, taken))
             });
             if self.stalled.is_none() && more > 0 {
                 self.seat.took();
@@ -234,12 +242,12 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
     // What was written is taken: what comes next has a time of its own.
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let progress = Pin::new(&mut self.stream).poll_flush(context);
-        self.within(context, progress, |()| PACE)
+        self.within(context, progress, |()| usize::MAX)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let progress = Pin::new(&mut self.stream).poll_shutdown(context);
-        self.within(context, progress, |()| PACE)
+        self.within(context, progress, |()| usize::MAX)
     }
 }
 
@@ -283,6 +291,21 @@ mod tests {
         let (got, served) = taken(4 << 10).await;
         assert!(got > BODY_BYTES, "{got}");
         assert!(served > STALL * 2, "{served:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn requires_a_higher_read_rate_while_unread_responses_take_much_memory() {
+        for (pace, expected) in [(PACE, Ok(())), (CROWDED_PACE, Err(io::ErrorKind::TimedOut))] {
+            let (mut client, server) = tokio::io::duplex(4 << 10);
+            let pace = if pace == PACE { || PACE } else { || CROWDED_PACE };
+            let mut server = Patient { pace, ..Patient::new(server, &Arc::default()) };
+            let write = tokio::spawn(async move { server.write_all(&[0; BODY_BYTES / 4]).await });
+            let mut buffer = [0; 4 << 10];
+            while let Ok(1..) = client.read(&mut buffer).await {
+                time::sleep(Duration::from_secs(1)).await;
+            }
+            assert_eq!(write.await.unwrap().map_err(|error| error.kind()), expected);
+        }
     }
 
     #[tokio::test(start_paused = true)]

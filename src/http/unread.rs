@@ -19,6 +19,11 @@ pub(super) fn is_full() -> bool {
     HELD.load(Ordering::Relaxed) >= MOST
 }
 
+/// Returns `true` if unread responses take half of what they may. Clients must read faster then.
+pub(super) fn is_crowded() -> bool {
+    HELD.load(Ordering::Relaxed) >= MOST / 2
+}
+
 /// `bytes`, counted until the last of them was sent; none when they are too many.
 pub(super) fn hold(bytes: Vec<u8>) -> Option<Bytes> {
     count(bytes, &HELD, MOST)
