@@ -167,7 +167,7 @@ enum Service {
 
 /// Ratios of the requests part. One cell is a new runtime, whose layout in memory and on the cores makes more of a
 /// difference than the goal is wide: many short cells average that out, a few long ones do not.
-const REQUEST_PAIRS: usize = 6;
+const REQUEST_PAIRS: usize = 4;
 
 /// Requests of 16 us over TCP: what one costs with an agent, over without.
 pub(crate) fn requests(plan: Plan) {
@@ -239,7 +239,8 @@ fn request(service: Service, plan: Plan) -> f64 {
             }
         });
     }
-    std::thread::sleep(plan.settle / 8);
+    // The agent has read what it reads at start.
+    std::thread::sleep(plan.settle * 3 / 4);
     let (cpu, before) = (cpu_time(), served.load(Ordering::Relaxed));
     std::thread::sleep(plan.span / 8);
     let used = cpu_time() - cpu;
