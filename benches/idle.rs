@@ -1,7 +1,7 @@
 //! What the agent costs while there is no incident: `cargo bench --bench idle`.
 //!
-//! About six minutes; `-- --quick` two of them, and `-- ticks`, `-- polls`, `-- threads` or `-- requests` that part
-//! alone. `ticks` is described here, the others in `idle/busy.rs`.
+//! About six minutes; `-- --quick` two of them, and `-- ticks`, `-- polls`, `-- threads`, `-- first` or
+//! `-- requests` that part alone. `ticks` is described here, the others in `idle/busy.rs`.
 //!
 //! One row a measure: its name, its value, the goal, and `pass` or `short`. A value of CPU is the
 //! median of pairs run in turn, the ticks and a loop that sleeps as often without them, over the
@@ -48,7 +48,7 @@ fn main() {
         return;
     }
     let quick = std::env::args().any(|arg| arg == "--quick");
-    let parts = ["ticks", "polls", "threads", "requests"];
+    let parts = ["ticks", "polls", "threads", "requests", "first"];
     let all = !std::env::args().any(|arg| parts.contains(&arg.as_str()));
     let wanted = |part: &str| all || std::env::args().any(|arg| arg == part);
     if wanted("ticks") {
@@ -60,6 +60,9 @@ fn main() {
     }
     if wanted("threads") {
         busy::threads(plan);
+    }
+    if wanted("first") {
+        busy::first_polls(plan);
     }
     if wanted("requests") {
         busy::requests(plan);

@@ -36,11 +36,15 @@ fn main() {
     if !std::env::args().any(|arg| arg == "--bench") {
         return;
     }
-    // `-- threads` and `-- day` measure those alone.
+    // `-- threads`, `-- day` and `-- leaves` measure those alone.
     let asked = |name: &str| std::env::args().any(|arg| arg == name);
+    if asked("leaves") {
+        return many_leaves();
+    }
     if !asked("threads") && !asked("day") {
         wrapper();
         many_tasks();
+        many_leaves();
         blocked_worker();
     }
     if !asked("day") {
@@ -161,6 +165,51 @@ fn many_tasks() {
     row("100 k tasks: the dump takes", median(took), "ms", None);
     row("control: longest gap of a heartbeat, left alone", median(alone), "ms", None);
     row("100 k tasks: longest gap during a dump", median(dumped), "ms", None);
+    runtime.shutdown_background();
+}
+
+/// Time that one poll of 50,000 leaves takes longer while it is dumped.
+fn many_leaves() {
+    const LEAVES: usize = 50_000;
+    let never = Arc::new(Notify::new());
+    let leaves = (0..LEAVES).map(|_| {
+        let never = Arc::clone(&never);
+        Box::pin(async move { never.notified().await })
+    });
+    let longest = Arc::new(Mutex::new(Duration::ZERO));
+    let (polls, waker) = (Arc::clone(&longest), Arc::new(Mutex::new(None)));
+    let wakers = Arc::clone(&waker);
+    let mut all = futures_util::future::select_all(leaves);
+    let runtime = runtime();
+    let polled = std::future::poll_fn(move |context| {
+        *wakers.lock().expect("no panic") = Some(context.waker().clone());
+        let started = Instant::now();
+        let poll = std::pin::Pin::new(&mut all).poll(context).map(drop);
+        let mut longest = polls.lock().expect("no panic");
+        *longest = started.elapsed().max(*longest);
+        poll
+    });
+    runtime.spawn(polled.traced("waits for many"));
+    let next = || loop {
+        std::thread::sleep(Duration::from_millis(5));
+        let last = std::mem::take(&mut *longest.lock().expect("no panic"));
+        if !last.is_zero() {
+            return last.as_secs_f64() * 1000.0;
+        }
+    };
+    next();
+    let (plain, dumped): (Vec<f64>, Vec<f64>) = (0..2 * ROUNDS + 1)
+        .map(|_| {
+            let wake = waker.lock().expect("no panic").clone();
+            wake.expect("a first poll").wake();
+            let plain = next();
+            black_box(tasks::dump(&SystemClock, SystemClock.anchor(), PLAN).expect("a dump"));
+            (plain, next())
+        })
+        .unzip();
+    let more = dumped.iter().zip(&plain).map(|(dumped, plain)| dumped - plain).collect();
+    row("control: a poll of 50,000 leaves", median(plain), "ms", None);
+    row("a poll of 50,000 leaves, longer once a dump", median(more), "ms", Some(1.0));
     runtime.shutdown_background();
 }
 

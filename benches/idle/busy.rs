@@ -157,6 +157,60 @@ pub(crate) fn threads(plan: Plan) {
     threads.into_iter().for_each(|thread| drop(thread.join()));
 }
 
+/// The first poll of a wrapped task in each of 3000 threads that begin together. A thread that is preempted in it waits
+/// for thousands of others, so the control is a loop that computes for as long as the median of those polls: what is
+/// beyond it is time that polls wait for each other.
+pub(crate) fn first_polls(plan: Plan) {
+    const BEGINNERS: usize = 3000;
+    let (_agent, _dir) = agent(None);
+    let times = |computes: Option<Duration>| {
+        let start = Arc::new(std::sync::Barrier::new(BEGINNERS));
+        let body = move |start: &std::sync::Barrier| {
+            start.wait();
+            let begun = Instant::now();
+            match computes {
+                Some(time) => {
+                    while begun.elapsed() < time {
+                        std::hint::spin_loop();
+                    }
+                }
+                None => {
+                    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+                    let task = std::pin::pin!(marple::task::traced(async {}));
+                    assert!(task.poll(&mut context).is_ready());
+                }
+            }
+            begun.elapsed()
+        };
+        let threads: Vec<_> = (0..BEGINNERS)
+            .map(|_| {
+                let start = Arc::clone(&start);
+                let builder = std::thread::Builder::new().stack_size(64 << 10);
+                builder.spawn(move || body(&start)).expect("a thread")
+            })
+            .collect();
+        let mut times: Vec<Duration> =
+            threads.into_iter().map(|thread| thread.join().expect("no panic")).collect();
+        times.sort();
+        [times[BEGINNERS / 2], times[BEGINNERS * 99 / 100]]
+    };
+    let (mut medians, mut controls) = (Vec::new(), Vec::new());
+    let p99 = plan.median(|| {
+        let [median, p99] = times(None);
+        let [_, control] = times(Some(median));
+        medians.push(median.as_secs_f64() * 1e6);
+        controls.push(control.as_secs_f64() * 1e3);
+        p99.as_secs_f64() * 1e3
+    });
+    for values in [&mut medians, &mut controls] {
+        values.sort_by(f64::total_cmp);
+    }
+    let control = controls[plan.pairs / 2];
+    println!("{:<36} {:>22}", "3000 threads, control, p99", format!("{control:.3} ms"));
+    row("3000 threads, first poll, median", medians[plan.pairs / 2], "us", 20.0);
+    row("3000 threads, first poll, p99 more", (p99 - control).max(0.0), "ms", 10.0);
+}
+
 #[derive(Clone, Copy, PartialEq)]
 enum Service {
     Plain,

@@ -14,7 +14,7 @@
 
 use crate::base::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, MutexGuard, OnceLock, PoisonError, TryLockError};
 use std::thread;
 
 use super::thread::{Memory, Rings};
@@ -26,6 +26,9 @@ const LEAST: usize = 64;
 
 /// Of so many slices one is a task's.
 const TASKS: usize = 8;
+
+/// Attempts to lock the registry, some 10 us: several times what it is held for.
+const ATTEMPTS: u32 = 256;
 
 /// What the rings for so many slices take.
 const fn bytes(slices: usize) -> usize {
@@ -107,19 +110,34 @@ pub(super) fn too_deep() -> u64 {
     registry.rings.iter().map(|rings| rings.too_deep.load(Ordering::Relaxed)).sum()
 }
 
-/// Returns rings for the calling thread, or `None` if there is no memory for them.
-pub(super) fn take() -> Option<&'static Rings> {
+/// The reason why a thread has no rings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Denial {
+    /// Other threads are here, and the one that holds the lock may have lost its core.
+    Busy,
+    /// There is no memory for more rings.
+    NoMemory,
+}
+
+/// Returns rings for the calling thread.
+///
+/// # Errors
+///
+/// The reason why there are none. Never waits for a thread that does not run.
+pub(super) fn take() -> Result<&'static Rings, Denial> {
     if EXHAUSTED.load(Ordering::Relaxed) {
-        return None;
+        return Err(Denial::NoMemory);
     }
     let (tid, thread) = (threads::current(), threads::current_name().into());
     let cpus = cpus();
-    let grant = lock(&REGISTRY).grant(cpus)?;
+    let mut registry = try_lock(&REGISTRY).ok_or(Denial::Busy)?;
+    let grant = registry.grant(cpus).ok_or(Denial::NoMemory)?;
+    drop(registry);
     let fresh = match grant {
         Grant::Vacant(rings) => {
             rings.runtime.store(0, Ordering::Relaxed);
             rings.worker.store(0, Ordering::Relaxed);
-            return Some(rings.let_to(tid, thread));
+            return Ok(rings.let_to(tid, thread));
         }
         Grant::Slices(slices) => map(slices).ok_or(slices),
     };
@@ -127,11 +145,11 @@ pub(super) fn take() -> Option<&'static Rings> {
     match fresh {
         Ok(rings) => {
             registry.rings.push(rings);
-            Some(rings.let_to(tid, thread))
+            Ok(rings.let_to(tid, thread))
         }
         Err(slices) => {
             registry.used -= bytes(slices);
-            None
+            Err(Denial::NoMemory)
         }
     }
 }
@@ -220,6 +238,18 @@ impl Registry {
         self.used += bytes(slices);
         Some(slices)
     }
+}
+
+/// Locks `mutex`, or returns `None` if another thread holds it for longer than it would run there.
+fn try_lock<T: Default>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
+    for _ in 0..ATTEMPTS {
+        match mutex.try_lock() {
+            Ok(guard) => return Some(guard),
+            Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => std::hint::spin_loop(),
+        }
+    }
+    None
 }
 
 /// No code that can panic runs under these locks.

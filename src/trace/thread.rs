@@ -22,7 +22,7 @@ use crate::base::sync::Mutex;
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::registry;
+use super::registry::{self, Denial};
 use super::ring::{Open, Ring};
 use crate::model::{OpenSlice, RawKind, RawSlice, RawTask, TaskKey};
 use crate::os::ticks;
@@ -35,6 +35,9 @@ const DEPTH: usize = 8;
 
 /// How many records a thread that has no rings loses before it asks again.
 const PATIENCE: u32 = 4096;
+
+/// The same if the registry was locked.
+const BUSY_PATIENCE: u32 = 4;
 
 /// Records lost by threads without rings.
 static ASTRAY: AtomicU64 = AtomicU64::new(0);
@@ -348,13 +351,17 @@ fn settle() -> Option<&'static Rings> {
     let denied = DENIED.get();
     // A thread whose local storage is being taken down cannot give rings back any more.
     if denied == 0 && LEASE.try_with(|_| ()).is_ok() {
-        let rings = registry::take();
-        HERE.set(rings);
-        if rings.is_some() {
-            return rings;
+        match registry::take() {
+            Ok(rings) => {
+                HERE.set(Some(rings));
+                return Some(rings);
+            }
+            Err(Denial::Busy) => DENIED.set(PATIENCE - BUSY_PATIENCE),
+            Err(Denial::NoMemory) => DENIED.set(1),
         }
+    } else {
+        DENIED.set((denied + 1) % PATIENCE);
     }
-    DENIED.set((denied + 1) % PATIENCE);
     ASTRAY.fetch_add(1, Ordering::Relaxed);
     None
 }
