@@ -1,8 +1,15 @@
-//! marple watches a Rust service from the inside. When memory, CPU, task count or another measure
-//! crosses a threshold, or somebody asks, it captures what the process is doing into a directory: one
-//! directory per incident, files that `go tool pprof` and Perfetto open.
+//! An in-process incident recorder for tokio services.
 //!
-//! # In a service
+//! When memory, CPU, task count or another metric crosses a threshold, or on demand, marple
+//! captures the state of the process into one directory per incident. The files open in
+//! `go tool pprof` and Perfetto.
+//!
+//! # Quick start
+//!
+//! ```toml
+//! [dependencies]
+//! marple = "0.1"
+//! ```
 //!
 //! ```no_run
 //! use std::alloc::System;
@@ -12,40 +19,96 @@
 //!
 //! #[tokio::main]
 //! async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//!     let _agent = marple::Agent::from_file("config/marple.toml")?.start()?;
+//!     let _agent = marple::Agent::from_file("marple.toml")?.start()?;
 //!     // ... the service ...
 //!     Ok(())
 //! }
 //! ```
 //!
+//! `marple.toml`:
+//!
 //! ```toml
 //! dir = "/var/lib/orders/captures"
 //!
 //! [http]
-//! listen = "127.0.0.1:6060"
+//! listen = "unix:/run/orders/marple.sock"
 //!
-//! # Comes to the default rules, see `config::default_rules`.
+//! # In addition to the default rules, see `config::default_rules`.
 //! [[rule]]
 //! metric = "gauge.queue_depth"
 //! abs = 1000
 //! ```
 //!
-//! That is all. The runtime [`Agent`] is started in is watched; others are added with
-//! [`AgentHandle::observe`]. The allocator line is for heap profiles alone, [`trace::layer`] and
-//! [`instrument`] for what a trace shows besides the vitals, [`task::spawn`] for tasks that a dump is to
-//! show; without them everything else works, and the incident's manifest says what is missing.
+//! The agent runs while `_agent` lives, and watches the runtime it is started in.
+//! [`AgentHandle::observe`] adds other runtimes. `config/marple.toml` in the repository documents
+//! every key with its default; [`Settings`] has the same as values.
 //!
-//! # What it asks of the process
+//! # What else can be recorded
 //!
-//! Threads of its own, `marple`, `marple-capture`, while CPU time is sampled `marple-cpu` (in wall mode `marple-wall`), once a
-//! profile was asked for over HTTP `marple-encode`, for log lines `marple-log`, for stacks of stalls `marple-stalls`, for
-//! wakers of requests that are awaited `marple-wakers`, and none of the host's time but what the engines take: see [`cpu`], [`heap`] and [`trace`]. A directory it may write to; it stays within the
-//! bounds of `[store]`. Linux has everything; other Unixes lack cgroups and what is read from `/proc`.
+//! | for | add |
+//! |---|---|
+//! | heap profiles | `#[global_allocator]` with [`Allocator`] |
+//! | spans and events in the trace | [`trace::layer`] |
+//! | parked workers in the trace | [`instrument`] |
+//! | polls in the trace, tasks in dumps | [`task::spawn`] |
+//! | metrics of the service | [`AgentHandle::gauge`], `counter` and `histogram` |
+//! | files of the service in incidents | [`Builder::collector`] |
+//! | HTTP routes in the service's own server | [`http::router`] |
 //!
-//! # What it is not for
+//! All of these are optional. The manifest of an incident lists what was not recorded.
 //!
-//! It is no continuous profiler and no metrics system: it keeps evidence of the moments that matter, on
-//! the machine where they happened.
+//! ```no_run
+//! use tracing_subscriber::{filter::LevelFilter, prelude::*};
+//!
+//! fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     tracing_subscriber::registry()
+//!         .with(marple::trace::layer().with_filter(LevelFilter::INFO)) // spans and events
+//!         .init();
+//!     let mut builder = tokio::runtime::Builder::new_multi_thread();
+//!     marple::instrument(builder.enable_all()); // parked workers
+//!     builder.build()?.block_on(async {
+//!         let _agent = marple::Agent::from_file("marple.toml")?.start()?;
+//!         marple::task::spawn(serve()).await?; // polls, and the place a task waits at
+//!         Ok(())
+//!     })
+//! }
+//! # async fn serve() {}
+//! ```
+//!
+//! # Features
+//!
+//! | feature | default | adds |
+//! |---|---|---|
+//! | `cpu` | yes | CPU profiles |
+//! | `heap` | yes | heap profiles through [`Allocator`] |
+//! | `trace` | yes | runtime traces: spans, parked workers, polls, vitals |
+//! | `http` | yes | the endpoint, and the routes for the service's own server |
+//! | `jemalloc` | no | heap profiles by jemalloc's own profiler, run with `prof:true` |
+//! | `cli` | no | the command `marple` |
+//!
+//! # Footprint
+//!
+//! The agent runs on its own threads. `marple` and `marple-capture` always exist, others as needed:
+//!
+//! | thread | exists |
+//! |---|---|
+//! | `marple-cpu`, `marple-wall` | while CPU time is sampled; `marple-wall` in wall mode |
+//! | `marple-encode` | from the first profile requested over HTTP |
+//! | `marple-log` | from the first log line |
+//! | `marple-stalls` | from the first stall that needs a stack |
+//! | `marple-wakers` | from the first request of an [`AgentHandle`] that is awaited |
+//! | `marple-watch` and one of `notify` | while a settings or trigger file is watched |
+//! | `marple-files` | while files are read for HTTP clients |
+//! | `marple-collect`, `marple-callbacks` | with custom collectors, with event callbacks |
+//!
+//! No work is done on the threads of the service except by the profilers: see [`cpu`], [`heap`] and
+//! [`trace`] for the cost of each. The agent writes to one directory and stays within the limits of
+//! `[store]`. Linux has every feature; other Unixes lack cgroups and all that is read from `/proc`.
+//!
+//! # Scope
+//!
+//! marple is not a continuous profiler and not a metrics system. It keeps evidence of the moments
+//! that matter, on the machine where they happened.
 
 pub mod base;
 pub mod model;
@@ -84,19 +147,21 @@ pub use trace::instrument;
 impl Builder {
     /// Starts the agent: two threads, and the endpoint if the settings have one.
     ///
-    /// Works from any thread, inside a tokio runtime, which is then watched, or outside of all. Takes as long as opening
-    /// the directory of incidents and sweeping what a killed process left there, at most 2 seconds.
+    /// Call it from any thread. Inside a tokio runtime, that runtime is watched. The call takes as
+    /// long as opening the incident directory and removing the partial files of a killed process,
+    /// at most 2 seconds.
     ///
-    /// What the agent cannot have now it does without, and takes once it is free: the directory (in use by the process
-    /// before, read-only, full), the endpoint's address, threads, descriptors. `warnings` of the status and the log
-    /// say what is missing. [`Builder::strict`] makes these errors.
+    /// The agent starts without the things it cannot have yet, and retries until they are free: the
+    /// directory (in use by the previous process, read-only, full), the endpoint's address,
+    /// threads, descriptors. The log and `warnings` in the status name them. With
+    /// [`Builder::strict`] these are errors.
     ///
     /// # Errors
     ///
-    /// If the settings are not valid (with every problem in them), a collector cannot be registered, or an agent is
-    /// running in this process.
+    /// Returns an error if the settings are invalid (with every problem in them), if a collector
+    /// cannot be registered, or if an agent is running in this process.
     pub fn start(self) -> Result<Agent, Error> {
-        // The endpoint lies above the agent, so it is tied to it here.
+        // `http` is a layer above `agent`, so only the root can attach the endpoint.
         #[cfg(feature = "http")]
         let this = self.attach(http::Listener::default());
         #[cfg(not(feature = "http"))]
