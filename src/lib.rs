@@ -93,7 +93,7 @@
 //! | thread | exists |
 //! |---|---|
 //! | `marple-cpu`, `marple-wall` | while CPU time is sampled; `marple-wall` in wall mode |
-//! | `marple-encode` | from the first profile requested over HTTP |
+//! | `marple-encode` | from the first timed capture over HTTP, such as `profile` |
 //! | `marple-log` | from the first log line |
 //! | `marple-stalls` | from the first stall that needs a stack |
 //! | `marple-wakers` | from the first request of an [`AgentHandle`] that is awaited |
