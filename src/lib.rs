@@ -1,7 +1,7 @@
 //! An in-process incident recorder for tokio services.
 //!
-//! When memory, CPU, task count or another metric crosses a threshold, or on demand, marple
-//! captures the state of the process into one directory per incident. The files open in
+//! marple captures the state of the process into one directory per incident, when memory, CPU,
+//! task count or another metric crosses a threshold, or on demand. The files open in
 //! `go tool pprof` and Perfetto.
 //!
 //! # Quick start
