@@ -29,9 +29,9 @@ use std::io::{self, Write as _};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, AtomicU64};
+use std::sync::{OnceLock, PoisonError};
 
 use libc::c_int;
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
@@ -57,6 +57,8 @@ static OWNER: AtomicU32 = AtomicU32::new(0);
 static PARENT: AtomicU32 = AtomicU32::new(0);
 /// Whether this process is such a child and has not said so.
 static UNTOLD: AtomicBool = AtomicBool::new(false);
+/// Called in a child. See [`reset_in_child`].
+static RESET: OnceLock<fn()> = OnceLock::new();
 static SAMPLES: AtomicU32 = AtomicU32::new(0);
 static SLOTS: [AtomicI32; DESCRIPTORS] = [const { AtomicI32::new(FREE) }; DESCRIPTORS];
 /// The page that this process shares with its children, or null.
@@ -206,7 +208,9 @@ extern "C" fn in_child() {
     close(inert);
     #[cfg(target_os = "linux")]
     super::own_thread::forget_parent();
-    super::unwind::forget_parent();
+    if let Some(reset) = RESET.get() {
+        reset();
+    }
     let owner = OWNER.swap(0, AcqRel);
     if owner == 0 {
         return;
@@ -256,6 +260,12 @@ fn close(fd: c_int) {
         // SAFETY: made by `fresh`, or inherited from threads that do not exist in this process.
         unsafe { libc::close(fd) };
     }
+}
+
+/// Registers the function that frees, in a forked child, what a thread of its parent had claimed. It must be
+/// async-signal-safe. There is one: the first that is registered.
+pub(crate) fn reset_in_child(reset: fn()) {
+    RESET.get_or_init(|| reset);
 }
 
 /// The process that this one was forked from while an agent was running there, if no agent has been started since.

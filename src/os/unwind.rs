@@ -35,6 +35,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, PoisonError};
 
 use super::copied::Registers;
+use super::fork;
 use super::images::{self, Error};
 use super::unwind_infer;
 use super::unwind_kept::{Kept, OF_OWN};
@@ -175,10 +176,10 @@ fn walk(
 pub fn refresh() -> Result<bool, Error> {
     prepare();
     let generation = images::generation();
-    if generation == GENERATION.load(Relaxed) || BUILDING.swap(true, Acquire) {
+    if generation == GENERATION.load(Relaxed) {
         return Ok(false);
     }
-    let _building = Building;
+    let Some(_building) = Building::claim() else { return Ok(false) };
     if sweep() >= MAX_RETIRED {
         return Ok(false);
     }
@@ -217,8 +218,17 @@ static RETIRED: Mutex<Vec<Retired>> = Mutex::new(Vec::new());
 static POOL: Pool<Modules, SLOTS> = Pool::new();
 static CACHES: [Slot; SLOTS] = [const { Slot(UnsafeCell::new(None)) }; SLOTS];
 
-/// Gives BUILDING back.
+/// The right to build the table. Dropping it gives the right back.
 struct Building;
+
+impl Building {
+    /// Returns the right, or `None` if another thread has it.
+    fn claim() -> Option<Self> {
+        // In a forked child the thread that has it is not there.
+        fork::reset_in_child(|| BUILDING.store(false, Release));
+        (!BUILDING.swap(true, Acquire)).then_some(Self)
+    }
+}
 
 impl Drop for Building {
     fn drop(&mut self) {
@@ -229,10 +239,7 @@ impl Drop for Building {
 /// Sees to it that there is a table.
 #[cold]
 fn build_first() -> Result<(), Unknown> {
-    if BUILDING.swap(true, Acquire) {
-        return Err(Unknown::NotReady);
-    }
-    let _building = Building;
+    let Some(_building) = Building::claim() else { return Err(Unknown::NotReady) };
     if POOL.is_empty() {
         // Without /proc there is nothing to read, and trying again at each sample would be dear; the
         // empty table leads no further than the caller, and `refresh` tries again and says why.
@@ -309,11 +316,6 @@ fn has_cache(claim: &Claim<'_, Modules, SLOTS>, may_make: bool) -> bool {
 #[inline(never)]
 fn make(cache: &mut Option<Cache>) {
     *cache = Some(Cache::new(CACHE_BITS));
-}
-
-/// To be called in a forked child: the thread that was reading the loaded files is not there. Async-signal-safe.
-pub(super) fn forget_parent() {
-    BUILDING.store(false, Release);
 }
 
 /// Makes the caches of the first slots, for threads that have no room for it.
