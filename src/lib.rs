@@ -115,6 +115,7 @@ pub mod model;
 
 pub mod config;
 pub mod os;
+pub mod unwind;
 
 pub mod codec;
 #[cfg(feature = "cpu")]

@@ -146,7 +146,7 @@ fn files_overwritten_in_place_end_no_process() {
         scope.spawn(|| {
             while !over.load(Relaxed) {
                 let handle = load(&library);
-                os::unwind::refresh().unwrap();
+                marple::unwind::refresh().unwrap();
                 // SAFETY: opened above, and nothing of it is used.
                 unsafe { libc::dlclose(handle) };
             }

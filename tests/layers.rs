@@ -30,27 +30,27 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("model", &["base"]),
     ("config", &["base", "model"]),
     ("os", &["base", "model"]),
+    ("unwind", &["base", "model", "os"]),
     ("codec", &["base", "model"]),
     ("symbols", &["base", "model"]),
-    ("cpu", &["base", "os", "model"]),
-    ("heap", &["base", "os", "model"]),
-    ("trace", &["base", "os", "model"]),
-    ("stacks", &["base", "os", "model"]),
+    ("cpu", &["base", "model", "os", "unwind"]),
+    ("heap", &["base", "model", "os", "unwind"]),
+    ("trace", &["base", "model", "os", "unwind"]),
+    ("stacks", &["base", "model", "os", "unwind"]),
     ("vitals", &["base", "os", "model"]),
     ("rules", &["base", "model"]),
     // The bounds it keeps are settings, and settings are plain values. Of `os` it uses the file lock.
     ("store", &["base", "model", "config", "os"]),
     // One wrapper for what a trace and a dump want of a task, which may not see each other.
-    ("task", &["base", "os", "model", "trace", "stacks"]),
+    ("task", &["base", "model", "os", "trace", "stacks"]),
     (
         "agent",
         &[
-            "base", "model", "config", "os", "codec", "symbols", "cpu", "heap", "trace", "stacks",
-            "vitals", "rules", "store", "task",
+            "base", "model", "config", "os", "unwind", "codec", "symbols", "cpu", "heap", "trace",
+            "stacks", "vitals", "rules", "store", "task",
         ],
     ),
     ("http", &["agent", "store", "codec", "config", "model", "base"]),
-    ("sinks", &["store", "model", "base"]),
     ("bin", &["store", "codec", "symbols", "model", "base"]),
 ];
 
@@ -58,7 +58,7 @@ const LAYERS: &[(&str, &[&str])] = &[
 /// with `#![allow(unsafe_code)]` and stands under a safe face.
 ///
 /// `stacks/waker.rs`: a waker of one's own without a count in every leaf is a table of raw functions.
-const UNSAFE: &[&str] = &["src/os/", "src/heap/alloc.rs", "src/stacks/waker.rs"];
+const UNSAFE: &[&str] = &["src/os/", "src/unwind/", "src/heap/alloc.rs", "src/stacks/waker.rs"];
 
 /// The files that may emit `tracing` events.
 const LOG: &str = "src/base/log";

@@ -97,7 +97,7 @@ mod memory {
 mod copied;
 #[path = "../src/os/signal_bounds.rs"]
 mod signal_bounds;
-#[path = "../src/os/unwind_pool.rs"]
+#[path = "../src/unwind/pool.rs"]
 mod unwind_pool;
 
 use loom::cell::UnsafeCell;

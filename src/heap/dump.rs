@@ -26,8 +26,9 @@ use super::sites::{ANY_SIZE, Amount, NO_ROOM, Site};
 use super::{Error, Exclusion, exclude_current_thread, installed, rate, thread};
 use crate::base::Bytes;
 use crate::model::{Losses, Mapping, Marker, ValueType};
-use crate::os::unwind::MAX_FRAMES;
-use crate::os::{images, unwind};
+use crate::os::images;
+use crate::unwind;
+use crate::unwind::MAX_FRAMES;
 
 /// Sites whose blocks are summed in one sweep: 384 KiB. A sweep of 100,000 records takes about 1 ms.
 const WINDOW: usize = 1 << 14;

@@ -20,7 +20,7 @@ use super::sites::{Amount, Counts, NO_ROOM, NO_STACK, SiteId, Sites};
 use super::stacks::Stacks;
 use super::thread::{self, exclude_current_thread};
 use crate::os::fork;
-use crate::os::unwind::{End, MAX_FRAMES, Unknown, unwind_here};
+use crate::unwind::{End, MAX_FRAMES, Unknown, unwind_here};
 
 /// What Go's default is, and every reader's expectation.
 const DEFAULT_RATE: u64 = 512 << 10;

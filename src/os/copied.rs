@@ -60,7 +60,7 @@ pub struct Copied {
 const HEAD: usize = 16;
 
 /// How many slots a handler looks at. That many taken in a row mean that nearly all are.
-pub(super) const REACH: usize = 16;
+pub(crate) const REACH: usize = 16;
 
 const FREE: u64 = 0;
 const CLAIMED: u64 = 1;
@@ -105,7 +105,7 @@ impl Slots {
     }
 
     /// A free slot, now the caller's alone. Async-signal-safe.
-    pub(super) fn claim(&self) -> Option<Claimed<'_>> {
+    pub(crate) fn claim(&self) -> Option<Claimed<'_>> {
         let start = self.next.fetch_add(1, Relaxed) as usize;
         (0..REACH.min(self.slots)).find_map(|step| {
             let words = self.words((start.wrapping_add(step)) % self.slots)?;
@@ -117,7 +117,7 @@ impl Slots {
     }
 
     /// Counts samples for which there was no slot. Async-signal-safe.
-    pub(super) fn lose(&self, weight: u64) {
+    pub(crate) fn lose(&self, weight: u64) {
         self.lost.fetch_add(weight, Relaxed);
     }
 
@@ -161,7 +161,7 @@ impl Slots {
 
 /// A slot that is being written. Dropping it without [`Claimed::publish`] would leak it.
 #[must_use]
-pub(super) struct Claimed<'a> {
+pub(crate) struct Claimed<'a> {
     state: &'a AtomicU64,
     head: &'a [AtomicU64],
     stack: &'a [AtomicU64],
@@ -169,13 +169,13 @@ pub(super) struct Claimed<'a> {
 
 impl Claimed<'_> {
     /// How many words of stack there is room for.
-    pub(super) fn room(&self) -> usize {
+    pub(crate) fn room(&self) -> usize {
         self.stack.len()
     }
 
     /// Lets `fill` put words of stack where there is room for them, which says how many, and hands the slot
     /// over.
-    pub(super) fn publish(
+    pub(crate) fn publish(
         self,
         head: &Head,
         whole: bool,

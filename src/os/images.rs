@@ -25,7 +25,7 @@ use crate::base::CodeFile;
 use crate::model::Mapping;
 
 const MAPS: &str = "/proc/self/maps";
-pub(super) const EXE: &str = "/proc/self/exe";
+pub(crate) const EXE: &str = "/proc/self/exe";
 const VDSO: &str = "[vdso]";
 
 /// No vdso is larger; what claims to be is not copied.
@@ -104,13 +104,13 @@ pub fn generation() -> u64 {
 
 /// How many files the loader has loaded and unloaded so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Loads {
-    pub(super) loaded: u64,
-    pub(super) unloaded: u64,
+pub(crate) struct Loads {
+    pub(crate) loaded: u64,
+    pub(crate) unloaded: u64,
 }
 
 #[cfg(target_os = "linux")]
-pub(super) fn loads() -> Loads {
+pub(crate) fn loads() -> Loads {
     use std::ffi::{c_int, c_void};
 
     unsafe extern "C" fn first(
@@ -137,7 +137,7 @@ pub(super) fn loads() -> Loads {
 
 /// Always the same: what is loaded is not known here, before or after.
 #[cfg(not(target_os = "linux"))]
-pub(super) fn loads() -> Loads {
+pub(crate) fn loads() -> Loads {
     Loads::default()
 }
 
@@ -149,13 +149,13 @@ pub(crate) struct Segment {
     /// As the kernel names it; once it is settled, as it was named when it was first seen.
     pub(crate) path: PathBuf,
     /// As the kernel's list has them. On some file systems `stat` gives others.
-    pub(super) device: u64,
-    pub(super) inode: u64,
-    pub(super) is_main: bool,
+    pub(crate) device: u64,
+    pub(crate) inode: u64,
+    pub(crate) is_main: bool,
     /// Where the start of the file is mapped, which has its headers.
-    pub(super) header: Option<Range<u64>>,
-    pub(super) build_id: String,
-    pub(super) file: Option<Arc<CodeFile>>,
+    pub(crate) header: Option<Range<u64>>,
+    pub(crate) build_id: String,
+    pub(crate) file: Option<Arc<CodeFile>>,
 }
 
 /// The executable segments of `/proc/self/maps`, the main executable's first, with the files they were first
@@ -248,7 +248,7 @@ fn unescaped(path: &[u8]) -> Vec<u8> {
 
 impl Segment {
     /// Whether `other` is the same stretch of the same file, whatever its path has become.
-    pub(super) fn is_same_place(&self, other: &Self) -> bool {
+    pub(crate) fn is_same_place(&self, other: &Self) -> bool {
         self.range == other.range
             && self.file_offset == other.file_offset
             && self.device == other.device
@@ -256,7 +256,7 @@ impl Segment {
     }
 
     /// As [`is_same_place`](Self::is_same_place), and of the same build as far as that is known of both.
-    pub(super) fn is_same(&self, other: &Self) -> bool {
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
         let is_known = !self.build_id.is_empty() && !other.build_id.is_empty();
         self.is_same_place(other) && (!is_known || self.build_id == other.build_id)
     }
@@ -274,7 +274,7 @@ impl Segment {
     }
 
     /// Whether it is the kernel's own, which has no file.
-    pub(super) fn is_vdso(&self) -> bool {
+    pub(crate) fn is_vdso(&self) -> bool {
         self.path.as_os_str() == VDSO
     }
 

@@ -79,7 +79,7 @@ impl Drop for Chunk {
 }
 
 /// Bytes copied to memory of their own; nothing that happens to where they came from changes them.
-pub(super) struct Copy {
+pub(crate) struct Copy {
     start: *const u8,
     length: usize,
 }
@@ -95,7 +95,7 @@ impl Copy {
     /// # Errors
     ///
     /// If the kernel refuses the memory, or those of `fill`.
-    pub(super) fn fill(
+    pub(crate) fn fill(
         length: usize,
         fill: impl FnOnce(&mut [u8]) -> io::Result<()>,
     ) -> io::Result<Self> {
@@ -239,7 +239,7 @@ pub fn release_own_stack() {
     /// What stays below the caller's frame: signal handlers run there, too.
     const MARGIN: u64 = 64 << 10;
     let page = rustix::param::page_size() as u64;
-    let Some(stack) = super::unwind_thread::bounds() else { return };
+    let Some(stack) = crate::os::own_stack::bounds() else { return };
     let here = (&raw const page).addr() as u64;
     let start = stack.start.next_multiple_of(page);
     let end = here.saturating_sub(MARGIN) & !(page - 1);

@@ -4,8 +4,6 @@
 pub mod alarm;
 pub mod births;
 #[cfg(target_os = "linux")]
-pub mod catch;
-#[cfg(target_os = "linux")]
 pub mod cgroup;
 #[cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "only Linux fills it"))]
 pub mod copied;
@@ -16,7 +14,7 @@ pub mod cpu_contention;
 mod cpu_mask;
 #[cfg(target_os = "linux")]
 pub mod descriptors;
-mod elf;
+pub(crate) mod elf;
 #[cfg(target_os = "linux")]
 pub mod failed_call;
 pub mod file_lock;
@@ -32,7 +30,8 @@ mod loaded_files;
 pub mod memory;
 #[cfg(unix)]
 pub mod mounts;
-mod own_memory;
+pub(crate) mod own_memory;
+pub(crate) mod own_stack;
 #[cfg(target_os = "linux")]
 pub mod own_thread;
 #[cfg(target_os = "linux")]
@@ -64,18 +63,6 @@ pub mod ticks;
 pub mod timer;
 #[cfg(not(target_os = "linux"))]
 mod unsupported;
-pub mod unwind;
-mod unwind_calls;
-mod unwind_copied;
-mod unwind_index;
-mod unwind_infer;
-mod unwind_kept;
-mod unwind_modules;
-mod unwind_pool;
-mod unwind_rule;
-mod unwind_tables;
-mod unwind_thread;
-mod unwind_walk;
 #[cfg(target_os = "linux")]
 pub mod wake;
 
@@ -86,6 +73,6 @@ mod copied_tests;
 
 #[cfg(not(target_os = "linux"))]
 pub use unsupported::{
-    alarm, catch, cgroup, cpu_contention, descriptors, glance, own_thread, procfs, tasks, threads,
-    timer, wake,
+    alarm, cgroup, cpu_contention, descriptors, glance, own_thread, procfs, tasks, threads, timer,
+    wake,
 };

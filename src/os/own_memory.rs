@@ -24,7 +24,7 @@ static OPENED: AtomicU64 = AtomicU64::new(0);
 /// Copies memory from `address` on into `into`; returns how many bytes could be read.
 ///
 /// Neither locks nor allocates, except to open the file at the process's first call.
-pub(super) fn read(address: u64, into: &mut [u8]) -> usize {
+pub(crate) fn read(address: u64, into: &mut [u8]) -> usize {
     let Some(fd) = descriptor() else { return 0 };
     // SAFETY: never closed by us. A number that the host has closed and reused leads to a file of its own,
     // of which a read changes nothing.

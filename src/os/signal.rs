@@ -390,4 +390,4 @@ fn handle(target: &Target, signal: c_int, info: *mut libc::siginfo_t, context: *
 
 #[cfg(test)]
 #[path = "signal_tests.rs"]
-pub(super) mod tests;
+pub(crate) mod tests;

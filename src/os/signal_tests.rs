@@ -6,7 +6,7 @@ use crate::os::stack_bounds::StackBounds;
 use std::sync::atomic::AtomicU64;
 
 /// A signal of the test's own.
-pub(in crate::os) fn target(slots: usize, stack_bytes: usize) -> &'static Target {
+pub(crate) fn target(slots: usize, stack_bytes: usize) -> &'static Target {
     static NEXT: AtomicI32 = AtomicI32::new(2);
     let signal = libc::SIGRTMIN() + NEXT.fetch_add(1, Relaxed);
     install(signal, slots, stack_bytes).unwrap()
@@ -14,7 +14,7 @@ pub(in crate::os) fn target(slots: usize, stack_bytes: usize) -> &'static Target
 
 /// Interrupts itself, and says 0.
 #[inline(never)]
-pub(in crate::os) fn interrupted(target: &'static Target) -> u64 {
+pub(crate) fn interrupted(target: &'static Target) -> u64 {
     // SAFETY: takes no pointer and cannot fail.
     let tid = unsafe { libc::gettid() } as u32;
     let stack = StackBounds::open().unwrap().of(tid).unwrap_or(0..0);

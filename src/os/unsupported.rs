@@ -2,7 +2,6 @@
 //! nothing.
 
 pub mod alarm;
-pub mod catch;
 pub mod cgroup;
 pub mod cpu_contention;
 pub mod descriptors;

@@ -6,12 +6,12 @@
 use std::hash::{DefaultHasher, Hasher};
 
 use crate::base::Clock;
-use crate::os::catch::{BATCH, Caught, Net, SIGNAL};
 use crate::os::copied::Copied;
 use crate::os::glance::{Eyes, Runs};
 use crate::os::tasks::Tasks;
 use crate::os::threads;
-use crate::os::unwind::Walker;
+use crate::unwind::Walker;
+use crate::unwind::thread_sampler::{BATCH, Caught, Net, SIGNAL};
 
 /// Where a thread was.
 #[derive(Clone, Debug)]

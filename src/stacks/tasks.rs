@@ -36,7 +36,8 @@ use crate::base::{Anchor, Clock, Moment, Site};
 use crate::model::{
     Calibration, Profile, Sample, Spawned, StackHandle, TaskDump, TaskRow, TaskState, ValueType,
 };
-use crate::os::{images, ticks, unwind};
+use crate::os::{images, ticks};
+use crate::unwind;
 use sampling::Sampling;
 
 /// Tasks asked at once: 1 ms of work for two workers.

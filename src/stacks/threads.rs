@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Looking takes more than half of the time, and of another core than answering does. How a thread is
-//! asked is `os::catch`'s. A thread that blocks the signal,
+//! asked is `unwind::thread_sampler`'s. A thread that blocks the signal,
 //! waits in the kernel where signals do not reach, or does not come to run in time is shown as `/proc` has
 //! it, with a remark.
 //!
@@ -27,10 +27,10 @@ use std::collections::HashMap;
 use super::Error;
 use crate::base::{Anchor, Clock};
 use crate::model::{Profile, Sample, StackHandle, ThreadDump, ThreadRow, ValueType};
-use crate::os::catch::{Net, SIGNAL};
 use crate::os::images;
 use crate::os::threads::{self, Thread, Threads};
-use crate::os::unwind::{self, End, MAX_FRAMES, Walker};
+use crate::unwind::thread_sampler::{Net, SIGNAL};
+use crate::unwind::{self, End, MAX_FRAMES, Walker};
 
 /// The threads in one dump; more are counted.
 const MAX_THREADS: usize = 8192;

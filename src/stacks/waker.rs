@@ -28,7 +28,7 @@ use std::ptr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{RawWaker, RawWakerVTable, Waker};
 
-use crate::os::unwind::{self, End, MAX_FRAMES};
+use crate::unwind::{self, End, MAX_FRAMES};
 
 /// The stacks kept of one poll: a `select!` over more leaves is counted.
 const MAX_STACKS: usize = 8;

@@ -17,8 +17,8 @@ use crate::base::{Anchor, Bytes, Moment, log};
 use crate::config::{HeapSettings, Settings};
 use crate::heap;
 use crate::model::{CaptureKind, Losses, Metric, Profile, Rule, Vitals};
-use crate::os::unwind;
 use crate::os::wake::Listener;
+use crate::unwind;
 
 /// One dump at a time: there is one room.
 static WRITER: Mutex<Option<HeapWriter>> = Mutex::new(None);

@@ -22,7 +22,7 @@ use crate::os::births;
 use crate::os::copied::Copied;
 use crate::os::own_thread;
 use crate::os::process::cpu_time;
-use crate::os::unwind::{End, MAX_FRAMES, Outermost, Walker};
+use crate::unwind::{End, MAX_FRAMES, Outermost, Walker};
 
 /// What the table of a session holds: 3 to 6 MB when it is full.
 const NODES: usize = 64 << 10;

@@ -4,7 +4,7 @@
 //! tick      each thread in turn: what /proc tells of it
 //!   asleep, not run since the last look   where it was then; it is not touched
 //!   asleep                                its stack read from outside (os::glance); not touched either
-//!   else                                  a signal, and it copies its stack (os::catch)
+//!   else                                  a signal, and it copies its stack (unwind::thread_sampler)
 //!           the time since the last look at it is the sample's
 //! ```
 //!

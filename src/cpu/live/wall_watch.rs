@@ -13,11 +13,11 @@ use super::wall_report::Counts;
 use super::wall_standing::{Standing, Standings};
 use crate::base::{Clock, Hertz, Moment, SystemClock, panics};
 use crate::cpu::Error;
-use crate::os::catch::{self, BATCH, Net, SIGNAL};
 use crate::os::glance::{Eyes, Runs};
 use crate::os::tasks::Tasks;
 use crate::os::threads::{self, Thread};
-use crate::os::unwind::{End, MAX_FRAMES, Walker};
+use crate::unwind::thread_sampler::{self, BATCH, Net, SIGNAL};
+use crate::unwind::{End, MAX_FRAMES, Walker};
 
 /// Looks a second at most: 3 % of a core.
 const LOOKS: u32 = 2000;
@@ -266,7 +266,7 @@ impl Watch {
 
     /// Whether the stack of a sleeping thread could be had without it.
     fn read_from_outside(&mut self, thread: &Thread, runs: Runs, at: Moment) -> bool {
-        for bytes in [SHALLOW, catch::STACK_BYTES] {
+        for bytes in [SHALLOW, thread_sampler::STACK_BYTES] {
             let Some(registers) = self.eyes.asleep(thread.tid, runs, bytes, &mut self.stack) else {
                 return false;
             };

@@ -7,7 +7,7 @@ use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
 use super::*;
 use crate::os::elf::Source;
-use crate::os::unwind_tables::Storage;
+use crate::unwind::tables::Storage;
 
 const ROOM: u64 = 64 << 20;
 

@@ -2,20 +2,20 @@
 
 /// How long the instruction of a direct call is.
 #[cfg(target_arch = "x86_64")]
-pub(super) const CALL: u64 = 5;
+pub(crate) const CALL: u64 = 5;
 #[cfg(target_arch = "aarch64")]
-pub(super) const CALL: u64 = 4;
+pub(crate) const CALL: u64 = 4;
 
 /// The function that `code` calls, if it begins with a direct call, which returns to `next`.
 #[cfg(target_arch = "x86_64")]
-pub(super) fn target(code: &[u8], next: u64) -> Option<u64> {
+pub(crate) fn target(code: &[u8], next: u64) -> Option<u64> {
     let [0xe8, distance @ ..] = code.first_chunk::<5>()? else { return None };
     Some(next.wrapping_add_signed(i32::from_le_bytes(*distance).into()))
 }
 
 /// The function that `code` calls, if it begins with a direct call, which returns to `next`.
 #[cfg(target_arch = "aarch64")]
-pub(super) fn target(code: &[u8], next: u64) -> Option<u64> {
+pub(crate) fn target(code: &[u8], next: u64) -> Option<u64> {
     let instruction = u32::from_le_bytes(*code.first_chunk()?);
     // `bl`, whose 26 bits are a distance in words from itself.
     let distance = i64::from((instruction << 6).cast_signed() >> 6) * 4;
@@ -24,13 +24,13 @@ pub(super) fn target(code: &[u8], next: u64) -> Option<u64> {
 
 /// The bytes before a return address in which its call lies.
 #[cfg(target_arch = "x86_64")]
-pub(super) const BEFORE: u64 = 7;
+pub(crate) const BEFORE: u64 = 7;
 #[cfg(target_arch = "aarch64")]
-pub(super) const BEFORE: u64 = 4;
+pub(crate) const BEFORE: u64 = 4;
 
 /// Whether `code` ends with a call through a register or through memory.
 #[cfg(target_arch = "x86_64")]
-pub(super) fn ends_with_indirect_call(code: &[u8]) -> bool {
+pub(crate) fn ends_with_indirect_call(code: &[u8]) -> bool {
     // ff /2: opcode, ModRM, SIB if rm is 4, and a displacement. A prefix before it changes no length.
     let length = |modrm: u8| {
         let (mode, rm) = (modrm >> 6, modrm & 7);
@@ -50,7 +50,7 @@ pub(super) fn ends_with_indirect_call(code: &[u8]) -> bool {
 
 /// Whether `code` ends with a call through a register.
 #[cfg(target_arch = "aarch64")]
-pub(super) fn ends_with_indirect_call(code: &[u8]) -> bool {
+pub(crate) fn ends_with_indirect_call(code: &[u8]) -> bool {
     // blr, and its forms that authenticate the pointer.
     code.last_chunk().is_some_and(|word| {
         let word = u32::from_le_bytes(*word);
@@ -61,37 +61,37 @@ pub(super) fn ends_with_indirect_call(code: &[u8]) -> bool {
 /// How far from the stack pointer the return address is where a function that sets the frame pointer has come `done`
 /// bytes into that; `None` where it is in a register.
 #[cfg(target_arch = "x86_64")]
-pub(super) fn pushed_after(done: u64) -> Option<u64> {
+pub(crate) fn pushed_after(done: u64) -> Option<u64> {
     Some(if done == 0 { 0 } else { 8 })
 }
 
 /// How far from the stack pointer the return address is where a function that sets the frame pointer has come `done`
 /// bytes into that; `None` where it is in a register.
 #[cfg(target_arch = "aarch64")]
-pub(super) fn pushed_after(_done: u64) -> Option<u64> {
+pub(crate) fn pushed_after(_done: u64) -> Option<u64> {
     None
 }
 
 /// Whether `code` begins with the return of a function, which has its caller at the top of the stack.
-pub(super) fn returns(code: &[u8]) -> bool {
+pub(crate) fn returns(code: &[u8]) -> bool {
     cfg!(target_arch = "x86_64") && matches!(code.first(), Some(0xc3 | 0xc2))
 }
 
 /// Whether a function that sets the frame pointer gives it back and returns somewhere in `code`.
 #[cfg(target_arch = "x86_64")]
-pub(super) fn leaves(code: &[u8]) -> bool {
+pub(crate) fn leaves(code: &[u8]) -> bool {
     code.windows(2).any(|pair| matches!(pair, [0x5d | 0xc9, 0xc3 | 0xc2]))
 }
 
 /// Whether a function that sets the frame pointer gives it back and returns somewhere in `code`.
 #[cfg(target_arch = "aarch64")]
-pub(super) fn leaves(code: &[u8]) -> bool {
+pub(crate) fn leaves(code: &[u8]) -> bool {
     code.as_chunks::<4>().0.iter().any(|word| u32::from_le_bytes(*word) == 0xd65f_03c0)
 }
 
 /// The length of the instructions `code` begins with that save the frame pointer and set it.
 #[cfg(target_arch = "x86_64")]
-pub(super) fn sets_frame_pointer(code: &[u8]) -> Option<u64> {
+pub(crate) fn sets_frame_pointer(code: &[u8]) -> Option<u64> {
     const ENDBR64: &[u8] = &[0xf3, 0x0f, 0x1e, 0xfa];
     let rest = code.strip_prefix(ENDBR64).unwrap_or(code);
     // push rbp; mov rbp, rsp, which can be written in two ways.
@@ -101,7 +101,7 @@ pub(super) fn sets_frame_pointer(code: &[u8]) -> Option<u64> {
 
 /// The length of the instructions `code` begins with that save the frame pointer and set it.
 #[cfg(target_arch = "aarch64")]
-pub(super) fn sets_frame_pointer(code: &[u8]) -> Option<u64> {
+pub(crate) fn sets_frame_pointer(code: &[u8]) -> Option<u64> {
     let word = |index: usize| Some(u32::from_le_bytes(*code.get(index * 4..)?.first_chunk()?));
     // paciasp, or bti c, may stand before.
     let first = usize::from(matches!(word(0)?, 0xd503_233f | 0xd503_245f));
@@ -112,14 +112,14 @@ pub(super) fn sets_frame_pointer(code: &[u8]) -> Option<u64> {
 
 /// Whether `code`, to which a function returns, does nothing but end the thread, as musl's threads begin.
 #[cfg(target_arch = "x86_64")]
-pub(super) fn ends_the_thread(code: &[u8]) -> bool {
+pub(crate) fn ends_the_thread(code: &[u8]) -> bool {
     // mov edi, eax; xor eax, eax; mov al, 60; syscall.
     code.starts_with(&[0x89, 0xc7, 0x31, 0xc0, 0xb0, 0x3c, 0x0f, 0x05])
 }
 
 /// Whether `code`, to which a function returns, does nothing but end the thread, as musl's threads begin.
 #[cfg(target_arch = "aarch64")]
-pub(super) fn ends_the_thread(code: &[u8]) -> bool {
+pub(crate) fn ends_the_thread(code: &[u8]) -> bool {
     // mov x8, #93; svc #0.
     code.starts_with(&[0xa8, 0x0b, 0x80, 0xd2, 0x01, 0x00, 0x00, 0xd4])
 }

@@ -3,22 +3,22 @@
 //! Nearly every row says: the caller's stack pointer is so far from `sp` or the frame pointer, the
 //! return address and the caller's frame pointer lie so far below that. Such a row is a [`Rule::Row`], which
 //! costs two reads to follow and can be kept. The others are expressions and are evaluated where they
-//! stand ([`super::unwind_tables`]).
+//! stand ([`crate::unwind::tables`]).
 
 use gimli::{CfaRule, Register, RegisterRule, UnwindTableRow};
 
-use super::copied::Registers;
-use super::unwind_tables::Storage;
+use crate::os::copied::Registers;
+use crate::unwind::tables::Storage;
 
 /// The numbers of the stack pointer, the frame pointer and the return address in the tables.
 #[cfg(target_arch = "x86_64")]
-pub(super) const NUMBERS: [Register; 3] = [Register(7), Register(6), Register(16)];
+pub(crate) const NUMBERS: [Register; 3] = [Register(7), Register(6), Register(16)];
 #[cfg(target_arch = "aarch64")]
-pub(super) const NUMBERS: [Register; 3] = [Register(31), Register(29), Register(30)];
+pub(crate) const NUMBERS: [Register; 3] = [Register(31), Register(29), Register(30)];
 
 /// What a table says about an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Rule {
+pub(crate) enum Rule {
     /// There is no table for it.
     Uncovered,
     /// Nobody called this: the thread's first function.
@@ -32,7 +32,7 @@ pub(super) enum Rule {
 
 /// Why there is no caller to be told of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Stop {
+pub(crate) enum Stop {
     /// This was the thread's first function.
     First,
     /// What has to be read is not there.
@@ -42,7 +42,7 @@ pub(super) enum Stop {
 }
 
 impl Rule {
-    pub(super) fn of(row: &UnwindTableRow<usize, Storage>) -> Self {
+    pub(crate) fn of(row: &UnwindTableRow<usize, Storage>) -> Self {
         let [sp, fp, ra] = NUMBERS;
         if row.register(ra) == Some(RegisterRule::Undefined) {
             return Self::First;
@@ -72,7 +72,7 @@ impl Rule {
 /// Follows a row to the caller's registers. `is_exact`: the frame was interrupted where it is and did not
 /// call.
 #[inline]
-pub(super) fn follow(
+pub(crate) fn follow(
     (is_from_fp, cfa, fp, ra): (bool, i32, i16, i16),
     registers: Registers,
     is_exact: bool,
@@ -99,7 +99,7 @@ pub(super) fn follow(
 }
 
 /// The caller's registers, if these can be those of one.
-pub(super) fn caller(
+pub(crate) fn caller(
     cfa: u64,
     fp: u64,
     ra: u64,

@@ -1,7 +1,7 @@
 //! Stacks of running threads, by the tables compilers leave for exceptions.
 //!
 //! Default builds have no frame pointers, so the way up is `.eh_frame`, read from our own copies of the
-//! loaded files' tables; code without tables is passed only where it proves who called it (`unwind_walk`).
+//! loaded files' tables; code without tables is passed only where it proves who called it (`walk`).
 //! [`unwind_here`] walks the calling thread's own stack in place, in the allocator's
 //! path, so once a thread's stack bounds are known it neither locks nor allocates:
 //!
@@ -11,7 +11,7 @@
 //! ```
 //!
 //! A walker claims a slot of the pool, then loads the table. [`refresh`], on the agent's thread, publishes
-//! another and frees the old one when no slot that was claimed before is still held (`unwind_pool`). A walk
+//! another and frees the old one when no slot that was claimed before is still held (`pool`). A walk
 //! costs microseconds, the claim nanoseconds.
 //!
 //! The first table is built by whichever thread first needs one, by reading files only: it does not ask
@@ -22,9 +22,25 @@
 //! A cache is 32 KiB and is made when its slot is first claimed, so memory follows the number of
 //! threads that walk *at once*, where one per thread would follow the number of threads.
 //!
-//! Not for signal handlers: see `unwind_thread::bounds`.
+//! Not for signal handlers: see `own_stack::bounds`.
 
 #![allow(unsafe_code)]
+
+mod calls;
+mod copied_stack;
+mod index;
+mod infer;
+mod kept;
+mod modules;
+mod pool;
+mod rule;
+mod tables;
+#[cfg(target_os = "linux")]
+pub mod thread_sampler;
+#[cfg(not(target_os = "linux"))]
+#[path = "unsupported.rs"]
+pub mod thread_sampler;
+mod walk;
 
 use crate::base::sync::Mutex;
 use std::cell::{Cell, UnsafeCell};
@@ -34,19 +50,17 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, PoisonError};
 
-use super::copied::Registers;
-use super::fork;
-use super::images::{self, Error};
-use super::unwind_infer;
-use super::unwind_kept::{Kept, OF_OWN};
-use super::unwind_modules::{Modules, Reading};
-use super::unwind_pool::{Claim, Pool, Turns};
-use super::unwind_tables::Cache;
-use super::unwind_thread::{bounds, read, registers};
-use super::unwind_walk;
 use crate::base::warnings;
+use crate::os::copied::Registers;
+use crate::os::fork;
+use crate::os::images::{self, Error};
+use crate::os::own_stack::{bounds, read, registers};
+use crate::unwind::kept::{Kept, OF_OWN};
+use crate::unwind::modules::{Modules, Reading};
+use crate::unwind::pool::{Claim, Pool, Turns};
+use crate::unwind::tables::Cache;
 
-pub use super::unwind_copied::{Outermost, Walker};
+pub use crate::unwind::copied_stack::{Outermost, Walker};
 
 /// The frames that are recorded of a stack. Async services reach 60 to 90; of a deeper one both ends are kept, and a
 /// [`Marker`](crate::model::Marker) stands between them.
@@ -249,7 +263,7 @@ fn build_first() -> Result<(), Unknown> {
 }
 
 /// The table in force, if one was read, to be kept for as long as it is needed.
-pub(super) fn current() -> Option<Arc<Modules>> {
+pub(crate) fn current() -> Option<Arc<Modules>> {
     CURRENT.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
@@ -364,7 +378,7 @@ fn walk_by(
             true
         }
     };
-    let walk = unwind_walk::walk(modules, cache, registers, &mut read_stack, take);
+    let walk = walk::walk(modules, cache, registers, &mut read_stack, take);
     let mut end = match walk.end {
         None if left.get() => past_end,
         None => End::Broken,
@@ -376,7 +390,7 @@ fn walk_by(
         End::TooDeep if past_end != End::Whole => {
             let known = outermost.get();
             is_joined = kept.join(&known, walk.reached, &mut read_stack, |replaced| {
-                unwind_infer::is_frame(modules, cache, replaced)
+                infer::is_frame(modules, cache, replaced)
             });
             end = if is_joined { End::Whole } else { end };
         }
@@ -392,5 +406,4 @@ thread_local! {
 }
 
 #[cfg(test)]
-#[path = "unwind_tests.rs"]
 mod tests;

@@ -17,32 +17,32 @@ use crate::base::sync::Ordering::{AcqRel, Acquire, Relaxed};
 use crate::base::sync::{AtomicPtr, AtomicU32};
 
 /// A value and `N` slots.
-pub(super) struct Pool<T, const N: usize> {
+pub(crate) struct Pool<T, const N: usize> {
     value: AtomicPtr<T>,
     turns: [AtomicU32; N],
 }
 
 /// The turns of all slots at one moment.
-pub(super) type Turns<const N: usize> = [u32; N];
+pub(crate) type Turns<const N: usize> = [u32; N];
 
 impl<T, const N: usize> Pool<T, N> {
     /// No value, and all slots free.
-    pub(super) const fn new() -> Self {
+    pub(crate) const fn new() -> Self {
         Self { value: AtomicPtr::new(ptr::null_mut()), turns: [const { AtomicU32::new(0) }; N] }
     }
 
     /// Whether there is no value yet.
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.value.load(Acquire).is_null()
     }
 
     /// The value, for who replaces it and so knows that it is not freed.
-    pub(super) fn value(&self) -> *mut T {
+    pub(crate) fn value(&self) -> *mut T {
         self.value.load(Acquire)
     }
 
     /// Claims a free slot, or returns `None` if there is none. Async-signal-safe.
-    pub(super) fn claim(&self) -> Option<Claim<'_, T, N>> {
+    pub(crate) fn claim(&self) -> Option<Claim<'_, T, N>> {
         self.turns.iter().enumerate().find_map(|(slot, turn)| {
             let free = turn.load(Relaxed);
             let won = free.is_multiple_of(2)
@@ -54,13 +54,13 @@ impl<T, const N: usize> Pool<T, N> {
 
     /// Puts `fresh` in the place of the value. Returns the old one, to be freed once it is not
     /// [in use](Self::is_in_use) at these turns.
-    pub(super) fn replace(&self, fresh: *mut T) -> (*mut T, Turns<N>) {
+    pub(crate) fn replace(&self, fresh: *mut T) -> (*mut T, Turns<N>) {
         let old = self.value.swap(fresh, AcqRel);
         (old, std::array::from_fn(|slot| self.turn(slot).fetch_add(0, AcqRel)))
     }
 
     /// Whether a slot that was claimed at `turns` is not given back yet.
-    pub(super) fn is_in_use(&self, turns: &Turns<N>) -> bool {
+    pub(crate) fn is_in_use(&self, turns: &Turns<N>) -> bool {
         let mut slots = self.turns.iter().zip(turns);
         slots.any(|(slot, &turn)| turn % 2 == 1 && slot.load(Acquire) == turn)
     }
@@ -72,19 +72,19 @@ impl<T, const N: usize> Pool<T, N> {
 }
 
 /// The right to read the value and to use what belongs to a slot.
-pub(super) struct Claim<'a, T, const N: usize> {
+pub(crate) struct Claim<'a, T, const N: usize> {
     pool: &'a Pool<T, N>,
     slot: usize,
 }
 
 impl<T, const N: usize> Claim<'_, T, N> {
     /// The number of the slot, which is this claim's alone.
-    pub(super) fn slot(&self) -> usize {
+    pub(crate) fn slot(&self) -> usize {
         self.slot
     }
 
     /// The value, which is not freed before the claim is dropped.
-    pub(super) fn value(&self) -> *mut T {
+    pub(crate) fn value(&self) -> *mut T {
         self.pool.value.load(Acquire)
     }
 }

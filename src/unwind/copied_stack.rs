@@ -6,17 +6,17 @@
 
 use std::sync::Arc;
 
-use super::copied::{Copied, Registers};
-use super::images::Error;
-use super::own_memory;
-use super::unwind::{End, Walk, current, refresh};
-use super::unwind_infer;
-use super::unwind_kept::{Kept, OF_COPIES};
-use super::unwind_modules::Modules;
-use super::unwind_tables::Cache;
-use super::unwind_walk;
+use crate::os::copied::{Copied, Registers};
+use crate::os::images::Error;
+use crate::os::own_memory;
+use crate::unwind::infer;
+use crate::unwind::kept::{Kept, OF_COPIES};
+use crate::unwind::modules::Modules;
+use crate::unwind::tables::Cache;
+use crate::unwind::walk;
+use crate::unwind::{End, Walk, current, refresh};
 
-pub use super::unwind_kept::Outermost;
+pub use crate::unwind::kept::Outermost;
 
 /// The rules in a cache: 2 to this, 96 KiB. A service is seen at some hundred addresses mostly.
 const CACHE_BITS: u32 = 12;
@@ -118,7 +118,7 @@ impl Walker {
             word.copied().ok_or(())
         };
         let take = |frame, pointer| kept.push(frame, pointer);
-        let walk = unwind_walk::walk(&self.modules, &mut self.cache, registers, &mut read, take);
+        let walk = walk::walk(&self.modules, &mut self.cache, registers, &mut read, take);
         let copied = registers.sp..registers.sp.saturating_add(words.len() as u64 * 8);
         let mut end = match walk.end {
             None if walk.interrupted.is_some_and(|sp| !copied.contains(&sp)) => End::Elsewhere,
@@ -134,7 +134,7 @@ impl Walker {
                     let from = if end == End::Truncated { copied.end } else { walk.reached };
                     let Self { modules, cache } = self;
                     is_joined = kept.join(outermost, from, memory_word, |replaced| {
-                        unwind_infer::is_frame(modules, cache, replaced)
+                        infer::is_frame(modules, cache, replaced)
                     });
                     end = if is_joined { End::Whole } else { end };
                 }
@@ -164,7 +164,7 @@ mod tests {
     use super::*;
     use crate::os::signal::Target;
     use crate::os::signal::tests::{interrupted, target};
-    use crate::os::unwind::MAX_FRAMES;
+    use crate::unwind::MAX_FRAMES;
 
     #[inline(never)]
     fn deeper(levels: usize, target: &'static Target) -> u64 {

@@ -10,12 +10,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use gimli::{BaseAddresses, DebugFrame, EhFrame, LittleEndian};
 
-use super::elf::{ElfFile, Section};
-use super::images::{self, Segment};
-use super::memory::Copy;
-use super::own_memory;
-use super::unwind_calls;
-use super::unwind_index::{self, Index};
+use crate::os::elf::{ElfFile, Section};
+use crate::os::images::{self, Segment};
+use crate::os::memory::Copy;
+use crate::os::own_memory;
+use crate::unwind::calls;
+use crate::unwind::index::{self, Index};
 
 /// Bytes copied of one section. The largest programs have some 30 MB.
 const MAX_TABLE: u64 = 64 << 20;
@@ -31,7 +31,7 @@ const CODE: usize = 16;
 
 /// Whether all is read, or what can be had in a moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Reading {
+pub(crate) enum Reading {
     /// For the agent's threads.
     Whole,
     /// For an allocating thread of the host: no index is made, `.debug_frame` and large tables are left out.
@@ -53,11 +53,11 @@ impl Deref for Part {
 }
 
 /// A segment of code and its tables.
-pub(super) struct Module {
+pub(crate) struct Module {
     segment: Segment,
     /// The number to add to an address of the file.
-    pub(super) bias: u64,
-    pub(super) bases: BaseAddresses,
+    pub(crate) bias: u64,
+    pub(crate) bases: BaseAddresses,
     eh_frame: Option<Part>,
     /// The linker's index of `.eh_frame`, if it is of the usual form, and its address.
     eh_frame_hdr: Option<(Part, u64)>,
@@ -75,11 +75,11 @@ pub(super) struct Module {
 }
 
 /// Every segment of code, and what was made of it.
-pub(super) struct Modules {
+pub(crate) struct Modules {
     /// Never 0 and never that of another table.
-    pub(super) generation: u32,
+    pub(crate) generation: u32,
     /// Files whose tables were left out: too large, or no memory for them.
-    pub(super) left_out: usize,
+    pub(crate) left_out: usize,
     /// By address.
     known: Vec<Known>,
 }
@@ -93,7 +93,7 @@ struct Known {
 }
 
 impl Modules {
-    pub(super) fn empty() -> Self {
+    pub(crate) fn empty() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(1);
         let generation = NEXT.fetch_add(1, Ordering::Relaxed).max(1);
         Self { generation, left_out: 0, known: Vec::new() }
@@ -102,7 +102,7 @@ impl Modules {
     /// Reads what is loaded now. What `old` has already read is shared with it, not read again. What was
     /// loaded then and is not now stays in this one table more, where nothing has taken its place: stacks
     /// that were copied before the unloading are still to be walked.
-    pub(super) fn read(old: Option<&Self>, reading: Reading) -> Result<Self, images::Error> {
+    pub(crate) fn read(old: Option<&Self>, reading: Reading) -> Result<Self, images::Error> {
         let old = old.map_or(&[][..], |old| &old.known);
         let mut modules = Self::empty();
         let mut room = match reading {
@@ -141,13 +141,13 @@ impl Modules {
     }
 
     /// Whether `address` is in a segment that has unwind information.
-    pub(super) fn holds(&self, address: u64) -> bool {
+    pub(crate) fn holds(&self, address: u64) -> bool {
         self.at(address)
             .is_some_and(|module| module.eh_frame.is_some() || module.debug_frame.is_some())
     }
 
     /// The segment that `address` is in.
-    pub(super) fn at(&self, address: u64) -> Option<&Module> {
+    pub(crate) fn at(&self, address: u64) -> Option<&Module> {
         let after = self.known.partition_point(|known| known.segment.range.start <= address);
         let known = self.known.get(after.checked_sub(1)?)?;
         known.module.as_deref().filter(|_| known.segment.range.contains(&address))
@@ -155,7 +155,7 @@ impl Modules {
 
     /// Whether nobody called the code at `address`, which has no table: a program's first instructions, or
     /// those of a thread, which end it once its function returns.
-    pub(super) fn is_outermost(&self, address: u64) -> bool {
+    pub(crate) fn is_outermost(&self, address: u64) -> bool {
         /// No program's first instructions are more.
         const BEGINNING: u64 = 64;
         self.at(address).is_some_and(|module| {
@@ -163,7 +163,7 @@ impl Modules {
                 let begins = entry..entry.saturating_add(BEGINNING);
                 begins.contains(&address)
             });
-            is_first || unwind_calls::ends_the_thread(&module.code(address))
+            is_first || calls::ends_the_thread(&module.code(address))
         })
     }
 }
@@ -174,7 +174,7 @@ impl Module {
         Self::read(&segment.open()?, segment, reading, room)
     }
 
-    pub(super) fn read(
+    pub(crate) fn read(
         file: &ElfFile,
         segment: &Segment,
         reading: Reading,
@@ -197,9 +197,8 @@ impl Module {
         ];
         let (parts, copied, has_all) = copy(file, wanted, room);
         let [eh_frame, eh_frame_hdr, debug_frame_part] = parts;
-        let eh_frame_hdr = eh_frame_hdr
-            .filter(|hdr| unwind_index::table(hdr).is_some())
-            .map(|hdr| (hdr, hdr_address));
+        let eh_frame_hdr =
+            eh_frame_hdr.filter(|hdr| index::table(hdr).is_some()).map(|hdr| (hdr, hdr_address));
         let mut is_whole = has_all && (reading == Reading::Whole || debug_frame.is_none());
         let mut eh_index = Index::default();
         if let (Some(section), None) = (&eh_frame, &eh_frame_hdr) {
@@ -238,11 +237,11 @@ impl Module {
     }
 
     /// The table of exceptions, and where the entry nearest below `address` of the file is in it.
-    pub(super) fn eh_entry(&self, address: u64) -> Option<(&[u8], usize)> {
+    pub(crate) fn eh_entry(&self, address: u64) -> Option<(&[u8], usize)> {
         let section = self.eh_frame.as_deref()?;
         let offset = match &self.eh_frame_hdr {
             Some((hdr, at)) => {
-                let entry = unwind_index::entry(unwind_index::table(hdr)?, *at, address)?;
+                let entry = index::entry(index::table(hdr)?, *at, address)?;
                 usize::try_from(entry.wrapping_sub(self.eh_frame_address)).ok()?
             }
             None => self.eh_index.fde(address)?,
@@ -251,7 +250,7 @@ impl Module {
     }
 
     /// The same of the debugger's table.
-    pub(super) fn debug_entry(&self, address: u64) -> Option<(&[u8], usize)> {
+    pub(crate) fn debug_entry(&self, address: u64) -> Option<(&[u8], usize)> {
         let section = self.debug_frame.as_deref()?;
         let offset = self.debug_index.fde(address)?;
         (offset < section.len()).then_some((section, offset))
@@ -322,5 +321,5 @@ fn copy<const N: usize>(
 }
 
 #[cfg(all(test, target_os = "linux", not(miri)))]
-#[path = "unwind_modules_tests.rs"]
+#[path = "modules_tests.rs"]
 mod tests;

@@ -11,16 +11,16 @@ use gimli::{
     UnwindContext, UnwindContextStorage, UnwindExpression, UnwindSection, UnwindTableRow, Value,
 };
 
-use super::copied::Registers;
-use super::unwind_infer::Function;
-use super::unwind_modules::{Module, Modules};
-use super::unwind_rule::{NUMBERS, Rule, Stop, caller};
+use crate::os::copied::Registers;
+use crate::unwind::infer::Function;
+use crate::unwind::modules::{Module, Modules};
+use crate::unwind::rule::{NUMBERS, Rule, Stop, caller};
 
-pub(super) type Bytes<'a> = EndianSlice<'a, LittleEndian>;
+pub(crate) type Bytes<'a> = EndianSlice<'a, LittleEndian>;
 
 /// Room for what gimli needs, without the heap: a row has at most the rules of 64 registers, and rows are
 /// remembered at most three deep by what compilers emit.
-pub(super) struct Storage;
+pub(crate) struct Storage;
 
 impl UnwindContextStorage<usize> for Storage {
     type Rules = [(Register, RegisterRule<usize>); 64];
@@ -37,7 +37,7 @@ impl<'a> EvaluationStorage<Bytes<'a>> for Storage {
 const MAX_OPERATIONS: u32 = 256;
 
 /// Rules by address, and room to work in.
-pub(super) struct Cache {
+pub(crate) struct Cache {
     entries: Box<[Entry]>,
     context: Box<UnwindContext<usize, Storage>>,
     /// What functions without tables were found around addresses: those that were asked for last.
@@ -57,7 +57,7 @@ struct Entry {
 
 impl Cache {
     /// Holds 2 to the `bits` rules of 24 bytes.
-    pub(super) fn new(bits: u32) -> Self {
+    pub(crate) fn new(bits: u32) -> Self {
         let none = Entry { address: 0, generation: 0, rule: Rule::Uncovered };
         let entries = vec![none; 1 << bits.clamp(1, 16)].into_boxed_slice();
         let functions = Box::new([(0, None); FUNCTIONS]);
@@ -66,7 +66,7 @@ impl Cache {
 
     /// What `find` finds for this address, or what it found before: code may have been replaced since, so it only
     /// tells where to look.
-    pub(super) fn function(
+    pub(crate) fn function(
         &mut self,
         address: u64,
         find: impl FnOnce() -> Option<Function>,
@@ -81,7 +81,7 @@ impl Cache {
 
     /// What the table says about the code at `address`.
     #[inline]
-    pub(super) fn rule(&mut self, modules: &Modules, address: u64) -> Rule {
+    pub(crate) fn rule(&mut self, modules: &Modules, address: u64) -> Rule {
         // Knuth's multiplier: functions are aligned, so the lower bits are much alike.
         let hash = (address.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as usize;
         let place = hash & (self.entries.len() - 1);
@@ -98,7 +98,7 @@ impl Cache {
     }
 
     /// Follows a row of expressions; says whether the caller was interrupted rather than calling.
-    pub(super) fn compute(
+    pub(crate) fn compute(
         &mut self,
         modules: &Modules,
         address: u64,
@@ -121,7 +121,7 @@ impl Cache {
 }
 
 /// Where a row stands.
-pub(super) struct At<'s, S> {
+pub(crate) struct At<'s, S> {
     section: &'s S,
     encoding: Encoding,
     is_signal_frame: bool,
@@ -131,7 +131,7 @@ type Row = UnwindTableRow<usize, Storage>;
 
 impl Module {
     /// The row for `address`, handed to the one closure or the other, by the section it is in.
-    pub(super) fn row<'a, T>(
+    pub(crate) fn row<'a, T>(
         &'a self,
         context: &mut UnwindContext<usize, Storage>,
         address: u64,

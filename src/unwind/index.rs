@@ -14,7 +14,7 @@ use std::collections::TryReserveError;
 
 use gimli::{BaseAddresses, CieOrFde, UnwindSection};
 
-use super::unwind_tables::Bytes;
+use crate::unwind::tables::Bytes;
 
 /// An index is made of no more entries: 16 MB.
 const MAX_INDEX: usize = 1 << 20;
@@ -25,7 +25,7 @@ const UDATA4: u8 = 0x03;
 const DATAREL_SDATA4: u8 = 0x3b;
 
 /// The table of an `.eh_frame_hdr`, or `None` if it is not of the usual form.
-pub(super) fn table(hdr: &[u8]) -> Option<&[[[u8; 4]; 2]]> {
+pub(crate) fn table(hdr: &[u8]) -> Option<&[[[u8; 4]; 2]]> {
     let (&[version, pointer, count, table], rest) = hdr.split_first_chunk()?;
     if (version, count, table) != (1, UDATA4, DATAREL_SDATA4) {
         return None;
@@ -43,7 +43,7 @@ pub(super) fn table(hdr: &[u8]) -> Option<&[[[u8; 4]; 2]]> {
 }
 
 /// The address of the entry that is nearest at or below `address`, by the table of the header at `hdr`.
-pub(super) fn entry(table: &[[[u8; 4]; 2]], hdr: u64, address: u64) -> Option<u64> {
+pub(crate) fn entry(table: &[[[u8; 4]; 2]], hdr: u64, address: u64) -> Option<u64> {
     let wanted = address.wrapping_sub(hdr).cast_signed();
     let after = table.partition_point(|[start, _]| i64::from(i32::from_le_bytes(*start)) <= wanted);
     let [_, entry] = table.get(after.checked_sub(1)?)?;
@@ -52,11 +52,11 @@ pub(super) fn entry(table: &[[[u8; 4]; 2]], hdr: u64, address: u64) -> Option<u6
 
 /// Offsets of a table's entries, sorted by the addresses they are of.
 #[derive(Default)]
-pub(super) struct Index(Vec<(u64, u32)>);
+pub(crate) struct Index(Vec<(u64, u32)>);
 
 impl Index {
     /// The offset of the nearest entry at or below `address`.
-    pub(super) fn fde(&self, address: u64) -> Option<usize> {
+    pub(crate) fn fde(&self, address: u64) -> Option<usize> {
         let after = self.0.partition_point(|(start, _)| *start <= address);
         self.0.get(after.checked_sub(1)?).map(|(_, offset)| *offset as usize)
     }
@@ -66,7 +66,7 @@ impl Index {
     /// # Errors
     ///
     /// If there is no memory for it.
-    pub(super) fn of<'a, S: UnwindSection<Bytes<'a>>>(
+    pub(crate) fn of<'a, S: UnwindSection<Bytes<'a>>>(
         section: &S,
         bases: &BaseAddresses,
     ) -> Result<Self, TryReserveError> {

@@ -1,7 +1,7 @@
 #![allow(unsafe_code)]
 
 use super::*;
-use crate::os::unwind::{Walk, Walker};
+use crate::unwind::{Walk, Walker};
 
 // Functions without tables, but for one, at known distances from each other. None of them ever runs: a walk
 // reads their bytes.

@@ -10,17 +10,17 @@
 //! [`Outermost`] remembers those of a thread and where their return addresses lie. As long as these words
 //! are unchanged, and lie above what is in use further in, the frames are there.
 
-use super::unwind::End;
 use crate::model::Marker;
+use crate::unwind::End;
 
 /// Frames that one walk passes at most: some 60 us in the thread that allocates.
-pub(super) const MAX_WALKED: usize = 4096;
+pub(crate) const MAX_WALKED: usize = 4096;
 
 /// The outermost frames that are remembered of a thread that walks its own stack: 130 bytes of each thread.
-pub(super) const OF_OWN: usize = 8;
+pub(crate) const OF_OWN: usize = 8;
 
 /// The outermost frames that are remembered for copied stacks: a runtime has some 20 below its tasks.
-pub(super) const OF_COPIES: usize = 48;
+pub(crate) const OF_COPIES: usize = 48;
 
 /// The bytes of a return address, below the caller's stack pointer on x86_64.
 const WORD: u64 = 8;
@@ -65,17 +65,17 @@ impl<const N: usize> Outermost<N> {
 }
 
 /// A word where an earlier walk had a return address: another call of the same function, perhaps.
-pub(super) struct Replaced {
+pub(crate) struct Replaced {
     /// The word.
-    pub(super) return_address: u64,
+    pub(crate) return_address: u64,
     /// The stack pointer of the frame that it would return to.
-    pub(super) pointer: u64,
+    pub(crate) pointer: u64,
     /// The stack pointer of the frame beyond that, which is still there.
-    pub(super) outer: u64,
+    pub(crate) outer: u64,
 }
 
 /// Takes the frames of one walk.
-pub(super) struct Kept<'a, const N: usize> {
+pub(crate) struct Kept<'a, const N: usize> {
     frames: &'a mut [u64],
     /// The stack pointers of the frames, as far as there is room.
     pointers: &'a mut [u64],
@@ -84,13 +84,13 @@ pub(super) struct Kept<'a, const N: usize> {
 }
 
 impl<'a, const N: usize> Kept<'a, N> {
-    pub(super) fn new(frames: &'a mut [u64], pointers: &'a mut [u64]) -> Self {
+    pub(crate) fn new(frames: &'a mut [u64], pointers: &'a mut [u64]) -> Self {
         Self { frames, pointers, seen: 0, last: [(0, 0); N] }
     }
 
     /// Takes a frame and its stack pointer; whether it takes more.
     #[inline]
-    pub(super) fn push(&mut self, frame: u64, pointer: u64) -> bool {
+    pub(crate) fn push(&mut self, frame: u64, pointer: u64) -> bool {
         if self.seen >= MAX_WALKED {
             return false;
         }
@@ -122,7 +122,7 @@ impl<'a, const N: usize> Kept<'a, N> {
     }
 
     /// The outermost frames of a walk that came to its end.
-    pub(super) fn outermost(&self) -> Outermost<N> {
+    pub(crate) fn outermost(&self) -> Outermost<N> {
         // The innermost frame was not called from above its own stack pointer.
         let length = self.seen.saturating_sub(1).min(N);
         let mut frames = [(0, 0); N];
@@ -135,7 +135,7 @@ impl<'a, const N: usize> Kept<'a, N> {
 
     /// Adds the frames of an earlier walk that are still there above `from`; whether there are any. `is_frame` says
     /// whether a frame that has taken the place of one can be what is there.
-    pub(super) fn join(
+    pub(crate) fn join(
         &mut self,
         earlier: &Outermost<N>,
         from: u64,
@@ -154,7 +154,7 @@ impl<'a, const N: usize> Kept<'a, N> {
 
     /// Ends the list, with a marker where the outermost frames are missing. Returns how many frames were written, and
     /// how many were left out between them.
-    pub(super) fn finish(mut self, end: End) -> (usize, usize) {
+    pub(crate) fn finish(mut self, end: End) -> (usize, usize) {
         let marker = match end {
             End::Whole => None,
             End::Truncated => Some(Marker::DeeperThanCopy),

@@ -6,13 +6,13 @@ use std::arch::asm;
 use std::cell::Cell;
 use std::ops::Range;
 
-use super::copied::Registers;
+use crate::os::copied::Registers;
 
 /// Where the caller is and where its frame lies. Inlined always: the frame described is the one that
 /// must still stand while it is unwound.
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 #[inline(always)]
-pub(super) fn registers() -> Registers {
+pub(crate) fn registers() -> Registers {
     let (ip, sp, bp): (u64, u64, u64);
     // SAFETY: reads three registers and writes nothing else.
     unsafe {
@@ -31,7 +31,7 @@ pub(super) fn registers() -> Registers {
 /// must still stand while it is unwound.
 #[cfg(all(target_arch = "aarch64", not(miri)))]
 #[inline(always)]
-pub(super) fn registers() -> Registers {
+pub(crate) fn registers() -> Registers {
     let (ip, sp, fp, lr): (u64, u64, u64, u64);
     // SAFETY: reads four registers and writes nothing else.
     unsafe {
@@ -49,7 +49,7 @@ pub(super) fn registers() -> Registers {
 
 /// Registers that lie on no stack: Miri has none to read.
 #[cfg(miri)]
-pub(super) fn registers() -> Registers {
+pub(crate) fn registers() -> Registers {
     Registers { ip: 0, sp: 0, fp: 0, lr: 0 }
 }
 
@@ -59,7 +59,7 @@ pub(super) fn registers() -> Registers {
 ///
 /// `stack` must be a part of the running thread's stack that is in use.
 #[inline]
-pub(super) unsafe fn read(stack: &Range<u64>, address: u64) -> Result<u64, ()> {
+pub(crate) unsafe fn read(stack: &Range<u64>, address: u64) -> Result<u64, ()> {
     let end = address.checked_add(8).ok_or(())?;
     if address < stack.start || end > stack.end || !address.is_multiple_of(8) {
         return Err(());
@@ -87,7 +87,7 @@ pub(super) unsafe fn read(stack: &Range<u64>, address: u64) -> Result<u64, ()> {
 /// Asked once a thread: libc allocates for the answer (C's malloc, never the Rust allocator that may be
 /// calling) and reads `/proc/self/maps` for the main thread. Whoever calls us is about to allocate or
 /// has just done so, and so may allocate; a signal handler may not, and must not call this.
-pub(super) fn bounds() -> Option<Range<u64>> {
+pub(crate) fn bounds() -> Option<Range<u64>> {
     thread_local! {
         static BOUNDS: Cell<(u64, u64)> = const { Cell::new((0, 0)) };
     }

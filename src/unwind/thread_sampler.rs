@@ -14,14 +14,14 @@ use crate::base::sync::Mutex;
 use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::copied::Copied;
-use super::images::Error;
-use super::quota;
-use super::signal::{self, Entry, Target};
-use super::stack_bounds::StackBounds;
-use super::syscalls::{Optional, permit};
-use super::unwind::{End, MAX_FRAMES, Walker};
 use crate::base::{Clock, Moment};
+use crate::os::copied::Copied;
+use crate::os::images::Error;
+use crate::os::quota;
+use crate::os::signal::{self, Entry, Target};
+use crate::os::stack_bounds::StackBounds;
+use crate::os::syscalls::{Optional, permit};
+use crate::unwind::{End, MAX_FRAMES, Walker};
 
 /// The signal.
 pub const SIGNAL: i32 = libc::SIGURG;

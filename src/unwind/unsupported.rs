@@ -3,7 +3,7 @@
 use crate::base::Clock;
 use crate::os::copied::Copied;
 use crate::os::images::Error;
-use crate::os::unwind::{End, Walker};
+use crate::unwind::{End, Walker};
 
 /// The signal there would be.
 pub const SIGNAL: i32 = libc::SIGURG;

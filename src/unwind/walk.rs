@@ -13,31 +13,31 @@
 //! arithmetic of [`follow`], 18 instructions at the most, an eighth. (Callgrind, release builds, each allocation
 //! sampled, between depths of 10 and 50; cycles are the best of 40 runs.)
 
-use super::copied::Registers;
-use super::unwind::End;
-use super::unwind_infer::infer;
-use super::unwind_modules::Modules;
-use super::unwind_rule::{Rule, Stop, follow};
-use super::unwind_tables::Cache;
+use crate::os::copied::Registers;
+use crate::unwind::End;
+use crate::unwind::infer::infer;
+use crate::unwind::modules::Modules;
+use crate::unwind::rule::{Rule, Stop, follow};
+use crate::unwind::tables::Cache;
 
 /// Frames without tables that one walk passes: each takes some system calls.
 const MAX_INFERRED: u32 = 256;
 
 /// What a walk came to.
-pub(super) struct Walked {
+pub(crate) struct Walked {
     /// How it ended; none where the stack could not be read further. [`End::TooDeep`] where no more was wanted.
-    pub(super) end: Option<End>,
+    pub(crate) end: Option<End>,
     /// Whether it passed code without tables.
-    pub(super) is_inferred: bool,
+    pub(crate) is_inferred: bool,
     /// The stack pointer of the code that the last signal on the way had interrupted.
-    pub(super) interrupted: Option<u64>,
+    pub(crate) interrupted: Option<u64>,
     /// The stack pointer of the outermost frame.
-    pub(super) reached: u64,
+    pub(crate) reached: u64,
 }
 
 /// Walks from `registers`, handing each frame and its stack pointer to `take` until that wants no more: the
 /// instruction itself, then return addresses less one.
-pub(super) fn walk(
+pub(crate) fn walk(
     modules: &Modules,
     cache: &mut Cache,
     mut registers: Registers,
@@ -80,5 +80,5 @@ pub(super) fn walk(
 }
 
 #[cfg(all(test, target_os = "linux", target_arch = "x86_64"))]
-#[path = "unwind_walk_tests.rs"]
+#[path = "walk_tests.rs"]
 mod tests;

@@ -24,13 +24,13 @@
 //! that was called because they are near each other, and between a function's return and the next function's frame
 //! that need not be so. Code is read as it is at this moment, by `pread`.
 
-use super::copied::Registers;
-use super::own_memory;
-use super::unwind_calls as calls;
-use super::unwind_kept::Replaced;
-use super::unwind_modules::Modules;
-use super::unwind_rule::{Rule, Stop, caller, follow};
-use super::unwind_tables::Cache;
+use crate::os::copied::Registers;
+use crate::os::own_memory;
+use crate::unwind::calls;
+use crate::unwind::kept::Replaced;
+use crate::unwind::modules::Modules;
+use crate::unwind::rule::{Rule, Stop, caller, follow};
+use crate::unwind::tables::Cache;
 
 /// A function without a table is taken to be no longer.
 const LONGEST: u64 = 4 << 10;
@@ -55,7 +55,7 @@ enum Call {
 
 /// The function we seem to be in.
 #[derive(Clone, Copy)]
-pub(super) struct Function {
+pub(crate) struct Function {
     /// Its first instruction.
     start: u64,
     /// Where its frame pointer is set.
@@ -65,7 +65,7 @@ pub(super) struct Function {
 }
 
 /// The registers of the caller of a frame without a table, if the code proves them.
-pub(super) fn infer(
+pub(crate) fn infer(
     modules: &Modules,
     cache: &mut Cache,
     registers: Registers,
@@ -218,7 +218,7 @@ fn is_near(function: u64, ip: u64) -> bool {
 }
 
 /// Whether a word can be a return address into a frame with the frame `outer` beyond it, by the table of its code.
-pub(super) fn is_frame(modules: &Modules, cache: &mut Cache, replaced: &Replaced) -> bool {
+pub(crate) fn is_frame(modules: &Modules, cache: &mut Cache, replaced: &Replaced) -> bool {
     let &Replaced { return_address, pointer, outer } = replaced;
     let rule = cache.rule(modules, return_address.wrapping_sub(1));
     let leads_there = match rule {
