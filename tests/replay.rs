@@ -1,6 +1,9 @@
-//! What the default rules do with histories of memory, CPU and lag, in virtual time: the real rules,
-//! budgets and incidents, and a capture thread that takes half a second a file. Beside it, what other
-//! systems decide on the same.
+//! What the default rules do with histories of memory, CPU and lag, in virtual time: the real
+//! rules, budgets and incidents, and a capture thread that takes half a second a file. Beside it,
+//! what other systems decide on the same.
+//!
+//! A new history of one number belongs into `cases.rs`, of memory in the files of a cgroup into
+//! `cgroup.rs`, of what budgets and cooldowns leave into `budget.rs`.
 //!
 //! `cargo test --test replay -- --nocapture` prints the tables. `MARPLE_TRACE=file.csv` replays a file
 //! of `seconds,percent` of memory with `MARPLE_RULES=file.toml`, or the default rules.
@@ -18,6 +21,9 @@ use marple::model::{CaptureKind, Metric, Mode, Rule, Vitals};
 mod budget;
 #[path = "replay/cases.rs"]
 mod cases;
+#[cfg(target_os = "linux")]
+#[path = "replay/cgroup.rs"]
+mod cgroup;
 #[path = "replay/peers.rs"]
 mod peers;
 #[path = "replay/trace.rs"]

@@ -38,7 +38,7 @@ fn ticks_between(trace: &Trace, from: f64, to: f64) -> impl Iterator<Item = Vita
     ticks.map(|tick| trace.tick(Duration::from_secs_f64(f64::from(tick) * FINE)))
 }
 
-fn ticks(trace: &Trace) -> impl Iterator<Item = Vitals> {
+pub(crate) fn ticks(trace: &Trace) -> impl Iterator<Item = Vitals> {
     ticks_between(trace, 0.0, f64::INFINITY)
 }
 
@@ -51,7 +51,7 @@ fn run(settings: &Settings, trace: &Trace) -> ReplayOutcome {
 }
 
 /// The value at the last capture that was on disk.
-fn last(trace: &Trace, outcome: &ReplayOutcome) -> f64 {
+pub(crate) fn last(trace: &Trace, outcome: &ReplayOutcome) -> f64 {
     let taken = outcome.written().last().expect("a capture");
     trace.at(taken.at.as_nanos() as f64 / 1e9)
 }

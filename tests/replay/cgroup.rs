@@ -1,0 +1,339 @@
+//! Histories that begin as the files of a cgroup, v1 or v2, and are read by the reader of the
+//! agent: page cache up to the limit, and soft limits. A history of memory that begins as a
+//! percentage belongs into `cases.rs`.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::ops::RangeInclusive;
+use std::os::unix::fs::FileExt as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use marple::agent::{Pace, ReplayOutcome, replay};
+use marple::base::ManualClock;
+use marple::config::Settings;
+use marple::model::{AtLimit, Vitals};
+use marple::vitals::{Gauges, Reader, Runtimes};
+use tempfile::TempDir;
+
+use super::budget::{last, ticks};
+use super::cases::HOUR;
+use super::trace::{Of, Trace};
+
+const MIB: f64 = 1_048_576.0;
+
+/// The limits of a cgroup, in MiB.
+#[derive(Clone, Copy, Debug)]
+enum Walls {
+    V2 {
+        /// `memory.high`, above which the kernel slows.
+        high: Option<u64>,
+        /// `memory.max`, at which it kills.
+        max: Option<u64>,
+    },
+    V1 {
+        /// `memory.soft_limit_in_bytes`, at which it does nothing.
+        soft: Option<u64>,
+        /// `memory.limit_in_bytes`, at which it kills.
+        hard: u64,
+    },
+}
+
+impl Walls {
+    /// The limit that counts, in MiB.
+    fn nearest(self) -> u64 {
+        match self {
+            Self::V2 { high, max } => high.into_iter().chain(max).min().unwrap(),
+            Self::V1 { hard, .. } => hard,
+        }
+    }
+
+    /// Bytes of dentries and inodes, which v1 does not charge.
+    const fn slab(self) -> u64 {
+        match self {
+            Self::V2 { .. } => 6 << 20,
+            Self::V1 { .. } => 0,
+        }
+    }
+}
+
+/// The files of a cgroup below a directory, in place of `/`.
+struct Files {
+    root: TempDir,
+    cgroup: PathBuf,
+    /// Those that were written.
+    open: BTreeMap<&'static str, File>,
+    walls: Walls,
+    /// Times that the usage was at the limit.
+    events: u64,
+}
+
+impl Files {
+    fn new(walls: Walls) -> Self {
+        let root = TempDir::new().unwrap();
+        let (membership, mount, dir) = match walls {
+            Walls::V2 { .. } => {
+                ("0::/orders\n", "30 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup rw\n", "orders")
+            }
+            Walls::V1 { .. } => (
+                "2:memory:/orders\n",
+                "31 23 0:27 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n",
+                "memory/orders",
+            ),
+        };
+        let cgroup = root.path().join("sys/fs/cgroup").join(dir);
+        fs::create_dir_all(&cgroup).unwrap();
+        fs::create_dir_all(root.path().join("proc/self")).unwrap();
+        fs::write(root.path().join("proc/self/cgroup"), membership).unwrap();
+        fs::write(root.path().join("proc/self/mountinfo"), mount).unwrap();
+        let mut files = Self { root, cgroup, open: BTreeMap::new(), walls, events: 0 };
+        let limit = |mib: Option<u64>, none: &str| {
+            mib.map_or(none.to_owned(), |mib| format!("{}\n", mib << 20))
+        };
+        match walls {
+            Walls::V2 { high, max } => {
+                files.write("memory.high", &limit(high, "max\n"));
+                files.write("memory.max", &limit(max, "max\n"));
+            }
+            Walls::V1 { soft, hard } => {
+                let none = "9223372036854771712\n";
+                files.write("memory.soft_limit_in_bytes", &limit(soft, none));
+                files.write("memory.limit_in_bytes", &limit(Some(hard), none));
+            }
+        }
+        files
+    }
+
+    /// Writes a file in place, as long as any text of it is: a file that is truncated first may be
+    /// flushed to the disk at each write.
+    fn write(&mut self, name: &'static str, text: &str) {
+        let path = self.cgroup.join(name);
+        let file = self.open.entry(name).or_insert_with(|| File::create(path).unwrap());
+        let length = if text.len() < 60 { 60 } else { 300 };
+        file.write_all_at(format!("{text:\n<length$}").as_bytes(), 0).unwrap();
+    }
+
+    /// Charges the cgroup with this much, in MiB: `heap` of anonymous memory and `cache` of files.
+    fn charge(&mut self, heap: f64, cache: f64) {
+        let (heap, cache) = ((heap * MIB) as u64, (cache * MIB) as u64);
+        // Most of what a copy has read is on the inactive list.
+        let (inactive, active) = (cache / 4 * 3, cache - cache / 4 * 3);
+        let slab = self.walls.slab();
+        let usage = heap + cache + slab;
+        self.events += u64::from(usage + (2 << 20) > self.walls.nearest() << 20);
+        match self.walls {
+            Walls::V2 { high, .. } => {
+                self.write("memory.current", &format!("{usage}\n"));
+                let stat = format!(
+                    "anon {heap}\nfile {cache}\nshmem 0\ninactive_anon {heap}\nactive_anon 0\n\
+                     inactive_file {inactive}\nactive_file {active}\nslab_reclaimable {slab}\n"
+                );
+                self.write("memory.stat", &stat);
+                let (at_high, at_max) =
+                    if high.is_some() { (self.events, 0) } else { (0, self.events) };
+                let events = format!("high {at_high}\nmax {at_max}\noom_kill 0\n");
+                self.write("memory.events", &events);
+            }
+            Walls::V1 { .. } => {
+                self.write("memory.usage_in_bytes", &format!("{usage}\n"));
+                let stat = format!(
+                    "cache {cache}\nrss {heap}\ninactive_file 0\nactive_file 0\ntotal_cache {cache}\n\
+                     total_rss {heap}\ntotal_inactive_file {inactive}\ntotal_active_file {active}\n"
+                );
+                self.write("memory.stat", &stat);
+                self.write("memory.failcnt", &format!("{}\n", self.events));
+            }
+        }
+    }
+}
+
+/// How much page cache there is.
+#[derive(Clone, Copy, Debug)]
+enum Cache {
+    None,
+    /// All that the heap leaves of the nearest limit, but for 1 MiB.
+    TheRest,
+}
+
+/// Returns the vitals of memory that a process in such a cgroup reads, whose heap is `trace` per
+/// cent of the nearest limit.
+fn vitals<'t>(trace: &'t Trace, walls: Walls, cache: Cache) -> impl Iterator<Item = Vitals> + 't {
+    let mut files = Files::new(walls);
+    let limit = walls.nearest() as f64;
+    let mut charge = move |heap: f64| {
+        let heap = heap / 100.0 * limit;
+        let slab = walls.slab() as f64 / MIB;
+        let cache = match cache {
+            Cache::None => 0.0,
+            Cache::TheRest => (limit - heap - slab - 1.0).max(0.0),
+        };
+        files.charge(heap, cache);
+        files.root.path().to_owned()
+    };
+    let clock = Arc::new(ManualClock::new(Timestamp::UNIX_EPOCH));
+    let root = charge(trace.at(0.0));
+    let mut reader = Reader::with_root(Runtimes::new(), Gauges::new(), &root, clock.clone());
+    let mut passed = Duration::ZERO;
+    ticks(trace).map(move |tick| {
+        let at = Duration::from_nanos(tick.at.as_nanos());
+        clock.advance(at - passed);
+        passed = at;
+        charge(trace.at(at.as_secs_f64()));
+        let read = reader.read(tick.at);
+        // All else is that of the test.
+        Vitals {
+            at: read.at,
+            rss: read.rss,
+            working_set: read.working_set,
+            reclaimable: read.reclaimable,
+            memory_limit: read.memory_limit,
+            at_memory_limit: read.at_memory_limit,
+            memory_growth: read.memory_growth,
+            memory_high: read.memory_high,
+            memory_max: read.memory_max,
+            ..Vitals::default()
+        }
+    })
+}
+
+fn steady() -> Trace {
+    Trace::new("", Of::Memory, vec![(0.0, 45.0), (3.0 * HOUR, 50.0)]).noisy(1.0)
+}
+
+/// A heap that is small for an hour, and then rises to `to` per cent within `ramp` seconds.
+fn leak(ramp: f64, to: f64) -> Trace {
+    let start = HOUR;
+    Trace::new("", Of::Memory, vec![(0.0, 45.0), (start, 50.0), (start + ramp, to)])
+}
+
+/// A heap that rises to `to` per cent within an hour, is held there for one, and falls.
+fn held(to: f64) -> Trace {
+    let points = [(0.0, 40.0), (1.0, to), (2.0, to), (2.2, 60.0), (2.5, 60.0)];
+    Trace::new("", Of::Memory, points.map(|(hours, at)| (hours * HOUR, at)).into())
+}
+
+struct Row {
+    name: &'static str,
+    walls: Walls,
+    cache: Cache,
+    trace: Trace,
+    captures: RangeInclusive<usize>,
+    /// The least that the last capture stands at.
+    last: f64,
+}
+
+fn run(row: &Row) -> ReplayOutcome {
+    replay(&Settings::default(), Pace::default(), vitals(&row.trace, row.walls, row.cache))
+}
+
+/// Replays `rows`; each must have so many captures, in one incident at the most, the last of which
+/// stands so high.
+fn assert_captured(rows: &[Row]) {
+    let mut short = Vec::new();
+    for row in rows {
+        let outcome = run(row);
+        let taken = outcome.taken.len();
+        let at = if taken == 0 { 0.0 } else { last(&row.trace, &outcome) };
+        let limits: Vec<_> =
+            outcome.fired.iter().map(|(_, rule, text)| format!("{rule}: {text}")).collect();
+        println!("{:<44} {:?} {taken} @ {at:.1} %", row.name, row.walls);
+        if !row.captures.contains(&taken) || at < row.last || outcome.incidents.len() > 1 {
+            short.push((row.name, row.walls, taken, at, limits));
+        }
+    }
+    assert!(short.is_empty(), "{short:#?}");
+}
+
+const V2: Walls = Walls::V2 { high: None, max: Some(512) };
+const V1: Walls = Walls::V1 { soft: None, hard: 512 };
+const SOFT: Walls = Walls::V2 { high: Some(512), max: Some(768) };
+
+#[test]
+fn page_cache_up_to_the_limit_leaves_no_capture() {
+    let row = |walls| Row {
+        name: "page cache up to the limit, 3 h",
+        walls,
+        cache: Cache::TheRest,
+        trace: steady(),
+        captures: 0..=0,
+        last: 0.0,
+    };
+    let rows = [V2, V1, SOFT].map(row);
+    for row in &rows {
+        let first = vitals(&row.trace, row.walls, row.cache).next().unwrap();
+        let (working_set, reclaimable) = (first.working_set.unwrap(), first.reclaimable.unwrap());
+        let charged = (working_set.get() + reclaimable.get()) as f64 / (512.0 * MIB);
+        assert!(charged > 0.98 && reclaimable > working_set, "{charged} {first:?}");
+        let at_wall = |read: Vitals| read.memory_high > Some(0) || read.memory_max > Some(0);
+        assert!(vitals(&row.trace, row.walls, row.cache).any(at_wall), "{:?}", row.walls);
+    }
+    assert_captured(&rows);
+}
+
+#[test]
+fn leaks_beneath_page_cache_are_captured_up_to_the_limit() {
+    let row = |walls, ramp, last| Row {
+        name: "page cache, and a leak beneath it",
+        walls,
+        cache: Cache::TheRest,
+        trace: leak(ramp, 100.0),
+        captures: 2..=10,
+        last,
+    };
+    let rows = [V2, V1].map(|walls| {
+        [(600.0, 97.0), (30.0, 97.0), (8.0, 90.0)].map(|(ramp, last)| row(walls, ramp, last))
+    });
+    assert_captured(rows.as_flattened());
+}
+
+#[test]
+fn soft_limits_are_the_wall_that_captures_lead_up_to() {
+    let row =
+        |name, walls, cache, trace| Row { name, walls, cache, trace, captures: 2..=10, last: 97.0 };
+    let only = Walls::V2 { high: Some(512), max: None };
+    let rows = [
+        row("held at memory.high", only, Cache::None, held(99.5)),
+        row("held at memory.high below memory.max", SOFT, Cache::None, held(99.5)),
+        row("held a little above memory.high", SOFT, Cache::None, held(103.0)),
+        row("held at memory.high beneath page cache", SOFT, Cache::TheRest, held(99.5)),
+        // Which is what the percentages are of: 104 % are `memory.max`.
+        row(
+            "through memory.high to memory.max",
+            Walls::V2 { high: Some(500), max: Some(520) },
+            Cache::None,
+            leak(600.0, 104.0),
+        ),
+        row(
+            "memory.high above memory.max",
+            Walls::V2 { high: Some(640), max: Some(512) },
+            Cache::None,
+            leak(600.0, 100.0),
+        ),
+    ];
+    assert_captured(&rows);
+    for (row, at_limit) in
+        rows.iter().zip([AtLimit::Throttle; 5].into_iter().chain([AtLimit::Kill]))
+    {
+        let read = vitals(&row.trace, row.walls, row.cache).next().unwrap();
+        assert_eq!(read.at_memory_limit, at_limit, "{}", row.name);
+    }
+}
+
+#[test]
+fn soft_limits_of_v1_are_no_wall() {
+    let walls = Walls::V1 { soft: Some(256), hard: 512 };
+    let row = |name, trace, captures, last| Row {
+        name,
+        walls,
+        cache: Cache::None,
+        trace,
+        captures,
+        last,
+    };
+    assert_captured(&[
+        row("twice the soft limit of v1, no leak", steady(), 0..=0, 0.0),
+        row("from the soft limit of v1 to the hard one", leak(600.0, 100.0), 2..=10, 97.0),
+    ]);
+}
