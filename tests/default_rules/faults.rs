@@ -27,7 +27,7 @@ pub(crate) fn limit(name: &str) {
 }
 
 /// A request that is served well, twenty times a second.
-async fn serve() {
+pub(crate) async fn serve() {
     loop {
         drop(tokio::spawn(async {
             sleep(Duration::from_millis(2)).await;

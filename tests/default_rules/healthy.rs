@@ -1,14 +1,115 @@
-//! A service that is well: a start, a peak of requests, a batch job and a copy of files.
+//! Services that are well. Each has one way in which its numbers move, and comes back from it.
 
+use std::fs::{self, File};
+use std::io;
+use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
+use std::thread;
 use std::time::{Duration, Instant};
 
+use marple::AgentHandle;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::time::sleep;
+
+use crate::faults;
+use crate::service::NAME;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-pub(crate) async fn run() {
-    // A start: caches are filled on every core, and two thousand clients come back within two seconds.
+/// The service whose program is replaced, and which runs a copy of its own for that.
+pub(crate) const BINARY: &str = "healthy_binary";
+
+/// The service that another one replaces.
+pub(crate) const PREDECESSOR: &str = "healthy_predecessor";
+
+/// Services that hardly compute, which run beside each other.
+pub(crate) const LIGHT: [&str; 9] = [
+    "healthy_tasks",
+    "healthy_threads",
+    "healthy_descriptors",
+    "healthy_connections",
+    "healthy_blocking_pool",
+    "healthy_lock",
+    "healthy_panics",
+    "healthy_settings",
+    BINARY,
+];
+
+/// Services that compute, copy or allocate much.
+pub(crate) const BUSY: [&str; 5] =
+    ["healthy_start", "healthy_batch", "healthy_copy", "healthy_report", "healthy_deploy"];
+
+/// A rise is measured from 7 s after the start of an agent.
+const STARTED: Duration = Duration::from_secs(8);
+
+/// Prepares the process for the service called `name`, before its agent starts.
+pub(crate) fn prepare(name: &str) {
+    let set = |resource, current| {
+        setrlimit(resource, Rlimit { current, ..getrlimit(resource) }).unwrap();
+    };
+    match name {
+        "healthy_report" => set(Resource::Data, Some(700 << 20)),
+        "healthy_descriptors" => set(Resource::Nofile, getrlimit(Resource::Nofile).maximum),
+        _ => {}
+    }
+}
+
+/// Runs the service called `name` to its end.
+pub(crate) async fn run(name: &str, agent: &AgentHandle) {
+    drop(tokio::spawn(faults::serve()));
+    match name {
+        "healthy" => mixed().await,
+        "healthy_start" => start().await,
+        "healthy_batch" => batch().await,
+        "healthy_copy" => {
+            for _ in 0..2 {
+                copy_files().await.unwrap();
+            }
+        }
+        "healthy_report" => make_reports().await,
+        "healthy_deploy" => replace_predecessor(agent).await,
+        PREDECESSOR => sleep(6 * SECOND).await,
+        "healthy_tasks" => tasks_rise_and_fall().await,
+        "healthy_threads" => threads_rise_and_fall().await,
+        "healthy_descriptors" => descriptors_rise_and_fall().await,
+        "healthy_connections" => serve_short_connections().await,
+        "healthy_blocking_pool" => send_bursts_of_blocking_work().await,
+        "healthy_lock" => contend_now_and_then().await,
+        "healthy_panics" => panic_now_and_then().await,
+        "healthy_settings" => rewrite_settings().await,
+        BINARY => replace_binary().await,
+        other => panic!("there is no service `{other}`"),
+    }
+    // A `for` has time to show.
+    sleep(2 * SECOND).await;
+    assert_rules_have_values(agent).await;
+}
+
+/// Fails unless the rules saw the service.
+async fn assert_rules_have_values(agent: &AgentHandle) {
+    let rules = agent.status().await.unwrap().rules;
+    for name in [
+        "memory",
+        "cpu",
+        "tasks",
+        "tasks-rise",
+        "threads-rise",
+        "fds-rise",
+        "fds-share",
+        "runtime-lag",
+        "panics",
+    ] {
+        let rule = rules.iter().find(|rule| rule.name == name);
+        assert!(rule.is_some_and(|rule| rule.value.is_some()), "{name}: {rule:?}");
+    }
+}
+
+/// A start, a peak of requests, a batch job and a copy of files, one after the other.
+async fn mixed() {
+    // A start: caches are filled on every core, and two thousand clients come back within two
+    // seconds.
     let fill: Vec<_> = (0..2).map(|_| tokio::spawn(compute(3 * SECOND))).collect();
     for client in 0..2000_u64 {
         drop(tokio::spawn(keep_connection(client)));
@@ -21,17 +122,17 @@ pub(crate) async fn run() {
     }
     // One request that fails is no loop.
     let _ = tokio::spawn(async { panic!("a bad request") }).await;
-    let batch = tokio::task::spawn_blocking(batch_job);
+    let batch = tokio::task::spawn_blocking(|| compute_alone(15 * SECOND));
     // What says that it blocks holds up no other task, be its polls recorded or not.
-    drop(tokio::spawn(async { tokio::task::block_in_place(|| std::thread::sleep(5 * SECOND)) }));
+    drop(tokio::spawn(async { tokio::task::block_in_place(|| thread::sleep(5 * SECOND)) }));
     drop(marple::task::spawn(async {
-        tokio::task::block_in_place(|| std::thread::sleep(6 * SECOND));
+        tokio::task::block_in_place(|| thread::sleep(6 * SECOND));
     }));
     peak(20 * SECOND).await;
     copy_files().await.unwrap();
     batch.await.unwrap();
-    // A rise and a `for` have time to show.
-    sleep(5 * SECOND).await;
+    // A rise has time to show.
+    sleep(3 * SECOND).await;
 }
 
 /// A client that says something now and then, and goes and comes back.
@@ -67,15 +168,15 @@ async fn peak(time: Duration) {
     }
 }
 
-fn batch_job() {
+fn compute_alone(time: Duration) {
     let begun = Instant::now();
-    while begun.elapsed() < 15 * SECOND {
+    while begun.elapsed() < time {
         std::hint::black_box((0..1_000_000_u64).fold(0, |sum, n| std::hint::black_box(sum ^ n)));
     }
 }
 
 /// 256 MiB, written and read.
-async fn copy_files() -> std::io::Result<()> {
+async fn copy_files() -> io::Result<()> {
     let block = vec![b'.'; 1 << 20];
     let mut file = tokio::fs::File::create("original").await?;
     for _ in 0..256 {
@@ -88,4 +189,220 @@ async fn copy_files() -> std::io::Result<()> {
     while copy.read(&mut block).await? > 0 {}
     tokio::fs::remove_file("original").await?;
     tokio::fs::remove_file("copy").await
+}
+
+/// Caches are read from files and computed on every core, all at once, before the first request.
+async fn start() {
+    let load = |n: u64| async move {
+        let name = format!("cache-{n}");
+        tokio::fs::write(&name, vec![b'.'; 1 << 20]).await.unwrap();
+        for _ in 0..20 {
+            std::hint::black_box(tokio::fs::read(&name).await.unwrap());
+        }
+    };
+    let files: Vec<_> = (0..64).map(|n| tokio::spawn(load(n))).collect();
+    let fill: Vec<_> = (0..4).map(|_| tokio::spawn(compute(5 * SECOND))).collect();
+    for task in files.into_iter().chain(fill) {
+        task.await.unwrap();
+    }
+    sleep(6 * SECOND).await;
+}
+
+/// A job that takes every core for six seconds.
+async fn batch() {
+    sleep(2 * SECOND).await;
+    let jobs: Vec<_> =
+        (0..2).map(|_| tokio::task::spawn_blocking(|| compute_alone(6 * SECOND))).collect();
+    for job in jobs {
+        job.await.unwrap();
+    }
+    sleep(4 * SECOND).await;
+}
+
+/// Reports of 300 of 700 MiB, which are built, sent and freed.
+async fn make_reports() {
+    for _ in 0..3 {
+        let mut report = Vec::new();
+        for _ in 0..75 {
+            report.push(vec![b'.'; 4 << 20]);
+            sleep(Duration::from_millis(20)).await;
+        }
+        std::hint::black_box(&report);
+        drop(report);
+        sleep(SECOND).await;
+    }
+}
+
+/// Starts the process that this one replaces, and waits until it has its directory.
+pub(crate) fn start_predecessor() -> Child {
+    let predecessor = Command::new(std::env::current_exe().unwrap())
+        .args(["service_process", "--exact", "--nocapture"])
+        .env(NAME, PREDECESSOR)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    crate::host::wait_for("the predecessor's agent", || fs::metadata("captures/.lock").ok());
+    predecessor
+}
+
+/// Two processes serve for some seconds, then this one alone, which gets the directory.
+async fn replace_predecessor(agent: &AgentHandle) {
+    let is_held = || async {
+        let warnings = agent.status().await.unwrap().warnings;
+        warnings.iter().any(|warning| warning.topic == "dir")
+    };
+    assert!(is_held().await, "the predecessor has the directory");
+    while is_held().await {
+        sleep(Duration::from_millis(200)).await;
+    }
+    sleep(3 * SECOND).await;
+}
+
+/// 5,000 requests come within five seconds, each of which takes eight.
+async fn tasks_rise_and_fall() {
+    sleep(STARTED).await;
+    for _ in 0..50 {
+        (0..100).for_each(|_| drop(tokio::spawn(sleep(8 * SECOND))));
+        sleep(Duration::from_millis(100)).await;
+    }
+    sleep(8 * SECOND).await;
+}
+
+/// 150 threads start within five seconds; each works for eight.
+async fn threads_rise_and_fall() {
+    sleep(STARTED).await;
+    let mut threads = Vec::new();
+    for _ in 0..50 {
+        threads.extend((0..3).map(|_| thread::spawn(|| thread::sleep(8 * SECOND))));
+        sleep(Duration::from_millis(100)).await;
+    }
+    sleep(8 * SECOND).await;
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+}
+
+/// 1,500 files are opened within five seconds, and closed one after the other.
+async fn descriptors_rise_and_fall() {
+    fs::write("shard", "").unwrap();
+    sleep(STARTED).await;
+    let mut files = Vec::new();
+    for _ in 0..50 {
+        files.extend((0..30).map(|_| File::open("shard").unwrap()));
+        sleep(Duration::from_millis(100)).await;
+    }
+    sleep(2 * SECOND).await;
+    while !files.is_empty() {
+        files.truncate(files.len().saturating_sub(50));
+        sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// Ten clients, each of which connects, asks and leaves, again and again.
+async fn serve_short_connections() {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            drop(tokio::spawn(async move {
+                let mut request = [0; 4];
+                stream.read_exact(&mut request).await.unwrap();
+                stream.write_all(&request).await.unwrap();
+            }));
+        }
+    }));
+    let client = move || async move {
+        let begun = Instant::now();
+        while begun.elapsed() < 12 * SECOND {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            stream.write_all(b"ping").await.unwrap();
+            let mut response = [0; 4];
+            stream.read_exact(&mut response).await.unwrap();
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let clients: Vec<_> = (0..10).map(|_| tokio::spawn(client())).collect();
+    for client in clients {
+        client.await.unwrap();
+    }
+}
+
+/// Four bursts of work for the blocking pool, the last of more than it has threads.
+async fn send_bursts_of_blocking_work() {
+    for count in [200, 300, 400, 700] {
+        let work = || thread::sleep(Duration::from_millis(200));
+        let burst: Vec<_> = (0..count).map(|_| tokio::task::spawn_blocking(work)).collect();
+        for work in burst {
+            work.await.unwrap();
+        }
+        sleep(3 * SECOND).await;
+    }
+}
+
+/// For a second in five, eight tasks need the same lock of `std` for 5 ms at a time.
+async fn contend_now_and_then() {
+    static CACHE: Mutex<u64> = Mutex::new(0);
+    let renew = || async {
+        let begun = Instant::now();
+        while begun.elapsed() < SECOND {
+            {
+                let mut held = CACHE.lock().unwrap();
+                let locked = Instant::now();
+                while locked.elapsed() < Duration::from_millis(5) {
+                    *held = held.wrapping_add(1);
+                }
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    for _ in 0..3 {
+        sleep(4 * SECOND).await;
+        let tasks: Vec<_> = (0..8).map(|_| tokio::spawn(renew())).collect();
+        for task in tasks {
+            task.await.unwrap();
+        }
+    }
+}
+
+/// A request fails every three seconds.
+async fn panic_now_and_then() {
+    for order in 0..5 {
+        assert!(tokio::spawn(async move { panic!("order {order} is damaged") }).await.is_err());
+        sleep(3 * SECOND).await;
+    }
+}
+
+/// Settings are written anew: in place, by a rename, half at first, and with a value that differs.
+async fn rewrite_settings() {
+    let settings = fs::read_to_string("minimal.toml").unwrap();
+    let renamed = |text: &str| {
+        fs::write("minimal.toml.new", text).unwrap();
+        fs::rename("minimal.toml.new", "minimal.toml").unwrap();
+    };
+    let half = &settings[..settings.len() / 2];
+    let changed = format!("interval = \"200ms\"\n{settings}");
+    for _ in 0..2 {
+        fs::write("minimal.toml", &settings).unwrap();
+        sleep(SECOND).await;
+        renamed(&changed);
+        sleep(2 * SECOND).await;
+        fs::write("minimal.toml", half).unwrap();
+        sleep(2 * SECOND).await;
+        renamed(&settings);
+        sleep(2 * SECOND).await;
+    }
+}
+
+/// The program's file is replaced while it runs, as an upgrade does.
+async fn replace_binary() {
+    sleep(2 * SECOND).await;
+    fs::write("program.new", "another version\n").unwrap();
+    let program = std::env::current_exe().unwrap();
+    fs::rename("program.new", &program).unwrap();
+    let program = std::env::current_exe().unwrap();
+    assert!(program.to_string_lossy().ends_with("(deleted)"), "{program:?}");
+    for _ in 0..4 {
+        compute(SECOND).await;
+        sleep(SECOND).await;
+    }
 }
