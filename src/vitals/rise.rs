@@ -4,7 +4,8 @@
 //! number is at hand, so the least values of ten periods in a row are compared, of 1 s, 10 s and 30 s each. It has
 //! risen if one of these holds:
 //!
-//! - each is above the one before it, and the last is at least twice the first;
+//! - each is above the one before it, the last is at least twice the first, and all steps but one are
+//!   at least a quarter of the mean step: before a burst and at its height a number rises by noise;
 //! - none is below the one before it, and the third and all after it are at least ten times the first and
 //!   [`LARGE_STEP`] above it: what has piled up at once, and stays.
 //!
@@ -18,6 +19,9 @@ use crate::base::Moment;
 
 /// Periods that are compared.
 const PERIODS: usize = 10;
+
+/// Steps from a period to the next.
+const STEPS: usize = PERIODS - 1;
 
 /// The lengths of periods.
 const LENGTHS: [Duration; 3] =
@@ -86,8 +90,12 @@ impl Scale {
         let [first, _, third, .., last] = self.least;
         let by = last.saturating_sub(first);
         let pairs = || self.least.iter().zip(self.least.iter().skip(1));
-        let rises =
-            last >= first.saturating_mul(2) && pairs().all(|(before, after)| after > before);
+        let is_large = |(before, after): &(&u64, &u64)| {
+            after.saturating_sub(**before).saturating_mul(4 * STEPS as u64) >= by
+        };
+        let rises = last >= first.saturating_mul(2)
+            && pairs().all(|(before, after)| after > before)
+            && pairs().filter(is_large).count() >= STEPS - 1;
         let jumped = third.saturating_sub(first) >= LARGE_STEP
             && third >= first.saturating_mul(10)
             && pairs().all(|(before, after)| after >= before);
@@ -161,6 +169,12 @@ mod tests {
         assert!(rises(86_400, day(50.0, 2000.0)).0 < 100);
         let burst = rises(600, |s| if s % 60.0 < 20.0 { 900.0 + 90.0 * noise(s) } else { 10.0 });
         assert_eq!(burst.0, 0);
+        // Up within 5 or 7 s; the noise before and after rises three times in a row now and then.
+        for ramp in [5.0, 7.0] {
+            let wave = |s: f64| ((s % (ramp * 10.0)) / ramp - 2.0).clamp(0.0, 1.0);
+            let burst = rises(12_000, |s| 10.0 + wave(s) * 900.0 + 9.0 * noise(s));
+            assert_eq!(burst.0, 0, "within {ramp} s");
+        }
         let steady = rises(600, |_| 5000.0);
         assert_eq!(steady.0, 0);
     }
