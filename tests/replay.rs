@@ -3,7 +3,8 @@
 //! what other systems decide on the same.
 //!
 //! A new history of one number belongs into `cases.rs`, of memory in the files of a cgroup into
-//! `cgroup.rs`, of what budgets and cooldowns leave into `budget.rs`.
+//! `cgroup.rs`, of tasks, threads or descriptors that rise into `rises.rs`, of a service that is
+//! well into `healthy.rs`, of what budgets and cooldowns leave into `budget.rs`.
 //!
 //! `cargo test --test replay -- --nocapture` prints the tables. `MARPLE_TRACE=file.csv` replays a file
 //! of `seconds,percent` of memory with `MARPLE_RULES=file.toml`, or the default rules.
@@ -24,8 +25,13 @@ mod cases;
 #[cfg(target_os = "linux")]
 #[path = "replay/cgroup.rs"]
 mod cgroup;
+#[path = "replay/healthy.rs"]
+mod healthy;
 #[path = "replay/peers.rs"]
 mod peers;
+#[cfg(target_os = "linux")]
+#[path = "replay/rises.rs"]
+mod rises;
 #[path = "replay/trace.rs"]
 mod trace;
 

@@ -16,6 +16,8 @@ pub(crate) enum Of {
     Cpu,
     /// Seconds.
     Lag,
+    /// Tasks.
+    Count,
 }
 
 #[derive(Clone, Debug)]
@@ -90,6 +92,7 @@ impl Trace {
             }
             Of::Cpu => vitals.cpu_cores = Some(value),
             Of::Lag => vitals.lag = Some(Duration::from_secs_f64(value)),
+            Of::Count => vitals.tasks = Some(value as u64),
         }
         vitals
     }

@@ -1,0 +1,255 @@
+//! Tasks, threads and descriptors that rise without end, and those of services that are well. They
+//! are real ones of this process, read by the reader of the agent in virtual time, since a rise is
+//! measured there.
+
+use std::fs::File;
+use std::ops::RangeInclusive;
+use std::os::unix::fs::symlink;
+use std::sync::mpsc::{self, Sender};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use marple::agent::{Pace, ReplayOutcome, replay};
+use marple::base::ManualClock;
+use marple::config::Settings;
+use marple::model::Vitals;
+use marple::vitals::{Gauges, Reader, Runtimes};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tempfile::TempDir;
+use tokio::runtime::{Builder, Runtime};
+
+use super::cases::HOUR;
+use super::trace::{Of, Trace, repeat};
+
+/// The tests of this file, if they are threads of one process, have its descriptors and threads one
+/// after the other.
+static ALONE: Mutex<()> = Mutex::new(());
+
+/// A number of things that exist.
+trait Population {
+    fn resize(&mut self, count: usize);
+
+    /// The vitals that are about them.
+    fn of(&self, read: &Vitals) -> Vitals;
+}
+
+struct Tasks {
+    runtime: Runtime,
+    alive: Vec<tokio::task::JoinHandle<()>>,
+}
+
+impl Tasks {
+    fn new() -> Self {
+        Self { runtime: Builder::new_current_thread().build().unwrap(), alive: Vec::new() }
+    }
+}
+
+impl Population for Tasks {
+    fn resize(&mut self, count: usize) {
+        while self.alive.len() < count {
+            self.alive.push(self.runtime.spawn(std::future::pending()));
+        }
+        let ended = self.alive.split_off(count);
+        ended.iter().for_each(tokio::task::JoinHandle::abort);
+        self.runtime.block_on(async {
+            for task in ended {
+                assert!(task.await.unwrap_err().is_cancelled());
+            }
+        });
+    }
+
+    fn of(&self, read: &Vitals) -> Vitals {
+        Vitals { tasks: read.tasks, task_rise: read.task_rise, ..Vitals::default() }
+    }
+}
+
+#[derive(Default)]
+struct Threads {
+    alive: Vec<(Sender<()>, JoinHandle<bool>)>,
+}
+
+impl Population for Threads {
+    fn resize(&mut self, count: usize) {
+        while self.alive.len() < count {
+            let (sender, receiver) = mpsc::channel();
+            let thread = thread::Builder::new().stack_size(64 << 10);
+            // It ends when its sender is dropped.
+            let thread = thread.spawn(move || receiver.recv().is_err()).unwrap();
+            self.alive.push((sender, thread));
+        }
+        for (sender, thread) in self.alive.split_off(count) {
+            drop(sender);
+            assert!(thread.join().unwrap());
+        }
+    }
+
+    fn of(&self, read: &Vitals) -> Vitals {
+        Vitals { threads: read.threads, thread_rise: read.thread_rise, ..Vitals::default() }
+    }
+}
+
+#[derive(Default)]
+struct Descriptors {
+    open: Vec<File>,
+}
+
+impl Population for Descriptors {
+    fn resize(&mut self, count: usize) {
+        while self.open.len() < count {
+            self.open.push(File::open("/dev/null").unwrap());
+        }
+        self.open.truncate(count);
+    }
+
+    fn of(&self, read: &Vitals) -> Vitals {
+        Vitals { fds: read.fds, fd_rise: read.fd_rise, ..Vitals::default() }
+    }
+}
+
+/// Replays what the default rules make of as many things as `trace` says, at a tick each
+/// `interval`.
+fn run(
+    mut population: impl Population,
+    runtimes: Runtimes,
+    trace: &Trace,
+    interval: Duration,
+) -> ReplayOutcome {
+    let clock = Arc::new(ManualClock::new(Timestamp::UNIX_EPOCH));
+    // Limits are no part of it, and take most of a reading.
+    let root = TempDir::new().unwrap();
+    symlink("/proc", root.path().join("proc")).unwrap();
+    let mut reader = Reader::with_root(runtimes, Gauges::new(), root.path(), clock.clone());
+    let ticks = (trace.end() / interval.as_secs_f64()) as u32;
+    let vitals = (0..=ticks).map(|tick| {
+        let at = interval * tick;
+        population.resize(trace.at(at.as_secs_f64()) as usize);
+        if tick > 0 {
+            clock.advance(interval);
+        }
+        let now = marple::base::Clock::now(&*clock);
+        let read = reader.read(now);
+        Vitals { at: now, ..population.of(&read) }
+    });
+    replay(&Settings::default(), Pace::default(), vitals)
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Tasks,
+    Threads,
+    Descriptors,
+}
+
+impl Kind {
+    const ALL: [Self; 3] = [Self::Tasks, Self::Threads, Self::Descriptors];
+
+    const fn rule(self) -> &'static str {
+        match self {
+            Self::Tasks => "tasks-rise",
+            Self::Threads => "threads-rise",
+            Self::Descriptors => "fds-rise",
+        }
+    }
+
+    /// The rise above which the rule fires.
+    const fn threshold(self) -> f64 {
+        match self {
+            Self::Tasks => 250.0,
+            Self::Threads => 100.0,
+            Self::Descriptors => 1000.0,
+        }
+    }
+
+    fn run(self, trace: &Trace, interval: Duration) -> ReplayOutcome {
+        let runtimes = Runtimes::new();
+        match self {
+            Self::Tasks => {
+                let tasks = Tasks::new();
+                runtimes.observe(tasks.runtime.handle().clone()).unwrap();
+                run(tasks, runtimes, trace, interval)
+            }
+            Self::Threads => run(Threads::default(), runtimes, trace, interval),
+            Self::Descriptors => run(Descriptors::default(), runtimes, trace, interval),
+        }
+    }
+}
+
+/// A history of a number, in units of the rise above which a rule fires.
+struct Row {
+    name: &'static str,
+    /// Seconds, and the number.
+    points: Vec<(f64, f64)>,
+    noise: f64,
+    interval: Duration,
+    captures: RangeInclusive<usize>,
+}
+
+const TICK: Duration = Duration::from_millis(250);
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Replays each row with the number of each kind.
+fn assert_captured(rows: &[Row]) {
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut short = Vec::new();
+    for row in rows {
+        for kind in Kind::ALL {
+            let scaled = row.points.iter().map(|(at, n)| (*at, n * kind.threshold())).collect();
+            let trace = Trace::new("", Of::Count, scaled).noisy(row.noise * kind.threshold());
+            let outcome = kind.run(&trace, row.interval);
+            let taken = outcome.taken.len();
+            let values = outcome.written().map(|it| trace.at(it.at.as_nanos() as f64 / 1e9) as u64);
+            let values: Vec<u64> = values.collect();
+            println!("{:<34} {:<12} {taken} @ {values:?}", row.name, kind.rule());
+            let others = outcome.fired.iter().filter(|(_, rule, _)| rule != kind.rule()).count();
+            let is_late =
+                values.first().is_some_and(|first| *first as f64 > 3.0 * kind.threshold());
+            if !row.captures.contains(&taken) || others > 0 || is_late {
+                short.push((row.name, kind, taken, values, outcome.fired));
+            }
+        }
+    }
+    assert!(short.is_empty(), "{short:#?}");
+}
+
+#[test]
+fn numbers_that_rise_without_end_are_captured_and_repeats_are_few() {
+    let row = |name, points, noise, captures| Row { name, points, noise, interval: TICK, captures };
+    assert_captured(&[
+        row("12 a minute", vec![(0.0, 0.2), (60.0, 0.2), (90.0, 6.2)], 0.01, 1..=5),
+        row("1 a minute", vec![(0.0, 0.2), (60.0, 0.2), (420.0, 6.2)], 0.02, 1..=5),
+        row("1 in three minutes", vec![(0.0, 0.1), (60.0, 0.1), (1200.0, 6.4)], 0.02, 1..=5),
+        row(
+            "ever faster",
+            vec![(0.0, 0.1), (60.0, 0.1), (160.0, 1.0), (220.0, 3.0), (240.0, 7.0)],
+            0.02,
+            1..=5,
+        ),
+    ]);
+}
+
+/// The first two hours of a day of a number between `low`, which it has at the start, and `high`.
+fn morning(low: f64, high: f64) -> Vec<(f64, f64)> {
+    let wave = |n: f64| (1.0 - (n / 12.0 * std::f64::consts::PI).cos()) / 2.0;
+    (0..=8).map(|n| f64::from(n) / 4.0).map(|n| (n * HOUR, low + (high - low) * wave(n))).collect()
+}
+
+#[test]
+fn starts_plateaus_peaks_and_bursts_of_numbers_leave_no_capture() {
+    let row = |name, points, noise| Row { name, points, noise, interval: TICK, captures: 0..=0 };
+    let burst = [(0.0, 0.1), (20.0, 0.1), (25.0, 4.0), (40.0, 4.0), (45.0, 0.1), (60.0, 0.1)];
+    assert_captured(&[
+        row("start within 12 s", vec![(0.0, 0.0), (12.0, 6.0), (300.0, 6.0)], 0.05),
+        row(
+            "plateau after a step within 5 s",
+            vec![(0.0, 0.5), (60.0, 0.5), (65.0, 6.0), (600.0, 6.0)],
+            0.05,
+        ),
+        row("burst of 20 s each minute", repeat(&burst, 420.0), 0.02),
+        row("grows by half in ten minutes", vec![(0.0, 4.0), (60.0, 4.0), (660.0, 6.0)], 0.02),
+        Row { interval: SECOND, ..row("morning of a day with a peak", morning(0.1, 6.0), 0.02) },
+    ]);
+}
