@@ -1,0 +1,473 @@
+//! What Go adds up of a heap profile and what the profile states as lost are together what was allocated, for each cause of
+//! loss. A new cause gets a row in `CASES`, or a test of its own if it needs a process of its own.
+
+#![cfg(all(feature = "heap", target_os = "linux"))]
+#![allow(unsafe_code, reason = "an allocator that counts, signal stacks and generated code")]
+
+mod peers;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::fs::{self, File};
+use std::hint::black_box;
+use std::process::Command;
+use std::sync::atomic::{AtomicI64, Ordering::SeqCst};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+
+use jiff::Timestamp;
+use marple::agent::{HeapWriter, ProcessMemory};
+use marple::base::Bytes;
+use marple::heap;
+
+#[global_allocator]
+static ALLOCATOR: marple::Allocator<Counting> = marple::Allocator::new(Counting);
+
+/// Bytes ever allocated, and in use.
+static ALLOCATED: AtomicI64 = AtomicI64::new(0);
+static IN_USE: AtomicI64 = AtomicI64::new(0);
+
+struct Counting;
+
+// SAFETY: the system's allocator, with a count beside it.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: passed on.
+        let block = unsafe { System.alloc(layout) };
+        count(block, 0, layout.size());
+        block
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        IN_USE.fetch_sub(layout.size() as i64, SeqCst);
+        // SAFETY: passed on.
+        unsafe { System.dealloc(block, layout) }
+    }
+
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        // SAFETY: passed on.
+        let moved = unsafe { System.realloc(block, layout, new_size) };
+        count(moved, layout.size(), new_size);
+        moved
+    }
+}
+
+fn count(block: *mut u8, before: usize, size: usize) {
+    if !block.is_null() {
+        ALLOCATED.fetch_add(size as i64, SeqCst);
+        IN_USE.fetch_add(size as i64 - before as i64, SeqCst);
+    }
+}
+
+/// The process has one set of tables; the tests take turns.
+static TURN: Mutex<()> = Mutex::new(());
+
+/// A profile as Go reads it, and what the allocator below has counted at that moment.
+struct Dump {
+    _dir: tempfile::TempDir,
+    path: String,
+    raw: String,
+    truly: Bytewise,
+}
+
+/// Bytes allocated since the program began, and in use.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Bytewise {
+    allocated: f64,
+    in_use: f64,
+}
+
+impl Bytewise {
+    fn counted() -> Self {
+        let [allocated, in_use] = [&ALLOCATED, &IN_USE].map(|sum| sum.load(SeqCst) as f64);
+        Self { allocated, in_use }
+    }
+
+    fn since(self, before: Self) -> Self {
+        let Self { allocated, in_use } = before;
+        Self { allocated: self.allocated - allocated, in_use: self.in_use - in_use }
+    }
+}
+
+impl Dump {
+    fn take(writer: &mut HeapWriter) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("heap.pprof");
+        let out = File::create(&path).unwrap();
+        let excluded = heap::exclude_current_thread();
+        let truly = Bytewise::counted();
+        writer.write(Timestamp::now(), ProcessMemory::default(), out).unwrap();
+        // What an excluded thread allocates is in no profile.
+        ALLOCATED.store(truly.allocated as i64, SeqCst);
+        IN_USE.store(truly.in_use as i64, SeqCst);
+        drop(excluded);
+        let path = path.to_str().unwrap().to_owned();
+        let raw = peers::go_pprof(&["-raw", &path]);
+        Self { _dir: dir, path, raw, truly }
+    }
+
+    /// The sums over Go's samples.
+    fn shown(&self) -> Bytewise {
+        let samples = self.raw.split("\nSamples:\n").nth(1).unwrap();
+        let samples = samples.split("\nLocations\n").next().unwrap();
+        assert!(samples.starts_with("alloc_objects/count alloc_space/bytes inuse_objects/count"));
+        let mut sums = Bytewise::default();
+        // Lines of labels have no number before the first colon.
+        for line in samples.lines() {
+            let values = line.split(':').next().unwrap().split_whitespace();
+            let values: Result<Vec<f64>, _> = values.map(str::parse).collect();
+            if let Ok([_, allocated, _, in_use]) = values.as_deref() {
+                sums.allocated += allocated;
+                sums.in_use += in_use;
+            }
+        }
+        sums
+    }
+
+    /// The bytes that Go's rows account for, or those of the row `name`.
+    fn rows(&self, index: &str, name: Option<&str>) -> f64 {
+        let index = format!("-sample_index={index}");
+        let args = ["-top", "-unit=B", "-nodefraction=0", "-nodecount=1000000", &index, &self.path];
+        let text = peers::go_pprof(&args);
+        let bytes = match name {
+            None => text.split("accounting for ").nth(1),
+            Some(name) => text.lines().find(|line| line.ends_with(name)),
+        };
+        let bytes = bytes.and_then(|text| text.split_whitespace().next()).unwrap_or("0");
+        bytes.trim_end_matches(['B', ',']).parse().unwrap_or_else(|_| panic!("{bytes}: {text}"))
+    }
+
+    /// The first number behind a text in the comments.
+    fn stated(&self, before: &str) -> f64 {
+        let after = self.raw.split(before).nth(1);
+        let number = after.and_then(|after| after.split_whitespace().next());
+        number.and_then(|it| it.parse().ok()).unwrap_or_else(|| panic!("{before}: {self:?}"))
+    }
+
+    fn lost(&self, cause: &str) -> u64 {
+        let mut lines = self.raw.lines().filter_map(|line| line.split("lost: ").nth(1));
+        let line = lines.find(|line| line.contains(cause));
+        line.map_or(0, |line| line.split(' ').next().unwrap().parse().unwrap())
+    }
+}
+
+impl std::fmt::Debug for Dump {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.raw.split("\nSamples:\n").next().unwrap_or_default())
+    }
+}
+
+/// Standard errors that a sum may be off: one run in a million is.
+const ERRORS: f64 = 5.0;
+
+/// Checks that what Go's sums have gained from `before` to `after`, with what is stated as lost, is what was allocated.
+#[track_caller]
+fn check(told: &str, before: &Dump, after: &Dump) {
+    let shown = after.shown().since(before.shown());
+    let truly = after.truly.since(before.truly);
+    // Of independent samples variances add up.
+    let error = |stated: &str| {
+        let [before, after] = [before, after].map(|dump| dump.stated(stated).powi(2));
+        (after - before).abs().sqrt()
+    };
+    let dropped = |dump: &Dump| match dump.raw.contains("heap: no sample was dropped") {
+        true => 0.0,
+        false => dump.stated("samples that stand for "),
+    };
+    let dropped = dropped(after) - dropped(before);
+    for (kind, shown, lost, truly, error) in [
+        ("allocated", shown.allocated, 0.0, truly.allocated, error("allocated, standard error ")),
+        ("in use", shown.in_use, dropped, truly.in_use, error("in use, standard error ")),
+    ] {
+        println!("{told}: {kind}: Go {shown} + {lost} lost of {truly}, error {error:.0}");
+        let off = (shown + lost - truly).abs();
+        assert!(off <= ERRORS * error + 1.0, "{told}: {kind} is off by {off}: {after:?}");
+    }
+    // Counted without sampling: at least so much, and at most so much more.
+    let counted = |dump: &Dump| dump.stated("counted, not sampled: ");
+    let untold = |dump: &Dump| dump.stated("since the program began, and up to ");
+    let least = counted(after) - counted(before) - untold(before);
+    let most = counted(after) - counted(before) + untold(after);
+    let truly = truly.allocated;
+    assert!((least..=most).contains(&truly), "{told}: {truly} of {least} to {most}: {after:?}");
+}
+
+type Kept = Vec<Vec<u8>>;
+
+/// Blocks of 100 bytes to 30 KiB, of which every other is freed: 8 MiB.
+#[inline(never)]
+fn blocks(kept: &mut Kept) {
+    for n in 0..1024 {
+        let block = Vec::with_capacity(black_box(100 + n * 7919 % 30_000));
+        kept.push(block);
+        if n % 2 == 0 {
+            kept.swap_remove(n % kept.len());
+        }
+    }
+}
+
+fn on_stack_of<T: Send>(kib: usize, run: impl FnOnce() -> T + Send) -> T {
+    thread::scope(|scope| {
+        let builder = thread::Builder::new().stack_size(kib << 10);
+        builder.spawn_scoped(scope, run).unwrap().join().unwrap()
+    })
+}
+
+fn shallow() -> Kept {
+    let mut kept = Kept::new();
+    blocks(&mut kept);
+    kept
+}
+
+#[inline(never)]
+fn recurse(levels: u32, kept: &mut Kept) {
+    match levels {
+        0 => blocks(kept),
+        _ => recurse(levels - 1, kept),
+    }
+    black_box(kept);
+}
+
+fn deep(levels: u32) -> Kept {
+    on_stack_of(64 << 10, || {
+        let mut kept = Kept::new();
+        recurse(levels, &mut kept);
+        kept
+    })
+}
+
+/// With less left of the stack than a walk needs, which in a debug build all 32 KiB are.
+fn small_stack() -> Kept {
+    const USED: usize = if cfg!(debug_assertions) { 8 } else { 22 << 10 };
+    on_stack_of(32, || {
+        let used = black_box([0u8; USED]);
+        let kept = shallow();
+        black_box(used);
+        kept
+    })
+}
+
+fn short_threads() -> Kept {
+    let run = |n: usize| thread::spawn(move || Vec::with_capacity(black_box(100 + n * 37 % 9000)));
+    (0..1000).map(|n| run(n).join().unwrap()).collect()
+}
+
+fn grown() -> Kept {
+    let grow = |mut block: Vec<u8>| {
+        block.reserve_exact(black_box(block.capacity() * 2));
+        assert!(block.try_reserve_exact(isize::MAX as usize - 1).is_err());
+        block
+    };
+    shallow().into_iter().map(grow).collect()
+}
+
+static IN_HANDLER: Mutex<Kept> = Mutex::new(Kept::new());
+
+extern "C" fn handler(_: libc::c_int) {
+    blocks(&mut IN_HANDLER.lock().unwrap());
+}
+
+/// In a signal handler with a stack of its own. The signal is raised, so it interrupts no allocation.
+fn other_stack() -> Kept {
+    thread::spawn(|| {
+        let memory = vec![0u8; 256 << 10].leak();
+        // SAFETY: the stack stays for ever, and the handler comes when this thread raises the signal.
+        unsafe {
+            let (mut stack, mut before): (libc::stack_t, _) = std::mem::zeroed();
+            stack.ss_sp = memory.as_mut_ptr().cast();
+            stack.ss_size = memory.len();
+            assert_eq!(libc::sigaltstack(&raw const stack, &raw mut before), 0);
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = handler as *const () as usize;
+            action.sa_flags = libc::SA_ONSTACK;
+            assert_eq!(libc::sigaction(libc::SIGUSR1, &raw const action, std::ptr::null_mut()), 0);
+            libc::raise(libc::SIGUSR1);
+            libc::sigaltstack(&raw const before, std::ptr::null_mut());
+        }
+    })
+    .join()
+    .unwrap();
+    std::mem::take(&mut IN_HANDLER.lock().unwrap())
+}
+
+/// push rbp; mov rbp, rsp; call rdi; pop rbp; ret
+const WITH_FRAME: &[u8] = &[0x55, 0x48, 0x89, 0xe5, 0xff, 0xd7, 0x5d, 0xc3];
+/// push rbp; xor ebp, ebp; sub rsp, 0x100; call rdi; add rsp, 0x100; pop rbp; ret
+const WITHOUT_FRAME: &[u8] = &[
+    0x55, 0x31, 0xed, 0x48, 0x81, 0xec, 0, 1, 0, 0, 0xff, 0xd7, 0x48, 0x81, 0xc4, 0, 1, 0, 0, 0x5d,
+    0xc3,
+];
+
+extern "C" fn called_back() {
+    blocks(&mut IN_HANDLER.lock().unwrap());
+}
+
+fn generated(code: &[u8]) -> Kept {
+    // SAFETY: a mapping large enough for the code that is copied there, which follows the C calling convention and
+    // calls what it is given.
+    unsafe {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        let page = libc::mmap(std::ptr::null_mut(), 4096, 7, flags, -1, 0);
+        assert_ne!(page, libc::MAP_FAILED);
+        std::ptr::copy_nonoverlapping(code.as_ptr(), page.cast(), code.len());
+        let run = std::mem::transmute::<*mut libc::c_void, extern "C" fn(extern "C" fn())>(page);
+        run(called_back);
+    }
+    std::mem::take(&mut IN_HANDLER.lock().unwrap())
+}
+
+/// A way to allocate, and what a profile states of it at rate 1.
+struct Case {
+    name: &'static str,
+    run: fn() -> Kept,
+    lost: &'static str,
+}
+
+const CASES: &[Case] = &[
+    Case { name: "shallow stacks", run: shallow, lost: "" },
+    Case { name: "blocks that grew", run: grown, lost: "" },
+    Case { name: "threads that end early", run: short_threads, lost: "" },
+    Case { name: "400 levels", run: || deep(400), lost: "deeper than 128 frames" },
+    Case { name: "6000 levels", run: || deep(6000), lost: "deeper than 4096 frames" },
+    Case { name: "a small stack", run: small_stack, lost: "of stack left" },
+    Case { name: "a signal's stack", run: other_stack, lost: "not the thread's own" },
+    #[cfg(target_arch = "x86_64")]
+    Case {
+        name: "generated code",
+        run: || generated(WITH_FRAME),
+        lost: "through code without unwind tables",
+    },
+    #[cfg(target_arch = "x86_64")]
+    Case {
+        name: "generated code without a frame",
+        run: || generated(WITHOUT_FRAME),
+        lost: "no unwind information",
+    },
+];
+
+/// Runs the cases at both kinds of rate.
+fn check_cases(cases: &[Case]) {
+    let mut writer = HeapWriter::reserve();
+    // A case allocates some 16 MiB, so it has about 1000 samples.
+    for rate in [1, 16 << 10] {
+        heap::set_rate(Bytes(rate));
+        // With it come the tables for unwinding, which are not counted.
+        drop(Dump::take(&mut writer));
+        let mut before = Dump::take(&mut writer);
+        let mut kept = Vec::new();
+        for case in cases {
+            kept.push((case.run)());
+            let after = Dump::take(&mut writer);
+            let told = format!("{}, rate {rate}", case.name);
+            check(&told, &before, &after);
+            if rate == 1 && !case.lost.is_empty() {
+                assert!(after.lost(case.lost) > before.lost(case.lost), "{told}: {after:?}");
+            }
+            before = after;
+        }
+        let shown = before.shown();
+        for (index, total) in [("alloc_space", shown.allocated), ("inuse_space", shown.in_use)] {
+            let rows = before.rows(index, None);
+            assert!((rows - total).abs() < 1.0, "rate {rate}: {index}: {rows} of {total} in rows");
+        }
+    }
+}
+
+#[test]
+fn sums_and_stated_losses_are_what_was_allocated() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    check_cases(CASES);
+}
+
+/// Tells a test that it runs in a process of its own.
+const AGAIN: &str = "MARPLE_TEST_AGAIN";
+
+/// Turns sampling off before `main` in such a process: what the harness allocates has no sample at the usual rate.
+#[used]
+#[unsafe(link_section = ".init_array")]
+static EARLY: extern "C" fn() = turn_sampling_off;
+
+extern "C" fn turn_sampling_off() {
+    if std::env::var_os(AGAIN).is_some() {
+        heap::set_rate(Bytes(0));
+    }
+}
+
+/// Runs `test` in a process of a copy of this program, where `body` is called.
+fn in_process_of_its_own(test: &str, body: impl FnOnce()) {
+    if std::env::var_os(AGAIN).is_some() {
+        return body();
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let copy = dir.path().join("program");
+    fs::copy(std::env::current_exe().unwrap(), &copy).unwrap();
+    let mut command = Command::new(&copy);
+    let run = command.args([test, "--exact", "--nocapture", "--test-threads=1"]).env(AGAIN, "1");
+    let output = run.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    println!("{said}");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(said.contains("1 passed"), "{said}");
+}
+
+#[test]
+fn sums_of_a_program_whose_file_was_deleted_are_whole() {
+    in_process_of_its_own("sums_of_a_program_whose_file_was_deleted_are_whole", || {
+        fs::remove_file(std::env::current_exe().unwrap()).unwrap();
+        check_cases(&CASES[..2]);
+    });
+}
+
+/// The first samples of the process are of a thread that has no room to read the loaded files.
+#[test]
+fn blocks_from_before_the_loaded_files_were_read_are_in_the_sums() {
+    in_process_of_its_own("blocks_from_before_the_loaded_files_were_read_are_in_the_sums", || {
+        let (kept, truly) = on_stack_of(64, || {
+            heap::set_rate(Bytes(1));
+            let before = Bytewise::counted();
+            let kept = shallow();
+            let truly = Bytewise::counted().since(before);
+            heap::set_rate(Bytes(0));
+            (kept, truly)
+        });
+        let dump = Dump::take(&mut HeapWriter::reserve());
+        assert!(dump.lost("loaded files not read yet") > 900, "{dump:?}");
+        let unknown = |index| dump.rows(index, Some("[stack unknown]"));
+        let shown = Bytewise { allocated: unknown("alloc_space"), in_use: unknown("inuse_space") };
+        assert_eq!(shown, truly);
+        drop(kept);
+    });
+}
+
+/// Memory that the process has already, since the limit below refuses every mapping.
+fn fill_the_heap() {
+    // SAFETY: two numbers of the C allocator: nothing is given back to the kernel or mapped by itself.
+    unsafe {
+        libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, i32::MAX);
+    }
+    let blocks: Vec<Vec<u8>> = (0..1024).map(|_| vec![1; 64 << 10]).collect();
+    drop(black_box(blocks));
+}
+
+#[test]
+fn samples_that_no_table_has_room_for_are_stated_with_what_they_stand_for() {
+    let test = "samples_that_no_table_has_room_for_are_stated_with_what_they_stand_for";
+    in_process_of_its_own(test, || {
+        let mut writer = HeapWriter::reserve();
+        heap::set_rate(Bytes(1));
+        drop(Dump::take(&mut writer));
+        let before = Dump::take(&mut writer);
+        let mut kept = Kept::with_capacity(100_000);
+        fill_the_heap();
+        let limit = |soft: u64| libc::rlimit { rlim_cur: soft, rlim_max: libc::RLIM_INFINITY };
+        let unlimited = limit(libc::RLIM_INFINITY);
+        // SAFETY: both calls read a limit that lives.
+        unsafe { assert_eq!(libc::setrlimit(libc::RLIMIT_AS, &limit(1 << 20)), 0) };
+        (0..100_000).for_each(|_| kept.push(Vec::with_capacity(black_box(64))));
+        // SAFETY: as above.
+        unsafe { assert_eq!(libc::setrlimit(libc::RLIMIT_AS, &unlimited), 0) };
+        let after = Dump::take(&mut writer);
+        assert!(after.lost("no room in the table of live blocks") > 10_000, "{after:?}");
+        check("tables that cannot grow", &before, &after);
+    });
+}
