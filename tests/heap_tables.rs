@@ -7,12 +7,14 @@ mod peers;
 use std::alloc::System;
 use std::fs::File;
 use std::hint::black_box;
+use std::ops::Range;
 use std::sync::Mutex;
 
 use jiff::Timestamp;
 use marple::agent::{HeapWriter, ProcessMemory};
 use marple::base::Bytes;
 use marple::heap;
+use marple::model::Profile;
 
 #[global_allocator]
 static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
@@ -177,4 +179,35 @@ fn blocks_that_find_no_room_are_in_the_totals_and_room_comes_back() {
     let left = after.in_use.below("[no room for its stack]");
     assert!(left < 4096.0, "{left}: what the process has kept since");
     drop(leaked);
+}
+
+#[test]
+fn a_difference_across_stacks_that_made_room_has_no_row_below_zero_and_the_same_sums() {
+    let _turn = TURN.lock().unwrap();
+    heap::set_rate(Bytes(1));
+    let mut kept = Vec::new();
+    let mut allocate = |shapes: Range<u32>| {
+        for shape in shapes {
+            object(shape, LEVELS, &mut kept);
+            kept.clear();
+        }
+    };
+    allocate(0..1000);
+    let first = heap::snapshot(Timestamp::now()).unwrap();
+    allocate(1000..1 << LEVELS);
+    // One stack of the first has come back.
+    allocate(7..8);
+    let mut difference = heap::snapshot(Timestamp::now()).unwrap();
+    let allocated = |profile: &Profile| profile.total("alloc_space").unwrap();
+    let gained = allocated(&difference) - allocated(&first);
+    let evicted = |profile: &Profile| {
+        let losses = profile.losses.iter();
+        losses.filter(|it| it.cause.contains("made room")).map(|it| it.count).sum::<u64>()
+    };
+    assert!(evicted(&difference) > evicted(&first) + 1000, "{:?}", difference.losses);
+    difference.subtract(&first);
+    for sample in &difference.samples {
+        assert!(sample.values[0] >= 0 && sample.values[1] >= 0, "{:?}", sample.values);
+    }
+    assert_eq!(allocated(&difference), gained);
 }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use super::marker::Marker;
 use super::profile::{LabelValue, Profile, Sample};
 
 /// What makes a sample the same in two profiles: its addresses and its labels' contents, since handles
@@ -18,6 +19,9 @@ impl Profile {
     /// Takes the values of `earlier`, a profile of the same types in the same process, off this one's.
     /// What is zero in every type then goes, what `earlier` alone has becomes negative, and the duration is
     /// the time between the two. Losses and comments stay this profile's.
+    ///
+    /// Where stacks of a heap profile made room for others in between, their cumulative counts are at
+    /// [`Marker::NoLongerKept`]. What that leaves below zero at the stacks is taken off that row instead.
     ///
     /// Takes the memory of one of the two once more while it runs.
     pub fn subtract(&mut self, earlier: &Self) {
@@ -46,10 +50,35 @@ impl Profile {
                 labels,
             });
         }
+        self.fold_evicted(&mut samples);
         samples.retain(|sample| sample.values.iter().any(|value| *value != 0));
         self.samples = samples;
         self.timed.clear();
         self.duration = self.started.duration_since(earlier.started).unsigned_abs();
+    }
+
+    /// Moves negative cumulative counts to the row of stacks that are no longer kept, if there is one.
+    fn fold_evicted(&self, samples: &mut [Sample]) {
+        let is_evicted = |sample: &Sample| {
+            let mut frames = self.stacks.frames(sample.stack);
+            let address = frames.next().map(|frame| self.frames.get(frame).address);
+            address == Some(Marker::NoLongerKept.address())
+        };
+        let Some(evicted) = samples.iter().position(is_evicted) else { return };
+        for (column, kind) in self.sample_types.iter().enumerate() {
+            if !kind.name.starts_with("alloc_") {
+                continue;
+            }
+            let mut below = 0;
+            for sample in samples.iter_mut() {
+                if let Some(value) = sample.values.get_mut(column).filter(|value| **value < 0) {
+                    below += std::mem::take(value);
+                }
+            }
+            if let Some(value) = samples.get_mut(evicted).and_then(|it| it.values.get_mut(column)) {
+                *value += below;
+            }
+        }
     }
 
     fn key(&self, sample: &Sample) -> Key {
@@ -116,6 +145,31 @@ mod tests {
             ]
         );
         assert_eq!(later.duration.as_millis(), 1500);
+    }
+
+    #[test]
+    fn counts_of_stacks_that_made_room_are_in_the_row_for_those_and_sums_stay() {
+        let kept_no_longer = [Marker::NoLongerKept.address()];
+        let heap = |samples: &[(&[u64], i64, [i64; 2])]| {
+            let mut profile = profile(samples);
+            (profile.sample_types[0].name, profile.sample_types[1].name) =
+                ("alloc_space", "inuse_space");
+            profile
+        };
+        // 7 went; 9 went and came back; 4 has what it had and keeps less.
+        let earlier = [(&[7][..], 8, [30, 2]), (&[9], 8, [50, 5]), (&[4], 8, [6, 6])];
+        let later = [(&[9][..], 8, [10, 5]), (&[4], 8, [6, 1]), (&kept_no_longer, 8, [85, 0])];
+        let mut difference = heap(&later);
+        difference.subtract(&heap(&earlier));
+        let expected = [
+            (vec![4], vec![0, -5]),
+            (vec![7], vec![0, -2]),
+            (kept_no_longer.to_vec(), vec![15, 0]),
+        ];
+        assert_eq!(values(&difference), expected);
+        let mut of_others = profile(&later);
+        of_others.subtract(&profile(&earlier));
+        assert!(values(&of_others).contains(&(vec![7], vec![-30, -2])), "other counts may shrink");
     }
 
     #[test]
