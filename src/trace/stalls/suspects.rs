@@ -22,8 +22,10 @@
 //! a hint are taken while more than a reserve is left; suspicions that have evidence use the rest: a thread that sleeps, one
 //! that was in the same poll twice, a worker that stands still for longer than its batches did.
 //!
-//! So some stalls are missed, none of them for good if they go on: one that computes and is over within 0.4 s, or
-//! within a batch of a worker whose batches are long.
+//! So some stalls are missed: one that blocks for less than the time between two looks above the threshold, which is found
+//! later if it recurs; one that computes and is over within 0.4 s, or within a batch of a worker whose batches are
+//! long. Polls of equal length that compute are reported the first time and then taken for such batches: nothing
+//! tells one poll of 400 ms from 40 polls of 10 ms of the same task.
 //!
 //! Threads are not known by their workers. When more of them look stuck than workers stand still, some hold up
 //! nobody, and none is told. One whose stack shows that it left its worker to another (`block_in_place`) is
@@ -239,7 +241,7 @@ impl Suspects {
         let pace = self.budget.pace().min(Duration::from_millis(500));
         if standing == 0 {
             self.followed.clear();
-            return (None, rest.max(pace));
+            return (None, spread(rest, now).max(pace));
         }
         let is_complete = self.threads.len() == beats.len();
         let (still, still_due) = self.sleepers(now, is_complete);
@@ -267,7 +269,7 @@ impl Suspects {
         let follow: Vec<u32> = self.followed.iter().filter(may_ask).map(|it| it.tid).collect();
 
         let sampled = self.followed.iter().filter(|thread| thread.is_open() && thread.has_run);
-        let mut next = if standing > told { BUSY } else { REST };
+        let mut next = spread(if standing > told { BUSY } else { REST }, now);
         for due in sampled.map(|thread| thread.next).chain(still_due) {
             next = next.min(due.since(now));
         }
@@ -441,6 +443,13 @@ impl Suspects {
 fn jittered(time: Duration, now: Moment) -> Duration {
     let mixed = now.as_nanos().wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56;
     time + time * mixed as u32 / 256
+}
+
+/// `time` on average, between three and five quarters of it. Polls that recur at equal length and distance would meet looks
+/// at a steady rate at the same place each time, and each of them would be missed or none.
+fn spread(time: Duration, now: Moment) -> Duration {
+    let mixed = now.as_nanos().wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56;
+    (time * 3 / 4 + time * mixed as u32 / 512).max(PERIOD)
 }
 
 #[cfg(test)]
