@@ -255,6 +255,23 @@ impl Metric {
     }
 }
 
+impl Metric {
+    /// Returns the limit behind [`Self::limit`] in its unit: that at which the kernel kills, if the nearer one only slows
+    /// the process down. `None` if there is no such limit.
+    pub fn limit_behind(&self, vitals: &Vitals) -> Option<f64> {
+        let kill = vitals.kill_limit?.get() as f64;
+        let soft = vitals.memory_limit.as_ref()?.value.get() as f64;
+        let behind = match self {
+            Self::Memory if vitals.memory_wall()?.limit.value.get() as f64 == soft => {
+                kill / soft * 100.0
+            }
+            Self::WorkingSet | Self::Rss => kill,
+            _ => return None,
+        };
+        (kill > soft && behind.is_finite()).then_some(behind)
+    }
+}
+
 impl fmt::Display for Metric {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

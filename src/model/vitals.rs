@@ -71,6 +71,8 @@ pub struct Vitals {
     pub memory_limit: Option<Limit<Bytes>>,
     /// What happens at `memory_limit`.
     pub at_memory_limit: AtLimit,
+    /// Memory at which the kernel kills, if it does not at `memory_limit`.
+    pub kill_limit: Option<Bytes>,
     /// The limit on the address space or data of the process that is nearer, if there is one.
     pub address_space: Option<MemoryWall>,
     /// CPU time used since the previous tick, in cores (1.5: one and a half core's worth).

@@ -137,6 +137,11 @@ impl Cgroup {
         self.memory.at_limit()
     }
 
+    /// Returns the smallest limit at which the kernel kills, as of the last refresh.
+    pub fn kill_limit(&self) -> Option<Bytes> {
+        self.memory.kill_limit()
+    }
+
     /// The smallest CPU quota above us, in cores, as of the last refresh.
     pub fn cpu_limit(&self) -> Option<&Limit<f64>> {
         self.cpu_limit.as_ref()

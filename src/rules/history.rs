@@ -64,6 +64,8 @@ pub struct FireRecord {
 pub(super) struct Candidate {
     pub(super) mark: Mark,
     pub(super) limit: Option<f64>,
+    /// `true` if the value is past a limit that only slows the process down, and `limit` is the one behind it.
+    pub(super) is_behind_soft: bool,
     /// Time to the limit, if it fired by forecast.
     pub(super) forecast: Option<Duration>,
     /// True for a rule with `below`: less is worse.
@@ -71,9 +73,18 @@ pub(super) struct Candidate {
 }
 
 impl Candidate {
+    /// Returns the room that there was at `mark` below the limit of this candidate.
+    pub(super) fn room_at(&self, mark: &Mark) -> Option<f64> {
+        match self.limit {
+            // What was captured before it came to the soft limit was measured to that.
+            Some(limit) if self.is_behind_soft => Some((limit - mark.value).max(0.0)),
+            _ => mark.room,
+        }
+    }
+
     fn is_worse_than(&self, record: &FireRecord) -> bool {
         let (before, value) = (record.mark, self.mark.value);
-        match (before.room, self.mark.room, self.limit) {
+        match (self.room_at(&before), self.mark.room, self.limit) {
             // Near the limit nothing becomes worse, unless what was captured is far from it.
             (Some(before), Some(room), Some(limit)) => {
                 let near = limit * LEAST_ROOM;
@@ -203,14 +214,15 @@ impl FireHistory {
         window: Duration,
         candidate: &Candidate,
     ) -> Option<f64> {
-        let steps =
-            self.within(now, window).map(|record| match (record.mark.room, candidate.limit) {
+        let steps = self.within(now, window).map(|record| {
+            match (candidate.room_at(&record.mark), candidate.limit) {
                 (Some(room), Some(limit)) => limit - room * SHRUNK,
                 _ if candidate.falls => {
                     record.mark.value - record.mark.value.abs() * (1.0 - SHRUNK)
                 }
                 _ => record.mark.value * GROWN,
-            });
+            }
+        });
         let step = match candidate.falls {
             true => steps.reduce(f64::min),
             false => steps.reduce(f64::max),
@@ -241,7 +253,8 @@ fn wait(cooldown: Duration, repeats: usize) -> Duration {
 
 fn is_worse(mark: &Mark, before: &Mark, falls: bool) -> bool {
     match (before.room, mark.room) {
-        (Some(before), Some(room)) => room < before,
+        // Past a soft limit there is more room again, to the limit behind it.
+        (Some(before_room), Some(room)) => room < before_room || mark.value > before.value,
         _ if falls => mark.value < before.value,
         _ => mark.value > before.value,
     }
@@ -270,7 +283,7 @@ mod tests {
 
     fn memory(value: f64) -> Candidate {
         let mark = Mark { value, room: Some(100.0 - value) };
-        Candidate { mark, limit: Some(100.0), forecast: None, falls: false }
+        Candidate { mark, limit: Some(100.0), is_behind_soft: false, forecast: None, falls: false }
     }
 
     #[test]
@@ -346,6 +359,7 @@ mod tests {
         let count = |value| Candidate {
             mark: Mark { value, room: None },
             limit: None,
+            is_behind_soft: false,
             forecast: None,
             falls: false,
         };

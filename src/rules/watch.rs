@@ -11,7 +11,7 @@ use super::ring::{Ring, WINDOW};
 use super::verdict::{By, Crossing, Decision, Hold};
 use super::{Mark, Opening};
 use crate::base::{EventTime, Moment};
-use crate::model::{Holds, Mode, Rule, Vitals};
+use crate::model::{Holds, Metric, Mode, Rule, Vitals};
 use hold::HeldTime;
 
 /// A rule and its state.
@@ -44,6 +44,22 @@ pub(super) struct Watch {
     pub(super) since: Option<Moment>,
     /// What it decided before, and when that changed.
     pub(super) past: Past,
+}
+
+/// The limit that a value runs up against.
+#[derive(Clone, Copy, Debug)]
+struct LimitAhead {
+    value: Option<f64>,
+    /// `true` if the value is past a limit that only slows the process down, and `value` is the one behind it.
+    is_behind_soft: bool,
+}
+
+impl LimitAhead {
+    fn new(metric: &Metric, value: f64, vitals: &Vitals) -> Self {
+        let nearest = metric.limit(vitals);
+        let behind = metric.limit_behind(vitals).filter(|_| nearest.is_some_and(|it| value >= it));
+        Self { value: behind.or(nearest), is_behind_soft: behind.is_some() }
+    }
 }
 
 impl Watch {
@@ -171,8 +187,8 @@ impl Watch {
         if !self.ring.is_full() {
             return Decision::Hold(Hold::WarmingUp { seen: self.ring.seen() });
         }
-        let limit = self.rule.metric.limit(vitals);
-        let hold = match self.judge(now, value, limit) {
+        let limit = LimitAhead::new(&self.rule.metric, value, vitals);
+        let hold = match self.judge(now, value, limit.value) {
             Ok(crossing) => {
                 self.clearing = None;
                 return self.crossed(now, crossing, limit, opening);

@@ -320,6 +320,13 @@ impl Reader {
             true => self.cgroup.at_memory_limit(),
             false => AtLimit::Kill,
         };
+        vitals.kill_limit = match vitals.at_memory_limit {
+            AtLimit::Kill => None,
+            _ => {
+                let machine = self.machine.as_ref().map(|machine| machine.value);
+                self.cgroup.kill_limit().into_iter().chain(machine).min()
+            }
+        };
         let wall = |limit: &Option<Limit<Bytes>>, used: &dyn Fn() -> Option<Bytes>| {
             let limit = limit.clone()?;
             Some(MemoryWall { used: used()?, limit, at_limit: AtLimit::Fail })

@@ -190,6 +190,7 @@ fn vitals<'t>(trace: &'t Trace, walls: Walls, cache: Cache) -> impl Iterator<Ite
             reclaimable: read.reclaimable,
             memory_limit: read.memory_limit,
             at_memory_limit: read.at_memory_limit,
+            kill_limit: read.kill_limit,
             memory_growth: read.memory_growth,
             memory_high: read.memory_high,
             memory_max: read.memory_max,
@@ -299,12 +300,27 @@ fn soft_limits_are_the_wall_that_captures_lead_up_to() {
         row("held a little above memory.high", SOFT, Cache::None, held(103.0)),
         row("held at memory.high beneath page cache", SOFT, Cache::TheRest, held(99.5)),
         // Which is what the percentages are of: 104 % are `memory.max`.
-        row(
-            "through memory.high to memory.max",
-            Walls::V2 { high: Some(500), max: Some(520) },
-            Cache::None,
-            leak(600.0, 104.0),
-        ),
+        Row {
+            captures: 2..=16,
+            last: 101.0,
+            ..row(
+                "through memory.high to memory.max",
+                Walls::V2 { high: Some(500), max: Some(520) },
+                Cache::None,
+                leak(600.0, 104.0),
+            )
+        },
+        // Beyond 100 % the kernel slows the process down; it kills at 133.3 %.
+        Row {
+            captures: 2..=16,
+            last: 129.3,
+            ..row(
+                "through memory.high to memory.max far above it",
+                Walls::V2 { high: Some(384), max: Some(512) },
+                Cache::None,
+                leak(600.0, 133.3),
+            )
+        },
         row(
             "memory.high above memory.max",
             Walls::V2 { high: Some(640), max: Some(512) },
@@ -314,7 +330,7 @@ fn soft_limits_are_the_wall_that_captures_lead_up_to() {
     ];
     assert_captured(&rows);
     for (row, at_limit) in
-        rows.iter().zip([AtLimit::Throttle; 5].into_iter().chain([AtLimit::Kill]))
+        rows.iter().zip([AtLimit::Throttle; 6].into_iter().chain([AtLimit::Kill]))
     {
         let read = vitals(&row.trace, row.walls, row.cache).next().unwrap();
         assert_eq!(read.at_memory_limit, at_limit, "{}", row.name);

@@ -47,6 +47,8 @@ pub enum Problem {
 pub(super) struct Memory {
     walls: Vec<Wall>,
     in_force: Option<InForce>,
+    /// The smallest limit at which the kernel kills.
+    kill_limit: Option<Bytes>,
     /// Files that are there and cannot be read.
     unreadable: Vec<String>,
     /// Whether there are cgroups above the highest one that can be seen.
@@ -126,7 +128,16 @@ impl Memory {
     }
 
     pub(super) fn refresh(&mut self, root: &Path) {
-        let Some((index, limit)) = smallest(self.walls.iter_mut().map(Wall::read)) else {
+        self.kill_limit = None;
+        let kill_limit = &mut self.kill_limit;
+        let limits = self.walls.iter_mut().map(|wall| {
+            let limit = wall.read();
+            if let (Some(limit), AtLimit::Kill) = (&limit, wall.at_limit) {
+                *kill_limit = Some(kill_limit.map_or(limit.value, |least| least.min(limit.value)));
+            }
+            limit
+        });
+        let Some((index, limit)) = smallest(limits) else {
             self.in_force = None;
             return;
         };
@@ -147,6 +158,10 @@ impl Memory {
 
     pub(super) fn limit(&self) -> Option<&Limit<Bytes>> {
         self.in_force.as_ref().map(|it| &it.limit)
+    }
+
+    pub(super) fn kill_limit(&self) -> Option<Bytes> {
+        self.kill_limit
     }
 
     fn wall(&self) -> Option<&Wall> {

@@ -70,6 +70,11 @@ impl Cgroup {
         None
     }
 
+    /// None.
+    pub fn kill_limit(&self) -> Option<Bytes> {
+        None
+    }
+
     /// The default.
     pub fn at_memory_limit(&self) -> AtLimit {
         AtLimit::default()

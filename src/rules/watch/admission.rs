@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::Watch;
+use super::{LimitAhead, Watch};
 use crate::base::Moment;
 use crate::model::{Again, Rule};
 use crate::rules::history::{Candidate, DAY, FireKind};
@@ -25,10 +25,11 @@ impl Watch {
         &mut self,
         now: Moment,
         crossing: Crossing,
-        limit: Option<f64>,
+        limit: LimitAhead,
         opening: &dyn Fn(&Rule) -> Opening,
     ) -> Decision {
         let falls = crossing.by == By::Below;
+        let LimitAhead { value: limit, is_behind_soft } = limit;
         let limit = limit.filter(|_| !falls);
         let room = limit.map(|limit| (limit - crossing.value).max(0.0));
         let forecast = match crossing.by {
@@ -36,7 +37,7 @@ impl Watch {
             _ => None,
         };
         let mark = Mark { value: crossing.value, room };
-        let candidate = Candidate { mark, limit, forecast, falls };
+        let candidate = Candidate { mark, limit, is_behind_soft, forecast, falls };
         let window = DAY.max(self.rule.cooldown);
         let critical = self.is_critical(crossing.value);
         let urgency =
@@ -140,7 +141,7 @@ impl Watch {
         match self.mark {
             None => true,
             Some(mark) if candidate.falls => is_scarcer(mark.value, crossing),
-            Some(mark) => is_worse(mark, crossing.value, candidate.mark.room, candidate.limit),
+            Some(mark) => is_worse(mark, candidate),
         }
     }
 
@@ -152,9 +153,10 @@ impl Watch {
     }
 }
 
-/// Whether `value`, with `room` left below `limit`, is worse than `mark` by as much as counts.
-fn is_worse(mark: Mark, value: f64, room: Option<f64>, limit: Option<f64>) -> bool {
-    match (mark.room, room, limit) {
+/// Returns `true` if `candidate` is worse than `mark` by as much as counts.
+fn is_worse(mark: Mark, candidate: &Candidate) -> bool {
+    let value = candidate.mark.value;
+    match (candidate.room_at(&mark), candidate.mark.room, candidate.limit) {
         (Some(before), Some(room), Some(limit)) => {
             room <= before * SHRUNK && room >= limit * LEAST_ROOM
         }
