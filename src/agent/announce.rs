@@ -1,9 +1,9 @@
-//! Telling the service what becomes of its incidents.
+//! Notifications of incident changes for the service.
 //!
-//! Its callbacks run on a thread of their own, so that one that hangs holds up neither a tick nor a
-//! capture. The queue to it has an end: what does not fit is not told, and counted. A callback that
-//! panics is not called again. Without a callback there is no thread. The same is told as `tracing`
-//! events of the target `marple`.
+//! Callbacks run on a separate thread, so that one that hangs delays neither a tick nor a capture.
+//! The queue to this thread is bounded: events that do not fit are dropped and counted. A callback
+//! that panics is not called again. No thread is started if there are no callbacks. The same
+//! changes are also sent as `tracing` events with the target `marple`.
 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
@@ -11,48 +11,48 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use crate::base::{IncidentId, log, panics};
 use crate::model::Artifact;
 
-/// How many events may wait for a callback: an incident's, several times over.
+/// Maximum number of events that wait for a callback: those of several incidents.
 const QUEUE: usize = 256;
 
-/// What became of an incident.
+/// A change of an incident.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum IncidentEvent {
-    /// Its directory is there.
+    /// The incident directory was created.
     Opened {
-        /// The incident.
+        /// ID of the incident.
         id: IncidentId,
-        /// What it is called after: the rule, or who asked.
+        /// Name of the incident: its rule, or the origin of a manual request.
         name: String,
-        /// Its directory.
+        /// Incident directory.
         dir: PathBuf,
     },
-    /// A file of it is whole and under its name.
+    /// An artifact is complete and has its final name.
     Written {
-        /// The incident.
+        /// ID of the incident.
         id: IncidentId,
-        /// The file.
+        /// Path of the artifact.
         path: PathBuf,
-        /// What the manifest says of it.
+        /// Entry of the artifact in the manifest.
         artifact: Artifact,
     },
-    /// It is over: nothing is written into its directory any more.
+    /// The incident is closed: nothing more is written into its directory.
     Closed {
-        /// The incident.
+        /// ID of the incident.
         id: IncidentId,
-        /// Its directory.
+        /// Incident directory.
         dir: PathBuf,
     },
 }
 
-/// A callback of the service's.
+/// A callback registered by the service.
 pub(super) type Callback = Box<dyn FnMut(&IncidentEvent) + Send>;
 
-/// The way to the callbacks, if there are any.
+/// The sending half of the queue to the callbacks, or `None` without callbacks.
 pub(super) struct Announcer(Option<SyncSender<IncidentEvent>>);
 
 impl Announcer {
-    /// With what it takes out of the queue, for [`call`]; none without callbacks.
+    /// Returns the announcer and the queue for [`call`], which is `None` without callbacks.
     pub(super) fn new(callbacks: &[Callback]) -> (Self, Option<Receiver<IncidentEvent>>) {
         if callbacks.is_empty() {
             return (Self(None), None);
@@ -61,14 +61,14 @@ impl Announcer {
         (Self(Some(sender)), Some(receiver))
     }
 
-    /// Tells of a directory that was made.
+    /// Reports that an incident directory was created. Returns `false` if the queue is full.
     pub(super) fn opened(&self, id: IncidentId, name: &str, dir: &Path) -> bool {
         let opened = log::Event::new(log::Level::Info, "incident opened");
         opened.incident(id).name(name).dir(dir.display()).send();
         self.send(|| IncidentEvent::Opened { id, name: name.to_owned(), dir: dir.to_owned() })
     }
 
-    /// Tells of a file that was written.
+    /// Reports that an artifact was written. Returns `false` if the queue is full.
     pub(super) fn written(&self, id: IncidentId, dir: &Path, artifact: &Artifact) -> bool {
         let path = dir.join(&artifact.file);
         let written = log::Event::new(log::Level::Info, "artifact written");
@@ -76,21 +76,22 @@ impl Announcer {
         self.send(|| IncidentEvent::Written { id, path, artifact: artifact.clone() })
     }
 
-    /// Tells that an incident is over.
+    /// Reports that an incident was closed. Returns `false` if the queue is full.
     pub(super) fn closed(&self, id: IncidentId, dir: &Path) -> bool {
         let closed = log::Event::new(log::Level::Info, "incident closed");
         closed.incident(id).dir(dir.display()).send();
         self.send(|| IncidentEvent::Closed { id, dir: dir.to_owned() })
     }
 
-    /// False when the callbacks are so far behind that they will not hear of it.
+    /// Returns `false` if the queue is full and the event was dropped.
     fn send(&self, event: impl FnOnce() -> IncidentEvent) -> bool {
         let Some(sender) = &self.0 else { return true };
         !matches!(sender.try_send(event()), Err(TrySendError::Full(_)))
     }
 }
 
-/// Calls each of `callbacks` with each event, until the agent has ended. One that panics is not called again.
+/// Calls each of `callbacks` with each event until the agent ends. A callback that panics is not
+/// called again.
 pub(super) fn call(events: &Receiver<IncidentEvent>, mut callbacks: Vec<Callback>) {
     for event in events {
         let mut kept = Vec::with_capacity(callbacks.len());
@@ -108,7 +109,7 @@ pub(super) fn call(events: &Receiver<IncidentEvent>, mut callbacks: Vec<Callback
     callbacks.into_iter().for_each(drop_caught);
 }
 
-/// Drops what a callback holds, which is the host's code too.
+/// Drops a callback. The drop runs host code too, which may panic.
 fn drop_caught(callback: Callback) {
     if let Err(panic) = panics::catch(|| drop(callback)) {
         log::error(format!("a callback panicked when it was dropped: {panic}"));

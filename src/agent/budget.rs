@@ -1,8 +1,8 @@
-//! The incidents that rules may open in 24 hours.
+//! The budget of incidents opened by rules in 24 hours.
 //!
-//! There is one number for all rules, `incidents_per_day`. Each rule has a [`RESERVE`] of it that the others
-//! cannot spend, so that a rule that fires all day does not silence the others. What is worse than anything a
-//! rule captured in a day, or critical, needs no permission (see `rules`); it counts all the same.
+//! All rules share `incidents_per_day`. Each rule has a [`RESERVE`] that the others cannot use, so
+//! that a rule that fires all day does not block the others. A firing that is critical, or worse
+//! than any capture of the rule that day, is exempt (see `rules`) but counted.
 
 use std::cmp::Reverse;
 use std::time::Duration;
@@ -15,17 +15,17 @@ use crate::rules::Opening;
 
 pub(super) const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Incidents a day that other rules cannot spend, for each rule; less where there are so many rules that more than two
-/// thirds of `incidents_per_day` would be reserved.
+/// Incidents per day reserved for each rule. The reserve is smaller if there are so many rules that
+/// more than two thirds of `incidents_per_day` would be reserved.
 const RESERVE: usize = 2;
 
-/// Returns what is reserved for each of `rules` rules.
+/// Returns the reserve of each of `rules` rules.
 fn reserve(incidents_per_day: usize, rules: usize) -> usize {
     let share = incidents_per_day.saturating_mul(2) / 3 / rules.max(1);
     RESERVE.min(share)
 }
 
-/// The incidents that rules opened within a day, the oldest first.
+/// Incidents opened by rules in the last 24 hours, oldest first.
 #[derive(Debug, Default)]
 pub(super) struct Budget {
     opened: Vec<Opened>,
@@ -40,7 +40,7 @@ struct Opened {
 }
 
 impl Budget {
-    /// Adds what an earlier process has saved.
+    /// Adds the incidents saved by an earlier process.
     pub(super) fn restore(&mut self, anchor: Anchor, state: &State) {
         let saved = state.incidents.iter().map(|OpenedIncident { at, rule }| Opened {
             at: time_of(anchor, *at),
@@ -57,12 +57,13 @@ impl Budget {
         self.opened.push(Opened { at: now.into(), rule: rule.to_owned(), id: Some(id) });
     }
 
-    /// Takes back the incident `id`, which could not be opened.
+    /// Removes the incident `id`, which could not be opened.
     pub(super) fn refund(&mut self, id: IncidentId) {
         self.opened.retain(|it| it.id != Some(id));
     }
 
-    /// Whether `rule` may open an incident at `now` beside the other rules in `rules`.
+    /// Returns the admission of a new incident of `rule` at `now`, given that the other rules in
+    /// `rules` have reserves.
     pub(super) fn opening<'r>(
         &self,
         now: Moment,
@@ -82,7 +83,7 @@ impl Budget {
         self.gap(now, settings)
     }
 
-    /// Whether any rule may open an incident at `now`.
+    /// Returns the admission of a new incident of any rule at `now`.
     pub(super) fn opening_of_any(&self, now: Moment, settings: &BudgetSettings) -> Opening {
         self.opening(now, settings, "", std::iter::empty())
     }
@@ -94,7 +95,7 @@ impl Budget {
         }
     }
 
-    /// How many incidents rules opened in the day before `now`.
+    /// Returns the number of incidents that rules opened in the 24 hours before `now`.
     pub(super) fn spent(&self, now: Moment) -> usize {
         self.within(now).count()
     }
@@ -107,7 +108,7 @@ impl Budget {
         self.opened.iter().filter(move |it| it.at.age(now) < DAY)
     }
 
-    /// What is to be saved.
+    /// Returns the incidents to save.
     pub(super) fn incidents(&self, anchor: Anchor) -> Vec<OpenedIncident> {
         let opened = self.within(anchor.moment);
         opened
@@ -134,7 +135,7 @@ mod tests {
         BudgetSettings { incidents_per_day: 3, ..BudgetSettings::default() }
     }
 
-    /// What the only rule there is may do.
+    /// Returns the admission of a new incident of the only rule.
     fn opening(budget: &Budget, now: Moment, settings: &BudgetSettings) -> Opening {
         budget.opening(now, settings, "memory", ["memory"].into_iter())
     }

@@ -1,4 +1,4 @@
-//! From settings to a running agent.
+//! The builder of a running agent.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -30,7 +30,7 @@ use crate::os::fork::Claim;
 use crate::store::Location;
 use crate::vitals::{Numbers, Reader, Runtimes};
 
-/// Settings on their way to a running [`Agent`].
+/// A builder that starts an [`Agent`] from settings.
 #[must_use = "nothing is watched until `start` is called"]
 pub struct Builder {
     settings: Settings,
@@ -41,7 +41,7 @@ pub struct Builder {
     strict: bool,
 }
 
-/// A collector that is to be registered.
+/// A collector to register at the start.
 type Pending = (String, CollectorOptions, Box<dyn FnMut(&mut CollectorOutput) -> Collected + Send>);
 
 impl Builder {
@@ -56,20 +56,21 @@ impl Builder {
         }
     }
 
-    /// The settings, to be looked at or changed.
+    /// Returns the settings for inspection or changes.
     pub fn settings_mut(&mut self) -> &mut Settings {
         &mut self.settings
     }
 
-    /// Calls `callback` with what becomes of incidents, on a thread of its own. One that takes long misses
-    /// events, which is counted in the status; one that panics is not called again.
+    /// Registers a callback for incident events. Callbacks run on a separate thread. A slow
+    /// callback misses events, which are counted in the status. One that panics is not called
+    /// again.
     pub fn on_event(mut self, callback: impl FnMut(&IncidentEvent) + Send + 'static) -> Self {
         self.callbacks.push(Box::new(callback));
         self
     }
 
-    /// Has `collect` write the file `name` into incidents, as
-    /// [`AgentHandle::collector`] does. A name that cannot be is an error of the start.
+    /// Registers `collect` as the custom collector `name`, as [`AgentHandle::collector`] does. An
+    /// invalid name is an error of the start.
     pub fn collector(
         self,
         name: impl Into<String>,
@@ -78,7 +79,7 @@ impl Builder {
         self.collector_with(name, CollectorOptions::default(), collect)
     }
 
-    /// The same within other bounds.
+    /// Registers a custom collector with other limits.
     pub fn collector_with(
         mut self,
         name: impl Into<String>,
@@ -89,7 +90,7 @@ impl Builder {
         self
     }
 
-    /// Lets `service` run on the agent's runtime.
+    /// Adds a service that runs on the agent's runtime.
     #[cfg_attr(
         not(feature = "http"),
         expect(dead_code, reason = "the endpoint is the one service")
@@ -99,12 +100,15 @@ impl Builder {
         self
     }
 
-    /// Whether [`start`](Self::start) fails if the agent cannot have all that the settings ask for. Default: `false`.
+    /// Sets whether [`start`](Self::start) fails if any resource that the settings require is
+    /// unavailable. Default: `false`.
     ///
-    /// By default only invalid settings, a collector that cannot be registered and a second agent in the process are
-    /// errors. A directory that is in use, read-only or full, an address that is taken, threads that cannot be
-    /// created: the agent starts without, lists them in the log and in `status` (`warnings`), and takes each as soon as it
-    /// is free. With `true` each of these is an error of the start; for jobs and tests that are worth nothing without.
+    /// By default only invalid settings, a collector that cannot be registered and a second agent
+    /// in the process are errors. Other resources may be unavailable: a directory that is in use,
+    /// read-only or full, an address in use, threads that cannot be created. The agent then starts
+    /// without them, lists them in the log and in `status` (`warnings`), and acquires each as soon
+    /// as possible. With `true` each of these is an error of the start, for jobs and tests that are
+    /// useless without them.
     pub fn strict(mut self, strict: bool) -> Self {
         self.strict = strict;
         self
@@ -162,11 +166,11 @@ impl Builder {
         let places: Vec<String> = services.iter().filter_map(|service| service.place()).collect();
         let endpoint = if places.is_empty() { "none".to_owned() } else { places.join(", ") };
 
-        // One task at a time: the loop sends the next when it has heard of the last.
+        // The channel holds one command: the loop sends the next after the result of the last.
         let (tasks, inbox) = std_mpsc::sync_channel(1);
         let (announcer, announced) = Announcer::new(&callbacks);
         if let Some(announced) = announced {
-            // Never waited for: what it runs is not ours.
+            // This thread is never joined: it runs host code.
             threads.callbacks.prepare(move || announce::call(&announced, callbacks));
         }
         collect::names::begin();
@@ -179,7 +183,7 @@ impl Builder {
             move || {
                 let _excluded = collect::heap::exclude_current_thread();
                 let (directory, opened) = Directory::open(path, &store, Arc::clone(&clock));
-                // A start that has failed does not want it.
+                // Fails if the start failed and dropped the receiver.
                 let _ = first.send(opened);
                 let (process, versions) = (process(&*clock), versions());
                 let worker = Worker::new(
@@ -201,7 +205,8 @@ impl Builder {
         }
         let (directory, opening) = await_directory(opening, &threads, &settings.dir, strict)?;
 
-        // Here and not on the agent's thread: at rate 1 each block is in the profile from the moment `start` returns.
+        // Set on the calling thread rather than the agent's: at rate 1 every block is in the
+        // profile from the moment `start` returns.
         collect::heap::set_rates(&settings.heap);
 
         let (finished_tx, finished) = std_mpsc::sync_channel(1);
@@ -215,7 +220,7 @@ impl Builder {
                 let core = Core::new(clock, begun, reader, tasks);
                 let agent = Loop::new(core, queue, runtimes, deferred);
                 lead(agent, services, handle);
-                // Others may hold a sender of their own: the end is said, not inferred.
+                // Other senders may exist, so the end is signaled explicitly.
                 let _ = finished_tx.send(());
                 spare::give_back();
                 drop(claim);
@@ -224,11 +229,11 @@ impl Builder {
         if let Err(error) = threads.agent_loop.start() {
             if strict {
                 threads.agent_loop.cancel();
-                // It ends with its inbox, and gives the directory back.
+                // The capture thread ends when its inbox is closed, and releases the directory.
                 threads.capture.take().into_iter().for_each(|thread| _ = thread.join());
                 return Err(error);
             }
-            // No thread of the agent's is there to log it.
+            // There is no agent thread to log it.
             log::error(format!(
                 "nothing is watched: {error}; it is tried again when the agent's handle is used"
             ));
@@ -237,12 +242,12 @@ impl Builder {
     }
 }
 
-/// How long a start waits for the incident directory: one on a disk is open within milliseconds, and one on a network
-/// volume whose server does not answer may never be.
+/// Maximum time a start waits for the incident directory. A directory on a disk is open within
+/// milliseconds; one on a network volume whose server does not respond may never be.
 const OPENING: Duration = Duration::from_secs(2);
 
-/// Waits for the first attempt of the capture thread to open the incident directory. What has not come by then is handed
-/// on.
+/// Waits for the capture thread's first attempt to open the incident directory. If the attempt
+/// takes longer, returns the channel of its result.
 fn await_directory(
     opening: FirstOpened,
     threads: &Threads,
@@ -250,7 +255,7 @@ fn await_directory(
     strict: bool,
 ) -> Result<(Option<Opened>, Option<FirstOpened>), Error> {
     if strict {
-        // The thread has ended without a word: it panicked.
+        // The thread ended without a result: it panicked.
         let gone = |_| Error::new(AgentError::CaptureThreadGone);
         let opened = opening.recv().map_err(gone)?.map_err(Error::new)?;
         return Ok((Some(opened), None));
@@ -260,7 +265,7 @@ fn await_directory(
     }
     match opening.recv_timeout(OPENING) {
         Ok(Ok(opened)) => Ok((Some(opened), None)),
-        // Said by the capture thread, which goes on trying.
+        // Reported by the capture thread, which retries.
         Ok(Err(_)) | Err(RecvTimeoutError::Disconnected) => Ok((None, None)),
         Err(RecvTimeoutError::Timeout) => {
             warnings::set(
@@ -276,7 +281,7 @@ fn await_directory(
     }
 }
 
-/// The settings file and the trigger file, whichever there is.
+/// Returns the settings file and the trigger file, if present.
 fn watched(settings: &Settings, path: Option<PathBuf>) -> Vec<Watched> {
     let trigger = settings.toggle.trigger_file.clone().map(Watched::Trigger);
     path.map(Watched::Config).into_iter().chain(trigger).collect()

@@ -1,8 +1,9 @@
-//! The thread `marple-capture`: takes one [`Task`] at a time, does it, reports.
+//! The `marple-capture` thread: receives one [`Task`] at a time, performs it and returns a
+//! [`Report`].
 //!
-//! It alone starts and stops collectors and writes files, so that neither a slow disk nor a long
-//! conversion delays a tick, a rule or an answer. Nothing it meets ends it: a collector that fails or
-//! panics is a line in the manifest, a disk that refuses is a failure in the report.
+//! Only this thread starts and stops collectors and writes files, so neither a slow disk nor a long
+//! conversion delays a tick, a rule or a reply. No failure ends it: a collector that fails or
+//! panics is recorded in the manifest, a failed write in the report.
 
 mod beside;
 pub(super) mod directory;
@@ -37,23 +38,23 @@ use crate::os::images;
 use crate::store::{Holdings, IncidentDir, Store};
 use crate::symbols;
 
-/// A job and what is needed to do it.
+/// A command and the values needed to perform it.
 pub(super) struct Task {
     pub(super) job: Job,
     pub(super) settings: Arc<Settings>,
-    /// What must outlive the process, if it has changed.
+    /// State to persist, if it has changed.
     pub(super) state: Option<State>,
     pub(super) limits: Limits,
-    /// How much memory is left below the limit or `RLIMIT_AS`, if that is known.
+    /// Memory left below the limit or `RLIMIT_AS`, if known.
     pub(super) headroom: Option<Bytes>,
-    /// The vitals of the job's incident so far; empty where the job writes no manifest of its own.
+    /// Vitals of the incident so far; empty for commands that do not write them to the manifest.
     pub(super) vitals: Vec<VitalsRow>,
-    /// The thread that was stuck when the rule fired.
+    /// Dump of the stalled thread at the time the rule fired.
     pub(super) stuck: Option<Box<ThreadDump>>,
 }
 
 impl Task {
-    /// Why `kind` is not to be captured: it would take memory that is needed to stay alive.
+    /// Returns the reason for skipping `kind` if it needs more memory than is left.
     fn lacks_memory_for(&self, kind: CaptureKind) -> Option<String> {
         let (need, left) = (collect::memory(kind, &self.settings), self.headroom?);
         (left < need).then(|| {
@@ -64,31 +65,31 @@ impl Task {
     }
 }
 
-/// What came of a task.
+/// Result of a command.
 pub(crate) struct Report {
     pub(super) done: Done,
-    /// The incident's directory, when it was made.
+    /// The incident directory, if it was created.
     pub(super) dir: Option<PathBuf>,
     pub(super) tally: Tally,
 }
 
-/// What a task got done and what it did not.
+/// Successes and failures of a command.
 #[derive(Default)]
 pub(super) struct Tally {
     pub(super) captures: u64,
     pub(super) captures_failed: u64,
     pub(super) artifacts: u64,
     pub(super) artifact_bytes: u64,
-    /// By what means captures were started.
+    /// Engine of each started capture.
     pub(super) engines: Vec<(CaptureKind, String)>,
-    /// How the store stands then.
+    /// Disk usage of the store afterwards.
     pub(super) store: Option<Holdings>,
-    /// A kind of failure, for counting, and the failure in full.
+    /// Failure categories, for counting, each with the full error.
     pub(super) failures: Vec<(&'static str, String)>,
 }
 
 impl Tally {
-    /// Counts an event the callbacks do not hear of.
+    /// Counts an event that was dropped because the callback queue is full.
     fn told(&mut self, told: bool) {
         if !told {
             self.failures
@@ -105,11 +106,11 @@ impl Tally {
     }
 }
 
-/// The thread's state.
+/// State of the capture thread.
 pub(super) struct Worker {
     clock: Arc<dyn Clock>,
     directory: Directory,
-    /// The directory was opened, and the loop has not been told.
+    /// The opened directory, until the loop is notified.
     opened: Option<Opened>,
     process: ProcessInfo,
     versions: Versions,
@@ -118,12 +119,12 @@ pub(super) struct Worker {
     running: Vec<Running>,
     collectors: Collectors,
     runs: Vec<Run>,
-    /// What traces that run will show besides.
+    /// Evidence to be shown in running traces.
     kept: Vec<Kept>,
     sizes: room::Sizes,
 }
 
-/// A collector at work and its line in the manifest.
+/// A running collector and the index of its record in the manifest.
 struct Running {
     incident: IncidentId,
     kind: CaptureKind,
@@ -156,7 +157,7 @@ impl Worker {
         }
     }
 
-    /// Reserves what captures will need when there is no more to be had.
+    /// Reserves the resources that captures need when the system is short of them.
     pub(super) fn prepare(&self) {
         self.report_removed();
         report_nameless();
@@ -169,14 +170,14 @@ impl Worker {
         }
     }
 
-    /// Saves what must outlive the process, or says why not. Without a directory nothing is saved: the loop
-    /// does it once there is one.
+    /// Saves the state that must survive a restart. Does nothing without a directory: the loop
+    /// sends the state again once there is one.
     pub(super) fn save(&self, state: &State) -> Result<(), String> {
         let Ok(store) = self.directory.store() else { return Ok(()) };
         store.save_state(state).map_err(|error| chain(&error))
     }
 
-    /// Returns how long until [`Self::retry`] is due, or `None` if nothing is waited for.
+    /// Returns the time until [`Self::retry`] is due, or `None` if the directory is open.
     pub(super) fn until_retry(&self) -> Option<Duration> {
         self.directory.until_retry()
     }
@@ -193,7 +194,7 @@ impl Worker {
         self.opened.take()
     }
 
-    /// Does one task.
+    /// Performs one command.
     pub(super) fn perform(&mut self, mut task: Task) -> Report {
         let mut tally = Tally::default();
         let mut dir = None;
@@ -203,7 +204,8 @@ impl Worker {
         if let Ok(store) = self.directory.store() {
             store.set_headroom(task.headroom);
         }
-        // Before the job: should that be what ends the process, the budget knows of it.
+        // Saved before the command, so that a command that kills the process counts against the
+        // budget.
         if let Some(why) = task.state.as_ref().and_then(|state| self.save(state).err()) {
             tally.fail_because("state not saved", &why);
         }
@@ -250,7 +252,7 @@ impl Worker {
                     manifest.state = IncidentState::Closed;
                     manifest.closed = Some(closed);
                 });
-                // One that somebody removed is over: there is nothing left to be closed.
+                // An incident whose directory was deleted has nothing left to close.
                 let gone = self.dirs.iter().any(|(open, dir)| open == id && dir.is_removed());
                 if ok || gone {
                     if let Some((_, dir)) = self.dirs.iter().find(|(open, _)| open == id) {
@@ -267,7 +269,7 @@ impl Worker {
         Report { done, dir, tally }
     }
 
-    /// Logs the incidents that were removed, by a start or to make room.
+    /// Logs the incidents removed by recovery at startup or to free space.
     fn report_removed(&self) {
         let store = self.directory.store().ok();
         for removed in store.map(Store::take_removed).unwrap_or_default() {
@@ -321,7 +323,8 @@ impl Worker {
         }
     }
 
-    /// Opens the directory if it is waited for or was removed: an incident is worth an attempt before its time.
+    /// Opens or recreates the directory without waiting for the next retry, since an incident needs
+    /// it.
     fn find_directory(&mut self, task: &Task, tally: &mut Tally) {
         let settings = &task.settings.store;
         match self.directory.replace_if_removed(settings) {
@@ -358,14 +361,15 @@ impl Worker {
     }
 }
 
-/// Brings what is new into a manifest.
+/// Adds the changes to a manifest.
 fn note(manifest: &mut Manifest, noted: &Noted, vitals: &[VitalsRow]) {
     manifest.reasons.extend(noted.reasons.iter().cloned());
     manifest.losses.add("reasons not kept: too many", noted.dropped);
     manifest.vitals = vitals.to_vec();
 }
 
-/// Reports that the program's functions have no names, which stalls of plain tasks are known by, too.
+/// Warns if the program's functions have no names. Stalls of unrecorded tasks are identified by
+/// these names, too.
 fn report_nameless() {
     let loaded = images::loaded().unwrap_or_default();
     match loaded.first().and_then(symbols::why_nameless) {

@@ -1,19 +1,21 @@
-//! Files of the service's own, written by its closures into incidents.
+//! Custom collectors: closures of the service that write files into incidents.
 //!
-//! Each run of a closure has a thread of its own, and what it writes goes straight into a draft that it
-//! shares with the capture thread:
+//! Each run of a closure has a separate thread. Its output goes directly into a draft shared with
+//! the capture thread:
 //!
 //! ```text
 //!  Job::Collect ─► draft, thread ──► closure ─► Output ─► draft ◄─ taken out ─ Job::Gather
 //!                                       └─ returned: Event::Collected ───────────►┘
 //! ```
 //!
-//! Neither of the agent's threads ever waits for a closure. When it returns, or when its time is up, the
-//! capture thread takes the draft out and commits what is in it; a closure that goes on writing gets an
-//! error from then on. A closure that never returns costs its one thread: until it does, its collector
-//! is passed over, and the manifest says since when. A panic is a failure of that run; the next incident
-//! calls it again. What was written before a panic, an error or the end of its time is kept and marked
-//! `cut`: near a hang, half a list is worth more than none.
+//! Neither of the agent's threads ever waits for a closure. When it returns or times out, the
+//! capture thread takes the draft and commits its contents; further writes of the closure fail. A
+//! closure that never returns occupies one thread. Its collector is skipped until it does, and the
+//! manifest states since when.
+//!
+//! A panic fails that run only; the next incident calls the closure again. Output written before a
+//! panic, an error or a timeout is kept and marked `cut`: near a hang, half a list is worth more
+//! than none.
 
 use std::fmt;
 use std::io::{self, Write};
@@ -34,15 +36,15 @@ use crate::model::{Collect, FileName};
 use crate::os::own_thread;
 use crate::store::Draft;
 
-/// More than this is a leak of registrations.
+/// Maximum number of collectors. A larger number indicates a leak of registrations.
 const MAX_COLLECTORS: usize = 32;
 
-/// What bounds a collector.
+/// Limits of a collector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CollectorOptions {
-    /// How long it may take. What it has written by then is kept. Default: 5 seconds.
+    /// Maximum run time. Output written by then is kept. Default: 5 seconds.
     pub timeout: Duration,
-    /// How much it may write. Default: 1 MiB.
+    /// Maximum size of the output. Default: 1 MiB.
     pub max_bytes: Bytes,
 }
 
@@ -52,13 +54,13 @@ impl Default for CollectorOptions {
     }
 }
 
-/// What a collector of the service's own gives back: any error will do.
+/// Result of a custom collector. Any error type is accepted.
 pub type Collected = Result<(), Box<dyn std::error::Error + Send + Sync>>;
 
 type Closure = Box<dyn FnMut(&mut CollectorOutput) -> Collected + Send>;
 
-/// Where a collector writes to. A write fails once its time is up, at its limit, or when the disk
-/// refuses.
+/// The writer passed to a collector. Writes fail after the timeout, beyond the size limit, or if
+/// the disk write fails.
 pub struct CollectorOutput(Arc<Shared>);
 
 impl fmt::Debug for CollectorOutput {
@@ -91,7 +93,7 @@ impl Write for CollectorOutput {
     }
 }
 
-/// What a run's thread and the capture thread share.
+/// State shared by the thread of a run and the capture thread.
 struct Shared(Mutex<State>);
 
 impl Shared {
@@ -101,14 +103,14 @@ impl Shared {
 }
 
 struct State {
-    /// None once it was taken out.
+    /// `None` once the capture thread has taken it.
     draft: Option<Draft>,
     left: u64,
-    /// Whether it wanted to write more than it may.
+    /// True if the closure tried to exceed the size limit.
     limited: bool,
-    /// Why the disk refused.
+    /// Error of the first failed disk write.
     refused: Option<String>,
-    /// How it returned.
+    /// Result of the closure, once it has returned.
     ended: Option<Result<(), String>>,
 }
 
@@ -117,11 +119,11 @@ struct Collector {
     name: FileName,
     options: CollectorOptions,
     closure: Arc<Mutex<Closure>>,
-    /// Since when it runs.
+    /// Start time of the current run.
     busy: Arc<Mutex<Option<Timestamp>>>,
 }
 
-/// The collectors there are. Clones share them.
+/// The registered collectors. Clones share them.
 #[derive(Clone)]
 pub(super) struct Collectors {
     all: Arc<ForkMutex<Vec<Collector>>>,
@@ -153,7 +155,7 @@ impl Collectors {
         self.all.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
-    /// What `wanted` asks for, each by its name and with the collector, if there is one.
+    /// Returns the collectors in `wanted`, by name; `None` for a name that is not registered.
     pub(super) fn wanted(&self, wanted: &Collect) -> Vec<(FileName, Option<Ready>)> {
         let all = self.all.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let missing = wanted.names().filter(|name| all.iter().all(|it| it.name != **name));
@@ -166,14 +168,15 @@ impl Collectors {
     }
 }
 
-/// A collector that can be run.
+/// A collector that can be started.
 pub(super) struct Ready {
     collector: Collector,
     events: Sender<Event>,
 }
 
 impl Ready {
-    /// Why it cannot be run now: it runs, or there is too little memory `left`.
+    /// Returns the reason the collector cannot be started: it is still running, or the memory
+    /// `left` is insufficient.
     pub(super) fn unfit(&self, left: Option<Bytes>) -> Option<String> {
         let busy = *self.collector.busy.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(since) = busy {
@@ -185,7 +188,7 @@ impl Ready {
         })
     }
 
-    /// Runs it into `draft`.
+    /// Starts a run that writes into `draft`.
     pub(super) fn start(
         self,
         (incident, record): (IncidentId, usize),
@@ -209,7 +212,7 @@ impl Ready {
                 });
                 shared.lock().ended = Some(ended.map_err(|error| chain(&*error)));
                 *busy.lock().unwrap_or_else(PoisonError::into_inner) = None;
-                // Without the agent nobody is left to hear of it.
+                // Fails once the agent has ended.
                 let _ = events.blocking_send(Event::Collected { id: incident });
             }
         });
@@ -221,28 +224,29 @@ impl Ready {
     }
 }
 
-/// A run under way.
+/// A run in progress.
 pub(super) struct Run {
     pub(super) name: FileName,
     pub(super) incident: IncidentId,
-    /// Its line in the manifest.
+    /// Index of its record in the manifest.
     pub(super) record: usize,
-    /// When its time is up.
+    /// Deadline of the run.
     pub(super) until: Moment,
     options: CollectorOptions,
     shared: Arc<Shared>,
 }
 
-/// What came of a run.
+/// Output of a finished run.
 pub(super) struct Gathered {
-    /// What it wrote; none when that is not worth a file.
+    /// The draft to commit, or `None` if it is not worth a file.
     pub(super) draft: Option<Draft>,
-    /// What there is to be said of it, if not all is well.
+    /// Description of an error or a cut, or `None` if the run succeeded.
     pub(super) error: Option<String>,
 }
 
 impl Run {
-    /// Takes what it wrote, if it has returned, its time is up at `now`, or there is no time any more.
+    /// Takes the output if the closure has returned, if its deadline has passed at `now`, or if
+    /// `at_once` is set. Returns `None` if the run continues.
     pub(super) fn gather(&self, now: Moment, at_once: bool) -> Option<Gathered> {
         let mut state = self.shared.lock();
         if state.ended.is_none() && now < self.until && !at_once {

@@ -1,6 +1,6 @@
-//! The state of the loop: what it has measured, decided and promised.
+//! State of the agent loop: measurements, decisions and pending requests.
 //!
-//! One thread owns it and calls it; nothing here waits. Each method is one kind of event.
+//! One thread owns it, and no method waits. Each method handles one kind of event.
 
 mod asked;
 mod build;
@@ -39,7 +39,8 @@ use crate::vitals::Reader;
 use asked::Waiting;
 use dead_rules::DeadRules;
 
-/// An incident's directory and the vitals that go into its manifest.
+/// An open incident: its directory, the vitals for its manifest, and the requests waiting for the
+/// directory.
 struct Open {
     id: IncidentId,
     dir: Option<PathBuf>,
@@ -60,14 +61,14 @@ pub(super) struct Core {
     streams: Streams,
     collectors: Collectors,
     tasks: SyncSender<work::Order>,
-    /// Whether the capture thread has a task.
+    /// True while the capture thread is performing a command.
     busy: bool,
     location: Location,
-    /// That task, in words, and since when it has it.
+    /// Description of that command and the time it was sent.
     current: Option<(Anchor, &'static str)>,
-    /// How the store stood after the last task.
+    /// Disk usage of the store after the last command.
     stored: Holdings,
-    /// Where the endpoint is, until the agent's start is logged.
+    /// Address of the endpoint, until the start of the agent is logged.
     endpoint: Option<String>,
     counters: Counters,
     engines: BTreeMap<CaptureKind, String>,
@@ -76,21 +77,21 @@ pub(super) struct Core {
     cpu: collect::cpu::Always,
     stuck: Stuck,
     dead_rules: DeadRules,
-    /// Time in which the process has stood still, as far as the rules know.
+    /// Total standstill time already applied to the rules.
     stood_still: Duration,
 }
 
-/// What an agent begins with.
+/// The values an agent starts with.
 pub(super) struct Begun {
     pub(super) settings: Settings,
-    /// The settings file.
+    /// Path of the settings file.
     pub(super) path: Option<PathBuf>,
     pub(super) collectors: Collectors,
-    /// Where incidents are.
+    /// Location of the incident directory.
     pub(super) location: Location,
     /// The incident directory, if it is open.
     pub(super) directory: Option<Opened>,
-    /// Where the endpoint is, for the log.
+    /// Address of the endpoint, for the log.
     pub(super) endpoint: String,
 }
 
@@ -143,7 +144,7 @@ impl Core {
         core
     }
 
-    /// The incident directory is open: goes on with the budgets that an earlier process has saved.
+    /// Continues from the budgets saved by an earlier process, once the incident directory is open.
     pub(super) fn directory_opened(&mut self, opened: Opened) {
         let anchor = self.clock.anchor();
         let saved = opened.saved.map(|saved| saved.rebase(&ClockReading::new(anchor)));
@@ -152,20 +153,20 @@ impl Core {
             self.streams.allowance.restore(anchor, &saved.streams);
         }
         if self.counters.ticks > 0 {
-            // What was decided before has not been saved.
+            // Earlier decisions of this process have not been saved.
             self.decider.state_changed();
             log::info(format!("incidents are stored in {}", opened.path.display()));
         }
         self.stored = opened.holdings;
     }
 
-    /// The settings in force.
+    /// Returns the settings in effect.
     pub(super) fn settings(&self) -> &Settings {
         &self.settings
     }
 
-    /// Takes polls that last too long. The rules are evaluated at once if there is a stack for the incident, else at the
-    /// next tick: of many stalls at once, few have one.
+    /// Handles detected stalls. The rules are evaluated at once if there is a stack for the
+    /// incident, else at the next tick: when many stalls occur at once, few have one.
     pub(super) fn stalled(&mut self, found: Vec<collect::stalls::Found>) {
         self.counters.stalls += found.len() as u64;
         let has_stack = found.iter().any(|found| found.dump.is_some());
@@ -175,7 +176,7 @@ impl Core {
         }
     }
 
-    /// Has the rules not count the time in which the process stood still.
+    /// Excludes standstills of the process from the durations counted by the rules.
     pub(super) fn follow_standstills(&mut self) {
         let total = standstill::total();
         let fresh = total.saturating_sub(self.stood_still);
@@ -185,12 +186,12 @@ impl Core {
         }
     }
 
-    /// How often [`Core::tick`] is to be called.
+    /// Returns the interval at which to call [`Core::tick`].
     pub(super) fn interval(&self) -> Duration {
         self.settings.interval
     }
 
-    /// How long until [`Core::expire`] has something to do.
+    /// Returns the time until [`Core::expire`] is due, or `None` if nothing expires.
     pub(super) fn next_expiry(&self) -> Option<Duration> {
         let patience =
             self.open.iter().flat_map(|open| open.waiting.iter().map(|(until, _)| *until));
@@ -200,12 +201,12 @@ impl Core {
         Some(next.since(self.clock.now()))
     }
 
-    /// Whether everything is closed and the capture thread rests.
+    /// Returns `true` if everything is closed and the capture thread is idle.
     pub(super) fn is_at_rest(&self) -> bool {
         self.decider.incidents.is_empty() && self.streams.is_empty() && !self.busy
     }
 
-    /// Reads the vitals and asks the rules.
+    /// Reads the vitals and evaluates the rules.
     pub(super) fn tick(&mut self) {
         let now = self.clock.now();
         self.reader.read_into(now, &mut self.vitals);
@@ -252,12 +253,12 @@ impl Core {
         log_warnings();
     }
 
-    /// Sets what calls for a tick before its time.
+    /// Sets the conditions that trigger a tick between regular ticks.
     pub(super) fn watch(&self) {
         collect::heap::watch(&self.vitals, self.settings.rules.iter());
     }
 
-    /// Ends what is over by now.
+    /// Ends the claims and requests that have expired.
     pub(super) fn expire(&mut self) {
         let now = self.clock.now();
         self.decider.expire(now);
@@ -270,7 +271,7 @@ impl Core {
         }
     }
 
-    /// Takes an event.
+    /// Handles an event.
     pub(super) fn handle(&mut self, event: Event) {
         match event {
             Event::Toggle { action, origin, kinds, reply } => {
@@ -313,7 +314,7 @@ impl Core {
         }
     }
 
-    /// Nothing more will be asked of it.
+    /// Stops recording at the end of the agent.
     pub(super) fn end(&self) {
         collect::trace::end(&self.settings.trace);
     }
@@ -389,7 +390,7 @@ impl Core {
         move || IncidentId::new(clock.wall())
     }
 
-    /// Begins to record the vitals of an incident, if it is a new one.
+    /// Starts to record the vitals of an incident unless it is already recorded.
     fn track(&mut self, id: IncidentId) {
         if !self.open.iter().any(|open| open.id == id) {
             let recording = self.history.begin(&self.vitals);
@@ -397,7 +398,7 @@ impl Core {
         }
     }
 
-    /// Counts a failure. Each cause is logged at its first time and then at every power of two.
+    /// Counts a failure. Each cause is logged the first time and then at every power of two.
     fn fail(&mut self, cause: &'static str, error: String) {
         self.failures.add(cause, 1);
         let times =
@@ -410,7 +411,7 @@ impl Core {
     }
 }
 
-/// Reports what is legal in `settings` and most likely not meant.
+/// Warns about valid `settings` that are most likely unintended.
 fn report_doubts(settings: &Settings) {
     match settings.doubts().as_slice() {
         [] => warnings::clear("rule"),
@@ -418,7 +419,7 @@ fn report_doubts(settings: &Settings) {
     }
 }
 
-/// Reports if this program has no heap profiles that `settings` ask for.
+/// Warns if `settings` request heap profiles and this program has none.
 fn report_heap(settings: &Settings) {
     let wanted = settings.rules.iter().fold(CaptureSet::EMPTY, |all, rule| all.union(rule.capture));
     match collect::heap::why_absent().filter(|_| wanted.contains(CaptureKind::Heap)) {
@@ -427,7 +428,7 @@ fn report_heap(settings: &Settings) {
     }
 }
 
-/// Logs the warnings that were reported or cleared since the last tick.
+/// Logs the warnings raised or cleared since the last tick.
 fn log_warnings() {
     for change in warnings::take_changes() {
         match change {

@@ -1,5 +1,6 @@
-//! Everything that is decided, in one place without a thread, a clock or a file: the rules, the budgets
-//! and the incidents. The loop drives it with what is measured, [`replay`](super::replay) with what was.
+//! All decisions, without a thread, a clock or a file: rules, budgets and incidents.
+//!
+//! The loop drives this module with measured values, [`replay`](super::replay) with recorded ones.
 //!
 //! ```text
 //!  vitals ─► Budget: may one be opened? ─► Engine: does a rule fire? ─► Incidents: which one is it?
@@ -17,29 +18,29 @@ use crate::config::BudgetSettings;
 use crate::model::{CaptureKind, CaptureSet, Metric, Mode, Origin, Reason, Rule, Vitals};
 use crate::rules::{Crossing, Decision, Engine, Opening};
 
-/// A rule that fired.
+/// A rule firing.
 #[derive(Debug)]
 pub(super) struct Fired {
     pub(super) rule: String,
-    /// Why, in a sentence.
+    /// The reason, as a sentence.
     pub(super) text: String,
-    /// The incident it went to; none for a rule that only says that it would.
+    /// The incident the firing belongs to, or `None` if the rule is a dry run.
     pub(super) incident: Option<IncidentId>,
 }
 
-/// The rules, the budgets and the incidents.
+/// Rules, budgets and incidents, driven by one caller.
 pub(super) struct Decider {
     pub(super) engine: Engine,
     pub(super) incidents: Incidents,
     budget: Budget,
     settings: BudgetSettings,
-    /// The names of the rules that capture, which share the budget.
+    /// Names of the rules that capture; they share the budget.
     capturing: Vec<String>,
-    /// Whether there is something to be saved.
+    /// True if the state must be saved.
     dirty: bool,
-    /// The stall that goes on, in words.
+    /// Description of the stall in progress.
     pub(super) stall: Option<String>,
-    /// The place with most panics, in words.
+    /// Description of the location with the most panics.
     pub(super) panics: Option<String>,
 }
 
@@ -59,13 +60,13 @@ impl Decider {
         }
     }
 
-    /// Continues from what an earlier process saved, its times brought to the wall clock of `anchor`. What
-    /// rules captured since the start of this one stays.
+    /// Restores the state saved by an earlier process, with times converted to the wall clock of
+    /// `anchor`. Captures that this process has already made are kept.
     pub(super) fn restore(&mut self, anchor: Anchor, state: &State) {
         self.budget.restore(anchor, state);
         for (name, saved) in &state.rules {
             let known = self.engine.states().find(|state| state.rule.name == *name);
-            // Values of another metric say nothing about this one.
+            // Values of another metric are not comparable.
             let comparable = known.is_some_and(|state| {
                 saved.metric.as_ref().is_none_or(|metric| *metric == state.rule.metric)
             });
@@ -76,12 +77,12 @@ impl Decider {
         }
     }
 
-    /// What is to be saved, if it has changed since it was asked for last.
+    /// Returns the state to save, or `None` if it has not changed since the last call.
     pub(super) fn take_state(&mut self, anchor: Anchor) -> Option<State> {
         if !std::mem::take(&mut self.dirty) {
             return None;
         }
-        // A dry run captures nothing that a later capture could repeat.
+        // A dry run captures nothing, so there is nothing to refire.
         let captures = self.engine.states().filter(|state| state.rule.mode == Mode::Capture);
         let rules = captures.filter_map(|state| {
             let (captured, records) = self.engine.history(&state.rule.name)?;
@@ -97,12 +98,12 @@ impl Decider {
         })
     }
 
-    /// Something else that is saved beside it has changed.
+    /// Marks the state as changed because another part of it has.
     pub(super) fn state_changed(&mut self) {
         self.dirty = true;
     }
 
-    /// Puts other rules and budgets in force.
+    /// Replaces the rules and budgets.
     pub(super) fn replace(&mut self, rules: Vec<Rule>, settings: BudgetSettings) {
         self.capturing = names_of_capturing(&rules);
         for gone in self.engine.replace(rules) {
@@ -112,7 +113,8 @@ impl Decider {
         self.settings = settings;
     }
 
-    /// Shows a tick to every rule and does what they say. Allocates only when one fires or clears.
+    /// Evaluates every rule against a tick and applies the decisions. Allocates only if a rule
+    /// fires or clears.
     pub(super) fn observe(
         &mut self,
         now: Moment,
@@ -211,7 +213,8 @@ impl Decider {
         Fired { rule: rule.name.clone(), text, incident: Some(id) }
     }
 
-    /// What of `kinds` is captured at the CPU load of `vitals`; says what is not.
+    /// Returns the captures of `kinds` that are allowed at the CPU load of `vitals`. Appends the
+    /// skipped ones to `text`.
     fn affordable(&self, kinds: CaptureSet, vitals: &Vitals, text: &mut String) -> CaptureSet {
         let Some((ceiling, used)) = self.settings.cpu_ceiling.zip(vitals.cpu_percent()) else {
             return kinds;
@@ -226,7 +229,7 @@ impl Decider {
         cheap
     }
 
-    /// Whether a rule without an incident may have one, whichever it is.
+    /// Returns the admission of a new incident for a rule without one, regardless of the rule.
     pub(super) fn opening(&self, now: Moment) -> Opening {
         match self.incidents.has_joinable(now) {
             true => Opening::Free,
@@ -234,23 +237,23 @@ impl Decider {
         }
     }
 
-    /// How many incidents rules opened in the day before `now`.
+    /// Returns the number of incidents that rules opened in the 24 hours before `now`.
     pub(super) fn spent(&self, now: Moment) -> usize {
         self.budget.spent(now)
     }
 
-    /// Time has passed.
+    /// Ends the claims that have expired at `now`.
     pub(super) fn expire(&mut self, now: Moment) {
         let notices = self.incidents.expire(now);
         self.hear(now, &notices);
     }
 
-    /// The next thing for the capture thread to do.
+    /// Returns the next command for the capture thread.
     pub(super) fn next_job(&mut self, now: Moment) -> Option<Job> {
         self.incidents.next_job(now)
     }
 
-    /// Hears what came of a job; gives the incidents that are over.
+    /// Applies the result of a command. Returns the incidents that ended.
     pub(super) fn done(&mut self, now: Moment, done: Done) -> Vec<IncidentId> {
         let notices = self.incidents.done(now, done);
         self.hear(now, &notices);
@@ -276,13 +279,14 @@ impl Decider {
     }
 }
 
-/// Whether an incident of a rule over `metric` is to list the open descriptors, whatever the rule captures: the rule is
-/// over their number, or more than half of those there may be are open.
+/// Returns `true` if an incident of a rule over `metric` must list the open descriptors whatever
+/// the rule captures: the rule is about descriptors, or more than half of the allowed number are
+/// open.
 fn needs_descriptors(metric: &Metric, vitals: &Vitals) -> bool {
     matches!(metric, Metric::Fds | Metric::FdShare | Metric::FdRise) || are_many_open(vitals)
 }
 
-/// Whether more than half of the descriptors that there may be are open.
+/// Returns `true` if more than half of the allowed number of descriptors are open.
 pub(super) fn are_many_open(vitals: &Vitals) -> bool {
     vitals.fd_percent().is_some_and(|share| share.get() > 50.0)
 }

@@ -1,7 +1,8 @@
-//! What could not be had at the agent's start and is taken when it becomes free.
+//! Resources that were unavailable when the agent started and are acquired later.
 //!
-//! The incident directory is waited for by the capture thread and the endpoint's address by the endpoint; the
-//! rest is here: threads, the watch on files, and the first answer of a directory that takes long to open.
+//! The capture thread retries the incident directory, and the endpoint its address. This module
+//! handles the rest: threads, the file watch, and the first result of a directory that takes long
+//! to open.
 
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::sync::{Arc, Weak};
@@ -21,18 +22,18 @@ use crate::model::Origin;
 use crate::os::{self, fork};
 use crate::store;
 
-/// The topic of the warning while files are not watched as they should be.
+/// Topic of the warning raised while the file watch is missing or degraded.
 const WATCH: &str = "config.watch";
 
-/// The result of the first attempt to open the incident directory.
+/// Channel for the result of the first attempt to open the incident directory.
 pub(super) type FirstOpened = Receiver<Result<Opened, store::Error>>;
 
-/// What is still missing.
+/// The resources still missing.
 pub(super) struct Deferred {
     threads: Weak<Threads>,
     files: FileWatch,
     opening: Option<FirstOpened>,
-    /// Whether threads or the watch are missing.
+    /// True if threads or the watch are missing.
     is_incomplete: bool,
     next: Instant,
     backoff: Backoff,
@@ -56,17 +57,18 @@ impl Deferred {
         }
     }
 
-    /// Tries what is due. To be called at each tick.
+    /// Retries what is due. Must be called at each tick.
     pub(super) fn tick(&mut self, core: &mut Core) {
         if let Some(opening) = &self.opening {
             match opening.try_recv() {
                 Ok(Ok(opened)) => {
-                    // The start may have said that it takes long after it was over.
+                    // The warning about a slow start may have been raised after the directory was
+                    // opened.
                     warnings::clear(DIRECTORY);
                     core.directory_opened(opened);
                     self.opening = None;
                 }
-                // Waited for from now on by the capture thread, which has said why.
+                // The capture thread retries from here on and has reported the error.
                 Ok(Err(_)) | Err(TryRecvError::Disconnected) => self.opening = None,
                 Err(TryRecvError::Empty) => {}
             }
@@ -94,7 +96,8 @@ impl FileWatch {
         Self { files, events, watcher: None }
     }
 
-    /// Watches the files if there are some and they are not watched yet. Reports what is not as it should be.
+    /// Starts to watch the files, if there are any and no watch exists. Raises a warning if the
+    /// watch fails or is degraded.
     pub(super) fn start(&mut self) -> Result<(), Error> {
         if self.watcher.is_some() || self.files.is_empty() {
             return Ok(());
@@ -150,7 +153,7 @@ fn on_change(events: mpsc::Sender<Event>) -> impl FnMut(Change) + Send + 'static
     }
 }
 
-/// Children of this process that run on without an agent.
+/// Child processes forked from this one that run without an agent.
 #[derive(Default)]
 struct Children {
     forks: u32,
@@ -158,11 +161,11 @@ struct Children {
 }
 
 impl Children {
-    /// How long a child has to call `exec` or to start an agent, and how often it is asked for after that.
+    /// Time a child has to call `exec` or to start an agent, and the interval of later checks.
     const PATIENCE: std::time::Duration = std::time::Duration::from_secs(3);
     const TOPIC: &'static str = "fork";
 
-    /// Costs a load while nothing was forked.
+    /// Checks for such children. Costs one load while nothing was forked.
     fn look(&mut self, now: Instant) {
         let forks = fork::forks();
         if forks != self.forks {

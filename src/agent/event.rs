@@ -1,4 +1,4 @@
-//! Everything that can happen to the agent. One queue holds it, one loop takes it out.
+//! Events of the agent: one queue, read by one loop.
 
 use std::time::Duration;
 
@@ -12,56 +12,56 @@ use crate::base::{Error, IncidentId};
 use crate::config::Settings;
 use crate::model::{CaptureSet, Origin};
 
-/// How many events may wait. Each is some hundred bytes; the loop takes thousands a second, so a full
-/// queue means that somebody asks in a loop, and he is refused.
+/// Capacity of the event queue. An event takes some hundred bytes and the loop handles thousands a
+/// second, so a full queue means a caller is polling in a loop; its request is rejected.
 pub(crate) const QUEUE: usize = 4096;
 
-/// Where an answer goes.
+/// Channel for the reply to a request.
 pub(crate) type Reply<T> = oneshot::Sender<Result<T, Error>>;
 
-/// What to do with the toggle.
+/// A change of the capture toggle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ToggleAction {
-    /// On, if it is off.
+    /// Turns the toggle on if it is off.
     Start,
-    /// Off, if it is on.
+    /// Turns the toggle off if it is on.
     Stop,
-    /// The other way round.
+    /// Inverts the toggle.
     Flip,
 }
 
-/// Something that happened.
+/// An event handled by the agent loop.
 pub(crate) enum Event {
-    /// Somebody wants the toggle changed.
+    /// A request to change the toggle.
     Toggle {
         action: ToggleAction,
         origin: Origin,
-        /// What to capture; none: as the settings say.
+        /// Captures to start, or `None` to use those of the settings.
         kinds: Option<CaptureSet>,
-        /// None: nobody waits for the answer.
+        /// Channel for the reply, or `None` if the caller does not wait for one.
         reply: Option<Reply<Toggled>>,
     },
-    /// Code wants a capture of its own.
+    /// A request from code for captures of a given duration.
     Capture { kinds: CaptureSet, duration: Duration, reply: Reply<Captured> },
-    /// Somebody wants to know how things stand.
+    /// A request for the status.
     Status { reply: Reply<Box<Status>> },
-    /// The capture thread has finished a job.
+    /// The capture thread finished a command.
     Done(Report),
-    /// The capture thread has opened the incident directory.
+    /// The capture thread opened the incident directory.
     DirectoryOpened(Box<Opened>),
-    /// A collector of the service's own has returned.
+    /// A custom collector returned.
     Collected { id: IncidentId },
-    /// Somebody wants a capture handed to him.
+    /// A request for an on-demand capture.
     Stream(stream::Ask),
-    /// Somebody who wanted one has gone.
+    /// A client of an on-demand capture disconnected.
     StreamGone,
-    /// The capture thread has finished a stream's job.
+    /// The capture thread finished a command of an on-demand capture.
     Streamed(stream::Done),
-    /// What a stream saw is encoded.
+    /// The result of an on-demand capture is encoded.
     Encoded(stream::Done),
-    /// The capture thread could not save what must outlive the process.
+    /// The capture thread could not save the state that must survive a restart.
     NotSaved(String),
-    /// The settings file has other content; it was good, or it was not.
+    /// The settings file changed; holds the parsed settings or the error.
     Reloaded { settings: Result<Box<Settings>, Error> },
     /// The guard was dropped.
     Shutdown,

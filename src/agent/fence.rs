@@ -1,24 +1,26 @@
-//! Failures around a capture, as text.
+//! Failures of a capture, and their text.
 
 use super::collect::Failure;
 use crate::base::panics;
 
-/// Runs `work`, which is marple's code. A panic in it is a failure like others; the state it worked on is given up.
+/// Runs `work`, which is marple's code, and turns a panic into a failure. The state that `work`
+/// used must be discarded afterwards.
 pub(super) fn fence<T>(work: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
     panics::fence(work).unwrap_or_else(|panic| Err(panicked(&panic).into()))
 }
 
-/// Runs `work`, which is the host's code. A panic in it is a failure like others, after the host's panic hook has run.
+/// Runs `work`, which is the host's code, and turns a panic into a failure. The host's panic hook
+/// runs first.
 pub(super) fn fence_host<T>(work: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
     panics::catch(work).unwrap_or_else(|panic| Err(panicked(&panic).into()))
 }
 
-/// Returns the text of a failure by a panic.
+/// Returns the text of a failure caused by a panic.
 pub(super) fn panicked(panic: &str) -> String {
     format!("panicked: {panic}")
 }
 
-/// An error with all its causes, in one line.
+/// Returns an error and all its causes as one line.
 pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();

@@ -1,4 +1,4 @@
-//! The running agent, and its end.
+//! The guard of a running agent, and its shutdown.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -16,8 +16,8 @@ use super::run::LAST_WORDS;
 use crate::base::{Error, log};
 use crate::config::{self, Settings};
 
-/// A running marple. Dropping it stops everything: captures that run are ended and written, open
-/// incidents are closed. That takes as long as the writing, 5 seconds at the most.
+/// A running marple agent. Dropping it stops everything: running captures are stopped and written,
+/// open incidents are closed. The drop takes as long as the writing, at most 5 seconds.
 #[must_use = "dropping the agent stops it: keep it as long as the service runs"]
 pub struct Agent {
     pub(super) handle: AgentHandle,
@@ -27,38 +27,38 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Reads the settings from a TOML file, which is watched from the start on: a valid change is
-    /// applied within a second, an invalid one is refused and said in the log and in `status`.
+    /// Reads the settings from a TOML file and watches the file from the start. A valid change is
+    /// applied within a second. An invalid one is rejected and reported in the log and in `status`.
     ///
     /// # Errors
     ///
-    /// If the file cannot be read, or with every problem in it, each with its line.
+    /// If the file cannot be read or is invalid. The error lists every problem with its line.
     pub fn from_file(path: impl AsRef<Path>) -> Result<Builder, Error> {
         let path = path.as_ref();
         let settings = config::load(path).map_err(Error::new)?;
         Ok(Builder::new(settings, Some(path.to_owned())))
     }
 
-    /// Takes the settings from code.
+    /// Creates a builder with settings from code.
     pub fn from_settings(settings: Settings) -> Builder {
         Builder::new(settings, None)
     }
 
-    /// Begins with the default settings: the default rules and no endpoint.
+    /// Creates a builder with the default settings: the default rules and no endpoint.
     pub fn builder() -> Builder {
         Self::from_settings(Settings::default())
     }
 
-    /// A way to talk to the agent.
+    /// Returns a handle for requests to the agent.
     pub fn handle(&self) -> AgentHandle {
         self.handle.clone()
     }
 }
 
-/// Time that the end of an agent waits for its last log lines to be taken.
+/// Maximum time a shutdown waits for the last log lines to be consumed.
 const LAST_LINES: Duration = Duration::from_millis(500);
 
-/// Has the log lines of an agent handed over when it is dropped.
+/// Guard that flushes the agent's log lines when dropped.
 struct FlushLog;
 
 impl Drop for FlushLog {
@@ -70,14 +70,15 @@ impl Drop for FlushLog {
 impl Drop for Agent {
     fn drop(&mut self) {
         let _flush = FlushLog;
-        // A fork has the values and not the threads: there is nobody to ask and nobody to wait for.
+        // A fork inherits the values but not the threads: nothing to send to, nothing to wait for.
         if self.handle.is_inherited() {
             std::mem::forget(Arc::clone(&self.threads));
             return;
         }
-        // What was never started never ends.
+        // A thread that was not started would never report its end.
         self.threads.agent_loop.cancel();
-        // A full queue drains within the wait below, so the request is repeated until it is in.
+        // A full queue drains within the wait below, so the request is repeated until it is
+        // accepted.
         let mut asked = false;
         let step = Duration::from_millis(20);
         let mut left = LAST_WORDS + Duration::from_secs(1);
@@ -97,8 +98,8 @@ impl Drop for Agent {
         }
         self.threads.capture.cancel();
         let Some(capture_thread) = self.threads.capture.take() else { return };
-        // With the loop gone the worker's inbox is closed. It ends after the task it has, if any; a disk
-        // that hangs must not hang the host's exit.
+        // Once the loop has ended, the worker's inbox is closed and the worker ends after its
+        // current command. A hanging disk must not block the host's exit.
         while !capture_thread.is_finished() {
             if left <= step {
                 return;

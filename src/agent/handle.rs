@@ -1,4 +1,4 @@
-//! What the service's own code, the endpoint, the signal and the trigger file hold of the agent.
+//! The handle used by the service's code, the endpoint, the signal and the trigger file.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -24,28 +24,28 @@ use crate::os::fork;
 use crate::store::Location;
 use crate::vitals::{Counter, Gauge, Histogram, Numbers, Runtimes};
 
-/// A way to talk to a running agent: cheap to clone, usable from any thread, async or not.
+/// A handle to a running agent. It is cheap to clone and can be used from any thread, async or not.
 ///
-/// Every request enters one queue and is answered in order. Once the agent has stopped, requests fail
-/// with an error that says so.
+/// All requests enter one queue and are processed in order. Once the agent has stopped, requests
+/// fail with an error that states this.
 #[derive(Clone)]
 pub struct AgentHandle {
     events: mpsc::Sender<Event>,
     runtimes: Runtimes,
     numbers: Numbers,
     collectors: Collectors,
-    /// The thread on which wakers of the service are called.
+    /// Thread that calls the wakers of the service.
     wakers: SideThread,
-    /// Of those settings that cannot change without a restart.
+    /// Settings that cannot change without a restart.
     fixed: Arc<Fixed>,
 }
 
-/// What stays as it is while the agent runs.
+/// Values that are constant while the agent runs.
 #[cfg_attr(not(feature = "http"), allow(dead_code, reason = "the endpoint is who asks"))]
 struct Fixed {
     location: Location,
     http: HttpSettings,
-    /// The process in which the agent runs.
+    /// ID of the process in which the agent runs.
     pid: u32,
     threads: Weak<Threads>,
 }
@@ -75,46 +75,48 @@ impl AgentHandle {
         }
     }
 
-    /// Flips the toggle: captures start, or stop and are written.
+    /// Flips the toggle: captures start, or are stopped and written.
     pub fn toggle(&self) -> Pending<Toggled> {
         self.toggle_from(Origin::Code, ToggleAction::Flip)
     }
 
-    /// Turns the toggle on with these captures; as it is, if it is on.
+    /// Turns the toggle on with these captures. No effect if it is on.
     pub fn start(&self, kinds: impl Into<CaptureSet>) -> Pending<Toggled> {
         self.send_toggle(ToggleAction::Start, Origin::Code, Some(kinds.into()))
     }
 
-    /// Turns the toggle off. Captures that a rule or a call wants go on.
+    /// Turns the toggle off. Captures claimed by a rule or by [`capture`](Self::capture) continue.
     pub fn stop(&self) -> Pending<Toggled> {
         self.toggle_from(Origin::Code, ToggleAction::Stop)
     }
 
-    /// Captures `kinds` for `duration`. The answer comes once the incident's directory is there.
+    /// Captures `kinds` for `duration`. The result is available once the incident has a directory.
     ///
-    /// If an incident is being captured at the moment, the captures join it; a kind that runs already
-    /// goes on for at least `duration`.
+    /// If captures of an incident are in progress, these join it. A kind that is already running
+    /// continues for at least `duration`.
     pub fn capture(&self, kinds: impl Into<CaptureSet>, duration: Duration) -> Pending<Captured> {
         let kinds = kinds.into();
         self.request(|reply| Event::Capture { kinds, duration, reply })
     }
 
-    /// How things stand.
+    /// Returns the status of the agent.
     pub fn status(&self) -> Pending<Box<Status>> {
         self.request(|reply| Event::Status { reply })
     }
 
-    /// A number of the service's own, for rules over `gauge.NAME`. The same name gives the same gauge.
+    /// Returns the custom gauge `name`, for rules over `gauge.NAME`. The same name returns the same
+    /// gauge.
     ///
     /// # Errors
     ///
-    /// If `name` is not of lower-case letters, digits, `_` and `.`, or there are too many gauges.
+    /// If `name` contains characters other than lower-case letters, digits, `_` and `.`, or there
+    /// are too many gauges.
     pub fn gauge(&self, name: &str) -> Result<Gauge, Error> {
         self.numbers.gauges.gauge(name).map_err(Error::new)
     }
 
-    /// A number of the service's own that only grows, for rules over `counter.NAME.rate` and
-    /// `counter.NAME.total`. The same name gives the same counter.
+    /// Returns the custom counter `name`, for rules over `counter.NAME.rate` and
+    /// `counter.NAME.total`. A counter only increases. The same name returns the same counter.
     ///
     /// # Errors
     ///
@@ -123,9 +125,9 @@ impl AgentHandle {
         self.numbers.counters.counter(name).map_err(Error::new)
     }
 
-    /// A measure of the service's own with many values, such as how long requests take, for rules over
-    /// `histogram.NAME.p50`, `.p99`, `.max` and `.count`, each of the last second. The same name gives the
-    /// same histogram.
+    /// Returns the custom histogram `name`, such as one of request latencies. Rules use
+    /// `histogram.NAME.p50`, `.p99`, `.max` and `.count`, each over the last second. The same name
+    /// returns the same histogram.
     ///
     /// # Errors
     ///
@@ -134,17 +136,19 @@ impl AgentHandle {
         self.numbers.histograms.histogram(name).map_err(Error::new)
     }
 
-    /// Has `collect` write a file of the service's own into incidents from here on: those of rules that ask
-    /// for it by `collect` (all do unless they say otherwise), and all that are asked for by hand or from
-    /// code. It is called at the incident's opening and each time a rule fires in it again.
+    /// Registers `collect` as a custom collector that writes the file `name` into incidents.
     ///
-    /// It runs on a thread of its own. What it has not written when its time is up is missing; what goes
-    /// beyond its bounds is cut, and the manifest says so. A panic or an error costs that file only.
-    /// While it has not returned it is not called again.
+    /// It runs in incidents of rules that list it in `collect` (by default all rules do), and in
+    /// all incidents requested manually or from code. It is called when the incident opens and each
+    /// time a rule fires in it again.
+    ///
+    /// Each run has a separate thread. Output not written before the timeout is missing, output
+    /// beyond the size limit is cut, and the manifest records both. A panic or an error affects
+    /// that file only. The collector is not called again until it has returned.
     ///
     /// # Errors
     ///
-    /// If `name` is no plain file name, or is taken, or there are 32 already.
+    /// If `name` is not a plain file name or is already registered, or if there are 32 collectors.
     pub fn collector(
         &self,
         name: &str,
@@ -154,18 +158,19 @@ impl AgentHandle {
         self.collectors.add(name, options, Box::new(collect))
     }
 
-    /// Watches one more tokio runtime: its tasks are counted, its lag is measured, and a worker of it that
-    /// stands still is looked into (`trace.stall`). The runtime in which the agent was started is watched
-    /// already.
+    /// Observes another tokio runtime: counts its tasks, measures its lag and detects stalled
+    /// workers (`trace.stall`). The runtime in which the agent was started is observed
+    /// automatically.
     ///
     /// # Errors
     ///
-    /// If too many runtimes are watched.
+    /// If too many runtimes are observed.
     pub fn observe(&self, runtime: tokio::runtime::Handle) -> Result<(), Error> {
         self.runtimes.observe(runtime).map_err(Error::new)
     }
 
-    /// Captures `take` for `who` (as others are told while he has the engine) and hands it over.
+    /// Requests the on-demand capture `take`. `who` identifies the client in errors of other
+    /// clients while it uses the engine.
     #[cfg_attr(not(feature = "http"), expect(dead_code, reason = "the endpoint is who asks"))]
     pub(crate) fn stream(&self, take: Take, who: String) -> Streaming {
         let (reply, answer) = oneshot::channel();
@@ -183,13 +188,13 @@ impl AgentHandle {
         Streaming::new(answer, self.events.clone())
     }
 
-    /// Where incidents are written.
+    /// Returns the location of the incident directory.
     #[cfg_attr(not(feature = "http"), expect(dead_code, reason = "the endpoint is who asks"))]
     pub(crate) fn location(&self) -> &Location {
         &self.fixed.location
     }
 
-    /// What `[http]` says, or the defaults without it.
+    /// Returns the settings of `[http]`, or the defaults without that section.
     #[cfg_attr(not(feature = "http"), expect(dead_code, reason = "the endpoint is who asks"))]
     pub(crate) fn http(&self) -> &HttpSettings {
         &self.fixed.http
@@ -209,7 +214,7 @@ impl AgentHandle {
         self.request(|reply| Event::Toggle { action, origin, kinds, reply: Some(reply) })
     }
 
-    /// Whether this process is a fork of the one in which the agent runs.
+    /// Returns `true` if this process is a fork of the one in which the agent runs.
     pub(super) fn is_inherited(&self) -> bool {
         std::process::id() != self.fixed.pid
     }
@@ -220,7 +225,7 @@ impl AgentHandle {
             fork::notice();
             return Pending(Err(Some(Error::new(error))));
         }
-        // A thread that could not be had at the start.
+        // The thread may have been unavailable when the agent started.
         if let Some(threads) = self.fixed.threads.upgrade()
             && let Err(error) = threads.agent_loop.start()
         {
@@ -238,8 +243,8 @@ impl AgentHandle {
     }
 }
 
-/// An answer that is on its way. Await it, or [`Pending::wait`] for it where nothing can be awaited. The
-/// request is carried out either way.
+/// The future result of a request. Await it, or call [`Pending::wait`] outside async code. The
+/// request is processed even if this is dropped.
 #[must_use = "the answer says whether the request was carried out"]
 pub struct Pending<T>(Result<Answer<T>, Option<Error>>);
 
@@ -249,7 +254,7 @@ struct Answer<T> {
 }
 
 impl<T> Answer<T> {
-    /// Polls for the answer; `waker` is called on the thread that sends it.
+    /// Polls for the result. `waker` is called on the thread that sends it.
     fn poll(&mut self, waker: &Waker) -> Poll<Result<T, Error>> {
         let answer = Pin::new(&mut self.answer).poll(&mut Context::from_waker(waker));
         answer.map(|answer| answer.unwrap_or_else(|_| Err(Error::new(AgentError::Unanswered))))
@@ -257,11 +262,11 @@ impl<T> Answer<T> {
 }
 
 impl<T> Pending<T> {
-    /// Blocks this thread until the answer is there, for `timeout` at the most.
+    /// Blocks this thread until the result is available, for at most `timeout`.
     ///
     /// # Errors
     ///
-    /// What the agent answers, or that it did not answer in time.
+    /// If the request failed, or there was no result within `timeout`.
     pub fn wait(mut self, timeout: Duration) -> Result<T, Error> {
         let deadline = Instant::now() + timeout;
         let waker = Waker::from(Arc::new(Unpark(thread::current())));
@@ -288,7 +293,7 @@ impl<T> Future for Pending<T> {
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         match &mut self.0 {
             Ok(answer) => {
-                // The executor's waker is the service's code: it may block or panic.
+                // The executor's waker is host code: it may block or panic.
                 let waker = context.waker().clone();
                 let aside = WakeAside { waker, thread: answer.wakers.clone() };
                 answer.poll(&Waker::from(Arc::new(aside)))
@@ -298,7 +303,7 @@ impl<T> Future for Pending<T> {
     }
 }
 
-/// Takes the error of a request that was not sent; it is there once.
+/// Takes the error of a request that was not sent. The error can be taken once.
 fn taken(error: &mut Option<Error>) -> Error {
     error.take().unwrap_or_else(|| Error::new(AgentError::Stopped))
 }

@@ -1,13 +1,13 @@
-//! The heap profile, from the allocator's tables into a file, in memory that was reserved before.
+//! A writer of heap profiles, from the allocator's tables to a file, in memory reserved in advance.
 //!
 //! ```text
 //! tables ── samples ─────────────────────────────┐
 //!        ── frames, by address ── symbol tables ─┴─► profile.proto ─► gzip ─► out
 //! ```
 //!
-//! A dump allocates nothing: the room is made and written to once, about 1.5 MiB, because the moment it
-//! is for is the one in which no more is to be had. Building the profile first, as is done for the
-//! other kinds, would take some 400 bytes a sample at that moment.
+//! A dump allocates nothing: its buffers, about 1.5 MiB, are allocated and touched once, because a
+//! dump is needed most when no more memory is available. Building the profile in memory first, as
+//! for the other kinds, would take some 400 bytes per sample at that moment.
 
 use std::io::{self, Write};
 
@@ -21,18 +21,18 @@ use crate::model::{Mapping, Marker};
 use crate::os::resident::ResidentReader;
 use crate::symbols::{ANONYMOUS, Failure, Files, Generated, Identity, Unchecked, memory_file};
 
-/// What a profile is told about the process, to be read beside its sums.
+/// Memory of the process, added to a profile for comparison with its totals.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ProcessMemory {
-    /// Resident set, in bytes.
+    /// Resident set size, in bytes.
     pub resident: Option<u64>,
-    /// What counts against the limit, in bytes.
+    /// Memory charged against the limit, in bytes.
     pub working_set: Option<u64>,
-    /// The limit, in bytes.
+    /// Memory limit, in bytes.
     pub limit: Option<u64>,
 }
 
-/// Writes heap profiles.
+/// A writer of heap profiles that allocates nothing while writing.
 pub struct HeapWriter {
     tables: heap::Room,
     stream: pprof::Room,
@@ -44,26 +44,25 @@ pub struct HeapWriter {
     summary: Option<MemorySummary>,
 }
 
-/// A mapping that holds a frame.
+/// A mapping that contains a frame.
 #[derive(Clone, Copy)]
 struct Used {
     mapping: usize,
-    /// Whether every frame in it has a name.
+    /// True if every frame in it has a name.
     named: bool,
-    /// Whether what is to be said of its file has been said.
+    /// True if the comment about its file has been written.
     told: bool,
 }
 
 impl HeapWriter {
-    /// Reserves what a dump takes, about 1.5 MiB, makes sure that it is there, and opens the loaded
-    /// files.
+    /// Reserves the memory of a dump, about 1.5 MiB, makes it resident, and opens the loaded files.
     pub fn reserve() -> Self {
         let _excluded = heap::exclude_current_thread();
         let mut batch = vec![(u64::MAX, u32::MAX); 2 * BATCH];
         batch.clear();
         let mut tables = heap::Room::reserve();
         let mut files = Files::reserve(BATCH);
-        // What keeps it from working will be told by the first dump.
+        // A persistent error is reported by the first dump.
         if let Ok(dump) = tables.begin() {
             files.open(dump.mappings());
         }
@@ -74,16 +73,16 @@ impl HeapWriter {
         Self { tables, stream, files, generated, batch, used, resident, summary: None }
     }
 
-    /// Writes the profile of this moment, which is `now` on the wall, gzip'd, with the names of
-    /// functions as far as the files on disk tell.
+    /// Writes a gzip-compressed profile of the heap at this moment. `now` is the current wall time.
+    /// Functions are symbolized from the symbol tables on disk.
     ///
-    /// Allocates nothing, unless libraries were loaded since the last time, more than 64 are, or one
-    /// cannot be opened. Costs some milliseconds for each 10 MB of symbol tables and about
-    /// 0.3 us a sample. Other threads are not stopped.
+    /// Allocates nothing, unless libraries were loaded since the last call, more than 64 are
+    /// loaded, or one cannot be opened. Costs some milliseconds per 10 MB of symbol tables and
+    /// about 0.3 us per sample. Other threads are not stopped.
     ///
     /// # Errors
     ///
-    /// If the program's allocator is another, `/proc` cannot be read, or `out` refuses.
+    /// If the program uses another allocator, `/proc` cannot be read, or `out` fails.
     pub fn write(
         &mut self,
         now: Timestamp,
@@ -102,7 +101,7 @@ impl HeapWriter {
             drop_frames: heap::DROP_FRAMES,
         };
         used.clear();
-        // Readers take the first for the main executable, so it is there in any case.
+        // Readers assume that the first mapping is the main executable, so it is always written.
         used.extend(dump.mappings().first().map(|_| Used::first(0)));
         let written = (|| {
             let mut out = Stream::begin(stream, out, &head)?;
@@ -141,8 +140,8 @@ impl HeapWriter {
 }
 
 impl HeapWriter {
-    /// How much of the resident memory the last profile explains, and where the rest is. `None` if it could not be
-    /// read.
+    /// Returns the comparison of the last profile with the resident memory, or `None` if that could
+    /// not be read.
     pub(in crate::agent) fn summary(&self) -> Option<MemorySummary> {
         self.summary
     }
@@ -163,7 +162,7 @@ struct Locations<'a, 'r, W: Write> {
 }
 
 impl<W: Write> Locations<'_, '_, W> {
-    /// Writes these frames, which are sorted by address.
+    /// Writes frames sorted by address.
     fn write(&mut self, mut frames: &[(u64, u32)]) -> io::Result<()> {
         while let Some(&(first, _)) = frames.first() {
             let holder = self.mappings.iter().position(|m| (m.start..m.end).contains(&first));
@@ -185,7 +184,7 @@ impl<W: Write> Locations<'_, '_, W> {
         Ok(())
     }
 
-    /// Writes frames in no file, or in one that is in memory only.
+    /// Writes frames outside any file, or in a file that exists in memory only.
     fn generated(&mut self, place: Option<usize>, frames: &[(u64, u32)]) -> io::Result<()> {
         let code = frames.partition_point(|&(address, _)| Marker::of(address).is_none());
         let (code, markers) = frames.split_at(code);
@@ -231,7 +230,7 @@ impl<W: Write> Locations<'_, '_, W> {
         if memory_file(&mapping.path).is_some() {
             return self.generated(Some(place), frames);
         }
-        // "[vdso]" and the like are no files.
+        // "[vdso]" and similar mappings are not files.
         let (mut written, mut named) = (0, true);
         if mapping.path.is_absolute() {
             let at = |&(address, _): &(u64, u32)| {
@@ -272,7 +271,7 @@ impl<W: Write> Locations<'_, '_, W> {
 }
 
 impl ProcessMemory {
-    /// Says why a process takes more than its profile's sum.
+    /// Writes the reasons a process uses more memory than the profile's total.
     fn comment<W: Write>(&self, out: &mut Stream<'_, W>) -> io::Result<()> {
         if let Some(resident) = self.resident {
             out.comment(format_args!("process: {resident} bytes resident"))?;

@@ -1,4 +1,4 @@
-//! The vitals that go into manifests: the two minutes before an incident, and all of it.
+//! The vitals stored in manifests: those of the two minutes before an incident and those during it.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -7,26 +7,26 @@ use std::time::Duration;
 use crate::base::{Anchor, Moment};
 use crate::model::{CounterPart, HistogramPart, Metric, Vitals, VitalsRow};
 
-/// The distance of two rows.
+/// Time between two rows.
 const STEP: Duration = Duration::from_secs(1);
 
-/// Whether a tick at `now` is a step after the one at `last`; one that comes a little early is.
+/// Returns `true` if at least 95 % of `step` has passed since `last`: a tick may be slightly early.
 fn is_due(now: Moment, last: Moment, step: Duration) -> bool {
     now.since(last) >= step * 19 / 20
 }
 
-/// How many rows are kept from before an incident: two minutes.
+/// Maximum number of rows kept from before an incident: two minutes.
 const BEFORE: usize = 120;
-/// How many rows a recording may have. When they are reached every second one goes and the distance
-/// doubles, so that a week's incident and a minute's take the same room: some 150 KiB.
+/// Maximum number of rows of a recording, some 150 KiB. At this limit every second row is removed
+/// and the step doubles, so that a week's incident takes no more memory than a minute's.
 const MOST: usize = 600;
 
-/// The last two minutes.
+/// The vitals of the last two minutes.
 #[derive(Default)]
 pub(super) struct History(VecDeque<Vitals>);
 
 impl History {
-    /// Keeps `vitals`, if the last were kept a step ago.
+    /// Appends `vitals` if a step has passed since the last row.
     pub(super) fn record(&mut self, vitals: &Vitals) {
         if self.0.back().is_some_and(|last| !is_due(vitals.at, last.at, STEP)) {
             return;
@@ -37,7 +37,7 @@ impl History {
         self.0.push_back(vitals.clone());
     }
 
-    /// A recording that begins with what is kept, and `now`.
+    /// Starts a recording with the kept rows and `now`.
     pub(super) fn begin(&self, now: &Vitals) -> Recording {
         let mut rows: Vec<Vitals> = self.0.iter().cloned().collect();
         rows.push(now.clone());
@@ -53,7 +53,7 @@ pub(super) struct Recording {
 }
 
 impl Recording {
-    /// Keeps `vitals`, if the last were kept a step ago.
+    /// Appends `vitals` if a step has passed since the last row.
     pub(super) fn record(&mut self, vitals: &Vitals) {
         if !is_due(vitals.at, self.last, self.step) {
             return;
@@ -70,13 +70,13 @@ impl Recording {
         self.rows.push(vitals.clone());
     }
 
-    /// The rows as a manifest shows them.
+    /// Returns the rows in the form used by manifests.
     pub(super) fn rows(&self, anchor: Anchor) -> Vec<VitalsRow> {
         self.rows.iter().map(|vitals| row(vitals, anchor)).collect()
     }
 }
 
-/// One tick as a manifest shows it.
+/// Converts one tick to the form used by manifests.
 pub(super) fn row(vitals: &Vitals, anchor: Anchor) -> VitalsRow {
     let fixed = Metric::fixed();
     let values = fixed
@@ -86,7 +86,7 @@ pub(super) fn row(vitals: &Vitals, anchor: Anchor) -> VitalsRow {
     VitalsRow { at: anchor.wall_at(vitals.at), values }
 }
 
-/// The service's own numbers there are in `vitals`.
+/// Returns the custom metrics present in `vitals`.
 fn own(vitals: &Vitals) -> impl Iterator<Item = Metric> {
     let gauges = vitals.gauges.iter().map(|(name, _)| Metric::Gauge(name.clone()));
     let counters = vitals

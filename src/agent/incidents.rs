@@ -1,8 +1,8 @@
-//! Which incidents are open, what each should be capturing, and what is to be done next.
+//! The open incidents, the captures each should have, and the next command.
 //!
-//! A state machine without a thread, a clock or a file. The loop tells it what happened
-//! ([`Incidents::fire`], [`Incidents::toggle`], [`Incidents::expire`], …) and asks for the next
-//! [`Job`]; it hands out one at a time and hears what came of it ([`Incidents::done`]).
+//! A state machine without a thread, a clock or a file. The loop reports events
+//! ([`Incidents::fire`], [`Incidents::toggle`], [`Incidents::expire`], …) and requests the next
+//! [`Job`]. One command is issued at a time, and its result is passed to [`Incidents::done`].
 //!
 //! ```text
 //!  rule, toggle, call ──► claim (kinds, until) ──► wanted ──┐
@@ -10,14 +10,15 @@
 //!  capture thread ──────► done ──────────────────► running ─┘
 //! ```
 //!
-//! It is driven by levels, not by edges: a job is the difference between what is wanted and what runs,
-//! computed when the capture thread is free. A thousand toggles during one job therefore cost one job,
-//! and no queue grows. An incident that has not been closed takes a new claim instead of opening
-//! another beside it.
+//! The machine is level-triggered, not edge-triggered: a command is the difference between the
+//! wanted and the running captures, computed when the capture thread is free. A thousand toggles
+//! during one command therefore cost one command, and no queue grows. A new claim joins an incident
+//! that is not closed instead of opening another beside it.
 //!
-//! Invariants, held by the properties below: captures run in at most one incident at a time (the
-//! engines are one of a kind); an incident is closed once, and only with nothing running; every
-//! incident that was opened is closed after [`Incidents::shut`].
+//! Invariants, checked by the property tests below:
+//! - Captures run in at most one incident at a time, because each engine exists once.
+//! - An incident is closed once, and only while nothing is running.
+//! - Every opened incident is closed after [`Incidents::shut`].
 
 mod incident;
 mod job;
@@ -30,11 +31,12 @@ use crate::model::{CaptureSet, Collect, Reason};
 use incident::{Claim, Holder, Incident, Phase};
 pub(crate) use job::{Done, Job, Noted, Notice, ToggleState, View};
 
-/// The manifest of an open incident is brought up to date this long after it opened, and then each time
-/// it has become a tenth older: the vitals before a kill are on disk, and a week's plateau costs little.
+/// Minimum interval between two manifest updates of an open incident. The interval is the larger of
+/// this and a tenth of the incident's age: the vitals before a kill are on disk, and an incident
+/// open for a week costs little.
 const FIRST_NOTE: Duration = Duration::from_secs(10);
 
-/// How long after a failed attempt to close (a full disk) the next is made.
+/// Delay before another attempt to close an incident after one failed (disk full).
 const CLOSE_RETRY: Duration = Duration::from_secs(10);
 
 /// The open incidents.
@@ -43,24 +45,24 @@ pub(crate) struct Incidents {
     open: Vec<Incident>,
     toggle: Option<ToggleState>,
     join: Duration,
-    /// Whether there are collectors of the service's own.
+    /// True if custom collectors are registered.
     collectors: bool,
-    /// Whether everything is to end.
+    /// True if everything must end.
     shut: bool,
 }
 
 impl Incidents {
-    /// What claims anything within `join` of an incident's opening joins it.
+    /// Sets the time after an incident's opening in which any claim joins it.
     pub(crate) fn set_join(&mut self, join: Duration) {
         self.join = join;
     }
 
-    /// Whether there are collectors of the service's own; without, nobody who wants all gets any.
+    /// Sets whether custom collectors are registered; if not, `Collect::All` is a no-op.
     pub(crate) fn set_collectors(&mut self, any: bool) {
         self.collectors = any;
     }
 
-    /// The incident `id` is to have these files of the service's own.
+    /// Requests custom collectors for incident `id`.
     pub(crate) fn collect(&mut self, id: IncidentId, wanted: &Collect) {
         if (self.collectors || *wanted != Collect::All)
             && let Some(incident) = self.open.iter_mut().find(|open| open.id == id)
@@ -69,31 +71,33 @@ impl Incidents {
         }
     }
 
-    /// A collector for the incident `id` has returned.
+    /// Records that a custom collector of incident `id` returned.
     pub(crate) fn collected(&mut self, id: IncidentId) {
         for incident in self.open.iter_mut().filter(|open| open.id == id) {
-            // It may be quicker than the word that it was begun.
+            // The collector may return before the result of its start command arrives.
             incident.collected = true;
         }
     }
 
-    /// Whether a rule without an incident would join one.
+    /// Returns `true` if a rule without an incident would join one.
     pub(crate) fn has_joinable(&self, now: Moment) -> bool {
         self.joinable(now, |_| false).is_some()
     }
 
-    /// How often `rule`, which has no incident, fired in the one it would join; `None` if there is none.
+    /// Returns the number of firings of `rule`, which has no incident, in the incident it would
+    /// join, or `None` if there is none to join.
     pub(crate) fn fires_of_joinable(&self, now: Moment, rule: &str) -> Option<usize> {
         let at = self.joinable(now, |_| false)?;
         self.open.get(at).map(|open| open.fires_of(rule))
     }
 
-    /// How often `rule` fired in the incident `id`.
+    /// Returns the number of firings of `rule` in incident `id`.
     pub(crate) fn fires(&self, id: IncidentId, rule: &str) -> usize {
         self.open.iter().find(|open| open.id == id).map_or(0, |open| open.fires_of(rule))
     }
 
-    /// A rule fired: it wants `kinds` for `duration`, and its incident open until it clears.
+    /// Claims `kinds` for a duration because `rule` fired. The rule keeps the incident open until
+    /// it clears.
     pub(crate) fn fire(
         &mut self,
         now: Moment,
@@ -113,14 +117,14 @@ impl Incidents {
         incident.id
     }
 
-    /// A rule's condition is over, or the rule is gone.
+    /// Records that the condition of `rule` ended or that the rule was removed.
     pub(crate) fn clear(&mut self, rule: &str) {
         for incident in &mut self.open {
             incident.held_by.retain(|name| name != rule);
         }
     }
 
-    /// The toggle goes on (or stays on), for `max_duration` from now at the most.
+    /// Turns the toggle on for at most `max_duration` from now. No effect if it is on.
     pub(crate) fn toggle_on(
         &mut self,
         now: Moment,
@@ -138,7 +142,7 @@ impl Incidents {
         state
     }
 
-    /// The toggle goes off (or stays off). Returns what it was.
+    /// Turns the toggle off. Returns its previous state.
     pub(crate) fn toggle_off(&mut self) -> Option<ToggleState> {
         let state = self.toggle.take()?;
         for incident in &mut self.open {
@@ -147,12 +151,12 @@ impl Incidents {
         Some(state)
     }
 
-    /// What the toggle is.
+    /// Returns the state of the toggle, or `None` if it is off.
     pub(crate) fn toggle(&self) -> Option<ToggleState> {
         self.toggle
     }
 
-    /// Code asked for `kinds` for `duration`.
+    /// Claims captures for a duration on a call from code.
     pub(crate) fn call(
         &mut self,
         now: Moment,
@@ -163,7 +167,7 @@ impl Incidents {
         self.claim(now, new_id, Holder::Call, claim, reason, |_| false).id
     }
 
-    /// Time has passed: claims that are over end.
+    /// Ends the claims that have expired at `now`.
     pub(crate) fn expire(&mut self, now: Moment) -> Vec<Notice> {
         if self.toggle.is_some_and(|state| state.until <= now) {
             self.toggle_off();
@@ -182,14 +186,14 @@ impl Incidents {
         self.settle()
     }
 
-    /// When [`Incidents::expire`] has something to do next.
+    /// Returns the time of the next expiry.
     pub(crate) fn next_expiry(&self) -> Option<Moment> {
         let claims = self.open.iter().flat_map(|open| open.claims.iter().filter_map(|it| it.until));
         let waiting = self.open.iter().filter(|open| !open.collected);
         claims.chain(waiting.filter_map(|open| open.collecting)).min()
     }
 
-    /// Ends everything: after this only jobs that stop and close are handed out.
+    /// Ends everything. From here on only commands that stop and close are issued.
     pub(crate) fn shut(&mut self) {
         self.toggle = None;
         self.shut = true;
@@ -200,8 +204,8 @@ impl Incidents {
         }
     }
 
-    /// The next thing to do; none when what runs is what is wanted. Ask again only after its
-    /// [`Incidents::done`].
+    /// Returns the next command, or `None` if the running captures are the wanted ones. Must not be
+    /// called again before [`Incidents::done`].
     pub(crate) fn next_job(&mut self, now: Moment) -> Option<Job> {
         let busy = self.open.iter().find(|i| !i.running.is_empty()).map(|i| i.id);
         for incident in &mut self.open {
@@ -246,7 +250,7 @@ impl Incidents {
         None
     }
 
-    /// Hears what came of a job.
+    /// Applies the result of a command.
     pub(crate) fn done(&mut self, now: Moment, done: Done) -> Vec<Notice> {
         let id = match done {
             Done::Opened { id, .. }
@@ -286,7 +290,7 @@ impl Incidents {
         self.settle()
     }
 
-    /// The open incidents, oldest first.
+    /// Returns the open incidents, oldest first.
     pub(crate) fn iter(&self) -> impl Iterator<Item = View<'_>> {
         self.open.iter().map(|incident| View {
             id: incident.id,
@@ -299,13 +303,13 @@ impl Incidents {
         })
     }
 
-    /// Whether none is open.
+    /// Returns `true` if no incident is open.
     pub(crate) fn is_empty(&self) -> bool {
         self.open.is_empty()
     }
 
-    /// Where a claim at `now` belongs: the incident that is capturing, else one that is the claimant's own
-    /// or that nobody holds, else the one that was opened within `join`.
+    /// Returns the incident that a claim at `now` joins: the one that is capturing, else the
+    /// claimant's own or one that nothing holds open, else one opened within `join`.
     fn joinable(&self, now: Moment, own: impl Fn(&Incident) -> bool) -> Option<usize> {
         let which = |wanted: &dyn Fn(&Incident) -> bool| {
             self.open.iter().position(|i| i.phase != Phase::Closing && wanted(i))
@@ -315,7 +319,7 @@ impl Incidents {
             .or_else(|| which(&|i| now.since(i.opened.0) < self.join))
     }
 
-    /// Puts a claim where it belongs, or into a new incident.
+    /// Adds a claim to the incident it joins, or to a new one.
     fn claim(
         &mut self,
         now: Moment,
@@ -366,7 +370,8 @@ impl Incidents {
         incident
     }
 
-    /// Lets go of what nobody wants and reports the rules whose captures have ended.
+    /// Clears `refused` where captures are no longer wanted. Returns the rules whose captures have
+    /// ended.
     fn settle(&mut self) -> Vec<Notice> {
         let mut notices = Vec::new();
         for incident in &mut self.open {

@@ -1,4 +1,4 @@
-//! How much of the resident memory a heap profile explains, and where the rest is.
+//! Comparison of a heap profile's total with the resident memory, and a breakdown of the rest.
 
 use std::fmt::{self, Write};
 
@@ -6,16 +6,17 @@ use crate::base::Bytes;
 use crate::model::Profile;
 use crate::os::resident::{Kinds, Resident, ResidentReader};
 
-/// Part of the anonymous memory below which the profile is said to show little, in per cent.
+/// Percentage of the resident memory below which the profile is said to explain little.
 const EXPLAINS_LITTLE: f64 = 50.0;
 
-/// Less is not worth a conclusion: tables, stacks and code of a small program.
+/// Minimum unexplained memory for a conclusion. Less is normal: tables, stacks and code of a small
+/// program.
 const SMALL: u64 = 32 << 20;
 
-/// The first words of the sentence, by which it is found among the comments of a profile.
+/// Prefix that identifies the summary among the comments of a profile.
 const START: &str = "memory: ";
 
-/// What a profile sums up, beside the resident memory of the process at that moment.
+/// The in-use total of a profile and the resident memory of the process at the same moment.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::agent) struct MemorySummary {
     in_use: u64,
@@ -28,7 +29,7 @@ impl MemorySummary {
         Some(Self { in_use, resident: reader.read()? })
     }
 
-    /// Puts the summary before the comments of a heap profile.
+    /// Prepends the summary to the comments of a heap profile.
     pub(in crate::agent) fn describe(profile: &mut Profile) {
         let Some(column) = profile.sample_types.iter().position(|it| it.name == "inuse_space")
         else {
@@ -42,12 +43,12 @@ impl MemorySummary {
         profile.comments.splice(..0, comments);
     }
 
-    /// The summary among the comments of a profile.
+    /// Returns the summary among the comments of a profile.
     pub(in crate::agent) fn of(profile: &Profile) -> Option<String> {
         profile.comments.iter().find(|line| line.starts_with(START)).cloned()
     }
 
-    /// Shows the sentence and the list of the largest mappings.
+    /// Passes the summary and the list of the largest mappings to `see`, a line per call.
     pub(in crate::agent) fn lines<E>(
         &self,
         mut see: impl FnMut(fmt::Arguments<'_>) -> Result<(), E>,
@@ -97,7 +98,7 @@ impl fmt::Display for MemorySummary {
     }
 }
 
-/// The mappings with the most.
+/// The largest mappings, formatted as one line.
 struct Largest(Kinds);
 
 impl fmt::Display for Largest {
@@ -160,7 +161,7 @@ mod tests {
         );
         let most = MemorySummary { in_use: 870 << 20, resident };
         assert!(!most.to_string().contains("outside"), "{most}");
-        // Asked for and never written.
+        // Requested but never written, hence not resident.
         let more = MemorySummary { in_use: 2 << 40, resident };
         assert!(more.to_string().contains("at most 885.0 MiB of 885.0 MiB resident (100.0 %)"));
     }

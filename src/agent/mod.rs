@@ -1,4 +1,4 @@
-//! The two threads of marple and the only wiring.
+//! The two threads of marple and the wiring between its modules.
 //!
 //! ```text
 //!   HTTP ─┐                    thread `marple`                        thread `marple-capture`
@@ -9,16 +9,18 @@
 //!                     └──────────────────────────────┘         └────────────────────────────────┘
 //! ```
 //!
-//! Neither thread is the host's, so a stuck executor is still watched and captured. Each piece of state
-//! has one owner: the loop owns what is measured, decided and promised, the worker owns collectors and
-//! files. They exchange values, one task at a time; what is to be done next is computed when the worker
-//! is free (`incidents`), so nothing queues up behind a slow disk. The CPU collector has a third thread,
-//! which empties its rings while the worker encodes; it is the collector's and knows nothing of these. What is handed
-//! over HTTP is encoded by one more, at low priority (`stream::encode`).
+//! Neither thread belongs to the host, so a stuck executor is still observed and captured. Each
+//! piece of state has one owner: the loop owns measurements, decisions and pending requests; the
+//! worker owns collectors and files. They exchange values, one command at a time. The next command
+//! is computed when the worker is free (`incidents`), so nothing queues up behind a slow disk.
 //!
-//! Between ticks the loop also looks for polls that last too long (`collect::stalls`): one that does is a tick of
-//! its own, so that a rule is not asked a quarter of a second late. Where polls are not recorded it looks at what
-//! the workers count (`collect::suspects`).
+//! The CPU collector has a third thread, which empties its rings while the worker encodes. It
+//! belongs to the collector and has no access to the agent's state. On-demand captures are encoded
+//! by one more thread at low priority (`stream::encode`).
+//!
+//! Between ticks the loop also checks for stalls (`collect::stalls`). A stall triggers an
+//! additional tick, so that rules are not evaluated a quarter of a second late. Where polls are not
+//! recorded, stalls are inferred from the workers' counters (`collect::suspects`).
 
 mod announce;
 mod budget;
@@ -79,7 +81,7 @@ pub use stream::StreamStatus;
 #[cfg(feature = "http")]
 pub(crate) use stream::{Form, HeapView, StreamError, Take, ThreadView};
 
-/// What the agent cannot do.
+/// An error of the agent.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     #[error(

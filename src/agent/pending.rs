@@ -7,13 +7,13 @@ use super::Error as AgentError;
 use crate::base::{Error, warnings};
 use crate::os;
 
-/// The topic of the warning while a thread cannot be started.
+/// Topic of the warning raised while a thread cannot be started.
 const TOPIC: &str = "threads";
 
 type Body = Box<dyn FnOnce() + Send>;
 
-/// The threads of an agent. Each is started as soon as the system allows it: a limit on threads may be exhausted at the
-/// agent's start and not a minute later.
+/// The threads of an agent. Each is started as soon as the system allows it: a limit on threads may
+/// be exhausted when the agent starts and not a minute later.
 pub(super) struct Threads {
     pub(super) agent_loop: PendingThread,
     pub(super) capture: PendingThread,
@@ -29,8 +29,8 @@ impl Threads {
         })
     }
 
-    /// Starts the threads beside the loop's that are not running, and reports those that cannot be started. Returns
-    /// whether all run.
+    /// Starts the helper threads that are not running and reports those that cannot be started.
+    /// Returns `true` if all run.
     pub(super) fn start_helpers(&self) -> bool {
         let helpers = [&self.capture, &self.callbacks];
         let mut refused = helpers.iter().filter_map(|thread| thread.start().err());
@@ -47,10 +47,10 @@ impl Threads {
     }
 }
 
-/// A thread that is running or is to be started.
+/// A thread that is running or waits to be started.
 pub(super) struct PendingThread {
     name: &'static str,
-    /// `None` once the thread has taken it, or if nothing is to be run.
+    /// `None` once the thread has taken it, or if there is nothing to run.
     body: Arc<Mutex<Option<Body>>>,
     handle: Mutex<Option<JoinHandle<()>>>,
 }
@@ -60,18 +60,18 @@ impl PendingThread {
         Self { name, body: Arc::default(), handle: Mutex::default() }
     }
 
-    /// Sets what the thread runs.
+    /// Sets the body of the thread.
     pub(super) fn prepare(&self, body: impl FnOnce() + Send + 'static) {
         *lock(&self.body) = Some(Box::new(body));
     }
 
-    /// Starts the thread unless it was started or has nothing to run.
+    /// Starts the thread unless it is already started or has no body.
     pub(super) fn start(&self) -> Result<(), Error> {
         let mut handle = lock(&self.handle);
         if handle.is_some() || lock(&self.body).is_none() {
             return Ok(());
         }
-        // A refused `spawn` drops its closure, so the closure does not own the body.
+        // A failed `spawn` drops its closure, so the closure must not own the body.
         let body = Arc::clone(&self.body);
         let run = move || {
             os::own_thread::enter();
@@ -90,13 +90,13 @@ impl PendingThread {
         lock(&self.handle).is_some()
     }
 
-    /// Drops what a thread that was not started was to run.
+    /// Drops the body of a thread that was not started.
     pub(super) fn cancel(&self) {
         let body = lock(&self.body).take();
         drop(body);
     }
 
-    /// Returns the running or ended thread.
+    /// Returns the handle of the running or finished thread.
     pub(super) fn take(&self) -> Option<JoinHandle<()>> {
         lock(&self.handle).take()
     }

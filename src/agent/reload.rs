@@ -1,9 +1,10 @@
-//! What of new settings takes effect while the agent runs.
+//! Applying changed settings while the agent runs.
 
 use crate::config::Settings;
 
-/// The settings to go on with, and the names of those that were changed but need a restart: the
-/// directory is locked, the listener bound, the signal installed, and files already bear the names.
+/// Returns the merged settings and the names of changed settings that need a restart. Those keep
+/// their old value: the directory is locked, the listener is bound, the signal handler is
+/// installed, and existing files contain the names.
 pub(super) fn merge(old: &Settings, new: Settings) -> (Settings, Vec<&'static str>) {
     let mut needs_restart = Vec::new();
     let mut merged = new;
@@ -14,7 +15,7 @@ pub(super) fn merge(old: &Settings, new: Settings) -> (Settings, Vec<&'static st
     keep("toggle.signal", &old.toggle.signal, &mut merged.toggle.signal, &mut needs_restart);
     let (file, new_file) = (&old.toggle.trigger_file, &mut merged.toggle.trigger_file);
     keep("toggle.trigger_file", file, new_file, &mut needs_restart);
-    // The engine runs from the start on, for the look-back.
+    // The engine runs from the start, for the look-back.
     keep("cpu.engine", &old.cpu.engine, &mut merged.cpu.engine, &mut needs_restart);
     let (often, new_often) = (&old.cpu.lookback_frequency, &mut merged.cpu.lookback_frequency);
     keep("cpu.lookback_frequency", often, new_often, &mut needs_restart);

@@ -1,8 +1,8 @@
-//! What the rules would have done: a history of vitals, shown to the deciding half of the agent.
+//! Replay of recorded vitals against rules.
 //!
-//! It is the same [`Decider`] the agent drives, with a capture thread that takes the time it is told to
-//! and writes nothing. At the end of the history the process is gone, as after an OOM kill: what was not
-//! written by then is not there.
+//! A replay uses the same [`Decider`] as the agent, with a simulated capture thread that takes a
+//! given time and writes nothing. At the end of the history the process is considered dead, as
+//! after an OOM kill: artifacts not written by then do not exist.
 
 use std::time::Duration;
 
@@ -15,64 +15,65 @@ use crate::base::{Anchor, ClockReading, IncidentId, Moment};
 use crate::config::Settings;
 use crate::model::{CaptureKind, CaptureSet, Vitals};
 
-/// How long the capture thread takes.
+/// Timing of the simulated capture thread.
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {
-    /// To make a directory, or bring a manifest up to date.
+    /// Time to create a directory or update a manifest.
     pub manifest: Duration,
-    /// To take and write one file.
+    /// Time to take and write one artifact.
     pub file: Duration,
 }
 
 impl Default for Pace {
-    /// A slow disk: 50 ms, and half a second a file.
+    /// Returns the timing of a slow disk: 50 ms, and half a second per artifact.
     fn default() -> Self {
         Self { manifest: Duration::from_millis(50), file: Duration::from_millis(500) }
     }
 }
 
-/// A time at which the capture thread took evidence.
+/// Evidence taken by the simulated capture thread.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Taken {
-    /// The incident, counted from 0 in the order they were opened.
+    /// Index of the incident, in the order of opening.
     pub incident: usize,
-    /// When.
+    /// Time at which the evidence was taken.
     pub at: Moment,
-    /// What: a snapshot of these, or these began to be recorded.
+    /// Kinds of which a snapshot was taken, or whose recording started.
     pub kinds: CaptureSet,
-    /// When the first file of it was on disk; none when the history ended before.
+    /// Time at which its first artifact was on disk, or `None` if the history ended before.
     pub written: Option<Moment>,
 }
 
-/// What came of a replay.
+/// Result of a replay.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Outcome {
-    /// Each incident's name, in the order they were opened.
+    /// Names of the incidents, in the order of opening.
     pub incidents: Vec<String>,
-    /// The captures, in the order they were taken.
+    /// Captures, in the order they were taken.
     pub taken: Vec<Taken>,
-    /// Each rule that fired, when, and why.
+    /// Firings of rules: time, rule and reason.
     pub fired: Vec<(Moment, String, String)>,
 }
 
 impl Outcome {
-    /// The captures that were on disk before the end.
+    /// Returns the captures that were on disk before the end.
     pub fn written(&self) -> impl Iterator<Item = &Taken> {
         self.taken.iter().filter(|taken| taken.written.is_some())
     }
 }
 
-/// One process of several that write into the same directory, each after the one before it has died.
+/// One of several processes that use the same directory in sequence, each started after the
+/// previous one died.
 pub struct ProcessHistory<'h> {
-    /// Its vitals. Moments that are earlier than those of the process before it mean that the machine was
-    /// booted in between.
+    /// Vitals of the process. Moments earlier than those of the previous process mean that the
+    /// machine was rebooted in between.
     pub vitals: Box<dyn Iterator<Item = Vitals> + 'h>,
-    /// The wall clock, which may be set while the process runs.
+    /// Wall clock, which may be set while the process runs.
     pub wall: Box<dyn Fn(Moment) -> Timestamp + 'h>,
 }
 
-/// Shows `history` to the rules of `settings`. Each of its vitals is a tick, whatever
-/// `settings.interval` says.
+/// Replays `history` against the rules of `settings`. Each of the vitals is a tick, regardless of
+/// `settings.interval`.
 pub fn replay(
     settings: &Settings,
     pace: Pace,
@@ -82,8 +83,8 @@ pub fn replay(
     replay_one(settings, pace, (history.into_iter(), &wall), &mut None)
 }
 
-/// Shows the histories of `processes` to the rules of `settings`, one process after the other. Each continues
-/// from what the ones before it saved of their budgets.
+/// Replays the histories of several processes in sequence. Each continues from the budgets saved by
+/// the previous ones.
 pub fn replay_restarts<'h>(
     settings: &Settings,
     pace: Pace,
@@ -130,19 +131,19 @@ struct Replay<'w> {
     decider: Decider,
     pace: Pace,
     wall: &'w dyn Fn(Moment) -> Timestamp,
-    /// What is in `state.json`.
+    /// Contents of `state.json`.
     saved: Option<State>,
-    /// The incidents, in the order they were opened.
+    /// Incidents, in the order of opening.
     ids: Vec<IncidentId>,
     under_way: Option<UnderWay>,
     outcome: Outcome,
 }
 
-/// A job of the capture thread.
+/// A command being performed by the simulated capture thread.
 struct UnderWay {
     end: Moment,
     done: Done,
-    /// The captures of which it writes the first file.
+    /// Captures whose first artifact is written by this command.
     writes: Vec<usize>,
 }
 
@@ -153,7 +154,7 @@ impl Replay<'_> {
 
     fn tick(&mut self, vitals: &Vitals) {
         let now = vitals.at;
-        // The jobs that end before this tick, each begun when the one before it had ended.
+        // Completes the commands that end before this tick. Each starts when the previous one ends.
         while let Some(job) = self.under_way.take_if(|job| job.end <= now) {
             for written in job.writes {
                 if let Some(taken) = self.outcome.taken.get_mut(written) {
@@ -174,11 +175,11 @@ impl Replay<'_> {
         }
     }
 
-    /// Begins the next job.
+    /// Starts the next command.
     fn begin(&mut self, now: Moment) -> Option<UnderWay> {
         let Pace { manifest, file } = self.pace;
         let job = self.decider.next_job(now)?;
-        // As the agent does: before the job.
+        // Saved before the command, as the agent does.
         if let Some(state) = self.decider.take_state(self.anchor(now)) {
             self.saved = Some(state);
         }
@@ -197,7 +198,7 @@ impl Replay<'_> {
                     false => (manifest, done, Vec::new()),
                 }
             }
-            // The files of the service's own are no part of what is replayed.
+            // Custom collectors are not replayed.
             Job::Collect { id, .. } | Job::Gather { id, .. } => {
                 (manifest, Done::Collecting { id, until: None }, Vec::new())
             }

@@ -1,4 +1,4 @@
-//! The loop of the thread `marple`.
+//! The loop of the `marple` thread.
 
 use std::future;
 use std::io;
@@ -20,28 +20,28 @@ use crate::config::ToggleSignal;
 use crate::model::Origin;
 use crate::vitals::Runtimes;
 
-/// Time a shutdown may take: running captures are stopped and written, then the loop ends.
+/// Time allowed for a shutdown: running captures are stopped and written, then the loop ends.
 pub(super) const LAST_WORDS: Duration = Duration::from_secs(5);
 
-/// Number of descriptors that a runtime with a poller takes, signals and timers included.
+/// Number of descriptors used by a runtime with a poller, including signals and timers.
 pub(super) const DESCRIPTORS: usize = 8;
 
-/// Name of the thread, for panics that are counted.
+/// Name of the thread in panic counts.
 const THREAD: &str = "marple";
 
-/// Returns the error of a process that has not [`DESCRIPTORS`] left.
+/// Returns an error if fewer than [`DESCRIPTORS`] descriptors are available.
 pub(super) fn check_descriptors() -> io::Result<()> {
     let pairs: Vec<_> = (0..DESCRIPTORS / 2).map(|_| UnixStream::pair()).collect();
     pairs.into_iter().try_for_each(|pair| pair.map(drop))
 }
 
-/// The loop's state, which outlives a panic in one of its turns.
+/// State of the loop, which survives a panic in one of its iterations.
 pub(super) struct Loop {
     core: Core,
     events: mpsc::Receiver<Event>,
     runtimes: Runtimes,
     deferred: Deferred,
-    /// Time of the request to shut down.
+    /// Time of the shutdown request.
     shutdown: Option<Instant>,
     turns: u64,
 }
@@ -56,14 +56,15 @@ impl Loop {
         Self { core, events, runtimes, deferred, shutdown: None, turns: 0 }
     }
 
-    /// Returns the number of turns so far.
+    /// Returns the number of iterations so far.
     pub(super) fn turns(&self) -> u64 {
         self.turns
     }
 
-    /// Begins a turn. Returns `true` if the shutdown is complete.
+    /// Starts an iteration. Returns `true` if the shutdown is complete.
     ///
-    /// The capture thread's next command is fenced by itself: if it panicked each time, the loop would do nothing else.
+    /// Dispatching a command is fenced separately: if it panicked each time, the loop would do
+    /// nothing else.
     fn begin_turn(&mut self) -> bool {
         self.turns += 1;
         panics::fence_and_record(THREAD, || self.core.pump());
@@ -76,7 +77,8 @@ impl Loop {
         is_over
     }
 
-    /// The thread has woken up: detects whether the process stood still before anything is measured.
+    /// Detects a standstill of the process after a wake-up. Must be called before anything is
+    /// measured.
     fn woke(&mut self, detector: &mut StandstillDetector, due: tokio::time::Instant) {
         detector.woke(due);
         self.core.follow_standstills();
@@ -98,9 +100,9 @@ impl Loop {
     }
 }
 
-/// Runs until a shutdown is complete.
+/// Runs the loop until a shutdown is complete.
 ///
-/// A panic in it may be caught; it continues with the same `agent` when it is called again.
+/// A caller may catch a panic and call this again with the same `agent`.
 pub(super) async fn run(agent: &mut Loop) {
     let mut signals = listen(agent.core.settings().toggle.signal);
     let mut ticker = Ticker::new(agent.core.interval());
@@ -146,7 +148,8 @@ pub(super) async fn run(agent: &mut Loop) {
     }
 }
 
-/// As [`run`] on a runtime that has timers alone, for `duration`. Returns `true` if a shutdown is complete.
+/// Runs the loop for `duration` on a runtime that has only timers. Returns `true` if a shutdown is
+/// complete.
 pub(super) async fn run_without_poller(agent: &mut Loop, duration: Duration) -> bool {
     let until = time::sleep(duration);
     tokio::pin!(until);
@@ -172,8 +175,9 @@ async fn expiry(left: Option<Duration>) {
     }
 }
 
-/// The toggle's signal. A handler that somebody else has installed for it is called too; ours stays
-/// when the agent ends, since taking it away would let the next signal kill the process.
+/// Installs the handler of the toggle signal. An existing handler of the host is called too. The
+/// handler stays installed when the agent ends, since without it the next signal would kill the
+/// process.
 fn listen(toggle_signal: Option<ToggleSignal>) -> Option<Signal> {
     let toggle_signal = toggle_signal?;
     let kind = match toggle_signal {

@@ -1,4 +1,4 @@
-//! What serves on the agent's own runtime beside the loop, such as the HTTP listener.
+//! Services that run on the agent's runtime beside the loop, such as the HTTP listener.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -7,21 +7,21 @@ use super::handle::AgentHandle;
 use crate::base::Error;
 use crate::config::Settings;
 
-/// Something that serves as long as the agent runs.
+/// A service that runs as long as the agent does.
 ///
-/// It lies above the agent in the layers; the crate's root attaches it.
+/// Implementations are in a higher layer than the agent; the crate root attaches them.
 pub(crate) trait Service: Send {
-    /// Takes what it needs from the machine. Called on the thread that starts the agent, outside the agent's
-    /// runtime; must not wait for another process.
+    /// Acquires operating system resources such as a socket. Called on the thread that starts the
+    /// agent, outside the agent's runtime. Must not wait for another process.
     ///
     /// # Errors
     ///
-    /// If it cannot have that now. [`Self::serve`] goes on trying.
+    /// If a resource is not available yet. [`Self::serve`] retries.
     fn bind(&mut self, settings: &Settings) -> Result<(), Error>;
 
-    /// Where it serves, for the log; `None` if it has nothing to serve.
+    /// Returns the address for the log, or `None` if there is nothing to serve.
     fn place(&self) -> Option<String>;
 
-    /// Serves until it is dropped, on the agent's runtime.
+    /// Serves on the agent's runtime until the future is dropped.
     fn serve(self: Box<Self>, agent: AgentHandle) -> Pin<Box<dyn Future<Output = ()> + Send>>;
 }

@@ -1,4 +1,4 @@
-//! A thread of its own for work that must not wait behind the work of others.
+//! A separate thread for work that must not queue behind other work.
 
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::task::{Wake, Waker};
@@ -11,7 +11,8 @@ use crate::base::{log, panics, warnings};
 
 type Work = Box<dyn FnOnce() + Send>;
 
-/// A thread that runs one closure after the other. It starts with the first and ends when all handles are dropped.
+/// A thread that runs closures one after the other. It starts with the first closure and ends when
+/// all handles are dropped.
 #[derive(Clone)]
 pub(super) struct SideThread {
     name: &'static str,
@@ -19,12 +20,14 @@ pub(super) struct SideThread {
 }
 
 impl SideThread {
-    /// A thread that will be called `name`, which is the topic of a warning too if there can be none.
+    /// Creates a handle to a thread called `name`. `name` is also the topic of the warning raised
+    /// if the thread cannot be started.
     pub(super) fn new(name: &'static str) -> Self {
         Self { name, orders: Arc::default() }
     }
 
-    /// Has `work`, which is marple's code, run on the thread. The receiver is closed if it panics, or if there can be no thread.
+    /// Runs `work`, which is marple's code, on the thread. The receiver is closed if `work` panics
+    /// or if the thread cannot be started.
     #[cfg_attr(not(feature = "trace"), allow(dead_code, reason = "only stalls are looked into"))]
     pub(super) fn run<T: Send + 'static>(
         &self,
@@ -37,12 +40,13 @@ impl SideThread {
                 let _ = answer.send(result);
             }
         });
-        // Without a thread it is dropped, and so is `answer`.
+        // Without a thread this drops the closure and, with it, `answer`.
         drop(self.send(work));
         receiver
     }
 
-    /// Wakes `waker`, which is the host's code, on the thread; here if there can be none.
+    /// Wakes `waker`, which is the host's code, on the thread, or on the calling thread if it
+    /// cannot be started.
     pub(super) fn wake(&self, waker: Waker) {
         let wake = || {
             if let Err(panic) = panics::catch(|| waker.wake()) {
@@ -54,7 +58,7 @@ impl SideThread {
         }
     }
 
-    /// Hands `work` to the thread, or back if there can be none.
+    /// Sends `work` to the thread. Returns it in `Err` if the thread cannot be started.
     fn send(&self, work: Work) -> Result<(), Work> {
         let mut orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
         if orders.is_none() {
@@ -88,7 +92,7 @@ impl SideThread {
     }
 }
 
-/// A waker that has another, the host's, called on a [`SideThread`].
+/// A waker that calls another waker, the host's, on a [`SideThread`].
 pub(super) struct WakeAside {
     pub(super) waker: Waker,
     pub(super) thread: SideThread,

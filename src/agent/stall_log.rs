@@ -1,4 +1,5 @@
-//! Log lines about stalls, at a bounded rate: the first of a group at once, then one line in ten seconds for the rest.
+//! Rate-limited log lines about stalls: the first of a group is logged at once, further ones as one
+//! line every ten seconds.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -7,16 +8,17 @@ use std::time::Duration;
 use crate::base::Moment;
 use crate::model::Stall;
 
-/// Time between two lines of a group.
+/// Minimum time between two lines of a group.
 const EVERY: Duration = Duration::from_secs(10);
 
-/// Shorter waits for a core are not mentioned.
+/// Minimum wait for a core that is mentioned.
 const MENTIONED: Duration = Duration::from_millis(1);
 
-/// Groups that have lines of their own; the rest share the one of the last.
+/// Maximum number of groups with separate lines. Further groups share one.
 const MAX_GROUPS: usize = 32;
 
-/// What stalls of a group have in common: the task's name or spawn site and, where polls are not recorded, the function.
+/// Key of a group of stalls: the name or spawn site of the task, or the function if polls are not
+/// recorded.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 struct Group(String);
 
@@ -25,20 +27,20 @@ struct Since {
     logged: Moment,
     more: u64,
     longest: Duration,
-    /// The longest that the thread of one of them waited for a core.
+    /// Longest wait for a core among them.
     waited: Duration,
-    /// A function in which one of them was.
+    /// Function in which one of them was.
     function: Option<String>,
 }
 
-/// The lines of the last ten seconds.
+/// Groups of stalls logged in the last ten seconds.
 #[derive(Debug, Default)]
 pub(super) struct StallLog {
     groups: HashMap<Group, Since>,
 }
 
 impl StallLog {
-    /// Takes a stall found at `now`. Returns its line if it is to be logged at once.
+    /// Records a stall found at `now`. Returns its line if it must be logged at once.
     pub(super) fn take(&mut self, now: Moment, stall: &Stall) -> Option<String> {
         let mut group = Group(match (stall.suspected, &stall.function) {
             (true, Some(function)) => function.clone(),
@@ -60,7 +62,7 @@ impl StallLog {
         Some(stall.to_string())
     }
 
-    /// Returns the lines about the rest that are due at `now`.
+    /// Returns the summary lines that are due at `now`.
     pub(super) fn due(&mut self, now: Moment) -> Vec<String> {
         let mut lines = Vec::new();
         self.groups.retain(|group, since| {
@@ -138,7 +140,7 @@ mod tests {
         assert!(lines[1].contains("task `b.rs:2`"), "{lines:#?}");
         let rest = "2000 more stalls of a.rs:1, in orders::parse in the last 10 s, the longest 156 ms so far";
         assert_eq!(lines[2], rest);
-        // When it is over, the last are counted, and then it is forgotten.
+        // After the stalls end, the last ones are counted and the group is removed.
         let over = |seconds: u64| Moment::from_nanos(seconds * 1_000_000_000);
         assert_eq!(log.due(over(21)).len(), 1);
         assert_eq!(log.due(over(40)).len(), 0);

@@ -1,7 +1,8 @@
-//! Detects that the whole process stood still: stopped by a signal, frozen by its cgroup, or on a suspended machine.
+//! Detection of standstills of the whole process: stopped by a signal, frozen by its cgroup, or on
+//! a suspended machine.
 //!
-//! The agent's thread sleeps until a known time. If it wakes up later, there are three causes, and the kernel tells
-//! them apart:
+//! The agent's thread sleeps until a known time. A late wake-up has one of three causes, which the
+//! kernel's counters separate:
 //!
 //! ```text
 //! late = end of the sleep - max(due, its begin)
@@ -20,22 +21,24 @@ use crate::base::{Clock, Moment, SystemClock, log, standstill, warnings};
 use crate::os::glance::Eyes;
 use crate::os::{process, threads};
 
-/// Shorter standstills are not recorded: they could be a timer of a virtual machine that is late.
+/// Minimum duration of a recorded standstill. A shorter one may be a late timer of a virtual
+/// machine.
 const LEAST: Duration = Duration::from_millis(20);
 
-/// Shorter standstills are not logged. A tool that limits CPU by signals stops a process ten times a second.
+/// Minimum duration of a logged standstill. Tools that limit CPU use by signals stop a process ten
+/// times a second.
 const LEAST_LOGGED: Duration = Duration::from_millis(500);
 
-/// Time between two log lines. Standstills in between are counted in the next line.
+/// Minimum time between two log lines. Standstills in between are counted in the next line.
 const LOG_EVERY: Duration = Duration::from_secs(10);
 
 thread_local! {
     static PARKED_AT: Cell<Moment> = const { Cell::new(Moment::from_nanos(0)) };
-    /// The sleeps of the agent's runtime that were not examined, the newest first. What the thread does between two
-    /// sleeps may block and proves nothing.
+    /// Unexamined sleeps of the agent's runtime, newest first. Work between two sleeps may block
+    /// and is no evidence.
     ///
-    /// More than one: `epoll_wait` fails with `EINTR` when a stopped process goes on, so that the runtime sleeps again for
-    /// an instant before the loop runs.
+    /// There may be several: `epoll_wait` fails with `EINTR` when a stopped process is continued,
+    /// so the runtime sleeps once more for an instant before the loop runs.
     static SLEEPS: Cell<[Option<Sleep>; 4]> = const { Cell::new([None; 4]) };
 }
 
@@ -45,7 +48,7 @@ struct Sleep {
     until: Moment,
 }
 
-/// Has the runtime of the agent's thread record when it sleeps.
+/// Makes the runtime of the agent's thread record its sleeps.
 pub(super) fn observe_sleeps(builder: &mut Builder) -> &mut Builder {
     builder
         .on_thread_park(|| PARKED_AT.set(SystemClock.now()))
@@ -57,7 +60,7 @@ fn push(sleep: Sleep) {
     SLEEPS.set([Some(sleep), first, second, third]);
 }
 
-/// Takes the sleep that ended latest after `due`, and by how much.
+/// Takes the sleep with the longest delay past `due` and returns it with that delay.
 fn take_latest(due: Moment) -> Option<(Sleep, Duration)> {
     let sleeps = SLEEPS.take().into_iter().flatten();
     sleeps
@@ -65,10 +68,10 @@ fn take_latest(due: Moment) -> Option<(Sleep, Duration)> {
         .max_by_key(|(_, late)| *late)
 }
 
-/// Values of the last tick.
+/// Counter values at the last tick.
 #[derive(Clone, Copy, Debug)]
 struct Baseline {
-    /// Time that the agent's thread has waited for a core.
+    /// Run delay of the agent's thread: its total time waiting for a core.
     waited: Duration,
     /// CPU time of the agent's thread.
     own: Duration,
@@ -88,33 +91,33 @@ impl Process {
     }
 }
 
-/// What a late wake-up was measured against.
+/// A late wake-up and the growth of the counters it is compared with.
 #[derive(Clone, Copy, Debug)]
 struct Lateness {
     late: Duration,
-    /// Growth of the baseline's values.
+    /// Growth since the baseline.
     waited: Duration,
     own: Duration,
     process: Duration,
-    /// Time in which `process` grew.
+    /// Time over which `process` grew.
     elapsed: Duration,
     cores: f64,
 }
 
 impl Lateness {
-    /// Returns how long the process stood still, or `None` if it did not.
+    /// Returns the duration of the standstill, or `None` if the delay has another cause.
     fn standstill(self) -> Option<Duration> {
         let unexplained = self.late.saturating_sub(self.waited + self.own);
-        // Before and after it, all cores may have worked for the process.
+        // All cores may have worked for the process before and after the standstill.
         let worked = self.elapsed.saturating_sub(unexplained) + LEAST;
         let possible = worked.mul_f64(self.cores.max(1.0));
         (unexplained >= LEAST && self.process <= possible).then_some(unexplained)
     }
 }
 
-/// The detector. Belongs to the agent's thread.
+/// The standstill detector. Must stay on the agent's thread.
 pub(super) struct StandstillDetector {
-    /// `None` where the kernel does not report run delays: nothing can be told apart there.
+    /// `None` if the kernel does not report run delays; detection is impossible then.
     eyes: Option<Eyes>,
     tid: u32,
     cores: f64,
@@ -149,8 +152,8 @@ impl StandstillDetector {
         }
     }
 
-    /// The thread has woken up, which it should have done by `due`, if not sooner. Returns how long the process stood
-    /// still.
+    /// Examines a wake-up of the thread that was due by `due` at the latest. Returns the duration
+    /// of the standstill, if there was one.
     pub(super) fn woke(&mut self, due: Instant) -> Option<Duration> {
         let (sleep, late) = take_latest(moment_of(due))?;
         if late < LEAST {
@@ -169,7 +172,7 @@ impl StandstillDetector {
             cores: self.cores,
         };
         let still = lateness.standstill()?;
-        // It began at an unknown time of the sleep.
+        // The standstill started at an unknown time within the sleep.
         standstill::record(sleep.from, sleep.until);
         if still >= LEAST_LOGGED {
             self.log(now, still);
@@ -177,8 +180,8 @@ impl StandstillDetector {
         Some(still)
     }
 
-    /// Takes the values that a late wake-up is compared with. Costs about 5 us: the CPU time of the process is that of
-    /// the last reading of the vitals.
+    /// Reads the baseline for the next late wake-up. Costs about 5 us: the CPU time of the process
+    /// is taken from the last reading of the vitals.
     pub(super) fn tick(&mut self) {
         let now = SystemClock.now();
         let last = process::last_cpu_time().map(|(at, used)| Process { at, used });
@@ -211,7 +214,7 @@ impl StandstillDetector {
     }
 }
 
-/// Returns `instant` as a moment: both are of `CLOCK_MONOTONIC`.
+/// Converts `instant` to a moment; both use `CLOCK_MONOTONIC`.
 fn moment_of(instant: Instant) -> Moment {
     let (now, now_instant) = (SystemClock.now(), Instant::now());
     match instant.checked_duration_since(now_instant) {
@@ -227,7 +230,7 @@ mod tests {
     #[test]
     fn a_sleep_that_was_interrupted_as_the_process_went_on_is_not_forgotten() {
         let at = |millis: u64| Moment::from_nanos(millis * 1_000_000);
-        // Due at 250; stopped from 100 to 6000, then asleep for an instant until the timer is read.
+        // Due at 250. Stopped from 100 to 6000, then asleep for an instant until the timer is read.
         push(Sleep { from: at(0), until: at(50) });
         push(Sleep { from: at(60), until: at(6000) });
         push(Sleep { from: at(6001), until: at(6002) });
@@ -244,16 +247,17 @@ mod tests {
         let millis = Duration::from_millis;
         // late, elapsed, waited, own, process; expected.
         for (late, elapsed, waited, own, process, expected) in [
-            // Stopped for 6 s between two ticks of a quiet process, and of one that used both cores until then.
+            // Stopped for 6 s between two ticks: a quiet process, and one that used both cores
+            // until then.
             (5900, 6100, 0, 1, 3, Some(5899)),
             (5900, 6100, 0, 1, 400, Some(5899)),
             // A crowded machine: the thread waited for a core.
             (180, 300, 175, 2, 40, None),
-            // The thread did something else.
+            // The thread did other work.
             (120, 200, 0, 118, 130, None),
-            // It was held up, while the rest of the process worked on.
+            // Only this thread was blocked; the rest of the process ran.
             (2000, 2200, 0, 1, 3900, None),
-            // Both: it was stopped, and waited for a core after that.
+            // Both: stopped, then waiting for a core.
             (6300, 6500, 300, 0, 100, Some(6000)),
             (19, 100, 0, 0, 0, None),
             (20, 100, 0, 0, 0, Some(20)),

@@ -1,9 +1,11 @@
-//! What the budgets keep in `state.json`, so that a service that crashes in a loop stays within them.
+//! The part of the budgets persisted in `state.json`, so that a service in a crash loop stays
+//! within them.
 //!
-//! Times are wall times in the file. [`State::rebase`] brings them to the present wall clock before they are
-//! used: the age of everything grows by the time that passed since the file was written, which within one
-//! boot of the machine does not depend on the wall clock. A clock that was set in either direction, before
-//! the start or while the process ran, therefore makes no budget larger, and none is blocked for years.
+//! The file contains wall times. [`State::rebase`] converts them to the current wall clock before
+//! they are used: `new = now - (age at the save + time since the save)`. Within one boot of the
+//! machine the time since the save does not depend on the wall clock. A clock that was set forward
+//! or back, before the start or while the process ran, therefore enlarges no budget and blocks none
+//! for years.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -16,42 +18,42 @@ use crate::base::{Anchor, ClockReading, Elapsed, EventTime, Moment};
 use crate::model::{Metric, Rule};
 use crate::rules::{FireKind, FireRecord, Mark};
 
-/// The most that counts as time passed between two boots: the wall clock is all there is, and one that is
-/// hours ahead (a hardware clock in local time) must not make the budgets fresh.
+/// Maximum downtime assumed between two boots. Only the wall clock is available then, and one that
+/// is hours ahead (a hardware clock in local time) must not renew the budgets.
 const MAX_DOWNTIME: Duration = Duration::from_secs(60 * 60);
 
 /// Contents of `state.json`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "AnyState")]
 pub(super) struct State {
-    /// The version of this form.
+    /// Schema version.
     pub(super) schema: u32,
-    /// The clocks when it was written.
+    /// Clock readings at the time of the save.
     pub(super) clock: Option<ClockReading>,
-    /// Incidents that rules opened, the oldest first, no further back than a day.
+    /// Incidents opened by rules in the last 24 hours, oldest first.
     pub(super) incidents: Vec<OpenedIncident>,
-    /// The captures of each rule.
+    /// Captures by rule name.
     pub(super) rules: BTreeMap<String, RuleState>,
-    /// The captures handed over without an incident.
+    /// On-demand captures.
     pub(super) streams: Vec<Saved>,
 }
 
-/// An incident that a rule opened.
+/// An incident opened by a rule.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct OpenedIncident {
     pub(super) at: Timestamp,
-    /// The rule; empty if the file is of a version that did not save it.
+    /// Name of the rule; empty if the file's schema does not have it.
     pub(super) rule: String,
 }
 
 /// The captures of one rule.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct RuleState {
-    /// The metric, without which the values mean nothing; `None` if the file is of an older version.
+    /// Metric that the values belong to, or `None` if the file has an older schema.
     pub(super) metric: Option<Metric>,
-    /// When the last capture ended.
+    /// End of the last capture.
     pub(super) captured: Timestamp,
-    /// Its incidents of the last 24 hours, the oldest first.
+    /// Incidents of the rule in the last 24 hours, oldest first.
     pub(super) fires: Vec<SavedFire>,
 }
 
@@ -59,11 +61,11 @@ pub(super) struct RuleState {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct SavedFire {
     at: Timestamp,
-    /// The worst value it fired on, in the metric's unit.
+    /// Worst value the rule fired on, in the metric's unit.
     value: f64,
-    /// What was left below the limit then.
+    /// Headroom below the limit at that time.
     room: Option<f64>,
-    /// The shortest forecast it fired on, in seconds.
+    /// Shortest forecast the rule fired on, in seconds.
     forecast: Option<f64>,
     kind: SavedKind,
 }
@@ -77,10 +79,11 @@ enum SavedKind {
 }
 
 impl State {
-    /// The version of the form that this marple writes.
+    /// Schema version written by this version of marple.
     pub(super) const SCHEMA: u32 = 2;
 
-    /// Brings every time to the present wall clock; see the header of this module.
+    /// Converts every time to the current wall clock. The module documentation describes the
+    /// method.
     pub(super) fn rebase(mut self, now: &ClockReading) -> Self {
         let latest = self.times().map(|at| *at).max();
         let Some(saved) = self.clock.clone().or(latest.map(ClockReading::of_wall)) else {
@@ -91,7 +94,7 @@ impl State {
             Elapsed::ByWall(elapsed) => elapsed.min(MAX_DOWNTIME),
         };
         for at in self.times() {
-            // What is after the save was in the future already.
+            // A time later than the save was in the future even then; its age is 0.
             let age = Duration::try_from(saved.wall.duration_since(*at)).unwrap_or_default();
             let age = SignedDuration::try_from(age + elapsed).unwrap_or(SignedDuration::MAX);
             *at = now.wall.checked_sub(age).unwrap_or(Timestamp::MIN);
@@ -134,7 +137,7 @@ impl RuleState {
         }
     }
 
-    /// The end of the last capture, and the incidents.
+    /// Returns the end of the last capture and the incidents.
     pub(super) fn restore(&self, anchor: Anchor) -> (EventTime, Vec<FireRecord>) {
         let fire = |fire: &SavedFire| FireRecord {
             at: time_of(anchor, fire.at),
@@ -150,25 +153,25 @@ impl RuleState {
     }
 }
 
-/// The wall time of `event`.
+/// Returns the wall time of `event`.
 pub(super) fn wall_of(anchor: Anchor, event: EventTime) -> Timestamp {
     let age = SignedDuration::try_from(event.age(anchor.moment)).unwrap_or(SignedDuration::MAX);
     anchor.wall.checked_sub(age).unwrap_or(Timestamp::MIN)
 }
 
-/// The time that was `at` by the wall clock of `anchor`; the present if that is in the future.
+/// Returns the event time of wall time `at`, or the present if `at` is in the future.
 pub(super) fn time_of(anchor: Anchor, at: Timestamp) -> EventTime {
     let age = Duration::try_from(anchor.wall.duration_since(at)).unwrap_or_default();
     EventTime::ago(anchor.moment, age)
 }
 
-/// When `at` was, by the monotonic clock; its zero when it was before that.
+/// Returns the monotonic time of wall time `at`, or 0 if `at` precedes the clock's origin.
 pub(super) fn moment_of(anchor: Anchor, at: Timestamp) -> Moment {
     let ago = Duration::try_from(anchor.wall.duration_since(at)).unwrap_or_default();
     anchor.moment - ago
 }
 
-/// Contents of `state.json` as any version wrote it.
+/// Contents of `state.json` in any schema version.
 #[derive(Deserialize)]
 struct AnyState {
     schema: u32,
@@ -194,7 +197,7 @@ enum AnyIncident {
 #[serde(untagged)]
 enum AnyRule {
     Fires(RuleState),
-    /// Schema 1: the last capture only.
+    /// Schema 1, which has only the last capture.
     Last {
         captured: Timestamp,
         value: f64,

@@ -1,4 +1,4 @@
-//! How things stand, as values that serialize.
+//! The status of the agent, as serializable values.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -15,133 +15,135 @@ use crate::rules::{Opening, State};
 use crate::store::Holdings;
 use crate::vitals::Distribution;
 
-/// The toggle after a request.
+/// State of the toggle after a request.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Toggled {
-    /// Whether it is on.
+    /// True if the toggle is on.
     pub on: bool,
-    /// What captures run, or start as soon as their engine is free.
+    /// Captures that are running or start as soon as their engine is free.
     pub running: CaptureSet,
-    /// Since when it is on.
+    /// Time at which it was turned on.
     pub since: Option<Timestamp>,
-    /// When it goes off by itself.
+    /// Time at which it turns off automatically.
     pub until: Option<Timestamp>,
-    /// The incident it holds, or held until this request.
+    /// Incident that the toggle keeps open, or kept open until this request.
     pub incident: Option<IncidentId>,
-    /// That incident's directory, once it is there.
+    /// Directory of that incident, once created.
     pub dir: Option<PathBuf>,
 }
 
-/// A capture that was asked for from code.
+/// A capture requested from code.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Captured {
-    /// The incident it goes to: its own, or the one that is being captured already.
+    /// Incident of the capture: a new one, or one that was already being captured.
     pub incident: IncidentId,
-    /// The incident's directory. Files appear in it as captures end.
+    /// Incident directory. Artifacts appear in it as captures end.
     pub dir: PathBuf,
 }
 
-/// How the agent stands. Also the answer of `/status`.
+/// Status of the agent, also returned by `/status`.
 #[derive(Clone, Debug, Serialize)]
 pub struct Status {
-    /// The version of marple.
+    /// Version of marple.
     pub version: &'static str,
-    /// The service.
+    /// Name of the service.
     pub service: String,
-    /// The part of the world it runs in.
+    /// Deployment location (region, cluster or pod).
     pub domain: String,
-    /// Where incidents are written.
+    /// Directory in which incidents are stored.
     pub dir: PathBuf,
-    /// When the agent started.
+    /// Start time of the agent.
     pub started: Timestamp,
-    /// The settings file and how its last reading went.
+    /// Settings file and the result of reading it last.
     pub config: ConfigStatus,
-    /// The toggle.
+    /// Toggle.
     pub toggle: Toggled,
-    /// The open incidents, oldest first.
+    /// Open incidents, oldest first.
     pub incidents: Vec<IncidentStatus>,
-    /// Captures that are handed to whoever asked over HTTP.
+    /// On-demand captures in progress.
     pub streams: Vec<StreamStatus>,
-    /// The last polls that lasted too long, oldest first; at most 16.
+    /// Most recent stalls, oldest first; at most 16.
     pub stalls: Vec<Stall>,
-    /// What rules and clients may still do.
+    /// Budget usage.
     pub budget: BudgetStatus,
-    /// The rules, in the order of the settings.
+    /// Rules, in the order of the settings.
     pub rules: Vec<RuleStatus>,
-    /// The limits in force.
+    /// Resource limits in effect.
     pub limits: Limits,
-    /// The CPU engine, and why it is that one.
+    /// CPU engine and the reason for its selection.
     pub cpu: String,
-    /// The last vitals.
+    /// Vitals of the last tick.
     pub vitals: VitalsRow,
-    /// All that the service's own histograms have recorded.
+    /// Complete distributions of the custom histograms.
     pub histograms: Vec<Distribution>,
-    /// What the directory of incidents held, and had room for, when the last capture or incident ended.
+    /// Disk usage and limits of the incident directory after the last operation of the capture
+    /// thread.
     pub store: Holdings,
-    /// What has been done since the start.
+    /// Event counts since the start.
     pub counters: Counters,
-    /// By what means each kind was captured last.
+    /// Engine last used by each kind of capture.
     pub engines: BTreeMap<CaptureKind, String>,
-    /// Features that do not work in this process, or in a degraded way, and why.
+    /// Features that are unavailable or degraded in this process, with the reason.
     pub warnings: Vec<Warning>,
-    /// Panics of marple's own threads, which go on after them.
+    /// Panics of marple's threads, which continue after a panic.
     pub panics: Vec<ThreadPanics>,
-    /// Log events on their way to the service's `tracing` subscriber.
+    /// Log events waiting for the service's `tracing` subscriber.
     pub log: LogStatus,
-    /// What went wrong since the start, by cause.
+    /// Failures since the start, by cause.
     pub failures: Losses,
-    /// The last thing that went wrong.
+    /// Last failure.
     pub last_failure: Option<String>,
 }
 
-/// The settings file.
+/// State of the settings file.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct ConfigStatus {
-    /// Where it is; none when the settings came from code.
+    /// Path, or `None` if the settings come from code.
     pub path: Option<PathBuf>,
-    /// When the settings in force were read.
+    /// Time at which the settings in effect were read.
     pub applied: Option<Timestamp>,
-    /// Why newer content is not in force.
+    /// Error in newer contents that were rejected.
     pub rejected: Option<String>,
-    /// Settings that were changed in the file but take effect at the next start only.
+    /// Changed settings that need a restart.
     pub needs_restart: Vec<&'static str>,
 }
 
 /// An open incident.
 #[derive(Clone, Debug, Serialize)]
 pub struct IncidentStatus {
-    /// Its id.
+    /// ID.
     pub id: IncidentId,
-    /// What it is called after.
+    /// Name: its rule, or the origin of a manual request.
     pub name: String,
-    /// When it opened.
+    /// Time of opening.
     pub opened: Timestamp,
-    /// Its directory, once it is there.
+    /// Incident directory, once created.
     pub dir: Option<PathBuf>,
-    /// What is being captured.
+    /// Running captures.
     pub running: CaptureSet,
-    /// The rules that have not cleared.
+    /// Rules that fired and have not cleared.
     pub held_by: Vec<String>,
 }
 
-/// What rules and clients have used up of what they may.
+/// Budget usage of rules and clients.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct BudgetStatus {
-    /// Incidents that rules opened in the last 24 hours, those of earlier processes included. More than
-    /// `incidents_per_day` if some were worse than anything before, or critical.
+    /// Incidents opened by rules in the last 24 hours, including those of earlier processes.
+    /// Exceeds `incidents_per_day` if some were critical or worse than any before.
     pub incidents_in_a_day: usize,
-    /// How many there may be.
+    /// Maximum number of incidents in 24 hours.
     pub incidents_per_day: usize,
-    /// Whether a rule that fires would have an incident: `free`, or `gap` (min_between_incidents) or `spent`
-    /// (incidents_per_day). Each rule by itself may be held back by more: see its `explanation`.
+    /// Admission of a new incident: `free`, `gap` (min_between_incidents) or `spent`
+    /// (incidents_per_day). Individual rules may be subject to further limits: see their
+    /// `explanation`.
     pub opening: &'static str,
-    /// When that ends.
+    /// Time at which a new incident is admitted, or `None` if one is admitted now.
     pub until: Option<Timestamp>,
-    /// Captures handed over without an incident in the last 24 hours, likewise.
+    /// On-demand captures in the last 24 hours, including those of earlier processes.
     pub streams_in_a_day: u64,
-    /// How many there may be.
+    /// Maximum number of on-demand captures in 24 hours.
     pub streams_per_day: u64,
-    /// When there may be another; none: at once.
+    /// Time at which quota is available again, or `None` if it is not exhausted.
     pub streams_until: Option<Timestamp>,
 }
 
@@ -171,35 +173,35 @@ impl BudgetStatus {
     }
 }
 
-/// A rule and what it last decided.
+/// A rule and its last decision.
 #[derive(Clone, Debug, Serialize)]
 pub struct RuleStatus {
-    /// Its name.
+    /// Name.
     pub name: String,
-    /// What it watches.
+    /// Metric.
     pub metric: Metric,
-    /// The last value, in the metric's unit; infinite, in JSON `null`, when a limit is not in sight.
+    /// Last value, in the metric's unit; infinite, in JSON `null`, if no limit will be reached.
     pub value: Option<f64>,
     /// `capture` or `dry-run`.
     pub mode: &'static str,
-    /// Whether its incident is open.
+    /// True while its incident is open.
     pub active: bool,
-    /// The decision in one word: `fire`, or what holds it back.
+    /// Decision as one word: `fire`, or the reason it does not fire.
     pub decision: &'static str,
-    /// The decision in a sentence, with the numbers it was made on.
+    /// Decision as a sentence, with the values it is based on.
     pub explanation: String,
-    /// Since when it decides so.
+    /// Time since which the decision is the same.
     pub since: Option<Timestamp>,
-    /// When what holds it back ends, if that is a matter of time.
+    /// Time at which the reason for not firing ends, if known.
     pub until: Option<Timestamp>,
-    /// Incidents it had in the last 24 hours, opened or joined.
+    /// Incidents the rule opened or joined in the last 24 hours.
     pub incidents_in_a_day: usize,
-    /// The last 16 decisions that were other than the one before, the newest first.
+    /// Last 16 changes of the decision, newest first.
     pub decisions: Vec<PastDecision>,
 }
 
 impl RuleStatus {
-    /// A rule at its last tick, in words and wall time.
+    /// Converts the state of a rule at its last tick to text and wall times.
     pub(super) fn new(state: &State<'_>, anchor: Anchor) -> Self {
         let decisions = state.past().map(|said| PastDecision {
             at: anchor.wall_at(said.at),
@@ -223,44 +225,44 @@ impl RuleStatus {
     }
 }
 
-/// A decision of a rule that was other than the one before it.
+/// A decision of a rule that differed from the previous one.
 #[derive(Clone, Debug, Serialize)]
 pub struct PastDecision {
-    /// When.
+    /// Time of the decision.
     pub at: Timestamp,
-    /// The value then, in the metric's unit.
+    /// Value at that time, in the metric's unit.
     pub value: Option<f64>,
-    /// The decision in one word.
+    /// Decision as one word.
     pub decision: &'static str,
-    /// The decision in a sentence, as it was then.
+    /// Decision as a sentence, with the values at that time.
     pub explanation: String,
 }
 
-/// What has been done since the start.
+/// Event counts since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Counters {
-    /// Times the vitals were read.
+    /// Readings of the vitals.
     pub ticks: u64,
-    /// Times a rule fired.
+    /// Firings of rules.
     pub fired: u64,
-    /// Times a rule with `mode = "dry-run"` would have fired.
+    /// Firings of rules with `mode = "dry-run"`, which capture nothing.
     pub would_have_fired: u64,
-    /// Polls that lasted longer than `trace.stall`, or than a rule over `runtime.stall` allows.
+    /// Polls longer than `trace.stall` or the threshold of a rule over `runtime.stall`.
     pub stalls: u64,
     /// Incidents opened.
     pub incidents: u64,
-    /// Incidents that are over and whose manifest says so.
+    /// Incidents closed, with the manifest written.
     pub incidents_closed: u64,
-    /// Captures that ended well.
+    /// Captures that succeeded.
     pub captures: u64,
-    /// Captures that did not start or did not end well.
+    /// Captures that failed to start or to complete.
     pub captures_failed: u64,
-    /// Files written.
+    /// Artifacts written.
     pub artifacts: u64,
-    /// Their sizes together.
+    /// Total size of the artifacts.
     pub artifact_bytes: Bytes,
-    /// Captures that were handed over without a file.
+    /// On-demand captures returned to clients.
     pub streams: u64,
-    /// Their sizes together.
+    /// Total size of the on-demand captures.
     pub stream_bytes: Bytes,
 }

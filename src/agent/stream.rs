@@ -1,24 +1,23 @@
-//! Captures that are handed to whoever asked, and never meet the disk: what `/debug/pprof/` answers.
+//! On-demand captures: requested over `/debug/pprof/`, returned to the client and never stored.
 //!
 //! ```text
-//!  ask ──► waiting ──start──► running ──(its time is over, or an incident wants the engine)──►
-//!          stopping ──stop──► stopped ──encode──► encoding ──► answered
-//!  at any point: nobody waits for the answer any more ──drop──► gone
+//!  request ──► waiting ──start──► running ──(time over, or engine needed by an incident)──►
+//!              stopping ──stop──► stopped ──encode──► encoding ──► replied
+//!  in any state: the client has disconnected ──drop──► removed
 //! ```
 //!
-//! The state machine of the loop, in the manner of [`incidents`](super::incidents): no thread, no clock,
-//! no file; it hands out one [`Job`] at a time. The capture thread's half is
-//! [`work`].
+//! This is the state machine of the loop. Like [`incidents`](super::incidents) it has no thread,
+//! clock or file and issues one [`Job`] at a time. [`work`] is the part of the capture thread.
 //!
-//! Who goes first: an incident. The engines of CPU profiles and traces are one of a kind, and evidence of
-//! an incident cannot be taken again, so an incident that wants one cuts a running stream short; its
-//! client gets what was recorded until then, whole, and is told. A continuous profiler that scrapes all
-//! the time therefore never keeps an incident from its profile. Among streams the first one stays and the
-//! others are told who has the engine and until when.
+//! Incidents have priority. The engines of CPU profiles and traces exist once, and the evidence of
+//! an incident cannot be taken again. An incident that needs an engine therefore stops a running
+//! on-demand capture; its client receives the complete data recorded until then, with a note. A
+//! continuous profiler that scrapes all the time thus never prevents the profile of an incident.
+//! Among on-demand captures the first keeps the engine; the others receive an error that names its
+//! client and the time at which it ends.
 //!
-//! Stopping and encoding are two steps, so that an incident waits for the first and not for the second: the
-//! bytes are made by a thread of their own at low priority ([`encode`]), which the service's threads come
-//! before.
+//! Stopping and encoding are separate steps, so that an incident waits only for the first. Encoding
+//! runs on a separate thread at low priority ([`encode`]), below the threads of the service.
 
 #![cfg_attr(not(feature = "http"), allow(dead_code, reason = "the endpoint is who asks"))]
 
@@ -38,38 +37,39 @@ pub(crate) use ask::{Ask, StreamError, Streamed, Streaming};
 use take::Class;
 pub(crate) use take::{Form, HeapView, Take, ThreadView};
 
-/// Streams at any stage at once: the sum of what each [`Class`] may have. The bytes of a snapshot are some
-/// hundred KiB until its client has them, so this bounds memory too.
+/// Maximum number of on-demand captures in all phases: the sum over all classes ([`Class`]). An
+/// encoded snapshot takes some hundred KiB until the client receives it, so this limit also bounds
+/// memory.
 const MOST: usize = Class::Timed.most() + Class::Snapshot.most() + Class::Symbols.most();
 
-/// A stream, for `status`.
+/// An on-demand capture, as shown in `status`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct StreamStatus {
-    /// What is captured.
+    /// Kind of capture.
     pub take: &'static str,
-    /// For whom.
+    /// Client.
     pub by: String,
-    /// Until when, once it runs.
+    /// Time at which it ends, once it is running.
     pub until: Option<Timestamp>,
 }
 
-/// The next thing for the capture thread to do.
+/// A command for the capture thread.
 #[derive(Clone, Debug)]
 pub(super) enum Job {
-    /// A look at the present, from the beginning to the end.
+    /// Takes a snapshot and encodes it.
     Look { id: u64, take: Take },
-    /// Start what takes time.
+    /// Starts a recording.
     Start { id: u64, take: Take },
-    /// Stop it and keep what it saw.
+    /// Stops a recording and keeps its data.
     Stop { id: u64, cut_short: Option<String> },
-    /// Have that encoded.
+    /// Sends the data to be encoded.
     Encode { id: u64 },
-    /// Forget all about it.
+    /// Drops a recording and its data.
     Drop { id: u64 },
 }
 
 impl Job {
-    /// Returns what it does, as part of a sentence.
+    /// Returns a description of the command for use within a sentence.
     pub(super) fn words(&self) -> &'static str {
         match self {
             Self::Look { .. } => "taking a profile or dump for a client",
@@ -80,7 +80,7 @@ impl Job {
         }
     }
 
-    /// Returns the stream it is about.
+    /// Returns the id of the capture.
     pub(super) fn id(&self) -> u64 {
         match self {
             Self::Look { id, .. }
@@ -92,17 +92,17 @@ impl Job {
     }
 }
 
-/// What came of a job.
+/// Result of a command.
 pub(super) enum Done {
-    /// It runs.
+    /// The recording started.
     Started { id: u64, engine: Option<(CaptureKind, String)> },
-    /// It has stopped, and what it saw is kept.
+    /// The recording stopped and its data is kept.
     Stopped { id: u64 },
-    /// What it saw is being encoded.
+    /// The data is being encoded.
     Encoding { id: u64 },
-    /// It is finished, well or not, and nothing of it is kept.
+    /// The capture finished, successfully or not, and no data is kept.
     Finished { id: u64, result: Result<Streamed, StreamError> },
-    /// It is forgotten.
+    /// The capture was dropped.
     Dropped { id: u64 },
 }
 
@@ -119,7 +119,7 @@ struct Stream {
     ask: Ask,
     asked: Moment,
     phase: Phase,
-    /// Its job is with the capture thread.
+    /// True while the capture thread is performing its command.
     out: bool,
 }
 
@@ -129,16 +129,16 @@ impl Stream {
     }
 }
 
-/// An engine that incidents have or want.
+/// Engines that an incident uses or needs.
 pub(super) struct Taken {
     pub(super) kinds: CaptureSet,
-    /// By what, in words.
+    /// Description of the incident.
     pub(super) by: String,
-    /// When its captures are over, as far as it is known.
+    /// Time at which its captures end, if known.
     pub(super) until: Option<Moment>,
 }
 
-/// The streams there are.
+/// All on-demand captures in progress.
 pub(super) struct Streams {
     streams: Vec<Stream>,
     pub(super) allowance: Allowance,
@@ -147,12 +147,12 @@ pub(super) struct Streams {
 }
 
 impl Streams {
-    /// None yet; so many may be handed over in a day.
+    /// Creates the state machine with a limit of captures per 24 hours.
     pub(super) fn new(per_day: usize) -> Self {
         Self { streams: Vec::new(), allowance: Allowance::new(per_day), next: 0, shut: false }
     }
 
-    /// Takes `ask`, or answers at once why not.
+    /// Accepts a request, or replies with an error at once.
     pub(super) fn ask(&mut self, anchor: Anchor, ask: Ask, taken: &[Taken]) {
         let now = anchor.moment;
         let refusal = if self.shut {
@@ -183,7 +183,7 @@ impl Streams {
         }
     }
 
-    /// The refusal of one more of `class`.
+    /// Returns an error if there are too many captures of `class`.
     fn is_full(&self, class: Class) -> Option<StreamError> {
         let count = self.streams.iter().filter(|stream| stream.ask.take.class() == class).count();
         let (most, what) = (class.most(), class.name());
@@ -200,7 +200,7 @@ impl Streams {
         })
     }
 
-    /// Takes the stream at `at` out; one that came to nothing is not counted.
+    /// Removes the capture at index `at`. If it produced nothing, it is refunded.
     fn remove(&mut self, at: usize, came_to_nothing: bool) -> Stream {
         let stream = self.streams.remove(at);
         if came_to_nothing && stream.ask.take.is_capture() {
@@ -225,7 +225,8 @@ impl Streams {
         Some(StreamError::Busy { by: format!("in use by {}, {until}", taken.by), wait })
     }
 
-    /// A job that must be done before `incidents` start what they want: stopping a stream in their way.
+    /// Returns the command that must precede those of incidents: to stop a capture that uses an
+    /// engine an incident needs.
     pub(super) fn urgent_job(&mut self, taken: &[Taken]) -> Option<Job> {
         let wanted =
             taken.iter().fold(CaptureSet::EMPTY, |wanted, taken| wanted.union(taken.kinds));
@@ -240,8 +241,8 @@ impl Streams {
         Some(Job::Stop { id: stream.id, cut_short: Some(format!("the engine went to {by}")) })
     }
 
-    /// The next thing to do; none when all that is under way needs time. Ask again only after its
-    /// [`Streams::done`].
+    /// Returns the next command, or `None` if all captures are in progress. Must not be called
+    /// again before [`Streams::done`].
     pub(super) fn next_job(&mut self, anchor: Anchor, taken: &[Taken]) -> Option<Job> {
         let now = anchor.moment;
         self.turn_away(anchor, taken);
@@ -268,9 +269,9 @@ impl Streams {
         })
     }
 
-    /// Answers those who wait for what an incident has taken meanwhile, and forgets those who went away
-    /// before anything was done for them. At the end nobody waits for an encoding either: at low priority it
-    /// may take long.
+    /// Replies to clients whose engine an incident has taken while they waited, and removes
+    /// requests of clients that disconnected while waiting. On shutdown, encodings are not waited
+    /// for either: at low priority they may take long.
     fn turn_away(&mut self, anchor: Anchor, taken: &[Taken]) {
         let mut at = 0;
         while let Some(stream) = self.streams.get(at) {
@@ -295,7 +296,8 @@ impl Streams {
         }
     }
 
-    /// Hears what came of a job at `now`. Returns how many bytes were handed over, if some were.
+    /// Applies the result of a command at `now`. Returns the number of bytes returned to the
+    /// client, if any.
     pub(super) fn done(&mut self, now: Moment, done: Done) -> Option<u64> {
         let (Done::Started { id, .. }
         | Done::Stopped { id }
@@ -334,7 +336,7 @@ impl Streams {
         }
     }
 
-    /// When [`Streams::next_job`] has something to do next.
+    /// Returns the time at which [`Streams::next_job`] next has a command.
     pub(super) fn next_expiry(&self) -> Option<Moment> {
         let until = |stream: &Stream| match stream.phase {
             Phase::Running { until } if !stream.out => Some(until),
@@ -343,7 +345,7 @@ impl Streams {
         self.streams.iter().filter_map(until).min()
     }
 
-    /// Gives all of them up, and takes no more.
+    /// Drops all captures and rejects further requests.
     pub(super) fn shut(&mut self) {
         self.shut = true;
     }
@@ -352,7 +354,7 @@ impl Streams {
         self.streams.is_empty()
     }
 
-    /// The streams, for `status`.
+    /// Returns the on-demand captures for `status`.
     pub(super) fn status(&self, anchor: Anchor) -> Vec<StreamStatus> {
         let status = |stream: &Stream| StreamStatus {
             take: stream.ask.take.name(),
@@ -367,14 +369,14 @@ impl Streams {
 }
 
 impl Stream {
-    /// Whether `take` has to wait for it. What it saw is memory until it is encoded, and may be a whole
-    /// heap's; its engine is free before.
+    /// Returns `true` if `take` cannot start while this capture exists. Unencoded data takes
+    /// memory, possibly that of a whole heap; a capture with an engine releases it before encoding.
     fn excludes(&self, take: &Take) -> bool {
         let gave_back = self.phase == Phase::Encoding && self.ask.take.engine().is_some();
         !gave_back && self.ask.take.excludes(take)
     }
 
-    /// When it is over, or would be if it began now.
+    /// Returns the time at which it ends, or would end if it started now.
     fn until(&self, now: Moment) -> Moment {
         match self.phase {
             Phase::Running { until } => until.max(now),
@@ -384,7 +386,7 @@ impl Stream {
     }
 }
 
-/// A moment as people read it, to the second.
+/// Formats a moment as wall time, to the second.
 fn shown(anchor: Anchor, moment: Moment) -> String {
     anchor.wall_at(moment).strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }

@@ -1,4 +1,4 @@
-//! What the loop knows of stalls: the last ones, the one that goes on, and whose stack goes to which incident.
+//! Recent stalls, the stall in progress, and the assignment of its stack to an incident.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -9,30 +9,30 @@ use super::stall_log::StallLog;
 use crate::base::{IncidentId, Moment, log};
 use crate::model::{Metric, Rule, Stall, ThreadDump, Vitals};
 
-/// How many are kept for `status`.
+/// Number of stalls kept for `status`.
 const RECENT: usize = 16;
 
-/// A rule compares seconds as floating-point numbers.
+/// Margin below the threshold: rules compare seconds as floating-point numbers.
 const EPSILON: Duration = Duration::from_micros(1);
 
 #[derive(Default)]
 pub(super) struct Stuck {
     recent: VecDeque<Stall>,
-    /// The longest since the last tick.
+    /// Duration of the longest stall reported since the last tick.
     fresh: Option<Duration>,
-    /// The longest of those heard of last, as long as it goes on.
+    /// The longest stall of the last report, until it ends.
     last: Option<Stall>,
-    /// That one's thread.
+    /// Thread dump of `last`.
     dump: Option<Box<ThreadDump>>,
-    /// Stacks on their way to the capture thread.
+    /// Thread dumps to be sent to the capture thread.
     leaving: Vec<(IncidentId, Box<ThreadDump>)>,
     log: StallLog,
 }
 
 impl Stuck {
-    /// Takes what was found.
+    /// Records the stalls found by the detectors.
     pub(super) fn hear(&mut self, mut found: Vec<collect::stalls::Found>, now: Moment) {
-        // Of many at once few have a stack: those are the ones to show.
+        // When many stalls are found at once, few have a stack. Those are shown first.
         found.sort_by_key(|found| found.dump.is_none());
         let has_stack = found.first().is_some_and(|found| found.dump.is_some());
         if has_stack || !self.last.as_ref().is_some_and(|last| last.running) {
@@ -65,10 +65,11 @@ impl Stuck {
         self.recent.push_back(stall);
     }
 
-    /// Puts the longest poll into `vitals`; gives the stall that goes on, in words.
+    /// Sets the stall metric in `vitals`. Returns a description of the stall in progress.
     ///
-    /// A poll that has reached `threshold` stays there until it was heard of, some milliseconds later with
-    /// its thread's stack: else a tick in between would fire a rule that knows no more than a number.
+    /// A poll that has reached `threshold` is held just below it until the detector has reported
+    /// it, some milliseconds later, with the stack of its thread. Otherwise a tick in between would
+    /// fire a rule whose reason is only a number.
     pub(super) fn tick(
         &mut self,
         vitals: &mut Vitals,
@@ -94,7 +95,7 @@ impl Stuck {
         self.last.as_ref().map(Stall::to_string)
     }
 
-    /// The rule called `rule` has fired: if it watches stalls, its incident gets the stack.
+    /// Assigns the thread dump to incident `id` if `rule`, which fired, watches stalls.
     pub(super) fn goes_to(&mut self, id: IncidentId, rule: &str, rules: &[Rule]) {
         let watches = |known: &&Rule| {
             known.name == rule && matches!(known.metric, Metric::Stall | Metric::Stalled)
@@ -106,7 +107,8 @@ impl Stuck {
         }
     }
 
-    /// The stack that goes with `job`: with the first that has a directory.
+    /// Returns the thread dump to send with `job`, the first command of the incident after its
+    /// directory was created.
     pub(super) fn take_for(&mut self, job: &Job, id: IncidentId) -> Option<Box<ThreadDump>> {
         if matches!(job, Job::Open { .. }) {
             return None;

@@ -1,7 +1,8 @@
-//! The threads `marple` and `marple-capture`: what they run, and how they continue after a panic.
+//! The bodies of the `marple` and `marple-capture` threads, and their recovery from panics.
 //!
-//! Neither ends by a panic. Each holds its state (rules and budgets, the store and what runs) outside of the fence, so
-//! that a panic costs the turn or the task in which it happened and nothing else.
+//! Neither thread ends by a panic. Each keeps its state (rules and budgets; the store and running
+//! captures) outside the fence, so a panic costs only the iteration or command in which it
+//! occurred.
 
 use std::io;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -25,25 +26,26 @@ use crate::base::{Clock, log, panics, warnings};
 use crate::config::StoreSettings;
 use crate::os;
 
-/// How many threads may read files for the endpoint at once; they end when they have been idle.
+/// Maximum number of threads that read files for the endpoint. They end when idle.
 const BLOCKING_THREADS: usize = 2;
 
-/// The topic of the warning while the loop has no poller.
+/// Topic of the warning raised while the loop has no poller.
 const POLLER: &str = "descriptors";
 
-/// Name of the thread with the loop.
+/// Name of the thread of the loop.
 const LOOP: &str = "marple";
-/// Name of the thread that captures.
+/// Name of the capture thread.
 const CAPTURE: &str = "marple-capture";
 
-/// Pause after a panic of the loop, doubled from one to the next, so that one that recurs at once costs little.
+/// Delay after a panic of the loop, doubled with each consecutive panic, so that one that recurs at
+/// once costs little.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// The thread `marple`: a runtime of its own, and the loop on it.
+/// Runs the `marple` thread: a runtime and the agent loop on it.
 ///
-/// Without the descriptors for a poller the loop runs on timers alone: vitals, rules and status are there, the endpoint
-/// and the signal are not, until there are descriptors.
+/// Without the descriptors for a poller the loop runs on timers alone. Vitals, rules and status
+/// work; the endpoint and the signal do not until descriptors are available.
 pub(super) fn lead(agent: Loop, services: Vec<Box<dyn Service>>, handle: AgentHandle) {
     if panics::fence_and_record(LOOP, || start_and_repeat(agent, services, handle)).is_none() {
         warnings::set("agent", "nothing is watched or served: the agent has ended by a panic");
@@ -83,13 +85,13 @@ fn start_and_repeat(mut agent: Loop, services: Vec<Box<dyn Service>>, handle: Ag
         }
         repeat(runtime, &mut agent);
     }
-    // What the service registered is dropped with it, and that is the service's code.
+    // This drops the service's registrations, which runs host code.
     if let Err(panic) = panics::catch(|| drop((agent, runtime, handle))) {
         panics::record(LOOP, &panic);
     }
 }
 
-/// Runs the loop until it has ended, after a panic once more with the same state.
+/// Runs the loop until it ends, and restarts it with the same state after a panic.
 fn repeat(runtime: &Runtime, agent: &mut Loop) {
     let mut pause = FIRST_PAUSE;
     loop {
@@ -104,7 +106,7 @@ fn repeat(runtime: &Runtime, agent: &mut Loop) {
     }
 }
 
-/// Lets `service` run on the agent's runtime, and reports how it ended if it ended by a panic.
+/// Spawns `service` on the agent's runtime. Reports a panic that ends it.
 fn serve(runtime: &Runtime, service: Box<dyn Service>, handle: AgentHandle) {
     let served = panics::fence(|| {
         let _context = runtime.enter();
@@ -142,12 +144,12 @@ fn without_poller(error: &io::Error) -> String {
     )
 }
 
-/// A runtime with a poller, timers and signals.
+/// Creates a runtime with a poller, timers and signals.
 fn runtime() -> io::Result<tokio::runtime::Runtime> {
-    // tokio panics where it cannot make its pair of sockets for signals.
+    // tokio panics if it cannot create its socket pair for signals.
     run::check_descriptors()?;
-    // Files are read for the endpoint on threads of this runtime, a few at a time; what they allocate is
-    // no more the service's than what the agent's thread does.
+    // This runtime's blocking threads read files for the endpoint, a few at a time. Their
+    // allocations are excluded like those of the agent's thread.
     let mut builder = tokio::runtime::Builder::new_current_thread();
     standstill::observe_sleeps(&mut builder)
         .enable_all()
@@ -161,7 +163,7 @@ fn runtime() -> io::Result<tokio::runtime::Runtime> {
         .build()
 }
 
-/// The thread `marple-capture`.
+/// Runs the `marple-capture` thread.
 pub(super) fn work(
     mut worker: Worker,
     clock: &dyn Clock,
@@ -181,8 +183,8 @@ pub(super) fn work(
     }
 }
 
-/// Waits for the next order and carries it out, or opens the directory when it is time to. Returns what the loop must know,
-/// or `None` once the loop has ended.
+/// Waits for the next command and performs it, or opens the directory when a retry is due. Returns
+/// the event for the loop, or `None` once the loop has ended.
 fn next_event(
     worker: &mut Worker,
     desk: &mut Desk,
@@ -216,7 +218,8 @@ fn next_event(
     }
 }
 
-/// Does one task. A panic is a report of a failure, with what is left of the incident's captures given up.
+/// Performs one command. A panic is reported as a failure, and the captures the command was about
+/// are abandoned.
 fn perform(worker: &mut Worker, task: super::capture::Task) -> super::capture::Report {
     let lost = task.job.lost();
     match panics::fence(|| worker.perform(task)) {
@@ -228,7 +231,7 @@ fn perform(worker: &mut Worker, task: super::capture::Task) -> super::capture::R
     }
 }
 
-/// Does one task for a client. A panic is an answer to that client.
+/// Performs one command of an on-demand capture. A panic is reported to the client.
 fn stream(
     desk: &mut Desk,
     clock: &dyn Clock,

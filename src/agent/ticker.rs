@@ -1,4 +1,4 @@
-//! When the loop ticks.
+//! Timer of the agent loop.
 
 use std::time::Duration;
 
@@ -6,11 +6,11 @@ use tokio::time::Instant;
 
 use crate::os::alarm::Alarm;
 
-/// Comes every period, the first time at once. Ticks that were missed are left out, and those after them come as
-/// if none had been.
+/// A periodic timer whose first tick is due at once. Missed ticks are skipped; later ticks keep
+/// their phase.
 ///
-/// Not tokio's `Interval`: that wakes an idle process twice for each tick (`os::alarm`), and sends its own runtime
-/// once more through the poller by the `write` that says it is set again.
+/// tokio's `Interval` is not used: it wakes an idle process twice per tick (`os::alarm`), and the
+/// `write` that rearms it sends the agent's runtime through the poller once more.
 pub(super) struct Ticker {
     alarm: Alarm,
     period: Duration,
@@ -18,12 +18,12 @@ pub(super) struct Ticker {
 }
 
 impl Ticker {
-    /// To be called on the agent's runtime.
+    /// Creates a ticker. Must be called on the agent's runtime.
     pub(super) fn new(period: Duration) -> Self {
         Self { alarm: Alarm::here(), period, due: Instant::now() }
     }
 
-    /// Begins anew, if this is another period.
+    /// Restarts the ticker if `period` differs from the current one.
     pub(super) fn set_period(&mut self, period: Duration) {
         if period != self.period {
             self.period = period;
@@ -31,19 +31,19 @@ impl Ticker {
         }
     }
 
-    /// Returns when the next tick is due.
+    /// Returns the time at which the next tick is due.
     pub(super) fn due(&self) -> Instant {
         self.due
     }
 
-    /// The next tick. Nothing is lost when the future is dropped.
+    /// Waits for the next tick. Cancel safe.
     pub(super) async fn tick(&mut self) {
         self.alarm.sleep_until(self.due).await;
         self.due = next(self.due, self.period, Instant::now());
     }
 }
 
-/// The first tick after `now`, of those a period apart of which `due` is one that is over.
+/// Returns the first tick after `now`, given that ticks are `period` apart and `due` has passed.
 fn next(due: Instant, period: Duration, now: Instant) -> Instant {
     let late = now.saturating_duration_since(due);
     let since_last = late.as_nanos().checked_rem(period.as_nanos()).unwrap_or(0);
@@ -66,7 +66,7 @@ mod tests {
         }
     }
 
-    /// Whether a tick is due.
+    /// Returns `true` if a tick is due.
     async fn ticks(ticker: &mut Ticker) -> bool {
         tokio::time::timeout(Duration::ZERO, ticker.tick()).await.is_ok()
     }

@@ -1,9 +1,10 @@
-//! What a trace shows besides its own: the CPU samples of the incident and where its threads stood.
+//! Overlays of a trace: the CPU samples and the thread stacks of its incident.
 //!
-//! A trace is written when it ends; the CPU profile of the time before and the dump of the threads are
-//! taken, and are in their files, when the captures start. So these are kept until the trace of their
-//! incident is written: some hundred kilobytes as a rule, and [`MOST`] of them, the oldest going first. What
-//! ends together with the trace is at hand, since all stop before the first is written.
+//! A trace is written when it ends. The look-back CPU profile and the thread dump are taken and
+//! written when the captures start. They are kept in memory until the trace of their incident is
+//! written: typically some hundred kilobytes, at most [`MOST`] pieces, oldest evicted first.
+//! Evidence that ends together with the trace is available anyway, since all captures stop before
+//! the first is written.
 
 use std::collections::VecDeque;
 
@@ -14,16 +15,17 @@ use crate::base::IncidentId;
 use crate::codec::perfetto::Stacks;
 use crate::model::CaptureKind;
 
-/// How much is kept for the trace of an incident: a rule that joins it starts a few more.
+/// Maximum number of overlays of an incident: each rule that joins it starts a few more captures.
 const MOST: usize = 6;
 
-/// Evidence that is written and kept.
+/// Evidence that was written and is kept for a trace.
 pub(super) struct Kept {
     pub(super) incident: IncidentId,
     evidence: Evidence,
 }
 
-/// What the trace of an incident is to show: what is kept for it and what is to be written after it.
+/// Returns the overlays of the trace of incident `id`: the kept evidence and the evidence to be
+/// written after the trace.
 pub(super) fn stacks<'a>(
     id: IncidentId,
     kept: &'a [Kept],
@@ -34,7 +36,7 @@ pub(super) fn stacks<'a>(
 }
 
 impl Worker {
-    /// Keeps `evidence`, which is written, if a trace will show it: one that runs or is `ahead`.
+    /// Keeps `evidence`, which was written, if a trace that is running or in `ahead` will show it.
     pub(super) fn keep(&mut self, id: IncidentId, evidence: Evidence, ahead: &VecDeque<Taken>) {
         let runs = self
             .running

@@ -1,8 +1,9 @@
-//! The incident directory as the capture thread holds it: open, or waited for.
+//! The incident directory of the capture thread: open, or retried until it can be opened.
 //!
-//! A directory that another process has locked, that cannot be written or whose file system is full keeps neither the
-//! agent nor the service from starting. Until it can be opened, an incident has no directory and says why; the
-//! attempts go on, and the budgets that an earlier process has saved are loaded once one succeeds.
+//! A directory that is locked by another process, is not writable or is on a full file system
+//! prevents neither the agent nor the service from starting. Until it can be opened, an incident
+//! has no directory and reports the reason. Opening is retried, and the budgets saved by an earlier
+//! process are loaded once it succeeds.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,19 +17,19 @@ use crate::config::StoreSettings;
 use crate::os::fork::NotInherited;
 use crate::store::{Error, Holdings, Location, Recovery, Store};
 
-/// The topic of the warning while the directory is not open.
+/// Topic of the warning raised while the directory is not open.
 pub(in crate::agent) const TOPIC: &str = "dir";
 
-/// A directory that was opened, for the agent's loop.
+/// An opened directory, reported to the agent loop.
 #[derive(Debug)]
 pub(in crate::agent) struct Opened {
     pub(in crate::agent) path: PathBuf,
-    /// Budgets that an earlier process has used up.
+    /// Budgets used by an earlier process.
     pub(in crate::agent) saved: Option<Saved>,
     pub(in crate::agent) holdings: Holdings,
 }
 
-/// The incident directory, open or waited for.
+/// The incident directory, open or waiting for a retry.
 pub(in crate::agent) struct Directory {
     location: Location,
     clock: Arc<dyn Clock>,
@@ -36,14 +37,14 @@ pub(in crate::agent) struct Directory {
 }
 
 enum State {
-    // The guard is dropped first: its descriptor is the store's.
+    // Field order matters: the guard uses the store's descriptor and must be dropped first.
     Open { _lock: Option<NotInherited>, store: Store },
     Waiting { why: String, next: Moment, backoff: Backoff },
 }
 
 impl Directory {
-    /// Opens the directory at `location`. If that fails the error is returned beside the directory, which is waited for
-    /// from then on.
+    /// Opens the directory at `location`. On failure the error is returned beside the directory,
+    /// and opening is retried later.
     pub(in crate::agent) fn open(
         location: Location,
         settings: &StoreSettings,
@@ -56,7 +57,7 @@ impl Directory {
         (this, first)
     }
 
-    /// The store, or why there is none.
+    /// Returns the store, or the reason there is none.
     pub(in crate::agent) fn store(&self) -> Result<&Store, &str> {
         match &self.state {
             State::Open { store, .. } => Ok(store),
@@ -64,7 +65,7 @@ impl Directory {
         }
     }
 
-    /// Returns how long until [`Self::retry`] is due, or `None` if the directory is open.
+    /// Returns the time until [`Self::retry`] is due, or `None` if the directory is open.
     pub(in crate::agent) fn until_retry(&self) -> Option<Duration> {
         match &self.state {
             State::Open { .. } => None,
@@ -72,7 +73,7 @@ impl Directory {
         }
     }
 
-    /// Tries to open a directory that is waited for.
+    /// Tries to open the directory unless it is open.
     pub(in crate::agent) fn retry(&mut self, settings: &StoreSettings) -> Option<Opened> {
         if matches!(self.state, State::Open { .. }) {
             return None;
@@ -80,7 +81,7 @@ impl Directory {
         self.attempt(settings).ok()
     }
 
-    /// Makes a directory again that was removed while it was open.
+    /// Recreates the directory if it was deleted while open.
     pub(in crate::agent) fn replace_if_removed(
         &mut self,
         settings: &StoreSettings,
@@ -93,7 +94,7 @@ impl Directory {
             let path = self.location.path();
             log::warn(format!("{} was removed and is made again", path.display()));
         }
-        // What was saved is of this process, which knows it.
+        // The saved state is that of this process and already in memory.
         Some(made.map(|opened| Opened { saved: None, ..opened }))
     }
 
@@ -128,7 +129,7 @@ impl Directory {
     }
 }
 
-/// Loads what an earlier process had used up. If that cannot be read, the budgets begin anew.
+/// Loads the budgets used by an earlier process. On an error the budgets start from zero.
 fn saved(store: &Store) -> Option<Saved> {
     let saved = store.load_state::<Saved>();
     let is_known = |saved: &Saved| saved.schema == Saved::SCHEMA;
@@ -138,7 +139,7 @@ fn saved(store: &Store) -> Option<Saved> {
     })
 }
 
-/// Logs what an earlier process left behind, if it did.
+/// Logs the remains of an earlier process.
 fn report(recovery: &Recovery) {
     for id in &recovery.interrupted {
         log::warn(format!("the process ended during incident {id}; its files are kept"));

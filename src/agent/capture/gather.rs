@@ -1,4 +1,4 @@
-//! Files of the service's own: their collectors begun, and what they wrote taken in.
+//! Starting custom collectors and storing their output.
 
 use super::{Tally, Task, Worker};
 use crate::agent::collect::Failure;
@@ -8,8 +8,8 @@ use crate::base::{IncidentId, Moment};
 use crate::model::{CaptureKind, CaptureRecord, Collect, Losses, Outcome};
 
 impl Worker {
-    /// Begins the collectors that are `wanted`. Until when the first of the incident's has time, if one
-    /// runs.
+    /// Starts the collectors in `wanted`. Returns the earliest deadline of the incident's
+    /// collectors, or `None` if none is running.
     pub(super) fn collect(
         &mut self,
         id: IncidentId,
@@ -58,7 +58,8 @@ impl Worker {
         self.until(id)
     }
 
-    /// Writes what collectors left that have returned or whose time is up, or `all` of it.
+    /// Stores the output of collectors that returned or timed out, or of `all` of them. Returns the
+    /// earliest deadline of the others.
     pub(super) fn gather(
         &mut self,
         id: IncidentId,

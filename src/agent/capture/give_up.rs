@@ -1,4 +1,4 @@
-//! What is left of a task that ended by a panic.
+//! Cleanup after a command that panicked.
 
 use super::write::fail;
 use super::{Report, Tally, Worker};
@@ -9,8 +9,8 @@ use crate::model::{CaptureRecord, CaptureSet, Losses, Outcome};
 use crate::store::Store;
 
 impl Worker {
-    /// Reports a task that ended by `panic` as `lost`. Captures it was about are given up, and the manifest says why; all
-    /// else goes on.
+    /// Reports a command that ended by `panic` as `lost`. Its captures are abandoned and marked as
+    /// failed in the manifest; all others continue.
     pub(in crate::agent) fn give_up(&mut self, lost: Done, panic: &str) -> Report {
         let mut tally = Tally::default();
         tally.failures.push(("capture thread panicked", panicked(panic)));
@@ -21,7 +21,7 @@ impl Worker {
                 self.mark_failed(*id, *kinds, panic, &mut tally);
             }
             Done::Collecting { id, .. } => self.runs.retain(|run| run.incident != *id),
-            // Nobody will close it.
+            // No later command would close it.
             Done::Opened { id, .. } => self.dirs.retain(|(open, _)| open != id),
             Done::Noted { .. } | Done::Again { .. } | Done::Closed { .. } => {}
         }
@@ -32,7 +32,7 @@ impl Worker {
         Report { done: lost, dir: None, tally }
     }
 
-    /// Drops the collectors of `kinds` that run for `id`: their engines are free again.
+    /// Drops the collectors of `kinds` in incident `id`, which frees their engines.
     fn drop_running(&mut self, id: IncidentId, kinds: CaptureSet) {
         let (dropped, kept) = std::mem::take(&mut self.running)
             .into_iter()
@@ -44,8 +44,8 @@ impl Worker {
         }
     }
 
-    /// Has the manifest say of the captures of `kinds` that they failed: of those that run, and of those that were to be
-    /// started and have no record yet.
+    /// Marks the captures of `kinds` as failed in the manifest: those that are running, and those
+    /// that have no record yet.
     fn mark_failed(&mut self, id: IncidentId, kinds: CaptureSet, panic: &str, tally: &mut Tally) {
         let written = panics::fence(|| {
             let wall = self.clock.wall();

@@ -1,19 +1,20 @@
-//! In what order captures are taken and written where memory is short.
+//! Order of captures while memory is short.
 //!
-//! Mostly all begin together, what vanishes first before what stays, and files follow. Near the limit the
-//! next megabyte may be the one the kernel kills for, and what the incident is about is what holds memory:
-//! the heap profile is written in room that was reserved at the start, so it comes first and is on disk
-//! before any other capture asks for memory. It takes some 20 ms, by which the others begin later.
+//! Normally all captures start together, the most transient state first, and artifacts are written
+//! afterwards. Near the limit any further megabyte may trigger the OOM killer, and the heap profile
+//! is the evidence of interest. It is therefore taken first, into memory reserved at startup, and
+//! is on disk before another capture allocates. This delays the other captures by some 20 ms.
 
 use crate::base::Bytes;
 use crate::model::{CaptureKind, CaptureSet};
 
-/// With less than this left, memory is short: the other collectors may take some 24 MiB together, most of
-/// it for the CPU profile. With more, a profile that is written after the others tells of a later moment.
+/// Headroom below which memory is short: the other collectors may take some 24 MiB together, most
+/// of it for the CPU profile. Above it, a heap profile written after the others would only describe
+/// a later moment.
 const SHORT: Bytes = Bytes::mib(32);
 
-/// The sets that `kinds` are taken in, one after the other, each written before the next begins; with
-/// `headroom` left below the memory limit, if that is known.
+/// Returns the phases of a capture of `kinds`. Each phase is written before the next starts.
+/// `headroom` is the memory left below the limit, if known.
 pub(super) fn turns(
     kinds: CaptureSet,
     headroom: Option<Bytes>,

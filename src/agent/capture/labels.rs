@@ -1,20 +1,19 @@
-//! Whose CPU time it was: the labels `task` and `span` of CPU samples.
+//! The `task` and `span` labels of CPU samples.
 //!
-//! Nothing is asked of the thread that is sampled. A sample has its thread and its moment, and the
-//! incident's trace has which task each thread polled when and which spans it was in: the label is what
-//! was innermost at that moment. Where there is no trace, its rings have been written over or nothing was
-//! recorded of that thread, there is no label.
+//! Labels add no cost to sampling. A sample has a thread and a time; the incident's trace has each
+//! thread's polls and spans. The label is the innermost of them at that time. There is no label
+//! without a trace, if its rings were overwritten, or if nothing was recorded for the thread.
 //!
 //! ```text
 //! polls    ──[ reader ]────[ src/main.rs:7 [ query ] ]──     in the order of their ends: the first that
 //! samples    ·      ·   ·    ·      ·          ·             holds a sample is its innermost
 //! ```
 //!
-//! The samples of a thread are sorted by time and each poll looks up those it holds, so that there is no
-//! second copy of the polls, of which there may be a quarter of a million: a binary search for each.
+//! The samples of a thread are sorted by time, and a binary search finds those inside each poll.
+//! This avoids a second copy of the polls, of which there may be a quarter of a million.
 //!
-//! The profile from before the capture is labelled by the polls that the recorder holds when the captures
-//! start, and by no spans: these are recorded during a capture only. A CPU capture that ends before the
+//! The look-back profile is labeled with the polls in the recorder when the captures start, and has
+//! no span labels: spans are recorded only during a capture. A CPU capture that ends before the
 //! trace of its incident has no labels.
 
 use std::collections::{BTreeMap, HashMap};
@@ -60,21 +59,21 @@ impl Worker {
         }
     }
 
-    /// What the trace of an incident holds so far, while it runs.
+    /// Returns the polls recorded so far by the running trace of an incident.
     fn polls(&self, id: IncidentId) -> Option<Timeline> {
         let mut running = self.running.iter().filter(|running| running.incident == id);
         running.find(|running| running.kind == CaptureKind::Trace)?.collector.polls()
     }
 }
 
-/// What is known of a sample, in the timeline's texts.
+/// The labels of a sample, as handles of the timeline's strings.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct Mark {
     task: Option<StringHandle>,
     span: Option<StringHandle>,
 }
 
-/// Tells the samples of `profile` apart by the task and the span that `timeline` has their thread in.
+/// Splits the samples of `profile` by task and span, as recorded in `timeline`.
 fn label(profile: &mut Profile, timeline: &Timeline) {
     let line = Line::new(&profile.timed);
     let mut marks = vec![Mark::default(); profile.timed.len()];
@@ -85,7 +84,7 @@ fn label(profile: &mut Profile, timeline: &Timeline) {
     }
 }
 
-/// Samples by thread, and in the order of time.
+/// Sample indices sorted by thread and time.
 struct Line<'a> {
     timed: &'a [TimedSample],
     order: Vec<u32>,
@@ -98,7 +97,7 @@ impl<'a> Line<'a> {
         Self { timed, order }
     }
 
-    /// The samples of a thread: their places and times.
+    /// Returns the indices and times of the samples of a thread.
     fn of(&self, tid: u32) -> Vec<(usize, Moment)> {
         let get = |at: u32| self.timed.get(at as usize).map(|timed| (timed.tid, timed.at));
         let before =
@@ -137,7 +136,7 @@ fn mark_tasks(line: &Line<'_>, timeline: &Timeline, marks: &mut [Mark]) {
     }
 }
 
-/// How far a track has been read.
+/// Read position within a track.
 struct Reading {
     samples: Vec<(usize, Moment)>,
     next: usize,
@@ -145,7 +144,7 @@ struct Reading {
 }
 
 impl Reading {
-    /// The samples before `until` are in what is open.
+    /// Labels the samples before `until` with the innermost open span.
     fn pass(&mut self, until: Option<Moment>, marks: &mut [Mark]) {
         while let Some(&(at, time)) = self.samples.get(self.next)
             && until.is_none_or(|until| time < until)
@@ -183,14 +182,14 @@ fn mark_spans(line: &Line<'_>, timeline: &Timeline, marks: &mut [Mark]) {
     }
 }
 
-/// Samples and their weight.
+/// Number and total weight of samples.
 #[derive(Clone, Copy, Default)]
 struct Share {
     count: u64,
     weight: u64,
 }
 
-/// Makes of each sample one for each mark and one for what has none; the sums stay.
+/// Splits each sample into one per label set plus one for the unlabeled rest. Sums are unchanged.
 fn split(profile: &mut Profile, timeline: &Timeline, marks: &[Mark]) {
     let mut shares: BTreeMap<(u32, Mark), Share> = BTreeMap::new();
     let mut known: HashMap<u32, Share> = HashMap::new();
@@ -228,7 +227,7 @@ fn split(profile: &mut Profile, timeline: &Timeline, marks: &[Mark]) {
         let counts = sample.values.iter().zip(&is_count).filter(|(_, is_count)| **is_count);
         let is_spent = samples.len() > first && counts.clone().all(|(left, _)| *left <= 0);
         match samples.last_mut().filter(|_| is_spent) {
-            // What rounding left.
+            // Rounding error.
             Some(last) => {
                 last.values.iter_mut().zip(&sample.values).for_each(|(value, left)| *value += left);
             }
@@ -242,7 +241,8 @@ fn split(profile: &mut Profile, timeline: &Timeline, marks: &[Mark]) {
     }
 }
 
-/// A part's share in the values of a sample of which `all` is known by time.
+/// Returns the part of the values of a sample that belongs to `part`, where `all` is the share of
+/// samples with known times.
 fn values<'v>(
     whole: &'v [i64],
     is_count: &'v [bool],
@@ -250,7 +250,7 @@ fn values<'v>(
 ) -> impl Iterator<Item = i64> + 'v {
     let counts = whole.iter().zip(is_count).filter(|(_, is_count)| **is_count);
     let count = counts.map(|(value, _)| u64::try_from(*value).unwrap_or(0)).max();
-    // Of samples whose time is not known the weight is not, either: they are as the others.
+    // Samples without times have no known weight; they are assumed to weigh the same as the others.
     let count = u128::from(count.unwrap_or(0).max(all.count).max(1));
     let weight = u128::from(all.weight.max(1));
     whole.iter().zip(is_count).map(move |(&value, &is_count)| {

@@ -15,9 +15,11 @@ fn at(nanos: u64) -> Moment {
     Moment::from_nanos(nanos)
 }
 
-/// Ticks are nanoseconds / 10. Thread 7 polls `server` from 100 to 500 and in it `query` from 200 to 300,
-/// parks until 600, and polls `server` from 700 on, in it `query` from 800. Its spans are `request` from 150
-/// to 450, `inner` in it from 250 to 350, and `late` from 750 on. Of thread 8 there are spans alone.
+/// Builds a timeline in which `tick = nanoseconds / 10`:
+/// - Thread 7 polls `server` from 100 to 500 with `query` inside from 200 to 300, parks until 600,
+///   and polls `server` from 700 on with `query` inside from 800.
+/// - Its spans are `request` from 150 to 450 with `inner` from 250 to 350, and `late` from 750 on.
+/// - Thread 8 has spans only.
 fn timeline() -> Timeline {
     let anchor = Anchor { moment: at(0), wall: Timestamp::UNIX_EPOCH, suspended: Duration::ZERO };
     let mut timeline = Timeline::new(anchor, 1, "orders");
@@ -59,7 +61,7 @@ fn timeline() -> Timeline {
     timeline
 }
 
-/// An address, the CPU time at it, and its samples: thread, moment, weight.
+/// Address, CPU time at the address, and samples as (thread, time, weight).
 type Stack<'a> = (u64, i64, &'a [(u32, u64, u32)]);
 
 fn profile(stacks: &[Stack<'_>]) -> Profile {
@@ -81,7 +83,7 @@ fn profile(stacks: &[Stack<'_>]) -> Profile {
     profile
 }
 
-/// Address, task, span, samples, CPU of each sample.
+/// Formats a profile's samples as address, task, span, samples, CPU time of each sample.
 fn shown(profile: &Profile) -> Vec<String> {
     let one = |sample: &Sample| {
         let label = |key: &str| {

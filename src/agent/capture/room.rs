@@ -1,4 +1,5 @@
-//! Captures where the disk has too little room: the cheap ones first, and what does not fit is not begun.
+//! Order of captures when disk space is short: smaller captures first, and those that cannot fit
+//! are skipped.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +9,7 @@ use crate::base::{Bytes, IncidentId};
 use crate::model::{CaptureKind, CaptureSet};
 use crate::store::Bound;
 
-/// Sizes of the captures so far, by kind.
+/// Sizes of earlier captures, by kind.
 #[derive(Debug, Default)]
 pub(super) struct Sizes(BTreeMap<CaptureKind, Seen>);
 
@@ -19,8 +20,8 @@ struct Seen {
 }
 
 impl Sizes {
-    /// Records that a capture of `kind` wrote files of `bytes` bytes together. One that wrote nothing says
-    /// nothing about sizes.
+    /// Records that a capture of `kind` wrote `bytes` bytes in total. A capture that wrote nothing
+    /// is ignored.
     pub(super) fn learn(&mut self, kind: CaptureKind, bytes: Bytes) {
         if bytes == Bytes(0) {
             return;
@@ -30,13 +31,13 @@ impl Sizes {
         known.largest = known.largest.max(bytes);
     }
 
-    /// The least that `kind` takes. Only what is larger than the room left even so is skipped: a capture that
-    /// may fit is tried, and its write fails if it does not.
+    /// Returns the minimum size of `kind`. A capture is skipped only if even this exceeds the space
+    /// left; one that may fit is tried, and its write fails if it does not.
     fn least(&self, kind: CaptureKind) -> Bytes {
         self.0.get(&kind).map_or(Bytes(0), |seen| seen.smallest).max(LEAST)
     }
 
-    /// How much `kind` is expected to take at the most, for the order in which captures are taken.
+    /// Returns the expected maximum size of `kind`, which determines the order of captures.
     fn of(&self, kind: CaptureKind) -> Bytes {
         let seldom_less = match kind {
             CaptureKind::Threads
@@ -50,12 +51,12 @@ impl Sizes {
     }
 }
 
-/// No file of ours is smaller.
+/// Lower bound for the size of any artifact.
 const LEAST: Bytes = Bytes(512);
 
-/// The order in which `kinds` are taken with so much `room`, and whether each may fit: that of the kinds, what
-/// vanishes first, where there is room for all by `size`; else what takes least first. What is larger than the
-/// room that is left even by `least` does not fit.
+/// Returns `kinds` in the order in which to capture them, each with `true` if it may fit. If all
+/// fit into `room` by `size`, the order is that of `CaptureSet`, most transient first; otherwise
+/// smallest first. A capture does not fit if `least` exceeds the remaining room.
 fn plan(
     kinds: CaptureSet,
     room: Bytes,
@@ -82,7 +83,8 @@ fn total(kinds: &[CaptureKind], size: impl Fn(CaptureKind) -> Bytes) -> Bytes {
 }
 
 impl Worker {
-    /// The order in which `kinds` are started in the incident `id`; with what there is no room for, why.
+    /// Returns `kinds` in the order in which to start them in incident `id`, each with the reason
+    /// to skip it if there is no space.
     pub(super) fn order(
         &self,
         id: IncidentId,
@@ -103,7 +105,7 @@ impl Worker {
         plan.map(|(kind, fits)| (kind, (!fits).then(|| words(kind)))).collect()
     }
 
-    /// Puts what takes least first where there is too little room for all of `taken`.
+    /// Sorts `taken` by size, smallest first, if there is not enough space for all.
     pub(super) fn cheap_first(&self, id: IncidentId, taken: &mut [Taken]) {
         let kinds: Vec<CaptureKind> = taken.iter().map(|taken| taken.kind).collect();
         let size = |kind| self.sizes.of(kind);
@@ -114,7 +116,7 @@ impl Worker {
 
     fn room(&self, id: IncidentId) -> Option<(Bound, Bytes)> {
         let (_, dir) = self.dirs.iter().find(|(open, _)| *open == id)?;
-        // Where it cannot be told the writes will tell.
+        // If the free space is unknown, a full disk shows when writing.
         dir.room().ok()
     }
 }
@@ -165,7 +167,7 @@ mod tests {
         let plan = |room| plan(trace, room, |kind| sizes.of(kind), |kind| sizes.least(kind));
         assert_eq!(plan(Bytes::kib(40)), [(CaptureKind::Trace, true)]);
         assert_eq!(plan(Bytes::kib(39)), [(CaptureKind::Trace, false)]);
-        // One that was never taken is tried in next to nothing.
+        // A kind that was never captured is tried even with almost no space.
         let heap = CaptureSet::from([CaptureKind::Heap]);
         let fits =
             super::plan(heap, Bytes::kib(1), |kind| sizes.of(kind), |kind| sizes.least(kind));

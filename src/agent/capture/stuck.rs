@@ -1,4 +1,4 @@
-//! The one thread whose poll lasted too long, written before all else.
+//! Dump of the stalled thread, written before any other artifact.
 
 use super::write::Taken;
 use super::{Tally, Worker};
@@ -6,11 +6,11 @@ use crate::agent::collect::Evidence;
 use crate::base::IncidentId;
 use crate::model::{CaptureKind, CaptureRecord, Losses, Outcome, ThreadDump};
 
-/// The part of a capture of threads that it is.
+/// Value of the artifact's `part` for the dump of a stalled thread.
 const STUCK: &str = "stall";
 
 impl Worker {
-    /// Writes the thread that was stuck.
+    /// Writes the dump of the stalled thread.
     pub(super) fn stuck(&mut self, id: IncidentId, dump: Box<ThreadDump>, tally: &mut Tally) {
         let Some((_, dir)) = self.dirs.iter().find(|(open, _)| *open == id) else { return };
         let (at, record) = (dir.manifest().captures.len(), self.stuck_record());
@@ -32,7 +32,7 @@ impl Worker {
     }
 }
 
-/// The evidence of it, of the capture `record`.
+/// Returns the dump as evidence of capture `record`.
 pub(super) fn of_stuck(record: usize, dump: Box<ThreadDump>) -> Taken {
     Taken {
         kind: CaptureKind::Threads,

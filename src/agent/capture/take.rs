@@ -1,4 +1,4 @@
-//! Collectors started, taken again and stopped.
+//! Starting, repeating and stopping captures.
 
 use super::headroom::turns;
 use super::stuck::of_stuck;
@@ -9,15 +9,15 @@ use crate::agent::fence::{chain, fence};
 use crate::base::IncidentId;
 use crate::model::{CaptureRecord, CaptureSet, Losses, Outcome, ThreadDump};
 
-/// The part of what was taken when the capture started: it is from before.
+/// Value of an artifact's `part` for look-back data, taken at the start of the capture.
 pub(super) const BEFORE: &str = "before";
 
-/// The part of what was taken while the capture went on.
+/// Value of an artifact's `part` for a snapshot taken while the capture is running.
 const MEANWHILE: &str = "meanwhile";
 
 impl Worker {
-    /// Starts all of `kinds`, those of a turn together, then writes what they saw at their start. Returns
-    /// those that run.
+    /// Starts all of `kinds`, phase by phase, and writes the evidence available at the start.
+    /// Returns the running captures.
     pub(super) fn start(
         &mut self,
         id: IncidentId,
@@ -104,7 +104,7 @@ impl Worker {
             }
             records.push(record);
         }
-        // A trace is in the last, and may record only from its start on.
+        // A trace is in the last phase, and may record only from its start on.
         if is_last {
             self.dirs.iter().filter(|(open, _)| *open == id).for_each(|(_, dir)| {
                 let reasons = dir.manifest().reasons.iter();
@@ -116,7 +116,7 @@ impl Worker {
         running
     }
 
-    /// Takes `kinds`, which run, once more and goes on with them.
+    /// Takes another snapshot of `kinds`, which keep running.
     pub(super) fn again(&mut self, id: IncidentId, kinds: CaptureSet, tally: &mut Tally) {
         let now = self.clock.now();
         let of = |running: &&Running| running.incident == id && kinds.contains(running.kind);
@@ -138,7 +138,8 @@ impl Worker {
         self.write(id, taken, tally);
     }
 
-    /// Stops all of `kinds`, in each turn the quickest to vanish first, then writes what they saw.
+    /// Stops all of `kinds`, within each phase the most transient first, then writes their
+    /// evidence.
     pub(super) fn stop(
         &mut self,
         id: IncidentId,

@@ -1,4 +1,4 @@
-//! What collectors saw, written into files.
+//! Writing evidence to artifacts.
 
 use std::collections::VecDeque;
 use std::io::Write;
@@ -12,23 +12,25 @@ use crate::codec::perfetto::Stacks;
 use crate::model::{Artifact, CaptureKind, CaptureRecord, Form, Outcome};
 use crate::store::IncidentDir;
 
-/// How often a file is begun anew after room was made for it. Each time it gets further than before.
+/// Maximum attempts to write an artifact; each retry follows freed space.
 const TRIES: usize = 8;
 
-/// Evidence on its way into a file.
+/// Evidence to be written to an artifact.
 pub(super) struct Taken {
     pub(super) kind: CaptureKind,
     pub(super) record: usize,
-    /// Which part of the capture it is.
+    /// Part of the capture it belongs to.
     pub(super) part: Option<&'static str>,
     pub(super) evidence: Evidence,
 }
 
 impl Worker {
-    /// Writes evidence into files. What cannot be written is a failure of its capture; the others follow.
+    /// Writes evidence to artifacts. A failed write marks its capture as failed; the others are
+    /// still written.
     pub(super) fn write(&mut self, id: IncidentId, mut taken: Vec<Taken>, tally: &mut Tally) {
         self.label(id, &mut taken, tally);
-        // A trace shows the stacks of what comes after it, so these have their names before it is written.
+        // A trace includes the stacks of evidence that is written after it, so that evidence must
+        // be symbolized first.
         let has_trace = taken.iter().any(|taken| taken.kind == CaptureKind::Trace);
         if has_trace {
             taken.iter_mut().for_each(|taken| name(&mut taken.evidence, tally));
@@ -91,8 +93,8 @@ fn name(evidence: &mut Evidence, tally: &mut Tally) {
     }
 }
 
-/// Writes evidence into a file. Where a bound of ours refuses, files of the same incident that are missed
-/// less make room for it.
+/// Writes evidence to an artifact. If a size limit is exceeded, less important artifacts of the
+/// same incident are deleted and the write is retried.
 fn write_as(
     dirs: &mut [(IncidentId, IncidentDir)],
     id: IncidentId,
@@ -119,7 +121,7 @@ fn write_as(
     }
 }
 
-/// Notes why a capture failed, behind why it did already.
+/// Marks the capture as failed and appends the error to any earlier one.
 pub(super) fn fail(record: &mut CaptureRecord, error: String) {
     record.outcome = Outcome::Failed;
     record.error = Some(match record.error.take() {

@@ -1,5 +1,5 @@
-//! What stands in for a collector that is not built in: the captures it would make fail by name, all
-//! else does nothing.
+//! Stub for collectors that are not built in: their captures fail with the name of the missing
+//! feature, everything else is a no-op.
 
 #![allow(dead_code, reason = "what is called depends on which features are missing")]
 
@@ -32,7 +32,7 @@ fn missing(kind: CaptureKind) -> Failure {
     Absent(format!("marple is built without its `{kind}` feature: add it in Cargo.toml")).into()
 }
 
-/// What a guard would be.
+/// Stub of a guard.
 pub(in crate::agent) struct Nothing;
 
 pub(in crate::agent) type Always = Nothing;
@@ -75,7 +75,7 @@ pub(in crate::agent) fn rehearse() {}
 
 pub(in crate::agent) fn watch<'r>(_: &Vitals, _: impl Iterator<Item = &'r Rule>) {}
 
-/// What would be woken.
+/// Stub of the heap threshold notifications.
 pub(in crate::agent) struct Crossings;
 
 impl Crossings {
@@ -96,7 +96,7 @@ pub(in crate::agent) fn configure(_: &TraceSettings) {}
 
 pub(in crate::agent) fn end(_: &TraceSettings) {}
 
-/// What would be found.
+/// Stub of a detected stall.
 pub(in crate::agent) struct Found {
     pub(in crate::agent) stall: Stall,
     pub(in crate::agent) dump: Option<Box<ThreadDump>>,
@@ -111,7 +111,7 @@ pub(in crate::agent) fn threshold(_: &Settings) -> Option<Duration> {
     None
 }
 
-/// Who would look.
+/// Stub of the stall detector.
 pub(in crate::agent) struct Stalls;
 
 impl Stalls {

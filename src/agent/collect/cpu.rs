@@ -1,5 +1,5 @@
-//! CPU profiles: one of the time before the capture, from the look-back that runs from the agent's start
-//! on, and one over the whole capture, which in wall mode is of all threads' time.
+//! CPU profiles: one from the look-back before the capture, which runs from the agent's start, and
+//! one of the whole capture. In wall mode the latter covers the wall-clock time of all threads.
 
 use super::{Collector, Evidence, Failure, Started};
 use crate::base::{Anchor, Bytes, Hertz, Moment, warnings};
@@ -7,14 +7,14 @@ use crate::config::{Settings, ThreadsMode};
 use crate::cpu::{Error, Lookback, Options, Session};
 use crate::model::{CaptureKind, CpuEngine, CpuMode};
 
-/// Why the settings want no capture, if they do not.
+/// Returns the reason CPU captures are disabled, or `None` if they are not.
 pub(super) fn switched_off(settings: &Settings) -> Option<&'static str> {
     let wall = settings.cpu.mode == CpuMode::Wall;
     (wall && settings.stacks.threads == ThreadsMode::Off)
         .then_some("`cpu.mode` is \"wall\", which shows threads, and `stacks.threads` is \"off\"")
 }
 
-/// What an engine may take.
+/// Returns the maximum memory of an engine.
 pub(super) fn memory(settings: &Settings) -> Bytes {
     match settings.cpu.mode {
         CpuMode::Cpu => Session::memory(settings.cpu.engine),
@@ -57,13 +57,13 @@ impl Collector for Session {
     }
 }
 
-/// The topic of the warning that there is no look-back.
+/// Topic of the warning raised without a look-back.
 const TOPIC: &str = "cpu.lookback";
 
-/// The look-back, or why there is none.
+/// The look-back, or the error that prevents it.
 pub(in crate::agent) struct Always(Result<Option<Lookback>, Error>);
 
-/// Begins to look back.
+/// Starts the look-back.
 pub(in crate::agent) fn launch(settings: &Settings) -> Always {
     let started = Lookback::start(&options(settings));
     match &started {
@@ -76,7 +76,7 @@ pub(in crate::agent) fn launch(settings: &Settings) -> Always {
 }
 
 impl Always {
-    /// The engine that samples and why it is that one, or why none does.
+    /// Returns the active engine and the reason for its selection, or the reason there is none.
     pub(in crate::agent) fn words(&self, settings: &Settings) -> String {
         match &self.0 {
             Ok(Some(lookback)) => lookback.engine(),

@@ -1,4 +1,4 @@
-//! Dumps of open file descriptors: one, at the start.
+//! Dumps of open file descriptors, taken once at the start.
 
 use super::{Evidence, Failure, Snapshot, Started};
 use crate::base::{Anchor, Bytes};

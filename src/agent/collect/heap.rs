@@ -1,5 +1,5 @@
-//! Heap profiles: one at the start and one at the stop, so that their difference shows what the incident
-//! itself allocated. Each is taken while it is written, in memory reserved at the agent's start.
+//! Heap profiles, one at the start and one at the stop: their difference shows the allocations of
+//! the incident. Each is taken while it is written, in memory reserved when the agent starts.
 
 use crate::base::sync::Mutex;
 use std::future;
@@ -20,16 +20,17 @@ use crate::model::{CaptureKind, Losses, Metric, Profile, Rule, Vitals};
 use crate::os::wake::Listener;
 use crate::unwind;
 
-/// One dump at a time: there is one room.
+/// Dumps are serialized: there is one set of reserved buffers.
 static WRITER: Mutex<Option<HeapWriter>> = Mutex::new(None);
 static RATES: Mutex<Rates> =
     Mutex::new(Rates { usual: None, during: None, captures: 0, asked: None });
 
-/// The mean number of bytes between two samples during an incident, where the settings have no other: 500 tasks of 1 KiB
-/// that pile up meanwhile have eight samples. At 1 GB/s of allocations it takes 5 % of a core.
+/// Mean number of bytes between two samples during an incident, unless set in the settings: 500
+/// tasks of 1 KiB that pile up during the capture have eight samples. At 1 GB/s of allocations it
+/// takes 5 % of a core.
 const RATE_DURING_INCIDENT: Bytes = Bytes::kib(64);
 
-/// What the last tick measured; 0 is unknown.
+/// Values measured at the last tick; 0 if unknown.
 static RESIDENT: AtomicU64 = AtomicU64::new(0);
 static WORKING_SET: AtomicU64 = AtomicU64::new(0);
 static LIMIT: AtomicU64 = AtomicU64::new(0);
@@ -44,12 +45,12 @@ pub(super) fn start(_: CaptureKind, _: &Settings, anchor: Anchor) -> Result<Star
     })
 }
 
-/// Returns why there are no heap profiles in this program, if there are none.
+/// Returns the reason this program has no heap profiles, or `None` if it has.
 pub(in crate::agent) fn why_absent() -> Option<String> {
     if heap::installed() { None } else { jemalloc::why_absent() }
 }
 
-/// The heap as it is when it is written.
+/// Returns a heap profile that is taken when it is written.
 pub(in crate::agent) fn now(wall: Timestamp) -> Result<Evidence, Failure> {
     if !heap::installed() {
         let mut evidence = Evidence::Profile(jemalloc::snapshot(wall)?);
@@ -59,7 +60,7 @@ pub(in crate::agent) fn now(wall: Timestamp) -> Result<Evidence, Failure> {
     Ok(Dump::at(wall))
 }
 
-/// The heap as a value.
+/// Returns a profile of the heap.
 pub(in crate::agent) fn snapshot(wall: Timestamp) -> Result<Box<Profile>, Failure> {
     if !heap::installed() {
         return jemalloc::snapshot(wall);
@@ -71,7 +72,7 @@ pub(in crate::agent) fn snapshot(wall: Timestamp) -> Result<Box<Profile>, Failur
 
 struct Snapshots {
     anchor: Anchor,
-    /// Ends with the capture.
+    /// Released when the capture ends.
     _rate: FinerRate,
 }
 
@@ -89,10 +90,10 @@ impl Collector for Snapshots {
     }
 }
 
-/// The profile as it is when it is written.
+/// A profile taken when it is written.
 struct Dump {
     wall: Timestamp,
-    /// Of the last time it was written.
+    /// Summary of the last write.
     summary: Mutex<Option<MemorySummary>>,
 }
 
@@ -135,37 +136,38 @@ impl Live for Dump {
     }
 }
 
-/// Reads the loaded files, so that whatever is sampled from now on has its stack: some milliseconds. Were it
-/// left to the thread that rehearses, samples taken meanwhile would find it at work and go without.
+/// Reads the loaded files, so that all samples from here on have stacks. Takes some milliseconds.
+/// It is not left to the rehearsing thread: samples taken while that thread reads would have no
+/// stack.
 pub(in crate::agent) fn read_images() {
     if heap::installed() {
-        // The next tick tries again.
+        // Retried at the next tick.
         let _ = unwind::refresh();
     }
 }
 
-/// Makes the room for dumps, and one dump into nothing: the files it reads are open then, and all it
-/// touches is in memory. Nothing if the program's allocator is another.
+/// Reserves the buffers of dumps and writes one dump to a sink. Afterwards the files it reads are
+/// open and all memory it touches is resident. Does nothing if the program uses another allocator.
 pub(in crate::agent) fn rehearse() {
     if heap::installed() {
-        // What keeps it from working will be told by the first capture.
+        // A persistent error is reported by the first capture.
         let _ = Dump::new(Timestamp::UNIX_EPOCH).write(&mut std::io::sink());
     }
 }
 
-/// Keeps what this thread allocates out of heap profiles, until the guard is dropped.
+/// Excludes the allocations of this thread from heap profiles until the guard is dropped.
 pub(in crate::agent) fn exclude_current_thread() -> heap::Exclusion {
     heap::exclude_current_thread()
 }
 
-/// The same until the thread ends.
+/// Excludes the allocations of this thread from heap profiles until the thread ends.
 pub(in crate::agent) fn exclude_for_good() {
     mem::forget(heap::exclude_current_thread());
 }
 
-/// Lets stacks be walked through libraries that were loaded since the last tick, and adds to the vitals
-/// what only the allocator knows. A microsecond when nothing was loaded. An image that cannot be read is
-/// walked by frame pointers, and the next tick tries again.
+/// Prepares stack walks through libraries loaded since the last tick, and adds the allocator's
+/// values to the vitals. Takes a microsecond if nothing was loaded. An image that cannot be read is
+/// walked by frame pointers and retried at the next tick.
 pub(in crate::agent) fn tick(vitals: &mut Vitals) {
     if !heap::installed() {
         return;
@@ -180,9 +182,9 @@ pub(in crate::agent) fn tick(vitals: &mut Vitals) {
     vitals.heap = heap::in_use();
 }
 
-/// Asks to be woken when the heap grows past the next of the rules' thresholds above what `vitals`
-/// say: the tick sees to those below. To be called at regular ticks only, so that a heap that breathes
-/// around a threshold costs one tick more in each interval.
+/// Requests a wake-up when the heap grows past the lowest rule threshold at or above the value in
+/// `vitals`; the tick evaluates the lower ones. Call at regular ticks only, so that a heap
+/// oscillating around a threshold costs one additional tick per interval.
 pub(in crate::agent) fn watch<'r>(vitals: &Vitals, rules: impl Iterator<Item = &'r Rule>) {
     let Some(in_use) = vitals.heap else { return };
     let next = rules
@@ -196,11 +198,12 @@ pub(in crate::agent) fn watch<'r>(vitals: &Vitals, rules: impl Iterator<Item = &
     }
 }
 
-/// Wakes when the heap has grown past what was asked for.
+/// Receiver of wake-ups when the heap grows past the requested threshold.
 pub(in crate::agent) struct Crossings(Option<Listener>);
 
 impl Crossings {
-    /// To be made on the agent's runtime. Without it rules are asked at ticks only.
+    /// Creates a receiver. Must be called on the agent's runtime. If it fails, heap rules are
+    /// evaluated at ticks only.
     pub(in crate::agent) fn listen() -> Self {
         let listener = heap::crossings().inspect_err(|error| {
             log::error(format!("heap rules are asked at ticks only: {error}"));
@@ -208,7 +211,7 @@ impl Crossings {
         Self(listener.ok())
     }
 
-    /// The next crossing.
+    /// Waits for the next crossing.
     pub(in crate::agent) async fn next(&self) {
         match &self.0 {
             Some(listener) => listener.next().await,
@@ -217,7 +220,7 @@ impl Crossings {
     }
 }
 
-/// Samples as the settings say from here on.
+/// Applies the sampling rates of the settings.
 pub(in crate::agent) fn set_rates(settings: &HeapSettings) {
     let mut rates = RATES.lock().unwrap_or_else(PoisonError::into_inner);
     let during = settings.rate_during_incident.unwrap_or(RATE_DURING_INCIDENT).min(settings.rate);
@@ -225,14 +228,14 @@ pub(in crate::agent) fn set_rates(settings: &HeapSettings) {
     rates.apply();
 }
 
-/// How much lies between two samples, usually and during a heap capture.
+/// Sampling rates: mean bytes between two samples, normally and during a heap capture.
 #[derive(Default)]
 struct Rates {
-    /// None until the settings are known.
+    /// `None` until the settings are known.
     usual: Option<Bytes>,
     during: Option<Bytes>,
     captures: u32,
-    /// What a client asked for, for a time.
+    /// Temporary rate requested by a client.
     asked: Option<Bytes>,
 }
 
@@ -245,14 +248,14 @@ impl Rates {
     }
 }
 
-/// Samples every `rate` bytes until it is asked for none.
+/// Samples every `rate` bytes until this is called with `None`.
 pub(in crate::agent) fn ask_rate(rate: Option<Bytes>) {
     let mut rates = RATES.lock().unwrap_or_else(PoisonError::into_inner);
     rates.asked = rate;
     rates.apply();
 }
 
-/// While one lives, the rate is that of an incident, if the settings have one.
+/// Guard that applies the sampling rate of an incident while it exists.
 struct FinerRate(());
 
 impl FinerRate {

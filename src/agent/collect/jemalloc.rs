@@ -1,5 +1,5 @@
-//! Heap profiles of programs that keep to jemalloc and its own profiler: as in `heap`, one at the start
-//! and one at the stop. jemalloc samples while the capture goes on, if it did not already.
+//! Heap profiles of programs that use jemalloc with its profiler. As in `heap`, one is taken at the
+//! start and one at the stop. jemalloc samples during the capture if it did not already.
 
 use std::io::{BufReader, Seek, SeekFrom};
 
@@ -23,7 +23,7 @@ pub(super) fn start(anchor: Anchor) -> Result<Started, Failure> {
     Ok(Started { collector, at_start: Some(Evidence::Profile(at_start)) })
 }
 
-/// The heap as a value.
+/// Returns a profile of the heap.
 pub(super) fn snapshot(wall: Timestamp) -> Result<Box<Profile>, Failure> {
     dump(find()?, wall, None)
 }
@@ -32,7 +32,7 @@ pub(super) fn why_absent() -> Option<String> {
     Profiler::find().err().map(|why| why.to_string())
 }
 
-/// Its profiler; without one a heap profile is what this program lacks.
+/// Returns jemalloc's profiler. Without one, heap profiles are unavailable in this program.
 fn find() -> Result<Profiler, Failure> {
     Profiler::find().map_err(|why| Absent(why.to_string()).into())
 }
@@ -40,7 +40,7 @@ fn find() -> Result<Profiler, Failure> {
 struct Sampling {
     anchor: Anchor,
     profiler: Profiler,
-    /// When sampling was turned on, if by this capture.
+    /// Time at which this capture turned sampling on; `None` if it was already on.
     since: Option<Timestamp>,
     _activation: Activation,
 }

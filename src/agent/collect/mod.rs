@@ -1,9 +1,9 @@
-//! The collectors behind one face: start it, stop it, get evidence.
+//! A common interface to all collectors: start, stop, and the evidence they produce.
 //!
-//! The collectors themselves know nothing of each other or of this; what differs between them (heap
-//! profiles are taken at both ends, traces want the vitals) stands in one small file each. A kind that
-//! is not built in has `absent.rs` in its place, of the same shape, so that no other line of the agent
-//! asks for a feature.
+//! Collectors depend neither on each other nor on this module. Their differences are handled in one
+//! small file each: heap profiles are taken at both ends, traces include the vitals. `absent.rs`
+//! replaces a collector that is not built in and has the same interface, so no other module of the
+//! agent checks features.
 
 use std::error::Error;
 use std::io;
@@ -50,40 +50,42 @@ pub(super) use absent as stalls;
 #[cfg(not(feature = "trace"))]
 pub(super) use absent as trace;
 
-/// Why a collector did not do what it was asked.
+/// The reason a collector failed.
 pub(super) type Failure = Box<dyn Error + Send + Sync>;
 
-/// Why there is nothing to collect of a kind: the settings or the build leave it out.
+/// The reason a kind of evidence is unavailable: disabled by the settings or by the build.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(super) struct Absent(pub(super) String);
 
-/// A collector at work.
+/// A running collector.
 pub(super) trait Collector {
-    /// By what means it captures.
+    /// Returns the name of the engine.
     fn engine(&self) -> &str;
 
-    /// What is there at `now`, of a collector that can tell while it goes on.
+    /// Returns a snapshot at `now`, or `None` if the collector cannot take one while it is running.
     fn peek(&self, _now: Moment) -> Result<Option<Evidence>, Failure> {
         Ok(None)
     }
 
-    /// Which tasks were polled so far and in the window before, of a collector that records that.
+    /// Returns the polls recorded so far and in the look-back window, or `None` if the collector
+    /// does not record polls.
     fn polls(&self) -> Option<Timeline> {
         None
     }
 
-    /// Ends the capture and hands over what was seen since it began; nothing where all was seen then.
+    /// Stops the capture and returns the evidence recorded since its start, or `None` if all
+    /// evidence was available at the start.
     fn stop(self: Box<Self>, now: Moment) -> Result<Option<Evidence>, Failure>;
 }
 
-/// A collector that has just been started, and what it saw right then.
+/// A collector that was just started, and the evidence available at its start.
 pub(super) struct Started {
     pub(super) collector: Box<dyn Collector>,
     pub(super) at_start: Option<Evidence>,
 }
 
-/// The collector of what was seen whole when it began.
+/// A collector whose evidence is complete at its start.
 pub(super) struct Snapshot {
     engine: &'static str,
 }
@@ -98,10 +100,10 @@ impl Collector for Snapshot {
     }
 }
 
-/// A feature that this build of marple does not have.
+/// A feature missing from this build of marple.
 pub(super) struct MissingFeature {
     pub(super) name: &'static str,
-    /// In words.
+    /// Description of the missing feature.
     pub(super) why: &'static str,
 }
 
@@ -122,7 +124,7 @@ pub(super) fn missing_feature(kind: CaptureKind) -> Option<MissingFeature> {
     }
 }
 
-/// Why the settings want no capture of `kind`, if they do not.
+/// Returns the reason captures of `kind` are disabled, or `None` if they are not.
 pub(super) fn switched_off(kind: CaptureKind, settings: &Settings) -> Option<&'static str> {
     if let Some(missing) = missing_feature(kind) {
         return Some(missing.why);
@@ -139,7 +141,8 @@ pub(super) fn switched_off(kind: CaptureKind, settings: &Settings) -> Option<&'s
     }
 }
 
-/// How much memory the collector of `kind` may take besides what it is set to.
+/// Returns the maximum memory of the collector of `kind`, excluding memory that is set in the
+/// settings.
 pub(super) fn memory(kind: CaptureKind, settings: &Settings) -> Bytes {
     match kind {
         CaptureKind::Cpu => cpu::memory(settings),
@@ -169,7 +172,7 @@ pub(super) fn start(
     }
 }
 
-/// What a collector saw.
+/// The output of a collector.
 #[cfg_attr(
     not(all(feature = "cpu", feature = "heap", feature = "trace")),
     allow(dead_code, reason = "a collector that is not built in makes none")
@@ -181,27 +184,27 @@ pub(super) enum Evidence {
     Tasks(Box<TaskDump>),
     Descriptors(Box<DescriptorDump>),
     Panics(Box<PanicDump>),
-    /// Taken while it is written.
+    /// Taken while it is being written.
     Live(Box<dyn Live>),
 }
 
-/// Evidence that is never held in memory: it goes from where it is into the file.
+/// Evidence that is never held in memory: it is streamed from its source to the file.
 pub(super) trait Live: Send {
-    /// When it was asked for, which is as good as when it is taken.
+    /// Returns the time of the request, which is close to the time it is taken.
     fn asked(&self) -> Timestamp;
 
-    /// What it lacks.
+    /// Returns the losses of the evidence.
     fn losses(&self) -> Losses;
 
-    /// A sentence on what it shows, once it was written.
+    /// Returns a sentence about the written evidence.
     fn note(&self) -> Option<String>;
 
-    /// Takes and writes it.
+    /// Takes the evidence and writes it.
     fn write(&self, out: &mut dyn io::Write) -> Result<(), Failure>;
 }
 
 impl Evidence {
-    /// When it was taken: a snapshot at that moment, a recording from then on.
+    /// Returns the time of a snapshot, or the start time of a recording.
     pub(super) fn taken(&self) -> Timestamp {
         match self {
             Self::Profile(profile) => profile.started,
@@ -214,13 +217,13 @@ impl Evidence {
         }
     }
 
-    /// Whether it is of the time before the capture, when it was taken at its start: a dump is of that
-    /// moment and all there is of its capture.
+    /// Returns `true` if evidence taken at the start of a capture describes the time before it. A
+    /// dump describes the moment of the start and is the only evidence of its capture.
     pub(super) fn is_from_before(&self) -> bool {
         !matches!(self, Self::Threads(_) | Self::Tasks(_) | Self::Descriptors(_) | Self::Panics(_))
     }
 
-    /// What it lacks.
+    /// Returns the losses of the evidence.
     pub(super) fn losses(&self) -> Losses {
         match self {
             Self::Profile(profile) => profile.losses.clone(),
@@ -233,7 +236,7 @@ impl Evidence {
         }
     }
 
-    /// A sentence on what the file shows and what it cannot show, once it was written.
+    /// Returns a sentence about what the written artifact shows and cannot show.
     pub(super) fn note(&self) -> Option<String> {
         match self {
             #[cfg(feature = "heap")]
@@ -243,7 +246,7 @@ impl Evidence {
         }
     }
 
-    /// Gives addresses the names of their functions.
+    /// Symbolizes the evidence.
     pub(super) fn symbolize(&mut self) {
         let profile = match self {
             Self::Profile(profile) => profile,
@@ -256,7 +259,7 @@ impl Evidence {
         symbols::name_functions(profile);
     }
 
-    /// Writes it in the form that programs read.
+    /// Writes the evidence in its binary format.
     pub(super) fn write_binary(&self, out: impl io::Write) -> Result<(), Failure> {
         let form = match self {
             Self::Profile(_) | Self::Live(_) => Form::MemoryPprof,
@@ -269,12 +272,12 @@ impl Evidence {
         self.write(form, out)
     }
 
-    /// Writes it in one of the forms its readers know.
+    /// Writes the evidence in one of its formats.
     pub(super) fn write(&self, form: Form, out: impl io::Write) -> Result<(), Failure> {
         self.write_with(form, &[], out)
     }
 
-    /// As [`Self::write`]; a trace shows `stacks` on its threads.
+    /// Writes the evidence in one of its formats. A trace shows `stacks` on its threads.
     pub(super) fn write_with(
         &self,
         form: Form,

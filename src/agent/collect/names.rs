@@ -1,22 +1,24 @@
-//! The files that names of functions are read from, kept readable whatever a deployment does to them.
+//! The files used for symbolization, kept open so that they stay readable when a deployment
+//! replaces them.
 
 use crate::model::Vitals;
 use crate::os::{images, process};
 use crate::symbols;
 
-/// Opens the files of code that is loaded. Some milliseconds.
+/// Opens the files of loaded code. Takes some milliseconds.
 pub(in crate::agent) fn begin() {
     refresh(None, process::descriptor_limit());
 }
 
-/// The same for what was loaded since the last tick. Gives descriptors back if the process is short of them.
+/// Opens the files of code loaded since the last tick. Closes files if the process is short of
+/// descriptors.
 pub(in crate::agent) fn tick(vitals: &Vitals) {
     refresh(vitals.fds, vitals.fd_limit);
 }
 
 fn refresh(open: Option<u64>, limit: Option<u64>) {
     if images::refresh(open, limit) {
-        // Without /proc there are no names, which every capture says.
+        // Without /proc there are no function names, which every capture reports.
         symbols::find_debug_files(&images::loaded().unwrap_or_default());
     }
 }

@@ -1,4 +1,4 @@
-//! What stands in for the bridge to jemalloc where it is not built in.
+//! Stub: the jemalloc bridge is not built in.
 
 use jiff::Timestamp;
 

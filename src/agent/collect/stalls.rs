@@ -1,10 +1,11 @@
-//! Stalls: looks for polls that last too long, and takes the stack of their thread at once.
+//! Stall detection: finds polls that last too long and dumps the stack of their thread at once.
 //!
-//! The looks are taken on the agent's thread; what takes longer (a signal, a stack, its names) is done on a thread
-//! of its own, `marple-stalls`, which no client that reads files keeps busy. A stack counts only if the poll still goes on after it was taken.
+//! Checks run on the agent's thread. Slower work (a signal, a stack, symbolization) runs on a
+//! separate thread, `marple-stalls`, which clients reading files cannot keep busy. A stack counts
+//! only if the poll is still in progress after it was taken.
 //!
-//! Polls that are recorded are timed exactly; of others there are suspicions (`suspects.rs`), where threads may
-//! be signalled. Both are told the same way.
+//! Recorded polls are timed exactly. Others can only be suspected (`suspects.rs`), and only if
+//! threads may be signaled. Both are reported the same way.
 
 mod in_place;
 mod stack_budget;
@@ -31,34 +32,36 @@ use crate::symbols;
 use crate::trace::stalls::{Overlong, Starved, Suspicion, Verdict, Watch, longest as longest_poll};
 use crate::vitals::Runtimes;
 
-/// What settings may not go below either.
+/// Lower bound of the threshold, the same as that of the settings.
 const LEAST: Duration = Duration::from_millis(10);
 
-/// What confirming suspicions is charged with at most: the first time, symbols are read, which takes 0.1 s for a large
-/// binary. Charged whole, that would end the search for over a minute.
+/// Maximum CPU time charged for confirming suspected stalls. The first confirmation reads symbols,
+/// 0.1 s for a large binary; charged in full, that would suspend the detector for over a minute.
 const MAX_WEIGHING: Duration = Duration::from_millis(5);
 
-/// Time between two lines about polls that waited for a core.
+/// Minimum time between two log lines about polls that waited for a core.
 const STARVED_EVERY: Duration = Duration::from_secs(10);
 
-/// Longer than any sleep of the agent.
+/// A delay longer than any sleep of the agent.
 const LONG: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// A stall, and the thread as it was then.
+/// A stall and the dump of its thread at that time.
 pub(in crate::agent) struct Found {
     pub(in crate::agent) stall: Stall,
     pub(in crate::agent) dump: Option<Box<ThreadDump>>,
-    /// Whether the poll has left its worker to another thread (`tokio::task::block_in_place`), and holds up no task.
+    /// True if the poll has handed its worker to another thread (`tokio::task::block_in_place`) and
+    /// therefore blocks no task.
     pub(in crate::agent) is_in_place: bool,
 }
 
-/// Since when the oldest suspected poll goes on, in nanoseconds plus [`SINCE`].
+/// Start time of the oldest suspected poll in nanoseconds plus [`SINCE`], or one of the two values
+/// below it.
 static SUSPECTED: AtomicU64 = AtomicU64::new(NO_WORKERS);
 const NO_WORKERS: u64 = 0;
 const NOBODY: u64 = 1;
 const SINCE: u64 = 2;
 
-/// How long the longest poll that goes on has lasted, if that is known.
+/// Returns the duration of the longest poll in progress, if known.
 pub(in crate::agent) fn longest() -> Option<Duration> {
     let suspected = match SUSPECTED.load(Ordering::Relaxed) {
         NO_WORKERS => None,
@@ -71,20 +74,21 @@ pub(in crate::agent) fn longest() -> Option<Duration> {
     in_place::without(longest_poll()).max(suspected)
 }
 
-/// What is too long, to the settings or to a rule; none: nobody looks.
+/// Returns the stall threshold, the smallest of that of the settings and those of the rules. `None`
+/// if stall detection is disabled.
 pub(in crate::agent) fn threshold(settings: &Settings) -> Option<Duration> {
     let rules = settings.rules.iter().filter(|rule| rule.metric == Metric::Stall);
     let shortest = rules.filter_map(|rule| Some(rule.abs?.max(rule.min))).reduce(f64::min);
     let shortest = shortest.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
     let stall = settings.trace.stall.filter(|_| settings.trace.mode != TraceMode::Off)?;
-    // Below what settings allow a stall could not be told from a busy machine.
+    // Below the minimum of the settings a stall cannot be distinguished from CPU contention.
     Some(shortest.map_or(stall, |shortest| stall.min(shortest)).max(LEAST))
 }
 
-/// Suspicions that hold by the stacks of their threads.
+/// Suspected stalls confirmed by the stacks of their threads.
 type Weighed = Vec<(Suspicion, Found)>;
 
-/// Whoever looks for stalls.
+/// The stall detector.
 pub(in crate::agent) struct Stalls {
     runtimes: Runtimes,
     wanted: Option<(Duration, bool)>,
@@ -92,19 +96,20 @@ pub(in crate::agent) struct Stalls {
     suspicions: Option<Suspicions>,
     due: Instant,
     alarm: Alarm,
-    /// The thread on which threads are asked.
+    /// The thread that signals and dumps other threads.
     thread: SideThread,
     examined: Option<Receiver<(Vec<Found>, Duration)>>,
     stacks: StackBudget,
-    /// Polls to be told of that were too long by waiting for a core alone, and when that was told last.
+    /// Polls to be logged that were too long only because they waited for a core, and the time of
+    /// the last such log line.
     starved: Starved,
     starved_logged: Option<Moment>,
-    /// Suspicions whose threads are looked at.
+    /// Suspected stalls being confirmed.
     weighed: Option<(Verdict, Receiver<(Weighed, Duration)>)>,
 }
 
 impl Stalls {
-    /// To be called on the agent's runtime.
+    /// Creates a detector. Must be called on the agent's runtime.
     pub(in crate::agent) fn new(runtimes: Runtimes) -> Self {
         Self {
             runtimes,
@@ -122,13 +127,13 @@ impl Stalls {
         }
     }
 
-    /// Looks as these settings say from here on: for what is a stall to them or to a rule.
+    /// Applies the settings, including the thresholds of their rules.
     pub(in crate::agent) fn apply(&mut self, settings: &Settings) {
         let signals = settings.stacks.threads == ThreadsMode::Full;
         let wanted = threshold(settings).map(|threshold| (threshold, signals));
         if wanted != self.wanted {
             self.wanted = wanted;
-            // The poller takes the same descriptor only once.
+            // The poller accepts the same descriptor only once, so the old watch is dropped first.
             self.watch = None;
             self.watch = wanted.map(|(threshold, _)| Watch::new(threshold));
             let suspects = wanted.filter(|&(_, signals)| signals);
@@ -141,13 +146,13 @@ impl Stalls {
         }
     }
 
-    /// Returns when the next look is due.
+    /// Returns the time at which the next check is due.
     pub(in crate::agent) fn due(&self) -> Instant {
         if self.watch.is_some() { self.due } else { Instant::now() + LONG }
     }
 
-    /// Returns the next stalls. Nothing is lost when the future is dropped. `tick_due` is when the agent's thread wakes up
-    /// at the latest.
+    /// Waits for the next stalls. Cancel safe. `tick_due` is the latest time at which the agent's
+    /// thread wakes up.
     pub(in crate::agent) async fn next(
         &mut self,
         detector: &mut StandstillDetector,
@@ -183,7 +188,7 @@ impl Stalls {
                     continue;
                 }
             }
-            // Before anything is measured.
+            // Must precede all measurements.
             detector.woke(self.due.min(tick_due));
             let before = os::threads::cpu_time();
             let (overlong, next) = watch.look();
@@ -199,7 +204,7 @@ impl Stalls {
     }
 
     fn examine(&mut self, mut overlong: Vec<Overlong>) {
-        // The one that has lasted longest is the one to be seen first.
+        // The longest poll is examined first.
         overlong.sort_by_key(|poll| std::cmp::Reverse((poll.running, poll.lasted)));
         let signals = self.wanted.is_some_and(|(_, signals)| signals);
         let now = SystemClock.now();
@@ -266,12 +271,13 @@ impl Stalls {
 
 impl Drop for Stalls {
     fn drop(&mut self) {
-        // The next agent's are others.
+        // The suspected polls of the next agent differ from these.
         SUSPECTED.store(NO_WORKERS, Ordering::Relaxed);
     }
 }
 
-/// What threads that were asked said; never, while none are.
+/// Waits for the samples of the detector of unrecorded polls. Never completes while none are
+/// requested.
 async fn heard(suspicions: &mut Option<Suspicions>) -> Option<Verdict> {
     match suspicions {
         Some(suspicions) => suspicions.heard().await,
@@ -279,7 +285,7 @@ async fn heard(suspicions: &mut Option<Suspicions>) -> Option<Verdict> {
     }
 }
 
-/// The stall that is suspected, if the thread's stack shows that it holds up a worker.
+/// Returns the suspected stall if the thread's stack shows that it blocks a worker.
 fn weigh(suspicion: &Suspicion) -> Option<Found> {
     let anchor = SystemClock.anchor();
     let dump = picture(anchor, suspicion.tid).ok()?;
@@ -308,7 +314,7 @@ fn weigh(suspicion: &Suspicion) -> Option<Found> {
     Some(Found { stall, dump: Some(Box::new(dump)), is_in_place: false })
 }
 
-/// A thread as it is, with the names of its functions.
+/// Dumps and symbolizes one thread.
 fn picture(anchor: Anchor, tid: u32) -> Result<ThreadDump, Failure> {
     fence(|| {
         let mut dump = threads::dump_one(&SystemClock, anchor, tid)?;
@@ -376,7 +382,7 @@ fn examine(mut poll: Overlong, signals: bool, may_ask: bool) -> Found {
     Found { stall, dump, is_in_place }
 }
 
-/// The functions of a profile of one stack, innermost first.
+/// Returns the function names of a profile with one stack, innermost first.
 fn functions(profile: &Profile) -> Vec<&str> {
     let Some(stack) = profile.samples.first().and_then(|sample| sample.stack) else {
         return Vec::new();

@@ -1,8 +1,9 @@
-//! Suspected stalls: what workers tell, and which threads they may be.
+//! Detection of unrecorded stalls: reads the workers' counters and samples the threads that may be
+//! stalled.
 //!
-//! What is decided stands in `trace::stalls`; here threads are asked, on the thread `marple-stalls`. Candidates
-//! are those called like a thread that ran a task of an observed runtime. Who is found to be none of its workers
-//! is left alone for a while.
+//! The decisions are in `trace::stalls`. This module samples threads, on the thread
+//! `marple-stalls`. Candidates are threads named like one that ran a task of an observed runtime. A
+//! thread found not to be a worker is skipped for a while.
 
 mod poll_roles;
 
@@ -25,50 +26,50 @@ use crate::trace::stalls::{
 };
 use crate::vitals::Runtimes;
 
-/// How long a thread that is no worker is left alone.
+/// Time for which a thread that is not a worker is skipped.
 const PLAIN: Duration = Duration::from_secs(10);
 
-/// The addresses whose functions are remembered: more than a service has in tokio's code.
+/// Maximum number of addresses with a known role: more than a service has in tokio's code.
 const MAX_ROLES: usize = 4096;
 
-/// The lessons that searches need not wait for. To read the names of tokio's functions takes ten times the CPU of
-/// the search itself, 40 ms in a debug build, which by the share that one may take is half a second without another:
-/// longer than most stalls.
-/// They are read once, at the first searches, so those are not held to it.
+/// Number of symbol look-ups exempt from the CPU budget. Reading the names of tokio's functions
+/// takes ten times the CPU time of the search itself: 40 ms in a debug build. Within the budget,
+/// that would suspend the search for half a second, longer than most stalls. Names are read once,
+/// in the first searches.
 const FREE_LESSONS: u32 = 8;
 
-/// What a round takes beyond the CPU time of the thread that asks: two threads are woken for it.
+/// Cost of a round beyond the CPU time of the sampling thread: two thread wake-ups.
 const ROUND: Duration = Duration::from_micros(20);
 
-/// What answering takes a thread that is asked.
+/// CPU time a sampled thread takes to reply.
 const ANSWER: Duration = Duration::from_micros(15);
 
-/// With more threads than this, names are read only of those whose ids are near those of known workers: reading a name
-/// takes 7 us.
+/// Number of threads above which only names of threads with ids near those of known workers are
+/// read. Reading a name takes 7 us.
 const MAX_LISTED: usize = 512;
 const NEAR: u32 = 128;
 
-/// Looks for stalls of polls that are not recorded.
+/// The detector of unrecorded stalls.
 pub(super) struct Suspicions {
     runtimes: Runtimes,
     suspects: Suspects,
     beats: Vec<Beat>,
-    /// Threads that were found to be workers and have not run a task of the agent's yet.
+    /// Threads found to be workers that have not yet run a task of the agent.
     workers: Vec<u32>,
-    /// Threads that drive a runtime of one thread.
+    /// Threads that drive a current-thread runtime.
     drivers: Vec<u32>,
     threads: Vec<WorkerThread>,
-    /// At rest; else in the round.
+    /// `None` while a round is running; the round owns the examiner.
     examiner: Option<Box<Examiner>>,
     round: Option<Receiver<Round>>,
     thread: SideThread,
-    /// Whether the machine lets nobody be asked.
+    /// True if the system does not permit sampling threads.
     refused: bool,
-    /// Time in which the process has stood still, as far as the search knows.
+    /// Total standstill time at the last check.
     stood_still: Duration,
 }
 
-/// What came of asking.
+/// Result of one round of sampling.
 struct Round {
     examiner: Box<Examiner>,
     asked: Moment,
@@ -94,8 +95,9 @@ impl Suspicions {
         }
     }
 
-    /// Looks at the workers and has threads asked if need be; how long until the next look. `before` is the CPU time of
-    /// this thread before the look at recorded polls, which is part of the cost.
+    /// Checks the workers and samples threads if necessary. Returns the time until the next check.
+    /// `before` is the CPU time of this thread before the check of recorded polls, which is part of
+    /// the cost.
     pub(super) fn look(&mut self, before: Duration) -> Duration {
         let (ask, next) = self.look_at_workers();
         if let Some(ask) = ask.filter(|_| !self.refused && self.round.is_none()) {
@@ -116,7 +118,7 @@ impl Suspicions {
         self.drivers.extend(self.beats.iter().filter_map(|beat| beat.driver));
         let recorded = recorded();
         self.threads.clear();
-        // While all are parked, what their threads have used is of no interest.
+        // The CPU time of the threads is irrelevant while all workers are parked.
         if self.beats.iter().any(|beat| !beat.parked) {
             let mut tids = self.runtimes.threads();
             self.workers.retain(|tid| !tids.contains(tid));
@@ -155,7 +157,8 @@ impl Suspicions {
         }
     }
 
-    /// What the threads that were asked said, if it makes a suspicion. Never, while none are asked.
+    /// Waits for the samples of the current round. Returns the suspected stalls, if any. Never
+    /// completes while no round is running.
     pub(super) async fn heard(&mut self) -> Option<Verdict> {
         let Some(round) = &mut self.round else { return std::future::pending().await };
         let round = round.await;
@@ -174,12 +177,13 @@ impl Suspicions {
         verdict
     }
 
-    /// Charges what it took to confirm suspicions.
+    /// Charges the CPU time used to confirm suspected stalls.
     pub(super) fn charge(&mut self, cost: Duration) {
         self.suspects.charge(cost, false);
     }
 
-    /// Which of the suspicions hold, after `is_stuck` was found out.
+    /// Returns the suspected stalls that are confirmed, given the result of `is_stuck` for each
+    /// thread.
     pub(super) fn settle(
         &mut self,
         verdict: Verdict,
@@ -188,24 +192,24 @@ impl Suspicions {
         self.suspects.settle(verdict, is_stuck)
     }
 
-    /// Whether there is a worker that would be suspected.
+    /// Returns `true` if there is a worker whose stalls would be detected.
     pub(super) fn sees_workers(&self) -> bool {
         !self.refused && !self.beats.is_empty()
     }
 
-    /// Since when the oldest of those that were told goes on.
+    /// Returns the start time of the oldest reported stall in progress.
     pub(super) fn oldest(&self) -> Option<Moment> {
         self.suspects.oldest()
     }
 }
 
-/// Asks threads, and knows what it has seen.
+/// Sampler of threads that caches the roles of functions.
 struct Examiner {
     onlooker: Onlooker,
     roles: HashMap<u64, Role>,
-    /// How often functions were read.
+    /// Number of symbol look-ups.
     lessons: u32,
-    /// Threads that are no workers, and until when.
+    /// Threads that are not workers, each with the time until which it is skipped.
     plain: HashMap<u32, Moment>,
 }
 
@@ -226,7 +230,7 @@ impl Examiner {
         open.sort_unstable();
         open.dedup();
         open.truncate(MAX_FOLLOWED);
-        // They are left out, and their stalls told exactly.
+        // Stalls of recorded polls are detected exactly, so their threads are skipped.
         let recorded = recorded();
         let (others, open): (Vec<u32>, Vec<u32>) =
             open.into_iter().partition(|tid| recorded.contains(tid));
@@ -256,13 +260,14 @@ impl Examiner {
         Round { examiner: self, asked, samples, searched, cost }
     }
 
-    /// Returns `true` if a thread has used no CPU since that was noted, and sleeps: it does not wait for a core.
+    /// Returns `true` if a thread sleeps and has used no CPU since `still` was recorded, so that it
+    /// is not waiting for a core.
     fn has_slept(&self, still: &Still) -> bool {
         timer::cpu_time_of(still.tid).is_ok_and(|cpu| cpu == still.cpu)
             && !self.onlooker.is_runnable(still.tid)
     }
 
-    /// The threads that are called like one of `workers`.
+    /// Returns the threads named like one of `workers`.
     fn candidates(&mut self, now: Moment, workers: &[u32]) -> Vec<u32> {
         self.plain.retain(|_, until| *until > now);
         let names: Vec<String> = workers.iter().filter_map(|&tid| self.stem(tid)).collect();
@@ -271,7 +276,7 @@ impl Examiner {
         }
         let is_many = self.onlooker.count().is_none_or(|count| count > MAX_LISTED);
         let mut tids = match workers.iter().min().zip(workers.iter().max()) {
-            // A runtime starts its workers one after the other.
+            // A runtime starts its workers in sequence, so their ids are close.
             Some((first, last)) if is_many => (first.saturating_sub(NEAR)
                 ..first.saturating_add(NEAR))
                 .chain(last.saturating_sub(NEAR)..last.saturating_add(NEAR))
@@ -287,13 +292,13 @@ impl Examiner {
         like
     }
 
-    /// A thread's name without its number.
+    /// Returns the thread's name without its trailing number.
     fn stem(&self, tid: u32) -> Option<String> {
         let name = self.onlooker.name(tid)?;
         Some(name.trim_end_matches(|end: char| end.is_ascii_digit()).to_owned())
     }
 
-    /// Finds out the functions of stacks that cannot be read without.
+    /// Symbolizes the stacks that contain frames of unknown role.
     fn learn(&mut self, stands: &[Stand], drivers: &[u32]) {
         let flavor = |stand: &Stand| Flavor::of(stand.tid, drivers);
         let unread: Vec<&Stand> =
@@ -321,7 +326,7 @@ impl Examiner {
         }
     }
 
-    /// The poll that a worker is in, as a number.
+    /// Returns a hash that identifies the poll of a worker.
     fn poll_of(&self, stand: &Stand, flavor: Flavor) -> Option<u64> {
         let at = self.read(stand, flavor)??;
         let mut hasher = DefaultHasher::new();
@@ -330,7 +335,8 @@ impl Examiner {
         Some(hasher.finish())
     }
 
-    /// Where in its stack a worker polls, if it does; none at all where frames are not known.
+    /// Returns the index of the frame in which a worker polls: `Some(None)` if it does not poll,
+    /// `None` if frames are unknown.
     fn read(&self, stand: &Stand, flavor: Flavor) -> Option<Option<usize>> {
         let role = |at: usize| self.roles.get(stand.frames.get(at)?).copied();
         poll_in(role, stand.frames.len(), flavor)

@@ -1,4 +1,4 @@
-//! Task dumps: one, at the start.
+//! Task dumps, taken once at the start.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -8,15 +8,15 @@ use crate::config::{Settings, TasksMode, ThreadsMode};
 use crate::model::Vitals;
 use crate::stacks::tasks::{self, Plan};
 
-/// Tasks on the observed runtimes at the last tick, plus one; 0: not known.
+/// Number of tasks on the observed runtimes at the last tick plus one; 0 if unknown.
 static ON_RUNTIMES: AtomicU64 = AtomicU64::new(0);
 
-/// Keeps what a tick has counted.
+/// Records the task count of a tick.
 pub(in crate::agent) fn record_vitals(vitals: &Vitals) {
     ON_RUNTIMES.store(vitals.tasks.map_or(0, |tasks| tasks.saturating_add(1)), Ordering::Relaxed);
 }
 
-/// What a dump takes: a row, and stacks that repeat.
+/// Returns the memory of a dump: one row per task, and shared stacks.
 pub(super) fn memory() -> Bytes {
     Bytes::kib(512 + tasks::most_listed() as u64 / 4)
 }

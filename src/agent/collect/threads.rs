@@ -1,11 +1,11 @@
-//! Thread dumps: one, at the start.
+//! Thread dumps, taken once at the start.
 
 use super::{Evidence, Failure, Snapshot, Started};
 use crate::base::{Anchor, Bytes, SystemClock};
 use crate::config::{Settings, ThreadsMode};
 use crate::stacks::threads;
 
-/// What a dump of a thousand threads takes, and the slots their stacks are copied into.
+/// Memory of a dump of a thousand threads, and the slots their stacks are copied into.
 pub(super) const MEMORY: Bytes = Bytes::mib(4);
 
 pub(super) fn switched_off(settings: &Settings) -> Option<&'static str> {

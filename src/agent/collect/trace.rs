@@ -1,4 +1,5 @@
-//! Runtime traces: one, over the window before the capture and all of it, with the vitals as counters.
+//! Runtime traces: one covers the look-back window and the whole capture, with the vitals as
+//! counter tracks.
 
 use crate::base::sync::Mutex;
 use std::collections::VecDeque;
@@ -37,12 +38,12 @@ impl Collector for Session {
     }
 }
 
-/// Stalls that traces to come may show.
+/// Maximum number of stalls kept for future traces.
 const STALLS: usize = 64;
 
 static RECENT: Mutex<VecDeque<Stall>> = Mutex::new(VecDeque::new());
 
-/// Keeps a stall for the traces that its beginning is in.
+/// Keeps a stall for the traces that contain its start.
 pub(in crate::agent) fn record_stall(stall: &Stall) {
     let mut recent = RECENT.lock().unwrap_or_else(PoisonError::into_inner);
     if recent.len() == STALLS {
@@ -51,7 +52,7 @@ pub(in crate::agent) fn record_stall(stall: &Stall) {
     recent.push_back(stall.clone());
 }
 
-/// Marks each stall on its thread's track, at the moment at which it was found.
+/// Adds an instant event for each stall to the track of its thread, at the time it was detected.
 fn show_stalls(timeline: &mut Timeline) {
     let recent = RECENT.lock().unwrap_or_else(PoisonError::into_inner);
     let anchor = timeline.anchor;
@@ -72,22 +73,22 @@ fn show_stalls(timeline: &mut Timeline) {
     }
 }
 
-/// Puts the vitals of a tick into the recording, if one runs.
+/// Adds the vitals of a tick to the running recording, if any.
 pub(in crate::agent) fn record_vitals(vitals: &Vitals) {
     trace::record_vitals(vitals);
 }
 
-/// Marks why the recording is made.
+/// Adds the reason for the recording as an instant event.
 pub(in crate::agent) fn record_reason(text: &str) {
     trace::record_instant("incident", text);
 }
 
-/// Records polls and parks from here on, or not, as these settings say.
+/// Turns the recording of polls and parks on or off according to the settings.
 pub(in crate::agent) fn configure(settings: &TraceSettings) {
     trace::configure(settings.mode, settings.max_bytes, settings.window);
 }
 
-/// Records nothing any more: there is nobody left to read it.
+/// Stops recording between captures: the agent has ended and cannot read it.
 pub(in crate::agent) fn end(settings: &TraceSettings) {
     trace::configure(TraceMode::OnDemand, settings.max_bytes, settings.window);
 }

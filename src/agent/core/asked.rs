@@ -1,4 +1,4 @@
-//! What is asked for by hand or from code, and the answers.
+//! Manual requests and requests from code, and the replies.
 
 use std::time::Duration;
 
@@ -10,10 +10,11 @@ use crate::agent::status::{Captured, Toggled};
 use crate::base::{Error as PublicError, IncidentId, Moment};
 use crate::model::{CaptureKind, CaptureSet, Collect, Origin, Reason};
 
-/// How long an answer waits for an incident's directory before it says that none is there yet.
+/// Maximum time a reply waits for the incident directory. After that it reports that there is none
+/// yet.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Somebody who waits for an incident's directory.
+/// A request that waits for the directory of an incident.
 pub(super) enum Waiting {
     Toggle { state: Toggled, reply: Reply<Toggled> },
     Capture { reply: Reply<Captured> },
@@ -80,7 +81,8 @@ impl Core {
         self.promise(Some(id), Waiting::Capture { reply });
     }
 
-    /// Adds the list of open descriptors to `kinds` if more than half of those there may be are open.
+    /// Adds the list of open descriptors to `kinds` if more than half of the allowed number are
+    /// open.
     fn with_descriptors(&self, mut kinds: CaptureSet) -> CaptureSet {
         if are_many_open(&self.vitals) {
             kinds.insert(CaptureKind::Descriptors);
@@ -88,7 +90,8 @@ impl Core {
         kinds
     }
 
-    /// What is asked for by hand or from code has every file of the service's own.
+    /// Requests all custom collectors: an incident requested manually or from code contains the
+    /// output of each.
     fn collect(&mut self, id: IncidentId) {
         self.decider.incidents.set_collectors(!self.collectors.is_empty());
         self.decider.incidents.collect(id, &Collect::All);
@@ -99,7 +102,7 @@ impl Core {
         Reason { origin, at, rule: None, metric: None, value: None, threshold: None, text }
     }
 
-    /// Answers now if the incident's directory is there, else when it is.
+    /// Replies at once if the incident has a directory, else when it gets one.
     fn promise(&mut self, id: Option<IncidentId>, waiting: Waiting) {
         let until = self.clock.now() + PATIENCE;
         let Some(open) = self.open.iter_mut().find(|open| Some(open.id) == id) else { return };
@@ -111,7 +114,8 @@ impl Core {
         }
     }
 
-    /// Answers those who waited for an incident's directory: it is there, or it is not, for this reason.
+    /// Replies to requests that waited for an incident directory. `why` is the reason if there is
+    /// none.
     pub(super) fn answer(
         &self,
         waiting: Vec<(Moment, Waiting)>,

@@ -1,4 +1,4 @@
-//! Settings that this build of marple cannot honour.
+//! Settings that this build of marple does not support.
 
 use std::fmt::Write as _;
 
@@ -7,10 +7,10 @@ use crate::base::warnings;
 use crate::config::{Settings, default_rules};
 use crate::model::{CaptureKind, CaptureSet, Rule};
 
-/// The topic of the warning.
+/// Topic of the warning.
 const TOPIC: &str = "build";
 
-/// Reports the sections and captures that `settings` ask for and this build does not have.
+/// Warns about the sections and captures in `settings` that this build does not support.
 pub(super) fn report_missing(settings: &Settings) {
     let text = missing(settings, |kind| missing_feature(kind).map(|it| it.name));
     match text.is_empty() {
@@ -19,14 +19,15 @@ pub(super) fn report_missing(settings: &Settings) {
     }
 }
 
-/// The features that this build does not have.
+/// Returns the features missing from this build.
 pub(super) fn missing_features() -> Vec<&'static str> {
     let of_kinds = CaptureKind::ALL.into_iter().filter_map(missing_feature).map(|it| it.name);
     let http = cfg!(not(feature = "http")).then_some("http");
     of_kinds.chain(http).collect()
 }
 
-/// Returns what `settings` ask for and is in no feature of this build; `feature_of` returns the missing one.
+/// Describes the parts of `settings` that need a missing feature. `feature_of` returns the missing
+/// feature of a kind.
 fn missing(
     settings: &Settings,
     feature_of: impl Fn(CaptureKind) -> Option<&'static str>,
@@ -52,7 +53,7 @@ fn missing(
             say(section, feature);
         }
     }
-    // What captures everything by default asks for nothing in particular.
+    // Sets of all captures are skipped: they do not request a particular kind.
     let default_rules = default_rules();
     let is_own = |rule: &&Rule| !default_rules.contains(rule);
     let of_rules = settings.rules.iter().filter(is_own);

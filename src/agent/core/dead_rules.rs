@@ -1,4 +1,4 @@
-//! Rules whose metric cannot be measured here.
+//! Rules whose metric cannot be measured on this system.
 
 use std::time::Duration;
 
@@ -7,19 +7,19 @@ use crate::base::{Moment, warnings};
 use crate::model::Metric;
 use crate::rules::{Decision, Hold};
 
-/// The topic of the warning.
+/// Topic of the warning.
 const TOPIC: &str = "rules";
 
-/// How long a rule may be without a value: some values need two readings, a second apart.
+/// Time that a rule may be without a value. Some values need two readings, a second apart.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// Likewise for a rule over growth, which needs 10 readings.
+/// The same for rules over growth, which need 10 readings.
 const PATIENCE_WITH_GROWTH: Duration = Duration::from_secs(15);
 
-/// Between two looks.
+/// Interval between two checks.
 const EVERY: Duration = Duration::from_secs(1);
 
-/// The rules without a value that were reported.
+/// Rules without a value, and those already reported.
 #[derive(Debug, Default)]
 pub(super) struct DeadRules {
     looked: Option<Moment>,
@@ -28,15 +28,15 @@ pub(super) struct DeadRules {
 }
 
 impl DeadRules {
-    /// Has the next look report anew: the rules were replaced.
+    /// Makes the next check report again, since the rules were replaced.
     pub(super) fn forget(&mut self) {
         self.reported = vec![usize::MAX];
     }
 }
 
 impl Core {
-    /// Reports rules that have had no value for a while. A number of the service's own comes when the service sets it;
-    /// only the rule's explanation tells of it.
+    /// Warns about rules that have had no value for a while. Custom metrics are excluded: they have
+    /// no value until the service sets one, which the rule's explanation states.
     pub(super) fn report_dead_rules(&mut self) {
         let now = self.clock.now();
         if self.dead_rules.looked.is_some_and(|looked| now.since(looked) < EVERY) {
@@ -80,8 +80,8 @@ impl Core {
     }
 }
 
-/// Returns true for metrics of default rules that not every runtime has: without a worker thread none is blocked. The
-/// rule's explanation in the status tells of it.
+/// Returns `true` for metrics of default rules that some runtimes do not have: without worker
+/// threads none can be blocked. The rule's explanation in the status states this.
 fn is_optional(metric: &Metric) -> bool {
     matches!(metric, Metric::Blocked | Metric::Stall)
 }

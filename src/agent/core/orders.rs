@@ -1,4 +1,4 @@
-//! What the capture thread is to do next.
+//! Dispatch of commands to the capture thread.
 
 use std::sync::Arc;
 use std::sync::mpsc::TrySendError;
@@ -15,11 +15,11 @@ use crate::base::{Anchor, Bytes, warnings};
 use crate::model::{Limits, Vitals};
 use crate::os;
 
-/// Time that a task of the capture thread may take before `/status` mentions it.
+/// Duration of a command above which `/status` reports it.
 const LONG_TASK: Duration = Duration::from_secs(30);
 
 impl Core {
-    /// Gives the capture thread its next task, if it is free and there is one.
+    /// Sends the next command to the capture thread if the thread is free and there is one.
     pub(in crate::agent) fn pump(&mut self) {
         if self.busy {
             return;
@@ -38,7 +38,7 @@ impl Core {
         }
     }
 
-    /// Reports a task that the capture thread has had for very long.
+    /// Warns about a command that takes longer than [`LONG_TASK`].
     pub(super) fn watch_capture_thread(&self) {
         let Some((since, words)) = self.current else { return };
         if self.clock.now().since(since.moment) >= LONG_TASK {
@@ -52,14 +52,14 @@ impl Core {
         }
     }
 
-    /// Notes that the capture thread has done its task.
+    /// Records that the capture thread finished its command.
     pub(super) fn capture_thread_is_free(&mut self) {
         self.busy = false;
         self.current = None;
         warnings::clear("captures");
     }
 
-    /// Returns why an incident's directory is not there yet.
+    /// Returns the reason an incident has no directory yet.
     pub(super) fn why_no_directory(&self) -> String {
         match self.current {
             Some((since, words)) => {
@@ -69,7 +69,7 @@ impl Core {
         }
     }
 
-    /// Ends `order` as one that failed: there is no thread to carry it out.
+    /// Completes `order` as failed, since there is no capture thread.
     fn lose(&mut self, order: work::Order) {
         let why = Error::CaptureThreadGone.to_string();
         warnings::set("captures", why.clone());
@@ -87,7 +87,8 @@ impl Core {
         }
     }
 
-    /// A stream that is in an incident's way ends first, all others wait until incidents have theirs.
+    /// Returns the next command. An on-demand capture that blocks an incident is stopped first; all
+    /// other on-demand captures wait for the incidents.
     fn next_order(&mut self) -> Option<work::Order> {
         let (anchor, taken) = (self.clock.anchor(), self.taken());
         let urgent = self.streams.urgent_job(&taken);
@@ -98,7 +99,8 @@ impl Core {
         }
         let job = urgent.or_else(|| self.streams.next_job(anchor, &taken))?;
         Some(work::Order::Stream(work::Task {
-            // Before the job: should that be what ends the process, the budget knows of it.
+            // Saved before the command, so that a command that kills the process counts against the
+            // budget.
             state: self
                 .streams
                 .allowance
@@ -113,7 +115,7 @@ impl Core {
         }))
     }
 
-    /// What is to be saved, if it has changed since it was asked for last.
+    /// Returns the state to save, or `None` if it has not changed since the last call.
     fn state(&mut self, anchor: Anchor) -> Option<State> {
         if self.streams.allowance.is_dirty() {
             self.decider.state_changed();
@@ -122,7 +124,7 @@ impl Core {
         Some(State { streams: self.streams.allowance.save(anchor), ..state })
     }
 
-    /// What incidents have of the engines or are about to take.
+    /// Returns the engines that incidents use or are about to use.
     pub(super) fn taken(&self) -> Vec<Taken> {
         let taken = self.decider.incidents.iter().map(|incident| Taken {
             kinds: incident.wanted.union(incident.running),
@@ -156,7 +158,7 @@ impl Core {
     }
 }
 
-/// The memory that is left below the limit, or the address space where that is less.
+/// Returns the memory left below the limit, or the address space left if that is smaller.
 fn headroom(vitals: &Vitals) -> Option<Bytes> {
     let left = [vitals.headroom(), os::memory::address_space_left()];
     left.into_iter().flatten().min()

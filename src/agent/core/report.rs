@@ -1,4 +1,4 @@
-//! How things stand, as the loop sees it.
+//! The status as reported by the agent loop.
 
 use super::Core;
 use super::build::missing_features;
@@ -54,7 +54,7 @@ impl Core {
         }
     }
 
-    /// What is to be known of a metric beside its value.
+    /// Returns remarks about a metric: the reason it has no value, or how to interpret it.
     fn note(&self, metric: &Metric) -> Option<String> {
         match metric.value(&self.vitals) {
             None => Some(self.reader.why_absent(metric)),
@@ -63,7 +63,7 @@ impl Core {
         }
     }
 
-    /// Logs once what runs, after the first tick has read the limits.
+    /// Logs the start of the agent once, after the first tick has read the limits.
     pub(super) fn log_start(&mut self) {
         let Some(endpoint) = self.endpoint.take() else { return };
         let limits = Limits::from(&self.vitals);
@@ -117,8 +117,9 @@ impl Core {
     }
 }
 
-/// `14 rules (12 default, 2 own)`, `2 rules (2 own), 13 default rules off`. Their names are in the status: some are
-/// words that operators search the log for.
+/// Summarizes the rules: `14 rules (12 default, 2 own)`, `2 rules (2 own), 13 default rules off`.
+/// Rule names are omitted, as some are words that operators search the log for; the status lists
+/// them.
 fn rules_in_words(rules: &[Rule]) -> String {
     let default = default_rules();
     let kept = rules.iter().filter(|rule| default.contains(rule)).count();

@@ -1,4 +1,4 @@
-//! One incident: who wants what of it, and what runs.
+//! One incident: its claims and its running captures.
 
 use std::mem;
 use std::time::Duration;
@@ -9,11 +9,11 @@ use super::job::Noted;
 use crate::base::{IncidentId, Moment};
 use crate::model::{CaptureSet, Collect, Reason};
 
-/// Reasons kept of one incident; what comes after is counted. A toggle flipped in a loop must not grow
-/// a manifest.
+/// Maximum number of reasons kept for an incident; further ones are counted. A toggle flipped in a
+/// loop must not grow a manifest.
 pub(super) const MAX_REASONS: usize = 64;
 
-/// Who wants something captured.
+/// The origin of a claim.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Holder {
     /// The rule of this name.
@@ -25,7 +25,7 @@ pub(crate) enum Holder {
 }
 
 impl Holder {
-    /// What an incident it opens is called.
+    /// Returns the name of an incident opened by this claimant.
     pub(super) fn incident_name(&self) -> &str {
         match self {
             Self::Rule(name) => name,
@@ -40,18 +40,18 @@ pub(super) struct Claim {
     pub(super) holder: Holder,
     pub(super) kinds: CaptureSet,
     pub(super) duration: Duration,
-    /// When it is over; none while captures it wants have not been started, so that a slow disk does not
-    /// eat up a capture's time.
+    /// End of the claim. `None` until all its captures have been started, so that a slow disk does
+    /// not shorten a capture.
     pub(super) until: Option<Moment>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
-    /// It has an id, and no directory yet.
+    /// Has an id but no directory.
     Announced,
-    /// It has a directory.
+    /// Has a directory.
     Open,
-    /// Its last job is out; it takes no more claims.
+    /// Its last command was sent; no more claims are accepted.
     Closing,
 }
 
@@ -64,25 +64,25 @@ pub(super) struct Incident {
     pub(super) claims: Vec<Claim>,
     /// Rules that fired and have not cleared.
     pub(super) held_by: Vec<String>,
-    /// Rules whose claim is over but whose captures have not ended.
+    /// Rules whose claim expired but whose captures have not ended.
     pub(super) finishing: Vec<String>,
     pub(super) running: CaptureSet,
-    /// Wanted, tried, and not running: not tried again until nobody wants it.
+    /// Captures that failed to start. They are not retried while they are still claimed.
     pub(super) refused: CaptureSet,
-    /// What runs and is to be taken once more.
+    /// Running captures of which another snapshot is to be taken.
     pub(super) again: CaptureSet,
-    /// How often each rule fired in it.
+    /// Number of firings by rule.
     pub(super) fires: Vec<(String, usize)>,
     pub(super) unwritten: Vec<Reason>,
-    /// All reasons so far; at most [`MAX_REASONS`] were kept.
+    /// Total number of reasons; at most [`MAX_REASONS`] are kept.
     pub(super) reasons: usize,
-    /// How many since the last job were not.
+    /// Number of reasons not kept since the last command.
     pub(super) dropped: u64,
-    /// Files of the service's own that are to be collected.
+    /// Custom collectors to start.
     pub(super) collect: Collect,
-    /// When the time of the first that is being collected is up.
+    /// Earliest deadline of the running custom collectors.
     pub(super) collecting: Option<Moment>,
-    /// Whether some are there to be taken in.
+    /// True if the output of a custom collector is ready to be stored.
     pub(super) collected: bool,
     pub(super) note_at: Moment,
     pub(super) close_at: Moment,
@@ -93,7 +93,7 @@ impl Incident {
         self.claims.iter().fold(CaptureSet::EMPTY, |kinds, claim| kinds.union(claim.kinds))
     }
 
-    /// Lets the time of those claims run of which nothing is left to be started.
+    /// Starts the duration of each claim that has no more captures to start.
     pub(super) fn begin_claims(&mut self, now: Moment) {
         if self.phase == Phase::Announced {
             return;

@@ -1,4 +1,4 @@
-//! What is to be done, what came of it, and what is told of it.
+//! Commands for the capture thread, their results, and the notifications derived from them.
 
 use std::time::Duration;
 
@@ -7,38 +7,38 @@ use jiff::Timestamp;
 use crate::base::{IncidentId, Moment};
 use crate::model::{CaptureSet, Collect, Reason};
 
-/// What is new about an incident since its manifest was last written.
+/// Changes of an incident since its manifest was last written.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct Noted {
-    /// The reasons, in the order they came.
+    /// Reasons, oldest first.
     pub(crate) reasons: Vec<Reason>,
-    /// How many more there were than a manifest keeps.
+    /// Number of reasons beyond the limit of a manifest.
     pub(crate) dropped: u64,
 }
 
-/// The next thing for the capture thread to do.
+/// A command for the capture thread.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Job {
-    /// Make the directory.
+    /// Creates the incident directory.
     Open { id: IncidentId, name: String, noted: Noted },
-    /// Start these captures.
+    /// Starts these captures.
     Start { id: IncidentId, kinds: CaptureSet },
-    /// Begin to collect files of the service's own.
+    /// Starts custom collectors.
     Collect { id: IncidentId, wanted: Collect },
-    /// Take in what collectors wrote that have returned or whose time is up, or `all` there is.
+    /// Stores the output of custom collectors that returned or timed out, or of `all` of them.
     Gather { id: IncidentId, all: bool },
-    /// Stop these captures and write what they took.
+    /// Stops these captures and writes their artifacts.
     Stop { id: IncidentId, kinds: CaptureSet },
-    /// Take what runs once more, and go on with it.
+    /// Takes snapshots of these captures, which keep running.
     Again { id: IncidentId, kinds: CaptureSet, noted: Noted },
-    /// Bring the manifest up to date.
+    /// Updates the manifest.
     Note { id: IncidentId, noted: Noted },
-    /// Write the manifest for the last time.
+    /// Writes the manifest for the last time.
     Close { id: IncidentId, noted: Noted },
 }
 
 impl Job {
-    /// The incident it is about.
+    /// Returns the incident of the command.
     pub(crate) fn incident(&self) -> IncidentId {
         match self {
             Self::Open { id, .. }
@@ -52,7 +52,7 @@ impl Job {
         }
     }
 
-    /// Returns what it does, as part of a sentence.
+    /// Returns a description of the command for use within a sentence.
     pub(crate) fn words(&self) -> &'static str {
         match self {
             Self::Open { .. } => "making an incident's directory",
@@ -66,7 +66,7 @@ impl Job {
         }
     }
 
-    /// Returns the result of this job if nothing came of it.
+    /// Returns the result of a command that failed entirely.
     pub(crate) fn lost(&self) -> Done {
         match self {
             Self::Open { id, .. } => Done::Opened { id: *id, ok: false },
@@ -84,50 +84,50 @@ impl Job {
     }
 }
 
-/// What came of a job.
+/// Result of a command.
 #[derive(Clone, Debug)]
 pub(crate) enum Done {
-    /// Whether the directory is there.
+    /// `ok` if the directory was created.
     Opened { id: IncidentId, ok: bool },
-    /// What runs of what was asked.
+    /// `running`: the requested captures that were started.
     Started { id: IncidentId, asked: CaptureSet, running: CaptureSet },
-    /// Until when collectors run, if any do.
+    /// `until`: the earliest deadline of the running collectors, or `None` if none is running.
     Collecting { id: IncidentId, until: Option<Moment> },
-    /// These have ended, well or not.
+    /// These captures ended, successfully or not.
     Stopped { id: IncidentId, kinds: CaptureSet },
-    /// The manifest was written, or could not be.
+    /// The manifest was written, or the write failed.
     Noted { id: IncidentId },
-    /// It was taken once more, or could not be.
+    /// The snapshots were taken, or failed.
     Again { id: IncidentId },
-    /// Whether the incident is closed on disk.
+    /// `ok` if the incident is closed on disk.
     Closed { id: IncidentId, ok: bool },
 }
 
-/// What the loop should know about a change.
+/// A change the loop must handle.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Notice {
-    /// The captures of this rule have ended: its cooldown begins.
+    /// The captures of this rule ended; its cooldown starts.
     Captured(String),
-    /// This rule's incident could not be opened.
+    /// The incident of this rule could not be opened.
     Lost(String, IncidentId),
-    /// This incident is over and gone from here.
+    /// This incident ended and was removed.
     Gone(IncidentId),
 }
 
-/// Who stands behind the toggle's state.
+/// State of the toggle while it is on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ToggleState {
-    /// The incident it holds open.
+    /// The incident kept open by the toggle.
     pub(crate) incident: IncidentId,
-    /// Since when.
+    /// Time at which it was turned on.
     pub(crate) since: Timestamp,
-    /// When it goes off by itself.
+    /// Time at which it turns off automatically.
     pub(crate) until: Moment,
-    /// How long that is.
+    /// Time from turning on to turning off automatically.
     pub(crate) max_duration: Duration,
 }
 
-/// One open incident, for `status`.
+/// An open incident, as shown in `status`.
 #[derive(Debug)]
 pub(crate) struct View<'a> {
     pub(crate) id: IncidentId,
@@ -135,7 +135,7 @@ pub(crate) struct View<'a> {
     pub(crate) opened: Timestamp,
     pub(crate) wanted: CaptureSet,
     pub(crate) running: CaptureSet,
-    /// When its captures are over by themselves, as far as that is known.
+    /// Time at which its captures end, if known.
     pub(crate) until: Option<Moment>,
     pub(crate) held_by: &'a [String],
 }

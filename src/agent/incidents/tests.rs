@@ -31,7 +31,7 @@ fn cpu() -> CaptureSet {
     [CaptureKind::Cpu].into()
 }
 
-/// A capture thread at which every job succeeds at once.
+/// Simulates a capture thread on which every command succeeds at once.
 fn run(incidents: &mut Incidents, now: Moment) -> Vec<Job> {
     let mut jobs = Vec::new();
     while let Some(job) = incidents.next_job(now) {
@@ -205,7 +205,8 @@ fn kinds(bits: u8) -> CaptureSet {
         .collect()
 }
 
-/// The capture thread as the machine must never contradict: what is open and what runs.
+/// State of the capture thread that the state machine must never contradict: open incidents and
+/// running captures.
 #[derive(Default)]
 struct Thread {
     open: Vec<IncidentId>,
@@ -239,13 +240,13 @@ impl Thread {
                 if !fail {
                     self.collecting.push(id);
                 }
-                // Those begun before go on whatever becomes of these.
+                // Collectors started earlier run on whatever the result of these.
                 let runs = self.collecting.contains(&id);
                 Done::Collecting { id, until: runs.then_some(now + SECOND * 5) }
             }
             Job::Gather { id, all } => {
                 assert!(self.open.contains(&id) && self.collecting.contains(&id));
-                // One has returned, and another has not.
+                // One collector has returned and another has not.
                 let goes_on = fail && !all;
                 if !goes_on {
                     self.collecting.retain(|it| *it != id);

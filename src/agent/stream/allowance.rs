@@ -1,17 +1,19 @@
-//! How many captures a day may be handed over, and what of it outlives the process.
+//! The quota of on-demand captures per 24 hours, and the part of it persisted across restarts.
 //!
-//! `incidents_per_day` is no measure here: a continuous profiler that pulls three profiles every 15 seconds
-//! is what the endpoint is for, and must neither be starved by that budget nor use up what an incident
-//! needs. So streams have a number of their own, `budget.streams_per_day`, high enough for several
-//! profilers; what it stops is a client that asks in a loop. A capture counts from when it is taken on until
-//! it has come to nothing; a refusal and a look-up of names are none.
+//! `incidents_per_day` does not apply here: a continuous profiler that pulls three profiles every
+//! 15 seconds is a main use of the endpoint. It must neither be limited by that budget nor use up
+//! what incidents need. On-demand captures therefore have a separate quota,
+//! `budget.streams_per_day`, large enough for several profilers; it stops clients that request
+//! captures in a loop. A capture counts from its acceptance and is refunded if it produces nothing.
+//! Rejected requests and symbol requests do not count.
 //!
-//! Counted by quarter hours, so that a day is a hundred numbers whatever is asked for. A quarter hour is
-//! given back as a whole, a day after its end: no 24 hours ever see more than the number.
+//! Captures are counted per quarter hour, so that 24 hours take a hundred numbers at any rate. A
+//! quarter hour is freed as a whole, 24 hours after its end, so no period of 24 hours exceeds the
+//! quota.
 //!
-//! What is saved runs ahead of what was used by up to a [lease](Allowance::lease). So `state.json` is
-//! written once for many captures, before the first of them, and a process that is killed has used up
-//! what it might have taken: one that crashes in a loop stays within the budget.
+//! The saved count exceeds the used count by up to a [lease](Allowance::lease). `state.json` is
+//! thus written once for many captures, before the first of them. A process that is killed has used
+//! up its whole lease, so a process in a crash loop stays within the quota.
 
 use std::time::Duration;
 
@@ -23,32 +25,32 @@ use crate::agent::state::moment_of;
 use crate::base::{Anchor, Moment};
 
 const QUARTER: Duration = Duration::from_secs(15 * 60);
-/// Captures that one writing of `state.json` is for, at the most: a continuous profiler's in five minutes.
+/// Maximum lease: the captures of a continuous profiler in five minutes.
 const MOST_LEASE: u64 = 64;
 
-/// What `state.json` holds of a quarter hour.
+/// A quarter hour in `state.json`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(in crate::agent) struct Saved {
-    /// When it began.
+    /// Start time.
     from: Timestamp,
-    /// How many captures it may have had.
+    /// Upper bound of the number of captures.
     captures: u64,
 }
 
 impl Saved {
-    /// The time it is dated by.
+    /// Returns the time field, for rebasing.
     pub(in crate::agent) fn time_mut(&mut self) -> &mut Timestamp {
         &mut self.from
     }
 }
 
-/// The captures handed over within a day.
+/// On-demand captures of the last 24 hours.
 #[derive(Debug)]
 pub(in crate::agent) struct Allowance {
     limit: u64,
-    /// The oldest first, none of it further back than counts.
+    /// Oldest first, without those that no longer count.
     quarters: Vec<Quarter>,
-    /// Whether more was used than is saved.
+    /// True if more was used than is saved.
     dirty: bool,
 }
 
@@ -60,7 +62,7 @@ struct Quarter {
 }
 
 impl Quarter {
-    /// When what was used in it is given back.
+    /// Returns the time at which its captures are freed.
     fn end(&self) -> Moment {
         self.from + QUARTER + DAY
     }
@@ -71,7 +73,7 @@ impl Allowance {
         Self { limit: limit as u64, quarters: Vec::new(), dirty: false }
     }
 
-    /// As the settings say from here on.
+    /// Sets the quota.
     pub(in crate::agent) fn set_limit(&mut self, limit: usize) {
         self.limit = limit as u64;
     }
@@ -80,7 +82,7 @@ impl Allowance {
         self.limit
     }
 
-    /// Goes on from what was saved.
+    /// Continues from the saved counts.
     pub(in crate::agent) fn restore(&mut self, anchor: Anchor, saved: &[Saved]) {
         let quarter = |it: &Saved| Quarter {
             from: moment_of(anchor, it.from),
@@ -92,7 +94,7 @@ impl Allowance {
         self.forget(anchor.moment);
     }
 
-    /// Until when there is no capture more; none when there is.
+    /// Returns the time at which quota is available again, or `None` if it is not exhausted.
     pub(in crate::agent) fn spent_until(&self, now: Moment) -> Option<Moment> {
         let mut left = self.spent(now);
         for quarter in self.counted(now) {
@@ -107,12 +109,12 @@ impl Allowance {
         None
     }
 
-    /// How many were handed over or are being taken, in the day before `now`.
+    /// Returns the number of captures taken or in progress in the 24 hours before `now`.
     pub(in crate::agent) fn spent(&self, now: Moment) -> u64 {
         self.counted(now).map(|quarter| quarter.used).sum()
     }
 
-    /// One more is taken on.
+    /// Counts an accepted capture.
     pub(super) fn spend(&mut self, now: Moment) {
         self.forget(now);
         let begins = self.quarters.last().is_none_or(|last| now.since(last.from) >= QUARTER);
@@ -125,7 +127,8 @@ impl Allowance {
         }
     }
 
-    /// The one taken on at `at` came to nothing. What is saved stays: it is a bound.
+    /// Refunds the capture accepted at `at`, which produced nothing. The saved count is unchanged:
+    /// it is an upper bound.
     pub(super) fn refund(&mut self, at: Moment) {
         let quarter = self.quarters.iter_mut().rfind(|quarter| quarter.from <= at);
         if let Some(quarter) = quarter {
@@ -133,16 +136,16 @@ impl Allowance {
         }
     }
 
-    /// Whether there is something to be saved.
+    /// Returns `true` if the state must be saved.
     pub(in crate::agent) fn is_dirty(&self) -> bool {
         self.dirty
     }
 
-    /// What is to be saved.
+    /// Returns the counts to save.
     pub(in crate::agent) fn save(&mut self, anchor: Anchor) -> Vec<Saved> {
         self.dirty = false;
         let lease = self.lease();
-        // What was used in those before the last is known.
+        // All quarter hours but the last are complete, so their counts are exact.
         self.quarters.iter_mut().for_each(|quarter| quarter.saved = quarter.used);
         if let Some(last) = self.quarters.last_mut() {
             last.saved = last.used.next_multiple_of(lease);
@@ -154,8 +157,8 @@ impl Allowance {
         self.quarters.iter().map(saved).collect()
     }
 
-    /// How many captures one saving is for: a thousandth of the day's, so that what a restart costs is
-    /// little, and with a small budget nothing.
+    /// Returns the number of captures per save: a thousandth of the quota, so that a restart costs
+    /// little, and nothing with a small quota.
     fn lease(&self) -> u64 {
         (self.limit / 1000).clamp(1, MOST_LEASE)
     }

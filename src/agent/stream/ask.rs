@@ -1,4 +1,4 @@
-//! How it is asked for and what comes back.
+//! Requests for on-demand captures and their replies.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -10,43 +10,44 @@ use tokio::sync::{mpsc, oneshot};
 use super::take::Take;
 use crate::agent::event::Event;
 
-/// What was captured.
+/// A finished on-demand capture.
 #[derive(Debug, Default)]
 pub(crate) struct Streamed {
     pub(crate) bytes: Vec<u8>,
-    /// Why it is shorter than was asked.
+    /// Reason it is shorter than requested.
     pub(crate) cut_short: Option<String>,
 }
 
-/// Why nothing was.
+/// The reason an on-demand capture failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StreamError {
-    /// The engine is taken.
+    /// The engine is in use.
     #[error("{by}")]
     Busy {
         by: String,
-        /// How long it may take until it is free, if that is known.
+        /// Estimated time until the engine is free, if known.
         wait: Option<Duration>,
     },
-    /// As many as a day may have were handed over.
+    /// The quota of the last 24 hours is used up.
     #[error("budget.streams_per_day ({limit}) is spent until {until}")]
     Spent { limit: u64, until: String, wait: Duration },
-    /// The settings or the build leave it out.
+    /// Disabled by the settings or the build.
     #[error("{0}")]
     Absent(String),
-    /// It was tried.
+    /// The capture failed.
     #[error("{0}")]
     Failed(String),
 }
 
-/// Who asks, and how he is answered.
+/// A request, its client and the channel for the reply.
 pub(crate) struct Ask {
     pub(crate) take: Take,
     pub(crate) who: String,
     pub(crate) reply: oneshot::Sender<Result<Streamed, StreamError>>,
 }
 
-/// A stream that was asked for. Dropping it gives it up: what runs for it is stopped at once.
+/// The future result of an on-demand capture. Dropping it cancels the capture: its recording is
+/// stopped at once.
 #[must_use = "a stream that is dropped is given up"]
 pub(crate) struct Streaming {
     answer: oneshot::Receiver<Result<Streamed, StreamError>>,
@@ -78,7 +79,7 @@ impl Drop for Streaming {
     fn drop(&mut self) {
         if !self.answered {
             self.answer.close();
-            // Only wakes the loop, which sees the closed answer at its next tick in any case.
+            // Only wakes the loop, which would detect the closed channel at its next tick anyway.
             let _ = self.events.try_send(Event::StreamGone);
         }
     }

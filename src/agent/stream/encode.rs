@@ -1,11 +1,13 @@
-//! The thread `marple-encode`: makes bytes of what streams have seen, at low priority.
+//! The `marple-encode` thread, which encodes on-demand captures at low priority.
 //!
-//! Naming functions and packing takes a millisecond for a profile of a second, tens of them for a heap of 50,000
-//! stacks or a full trace, and on a machine whose cores are taken each would be a wait for some request of
-//! the service. Nobody's evidence is at stake here: a client waits a little longer. An incident's files are written by `marple-capture` at ordinary priority,
-//! since on such a machine they would come after the process is gone. It is a thread of its own because
-//! Linux lets nobody without privilege raise a priority again. It begins with the first that is to be
-//! encoded.
+//! Symbolizing and compressing takes a millisecond for a one-second profile, and tens of them for a
+//! heap of 50,000 stacks or a full trace. On a machine with all cores busy, each would delay
+//! requests of the service. Low priority costs no evidence: a client only waits a little longer.
+//! Artifacts of an incident, by contrast, are written by `marple-capture` at normal priority, since
+//! on such a machine they might otherwise be finished after the process is gone.
+//!
+//! A separate thread is needed because Linux does not let unprivileged threads raise their priority
+//! again. It starts with the first encoding.
 
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::{self, JoinHandle};
@@ -20,7 +22,7 @@ use super::{Done, HeapView, MOST, StreamError, Streamed};
 use crate::base::{panics, warnings};
 use crate::os;
 
-/// What a stream saw.
+/// Data of a finished recording.
 pub(super) struct Seen {
     pub(super) evidence: Evidence,
     pub(super) view: Option<HeapView>,
@@ -35,10 +37,10 @@ impl Seen {
     }
 }
 
-/// The stream's id, and what is to be encoded for it.
+/// ID of the capture and the data to encode.
 type Order = (u64, Seen);
 
-/// The thread, once there is one.
+/// Handle of the encoding thread, which is started on first use.
 pub(super) struct Encoder {
     events: mpsc::Sender<Event>,
     thread: Option<Thread>,
@@ -54,13 +56,14 @@ impl Encoder {
         Self { events, thread: None }
     }
 
-    /// Has `seen` encoded; by this thread, where no other can be had.
+    /// Sends `seen` to the encoding thread, or encodes it on this thread if that one cannot be
+    /// started.
     pub(super) fn encode(&mut self, id: u64, seen: Seen) -> Done {
         if self.thread.is_none() {
             self.thread = begin(self.events.clone());
         }
         let order = match &self.thread {
-            // There are no more streams than the channel holds.
+            // The channel is as large as the maximum number of captures.
             Some(thread) => thread.orders.try_send((id, seen)).map_err(|error| match error {
                 TrySendError::Full(order) | TrySendError::Disconnected(order) => order,
             }),
@@ -82,7 +85,7 @@ impl Drop for Encoder {
     }
 }
 
-/// The topic of the warning that there is no such thread.
+/// Topic of the warning raised without an encoding thread.
 const TOPIC: &str = "marple-encode";
 
 fn begin(events: mpsc::Sender<Event>) -> Option<Thread> {
@@ -112,7 +115,7 @@ fn run(inbox: &Receiver<Order>, events: &mpsc::Sender<Event>) {
     let _excluded = collect::heap::exclude_current_thread();
     os::process::lower_priority();
     while let Ok((id, seen)) = inbox.recv() {
-        // `encode` is fenced, but for what it drops.
+        // `encode` has a fence of its work, but not of the values it drops.
         let result = panics::fence(|| seen.encode()).unwrap_or_else(|panic| {
             panics::record("marple-encode", &panic);
             Err(StreamError::Failed(panicked(&panic)))

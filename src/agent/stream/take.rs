@@ -1,39 +1,39 @@
-//! What may be asked for.
+//! Kinds of on-demand captures.
 
 use std::time::Duration;
 
 use crate::base::{Bytes, Hertz};
 use crate::model::{CaptureKind, CpuMode};
 
-/// What to capture.
+/// A kind of on-demand capture and its parameters.
 #[derive(Clone, Debug)]
 pub(crate) enum Take {
-    /// A CPU profile; in the settings' mode and at their frequency, if none is given.
+    /// A CPU profile. `mode` and `frequency` default to the settings.
     Cpu { duration: Duration, frequency: Option<Hertz>, mode: Option<CpuMode> },
     /// A runtime trace.
     Trace { duration: Duration },
-    /// The heap now.
+    /// The heap at this moment.
     Heap { view: HeapView, form: Form },
-    /// What the heap's profile gained in a time, sampled every `rate` bytes, if one is given.
+    /// The difference of two heap profiles, sampled every `rate` bytes if set.
     HeapDelta { duration: Duration, view: HeapView, rate: Option<Bytes> },
-    /// The threads there are.
+    /// The threads at this moment.
     Threads { view: ThreadView, form: Form },
-    /// What became of the threads in a time.
+    /// The difference of two thread profiles.
     ThreadsDelta { duration: Duration, view: ThreadView },
     /// The functions at these addresses.
     Symbols(Vec<u64>),
 }
 
-/// Requests that share a limit. Each class has its own, so that requests which last minutes leave room for
-/// those that are answered at once.
+/// Requests that share a limit. Separate limits keep requests that last minutes from blocking those
+/// that are answered at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Class {
-    /// Captures that last as long as their client asked for. One of each kind runs at a time; the others
-    /// are being encoded.
+    /// Recordings, which last as long as requested. One of each kind runs at a time; others are
+    /// being encoded.
     Timed,
     /// Snapshots.
     Snapshot,
-    /// Names of addresses. They cost no capture of the day's budget, so there are few.
+    /// Symbol requests. They do not count against the quota, so their limit is low.
     Symbols,
 }
 
@@ -55,35 +55,35 @@ impl Class {
     }
 }
 
-/// Which of the heap profile's types is shown first.
+/// Default sample type of a heap profile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum HeapView {
     InUse,
     Allocated,
 }
 
-/// What a list of threads is called.
+/// Type of a thread profile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ThreadView {
-    /// One sample a thread: Go's `goroutine`.
+    /// One sample per thread: Go's `goroutine`.
     Now,
-    /// One sample for all: Go's `threadcreate`.
+    /// One sample in total: Go's `threadcreate`.
     Created,
 }
 
-/// How it is written.
+/// Output format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Form {
-    /// As profilers read it.
+    /// The binary format for profilers.
     Binary,
-    /// As people read it.
+    /// The text format.
     Text,
-    /// The same with all there is, one by one.
+    /// The text format with every thread and task listed.
     Full,
 }
 
 impl Take {
-    /// The one-of-a-kind engine it needs.
+    /// Returns the exclusive engine it needs.
     pub(super) fn engine(&self) -> Option<CaptureKind> {
         match self {
             Self::Cpu { .. } => Some(CaptureKind::Cpu),
@@ -92,7 +92,7 @@ impl Take {
         }
     }
 
-    /// How long it takes; none when it is a look at the present.
+    /// Returns the duration of a recording, or `None` for a snapshot.
     pub(super) fn duration(&self) -> Option<Duration> {
         match self {
             Self::Cpu { duration, .. }
@@ -111,7 +111,7 @@ impl Take {
         }
     }
 
-    /// Its name among those who ask for it.
+    /// Returns the name used by clients.
     pub(super) fn name(&self) -> &'static str {
         match self {
             Self::Cpu { .. } => "profile",
@@ -126,14 +126,15 @@ impl Take {
         }
     }
 
-    /// Whether it is a capture: something that costs the service more than an answer. A look-up of names
-    /// is none.
+    /// Returns `true` if it counts as a capture. A symbol request does not: it costs little more
+    /// than the reply.
     pub(super) fn is_capture(&self) -> bool {
         !matches!(self, Self::Symbols(_))
     }
 
-    /// Whether `self` and `other` cannot be taken at once. A difference keeps a whole snapshot in memory for
-    /// minutes, and one of the heap may change the rate, so there is one of each kind.
+    /// Returns `true` if `self` and `other` cannot run at the same time. A difference keeps a whole
+    /// snapshot in memory for minutes, and one of the heap may change the sampling rate, so there
+    /// is at most one of each kind.
     pub(super) fn excludes(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::HeapDelta { .. }, Self::HeapDelta { .. })

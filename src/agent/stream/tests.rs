@@ -50,7 +50,7 @@ fn job(streams: &mut Streams, now: u64, taken: &[Taken]) -> String {
     }
 }
 
-/// Starts a CPU stream of 10 s at second 0.
+/// Starts a CPU capture of 10 s at second 0.
 fn running() -> (Streams, Answer) {
     let mut streams = Streams::new(1000);
     let answer = ask(&mut streams, 0, cpu(10), &[]);
@@ -90,7 +90,7 @@ fn an_encoding_holds_nobody_up_and_a_shutdown_does_not_wait_for_it() {
     streams.done(anchor(10).moment, Done::Encoding { id: 1 });
     assert_eq!(job(&mut streams, 10, &[]), "none", "it is no longer the capture thread's");
     assert_eq!((streams.next_expiry(), streams.is_empty()), (None, false));
-    // The engine is free meanwhile.
+    // The engine is free in the meantime.
     let _second = ask(&mut streams, 11, cpu(5), &[]);
     assert_eq!(job(&mut streams, 11, &[]), "start 2");
     streams.done(anchor(11).moment, Done::Started { id: 2, engine: None });
@@ -110,7 +110,7 @@ fn the_second_is_told_who_has_the_engine_and_until_when() {
     let second = ask(&mut streams, 4, cpu(1), &[]);
     let told = ("in use by client 0 until 2026-11-23T00:00:10Z".to_owned(), Some(6));
     assert_eq!(busy(second), told);
-    // What needs no engine of its own goes on beside it.
+    // Captures without an engine run beside it.
     let mut snapshot = ask(&mut streams, 4, heap(), &[]);
     assert_eq!(job(&mut streams, 4, &[]), "look 2");
     assert!(snapshot.try_recv().is_err() && !first.is_terminated());
@@ -187,7 +187,7 @@ fn long_captures_leave_room_for_short_requests() {
     let threads =
         |seconds: u32| Take::ThreadsDelta { duration: SECOND * seconds, view: ThreadView::Now };
     let mut streams = Streams::new(1000);
-    // A client asks for all that lasts, as often as it can.
+    // A client requests as many recordings as it can.
     let mut kept = Vec::new();
     let mut accepted = 0;
     for _ in 0..100 {
@@ -209,7 +209,7 @@ fn long_captures_leave_room_for_short_requests() {
         assert!(answer.try_recv().is_err(), "{take:?} is accepted");
         kept.push(answer);
     }
-    // Symbols have a limit of their own, and leave the others theirs.
+    // Symbol requests have a separate limit and do not reduce the others.
     let symbols = || Take::Symbols(vec![1]);
     kept.extend((1..Class::Symbols.most()).map(|_| ask(&mut streams, 1, symbols(), &[])));
     assert!(busy(ask(&mut streams, 1, symbols(), &[])).0.contains("symbol requests"));

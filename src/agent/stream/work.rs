@@ -1,4 +1,4 @@
-//! The capture thread's half of streams: collectors that run for them, and what they saw until it is
+//! On-demand captures on the capture thread: running collectors, and their data until it is
 //! encoded.
 
 use std::io::{self, Write};
@@ -18,36 +18,36 @@ use crate::config::Settings;
 use crate::model::{CaptureKind, Profile, Sample, ValueType, VitalsRow};
 use crate::{model, os, symbols};
 
-/// What a stream's bytes may come to. A trace of 16 MiB of memory is some 3 MiB encoded, a heap profile of
-/// 100,000 stacks 5; what goes beyond would be memory the service needs.
+/// Maximum encoded size. A trace of 16 MiB of memory takes some 3 MiB encoded, a heap profile of
+/// 100,000 stacks 5; anything larger would take memory that the service needs.
 const MOST_BYTES: Bytes = Bytes::mib(64);
-/// The same for the names of 50,000 addresses, the most there may be: 335 bytes each.
+/// Maximum size of a symbol reply: 335 bytes each for 50,000 addresses, the maximum of a request.
 const MOST_NAMES: Bytes = Bytes::mib(16);
 
-/// The least by which an answer's buffer grows.
+/// Minimum growth of an output buffer.
 const GROWTH: usize = 16 << 10;
 
-/// A job and what is needed to do it.
+/// A command and the values needed to perform it.
 pub(in crate::agent) struct Task {
     pub(in crate::agent) job: Job,
-    /// What must outlive the process, if it has changed.
+    /// State to persist, if it has changed.
     pub(in crate::agent) state: Option<Box<State>>,
     pub(in crate::agent) settings: Arc<Settings>,
-    /// How much memory is left below the limit, if that is known.
+    /// Memory left below the limit, if known.
     pub(in crate::agent) headroom: Option<Bytes>,
-    /// The vitals of the last tick, for what people read.
+    /// Vitals of the last tick, for the text format.
     pub(in crate::agent) vitals: VitalsRow,
 }
 
-/// What the capture thread is told to do.
+/// A command for the capture thread.
 pub(in crate::agent) enum Order {
-    /// For an incident.
+    /// A command of an incident.
     Incident(Box<super::super::capture::Task>),
-    /// For a stream.
+    /// A command of an on-demand capture.
     Stream(Task),
 }
 
-/// What is under way.
+/// The on-demand captures held by the capture thread.
 pub(in crate::agent) struct Desk {
     held: Vec<(u64, Held)>,
     encoder: Encoder,
@@ -60,9 +60,9 @@ enum Held {
 
 enum Running {
     Collector(CaptureKind, Box<dyn Collector>),
-    /// The heap as it was at the start.
+    /// Holds the heap profile at the start.
     Delta(Box<Profile>, HeapView, AskedRate),
-    /// The threads as they were at the start.
+    /// Holds the thread profile at the start.
     Threads(Box<Profile>, ThreadView),
 }
 
@@ -75,7 +75,7 @@ impl Running {
     }
 }
 
-/// While it lives, the heap is sampled at a rate that a client asked for, if it asked for one.
+/// Guard that applies the heap sampling rate requested by a client, if any.
 struct AskedRate(());
 
 impl AskedRate {
@@ -92,12 +92,12 @@ impl Drop for AskedRate {
 }
 
 impl Desk {
-    /// Nothing yet; what takes its time is told to `events`.
+    /// Creates the worker. `events` receives the results of encodings.
     pub(in crate::agent) fn new(events: mpsc::Sender<Event>) -> Self {
         Self { held: Vec::new(), encoder: Encoder::new(events) }
     }
 
-    /// Does one task.
+    /// Performs one command.
     pub(in crate::agent) fn perform(&mut self, clock: &dyn Clock, task: Task) -> Done {
         let Task { job, settings, headroom, vitals, state: _ } = task;
         match job {
@@ -142,7 +142,7 @@ impl Desk {
         }
     }
 
-    /// Answers the client of a job that ended by `panic`.
+    /// Replies to the client of a command that ended by `panic`.
     pub(in crate::agent) fn give_up(&mut self, id: u64, panic: &str) -> Done {
         let held = self.take(id);
         panics::fence_and_record("marple-capture", || drop(held));
@@ -196,7 +196,7 @@ fn start(
         let why = format!("{left} are left below the memory limit and it takes up to {need}");
         return Err(why.into());
     }
-    // What was seen before the start is an incident's evidence; here nobody asked for it.
+    // Look-back data is evidence for incidents; a client did not request it.
     Ok(Running::Collector(kind, collect::start(kind, &own, anchor)?.collector))
 }
 
@@ -228,7 +228,7 @@ fn stop(
     Ok(Held::Stopped(Seen { evidence, view, cut_short }))
 }
 
-/// The bytes of `evidence`, as profilers read it.
+/// Encodes `evidence` in the binary format.
 pub(super) fn encode(mut evidence: Evidence, view: Option<HeapView>) -> Result<Vec<u8>, Failure> {
     evidence.symbolize();
     if let (Evidence::Profile(profile), Some(HeapView::Allocated)) = (&mut evidence, view) {
@@ -246,7 +246,8 @@ fn look(
     vitals: &VitalsRow,
 ) -> Result<Streamed, Failure> {
     let (evidence, view, form) = match take {
-        // Written from the tables, without holding it in memory; the others need it as a value.
+        // Written directly from the tables, without a copy in memory. The other formats need a
+        // copy.
         Take::Heap { view: HeapView::InUse, form: Form::Binary } => {
             (collect::heap::now(anchor.wall)?, None, Form::Binary)
         }
@@ -284,7 +285,7 @@ fn look(
     Ok(Streamed { bytes, cut_short: None })
 }
 
-/// The threads, as `view` counts them.
+/// Returns the threads in the form of `view`.
 fn threads(
     view: ThreadView,
     settings: &Settings,
@@ -297,7 +298,7 @@ fn threads(
     }
 }
 
-/// Where every thread stands, as a count of stacks.
+/// Returns the number of threads by stack.
 fn goroutine(settings: &Settings, anchor: Anchor, vitals: &VitalsRow) -> Result<Profile, Failure> {
     let Evidence::Threads(dump) = dump(CaptureKind::Threads, settings, anchor)? else {
         return Err("the dump of threads is something else".into());
@@ -314,7 +315,7 @@ fn goroutine(settings: &Settings, anchor: Anchor, vitals: &VitalsRow) -> Result<
     Ok(profile)
 }
 
-/// Every thread and every task, for people.
+/// Lists every thread and every task as text.
 fn everybody(settings: &Settings, anchor: Anchor) -> Result<Vec<u8>, Failure> {
     let mut out = Bounded::default();
     let kinds = [
@@ -334,7 +335,7 @@ fn everybody(settings: &Settings, anchor: Anchor) -> Result<Vec<u8>, Failure> {
     Ok(out.bytes)
 }
 
-/// A dump of `kind` now.
+/// Takes a dump of `kind`.
 fn dump(kind: CaptureKind, settings: &Settings, anchor: Anchor) -> Result<Evidence, Failure> {
     if let Some(why) = collect::switched_off(kind, settings) {
         return Err(Absent(why.to_owned()).into());
@@ -343,7 +344,7 @@ fn dump(kind: CaptureKind, settings: &Settings, anchor: Anchor) -> Result<Eviden
     started.at_start.ok_or_else(|| format!("{kind}: nothing was seen").into())
 }
 
-/// How many threads there are, as one sample.
+/// Returns the number of threads as a single sample.
 fn threadcreate(anchor: Anchor) -> Result<Profile, Failure> {
     let kind = ValueType { name: "threadcreate", unit: "count" };
     let mut profile = Profile::new(&[kind], kind, 1, anchor.wall);
@@ -353,14 +354,14 @@ fn threadcreate(anchor: Anchor) -> Result<Profile, Failure> {
     Ok(profile)
 }
 
-/// The functions at `addresses` of this process, in the form of Go's `symbol`.
+/// Returns the functions at `addresses` in the format of Go's `symbol` endpoint.
 fn symbolize(addresses: &[u64], anchor: Anchor) -> Result<Vec<u8>, Failure> {
     let none = ValueType { name: "address", unit: "count" };
     let mut profile = Profile::new(&[none], none, 1, anchor.wall);
     let frames: Vec<_> = addresses.iter().map(|&address| profile.frames.intern(address)).collect();
     profile.attach_mappings(os::images::seen()?);
     symbols::name_functions(&mut profile);
-    // Readers ask this number only whether it is 0.
+    // Clients only check that this number is not 0.
     let mut out = Bounded { most: MOST_NAMES, ..Bounded::default() };
     writeln!(out, "num_symbols: 1")?;
     for frame in frames {
@@ -368,7 +369,7 @@ fn symbolize(addresses: &[u64], anchor: Anchor) -> Result<Vec<u8>, Failure> {
         let function =
             frame.lines.last().and_then(|line| profile.functions.get(line.function.index()));
         let name = function.map(|function| profile.strings.get(function.name));
-        // Whether there is code at all outside of the loaded files is not known.
+        // It is unknown if there is code outside the loaded files.
         if let Some(name) = name.filter(|name| *name != symbols::ANONYMOUS) {
             writeln!(out, "{:#x} {name}", frame.address)?;
         }
@@ -376,7 +377,7 @@ fn symbolize(addresses: &[u64], anchor: Anchor) -> Result<Vec<u8>, Failure> {
     Ok(out.bytes)
 }
 
-/// Bytes that are not more than a stream may have.
+/// A buffer with a maximum size.
 struct Bounded {
     bytes: Vec<u8>,
     most: Bytes,
@@ -395,7 +396,7 @@ impl Write for Bounded {
             return Err(io::Error::other(format!("it is larger than {}", self.most)));
         }
         if length > self.bytes.capacity() {
-            // Doubling would have three times the bytes in memory while they are moved.
+            // Doubling would keep three times the bytes in memory while they are copied.
             self.bytes.reserve_exact(bytes.len().max(self.bytes.len() / 4).max(GROWTH));
         }
         self.bytes.extend_from_slice(bytes);

@@ -1,4 +1,4 @@
-//! Panics injected through the clock, which every part of the agent reads.
+//! Tests of panics injected through the clock, which every part of the agent reads.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -24,7 +24,7 @@ use crate::model::{CaptureKind, Limits, Manifest, Outcome, ProcessInfo, Versions
 use crate::store::Location;
 use crate::vitals::{Numbers, Reader, Runtimes};
 
-/// A clock that panics as often as it is told to.
+/// A clock that panics a given number of times.
 #[derive(Default)]
 struct Trap(AtomicUsize);
 
@@ -133,7 +133,7 @@ fn a_panic_in_a_task_costs_that_capture_only() {
     let open = |id| Job::Open { id, name: "memory".into(), noted: Noted::default() };
     let kinds = [CaptureKind::Threads].into();
 
-    // In the making of a directory: that incident is lost, and said to be.
+    // Panic while a directory is created: the incident is lost and reported as lost.
     capture.trap.set(1);
     let lost = capture.perform(open(id));
     assert!(matches!(lost.done, Done::Opened { ok: false, .. }), "{:?}", lost.done);
@@ -141,7 +141,7 @@ fn a_panic_in_a_task_costs_that_capture_only() {
     assert_eq!(*cause, "capture thread panicked");
     assert!(why.starts_with("panicked: an injected panic (src/"), "{why}");
 
-    // In the start of a capture: the incident goes on, and its next capture is taken.
+    // Panic while a capture starts: the incident continues and its next capture is taken.
     let opened = capture.perform(open(id));
     assert!(matches!(opened.done, Done::Opened { ok: true, .. }));
     capture.trap.set(1);
@@ -154,7 +154,7 @@ fn a_panic_in_a_task_costs_that_capture_only() {
     let started = capture.perform(Job::Start { id, kinds });
     assert!(matches!(started.done, Done::Started { running, .. } if running == kinds));
 
-    // In its stop: it is marked as failed, its engine is free, and the incident closes.
+    // Panic while it stops: it is marked as failed, its engine is free, and the incident closes.
     capture.trap.set(1);
     let stopped = capture.perform(Job::Stop { id, kinds });
     assert!(matches!(stopped.done, Done::Stopped { .. }), "{:?}", stopped.done);
@@ -209,7 +209,7 @@ fn the_loop_goes_on_after_a_panic_with_its_state() {
     let ticks = || handle.status().wait(patience).unwrap().counters.ticks;
     let before = ticks();
     trap.set(usize::MAX);
-    // The loop panics at its ticks and on requests. A request is answered in words.
+    // The loop panics at its ticks and on requests. A request still returns an error.
     let error = handle.status().wait(patience).unwrap_err().to_string();
     assert!(error.contains("failed on this request"), "{error}");
     trap.set(0);

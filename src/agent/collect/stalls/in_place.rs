@@ -1,22 +1,23 @@
-//! Recorded polls inside of `tokio::task::block_in_place`: they last, and hold up no task, as their worker's queue was
-//! handed to another thread. The recorder cannot tell them from others; their stacks can.
+//! Recorded polls inside `tokio::task::block_in_place`. They are long but block no task, since the
+//! queue of their worker was handed to another thread. The recorder cannot distinguish them from
+//! other polls; their stacks can.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::base::{Clock, Moment, SystemClock};
 
-/// Polls that are remembered. More of them at once are not told from stalls.
+/// Maximum number of such polls kept. Further concurrent ones are reported as stalls.
 const MAX: usize = 16;
 
-/// How far off the begin of the longest poll may be: ticks of the coarse clock.
+/// Maximum difference between two start times of the same poll: ticks of the coarse clock.
 const TOLERANCE: Duration = Duration::from_millis(20);
 
-/// When polls inside of `block_in_place` began, in nanoseconds; 0 is none.
+/// Start times of polls inside `block_in_place`, in nanoseconds; 0 if the slot is empty.
 static BEGUN: [AtomicU64; MAX] = [const { AtomicU64::new(0) }; MAX];
 static NEXT: AtomicUsize = AtomicUsize::new(0);
 
-/// Remembers a poll that began at `start`.
+/// Records a poll inside `block_in_place` that started at `start`.
 pub(super) fn remember(start: Moment) {
     let at = NEXT.fetch_add(1, Ordering::Relaxed) % MAX;
     if let Some(slot) = BEGUN.get(at) {
@@ -24,7 +25,7 @@ pub(super) fn remember(start: Moment) {
     }
 }
 
-/// Returns how long the longest poll has lasted, zero if it is one of those.
+/// Returns `longest`, or zero if that poll is inside `block_in_place`.
 pub(super) fn without(longest: Option<Duration>) -> Option<Duration> {
     let longest = longest?;
     let start = SystemClock.now().as_nanos().saturating_sub(longest.as_nanos() as u64);

@@ -1,32 +1,35 @@
-//! The CPU time that stacks of recorded stalls may take.
+//! CPU budget for the stacks of recorded stalls.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
 use crate::base::Moment;
 
-/// CPU time that the stacks of recorded stalls may take: one part of so many of a core, and so much saved up.
+/// The stacks of recorded stalls may take `1 / STACK_SHARE` of a core, with up to [`MAX_STACKS`]
+/// saved up.
 const STACK_SHARE: u32 = 500;
 const MAX_STACKS: Duration = Duration::from_millis(20);
 
-/// The debt up to which the first stall of a task still gets its stack.
+/// Maximum debt at which the first stall of a task still gets a stack.
 const MAX_DEBT: Duration = Duration::from_millis(200);
 
-/// After this time the next stall of a task counts as its first.
+/// Time after which the next stall of a task counts as its first.
 const FORGOTTEN: Duration = Duration::from_secs(10);
 
-/// The CPU time that the stacks of recorded stalls may take. Many stalls at once are counted; few are asked for stacks.
+/// A token bucket of CPU time for the stacks of recorded stalls. When many stalls occur at once,
+/// all are counted but few get a stack.
 #[derive(Debug, Default)]
 pub(super) struct StackBudget {
-    /// What was used beyond the share.
+    /// CPU time used beyond the share.
     debt: Duration,
     refilled: Moment,
-    /// The tasks whose stacks were taken lately.
+    /// Tasks whose stacks were taken recently.
     tasks: HashMap<String, Moment>,
 }
 
 impl StackBudget {
-    /// Whether the stack of a stall of `task` may be taken: there is time left, or it is the first of the task.
+    /// Returns `true` if the stack of a stall of `task` may be taken: the budget allows it, or the
+    /// stall is the task's first.
     pub(super) fn allows(&mut self, now: Moment, task: &str) -> bool {
         self.debt = self.debt.saturating_sub(now.since(self.refilled) / STACK_SHARE);
         self.refilled = now;
@@ -39,7 +42,7 @@ impl StackBudget {
         allows
     }
 
-    /// Charges CPU time that was used. Reading symbols for the first time is charged as if it were cheap.
+    /// Charges used CPU time, up to a maximum: reading symbols for the first time is expensive.
     pub(super) fn charge(&mut self, cost: Duration) {
         self.debt += cost.min(MAX_DEBT / 2);
     }

@@ -1,19 +1,19 @@
-//! The poll that a thread is in, by the functions on its stack.
+//! Classification of a thread's poll by the functions on its stack.
 
 use crate::symbols;
 
-/// What a frame tells of its thread.
+/// Role of a frame on a thread's stack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Role {
     /// The loop of a worker.
     Worker,
-    /// The loop of a runtime of one thread.
+    /// The loop of a current-thread runtime.
     Driver,
-    /// That loop waits for events.
+    /// That loop is waiting for events.
     Waits,
     /// A task is polled here.
     Poll,
-    /// The worker was left to another thread.
+    /// The worker was handed to another thread.
     InPlace,
     Other,
 }
@@ -38,8 +38,8 @@ impl Flavor {
     }
 }
 
-/// Whether a thread with these functions, innermost first, holds a worker up. With `is_driver` it drives a runtime of one
-/// thread.
+/// Returns `true` if a thread with these functions, innermost first, blocks a worker. `is_driver`
+/// is true if it drives a current-thread runtime.
 pub(in crate::agent::collect) fn holds_up<'n>(
     names: impl Iterator<Item = &'n str>,
     is_driver: bool,
@@ -50,10 +50,11 @@ pub(in crate::agent::collect) fn holds_up<'n>(
     poll.is_some() && !roles.contains(&Role::InPlace)
 }
 
-/// The place of the poll inside of a worker's loop among `depth` frames, innermost first.
+/// Returns the index of the poll inside a worker's loop among `depth` frames, innermost first.
 ///
-/// A runtime of one thread also polls the future of `block_on`, which is no task and has no frame of its own: what its loop
-/// calls is that poll, unless it waits for events. The place is that of the loop then.
+/// A current-thread runtime also polls the future of `block_on`, which is not a task and has no
+/// frame to recognize. Any callee of its loop is that poll, unless the loop is waiting for events.
+/// The index is then that of the loop.
 pub(super) fn poll_in(
     mut role: impl FnMut(usize) -> Option<Role>,
     depth: usize,
@@ -66,7 +67,7 @@ pub(super) fn poll_in(
             (Some(Role::Poll), Some(_)) => return Some(Some(at)),
             (Some(Role::Waits), Some(_)) => return Some(None),
             (Some(_), _) => {}
-            // What the loop calls is known, and is no waiting.
+            // The function called by the loop is known and is not waiting.
             (None, Some(inner)) if flavor == Flavor::CurrentThread && at + 1 < inner => break,
             (None, _) => return None,
         }
@@ -74,19 +75,20 @@ pub(super) fn poll_in(
     Some(worker_loop.filter(|_| flavor == Flavor::CurrentThread))
 }
 
-/// The role of a function, or of the first that has one of those that were folded into one.
+/// Returns the role of a function. If several functions were folded into one, returns the first
+/// role found among them.
 pub(super) fn role(name: &str) -> Role {
     symbols::each_of(name).map(role_of).find(|role| *role != Role::Other).unwrap_or(Role::Other)
 }
 
-/// Whether a function is `tokio::task::block_in_place`, or one that it calls.
+/// Returns `true` if a function is `tokio::task::block_in_place` or one that it calls.
 pub(in crate::agent::collect) fn is_in_place_function(name: &str) -> bool {
     name.contains("block_in_place") || name.contains("runtime_mt::exit_runtime")
 }
 
 fn role_of(name: &str) -> Role {
     const WORKER: &str = "tokio::runtime::scheduler::multi_thread::worker::";
-    // The first jumps to the second where the compiler optimizes.
+    // In optimized builds the first jumps to the second.
     const POLLS: [&str; 2] =
         ["tokio::runtime::task::raw::poll", "tokio::runtime::task::harness::Harness"];
     const DRIVER: &str = "tokio::runtime::scheduler::current_thread::";
@@ -187,10 +189,10 @@ mod tests {
         let some = |roles: &[Role]| place(&roles.iter().copied().map(Some).collect::<Vec<_>>());
         assert_eq!(some(&[Other, Poll, Other, Worker, Worker, Other, Poll, Other]), Some(Some(1)));
         assert_eq!(some(&[Other, Worker, Poll]), Some(None));
-        // Nothing further in matters.
+        // Frames further in are irrelevant.
         assert_eq!(place(&[None, Some(Poll), Some(Worker)]), Some(Some(1)));
         assert_eq!(place(&[None, Some(Worker)]), None);
-        // A runtime of one thread in the blocking pool is none of the workers.
+        // A current-thread runtime in the blocking pool is not a worker.
         assert_eq!(some(&[Other, Role::Driver, Poll, Other]), Some(None));
     }
 
@@ -202,7 +204,7 @@ mod tests {
         assert_eq!(some(&[Other, Poll, Other, Driver, Other, Driver, Other]), Some(Some(1)));
         assert_eq!(some(&[Other, Other, Driver, Other, Driver, Other]), Some(Some(2)), "block_on");
         assert_eq!(some(&[Other, Waits, Driver, Other, Driver, Other]), Some(None));
-        // Parked inside of a task: a mutex of another library, or the driver of another runtime.
+        // Parked inside a task: a mutex of another library, or the driver of another runtime.
         assert_eq!(some(&[Waits, Other, Poll, Driver, Other]), Some(Some(2)));
         assert_eq!(some(&[Other, Other]), Some(None), "nothing drives it");
         assert_eq!(place(&[None, Some(Driver), Some(Other)]), None);
