@@ -182,7 +182,6 @@ impl Worker {
         self.directory.until_retry()
     }
 
-    /// Tries to open the directory.
     pub(super) fn retry(&mut self, settings: &StoreSettings) {
         if let Some(opened) = self.directory.retry(settings) {
             self.opened = Some(opened);
@@ -194,7 +193,6 @@ impl Worker {
         self.opened.take()
     }
 
-    /// Performs one command.
     pub(super) fn perform(&mut self, mut task: Task) -> Report {
         let mut tally = Tally::default();
         let mut dir = None;

@@ -160,7 +160,6 @@ impl Core {
         self.stored = opened.holdings;
     }
 
-    /// Returns the settings in effect.
     pub(super) fn settings(&self) -> &Settings {
         &self.settings
     }
@@ -271,7 +270,6 @@ impl Core {
         }
     }
 
-    /// Handles an event.
     pub(super) fn handle(&mut self, event: Event) {
         match event {
             Event::Toggle { action, origin, kinds, reply } => {

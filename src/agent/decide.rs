@@ -3,9 +3,9 @@
 //! The loop drives this module with measured values, [`replay`](super::replay) with recorded ones.
 //!
 //! ```text
-//!  vitals ─► Budget: may one be opened? ─► Engine: does a rule fire? ─► Incidents: which one is it?
-//!                 ▲                                                          │
-//!                 └───────────── opened, or came to nothing ◄────────────────┘
+//!  vitals ──► Budget: admission ──► Engine: evaluate rules ──► Incidents: claim
+//!               ▲                                                  │
+//!               └───────────── opened, or could not be opened ◄────┘
 //! ```
 
 use jiff::Timestamp;
@@ -248,7 +248,6 @@ impl Decider {
         self.hear(now, &notices);
     }
 
-    /// Returns the next command for the capture thread.
     pub(super) fn next_job(&mut self, now: Moment) -> Option<Job> {
         self.incidents.next_job(now)
     }

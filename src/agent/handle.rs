@@ -188,7 +188,6 @@ impl AgentHandle {
         Streaming::new(answer, self.events.clone())
     }
 
-    /// Returns the location of the incident directory.
     #[cfg_attr(not(feature = "http"), expect(dead_code, reason = "the endpoint is who asks"))]
     pub(crate) fn location(&self) -> &Location {
         &self.fixed.location
@@ -200,7 +199,6 @@ impl AgentHandle {
         &self.fixed.http
     }
 
-    /// Changes the toggle on behalf of `origin`.
     pub(crate) fn toggle_from(&self, origin: Origin, action: ToggleAction) -> Pending<Toggled> {
         self.send_toggle(action, origin, None)
     }

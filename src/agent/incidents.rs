@@ -303,7 +303,6 @@ impl Incidents {
         })
     }
 
-    /// Returns `true` if no incident is open.
     pub(crate) fn is_empty(&self) -> bool {
         self.open.is_empty()
     }

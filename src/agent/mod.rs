@@ -5,7 +5,7 @@
 //!   signal ┤  Event   ┌──────────────────────────────┐  Task   ┌────────────────────────────────┐
 //!   file ──┼────────► │ run: one loop, one Core      │ ──────► │ Worker: collectors, store      │
 //!   code ──┘  queue   │ tick: vitals ─► rules        │ Report  │ start, stop, symbolize, encode │
-//!   config ─────────► │ Incidents: what is to be done│ ◄────── │ write, retain                  │
+//!   config ─────────► │ Incidents: next command      │ ◄────── │ write, retain                  │
 //!                     └──────────────────────────────┘         └────────────────────────────────┘
 //! ```
 //!

@@ -96,7 +96,6 @@ impl PendingThread {
         drop(body);
     }
 
-    /// Returns the handle of the running or finished thread.
     pub(super) fn take(&self) -> Option<JoinHandle<()>> {
         lock(&self.handle).take()
     }

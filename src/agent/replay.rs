@@ -175,7 +175,6 @@ impl Replay<'_> {
         }
     }
 
-    /// Starts the next command.
     fn begin(&mut self, now: Moment) -> Option<UnderWay> {
         let Pace { manifest, file } = self.pace;
         let job = self.decider.next_job(now)?;

@@ -5,7 +5,7 @@
 //! kernel's counters separate:
 //!
 //! ```text
-//! late = end of the sleep - max(due, its begin)
+//! late = end of the sleep - max(due, its start)
 //! late <= run delay and CPU time of this thread   the thread waited for a core, or did other work
 //! the process used more CPU than it could have    the thread alone was held up
 //! otherwise                                       the process stood still

@@ -80,7 +80,6 @@ impl Job {
         }
     }
 
-    /// Returns the id of the capture.
     pub(super) fn id(&self) -> u64 {
         match self {
             Self::Look { id, .. }
@@ -354,7 +353,6 @@ impl Streams {
         self.streams.is_empty()
     }
 
-    /// Returns the on-demand captures for `status`.
     pub(super) fn status(&self, anchor: Anchor) -> Vec<StreamStatus> {
         let status = |stream: &Stream| StreamStatus {
             take: stream.ask.take.name(),

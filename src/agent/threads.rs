@@ -32,9 +32,7 @@ const BLOCKING_THREADS: usize = 2;
 /// Topic of the warning raised while the loop has no poller.
 const POLLER: &str = "descriptors";
 
-/// Name of the thread of the loop.
 const LOOP: &str = "marple";
-/// Name of the capture thread.
 const CAPTURE: &str = "marple-capture";
 
 /// Delay after a panic of the loop, doubled with each consecutive panic, so that one that recurs at

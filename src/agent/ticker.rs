@@ -31,7 +31,6 @@ impl Ticker {
         }
     }
 
-    /// Returns the time at which the next tick is due.
     pub(super) fn due(&self) -> Instant {
         self.due
     }

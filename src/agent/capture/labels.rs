@@ -5,8 +5,8 @@
 //! without a trace, if its rings were overwritten, or if nothing was recorded for the thread.
 //!
 //! ```text
-//! polls    ──[ reader ]────[ src/main.rs:7 [ query ] ]──     in the order of their ends: the first that
-//! samples    ·      ·   ·    ·      ·          ·             holds a sample is its innermost
+//! polls    ──[ reader ]────[ src/main.rs:7 [ query ] ]──     sorted by end: the first poll that
+//! samples    ·      ·   ·    ·      ·          ·             contains a sample is its innermost
 //! ```
 //!
 //! The samples of a thread are sorted by time, and a binary search finds those inside each poll.

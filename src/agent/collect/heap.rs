@@ -220,7 +220,6 @@ impl Crossings {
     }
 }
 
-/// Applies the sampling rates of the settings.
 pub(in crate::agent) fn set_rates(settings: &HeapSettings) {
     let mut rates = RATES.lock().unwrap_or_else(PoisonError::into_inner);
     let during = settings.rate_during_incident.unwrap_or(RATE_DURING_INCIDENT).min(settings.rate);

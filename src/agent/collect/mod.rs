@@ -60,7 +60,6 @@ pub(super) struct Absent(pub(super) String);
 
 /// A running collector.
 pub(super) trait Collector {
-    /// Returns the name of the engine.
     fn engine(&self) -> &str;
 
     /// Returns a snapshot at `now`, or `None` if the collector cannot take one while it is running.
@@ -154,7 +153,6 @@ pub(super) fn memory(kind: CaptureKind, settings: &Settings) -> Bytes {
     }
 }
 
-/// Starts the collector of `kind`.
 pub(super) fn start(
     kind: CaptureKind,
     settings: &Settings,
@@ -193,7 +191,6 @@ pub(super) trait Live: Send {
     /// Returns the time of the request, which is close to the time it is taken.
     fn asked(&self) -> Timestamp;
 
-    /// Returns the losses of the evidence.
     fn losses(&self) -> Losses;
 
     /// Returns a sentence about the written evidence.
@@ -223,7 +220,6 @@ impl Evidence {
         !matches!(self, Self::Threads(_) | Self::Tasks(_) | Self::Descriptors(_) | Self::Panics(_))
     }
 
-    /// Returns the losses of the evidence.
     pub(super) fn losses(&self) -> Losses {
         match self {
             Self::Profile(profile) => profile.losses.clone(),
@@ -246,7 +242,6 @@ impl Evidence {
         }
     }
 
-    /// Symbolizes the evidence.
     pub(super) fn symbolize(&mut self) {
         let profile = match self {
             Self::Profile(profile) => profile,

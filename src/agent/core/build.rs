@@ -7,7 +7,6 @@ use crate::base::warnings;
 use crate::config::{Settings, default_rules};
 use crate::model::{CaptureKind, CaptureSet, Rule};
 
-/// Topic of the warning.
 const TOPIC: &str = "build";
 
 /// Warns about the sections and captures in `settings` that this build does not support.
@@ -19,7 +18,6 @@ pub(super) fn report_missing(settings: &Settings) {
     }
 }
 
-/// Returns the features missing from this build.
 pub(super) fn missing_features() -> Vec<&'static str> {
     let of_kinds = CaptureKind::ALL.into_iter().filter_map(missing_feature).map(|it| it.name);
     let http = cfg!(not(feature = "http")).then_some("http");

@@ -7,7 +7,6 @@ use crate::base::{Moment, warnings};
 use crate::model::Metric;
 use crate::rules::{Decision, Hold};
 
-/// Topic of the warning.
 const TOPIC: &str = "rules";
 
 /// Time that a rule may be without a value. Some values need two readings, a second apart.

@@ -16,9 +16,7 @@ pub(super) const MAX_REASONS: usize = 64;
 /// The origin of a claim.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Holder {
-    /// The rule of this name.
     Rule(String),
-    /// The toggle.
     Toggle,
     /// A call of `capture`.
     Call,
@@ -49,7 +47,6 @@ pub(super) struct Claim {
 pub(super) enum Phase {
     /// Has an id but no directory.
     Announced,
-    /// Has a directory.
     Open,
     /// Its last command was sent; no more claims are accepted.
     Closing,

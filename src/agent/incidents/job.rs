@@ -21,7 +21,6 @@ pub(crate) struct Noted {
 pub(crate) enum Job {
     /// Creates the incident directory.
     Open { id: IncidentId, name: String, noted: Noted },
-    /// Starts these captures.
     Start { id: IncidentId, kinds: CaptureSet },
     /// Starts custom collectors.
     Collect { id: IncidentId, wanted: Collect },
@@ -38,7 +37,6 @@ pub(crate) enum Job {
 }
 
 impl Job {
-    /// Returns the incident of the command.
     pub(crate) fn incident(&self) -> IncidentId {
         match self {
             Self::Open { id, .. }

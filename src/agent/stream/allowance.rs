@@ -73,7 +73,6 @@ impl Allowance {
         Self { limit: limit as u64, quarters: Vec::new(), dirty: false }
     }
 
-    /// Sets the quota.
     pub(in crate::agent) fn set_limit(&mut self, limit: usize) {
         self.limit = limit as u64;
     }

@@ -31,7 +31,6 @@ pub(super) enum Class {
     /// Recordings, which last as long as requested. One of each kind runs at a time; others are
     /// being encoded.
     Timed,
-    /// Snapshots.
     Snapshot,
     /// Symbol requests. They do not count against the quota, so their limit is low.
     Symbols,

@@ -41,9 +41,7 @@ pub(in crate::agent) struct Task {
 
 /// A command for the capture thread.
 pub(in crate::agent) enum Order {
-    /// A command of an incident.
     Incident(Box<super::super::capture::Task>),
-    /// A command of an on-demand capture.
     Stream(Task),
 }
 
@@ -97,7 +95,6 @@ impl Desk {
         Self { held: Vec::new(), encoder: Encoder::new(events) }
     }
 
-    /// Performs one command.
     pub(in crate::agent) fn perform(&mut self, clock: &dyn Clock, task: Task) -> Done {
         let Task { job, settings, headroom, vitals, state: _ } = task;
         match job {
