@@ -15,8 +15,8 @@ use crate::rules::Opening;
 
 pub(super) const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Incidents per day reserved for each rule. The reserve is smaller if there are so many rules that
-/// more than two thirds of `incidents_per_day` would be reserved.
+/// Incidents per day reserved for each rule. The reserve is reduced if the reserves would exceed
+/// two thirds of `incidents_per_day` in total.
 const RESERVE: usize = 2;
 
 /// Returns the reserve of each of `rules` rules.

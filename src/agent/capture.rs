@@ -1,9 +1,9 @@
 //! The `marple-capture` thread: receives one [`Task`] at a time, performs it and returns a
 //! [`Report`].
 //!
-//! Only this thread starts and stops collectors and writes files, so neither a slow disk nor a long
-//! conversion delays a tick, a rule or a reply. No failure ends it: a collector that fails or
-//! panics is recorded in the manifest, a failed write in the report.
+//! Only this thread starts and stops collectors and writes files. A slow disk or a long conversion
+//! therefore delays no tick, rule or reply. No failure ends it: a collector that fails or panics is
+//! recorded in the manifest, a failed write in the report.
 
 mod beside;
 pub(super) mod directory;

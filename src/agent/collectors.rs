@@ -14,7 +14,7 @@
 //! manifest states since when.
 //!
 //! A panic fails that run only; the next incident calls the closure again. Output written before a
-//! panic, an error or a timeout is kept and marked `cut`: near a hang, half a list is worth more
+//! panic, an error or a timeout is kept and marked `cut`. Near a hang, half a list is worth more
 //! than none.
 
 use std::fmt;

@@ -165,7 +165,7 @@ impl Core {
     }
 
     /// Handles detected stalls. The rules are evaluated at once if there is a stack for the
-    /// incident, else at the next tick: when many stalls occur at once, few have one.
+    /// incident, else at the next tick. When many stalls occur at once, few have a stack.
     pub(super) fn stalled(&mut self, found: Vec<collect::stalls::Found>) {
         self.counters.stalls += found.len() as u64;
         let has_stack = found.iter().any(|found| found.dump.is_some());

@@ -278,8 +278,8 @@ impl Decider {
     }
 }
 
-/// Returns `true` if an incident of a rule over `metric` must list the open descriptors whatever
-/// the rule captures: the rule is about descriptors, or more than half of the allowed number are
+/// Returns `true` if an incident of a rule over `metric` must list the open descriptors in any
+/// case. That is so for rules about descriptors, and if more than half of the allowed number are
 /// open.
 fn needs_descriptors(metric: &Metric, vitals: &Vitals) -> bool {
     matches!(metric, Metric::Fds | Metric::FdShare | Metric::FdRise) || are_many_open(vitals)

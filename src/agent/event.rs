@@ -12,8 +12,8 @@ use crate::base::{Error, IncidentId};
 use crate::config::Settings;
 use crate::model::{CaptureSet, Origin};
 
-/// Capacity of the event queue. An event takes some hundred bytes and the loop handles thousands a
-/// second, so a full queue means a caller is polling in a loop; its request is rejected.
+/// Capacity of the event queue. An event takes some hundred bytes, and the loop handles thousands a
+/// second. A full queue means a caller is polling in a loop; its request is rejected.
 pub(crate) const QUEUE: usize = 4096;
 
 /// Channel for the reply to a request.

@@ -5,7 +5,7 @@
 //!        ── frames, by address ── symbol tables ─┴─► profile.proto ─► gzip ─► out
 //! ```
 //!
-//! A dump allocates nothing: its buffers, about 1.5 MiB, are allocated and touched once, because a
+//! A dump allocates nothing: its buffers, about 1.5 MiB, are allocated and touched in advance. A
 //! dump is needed most when no more memory is available. Building the profile in memory first, as
 //! for the other kinds, would take some 400 bytes per sample at that moment.
 

@@ -32,8 +32,8 @@ use incident::{Claim, Holder, Incident, Phase};
 pub(crate) use job::{Done, Job, Noted, Notice, ToggleState, View};
 
 /// Minimum interval between two manifest updates of an open incident. The interval is the larger of
-/// this and a tenth of the incident's age: the vitals before a kill are on disk, and an incident
-/// open for a week costs little.
+/// this and a tenth of the incident's age. The vitals before a kill are thus on disk, and an
+/// incident open for a week costs little.
 const FIRST_NOTE: Duration = Duration::from_secs(10);
 
 /// Delay before another attempt to close an incident after one failed (disk full).
@@ -307,8 +307,8 @@ impl Incidents {
         self.open.is_empty()
     }
 
-    /// Returns the incident that a claim at `now` joins: the one that is capturing, else the
-    /// claimant's own or one that nothing holds open, else one opened within `join`.
+    /// Returns the index of the incident that a claim at `now` joins. In order of preference: one
+    /// that is capturing, one of the claimant or that nothing holds open, one opened within `join`.
     fn joinable(&self, now: Moment, own: impl Fn(&Incident) -> bool) -> Option<usize> {
         let which = |wanted: &dyn Fn(&Incident) -> bool| {
             self.open.iter().position(|i| i.phase != Phase::Closing && wanted(i))

@@ -37,8 +37,8 @@ thread_local! {
     /// Unexamined sleeps of the agent's runtime, newest first. Work between two sleeps may block
     /// and is no evidence.
     ///
-    /// There may be several: `epoll_wait` fails with `EINTR` when a stopped process is continued,
-    /// so the runtime sleeps once more for an instant before the loop runs.
+    /// There may be several: `epoll_wait` fails with `EINTR` when a stopped process is continued.
+    /// The runtime then sleeps once more for an instant before the loop runs.
     static SLEEPS: Cell<[Option<Sleep>; 4]> = const { Cell::new([None; 4]) };
 }
 

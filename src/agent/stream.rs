@@ -47,7 +47,7 @@ const MOST: usize = Class::Timed.most() + Class::Snapshot.most() + Class::Symbol
 pub struct StreamStatus {
     /// Kind of capture.
     pub take: &'static str,
-    /// Client.
+    /// Client that requested it.
     pub by: String,
     /// Time at which it ends, once it is running.
     pub until: Option<Timestamp>,

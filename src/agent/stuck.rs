@@ -67,9 +67,9 @@ impl Stuck {
 
     /// Sets the stall metric in `vitals`. Returns a description of the stall in progress.
     ///
-    /// A poll that has reached `threshold` is held just below it until the detector has reported
-    /// it, some milliseconds later, with the stack of its thread. Otherwise a tick in between would
-    /// fire a rule whose reason is only a number.
+    /// A poll that has reached `threshold` is held just below it until the detector reports it with
+    /// the stack of its thread, some milliseconds later. Otherwise a tick in between would fire a
+    /// rule whose reason is only a number.
     pub(super) fn tick(
         &mut self,
         vitals: &mut Vitals,

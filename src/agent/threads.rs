@@ -1,8 +1,7 @@
 //! The bodies of the `marple` and `marple-capture` threads, and their recovery from panics.
 //!
 //! Neither thread ends by a panic. Each keeps its state (rules and budgets; the store and running
-//! captures) outside the fence, so a panic costs only the iteration or command in which it
-//! occurred.
+//! captures) outside the fence. A panic costs only the iteration or command in which it occurred.
 
 use std::io;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};

@@ -9,8 +9,8 @@ use crate::os::alarm::Alarm;
 /// A periodic timer whose first tick is due at once. Missed ticks are skipped; later ticks keep
 /// their phase.
 ///
-/// tokio's `Interval` is not used: it wakes an idle process twice per tick (`os::alarm`), and the
-/// `write` that rearms it sends the agent's runtime through the poller once more.
+/// tokio's `Interval` is not used: it wakes an idle process twice per tick (`os::alarm`). The
+/// `write` that rearms it also sends the agent's runtime through the poller once more.
 pub(super) struct Ticker {
     alarm: Alarm,
     period: Duration,

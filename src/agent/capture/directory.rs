@@ -1,9 +1,9 @@
 //! The incident directory of the capture thread: open, or retried until it can be opened.
 //!
-//! A directory that is locked by another process, is not writable or is on a full file system
-//! prevents neither the agent nor the service from starting. Until it can be opened, an incident
-//! has no directory and reports the reason. Opening is retried, and the budgets saved by an earlier
-//! process are loaded once it succeeds.
+//! The agent and the service start even if the directory is locked by another process, is not
+//! writable or is on a full file system. Until it can be opened, an incident has no directory and
+//! reports the reason. Opening is retried, and the budgets saved by an earlier process are loaded
+//! once it succeeds.
 
 use std::path::PathBuf;
 use std::sync::Arc;

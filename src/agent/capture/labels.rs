@@ -12,7 +12,7 @@
 //! The samples of a thread are sorted by time, and a binary search finds those inside each poll.
 //! This avoids a second copy of the polls, of which there may be a quarter of a million.
 //!
-//! The look-back profile is labeled with the polls in the recorder when the captures start, and has
+//! The look-back profile is labeled with the polls in the recorder when the captures start. It has
 //! no span labels: spans are recorded only during a capture. A CPU capture that ends before the
 //! trace of its incident has no labels.
 

@@ -16,8 +16,8 @@ fn at(nanos: u64) -> Moment {
 }
 
 /// Builds a timeline with ticks of 0.1 ns; all times below are in nanoseconds:
-/// - Thread 7 polls `server` from 100 to 500 with `query` inside from 200 to 300, parks until 600,
-///   and polls `server` from 700 on with `query` inside from 800.
+/// - Thread 7 polls `server` from 100 to 500 with `query` inside from 200 to 300. It parks until
+///   600, and polls `server` from 700 on with `query` inside from 800.
 /// - Its spans are `request` from 150 to 450 with `inner` from 250 to 350, and `late` from 750 on.
 /// - Thread 8 has spans only.
 fn timeline() -> Timeline {

@@ -32,7 +32,7 @@ impl Sizes {
     }
 
     /// Returns the minimum size of `kind`. A capture is skipped only if even this exceeds the space
-    /// left; one that may fit is tried, and its write fails if it does not.
+    /// left. One that may fit is tried, and its write fails if it does not.
     fn least(&self, kind: CaptureKind) -> Bytes {
         self.0.get(&kind).map_or(Bytes(0), |seen| seen.smallest).max(LEAST)
     }

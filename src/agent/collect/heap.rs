@@ -25,7 +25,7 @@ static WRITER: Mutex<Option<HeapWriter>> = Mutex::new(None);
 static RATES: Mutex<Rates> =
     Mutex::new(Rates { usual: None, during: None, captures: 0, asked: None });
 
-/// Mean number of bytes between two samples during an incident, unless set in the settings: 500
+/// Mean number of bytes between two samples during an incident, unless set in the settings. 500
 /// tasks of 1 KiB that pile up during the capture have eight samples. At 1 GB/s of allocations it
 /// takes 5 % of a core.
 const RATE_DURING_INCIDENT: Bytes = Bytes::kib(64);

@@ -21,6 +21,7 @@ pub(crate) struct Noted {
 pub(crate) enum Job {
     /// Creates the incident directory.
     Open { id: IncidentId, name: String, noted: Noted },
+    /// Starts these captures.
     Start { id: IncidentId, kinds: CaptureSet },
     /// Starts custom collectors.
     Collect { id: IncidentId, wanted: Collect },

@@ -3,8 +3,8 @@
 //! Symbolizing and compressing takes a millisecond for a one-second profile, and tens of them for a
 //! heap of 50,000 stacks or a full trace. On a machine with all cores busy, each would delay
 //! requests of the service. Low priority costs no evidence: a client only waits a little longer.
-//! Artifacts of an incident, by contrast, are written by `marple-capture` at normal priority, since
-//! on such a machine they might otherwise be finished after the process is gone.
+//! Artifacts of an incident, by contrast, are written by `marple-capture` at normal priority. At
+//! low priority they would be finished after the process is gone.
 //!
 //! A separate thread is needed because Linux does not let unprivileged threads raise their priority
 //! again. It starts with the first encoding.

@@ -131,9 +131,9 @@ impl Take {
         !matches!(self, Self::Symbols(_))
     }
 
-    /// Returns `true` if `self` and `other` cannot run at the same time. A difference keeps a whole
-    /// snapshot in memory for minutes, and one of the heap may change the sampling rate, so there
-    /// is at most one of each kind.
+    /// Returns `true` if `self` and `other` cannot run at the same time. There is at most one
+    /// difference of each kind: it keeps a whole snapshot in memory for minutes, and one of the
+    /// heap may change the sampling rate.
     pub(super) fn excludes(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::HeapDelta { .. }, Self::HeapDelta { .. })

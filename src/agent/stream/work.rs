@@ -19,7 +19,7 @@ use crate::model::{CaptureKind, Profile, Sample, ValueType, VitalsRow};
 use crate::{model, os, symbols};
 
 /// Maximum encoded size. A trace of 16 MiB of memory takes some 3 MiB encoded, a heap profile of
-/// 100,000 stacks 5; anything larger would take memory that the service needs.
+/// 100,000 stacks 5. Anything larger would take memory that the service needs.
 const MOST_BYTES: Bytes = Bytes::mib(64);
 /// Maximum size of a symbol reply: 335 bytes each for 50,000 addresses, the maximum of a request.
 const MOST_NAMES: Bytes = Bytes::mib(16);
