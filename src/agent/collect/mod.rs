@@ -3,7 +3,7 @@
 //! Collectors depend neither on each other nor on this module. Their differences are handled in one
 //! small file each: heap profiles are taken at both ends, traces include the vitals. `absent.rs`
 //! replaces a collector that is not built in and has the same interface, so no other module of the
-//! agent checks features.
+//! agent checks the features of collectors.
 
 use std::error::Error;
 use std::io;

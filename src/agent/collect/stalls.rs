@@ -204,7 +204,7 @@ impl Stalls {
     }
 
     fn examine(&mut self, mut overlong: Vec<Overlong>) {
-        // The longest poll is examined first.
+        // Polls in progress are examined first, the longest of them before the others.
         overlong.sort_by_key(|poll| std::cmp::Reverse((poll.running, poll.lasted)));
         let signals = self.wanted.is_some_and(|(_, signals)| signals);
         let now = SystemClock.now();

@@ -59,7 +59,7 @@ pub(super) struct Suspicions {
     /// Threads that drive a current-thread runtime.
     drivers: Vec<u32>,
     threads: Vec<WorkerThread>,
-    /// `None` while a round is running; the round owns the examiner.
+    /// `None` before the first round, and during a round, which then owns the examiner.
     examiner: Option<Box<Examiner>>,
     round: Option<Receiver<Round>>,
     thread: SideThread,
