@@ -1,44 +1,48 @@
-//! The limits that the cgroups above the process set, v1 and v2, and what counts against them.
+//! Limits of the process's cgroup and its ancestors, v1 and v2, and the usage charged to them.
 //!
-//! A limit holds for a cgroup and all below it, so the one in force is the smallest on the way from
-//! the process's own cgroup to the highest that can be seen. Used memory is then that of the cgroup *with
-//! the limit*: its usage, the neighbours' share included, is what meets the limit. Of two equal limits the
-//! higher one counts, because its usage is never less.
+//! A limit applies to a cgroup and all its descendants. The effective limit is the smallest one
+//! between the process's own cgroup and the highest visible ancestor. Memory use is that of the
+//! cgroup *with the limit*, other processes included, because that usage is what reaches the limit.
+//! Of two equal limits the higher cgroup counts, because its usage is never less.
 //!
 //! | | v1 | v2 |
 //! |---|---|---|
-//! | memory limit, which kills | `memory.limit_in_bytes`; a huge number is none | `memory.max`; `max` is none |
-//! | memory limit, which slows | none (`memory.soft_limit_in_bytes` holds back nobody) | `memory.high` |
+//! | limit that kills | `memory.limit_in_bytes` (huge: none) | `memory.max` (`max`: none) |
+//! | limit that throttles | none: `memory.soft_limit_in_bytes` does not | `memory.high` |
 //! | memory used | `memory.usage_in_bytes` | `memory.current` |
-//! | of it, reclaimable | `total_inactive_file` + `total_active_file` of `memory.stat` | `inactive_file` + `active_file` + `slab_reclaimable` of it |
-//! | CPU quota | `cpu.cfs_quota_us` of `cpu.cfs_period_us`; -1 is none | both in `cpu.max` |
+//! | reclaimable | `memory.stat`, see below | `memory.stat`, see below |
+//! | CPU quota | `cpu.cfs_quota_us` / `cpu.cfs_period_us`; -1 is no quota | both in `cpu.max` |
 //!
 //! # Working set
 //!
 //! ```text
 //! working set = usage - reclaimable
+//! reclaimable = inactive_file + active_file + slab_reclaimable              (v2)
+//!             = total_inactive_file + total_active_file                     (v1)
 //! ```
 //!
-//! The kernel takes file pages back before it kills, whether they were read or mapped, used once or often: both lists of
-//! file pages (`inactive_file`, `active_file`) are reclaimable. Pages that are dirty or being written count too, as in the
-//! kernel's own estimate `MemAvailable` (Documentation/filesystems/proc.rst): they can be taken back once they are
-//! written. So do dentries and inodes (`slab_reclaimable`). Not reclaimable without swap, and on neither
-//! list: heap, shared memory and files on tmpfs (they are on the lists of anonymous pages), and locked pages
-//! (`unevictable`).
+//! The kernel reclaims file pages before it kills, whether they were read or mapped, used once or
+//! often. Both lists of file pages are therefore reclaimable. Dirty pages and pages under writeback
+//! count too, as in the kernel's own estimate `MemAvailable` (Documentation/filesystems/proc.rst):
+//! they can be reclaimed once written. So do dentries and inodes (`slab_reclaimable`). Not
+//! reclaimable without swap, and on neither list: heap, shared memory and tmpfs files (on the
+//! anonymous lists), and locked pages (`unevictable`).
 //!
-//! That cache is reclaimable does not make it free: a service that needs it again at once (its own code, say) becomes slow
-//! before it is killed. That is what `memory.pressure`, `memory.high_events` and `memory.max_events` measure.
+//! Reclaimable cache is not free: a service that needs it again at once, such as its own code,
+//! becomes slow before it is killed. `memory.pressure`, `memory.high_events` and
+//! `memory.max_events` measure that.
 //!
-//! **Cost.** [`Cgroup::memory_use`], for every tick: two reads, 1.3 and 7 us on v1; `memory.stat`
-//! of v2 first gathers what each CPU has not handed in yet, which takes longer on machines of many.
-//! It is read anew each time all the same, with the usage: cache being traded for heap at the limit
-//! changes only the split between them, and that is the very moment to see it. [`Cgroup::refresh`],
-//! for every second: one open and read of 4 us for each ancestor and limit, 30 to 60 us in all. Neither
-//! allocates while nothing changes, and no descriptor is held for each ancestor: a service in deeply nested
-//! cgroups has as many left as another.
+//! **Cost.** [`Cgroup::memory_use`], called at each tick: two reads, 1.3 and 7 us on v1. Reading
+//! v2's `memory.stat` first collects per-CPU counts, which takes longer on machines with many CPUs.
+//! It is still read each time together with the usage: if cache is traded for heap at the limit,
+//! only the split between them changes, and that is when the value matters most.
+//! [`Cgroup::refresh`], called each second: one open and read of 4 us for each ancestor and limit,
+//! 30 to 60 us in all. Neither allocates while nothing changes. No descriptor is held per ancestor,
+//! so deeply nested cgroups use no more descriptors.
 //!
-//! **Not seen**: ancestors above the root of the process's cgroup namespace (a pod's limit from inside its
-//! container), and limits of swap. [`Cgroup::problem`] says so where no other limit is known.
+//! **Not visible**: ancestors above the root of the process's cgroup namespace (a pod's limit from
+//! inside its container), and swap limits. [`Cgroup::problem`] reports this if no other limit is
+//! known.
 
 mod memory;
 mod place;
@@ -57,30 +61,31 @@ use super::kernel_file::{BUFFER, KernelFile, ReopenedFile, number, under, words}
 use crate::base::Bytes;
 use crate::model::{AtLimit, Limit};
 
-/// Levels looked at on the way up. Kubernetes makes five, systemd rarely more than eight.
+/// Maximum number of levels read on the way up. Kubernetes creates five, systemd rarely more than
+/// eight.
 const LEVELS: usize = 16;
 
-/// The limits of the process's cgroups.
+/// The effective limits of the process's cgroups.
 #[derive(Debug)]
 pub struct Cgroup {
     root: PathBuf,
-    /// `/proc/self/cgroup`, and what stood in it when the levels were found.
+    /// `/proc/self/cgroup`, and its content at the time the levels were found.
     membership: Option<KernelFile>,
     found_for: Vec<u8>,
     memory: Memory,
     cpu: Vec<CpuLevel>,
-    /// Why the process's cgroups are not known, if they are not.
+    /// Reason the process's cgroups are unknown, or `None` if they are known.
     unknown: Option<Problem>,
     cpu_limit: Option<Limit<f64>>,
-    /// The level of `cpu` whose quota that is, and its `cpu.stat`.
+    /// Index in `cpu` of the effective quota; `cpu_stat` is the `cpu.stat` of that level.
     cpu_level: usize,
     cpu_stat: Option<KernelFile>,
     strain: StrainFiles,
 }
 
 impl Cgroup {
-    /// Finds our cgroups and reads their limits, with paths taken under `root`, which is `/` but in
-    /// tests. No cgroup, or none with a limit, is no error: there is no limit then.
+    /// Finds the process's cgroups and reads their limits. Paths are resolved under `root`, which
+    /// is `/` except in tests. A missing cgroup or limit is not an error: no limit applies.
     pub fn discover(root: &Path) -> Self {
         let membership = KernelFile::open(&under(root, Path::new("/proc/self/cgroup")));
         let mut cgroup = Self {
@@ -99,7 +104,7 @@ impl Cgroup {
         cgroup
     }
 
-    /// Reads the limits again, and finds our cgroups again if we were moved.
+    /// Reads the limits again, and finds the cgroups again if the process was moved.
     pub fn refresh(&mut self) {
         let mut buffer = [0; BUFFER];
         let membership = self.membership.as_ref().and_then(|file| file.read(&mut buffer));
@@ -117,22 +122,23 @@ impl Cgroup {
         self.cpu_limit = quota.map(|(_, limit)| limit);
     }
 
-    /// What tells that the process is being held back; for every second.
+    /// Reads all resource pressure counters and averages. Intended for once a second.
     pub fn strain(&self) -> Strain {
         self.strain.read_pressure(self.strain_counters())
     }
 
-    /// The same but for pressure, of which the kernel makes a new average each two seconds.
+    /// Reads the counters of [`Self::strain`] without the pressure averages, which the kernel
+    /// updates only every two seconds.
     pub fn strain_counters(&self) -> Strain {
         self.strain.read(self.cpu_stat.as_ref(), self.memory.events())
     }
 
-    /// The smallest memory limit above the process, as of the last refresh.
+    /// Returns the smallest memory limit that applies to the process, as of the last refresh.
     pub fn memory_limit(&self) -> Option<&Limit<Bytes>> {
         self.memory.limit()
     }
 
-    /// What the kernel does at [`Self::memory_limit`].
+    /// Returns the kernel's action at [`Self::memory_limit`].
     pub fn at_memory_limit(&self) -> AtLimit {
         self.memory.at_limit()
     }
@@ -142,35 +148,36 @@ impl Cgroup {
         self.memory.kill_limit()
     }
 
-    /// The smallest CPU quota above us, in cores, as of the last refresh.
+    /// Returns the smallest CPU quota that applies to the process, in cores, as of the last
+    /// refresh.
     pub fn cpu_limit(&self) -> Option<&Limit<f64>> {
         self.cpu_limit.as_ref()
     }
 
-    /// What counts against [`Self::memory_limit`], of the cgroup with the limit. `None` without a limit, or where
-    /// the kernel does not tell both usage and file cache.
+    /// Returns the memory use of the cgroup with [`Self::memory_limit`]. Returns `None` if there is
+    /// no limit, or if usage or file cache cannot be read.
     pub fn memory_use(&self) -> Option<MemoryUse> {
         self.memory.usage()
     }
 
-    /// What of the limits cannot be read here, if anything.
+    /// Returns the part of the limits that cannot be read, or `None` if all can.
     pub fn problem(&self) -> Option<Problem> {
         self.unknown.or_else(|| self.memory.problem())
     }
 
-    /// Returns `problem` in a sentence, with what to do about it.
+    /// Returns a sentence that describes `problem` and the remedy.
     pub fn describe(&self, problem: Problem) -> String {
         self.memory.describe(problem)
     }
 
-    /// Finds the limit files of our cgroups and of all above them.
+    /// Finds the limit files of the process's cgroups and their ancestors.
     fn find(&mut self, membership: &[u8]) {
         let mountinfo = std::fs::read(under(&self.root, Path::new("/proc/self/mountinfo")));
         let mountinfo = mountinfo.unwrap_or_default();
         let exists = |dir: &Path| under(&self.root, dir).is_dir();
         let memory = place(membership, &mountinfo, "memory", exists);
         let cpu = place(membership, &mountinfo, "cpu", exists);
-        // No controller has this name, so that our place in the v2 hierarchy is what is found.
+        // No controller has this name, so the lookup falls through to the v2 hierarchy.
         let own =
             place(membership, &mountinfo, "v2", exists).filter(|own| own.version == Version::V2);
         self.strain = StrainFiles::open(&self.root, own.as_ref(), memory.as_ref());
@@ -186,11 +193,11 @@ impl Cgroup {
     }
 }
 
-/// One cgroup that may limit CPU time.
+/// A cgroup that may limit CPU time.
 #[derive(Debug)]
 struct CpuLevel {
     quota: ReopenedFile,
-    /// None in v2, where it stands behind the quota.
+    /// `None` in v2, where the period follows the quota in the same file.
     period: Option<ReopenedFile>,
     stat: PathBuf,
     source: Arc<str>,
@@ -209,7 +216,8 @@ impl CpuLevel {
     }
 }
 
-/// The smallest of `limits`, which go from the lowest level up, and its index.
+/// Returns the smallest of `limits`, which are ordered from the lowest level up, and its index. Of
+/// equal limits the higher level wins.
 fn smallest<T: PartialOrd>(
     limits: impl Iterator<Item = Option<Limit<T>>>,
 ) -> Option<(usize, Limit<T>)> {
@@ -217,7 +225,7 @@ fn smallest<T: PartialOrd>(
     known.reduce(|least, next| if next.1.value <= least.1.value { next } else { least })
 }
 
-/// The directories from `place` up to its mount.
+/// Returns the directories from `place` up to its mount point.
 fn ancestors(place: &Place) -> impl Iterator<Item = &Path> {
     place.dir.ancestors().take_while(|dir| dir.starts_with(&place.mount)).take(LEVELS)
 }
@@ -239,7 +247,7 @@ fn cpu_levels(root: &Path, place: &Place) -> Vec<CpuLevel> {
         .collect()
 }
 
-/// The number behind `key` in a file of lines `KEY NUMBER`.
+/// Returns the number after `key` in a file of lines `KEY NUMBER`.
 fn value_of(key: &str, text: &[u8]) -> Option<u64> {
     text.split(|&byte| byte == b'\n').find_map(|line| {
         let value = line.strip_prefix(key.as_bytes())?.strip_prefix(b" ")?;

@@ -1,10 +1,11 @@
 //! The CPUs that the process as a whole may use.
 //!
-//! A CPU mask belongs to a thread. Services pin some of their threads, and each to other cores, so that no single mask says
-//! what the process may use: it is the union of the masks of all its threads. Marple's own do not count
-//! (`os::own_thread`), since they may run where no thread of the service may.
+//! A CPU mask belongs to a thread. Services may pin threads to different cores, so no single mask
+//! describes the process: the result is the union of the masks of all its threads. Marple's own
+//! threads are excluded (`os::own_thread`), because they may run on CPUs that no thread of the
+//! service may use.
 //!
-//! A cpuset and CPUs that are offline are in the masks already. Quotas are read by `os::cgroup`.
+//! The masks already account for cpusets and offline CPUs. `os::cgroup` reads quotas.
 
 use std::time::Duration;
 
@@ -13,14 +14,15 @@ use super::{cpu_mask::CpuMask, own_thread, tasks::Tasks};
 #[cfg(target_os = "linux")]
 use crate::base::warnings;
 
-/// The topic of the warning that threads cannot be listed.
+/// Topic of the warning that threads cannot be listed.
 #[cfg(target_os = "linux")]
 const TOPIC: &str = "threads.list";
 
-/// The work of looking at one thread is 1 us; every 5 ms it is 0.02 % of a core.
+/// Validity of a reading for each thread read. One thread costs 1 us; every 5 ms that is 0.02 % of
+/// a core.
 const PER_THREAD: Duration = Duration::from_millis(5);
 
-/// Between two readings, at least and at most.
+/// Bounds of the interval between two readings.
 const LEAST: Duration = Duration::from_secs(1);
 const MOST: Duration = Duration::from_secs(60);
 
@@ -31,7 +33,7 @@ pub struct Cores {
     tids: Vec<u32>,
 }
 
-/// Opens the list of threads. Reports if that cannot be done.
+/// Opens the thread list. Sets a warning if it cannot be opened.
 #[cfg(target_os = "linux")]
 fn open_tasks() -> Option<Tasks> {
     match Tasks::open() {
@@ -53,10 +55,10 @@ fn open_tasks() -> Option<Tasks> {
 }
 
 impl Cores {
-    /// How many CPUs the process may use.
+    /// Returns the number of CPUs the process may use.
     #[cfg(target_os = "linux")]
     pub fn read(&mut self) -> Option<u32> {
-        // Not held open: descriptors are scarce, and it is read every second at most.
+        // Not held open: descriptors are scarce, and the list is read at most once a second.
         let listed = open_tasks().is_some_and(|mut tasks| tasks.list(&mut self.tids).is_ok());
         if !listed {
             self.tids.clear();
@@ -68,20 +70,20 @@ impl Cores {
                 all.add(&mask);
             }
         }
-        // Without a list: the main thread's.
+        // Fallback without a list: the mask of the main thread.
         if all == CpuMask::EMPTY {
             all = CpuMask::of_thread(std::process::id())?;
         }
         Some(all.count())
     }
 
-    /// What `std` takes for the number of cores.
+    /// Returns the number of cores that `std` reports.
     #[cfg(not(target_os = "linux"))]
     pub fn read(&mut self) -> Option<u32> {
         std::thread::available_parallelism().ok().and_then(|cores| u32::try_from(cores.get()).ok())
     }
 
-    /// How long the last reading is good for.
+    /// Returns the validity period of the last reading: 5 ms per thread, from 1 s to 60 s.
     pub fn good_for(&self) -> Duration {
         #[cfg(target_os = "linux")]
         let threads = u32::try_from(self.tids.len()).unwrap_or(u32::MAX);

@@ -1,11 +1,11 @@
-//! Time that threads wait for a core, and how busy the machine is.
+//! Time that threads wait for a core, and the utilization of the machine.
 //!
 //! | | file | cost |
 //! |---|---|---|
-//! | wait of a thread that could run | `task/TID/schedstat`, field 2 | 4 us a thread |
+//! | run delay of a runnable thread | `task/TID/schedstat`, field 2 | 4 us per thread |
 //! | idle time of all cores | `/proc/stat`, first line | 30 us, more on large machines |
 //!
-//! Neither is read by a steady tick: see `vitals::contention`.
+//! A steady tick reads neither: see `vitals::contention`.
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -20,13 +20,13 @@ use super::tasks::Tasks;
 use super::threads::read;
 use crate::base::spare;
 
-/// With more threads the reading would cost more than 2 ms.
+/// Thread limit; above it a reading would cost more than 2 ms.
 const MAX_THREADS: usize = 512;
 
-/// A thread that has slept for less than this share of a period computes.
+/// Share of a period below which a thread's sleep counts as none: the thread is computing.
 const SLEEP_SHARE: f64 = 0.2;
 
-/// What the kernel has counted of a thread, in nanoseconds.
+/// Scheduler times of a thread, in nanoseconds.
 #[derive(Clone, Copy, Debug)]
 struct ThreadTimes {
     tid: u32,
@@ -34,28 +34,29 @@ struct ThreadTimes {
     delay: u64,
 }
 
-/// Waits for a core in a period.
+/// Time that threads waited for a core in a period.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RunDelay {
-    /// Of all threads.
+    /// Wait of all threads.
     pub total: Duration,
-    /// Of threads that ran or waited nearly all the time: alone on the machine each would use all of a core.
+    /// Wait of threads that ran or waited nearly all the time. Each would use a whole core if it
+    /// were alone on the machine.
     pub of_computing: Duration,
 }
 
-/// Reads the time in which the threads of the service, and not marple's, waited for a core.
+/// A reader of the run delay of the service's threads, without marple's own.
 #[derive(Debug)]
 pub struct RunDelays {
     tasks: Tasks,
     tids: Vec<u32>,
-    /// Threads in the order of their ids, as of the last reading.
+    /// Threads of the last reading, sorted by ID.
     known: Vec<ThreadTimes>,
     next: Vec<ThreadTimes>,
     has_read: bool,
 }
 
 impl RunDelays {
-    /// Opens `/proc/self/task`, or returns `None` if it is not there or has no schedstat.
+    /// Opens `/proc/self/task`. Returns `None` if it does not exist or has no schedstat.
     pub fn open() -> Option<Self> {
         let tasks = Tasks::open().ok()?;
         times(&tasks, super::threads::current())?;
@@ -63,8 +64,8 @@ impl RunDelays {
         Some(Self { tasks, tids, known, next, has_read: false })
     }
 
-    /// Returns what threads have waited since the last call, `elapsed` ago: nothing at the first, and `None` if there
-    /// are more than 512. What threads that have ended waited is not in it.
+    /// Returns the run delay since the last call, which was `elapsed` ago: zero at the first call,
+    /// and `None` if there are more than 512 threads. The waits of exited threads are not included.
     pub fn take_delta(&mut self, elapsed: Duration) -> Option<RunDelay> {
         self.tasks.list(&mut self.tids).ok()?;
         if self.tids.len() > MAX_THREADS {
@@ -96,35 +97,35 @@ impl RunDelays {
     }
 }
 
-/// `schedstat`: CPU time, wait for a core, times it was given one.
+/// Reads `schedstat`: CPU time, run delay, number of timeslices.
 fn times(tasks: &Tasks, tid: u32) -> Option<ThreadTimes> {
     let mut buffer = [0; 128];
     let mut words = words(read(tasks.directory(), tid, "schedstat", &mut buffer)?);
     Some(ThreadTimes { tid, cpu: number(words.next()?)?, delay: number(words.next()?)? })
 }
 
-/// CPU time of the whole machine so far.
+/// Cumulative CPU time of the whole machine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MachineTime {
-    /// Time in which cores did anything.
+    /// Time in which cores were busy.
     pub busy: Duration,
-    /// Time in which they did nothing, or waited for a disk.
+    /// Time in which cores were idle or waited for a disk.
     pub idle: Duration,
 }
 
-/// Reads the CPU time of the whole machine.
+/// A reader of the machine's CPU time.
 #[derive(Debug)]
 pub struct MachineCpu(OwnedFd);
 
 impl MachineCpu {
-    /// Opens `/proc/stat` below `root`, or returns `None` if it is not there.
+    /// Opens `/proc/stat` below `root`. Returns `None` if it does not exist.
     pub fn open(root: &Path) -> Option<Self> {
         let path = under(root, Path::new("/proc/stat"));
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
         spare::with(|| open(&path, flags, Mode::empty())).ok().map(Self)
     }
 
-    /// Returns the times so far.
+    /// Returns the cumulative times.
     pub fn read(&self) -> Option<MachineTime> {
         let mut buffer = [0; 256];
         let length = pread(&self.0, &mut buffer, 0).ok()?;
@@ -132,7 +133,8 @@ impl MachineCpu {
     }
 }
 
-/// `cpu  user nice system idle iowait irq softirq steal guest guest_nice`, in clock ticks. Guests are in user and nice.
+/// Parses `cpu  user nice system idle iowait irq softirq steal guest guest_nice`, in clock ticks.
+/// Guest times are included in user and nice.
 fn parse(stat: &[u8]) -> Option<MachineTime> {
     let line = stat.split(|&byte| byte == b'\n').next()?.strip_prefix(b"cpu ")?;
     let (mut busy, mut idle) = (0_u64, 0_u64);

@@ -1,12 +1,12 @@
-//! Sets of CPUs, as the scheduler takes them.
+//! Sets of CPUs in the scheduler's format.
 
 #![allow(unsafe_code)]
 
 use std::fmt;
 use std::io;
 
-/// CPUs a mask has room for: the kernel's own maximum (`NR_CPUS` of x86-64 and arm64). A shorter mask than the machine's is
-/// refused with `EINVAL`.
+/// Capacity of a mask: the kernel's maximum (`NR_CPUS` of x86-64 and arm64). The kernel rejects a
+/// mask shorter than the machine's with `EINVAL`.
 const CPUS: usize = 8192;
 
 const WORDS: usize = CPUS / 64;
@@ -18,21 +18,22 @@ pub(super) struct CpuMask([u64; WORDS]);
 impl CpuMask {
     pub(super) const EMPTY: Self = Self([0; WORDS]);
 
-    /// Returns the mask of the thread `tid`, of the calling one for 0, or `None` if there is no such thread.
+    /// Returns the mask of the thread `tid`, or of the calling thread for 0. Returns `None` if
+    /// there is no such thread.
     pub(super) fn of_thread(tid: u32) -> Option<Self> {
         let mut mask = Self::EMPTY;
         let tid = libc::pid_t::try_from(tid).ok()?;
-        // SAFETY: the kernel writes at most the length it is given into the mask, and its bits stand in words of
-        // the machine, so that each CPU is one bit of it.
+        // SAFETY: the kernel writes at most the given length into the mask. It stores bits in
+        // machine words, so each CPU is one bit of `self.0`.
         let result = unsafe {
             libc::sched_getaffinity(tid, size_of_val(&mask.0), mask.0.as_mut_ptr().cast())
         };
         (result == 0).then_some(mask)
     }
 
-    /// Lets the calling thread run on these CPUs, as far as its cpuset allows.
+    /// Restricts the calling thread to these CPUs, as far as its cpuset allows.
     pub(super) fn set_for_this_thread(&self) -> io::Result<()> {
-        // SAFETY: the kernel reads the length it is given from the mask.
+        // SAFETY: the kernel reads the given length from the mask.
         match unsafe { libc::sched_setaffinity(0, size_of_val(&self.0), self.0.as_ptr().cast()) } {
             0 => Ok(()),
             _ => Err(io::Error::last_os_error()),
@@ -65,7 +66,7 @@ impl CpuMask {
     }
 }
 
-/// As `Cpus_allowed_list` of `/proc/PID/status`: `0-3,8`.
+/// Formats the mask like `Cpus_allowed_list` of `/proc/PID/status`: `0-3,8`.
 impl fmt::Display for CpuMask {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (mut cpu, mut separator) = (0, "");

@@ -1,4 +1,4 @@
-//! The memory limits of a path of cgroups, and what counts against the one in force.
+//! Memory limits along a path of cgroups, and the usage charged to the effective one.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,51 +11,52 @@ use crate::base::Bytes;
 use crate::model::{AtLimit, Limit};
 use crate::os::kernel_file::{BUFFER, KernelFile, ReopenedFile, under};
 
-/// From here on a v1 limit is none. Unlimited reads as the highest multiple of the page size below
-/// 2^63 (below 2^64 before Linux 3.19), which is not one number; no machine has an exbibyte.
+/// Smallest v1 value that means "no limit". An unlimited v1 cgroup reads as the highest multiple of
+/// the page size below 2^63 (below 2^64 before Linux 3.19), which varies; no machine has an
+/// exbibyte.
 const UNLIMITED: u64 = 1 << 60;
 
 /// Memory charged to a cgroup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryUse {
-    /// What is charged less what can be reclaimed.
+    /// Charged memory less reclaimable memory.
     pub working_set: Bytes,
-    /// File cache and kernel caches that the kernel takes back before it kills or slows anything.
+    /// File and kernel caches that the kernel reclaims before it kills or throttles.
     pub reclaimable: Bytes,
 }
 
-/// What of the limits cannot be read.
+/// The part of the limits that cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Problem {
     /// The cgroup of the process is unknown.
     NoMembership,
-    /// It is known and not to be seen.
+    /// The cgroup is known but no mount shows it.
     NotMounted,
-    /// Some files with limits cannot be read.
+    /// Some limit files cannot be read.
     Unreadable,
-    /// There is no limit, and there are cgroups above the highest that can be seen.
+    /// No limit is visible, and there are ancestors above the highest visible cgroup.
     CutOff,
-    /// There is a limit, and what counts against it cannot be read.
+    /// A limit exists, but the usage charged to it cannot be read.
     NoUse {
-        /// Which one.
+        /// Index of the limit.
         level: usize,
     },
 }
 
-/// The limits on the way up, and the one in force.
+/// The limits from the process's cgroup upwards, and the effective one.
 #[derive(Debug, Default)]
 pub(super) struct Memory {
     walls: Vec<Wall>,
     in_force: Option<InForce>,
-    /// The smallest limit at which the kernel kills.
+    /// Smallest limit at which the kernel kills.
     kill_limit: Option<Bytes>,
-    /// Files that are there and cannot be read.
+    /// Limit files that exist but cannot be read, with the error.
     unreadable: Vec<String>,
-    /// Whether there are cgroups above the highest one that can be seen.
+    /// Set if there are ancestors above the highest visible cgroup.
     is_cut_off: bool,
 }
 
-/// One file with a limit. A cgroup of v2 has two.
+/// A limit file. A v2 cgroup has two.
 #[derive(Debug)]
 struct Wall {
     version: Version,
@@ -68,7 +69,8 @@ struct Wall {
 impl Wall {
     fn read(&mut self) -> Option<Limit<Bytes>> {
         let value = self.file.read_number().filter(|&bytes| bytes < UNLIMITED)?;
-        // `memory.high = 0` is written to have all that is cold reclaimed at once: nothing is ever below it.
+        // `memory.high = 0` is written to force a one-time reclaim of cold memory; usage is never
+        // below it.
         if value == 0 && self.at_limit == AtLimit::Throttle {
             return None;
         }
@@ -76,14 +78,14 @@ impl Wall {
     }
 }
 
-/// The limit in force and the files that tell what counts against it.
+/// The effective limit and the files with the usage charged to it.
 #[derive(Debug)]
 struct InForce {
     index: usize,
     limit: Limit<Bytes>,
     usage: Option<KernelFile>,
     stat: Option<KernelFile>,
-    /// `memory.events` of v2, `memory.failcnt` of v1.
+    /// `memory.events` in v2, `memory.failcnt` in v1.
     events: Option<KernelFile>,
 }
 
@@ -91,7 +93,7 @@ impl Memory {
     /// Opens the limit files from `place` up.
     pub(super) fn open(root: &Path, place: &Place) -> Self {
         let mut memory = Self::default();
-        // Before Linux 5.11 a v1 cgroup could be told not to count what those below it use.
+        // Before Linux 5.11 a v1 cgroup could be configured not to count its descendants' usage.
         let counts_below = |dir: &Path| {
             let own = KernelFile::open(&under(root, &dir.join("memory.use_hierarchy")));
             own.and_then(|file| file.read_number()) != Some(0)
@@ -100,14 +102,16 @@ impl Memory {
         for (_, dir) in levels.take_while(|&(above, dir)| above == 0 || counts_below(dir)) {
             let files: &[_] = match place.version {
                 Version::V1 => &[("memory.limit_in_bytes", AtLimit::Kill)],
-                // Where both are equal, the later one counts: what kills.
+                // `memory.max` is last: of two equal limits the later one wins, and that is the one
+                // that kills.
                 Version::V2 => &[("memory.high", AtLimit::Throttle), ("memory.max", AtLimit::Kill)],
             };
             for &(name, at_limit) in files {
                 memory.add(root, place.version, dir, name, at_limit);
             }
         }
-        // The root of a v2 hierarchy has no limits. In v1 it has, so only a mount of a part of it gives that away.
+        // A v2 root has no limits, so a `memory.max` at the mount point means that it is not the
+        // root. A v1 root has limits, so only a partial mount reveals ancestors above it.
         memory.is_cut_off = match place.version {
             Version::V1 => place.is_part,
             Version::V2 => place.is_part || under(root, &place.mount.join("memory.max")).exists(),
@@ -172,7 +176,7 @@ impl Memory {
         self.wall().map_or_else(AtLimit::default, |wall| wall.at_limit)
     }
 
-    /// The events of the cgroup with the limit, and which one that is.
+    /// Returns the events file of the cgroup with the effective limit, and the limit's index.
     pub(super) fn events(&self) -> Option<(usize, &KernelFile)> {
         let it = self.in_force.as_ref()?;
         it.events.as_ref().map(|events| (it.index, events))
@@ -187,7 +191,7 @@ impl Memory {
         Some(MemoryUse { working_set: Bytes(usage - reclaimable), reclaimable: Bytes(reclaimable) })
     }
 
-    /// What of the limits cannot be read, if anything.
+    /// Returns the part of the limits that cannot be read, or `None` if all can.
     pub(super) fn problem(&self) -> Option<Problem> {
         match &self.in_force {
             _ if !self.unreadable.is_empty() => Some(Problem::Unreadable),
@@ -220,7 +224,8 @@ impl Memory {
     }
 }
 
-/// What the kernel can take back of what is charged, by `memory.stat`; `None` if that has no file cache.
+/// Returns the reclaimable part of the charged memory by `memory.stat`, or `None` if the file has
+/// no file cache.
 fn reclaimable(version: Version, stat: &[u8]) -> Option<u64> {
     let [inactive, active] = match version {
         Version::V1 => ["total_inactive_file", "total_active_file"],
@@ -228,7 +233,7 @@ fn reclaimable(version: Version, stat: &[u8]) -> Option<u64> {
     };
     let or_none = |key| value_of(key, stat).unwrap_or(0);
     let slab = match version {
-        // It charges no slab to this number.
+        // v1 does not charge slab to this counter.
         Version::V1 => 0,
         Version::V2 => or_none("slab_reclaimable"),
     };

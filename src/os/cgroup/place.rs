@@ -1,18 +1,19 @@
-//! Where our cgroup is: a pure reading of `/proc/self/cgroup` and `/proc/self/mountinfo`.
+//! Location of the process's cgroup: a pure parser of `/proc/self/cgroup` and
+//! `/proc/self/mountinfo`.
 //!
-//! The first names our cgroup in each hierarchy, the second where which part of a hierarchy can be
-//! seen:
+//! The first file names the cgroup in each hierarchy. The second shows which part of a hierarchy is
+//! mounted where:
 //!
 //! ```text
 //! 4:memory:/docker/3f2a/worker
 //!          \___________/
-//!           what is mounted   cgroup - memory        the rest is below it
+//!           mounted root      cgroup - memory        the rest is below it
 //! 35 31 0:32 /docker/3f2a /sys/fs/cgroup/memory …    => /sys/fs/cgroup/memory/worker
 //! ```
 //!
-//! Both are told relative to the root of our cgroup namespace, so in a container with its own the
-//! two read `/`. A mounted part that starts *above* that root reads `/..`: the names between it and
-//! us are hidden, but it is an ancestor and its limits hold for us.
+//! Both are relative to the root of the process's cgroup namespace, so they read `/` in a container
+//! with its own namespace. A mounted part that starts *above* that root reads `/..`. The names
+//! between it and the process are hidden, but it is an ancestor and its limits apply.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -20,32 +21,33 @@ use std::path::{Component, Path, PathBuf};
 
 use crate::os::mounts::Mount;
 
-/// The two forms cgroups come in.
+/// A cgroup version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Version {
-    /// One hierarchy for each controller or few of them.
+    /// One hierarchy per controller or group of controllers.
     V1,
-    /// One hierarchy for all.
+    /// One hierarchy for all controllers.
     V2,
 }
 
-/// Our cgroup in the hierarchy of one controller.
+/// The process's cgroup in the hierarchy of one controller.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Place {
-    /// What the files in it are called.
+    /// Version of the hierarchy, which determines the file names.
     pub(super) version: Version,
-    /// Where the hierarchy is mounted; no ancestor above it can be seen.
+    /// Mount point of the hierarchy; no ancestor above it is visible.
     pub(super) mount: PathBuf,
-    /// Its directory, at or below `mount`.
+    /// Directory of the cgroup, at or below `mount`.
     pub(super) dir: PathBuf,
-    /// Whether the mount shows a part of the hierarchy only, so that there are cgroups above it.
+    /// Set if the mount shows only a part of the hierarchy, so there are ancestors above it.
     pub(super) is_part: bool,
 }
 
-/// Our place in the hierarchy of `controller`, given the two files and whether a directory exists.
+/// Returns the process's cgroup in the hierarchy of `controller`. `exists` reports if a directory
+/// exists.
 ///
-/// A controller is in one hierarchy only: in the v1 one that lists it, else in v2. Where that
-/// hierarchy is mounted more than once, the mount that shows most of our ancestors is taken.
+/// A controller belongs to one hierarchy: the v1 one that lists it, else v2. If that hierarchy is
+/// mounted more than once, the mount that shows the most ancestors is used.
 pub(super) fn place(
     memberships: &[u8],
     mountinfo: &[u8],
@@ -75,7 +77,7 @@ pub(super) fn place(
         .map(|(depth, dir, mount)| Place { version, mount, dir, is_part: depth > 1 })
 }
 
-/// One line of `/proc/self/cgroup`, `ID:CONTROLLERS:PATH`: the controllers, none in v2, and the
+/// Parses a line `ID:CONTROLLERS:PATH` of `/proc/self/cgroup` into controllers (empty in v2) and
 /// path.
 fn membership(line: &[u8]) -> Option<(&[u8], &Path)> {
     let mut fields = line.splitn(3, |&byte| byte == b':');
@@ -84,7 +86,7 @@ fn membership(line: &[u8]) -> Option<(&[u8], &Path)> {
 }
 
 impl Mount<'_> {
-    /// Where the cgroup `own` is seen through this mount, or the nearest ancestor of it that is.
+    /// Returns the path of the cgroup `own` through this mount, or of its nearest visible ancestor.
     pub(super) fn show(&self, own: &Path) -> Option<PathBuf> {
         if let Ok(below) = own.strip_prefix(&self.root) {
             let hidden = below.components().any(|part| part == Component::ParentDir);

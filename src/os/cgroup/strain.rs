@@ -1,18 +1,21 @@
-//! What tells that the process is being held back: throttled, at a limit, waiting.
+//! Resource pressure on the process: CPU throttling, reclaim at memory limits, OOM kills and
+//! stalls.
 //!
 //! | | v1 | v2 |
 //! |---|---|---|
-//! | CPU periods, throttled ones | `nr_periods`, `nr_throttled` of `cpu.stat`, of the cgroup with the quota | the same |
-//! | reclaim at `memory.high` | none | `high` of `memory.events`, of the cgroup with the limit in force |
-//! | reclaim at the limit | `memory.failcnt`, of that cgroup | `max` of `memory.events`, of that cgroup |
-//! | kills for lack of memory | `oom_kill` of `memory.oom_control` (Linux 4.13) | `oom_kill` of `memory.events` |
-//! | pressure | `/proc/pressure`, the machine's | `*.pressure` of our own cgroup |
+//! | CPU periods, throttled ones | `nr_periods`, `nr_throttled` of `cpu.stat` (1) | the same |
+//! | reclaim at `memory.high` | none | `high` of `memory.events` (2) |
+//! | reclaim at the limit | `memory.failcnt` (2) | `max` of `memory.events` (2) |
+//! | OOM kills | `oom_kill` of `memory.oom_control` (Linux 4.13) | `oom_kill` of `memory.events` |
+//! | pressure | `/proc/pressure`, of the machine | `*.pressure` of the process's own cgroup |
 //!
-//! A cgroup counts the events of its own limits and of those below it, not of those above. Without a limit they are
-//! those of the process's own cgroup.
+//! (1) Of the cgroup with the effective quota. (2) Of the cgroup with the effective memory limit.
 //!
-//! The counters only grow; what they grew by is the caller's matter. Costs a read of 1.3 us each, seven
-//! at the most, for every second.
+//! The counters of a cgroup include events of its limits and of its descendants' limits, but not of
+//! its ancestors'. Without a limit the memory events are those of the process's own cgroup.
+//!
+//! The counters only increase; the caller computes differences. Intended for once a second: at most
+//! seven reads of 1.3 us each.
 
 use std::path::Path;
 
@@ -21,41 +24,41 @@ use super::value_of;
 use crate::base::Percent;
 use crate::os::kernel_file::{BUFFER, KernelFile, number, under};
 
-/// What the kernel has counted and measured so far.
+/// Pressure counters and averages of the kernel. A field is `None` if its file cannot be read.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Strain {
-    /// CPU periods in which anything of the cgroup with the quota ran.
+    /// CPU periods in which the cgroup with the effective quota ran.
     pub periods: Option<u64>,
-    /// Those of them in which it was throttled.
+    /// CPU periods in which that cgroup was throttled.
     pub throttled: Option<u64>,
-    /// Which limit the next two are of.
+    /// Index of the memory limit to which `memory_high` and `memory_max` belong.
     pub memory_level: Option<usize>,
-    /// Times memory was reclaimed because it was above `memory.high`.
+    /// Number of reclaims because usage exceeded `memory.high`.
     pub memory_high: Option<u64>,
-    /// Times memory was reclaimed because it was at its limit.
+    /// Number of reclaims because usage reached the limit.
     pub memory_max: Option<u64>,
-    /// Processes killed for lack of memory.
+    /// Number of processes killed for lack of memory.
     pub oom_kills: Option<u64>,
-    /// Share of the last ten seconds in which something waited for memory.
+    /// Percentage of the last ten seconds in which a thread waited for memory.
     pub memory_pressure: Option<Percent>,
-    /// Likewise for a CPU.
+    /// Percentage of the last ten seconds in which a thread waited for a CPU.
     pub cpu_pressure: Option<Percent>,
-    /// Likewise for input and output.
+    /// Percentage of the last ten seconds in which a thread waited for I/O.
     pub io_pressure: Option<Percent>,
 }
 
-/// The files that tell it.
+/// The open files behind [`Strain`].
 #[derive(Debug, Default)]
 pub(super) struct StrainFiles {
     pub(super) memory_events: Option<KernelFile>,
-    /// Only v1 has a file of its own for it.
+    /// `memory.failcnt`, which exists only in v1.
     failures: Option<KernelFile>,
     pressure: [Option<KernelFile>; 3],
 }
 
 impl StrainFiles {
-    /// Opens what is there. `own` is our cgroup in the v2 hierarchy, `memory` the one that may limit
-    /// memory.
+    /// Opens the files that exist. `own` is the process's cgroup in the v2 hierarchy, `memory` the
+    /// one that may limit memory.
     pub(super) fn open(root: &Path, own: Option<&Place>, memory: Option<&Place>) -> Self {
         let open = |path: &Path| KernelFile::open(&under(root, path));
         let memory_events = memory.and_then(|place| match place.version {
@@ -72,7 +75,8 @@ impl StrainFiles {
         Self { memory_events, failures, pressure }
     }
 
-    /// Reads the counters; the CPU's are in `cpu_stat`, those of the memory limit in force in `at_limit`.
+    /// Reads the counters. `cpu_stat` has the CPU counters, `at_limit` those of the effective
+    /// memory limit.
     pub(super) fn read(
         &self,
         cpu_stat: Option<&KernelFile>,
@@ -98,7 +102,7 @@ impl StrainFiles {
         }
     }
 
-    /// Adds the pressure to `counters`.
+    /// Adds the pressure averages to `counters`.
     pub(super) fn read_pressure(&self, counters: Strain) -> Strain {
         let pressure = |file: &Option<KernelFile>| {
             let mut buffer = [0; 512];
@@ -110,14 +114,14 @@ impl StrainFiles {
     }
 }
 
-/// The numbers behind `keys`, as of one reading.
+/// Returns the numbers after `keys`, from a single read.
 fn counters<const N: usize>(file: Option<&KernelFile>, keys: [&str; N]) -> [Option<u64>; N] {
     let mut buffer = [0; BUFFER];
     let text = file.and_then(|file| file.read(&mut buffer));
     keys.map(|key| text.and_then(|text| value_of(key, text)))
 }
 
-/// The number behind `avg10=` in the line `some`.
+/// Returns the number after `avg10=` in the line `some`.
 fn some_of_ten_seconds(text: &[u8]) -> Option<Percent> {
     let line = text.split(|&byte| byte == b'\n').find(|line| line.starts_with(b"some "))?;
     let value = line.split(|&byte| byte == b' ').find_map(|word| word.strip_prefix(b"avg10="))?;
