@@ -1,12 +1,13 @@
-//! A sleep that wakes its thread once: a `timerfd`.
+//! A one-shot sleep that causes a single thread wakeup, based on `timerfd`.
 //!
-//! tokio's timers are kept by slots of 64 ms (then of 4 s): a sleep that goes beyond its slot wakes the thread as the
-//! slot begins, to sort it in, and again when it is over. Waking an idle core costs up to 0.1 ms of CPU, so
-//! for somebody who sleeps 100 ms or 250 ms at a time in an idle process that is half of all he costs. Setting this
-//! costs a system call, and so does its going off.
+//! tokio's timer wheel groups deadlines into slots of 64 ms (then 4 s). A sleep longer than its
+//! slot wakes the thread twice: when the slot starts, to be sorted in, and at the deadline. Waking
+//! an idle core costs up to 0.1 ms of CPU. For a thread that sleeps 100 ms or 250 ms at a time in
+//! an idle process, the extra wakeup is half of its cost. A `timerfd` costs one system call to set
+//! and one to read.
 //!
-//! Where the kernel gives no timer, or the poller does not take it (a process out of descriptors), tokio's timers
-//! are slept by: as long, and at twice the wakeups.
+//! If the kernel provides no timer, or the poller rejects it (no descriptors left), sleeps fall
+//! back to tokio's timers: same duration, twice the wakeups.
 
 #![allow(unsafe_code)]
 
@@ -21,17 +22,17 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::Instant;
 
-/// Goes off when it is set to; on the runtime it was made on.
+/// A one-shot timer bound to the runtime it was created on.
 #[derive(Debug)]
 pub struct Alarm(Option<AsyncFd<OwnedFd>>);
 
 impl Alarm {
-    /// One that is not set; to be called on a runtime that has I/O and time enabled.
+    /// Creates an unset timer. Must be called on a runtime with I/O and time enabled.
     pub fn here() -> Self {
         Self(timer().ok())
     }
 
-    /// Sleeps until `due`. One sleep at a time: the next takes the place of one that was dropped.
+    /// Sleeps until `due`. Supports one sleep at a time: a new sleep replaces one that was dropped.
     pub async fn sleep_until(&self, due: Instant) {
         let slept = match &self.0 {
             Some(timer) => sleep_by(timer, due).await,
@@ -46,12 +47,12 @@ impl Alarm {
 fn timer() -> io::Result<AsyncFd<OwnedFd>> {
     let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
     let timer = timerfd_create(TimerfdClockId::Monotonic, flags)?;
-    // SAFETY: the `AsyncFd` owns the descriptor and gives it to nobody, so it stays open and the same until
-    // it is taken from the poller and closed.
+    // SAFETY: the `AsyncFd` owns the descriptor and does not expose it, so it stays open and
+    // unchanged until it is removed from the poller and closed.
     Ok(unsafe { AsyncFd::register_with_interest(timer, Interest::READABLE) }?)
 }
 
-/// Sleeps, or has not slept at all if the timer cannot be set or waited for.
+/// Sleeps until `due`, or fails without sleeping if the timer cannot be set or awaited.
 async fn sleep_by(timer: &AsyncFd<OwnedFd>, due: Instant) -> io::Result<()> {
     let left = due.saturating_duration_since(Instant::now());
     if left.is_zero() {
@@ -60,13 +61,13 @@ async fn sleep_by(timer: &AsyncFd<OwnedFd>, due: Instant) -> io::Result<()> {
     let seconds = i64::try_from(left.as_secs()).unwrap_or(i64::MAX);
     let value = Timespec { tv_sec: seconds, tv_nsec: left.subsec_nanos().into() };
     let once = Itimerspec { it_interval: Timespec { tv_sec: 0, tv_nsec: 0 }, it_value: value };
-    // That it went off before is forgotten with this, so only this can be read.
+    // Setting the timer discards an earlier expiration, so only this one can be read.
     timerfd_settime(timer, TimerfdTimerFlags::empty(), &once)?;
     loop {
         let mut ready = timer.readable().await?;
         match ready.try_io(|timer| Ok(rustix::io::read(timer, &mut [0; 8])?)) {
             Ok(Ok(_)) => {
-                // Nothing is left to read until it is set again, and then the poller says so.
+                // Nothing is left to read until the timer is set again; the poller reports that.
                 ready.clear_ready();
                 return Ok(());
             }

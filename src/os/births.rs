@@ -1,7 +1,7 @@
-//! Threads that tell of their own beginning.
+//! Thread-start notifications.
 //!
-//! Whoever has to know all threads lists them now and then, and a thread may be over by then. Where a runtime's
-//! hook calls [`tell`] in each new thread, he looks at once.
+//! The CPU profiler lists threads periodically and would miss short-lived ones. A runtime hook can
+//! call [`tell`] in each new thread to trigger an immediate rescan.
 
 use crate::base::sync::Mutex;
 use std::sync::PoisonError;
@@ -9,14 +9,16 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 type Ear = Box<dyn Fn() + Send>;
 
-/// Whoever listens, by the number of its [`Listening`].
+/// The current listener and the number of its [`Listening`].
 static EAR: Mutex<Option<(u64, Ear)>> = Mutex::new(None);
 
-/// Whether the next birth is to be told.
+/// Set if the next thread start triggers a notification.
 static WANTED: AtomicBool = AtomicBool::new(false);
 
-/// The calling thread has begun. A load while nobody wants to know it. Waits for nobody: of two that begin at once
-/// one may stay untold.
+/// Notifies the listener that the calling thread has started.
+///
+/// Costs one load if no notification is requested. Never blocks: if two threads start at once, one
+/// of the two notifications may be skipped.
 pub fn tell() {
     if !WANTED.load(Ordering::Relaxed) || !WANTED.swap(false, Ordering::AcqRel) {
         return;
@@ -28,13 +30,15 @@ pub fn tell() {
     }
 }
 
-/// The next birth is to be told; those after it are not, until this is called again.
+/// Requests a notification for the next thread start only; must be called again for another.
 pub fn want() {
     WANTED.store(true, Ordering::Release);
 }
 
-/// Lets `hear` be called, on the thread that begins, at each birth that is [wanted](want), for as long as what is
-/// returned lives. It should be short. There is one listener: a later one takes the place of an earlier.
+/// Registers `hear` to be called on the starting thread, for each [requested](want) notification.
+///
+/// `hear` should be short. The registration lasts as long as the returned value. There is one
+/// listener: a later one replaces an earlier one.
 pub fn listen(hear: impl Fn() + Send + 'static) -> Listening {
     static NUMBER: AtomicU64 = AtomicU64::new(0);
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
@@ -44,7 +48,8 @@ pub fn listen(hear: impl Fn() + Send + 'static) -> Listening {
     Listening(number)
 }
 
-/// Dropping it ends that, unless another has taken the place.
+/// A registration of a listener. Dropping it removes the listener, unless another one has replaced
+/// it.
 #[derive(Debug)]
 #[must_use = "nobody listens once it is dropped"]
 pub struct Listening(u64);
@@ -77,7 +82,7 @@ mod tests {
             let heard = Arc::clone(&heard);
             move || _ = heard.fetch_add(1, Ordering::Relaxed)
         });
-        // As a recorder that ends while the next one begins.
+        // A recorder may end while its successor is starting.
         drop(earlier);
         assert_eq!(told(&tell), 0, "nobody has asked");
         want();

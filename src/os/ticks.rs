@@ -1,12 +1,14 @@
-//! The cheapest clock there is, for dating what happens millions of times a second.
+//! A cheap clock for events that occur millions of times a second.
 //!
-//! On x86-64 the time-stamp counter and on aarch64 the virtual counter are read without a call, in some
-//! 10 ns; `clock_gettime` takes three times as long, and the clock is most of what a recorded poll costs.
-//! A counter is taken only where the kernel itself keeps its time by it: it has checked then that the
-//! counter ticks at one rate, goes on in sleep and agrees between the cores, which no flag of the CPU
-//! promises, least of all in a virtual machine. Everywhere else it is `CLOCK_MONOTONIC`.
+//! On x86-64 the time-stamp counter and on aarch64 the virtual counter are read without a call, in
+//! about 10 ns. `clock_gettime` takes three times as long, and the clock is most of the cost of a
+//! recorded poll. A counter is used only if the kernel itself uses it as its clock source. The
+//! kernel has then checked that the counter has a constant rate, continues during sleep and agrees
+//! between cores. No CPU flag guarantees that, least of all in a virtual machine. Otherwise the
+//! clock is `CLOCK_MONOTONIC`.
 //!
-//! Ticks are dated by comparing them with `CLOCK_MONOTONIC` now and then ([`pair`]).
+//! Ticks are converted to times by comparing them with `CLOCK_MONOTONIC` from time to time
+//! ([`pair`]).
 
 #![allow(unsafe_code)]
 
@@ -18,17 +20,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::threads;
 use crate::base::{Clock, Moment, SystemClock};
 
-/// What ticks are ticks of.
+/// The clock that ticks are read from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TickSource {
-    /// The CPU's own counter: x86-64's TSC, aarch64's virtual counter.
+    /// The CPU's counter: TSC on x86-64, virtual counter on aarch64.
     Counter,
     /// `CLOCK_MONOTONIC`, in nanoseconds.
     Monotonic,
 }
 
 impl TickSource {
-    /// Its name.
+    /// Returns the name of the clock.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Counter if cfg!(target_arch = "aarch64") => "virtual counter",
@@ -38,10 +40,10 @@ impl TickSource {
     }
 }
 
-/// Where the kernel says by what it keeps the time.
+/// File with the kernel's current clock source.
 const CLOCKSOURCE: &str = "/sys/devices/system/clocksource/clocksource0/current_clocksource";
 
-/// How the kernel calls the counter that [`now`] can read, which Miri cannot.
+/// Name of the kernel's clock source that [`now`] can read; `None` under Miri.
 const COUNTER_NAME: Option<&str> = if cfg!(miri) {
     None
 } else if cfg!(target_arch = "x86_64") {
@@ -54,8 +56,8 @@ const COUNTER_NAME: Option<&str> = if cfg!(miri) {
 
 static BY_COUNTER: AtomicBool = AtomicBool::new(false);
 
-/// The source of ticks in this process, decided at the first call, which has to come before the first
-/// [`now`]: ticks of two sources do not compare.
+/// Returns the tick source of this process. The first call determines it and must precede the first
+/// [`now`]: ticks of two sources are not comparable.
 pub fn source() -> TickSource {
     static SOURCE: OnceLock<TickSource> = OnceLock::new();
     *SOURCE.get_or_init(|| {
@@ -65,27 +67,28 @@ pub fn source() -> TickSource {
     })
 }
 
-/// Whether the ticks can still be believed: a kernel that finds the counter wrong turns to another clock.
+/// Returns `true` if ticks are still reliable. A kernel that finds the counter unreliable switches
+/// to another clock source.
 pub fn is_trusted() -> bool {
     source() == TickSource::Monotonic || kernel_trusts_the_counter()
 }
 
-/// The present tick. Of two reads on one thread the later is not the smaller; between threads they
+/// Returns the current tick. On one thread a later read is never smaller; between threads ticks
 /// agree to within some ten nanoseconds.
 #[inline]
 pub fn now() -> u64 {
     if BY_COUNTER.load(Ordering::Relaxed) { counter() } else { SystemClock.now().as_nanos() }
 }
 
-/// A tick of a little before: where the kernel's clock has to be asked, which takes long, as of the kernel's own
-/// last tick.
+/// Returns a recent tick. Without a counter it is the time of the kernel's last tick, which is
+/// cheaper than the clock.
 #[inline]
 pub fn recently() -> u64 {
     if BY_COUNTER.load(Ordering::Relaxed) { counter() } else { threads::recently().as_nanos() }
 }
 
-/// A tick and the moment it is: of a few tries the one that took the least time, so that an interruption
-/// between the two reads does not count.
+/// Returns a tick and its time. Of several attempts the shortest is used, which excludes an
+/// interruption between the two reads.
 pub fn pair() -> (u64, Moment) {
     let tries = (0..5).map(|_| {
         let before = now();
@@ -96,7 +99,7 @@ pub fn pair() -> (u64, Moment) {
     tries.min_by_key(|&(took, ..)| took).map_or((0, Moment::default()), |(_, tick, at)| (tick, at))
 }
 
-/// Without the heap: it is asked at the end of a capture.
+/// Does not allocate: called at the end of a capture.
 fn kernel_trusts_the_counter() -> bool {
     let mut current = [0; 64];
     let read = File::open(CLOCKSOURCE).and_then(|mut file| file.read(&mut current));
@@ -107,8 +110,8 @@ fn kernel_trusts_the_counter() -> bool {
 #[cfg(target_arch = "x86_64")]
 #[inline]
 fn counter() -> u64 {
-    // SAFETY: every x86-64 has the instruction; a process that was forbidden it (PR_SET_TSC) could not
-    // have read the kernel's clock either, whose vDSO uses it when the clock source is "tsc".
+    // SAFETY: every x86-64 has the instruction. A process without access to it (PR_SET_TSC) could
+    // not read the kernel's clock either: the vDSO uses the TSC if the clock source is "tsc".
     unsafe { std::arch::x86_64::_rdtsc() }
 }
 
@@ -116,7 +119,8 @@ fn counter() -> u64 {
 #[inline]
 fn counter() -> u64 {
     let ticks: u64;
-    // SAFETY: reads a register that Linux lets user space read; touches no memory and no flags.
+    // SAFETY: reads a register that Linux makes readable in user space; touches no memory and no
+    // flags.
     unsafe {
         std::arch::asm!("mrs {}, cntvct_el0", out(reg) ticks, options(nomem, nostack, preserves_flags));
     }
@@ -150,7 +154,8 @@ mod tests {
         let (before, _) = pair();
         let recent = recently();
         let (after, _) = pair();
-        // The kernel ticks 100 times a second at least; a counter, some times a nanosecond.
+        // The kernel ticks at least 100 times a second; a counter ticks up to a few times a
+        // nanosecond.
         assert!(recent <= after && before.saturating_sub(recent) < 1_000_000_000);
     }
 

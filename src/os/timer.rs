@@ -1,8 +1,9 @@
 //! CPU-clock timers of single threads, set from another thread.
 //!
-//! The kernel looks at such a timer at its tick (100 to 1000 Hz, mostly 250), so one of a shorter period
-//! fires at the tick and says how many expirations it had: the overruns. By system calls and not by
-//! libc, whose `timer_create` wants a helper thread for some of this, and knows no thread by its id.
+//! The kernel checks such a timer at its tick (100 to 1000 Hz, mostly 250). A timer with a shorter
+//! period fires at the tick and reports its missed expirations as overruns. The code uses system
+//! calls instead of libc: `timer_create` of libc needs a helper thread for part of this, and does
+//! not accept thread IDs.
 
 #![allow(unsafe_code)]
 
@@ -15,19 +16,21 @@ use std::time::Duration;
 use super::failed_call::FailedCall;
 use super::syscalls::{Optional, permit};
 
-/// A timer that runs on a thread's CPU time and sends a signal to that thread. Dropping it disarms it; a
-/// signal that is pending then may still come.
+/// A timer on a thread's CPU time that sends a signal to that thread. Dropping it disarms it; a
+/// pending signal may still arrive.
 #[derive(Debug)]
 pub struct ThreadTimer {
     id: c_int,
 }
 
 impl ThreadTimer {
-    /// Makes a timer, not yet running: `signal` goes to the thread `tid` of this process with `value`.
+    /// Creates a disarmed timer, which sends `signal` with `value` to the thread `tid` of this
+    /// process.
     ///
     /// # Errors
     ///
-    /// There is no such thread, too many signals are queued (`RLIMIT_SIGPENDING`), or a filter does not allow it.
+    /// Returns an error if there is no such thread, too many signals are queued
+    /// (`RLIMIT_SIGPENDING`), or a filter denies the call.
     pub fn new(tid: u32, signal: c_int, value: u64) -> Result<Self, FailedCall> {
         permit(Optional::ThreadTimers)?;
         // SAFETY: an all-zero sigevent is a valid one.
@@ -47,11 +50,11 @@ impl ThreadTimer {
         Ok(Self { id })
     }
 
-    /// Lets it fire `first` from now in the thread's CPU time, and each `period` from then on.
+    /// Arms the timer: it fires after `first` of the thread's CPU time, and then each `period`.
     ///
     /// # Errors
     ///
-    /// The thread has ended, or a filter does not allow it.
+    /// Returns an error if the thread has exited, or a filter denies the call.
     pub fn set(&mut self, first: Duration, period: Duration) -> io::Result<()> {
         permit(Optional::ThreadTimers)?;
         let spec = |time: Duration| libc::timespec {
@@ -63,7 +66,8 @@ impl ThreadTimer {
             // Zero would disarm it.
             it_value: spec(first.max(Duration::from_nanos(1))),
         };
-        // SAFETY: the kernel reads an itimerspec, and writes none where the place for it is null.
+        // SAFETY: the kernel reads an itimerspec, and does not write the old one, whose pointer is
+        // null.
         let failed = unsafe {
             libc::syscall(
                 libc::SYS_timer_settime,
@@ -79,23 +83,24 @@ impl ThreadTimer {
 
 impl Drop for ThreadTimer {
     fn drop(&mut self) {
-        // Where a filter came meanwhile that ends the process for it, the timer stays.
+        // If a filter was installed that kills the process for this call, the timer is leaked.
         if permit(Optional::ThreadTimers).is_ok() {
-            // SAFETY: takes no pointer; the id is ours.
+            // SAFETY: takes no pointer; this timer owns the ID.
             unsafe { libc::syscall(libc::SYS_timer_delete, self.id) };
         }
     }
 }
 
-/// CPU time of the thread `tid` of this process since it began. Costs 0.3 us.
+/// Returns the CPU time of the thread `tid` of this process since its start. Costs 0.3 us.
 ///
 /// # Errors
 ///
-/// When it has ended.
+/// Returns an error if the thread has exited.
 pub fn cpu_time_of(tid: u32) -> io::Result<Duration> {
     // SAFETY: an all-zero timespec is a valid one.
     let mut time: libc::timespec = unsafe { MaybeUninit::zeroed().assume_init() };
-    // SAFETY: the kernel writes a timespec. By system call, as libc may know no such clock.
+    // SAFETY: the kernel writes a timespec. A raw system call, because libc may reject such a
+    // clock.
     let failed = unsafe { libc::syscall(libc::SYS_clock_gettime, clock_of(tid), &raw mut time) };
     if failed != 0 {
         return Err(io::Error::last_os_error());
@@ -104,8 +109,8 @@ pub fn cpu_time_of(tid: u32) -> io::Result<Duration> {
     Ok(Duration::new(seconds, u32::try_from(time.tv_nsec).unwrap_or_default()))
 }
 
-/// The clock of the CPU time of the thread `tid`: its number's complement, and `CPUCLOCK_SCHED` of a
-/// thread in the low bits.
+/// Returns the CPU clock of the thread `tid`: `!tid << 3 | CPUCLOCK_PERTHREAD (4) | CPUCLOCK_SCHED
+/// (2)`.
 fn clock_of(tid: u32) -> c_int {
     (!tid.cast_signed() << 3) | 4 | 2
 }
