@@ -1,7 +1,8 @@
-//! The open file descriptors of this process, by what they refer to.
+//! The open file descriptors of this process, grouped by target.
 //!
-//! `/proc/self/fd` is streamed: of 100,000 descriptors only counts are kept. Sockets are looked up in `/proc/self/net`. It
-//! costs some 2 us a descriptor, and 1 us a socket of the whole network namespace.
+//! `/proc/self/fd` is streamed, so even 100,000 descriptors need memory only for counts. Sockets
+//! are looked up in `/proc/self/net`. Cost: about 2 us per descriptor, and 1 us per socket of the
+//! whole network namespace.
 
 mod counts;
 mod sockets;
@@ -17,17 +18,17 @@ use crate::base::{log, spare};
 use crate::model::{DescriptorDump, Losses};
 use counts::Counts;
 
-/// Maximum number of descriptors that are read; all others are counted as lost.
+/// Maximum number of descriptors read; further ones are counted as lost.
 const MAX_DESCRIPTORS: u64 = 100_000;
 
-/// Rows of each list but that of the kinds.
+/// Maximum rows of each list except the list of kinds.
 const ROWS: usize = 50;
 
 /// Takes a dump of all open descriptors.
 ///
 /// # Errors
 ///
-/// If `/proc/self/fd` cannot be read.
+/// Returns an error if `/proc/self/fd` cannot be read.
 pub fn dump(taken: Timestamp) -> io::Result<DescriptorDump> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let directory = spare::with(|| open("/proc/self/fd", flags, Mode::empty()))?;
@@ -63,7 +64,7 @@ pub fn dump(taken: Timestamp) -> io::Result<DescriptorDump> {
     Ok(found.into_dump(taken, losses))
 }
 
-/// Descriptors so far.
+/// Descriptors counted so far.
 #[derive(Default)]
 struct Found {
     open: u64,
@@ -71,7 +72,7 @@ struct Found {
     targets: Counts,
     patterns: Counts,
     directories: Counts,
-    /// Inodes of sockets.
+    /// Inodes of sockets that are not resolved yet.
     sockets: HashSet<u64>,
 }
 
@@ -127,7 +128,7 @@ impl Found {
         }
     }
 
-    /// Replaces the inodes of sockets by what they are connected to.
+    /// Replaces the inodes of sockets by their addresses.
     fn resolve_sockets(&mut self, losses: &mut Losses) {
         let unresolved = sockets::resolve(std::mem::take(&mut self.sockets), &mut self.targets);
         if unresolved > 0 {
@@ -154,12 +155,12 @@ impl Found {
     }
 }
 
-/// Returns what stands between `prefix` and `]`.
+/// Returns the text between `prefix` and `]`.
 fn inner<'l>(link: &'l str, prefix: &str) -> Option<&'l str> {
     link.strip_prefix(prefix)?.strip_suffix(']')
 }
 
-/// Returns `path` with each run of digits written as `#`.
+/// Returns `path` with each run of digits replaced by `#`.
 fn without_digits(path: &str) -> String {
     let mut pattern = String::with_capacity(path.len());
     for character in path.chars() {
@@ -203,7 +204,7 @@ mod tests {
         };
         let dir = dir.path().display();
         assert_eq!(count(&dump.targets, &format!(r"{dir}/leak\n.log")), Some(40), "{dump:#?}");
-        // The directory's own name may have digits.
+        // The directory's name may contain digits.
         let pattern = without_digits(&format!("{dir}/part-1"));
         assert_eq!(count(&dump.patterns, &pattern), Some(30), "{dump:#?}");
         assert_eq!(count(&dump.directories, &dir.to_string()), Some(70), "{dump:#?}");

@@ -1,7 +1,7 @@
-//! A system call that failed, in words: which call, which error, and the limits that this error comes from.
+//! Error text for a failed system call: the call, the error, and the limits that cause this error.
 //!
-//! The limits named are those that the kernel checks for this error of this call, with their values. Which of several it
-//! was is not guessed.
+//! The text names the limits that the kernel checks for this error of this call, with their values.
+//! If several apply, all are named without a guess at the cause.
 
 use std::fmt;
 use std::io;
@@ -11,19 +11,19 @@ use rustix::process::{Resource, getrlimit};
 
 use super::syscalls::{self, Denied, Optional};
 
-/// Why a call gave nothing.
+/// A failed or denied system call.
 #[derive(Debug)]
 pub struct FailedCall {
     call: &'static str,
     error: io::Error,
-    /// What is known of the reason, or an empty text.
+    /// Limits that explain the error, or an empty string.
     limits: String,
-    /// Why the call was not made at all.
+    /// Reason the call was not made, or `None` if it was made.
     denied: Option<Denied>,
 }
 
 impl FailedCall {
-    /// A call of `call`'s family that failed with `error`.
+    /// Creates the error of a call of `call`'s family that failed with `error`.
     pub(super) fn of(call: Optional, error: io::Error) -> Self {
         let limits = match syscalls::refused_by_filter(call) {
             Some(errno) if error.raw_os_error() == Some(errno) => "by a system call filter".into(),
@@ -32,28 +32,28 @@ impl FailedCall {
         Self { call: call.name(), error, limits, denied: None }
     }
 
-    /// Another call.
+    /// Creates the error of a call that is not optional.
     pub(super) fn named(call: &'static str, error: io::Error) -> Self {
         let limits = limits_of(call, &error);
         Self { call, error, limits, denied: None }
     }
 
-    /// The error.
+    /// Returns the system error.
     pub fn error(&self) -> &io::Error {
         &self.error
     }
 
-    /// Whether the call was refused for want of a permission.
+    /// Returns `true` if the call failed for lack of a permission.
     pub fn is_permission(&self) -> bool {
         self.denied.is_none()
             && self.call == Optional::PerfEventOpen.name()
             && matches!(self.error.raw_os_error(), Some(libc::EACCES | libc::EPERM))
     }
 
-    /// Whether the thread that the call was about has ended.
+    /// Returns `true` if the thread that the call referred to has exited.
     pub fn is_thread_gone(&self) -> bool {
         let error = self.error.raw_os_error();
-        // timer_create refuses the clock of a thread that is no more with EINVAL.
+        // timer_create rejects the clock of an exited thread with EINVAL.
         error == Some(libc::ESRCH)
             || error == Some(libc::EINVAL) && self.call == Optional::ThreadTimers.name()
     }
@@ -76,7 +76,7 @@ impl fmt::Display for FailedCall {
     }
 }
 
-/// The name of the call that maps a perf event's ring.
+/// Name of the call that maps the ring buffer of a perf event.
 pub(super) const RING: &str = "mmap of a perf event's ring";
 
 fn limits_of(call: &'static str, error: &io::Error) -> String {
@@ -90,7 +90,7 @@ fn limits_of(call: &'static str, error: &io::Error) -> String {
         ("perf_event_open", Some(libc::EACCES | libc::EPERM)) => super::perf::paranoid()
             .map(|level| format!("perf_event_paranoid {level}"))
             .unwrap_or_default(),
-        // perf_mmap answers so where more would be locked than both allow.
+        // perf_mmap returns EPERM if the locked memory would exceed both limits together.
         (RING, Some(libc::EPERM)) => format!(
             "locked memory: RLIMIT_MEMLOCK {}, perf_event_mlock_kb {} for each CPU",
             kib(limit(Resource::Memlock)),
@@ -106,7 +106,7 @@ fn limits_of(call: &'static str, error: &io::Error) -> String {
     }
 }
 
-/// `EACCES` says more to a reader who has to allow it than `Permission denied`.
+/// Returns the errno name: for an administrator `EACCES` is more useful than `Permission denied`.
 fn name_of(error: &io::Error) -> String {
     let names = [
         (Errno::ACCESS, "EACCES"),

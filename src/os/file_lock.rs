@@ -1,22 +1,24 @@
 //! Locks of an open file description (`F_OFD_SETLK`).
 //!
-//! They conflict with those of any other open file description, of the same process too, and end with the last
-//! descriptor of theirs: unlike POSIX locks, which end as soon as any descriptor of the file is closed.
+//! They conflict with locks of any other open file description, including ones of the same process.
+//! They end with the last descriptor of their description. POSIX locks, in contrast, end as soon as
+//! any descriptor of the file is closed.
 #![allow(unsafe_code)]
 
 use std::fs::File;
 
 use rustix::io::{self, Errno};
 
-/// Takes an exclusive lock of the whole file without waiting.
+/// Locks the whole file exclusively, without waiting.
 ///
 /// # Errors
-/// [`Errno::AGAIN`] or [`Errno::ACCESS`] if another open file description has a lock of it.
+///
+/// Returns [`Errno::AGAIN`] or [`Errno::ACCESS`] if another open file description holds a lock.
 pub fn lock(file: &File) -> io::Result<()> {
     set(file, Kind::Exclusive)
 }
 
-/// Releases it.
+/// Releases the lock.
 pub fn unlock(file: &File) -> io::Result<()> {
     set(file, Kind::Unlocked)
 }
@@ -34,11 +36,13 @@ fn set(file: &File, kind: Kind) -> io::Result<()> {
         Kind::Exclusive => libc::F_WRLCK,
         Kind::Unlocked => libc::F_UNLCK,
     };
-    // SAFETY: `flock` is plain integers, for which all zeroes are a value; `l_pid` must be 0 for these locks.
+    // SAFETY: `flock` consists of plain integers, for which all zeroes are valid; `l_pid` must be 0
+    // for these locks.
     let mut lock: libc::flock = unsafe { std::mem::zeroed() };
     lock.l_type = kind as libc::c_short;
     lock.l_whence = libc::SEEK_SET as libc::c_short;
-    // SAFETY: the descriptor is open while `file` is borrowed, and the kernel reads one `flock` from the pointer.
+    // SAFETY: the descriptor is open while `file` is borrowed, and the kernel reads one `flock`
+    // from the pointer.
     let done = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) };
     if done == 0 {
         return Ok(());

@@ -1,24 +1,27 @@
-//! What a forked child inherits of the agent, and what is done about it.
+//! State that a forked child inherits from the agent, and its cleanup.
 //!
-//! Threads do not survive `fork`, descriptors and statics do. Without a remedy a child would hold the listening
-//! socket open (clients connect and get no answer), keep the lock of the incident directory after its parent has
-//! exited, and believe that an agent is running. `pthread_atfork` gives one place for the remedy:
+//! Threads do not survive `fork`; descriptors and statics do. Without cleanup a child would hold
+//! the listening socket open, so that clients connect and get no response. It would keep the lock
+//! of the incident directory after its parent has exited, and believe that an agent is running.
+//! `pthread_atfork` does the cleanup in one place:
 //!
 //! ```text
-//! before the fork:      no log event is being handed to the host's subscriber, which has locks
-//! fork ─► child handler: mutexes that threads of the parent held count as abandoned (`base::fork_mutex`)
+//! before the fork:      no log event is being passed to the host's subscriber, which has locks
+//! fork ─► child handler: mutexes held by the parent's threads are abandoned (`base::fork_mutex`)
 //!                        registered descriptors are replaced by an inert one (dup3)
-//!                        OWNER = 0, so that an agent can be started here
-//!                        own pid into the page shared with the parent
+//!                        OWNER = 0, so that an agent can be started in the child
+//!                        the child's pid is stored in the page shared with the parent
 //! ```
 //!
-//! The child's handler makes system calls and stores atomics, nothing else: only what is async-signal-safe is allowed in a
-//! child of a process with threads. `vfork`, `posix_spawn` and a bare `clone` do not call it. A child that
-//! calls `exec` soon is not affected: all these descriptors are close-on-exec.
+//! The child handler only makes system calls and stores atomics: a child of a multi-threaded
+//! process may only run async-signal-safe code. `vfork`, `posix_spawn` and a bare `clone` do not
+//! run the handler. A child that soon calls `exec` is not affected: all these descriptors are
+//! close-on-exec.
 //!
-//! A child that runs on without `exec` is reported twice, since either process may be gone: its parent's agent finds it by
-//! the flag `PF_FORKNOEXEC` in `/proc/PID/stat` ([`unwatched_children`]), and the child logs one line as soon as it runs
-//! code of marple on a thread that may log ([`notice`]).
+//! A child that continues without `exec` is reported twice, since either process may exit. The
+//! parent's agent finds it by the flag `PF_FORKNOEXEC` in `/proc/PID/stat`
+//! ([`unwatched_children`]). The child logs one line as soon as it runs marple code on a thread
+//! that may log ([`notice`]).
 
 #![allow(unsafe_code)]
 
@@ -36,53 +39,53 @@ use std::sync::{OnceLock, PoisonError};
 use libc::c_int;
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
 
-/// Descriptors that can be registered at once: 128 connections of the endpoint, and a few more.
+/// Maximum number of registered descriptors: 128 connections of the endpoint, and a few more.
 const DESCRIPTORS: usize = 192;
 const FREE: i32 = -1;
-/// Set in a slot whose descriptor is replaced by an event counter of the child's own.
+/// Flag in a slot whose descriptor is replaced by a new event counter of the child.
 const OWN_COUNTER: i32 = 1 << 30;
 
-/// Children that are known at once. More are counted only.
+/// Maximum number of children tracked at once; further ones are only counted.
 const CHILDREN: usize = 62;
-/// Set in a child's slot once it runs an agent of its own.
+/// Flag in a child's slot, set once it runs its own agent.
 const HAS_AGENT: u32 = 1 << 31;
 
-/// Sampled allocations (some 8 MiB at the default rate) after which a child that nothing has logged for writes
-/// to the standard error.
+/// Sampled allocations (about 8 MiB at the default rate) after which a child that has logged
+/// nothing writes to standard error.
 const SAMPLES_BEFORE_STDERR: u32 = 16;
 
-/// The process whose agent is running, or 0.
+/// ID of the process whose agent is running, or 0.
 static OWNER: AtomicU32 = AtomicU32::new(0);
-/// The process that this one was forked from while its agent was running, or 0.
+/// ID of the process that this one was forked from while its agent was running, or 0.
 static PARENT: AtomicU32 = AtomicU32::new(0);
-/// Whether this process is such a child and has not said so.
+/// Set in such a child until it has logged that it is not watched.
 static UNTOLD: AtomicBool = AtomicBool::new(false);
-/// Called in a child. See [`reset_in_child`].
+/// Function called in a child. See [`reset_in_child`].
 static RESET: OnceLock<fn()> = OnceLock::new();
 static SAMPLES: AtomicU32 = AtomicU32::new(0);
 static SLOTS: [AtomicI32; DESCRIPTORS] = [const { AtomicI32::new(FREE) }; DESCRIPTORS];
-/// The page that this process shares with its children, or null.
+/// Page that this process shares with its children, or null.
 static PAGE: AtomicPtr<Page> = AtomicPtr::new(ptr::null_mut());
-/// Device and inode of the standard error when the agent was started.
+/// Device and inode of standard error at the start of the agent.
 static STDERR: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
 
-/// What children tell their parent.
+/// Data that children report to their parent.
 #[repr(C)]
 struct Page {
-    /// Children so far.
+    /// Number of children so far.
     forks: AtomicU32,
-    /// Process ids of those that may be alive, with [`HAS_AGENT`].
+    /// Process IDs of children that may be alive, with the flag [`HAS_AGENT`].
     children: [AtomicU32; CHILDREN],
 }
 
-/// The claim of an agent on this process.
+/// Exclusive right of an agent to run in this process.
 #[derive(Debug)]
 #[must_use = "dropping it lets another agent start"]
 pub struct Claim(u32);
 
 impl Claim {
-    /// Claims this process for an agent, or returns `None` if one is running in it. An agent that was running in the
-    /// parent of a forked process does not count.
+    /// Claims this process for an agent. Returns `None` if one is already running in it. An agent
+    /// that was running in the parent of a forked process does not count.
     pub fn take() -> Option<Self> {
         static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
         let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
@@ -94,7 +97,7 @@ impl Claim {
         UNTOLD.store(false, Relaxed);
         if PARENT.swap(0, AcqRel) != 0 {
             page().into_iter().for_each(|page| page.mark(own));
-            // The children of this process are its own business.
+            // Children of this process must not appear in the parent's page.
             PAGE.store(ptr::null_mut(), Release);
         }
         if PAGE.load(Acquire).is_null() {
@@ -107,14 +110,15 @@ impl Claim {
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        // Not if this is a forked child, where another agent may be running.
+        // Skipped in a forked child, where another agent may be running.
         if self.0 == std::process::id() {
             let _ = OWNER.compare_exchange(self.0, 0, AcqRel, Relaxed);
         }
     }
 }
 
-/// A descriptor that forked children do not share. It must be dropped before the descriptor is closed.
+/// A registered descriptor that forked children do not share. It must be dropped before the
+/// descriptor is closed.
 #[derive(Debug)]
 #[must_use = "children share the descriptor once it is dropped"]
 pub struct NotInherited {
@@ -123,13 +127,13 @@ pub struct NotInherited {
 }
 
 impl NotInherited {
-    /// Keeps `fd` from forked children, which get an inert descriptor under its number. Returns `None` if too many
-    /// are registered; children share the descriptor then.
+    /// Replaces `fd` in forked children by an inert descriptor with the same number. Returns `None`
+    /// if too many are registered; children then share the descriptor.
     pub fn new(fd: BorrowedFd<'_>) -> Option<Self> {
         Self::register(fd.as_raw_fd())
     }
 
-    /// As [`Self::new`] for an event counter: children get a counter of their own, at 0.
+    /// Registers an event counter like [`Self::new`], but children get a new counter, at 0.
     pub fn counter(fd: BorrowedFd<'_>) -> Option<Self> {
         Self::register(fd.as_raw_fd() | OWN_COUNTER)
     }
@@ -144,14 +148,14 @@ impl NotInherited {
 impl Drop for NotInherited {
     fn drop(&mut self) {
         if let Some(slot) = SLOTS.get(self.slot) {
-            // In a forked child the slot is free already, or used by the child.
+            // In a forked child the slot is already free, or used by the child.
             let _ = slot.compare_exchange(self.entry, FREE, AcqRel, Relaxed);
         }
     }
 }
 
 impl Page {
-    /// Notes that the child `pid` runs an agent of its own.
+    /// Marks the child `pid` as running its own agent.
     fn mark(&self, pid: u32) {
         for child in &self.children {
             let _ = child.compare_exchange(pid, pid | HAS_AGENT, AcqRel, Relaxed);
@@ -160,23 +164,24 @@ impl Page {
 }
 
 fn page() -> Option<&'static Page> {
-    // SAFETY: null, or a mapping of the size of a page that is never unmapped; all-zero is a valid `Page`.
+    // SAFETY: null, or a mapping of the size of a page that is never unmapped; all-zero is a valid
+    // `Page`.
     unsafe { PAGE.load(Acquire).as_ref() }
 }
 
-/// Maps a page that children share, or returns null.
+/// Maps a page that children share. Returns null on failure.
 fn map() -> *mut Page {
     let protection = ProtFlags::READ | ProtFlags::WRITE;
-    // SAFETY: an anonymous mapping at a place of the kernel's choice touches nothing that exists.
+    // SAFETY: an anonymous mapping at an address chosen by the kernel affects no existing memory.
     unsafe { mmap_anonymous(ptr::null_mut(), size_of::<Page>(), protection, MapFlags::SHARED) }
         .map_or(ptr::null_mut(), <*mut _>::cast)
 }
 
-/// Installs the handler, once in a process and its children.
+/// Installs the fork handlers, once in a process and its children.
 fn install() {
     static INSTALLED: AtomicBool = AtomicBool::new(false);
     if !INSTALLED.swap(true, AcqRel) {
-        // SAFETY: plain functions, of which `in_child` does only what is async-signal-safe.
+        // SAFETY: plain functions; `in_child` only does async-signal-safe work.
         let refused =
             unsafe { libc::pthread_atfork(Some(before), Some(in_parent), Some(in_child)) };
         // No memory for an entry: the next start tries again.
@@ -226,9 +231,9 @@ extern "C" fn in_child() {
     }
 }
 
-/// A descriptor that is never ready and never read, or [`FREE`].
+/// Creates a descriptor that is never ready and never read. Returns [`FREE`] on failure.
 fn fresh() -> c_int {
-    // SAFETY: makes a descriptor; no pointer but that of a constant string is passed.
+    // SAFETY: creates a descriptor; no pointer except a constant string is passed.
     #[cfg(target_os = "linux")]
     let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
     // SAFETY: as above.
@@ -237,12 +242,13 @@ fn fresh() -> c_int {
     if fd < 0 { FREE } else { fd }
 }
 
-/// Puts `by` under the number `fd`, close-on-exec; closes `fd` if there is no descriptor to put there.
+/// Replaces `fd` by a close-on-exec duplicate of `by`; closes `fd` if `by` is [`FREE`].
 fn replace(fd: c_int, by: c_int) {
     if by == FREE {
         return close(fd);
     }
-    // SAFETY: both are descriptors of this process. What owns `fd` here goes on owning a descriptor of that number.
+    // SAFETY: both are descriptors of this process. The owner of `fd` still owns a descriptor with
+    // that number.
     #[cfg(target_os = "linux")]
     unsafe {
         libc::dup3(by, fd, libc::O_CLOEXEC);
@@ -257,24 +263,26 @@ fn replace(fd: c_int, by: c_int) {
 
 fn close(fd: c_int) {
     if fd != FREE {
-        // SAFETY: made by `fresh`, or inherited from threads that do not exist in this process.
+        // SAFETY: created by `fresh`, or inherited from threads that do not exist in this process.
         unsafe { libc::close(fd) };
     }
 }
 
-/// Registers the function that frees, in a forked child, what a thread of its parent had claimed. It must be
-/// async-signal-safe. There is one: the first that is registered.
+/// Registers the function that releases, in a forked child, resources claimed by a thread of its
+/// parent. It must be async-signal-safe. Only the first registration takes effect.
 pub(crate) fn reset_in_child(reset: fn()) {
     RESET.get_or_init(|| reset);
 }
 
-/// The process that this one was forked from while an agent was running there, if no agent has been started since.
+/// Returns the process that this one was forked from while an agent was running there. Returns
+/// `None` if there was none, or if an agent has been started since.
 pub fn parent() -> Option<u32> {
     Some(PARENT.load(Acquire)).filter(|parent| *parent != 0)
 }
 
-/// Logs, once in a forked child, that nothing watches it. Costs a load elsewhere. For code that the host calls and
-/// that may log; the child has no thread to do it.
+/// Logs, once in a forked child, that no agent watches it. Costs one load in other processes.
+///
+/// For code that the host calls and that may log; the child has no marple thread that could log.
 #[inline]
 pub fn notice() {
     if UNTOLD.load(Relaxed) {
@@ -296,8 +304,10 @@ fn tell() {
     }
 }
 
-/// As [`notice`] for the allocator, once for each sampled allocation: writes to the standard error after
-/// `SAMPLES_BEFORE_STDERR` of them, if it is still the one of the agent's start and takes a line without blocking.
+/// Reports an unwatched child from the allocator; called once per sampled allocation.
+///
+/// Call number `SAMPLES_BEFORE_STDERR` writes to standard error, if that is still the file from the
+/// agent's start and accepts a line without blocking. See also [`notice`].
 #[inline]
 pub fn notice_from_allocator() {
     if UNTOLD.load(Relaxed) {
@@ -324,14 +334,15 @@ fn tell_stderr() {
     let takes =
         unsafe { libc::poll(&raw mut ready, 1, 0) } == 1 && ready.revents & libc::POLLOUT != 0;
     if takes && UNTOLD.swap(false, AcqRel) {
-        // SAFETY: the text is as long as that.
+        // SAFETY: the text is at least that long.
         unsafe { libc::write(2, text.as_ptr().cast(), text.len() - left) };
     }
 }
 
 fn stderr() -> Option<[u64; 2]> {
     let mut stat = MaybeUninit::<libc::stat>::zeroed();
-    // SAFETY: fills a stat of this process's descriptor 2, or fails; all-zero is a valid one.
+    // SAFETY: `fstat` fills the stat for descriptor 2 of this process, or fails; all-zero is a
+    // valid stat.
     let stat = unsafe {
         let failed = libc::fstat(2, stat.as_mut_ptr());
         (failed == 0).then(|| stat.assume_init())
@@ -345,18 +356,19 @@ fn remember_stderr() {
     STDERR.iter().zip(known).for_each(|(place, value)| place.store(value, Relaxed));
 }
 
-/// A daemon may have closed it, and another file got its number.
+/// Returns `true` if standard error is still the same file. A daemon may have closed it, and
+/// another file may have its number.
 fn is_stderr_unchanged() -> bool {
     stderr().is_some_and(|now| now == [STDERR[0].load(Relaxed), STDERR[1].load(Relaxed)])
 }
 
-/// How many forks of this process were made since its agent was started.
+/// Returns the number of forks of this process since its agent was started.
 pub fn forks() -> u32 {
     page().map_or(0, |page| page.forks.load(Acquire))
 }
 
-/// The forks of this process, and of those, that run on without `exec` and without an agent of their own. Reads one
-/// file for each of at most 62 children that are not known to be gone.
+/// Returns the forks of this process, and their forks, that run without `exec` and without their
+/// own agent. Reads one file for each of at most 62 children that may be alive.
 pub fn unwatched_children() -> Vec<u32> {
     let Some(page) = page() else { return Vec::new() };
     let mut found = Vec::new();
@@ -370,7 +382,7 @@ pub fn unwatched_children() -> Vec<u32> {
             Ok(true) if entry & HAS_AGENT == 0 => found.push(pid),
             Ok(true) => {}
             Ok(false) => _ = child.compare_exchange(entry, 0, AcqRel, Relaxed),
-            // Nothing can be read now: it is asked again.
+            // The file cannot be read at present: retried at the next call.
             Err(_) => {}
         }
     }
@@ -378,10 +390,11 @@ pub fn unwatched_children() -> Vec<u32> {
     found
 }
 
-/// Whether the process `pid` lives and is as it was forked.
+/// Returns `true` if the process `pid` is alive and has not called `exec` since its fork.
 #[cfg(target_os = "linux")]
 fn has_not_execed(pid: u32) -> io::Result<bool> {
-    /// The kernel's flag of a process that was forked and has not called `exec` (`include/linux/sched.h`).
+    /// Kernel flag of a process that was forked and has not called `exec`
+    /// (`include/linux/sched.h`).
     const PF_FORKNOEXEC: u64 = 0x40;
 
     let stat = match std::fs::read(format!("/proc/{pid}/stat")) {
@@ -399,10 +412,11 @@ fn has_not_execed(_pid: u32) -> io::Result<bool> {
     Ok(false)
 }
 
-/// The kernel's flags in the text of `/proc/PID/stat`; `Some(None)` for a process that has ended.
+/// Returns the kernel's flags in the text of `/proc/PID/stat`; `Some(None)` for a process that has
+/// ended.
 #[cfg(target_os = "linux")]
 fn flags(stat: &[u8]) -> Option<Option<u64>> {
-    // The name, in parentheses, may hold any byte.
+    // The name, in parentheses, may contain any byte.
     let end = stat.iter().rposition(|&byte| byte == b')')?;
     let mut fields = std::str::from_utf8(stat.get(end + 1..)?).ok()?.split_ascii_whitespace();
     let state = fields.next()?;

@@ -1,11 +1,12 @@
-//! One small file of the kernel's, opened once and read again and again.
+//! A small kernel file that is opened once and read repeatedly.
 //!
-//! Such a file is made anew at every read from offset zero, so a `pread` into the caller's stack is
-//! all a reading costs: 1.2 to 1.5 us for a counter, no allocation, no path walk. Opening it each
-//! time costs three times that, and fails just when the host has run out of descriptors.
+//! The kernel regenerates such a file at every read from offset zero. A read is therefore one
+//! `pread` into the caller's stack: 1.2 to 1.5 us for a counter, with no allocation and no path
+//! lookup. Opening it each time costs three times that, and fails when the host has run out of
+//! descriptors.
 //!
-//! The descriptors stay open, and so count among the process's own: about ten of them. Files of which there
-//! may be many, such as those of each level of cgroups, are a [`ReopenedFile`].
+//! The descriptors stay open and count towards the process's limit: about ten of them. Files that
+//! may be numerous, such as one for each level of cgroups, use [`ReopenedFile`].
 
 use crate::base::spare::{self, OpenError as _};
 use std::os::fd::OwnedFd;
@@ -14,7 +15,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::{Errno, pread};
 
-/// Room for any file read here. The longest is `memory.stat`: 0.9 KiB in v1, 1.5 to 3 KiB in v2.
+/// Buffer size for any file read here. The longest is `memory.stat`: 0.9 KiB in v1, 1.5 to 3 KiB in
+/// v2.
 pub(super) const BUFFER: usize = 8 << 10;
 
 /// An open kernel file.
@@ -22,18 +24,19 @@ pub(super) const BUFFER: usize = 8 << 10;
 pub(super) struct KernelFile(OwnedFd);
 
 impl KernelFile {
-    /// Opens `path`; none when it is not there or not ours to read.
+    /// Opens `path`. Returns `None` if it does not exist or is not readable.
     pub(super) fn open(path: &Path) -> Option<Self> {
         Self::try_open(path).ok()
     }
 
-    /// Opens `path`, or returns why that cannot be done.
+    /// Opens `path`, or returns the error.
     fn try_open(path: &Path) -> Result<Self, Errno> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
         spare::with(|| open(path, flags, Mode::empty())).map(Self)
     }
 
-    /// What stands in it. None when it fills `buffer`: it may be longer, and its last number cut.
+    /// Returns the content. Returns `None` if it fills `buffer`: the file may be longer, and its
+    /// last number truncated.
     pub(super) fn read<'b>(&self, buffer: &'b mut [u8]) -> Option<&'b [u8]> {
         loop {
             match pread(&self.0, &mut *buffer, 0) {
@@ -45,14 +48,15 @@ impl KernelFile {
         }
     }
 
-    /// The number that is all of it.
+    /// Returns the content as a single number.
     pub(super) fn read_number(&self) -> Option<u64> {
         let mut buffer = [0; 64];
         number(self.read(&mut buffer)?)
     }
 }
 
-/// A line of the kernel's that is read seldom: opened for each read, so that it holds no descriptor between them.
+/// A short kernel file that is read rarely: opened for each read, so that it holds no descriptor in
+/// between.
 #[derive(Debug)]
 pub(super) struct ReopenedFile {
     path: PathBuf,
@@ -61,16 +65,17 @@ pub(super) struct ReopenedFile {
     len: Option<usize>,
 }
 
-/// Room for a [`ReopenedFile`]: two numbers.
+/// Buffer size of a [`ReopenedFile`]: two numbers.
 const LINE: usize = 64;
 
 impl ReopenedFile {
-    /// Returns the file at `path`, or `None` if it cannot be opened for another reason than a lack of descriptors.
+    /// Creates a reader of `path`. Returns `None` if the file cannot be opened, except for lack of
+    /// descriptors.
     pub(super) fn new(path: PathBuf) -> Option<Self> {
         Self::try_new(path).ok()
     }
 
-    /// As [`Self::new`], with the reason.
+    /// Creates a reader like [`Self::new`], or returns the error.
     pub(super) fn try_new(path: PathBuf) -> Result<Self, Errno> {
         match KernelFile::try_open(&path) {
             Err(error) if !error.is_out_of_descriptors() => Err(error),
@@ -78,7 +83,8 @@ impl ReopenedFile {
         }
     }
 
-    /// Returns its text. If the process has no descriptor left, that is the text read before.
+    /// Returns the content. If the process has no free descriptor, returns the text of the previous
+    /// read.
     pub(super) fn read(&mut self) -> Option<&[u8]> {
         match KernelFile::try_open(&self.path) {
             Ok(file) => self.len = file.read(&mut self.text).map(<[u8]>::len),
@@ -88,23 +94,23 @@ impl ReopenedFile {
         self.text.get(..self.len?)
     }
 
-    /// Returns the number that is all of it.
+    /// Returns the content as a single number.
     pub(super) fn read_number(&mut self) -> Option<u64> {
         number(self.read()?)
     }
 }
 
-/// `text` as a number; none for anything else, such as `max` or `-1`.
+/// Parses `text` as a number. Returns `None` for anything else, such as `max` or `-1`.
 pub(super) fn number(text: &[u8]) -> Option<u64> {
     std::str::from_utf8(text.trim_ascii()).ok()?.parse().ok()
 }
 
-/// The words of `text`.
+/// Returns the words of `text`.
 pub(super) fn words(text: &[u8]) -> impl Iterator<Item = &[u8]> {
     text.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty())
 }
 
-/// `path`, which starts at the root of a file system, seen from `root`.
+/// Returns the absolute `path` relative to `root`.
 pub(super) fn under(root: &Path, path: &Path) -> PathBuf {
     root.join(path.strip_prefix("/").unwrap_or(path))
 }

@@ -1,14 +1,16 @@
-//! How much marple may take of what the kernel gives a process, or a user, only so much of.
+//! Maximum share that marple may use of quotas of the process or user.
 //!
 //! ```text
 //! RLIMIT_NOFILE       descriptors, of the process     an eighth, and none of the last quarter
-//! RLIMIT_SIGPENDING   timers and queued signals,      an eighth of what is free
+//! RLIMIT_SIGPENDING   timers and queued signals,      an eighth of the free ones
 //!                     of the user in all processes
-//! RLIMIT_MEMLOCK      locked bytes, of the user       an eighth; all with CAP_IPC_LOCK, which is not counted
+//! RLIMIT_MEMLOCK      locked bytes, of the user       an eighth; no limit with CAP_IPC_LOCK,
+//!                                                     under which nothing is counted
 //! ```
 //!
-//! Who takes something in proportion to threads asks first how much, and again while it runs: limits change, and
-//! so does what the service needs. An allowance below what is held means that the rest is given back.
+//! Limits and the service's needs change. Code whose use grows with the number of threads therefore
+//! queries its allowance before it starts and again while it runs. If the allowance is below the
+//! amount held, the excess is released.
 
 use std::fmt;
 use std::path::Path;
@@ -18,40 +20,40 @@ use rustix::process::{Resource, getrlimit};
 use super::procfs::Procfs;
 use crate::base::Moment;
 
-/// The share of a quota that marple takes at most: one part of so many.
+/// Divisor of a quota: marple takes at most one part in this many.
 const SHARE: u64 = 8;
 
-/// How much of a quota marple may hold, and by which limit.
+/// The part of a quota that marple may hold, and the limit behind it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Allowance {
-    /// What marple may hold in all, in the quota's own unit.
+    /// Total that marple may hold, in the quota's unit.
     pub count: u64,
-    /// The limit it is a part of.
+    /// Limit that the quota is a part of.
     pub limit: Limit,
 }
 
-/// A limit, its value, and what the process or the user has of it.
+/// A limit, its value, and the current use by the process or user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Limit {
-    /// There is none.
+    /// There is no limit.
     None,
     /// `RLIMIT_NOFILE`.
     Descriptors {
-        /// The soft limit.
+        /// Soft limit.
         limit: u64,
-        /// Open descriptors of the process, marple's included.
+        /// Open descriptors of the process, including marple's.
         used: u64,
     },
     /// `RLIMIT_SIGPENDING`.
     PendingSignals {
-        /// The soft limit.
+        /// Soft limit.
         limit: u64,
-        /// Timers and queued signals of the user, marple's included.
+        /// Timers and queued signals of the user, including marple's.
         used: u64,
     },
     /// `RLIMIT_MEMLOCK`.
     LockedMemory {
-        /// The soft limit, in bytes.
+        /// Soft limit, in bytes.
         limit: u64,
     },
 }
@@ -89,7 +91,7 @@ impl Allowance {
     }
 }
 
-/// The descriptors of this process.
+/// A reader of the number of descriptors of this process.
 #[derive(Debug)]
 pub struct Descriptors(Procfs);
 
@@ -99,8 +101,9 @@ impl Descriptors {
         Self(Procfs::open_descriptors(Path::new("/")))
     }
 
-    /// How many descriptors marple may hold for samples when it holds `own`. Where the number of open ones is unknown,
-    /// an eighth of the limit. Costs 2 us; more on Linux before 6.2, and then less often.
+    /// Returns the number of descriptors marple may hold for samples if it holds `own`. If the
+    /// number of open ones is unknown, that is an eighth of the limit. Costs 2 us; more on Linux
+    /// before 6.2, and then less often.
     pub fn allowance(&mut self, own: u64, now: Moment) -> Allowance {
         match getrlimit(Resource::Nofile).current {
             Some(limit) => Allowance::of_descriptors(limit, self.0.fds(now).unwrap_or(own), own),
@@ -109,8 +112,8 @@ impl Descriptors {
     }
 }
 
-/// How many timers marple may hold when it holds `own`. Where the number of pending signals is unknown, none of them
-/// is taken for free that the limit does not leave. Costs 10 us.
+/// Returns the number of timers marple may hold if it holds `own`. If the number of pending signals
+/// is unknown, only marple's own are assumed to be in use. Costs 10 us.
 pub fn pending_signals(own: u64) -> Allowance {
     let status = std::fs::read("/proc/self/status").unwrap_or_default();
     match queued(&status) {
@@ -122,7 +125,7 @@ pub fn pending_signals(own: u64) -> Allowance {
     }
 }
 
-/// How many bytes of memory marple may hold locked.
+/// Returns the number of bytes marple may hold locked.
 pub fn locked_memory() -> Allowance {
     const CAP_IPC_LOCK: u32 = 14;
     let status = std::fs::read("/proc/self/status").unwrap_or_default();
@@ -136,7 +139,7 @@ pub fn locked_memory() -> Allowance {
     }
 }
 
-/// `SigQ: 3/96364` of a status: in use, and the limit.
+/// Parses `SigQ: 3/96364` of a status: number in use, and limit.
 fn queued(status: &[u8]) -> Option<(u64, u64)> {
     let (used, limit) = field(status, b"SigQ:")?.split_once('/')?;
     Some((used.parse().ok()?, limit.parse().ok()?))
@@ -156,7 +159,7 @@ mod tests {
         for (limit, used, own, count) in [
             (1024, 50, 0, 128),
             (1024, 50, 40, 128),
-            // Others have 640: all but three quarters.
+            // Others have 640: with 128 more, exactly three quarters are in use.
             (1024, 640, 0, 128),
             (1024, 768, 128, 128),
             (1024, 769, 128, 127),

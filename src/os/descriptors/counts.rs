@@ -1,10 +1,10 @@
-//! Counts by text, in bounded memory.
+//! Counts keyed by text, in bounded memory.
 
 use std::collections::HashMap;
 
 use crate::model::DescriptorCount;
 
-/// Maximum number of different texts. When there are more, those that were seen once are dropped.
+/// Maximum number of distinct texts. When it is reached, the least frequent ones are dropped.
 const MAX_KEYS: usize = 4096;
 
 /// Counts by kind and target.
@@ -15,11 +15,11 @@ pub(super) struct Counts {
 }
 
 impl Counts {
-    /// Counts one more.
+    /// Adds one to the count of `kind` and `target`.
     pub(super) fn add(&mut self, kind: &'static str, target: &str) {
         if self.counts.len() >= MAX_KEYS {
             self.was_full = true;
-            // Frequent ones stay; what comes after them has room again.
+            // Frequent texts stay, and later ones get space again.
             let mut least = 1;
             while self.counts.len() >= MAX_KEYS {
                 self.counts.retain(|_, count| *count > least);
@@ -29,7 +29,7 @@ impl Counts {
         *self.counts.entry((kind, target.to_owned())).or_default() += 1;
     }
 
-    /// Whether nothing was dropped.
+    /// Returns `true` if no text was dropped.
     pub(super) fn is_exact(&self) -> bool {
         !self.was_full
     }

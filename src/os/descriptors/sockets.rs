@@ -1,4 +1,4 @@
-//! Sockets by inode, as `/proc/self/net` lists those of the network namespace.
+//! Sockets by inode, as listed in `/proc/self/net` for the network namespace.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -8,16 +8,16 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use super::counts::Counts;
 use crate::base::{log, spare};
 
-/// Maximum number of bytes that are read of one list: 100,000 sockets.
+/// Maximum number of bytes read of one list: 100,000 sockets.
 const MAX_BYTES: u64 = 16 << 20;
 
-/// Counts each socket of `inodes` in `targets`. Returns the number of those that are in no list.
+/// Counts each socket of `inodes` in `targets`. Returns the number of sockets that are in no list.
 pub(super) fn resolve(mut inodes: HashSet<u64>, targets: &mut Counts) -> u64 {
     if inodes.is_empty() {
         return 0;
     }
     for (kind, list) in [("tcp", "tcp6"), ("tcp", "tcp"), ("udp", "udp6"), ("udp", "udp")] {
-        // The kernel lists sockets that listen first.
+        // The kernel lists listening sockets first.
         let mut listening = HashSet::new();
         each_line(list, |line| {
             let Some(row) = Row::parse(line) else { return };
@@ -37,7 +37,7 @@ pub(super) fn resolve(mut inodes: HashSet<u64>, targets: &mut Counts) -> u64 {
     inodes.len() as u64
 }
 
-/// Calls `take` with each line of `/proc/self/net/{list}` but the first.
+/// Calls `take` with each line of `/proc/self/net/{list}` except the header.
 fn each_line(list: &str, mut take: impl FnMut(&str)) {
     let path = format!("/proc/self/net/{list}");
     let Ok(file) = spare::with(|| File::open(&path)) else { return };
@@ -52,7 +52,7 @@ fn each_line(list: &str, mut take: impl FnMut(&str)) {
     }
 }
 
-/// One socket of an internet protocol.
+/// A socket of an internet protocol.
 struct Row {
     local: SocketAddr,
     peer: SocketAddr,
@@ -70,7 +70,8 @@ impl Row {
         Some(Self { local, peer, state, inode })
     }
 
-    /// Returns its peer and state. Of connections that were accepted the peer's port is left out: each has another.
+    /// Returns the peer and state as text. Accepted connections omit the peer's port, which differs
+    /// for each.
     fn describe(&self, has_states: bool, listening: &mut HashSet<u16>) -> String {
         const LISTEN: u8 = 10;
         let Self { local, peer, .. } = self;
@@ -89,7 +90,8 @@ impl Row {
     }
 }
 
-/// Parses an address as the kernel writes it: words of 32 bits in hexadecimal, each in the machine's byte order.
+/// Parses an address in the kernel's format: 32-bit words in hexadecimal, each in the machine's
+/// byte order.
 fn address(text: &str) -> Option<SocketAddr> {
     let (address, port) = text.split_once(':')?;
     let port = u16::from_str_radix(port, 16).ok()?;
