@@ -1,8 +1,8 @@
 //! The headers of a loaded ELF file, read by `pread`.
 //!
-//! Nothing is mapped. Another process can shorten or rewrite the file at any time, for example with `cp`
-//! over an installed library. A read through a mapping then raises `SIGBUS`, while `pread` returns an
-//! error or too few bytes. What is read is bounded by the limits below, whatever the headers claim.
+//! Nothing is mapped. Another process can shorten or rewrite the file at any time, for example with
+//! `cp` over an installed library. A read through a mapping then raises `SIGBUS`, while `pread`
+//! returns an error or too few bytes. The limits below bound all reads, regardless of the headers.
 
 use std::fmt::Write as _;
 use std::io;
@@ -17,25 +17,26 @@ use super::images::Segment;
 use super::own_memory;
 use crate::base::CodeFile;
 
-/// Program headers read. Linkers write about a dozen.
+/// Maximum number of program headers read. Linkers write about a dozen.
 const MAX_SEGMENTS: usize = 1 << 10;
 
-/// Section headers read: 256 KiB. Linked programs and libraries have about 40 sections.
+/// Maximum number of section headers read: 256 KiB. Linked programs and libraries have about 40
+/// sections.
 const MAX_SECTIONS: usize = 1 << 12;
 
-/// Bytes of section names read. Linkers write about 400.
+/// Maximum bytes of section names read. Linkers write about 400.
 const MAX_NAMES: u64 = 64 << 10;
 
-/// Bytes of one note segment or section read. A build ID is a note of 36 bytes.
+/// Maximum bytes read of a note segment or section. A build ID is a note of 36 bytes.
 const MAX_NOTES: u64 = 64 << 10;
 
-/// The bytes of an ELF file.
+/// A source of the bytes of an ELF file.
 pub(crate) enum Source {
     /// An open file.
     File(Arc<CodeFile>),
-    /// The start of the image as it is in memory, up to the end of its first segment: headers and notes.
+    /// The start of the image in memory, up to the end of its first segment: headers and notes.
     Memory(Range<u64>),
-    /// A copy of all bytes, of an image that has no file.
+    /// A copy of all bytes, for an image without a file.
     Copy(Vec<u8>),
 }
 
@@ -76,7 +77,7 @@ struct Load {
 /// A section with bytes in the file.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Section {
-    /// Its address in the file's own terms.
+    /// Address as stated in the file, without the load bias.
     pub(crate) address: u64,
     pub(crate) offset: u64,
     pub(crate) size: u64,
@@ -86,7 +87,7 @@ pub(crate) struct Section {
     align: u64,
 }
 
-/// An open ELF file of 64 bits and little-endian byte order, and its headers.
+/// An open 64-bit little-endian ELF file and its headers.
 pub(crate) struct ElfFile {
     source: Source,
     length: u64,
@@ -99,7 +100,7 @@ pub(crate) struct ElfFile {
 }
 
 impl ElfFile {
-    /// Reads the headers, or returns `None` if they are not those of such a file.
+    /// Reads the headers. Returns `None` if they are not those of a 64-bit little-endian ELF file.
     pub(crate) fn read(source: Source) -> Option<Self> {
         let length = source.len().ok()?;
         let mut file = Self {
@@ -170,7 +171,7 @@ impl ElfFile {
             .collect();
     }
 
-    /// The section of this name, or `None` if there is none with bytes.
+    /// Returns the section with this name, or `None` if there is none with bytes in the file.
     pub(crate) fn section(&self, name: &[u8]) -> Option<Section> {
         let is_named = |section: &&Section| {
             let rest = self.names.get(section.name as usize..).unwrap_or_default();
@@ -179,13 +180,13 @@ impl ElfFile {
         self.sections.iter().find(is_named).copied()
     }
 
-    /// The address of the first instruction in the file's own terms, or `None` for a library.
+    /// Returns the address of the first instruction as stated in the file, or `None` for a library.
     pub(crate) fn entry(&self) -> Option<u64> {
         (self.entry != 0).then_some(self.entry)
     }
 
-    /// The number to add to an address of the file to get the address at which `segment` has it, or `None` if
-    /// the headers do not describe the segment: the file is not the one that was mapped.
+    /// Returns the load bias: `address in segment - address in file`. Returns `None` if the headers
+    /// do not describe the segment, that is, if the file is not the one that was mapped.
     pub(crate) fn load_bias(&self, segment: &Segment) -> Option<u64> {
         let length = segment.range.end.checked_sub(segment.range.start)?;
         let end = segment.file_offset.checked_add(length)?;
@@ -197,7 +198,7 @@ impl ElfFile {
         })
     }
 
-    /// Whether the file is as long as the section's place in it says.
+    /// Returns `true` if the file is long enough to contain the section.
     pub(crate) fn has_bytes_of(&self, section: &Section) -> bool {
         section.offset.checked_add(section.size).is_some_and(|end| end <= self.length)
     }
@@ -206,12 +207,12 @@ impl ElfFile {
     ///
     /// # Errors
     ///
-    /// If the file ends before, or cannot be read.
+    /// Returns an error if the file ends before `into` is filled, or cannot be read.
     pub(crate) fn read_exact(&self, into: &mut [u8], offset: u64) -> io::Result<()> {
         self.source.read_exact(into, offset)
     }
 
-    /// The GNU build ID in lower-case hex, or an empty string if there is none.
+    /// Returns the GNU build ID in lower-case hex, or an empty string if there is none.
     pub(crate) fn build_id(&self) -> String {
         let sections = self.sections.iter().filter(|section| section.is_note);
         let sections = sections.map(|section| (section.offset, section.size, section.align));
@@ -223,30 +224,31 @@ impl ElfFile {
         id.unwrap_or_default()
     }
 
-    /// `size` bytes from `offset` on, or `None` if the file does not have them.
+    /// Returns `size` bytes from `offset` on, or `None` if the file is too short.
     fn bytes(&self, offset: u64, size: u64) -> Option<Vec<u8>> {
-        // Compared with the file's length first: a header must not make us allocate what is not there.
+        // Checked against the file's length first: a corrupt header must not cause a huge
+        // allocation.
         offset.checked_add(size).filter(|&end| end <= self.length)?;
         let mut bytes = vec![0; usize::try_from(size).ok()?];
         self.source.read_exact(&mut bytes, offset).ok()?;
         Some(bytes)
     }
 
-    /// `count` structures from `offset` on.
+    /// Returns `count` structures from `offset` on.
     fn structs<T: Pod + Copy>(&self, offset: u64, count: usize) -> Option<Vec<T>> {
         let bytes = self.bytes(offset, count.checked_mul(size_of::<T>())? as u64)?;
         Some(pod::slice_from_bytes::<T>(&bytes, count).ok()?.0.to_vec())
     }
 }
 
-/// The GNU build ID among these notes in hex.
+/// Returns the GNU build ID among these notes in hex.
 fn build_id_of(mut notes: &[u8], align: usize) -> Option<String> {
     loop {
         let (header, rest) = pod::from_bytes::<NoteHeader64<LittleEndian>>(notes).ok()?;
         let size = |of: object::U32<LittleEndian>| of.get(LittleEndian) as usize;
         let (name_size, size) = (size(header.n_namesz), size(header.n_descsz));
         let name = rest.get(..name_size)?;
-        // Padding is counted from the start of the note.
+        // Padding is relative to the start of the note.
         let head = notes.len() - rest.len();
         let start = (head + name_size).next_multiple_of(align);
         let id = notes.get(start..)?.get(..size)?;

@@ -1,13 +1,14 @@
 //! The files whose code is mapped into the process.
 //!
-//! `/proc/self/maps` is read whole and parsed by hand; what is needed of each file is then read from it by
-//! `pread` (`elf`), through a descriptor that is held from the first time on (`loaded_files`): a deployment replaces
-//! or removes the files of a running program. Nothing is mapped, and nothing is read from the loader's own mappings: a library may be
-//! unloaded by another thread at any time, and its file may be shortened by another process. `[vdso]`,
-//! which has no file, is copied through `/proc/self/mem` (`own_memory`).
+//! `/proc/self/maps` is read whole and parsed by hand. The required parts of each file are then
+//! read by `pread` (`elf`), through a descriptor that is held from first use (`loaded_files`).
+//! Later the path may not lead to the file: a deployment replaces or removes the files of a running
+//! program. Nothing is mapped, and nothing is read from the loader's mappings: another thread may
+//! unload a library at any time, and another process may shorten its file. `[vdso]`, which has no
+//! file, is copied through `/proc/self/mem` (`own_memory`).
 //!
-//! Cost: about 0.2 ms for a program with ten libraries; [`generation`] tells for less than a
-//! microsecond whether it has to be paid again.
+//! Cost: about 0.2 ms for a program with ten libraries. [`generation`] reports in less than a
+//! microsecond if the list has changed.
 
 #![allow(unsafe_code)]
 
@@ -28,10 +29,10 @@ const MAPS: &str = "/proc/self/maps";
 pub(crate) const EXE: &str = "/proc/self/exe";
 const VDSO: &str = "[vdso]";
 
-/// No vdso is larger; what claims to be is not copied.
+/// Maximum vdso size. No vdso is larger; a larger one is not copied.
 const MAX_VDSO: u64 = 1 << 20;
 
-/// Why the loaded files are unknown.
+/// An error while listing the loaded files.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The kernel's list could not be read.
@@ -39,49 +40,54 @@ pub enum Error {
     Maps(#[source] io::Error),
 }
 
-/// The files mapped executable, the main executable first, the rest by address. A file that is mapped
-/// executable in two places is there twice. What identifies a file is what it was when it was first seen here.
+/// Returns the files mapped executable: the main executable first, the others by address.
+///
+/// A file that is mapped executable twice appears twice. Path and build ID are those at the first
+/// use of the file here.
 pub fn loaded() -> Result<Vec<Mapping>, Error> {
     Ok(segments()?.into_iter().map(Segment::into_mapping).collect())
 }
 
-/// As [`loaded`], and behind them the files that were unloaded since they were first seen, as far as nothing else
-/// has taken their place: for addresses that were sampled at any time before.
+/// Returns the files of [`loaded`], followed by unloaded files whose addresses are still unused.
+/// For addresses that were sampled at any earlier time.
 ///
 /// # Errors
 ///
-/// As [`loaded`].
+/// Returns the errors of [`loaded`].
 pub fn seen() -> Result<Vec<Mapping>, Error> {
     let mut segments = segments()?;
     segments.extend(loaded_files::unloaded(&segments));
     Ok(segments.into_iter().map(Segment::into_mapping).collect())
 }
 
-/// Opens files that were loaded since the last call, and gives descriptors back if the process is short of them.
-/// For the agent's ticks: some microseconds if nothing was loaded or unloaded.
+/// Opens files loaded since the last call, and closes descriptors if the process runs short of
+/// them.
 ///
-/// `open` and `limit` are the process's open descriptors and how many it may have, if known. Returns `true` if files
-/// were loaded or unloaded since.
+/// Called at the agent's ticks; costs some microseconds if nothing was loaded or unloaded. `open`
+/// and `limit` are the number of open descriptors of the process and its limit, if known. Returns
+/// `true` if files were loaded or unloaded since the last call.
 pub fn refresh(open: Option<u64>, limit: Option<u64>) -> bool {
     let is_changed = loaded_files::begin_generation(generation());
     if is_changed {
-        // Without /proc there are no names, which every capture says.
+        // Without /proc there are no names; every capture reports that.
         let _ = segments();
     }
     loaded_files::keep_within(open, limit);
     is_changed
 }
 
-/// As [`loaded`], for code at `addresses`: what it gave to the last who asked here, if nothing was loaded or unloaded
-/// since and each of them lies in one of those files. The kernel's list has a line for each thread's stack,
-/// so of a thousand threads it takes a millisecond and more to read.
+/// Returns the files of [`loaded`] for code at `addresses`, from a cache if possible.
+///
+/// The previous result is reused if nothing was loaded or unloaded since and it covers all
+/// addresses. The kernel's list has a line per thread stack, so reading it takes 1 ms or more with
+/// a thousand threads.
 ///
 /// # Errors
 ///
-/// As [`loaded`].
+/// Returns the errors of [`loaded`].
 pub fn loaded_at(mut addresses: impl Iterator<Item = u64>) -> Result<Vec<Mapping>, Error> {
     static LAST: Mutex<Option<(u64, Vec<Mapping>)>> = Mutex::new(None);
-    // Before the list: what is loaded while that is read makes it outdated.
+    // Read before the list: a load during the listing then invalidates it.
     let generation = generation();
     let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some((then, known)) = &*last
@@ -95,14 +101,14 @@ pub fn loaded_at(mut addresses: impl Iterator<Item = u64>) -> Result<Vec<Mapping
     Ok(fresh)
 }
 
-/// A number that differs once a library was loaded or unloaded. Takes the loader's lock for an instant:
-/// for the agent's threads, not for an allocating thread or a signal handler.
+/// Returns a number that changes when a library is loaded or unloaded. Briefly takes the loader's
+/// lock: for the agent's threads, not for an allocating thread or a signal handler.
 pub fn generation() -> u64 {
     let Loads { loaded, unloaded } = loads();
     loaded.wrapping_add(unloaded)
 }
 
-/// How many files the loader has loaded and unloaded so far.
+/// Number of files the loader has loaded and unloaded so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Loads {
     pub(crate) loaded: u64,
@@ -119,8 +125,8 @@ pub(crate) fn loads() -> Loads {
         loads: *mut c_void,
     ) -> c_int {
         if size >= size_of::<libc::dl_phdr_info>() && !info.is_null() {
-            // SAFETY: `info` is the loader's, valid during the call, and `size` says that it has all
-            // the fields; `loads` is the value that the caller below passed.
+            // SAFETY: `info` is the loader's, valid during the call, and `size` confirms that it
+            // has all fields; `loads` is the value that the caller below passed.
             unsafe {
                 *loads.cast::<Loads>() =
                     Loads { loaded: (*info).dlpi_adds, unloaded: (*info).dlpi_subs };
@@ -129,46 +135,47 @@ pub(crate) fn loads() -> Loads {
         1
     }
     let mut loads = Loads::default();
-    // SAFETY: `first` has the type the loader calls, does not unwind, and writes through the pointer to
-    // `loads` only during this call.
+    // SAFETY: `first` has the type that the loader expects, does not unwind, and writes through the
+    // pointer to `loads` only during this call.
     unsafe { libc::dl_iterate_phdr(Some(first), (&raw mut loads).cast()) };
     loads
 }
 
-/// Always the same: what is loaded is not known here, before or after.
+/// Returns a constant: loads are not observable on this platform.
 #[cfg(not(target_os = "linux"))]
 pub(crate) fn loads() -> Loads {
     Loads::default()
 }
 
-/// A stretch of the address space that holds code of a file.
+/// An address range that is mapped from a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Segment {
     pub(crate) range: Range<u64>,
     pub(crate) file_offset: u64,
-    /// As the kernel names it; once it is settled, as it was named when it was first seen.
+    /// Path as the kernel reports it; after settling, the path at first use.
     pub(crate) path: PathBuf,
-    /// As the kernel's list has them. On some file systems `stat` gives others.
+    /// Device as in the kernel's list. On some file systems `stat` reports another device or inode.
     pub(crate) device: u64,
     pub(crate) inode: u64,
     pub(crate) is_main: bool,
-    /// Where the start of the file is mapped, which has its headers.
+    /// Address range of the start of the file, which contains the headers.
     pub(crate) header: Option<Range<u64>>,
     pub(crate) build_id: String,
     pub(crate) file: Option<Arc<CodeFile>>,
 }
 
-/// The executable segments of `/proc/self/maps`, the main executable's first, with the files they were first
-/// seen with.
+/// Returns the executable segments of `/proc/self/maps`, the main executable's first, with the
+/// files they had at first use.
 pub(crate) fn segments() -> Result<Vec<Segment>, Error> {
-    // Before the list: what is unloaded while that is read is found the next time.
+    // Read before the list: an unload during the listing is then found the next time.
     let loads = loads();
     let mut segments = listed()?;
     loaded_files::settle(&mut segments, loads);
     Ok(segments)
 }
 
-/// As [`segments`], as the kernel lists them: nothing is locked or opened. For an allocating thread of the host.
+/// Returns the segments as the kernel lists them, without locking or opening anything. Safe in an
+/// allocating thread of the host.
 pub(crate) fn listed() -> Result<Vec<Segment>, Error> {
     let maps = fs::read(MAPS).map_err(Error::Maps)?;
     let main = fs::read_link(EXE).ok();
@@ -177,7 +184,7 @@ pub(crate) fn listed() -> Result<Vec<Segment>, Error> {
     Ok(segments)
 }
 
-/// The segments of code in the text of `/proc/self/maps`.
+/// Returns the executable segments in the text of `/proc/self/maps`.
 fn parse(maps: &[u8], main: Option<&Path>) -> Vec<Segment> {
     let mut header: Option<Segment> = None;
     let mut segments = Vec::new();
@@ -197,7 +204,8 @@ fn parse(maps: &[u8], main: Option<&Path>) -> Vec<Segment> {
     segments
 }
 
-/// `7f00-7f08 r-xp 00001000 08:01 1234    /lib/libc.so.6`, if it has a file, and whether it is executable.
+/// Parses `7f00-7f08 r-xp 00001000 08:01 1234    /lib/libc.so.6`. Returns `true` with the segment
+/// if it is executable, and `None` if it has no file.
 fn parse_line(line: &[u8], main: Option<&Path>) -> Option<(bool, Segment)> {
     let mut rest = line;
     let mut field = || {
@@ -230,7 +238,7 @@ fn parse_line(line: &[u8], main: Option<&Path>) -> Option<(bool, Segment)> {
     Some((permissions.as_bytes().get(2) == Some(&b'x'), segment))
 }
 
-/// The kernel writes a newline in a path as `\012`.
+/// Decodes a newline in a path, which the kernel writes as `\012`.
 fn unescaped(path: &[u8]) -> Vec<u8> {
     let mut text = Vec::with_capacity(path.len());
     let mut rest = path;
@@ -247,7 +255,7 @@ fn unescaped(path: &[u8]) -> Vec<u8> {
 }
 
 impl Segment {
-    /// Whether `other` is the same stretch of the same file, whatever its path has become.
+    /// Returns `true` if `other` is the same range of the same file, regardless of its path.
     pub(crate) fn is_same_place(&self, other: &Self) -> bool {
         self.range == other.range
             && self.file_offset == other.file_offset
@@ -255,7 +263,8 @@ impl Segment {
             && self.inode == other.inode
     }
 
-    /// As [`is_same_place`](Self::is_same_place), and of the same build as far as that is known of both.
+    /// Returns `true` if `other` is the [same place](Self::is_same_place), with the same build ID
+    /// if both are known.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
         let is_known = !self.build_id.is_empty() && !other.build_id.is_empty();
         self.is_same_place(other) && (!is_known || self.build_id == other.build_id)
@@ -273,12 +282,13 @@ impl Segment {
         }
     }
 
-    /// Whether it is the kernel's own, which has no file.
+    /// Returns `true` if this is the kernel's vdso, which has no file.
     pub(crate) fn is_vdso(&self) -> bool {
         self.path.as_os_str() == VDSO
     }
 
-    /// Opens the file and reads its headers; `None` if there is none to be had or it is not a plain file.
+    /// Opens the file and reads its headers. Returns `None` if it is not available or not a plain
+    /// file.
     pub(crate) fn open(&self) -> Option<ElfFile> {
         if self.is_vdso() {
             return self.copy_vdso();
@@ -348,10 +358,10 @@ mod tests {
             the_files_are_remembered_for_addresses_in_them_and_read_anew_for_others as *const ();
         let known = loaded_at([here as u64].into_iter()).unwrap();
         assert_eq!(known, loaded().unwrap());
-        // Mapped by the program itself, which the loader does not hear of.
+        // Mapped by the program itself, so the loader does not count it.
         let own = fs::File::open(EXE).unwrap();
         let (protection, flags) = (ProtFlags::READ | ProtFlags::EXEC, MapFlags::PRIVATE);
-        // SAFETY: a mapping at a place of the kernel's choice, of which only the address is used.
+        // SAFETY: a mapping at an address chosen by the kernel, of which only the address is used.
         let mapped = unsafe { mmap(ptr::null_mut(), 4096, protection, flags, &own, 0) }.unwrap();
         let inside = mapped as u64 + 1;
         assert_eq!(loaded_at([here as u64].into_iter()).unwrap(), known, "it is not asked for");

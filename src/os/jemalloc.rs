@@ -1,16 +1,16 @@
-//! jemalloc's control, where the program carries jemalloc; nothing where it does not.
+//! Control interface of jemalloc, if the program uses it.
 //!
-//! Nothing here links jemalloc: its entry `mallctl` is a weak symbol, which the linker resolves if the
-//! program has one and leaves null if not. The obvious ways are worse. `dlsym` does not see what an
-//! executable links statically, which is how `tikv-jemallocator` comes. A dependency on
-//! `tikv-jemalloc-sys` would build a second jemalloc by a C compiler, and cargo would allow only the
-//! version that the program has, too. What is preloaded has to be looked up at run time, so `dlsym`
-//! is asked last.
+//! Nothing here links jemalloc: its function `mallctl` is a weak symbol, which the linker resolves
+//! if the program has one and leaves null if not. The obvious alternatives are worse. `dlsym` does
+//! not find symbols that an executable links statically, which is the case for `tikv-jemallocator`.
+//! A dependency on `tikv-jemalloc-sys` would build a second jemalloc with a C compiler, and cargo
+//! would allow only the version that the program has. A preloaded jemalloc has to be looked up at
+//! run time, so `dlsym` is tried last.
 //!
-//! Several may be there, or one that only a C++ library of the program uses; the one that counts is the one
-//! that Rust's heap is from. It is found by its count of what this thread has allocated, which grows by a block
-//! that we allocate. It is never asked about an address: up to 5.3.0, `arenas.lookup` of a block that is
-//! another allocator's is a fault.
+//! Several may be present, or one that only a C++ library of the program uses. The right one is the
+//! one behind Rust's heap. It is identified by its count of bytes allocated by this thread, which
+//! grows by a block that we allocate. It is never queried about an address: up to 5.3.0,
+//! `arenas.lookup` faults for a block of another allocator.
 
 #![allow(unsafe_code)]
 
@@ -29,12 +29,12 @@ type Control = unsafe extern "C" fn(
     libc::size_t,
 ) -> c_int;
 
-/// The address of a symbol the program may have; 0 if it has none.
+/// Evaluates to the address of a symbol the program may have; 0 if it has none.
 macro_rules! weak {
     ($symbol:literal) => {{
         let address: usize;
-        // SAFETY: reads the symbol's entry of the linker's table, which is there for a weak symbol,
-        // too, and then holds null.
+        // SAFETY: reads the symbol's entry of the global offset table, which also exists for a weak
+        // symbol and then holds null.
         unsafe {
             #[cfg(target_arch = "x86_64")]
             asm!(
@@ -54,26 +54,28 @@ macro_rules! weak {
     }};
 }
 
-/// Bytes allocated to see who counts them. Nothing else that happens meanwhile on the thread comes near it.
+/// Size of the test allocation. Nothing else that the thread allocates meanwhile comes near it.
 const PROBE: usize = 64 << 10;
 
-/// The jemalloc that Rust's heap is from.
+/// The jemalloc behind Rust's heap.
 #[derive(Clone, Copy)]
 pub struct Jemalloc(Control);
 
 impl Jemalloc {
-    /// Looks for it; `None` if the program's allocator is another, or a jemalloc without statistics.
+    /// Finds the jemalloc of the program. Returns `None` if the program uses another allocator, or
+    /// a jemalloc without statistics.
     pub fn of_program() -> Option<Self> {
-        // SAFETY: a name that ends with a zero, asked of all that is loaded.
+        // SAFETY: a NUL-terminated name, looked up in all loaded objects.
         let preloaded = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"mallctl".as_ptr()) };
         let found = [weak!("_rjem_mallctl"), weak!("mallctl"), weak!("je_mallctl")];
         let found = found.into_iter().chain([preloaded as usize]).filter(|&at| at != 0);
-        // SAFETY: not null, and what jemalloc calls by these names has this type.
+        // SAFETY: not null, and jemalloc's functions with these names have this type.
         let found = found.map(|at| Self(unsafe { transmute::<usize, Control>(at) }));
         found.into_iter().find(|this| this.counts(PROBE))
     }
 
-    /// Whether it counts a block of `size` bytes that Rust's allocator hands out to this thread.
+    /// Returns `true` if it counts a block of `size` bytes that Rust's allocator returns to this
+    /// thread.
     fn counts(self, size: usize) -> bool {
         let allocated = || self.call::<u64, ()>(c"thread.allocated", None).ok();
         let Some(before) = allocated() else { return false };
@@ -83,36 +85,36 @@ impl Jemalloc {
         after.is_some_and(|after| after.wrapping_sub(before) >= size as u64)
     }
 
-    /// A setting that is on or off.
+    /// Reads a boolean setting.
     ///
     /// # Errors
     ///
-    /// Here and below: jemalloc's, as the system's.
+    /// Returns jemalloc's error as a system error, as do the functions below.
     pub fn is_on(&self, name: &CStr) -> io::Result<bool> {
-        // Read as a byte: a `bool` of any other value would be undefined.
+        // Read as a byte: a `bool` of any other value would be undefined behavior.
         Ok(self.call::<u8, u8>(name, None)? != 0)
     }
 
-    /// Turns a setting on or off.
+    /// Writes a boolean setting.
     pub fn turn(&self, name: &CStr, on: bool) -> io::Result<()> {
         self.call::<(), u8>(name, Some(on.into()))
     }
 
-    /// Has it write its profile into the file of this name.
+    /// Writes jemalloc's heap profile to the file `path`.
     pub fn dump(&self, path: &CStr) -> io::Result<()> {
         self.call::<(), *const c_char>(c"prof.dump", Some(path.as_ptr()))
     }
 
-    /// Reads an `R` of plain bits, if it is of any size, and writes a `W`.
+    /// Reads an `R` of plain bits unless its size is 0, and writes `new`.
     fn call<R: Copy, W>(&self, name: &CStr, new: Option<W>) -> io::Result<R> {
         let mut old = MaybeUninit::<R>::zeroed();
         let mut size = size_of::<R>();
         let wanted = size > 0;
         let mut new = new;
         let written = new.as_mut().map_or(ptr::null_mut(), ptr::from_mut);
-        // SAFETY: the name ends with a zero; the places are ours, with their sizes, and jemalloc checks
-        // the sizes before it touches them. What is written is a flag or a path: no setting that is used
-        // here takes the address of a block.
+        // SAFETY: the name is NUL-terminated. The buffers are local and passed with their sizes,
+        // which jemalloc checks before it accesses them. The value written is a flag or a path: no
+        // setting used here takes the address of a block.
         let failed = unsafe {
             (self.0)(
                 name.as_ptr(),
@@ -125,7 +127,7 @@ impl Jemalloc {
         if failed != 0 {
             return Err(io::Error::from_raw_os_error(failed));
         }
-        // SAFETY: zeroed, and callers ask for numbers, for which any bits are a value.
+        // SAFETY: zeroed, and all callers use integers, for which any bits are valid.
         Ok(unsafe { old.assume_init() })
     }
 }
@@ -136,7 +138,7 @@ mod tests {
 
     use super::*;
 
-    /// Of Debian 12: 5.3.0, which faults when it is asked about a block that is not its own.
+    /// Debian 12's version 5.3.0, which faults if queried about a block that is not its own.
     const LIBRARY: &CStr = c"libjemalloc.so.2";
     const PRELOADED: &str = "MARPLE_TEST_PRELOADED";
 
@@ -147,13 +149,13 @@ mod tests {
 
     #[test]
     fn a_jemalloc_of_another_library_is_not_the_programs() {
-        // SAFETY: jemalloc's library has no constructor that a program that runs would notice.
+        // SAFETY: the constructors of jemalloc's library do not affect a running program.
         let loaded = unsafe { libc::dlopen(LIBRARY.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
         if loaded.is_null() {
             println!("skipped: {LIBRARY:?} is not installed (apt-get install libjemalloc2)");
             return;
         }
-        // SAFETY: a name that ends with a zero, asked of all that is loaded.
+        // SAFETY: a NUL-terminated name, looked up in all loaded objects.
         assert!(!unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"mallctl".as_ptr()) }.is_null());
         assert!(Jemalloc::of_program().is_none());
     }

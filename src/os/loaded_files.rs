@@ -1,16 +1,17 @@
-//! The files of loaded code, as they were when they were first seen.
+//! The files of loaded code, in their state at first use.
 //!
-//! A deployment replaces or removes the files of a running program and its libraries. What identifies the code at an
-//! address is therefore settled once: the build ID is read from the mapped image itself, and a descriptor of the file
-//! is held. Later its path may lead anywhere.
+//! A deployment replaces or removes the files of a running program and its libraries. The identity
+//! of the code at an address is therefore determined once: the build ID is read from the mapped
+//! image itself, and a descriptor of the file is held. Later the path may lead to another file.
 //!
 //! ```text
-//! program    /proc/self/exe        the original, whatever became of its path
+//! program    /proc/self/exe        the original, even if its path has changed
 //! library    its path              if the file has the build ID of the mapped image
-//!            /proc/self/map_files  else; needs CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN
+//!            /proc/self/map_files  otherwise; needs CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN
 //! ```
 //!
-//! A library that was unloaded keeps its entry until something else is mapped in its place: there are samples in it.
+//! An unloaded library keeps its entry until its addresses are mapped again, because samples may
+//! refer to it.
 
 use crate::base::sync::Mutex;
 use std::ffi::OsStr;
@@ -26,17 +27,19 @@ use super::images::{EXE, Loads, Segment};
 use super::process::descriptor_limit;
 use crate::base::{CodeFile, spare, warnings};
 
-/// Files held open. A service has about ten; of a program that loads more, the rest is opened for each read, as long
-/// as its path leads to it.
+/// Maximum number of files held open. A service has about ten. Files beyond the limit are opened
+/// for each read, as long as the path leads to them.
 const MAX_HELD: u64 = 64;
 
-/// Segments of unloaded files that are remembered: a host that loads another file each time stays bounded.
+/// Maximum number of remembered segments of unloaded files; bounds the memory of a host that
+/// repeatedly loads new files.
 const MAX_UNLOADED: usize = 1024;
 
-/// The part of the descriptor limit that is held at most, besides those that are reserved for captures.
+/// Divisor of the descriptor limit: one descriptor in 2048 may be held, in addition to those
+/// reserved for captures.
 const SHARE: u64 = 2048;
 
-/// What the kernel appends to the path of a file that has none any more.
+/// Suffix that the kernel appends to the path of a deleted file.
 const DELETED: &[u8] = b" (deleted)";
 
 const TOPIC: &str = "symbols.descriptors";
@@ -47,12 +50,13 @@ fn with<T>(use_registry: impl FnOnce(&mut Registry) -> T) -> T {
     use_registry(&mut REGISTRY.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
-/// Gives each of these segments, which are all there are, the file and the build ID it was first seen with.
+/// Sets the file and the build ID of each segment to those at its first use. `segments` must be
+/// complete.
 pub(super) fn settle(segments: &mut [Segment], loads: Loads) {
     with(|registry| registry.settle(segments, loads));
 }
 
-/// The segments of unloaded files that overlap none of `loaded`.
+/// Returns the segments of unloaded files that overlap none of `loaded`.
 pub(super) fn unloaded(loaded: &[Segment]) -> Vec<Segment> {
     let unloaded = |registry: &mut Registry| {
         let known = registry.known.iter().filter(|known| !known.is_loaded);
@@ -63,12 +67,13 @@ pub(super) fn unloaded(loaded: &[Segment]) -> Vec<Segment> {
     unloaded
 }
 
-/// Whether `generation` is another than that of the last call.
+/// Stores `generation`. Returns `true` if it differs from that of the last call.
 pub(super) fn begin_generation(generation: u64) -> bool {
     with(|registry| registry.generation.replace(generation) != Some(generation))
 }
 
-/// Holds no more descriptors than a process that has `open` of `limit` can do without.
+/// Limits the held descriptors to the number that a process with `open` of `limit` descriptors can
+/// spare.
 pub(super) fn keep_within(open: Option<u64>, limit: Option<u64>) {
     let short = with(|registry| {
         let own = registry.descriptors();
@@ -88,8 +93,14 @@ pub(super) fn keep_within(open: Option<u64>, limit: Option<u64>) {
     }
 }
 
-/// One descriptor of 2048, and none of the last quarter: a service with the usual limit of 1024 needs its own. And those
-/// that are reserved in any case.
+/// Returns the number of descriptors that may be held.
+///
+/// ```text
+/// min(limit / 2048, limit * 3/4 - open descriptors of the host) + reserved descriptors, at most 64
+/// ```
+///
+/// The last quarter stays free: a service with the usual limit of 1024 needs its descriptors
+/// itself.
 fn allowed(open: u64, limit: Option<u64>, own: u64) -> u64 {
     let Some(limit) = limit else { return MAX_HELD };
     let others = open.saturating_sub(own);
@@ -102,15 +113,15 @@ fn overlap(a: &Segment, b: &Segment) -> bool {
 }
 
 struct Registry {
-    /// Loaded ones in the order of the last list, then unloaded ones, the latest first.
+    /// Loaded segments in the order of the last list, then unloaded ones, the latest first.
     known: Vec<Known>,
-    /// Files that have left the table, which profiles in the making may still refer to.
+    /// Files removed from the table that unfinished profiles may still refer to.
     retired: Vec<Weak<CodeFile>>,
     loads: Loads,
     generation: Option<u64>,
-    /// Descriptors that may be held.
+    /// Number of descriptors that may be held.
     allowed: u64,
-    /// Whether `allowed` was asked of the process.
+    /// Set once `allowed` was computed from the limit of the process.
     is_counted: bool,
 }
 
@@ -139,12 +150,12 @@ impl Registry {
 
     fn settle(&mut self, segments: &mut [Segment], loads: Loads) {
         if !self.is_counted {
-            // How many descriptors are open is known at the first tick.
+            // The number of open descriptors is unknown until the first tick.
             self.allowed = allowed(0, descriptor_limit(), 0);
             self.is_counted = true;
         }
-        // If nothing was unloaded, a file that was written to is still the one that was loaded, with another
-        // content: what is known of it stays, and reading names from it fails.
+        // If nothing was unloaded, a file that was written to is still the loaded one, with
+        // different content. Its entry stays, and reading names from it fails.
         let may_be_another = loads.unloaded != self.loads.unloaded;
         self.loads = loads;
         let mut old = std::mem::take(&mut self.known);
@@ -172,7 +183,7 @@ impl Registry {
         self.balance();
     }
 
-    /// Finds out which file `segment` is of.
+    /// Determines the file of `segment`.
     fn learn(&self, segment: &mut Segment, old: &[Known]) {
         if segment.is_vdso() {
             segment.build_id = segment.open().map(|image| image.build_id()).unwrap_or_default();
@@ -212,7 +223,7 @@ impl Registry {
         self.retired.extend(files.map(|file| Arc::downgrade(&file)));
     }
 
-    /// The files, each once.
+    /// Returns each file once.
     fn files(&self) -> Vec<Arc<CodeFile>> {
         let mut files: Vec<Arc<CodeFile>> = Vec::new();
         let known = self.known.iter().filter_map(|known| known.segment.file.clone());
@@ -228,8 +239,8 @@ impl Registry {
         self.files().iter().map(|file| file.descriptors()).sum()
     }
 
-    /// Holds as many files as may be: loaded ones first, and of these the service's own before the system's. Returns
-    /// how many loaded ones of the service are not held.
+    /// Holds as many files as allowed: loaded ones first, and of these the service's before the
+    /// system's. Returns the number of loaded files of the service that are not held.
     fn balance(&mut self) -> usize {
         let is_loaded = |file: &Arc<CodeFile>| {
             let mut loaded = self.known.iter().filter(|known| known.is_loaded);
@@ -247,7 +258,7 @@ impl Registry {
                 short += usize::from(is_loaded(file) && !is_of_the_system(file.path()));
             }
         }
-        // The last ones, so that the first to be closed are those that matter least.
+        // Reversed, so that the least important files are closed first.
         let held = files.into_iter().rev().filter(|file| file.is_held());
         spare::set_code_files(held.take(spare::places_for_code() as usize));
         short
@@ -255,23 +266,25 @@ impl Registry {
 }
 
 impl Known {
-    /// Whether the file is known to be the one that was seen, with the same content.
+    /// Returns `true` if the file is known to be the original one, with unchanged content.
     fn is_certain(&self) -> bool {
         self.segment.file.as_ref().is_some_and(|file| file.is_held() && !file.is_rewritten())
     }
 }
 
-/// Returns whether the file comes with the system, which deployments of a service leave alone.
+/// Returns `true` if the file belongs to the system. Deployments of a service do not replace such
+/// files.
 fn is_of_the_system(path: &Path) -> bool {
     ["/lib", "/lib64", "/usr/lib", "/usr/lib64"].iter().any(|folder| path.starts_with(folder))
 }
 
-/// Opens the file at `path` if it is the one that `segment` is of. Returns it and its build ID.
+/// Opens the file at `path` if it is the file of `segment`. Returns it with its build ID.
 fn open(path: &Path, segment: &Segment) -> Option<(CodeFile, String)> {
     let file = Arc::new(CodeFile::open(path).ok()?);
     let build_id = ElfFile::read(Source::File(Arc::clone(&file)))?.build_id();
     let is_it = if segment.build_id.is_empty() {
-        // On overlay file systems and btrfs the device differs from that of `stat`, the inode does not.
+        // On overlay file systems and btrfs the device differs from that of `stat`, the inode does
+        // not.
         segment.is_main || file.inode() == segment.inode
     } else {
         build_id == segment.build_id
@@ -280,10 +293,10 @@ fn open(path: &Path, segment: &Segment) -> Option<(CodeFile, String)> {
     is_it.then_some((file, build_id))
 }
 
-/// The path of a file before it was removed or replaced, if it was.
+/// Returns the former path of a file that was removed or replaced, or `None` if it was not.
 fn before_deletion(segment: &Segment) -> Option<PathBuf> {
     let path = segment.path.as_os_str().as_bytes().strip_suffix(DELETED)?;
-    // A file may be called so.
+    // A file name may really end in ` (deleted)`.
     let is_called_so = fs::metadata(&segment.path).is_ok_and(|file| file.ino() == segment.inode);
     (!is_called_so).then(|| PathBuf::from(OsStr::from_bytes(path)))
 }

@@ -1,17 +1,17 @@
-//! Memory that is not the heap: anonymous mappings, handed out as atomics or, once filled, as bytes.
+//! Memory outside of the heap: anonymous mappings, exposed as atomics or, once filled, as bytes.
 //!
-//! The heap profiler keeps its tables here, because it runs inside the allocator, and because its own
-//! memory must not depend on a heap that may be what is going wrong. Everything is `AtomicU64`, so a
-//! table built on it needs no unsafe of its own, and readers beside a writer read whole words.
+//! The heap profiler keeps its tables here. It runs inside the allocator, and must not depend on
+//! the heap that it may have to diagnose. All words are `AtomicU64`, so tables built on them need
+//! no unsafe code, and concurrent readers never read torn words.
 //!
-//! A mapping takes memory only for the pages that are written, whatever the program or the machine asks
-//! of *all* memory:
+//! A mapping uses memory only for pages that were written, regardless of memory settings of the
+//! process or machine:
 //!
 //! ```text
-//! mlockall(MCL_FUTURE)        mapped without access, where nothing is populated; unlocked; then opened
-//! huge pages `always`         refused for the mapping: one write would take 2 MiB
-//! RLIMIT_AS                   a table takes no more than an eighth of what is left
-//! RLIMIT_AS, overcommit = 2   the call fails, the table is absent, and its user counts what it lost
+//! mlockall(MCL_FUTURE)        mapped without access (nothing is populated), unlocked, then opened
+//! huge pages `always`         disabled for the mapping: one write would take 2 MiB
+//! RLIMIT_AS                   a table takes at most an eighth of the remaining address space
+//! RLIMIT_AS, overcommit = 2   the call fails, the table is absent, and its user counts the losses
 //! ```
 
 #![allow(unsafe_code)]
@@ -25,31 +25,31 @@ use rustix::mm::munmap;
 
 use crate::base::Bytes;
 
-/// A run of zeroed words that is mapped when it is first asked for and stays mapped.
+/// A block of zeroed words that is mapped on first use and stays mapped.
 ///
-/// `const`, so that it can stand in a static and be there before anything has run. Pages take memory
-/// only once they are written.
+/// The constructor is `const`, so it can be used in a static before any other code has run. Pages
+/// use memory only once they are written.
 pub struct Chunk {
     start: AtomicPtr<AtomicU64>,
     words: usize,
 }
 
 impl Chunk {
-    /// A chunk of `words` words, unmapped.
+    /// Creates an unmapped chunk of `words` words.
     pub const fn new(words: usize) -> Self {
         Self { start: AtomicPtr::new(ptr::null_mut()), words }
     }
 
-    /// The words, if they are mapped; wait-free.
+    /// Returns the words if they are mapped; wait-free.
     pub fn get(&self) -> Option<&[AtomicU64]> {
         let start = self.start.load(Ordering::Acquire);
-        // SAFETY: a start that is not null was published by `get_or_map` and points to `words` zeroed
-        // words that stay mapped until `drop`, which the borrow of `self` excludes.
+        // SAFETY: a start that is not null was published by `get_or_map` and points to `words`
+        // zeroed words that stay mapped until `drop`, which the borrow of `self` excludes.
         (!start.is_null()).then(|| unsafe { std::slice::from_raw_parts(start, self.words) })
     }
 
-    /// The words, mapped now if they were not; none when the kernel refuses. Lock-free: of two threads
-    /// that map at once one wins, and the other unmaps its own.
+    /// Returns the words, mapping them if necessary. Returns `None` if the kernel refuses.
+    /// Lock-free: if two threads map at once, one of them unmaps its own mapping.
     pub fn get_or_map(&self) -> Option<&[AtomicU64]> {
         if let Some(words) = self.get() {
             return Some(words);
@@ -57,7 +57,7 @@ impl Chunk {
         let fresh = map(self.bytes()).ok()?.cast::<AtomicU64>();
         let (success, failure) = (Ordering::AcqRel, Ordering::Acquire);
         if self.start.compare_exchange(ptr::null_mut(), fresh, success, failure).is_err() {
-            // SAFETY: `fresh` was mapped above with this length and has been shown to nobody.
+            // SAFETY: `fresh` was mapped above with this length and was not published.
             let _ = unsafe { munmap(fresh.cast(), self.bytes()) };
         }
         self.get()
@@ -72,13 +72,14 @@ impl Drop for Chunk {
     fn drop(&mut self) {
         let start = *self.start.get_mut();
         if !start.is_null() {
-            // SAFETY: mapped by `get_or_map` with this length; `&mut self` excludes every borrow of it.
+            // SAFETY: mapped by `get_or_map` with this length; `&mut self` excludes every borrow of
+            // it.
             let _ = unsafe { munmap(start.cast(), self.bytes()) };
         }
     }
 }
 
-/// Bytes copied to memory of their own; nothing that happens to where they came from changes them.
+/// Bytes copied to a private mapping; changes of their source do not affect them.
 pub(crate) struct Copy {
     start: *const u8,
     length: usize,
@@ -90,11 +91,11 @@ unsafe impl Send for Copy {}
 unsafe impl Sync for Copy {}
 
 impl Copy {
-    /// Maps `length` bytes and has `fill` write them.
+    /// Maps `length` bytes and calls `fill` to write them.
     ///
     /// # Errors
     ///
-    /// If the kernel refuses the memory, or those of `fill`.
+    /// Returns an error if the kernel refuses the memory, or the error of `fill`.
     pub(crate) fn fill(
         length: usize,
         fill: impl FnOnce(&mut [u8]) -> io::Result<()>,
@@ -104,7 +105,7 @@ impl Copy {
         }
         let start = map(length)?;
         let copy = Self { start, length };
-        // SAFETY: `length` zeroed bytes, mapped above and shown to nothing else yet.
+        // SAFETY: `length` zeroed bytes, mapped above and not shared with anything yet.
         fill(unsafe { std::slice::from_raw_parts_mut(start, length) })?;
         Ok(copy)
     }
@@ -114,7 +115,8 @@ impl Deref for Copy {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        // SAFETY: mapped with this length until `drop` (or dangling and empty), and never written again.
+        // SAFETY: mapped with this length until `drop` (or dangling and empty), and never written
+        // again.
         unsafe { std::slice::from_raw_parts(self.start, self.length) }
     }
 }
@@ -128,24 +130,24 @@ impl Drop for Copy {
     }
 }
 
-/// Maps `length` zeroed bytes that take memory only where they are written.
+/// Maps `length` zeroed bytes that use memory only where they are written.
 #[cfg(all(target_os = "linux", not(miri)))]
 fn map(length: usize) -> io::Result<*mut u8> {
     use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
 
-    /// Smaller ones cannot be what a host lacks.
+    /// Size up to which the limit is not checked: such mappings cannot exhaust the address space.
     const SMALL: usize = 256 << 10;
-    /// The part of what is left that one mapping may take.
+    /// Divisor of the remaining address space that one mapping may use.
     const SHARE: u64 = 8;
     if length > SMALL && address_space_left().is_some_and(|left| length as u64 > left.get() / SHARE)
     {
         return Err(io::ErrorKind::OutOfMemory.into());
     }
     let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
-    // Without access: with `mlockall(MCL_FUTURE)` a mapping that can be written is populated at once.
-    // SAFETY: an anonymous mapping at a place of the kernel's choice touches nothing that exists.
+    // Without access: with `mlockall(MCL_FUTURE)` a writable mapping is populated at once.
+    // SAFETY: an anonymous mapping at an address chosen by the kernel affects no existing memory.
     let start = unsafe { mmap_anonymous(ptr::null_mut(), length, ProtFlags::empty(), flags) }?;
-    // SAFETY: mapped above with this length and shown to nothing else yet.
+    // SAFETY: mapped above with this length and not shared with anything yet.
     let opened = unsafe { open(start.cast(), length, may_unlock) };
     if let Err(error) = opened {
         // SAFETY: as above.
@@ -155,17 +157,18 @@ fn map(length: usize) -> io::Result<*mut u8> {
     Ok(start.cast())
 }
 
-/// Lets a fresh mapping without access be read and written.
+/// Makes a fresh mapping without access readable and writable.
 ///
 /// # Safety
 ///
-/// `start` must lead to a mapping of `length` bytes that is the caller's.
+/// `start` must point to a mapping of `length` bytes that the caller owns.
 #[cfg(all(target_os = "linux", not(miri)))]
 unsafe fn open(start: *mut u8, length: usize, may_unlock: fn() -> bool) -> io::Result<()> {
-    // Opened and emptied at a time where a mapping stays locked: as much is populated for an instant.
+    // Size of the steps in which a locked mapping is opened and emptied; bounds the memory that is
+    // briefly populated.
     const PIECE: usize = 256 << 10;
     let advise = |at: *mut u8, length: usize, advice| {
-        // SAFETY: the caller's mapping; neither advice changes what can be read from fresh pages.
+        // SAFETY: the caller's mapping; neither advice changes the content of fresh pages.
         unsafe { libc::madvise(at.cast(), length, advice) }
     };
     let protect = |at: *mut u8, length: usize| {
@@ -176,7 +179,8 @@ unsafe fn open(start: *mut u8, length: usize, may_unlock: fn() -> bool) -> io::R
         }
     };
     advise(start, length, libc::MADV_NOHUGEPAGE);
-    // Refused for locked memory and for no other that is ours, so it says what this mapping is.
+    // MADV_DONTNEED fails for locked memory and for none of our other mappings, so failure means
+    // that this mapping is locked.
     if advise(start, length, libc::MADV_DONTNEED) == 0 {
         return protect(start, length);
     }
@@ -189,18 +193,18 @@ unsafe fn open(start: *mut u8, length: usize, may_unlock: fn() -> bool) -> io::R
         // SAFETY: `at` is within the mapping.
         let at = unsafe { start.add(at) };
         protect(at, size)?;
-        // Since Linux 5.18; before, the memory stays taken.
+        // Since Linux 5.18; earlier kernels keep the memory populated.
         advise(at, size, libc::MADV_DONTNEED_LOCKED);
     }
     Ok(())
 }
 
-/// Whether `munlock` cannot end the process: there is no filter of system calls.
+/// Returns `true` if `munlock` cannot kill the process: there is no system call filter.
 #[cfg(all(target_os = "linux", not(miri)))]
 fn may_unlock() -> bool {
     use rustix::fs::{Mode, OFlags};
 
-    // In the allocator's path: no buffer on the heap. The file has about 1.5 KiB.
+    // Runs in the allocator's path: no heap buffer. The file has about 1.5 KiB.
     let mut status = [0u8; 4096];
     let read =
         rustix::fs::open("/proc/self/status", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
@@ -209,8 +213,8 @@ fn may_unlock() -> bool {
     status.split(|&byte| byte == b'\n').any(|line| line == b"Seccomp:\t0")
 }
 
-/// The address space that is left below `RLIMIT_AS`, or `None` without such a limit. Neither locks nor allocates; costs
-/// 0.1 us without the limit and 5 us with it.
+/// Returns the address space left below `RLIMIT_AS`, or `None` if there is no such limit. Neither
+/// locks nor allocates; costs 0.1 us without the limit and 5 us with it.
 #[cfg(all(target_os = "linux", not(miri)))]
 pub fn address_space_left() -> Option<Bytes> {
     use rustix::fs::{Mode, OFlags};
@@ -226,17 +230,17 @@ pub fn address_space_left() -> Option<Bytes> {
     Some(Bytes(limit.saturating_sub(used)))
 }
 
-/// Not known here.
+/// Returns `None`: not available on this platform.
 #[cfg(any(not(target_os = "linux"), miri))]
 pub fn address_space_left() -> Option<Bytes> {
     None
 }
 
-/// Gives back the memory that `mlockall(MCL_FUTURE)` takes for the whole stack of a thread: for threads of our own, at
-/// their beginning. Elsewhere it is a system call that does nothing.
+/// Releases the memory that `mlockall(MCL_FUTURE)` populates for the whole stack of a thread.
+/// Called at the start of marple's threads. Without `mlockall` it is a system call without effect.
 #[cfg(all(target_os = "linux", not(miri)))]
 pub fn release_own_stack() {
-    /// What stays below the caller's frame: signal handlers run there, too.
+    /// Margin below the caller's frame that is kept, because signal handlers run there.
     const MARGIN: u64 = 64 << 10;
     let page = rustix::param::page_size() as u64;
     let Some(stack) = crate::os::own_stack::bounds() else { return };
@@ -248,8 +252,8 @@ pub fn release_own_stack() {
     }
     let at = start as *mut libc::c_void;
     let (unused, whole) = ((end - start) as usize, (stack.end - start) as usize);
-    // SAFETY: this thread's own stack, more than a margin below all frames that are in use: nothing is kept
-    // there. `munlock` takes no memory away.
+    // SAFETY: this thread's own stack, more than a margin below all frames in use: nothing is
+    // stored there. `munlock` does not discard memory.
     unsafe {
         if libc::madvise(at, unused, libc::MADV_DONTNEED) == 0 {
             return;
@@ -262,7 +266,7 @@ pub fn release_own_stack() {
     }
 }
 
-/// Nothing is known of stacks here.
+/// Does nothing: stack bounds are not available on this platform.
 #[cfg(any(not(target_os = "linux"), miri))]
 pub fn release_own_stack() {}
 
@@ -272,7 +276,7 @@ fn map(length: usize) -> io::Result<*mut u8> {
     use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
 
     let protection = ProtFlags::READ | ProtFlags::WRITE;
-    // SAFETY: an anonymous mapping at a place of the kernel's choice touches nothing that exists.
+    // SAFETY: an anonymous mapping at an address chosen by the kernel affects no existing memory.
     let start = unsafe { mmap_anonymous(ptr::null_mut(), length, protection, MapFlags::PRIVATE) }?;
     Ok(start.cast())
 }
@@ -316,7 +320,7 @@ mod tests {
         assert_eq!(failed.err().map(|error| error.kind()), Some(io::ErrorKind::UnexpectedEof));
     }
 
-    /// The fields of the mapping that holds `address`, from `/proc/self/smaps`.
+    /// Returns the fields of the mapping that contains `address`, from `/proc/self/smaps`.
     #[cfg(all(target_os = "linux", not(miri)))]
     fn mapping_of(address: u64) -> Vec<String> {
         let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
@@ -336,7 +340,7 @@ mod tests {
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     }
 
-    /// One write would take 2 MiB where the machine gives huge pages to all.
+    /// One write would take 2 MiB if the machine enables huge pages for all mappings.
     #[test]
     #[cfg(all(target_os = "linux", not(miri)))]
     fn a_table_takes_no_huge_pages() {
@@ -347,7 +351,8 @@ mod tests {
         assert_eq!(flags.split(' ').any(|flag| flag == "nh"), has_huge_pages, "{mapping:?}");
     }
 
-    /// A stack of which all is locked, and tables that are unlocked or, under a filter, emptied.
+    /// Covers a stack that is locked completely, and tables that are unlocked or, under a filter,
+    /// emptied.
     #[test]
     #[cfg(all(target_os = "linux", not(miri)))]
     fn locked_memory_is_taken_where_it_is_written() {
@@ -361,7 +366,7 @@ mod tests {
         let length = 8 << 20;
         let resident = |may_unlock: fn() -> bool| {
             let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
-            // SAFETY: a mapping at a place of the kernel's choice, which is this closure's.
+            // SAFETY: a mapping at an address chosen by the kernel, owned by this closure.
             unsafe {
                 let start = mmap_anonymous(ptr::null_mut(), length, ProtFlags::empty(), flags);
                 let start: *mut u8 = start.unwrap().cast();

@@ -1,4 +1,5 @@
-//! What the operating system tells about the process and lets it do.
+//! Interfaces to the operating system: `/proc`, cgroups, signals, timers, perf events and ELF
+//! files.
 
 #[cfg(target_os = "linux")]
 pub mod alarm;
@@ -66,8 +67,8 @@ mod unsupported;
 #[cfg(target_os = "linux")]
 pub mod wake;
 
-// Beside what they test and not in it: `tests/os_loom.rs` compiles that file, with atomics that work in its
-// models only.
+// Separate from the module under test: `tests/os_loom.rs` compiles that file with atomics that work
+// only in loom models.
 #[cfg(test)]
 mod copied_tests;
 

@@ -1,19 +1,19 @@
-//! The mounts that this process sees: a pure reading of `/proc/self/mountinfo`.
+//! The mounts visible to this process: a pure parser of `/proc/self/mountinfo`.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-/// A mount, as far as it matters here.
+/// A mount, reduced to the fields used here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mount<'a> {
-    /// The part of the file system that is mounted.
+    /// Part of the file system that is mounted.
     pub root: PathBuf,
-    /// The directory at which it is mounted.
+    /// Directory at which it is mounted.
     pub point: PathBuf,
-    /// The type of the file system.
+    /// Type of the file system.
     pub kind: &'a [u8],
-    /// The options of the file system.
+    /// Options of the file system.
     pub options: &'a [u8],
 }
 
@@ -27,17 +27,17 @@ impl<'a> Mount<'a> {
         Some(Self { root: unescape(root), point: unescape(point), kind, options })
     }
 
-    /// Returns the mount that `path`, which has no links in it, is on.
+    /// Returns the mount that contains `path`, which must be free of symbolic links.
     pub fn of(mountinfo: &'a [u8], path: &Path) -> Option<Self> {
         let mounts = mountinfo.split(|&byte| byte == b'\n').filter_map(Self::parse);
-        // Of two at one directory the later one hides the other.
+        // Of two mounts at one directory the later one hides the earlier.
         mounts
             .filter(|mount| path.starts_with(&mount.point))
             .max_by_key(|mount| mount.point.components().count())
     }
 }
 
-/// Returns `text` without the kernel's `\040` for a space and its like.
+/// Decodes the kernel's octal escapes, such as `\040` for a space.
 fn unescape(text: &[u8]) -> PathBuf {
     let mut plain = Vec::with_capacity(text.len());
     let mut rest = text;

@@ -1,12 +1,12 @@
-//! This process's memory, read without the risk of a fault.
+//! Reads of this process's memory that cannot fault.
 //!
-//! `/proc/self/mem` answers with an error where a pointer would raise a signal: an address that is not mapped,
-//! a library that another thread unloads at this moment, a file that another process has shortened under
-//! its mapping (`SIGBUS`). A read costs about 0.6 us.
+//! `/proc/self/mem` returns an error where a pointer would raise a signal: an address that is not
+//! mapped, a library that another thread is unloading, or a file that another process has shortened
+//! under its mapping (`SIGBUS`). A read costs about 0.6 us.
 //!
-//! One descriptor is opened for the process and kept. It belongs to the memory of the process that opened it,
-//! so a forked child opens its own; the inherited one is not closed, because the child may have closed it
-//! itself and have given the number to a file of its own.
+//! One descriptor is opened per process and kept. It refers to the memory of the process that
+//! opened it, so a forked child opens another. The inherited one is not closed: the child may have
+//! closed it already and reused the number for another file.
 
 #![allow(unsafe_code)]
 
@@ -18,16 +18,16 @@ use std::sync::atomic::Ordering::Relaxed;
 
 const MEM: &str = "/proc/self/mem";
 
-/// The process that opened the descriptor, and the descriptor plus one; 0 before.
+/// Process ID (upper half) and descriptor + 1 (lower half); 0 before the first call.
 static OPENED: AtomicU64 = AtomicU64::new(0);
 
-/// Copies memory from `address` on into `into`; returns how many bytes could be read.
+/// Copies memory from `address` on into `into`. Returns the number of bytes read.
 ///
 /// Neither locks nor allocates, except to open the file at the process's first call.
 pub(crate) fn read(address: u64, into: &mut [u8]) -> usize {
     let Some(fd) = descriptor() else { return 0 };
-    // SAFETY: never closed by us. A number that the host has closed and reused leads to a file of its own,
-    // of which a read changes nothing.
+    // SAFETY: never closed by marple. If the host has closed the descriptor and reused its number,
+    // the read goes to another file and modifies nothing.
     let fd = unsafe { BorrowedFd::borrow_raw(fd) };
     rustix::io::pread(fd, into, address).unwrap_or(0)
 }
@@ -75,7 +75,8 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         file.set_len(4096).unwrap();
         let null = std::ptr::null_mut();
-        // SAFETY: a mapping at a place of the kernel's choice; its bytes are reached by `read` only.
+        // SAFETY: a mapping at an address chosen by the kernel; its bytes are accessed by `read`
+        // only.
         let mapped =
             unsafe { mmap(null, 4096, ProtFlags::READ, MapFlags::PRIVATE, &file, 0) }.unwrap();
         let mut bytes = [1; 8];

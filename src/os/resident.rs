@@ -1,12 +1,14 @@
-//! Where the resident memory of the process is, by kind of mapping.
+//! Resident memory of the process by kind of mapping.
 //!
 //! ```text
-//! /proc/self/status   VmRSS = RssAnon + RssFile + RssShmem     a microsecond
-//! /proc/self/smaps    Rss of each mapping                      walks every page: 11 ms a GiB, 3 us a mapping
+//! /proc/self/status   VmRSS = RssAnon + RssFile + RssShmem     1 us
+//! /proc/self/smaps    Rss of each mapping                      11 ms a GiB (walks every page),
+//!                                                              3 us a mapping
 //! ```
 //!
-//! Reads into a buffer that is reserved before, so that it can be read when no more memory is to be had. While
-//! the kernel writes the lines of a mapping, other threads cannot map or unmap, so `smaps` is not read above 8 GiB.
+//! The text is read into a preallocated buffer, so that it can be read when no more memory is
+//! available. While the kernel writes the lines of a mapping, other threads cannot map or unmap.
+//! `smaps` is therefore not read above 8 GiB.
 
 use std::ops::Range;
 
@@ -18,19 +20,19 @@ use crate::base::Bytes;
 /// Resident memory above which mappings are not walked: 90 ms.
 const MAX_WALKED: Bytes = Bytes(8 << 30);
 
-/// Mappings that are read: 60 ms and 14 MB of text.
+/// Maximum number of mappings read: 60 ms and 14 MB of text.
 const MAX_MAPPINGS: usize = 20_000;
 
-/// More than a line of smaps with the longest path.
+/// Buffer size; more than a line of smaps with the longest path.
 const BUFFER: usize = 16 << 10;
 
-/// glibc's arenas begin at multiples of this.
+/// Alignment of glibc's arenas.
 const ARENA: u64 = 64 << 20;
 
-/// The largest mapping without access that is taken for the guard below a thread's stack.
+/// Maximum size of a mapping without access that counts as the guard below a thread's stack.
 const MAX_GUARD: u64 = 64 << 10;
 
-/// Mappings that are named.
+/// Number of largest mappings that are reported individually.
 const NAMED: usize = 3;
 
 /// Resident memory of the process.
@@ -42,37 +44,38 @@ pub struct Resident {
     pub file: Bytes,
     /// Shared memory: System V, `/dev/shm`, memory files.
     pub shared: Bytes,
-    /// Where it is, or `None` if there is too much to walk or `smaps` cannot be read.
+    /// Breakdown by kind of mapping, or `None` if there is too much to walk or `smaps` cannot be
+    /// read.
     pub kinds: Option<Kinds>,
 }
 
 /// Resident memory by kind of mapping.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Kinds {
-    /// Malloc's heap: `[heap]`, and arenas where glibc has them.
+    /// Malloc's heap: `[heap]`, and glibc's arenas.
     pub malloc: Bytes,
     /// Other anonymous mappings.
     pub anonymous: Bytes,
     /// Stacks: the main thread's, and anonymous mappings right above a guard.
     pub stacks: Bytes,
-    /// Mapped files, with the private copies of their pages.
+    /// Mapped files, including the private copies of their pages.
     pub files: Bytes,
     /// Shared memory.
     pub shared: Bytes,
-    /// The mappings with the most, in order.
+    /// Mappings with the most resident memory, largest first.
     pub largest: [Large; NAMED],
-    /// Not all mappings were read.
+    /// Set if not all mappings were read.
     pub is_partial: bool,
 }
 
 /// A mapping with much resident memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Large {
-    /// Its lowest address.
+    /// Lowest address.
     pub start: u64,
-    /// Resident in it.
+    /// Resident memory in the mapping.
     pub resident: Bytes,
-    /// Its kind.
+    /// Kind of the mapping.
     pub kind: Kind,
 }
 
@@ -81,7 +84,7 @@ pub struct Large {
 pub enum Kind {
     /// Malloc's heap.
     Malloc,
-    /// Anonymous.
+    /// Anonymous mapping.
     #[default]
     Anonymous,
     /// Stack.
@@ -93,7 +96,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// The name that a profile shows.
+    /// Returns the name shown in a profile.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Malloc => "malloc heap",
@@ -106,25 +109,25 @@ impl Kind {
 }
 
 impl Resident {
-    /// Sum of all.
+    /// Returns the sum of all three parts.
     pub fn total(&self) -> Bytes {
         Bytes(self.anonymous.get() + self.file.get() + self.shared.get())
     }
 }
 
-/// Reads the resident memory of this process.
+/// A reader of the resident memory of this process.
 #[derive(Debug)]
 pub struct ResidentReader {
     buffer: Vec<u8>,
 }
 
 impl ResidentReader {
-    /// Reserves what a reading takes, 16 KiB, and writes to it once.
+    /// Allocates the buffer of 16 KiB and writes to it once.
     pub fn reserve() -> Self {
         Self { buffer: vec![1; BUFFER] }
     }
 
-    /// Reads it. Allocates nothing. `None` if there is no such `/proc`.
+    /// Reads the resident memory without allocating. Returns `None` if `/proc` does not provide it.
     pub fn read(&mut self) -> Option<Resident> {
         let mut resident = Resident::default();
         self.lines(c"/proc/self/status", |line| {
@@ -151,7 +154,8 @@ impl ResidentReader {
         Some(resident)
     }
 
-    /// Shows each line of a file until `see` returns `false`. A line that is longer than the buffer is cut.
+    /// Calls `see` with each line of a file until it returns `false`. A line longer than the buffer
+    /// is truncated.
     fn lines(
         &mut self,
         path: &std::ffi::CStr,
@@ -197,9 +201,9 @@ struct Mapping {
     start: u64,
     end: u64,
     kind: Kind,
-    /// No access: a guard, or what an arena has reserved.
+    /// Set for a mapping without access: a guard, or the reserved part of an arena.
     is_closed: bool,
-    /// Readable and writable, private and without a name.
+    /// Set for a mapping that is readable, writable, private and unnamed.
     is_plain: bool,
     resident: Bytes,
 }
@@ -226,7 +230,7 @@ impl Walk {
     fn next(&mut self, mut next: Mapping) {
         let last = self.last;
         let adjoins = last.end == next.start;
-        // An arena: what is in use, and the rest without access up to a multiple of its size.
+        // An arena: the used part, followed by an inaccessible part up to a multiple of its size.
         let reserves = next.is_closed && adjoins && next.end.is_multiple_of(ARENA);
         let is_whole = last.end.is_multiple_of(ARENA);
         if last.is_plain && last.start.is_multiple_of(ARENA) && (reserves || is_whole) {
@@ -265,7 +269,7 @@ impl Walk {
     }
 }
 
-/// A mapping's first line: `7f12a000-7f12c000 rw-p 00000000 00:00 0    /path`.
+/// Parses the first line of a mapping: `7f12a000-7f12c000 rw-p 00000000 00:00 0    /path`.
 fn header(line: &[u8]) -> Option<Mapping> {
     let mut words = line.split(|&byte| byte == b' ').filter(|word| !word.is_empty());
     let range = range(words.next()?)?;
@@ -273,7 +277,8 @@ fn header(line: &[u8]) -> Option<Mapping> {
     let path = words.nth(3).unwrap_or_default();
     let is_private = permissions.get(3) == Some(&b'p');
     let starts = |prefixes: &[&[u8]]| prefixes.iter().any(|prefix| path.starts_with(prefix));
-    // The words of a name with spaces that matter: `[anon: glibc: malloc]`, `[anon: glibc: pthread stack: 12]`.
+    // Names with spaces are matched by word: `[anon: glibc: malloc]`, `[anon: glibc: pthread stack:
+    // 12]`.
     let has = |word: &[u8]| line.windows(word.len()).any(|at| at == word);
     let kind = match path {
         b"[heap]" => Kind::Malloc,
@@ -302,7 +307,7 @@ fn range(word: &[u8]) -> Option<Range<u64>> {
     Some(u64::from_str_radix(start, 16).ok()?..u64::from_str_radix(end, 16).ok()?)
 }
 
-/// The value of a line such as `Rss:    12 kB`.
+/// Parses the value of a line such as `Rss:    12 kB`.
 fn kibibytes(value: &[u8]) -> Option<Bytes> {
     let number = std::str::from_utf8(value).ok()?.trim().strip_suffix("kB")?;
     Some(Bytes(number.trim().parse::<u64>().ok()? << 10))

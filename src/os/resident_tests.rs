@@ -1,4 +1,4 @@
-//! Mappings as the kernel lists them, and those of this process.
+//! Tests with mappings as listed by the kernel, and with those of this process.
 
 use super::*;
 
