@@ -1,16 +1,17 @@
-//! What a thread does at the moment, and where it sleeps, without its taking part.
+//! State and stack of another thread, read through `/proc` without its cooperation.
 //!
 //! ```text
-//! stat, wchan     name, state, what it waits for
-//! schedstat       how often it was given a core: unchanged, it has not run since
-//! syscall         of one that sleeps: stack pointer and instruction
-//! /proc/self/mem  its stack, which by then is memory as any other
+//! stat, wchan     name, state, kernel function it waits in
+//! schedstat       number of timeslices: if unchanged, the thread has not run since
+//! syscall         of a sleeping thread: stack pointer and instruction pointer
+//! /proc/self/mem  its stack, which is ordinary memory while the thread sleeps
 //! ```
 //!
-//! A thread that sleeps in the kernel needs no signal to show its stack. The copy is of one moment when
-//! the thread was given no core between the question before it and the one after: [`Eyes::asleep`] checks.
-//! Of the registers only these two are told. Unwinding needs no others unless a frame is addressed by a
-//! frame pointer that none further in has saved; the walk then breaks off, and a signal has to do.
+//! A thread that sleeps in the kernel needs no signal to read its stack. The copy is consistent if
+//! the thread got no core between the reads of schedstat before and after it: [`Eyes::asleep`]
+//! checks this. Only these two registers are available. Unwinding needs others only if a frame is
+//! addressed by a frame pointer that no inner frame has saved. The walk then stops, and a signal is
+//! needed.
 
 use crate::base::spare;
 use std::os::fd::OwnedFd;
@@ -22,32 +23,32 @@ use super::copied::Registers;
 use super::own_memory;
 use super::threads::{self, TASKS, Thread};
 
-/// How much the kernel let a thread run.
+/// Scheduler statistics of a thread.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Runs {
-    /// CPU time, as of the kernel's last look at it.
+    /// CPU time, as of the kernel's last update.
     pub cpu: Duration,
-    /// Time it waited for a core.
+    /// Run delay: time spent waiting for a core.
     pub waited: Duration,
-    /// How often it was given one.
+    /// Number of timeslices on a core.
     pub turns: u64,
 }
 
-/// A frame pointer at which nothing can be, so that a walk that needs the real one breaks off.
+/// Invalid frame pointer, so that a walk that needs the real one stops.
 const UNKNOWN: u64 = 1;
 
-/// The open directory of the threads.
+/// A reader of the state and stack of threads.
 pub struct Eyes {
     tasks: OwnedFd,
     bytes: Vec<u8>,
 }
 
 impl Eyes {
-    /// Opens them.
+    /// Opens the directory of the threads.
     ///
     /// # Errors
     ///
-    /// Why threads cannot be seen, in words.
+    /// Returns a text if threads cannot be inspected.
     pub fn open() -> Result<Self, String> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let tasks = spare::with(|| open(TASKS, flags, Mode::empty()))
@@ -65,13 +66,14 @@ impl Eyes {
         }
     }
 
-    /// What a thread does, and how often it had run just before; none when it has ended.
+    /// Returns the state of a thread and its scheduler statistics just before, or `None` if the
+    /// thread has exited.
     pub fn look(&self, tid: u32) -> Option<(Thread, Runs)> {
         let runs = self.runs(tid)?;
         Some((threads::look(&self.tasks, tid)?, runs))
     }
 
-    /// How much a thread has run.
+    /// Returns the scheduler statistics of a thread.
     pub fn runs(&self, tid: u32) -> Option<Runs> {
         let mut buffer = [0; 128];
         let told = threads::read(&self.tasks, tid, "schedstat", &mut buffer)?;
@@ -84,9 +86,11 @@ impl Eyes {
         })
     }
 
-    /// Where a thread sleeps, if it has not run since `runs` and does not run before its stack is in
-    /// `stack`: registers, of which the frame pointer is a wrong one, and up to `bytes` from the stack
-    /// pointer up. On aarch64 none: a leaf's return address is in a register nobody tells.
+    /// Copies the stack of a sleeping thread, up to `bytes` from the stack pointer up, to `stack`.
+    ///
+    /// Returns registers whose frame pointer is invalid. Returns `None` if the thread has run since
+    /// `runs` or runs before the copy is complete. Always `None` on aarch64: a leaf's return
+    /// address is in a register that the kernel does not report.
     pub fn asleep(
         &mut self,
         tid: u32,
@@ -101,7 +105,7 @@ impl Eyes {
         let told = threads::read(&self.tasks, tid, "syscall", &mut buffer)?;
         let registers = parse(std::str::from_utf8(told).ok()?)?;
         self.bytes.resize(bytes, 0);
-        // Ends where the mapping ends.
+        // The read ends at the end of the mapping.
         let got = own_memory::read(registers.sp, &mut self.bytes);
         if got == 0 {
             return None;
@@ -116,7 +120,7 @@ impl Eyes {
     }
 }
 
-/// `45 0x3 … 0xSP 0xPC`, or `-1 0xSP 0xPC` outside of a system call, or `running`.
+/// Parses `45 0x3 … 0xSP 0xPC`, `-1 0xSP 0xPC` (outside of a system call) or `running`.
 fn parse(syscall: &str) -> Option<Registers> {
     let mut last = syscall.split_ascii_whitespace().rev();
     let mut address = || u64::from_str_radix(last.next()?.strip_prefix("0x")?, 16).ok();

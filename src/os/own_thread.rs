@@ -1,23 +1,28 @@
-//! Marple's own threads: what they must not inherit from the thread that starts them.
+//! Scheduling attributes of marple's threads, reset from those inherited from the starting thread.
 //!
-//! A new thread takes over from the thread that creates it, whichever that is:
+//! A new thread inherits attributes from the thread that creates it, which may be any thread of the
+//! host:
 //!
-//! | inherited | harm | set to |
+//! | inherited | harm | reset to |
 //! |---|---|---|
-//! | CPU mask | on one core with a thread that spins, the agent does not run | the mask the process was started with, if CPUs of it are missing |
-//! | `SCHED_FIFO`, `SCHED_RR` | the agent takes a core away from the service | `SCHED_OTHER` |
-//! | `SCHED_BATCH`, `SCHED_IDLE` | the agent starves on a busy machine | the policy the process was started with |
-//! | nice value | as above, in both directions | the nice value the process was started with |
-//! | timer slack | ticks come late | the slack the process was started with, if it was less |
+//! | CPU mask | the agent starves on the core of a spinning thread | start (1), if it lacks CPUs |
+//! | `SCHED_FIFO`, `SCHED_RR` | the agent takes a core from the service | `SCHED_OTHER` |
+//! | `SCHED_BATCH`, `SCHED_IDLE` | the agent starves on a busy machine | start (1) |
+//! | nice value | as above, in both directions | start (1) |
+//! | timer slack | ticks come late | start (1), if it was less |
 //!
-//! What the process was started with is the operator's decision (`taskset`, `chrt`, `nice`, `CPUAffinity=` of systemd) and
-//! holds for marple's threads too. It has to be read before `main`: later there is no telling a mask that `main` set for
-//! itself from one that was given to the process. `AtStart` is filled by a function of `.init_array`.
+//! (1) The value that the process was started with.
 //!
-//! The mask of a thread that was started by another one of marple's is left alone, so that a later
-//! `taskset --all-tasks --pid` holds for all threads.
+//! The start values are the operator's decision (`taskset`, `chrt`, `nice`, `CPUAffinity=` of
+//! systemd) and apply to marple's threads too. They have to be read before `main`: later, a mask
+//! that `main` set for its thread cannot be distinguished from one given to the process. `AtStart`
+//! is filled by a function of `.init_array`.
 //!
-//! Setting any of it is optional (`os::syscalls`): what a filter or the kernel denies is reported as a warning.
+//! The mask of a thread that was started by another marple thread is left unchanged, so that a
+//! later `taskset --all-tasks --pid` applies to all threads.
+//!
+//! Each of these settings is optional (`os::syscalls`). A denial by a filter or the kernel is
+//! reported as a warning.
 
 #![allow(unsafe_code)]
 
@@ -30,20 +35,20 @@ use super::kernel_file::{KernelFile, number, words};
 use super::syscalls::{Optional, permit};
 use crate::base::warnings;
 
-/// The topic of the warning about what could not be set.
+/// Topic of the warning about attributes that could not be set.
 const TOPIC: &str = "threads.scheduling";
 
-/// Threads of marple's at once, at most: nine of fixed names, and one for each collector that runs. Those beyond
-/// are taken for threads of the service.
+/// Maximum number of concurrent marple threads: nine with fixed names, and one for each running
+/// collector. Further ones are counted as threads of the service.
 const MAX_THREADS: usize = 64;
 
-/// Set with the id of a thread whose scheduling has not been put back yet.
+/// Flag of a thread whose scheduling has not been reset yet.
 const PENDING: u32 = 1 << 31;
 
-/// The ids of marple's running threads; 0 is a free place.
+/// IDs of marple's running threads; 0 is a free entry.
 static RUNNING: [AtomicU32; MAX_THREADS] = [const { AtomicU32::new(0) }; MAX_THREADS];
 
-/// Scheduling of a thread, as `stat` of it shows it.
+/// Scheduling of a thread, as in its `stat`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Scheduling {
     nice: i32,
@@ -51,14 +56,14 @@ struct Scheduling {
 }
 
 impl Scheduling {
-    /// Reads `/proc/thread-self/stat`, or `None` if that cannot be done.
+    /// Reads `/proc/thread-self/stat`. Returns `None` on failure.
     fn of_this_thread() -> Option<Self> {
         let mut buffer = [0; 1024];
         let stat = KernelFile::open("/proc/thread-self/stat".as_ref())?;
         Self::parse(stat.read(&mut buffer)?)
     }
 
-    /// Fields 19 and 41 of proc(5). The name, field 2, may hold brackets and spaces.
+    /// Parses fields 19 and 41 of proc(5). The name, field 2, may contain brackets and spaces.
     fn parse(stat: &[u8]) -> Option<Self> {
         let name_end = stat.iter().rposition(|&byte| byte == b')')?;
         let mut fields = words(stat.get(name_end + 1..)?);
@@ -68,7 +73,7 @@ impl Scheduling {
     }
 }
 
-/// What the process was started with.
+/// Scheduling attributes that the process was started with.
 #[derive(Debug)]
 struct AtStart {
     cpus: Option<CpuMask>,
@@ -79,8 +84,8 @@ struct AtStart {
 
 static AT_START: OnceLock<AtStart> = OnceLock::new();
 
-/// Runs before `main`. Where it does not (a library that is loaded later has it run at its loading), what it reads is that
-/// of the loading thread.
+/// Records the start values; runs before `main`. In a library that is loaded later it runs during
+/// loading, and then records the values of the loading thread.
 extern "C" fn record_at_start() {
     let _ = AT_START.set(AtStart {
         cpus: CpuMask::of_thread(0),
@@ -89,24 +94,25 @@ extern "C" fn record_at_start() {
     });
 }
 
-// SAFETY: the C library calls each function that `.init_array` points at once, with arguments that this one does not
-// take, which all ABIs of Linux allow. It uses system calls and a `OnceLock`: nothing that `main` has to set up.
+// SAFETY: the C library calls each function in `.init_array` once. It passes arguments that this
+// function does not take, which all ABIs of Linux allow. The function uses system calls and a
+// `OnceLock`: nothing that `main` has to set up.
 #[cfg(not(miri))]
 #[used]
 #[unsafe(link_section = ".init_array")]
 static RECORD_AT_START: extern "C" fn() = record_at_start;
 
-/// Begins a thread of marple's: gives back the memory of its stack that is not used, and puts what it inherited
-/// from the thread that started it to what the process was started with. A second call in a thread does nothing.
+/// Prepares a marple thread: releases the unused memory of its stack and resets inherited
+/// attributes to the process's start values. A second call in a thread does nothing.
 pub fn enter() {
     thread_local! {
         static ENTRY: Entry = Entry::new();
     }
-    // A thread that is ending has no locals.
+    // A terminating thread has no thread-locals.
     let _ = ENTRY.try_with(|_| ());
 }
 
-/// A place in [`RUNNING`], for as long as the thread runs.
+/// An entry in [`RUNNING`], held while the thread runs.
 struct Entry(Option<&'static AtomicU32>);
 
 impl Entry {
@@ -117,7 +123,8 @@ impl Entry {
         let place = RUNNING.iter().find(is_free);
         super::memory::release_own_stack();
         report(&reset());
-        // A thread that starts before this does not take this one's mask for a right one.
+        // Stored after the reset, so that threads starting meanwhile do not accept this one's mask
+        // as correct.
         if let Some(place) = place {
             place.store(tid, Relaxed);
         }
@@ -133,17 +140,18 @@ impl Drop for Entry {
     }
 }
 
-/// The ids of marple's threads that run.
+/// Returns the IDs of marple's running threads.
 pub(super) fn running() -> impl Iterator<Item = u32> {
     RUNNING.iter().map(|place| place.load(Relaxed) & !PENDING).filter(|&tid| tid != 0)
 }
 
-/// Forgets the threads of the parent: for a forked child, which has none of them.
+/// Clears the table in a forked child, where the parent's threads do not exist.
 pub(super) fn forget_parent() {
     RUNNING.iter().for_each(|place| place.store(0, Relaxed));
 }
 
-/// Sets what the calling thread inherited; returns what could not be set.
+/// Resets the inherited attributes of the calling thread. Returns a text for each that could not be
+/// set.
 fn reset() -> Vec<String> {
     let Some(start) = AT_START.get() else { return Vec::new() };
     let mut problems = Vec::new();
@@ -181,7 +189,8 @@ fn reset_cpus(start: &AtStart) -> Result<(), String> {
     let failed = |why: String| format!("CPUs {own} instead of {wanted}: {why}");
     permit(Optional::SetAffinity).map_err(|denied| failed(denied.to_string()))?;
     match wanted.set_for_this_thread() {
-        // None of them is left in the cpuset: what the kernel gave instead is right.
+        // No CPU of the mask is left in the cpuset: the mask that the kernel chose instead is
+        // correct.
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
         result => result.map_err(|error| failed(format!("sched_setaffinity failed: {error}"))),
     }
@@ -201,8 +210,8 @@ fn reset_policy(start: &AtStart) -> Result<(), String> {
     let failed = |why: String| format!("policy {} instead of {wanted}: {why}", own.policy);
     permit(Optional::SetScheduler).map_err(|denied| failed(denied.to_string()))?;
     let parameters = libc::sched_param { sched_priority: 0 };
-    // By the system call: musl's function is not implemented. A thread whose children are reset at their creation
-    // (SCHED_RESET_ON_FORK) has none of it to reset.
+    // A raw system call: musl's function is not implemented. If the parent had SCHED_RESET_ON_FORK,
+    // the policy is already reset.
     // SAFETY: the parameters outlive the call, which changes the calling thread only.
     let result = unsafe { libc::syscall(libc::SYS_sched_setscheduler, 0, wanted, &parameters) };
     match result {
@@ -220,7 +229,7 @@ fn reset_nice(start: &AtStart) -> Result<(), String> {
     }
     let failed = |why: String| format!("nice {} instead of {}: {why}", own.nice, at_start.nice);
     permit(Optional::SetPriority).map_err(|denied| failed(denied.to_string()))?;
-    // Linux keeps it for each thread: 0 is the calling one.
+    // Linux keeps the nice value per thread: 0 is the calling one.
     rustix::process::setpriority_process(None, at_start.nice)
         .map_err(|error| failed(format!("setpriority failed: {error} (RLIMIT_NICE)")))
 }
@@ -228,12 +237,14 @@ fn reset_nice(start: &AtStart) -> Result<(), String> {
 fn reset_timer_slack(start: &AtStart) {
     if start.timer_slack > 0 && timer_slack() > start.timer_slack {
         let slack = libc::c_ulong::from(start.timer_slack.unsigned_abs());
-        // SAFETY: no pointers; it changes the calling thread only. There is no error for a slack above 0.
+        // SAFETY: no pointers; it changes the calling thread only. There is no error for a slack
+        // above 0.
         unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, slack) };
     }
 }
 
-/// The timer slack of the calling thread, in nanoseconds; -1 if the kernel does not return it.
+/// Returns the timer slack of the calling thread, in nanoseconds; -1 if the kernel does not return
+/// it.
 fn timer_slack() -> libc::c_int {
     // SAFETY: no pointers, and nothing is changed.
     unsafe { libc::prctl(libc::PR_GET_TIMERSLACK) }

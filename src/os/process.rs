@@ -1,4 +1,4 @@
-//! Who and where we are, and what the whole machine has.
+//! Identity and resources of the process and the machine.
 
 use std::path::PathBuf;
 use std::sync::Mutex;
@@ -10,99 +10,106 @@ use sysinfo::{MemoryRefreshKind, System};
 
 use crate::base::{Bytes, Clock, Moment, SystemClock};
 
-/// The process's id, as its own pid namespace counts.
+/// Returns the process ID in the process's own pid namespace.
 pub fn pid() -> u32 {
     std::process::id()
 }
 
-/// The path of the executable; none when the system does not tell. Linux appends ` (deleted)` when
-/// another file has taken its place, which is worth seeing in a manifest.
+/// Returns the path of the executable, or `None` if the system does not report it. Linux appends `
+/// (deleted)` if the file was replaced, which is useful in a manifest.
 pub fn exe() -> Option<PathBuf> {
     std::env::current_exe().ok()
 }
 
-/// The kernel and its release: `Linux 6.18.4`.
+/// Returns the kernel and its release: `Linux 6.18.4`.
 pub fn kernel() -> String {
     let uname = uname();
     format!("{} {}", uname.sysname().to_string_lossy(), uname.release().to_string_lossy())
 }
 
-/// The machine's architecture, as the kernel names it: `x86_64`, `aarch64`.
+/// Returns the machine's architecture in the kernel's form: `x86_64`, `aarch64`.
 pub fn arch() -> String {
     uname().machine().to_string_lossy().into_owned()
 }
 
-/// The host's name; in a container, the container's.
+/// Returns the host name; in a container, the container's.
 pub fn host_name() -> String {
     uname().nodename().to_string_lossy().into_owned()
 }
 
-/// Returns how long the CPU time of a process with so many threads should not be asked for again.
+/// Returns the minimum interval between two reads of the CPU time for a process with `threads`
+/// threads.
 ///
-/// The kernel adds up the times of all threads for it, at 50 to 300 ns each: 0.06 % of a core at most. It is shorter
-/// than a tick up to 500 threads.
+/// The kernel adds up the times of all threads, at 50 to 300 ns each: at most 0.06 % of a core. The
+/// interval is shorter than a tick up to 500 threads.
 pub fn cpu_time_pause(threads: Option<u64>) -> Duration {
     let threads = u32::try_from(threads.unwrap_or(0)).unwrap_or(u32::MAX);
     (Duration::from_micros(500) * threads).min(Duration::from_secs(10))
 }
 
-/// CPU time of all the process's threads, dead ones too, since it started. Costs 1 us.
+/// Returns the CPU time of all threads of the process since its start, including exited ones. Costs
+/// 1 us.
 pub fn cpu_time() -> Duration {
     let time = clock_gettime(ClockId::ProcessCPUTime);
     let time = Duration::new(
         u64::try_from(time.tv_sec).unwrap_or_default(),
         u32::try_from(time.tv_nsec).unwrap_or_default(),
     );
-    // A thread of the parent may have held it when this process was forked.
+    // `try_lock`, because a thread of the parent may have held the lock when this process was
+    // forked.
     if let Ok(mut last) = LAST_CPU_TIME.try_lock() {
         *last = Some((SystemClock.now(), time));
     }
     time
 }
 
-/// Returns the last result of [`cpu_time`] in this process and when it was read. Costs 50 ns, whatever the number of
-/// threads.
+/// Returns the last result of [`cpu_time`] in this process and its time. Costs 50 ns, regardless of
+/// the number of threads.
 pub fn last_cpu_time() -> Option<(Moment, Duration)> {
     LAST_CPU_TIME.try_lock().ok().and_then(|last| *last)
 }
 
 static LAST_CPU_TIME: Mutex<Option<(Moment, Duration)>> = Mutex::new(None);
 
-/// Has the calling thread come after those of ordinary priority where they want the same core: a ninth of
-/// their share. For good, since nobody may raise it again without privilege.
+/// Lowers the priority of the calling thread: it gets a ninth of the CPU time of an ordinary thread
+/// on the same core. Permanent, since raising it again needs privileges.
 #[cfg(target_os = "linux")]
 pub fn lower_priority() {
-    // Linux keeps it for each thread; POSIX would have it the process'.
+    // Linux keeps the nice value per thread; POSIX specifies it per process.
     if super::syscalls::permit(super::syscalls::Optional::SetPriority).is_ok() {
         let _ = rustix::process::nice(10);
     }
 }
 
-/// Nothing: elsewhere it would be the whole process' priority.
+/// Does nothing: on other systems it would change the priority of the whole process.
 #[cfg(not(target_os = "linux"))]
 pub fn lower_priority() {}
 
-/// How many CPUs the process as a whole may use. To ask again and again, keep a [`super::cores::Cores`].
+/// Returns the number of CPUs the process as a whole may use. For repeated reads, keep a
+/// [`super::cores::Cores`].
 pub fn cores() -> Option<u32> {
     super::cores::Cores::default().read()
 }
 
-/// How many file descriptors the process may have open; none without a limit.
+/// Returns the maximum number of open descriptors (`RLIMIT_NOFILE`), or `None` if there is no
+/// limit.
 pub fn descriptor_limit() -> Option<u64> {
     rustix::process::getrlimit(rustix::process::Resource::Nofile).current
 }
 
-/// How large the address space of the process may be (`RLIMIT_AS`); `None` without a limit.
+/// Returns the maximum address space of the process (`RLIMIT_AS`), or `None` if there is no limit.
 pub fn address_space_limit() -> Option<Bytes> {
     rustix::process::getrlimit(rustix::process::Resource::As).current.map(Bytes)
 }
 
-/// How much private writable memory the process may have (`RLIMIT_DATA`); `None` without a limit.
+/// Returns the maximum private writable memory of the process (`RLIMIT_DATA`), or `None` if there
+/// is no limit.
 pub fn data_limit() -> Option<Bytes> {
     rustix::process::getrlimit(rustix::process::Resource::Data).current.map(Bytes)
 }
 
-/// The memory of the machine. Reads and allocates: 20 us or so; not for every tick.
+/// Returns the memory of the machine. Reads a file and allocates: about 20 us, so not for every
+/// tick.
 pub fn physical_memory() -> Option<Bytes> {
     let mut system = System::new();
     system.refresh_memory_specifics(MemoryRefreshKind::nothing().with_ram());

@@ -1,23 +1,23 @@
-//! The process's own numbers, from `/proc/self`.
+//! Metrics of the process, from `/proc/self`.
 //!
-//! | measure | where | cost | may be off by |
+//! | metric | source | cost | maximum error |
 //! |---|---|---|---|
 //! | resident set | `statm`, field 2 | 1.5 us | see below |
-//! | file pages of it, data | `status`: `RssFile`, `VmData` | 7 us | as above |
-//! | address space | `statm`, field 1 | 1.5 us | nothing |
-//! | threads | `stat` of `task`: its link count is 2 + threads | 1 us | nothing |
-//! | descriptors | `stat` of `fd`: since Linux 6.2 its size is their number | 1 us | nothing |
+//! | its file pages, data | `status`: `RssFile`, `VmData` | 7 us | as above |
+//! | address space | `statm`, field 1 | 1.5 us | 0 |
+//! | threads | link count of `task`, which is 2 + threads | 1 us | 0 |
+//! | descriptors | size of `fd`, which is their number since Linux 6.2 | 1 us | 0 |
 //!
-//! `status` (6.7 us) prints 60 lines and is read only where it is needed: without a memory cgroup. The alternatives are
-//! dearer: `stat` (3.5 us) sums the CPU times of all threads to tell how many there are, and `smaps_rollup` walks every page under the lock
-//! that page faults need.
+//! `status` (6.7 us) prints 60 lines and is read only if needed: without a memory cgroup. The
+//! alternatives cost more: `stat` (3.5 us) sums the CPU times of all threads to report their
+//! number, and `smaps_rollup` walks every page under the lock that page faults need.
 //!
-//! How far off the resident set may be depends on the kernel, which batches its counters. Before
-//! 6.2 each thread keeps back up to 64 pages of each kind; from 6.2 each CPU keeps back up to
-//! max(32, 2 x CPUs) pages of each kind; later ones, from about 6.17, add up what is kept back.
+//! The error of the resident set depends on the kernel, which batches its counters. Before 6.2 each
+//! thread holds back up to 64 pages of each kind. From 6.2 each CPU holds back up to max(32, 2 x
+//! CPUs) pages of each kind. Kernels from about 6.17 add up the pages held back.
 //!
-//! Where the link count or the size does not tell (an older kernel, another `/proc`), the entries
-//! are counted. That costs about 1 us an entry, so it is done the less often the more there are.
+//! If the link count or size is not usable (an older kernel, another `/proc`), the entries are
+//! counted. That costs about 1 us per entry, so large directories are counted less often.
 
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
@@ -31,14 +31,14 @@ use rustix::fs::{
 use super::kernel_file::{BUFFER, KernelFile, number, under, words};
 use crate::base::{Bytes, Moment};
 
-/// How long a count of entries is good for, for each entry counted: 1 us of work every 5 ms is 0.02
-/// % of a core, whatever the number.
+/// Validity of a count for each entry counted: 1 us of work every 5 ms is 0.02 % of a core,
+/// regardless of the number.
 const GOOD_FOR_PER_ENTRY: Duration = Duration::from_millis(5);
 
-/// How long a count is good for at most; from 2000 entries on.
+/// Maximum validity of a count; reached at 2000 entries.
 const GOOD_FOR_AT_MOST: Duration = Duration::from_secs(10);
 
-/// `/proc/self`, its files open. What this machine does not tell is none.
+/// The open files of `/proc/self`. Values that the machine does not provide are `None`.
 #[derive(Debug)]
 pub struct Procfs {
     statm: Option<KernelFile>,
@@ -49,7 +49,7 @@ pub struct Procfs {
 }
 
 impl Procfs {
-    /// Opens what is there of `proc/self` under `root`, which is `/` but in tests.
+    /// Opens the files that exist in `proc/self` under `root`, which is `/` except in tests.
     pub fn open(root: &Path) -> Self {
         let own = under(root, Path::new("/proc/self"));
         Self {
@@ -61,19 +61,19 @@ impl Procfs {
         }
     }
 
-    /// Opens what tells the number of descriptors, and nothing else.
+    /// Opens only the directory with the number of descriptors.
     pub fn open_descriptors(root: &Path) -> Self {
         let fd = under(root, Path::new("/proc/self/fd"));
         let page = rustix::param::page_size() as u64;
         Self { statm: None, status: None, page, tasks: None, fds: Directory::open(&fd, size) }
     }
 
-    /// The resident set: pages of the process in memory, those it shares with others included.
+    /// Returns the resident set: pages of the process in memory, including shared ones.
     pub fn rss(&mut self, _now: Moment) -> Option<Bytes> {
         self.statm(1)
     }
 
-    /// The address space, which `RLIMIT_AS` limits.
+    /// Returns the size of the address space, which `RLIMIT_AS` limits.
     pub fn address_space(&self) -> Option<Bytes> {
         self.statm(0)
     }
@@ -84,12 +84,12 @@ impl Procfs {
         Some(Bytes(pages.saturating_mul(self.page)))
     }
 
-    /// The pages of files in the resident set, which the kernel can take back: not those of shared memory.
+    /// Returns the reclaimable file pages in the resident set, excluding shared memory.
     pub fn file_pages(&self) -> Option<Bytes> {
         self.status("RssFile:")
     }
 
-    /// Private writable memory, which `RLIMIT_DATA` limits.
+    /// Returns the private writable memory, which `RLIMIT_DATA` limits.
     pub fn data(&self) -> Option<Bytes> {
         self.status("VmData:")
     }
@@ -102,30 +102,31 @@ impl Procfs {
         Some(Bytes(number(words(value).next()?)?.saturating_mul(1 << 10)))
     }
 
-    /// How many threads there are.
+    /// Returns the number of threads.
     pub fn threads(&mut self, now: Moment) -> Option<u64> {
         self.tasks.as_mut()?.entries(now)
     }
 
-    /// How many file descriptors are open, marple's own among them.
+    /// Returns the number of open file descriptors, including marple's.
     pub fn fds(&mut self, now: Moment) -> Option<u64> {
         self.fds.as_mut()?.entries(now)
     }
 }
 
-/// The threads that the link count of `task` tells; none if it cannot be theirs: somebody runs
-/// this.
+/// Returns the number of threads by the link count of `task`. Returns `None` for 0, which is wrong
+/// because the calling thread exists.
 #[allow(clippy::useless_conversion, reason = "link counts are 32 bits wide on some architectures")]
 fn links(stat: &Stat) -> Option<u64> {
     u64::from(stat.st_nlink).checked_sub(2).filter(|&threads| threads > 0)
 }
 
-/// The descriptors that the size of `fd` tells; none if it cannot be theirs: one is of `fd` itself.
+/// Returns the number of descriptors by the size of `fd`. Returns `None` for 0, which is wrong
+/// because `fd` itself is open.
 fn size(stat: &Stat) -> Option<u64> {
     u64::try_from(stat.st_size).ok().filter(|&fds| fds > 0)
 }
 
-/// A directory of which the number of entries is asked.
+/// A directory whose entries are counted.
 #[derive(Debug)]
 struct Directory {
     fd: OwnedFd,
@@ -171,7 +172,7 @@ impl Directory {
     }
 }
 
-/// How long a count that found `entries` is good for.
+/// Returns the validity of a count that found `entries`.
 fn good_for(entries: u64) -> Duration {
     u32::try_from(entries)
         .ok()

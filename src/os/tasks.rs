@@ -1,4 +1,4 @@
-//! The threads of this process, by the kernel's list of them.
+//! The kernel's list of this process's threads.
 
 use crate::base::spare;
 use std::io;
@@ -10,23 +10,23 @@ use rustix::fs::{AtFlags, Mode, OFlags, RawDir, SeekFrom, fstat, open, seek, sta
 use rustix::io::Errno;
 use rustix::path::DecInt;
 
-/// `/proc/self/task`, open.
+/// The open directory `/proc/self/task`.
 #[derive(Debug)]
 pub struct Tasks {
     directory: OwnedFd,
 }
 
 impl Tasks {
-    /// Opens it.
+    /// Opens the directory.
     ///
     /// # Errors
     ///
-    /// If there is no `/proc`, or one of another pid namespace: it numbers the threads in another way, so that what is
-    /// asked for by id would be that of other threads.
+    /// Returns an error if there is no `/proc`, or if it belongs to another pid namespace: thread
+    /// IDs would then refer to other threads.
     pub fn open() -> io::Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let directory = spare::with(|| open("/proc/self/task", flags, Mode::empty()))?;
-        // Not the cached id, which is the parent's in a forked child.
+        // Not the cached ID, which is the parent's in a forked child.
         let own = rustix::thread::gettid().as_raw_nonzero();
         match statat(&directory, DecInt::new(own.get()), AtFlags::empty()) {
             Ok(_) => Ok(Self { directory }),
@@ -42,16 +42,17 @@ impl Tasks {
         &self.directory
     }
 
-    /// How many threads there are, for a microsecond.
+    /// Returns the number of threads. Costs 1 us.
     pub fn count(&self) -> Option<usize> {
         usize::try_from(fstat(&self.directory).ok()?.st_nlink).ok()?.checked_sub(2)
     }
 
-    /// Puts the ids of all threads into `tids`, in order. Costs some 0.5 us a thread.
+    /// Replaces the content of `tids` by the IDs of all threads, sorted. Costs about 0.5 us per
+    /// thread.
     ///
     /// # Errors
     ///
-    /// If the directory cannot be read; what was read is in `tids`.
+    /// Returns an error if the directory cannot be read; `tids` then holds the IDs read so far.
     pub fn list(&mut self, tids: &mut Vec<u32>) -> io::Result<()> {
         tids.clear();
         seek(&self.directory, SeekFrom::Start(0))?;
@@ -66,7 +67,7 @@ impl Tasks {
         Ok(())
     }
 
-    /// The name of the thread `tid`; none when it has ended. Costs some 7 us.
+    /// Returns the name of the thread `tid`, or `None` if it has exited. Costs about 7 us.
     pub fn name(&self, tid: u32) -> Option<String> {
         // At most 15 bytes and a newline.
         let mut buffer = [0; 64];
@@ -75,8 +76,8 @@ impl Tasks {
         Some(String::from_utf8_lossy(name).into_owned())
     }
 
-    /// Returns the time that the thread `tid` has waited for a core since it started, or `None` if it has ended or the
-    /// kernel does not count that (`CONFIG_SCHED_INFO`). Costs some 5 us.
+    /// Returns the run delay of the thread `tid` since its start. Returns `None` if it has exited
+    /// or the kernel does not count the delay (`CONFIG_SCHED_INFO`). Costs about 5 us.
     pub fn run_delay(&self, tid: u32) -> Option<Duration> {
         let mut buffer = [0; 128];
         let text = super::threads::read(&self.directory, tid, "schedstat", &mut buffer)?;

@@ -1,7 +1,7 @@
-//! The threads of the process, as `/proc/self/task` tells.
+//! The threads of the process, as listed in `/proc/self/task`.
 //!
-//! One or two small files a thread, none of which makes the thread do anything. A thread that ends while
-//! it is looked at is left out.
+//! Each thread takes one or two reads of small files, which do not interrupt the thread. A thread
+//! that exits meanwhile is omitted.
 
 use std::ffi::CStr;
 use std::io::Write as _;
@@ -17,93 +17,94 @@ use crate::base::{Moment, spare};
 
 pub(super) const TASKS: &str = "/proc/self/task";
 
-/// What the kernel tells about a thread.
+/// State of a thread, as reported by the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Thread {
-    /// Its id.
+    /// Thread ID.
     pub tid: u32,
-    /// Its name: at most 15 bytes.
+    /// Thread name: at most 15 bytes.
     pub name: String,
-    /// `R`, `S`, `D`, …
+    /// State: `R`, `S`, `D`, …
     pub state: char,
-    /// The function of the kernel it waits in; empty when it waits for nothing, or may not be known.
+    /// Kernel function that the thread waits in; empty if it does not wait, or if the kernel hides
+    /// it.
     pub wait_channel: String,
     /// CPU time, in the kernel's ticks of 10 ms.
     pub cpu_time: Duration,
-    /// The signals up to 31 that it blocks, the bit of signal n being n - 1.
+    /// Blocked signals up to 31; bit n - 1 stands for signal n.
     pub blocked: u64,
 }
 
-/// Why the threads are unknown.
+/// An error while listing threads.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot read {TASKS}: {0}; thread dumps need a mounted /proc")]
 pub struct Error(#[source] std::io::Error);
 
 impl Error {
-    /// The error that threads are listed, and nothing is told about any of them.
+    /// Creates the error for a list of threads of which no file can be read.
     pub fn none_can_be_read() -> Self {
         Self(std::io::Error::other("it lists threads, and none of their files can be read"))
     }
 }
 
-/// Threads to be looked at.
+/// A selection of threads.
 #[derive(Debug)]
 pub struct Threads {
     tasks: Tasks,
-    /// Their ids, in order.
+    /// Thread IDs; sorted if created by [`Threads::all`].
     pub tids: Vec<u32>,
 }
 
 impl Threads {
-    /// All there are. Costs some 0.5 us a thread.
+    /// Lists all threads. Costs about 0.5 us per thread.
     ///
     /// # Errors
     ///
-    /// Without `/proc`.
+    /// Returns an error if `/proc` cannot be read.
     pub fn all() -> Result<Self, Error> {
         let mut threads = Self::of(Vec::new())?;
         threads.tasks.list(&mut threads.tids).map_err(Error)?;
         Ok(threads)
     }
 
-    /// Those of these ids.
+    /// Selects the threads with these IDs.
     ///
     /// # Errors
     ///
-    /// Without `/proc`.
+    /// Returns an error if `/proc` cannot be read.
     pub fn of(tids: Vec<u32>) -> Result<Self, Error> {
         Ok(Self { tasks: Tasks::open().map_err(Error)?, tids })
     }
 
-    /// What the kernel tells about one of them; none when it has ended. Costs some 8 us.
+    /// Returns the state of the thread `tid`, or `None` if it has exited. Costs about 8 us.
     pub fn look(&self, tid: u32) -> Option<Thread> {
         look(self.tasks.directory(), tid)
     }
 }
 
-/// All threads, by id.
+/// Returns the state of all threads, by ID.
 ///
 /// # Errors
 ///
-/// Without `/proc`.
+/// Returns an error if `/proc` cannot be read.
 pub fn list() -> Result<Vec<Thread>, Error> {
     let threads = Threads::all()?;
     Ok(threads.tids.iter().filter_map(|&tid| threads.look(tid)).collect())
 }
 
-/// What the kernel tells about the thread `tid`; none when it has ended.
+/// Returns the state of the thread `tid`, or `None` if it has exited.
 pub(super) fn look(tasks: &OwnedFd, tid: u32) -> Option<Thread> {
     let mut buffer = [0; 1024];
     let (mut thread, waits) = parse(read(tasks, tid, "stat", &mut buffer)?, tid)?;
     if waits && let Some(function) = read(tasks, tid, "wchan", &mut buffer) {
-        // The kernel writes 0 to one who may not know.
+        // The kernel writes 0 if the caller lacks the permission.
         let function = function.strip_prefix(b"0").unwrap_or(function);
         thread.wait_channel = String::from_utf8_lossy(function).into_owned();
     }
     Some(thread)
 }
 
-/// What stands in a file of a thread, as far as it fits.
+/// Reads a file of a thread; longer content is truncated.
 pub(super) fn read<'b>(
     tasks: &OwnedFd,
     tid: u32,
@@ -119,13 +120,13 @@ pub(super) fn read<'b>(
     buffer.get(..length)
 }
 
-/// `123 (name) S 1 …`, where the name may hold anything, brackets and spaces too; and whether it waits in
-/// the kernel.
+/// Parses `123 (name) S 1 …`, in which the name may contain any character, including brackets and
+/// spaces. Returns `true` with the thread if it waits in the kernel.
 fn parse(stat: &[u8], tid: u32) -> Option<(Thread, bool)> {
     let open = stat.iter().position(|&byte| byte == b'(')?;
     let close = stat.iter().rposition(|&byte| byte == b')')?;
     let name = String::from_utf8_lossy(stat.get(open + 1..close)?).into_owned();
-    // By the numbers of proc(5).
+    // Field numbers are those of proc(5).
     let (mut at, mut fields) = (2, words(stat.get(close + 1..)?));
     let mut field = |number: usize| {
         let skipped = number.checked_sub(at + 1)?;
@@ -150,13 +151,13 @@ fn parse(stat: &[u8], tid: u32) -> Option<(Thread, bool)> {
     Some((thread, waits))
 }
 
-/// The id of the calling thread. Asked of the kernel once a thread, then 1 ns.
+/// Returns the ID of the calling thread: one system call per thread, then 1 ns.
 #[inline]
 pub fn current() -> u32 {
     thread_local! {
         static TID: std::cell::Cell<u32> = const { std::cell::Cell::new(0) };
     }
-    // A thread that is ending has no locals, and code that still runs in it pays for the question.
+    // A terminating thread has no thread-locals; code that still runs in it makes the system call.
     TID.try_with(|tid| {
         if tid.get() == 0 {
             tid.set(ask());
@@ -171,19 +172,19 @@ fn ask() -> u32 {
     rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs()
 }
 
-/// The kernel's name of the calling thread; empty where it cannot be had.
+/// Returns the kernel's name of the calling thread, or an empty string if it is not available.
 pub fn current_name() -> String {
     rustix::thread::name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
-/// CPU time of the calling thread.
+/// Returns the CPU time of the calling thread.
 pub fn cpu_time() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32)
 }
 
-/// The present as of the kernel's last tick, 4 ms ago at most (10 where it ticks at 100 Hz). Costs a few
-/// nanoseconds, whatever the machine's clock is: it is read from memory.
+/// Returns the time of the kernel's last tick, at most 4 ms ago (10 ms at 100 Hz). Costs a few
+/// nanoseconds with any clock source: the time is read from memory.
 pub fn recently() -> Moment {
     let time = clock_gettime(ClockId::MonotonicCoarse);
     Moment::from_nanos(time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64)
