@@ -1,72 +1,73 @@
-//! Stacks on their way from a signal handler to whoever unwinds them: a pool of slots in mapped memory.
+//! A pool of slots in mapped memory that passes stack copies from a signal handler to an unwinder.
 //!
 //! ```text
 //! free ──claim──> claimed ──publish──> ready ──take──> free
 //!      handler            handler            one reader
 //! ```
 //!
-//! A handler claims any free slot within `REACH` of a moving start, so it waits for nobody: a thread
-//! that is descheduled with a slot claimed holds back that slot and no other, which a queue in order
-//! could not say. When no slot is free its weight goes to [`Slots::lost`]. Everything is words of one
-//! [`Chunk`], so a slot costs memory only for the pages of it that were ever written: as much as the
-//! deepest stack it has held. `tests/os_loom.rs` tries the orders in which all this may be seen.
+//! A handler claims any free slot within `REACH` of a moving start, so it never waits. A thread
+//! that is descheduled with a claimed slot blocks only that slot; in an ordered queue it would
+//! block the following ones. If no slot is free, the weight is added to [`Slots::lost`]. The pool
+//! consists of words of one [`Chunk`]. Only pages that were written use memory, so a slot costs as
+//! much as the deepest stack it has held. `tests/os_loom.rs` checks the possible memory orderings.
 
 use super::memory::Chunk;
 use crate::base::sync::AtomicU64;
 use crate::base::sync::Ordering::{Acquire, Relaxed, Release};
 
-/// The registers an unwinder begins with.
+/// The registers an unwinder starts from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Registers {
-    /// The instruction that was interrupted.
+    /// Instruction pointer: the interrupted instruction.
     pub ip: u64,
-    /// The stack pointer.
+    /// Stack pointer.
     pub sp: u64,
-    /// The frame pointer, whatever is in it: `rbp`, `x29`.
+    /// Frame pointer register (`rbp`, `x29`), which may hold any value.
     pub fp: u64,
-    /// The link register, `x30`; 0 where there is none.
+    /// Link register (`x30`); 0 if the architecture has none.
     pub lr: u64,
 }
 
-/// What a handler knows besides the stack.
+/// Data a handler records in addition to the stack.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Head {
-    /// The thread.
+    /// Thread ID.
     pub tid: u32,
-    /// Whose it is: what the sender of the signal put there.
+    /// Tag set by the sender of the signal; identifies the owner.
     pub tag: u32,
-    /// How many samples it stands for.
+    /// Number of samples this one stands for.
     pub weight: u32,
-    /// Where the thread was.
+    /// Registers at the interruption.
     pub registers: Registers,
-    /// The thread's own pointer to what libc keeps of it, which lies above its stack.
+    /// Thread pointer to libc's thread descriptor, which lies above the thread's stack.
     pub thread_pointer: u64,
-    /// When it was: a handler's in [`ticks`](super::ticks), an event's in nanoseconds of `CLOCK_MONOTONIC`.
+    /// Time of the sample: [`ticks`](super::ticks) in a handler, nanoseconds of `CLOCK_MONOTONIC`
+    /// in a perf event.
     pub time: u64,
 }
 
-/// A stack that was copied.
+/// A copied stack with its header.
 #[derive(Clone, Debug, Default)]
 pub struct Copied {
-    /// Whose and where.
+    /// Thread, registers and time of the copy.
     pub head: Head,
-    /// The words from the stack pointer up.
+    /// Stack words, from the stack pointer up.
     pub stack: Vec<u64>,
-    /// Whether the copy reaches to the end of the stack.
+    /// Set if the copy reaches the end of the stack.
     pub whole: bool,
 }
 
-/// Words of a slot before the stack: two lines of the cache, so that the copy begins with a third.
+/// Words of a slot before the stack: two cache lines, so that the copy starts on a third.
 const HEAD: usize = 16;
 
-/// How many slots a handler looks at. That many taken in a row mean that nearly all are.
+/// Number of slots a handler tries. If that many in a row are taken, nearly all are.
 pub(crate) const REACH: usize = 16;
 
 const FREE: u64 = 0;
 const CLAIMED: u64 = 1;
 const READY: u64 = 2;
 
-/// The pool.
+/// A lock-free pool of stack copies.
 pub struct Slots {
     memory: Chunk,
     slots: usize,
@@ -76,7 +77,8 @@ pub struct Slots {
 }
 
 impl Slots {
-    /// `slots` slots of up to `stack_bytes` of stack each; none when the kernel refuses the memory.
+    /// Maps `slots` slots of up to `stack_bytes` of stack each. Returns `None` if the kernel
+    /// refuses the memory.
     pub fn map(slots: usize, stack_bytes: usize) -> Option<Self> {
         let (slots, stack_words) = (slots.max(1), stack_bytes / 8);
         let memory = Chunk::new(slots.checked_mul(HEAD + stack_words)?);
@@ -84,27 +86,27 @@ impl Slots {
         Some(Self { memory, slots, stack_words, next: AtomicU64::new(0), lost: AtomicU64::new(0) })
     }
 
-    /// How many there are.
+    /// Returns the number of slots.
     pub fn count(&self) -> usize {
         self.slots
     }
 
-    /// Touches the memory of all slots, as deep in each as `bytes` for all of them allow, so that writing
-    /// there is no page fault later: some 0.3 us a page the first time.
+    /// Touches the memory of all slots, `bytes / slots` in each, so that later writes cause no page
+    /// fault. Costs about 0.3 us for each page the first time.
     pub fn touch(&self, bytes: usize) {
         const PAGE_WORDS: usize = 512;
         let each = bytes / 8 / self.slots;
         for words in (0..self.slots).filter_map(|slot| self.words(slot)) {
             let words = words.get(..each.min(words.len())).unwrap_or_default();
             let pages = words.iter().step_by(PAGE_WORDS).chain(words.last());
-            // A handler may be writing; what it writes stays.
+            // A handler may be writing; adding 0 keeps its value.
             pages.for_each(|word| {
                 word.fetch_add(0, Relaxed);
             });
         }
     }
 
-    /// A free slot, now the caller's alone. Async-signal-safe.
+    /// Claims a free slot for exclusive use by the caller. Async-signal-safe.
     pub(crate) fn claim(&self) -> Option<Claimed<'_>> {
         let start = self.next.fetch_add(1, Relaxed) as usize;
         (0..REACH.min(self.slots)).find_map(|step| {
@@ -116,18 +118,18 @@ impl Slots {
         })
     }
 
-    /// Counts samples for which there was no slot. Async-signal-safe.
+    /// Counts samples for which no slot was free. Async-signal-safe.
     pub(crate) fn lose(&self, weight: u64) {
         self.lost.fetch_add(weight, Relaxed);
     }
 
-    /// How much weight found no slot, since the pool was mapped.
+    /// Returns the total weight of samples without a slot since the pool was mapped.
     pub fn lost(&self) -> u64 {
         self.lost.load(Relaxed)
     }
 
-    /// Hands every stack that is ready to `take` and frees its slot. For one reader at a time: two would
-    /// see torn copies.
+    /// Passes each ready stack to `take` and frees its slot. Supports one reader at a time: two
+    /// would read torn copies.
     pub fn drain(&self, into: &mut Copied, mut take: impl FnMut(&Copied)) {
         for slot in 0..self.slots {
             let Some((state, rest)) = self.words(slot).and_then(<[_]>::split_first) else { return };
@@ -159,7 +161,7 @@ impl Slots {
     }
 }
 
-/// A slot that is being written. Dropping it without [`Claimed::publish`] would leak it.
+/// A slot that is being written. Dropping it without [`Claimed::publish`] leaks the slot.
 #[must_use]
 pub(crate) struct Claimed<'a> {
     state: &'a AtomicU64,
@@ -168,13 +170,13 @@ pub(crate) struct Claimed<'a> {
 }
 
 impl Claimed<'_> {
-    /// How many words of stack there is room for.
+    /// Returns the capacity for stack words.
     pub(crate) fn room(&self) -> usize {
         self.stack.len()
     }
 
-    /// Lets `fill` put words of stack where there is room for them, which says how many, and hands the slot
-    /// over.
+    /// Stores the header and the stack words written by `fill`, which returns their number. Then
+    /// marks the slot ready.
     pub(crate) fn publish(
         self,
         head: &Head,

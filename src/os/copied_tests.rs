@@ -12,7 +12,7 @@ fn head(weight: u32) -> Head {
     }
 }
 
-/// Fills a slot with `words` of stack, as many as there is room for.
+/// Fills a slot with `words` of stack, up to its capacity.
 fn publish(slot: Claimed<'_>, head: &Head, words: impl Iterator<Item = u64>, whole: bool) {
     slot.publish(head, whole, |places| {
         places.iter().zip(words).map(|(place, word)| place.store(word, Relaxed)).count()
@@ -82,7 +82,7 @@ fn many_writers_lose_nothing_that_is_not_counted() {
             pool.drain(&mut copied, &mut take);
         }
     });
-    // That a thread has finished says nothing of what it wrote; that it was joined does.
+    // A finished thread may still have unobserved writes; joining it makes them visible.
     pool.drain(&mut copied, &mut take);
     assert!(got > 0);
     assert_eq!(got + pool.lost(), writers * each);

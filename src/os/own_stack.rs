@@ -1,4 +1,4 @@
-//! The running thread's registers and stack, as the unwinder reads them.
+//! The running thread's registers and stack, as input of the unwinder.
 
 #![allow(unsafe_code)]
 
@@ -8,8 +8,8 @@ use std::ops::Range;
 
 use crate::os::copied::Registers;
 
-/// Where the caller is and where its frame lies. Inlined always: the frame described is the one that
-/// must still stand while it is unwound.
+/// Returns the caller's registers. Always inlined: the frame described must still exist while it is
+/// unwound.
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 #[inline(always)]
 pub(crate) fn registers() -> Registers {
@@ -27,8 +27,8 @@ pub(crate) fn registers() -> Registers {
     Registers { ip, sp, fp: bp, lr: 0 }
 }
 
-/// Where the caller is and where its frame lies. Inlined always: the frame described is the one that
-/// must still stand while it is unwound.
+/// Returns the caller's registers. Always inlined: the frame described must still exist while it is
+/// unwound.
 #[cfg(all(target_arch = "aarch64", not(miri)))]
 #[inline(always)]
 pub(crate) fn registers() -> Registers {
@@ -47,13 +47,13 @@ pub(crate) fn registers() -> Registers {
     Registers { ip, sp, fp, lr }
 }
 
-/// Registers that lie on no stack: Miri has none to read.
+/// Returns registers that lie on no stack: Miri cannot read them.
 #[cfg(miri)]
 pub(crate) fn registers() -> Registers {
     Registers { ip: 0, sp: 0, fp: 0, lr: 0 }
 }
 
-/// The word at `address`, if it is aligned and lies in `stack`.
+/// Returns the word at `address` if it is aligned and within `stack`.
 ///
 /// # Safety
 ///
@@ -65,8 +65,8 @@ pub(crate) unsafe fn read(stack: &Range<u64>, address: u64) -> Result<u64, ()> {
         return Err(());
     }
     let word: u64;
-    // SAFETY: eight bytes of the thread's own stack, mapped as long as it runs. Read by an instruction
-    // of our own, because to the language they may be padding or belong to a live `&mut`.
+    // SAFETY: eight bytes of the thread's own stack, which is mapped while the thread runs. Read by
+    // inline assembly, because for the compiler they may be padding or belong to a live `&mut`.
     unsafe {
         #[cfg(target_arch = "x86_64")]
         asm!(
@@ -82,11 +82,12 @@ pub(crate) unsafe fn read(stack: &Range<u64>, address: u64) -> Result<u64, ()> {
     Ok(word)
 }
 
-/// Where the running thread's stack lies; none when libc cannot tell.
+/// Returns the bounds of the running thread's stack, or `None` if libc cannot determine them.
 ///
-/// Asked once a thread: libc allocates for the answer (C's malloc, never the Rust allocator that may be
-/// calling) and reads `/proc/self/maps` for the main thread. Whoever calls us is about to allocate or
-/// has just done so, and so may allocate; a signal handler may not, and must not call this.
+/// Queried once per thread. libc allocates for the result (with C's malloc, never with the Rust
+/// allocator that may be the caller) and reads `/proc/self/maps` for the main thread. Callers are
+/// about to allocate or have just done so, and so may allocate. Signal handlers must not call this
+/// function.
 pub(crate) fn bounds() -> Option<Range<u64>> {
     thread_local! {
         static BOUNDS: Cell<(u64, u64)> = const { Cell::new((0, 0)) };
@@ -106,7 +107,7 @@ fn ask_bounds() -> Option<(u64, u64)> {
     use std::ptr;
 
     let mut attributes = MaybeUninit::<libc::pthread_attr_t>::uninit();
-    // SAFETY: the running thread is alive, and libc initialises what the pointer leads to.
+    // SAFETY: the running thread is alive, and libc initialises the target of the pointer.
     if unsafe { libc::pthread_getattr_np(libc::pthread_self(), attributes.as_mut_ptr()) } != 0 {
         return None;
     }
@@ -121,7 +122,8 @@ fn ask_bounds() -> Option<(u64, u64)> {
     (failed == 0).then_some((start, start.checked_add(size as u64)?))
 }
 
-/// None: without the list of what is loaded there are no stacks to walk, and under Miri without registers.
+/// Returns `None`: without a list of loaded files no stack can be walked, nor under Miri without
+/// registers.
 #[cfg(any(not(target_os = "linux"), miri))]
 fn ask_bounds() -> Option<(u64, u64)> {
     None

@@ -1,14 +1,15 @@
-//! Software CPU-clock events of `perf_event_open`, one for a thread, read from a ring of its own.
+//! Software CPU-clock events of `perf_event_open`, one per thread, each with its own ring buffer.
 //!
-//! The kernel interrupts a thread each `period` of its CPU time and writes its user registers and the
-//! top of its user stack into the ring. No signal is involved and nothing runs in the thread.
+//! The kernel interrupts a thread after each `period` of its CPU time. It writes the user registers
+//! and the top of the user stack into the ring. No signal is involved, and no code runs in the
+//! thread.
 //!
-//! An event that is inherited by new threads cannot have a ring for its thread alone (the kernel wants
-//! one for each CPU then, and with it a descriptor for each thread *and* CPU), so threads are found by
-//! whoever calls [`Event::open`]. A sample takes room for the whole `stack_bytes` in the ring, however
-//! little of the stack is in use: the kernel does not know where a stack ends.
+//! An event that is inherited by new threads cannot have a ring per thread: the kernel then
+//! requires one per CPU, and with it a descriptor per thread *and* CPU. So the caller of
+//! [`Event::open`] has to find the threads. A sample always takes `stack_bytes` in the ring,
+//! however little of the stack is in use: the kernel has no information about the end of a stack.
 //!
-//! The layouts are those of `linux/perf_event.h`, which only ever grow.
+//! The layouts are those of `linux/perf_event.h`, which are only ever extended.
 
 #![allow(unsafe_code)]
 
@@ -29,26 +30,27 @@ use super::failed_call::{FailedCall, RING};
 use super::syscalls::{Optional, permit};
 use crate::base::spare;
 
-/// How an event samples.
+/// The sampling parameters of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sampling {
     /// CPU time between two samples.
     pub period: Duration,
-    /// How much of the stack is copied: a multiple of 8, at most [`MAX_STACK`].
+    /// Bytes of stack copied: a multiple of 8, at most [`MAX_STACK`].
     pub stack_bytes: u32,
-    /// The size of the ring: a power of two of at least a page.
+    /// Size of the ring: a power of two, at least a page.
     pub ring_bytes: usize,
-    /// Whether time in the kernel is left out, which the kernel may demand.
+    /// Exclusion of time in the kernel, which `perf_event_paranoid` may require.
     pub user_only: bool,
 }
 
-/// A ring is reported by [`FilledRings`] when this part of it has been written to since the last report.
+/// Divisor of the ring size: [`FilledRings`] reports a ring after this part of it has been written.
 const WATERMARK_SHARE: usize = 4;
 
-/// Reads of 64 filled rings at once.
+/// Maximum number of reads per call, of up to 64 filled rings each.
 const MAX_READS: usize = 32;
 
-/// A record's size is a 16-bit number, and it holds more than the stack.
+/// Maximum stack copy in bytes. The size of a record is a 16-bit number, and the record holds more
+/// than the stack.
 pub const MAX_STACK: u32 = 60 << 10;
 
 const TYPE_SOFTWARE: u32 = 1;
@@ -68,11 +70,11 @@ const RECORD_SAMPLE: u32 = 9;
 /// `_IOW('$', 4, __u64)`
 const IOC_PERIOD: u64 = 0x4008_2404;
 
-/// In the first page of a ring.
+/// Offsets in the first page of a ring.
 const DATA_HEAD: usize = 1024;
 const DATA_TAIL: usize = 1032;
 
-/// Bits of `sample_regs_user`, in the order in which the registers come.
+/// Bits of `sample_regs_user`, in the order of the registers in a sample.
 #[cfg(target_arch = "x86_64")]
 const REGISTERS: u64 = 1 << 6 | 1 << 7 | 1 << 8;
 #[cfg(target_arch = "aarch64")]
@@ -110,36 +112,37 @@ struct Attributes {
     reserved: u16,
 }
 
-/// What `kernel.perf_event_paranoid` says, if there is such a thing.
+/// Returns the level of `kernel.perf_event_paranoid`, or `None` if it does not exist.
 pub fn paranoid() -> Option<i32> {
     fs::read_to_string("/proc/sys/kernel/perf_event_paranoid").ok()?.trim().parse().ok()
 }
 
-/// `kernel.perf_event_mlock_kb`: what the rings of a user may lock for each CPU besides `RLIMIT_MEMLOCK`.
+/// Returns `kernel.perf_event_mlock_kb`: KiB that a user's rings may lock for each CPU in addition
+/// to `RLIMIT_MEMLOCK`.
 pub(super) fn locked_kib_per_cpu() -> Option<u64> {
     fs::read_to_string("/proc/sys/kernel/perf_event_mlock_kb").ok()?.trim().parse().ok()
 }
 
-/// An event and its ring.
+/// A perf event of a thread, with its ring buffer.
 pub struct Event {
     fd: OwnedFd,
     ring: NonNull<u8>,
     page: usize,
     size: usize,
     sampling: Sampling,
-    /// The process it was opened in: a child of `fork` does not have the ring.
+    /// Process that opened the event: a child of `fork` does not have the ring.
     pid: u32,
 }
 
-// SAFETY: the ring is memory shared with the kernel, reached through `&mut self` only.
+// SAFETY: the ring is memory shared with the kernel, accessed through `&mut self` only.
 unsafe impl Send for Event {}
 
 impl Event {
-    /// Begins to sample the thread `tid` of this process.
+    /// Starts to sample the thread `tid` of this process.
     ///
     /// # Errors
     ///
-    /// Which call was refused, and by which limit; or that a filter does not allow it.
+    /// Returns the refused call and the limit that refused it, or the filter that denies the call.
     pub fn open(tid: u32, sampling: Sampling) -> Result<Self, FailedCall> {
         permit(Optional::PerfEventOpen)?;
         let attributes = Attributes {
@@ -152,14 +155,15 @@ impl Event {
                 | WATERMARK
                 | USE_CLOCKID
                 | if sampling.user_only { EXCLUDE_KERNEL } else { 0 },
-            // Perf's own clock has an origin and a rate of its own; by this one moments are dated.
+            // Perf's default clock has a different origin and rate; all other times use
+            // CLOCK_MONOTONIC.
             clockid: CLOCK_MONOTONIC,
             wakeup_watermark: (sampling.ring_bytes / WATERMARK_SHARE) as u32,
             sample_regs_user: REGISTERS,
             sample_stack_user: sampling.stack_bytes.min(MAX_STACK) & !7,
             ..Attributes::default()
         };
-        // SAFETY: the kernel reads `size` bytes of the attributes and answers with a descriptor.
+        // SAFETY: the kernel reads `size` bytes of the attributes and returns a descriptor.
         let fd = unsafe {
             libc::syscall(
                 libc::SYS_perf_event_open,
@@ -173,12 +177,12 @@ impl Event {
         if fd < 0 {
             return Err(FailedCall::of(Optional::PerfEventOpen, io::Error::last_os_error()));
         }
-        // SAFETY: a descriptor that the kernel has just given us.
+        // SAFETY: a descriptor that the kernel has just created.
         let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
         let page = rustix::param::page_size();
         let size = sampling.ring_bytes.max(page).next_power_of_two();
         let protection = ProtFlags::READ | ProtFlags::WRITE;
-        // SAFETY: a mapping at a place of the kernel's choice touches nothing that exists.
+        // SAFETY: a mapping at an address chosen by the kernel affects no existing memory.
         let ring =
             unsafe { mmap(ptr::null_mut(), page + size, protection, MapFlags::SHARED, &fd, 0) };
         let failed = |error| FailedCall::named(RING, error);
@@ -188,16 +192,16 @@ impl Event {
         Ok(Self { fd, ring, page, size, sampling, pid: std::process::id() })
     }
 
-    /// How it samples.
+    /// Returns the sampling parameters.
     pub fn sampling(&self) -> Sampling {
         self.sampling
     }
 
-    /// Samples each `period` of CPU time from here on.
+    /// Changes the sampling period, in CPU time.
     ///
     /// # Errors
     ///
-    /// A filter does not allow it; the old period stays.
+    /// Returns an error if a filter denies the call; the old period stays in effect.
     pub fn set_period(&mut self, period: Duration) -> io::Result<()> {
         permit(Optional::Ioctl)?;
         let nanos = nanos(period);
@@ -210,12 +214,12 @@ impl Event {
         Ok(())
     }
 
-    /// CPU time of the thread since `open`; known when the thread has ended too. Costs 0.5 us, and some
-    /// more when it runs on another core, which has to be asked.
+    /// Returns the CPU time of the thread since `open`, also after the thread has exited. Costs 0.5
+    /// us, and more if it runs on another core, which has to be interrupted.
     ///
     /// # Errors
     ///
-    /// None is known.
+    /// No error is expected.
     pub fn counted(&self) -> io::Result<Duration> {
         let mut value = [0; 8];
         match rustix::io::read(&self.fd, &mut value)? {
@@ -224,7 +228,8 @@ impl Event {
         }
     }
 
-    /// Hands what is in the ring to `take`, oldest first, and says how many samples found no room.
+    /// Passes the samples in the ring to `take`, oldest first. Returns the number of samples lost
+    /// because the ring was full.
     pub fn drain(&mut self, into: &mut Copied, mut take: impl FnMut(&Copied)) -> u64 {
         if self.pid != std::process::id() {
             return 0;
@@ -235,7 +240,7 @@ impl Event {
         while tail < head {
             let header = self.word(tail);
             let (kind, size) = (header as u32, header >> 48);
-            // What the kernel writes has a size; a ring that says otherwise is not believed.
+            // Every record of the kernel has a size; the content of a corrupt ring is skipped.
             if size < 8 || tail + size > head {
                 tail = head;
                 break;
@@ -254,8 +259,10 @@ impl Event {
         lost
     }
 
+    /// Decodes a sample record:
+    ///
     /// ```text
-    /// header | pid, tid | time | abi | registers | size | stack … | bytes of it that are real
+    /// header | pid, tid | time | abi | registers | size | stack … | number of valid stack bytes
     /// ```
     fn sample(&self, at: u64, record: u64, into: &mut Copied) {
         let word = |index: u64| self.word(at + index * 8);
@@ -279,21 +286,23 @@ impl Event {
     }
 
     fn counter(&self, offset: usize) -> &AtomicU64 {
-        // SAFETY: both counters are aligned words of the first page, mapped until `drop` in the process that
-        // opened it, which the caller has checked; the kernel reads and writes them as words.
+        // SAFETY: both counters are aligned words of the first page, mapped until `drop` in the
+        // process that opened it, which the caller has checked; the kernel reads and writes them as
+        // words.
         unsafe { self.ring.add(offset).cast().as_ref() }
     }
 
     fn word(&self, position: u64) -> u64 {
         let offset = (position as usize & (self.size - 1)) & !7;
-        // SAFETY: in the ring behind the first page, aligned; volatile, because the kernel writes it.
+        // SAFETY: within the ring after the first page, aligned; volatile, because the kernel
+        // writes it.
         unsafe { self.ring.add(self.page + offset).cast::<u64>().read_volatile() }
     }
 }
 
 impl Drop for Event {
     fn drop(&mut self) {
-        // In a child of `fork` something else may lie there.
+        // In a child of `fork`, other memory may be mapped there.
         if self.pid != std::process::id() {
             return;
         }
@@ -302,47 +311,48 @@ impl Drop for Event {
     }
 }
 
-/// The rings that have been filled to their watermark, out of many: found without a look at each.
+/// The set of rings that have reached their watermark, found without checking each ring.
 pub struct FilledRings {
     epoll: OwnedFd,
     pid: u32,
 }
 
 impl FilledRings {
-    /// Begins with no ring. Takes one descriptor.
+    /// Creates an empty set. Takes one descriptor.
     ///
     /// # Errors
     ///
-    /// If there is none left.
+    /// Returns an error if no descriptor is left.
     pub fn new() -> io::Result<Self> {
         let epoll = spare::with(|| epoll::create(epoll::CreateFlags::CLOEXEC))?;
         Ok(Self { epoll, pid: std::process::id() })
     }
 
-    /// Adds the ring of `event`, to be reported as `id`. It is removed with the event.
+    /// Adds the ring of `event`, which is reported as `id`. It is removed when the event is closed.
     ///
     /// # Errors
     ///
-    /// If the kernel has no memory left, or the user watches more descriptors than it may.
+    /// Returns an error if the kernel has no memory left, or the user's limit of epoll watches is
+    /// reached.
     pub fn add(&self, event: &Event, id: u32) -> io::Result<()> {
         let data = epoll::EventData::new_u64(id.into());
         Ok(epoll::add(&self.epoll, &event.fd, data, epoll::EventFlags::IN)?)
     }
 
-    /// Puts the rings that were filled since the last call into `ids`. Costs a microsecond and some more for
-    /// each of them.
+    /// Appends the IDs of rings that were filled since the last call to `ids`, then sorts and
+    /// deduplicates it. Costs 1 us, and some more for each ring.
     ///
     /// # Errors
     ///
-    /// In a forked child.
+    /// Returns an error in a forked child.
     pub fn read(&mut self, ids: &mut Vec<u32>) -> io::Result<()> {
         if self.pid != std::process::id() {
             return Err(io::ErrorKind::Unsupported.into());
         }
         let mut events = [MaybeUninit::uninit(); 64];
         let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
-        // The kernel moves those that it has reported to the end of its list. A ring whose thread has ended is
-        // reported each time, so that there may be no end to them.
+        // The kernel moves reported rings to the end of its list. A ring whose thread has exited is
+        // reported each time, so the list might never end.
         for _ in 0..MAX_READS {
             let (filled, _) = epoll::wait(&self.epoll, &mut events, Some(&now))?;
             let count = filled.len();
@@ -386,7 +396,7 @@ mod tests {
         match Event::open(tid, sampling) {
             Ok(event) => Some(event),
             Err(error) => {
-                // A machine that forbids it is one to say so, with one of these.
+                // A machine without perf events must refuse them with a permission error.
                 assert!(error.is_permission(), "{error}");
                 None
             }
@@ -417,8 +427,8 @@ mod tests {
     #[test]
     fn what_finds_no_room_is_counted() {
         let Some(mut event) = event(8 << 10) else { return };
-        // The kernel tells of what was lost with the next sample that finds room again; how many came in
-        // some time is the machine's.
+        // The kernel reports lost samples with the next sample that fits again; the number of
+        // samples in a given time depends on the machine.
         let (mut lost, mut rounds) = (0, 0);
         while lost == 0 && rounds < 100 {
             burn(Duration::from_millis(20));
@@ -449,7 +459,7 @@ mod tests {
             ids.clone()
         };
         let mut ids = Vec::new();
-        // 16 samples of 4 KiB fill it.
+        // 16 samples of 4 KiB fill the ring.
         burn(Duration::from_millis(40));
         assert_eq!(read(&mut ids), [7]);
         event.drain(&mut Copied::default(), |_| {});

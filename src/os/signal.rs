@@ -1,37 +1,40 @@
-//! Catching threads where they are: a signal handler that copies registers and stack into [`Slots`].
+//! Signal-based stack sampling: a signal handler that copies registers and stack into [`Slots`].
 //!
-//! A handler is installed once for a signal and stays for the life of the process. It is never taken
-//! away and never set back to the default, which for most signals is death: a signal that is pending
-//! when a profile ends would meet it. What it cannot place goes to the handler that was there before;
-//! when there was none, it is dropped.
+//! A handler is installed once per signal and stays for the life of the process. It is never
+//! removed or reset to the default action, which terminates the process for most signals: a signal
+//! that is pending at the end of a profile would trigger it. Signals of other senders are passed to
+//! the previously installed handler, or dropped if there was none.
 //!
 //! ```text
-//! sender    si_value = cookie | epoch | entry      a timer's, or `send`
-//! handler   errno kept; another cookie: call the previous handler; another epoch: late, dropped
-//!           claim a slot; registers from the context; the stack from sp up; publish; errno back
+//! sender    si_value = cookie | epoch | entry      of a timer, or of `send`
+//! handler   save errno; another cookie: call the previous handler; another epoch: late, dropped
+//!           claim a slot; registers from the context; the stack from sp up; publish; restore errno
 //! ```
 //!
-//! The handler takes no lock, allocates nothing and meets nothing that is made at first use: [`install`]
-//! maps and publishes all of it before the kernel knows the handler. It is a tick, a copy, and one system call
-//! (`gettid`) where the sender has not said who is at an entry ([`Target::set_thread`]). The tick is read, not
-//! the clock: 10 ns of an instruction where the kernel trusts the CPU's counter, and no call into a library.
+//! The handler takes no lock, does not allocate and uses nothing that is lazily initialised:
+//! [`install`] maps and publishes everything before it registers the handler. It costs a tick, a
+//! copy, and one system call (`gettid`) unless the sender has set the thread of the entry
+//! ([`Target::set_thread`]). The handler reads ticks and not the clock: one instruction of 10 ns if
+//! the kernel trusts the CPU's counter, and no library call.
 //!
-//! # How far the stack may be read
+//! # Readable range of the stack
 //!
-//! A handler cannot ask where the stack ends, and reading past it may fault. Asking the kernel page by
-//! page whether memory is readable is no answer either: what lies behind a stack may be another mapping
-//! that another thread unmaps between the question and the copy. So it reads what is certain:
+//! A handler cannot query the end of the stack, and reading past it may fault. Checking with the
+//! kernel page by page does not help either: the memory behind a stack may be another mapping that
+//! another thread unmaps between check and copy. So the handler reads only memory that is certain
+//! to be mapped:
 //!
-//! - Within the bounds that the capture side found for the thread and put at its [`Entry`]: from sp to
-//!   the end of them, bounded by the slot. They are the thread's own stack, which lives as long as the
-//!   thread does, and it is the thread that reads.
-//! - On the thread's signal stack, where the kernel says with the signal that there is one: to the end of
-//!   it, where the kernel began to write.
-//! - Elsewhere (a coroutine's, a thread whose bounds are not known): to the end of the page that sp is in. That page is mapped, since the thread runs on it.
+//! - Within the bounds that the capture side has set for the thread's [`Entry`]: from sp to the end
+//!   of the bounds, limited by the slot. They are the thread's own stack, which exists as long as
+//!   the thread, and the thread itself reads.
+//! - On the thread's signal stack, if the kernel reports one with the signal: to its end, where the
+//!   kernel started to write.
+//! - Elsewhere (a coroutine's stack, a thread with unknown bounds): to the end of the page that
+//!   contains sp. That page is mapped, since the thread runs on it.
 //!
-//! The kernel runs the handler on the thread's signal stack where it has one (every thread of Rust's
-//! `std` does), else on the stack itself; it needs less than 1 KiB of it besides the kernel's frame. Other signals wait
-//! until it returns.
+//! The kernel runs the handler on the thread's signal stack if there is one (every thread of Rust's
+//! `std` has one), else on the interrupted stack. The handler needs less than 1 KiB in addition to
+//! the kernel's frame. Other signals are blocked until it returns.
 
 #![allow(unsafe_code)]
 
@@ -52,44 +55,46 @@ use super::syscalls::{Optional, permit};
 use super::ticks;
 use crate::base::{Bytes, warnings};
 
-/// As many threads can have an entry at once.
+/// Maximum number of threads with an entry.
 pub const ENTRIES: usize = 1 << 16;
 
-/// The upper half of the value of a signal that is ours, and no other copy of marple's: a program may hold two
-/// versions, each with a handler. It is made of the address of a static, of which each copy has its own.
+/// Returns the upper half of the value of a signal sent by this copy of marple.
+///
+/// A program may contain two versions of marple, each with a handler. The cookie is derived from
+/// the address of a static, which differs for each copy.
 fn cookie() -> u64 {
     ((&raw const TARGETS).addr() as u64 >> 4) << 32
 }
 
-/// One more than the highest number of a signal.
+/// Highest signal number + 1.
 const SIGNALS: usize = 65;
 
 static TARGETS: [AtomicPtr<Target>; SIGNALS] = [const { AtomicPtr::new(ptr::null_mut()) }; SIGNALS];
 
-/// Where the handler of a signal puts what it copies. Lives for ever.
+/// The destination of a signal handler's copies. Never freed.
 pub struct Target {
     signal: c_int,
     slots: Slots,
     bounds: Bounds,
     epoch: AtomicU32,
-    /// What was there before us: `sa_sigaction` and `sa_flags`.
+    /// Handler before installation: `sa_sigaction` and `sa_flags`.
     previous: AtomicUsize,
     previous_flags: AtomicI32,
 }
 
-/// A thread's place in the table of bounds.
+/// Index of a thread in the table of stack bounds.
 pub type Entry = u16;
 
-/// Installs the handler for `signal`, or finds the one that was installed; its slots are then as they
-/// were asked for first. No allocation is made for it later.
+/// Installs the handler for `signal`, or returns the one already installed, whose slots keep their
+/// original sizes. No allocation is made for it later.
 ///
 /// # Errors
 ///
-/// If the kernel refuses the memory or the signal.
+/// Returns an error if the kernel refuses the memory or the signal.
 pub fn install(signal: c_int, slots: usize, stack_bytes: usize) -> io::Result<&'static Target> {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    // It is decided what ticks are before the first signal is dated.
+    // The tick source must be determined before the first sample takes a tick.
     ticks::source();
     let number = usize::try_from(signal).ok();
     let place = number.and_then(|number| TARGETS.get(number)).ok_or(io::ErrorKind::InvalidInput)?;
@@ -114,27 +119,28 @@ pub fn install(signal: c_int, slots: usize, stack_bytes: usize) -> io::Result<&'
     ours.sa_sigaction = handler as *const () as usize;
     ours.sa_flags = libc::SA_SIGINFO | libc::SA_RESTART | libc::SA_ONSTACK;
     if has_handler(&previous) {
-        // Requirements of the chained handler: its blocked signals stay blocked, and SA_RESTART is as it set it.
+        // Requirements of the chained handler: its blocked signals stay blocked, and its SA_RESTART
+        // setting is kept.
         add_signals(&mut ours.sa_mask, &previous.sa_mask);
         ours.sa_flags &= !libc::SA_RESTART | previous.sa_flags;
     }
     let mut before = previous;
-    // SAFETY: `handler` is what a handler with SA_SIGINFO must be and touches what is published above;
-    // both pointers lead to a sigaction.
+    // SAFETY: `handler` has the signature of a handler with SA_SIGINFO and accesses only data
+    // published above; both pointers point to a sigaction.
     if unsafe { libc::sigaction(signal, &raw const ours, &raw mut before) } != 0 {
         let error = io::Error::last_os_error();
         place.store(ptr::null_mut(), Release);
         return Err(error);
     }
-    // Another handler may have come between the question and the answer.
+    // Another handler may have been installed between the two calls of sigaction.
     target.previous.store(before.sa_sigaction, Relaxed);
     target.previous_flags.store(before.sa_flags, Relaxed);
     Ok(at(place).unwrap_or(target))
 }
 
-/// Maps the slots, or fewer where there is no memory for all.
+/// Maps the slots, or fewer if there is not enough memory.
 fn map_slots(signal: c_int, slots: usize, stack_bytes: usize) -> io::Result<Slots> {
-    /// With fewer, nearly every signal would find none.
+    /// Minimum number of slots; with fewer, nearly every signal would be lost.
     const FEWEST: usize = 8;
     let halves = std::iter::successors(Some(slots), |slots| Some(slots / 2));
     let enough = halves.take_while(|&fewer| fewer == slots || fewer >= FEWEST);
@@ -156,12 +162,10 @@ fn no_memory(slots: usize, bytes: usize) -> io::Error {
     io::Error::new(io::ErrorKind::OutOfMemory, reason)
 }
 
-/// Whether a function is called for the signal.
 fn has_handler(action: &libc::sigaction) -> bool {
     !matches!(action.sa_sigaction, libc::SIG_DFL | libc::SIG_IGN)
 }
 
-/// Adds the signals of `more` to `set`.
 fn add_signals(set: &mut libc::sigset_t, more: &libc::sigset_t) {
     for signal in 1..=libc::SIGRTMAX() {
         // SAFETY: both sets are valid, and the calls read and write nothing else.
@@ -173,10 +177,12 @@ fn add_signals(set: &mut libc::sigset_t, more: &libc::sigset_t) {
     }
 }
 
-/// The signals that wait while the handler runs: all but those that the running code causes itself.
+/// Returns the signals blocked while the handler runs: all except those that running code causes
+/// itself.
 ///
-/// The signal stack that Rust's `std` gives a thread has 8 KiB, and the kernel's frame takes 3 KiB of it, more with wider
-/// registers. The frame of a second signal meanwhile, ours or the service's, does not fit, and the kernel ends the process.
+/// The signal stack that Rust's `std` gives a thread has 8 KiB, and the kernel's frame takes 3 KiB
+/// of it, more with wider registers. The frame of a second signal, marple's or the service's, would
+/// not fit, and the kernel would terminate the process.
 fn all_but_faults() -> libc::sigset_t {
     // SAFETY: an all-zero set is a valid one; the calls change it.
     unsafe {
@@ -198,7 +204,7 @@ fn at(place: &AtomicPtr<Target>) -> Option<&'static Target> {
 
 fn action_of(signal: c_int) -> io::Result<libc::sigaction> {
     let mut action = MaybeUninit::<libc::sigaction>::zeroed();
-    // SAFETY: asks only; the answer goes into `action`, of which all-zero is a valid value.
+    // SAFETY: a query only; the result is written to `action`, for which all-zero is a valid value.
     let failed = unsafe { libc::sigaction(signal, ptr::null(), action.as_mut_ptr()) };
     if failed == 0 {
         // SAFETY: as above.
@@ -209,56 +215,58 @@ fn action_of(signal: c_int) -> io::Result<libc::sigaction> {
 }
 
 impl Target {
-    /// The number of the signal.
+    /// Returns the signal number.
     pub fn signal(&self) -> c_int {
         self.signal
     }
 
-    /// What was copied.
+    /// Returns the pool of stack copies.
     pub fn slots(&self) -> &Slots {
         &self.slots
     }
 
-    /// Whether the handler is still there: the host may have installed another over it, which gets our
-    /// signals until their sender stops.
+    /// Returns `true` if the handler is still installed. The host may have replaced it; the new
+    /// handler then receives marple's signals until their sender stops.
     pub fn is_in_place(&self) -> bool {
         let ours = handler as *const () as usize;
         action_of(self.signal).is_ok_and(|action| action.sa_sigaction == ours)
     }
 
-    /// The value a signal of ours must have for the thread at `entry`.
+    /// Returns the signal value for the thread at `entry`.
     pub fn value(&self, entry: Entry) -> u64 {
         cookie() | u64::from(self.epoch.load(Relaxed) & 0xffff) << 16 | u64::from(entry)
     }
 
-    /// Lets every value that was given out so far mean nothing: signals that are still pending are
-    /// dropped when they come.
+    /// Invalidates all values returned so far: signals that are still pending are dropped on
+    /// arrival.
     pub fn forget_pending(&self) {
         self.epoch.fetch_add(1, AcqRel);
     }
 
-    /// Tells the handler where the stack of the thread at `entry` lies; an empty range: not known.
+    /// Sets the stack bounds of the thread at `entry`; an empty range means unknown.
     pub fn set_stack(&self, entry: Entry, stack: Range<u64>) {
         self.bounds.set_stack(entry.into(), stack);
     }
 
-    /// Tells the handler which thread is at `entry`, as long as that thread lives; 0: it asks the kernel.
+    /// Sets the ID of the thread at `entry` while that thread lives. 0 means unknown: the handler
+    /// then calls `gettid`.
     pub fn set_thread(&self, entry: Entry, tid: u32) {
         self.bounds.set_thread(entry.into(), tid);
     }
 
-    /// Sends the signal to a thread of this process, as the one at `entry`.
+    /// Sends the signal to a thread of this process, with `entry` as its index.
     ///
     /// # Errors
     ///
-    /// As `rt_tgsigqueueinfo`: there is no such thread, or too many signals are queued; or a filter does not allow it.
+    /// Returns the errors of `rt_tgsigqueueinfo`: there is no such thread, or too many signals are
+    /// queued. Also fails if a filter denies the call.
     pub fn send(&self, tid: u32, entry: Entry) -> io::Result<()> {
         permit(Optional::QueueSignal)?;
         // SAFETY: an all-zero siginfo is a valid one.
         let mut info: libc::siginfo_t = unsafe { MaybeUninit::zeroed().assume_init() };
         info.si_signo = self.signal;
         info.si_code = libc::SI_QUEUE;
-        // SAFETY: `VALUE` is the place of the value in a siginfo of 128 bytes.
+        // SAFETY: `VALUE` is the offset of the value in a siginfo of 128 bytes.
         unsafe { (&raw mut info).cast::<u8>().add(VALUE).cast::<u64>().write(self.value(entry)) };
         let pid = std::process::id();
         // SAFETY: the kernel reads a siginfo, which `info` is.
@@ -268,12 +276,13 @@ impl Target {
         if failed == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 
-    /// Whether a signal is ours: the entry and whether its epoch has passed.
+    /// Decodes a signal sent by marple: its entry, and `true` if its epoch has passed. Returns
+    /// `None` for other signals.
     fn ours(&self, info: &libc::siginfo_t) -> Option<(Entry, bool)> {
         if !matches!(info.si_code, libc::SI_TIMER | libc::SI_QUEUE) {
             return None;
         }
-        // SAFETY: both codes fill the value; `VALUE` is its place in a siginfo of 128 bytes.
+        // SAFETY: both codes fill the value; `VALUE` is its offset in a siginfo of 128 bytes.
         let value = unsafe { ptr::from_ref(info).cast::<u8>().add(VALUE).cast::<u64>().read() };
         let late = value >> 16 & 0xffff != u64::from(self.epoch.load(Acquire) & 0xffff);
         (value >> 32 == cookie() >> 32).then_some((value as Entry, late))
@@ -308,57 +317,58 @@ impl Target {
         let head = Head { tid, tag, weight, registers, thread_pointer, time: ticks::now() };
         slot.publish(&head, whole, |place| {
             let words = place.len().min(words as usize);
-            // SAFETY: from sp to the end of the running thread's own stack, or of the page it runs on.
+            // SAFETY: from sp to the end of the running thread's own stack, or of the page it runs
+            // on.
             unsafe { copy_words(sp, place.get(..words).unwrap_or_default()) };
             words
         });
     }
 
-    /// Calls the handler that was there before.
+    /// Calls the previously installed handler.
     fn chain(&self, signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
         let flags = self.previous_flags.load(Relaxed);
         let previous = match flags & libc::SA_RESETHAND {
             0 => self.previous.load(Relaxed),
-            // It asked to be called once.
+            // SA_RESETHAND: the handler must be called only once.
             _ => self.previous.swap(libc::SIG_DFL, Relaxed),
         };
         if matches!(previous, libc::SIG_DFL | libc::SIG_IGN) {
             return;
         }
         if flags & libc::SA_SIGINFO != 0 {
-            // SAFETY: the kernel gave this address back as that of a handler with SA_SIGINFO.
+            // SAFETY: the kernel returned this address as that of a handler with SA_SIGINFO.
             let previous: extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void) =
                 unsafe { std::mem::transmute(previous) };
             previous(signal, info, context);
         } else {
-            // SAFETY: the kernel gave this address back as that of a plain handler.
+            // SAFETY: the kernel returned this address as that of a plain handler.
             let previous: extern "C" fn(c_int) = unsafe { std::mem::transmute(previous) };
             previous(signal);
         }
     }
 }
 
-/// The signal stack of the running thread; empty when it has none.
+/// Returns the signal stack of the running thread; empty if it has none.
 fn signal_stack(context: &libc::ucontext_t) -> Range<u64> {
     let start = context.uc_stack.ss_sp as u64;
     start..start.saturating_add(context.uc_stack.ss_size as u64)
 }
 
-/// No page is smaller where we run.
+/// Smallest page size of the supported architectures.
 const SMALLEST_PAGE: u64 = 4096;
 
-/// Where a siginfo of 64-bit Linux has a timer's overruns and the sender's value.
+/// Offsets of a timer's overruns and the sender's value in a siginfo of 64-bit Linux.
 const OVERRUN: usize = 20;
 const VALUE: usize = 24;
 
 /// Bytes of a signal stack that [`handle`] needs; debug builds keep every value in memory.
 const NEEDED: u64 = if cfg!(debug_assertions) { 3 << 10 } else { 1 << 10 };
 
-/// What the kernel calls. It uses next to nothing of the stack itself: std makes the signal stack of a thread as
-/// large as the kernel says that its own frame may get, which leaves little where a thread uses AMX.
+/// Runs when the kernel delivers the signal. Uses almost no stack itself: std sizes a thread's
+/// signal stack by the kernel's maximum frame size, which leaves little space if a thread uses AMX.
 extern "C" fn handler(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
     let place = usize::try_from(signal).ok().and_then(|signal| TARGETS.get(signal));
-    // SAFETY: with SA_SIGINFO the kernel passes both, valid until we return.
+    // SAFETY: with SA_SIGINFO the kernel passes both, valid until the handler returns.
     let given = unsafe { (info.as_ref(), context.cast::<libc::ucontext_t>().as_ref()) };
     let (Some(target), (Some(known), Some(machine))) = (place.and_then(at), given) else { return };
     let here = (&raw const place).addr() as u64;
@@ -370,12 +380,12 @@ extern "C" fn handler(signal: c_int, info: *mut libc::siginfo_t, context: *mut c
     handle(target, signal, info, context);
 }
 
-/// Copies what is ours, and hands on what is not.
+/// Copies the stack for marple's signals, and passes others to the previous handler.
 #[inline(never)]
 fn handle(target: &Target, signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
     // SAFETY: the running thread's errno.
     let errno = unsafe { *libc::__errno_location() };
-    // SAFETY: with SA_SIGINFO the kernel passes both, valid until we return.
+    // SAFETY: with SA_SIGINFO the kernel passes both, valid until the handler returns.
     let given = unsafe { (info.as_ref(), context.cast::<libc::ucontext_t>().as_ref()) };
     if let (Some(known), Some(machine)) = given {
         match target.ours(known) {

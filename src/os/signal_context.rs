@@ -1,4 +1,4 @@
-//! What a signal handler reads of the machine.
+//! Machine state read by a signal handler.
 
 #![allow(unsafe_code)]
 
@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicU64;
 
 use super::copied::Registers;
 
-/// The registers of the interrupted code.
+/// Returns the registers of the interrupted code.
 #[cfg(target_arch = "x86_64")]
 pub(super) fn registers(context: &libc::ucontext_t) -> Registers {
     let [fp, sp, ip] = [libc::REG_RBP, libc::REG_RSP, libc::REG_RIP]
@@ -15,7 +15,7 @@ pub(super) fn registers(context: &libc::ucontext_t) -> Registers {
     Registers { ip, sp, fp, lr: 0 }
 }
 
-/// The registers of the interrupted code.
+/// Returns the registers of the interrupted code.
 #[cfg(target_arch = "aarch64")]
 pub(super) fn registers(context: &libc::ucontext_t) -> Registers {
     let machine = &context.uc_mcontext;
@@ -23,12 +23,12 @@ pub(super) fn registers(context: &libc::ucontext_t) -> Registers {
     Registers { ip: machine.pc, sp: machine.sp, fp, lr }
 }
 
-/// The running thread's pointer to what libc keeps of it.
+/// Returns the running thread's pointer to its libc thread descriptor.
 #[inline]
 pub(super) fn thread_pointer() -> u64 {
     let pointer: u64;
-    // SAFETY: reads a word that every thread has: on x86_64 by the psABI the pointer itself stands at
-    // the start of what it leads to.
+    // SAFETY: reads a word that every thread has: on x86_64 the psABI requires the first word at
+    // the thread pointer to be the pointer itself.
     unsafe {
         #[cfg(target_arch = "x86_64")]
         asm!("mov {}, fs:[0]", out(reg) pointer, options(readonly, nostack, preserves_flags));
@@ -38,15 +38,16 @@ pub(super) fn thread_pointer() -> u64 {
     pointer
 }
 
-/// Copies as many words as `to` has from `address` up.
+/// Copies `to.len()` words from `address` up.
 ///
 /// # Safety
 ///
-/// They must be mapped and aligned, and nobody else may read or write `to` meanwhile.
+/// The words must be mapped and aligned, and nothing else may read or write `to` during the call.
 #[inline]
 pub(super) unsafe fn copy_words(address: u64, to: &[AtomicU64]) {
-    // SAFETY: the caller's. Copied by instructions of our own, because to the language the bytes may be
-    // padding or belong to a live `&mut`. The kernel clears the direction flag for a handler.
+    // SAFETY: required of the caller. Copied by inline assembly, because for the compiler the bytes
+    // may be padding or belong to a live `&mut`. The kernel clears the direction flag for a
+    // handler.
     #[cfg(target_arch = "x86_64")]
     unsafe {
         asm!(
@@ -57,7 +58,7 @@ pub(super) unsafe fn copy_words(address: u64, to: &[AtomicU64]) {
     #[cfg(target_arch = "aarch64")]
     for (index, place) in to.iter().enumerate() {
         let word: u64;
-        // SAFETY: the caller's; by an instruction of our own for the same reason.
+        // SAFETY: required of the caller; inline assembly for the same reason.
         unsafe {
             asm!(
                 "ldr {word}, [{address}]", word = out(reg) word,

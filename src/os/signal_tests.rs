@@ -5,14 +5,14 @@ use crate::os::copied::Copied;
 use crate::os::stack_bounds::StackBounds;
 use std::sync::atomic::AtomicU64;
 
-/// A signal of the test's own.
+/// Installs a target on a signal that no other test uses.
 pub(crate) fn target(slots: usize, stack_bytes: usize) -> &'static Target {
     static NEXT: AtomicI32 = AtomicI32::new(2);
     let signal = libc::SIGRTMIN() + NEXT.fetch_add(1, Relaxed);
     install(signal, slots, stack_bytes).unwrap()
 }
 
-/// Interrupts itself, and says 0.
+/// Sends the signal to the calling thread. Returns 0.
 #[inline(never)]
 pub(crate) fn interrupted(target: &'static Target) -> u64 {
     // SAFETY: takes no pointer and cannot fail.
@@ -75,7 +75,7 @@ fn errno_stays_and_late_signals_are_dropped() {
     // SAFETY: all-zero is a valid union of an int and a pointer.
     let mut value: libc::sigval = unsafe { MaybeUninit::zeroed().assume_init() };
     value.sival_ptr = late as *mut c_void;
-    // SAFETY: takes no pointer that is followed.
+    // SAFETY: takes no pointer that is dereferenced.
     assert_eq!(unsafe { libc::sigqueue(libc::getpid(), target.signal, value) }, 0);
     assert!(taken(target).is_empty());
 }
@@ -123,23 +123,25 @@ fn a_handler_before_keeps_its_mask_and_its_way_with_calls() {
         // SAFETY: the mask is a valid one.
         assert_eq!(unsafe { libc::sigismember(&raw const ours.sa_mask, libc::SIGUSR2) }, 1);
     }
-    // Where there was none, calls are restarted.
+    // Without a previous handler, interrupted calls are restarted.
     let alone = target(4, 4 << 10);
     assert_ne!(action_of(alone.signal).unwrap().sa_flags & libc::SA_RESTART, 0);
 }
 
-/// std makes signal stacks of exactly what the kernel may need, and what AMX has takes nearly all of it.
+/// std allocates signal stacks of exactly the size the kernel may need, and the AMX state takes
+/// nearly all of it.
 #[test]
 fn a_signal_stack_without_room_is_left_alone_and_counted() {
     const ROOM: usize = 640;
     let target = target(4, 64 << 10);
     let page = rustix::param::page_size();
     std::thread::spawn(move || {
-        // SAFETY: takes a number and gives one.
+        // SAFETY: takes and returns a number.
         let needed = (unsafe { libc::getauxval(libc::AT_MINSIGSTKSZ) } as usize).max(2048);
         let pages = (needed + ROOM).next_multiple_of(page);
         let mut before: libc::stack_t;
-        // SAFETY: the mapping is ours and stays; below the signal stack is a page without access.
+        // SAFETY: the mapping is owned by the test and stays mapped; below the signal stack is a
+        // page without access.
         unsafe {
             let protection = libc::PROT_READ | libc::PROT_WRITE;
             let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
@@ -152,7 +154,7 @@ fn a_signal_stack_without_room_is_left_alone_and_counted() {
             assert_eq!(libc::sigaltstack(&raw const stack, &raw mut before), 0);
         }
         interrupted(target);
-        // SAFETY: puts back what std made, which it takes away at the thread's end.
+        // SAFETY: restores the signal stack from std, which frees it at the end of the thread.
         assert_eq!(unsafe { libc::sigaltstack(&raw const before, ptr::null_mut()) }, 0);
         interrupted(target);
     })
@@ -161,12 +163,12 @@ fn a_signal_stack_without_room_is_left_alone_and_counted() {
     assert_eq!((target.slots().lost(), taken(target).len()), (1, 1));
 }
 
-/// Two frames of the kernel do not fit on the signal stack of a thread of `std`.
+/// Two kernel frames do not fit on the signal stack of a `std` thread.
 #[test]
 fn other_signals_wait_while_the_handler_runs() {
     let target = target(64, 16 << 10);
     let action = super::action_of(target.signal()).unwrap();
-    // SAFETY: asks only.
+    // SAFETY: a query only.
     let waits = |signal| unsafe { libc::sigismember(&raw const action.sa_mask, signal) } == 1;
     for signal in [libc::SIGPROF, libc::SIGURG, libc::SIGTERM, libc::SIGUSR2, libc::SIGRTMIN()] {
         assert!(waits(signal), "{signal}");

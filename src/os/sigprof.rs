@@ -1,9 +1,8 @@
-//! What must be known before SIGPROF is let into the host, and how to recognise its handler.
+//! Checks before SIGPROF is used in the host, and the address of the `pprof` crate's handler.
 //!
-//! Three questions, answered without taking part in signal handling: does the host handle SIGPROF
-//! itself, may a handler of this process walk the stack, and where does the handler of the `pprof`
-//! crate begin. The last is the one piece of unsafe code here: the address of a function by its name in
-//! the linker's sense, never called.
+//! The checks do not take part in signal handling: does the host handle SIGPROF itself, and may a
+//! handler of this process walk the stack? The address is the only unsafe code here: that of a
+//! function declared by its linker symbol, which is never called.
 
 #![allow(unsafe_code)]
 
@@ -15,10 +14,10 @@ use std::path::PathBuf;
 const STATUS: &str = "/proc/self/status";
 const MAPS: &str = "/proc/self/maps";
 
-/// The bit of SIGPROF in a mask is the one before its number.
+/// Number of SIGPROF; its bit in a mask is `SIGPROF - 1`.
 const SIGPROF: u32 = libc::SIGPROF as u32;
 
-/// Why the process could not be asked.
+/// An error while reading a file of `/proc`.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot read {path}: {source}; CPU profiles need a mounted /proc")]
 pub struct Error {
@@ -26,12 +25,12 @@ pub struct Error {
     source: io::Error,
 }
 
-/// Whether some handler for SIGPROF is installed in this process.
+/// Returns `true` if a handler for SIGPROF is installed in this process.
 pub fn is_handled() -> Result<bool, Error> {
     Ok(caught(&read(STATUS.into())?) >> (SIGPROF - 1) & 1 == 1)
 }
 
-/// The signals with a handler, from the text of `/proc/self/status`.
+/// Returns the mask of signals with a handler, from the text of `/proc/self/status`.
 fn caught(status: &[u8]) -> u64 {
     status
         .split(|&byte| byte == b'\n')
@@ -41,14 +40,14 @@ fn caught(status: &[u8]) -> u64 {
         .unwrap_or(0)
 }
 
-/// Whether a signal handler may walk the stack through the process' unwinder without waiting for a lock
-/// that the interrupted code may hold.
+/// Returns `true` if a signal handler may walk the stack with the process's unwinder without
+/// waiting for a lock that the interrupted code may hold.
 ///
-/// GCC's unwinder asks the loader for the tables of an address. Since glibc 2.35 and GCC 12 it does so
-/// through `_dl_find_object`, which is made to be called from signal handlers; before, and in LLVM's
-/// unwinder that musl programs carry, it goes through `dl_iterate_phdr` and a lock. A linked library
-/// that is told at build time to call the former cannot be loaded where it does not exist, so the name
-/// among its strings is the proof.
+/// GCC's unwinder queries the loader for the tables of an address. Since glibc 2.35 and GCC 12 it
+/// does so through `_dl_find_object`, which is async-signal-safe. Earlier versions, and LLVM's
+/// unwinder in musl programs, use `dl_iterate_phdr`, which takes a lock. A library that was linked
+/// against `_dl_find_object` cannot be loaded where it does not exist. So the name among the
+/// library's strings is the proof.
 pub fn unwinder_takes_no_lock() -> Result<bool, Error> {
     let maps = read(MAPS.into())?;
     let Some(library) = library_in(&maps, b"libgcc_s.so") else { return Ok(false) };
@@ -57,7 +56,7 @@ pub fn unwinder_takes_no_lock() -> Result<bool, Error> {
     Ok(bytes.windows(name.len()).any(|window| window == name))
 }
 
-/// The path of the mapped file whose name begins with `name`.
+/// Returns the path of the mapped file whose name starts with `name`.
 fn library_in<'a>(maps: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
     maps.split(|&byte| byte == b'\n').find_map(|line| {
         let path = line.get(line.iter().position(|&byte| byte == b'/')?..)?;
@@ -69,12 +68,12 @@ fn read(path: PathBuf) -> Result<Vec<u8>, Error> {
     fs::read(&path).map_err(|source| Error { path, source })
 }
 
-/// Where the signal handler of the `pprof` crate begins.
+/// Returns the start address of the signal handler of the `pprof` crate.
 #[cfg(feature = "cpu")]
 pub fn pprof_handler() -> u64 {
     use pprof as _;
 
-    // SAFETY: `pprof` 0.15.0, on which the manifest insists, defines this symbol with this type.
+    // SAFETY: `pprof` 0.15.0, which the manifest requires, defines this symbol with this type.
     unsafe extern "C" {
         fn perf_signal_handler(
             signal: libc::c_int,

@@ -1,16 +1,22 @@
-//! Where the stacks of this process's threads lie, told from outside of them.
+//! Stack bounds of this process's threads, determined from other threads.
 //!
-//! The main thread's is `[stack]` of `/proc/self/maps`, up to what a program is given at its start. Another
-//! thread's stack and what libc keeps of the thread lie in one block, the stack below; libc registers an address
-//! in the latter with the kernel (the head of the list of robust mutexes), and the kernel tells it to whoever
-//! asks. So the stack goes from the start of the mapping that holds that address up to it. glibc registers every
-//! thread; musl does when a thread first locks a robust mutex, that is, mostly not, and then the
-//! thread's own pointer has to be learnt from itself: [`StackBounds::below`].
+//! The main thread's stack is `[stack]` of `/proc/self/maps`, up to the data that a program
+//! receives at its start. The stack of another thread and libc's descriptor of that thread lie in
+//! one block, the stack below. libc registers an address within the descriptor with the kernel: the
+//! head of the robust mutex list. `get_robust_list` returns it.
 //!
-//! Since Linux 6.11 the file of mappings answers for one address (`PROCMAP_QUERY`): 0.6 us, however many mappings
-//! there are, and true at that moment. Older kernels have it read whole, some 0.5 us a line and two lines a
-//! thread, and what is told is as of then. Nothing is kept for the next who asks: a thread that ends may leave
-//! its id and its place to another with less stack, and reading by the bounds of the first would fault.
+//! ```text
+//! stack = start of the mapping that contains the robust list head .. robust list head
+//! ```
+//!
+//! glibc registers every thread. musl registers a thread only when it first locks a robust mutex,
+//! so mostly not. The thread's own thread pointer is then needed: [`StackBounds::below`].
+//!
+//! Since Linux 6.11 the maps file answers queries for one address (`PROCMAP_QUERY`): 0.6 us,
+//! regardless of the number of mappings, and valid at that moment. On older kernels the file is
+//! read whole, at about 0.5 us a line and two lines per thread. The results are then as of that
+//! time. Results are never cached: the tid and address range may be reused by a thread with a
+//! smaller stack, and a read by the old bounds would fault.
 
 #![allow(unsafe_code)]
 
@@ -25,7 +31,7 @@ use super::syscalls::{Optional, permit};
 use rustix::io::Errno;
 use rustix::ioctl::{Updater, ioctl, opcode};
 
-/// The kernel maps nothing by itself this far below the top of the main stack.
+/// Distance below the top of the main stack in which the kernel maps nothing by itself.
 const MAIN_GAP: u64 = 128 << 20;
 
 /// The mappings of this process.
@@ -36,14 +42,14 @@ pub struct StackBounds {
 }
 
 enum Mappings {
-    /// Asked for one at a time.
+    /// The maps file, queried for one address at a time.
     Asked(File),
-    /// Readable and writable ones, by address, as they were at one moment.
+    /// Readable and writable mappings, sorted by address, read at one moment.
     Read(Vec<Range<u64>>),
 }
 
 impl StackBounds {
-    /// Opens `/proc/self/maps`, and reads it where it answers no questions.
+    /// Opens `/proc/self/maps`, and reads it whole if it does not support queries.
     pub fn open() -> io::Result<Self> {
         let pid = std::process::id();
         let mut maps = spare::with(|| File::open("/proc/self/maps"))?;
@@ -71,7 +77,7 @@ impl StackBounds {
         Self { pid, main_end, mappings: Mappings::Read(writable) }
     }
 
-    /// The stack of the thread `tid` of this process; none when nobody tells.
+    /// Returns the stack of the thread `tid` of this process, or `None` if it is unknown.
     pub fn of(&self, tid: u32) -> Option<Range<u64>> {
         if tid == self.pid {
             let end = self.main_end?;
@@ -79,13 +85,14 @@ impl StackBounds {
         }
         permit(Optional::RobustList).ok()?;
         let (mut head, mut size) = (ptr::null_mut::<c_void>(), 0usize);
-        // SAFETY: the kernel writes a pointer and a size, which it is given places for.
+        // SAFETY: the kernel writes a pointer and a size through the two pointers.
         let failed =
             unsafe { libc::syscall(libc::SYS_get_robust_list, tid, &raw mut head, &raw mut size) };
         if failed == 0 && !head.is_null() { self.below(head as u64) } else { None }
     }
 
-    /// The stack below `thread`, an address in what libc keeps of a thread that is not the main one.
+    /// Returns the stack below `thread`, an address in libc's descriptor of a thread other than the
+    /// main one.
     pub fn below(&self, thread: u64) -> Option<Range<u64>> {
         let start = match &self.mappings {
             Mappings::Asked(maps) => {
@@ -104,17 +111,20 @@ impl StackBounds {
     }
 }
 
-/// What the kernel calls the main thread's stack.
+/// Name of the main thread's stack in the kernel's list.
 const STACK: &[u8] = b"[stack]";
 
-/// Where the random bytes lie that every program is started with, or the word before their end: above the main
-/// thread's first frame, and below the environment and a gap of up to 8 KiB, which are no frames and need no copy.
+/// Returns the address of the random bytes of `AT_RANDOM`, rounded down to a word.
+///
+/// It is above the main thread's first frame. The environment and a gap of up to 8 KiB lie above
+/// it; they are no frames and need no copy.
 fn given_at_start() -> u64 {
-    // SAFETY: takes a number and gives one.
+    // SAFETY: takes and returns a number.
     unsafe { libc::getauxval(libc::AT_RANDOM) & !7 }
 }
 
-/// Whether the kernel answers, and that the mapping at this address is the main thread's stack.
+/// Returns `true` if the kernel supports queries and the mapping at `address` is the main thread's
+/// stack.
 fn is_main_stack(address: u64, maps: &File) -> bool {
     let mut name = [0u8; 16];
     let mut question = Question::about(address);
@@ -124,7 +134,7 @@ fn is_main_stack(address: u64, maps: &File) -> bool {
         && name.strip_prefix(STACK).is_some_and(|rest| rest.first() == Some(&0))
 }
 
-/// `PROCMAP_QUERY_VMA_READABLE` and `_WRITABLE`: only such mappings.
+/// `PROCMAP_QUERY_VMA_READABLE` and `_WRITABLE`: restrict the query to such mappings.
 const READABLE: u64 = 1;
 const WRITABLE: u64 = 2;
 
@@ -153,17 +163,17 @@ impl Question {
         Self { size: size_of::<Self>() as u64, address, ..Self::default() }
     }
 
-    /// Lets the kernel answer: `ENOENT` when there is no such mapping at the address.
+    /// Runs the query. Fails with `ENOENT` if there is no such mapping at the address.
     fn ask(&mut self, maps: &File) -> Result<(), Errno> {
         permit(Optional::Ioctl).map_err(|_| Errno::PERM)?;
         const QUERY: rustix::ioctl::Opcode = opcode::read_write::<Question>(b'f', 17);
-        // SAFETY: the kernel takes this struct for that number, and writes into it and, as far as `name_size`
-        // goes, to `name`, which is 0 or leads to that many bytes.
+        // SAFETY: the kernel expects this struct for that number. It writes to the struct and to
+        // `name`, up to `name_size` bytes; `name` is 0 or points to that many bytes.
         unsafe { ioctl(maps, Updater::<QUERY, Self>::new(self)) }
     }
 }
 
-/// `7f00-7f08`
+/// Parses `7f00-7f08`.
 fn range(field: &[u8]) -> Option<Range<u64>> {
     let (start, end) = std::str::from_utf8(field).ok()?.split_once('-')?;
     Some(u64::from_str_radix(start, 16).ok()?..u64::from_str_radix(end, 16).ok()?)
@@ -217,7 +227,8 @@ mod tests {
     #[test]
     fn what_the_kernel_answers_is_what_its_list_says() {
         let length = 1 << 16;
-        // SAFETY: an anonymous mapping at a place of the kernel's choice touches nothing that exists.
+        // SAFETY: an anonymous mapping at an address chosen by the kernel affects no existing
+        // memory.
         let read_only =
             unsafe { mmap_anonymous(ptr::null_mut(), length, ProtFlags::READ, MapFlags::PRIVATE) };
         let read_only = read_only.unwrap() as u64;
