@@ -1,24 +1,28 @@
-//! System calls that marple can do without, and whether a filter lets it make them.
+//! Optional system calls, and checks that a seccomp filter allows them.
 //!
-//! A seccomp filter answers a call outside of its list with an error, or ends the process (`SCMP_ACT_KILL`, and systemd's
-//! default). An error can be met when it comes; the other answer has to be known before. The kernel shows a
-//! filter to nobody without privilege, so what a filter does is tried out:
+//! A seccomp filter responds to a call outside of its list with an error, or kills the process
+//! (`SCMP_ACT_KILL`, and systemd's default). An error can be handled when it occurs; a kill has to
+//! be predicted. The kernel does not show a filter to an unprivileged process, so its effect is
+//! probed:
 //!
 //! ```text
-//! /proc/thread-self/status   Seccomp: 0      no filter: every call may be made
-//!                            Seccomp: 2      a copy of the process makes each call of `Optional` once, with
-//!                                            arguments that the kernel refuses, and may die of it (`probe`)
-//! not to be read, or no copy to be had       no optional call is made
+//! /proc/thread-self/status   Seccomp: 0      no filter: every call is allowed
+//!                            Seccomp: 2      a copy of the process makes each call of `Optional`
+//!                                            once, with arguments that the kernel rejects, and may
+//!                                            be killed by it (`probe`)
+//! unreadable, or no copy possible            no optional call is made
 //! ```
 //!
-//! The result is kept with the mode and the number of filters that the status shows. [`permit`] reads both again,
-//! so that a filter which the service installs later is found out about before the next optional call. One that is
-//! installed less than `FRESH` before the call is not seen.
+//! The result is cached with the mode and the number of filters in the status. [`permit`] reads
+//! both again, so a filter that the service installs later is detected before the next optional
+//! call. A filter installed less than `FRESH` before the call is not detected.
 //!
-//! Before Linux 5.9 the status does not show how many filters there are, and one on top of another is not seen.
+//! Before Linux 5.9 the status does not contain the number of filters, so an additional filter is
+//! not detected.
 //!
-//! Filters belong to threads. [`permit`] answers for the calling thread, and the function that makes the call
-//! asks. Two threads with as many filters are taken to have the same ones.
+//! Filters belong to threads. [`permit`] checks the calling thread, and is called by the function
+//! that makes the call. Two threads with the same number of filters are assumed to have the same
+//! ones.
 //!
 //! Calls that marple cannot work without are listed in `tests/syscalls`, with all others.
 
@@ -32,12 +36,13 @@ use crate::base::warnings;
 
 mod probe;
 
-/// A system call, or a family of them, that marple makes only where it may.
+/// A system call, or a family of them, that marple makes only if [`permit`] allows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Optional {
     /// `perf_event_open`: CPU samples without signals.
     PerfEventOpen,
-    /// `getpriority` and `setpriority`: profiles for HTTP are packed at low priority, threads have the process's.
+    /// `getpriority`, `setpriority`: compresses HTTP profiles at low priority, resets inherited
+    /// nice values.
     SetPriority,
     /// `timer_create`, `timer_settime` and `timer_delete`: CPU samples by a timer for each thread.
     ThreadTimers,
@@ -45,15 +50,15 @@ pub enum Optional {
     QueueSignal,
     /// `get_robust_list`: the bounds of another thread's stack.
     RobustList,
-    /// `ioctl` with `PROCMAP_QUERY`: one mapping instead of the whole list of them.
+    /// `ioctl` with `PROCMAP_QUERY`: one mapping instead of the whole list.
     Ioctl,
-    /// `sched_setaffinity`: threads are not pinned as the one that starts them is.
+    /// `sched_setaffinity`: resets the CPU mask inherited from the starting thread.
     SetAffinity,
-    /// `sched_setscheduler`: threads are not real-time ones as the one that starts them is.
+    /// `sched_setscheduler`: resets a real-time policy inherited from the starting thread.
     SetScheduler,
 }
 
-/// All of them, in the order in which they are tried, each with what is lost without it.
+/// All optional calls in probing order, each with its name and the loss without it.
 const OPTIONAL: [(Optional, &str, &str); 8] = [
     (Optional::PerfEventOpen, "perf_event_open", "CPU samples come by timers and SIGPROF"),
     (Optional::SetPriority, "setpriority", "profiles for HTTP are packed at ordinary priority"),
@@ -74,33 +79,33 @@ const OPTIONAL: [(Optional, &str, &str); 8] = [
 ];
 
 impl Optional {
-    /// The name of the call.
+    /// Returns the name of the call.
     pub fn name(self) -> &'static str {
         OPTIONAL[self as usize].1
     }
 }
 
-/// What a filter does about a call.
+/// Effect of a filter on a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
     /// The call reaches the kernel.
     Allowed,
-    /// The filter answers with an error of its own.
+    /// The filter returns this error.
     Refused(i32),
-    /// The process does not survive it.
+    /// The filter kills the process.
     Kills,
-    /// Nobody has tried.
+    /// The effect is unknown.
     Untried(Untried),
 }
 
-/// Why nobody has tried what a filter does.
+/// Reason that the effect of a filter is unknown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Untried {
     /// The status of the thread cannot be read.
     NoStatus,
     /// The process is too large to be copied: resident MiB.
     TooLarge(u64),
-    /// `clone`, `mmap` or `wait4` failed, or the copy did not answer.
+    /// `clone`, `mmap` or `wait4` failed, or the copy did not respond (0).
     NoCopy(i32),
 }
 
@@ -122,7 +127,7 @@ impl fmt::Display for Untried {
     }
 }
 
-/// Why an optional call is not made.
+/// An optional call that is not made, with the reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Denied {
     call: Optional,
@@ -130,7 +135,7 @@ pub struct Denied {
 }
 
 impl Denied {
-    /// The call.
+    /// Returns the call.
     pub fn call(&self) -> Optional {
         self.call
     }
@@ -158,31 +163,33 @@ impl From<Denied> for std::io::Error {
     }
 }
 
-/// What a filter does about each optional call.
+/// Effect of a filter on each optional call.
 type Verdicts = [Verdict; OPTIONAL.len()];
 
-/// The filters of a thread, as its status shows them.
+/// The filters of a thread, as in its status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Filters {
     /// 0: none; 1: only read, write and exit; 2: a filter.
     mode: u32,
-    /// How many, since Linux 5.9.
+    /// Number of filters, since Linux 5.9.
     count: Option<u32>,
 }
 
-/// So many sets of filters are told apart: a service has one, or two where a thread adds its own.
+/// Maximum number of filter sets cached. A service has one, or two if a thread adds a filter.
 const MAX_KNOWN: usize = 8;
 
-/// What was found out, the newest last.
+/// Cached results, the newest last.
 static KNOWN: Mutex<Vec<(Filters, Verdicts)>> = Mutex::new(Vec::new());
 
-/// Whether the calling thread may make this call and live. A call that the filter answers with an error counts
-/// as allowed: its caller meets the error. Costs 10 us at first, 50 ns within `FRESH`, and some milliseconds where the
-/// filters have changed. Takes a lock and allocates.
+/// Returns `Ok` if the calling thread can make this call without being killed.
+///
+/// A call for which the filter returns an error counts as allowed: its caller handles the error.
+/// Costs 10 us at first, 50 ns within `FRESH`, and some milliseconds if the filters have changed.
+/// Takes a lock and allocates.
 ///
 /// # Errors
 ///
-/// Why the call is not to be made.
+/// Returns the reason that the call must not be made.
 pub fn permit(call: Optional) -> Result<(), Denied> {
     let filters = recent_filters();
     if let Some(Filters { mode: 0, .. }) = filters {
@@ -195,7 +202,8 @@ pub fn permit(call: Optional) -> Result<(), Denied> {
     }
 }
 
-/// The error by which the filter of the calling thread refuses this call, if it does.
+/// Returns the error with which the calling thread's filter refuses this call, or `None` if it does
+/// not.
 pub fn refused_by_filter(call: Optional) -> Option<i32> {
     let filters = recent_filters().filter(|filters| filters.mode != 0)?;
     match verdicts(filters)[call as usize] {
@@ -206,7 +214,7 @@ pub fn refused_by_filter(call: Optional) -> Option<i32> {
 
 const NO_STATUS: Verdicts = [Verdict::Untried(Untried::NoStatus); OPTIONAL.len()];
 
-/// What these filters do, which are those of the calling thread.
+/// Returns the effects of these filters, which must be those of the calling thread.
 fn verdicts(filters: Filters) -> Verdicts {
     let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some((_, verdicts)) = known.iter().find(|(then, _)| *then == filters) {
@@ -224,7 +232,7 @@ fn verdicts(filters: Filters) -> Verdicts {
     verdicts
 }
 
-/// Says in `/status` which calls are missing.
+/// Sets the warning about missing calls, which `/status` shows.
 fn report(verdicts: &Verdicts) {
     match describe(verdicts) {
         Some(text) => warnings::set(TOPIC, text),
@@ -232,7 +240,7 @@ fn report(verdicts: &Verdicts) {
     }
 }
 
-/// The topic of the warning about missing calls.
+/// Topic of the warning about missing calls.
 const TOPIC: &str = "system calls";
 
 fn describe(verdicts: &Verdicts) -> Option<String> {
@@ -252,7 +260,7 @@ fn describe(verdicts: &Verdicts) -> Option<String> {
             killed.join(", ")
         ));
     }
-    // The engine's own words tell of a perf_event_open that is refused.
+    // The error text of the CPU engine already reports a refused perf_event_open.
     let refused = |verdict: &Verdict| matches!(verdict, Verdict::Refused(_));
     let refused: Vec<String> =
         with(refused).into_iter().filter(|row| !row.starts_with("perf_event_open")).collect();
@@ -273,22 +281,22 @@ fn describe(verdicts: &Verdicts) -> Option<String> {
     })
 }
 
-/// How long what the status says is taken for true: while a batch of calls is made.
+/// Validity of the status, long enough for a batch of calls.
 const FRESH: Duration = Duration::from_millis(1);
 
-/// The filters of the calling thread, or `None` if its status cannot be read.
+/// Returns the filters of the calling thread, or `None` if its status cannot be read.
 fn recent_filters() -> Option<Filters> {
     thread_local! {
         static RECENT: Cell<Option<(Instant, Filters)>> = const { Cell::new(None) };
     }
-    // A thread that is ending has no locals.
+    // A terminating thread has no thread-locals.
     let recent = RECENT.try_with(Cell::get).ok().flatten();
     if let Some((at, filters)) = recent
         && at.elapsed() < FRESH
     {
         return Some(filters);
     }
-    // Out of descriptors: what this thread read last.
+    // Out of descriptors: use this thread's previous result.
     let Some(filters) = filters() else { return recent.map(|(_, filters)| filters) };
     let _ = RECENT.try_with(|recent| recent.set(Some((Instant::now(), filters))));
     Some(filters)
@@ -301,7 +309,7 @@ fn filters() -> Option<Filters> {
     Some(parse(&status))
 }
 
-/// A kernel without seccomp shows no such line.
+/// Parses the filters in a status. A kernel without seccomp has no such lines.
 fn parse(status: &[u8]) -> Filters {
     let value = |key: &[u8]| {
         let line = status.split(|&byte| byte == b'\n').find_map(|line| line.strip_prefix(key))?;

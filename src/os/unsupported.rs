@@ -1,5 +1,5 @@
-//! What stands in for the Linux modules elsewhere, of the same shape: what sysinfo tells, else
-//! nothing.
+//! Stubs of the Linux modules for other systems, with the same interface. Values that sysinfo
+//! provides are returned, all others are `None`.
 
 pub mod alarm;
 pub mod cgroup;

@@ -1,4 +1,4 @@
-//! Trying what a filter does about a call, in a copy of the process.
+//! Probing of a filter's effect on calls, in a copy of the process.
 //!
 //! ```text
 //! parent                                     child: a copy-on-write fork, all signals blocked
@@ -6,27 +6,30 @@
 //!   block all signals                          wait4: may the parent wait for it?
 //!   clone, exit signal 0                       for each call, from the first that was not tried
 //!   restore the mask                             page[call] = TRYING; call; page[call] = errno
-//!   wait4(child, __WALL), look at the page     exit_group
+//!   wait4(child, __WALL), read the page        exit_group
 //! ```
 //!
-//! A call that leaves `TRYING` behind ended the child; the next child begins after it, so there are no more children
-//! than calls.
+//! A call that leaves `TRYING` behind killed the child. The next child starts after that call, so
+//! there are at most as many children as calls.
 //!
-//! Why a copy and not `CLONE_VM`: before Linux 5.16 the core dump of a process ended all that shared its memory. Why
-//! exit signal 0: the service gets no `SIGCHLD` and its own `wait` does not see the child. With all signals
-//! blocked, a `SIGSYS` of the filter has its default action, so a handler of the service does not run twice.
+//! A copy is used instead of `CLONE_VM`, because before Linux 5.16 the core dump of a process
+//! killed all processes that shared its memory. With exit signal 0 the service gets no `SIGCHLD`,
+//! and its own `wait` does not return the child. All signals are blocked, so a `SIGSYS` of the
+//! filter has its default action, and a handler of the service does not run twice.
 //!
-//! The child is the copy of one thread of many, so it makes system calls only: no lock, no allocation, no panic.
+//! The child is the copy of one thread of many, so it only makes system calls: no lock, no
+//! allocation, no panic.
 //!
-//! A fork copies page tables, and the service's first write to each page afterwards takes a fault. So a process with
-//! more than [`MAX_RESIDENT`] is not copied: 2 MiB of page tables, some milliseconds for the copy, and at
-//! most 0.1 s of faults.
+//! A fork copies page tables, and the service's first write to each page afterwards causes a fault.
+//! So a process with more than [`MAX_RESIDENT`] is not copied. The limit bounds the page tables to
+//! 2 MiB, the copy to some milliseconds, and the faults to 0.1 s.
 //!
-//! # The calls that the probe itself needs
+//! # Calls made by the probe itself
 //!
-//! `clone3` where the C library makes its threads with it (glibc 2.34 and later), else `clone`: a filter cannot
-//! see the arguments of `clone3`, so it is allowed if threads are. Where it is answered with `ENOSYS`, as container
-//! runtimes do, the C library makes threads with `clone`, and so does the probe. `wait4` is tried by the child.
+//! The probe uses `clone3` if the C library creates threads with it (glibc 2.34 and later), else
+//! `clone`. A filter cannot inspect the arguments of `clone3`, so it allows the call if it allows
+//! threads. If `clone3` fails with `ENOSYS`, as in container runtimes, the C library creates
+//! threads with `clone`, and so does the probe. The child tries `wait4`.
 
 #![allow(unsafe_code)]
 
@@ -40,25 +43,25 @@ use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
 use super::{Optional, Untried, Verdict, Verdicts};
 
-/// Resident memory of a process that is copied, at most.
+/// Maximum resident memory of a process that is copied.
 pub(super) const MAX_RESIDENT: u64 = 1 << 30;
 
-/// A child that has not ended by then is given up. It needs less than a millisecond of CPU time.
+/// Timeout for a child. It needs less than a millisecond of CPU time.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Between two looks at whether the child has ended.
+/// Interval between checks that the child has exited.
 const LOOK_EVERY: Duration = Duration::from_micros(50);
 
-/// Values of a place in the shared page; an errno, or 0, otherwise.
+/// Values in the shared page that are neither an errno nor 0.
 const UNTRIED: i32 = -1;
 const TRYING: i32 = -2;
 
-/// One call with arguments that the kernel refuses without effect.
+/// A call with arguments that the kernel rejects without effect.
 struct Step {
     call: Optional,
     number: c_long,
     arguments: [usize; 5],
-    /// The kernel's own answer. Another one is the filter's.
+    /// Error of the kernel. Any other error is the filter's.
     answer: c_int,
 }
 
@@ -69,7 +72,7 @@ const PERF_PERIOD: usize = 0x4008_2404;
 const PROCMAP_QUERY: usize = 0xc068_6611;
 
 const STEPS: [Step; 12] = [
-    // Unknown flags are refused first.
+    // The kernel checks for unknown flags first.
     step(
         Optional::PerfEventOpen,
         libc::SYS_perf_event_open,
@@ -78,7 +81,7 @@ const STEPS: [Step; 12] = [
     ),
     step(Optional::SetPriority, libc::SYS_setpriority, [INVALID, 0, 0, 0, 0], libc::EINVAL),
     step(Optional::SetPriority, libc::SYS_getpriority, [INVALID, 0, 0, 0, 0], libc::EINVAL),
-    // There are no 1000 clocks.
+    // Clock 1000 does not exist.
     step(Optional::ThreadTimers, libc::SYS_timer_create, [1000, 0, 0, 0, 0], libc::EINVAL),
     step(Optional::ThreadTimers, libc::SYS_timer_settime, [INVALID, 0, 0, 0, 0], libc::EINVAL),
     step(Optional::ThreadTimers, libc::SYS_timer_delete, [INVALID, 0, 0, 0, 0], libc::EINVAL),
@@ -86,7 +89,7 @@ const STEPS: [Step; 12] = [
     step(Optional::RobustList, libc::SYS_get_robust_list, [0, 0, 0, 0, 0], libc::EFAULT),
     step(Optional::Ioctl, libc::SYS_ioctl, [INVALID, PROCMAP_QUERY, 0, 0, 0], libc::EBADF),
     step(Optional::Ioctl, libc::SYS_ioctl, [INVALID, PERF_PERIOD, 0, 0, 0], libc::EBADF),
-    // No thread has the id -1.
+    // No thread has the ID -1.
     step(Optional::SetAffinity, libc::SYS_sched_setaffinity, [INVALID, 0, 0, 0, 0], libc::ESRCH),
     step(Optional::SetScheduler, libc::SYS_sched_setscheduler, [INVALID, 0, 0, 0, 0], libc::EINVAL),
 ];
@@ -95,15 +98,15 @@ const fn step(call: Optional, number: c_long, arguments: [usize; 5], answer: c_i
     Step { call, number, arguments, answer }
 }
 
-/// What parent and child share.
+/// The page shared by parent and child.
 #[repr(C)]
 struct Page {
-    /// What `wait4` answers.
+    /// Result of `wait4`.
     wait: AtomicI32,
     steps: [AtomicI32; STEPS.len()],
 }
 
-/// Tries every call.
+/// Probes every optional call.
 pub(super) fn run() -> Verdicts {
     let untried = |why| [Verdict::Untried(why); super::OPTIONAL.len()];
     match resident() {
@@ -121,7 +124,7 @@ pub(super) fn run() -> Verdicts {
         if let Err(errno) = try_from(first, page) {
             return untried(Untried::NoCopy(errno));
         }
-        // The child ended well, or at the call that it was trying.
+        // The child has exited normally, or was killed at the call that it was trying.
         let mut tried = page.steps.iter().map(|step| step.load(Acquire)).skip(first);
         match tried.clone().position(|answer| answer == TRYING) {
             Some(after) => first += after + 1,
@@ -132,7 +135,7 @@ pub(super) fn run() -> Verdicts {
     verdicts(&page.steps.each_ref().map(|step| step.load(Acquire)))
 }
 
-/// A family of calls is worth what the worst of them is.
+/// Combines the results by family: the worst result of its calls counts.
 fn verdicts(answers: &[i32; STEPS.len()]) -> Verdicts {
     let mut verdicts = [Verdict::Allowed; super::OPTIONAL.len()];
     for (step, &answer) in STEPS.iter().zip(answers) {
@@ -147,7 +150,7 @@ fn verdicts(answers: &[i32; STEPS.len()]) -> Verdicts {
     verdicts
 }
 
-/// Has a child try the calls from `first` on, and waits for its end.
+/// Starts a child that tries the calls from `first` on, and waits for its exit.
 fn try_from(first: usize, page: &Page) -> Result<(), c_int> {
     page.wait.store(UNTRIED, Release);
     let child = match fork()? {
@@ -157,7 +160,7 @@ fn try_from(first: usize, page: &Page) -> Result<(), c_int> {
     let started = Instant::now();
     let is_late = |started: Instant| started.elapsed() > PATIENCE;
     while page.wait.load(Acquire) < 0 {
-        // A child that wait4 ends is not waited for, and stays as one dead entry in the list of processes.
+        // A child that is killed by wait4 is not waited for, and remains as one zombie process.
         if is_late(started) || is_dead(child) {
             return Err(0);
         }
@@ -172,13 +175,13 @@ fn try_from(first: usize, page: &Page) -> Result<(), c_int> {
             0 if is_late(started) => return Err(0),
             0 => std::thread::sleep(LOOK_EVERY),
             -1 if errno == Some(libc::EINTR) => {}
-            // ECHILD: the service waits for whatever ends.
+            // ECHILD: the service has already waited for the child.
             _ => return Ok(()),
         }
     }
 }
 
-/// Copies the process. In the copy, which has this thread alone, the result is 0.
+/// Copies the process with this thread only. Returns 0 in the copy.
 fn fork() -> Result<c_int, c_int> {
     // SAFETY: an all-zero set is a valid one; both calls get sets of this thread's stack.
     let before = unsafe {
@@ -194,7 +197,7 @@ fn fork() -> Result<c_int, c_int> {
     let errno = std::io::Error::last_os_error().raw_os_error().unwrap_or(0);
     // The child keeps all signals blocked.
     if pid != 0 {
-        // SAFETY: gives this thread back the mask it had.
+        // SAFETY: restores the previous mask of this thread.
         unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, ptr::null_mut()) };
     }
     match c_int::try_from(pid) {
@@ -203,13 +206,14 @@ fn fork() -> Result<c_int, c_int> {
     }
 }
 
-/// `fork` by the call that the C library makes threads with.
+/// Forks by the call with which the C library creates threads.
 fn clone() -> c_long {
     if makes_threads_with_clone3() {
         // `struct clone_args`, version 0: no flags, no exit signal.
         let arguments = [0u64; 8];
         let size = size_of_val(&arguments);
-        // SAFETY: without flags this is a fork; the child goes on with copies of this stack and memory.
+        // SAFETY: without flags this is a fork; the child continues with copies of this stack and
+        // memory.
         let pid = unsafe { libc::syscall(libc::SYS_clone3, arguments.as_ptr(), size) };
         let errno = std::io::Error::last_os_error().raw_os_error();
         if pid >= 0 || errno != Some(libc::ENOSYS) {
@@ -222,7 +226,7 @@ fn clone() -> c_long {
 
 #[cfg(target_env = "gnu")]
 fn makes_threads_with_clone3() -> bool {
-    // SAFETY: gives a text that lives as long as the process.
+    // SAFETY: returns a string that lives as long as the process.
     let version = unsafe { CStr::from_ptr(libc::gnu_get_libc_version()) };
     let mut numbers = version.to_str().unwrap_or("").split('.').map(|part| part.parse::<u32>());
     match (numbers.next(), numbers.next()) {
@@ -236,10 +240,10 @@ fn makes_threads_with_clone3() -> bool {
     false
 }
 
-/// What the copy does.
+/// Runs the calls in the copy, and exits.
 fn child(first: usize, page: &Page) -> ! {
-    // SAFETY: this process is a copy of its own, and these calls change only it; what is tried has arguments that
-    // the kernel refuses. None of it allocates or takes a lock.
+    // SAFETY: this process is a separate copy, and these calls change only it; the calls tried have
+    // arguments that the kernel rejects. None of them allocates or takes a lock.
     unsafe {
         libc::syscall(libc::SYS_prctl, libc::PR_SET_DUMPABLE, 0, 0, 0, 0);
         page.wait.store(TRYING, Release);
@@ -257,27 +261,27 @@ fn child(first: usize, page: &Page) -> ! {
     }
 }
 
-/// Whether a child of this process has ended, without waiting for it.
+/// Returns `true` if a child of this process has exited, without waiting for it.
 fn is_dead(child: c_int) -> bool {
     let Ok(stat) = std::fs::read(format!("/proc/{child}/stat")) else { return true };
     let after_name = stat.iter().rposition(|&byte| byte == b')').unwrap_or(0);
     matches!(stat.get(after_name + 2), None | Some(b'Z' | b'X'))
 }
 
-/// Resident memory of this process.
 fn resident() -> Option<u64> {
     let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
     let pages: u64 = statm.split(' ').nth(1)?.parse().ok()?;
     Some(pages.saturating_mul(rustix::param::page_size() as u64))
 }
 
-/// A page that a fork shares.
+/// A page that is shared with a fork.
 struct Shared(*mut Page);
 
 impl Shared {
     fn map() -> rustix::io::Result<Self> {
         let protection = ProtFlags::READ | ProtFlags::WRITE;
-        // SAFETY: an anonymous mapping at a place of the kernel's choice touches nothing that exists.
+        // SAFETY: an anonymous mapping at an address chosen by the kernel affects no existing
+        // memory.
         let page = unsafe {
             mmap_anonymous(ptr::null_mut(), size_of::<Page>(), protection, MapFlags::SHARED)
         }?;
@@ -296,7 +300,7 @@ impl Shared {
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        // SAFETY: mapped by `map` with this length; nothing borrows from it any more.
+        // SAFETY: mapped by `map` with this length; no borrow of it exists.
         let _ = unsafe { munmap(self.0.cast(), size_of::<Page>()) };
     }
 }
@@ -324,7 +328,7 @@ mod tests {
             child(0, shared.page());
         }
         while !is_dead(pid) {}
-        // SAFETY: takes numbers and a null pointer; without `__WALL`, as a service asks.
+        // SAFETY: takes numbers and a null pointer; without `__WALL`, as in a service's `wait`.
         let seen = unsafe { libc::waitpid(pid, ptr::null_mut(), libc::WNOHANG) };
         assert_eq!(seen, -1, "a `wait` of the service sees the child");
         // SAFETY: takes a number and null pointers.

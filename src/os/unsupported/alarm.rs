@@ -1,13 +1,13 @@
-//! Sleeps by tokio's timers.
+//! Sleeps based on tokio's timers.
 
 use tokio::time::Instant;
 
-/// A timer of tokio's.
+/// A one-shot timer.
 #[derive(Debug)]
 pub struct Alarm;
 
 impl Alarm {
-    /// One that is not set.
+    /// Creates an unset timer.
     pub fn here() -> Self {
         Self
     }

@@ -1,11 +1,11 @@
-//! Limits of cgroups, which only Linux has.
+//! Stub: cgroups exist only on Linux.
 
 use std::path::Path;
 
 use crate::base::{Bytes, Percent};
 use crate::model::{AtLimit, Limit};
 
-/// What the kernel has counted and measured: nothing.
+/// Pressure counters and averages; always `None`.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[allow(missing_docs, reason = "as on Linux")]
 pub struct Strain {
@@ -20,7 +20,7 @@ pub struct Strain {
     pub io_pressure: Option<Percent>,
 }
 
-/// There is none.
+/// A problem with limits; never occurs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Problem {}
 
@@ -32,12 +32,12 @@ pub struct MemoryUse {
     pub reclaimable: Bytes,
 }
 
-/// No cgroup.
+/// Stub of the cgroup limits.
 #[derive(Debug)]
 pub struct Cgroup;
 
 impl Cgroup {
-    /// Finds none.
+    /// Creates the stub.
     pub fn discover(_root: &Path) -> Self {
         Self
     }
@@ -45,47 +45,47 @@ impl Cgroup {
     /// Does nothing.
     pub fn refresh(&mut self) {}
 
-    /// None.
+    /// Returns `None`.
     pub fn memory_limit(&self) -> Option<&Limit<Bytes>> {
         None
     }
 
-    /// None.
+    /// Returns `None`.
     pub fn cpu_limit(&self) -> Option<&Limit<f64>> {
         None
     }
 
-    /// Nothing.
+    /// Returns the default: no values.
     pub fn strain(&self) -> Strain {
         Strain::default()
     }
 
-    /// Nothing.
+    /// Returns the default: no values.
     pub fn strain_counters(&self) -> Strain {
         Strain::default()
     }
 
-    /// None.
+    /// Returns `None`.
     pub fn memory_use(&self) -> Option<MemoryUse> {
         None
     }
 
-    /// None.
+    /// Returns `None`.
     pub fn kill_limit(&self) -> Option<Bytes> {
         None
     }
 
-    /// The default.
+    /// Returns the default.
     pub fn at_memory_limit(&self) -> AtLimit {
         AtLimit::default()
     }
 
-    /// None: that there are no cgroups is no problem.
+    /// Returns `None`: the absence of cgroups is not a problem.
     pub fn problem(&self) -> Option<Problem> {
         None
     }
 
-    /// Nothing.
+    /// Returns no text: a [`Problem`] cannot exist.
     pub fn describe(&self, problem: Problem) -> String {
         match problem {}
     }

@@ -1,53 +1,53 @@
-//! Measures no contention.
+//! Stub: CPU contention is measured only on Linux.
 
 use std::path::Path;
 use std::time::Duration;
 
-/// Waits for a core in a period.
+/// Time that threads waited for a core in a period.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RunDelay {
-    /// Of all threads.
+    /// Wait of all threads.
     pub total: Duration,
-    /// Of threads that ran or waited nearly all the time.
+    /// Wait of threads that ran or waited nearly all the time.
     pub of_computing: Duration,
 }
 
-/// What cannot be read.
+/// Stub of the run delay reader.
 #[derive(Debug)]
 pub struct RunDelays;
 
 impl RunDelays {
-    /// None: nobody tells.
+    /// Returns `None`: not available on this platform.
     pub fn open() -> Option<Self> {
         None
     }
 
-    /// None.
+    /// Returns `None`.
     pub fn take_delta(&mut self, _elapsed: Duration) -> Option<RunDelay> {
         None
     }
 }
 
-/// CPU time of the whole machine so far.
+/// Cumulative CPU time of the whole machine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MachineTime {
-    /// Time in which cores did anything.
+    /// Time in which cores were busy.
     pub busy: Duration,
-    /// Time in which they did nothing.
+    /// Time in which cores were idle.
     pub idle: Duration,
 }
 
-/// What cannot be read.
+/// Stub of the reader of the machine's CPU time.
 #[derive(Debug)]
 pub struct MachineCpu;
 
 impl MachineCpu {
-    /// None: nobody tells.
+    /// Returns `None`: not available on this platform.
     pub fn open(_root: &Path) -> Option<Self> {
         None
     }
 
-    /// None.
+    /// Returns `None`.
     pub fn read(&self) -> Option<MachineTime> {
         None
     }

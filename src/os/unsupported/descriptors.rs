@@ -1,4 +1,4 @@
-//! Open file descriptors are not listed here.
+//! Stub: open file descriptors are listed only on Linux.
 
 use std::io;
 
@@ -10,7 +10,7 @@ use crate::model::DescriptorDump;
 ///
 /// # Errors
 ///
-/// Always.
+/// Always returns an error.
 pub fn dump(_taken: Timestamp) -> io::Result<DescriptorDump> {
     Err(io::ErrorKind::Unsupported.into())
 }

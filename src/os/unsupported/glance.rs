@@ -1,35 +1,35 @@
-//! Sees no thread.
+//! Stub: thread inspection is Linux-only.
 
 use std::time::Duration;
 
 use super::threads::Thread;
 
-/// How much the kernel let a thread run.
+/// Scheduler statistics of a thread.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Runs {
     /// CPU time.
     pub cpu: Duration,
-    /// Time it waited for a core.
+    /// Run delay: time spent waiting for a core.
     pub waited: Duration,
-    /// How often it was given one.
+    /// Number of timeslices on a core.
     pub turns: u64,
 }
 
-/// What cannot be opened.
+/// Stub of the thread reader; cannot be opened.
 pub struct Eyes;
 
 impl Eyes {
-    /// Why threads cannot be seen.
+    /// Returns an error text.
     pub fn open() -> Result<Self, String> {
         Err("threads can be seen on Linux only".to_owned())
     }
 
-    /// None.
+    /// Returns `None`.
     pub fn look(&self, _tid: u32) -> Option<(Thread, Runs)> {
         None
     }
 
-    /// None.
+    /// Returns `None`.
     pub fn runs(&self, _tid: u32) -> Option<Runs> {
         None
     }

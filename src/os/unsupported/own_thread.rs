@@ -1,6 +1,6 @@
-//! Marple's own threads, which inherit nothing that has to be put back.
+//! Marple's threads, which inherit no attributes that have to be reset.
 
-/// Begins a thread of marple's.
+/// Prepares a marple thread: releases the unused memory of its stack.
 pub fn enter() {
     crate::os::memory::release_own_stack();
 }

@@ -1,4 +1,4 @@
-//! The process's own numbers.
+//! Metrics of the process, from sysinfo.
 
 use std::fmt;
 use std::path::Path;
@@ -8,11 +8,11 @@ use sysinfo::{Pid, ProcessRefreshKind, ProcessesToUpdate, System};
 
 use crate::base::{Bytes, Moment};
 
-/// How long what sysinfo told is good for, so that it is asked once for all readings of a tick:
-/// asking takes tens of microseconds.
+/// Validity of sysinfo's values: one refresh, which takes tens of microseconds, serves all readings
+/// of a tick.
 const GOOD_FOR: Duration = Duration::from_millis(50);
 
-/// The process, as sysinfo knows it.
+/// The process as reported by sysinfo.
 pub struct Procfs {
     system: System,
     own: Pid,
@@ -20,40 +20,40 @@ pub struct Procfs {
 }
 
 impl Procfs {
-    /// Makes ready to ask; there is no `/proc` to take from `root`.
+    /// Creates a reader. `root` is unused: there is no `/proc`.
     pub fn open(_root: &Path) -> Self {
         let own = Pid::from_u32(std::process::id());
         Self { system: System::new(), own, told: None }
     }
 
-    /// The resident set.
+    /// Returns the resident set.
     pub fn rss(&mut self, now: Moment) -> Option<Bytes> {
         self.ask(now);
         self.system.process(self.own).map(|process| Bytes(process.memory()))
     }
 
-    /// None: nobody tells.
+    /// Returns `None`: not available on this platform.
     pub fn address_space(&self) -> Option<Bytes> {
         None
     }
 
-    /// None: nobody tells.
+    /// Returns `None`: not available on this platform.
     pub fn file_pages(&self) -> Option<Bytes> {
         None
     }
 
-    /// None: nobody tells.
+    /// Returns `None`: not available on this platform.
     pub fn data(&self) -> Option<Bytes> {
         None
     }
 
-    /// How many threads there are, where sysinfo lists them.
+    /// Returns the number of threads, if sysinfo lists them.
     pub fn threads(&mut self, now: Moment) -> Option<u64> {
         self.ask(now);
         Some(self.system.process(self.own)?.tasks()?.len() as u64)
     }
 
-    /// None: nobody tells.
+    /// Returns `None`: not available on this platform.
     pub fn fds(&mut self, _now: Moment) -> Option<u64> {
         None
     }

@@ -1,68 +1,68 @@
-//! The threads of the process, which only Linux lists.
+//! Stub: the threads of the process are listed only on Linux.
 
 use std::time::Duration;
 
 use crate::base::{Clock, Moment, SystemClock};
 
-/// What the kernel tells about a thread.
+/// State of a thread, as reported by the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Thread {
-    /// Its id.
+    /// Thread ID.
     pub tid: u32,
-    /// Its name.
+    /// Thread name.
     pub name: String,
-    /// What it does.
+    /// State.
     pub state: char,
-    /// The function of the kernel it waits in.
+    /// Kernel function that the thread waits in.
     pub wait_channel: String,
     /// CPU time.
     pub cpu_time: Duration,
-    /// The signals it blocks.
+    /// Blocked signals.
     pub blocked: u64,
 }
 
-/// Why the threads are unknown.
+/// An error while listing threads.
 #[derive(Debug, thiserror::Error)]
 #[error("threads can be listed on Linux only")]
 pub struct Error;
 
 impl Error {
-    /// The error.
+    /// Creates the error.
     pub fn none_can_be_read() -> Self {
         Self
     }
 }
 
-/// Threads that cannot be looked at.
+/// Stub of a selection of threads; cannot be created.
 #[derive(Debug)]
 pub struct Threads {
-    /// Their ids.
+    /// Thread IDs.
     pub tids: Vec<u32>,
 }
 
 impl Threads {
-    /// None.
+    /// Returns an error.
     pub fn all() -> Result<Self, Error> {
         Err(Error)
     }
 
-    /// None.
+    /// Returns an error.
     pub fn of(_tids: Vec<u32>) -> Result<Self, Error> {
         Err(Error)
     }
 
-    /// None.
+    /// Returns `None`.
     pub fn look(&self, _tid: u32) -> Option<Thread> {
         None
     }
 }
 
-/// None.
+/// Returns an error.
 pub fn list() -> Result<Vec<Thread>, Error> {
     Err(Error)
 }
 
-/// A number for the calling thread that is not 0.
+/// Returns a number for the calling thread, never 0.
 pub fn current() -> u32 {
     use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -73,17 +73,17 @@ pub fn current() -> u32 {
     OWN.try_with(|own| *own).unwrap_or(u32::MAX)
 }
 
-/// The name the calling thread was given when it was made; empty where it has none.
+/// Returns the name given to the calling thread at its creation, or an empty string.
 pub fn current_name() -> String {
     std::thread::current().name().unwrap_or_default().to_owned()
 }
 
-/// Nobody tells.
+/// Returns 0: not available on this platform.
 pub fn cpu_time() -> Duration {
     Duration::ZERO
 }
 
-/// The present.
+/// Returns the current time.
 pub fn recently() -> Moment {
     SystemClock.now()
 }

@@ -1,13 +1,13 @@
-//! The CPU time of other threads, which is not known here.
+//! Stub: the CPU time of other threads is not available.
 
 use std::io;
 use std::time::Duration;
 
-/// Fails.
+/// Returns an error.
 ///
 /// # Errors
 ///
-/// Always.
+/// Always returns an error.
 pub fn cpu_time_of(_: u32) -> io::Result<Duration> {
     Err(io::ErrorKind::Unsupported.into())
 }

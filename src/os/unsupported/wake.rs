@@ -1,18 +1,18 @@
-//! Wakes nobody.
+//! Stub: wakeups exist only on Linux.
 
 use std::io;
 
-/// A counter that cannot be had.
+/// Stub of the wakeup counter; cannot be opened.
 #[derive(Debug, Default)]
 pub struct Wake;
 
 impl Wake {
-    /// None.
+    /// Creates the stub.
     pub const fn new() -> Self {
         Self
     }
 
-    /// An error: nobody can be woken.
+    /// Returns an error: no thread can be woken.
     pub fn open(&self) -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())
     }
@@ -20,23 +20,23 @@ impl Wake {
     /// Does nothing.
     pub fn wake(&self) {}
 
-    /// An error: nobody can have woken.
+    /// Returns an error: there are no wakeups.
     pub fn hear(&self) -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())
     }
 }
 
-/// Waits for ever.
+/// Stub of a waiter, which never completes.
 #[derive(Debug)]
 pub struct Listener;
 
 impl Listener {
-    /// An error: there is no counter to wait for.
+    /// Returns an error: there is no counter to wait for.
     pub fn new(_wake: &'static Wake) -> io::Result<Self> {
         Err(io::ErrorKind::Unsupported.into())
     }
 
-    /// Never comes.
+    /// Waits forever.
     pub async fn next(&self) {
         std::future::pending().await
     }
