@@ -1,37 +1,38 @@
-//! What machine code says about who called whom: three questions to a few bytes.
+//! Decoder for the call, return and prologue instructions that identify a caller.
 
-/// How long the instruction of a direct call is.
+/// Length of a direct call instruction.
 #[cfg(target_arch = "x86_64")]
 pub(crate) const CALL: u64 = 5;
 #[cfg(target_arch = "aarch64")]
 pub(crate) const CALL: u64 = 4;
 
-/// The function that `code` calls, if it begins with a direct call, which returns to `next`.
+/// Returns the function that `code` calls, if it starts with a direct call that returns to `next`.
 #[cfg(target_arch = "x86_64")]
 pub(crate) fn target(code: &[u8], next: u64) -> Option<u64> {
     let [0xe8, distance @ ..] = code.first_chunk::<5>()? else { return None };
     Some(next.wrapping_add_signed(i32::from_le_bytes(*distance).into()))
 }
 
-/// The function that `code` calls, if it begins with a direct call, which returns to `next`.
+/// Returns the function that `code` calls, if it starts with a direct call that returns to `next`.
 #[cfg(target_arch = "aarch64")]
 pub(crate) fn target(code: &[u8], next: u64) -> Option<u64> {
     let instruction = u32::from_le_bytes(*code.first_chunk()?);
-    // `bl`, whose 26 bits are a distance in words from itself.
+    // `bl`: the low 26 bits are the distance from the instruction, in words.
     let distance = i64::from((instruction << 6).cast_signed() >> 6) * 4;
     (instruction >> 26 == 0b10_0101).then(|| next.wrapping_add_signed(distance - 4))
 }
 
-/// The bytes before a return address in which its call lies.
+/// Maximum length of the call in front of a return address.
 #[cfg(target_arch = "x86_64")]
 pub(crate) const BEFORE: u64 = 7;
 #[cfg(target_arch = "aarch64")]
 pub(crate) const BEFORE: u64 = 4;
 
-/// Whether `code` ends with a call through a register or through memory.
+/// Returns `true` if `code` ends with a call through a register or through memory.
 #[cfg(target_arch = "x86_64")]
 pub(crate) fn ends_with_indirect_call(code: &[u8]) -> bool {
-    // ff /2: opcode, ModRM, SIB if rm is 4, and a displacement. A prefix before it changes no length.
+    // ff /2: opcode, ModRM, SIB if rm is 4, and a displacement. A prefix does not change the
+    // length.
     let length = |modrm: u8| {
         let (mode, rm) = (modrm >> 6, modrm & 7);
         let sib = usize::from(rm == 4 && mode != 3);
@@ -48,79 +49,81 @@ pub(crate) fn ends_with_indirect_call(code: &[u8]) -> bool {
     })
 }
 
-/// Whether `code` ends with a call through a register.
+/// Returns `true` if `code` ends with a call through a register.
 #[cfg(target_arch = "aarch64")]
 pub(crate) fn ends_with_indirect_call(code: &[u8]) -> bool {
-    // blr, and its forms that authenticate the pointer.
+    // `blr`, and its forms that authenticate the pointer.
     code.last_chunk().is_some_and(|word| {
         let word = u32::from_le_bytes(*word);
         word & 0xffff_fc1f == 0xd63f_0000 || word & 0xfeff_f800 == 0xd63f_0800
     })
 }
 
-/// How far from the stack pointer the return address is where a function that sets the frame pointer has come `done`
-/// bytes into that; `None` where it is in a register.
+/// Returns the offset of the return address from the stack pointer within the prologue, `done`
+/// bytes into the instructions that set the frame pointer. `None` if the address is in a register.
 #[cfg(target_arch = "x86_64")]
 pub(crate) fn pushed_after(done: u64) -> Option<u64> {
     Some(if done == 0 { 0 } else { 8 })
 }
 
-/// How far from the stack pointer the return address is where a function that sets the frame pointer has come `done`
-/// bytes into that; `None` where it is in a register.
+/// Returns the offset of the return address from the stack pointer within the prologue, `done`
+/// bytes into the instructions that set the frame pointer. `None` if the address is in a register.
 #[cfg(target_arch = "aarch64")]
 pub(crate) fn pushed_after(_done: u64) -> Option<u64> {
     None
 }
 
-/// Whether `code` begins with the return of a function, which has its caller at the top of the stack.
+/// Returns `true` if `code` starts with a return instruction, at which `ra = *sp`.
 pub(crate) fn returns(code: &[u8]) -> bool {
     cfg!(target_arch = "x86_64") && matches!(code.first(), Some(0xc3 | 0xc2))
 }
 
-/// Whether a function that sets the frame pointer gives it back and returns somewhere in `code`.
+/// Returns `true` if `code` contains an epilogue that restores the frame pointer and returns.
 #[cfg(target_arch = "x86_64")]
 pub(crate) fn leaves(code: &[u8]) -> bool {
     code.windows(2).any(|pair| matches!(pair, [0x5d | 0xc9, 0xc3 | 0xc2]))
 }
 
-/// Whether a function that sets the frame pointer gives it back and returns somewhere in `code`.
+/// Returns `true` if `code` contains an epilogue that restores the frame pointer and returns.
 #[cfg(target_arch = "aarch64")]
 pub(crate) fn leaves(code: &[u8]) -> bool {
     code.as_chunks::<4>().0.iter().any(|word| u32::from_le_bytes(*word) == 0xd65f_03c0)
 }
 
-/// The length of the instructions `code` begins with that save the frame pointer and set it.
+/// Returns the length of the prologue at the start of `code` that saves and sets the frame pointer.
 #[cfg(target_arch = "x86_64")]
 pub(crate) fn sets_frame_pointer(code: &[u8]) -> Option<u64> {
     const ENDBR64: &[u8] = &[0xf3, 0x0f, 0x1e, 0xfa];
     let rest = code.strip_prefix(ENDBR64).unwrap_or(code);
-    // push rbp; mov rbp, rsp, which can be written in two ways.
+    // `push rbp; mov rbp, rsp`, which has two encodings.
     let sets = [[0x55, 0x48, 0x89, 0xe5], [0x55, 0x48, 0x8b, 0xec]];
     sets.iter().any(|sets| rest.starts_with(sets)).then_some((code.len() - rest.len()) as u64 + 4)
 }
 
-/// The length of the instructions `code` begins with that save the frame pointer and set it.
+/// Returns the length of the prologue at the start of `code` that saves and sets the frame pointer.
 #[cfg(target_arch = "aarch64")]
 pub(crate) fn sets_frame_pointer(code: &[u8]) -> Option<u64> {
     let word = |index: usize| Some(u32::from_le_bytes(*code.get(index * 4..)?.first_chunk()?));
-    // paciasp, or bti c, may stand before.
+    // `paciasp` or `bti c` may precede.
     let first = usize::from(matches!(word(0)?, 0xd503_233f | 0xd503_245f));
-    // stp x29, x30, [sp, #-n]!; mov x29, sp.
+    // `stp x29, x30, [sp, #-n]!; mov x29, sp`
     let saves = word(first)? & 0xffc0_7fff == 0xa980_7bfd;
     (saves && word(first + 1)? == 0x9100_03fd).then_some((first as u64 + 2) * 4)
 }
 
-/// Whether `code`, to which a function returns, does nothing but end the thread, as musl's threads begin.
+/// Returns `true` if `code`, at a return address, only ends the thread. musl's threads start like
+/// this.
 #[cfg(target_arch = "x86_64")]
 pub(crate) fn ends_the_thread(code: &[u8]) -> bool {
-    // mov edi, eax; xor eax, eax; mov al, 60; syscall.
+    // `mov edi, eax; xor eax, eax; mov al, 60; syscall`
     code.starts_with(&[0x89, 0xc7, 0x31, 0xc0, 0xb0, 0x3c, 0x0f, 0x05])
 }
 
-/// Whether `code`, to which a function returns, does nothing but end the thread, as musl's threads begin.
+/// Returns `true` if `code`, at a return address, only ends the thread. musl's threads start like
+/// this.
 #[cfg(target_arch = "aarch64")]
 pub(crate) fn ends_the_thread(code: &[u8]) -> bool {
-    // mov x8, #93; svc #0.
+    // `mov x8, #93; svc #0`
     code.starts_with(&[0xa8, 0x0b, 0x80, 0xd2, 0x01, 0x00, 0x00, 0xd4])
 }
 

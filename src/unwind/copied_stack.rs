@@ -1,8 +1,9 @@
-//! Walking a stack that was copied: nothing of the sampled thread is touched, which may be long gone.
+//! Walker for copied stacks. The sampled thread is not accessed and may have exited.
 //!
-//! A [`Walker`] holds the table of modules it walks by, so a refresh under it frees nothing. A library
-//! that was unloaded between the sample and the walk is in the table that was read before: keep
-//! sampling, call [`Walker::refresh`], walk. One generation of unloaded files is kept for that.
+//! A [`Walker`] holds a reference to its table of modules, so a refresh during a walk frees
+//! nothing. A library unloaded between the sample and the walk is still in the table read before:
+//! keep sampling, call [`Walker::refresh`], then walk. One generation of unloaded files is kept for
+//! that.
 
 use std::sync::Arc;
 
@@ -18,17 +19,20 @@ use crate::unwind::{End, Walk, current, refresh};
 
 pub use crate::unwind::kept::Outermost;
 
-/// The rules in a cache: 2 to this, 96 KiB. A service is seen at some hundred addresses mostly.
+/// Binary logarithm of the number of rules in a cache: 96 KiB. Most samples of a service are at
+/// some hundred addresses.
 const CACHE_BITS: u32 = 12;
 
-/// Walks copied stacks. Some 110 KiB, for one thread at a time; have as many as you like.
+/// A walker for copied stacks. Takes some 110 KiB and serves one thread at a time; their number is
+/// not limited.
 pub struct Walker {
     modules: Arc<Modules>,
     cache: Cache,
 }
 
 impl Walker {
-    /// Reads the loaded files if nobody has yet, which takes about a millisecond.
+    /// Creates a walker. Reads the loaded files if this has not been done yet, which takes about a
+    /// millisecond.
     ///
     /// # Errors
     ///
@@ -39,9 +43,9 @@ impl Walker {
         Ok(Self { modules, cache: Cache::new(CACHE_BITS) })
     }
 
-    /// Reads the loaded files again if the set has changed since somebody last did; says whether this
-    /// walker sees others than before. Costs a microsecond when nothing changed. Takes the loader's
-    /// lock for an instant.
+    /// Reads the loaded files again if they have changed since the last refresh in the process.
+    /// Returns `true` if this walker's table has changed. Costs a microsecond if nothing changed.
+    /// Holds the loader's lock for an instant.
     pub fn refresh(&mut self) -> Result<bool, Error> {
         refresh()?;
         let fresh = current().filter(|fresh| !Arc::ptr_eq(fresh, &self.modules));
@@ -52,16 +56,18 @@ impl Walker {
         Ok(changed)
     }
 
-    /// Whether `address` is in a file that can be walked through.
+    /// Returns `true` if `address` is in a file that has unwind information.
     pub fn knows(&self, address: u64) -> bool {
         self.modules.holds(address)
     }
 
-    /// Writes the stack into `frames`, innermost first: the instruction itself, then return addresses
-    /// less one. `stack` are the words from `registers.sp` up, `whole` says that they reach the stack's end.
+    /// Writes the stack into `frames`, innermost first: the current instruction, then return
+    /// addresses minus one. `stack` contains the words from `registers.sp` up. `whole` is `true` if
+    /// they reach the end of the stack.
     ///
-    /// [`End::Truncated`] is a walk that ran off the copy, [`End::Broken`] one that
-    /// had no way to go on, [`End::Elsewhere`] one that came from a signal's stack to another. About 2 us at a depth of 20, 5 us when little is in the cache.
+    /// The walk ends with [`End::Truncated`] at the end of the copy, with [`End::Broken`] at a
+    /// frame without a usable rule, and with [`End::Elsewhere`] at a switch from a signal stack to
+    /// another stack. Costs about 2 us at a depth of 20, or 5 us with a cold cache.
     pub fn walk(
         &mut self,
         registers: Registers,
@@ -73,8 +79,8 @@ impl Walker {
         self.walk_kept(registers, stack, Kept::new(frames, &mut []), None)
     }
 
-    /// As [`Self::walk`], and writes each frame's stack pointer into `pointers`, as far as there is room: what
-    /// lies between one and the next is the frame's.
+    /// Walks like [`Self::walk`], and also writes each frame's stack pointer into `pointers`, as
+    /// far as they fit. The memory between two consecutive ones belongs to the inner frame.
     pub fn walk_marked(
         &mut self,
         registers: Registers,
@@ -87,8 +93,9 @@ impl Walker {
         self.walk_kept(registers, stack, Kept::new(frames, pointers), None)
     }
 
-    /// As [`Self::walk`], of a thread of this process whose `outermost` frames are remembered. Those are joined to a
-    /// stack that is deeper than its copy, as far as their return addresses are still in memory.
+    /// Walks like [`Self::walk`], for a thread of this process whose `outermost` frames are stored.
+    /// They are appended to a stack deeper than its copy, as far as their return addresses are
+    /// unchanged in memory.
     pub fn walk_joined(
         &mut self,
         copied: &Copied,
@@ -146,13 +153,13 @@ impl Walker {
     }
 }
 
-/// A copied stack.
+/// Copy of a stack.
 struct Stack<'a> {
     words: &'a [u64],
     is_whole: bool,
 }
 
-/// A word of this process's memory as it is now.
+/// Reads a word of this process's memory in its current state.
 fn memory_word(address: u64) -> Result<u64, ()> {
     let mut word = [0; 8];
     let read = own_memory::read(address, &mut word);

@@ -1,14 +1,15 @@
-//! Finding the entry of an unwind table that an address belongs to.
+//! Search for the unwind table entry that covers an address.
 //!
 //! ```text
 //! .eh_frame_hdr   version 1 | enc of pointer | enc of count | enc of table | pointer | count | table
 //!                 table: {start, entry} …   sorted; i32 each, relative to .eh_frame_hdr
-//! Index           {start, offset} …         sorted; ours, where the linker made no such table
+//! Index           {start, offset} …         sorted; built here if the linker wrote no such table
 //! ```
 //!
-//! The linker's table is searched by hand. gimli multiplies and adds what the file says without a check: with
-//! overflow checks a damaged header is a panic, and it would be one in an allocating thread of the host.
-//! A header in a form that linkers do not write is not used; an index of our own takes its place.
+//! The linker's table is searched without gimli, which multiplies and adds unchecked values from
+//! the file. With overflow checks, a damaged header would cause a panic in an allocating thread of
+//! the host. A header in a form that linkers do not write is not used; an [`Index`] is built
+//! instead.
 
 use std::collections::TryReserveError;
 
@@ -16,15 +17,15 @@ use gimli::{BaseAddresses, CieOrFde, UnwindSection};
 
 use crate::unwind::tables::Bytes;
 
-/// An index is made of no more entries: 16 MB.
+/// Maximum entries of an index: 16 MB.
 const MAX_INDEX: usize = 1 << 20;
 
-/// How the pointers of the usual form are encoded: four bytes unsigned, and four bytes signed relative to the
+/// Pointer encodings of the usual form: unsigned four bytes, and signed four bytes relative to the
 /// header.
 const UDATA4: u8 = 0x03;
 const DATAREL_SDATA4: u8 = 0x3b;
 
-/// The table of an `.eh_frame_hdr`, or `None` if it is not of the usual form.
+/// Returns the table of an `.eh_frame_hdr`, or `None` if it does not have the usual form.
 pub(crate) fn table(hdr: &[u8]) -> Option<&[[[u8; 4]; 2]]> {
     let (&[version, pointer, count, table], rest) = hdr.split_first_chunk()?;
     if (version, count, table) != (1, UDATA4, DATAREL_SDATA4) {
@@ -42,7 +43,8 @@ pub(crate) fn table(hdr: &[u8]) -> Option<&[[[u8; 4]; 2]]> {
     Some(pairs.get(..count.min(pairs.len())).unwrap_or_default())
 }
 
-/// The address of the entry that is nearest at or below `address`, by the table of the header at `hdr`.
+/// Returns the address of the nearest entry at or below `address`, from the table of the header at
+/// `hdr`.
 pub(crate) fn entry(table: &[[[u8; 4]; 2]], hdr: u64, address: u64) -> Option<u64> {
     let wanted = address.wrapping_sub(hdr).cast_signed();
     let after = table.partition_point(|[start, _]| i64::from(i32::from_le_bytes(*start)) <= wanted);
@@ -50,12 +52,12 @@ pub(crate) fn entry(table: &[[[u8; 4]; 2]], hdr: u64, address: u64) -> Option<u6
     Some(hdr.wrapping_add_signed(i32::from_le_bytes(*entry).into()))
 }
 
-/// Offsets of a table's entries, sorted by the addresses they are of.
+/// Offsets of a table's entries, sorted by the start of the code they cover.
 #[derive(Default)]
 pub(crate) struct Index(Vec<(u64, u32)>);
 
 impl Index {
-    /// The offset of the nearest entry at or below `address`.
+    /// Returns the offset of the nearest entry at or below `address`.
     pub(crate) fn fde(&self, address: u64) -> Option<usize> {
         let after = self.0.partition_point(|(start, _)| *start <= address);
         self.0.get(after.checked_sub(1)?).map(|(_, offset)| *offset as usize)
@@ -65,7 +67,7 @@ impl Index {
     ///
     /// # Errors
     ///
-    /// If there is no memory for it.
+    /// If memory for the index cannot be allocated.
     pub(crate) fn of<'a, S: UnwindSection<Bytes<'a>>>(
         section: &S,
         bases: &BaseAddresses,

@@ -1,28 +1,31 @@
-//! The caller of code without unwind tables: generated code, hand-written assembly.
+//! Callers of code without unwind tables, such as generated code and hand-written assembly.
 //!
-//! Such code is not walked by the frame pointer alone: where it was built without frame pointers, that
-//! register still holds the frame of some function further out, the walk would go on from there, skip all
-//! that lies between and look whole. So a return address is believed only as far as code speaks for it:
-//!
-//! ```text
-//! call f   in front of the return address, direct     f must be the function we are in: shortly below us, and
-//!                                                     without a table too
-//! call *r  in front of it, through a pointer          leads anywhere; a function whose first instructions push and
-//!                                                     set the frame pointer must lie shortly below us
-//! ```
-//!
-//! and it is taken from where the function's first instructions put it:
+//! Such code is not walked by the frame pointer alone. In code built without frame pointers, that
+//! register still holds the frame of a function further out. The walk would continue there, skip
+//! the frames in between and appear complete. A return address is therefore accepted only if
+//! machine code confirms it:
 //!
 //! ```text
-//! past them                              behind the word the frame pointer leads to
-//! interrupted among them, or at a `ret`  at the top of the stack
-//! there are none                         at the nearest word that follows a call; of calls through pointers only if
-//!                                        that code has a table and its own caller follows a call too
+//! call f   in front of the return address, direct     f must be the current function: shortly below the
+//!                                                     current address, and without a table too
+//! call *r  in front of it, through a pointer          the target is unknown; a function whose first
+//!                                                     instructions push and set the frame pointer must
+//!                                                     lie shortly below the current address
 //! ```
 //!
-//! Elsewhere the walk ends. What was passed this way is told: the function we are in is taken for the one
-//! that was called because they are near each other, and between a function's return and the next function's frame
-//! that need not be so. Code is read as it is at this moment, by `pread`.
+//! The return address is read from the place that the function's first instructions imply:
+//!
+//! ```text
+//! past them                              *(fp + 8)
+//! interrupted among them, or at a `ret`  top of the stack
+//! there are none                         nearest word that follows a call; for calls through pointers
+//!                                        only if that code has a table and its own caller follows a
+//!                                        call too
+//! ```
+//!
+//! In all other cases the walk ends. The result is marked as inferred: the current function is
+//! equated with the called one because the two are close together. That may be wrong between the
+//! return of a function and the frame of the next. Code is read in its current state, by `pread`.
 
 use crate::os::copied::Registers;
 use crate::os::own_memory;
@@ -32,39 +35,39 @@ use crate::unwind::modules::Modules;
 use crate::unwind::rule::{Rule, Stop, caller, follow};
 use crate::unwind::tables::Cache;
 
-/// A function without a table is taken to be no longer.
+/// Maximum length of a function without a table.
 const LONGEST: u64 = 4 << 10;
 
 /// Instruction bytes read at once.
 const PIECE: u64 = 512;
 
-/// Instruction bytes looked at in one place.
+/// Instruction bytes examined at one address.
 const CODE: usize = 16;
 
-/// Words of the stack looked at for a return address.
+/// Stack words examined for a return address.
 const SCANNED: u64 = 64;
 
-/// What stands in front of a return address.
+/// Kind of the call instruction in front of a return address.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Call {
-    /// A call of the function at this address.
+    /// Direct call of the function at this address.
     Direct(u64),
-    /// A call through a pointer.
+    /// Call through a pointer.
     Indirect,
 }
 
-/// The function we seem to be in.
+/// Function that presumably contains the current address.
 #[derive(Clone, Copy)]
 pub(crate) struct Function {
-    /// Its first instruction.
+    /// Address of its first instruction.
     start: u64,
-    /// Where its frame pointer is set.
+    /// Address at which its frame pointer is set.
     is_set: u64,
-    /// Whether it may have returned before we get here, so that we may be in the next one.
+    /// `true` if it may end before the current address, which may then belong to the next function.
     may_have_left: bool,
 }
 
-/// The registers of the caller of a frame without a table, if the code proves them.
+/// Returns the caller's registers for a frame without a table, if machine code proves them.
 pub(crate) fn infer(
     modules: &Modules,
     cache: &mut Cache,
@@ -95,7 +98,8 @@ pub(crate) fn infer(
             None => Err(Stop::Senseless),
         };
     }
-    // A frame of some function further out has ours, and its return address, between the stack pointer and itself.
+    // If `fp` belongs to a function further out, the current frame and its return address lie
+    // between `sp` and `fp`.
     if function.may_have_left
         && fp > sp
         && (0..SCANNED)
@@ -117,7 +121,7 @@ pub(crate) fn infer(
     caller(fp.wrapping_add(16), outer, ra, registers, is_exact)
 }
 
-/// As far as the call is direct, so that it says which function we are in.
+/// Accepts a direct call only, because its target identifies the current function.
 fn by_direct_call(
     modules: &Modules,
     cache: &mut Cache,
@@ -152,7 +156,8 @@ fn by_direct_call(
     caller(fp.checked_add(16)?, outer, ra, registers, is_exact).ok()
 }
 
-/// The caller whose address is at the top of the stack, above `offset` bytes that the function has pushed.
+/// Returns the caller whose return address is at `sp + offset`, where `offset` is the number of
+/// bytes pushed by the function.
 fn at_top(
     modules: &Modules,
     cache: &mut Cache,
@@ -168,7 +173,7 @@ fn at_top(
     caller(at.wrapping_add(8), registers.fp, ra, registers, true)
 }
 
-/// The caller at the nearest word that follows a call.
+/// Returns the caller at the nearest word that follows a call.
 fn scan(
     modules: &Modules,
     cache: &mut Cache,
@@ -194,7 +199,7 @@ fn scan(
         };
         return match follow((is_from_fp, cfa, fp, ra), outer, false, read) {
             Ok(next) if call_before(next.ip).is_some() => Ok(outer),
-            // At the thread's first function, or beyond the copy.
+            // The thread's first function, or the end of the copy.
             Err(Stop::First | Stop::Unread) => Ok(outer),
             _ => Err(Stop::Senseless),
         };
@@ -202,7 +207,7 @@ fn scan(
     Err(Stop::Senseless)
 }
 
-/// Whether the code in front of `ra` may have called the function that `ip` is in.
+/// Returns `true` if the code in front of `ra` may have called the function that contains `ip`.
 fn believed(modules: &Modules, cache: &mut Cache, ip: u64, ra: u64) -> bool {
     match call_before(ra) {
         Some(Call::Direct(function)) => {
@@ -217,7 +222,8 @@ fn is_near(function: u64, ip: u64) -> bool {
     function <= ip && ip - function < LONGEST
 }
 
-/// Whether a word can be a return address into a frame with the frame `outer` beyond it, by the table of its code.
+/// Returns `true` if the table confirms that the word can be a return address whose frame ends at
+/// `outer`.
 pub(crate) fn is_frame(modules: &Modules, cache: &mut Cache, replaced: &Replaced) -> bool {
     let &Replaced { return_address, pointer, outer } = replaced;
     let rule = cache.rule(modules, return_address.wrapping_sub(1));
@@ -230,9 +236,9 @@ pub(crate) fn is_frame(modules: &Modules, cache: &mut Cache, replaced: &Replaced
     leads_there && call_before(return_address).is_some()
 }
 
-/// The call that returns to `ra`.
+/// Returns the call that returns to `ra`.
 fn call_before(ra: u64) -> Option<Call> {
-    // The lowest pages are never mapped: numbers cost no system call.
+    // The lowest pages are never mapped. This test saves a system call for small integers.
     if ra < 0x1_0000 || ra >> 47 != 0 {
         return None;
     }
@@ -248,9 +254,9 @@ fn call_before(ra: u64) -> Option<Call> {
     }
 }
 
-/// The nearest function at or below `ip` that sets the frame pointer.
+/// Returns the nearest function at or below `ip` that sets the frame pointer.
 fn function_around(ip: u64) -> Option<Function> {
-    // Pieces overlap by what may stand across their border.
+    // Pieces overlap by the length of a pattern that may cross their border.
     const OVERLAP: u64 = 8;
     let mut may_have_left = false;
     for piece in 0..LONGEST / PIECE {
@@ -288,7 +294,7 @@ fn function_around(ip: u64) -> Option<Function> {
     None
 }
 
-/// The code at `address`, as far as it can be read.
+/// Returns the code at `address`, up to the first unreadable byte.
 fn code_at(address: u64, into: &mut [u8; CODE]) -> &[u8] {
     let length = own_memory::read(address, into);
     into.get(..length).unwrap_or_default()

@@ -1,31 +1,33 @@
-//! The frames that are kept of a walk: all of a shallow stack, both ends of a deep one.
+//! Frames kept of a walk: all of a shallow stack, both ends of a deep one.
 //!
 //! ```text
 //! frames   [0 .. len/2)      the innermost
-//!          [len/2 .. len)    a ring of the last ones so far; in the end the outermost, behind a marker
+//!          [len/2 .. len)    a ring of the latest ones; at the end the outermost, behind a marker
 //! ```
 //!
-//! What an interpreter or a parser does is told by the innermost frames, who called it by the outermost; what lies
-//! between repeats. A stack that cannot be walked to its end still has the outermost frames it had before:
-//! [`Outermost`] remembers those of a thread and where their return addresses lie. As long as these words
-//! are unchanged, and lie above what is in use further in, the frames are there.
+//! The innermost frames of a deep stack (an interpreter, a parser) show its current work, the
+//! outermost show the caller, and the frames in between repeat. A stack that cannot be walked to
+//! its end still has its earlier outermost frames. [`Outermost`] stores those of a thread and the
+//! addresses of their return addresses. The frames are valid while these words are unchanged and
+//! lie above the stack in use further in.
 
 use crate::model::Marker;
 use crate::unwind::End;
 
-/// Frames that one walk passes at most: some 60 us in the thread that allocates.
+/// Maximum frames per walk: some 60 us in the allocating thread.
 pub(crate) const MAX_WALKED: usize = 4096;
 
-/// The outermost frames that are remembered of a thread that walks its own stack: 130 bytes of each thread.
+/// Outermost frames stored for a thread that walks its own stack: 130 bytes per thread.
 pub(crate) const OF_OWN: usize = 8;
 
-/// The outermost frames that are remembered for copied stacks: a runtime has some 20 below its tasks.
+/// Outermost frames stored for copied stacks. A runtime has some 20 below its tasks.
 pub(crate) const OF_COPIES: usize = 48;
 
-/// The bytes of a return address, below the caller's stack pointer on x86_64.
+/// Bytes of a return address. On x86_64 it is stored at `caller's sp - 8`.
 const WORD: u64 = 8;
 
-/// The outermost frames of a thread, as they were at its last whole walk: frame and stack pointer, outermost last.
+/// Outermost frames of a thread at its last complete walk, as (frame, stack pointer), outermost
+/// last.
 #[derive(Clone, Copy, Debug)]
 pub struct Outermost<const N: usize = OF_COPIES> {
     frames: [(u64, u64); N],
@@ -33,13 +35,13 @@ pub struct Outermost<const N: usize = OF_COPIES> {
 }
 
 impl<const N: usize> Outermost<N> {
-    /// No frames.
+    /// The empty list.
     pub const NONE: Self = Self { frames: [(0, 0); N], length: 0 };
 
-    /// How many of the frames are still there above `from`, and the return address that has taken the place of the one
-    /// further in, if there is one. `read` reads a word of the stack.
+    /// Returns the frames that are unchanged above `from`. Also returns the return address that has
+    /// replaced the one next further in, if any. `read` reads a word of the stack.
     ///
-    /// On aarch64 none: a return address has no fixed place.
+    /// Always empty on aarch64, where a return address has no fixed place.
     fn still_there(
         &self,
         from: u64,
@@ -64,20 +66,21 @@ impl<const N: usize> Outermost<N> {
     }
 }
 
-/// A word where an earlier walk had a return address: another call of the same function, perhaps.
+/// Stack word that held a return address in an earlier walk and holds another value. It may be the
+/// return address of another call of the same function.
 pub(crate) struct Replaced {
-    /// The word.
+    /// Current value of the word.
     pub(crate) return_address: u64,
-    /// The stack pointer of the frame that it would return to.
+    /// Stack pointer of the frame that it would return to.
     pub(crate) pointer: u64,
-    /// The stack pointer of the frame beyond that, which is still there.
+    /// Stack pointer of the next frame further out, which is unchanged.
     pub(crate) outer: u64,
 }
 
-/// Takes the frames of one walk.
+/// Receiver of the frames of one walk.
 pub(crate) struct Kept<'a, const N: usize> {
     frames: &'a mut [u64],
-    /// The stack pointers of the frames, as far as there is room.
+    /// Stack pointers of the frames, up to the length of the slice.
     pointers: &'a mut [u64],
     seen: usize,
     last: [(u64, u64); N],
@@ -88,7 +91,7 @@ impl<'a, const N: usize> Kept<'a, N> {
         Self { frames, pointers, seen: 0, last: [(0, 0); N] }
     }
 
-    /// Takes a frame and its stack pointer; whether it takes more.
+    /// Adds a frame and its stack pointer. Returns `false` at the maximum number of frames.
     #[inline]
     pub(crate) fn push(&mut self, frame: u64, pointer: u64) -> bool {
         if self.seen >= MAX_WALKED {
@@ -114,16 +117,16 @@ impl<'a, const N: usize> Kept<'a, N> {
         self.seen += 1;
     }
 
-    /// The place in the ring of the frame of this number.
+    /// Returns the ring index of frame `number`.
     fn wrapped(&self, number: usize) -> usize {
         let inner = self.frames.len() / 2;
         let outer = (self.frames.len() - inner).max(1);
         inner + (number - inner) % outer
     }
 
-    /// The outermost frames of a walk that came to its end.
+    /// Returns the outermost frames of a complete walk.
     pub(crate) fn outermost(&self) -> Outermost<N> {
-        // The innermost frame was not called from above its own stack pointer.
+        // The innermost frame has no return address above its own stack pointer.
         let length = self.seen.saturating_sub(1).min(N);
         let mut frames = [(0, 0); N];
         let numbers = self.seen - length..self.seen;
@@ -133,8 +136,8 @@ impl<'a, const N: usize> Kept<'a, N> {
         Outermost { frames, length }
     }
 
-    /// Adds the frames of an earlier walk that are still there above `from`; whether there are any. `is_frame` says
-    /// whether a frame that has taken the place of one can be what is there.
+    /// Appends the frames of an earlier walk that are unchanged above `from`. Returns `true` if
+    /// there are any. `is_frame` decides if a replaced return address fits the frames further out.
     pub(crate) fn join(
         &mut self,
         earlier: &Outermost<N>,
@@ -152,8 +155,8 @@ impl<'a, const N: usize> Kept<'a, N> {
         true
     }
 
-    /// Ends the list, with a marker where the outermost frames are missing. Returns how many frames were written, and
-    /// how many were left out between them.
+    /// Completes the list, with a marker in place of missing outermost frames. Returns the number
+    /// of frames written and the number left out between them.
     pub(crate) fn finish(mut self, end: End) -> (usize, usize) {
         let marker = match end {
             End::Whole => None,

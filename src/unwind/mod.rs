@@ -1,28 +1,29 @@
-//! Stacks of running threads, by the tables compilers leave for exceptions.
+//! Stack unwinding for threads of this process, from the compilers' unwind tables.
 //!
-//! Default builds have no frame pointers, so the way up is `.eh_frame`, read from our own copies of the
-//! loaded files' tables; code without tables is passed only where it proves who called it (`walk`).
-//! [`unwind_here`] walks the calling thread's own stack in place, in the allocator's
-//! path, so once a thread's stack bounds are known it neither locks nor allocates:
+//! Default builds have no frame pointers, so frames are found through `.eh_frame`, read from
+//! private copies of the loaded files' tables. Code without tables is passed only if it proves its
+//! caller (module `infer`). [`unwind_here`] walks the calling thread's own stack in place and runs
+//! inside the allocator. Once the thread's stack bounds are known, it neither locks nor allocates:
 //!
 //! ```text
-//! POOL    -> Modules (immutable)        old ones wait in RETIRED until no walker can be reading them
+//! POOL    -> Modules (immutable)        replaced tables stay in RETIRED until no walker can read them
 //!            32 x turn, and a cache     claimed by one walking thread at a time
 //! ```
 //!
-//! A walker claims a slot of the pool, then loads the table. [`refresh`], on the agent's thread, publishes
-//! another and frees the old one when no slot that was claimed before is still held (`pool`). A walk
-//! costs microseconds, the claim nanoseconds.
+//! A walker claims a slot of the pool, then loads the table. [`refresh`] runs on the agent's
+//! thread. It publishes a new table, and frees the old one when no slot claimed before the change
+//! is still held (module `pool`). A walk costs microseconds, the claim nanoseconds.
 //!
-//! The first table is built by whichever thread first needs one, by reading files only: it does not ask
-//! the loader, whose lock that thread might already be under, and it makes no index: what would take longer
-//! waits for [`refresh`]. That takes about a millisecond; threads that come in that moment get [`Unknown::NotReady`] rather than wait. A child of fork keeps the
-//! parent's table, and loses the slots that were claimed by threads it does not have.
+//! The first thread that needs a table builds it, by reading files only. It does not call the
+//! loader, because that thread may hold the loader's lock, and it builds no index. Slower work is
+//! left to [`refresh`]. The first build takes about a millisecond; other threads get
+//! [`Unknown::NotReady`] meanwhile and do not wait. A forked child keeps the parent's table. It
+//! loses the slots claimed by threads that do not exist in the child.
 //!
-//! A cache is 32 KiB and is made when its slot is first claimed, so memory follows the number of
-//! threads that walk *at once*, where one per thread would follow the number of threads.
+//! A cache takes 32 KiB and is allocated when its slot is first claimed. Memory therefore follows
+//! the number of threads that walk *concurrently*, not the number of threads.
 //!
-//! Not for signal handlers: see `own_stack::bounds`.
+//! Not for use in signal handlers: see `own_stack::bounds`.
 
 #![allow(unsafe_code)]
 
@@ -62,76 +63,79 @@ use crate::unwind::tables::Cache;
 
 pub use crate::unwind::copied_stack::{Outermost, Walker};
 
-/// The frames that are recorded of a stack. Async services reach 60 to 90; of a deeper one both ends are kept, and a
-/// [`Marker`](crate::model::Marker) stands between them.
+/// Maximum frames recorded per stack. Async services reach 60 to 90. Of a deeper stack both ends
+/// are kept, with a [`Marker`](crate::model::Marker) between them.
 pub const MAX_FRAMES: usize = 128;
 
-/// The stack that must be left below the caller for a walk and what the heap profiler does around it. Measured: 4.5 KiB
-/// with optimization, of which 2 KiB are for mapping a table's next part; 16 KiB without, for the walk alone.
+/// Stack required below the caller, for a walk and the heap profiler's work around it. Measured
+/// with optimization: 4.5 KiB, of which 2 KiB map a table's next part. Measured without: 16 KiB for
+/// the walk.
 const HEADROOM: u64 = if cfg!(debug_assertions) { 32 << 10 } else { 8 << 10 };
 
-/// The stack that must be left for the first table and for a slot's cache, which take 45 KiB in a debug build. A thread
-/// with less uses those that other threads have made.
+/// Stack required to build the first table or a slot's cache, which take 45 KiB in a debug build. A
+/// thread with less uses those built by other threads.
 const ROOM_TO_BUILD: u64 = 64 << 10;
 
-/// The slots whose caches [`refresh`] makes: 128 KiB.
+/// Number of slots whose caches [`refresh`] allocates in advance: 128 KiB.
 const PREPARED: usize = 4;
 
-/// More threads than this do not walk at once: a walk takes microseconds.
+/// Maximum concurrent walkers. A walk takes microseconds, so more are not expected.
 const SLOTS: usize = 32;
 
-/// While a walker stands still in the middle (stopped by a debugger, starved), tables retired since wait
-/// for it. With so many waiting, refreshing pauses.
+/// Maximum retired tables. A walker that is suspended (debugger, starvation) keeps all tables
+/// retired since from being freed. [`refresh`] pauses at this number.
 const MAX_RETIRED: usize = 4;
 
-/// What a walk brought.
+/// Result of a walk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Walk {
-    /// How many frames were written.
+    /// Number of frames written.
     pub depth: usize,
-    /// How many frames were left out between the innermost and the outermost.
+    /// Number of frames left out between the innermost and the outermost.
     pub omitted: usize,
-    /// How the walk ended. If not whole, the outermost frame is a [`Marker`](crate::model::Marker).
+    /// Reason for the end of the walk. Unless [`End::Whole`], the outermost frame is a
+    /// [`Marker`](crate::model::Marker).
     pub end: End,
-    /// Whether it did not come to the outer end, and the outermost frames are those of an earlier walk of the
-    /// thread, whose return addresses are still in their places.
+    /// `true` if the walk did not reach the outermost frame and the outermost frames come from an
+    /// earlier walk of the thread. Their return addresses were found unchanged in memory.
     pub is_joined: bool,
-    /// Whether it passed code without unwind tables, by what that code's calls say.
+    /// `true` if the walk passed code without unwind tables, with callers inferred from machine
+    /// code.
     pub is_inferred: bool,
 }
 
-/// How a walk ended.
+/// Reason for the end of a walk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
-    /// At the thread's first function.
+    /// The walk reached the thread's first function.
     Whole,
-    /// At the end of the copy.
+    /// The walk reached the end of the copied stack.
     Truncated,
-    /// After as many frames as a walk takes.
+    /// The walk reached the maximum number of frames.
     TooDeep,
-    /// At a frame without usable unwind information, whose caller is not certain.
+    /// A frame has no usable unwind information, so its caller is not certain.
     Broken,
-    /// At the first frame of a signal handler, where the code it interrupted has its stack elsewhere and
-    /// that was not copied.
+    /// The frame of a signal handler was reached, and the interrupted code ran on another stack,
+    /// which was not copied.
     Elsewhere,
 }
 
-/// Why there is no stack.
+/// Reason why no stack is available.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unknown {
-    /// Another thread is reading the loaded files for the first time.
+    /// Another thread is building the first table of the loaded files.
     NotReady,
     /// Too many threads are walking.
     Busy,
-    /// The thread runs on a stack that is not its own: a signal stack, a coroutine.
+    /// The thread runs on a stack other than its own: a signal stack or a coroutine.
     OtherStack,
-    /// The thread is too near to the end of its stack.
+    /// The thread is too close to the end of its stack.
     NearEnd,
 }
 
-/// Writes the calling thread's stack into `frames`, innermost first, without the `skip` innermost frames
-/// (0: begin with the caller's own). Addresses are as [`crate::model::Frame`] wants those of callers:
-/// return addresses less one.
+/// Writes the calling thread's stack into `frames`, innermost first, without the `skip` innermost
+/// frames (0: start with the caller of this function). Addresses are return addresses minus one, as
+/// [`crate::model::Frame`] requires for callers.
 #[inline(never)]
 pub fn unwind_here(skip: usize, frames: &mut [u64]) -> Result<Walk, Unknown> {
     let registers = registers();
@@ -140,8 +144,8 @@ pub fn unwind_here(skip: usize, frames: &mut [u64]) -> Result<Walk, Unknown> {
     walk(registers, &(registers.sp..stack.end), room, End::Broken, skip, frames)
 }
 
-/// As [`unwind_here`], up to the function in whose frame the address `local` lies: that function is the
-/// last, and its caller is not looked for. Costs only what lies in between.
+/// Walks like [`unwind_here`], but ends at the function whose frame contains the address `local`,
+/// which becomes the last frame. The cost is that of the frames in between only.
 #[inline(never)]
 pub fn unwind_up_to(local: u64, skip: usize, frames: &mut [u64]) -> Result<Walk, Unknown> {
     let registers = registers();
@@ -150,17 +154,19 @@ pub fn unwind_up_to(local: u64, skip: usize, frames: &mut [u64]) -> Result<Walk,
         return Err(Unknown::OtherStack);
     }
     let room = registers.sp - stack.start;
-    // Return addresses lie above a frame's locals: the one of the function itself is out of reach.
+    // A return address lies above the frame's locals, so the function's own one is out of reach.
     walk(registers, &(registers.sp..local), room, End::Whole, skip, frames)
 }
 
-/// The stack of the running thread, on which `sp` lies with enough room below.
+/// Returns the bounds of the thread's stack if `sp` is within it, at least [`HEADROOM`] above its
+/// end.
 fn own_stack(sp: u64) -> Result<Range<u64>, Unknown> {
     let stack = bounds().filter(|stack| stack.contains(&sp)).ok_or(Unknown::OtherStack)?;
     if sp - stack.start < HEADROOM { Err(Unknown::NearEnd) } else { Ok(stack) }
 }
 
-/// Walks through `stack`, below which there is so much room; `past_end` is what it means that the walk leaves it.
+/// Walks through `stack`, with `room` bytes below it. `past_end` is the result if the walk leaves
+/// it.
 fn walk(
     registers: Registers,
     stack: &Range<u64>,
@@ -180,13 +186,15 @@ fn walk(
     if !has_cache(&slot, may_build) {
         return Err(Unknown::Busy);
     }
-    // A panic must not leave an allocator. None is known, and nothing relies on this: builds may abort.
+    // A panic must not propagate out of an allocator. No panic is known, and correctness does not
+    // depend on this line: builds may use `panic = "abort"`.
     catch_unwind(AssertUnwindSafe(|| walk_by(&slot, registers, stack, past_end, skip, frames)))
         .unwrap_or(Err(Unknown::Busy))
 }
 
-/// Reads the loaded files again if the set has changed since the last time; says whether it had. For the
-/// agent's threads, now and then: costs a microsecond when nothing changed, else about a millisecond.
+/// Reads the loaded files again if they have changed since the last call. Returns `true` if they
+/// had. The agent's threads call this periodically. Costs a microsecond if nothing changed,
+/// otherwise about a millisecond.
 pub fn refresh() -> Result<bool, Error> {
     prepare();
     let generation = images::generation();
@@ -206,7 +214,7 @@ pub fn refresh() -> Result<bool, Error> {
     Ok(true)
 }
 
-/// For `/status`: stacks through these files end there.
+/// Warns in `/status` that stacks end at code of these files.
 fn say_what_is_left_out(files: usize) {
     if files == 0 {
         return warnings::clear(TOPIC);
@@ -223,8 +231,8 @@ fn say_what_is_left_out(files: usize) {
 
 const TOPIC: &str = "stacks.unwind_tables";
 
-/// What [`POOL`] points to, once more, for those who may wait and keep it. Nothing is allocated or
-/// freed under this lock, since the thread that does may be the allocator's.
+/// The table [`POOL`] points to, for callers that may wait and keep a reference. Nothing is
+/// allocated or freed under this lock, because a thread inside the allocator may take it.
 static CURRENT: Mutex<Option<Arc<Modules>>> = Mutex::new(None);
 static GENERATION: AtomicU64 = AtomicU64::new(0);
 static BUILDING: AtomicBool = AtomicBool::new(false);
@@ -232,13 +240,13 @@ static RETIRED: Mutex<Vec<Retired>> = Mutex::new(Vec::new());
 static POOL: Pool<Modules, SLOTS> = Pool::new();
 static CACHES: [Slot; SLOTS] = [const { Slot(UnsafeCell::new(None)) }; SLOTS];
 
-/// The right to build the table. Dropping it gives the right back.
+/// Exclusive right to build the table, released on drop.
 struct Building;
 
 impl Building {
-    /// Returns the right, or `None` if another thread has it.
+    /// Claims the right, or returns `None` if another thread holds it.
     fn claim() -> Option<Self> {
-        // In a forked child the thread that has it is not there.
+        // A forked child does not have the thread that held it.
         fork::reset_in_child(|| BUILDING.store(false, Release));
         (!BUILDING.swap(true, Acquire)).then_some(Self)
     }
@@ -250,33 +258,33 @@ impl Drop for Building {
     }
 }
 
-/// Sees to it that there is a table.
+/// Builds the first table if there is none.
 #[cold]
 fn build_first() -> Result<(), Unknown> {
     let Some(_building) = Building::claim() else { return Err(Unknown::NotReady) };
     if POOL.is_empty() {
-        // Without /proc there is nothing to read, and trying again at each sample would be dear; the
-        // empty table leads no further than the caller, and `refresh` tries again and says why.
+        // Without /proc nothing can be read, and a retry at each sample would be expensive. With
+        // the empty table a walk ends at the caller; `refresh` retries and reports the error.
         publish(Modules::read(None, Reading::Hasty).unwrap_or_else(|_| Modules::empty()));
     }
     Ok(())
 }
 
-/// The table in force, if one was read, to be kept for as long as it is needed.
+/// Returns the current table, or `None` if none was read. The caller may keep it indefinitely.
 pub(crate) fn current() -> Option<Arc<Modules>> {
     CURRENT.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
-/// A table that was replaced, and the turns of the pool just after.
+/// A replaced table, with the pool's turns just after the replacement.
 struct Retired {
     modules: *const Modules,
     turns: Turns<SLOTS>,
 }
 
-// SAFETY: `Modules` is shared and freed across threads, and the pointer is its only owner.
+// SAFETY: `Modules` may be shared and freed across threads, and the pointer is its only owner.
 unsafe impl Send for Retired {}
 
-/// Makes `modules` the table; only under a claim of BUILDING.
+/// Publishes `modules` as the current table. Requires a claim of BUILDING.
 fn publish(modules: Modules) {
     let fresh = Arc::new(modules);
     let kept = CURRENT.lock().unwrap_or_else(PoisonError::into_inner).replace(Arc::clone(&fresh));
@@ -289,15 +297,16 @@ fn publish(modules: Modules) {
     sweep();
 }
 
-/// Frees the retired tables that nobody can be reading and says how many are left; only under a claim
-/// of BUILDING.
+/// Frees the retired tables that no walker can be reading. Returns the number left. Requires a
+/// claim of BUILDING.
 fn sweep() -> usize {
     let mut retired = RETIRED.lock().unwrap_or_else(PoisonError::into_inner);
     retired.retain(|old| {
         let in_use = POOL.is_in_use(&old.turns);
         if !in_use {
-            // SAFETY: made by `Arc::into_raw` and unpublished by the swap in `publish`, and no walker
-            // that could have loaded it before that is still under way; `retain` forgets it.
+            // SAFETY: the pointer comes from `Arc::into_raw` and was unpublished by the swap in
+            // `publish`. No walker that could have loaded it before the swap is still running, and
+            // `retain` drops the entry.
             drop(unsafe { Arc::from_raw(old.modules) });
         }
         in_use
@@ -305,19 +314,19 @@ fn sweep() -> usize {
     retired.len()
 }
 
-/// The rules in a cache: 2 to this.
+/// Binary logarithm of the number of rules in a cache.
 const CACHE_BITS: u32 = 10;
 
-/// The cache of a slot of [`POOL`], made when the slot is first claimed.
+/// Cache of a slot of [`POOL`], allocated when the slot is first claimed.
 struct Slot(UnsafeCell<Option<Cache>>);
 
-// SAFETY: the cache is touched only by the thread that has claimed the slot, see `walk_by`.
+// SAFETY: only the thread that has claimed the slot accesses the cache, see `walk_by`.
 unsafe impl Sync for Slot {}
 
-/// Whether the slot has a cache, made now if it had none.
+/// Returns `true` if the slot has a cache, after allocating one if necessary and if `may_make`.
 fn has_cache(claim: &Claim<'_, Modules, SLOTS>, may_make: bool) -> bool {
     let Some(slot) = CACHES.get(claim.slot()) else { return false };
-    // SAFETY: the slot is claimed, by us alone, and each is claimed once at a time.
+    // SAFETY: this thread has claimed the slot, and a slot is claimed by one thread at a time.
     let cache = unsafe { &mut *slot.0.get() };
     if cache.is_none() && may_make {
         make(cache);
@@ -325,23 +334,23 @@ fn has_cache(claim: &Claim<'_, Modules, SLOTS>, may_make: bool) -> bool {
     cache.is_some()
 }
 
-/// Apart: the stack that this takes is not taken by a walk.
+/// Separate function: its stack usage must not add to that of a walk.
 #[cold]
 #[inline(never)]
 fn make(cache: &mut Option<Cache>) {
     *cache = Some(Cache::new(CACHE_BITS));
 }
 
-/// Makes the caches of the first slots, for threads that have no room for it.
+/// Allocates the caches of the first slots, for threads without enough stack to do so.
 fn prepare() {
     static PREPARING: AtomicBool = AtomicBool::new(false);
     if PREPARING.swap(true, Acquire) {
         return;
     }
-    // All at once: a claim takes the first that is free.
+    // All are claimed at once, because a claim returns the first free slot.
     let claims: [_; PREPARED] = std::array::from_fn(|_| POOL.claim());
     let done = claims.iter().flatten().filter(|claim| has_cache(claim, true)).count();
-    // A walker had one of them, which it made itself or not.
+    // A walker held one of the slots, with or without a cache.
     if done < PREPARED {
         PREPARING.store(false, Release);
     }
@@ -355,21 +364,21 @@ fn walk_by(
     skip: usize,
     frames: &mut [u64],
 ) -> Result<Walk, Unknown> {
-    // SAFETY: published tables are whole, and one that is loaded while a slot is claimed is not freed
+    // SAFETY: published tables are complete. A table loaded while a slot is claimed is not freed
     // before the claim is dropped.
     let modules = unsafe { claim.value().as_ref() }.ok_or(Unknown::NotReady)?;
     let slot = CACHES.get(claim.slot()).ok_or(Unknown::Busy)?;
-    // SAFETY: the slot is claimed, by us alone, and each is claimed once at a time: `walk` has the claim.
+    // SAFETY: `walk` holds the claim of this slot, and a slot is claimed by one thread at a time.
     let cache = unsafe { &mut *slot.0.get() }.as_mut().ok_or(Unknown::Busy)?;
     let left = Cell::new(false);
     let mut read_stack = |address| {
         left.set(left.get() | (address >= stack.end));
-        // SAFETY: `stack` begins at the stack pointer of a frame of this thread that outlives the
-        // walk and ends where the thread's stack does, or before.
+        // SAFETY: `stack` starts at the stack pointer of a frame of this thread that outlives the
+        // walk, and ends at the end of the thread's stack or below.
         unsafe { read(stack, address) }
     };
     let mut kept = Kept::new(frames, &mut []);
-    // The first frame is the one the registers were read in.
+    // The first frame is the one whose registers were read.
     let mut to_skip = skip + 1;
     let take = |frame, pointer| match to_skip {
         0 => kept.push(frame, pointer),
@@ -401,7 +410,7 @@ fn walk_by(
 }
 
 thread_local! {
-    /// The outermost frames of this thread's last whole walk.
+    /// Outermost frames of this thread's last complete walk.
     static OUTERMOST: Cell<Outermost<OF_OWN>> = const { Cell::new(Outermost::NONE) };
 }
 

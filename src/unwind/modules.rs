@@ -1,8 +1,8 @@
-//! What the unwinder knows of the loaded files: immutable once built.
+//! Unwind tables and code segments of the loaded files, immutable once built.
 //!
-//! The tables are *copied* out of the files into memory of our own. Threads of the host read them while they
-//! allocate, so nothing that another process does to a file may reach them (`SIGBUS`). A program takes 0.1
-//! to 5 MB; what is beyond [`MAX_TABLE`] and [`MAX_COPIED`] is left out and counted.
+//! The tables are *copied* from the files into private memory. Host threads read them while they
+//! allocate, so a change of a file by another process must not reach them (`SIGBUS`). A program
+//! takes 0.1 to 5 MB. Tables beyond [`MAX_TABLE`] and [`MAX_COPIED`] are left out and counted.
 
 use std::ops::{Deref, Range};
 use std::sync::Arc;
@@ -17,28 +17,29 @@ use crate::os::own_memory;
 use crate::unwind::calls;
 use crate::unwind::index::{self, Index};
 
-/// Bytes copied of one section. The largest programs have some 30 MB.
+/// Maximum bytes copied of one section. The largest programs have some 30 MB.
 const MAX_TABLE: u64 = 64 << 20;
 
-/// Bytes copied of all files.
+/// Maximum bytes copied of all files.
 const MAX_COPIED: u64 = 256 << 20;
 
-/// Bytes copied by an allocating thread of the host: some 4 ms.
+/// Maximum bytes copied by an allocating thread of the host: some 4 ms.
 const MAX_HASTY: u64 = 16 << 20;
 
-/// Instruction bytes looked at in one place.
+/// Instruction bytes examined at one address.
 const CODE: usize = 16;
 
-/// Whether all is read, or what can be had in a moment.
+/// Extent of a read of the loaded files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reading {
-    /// For the agent's threads.
+    /// Everything, for the agent's threads.
     Whole,
-    /// For an allocating thread of the host: no index is made, `.debug_frame` and large tables are left out.
+    /// For an allocating thread of the host: no index is built; `.debug_frame` and large tables are
+    /// left out.
     Hasty,
 }
 
-/// A section's bytes, in the copy of its file's tables.
+/// Bytes of a section, within the copy of its file's tables.
 struct Part {
     copy: Arc<Copy>,
     range: Range<usize>,
@@ -52,43 +53,43 @@ impl Deref for Part {
     }
 }
 
-/// A segment of code and its tables.
+/// A segment of code with its unwind tables.
 pub(crate) struct Module {
     segment: Segment,
-    /// The number to add to an address of the file.
+    /// Load bias: `address in memory = address in file + bias`.
     pub(crate) bias: u64,
     pub(crate) bases: BaseAddresses,
     eh_frame: Option<Part>,
-    /// The linker's index of `.eh_frame`, if it is of the usual form, and its address.
+    /// The linker's index of `.eh_frame` with its address, if it has the usual form.
     eh_frame_hdr: Option<(Part, u64)>,
     eh_frame_address: u64,
-    /// Where there is no such index.
+    /// Index built here if the linker's is missing or unusable.
     eh_index: Index,
     debug_frame: Option<Part>,
     debug_index: Index,
-    /// The address of the program's first instruction in the process.
+    /// Address of the program's entry point in the process.
     entry: Option<u64>,
-    /// Bytes of the copy.
+    /// Bytes copied.
     copied: u64,
-    /// Whether nothing is left for [`Reading::Whole`].
+    /// `true` if [`Reading::Whole`] would read nothing more.
     is_whole: bool,
 }
 
-/// Every segment of code, and what was made of it.
+/// All code segments of the process, with their tables.
 pub(crate) struct Modules {
-    /// Never 0 and never that of another table.
+    /// Unique number of this value, never 0.
     pub(crate) generation: u32,
-    /// Files whose tables were left out: too large, or no memory for them.
+    /// Number of files whose tables were left out, because of their size or for lack of memory.
     pub(crate) left_out: usize,
-    /// By address.
+    /// Sorted by address.
     known: Vec<Known>,
 }
 
-/// A segment and what was found for it.
+/// A segment and the result of reading it.
 struct Known {
     segment: Segment,
     module: Option<Arc<Module>>,
-    /// Whether it was still loaded when the table was read.
+    /// `true` if it was loaded when the table was read.
     is_loaded: bool,
 }
 
@@ -99,9 +100,9 @@ impl Modules {
         Self { generation, left_out: 0, known: Vec::new() }
     }
 
-    /// Reads what is loaded now. What `old` has already read is shared with it, not read again. What was
-    /// loaded then and is not now stays in this one table more, where nothing has taken its place: stacks
-    /// that were copied before the unloading are still to be walked.
+    /// Reads the files that are loaded. Modules that `old` has already read are shared. A module
+    /// that has been unloaded since stays for one generation if its addresses have not been reused,
+    /// because stacks copied before the unloading have still to be walked.
     pub(crate) fn read(old: Option<&Self>, reading: Reading) -> Result<Self, images::Error> {
         let old = old.map_or(&[][..], |old| &old.known);
         let mut modules = Self::empty();
@@ -140,23 +141,24 @@ impl Modules {
         Ok(modules)
     }
 
-    /// Whether `address` is in a segment that has unwind information.
+    /// Returns `true` if `address` is in a segment that has unwind information.
     pub(crate) fn holds(&self, address: u64) -> bool {
         self.at(address)
             .is_some_and(|module| module.eh_frame.is_some() || module.debug_frame.is_some())
     }
 
-    /// The segment that `address` is in.
+    /// Returns the segment that contains `address`.
     pub(crate) fn at(&self, address: u64) -> Option<&Module> {
         let after = self.known.partition_point(|known| known.segment.range.start <= address);
         let known = self.known.get(after.checked_sub(1)?)?;
         known.module.as_deref().filter(|_| known.segment.range.contains(&address))
     }
 
-    /// Whether nobody called the code at `address`, which has no table: a program's first instructions, or
-    /// those of a thread, which end it once its function returns.
+    /// Returns `true` if the code at `address`, which has no table, has no caller. That is the case
+    /// for a program's entry point, and for the code of a thread that ends it once its function
+    /// returns.
     pub(crate) fn is_outermost(&self, address: u64) -> bool {
-        /// No program's first instructions are more.
+        /// Length that covers any program's entry code.
         const BEGINNING: u64 = 64;
         self.at(address).is_some_and(|module| {
             let is_first = module.entry.is_some_and(|entry| {
@@ -169,7 +171,7 @@ impl Modules {
 }
 
 impl Module {
-    /// Reads the tables of the file, at most `room` bytes of them.
+    /// Reads the file's tables, at most `room` bytes.
     fn of(segment: &Segment, reading: Reading, room: u64) -> Option<Self> {
         Self::read(&segment.open()?, segment, reading, room)
     }
@@ -236,7 +238,7 @@ impl Module {
         })
     }
 
-    /// The table of exceptions, and where the entry nearest below `address` of the file is in it.
+    /// Returns `.eh_frame` and the offset of its nearest entry at or below `address` of the file.
     pub(crate) fn eh_entry(&self, address: u64) -> Option<(&[u8], usize)> {
         let section = self.eh_frame.as_deref()?;
         let offset = match &self.eh_frame_hdr {
@@ -249,15 +251,15 @@ impl Module {
         (offset < section.len()).then_some((section, offset))
     }
 
-    /// The same of the debugger's table.
+    /// Returns the same for `.debug_frame`.
     pub(crate) fn debug_entry(&self, address: u64) -> Option<(&[u8], usize)> {
         let section = self.debug_frame.as_deref()?;
         let offset = self.debug_index.fde(address)?;
         (offset < section.len()).then_some((section, offset))
     }
 
-    /// The bytes from `address` to the end of the segment, of which a few suffice: as they are in memory, since
-    /// the file may be another by now. Fewer than there are, or none, if they cannot be read.
+    /// Returns up to [`CODE`] bytes from `address` within the segment. They are read from memory,
+    /// because the file may have been replaced. Unreadable bytes are omitted.
     fn code(&self, address: u64) -> Code {
         let mut code = Code { bytes: [0; CODE], length: 0 };
         let left = self.segment.range.end.saturating_sub(address);
@@ -283,8 +285,8 @@ impl Deref for Code {
     }
 }
 
-/// Copies sections into one mapping. Returns the parts, their bytes, and whether none is missing that the file
-/// claims to have.
+/// Copies sections into one mapping. Returns the parts, their total length, and `true` if every
+/// section that the file claims to have was copied.
 fn copy<const N: usize>(
     file: &ElfFile,
     sections: [Option<Section>; N],
@@ -298,7 +300,7 @@ fn copy<const N: usize>(
         let fits =
             !section.is_compressed && section.size <= MAX_TABLE && file.has_bytes_of(&section);
         let Some(end) = end.filter(|&end| fits && end <= room) else {
-            // A compressed table is none that anything unwinds by.
+            // No unwinder uses a compressed table.
             has_all &= section.is_compressed;
             return None;
         };

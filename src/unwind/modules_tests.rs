@@ -11,7 +11,7 @@ use crate::unwind::tables::Storage;
 
 const ROOM: u64 = 64 << 20;
 
-/// A library that is loaded, the segment its code is in, and its bytes.
+/// Returns a loaded library: the segment of its code, and its bytes.
 fn library() -> (Segment, Vec<u8>) {
     let segments = images::segments().unwrap();
     let is_libgcc = |segment: &Segment| segment.path.to_string_lossy().contains("libgcc_s");
@@ -25,7 +25,8 @@ fn read(segment: &Segment, bytes: Vec<u8>) -> Option<Module> {
     Module::read(&ElfFile::read(Source::Copy(bytes))?, segment, Reading::Whole, ROOM)
 }
 
-/// Looks up addresses all over the segment. Without a fence: with `panic = "abort"` there is none.
+/// Looks up addresses throughout the segment. Panics are not caught: with `panic = "abort"` they
+/// cannot be.
 fn look_up(module: &Module, segment: &Segment) -> usize {
     let mut context = Box::new(UnwindContext::<usize, Storage>::new_in());
     let Range { start, end } = segment.range;
@@ -46,7 +47,7 @@ fn an_index_of_our_own_finds_what_the_linkers_finds() {
     let by_linker = look_up(&read(&segment, bytes.clone()).unwrap(), &segment);
     assert!(by_linker > 20, "{by_linker}");
     let hdr = place_of(b".eh_frame_hdr", &bytes);
-    // A form of table that is not read.
+    // A table encoding that is not supported.
     bytes[hdr.start + 3] = 0x1b;
     let module = read(&segment, bytes).unwrap();
     assert!(module.eh_frame_hdr.is_none());
@@ -73,7 +74,7 @@ fn tables_beyond_the_room_are_left_out() {
     assert_eq!(look_up(&module, &segment), 0);
 }
 
-/// The header's count, its encodings, or its entries.
+/// Damages the header's count, its encodings, or its entries.
 #[test]
 fn no_damaged_header_panics() {
     let (segment, bytes) = library();

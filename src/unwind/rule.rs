@@ -1,43 +1,46 @@
-//! How to get from a frame to its caller: a row of an unwind table as a small value.
+//! Step from a frame to its caller: a row of an unwind table as a small value.
 //!
-//! Nearly every row says: the caller's stack pointer is so far from `sp` or the frame pointer, the
-//! return address and the caller's frame pointer lie so far below that. Such a row is a [`Rule::Row`], which
-//! costs two reads to follow and can be kept. The others are expressions and are evaluated where they
-//! stand ([`crate::unwind::tables`]).
+//! Nearly every row has this form, which costs two reads and can be cached as [`Rule::Row`]:
+//!
+//! ```text
+//! cfa = (sp or fp) + offset; ra = *(cfa + 8 * ra_words); fp = *(cfa + 8 * fp_words)
+//! ```
+//!
+//! Other rows are expressions. [`crate::unwind::tables`] evaluates them in place.
 
 use gimli::{CfaRule, Register, RegisterRule, UnwindTableRow};
 
 use crate::os::copied::Registers;
 use crate::unwind::tables::Storage;
 
-/// The numbers of the stack pointer, the frame pointer and the return address in the tables.
+/// DWARF numbers of the stack pointer, the frame pointer and the return address.
 #[cfg(target_arch = "x86_64")]
 pub(crate) const NUMBERS: [Register; 3] = [Register(7), Register(6), Register(16)];
 #[cfg(target_arch = "aarch64")]
 pub(crate) const NUMBERS: [Register; 3] = [Register(31), Register(29), Register(30)];
 
-/// What a table says about an address.
+/// Content of a table for an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Rule {
-    /// There is no table for it.
+    /// No table covers the address.
     Uncovered,
-    /// Nobody called this: the thread's first function.
+    /// The thread's first function, which has no caller.
     First,
-    /// The caller's stack pointer is `cfa` bytes above the base; its frame pointer and the return address
-    /// are so many *words* from there, 0: still in their registers.
+    /// `sp' = base + cfa`, `fp' = *(sp' + 8 * fp)`, `ra = *(sp' + 8 * ra)`. An offset of 0 means
+    /// that the value is still in its register.
     Row { is_from_fp: bool, cfa: i32, fp: i16, ra: i16 },
-    /// An expression.
+    /// The row is an expression.
     Computed,
 }
 
-/// Why there is no caller to be told of.
+/// Reason why no caller was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stop {
-    /// This was the thread's first function.
+    /// The frame is that of the thread's first function.
     First,
-    /// What has to be read is not there.
+    /// A required word of the stack cannot be read.
     Unread,
-    /// The table, or what it led to, makes no sense.
+    /// The table, or a value computed from it, is invalid.
     Senseless,
 }
 
@@ -58,7 +61,7 @@ impl Rule {
             }
             _ => None,
         };
-        // Code that says that the frame pointer is lost uses it no more.
+        // An undefined frame pointer is not used by the callers, so it is treated as unchanged.
         let saved = row.register(fp).filter(|rule| *rule != RegisterRule::Undefined);
         match (cfa, words(saved), words(row.register(ra))) {
             (Some(cfa), Some(saved), Some(ra)) => {
@@ -69,8 +72,8 @@ impl Rule {
     }
 }
 
-/// Follows a row to the caller's registers. `is_exact`: the frame was interrupted where it is and did not
-/// call.
+/// Applies a row to `registers` and returns those of the caller. `is_exact` is `true` if the frame
+/// was interrupted at its address and did not call.
 #[inline]
 pub(crate) fn follow(
     (is_from_fp, cfa, fp, ra): (bool, i32, i16, i16),
@@ -90,7 +93,7 @@ pub(crate) fn follow(
         0 => registers.fp,
         words => match read(at(words)) {
             Ok(fp) => fp,
-            // In an epilogue the row may still name a place that is popped, which was not copied.
+            // In an epilogue the row may still name a popped word, which was not copied.
             Err(()) if is_exact && at(words) < registers.sp => registers.fp,
             Err(()) => return Err(Stop::Unread),
         },
@@ -98,7 +101,7 @@ pub(crate) fn follow(
     caller(cfa, fp, ra, registers, is_exact)
 }
 
-/// The caller's registers, if these can be those of one.
+/// Returns the caller's registers if the values are plausible.
 pub(crate) fn caller(
     cfa: u64,
     fp: u64,
@@ -106,13 +109,13 @@ pub(crate) fn caller(
     registers: Registers,
     is_exact: bool,
 ) -> Result<Registers, Stop> {
-    // User addresses have at most 48 bits; libraries built with pointer authentication keep a
+    // User addresses have at most 48 bits. Libraries built with pointer authentication keep a
     // signature in the bits above.
     let ra = if cfg!(target_arch = "aarch64") { ra & (u64::MAX >> 16) } else { ra };
     if ra == 0 {
         return Err(Stop::First);
     }
-    // A leaf of aarch64 need not use the stack.
+    // A leaf function on aarch64 may leave the stack unused.
     let is_leaf = cfg!(target_arch = "aarch64") && is_exact && cfa == registers.sp;
     if cfa <= registers.sp && !is_leaf {
         return Err(Stop::Senseless);
@@ -126,7 +129,7 @@ mod tests {
 
     const AT: Registers = Registers { ip: 0x40_0000, sp: 0x1000, fp: 0x1040, lr: 0 };
 
-    /// A stack from 0x1000 on, whose words are their own addresses plus one, the last one 0.
+    /// A stack from 0x1000, where each word is its own address plus one and the last word is 0.
     fn read(address: u64) -> Result<u64, ()> {
         match address {
             0x1000..0x1080 if address.is_multiple_of(8) => Ok(address + 1),
@@ -144,10 +147,10 @@ mod tests {
         assert_eq!(go((true, 16, -2, -1), false), to(0x1050, 0x1041, 0x1049));
         assert_eq!(go((false, 0x88, 0, -1), false), Err(Stop::First));
         assert_eq!(go((false, 0x90, 0, -1), false), Err(Stop::Unread));
-        // To where it is.
+        // The step leads to the same frame.
         assert_eq!(go((true, -0x40, 0, 1), false), Err(Stop::Senseless));
         assert_eq!(go((false, 0, 0, 1), false), Err(Stop::Senseless));
-        // The frame pointer was popped already.
+        // The frame pointer has been popped already.
         assert_eq!(go((false, 8, -2, -1), true), to(0x1008, 0x1040, 0x1001));
         assert_eq!(go((false, 8, -2, -1), false), Err(Stop::Unread));
     }

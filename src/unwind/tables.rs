@@ -1,9 +1,10 @@
-//! Reading unwind tables: `.eh_frame`, and `.debug_frame` where that has nothing.
+//! Reader of unwind tables: `.eh_frame`, and `.debug_frame` for addresses that it does not cover.
 //!
-//! Neither locks nor allocates. A row is found through the table's index (`.eh_frame_hdr`, or one that was
-//! made when the file was read) in a microsecond or two, and kept in a [`Cache`] as a [`Rule`], by address.
+//! Reading neither locks nor allocates. A row is found through the table's index (`.eh_frame_hdr`,
+//! or one built when the file was read) in a microsecond or two. A [`Cache`] keeps it by address,
+//! as a [`Rule`].
 //!
-//! Registers other than those of [`Registers`] are not known: a row that needs one is no way on.
+//! Only the registers in [`Registers`] are tracked: a row that needs another one ends the walk.
 
 use gimli::{
     BaseAddresses, CfaRule, DebugFrame, EhFrame, Encoding, EndianSlice, Evaluation,
@@ -18,8 +19,8 @@ use crate::unwind::rule::{NUMBERS, Rule, Stop, caller};
 
 pub(crate) type Bytes<'a> = EndianSlice<'a, LittleEndian>;
 
-/// Room for what gimli needs, without the heap: a row has at most the rules of 64 registers, and rows are
-/// remembered at most three deep by what compilers emit.
+/// Storage for gimli without heap allocation. A row has rules for at most 64 registers, and
+/// compilers emit `remember_state` at most three levels deep.
 pub(crate) struct Storage;
 
 impl UnwindContextStorage<usize> for Storage {
@@ -33,30 +34,30 @@ impl<'a> EvaluationStorage<Bytes<'a>> for Storage {
     type Result = [Piece<Bytes<'a>>; 1];
 }
 
-/// No expression of a table is longer; a loop in one ends.
+/// Limit of operations per expression. No real expression is longer; the limit ends a loop in one.
 const MAX_OPERATIONS: u32 = 256;
 
-/// Rules by address, and room to work in.
+/// Rules by address, with gimli's working storage.
 pub(crate) struct Cache {
     entries: Box<[Entry]>,
     context: Box<UnwindContext<usize, Storage>>,
-    /// What functions without tables were found around addresses: those that were asked for last.
+    /// Results of the latest searches for functions without tables, by address.
     functions: Box<[(u64, Option<Function>); FUNCTIONS]>,
 }
 
-/// The places for functions without tables.
+/// Number of entries for functions without tables.
 const FUNCTIONS: usize = 64;
 
 #[derive(Clone, Copy)]
 struct Entry {
     address: u64,
-    /// That of the table it was read from; 0: of none.
+    /// Generation of the table it was read from; 0 if none.
     generation: u32,
     rule: Rule,
 }
 
 impl Cache {
-    /// Holds 2 to the `bits` rules of 24 bytes.
+    /// Allocates room for `2^bits` rules of 24 bytes.
     pub(crate) fn new(bits: u32) -> Self {
         let none = Entry { address: 0, generation: 0, rule: Rule::Uncovered };
         let entries = vec![none; 1 << bits.clamp(1, 16)].into_boxed_slice();
@@ -64,8 +65,8 @@ impl Cache {
         Self { entries, context: Box::new(UnwindContext::new_in()), functions }
     }
 
-    /// What `find` finds for this address, or what it found before: code may have been replaced since, so it only
-    /// tells where to look.
+    /// Returns the cached result of `find` for this address, or calls `find`. Code may have been
+    /// replaced since, so the result is only a hint.
     pub(crate) fn function(
         &mut self,
         address: u64,
@@ -79,10 +80,11 @@ impl Cache {
         place.1
     }
 
-    /// What the table says about the code at `address`.
+    /// Returns the table's rule for the code at `address`.
     #[inline]
     pub(crate) fn rule(&mut self, modules: &Modules, address: u64) -> Rule {
-        // Knuth's multiplier: functions are aligned, so the lower bits are much alike.
+        // Multiplicative (Knuth) hashing: functions are aligned, so the low bits carry little
+        // information.
         let hash = (address.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as usize;
         let place = hash & (self.entries.len() - 1);
         let Some(entry) = self.entries.get_mut(place) else { return Rule::Uncovered };
@@ -97,7 +99,8 @@ impl Cache {
         entry.rule
     }
 
-    /// Follows a row of expressions; says whether the caller was interrupted rather than calling.
+    /// Evaluates a row of expressions. Also returns `true` if the caller was interrupted by a
+    /// signal and did not call.
     pub(crate) fn compute(
         &mut self,
         modules: &Modules,
@@ -107,7 +110,7 @@ impl Cache {
         read: &mut impl FnMut(u64) -> Result<u64, ()>,
     ) -> Result<(Registers, bool), Stop> {
         let module = modules.at(address).ok_or(Stop::Senseless)?;
-        // One of the two is called.
+        // Exactly one of the two closures is called.
         let read = std::cell::RefCell::new(read);
         module
             .row(
@@ -120,7 +123,7 @@ impl Cache {
     }
 }
 
-/// Where a row stands.
+/// Section and entry that a row belongs to.
 pub(crate) struct At<'s, S> {
     section: &'s S,
     encoding: Encoding,
@@ -130,7 +133,7 @@ pub(crate) struct At<'s, S> {
 type Row = UnwindTableRow<usize, Storage>;
 
 impl Module {
-    /// The row for `address`, handed to the one closure or the other, by the section it is in.
+    /// Finds the row for `address` and passes it to the closure of the section that has it.
     pub(crate) fn row<'a, T>(
         &'a self,
         context: &mut UnwindContext<usize, Storage>,
@@ -210,7 +213,7 @@ fn compute<'a, S: UnwindSection<Bytes<'a>>>(
     let ra = restore(ra, in_register)?;
     let fp = restore(fp, Some(registers.fp))?;
     let sp = restore(sp, Some(cfa))?;
-    // A signal's frame may lie on a stack of its own, above the one that was interrupted.
+    // A signal frame may lie on another stack, above the interrupted one.
     let before = if at.is_signal_frame { Registers { sp: 0, ..registers } } else { registers };
     Ok((caller(sp, fp, ra, before, is_exact)?, at.is_signal_frame))
 }

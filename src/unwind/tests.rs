@@ -21,7 +21,7 @@ fn deeper(levels: usize, skip: usize, frames: &mut [u64]) -> Walk {
     })
 }
 
-/// Whether `address` is in the first kilobyte of `function`.
+/// Returns `true` if `address` is in the first kilobyte of `function`.
 fn is_in(address: u64, function: usize) -> bool {
     (function as u64..function as u64 + 1024).contains(&address)
 }
@@ -82,7 +82,7 @@ fn a_stack_of_more_frames_than_are_walked_has_the_outermost_of_the_walk_before()
     assert_eq!(frames[walk.depth - 1], Marker::TooManyFrames.address());
 }
 
-/// Goes down the stack until so little is left.
+/// Recurses until less than `left` bytes of stack remain.
 #[inline(never)]
 fn until(left: u64, frames: &mut [u64]) -> Result<Walk, Unknown> {
     let place = [0u8; 256];
@@ -118,7 +118,7 @@ fn a_thread_near_the_end_of_its_stack_has_one_until_there_is_no_room_for_a_walk(
     assert_eq!(at(small, HEADROOM), (Err(Unknown::NearEnd), None));
 }
 
-/// The guard is as small as what is taken below it, but for what a signal may add.
+/// The guard is close to the measured usage, apart from the reserve for a signal.
 #[test]
 fn a_walk_takes_less_stack_than_must_be_left() {
     refresh().unwrap();
@@ -127,7 +127,7 @@ fn a_walk_takes_less_stack_than_must_be_left() {
         let mut frames = [0; MAX_FRAMES];
         let here = frames.as_ptr().addr() as u64 - 4096;
         let start = here - (128 << 10);
-        // SAFETY: this thread's stack, more than what is in use below this frame.
+        // SAFETY: this thread's stack, beyond the part in use below this frame.
         (start..here).step_by(8).for_each(|at| unsafe { (at as *mut u64).write_volatile(PAINT) });
         assert_eq!(unwind_here(0, &mut frames).unwrap().end, End::Whole);
         // SAFETY: as above.

@@ -1,14 +1,15 @@
-//! Threads asked by a signal where they stand.
+//! Stack samples of other threads, taken by a signal.
 //!
 //! ```text
-//! SIGURG, 64 at a time   the handler of os::signal copies registers and stack, within 100 ms; the next is
-//!                        asked as one has answered, and who they are is asked for no sooner
-//! Walker                 unwinds the copies here, by the tables of the files
+//! SIGURG, 64 at a time   the handler in os::signal copies registers and stack, within 100 ms; the next
+//!                        signal is sent as one is answered, and thread ids are read no sooner
+//! Walker                 unwinds the copies on this thread, by the files' unwind tables
 //! ```
 //!
-//! SIGURG, because its default is to be ignored: should the host take our handler away, a signal of ours
-//! does nothing. A handler the host has for it gets every SIGURG that is not ours. One asks at a time:
-//! two readers of the slots would see torn copies, and whoever ends makes all questions void.
+//! We use SIGURG: its default action is to ignore, so a signal sent after the host replaced our
+//! handler is harmless. A previous handler of the host receives every SIGURG that is not ours. One
+//! thread samples at a time, because two readers of the slots would read torn copies. Each run
+//! invalidates all pending signals at its end.
 
 use crate::base::sync::Mutex;
 use std::sync::{MutexGuard, PoisonError};
@@ -23,65 +24,66 @@ use crate::os::stack_bounds::StackBounds;
 use crate::os::syscalls::{Optional, permit};
 use crate::unwind::{End, MAX_FRAMES, Walker};
 
-/// The signal.
+/// Signal used for sampling.
 pub const SIGNAL: i32 = libc::SIGURG;
 
-/// Threads signalled at once, and twice as many slots, so that one that is held up costs nobody else's.
+/// Maximum signals in flight. There are twice as many slots, so that a delayed thread does not take
+/// another thread's slot.
 pub const BATCH: usize = 64;
 
-/// The stack that is copied of a thread: what 128 frames take, and of the deepest the inner end. Memory is
-/// taken for what was written: the deepest stack a slot has held.
+/// Bytes of stack copied per thread: enough for 128 frames; of a deeper stack the inner end. Memory
+/// use follows the deepest stack each slot has held, because pages are touched only when written.
 pub const STACK_BYTES: usize = 256 << 10;
 
-/// How long a thread is waited for: on a machine with ten times the work it has cores for, some do not come
-/// to run within 20 ms. And how old the list of mappings may get, where it has to be read whole.
+/// Timeout of an answer. With ten runnable threads per core, some threads do not run within 20 ms.
+/// Also the maximum age of the mapping list, if it has to be read as a whole.
 const ANSWER_WAIT: Duration = Duration::from_millis(100);
 
-/// Between two looks at what has come: a thread takes some 20 us to run its handler.
+/// Polling interval for answers: a thread takes some 20 us to run its handler.
 const LOOK: Duration = Duration::from_micros(50);
 
 static ONE: Mutex<()> = Mutex::new(());
 
-/// A thread to be asked.
+/// Thread to signal.
 #[derive(Clone, Copy)]
 struct Question {
     tid: u32,
-    /// What it told of where its stack ends, when it was asked before.
+    /// Thread pointer from an earlier answer, from which the stack's bounds are found.
     pointer: Option<u64>,
 }
 
-/// What a thread that was asked shows.
+/// Sampled state of a thread.
 pub struct Caught<'a> {
     /// Its registers and stack.
     pub copied: &'a Copied,
-    /// Where it is: the instruction, then return addresses less one.
+    /// Addresses of the frames: the current instruction, then return addresses minus one.
     pub frames: &'a [u64],
-    /// The stack pointer of each of these frames.
+    /// Stack pointer of each of these frames.
     pub pointers: &'a [u64],
-    /// How the walk ended.
+    /// Reason for the end of the walk.
     pub end: End,
 }
 
-/// The right to ask, for one at a time.
+/// Exclusive access to the signal-based stack sampler.
 pub struct Net {
     target: &'static Target,
-    /// Signals under way at once, by the quota of pending signals.
+    /// Maximum signals in flight, by the quota of pending signals.
     batch: usize,
     _one: MutexGuard<'static, ()>,
 }
 
 impl Net {
-    /// Waits for its turn and makes the handler ready.
+    /// Locks the sampler and installs its handler.
     ///
     /// # Errors
     ///
-    /// Why there are no stacks, in words.
+    /// A message that gives the reason why stacks are unavailable.
     pub fn cast() -> Result<Self, String> {
         let one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
         match signal::install(SIGNAL, 2 * BATCH, STACK_BYTES) {
             Ok(target) if target.is_in_place() => {
                 permit(Optional::QueueSignal).map_err(|denied| format!("no stacks: {denied}"))?;
-                // A thread that answered too late for the last who asked is not where it was then.
+                // Discards late answers to an earlier sampler: those threads have moved on since.
                 target.slots().drain(&mut Copied::default(), |_| {});
                 let allowed = usize::try_from(quota::pending_signals(0).count);
                 let batch = allowed.unwrap_or(BATCH).clamp(1, BATCH);
@@ -92,13 +94,14 @@ impl Net {
         }
     }
 
-    /// Signals the threads, 64 at a time, or fewer where few pending signals are free, and hands what they copied, unwound, to `take`; those that were no
-    /// more to `ended`. Who does not answer within 100 ms is neither. A thread whose stack's bounds only
-    /// its own pointers tell is asked twice.
+    /// Samples the threads, 64 at a time, or fewer if the quota of pending signals is low. Calls
+    /// `take` with each unwound stack and `ended` with each thread that no longer exists. A thread
+    /// that does not answer within 100 ms is passed to neither. If the bounds of a stack follow
+    /// only from its thread pointer, the thread is signalled twice.
     ///
     /// # Errors
     ///
-    /// When `/proc/self/maps` cannot be read.
+    /// If `/proc/self/maps` cannot be read.
     pub fn catch(
         &self,
         clock: &dyn Clock,
@@ -111,11 +114,11 @@ impl Net {
         self.catch_whole(clock, tids, walker, ended, take)
     }
 
-    /// As [`Self::catch`], and hands out the copies as well.
+    /// Samples like [`Self::catch`], and also passes the copies to `take`.
     ///
     /// # Errors
     ///
-    /// As [`Self::catch`].
+    /// As for [`Self::catch`].
     pub fn catch_whole(
         &self,
         clock: &dyn Clock,
@@ -134,8 +137,8 @@ impl Net {
         Ok(())
     }
 
-    /// Signals the threads, as many at a time as there may be, and takes what they copied. `again` gets those
-    /// whose stack's bounds only the thread's own pointer tells.
+    /// Signals the threads, up to the limit at a time, and passes the copies to `take`. `again`
+    /// receives the threads whose stack bounds follow only from their thread pointer.
     fn round(
         &self,
         clock: &dyn Clock,
@@ -147,7 +150,8 @@ impl Net {
     ) -> Result<(), Error> {
         let mut bounds = StackBounds::open().map_err(Error::Maps)?;
         let mut read_at = clock.now();
-        // Half of the slots, of which there may be fewer than were requested, and what the quota of signals allows.
+        // Half of the slots, of which there may be fewer than requested, limited by the quota of
+        // signals.
         let most = (self.target.slots().count() / 2).clamp(1, self.batch);
         let mut waiting: Vec<(Question, Moment)> = Vec::with_capacity(most);
         let (mut left, mut all_asked) = (questions.zip(0..=Entry::MAX).peekable(), false);
@@ -171,7 +175,8 @@ impl Net {
                 match self.target.send(question.tid, entry) {
                     Ok(()) => waiting.push((question, clock.now() + ANSWER_WAIT)),
                     Err(error) if error.raw_os_error() == Some(libc::ESRCH) => ended(question.tid),
-                    // The user's pending signals are used up: asked again when an answer has come.
+                    // The user's quota of pending signals is exhausted: retried after the next
+                    // answer.
                     Err(error)
                         if error.raw_os_error() == Some(libc::EAGAIN) && !waiting.is_empty() =>
                     {
@@ -211,7 +216,7 @@ impl Net {
                 std::thread::sleep(LOOK);
             }
         }
-        // Who has not answered will find its question gone.
+        // Threads that have not answered find their signal invalid.
         self.target.forget_pending();
         Ok(())
     }

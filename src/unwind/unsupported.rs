@@ -1,43 +1,43 @@
-//! Asks no thread.
+//! Stub: stack samples of other threads are taken on Linux only.
 
 use crate::base::Clock;
 use crate::os::copied::Copied;
 use crate::os::images::Error;
 use crate::unwind::{End, Walker};
 
-/// The signal there would be.
+/// Signal used for sampling on Linux.
 pub const SIGNAL: i32 = libc::SIGURG;
 
-/// Threads signalled at once.
+/// Maximum signals in flight on Linux.
 pub const BATCH: usize = 64;
 
-/// What a thread that was asked would show.
+/// Sampled state of a thread.
 pub struct Caught<'a> {
     /// Its registers and stack.
     pub copied: &'a Copied,
-    /// Where it is.
+    /// Addresses of the frames.
     pub frames: &'a [u64],
-    /// The stack pointers.
+    /// Stack pointer of each of these frames.
     pub pointers: &'a [u64],
-    /// How the walk ended.
+    /// Reason for the end of the walk.
     pub end: End,
 }
 
-/// The right to ask, which nobody has.
+/// Stub of the sampler. It is never constructed, because [`Net::cast`] always fails.
 pub struct Net;
 
 impl Drop for Net {
-    /// As on Linux there is something to give back.
+    /// Present because the Linux version has a destructor.
     fn drop(&mut self) {}
 }
 
 impl Net {
-    /// Why there are no stacks.
+    /// Returns an error: stacks are unavailable on this platform.
     pub fn cast() -> Result<Self, String> {
         Err("no stacks: threads are asked on Linux only".to_owned())
     }
 
-    /// Nobody answers.
+    /// Samples nothing.
     pub fn catch(
         &self,
         _clock: &dyn Clock,
@@ -49,7 +49,7 @@ impl Net {
         Ok(())
     }
 
-    /// Nobody answers.
+    /// Samples nothing.
     pub fn catch_whole(
         &self,
         _clock: &dyn Clock,

@@ -1,17 +1,19 @@
-//! The walk itself, from frame to frame, whatever the stack is read from.
+//! Frame-to-frame walk, independent of the source of the stack.
 //!
-//! By tables as far as there are any, and where there are none as far as the code proves a caller (`unwind_infer`).
+//! The walk uses tables where they exist. Elsewhere it continues only while machine code proves a
+//! caller (module `infer`).
 //!
-//! So a frame pointer is followed in two ways only. Where a row says that the frame lies 16 bytes above the frame
-//! pointer, a table *proves* the step, and it is a row like any other. Where there is no table, calls and first
-//! instructions *check* it, and it is told as inferred. Where neither holds it is not made.
+//! A frame pointer is therefore followed in two cases only. A row may define the frame as 16 bytes
+//! above the frame pointer: then a table *proves* the step, and the row is handled like any other.
+//! Without a table, calls and prologues *check* the step, and the walk is marked as inferred. In
+//! all other cases the walk ends.
 //!
-//! A path of its own for the first would gain little. In a heap sample a frame takes 145 instructions, or 146
-//! built with `-C force-frame-pointers=yes`, some 35 to 40 cycles of x86_64 either way: 46 instructions to find the
-//! stack in the table of stacks, 99 to walk. What is known of a function is known by its row, so the row has to be
-//! looked up all the same, both words lie in memory, and both addresses are checked; what is left to save is the
-//! arithmetic of [`follow`], 18 instructions at the most, an eighth. (Callgrind, release builds, each allocation
-//! sampled, between depths of 10 and 50; cycles are the best of 40 runs.)
+//! A fast path for rows based on the frame pointer would save little. In a heap sample a frame
+//! takes 145 instructions, or 146 if built with `-C force-frame-pointers=yes`: 46 to find the stack
+//! in the table of stacks, 99 to walk. Both builds take some 35 to 40 cycles on x86_64. The row has
+//! to be looked up in any case, both words are in memory, and both addresses are checked. Only the
+//! arithmetic of [`follow`] would be saved: at most 18 instructions, an eighth. (Callgrind, release
+//! builds, each allocation sampled, between depths of 10 and 50; cycles are the best of 40 runs.)
 
 use crate::os::copied::Registers;
 use crate::unwind::End;
@@ -20,23 +22,24 @@ use crate::unwind::modules::Modules;
 use crate::unwind::rule::{Rule, Stop, follow};
 use crate::unwind::tables::Cache;
 
-/// Frames without tables that one walk passes: each takes some system calls.
+/// Maximum frames without tables per walk: each takes some system calls.
 const MAX_INFERRED: u32 = 256;
 
-/// What a walk came to.
+/// Result of a walk, without its frames.
 pub(crate) struct Walked {
-    /// How it ended; none where the stack could not be read further. [`End::TooDeep`] where no more was wanted.
+    /// Reason for the end, or `None` if the stack could not be read further. [`End::TooDeep`] if
+    /// `take` returned `false`.
     pub(crate) end: Option<End>,
-    /// Whether it passed code without tables.
+    /// `true` if the walk passed code without tables.
     pub(crate) is_inferred: bool,
-    /// The stack pointer of the code that the last signal on the way had interrupted.
+    /// Stack pointer of the code interrupted by the outermost signal frame passed.
     pub(crate) interrupted: Option<u64>,
-    /// The stack pointer of the outermost frame.
+    /// Stack pointer of the outermost frame.
     pub(crate) reached: u64,
 }
 
-/// Walks from `registers`, handing each frame and its stack pointer to `take` until that wants no more: the
-/// instruction itself, then return addresses less one.
+/// Walks from `registers` and passes each frame and its stack pointer to `take`, until that returns
+/// `false`. Frames are the current instruction, then return addresses minus one.
 pub(crate) fn walk(
     modules: &Modules,
     cache: &mut Cache,

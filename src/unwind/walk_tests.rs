@@ -3,7 +3,7 @@
 use super::*;
 use crate::unwind::{Walk, Walker};
 
-// Functions without tables, but for one, at known distances from each other. None of them ever runs: a walk
+// Functions at known distances, all but one without tables. None of them is executed: a walk only
 // reads their bytes.
 std::arch::global_asm!(
     ".pushsection .text.marple_walk, \"ax\", @progbits",
@@ -49,13 +49,13 @@ unsafe extern "C" {
     static marple_walk_calls: u8;
 }
 
-/// Where the call of this place in the list returns to: 5 bytes of a call, one between two.
+/// Returns the return address of call number `place`: 5 bytes per call and one byte between two.
 fn after_call(place: u64) -> u64 {
     (&raw const marple_walk_calls) as u64 + place * 6 + 5
 }
 
-/// A walk from `ip` with `ra` where a function that sets the frame pointer has its return address, and
-/// `top` at the top of the stack.
+/// Walks from `ip`, with `ra` as the return address behind the frame pointer and `top` at the top
+/// of the stack.
 fn walk_from(ip: u64, top: u64, ra: u64) -> (Walk, [u64; 4]) {
     let mut walker = Walker::new().unwrap();
     let sp = 0x7000_0000;
@@ -77,8 +77,8 @@ fn a_caller_is_believed_when_it_calls_the_function_we_are_in() {
     assert_eq!((walk.depth, frames[1]), (3, after_call(1) - 1), "{walk:?}");
 }
 
-/// The frame pointer of a function further out leads to such an address: the walk would skip what lies
-/// between, and look whole.
+/// A frame pointer that belongs to a function further out leads to such an address. The walk would
+/// skip the frames in between and appear complete.
 #[test]
 fn a_return_address_behind_a_call_of_another_function_is_not_believed() {
     for (call, what) in [
@@ -93,11 +93,13 @@ fn a_return_address_behind_a_call_of_another_function_is_not_believed() {
             assert!(!walk.is_inferred, "{what}");
         }
     }
-    // A call through a pointer may be of any function; that ours has a frame speaks for it.
+    // A call through a pointer may reach any function; the prologue of the current one makes it
+    // plausible.
     let ra = after_call(5) + 1;
     let (walk, _) = walk_from((&raw const marple_walk_in_leaf) as u64, ra, ra);
     assert_eq!((walk.depth, walk.end), (2, End::Broken), "a function without a frame");
-    // A leaf has its caller at the top of the stack, and what is behind the frame pointer is not its.
+    // A leaf's caller is at the top of the stack, and the word behind the frame pointer is not its
+    // own.
     let (walk, _) = walk_from((&raw const marple_walk_in_leaf) as u64, 0, after_call(1));
     assert_eq!((walk.depth, walk.end), (2, End::Broken));
 }
