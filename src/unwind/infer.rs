@@ -6,11 +6,11 @@
 //! machine code confirms it:
 //!
 //! ```text
-//! call f   in front of the return address, direct     f must be the current function: shortly below the
-//!                                                     current address, and without a table too
-//! call *r  in front of it, through a pointer          the target is unknown; a function whose first
-//!                                                     instructions push and set the frame pointer must
-//!                                                     lie shortly below the current address
+//! call f   direct, in front of the return address    f must be the current function: shortly below
+//!                                                    the current address, and without a table too
+//! call *r  through a pointer, in front of it         the target is unknown; a function whose first
+//!                                                    instructions push and set the frame pointer
+//!                                                    must lie shortly below the current address
 //! ```
 //!
 //! The return address is read from the place that the function's first instructions imply:
@@ -18,9 +18,9 @@
 //! ```text
 //! past them                              *(fp + 8)
 //! interrupted among them, or at a `ret`  top of the stack
-//! there are none                         nearest word that follows a call; for calls through pointers
-//!                                        only if that code has a table and its own caller follows a
-//!                                        call too
+//! there are none                         nearest word that follows a call; for calls through
+//!                                        pointers only if that code has a table and its own
+//!                                        caller follows a call too
 //! ```
 //!
 //! In all other cases the walk ends. The result is marked as inferred: the current function is

@@ -6,8 +6,8 @@
 //! inside the allocator. Once the thread's stack bounds are known, it neither locks nor allocates:
 //!
 //! ```text
-//! POOL    -> Modules (immutable)        replaced tables stay in RETIRED until no walker can read them
-//!            32 x turn, and a cache     claimed by one walking thread at a time
+//! POOL -> Modules (immutable)      replaced tables stay in RETIRED until no walker can read them
+//!         32 x turn, and a cache   claimed by one walking thread at a time
 //! ```
 //!
 //! A walker claims a slot of the pool, then loads the table. [`refresh`] runs on the agent's

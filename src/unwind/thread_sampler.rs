@@ -1,8 +1,8 @@
 //! Stack samples of other threads, taken by a signal.
 //!
 //! ```text
-//! SIGURG, 64 at a time   the handler in os::signal copies registers and stack, within 100 ms; the next
-//!                        signal is sent as one is answered, and thread ids are read no sooner
+//! SIGURG, 64 at a time   the handler in os::signal copies registers and stack, within 100 ms; the
+//!                        next signal is sent as one is answered, and its thread id is read then
 //! Walker                 unwinds the copies on this thread, by the files' unwind tables
 //! ```
 //!

@@ -1,10 +1,11 @@
-//! Why a metric has no value.
+//! Reasons for metrics without a value.
 
 use super::reader::Reader;
 use crate::model::Metric;
 
 impl Reader {
-    /// Returns why `metric` cannot be measured, as a clause with what to do about it. For a metric without a value.
+    /// Returns the reason why `metric`, which has no value, cannot be measured, as a clause with a
+    /// remedy.
     pub fn why_absent(&self, metric: &Metric) -> String {
         let text = match metric {
             Metric::Memory | Metric::WorkingSet | Metric::Rss => {

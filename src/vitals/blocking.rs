@@ -1,14 +1,15 @@
 //! Time that work waits for a thread of a runtime's blocking pool.
 //!
-//! A full pool stops everything behind it: files, name resolution, `spawn_blocking`; tasks, lag and CPU are calm
-//! meanwhile. Stable tokio does not report the pool, so a closure that does nothing is sent through it, one at a time and
-//! once a second at most. Its waiting time is the lag.
+//! A full pool delays files, name resolution and `spawn_blocking`, while tasks, lag and CPU look
+//! normal. Stable tokio has no metrics for the pool. An empty closure is therefore sent through it,
+//! one at a time and at most once a second. The time it waits is the lag.
 //!
-//! **An idle pool is left alone**, as tokio would start a thread for the closure and keep it for ten seconds. The
-//! closure is sent only after a thread of the pool has used CPU, which it does whenever it begins or ends some work; and
-//! every [`CALM`] while there are such threads, which is too rare to keep one alive. They are known by their names, which
-//! they share with the workers, and by being more than those. A runtime without workers gets one closure at the start, which
-//! shows what its threads are called.
+//! **An idle pool is left alone**, because tokio would start a thread for the closure and keep it
+//! for ten seconds. The closure is sent only after a thread of the pool has used CPU, which it does
+//! whenever it starts or ends some work. It is also sent every [`CALM`] while there are such
+//! threads, too rarely to keep one alive. Pool threads share their names with the workers; those in
+//! excess of the workers are pool threads. A runtime without workers gets one closure at the start,
+//! which reveals the names of its threads.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -23,50 +24,52 @@ use crate::base::{Clock, Moment};
 use crate::os::tasks::Tasks;
 use crate::os::{threads, timer};
 
-/// Time between two closures while no thread of the pool does anything: more than tokio's 10 s for idle threads.
+/// Interval of closures while no pool thread is active: more than tokio's 10 s for idle threads.
 const CALM: Duration = Duration::from_secs(15);
 
-/// Time between two lists of the threads whose number is the same.
+/// Interval of thread listings while the number of threads is unchanged.
 const LIST_EVERY: Duration = Duration::from_secs(10);
 
-/// A list costs 0.5 us a thread: 0.02 % of a core.
+/// Minimum interval of listings per thread. A listing costs 0.5 us a thread: 0.02 % of a core.
 const LIST_PER_THREAD: Duration = Duration::from_micros(2500);
 
-/// Names read in a look, 7 us each.
+/// Maximum names read per scan, 7 us each.
 const MAX_NAMES: usize = 64;
 
-/// Threads that are known by name, and threads whose CPU time is read in a look: twice tokio's largest pool by default.
+/// Maximum threads with known names, and maximum threads whose CPU time is read per scan. The
+/// latter is twice the default size of tokio's pool.
 const MAX_THREADS: usize = 4096;
 const MAX_POOL: usize = 1024;
 
-/// Names that are learned.
+/// Maximum number of learned names.
 const MAX_LEARNED: usize = 64;
 
-/// CPU time of a pool's thread from the end of a closure until it sleeps, at most.
+/// Maximum CPU time of a pool thread between the end of a closure and its sleep.
 const REST: Duration = Duration::from_micros(50);
 
-/// A closure that waited for less found a thread, or had one started.
+/// A closure that waited for less found a free thread, or tokio started one for it.
 const LATE: Duration = Duration::from_millis(100);
 
-/// The name that tokio gives threads by default.
+/// tokio's default thread name.
 const DEFAULT_NAME: &str = "tokio-rt-worker";
 
-/// A closure on its way through the pool of one runtime.
+/// An empty closure sent through the blocking pool of one runtime.
 pub(super) struct BlockingProbe {
     answer: Arc<Answer>,
     sent: Option<Moment>,
-    /// When the last was sent.
+    /// Time of the last send.
     last: Option<Moment>,
-    /// How long the last waited.
+    /// Waiting time of the last closure.
     waited: Duration,
 }
 
 #[derive(Default)]
 struct Answer {
-    /// When the closure ran, in nanoseconds after the clock's zero plus one; 0 while it has not.
+    /// Time at which the closure ran, in nanoseconds since the clock's zero plus one; 0 if it has
+    /// not run.
     ran: AtomicU64,
     thread: AtomicU32,
-    /// CPU time of that thread then, in nanoseconds.
+    /// CPU time of that thread at that time, in nanoseconds.
     cpu: AtomicU64,
 }
 
@@ -75,7 +78,7 @@ impl BlockingProbe {
         Self { answer: Arc::default(), sent: None, last: None, waited: Duration::ZERO }
     }
 
-    /// Sends a closure through the pool of `runtime` unless one is on its way.
+    /// Sends a closure through the pool of `runtime` unless one is pending.
     pub(super) fn send(&mut self, now: Moment, runtime: &Handle, clock: &Arc<dyn Clock>) {
         if self.sent.is_some() {
             return;
@@ -92,7 +95,7 @@ impl BlockingProbe {
         }));
     }
 
-    /// Returns how long the last closure waited, or the one on its way has waited so far if that is longer.
+    /// Returns the waiting time of the last closure, or that of the pending one so far if longer.
     pub(super) fn lag(&mut self, now: Moment) -> Duration {
         let Some(sent) = self.sent else {
             if self.last.is_none_or(|last| now.since(last) > CALM) {
@@ -110,13 +113,14 @@ impl BlockingProbe {
         }
     }
 
-    /// Whether none is on its way, and the last one had to wait or was sent more than `time` ago.
+    /// Returns `true` if no closure is pending, and the last one was late or was sent at least
+    /// `time` ago.
     pub(super) fn has_rested(&self, now: Moment, time: Duration) -> bool {
         let was_late = self.waited >= LATE;
         self.sent.is_none() && (was_late || self.last.is_none_or(|last| now.since(last) >= time))
     }
 
-    /// Whether none was ever sent.
+    /// Returns `true` if no closure has been sent yet.
     pub(super) fn is_fresh(&self) -> bool {
         self.last.is_none()
     }
@@ -125,7 +129,7 @@ impl BlockingProbe {
         self.last.is_none_or(|last| now.since(last) >= CALM)
     }
 
-    /// Returns the thread that ran the last closure, and its CPU time then.
+    /// Returns the thread that ran the last closure, and its CPU time at that time.
     fn answered(&self) -> Option<(u32, Duration)> {
         let thread = self.answer.thread.load(Ordering::Relaxed);
         let cpu = Duration::from_nanos(self.answer.cpu.load(Ordering::Relaxed));
@@ -136,14 +140,14 @@ impl BlockingProbe {
 /// A thread of the process.
 #[derive(Debug)]
 struct Thread {
-    /// Its name without the number.
+    /// Its name without the trailing number.
     stem: Arc<str>,
-    /// `true` if its name was read a second time. A thread starts with the name of the thread that started it, and
-    /// sets its own a moment later.
+    /// `true` if its name was read twice. A thread starts with its creator's name and sets its own
+    /// one a moment later.
     is_settled: bool,
     /// `true` if it has the name of a worker.
     is_alike: bool,
-    /// Its CPU time at the last look; `None` before the first.
+    /// Its CPU time at the last scan; `None` before the first.
     cpu: Option<Duration>,
 }
 
@@ -156,11 +160,11 @@ pub(super) struct Pools {
     tids: Vec<u32>,
     count: Option<usize>,
     listed: Option<Moment>,
-    /// Threads that were seen to be workers.
+    /// Threads identified as workers.
     known: Vec<u32>,
-    /// The names of threads that ran a closure.
+    /// Names of threads that have run a closure.
     learned: BTreeSet<Arc<str>>,
-    /// Names of the threads that were seen to be workers. A field so that its memory is reused.
+    /// Names of the threads identified as workers. A field so that its memory is reused.
     known_stems: Vec<Arc<str>>,
     pool: Vec<u32>,
 }
@@ -181,18 +185,18 @@ impl Pools {
         }
     }
 
-    /// Whether pools can be watched here.
+    /// Returns `true` if pools can be observed on this system.
     pub(super) fn are_seen(&self) -> bool {
         self.tasks.is_some()
     }
 
-    /// Returns the time that the thread `tid` has waited for a core since it started, if that is known.
+    /// Returns the total run delay of thread `tid`, or `None` if it is unknown.
     pub(super) fn run_delay(&self, tid: u32) -> Option<Duration> {
         self.tasks.as_ref()?.run_delay(tid)
     }
 
-    /// Whether the kernel counts how long threads wait for a core. Opens the list of threads if there was no descriptor for
-    /// it before.
+    /// Returns `true` if the kernel counts run delays. Opens the list of threads if an earlier
+    /// attempt failed for lack of descriptors.
     pub(super) fn sees_run_delays(&mut self) -> bool {
         if self.tasks.is_none() {
             self.tasks = Tasks::open().ok();
@@ -200,8 +204,8 @@ impl Pools {
         self.run_delay(threads::current()).is_some()
     }
 
-    /// Looks at the threads of the pools: to be called once a second. There are `workers` worker threads. Returns the
-    /// probes to be sent. Allocates only when threads come.
+    /// Scans the threads of the pools; called once a second. `workers` is the number of worker
+    /// threads. Returns the probes to send. Allocates only for new threads.
     pub(super) fn look<'p>(
         &mut self,
         now: Moment,
@@ -239,7 +243,8 @@ impl Pools {
         }
     }
 
-    /// Reads the names of threads that were new at the last look a second time. Returns `true` if there were any.
+    /// Reads the names of the threads that were new at the last scan again. Returns `true` if there
+    /// were any.
     fn settle_names(&mut self) -> bool {
         let Self { tasks: Some(tasks), unsettled, threads, .. } = self else { return false };
         let mut has_settled = false;
@@ -254,7 +259,7 @@ impl Pools {
         has_settled
     }
 
-    /// Lists the threads if their number has changed, and reads the names of those that are new.
+    /// Lists the threads if their number has changed, and reads the names of new ones.
     fn list(&mut self, now: Moment) {
         let Some(tasks) = &mut self.tasks else { return };
         let count = tasks.count();
@@ -273,7 +278,7 @@ impl Pools {
                 continue;
             }
             if self.unsettled.len() == MAX_NAMES {
-                // The rest at the next look.
+                // The others are read at the next scan.
                 self.count = None;
                 break;
             }
@@ -284,11 +289,11 @@ impl Pools {
                 self.unsettled.push(tid);
             }
         }
-        // A look at the same threads does not allocate.
+        // A scan of the same threads does not allocate.
         self.pool.reserve(self.threads.len());
     }
 
-    /// Learns the names of threads that ran a closure. Returns whether one is new.
+    /// Adds the names of threads that ran a closure. Returns `true` if one of them is new.
     fn learn<'p>(&mut self, probes: impl Iterator<Item = &'p BlockingProbe>) -> bool {
         let mut is_new = false;
         for (tid, _) in probes.filter_map(BlockingProbe::answered) {
@@ -302,7 +307,7 @@ impl Pools {
         is_new
     }
 
-    /// Marks the threads that are called like workers.
+    /// Marks the threads that are named like workers.
     fn mark(&mut self) {
         let Self { threads, known, learned, known_stems, .. } = self;
         known_stems.clear();
@@ -317,7 +322,8 @@ impl Pools {
         }
     }
 
-    /// Finds the threads that are called like workers and are none. Workers are started first.
+    /// Finds the threads that are named like workers but are not workers. Workers are started
+    /// first.
     fn find_pool(&mut self, workers: usize) {
         let Self { threads, known, pool, .. } = self;
         let alike = threads.iter().filter(|(_, thread)| thread.is_alike).map(|(&tid, _)| tid);
@@ -328,19 +334,19 @@ impl Pools {
     }
 }
 
-/// Returns the name of a thread without the number at its end.
+/// Returns the name of a thread without the trailing number.
 fn stem(name: &str) -> &str {
     name.trim_end_matches(|end: char| end.is_ascii_digit())
 }
 
-/// Which probes are to be sent.
+/// Selection of the probes to send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Due {
-    /// All that are not on their way.
+    /// All probes that are not pending.
     Now,
-    /// Those that were sent long ago.
+    /// Probes whose last closure was sent at least [`CALM`] ago.
     IfCalm,
-    /// None.
+    /// No probe.
     No,
 }
 

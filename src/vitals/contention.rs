@@ -1,20 +1,23 @@
-//! What keeps threads from running: other processes on the cores, and locks or system calls inside of polls.
+//! Contention for cores with other processes, and blocking locks or system calls within polls.
 //!
 //! ```text
-//! cpu_waited = min(run delay of threads that never sleep, cores that others use)   while no core is idle
-//! blocked    = (busy - cpu - run delay) / (workers * time)      over six seconds
+//! cpu_waited = min(run delay of threads that never sleep, cores used by others)   if no core is idle
+//! blocked    = (busy - cpu - run delay) / (workers * time)                        over six seconds
 //! ```
 //!
-//! `busy` is the time in which the workers of the observed runtimes polled, by the runtime's own count; `cpu` the CPU
-//! time of the whole process, and `run delay` the time in which threads of the service could have run and had no core.
-//! Both are of more threads than the workers, so that `blocked` is the least there can be: what remains is time in which a poll
-//! slept in a lock, a system call or a page fault. Queueing behind the process's own threads is no wait for others,
-//! so `cpu_waited` is bounded by what others use; and a thread that sleeps now and then gets what it wants, if late, so
-//! that only the waits of those count that never do.
+//! `busy` is the time that the workers of the observed runtimes spent polling, as counted by the
+//! runtime. `cpu` is the CPU time of the whole process. `run delay` is the time that the service's
+//! threads were runnable without a core. Both include more threads than the workers, so `blocked`
+//! is a lower bound: the remaining time was spent in polls that slept in a lock, a system call or a
+//! page fault. Waiting behind threads of the same process does not count, so `cpu_waited` is
+//! bounded by the use of others. A thread that sleeps now and then gets its share, if late, so only
+//! the run delay of threads that never sleep counts.
 //!
-//! The runtime counts `busy` when a worker parks, or after 61 polls, which a worker that waits for a lock may not reach in
-//! minutes: one that has not parked for a whole second was busy for it. Run delays cost 4 us a thread and are read only
-//! while they can matter: workers are busy for more than they compute, or the process uses a tenth of its cores.
+//! The runtime updates `busy` when a worker parks, or after 61 polls. A worker that waits for a
+//! lock may not get there for minutes. A worker that has not parked for a whole second therefore
+//! counts as busy for that second. Run delays cost 4 us a thread and are read only while they can
+//! matter: workers are busy for longer than the CPU time used, or the process uses a tenth of its
+//! cores.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -23,31 +26,32 @@ use crate::base::{Moment, Percent};
 use crate::model::Beat;
 use crate::os::cpu_contention::{MachineCpu, MachineTime, RunDelay, RunDelays};
 
-/// Seconds over which `blocked` is an average.
+/// Averaging window of `blocked`, in seconds.
 const SECONDS: usize = 6;
 
-/// Shares of the workers' time, and of the cores, from which on run delays are read.
+/// Fractions of the workers' time and of the cores from which run delays are read.
 const BLOCKED_FROM: f64 = 0.1;
 const USED_FROM: f64 = 0.1;
 
-/// Readings in which neither is so after which the files are closed.
+/// Number of readings below both fractions after which the files are closed.
 const CLOSED_AFTER: u32 = 10;
 
-/// A machine with less idle time than this share has no core to spare.
+/// Fraction of idle time below which a machine has no spare core.
 const IDLE_SHARE: f64 = 0.05;
 
-/// Shorter seconds say nothing: CPU time is charged in ticks of up to 10 ms.
+/// Minimum time between readings. CPU time is charged in ticks of up to 10 ms, so less is not
+/// significant.
 const MIN_ELAPSED: Duration = Duration::from_millis(200);
 
-/// The state of the measurement.
+/// State of the measurement.
 #[derive(Debug, Default)]
 pub(super) struct Contention {
     last: Option<Reading>,
-    /// Workers' counts at the last reading.
+    /// Workers' counters at the last reading.
     workers: HashMap<(u64, u32), WorkerTime>,
     seconds: [Second; SECONDS],
     delays: Option<RunDelays>,
-    /// The second reading of delays comes to something.
+    /// `true` from the second reading of the delays on, which is the first with a difference.
     are_delays_known: bool,
     machine: Option<MachineCpu>,
     machine_time: Option<MachineTime>,
@@ -69,7 +73,7 @@ struct WorkerTime {
     is_present: bool,
 }
 
-/// One second, in seconds of time.
+/// Values of one second, in seconds.
 #[derive(Clone, Copy, Debug, Default)]
 struct Second {
     elapsed: f64,
@@ -90,27 +94,27 @@ impl Second {
     }
 }
 
-/// What a second has brought.
+/// Input for one second.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Measured<'a> {
     pub(super) now: Moment,
-    /// CPU time of the process so far.
+    /// CPU time of the process since its start.
     pub(super) cpu: Duration,
-    /// Cores' worth that the process may use.
+    /// Number of cores that the process may use.
     pub(super) cores: f64,
     pub(super) workers: &'a [Beat],
-    /// The process stood still in this second or the one before: a poll that lasted through that has not blocked, and
-    /// its time is counted when it ends.
+    /// `true` if the process was suspended in this second or the one before. A poll that lasted
+    /// through that has not blocked, and its time is counted when it ends.
     pub(super) stood_still: bool,
 }
 
 impl Contention {
-    /// The last reading.
+    /// Returns the time of the last reading.
     pub(super) fn last_at(&self) -> Option<Moment> {
         self.last.map(|last| last.at)
     }
 
-    /// Takes a second.
+    /// Adds one second.
     pub(super) fn read(&mut self, measured: Measured<'_>, root: &std::path::Path) {
         let Measured { now, cpu, cores, .. } = measured;
         let Some(last) = self.last else {
@@ -151,12 +155,12 @@ impl Contention {
         };
     }
 
-    /// Time in which threads waited for cores that others had in the last second, in cores.
+    /// Returns the time that threads waited for cores used by others in the last second, in cores.
     pub(super) fn cpu_waited(&self) -> Option<f64> {
         self.last.map(|_| self.waited)
     }
 
-    /// Share of the workers' time in which polls neither ran nor waited for a core.
+    /// Returns the fraction of the workers' time in which polls neither ran nor waited for a core.
     pub(super) fn blocked(&self) -> Option<Percent> {
         self.blocked
     }
@@ -167,7 +171,7 @@ impl Contention {
         }
     }
 
-    /// Returns the seconds that workers were busy for in the last `elapsed` seconds.
+    /// Returns the busy time of the workers in the last `elapsed` seconds.
     fn count_busy(&mut self, workers: &[Beat], elapsed: f64) -> f64 {
         self.workers.values_mut().for_each(|worker| worker.is_present = false);
         let mut sum = 0.0;
@@ -179,7 +183,7 @@ impl Contention {
             sum += match (last.turns == turns, beat.parked) {
                 (true, true) => 0.0,
                 (true, false) => elapsed,
-                // What it was busy for before this second is in it too.
+                // The counter includes busy time from before this second.
                 (false, _) => counted.min(elapsed),
             };
         }
@@ -187,7 +191,7 @@ impl Contention {
         sum
     }
 
-    /// What threads have waited in the last second, if that is `needed` and can be read.
+    /// Returns the run delay of the last second if it is `needed` and can be read.
     fn read_delay(&mut self, needed: bool, elapsed: Duration) -> Option<RunDelay> {
         self.quiet = if needed { 0 } else { self.quiet + 1 };
         if self.quiet > CLOSED_AFTER {
@@ -234,7 +238,8 @@ impl Contention {
     }
 }
 
-/// Cores' worth of `delay` in a second of `elapsed` that is due to other processes, which left `cpu` for this one.
+/// Returns the part of `delay` caused by other processes, in cores. `cpu` is the CPU time used by
+/// this process in `elapsed`.
 fn waited(elapsed: f64, cpu: f64, delay: f64, times: (MachineTime, MachineTime)) -> f64 {
     let (before, after) = times;
     let busy = after.busy.saturating_sub(before.busy).as_secs_f64();
@@ -257,12 +262,12 @@ mod tests {
     fn only_what_others_use_is_waited_for() {
         let zero = time(0.0, 0.0);
         for (cpu, delay, after, expected) in [
-            // Two cores, a neighbour on each, two threads of ours.
+            // Two cores, each shared by another process and one thread of this one.
             (1.0, 1.0, time(2.0, 0.0), 1.0),
-            // 64 threads of ours are each other's neighbours.
+            // 64 threads of this process compete with each other only.
             (2.0, 62.0, time(2.0, 0.0), 0.0),
             (1.0, 30.0, time(2.0, 0.0), 1.0),
-            // A core is idle: the waits are wakeups.
+            // One core is idle: the delays are wake-up latency.
             (0.5, 0.2, time(1.0, 1.0), 0.0),
             (0.1, 0.1, time(2.0, 0.0), 0.1),
         ] {
@@ -271,16 +276,16 @@ mod tests {
         }
     }
 
-    /// One second of a worker: its turns and busy nanoseconds so far.
+    /// Counters of a worker: turns and busy nanoseconds.
     type Mark = (u64, u64);
 
-    /// The share of blocked time of a service of two workers after `seconds`, each of which has the workers' counts so
-    /// far and the CPU time used in it.
+    /// Returns `blocked` of a service with two workers after `seconds`. `at` returns the workers'
+    /// counters at a second, and the CPU time used in it.
     fn blocked(seconds: u64, delay: f64, at: impl Fn(u64) -> ([Mark; 2], f64)) -> f64 {
         blocked_but(|_| false, seconds, delay, at)
     }
 
-    /// The same, where the process stood still in some seconds.
+    /// Returns the same for a process that is suspended in some seconds.
     fn blocked_but(
         still: impl Fn(u64) -> bool,
         seconds: u64,
@@ -318,7 +323,7 @@ mod tests {
 
     #[test]
     fn seconds_in_which_the_process_stood_still_do_not_count() {
-        // Workers in polls all the time that use no CPU time from the tenth second on.
+        // Workers that are always in polls, and use no CPU time from the tenth second on.
         let poll =
             |second: u64| ([(second * 20, second * NANOS); 2], if second < 10 { 2.0 } else { 0.0 });
         assert!(blocked(13, 0.0, poll) > 0.4);
@@ -328,7 +333,7 @@ mod tests {
 
     #[test]
     fn polls_that_neither_run_nor_wait_for_a_core_are_blocked() {
-        // Workers that park now and then, and are busy for all of the time.
+        // Workers that park now and then, and are busy all the time.
         let busy = |second: u64| (second * 20, second * NANOS);
         let contended = blocked(30, 0.0, |second| ([busy(second); 2], 1.0));
         assert!((contended - 0.5).abs() < 0.01, "one of two waits for the other: {contended}");

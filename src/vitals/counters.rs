@@ -1,8 +1,8 @@
-//! Numbers the service adds to: requests served, orders refused.
+//! Counters incremented by the service, such as requests served or orders refused.
 //!
-//! Adding is one atomic addition. What a rule sees is the rate, so the reader remembers what each stood
-//! at a second ago; a second, because at four ticks a second a rate over one tick would be a few events
-//! and jump.
+//! An increment is one atomic addition. Rules use the rate, so the reader keeps each counter's
+//! value of a second ago. At four ticks a second, a rate over a single tick would be based on a few
+//! events and fluctuate.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,31 +12,32 @@ use super::Error;
 use super::named::Named;
 use crate::model::CounterReading;
 
-/// How many counters there may be; as many as gauges.
+/// Maximum number of counters, the same as for gauges.
 const MAX_COUNTERS: usize = 256;
 
-/// The counters of one agent.
+/// Counters of one agent.
 #[derive(Clone, Debug, Default)]
 pub struct Counters(Named<Counter>);
 
 impl Counters {
-    /// No counters.
+    /// Creates an empty list.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The counter called `name`, made at 0 if there is none. Takes a lock: keep the counter.
+    /// Returns the counter `name`, and creates it at 0 if it does not exist. Takes a lock: keep the
+    /// counter.
     ///
     /// # Errors
     ///
     /// [`Error::Name`] unless `name` is 1 to 64 lower-case letters, digits, `_` and `.`;
-    /// [`Error::TooMany`] for a new one when there are 256.
+    /// [`Error::TooMany`] if it would be more than 256.
     pub fn counter(&self, name: &str) -> Result<Counter, Error> {
         self.0.get(name, "counter", MAX_COUNTERS)
     }
 
-    /// Brings `readings`, those of the last call, up to date, `passed` after it. Allocates for what is
-    /// there for the first time only.
+    /// Updates `readings` from the last call, which was `passed` ago. Allocates only for new
+    /// counters.
     pub(super) fn follow(
         &self,
         passed: Option<Duration>,
@@ -56,17 +57,17 @@ impl Counters {
     }
 }
 
-/// One number of the service's own that only grows. Clones are the same counter.
+/// A monotonic counter of the service. Clones refer to the same counter.
 #[derive(Clone, Debug, Default)]
 pub struct Counter(Arc<AtomicU64>);
 
 impl Counter {
-    /// Makes it more by `amount`. After 2^64 it begins anew, as counters do.
+    /// Adds `amount`. Wraps around at 2^64.
     pub fn add(&self, amount: u64) {
         self.0.fetch_add(amount, Ordering::Relaxed);
     }
 
-    /// What it stands at.
+    /// Returns the current value.
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }

@@ -1,8 +1,8 @@
-//! Numbers the service sets.
+//! Gauges set by the service.
 //!
-//! Setting one is a single atomic store, so it may stand in the hottest path. Adding is a
-//! compare-and-swap loop, because no machine adds floats atomically: integers would be cheaper, but a
-//! rule's thresholds are floats and so are seconds and shares.
+//! Setting one is a single atomic store and is cheap enough for hot paths. Adding is a
+//! compare-and-swap loop, because CPUs have no atomic addition of floats. Integers would be
+//! cheaper, but thresholds of rules, seconds and fractions are floats.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,33 +10,33 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::Error;
 use super::named::Named;
 
-/// How many gauges there may be. Each is kept in every tick of the history (24 bytes), and is a
-/// counter track in a trace; 256 are more than anybody can read.
+/// Maximum number of gauges. Each is stored in every tick of the history (24 bytes) and is a
+/// counter track in a trace, where more than 256 are not readable.
 const MAX_GAUGES: usize = 256;
 
-/// The gauges of one agent.
+/// Gauges of one agent.
 #[derive(Clone, Debug, Default)]
 pub struct Gauges(Named<Gauge>);
 
 impl Gauges {
-    /// No gauges.
+    /// Creates an empty list.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The gauge called `name`, made with the value 0 if there is none. Takes a lock: keep the
-    /// gauge.
+    /// Returns the gauge `name`, and creates it with value 0 if it does not exist. Takes a lock:
+    /// keep the gauge.
     ///
     /// # Errors
     ///
     /// [`Error::Name`] unless `name` is 1 to 64 lower-case letters, digits, `_` and `.`;
-    /// [`Error::TooMany`] for a new one when there are 256.
+    /// [`Error::TooMany`] if it would be more than 256.
     pub fn gauge(&self, name: &str) -> Result<Gauge, Error> {
         self.0.get(name, "gauge", MAX_GAUGES)
     }
 
-    /// Puts name and value of each gauge into `values`, in the order they were made. One that
-    /// stands at a value that is no number is left out: no threshold can be compared with it.
+    /// Writes name and value of each gauge into `values`, in order of creation. Values that are not
+    /// finite are left out, because no threshold can be compared with them.
     pub(super) fn read_into(&self, values: &mut Vec<(Arc<str>, f64)>) {
         values.clear();
         let gauges = self.0.lock();
@@ -45,29 +45,29 @@ impl Gauges {
     }
 }
 
-/// One number of the service's own. Clones are the same gauge.
+/// A gauge of the service. Clones refer to the same gauge.
 #[derive(Clone, Debug, Default)]
 pub struct Gauge(Arc<AtomicU64>);
 
 impl Gauge {
-    /// Makes it `value`. A value that is not finite hides it until the next finite one.
+    /// Sets the value. A value that is not finite hides the gauge until the next finite one.
     pub fn set(&self, value: f64) {
         self.0.store(value.to_bits(), Ordering::Relaxed);
     }
 
-    /// Makes it more by `amount`.
+    /// Adds `amount`.
     pub fn add(&self, amount: f64) {
         let more = |bits| Some((f64::from_bits(bits) + amount).to_bits());
-        // The closure never refuses, so this cannot fail.
+        // The closure always returns `Some`, so this cannot fail.
         let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
     }
 
-    /// Makes it less by `amount`.
+    /// Subtracts `amount`.
     pub fn sub(&self, amount: f64) {
         self.add(-amount);
     }
 
-    /// What it stands at.
+    /// Returns the current value.
     pub fn get(&self) -> f64 {
         f64::from_bits(self.0.load(Ordering::Relaxed))
     }

@@ -1,24 +1,25 @@
-//! Values the service records many of, such as how long each request took.
+//! Histograms of values that the service records often, such as request durations.
 //!
-//! A histogram is an array of counters, one for each range of values, and recording is one atomic
-//! addition: no lock, no allocation, whatever the value. 32 ranges to each doubling:
+//! A histogram is an array of counters, one per range of values. Recording is one atomic addition,
+//! without lock or allocation, for any value. There are 32 ranges per doubling:
 //!
 //! ```text
 //!  0 ... 2^-20 ........ 1 ............... 2 ............... 4 ........ 2^40 ... more
 //!  │  0  │  32 each  ...│ 1.03 1.06 ...   │ 2.06 2.13 ...   │  ...       │  1921
 //! ```
 //!
-//! A range is (low, high], and a value is told as the middle of its range: a percentile and the maximum
-//! are off by 1.6 % at the most (half of 1/32). What is at or below 2^-20 (0.95 millionths) is told as 0,
-//! what is above 2^40 (1.1 * 10^12) as that; in seconds that is a microsecond to 35,000 years, in bytes a
-//! terabyte. The range is the upper bits of the float itself, so finding it takes a shift.
+//! A range is (low, high], and a value is reported as the middle of its range. Percentiles and the
+//! maximum are therefore off by 1.6 % at most (half of 1/32). Values up to 2^-20 (0.95 millionths)
+//! are reported as 0, and values above 2^40 (1.1 * 10^12) as 2^40. In seconds that is a microsecond
+//! to 35,000 years, in bytes a terabyte. A range is the upper bits of the float itself, so finding
+//! it takes a shift.
 //!
-//! 15 KiB each and as much in the reader, which remembers what the counters stood at a second ago: the
-//! difference is what was recorded since. It looks only at the doublings that were ever used.
+//! Each takes 15 KiB, and as much again in the reader, which stores the counters of a second ago.
+//! The difference is the values recorded since. Only doublings that were ever used are read.
 //!
-//! hdrhistogram has this error too, but its counters are not atomic: recording from many threads goes
-//! through a channel and a thread that merges, or a lock. A sketch (t-digest, DDSketch) merges well, which
-//! nobody does here, and moves its ranges while it records.
+//! hdrhistogram has the same error, but its counters are not atomic: recording from many threads
+//! requires a lock, or a channel and a thread that merges. A sketch (t-digest, DDSketch) merges
+//! well, which is not needed here, and moves its ranges while it records.
 
 use std::fmt;
 use std::sync::Arc;
@@ -30,56 +31,57 @@ use super::Error;
 use super::named::Named;
 use crate::model::HistogramReading;
 
-/// How many histograms there may be: 2 MiB with what the reader remembers.
+/// Maximum number of histograms: 2 MiB including the reader's copies.
 const MAX_HISTOGRAMS: usize = 64;
 
-/// The lowest and the highest exponent of two told apart.
+/// Lowest and highest distinct exponents of two.
 const LOWEST: i32 = -20;
 const HIGHEST: i32 = 40;
 const DOUBLINGS: usize = (HIGHEST - LOWEST) as usize;
-/// Ranges to a doubling.
+/// Ranges per doubling.
 const RANGES: usize = 32;
-/// Bits of a float below those that tell the range: 52 of fraction less five.
+/// Bits of a float below those that select the range: 52 bits of fraction minus five.
 const SHIFT: u32 = 52 - 5;
-/// What a value just above 2^`LOWEST` has above them.
+/// Bits above `SHIFT` of a value just above 2^`LOWEST`.
 const BASE: u64 = (((1023 + LOWEST) as u64) << 52) >> SHIFT;
-/// The counters: two more, for what is smaller and what is larger.
+/// Number of counters: two more than ranges, for smaller and larger values.
 const SLOTS: usize = DOUBLINGS * RANGES + 2;
 
-/// The histograms of one agent.
+/// Histograms of one agent.
 #[derive(Clone, Debug, Default)]
 pub struct Histograms(Named<Histogram>);
 
 impl Histograms {
-    /// No histograms.
+    /// Creates an empty list.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The histogram called `name`, made empty if there is none. Takes a lock: keep the histogram.
+    /// Returns the histogram `name`, and creates it empty if it does not exist. Takes a lock: keep
+    /// the histogram.
     ///
     /// # Errors
     ///
     /// [`Error::Name`] unless `name` is 1 to 64 lower-case letters, digits, `_` and `.`;
-    /// [`Error::TooMany`] for a new one when there are 64.
+    /// [`Error::TooMany`] if it would be more than 64.
     pub fn histogram(&self, name: &str) -> Result<Histogram, Error> {
         self.0.get(name, "histogram", MAX_HISTOGRAMS)
     }
 
-    /// All that each has recorded, in the order they were made.
+    /// Returns all values recorded by each histogram, in order of creation.
     pub fn distributions(&self) -> Vec<Distribution> {
         let all = self.0.lock();
         all.iter().map(|(name, histogram)| histogram.distribution(name)).collect()
     }
 }
 
-/// Values of the service's own. Clones are the same histogram.
+/// A histogram of the service. Clones refer to the same histogram.
 #[derive(Clone, Debug, Default)]
 pub struct Histogram(Arc<Slots>);
 
 struct Slots {
     counts: [AtomicU64; SLOTS],
-    /// The doublings that were ever used, a bit each.
+    /// Bitmap of the doublings that were ever used.
     used: AtomicU64,
     refused: AtomicU64,
 }
@@ -98,8 +100,8 @@ impl fmt::Debug for Slots {
 }
 
 impl Histogram {
-    /// Records `value`, in a unit of the service's choice: seconds, bytes, rows. One below zero or not
-    /// finite is counted as refused.
+    /// Records `value`, in a unit of the service's choice: seconds, bytes, rows. A value below zero
+    /// or not finite is counted as refused.
     pub fn record(&self, value: f64) {
         let Slots { counts, used, refused } = &*self.0;
         let place = slot(value);
@@ -114,7 +116,7 @@ impl Histogram {
         }
     }
 
-    /// The slots that may not be empty, and what they stand at.
+    /// Returns the slots that may not be empty, with their counts.
     fn counts(&self) -> impl Iterator<Item = (usize, u64)> {
         let used = self.0.used.load(Ordering::Relaxed);
         let slots = (0..=DOUBLINGS + 1).filter(move |bit| used >> bit & 1 == 1).flat_map(slots_of);
@@ -143,44 +145,44 @@ impl Histogram {
     }
 }
 
-/// All that a histogram has recorded.
+/// All values recorded by a histogram.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Distribution {
-    /// The histogram's name.
+    /// Name of the histogram.
     pub name: String,
-    /// How many values.
+    /// Number of values.
     pub count: u64,
-    /// Their sum, off by 1.6 % at the most.
+    /// Sum of the values, off by 1.6 % at most.
     pub sum: f64,
-    /// How many values were no numbers, or below zero; they are not in `count`.
+    /// Number of values that were not finite or below zero. They are not in `count`.
     pub refused: u64,
-    /// How many were at or below each power of two, as far as values were seen, the lowest first.
+    /// Cumulative counts by power of two, lowest first, within the range of recorded values.
     pub buckets: Vec<Bucket>,
 }
 
-/// A bound and how many values were at or below it.
+/// A bound and the number of values at or below it.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Bucket {
-    /// The bound.
+    /// Upper bound, inclusive.
     #[serde(rename = "le")]
     pub below: f64,
-    /// How many.
+    /// Number of values at or below the bound.
     pub count: u64,
 }
 
-/// The histograms as the reader follows them.
+/// The reader's state of the histograms.
 #[derive(Debug, Default)]
 pub(super) struct Followed {
-    /// What each counter of each stood at.
+    /// Counts of each histogram at the last call.
     before: Vec<Box<[u64]>>,
-    /// What was added to those of one, in the order of the slots.
+    /// Increments of one histogram's counters, in the order of the slots.
     added: Vec<(usize, u64)>,
     pub(super) readings: Vec<(Arc<str>, HistogramReading)>,
 }
 
 impl Followed {
-    /// Brings the readings up to date: what was recorded since the last call. Allocates for what is there
-    /// for the first time only.
+    /// Updates the readings to the values recorded since the last call. Allocates only for new
+    /// histograms.
     pub(super) fn follow(&mut self, histograms: &Histograms) {
         let histograms = histograms.0.lock();
         let known = self.readings.len();
@@ -204,7 +206,7 @@ impl Followed {
     }
 }
 
-/// What the values in `added` say, which are in the order of the slots.
+/// Returns the reading for the values in `added`, which are in the order of the slots.
 fn read(added: &[(usize, u64)]) -> HistogramReading {
     let count = added.iter().map(|(_, count)| count).sum::<u64>();
     let at = |hundredths: u64| {
@@ -219,17 +221,17 @@ fn read(added: &[(usize, u64)]) -> HistogramReading {
     HistogramReading { count, p50: at(50), p99: at(99), max: at(100) }
 }
 
-/// The slot of `value`; none for what is no amount.
+/// Returns the slot of `value`, or `None` if it is negative or not finite.
 fn slot(value: f64) -> Option<usize> {
     if !(value.is_finite() && value >= 0.0) {
         return None;
     }
-    // One less, so that a range's upper end is in it.
+    // One less, because a range includes its upper end.
     let range = (value.abs().to_bits().saturating_sub(1) >> SHIFT).checked_sub(BASE);
     Some(range.map_or(0, |range| usize::try_from(range + 1).map_or(SLOTS, |it| it.min(SLOTS - 1))))
 }
 
-/// The middle of a slot's range.
+/// Returns the middle of a slot's range.
 fn middle(slot: usize) -> f64 {
     let end = |slot: usize| f64::from_bits((BASE + slot as u64) << SHIFT);
     match slot.checked_sub(1) {
@@ -239,12 +241,12 @@ fn middle(slot: usize) -> f64 {
     }
 }
 
-/// The doubling of a slot: 0 for the smallest values, `DOUBLINGS` + 1 for the largest.
+/// Returns the doubling of a slot: 0 for the smallest values, `DOUBLINGS` + 1 for the largest.
 const fn doubling(slot: usize) -> usize {
     slot.div_ceil(RANGES)
 }
 
-/// The slots of a doubling.
+/// Returns the slots of a doubling.
 fn slots_of(doubling: usize) -> std::ops::Range<usize> {
     let end = (doubling * RANGES + 1).min(SLOTS);
     end.saturating_sub(if doubling > DOUBLINGS { 1 } else { RANGES.min(end) })..end

@@ -1,15 +1,15 @@
-//! How late tasks run, of the last minute.
+//! Scheduling lag of the last minute, as a percentile.
 
 use std::time::Duration;
 
 use crate::base::Moment;
 
-/// A minute at four ticks a second.
+/// One minute at four ticks a second.
 const SPAN: usize = 240;
-/// How often the percentile is worked out again: a selection among 240 numbers, 2 us.
+/// Interval at which the percentile is computed: a selection among 240 numbers, 2 us.
 const EVERY: Duration = Duration::from_secs(1);
 
-/// The lags of the last 240 ticks.
+/// Lags of the last 240 ticks.
 #[derive(Debug)]
 pub(super) struct Lateness {
     lags: [u64; SPAN],
@@ -25,7 +25,7 @@ impl Default for Lateness {
 }
 
 impl Lateness {
-    /// Takes a lag, if there is one; gives that below which 99 of 100 are, as of a second ago at the most.
+    /// Adds a lag, if any. Returns the 99th percentile, at most one second old.
     pub(super) fn push(&mut self, now: Moment, lag: Option<Duration>) -> Option<Duration> {
         let lag = lag?;
         if let Some(slot) = self.lags.get_mut(self.next) {

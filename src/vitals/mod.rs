@@ -1,21 +1,21 @@
-//! Reads the vitals, once a tick.
+//! Vitals of the process, read once per tick.
 //!
-//! [`Reader`] is the agent's; it alone reads, on the agent's thread. [`Runtimes`] and [`Numbers`]
-//! are what the service may touch from its own threads: cheap to clone, and never in the reader's
-//! way for longer than it takes to push onto a list.
+//! [`Reader`] belongs to the agent and reads on the agent's thread only. [`Runtimes`] and
+//! [`Numbers`] are for the service's threads: they are cheap to clone, and block the reader no
+//! longer than a push onto a list.
 //!
 //! ```text
 //! service                                        agent's thread, each tick
 //! runtimes.observe(handle) ──> list of handles ──> probe woken on each ──> tasks, lag
 //! gauge.set(x) ──────────────> one atomic each ──> copied                   ──> Vitals
-//! counter.add(n) ────────────> one atomic each ──> less what it was a second ago
+//! counter.add(n) ────────────> one atomic each ──> minus its value a second ago
 //! histogram.record(x) ───────> one of 1922     ──> likewise, each
 //!                              /proc, cgroup   ──> two dozen system calls
 //! ```
 //!
-//! A steady tick allocates nothing. `cargo bench --bench idle` prints what it takes, the waking of
-//! the observed runtimes included: 19 to 24 us of CPU without a runtime, 33 us with an idle one of
-//! two workers.
+//! A tick does not allocate in steady state. `cargo bench --bench idle` prints its cost, including
+//! the wake-ups of the observed runtimes: 19 to 24 us of CPU without a runtime, 33 us with an idle
+//! one of two workers.
 
 mod absent;
 mod blocking;
@@ -42,31 +42,32 @@ pub use panics::count_panics;
 pub use reader::Reader;
 pub use runtimes::Runtimes;
 
-/// What a service asked for and cannot have.
+/// Reason for refusing a metric or a runtime.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// The name of a gauge, a counter or a histogram could not stand in a rule, a file and a URL alike.
+    /// The name of a gauge, a counter or a histogram is not usable in a rule, a file and a URL
+    /// alike.
     #[error(
         "`{name}` is not a {what}'s name: write 1 to 64 lower-case letters, digits, `_` and `.`, \
          such as \"queue.length\""
     )]
     Name {
-        /// What was to be called so.
+        /// Kind of metric: `gauge`, `counter` or `histogram`.
         what: &'static str,
-        /// The name, cut when it is very long.
+        /// The name, cut if it is very long.
         name: String,
     },
-    /// There are as many of them as there may be.
+    /// The maximum number of metrics of this kind is reached.
     #[error(
         "{what} `{name}` is one too many: there are {most} already; make them at start, not one for \
          each request or user"
     )]
     TooMany {
-        /// What it would have been.
+        /// Kind of metric: `gauge`, `counter` or `histogram`.
         what: &'static str,
-        /// Its name.
+        /// Name of the refused metric.
         name: String,
-        /// How many there may be.
+        /// Maximum number of metrics of this kind.
         most: usize,
     },
     /// The list of runtimes is full.

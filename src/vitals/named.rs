@@ -1,7 +1,7 @@
-//! A list of the service's own numbers of one kind, by name.
+//! A list of the service's metrics of one kind, by name.
 //!
-//! It only grows, so that what is at a place in it stays there; each kind has its bound. The lock is
-//! taken to make one and by the reader, never to set, add or record.
+//! The list only grows, so indices are stable; each kind has a maximum. The lock is taken to create
+//! a metric and by the reader, never to set, add or record.
 
 use crate::base::sync::Mutex;
 use std::sync::{Arc, MutexGuard, PoisonError};
@@ -9,7 +9,7 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 use super::Error;
 use crate::model::{MAX_OWN_NAME, is_own_name};
 
-/// Numbers of one kind. Clones are the same list.
+/// Metrics of one kind. Clones refer to the same list.
 #[derive(Clone, Debug)]
 pub(super) struct Named<T>(Arc<Mutex<List<T>>>);
 
@@ -22,8 +22,8 @@ impl<T> Default for Named<T> {
 }
 
 impl<T: Clone + Default> Named<T> {
-    /// The one called `name`, made if there is none; `what` it is and how many there may be are for
-    /// the refusal.
+    /// Returns the metric `name`, and creates it if it does not exist. `what` and `most` are the
+    /// kind and the maximum number for errors.
     pub(super) fn get(&self, name: &str, what: &'static str, most: usize) -> Result<T, Error> {
         if !is_own_name(name) {
             let name = name.chars().take(2 * MAX_OWN_NAME).collect();
@@ -43,9 +43,9 @@ impl<T: Clone + Default> Named<T> {
 }
 
 impl<T> Named<T> {
-    /// All of them, in the order they were made.
+    /// Locks the list, which is in order of creation.
     pub(super) fn lock(&self) -> MutexGuard<'_, List<T>> {
-        // Nothing panics under this lock, and a list is whole between any two statements.
+        // No code panics under this lock, and a list is consistent between statements.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,4 +1,4 @@
-//! Everything the service counts itself, and the reader's view of it.
+//! All metrics defined by the service, and the reader's state of them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,25 +9,25 @@ use super::histograms::{Distribution, Followed, Histograms};
 use crate::base::Moment;
 use crate::model::{CounterReading, Vitals};
 
-/// The service's own numbers, of one agent. Clones are the same numbers.
+/// The service's metrics of one agent. Clones refer to the same metrics.
 #[derive(Clone, Debug, Default)]
 pub struct Numbers {
-    /// Those it sets.
+    /// Metrics that the service sets.
     pub gauges: Gauges,
-    /// Those it adds to.
+    /// Metrics that the service increments.
     pub counters: Counters,
-    /// Those it records many values of.
+    /// Metrics for which the service records individual values.
     pub histograms: Histograms,
 }
 
 impl From<Gauges> for Numbers {
-    /// Gauges and nothing else.
+    /// Uses these gauges, without counters and histograms.
     fn from(gauges: Gauges) -> Self {
         Self { gauges, ..Self::default() }
     }
 }
 
-/// The numbers as the reader follows them.
+/// The reader's state of the metrics.
 #[derive(Debug, Default)]
 pub(super) struct OwnNumbers {
     numbers: Numbers,
@@ -41,14 +41,16 @@ impl OwnNumbers {
         Self { numbers, ..Self::default() }
     }
 
-    /// Looks what was counted and recorded since the last time; for every second.
+    /// Updates the counters and histograms with the changes since the last call; called once a
+    /// second.
     pub(super) fn follow(&mut self, now: Moment) {
         let passed: Option<Duration> = self.followed.replace(now).map(|before| now.since(before));
         self.numbers.counters.follow(passed, &mut self.counters);
         self.histograms.follow(&self.numbers.histograms);
     }
 
-    /// Puts the gauges as they are and the rest as of the last second into `vitals`.
+    /// Writes the current gauges, and the counters and histograms of the last second, into
+    /// `vitals`.
     pub(super) fn write(&self, vitals: &mut Vitals) {
         self.numbers.gauges.read_into(&mut vitals.gauges);
         vitals.counters.clone_from(&self.counters);

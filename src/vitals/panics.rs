@@ -1,4 +1,4 @@
-//! How many panics there were.
+//! Count of the process's panics.
 
 use std::sync::Once;
 
@@ -6,13 +6,13 @@ use crate::base::panics;
 
 static HOOK: Once = Once::new();
 
-/// Has the process's panics be counted and listed from here on, those that are caught too, for the metric `panics` and
-/// `panics.txt`.
+/// Counts and lists the panics of the process from here on, including caught ones, for the metric
+/// `panics` and `panics.txt`.
 ///
-/// An agent does it at its start, so that a service needs this only if it installs a panic hook of its own later: one
-/// that does not call the hook before it ends the counting, and this, called after it, begins it again. It puts a hook
-/// before the one that is installed, which is called as before. Does nothing the second time, and nothing in a thread
-/// that is panicking, where hooks cannot be changed.
+/// An agent calls this at its start. A service needs it only if it installs a panic hook later that
+/// does not call the previous one: that ends the counting, and a call of this function afterwards
+/// resumes it. The installed hook is called as before, after the hook added here. The function has
+/// no effect the second time, and in a thread that is panicking, where hooks cannot be changed.
 pub fn count_panics() {
     if !std::thread::panicking() {
         HOOK.call_once(panics::put_hook);

@@ -1,34 +1,36 @@
-//! A task of ours on somebody else's runtime, woken to see how late it runs.
+//! A probe task on an observed runtime, which measures scheduling latency.
 //!
-//! One task for each runtime, asleep between ticks. A tick wakes it as any task is woken from
-//! outside, through the runtime's common queue, and dates the waking; its poll dates the running.
-//! While it has not run it is not woken again, so a stuck runtime gathers nothing of ours.
+//! There is one task per runtime, which sleeps between ticks. A tick wakes it like any task that is
+//! woken from outside, through the runtime's injection queue, and records the time. Its poll
+//! records the time at which it runs. It is not woken again before it has run, so nothing
+//! accumulates in a stuck runtime.
 //!
 //! ```text
 //! reader   sent = now, ran = 0, notify ────────> next tick: lag = ran - sent, or so far now - sent
 //! task                                ran = now
 //! ```
 //!
-//! Spawning a task each tick would say the same and allocate each time, run the service's spawn
-//! hooks and fill its trace with births and deaths. The price of one that stays is that the
-//! runtime's own `num_alive_tasks` is one higher; the vitals subtract it.
+//! Spawning a task each tick would measure the same. It would also allocate each time, run the
+//! service's spawn hooks and fill its trace with short tasks. The cost of a permanent task is that
+//! the runtime's `num_alive_tasks` is one too high; the vitals subtract it.
 //!
-//! **An idle runtime is left asleep.** A runtime with a parked worker has nothing waiting, and the
-//! waking would be most of what a tick costs: 40 us and more of the *service's* CPU, for the parked
-//! worker and the one it wakes to look for more. So it is woken once in two seconds, more rarely if they
-//! are many, which tells how long the machine takes to run it; its lag is zero in between. A stall
-//! is seen no later for it: it begins after the last probe has run in either case, and the next
-//! tick finds no worker parked. This rests on tokio counting a worker's parks and unparks as they
-//! happen, which it does from 1.54 on; `worker_total_busy_duration` would not do, as it stands
-//! still through a batch of 61 polls.
+//! **An idle runtime is left asleep.** A runtime with a parked worker has nothing queued. Waking it
+//! would be most of the cost of a tick: 40 us and more of the *service's* CPU, for the parked
+//! worker and the one that it wakes to search for more work. It is therefore woken once in two
+//! seconds, or more rarely if there are many, to measure the machine's latency. Its lag is zero in
+//! between. This does not delay the detection of a stall: a stall starts after the last probe has
+//! run in either case, and the next tick finds no worker parked. It relies on tokio counting a
+//! worker's parks and unparks as they happen, which it does from 1.54 on.
+//! `worker_total_busy_duration` is not sufficient, because it does not change during a batch of 61
+//! polls.
 //!
-//! **What it cannot see**: a stall that begins after the probe ran and ends before the next tick. A
-//! runtime with several workers runs the probe on any that is free, so one stuck worker of many is
-//! no lag; and a current-thread runtime that nobody drives is late without end, which is the truth.
+//! **Not detected**: a stall that starts after the probe has run and ends before the next tick. A
+//! runtime with several workers runs the probe on any free one, so a single stuck worker causes no
+//! lag. A current-thread runtime that is not driven has an ever-growing lag, which is correct.
 //!
-//! **End.** A runtime that shuts down drops the task, which says so as it dies; dropping the
-//! [`Probe`] wakes the task to end it. The handle kept here holds the runtime's shared memory, not
-//! the runtime: shutting down does not wait for handles.
+//! **Shutdown.** A runtime that shuts down drops the task, which sets `dead` on drop. Dropping the
+//! [`Probe`] wakes the task to end it. The handle stored here keeps the runtime's shared memory
+//! alive, not the runtime: shutdown does not wait for handles.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -42,44 +44,44 @@ use super::stalled::{ProbeState, StalledTime};
 use crate::base::{Clock, Moment, standstill};
 use crate::os::threads;
 
-/// How long an idle runtime is left asleep when `runtimes` are watched: two seconds for each four of
-/// them, so that two wakings a second are all there are.
+/// Returns the interval at which an idle runtime is woken: two seconds for each four observed
+/// runtimes, which limits wake-ups to about two per second.
 pub(super) fn rest(runtimes: usize) -> Duration {
     Duration::from_secs(2 * runtimes.div_ceil(4) as u64)
 }
 
-/// One observed runtime.
+/// The probe of one observed runtime.
 pub(super) struct Probe {
     runtime: Handle,
     shared: Arc<Shared>,
-    /// When the task was woken, if that has not been accounted for.
+    /// Time at which the task was woken, if its run has not been accounted for yet.
     sent: Option<Moment>,
-    /// When the task was last woken.
+    /// Time at which the task was last woken.
     last: Option<Moment>,
-    /// The thread that was told last.
+    /// Thread returned by the last call of `fresh_thread`.
     thread: u32,
     pub(super) blocking: BlockingProbe,
     pub(super) stalled: StalledTime,
 }
 
-/// What one tick tells about a runtime.
+/// Result of one tick for a runtime.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Reading {
-    /// Tasks alive, ours not among them.
+    /// Number of live tasks, without the probe.
     pub(super) tasks: u64,
-    /// How late the task woken a tick ago ran, or is; zero if it was left asleep, none at the first
-    /// tick.
+    /// Lag of the task that was woken at the last tick, so far if it has not run. Zero if it was
+    /// left asleep; `None` at the first tick.
     pub(super) lag: Option<Duration>,
-    /// What came of the task that was woken a tick ago.
+    /// State of the task that was woken at the last tick.
     pub(super) state: ProbeState,
 }
 
 impl Probe {
-    /// Spawns the task. On a runtime that has shut down it is dead at once, which [`Self::read`]
-    /// tells.
+    /// Spawns the task. On a runtime that has shut down it is dropped at once, and [`Self::read`]
+    /// returns `None`.
     pub(super) fn start(runtime: Handle, clock: Arc<dyn Clock>) -> Self {
         let shared = Arc::new(Shared::default());
-        // Nothing waits for the task: it ends itself, or the runtime ends it.
+        // The task is not joined: it ends by itself, or the runtime drops it.
         drop(runtime.spawn(run(Alive(shared.clone()), clock)));
         Self {
             runtime,
@@ -92,17 +94,18 @@ impl Probe {
         }
     }
 
-    /// The runtime.
+    /// Returns the id of the runtime.
     pub(super) fn id(&self) -> Id {
         self.runtime.id()
     }
 
-    /// Sends a closure through the blocking pool, unless one is on its way.
+    /// Sends a closure through the blocking pool unless one is pending.
     pub(super) fn send_blocking(&mut self, now: Moment, clock: &Arc<dyn Clock>) {
         self.blocking.send(now, &self.runtime, clock);
     }
 
-    /// Returns the number of worker threads. A runtime of one thread runs on one of the service's.
+    /// Returns the number of worker threads: 0 for a current-thread runtime, which runs on a
+    /// service thread.
     pub(super) fn workers(&self) -> usize {
         match self.runtime.runtime_flavor() {
             RuntimeFlavor::MultiThread => self.runtime.metrics().num_workers(),
@@ -110,14 +113,15 @@ impl Probe {
         }
     }
 
-    /// The thread that last ran the task, if it is another than when this was last asked.
+    /// Returns the thread that last ran the task, or `None` if it has not changed since the last
+    /// call.
     pub(super) fn fresh_thread(&mut self) -> Option<u32> {
         let thread = self.shared.thread.load(Ordering::Relaxed);
         (std::mem::replace(&mut self.thread, thread) != thread).then_some(thread)
     }
 
-    /// Reads, and wakes the task for the next tick, an idle runtime's only if `rest` has passed
-    /// since the last time; none when the runtime has shut down.
+    /// Returns the reading, and wakes the task for the next tick. An idle runtime's task is woken
+    /// only if `rest` has passed since the last time. Returns `None` if the runtime has shut down.
     pub(super) fn read(&mut self, clock: &dyn Clock, rest: Duration) -> Option<Reading> {
         if self.shared.dead.load(Ordering::Acquire) {
             return None;
@@ -145,7 +149,7 @@ impl Probe {
     }
 }
 
-/// Whether a worker is parked: it has parked once more than it has unparked.
+/// Returns `true` if a worker is parked: its count of parks and unparks is odd.
 fn is_idle(runtime: &RuntimeMetrics) -> bool {
     (0..runtime.num_workers()).any(|worker| runtime.worker_park_unpark_count(worker) % 2 == 1)
 }
@@ -157,19 +161,20 @@ impl Drop for Probe {
     }
 }
 
-/// What the reader and the task share.
+/// State shared by the reader and the task.
 #[derive(Default)]
 struct Shared {
     wake: Notify,
-    /// When the task ran, in nanoseconds after the clock's zero plus one; 0 while it has not.
+    /// Time at which the task ran, in nanoseconds since the clock's zero plus one; 0 if it has not
+    /// run.
     ran: AtomicU64,
-    /// Where it ran, which is on a worker.
+    /// Thread that ran the task: a worker.
     thread: AtomicU32,
     stop: AtomicBool,
     dead: AtomicBool,
 }
 
-/// Says that the task is dead when it is dropped, run or not.
+/// Guard that sets `dead` when the task is dropped, whether or not it has run.
 struct Alive(Arc<Shared>);
 
 impl Drop for Alive {

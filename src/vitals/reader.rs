@@ -1,4 +1,4 @@
-//! One tick.
+//! Reader of all vitals at one tick.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,35 +20,37 @@ use crate::os::cores::Cores;
 use crate::os::process;
 use crate::os::procfs::Procfs;
 
-/// How often limits are read again: they are changed by hand or by an autoscaler, and a second is
-/// sooner than either looks again. Reading them every tick would take as long as all the rest of
-/// it.
+/// Interval at which limits are read again. They are changed by hand or by an autoscaler, which
+/// poll less often than once a second. Reading them at every tick would double its cost.
 const LIMITS_EVERY: Duration = Duration::from_secs(1);
 
-/// How often what is changed from outside and by hand only is asked for: the limits of the process.
+/// Interval at which the limits of the process are read. They change only by hand, from outside.
 const PROCESS_EVERY: Duration = Duration::from_secs(10);
 
-/// The topic of the warning about limits that cannot be read.
+/// Topic of the warning about unreadable limits.
 const TOPIC: &str = "memory.limit";
 
-/// How often pressure is read: the kernel makes a new average each two seconds.
+/// Interval at which pressure is read: the kernel updates its averages every two seconds.
 const PRESSURE_EVERY: Duration = Duration::from_secs(2);
 
-/// How often the machine's memory is asked for: it changes by hotplug only, and asking allocates.
+/// Interval at which the machine's memory is read. It changes by hotplug only, and reading it
+/// allocates.
 const MACHINE_EVERY: Duration = Duration::from_secs(60);
 
-/// How often a closure is sent through blocking pools at most.
+/// Minimum interval of closures sent through blocking pools.
 const BLOCKING_EVERY: Duration = Duration::from_secs(1);
 
-/// What keeps threads from running is not measured in processes of more threads: it takes the CPU time of the process each
-/// second, for which the kernel adds up all of them.
+/// Maximum threads of a process in which contention is measured. The measurement reads the CPU time
+/// of the process each second, for which the kernel adds up all threads.
 const MOST_CONTENDING: u64 = 2000;
 
-/// With more runtimes than one, how often through the pool of each, unless the last one had to wait: of most of them
-/// the pool is idle, which cannot be told from here, and would get a thread for it.
+/// Minimum interval of closures per pool with more than one runtime, unless the last closure was
+/// late. Most pools are idle, which cannot be detected here, and would get a thread for the
+/// closure.
 const BLOCKING_OF_MANY: Duration = Duration::from_secs(30);
 
-/// Reads the vitals. It belongs to one thread; dropping it ends its tasks on the observed runtimes.
+/// Reader of the vitals. It belongs to one thread; dropping it ends its tasks on the observed
+/// runtimes.
 pub struct Reader {
     runtimes: Runtimes,
     numbers: OwnNumbers,
@@ -59,7 +61,7 @@ pub struct Reader {
     cgroup: Cgroup,
     limits_read: Option<Moment>,
     memory_limit: Option<Limit<Bytes>>,
-    /// Whether `memory_limit` is that of a cgroup.
+    /// `true` if `memory_limit` is that of a cgroup.
     memory_of_cgroup: bool,
     cpu_limit: Option<Limit<f64>>,
     cpus: Cores,
@@ -68,7 +70,7 @@ pub struct Reader {
     process_read: Option<Moment>,
     address_space_limit: Option<Limit<Bytes>>,
     data_limit: Option<Limit<Bytes>>,
-    /// The warning about limits that is in force.
+    /// Active warning about limits.
     problem: Option<Problem>,
     machine_read: Option<Moment>,
     machine: Option<Limit<Bytes>>,
@@ -77,7 +79,7 @@ pub struct Reader {
     second: Second,
     lateness: Lateness,
     pools: Pools,
-    /// Whether the kernel counts how long threads wait for a core.
+    /// `true` if the kernel counts run delays.
     sees_run_delays: bool,
     pools_read: Option<Moment>,
     memory: Trend,
@@ -90,15 +92,15 @@ pub struct Reader {
     root: PathBuf,
 }
 
-/// What is read each second and holds until the next.
+/// Values that are read each second and are valid until the next.
 #[derive(Debug, Default)]
 struct Second {
-    /// What the counters stood at.
+    /// Cumulative counters.
     strain: Strain,
     panics: Option<u64>,
     fd_limit: Option<u64>,
     pressure_read: Option<Moment>,
-    /// What they grew by.
+    /// Growth of the counters in the last second.
     throttled: Option<Percent>,
     memory_high: Option<u64>,
     memory_max: Option<u64>,
@@ -106,14 +108,14 @@ struct Second {
     new_panics: Option<u64>,
 }
 
-/// What one tick tells about all observed runtimes together.
+/// Result of one tick for all observed runtimes together.
 #[derive(Clone, Copy, Debug)]
 struct RuntimesReading {
-    /// Tasks alive.
+    /// Number of live tasks.
     tasks: u64,
-    /// The worst lag.
+    /// Largest lag.
     lag: Option<Duration>,
-    /// The largest share of stalled time.
+    /// Largest stalled fraction.
     stalled: Percent,
 }
 
@@ -132,7 +134,7 @@ impl Second {
         self.throttled = grown(strain.throttled, before.throttled)
             .zip(periods)
             .map(|(n, of)| Percent::of(n as f64, of as f64).unwrap_or(Percent(0.0)));
-        // Another limit has come into force: the events of another cgroup.
+        // If another cgroup's limit is in force, the events are not comparable.
         let same = strain.memory_level == before.memory_level;
         let grown_at = |now, before| if same { grown(now, before) } else { None };
         self.memory_high = grown_at(strain.memory_high, before.memory_high);
@@ -158,13 +160,13 @@ impl Second {
 }
 
 impl Reader {
-    /// A reader of this process's vitals. Opens about ten files and keeps them open.
+    /// Creates a reader of this process's vitals. Opens about ten files and keeps them open.
     pub fn new(runtimes: Runtimes, numbers: impl Into<Numbers>) -> Self {
         Self::with_root(runtimes, numbers, Path::new("/"), Arc::new(SystemClock))
     }
 
-    /// A reader that finds `proc` and the cgroups' mount points under `root`, and dates its probes
-    /// by `clock`, which the moments given to [`Self::read`] must come from too.
+    /// Creates a reader that finds `proc` and the cgroup mount points under `root`. Its probes use
+    /// `clock`, which must also be the source of the times passed to [`Self::read`].
     pub fn with_root(
         runtimes: Runtimes,
         numbers: impl Into<Numbers>,
@@ -211,15 +213,15 @@ impl Reader {
         }
     }
 
-    /// The vitals at `now`.
+    /// Returns the vitals at `now`.
     pub fn read(&mut self, now: Moment) -> Vitals {
         let mut vitals = Vitals::default();
         self.read_into(now, &mut vitals);
         vitals
     }
 
-    /// The vitals at `now`, in the place of those in `vitals`; allocates nothing while neither
-    /// numbers nor runtimes come, but once a minute for the machine's memory.
+    /// Writes the vitals at `now` into `vitals`. Allocates only for new metrics and runtimes, and
+    /// once a minute for the machine's memory.
     pub fn read_into(&mut self, now: Moment, vitals: &mut Vitals) {
         if due(&mut self.limits_read, now, LIMITS_EVERY) {
             self.read_limits(now);
@@ -251,12 +253,13 @@ impl Reader {
         self.numbers.write(vitals);
     }
 
-    /// All that the service's histograms have recorded.
+    /// Returns all values recorded by the service's histograms.
     pub fn distributions(&self) -> Vec<Distribution> {
         self.numbers.distributions()
     }
 
-    /// The limits in force: a cgroup's where it is less than what the machine has. Says what cannot be read.
+    /// Reads the limits in force: a cgroup's if it is lower than that of the machine. Warns about
+    /// limits that cannot be read.
     fn read_limits(&mut self, now: Moment) {
         self.cgroup.refresh();
         if due(&mut self.machine_read, now, MACHINE_EVERY) {
@@ -301,7 +304,7 @@ impl Reader {
             .or_else(|| cores.map(|value| Limit { value, source: self.affinity.clone() }));
     }
 
-    /// Memory used and what it may be.
+    /// Reads memory usage and its limit.
     fn read_memory(&mut self, vitals: &mut Vitals) {
         vitals.memory_limit.clone_from(&self.memory_limit);
         let of_cgroup = self.memory_of_cgroup.then(|| self.cgroup.memory_use()).flatten();
@@ -339,9 +342,10 @@ impl Reader {
         });
     }
 
-    /// Cores used since the previous reading; none at the first, and when no time has passed. A process of many
-    /// threads is read less often, and has the value of the last reading until then. Both clocks are read here,
-    /// side by side: a tick that was kept waiting has a `now` that is long past.
+    /// Returns the cores used since the previous reading, or `None` at the first and if no time has
+    /// passed. In a process of many threads it is read less often, and the last value is returned
+    /// until then. Both clocks are read here, next to each other, because the `now` of a delayed
+    /// tick may be long past.
     fn read_cpu(&mut self, last: &Vitals) -> Option<f64> {
         let now = self.clock.now();
         let pause = process::cpu_time_pause(last.threads);
@@ -354,7 +358,7 @@ impl Reader {
         (passed > 0.0).then(|| used.saturating_sub(used_before).as_secs_f64() / passed)
     }
 
-    /// What keeps threads from running, in a process that had so many threads at the last tick.
+    /// Measures contention, in a process that had `threads` threads at the last tick.
     fn read_contention(&mut self, threads: Option<u64>) {
         if threads.is_some_and(|threads| threads > MOST_CONTENDING) {
             return;
@@ -372,7 +376,7 @@ impl Reader {
         self.contention.read(measured, &self.root);
     }
 
-    /// Tasks of all the runtimes together and the worst lag; none while none is watched.
+    /// Returns the tasks of all runtimes and the largest lag, or `None` if no runtime is observed.
     fn read_runtimes(&mut self, now: Moment) -> Option<RuntimesReading> {
         let probes = &self.probes;
         let known = |id| probes.iter().any(|probe| probe.id() == id);
@@ -380,7 +384,7 @@ impl Reader {
         let clock = &self.clock;
         self.probes.extend(fresh.into_iter().map(|handle| Probe::start(handle, clock.clone())));
 
-        // Waking an idle runtime is most of what a tick costs, and the service pays for it.
+        // Waking an idle runtime is most of the cost of a tick, at the expense of the service.
         let rest = rest(self.probes.len());
         let mut all: Option<RuntimesReading> = None;
         self.probes.retain_mut(|probe| {
@@ -409,8 +413,8 @@ impl Reader {
 }
 
 impl Reader {
-    /// Returns the longest that work waits for a thread of a blocking pool; `None` if no runtime is observed, or threads
-    /// cannot be listed.
+    /// Returns the longest time that work waits for a thread of a blocking pool. `None` if no
+    /// runtime is observed or threads cannot be listed.
     fn read_pools(&mut self, now: Moment) -> Option<Duration> {
         if self.probes.is_empty() || !self.pools.are_seen() {
             return None;
@@ -424,7 +428,7 @@ impl Reader {
             let may_send = |probe: &BlockingProbe| {
                 due.applies_to(probe, now) && (is_one || probe.has_rested(now, BLOCKING_OF_MANY))
             };
-            // Not all at once: each may start a thread.
+            // One probe at a time, because each may start a thread.
             let is_unknown =
                 |probe: &Probe| is_one && probe.workers() == 0 && probe.blocking.is_fresh();
             let next =
@@ -439,7 +443,7 @@ impl Reader {
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        // A handle keeps its runtime's epoll descriptor open, and nobody else takes it off the
+        // A handle keeps its runtime's epoll descriptor open, and no other code removes it from the
         // list.
         self.runtimes.clear();
     }
@@ -455,7 +459,7 @@ impl std::fmt::Debug for Reader {
     }
 }
 
-/// Whether `every` has passed since `last`, which then becomes `now`.
+/// Returns `true`, and sets `last` to `now`, if `every` has passed since `last`.
 fn due(last: &mut Option<Moment>, now: Moment, every: Duration) -> bool {
     let due = last.is_none_or(|last| now.since(last) >= every);
     if due {

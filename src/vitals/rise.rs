@@ -1,39 +1,40 @@
-//! Numbers that rise without end: tasks, threads and descriptors that leak or pile up.
+//! Detection of numbers that rise without end: tasks, threads and descriptors that leak or pile up.
 //!
-//! A number of things that all end some time falls now and then; one of things that never end does not. Nothing but the
-//! number is at hand, so the least values of ten periods in a row are compared, of 1 s, 10 s and 30 s each. It has
-//! risen if one of these holds:
+//! A count of things that all end at some time falls now and then; a count of things that never end
+//! does not. Only the count is available, so the minima of ten consecutive periods are compared,
+//! for periods of 1 s, 10 s and 30 s. The count has risen if one of these conditions holds:
 //!
-//! - each is above the one before it, the last is at least twice the first, and all steps but one are
-//!   at least a quarter of the mean step: before a burst and at its height a number rises by noise;
-//! - none is below the one before it, and the third and all after it are at least ten times the first and
-//!   [`LARGE_STEP`] above it: what has piled up at once, and stays.
+//! - each minimum is above the one before it, the last is at least twice the first, and all steps
+//!   but one are at least a quarter of the mean step. The last part excludes noise before and at
+//!   the height of a burst;
+//! - no minimum is below the one before it, and the third and all later ones are at least ten times
+//!   the first and at least [`LARGE_STEP`] above it: a backlog that arrived at once and stays.
 //!
-//! "Twice" is what tells it from the growth of a day: a sine of a day from 50 to 2,000 grows by less than that in any
-//! five minutes but those at its foot, where the growth is a handful. The first seconds are left out: a start is a rise
-//! that ends. How many are too many is a matter of the rule.
+//! The factor of two excludes daily growth. A daily sine from 50 to 2,000 grows by less than that
+//! in any five minutes, except at its foot, where the growth is a handful. The first seconds are
+//! ignored, because start-up is a rise that ends. The rule decides which number is too large.
 
 use std::time::Duration;
 
 use crate::base::Moment;
 
-/// Periods that are compared.
+/// Number of periods compared.
 const PERIODS: usize = 10;
 
-/// Steps from a period to the next.
+/// Number of steps between consecutive periods.
 const STEPS: usize = PERIODS - 1;
 
-/// The lengths of periods.
+/// Lengths of the periods.
 const LENGTHS: [Duration; 3] =
     [Duration::from_secs(1), Duration::from_secs(10), Duration::from_secs(30)];
 
-/// Time at the start that is left out.
+/// Initial time that is ignored.
 const START: Duration = Duration::from_secs(7);
 
-/// What a number must have risen by at once.
+/// Minimum rise of a backlog that arrives at once.
 const LARGE_STEP: u64 = 20_000;
 
-/// A number that is watched for a rise without end.
+/// A count that is checked for a rise without end.
 #[derive(Debug, Default)]
 pub(super) struct Rise {
     started: Option<Moment>,
@@ -43,15 +44,15 @@ pub(super) struct Rise {
 /// The last periods of one length.
 #[derive(Debug, Default)]
 struct Scale {
-    /// The least values of periods that are over, the oldest first.
+    /// Minima of complete periods, oldest first.
     least: [u64; PERIODS],
     seen: usize,
-    /// When the present one began, and its least value.
+    /// Start and minimum of the current period.
     present: Option<(Moment, u64)>,
 }
 
 impl Rise {
-    /// Takes a value. Returns what the number has risen by, zero if it has not, or `None` without a value.
+    /// Adds a value. Returns the rise, 0 if there is none, or `None` without a value.
     pub(super) fn push(&mut self, now: Moment, value: Option<u64>) -> Option<u64> {
         let Some(value) = value else {
             *self = Self::default();
@@ -73,7 +74,7 @@ impl Scale {
             self.present = Some((now, value));
             return;
         };
-        // A tick that comes a little early ends a period too.
+        // A tick that comes slightly early also ends a period.
         if now.since(*begun) < length * 19 / 20 {
             *least = value.min(*least);
             return;
@@ -107,8 +108,8 @@ impl Scale {
 mod tests {
     use super::*;
 
-    /// The largest rise, and the second at which one was first seen, of `seconds` of a number that is `value` at a
-    /// second.
+    /// Returns the largest rise, and the second of the first one, over `seconds` of a count given
+    /// by `value`.
     fn rises(seconds: u32, value: impl Fn(f64) -> f64) -> (u64, Option<u32>) {
         let mut rise = Rise::default();
         let (mut most, mut first) = (0, None);
@@ -124,7 +125,7 @@ mod tests {
         (most, first)
     }
 
-    /// Between -1 and 1, the same each time.
+    /// Returns a reproducible number between -1 and 1.
     fn noise(second: f64) -> f64 {
         let hash = ((second * 4.0) as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 40;
         hash as f64 / f64::from(1_u32 << 23) - 1.0
@@ -169,7 +170,8 @@ mod tests {
         assert!(rises(86_400, day(50.0, 2000.0)).0 < 100);
         let burst = rises(600, |s| if s % 60.0 < 20.0 { 900.0 + 90.0 * noise(s) } else { 10.0 });
         assert_eq!(burst.0, 0);
-        // Up within 5 or 7 s; the noise before and after rises three times in a row now and then.
+        // A rise within 5 or 7 s. The noise before and after rises three times in a row now and
+        // then.
         for ramp in [5.0, 7.0] {
             let wave = |s: f64| ((s % (ramp * 10.0)) / ramp - 2.0).clamp(0.0, 1.0);
             let burst = rises(12_000, |s| 10.0 + wave(s) * 900.0 + 9.0 * noise(s));

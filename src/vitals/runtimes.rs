@@ -1,7 +1,7 @@
-//! The runtimes a service wants watched.
+//! Runtimes observed for the service.
 //!
-//! The list is all that is shared. The reader keeps the probes to itself and looks at the list only
-//! when its count of changes has moved, so a tick takes no lock the service could hold.
+//! Only the list is shared. The reader owns the probes, and reads the list only if its count of
+//! additions has changed. A tick therefore takes no lock that the service could hold.
 
 use crate::base::sync::Mutex;
 use std::collections::VecDeque;
@@ -13,24 +13,24 @@ use tokio::runtime::{Handle, Id, RuntimeFlavor};
 use super::Error;
 use crate::model::Beat;
 
-/// How many runtimes may be watched: one for each core of the largest machines, for services that
-/// run a thread and a runtime on each. An idle one is a few loads a tick, and how often idle ones
-/// are woken does not grow with their number; a busy one is woken each tick.
+/// Maximum number of observed runtimes: one per core of the largest machines, for services with a
+/// thread and a runtime on each. An idle one costs a few loads per tick, and the wake-up rate of
+/// idle ones does not grow with their number. A busy one is woken at each tick.
 pub(super) const MAX_RUNTIMES: usize = 256;
 
-/// How many threads of theirs are kept, to be known by their names.
+/// Maximum number of their threads kept, for recognition by name.
 pub(super) const MAX_THREADS: usize = 64;
 
-/// The observed runtimes of one agent.
+/// Observed runtimes of one agent.
 #[derive(Clone, Debug, Default)]
 pub struct Runtimes(Arc<List>);
 
 #[derive(Debug)]
 struct List {
     handles: Mutex<Vec<Observed>>,
-    /// How often a handle was added.
+    /// Number of handles ever added.
     added: AtomicU64,
-    /// Threads that were seen to work for one of them, the last ones.
+    /// Latest threads that ran one of the runtimes.
     threads: Mutex<VecDeque<u32>>,
 }
 
@@ -39,33 +39,34 @@ struct List {
 struct Observed {
     number: u64,
     handle: Handle,
-    /// The thread that ran the probe last, or 0.
+    /// Thread that ran the probe last, or 0.
     thread: u32,
 }
 
 impl Default for List {
     fn default() -> Self {
-        // A tick that meets another thread of theirs allocates nothing.
+        // A tick that adds a thread does not allocate.
         let threads = Mutex::new(VecDeque::with_capacity(MAX_THREADS));
         Self { handles: Mutex::default(), added: AtomicU64::new(0), threads }
     }
 }
 
 impl Runtimes {
-    /// No runtimes.
+    /// Creates an empty list.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Watches the runtime of `handle` from the next tick on, until it shuts down. A runtime that
-    /// is watched already stays so.
+    /// Observes the runtime of `handle` from the next tick until it shuts down. Does nothing if the
+    /// runtime is already observed.
     ///
-    /// Watching takes one task of the runtime's, asleep between ticks, which its own
-    /// `num_alive_tasks` counts and the vitals do not. The runtime shuts down as it would without.
+    /// The observation adds one task to the runtime, which sleeps between ticks. The runtime's
+    /// `num_alive_tasks` includes it, the vitals do not. It does not affect the shutdown of the
+    /// runtime.
     ///
     /// # Errors
     ///
-    /// [`Error::TooManyRuntimes`] when there are 256.
+    /// [`Error::TooManyRuntimes`] if it would be more than 256.
     pub fn observe(&self, handle: Handle) -> Result<(), Error> {
         let mut handles = self.lock();
         if handles.iter().any(|known| known.handle.id() == handle.id()) {
@@ -79,18 +80,18 @@ impl Runtimes {
         Ok(())
     }
 
-    /// How many are watched.
+    /// Returns the number of observed runtimes.
     pub fn len(&self) -> usize {
         self.lock().len()
     }
 
-    /// Whether none is.
+    /// Returns `true` if no runtime is observed.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The handles that are not `known`; `seen` is the count of changes at the last call, and
-    /// without a change since there are none.
+    /// Returns the handles that are not `known`. `seen` is the count of additions at the last call;
+    /// if it is unchanged, the result is empty.
     pub(super) fn fresh(&self, seen: &mut u64, known: impl Fn(Id) -> bool) -> Vec<Handle> {
         let added = self.0.added.load(Ordering::Acquire);
         if added == *seen {
@@ -101,19 +102,20 @@ impl Runtimes {
         handles.iter().map(|it| &it.handle).filter(|it| !known(it.id())).cloned().collect()
     }
 
-    /// Takes a runtime that has shut down off the list.
+    /// Removes a runtime that has shut down.
     pub(super) fn forget(&self, id: Id) {
         self.lock().retain(|known| known.handle.id() != id);
     }
 
-    /// Takes all of them off the list.
+    /// Removes all runtimes.
     pub(super) fn clear(&self) {
         self.lock().clear();
     }
 
-    /// Puts the counters of each worker into `into`. Costs some 20 ns a worker.
+    /// Writes the counters of each worker into `into`. Costs some 20 ns a worker.
     ///
-    /// A runtime of one thread counts as at work while nothing drives it. It is left out until a thread has driven it.
+    /// A current-thread runtime appears busy while it is not driven. It is left out until a thread
+    /// has driven it.
     pub fn beats(&self, into: &mut Vec<Beat>) {
         into.clear();
         for Observed { number, handle, thread } in self.lock().iter() {
@@ -128,7 +130,7 @@ impl Runtimes {
                 let busy = metrics.worker_total_busy_duration(worker).as_nanos();
                 Beat {
                     worker: (*number, worker as u32),
-                    // It has parked once more than it has unparked.
+                    // An odd count of parks and unparks: the worker is parked.
                     parked: turns % 2 == 1,
                     mark: (turns, busy as u64),
                     driver,
@@ -137,12 +139,13 @@ impl Runtimes {
         }
     }
 
-    /// The last threads that were seen to work for one of them.
+    /// Returns the latest threads that ran one of the runtimes.
     pub fn threads(&self) -> Vec<u32> {
         lock(&self.0.threads).iter().copied().collect()
     }
 
-    /// Puts the last threads that were seen to work for one of them into `into`. Returns whether that has changed it.
+    /// Copies the latest threads that ran one of the runtimes to `into`. Returns `true` if `into`
+    /// has changed.
     pub(super) fn copy_threads(&self, into: &mut Vec<u32>) -> bool {
         let threads = lock(&self.0.threads);
         if threads.iter().eq(into.iter()) {
@@ -153,7 +156,7 @@ impl Runtimes {
         true
     }
 
-    /// A task of the runtime `id` ran on `thread`.
+    /// Records that a task of the runtime `id` ran on `thread`.
     pub(super) fn works_on(&self, id: Id, thread: u32) {
         if let Some(known) = self.lock().iter_mut().find(|known| known.handle.id() == id) {
             known.thread = thread;
@@ -172,7 +175,8 @@ impl Runtimes {
     }
 }
 
-/// Nothing panics under these locks, and a list is whole between any two statements.
+/// Ignores poisoning: no code panics under these locks, and a list is consistent between
+/// statements.
 fn lock<T: Default>(list: &Mutex<T>) -> MutexGuard<'_, T> {
     list.lock().unwrap_or_else(PoisonError::into_inner)
 }

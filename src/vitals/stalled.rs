@@ -1,19 +1,21 @@
-//! Share of the last ten seconds in which a runtime did not run work that was ready for it.
+//! Fraction of the last ten seconds in which a runtime did not run ready work.
 //!
-//! A runtime whose workers block for 0.7 s at a time answers every request late, and no single lag says so: it rises
-//! from zero each time the probe has run, so that a rule that asks for two seconds of it never fires. This is the
-//! share of time instead, by the probe that each tick sends (`probe.rs`):
+//! A runtime whose workers block for 0.7 s at a time answers every request late, but its lag
+//! returns to zero each time the probe has run. A rule that requires two seconds of lag never
+//! fires. This metric is a fraction of time instead, based on the probe that each tick sends
+//! (`probe.rs`):
 //!
 //! ```text
-//! own lag = lag - time the process stood still - growth of the run delay of a worker, the largest
+//! own lag = lag - time the process was suspended - largest growth of a worker's run delay
 //! own lag > 100 ms           the time since the tick before counts as stalled
 //! the probe still waits      undecided, until the own lag is above 100 ms or the probe has run
 //! otherwise, or left asleep  does not count
 //! ```
 //!
-//! **Workers that wait for a core** are no stall of the service but the load of the machine, or a CPU quota. The kernel
-//! counts such a wait when it ends, so that a tick is judged with the growth up to the tick after. The counters are read
-//! only for ten seconds after a late tick: a healthy runtime pays nothing, and the first late tick does not count.
+//! **Workers that wait for a core** indicate load of the machine or a CPU quota, not a stall of the
+//! service. The kernel counts such a wait when it ends, so a tick is decided with the growth up to
+//! the tick after. The counters are read only for ten seconds after a late tick. A healthy runtime
+//! pays nothing, and the first late tick does not count.
 //!
 //! **Start-up.** The first ten seconds of a runtime do not count.
 
@@ -24,29 +26,30 @@ use crate::base::{Moment, Percent, standstill};
 /// Length of the window.
 const WINDOW: Duration = Duration::from_secs(10);
 
-/// Lags up to this are usual. The default threshold of a stall is the same.
+/// Maximum lag that is considered normal. The default stall threshold is the same.
 const LATE: Duration = Duration::from_millis(100);
 
-/// Parts of the window: 20 whole ones and the current one.
+/// Parts of the window: 20 complete ones and the current one.
 const BUCKETS: usize = 21;
 const BUCKET: Duration = Duration::from_millis(500);
 
-/// Threads whose run delay is read, the last ones that ran the probe. Reading takes 5 us a thread.
+/// Maximum threads whose run delay is read: the last ones that ran the probe. Reading takes 5 us a
+/// thread.
 const MAX_THREADS: usize = 8;
 
-/// What a tick has found out about the probe.
+/// State of the probe at a tick.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ProbeState {
-    /// It was left asleep, or sent for the first time.
+    /// The probe was left asleep, or sent for the first time.
     Asleep,
-    /// It has waited for so long, and has not run.
+    /// The probe has waited for this time and has not run.
     Waiting(Duration),
-    /// It has waited for so long, and has run.
+    /// The probe has waited for this time and has run.
     Ran(Duration),
 }
 
 impl ProbeState {
-    /// Returns how late the probe ran or is; zero if it was left asleep.
+    /// Returns the lag of the probe; zero if it was left asleep.
     pub(super) const fn lag(self) -> Duration {
         match self {
             Self::Asleep => Duration::ZERO,
@@ -55,22 +58,22 @@ impl ProbeState {
     }
 }
 
-/// The stalled time of one runtime.
+/// Stalled time of one runtime.
 #[derive(Debug, Default)]
 pub(super) struct StalledTime {
     began: Option<Moment>,
     /// Stalled time in each part of the window, and the number of the current part.
     buckets: [Duration; BUCKETS],
     bucket: u64,
-    /// Up to this the time is decided about.
+    /// Time up to which the decision has been made.
     decided: Moment,
-    /// Time that counts if the workers' run delay has not grown as much by the next tick.
+    /// Time that counts unless the workers' run delay has grown as much by the next tick.
     pending: Option<Pending>,
-    /// Threads that ran the probe and their run delays at the last tick, if those were read.
+    /// Threads that ran the probe, with their run delays at the last tick if those were read.
     threads: Vec<(u32, Option<Duration>)>,
     /// Growth of the run delay since the probe was sent.
     waited: Duration,
-    /// Until when run delays are read.
+    /// Time until which run delays are read.
     reads_until: Moment,
 }
 
@@ -82,7 +85,7 @@ struct Pending {
 }
 
 impl StalledTime {
-    /// Takes a thread that ran the probe.
+    /// Adds a thread that ran the probe.
     pub(super) fn ran_on(&mut self, thread: u32) {
         if self.threads.iter().any(|(known, _)| *known == thread) {
             return;
@@ -93,8 +96,8 @@ impl StalledTime {
         self.threads.push((thread, None));
     }
 
-    /// Takes what the tick at `now` found out, and returns the share. `run_delay` returns the time that a thread has
-    /// waited for a core in all its life.
+    /// Adds the result of the tick at `now` and returns the fraction. `run_delay` returns the total
+    /// time that a thread has waited for a core.
     pub(super) fn push(
         &mut self,
         now: Moment,
@@ -117,7 +120,7 @@ impl StalledTime {
         }
         self.waited += growth.unwrap_or_default();
         let own = lag.saturating_sub(self.waited);
-        // Without a thread that ran the probe nothing has driven the runtime yet.
+        // If no thread has run the probe, the runtime has not been driven yet.
         if own > LATE && growth.is_some() {
             self.pending = Some(Pending { from: self.decided, until: now, own });
         }
@@ -130,7 +133,8 @@ impl StalledTime {
         self.share(now)
     }
 
-    /// Reads the run delays. Returns the largest growth since the last tick, or `None` if no thread has a reading of then.
+    /// Reads the run delays. Returns the largest growth since the last tick, or `None` if no thread
+    /// has an earlier reading.
     fn read_delays(&mut self, run_delay: impl Fn(u32) -> Option<Duration>) -> Option<Duration> {
         let mut largest = None;
         for (thread, last) in &mut self.threads {
@@ -143,14 +147,14 @@ impl StalledTime {
         largest
     }
 
-    /// Counts the time from `from` to `until`, which is not in the future.
+    /// Counts the time from `from` to `until`, which must not be in the future.
     fn count(&mut self, from: Moment, until: Moment) {
         let mut from = from;
         while from < until {
             let number = number_of(from);
             self.enter(number);
             let end = until.min(start_of(number + 1));
-            // A part that is out of the window by now has gone.
+            // A part that has left the window is skipped.
             if number + BUCKETS as u64 > self.bucket
                 && let Some(bucket) = self.buckets.get_mut((number % BUCKETS as u64) as usize)
             {
@@ -160,7 +164,8 @@ impl StalledTime {
         }
     }
 
-    /// Clears the parts of the window between the current one and the part `number`, which becomes the current one.
+    /// Clears the parts from the current one up to the part `number`, which becomes the current
+    /// one.
     fn enter(&mut self, number: u64) {
         if number <= self.bucket {
             return;
@@ -200,7 +205,8 @@ mod tests {
         Duration::from_millis(n)
     }
 
-    /// One worker thread. Ticks come each 250 ms; `tick` returns what the one number `n` finds and the run delay by then.
+    /// Simulates one worker thread with ticks of 250 ms. `tick` returns probe state and run delay
+    /// at tick `n`.
     fn run(ticks: u64, tick: impl Fn(u64) -> (ProbeState, u64)) -> Vec<f64> {
         let mut stalled = StalledTime::default();
         let shares = (0..ticks).map(|n| {
@@ -239,7 +245,7 @@ mod tests {
 
     #[test]
     fn a_third_of_the_time_is_a_third() {
-        // 2 s of every 6 s: more than half of the time at no moment.
+        // 2 s of every 6 s, which is never more than half of the window.
         let shares = run(200, |n| if n % 24 < 8 { (teeth(n), 0) } else { (Ran(millis(3)), 0) });
         assert!(shares.iter().skip(80).all(|share| (15.0..45.0).contains(share)), "{shares:?}");
     }
@@ -295,7 +301,7 @@ mod tests {
             let (mut share, mut sent) = (0.0, 0);
             for n in 1..=60_000 / tick {
                 let now = n * tick;
-                // Work waits for 700 ms at any time.
+                // Work always waits for 700 ms.
                 let probe = match now - sent {
                     lag if lag < 700 => Waiting(millis(lag)),
                     _ => {

@@ -1,29 +1,30 @@
-//! How fast a measure grows.
+//! Growth rate of a metric.
 
 use std::time::Duration;
 
 use crate::base::Moment;
 
-/// How far back: long enough to see through a garbage collector's breath, short enough that a leak shows
-/// while there is time.
+/// Number of values: half a minute is long enough to average out allocation bursts, and short
+/// enough to show a leak in time.
 const SPAN: usize = 30;
-/// How far apart the values are that it rests on.
+/// Minimum interval between values.
 const STEP: Duration = Duration::from_millis(950);
-/// Fewer values say nothing.
+/// Minimum number of values for a slope.
 const LEAST: usize = 10;
 
-/// The slope of the last half minute, by least squares.
+/// Least-squares slope of the last half minute.
 #[derive(Debug, Default)]
 pub(super) struct Trend {
     points: [(Moment, f64); SPAN],
     next: usize,
     seen: usize,
-    /// As of the last value that was taken.
+    /// Slope at the last value added.
     slope: Option<f64>,
 }
 
 impl Trend {
-    /// Takes a value, unless the last was taken just now; gives the growth in its unit a second.
+    /// Adds a value unless the last one was added just before. Returns the growth in units per
+    /// second.
     pub(super) fn push(&mut self, now: Moment, value: Option<f64>) -> Option<f64> {
         let last = self.points.get((self.next + SPAN - 1) % SPAN).map(|point| point.0);
         let is_due = self.seen == 0 || last.is_none_or(|last| now.since(last) >= STEP);
