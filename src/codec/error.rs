@@ -1,8 +1,8 @@
-//! Why bytes could not be read.
+//! Errors of readers.
 
 use crate::base::Bytes;
 
-/// Why a file's bytes are not what they should be.
+/// Reason why a file's bytes cannot be decoded.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The compressed stream is damaged.
@@ -10,19 +10,19 @@ pub enum Error {
         "the gzip stream is damaged or cut short: {0}; was the file copied while being written?"
     )]
     Gzip(#[source] std::io::Error),
-    /// There is more in it than a reader accepts.
+    /// The content exceeds the reader's limit.
     #[error("it holds more than {limit} of data, the most a reader accepts; it is not one of ours")]
     TooLarge {
-        /// The most that is accepted.
+        /// Maximum size of the content.
         limit: Bytes,
     },
-    /// Decoded, it would take more memory than a reader gives it.
+    /// The decoded profile would exceed the reader's memory limit.
     #[error(
         "decoded, it would take more than {limit} of memory, the most a reader gives a profile; it holds more \
          messages than any profiler writes"
     )]
     TooMuchMemory {
-        /// The most memory a decoded profile may take.
+        /// Maximum memory of a decoded profile.
         limit: Bytes,
     },
     /// The bytes are not a sequence of protobuf fields.
@@ -31,11 +31,11 @@ pub enum Error {
     /// The bytes are not the messages of a profile.
     #[error("not a pprof profile: {0}")]
     Protobuf(#[from] prost::DecodeError),
-    /// The text is not jemalloc's, or cut short.
+    /// The text is not a jemalloc heap profile, or is truncated.
     #[cfg(feature = "jemalloc")]
     #[error("not a heap profile of jemalloc: {0}")]
     Jeheap(String),
-    /// The messages contradict each other.
+    /// The messages are inconsistent with each other.
     #[error("a pprof profile that contradicts itself: {0}")]
     Inconsistent(String),
 }

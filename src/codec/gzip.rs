@@ -1,4 +1,4 @@
-//! Messages into a gzip stream, and gzip streams into memory with a bound.
+//! Writing of messages to a gzip stream, and bounded decompression of gzip streams.
 
 use std::io::{self, Read, Write};
 
@@ -10,21 +10,23 @@ use prost::Message;
 use super::error::Error;
 use crate::base::Bytes;
 
-/// How much is gathered before the compressor is called. Its cost per call is that of some hundred
-/// bytes of input; messages are tens of bytes.
+/// Bytes gathered per call of the compressor. A call costs as much as some hundred bytes of input;
+/// messages are tens of bytes.
 const BLOCK: usize = 32 << 10;
 
-/// Written with it, a profile of 50,000 stacks and a trace of 500,000 slices take a fifth of the time they
-/// take with the default level, 6, and 9 and 17 % more bytes; level 3 takes twice the time for 5 and 7 %
-/// fewer. A capture is written on a machine that is in trouble.
+/// Compression level of most files. Compared with the default level, 6, a profile of 50,000 stacks
+/// and a trace of 500,000 slices take a fifth of the time and 9 and 17 % more bytes. Level 3 takes
+/// twice the time for 5 and 7 % fewer bytes. Speed matters, because captures are written on an
+/// overloaded machine.
 const LEVEL: Compression = Compression::new(2);
 
-/// For the polls of a trace, hundreds of thousands of nearly equal packets: three fifths of the time of
-/// level 2, and 4 bytes for 3.
+/// Compression level of a trace's polls, which are hundreds of thousands of nearly equal packets.
+/// Three fifths of the time of level 2, and four bytes instead of three.
 const FAST: Compression = Compression::new(1);
 
-/// Writes a message in parts. Encoded messages that follow each other are one message in which the
-/// repeated fields are joined, so a part is the whole message with only a few of its entries.
+/// A writer of one message in parts. Consecutive encoded messages form one message with the
+/// repeated fields concatenated. A part is therefore the whole message with only a few of its
+/// entries.
 pub(super) struct Parts<W: Write> {
     out: GzEncoder<W>,
     block: Vec<u8>,
@@ -35,7 +37,7 @@ impl<W: Write> Parts<W> {
         Self::at_level(out, LEVEL)
     }
 
-    /// Of what compresses well however little is done for it.
+    /// Creates a writer for content that compresses well even at the fastest level.
     pub(super) fn fast(out: W) -> Self {
         Self::at_level(out, FAST)
     }
@@ -47,12 +49,12 @@ impl<W: Write> Parts<W> {
 
     /// Appends a part.
     pub(super) fn write(&mut self, part: &impl Message) -> io::Result<()> {
-        // Encoding into a Vec fails only when its length would pass isize::MAX.
+        // Encoding into a `Vec` fails only if its length would exceed `isize::MAX`.
         part.encode(&mut self.block).map_err(io::Error::other)?;
         self.flush_block()
     }
 
-    /// Appends a part that is encoded already.
+    /// Appends an encoded part.
     #[inline]
     pub(super) fn write_bytes(&mut self, part: &[u8]) -> io::Result<()> {
         self.block.extend_from_slice(part);
@@ -68,16 +70,16 @@ impl<W: Write> Parts<W> {
         Ok(())
     }
 
-    /// Writes what is left and the trailer. Without it the file is cut short.
+    /// Writes the remaining bytes and the trailer. Without this call the file is truncated.
     pub(super) fn finish(mut self) -> io::Result<()> {
         self.out.write_all(&self.block)?;
         self.out.finish()?.flush()
     }
 }
 
-/// The content of `bytes`, whether gzip'd or plain, if it is at most `limit`.
+/// Returns the content of `bytes`, compressed or plain, if it is at most `limit`.
 pub(super) fn inflate(bytes: &[u8], limit: Bytes) -> Result<Vec<u8>, Error> {
-    // A gzip stream ends with its length. If that is wrong the vector grows, or stays larger than it need be.
+    // A gzip stream ends with its length. If that is wrong, the vector grows or stays too large.
     let length = match bytes {
         [0x1f, 0x8b, .., a, b, c, d] => u64::from(u32::from_le_bytes([*a, *b, *c, *d])),
         _ => bytes.len() as u64,

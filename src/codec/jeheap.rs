@@ -1,19 +1,19 @@
-//! The text jemalloc's profiler writes, `heap_v2`, as a profile.
+//! Reader of `heap_v2`, the text format of jemalloc's profiler.
 //!
 //! ```text
-//! heap_v2/524288                        one sample in so many bytes
-//!   t*: 28106: 56637512 [0: 0]          all threads: objects in use, bytes [ever allocated, bytes]
-//!   t1: …                               each thread
-//! @ 0x5f86da8 0x5f5a1dc …               a stack: return addresses, innermost first
-//!   t*: 13: 6688 [0: 0]                 the sampled blocks there
+//! heap_v2/524288                     sampling interval in bytes
+//!   t*: 28106: 56637512 [0: 0]       all threads: objects in use, bytes [ever allocated, bytes]
+//!   t1: …                            each thread
+//! @ 0x5f86da8 0x5f5a1dc …            a stack: return addresses, innermost first
+//!   t*: 13: 6688 [0: 0]              the sampled blocks of this stack
 //!   t3: …
 //!
-//! MAPPED_LIBRARIES:                     /proc/self/maps, which the caller knows better
+//! MAPPED_LIBRARIES:                  /proc/self/maps, for which the caller has a better source
 //! ```
 //!
-//! The numbers are of samples and are scaled up here as jeprof does it: by 1/(1-exp(-mean/rate)) with
-//! the mean size of the blocks at the stack. From 5.3 on jemalloc writes numbers that this makes
-//! unbiased; before, a stack with blocks of several sizes comes out too small.
+//! The numbers count samples. They are scaled up here as in jeprof, by 1/(1-exp(-mean/rate)), where
+//! mean is the mean size of the stack's blocks. From 5.3 on jemalloc writes numbers for which this
+//! is unbiased. With earlier versions, a stack with blocks of several sizes is underestimated.
 
 use std::io::BufRead;
 
@@ -29,12 +29,12 @@ const TYPES: [ValueType; 4] = [
     ValueType { name: "inuse_space", unit: "bytes" },
 ];
 
-/// Reads what jemalloc wrote at `now`. `accumulated` says whether it counts what was ever allocated,
-/// too (`opt.prof_accum`); without it the profile has no such types.
+/// Reads a profile that jemalloc wrote at `now`. `accumulated` is `true` if it includes cumulative
+/// allocations (`opt.prof_accum`); otherwise the profile lacks these sample types.
 ///
 /// # Errors
 ///
-/// If it is of another form, or cut short.
+/// If the text has another form or is truncated.
 pub fn read(text: impl BufRead, accumulated: bool, now: Timestamp) -> Result<Profile, Error> {
     let mut lines = text.split(b'\n');
     let mut next = || -> Result<Option<String>, Error> {
@@ -61,7 +61,7 @@ pub fn read(text: impl BufRead, accumulated: bool, now: Timestamp) -> Result<Pro
         if let Some(addresses) = line.strip_prefix("@ ") {
             stack = Some(frames(addresses)?);
         } else if let Some(counts) = line.trim_start().strip_prefix("t*:") {
-            // The first is of the whole program.
+            // The first such line is the total of the program.
             let Some(frames) = stack.take() else { continue };
             let [in_use, ever] = parse_counts(counts)?;
             let weigh = |counts: Counts| counts.scaled(rate);
@@ -99,7 +99,7 @@ fn comment(profile: &mut Profile, sums: Sums, accumulated: bool) {
     }
 }
 
-/// Addresses as a frame wants them: inside the call.
+/// Returns the addresses of a stack line, each minus one so that it is inside the call.
 fn frames(addresses: &str) -> Result<Vec<u64>, Error> {
     let address = |word: &str| {
         let digits = word.strip_prefix("0x")?;
@@ -148,7 +148,7 @@ impl Sums {
     }
 }
 
-/// ` 13: 6688 [20: 9000]`
+/// Parses ` 13: 6688 [20: 9000]`.
 fn parse_counts(text: &str) -> Result<[Counts; 2], Error> {
     let mut numbers = text
         .split(|c: char| !c.is_ascii_digit())
@@ -179,7 +179,7 @@ mod tests {
     #[test]
     fn samples_are_scaled_by_what_they_stand_for() {
         let profile = profile(TEXT, true).unwrap();
-        // 1/(1-exp(-1/2)) = 2.5415, of two blocks of 256 KiB.
+        // 1/(1-exp(-1/2)) = 2.5415, for two blocks of 256 KiB.
         let values: Vec<_> = profile.samples.iter().map(|sample| sample.values.clone()).collect();
         assert_eq!(values, [vec![2, 41943040, 1, 20971520], vec![0, 0, 5, 1332475]]);
         let frames = |at: usize| -> Vec<u64> {

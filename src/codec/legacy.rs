@@ -1,4 +1,4 @@
-//! Profiles as text, as Go's `debug=1` prints them: for eyes, and still readable by `go tool pprof`.
+//! Profiles as text, in the form Go prints for `debug=1`. Readable as text and by `go tool pprof`.
 //!
 //! ```text
 //! heap profile: 3: 3072 [40: 40960] @ heapprofile
@@ -9,20 +9,22 @@
 //! # memory.rss = 10485760
 //! ```
 //!
-//! Go ends its first line in `heap/<rate>`, upon which readers scale every line up by the sampling rate.
-//! The values here are estimates already, so it says `heapprofile`, which readers take as it is. Where Go
-//! prints `runtime.MemStats` stand the vitals of the process, one a line, in bytes, seconds or per cent.
+//! Go ends its first line with `heap/<rate>`, and readers then scale each line up by the sampling
+//! rate. The values here are already estimates, so the line ends with `heapprofile`, which readers
+//! take unscaled. The vitals of the process replace Go's `runtime.MemStats`, one per line, in
+//! bytes, seconds or per cent.
 
 use std::collections::HashMap;
 use std::io::{self, Write};
 
 use crate::model::{LabelValue, Profile, Sample, VitalsRow};
 
-/// Writes `profile`: a heap's in Go's form of one, any other in Go's form of a count of stacks.
+/// Writes `profile`: a heap profile in Go's form for heaps, any other in Go's form for counted
+/// stacks.
 ///
 /// # Errors
 ///
-/// Those of `out`.
+/// Errors of `out`.
 pub fn write(profile: &Profile, vitals: &VitalsRow, mut out: impl Write) -> io::Result<()> {
     match profile.sample_types.len() {
         4 => heap(profile, &mut out)?,
@@ -38,7 +40,7 @@ pub fn write(profile: &Profile, vitals: &VitalsRow, mut out: impl Write) -> io::
     Ok(())
 }
 
-/// Go's order is in use, then allocated; the profile's is the other way round.
+/// Go's order is in use, then allocated; the profile's order is the reverse.
 fn heap(profile: &Profile, out: &mut impl Write) -> io::Result<()> {
     let total = |name| profile.total(name).unwrap_or_default();
     writeln!(
@@ -61,7 +63,7 @@ fn heap(profile: &Profile, out: &mut impl Write) -> io::Result<()> {
     Ok(())
 }
 
-/// Equal samples are one line with their number.
+/// Writes equal samples as one line with their count.
 fn counts(profile: &Profile, out: &mut impl Write) -> io::Result<()> {
     let name = profile.sample_types.first().map_or("", |kind| kind.name);
     writeln!(out, "{name} profile: total {}", profile.total(name).unwrap_or_default())?;
@@ -87,7 +89,7 @@ fn counts(profile: &Profile, out: &mut impl Write) -> io::Result<()> {
     Ok(())
 }
 
-/// The rest of a sample's line, and a comment for each frame that has a name.
+/// Writes the rest of a sample's line, and a comment for each frame with a name.
 fn stack(profile: &Profile, sample: &Sample, out: &mut impl Write) -> io::Result<()> {
     write!(out, " @")?;
     for frame in profile.stacks.frames(sample.stack) {
@@ -106,7 +108,7 @@ fn stack(profile: &Profile, sample: &Sample, out: &mut impl Write) -> io::Result
     Ok(())
 }
 
-/// The labels that are texts, as Go writes them.
+/// Returns the text labels in Go's form.
 fn labels(profile: &Profile, sample: &Sample) -> String {
     let label = |label: &crate::model::Label| match label.value {
         LabelValue::Text(text) => {

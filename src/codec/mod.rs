@@ -1,21 +1,22 @@
-//! Model values to bytes and back.
+//! Encoders and decoders of model values.
 //!
-//! Each format is a module with `write(&value, impl io::Write)` and, where marple reads it too,
-//! `read(&[u8])`. Nothing here opens a file or knows a path; whoever does adds the path to the error.
+//! Each format is a module with `write(&value, impl io::Write)` and, if marple also reads it,
+//! `read(&[u8])`. The modules open no files and have no paths; the caller adds the path to an
+//! error.
 //!
-//! - CPU and heap profiles are [`pprof`]: gzip'd `profile.proto`, as `go tool pprof` wants it.
-//! - Timelines are [`perfetto`]: gzip'd Perfetto traces.
-//! - Dumps of threads and tasks are [`text`] too, and JSON for scripts.
-//! - What jemalloc's own profiler writes is read by `jeheap` (feature `jemalloc`).
-//! - Profiles for eyes are [`legacy`]: the text Go prints for `debug=1`.
+//! - CPU and heap profiles are [`pprof`]: gzip-compressed `profile.proto`, for `go tool pprof`.
+//! - Timelines are [`perfetto`]: gzip-compressed Perfetto traces.
+//! - Dumps of threads and tasks are also [`text`], and JSON for scripts.
+//! - `jeheap` reads the output of jemalloc's own profiler (feature `jemalloc`).
+//! - [`legacy`] is the text form of profiles that Go prints for `debug=1`.
 //!
-//! Writers stream: a capture is written when memory may be nearly gone, so besides the model value
-//! itself there is one message, one block of 32 KiB and the compressor's window in memory, however
-//! long the capture is. Readers never panic, whatever the bytes are, and hold a bound on what a small
-//! file may inflate to.
+//! Writers stream, because a capture may be written when memory is nearly exhausted. Independent of
+//! the length of the capture, they hold the model value, one message, one block of 32 KiB and the
+//! compressor's window. Readers never panic on any input, and limit the size to which a small file
+//! may inflate.
 //!
-//! The message structs are written by hand, with no `protoc` in the build and no field that is not
-//! used; the tests in `tests/codec_*.rs` have other people's decoders check every field number.
+//! The message structs are hand-written, without `protoc` in the build and without unused fields.
+//! The tests in `tests/codec_*.rs` check every field number with independent decoders.
 
 mod error;
 mod gzip;

@@ -1,32 +1,32 @@
-//! A gzip compressor that is made once and allocates nothing afterwards.
+//! A reusable gzip compressor that allocates only when it is created.
 //!
-//! A stream ends with a full flush, which leaves the compressor as if it had seen nothing, and an empty
-//! last block written by hand. Resetting the compressor instead would allocate 64 KiB, and at that
-//! moment there may be none.
+//! A stream ends with a full flush, which leaves the compressor in its initial state, and a
+//! hand-written empty last block. Resetting the compressor instead would allocate 64 KiB, which may
+//! not be available at that time.
 
 use std::io::{self, Write};
 
 use flate2::{Compress, Compression, Crc, FlushCompress};
 
-/// Half the time of the level the other files are written with, and some 10 % more bytes.
+/// Half the time of the level of other files, and some 10 % more bytes.
 const LEVEL: Compression = Compression::new(1);
 
-/// What is gathered before the compressor is called, and what it hands on at once.
+/// Bytes gathered per call of the compressor, and size of its output buffer.
 const BLOCK: usize = 32 << 10;
 
 /// RFC 1952: deflate, no flags, no time, fastest, Unix.
 const HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 4, 3];
 
-/// A last block of no bytes, stored.
+/// Empty stored block, marked as the last.
 const LAST_BLOCK: [u8; 5] = [1, 0, 0, 0xff, 0xff];
 
-/// The compressor and its buffers, some 400 KiB.
+/// A compressor with its buffers, some 400 KiB.
 pub(super) struct Press {
     compress: Compress,
     out: Vec<u8>,
     block: Vec<u8>,
     crc: Crc,
-    /// Whether a stream has been begun and not ended.
+    /// `true` if a stream has been started and not finished.
     dirty: bool,
 }
 
@@ -44,12 +44,12 @@ impl Press {
         press
     }
 
-    /// Begins a stream.
+    /// Starts a stream.
     pub(super) fn begin(&mut self, out: &mut impl Write) -> io::Result<()> {
         if std::mem::replace(&mut self.dirty, true) {
-            // Somebody's disk was full in the middle of the last one.
+            // The previous stream was aborted by a write error, such as a full disk.
             self.block.clear();
-            // The first call may only hand out what was left inside.
+            // The first call may only return pending output.
             self.squeeze(&[], FlushCompress::Full, &mut io::sink())?;
             self.squeeze(&[], FlushCompress::Full, &mut io::sink())?;
         }
@@ -57,7 +57,7 @@ impl Press {
         out.write_all(&HEADER)
     }
 
-    /// Where content goes; `flow` follows.
+    /// Returns the buffer for content; `flow` must be called afterwards.
     pub(super) fn block(&mut self) -> &mut Vec<u8> {
         &mut self.block
     }
@@ -67,7 +67,7 @@ impl Press {
         if self.block.len() < BLOCK { Ok(()) } else { self.empty(FlushCompress::None, out) }
     }
 
-    /// Ends the stream.
+    /// Finishes the stream.
     pub(super) fn finish(&mut self, out: &mut impl Write) -> io::Result<()> {
         self.empty(FlushCompress::Full, out)?;
         out.write_all(&LAST_BLOCK)?;
@@ -100,7 +100,7 @@ impl Press {
             bytes = bytes.get(read as usize..).unwrap_or_default();
             let pressed = self.out.get(..written).unwrap_or_default();
             out.write_all(pressed)?;
-            // With room to spare there is nothing left inside.
+            // If output space is left, no output is pending.
             if bytes.is_empty() && written < self.out.len() {
                 return Ok(());
             }

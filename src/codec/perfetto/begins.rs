@@ -1,42 +1,44 @@
-//! Slices in the order of their begins, read from a ring, which has them in the order of their ends.
+//! Slices of a ring in the order of their starts. The ring has them in the order of their ends.
 //!
 //! ```text
-//! ring      a  b  c  d  e          a and b are in c, d and c are in e
-//! begins    e  c  a  b  d
+//! ring      a  b  c  d  e          c contains a and b; e contains d and c
+//! starts    e  c  a  b  d
 //! ```
 //!
-//! A slice with others in it stands behind the last of them, and they stand together. So all there is to know is
-//! where the first of them stands, which takes eight bytes for each such slice and nothing for the others; a copy of
-//! all to sort would take sixteen for each.
+//! A slice is stored after all the slices it contains, and these are adjacent. Only the index of
+//! the first one has to be found. This takes eight bytes for each slice that contains others and
+//! nothing for the rest; a copy of all for sorting would take sixteen for each.
 //!
-//! The starts of long slices are late, by what the rounding took: one may begin after what is in it. What ended
-//! first cannot be around what ended later, and slices of one thread do not cross; so what begins within what
-//! the rounding can have taken, and reaches beyond the late start, is inside.
+//! Starts of long slices are rounded and may be late, even after the start of a contained slice. A
+//! slice that ends first cannot contain one that ends later, and slices of one thread do not cross.
+//! A slice is therefore contained if it starts within the rounding error and ends after the late
+//! start.
 
 use crate::model::RawSlice;
 
-/// A slice with others in it.
+/// A slice that contains others.
 #[derive(Clone, Copy)]
 struct Outer {
-    /// The place of the first that is in it.
+    /// Index of the first slice it contains.
     first: u32,
-    /// Its own.
+    /// Index of the slice itself.
     place: u32,
 }
 
-/// The slices of one thread by their begins, outer before inner.
+/// Iterator over the slices of one thread in the order of their starts, outer before inner.
 pub(super) struct Begins<'a> {
     slices: &'a [RawSlice],
     at: u32,
-    /// The outer ones to come: by their first, the outermost first.
+    /// Remaining outer slices, by their first inner slice, the outermost first.
     outers: std::vec::IntoIter<Outer>,
     next: Option<Outer>,
-    /// The places of those that were read before their turn.
+    /// Indices of slices that were returned ahead of their position.
     read: Vec<u32>,
 }
 
 impl<'a> Begins<'a> {
-    /// Of `slices` in the order of their ends. Takes some nanoseconds a slice and level of depth.
+    /// Creates the iterator for `slices` in the order of their ends. Takes some nanoseconds per
+    /// slice and level of nesting.
     pub(super) fn new(slices: &'a [RawSlice]) -> Self {
         let mut outers = outers(slices);
         outers.sort_unstable_by_key(|outer| (outer.first, u32::MAX - outer.place));
@@ -65,13 +67,13 @@ impl Iterator for Begins<'_> {
     }
 }
 
-/// Those that have others in them, in the order of the ring.
+/// Returns the slices that contain others, in the order of the ring.
 fn outers(slices: &[RawSlice]) -> Vec<Outer> {
     let mut outers: Vec<Outer> = Vec::new();
     for (place, slice) in slices.iter().enumerate() {
         let mut known = outers.as_slice();
         let mut first = place;
-        // From each that is inside to the one before it and before all that is in it.
+        // Moves from each contained slice to the one before it and before all that it contains.
         while let Some(before) = first.checked_sub(1)
             && slices.get(before).is_some_and(|inner| is_inside(*inner, *slice))
         {
@@ -92,7 +94,7 @@ fn outers(slices: &[RawSlice]) -> Vec<Outer> {
     outers
 }
 
-/// Whether `inner`, which ended first, is in `outer`.
+/// Returns `true` if `outer` contains `inner`, which ended first.
 #[inline]
 fn is_inside(inner: RawSlice, outer: RawSlice) -> bool {
     let start = inner.start();
@@ -135,7 +137,7 @@ mod tests {
 
     #[test]
     fn any_nesting_is_as_sorting_has_it() {
-        // Trees by a counter that is taken apart: each bit opens a slice or closes the innermost.
+        // Trees from the bits of a counter: each bit opens a slice or closes the innermost.
         for shape in 0_u32..1 << 12 {
             let (mut ring, mut open, mut now) = (Vec::new(), Vec::new(), 0);
             for bit in 0..12 {

@@ -1,8 +1,8 @@
-//! Which texts the reader of a sequence knows already.
+//! Texts that a packet sequence has already defined.
 //!
-//! A text is sent once for each use (category, event name, argument name), in the packet that first
-//! needs it, and named by number from there on. The number is the text's place in the timeline's table
-//! plus one, 0 being nothing: so what is kept here is one bit for each text and use, and no map.
+//! A text is sent once for each use (category, event name, argument name), in the first packet that
+//! needs it. Later packets refer to it by id. The id is the index in the timeline's table plus one,
+//! because 0 means none. The state is therefore one bit per text and use, without a map.
 
 use super::proto::{Interned, InternedData};
 use crate::model::{StringHandle, StringTable};
@@ -41,7 +41,7 @@ impl<'a> Interner<'a> {
         number(self.strings, &mut self.arguments, &mut self.fresh.debug_annotation_names, text)
     }
 
-    /// The numbers of a category and a name that are not in the table.
+    /// Returns the ids of a category and a name that are not in the table.
     pub(super) fn extra_event(&mut self, category: &str, name: &str) -> (u64, u64) {
         self.extra += 1;
         let iid = self.extra;
@@ -50,7 +50,7 @@ impl<'a> Interner<'a> {
         (iid, iid)
     }
 
-    /// The number of an argument's name that is not in the table.
+    /// Returns the id of an argument name that is not in the table.
     pub(super) fn extra_argument(&mut self, name: &str) -> u64 {
         self.extra += 1;
         let iid = self.extra;
@@ -58,7 +58,7 @@ impl<'a> Interner<'a> {
         iid
     }
 
-    /// What the reader must be told with the packet at hand.
+    /// Returns the definitions that the current packet must contain.
     pub(super) fn take_fresh(&mut self) -> Option<InternedData> {
         let nothing = self.fresh.event_categories.is_empty()
             && self.fresh.event_names.is_empty()

@@ -1,27 +1,28 @@
 //! Timelines as Perfetto traces, for <https://ui.perfetto.dev> and its trace_processor from v52 on.
 //!
-//! First one sequence of packets, in this order, then one more for each thread's polls (`slices.rs`) and for
-//! each set of stacks (`samples.rs`):
+//! The file starts with one sequence of packets in this order. One sequence for each thread's polls
+//! (`slices.rs`) and for each set of stacks (`samples.rs`) follows:
 //!
 //! ```text
-//! clocks, defaults     SEQ_INCREMENTAL_STATE_CLEARED: a reader starts from nothing
-//! process              every track's ancestor
+//! clocks, defaults     SEQ_INCREMENTAL_STATE_CLEARED: the reader starts without state
+//! process              ancestor of all tracks
 //! tracks               threads, counters, others: children of the process
-//! events               by time; a text comes with the first packet that uses it
-//! losses               one instant on the process' track, if anything was lost
+//! events               by time; a text is in the first packet that uses it
+//! losses               one instant on the process track, if anything was lost
 //! ```
 //!
-//! Time is `CLOCK_MONOTONIC` throughout. A reader must be able to get from there to its other clocks,
-//! and one that cannot drops every packet without a word: hence the snapshot of all three, with the
-//! monotonic one declared the trace's own. Whoever changes this asks trace_processor's `stats` table.
+//! All times are `CLOCK_MONOTONIC`. A reader must be able to convert them to its other clocks; one
+//! that cannot drops every packet silently. The trace therefore starts with a snapshot of all three
+//! clocks, and declares the monotonic one as the trace clock. After a change here, check
+//! trace_processor's `stats` table.
 //!
-//! Perfetto pairs a slice's end with the last open begin of its track, so an end without a begin would
-//! close somebody else's slice or count as an error: it is left out and counted as lost. A begin
-//! without an end is fine and drawn as unfinished. Events of one moment keep the order they were
-//! recorded in, which is what makes an end and the next begin at the same nanosecond nest.
+//! Perfetto pairs the end of a slice with the last open start on its track. An end without a start
+//! would close another slice or count as an error, so it is left out and counted as lost. A start
+//! without an end is valid and shown as unfinished. Events with equal times keep the order of
+//! recording. This makes an end and the next start in the same nanosecond nest correctly.
 //!
-//! Besides the timeline this takes 6 bytes for each event while they are put in order, then 4, and some
-//! bytes for each text. Merging the tracks would need none, but their events stand in one list.
+//! Writing takes 6 bytes per event while the events are sorted and 4 afterwards, and some bytes per
+//! text. Merging the tracks would need none, but all events are in one list.
 
 mod begins;
 mod interner;
@@ -47,10 +48,10 @@ use super::gzip::Parts;
 use crate::base::{Anchor, Moment};
 use crate::model::{ArgValue, EventKind, Losses, Timeline, TimelineEvent, Track, TrackKind};
 
-/// The sequence of the timeline's events; any number but 0.
+/// Sequence id of the timeline's events; any number but 0.
 const SEQUENCE: u32 = 1;
 
-/// Where tasks begin and end.
+/// Tracks for spawned and ended tasks.
 const TASK_TRACKS: [&str; 2] = ["tasks spawned", "tasks ended"];
 
 const INCREMENTAL_STATE_CLEARED: u32 = 1;
@@ -60,25 +61,27 @@ const REALTIME: u32 = 1;
 const MONOTONIC: u32 = 3;
 const BOOTTIME: u32 = 6;
 
-/// Writes `timeline`, gzip'd.
+/// Writes `timeline`, gzip-compressed.
 ///
-/// What Perfetto could not show is left out and counted with the timeline's own losses in the trace: ends
-/// of slices that never began, slices on counter tracks, values on others, values that are no number.
+/// Events that Perfetto cannot show are left out and counted in the trace, together with the
+/// timeline's own losses. These are ends of slices without a start, slices on counter tracks,
+/// values on other tracks, and values that are not finite.
 ///
 /// # Errors
 ///
-/// Those of `out`.
+/// Errors of `out`.
 pub fn write(timeline: &Timeline, out: impl Write) -> io::Result<()> {
     write_with(timeline, &[], out)
 }
 
-/// Writes `timeline`, gzip'd, with `stacks` on its threads.
+/// Writes `timeline`, gzip-compressed, with `stacks` on its threads.
 ///
-/// Takes some bytes for each frame and stack of one of `stacks` at a time besides what [`write()`] takes.
+/// In addition to the memory of [`write()`], this takes some bytes for each frame and stack of one
+/// element of `stacks` at a time.
 ///
 /// # Errors
 ///
-/// Those of `out`.
+/// Errors of `out`.
 pub fn write_with(timeline: &Timeline, stacks: &[Stacks<'_>], out: impl Write) -> io::Result<()> {
     let mut writer = Writer {
         timeline,
@@ -100,7 +103,7 @@ struct Writer<'a, W: Write> {
     timeline: &'a Timeline,
     out: Parts<W>,
     texts: Interner<'a>,
-    /// How many slices are open on each track.
+    /// Number of open slices on each track.
     open: Vec<u32>,
     losses: Losses,
 }
@@ -130,7 +133,7 @@ impl<W: Write> Writer<'_, W> {
             }),
             ..TrackDescriptor::default()
         })?;
-        // Threads first: what else was recorded of one stands below it.
+        // Threads come first, because other tracks of a thread are its children.
         for (place, thread) in timeline.activity.threads.iter().enumerate() {
             let name = timeline.strings.get(thread.name);
             self.descriptor(describe_thread(
@@ -155,7 +158,7 @@ impl<W: Write> Writer<'_, W> {
         Ok(())
     }
 
-    /// Polls and parks, and what became of tasks.
+    /// Writes polls and parks, and the starts and ends of tasks.
     fn activity(&mut self) -> io::Result<()> {
         let Timeline { activity, strings, .. } = self.timeline;
         let uuid = |place| activity_uuid(self.timeline, place);
@@ -171,9 +174,9 @@ impl<W: Write> Writer<'_, W> {
 
     fn events(&mut self) -> io::Result<()> {
         let events = &self.timeline.events;
-        // More than u32::MAX events would be more than 200 GiB of them.
+        // More than `u32::MAX` events would take more than 200 GiB.
         let mut order: Vec<u32> = (0..events.len() as u32).collect();
-        // Stable, for the order of recording; and it merges what is sorted already, as tracks are.
+        // A stable sort keeps the order of recording. It merges sorted runs, and each track is one.
         order.sort_by_key(|&at| events.get(at as usize).map(|event| event.at));
         let mut shown = TrackEvent::default();
         for event in order.iter().filter_map(|&at| events.get(at as usize)) {
@@ -185,7 +188,7 @@ impl<W: Write> Writer<'_, W> {
         Ok(())
     }
 
-    /// Makes `shown` the event as Perfetto shows it, or says why it cannot.
+    /// Converts the event to `shown`, or returns the loss counter if Perfetto cannot show it.
     fn event(&mut self, event: &TimelineEvent, shown: &mut TrackEvent) -> Result<(), &'static str> {
         let index = event.track.index();
         let track = self.timeline.tracks.get(index).ok_or("events on a track that is not there")?;
@@ -227,7 +230,7 @@ impl<W: Write> Writer<'_, W> {
         for &(name, value) in &event.args {
             let name_iid = self.texts.argument(name);
             let (uint_value, string_value) = match value {
-                // Perfetto's tables are signed: it would show a larger number as a negative one.
+                // Perfetto's tables are signed: it would show a larger number as negative.
                 ArgValue::Number(number) if i64::try_from(number).is_err() => {
                     (None, Some(number.to_string()))
                 }
@@ -271,7 +274,7 @@ impl<W: Write> Writer<'_, W> {
         Ok(())
     }
 
-    /// Writes `event` and leaves it as it is, for its vectors.
+    /// Writes `event` and restores it, to reuse its vectors.
     fn timed(&mut self, at: Moment, event: &mut TrackEvent) -> io::Result<()> {
         let mut packet = TracePacket {
             timestamp: Some(at.as_nanos()),
@@ -313,8 +316,8 @@ fn snapshot(anchor: &Anchor) -> ClockSnapshot {
     }
 }
 
-/// Never 0, which is Perfetto's global track, and different in another process' trace opened beside
-/// this one.
+/// Never 0, which is Perfetto's global track. The value differs between processes, so that traces
+/// can be opened together.
 fn process_uuid(timeline: &Timeline) -> u64 {
     (u64::from(timeline.pid) << 32) + 1
 }
@@ -323,7 +326,7 @@ fn uuid(timeline: &Timeline, index: usize) -> u64 {
     process_uuid(timeline) + 1 + index as u64
 }
 
-/// After those of the timeline's own tracks.
+/// Follows the ids of the timeline's own tracks.
 fn activity_uuid(timeline: &Timeline, place: usize) -> u64 {
     uuid(timeline, timeline.tracks.len() + place)
 }
@@ -355,7 +358,8 @@ fn describe(timeline: &Timeline, index: usize, track: &Track) -> TrackDescriptor
             let Some(place) = of_thread else {
                 return describe_thread(timeline, (tid, &name), uuid(timeline, index));
             };
-            // The thread's own track has its polls. Spans are dated by another clock and would not nest.
+            // The thread's own track has its polls. Spans use another clock and would not nest with
+            // them.
             descriptor.name = Some("spans".to_owned());
             descriptor.parent_uuid = Some(activity_uuid(timeline, place));
         }
@@ -367,7 +371,7 @@ fn describe(timeline: &Timeline, index: usize, track: &Track) -> TrackDescriptor
     descriptor
 }
 
-/// Perfetto scales and labels the units it knows; any other is shown as it is.
+/// Perfetto scales and labels the units it supports; any other is shown as is.
 fn describe_unit(unit: &str) -> CounterDescriptor {
     let mut descriptor = CounterDescriptor::default();
     match unit {

@@ -1,4 +1,4 @@
-//! Packets of polls and parks, put down byte by byte; `slices.rs` says what is in them.
+//! Encoder for packets of polls and parks, byte by byte; `slices.rs` describes their content.
 
 use std::io::{self, Write};
 
@@ -11,51 +11,51 @@ use crate::base::MAX_SITES;
 use crate::codec::gzip::Parts;
 use crate::model::{Activity, RawKind, StringTable, TaskKey};
 
-/// The clock of a sequence's own; those of 64 to 127 are.
+/// Id of the sequence-scoped clock; ids 64 to 127 are reserved for such clocks.
 const DELTAS: u32 = 64;
 
 const BEGIN: u8 = 1;
 const END: u8 = 2;
 const INSTANT: u8 = 3;
 
-/// The categories, by their number on every sequence.
+/// Interned ids of the categories, the same on every sequence.
 const RUNTIME: u8 = 1;
 const TASK: u8 = 2;
 
-/// The arguments, by their number on every sequence.
+/// Interned ids of the arguments, the same on every sequence.
 const TASK_NUMBER: u8 = 1;
 const IN_PROGRESS: u8 = 2;
 const EARLIER: u8 = 3;
 
-/// The name of a park; a site's is its number and two more.
+/// Interned id of the name of a park. The id of a spawn site's name is its index plus two.
 const PARKED: u64 = 1;
 
-/// The end of a slice that has none.
+/// End of a slice that is still open.
 pub(super) const GOES_ON: u64 = u64::MAX;
 
-/// A slice on its way into the file.
+/// A slice to write.
 #[derive(Clone, Copy)]
 pub(super) struct Slice {
     pub(super) start: u64,
-    /// [`GOES_ON`] if it does.
+    /// [`GOES_ON`] if the slice is still open.
     pub(super) end: u64,
     pub(super) kind: RawKind,
     pub(super) task: TaskKey,
-    /// It began so many nanoseconds before the trace does.
+    /// Nanoseconds from the start of the slice to the start of the trace; 0 if it started later.
     pub(super) earlier: u64,
 }
 
-/// Puts packets of one sequence down.
+/// Writer of the packets of one sequence.
 pub(super) struct Pen<'a, W: Write> {
     out: &'a mut Parts<W>,
     sequence: u32,
-    /// The time of the last packet.
+    /// Time of the last packet.
     last: u64,
     begin_runtime: Opening,
     begin_task: Opening,
     instant_task: Opening,
     end: Opening,
-    /// Packets that are not written yet.
+    /// Packets not written yet.
     bytes: Bytes,
 }
 
@@ -76,7 +76,7 @@ impl<'a, W: Write> Pen<'a, W> {
 }
 
 impl<W: Write> Pen<'_, W> {
-    /// What holds for the whole sequence.
+    /// Writes the defaults of the sequence.
     pub(super) fn head(
         &mut self,
         activity: &Activity,
@@ -167,7 +167,7 @@ impl<W: Write> Pen<'_, W> {
         Ok(())
     }
 
-    /// Begins a packet with an event in it; where the one and the other begin.
+    /// Starts a packet and its track event. Returns both start offsets.
     #[inline]
     fn packet(&mut self, opening: Opening) -> io::Result<(usize, usize)> {
         if self.bytes.len > ROOM - LONGEST {
@@ -180,8 +180,8 @@ impl<W: Write> Pen<'_, W> {
         Ok((packet, event))
     }
 
-    /// Ends the packet and the event in it, with its time. Their lengths are one byte each: both are below
-    /// [`LONGEST`].
+    /// Completes the packet and its event, with the time. Both lengths are one byte, because they
+    /// are below [`LONGEST`].
     #[inline]
     fn at(&mut self, at: u64, (packet, event): (usize, usize)) {
         self.bytes.length(event);
@@ -190,7 +190,6 @@ impl<W: Write> Pen<'_, W> {
         self.bytes.length(packet);
     }
 
-    /// Writes what is left.
     pub(super) fn finish(self) -> io::Result<()> {
         self.out.write_bytes(self.bytes.get())
     }
@@ -207,7 +206,7 @@ const fn name_of(kind: RawKind, task: TaskKey) -> u64 {
     }
 }
 
-/// Up to sixteen bytes that go down at once, the first one lowest.
+/// Up to sixteen bytes written at once, the first one lowest.
 #[derive(Clone, Copy)]
 struct Piece {
     bytes: u128,
@@ -224,7 +223,7 @@ impl Piece {
         Self { bytes: word, len }
     }
 
-    /// And `next` behind it; together they are at most sixteen bytes.
+    /// Appends `next`; together they are at most sixteen bytes.
     const fn and(self, next: Self) -> Self {
         Self { bytes: self.bytes | (next.bytes << (8 * self.len)), len: self.len + next.len }
     }
@@ -241,12 +240,12 @@ impl Piece {
     }
 }
 
-/// What a packet begins with: its sequence, an event, and the first of what is in that. The lengths of both are
-/// to come.
+/// Start of a packet: sequence id, event header and the first fields of the event. Both lengths are
+/// filled in later.
 #[derive(Clone, Copy)]
 struct Opening {
     piece: Piece,
-    /// Where the event begins.
+    /// Offset of the event.
     event: usize,
 }
 
@@ -260,22 +259,23 @@ impl Opening {
     }
 }
 
-/// A category and a type.
+/// Category and type.
 const BEGIN_RUNTIME: Piece = Piece::of(&[3 << 3, RUNTIME, 9 << 3, BEGIN]);
 const BEGIN_TASK: Piece = Piece::of(&[3 << 3, TASK, 9 << 3, BEGIN]);
 const INSTANT_TASK: Piece = Piece::of(&[3 << 3, TASK, 9 << 3, INSTANT]);
 const TYPE_END: Piece = Piece::of(&[9 << 3, END]);
-/// The name's number and the time.
+/// Field keys of the name id and the time.
 const NAME: u8 = 10 << 3;
 const TIME: u8 = 8 << 3;
 
-/// How much is gathered before it is handed on.
+/// Size of the buffer.
 const ROOM: usize = 4096;
 
-/// The longest packet, a begin with three arguments, and what [`Bytes::put`] writes beyond it.
+/// Upper bound of a packet: a start with three arguments, and the padding that [`Bytes::put`]
+/// writes.
 const LONGEST: usize = 128;
 
-/// Packets of the few fields above.
+/// A buffer for packets of the fields above.
 struct Bytes {
     bytes: [u8; ROOM],
     len: usize,
@@ -300,7 +300,7 @@ impl Bytes {
         }
     }
 
-    /// As [`Self::put`], of eight bytes at most.
+    /// Writes like [`Self::put`], at most eight bytes.
     #[inline]
     fn put_word(&mut self, bytes: u64, len: usize) {
         if let Some(place) = self.bytes.get_mut(self.len..self.len + 8) {
@@ -309,8 +309,8 @@ impl Bytes {
         }
     }
 
-    /// A tag of one byte and its number, without a loop over the number's bytes: how many a time takes changes from
-    /// packet to packet, and each such change is a branch foretold wrong.
+    /// Writes a one-byte key and its number, without a loop over the bytes. The length of a time
+    /// varies between packets, and each change would be a branch misprediction.
     #[inline]
     fn number(&mut self, tag: u8, number: u64) {
         if number >> 28 != 0 {
@@ -325,7 +325,7 @@ impl Bytes {
         self.put(Piece::of(&[tag]).and(Piece::varint(number)));
     }
 
-    /// An argument, by its name.
+    /// Writes an argument by the id of its name.
     #[inline]
     fn argument(&mut self, name: u8, value: u64) {
         let place = self.len + 2;
@@ -334,7 +334,7 @@ impl Bytes {
         self.length(place);
     }
 
-    /// Tells the length of the message that begins at `place`, in the byte before it.
+    /// Writes the length of the message that starts at `place` into the byte before it.
     #[inline]
     fn length(&mut self, place: usize) {
         if let Some(length) = self.bytes.get_mut(place - 1) {
@@ -343,7 +343,7 @@ impl Bytes {
     }
 }
 
-/// The bytes of a number below 2^28, seven bits each, and how many they are.
+/// Returns the varint of a number below 2^28, with seven bits per byte, and its length.
 #[inline]
 fn varint(number: u64) -> (u64, usize) {
     let number = number as u32;
@@ -351,7 +351,7 @@ fn varint(number: u64) -> (u64, usize) {
         | ((number << 1) & 0x7f00)
         | ((number << 2) & 0x7f_0000)
         | ((number << 3) & 0x7f00_0000);
-    // One, and one more for each seven bits after the first.
+    // One byte, and one more for each seven bits after the first.
     let more = (u32::BITS - 1 - (number | 1).leading_zeros()) / 7;
     let go_on = 0x80_8080 & ((1 << (8 * more)) - 1);
     ((spread | go_on).into(), more as usize + 1)

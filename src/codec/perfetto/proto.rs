@@ -1,16 +1,16 @@
-//! The messages of a Perfetto trace, and of them the fields that are written.
+//! Messages of a Perfetto trace, with the fields that are written.
 //!
-//! Perfetto's schema is proto2: an optional field that is there and 0 is not one that is absent, and
-//! repeated numbers are not packed (its own reader does not look for packed ones in track events).
+//! Perfetto's schema is proto2. An optional field with value 0 differs from an absent one, and
+//! repeated numbers are not packed (Perfetto's own reader does not accept packed ones in track
+//! events).
 
-/// A trace of one packet. Those that follow each other in a file are one trace.
+/// A trace of one packet. Consecutive ones in a file form one trace.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct Trace {
     #[prost(message, required, tag = "1")]
     pub(super) packet: TracePacket,
 }
 
-/// One thing said, by one sequence.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct TracePacket {
     #[prost(message, optional, tag = "6")]
@@ -47,7 +47,7 @@ pub(super) struct TrackEventDefaults {
     pub(super) track_uuid: u64,
 }
 
-/// What several clocks showed at one moment.
+/// Values of several clocks at one moment.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct ClockSnapshot {
     #[prost(message, repeated, tag = "1")]
@@ -153,7 +153,7 @@ pub(super) struct DebugAnnotation {
     pub(super) string_value: Option<String>,
 }
 
-/// Texts by number, from this packet on.
+/// Definitions of texts by id, valid from this packet on.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct InternedData {
     #[prost(message, repeated, tag = "1")]

@@ -1,22 +1,24 @@
-//! Stacks on the threads of a trace: CPU samples, and where each thread stood.
+//! Stacks on the threads of a trace: CPU samples and thread dumps.
 //!
-//! A sample of CPU time is Perfetto's `PerfSample`: the UI makes flame graphs of those of a stretch of
-//! time. A thread's stack is an instant on the thread's track with its frames as an argument: as a sample it
-//! would be taken for CPU time, and an instant that bears a callstack (field 56) v52 does not read and counts
-//! as an error. Each set is a sequence of its own, after those of `slices.rs`; the numbers of a set of samples
-//! are places in its profile's tables (`stacks.rs`).
+//! A CPU sample is written as Perfetto's `PerfSample`, and the UI builds flame graphs from the
+//! samples of a time range. A thread's stack is an instant on the thread's track, with its frames
+//! as an argument. As a `PerfSample` it would count as CPU time. Instants with a callstack (field
+//! 56) are not supported by v52, which counts them as errors. Each set is a separate sequence,
+//! after those of `slices.rs`. The ids of a set of samples are indices in its profile's tables
+//! (`stacks.rs`).
 //!
 //! ```text
 //! Trace.packet 1 {
 //!   timestamp 8, trusted_packet_sequence_id 10, interned_data 12, sequence_flags 13,
 //!   perf_sample 66 { pid 2, tid 3, callstack_iid 4 }
-//!   track_event 11 { category_iids 3, debug_annotations 4 { name_iid 1, string 6, array 12 }, type 9, name_iid 10,
-//!                    track_uuid 11 }
+//!   track_event 11 { category_iids 3, debug_annotations 4 { name_iid 1, string 6, array 12 },
+//!                    type 9, name_iid 10, track_uuid 11 }
 //! }
 //! ```
 //!
-//! A `PerfSample` is one sample, whatever it weighs: v52 draws no weights. They differ from 1 where the timer
-//! engine is asked for more than the kernel's ticks give; the CPU profile of the same incident has them.
+//! A `PerfSample` is one sample regardless of its weight, because v52 does not show weights.
+//! Weights differ from 1 if the timer engine's frequency exceeds that of the kernel's ticks. The
+//! CPU profile of the same incident has the weights.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -37,14 +39,14 @@ use crate::model::{LabelValue, Profile, Sample, ThreadDump, ThreadRow, Timeline,
 /// Stacks to show in a trace.
 #[derive(Clone, Copy, Debug)]
 pub enum Stacks<'a> {
-    /// What is [timed](Profile::timed) of a profile, each as a sample of its thread.
+    /// The [timed](Profile::timed) samples of a profile, each as a sample of its thread.
     Samples(&'a Profile),
-    /// Where threads stood when the dump was taken, as an instant of each that has a stack.
+    /// The stacks of a thread dump, each as an instant at the time of the dump.
     Threads(&'a ThreadDump),
 }
 
 impl<'a> Stacks<'a> {
-    /// The threads that stacks are of, with their names.
+    /// Returns the threads that have stacks, with their names.
     fn threads(self) -> Box<dyn Iterator<Item = (u32, &'a str)> + 'a> {
         match self {
             Self::Samples(profile) => Box::new(profile.timed.iter().filter_map(|timed| {
@@ -58,7 +60,6 @@ impl<'a> Stacks<'a> {
     }
 }
 
-/// A packet with a stack.
 #[derive(Clone, PartialEq, Message)]
 struct Packet {
     #[prost(uint64, tag = "8")]
@@ -116,14 +117,14 @@ struct Argument {
     array_values: Vec<Argument>,
 }
 
-/// What instants are called, by their number on their sequence.
+/// Interned ids of names on a sequence of instants.
 const STANDING: u64 = 1;
 const CATEGORY: u64 = 1;
 const STATE: u64 = 1;
 const WAIT: u64 = 2;
 const STACK: u64 = 3;
 
-/// Writes `stacks` and the tracks of threads that `timeline` has none of.
+/// Writes `stacks`, and the tracks of threads that `timeline` lacks.
 pub(super) fn write<W: Write>(
     timeline: &Timeline,
     stacks: &[Stacks<'_>],
@@ -143,7 +144,7 @@ pub(super) fn write<W: Write>(
     Ok(())
 }
 
-/// The tracks of all threads that have a stack, by their ids; those that are not there are made.
+/// Returns the tracks of all threads that have a stack, by tid. Missing ones are written.
 fn tracks<W: Write>(
     timeline: &Timeline,
     stacks: &[Stacks<'_>],
@@ -175,7 +176,7 @@ fn tracks<W: Write>(
     Ok(tracks)
 }
 
-/// What holds for a sequence; one with instants is told their names.
+/// Writes the defaults of a sequence, with the names for instants if it has any.
 fn head<W: Write>(sequence: u32, has_instants: bool, out: &mut Parts<W>) -> io::Result<()> {
     let interned = |iid, name: &str| Interned { iid, name: name.to_owned() };
     let names = || InternedData {
@@ -252,7 +253,7 @@ impl<W: Write> Pen<'_, W> {
     }
 }
 
-/// A thread where it stood, the innermost frame first.
+/// Returns the instant for a thread's stack, innermost frame first.
 fn standing(profile: &Profile, row: &ThreadRow, track_uuid: u64) -> Standing {
     let text = |name_iid, text: String| Argument {
         name_iid,
@@ -275,7 +276,7 @@ fn standing(profile: &Profile, row: &ThreadRow, track_uuid: u64) -> Standing {
     }
 }
 
-/// When a dump was taken, on the timeline's clock.
+/// Returns the time of a dump on the timeline's clock.
 fn moment(timeline: &Timeline, dump: &ThreadDump) -> Moment {
     let anchor = timeline.anchor;
     let since = dump.profile.started.duration_since(anchor.wall).as_nanos();
@@ -283,7 +284,7 @@ fn moment(timeline: &Timeline, dump: &ThreadDump) -> Moment {
     Moment::from_nanos(anchor.moment.as_nanos().saturating_add_signed(nanos))
 }
 
-/// The name of the thread that a sample is of.
+/// Returns the name of a sample's thread.
 fn thread_of<'p>(profile: &'p Profile, sample: &Sample) -> &'p str {
     let texts = sample.labels.iter().filter_map(|label| match label.value {
         LabelValue::Text(text) if profile.strings.get(label.key) == "thread" => Some(text),

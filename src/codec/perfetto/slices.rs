@@ -1,34 +1,36 @@
 //! Polls and parks, written byte by byte.
 //!
-//! There are hundreds of thousands of them and they all have the same few fields, so here the bytes are put
-//! down without message structs. Each thread is a sequence of its own, whose first packet says what holds
-//! for all of it (the clock, the track) and the names it uses; after it a begin is some 23 bytes and an end
-//! some 11. Sequences follow each other in the file and overlap in time; Perfetto sorts.
+//! There are hundreds of thousands of slices with the same few fields, so the bytes are written
+//! without message structs. Each thread is a separate sequence. Its first packet has the defaults
+//! (clock, track) and the names in use. After it a start takes some 23 bytes and an end some 11.
+//! Sequences follow each other in the file and overlap in time; Perfetto sorts them.
 //!
 //! ```text
 //! Trace.packet 1 {
 //!   trusted_packet_sequence_id 10,
-//!   track_event 11 { category_iids 3, type 9, name_iid 10, debug_annotations 4 { name_iid 1, uint_value 3 } },
+//!   track_event 11 { category_iids 3, type 9, name_iid 10,
+//!                    debug_annotations 4 { name_iid 1, uint_value 3 } },
 //!   timestamp 8
 //! }
 //! ```
 //!
-//! The fields stand in the order that compresses best: what differs from packet to packet, the task's number and
-//! the time, stands together at the end, next to the following packet's length, so that all the rest is one
-//! match for the compressor, whose work is most of the cost. No packet says that it needs its sequence's state: all
-//! a reader does about that is to drop the packet where the state is missing, and here it stands before it in
-//! the same file.
+//! The fields are in the order that compresses best. Those that vary between packets, task number
+//! and time, are at the end, next to the following packet's length. The rest is a single match for
+//! the compressor, which accounts for most of the cost. Packets do not set
+//! `NEEDS_INCREMENTAL_STATE`. A reader uses that flag only to drop packets whose state is missing,
+//! and here the state precedes them in the same file.
 //!
-//! A time is the distance to the one before: a clock of the sequence's own, which its first packet ties to
-//! `CLOCK_MONOTONIC`. So most take one or two bytes where the time itself takes seven, which is half of what
-//! there would be to compress, and a quarter of what is left of it. Packets have to be in the order of time.
+//! A time is the difference from the previous one. The clock is scoped to the sequence, and the
+//! first packet relates it to `CLOCK_MONOTONIC`. Most times take one or two bytes instead of seven,
+//! which halves the input of the compressor and saves a quarter of its output. Packets must be in
+//! order of time.
 //!
-//! A ring has slices in the order of their ends. They are read in the order of their begins (`begins.rs`), and an
-//! end is written when the next begin is not inside; so on each track begins and ends alternate as brackets do,
-//! whatever the times say.
+//! A ring has slices in the order of their ends. They are read in the order of their starts
+//! (`begins.rs`), and an end is written when the next start is outside. Starts and ends on each
+//! track are therefore always properly nested, whatever the times are.
 //!
-//! Nothing is copied and all that is allocated is a few bytes for each slice that has others in it: in a heap of
-//! a million holes the allocator takes milliseconds for each larger block, whatever is done with it.
+//! Slices are not copied, and only a few bytes are allocated for each slice that contains others.
+//! In a heap with a million holes, any larger allocation takes milliseconds.
 
 use std::io::{self, Write};
 
@@ -38,7 +40,8 @@ use super::pen::{GOES_ON, Pen, Slice};
 use crate::codec::gzip::Parts;
 use crate::model::{Activity, RawKind, RawSlice, StringTable, ThreadSlices};
 
-/// Writes what `thread` did on the track `track`, as the sequence after those of `place` other threads.
+/// Writes the slices of `thread` to the track `track`, as the sequence number `place` among
+/// threads.
 pub(super) fn write<W: Write>(
     activity: &Activity,
     strings: &StringTable,
@@ -54,11 +57,12 @@ pub(super) fn write<W: Write>(
 
     let mut around: Vec<u64> = Vec::new();
     let mut slices = merged(activity, thread);
-    // One call of each, which the optimizer inlines: several it calls, which is a quarter of the cost.
+    // A single call site of each, so that the optimizer inlines them: a quarter of the cost.
     loop {
         let slice = slices.next();
         let (start, end) = slice.map_or((u64::MAX - 1, 0), |slice| (slice.start, slice.end));
-        // What ends before this one does cannot be around it, whatever the clocks of two cores say.
+        // A slice that ends before this one cannot contain it, even if the clocks of two cores
+        // disagree.
         while let Some(over) = around.pop_if(|outer| *outer <= start || *outer < end) {
             pen.end(over)?;
         }
@@ -69,7 +73,7 @@ pub(super) fn write<W: Write>(
     pen.finish()
 }
 
-/// Writes what became of tasks, as instants on the two tracks `spawned` and `ended`.
+/// Writes the starts and ends of tasks, as instants on the two tracks `spawned` and `ended`.
 pub(super) fn write_tasks<W: Write>(
     activity: &Activity,
     strings: &StringTable,
@@ -91,12 +95,13 @@ pub(super) fn write_tasks<W: Write>(
     Ok(())
 }
 
-/// The sequence of a thread, after that of the timeline's events.
+/// Returns the sequence id of a thread, after that of the timeline's events.
 fn sequence(place: usize) -> u32 {
     SEQUENCE + 1 + place as u32
 }
 
-/// The slices of a thread that reach into the trace, in the order of their begins, with their moments.
+/// Returns the slices of a thread that overlap the trace, in the order of their starts, with their
+/// times.
 fn merged<'a>(
     activity: &'a Activity,
     thread: &'a ThreadSlices,
@@ -107,7 +112,7 @@ fn merged<'a>(
     let mut next = ended.next();
     std::iter::from_fn(move || {
         loop {
-            // What goes on is around what has ended and began with it.
+            // An open slice contains complete ones that started at the same time.
             let before = next.map_or(u64::MAX, RawSlice::start);
             let (kind, start, end, task) = match open.next_if(|open| open.start <= before) {
                 Some(open) => (open.kind, open.start, GOES_ON, open.task.short()),

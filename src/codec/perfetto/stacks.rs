@@ -1,13 +1,13 @@
-//! The stacks of a profile by number, as their sequence's reader is told of them.
+//! Stacks of a profile by id, with their definitions for the sequence's reader.
 //!
 //! ```text
 //! callstack  -> frames, root first -> function name, mapping -> path, build id
 //! ```
 //!
-//! Each is sent once, in the packet that first needs it. Numbers are places in the profile's tables and
-//! one more, so what is kept here is a bit for each row and no map. A frame in no mapping gets one
-//! without a path, and a sample without a stack gets the frame [`STACK_UNKNOWN`], since Perfetto counts a
-//! number that it was not told as an error.
+//! Each is defined once, in the first packet that needs it. An id is the index in the profile's
+//! table plus one, so a bitmap per table suffices and no map is needed. A frame without a mapping
+//! gets one without a path. A sample without a stack gets the frame [`STACK_UNKNOWN`], because
+//! Perfetto counts an undefined id as an error.
 
 use prost::Message;
 
@@ -15,7 +15,7 @@ use super::proto::Interned;
 use crate::codec::pprof::STACK_UNKNOWN;
 use crate::model::{Frame, FrameHandle, Mapping, Profile, StackHandle};
 
-/// The fields of `InternedData` that tell of stacks.
+/// Fields of `InternedData` that define stacks.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct StackNames {
     #[prost(message, repeated, tag = "5")]
@@ -76,20 +76,20 @@ pub(super) struct ShownMapping {
     pub(super) path_string_ids: Vec<u64>,
 }
 
-/// Which stacks the reader of a sequence knows already, and what it must be told next.
+/// State of the definitions of one sequence: those already sent, and those for the next packet.
 pub(super) struct StackInterner<'a> {
     profile: &'a Profile,
     stacks: Vec<bool>,
     frames: Vec<bool>,
     functions: Vec<bool>,
-    /// One more than there are, for what is in none.
+    /// One more than the profile has, for frames without a mapping.
     mappings: Vec<bool>,
     unknown: bool,
     fresh: StackNames,
 }
 
 impl<'a> StackInterner<'a> {
-    /// Begins with all of it to be told.
+    /// Creates an interner with no definitions sent.
     pub(super) fn new(profile: &'a Profile) -> Self {
         Self {
             profile,
@@ -102,7 +102,7 @@ impl<'a> StackInterner<'a> {
         }
     }
 
-    /// The number of a stack.
+    /// Returns the id of a stack.
     pub(super) fn stack(&mut self, stack: Option<StackHandle>) -> u64 {
         let Some(stack) = stack.filter(|stack| stack.index() < self.stacks.len()) else {
             return self.unknown();
@@ -118,7 +118,7 @@ impl<'a> StackInterner<'a> {
         iid
     }
 
-    /// What the reader must be told with the packet at hand.
+    /// Returns the definitions that the current packet must contain.
     pub(super) fn take_fresh(&mut self) -> Option<StackNames> {
         (self.fresh != StackNames::default()).then(|| std::mem::take(&mut self.fresh))
     }
@@ -131,7 +131,7 @@ impl<'a> StackInterner<'a> {
             let mapping = frame.mapping.map(|mapping| mapping.index());
             let mapping_id = self.mapping(mapping);
             let mapping = mapping.and_then(|mapping| profile.mappings.get(mapping));
-            // The function that the symbol is of: what is inlined into it has no stack entry here.
+            // The outermost function: functions inlined into it have no separate frame here.
             let line = frame.lines.last();
             let function_name_id = line.map_or(0, |line| self.function(line.function.index()));
             self.fresh.frames.push(ShownFrame {
@@ -163,7 +163,7 @@ impl<'a> StackInterner<'a> {
             if let Some((_, mapping)) = known {
                 (shown.start, shown.end) = (mapping.start, mapping.end);
                 let path = mapping.path.to_string_lossy();
-                // Perfetto puts a slash before each part.
+                // Perfetto adds a slash before each part.
                 let name = path.strip_prefix('/').unwrap_or(&path).to_owned();
                 self.fresh.mapping_paths.push(Interned { iid, name });
                 shown.path_string_ids.push(iid);
@@ -177,7 +177,7 @@ impl<'a> StackInterner<'a> {
         iid
     }
 
-    /// The stack of those who have none.
+    /// Returns the id of the stack for samples that have none.
     fn unknown(&mut self) -> u64 {
         let stack = iid(self.profile.stacks.len());
         if !std::mem::replace(&mut self.unknown, true) {
@@ -195,7 +195,7 @@ impl<'a> StackInterner<'a> {
     }
 }
 
-/// 0 is nothing.
+/// 0 means none.
 const fn iid(index: usize) -> u64 {
     index as u64 + 1
 }
@@ -210,7 +210,7 @@ fn place_in_file(frame: &Frame, mapping: Option<&Mapping>) -> u64 {
     })
 }
 
-/// The bytes that an even number of hexadecimal digits stand for.
+/// Decodes an even number of hexadecimal digits.
 fn bytes_of(hex: &str) -> Option<Vec<u8>> {
     let digits: Option<Vec<u8>> =
         hex.chars().map(|digit| digit.to_digit(16).map(|digit| digit as u8)).collect();

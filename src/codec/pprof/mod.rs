@@ -1,16 +1,16 @@
-//! Profiles as `profile.proto`, the format of `go tool pprof` and of most profilers' viewers.
+//! Profiles as `profile.proto`, the format of `go tool pprof` and of most profile viewers.
 //!
-//! Indices become ids by adding one, because 0 stands for none. The texts keep their places in the
-//! model's table, whose first is the empty one in both worlds; the few texts that stand outside the
-//! table (paths, types, comments) follow it.
+//! An id is an index plus one, because 0 means none. Texts keep their indices in the model's table,
+//! whose first text is empty, as in the format. Texts outside the table (paths, types, comments)
+//! follow it.
 //!
-//! What is lost is a comment, `lost: N cause`, which `go tool pprof -comments` prints. A sample
-//! without a stack is shown at a location called `[stack unknown]`, so that it is seen and counts in
-//! the totals; Go does the same with its lost samples.
+//! Losses are comments of the form `lost: N cause`, which `go tool pprof -comments` prints. A
+//! sample without a stack has a location named `[stack unknown]`, so that it is visible and
+//! included in the totals. Go does the same with its lost samples.
 //!
-//! `has_functions` is a promise with a cost: a viewer that finds it does not look up symbols itself.
-//! It is set only where the model says all was looked up, and the finer promises (files, lines,
-//! inlined functions) only where what was found bears them out.
+//! `has_functions` has a cost: a viewer that finds it set does not symbolize. It is set only if the
+//! model states that symbolization is complete. The flags for files, lines and inlined functions
+//! are set only if the result contains such information.
 
 pub mod proto;
 mod read;
@@ -25,18 +25,18 @@ pub use stream::{FunctionId, Head, Room, Stream, Text};
 use super::gzip::Parts;
 use crate::model::{Frame, LabelValue, Mapping, Profile, Sample, StringTable, ValueType};
 
-/// The function shown for samples whose stack could not be read.
+/// Function shown for samples whose stack could not be read.
 pub const STACK_UNKNOWN: &str = "[stack unknown]";
 
-/// Writes `profile`, gzip'd.
+/// Writes `profile`, gzip-compressed.
 ///
-/// Takes the memory of the largest single message besides `profile`, and no copy of its texts. A sample
-/// that has not one value for each type would make the whole file unreadable: it is left out and
-/// counted as lost.
+/// In addition to `profile`, it takes the memory of the largest single message, and does not copy
+/// texts. A sample must have one value per type; any other would make the whole file unreadable, so
+/// it is left out and counted as lost.
 ///
 /// # Errors
 ///
-/// Those of `out`.
+/// Errors of `out`.
 pub fn write(profile: &Profile, out: impl Write) -> io::Result<()> {
     let mut out = Parts::new(out);
     let mut texts = Texts::after(&profile.strings);
@@ -50,7 +50,7 @@ pub fn write(profile: &Profile, out: impl Write) -> io::Result<()> {
     out.finish()
 }
 
-/// Texts that are not in the profile's table and get the places after it.
+/// Texts outside the profile's table, with the indices after it.
 struct Texts {
     start: usize,
     texts: Vec<String>,
@@ -73,7 +73,7 @@ impl Texts {
     }
 }
 
-/// The id of the row at `index` of any table.
+/// Returns the id of the row at `index` of any table.
 const fn id(index: usize) -> u64 {
     index as u64 + 1
 }
@@ -101,7 +101,7 @@ fn write_head<W: Write>(
     })
 }
 
-/// Writes the samples; returns how many had to be left out.
+/// Writes the samples. Returns the number left out.
 fn write_samples<W: Write>(profile: &Profile, out: &mut Parts<W>) -> io::Result<u64> {
     let mut left_out = 0;
     let mut part = proto::Profile { sample: vec![proto::Sample::default()], ..Default::default() };
@@ -110,7 +110,7 @@ fn write_samples<W: Write>(profile: &Profile, out: &mut Parts<W>) -> io::Result<
             left_out += 1;
             continue;
         }
-        // One sample whose vectors keep their capacity: no allocation for each.
+        // The sample is reused for its vectors' capacity, which avoids an allocation per sample.
         for shown in &mut part.sample {
             fill_sample(profile, sample, shown);
         }
@@ -178,7 +178,7 @@ fn write_mappings<W: Write>(
     Ok(())
 }
 
-/// What the frames of one mapping show to have been looked up.
+/// Kinds of information found by symbolization in the frames of one mapping.
 #[derive(Clone, Copy, Default)]
 struct Found {
     files: bool,
@@ -221,7 +221,7 @@ fn write_locations<W: Write>(profile: &Profile, out: &mut Parts<W>) -> io::Resul
     Ok(())
 }
 
-/// A handle that leads nowhere would make the whole file unreadable; what it would say is left out.
+/// Leaves out invalid handles, which would make the whole file unreadable.
 fn fill_location(profile: &Profile, index: usize, frame: &Frame, shown: &mut proto::Location) {
     let mapping = frame.mapping.filter(|mapping| mapping.index() < profile.mappings.len());
     shown.id = id(index);

@@ -1,102 +1,103 @@
-//! The messages of `profile.proto`, as Go's reader knows them.
+//! Messages of `profile.proto`, as defined by Go's reader.
 //!
-//! Integers that name a text are places in [`Profile::string_table`]; ids are any numbers but 0.
+//! Integers documented as text are indices in [`Profile::string_table`]. Ids are any numbers but 0.
 
 /// A profile.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Profile {
-    /// What the values of each sample mean, in order.
+    /// Meaning of the values of each sample, in order.
     #[prost(message, repeated, tag = "1")]
     pub sample_type: Vec<ValueType>,
-    /// The samples.
+    /// Samples.
     #[prost(message, repeated, tag = "2")]
     pub sample: Vec<Sample>,
-    /// The files code was mapped from; the first is the executable.
+    /// Mapped files; the first is the executable.
     #[prost(message, repeated, tag = "3")]
     pub mapping: Vec<Mapping>,
-    /// The places in code.
+    /// Locations in code.
     #[prost(message, repeated, tag = "4")]
     pub location: Vec<Location>,
-    /// The functions.
+    /// Functions.
     #[prost(message, repeated, tag = "5")]
     pub function: Vec<Function>,
-    /// The texts; the first is empty.
+    /// Texts; the first is empty.
     #[prost(string, repeated, tag = "6")]
     pub string_table: Vec<String>,
-    /// Text: a pattern of functions a reader drops, with what they call.
+    /// Text: pattern of functions that a reader drops, together with their callees.
     #[prost(int64, tag = "7")]
     pub drop_frames: i64,
-    /// Text: a pattern of functions a reader keeps all the same.
+    /// Text: pattern of functions that a reader keeps despite `drop_frames`.
     #[prost(int64, tag = "8")]
     pub keep_frames: i64,
-    /// When it began, in nanoseconds since 1970.
+    /// Start time, in nanoseconds since 1970.
     #[prost(int64, tag = "9")]
     pub time_nanos: i64,
-    /// How long it lasted, in nanoseconds.
+    /// Duration in nanoseconds.
     #[prost(int64, tag = "10")]
     pub duration_nanos: i64,
-    /// What one `period` is of.
+    /// Type and unit of `period`.
     #[prost(message, optional, tag = "11")]
     pub period_type: Option<ValueType>,
-    /// How much of it lies between two samples.
+    /// Sampling period.
     #[prost(int64, tag = "12")]
     pub period: i64,
-    /// Texts: remarks.
+    /// Texts: comments.
     #[prost(int64, repeated, tag = "13")]
     pub comment: Vec<i64>,
-    /// Text: the name of the sample type to show first.
+    /// Text: name of the sample type to show first.
     #[prost(int64, tag = "14")]
     pub default_sample_type: i64,
-    /// Text: where this kind of profile is explained.
+    /// Text: URL of the documentation for this kind of profile.
     #[prost(int64, tag = "15")]
     pub doc_url: i64,
 }
 
 impl Profile {
-    /// The text at `index`; empty when there is none, which a profile that was read does not have.
+    /// Returns the text at `index`, or an empty one if there is none. In a profile that was read,
+    /// each text exists.
     pub fn text(&self, index: i64) -> &str {
         usize::try_from(index).ok().and_then(|at| self.string_table.get(at)).map_or("", |text| text)
     }
 }
 
-/// What a value counts.
+/// Type of a value.
 #[derive(Clone, Copy, PartialEq, prost::Message)]
 pub struct ValueType {
-    /// Text: what is counted.
+    /// Text: name of the counted quantity.
     #[prost(int64, tag = "1")]
     pub r#type: i64,
-    /// Text: in which unit.
+    /// Text: unit.
     #[prost(int64, tag = "2")]
     pub unit: i64,
 }
 
-/// Values seen at one stack.
+/// Values observed for one stack.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Sample {
-    /// The ids of its locations, innermost first.
+    /// Ids of the locations, innermost first.
     #[prost(uint64, repeated, tag = "1")]
     pub location_id: Vec<u64>,
-    /// One value for each sample type.
+    /// One value per sample type.
     #[prost(int64, repeated, tag = "2")]
     pub value: Vec<i64>,
-    /// Remarks.
+    /// Labels.
     #[prost(message, repeated, tag = "3")]
     pub label: Vec<Label>,
 }
 
-/// A remark on a sample: a text, or a number with a unit.
+/// A label of a sample: a text, or a number with a unit.
 #[derive(Clone, Copy, PartialEq, prost::Message)]
 pub struct Label {
-    /// Text: what the remark is about.
+    /// Text: key.
     #[prost(int64, tag = "1")]
     pub key: i64,
-    /// Text: what it says.
+    /// Text: value, if it is a text.
     #[prost(int64, tag = "2")]
     pub str: i64,
-    /// The number it says.
+    /// Value, if it is a number.
     #[prost(int64, tag = "3")]
     pub num: i64,
-    /// Text: the number's unit.
+    /// Text: unit of the number.
     #[prost(int64, tag = "4")]
     pub num_unit: i64,
 }
@@ -104,7 +105,7 @@ pub struct Label {
 /// A file mapped into the process.
 #[derive(Clone, Copy, PartialEq, prost::Message)]
 pub struct Mapping {
-    /// Its id.
+    /// Unique id.
     #[prost(uint64, tag = "1")]
     pub id: u64,
     /// First address.
@@ -116,42 +117,42 @@ pub struct Mapping {
     /// Offset in the file that is mapped at `memory_start`.
     #[prost(uint64, tag = "4")]
     pub file_offset: u64,
-    /// Text: the file.
+    /// Text: path of the file.
     #[prost(int64, tag = "5")]
     pub filename: i64,
-    /// Text: its build id.
+    /// Text: build ID.
     #[prost(int64, tag = "6")]
     pub build_id: i64,
-    /// Whether functions have been looked up in it.
+    /// `true` if functions have been symbolized.
     #[prost(bool, tag = "7")]
     pub has_functions: bool,
-    /// Whether source files have.
+    /// `true` if source files have been symbolized.
     #[prost(bool, tag = "8")]
     pub has_filenames: bool,
-    /// Whether line numbers have.
+    /// `true` if line numbers have been symbolized.
     #[prost(bool, tag = "9")]
     pub has_line_numbers: bool,
-    /// Whether inlined functions have.
+    /// `true` if inlined functions have been symbolized.
     #[prost(bool, tag = "10")]
     pub has_inline_frames: bool,
 }
 
-/// A place in code.
+/// A location in code.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Location {
-    /// Its id.
+    /// Unique id.
     #[prost(uint64, tag = "1")]
     pub id: u64,
-    /// The id of the mapping that holds it; 0 for none.
+    /// Id of the mapping that contains it; 0 if none.
     #[prost(uint64, tag = "2")]
     pub mapping_id: u64,
-    /// Its address.
+    /// Address.
     #[prost(uint64, tag = "3")]
     pub address: u64,
-    /// What it stands for, innermost inlined function first.
+    /// Functions at this address, innermost inlined function first.
     #[prost(message, repeated, tag = "4")]
     pub line: Vec<Line>,
-    /// Whether other functions are at the same address, folded by the linker.
+    /// `true` if the linker folded other functions to the same address.
     #[prost(bool, tag = "5")]
     pub is_folded: bool,
 }
@@ -159,13 +160,13 @@ pub struct Location {
 /// A source position.
 #[derive(Clone, Copy, PartialEq, prost::Message)]
 pub struct Line {
-    /// The id of the function.
+    /// Id of the function.
     #[prost(uint64, tag = "1")]
     pub function_id: u64,
-    /// The line in its file; 0 when unknown.
+    /// Line in the source file; 0 if unknown.
     #[prost(int64, tag = "2")]
     pub line: i64,
-    /// The column in that line; 0 when unknown.
+    /// Column in the line; 0 if unknown.
     #[prost(int64, tag = "3")]
     pub column: i64,
 }
@@ -173,19 +174,19 @@ pub struct Line {
 /// A function.
 #[derive(Clone, Copy, PartialEq, prost::Message)]
 pub struct Function {
-    /// Its id.
+    /// Unique id.
     #[prost(uint64, tag = "1")]
     pub id: u64,
-    /// Text: its name for people.
+    /// Text: demangled name.
     #[prost(int64, tag = "2")]
     pub name: i64,
-    /// Text: its name for the linker.
+    /// Text: linker name.
     #[prost(int64, tag = "3")]
     pub system_name: i64,
-    /// Text: its source file.
+    /// Text: source file.
     #[prost(int64, tag = "4")]
     pub filename: i64,
-    /// The line it begins at.
+    /// Line at which it starts.
     #[prost(int64, tag = "5")]
     pub start_line: i64,
 }

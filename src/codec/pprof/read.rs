@@ -1,4 +1,4 @@
-//! Reads a profile in which every reference resolves, within bounded memory.
+//! Reader of profiles: checks that every reference resolves, within bounded memory.
 
 use std::collections::HashSet;
 use std::io::{self, Write};
@@ -11,23 +11,23 @@ use super::proto::Profile;
 use super::size::Size;
 use crate::base::Bytes;
 
-/// The most a profile may inflate to. A heap profile of 100,000 stacks of depth 40 with names is
-/// about 20 MiB.
+/// Maximum decompressed size. A heap profile of 100,000 stacks of depth 40 with names takes about
+/// 20 MiB.
 const LIMIT: Bytes = Bytes::mib(64);
 
-/// The most memory that a decoded profile may take. That heap profile takes 90 MiB.
+/// Maximum memory of a decoded profile. The heap profile above takes 90 MiB.
 const MEMORY_LIMIT: Bytes = Bytes::mib(256);
 
-/// Reads a profile, gzip'd or plain. In what it returns every id and every text referred to is there,
-/// and every sample has one value for each type, as Go's reader wants it.
+/// Reads a profile, compressed or plain. In the result every referenced id and text exists, and
+/// every sample has one value per type, as Go's reader requires.
 ///
-/// Takes at most about 400 MiB of memory, whatever the bytes are: 64 MiB of content and 256 MiB for the profile,
-/// which is measured before it is decoded.
+/// Takes at most about 400 MiB of memory for any input: 64 MiB of content and 256 MiB for the
+/// profile, which is measured before it is decoded.
 ///
 /// # Errors
 ///
-/// When `bytes` are damaged, hold more than 64 MiB or what would take more than 256 MiB of memory, are not
-/// `profile.proto`, or refer to what is not there.
+/// If `bytes` are damaged, are more than 64 MiB decompressed, would take more than 256 MiB decoded,
+/// are not `profile.proto`, or contain dangling references.
 pub fn read(bytes: &[u8]) -> Result<Profile, Error> {
     let profile = decode(&inflate(bytes, LIMIT)?)?;
     check(&profile).map_err(Error::Inconsistent)?;
@@ -45,11 +45,11 @@ fn decode(content: &[u8]) -> Result<Profile, Error> {
     Ok(profile)
 }
 
-/// Writes what [`read`] returned, gzip'd, changed or not.
+/// Writes a profile returned by [`read`], changed or not, gzip-compressed.
 ///
 /// # Errors
 ///
-/// Those of `out`.
+/// Errors of `out`.
 pub fn write_read(profile: &Profile, out: impl Write) -> io::Result<()> {
     let mut out = Parts::new(out);
     out.write(profile)?;

@@ -1,19 +1,20 @@
-//! An upper bound of the memory that a profile takes once it is decoded, from its bytes alone.
+//! Upper bound of the memory of a decoded profile, computed from its bytes alone.
 //!
-//! An empty message is two bytes on the wire and up to 200 bytes in memory, and a gzip stream packs a thousand
-//! of them into three. So the bytes are walked once before anything is allocated for them.
+//! An empty message takes two bytes on the wire and up to 200 bytes in memory, and a gzip stream
+//! packs a thousand of them into three bytes. The bytes are therefore walked once before anything
+//! is allocated.
 //!
-//! The walk follows every field that [`proto`](super::proto) decodes into a `Vec` or a `String`. Input that it
-//! cannot follow is refused, so that it never sees less than the decoder.
+//! The walk follows every field that [`proto`](super::proto) decodes into a `Vec` or a `String`.
+//! Input that it cannot follow is refused, so that its count is never below the decoder's.
 
 use std::mem::size_of;
 
 use super::proto::{Function, Label, Line, Location, Mapping, Profile, Sample, ValueType};
 
-/// Allocator's own cost of a block.
+/// Overhead of the allocator per block.
 const BLOCK: u64 = 16;
 
-/// The messages that are walked into, and those whose fields are all numbers.
+/// Messages that are walked recursively, and those with numeric fields only.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Message {
     Profile,
@@ -22,7 +23,7 @@ enum Message {
     Numbers,
 }
 
-/// An element of a repeated field.
+/// Kind of a field's elements.
 #[derive(Clone, Copy)]
 enum Field {
     /// A message of `size` bytes.
@@ -30,7 +31,6 @@ enum Field {
     Text,
     /// Integers, packed or one by one.
     Integers,
-    /// A field that allocates nothing.
     Plain,
 }
 
@@ -54,7 +54,7 @@ impl Message {
 /// Repeated fields of a message have numbers below this.
 const MAX_FIELD: usize = 16;
 
-/// Counts of the elements in the top level's lists, by field number, and the memory in all.
+/// Element counts of the top level's lists by field number, and the total memory.
 #[derive(Debug, Default)]
 pub(super) struct Size {
     counts: [u64; MAX_FIELD],
@@ -62,15 +62,15 @@ pub(super) struct Size {
 }
 
 impl Size {
-    /// Walks `wire`. Returns `None` if it is not a sequence of fields. The walk ends early once there are more
-    /// than `limit` bytes of memory.
+    /// Walks `wire`. Returns `None` if it is not a sequence of fields. The walk ends early once
+    /// more than `limit` bytes of memory are required.
     pub(super) fn of(wire: &[u8], limit: u64) -> Option<Self> {
         let mut size = Self::default();
         size.counts = size.walk(Message::Profile, wire, limit)?;
         Some(size)
     }
 
-    /// Returns an empty profile whose lists have the capacity for exactly what was counted.
+    /// Returns an empty profile whose lists have exactly the counted capacities.
     pub(super) fn reserve(&self) -> Profile {
         let count = |number: usize| self.counts.get(number).map_or(0, |count| *count as usize);
         Profile {
@@ -85,8 +85,9 @@ impl Size {
         }
     }
 
-    /// Adds what the fields of one message need, and returns the lengths of its lists. The lists of a message
-    /// inside are the caller's to add, since they grow by doubling and those of the profile do not.
+    /// Adds the memory of one message's fields, and returns the lengths of its lists. For a nested
+    /// message the caller adds the lists, because they grow by doubling and those of the profile do
+    /// not.
     fn walk(&mut self, message: Message, wire: &[u8], limit: u64) -> Option<[u64; MAX_FIELD]> {
         let mut counts = [0; MAX_FIELD];
         let mut rest = wire;
@@ -102,13 +103,13 @@ impl Size {
                     value = Some(split(&mut rest, length)?);
                 }
                 5 => drop(split(&mut rest, 4)?),
-                // Groups and what is reserved: not part of this format.
+                // Groups and reserved kinds are not part of this format.
                 _ => return None,
             }
             let added = match (message.field(number), value) {
                 (Field::Plain, _) => continue,
                 (Field::Integers, Some(packed)) => {
-                    // Each ends with a byte below 128.
+                    // Each integer ends with a byte below 128.
                     packed.iter().filter(|byte| **byte < 0x80).count() as u64
                 }
                 (Field::Text, Some(text)) => {
@@ -119,13 +120,13 @@ impl Size {
                 (Field::Message(inner, _), Some(wire)) => {
                     let lists = self.walk(inner, wire, limit)?;
                     for (number, count) in lists.into_iter().enumerate().filter(|(_, n)| *n > 0) {
-                        // A vector that grows starts with four and doubles.
+                        // A growing vector starts with four elements and doubles.
                         let capacity = count.next_power_of_two().max(4);
                         self.bytes += capacity * element(inner, number) + BLOCK;
                     }
                     1
                 }
-                // The decoder refuses another kind of value; an integer may stand alone.
+                // The decoder refuses other kinds of value; an integer may be unpacked.
                 (_, None) => 1,
             };
             *counts.get_mut(number as usize)? += added;
@@ -137,7 +138,6 @@ impl Size {
     }
 }
 
-/// Returns the size of one element of a list.
 fn element(message: Message, number: usize) -> u64 {
     let size = match message.field(number as u64) {
         Field::Message(_, size) => size,
@@ -173,7 +173,7 @@ mod tests {
 
     use super::*;
 
-    /// What a decoded profile takes, by the capacities of its lists.
+    /// Returns the memory of a decoded profile, by the capacities of its lists.
     fn taken(profile: &Profile) -> u64 {
         let list = |capacity: usize, size: usize| (capacity * size) as u64;
         let samples = profile.sample.iter().map(|sample| {

@@ -1,14 +1,15 @@
-//! A profile written as it comes, without a model of it and without allocating.
+//! A streaming profile writer that needs no `Profile` and does not allocate.
 //!
-//! Repeated fields may stand in any order among each other, so a sample may come before its locations
-//! and a location before its mapping; only texts and sample types are counted from their first. Nothing
-//! is looked up here: who writes gives ids, and what is written twice is there twice.
+//! Repeated fields may be interleaved in any order, so a sample may precede its locations and a
+//! location its mapping. Only texts and sample types are numbered in order. The writer performs no
+//! look-up: the caller supplies ids, and duplicates are written twice.
 //!
-//! Why there are two writers of one format: [`super::write`] has a `Profile` before it and may make vectors
-//! and texts as it goes, for labels, lines and inlined functions, which only it writes. This one serves the
-//! moment when there is no more memory to be had. Neither can be had through the other: a `Profile` of a heap
-//! takes some 400 bytes a sample, and a `Stream` fed from a `Profile` would need all of that and the rest
-//! of the format too. They share the rule for ids, and the reader that tests hold both to.
+//! There are two writers of one format for this reason: [`super::write`] has a `Profile` in memory
+//! and may allocate vectors and texts for labels, lines and inlined functions, which only it
+//! writes. This one serves the case that no more memory is available. Neither can be built on the
+//! other. A `Profile` of a heap takes some 400 bytes per sample, and a `Stream` fed from a
+//! `Profile` would need all of that and the rest of the format. They share the rule for ids, and
+//! tests check both with the same reader.
 
 use std::fmt::{self, Write as _};
 use std::io::{self, Write};
@@ -19,51 +20,52 @@ use super::STACK_UNKNOWN;
 use crate::codec::press::Press;
 use crate::model::{Mapping, ValueType};
 
-/// The id of the location of samples that have none; no id from a table of four billion.
+/// Id of the location for samples without one. It cannot collide with ids from a table of 2^32
+/// entries.
 const UNKNOWN: u64 = u32::MAX as u64;
 
-/// Texts are written here first, because their length stands before them. What is longer grows it.
+/// Initial capacity for one text, which is formatted first because its length precedes it.
 const TEXT: usize = 8 << 10;
 
-/// What writing takes: the compressor, its buffers and one text; some 400 KiB.
+/// Buffers of a [`Stream`]: the compressor and one text, some 400 KiB.
 pub struct Room {
     press: Press,
     text: String,
 }
 
 impl Room {
-    /// Reserves it.
+    /// Allocates the buffers.
     pub fn reserve() -> Self {
         Self { press: Press::reserve(), text: String::with_capacity(TEXT) }
     }
 }
 
-/// What stands at a profile's head.
+/// Header of a profile.
 #[derive(Clone, Copy, Debug)]
 pub struct Head<'a> {
-    /// What the values of each sample mean, in order.
+    /// Meaning of the values of each sample, in order.
     pub sample_types: &'a [ValueType],
-    /// The name of the type to show first.
+    /// Name of the sample type to show first.
     pub default_sample_type: &'a str,
-    /// What `period` is of.
+    /// Type and unit of `period`.
     pub period_type: ValueType,
-    /// How much of it lies between two samples.
+    /// Sampling period.
     pub period: i64,
-    /// When, in nanoseconds since 1970.
+    /// Start time, in nanoseconds since 1970.
     pub time_nanos: i64,
-    /// Functions that match are left out by a reader, with all they call; empty: none.
+    /// Pattern of functions that a reader drops, together with their callees; empty for none.
     pub drop_frames: &'a str,
 }
 
-/// A text that was written.
+/// Reference to a text that has been written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Text(i64);
 
-/// A function that was written.
+/// Reference to a function that has been written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FunctionId(u64);
 
-/// A profile on its way out. Without [`Self::finish`] it is cut short.
+/// A profile being written. Without [`Self::finish`] the file is truncated.
 #[must_use = "without `finish` the file is cut short"]
 pub struct Stream<'a, W: Write> {
     room: &'a mut Room,
@@ -74,11 +76,11 @@ pub struct Stream<'a, W: Write> {
 }
 
 impl<'a, W: Write> Stream<'a, W> {
-    /// Begins a profile.
+    /// Starts a profile.
     ///
     /// # Errors
     ///
-    /// Here and everywhere below: those of `out`.
+    /// Errors of `out`, as for all other functions.
     pub fn begin(room: &'a mut Room, mut out: W, head: &Head<'_>) -> io::Result<Self> {
         room.press.begin(&mut out)?;
         let mut this = Self { room, out, texts: 0, functions: 0, has_unknown: false };
@@ -100,7 +102,7 @@ impl<'a, W: Write> Stream<'a, W> {
         Ok(this)
     }
 
-    /// A text to refer to.
+    /// Writes a text and returns a reference to it.
     pub fn text(&mut self, text: impl fmt::Display) -> io::Result<Text> {
         let scratch = &mut self.room.text;
         scratch.clear();
@@ -115,8 +117,8 @@ impl<'a, W: Write> Stream<'a, W> {
         Ok(Text(self.texts - 1))
     }
 
-    /// A sample: its locations, innermost first (none: its stack is unknown), one value for each sample
-    /// type, and what is said of it: key, number, unit.
+    /// Writes a sample: its locations, innermost first (empty if the stack is unknown), one value
+    /// per sample type, and an optional label of key, number and unit.
     pub fn sample(
         &mut self,
         locations: &[u32],
@@ -142,7 +144,7 @@ impl<'a, W: Write> Stream<'a, W> {
         self.flow()
     }
 
-    /// A function: its name for people and for the linker.
+    /// Writes a function with its demangled and its linker name.
     pub fn function(&mut self, name: Text, system_name: Text) -> io::Result<FunctionId> {
         self.functions += 1;
         let id = self.functions;
@@ -150,7 +152,7 @@ impl<'a, W: Write> Stream<'a, W> {
         Ok(FunctionId(id))
     }
 
-    /// A location: its id, where it is, the place of its mapping among those written, and its function.
+    /// Writes a location: id, address, index of its mapping among those written, and function.
     pub fn location(
         &mut self,
         id: u32,
@@ -161,7 +163,7 @@ impl<'a, W: Write> Stream<'a, W> {
         self.raw_location(id.into(), address, mapping.map_or(0, super::id), function)
     }
 
-    /// A mapping. Readers take the first for the main executable.
+    /// Writes a mapping. Readers take the first for the main executable.
     pub fn mapping(&mut self, place: usize, mapping: &Mapping, named: bool) -> io::Result<()> {
         let Mapping { start, end, file_offset, path, build_id, has_functions: _, .. } = mapping;
         let (path, build_id) = (self.text(path.display())?, self.text(build_id)?);
@@ -179,14 +181,14 @@ impl<'a, W: Write> Stream<'a, W> {
         )
     }
 
-    /// A remark.
+    /// Writes a comment.
     pub fn comment(&mut self, text: impl fmt::Display) -> io::Result<()> {
         let text = self.text(text)?;
         number(13, text.0 as u64, self.room.press.block());
         self.flow()
     }
 
-    /// Ends the profile.
+    /// Completes the profile.
     pub fn finish(mut self) -> io::Result<()> {
         if self.has_unknown {
             let name = self.text(STACK_UNKNOWN)?;

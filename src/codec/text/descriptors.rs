@@ -1,11 +1,11 @@
-//! The open file descriptors: `descriptors.txt`.
+//! Dumps of the open file descriptors: `descriptors.txt`.
 
 use std::io::{self, Write};
 
 use super::write_losses;
 use crate::model::{DescriptorCount, DescriptorDump};
 
-/// Writes the dump for people.
+/// Writes the dump as text.
 pub fn write(dump: &DescriptorDump, mut out: impl Write) -> io::Result<()> {
     let out = &mut out;
     let limit = dump.limit.map_or_else(|| "none".to_owned(), |limit| limit.to_string());

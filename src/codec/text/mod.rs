@@ -1,7 +1,7 @@
-//! Dumps for people: what everything was doing, in a form that reads well in a terminal and in `less`.
+//! Dumps as text, for a terminal or `less`.
 //!
-//! Things that stand at the same place are shown together, the largest group first: of ten thousand
-//! connections that wait for a byte the reader wants one stack and the number.
+//! Rows with the same stack are grouped, the largest group first. For ten thousand connections that
+//! wait for a byte, the useful information is one stack and the count.
 
 pub mod descriptors;
 pub mod panics;
@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use crate::model::{Losses, Profile, StackHandle};
 
-/// The frames of a stack, innermost first, as names where there are any.
+/// Returns the frames of a stack, innermost first, by name if known.
 pub(in crate::codec) fn frames(
     profile: &Profile,
     stack: Option<StackHandle>,
@@ -49,12 +49,12 @@ fn write_losses(out: &mut impl Write, losses: &Losses) -> io::Result<()> {
     losses.iter().try_for_each(|loss| writeln!(out, "# {}: {}", loss.cause, loss.count))
 }
 
-/// `n thread`, `n threads`.
+/// Returns `n thread` or `n threads`.
 fn plural(count: usize, noun: &str) -> String {
     format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }
 
-/// A duration to three digits or so: nobody wants the nanoseconds of ten minutes.
+/// Formats a duration with about three digits.
 fn rough(duration: Duration) -> String {
     let seconds = duration.as_secs();
     match seconds {

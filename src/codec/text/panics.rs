@@ -1,4 +1,4 @@
-//! The panics of the service: `panics.txt`.
+//! Dumps of the service's panics: `panics.txt`.
 
 use std::io::{self, Write};
 
@@ -6,7 +6,7 @@ use super::write_losses;
 use crate::base::log::escaped;
 use crate::model::PanicDump;
 
-/// Writes the dump for people.
+/// Writes the dump as text.
 pub fn write(dump: &PanicDump, mut out: impl Write) -> io::Result<()> {
     let out = &mut out;
     let panics = super::plural(usize::try_from(dump.total).unwrap_or(usize::MAX), "panic");

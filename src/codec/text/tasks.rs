@@ -1,4 +1,4 @@
-//! Task dumps: `tasks.txt` for people, `tasks.json` for scripts.
+//! Task dumps: `tasks.txt` as text, `tasks.json` for scripts.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::{frames, plural, rough, write_losses, write_stack};
 use crate::model::{Losses, Profile, SiteCount, StackHandle, TaskDump, TaskRow, TaskState};
 
-/// Writes the dump for people.
+/// Writes the dump as text.
 pub fn write(dump: &TaskDump, mut out: impl Write) -> io::Result<()> {
     let out = &mut out;
     let total = plural(usize::try_from(dump.total()).unwrap_or(usize::MAX), "task");
@@ -43,7 +43,7 @@ pub fn write(dump: &TaskDump, mut out: impl Write) -> io::Result<()> {
     Ok(())
 }
 
-/// Tasks that were made at the same place and stand at the same.
+/// Tasks with the same spawn site that wait at the same place.
 type Group<'a> = Vec<&'a TaskRow>;
 
 fn groups(dump: &TaskDump) -> Vec<Group<'_>> {
@@ -59,7 +59,7 @@ fn groups(dump: &TaskDump) -> Vec<Group<'_>> {
     groups
 }
 
-/// The number of tasks that a group stands for.
+/// Returns the number of tasks that a group represents.
 fn weight_of(group: &[&TaskRow]) -> usize {
     usize::try_from(group.iter().map(|task| task.weight).sum::<u64>()).unwrap_or(usize::MAX)
 }
@@ -120,7 +120,8 @@ fn write_group(out: &mut impl Write, dump: &TaskDump, group: &Group<'_>) -> io::
     Ok(())
 }
 
-/// A task's frames without the cloning of the waker, by which every stack of a dump begins.
+/// Returns a task's frames without the innermost ones, which clone the waker and occur in every
+/// stack.
 fn shown(profile: &Profile, stack: StackHandle) -> impl Iterator<Item = String> + '_ {
     let cloning = |frame: &String| frame.contains("core::task::wake::Waker");
     frames(profile, Some(stack)).skip_while(cloning)
@@ -133,12 +134,12 @@ struct Json<'a> {
     took_ms: u128,
     unwrapped: Option<u64>,
     losses: &'a Losses,
-    /// Number of tasks. If more than are listed, those are a sample.
+    /// Number of tasks. If it exceeds the number listed, the list is a sample.
     total: u64,
-    /// Numbers of tasks by spawn site, exact.
+    /// Number of tasks by spawn site, exact.
     sites: Vec<JsonSite<'a>>,
     tasks: Vec<JsonTask<'a>>,
-    /// Innermost frame first; tasks name them by place.
+    /// Frames of each stack, innermost first. Tasks refer to stacks by index.
     stacks: Vec<Vec<String>>,
 }
 
@@ -160,7 +161,7 @@ struct JsonTask<'a> {
     since_poll_ms: Option<u128>,
     stacks: Vec<usize>,
     more_stacks: u32,
-    /// How many tasks of its spawn site it stands for.
+    /// Number of tasks of its spawn site that it represents.
     weight: u64,
 }
 
@@ -169,7 +170,7 @@ fn json_site(site: &SiteCount) -> JsonSite<'_> {
     JsonSite { spawned: format!("{}:{}", spawned.file, spawned.line), name, tasks: *tasks }
 }
 
-/// Writes the dump for scripts: one JSON object, each stack in it once.
+/// Writes the dump as one JSON object, with each stack once.
 pub fn write_json(dump: &TaskDump, mut out: impl Write) -> io::Result<()> {
     let mut stacks = Vec::new();
     let mut places: std::collections::HashMap<StackHandle, usize> = Default::default();

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::{frames, plural, rough, write_losses, write_stack};
 use crate::model::{ThreadDump, ThreadRow};
 
-/// Writes the dump for people.
+/// Writes the dump as text.
 pub fn write(dump: &ThreadDump, mut out: impl Write) -> io::Result<()> {
     let out = &mut out;
     let profile = &dump.profile;
@@ -41,7 +41,6 @@ pub fn write(dump: &ThreadDump, mut out: impl Write) -> io::Result<()> {
     Ok(())
 }
 
-/// A state in words.
 fn state(state: char) -> &'static str {
     match state {
         'R' => "running",
