@@ -65,9 +65,9 @@ impl Walker {
     /// addresses minus one. `stack` contains the words from `registers.sp` up. `whole` is `true` if
     /// they reach the end of the stack.
     ///
-    /// The walk ends with [`End::Truncated`] at the end of the copy, with [`End::Broken`] at a
-    /// frame without a usable rule, and with [`End::Elsewhere`] at a switch from a signal stack to
-    /// another stack. Costs about 2 us at a depth of 20, or 5 us with a cold cache.
+    /// The walk ends with [`End::Truncated`] at the end of the copy and with [`End::Broken`] at a
+    /// frame without a usable rule. [`End::Elsewhere`] is a switch from a signal stack to another
+    /// stack. Costs about 2 us at a depth of 20, or 5 us with a cold cache.
     pub fn walk(
         &mut self,
         registers: Registers,
@@ -153,7 +153,6 @@ impl Walker {
     }
 }
 
-/// Copy of a stack.
 struct Stack<'a> {
     words: &'a [u64],
     is_whole: bool,

@@ -1,9 +1,9 @@
 //! Search for the unwind table entry that covers an address.
 //!
 //! ```text
-//! .eh_frame_hdr  version 1 | enc of pointer | enc of count | enc of table | pointer | count | table
-//!                table: {start, entry} …   sorted; i32 each, relative to .eh_frame_hdr
-//! Index          {start, offset} …         sorted; built here if the linker wrote no such table
+//! .eh_frame_hdr version 1 | enc of pointer | enc of count | enc of table | pointer | count | table
+//!               table: {start, entry} …   sorted; i32 each, relative to .eh_frame_hdr
+//! Index         {start, offset} …         sorted; built here if the linker wrote no such table
 //! ```
 //!
 //! The linker's table is searched without gimli, which multiplies and adds unchecked values from

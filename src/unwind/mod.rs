@@ -258,7 +258,6 @@ impl Drop for Building {
     }
 }
 
-/// Builds the first table if there is none.
 #[cold]
 fn build_first() -> Result<(), Unknown> {
     let Some(_building) = Building::claim() else { return Err(Unknown::NotReady) };

@@ -100,9 +100,9 @@ impl Modules {
         Self { generation, left_out: 0, known: Vec::new() }
     }
 
-    /// Reads the files that are loaded. Modules that `old` has already read are shared. A module
-    /// that has been unloaded since stays for one generation if its addresses have not been reused,
-    /// because stacks copied before the unloading have still to be walked.
+    /// Reads the loaded files. Modules that `old` has already read are shared. A module that has
+    /// been unloaded since stays for one generation, unless its addresses have been reused. Stacks
+    /// copied before the unloading have still to be walked.
     pub(crate) fn read(old: Option<&Self>, reading: Reading) -> Result<Self, images::Error> {
         let old = old.map_or(&[][..], |old| &old.known);
         let mut modules = Self::empty();
@@ -271,7 +271,6 @@ impl Module {
     }
 }
 
-/// A few bytes of instructions.
 struct Code {
     bytes: [u8; CODE],
     length: usize,

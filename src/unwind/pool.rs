@@ -2,10 +2,10 @@
 //! old one.
 //!
 //! ```text
-//! read      turn: even -> odd, by one reader of the slot     load the value
+//! read      turn: even -> odd, by one reader of the slot    load the value
 //!           turn: odd -> even
-//! replace   swap the value      touch every turn             free the old value once each turn that
-//!                                                            was odd has changed
+//! replace   swap the value    touch every turn              free the old value once each turn
+//!                                                           that was odd has changed
 //! ```
 //!
 //! Neither side waits. Every change of a turn is a read-modify-write, including the replacer's

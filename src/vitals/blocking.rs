@@ -137,7 +137,6 @@ impl BlockingProbe {
     }
 }
 
-/// A thread of the process.
 #[derive(Debug)]
 struct Thread {
     /// Its name without the trailing number.
@@ -151,7 +150,6 @@ struct Thread {
     cpu: Option<Duration>,
 }
 
-/// The threads of the blocking pools.
 pub(super) struct Pools {
     tasks: Option<Tasks>,
     threads: BTreeMap<u32, Thread>,

@@ -1,8 +1,8 @@
 //! Contention for cores with other processes, and blocking locks or system calls within polls.
 //!
 //! ```text
-//! cpu_waited = min(run delay of threads that never sleep, cores used by others)   if no core is idle
-//! blocked    = (busy - cpu - run delay) / (workers * time)                        over six seconds
+//! cpu_waited = min(run delay of threads that never sleep, cores used by others) if no core is idle
+//! blocked    = (busy - cpu - run delay) / (workers * time)                      over six seconds
 //! ```
 //!
 //! `busy` is the time that the workers of the observed runtimes spent polling, as counted by the
@@ -16,8 +16,8 @@
 //! The runtime updates `busy` when a worker parks, or after 61 polls. A worker that waits for a
 //! lock may not get there for minutes. A worker that has not parked for a whole second therefore
 //! counts as busy for that second. Run delays cost 4 us a thread and are read only while they can
-//! matter: workers are busy for longer than the CPU time used, or the process uses a tenth of its
-//! cores.
+//! matter. That is the case if workers are busy for longer than the CPU time used, or if the
+//! process uses a tenth of its cores.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -43,7 +43,6 @@ const IDLE_SHARE: f64 = 0.05;
 /// significant.
 const MIN_ELAPSED: Duration = Duration::from_millis(200);
 
-/// State of the measurement.
 #[derive(Debug, Default)]
 pub(super) struct Contention {
     last: Option<Reading>,

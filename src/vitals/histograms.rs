@@ -339,7 +339,7 @@ mod tests {
         let buckets: Vec<(f64, u64)> = all.buckets.iter().map(|it| (it.below, it.count)).collect();
         let least = f64::powi(2.0, LOWEST);
         assert_eq!((all.count, all.refused), (7, 2));
-        // 0.5 is the upper end of its own doubling, and so is 1.
+        // 0.5 is the upper end of its doubling, and so is 1.
         assert_eq!(buckets, [(least, 1), (0.5, 2), (1.0, 3), (2.0, 5), (4.0, 6)]);
         let (_, all) = told((1..=100).map(f64::from));
         assert!((all.sum / 5050.0 - 1.0).abs() <= 1.0 / 64.0, "{}", all.sum);

@@ -45,7 +45,7 @@ use crate::base::{Clock, Moment, standstill};
 use crate::os::threads;
 
 /// Returns the interval at which an idle runtime is woken: two seconds for each four observed
-/// runtimes, which limits wake-ups to about two per second.
+/// runtimes, which limits wake-ups to two per second.
 pub(super) fn rest(runtimes: usize) -> Duration {
     Duration::from_secs(2 * runtimes.div_ceil(4) as u64)
 }
@@ -94,7 +94,6 @@ impl Probe {
         }
     }
 
-    /// Returns the id of the runtime.
     pub(super) fn id(&self) -> Id {
         self.runtime.id()
     }

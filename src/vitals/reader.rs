@@ -111,11 +111,8 @@ struct Second {
 /// Result of one tick for all observed runtimes together.
 #[derive(Clone, Copy, Debug)]
 struct RuntimesReading {
-    /// Number of live tasks.
     tasks: u64,
-    /// Largest lag.
     lag: Option<Duration>,
-    /// Largest stalled fraction.
     stalled: Percent,
 }
 

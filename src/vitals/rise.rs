@@ -18,13 +18,11 @@ use std::time::Duration;
 
 use crate::base::Moment;
 
-/// Number of periods compared.
 const PERIODS: usize = 10;
 
 /// Number of steps between consecutive periods.
 const STEPS: usize = PERIODS - 1;
 
-/// Lengths of the periods.
 const LENGTHS: [Duration; 3] =
     [Duration::from_secs(1), Duration::from_secs(10), Duration::from_secs(30)];
 

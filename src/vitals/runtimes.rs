@@ -34,7 +34,6 @@ struct List {
     threads: Mutex<VecDeque<u32>>,
 }
 
-/// An observed runtime.
 #[derive(Debug)]
 struct Observed {
     number: u64,
@@ -107,7 +106,6 @@ impl Runtimes {
         self.lock().retain(|known| known.handle.id() != id);
     }
 
-    /// Removes all runtimes.
     pub(super) fn clear(&self) {
         self.lock().clear();
     }

@@ -23,7 +23,6 @@ use std::time::Duration;
 
 use crate::base::{Moment, Percent, standstill};
 
-/// Length of the window.
 const WINDOW: Duration = Duration::from_secs(10);
 
 /// Maximum lag that is considered normal. The default stall threshold is the same.
