@@ -1,24 +1,24 @@
-//! How many samples there should be, and how many there are.
+//! Expected and actual number of samples.
 //!
-//! A timer that runs on CPU time leaves one sample for each period of it. What is short of that and was
-//! not counted on its way was lost without anybody telling: two expirations that met one pending
-//! signal, a thread that ended before it was seen, a place the engine does not look at. The difference
-//! is the measure of it, so that what was got and what was lost add up to the CPU time.
+//! A CPU-time timer should produce one sample per period of CPU time. The shortfall that was not
+//! counted elsewhere is a loss without a report from the kernel: two expirations merged into one
+//! pending signal, a thread that ended before its discovery, or code that the engine does not
+//! sample. Reporting the difference makes samples + losses equal to the CPU time.
 
 use std::time::Duration;
 
 use crate::base::Hertz;
 use crate::model::Profile;
 
-/// The shortfall that means nothing: the timer's phase at both ends, and what the kernel's tick, which
-/// drives the timer, moves between neighbours.
+/// Insignificant shortfall: the timer's phase at both ends, and CPU time that the kernel tick,
+/// which drives the timer, charges to a neighbouring thread.
 const NOISE_SAMPLES: u64 = 2;
 
-/// Likewise, as a share of the expected samples: 1 in 200.
+/// Insignificant shortfall as a fraction of the expected samples: 1 in 200.
 const NOISE_SHARE: u64 = 200;
 
-/// Tells the reader of `profile` what was expected of `cpu_time` and what was got; `lost` of it are
-/// told already, and what is missing besides is of the cause `rest`.
+/// Adds the expected and actual number of samples for `cpu_time` to `profile`. `lost` samples are
+/// already reported as losses; the remaining shortfall is added as a loss with the cause `rest`.
 pub(super) fn tell(
     profile: &mut Profile,
     cpu_time: Duration,
@@ -42,7 +42,7 @@ fn expected(cpu_time: Duration, frequency: Hertz) -> u64 {
     u64::try_from(samples).unwrap_or(u64::MAX)
 }
 
-/// What is missing of `expected`; zero while it may be noise.
+/// Returns `expected - got`, or 0 if the difference is within the noise.
 fn missing(expected: u64, got: u64) -> u64 {
     let short = expected.saturating_sub(got);
     if short > NOISE_SAMPLES + expected / NOISE_SHARE { short } else { 0 }

@@ -1,10 +1,9 @@
-//! Where no engine of ours runs: the same face, with nobody behind it.
+//! Stubs for systems other than Linux, with the interface of `live`.
 
 use super::{Error, Options};
 use crate::base::{Anchor, Hertz, Moment};
 use crate::model::Profile;
 
-/// There is none.
 pub(super) enum Recorder {}
 
 impl Recorder {
@@ -33,7 +32,6 @@ impl Recorder {
     }
 }
 
-/// There is none.
 pub(super) enum Wall {}
 
 impl Wall {

@@ -1,59 +1,67 @@
-//! The portable engine: the `pprof` crate 0.15, as it is.
+//! The portable engine: the unmodified `pprof` crate 0.15.
 //!
-//! One `ITIMER_PROF` for the process sends SIGPROF to whichever thread runs; the crate's handler walks
-//! that thread's stack with the process' unwinder and counts it in a table of its own. Only the raw
-//! addresses are taken from it (`build_unresolved`): its symbolizer reads debug information, which near
-//! a memory limit gets the process killed.
+//! One `ITIMER_PROF` for the process sends SIGPROF to a running thread. The crate's handler unwinds
+//! that thread with the process's unwinder and counts the stack in the crate's table. marple reads
+//! raw addresses only (`build_unresolved`): the crate's symbolizer reads debug information, which
+//! gets the process killed near a memory limit.
 //!
-//! # What it costs
+//! # Cost
 //!
-//! Its table is 16,384 entries of some 4 KiB, all touched: about 70 MB from the first session to the
-//! end of the process, and once more that while a session ends, because the next table is made before
-//! the last is freed. Starting captures a backtrace with names, to warm up, and that reads debug
-//! information once: 0.1 to 0.4 s, and 30 to 50 MB of heap that stay. Measured on a program of 2 MB
-//! resident: 120 MB in the first session, 190 MB from its end on (glibc's malloc keeps the room).
-//! [`MEMORY`] is for those who decide whether there is that much. Later starts take under 1 ms, stops 2 to 20 ms.
-//! What the table evicts goes to a file in `TMPDIR`, 4 KiB for each distinct stack, removed when the
-//! session ends; the next session's, empty, is made at once and stays behind when the process ends.
+//! The table has 16,384 entries of about 4 KiB, all touched: about 70 MB from the first session
+//! until the process ends. Another 70 MB are used while a session ends, because the crate allocates
+//! the next table before it frees the last. The first start also captures a symbolized backtrace as
+//! warm-up, which reads debug information once: 0.1 to 0.4 s, and 30 to 50 MB of heap that stay.
 //!
-//! # What it can do to the host, and what is done about it
+//! Measured on a program of 2 MB resident: 120 MB in the first session, 190 MB after its end
+//! (glibc's malloc keeps the memory). [`MEMORY`] lets callers check for it. Later starts take under
+//! 1 ms, stops 2 to 20 ms. Evicted table entries go to a file in `TMPDIR`, 4 KiB for each distinct
+//! stack, removed when the session ends. The crate creates the next, empty file at once; it remains
+//! after the process ends.
 //!
-//! - *It takes SIGPROF from whoever had it.* So it is not started while the process has a handler that
-//!   is not its own ([`Error::SignalTaken`]). A host that installs one during a session wins, and the
-//!   session gets no samples; when the session ends, the host's handler is lost.
-//! - *A signal that is pending when it stops.* 0.15.0 stops the timer and then sets SIGPROF to be
-//!   ignored, which also discards what is pending, so no signal meets the default action, which is to
-//!   kill. (Its successors restore the previous action, that is, the default: tikv/pprof-rs#288. Hence
-//!   the `=` in the manifest; a test holds the claim.) Left behind: SIGPROF stays ignored, and
-//!   programs that the host executes later inherit that. Not preventable here: a host that replaces
-//!   itself by `exec` during a session keeps the timer and loses the handler, and is killed.
-//! - *Its handler walks the stack through the unwinder.* Where that takes a lock, the interrupted code
-//!   may hold it: a hang (seen on glibc 2.31 at 99 Hz), or, as the walk then runs through a list under
-//!   change, a crash. So it is started only where the unwinder takes none ([`Error::UnsafeUnwinder`]).
-//!   What remains is a host that registers unwind tables of its own (`__register_frame`, as JIT
-//!   compilers do): before GCC 13 its list of such tables has a lock of its own.
-//! - *Its handler writes the scratch file* when the table overflows, and allocates when that fails: a
-//!   full `TMPDIR` while the interrupted code is in `malloc` can hang. A directory that cannot be written
-//!   at all is found before the start ([`Error::Scratch`]); the crate would remember it for good.
-//! - *Its handler keeps several copies of a 4 KiB entry on the interrupted thread's stack* and does not
-//!   ask for another: a thread of the smallest stack size may overflow.
+//! # Effects on the host, and countermeasures
 //!
-//! The README's blocklist (`libc`, `libgcc`, `pthread`, `vdso`) drops every sample whose innermost
-//! frame is in one of these: all time in `memcpy`, `malloc` and system calls would be missing, which is
-//! no profile of a service. It is meant against the lock above, does not help against it (on glibc 2.31,
-//! with `backtrace` and dlopen in the host: a crash after a second) and is not needed without it. On our
-//! list are two whose unwind tables cannot be trusted at every instruction: `libgcc`, which while it
-//! throws switches stacks under the walk (a host that panics at 1000 Hz ends in SIGSEGV within seconds,
-//! `tests/cpu_storm.rs`), and `vdso`, whose tables are wrong in some distributions, the README says; a
-//! wrong table reads anywhere. So unwinding and reading the clock are not seen, and count as missing.
+//! - *It replaces the SIGPROF handler.* The engine does not start if the process has a SIGPROF
+//!   handler other than the crate's ([`Error::SignalTaken`]). If the host installs one during a
+//!   session, the host's handler is used, the session gets no samples, and the handler is lost when
+//!   the session ends.
+//! - *A signal may be pending at the stop.* Version 0.15.0 stops the timer and then ignores
+//!   SIGPROF, which also discards a pending signal. No signal meets the default action, which
+//!   kills. (Later versions restore the previous action, that is, the default: tikv/pprof-rs#288.
+//!   Hence the `=` in Cargo.toml; a test checks the claim.) SIGPROF stays ignored, and programs
+//!   that the host executes later inherit that. One case cannot be prevented here: a host that
+//!   replaces itself by `exec` during a session keeps the timer, loses the handler and is killed.
+//! - *Its handler unwinds through the process's unwinder.* If the unwinder takes a lock, the
+//!   interrupted code may hold it. The result is a deadlock (seen on glibc 2.31 at 99 Hz) or a
+//!   crash, because the walk reads a list under modification. The engine starts only if the
+//!   unwinder takes no lock ([`Error::UnsafeUnwinder`]). One risk remains: a host that registers
+//!   unwind tables (`__register_frame`, as JIT compilers do), because before GCC 13 the list of
+//!   registered tables has its own lock.
+//! - *Its handler writes the scratch file* if the table overflows, and allocates if that write
+//!   fails. A full `TMPDIR` while the interrupted code is in `malloc` can deadlock. A directory
+//!   that is not writable is detected before the start ([`Error::Scratch`]), because the crate
+//!   would cache the failure permanently.
+//! - *Its handler places several copies of a 4 KiB entry on the interrupted thread's stack* and
+//!   does not use an alternate stack. A thread with the smallest stack size may overflow.
 //!
-//! # What the numbers are worth
+//! The blocklist in the crate's README (`libc`, `libgcc`, `pthread`, `vdso`) drops every sample
+//! whose innermost frame is in one of these. All time in `memcpy`, `malloc` and system calls would
+//! be missing, which makes the profile useless for a service. The list is meant to avoid the lock
+//! above but does not (on glibc 2.31, with `backtrace` and dlopen in the host: a crash after one
+//! second), and without the lock it is not needed.
 //!
-//! The kernel looks at the timer at its tick and merges signals that are pending, so that samples are
-//! missing with many threads or above some 250 Hz; `account` tells how many. The values are those of the
-//! samples, not scaled up. Stacks are merged by *function*: an address is that of the first sample of
-//! several with the same functions, true to the function and not to the line. Stacks end at 128 frames
-//! including the handler's, the outermost are cut off.
+//! marple blocks two libraries whose unwind tables are not valid at every instruction. `libgcc`
+//! switches stacks during the walk while it throws (a host that panics at 1000 Hz gets SIGSEGV
+//! within seconds, `tests/cpu_storm.rs`). `vdso` has wrong tables in some distributions, according
+//! to the README; a wrong table makes the walk read arbitrary addresses. Unwinding and clock reads
+//! are therefore not sampled and count as missing.
+//!
+//! # Accuracy
+//!
+//! The kernel checks the timer at its tick and merges pending signals, so samples are missing with
+//! many threads or above about 250 Hz; `account` reports how many. Values are those of the samples,
+//! not scaled. Stacks are merged by *function*: an address is that of the first of several samples
+//! with the same functions, exact to the function and not to the line. Stacks end at 128 frames
+//! including the handler's; the outermost frames are cut off.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -66,10 +74,11 @@ use crate::model::{Profile, Sample, ValueType};
 use crate::os;
 use crate::os::process::cpu_time;
 
-/// The name in manifests.
+/// Engine name in manifests.
 pub(super) const NAME: &str = "pprof";
 
-/// Below, a session is over before the first sample; above, the kernel's tick gives no more samples.
+/// Below 1 Hz a session ends before its first sample; above 1 kHz the kernel's tick yields no more
+/// samples.
 const LOWEST: Hertz = Hertz(1);
 const HIGHEST: Hertz = Hertz(1000);
 
@@ -78,22 +87,21 @@ const CPU: ValueType = ValueType { name: "cpu", unit: "nanoseconds" };
 
 const MISSING: &str = "CPU samples missing: signals merged, or in code the engine skips";
 
-/// The memory that must be free for a session to be harmless: two tables and the warm-up.
+/// Free memory that makes a session harmless: two tables and the warm-up.
 pub(super) const MEMORY: Bytes = Bytes::mib(192);
 
-/// A session of the `pprof` crate.
 pub(super) struct Itimer {
     guard: ProfilerGuard<'static>,
     frequency: Hertz,
     anchor: Anchor,
-    /// When samples began to come.
+    /// Time of the first possible sample.
     started: Moment,
-    /// The process' CPU time then.
+    /// CPU time of the process at `started`.
     cpu_time: Duration,
 }
 
 impl Itimer {
-    /// Starts it, if that cannot harm the host.
+    /// Starts a session if it cannot harm the host.
     pub(super) fn start(frequency: Hertz, anchor: Anchor) -> Result<Self, Error> {
         if !(LOWEST..=HIGHEST).contains(&frequency) {
             return Err(Error::Frequency { asked: frequency, lowest: LOWEST, highest: HIGHEST });
@@ -121,7 +129,7 @@ impl Itimer {
 }
 
 impl Itimer {
-    /// Ends the recording at `now` and reports it.
+    /// Stops the recording at `now` and returns the profile.
     pub(super) fn stop(self, now: Moment) -> Result<Profile, Error> {
         let cpu_time = cpu_time().saturating_sub(self.cpu_time);
         let report = self.guard.report().build_unresolved().map_err(failed)?;
@@ -149,8 +157,7 @@ fn failed(source: pprof::Error) -> Error {
     Error::Engine { engine: NAME, source: source.into() }
 }
 
-/// Puts what was recorded into `profile`, in an order that depends on nothing else, and returns the
-/// number of samples.
+/// Adds the recorded samples to `profile` in a deterministic order and returns their number.
 fn add_samples(profile: &mut Profile, report: &UnresolvedReport) -> u64 {
     let handler = os::sigprof::pprof_handler();
     let mut counts: BTreeMap<(String, Vec<u64>), i64> = BTreeMap::new();
@@ -182,23 +189,23 @@ fn add_samples(profile: &mut Profile, report: &UnresolvedReport) -> u64 {
     counts.values().map(|&count| count as u64).sum()
 }
 
-/// The addresses of an interrupted thread, innermost first.
+/// Addresses of an interrupted thread's stack, innermost first.
 #[derive(Debug, PartialEq, Eq)]
 struct Stack {
     addresses: Vec<u64>,
-    /// Whether the handler's frames were found and cut off.
+    /// `true` if the handler's frames were found and removed.
     cut: bool,
 }
 
 impl Stack {
-    /// From frames of (instruction pointer, start of the function), the handler's on top.
+    /// Converts frames of (instruction pointer, start of the function), the handler's first.
     ///
     /// ```text
     /// the walk, called by          functions of the unwinder and of pprof, maybe inlined
-    /// the handler, called by       found by where it begins
+    /// the handler, called by       identified by its start address
     /// the signal trampoline        __restore_rt, or the vdso's
-    /// the interrupted code         its instruction pointer is where it was: kept as it is
-    /// callers                      return addresses: the call is the byte before
+    /// the interrupted code         instruction pointer: kept unchanged
+    /// callers                      return addresses: ip - 1 lies in the call instruction
     /// ```
     fn of(frames: impl Iterator<Item = (u64, u64)> + Clone, handler: u64) -> Self {
         let handler = frames.clone().position(|(_, function)| function == handler);
@@ -206,7 +213,7 @@ impl Stack {
         let addresses = frames
             .skip(own)
             .map(|(ip, _)| ip)
-            // The outermost frame of some threads has no caller and says zero.
+            // The outermost frame of some threads has no caller; its ip is 0.
             .take_while(|&ip| ip != 0)
             .enumerate()
             .map(|(depth, ip)| if depth == 0 { ip } else { ip - 1 })

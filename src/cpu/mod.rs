@@ -1,51 +1,64 @@
-//! Where CPU time goes.
+//! CPU profiles of this process.
 //!
-//! A [`Session`] samples the process until it is stopped and gives a [`Profile`] of addresses, without
-//! names. There is one session at a time. A [`Lookback`] samples always, rarely, into a window of the
-//! last seconds; a session that starts meanwhile gets what the window holds as its
-//! [`before`](Session::take_before), and the window rests until it is stopped.
+//! A [`Session`] samples the process until it is stopped and returns a [`Profile`] of addresses,
+//! not yet symbolized. At most one session runs at a time. A [`Lookback`] always samples, at a low
+//! rate, into a window of the last seconds. A session that starts while a look-back runs takes the
+//! window's content ([`Session::take_before`]); the window stays empty until the session stops.
 //!
 //! ```text
-//! perf    an event of the kernel for each thread; no signal       where perf_event_open is allowed
-//! timer   a CPU-clock timer for each thread, SIGPROF to it        elsewhere on Linux: most containers
-//! pprof   the `pprof` crate: one timer for the process            other systems, and for comparison
+//! engine  how it samples                                       where
+//! perf    one perf event per thread, no signal                 Linux that allows perf_event_open
+//! timer   one CPU-clock timer per thread, which sends SIGPROF  other Linux: most containers
+//! pprof   the `pprof` crate: one timer for the process         other systems, and for comparison
 //! ```
 //!
-//! The first two share `live`, where stacks are unwound and counted outside of the threads that run;
-//! the header of each file says what it costs. The choice is made when the first of a look-back and a
-//! session starts, and [`Session::engine`] has it with its reason.
+//! `perf` and `timer` share the module `live`, which unwinds and counts stacks outside of the
+//! sampled threads. The header of each file gives its cost. The engine is selected when the first
+//! look-back or session starts; [`Session::engine`] returns it with the reason.
 //!
-//! In [`CpuMode::Wall`] a session samples all threads by time, running or not, for hangs (`live/wall.rs`);
-//! its samples bear `state` (running, sleeping, …) and `wait`, the kernel's function they wait in, too. What
-//! the look-back saw is of CPU time then as ever.
+//! In [`CpuMode::Wall`] a session samples all threads by wall time, running or not, to find hangs
+//! (`live/wall.rs`). Its samples also have the labels `state` (running, sleeping, ...) and `wait`,
+//! the kernel function in which the thread waits. The look-back of such a session still holds CPU
+//! time.
 //!
-//! `samples` is the number of samples really taken. `cpu` is the CPU time they stand for: of threads of one
-//! name together what the kernel charged to them (`live/strata.rs`), else a period each.
+//! The value `samples` is the number of samples taken. The value `cpu` is the CPU time they stand
+//! for: the samples of all threads with one name add up to the CPU time that the kernel charged to
+//! those threads (`live/strata.rs`). Without such a charge, each sample stands for one period.
 //!
 //! # New threads
 //!
-//! They are found by the kernel's count of threads each time samples are read (10 to 40 ms apart in a session,
-//! 0.2 s in the look-back), and at once where tokio's hook tells of them (`trace::Hooks::tell_of_threads`).
+//! The recorder compares the kernel's thread count whenever it reads samples: every 10 to 40 ms in
+//! a session, every 0.2 s in the look-back. A thread-start hook of tokio
+//! (`trace::Hooks::tell_of_threads`) triggers the check at once.
 //!
-//! # Threads of less than a period each
+//! # Threads that use less than a period
 //!
-//! A thread that uses less than a period (10 ms at 99 Hz) in a session mostly has no sample by `perf`: the
-//! kernel counts the first period from zero and lets nobody choose where in it to begin. By `timer` it has one
-//! as likely as its share of the period. So where 256 threads use 3 ms each, most of that CPU time has no sample.
-//! It is told as lost, under the threads' names, and is not handed to the samples there are, beyond three
-//! times their weight: those are of the few threads that ran longer, and what the others did nobody knows.
-//! How much it was is certain, and that the losses say. At 1000 Hz a thread needs 1 ms to be seen.
+//! With `perf`, a thread that uses less than one period (10 ms at 99 Hz) in a session mostly has no
+//! sample: the kernel counts the first period from zero and offers no random start. With `timer`,
+//! the probability of a sample is the used fraction of the period. If 256 threads use 3 ms each,
+//! most of their CPU time has no sample.
+//!
+//! That time is reported as a loss under the names of the threads. The existing samples are scaled
+//! up to three times their weight and no further, because they come from the few threads that ran
+//! longer and show nothing about the others. The amount is exact; only the stacks are unknown. At
+//! 1000 Hz, 1 ms of CPU time is enough for a sample.
 //!
 //! # Labels on samples
 //!
-//! `thread`, its name; `stack = cut`, when its outer end is missing. In an incident with a runtime trace also
-//! `task`, the name or the place of spawning of the task that the thread polled at that moment, and `span`,
-//! the innermost of `tracing`'s spans that it was in. Nothing is asked of the thread for these: a sample's
-//! thread and moment are kept ([`Profile::timed`]; the first 65,536 samples of a session, 8,192 of each sixth
-//! of the look-back), and the agent joins them with the polls and spans of the trace (`agent/capture/labels.rs`).
-//! There is no such label where tasks are not recorded (see [`task`](crate::task)), where the layer is not
-//! installed, where the trace's ring was written over by then, on samples of the time before the capture as
-//! for spans, in wall mode, and on a profile that does not end together with the trace.
+//! `thread` is the name of the thread. `stack = cut` marks a stack whose outer end is missing. In
+//! an incident with a runtime trace, samples also have `task`, the name or spawn site of the task
+//! being polled at that moment, and `span`, the innermost `tracing` span entered then.
+//!
+//! Sampled threads do no work for these labels. The profile keeps the thread and time of each
+//! sample ([`Profile::timed`]; the first 65,536 samples of a session, 8,192 of each sixth of the
+//! look-back). The agent joins them with the polls and spans of the trace
+//! (`agent/capture/labels.rs`). The labels are missing:
+//!
+//! - if tasks are not recorded (see [`task`](crate::task)) or the `tracing` layer is not installed;
+//! - if the trace's ring was overwritten by then;
+//! - `span` only: on samples from before the capture;
+//! - in wall mode;
+//! - on a profile that does not end together with the trace.
 
 mod account;
 mod itimer;
@@ -68,107 +81,109 @@ use crate::os;
 use itimer::Itimer;
 use live::{Recorder, Wall};
 
-/// Why there is no CPU profile.
+/// An error that prevents a CPU profile.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A session is running.
+    /// Another session is running.
     #[error("a CPU profile is being taken already; stop it or wait until it ends")]
     Busy,
-    /// No engine samples that often.
+    /// The frequency is outside the supported range.
     #[error("cannot sample at {asked}: choose from {lowest} to {highest}")]
     Frequency {
-        /// What was asked for.
+        /// Requested frequency.
         asked: Hertz,
-        /// The lowest there is.
+        /// Lowest supported frequency.
         lowest: Hertz,
-        /// The highest there is.
+        /// Highest supported frequency.
         highest: Hertz,
     },
-    /// The machine does not allow the engine.
+    /// The system does not allow this engine.
     #[error("the CPU engine `{engine}` cannot run here: {why}")]
     Refused {
-        /// Which one.
+        /// Name of the engine.
         engine: &'static str,
-        /// What the system said.
+        /// Reason given by the system.
         why: String,
     },
-    /// The process's threads are unknown.
+    /// The threads of the process cannot be listed.
     #[error("cannot list /proc/self/task: {source}; CPU profiles need a mounted /proc")]
     Tasks {
-        /// What the system said.
+        /// Cause.
         source: std::io::Error,
     },
-    /// There is no thread to record on.
+    /// The recording thread cannot be started.
     #[error("cannot start the thread `marple-cpu`: {source}")]
     Thread {
-        /// What the system said.
+        /// Cause.
         source: std::io::Error,
     },
-    /// The loaded files are unknown.
+    /// The loaded files cannot be read.
     #[error(transparent)]
     Images(#[from] os::images::Error),
-    /// SIGPROF belongs to somebody else in this process.
+    /// The process handles SIGPROF itself.
     #[error(
         "this process handles SIGPROF itself (another profiler?); \
          its handler would be lost, so no CPU profile is taken"
     )]
     SignalTaken,
-    /// Walking a stack in a signal handler could hang the process.
+    /// Unwinding in a signal handler could deadlock the process.
     #[error(
         "the unwinder of this process takes locks, so that a profile could hang it; \
          CPU profiles need glibc 2.35 or later and a dynamically linked libgcc_s"
     )]
     UnsafeUnwinder,
-    /// The engine cannot put its scratch file anywhere.
+    /// The engine's scratch file cannot be created.
     #[error("{path}: the CPU profiler cannot make its scratch file here: {source}; set TMPDIR")]
     Scratch {
-        /// The directory.
+        /// Directory of the scratch file.
         path: PathBuf,
-        /// What the system said.
+        /// Cause.
         source: std::io::Error,
     },
-    /// The process could not be asked what it allows.
+    /// The signal handlers or the unwinder of the process cannot be inspected.
     #[error(transparent)]
     Process(#[from] os::sigprof::Error),
-    /// The recording is another process's.
+    /// The recording belongs to the parent process of this fork.
     #[error("this process was forked from the one that records; start another session in it")]
     Forked,
     /// The engine failed.
     #[error("the CPU profiler `{engine}` failed: {source}")]
     Engine {
-        /// Which one.
+        /// Name of the engine.
         engine: &'static str,
-        /// What it said.
+        /// Cause.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
 }
 
-/// Below, a session is over before the first sample; above, the samples' own time shows in the profile.
+/// Below 1 Hz a session ends before its first sample; above 1 kHz sampling itself shows up in the
+/// profile.
 const LOWEST: Hertz = Hertz(1);
 const HIGHEST: Hertz = Hertz(1000);
 
-/// How to sample.
+/// Settings of a session and of the look-back.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// What is sampled by a session; a look-back is always of CPU time.
+    /// Kind of time that a session samples. The look-back always samples CPU time.
     pub mode: CpuMode,
-    /// Whether threads may be sent a signal to show their stacks, in [`CpuMode::Wall`].
+    /// `true` if threads may be interrupted by a signal to copy their stacks, in [`CpuMode::Wall`].
     pub signals: bool,
-    /// By what means, in [`CpuMode::Cpu`].
+    /// Engine, in [`CpuMode::Cpu`].
     pub engine: CpuEngine,
-    /// Samples a second in a session: of CPU time, or of each thread's time.
+    /// Samples per second of CPU time, or of each thread's wall time, in a session.
     pub frequency: Hertz,
-    /// Samples a second of CPU time between sessions; 0: no look-back.
+    /// Samples per second of CPU time between sessions; 0 disables the look-back.
     pub lookback_frequency: Hertz,
-    /// How far the look-back reaches.
+    /// Time span of the look-back.
     pub lookback: Duration,
-    /// Called by the thread that records, first thing; what it gives is dropped at its end.
+    /// Function that the recording thread calls first. The returned value is dropped when the
+    /// thread ends.
     pub guard: fn() -> Box<dyn Any>,
 }
 
 impl Default for Options {
-    /// 99 Hz by the best engine there is, without a look-back.
+    /// Returns 99 Hz with the best available engine and no look-back.
     fn default() -> Self {
         Self {
             mode: CpuMode::Cpu,
@@ -193,13 +208,14 @@ impl Options {
     }
 }
 
-/// The recorder that runs, if one does. Whoever needs it keeps it alive.
+/// The running recorder, if any. Its users keep it alive.
 static RECORDER: Mutex<Weak<Recorder>> = Mutex::new(Weak::new());
 
-/// A share in the recorder. The last that goes ends it under the lock, so that another begins only when
-/// it is gone: two would fight over the signal.
+/// Shared ownership of the recorder. The last owner drops it while it holds the lock, so that the
+/// next recorder starts only after this one has ended: two would compete for the signal.
 ///
-/// In a forked child there is none: the thread of the recorder is not there, and its lock may be held for ever.
+/// A forked child has no recorder: the recording thread does not exist there and its lock may stay
+/// locked forever.
 struct Share(OfProcess<Arc<Recorder>>);
 
 impl Share {
@@ -216,7 +232,7 @@ impl Share {
         Ok(Self(OfProcess::new(recorder)))
     }
 
-    /// One in the recorder that runs, if one does.
+    /// Returns a handle to the running recorder, or `None`.
     fn existing() -> Option<Self> {
         let place = RECORDER.lock().unwrap_or_else(PoisonError::into_inner);
         let recorder = place.upgrade()?;
@@ -242,17 +258,17 @@ impl Drop for Share {
     }
 }
 
-/// The window of the last seconds. Dropping it ends the sampling.
+/// A low-rate CPU profile of the last seconds. Dropping it stops the sampling.
 #[must_use = "a look-back that is dropped sees nothing"]
 pub struct Lookback(Share);
 
 impl Lookback {
-    /// Begins to sample at `options.lookback_frequency`; none when that is 0 or the engine, being the
-    /// `pprof` crate, is none to run always. Takes a few milliseconds.
+    /// Starts sampling at `options.lookback_frequency`. Returns `None` if that is 0 or the engine
+    /// is the `pprof` crate, which is too expensive to run always. Takes a few milliseconds.
     ///
     /// # Errors
     ///
-    /// Why no engine can run here.
+    /// If no engine can run on this system.
     pub fn start(options: &Options) -> Result<Option<Self>, Error> {
         options.check()?;
         let is_off = options.lookback_frequency == Hertz(0) || options.lookback.is_zero();
@@ -262,19 +278,20 @@ impl Lookback {
         Ok(Some(Self(Share::of(options)?)))
     }
 
-    /// The engine and why it is that one: `timer: perf_event_open refused (EACCES, …)`.
+    /// Returns the engine and the reason for its selection: `timer: perf_event_open refused
+    /// (EACCES, ...)`.
     pub fn engine(&self) -> String {
         self.0.recorder().map(Recorder::engine).unwrap_or_default()
     }
 }
 
-/// A CPU profile being recorded. Dropping it ends the recording and throws it away.
+/// A running CPU profile. Dropping it stops the recording and discards the samples.
 #[must_use = "a session that is dropped records nothing"]
 pub struct Session {
     running: OfProcess<Running>,
     engine: String,
     before: Option<Box<Profile>>,
-    // After the engine: the place is free once the engine has stopped.
+    // Declared after `running`: the token is released only when the engine has stopped.
     _place: Place,
 }
 
@@ -285,38 +302,38 @@ enum Running {
 }
 
 impl Session {
-    /// The memory that should be free for a session of `engine` to do no harm.
+    /// Returns the free memory that a session of `engine` needs to be harmless.
     pub const fn memory(engine: CpuEngine) -> Bytes {
         match engine {
             CpuEngine::Pprof => itimer::MEMORY,
             _ if cfg!(not(target_os = "linux")) => itimer::MEMORY,
-            // The rings, the table and the profile made of it, full; mostly a tenth of it is used.
+            // Rings, table and the resulting profile, all full. Typical use is a tenth of it.
             _ => Bytes::mib(16),
         }
     }
 
-    /// Starts recording the whole process, `frequency` times per second of CPU time, by the best engine
-    /// there is. `anchor`: the present.
+    /// Starts recording the whole process with the best available engine, `frequency` times per
+    /// second of CPU time. `anchor` is the current time.
     ///
     /// # Errors
     ///
-    /// As [`Session::with`].
+    /// Same as [`Session::with`].
     pub fn start(frequency: Hertz, anchor: Anchor) -> Result<Self, Error> {
         Self::with(&Options { frequency, ..Options::default() }, anchor)
     }
 
-    /// Starts recording the whole process as `options` say. Blocks the caller, not the process, for some
-    /// milliseconds. While a look-back runs, its engine records.
+    /// Starts recording the whole process with `options`. Blocks the caller, not the process, for
+    /// some milliseconds. If a look-back runs, the session uses its engine.
     ///
     /// # Errors
     ///
-    /// [`Error::Busy`] while another session runs; otherwise why no engine can run here.
+    /// [`Error::Busy`] if another session runs; other errors if no engine can run on this system.
     pub fn with(options: &Options, anchor: Anchor) -> Result<Self, Error> {
         options.check()?;
         let place = Place::claim().ok_or(Error::Busy)?;
         let (engine, before, running);
         if options.mode == CpuMode::Wall {
-            // The look-back goes on: it samples CPU time, by other means.
+            // The look-back continues: it samples CPU time with its own engine.
             let wall = Wall::start(options, anchor)?;
             let window = |share: Share| share.recorder()?.take_window(anchor);
             before = Share::existing().and_then(window).map(Box::new);
@@ -336,23 +353,23 @@ impl Session {
         Ok(Self { running: OfProcess::new(running), engine, before, _place: place })
     }
 
-    /// The engine that records, and why it is that one.
+    /// Returns the engine and the reason for its selection.
     pub fn engine(&self) -> &str {
         &self.engine
     }
 
-    /// What the look-back saw before this session started; none when there was none, and at the second
-    /// call.
+    /// Takes the look-back's profile from before this session. Returns `None` if there was no
+    /// look-back, and on every call after the first.
     pub fn take_before(&mut self) -> Option<Profile> {
         self.before.take().map(|profile| *profile)
     }
 
-    /// Ends the recording at `now` and reports it: addresses with their mappings, to be named by
-    /// `symbols`.
+    /// Stops the recording at `now` and returns the profile: addresses with their mappings, to be
+    /// symbolized by `symbols`.
     ///
     /// # Errors
     ///
-    /// If the engine cannot report what it has.
+    /// If the engine cannot report its samples.
     pub fn stop(mut self, now: Moment) -> Result<Profile, Error> {
         if self.running.is_inherited() {
             return Err(Error::Forked);
@@ -376,7 +393,7 @@ impl Drop for Session {
     }
 }
 
-/// The one place for a session in this process.
+/// Exclusive permission to run a session in this process.
 struct Place(());
 
 static TAKEN: AtomicBool = AtomicBool::new(false);

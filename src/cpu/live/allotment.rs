@@ -1,7 +1,8 @@
-//! Which threads are sampled where a quota allows fewer samplers than there are threads.
+//! Choice of the threads to sample if a quota allows fewer samplers than threads.
 //!
-//! Those that used most CPU time since the last review: time that is used is what a profile shows, and a thread
-//! that waits loses nothing. Threads that get busy later take the place of those that do not run any more.
+//! The threads with the most CPU time since the last review get a sampler: a profile shows CPU
+//! time, and a waiting thread has none to show. Threads that become busy later take samplers from
+//! idle ones.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -9,17 +10,17 @@ use std::time::Duration;
 
 use crate::os::failed_call::FailedCall;
 
-/// Threads that are not sampled, and why.
+/// Number of threads without samples, and the reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Unsampled {
     pub(super) threads: u64,
     pub(super) why: String,
 }
 
-/// Why a thread gets no sampler.
+/// Reason why a thread gets no sampler.
 #[derive(Debug)]
 pub(super) enum NotSampled {
-    /// It has ended.
+    /// The thread has ended.
     Gone,
     /// A permission is missing.
     Permission(String),
@@ -37,17 +38,17 @@ impl From<FailedCall> for NotSampled {
     }
 }
 
-/// Threads that wait for a sampler, and the CPU time of every thread at the last review.
+/// Threads that wait for a sampler, with their CPU time at the last review.
 #[derive(Debug, Default)]
 pub(super) struct Waiting {
     threads: HashMap<u32, Duration>,
     why: String,
 }
 
-/// A thread and the CPU time it used since the last review.
+/// A thread and its CPU time since the last review.
 pub(super) type Used = (Duration, u32);
 
-/// Samplers that change hands.
+/// Changes of samplers between threads.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Exchange {
     pub(super) give_up: Vec<u32>,
@@ -55,7 +56,7 @@ pub(super) struct Exchange {
 }
 
 impl Waiting {
-    /// Adds a thread with its CPU time so far.
+    /// Adds a thread with its total CPU time.
     pub(super) fn add(&mut self, tid: u32, cpu: Duration, why: impl Into<String>) {
         self.threads.insert(tid, cpu);
         self.why = why.into();
@@ -73,7 +74,8 @@ impl Waiting {
         self.threads.is_empty()
     }
 
-    /// The waiting threads with what they used since this was asked last; `cpu` tells the CPU time of a thread.
+    /// Returns the waiting threads with their CPU time since the last call; `cpu` returns the total
+    /// of a thread.
     pub(super) fn used(&mut self, cpu: impl Fn(u32) -> Option<Duration>) -> Vec<Used> {
         let used = self.threads.iter_mut().filter_map(|(&tid, seen)| {
             let now = cpu(tid)?;
@@ -88,7 +90,7 @@ impl Waiting {
     }
 }
 
-/// Which threads get one of `room` samplers. A thread takes another's only if it used twice as much.
+/// Assigns `room` samplers. A thread replaces another only if it used more than twice as much.
 pub(super) fn exchange(mut held: Vec<Used>, mut waiting: Vec<Used>, room: usize) -> Exchange {
     let mut exchange = Exchange::default();
     held.sort_unstable_by_key(|&(used, tid)| (used, tid));
@@ -120,15 +122,15 @@ mod tests {
     #[test]
     fn samplers_go_to_threads_that_use_most() {
         for (held, waiting, room, give_up, take) in [
-            // There is room for some more.
+            // There are free samplers.
             (&[(5, 1)][..], &[(0, 2), (9, 3)][..], 2, &[][..], &[3][..]),
             // The quota has shrunk.
             (&[(5, 1), (0, 2), (7, 3)], &[(1, 4)], 1, &[2, 1], &[]),
             (&[(5, 1)], &[], 0, &[1], &[]),
-            // An idle one makes way for a busy one.
+            // An idle thread is replaced by a busy one.
             (&[(0, 1), (8, 2)], &[(4, 3), (17, 4)], 2, &[1], &[4]),
             (&[(0, 1), (0, 2)], &[(4, 3), (0, 4)], 2, &[1], &[3]),
-            // Equally busy threads do not take turns.
+            // Equally busy threads are not exchanged.
             (&[(5, 1)], &[(9, 2)], 1, &[], &[]),
         ] {
             let expected = Exchange { give_up: give_up.to_vec(), take: take.to_vec() };

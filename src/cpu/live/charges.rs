@@ -1,27 +1,27 @@
-//! What the kernel has charged to each thread since it was last asked.
+//! CPU time that the kernel charged to each thread since the last read.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
 #[derive(Debug, Default)]
 struct Account {
-    /// What the kernel had counted then.
+    /// The kernel's count at the last read.
     told: Duration,
-    /// The samples since, in periods.
+    /// Weight of the samples since then, in periods.
     sampled: u64,
 }
 
-/// The accounts of all threads that are sampled.
+/// CPU-time accounts of all sampled threads.
 #[derive(Debug, Default)]
 pub(super) struct Charges(HashMap<u32, Account>);
 
 impl Charges {
-    /// Opens the account of a thread that is sampled from here on.
+    /// Opens the account of a thread whose sampling starts.
     pub(super) fn open(&mut self, tid: u32, told: Duration) {
         self.0.insert(tid, Account { told, sampled: 0 });
     }
 
-    /// Notes a sample; false: there is no account, so nobody else charges for it.
+    /// Records a sample. Returns `false` without an account: then the caller must charge the time.
     pub(super) fn note(&mut self, tid: u32, weight: u64) -> bool {
         let account = self.0.get_mut(&tid);
         account.is_some_and(|account| {
@@ -30,8 +30,9 @@ impl Charges {
         })
     }
 
-    /// What is charged to a thread since the last time. The kernel tells nothing of some threads that have
-    /// ended; those are charged what their samples say, which is right for many of them together.
+    /// Returns the CPU time of a thread since the last call. Some ended threads are no longer
+    /// readable (`told` is `None`); their samples determine the time, which is accurate for the sum
+    /// of many.
     pub(super) fn settle(
         &mut self,
         tid: u32,
@@ -67,7 +68,7 @@ mod tests {
         charges.open(1, ms(5));
         assert!(charges.note(1, 3));
         assert_eq!(charges.settle(1, Some(ms(39)), ms(10)), ms(34));
-        // Ended: the kernel does not know it any more.
+        // The thread has ended: the kernel's count is unavailable.
         assert!(charges.note(1, 2));
         assert_eq!(charges.settle(1, None, ms(10)), ms(20));
         assert_eq!(charges.settle(1, None, ms(10)), ms(0));

@@ -1,12 +1,12 @@
-//! Which files were mapped while there were samples.
+//! Executable mappings seen while samples were recorded.
 
 use crate::model::Mapping;
 use crate::os::images;
 
-/// Files that were mapped since the start, at most; a host that loads another each time stays bounded.
+/// Maximum number of mappings; bounds a host that keeps loading new files.
 const MAX_IMAGES: usize = 4096;
 
-/// They.
+/// Executable mappings seen while samples were recorded.
 #[derive(Clone, Default)]
 pub(super) struct Images(Vec<Mapping>);
 
@@ -19,8 +19,8 @@ impl Images {
         self.0
     }
 
-    /// Adds what is mapped, in the place of what was mapped there before. What was unloaded stays: there
-    /// are samples in it.
+    /// Adds the current mappings; they replace earlier ones at overlapping addresses. Unloaded
+    /// files stay, because samples refer to them.
     pub(super) fn note(&mut self) {
         let Ok(loaded) = images::loaded() else { return };
         let overlaps = |old: &Mapping| {
@@ -29,7 +29,7 @@ impl Images {
         let room = MAX_IMAGES.saturating_sub(loaded.len());
         let old = std::mem::take(&mut self.0);
         let gone: Vec<Mapping> = old.into_iter().filter(|old| !overlaps(old)).take(room).collect();
-        // The main executable comes first in what is loaded and stays first.
+        // The main executable is the first loaded mapping and stays first.
         self.0 = loaded;
         self.0.extend(gone);
     }

@@ -1,28 +1,33 @@
-//! The engines that sample thread by thread, and what runs behind both of them.
+//! The `perf` and `timer` engines, which sample each thread separately, and the recorder they
+//! share.
 //!
 //! ```text
-//!  perf: ring a thread ─┐            ┌─ window   the last seconds, by buckets (look-back)
-//!                       ├─ drain ─── ┤
-//!  timer: pool of slots ┘  unwind    └─ during   the session that runs
-//!                          dedup
+//!  perf: ring per thread ──┐             ┌─ window   the last seconds, by buckets (look-back)
+//!                          ├─ drain ─────┤
+//!  timer: pool of slots ───┘  unwind     └─ during   the running session
+//!                             deduplicate
 //! ```
 //!
-//! One thread, `marple-cpu`, does the middle: it finds threads, empties rings, unwinds and counts. It is
-//! a thread of its own because `marple-capture` may encode for a second, and rings that are emptied
-//! every 40 ms to 200 ms and hold twice that would overflow meanwhile. Starting and stopping a session
-//! happens on the caller's thread under the same lock, which is held for one turn: some milliseconds.
+//! The thread `marple-cpu` runs the middle column: it finds threads, drains rings, unwinds and
+//! counts. It is separate from `marple-capture`, which may encode for a second: rings are drained
+//! every 10 to 200 ms and hold twice that interval, so they would overflow. Callers start and stop
+//! a session on their own thread under the same lock, which is held for one pass of the recorder:
+//! some milliseconds.
 //!
-//! There is one sampler at a time. While a session runs, its frequency is the sampler's and the window
-//! rests; what the window held by then went out as the session's `before`. So the two never cost twice.
+//! One sampler runs at a time. While a session runs, the sampler uses the session's frequency and
+//! the window is inactive; the window's previous content is the session's `before`. The two are
+//! never paid for at the same time.
 //!
-//! What a sample stands for is settled at the report: `charges` notes what CPU time the kernel charged to each
-//! thread in the bucket or session, and `strata` lets the samples of each name add up to it.
+//! The weight of samples is determined when the profile is built: `charges` records the CPU time
+//! that the kernel charged to each thread in a bucket or session, and `strata` scales the samples
+//! of each name to add up to it.
 //!
-//! # What it costs
+//! # Cost
 //!
-//! `perf` takes a ring a thread, by [`perf`]'s arithmetic 64 KiB, and 4 MiB in all at 99 Hz and less;
-//! `timer` a pool of 2 MiB, and more where stacks were deep on many cores: at most 32 KiB a slot. Tables are bounded by
-//! `tally`'s constants. `cargo bench --bench cpu` has the times.
+//! `perf` uses one ring per thread, 64 KiB by the arithmetic of [`perf`], and 4 MiB for all rings
+//! at 100 Hz and below. `timer` uses a pool of 2 MiB, and more if stacks are deep on many cores: at
+//! most 32 KiB per slot. The constants of `tally` bound the tables. `cargo bench --bench cpu`
+//! prints the times.
 
 mod allotment;
 mod charges;

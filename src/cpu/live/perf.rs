@@ -1,28 +1,32 @@
-//! Perf events: one for each thread, none of it in the thread.
+//! The `perf` engine: one perf event per thread; no code runs in the sampled thread.
 //!
-//! # The size of a ring
+//! # Ring size
 //!
-//! A sample fills [`SHALLOW`] and some 80 bytes of its ring, whatever is in it, as the kernel copies a
-//! fixed stretch of stack. Between two drains a thread that never rests makes `frequency x interval`
-//! samples; a ring holds twice that at least, in case the drain comes late: 8 at 99 Hz and below, 20 at
-//! 1000 Hz, so 64 and 256 KiB. All rings together stay within [`BUDGET`] (four times that above
-//! 100 Hz), and many threads share few cores, so that what each of many makes is little: the ring shrinks
-//! with their number down to two samples. What overflows is counted by the kernel, and the one that
-//! overflowed gets twice the ring, up to what it would have alone: of 256 threads two may do all the work.
-//! What the budget has left when each has its share goes to those that have used most CPU time so far.
+//! A sample takes [`SHALLOW`] + 80 bytes of its ring regardless of the stack's depth, because the
+//! kernel copies a fixed length. Between two drains a busy thread produces `frequency * interval`
+//! samples. A ring holds at least twice that, in case a drain is late: 8 samples at 99 Hz and
+//! below, 20 at 1000 Hz, so 64 and 256 KiB.
 //!
-//! # What a start costs
+//! All rings together stay within [`BUDGET`] (four times that above 100 Hz). Many threads share few
+//! cores, so each produces few samples: the ring shrinks with the number of threads down to two
+//! samples. The kernel counts overflows, and a thread whose ring overflowed gets twice the ring, up
+//! to the size for a single thread: of 256 threads, two may do all the work. The unused rest of the
+//! budget goes to the threads with the most CPU time so far.
 //!
-//! Three system calls a thread: its CPU time, the event, and the ring, which the kernel clears page by page
-//! before it answers. The last is the dearest, so small rings are what makes a start beside many threads fast.
+//! # Start cost
 //!
-//! # How many events
+//! Three system calls per thread: its CPU time, the event, and the ring, whose pages the kernel
+//! clears before it returns. The ring is the most expensive, so small rings make a start with many
+//! threads fast.
 //!
-//! An event is a descriptor, and its ring is locked memory; `os::quota` says how many there may be. A thread
-//! without one waits (`allotment`), and what is held is given back when the service needs it.
+//! # Number of events
 //!
-//! A thread whose stacks proved deeper than the copy gets twice the copy, and again up to
-//! [`DEEPEST`], and a ring for it.
+//! An event takes a file descriptor, and its ring takes locked memory; `os::quota` returns the
+//! limits. A thread without an event waits (`allotment`). Events are closed when the service needs
+//! the quota.
+//!
+//! A thread whose stacks exceed the copied length gets twice the length, repeatedly up to
+//! [`DEEPEST`], and a ring to match.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -36,35 +40,34 @@ use crate::os::perf::{Event, FilledRings, Sampling};
 use crate::os::quota::{self, Allowance, Descriptors};
 use crate::os::timer::cpu_time_of;
 
-/// The stack that is copied of a thread at first. With what else is in a record two fit into 16 KiB.
+/// Stack bytes copied at first. Two records of `SHALLOW + 80` bytes fit into 16 KiB.
 const SHALLOW: u32 = 7 << 10;
 
-/// The stack that is copied at most.
+/// Maximum stack bytes copied.
 const DEEPEST: u32 = 56 << 10;
 
-/// What all rings take at 100 Hz and less.
+/// Memory of all rings at 100 Hz and below.
 const BUDGET: usize = 4 << 20;
 
-/// The smallest ring.
 const SMALLEST: usize = 16 << 10;
 
-/// Events there are at most: their smallest rings are 20 MiB of kernel memory. Timers need none for each thread.
+/// Maximum number of events: their smallest rings take 20 MiB of kernel memory. Timers need no
+/// memory per thread.
 const MAX_EVENTS: u64 = 1024;
 
-/// Samples that were too short in one drain, out of all, from which on more is copied: 1 in 8.
+/// One in this many samples of a drain must be too short to increase the copied length.
 const TOO_MANY_SHORT: u64 = 8;
 
-/// Threads that wait are looked at this often at most.
+/// Minimum interval between reviews of the waiting threads.
 pub(super) const REVIEW_EVERY: Duration = Duration::from_millis(250);
 
-/// A thread's event.
 struct Watched {
     event: Event,
-    /// The thread's CPU time when it was last asked for.
+    /// CPU time of the thread at the last read.
     told: Duration,
-    /// What the event had counted then.
+    /// Value of the event's counter at the last read.
     counted: Duration,
-    /// The thread's CPU time at the last review.
+    /// CPU time of the thread at the last review.
     reviewed: Duration,
 }
 
@@ -73,8 +76,9 @@ impl Watched {
         Self { event, told, counted: Duration::ZERO, reviewed: told }
     }
 
-    /// The thread's CPU time. The event counts on where the thread has ended; its clock is a coarser one,
-    /// which runs on while a hypervisor lets others run. It is not asked of a thread that has not run.
+    /// Returns the CPU time of the thread. After the thread has ended, its event's counter provides
+    /// the last part. The counter is the fallback only: its clock is coarser and also runs while a
+    /// hypervisor has descheduled the guest. It is not read if the thread has not run.
     fn cpu_time(&mut self, tid: u32) -> Duration {
         let told = cpu_time_of(tid).ok();
         if told != Some(self.told) {
@@ -85,7 +89,7 @@ impl Watched {
         self.told
     }
 
-    /// CPU time since this was asked last.
+    /// Returns the CPU time since the last call.
     fn used(&mut self, tid: u32) -> Duration {
         let now = self.cpu_time(tid);
         now.saturating_sub(std::mem::replace(&mut self.reviewed, now))
@@ -99,17 +103,17 @@ pub(super) struct PerfSampler {
     user_only: bool,
     wants_permission: bool,
     descriptors: Descriptors,
-    /// What all rings with their first pages may take.
+    /// Limit for all rings including their header pages.
     locked: Allowance,
     reviewed: Moment,
     copied: Copied,
-    /// `None` if there cannot be one: each ring is looked at then.
+    /// `None` if epoll is unavailable; every ring is read then.
     filled: Option<FilledRings>,
     drained: Vec<u32>,
 }
 
 impl PerfSampler {
-    /// An engine without threads.
+    /// Returns an engine without threads.
     pub(super) fn new(frequency: Hertz, user_only: bool) -> Self {
         Self {
             events: HashMap::new(),
@@ -126,7 +130,7 @@ impl PerfSampler {
         }
     }
 
-    /// An event, unless there is no room for its ring.
+    /// Opens an event if the limit for locked memory allows its ring.
     fn open(&self, tid: u32, stack_bytes: u32, ring_bytes: usize) -> Result<Event, NotSampled> {
         let page = rustix::param::page_size();
         let rings = self.events.values().map(|watched| watched.event.sampling().ring_bytes + page);
@@ -143,8 +147,8 @@ impl PerfSampler {
         Event::open(tid, sampling).map_err(NotSampled::from)
     }
 
-    /// Another event in the place of the thread's, with a ring of at least `least` bytes; the old one stays
-    /// when there can be none.
+    /// Replaces the thread's event by one with a ring of at least `least` bytes. Keeps the old
+    /// event and returns `false` if the new one cannot be opened.
     fn reopen(&mut self, tid: u32, stack_bytes: u32, least: usize) -> bool {
         let ring = ring_bytes(self.frequency, stack_bytes, self.events.len()).max(least);
         let Ok(event) = self.open(tid, stack_bytes, ring) else { return false };
@@ -156,12 +160,12 @@ impl PerfSampler {
         true
     }
 
-    /// From here on each ring is looked at, if this one cannot say that it fills.
+    /// Subscribes to the ring's fill notification. If that fails, every ring is read from then on.
     fn note_filling_of(&mut self, event: &Event, tid: u32) {
         self.filled.take_if(|filled| filled.add(event, tid).is_err());
     }
 
-    /// Begins to sample a thread, or lets it wait.
+    /// Starts sampling a thread, or adds it to the waiting threads.
     fn begin(&mut self, tid: u32, told: Duration, ring: usize) {
         let smallest = ring_bytes(self.frequency, SHALLOW, usize::MAX);
         let opened = match self.open(tid, SHALLOW, ring) {
@@ -183,7 +187,7 @@ impl PerfSampler {
         }
     }
 
-    /// How many events there may be, and why not more.
+    /// Returns the allowed number of events and the reason for the limit.
     fn allowed(&mut self, now: Moment) -> (usize, String) {
         let Allowance { count, limit } = self.descriptors.allowance(self.events.len() as u64, now);
         let why = if count > MAX_EVENTS {
@@ -236,7 +240,7 @@ impl Sampler for PerfSampler {
             let ring = ring_bytes(self.frequency, SHALLOW, self.events.len() + 1);
             self.begin(tid, cpu_time_of(tid).unwrap_or_default(), ring);
             if self.waiting.has(tid) {
-                // What stands in the way of this one does so for the next.
+                // The cause of this failure also applies to the remaining threads.
                 break;
             }
         }
@@ -256,7 +260,7 @@ impl Sampler for PerfSampler {
     }
 
     fn counted(&mut self, tid: u32) -> Option<Duration> {
-        // It counts in the kernel what it does not sample there.
+        // The event counts CPU time in the kernel but does not sample it there.
         if self.user_only {
             return None;
         }
@@ -274,7 +278,7 @@ impl Sampler for PerfSampler {
         for tid in tids {
             let Some(Watched { event, .. }) = self.events.get_mut(&tid) else { continue };
             let Sampling { stack_bytes, ring_bytes: has, .. } = event.sampling();
-            // A ring that is large enough is kept, with the new period.
+            // A ring that is large enough is kept; only the period changes.
             let wants = ring_bytes(frequency, stack_bytes, threads);
             if wants <= has && event.set_period(period(frequency)).is_ok() {
                 continue;
@@ -284,7 +288,7 @@ impl Sampler for PerfSampler {
             }
             let Some(watched) = self.events.get_mut(&tid) else { continue };
             if let Err(error) = watched.event.set_period(period(frequency)) {
-                // Samples of another period than is said would be worse than none.
+                // Samples whose period differs from the reported one are worse than no samples.
                 let told = watched.told;
                 self.events.remove(&tid);
                 self.waiting.add(tid, told, format!("cannot set the period: {error}"));
@@ -343,7 +347,7 @@ impl Sampler for PerfSampler {
     }
 }
 
-/// The ring for a thread among `threads`.
+/// Returns the ring size for one of `threads` threads.
 fn ring_bytes(frequency: Hertz, stack_bytes: u32, threads: usize) -> usize {
     let between = frequency.get() as f64 * drain_interval(frequency).as_secs_f64();
     let samples = (between * 2.0).ceil() as usize;
@@ -358,8 +362,9 @@ fn budget(frequency: Hertz) -> usize {
     if frequency > Hertz(100) { 4 * BUDGET } else { BUDGET }
 }
 
-/// The rings for `more` threads beside `there`, which have taken `taken` bytes: a ring as for a thread alone as
-/// long as what is left of the budget still has the share of each that comes after.
+/// Returns the ring sizes for `more` threads in addition to `there` threads whose rings take
+/// `taken` bytes. A thread gets the ring of a single thread as long as the rest of the budget
+/// covers the equal share of every later thread.
 fn deal(frequency: Hertz, there: usize, taken: usize, more: usize) -> impl Iterator<Item = usize> {
     let share = ring_bytes(frequency, SHALLOW, there + more);
     let largest = ring_bytes(frequency, SHALLOW, 1);

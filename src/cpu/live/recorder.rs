@@ -1,4 +1,4 @@
-//! The thread `marple-cpu` and what it keeps.
+//! The thread `marple-cpu` and its state.
 
 use std::any::Any;
 use std::collections::HashMap;
@@ -24,32 +24,33 @@ use crate::os::own_thread;
 use crate::os::process::cpu_time;
 use crate::unwind::{End, MAX_FRAMES, Outermost, Walker};
 
-/// What the table of a session holds: 3 to 6 MB when it is full.
+/// Table entries of a session: 3 to 6 MB when full.
 const NODES: usize = 64 << 10;
 
-/// The list of threads is read whenever their number has changed, and this often anyway: one may have
-/// ended and another begun. In a session, and while only the window is filled.
+/// Maximum interval between reads of the thread list, in a session and in the look-back. The list
+/// is also read whenever the number of threads changes. The interval covers a thread that ended
+/// while another started.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 const LOOK_EVERY_IDLE: Duration = Duration::from_secs(1);
 
-/// What is done for each thread, at 1 us (reading the list, charging its CPU time), is done no more often than this
-/// for each thread there is: 0.05 % of a core for each. In a session 16 times as often.
+/// Minimum interval per thread for work that costs 1 us per thread (reading the list, charging CPU
+/// time): at most 0.05 % of a core for each thread. Divided by 16 in a session.
 const PAUSE_PER_THREAD: Duration = Duration::from_millis(2);
 
-/// Whoever starts or stops a session meanwhile gets its turn between some names and some more.
+/// Pause between two batches of name reads, in which a caller can start or stop a session.
 const NAME_EVERY: Duration = Duration::from_millis(1);
 
-/// Whoever makes threads without end wakes the recorder no more often by it.
+/// Minimum interval between wake-ups by thread-start notifications, for a host that starts threads
+/// in a loop.
 const HEAR_EVERY: Duration = Duration::from_millis(5);
 
-/// Panics of the thread without a good turn in between, after which it ends.
+/// Consecutive panics after which the thread ends.
 const MAX_PANICS: u32 = 8;
 
-/// The recorder of this process.
 pub(in crate::cpu) struct Recorder {
     shared: Arc<Shared>,
     thread: OfProcess<JoinHandle<()>>,
-    /// Threads that begin and say so wake it.
+    /// Wakes the recorder when a thread reports its start.
     _births: births::Listening,
 }
 
@@ -61,7 +62,7 @@ struct Shared {
 pub(super) struct State {
     pub(super) chosen: Chosen,
     walker: Walker,
-    /// The outermost frames of each thread, for stacks that are deeper than their copies.
+    /// Outermost frames of each thread, for stacks that are deeper than their copies.
     outermost: HashMap<u32, Outermost>,
     pub(super) roster: Roster,
     pub(super) charges: Charges,
@@ -76,16 +77,16 @@ pub(super) struct State {
     is_over: bool,
 }
 
-/// The threads whose samples a turn brings in.
+/// Set of threads whose samples are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Extent {
-    /// All.
+    /// All threads.
     All,
-    /// Those that may not wait longer.
+    /// Threads whose samples cannot wait longer.
     Due,
 }
 
-/// A session.
+/// A running session.
 pub(super) struct During {
     anchor: Anchor,
     cpu: Duration,
@@ -93,7 +94,7 @@ pub(super) struct During {
 }
 
 impl Recorder {
-    /// Starts the engine, with a window that reaches back as `options` say, or none.
+    /// Starts the engine, and the look-back window if `options` enable it.
     pub(in crate::cpu) fn start(options: &Options) -> Result<Self, Error> {
         let mut roster = Roster::open().map_err(|source| Error::Tasks { source })?;
         let tids = roster.look_at_first();
@@ -138,17 +139,18 @@ impl Recorder {
         Ok(Self { shared, thread: OfProcess::new(thread), _births })
     }
 
-    /// Whether another process records, of which this one was forked.
+    /// Returns `true` if the recorder belongs to the parent process of this fork.
     pub(in crate::cpu) fn is_inherited(&self) -> bool {
         self.thread.is_inherited()
     }
 
-    /// The engine and why it is that one.
+    /// Returns the engine and the reason for its selection.
     pub(in crate::cpu) fn engine(&self) -> String {
         self.shared.lock().chosen.words.clone()
     }
 
-    /// Begins a session; gives what the window held. It is empty and rests from here on.
+    /// Starts a session and returns the content of the window, which stays empty until the session
+    /// ends.
     pub(in crate::cpu) fn begin(
         &self,
         frequency: Hertz,
@@ -166,7 +168,7 @@ impl Recorder {
         Ok(before)
     }
 
-    /// What the window holds; it begins again empty.
+    /// Returns the content of the window and clears it.
     pub(in crate::cpu) fn take_window(&self, anchor: Anchor) -> Option<Profile> {
         let mut state = self.shared.lock();
         state.turn(anchor.moment, Extent::All);
@@ -175,7 +177,7 @@ impl Recorder {
         before
     }
 
-    /// Ends the session and reports it.
+    /// Stops the session and returns its profile.
     pub(in crate::cpu) fn end(&self, now: Moment) -> Option<Profile> {
         let mut state = self.shared.lock();
         state.turn(now, Extent::All);
@@ -236,7 +238,7 @@ impl Shared {
                 return;
             }
             let has_more_to_name = turn.unwrap_or(false);
-            // Never longer: a ring holds two samples, and the next would be lost.
+            // No longer wait: the smallest rings hold two samples and would overflow.
             let wait = if has_more_to_name { NAME_EVERY } else { drain_interval(state.frequency) };
             state = self.wake.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
         }
@@ -244,7 +246,7 @@ impl Shared {
 }
 
 impl State {
-    /// Sees to threads and files that came and went, and brings in what was sampled.
+    /// Handles new and ended threads and newly mapped files, and reads samples.
     fn turn(&mut self, now: Moment, extent: Extent) {
         let threads = u32::try_from(self.roster.len()).unwrap_or(u32::MAX);
         let pause = PAUSE_PER_THREAD.saturating_mul(threads);
@@ -252,7 +254,7 @@ impl State {
             Some(_) => (pause / 16, LOOK_EVERY),
             None => (pause, LOOK_EVERY_IDLE),
         };
-        // Without a change, a look asks only some of the threads.
+        // If the number of threads is unchanged, a refresh checks only some of the threads.
         let is_due = now.since(self.looked) >= every;
         let has_changed = self.roster.has_changed() && now.since(self.looked) >= pause;
         let mut gone = Vec::new();
@@ -268,7 +270,8 @@ impl State {
         }
         let window_is_due =
             self.lookback.as_ref().is_some_and(|(_, window)| window.is_due(now, pause));
-        // While nobody waits for a profile, what is in rings that do not fill stays there till the bucket is full.
+        // In the look-back, samples in rings that are not filling up stay there until the bucket is
+        // full.
         let is_all = extent == Extent::All || self.during.is_some() || window_is_due;
         self.drain(if is_all { Drain::All } else { Drain::Filled(&gone) });
         self.charge(&gone);
@@ -295,7 +298,7 @@ impl State {
         }
     }
 
-    /// Charges the CPU time of these threads since the last time to whoever has their samples.
+    /// Charges the CPU time of these threads since the last call to the current tally.
     fn charge(&mut self, tids: &[u32]) {
         let Self { chosen, roster, charges, during, lookback, frequency, .. } = self;
         let mut tally = tally_of(during, lookback);
@@ -310,7 +313,7 @@ impl State {
         }
     }
 
-    /// The same of all threads: about a microsecond each.
+    /// Charges the CPU time of all threads: about 1 us each.
     pub(super) fn settle(&mut self) {
         self.charge(&self.charges.tids());
     }
@@ -322,7 +325,7 @@ impl State {
     }
 
     fn drain(&mut self, extent: Drain<'_>) {
-        // Stacks end at a library that cannot be read, and the next turn tries again.
+        // If this fails, stacks end at the unreadable library, and the next pass retries.
         if self.walker.refresh().unwrap_or(false) || self.images.is_empty() {
             self.images.note();
         }
@@ -363,8 +366,8 @@ impl State {
         }
     }
 
-    /// Samples so often from here on. What the old frequency has left since the last turn is nobody's, and
-    /// so is the CPU time of it.
+    /// Sets the sampling frequency. Discards samples of the old frequency since the last pass and
+    /// the CPU time charged for them.
     fn set_frequency(&mut self, frequency: Hertz) {
         if frequency != std::mem::replace(&mut self.frequency, frequency) {
             self.chosen.sampler.set_frequency(frequency);
@@ -376,7 +379,7 @@ impl State {
         }
     }
 
-    /// What the window holds, if it holds anything.
+    /// Returns the content of the window, or `None` if it is empty.
     fn before(&mut self, anchor: Anchor) -> Option<Profile> {
         self.lookback.as_ref()?;
         self.settle();
@@ -416,7 +419,7 @@ impl State {
     }
 }
 
-/// Where samples go: to the session if there is one, else into the window.
+/// Returns the tally for new samples: the session's, or the window's if no session runs.
 pub(super) fn tally_of<'a>(
     during: &'a mut Option<During>,
     lookback: &'a mut Option<(Hertz, Window)>,

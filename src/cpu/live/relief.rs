@@ -1,4 +1,4 @@
-//! What is done when a quota gets tight: threads give up their samplers, another engine takes over, a warning says it.
+//! Reaction to exhausted quotas: releasing samplers, switching the engine and setting a warning.
 
 use std::time::Duration;
 
@@ -8,21 +8,22 @@ use super::recorder::{State, tally_of};
 use super::sampler::{self, Chosen};
 use crate::base::{Moment, warnings};
 
-/// Another engine is tried this often, and at most once in so long for each thread: to install a timer costs 2 us.
+/// Minimum intervals between two attempts to switch the engine, in total and per thread: creating a
+/// timer costs 2 us.
 const CHANGE_EVERY: Duration = Duration::from_secs(30);
 const CHANGE_PER_THREAD: Duration = Duration::from_millis(20);
 
-/// A shortage that has been over for so long is no longer in `/status`, so that one which comes and goes with short-lived
-/// threads is not logged each time.
+/// Delay before the warning is cleared from `/status`. A shortage that recurs with short-lived
+/// threads would otherwise be logged each time.
 const CALM: Duration = Duration::from_secs(10);
 
 const TOPIC: &str = "cpu.engine";
 
-/// When a shortage was met, and when another engine was tried.
+/// Times of the last shortage and of the last attempt to switch the engine.
 #[derive(Debug, Default)]
 pub(super) struct Relief {
     tried: Option<Moment>,
-    /// The last time at which threads were without samples, while a warning says so.
+    /// Last time with unsampled threads; `Some` while the warning is set.
     short: Option<Moment>,
 }
 
@@ -56,7 +57,7 @@ impl Drop for Relief {
 }
 
 impl State {
-    /// Sees to the quotas, and looks at all threads at most once in `pause`. To be called after a drain.
+    /// Applies the quotas; examines all threads at most once per `pause`. Called after a drain.
     pub(super) fn relieve(&mut self, now: Moment, pause: Duration) {
         self.chosen.sampler.review(now, pause.max(REVIEW_EVERY));
         let threads = u32::try_from(self.roster.len()).unwrap_or(u32::MAX);
@@ -86,7 +87,7 @@ impl State {
         }
     }
 
-    /// Lets another engine go on from here.
+    /// Switches to another engine.
     fn change(&mut self, chosen: Chosen) {
         self.settle();
         for tid in self.charges.tids() {

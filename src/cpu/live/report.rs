@@ -1,4 +1,4 @@
-//! From tallies to a profile that says what it is worth.
+//! Conversion of tallies to a profile with comments on its accuracy.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -17,30 +17,30 @@ use crate::model::{Mapping, Profile, Sample, ValueType};
 const SAMPLES: ValueType = ValueType { name: "samples", unit: "count" };
 const CPU: ValueType = ValueType { name: "cpu", unit: "nanoseconds" };
 
-/// What a profile is of.
+/// Metadata of a profile.
 pub(super) struct Subject<'a> {
-    /// The engine and why it is that one.
+    /// Engine and the reason for its selection.
     pub(super) engine: &'a str,
     pub(super) user_only: bool,
     pub(super) frequency: Hertz,
     pub(super) started: Timestamp,
     pub(super) duration: Duration,
-    /// The CPU time of the process in that time.
+    /// CPU time of the process in `duration`.
     pub(super) cpu: Duration,
-    /// Which part of an incident it is, in a sentence.
+    /// Phase of the incident, as a sentence.
     pub(super) part: String,
     pub(super) images: Vec<Mapping>,
-    /// Why sampling ended before the end.
+    /// Reason why sampling ended early.
     pub(super) broken: Option<&'a str>,
 }
 
-/// A row of a profile: who, where, cut or not.
+/// Key of a profile's row: (thread name, frames, outer end missing).
 type Row = (String, Vec<u64>, bool);
 
-/// So many names of threads whose time has no sample are told apart.
+/// Maximum number of thread names with a separate loss for unsampled CPU time.
 const MAX_UNSEEN: usize = 8;
 
-/// The profile of `tallies`, which are of consecutive times.
+/// Builds the profile of `tallies`, which cover consecutive intervals.
 pub(super) fn profile(subject: Subject<'_>, tallies: &[&Tally], roster: &Roster) -> Profile {
     let period = 1_000_000_000 / i64::from(subject.frequency.get().max(1));
     let mut profile = Profile::new(&[SAMPLES, CPU], CPU, period, subject.started);
@@ -143,7 +143,8 @@ fn remark(profile: &mut Profile, subject: &Subject<'_>, tallies: &[&Tally]) {
     }
 }
 
-/// Says what samples stand for, how far a share of it may be off, and how much of the CPU time that is.
+/// Adds comments on the scales, the error of shares and the CPU time covered, and losses for the
+/// rest.
 fn fit(
     profile: &mut Profile,
     subject: &Subject<'_>,
@@ -185,8 +186,8 @@ fn fit(
 
 const UNSEEN: &str = "CPU time without a sample, in periods: threads called";
 
-/// How far the share of a function may be off. Samples of unlike weight tell less than as many alike:
-/// by Kish, as much as the square of the sum over the sum of the squares of them.
+/// Returns the standard error of a function's share. Samples of unequal weight carry less
+/// information than equal ones: `effective = (sum w)^2 / sum w^2` (Kish).
 fn standard_error(weight: f64, squares: f64) -> Option<String> {
     let effective = weight.powi(2) / squares;
     let points = |share: f64| 100.0 * (share * (1.0 - share) / effective).sqrt();
@@ -214,7 +215,7 @@ mod tests {
         assert_eq!(standard_error(0.0, 0.0), None);
         let alike = standard_error(400.0, 400.0).unwrap();
         assert!(alike.contains("2.5 points at 50 %, 1.5 at 10 %"), "{alike}");
-        // 100 samples of weight 4 are worth 100.
+        // 100 samples of weight 4 count as 100 independent samples.
         let heavy = standard_error(400.0, 1600.0).unwrap();
         assert!(heavy.contains("5.0 points at 50 %") && heavy.contains("(100 "), "{heavy}");
     }

@@ -1,4 +1,4 @@
-//! Which threads there are and what they are called.
+//! The threads of the process and their names.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -7,19 +7,21 @@ use std::ops::Bound;
 use crate::os::tasks::Tasks;
 use crate::os::timer::cpu_time_of;
 
-/// So many names are told apart; threads called by yet another are one.
+/// Maximum number of distinct thread names; further names are grouped as [`OTHERS`].
 const MAX_NAMES: usize = 4096;
 
 const OTHERS: &str = "(threads of other names)";
 
-/// So many names are read in one go at the start, or a sixteenth of all: some 7 us each.
+/// Names read in one batch at the start, unless a sixteenth of all threads is more: about 7 us
+/// each.
 const NAMED_AT_ONCE: usize = 32;
 
-/// So many threads are asked in one look whether they are still there: 0.5 ms of CPU. With more, a thread that ended as
-/// another began, so that their number is the same, is noticed some looks later.
+/// Threads checked for existence in one refresh: 0.5 ms of CPU. With more threads, the exit of one
+/// thread and the simultaneous start of another may be detected some refreshes later, because the
+/// number of threads stays the same.
 const CHECKED_AT_ONCE: usize = 512;
 
-/// What changed since the last look.
+/// Started and ended threads since the last refresh.
 #[derive(Debug, Default)]
 pub(super) struct Change {
     pub(super) born: Vec<u32>,
@@ -29,8 +31,8 @@ pub(super) struct Change {
 #[derive(Debug)]
 struct Member {
     name: u32,
-    /// Whether the name was read when the thread had run. A thread is mostly named by itself, first
-    /// thing, so what is read at its birth may be its parent's.
+    /// `true` if the name was read after the thread had run. Threads usually set their name first
+    /// thing, so a name read at the start may be the parent's.
     is_settled: bool,
 }
 
@@ -39,9 +41,9 @@ pub(super) struct Roster {
     tasks: Tasks,
     listed: Vec<u32>,
     members: BTreeMap<u32, Member>,
-    /// Of those that were there at the first look, who has no name yet.
+    /// Threads of the first scan whose names are not read yet.
     unnamed: Vec<u32>,
-    /// The last thread that was asked whether it is still there.
+    /// Last thread checked for existence.
     checked: u32,
     names: Vec<String>,
     by_name: HashMap<String, u32>,
@@ -61,10 +63,10 @@ impl Roster {
         })
     }
 
-    /// Looks for the first time, and leaves the names to [`Roster::name_some`]: they are most of what looking
-    /// costs, and whoever starts a profile waits for this.
+    /// Lists the threads without reading names. [`Roster::name_some`] reads them later: names are
+    /// most of the cost, and the caller of a starting profile waits for this.
     pub(super) fn look_at_first(&mut self) -> Vec<u32> {
-        // A list that breaks off is one of fewer threads; the next look finds the others.
+        // A partial list is completed by the next refresh.
         let _ = self.tasks.list(&mut self.listed);
         let unknown = |&tid: &u32| (tid, Member { name: 0, is_settled: false });
         self.members.extend(self.listed.iter().map(unknown));
@@ -72,7 +74,7 @@ impl Roster {
         self.listed.clone()
     }
 
-    /// Names some of the threads that the first look has left without; whether there are more.
+    /// Reads a batch of names that the first scan left out. Returns `true` if more are left.
     pub(super) fn name_some(&mut self) -> bool {
         let some = NAMED_AT_ONCE.max(self.members.len() / 16).min(self.unnamed.len());
         for tid in self.unnamed.split_off(self.unnamed.len() - some) {
@@ -84,23 +86,24 @@ impl Roster {
         !self.unnamed.is_empty()
     }
 
-    /// The threads of the last look.
+    /// Returns the threads of the last refresh.
     pub(super) fn tids(&self) -> Vec<u32> {
         self.members.keys().copied().collect()
     }
 
-    /// How many threads were there at the last look.
+    /// Returns the number of threads at the last refresh.
     pub(super) fn len(&self) -> usize {
         self.members.len()
     }
 
-    /// Whether their number has changed since.
+    /// Returns `true` if the number of threads has changed since the last refresh.
     pub(super) fn has_changed(&self) -> bool {
         self.tasks.count().is_none_or(|count| count != self.members.len())
     }
 
-    /// Whether the threads seem to be those of the last look: they are as many, and all that are asked are there. It
-    /// costs less than the list, for which the kernel makes a file of each thread.
+    /// Returns `true` if the threads appear unchanged: their number is the same and all checked
+    /// threads exist. Cheaper than reading the list, for which the kernel creates a file per
+    /// thread.
     fn is_as_before(&mut self) -> bool {
         if self.has_changed() {
             return false;
@@ -116,7 +119,7 @@ impl Roster {
         true
     }
 
-    /// Looks again. A list that breaks off takes nobody for gone.
+    /// Reads the list of threads again. A partial list marks no thread as ended.
     pub(super) fn look(&mut self) -> Change {
         if self.is_as_before() {
             return Change::default();
@@ -140,14 +143,14 @@ impl Roster {
         change
     }
 
-    /// Forgets threads that have ended, their last samples being in.
+    /// Removes ended threads, after their last samples are read.
     pub(super) fn forget(&mut self, gone: &[u32]) {
         for tid in gone {
             self.members.remove(tid);
         }
     }
 
-    /// The number of the name of `tid`.
+    /// Returns the number of the name of `tid`.
     pub(super) fn name_of(&mut self, tid: u32) -> u32 {
         match self.members.get(&tid) {
             Some(member) if member.is_settled => member.name,
@@ -162,7 +165,7 @@ impl Roster {
         }
     }
 
-    /// The name of this number.
+    /// Returns the name with this number.
     pub(super) fn name(&self, number: u32) -> &str {
         self.names.get(number as usize).map_or(OTHERS, String::as_str)
     }
@@ -188,7 +191,7 @@ mod tests {
 
     use super::*;
 
-    /// A thread that waits until its sender is dropped, and its id.
+    /// Starts a thread that waits until its sender is dropped; returns its id.
     fn waiting(name: &str) -> (u32, mpsc::Sender<()>, JoinHandle<()>) {
         let ((hold, wait), (tell, told)) = (mpsc::channel::<()>(), mpsc::channel());
         let body = move || {
@@ -199,7 +202,7 @@ mod tests {
         (told.recv().unwrap(), hold, thread)
     }
 
-    /// Other tests have threads come and go meanwhile.
+    /// Other tests start and end threads at the same time.
     #[test]
     fn one_that_ended_and_another_in_its_place_are_told() {
         let (old, hold, thread) = waiting("old");
@@ -211,7 +214,7 @@ mod tests {
         assert_eq!(roster.name(name), "old");
         drop(hold);
         thread.join().unwrap();
-        // Who joins may be faster than the kernel.
+        // `join` may return before the kernel removes the thread.
         while cpu_time_of(old).is_ok() {}
         let (new, _hold, _thread) = waiting("new");
         let Change { born, gone } = roster.look();
@@ -227,7 +230,7 @@ mod tests {
         let all = roster.look_at_first();
         for &tid in &all {
             roster.checked = tid;
-            // Each is asked once, beginning after the one that was asked last.
+            // Each thread is checked once, starting after the last one checked.
             if roster.is_as_before() {
                 assert_eq!(roster.checked, tid);
             }

@@ -1,4 +1,4 @@
-//! What the two engines have in common, and the choice between them.
+//! The interface of the `perf` and `timer` engines and the choice between them.
 
 use std::time::Duration;
 
@@ -10,66 +10,67 @@ use crate::cpu::Error;
 use crate::model::CpuEngine;
 use crate::os::copied::Copied;
 
-/// What came of a sample, as the engine should know it.
+/// Result of unwinding a sample, as far as the engine needs it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// The stack was walked as far as it goes.
+    /// The copied stack was sufficient.
     Walked,
-    /// The copy was too short.
+    /// The copied stack was too short.
     TooShort,
 }
 
-/// The extent of a drain.
+/// Set of threads that a drain reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Drain<'t> {
     /// All threads.
     All,
-    /// The threads whose rings fill up, and these. What the others have stays in their rings.
+    /// Threads whose rings are filling up, and those given. Samples of other threads stay in their
+    /// rings.
     Filled(&'t [u32]),
 }
 
-/// Threads being sampled. Dropping it ends that.
+/// A set of threads being sampled. Dropping it stops the sampling.
 pub(super) trait Sampler: Send {
-    /// Begins to sample these threads. Those for which there is no room in a quota wait for it.
+    /// Starts sampling these threads. Threads beyond a quota wait.
     fn attach(&mut self, tids: &[u32]);
 
-    /// Lets go of a thread that has ended.
+    /// Releases a thread that has ended.
     fn detach(&mut self, tid: u32);
 
-    /// CPU time of a thread by the kernel's count, since always the same time before it was attached to;
-    /// none when nobody can tell. The kernel may count what is not sampled.
+    /// Returns the CPU time of a thread by the kernel's count, up to a constant offset per thread,
+    /// or `None` if unknown. The count may include time that is not sampled.
     fn counted(&mut self, tid: u32) -> Option<Duration>;
 
-    /// Samples so often from here on.
+    /// Sets the sampling frequency.
     fn set_frequency(&mut self, frequency: Hertz);
 
-    /// Hands over what was sampled since the last time, and when, and says how much weight was lost.
+    /// Passes each sample since the last call and its time to `take`. Returns the lost weight.
     fn drain(&mut self, extent: Drain<'_>, take: &mut dyn FnMut(&Copied, Moment) -> Verdict)
     -> u64;
 
-    /// Gives back what is more than the quotas allow, and lets waiting threads have what is free. To be called
-    /// after [`Sampler::drain`], at each turn; looks at all threads at most once in `pause`.
+    /// Releases samplers beyond the quotas and assigns free ones to waiting threads. Called after
+    /// [`Sampler::drain`] in each pass; examines all threads at most once per `pause`.
     fn review(&mut self, now: Moment, pause: Duration);
 
-    /// The threads that wait, if some do.
+    /// Returns the number of waiting threads and the reason, or `None` if all are sampled.
     fn unsampled(&self) -> Option<Unsampled>;
 
-    /// Whether the waiting threads wait for a permission that user code alone does not need.
+    /// Returns `true` if threads wait for a permission that is not needed to sample user code.
     fn wants_permission(&self) -> bool {
         false
     }
 
-    /// Why nothing comes any more, if that is so.
+    /// Returns the reason if sampling has failed permanently.
     fn broken(&mut self) -> Option<String>;
 }
 
-/// A sampler and the words for why it is this one.
+/// A sampler and the reason for its selection.
 pub(super) struct Chosen {
     pub(super) sampler: Box<dyn Sampler>,
     pub(super) words: String,
-    /// Whether time in the kernel is not seen.
+    /// `true` if time in the kernel is not sampled.
     pub(super) user_only: bool,
-    /// Whether timers may take its place.
+    /// `true` if timers may replace this engine.
     pub(super) may_change: bool,
 }
 
@@ -79,8 +80,8 @@ impl Chosen {
     }
 }
 
-/// The engine that is asked for, sampling `tids`. For [`CpuEngine::Auto`] perf events if all threads can have one, else
-/// what more threads can have.
+/// Starts the requested engine on `tids`. [`CpuEngine::Auto`] selects perf events if every thread
+/// can have one, else the engine that covers more threads.
 pub(super) fn choose(asked: CpuEngine, frequency: Hertz, tids: &[u32]) -> Result<Chosen, Error> {
     if asked == CpuEngine::Timer {
         return timer(frequency, tids, "timer: asked for".to_owned());
@@ -100,7 +101,7 @@ pub(super) fn choose(asked: CpuEngine, frequency: Hertz, tids: &[u32]) -> Result
             false => Ok(chosen),
         };
     }
-    // Its descriptors are free again before anything else is taken.
+    // Frees the descriptors of the events before the timers need any.
     drop(chosen);
     match timer(frequency, tids, format!("timer: {why}")) {
         Ok(timer) if has_none || timer.unsampled() <= threads => Ok(timer),
@@ -109,8 +110,8 @@ pub(super) fn choose(asked: CpuEngine, frequency: Hertz, tids: &[u32]) -> Result
     }
 }
 
-/// Time in the kernel is half of what many services use, so that perf events without it are taken only by
-/// those who ask for them.
+/// Starts perf events. Falls back to user code only if `even_user_only` is set, that is, if the
+/// user requested `perf`: many services spend half of their time in the kernel.
 fn perf(frequency: Hertz, tids: &[u32], even_user_only: bool) -> Chosen {
     let mut words = "perf: software cpu-clock".to_owned();
     let mut user_only = false;
@@ -125,13 +126,13 @@ fn perf(frequency: Hertz, tids: &[u32], even_user_only: bool) -> Chosen {
     Chosen { sampler: Box::new(sampler), words, user_only, may_change: false }
 }
 
-/// Timers, in these words; an error if no thread can have one.
+/// Starts timers, with `words` as the reason. Returns an error if no thread can have one.
 pub(super) fn timer(frequency: Hertz, tids: &[u32], words: String) -> Result<Chosen, Error> {
     let failed = |why: String| Error::Refused { engine: "timer", why };
     let mut sampler = TimerSampler::new(frequency).map_err(|error| failed(error.to_string()))?;
     sampler.attach(tids);
     match sampler.unsampled() {
-        // None now, and some as soon as the quota allows it.
+        // The timers start as soon as the quota allows it.
         Some(Unsampled { threads, why }) if threads == tids.len() as u64 && !sampler.may_yet() => {
             Err(failed(why))
         }
@@ -144,8 +145,8 @@ fn paranoia() -> String {
     level.map(|level| format!(", perf_event_paranoid {level}")).unwrap_or_default()
 }
 
-/// How long an engine of this frequency may go without being drained: four samples' time, within bounds
-/// that keep wake-ups rare (five a second at 19 Hz) and what is under way small.
+/// Returns the maximum interval between two drains: four sample periods, within 10 ms to 200 ms.
+/// The bounds limit wake-ups (five per second at 19 Hz) and the number of samples in flight.
 pub(super) fn drain_interval(frequency: Hertz) -> Duration {
     let four = Duration::from_secs(4) / frequency.get().max(1);
     four.clamp(Duration::from_millis(10), Duration::from_millis(200))

@@ -1,30 +1,32 @@
-//! What a sample stands for, when the kernel says how much CPU time there was.
+//! Scaling of samples to the CPU time that the kernel charged.
 //!
-//! A sample stands for a period of CPU time. That is right where a thread uses many, and short where many
-//! threads use few: what each ran since its last sample has none. But the kernel counts what it
-//! charges to each thread, so the sum is known. So threads of one name are taken for a stratum, as a
-//! pollster takes an age group: their samples are scaled to add up to what was charged to them
-//! together (post-stratification; Cochran, Sampling Techniques, 5A.9). What is certain is made use of,
-//! and what is estimated stays an estimate.
+//! A sample stands for one period of CPU time. That is accurate for a thread that uses many
+//! periods. It is too low if many threads use few: the time that each ran after its last sample has
+//! none. The kernel counts the CPU time of each thread, so the sum is known. Threads with one name
+//! form a stratum; its samples are scaled to add up to the time charged to its threads
+//! (post-stratification; Cochran, Sampling Techniques, 5A.9). The sum is exact, the distribution
+//! within it remains an estimate.
 //!
-//! - Single threads are never scaled: of 10,000 that use a tenth of a period each, one in ten has a sample,
-//!   which stands for the other nine. Names of little CPU time are one stratum for the same reason.
-//! - A sample stands for [`MOST`] times its weight at most. What is beyond, and what was charged to
-//!   names without a sample, is lost time and bears their name.
-//! - Samples that found no room on their way are told of by themselves; nobody stands for them.
+//! - Single threads are never scaled: of 10,000 threads that use a tenth of a period each, one in
+//!   ten has a sample, which stands for the other nine. Names with little CPU time form one stratum
+//!   for the same reason.
+//! - A sample stands for at most [`MOST`] times its weight. The time beyond that, and the time
+//!   charged to names without a sample, is reported as a loss under the name.
+//! - Samples lost to a full ring or table are reported separately; other samples do not replace
+//!   them.
 
 use std::collections::{BTreeMap, HashMap};
 
-/// What was sampled and charged under one name.
+/// Samples and charged CPU time of one thread name.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Stratum {
-    /// Samples, in periods.
+    /// Weight of the samples, in periods.
     pub(super) weight: u64,
-    /// The sum of the squares of their weights.
+    /// Sum of the squared weights.
     pub(super) squares: u64,
     /// CPU time charged by the kernel, in nanoseconds.
     pub(super) charged: u64,
-    /// The most of it that one thread had.
+    /// Largest part of `charged` that belongs to one thread.
     pub(super) most: u64,
 }
 
@@ -37,40 +39,40 @@ impl Stratum {
     }
 }
 
-/// The name of samples that have none, as the table of stacks was full.
+/// Name of samples without a name, because the table of stacks was full.
 pub(super) const UNPLACED: u32 = u32::MAX;
 
-/// A third of the time of a name may stand for the rest. On a busy machine a timer of threads that use few
-/// ticks each sees half of it.
+/// Maximum scale: at least a third of a name's time must be sampled. On a busy machine a timer
+/// samples half the time of threads that use few ticks each.
 const MOST: f64 = 3.0;
 
-/// Below so many periods, and 100 ms, the number of a name's samples is mostly chance.
+/// Below 10 periods or 100 ms the number of a name's samples is mostly chance.
 const SMALL_PERIODS: u64 = 10;
 const SMALL_NANOS: u64 = 100_000_000;
 
-/// A thread that used two periods has a sample, and one that used two ticks of the slowest kernel, or
-/// something kept it from having one.
+/// A thread that used at least two periods, and two ticks of the slowest kernel (20 ms), has a
+/// sample unless something prevented it.
 const SURE_PERIODS: u64 = 2;
 const SURE_NANOS: u64 = 20_000_000;
 
-/// What samples stand for.
+/// Scale factors by thread name.
 #[derive(Debug, Default)]
 pub(super) struct Scales {
     of: HashMap<u32, f64>,
     rest: f64,
-    /// The largest of all, and whose.
+    /// Largest scale and its name.
     pub(super) largest: Option<(f64, u32)>,
-    /// All samples scaled, in periods.
+    /// Sum of the scaled samples, in periods.
     pub(super) weight: f64,
-    /// The sum of the squares of them.
+    /// Sum of the squared scaled weights.
     pub(super) squares: f64,
-    /// CPU time that no sample stands for, by name, in nanoseconds, most first.
+    /// CPU time that no sample stands for, by name, in nanoseconds, largest first.
     pub(super) unseen: Vec<(u32, u64)>,
 }
 
 impl Scales {
-    /// Those of `strata`, with samples at each `period` nanoseconds, of which `lost` found no room. Where
-    /// nothing was charged, samples stand for a period each.
+    /// Computes the scales of `strata`, for samples every `period` nanoseconds of which `lost` were
+    /// dropped. Without charged time the scale is 1: a sample stands for one period.
     pub(super) fn of(strata: &BTreeMap<u32, Stratum>, period: u64, lost: u64) -> Self {
         let sum = |of: fn(&Stratum) -> u64| strata.values().map(of).fold(0, u64::saturating_add);
         let mut scales = Self { rest: 1.0, ..Self::default() };
@@ -89,7 +91,7 @@ impl Scales {
         scales
     }
 
-    /// What a sample of this name stands for, in its weight.
+    /// Returns the scale of the samples with this name.
     pub(super) fn at(&self, name: u32) -> f64 {
         match self.of.get(&name) {
             Some(&scale) => scale,
@@ -123,7 +125,8 @@ impl Scales {
         }
     }
 
-    /// The scale of a stratum; what is beyond it goes to `names` by what they were charged.
+    /// Returns the scale of a stratum, or `None` without samples. Distributes the time beyond the
+    /// maximum scale among `names`, in proportion to their charges.
     fn scale(
         &mut self,
         stratum: &Stratum,
@@ -158,7 +161,7 @@ mod tests {
     const MS: u64 = 1_000_000;
     const PERIOD: u64 = 10 * MS;
 
-    /// (samples of weight 1, milliseconds charged, of them to one thread)
+    /// Arguments: (samples of weight 1, milliseconds charged, milliseconds of one thread).
     fn scales(strata: &[(u32, (u64, u64, u64))], lost: u64) -> Scales {
         let strata = strata.iter().map(|&(name, (weight, charged, most))| {
             let (charged, most) = (charged * MS, most * MS);
@@ -171,10 +174,10 @@ mod tests {
     fn a_name_has_what_was_charged_to_it() {
         for (weight, charged, scale, unseen) in [
             (100, 1000, 1.0, 0),
-            // 256 threads, each with a tail of half a period.
+            // 256 threads, each with half a period after its last sample.
             (256, 3840, 1.5, 0),
             (102, 1000, 1000.0 / 1020.0, 0),
-            // Nine tenths without a sample are more than one tenth may stand for.
+            // One tenth with a sample may not stand for nine tenths without.
             (10, 1000, 3.0, 700),
             (0, 1000, 1.0, 1000),
         ] {
@@ -192,7 +195,7 @@ mod tests {
         }
     }
 
-    /// Scaled by itself each of those that have a sample would become a tenth of it.
+    /// Scaled separately, each thread with a sample would shrink to a tenth.
     #[test]
     fn one_in_ten_of_many_short_threads_stands_for_ten() {
         let alike: Vec<_> =
@@ -204,7 +207,7 @@ mod tests {
         assert!((one_name.at(1) - 1.0).abs() < 1e-9);
     }
 
-    /// It blocks the signal, say: others that use little are no evidence of what it does.
+    /// It may block the signal, for example: other threads that use little are no evidence for it.
     #[test]
     fn a_thread_that_should_have_a_sample_and_has_none_is_lost_by_name() {
         for (most, lost) in [(19, vec![]), (20, vec![(2, 20 * MS)]), (90, vec![(2, 90 * MS)])] {
@@ -217,7 +220,7 @@ mod tests {
 
     #[test]
     fn what_found_no_room_is_not_made_up_for() {
-        // 100 periods of which 20 overflowed, and 10 that had no room in the table.
+        // 100 periods, of which 20 overflowed and 10 found the table full.
         let found = scales(&[(1, (70, 1000, 500)), (UNPLACED, (10, 0, 0))], 20);
         assert!((found.at(1) - 1.0).abs() < 1e-9, "{found:?}");
         assert!((found.weight - 80.0).abs() < 1e-6 && found.unseen.is_empty());
@@ -230,7 +233,7 @@ mod tests {
         assert!(found.largest.is_none() && found.unseen.is_empty());
     }
 
-    /// By Kish: of two names with 100 samples each, one scaled to twice the other.
+    /// Kish's formula: two names with 100 samples each, one scaled to twice the other.
     #[test]
     fn squares_are_of_what_samples_stand_for() {
         let found = scales(&[(1, (100, 1000, 500)), (2, (100, 2000, 20))], 0);

@@ -1,4 +1,4 @@
-//! Samples, counted where they were: a tree of stacks and a table of (thread, stack), both bounded.
+//! Sample counts: a tree of stacks and a table of (thread name, stack), both bounded.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -7,65 +7,67 @@ use super::allotment::Unsampled;
 use super::strata::{Stratum, UNPLACED};
 use super::timed::Log;
 
-/// The outermost end of every stack.
+/// Root of the tree: the outer end of every stack.
 const ROOT: u32 = 0;
 
-/// Where samples were.
+/// Key of samples with equal thread name and stack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Place {
-    /// The thread's name, by the roster's number.
+    /// Thread name, as numbered by the roster.
     pub(super) name: u32,
     pub(super) stack: u32,
-    /// Whether the stack's outer end is missing.
+    /// `true` if the outer end of the stack is missing.
     pub(super) is_cut: bool,
 }
 
-/// How many.
+/// Number and weight of samples.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Count {
     pub(super) samples: u64,
-    /// In periods.
+    /// Sum of the weights, in periods.
     pub(super) weight: u64,
 }
 
-/// What was sampled over some time.
+/// Samples of one time interval.
 #[derive(Debug)]
 pub(super) struct Tally {
-    /// Parent and address.
+    /// (parent, address) of each node.
     nodes: Vec<(u32, u64)>,
     by_node: HashMap<(u32, u64), u32>,
     places: HashMap<Place, Count>,
     strata: HashMap<u32, Stratum>,
     limit: usize,
     pub(super) all: Count,
-    /// The sum of the squares of the weights, for the error of shares.
+    /// Sum of the squared weights, for the error of shares.
     pub(super) squares: u64,
-    /// Weight that found no room on its way.
+    /// Weight of samples dropped before this table.
     pub(super) lost: u64,
-    /// Weight that is counted without a stack, as the table is full.
+    /// Weight counted without a stack because the table is full.
     pub(super) unplaced: u64,
-    /// Weight of stacks whose middle was left out.
+    /// Weight of stacks with omitted frames in the middle.
     pub(super) omitted: u64,
-    /// Weight of stacks whose copy was too short, and that have the outer end of an earlier one.
+    /// Weight of stacks whose copy was too short and that end with the outer frames of an earlier
+    /// sample.
     pub(super) joined: u64,
-    /// Weight of stacks whose copy was too short, and whose outer end is missing.
+    /// Weight of stacks whose copy was too short and whose outer end is missing.
     pub(super) short: u64,
-    /// Weight of stacks that have more frames than are walked.
+    /// Weight of stacks with more frames than the walk's limit.
     pub(super) too_deep: u64,
-    /// Weight of stacks at whose end no unwind information led on.
+    /// Weight of stacks that end where unwind information is missing.
     pub(super) broken: u64,
-    /// Weight of stacks that end in a signal handler, whose stack is not that of the code below.
+    /// Weight of stacks that end in a signal handler on an alternate stack.
     pub(super) elsewhere: u64,
     /// Weight of stacks that pass code without unwind tables.
     pub(super) inferred: u64,
-    /// Threads that were not sampled: the most at one time.
+    /// Threads without samples: the largest number at one time.
     pub(super) unsampled: Option<Unsampled>,
-    /// When each was.
+    /// Times of the samples.
     pub(super) log: Log,
 }
 
 impl Tally {
-    /// Holds at most `limit` nodes, as many places, 100 bytes each, and as many times, as they come.
+    /// Creates a tally with at most `limit` nodes, `limit` keys of 100 bytes each and `limit`
+    /// times. Memory grows with use.
     pub(super) fn new(limit: usize) -> Self {
         Self {
             nodes: vec![(ROOT, 0)],
@@ -89,7 +91,7 @@ impl Tally {
         }
     }
 
-    /// Counts a sample at `frames`, innermost first, and says where.
+    /// Counts a sample at `frames`, innermost first, and returns its key.
     pub(super) fn add(&mut self, name: u32, frames: &[u64], weight: u32, is_cut: bool) -> Place {
         let weight = u64::from(weight);
         let stack = frames.iter().rev().try_fold(ROOT, |parent, &frame| self.node(parent, frame));
@@ -107,7 +109,8 @@ impl Tally {
         count.weight += weight;
         self.all.samples += 1;
         self.all.weight += weight;
-        // In wall mode a machine that slept for an hour makes looks of the greatest weight there is.
+        // In wall mode, a machine that was suspended for an hour produces the largest possible
+        // weight.
         let squared = weight.saturating_mul(weight);
         self.squares = self.squares.saturating_add(squared);
         let sampled = Stratum { weight, squares: squared, ..Stratum::default() };
@@ -115,7 +118,7 @@ impl Tally {
         place
     }
 
-    /// Counts CPU time that the kernel charged to a thread of this name.
+    /// Adds CPU time that the kernel charged to a thread with this name.
     pub(super) fn charge(&mut self, name: u32, time: Duration) {
         let charged = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
         if charged > 0 {
@@ -125,7 +128,7 @@ impl Tally {
         }
     }
 
-    /// What was sampled and charged, by name. There are as many as the roster tells apart.
+    /// Returns samples and charged time by name. The roster bounds the number of names.
     pub(super) fn strata(&self) -> impl Iterator<Item = (u32, &Stratum)> + '_ {
         self.strata.iter().map(|(&name, stratum)| (name, stratum))
     }
@@ -143,12 +146,12 @@ impl Tally {
         Some(node)
     }
 
-    /// Every place and its count, in no order.
+    /// Returns all keys and their counts, in arbitrary order.
     pub(super) fn places(&self) -> impl Iterator<Item = (Place, Count)> + '_ {
         self.places.iter().map(|(&place, &count)| (place, count))
     }
 
-    /// The frames of a place, innermost first.
+    /// Returns the frames of a key, innermost first.
     pub(super) fn frames(&self, place: Place) -> impl Iterator<Item = u64> + '_ {
         let mut next = place.stack;
         std::iter::from_fn(move || {
@@ -158,7 +161,7 @@ impl Tally {
         })
     }
 
-    /// Whether nothing came and nothing was lost.
+    /// Returns `true` if there are no samples and no losses.
     pub(super) fn is_empty(&self) -> bool {
         self.all.samples == 0 && self.lost == 0
     }

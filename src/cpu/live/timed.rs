@@ -1,17 +1,21 @@
-//! When each sample was, on which thread and where: what a trace shows and labels are made from.
+//! Times of samples: thread, time and stack of each, for traces and labels.
 //!
 //! ```text
-//! thread 32 | stack 19, name 12, cut 1 | nanoseconds since the log's zero 48, weight 16
+//! thread 32 | stack 19, name 12, cut 1 | time - log.zero in ns 48, weight 16
 //! ```
 //!
-//! Sixteen bytes a sample, and a log holds as many as its table has nodes: 64 Ki in a session, 1 MiB,
-//! which are five minutes of two busy cores at 99 Hz, or ten seconds of 66; 8 Ki in a bucket of the
-//! window, 128 KiB, which at 19 Hz are five seconds of 86 cores, and seven buckets 896 KiB. What comes
-//! after is counted and has no time; its place in the profile it has. Memory is taken as it fills.
+//! Each sample takes 16 bytes, and a log holds as many as its table has nodes:
 //!
-//! Perf events are dated by the kernel on `CLOCK_MONOTONIC` itself. The timer's handler reads a tick,
-//! which the drain dates by the pairs of tick and moment at its own start and at that of two before it:
-//! the moment of the drain alone would be up to 200 ms late, and a poll lasts microseconds.
+//! ```text
+//! session         64 Ki samples   1 MiB      = 5 min of 2 busy cores at 99 Hz, or 10 s of 66
+//! window bucket    8 Ki samples   128 KiB    = 5 s of 86 cores at 19 Hz; 7 buckets = 896 KiB
+//! ```
+//!
+//! Further samples are counted in the profile but have no time. Memory grows with use.
+//!
+//! The kernel dates perf events on `CLOCK_MONOTONIC`. The timer's handler reads a tick; the drain
+//! dates it by the (tick, moment) pairs taken at its own start and at two earlier drains. The time
+//! of the drain alone would be up to 200 ms late, and a poll lasts microseconds.
 
 use std::collections::HashMap;
 
@@ -19,14 +23,15 @@ use super::tally::{Place, Tally};
 use crate::base::Moment;
 use crate::model::{Profile, TimedSample};
 
-/// A place among those of several consecutive tallies.
+/// Key of a sample in one of several consecutive tallies: (index of the tally, key).
 pub(super) type Home = (usize, Place);
 
 const NAME_BITS: u32 = 12;
 const STACK_BITS: u32 = 19;
 const WEIGHT_BITS: u32 = 16;
 
-/// Rings are emptied one after the other, so what comes first need not be the oldest.
+/// Margin before the first entry: rings are drained one after the other, so the first entry may not
+/// be the oldest.
 const BEFORE_THE_FIRST: u64 = 60_000_000_000;
 
 #[derive(Clone, Copy, Debug)]
@@ -36,23 +41,23 @@ struct Entry {
     time_and_weight: u64,
 }
 
-/// The times of samples.
+/// Times of samples.
 #[derive(Debug)]
 pub(super) struct Log {
     zero: u64,
     entries: Vec<Entry>,
     limit: usize,
-    /// Samples that found no room.
+    /// Samples without a time: the log is full, or the time is out of range.
     dropped: u64,
 }
 
 impl Log {
-    /// Holds at most `limit` times.
+    /// Creates a log of at most `limit` times.
     pub(super) fn new(limit: usize) -> Self {
         Self { zero: 0, entries: Vec::new(), limit, dropped: 0 }
     }
 
-    /// Notes a sample of `tid`.
+    /// Records the time of a sample of `tid`.
     pub(super) fn push(&mut self, tid: u32, at: Moment, place: Place, weight: u32) {
         let at = at.as_nanos();
         if self.entries.is_empty() {
@@ -92,18 +97,18 @@ fn unpack(packed: u32) -> Place {
     }
 }
 
-/// Which sample of a profile each place went into.
+/// Index of the profile's sample for each key.
 #[derive(Debug, Default)]
 pub(super) struct Timed(HashMap<Home, u32>);
 
 impl Timed {
-    /// These places are the profile's sample at `index`.
+    /// Maps these keys to the profile's sample at `index`.
     pub(super) fn sample(&mut self, index: usize, homes: &[Home]) {
         let index = u32::try_from(index).unwrap_or(u32::MAX);
         self.0.extend(homes.iter().map(|&home| (home, index)));
     }
 
-    /// Gives `profile` the times that the logs of `tallies` have.
+    /// Adds the times in the logs of `tallies` to `profile`.
     pub(super) fn tell(self, profile: &mut Profile, tallies: &[&Tally]) {
         let entries = tallies.iter().map(|tally| tally.log.entries.len()).sum();
         profile.timed.reserve_exact(entries);

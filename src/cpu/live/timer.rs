@@ -1,25 +1,30 @@
-//! CPU-clock timers: one for each thread, SIGPROF to that thread, a handler that copies.
+//! The `timer` engine: one CPU-clock timer per thread, which sends SIGPROF to that thread, whose
+//! handler copies its stack.
 //!
-//! The handler and its slots are `os::signal`'s: installed once, never taken away, chained to what was
-//! there. Timers go with the sampler; a signal of theirs that comes later finds its epoch over.
+//! The handler and its slots are in `os::signal`: installed once, never removed, chained to the
+//! previous handler. Timers end with the sampler; a later signal has an expired epoch and is
+//! ignored.
 //!
-//! A timer of 99 Hz fires within a tick of when it should. Faster than the tick it fires at the tick
-//! and its overruns become the sample's weight. Each begins at a random part of its period: of many
-//! threads that each run less than one, the right share is seen, where timers that all began with a
-//! whole period would see none.
+//! A timer of 99 Hz fires within one tick of its due time. A timer faster than the tick fires at
+//! the tick, and its overruns become the sample's weight. Each timer starts at a random phase of
+//! its period. If many threads each run less than one period, the right fraction of them is
+//! sampled; timers that all start with a full period would sample none.
 //!
-//! What a host notices: system calls that no restart covers (`epoll_wait`, `nanosleep`, `poll`) end with
-//! EINTR when the timer expires just as the thread enters one. The thread must use CPU time for that, so
-//! it is rare, and such calls may end so at any time; `perf` has none of it.
+//! Effect on the host: system calls that are never restarted (`epoll_wait`, `nanosleep`, `poll`)
+//! return EINTR if the timer expires while the thread enters one. The thread must use CPU time for
+//! that, so it is rare, and such calls may return EINTR at any time anyway. `perf` does not have
+//! this effect.
 //!
-//! # How many slots
+//! # Number of slots
 //!
-//! A core delivers at most a signal a tick, and slots are freed every 10 ms to 200 ms: at 250 Hz and
-//! 10 ms 3 are taken on each core, at 99 Hz and 40 ms or 19 Hz and 200 ms 4. With 16 a core the drain may
-//! come 120 ms late at 99 Hz, 50 ms late at 250 and more. They are mapped at the first start, and
-//! [`TOUCHED`] bytes of them are touched then, so that the handler meets no page fault: whole slots of 32 KiB
-//! on four cores and less, 8 KiB of each on 16. A deeper stack faults once for each slot. The other fault
-//! there may be is the kernel's, on a thread's signal stack at its first signal.
+//! A core delivers at most one signal per tick, and slots are freed every 10 ms to 200 ms. Slots in
+//! use per core: 3 at 250 Hz and 10 ms; 4 at 99 Hz and 40 ms, and at 19 Hz and 200 ms. With 16 per
+//! core the drain may be 120 ms late at 99 Hz, and 50 ms late at 250 Hz and above.
+//!
+//! Slots are mapped at the first start. [`TOUCHED`] bytes of them are touched then, so that the
+//! handler causes no page fault: whole slots of 32 KiB on up to four cores, 8 KiB of each on 16. A
+//! deeper stack faults once per slot. The kernel may fault on a thread's signal stack at its first
+//! signal.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -39,26 +44,26 @@ use crate::os::syscalls::{Optional, permit};
 use crate::os::ticks;
 use crate::os::timer::{ThreadTimer, cpu_time_of};
 
-/// The stack that is copied at most.
+/// Maximum stack bytes copied.
 const STACK: usize = 32 << 10;
 
 const SLOTS_PER_CORE: usize = 16;
 const SLOTS: std::ops::RangeInclusive<usize> = 64..=1024;
 
-/// The memory of slots that is touched at the start.
+/// Bytes of slots touched at the start.
 const TOUCHED: usize = 2 << 20;
 
 const SIGPROF: i32 = 27;
 
-/// Two pairs of tick and moment that are closer tell no rate: each is off by some ten nanoseconds.
+/// Minimum distance of two (tick, moment) pairs that define a rate: each is off by about 10 ns.
 const DATE_EVERY: Duration = Duration::from_millis(5);
 
 struct Timed {
     timer: ThreadTimer,
     entry: Entry,
-    /// Whether the handler knows its stack, or has tried in vain.
+    /// `true` if the handler has the thread's stack bounds, or finding them failed.
     has_bounds: bool,
-    /// The thread's CPU time at the last review.
+    /// CPU time of the thread at the last review.
     reviewed: Duration,
 }
 
@@ -66,23 +71,23 @@ pub(super) struct TimerSampler {
     target: &'static Target,
     timed: HashMap<u32, Timed>,
     waiting: Waiting,
-    /// Whether threads wait for room in a quota, which there may be later.
+    /// `true` if threads wait for a quota that may become free.
     may_yet: bool,
-    /// The last time the quota was asked for, and the last review.
+    /// Times of the last quota check and of the last review.
     asked: Moment,
     reviewed: Moment,
     free: Vec<Entry>,
     frequency: Hertz,
-    /// What the target had lost when this was last asked.
+    /// Losses of the target at the last drain.
     lost: u64,
     random: u64,
     copied: Copied,
-    /// Two drains, in ticks and as moments: what is sampled is dated by them and the next.
+    /// The (tick, moment) pairs of two drains. Samples are dated by them and the current pair.
     pairs: [(u64, Moment); 2],
 }
 
 impl TimerSampler {
-    /// Installs the handler if that has not been done.
+    /// Creates the sampler and installs the signal handler if necessary.
     pub(super) fn new(frequency: Hertz) -> io::Result<Self> {
         let cores = crate::os::process::cores().unwrap_or(1) as usize;
         let slots = (cores * SLOTS_PER_CORE).clamp(*SLOTS.start(), *SLOTS.end());
@@ -111,7 +116,8 @@ impl TimerSampler {
         })
     }
 
-    /// Whether threads may get a timer later, when the service or the user's other processes need fewer.
+    /// Returns `true` if waiting threads may get a timer once the service or the user's other
+    /// processes need fewer.
     pub(super) fn may_yet(&self) -> bool {
         self.may_yet
     }
@@ -140,8 +146,8 @@ impl TimerSampler {
         Ok(())
     }
 
-    /// Gives these threads timers, as long as there may be more than there are; the others wait. Threads that used
-    /// more CPU time come first.
+    /// Starts timers for these threads up to `allowed` in total; the others wait. Threads with more
+    /// CPU time come first.
     fn begin(&mut self, tids: &[u32], allowed: usize, why: &str) {
         let bounds = StackBounds::open();
         let room = allowed.saturating_sub(self.timed.len());
@@ -175,23 +181,24 @@ impl TimerSampler {
         true
     }
 
-    /// How many timers there may be, and why not more.
+    /// Returns the allowed number of timers and the reason for the limit.
     fn allowed(&self) -> (usize, String) {
         let Allowance { count, limit } = quota::pending_signals(self.timed.len() as u64);
         let why = format!("marple takes at most {count} timers: {limit}");
         (usize::try_from(count).unwrap_or(usize::MAX), why)
     }
 
-    /// A random part of the period, and the period.
+    /// Returns a random part of the period, and the period.
     fn phase(&mut self) -> (Duration, Duration) {
         let period = period(self.frequency);
-        // Knuth's multiplier; the upper bits are the random ones.
+        // Knuth's multiplier; only the upper bits are random enough.
         self.random = self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         let part = (self.random >> 11) as f64 / (1u64 << 53) as f64;
         (period.mul_f64(part), period)
     }
 
-    /// Lets the handler know the stack of a thread that told its own thread pointer.
+    /// Passes the stack bounds of threads whose thread pointer is known from a sample to the
+    /// handler.
     fn learn(&mut self, tids: &[(u32, u64, u64)]) {
         let Ok(bounds) = StackBounds::open() else { return };
         for &(tid, thread_pointer, sp) in tids {
@@ -222,7 +229,7 @@ impl Sampler for TimerSampler {
     }
 
     fn review(&mut self, now: Moment, pause: Duration) {
-        // The quota is the user's, so other processes may need it too.
+        // The quota is per user, so other processes may need it too.
         if now.since(self.asked) < REVIEW_EVERY {
             return;
         }
@@ -270,7 +277,7 @@ impl Sampler for TimerSampler {
         }
     }
 
-    /// All threads: they share their slots.
+    /// Drains all threads, regardless of the extent: they share their slots.
     fn drain(
         &mut self,
         _extent: Drain<'_>,
@@ -301,9 +308,9 @@ impl Sampler for TimerSampler {
     fn broken(&mut self) -> Option<String> {
         let why = match permit(Optional::ThreadTimers) {
             Ok(()) if self.target.is_in_place() => return None,
-            // Its handler must not get our signals.
+            // The host's handler must not receive marple's signals.
             Ok(()) => TAKEN.to_owned(),
-            // The timers go on, and what they send is dropped.
+            // The timers continue; the handler drops their signals.
             Err(denied) => denied.to_string(),
         };
         self.target.forget_pending();

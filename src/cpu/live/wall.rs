@@ -1,28 +1,30 @@
-//! All threads by time, running or not: for hangs.
+//! Wall-time profiles of all threads, running or not, to find hangs.
 //!
 //! ```text
-//! tick      each thread in turn: what /proc tells of it
-//!   asleep, not run since the last look   where it was then; it is not touched
-//!   asleep                                its stack read from outside (os::glance); not touched either
-//!   else                                  a signal, and it copies its stack (unwind::thread_sampler)
-//!           the time since the last look at it is the sample's
+//! tick      checks each thread in turn, through /proc
+//!   sleeping, not run since   the previous stack is valid; the thread is not disturbed
+//!   sleeping                  reads its stack through /proc (os::glance); not disturbed
+//!   else                      sends a signal; the handler copies the stack (thread_sampler)
+//!
+//! weight of a sample = time since the previous check of the thread
 //! ```
 //!
-//! A sample's weight is the time since the thread was last looked at, so that a thread's samples add up to
-//! the time it was watched, however late or rare the looks are. The looks are at random parts of the
-//! period, lest they go in step with the host.
+//! The samples of a thread therefore add up to the time in which it was observed, even if checks
+//! are late or rare. Checks happen at random phases of the period, to avoid aliasing with periodic
+//! work of the host.
 //!
-//! A thread that sleeps gets a signal only where its stack cannot be read from outside (aarch64; a frame
-//! that needs the frame pointer, as those of Rust's `std` do around its waits; no `/proc/*/syscall`), and
-//! then once until it runs again by itself: when it
-//! is seen to have run for the handler alone, what it showed holds. `stacks::threads` lists the system
-//! calls that a signal cuts short.
+//! A sleeping thread gets a signal only if its stack cannot be read through /proc: on aarch64; in a
+//! frame that needs the frame pointer, such as those of Rust's `std` around its waits; without
+//! `/proc/*/syscall`. Then it gets one signal until it runs for another reason. If the thread ran
+//! only for the handler, its copied stack stays valid. `stacks::threads` lists the system calls
+//! that a signal interrupts.
 //!
-//! # What it costs
+//! # Cost
 //!
-//! Some 15 us a look, at most 2000 a second, and at most 500 signals; a service of more threads
-//! than fit sees each in turn, less often. A tick that runs out of either ends before the next look, not
-//! after it, so that who is looked at does not depend on what he does.
+//! About 15 us per check, at most 2000 checks and 500 signals per second. In a service with more
+//! threads, each thread is checked less often, in turn. A tick that exhausts either limit ends
+//! before the next check, not after it, so that the selection of threads does not depend on their
+//! state.
 
 use std::sync::mpsc::{self, Sender};
 use std::thread::{self, JoinHandle};
@@ -33,7 +35,7 @@ use crate::base::{Anchor, Hertz, Moment};
 use crate::cpu::{Error, Options};
 use crate::model::Profile;
 
-/// A recording. Dropping it ends it.
+/// A running wall-time recording. Dropping it stops the recording.
 pub(in crate::cpu) struct Wall {
     anchor: Anchor,
     frequency: Hertz,
@@ -42,7 +44,7 @@ pub(in crate::cpu) struct Wall {
 }
 
 impl Wall {
-    /// Begins to look.
+    /// Starts the recording.
     pub(in crate::cpu) fn start(options: &Options, anchor: Anchor) -> Result<Self, Error> {
         let watch = Watch::new(options.frequency, options.signals, true)?;
         let (over, ends) = mpsc::channel();
@@ -53,13 +55,13 @@ impl Wall {
         Ok(Self { anchor, frequency: options.frequency, over: Some(over), thread })
     }
 
-    /// What it is and how it looks.
+    /// Returns the engine's name and method.
     pub(in crate::cpu) fn engine(options: &Options) -> String {
         let how = if options.signals { "/proc and SIGURG" } else { "/proc without signals" };
         format!("wall: all threads at {}, by {how}", options.frequency)
     }
 
-    /// Looks once more and reports. Takes up to a tenth of a second.
+    /// Checks all threads once more and returns the profile. Takes up to 0.1 s.
     pub(in crate::cpu) fn stop(mut self, now: Moment) -> Result<Profile, Error> {
         self.over = None;
         let panicked = || Error::Engine {

@@ -1,4 +1,4 @@
-//! From looks to a profile of time.
+//! Conversion of wall-time samples to a profile.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -13,11 +13,11 @@ use crate::model::{Mapping, Profile, Sample, ValueType};
 const SAMPLES: ValueType = ValueType { name: "samples", unit: "count" };
 const WALL: ValueType = ValueType { name: "wall", unit: "nanoseconds" };
 
-/// What was done.
+/// Counters of a wall-time recording.
 #[derive(Debug, Default)]
 pub(super) struct Counts {
     pub(super) ticks: u64,
-    /// Ticks that ended before everybody had his turn.
+    /// Ticks that ended before every thread was checked.
     pub(super) short_ticks: u64,
     pub(super) looked: u64,
     pub(super) unmoved: u64,
@@ -25,14 +25,14 @@ pub(super) struct Counts {
     pub(super) signalled: u64,
     pub(super) silent: u64,
     pub(super) ended: u64,
-    /// CPU time of the threads, and time they waited for a core.
+    /// CPU time of the threads, and time in which they waited for a core.
     pub(super) cpu: Duration,
     pub(super) waited: Duration,
-    /// Why nobody could be signalled.
+    /// Reason why no thread could be signalled.
     pub(super) no_signals: Option<String>,
 }
 
-/// What a profile is of.
+/// Metadata of a profile.
 pub(super) struct Subject {
     pub(super) started: Timestamp,
     pub(super) duration: Duration,
@@ -41,7 +41,7 @@ pub(super) struct Subject {
     pub(super) signals: bool,
 }
 
-/// The profile of `tally`, whose weights are microseconds.
+/// Builds the profile of `tally`, whose weights are microseconds.
 pub(super) fn profile(
     subject: Subject,
     tally: &Tally,
@@ -55,7 +55,7 @@ pub(super) fn profile(
     let mut rows: BTreeMap<(Standing, Vec<u64>, bool), Count> = BTreeMap::new();
     for (place, count) in tally.places() {
         let standing = standings.get(place.name).cloned();
-        // The table of stacks was full.
+        // Samples that found the table of stacks full.
         let others =
             || Standing { thread: "(others)".into(), state: "unknown", ..Standing::default() };
         let standing = standing.unwrap_or_else(others);
@@ -90,8 +90,8 @@ pub(super) fn profile(
     profile
 }
 
-/// A stack of one frame that stands for none: `[no answer within 100 ms]`. The lowest addresses are never
-/// mapped, so `address` is no code's.
+/// Adds a stack of one pseudo-frame that states the reason: `[no answer within 100 ms]`. The lowest
+/// addresses are never mapped, so `address` cannot be code.
 fn named(profile: &mut Profile, address: u64, why: &str) -> Option<crate::model::StackHandle> {
     let frame = profile.frames.intern(address);
     profile.name_frame(frame, &format!("[{why}]"));

@@ -1,22 +1,22 @@
-//! How threads are found standing: their names, states and where in the kernel they wait, as numbers.
+//! Interned descriptions of thread states: name, state and wait channel.
 
 use std::collections::HashMap;
 
-/// So many kinds of standing (thread's name, state, wait channel) are told apart.
+/// Maximum number of distinct descriptions (thread name, state, wait channel).
 const MAX_STANDINGS: usize = 8192;
 
-/// How a thread was found.
+/// Description of a thread's state at a check.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Standing {
     pub(super) thread: String,
     pub(super) state: &'static str,
-    /// The kernel's function it waits in; empty for none.
+    /// Kernel function in which the thread waits; empty if none.
     pub(super) wait: String,
-    /// Why there is no stack; empty when there is.
+    /// Reason for a missing stack; empty if there is one.
     pub(super) why: &'static str,
 }
 
-/// The numbers of standings.
+/// Interner of descriptions.
 #[derive(Default)]
 pub(super) struct Standings {
     known: Vec<Standing>,
@@ -24,7 +24,8 @@ pub(super) struct Standings {
 }
 
 impl Standings {
-    /// Its number; of those beyond [`MAX_STANDINGS`] all in one state have one.
+    /// Returns the number of a description. Beyond [`MAX_STANDINGS`] all descriptions with one
+    /// state share a number.
     pub(super) fn number(&mut self, standing: Standing) -> u32 {
         if let Some(&number) = self.numbers.get(&standing) {
             return number;
@@ -32,7 +33,7 @@ impl Standings {
         if self.known.len() >= MAX_STANDINGS {
             let state = standing.state;
             let rest = Standing { thread: "(others)".to_owned(), state, ..Standing::default() };
-            // As many as there are states.
+            // At most one more for each state.
             return self.numbers.get(&rest).copied().unwrap_or_else(|| self.add(rest));
         }
         self.add(standing)

@@ -5,7 +5,8 @@ use rustix::event::{PollFd, PollFlags, poll};
 
 use super::*;
 
-/// Waits in `poll`, which a signal cuts short, until there is something to read; counts how often.
+/// Waits in `poll`, which a signal interrupts, until there is something to read; counts the
+/// interruptions.
 fn wait(pipe: &OwnedFd, tid: &AtomicU32, cut: &AtomicU64) {
     tid.store(threads::current(), Ordering::Release);
     while poll(&mut [PollFd::new(pipe, PollFlags::IN)], None).is_err() {
@@ -22,7 +23,7 @@ fn a_thread_that_sleeps_is_signalled_until_it_is_seen_to_sleep_on_and_then_no_mo
             scope.spawn(|| wait(&pipe, &tid, &cut));
             let mut watch = Watch::new(Hertz(1000), true, from_outside).unwrap();
             watch.own = threads::current();
-            // Five looks in a row that find it where it was.
+            // Five checks in a row must find the thread undisturbed.
             let (mut still, mut looks) = (0, 0);
             while still < 5 {
                 thread::sleep(Duration::from_millis(2));

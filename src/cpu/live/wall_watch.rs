@@ -1,4 +1,4 @@
-//! The thread `marple-wall`: whose turn it is, and how each thread is looked at.
+//! The thread `marple-wall`, which checks all threads in turn.
 
 use std::any::Any;
 use std::collections::{HashMap, VecDeque};
@@ -19,47 +19,48 @@ use crate::os::threads::{self, Thread};
 use crate::unwind::thread_sampler::{self, BATCH, Net, SIGNAL};
 use crate::unwind::{End, MAX_FRAMES, Walker};
 
-/// Looks a second at most: 3 % of a core.
+/// Maximum checks per second: 3 % of a core.
 const LOOKS: u32 = 2000;
 
-/// Signals a second at most, over all threads.
+/// Maximum signals per second, over all threads.
 const SIGNALS: u32 = 500;
 
-/// The list of threads is read whenever their number has changed, and this often anyway.
+/// Maximum interval between reads of the thread list; a changed number of threads also triggers a
+/// read.
 const LIST_EVERY: Duration = Duration::from_millis(250);
 
-/// As in a CPU session.
+/// Table entries, as in a CPU session.
 const NODES: usize = 64 << 10;
 
-/// What is read first of a stack from outside; the rest only of one that is deeper.
+/// Stack bytes read first through /proc; deeper stacks are read again in full.
 const SHALLOW: usize = 16 << 10;
 
-/// How long a thread that was woken by a signal alone is waited for until it sleeps again.
+/// Maximum wait for a thread to sleep again after a signal woke it.
 const SETTLE: Duration = Duration::from_millis(5);
 
-/// A thread that is watched.
+/// A thread being sampled.
 struct Watched {
-    /// Up to here its time is accounted for.
+    /// End of the time that is accounted for.
     since: Moment,
     last: Runs,
     asleep: Option<Asleep>,
 }
 
-/// Where a thread sleeps as long as it has not had another turn.
+/// Stack of a sleeping thread, valid while `turns` is unchanged.
 struct Asleep {
     turns: u64,
     frames: Arc<[u64]>,
     is_cut: bool,
 }
 
-/// A thread that has to be asked.
+/// A check that needs a signal.
 struct Question {
     thread: Thread,
     runs: Runs,
     at: Moment,
 }
 
-/// What is left of a budget that grows by the second.
+/// A token bucket, refilled with time.
 struct Budget {
     each_second: f64,
     left: f64,
@@ -70,7 +71,8 @@ impl Budget {
         Self { each_second: each_second.into(), left: 0.0 }
     }
 
-    /// A tick's share at most, or a lot of threads: what was not used long ago is not used at once now.
+    /// Adds tokens, up to the larger of one tick's share and one batch of signals. Older unused
+    /// tokens expire, so that they cannot cause a burst.
     fn grow(&mut self, passed: Duration, frequency: Hertz) {
         let most = (self.each_second / f64::from(frequency.get().max(1))).max(BATCH as f64);
         self.left = (self.left + passed.as_secs_f64() * self.each_second).min(most);
@@ -81,11 +83,11 @@ impl Budget {
     }
 }
 
-/// Everything that the thread keeps.
+/// State of the thread `marple-wall`.
 pub(super) struct Watch {
     frequency: Hertz,
     pub(super) signals: bool,
-    /// Whether stacks of sleeping threads are read from outside where they can be.
+    /// `true` if stacks of sleeping threads are read through /proc where possible.
     from_outside: bool,
     own: u32,
     tasks: Tasks,
@@ -94,7 +96,7 @@ pub(super) struct Watch {
     eyes: Eyes,
     walker: Walker,
     watched: HashMap<u32, Watched>,
-    /// Whose turn it is.
+    /// Threads in the order of their next check.
     line: VecDeque<u32>,
     looks: Budget,
     questions: Budget,
@@ -130,12 +132,12 @@ impl Watch {
             counts: Counts::default(),
             images: Images::default(),
         };
-        // The threads there are have all their time in the profile.
+        // Threads that already exist are accounted for from the start of the profile.
         watch.list(watch.ticked);
         Ok(watch)
     }
 
-    /// Looks until `ends` closes.
+    /// Samples until `ends` closes.
     pub(super) fn run(mut self, ends: &Receiver<()>, guard: fn() -> Box<dyn Any>) -> Self {
         let _guard = guard();
         crate::os::own_thread::enter();
@@ -143,7 +145,7 @@ impl Watch {
         let period = Duration::from_secs(1) / self.frequency.get().max(1);
         let mut random = u64::from(self.own);
         loop {
-            // Knuth's multiplier; the upper bits are the random ones.
+            // Knuth's multiplier; only the upper bits are random enough.
             random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             let part = (random >> 11) as f64 / (1u64 << 53) as f64;
             let is_over = match ends.recv_timeout(period.mul_f64(0.5 + part)) {
@@ -157,7 +159,7 @@ impl Watch {
         }
     }
 
-    /// Looks at the threads whose turn it is.
+    /// Checks the threads at the front of the queue.
     pub(super) fn tick(&mut self) {
         let now = SystemClock.now();
         let passed = now.since(self.ticked);
@@ -195,10 +197,10 @@ impl Watch {
         }
     }
 
-    /// Brings the line up to who is there.
+    /// Updates the queue with started and ended threads.
     fn list(&mut self, now: Moment) {
         let is_whole = self.tasks.list(&mut self.listed).is_ok();
-        // One that was born since the last list has lived half of the time since, on average.
+        // A thread started since the last list has existed for half of that time, on average.
         let born = self.listed_at.map_or(now, |last| now - now.since(last) / 2);
         for &tid in &self.listed {
             if tid != self.own && !self.watched.contains_key(&tid) {
@@ -225,7 +227,7 @@ impl Watch {
         }
     }
 
-    /// Places a thread that need not be asked; gives back one that must be.
+    /// Records a sample if no signal is needed; otherwise returns the check.
     fn look(&mut self, question: Question) -> Option<Question> {
         let Question { thread, runs, at } = &question;
         let watched = self.watched.get_mut(&thread.tid)?;
@@ -246,7 +248,7 @@ impl Watch {
             }
             'R' => {}
             _ if self.from_outside && self.read_from_outside(thread, *runs, *at) => return None,
-            // One that stands still answers when it goes on, which is too late.
+            // A stopped thread handles the signal only when it continues, which is too late.
             'S' => {}
             _ => {
                 self.counts.silent += 1;
@@ -264,7 +266,7 @@ impl Watch {
         None
     }
 
-    /// Whether the stack of a sleeping thread could be had without it.
+    /// Reads the stack of a sleeping thread through /proc. Returns `false` if that is impossible.
     fn read_from_outside(&mut self, thread: &Thread, runs: Runs, at: Moment) -> bool {
         for bytes in [SHALLOW, thread_sampler::STACK_BYTES] {
             let Some(registers) = self.eyes.asleep(thread.tid, runs, bytes, &mut self.stack) else {
@@ -291,7 +293,7 @@ impl Watch {
         false
     }
 
-    /// Asks threads by a signal.
+    /// Samples threads by signal.
     fn ask(&mut self, questions: Vec<Question>) {
         let net = match Net::cast() {
             Ok(net) => net,
@@ -310,7 +312,7 @@ impl Watch {
         let mut answers: HashMap<u32, (Box<[u64]>, End)> = HashMap::new();
         let mut gone = Vec::new();
         let take = |tid, frames: &[u64], end| drop(answers.insert(tid, (frames.into(), end)));
-        // Without maps nobody's stack has bounds, and nobody is asked.
+        // Without maps no stack has bounds, and no thread is signalled.
         let _ = net.catch(&SystemClock, tids, &mut self.walker, |tid| gone.push(tid), take);
         drop(net);
         gone.into_iter().for_each(|tid| self.forget(tid, true));
@@ -331,7 +333,8 @@ impl Watch {
         }
     }
 
-    /// Whether a thread that slept has had one turn since `runs`, the handler's, and sleeps again.
+    /// Returns `true` if a thread that slept ran exactly once since `runs`, for the handler, and
+    /// sleeps again.
     fn sleeps_on(&self, tid: u32, runs: Runs, until: Moment) -> bool {
         loop {
             match self.eyes.look(tid) {
@@ -355,7 +358,7 @@ impl Watch {
         }
     }
 
-    /// Counts the time of a thread up to `at` as spent there.
+    /// Records a sample with the time of the thread up to `at`.
     fn place(
         &mut self,
         thread: &Thread,
@@ -368,7 +371,7 @@ impl Watch {
         let time = at.since(watched.since);
         watched.since = at;
         let state = match thread.state {
-            // It slept and has had no turn yet: it waits for a core.
+            // It slept and has not run since, so it waits for a core.
             'R' if watched.asleep.is_some() => "runnable",
             'R' => "running",
             'S' => "sleeping",

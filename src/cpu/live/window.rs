@@ -1,7 +1,7 @@
-//! The last seconds, in buckets: when one is full, the oldest goes, all of it.
+//! The look-back window: buckets of samples, of which the oldest is dropped as a whole.
 //!
-//! A window of 30 s has buckets of 5 s, at most seven of them, so that it always reaches back 30 s and at
-//! most 35. A bucket is a table of [`NODES`]: 800 KB at the very most, some 20 KB mostly.
+//! A window of 30 s has buckets of 5 s, at most seven of them, so it covers at least 30 s and at
+//! most 35 s. A bucket is a table of [`NODES`] entries: at most 800 KB, typically 20 KB.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -15,7 +15,7 @@ const NODES: usize = 8 << 10;
 #[derive(Debug)]
 pub(super) struct Bucket {
     pub(super) started: Moment,
-    /// The process's CPU time then.
+    /// CPU time of the process at `started`.
     pub(super) cpu: Duration,
     pub(super) tally: Tally,
 }
@@ -27,12 +27,12 @@ pub(super) struct Window {
 }
 
 impl Window {
-    /// One that reaches back `span`.
+    /// Creates a window that covers `span`.
     pub(super) fn new(span: Duration) -> Self {
         Self { buckets: VecDeque::new(), each: span / BUCKETS }
     }
 
-    /// Begins a bucket; `cpu` is the process's CPU time so far.
+    /// Starts a bucket; `cpu` is the total CPU time of the process.
     pub(super) fn begin(&mut self, now: Moment, cpu: Duration) {
         while self.buckets.len() > BUCKETS as usize {
             self.buckets.pop_front();
@@ -40,18 +40,18 @@ impl Window {
         self.buckets.push_back(Bucket { started: now, cpu, tally: Tally::new(NODES) });
     }
 
-    /// Whether it is time for another bucket. No bucket is shorter than `least`.
+    /// Returns `true` if the next bucket must start. No bucket is shorter than `least`.
     pub(super) fn is_due(&self, now: Moment, least: Duration) -> bool {
         let each = self.each.max(least);
         self.buckets.back().is_some_and(|last| now.since(last.started) >= each)
     }
 
-    /// The last bucket that was begun.
+    /// Returns the current bucket.
     pub(super) fn present(&mut self) -> Option<&mut Tally> {
         self.buckets.back_mut().map(|bucket| &mut bucket.tally)
     }
 
-    /// All of it; it rests until another bucket begins.
+    /// Takes all buckets. The window stays inactive until the next bucket starts.
     pub(super) fn take(&mut self) -> Vec<Bucket> {
         std::mem::take(&mut self.buckets).into()
     }
