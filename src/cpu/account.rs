@@ -10,8 +10,8 @@ use std::time::Duration;
 use crate::base::Hertz;
 use crate::model::Profile;
 
-/// Insignificant shortfall: the timer's phase at both ends, and CPU time that the kernel tick,
-/// which drives the timer, charges to a neighbouring thread.
+/// Insignificant shortfall: the timer's phase at both ends, and the jitter of the kernel tick,
+/// which drives the timer.
 const NOISE_SAMPLES: u64 = 2;
 
 /// Insignificant shortfall as a fraction of the expected samples: 1 in 200.

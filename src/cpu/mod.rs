@@ -27,9 +27,9 @@
 //!
 //! # New threads
 //!
-//! The recorder compares the kernel's thread count whenever it reads samples: every 10 to 40 ms in
-//! a session, every 0.2 s in the look-back. A thread-start hook of tokio
-//! (`trace::Hooks::tell_of_threads`) triggers the check at once.
+//! The recorder compares the kernel's thread count whenever it reads samples: every four sample
+//! periods, within 10 ms to 200 ms (40 ms at 99 Hz, 0.2 s in a look-back at 19 Hz). A thread-start
+//! hook of tokio (`trace::Hooks::tell_of_threads`) triggers the check at once.
 //!
 //! # Threads that use less than a period
 //!
@@ -263,8 +263,10 @@ impl Drop for Share {
 pub struct Lookback(Share);
 
 impl Lookback {
-    /// Starts sampling at `options.lookback_frequency`. Returns `None` if that is 0 or the engine
-    /// is the `pprof` crate, which is too expensive to run always. Takes a few milliseconds.
+    /// Starts sampling at `options.lookback_frequency`. Takes a few milliseconds.
+    ///
+    /// Returns `None` if the frequency or `options.lookback` is 0, if the engine is the `pprof`
+    /// crate, which is not suited to run always, and on systems other than Linux.
     ///
     /// # Errors
     ///

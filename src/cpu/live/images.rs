@@ -1,4 +1,4 @@
-//! Executable mappings seen while samples were recorded.
+//! Collection of executable mappings over the time of a profile.
 
 use crate::model::Mapping;
 use crate::os::images;

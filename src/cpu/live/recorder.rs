@@ -33,8 +33,9 @@ const NODES: usize = 64 << 10;
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 const LOOK_EVERY_IDLE: Duration = Duration::from_secs(1);
 
-/// Minimum interval per thread for work that costs 1 us per thread (reading the list, charging CPU
-/// time): at most 0.05 % of a core for each thread. Divided by 16 in a session.
+/// Minimum interval per thread between passes of work that takes 1 us per thread (reading the list,
+/// charging CPU time). Each kind of work then takes at most `n * 1 us / (n * 2 ms)` = 0.05 % of a
+/// core for n threads; 16 times that in a session.
 const PAUSE_PER_THREAD: Duration = Duration::from_millis(2);
 
 /// Pause between two batches of name reads, in which a caller can start or stop a session.

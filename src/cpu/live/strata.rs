@@ -26,7 +26,7 @@ pub(super) struct Stratum {
     pub(super) squares: u64,
     /// CPU time charged by the kernel, in nanoseconds.
     pub(super) charged: u64,
-    /// Largest part of `charged` that belongs to one thread.
+    /// Largest single charge to one thread; the sum of these if strata are added.
     pub(super) most: u64,
 }
 
@@ -46,11 +46,11 @@ pub(super) const UNPLACED: u32 = u32::MAX;
 /// samples half the time of threads that use few ticks each.
 const MOST: f64 = 3.0;
 
-/// Below 10 periods or 100 ms the number of a name's samples is mostly chance.
+/// Below `max(10 periods, 100 ms)` of CPU time the number of a name's samples is mostly chance.
 const SMALL_PERIODS: u64 = 10;
 const SMALL_NANOS: u64 = 100_000_000;
 
-/// A thread that used at least two periods, and two ticks of the slowest kernel (20 ms), has a
+/// A thread that used `max(2 periods, 20 ms)`, 20 ms being two ticks of the slowest kernel, has a
 /// sample unless something prevented it.
 const SURE_PERIODS: u64 = 2;
 const SURE_NANOS: u64 = 20_000_000;
