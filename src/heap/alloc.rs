@@ -1,12 +1,12 @@
-//! The allocator itself: the inner one, and a countdown in front of it.
+//! The sampling allocator: a countdown in front of the inner allocator.
 //!
-//! Nearly every allocation counts its bytes down and is the inner allocator's tail call; nearly every
-//! free looks at one byte of a filter first and is a tail call too. What is left is outlined and cold. The inner allocator sees
-//! exactly the program's layouts and pointers, so an allocator that is exchanged for this one in a
-//! program that misuses it misbehaves no differently.
+//! Nearly every allocation counts its bytes down and tail-calls the inner allocator. Nearly every
+//! deallocation reads one byte of a filter and tail-calls it too. The rest is outlined and cold.
+//! The inner allocator receives exactly the program's layouts and pointers, so replacing it by this
+//! one does not change the behaviour of a program that misuses it.
 //!
-//! A record is taken out *before* the inner allocator has the block back: from then on another thread
-//! may get the same address, and puts in a record of its own.
+//! A record is removed *before* the inner allocator gets the block back: after that, another thread
+//! may get the same address and insert its own record.
 
 #![allow(unsafe_code)]
 
@@ -15,7 +15,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use super::recorder::{forget, insert, may_be_recorded, record, take};
 use super::thread::{give_back, spend};
 
-/// An allocator that samples what passes through it, for heap profiles.
+/// An allocator that samples allocations for heap profiles.
 ///
 /// ```
 /// use std::alloc::System;
@@ -25,32 +25,32 @@ use super::thread::{give_back, spend};
 /// # fn main() {}
 /// ```
 ///
-/// Costs some nanoseconds an allocation and one sample (a few microseconds) for every
-/// [`rate`](super::rate) bytes allocated. `A` may be any allocator; there should be one such static in
-/// a program.
+/// Costs some nanoseconds per allocation, plus one sample (a few microseconds) for every
+/// [`rate`](super::rate) bytes allocated. `A` may be any allocator. A program should have one such
+/// static.
 #[derive(Debug, Default)]
 pub struct Allocator<A = System> {
     inner: A,
 }
 
 impl<A> Allocator<A> {
-    /// Samples what passes through to `inner`.
+    /// Creates an allocator that samples the allocations of `inner`.
     pub const fn new(inner: A) -> Self {
         Self { inner }
     }
 }
 
-// SAFETY: every block is `inner`'s, asked for and given back with the caller's own arguments; the rest
-// reads and writes tables of its own, and neither unwinds nor allocates through `self` without end
-// (`record` excludes its own thread).
+// SAFETY: every block is allocated and freed by `inner` with the caller's own arguments. The rest
+// accesses only marple's tables; it does not unwind and does not allocate through `self`
+// recursively (`record` excludes its own thread).
 unsafe impl<A: GlobalAlloc> GlobalAlloc for Allocator<A> {
     #[inline]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         if spend(layout.size()) {
-            // SAFETY: the caller's promises, passed on.
+            // SAFETY: same contract and arguments as the caller's.
             unsafe { self.inner.alloc(layout) }
         } else {
-            // SAFETY: the caller's promises, passed on.
+            // SAFETY: same contract and arguments as the caller's.
             unsafe { self.alloc_cold(layout) }
         }
     }
@@ -58,10 +58,10 @@ unsafe impl<A: GlobalAlloc> GlobalAlloc for Allocator<A> {
     #[inline]
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         if spend(layout.size()) {
-            // SAFETY: the caller's promises, passed on.
+            // SAFETY: same contract and arguments as the caller's.
             unsafe { self.inner.alloc_zeroed(layout) }
         } else {
-            // SAFETY: the caller's promises, passed on.
+            // SAFETY: same contract and arguments as the caller's.
             unsafe { self.alloc_zeroed_cold(layout) }
         }
     }
@@ -69,10 +69,10 @@ unsafe impl<A: GlobalAlloc> GlobalAlloc for Allocator<A> {
     #[inline]
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         if may_be_recorded(block as usize) {
-            // SAFETY: the caller's promises, passed on.
+            // SAFETY: same contract and arguments as the caller's.
             unsafe { self.dealloc_cold(block, layout) }
         } else {
-            // SAFETY: the caller's promises, passed on.
+            // SAFETY: same contract and arguments as the caller's.
             unsafe { self.inner.dealloc(block, layout) }
         }
     }
@@ -81,10 +81,10 @@ unsafe impl<A: GlobalAlloc> GlobalAlloc for Allocator<A> {
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
         let spent = spend(new_size);
         if spent && !may_be_recorded(block as usize) {
-            // SAFETY: the caller's promises, passed on.
+            // SAFETY: same contract and arguments as the caller's.
             unsafe { self.inner.realloc(block, layout, new_size) }
         } else {
-            // SAFETY: the caller's promises, passed on.
+            // SAFETY: same contract and arguments as the caller's.
             unsafe { self.realloc_cold(block, layout, new_size, spent) }
         }
     }
@@ -94,7 +94,7 @@ impl<A: GlobalAlloc> Allocator<A> {
     #[cold]
     #[inline(never)]
     unsafe fn alloc_cold(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: the caller's promises, passed on.
+        // SAFETY: same contract and arguments as the caller's.
         let block = unsafe { self.inner.alloc(layout) };
         settle(block, layout.size());
         block
@@ -103,24 +103,26 @@ impl<A: GlobalAlloc> Allocator<A> {
     #[cold]
     #[inline(never)]
     unsafe fn alloc_zeroed_cold(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: the caller's promises, passed on.
+        // SAFETY: same contract and arguments as the caller's.
         let block = unsafe { self.inner.alloc_zeroed(layout) };
         settle(block, layout.size());
         block
     }
 
-    /// Apart, with the inner call too: else the hot half would have a stack frame for the record.
+    /// Separate function, including the inner call: otherwise the hot path would need a stack frame
+    /// for the record.
     #[cold]
     #[inline(never)]
     unsafe fn dealloc_cold(&self, block: *mut u8, layout: Layout) {
         if let Some(taken) = take(block as usize) {
             forget(&taken);
         }
-        // SAFETY: the caller's promises, passed on.
+        // SAFETY: same contract and arguments as the caller's.
         unsafe { self.inner.dealloc(block, layout) }
     }
 
-    /// A free and an allocation of `new_size` bytes, of which `spent` says whether they are accounted for.
+    /// Reallocates a block: one free and one allocation of `new_size` bytes. `spent` is the result
+    /// of `spend(new_size)`.
     #[cold]
     #[inline(never)]
     unsafe fn realloc_cold(
@@ -131,11 +133,11 @@ impl<A: GlobalAlloc> Allocator<A> {
         spent: bool,
     ) -> *mut u8 {
         let taken = take(block as usize);
-        // SAFETY: the caller's promises, passed on.
+        // SAFETY: same contract and arguments as the caller's.
         let moved = unsafe { self.inner.realloc(block, layout, new_size) };
         if let Some(taken) = taken {
             if moved.is_null() {
-                // The old block is still the program's, and so its address still nobody else's.
+                // The program still owns the old block, so no other thread can get its address.
                 insert(block as usize, taken);
             } else {
                 forget(&taken);
@@ -148,8 +150,8 @@ impl<A: GlobalAlloc> Allocator<A> {
     }
 }
 
-/// After a refused `spend` and the allocation it was for. Inlined always: `record` counts the frames
-/// above it.
+/// Completes an allocation after `spend` returned `false`. Always inlined: `record` skips a fixed
+/// number of frames above it.
 #[inline(always)]
 fn settle(block: *mut u8, size: usize) {
     if block.is_null() {

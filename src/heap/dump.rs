@@ -1,19 +1,19 @@
-//! The tables, shown piece by piece, in memory that was reserved before.
+//! Heap dumps: the tables are written out piece by piece, in memory that was reserved before.
 //!
-//! A profile is taken when memory may be nearly gone, so nothing is built: samples are shown one after
-//! the other, straight from the tables, then the addresses in their order, so that whoever names
-//! functions reads each file's symbols from front to back. What has to be held at once is held in parts:
-//! sums for [`WINDOW`] sites, [`BATCH`] addresses. Everything else (as many sums as there are sites, a
-//! sorted copy of the addresses) grows with what is going wrong.
+//! A profile is taken when memory may be nearly exhausted, so a dump builds nothing. It passes
+//! samples one by one, straight from the tables, then the frame addresses in ascending order, so
+//! that a symbolizer reads each file's symbols sequentially. Data that must exist at once is
+//! bounded: sums for [`WINDOW`] sites, [`BATCH`] addresses. Anything else (one sum per site, a
+//! sorted copy of the addresses) would grow with the leak.
 //!
 //! ```text
 //! for each WINDOW of sites:  live records -> sums -> samples     one sweep of the live table each
 //! for each BATCH of frames:  the next addresses, in order        one sweep of the frames each
 //! ```
 //!
-//! Live records of a site are read before its cumulative counts, so that nothing is in use that was
-//! never allocated. A site is in one window, so a block is in the sums once or, if it comes or goes
-//! meanwhile, perhaps not.
+//! The live records of a site are read before its cumulative counts, so bytes in use never exceed
+//! bytes allocated. A site is in one window, so each block is summed once. A block that is
+//! allocated or freed during the sweep may be missing.
 
 use std::fmt;
 use std::sync::atomic::Ordering::Relaxed;
@@ -30,13 +30,13 @@ use crate::os::images;
 use crate::unwind;
 use crate::unwind::MAX_FRAMES;
 
-/// Sites whose blocks are summed in one sweep: 384 KiB. A sweep of 100,000 records takes about 1 ms.
+/// Number of sites summed in one sweep: 384 KiB. A sweep of 100,000 records takes about 1 ms.
 const WINDOW: usize = 1 << 14;
 
-/// Addresses shown at once.
+/// Maximum number of addresses passed at once.
 pub const BATCH: usize = 4096;
 
-/// Go's four, in Go's order.
+/// Sample types: Go's four, in Go's order.
 pub const SAMPLE_TYPES: [ValueType; 4] = [
     ValueType { name: "alloc_objects", unit: "count" },
     ValueType { name: "alloc_space", unit: "bytes" },
@@ -44,19 +44,22 @@ pub const SAMPLE_TYPES: [ValueType; 4] = [
     ValueType { name: "inuse_space", unit: "bytes" },
 ];
 
-/// The type shown first.
+/// Sample type that viewers show first.
 pub const DEFAULT_SAMPLE_TYPE: &str = "inuse_space";
 
-/// What lies between two samples.
+/// Unit of the sampling period.
 pub const PERIOD_TYPE: ValueType = ValueType { name: "space", unit: "bytes" };
 
-/// The functions that stand between the program and the tables: the language's way to its allocator,
-/// what containers do when they want room, and what is ours. A reader that keeps to it shows as innermost
-/// the function of the program that wanted the memory; the file itself keeps every frame. Matched
-/// against whole names. With a frame all it calls is dropped, so what runs the program's closures and
-/// iterators is not here (`or_insert_with`, `from_iter`, `extend`); what is here calls back into the program
-/// at the most to clone, hash, compare or format a value. Functions of the program come first in a name of several
-/// (` (or ...)`), so what follows such a function is one of the same kind; Go drops what is in brackets, and leaves the
+/// Regular expression for the functions between the program and the tables: the language's
+/// allocation entry points, the growth functions of containers, and marple's own functions. A
+/// viewer that applies it shows the function of the program that requested the memory as the
+/// innermost; the file itself keeps every frame.
+///
+/// The expression matches whole names. A dropped frame also drops everything it calls, so functions
+/// that run the program's closures or iterators are not listed (`or_insert_with`, `from_iter`,
+/// `extend`). Listed functions call back into the program only to clone, hash, compare or format a
+/// value. In a name of several functions (` (or ...)`) those of the program come first, so the
+/// names after a listed function are of the same kind. Go drops the text in brackets and leaves the
 /// space.
 pub const DROP_FRAMES: &str = concat!(
     r"((__rustc.*::)?__(rust|rg)_(alloc|alloc_zeroed|realloc)",
@@ -90,7 +93,7 @@ pub const DROP_FRAMES: &str = concat!(
     r")( .*)?",
 );
 
-/// Live blocks of a site.
+/// Sum of the live blocks of a site.
 #[derive(Clone, Copy, Default)]
 struct Sum {
     amount: Amount,
@@ -98,12 +101,13 @@ struct Sum {
 }
 
 impl Sum {
-    /// The value of sums that are reserved.
+    /// Initial value that makes the kernel allocate the pages.
     const UNLIKELY: Self = Self { amount: Amount::UNLIKELY, generation: u32::MAX };
 
     fn add(&mut self, record: &Record) {
         if self.generation != record.site.generation {
-            // The number came back during the sweep, so the blocks of the site before are freed.
+            // The site's number was reused during the sweep, so all blocks of the previous site are
+            // freed.
             *self = Self { amount: Amount::default(), generation: record.site.generation };
         }
         self.amount.add(Amount::of(record));
@@ -114,21 +118,21 @@ fn values(allocated: Amount, in_use: Amount) -> [i64; 4] {
     [allocated.objects(), allocated.bytes(), in_use.objects(), in_use.bytes()]
 }
 
-/// The room for a dump. About 480 KiB, all of it written to once, so that it is there.
+/// Preallocated buffers for a dump: about 480 KiB, all written once so that the pages are resident.
 pub struct Room {
     sums: Vec<Sum>,
     frames: Vec<u32>,
-    /// A bit for each frame of a sample that was shown.
+    /// One bit per frame: set if a sample with the frame was passed.
     shown: Vec<u64>,
     mappings: Vec<Mapping>,
     read: Option<u64>,
 }
 
 impl Room {
-    /// Reserves it.
+    /// Allocates the buffers.
     pub fn reserve() -> Self {
         let mut sums = Vec::with_capacity(WINDOW);
-        // Zeroes would be the kernel's own page until they are written to.
+        // Zeroes would map the kernel's shared zero page until the first write.
         sums.resize(WINDOW, Sum::UNLIKELY);
         let shown = vec![u64::MAX; (frames::END as usize).div_ceil(64)];
         let frames = Vec::with_capacity(MAX_FRAMES);
@@ -143,25 +147,26 @@ impl Room {
         }
     }
 
-    /// The profile of this moment, to be shown. The calling thread is excluded while it lives.
+    /// Starts a profile of this moment. The calling thread is excluded from sampling while the dump
+    /// lives.
     ///
-    /// Allocates nothing, unless libraries were loaded or unloaded since the last time: then the list of
-    /// them, a few kilobytes.
+    /// Allocates nothing, unless libraries were loaded or unloaded since the last dump: then the
+    /// list of libraries, a few kilobytes.
     ///
     /// # Errors
     ///
-    /// [`Error::NotInstalled`] when the program's allocator is not [`crate::Allocator`], [`Error::Images`]
-    /// when `/proc` cannot be read.
+    /// [`Error::NotInstalled`] if the program's allocator is not [`crate::Allocator`],
+    /// [`Error::Images`] if `/proc` cannot be read.
     pub fn begin(&mut self) -> Result<Dump<'_>, Error> {
         let excluded = exclude_current_thread();
         if !installed() {
             return Err(Error::NotInstalled);
         }
-        // For the stacks to come; the addresses of those that were taken are what they are.
+        // For future stacks; the addresses of recorded stacks do not change.
         unwind::refresh()?;
         let generation = images::generation();
         if self.read != Some(generation) {
-            // Blocks outlive the library that allocated them.
+            // Blocks may outlive the library that allocated them.
             self.mappings = images::seen()?;
             self.read = Some(generation);
         }
@@ -176,22 +181,22 @@ impl Room {
     }
 }
 
-/// Values seen at one stack for blocks of one size.
+/// Values of the blocks of one size allocated at one stack.
 #[derive(Debug)]
 pub struct Sample<'a> {
-    /// The numbers of its frames, innermost first; empty when the stack is unknown.
+    /// Numbers of the frames, innermost first; empty if the stack is unknown.
     pub frames: &'a [u32],
-    /// The size of each block; none where blocks of several sizes are together.
+    /// Size of each block, or `None` if blocks of several sizes are combined.
     pub size: Option<u64>,
     /// One value for each of [`SAMPLE_TYPES`].
     pub values: [i64; 4],
 }
 
-/// A profile being shown. Other threads are not stopped; two dumps at once do not know of each other.
+/// A profile being written. Other threads are not stopped. Two dumps may run at once.
 pub struct Dump<'a> {
     room: &'a mut Room,
     in_use: InUse,
-    /// What all sites say together.
+    /// Sum of the allocated amounts of all samples.
     allocated: Amount,
     _excluded: Exclusion,
 }
@@ -203,7 +208,8 @@ impl Drop for Dump<'_> {
 }
 
 impl Dump<'_> {
-    /// Shows every sample; ends at the first error. About 0.1 us a sample and a frame.
+    /// Passes every sample to `see` and stops at the first error. Takes about 0.1 us per sample and
+    /// frame.
     pub fn samples<E>(
         &mut self,
         mut see: impl FnMut(&Sample<'_>) -> Result<(), E>,
@@ -211,7 +217,7 @@ impl Dump<'_> {
         self.in_use = InUse::default();
         self.allocated = Amount::default();
         let end = SITES.end();
-        // One window at least: blocks without a site are summed with the first.
+        // At least one window: blocks without a site are summed with the first.
         for first in (1..end.max(2)).step_by(WINDOW) {
             let numbers = first..end.min(first + WINDOW as u32);
             self.sum(first, numbers.len());
@@ -224,7 +230,7 @@ impl Dump<'_> {
         }
         let no_room = SITES.without_room();
         let evicted = SITES.evicted();
-        // Sites that were shown and taken out afterwards are in both sums.
+        // A site evicted after it was passed is in both sums.
         let mut rest = EVER.allocated();
         rest.subtract(self.allocated);
         rest.subtract(no_room);
@@ -253,7 +259,7 @@ impl Dump<'_> {
     ) -> Result<(), E> {
         let place = (site.id.number - first) as usize;
         let sum = self.room.sums.get(place).copied().unwrap_or_default();
-        // Of an earlier site with this number all blocks are freed by now.
+        // All blocks of an earlier site with this number are freed.
         let is_same = sum.generation == site.id.generation;
         let in_use = if is_same { sum.amount } else { Amount::default() };
         self.room.frames.clear();
@@ -267,7 +273,8 @@ impl Dump<'_> {
         })
     }
 
-    /// Sums the live records of `count` sites from `first` on; the first time around also all of them.
+    /// Sums the live records of `count` sites starting at `first`. The first call also sums all
+    /// records.
     fn sum(&mut self, first: u32, count: usize) {
         let sums = &mut self.room.sums;
         sums.clear();
@@ -284,8 +291,9 @@ impl Dump<'_> {
         });
     }
 
-    /// Fills `batch` with the next frames of the samples shown that are above the address `after`, by address: addresses as
-    /// [`crate::model::Frame`] has them, and numbers. Empty when there are no more.
+    /// Fills `batch` with the next frames of the passed samples whose address is above `after`, in
+    /// ascending order, as (address, number). Addresses are those of [`crate::model::Frame`]. The
+    /// batch is empty if no frames remain.
     pub fn frames_after(&self, after: u64, batch: &mut Vec<(u64, u32)>) {
         batch.clear();
         let mut below = u64::MAX;
@@ -305,22 +313,22 @@ impl Dump<'_> {
             }
         }
         batch.sort_unstable();
-        // What has the address of the last one must come with it, so a batch ends between addresses.
+        // Frames with equal addresses must be in one batch, so a batch ends between addresses.
         let last = batch.get(BATCH).map(|&(address, _)| address);
         batch.retain(|&(address, _)| last.is_none_or(|last| address < last));
     }
 
-    /// The loaded files, the main executable first.
+    /// Returns the loaded files, the main executable first.
     pub fn mappings(&self) -> &[Mapping] {
         &self.room.mappings
     }
 
-    /// The bytes in use, estimated. After [`Self::samples`].
+    /// Returns the estimated bytes in use. Valid after [`Self::samples`].
     pub fn in_use(&self) -> Bytes {
         Bytes(self.in_use.bytes as u64)
     }
 
-    /// Shows what the reader must know, a line each. After [`Self::samples`].
+    /// Passes comments for the reader, one line each, to `see`. Valid after [`Self::samples`].
     pub fn comments<E>(
         &self,
         mut see: impl FnMut(fmt::Arguments<'_>) -> Result<(), E>,
@@ -391,13 +399,13 @@ impl Dump<'_> {
         Ok(())
     }
 
-    /// What was not recorded since the program began: causes and counts.
+    /// Returns the losses since the program started, as causes and counts.
     pub fn lost(&self) -> impl Iterator<Item = (&'static str, u64)> {
         lost()
     }
 }
 
-/// What was not recorded since the program began.
+/// Returns the losses since the program started.
 pub fn losses() -> Losses {
     let mut losses = Losses::default();
     lost().for_each(|(cause, count)| losses.add(cause, count));
@@ -432,18 +440,18 @@ fn lost() -> impl Iterator<Item = (&'static str, u64)> {
     .filter(|&(_, count)| count > 0)
 }
 
-/// `part` of `whole`, in per cent.
+/// Returns `part` as a percentage of `whole`.
 fn share(part: f64, whole: f64) -> f64 {
     if whole > 0.0 { part / whole * 100.0 } else { 0.0 }
 }
 
-/// What all live records say together.
+/// Sums over all live records.
 #[derive(Clone, Copy, Default)]
 struct InUse {
     records: u64,
     bytes: f64,
     variance: f64,
-    /// Blocks that stand for themselves only.
+    /// Blocks with weight 1, which stand for themselves only.
     exact: Amount,
     without_room: Amount,
 }

@@ -1,33 +1,35 @@
-//! "Certainly not recorded", for nearly every free.
+//! A counting filter that identifies blocks without a record, for nearly every free.
 //!
-//! A counting filter: the counter of the 256 bytes a block begins in is counted up before its record goes
-//! in, down after it came out. A block that was recorded is freed after its allocation returned, so whoever
-//! frees it sees its count; zero therefore means no. `tests/heap_loom.rs` tries the orders.
+//! Each 256-byte piece of memory maps to a counter, which is incremented before the record of a
+//! block that starts there is inserted, and decremented after its removal. A recorded block is
+//! freed after its allocation returned, so the freeing thread reads a counter that includes the
+//! block; 0 means that it has no record. `tests/heap_loom.rs` tests the interleavings.
 //!
-//! Neighbours share a counter, because a program frees what lies together: a cache line of counters is
-//! good for 16 KiB of heap, so the frees of a working set of a megabyte touch 64 lines, which stay in the
-//! first-level cache. With a counter for each block it was a line for each kilobyte. What is lost is
-//! little: the neighbours of a record are sent on to look, at 512 KiB between samples one block in 2000.
+//! Neighbouring blocks share a counter, because programs free neighbours together. A cache line of
+//! counters covers 16 KiB of heap, so the frees of a working set of 1 MiB touch 64 lines, which
+//! stay in the L1 cache. One counter per block would need a line per KiB. The cost is small:
+//! neighbours of a record need a table lookup, at 512 KiB between samples one block in 2000.
 //!
-//! At 512 KiB a heap of 1 GiB has 2000 records under 65,536 counters, which sends one free in thirty on to
-//! look, however large the pieces.
+//! At 512 KiB a heap of 1 GiB has 2000 records under 65,536 counters. One free in thirty needs a
+//! lookup, for any size of piece.
 
 use crate::base::sync::AtomicU8;
 use crate::base::sync::Ordering::Relaxed;
 
 pub(super) const ALL: usize = 1 << 16;
 
-/// Of the address, the bits within a piece of 256 bytes.
+/// Low bits of an address that are the offset in a piece of 256 bytes.
 const PIECE: usize = 8;
 
-/// How far apart the counters of two blocks are that lie 16 MiB apart, the length after which the counters
-/// begin again. Odd, so that places at regular distances, as arenas have them, meet only after a terabyte.
+/// Distance of the counters of two blocks that are 16 MiB apart, the length after which counters
+/// repeat. Odd, so that addresses at regular distances, as in arenas, share a counter only after 1
+/// TiB.
 const SPREAD: u64 = 37;
 
-/// A counter that reached this stays: it says "perhaps" for ever, which costs time and not truth.
+/// Value at which a counter stays forever. It costs lookups, not correctness.
 const STUCK: u8 = u8::MAX;
 
-/// A filter of so many counters.
+/// A filter of `COUNTERS` counters.
 pub(crate) struct Filter<const COUNTERS: usize = ALL>([AtomicU8; COUNTERS]);
 
 impl<const COUNTERS: usize> Filter<COUNTERS> {
@@ -35,7 +37,7 @@ impl<const COUNTERS: usize> Filter<COUNTERS> {
         Self([const { AtomicU8::new(0) }; COUNTERS])
     }
 
-    /// Whether the block at `address` may have been recorded.
+    /// Returns `false` if the block at `address` is certainly not recorded.
     #[inline]
     pub(crate) fn may_hold(&self, address: usize) -> bool {
         self.counter(address).load(Relaxed) != 0
@@ -51,14 +53,14 @@ impl<const COUNTERS: usize> Filter<COUNTERS> {
 
     fn update(&self, address: usize, next: impl Fn(u8) -> u8) {
         let step = |count| (count != STUCK).then(|| next(count));
-        // Fails only for a stuck counter, which stays as it is.
+        // Fails only for a saturated counter, which stays unchanged.
         let _ = self.counter(address).fetch_update(Relaxed, Relaxed, step);
     }
 
     #[inline]
     fn counter(&self, address: usize) -> &AtomicU8 {
-        // One multiplication, because every free does this: the number of the piece, and SPREAD more for each
-        // 16 MiB. The part of that which falls within 16 MiB makes pieces 0.14 bytes shorter than 256.
+        // One multiplication, because every free computes this: piece number + SPREAD * (address /
+        // 16 MiB). Within 16 MiB the SPREAD term makes pieces 0.14 bytes shorter than 256.
         let place = (address as u64).wrapping_mul(1 << 16 | SPREAD) >> (16 + PIECE);
         &self.0[place as usize % COUNTERS]
     }

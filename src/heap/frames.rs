@@ -1,10 +1,11 @@
-//! Every address of the stacks that are kept, once: address -> number, without locks.
+//! The addresses of all kept stacks, each stored once: a lock-free table, address -> number.
 //!
-//! Numbers begin at 1 and are dense, so they serve as the ids of a profile's locations just as they
-//! are: a dump neither sorts nor hashes what stacks are made of, and a stack takes half the room.
+//! Numbers start at 1 and are dense, so they serve directly as location ids of a profile: a dump
+//! needs no sorting or hashing of frames, and a stack takes half the space.
 //!
-//! A number has a reference for each place in a stack. One that has none left is used again for another address, but not
-//! while a dump is under way: the dump has written samples with the number and writes its address later.
+//! A number has one reference for each position in a stack. A number without references is reused
+//! for another address, except during a dump: a dump writes samples with the number first and its
+//! address later.
 
 use super::index::{Index, Thing};
 use super::sampler::mix;
@@ -13,31 +14,31 @@ use crate::base::sync::Ordering::{Relaxed, SeqCst};
 use crate::base::sync::{AtomicU64, fence};
 use crate::model::Marker;
 
-/// 384 KiB.
+/// Frames per mapping of 384 KiB.
 const CHUNK: usize = 1 << 14;
 
-/// 131,072 addresses: ten times what a service of half a million lines was seen to allocate under.
+/// 131,072 addresses: ten times the number measured in a service of half a million lines.
 const CHUNKS: usize = 8;
 pub(super) const CAP: u64 = (CHUNK * CHUNKS) as u64;
 
 const PLACES: usize = 1 << 18;
 
-/// The numbers of the two frames that belong to no stack of the table.
+/// Numbers of the two frames that belong to no stack of the table.
 const NO_ROOM: u32 = CAP as u32;
 const NO_LONGER_KEPT: u32 = CAP as u32 + 1;
 
-/// One past the highest number.
+/// Highest number + 1.
 pub(super) const END: u32 = CAP as u32 + 2;
 
-/// The stack of what has none for want of room.
+/// Stack of blocks that found the tables full.
 pub(super) const NO_ROOM_STACK: [u32; 1] = [NO_ROOM];
-/// The stack of what was allocated at stacks that are no longer in the table.
+/// Stack of the counts of evicted stacks.
 pub(super) const NO_LONGER_KEPT_STACK: [u32; 1] = [NO_LONGER_KEPT];
 
 pub(crate) struct Frames {
     index: Index,
     slots: Slots<1, CHUNK, CHUNKS>,
-    /// Dumps ever begun, in the upper half, and those under way.
+    /// Number of dumps started, in the upper half; number of running dumps, in the lower half.
     dumps: AtomicU64,
 }
 
@@ -49,7 +50,7 @@ impl Frames {
         Self { index: Index::new(PLACES), slots: Slots::new(), dumps: AtomicU64::new(0) }
     }
 
-    /// The number of `address`, with one more reference; `None` if the table is full.
+    /// Returns the number of `address`, with one more reference; `None` if the table is full.
     pub(crate) fn intern(&self, address: u64) -> Option<u32> {
         self.index.intern(mix(address), &Frame { frames: self, address }).map(|it| it.number)
     }
@@ -64,7 +65,7 @@ impl Frames {
         }
     }
 
-    /// The address of a number of this table.
+    /// Returns the address of a number.
     pub(crate) fn get(&self, number: u32) -> Option<u64> {
         match number {
             NO_ROOM => Some(Marker::NoRoom.address()),
@@ -73,14 +74,15 @@ impl Frames {
         }
     }
 
-    /// All numbers with their addresses. An address that two threads put in at once may have two. One that
-    /// is being put in is 0. Those that are not in use have the last address.
+    /// Returns all numbers with their addresses. An address that two threads insert at once may
+    /// have two numbers. A number being inserted has the address 0. A number that is not in use
+    /// keeps its last address.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, u64)> + '_ {
         let markers = [NO_ROOM, NO_LONGER_KEPT];
         (1..self.slots.end()).chain(markers).filter_map(|number| Some((number, self.get(number)?)))
     }
 
-    /// Keeps addresses at their numbers until `end_dump`.
+    /// Keeps numbers from being reused until `end_dump`.
     pub(crate) fn begin_dump(&self) {
         self.dumps.fetch_add(DUMP_BEGUN, SeqCst);
         fence(SeqCst);
@@ -90,7 +92,7 @@ impl Frames {
         self.dumps.fetch_sub(1, SeqCst);
     }
 
-    /// A number that is not in use, for `address`; `None` while a dump is under way.
+    /// Reuses a free number for `address`. Returns `None` during a dump.
     fn reuse(&self, address: u64) -> Option<u32> {
         let dumps = self.dumps.load(SeqCst);
         if dumps & UNDER_WAY != 0 {
@@ -98,7 +100,8 @@ impl Frames {
         }
         let number = self.slots.claim_free()?;
         self.set(number, address);
-        // A dump that begins before this may have read the number with either address, and has no sample with it.
+        // A dump that started before this point may have read either address, but has no sample
+        // with this number.
         fence(SeqCst);
         if self.dumps.load(SeqCst) != dumps {
             self.slots.put_back(number);

@@ -1,4 +1,4 @@
-//! The table of frames, filled up, and beside a dump.
+//! Tests of the table of frames, full and during a dump.
 
 use super::frames::{CAP, END, Frames};
 use crate::model::Marker;
@@ -14,7 +14,7 @@ fn an_address_has_one_number_and_a_full_table_keeps_what_it_has() {
     let in_table = frames.iter().filter(|&(_, address)| Marker::of(address).is_none());
     assert_eq!(in_table.count() as u64, CAP - 1);
     assert!(frames.iter().all(|(number, _)| (1..END).contains(&number)));
-    // It was interned twice.
+    // The address was interned twice.
     frames.release(numbers[500].unwrap());
     assert_eq!(frames.intern(1), None);
     frames.release(numbers[500].unwrap());

@@ -1,18 +1,21 @@
-//! A hash index from content to slot numbers, without locks.
+//! A lock-free hash index from content to slot numbers.
 //!
-//! A word holds the upper half of a hash and a number, which is never 0. A thing belongs in one of twelve lines of
-//! eight words, most in the first, so a lookup reads about one cache line and an entry can be removed by writing 0.
+//! A word holds the upper half of a hash and a number, which is never 0. An item may be in one of
+//! twelve lines of eight words. Most items are in their first line, so a lookup reads about one
+//! cache line, and writing 0 removes an entry.
 //!
-//! Of two threads that put the same thing in at once one finds the entry of the other, unless another entry of those
-//! lines goes at that moment. Then the thing has two numbers: correct, and one entry of storage more.
+//! If two threads insert the same item at once, one finds the entry of the other, unless another
+//! entry of those lines is removed at that moment. In that case the item gets two numbers: correct,
+//! at the cost of one more entry.
 
 use crate::base::sync::Ordering::{AcqRel, Acquire, Relaxed};
 use crate::os::memory::Chunk;
 
-/// Words to a cache line.
+/// Words per cache line.
 const LINE: usize = 8;
 
-/// Lines that a thing may be in: at three quarters full fewer than one in 100,000 finds all of them full.
+/// Number of lines that may hold an item: at 75 % load, fewer than one item in 100,000 finds all of
+/// them full.
 const LINES: usize = 12;
 
 const NUMBER: u64 = u32::MAX as u64;
@@ -20,12 +23,13 @@ const NUMBER: u64 = u32::MAX as u64;
 pub(crate) struct Index(Chunk);
 
 impl Index {
-    /// An index of `words` places, a power of two.
+    /// Creates an index of `words` positions, a power of two.
     pub(crate) const fn new(words: usize) -> Self {
         Self(Chunk::new(words))
     }
 
-    /// The number of a thing with this hash, held; `None` if none can be made or its lines are full.
+    /// Returns the number of an item with this hash, held. `None` if no slot can be created or its
+    /// lines are full.
     pub(crate) fn intern(&self, hash: u64, thing: &impl Thing) -> Option<Interned> {
         let words = self.0.get_or_map()?;
         let tag = hash & !NUMBER;
@@ -44,7 +48,8 @@ impl Index {
                 if entry & !NUMBER != tag || !thing.hold(number) {
                     continue;
                 }
-                // The number may have been taken out and be another thread's, which has not put it in.
+                // Another thread may have removed the entry and reused the number for an item that
+                // is not inserted yet.
                 if word.load(Acquire) != entry {
                     thing.release(number);
                     continue;
@@ -63,7 +68,8 @@ impl Index {
                 thing.discard(number);
                 return None;
             };
-            // The word that was free when the others were compared: if another thread has put the same thing in, it is there.
+            // This word was free during the comparison. A thread that inserted the same item
+            // meanwhile used this word, so the exchange fails.
             let entry = tag | u64::from(number);
             if free.compare_exchange(0, entry, AcqRel, Acquire).is_ok() {
                 return Some(Interned { number, is_new: true });
@@ -84,18 +90,18 @@ impl Index {
     }
 }
 
-/// A thing to be found or put in.
+/// An item to find or insert.
 pub(crate) trait Thing {
-    /// Adds a reference to the slot with this number and returns `true`, if it holds the thing.
+    /// Adds a reference to the slot with this number and returns `true` if it holds the item.
     fn hold(&self, number: u32) -> bool;
 
     /// Drops the reference of `hold`.
     fn release(&self, number: u32);
 
-    /// Makes a slot with the thing, held. `None` if there is no room.
+    /// Creates a slot with the item, held. Returns `None` if there is no space.
     fn make(&self) -> Option<u32>;
 
-    /// Drops what `make` has made in vain.
+    /// Drops an unused result of `make`.
     fn discard(&self, number: u32) {
         self.release(number);
     }
@@ -105,12 +111,12 @@ pub(crate) trait Thing {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Interned {
     pub(crate) number: u32,
-    /// The thing was not in the index before.
+    /// `true` if the item was not in the index before.
     pub(crate) is_new: bool,
 }
 
-/// The words where a thing with this hash may be, in the order in which they are tried. All threads put a thing in the
-/// first that is free, so those that put the same in at once meet there.
+/// Returns the positions that may hold an item with this hash, in search order. All threads insert
+/// into the first free one, so concurrent insertions of one item meet there.
 fn places(words: usize, hash: u64) -> impl Iterator<Item = usize> + Clone {
     let lines = words / LINE;
     let (first, step) = (hash as usize, (hash >> 32) as usize | 1);

@@ -1,8 +1,9 @@
-//! jemalloc's own profiler, for programs that run jemalloc with `prof:true` and keep their allocator.
+//! jemalloc's own profiler, for programs that keep jemalloc as their allocator and run it with
+//! `prof:true`.
 //!
-//! It samples as [`super::Allocator`] does and knows less: `codec::jeheap` lists what. It is never
-//! turned on where the program did not ask for `prof:true`, because jemalloc decides that at its start;
-//! what may change at run time is whether it samples (`prof.active`), and that is put back.
+//! It samples like [`super::Allocator`] and provides less data; `codec::jeheap` lists the
+//! differences. It requires `prof:true`, because jemalloc decides that at its start. Sampling
+//! itself (`prof.active`) can be switched at run time; marple restores its previous value.
 
 use std::ffi::{CString, NulError};
 use std::fs::File;
@@ -14,13 +15,14 @@ use rustix::fs::{MemfdFlags, memfd_create};
 
 use crate::os::jemalloc::Jemalloc;
 
-/// What stands between the program and jemalloc's tables besides [`super::DROP_FRAMES`]: its own functions.
+/// Regular expression for jemalloc's own functions between the program and its tables, in addition
+/// to [`super::DROP_FRAMES`].
 pub const DROP_FRAMES: &str = concat!(
     r"_rjem_.*|je_.*|prof_.*|imalloc.*|irallocx.*|do_rallocx.*",
     r"|(malloc|calloc|realloc|aligned_alloc|posix_memalign|mallocx|rallocx)(_.*)?",
 );
 
-/// Why jemalloc gives no profile.
+/// An error that prevents a profile by jemalloc.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The program's allocator is neither marple's nor jemalloc.
@@ -36,22 +38,22 @@ pub enum Error {
          Cargo.toml (elsewhere: configure jemalloc with --enable-prof)"
     )]
     NotBuilt,
-    /// It was started without it.
+    /// jemalloc was started without its profiler.
     #[error(
         "jemalloc's profiler was not asked for: start the program with prof:true in \
          _RJEM_MALLOC_CONF (in MALLOC_CONF where jemalloc's functions have no prefix)"
     )]
     NotAsked,
-    /// jemalloc refused.
+    /// jemalloc returned an error.
     #[error("jemalloc refuses {what}: {error}")]
     Refused {
-        /// What.
+        /// Name of the jemalloc setting.
         what: &'static str,
-        /// Why.
+        /// Cause.
         #[source]
         error: io::Error,
     },
-    /// There is no memory for a dump, or no `/proc`.
+    /// The memory file for a dump cannot be created, or `/proc` is missing.
     #[error("no memory file for jemalloc's profile: {0}")]
     File(#[source] io::Error),
 }
@@ -62,16 +64,16 @@ impl From<NulError> for Error {
     }
 }
 
-/// The program's jemalloc, with a profiler that can be turned on.
+/// The program's jemalloc, with its profiler available.
 #[derive(Clone, Copy)]
 pub struct Profiler(Jemalloc);
 
 impl Profiler {
-    /// Looks for it.
+    /// Finds the program's jemalloc.
     ///
     /// # Errors
     ///
-    /// The setting that is missing.
+    /// The missing setting.
     pub fn find() -> Result<Self, Error> {
         let jemalloc = Jemalloc::of_program().ok_or(Error::NotInstalled)?;
         if !jemalloc.is_on(c"config.prof").map_err(refused("config.prof"))? {
@@ -83,17 +85,17 @@ impl Profiler {
         Ok(Self(jemalloc))
     }
 
-    /// Whether it samples.
+    /// Returns `true` if jemalloc is sampling.
     pub fn is_active(&self) -> Result<bool, Error> {
         self.0.is_on(c"prof.active").map_err(refused("prof.active"))
     }
 
-    /// Whether it counts what was ever allocated, too.
+    /// Returns `true` if jemalloc also keeps cumulative counts.
     pub fn accumulates(&self) -> Result<bool, Error> {
         self.0.is_on(c"opt.prof_accum").map_err(refused("opt.prof_accum"))
     }
 
-    /// Has it sample while the guard lives. Guards nest.
+    /// Turns sampling on while the guard lives. Guards nest.
     pub fn activate(&self) -> Result<Activation, Error> {
         let mut turned = TURNED.lock().unwrap_or_else(PoisonError::into_inner);
         if turned.guards == 0 {
@@ -106,12 +108,12 @@ impl Profiler {
         Ok(Activation { profiler: *self, turned_on: turned.on })
     }
 
-    /// Its profile of this moment, as the text it writes: in memory, some hundred bytes a stack. Threads
-    /// that allocate what is sampled wait for it meanwhile, by jemalloc's own locks.
+    /// Dumps the current profile as jemalloc's text, into a memory file: some hundred bytes per
+    /// stack. Threads whose allocations are sampled wait for jemalloc's own locks during the dump.
     pub fn dump(&self) -> Result<File, Error> {
         let file = memfd_create(c"marple-jemalloc", MemfdFlags::CLOEXEC)
             .map_err(|error| Error::File(error.into()))?;
-        // jemalloc takes a name and opens it.
+        // jemalloc takes a path and opens it.
         let path = CString::new(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
         self.0.dump(&path).map_err(refused("prof.dump"))?;
         Ok(file.into())
@@ -126,11 +128,11 @@ static TURNED: Mutex<Turned> = Mutex::new(Turned { guards: 0, on: false });
 
 struct Turned {
     guards: usize,
-    /// Whether the first of them turned it on.
+    /// `true` if the first guard turned sampling on.
     on: bool,
 }
 
-/// While one lives, jemalloc samples; the last puts back what it found.
+/// A guard that keeps jemalloc sampling. Dropping the last one restores the previous state.
 #[must_use = "sampling ends when the guard is dropped"]
 pub struct Activation {
     profiler: Profiler,
@@ -138,7 +140,7 @@ pub struct Activation {
 }
 
 impl Activation {
-    /// Whether it did not sample before.
+    /// Returns `true` if jemalloc was not sampling before.
     pub fn turned_on(&self) -> bool {
         self.turned_on
     }
@@ -149,7 +151,7 @@ impl Drop for Activation {
         let mut turned = TURNED.lock().unwrap_or_else(PoisonError::into_inner);
         turned.guards = turned.guards.saturating_sub(1);
         if turned.guards == 0 && turned.on {
-            // It was turned on by the same call; that it stays on costs what it costs.
+            // The same call turned it on. If it fails, sampling continues at its usual cost.
             let _ = self.profiler.0.turn(c"prof.active", false);
         }
     }

@@ -1,11 +1,12 @@
-//! How much is in use, as it changes, and a mark on it.
+//! The current estimate of bytes in use, and a threshold on it.
 //!
-//! Each sample raises the level by what it stands for when its block comes and lowers it when it goes, so
-//! it is at every moment the sum of the live table. The sample that carries it over the mark wakes the
-//! agent, from within the allocation: polling at 4 Hz would see it up to half a gigabyte later.
+//! Each sample adds its bytes when its block is allocated and subtracts them when it is freed, so
+//! the value always equals the sum of the live table. The sample that exceeds the threshold wakes
+//! the agent from within the allocation: polling at 4 Hz would detect it up to half a gigabyte
+//! later.
 //!
-//! A mark is good for one waking. A program that breathes around it would otherwise wake the agent at
-//! every breath; whoever listens sets the next mark when it has time for another.
+//! A threshold fires once. Otherwise a heap that oscillates around it would wake the agent each
+//! time; the listener sets the next threshold when it is ready for another event.
 
 use std::sync::atomic::{AtomicI64, Ordering::SeqCst};
 
@@ -35,15 +36,15 @@ impl Level {
     }
 
     pub(crate) fn in_use(&self) -> Bytes {
-        // A free may be counted before the allocation another thread is still putting in.
+        // A free may be subtracted before another thread adds its concurrent allocation.
         Bytes(self.in_use.load(SeqCst).max(0) as u64)
     }
 
     pub(crate) fn watch(&self, mark: Bytes) {
-        // Without a descriptor to spare nobody can be woken, and nothing else is lost.
+        // Without a free descriptor no listener can be woken; nothing else is lost.
         let _ = self.wake.open();
         self.mark.store(i64::try_from(mark.get()).unwrap_or(NO_MARK), SeqCst);
-        // What rose before the store has not seen the mark.
+        // Increases before the store were not compared with this threshold.
         self.compare(self.in_use.load(SeqCst));
     }
 
@@ -57,7 +58,7 @@ impl Level {
 
     fn compare(&self, level: i64) {
         let mark = self.mark.load(SeqCst);
-        // Of several threads that are above it, one takes the mark away and wakes.
+        // Of several threads above the threshold, only one removes it and wakes the listener.
         if level > mark && self.mark.compare_exchange(mark, NO_MARK, SeqCst, SeqCst).is_ok() {
             self.wake.wake();
         }

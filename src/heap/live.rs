@@ -1,11 +1,11 @@
-//! The recorded blocks that are alive: address -> {site, size, weight}, without locks.
+//! The live recorded blocks: a lock-free table, address -> {site, size, weight}.
 //!
-//! Segments ([`super::segment`]) of twice as many keys each. An address belongs in one of two lines of a
-//! segment; when both are full in every segment there is, the next is mapped. Memory follows the most
-//! records there ever were, up to [`SEGMENTS`].
+//! The table consists of segments ([`super::segment`]), each with twice as many keys as the one
+//! before. An address may be in two lines of a segment; if both are full in every segment, the next
+//! segment is mapped. Memory follows the maximum number of records, up to [`SEGMENTS`].
 //!
-//! One linear table with tombstones would be simpler and degrades with every free; a map behind a lock
-//! stops the program when a signal handler allocates under it.
+//! One linear table with tombstones would be simpler, but degrades with every free. A map behind a
+//! lock deadlocks the program if a signal handler allocates under it.
 
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
@@ -16,8 +16,9 @@ use crate::os::memory::Chunk;
 /// Keys of the first segment: 160 KiB with the records, enough for 2 GiB of heap at 512 KiB.
 const FIRST: usize = 4096;
 
-/// Each doubles the one before. All eight hold a million records in 40 MiB: half a terabyte of heap at
-/// 512 KiB. As it fills up, [`coarsened`] lets fewer in. What finds no key is dropped and counted.
+/// Number of segments. Each doubles the previous: all eight hold a million records in 40 MiB, for
+/// half a terabyte of heap at 512 KiB. [`coarsened`] reduces samples as the table fills up. Records
+/// without a free key are dropped and counted.
 const SEGMENTS: usize = 8;
 
 /// A table whose first segment has `KEYS` keys.
@@ -26,11 +27,11 @@ pub(crate) struct Live<const KEYS: usize = FIRST> {
     records: Records,
 }
 
-/// A number of records, away from what only readers share.
+/// Number of records, on cache lines separate from read-only data.
 #[repr(align(128))]
 struct Records(AtomicU64);
 
-/// Keys of all segments together.
+/// Number of keys in all segments.
 pub(crate) const CAP: u64 = (FIRST * ((1 << SEGMENTS) - 1)) as u64;
 
 impl<const KEYS: usize> Live<KEYS> {
@@ -38,7 +39,7 @@ impl<const KEYS: usize> Live<KEYS> {
         let mut segments = [const { Chunk::new(KEYS * (1 + RECORD_WORDS)) }; SEGMENTS];
         let mut i = 1;
         while i < SEGMENTS {
-            // A chunk that was never mapped has nothing to drop.
+            // A chunk that was never mapped needs no drop.
             std::mem::forget(std::mem::replace(
                 &mut segments[i],
                 Chunk::new((KEYS << i) * (1 + RECORD_WORDS)),
@@ -48,7 +49,7 @@ impl<const KEYS: usize> Live<KEYS> {
         Self { segments, records: Records(AtomicU64::new(0)) }
     }
 
-    /// Puts a block in; false when there is no room.
+    /// Inserts a block. Returns `false` if there is no free key.
     pub(crate) fn insert(&self, address: usize, record: Record) -> bool {
         let is_in = self.segments.iter().map_while(Chunk::get_or_map).any(|words| {
             let segment = Segment::of(words);
@@ -60,13 +61,13 @@ impl<const KEYS: usize> Live<KEYS> {
         is_in
     }
 
-    /// How many records there are, short of those that come or go at this moment.
+    /// Returns the number of records, except those being inserted or removed at this moment.
     pub(crate) fn len(&self) -> u64 {
-        // A block may be counted as gone before another thread has counted it as put in.
+        // One thread may count a removal before another counts the insertion of the same block.
         u64::try_from(self.records.0.load(Relaxed) as i64).unwrap_or(0)
     }
 
-    /// Takes a block out; none when it was not in.
+    /// Removes a block. Returns `None` if it is not in the table.
     pub(crate) fn take(&self, address: usize) -> Option<Record> {
         let record = self.segments.iter().map_while(Chunk::get).find_map(|words| {
             let segment = Segment::of(words);
@@ -80,8 +81,8 @@ impl<const KEYS: usize> Live<KEYS> {
         Some(record)
     }
 
-    /// Shows every record once that is in the table throughout the call, and perhaps some of those that
-    /// come or go meanwhile.
+    /// Passes every record that is in the table during the whole call to `see` exactly once, and
+    /// possibly some that are inserted or removed meanwhile.
     pub(crate) fn for_each(&self, mut see: impl FnMut(Record)) {
         for words in self.segments.iter().map_while(Chunk::get) {
             let segment = Segment::of(words);
@@ -90,11 +91,16 @@ impl<const KEYS: usize> Live<KEYS> {
     }
 }
 
-/// The mean number of bytes between two samples while there are so many records: `rate` below five eighths of the
-/// table, from there on at least 16 KiB, from three quarters on at least 1 MiB. Lines begin to refuse records at 87 per cent.
+/// Returns the mean number of bytes between two samples for this number of records.
 ///
-/// A full table would keep the oldest blocks and none of those that a leak adds. A coarser rate keeps estimates unbiased,
-/// since a sample's weight is that of its own rate, and what is left is good for another 128 GiB.
+/// ```text
+/// records / CAP   < 5/8     5/8 to 3/4            >= 3/4
+/// result          rate      max(rate, 16 KiB)     max(rate, 1 MiB)
+/// ```
+///
+/// Lines start to reject records at 87 % of the table. A full table would keep the oldest blocks
+/// and none of a leak's. A coarser rate keeps estimates unbiased, because a sample's weight uses
+/// the rate at which it was drawn. The remaining keys cover another 128 GiB.
 pub(crate) fn coarsened(rate: u64, records: u64) -> u64 {
     let least = match records {
         _ if records >= CAP / 4 * 3 => 1 << 20,

@@ -1,4 +1,4 @@
-//! The table against a map, and against threads.
+//! Tests of the table of live blocks: against a map, and with several threads.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -41,7 +41,7 @@ proptest! {
 
 #[test]
 fn it_grows_to_its_cap_and_then_refuses() {
-    /// A sixteenth of the real one's, which takes as many times longer to fill.
+    /// A sixteenth of the real size, which would take sixteen times longer to fill.
     const KEYS: usize = FIRST / 16;
     let live = Live::<KEYS>::new();
     let address = |n: usize| 0x5500_0000_0000 + n * 48;
@@ -57,8 +57,8 @@ fn it_grows_to_its_cap_and_then_refuses() {
     assert!(live.insert(address(held), record(1)), "what was taken out makes room");
 }
 
-/// One line of keys, so that reader and writers meet; each address is used again and again: the same key
-/// with another record behind it.
+/// One line of keys, so that reader and writers collide. Each address is reused repeatedly: the
+/// same key with another record.
 #[test]
 fn a_reader_beside_writers_sees_whole_records_only() {
     let chunk = Chunk::new(LINE * (1 + RECORD_WORDS));

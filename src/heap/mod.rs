@@ -1,17 +1,20 @@
-//! What holds memory.
+//! Heap profiles.
 //!
-//! [`Allocator`] stands before the program's own allocator and samples what passes, by a countdown of
-//! bytes (`sampler`, pure). A sampled block's stack is interned, its site counted, and its record
-//! lives in a lock-free table until it is freed (`recorder` has the picture); [`Room`] shows what the
-//! tables hold without allocating, [`snapshot`] makes a value of it. All tables are mapped memory with a cap, never heap.
+//! [`Allocator`] wraps the program's allocator and samples allocations by a countdown of bytes
+//! (`sampler`, pure). The stack of a sampled block is interned, its site counted, and its record
+//! kept in a lock-free table until the block is freed (`recorder` has a diagram). [`Room`] writes
+//! out the tables without allocating; [`snapshot`] builds a value. All tables are mapped memory
+//! with a size limit, not heap memory.
 //!
-//! What holds everywhere on the allocating path: no lock and no waiting, so that it can be entered from
-//! a signal handler, by a forked child and in the destructor of a thread-local; no allocation while
-//! unwinding; and where one does happen before (the first read of the loaded files, a cache), the
-//! thread is excluded, so that sampling never samples itself.
+//! Invariants of the allocation path:
 //!
-//! Counting each block exactly would be simpler and costs an order of magnitude more; jemalloc's own
-//! profiler is as cheap but is only in jemalloc.
+//! - No lock and no waiting: it may run in a signal handler, in a forked child and in the
+//!   destructor of a thread-local.
+//! - No allocation while unwinding. Where an earlier step allocates (the first read of the loaded
+//!   files, a cache), the thread is excluded, so that sampling never samples itself.
+//!
+//! Counting each block exactly would be simpler and cost ten times as much. jemalloc's own profiler
+//! is as cheap, but exists only in jemalloc.
 
 mod alloc;
 mod dump;
@@ -31,8 +34,8 @@ mod snapshot;
 mod stacks;
 mod thread;
 
-// Beside what they test and not in it: `tests/heap_loom.rs` compiles those files, with atomics that work
-// in its models only.
+// Separate files, not submodules of the tested files: `tests/heap_loom.rs` compiles the tested
+// files with atomics that work only in its models.
 #[cfg(test)]
 mod filter_tests;
 #[cfg(test)]
@@ -57,71 +60,73 @@ pub use dump::{
 pub use snapshot::snapshot;
 pub use thread::{Exclusion, exclude_current_thread};
 
-/// Why there is no heap profile.
+/// An error that prevents a heap profile.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The program's allocator is another.
+    /// The program's allocator is not [`Allocator`].
     #[error(
         "the program's allocator is not marple's, so there is nothing to show; add to main.rs: \
          #[global_allocator] static A: marple::Allocator<std::alloc::System> = \
          marple::Allocator::new(std::alloc::System);"
     )]
     NotInstalled,
-    /// The loaded files could not be listed.
+    /// The loaded files cannot be listed.
     #[error(transparent)]
     Images(#[from] images::Error),
 }
 
 /// Sets the mean number of bytes allocated between two samples: 0 records nothing, 1 everything.
 ///
-/// The calling thread follows at once, and so does every other at rate 1: all blocks allocated from here on are in
-/// the profile exactly. At another rate a thread follows before it has allocated another 64 KiB and, if that is larger, one
-/// block. Blocks that are recorded already stay and keep their weight, so sums remain right.
+/// The calling thread applies the rate at once. At rate 1 so does every other thread: the profile
+/// contains all blocks allocated from here on exactly. At any other rate a thread applies it within
+/// its next 64 KiB or one larger block. Recorded blocks stay and keep their weight, so sums remain
+/// unbiased.
 pub fn set_rate(rate: Bytes) {
     recorder::set_rate(rate.get());
     thread::restart(rate.get());
 }
 
-/// The mean number of bytes between two samples. Default: 512 KiB.
+/// Returns the mean number of bytes between two samples. Default: 512 KiB.
 pub fn rate() -> Bytes {
     Bytes(recorder::RATE.load(Relaxed))
 }
 
-/// What the program has asked for and not given back, as its samples tell: an unbiased estimate, the sum
-/// of `inuse_space` at this moment. None while nothing is sampled. Costs one load.
+/// Returns the bytes in use, or `None` if sampling is off. The value is an unbiased estimate from
+/// the samples: the current sum of `inuse_space`. Costs one load.
 pub fn in_use() -> Option<Bytes> {
     (recorder::INSTALLED.load(Relaxed) && rate() > Bytes(0)).then(|| recorder::LEVEL.in_use())
 }
 
-/// Has the thread that brings [`in_use`] above `mark` wake whoever waits for [`crossings`], once; an
-/// earlier mark is forgotten. If it is above already, wakes at once.
+/// Sets the threshold for [`crossings`], replacing an earlier one. The thread whose allocation
+/// raises [`in_use`] above `mark` wakes the waiting task once. Wakes it at once if the value is
+/// already above.
 pub fn watch(mark: Bytes) {
     recorder::LEVEL.watch(mark);
 }
 
-/// Watches for no mark.
+/// Removes the threshold.
 pub fn unwatch() {
     recorder::LEVEL.unwatch();
 }
 
-/// Waits for the mark to be crossed, on the runtime of the caller.
+/// Creates a listener that waits for the threshold, on the caller's runtime.
 ///
 /// # Errors
 ///
-/// When the system has no `eventfd` to give: too many open files, or not Linux.
+/// If the system cannot provide an `eventfd`: too many open files, or not Linux.
 pub fn crossings() -> io::Result<Listener> {
     Listener::new(recorder::LEVEL.wake())
 }
 
-/// Takes a crossing away from [`crossings`]; whether there was one.
+/// Consumes a pending threshold event. Returns `true` if there was one.
 pub fn crossed() -> bool {
     recorder::LEVEL.wake().hear().is_ok()
 }
 
-/// Whether the program allocates through an [`Allocator`].
+/// Returns `true` if the program allocates through an [`Allocator`].
 pub fn installed() -> bool {
     if !recorder::INSTALLED.load(Relaxed) {
-        // A thread's first allocation always asks; if there never was one, this is it.
+        // The first allocation of a thread always sets the flag; this may be the first one.
         drop(black_box(Box::new(0u8)));
     }
     recorder::INSTALLED.load(Relaxed)

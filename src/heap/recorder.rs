@@ -1,13 +1,14 @@
-//! The tables of the process, and what is done with a block that a wait ended in.
+//! The heap tables of the process, and the recording of sampled blocks.
 //!
 //! ```text
-//!                stacks: addresses -> id          while there is a site
-//!                sites:  {stack, size} -> counts  while there is a live block or room
+//!                stacks: addresses -> id          while a site refers to the stack
+//!                sites:  {stack, size} -> counts  while a block is live or the table has space
 //!  alloc ──────> live:   address -> {site, size, weight} ──> free
 //!           add  filter  remove
 //! ```
 //!
-//! Statics, made by the compiler: they are there before the first allocation and after the last.
+//! All tables are statics with constant initializers: they exist before the first allocation and
+//! after the last.
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -22,18 +23,18 @@ use super::thread::{self, exclude_current_thread};
 use crate::os::fork;
 use crate::unwind::{End, MAX_FRAMES, Unknown, unwind_here};
 
-/// What Go's default is, and every reader's expectation.
+/// Go's default.
 const DEFAULT_RATE: u64 = 512 << 10;
 
-/// The frames of the profiler between the unwinder and the allocator's entry: [`record`] and the cold
-/// half of [`super::Allocator`] that calls it.
+/// Frames of the profiler between the unwinder and the allocator's entry: [`record`] and the cold
+/// function of [`super::Allocator`] that calls it.
 const OWN_FRAMES: usize = 2;
 
-/// Sites that one sample takes out at the most: enough for the blocks of the deepest stack.
+/// Maximum sites that one sample evicts: enough for the blocks of the deepest stack.
 const EVICTIONS_AT_ONCE: usize = 32;
 
 pub(super) static RATE: AtomicU64 = AtomicU64::new(DEFAULT_RATE);
-/// Whether an [`super::Allocator`] has ever been asked for memory.
+/// `true` if an [`super::Allocator`] was ever called.
 pub(super) static INSTALLED: AtomicBool = AtomicBool::new(false);
 pub(super) static STACKS: Stacks = Stacks::new();
 pub(super) static SITES: Sites = Sites::new();
@@ -43,10 +44,10 @@ pub(super) static LEVEL: Level = Level::new();
 pub(super) static EVER: Ever = Ever::new();
 static FILTER: Filter = Filter::new();
 
-/// The bytes allocated before [`RATE`] became 1.
+/// Bytes allocated before [`RATE`] became 1.
 pub(super) static BEFORE_EXACT: AtomicU64 = AtomicU64::new(0);
 
-/// Changes the rate for all threads.
+/// Sets the rate for all threads.
 pub(super) fn set_rate(rate: u64) {
     if RATE.swap(rate, Relaxed) != rate && rate == 1 {
         let (counted, _) = thread::allocated();
@@ -55,15 +56,16 @@ pub(super) fn set_rate(rate: u64) {
     thread::set_floor(rate);
 }
 
-/// The rate that blocks are sampled at, which is coarser than [`RATE`] if the table of live blocks is filling up.
+/// Returns the effective sampling rate, which is coarser than [`RATE`] if the table of live blocks
+/// is filling up.
 pub(super) fn effective_rate() -> u64 {
     coarsened(RATE.load(Relaxed), LIVE.len())
 }
 
-/// What could not be recorded, by cause.
+/// Losses by cause.
 pub(super) struct Lost {
     pub(super) dropped: AtomicU64,
-    /// What the dropped samples stand for.
+    /// Bytes that the dropped samples stand for.
     pub(super) dropped_bytes: AtomicU64,
     pub(super) stack_not_ready: AtomicU64,
     pub(super) stack_busy: AtomicU64,
@@ -76,10 +78,10 @@ pub(super) struct Lost {
     pub(super) inferred: AtomicU64,
 }
 
-/// What all samples there ever were say of the error of their sums.
+/// Cumulative statistics of all samples since the start.
 pub(super) struct Ever {
     samples: AtomicU64,
-    /// Of the bytes, a floating point number.
+    /// Variance of the bytes, as the bits of an `f64`.
     variance: AtomicU64,
     allocated: Counts,
 }
@@ -95,17 +97,18 @@ impl Ever {
         let variance = record.variance();
         if variance > 0.0 {
             let add = |bits| Some((f64::from_bits(bits) + variance).to_bits());
-            // Never fails: `add` always has a number.
+            // Never fails: `add` always returns `Some`.
             let _ = self.variance.fetch_update(Relaxed, Relaxed, add);
         }
     }
 
-    /// The sum over all sites there ever were, and what is being counted at this moment.
+    /// Returns the sum over all sites, evicted ones included, and blocks being counted at this
+    /// moment.
     pub(super) fn allocated(&self) -> Amount {
         self.allocated.get()
     }
 
-    /// How many samples, and the standard error of the bytes they stand for.
+    /// Returns the number of samples and the standard error of the bytes they stand for.
     pub(super) fn told(&self) -> (u64, f64) {
         (self.samples.load(Relaxed), f64::from_bits(self.variance.load(Relaxed)).sqrt())
     }
@@ -129,15 +132,15 @@ impl Lost {
     }
 }
 
-/// After a refused [`thread::spend`]: records the block of `size` bytes at `address` if its bytes end
-/// the thread's wait. The block is not yet known to the program.
+/// Records the block of `size` bytes at `address` if it ends the thread's sampling interval. Called
+/// after [`thread::spend`] returned `false`, before the program receives the block.
 #[inline(never)]
 pub(super) fn record(address: usize, size: usize) {
     if !INSTALLED.load(Relaxed) {
         INSTALLED.store(true, Relaxed);
     }
     let Some(weight) = thread::decide(size, effective_rate()) else { return };
-    // Whatever is allocated here on the way must not come back here.
+    // Allocations made by this function must not reenter it.
     let _excluded = exclude_current_thread();
     fork::notice_from_allocator();
     let mut frames = [0; MAX_FRAMES];
@@ -173,15 +176,15 @@ pub(super) fn record(address: usize, size: usize) {
         NO_ROOM
     });
     let record = Record { site, size, weight };
-    // Before the site, so that the sum over sites is never more.
+    // Before the site, so that the sum over sites never exceeds this total.
     EVER.count(&record);
-    // Counted before it is alive, so that a dump that reads live blocks first never shows more in use
-    // than was ever allocated.
+    // Counted before it is inserted as live: a dump reads live blocks first and must not show more
+    // bytes in use than allocated.
     SITES.count(site, Amount::of(&record));
     insert(address, record);
 }
 
-/// The site of `size`-byte blocks at a stack, held. `None` if the tables are full of what has live blocks.
+/// Returns the site of `size`-byte blocks at a stack, held. `None` if live blocks fill the tables.
 fn intern(frames: Option<&[u64]>, size: u64) -> Option<SiteId> {
     let stack = match frames {
         Some(frames) => make_room(|| STACKS.intern(frames))?,
@@ -195,7 +198,7 @@ fn intern(frames: Option<&[u64]>, size: u64) -> Option<SiteId> {
     site.map(|(site, _)| site)
 }
 
-/// Tries again while there are sites without live blocks that can be taken out.
+/// Repeats `attempt`, evicting a site without live blocks after each failure.
 fn make_room<T>(attempt: impl Fn() -> Option<T>) -> Option<T> {
     for _ in 0..EVICTIONS_AT_ONCE {
         if let Some(done) = attempt() {
@@ -206,13 +209,14 @@ fn make_room<T>(attempt: impl Fn() -> Option<T>) -> Option<T> {
     attempt()
 }
 
-/// Whether the block at `address` may have been recorded; false is certain.
+/// Returns `false` if the block at `address` is certainly not recorded.
 #[inline]
 pub(super) fn may_be_recorded(address: usize) -> bool {
     FILTER.may_hold(address)
 }
 
-/// Takes the record of a block out that is about to be freed, if there is one. [`forget`] or [`insert`] follows.
+/// Removes the record of a block that is about to be freed, if any. The caller must call [`forget`]
+/// or [`insert`] with it.
 #[inline(never)]
 pub(super) fn take(address: usize) -> Option<Record> {
     let record = LIVE.take(address)?;
@@ -221,12 +225,12 @@ pub(super) fn take(address: usize) -> Option<Record> {
     Some(record)
 }
 
-/// Ends a record whose block is gone.
+/// Drops a record whose block is freed.
 pub(super) fn forget(record: &Record) {
     SITES.release(record.site);
 }
 
-/// Puts a record in; a `take`n one goes back in by this when its block was not freed after all.
+/// Inserts a record. Also reinserts the result of `take` if the block was not freed after all.
 pub(super) fn insert(address: usize, record: Record) {
     FILTER.add(address);
     if LIVE.insert(address, record) {

@@ -1,68 +1,76 @@
-//! Which allocations are recorded, and what each stands for.
+//! Selection of the allocations to record, and their weights.
 //!
-//! A thread waits for an exponentially distributed number of bytes with mean `rate`, and records the
-//! allocation in which the wait ends. That is a Poisson process over the bytes asked for: a block of
-//! `s` bytes is recorded with probability `p = 1 - exp(-s/rate)`, whatever its neighbours are, and
-//! standing for `1/p` of its kind makes every sum unbiased (Horvitz-Thompson). The weight is fixed with
-//! the rate its wait was drawn at, so changing the rate biases nothing.
+//! A thread draws an interval from the exponential distribution with mean `rate` bytes and records
+//! the allocation in which the interval ends. That is a Poisson process over the requested bytes:
 //!
 //! ```text
-//!  a wait: |------------------- wait --------------------|== left ==|   left: what `spend` counts down
-//!           not handed out yet, at most GRANT at a time    ^ here
+//! p(s)   = 1 - exp(-s / rate)    probability that a block of s bytes is recorded
+//! weight = 1 / p(s)              number of blocks it stands for
 //! ```
 //!
-//! What was handed out and not yet counted down is all that is not known of a thread's bytes elsewhere. A
-//! thread that ends tells no more, and there may be many that do little, so a thread is handed a quarter of
-//! what it has told of, at least [`FIRST_GRANT`].
+//! `p` does not depend on other blocks, and the weights make every sum unbiased (Horvitz-Thompson).
+//! A weight uses the rate at which its interval was drawn, so a changed rate causes no bias.
 //!
-//! The exponential distribution has no memory: a wait may be thrown away and drawn again at any moment
-//! that was chosen without looking at it. `decide` therefore decides the block at hand by the old wait
-//! and only then follows a new rate; that [`GRANT`] is small is what makes it follow soon. At rate 1 each block is
-//! recorded whatever its wait says, so a thread follows with its next block.
+//! ```text
+//!  interval: |------------------ wait ------------------|== left ==|
+//!             not granted yet; at most GRANT per refill   ^ current byte; `spend` lowers `left`
+//! ```
 //!
-//! Waits are whole numbers, rounded down: a block of `s` whole bytes ends a wait `x` exactly if it ends
-//! `floor(x)`, so rounding changes no probability.
+//! The granted and not yet spent bytes are the only part of a thread's bytes that is unknown
+//! elsewhere. A thread that has ended reports no more, and many threads may allocate little. A
+//! grant is therefore a quarter of the bytes that the thread has reported, at least
+//! [`FIRST_GRANT`].
+//!
+//! The exponential distribution is memoryless: an interval may be discarded and redrawn at any time
+//! that was chosen independently of it. `decide` decides the current block by the old interval and
+//! only then applies a new rate; the small [`GRANT`] limits the delay. At rate 1 each block is
+//! recorded regardless of the interval, so a thread applies that rate with its next block.
+//!
+//! Intervals are integers, rounded down. A block of a whole number of bytes ends the interval `x`
+//! if and only if it ends `floor(x)`, so rounding changes no probability.
 
 use std::cell::Cell;
 
-/// The most bytes a thread may allocate without looking up: how late it sees a new rate.
+/// Maximum bytes a thread may allocate before it reads the rate: the delay of a new rate.
 pub(crate) const GRANT: u64 = 64 << 10;
 
-/// What a thread may at first. Until it has told of 256 KiB and may [`GRANT`], it has looked up some 20 times.
+/// Initial grant. A thread gets the full [`GRANT`] after 256 KiB and about 20 refills.
 pub(crate) const FIRST_GRANT: u64 = 1 << 10;
 
-/// The `floor` of [`Sampler::spend`] at rate 1: every allocation is recorded, also that of a thread with bytes left that
-/// were handed out at another rate.
+/// `floor` of [`Sampler::spend`] at rate 1: every allocation is recorded, even if the thread has
+/// bytes left that were granted at another rate.
 pub(crate) const EXACT_FLOOR: i64 = i64::MAX;
 
-/// Longer than any process allocates; what is left of it when a rate is set is thrown away.
+/// Longer than any process allocates. Discarded when a rate is set.
 const FOREVER: u64 = u64::MAX >> 1;
 
-/// One thread's wait. No destructor, so that it may be used while thread-locals are destroyed.
+/// Sampling state of one thread. It has no destructor, so it is usable while thread-locals are
+/// destroyed.
 pub(crate) struct Sampler {
     left: Cell<i64>,
-    /// What `left` was when it was last set.
+    /// Value of `left` when it was last set.
     granted: Cell<i64>,
-    /// All bytes ever, but for those counted down from `granted`.
+    /// All bytes so far, except those counted down from `granted`.
     passed: Cell<u64>,
-    /// What `passed` and `granted` were when they were last told of.
+    /// Values of `passed` and `granted` at the last report.
     told: Cell<Passed>,
     wait: Cell<u64>,
-    /// What `wait` was drawn at; none before the first.
+    /// Rate at which `wait` was drawn; `None` before the first draw.
     rate: Cell<Option<u64>>,
     random: Cell<u64>,
 }
 
-/// What went by: every byte asked for, recorded or not, and none of a pause.
+/// Allocated bytes, recorded or not; bytes allocated during a pause are excluded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Passed {
     pub(crate) bytes: u64,
-    /// How many more may have by now, and may before the next telling.
+    /// Maximum of the additional bytes until the next report.
     pub(crate) granted: i64,
 }
 
 impl Sampler {
-    /// A sampler that has drawn nothing: its first `spend` is refused, and `decide` needs a `seed`.
+    /// Creates a sampler without an interval: its first `spend` returns `false`, and `decide`
+    /// requires a `seed`.
     pub(crate) const fn new() -> Self {
         Self {
             left: Cell::new(0),
@@ -75,29 +83,29 @@ impl Sampler {
         }
     }
 
-    /// Whether it has yet to be seeded.
+    /// Returns `true` if the sampler is not seeded yet.
     pub(crate) fn is_new(&self) -> bool {
         self.rate.get().is_none()
     }
 
-    /// Seeds the random numbers and draws the first wait.
+    /// Seeds the random numbers and draws the first interval.
     pub(crate) fn seed(&self, seed: u64, rate: u64) {
         self.random.set(seed);
-        // The `spend` before it was refused for want of a wait.
+        // The preceding `spend` returned `false` because there was no interval.
         self.left.set(self.granted.get());
         self.restart(rate);
     }
 
-    /// Throws the wait away and draws another.
+    /// Discards the interval and draws another.
     pub(crate) fn restart(&self, rate: u64) {
         self.rate.set(Some(rate));
         let wait = self.draw(rate);
         self.hand_out(wait);
     }
 
-    /// Counts `size` bytes and says whether they were within what was handed out, that is, certainly
-    /// not recorded. If not, `decide` or `give_back` must follow. A `floor` above 0 refuses what was handed out
-    /// before, see [`EXACT_FLOOR`].
+    /// Counts `size` bytes. Returns `true` if they were within the grant, that is, certainly not
+    /// recorded. If `false`, the caller must call `decide` or `give_back`. A `floor` above 0
+    /// refuses the rest of the grant, see [`EXACT_FLOOR`].
     #[inline]
     pub(crate) fn spend(&self, size: usize, floor: i64) -> bool {
         let left = self.left.get().wrapping_sub(size as i64);
@@ -105,18 +113,18 @@ impl Sampler {
         left >= floor
     }
 
-    /// Takes back a `spend`: the block was never allocated.
+    /// Reverts a `spend` whose block was not allocated.
     pub(crate) fn give_back(&self, size: usize) {
         self.left.set(self.left.get().wrapping_add(size as i64));
     }
 
-    /// After a refused `spend(size)`: the weight of the block if it is to be recorded. `rate` is what
-    /// is drawn at from here on.
+    /// Decides on a block after `spend(size)` returned `false`: returns its weight if it must be
+    /// recorded. Later intervals are drawn at `rate`.
     pub(crate) fn decide(&self, size: usize, rate: u64) -> Option<f64> {
         self.give_back(size);
         self.passed.set(self.passed.get().wrapping_add(size as u64));
         if rate == 1 {
-            // Each block from here on is recorded, so the wait decides nothing.
+            // Each block from here on is recorded, so the interval is irrelevant.
             self.restart(rate);
             return Some(1.0);
         }
@@ -138,8 +146,8 @@ impl Sampler {
         }
     }
 
-    /// What is different from when it was last asked, to be added to the sum of all threads. To be asked
-    /// after each `seed`, `restart` and `decide`, before anything more is spent.
+    /// Returns the change since the last call, to be added to the sum over all threads. Must be
+    /// called after each `seed`, `restart` and `decide`, before the next `spend`.
     pub(crate) fn tell(&self) -> Passed {
         let all = Passed { bytes: self.passed.get(), granted: self.granted.get() };
         let told = self.told.replace(all);
@@ -149,7 +157,7 @@ impl Sampler {
         }
     }
 
-    /// Sets what is left aside and hands out nothing; `resume` puts it back.
+    /// Returns the rest of the grant and sets it to 0; `resume` restores it.
     pub(crate) fn pause(&self) -> i64 {
         self.left.replace(0)
     }
@@ -159,7 +167,7 @@ impl Sampler {
         self.left.set(left);
     }
 
-    /// During a pause: lets `GRANT` bytes pass that belong to no wait.
+    /// Allows `GRANT` bytes outside of any interval during a pause.
     pub(crate) fn let_pass(&self) {
         self.left.set(GRANT as i64);
     }
@@ -178,12 +186,12 @@ impl Sampler {
         match rate {
             0 => FOREVER,
             1 => 0,
-            // (0, 1] in steps of 2^-53, so that the logarithm is finite; the cast saturates.
+            // In (0, 1], in steps of 2^-53, so that the logarithm is finite; the cast saturates.
             _ => (-uniform(self.next()).ln() * rate as f64) as u64,
         }
     }
 
-    /// SplitMix64 (Steele, Lea, Flood 2014): any seed will do.
+    /// SplitMix64 (Steele, Lea, Flood 2014): any seed is valid.
     fn next(&self) -> u64 {
         let state = self.random.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
         self.random.set(state);
@@ -191,19 +199,19 @@ impl Sampler {
     }
 }
 
-/// A number in (0, 1].
+/// Returns a number in (0, 1].
 fn uniform(bits: u64) -> f64 {
     ((bits >> 11) + 1) as f64 / (1u64 << 53) as f64
 }
 
-/// SplitMix64's scrambler.
+/// SplitMix64's mixing function.
 pub(crate) const fn mix(bits: u64) -> u64 {
     let bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     bits ^ (bits >> 31)
 }
 
-/// What a recorded block of `size` bytes stands for: `1/(1 - exp(-size/rate))` blocks like it.
+/// Returns the weight of a recorded block: `1 / (1 - exp(-size / rate))`.
 fn weight(size: usize, rate: u64) -> f64 {
     if rate <= 1 { 1.0 } else { -1.0 / (-(size as f64) / rate as f64).exp_m1() }
 }

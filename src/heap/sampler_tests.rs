@@ -1,5 +1,6 @@
-//! The sampler against its theory. Seeds are fixed, so a passing test passes always; the bounds are
-//! three standard errors (one honest seed in 370 would fail) and the issue's.
+//! Tests of the sampler against its theory. Seeds are fixed, so results are deterministic. The
+//! bounds are three standard errors (one random seed in 370 would fail) and those of the
+//! requirements.
 
 use proptest::prelude::*;
 
@@ -17,7 +18,7 @@ fn allocate(sampler: &Sampler, size: usize, rate: u64) -> Option<f64> {
     if sampler.spend(size, 0) { None } else { sampler.decide(size, rate) }
 }
 
-/// An estimate of the bytes in these blocks and of its own variance.
+/// Returns estimates of the bytes in these blocks and of their variance.
 fn estimate(sampler: &Sampler, blocks: &[usize], rate: u64) -> (f64, f64) {
     blocks.iter().fold((0.0, 0.0), |(sum, variance), &size| match allocate(sampler, size, rate) {
         Some(weight) => {
@@ -92,7 +93,7 @@ fn rate_one_records_everything_and_rate_zero_nothing() {
 fn every_byte_passes_once_whatever_becomes_of_it() {
     for rate in [0, 1, 300, 64 << 10, 512 << 10] {
         let sampler = Sampler::new();
-        // A thread's first block is refused before it is seeded.
+        // The first block of a thread is refused before the sampler is seeded.
         assert!(!sampler.spend(100, 0));
         sampler.seed(mix(8), rate);
         let mut allocated = 100;
@@ -105,7 +106,7 @@ fn every_byte_passes_once_whatever_becomes_of_it() {
             let _ = allocate(&sampler, size, rate);
             allocated += size as u64;
             match n % 1000 {
-                // A thread's own change of the rate, an exclusion, a block that was not to be had.
+                // The thread changes the rate itself, is excluded, or fails to allocate a block.
                 500 => sampler.restart(rate),
                 600 => {
                     let left = sampler.pause();
@@ -140,7 +141,7 @@ fn the_rate_may_change_at_any_time_without_bias() {
     let sampler = seeded(4, rates[0]);
     let switched: f64 =
         (0..count).filter_map(|i| allocate(&sampler, size, rates[i / 100 % rates.len()])).sum();
-    // Standard error of `switched`: at most sqrt(n (w - 1)) with the rarest rate's weight.
+    // Standard error of `switched`: at most sqrt(n (w - 1)) with the weight of the coarsest rate.
     let error = (count as f64 * (weight(size, 512 << 10) - 1.0)).sqrt();
     assert!((switched - count as f64).abs() < 3.0 * error, "{switched} of {count}, +- {error}");
 }
@@ -190,7 +191,8 @@ proptest! {
 
     #[test]
     fn a_wait_ends_at_the_same_byte_however_it_is_cut(sizes in prop::collection::vec(1usize..200_000, 1..200)) {
-        // The wait's end is drawn before the blocks come, so its byte position is the same for any cut.
+        // The interval's end is drawn before the blocks are allocated, so its byte position does
+        // not depend on their sizes.
         let (cut, whole) = (seeded(9, 1 << 20), seeded(9, 1 << 20));
         let end = whole.wait.get() + whole.left.get() as u64;
         let mut position = 0u64;

@@ -1,23 +1,23 @@
-//! A piece of the table of live blocks, and the protocol of its records.
+//! A segment of the table of live blocks, and the protocol of its records.
 //!
 //! ```text
-//! keys    [k0..k7] [k8..k15] …     eight to a cache line; 0 is free
-//! records {turn, site, size, weight} …   one behind each key
+//! keys    [k0..k7] [k8..k15] …           eight per cache line; 0 is free
+//! records {turn, site, size, weight} …   one for each key
 //! ```
 //!
-//! **Who writes.** A block is put in after the inner allocator has returned it and before the program
-//! has it; it is taken out by its free before the inner allocator gets it back. So an address is in
-//! the table at most once, and only one thread at a time has business with it; threads compete only for
-//! free keys. A key goes 0 -> CLAIMED -> address -> 0.
+//! **Writers.** A block is inserted after the inner allocator has returned it and before the
+//! program receives it. It is removed before the inner allocator gets it back. An address is
+//! therefore in the table at most once, and only one thread at a time inserts or removes it;
+//! threads compete only for free keys. A key goes 0 -> CLAIMED -> address -> 0.
 //!
-//! **Who reads beside them.** A dump. The turn of a record is odd while it is being written, so a dump
-//! that finds the same even turn and the same key before and after has read one record, even if the
-//! block was freed and its address came back in between. What it cannot read it leaves out: that block
-//! is being allocated or freed at this moment.
+//! **Readers.** A dump reads concurrently. `turn` is a seqlock sequence: odd while the record is
+//! written. A dump that reads the same even sequence and the same key before and after has read one
+//! consistent record, even if the block was freed and its address reused in between. It skips
+//! records that fail this check: those blocks are being allocated or freed at this moment.
 //!
-//! A thread that stops for ever in the middle (killed by fork in the child) costs one key. A signal
-//! handler may run in the middle and use the table. Nothing waits for anything. `tests/heap_loom.rs` tries
-//! the orders in which all this may be seen.
+//! A thread that never continues after a step (fork copies only one thread to the child) costs one
+//! key. A signal handler may run in the middle and use the table. Nothing waits.
+//! `tests/heap_loom.rs` tests the interleavings.
 
 use std::ops::Range;
 
@@ -25,7 +25,7 @@ use super::sampler::mix;
 use super::sites::SiteId;
 use crate::base::sync::{AtomicU64, Ordering, fence};
 
-/// Keys to a cache line.
+/// Keys per cache line.
 pub(crate) const LINE: usize = 8;
 
 pub(crate) const RECORD_WORDS: usize = 4;
@@ -33,7 +33,7 @@ pub(crate) const RECORD_WORDS: usize = 4;
 const FREE: u64 = 0;
 const CLAIMED: u64 = 1;
 
-/// What is known of a recorded block.
+/// Data of a recorded block.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Record {
     pub(crate) site: SiteId,
@@ -42,8 +42,8 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    /// What it adds to the variance of the bytes its like stand for, in square bytes: Horvitz and Thompson's
-    /// estimate, (1 - p)/p^2 with p = 1/weight.
+    /// Returns the block's contribution to the variance of the bytes, in square bytes.
+    /// Horvitz-Thompson: `size^2 * (1 - p) / p^2` with `p = 1 / weight`.
     pub(crate) fn variance(&self) -> f64 {
         let size = self.size as f64;
         size * size * self.weight * (self.weight - 1.0)
@@ -56,27 +56,27 @@ pub(crate) struct Segment<'a> {
 }
 
 impl<'a> Segment<'a> {
-    /// As many keys as fit these words with their records.
+    /// Splits `words` into as many keys and records as fit.
     pub(crate) fn of(words: &'a [AtomicU64]) -> Self {
         let (keys, records) = words.split_at(words.len() / (1 + RECORD_WORDS));
         Self { keys, records }
     }
 
-    /// How many keys there are.
+    /// Returns the number of keys.
     pub(crate) fn len(&self) -> usize {
         self.keys.len()
     }
 
-    /// The two lines where `address` may be.
+    /// Returns the two lines that may contain `address`.
     pub(crate) fn lines(&self, address: usize) -> [Range<usize>; 2] {
         let lines = self.keys.len() / LINE;
-        // Hashed anew in each segment: what crowds one must not crowd the next.
+        // The hash differs per segment: addresses that collide in one must not collide in the next.
         let hash = mix((address + lines) as u64) as usize;
         [hash % lines, (hash >> 32) % lines].map(|line| line * LINE..(line + 1) * LINE)
     }
 
-    /// The places where `address` may be, those of the emptier line first: filling the emptier of two
-    /// keeps lines from running over until nearly all are full (Azar et al. 1994).
+    /// Returns the positions that may contain `address`, those of the emptier line first. Filling
+    /// the emptier of two lines avoids overflow until nearly all are full (Azar et al. 1994).
     pub(crate) fn places(&self, address: usize) -> impl Iterator<Item = usize> + use<> {
         let is_free = |at: &usize| self.keys[*at].load(Ordering::Relaxed) == FREE;
         let [one, other] = self.lines(address);
@@ -85,11 +85,11 @@ impl<'a> Segment<'a> {
     }
 
     pub(crate) fn record(&self, at: usize) -> &'a [AtomicU64; RECORD_WORDS] {
-        // `at` is below `keys.len()`, and there is a record for each key.
+        // `at` is below `keys.len()`, and each key has a record.
         self.records[at * RECORD_WORDS..].first_chunk().unwrap_or(&NOWHERE)
     }
 
-    /// Puts a block in at `at`, if that is free.
+    /// Inserts a block at `at` if the key is free.
     pub(crate) fn try_insert(&self, at: usize, address: u64, record: Record) -> bool {
         let key = &self.keys[at];
         if key.load(Ordering::Relaxed) != FREE
@@ -109,7 +109,7 @@ impl<'a> Segment<'a> {
         true
     }
 
-    /// Takes a block out, if it is at `at`.
+    /// Removes a block if it is at `at`.
     pub(crate) fn try_take(&self, at: usize, address: u64) -> Option<Record> {
         let key = &self.keys[at];
         if key.load(Ordering::Acquire) != address {
@@ -121,18 +121,21 @@ impl<'a> Segment<'a> {
             size: size.load(Ordering::Relaxed),
             weight: f64::from_bits(weight.load(Ordering::Relaxed)),
         };
-        // Fails only if the program frees one block twice at once: then the record is another's.
+        // Fails only if the program frees one block twice at once: the record then belongs to
+        // another block.
         key.compare_exchange(address, FREE, Ordering::AcqRel, Ordering::Relaxed).ok()?;
         Some(record)
     }
 
-    /// The record at `at`, whole; none where there is none or it comes or goes.
+    /// Returns the record at `at`, or `None` if the key is free or the record changes during the
+    /// read.
     pub(crate) fn read(&self, at: usize) -> Option<Record> {
         let glance = self.glance(at)?;
         self.still_holds(at, &glance).then_some(glance.record)
     }
 
-    /// What seems to be at `at`; to be believed only if it `still_holds` afterwards.
+    /// Returns the possibly inconsistent record at `at`; valid only if `still_holds` returns `true`
+    /// afterwards.
     pub(crate) fn glance(&self, at: usize) -> Option<Glance> {
         let address = self.keys[at].load(Ordering::Acquire);
         if address == FREE || address == CLAIMED {

@@ -1,13 +1,14 @@
-//! Where blocks of one size come from, and how many ever did: {stack, size} -> cumulative counts.
+//! Allocation sites: {stack, size} -> cumulative counts.
 //!
-//! Go counts by stack *and* block size, and so do we: that is what the label `bytes` of a sample says.
-//! Sums are whole numbers, so that adding is one atomic instruction and sums of the same blocks agree to
-//! the last digit in whatever order they were made: objects in 256ths, bytes rounded once a block.
+//! Sites are counted by stack *and* block size, like Go's; the size is the sample label `bytes`.
+//! Sums are integers, so that adding is one atomic instruction and the sum of the same blocks does
+//! not depend on their order: objects in 1/256, bytes rounded per block.
 //!
-//! A site has a reference of the table, one for each live block and one for the time that a thread uses it. When the
-//! table is full, [`Sites::evict`] takes out those at which nothing is live, with a clock hand: a site that was found
-//! again since the hand last passed stays for one more round. The counts of what goes are added to one sum, so the sum over all sites is
-//! what was ever counted. `tests/heap_loom.rs` tries the orders.
+//! A site has one reference for the table, one for each live block and one for each thread that
+//! uses it at the moment. If the table is full, [`Sites::evict`] removes sites without live blocks
+//! by the clock algorithm: a site that was interned again since the hand passed it stays for one
+//! more round. The counts of evicted sites are added to one sum, so the sum over all sites stays
+//! complete. `tests/heap_loom.rs` tests the interleavings.
 
 use super::index::{Index, Interned, Thing};
 use super::sampler::mix;
@@ -16,34 +17,34 @@ use super::slots::{Eviction, Slots};
 use crate::base::sync::AtomicU64;
 use crate::base::sync::Ordering::{Acquire, Relaxed, Release};
 
-/// Sites of a mapping of 768 KiB.
+/// Sites per mapping of 768 KiB.
 const CHUNK: usize = 1 << 14;
 const CHUNKS: usize = 6;
 pub(super) const CAP: u64 = (CHUNK * CHUNKS) as u64;
 
-/// A third more than there are sites.
+/// One third more than the number of sites.
 const PLACES: usize = 1 << 17;
 
-/// From here on a stack's sizes share a site: a program that allocates every size from one place must
-/// not use up the places of the others.
+/// From this number of sites on, all sizes of a stack share a site: a program that allocates every
+/// size at one stack must not use up the table.
 const SHARED_FROM: u64 = CAP / 4 * 3;
 
-/// Sites that the clock hand passes for one sample at the most: some microseconds.
+/// Maximum sites that the clock hand passes per sample: a few microseconds.
 const PASSED_AT_ONCE: usize = 256;
 
-/// {stack, size, objects, bytes}
+/// Words per site: {stack, size, objects, bytes}.
 const WORDS: usize = 4;
 
-/// The size of a site that blocks of all sizes share.
+/// Size of a site that is shared by blocks of all sizes.
 pub(crate) const ANY_SIZE: u64 = 0;
 
-/// The stack of a site whose blocks have none.
+/// Stack of a site whose blocks have no stack.
 pub(crate) const NO_STACK: u32 = 0;
 
-/// The site of blocks for which no table has room.
+/// Site of blocks that found the tables full.
 pub(crate) const NO_ROOM: SiteId = SiteId { number: 0, generation: 0 };
 
-/// A number of a site, which is used again for another one with another generation.
+/// Number and generation of a site. Numbers are reused with another generation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct SiteId {
     pub(crate) number: u32,
@@ -68,10 +69,10 @@ pub(crate) struct Amount {
 }
 
 impl Amount {
-    /// More than anything is.
+    /// Larger than any real amount.
     pub(crate) const UNLIKELY: Self = Self { objects_256ths: u64::MAX, bytes: u64::MAX };
 
-    /// What a record stands for.
+    /// Returns the amount that a record stands for.
     pub(crate) fn of(record: &Record) -> Self {
         Self {
             objects_256ths: (record.weight * 256.0).round() as u64,
@@ -89,7 +90,7 @@ impl Amount {
         self.bytes = self.bytes.saturating_sub(other.bytes);
     }
 
-    /// The smaller number of each.
+    /// Returns the minimum of each number.
     pub(crate) fn min(self, other: Self) -> Self {
         Self {
             objects_256ths: self.objects_256ths.min(other.objects_256ths),
@@ -106,7 +107,7 @@ impl Amount {
     }
 }
 
-/// Counts that many threads add to.
+/// Counters shared by many threads.
 pub(crate) struct Counts([AtomicU64; 2]);
 
 impl Counts {
@@ -132,19 +133,19 @@ pub(crate) struct Site {
     pub(crate) id: SiteId,
     /// [`NO_STACK`] or an id of [`super::stacks::Stacks`].
     pub(crate) stack: u32,
-    /// [`ANY_SIZE`] or that of all its blocks.
+    /// [`ANY_SIZE`] or the size of all blocks of the site.
     pub(crate) size: u64,
-    /// Everything that was ever allocated there.
+    /// Cumulative amount allocated at the site.
     pub(crate) allocated: Amount,
 }
 
 pub(crate) struct Sites {
     index: Index,
     rows: Slots<WORDS, CHUNK, CHUNKS>,
-    /// What the clock hand has passed.
+    /// Number of sites that the clock hand has passed.
     hand: AtomicU64,
     no_room: Counts,
-    /// Counts of sites that were taken out, and their number.
+    /// Sum of the counts of evicted sites, and their number.
     evicted: Counts,
     evictions: AtomicU64,
 }
@@ -161,34 +162,36 @@ impl Sites {
         }
     }
 
-    /// The site of `size`-byte blocks at `stack`, or of all blocks there when the table is filling up, with one more reference;
-    /// `None` if the table is full. A new site takes over the caller's reference to the stack.
+    /// Returns the site of `size`-byte blocks at `stack`, with one more reference and `true` if it
+    /// is new. Returns the stack's shared site if the table is filling up, and `None` if the table
+    /// is full. A new site takes over the caller's reference to the stack.
     pub(crate) fn intern(&self, stack: u32, size: u64) -> Option<(SiteId, bool)> {
         self.intern_exactly(stack, size, SHARED_FROM)
             .or_else(|| self.intern_exactly(stack, ANY_SIZE, CAP))
     }
 
-    /// Counts a block for good at a site that the caller holds.
+    /// Adds a block to the cumulative counts of a site that the caller holds.
     pub(crate) fn count(&self, site: SiteId, amount: Amount) {
         if site == NO_ROOM {
             self.no_room.add(amount);
         } else if let Some([_, _, objects, bytes]) = self.rows.payload(site.number) {
-            // Release, for readers: a count comes with the row it belongs to.
+            // Release: a reader that loads this count also reads the row it belongs to.
             objects.fetch_add(amount.objects_256ths, Release);
             bytes.fetch_add(amount.bytes, Relaxed);
         }
     }
 
-    /// Drops a reference. The table's own stays.
+    /// Drops a reference. The table's own reference remains.
     pub(crate) fn release(&self, site: SiteId) {
-        // The last one is that of a row that was made in vain.
+        // The last reference can be dropped here only if another thread has discarded a new row
+        // meanwhile.
         if self.rows.release(site.number, 1) {
             self.rows.put_back(site.number);
         }
     }
 
-    /// Takes a site out at which nothing is live, and returns the stack whose reference it had. `None` if there is none
-    /// among those that the hand passes.
+    /// Evicts a site without live blocks and returns the stack whose reference it had. Returns
+    /// `None` if the hand passes no such site.
     pub(crate) fn evict(&self) -> Option<u32> {
         let sites = u64::from(self.rows.end()).saturating_sub(1).max(1);
         let mut recent = None;
@@ -200,18 +203,19 @@ impl Sites {
                 Eviction::InUse => {}
             }
         }
-        // All were used: the last is no worse than the others.
+        // All were used recently: evict the last one.
         let number = recent?;
         (self.rows.evict(number) == Eviction::Evicted).then(|| self.dispose(number))
     }
 
-    /// One past the last number.
+    /// Returns the highest number + 1.
     pub(crate) fn end(&self) -> u32 {
         self.rows.end()
     }
 
-    /// The site with this number, which stays until it is released; `None` if no block was counted at it. One whose first
-    /// block is being counted may be missing, or lack that block's bytes.
+    /// Returns the site with this number and holds it until it is released; `None` if no block is
+    /// counted at it. If its first block is being counted at this moment, the site may be missing
+    /// or lack the bytes of that block.
     pub(crate) fn hold(&self, number: u32) -> Option<Site> {
         let generation = self.rows.hold(number)?;
         let id = SiteId { number, generation };
@@ -227,17 +231,17 @@ impl Sites {
         site
     }
 
-    /// Everything that was allocated and found no room for its stack.
+    /// Returns the amount allocated while the tables were full.
     pub(crate) fn without_room(&self) -> Amount {
         self.no_room.get()
     }
 
-    /// Everything that was allocated at sites that were taken out.
+    /// Returns the amount allocated at sites that were evicted.
     pub(crate) fn evicted(&self) -> Amount {
         self.evicted.get()
     }
 
-    /// How many sites were taken out.
+    /// Returns the number of evicted sites.
     pub(crate) fn evictions(&self) -> &AtomicU64 {
         &self.evictions
     }
@@ -251,7 +255,7 @@ impl Sites {
         Some((SiteId { number, generation: self.rows.generation(number) }, is_new))
     }
 
-    /// Gives a site back that has no reference left. Returns its stack.
+    /// Frees a site without references. Returns its stack.
     fn dispose(&self, number: u32) -> u32 {
         let Some([stack, size, objects, bytes]) = self.rows.payload(number) else {
             return NO_STACK;
@@ -270,7 +274,7 @@ struct Row<'a> {
     sites: &'a Sites,
     stack: u32,
     size: u64,
-    /// Numbers from here on are not handed out.
+    /// Limit for new numbers.
     cap: u64,
 }
 
@@ -301,7 +305,7 @@ impl Thing for Row<'_> {
         size.store(self.size, Relaxed);
         objects.store(0, Relaxed);
         bytes.store(0, Relaxed);
-        // The table's and the caller's.
+        // One for the table, one for the caller.
         rows.publish(number, 2);
         Some(number)
     }

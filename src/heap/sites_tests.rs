@@ -32,7 +32,7 @@ fn sizes_share_a_site_when_the_table_fills_up() {
 fn room_comes_back_from_sites_without_live_blocks() {
     let sites = Sites::new();
     let one = |site| Amount::of(&Record { site, size: 64, weight: 1.0 });
-    // Every fourth is kept alive.
+    // Every fourth block stays alive.
     let mut kept = Vec::new();
     let mut stacks_given_back = 0;
     for stack in 1..=4 * CAP as u32 {

@@ -1,7 +1,8 @@
 //! Numbered slots of one size in mapped memory, with reference counts.
 //!
-//! The storage of the tables of stacks, frames and sites. A slot is handed out from a cursor first and from a
-//! list of returned ones afterwards, so a table that was full has room again once its entries are dropped.
+//! The storage of the tables of stacks, frames and sites. Slots come from a cursor first and from a
+//! list of returned slots afterwards, so a full table has free slots again after entries are
+//! dropped.
 //!
 //! ```text
 //! slot   {state, link, payload…}
@@ -9,20 +10,22 @@
 //! link   the next free slot, while it is free
 //! ```
 //!
-//! - **Claim**: `claim` returns a slot that belongs to the caller alone. It writes the payload and calls `publish`.
-//! - **Hold**: a thread that finds a slot through an index or by its number adds a reference first. While it is held,
-//!   the payload does not change.
-//! - **Release**: the caller that drops the last reference disposes of the payload and calls `put_back`. The
-//!   generation is then another one, so a number that was kept without a reference can be checked.
+//! - **Claim**: `claim_free` and `claim_fresh` return a slot that belongs to the caller alone. The
+//!   caller writes the payload and calls `publish`.
+//! - **Hold**: a thread that finds a slot through an index or by its number adds a reference first.
+//!   While a slot is held, its payload does not change.
+//! - **Release**: the caller that drops the last reference disposes of the payload and calls
+//!   `put_back`. The generation has changed by then, so a number that was kept without a reference
+//!   can be validated.
 //!
-//! Nothing waits: a thread that stops for ever in the middle (killed by fork in the child) costs one slot.
-//! `tests/heap_loom.rs` tries the orders.
+//! Nothing waits. A thread that never continues after a step (fork copies only one thread to the
+//! child) costs one slot. `tests/heap_loom.rs` tests the interleavings.
 
 use crate::base::sync::AtomicU64;
 use crate::base::sync::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use crate::os::memory::Chunk;
 
-/// Words of a slot that are not payload.
+/// Words of a slot before its payload.
 const HEAD: usize = 2;
 
 const REFERENCES: u64 = u32::MAX as u64;
@@ -30,26 +33,27 @@ const RECENT: u64 = 1 << 32;
 const GENERATION: u64 = 1 << 33;
 
 const NUMBER: u64 = u32::MAX as u64;
-/// Step of the counter beside the first free number, so that a list that was changed twice differs.
+/// Increment of the change counter above the first free number. Prevents ABA: a list that was
+/// changed twice compares as different.
 const CHANGE: u64 = 1 << 32;
 
-/// Slots with `PAYLOAD` words each, `IN_CHUNK` to a mapping, in at most `CHUNKS` mappings.
+/// Slots with `PAYLOAD` words each, `IN_CHUNK` per mapping, in at most `CHUNKS` mappings.
 pub(crate) struct Slots<const PAYLOAD: usize, const IN_CHUNK: usize, const CHUNKS: usize> {
     chunks: [Chunk; CHUNKS],
-    /// The first number that was never handed out. Number 0 is not used.
+    /// Lowest number that was never claimed. Number 0 is not used.
     next: AtomicU64,
-    /// The first free number, or 0, below a counter of changes.
+    /// Number of the first free slot, or 0, in the low half; a counter of changes in the high half.
     free: AtomicU64,
 }
 
-/// Result of an attempt to drop an entry.
+/// Result of an attempt to evict an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Eviction {
     /// The slot belongs to the caller.
     Evicted,
-    /// It has one reference and was used since the last attempt.
+    /// The slot has one reference and was used since the last attempt.
     Recent,
-    /// It is held or not in use.
+    /// The slot is held or not in use.
     InUse,
 }
 
@@ -64,17 +68,18 @@ impl<const PAYLOAD: usize, const IN_CHUNK: usize, const CHUNKS: usize>
         }
     }
 
-    /// One past the last number that was ever handed out.
+    /// Returns the highest claimed number + 1.
     pub(crate) fn end(&self) -> u32 {
         self.next.load(Relaxed) as u32
     }
 
-    /// A slot that was put back.
+    /// Claims a slot that was put back.
     pub(crate) fn claim_free(&self) -> Option<u32> {
         let mut first = self.free.load(Acquire);
         loop {
             let number = (first & NUMBER) as u32;
-            // Of a slot that another thread claims meanwhile the link is senseless, and the exchange fails.
+            // If another thread claims the slot at this moment, the link is meaningless and the
+            // exchange fails.
             let link = self.words(number)?.get(1)?.load(Relaxed);
             let next = (first & !NUMBER).wrapping_add(CHANGE) | link & NUMBER;
             match self.free.compare_exchange(first, next, AcqRel, Acquire) {
@@ -84,7 +89,8 @@ impl<const PAYLOAD: usize, const IN_CHUNK: usize, const CHUNKS: usize>
         }
     }
 
-    /// A slot that was never handed out, if there is one below `cap`. A mapping that the kernel refuses costs no number.
+    /// Claims a slot that was never claimed, below `cap`. If the kernel refuses a mapping, no
+    /// number is consumed.
     pub(crate) fn claim_fresh(&self, cap: u64) -> Option<u32> {
         let cap = cap.min((CHUNKS * IN_CHUNK) as u64);
         let step = |next: u64| {
@@ -95,7 +101,8 @@ impl<const PAYLOAD: usize, const IN_CHUNK: usize, const CHUNKS: usize>
         u32::try_from(number).ok()
     }
 
-    /// Returns a slot without references. Its payload stays as it is until it is claimed again.
+    /// Returns a slot without references. Its payload stays unchanged until the slot is claimed
+    /// again.
     pub(crate) fn put_back(&self, number: u32) {
         let Some(link) = self.words(number).and_then(|words| words.get(1)) else { return };
         let mut first = self.free.load(Acquire);
@@ -109,12 +116,13 @@ impl<const PAYLOAD: usize, const IN_CHUNK: usize, const CHUNKS: usize>
         }
     }
 
-    /// The payload of a slot. To be read only while it is held or validated by its generation.
+    /// Returns the payload of a slot. Valid only while the slot is held or its generation is
+    /// validated.
     pub(crate) fn payload(&self, number: u32) -> Option<&[AtomicU64; PAYLOAD]> {
         self.words(number)?.get(HEAD..)?.first_chunk()
     }
 
-    /// Makes a claimed slot visible with so many references.
+    /// Makes a claimed slot visible with this number of references.
     pub(crate) fn publish(&self, number: u32, references: u32) {
         let Some(state) = self.state(number) else { return };
         let before = state.load(Relaxed) & !(REFERENCES | RECENT);
@@ -127,7 +135,7 @@ impl<const PAYLOAD: usize, const IN_CHUNK: usize, const CHUNKS: usize>
         self.state(number)?.fetch_update(Acquire, Relaxed, step).ok().map(generation)
     }
 
-    /// The generation of a held slot.
+    /// Returns the generation of a held slot.
     pub(crate) fn generation(&self, number: u32) -> u32 {
         self.state(number).map_or(0, |state| generation(state.load(Relaxed)))
     }
@@ -136,12 +144,13 @@ impl<const PAYLOAD: usize, const IN_CHUNK: usize, const CHUNKS: usize>
     pub(crate) fn touch(&self, number: u32) {
         if let Some(state) = self.state(number) {
             let step = |state: u64| (state & RECENT == 0).then_some(state | RECENT);
-            // Fails if it is marked.
+            // Fails if the slot is already marked.
             let _ = state.fetch_update(Relaxed, Relaxed, step);
         }
     }
 
-    /// Drops so many references. Returns `true` if they were the last: the slot belongs to the caller.
+    /// Drops this number of references. Returns `true` if they were the last: the slot belongs to
+    /// the caller.
     #[must_use = "a slot without references must be put back"]
     pub(crate) fn release(&self, number: u32, references: u32) -> bool {
         let references = u64::from(references);
@@ -153,7 +162,7 @@ impl<const PAYLOAD: usize, const IN_CHUNK: usize, const CHUNKS: usize>
         before.is_some_and(|before| before.is_ok_and(|it| it & REFERENCES == references))
     }
 
-    /// Drops the last reference of a slot that nothing else holds and that was not used since the last attempt.
+    /// Drops the last reference of a slot that is not held and was not used since the last attempt.
     pub(crate) fn evict(&self, number: u32) -> Eviction {
         let Some(state) = self.state(number) else { return Eviction::InUse };
         let step = |state: u64| match state & (REFERENCES | RECENT) {

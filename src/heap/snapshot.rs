@@ -1,4 +1,4 @@
-//! A dump as a value, for who wants to look into it in the process.
+//! Heap profiles as a value, for use within the process.
 
 use jiff::Timestamp;
 
@@ -7,18 +7,19 @@ use super::recorder::STACKS;
 use super::{Error, rate};
 use crate::model::{Profile, Sample};
 
-/// The heap profile at this moment, which is `now` on the wall: Go's four sample types, `inuse_space`
-/// shown first, `alloc_*` since the program began, one sample for each stack and block size (the label
-/// `bytes`). Totals are unbiased estimates; the comments give the standard error of the bytes in use.
+/// Returns the current heap profile; `now` is its wall-clock time. It has Go's four sample types
+/// with `inuse_space` as the default. `alloc_*` counts since the program started. There is one
+/// sample per stack and block size (the label `bytes`). Totals are unbiased estimates; the comments
+/// contain the standard error of the bytes in use.
 ///
-/// Costs about a microsecond a live sample, on the calling thread, whose own allocations meanwhile are
-/// not in it, and some hundred bytes of heap a sample; [`Room`] shows the same and takes none. Other
-/// threads are not stopped. May be called by several threads at once.
+/// Costs about one microsecond per live sample on the calling thread, whose own allocations
+/// meanwhile are excluded, and some hundred bytes of heap per sample; [`Room`] provides the same
+/// data without allocating. Other threads are not stopped. Several threads may call it at once.
 ///
 /// # Errors
 ///
-/// [`Error::NotInstalled`] when the program's allocator is not [`crate::Allocator`], [`Error::Images`]
-/// when `/proc` cannot be read.
+/// [`Error::NotInstalled`] if the program's allocator is not [`crate::Allocator`],
+/// [`Error::Images`] if `/proc` cannot be read.
 pub fn snapshot(now: Timestamp) -> Result<Profile, Error> {
     let _excluded = super::exclude_current_thread();
     let mut room = Room::reserve();

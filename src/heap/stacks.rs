@@ -1,9 +1,11 @@
-//! Every stack that is kept, once: addresses -> id, without locks.
+//! The kept stacks, each stored once: a lock-free table, addresses -> id.
 //!
-//! A stack is a chain of blocks of a cache line each, with the numbers of its frames, three to a word, and its id is the
-//! number of the first. Blocks of one size leave no gaps that only some stacks fit in. Only a stack that is put in has its frames numbered.
+//! A stack is a chain of blocks of one cache line each, which hold the numbers of its frames, three
+//! per word. Its id is the number of the first block. Blocks of one size cause no fragmentation.
+//! Frames are interned only when a new stack is inserted.
 //!
-//! A stack has a reference for each site at it. The last one that goes takes the stack and its frames with it.
+//! A stack has one reference for each site at it. Dropping the last one frees the stack and its
+//! references to frames.
 
 use super::frames::{self, Frames};
 use super::index::{Index, Thing};
@@ -11,7 +13,7 @@ use super::sampler::mix;
 use super::slots::Slots;
 use crate::base::sync::Ordering::Relaxed;
 
-/// Blocks of a mapping of 512 KiB.
+/// Blocks per mapping of 512 KiB.
 pub(super) const CHUNK: usize = 1 << 13;
 
 /// 16 MiB: 87,000 stacks of 45 frames, 65,000 of 60.
@@ -20,13 +22,14 @@ pub(super) const CAP: u64 = (CHUNK * CHUNKS) as u64;
 
 const PLACES: usize = 1 << 17;
 
-/// The payload of a block: the next one below the length of the stack, then frames.
+/// Payload of a block: a word with the next block (low half) and the length of the stack (high
+/// half), then frames.
 const PAYLOAD: usize = 1 + FRAME_WORDS;
 const FRAME_WORDS: usize = 5;
-/// Frames in a block.
+/// Frames per block.
 pub(super) const IN_BLOCK: usize = IN_WORD * FRAME_WORDS;
 const IN_WORD: usize = 3;
-/// Bits of a frame's number.
+/// Bits per frame number.
 const BITS: usize = 21;
 const _: () = assert!(frames::END < 1 << BITS);
 
@@ -43,13 +46,13 @@ impl Stacks {
         Self { frames: Frames::new(), index: Index::new(PLACES), blocks: Slots::new() }
     }
 
-    /// The id of these addresses, with one more reference; `None` if the table is full.
+    /// Returns the id of these addresses, with one more reference; `None` if the table is full.
     pub(crate) fn intern(&self, addresses: &[u64]) -> Option<u32> {
         let stack = Stack { stacks: self, addresses };
         self.index.intern(hash(addresses.iter().copied()), &stack).map(|it| it.number)
     }
 
-    /// Drops a reference; 0 is no stack.
+    /// Drops a reference. Id 0 means no stack and is ignored.
     pub(crate) fn release(&self, id: u32) {
         if self.blocks.release(id, 1) {
             let frames = self.get(id).into_iter().flatten();
@@ -59,7 +62,7 @@ impl Stacks {
         }
     }
 
-    /// The frames of an id with a reference, innermost first.
+    /// Returns the frames of a held stack, innermost first.
     pub(crate) fn get(&self, id: u32) -> Option<impl ExactSizeIterator<Item = u32> + '_> {
         let [first, ..] = self.blocks.payload(id)?;
         let length = (first.load(Relaxed) >> 32) as usize;
@@ -75,12 +78,12 @@ impl Stacks {
         }))
     }
 
-    /// The frames that stacks of this table refer to.
+    /// Returns the table of frames that the stacks refer to.
     pub(crate) fn frames(&self) -> &Frames {
         &self.frames
     }
 
-    /// Puts the addresses in blocks that nothing refers to yet.
+    /// Stores the addresses in blocks that are not published yet.
     fn store(&self, addresses: &[u64]) -> Option<u32> {
         let id = self.claim()?;
         let mut block = id;
@@ -115,7 +118,7 @@ impl Stacks {
         Some(id)
     }
 
-    /// Gives the frames and blocks of a stack back that nothing refers to.
+    /// Frees the frames and blocks of a stack without references.
     fn dispose(&self, id: u32) {
         self.get(id).into_iter().flatten().for_each(|frame| self.frames.release(frame));
         let mut block = id;
@@ -126,7 +129,7 @@ impl Stacks {
         }
     }
 
-    /// The block after this one, or 0.
+    /// Returns the next block of the chain, or 0.
     fn next(&self, block: u32) -> u32 {
         self.blocks.payload(block).map_or(0, |[link, ..]| (link.load(Relaxed) & NEXT) as u32)
     }

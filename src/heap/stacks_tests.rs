@@ -1,4 +1,4 @@
-//! The table of stacks, alone and between threads.
+//! Tests of the table of stacks, with one thread and with several.
 
 use super::frames;
 use super::stacks::{CAP, CHUNK, IN_BLOCK, Stacks};
@@ -45,7 +45,8 @@ fn a_full_table_refuses_and_keeps_what_it_has() {
     assert_eq!(stacks.intern(&stack(0)), Some(first));
 }
 
-/// Stacks of all lengths come and go; what is kept reads back, and neither blocks nor frames run out.
+/// Inserts and drops stacks of all lengths; kept stacks read back, and neither blocks nor frames
+/// run out.
 #[test]
 fn room_comes_back_from_stacks_that_are_released() {
     let stacks = Stacks::new();
@@ -82,6 +83,6 @@ fn threads_that_intern_and_release_the_same_stacks_agree_on_frames() {
             });
         }
     });
-    // Nothing is left: all frames are numbered anew.
+    // Nothing is left: all frames can be numbered again.
     assert!((1..frames::CAP).all(|address| stacks.frames().intern(address << 20).is_some()));
 }

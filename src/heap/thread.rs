@@ -1,7 +1,7 @@
-//! What the allocator keeps for each thread: its wait, and whether it is excluded.
+//! Per-thread state of the allocator: the sampling interval and the exclusion count.
 //!
-//! `const` and without destructor, so that an access is one address computation and stays legal while
-//! other thread-locals are destroyed, where destructors allocate and free.
+//! `const` and without a destructor, so that an access is one address computation and stays valid
+//! while other thread-locals are destroyed, whose destructors allocate and free.
 
 use std::cell::Cell;
 use std::marker::PhantomData;
@@ -14,7 +14,7 @@ use super::sampler::{EXACT_FLOOR, Passed, Sampler, mix};
 struct Thread {
     sampler: Sampler,
     excluded: Cell<u32>,
-    /// What was left of the wait when the exclusion began.
+    /// Rest of the sampler's grant when the exclusion started.
     left: Cell<i64>,
 }
 
@@ -24,43 +24,44 @@ thread_local! {
     };
 }
 
-/// 0, or [`EXACT_FLOOR`] at rate 1. Every allocation reads it and a change of rate writes it, so nothing that
-/// is written more often shares its cache lines.
+/// 0, or [`EXACT_FLOOR`] at rate 1. Every allocation reads it and only a change of rate writes it,
+/// so it shares its cache lines with nothing that is written more often.
 static FLOOR: Floor = Floor(AtomicI64::new(0));
 
 #[repr(align(128))]
 struct Floor(AtomicI64);
 
-/// Has all threads look up at each allocation, if the rate is 1.
+/// Makes every allocation of all threads take the slow path if the rate is 1.
 pub(super) fn set_floor(rate: u64) {
     FLOOR.0.store(if rate == 1 { EXACT_FLOOR } else { 0 }, Relaxed);
 }
 
-/// Counts `size` bytes; whether they need no further thought. If they do, `decide` or `give_back` follows.
+/// Counts `size` bytes. Returns `true` if the block is not sampled. If `false`, the caller must
+/// call `decide` or `give_back`.
 #[inline]
 pub(super) fn spend(size: usize) -> bool {
     let floor = FLOOR.0.load(Relaxed);
     THREAD.with(|thread| thread.sampler.spend(size, floor))
 }
 
-/// Takes a refused `spend` back.
+/// Reverts a `spend` that returned `false`.
 pub(super) fn give_back(size: usize) {
     THREAD.with(|thread| thread.sampler.give_back(size));
 }
 
-/// Every byte threads have asked for and told of, excluded ones left out.
+/// Bytes requested and reported by all threads, except excluded ones.
 static ALLOCATED: AtomicU64 = AtomicU64::new(0);
-/// What they may ask for before they tell the next time. Of threads that have ended, too: nothing of ours runs
-/// at a thread's end, so what it did not tell before is never learned, and a bound by the threads that live
-/// would be too low.
+/// Bytes that threads may request before their next report. Includes threads that have ended: no
+/// code of marple runs at the end of a thread, so its last bytes stay unreported. A bound that
+/// covers only live threads would be too low.
 static UNTOLD: AtomicI64 = AtomicI64::new(0);
 static THREADS: AtomicU64 = AtomicU64::new(0);
 
-/// The bytes asked for since the program began, recorded or not, and how many more there may be at the
-/// most: for each thread a quarter of what it has told of, but between 1 and 64 KiB. Of a block that is
-/// being allocated at this moment neither tells.
+/// Returns the bytes requested since the program started, recorded or not, and the maximum of
+/// unreported bytes: for each thread a quarter of its reported bytes, within 1 and 64 KiB. Neither
+/// includes a block that is being allocated at this moment.
 pub(super) fn allocated() -> (u64, u64) {
-    // First: a thread tells of bytes before it says that it has fewer left to tell of.
+    // Read first: a thread adds its bytes before it lowers its unreported maximum.
     let untold = UNTOLD.load(Acquire);
     (ALLOCATED.load(Relaxed), u64::try_from(untold).unwrap_or(0))
 }
@@ -75,7 +76,7 @@ fn tell(sampler: &Sampler) {
     }
 }
 
-/// After a refused `spend`: the weight of the block, if it is to be recorded.
+/// Decides on a block after `spend` returned `false`: returns its weight if it must be recorded.
 pub(super) fn decide(size: usize, rate: u64) -> Option<f64> {
     THREAD.with(|thread| {
         let sampler = &thread.sampler;
@@ -85,7 +86,7 @@ pub(super) fn decide(size: usize, rate: u64) -> Option<f64> {
         }
         if sampler.is_new() {
             sampler.seed(entropy(thread), rate);
-            // The block at hand is decided by the first wait, which begins before it.
+            // The first interval starts before this block, so it also decides on this block.
             if sampler.spend(size, 0) {
                 tell(sampler);
                 return None;
@@ -97,7 +98,7 @@ pub(super) fn decide(size: usize, rate: u64) -> Option<f64> {
     })
 }
 
-/// Begins a wait at this rate.
+/// Draws a new interval at this rate.
 pub(super) fn restart(rate: u64) {
     THREAD.with(|thread| {
         if thread.excluded.get() == 0 && !thread.sampler.is_new() {
@@ -107,15 +108,15 @@ pub(super) fn restart(rate: u64) {
     });
 }
 
-/// While it lives, the thread that made it has none of its allocations recorded; its frees still take
-/// out what others recorded. Guards nest.
+/// A guard that excludes its thread's allocations from heap profiles. Frees by the thread still
+/// remove records. Guards nest.
 #[must_use = "the exclusion ends when the guard is dropped"]
 #[derive(Debug)]
 pub struct Exclusion(PhantomData<*const ()>);
 
-/// Excludes the calling thread from heap profiles while the guard lives. For threads that work for the
-/// profile, whose blocks would only be in the reader's way: marple's own do it. `std::mem::forget` the
-/// guard to exclude the thread for good.
+/// Excludes the calling thread from heap profiles while the guard lives. For threads that work for
+/// the profiler, such as marple's own, whose blocks would distract the reader. `std::mem::forget`
+/// on the guard excludes the thread permanently.
 pub fn exclude_current_thread() -> Exclusion {
     THREAD.with(|thread| {
         let excluded = thread.excluded.get();
@@ -139,11 +140,11 @@ impl Drop for Exclusion {
     }
 }
 
-/// A seed no other thread has, and no other run.
+/// Returns a seed that is unique among threads and runs.
 fn entropy(thread: &Thread) -> u64 {
     let number = THREADS.fetch_add(1, Relaxed);
     let place = (&raw const *thread) as u64;
-    // By libc's clock: under valgrind the one that does without libc is an address that is not there.
+    // Uses libc's clock: under valgrind the clock that bypasses libc reads an unmapped address.
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_nanos() as u64);
     mix(mix(number) ^ place.rotate_left(32) ^ now)
 }
