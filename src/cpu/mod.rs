@@ -39,15 +39,15 @@
 //! most of their CPU time has no sample.
 //!
 //! That time is reported as a loss under the names of the threads. The existing samples are scaled
-//! up to three times their weight and no further, because they come from the few threads that ran
-//! longer and show nothing about the others. The amount is exact; only the stacks are unknown. At
-//! 1000 Hz, 1 ms of CPU time is enough for a sample.
+//! up to three times their weight and no further. They come from the few threads that ran longer
+//! and show nothing about the others. The amount is exact; only the stacks are unknown. At 1000 Hz,
+//! 1 ms of CPU time is enough for a sample.
 //!
 //! # Labels on samples
 //!
 //! `thread` is the name of the thread. `stack = cut` marks a stack whose outer end is missing. In
-//! an incident with a runtime trace, samples also have `task`, the name or spawn site of the task
-//! being polled at that moment, and `span`, the innermost `tracing` span entered then.
+//! an incident with a runtime trace, samples have two more labels. `task` is the name or spawn site
+//! of the task being polled at that moment; `span` is the innermost `tracing` span entered then.
 //!
 //! Sampled threads do no work for these labels. The profile keeps the thread and time of each
 //! sample ([`Profile::timed`]; the first 65,536 samples of a session, 8,192 of each sixth of the

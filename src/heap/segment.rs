@@ -12,8 +12,8 @@
 //!
 //! **Readers.** A dump reads concurrently. `turn` is a seqlock sequence: odd while the record is
 //! written. A dump that reads the same even sequence and the same key before and after has read one
-//! consistent record, even if the block was freed and its address reused in between. It skips
-//! records that fail this check: those blocks are being allocated or freed at this moment.
+//! consistent record. This holds even if the block was freed and its address reused in between. It
+//! skips records that fail this check: those blocks are being allocated or freed at this moment.
 //!
 //! A thread that never continues after a step (fork copies only one thread to the child) costs one
 //! key. A signal handler may run in the middle and use the table. Nothing waits.

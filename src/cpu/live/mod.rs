@@ -18,9 +18,9 @@
 //! the window is inactive; the window's previous content is the session's `before`. The two are
 //! never paid for at the same time.
 //!
-//! The weight of samples is determined when the profile is built: `charges` records the CPU time
-//! that the kernel charged to each thread in a bucket or session, and `strata` scales the samples
-//! of each name to add up to it.
+//! The weight of samples is determined when the profile is built. `charges` records the CPU time
+//! that the kernel charged to each thread in a bucket or session. `strata` scales the samples of
+//! each name to add up to it.
 //!
 //! # Cost
 //!
