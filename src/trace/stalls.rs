@@ -1,20 +1,21 @@
-//! Polls that last too long, from the slices that threads are in.
+//! Stall detection for recorded polls.
 //!
-//! A look costs a few loads a thread. It need not be taken often: a poll that is in progress says when it
-//! began, so the next look is due when the oldest of them will have lasted for the threshold, and while
-//! nothing runs a look in each threshold's time sees every poll that will become a stall. So a process
-//! is looked at ten times a second or not much oftener, and a stall is found within
-//! 10 ms of having lasted for the threshold (`overdue.rs`).
+//! The detector reads the open slices of all threads, which takes a few loads per thread. A poll in
+//! progress has its start time, so the next check is due when the oldest open poll reaches the
+//! threshold. While no poll is open, one check per threshold finds every poll that becomes a stall.
+//! The process is checked ten times a second, or slightly more often. A stall is found within 10 ms
+//! after it reaches the threshold (`overdue.rs`).
 //!
-//! When nothing has been polled for half a second, whoever looks has the next poll that begins wake him
-//! (`thread.rs`), looks once more as usual, and sleeps. A poll that he is not told of is then one whose thread read the
-//! word that says so before it was set, and which showed no poll a threshold later: the thread was kept off
-//! its core all that time, just there. He finds it no later than two seconds on.
+//! After 500 ms without a poll, the detector arms a wake-up that the next poll triggers
+//! (`thread.rs`), checks once more at the usual time, and sleeps. One race is left: a thread reads
+//! the epoch word before the wake-up bit is set, is preempted there, and does not show its poll
+//! until a threshold later. The detector finds such a poll within 2 s.
 //!
-//! Whoever looks may himself come late, on a machine with more work than cores. A look that does reads in
-//! the rings what ended meanwhile: nothing above the threshold goes untold, unless its ring went round.
+//! On a machine with more work than cores the detector itself can run late. A late check also reads
+//! the polls that ended in the meantime from the rings. So every poll above the threshold is
+//! reported unless its ring has wrapped.
 //!
-//! Polls that nobody records are suspected by what the runtime counts (`suspects.rs`).
+//! Stalls of polls that are not recorded are inferred from runtime counters (`suspects.rs`).
 
 mod budget;
 mod overdue;
@@ -41,7 +42,7 @@ use crate::model::{Calibration, OpenSlice, RawKind, RawSlice};
 use crate::os::ticks;
 use crate::os::wake::Listener;
 
-/// A poll that lasted too long.
+/// A poll that lasted longer than the threshold.
 #[derive(Clone, Debug)]
 pub(crate) struct Overlong {
     pub(crate) tid: u32,
@@ -51,19 +52,19 @@ pub(crate) struct Overlong {
     pub(crate) task: String,
     pub(crate) number: u64,
     pub(crate) start: Moment,
-    /// Without the times in which its thread waited for a core or the process stood still.
+    /// Excludes the time in which the thread waited for a core or the process was stopped.
     pub(crate) lasted: Duration,
-    /// Time in which its thread waited for a core, at most.
+    /// Upper bound of the time in which the thread waited for a core.
     pub(crate) waited: Duration,
-    /// Whether it went on at the look.
+    /// `true` if the poll was still in progress at the check.
     pub(crate) running: bool,
     tenancy: u64,
-    /// Its start in ticks, while it goes on.
+    /// Start in ticks; valid only while `running` is `true`.
     tick: u64,
 }
 
 impl Overlong {
-    /// Whether the poll still goes on.
+    /// Returns `true` if the poll is still in progress.
     pub(crate) fn goes_on(&self) -> bool {
         self.running
             && registry::all().into_iter().any(|(rings, tenancy)| {
@@ -73,17 +74,17 @@ impl Overlong {
     }
 }
 
-/// Of shorter polls nobody wants to know whether they waited for a core.
+/// Polls shorter than this count in full: their waits for a core are not read.
 const SHORT: Duration = Duration::from_millis(10);
 
-/// The run delays of the threads, while a [`Watch`] looks.
+/// Run delays of the threads; `Some` while a [`Watch`] exists.
 static WAITS: Mutex<Option<Waits>> = Mutex::new(None);
 
 fn waits() -> MutexGuard<'static, Option<Waits>> {
     WAITS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Returns what is not the own time of a poll of `tenancy`'s thread from `from` to `until`.
+/// Returns the part of `from..until` that is not the own time of a poll on the thread of `own`.
 fn exclude(waits: &mut Option<Waits>, own: &Tenancy, from: Moment, until: Moment) -> Excluded {
     match waits {
         Some(waits) => waits.exclude(own.id, own.tid, from, until),
@@ -91,17 +92,19 @@ fn exclude(waits: &mut Option<Waits>, own: &Tenancy, from: Moment, until: Moment
     }
 }
 
-/// Whoever looks.
+/// The detector for stalls of recorded polls.
 #[derive(Debug)]
 pub(crate) struct Watch {
     overdue: Overdue,
     first: (u64, Moment),
-    /// Of polls that begin; none where there is no such thing, and then a rest is as long as the threshold.
+    /// Receives a wake-up when a poll starts. `None` if no `eventfd` is available; the detector
+    /// then checks once per threshold.
     began: Option<Listener>,
 }
 
 impl Watch {
-    /// One that tells of polls of `threshold` and more; to be made on a runtime that has I/O enabled.
+    /// Creates a detector for polls of at least `threshold`. Must be called on a runtime with I/O
+    /// enabled.
     pub(crate) fn new(threshold: Duration) -> Self {
         ticks::source();
         let began = Listener::new(&BEGAN).ok();
@@ -109,7 +112,7 @@ impl Watch {
         Self { overdue: Overdue::new(threshold), first: ticks::pair(), began }
     }
 
-    /// A poll has begun after a rest: it is time for a look. Nothing is lost when the future is dropped.
+    /// Waits until a poll starts after the wake-up was armed; a check is then due. Cancel safe.
     pub(crate) async fn began(&self) {
         match &self.began {
             Some(began) => began.next().await,
@@ -117,7 +120,8 @@ impl Watch {
         }
     }
 
-    /// The polls that have become too long since the last look, and how long until the next.
+    /// Returns the polls that have become too long since the last check, and the time until the
+    /// next check.
     pub(crate) fn look(&mut self) -> (Vec<Overlong>, Duration) {
         let told = self.began.is_some() && thread::rests();
         let (tick, now) = ticks::pair();
@@ -176,7 +180,8 @@ impl Watch {
 }
 
 impl Watch {
-    /// Takes the polls since the last call that were too long only because their threads waited for a core.
+    /// Takes the polls since the last call that were too long only because their threads waited for
+    /// a core.
     pub(crate) fn take_starved(&mut self) -> Starved {
         self.overdue.take_starved()
     }
@@ -185,13 +190,13 @@ impl Watch {
 impl Drop for Watch {
     fn drop(&mut self) {
         *waits() = None;
-        // Nobody would hear.
+        // The wake-up has no receiver any more.
         thread::stir();
     }
 }
 
-/// How long the longest poll that goes on has lasted; none while polls are not recorded, or no thread has
-/// recorded any.
+/// Returns the duration of the longest poll in progress. `None` if polls are not recorded or no
+/// thread has recorded any.
 pub(crate) fn longest() -> Option<Duration> {
     if EPOCH.load(Ordering::Relaxed) == 0 {
         return None;
@@ -208,7 +213,7 @@ pub(crate) fn longest() -> Option<Duration> {
     let mut waits = waits();
     for (start, own) in polls {
         let lasted = now.since(start);
-        // The rest began later.
+        // The remaining polls started later.
         if lasted <= longest {
             break;
         }
@@ -219,7 +224,8 @@ pub(crate) fn longest() -> Option<Duration> {
     Some(longest)
 }
 
-/// The threads that are in a poll that is recorded: their stalls are told exactly.
+/// Returns the threads that are in a recorded poll. Their stalls are measured exactly, so inference
+/// skips them.
 pub(crate) fn recorded() -> Vec<u32> {
     let threads = registry::all().into_iter();
     let polls = threads.filter(|(rings, own)| own.ended.is_none() && running(rings).is_some());
@@ -230,7 +236,7 @@ const fn is_poll(kind: RawKind) -> bool {
     matches!(kind, RawKind::HookedPoll | RawKind::WrappedPoll)
 }
 
-/// The outermost poll that goes on.
+/// Returns the outermost open poll.
 fn running(rings: &Rings) -> Option<OpenSlice> {
     rings.open().into_iter().find(|open| is_poll(open.kind))
 }

@@ -1,37 +1,41 @@
-//! The CPU time that the search for stalls of unrecorded polls may use.
+//! CPU budget of the search for stalls of unrecorded polls.
 //!
-//! A token bucket in CPU time that was used, not in looks or rounds: what a look costs depends on the number of
-//! threads, on how deep their stacks are and on how cold the caches are. So the ceiling holds on any load.
+//! A token bucket of CPU time, not of checks or rounds: the cost of a check depends on the number
+//! of threads, on the depth of their stacks and on the cache state. So the limit holds under any
+//! load.
 
 use std::time::Duration;
 
 use crate::base::Moment;
 
-/// One part of so many of a core: 0.1 %. The rest of the 0.2 % is for wake-ups, which no thread's clock shows whole.
+/// Divisor of the CPU share: 1 / 1000 of a core, 0.1 %. The rest of the documented 0.2 % covers
+/// wake-ups, which no thread clock shows in full.
 const SHARE: u32 = 1000;
 
-/// Saved up at most, which is what a burst takes beyond the share.
+/// Capacity of the bucket, and so the size of a burst above the share.
 const MAX_SAVED: Duration = Duration::from_millis(6);
 
-/// What is kept for suspicions with evidence. Confirming that a thread computes takes about 10 rounds of 0.3 ms.
+/// Reserve for suspicions with evidence. Confirming that a thread computes takes about 10 rounds of
+/// 0.3 ms.
 const RESERVE: Duration = Duration::from_millis(4);
 
-/// What the looks alone may use of it: 0.05 % of a core.
+/// Divisor of the share of checks alone: 1 / 2000 of a core, 0.05 %.
 const LOOK_SHARE: u32 = 2000;
 
-/// Waking the agent's thread for a look, beyond what its clock shows.
+/// Cost of waking the agent thread for a check, in addition to what its CPU clock shows.
 const WAKE_UP: Duration = Duration::from_micros(4);
 
-/// Unoptimized code takes some 8 times as long, and is not what runs in production.
+/// Slow-down of unoptimized code, about 8 times. Costs are divided by it, because debug builds do
+/// not run in production.
 const SLOWNESS: u32 = if cfg!(debug_assertions) { 8 } else { 1 };
 
-/// A token bucket of CPU time. May be in debt, because costs are known afterwards.
+/// A token bucket of CPU time. It can go into debt, because a cost is known only afterwards.
 #[derive(Debug)]
 pub(super) struct Budget {
     /// In nanoseconds.
     saved: i64,
     refilled: Option<Moment>,
-    /// The mean cost of a look.
+    /// Moving average of the cost of a check.
     look: Duration,
 }
 
@@ -40,36 +44,37 @@ impl Budget {
         Self { saved: nanos(RESERVE), refilled: None, look: Duration::ZERO }
     }
 
-    /// Adds what has accrued by `now`.
+    /// Adds the budget accrued until `now`.
     pub(super) fn refill(&mut self, now: Moment) {
         let passed = self.refilled.map_or(Duration::ZERO, |before| now.since(before));
         self.refilled = Some(now);
         self.saved = (self.saved + nanos(passed / SHARE)).min(nanos(MAX_SAVED));
     }
 
-    /// Charges CPU time that was used.
+    /// Charges used CPU time.
     pub(super) fn charge(&mut self, cost: Duration) {
         self.saved = self.saved.saturating_sub(nanos(cost / SLOWNESS));
     }
 
-    /// Charges a look.
+    /// Charges a check and updates the average cost of a check.
     pub(super) fn charge_look(&mut self, cost: Duration) {
         let cost = cost / SLOWNESS + WAKE_UP;
         self.look = if self.look.is_zero() { cost } else { (self.look * 7 + cost) / 8 };
         self.saved = self.saved.saturating_sub(nanos(cost));
     }
 
-    /// Whether a suspicion that has evidence may be followed up.
+    /// Returns `true` if a suspicion with evidence can be followed up.
     pub(super) fn has_any(&self) -> bool {
         self.saved > 0
     }
 
-    /// Whether threads may be asked on no more than a hint: enough is left for a suspicion with evidence.
+    /// Returns `true` if threads can be sampled on a mere hint: the reserve for suspicions with
+    /// evidence is untouched.
     pub(super) fn has_plenty(&self) -> bool {
         self.saved >= nanos(RESERVE)
     }
 
-    /// The least time between two looks.
+    /// Returns the minimum time between two checks.
     pub(super) fn pace(&self) -> Duration {
         self.look.saturating_mul(LOOK_SHARE)
     }
@@ -97,7 +102,7 @@ mod tests {
             }
             let most = Duration::from_secs(END) / SHARE + MAX_SAVED + cost;
             assert!(used <= most, "{cost:?}: {used:?}");
-            // And all of it is used where there is a use for it.
+            // The budget is also used up if there is enough demand.
             let least = (Duration::from_secs(END) / SHARE).min(cost * (END as u32 * 100));
             assert!(used + cost >= least, "{cost:?}: {used:?}");
         }

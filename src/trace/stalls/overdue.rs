@@ -1,4 +1,5 @@
-//! What is too long and what is not, and when to look again: without a clock, a ring or a thread.
+//! Pure decisions of the stall detector: which polls are too long, and when the next check is due.
+//! Uses no clock, ring or thread.
 
 use std::time::Duration;
 
@@ -6,58 +7,60 @@ use super::waits::Excluded;
 use crate::base::Moment;
 use crate::model::TaskKey;
 
-/// How late a stall may be found.
+/// Maximum delay until a stall is found.
 pub(super) const PERIOD: Duration = Duration::from_millis(10);
 
-/// The shortest time between two looks.
+/// Minimum time between two checks.
 const GAP: Duration = Duration::from_millis(5);
 
-/// The shortest while nothing is polled: 20 wakings a second, of some microseconds each.
+/// Minimum time between two checks while no poll runs: 20 wake-ups a second, a few microseconds
+/// each.
 pub(super) const REST: Duration = Duration::from_millis(50);
 
-/// For how long nothing was polled before whoever looks rests: a poll that begins then has to wake him.
+/// Time without a poll after which the detector arms the wake-up and sleeps.
 pub(super) const IDLE: Duration = Duration::from_millis(500);
 
-/// Between two looks while he would be woken. What it takes is there should he have been told of no poll, by
-/// one that began just as he lay down, on a thread that lost its core right then.
+/// Fallback check interval while the wake-up is armed. Covers the race in which a poll starts just
+/// before the wake-up bit is set and its thread is preempted.
 const ASLEEP: Duration = Duration::from_secs(2);
 
-/// Two starts within this are one poll's, dated twice.
+/// Tolerance within which two start times belong to the same poll. Converting ticks to moments
+/// gives slightly different results at different checks.
 const SAME: Duration = Duration::from_millis(1);
 
-/// A poll that ended: from when to when, and whose.
+/// A poll that ended: start, end, task.
 pub(super) type Ended = (Moment, Moment, TaskKey);
 
-/// What a look sees of a thread.
+/// State of one thread at a check.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Seen {
     pub(super) thread: u64,
-    /// The number of its next record.
+    /// Number of the next record in the ring.
     pub(super) next: u64,
-    /// The outermost poll that goes on: since when, whose, and since which tick.
+    /// Outermost open poll: start, task, start in ticks.
     pub(super) running: Option<(Moment, TaskKey, u64)>,
 }
 
-/// What a look finds.
+/// A stall found by a check.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Found {
     pub(super) thread: u64,
     pub(super) task: TaskKey,
     pub(super) start: Moment,
-    /// Without the time in `excluded`.
+    /// Excludes the time in `excluded`.
     pub(super) lasted: Duration,
     pub(super) excluded: Excluded,
-    /// None when it has ended.
+    /// Start in ticks. `None` if the poll has ended.
     pub(super) tick: Option<u64>,
 }
 
-/// What was told of a thread.
+/// State kept per thread between checks.
 #[derive(Debug)]
 struct Known {
     thread: u64,
     next: u64,
     told: Option<Moment>,
-    /// The begin of the poll that was counted as starved.
+    /// Start of the poll last counted as starved.
     starved: Option<Moment>,
 }
 
@@ -65,17 +68,17 @@ struct Known {
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Starved {
     pub(crate) polls: u64,
-    /// The longest that one of them waited.
+    /// Longest wait of a single poll.
     pub(crate) longest: Duration,
 }
 
-/// Decides what is too long, and when to look again.
+/// The decision state of the stall detector.
 #[derive(Debug)]
 pub(super) struct Overdue {
     threshold: Duration,
-    /// When the next look is due.
+    /// Time at which the next check is due.
     due: Option<Moment>,
-    /// Since when nothing was polled.
+    /// Time since which no poll has run. `None` if one ran in the last interval.
     quiet: Option<Moment>,
     known: Vec<Known>,
     starved: Starved,
@@ -86,9 +89,14 @@ impl Overdue {
         Self { threshold, due: None, quiet: None, known: Vec::new(), starved: Starved::default() }
     }
 
-    /// A look at `now`; `ended` gives what a thread has recorded from a number on, in the order of ends. `told`:
-    /// whether the next look would have been sooner, had a poll begun since the last. `exclude` returns what of the time
-    /// between two moments is not a thread's own.
+    /// Evaluates the thread states `seen` at `now`. Returns the stalls found and the time until the
+    /// next check.
+    ///
+    /// * `told`: `true` if the wake-up was armed, so that a poll started since the last check would
+    ///   have triggered this check earlier.
+    /// * `ended(thread, from)`: the records of a thread from number `from` on, ordered by end.
+    /// * `exclude(thread, from, until)`: the part of the interval that is not the thread's own
+    ///   time.
     pub(super) fn look(
         &mut self,
         now: Moment,
@@ -153,31 +161,33 @@ impl Overdue {
             false => REST,
         };
         let rest = self.threshold.max(rest);
-        // A timer that goes off a little early would find it a little too young.
+        // The margin `SAME` keeps a timer that fires slightly early from finding a poll just below
+        // the threshold.
         let next = due.saturating_add(SAME).min(rest).max(GAP);
         self.due = Some(now + next);
         (found, next)
     }
 
-    /// Whether a thread has polled since the last look.
+    /// Returns `true` if the thread has polled since the last check.
     pub(super) fn has_moved(&self, seen: &Seen) -> bool {
         let known = self.known.iter().find(|known| known.thread == seen.thread);
         seen.running.is_some() || known.is_none_or(|known| known.next != seen.next)
     }
 
-    /// Takes the polls that were too long by waiting for a core alone.
+    /// Takes the polls that were too long only because their threads waited for a core.
     pub(super) fn take_starved(&mut self) -> Starved {
         std::mem::take(&mut self.starved)
     }
 
-    /// Whether nothing has been polled for so long that nobody need look before something is.
+    /// Returns `true` if no poll has run for [`IDLE`], so that the detector can sleep until one
+    /// starts.
     pub(super) fn is_quiet(&self, now: Moment) -> bool {
         self.quiet.is_some_and(|since| now.since(since) >= IDLE)
     }
 }
 
 impl Starved {
-    /// Counts the poll that began at `start`, once, if waiting made it too long.
+    /// Counts the poll that started at `start`, at most once, if its thread waited for a core.
     fn count(&mut self, counted: &mut Option<Moment>, start: Moment, excluded: Excluded) {
         self.longest = self.longest.max(excluded.waited);
         if !excluded.waited.is_zero() && !is_same(*counted, start) {
@@ -187,13 +197,13 @@ impl Starved {
     }
 }
 
-/// Returns the own time of a poll that lasted for `lasted`.
+/// Returns the own time of a poll: `lasted - waited - still`.
 fn own(lasted: Duration, excluded: Excluded) -> Duration {
     lasted.saturating_sub(excluded.waited + excluded.still)
 }
 
-/// The outermost of `ended` that lasted for `threshold`, leaving out what is inside of the poll that goes on
-/// since `running`.
+/// Returns the outermost polls in `ended` that lasted for at least `threshold`. Skips polls inside
+/// the open poll that started at `running`.
 fn overlong_of(ended: &[Ended], threshold: Duration, running: Option<Moment>) -> Vec<Ended> {
     let mut found: Vec<Ended> = Vec::new();
     for &(start, end, task) in ended.iter().rev() {
@@ -226,7 +236,7 @@ mod tests {
         Moment::from_nanos(micros * 1000)
     }
 
-    /// A thread that polls from `.0` to `.1`, in microseconds.
+    /// A thread that polls from `poll.0` to `poll.1`, in microseconds.
     type Thread = Vec<(u64, u64)>;
 
     fn task(number: usize) -> TaskKey {
@@ -246,7 +256,7 @@ mod tests {
         threads.iter().enumerate().map(thread).collect()
     }
 
-    /// Looks until `end`, each time later than was asked for by what `late` gives.
+    /// Runs checks until `end`. `late` returns the delay of each check.
     fn watch(threads: &[Thread], end: u64, mut late: impl FnMut() -> u64) -> Vec<(Found, u64)> {
         let mut overdue = Overdue::new(THRESHOLD);
         let (mut now, mut all, mut looks) = (0, Vec::new(), 0);
@@ -266,7 +276,8 @@ mod tests {
         all
     }
 
-    /// Polls of 5 ms back to back, with a stall of `stall` ms every 700 ms; some rest between, if idle.
+    /// Returns back-to-back polls of 5 ms, with a poll of `stall` ms every 700 ms. Pauses between
+    /// polls if `idle`.
     fn polls(stall: u64, idle: bool, shift: u64, end: u64) -> Thread {
         let mut polls = Vec::new();
         let (mut now, mut stalled) = (shift, 0);
@@ -315,7 +326,7 @@ mod tests {
                     })
                     .collect();
                 assert_eq!(told, expected, "{stall} ms, idle {idle}, {workers}, late {lateness}");
-                // The rest is read in the rings after the fact.
+                // Polls that ended before a late check are read from the rings.
                 for (found, now) in found {
                     let poll = threads[found.thread as usize][found.task.number as usize];
                     assert_eq!(found.start, at(poll.0));
@@ -351,23 +362,24 @@ mod tests {
                 overdue.look(at(millis * 1000), &seen, told, |_, _| Vec::new(), nothing);
             (found.len(), next.as_millis(), overdue.is_quiet(at(millis * 1000)))
         };
-        // Not before half a second without a poll, and not on the first look after that.
+        // The detector sleeps only after 500 ms without a poll, and not at the first check after
+        // that.
         assert_eq!(look(0, 7, false, None), (0, 50, false));
         assert_eq!(look(450, 7, false, None), (0, 50, false));
         assert_eq!(look(500, 7, false, None), (0, 50, true));
         assert_eq!(look(550, 7, true, None), (0, 2000, true));
-        // Woken by a poll: as usual, until half a second after it.
+        // Woken by a poll: the usual intervals apply until 500 ms after it.
         assert_eq!(look(1000, 7, false, Some(1000)), (0, 50, false));
         assert_eq!(look(1051, 7, false, Some(1000)), (1, 50, false));
         assert_eq!(look(1100, 8, false, None), (0, 50, false));
         assert_eq!(look(1150, 8, false, None), (0, 50, false));
         assert_eq!(look(1649, 8, true, None), (0, 50, false));
         assert_eq!(look(1650, 8, true, None), (0, 2000, true));
-        // One that nobody told of is found late.
+        // A poll that triggered no wake-up is found late.
         assert_eq!(look(3650, 8, true, Some(1700)), (1, 50, false));
     }
 
-    /// Looks of a thread that polls since 0 for 200 ms; `excluded` of each 10 ms are not its own.
+    /// Checks a thread in a poll of 200 ms. `excluded` returns the excluded time up to a moment.
     #[test]
     fn only_own_time_makes_a_stall() {
         let look_until_found = |excluded: &dyn Fn(u64) -> Excluded| {
@@ -389,12 +401,12 @@ mod tests {
         };
         let millis = Duration::from_millis;
         assert_eq!(look_until_found(&|_| Excluded::default()), (Some((50, 50)), 0));
-        // Half of the time on a core.
+        // On a core for half of the time.
         let half = |now: u64| Excluded { waited: millis(now / 2), ..Excluded::default() };
         assert_eq!(look_until_found(&half), (Some((100, 50)), 1));
         let most = |now: u64| Excluded { waited: millis(now * 9 / 10), ..Excluded::default() };
         assert_eq!(look_until_found(&most), (None, 1));
-        // Stopped, and starved by nobody.
+        // Process stopped: the time is excluded, but the poll is not starved.
         let still = |now: u64| Excluded { still: millis(now.min(120)), ..Excluded::default() };
         assert_eq!(look_until_found(&still), (Some((170, 50)), 0));
     }

@@ -1,35 +1,44 @@
-//! Suspected stalls, where polls are not recorded: without a clock, a runtime or a thread.
+//! Inference of stalls in polls that are not recorded. Uses no clock, runtime or thread.
 //!
 //! ```text
-//! look   a worker that is not parked counts no further             -> it stands still
-//! look   a worker's thread has used no CPU for the threshold, and
-//!        no parked worker explains it                              -> its stack: in a poll? then reported
-//! round  threads that compute: the same poll whenever sampled      -> reported, once that is certain
+//! check   a worker that is not parked has unchanged counters        -> it makes no progress
+//! check   a worker's thread has used no CPU for the threshold, and
+//!         no parked worker explains it                              -> read its stack; report a poll
+//! round   threads that compute: in the same poll at every sample    -> report once certain
 //! ```
 //!
-//! A worker updates its counters every 61 polls, so that standing still is no more than a hint: at 10 ms a poll it
-//! updates them every 600 ms. There are two kinds of evidence, and the cheap one comes first:
+//! A worker updates its counters every 61 polls, so unchanged counters are only a hint: with polls
+//! of 10 ms they change every 600 ms. There are two kinds of evidence. The cheap one is tried
+//! first:
 //!
-//! - **It slept.** A thread that used no CPU between two looks was in one poll all the time. Its CPU clock costs
-//!   0.3 us and disturbs nobody. Its stack is read once, after the threshold, to tell a poll from a parked worker.
-//! - **The same task in every sample**, for the threshold and for [`BATCH`] at least: the longest that 61
-//!   polls of one task may take that are no stalls, or what the worker's last batches took. A stack shows the
-//!   poll by its frames outside of the task's own code and what is in them, the task's address above all. That
-//!   tells tasks apart, but not two polls of one task; samples come at irregular times, so that tasks in turn are
-//!   not taken for one. Time it waited for a core is not counted.
+//! - **The thread slept.** A thread that used no CPU between two checks was in one poll all the
+//!   time. Reading its CPU clock costs 0.3 us and does not disturb the thread. Its stack is read
+//!   once, after the threshold, to distinguish a poll from a parked worker.
+//! - **Every sample shows the same task**, for the threshold and for at least [`BATCH`], and for
+//!   longer than the worker's last batches. `BATCH` is the longest time that 61 polls of one task
+//!   can take without a stall. A stack identifies the poll by the frames outside of the task's own
+//!   code and by their contents, above all the task's address. This distinguishes tasks, but not
+//!   two polls of one task. Samples are taken at irregular times, so that alternating tasks are not
+//!   mistaken for one. Time in which the thread waited for a core is not counted.
 //!
-//! A sample costs 0.1 to 0.5 ms, so all of this is held to a budget of CPU time (`budget.rs`). Samples on no more than
-//! a hint are taken while more than a reserve is left; suspicions that have evidence use the rest: a thread that sleeps, one
-//! that was in the same poll twice, a worker that stands still for longer than its batches did.
+//! A sample costs 0.1 to 0.5 ms, so the whole search is limited by a CPU budget (`budget.rs`).
+//! Samples based on a mere hint are taken only while the budget exceeds a reserve. Suspicions with
+//! evidence may use the reserve: a thread that sleeps, a thread seen twice in the same poll, a
+//! worker without progress for longer than its batches usually take.
 //!
-//! So some stalls are missed: one that blocks for less than the time between two looks above the threshold, which is found
-//! later if it recurs; one that computes and is over within 0.4 s, or within a batch of a worker whose batches are
-//! long. Polls of equal length that compute are reported the first time and then taken for such batches: nothing
-//! tells one poll of 400 ms from 40 polls of 10 ms of the same task.
+//! So some stalls are missed:
 //!
-//! Threads are not known by their workers. When more of them look stuck than workers stand still, some hold up
-//! nobody, and none is told. One whose stack shows that it left its worker to another (`block_in_place`) is
-//! acquitted.
+//! - a blocking poll that exceeds the threshold by less than the check interval; it is found later
+//!   if it recurs;
+//! - a computing poll that ends within 0.4 s, or within one batch of a worker whose batches are
+//!   long.
+//!
+//! Computing polls of equal length are reported the first time and then taken for such batches: one
+//! poll of 400 ms and 40 polls of 10 ms of the same task cannot be distinguished.
+//!
+//! It is not known which thread runs which worker. If more threads look stalled than workers make
+//! no progress, some of them block no worker, and none is reported. A thread whose stack shows that
+//! it handed its worker to another thread (`block_in_place`) is dismissed.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -40,38 +49,41 @@ use super::workers::{BUSY, Worker, Workers};
 use crate::base::Moment;
 use crate::model::Beat;
 
-/// What a worker may do without telling: 61 polls of 5 ms, and a little.
+/// Longest time between two counter updates of a worker without a stall: 61 polls of 5 ms, plus a
+/// margin.
 const BATCH: Duration = Duration::from_millis(310);
 
-/// The samples of a thread that computes before it is certain. Of two tasks in turn, one is seen eight times in a row
-/// once in 128 times, and 11 ms apart on average (that is, over [`BATCH`]) about never.
+/// Samples in the same poll that are required before a computing thread is reported. If two tasks
+/// alternate, one of them is in eight consecutive samples once in 128 times (`2 * 2^-8`). With
+/// tasks 11 ms apart on average, over [`BATCH`], this almost never happens.
 const SAMES: u32 = 8;
 
-/// Between two samples of a thread that computes, and up to twice as much: [`SAMES`] of them in [`BATCH`].
+/// Minimum time between two samples of a computing thread; at most twice as long. [`SAMES`] of them
+/// fit into [`BATCH`].
 const SAMPLE: Duration = Duration::from_millis(25);
 
-/// The same of one whose stall was reported, to find out when it is over.
+/// The same for a thread whose stall was reported, to find the end of the stall.
 const SAMPLE_REPORTED: Duration = Duration::from_millis(150);
 
-/// The shortest between two searches among threads.
+/// Minimum time between two searches over all running threads.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// What a thread uses that sleeps and answers a signal, at most.
+/// Maximum CPU time that a sleeping thread uses to answer one signal.
 const ANSWER: Duration = Duration::from_micros(50);
 
-/// The threads that are followed at once.
+/// Maximum number of threads followed at once.
 pub(crate) const MAX_FOLLOWED: usize = 64;
 
-/// What a round is to find out.
+/// The questions of one sampling round.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Ask {
-    /// Where these threads are by now.
+    /// Threads whose current stack is needed.
     pub(crate) follow: Vec<u32>,
-    /// Where these threads sleep.
+    /// Sleeping threads whose stack is needed.
     pub(crate) still: Vec<Still>,
-    /// Where these threads are, of which nothing is known but that they run.
+    /// Running threads without a known poll whose stack is needed.
     pub(crate) search: Vec<u32>,
-    /// Whether other workers' threads are to be searched for by their names.
+    /// `true` if threads of other workers are searched for by thread name.
     pub(crate) names: bool,
 }
 
@@ -83,51 +95,51 @@ pub(crate) struct Still {
     pub(crate) since: Moment,
 }
 
-/// What a look sees of a worker's thread.
+/// State of a worker's thread at a check.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct WorkerThread {
     pub(crate) tid: u32,
-    /// The CPU time it has used.
+    /// CPU time used so far.
     pub(crate) cpu: Duration,
-    /// Whether it is in a poll that is recorded.
+    /// `true` if the thread is in a recorded poll.
     pub(crate) recorded: bool,
 }
 
-/// What a round says of a thread.
+/// Result of a sampling round for one thread.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sample {
     pub(crate) tid: u32,
-    /// The poll that it is in, if it is a worker in one.
+    /// Hash of the poll that the thread is in. `None` if the thread is no worker or in no poll.
     pub(crate) poll: Option<u64>,
-    /// Whether it is in a worker's loop, or that is not known.
+    /// `true` if the thread is in a worker's loop, or if that is unknown.
     pub(crate) is_worker: bool,
-    /// Since when it has slept, if that is certain.
+    /// Time since which the thread has slept. `None` if that is not certain.
     pub(crate) still: Option<Moment>,
-    /// How long it has waited for a core in all its life.
+    /// Total run delay of the thread since its start.
     pub(crate) waited: Duration,
 }
 
-/// A poll that has lasted for too long.
+/// A poll that has lasted too long.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Suspicion {
     pub(crate) tid: u32,
-    /// When it was first seen.
+    /// Time at which the poll was first seen.
     pub(crate) since: Moment,
     pub(crate) lasted: Duration,
-    /// Whose it is, where that is certain.
+    /// The worker that the poll runs on, if that is certain.
     pub(crate) worker: Option<(u64, u32)>,
-    /// Whether the thread drives a runtime of one thread.
+    /// `true` if the thread drives a single-threaded runtime.
     pub(crate) is_driver: bool,
 }
 
-/// What is known of workers and threads.
+/// The state of the inference: workers, their threads, and the threads being followed.
 #[derive(Debug)]
 pub(crate) struct Suspects {
     threshold: Duration,
     workers: Workers,
     threads: BTreeMap<u32, Thread>,
     followed: Vec<Followed>,
-    /// When threads may be searched next.
+    /// Earliest time of the next search over all running threads.
     next_search: Option<Moment>,
     budget: Budget,
 }
@@ -136,14 +148,14 @@ pub(crate) struct Suspects {
 #[derive(Debug)]
 struct Thread {
     cpu: Duration,
-    /// Since when it has used that.
+    /// Time since which `cpu` is unchanged.
     since: Moment,
     recorded: bool,
-    /// It was found parked, and sleeps since then.
+    /// `Unset` unless the thread was found parked and has slept since then.
     parked: Baseline,
 }
 
-/// The CPU time of a thread after it has answered. It is not known before the look after that.
+/// CPU time of a thread after it answered a signal. It becomes known at the next check.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Baseline {
     Unset,
@@ -152,7 +164,8 @@ enum Baseline {
 }
 
 impl Baseline {
-    /// Takes the CPU time of a look. Returns whether the thread has run since it answered.
+    /// Compares with the CPU time `cpu` read by a check. Returns `true` if the thread has run since
+    /// it answered.
     fn has_run(&mut self, cpu: Duration) -> bool {
         match *self {
             Self::Unset => true,
@@ -170,29 +183,29 @@ struct Followed {
     tid: u32,
     poll: u64,
     since: Moment,
-    /// When it was last seen to run.
+    /// Time at which the thread was last seen running.
     ran: Moment,
-    /// Whether it had slept when it was last looked at.
+    /// `true` if the thread had slept at the last sample.
     slept: bool,
-    /// How often it was seen in this poll.
+    /// Number of samples in this poll.
     sames: u32,
-    /// When it is to be sampled again.
+    /// Time of the next sample.
     next: Moment,
     answered: Baseline,
-    /// Whether it has run since it answered.
+    /// `true` if the thread has run since it answered.
     has_run: bool,
-    /// How long it had waited for a core when it was first seen there, and when it last was.
+    /// Run delay of the thread at the first and at the last sample in this poll.
     waited: (Duration, Duration),
     told: bool,
-    /// Holds up nobody, or that is not known.
+    /// `true` if the thread blocks no worker, or if that is unknown.
     acquitted: bool,
 }
 
-/// Threads to be looked at closely.
+/// Suspected stalls that need a closer inspection of their threads' stacks.
 #[derive(Debug)]
 pub(crate) struct Verdict {
     pub(crate) suspicions: Vec<Suspicion>,
-    /// How many of them may be stuck.
+    /// Maximum number of them that can be stalled.
     most: usize,
 }
 
@@ -214,20 +227,20 @@ impl Suspects {
         }
     }
 
-    /// Charges the CPU time of a look, or of anything else that was done for the search.
+    /// Charges the CPU time of a check, or of other work for the search.
     pub(crate) fn charge(&mut self, cost: Duration, is_look: bool) {
         if is_look { self.budget.charge_look(cost) } else { self.budget.charge(cost) }
     }
 
-    /// The process stood still until `now`: nobody could get on before that.
+    /// Restarts all measurements at `now`, up to which the process was stopped.
     pub(crate) fn stood_still(&mut self, now: Moment) {
         self.workers.stood_still(now);
         self.threads.values_mut().for_each(|thread| thread.since = now);
         self.followed.retain(|thread| thread.told);
     }
 
-    /// Takes what workers tell at `now` and what their threads have used; gives what to ask threads, and how long until
-    /// the next look.
+    /// Updates the state from the counters of the workers and the CPU time of their threads at
+    /// `now`. Returns the sampling round to run, if any, and the time until the next check.
     pub(crate) fn look(
         &mut self,
         now: Moment,
@@ -278,7 +291,7 @@ impl Suspects {
         ((ask != Ask::default()).then_some(ask), next)
     }
 
-    /// Takes what threads have used by `now`.
+    /// Updates the CPU times of the workers' threads at `now`.
     fn note(&mut self, now: Moment, threads: &[WorkerThread]) {
         self.threads.retain(|tid, _| threads.iter().any(|thread| thread.tid == *tid));
         for &WorkerThread { tid, cpu, recorded } in threads {
@@ -293,16 +306,18 @@ impl Suspects {
             }
         }
         for thread in &mut self.followed {
-            // One that is no known worker's is taken to run.
+            // A thread that belongs to no known worker is assumed to run.
             let known = self.threads.get(&thread.tid);
             thread.has_run = known.is_none_or(|known| thread.answered.has_run(known.cpu));
         }
     }
 
-    /// The threads that have slept for the threshold and may be in a poll, and when the next will have.
+    /// Returns the threads that have slept for the threshold and may be in a poll, and the time at
+    /// which the next thread reaches the threshold.
     fn sleepers(&self, now: Moment, is_complete: bool) -> (Vec<Still>, Option<Moment>) {
         let sleeps = |thread: &&Thread| thread.since < now && !thread.recorded;
-        // As many as workers were parked all the time, and each thread is known: those are they.
+        // All threads are known, and at most as many sleep as workers were parked all the time. So
+        // the sleeping threads are the parked workers.
         if is_complete && self.threads.values().filter(sleeps).count() <= self.workers.asleep() {
             return (Vec::new(), None);
         }
@@ -325,7 +340,8 @@ impl Suspects {
         (still, due)
     }
 
-    /// Takes what a round that was begun at `asked` has said by `now`. Call [`Self::look`] before.
+    /// Evaluates at `now` the samples of a round that started at `asked`. [`Self::look`] must have
+    /// been called before.
     pub(crate) fn hear(
         &mut self,
         now: Moment,
@@ -366,7 +382,8 @@ impl Suspects {
         (most > 0 && !suspicions.is_empty()).then_some(Verdict { suspicions, most })
     }
 
-    /// Takes which of the threads are stuck, looked at closely; gives those to be told.
+    /// Applies the result of inspecting the suspects: `is_stuck` returns `true` for a thread that
+    /// is stalled. Returns the stalls to report.
     pub(crate) fn settle(
         &mut self,
         verdict: Verdict,
@@ -386,7 +403,7 @@ impl Suspects {
         suspicions
     }
 
-    /// Since when the oldest poll that was told goes on.
+    /// Returns the start of the oldest reported poll that is still in progress.
     pub(crate) fn oldest(&self) -> Option<Moment> {
         self.followed.iter().filter(|thread| thread.told).map(|thread| thread.since).min()
     }
@@ -438,15 +455,16 @@ impl Suspects {
     }
 }
 
-/// Between `time` and twice that. Tasks that take turns at a worker do so at a steady rate, which samples at a steady rate
-/// would follow.
+/// Returns a time between `time` and `2 * time`. Alternating tasks switch at a steady rate, and
+/// samples at a steady rate would follow it.
 fn jittered(time: Duration, now: Moment) -> Duration {
     let mixed = now.as_nanos().wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56;
     time + time * mixed as u32 / 256
 }
 
-/// `time` on average, between three and five quarters of it. Polls that recur at equal length and distance would meet looks
-/// at a steady rate at the same place each time, and each of them would be missed or none.
+/// Returns a time between `3/4 * time` and `5/4 * time`. Polls that recur with equal length and
+/// distance would meet checks at a steady rate at the same point each time: either every stall
+/// would be missed or none.
 fn spread(time: Duration, now: Moment) -> Duration {
     let mixed = now.as_nanos().wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56;
     (time * 3 / 4 + time * mixed as u32 / 512).max(PERIOD)

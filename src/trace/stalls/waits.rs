@@ -1,9 +1,10 @@
-//! Time that threads waited for a core while they polled.
+//! Run delay of threads in long polls.
 //!
-//! The kernel counts it for each thread (`schedstat`). A look reads the counters of a few threads that poll, so that there
-//! is a reading from before most polls that become too long, and reads again once one has. What lies between the two
-//! readings was no work of the poll: neighbours had the core. The kernel counts a wait when it is over, so the wait of a
-//! thread that is runnable and does not run is added.
+//! The kernel counts the run delay of each thread in `schedstat`. A check reads the counters of a
+//! few polling threads, so that most polls that become too long have a reading from before their
+//! start. The counters are read again once a poll is too long. The difference was no work of the
+//! poll: other threads or processes had the core. The kernel adds a wait only when it ends, so the
+//! current wait of a thread that is runnable and not running is added here.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -12,36 +13,38 @@ use crate::base::{Clock, Moment, SystemClock, standstill};
 use crate::os::glance::Eyes;
 use crate::os::timer;
 
-/// Threads that a look reads, the ones first that have polled for longest. A reading costs about 4 us.
+/// Maximum number of threads that one check reads, longest-running polls first. A reading costs
+/// about 4 us.
 const MAX_READ: usize = 8;
 
-/// Time between two such looks, so that they cost no more than 0.07 % of a core.
+/// Minimum time between two checks that read counters, which limits their cost to 0.07 % of a core.
 const READ_EVERY: Duration = Duration::from_millis(50);
 
-/// Long polls a second whose threads are read, and how many at once. Each takes some 15 us, so all of them take 0.3 % of a
-/// core at most. Of the others the wait is estimated from those.
+/// Limits on reading the counters of threads in long polls: rate per second and burst. Each reading
+/// takes about 15 us, so all of them take at most 0.3 % of a core. The delay of the other threads
+/// is estimated from these.
 const MEASURED_PER_SECOND: u64 = 200;
 const MEASURED_AT_ONCE: u64 = 50;
 
-/// Readings kept for a thread.
+/// Maximum number of readings kept per thread.
 const KEPT: usize = 8;
 
-/// A reading that is older than this at the begin of a poll says nothing about it.
+/// Age at the start of a poll beyond which a reading is not used for that poll.
 const STALE: Duration = Duration::from_millis(500);
 
-/// A reading that is not older than this belongs to the present look.
+/// Age up to which a reading belongs to the current check.
 const FRESH: Duration = Duration::from_millis(2);
 
-/// The parts of a poll's duration that are not its own.
+/// The parts of a poll's duration that are not its own time.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Excluded {
-    /// The thread waited for a core.
+    /// Time in which the thread waited for a core.
     pub(super) waited: Duration,
-    /// The whole process stood still.
+    /// Time in which the whole process was stopped.
     pub(super) still: Duration,
 }
 
-/// The counter of a thread at a moment.
+/// The counters of one thread at one moment.
 #[derive(Clone, Copy, Debug)]
 struct Reading {
     at: Moment,
@@ -49,25 +52,26 @@ struct Reading {
     cpu: Duration,
 }
 
-/// The readings of all threads.
+/// The readings of all threads, by registry id.
 pub(super) struct Waits {
-    /// `None` where the kernel does not report them.
+    /// `None` if the kernel does not provide the counters.
     eyes: Option<Eyes>,
     threads: HashMap<u64, Vec<Reading>>,
     next: Option<Moment>,
     estimate: Estimate,
 }
 
-/// The share of time that threads in long polls waited for a core, by those that were read.
+/// Moving average of `run delay / duration` over the long polls that were read, with a rate limit
+/// on readings.
 #[derive(Debug, Default)]
 struct Estimate {
     share: f64,
-    /// From this moment on all that may be read at once may be.
+    /// Time at which the whole burst is available again.
     full_at: Moment,
 }
 
 impl Estimate {
-    /// Returns whether one more thread may be read at `now`.
+    /// Returns `true` if one more thread can be read at `now`, and counts it.
     fn may_measure(&mut self, now: Moment) -> bool {
         let cost = Duration::from_secs(1) / MEASURED_PER_SECOND as u32;
         let full_at = self.full_at.max(now) + cost;
@@ -78,14 +82,14 @@ impl Estimate {
         may
     }
 
-    /// Takes the wait of a thread that was read, in a poll that took `total`.
+    /// Adds the measured delay of a poll that took `total` to the average.
     fn measured(&mut self, waited: Duration, total: Duration) {
         let share = if total.is_zero() { 0.0 } else { waited.div_duration_f64(total) };
         self.share += (share.min(1.0) - self.share) / 8.0;
     }
 }
 
-/// A thread that polls: its id in the registry and the kernel's, and the begin of its poll.
+/// A polling thread: its registry id, its kernel thread ID, and the start of its poll.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Polling {
     pub(super) thread: u64,
@@ -103,7 +107,7 @@ impl Waits {
         }
     }
 
-    /// Reads the counters of some threads that poll at `now`.
+    /// Reads the counters of some of the threads that poll at `now`.
     pub(super) fn look(&mut self, now: Moment, mut polling: Vec<Polling>) {
         if self.next.is_some_and(|next| now < next) {
             return;
@@ -119,7 +123,8 @@ impl Waits {
         }
     }
 
-    /// Returns what is not the own time of a poll from `from` to `until`, which is in the past or about now.
+    /// Returns the part of a poll's interval `from..until` that is not its own time. `until` is in
+    /// the past or about now.
     pub(super) fn exclude(
         &mut self,
         thread: u64,
@@ -138,7 +143,7 @@ impl Waits {
         let mut all = waited(readings, from, until);
         let goes_on = now.since(until) < FRESH;
         if goes_on && self.waits_now(tid) {
-            // Not those of this look.
+            // Skips the readings made by this check.
             let last = readings.iter().rev().find(|reading| now.since(reading.at) >= FRESH);
             let since = last.map_or(from, |last| last.at.max(from));
             all += until.since(since).saturating_sub(counted_since(readings, since));
@@ -148,7 +153,7 @@ impl Waits {
         Excluded { waited, still }
     }
 
-    /// Whether a thread is runnable and does not run: its CPU time stands still.
+    /// Returns `true` if the thread is runnable and not running: its CPU time does not grow.
     fn waits_now(&self, tid: u32) -> bool {
         let Some(eyes) = &self.eyes else { return false };
         let before = timer::cpu_time_of(tid).ok();
@@ -166,7 +171,8 @@ impl Waits {
     }
 }
 
-/// Removes the readings that a poll since `since` does not need: all before the last one that is before it.
+/// Removes the readings that a poll started at `since` does not need: all before the last one that
+/// precedes the poll.
 fn trim(readings: &mut Vec<Reading>, since: Moment) {
     let last_before = readings.iter().rposition(|reading| reading.at <= since).unwrap_or(0);
     readings.drain(..last_before);
@@ -175,14 +181,15 @@ fn trim(readings: &mut Vec<Reading>, since: Moment) {
     }
 }
 
-/// Returns the time that a thread with these readings waited for a core between `from` and `until`, at most.
+/// Returns an upper bound of the thread's run delay in `from..until`.
 fn waited(readings: &[Reading], from: Moment, until: Moment) -> Duration {
     let Some(last) = readings.last() else { return Duration::ZERO };
     let is_before = |reading: &&Reading| reading.at <= from && from.since(reading.at) < STALE;
     if let Some(before) = readings.iter().rev().find(is_before) {
         return last.waited.saturating_sub(before.waited).min(until.since(from));
     }
-    // As much for the time before the first reading as for the time after it.
+    // No reading from before the poll: assume the same delay per time before the first reading as
+    // after it.
     let Some(first) = readings.iter().find(|reading| reading.at > from) else {
         return Duration::ZERO;
     };
@@ -194,7 +201,8 @@ fn waited(readings: &[Reading], from: Moment, until: Moment) -> Duration {
     until.since(from).mul_f64(share.min(1.0))
 }
 
-/// Returns the time that a thread ran, or waited for a core as the kernel has counted, after its last reading up to `since`.
+/// Returns the time between `since` and the last reading in which the thread ran, or waited for a
+/// core as counted by the kernel.
 fn counted_since(readings: &[Reading], since: Moment) -> Duration {
     let before = readings.iter().rev().find(|reading| reading.at <= since);
     let (Some(last), Some(before)) = (readings.last(), before) else { return Duration::ZERO };
@@ -275,7 +283,7 @@ mod tests {
         let most = MEASURED_PER_SECOND * 10 + MEASURED_AT_ONCE;
         assert!((most - 5..=most).contains(&measured), "{measured}");
         assert!((0.24..=0.26).contains(&estimate.share), "{}", estimate.share);
-        // A few are all read.
+        // At a low rate every poll is read.
         let later = start + Duration::from_secs(3600);
         let few = |n: u64| later + Duration::from_millis(n * 100);
         assert!((0..100).all(|n| estimate.may_measure(few(n))));

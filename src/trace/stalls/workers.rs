@@ -1,4 +1,4 @@
-//! Which workers stand still, by what they tell of themselves, and how soon to look again while none does.
+//! Progress of the runtime's workers: which make none, and the time until the next check.
 
 use std::time::Duration;
 
@@ -6,30 +6,31 @@ use super::overdue::{IDLE, PERIOD, REST};
 use crate::base::Moment;
 use crate::model::Beat;
 
-/// Between two looks while workers work and get on.
+/// Time between two checks while workers are busy and make progress.
 pub(super) const BUSY: Duration = Duration::from_millis(20);
 
-/// A worker's usual batch is taken for no longer than this, so that a long stall does not hide the next.
+/// Upper limit of a worker's usual batch duration, so that a long stall does not hide the next one.
 const MAX_USUAL: Duration = Duration::from_secs(1);
 
-/// Between two looks when no worker has done anything for [`IDLE`], but at twice the threshold: who wakes an idle
-/// core for a look pays for that and not for what he sees. Of tasks that nobody records nobody tells when a
-/// poll begins, so the first stall after such a rest is told a threshold later than others.
+/// Time between two checks after no worker has made progress for [`IDLE`]; at most twice the
+/// threshold. Waking an idle core costs more than the check itself. Unrecorded polls trigger no
+/// wake-up, so the first stall after such a pause is found up to one threshold later than others.
 const IDLE_REST: Duration = Duration::from_millis(200);
 
-/// How long a runtime that nothing drives is left alone, unless its counters move.
+/// Time for which a runtime that no thread drives is ignored, unless its counters change.
 const DISMISSED: Duration = Duration::from_secs(1);
 
-/// What is known of a worker.
+/// Progress state of one worker.
 #[derive(Clone, Debug)]
 pub(super) struct Worker {
     pub(super) beat: Beat,
-    /// Since when it tells the same.
+    /// Time since which its counters are unchanged.
     pub(super) since: Moment,
-    /// How long it told the same while it worked, lately. It tells something every 61 polls, so that a worker whose
-    /// polls take 10 ms each stands still for 0.6 s at a time.
+    /// Recent maximum time between two counter updates while busy; decays by a quarter per update.
+    /// Counters are updated every 61 polls, so a worker with polls of 10 ms makes no visible
+    /// progress for 0.6 s at a time.
     usual: Duration,
-    /// Until when it does not count: nothing drives its runtime.
+    /// End of the time for which the worker is ignored because no thread drives its runtime.
     dismissed_until: Option<Moment>,
 }
 
@@ -38,20 +39,20 @@ impl Worker {
         self.dismissed_until.is_some_and(|until| now < until)
     }
 
-    /// Whether it has told the same for longer than it usually does.
+    /// Returns `true` if its counters have been unchanged for longer than usual: 1.25 x `usual`.
     pub(super) fn is_late(&self, now: Moment) -> bool {
         now.since(self.since) > self.usual + self.usual / 4
     }
 }
 
-/// All of them.
+/// The workers of all runtimes.
 #[derive(Debug)]
 pub(super) struct Workers {
     threshold: Duration,
     workers: Vec<Worker>,
-    /// When one last did anything.
+    /// Time at which a worker last made progress.
     stirred: Option<Moment>,
-    /// How many were parked all the time since the last look.
+    /// Number of workers that were parked during the whole time since the last check.
     asleep: usize,
 }
 
@@ -60,11 +61,12 @@ impl Workers {
         Self { threshold, workers: Vec::new(), stirred: None, asleep: 0 }
     }
 
-    /// Takes what they tell at `now`; how long until the next look, if none stands still.
+    /// Updates the workers from their counters at `now`. Returns the time until the next check if
+    /// every worker makes progress.
     pub(super) fn look(&mut self, now: Moment, beats: &[Beat]) -> Duration {
         let is_same = |(worker, beat): (&Worker, &Beat)| worker.beat.worker == beat.worker;
         if self.workers.len() != beats.len() || !self.workers.iter().zip(beats).all(is_same) {
-            // A runtime came or went.
+            // A runtime started or stopped.
             let known = std::mem::take(&mut self.workers);
             let known = |beat: &Beat| known.iter().find(|known| known.beat.worker == beat.worker);
             let worker = |beat| {
@@ -107,33 +109,36 @@ impl Workers {
         }
     }
 
-    /// Has all of them get on at `now`, until which the process stood still.
+    /// Restarts the measurement of all workers at `now`, up to which the process was stopped.
     pub(super) fn stood_still(&mut self, now: Moment) {
         self.workers.iter_mut().for_each(|worker| worker.since = now);
     }
 
-    /// Those that are not parked and told nothing between two looks.
+    /// Returns the workers that are not parked and whose counters did not change between two
+    /// checks.
     pub(super) fn standing(&self, now: Moment) -> impl Iterator<Item = &Worker> {
         self.workers.iter().filter(move |worker| {
             !worker.beat.parked && worker.since < now && !worker.is_dismissed(now)
         })
     }
 
-    /// Returns the worker of the runtime of one thread that the thread `tid` drives, if it drives one.
+    /// Returns the worker of the single-threaded runtime that the thread `tid` drives, if any.
     pub(super) fn driven_by(&self, tid: u32) -> Option<(u64, u32)> {
         let driven = self.workers.iter().find(|worker| worker.beat.driver == Some(tid))?;
         Some(driven.beat.worker)
     }
 
-    /// Leaves the runtime that the thread `tid` drives alone for a while: it is not in its loop. A runtime of one thread
-    /// that nothing drives has the counters of one that is at work.
+    /// Ignores, for a while, the runtime that the thread `tid` drives: the thread is not in the
+    /// runtime's loop. A single-threaded runtime that no thread drives has the counters of a busy
+    /// one.
     pub(super) fn dismiss(&mut self, tid: u32, now: Moment) {
         for worker in self.workers.iter_mut().filter(|worker| worker.beat.driver == Some(tid)) {
             worker.dismissed_until = Some(now + DISMISSED);
         }
     }
 
-    /// How many were parked all the time between the last two looks.
+    /// Returns the number of workers that were parked during the whole time between the last two
+    /// checks.
     pub(super) fn asleep(&self) -> usize {
         self.asleep
     }
@@ -164,7 +169,7 @@ mod tests {
         assert_eq!(look(499, true, 1), 100);
         assert_eq!(look(500, true, 1), 200);
         assert_eq!(look(700, true, 1), 200);
-        // It did something in between; then it works.
+        // It made progress in between; then it is busy.
         assert_eq!(look(900, true, 3), 100);
         assert_eq!(look(1000, false, 4), 10);
         assert_eq!(look(1010, false, 4), 20);
@@ -202,7 +207,7 @@ mod tests {
         assert_eq!(look(&mut workers, 1199, 2), (200, 0));
         assert_eq!(look(&mut workers, 1200, 2), (20, 1));
         workers.dismiss(7, at(1200));
-        // It goes on.
+        // The counters change.
         look(&mut workers, 1300, 4);
         assert_eq!(look(&mut workers, 1400, 4), (20, 1));
     }

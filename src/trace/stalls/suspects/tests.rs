@@ -2,15 +2,15 @@ use super::*;
 
 const THRESHOLD: Duration = Duration::from_millis(50);
 
-/// Polls of one thread, in microseconds.
+/// A poll of one thread; times in microseconds.
 #[derive(Clone, Copy, Debug)]
 struct Poll {
     start: u64,
     end: u64,
     task: u64,
-    /// Whether the thread sleeps in it, or computes.
+    /// `true` if the thread sleeps in it, `false` if it computes.
     sleeps: bool,
-    /// Whether it is recorded, and therefore none of this one's business.
+    /// `true` if the poll is recorded and therefore ignored by the inference.
     recorded: bool,
 }
 
@@ -18,7 +18,8 @@ fn at(micros: u64) -> Moment {
     Moment::from_nanos(micros * 1000)
 }
 
-/// What the worker tells at `now`: it parks between polls that are apart, else tells every 61.
+/// Returns the worker's counters at `now`. The worker parks between polls that are apart, and
+/// updates its counters then, else every 61 polls.
 fn beat(worker: usize, polls: &[Poll], now: u64) -> Beat {
     let (mut parks, mut batch, mut told) = (1, 0, 0);
     let mut last = 0;
@@ -44,7 +45,7 @@ fn poll_at(polls: &[Poll], now: u64) -> Option<(usize, Poll)> {
     found.map(|(number, poll)| (number, *poll))
 }
 
-/// The CPU time that a thread has used by `now`: of each poll that computes all, of one that sleeps 3 us.
+/// Returns the CPU time used by `now`: all of a poll that computes, 3 us of one that sleeps.
 fn cpu(polls: &[Poll], now: u64) -> Duration {
     let begun = polls.iter().take_while(|poll| poll.start <= now);
     let used = begun.map(|poll| {
@@ -54,7 +55,7 @@ fn cpu(polls: &[Poll], now: u64) -> Duration {
     Duration::from_micros(used.sum())
 }
 
-/// Looks until `end`; rounds take 300 us. What was told, and when; and the CPU time that was charged.
+/// Runs checks until `end`; a round takes 300 us. Returns the reports with their times.
 fn watch(threads: &[Vec<Poll>], workers: usize, end: u64) -> Vec<(Suspicion, u64)> {
     let (found, used) = watch_and_charge(threads, workers, end, Duration::from_micros(300));
     assert!(used <= Duration::from_micros(end / 1000) + Duration::from_millis(20), "{used:?}");
@@ -116,7 +117,7 @@ fn watch_and_charge(
     (all, used)
 }
 
-/// Polls of `length` ms back to back or apart, with one of `stall` ms every 900 ms.
+/// Returns polls of `length` ms, `apart` us apart, with a poll of `stall` ms every 900 ms.
 fn polls(length: u64, apart: u64, stall: (u64, bool), tasks: u64, end: u64) -> Vec<Poll> {
     let (mut polls, mut now, mut stalled) = (Vec::new(), 1, 0);
     while now < end {
@@ -163,7 +164,7 @@ fn who_sleeps_beyond_the_threshold_is_found_and_dated_and_nobody_else_is() {
 fn between_recorded_polls_that_never_end_every_plain_stall_is_found() {
     const END: u64 = 10_000_000;
     for (stall, workers) in [(120, 1), (120, 2), (150, 1), (150, 2), (400, 1), (400, 2)] {
-        // Periods that meet the searches at any place.
+        // Start offsets that meet the searches at any point.
         let recorded = |n: u64| -> Vec<Poll> {
             let all = polls(5, 0, (stall, true), 7, END - 333_000 * n).into_iter();
             let is_short = |poll: &Poll| poll.end - poll.start < 50_000;
@@ -181,7 +182,7 @@ fn who_computes_is_found_when_no_61_short_polls_could_be_it() {
     for workers in [1, 2] {
         let idle = |n: u64| polls(1, 97_003 + n, (600, false), 3, 10_000_000);
         let threads: Vec<Vec<Poll>> = (0..workers).map(idle).collect();
-        // One such stall takes 9 rounds, and these come every 1.5 s.
+        // One such stall takes 9 rounds, and they recur every 1.5 s.
         let cost = Duration::from_micros(100);
         let (found, _) = watch_and_charge(&threads, workers as usize, 11_000_000, cost);
         let expected: usize = threads.iter().map(|polls| long(polls, 50_000).len()).sum();
@@ -196,7 +197,7 @@ fn polls_of_5_ms_are_no_stall_even_if_all_are_one_tasks() {
         let hot = || polls(5, 0, (5, false), tasks, 6_000_000);
         let mut threads: Vec<Vec<Poll>> = (0..workers).map(|_| hot()).collect();
         assert_eq!(watch(&threads, workers, 6_000_000), [], "{tasks} tasks");
-        // Nor if the other worker has nothing to do.
+        // Also if the other worker is idle.
         threads.push(Vec::new());
         assert_eq!(watch(&threads, workers + 1, 6_000_000), [], "{tasks} tasks");
     }
@@ -205,7 +206,8 @@ fn polls_of_5_ms_are_no_stall_even_if_all_are_one_tasks() {
 #[test]
 fn blocking_polls_that_recur_at_equal_length_and_distance_are_found() {
     const END: u64 = 20_000_000;
-    // In percent of them, the fewest: what is above the threshold is less than the time between two looks.
+    // `least`: minimum percentage found. Polls that exceed the threshold by less than the check
+    // interval can be missed.
     for (length, least) in [(60, 10), (70, 10), (80, 30), (100, 80), (200, 100)] {
         for apart in [1, 3_001, 50_003, 400_007] {
             let starts = (1..END).step_by((length * 1000 + apart) as usize);
@@ -227,7 +229,8 @@ fn blocking_polls_that_recur_at_equal_length_and_distance_are_found() {
 
 #[test]
 fn a_thread_that_holds_up_no_worker_is_not_told() {
-    // It left its worker to another thread, and its stack does not show that. Which of the two is stuck?
+    // One thread handed its worker to another, and its stack does not show that. Which one is
+    // stalled is unknown.
     let poll = |end, task| vec![Poll { start: 1, end, task, sleeps: true, recorded: false }];
     let threads = [poll(5_000_000, 6), Vec::new(), poll(9_000_000, 5)];
     assert_eq!(watch(&threads, 2, 9_000_000), []);
