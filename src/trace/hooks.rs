@@ -1,10 +1,11 @@
-//! When the workers of a tokio runtime have nothing to do.
+//! Hooks of a tokio runtime: parked workers.
 //!
-//! tokio calls `on_thread_park` as a worker runs out of work and `on_thread_unpark` once it looks for work
-//! again, on the worker's thread, always in pairs. A builder has one slot for each of its hooks and the last
-//! closure set wins, silently; so whoever has closures of his own hands them to [`Hooks`].
+//! tokio calls `on_thread_park` when a worker runs out of work and `on_thread_unpark` when it looks
+//! for work again, on the worker's thread, always in pairs. A builder has one slot per hook, and
+//! the last closure set replaces the earlier ones silently. So a service passes its own closures to
+//! [`Hooks`].
 //!
-//! With `--cfg tokio_unstable` there are hooks around each poll as well (`unstable.rs`).
+//! With `--cfg tokio_unstable` there are also hooks around each poll (`unstable.rs`).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -17,27 +18,28 @@ use super::unstable::{self, TaskHooks};
 use crate::model::{RawKind, TaskKey};
 use crate::os::{births, fork, ticks};
 
-/// How many runtimes have the hooks.
+/// Number of runtimes with the hooks.
 static RUNTIMES: AtomicU64 = AtomicU64::new(0);
 
-/// Whether some runtime's hooks see its tasks.
+/// `true` if the hooks of some runtime report its tasks.
 static SEE_TASKS: AtomicBool = AtomicBool::new(false);
 
-/// Whether some runtime's hooks see its tasks. In a build without them it is no question at all.
+/// Returns `true` if the hooks of some runtime report its tasks. Constant `false` in a build
+/// without such hooks.
 #[inline]
 pub(super) fn see_tasks() -> bool {
     unstable::PRESENT && SEE_TASKS.load(Ordering::Relaxed)
 }
 
-/// Shows in the runtime trace what each worker of the runtime does: when it is parked, as slices named
-/// `parked`, and in a program built with `--cfg tokio_unstable` every poll of every task, by the place
-/// where the task was spawned. Without that flag, polls are shown of tasks spawned through
-/// [`task`](crate::task).
+/// Records the activity of each worker of the runtime in the runtime trace. Parked times are slices
+/// named `parked`. In a program built with `--cfg tokio_unstable` every poll of every task is
+/// recorded, under the place where the task was spawned. Without that flag, only polls of tasks
+/// spawned through [`task`](crate::task) are recorded.
 ///
-/// Takes the builder's `on_thread_park` and `on_thread_unpark` and, under `tokio_unstable`, the four hooks
-/// for tasks, of which a builder has one each, the last wins: set yours through [`Hooks`] instead. A
-/// builder that builds several runtimes shows them as one. Costs a relaxed load a hook while nothing
-/// records, and two reads of the clock and 16 bytes a park or poll while something does.
+/// Uses the builder's `on_thread_park` and `on_thread_unpark` and, under `tokio_unstable`, its four
+/// task hooks. A builder has one of each, and the last one set wins: set your own through [`Hooks`]
+/// instead. A builder that builds several runtimes shows them as one. Costs a relaxed load per hook
+/// while nothing records. While recording, a park or poll costs two clock reads and 16 bytes.
 ///
 /// ```
 /// let mut builder = tokio::runtime::Builder::new_multi_thread();
@@ -51,12 +53,12 @@ pub fn instrument(builder: &mut Builder) -> &mut Builder {
 /// A closure for one of a runtime's hooks.
 type Hook = Arc<dyn Fn() + Send + Sync>;
 
-/// [`instrument`] for a service that has closures of its own for the runtime's hooks.
+/// A variant of [`instrument`] for a service that sets its own closures for the runtime's hooks.
 ///
 /// ```
 /// let mut builder = tokio::runtime::Builder::new_multi_thread();
 /// marple::trace::Hooks::new()
-///     .on_thread_start(|| println!("a worker more"))
+///     .on_thread_start(|| println!("a thread starts"))
 ///     .on_thread_park(|| println!("nothing to do"))
 ///     .apply(&mut builder);
 /// let runtime = builder.enable_all().build()?;
@@ -74,46 +76,52 @@ pub struct Hooks {
 }
 
 impl Hooks {
-    /// marple's hooks alone.
+    /// Creates hooks without closures of the service.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Also calls `hook` as a thread of the runtime starts, and [tells](Self::tell_of_threads) of threads.
+    /// Also calls `hook` when a thread of the runtime starts, and notifies CPU profiles of new
+    /// threads (see [`tell_of_threads`](Self::tell_of_threads)).
     pub fn on_thread_start(mut self, hook: impl Fn() + Send + Sync + 'static) -> Self {
         self.start = Some(Arc::new(hook));
         self.tell_of_threads()
     }
 
-    /// Also lets CPU profiles know of a thread as it starts. They look for new ones as often as they read samples:
-    /// every 10 ms to 40 ms in a capture, every 0.2 s before it. Told, they look at once, which counts for threads of
-    /// `spawn_blocking` that are soon over: of those of 35 ms they see 0.9 and not 0.3 to 0.4 (`benches/README.md`). It
-    /// takes the builder's `on_thread_start`, and a turn of the profiler's thread for each start, 200 a second at most.
+    /// Also notifies CPU profiles of each thread that starts. Without it they list threads as often
+    /// as they read samples: every 10 ms to 40 ms in a capture, every 0.2 s in the look-back. A
+    /// notified profiler lists threads at once. This matters for short-lived threads of
+    /// `spawn_blocking`: of threads that live for 35 ms, 90 % are profiled instead of 30 % to 40 %
+    /// (`benches/README.md`).
+    ///
+    /// Uses the builder's `on_thread_start`. Each start wakes the profiler's thread, at most 200
+    /// times a second.
     pub fn tell_of_threads(mut self) -> Self {
         self.tells_of_threads = true;
         self
     }
 
-    /// Also calls `hook` as a thread of the runtime stops.
+    /// Also calls `hook` when a thread of the runtime stops.
     pub fn on_thread_stop(mut self, hook: impl Fn() + Send + Sync + 'static) -> Self {
         self.stop = Some(Arc::new(hook));
         self
     }
 
-    /// Also calls `hook` as a worker parks; its time is not in the slice.
+    /// Also calls `hook` before a worker parks. Its time is not part of the slice.
     pub fn on_thread_park(mut self, hook: impl Fn() + Send + Sync + 'static) -> Self {
         self.park = Some(Arc::new(hook));
         self
     }
 
-    /// Also calls `hook` as a worker has parked; its time is not in the slice.
+    /// Also calls `hook` after a worker was parked. Its time is not part of the slice.
     pub fn on_thread_unpark(mut self, hook: impl Fn() + Send + Sync + 'static) -> Self {
         self.unpark = Some(Arc::new(hook));
         self
     }
 
-    /// Sets the hooks of `builder`: park and unpark always, start and stop where a closure was given or threads are
-    /// told of, and those for tasks where there are any.
+    /// Sets the hooks of `builder`. Park and unpark are always set. Start and stop are set if a
+    /// closure was given; start also if threads are reported to CPU profiles. Task hooks are set if
+    /// the build has them.
     pub fn apply(self, builder: &mut Builder) -> &mut Builder {
         recorder::hooks_installed();
         let runtime = RUNTIMES.fetch_add(1, Ordering::Relaxed) + 1;

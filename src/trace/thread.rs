@@ -1,19 +1,19 @@
-//! A thread's rings, and the few instructions between a poll and its record.
+//! The rings of a thread, and the few instructions between a poll and its record.
 //!
 //! ```text
-//! begin   EPOCH (one relaxed load, all there is while off)
-//!         thread-local: our rings      clock      an open slice, three stores
-//! end     EPOCH, rings, clock          the slice's sixteen bytes, three stores; the open slice ends
+//! begin   EPOCH (one relaxed load, the whole cost while off)
+//!         thread-local: the rings      clock      an open slice, three stores
+//! end     EPOCH, rings, clock          a 16-byte record, three stores; clear the open slice
 //! ```
 //!
-//! No lock, no allocation, no call into the kernel. The exception is a thread's first record, which takes
-//! the registry's lock for its rings.
+//! No lock, no allocation, no system call. The exception is a thread's first record, which takes
+//! the registry's lock to get rings.
 //!
-//! Slices nest: a wrapped future may poll wrapped futures. The open ones are a stack of [`DEPTH`]; what is
-//! deeper is counted and not recorded. A begin that fell into a time of no recording has no open slice at
-//! its end: such a slice is recorded as if it had begun with the recording. `EPOCH` names the recording,
-//! so that a thread that slept through the end of one and the start of the next forgets what it had open. Its lowest bit is for
-//! whoever looks for stalls (`epoch`).
+//! Slices nest: a wrapped future can poll wrapped futures. The open ones form a stack of [`DEPTH`];
+//! deeper ones are counted and not recorded. A slice that began while nothing was recorded has no
+//! open slice at its end. It is recorded as if it had started with the recording. `EPOCH`
+//! identifies the recording, so a thread that was idle through the end of one and the start of the
+//! next discards its open slices. The lowest bit of `EPOCH` wakes the stall detector (`epoch`).
 
 mod epoch;
 mod epoch_word;
@@ -30,22 +30,22 @@ use epoch::RESTS;
 
 pub(super) use epoch::{BEGAN, EPOCH, SINCE, is_recorded, record, rest, rests, stir};
 
-/// How deep slices may nest.
+/// Maximum nesting depth of slices.
 const DEPTH: usize = 8;
 
-/// How many records a thread that has no rings loses before it asks again.
+/// Number of records a thread without rings loses before it requests rings again.
 const PATIENCE: u32 = 4096;
 
-/// The same if the registry was locked.
+/// The same if the registry's lock was taken.
 const BUSY_PATIENCE: u32 = 4;
 
-/// Records lost by threads without rings.
+/// Number of records lost by threads without rings.
 static ASTRAY: AtomicU64 = AtomicU64::new(0);
 
-/// Memory for a ring.
+/// Memory of a ring.
 pub(super) type Memory = &'static [AtomicU64];
 
-/// What one thread at a time writes to.
+/// The rings and open slices that one thread at a time writes to.
 #[derive(Debug)]
 #[repr(align(128))]
 pub(super) struct Rings {
@@ -54,19 +54,19 @@ pub(super) struct Rings {
     open: [Open; DEPTH],
     depth: AtomicU64,
     epoch: AtomicU64,
-    /// Slices that were too deep.
+    /// Number of slices that were nested too deep.
     pub(super) too_deep: AtomicU64,
-    /// The runtime and the worker's place in it, each plus one; 0 when unknown.
+    /// The runtime's number, counted from 1, and the worker's index plus one; 0 if unknown.
     pub(super) runtime: AtomicU64,
     pub(super) worker: AtomicU64,
     pub(super) tenancy: Mutex<Option<registry::Tenancy>>,
 }
 
-/// The slice that goes on, in one word.
+/// Kind and task of an open slice, packed into one word.
 #[derive(Clone, Copy)]
 struct What {
     kind: RawKind,
-    /// A wrapper has given the hooked poll its name.
+    /// `true` once a wrapper has named the hooked poll.
     named: bool,
     task: TaskKey,
 }
@@ -105,11 +105,11 @@ impl Rings {
         }
     }
 
-    /// What goes on, the outermost first; as of some time during the call.
+    /// Returns the open slices, outermost first, as of some time during the call.
     pub(super) fn open(&self) -> Vec<OpenSlice> {
         let since = SINCE.load(Ordering::Relaxed);
         let open = self.open.iter().map_while(Open::read);
-        // Older ones are left from a recording that ended before they did.
+        // Slices that started earlier are left over from a recording that ended before they did.
         let current = open.filter(|&(start, _)| start >= since);
         current
             .map(|(start, what)| {
@@ -119,7 +119,7 @@ impl Rings {
             .collect()
     }
 
-    /// Nothing goes on.
+    /// Clears all open slices.
     #[cold]
     pub(super) fn close(&self) {
         for open in &self.open {
@@ -136,18 +136,19 @@ impl Rings {
         self.open_one(what, tick);
     }
 
-    /// The first of a recording, or while whoever looks for stalls rests.
+    /// Starts the first slice of a recording, or the first one since the wake-up was armed.
     #[cold]
     fn begin_anew(&self, epoch: u64, what: What, tick: u64) {
         self.turn_to(epoch);
         self.open_one(what, tick);
-        // Parks hold nobody up. The poll has to be there for him to see, so he is woken last.
+        // A park is no stall, so it does not wake the stall detector. The slice must be visible
+        // before the detector wakes.
         if epoch & RESTS != 0 && what.kind != RawKind::Park && stir() {
             BEGAN.wake();
         }
     }
 
-    /// Forgets what is open, unless it is of the recording `epoch`.
+    /// Clears the open slices unless they belong to the recording `epoch`.
     fn turn_to(&self, epoch: u64) {
         if !self.is_of(epoch) {
             self.close();
@@ -155,7 +156,7 @@ impl Rings {
         }
     }
 
-    /// Whether what is open is of the recording `epoch`.
+    /// Returns `true` if the open slices belong to the recording `epoch`.
     #[inline]
     fn is_of(&self, epoch: u64) -> bool {
         let own = self.epoch.load(Ordering::Relaxed);
@@ -187,7 +188,7 @@ impl Rings {
         self.slices.push(RawSlice::new(what.kind, start, now, what.task).0);
     }
 
-    /// Ends what `kind` and `task` began at `start`, which is in its record what the open slice would say.
+    /// Ends the slice of `kind` and `task` that started at `start`, without reading the open slice.
     #[inline]
     fn end_known(&self, epoch: u64, (kind, task): (RawKind, TaskKey), start: u64, now: u64) {
         let depth = self.depth.load(Ordering::Relaxed);
@@ -206,7 +207,7 @@ impl Rings {
         }
     }
 
-    /// Ends what began before the recording.
+    /// Ends a slice that started before the recording.
     #[cold]
     fn end_older(&self, epoch: u64, what: What, now: u64) {
         self.close();
@@ -215,7 +216,8 @@ impl Rings {
         self.slices.push(RawSlice::new(what.kind, since, now, what.task).0);
     }
 
-    /// Gives the hooked poll that goes on the name of the wrapper in it; whether there was one to name.
+    /// Sets the site of the innermost slice to `site` if it is an unnamed hooked poll. Returns
+    /// `true` if it was.
     #[inline]
     fn name(&self, epoch: u64, site: u16) -> bool {
         let depth = self.depth.load(Ordering::Relaxed);
@@ -237,12 +239,12 @@ impl Rings {
 
 thread_local! {
     static HERE: Cell<Option<&'static Rings>> = const { Cell::new(None) };
-    /// Records to lose before the next try.
+    /// Records lost since the last attempt to get rings; 0 allows another attempt.
     static DENIED: Cell<u32> = const { Cell::new(0) };
     static LEASE: Lease = const { Lease };
 }
 
-/// Gives the thread's rings back when it ends.
+/// Returns the thread's rings to the registry at thread exit.
 struct Lease;
 
 impl Drop for Lease {
@@ -253,7 +255,7 @@ impl Drop for Lease {
     }
 }
 
-/// A slice begins on this thread, at `tick`.
+/// Starts a slice on this thread at `tick`.
 #[inline]
 pub(super) fn begin(kind: RawKind, task: TaskKey, tick: u64) {
     let epoch = EPOCH.load(Ordering::Relaxed);
@@ -264,8 +266,8 @@ pub(super) fn begin(kind: RawKind, task: TaskKey, tick: u64) {
     }
 }
 
-/// The slice that began last on this thread ends. `kind` and `task` are what it was, and asked for only where
-/// it began before the recording.
+/// Ends the innermost slice on this thread. `kind` and `task` describe it; `task` is called only if
+/// the slice started before the recording.
 #[inline]
 pub(super) fn end(kind: RawKind, task: impl FnOnce() -> TaskKey) {
     let epoch = EPOCH.load(Ordering::Relaxed);
@@ -276,8 +278,8 @@ pub(super) fn end(kind: RawKind, task: impl FnOnce() -> TaskKey) {
     }
 }
 
-/// The slice that began last on this thread ends, of which the caller knows what there is to know: what it is,
-/// and `start`, at which it began unless that was before the recording.
+/// Ends the innermost slice on this thread, which `kind`, `task` and `start` describe. `start` is
+/// not used if the slice started before the recording.
 #[inline]
 pub(super) fn end_known(kind: RawKind, task: TaskKey, start: u64) {
     let epoch = EPOCH.load(Ordering::Relaxed);
@@ -288,7 +290,7 @@ pub(super) fn end_known(kind: RawKind, task: TaskKey, start: u64) {
     }
 }
 
-/// As [`end_known`], and with the slice the task that was polled in it ends.
+/// Ends the innermost slice as [`end_known`] does, and the task that it polled.
 #[inline]
 pub(super) fn end_task(kind: RawKind, task: TaskKey, start: u64) {
     let epoch = EPOCH.load(Ordering::Relaxed);
@@ -301,14 +303,15 @@ pub(super) fn end_task(kind: RawKind, task: TaskKey, start: u64) {
     }
 }
 
-/// Lets the hooked poll that goes on bear the name of `site`; false where there is none, or it has a name.
+/// Sets the site of the innermost hooked poll. Returns `false` if no such poll is open or it is
+/// named already.
 #[inline]
 pub(super) fn name(site: u16) -> bool {
     let epoch = EPOCH.load(Ordering::Relaxed);
     epoch != 0 && here().is_some_and(|rings| rings.name(epoch, site))
 }
 
-/// Something became of a task; of one without a number nothing is said.
+/// Records a spawn or an end of a task. Ignores tasks without a number.
 #[inline]
 pub(super) fn task(kind: RawKind, task: TaskKey) {
     if EPOCH.load(Ordering::Relaxed) != 0
@@ -319,7 +322,7 @@ pub(super) fn task(kind: RawKind, task: TaskKey) {
     }
 }
 
-/// Says of which runtime this thread is a worker.
+/// Records the runtime that this thread is a worker of, and its worker index.
 #[inline]
 pub(super) fn works_for(runtime: u64) {
     if EPOCH.load(Ordering::Relaxed) != 0
@@ -332,7 +335,7 @@ pub(super) fn works_for(runtime: u64) {
     }
 }
 
-/// How many records threads without rings have lost so far.
+/// Returns the number of records lost by threads without rings.
 pub(super) fn astray() -> u64 {
     ASTRAY.load(Ordering::Relaxed)
 }
@@ -345,11 +348,11 @@ fn here() -> Option<&'static Rings> {
     }
 }
 
-/// The rings of a thread that has none yet.
+/// Gets rings for a thread that has none.
 #[cold]
 fn settle() -> Option<&'static Rings> {
     let denied = DENIED.get();
-    // A thread whose local storage is being taken down cannot give rings back any more.
+    // A thread whose local storage has been destroyed cannot return rings.
     if denied == 0 && LEASE.try_with(|_| ()).is_ok() {
         match registry::take() {
             Ok(rings) => {

@@ -1,10 +1,10 @@
 //! Inference of stalls in polls that are not recorded. Uses no clock, runtime or thread.
 //!
 //! ```text
-//! check   a worker that is not parked has unchanged counters        -> it makes no progress
+//! check   a worker that is not parked has unchanged counters     -> it makes no progress
 //! check   a worker's thread has used no CPU for the threshold, and
-//!         no parked worker explains it                              -> read its stack; report a poll
-//! round   threads that compute: in the same poll at every sample    -> report once certain
+//!         no parked worker explains it                           -> read its stack; report a poll
+//! round   threads that compute: in the same poll at every sample -> report once certain
 //! ```
 //!
 //! A worker updates its counters every 61 polls, so unchanged counters are only a hint: with polls

@@ -1,10 +1,10 @@
-//! Which recording runs, and whether whoever looks for stalls rests: one word, and the load of it is all that a
-//! poll costs while off.
+//! The epoch of the recording, and the wake-up of the stall detector: one word. While off, loading
+//! it is the whole cost of a poll.
 //!
-//! He sleeps while nothing is polled. The lowest bit of [`EPOCH`] ([`RESTS`]) says that he does: a thread whose rings
-//! are of the recording without it takes the way of a new recording, which is there anyhow, and wakes him
-//! after its poll has begun. So he costs a poll nothing but the first after a rest, which pays for one
-//! `write` to an `eventfd`.
+//! The stall detector sleeps while no task is being polled. The lowest bit of [`EPOCH`] ([`RESTS`])
+//! is set while it sleeps. A thread whose rings hold the epoch without that bit takes the existing
+//! slow path of a new recording, and wakes the detector after its slice is open. So a poll costs
+//! nothing extra, except the first one after a sleep, which makes one `write` to an `eventfd`.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -13,40 +13,40 @@ use crate::os::wake::Wake;
 
 pub(super) use super::epoch_word::RESTS;
 
-/// Which recording runs.
+/// Epoch of the recording.
 pub(in crate::trace) static EPOCH: Epoch = Epoch::of(AtomicU64::new(0));
 
-/// A poll has begun while he rested, or a recording.
+/// Wakes the stall detector: a poll started while it slept, or recording started or stopped.
 pub(in crate::trace) static BEGAN: Wake = Wake::new();
 
-/// The tick at which the recording began.
+/// Tick at which the recording started.
 pub(in crate::trace) static SINCE: AtomicU64 = AtomicU64::new(0);
 
-/// Sets which recording runs, none for no number.
+/// Starts the recording `number`, or stops recording if `None`.
 pub(in crate::trace) fn record(number: Option<u64>) {
     EPOCH.record(number);
-    // That took the bit away.
+    // The change cleared the wake-up bit.
     BEGAN.wake();
 }
 
-/// Whether anything is.
+/// Returns `true` while polls are recorded.
 #[inline]
 pub(in crate::trace) fn is_recorded() -> bool {
     EPOCH.load(Ordering::Relaxed) != 0
 }
 
-/// Has the next poll that begins wake [`BEGAN`], or the next recording if none runs. A poll that begins on another
-/// core right now may not see it.
+/// Arms the wake-up: the next poll that starts, or the next recording if none runs, wakes
+/// [`BEGAN`]. A poll that starts on another core at the same time may not see it.
 pub(in crate::trace) fn rest() {
     EPOCH.rest();
 }
 
-/// Whether that stands, and no poll has begun since.
+/// Returns `true` if the wake-up is still armed, so no poll has started since.
 pub(in crate::trace) fn rests() -> bool {
     EPOCH.rests()
 }
 
-/// Polls that begin wake nobody; whether they would have, until here.
+/// Disarms the wake-up. Returns `true` if it was armed.
 pub(in crate::trace) fn stir() -> bool {
     EPOCH.stir()
 }

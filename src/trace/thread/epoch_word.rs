@@ -1,35 +1,35 @@
-//! The word of an epoch, and what may be done to it; `tests/trace_loom.rs` tries the orders.
+//! The word of an epoch and its operations. `tests/trace_loom.rs` checks the orderings.
 //!
 //! ```text
-//! detector   looks, sees no poll      rest: sets RESTS       … woken: sees RESTS gone, looks
-//! thread     loads the word, has RESTS: opens its slice      stir: takes RESTS away, wakes if it was there
+//! detector   checks, sees no poll    rest: sets RESTS    … woken: sees RESTS cleared, checks
+//! thread     loads the word with RESTS: opens its slice  stir: clears RESTS; wakes if it was set
 //! ```
 //!
-//! A change releases what went before it and acquires what others released, so that the detector that sees the bit
-//! gone sees the slice that it was taken away for.
+//! Each change is a release and an acquire. So a detector that sees the bit cleared also sees the
+//! slice for which it was cleared.
 
 use crate::base::sync::AtomicU64;
 use crate::base::sync::Ordering::{AcqRel, Acquire, Relaxed};
 
-/// In the word: the next poll that begins wakes the stall detector.
+/// Bit in the word: the next poll that starts wakes the stall detector.
 pub(super) const RESTS: u64 = 1;
 
-/// The number of the recording that runs, times two, and [`RESTS`]; 0 while none does.
+/// Number of the recording times two, plus [`RESTS`]; 0 while nothing is recorded.
 pub(crate) struct Epoch(AtomicU64);
 
 impl Epoch {
-    /// Keeps it in `word`, which is 0 at first.
+    /// Creates an epoch in `word`, which must be 0.
     pub(super) const fn of(word: AtomicU64) -> Self {
         Self(word)
     }
 
-    /// The word. One load, all that a poll costs while nothing is recorded.
+    /// Returns the word. This one load is the whole cost of a poll while nothing is recorded.
     #[inline]
     pub(crate) fn load(&self, order: crate::base::sync::Ordering) -> u64 {
         self.0.load(order)
     }
 
-    /// Sets which recording runs, `None` for no number. Takes [`RESTS`] away.
+    /// Starts the recording `number`, or stops recording if `None`. Clears [`RESTS`].
     pub(super) fn record(&self, number: Option<u64>) {
         self.0.swap(number.map_or(0, |number| number << 1), AcqRel);
     }
@@ -40,13 +40,13 @@ impl Epoch {
         let _ = self.0.fetch_update(AcqRel, Relaxed, resting);
     }
 
-    /// Whether [`RESTS`] is set, or nothing is recorded.
+    /// Returns `true` if [`RESTS`] is set, or nothing is recorded.
     pub(super) fn rests(&self) -> bool {
         let epoch = self.0.load(Acquire);
         epoch == 0 || epoch & RESTS != 0
     }
 
-    /// Takes [`RESTS`] away; returns whether it was there.
+    /// Clears [`RESTS`]. Returns `true` if it was set.
     pub(super) fn stir(&self) -> bool {
         self.0.fetch_and(!RESTS, AcqRel) & RESTS != 0
     }

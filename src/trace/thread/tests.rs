@@ -1,6 +1,6 @@
 use super::*;
 
-/// The recorder is one for the process, so all that is said of it stands in one test.
+/// The recorder is process-wide state, so one test covers all of it.
 #[test]
 fn the_first_poll_after_a_rest_wakes_who_rested_and_keeps_what_was_open() {
     const NOBODYS: TaskKey = TaskKey { site: 0, number: 7 };
