@@ -1,12 +1,13 @@
-//! From the logs of the threads, the rings and the ledger to a [`Timeline`].
+//! Conversion of the threads' logs, the rings and the ledger to a [`Timeline`].
 //!
-//! Logs are consumed chunk by chunk, each freed once it is copied, into a vector reserved as a whole: record
-//! and event never both exist for more than a chunk, which is what lets the budget charge the dearer.
+//! Logs are consumed chunk by chunk into a vector reserved in advance; each chunk is freed once
+//! converted. Record and event both exist for at most one chunk, which is why the budget charges
+//! only the larger of the two.
 //!
-//! A timeline's `End` ends what began last on its track, while spans may be exited in any order. So each
-//! thread's open slices are held on a stack: an end below the top ends those above it too and begins them
-//! anew. The stack starts with the slices older than the session, known from their ends: the one that ended
-//! last is the outermost.
+//! A timeline's `End` closes the slice that began last on its track, but spans can be exited in any
+//! order. So the open slices of each thread are kept on a stack. An end below the top closes the
+//! slices above it and reopens them. The stack starts with the slices older than the session, which
+//! are known from their ends: the one that ended last is the outermost.
 
 use std::collections::HashMap;
 use std::mem;
@@ -25,7 +26,7 @@ use crate::model::{
 };
 use crate::os::ticks;
 
-/// The timeline of a session that has ended.
+/// Builds the timeline of a session that has ended.
 pub(super) fn assemble(
     shared: &Shared,
     strays: Counts,
@@ -36,7 +37,7 @@ pub(super) fn assemble(
 ) -> Timeline {
     let mut timeline = Timeline::new(anchor, std::process::id(), process_name());
     timeline.started = anchor.wall_at(started);
-    // The rings first: they go on being written over.
+    // The rings are read first, because their threads continue to overwrite them.
     let mut complete = None;
     if let Some(window) = window {
         let taken = flight::end(window, &mut timeline.strings);
@@ -73,7 +74,8 @@ pub(super) fn assemble(
     timeline
 }
 
-/// The process track: a slice for the time before the capture, one for the capture, and the instants.
+/// Writes the process track: a slice for the time before the capture, one for the capture, and the
+/// instants.
 fn process(
     timeline: &mut Timeline,
     mut instants: Vec<super::ledger::Instant>,
@@ -113,7 +115,7 @@ fn process(
     timeline.events.push(event(end, EventKind::End, Vec::new()));
 }
 
-/// One track for each counter.
+/// Writes one track per counter.
 fn counters(timeline: &mut Timeline, mut values: Vec<super::ledger::Value>) {
     values.sort_by(|a, b| (&a.series, a.at).cmp(&(&b.series, b.at)));
     let category = timeline.strings.intern("vitals");
@@ -130,7 +132,7 @@ fn counters(timeline: &mut Timeline, mut values: Vec<super::ledger::Value>) {
     }
 }
 
-/// The track of one thread.
+/// Writes the track of one thread.
 fn thread(
     timeline: &mut Timeline,
     sites: &mut Sites,
@@ -173,7 +175,7 @@ fn is_older(record: &Record) -> bool {
     matches!(record.what, What::EndOfOlder(..))
 }
 
-/// What the static data of a call site are called in the timeline, by the address of its metadata.
+/// Interned static data of call sites, by the address of their metadata.
 type Sites = HashMap<*const Metadata<'static>, Site>;
 
 #[derive(Clone, Copy)]
@@ -211,7 +213,7 @@ impl<'a> Pen<'a> {
         self.push(at, EventKind::End, self.span, Vec::new());
     }
 
-    /// An event is called by its message; without one, by its call site.
+    /// Writes an event. Its name is its message, or the name of its call site if it has none.
     fn instant(&mut self, at: Moment, site: &'static Metadata<'static>, fields: Option<&Fields>) {
         let site = self.site(site);
         let fields = || fields.into_iter().flat_map(Fields::iter);
@@ -261,7 +263,7 @@ impl<'a> Pen<'a> {
     }
 }
 
-/// The name of the executable.
+/// Returns the file name of the executable.
 fn process_name() -> String {
     std::env::current_exe()
         .ok()

@@ -1,41 +1,41 @@
-//! Who may use how much of `max_bytes`, and what things cost.
+//! Memory budget within `max_bytes`, and the price of each item.
 //!
-//! Prices are what the dearest moment takes. A recording's dearest moment lies in the making of its
-//! timeline: at its beginning all records exist and the room for all events is reserved, at its end all
-//! events have their arguments and no record is left. So an event pays for itself and for its record or its
-//! arguments, whichever is more.
+//! Prices are peak costs. The peak of a recording is in building its timeline. At its start all
+//! records exist and the memory for all events is reserved. At its end all events have their
+//! arguments and no record is left. So an event costs `event + max(record, arguments)`.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use super::log::Record;
 use crate::model::{ArgValue, StringHandle, TimelineEvent};
 
-/// What an event takes in the timeline, without its arguments.
+/// Size of an event in the timeline, without its arguments.
 pub(super) const EVENT: usize = size_of::<TimelineEvent>();
 
-/// What an argument takes in the timeline.
+/// Size of an argument in the timeline.
 const ARG: usize = size_of::<(StringHandle, ArgValue)>();
 
-/// What a record takes, its part in the list of chunks included.
+/// Size of a record, including its part of the list of chunks.
 const RECORD: usize = size_of::<Record>() + 1;
 
 const _: () = assert!(RECORD <= 41, "a record stays within 40 bytes");
 
-/// What a text takes in the timeline's table besides its bytes, at the worst moment of the table's growth,
-/// when the old and the new one both exist: reference counts 24, row 48, hash entry 85.
+/// Size of a text in the timeline's string table, in addition to its bytes, at the peak of the
+/// table's growth, when the old and the new table both exist: reference counts 24 + row 48 + hash
+/// entry 85, rounded up.
 pub(super) const TEXT: usize = 160;
 
-/// The price of an event with so many arguments.
+/// Returns the price of an event with `args` arguments.
 pub(super) const fn price(args: usize) -> usize {
     let args = args * ARG;
     EVENT + if args > RECORD { args } else { RECORD }
 }
 
-/// The session whose budget has refused somebody.
+/// Number of the session whose budget is used up.
 static SPENT: AtomicU64 = AtomicU64::new(0);
 
-/// Bytes that may still be used by a session. Once it refuses anybody the recording is over for
-/// everybody, so that all threads' tracks end about together and fields are no longer formatted in vain.
+/// The bytes that a session may still use. The first refusal ends the recording for all threads, so
+/// that all tracks end at about the same time and fields are not formatted for nothing.
 #[derive(Debug)]
 pub(super) struct Budget {
     session: u64,
@@ -43,17 +43,16 @@ pub(super) struct Budget {
 }
 
 impl Budget {
-    /// The threads' share in `session`.
+    /// Creates the budget of the threads in `session`.
     pub(super) const fn new(session: u64, bytes: usize) -> Self {
         Self { session, left: AtomicUsize::new(bytes) }
     }
 
-    /// The session.
     pub(super) const fn session(&self) -> u64 {
         self.session
     }
 
-    /// Takes `most`, or `least` where there is no more.
+    /// Takes `most` bytes, or `least` if `most` are not available. Returns `None` if neither are.
     pub(super) fn take(&self, most: usize, least: usize) -> Option<usize> {
         let taken = [most, least].into_iter().find(|&bytes| {
             let less = |left: usize| left.checked_sub(bytes);
@@ -66,7 +65,7 @@ impl Budget {
     }
 }
 
-/// Whether the budget of `session` is used up.
+/// Returns `true` if the budget of `session` is used up.
 pub(super) fn is_spent(session: u64) -> bool {
     SPENT.load(Ordering::Relaxed) == session
 }

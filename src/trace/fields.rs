@@ -1,10 +1,13 @@
-//! The fields of a span or an event, as bounded text.
+//! The fields of a span or an event, as texts of bounded size.
 //!
-//! A value's `Debug` is the user's code, running on the user's thread because we asked. It is fenced: one
-//! that panics costs its own text and not the service, which may never have formatted that field before the
-//! capture began (the panic hook still runs and prints; under `panic = "abort"` there is no fence). It is
-//! stopped: from [`MAX_TEXT`] bytes on, the writer refuses, so that a million elements are not walked. It
-//! may emit events of its own: nothing of ours is locked or borrowed while it runs.
+//! A value's `Debug` is user code that runs on the user's thread at marple's request.
+//!
+//! * Panics are caught. A panic loses only the text of that value. It does not stop the service,
+//!   which may never have formatted that field before the capture. The panic hook still runs and
+//!   prints. Under `panic = "abort"` panics cannot be caught.
+//! * Output is limited. Beyond [`MAX_TEXT`] bytes the writer returns an error, so that formatting
+//!   does not visit a million elements.
+//! * It may emit events. No lock or borrow of marple is held while it runs.
 
 use std::fmt::{self, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -13,28 +16,29 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tracing::field::{Field, Visit};
 
-/// The longest text of one value, in bytes; a longer one ends in `…`.
+/// Maximum length of one value's text in bytes. A longer one is cut and ends in `…`.
 pub(super) const MAX_TEXT: usize = 256;
 
-/// The most fields of one span or event.
+/// Maximum number of fields of one span or event.
 pub(super) const MAX_FIELDS: usize = 16;
 
-/// What an event's text is called by `tracing`.
+/// Name of the field with an event's text in `tracing`.
 pub(super) const MESSAGE: &str = "message";
 
-/// Names and texts. All texts stand in one allocation.
+/// Names and texts of fields. All texts share one allocation.
 #[derive(Debug, Default)]
 pub(super) struct Fields {
-    /// The session that has paid for the texts.
+    /// The session in which the texts were charged to the budget.
     paid_in: AtomicU64,
     text: String,
-    /// Names, and where their texts end.
+    /// Names, and the end offsets of their texts.
     parts: Vec<(&'static str, usize)>,
 }
 
 impl Fields {
-    /// The fields that `record` hands to the visitor, after those of `earlier` that are not among them;
-    /// none when there are none. Adds to `left_out` how many were too many.
+    /// Collects the fields that `record` passes to the visitor, followed by those of `earlier` with
+    /// other names. Returns `None` if there are no fields. Adds the number of fields above the
+    /// limit to `left_out`.
     pub(super) fn gather(
         earlier: Option<&Self>,
         left_out: &mut u64,
@@ -51,7 +55,7 @@ impl Fields {
         (!gather.fields.parts.is_empty()).then(|| Arc::new(gather.fields))
     }
 
-    /// Names and texts.
+    /// Returns names and texts.
     pub(super) fn iter(&self) -> impl Iterator<Item = (&'static str, &str)> {
         let mut from = 0;
         self.parts.iter().map(move |&(name, end)| {
@@ -61,24 +65,23 @@ impl Fields {
         })
     }
 
-    /// How many there are.
     pub(super) fn len(&self) -> usize {
         self.parts.len()
     }
 
-    /// How many bytes the texts have together.
+    /// Returns the length of all texts in bytes.
     pub(super) fn text_len(&self) -> usize {
         self.text.len()
     }
 
-    /// Whether `session` has yet to pay for the texts; says no when asked again.
+    /// Returns `true` if the texts are not charged to `session` yet, and marks them as charged.
     pub(super) fn unpaid_in(&self, session: u64) -> bool {
         self.paid_in.load(Ordering::Relaxed) != session
             && self.paid_in.swap(session, Ordering::Relaxed) != session
     }
 }
 
-/// The visitor.
+/// The visitor that collects fields.
 struct Gather {
     fields: Fields,
     left_out: u64,
@@ -120,7 +123,7 @@ impl Visit for Gather {
     }
 }
 
-/// A writer that refuses what is past its room.
+/// A writer that returns an error once its limit is reached.
 struct Bounded<'a> {
     text: &'a mut String,
     room: usize,

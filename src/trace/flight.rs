@@ -1,16 +1,17 @@
-//! The flight recorder: when the rings are written, and what a capture takes from them.
+//! The flight recorder: controls recording into the rings and copies captures from them.
 //!
-//! A capture reads the rings twice. At its start it copies what is in them of the window before, because
-//! that is what goes on being written over; at its stop it copies what has come since. Both together are
-//! the window before and all that followed, as far as it fitted. What was written over in between is
-//! counted. Copying takes a millisecond a megabyte and the writers nothing.
+//! A capture reads the rings twice. At its start it copies the records of the window before,
+//! because these will be overwritten. At its stop it copies the records written since. Together
+//! they are the window before the capture and the capture, as far as they fit. Records overwritten
+//! in between are counted. Copying takes a millisecond per megabyte and does not slow down the
+//! writers.
 //!
-//! All of it stays within `max_bytes`: a quarter for the rings, which is held all the time, as much for
-//! each of the two copies, and the last quarter for spans, events and vitals.
+//! Everything stays within `max_bytes`: a quarter for the rings, which is held all the time, a
+//! quarter for each of the two copies, and the last quarter for spans, events and vitals.
 //!
-//! *How far back* is said with care. A ring that has gone round holds nothing before its oldest record; a
-//! slice of another thread from before that is shown, but the picture of all threads is complete only from
-//! the latest of those moments on ([`Taken::complete`]).
+//! The start of the complete data is reported exactly. A ring that has wrapped holds nothing before
+//! its oldest record. Earlier slices of other threads are shown, but the data of all threads is
+//! complete only from the latest of these start times on ([`Taken::complete`]).
 
 use crate::base::sync::Mutex;
 use std::collections::VecDeque;
@@ -29,21 +30,21 @@ use crate::model::{
 };
 use crate::os::ticks;
 
-/// The share of `max_bytes` that the rings take, and each of the two copies of a capture.
+/// Divisor of `max_bytes` for the rings, and for each of the two copies of a capture.
 pub(super) const SHARE: u64 = 4;
 
-/// The default of `trace.window`.
+/// Default of `trace.window`.
 const WINDOW: Duration = Duration::from_secs(30);
 
-/// How many pairs of tick and moment are kept. They are a sixth of the window apart, so that there is one
-/// from before the window.
+/// Number of pairs of tick and moment that are kept. They are 1/6 of the window apart, so that one
+/// is from before the window.
 const PAIRS: usize = 8;
 
 static FLIGHT: Mutex<Flight> = Mutex::new(Flight::new());
 
 struct Flight {
     mode: TraceMode,
-    /// None as long as nobody has set any.
+    /// `None` until it is configured or a capture starts.
     max_bytes: Option<Bytes>,
     window: Duration,
     captures: u32,
@@ -70,9 +71,9 @@ impl Default for Flight {
     }
 }
 
-/// Sets when polls and parks are recorded and within what bounds: `max_bytes` for everything a runtime trace
-/// takes at any time, of which a quarter is held all the time, and `window` for how long what was recorded
-/// is of interest. Memory that is in use already is not given back.
+/// Sets the mode and the limits of recording polls and parks. `max_bytes` limits all memory of a
+/// runtime trace at any time; a quarter of it is held all the time. `window` is the length of the
+/// history to keep. Memory that is already in use is not freed.
 pub fn configure(mode: TraceMode, max_bytes: Bytes, window: Duration) {
     let mut flight = lock();
     flight.mode = mode;
@@ -81,7 +82,7 @@ pub fn configure(mode: TraceMode, max_bytes: Bytes, window: Duration) {
     flight.apply();
 }
 
-/// Takes a pair of tick and moment, if the last is old enough.
+/// Records a pair of tick and moment if the last one is old enough.
 pub(super) fn calibrate() {
     if EPOCH.load(Ordering::Relaxed) == 0 {
         return;
@@ -94,14 +95,14 @@ pub(super) fn calibrate() {
     }
 }
 
-/// What ticks are, as far as it is known.
+/// Returns the current conversion of ticks to moments.
 pub(super) fn calibration() -> Calibration {
     let flight = lock();
     Calibration::new(flight.pairs.iter().copied().chain([ticks::pair()]))
 }
 
 impl Flight {
-    /// Brings the recorder into the state that mode and captures ask for.
+    /// Starts or stops recording as the mode and the number of captures require.
     fn apply(&mut self) {
         let on = match self.mode {
             TraceMode::Always => true,
@@ -111,7 +112,7 @@ impl Flight {
         let bytes = self.max_bytes.map_or(0, |bytes| bytes.get() / SHARE);
         let runs = EPOCH.load(Ordering::Relaxed) != 0;
         if on && !runs {
-            // Before the first tick is read: it decides what ticks are.
+            // Selects the clock source, which must precede the first tick.
             ticks::source();
             self.pairs.clear();
             let (tick, at) = ticks::pair();
@@ -130,8 +131,9 @@ impl Flight {
         self.pairs.push_back((tick, at));
     }
 
-    /// Taken for nanoseconds where the rate is not known yet, which makes the window too short by the
-    /// counter's gigahertz: rings are then handed on a little early.
+    /// Returns the window in ticks. While the rate is unknown, a tick counts as a nanosecond. The
+    /// result is then too small by a factor of the counter's rate in GHz, and rings are reused
+    /// slightly early.
     fn window_in_ticks(&self) -> u64 {
         let calibration = Calibration::new(self.pairs.iter().copied());
         let now = Moment::from_nanos(u64::MAX / 4);
@@ -140,7 +142,7 @@ impl Flight {
     }
 }
 
-/// What a capture has copied at its start.
+/// The copy that a capture makes at its start.
 #[derive(Debug)]
 pub(super) struct Window {
     from: u64,
@@ -148,7 +150,7 @@ pub(super) struct Window {
     threads: Vec<Copies>,
 }
 
-/// What was copied of one thread.
+/// The records copied from one thread.
 #[derive(Clone, Debug)]
 struct Copies {
     rings: &'static Rings,
@@ -157,19 +159,20 @@ struct Copies {
     tasks: Vec<Words>,
     next_slice: u64,
     next_task: u64,
-    /// Before the oldest slice there were others.
+    /// `true` if older slices of the window were overwritten.
     cut: bool,
 }
 
-/// What a capture got.
+/// The data of a capture.
 pub(super) struct Taken {
     pub(super) activity: Activity,
-    /// From here on nothing of any thread is missing, but for what is counted as lost.
+    /// Time from which the data of all threads is complete, except for counted losses.
     pub(super) complete: Moment,
     pub(super) losses: Losses,
 }
 
-/// A capture begins: what the rings hold of the window before it. None when polls are not to be recorded.
+/// Starts a capture and copies the window before it from the rings. Returns `None` if recording
+/// polls is off.
 pub(super) fn begin(max_bytes: Bytes) -> Option<Window> {
     let mut flight = lock();
     if flight.mode == TraceMode::Off {
@@ -188,7 +191,7 @@ pub(super) fn begin(max_bytes: Bytes) -> Option<Window> {
     Some(Window { from, lost_before: lost_without_rings(), threads })
 }
 
-/// The capture that began with `window` ends.
+/// Ends the capture that started with `window` and returns its data.
 pub(super) fn end(window: Window, strings: &mut StringTable) -> Taken {
     let cutoff = ticks::now();
     let Window { from, lost_before, mut threads } = window;
@@ -214,7 +217,7 @@ pub(super) fn end(window: Window, strings: &mut StringTable) -> Taken {
     Taken { activity, complete, losses }
 }
 
-/// What there is so far of the capture that began with `window`; it goes on.
+/// Returns the data so far of the capture that started with `window`, without ending it.
 pub(super) fn peek(window: &Window, strings: &mut StringTable) -> Activity {
     let cutoff = ticks::now();
     let mut threads = window.threads.clone();
@@ -222,7 +225,8 @@ pub(super) fn peek(window: &Window, strings: &mut StringTable) -> Activity {
     show(threads, (window.from, cutoff), calibration(), strings)
 }
 
-/// Copies what has come since, of threads that were there and that were not. How much of it was gone.
+/// Appends records written since the last copy, including those of new threads. Returns the number
+/// of slices overwritten before they were copied.
 fn go_on(threads: &mut Vec<Copies>, from: u64) -> u64 {
     let mut gone = 0;
     for (rings, tenancy) in registry::all() {
@@ -235,7 +239,7 @@ fn go_on(threads: &mut Vec<Copies>, from: u64) -> u64 {
     gone
 }
 
-/// What was copied, up to a tick and with its names.
+/// Builds the activity up to `cutoff` from the copied records.
 fn show(
     threads: Vec<Copies>,
     (from, cutoff): (u64, u64),
@@ -254,19 +258,19 @@ fn show(
             shown.push(ThreadSlices { tid, name, slices, open });
         }
     }
-    // Stable, for it merges what is sorted already, as each thread's are.
+    // Stable, because a stable sort merges the sorted runs of the threads.
     tasks.sort_by_key(|task| task.at());
     let from = calibration.moment(from);
     let sites = sites::names(strings);
     Activity { calibration, from, threads: shown, tasks, sites }
 }
 
-/// The capture that began with a window is given up.
+/// Discards a capture without reading its data.
 pub(super) fn abandon() {
     close();
 }
 
-/// One capture fewer; the pairs of ticks and moments to date by.
+/// Unregisters a capture. Returns the pairs of tick and moment that date its records.
 fn close() -> Vec<(u64, Moment)> {
     let mut flight = lock();
     flight.captures = flight.captures.saturating_sub(1);
@@ -276,14 +280,14 @@ fn close() -> Vec<(u64, Moment)> {
 }
 
 impl Copies {
-    /// What a thread's rings hold that ended after `from`.
+    /// Copies a thread's records that ended at or after `from`.
     fn first(rings: &'static Rings, tenancy: Tenancy, from: u64) -> Self {
         let slices = rings.slices.copy(tenancy.first_slice, |words| RawSlice(words).end() >= from);
         let tasks = rings.tasks.copy(tenancy.first_task, |words| RawTask(words).at() >= from);
         Self {
             rings,
             tenancy,
-            // Where the oldest record was wanted there have been others that were, too.
+            // If the oldest record is in the window, earlier ones were too.
             cut: slices.gone > 0 && slices.gone + slices.records.len() as u64 == slices.next,
             slices: slices.records,
             tasks: tasks.records,
@@ -292,7 +296,8 @@ impl Copies {
         }
     }
 
-    /// What has come since; how much of that was gone.
+    /// Appends the records written since. Returns the number of slices overwritten before they were
+    /// copied.
     fn go_on(&mut self) -> u64 {
         let Rings { slices, tasks, .. } = self.rings;
         let (_, gone) = slices.copy_onto(&mut self.slices, self.next_slice, |_| true);
@@ -300,9 +305,9 @@ impl Copies {
         gone
     }
 
-    /// The slices that had ended by `cutoff`, and those that had not.
+    /// Returns the slices that had ended by `cutoff`, and those still open then.
     fn until(self, cutoff: u64) -> (Vec<RawSlice>, Vec<OpenSlice>) {
-        // Asked after the copy, so that what ended meanwhile is in one of the two at least.
+        // Read after the copy, so that a slice that ends meanwhile is in at least one of the two.
         let mut open: Vec<OpenSlice> = match registry::is_over(self.tenancy.id) {
             true => Vec::new(),
             false => self.rings.open(),
@@ -327,8 +332,8 @@ impl Copies {
         (slices, open)
     }
 
-    /// The thread's name, its place among the workers of its runtime, and which runtime that is, if there
-    /// are several.
+    /// Returns the thread's name, its worker index, and the runtime's number if there are several
+    /// runtimes.
     fn name(&self, several: bool) -> String {
         let mut name = self.tenancy.thread.to_string();
         let [runtime, worker] =
@@ -351,12 +356,12 @@ fn runtimes(threads: &[Copies]) -> usize {
     known.len()
 }
 
-/// Records that found no ring, and slices that were too deep.
+/// Returns the number of records lost without a ring, plus slices nested too deep.
 fn lost_without_rings() -> u64 {
     astray() + registry::too_deep()
 }
 
-/// No code that can panic runs under the lock.
+/// Ignores poisoning: no code that can panic runs under the lock.
 fn lock() -> MutexGuard<'static, Flight> {
     FLIGHT.lock().unwrap_or_else(PoisonError::into_inner)
 }

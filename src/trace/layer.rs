@@ -1,10 +1,11 @@
-//! `tracing`'s spans and events.
+//! The layer for `tracing`'s spans and events.
 //!
-//! A slice is one stay in a span on one thread, from enter to exit, so a future's span shows each of its
-//! polls. The fields of a span are formatted once, when it is made *while a session runs*, and kept with the
-//! span (`tracing-subscriber`'s extensions); a poll then costs a reference count. A span made while nothing
-//! records has its name, target and level, and no fields but those set during the session: keeping the
-//! fields of every span for a capture that may never come is not cheap.
+//! A slice is one enter and exit of a span on one thread, so the span of a future has a slice per
+//! poll. The fields of a span are formatted once, when it is created *while a session runs*. They
+//! are kept in the span's extensions (`tracing-subscriber`), so each poll costs only a reference
+//! count. A span created while nothing records has its name, target and level, and only the fields
+//! set during the session. Keeping the fields of every span for a capture that may never come is
+//! not cheap.
 
 use std::sync::Arc;
 
@@ -20,7 +21,8 @@ use super::log::{Ended, Pages, Source};
 use super::loss::Cause;
 use super::recorder;
 
-/// Puts spans and events into the runtime trace. Add it to the service's subscriber, once:
+/// Creates the layer that records spans and events in the runtime trace. Add it once to the
+/// service's subscriber:
 ///
 /// ```
 /// use tracing_subscriber::prelude::*;
@@ -32,18 +34,18 @@ use super::recorder;
 ///     .init();
 /// ```
 ///
-/// It shows what the subscriber lets through. Where filters stand on single layers, give it one as well
-/// (`layer().with_filter(…)`): a layer without one turns every call site of the program on, whether or not
-/// a capture runs.
+/// It records what the subscriber enables. If filters are set on single layers, this layer needs a
+/// filter too (`layer().with_filter(…)`): a layer without a filter enables every call site of the
+/// program, even while no capture runs.
 pub fn layer() -> Layer {
     Layer(())
 }
 
-/// See [`layer()`].
+/// A `tracing-subscriber` layer that records spans and events; created by [`layer()`].
 #[derive(Debug)]
 pub struct Layer(());
 
-/// A span's fields, as its extension.
+/// A span's fields, stored in its extensions.
 struct SpanFields(Arc<Fields>);
 
 impl<S> tracing_subscriber::Layer<S> for Layer
@@ -104,13 +106,13 @@ where
     }
 }
 
-/// What a span's slices show.
+/// Returns the call site and the fields of a span's slices.
 fn source<'a, S: LookupSpan<'a>>(span: &SpanRef<'a, S>) -> Source {
     let fields = span.extensions().get().map(|SpanFields(fields)| Arc::clone(fields));
     Source { site: span.metadata(), fields }
 }
 
-/// Keeps the fields that `record` tells with their span, besides those it has.
+/// Stores the fields that `record` reports in the span, merged with the fields it already has.
 fn keep<'a, S: LookupSpan<'a>>(
     session: u64,
     span: Option<SpanRef<'a, S>>,

@@ -1,7 +1,7 @@
-//! What is recorded of the process as a whole: vitals as counters, and instants such as the trigger.
+//! Records of the process as a whole: vitals as counters, and instants such as the trigger.
 //!
-//! Called a few times a second by the agent, so it is a vector under a lock. It has a share of the memory
-//! to itself: these lines are what the rest of the picture is read against.
+//! The agent writes a few of them a second, so a vector under a lock suffices. The ledger has its
+//! own share of the memory, because all other data is interpreted with the help of these tracks.
 
 use crate::base::sync::Mutex;
 use std::sync::{Arc, PoisonError};
@@ -14,16 +14,16 @@ use super::recorder;
 use crate::base::{Clock, Moment, SystemClock};
 use crate::model::Vitals;
 
-/// The longest text of an instant, in bytes.
+/// Maximum length of an instant's text in bytes.
 const MAX_TEXT: usize = 1 << 10;
 
-/// What a value costs: in the ledger, whose vector may have twice the room it needs, or in the timeline.
+/// Price of a value: `2 * value + event`. The factor covers the capacity of a growing vector.
 const VALUE: usize = 2 * size_of::<Value>() + EVENT;
 
-/// How many counters there are besides the service's own.
+/// Number of counters, without those defined by the service.
 const FIXED: usize = 7;
 
-/// A line of the picture. The order is the order of the tracks.
+/// A counter track. Variants are in the order of the tracks.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Series {
     Rss,
@@ -40,7 +40,7 @@ pub(super) enum Series {
 }
 
 impl Series {
-    /// Its name in a timeline.
+    /// Returns the name in a timeline.
     pub(super) fn name(&self) -> String {
         match self {
             Self::Rss => "rss".to_owned(),
@@ -57,7 +57,7 @@ impl Series {
         }
     }
 
-    /// The unit of its values.
+    /// Returns the unit of the values.
     pub(super) const fn unit(&self) -> &'static str {
         match self {
             Self::Rss | Self::WorkingSet => "bytes",
@@ -77,7 +77,7 @@ pub(super) struct Value {
     pub(super) value: f64,
 }
 
-/// Something that happened to the process.
+/// An event of the process.
 #[derive(Clone, Debug)]
 pub(super) struct Instant {
     pub(super) at: Moment,
@@ -85,7 +85,7 @@ pub(super) struct Instant {
     pub(super) text: String,
 }
 
-/// All of it, in the order in which it was told.
+/// All values and instants of a session, in the order in which they were recorded.
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
     left: usize,
@@ -95,7 +95,7 @@ pub(super) struct Ledger {
 }
 
 impl Ledger {
-    /// An empty ledger that may use `left` bytes.
+    /// Creates an empty ledger that may use `left` bytes.
     pub(super) fn new(left: usize) -> Self {
         Self { left, values: Vec::new(), instants: Vec::new(), counts: Counts::default() }
     }
@@ -154,11 +154,12 @@ impl Ledger {
     }
 }
 
-/// Records one tick as counters, at `vitals.at`, and keeps one a second of the last two minutes for the
-/// sessions to come.
+/// Records the vitals of one tick as counters at `vitals.at`. Also keeps one reading a second of
+/// the last two minutes for future sessions.
 ///
-/// `rss` and `working set` are in bytes, `cpu` in cores, `runtime lag` in nanoseconds; `tasks alive`,
-/// `threads`, `fds`, every `gauge.NAME`, `counter.NAME.rate`, `histogram.NAME.p50` and `.p99` are counts. What could not be measured has no value.
+/// `rss` and `working set` are in bytes, `cpu` in cores, `runtime lag` in nanoseconds. `tasks
+/// alive`, `threads`, `fds`, every `gauge.NAME`, `counter.NAME.rate`, `histogram.NAME.p50` and
+/// `.p99` are counts. Values that could not be measured are omitted.
 pub fn record_vitals(vitals: &Vitals) {
     flight::calibrate();
     RECENT.lock().unwrap_or_else(PoisonError::into_inner).keep(vitals);
@@ -167,7 +168,8 @@ pub fn record_vitals(vitals: &Vitals) {
     }
 }
 
-/// Lets the ledger of a session that begins hold the vitals from before it, in at most half of its room.
+/// Fills the ledger of a new session with the vitals from before it, using at most half of its
+/// memory.
 pub(super) fn begin(shared: &recorder::Shared) {
     let recent = RECENT.lock().unwrap_or_else(PoisonError::into_inner);
     let mut ledger = shared.ledger();
@@ -182,15 +184,15 @@ pub(super) fn begin(shared: &recorder::Shared) {
     }
 }
 
-/// Rows of vitals kept while no session runs: two minutes of one a second.
+/// Number of vitals kept while no session runs: one a second for two minutes.
 const RECENT_ROWS: usize = 120;
 
-/// How far they are apart at least; a tick that comes a little early is taken.
+/// Minimum time between them. Less than a second, so that a tick that is slightly early is kept.
 const RECENT_STEP: Duration = Duration::from_millis(950);
 
 static RECENT: Mutex<Recent> = Mutex::new(Recent { rows: Vec::new(), next: 0 });
 
-/// The last rows, in a ring.
+/// Ring buffer of the last vitals.
 #[derive(Default)]
 struct Recent {
     rows: Vec<Vitals>,
@@ -216,8 +218,8 @@ impl Recent {
     }
 }
 
-/// Records that something happened to the process as a whole, such as a trigger and its reason. Does
-/// nothing while no session runs; a text past 1 KiB is cut.
+/// Records an event of the process as a whole, such as a trigger and its reason. Does nothing while
+/// no session runs. A text longer than 1 KiB is cut.
 pub fn record_instant(name: &str, text: &str) {
     if let Some(shared) = recorder::running() {
         let mut ledger = shared.ledger();

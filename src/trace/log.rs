@@ -1,17 +1,17 @@
-//! What one thread recorded in one session.
+//! The records of one thread in one session.
 //!
-//! Only its thread writes a log, only the session's end takes it, so its lock is contended once in its
-//! life at most. Memory comes in chunks that never move (a growing vector would copy megabytes in the
-//! middle of somebody's request) and is paid for from the session's [`Budget`] in grants, so that threads
-//! meet at the shared counter once in a few dozen records.
+//! Only its thread writes a log and only the session's end takes it, so its lock is contended at
+//! most once. Memory comes in chunks that never move, because a growing vector would copy megabytes
+//! in the middle of a request. It is charged to the session's [`Budget`] in grants, so threads
+//! access the shared counter only once in a few dozen records.
 //!
 //! Invariants:
-//! * a slice that begins in the log has paid for its end: room for it is never lacking;
-//! * once a payment is refused the log is `full` for good, so lost slices lie inside recorded ones, never
+//! * a slice that begins in the log has paid for its end, so the end is never refused;
+//! * once a payment is refused the log stays `full`, so lost slices are inside recorded ones, never
 //!   around them;
-//! * `open` holds the ids of the recorded slices that have not ended, the innermost last; an end that is
-//!   not among them belongs to a lost begin while `lost_open` is not zero, else to a slice that is older
-//!   than the session.
+//! * `open` holds the ids of the recorded slices that have not ended, innermost last. An end that
+//!   is not among them belongs to a lost begin while `lost_open > 0`, else to a slice older than
+//!   the session.
 
 use std::mem;
 use std::sync::{Arc, Mutex, PoisonError, TryLockError};
@@ -24,20 +24,20 @@ use super::loss::{Cause, Counts};
 use crate::base::{Clock, Moment, SystemClock};
 use crate::os::threads;
 
-/// How deep the slices of a thread may nest.
+/// Maximum nesting depth of a thread's slices.
 pub(super) const MAX_DEPTH: usize = 128;
 
-/// Records in a chunk: 2.5 KiB, which is what the last chunk of a thread may waste.
+/// Records in a chunk: 2.5 KiB, the maximum waste in a thread's last chunk.
 const CHUNK: usize = 64;
 
-/// Taken from the budget at a time: some twenty slices, so that a thousand threads that say one word each
-/// hold 2 MiB of it.
+/// Bytes taken from the budget at a time: about twenty slices. A thousand threads with one record
+/// each hold 2 MiB of it.
 const GRANT: usize = 2 << 10;
 
-/// What a log costs before its first record.
+/// Price of a log before its first record.
 const LOG: usize = CHUNK * size_of::<Record>() + size_of::<Log>() + MAX_DEPTH * size_of::<u64>();
 
-/// The span that a slice shows.
+/// The span shown by a slice.
 #[derive(Clone, Debug)]
 pub(super) struct Source {
     pub(super) site: &'static Metadata<'static>,
@@ -45,45 +45,45 @@ pub(super) struct Source {
 }
 
 impl Source {
-    /// How many arguments its slices have.
+    /// Returns the number of arguments of its slices.
     fn args(&self) -> usize {
         args(self.fields.as_deref())
     }
 }
 
-/// What happened.
+/// The kind and content of a record.
 #[derive(Debug)]
 pub(super) enum What {
-    /// The slice of this id begins.
+    /// The slice with this id begins.
     Begin(u64, Source),
-    /// The slice of this id, which began in this log, ends.
+    /// The slice with this id, which began in this log, ends.
     End(u64),
-    /// A slice ends that began before the session.
+    /// A slice that began before the session ends.
     EndOfOlder(u64, Source),
     /// An event.
     Instant(&'static Metadata<'static>, Option<Arc<Fields>>),
 }
 
-/// When and what.
+/// A record of a log.
 #[derive(Debug)]
 pub(super) struct Record {
     pub(super) at: Moment,
     pub(super) what: What,
 }
 
-/// What became of an end.
+/// Result of recording an end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ended {
-    /// It is recorded, or counted as lost.
+    /// The end is recorded, or counted as lost.
     Told,
-    /// Its slice began before the session; tell what it is by [`Pages::end_older`].
+    /// The slice began before the session; record its end with [`Pages::end_older`].
     Older,
 }
 
-/// One thread's log.
+/// The log of one thread.
 #[derive(Debug)]
 pub(super) struct Log {
-    /// The thread's id in the kernel.
+    /// The kernel's thread ID.
     pub(super) tid: u32,
     /// The thread's name in the kernel.
     pub(super) thread: String,
@@ -91,7 +91,7 @@ pub(super) struct Log {
 }
 
 impl Log {
-    /// An empty log of the calling thread; none when its own memory cannot be paid for.
+    /// Creates an empty log of the calling thread. Returns `None` if the budget does not cover it.
     pub(super) fn of_this_thread(budget: &Arc<Budget>) -> Option<Self> {
         budget.take(LOG, LOG).map(|_| Self {
             tid: threads::current(),
@@ -109,7 +109,7 @@ impl Log {
         })
     }
 
-    /// Runs `write` on the pages; none when the session has ended.
+    /// Runs `write` on the pages. Returns `None` if the session has ended.
     pub(super) fn write<R>(&self, write: impl FnOnce(&mut Pages) -> R) -> Option<R> {
         let mut pages = match self.pages.try_lock() {
             Ok(pages) => pages,
@@ -119,7 +119,7 @@ impl Log {
         (!pages.over).then(|| write(&mut pages))
     }
 
-    /// Ends the log and takes what is in it.
+    /// Closes the log and takes its records.
     pub(super) fn close(&self) -> (Vec<Vec<Record>>, Counts) {
         let mut pages = self.pages.lock().unwrap_or_else(PoisonError::into_inner);
         pages.over = true;
@@ -128,11 +128,11 @@ impl Log {
     }
 }
 
-/// The inside of a log.
+/// The writable part of a log.
 #[derive(Debug)]
 pub(super) struct Pages {
     budget: Arc<Budget>,
-    /// Paid for and not used.
+    /// Bytes taken from the budget and not used yet.
     credit: usize,
     full: bool,
     over: bool,
@@ -143,7 +143,7 @@ pub(super) struct Pages {
 }
 
 impl Pages {
-    /// A slice begins.
+    /// Records the begin of a slice.
     pub(super) fn begin(&mut self, id: u64, source: Source) {
         let cost = price(source.args()) + price(0) + self.text_price(source.fields.as_deref());
         let kept = if self.open.len() >= MAX_DEPTH {
@@ -160,7 +160,7 @@ impl Pages {
         }
     }
 
-    /// A slice ends.
+    /// Records the end of a slice.
     pub(super) fn end(&mut self, id: u64) -> Ended {
         if let Some(place) = self.open.iter().rposition(|&open| open == id) {
             self.open.remove(place);
@@ -174,7 +174,7 @@ impl Pages {
         Ended::Told
     }
 
-    /// A slice ends that was open when the session began.
+    /// Records the end of a slice that was open when the session began.
     pub(super) fn end_older(&mut self, id: u64, source: Source) {
         let cost = price(source.args()) + price(0) + self.text_price(source.fields.as_deref());
         if self.pay(cost) {
@@ -184,7 +184,7 @@ impl Pages {
         }
     }
 
-    /// Something happens.
+    /// Records an event.
     pub(super) fn instant(
         &mut self,
         site: &'static Metadata<'static>,
@@ -198,12 +198,13 @@ impl Pages {
         }
     }
 
-    /// Something happens when the budget is used up.
+    /// Counts an event as lost because the budget is used up.
     pub(super) fn refuse(&mut self) {
         self.lose(Cause::Room);
     }
 
-    /// Pays for the texts of a span's fields, which live as long as the span; whether they may be kept.
+    /// Charges the texts of a span's fields, which live as long as the span. Returns `true` if they
+    /// may be kept.
     pub(super) fn keep(&mut self, fields: &Fields) -> bool {
         let cost = self.text_price(Some(fields));
         self.pay(cost)
@@ -253,7 +254,7 @@ impl Pages {
     }
 }
 
-/// How many arguments a span's slice or an event has: target, level and fields.
+/// Returns the number of arguments of a span's slice or of an event: target, level and fields.
 fn args(fields: Option<&Fields>) -> usize {
     2 + fields.map_or(0, Fields::len)
 }

@@ -1,19 +1,20 @@
-//! Why something was not recorded.
+//! Causes of lost trace records.
 
 use crate::model::Losses;
 
-/// A cause; its place is its place in [`Counts`].
+/// A cause of a loss; the discriminant is its index in [`Counts`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Cause {
     /// `max_bytes` is used up.
     Room,
-    /// Deeper than a thread's slices may nest.
+    /// The slice is nested too deep.
     Depth,
     /// The allocator had no memory for another chunk.
     Memory,
-    /// The thread's local storage is gone: the event came from a destructor that runs after ours.
+    /// The thread's local storage is destroyed: the event came from a destructor that runs after
+    /// marple's.
     NoLocal,
-    /// The allocator, called by us, emitted an event of its own.
+    /// The allocator, called by marple, emitted an event.
     Reentered,
     /// Fields of a span or an event: too many of them, or no room for their texts.
     Fields,
@@ -35,7 +36,7 @@ impl Cause {
         Self::NotANumber,
     ];
 
-    /// The words for it in a timeline.
+    /// Returns the description in a timeline.
     const fn text(self) -> &'static str {
         match self {
             Self::Room => "trace events dropped: trace.max_bytes used up",
@@ -52,7 +53,7 @@ impl Cause {
     }
 }
 
-/// How often each cause struck.
+/// Number of losses per cause.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Counts([u64; Cause::ALL.len()]);
 
@@ -64,7 +65,7 @@ impl Counts {
         }
     }
 
-    /// Adds all of it to `losses`.
+    /// Adds all counts to `losses`.
     pub(super) fn tell(&self, losses: &mut Losses) {
         for (cause, &count) in Cause::ALL.iter().zip(&self.0) {
             losses.add(cause.text(), count);

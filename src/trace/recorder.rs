@@ -1,14 +1,14 @@
-//! The one session that may run, and every thread's way into it.
+//! The running session, and the access of every thread to it.
 //!
-//! `SESSION` is the number of the running session, 0 when none runs: the only thing a thread reads while
-//! nothing records. A thread that reads a number it has no log for *attaches*: it looks the session up
-//! under `RUNNING`'s lock, which is never held for longer than a push, and keeps its log in a thread-local.
-//! Relaxed loads suffice, since everything a thread goes on to use comes out of that lock; a thread that
-//! reads an old number finds its log over, or nobody by that number.
+//! `SESSION` is the number of the running session, or 0. It is the only thing a thread reads while
+//! nothing records. A thread that reads a number it has no log for *attaches*. It finds the session
+//! under `RUNNING`'s lock, which is never held for longer than a push, and keeps its log in a
+//! thread-local. Relaxed loads suffice, because everything else a thread uses is read under that
+//! lock. A thread that reads an old number finds its log closed, or no session with that number.
 //!
-//! The thread-local is borrowed while a record is written. No user code runs then, with one exception, a
-//! global allocator that emits events: such an event finds the borrow taken and is counted. Losses of
-//! threads that have no log stand in `STRAYS`.
+//! The thread-local is borrowed while a record is written. No user code runs then, with one
+//! exception: a global allocator that emits events. Such an event finds the value borrowed and is
+//! counted. Losses of threads without a log are counted in `STRAYS`.
 
 use crate::base::sync::Mutex;
 use std::cell::RefCell;
@@ -27,11 +27,11 @@ static SESSION: AtomicU64 = AtomicU64::new(0);
 static RUNNING: Mutex<Running> = Mutex::new(Running { sessions: 0, shared: None });
 static STRAYS: [AtomicU64; Cause::ALL.len()] = [const { AtomicU64::new(0) }; Cause::ALL.len()];
 
-/// Whether a subscriber has the layer, and whether a runtime was built with the hooks.
+/// `true` if a subscriber has the layer, and if a runtime was built with the hooks.
 static LAYER: AtomicBool = AtomicBool::new(false);
 static HOOKS: AtomicBool = AtomicBool::new(false);
 
-/// Whether a future was wrapped.
+/// `true` if a future was wrapped.
 static TASKS: AtomicBool = AtomicBool::new(false);
 
 thread_local! {
@@ -40,12 +40,12 @@ thread_local! {
 
 #[derive(Default)]
 struct Running {
-    /// How many sessions there have been.
+    /// Number of sessions started so far.
     sessions: u64,
     shared: Option<Arc<Shared>>,
 }
 
-/// What the threads of one session share.
+/// State shared by the threads of one session.
 #[derive(Debug)]
 pub(super) struct Shared {
     session: u64,
@@ -60,28 +60,29 @@ impl Shared {
         mem::take(&mut lock(&self.logs))
     }
 
-    /// What is recorded of the process as a whole.
+    /// Locks and returns the records of the process as a whole.
     pub(super) fn ledger(&self) -> MutexGuard<'_, Ledger> {
         lock(&self.ledger)
     }
 }
 
-/// A thread's place in the session it last heard of.
+/// State of a thread in the last session it found.
 struct Attached {
     session: u64,
     place: Place,
 }
 
 enum Place {
-    /// It writes here.
+    /// The log that the thread writes to.
     Log(Arc<Log>),
-    /// The budget could not pay for a log.
+    /// The budget did not suffice for a log.
     NoRoom,
-    /// That session was over when the thread came.
+    /// The session ended before the thread attached.
     Over,
 }
 
-/// What recordings show, depending on how the program is built and what the service installed.
+/// Returns a description of what recordings contain. It depends on the build and on what the
+/// service installed.
 pub fn engine() -> &'static str {
     let [spans, parks, tasks] = [&LAYER, &HOOKS, &TASKS].map(|flag| flag.load(Ordering::Relaxed));
     match (hooks::see_tasks(), tasks, parks, spans) {
@@ -98,39 +99,39 @@ pub fn engine() -> &'static str {
     }
 }
 
-/// Whether anything writes to rings.
+/// Returns `true` if anything writes to rings.
 pub(super) fn has_rings() -> bool {
     HOOKS.load(Ordering::Relaxed) || TASKS.load(Ordering::Relaxed)
 }
 
-/// A future is wrapped.
+/// Notes that a future was wrapped.
 #[inline]
 pub(super) fn tasks_wrapped() {
-    // A load first: the flag is shared by all who spawn.
+    // The load first avoids a store to a flag that all spawning threads share.
     if !TASKS.load(Ordering::Relaxed) {
         TASKS.store(true, Ordering::Relaxed);
     }
 }
 
-/// A subscriber has the layer.
+/// Notes that a subscriber has the layer.
 pub(super) fn layer_installed() {
     LAYER.store(true, Ordering::Relaxed);
 }
 
-/// A runtime builder has the hooks.
+/// Notes that a runtime builder has the hooks.
 pub(super) fn hooks_installed() {
     HOOKS.store(true, Ordering::Relaxed);
 }
 
-/// The number of the running session. This is all that happens while none runs.
+/// Returns the number of the running session. This is the whole cost while none runs.
 #[inline]
 pub(super) fn session() -> Option<u64> {
     let session = SESSION.load(Ordering::Relaxed);
     (session != 0).then_some(session)
 }
 
-/// Starts a session; none when one runs. `threads` bytes may be used by the threads, `process` bytes by the
-/// ledger.
+/// Starts a session. Returns `None` if one is running. The threads may use `threads` bytes, the
+/// ledger `process` bytes.
 pub(super) fn start(threads: usize, process: usize) -> Option<Arc<Shared>> {
     let mut running = lock(&RUNNING);
     if running.shared.is_some() {
@@ -151,7 +152,7 @@ pub(super) fn start(threads: usize, process: usize) -> Option<Arc<Shared>> {
     Some(shared)
 }
 
-/// Ends the running session; returns what threads without a log have lost.
+/// Ends the running session. Returns the losses of threads without a log.
 pub(super) fn stop() -> Counts {
     SESSION.store(0, Ordering::Relaxed);
     lock(&RUNNING).shared = None;
@@ -162,14 +163,14 @@ pub(super) fn stop() -> Counts {
     counts
 }
 
-/// The running session.
+/// Returns the running session.
 pub(super) fn running() -> Option<Arc<Shared>> {
     session()?;
     lock(&RUNNING).shared.clone()
 }
 
-/// Writes to the calling thread's pages in `session`, or counts one event as lost. None when it did not
-/// write, which after the session's end is no loss.
+/// Writes to the calling thread's pages in `session`, or counts one event as lost. Returns `None`
+/// if nothing was written; after the session's end that is no loss.
 pub(super) fn record<R>(session: u64, write: impl FnOnce(&mut Pages) -> R) -> Option<R> {
     match with_pages(session, write) {
         Ok(written) => written,
@@ -180,7 +181,7 @@ pub(super) fn record<R>(session: u64, write: impl FnOnce(&mut Pages) -> R) -> Op
     }
 }
 
-/// Pays for the fields of a span that was just made, and says whether they may be kept.
+/// Charges the fields of a new span. Returns `true` if they may be kept.
 pub(super) fn keep(session: u64, fields: &Fields) -> bool {
     let kept = matches!(with_pages(session, |pages| pages.keep(fields)), Ok(Some(true)));
     if !kept {
@@ -189,15 +190,15 @@ pub(super) fn keep(session: u64, fields: &Fields) -> bool {
     kept
 }
 
-/// Counts `n` losses that no log knows of.
+/// Counts `n` losses that belong to no log.
 pub(super) fn count(cause: Cause, n: u64) {
     if let Some(stray) = STRAYS.get(cause as usize).filter(|_| n > 0) {
         stray.fetch_add(n, Ordering::Relaxed);
     }
 }
 
-/// Runs `write` on the calling thread's pages. None when the session is over, an error when there are no
-/// pages.
+/// Runs `write` on the calling thread's pages. Returns `None` if the session has ended, and an
+/// error if the thread has no pages.
 fn with_pages<R>(session: u64, write: impl FnOnce(&mut Pages) -> R) -> Result<Option<R>, Cause> {
     let written = LOCAL.try_with(|local| {
         let mut attached = local.try_borrow_mut().map_err(|_| Cause::Reentered)?;
@@ -228,7 +229,7 @@ fn attach(session: u64) -> Place {
     }
 }
 
-/// No code that can panic runs under these locks.
+/// Ignores poisoning: no code that can panic runs under these locks.
 fn lock<T: Default>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,16 +1,18 @@
-//! All rings there are, and whose they are.
+//! The registry of all rings and their owners.
 //!
-//! Rings are mapped when a thread first records, never unmapped, and pass from a thread that ended to one
-//! that began: of those given back the one longest at rest, and not before its records have left the
-//! window as long as there is memory for others. So a program that makes a thread a second keeps to its
-//! bound, and what a thread did stays readable after its end.
+//! Rings are mapped when a thread records for the first time and are never unmapped. Rings of a
+//! thread that ended are reused, those returned first come first. As long as memory for others is
+//! left, rings are reused only after their records have left the window. So a program that starts a
+//! thread a second stays within its limit, and the records of a thread remain readable after its
+//! end.
 //!
-//! A service may start thousands of threads at once, and each of them comes here with its first record. So the lock is
-//! held for a microsecond: memory is mapped outside of it, the number of CPUs, for which the standard library reads
-//! cgroup files, is read once a process, and while there is nothing to be had, threads do not take the lock at all.
+//! A service may start thousands of threads at once, and each of them takes this lock for its first
+//! record. So the lock is held for about a microsecond. Memory is mapped outside of it. The number
+//! of CPUs, for which the standard library reads cgroup files, is read once per process. Once no
+//! memory is left, threads do not take the lock at all.
 //!
-//! How much a ring gets: half of the memory is for as many threads as there are CPUs, in equal parts; any
-//! further thread gets an eighth of what is left, so that there is always some left.
+//! Size of a ring: half of the memory is divided equally among as many threads as there are CPUs.
+//! Each further thread gets an eighth of the rest, so some memory is always left.
 
 use crate::base::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -21,38 +23,38 @@ use super::thread::{Memory, Rings};
 use crate::os::memory::Chunk;
 use crate::os::{threads, ticks};
 
-/// The fewest slices a ring is made for.
+/// Minimum number of slices in a ring.
 const LEAST: usize = 64;
 
-/// Of so many slices one is a task's.
+/// Number of slice records per task record.
 const TASKS: usize = 8;
 
-/// Attempts to lock the registry, some 10 us: several times what it is held for.
+/// Attempts to lock the registry: about 10 us, several times its usual hold time.
 const ATTEMPTS: u32 = 256;
 
-/// What the rings for so many slices take.
+/// Returns the memory, in bytes, of rings for `slices` slices.
 const fn bytes(slices: usize) -> usize {
     (slices + slices / TASKS) * 16
 }
 
-/// Whose rings they are.
+/// The current or last owner of a thread's rings.
 #[derive(Clone, Debug)]
 pub(super) struct Tenancy {
-    /// Tells this tenancy from all others.
+    /// Unique number of this ownership.
     pub(super) id: u64,
     pub(super) tid: u32,
     pub(super) thread: Arc<str>,
     /// The first records of this thread.
     pub(super) first_slice: u64,
     pub(super) first_task: u64,
-    /// When the thread ended, in ticks.
+    /// End of the thread, in ticks; `None` while it runs.
     pub(super) ended: Option<u64>,
 }
 
 #[derive(Default)]
 struct Registry {
     rings: Vec<&'static Rings>,
-    /// What all rings may take and what they do.
+    /// Memory limit of all rings and memory in use, in bytes.
     most: usize,
     used: usize,
     /// In ticks.
@@ -62,19 +64,19 @@ struct Registry {
 static REGISTRY: Mutex<Registry> =
     Mutex::new(Registry { rings: Vec::new(), most: 0, used: 0, window: 0 });
 
-/// Whether there is no memory for more rings and none were given back.
+/// `true` if no memory for more rings is left and no rings were returned since.
 static EXHAUSTED: AtomicBool = AtomicBool::new(false);
 
-/// What a thread gets.
+/// Rings granted to a thread.
 enum Grant {
-    /// Rings that a thread has given back.
+    /// Rings that a thread has returned.
     Vacant(&'static Rings),
-    /// Memory for so many slices, which counts as used.
+    /// Memory for this number of slices, already counted as used.
     Slices(usize),
 }
 
-/// Sets how much memory rings may take, and for how long what is in them is wanted, in ticks. Rings that
-/// exist stay as they are.
+/// Sets the memory limit of all rings in bytes and the length of the window in ticks. Existing
+/// rings are not changed.
 pub(super) fn limit(bytes: usize, window: u64) {
     cpus();
     let mut registry = lock(&REGISTRY);
@@ -83,20 +85,20 @@ pub(super) fn limit(bytes: usize, window: u64) {
     EXHAUSTED.store(false, Ordering::SeqCst);
 }
 
-/// The number of CPUs, two at least.
+/// Returns the number of CPUs, at least 2.
 fn cpus() -> usize {
     static CPUS: OnceLock<usize> = OnceLock::new();
     *CPUS.get_or_init(|| thread::available_parallelism().map_or(2, |n| n.get().max(2)))
 }
 
-/// All rings that have or had a thread.
+/// Returns all rings that have or had an owner.
 pub(super) fn all() -> Vec<(&'static Rings, Tenancy)> {
     let registry = lock(&REGISTRY);
     let rings = registry.rings.iter();
     rings.filter_map(|rings| Some((*rings, lock(&rings.tenancy).clone()?))).collect()
 }
 
-/// Whether the thread of the tenancy `id` has ended, or its rings have passed on.
+/// Returns `true` if the thread of the owner `id` has ended, or its rings have another owner.
 pub(super) fn is_over(id: u64) -> bool {
     let registry = lock(&REGISTRY);
     !registry.rings.iter().any(|rings| {
@@ -104,26 +106,26 @@ pub(super) fn is_over(id: u64) -> bool {
     })
 }
 
-/// How many slices of all threads were too deep.
+/// Returns the number of slices of all threads that were nested too deep.
 pub(super) fn too_deep() -> u64 {
     let registry = lock(&REGISTRY);
     registry.rings.iter().map(|rings| rings.too_deep.load(Ordering::Relaxed)).sum()
 }
 
-/// The reason why a thread has no rings.
+/// The reason why a thread gets no rings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Denial {
-    /// Other threads are here, and the one that holds the lock may have lost its core.
+    /// Another thread holds the lock and may have been preempted.
     Busy,
     /// There is no memory for more rings.
     NoMemory,
 }
 
-/// Returns rings for the calling thread.
+/// Returns rings for the calling thread. Never waits for a thread that is not running.
 ///
 /// # Errors
 ///
-/// The reason why there are none. Never waits for a thread that does not run.
+/// The reason why there are no rings.
 pub(super) fn take() -> Result<&'static Rings, Denial> {
     if EXHAUSTED.load(Ordering::Relaxed) {
         return Err(Denial::NoMemory);
@@ -161,7 +163,7 @@ fn map(slices: usize) -> Option<&'static Rings> {
     Some(Box::leak(Box::new(Rings::new(map(slices)?, map(slices / TASKS)?))))
 }
 
-/// The thread that had them has ended.
+/// Marks the rings of a thread that ended as available.
 pub(super) fn give_back(rings: &Rings) {
     rings.close();
     if let Some(tenancy) = lock(&rings.tenancy).as_mut() {
@@ -171,7 +173,7 @@ pub(super) fn give_back(rings: &Rings) {
 }
 
 impl Rings {
-    /// Makes the calling thread their owner.
+    /// Makes the calling thread the owner.
     fn let_to(&'static self, tid: u32, thread: Arc<str>) -> &'static Self {
         static TENANCIES: AtomicU64 = AtomicU64::new(0);
         self.close();
@@ -197,8 +199,8 @@ impl Registry {
                 (Some(slices), _) => Grant::Slices(slices),
                 (None, Some((_, rings))) => Grant::Vacant(rings),
                 (None, None) => {
-                    // Set before the second look, so that rings that are given back now are either seen or take
-                    // this back.
+                    // Set before the second search: rings returned at this moment are either found,
+                    // or their return clears the flag.
                     EXHAUSTED.store(true, Ordering::SeqCst);
                     let (_, rings) = self.vacant()?;
                     EXHAUSTED.store(false, Ordering::SeqCst);
@@ -209,13 +211,13 @@ impl Registry {
         if let Grant::Vacant(rings) = grant
             && let Some(tenancy) = lock(&rings.tenancy).as_mut()
         {
-            // Nobody else gets them.
+            // Prevents a second grant of the same rings.
             tenancy.ended = None;
         }
         Some(grant)
     }
 
-    /// The rings that were given back the longest time ago.
+    /// Returns the available rings that were returned first.
     fn vacant(&self) -> Option<(u64, &'static Rings)> {
         let vacant = self
             .rings
@@ -224,7 +226,7 @@ impl Registry {
         vacant.min_by_key(|&(ended, _)| ended)
     }
 
-    /// Takes memory for a thread's slices.
+    /// Reserves memory for a thread's rings and returns the number of slices.
     fn reserve(&mut self, cpus: usize) -> Option<usize> {
         let half = self.most / 2;
         let left = self.most.saturating_sub(self.used);
@@ -240,7 +242,8 @@ impl Registry {
     }
 }
 
-/// Locks `mutex`, or returns `None` if another thread holds it for longer than it would run there.
+/// Locks `mutex`. Returns `None` if another thread still holds it after [`ATTEMPTS`] tries, which
+/// is longer than a running thread would hold it.
 fn try_lock<T: Default>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
     for _ in 0..ATTEMPTS {
         match mutex.try_lock() {
@@ -252,7 +255,7 @@ fn try_lock<T: Default>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
     None
 }
 
-/// No code that can panic runs under these locks.
+/// Ignores poisoning: no code that can panic runs under these locks.
 fn lock<T: Default>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

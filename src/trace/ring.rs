@@ -1,58 +1,59 @@
-//! What one thread writes while others may read: the ring of its records, and the slices it is in.
+//! The data that one thread writes while others read: the ring of its records, and its open slices.
 //!
-//! One thread writes; it never waits, locks or allocates. Any thread reads at any time, and learns which of
-//! what it has read may have been written over meanwhile.
+//! One thread writes and never waits, locks or allocates. Any thread can read at any time, and
+//! detects which of the records it read may have been overwritten meanwhile.
 //!
 //! ```text
 //! writer   fence(Release)   words of n (Relaxed)   head = n + 1 (Release)
 //! reader   head (Acquire)   words (Relaxed)        fence(Acquire)   head again
 //! ```
 //!
-//! The writer's fence stands between the head of its last record and the words of the next. So a reader
-//! that has seen one word of record `n` sees at its second look a head of at least `n`, and then gives up
-//! the record whose place `n` takes; a ring of `N` records yields the last `N - 1`. The fence costs nothing
-//! on x86-64 and a barrier on aarch64. A sequence number in each record would cost a third of the ring.
+//! The writer's fence is between the head store of its last record and the words of the next. So a
+//! reader that saw a word of record `n` sees a head of at least `n` at its second load. It then
+//! discards the record whose place `n` takes. A ring of `N` records yields the last `N - 1`. The
+//! fence is free on x86-64 and a barrier on aarch64. A sequence number in each record would cost a
+//! third of the ring.
 //!
-//! [`Open`] is one slice that goes on. Its start is taken away before anything of it changes, and put back
-//! last, so that a reader who finds the same start twice has read what belongs to it.
+//! [`Open`] is one open slice. Its start is cleared before any other word changes and stored last.
+//! So a reader that reads the same start twice has read matching words.
 //!
-//! Nothing here knows what the words mean. `tests/trace_loom.rs` compiles this file with loom's atomics.
+//! This file does not interpret the words. `tests/trace_loom.rs` compiles it with loom's atomics.
 
 use crate::base::sync::{AtomicU64, Ordering, fence};
 
-/// A record.
+/// The words of one record.
 pub(super) type Words = [u64; 2];
 
-/// The last records of one thread, in memory that is given.
+/// The last records of one thread, in memory provided by the caller.
 #[derive(Debug)]
 pub(super) struct Ring<M> {
     memory: M,
-    /// How many records there are room for; a power of two.
+    /// Capacity in records; a power of two.
     records: u64,
-    /// How many have been written.
+    /// Number of records written so far.
     head: AtomicU64,
 }
 
-/// What is in a ring.
+/// Records copied out of a ring.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Copied {
     /// The records, oldest first.
     pub(super) records: Vec<Words>,
     /// The number of the record after the last.
     pub(super) next: u64,
-    /// How many had been asked for and were gone.
+    /// Number of requested records that were overwritten already.
     pub(super) gone: u64,
 }
 
 impl<M: AsRef<[AtomicU64]>> Ring<M> {
-    /// An empty ring in `memory`; of its words a power of two is used.
+    /// Creates an empty ring in `memory`; the largest power of two of records that fits is used.
     pub(super) fn new(memory: M) -> Self {
         let fitting = (memory.as_ref().len() / 2) as u64;
         let records = if fitting == 0 { 0 } else { 1 << fitting.ilog2() };
         Self { memory, records, head: AtomicU64::new(0) }
     }
 
-    /// Writes a record. Only the one thread that owns the ring may.
+    /// Writes a record. Must be called only by the thread that owns the ring.
     #[inline]
     pub(super) fn push(&self, words: Words) {
         let head = self.head.load(Ordering::Relaxed);
@@ -64,21 +65,21 @@ impl<M: AsRef<[AtomicU64]>> Ring<M> {
         }
     }
 
-    /// The number of the next record.
+    /// Returns the number of the next record.
     pub(super) fn next(&self) -> u64 {
         self.head.load(Ordering::Acquire)
     }
 
-    /// Copies what there is from record `first` on, as far as `wanted` says, asked from the last record
-    /// backwards. `gone` is right when everything was wanted.
+    /// Copies the records from `first` on, newest first, until `wanted` returns `false`. `gone` is
+    /// exact only if everything was wanted.
     pub(super) fn copy(&self, first: u64, wanted: impl Fn(Words) -> bool) -> Copied {
         let mut records = Vec::new();
         let (next, gone) = self.copy_onto(&mut records, first, wanted);
         Copied { records, next, gone }
     }
 
-    /// As [`Self::copy`], to behind what is in `records`; the number of the record after the last, and how
-    /// many were gone. Allocates once at most.
+    /// Appends like [`Self::copy`] to `records`. Returns the number of the record after the last,
+    /// and the number of records overwritten. Allocates at most once.
     pub(super) fn copy_onto(
         &self,
         records: &mut Vec<Words>,
@@ -101,7 +102,7 @@ impl<M: AsRef<[AtomicU64]>> Ring<M> {
             records.push(words);
         }
         fence(Ordering::Acquire);
-        // Record `head` may be half written by now, in the place of the one `records` before it.
+        // The writer may be writing record `head` now, in the place of record `head - records`.
         let safe = (self.head.load(Ordering::Relaxed) + 1).saturating_sub(self.records);
         records.truncate(before + next.saturating_sub(safe) as usize);
         if let Some(copied) = records.get_mut(before..) {
@@ -117,21 +118,20 @@ impl<M: AsRef<[AtomicU64]>> Ring<M> {
     }
 }
 
-/// A slice that goes on.
+/// An open slice.
 #[derive(Debug)]
 pub(super) struct Open {
-    /// 0 for none.
+    /// 0 if no slice is open.
     start: AtomicU64,
     what: AtomicU64,
 }
 
 impl Open {
-    /// None.
     pub(super) fn new() -> Self {
         Self { start: AtomicU64::new(0), what: AtomicU64::new(0) }
     }
 
-    /// It begins. Only the one thread that owns it may.
+    /// Opens the slice. Must be called only by the thread that owns it.
     #[inline]
     pub(super) fn begin(&self, start: u64, what: u64) {
         self.start.store(0, Ordering::Relaxed);
@@ -140,7 +140,8 @@ impl Open {
         self.start.store(start, Ordering::Release);
     }
 
-    /// It ends; its start and what it was. Only the one thread that owns it may.
+    /// Closes the slice and returns its start and content. Must be called only by the thread that
+    /// owns it.
     #[inline]
     pub(super) fn end(&self) -> (u64, u64) {
         let was = (self.start.load(Ordering::Relaxed), self.what.load(Ordering::Relaxed));
@@ -148,13 +149,13 @@ impl Open {
         was
     }
 
-    /// It ends, for one who knows what it was. Only the one thread that owns it may.
+    /// Closes the slice without reading it. Must be called only by the thread that owns it.
     #[inline]
     pub(super) fn forget(&self) {
         self.start.store(0, Ordering::Relaxed);
     }
 
-    /// Its start and what it is, if it goes on and is not just changing.
+    /// Returns start and content. `None` if no slice is open or it is being changed.
     pub(super) fn read(&self) -> Option<(u64, u64)> {
         let start = self.start.load(Ordering::Acquire);
         let what = self.what.load(Ordering::Relaxed);

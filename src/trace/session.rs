@@ -1,4 +1,4 @@
-//! A recording, from its start to its timeline.
+//! A recording session, from its start to its timeline.
 
 use std::sync::Arc;
 
@@ -9,30 +9,31 @@ use super::recorder::{self, Shared};
 use crate::base::{Anchor, Bytes, Clock, Moment, SystemClock};
 use crate::model::Timeline;
 
-/// Why a recording could not start.
+/// Errors of starting a recording.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// Another session records.
+    /// Another session is recording.
     #[error("a runtime trace is being recorded already: stop that session first")]
     Busy,
-    /// `max_bytes` would not hold anything worth reading.
+    /// `max_bytes` is too small for a useful recording.
     #[error("trace.max_bytes of {given} is too small for a recording: give it at least {least}")]
     TooSmall {
-        /// What was given.
+        /// The given `max_bytes`.
         given: Bytes,
-        /// What is needed.
+        /// The minimum.
         least: Bytes,
     },
 }
 
-/// The least memory a session takes.
+/// Minimum memory of a session.
 const LEAST: Bytes = Bytes::kib(64);
 
-/// The share of the rest kept for vitals and instants: at 16 MiB in all, the two minutes before and four
-/// ticks a second of seven counters for two minutes.
+/// Divisor of the part of the rest reserved for vitals and instants. With 16 MiB in total the part
+/// holds the two minutes before and four ticks a second of seven counters for two minutes.
 const LEDGER_SHARE: u64 = 8;
 
-/// The one recording of this process. Dropping it stops it and throws its evidence away.
+/// The only recording session of this process. Dropping it stops the recording and discards the
+/// data.
 #[derive(Debug)]
 #[must_use = "a session records until it is stopped or dropped"]
 pub struct Session {
@@ -43,18 +44,18 @@ pub struct Session {
 }
 
 impl Session {
-    /// Starts recording, and takes over what the rings hold of the time before. All that is kept, the
-    /// timeline made at the stop included, takes at most `max_bytes`; `anchor`, of any age, tells the wall
-    /// time. Costs a millisecond for each megabyte in the rings.
+    /// Starts recording and copies the rings' records from the time before. All data kept,
+    /// including the timeline built at the stop, takes at most `max_bytes`. `anchor`, of any age,
+    /// relates moments to wall time. Costs a millisecond per megabyte in the rings.
     ///
     /// # Errors
     ///
-    /// [`Error::Busy`] while another session runs, [`Error::TooSmall`] below 64 KiB.
+    /// [`Error::Busy`] if another session runs, [`Error::TooSmall`] if `max_bytes` is below 64 KiB.
     pub fn start(max_bytes: Bytes, anchor: Anchor) -> Result<Self, Error> {
         if max_bytes < LEAST {
             return Err(Error::TooSmall { given: max_bytes, least: LEAST });
         }
-        // Without anything that writes to rings, all of it is for the rest.
+        // Without a writer of rings, spans, events and vitals get the rings' share too.
         let rest = if recorder::has_rings() { max_bytes.get() / SHARE } else { max_bytes.get() };
         let process = rest / LEDGER_SHARE;
         let threads = rest - process;
@@ -67,17 +68,18 @@ impl Session {
         Ok(Self { shared: Some(shared), window, anchor, started })
     }
 
-    /// The polls and parks of the window before and so far, of a session that goes on; none where they are
-    /// not recorded. Takes for a moment what the rings and the copy of the window hold once more, for which
-    /// there is room within `max_bytes` soon after the start.
+    /// Returns the polls and parks of the window before the session and of the session so far,
+    /// without stopping it. `None` if polls and parks are not recorded. Temporarily needs memory
+    /// for another copy of the rings and of the copied window; soon after the start this fits into
+    /// `max_bytes`.
     pub fn polls(&self) -> Option<Timeline> {
         let mut timeline = Timeline::new(self.anchor, std::process::id(), "");
         timeline.activity = flight::peek(self.window.as_ref()?, &mut timeline.strings);
         Some(timeline)
     }
 
-    /// Stops recording at `now` and returns what was recorded. Costs the caller about a microsecond an
-    /// event and the threads nothing.
+    /// Stops recording at `now` and returns the recorded data. Costs the caller about a microsecond
+    /// per event, and the recorded threads nothing.
     pub fn stop(mut self, now: Moment) -> Timeline {
         match self.shared.take() {
             Some(shared) => {

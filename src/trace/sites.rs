@@ -1,12 +1,12 @@
-//! What a trace calls the sites of tasks.
+//! Names of task sites in a trace.
 
 use crate::base::Site;
 use crate::model::{StringHandle, StringTable};
 
-/// What tasks are called that have no place in the table.
+/// Name of tasks without a site in the table.
 const NAMELESS: &str = "task";
 
-/// What its tasks are called: by their name, else by where they were spawned.
+/// Returns the name of a site's tasks, or their spawn location if they have none.
 fn text(site: Site) -> String {
     match site.name {
         Some(name) => name.to_owned(),
@@ -14,7 +14,7 @@ fn text(site: Site) -> String {
     }
 }
 
-/// What a task of this site is, in full: its name, and where it was spawned.
+/// Returns the full description of a site's tasks: name and spawn location.
 pub(super) fn name(number: u16) -> String {
     match Site::of(number) {
         Some(Site { name: Some(name), place }) => {
@@ -25,7 +25,7 @@ pub(super) fn name(number: u16) -> String {
     }
 }
 
-/// The names of all sites, by their numbers.
+/// Returns the names of all sites, indexed by site number.
 pub(super) fn names(strings: &mut StringTable) -> Vec<StringHandle> {
     let name = |number| match Site::of(number) {
         Some(site) => strings.intern(&text(site)),
@@ -35,7 +35,7 @@ pub(super) fn names(strings: &mut StringTable) -> Vec<StringHandle> {
     (0..=Site::last()).map(name).collect()
 }
 
-/// Of a file in somebody else's source, the part from the package's name on.
+/// Shortens the path of a file in a registry package: starts it at the package name.
 fn short(file: &str) -> &str {
     let in_package = file.split_once("/registry/src/").and_then(|(_, rest)| rest.split_once('/'));
     in_package.map_or(file, |(_, rest)| rest)

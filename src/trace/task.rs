@@ -1,11 +1,11 @@
-//! What a wrapped future shows of itself in a trace: its polls, its making and its end.
+//! Trace records of a wrapped future: its polls, its spawn and its end.
 //!
-//! The wrapper itself is `crate::task`, since a wrapped future can be asked for its stack as well. Its state
-//! here lies in the future, behind tokio's one allocation for the task; a poll costs a read of the clock
-//! and a record of 16 bytes while a recording runs, beside the read that dumps take as well, and a relaxed load
-//! while none does. In a program built
-//! with `tokio_unstable` on a runtime with marple's hooks, no poll is recorded a second time; the hooks' poll
-//! is given the task's name.
+//! The wrapper itself is in `crate::task`, because task dumps use it too. Its trace state is part
+//! of the future, so it needs no allocation beyond tokio's one for the task. While recording, a
+//! poll costs a clock read and a 16-byte record, in addition to the clock read that task dumps
+//! need. While not recording, it costs a relaxed load. In a program built with `tokio_unstable`, on
+//! a runtime with marple's hooks, polls are not recorded twice: the hooks' poll gets the task's
+//! name.
 
 use std::mem::ManuallyDrop;
 
@@ -15,15 +15,15 @@ use super::thread;
 use crate::model::{RawKind, TaskKey};
 use crate::os::ticks;
 
-/// What a wrapped future is in the trace. Its end is the task's end.
+/// The trace state of a wrapped future. Dropping it ends the task.
 #[derive(Debug)]
 pub(crate) struct Node {
-    /// Number 0 once its end is told.
+    /// Number 0 once the end is recorded.
     task: TaskKey,
 }
 
 impl Node {
-    /// Of a task with this number, called by this site.
+    /// Records the spawn of a task with this site and number.
     #[inline]
     pub(crate) fn new(site: u16, number: u64) -> Self {
         recorder::tasks_wrapped();
@@ -34,13 +34,13 @@ impl Node {
         Self { task }
     }
 
-    /// The present, as well as it has to be known.
+    /// Returns the current tick. It is exact only while polls are recorded.
     #[inline]
     pub(crate) fn tick() -> u64 {
         if thread::is_recorded() { ticks::now() } else { ticks::recently() }
     }
 
-    /// To be held during a poll, which begins at `tick`.
+    /// Starts a poll at `tick`. Returns its slice, or `None` if the hooks record the poll.
     #[inline]
     pub(crate) fn poll(&mut self, tick: u64) -> Option<Slice> {
         if hooks::see_tasks() && thread::name(self.task.site) {
@@ -50,17 +50,18 @@ impl Node {
         Some(Slice { task: self.task, start: tick })
     }
 
-    /// The poll is over; the task goes on.
+    /// Ends a poll that returned `Pending`.
     #[inline]
     pub(crate) fn pause(slice: Option<Slice>) {
         if let Some(slice) = slice {
-            // By hand, which the optimizer inlines: a guard that may unwind it calls.
+            // Ended by hand, which the optimizer inlines. A guard's `drop` that may run during
+            // unwinding is not inlined.
             let Slice { task, start } = *ManuallyDrop::new(slice);
             thread::end_known(RawKind::WrappedPoll, task, start);
         }
     }
 
-    /// The poll was the last: the task ends with it, at the same tick.
+    /// Ends the last poll and the task, at the same tick.
     #[inline]
     pub(crate) fn end(&mut self, slice: Option<Slice>) {
         if let Some(slice) = slice.filter(|_| !hooks::see_tasks()) {
@@ -80,7 +81,7 @@ impl Drop for Node {
     }
 }
 
-/// A poll under way. It ends also when the future panics.
+/// A poll in progress. Dropping it ends the poll if the future panics.
 pub(crate) struct Slice {
     task: TaskKey,
     start: u64,

@@ -1,10 +1,10 @@
-//! What depends on `--cfg tokio_unstable`: the hooks around every poll of every task.
+//! Code that depends on `--cfg tokio_unstable`: the hooks around every poll of every task.
 //!
-//! This file alone names tokio's unstable interface. In a build without the flag `absent` takes its place,
-//! of the same shape and without a line that runs.
+//! Only this file uses tokio's unstable interface. In a build without the flag, `absent` replaces
+//! it with the same interface and no code.
 //!
-//! tokio calls the hook for a task's end also for blocking tasks, of which its workers are some, and calls
-//! neither of the other hooks for them: a trace has ends whose tasks were never spawned.
+//! tokio calls the terminate hook for blocking tasks too, which include its workers, but calls
+//! neither of the other hooks for them. So a trace contains ends of tasks without a spawn.
 
 #[cfg(not(tokio_unstable))]
 pub(super) use absent::*;
@@ -24,12 +24,12 @@ mod present {
     use crate::model::{RawKind, TaskKey};
     use crate::os::ticks;
 
-    /// Whether there are hooks that see tasks.
+    /// `true` if task hooks are compiled in.
     pub(in super::super) const PRESENT: bool = true;
 
     type TaskHook = Arc<dyn Fn(&TaskMeta<'_>) + Send + Sync>;
 
-    /// The host's closures for the hooks that see tasks.
+    /// The service's closures for the task hooks.
     #[derive(Clone, Default)]
     pub(in super::super) struct TaskHooks {
         before_poll: Option<TaskHook>,
@@ -64,7 +64,7 @@ mod present {
     }
 
     impl Hooks {
-        /// Also calls `hook` before each poll of a task; its time is not in the slice.
+        /// Also calls `hook` before each poll of a task. Its time is not part of the slice.
         pub fn on_before_task_poll(
             mut self,
             hook: impl Fn(&TaskMeta<'_>) + Send + Sync + 'static,
@@ -73,7 +73,7 @@ mod present {
             self
         }
 
-        /// Also calls `hook` after each poll of a task; its time is not in the slice.
+        /// Also calls `hook` after each poll of a task. Its time is not part of the slice.
         pub fn on_after_task_poll(
             mut self,
             hook: impl Fn(&TaskMeta<'_>) + Send + Sync + 'static,
@@ -82,7 +82,7 @@ mod present {
             self
         }
 
-        /// Also calls `hook` as a task is spawned.
+        /// Also calls `hook` when a task is spawned.
         pub fn on_task_spawn(
             mut self,
             hook: impl Fn(&TaskMeta<'_>) + Send + Sync + 'static,
@@ -91,7 +91,7 @@ mod present {
             self
         }
 
-        /// Also calls `hook` as a task ends.
+        /// Also calls `hook` when a task ends.
         pub fn on_task_terminate(
             mut self,
             hook: impl Fn(&TaskMeta<'_>) + Send + Sync + 'static,
@@ -114,8 +114,8 @@ mod present {
             return TaskKey::default();
         }
         let site = Site { name: None, place: meta.spawned_at() };
-        // The number is not to be had but by formatting it, which costs more than all else, or by hashing:
-        // the id hashes as its number.
+        // tokio does not expose the number of an id. Formatting the id costs more than everything
+        // else here; hashing it yields the number.
         let mut number = Number(0);
         meta.id().hash(&mut number);
         TaskKey { site: site.number(), number: number.0 }
