@@ -1,8 +1,9 @@
-//! Where tasks hand in what a poll showed, and the dump collects it.
+//! The queue of task stacks captured for a dump.
 //!
-//! One pile for the process, under a lock that is held to push or to take the whole of it. The bell is rung
-//! once a lot, when as many have answered as are waited for: ringing is a system call, and it is the
-//! service's workers that would make it. What comes for a dump that is over is dropped.
+//! There is one queue per process, behind a lock that is held only to push a reply or to take all
+//! of them. The condvar is notified once per batch, when all expected replies have arrived: a
+//! notification is a system call, made by a worker of the service. Replies for a dump that has
+//! ended are dropped.
 
 use crate::base::sync::Mutex;
 use std::sync::{Condvar, MutexGuard, PoisonError};
@@ -12,9 +13,10 @@ use std::time::Duration;
 use super::registry::Turn;
 use super::waker::Capture;
 
-/// Polls through a capturing waker, by way of `poll`, what a dump asks about, and hands in what was seen.
+/// Polls a future with a capturing waker if a dump requests its stack, and queues the captured
+/// stacks.
 ///
-/// `poll` should call the future's own `poll` through a pointer, so that it is not inlined into it.
+/// `poll` should call the future's own `poll` through a pointer, so that it is not inlined.
 #[cold]
 #[inline(never)]
 pub fn poll_seen<F: ?Sized, T>(
@@ -39,18 +41,18 @@ pub fn poll_seen<F: ?Sized, T>(
     outcome
 }
 
-/// What a task said.
+/// The captured stacks of one task.
 #[derive(Debug)]
 pub(super) struct Answer {
     pub(super) number: u64,
-    /// It came to its end in the poll it was asked by.
+    /// `true` if the task completed in the captured poll.
     pub(super) ended: bool,
     pub(super) stacks: Vec<Box<[u64]>>,
     pub(super) more: u32,
     pub(super) broken: u32,
 }
 
-/// Where answers are handed in.
+/// The queue of replies and its condvar.
 pub(super) struct Desk {
     pile: Mutex<Pile>,
     bell: Condvar,
@@ -58,9 +60,9 @@ pub(super) struct Desk {
 
 #[derive(Default)]
 struct Pile {
-    /// The dump that takes answers; 0 for none.
+    /// Number of the dump that accepts replies; 0 for none.
     dump: u32,
-    /// The bell is rung at this many.
+    /// Number of replies at which the condvar is notified.
     wanted: usize,
     answers: Vec<Answer>,
 }
@@ -98,7 +100,7 @@ impl Desk {
         }
     }
 
-    /// What was handed in, once that is `wanted` or `most` has passed.
+    /// Takes all replies, once there are `wanted` of them or `most` has passed.
     pub(super) fn collect(&self, wanted: usize, most: Duration) -> Vec<Answer> {
         let mut pile = self.pile();
         pile.wanted = wanted;

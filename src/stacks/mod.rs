@@ -1,10 +1,12 @@
-//! Where everything stands: the stacks of all tasks and all threads, now.
+//! Stack dumps of all tasks and all threads.
 //!
-//! - [`tasks`] asks the tasks that carry a [`Ticket`] (those of [`crate::task`]), by a waker that shows
-//!   where it is cloned.
-//! - [`threads`] asks the threads of the process, by a signal, and lists the system calls it cuts short.
+//! - [`tasks`] captures the tasks that hold a [`Ticket`] (those of [`crate::task`]), with a waker
+//!   that records the stack on which it is cloned.
+//! - [`threads`] captures the threads of the process with a signal. Its documentation lists the
+//!   system calls that the signal interrupts.
 //!
-//! Both give addresses in a [`Profile`](crate::model::Profile), to be named by `symbols`, and rows.
+//! Both return rows, and addresses in a [`Profile`](crate::model::Profile), which `symbols`
+//! symbolizes.
 
 mod desk;
 #[cfg(feature = "trace")]
@@ -20,14 +22,14 @@ pub use registry::{Ticket, Turn};
 
 use crate::os;
 
-/// Why there is no dump.
+/// Errors of a dump.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The loaded files are unknown.
+    /// The list of loaded files could not be read.
     #[error(transparent)]
     Images(#[from] os::images::Error),
-    /// The threads are unknown.
+    /// The list of threads could not be read.
     #[error(transparent)]
     Threads(#[from] os::threads::Error),
 }

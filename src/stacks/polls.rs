@@ -1,7 +1,7 @@
-//! Where a few threads stand, so that two looks can be compared.
+//! Comparable stack samples of a few threads.
 //!
-//! A frame is known by more than its address: by where on the stack it lies and by what lies in it. A
-//! frame that waits for the one it called stays as it is, to the word.
+//! A frame is identified by its address, its position on the stack and its contents. A frame that
+//! waits for its callee does not change in any word.
 
 use std::hash::{DefaultHasher, Hasher};
 
@@ -13,19 +13,19 @@ use crate::os::threads;
 use crate::unwind::Walker;
 use crate::unwind::thread_sampler::{BATCH, Caught, Net, SIGNAL};
 
-/// Where a thread was.
+/// The sampled stack of a thread.
 #[derive(Clone, Debug)]
 pub(crate) struct Stand {
     pub(crate) tid: u32,
-    /// Its stack, innermost first.
+    /// Return addresses, innermost first.
     pub(crate) frames: Box<[u64]>,
-    /// What each frame holds and where it lies, as one number.
+    /// One hash per frame, over its position and its contents.
     pub(crate) marks: Box<[u64]>,
-    /// How much it had run when it had answered.
+    /// CPU time and run delay after the thread answered.
     pub(crate) runs: Runs,
 }
 
-/// Whoever looks at threads.
+/// Samples and inspects threads of this process.
 pub(crate) struct Onlooker {
     eyes: Eyes,
     tasks: Tasks,
@@ -33,18 +33,18 @@ pub(crate) struct Onlooker {
 }
 
 impl Onlooker {
-    /// Opens what it needs.
+    /// Opens the files in `/proc` and the unwinder.
     ///
     /// # Errors
     ///
-    /// Why threads cannot be compared, in words.
+    /// A description of why threads cannot be sampled.
     pub(crate) fn new() -> Result<Self, String> {
         let tasks = Tasks::open().map_err(|error| format!("threads are unknown: {error}"))?;
         let walker = Walker::new().map_err(|error| error.to_string())?;
         Ok(Self { eyes: Eyes::open()?, tasks, walker })
     }
 
-    /// All threads but the calling one.
+    /// Returns all threads except the calling one.
     pub(crate) fn list(&mut self) -> Vec<u32> {
         let mut tids = Vec::new();
         let _ = self.tasks.list(&mut tids);
@@ -53,12 +53,12 @@ impl Onlooker {
         tids
     }
 
-    /// How many threads there are.
+    /// Returns the number of threads.
     pub(crate) fn count(&self) -> Option<usize> {
         self.tasks.count()
     }
 
-    /// A thread's name; none when it has ended.
+    /// Returns a thread's name. `None` if the thread has ended.
     pub(crate) fn name(&self, tid: u32) -> Option<String> {
         self.tasks.name(tid)
     }
@@ -68,8 +68,9 @@ impl Onlooker {
         self.eyes.look(tid).is_some_and(|(thread, _)| thread.state == 'R')
     }
 
-    /// Sends the threads a signal each, [`BATCH`] of them at most, and gives where they were. One that
-    /// blocks it, does not answer or has ended is left out. Takes 0.1 s where one does not answer.
+    /// Sends a signal to each of the threads, to at most [`BATCH`] of them, and returns their
+    /// stacks. Threads that block the signal, do not answer or have ended are left out. Takes 0.1 s
+    /// if one does not answer.
     pub(crate) fn ask(&mut self, clock: &dyn Clock, tids: &[u32]) -> Vec<Stand> {
         let tids: Vec<u32> =
             tids.iter().copied().filter(|&tid| self.answers(tid)).take(BATCH).collect();
@@ -100,7 +101,8 @@ impl Onlooker {
     }
 }
 
-/// What lies between one stack pointer and the next; of the outermost frame, nothing.
+/// Returns one hash per frame, over its stack pointer and the words up to the next frame's stack
+/// pointer. 0 for a frame without a known end, such as the outermost.
 fn marks(copied: &Copied, pointers: &[u64]) -> Box<[u64]> {
     let word = |pointer: u64| {
         usize::try_from(pointer.saturating_sub(copied.head.registers.sp) / 8).unwrap_or(usize::MAX)

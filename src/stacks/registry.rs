@@ -1,17 +1,18 @@
-//! The list of wrapped tasks.
+//! The registry of wrapped tasks.
 //!
-//! A task holds a [`Ticket`], and the ticket a [`Slot`] of the process's [`Slots`]; dropping the ticket
-//! takes the task off the list. Making and ending a task takes no lock and touches nothing that other
-//! threads write to at the time; a poll costs three plain stores and a load in a cache line of the task's own.
-//! `slot.rs` tells how.
+//! A task owns a [`Ticket`], and the ticket a [`Slot`] of the process's [`Slots`]. Dropping the
+//! ticket unregisters the task. Creating and ending a task takes no lock and touches no memory that
+//! other threads write at the time. A poll costs three plain stores and a load in the task's own
+//! cache line. `slot.rs` describes the mechanism.
 //!
-//! No foreign code runs under a lock: a waker that is replaced or goes with its task is dropped outside,
-//! because dropping it may end in dropping a task, which comes here again. Cloning one is a count.
+//! No foreign code runs under a lock. A waker that is replaced, or dropped with its task, is
+//! dropped outside of the lock: its drop can drop another task, which enters this registry again.
+//! Cloning one only increments a count.
 //!
-//! Stored wakers make a cycle: the waker holds the task, the task's ticket the slot, the slot the waker.
-//! It ends with the task's future, which every runtime drops when the task is done, aborted, or the runtime
-//! shuts down. Executors that cancel a detached task when its last waker is gone would keep it; tokio has
-//! no such thing.
+//! Stored wakers form a cycle: the waker holds the task, the task's ticket the slot, the slot the
+//! waker. The cycle ends with the task's future. Every runtime drops it when the task completes or
+//! is aborted, or when the runtime shuts down. An executor that cancels a detached task when its
+//! last waker is dropped would leak the task; tokio does not do that.
 
 use crate::base::sync::Mutex;
 use std::cell::RefCell;
@@ -28,20 +29,20 @@ use crate::base::Moment;
 use crate::model::Calibration;
 use crate::os::{threads, ticks};
 
-/// How many free slots a thread holds at most: 4 KiB of them.
+/// Maximum number of free slots that a thread holds: 4 KiB.
 const ROOM: usize = 64;
 
-/// How many numbers for tasks a thread takes at a time.
+/// Number of task numbers that a thread reserves at a time.
 const NUMBERS: u64 = 1024;
 
-/// What a task leaves when it first waits.
+/// Data that a task stores when it first waits.
 #[derive(Clone, Debug)]
 pub(super) struct Kept {
     pub(super) waker: Waker,
     pub(super) id: Option<Id>,
 }
 
-/// A task's place.
+/// The slot of a task.
 pub(super) type Slot = super::slot::Slot<Kept>;
 
 /// The tasks of this process.
@@ -49,10 +50,10 @@ static TASKS: Slots<Kept> = Slots { store: Mutex::new(Store::new()) };
 
 static NUMBER: AtomicU64 = AtomicU64::new(1);
 
-/// A tick from before every poll, and its moment.
+/// A tick from before the first poll, and its moment.
 static FIRST: OnceLock<(u64, Moment)> = OnceLock::new();
 
-/// What one thread makes tasks from.
+/// Free slots and reserved task numbers of a thread.
 struct Local {
     hand: Hand<Kept, ROOM>,
     next: u64,
@@ -75,7 +76,7 @@ impl Local {
 
     #[cold]
     fn more_numbers(&mut self) {
-        // Before the first tick is read: it decides what ticks are.
+        // Selects the clock source, which must precede the first tick.
         ticks::source();
         FIRST.get_or_init(ticks::pair);
         self.next = NUMBER.fetch_add(NUMBERS, Relaxed);
@@ -101,7 +102,8 @@ thread_local! {
     static LOCAL: RefCell<Local> = const { RefCell::new(Local::new()) };
 }
 
-/// Runs `act` on what the thread has; on what lasts for the call where it has lost that, at its end.
+/// Runs `act` on the thread's state. Uses a temporary state if the thread-local is destroyed or
+/// borrowed.
 #[inline]
 fn locally<T>(act: impl Fn(&mut Local) -> T) -> T {
     let done = LOCAL.try_with(|local| local.try_borrow_mut().ok().map(|mut local| act(&mut local)));
@@ -111,13 +113,14 @@ fn locally<T>(act: impl Fn(&mut Local) -> T) -> T {
     }
 }
 
-/// What moments the ticks of polls are.
+/// Returns the conversion of ticks to moments.
 pub(super) fn calibration() -> Calibration {
     Calibration::new(FIRST.get().copied().into_iter().chain([ticks::pair()]))
 }
 
-/// A batch of at most `most` tasks, and the place behind it, to go on from, if there are more; begins at
-/// the default. Those that can be woken are asked on behalf of the dump `ask`, unless that is 0.
+/// Returns at most `most` tasks from `from` on, and the cursor of the next task if there are more.
+/// Requests the stacks of tasks that can be woken for the dump `ask`, unless that is 0. A default
+/// cursor starts at the first task.
 pub(super) fn batch(
     from: Cursor,
     most: usize,
@@ -138,47 +141,49 @@ pub(super) fn batch(
     (listed, None)
 }
 
-/// How many tasks there are. For tests and status: looks at every slot.
+/// Returns the number of tasks. For tests and status: reads every slot.
 pub(super) fn len() -> usize {
     let chunks = (0..).map_while(|chunk| TASKS.chunk(chunk));
     chunks.flatten().filter(|slot| slot.number() != 0).count()
 }
 
-/// A place in the list.
+/// A position in the registry.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Cursor {
     chunk: usize,
     index: usize,
 }
 
-/// A task's place in the list. Dropping it takes the task off.
+/// The registration of a task. Dropping it unregisters the task.
 #[derive(Debug)]
 #[must_use = "dropping the ticket takes the task off the list"]
 pub struct Ticket {
     slot: Option<&'static Slot>,
-    /// Data and table of the waker that is stored; never followed, only compared. The stored waker keeps
-    /// what it leads to alive, so an equal pair is an equal waker.
+    /// Addresses of the stored waker's data and vtable; compared, never dereferenced. The stored
+    /// waker keeps its data alive, so equal addresses mean the same waker.
     waker: (usize, usize),
 }
 
 impl Ticket {
-    /// Puts a task of the [`Site`](crate::base::Site) with this number on the list; gives its own number,
-    /// which no other ever has. Some 5 ns; an allocation for each 256 tasks more than there ever were.
+    /// Registers a task of the [`Site`](crate::base::Site) with this number. Returns the ticket and
+    /// the task's own number, which is unique in the process. Costs about 5 ns, and one allocation
+    /// per 256 tasks above the previous maximum.
     #[inline]
     pub fn new(site: u16) -> (Self, u64) {
         let (slot, number) = locally(|local| local.make(site)).unzip();
         (Self { slot, waker: (0, 0) }, number.unwrap_or(0))
     }
 
-    /// Begins a poll, at this tick.
+    /// Starts a poll at this tick.
     #[inline]
     pub fn enter(&self, tick: u64) -> Turn {
         let before = self.slot.map_or(0, |slot| slot.enter(threads::current(), tick));
         Turn { slot: self.slot, before }
     }
 
-    /// Keeps `waker`, with which the task was polled and was not ready, if it is another than before. Not
-    /// sooner: a task that ends with its first poll never needs one.
+    /// Stores a clone of `waker`, with which a poll returned `Pending`, if it differs from the
+    /// stored one. It is not stored earlier: a task that completes in its first poll never needs
+    /// one.
     #[inline]
     pub fn keep(&mut self, waker: &Waker) {
         let key = (waker.data().addr(), std::ptr::from_ref(waker.vtable()).addr());
@@ -189,7 +194,7 @@ impl Ticket {
 
     #[cold]
     fn learn(&mut self, waker: &Waker, key: (usize, usize)) {
-        // One that lives only for this poll: somebody around this task is being asked.
+        // A capturing waker is valid only for this poll: a dump captures a future around this task.
         if is_capturing(waker) {
             return;
         }
@@ -206,12 +211,12 @@ impl Drop for Ticket {
         let Some(slot) = self.slot else { return };
         let kept = slot.end(self.waker != (0, 0));
         locally(|local| local.hand.put(slot, &TASKS));
-        // The waker, of which nobody knows what its end brings about.
+        // Dropped last, outside of the lock: dropping a waker can run foreign code.
         drop(kept);
     }
 }
 
-/// A poll going on. Dropping it ends it, by a panic too.
+/// A poll in progress. Dropping it ends the poll, also after a panic.
 #[derive(Debug)]
 pub struct Turn {
     slot: Option<&'static Slot>,
@@ -219,20 +224,20 @@ pub struct Turn {
 }
 
 impl Turn {
-    /// Whether a dump asks where the task waits.
+    /// Returns `true` if a dump requests the task's stack.
     #[inline]
     pub fn is_asked(&self) -> bool {
         self.slot.is_some_and(Slot::is_asked)
     }
 
-    /// The dump that asks, which is thereby answered or not at all, and the task's number.
+    /// Takes the pending request. Returns the number of the dump and of the task.
     pub(super) fn take_question(&self) -> Option<(u32, u64)> {
         let slot = self.slot?;
         let dump = slot.take_question();
         (dump != 0).then_some((dump, slot.number()))
     }
 
-    /// Leaves the task's age as it was: this poll was for a dump.
+    /// Restores the start of the task's previous poll, because this poll was caused by a dump.
     pub(super) fn disregard(&self) {
         if let Some(slot) = self.slot {
             slot.disregard(self.before);
@@ -263,7 +268,8 @@ mod tests {
             let made = made.join().unwrap();
             std::thread::spawn(|| drop(made)).join().unwrap();
         }
-        // 100,000 tasks, never more than 500 of this test at once, nor many of others that run beside it.
+        // 100,000 tasks, with at most 500 of this test at once, and few of the tests that run in
+        // parallel.
         assert!(chunks() - before <= 4, "{} chunks", chunks() - before);
     }
 

@@ -1,60 +1,63 @@
-//! A task's place in the list, and the store of places that no task has.
+//! The slot of a task, and the store of free slots.
 //!
 //! ```text
-//! Slots ── Mutex { every chunk, the free slots }     touched for 32 tasks together
-//!            │ take 32            ▲ give 32
-//! Hand  ── a thread's free slots, at most 64         touched when a task is made, and when one ends
+//! Slots ── Mutex { every chunk, the free slots }     accessed once per 32 tasks
+//!            │ take 32            ▲ give back 32
+//! Hand  ── a thread's free slots, at most 64         accessed when a task is created or ends
 //!            │ take one           ▲ put one
-//! Slot  ── 64 bytes of atomics, and a lock of its own around the waker
+//! Slot  ── 64 bytes of atomics, and its own lock around the waker
 //! ```
 //!
-//! A slot goes from the hand of the thread that makes a task to the hand of the one that ends it, so neither
-//! waits for the other; only threads that do one more than the other come to the store. A task that never
-//! waited has no waker, and its slot's lock is never taken by it.
+//! A slot moves from the hand of the thread that creates a task to the hand of the thread that ends
+//! it, so neither waits for the other. Only threads that create more tasks than they end, or the
+//! reverse, access the store. A task that never waited has no waker and never takes its slot's
+//! lock.
 //!
 //! ```text
-//! make    fence(Release)   site, polled (Relaxed)   owner = n (Release)      the slot was free: owner = 0
+//! make    fence(Release)   site, polled (Relaxed)   owner = n (Release)      before: owner = 0
 //! end     owner = 0 (under the lock, if there is a waker)
-//! look    lock   owner (Acquire)   site   fence(Acquire)   owner again: the same, or it is nobody's
+//! look    lock   owner (Acquire)   site   fence(Acquire)   owner again: valid if unchanged
 //! ```
 //!
-//! Numbers are never given twice, so the same number found twice is the same task. Under the lock a waker
-//! stands for its task: an end would have had to take it away first. So who asks through it, asks no later
-//! task of the slot.
+//! Task numbers are never reused, so reading the same number twice means the same task. Under the
+//! lock a stored waker belongs to the current task, because the task's end would have removed it.
+//! So a request made under the lock never reaches a later task of the slot.
 //!
-//! Slots are never given back to the allocator: memory is that of the most tasks there ever were at once,
-//! 64 bytes each, and what the hands of the threads hold. The obvious alternative, nodes in the tasks
-//! themselves, in a list through them, saves that and costs unsafe code that a safe face could not hide
+//! Slots are never returned to the allocator. They take 64 bytes for each of the maximum number of
+//! tasks alive at once, plus the threads' hands. The obvious alternative, an intrusive list of
+//! nodes in the tasks, saves that memory. But it needs unsafe code that no safe API can protect
 //! from `mem::forget`.
 //!
-//! Nothing here knows what a waker is. `tests/stacks_loom.rs` compiles this file with loom's atomics.
+//! This file does not interpret wakers. `tests/stacks_loom.rs` compiles it with loom's atomics.
 
 use crate::base::sync::{AtomicU32, AtomicU64, BareMutex, Mutex, Ordering, PoisonError, fence};
 
-/// A task's place. A line of its own, because neighbours are polled by other threads.
+/// The slot of a task. It fills a cache line, because other threads poll the tasks of its
+/// neighbours.
 #[derive(Debug)]
 #[repr(align(64))]
 pub(super) struct Slot<W> {
-    /// The number of the task it is of; 0 for none.
+    /// Number of the task that owns the slot; 0 for none.
     owner: AtomicU64,
-    /// The number of the dump that asked for its stack; 0 for none.
+    /// Number of the dump that requests the task's stack; 0 for none.
     asked: AtomicU32,
-    /// The thread that polls it; 0 for none.
+    /// Thread that polls the task; 0 for none.
     running: AtomicU32,
-    /// When its last poll began, in ticks; 0 for never.
+    /// Start of the last poll, in ticks; 0 for none.
     polled: AtomicU64,
-    /// What the task is called and where it was made.
+    /// Number of the task's site: its name and spawn location.
     site: AtomicU32,
-    /// A [`Mutex`] would double the size of a slot. A dump holds it for as long as it takes to clone a waker.
+    /// The stored waker. A [`Mutex`] would double the size of a slot. A dump holds the lock for as
+    /// long as it takes to clone a waker.
     held: BareMutex<Option<W>>,
 }
 
-/// What a slot says of its task.
+/// The state of a slot's task.
 #[derive(Debug, PartialEq)]
 pub(super) struct Seen<W> {
     pub(super) number: u64,
     pub(super) site: u16,
-    /// None until it has waited.
+    /// `None` if the task has never waited.
     pub(super) held: Option<W>,
 }
 
@@ -70,7 +73,7 @@ impl<W> Slot<W> {
         }
     }
 
-    /// A task with this number has it from here on.
+    /// Assigns the slot to the task with this number.
     #[inline]
     pub(super) fn make(&self, number: u64, site: u16) {
         fence(Ordering::Release);
@@ -79,8 +82,9 @@ impl<W> Slot<W> {
         self.owner.store(number, Ordering::Release);
     }
 
-    /// The task is no more. `waits` is whether it has ever kept anything here, which is given back, to be
-    /// dropped: that may end in dropping a task, which comes here again.
+    /// Frees the slot. `waits` is `true` if the task has stored a value. The value is returned so
+    /// that the caller drops it outside of the lock: its drop can drop another task, which ends
+    /// here again.
     #[inline]
     pub(super) fn end(&self, waits: bool) -> Option<W> {
         let held = if waits { self.let_go() } else { None };
@@ -96,13 +100,14 @@ impl<W> Slot<W> {
         held.take()
     }
 
-    /// Keeps `fresh`, and gives back what was kept before. For the task that has the slot.
+    /// Stores `fresh` and returns the previous value. Must be called by the task that owns the
+    /// slot.
     pub(super) fn keep(&self, fresh: W) -> Option<W> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner).replace(fresh)
     }
 
-    /// What is to be said of its task, if it has one; the task is asked on behalf of the dump `ask`, unless
-    /// that is 0, if it has anything to be woken by.
+    /// Returns the state of the task, if the slot has one. If the task can be woken and `ask` is
+    /// not 0, the dump `ask` requests its stack.
     pub(super) fn look(&self, ask: u32) -> Option<Seen<W>>
     where
         W: Clone,
@@ -123,12 +128,12 @@ impl<W> Slot<W> {
         Some(Seen { number, site, held: held.clone() })
     }
 
-    /// The number of the task it is of; 0 for none.
+    /// Returns the number of the task that owns the slot; 0 for none.
     pub(super) fn number(&self) -> u64 {
         self.owner.load(Ordering::Acquire)
     }
 
-    /// A poll begins; when the one before it did.
+    /// Starts a poll. Returns the start of the previous one.
     #[inline]
     pub(super) fn enter(&self, thread: u32, tick: u64) -> u64 {
         let before = self.polled.load(Ordering::Relaxed);
@@ -137,45 +142,45 @@ impl<W> Slot<W> {
         before
     }
 
-    /// The poll is over.
+    /// Ends a poll.
     #[inline]
     pub(super) fn leave(&self) {
         self.running.store(0, Ordering::Relaxed);
     }
 
-    /// The poll that goes on is not to count: the last one before it began at `before`.
+    /// Discards the start of the current poll: the previous poll started at `before`.
     pub(super) fn disregard(&self, before: u64) {
         self.polled.store(before, Ordering::Relaxed);
     }
 
-    /// The thread that polls the task, if one does.
+    /// Returns the thread that polls the task. `None` if it is not being polled.
     pub(super) fn running(&self) -> Option<u32> {
         Some(self.running.load(Ordering::Relaxed)).filter(|&tid| tid != 0)
     }
 
-    /// When its last poll began, in ticks.
+    /// Returns the start of the last poll in ticks. `None` if there was none.
     pub(super) fn polled(&self) -> Option<u64> {
         Some(self.polled.load(Ordering::Relaxed)).filter(|&at| at != 0)
     }
 
-    /// Whether a dump asks where the task waits.
+    /// Returns `true` if a dump requests the task's stack.
     #[inline]
     pub(super) fn is_asked(&self) -> bool {
         self.asked.load(Ordering::Relaxed) != 0
     }
 
-    /// The dump that asks, which does so no more; 0 for none.
+    /// Takes the pending request and returns the number of its dump; 0 for none.
     pub(super) fn take_question(&self) -> u32 {
         self.asked.swap(0, Ordering::Relaxed)
     }
 
-    /// Asks no more on behalf of `dump`.
+    /// Withdraws a request of `dump`.
     pub(super) fn withdraw(&self, dump: u32) {
         let _ = self.asked.compare_exchange(dump, 0, Ordering::Relaxed, Ordering::Relaxed);
     }
 }
 
-/// All slots there are, and those that no task and no hand has.
+/// All slots, and the free ones that are in no thread's hand.
 #[derive(Debug)]
 pub(super) struct Slots<W: 'static> {
     pub(super) store: Mutex<Store<W>>,
@@ -200,7 +205,8 @@ impl<W> Store<W> {
 }
 
 impl<W> Slots<W> {
-    /// Moves `most` free slots to `hand`, which is empty; if there are none, `chunk` are made first.
+    /// Moves at most `most` free slots to the empty `hand`. Allocates `chunk` slots first if there
+    /// are none.
     #[cold]
     fn fill(&self, hand: &mut Vec<&'static Slot<W>>, most: usize, chunk: usize) {
         let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
@@ -208,7 +214,7 @@ impl<W> Slots<W> {
             let slots: Vec<Slot<W>> = (0..chunk).map(|_| Slot::new()).collect();
             let slots: &'static [Slot<W>] = slots.leak();
             store.chunks.push(slots);
-            // As many as there are: giving back never allocates.
+            // Capacity for all slots, so that giving slots back never allocates.
             let all = store.chunks.len() * chunk;
             store.free.reserve(all);
             store.free.extend(slots.iter().rev());
@@ -217,13 +223,13 @@ impl<W> Slots<W> {
         hand.extend(store.free.drain(rest..));
     }
 
-    /// Takes slots back.
+    /// Takes slots back from a thread.
     #[cold]
     fn take_back(&self, slots: impl Iterator<Item = &'static Slot<W>>) {
         self.store.lock().unwrap_or_else(PoisonError::into_inner).free.extend(slots);
     }
 
-    /// The chunk of that number.
+    /// Returns the chunk with this index.
     pub(super) fn chunk(&self, number: usize) -> Option<&'static [Slot<W>]> {
         let store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
         store.chunks.get(number).copied()
@@ -237,14 +243,14 @@ pub(super) struct Hand<W: 'static, const ROOM: usize> {
 }
 
 impl<W, const ROOM: usize> Hand<W, ROOM> {
-    /// Slots made together.
+    /// Number of slots allocated together.
     pub(super) const CHUNK: usize = 4 * ROOM;
 
     pub(super) const fn new() -> Self {
         Self { free: Vec::new() }
     }
 
-    /// A free slot.
+    /// Takes a free slot.
     #[inline]
     pub(super) fn take(&mut self, slots: &Slots<W>) -> Option<&'static Slot<W>> {
         if let slot @ Some(_) = self.free.pop() {
@@ -255,7 +261,7 @@ impl<W, const ROOM: usize> Hand<W, ROOM> {
         self.free.pop()
     }
 
-    /// Takes a slot whose task is no more.
+    /// Puts back the slot of a task that ended.
     #[inline]
     pub(super) fn put(&mut self, slot: &'static Slot<W>, slots: &Slots<W>) {
         if self.free.len() >= ROOM {
@@ -264,7 +270,7 @@ impl<W, const ROOM: usize> Hand<W, ROOM> {
         self.free.push(slot);
     }
 
-    /// Gives all of them back.
+    /// Gives all slots back to the store.
     pub(super) fn give_back(&mut self, slots: &Slots<W>) {
         if !self.free.is_empty() {
             slots.take_back(self.free.drain(..));

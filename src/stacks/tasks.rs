@@ -1,24 +1,24 @@
-//! Where every wrapped task waits.
+//! Stack dumps of wrapped tasks.
 //!
 //! ```text
 //! dump (capture thread)                       worker of the host's runtime
-//!   list a batch, mark it asked ─> wake ────> poll: marked? poll through a CaptureWaker
-//!   <──────────────── Desk: number, stacks <─ and hand in what was seen
-//!   next batch when all have answered, or after 20 ms
+//!   list a batch, request stacks ─> wake ────> poll: requested? poll with a CaptureWaker
+//!   <──────────────── Desk: number, stacks <── and queue the captured stacks
+//!   next batch when all have replied, or after 20 ms
 //! ```
 //!
-//! Waking a task that has nothing to do is always allowed: futures must stand a poll for nothing. What it
-//! costs the host is one such poll a task, 5 to 10 us with the walk, and batches keep it from lining up a
-//! hundred thousand of them before the next request: between two batches the runtime's queue is empty of
-//! ours. The obvious alternative, `tokio::runtime::Handle::dump`, stops all workers at a barrier and leaves
-//! the runtime dead when one of them is blocked.
+//! Spurious wake-ups are always allowed: futures must tolerate a poll without progress. The host
+//! pays one such poll per task, 5 to 10 us including the unwinding. Batches prevent a hundred
+//! thousand of these polls from queueing up before the next request: between two batches the
+//! runtime's queue contains none of them. The obvious alternative, `tokio::runtime::Handle::dump`,
+//! stops all workers at a barrier and leaves the runtime deadlocked if one of them is blocked.
 //!
-//! No lock is held while a task is woken or polled. A task that has not answered when the dump ends is no
-//! longer asked, and what a late one hands in is dropped.
+//! No lock is held while a task is woken or polled. At the end of the dump, requests without a
+//! reply are withdrawn, and late replies are dropped.
 //!
-//! Of more than 10,000 tasks a sample is asked and listed; all are counted by spawn site.
+//! Of more than 10,000 tasks a sample is captured and listed; all are counted by spawn site.
 //!
-//! The list is not of one instant: a task made behind the place where the dump is will not be in it.
+//! The list is not a snapshot of one instant: tasks created behind the cursor are not listed.
 
 mod sampling;
 
@@ -40,17 +40,17 @@ use crate::os::{images, ticks};
 use crate::unwind;
 use sampling::Sampling;
 
-/// Tasks asked at once: 1 ms of work for two workers.
+/// Tasks captured at once: 1 ms of work for two workers.
 const BATCH: usize = 256;
 
-/// How long a batch is waited for before the next is asked: a blocked worker must not cost the others
-/// their place in the dump.
+/// Maximum time to wait for a batch before the next is requested. A blocked worker must not keep
+/// the other tasks out of the dump.
 const BATCH_WAIT: Duration = Duration::from_millis(20);
 
-/// How long it is waited for those that have not answered in their batch, after the last one.
+/// Maximum time to wait, after the last batch, for tasks that did not reply during their batch.
 const LAST_WAIT: Duration = Duration::from_millis(100);
 
-/// The ends of the classes of age in a profile.
+/// Upper bounds and labels of the age classes in a profile.
 const AGES: [(Duration, &str); 5] = [
     (Duration::from_millis(10), "< 10ms"),
     (Duration::from_millis(100), "< 100ms"),
@@ -60,40 +60,41 @@ const AGES: [(Duration, &str); 5] = [
 ];
 const OLDEST: &str = ">= 1m";
 
-/// Where a task was made whose place found no room in the table.
+/// Spawn location of a task whose site did not fit into the table.
 const NOWHERE: Spawned = Spawned { file: "unknown", line: 0 };
 
-/// A task's own stack, and every leaf's.
+/// `tasks` counts a task once; `leaves` counts each of its stacks.
 const SAMPLE_TYPES: [ValueType; 2] =
     [ValueType { name: "tasks", unit: "count" }, ValueType { name: "leaves", unit: "count" }];
 
-/// How a dump is made.
+/// The options of a dump.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
-    /// Whether tasks are woken to show where they wait; else they are listed only.
+    /// `true` to wake tasks so that their stacks are captured; `false` to only list them.
     pub ask: bool,
-    /// Whether the threads of tasks that run may be sent a signal, to show where.
+    /// `true` if the threads of running tasks may be signalled to capture their stacks.
     pub signals: bool,
-    /// How long it may take in all.
+    /// Maximum duration of the whole dump.
     pub deadline: Duration,
 }
 
-/// How many wrapped tasks there are.
+/// Returns the number of wrapped tasks.
 pub fn alive() -> usize {
     registry::len()
 }
 
-/// How many wrapped tasks a dump lists at most.
+/// Returns the maximum number of wrapped tasks that a dump lists.
 pub fn most_listed() -> usize {
     alive().min(sampling::MAX_ROWS)
 }
 
-/// Lists every wrapped task, and asks each where it waits. Blocks the caller, which must not be a worker
-/// of a runtime that is asked, for at most the plan's deadline. One dump at a time: others wait.
+/// Lists every wrapped task and captures the stack on which it waits. Blocks the caller for at most
+/// the plan's deadline; the caller must not be a worker of a captured runtime. Concurrent dumps
+/// wait for each other.
 ///
 /// # Errors
 ///
-/// When `/proc` cannot be read, without which no stack could be named.
+/// Returns an error if `/proc` cannot be read, without which no stack can be symbolized.
 pub fn dump(clock: &dyn Clock, anchor: Anchor, plan: Plan) -> Result<TaskDump, Error> {
     static ONE: Mutex<u32> = Mutex::new(0);
     let mut number = ONE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -105,16 +106,16 @@ pub fn dump(clock: &dyn Clock, anchor: Anchor, plan: Plan) -> Result<TaskDump, E
     dump.finish(clock, threads)
 }
 
-/// A dump being made.
+/// A dump in progress.
 struct Dump {
     number: u32,
     anchor: Anchor,
     until: Moment,
     profile: Profile,
     rows: Vec<TaskRow>,
-    /// Who was asked and has not answered: the row and the slot, by number.
+    /// Tasks without a reply yet: row and slot by task number.
     asked: HashMap<u64, (usize, &'static Slot)>,
-    /// The rows of tasks that are no more.
+    /// Rows of tasks that have ended.
     ended: Vec<usize>,
     running: Vec<Running>,
     broken: u64,
@@ -123,7 +124,7 @@ struct Dump {
     calibration: Calibration,
 }
 
-/// A task that was being polled when it was looked at.
+/// A task that was being polled when it was listed.
 struct Running {
     number: u64,
     slot: &'static Slot,
@@ -132,7 +133,7 @@ struct Running {
 }
 
 impl Running {
-    /// The thread, if it is the same poll still.
+    /// Returns the thread that polls the task, if it is still in the same poll.
     fn thread(&self) -> Option<u32> {
         let same = self.slot.number() == self.number && self.slot.polled() == self.since;
         self.slot.running().filter(|_| same)
@@ -171,7 +172,7 @@ impl Dump {
         }
         self.collect(clock, self.asked.len(), LAST_WAIT);
         self.asked.values().for_each(|(_, slot)| slot.withdraw(self.number));
-        // What came between the last look and the withdrawals is as good as any.
+        // Also takes the replies that arrived before the requests were withdrawn.
         DESK.collect(0, Duration::ZERO).into_iter().for_each(|answer| self.take(answer));
         DESK.close();
         for (number, (row, slot)) in std::mem::take(&mut self.asked) {
@@ -179,12 +180,12 @@ impl Dump {
         }
     }
 
-    /// Writes rows of a batch; gives the wakers of those that are to be woken.
+    /// Adds the rows of a batch. Returns the wakers of the tasks to wake.
     fn list(&mut self, batch: Vec<(&'static Slot, Seen<Kept>)>, ask: bool) -> Vec<Waker> {
         let mut wakers = Vec::with_capacity(batch.len());
         for (slot, seen) in batch {
             let (number, id) = (seen.number, seen.held.as_ref().and_then(|kept| kept.id));
-            // tokio shows the number in it as text only.
+            // tokio exposes the number of an id only as text.
             let id = id.and_then(|id| id.to_string().parse().ok());
             let site = Site::of(seen.site);
             let name = site.and_then(|site| site.name).unwrap_or("");
@@ -207,7 +208,7 @@ impl Dump {
                 self.asked.insert(number, (self.rows.len(), slot));
                 wakers.push(kept.waker);
             } else if ask && let TaskState::Running { .. } = state {
-                // In its first poll: there is nothing to wake it by.
+                // A task in its first poll has no stored waker.
                 self.running.push(Running { number, slot, since: polled });
             }
             self.rows.push(TaskRow {
@@ -225,13 +226,13 @@ impl Dump {
         wakers
     }
 
-    /// How long ago that tick was.
+    /// Returns the time since `tick`.
     fn age(&self, tick: u64) -> Duration {
         let moment = |tick| self.calibration.moment(tick);
         moment(ticks::now()).since(moment(tick))
     }
 
-    /// Takes answers until `wanted` have come, or `most` has passed, or the deadline.
+    /// Takes replies until `wanted` have arrived, `most` has passed, or the deadline is reached.
     fn collect(&mut self, clock: &dyn Clock, wanted: usize, most: Duration) {
         let now = clock.now();
         let until = (now + most).min(self.until.max(now));
@@ -262,7 +263,7 @@ impl Dump {
         row.more_stacks = answer.more;
     }
 
-    /// What is known of a task that did not answer.
+    /// Sets the state of a task that did not reply.
     fn settle(&mut self, number: u64, at: usize, slot: &'static Slot) {
         let (running, polled) = (slot.running(), slot.polled());
         let age = polled.map(|tick| self.age(tick));
@@ -278,14 +279,14 @@ impl Dump {
         }
     }
 
-    /// The stacks of the threads that tasks run on.
+    /// Returns the stacks of the threads that poll tasks.
     fn running_threads(&mut self, clock: &dyn Clock) -> Result<BTreeMap<u32, StackHandle>, Error> {
         let before: Vec<u32> = self.running.iter().filter_map(Running::thread).collect();
         if before.is_empty() {
             return Ok(BTreeMap::new());
         }
         let stacks = super::threads::stacks_of(clock, &before, &mut self.profile)?;
-        // Who has gone on since was caught somewhere else.
+        // Excludes tasks whose poll ended meanwhile: their thread was sampled in other code.
         let after = self.running.iter().filter_map(Running::thread);
         Ok(after.filter_map(|tid| Some((tid, *stacks.get(&tid)?))).collect())
     }
@@ -318,7 +319,7 @@ impl Dump {
         })
     }
 
-    /// One sample for each stack, state, place and class of age.
+    /// Adds one sample per stack, state, spawn location and age class.
     fn count(&mut self) {
         let mut counts = HashMap::new();
         for row in &self.rows {
@@ -354,7 +355,7 @@ impl Dump {
     }
 }
 
-/// The class of an age.
+/// Returns the class of an age.
 fn age(idle: Duration) -> &'static str {
     AGES.iter().find(|(end, _)| idle < *end).map_or(OLDEST, |(_, name)| name)
 }

@@ -1,26 +1,27 @@
-//! Where every thread of the process stands.
+//! Stack dumps of all threads of the process.
 //!
 //! ```text
-//! /proc/self/task        names, states, wait channels, CPU time, as they were before the signal: of 32 threads,
-//!                        while the 32 before them answer
-//! SIGURG, 64 at a time   each copies its registers and stack, which are unwound here
+//! /proc/self/task        names, states, wait channels, CPU time before the signal:
+//!                        read for 32 threads while the 32 before them answer
+//! SIGURG, 64 at a time   each thread copies its registers and stack, which are unwound here
 //! ```
 //!
-//! Looking takes more than half of the time, and of another core than answering does. How a thread is
-//! asked is `unwind::thread_sampler`'s. A thread that blocks the signal,
-//! waits in the kernel where signals do not reach, or does not come to run in time is shown as `/proc` has
-//! it, with a remark.
+//! Reading `/proc` takes more than half of the time, and it runs on another core than the threads
+//! that answer. `unwind::thread_sampler` implements the sampling. A thread is shown with its data
+//! from `/proc` and a remark if it blocks the signal, is in an uninterruptible wait in the kernel,
+//! or is not scheduled in time.
 //!
-//! # What a signal interrupts
+//! # System calls interrupted by the signal
 //!
-//! The handler is installed with `SA_RESTART`, so that most system calls go on as if nothing had been. These
-//! do not (signal(7)) and return EINTR to whoever called them: `epoll_wait`, `poll`, `select` and their
-//! kind; `nanosleep` and `clock_nanosleep`; `usleep`, `sleep`; futex waits with a timeout, and with them
-//! `sem_timedwait`; socket calls with `SO_RCVTIMEO` or `SO_SNDTIMEO` set; `msgrcv`, `msgsnd`, `semop`,
-//! `semtimedop`; `pause`, `sigsuspend`, `sigtimedwait`; `io_getevents`; reads from an inotify descriptor in
-//! old kernels. Rust's `std` and tokio take all of theirs up again: `std::thread::sleep` sleeps on,
-//! `Condvar::wait_timeout` and `park_timeout` wait on, mio polls again. C libraries in the process may not,
-//! and for those the setting `stacks.threads = "proc-only"` sends no signal.
+//! The handler is installed with `SA_RESTART`, so most system calls are restarted. These are not
+//! (signal(7)), and return `EINTR` to their caller: `epoll_wait`, `poll`, `select` and variants;
+//! `nanosleep` and `clock_nanosleep`; `usleep`, `sleep`; futex waits with a timeout, and with them
+//! `sem_timedwait`; socket calls with `SO_RCVTIMEO` or `SO_SNDTIMEO` set; `msgrcv`, `msgsnd`,
+//! `semop`, `semtimedop`; `pause`, `sigsuspend`, `sigtimedwait`; `io_getevents`; reads from an
+//! inotify descriptor in old kernels. Rust's `std` and tokio retry all of theirs:
+//! `std::thread::sleep`, `Condvar::wait_timeout` and `park_timeout` continue to wait, mio polls
+//! again. C libraries in the process may not. For these, the setting `stacks.threads = "proc-only"`
+//! sends no signal.
 
 use std::collections::HashMap;
 
@@ -32,32 +33,34 @@ use crate::os::threads::{self, Thread, Threads};
 use crate::unwind::thread_sampler::{Net, SIGNAL};
 use crate::unwind::{self, End, MAX_FRAMES, Walker};
 
-/// The threads in one dump; more are counted.
+/// Maximum number of threads in one dump; more are counted.
 const MAX_THREADS: usize = 8192;
 
-/// Threads that are looked at before they are signalled, one after the other, which keeps another core at
-/// answering meanwhile.
+/// Number of threads whose `/proc` data is read before they are signalled. The threads before them
+/// answer on another core meanwhile.
 const AHEAD: usize = 32;
 
 const SAMPLE_TYPES: [ValueType; 2] =
     [ValueType { name: "threads", unit: "count" }, ValueType { name: "cpu", unit: "nanoseconds" }];
 
-/// Dumps all threads; `signals`: whether they may be sent one. Blocks the caller for 2 ms a hundred
-/// threads, and 100 ms more for each 64 of which one does not answer. One dump at a time: others wait.
+/// Dumps all threads; if `signals` is `true` they may be signalled. Blocks the caller for 2 ms per
+/// hundred threads, plus 100 ms for each batch of 64 with a thread that does not answer. Concurrent
+/// dumps wait for each other.
 ///
 /// # Errors
 ///
-/// When `/proc` cannot be read, or shows no thread.
+/// Returns an error if `/proc` cannot be read, or lists no thread.
 pub fn dump(clock: &dyn Clock, anchor: Anchor, signals: bool) -> Result<ThreadDump, Error> {
     let dump = dump_those(clock, anchor, signals, Threads::all()?)?;
     match dump.threads.is_empty() {
-        // This thread runs.
+        // Impossible unless `/proc` is incomplete: the calling thread is running.
         true => Err(threads::Error::none_can_be_read().into()),
         false => Ok(dump),
     }
 }
 
-/// Dumps one thread of the process, which is sent a signal; no thread, if there is none of that id.
+/// Dumps one thread of the process, which is sent a signal. The dump has no thread if none has this
+/// id.
 ///
 /// # Errors
 ///
@@ -111,7 +114,8 @@ fn dump_those(
     Ok(ThreadDump { profile, threads: rows })
 }
 
-/// The stacks of some threads, in `profile`; those that cannot be had are missing.
+/// Returns the stacks of some threads, interned in `profile`. Threads that cannot be sampled are
+/// missing.
 pub(super) fn stacks_of(
     clock: &dyn Clock,
     tids: &[u32],
@@ -124,20 +128,20 @@ pub(super) fn stacks_of(
         .collect())
 }
 
-/// What became of the signals.
+/// The result of signalling the threads.
 #[derive(Default)]
 struct Caught {
-    /// The threads as they were before.
+    /// The threads as read from `/proc` before their signal.
     listed: Vec<Thread>,
     stacks: HashMap<u32, Stack>,
-    /// Threads that were no more when they were to be signalled.
+    /// Threads that had ended before their signal.
     ended: Vec<u32>,
     signal: i32,
     no_signals: Option<String>,
 }
 
 impl Caught {
-    /// Looks at the threads and sends no signals.
+    /// Reads the threads from `/proc` without sending signals.
     fn unasked(threads: &Threads) -> Self {
         let listed = threads.tids.iter().filter_map(|&tid| threads.look(tid)).collect();
         Self { listed, ..Self::default() }
@@ -186,7 +190,7 @@ fn blocks(thread: &Thread, signal: i32) -> bool {
     thread.blocked >> (signal - 1) & 1 == 1
 }
 
-/// Why there is no whole stack; empty when there is.
+/// Returns the reason why there is no complete stack; empty if there is one.
 fn remark(thread: &Thread, signals: bool, signal: i32, stack: Option<&Stack>) -> &'static str {
     match stack.map(|stack| stack.end) {
         Some(End::Whole) => "",

@@ -1,24 +1,24 @@
-//! The waker that shows where a future waits.
+//! A waker that records the stack on which a future waits.
 //!
-//! A future that is not ready keeps a clone of the waker it was polled with. Inside that clone the whole
-//! chain of calls from the task down to the leaf stands on the stack, and there it is unwound:
+//! A future that is not ready keeps a clone of the waker it was polled with. During that clone the
+//! stack holds the whole call chain from the task to the leaf, and it is unwound there:
 //!
 //! ```text
 //! poll with a CaptureWaker ─> async fn ─> async fn ─> leaf ─> Waker::clone ─> clone() below
-//!                                                              unwind up to the poll, hand out the
-//!                                                              *real* waker's clone
+//!                                                              unwind up to the poll, return a
+//!                                                              clone of the *real* waker
 //! ```
 //!
-//! The clone that is handed out is the real waker's, in data and table, so nothing of this file outlives
-//! the poll: no forwarding, no reference count, nothing that could wake a task late. Leaves that compare
-//! wakers before cloning see a table they do not know and clone.
+//! The returned clone is the real waker's, in data and vtable, so nothing of this file outlives the
+//! poll: no forwarding, no reference count, nothing that could delay a wake-up. Leaves that compare
+//! wakers before cloning find an unknown vtable and clone.
 //!
-//! Unsafe code is needed because a table of functions over a plain pointer is what a waker is; the safe
-//! `std::task::Wake` wants an `Arc`, whose clones would stay behind in every leaf.
+//! Unsafe code is needed because a waker is a vtable over a plain pointer. The safe
+//! `std::task::Wake` needs an `Arc`, whose clones would remain in every leaf.
 //!
-//! **What it cannot see**: a leaf that keeps no waker (`std::future::pending`), and futures that are polled
-//! with a waker of their own making inside the task (`FuturesUnordered`), of which the outer one is seen;
-//! wrap those one by one.
+//! **Limits**: a leaf that keeps no waker (`std::future::pending`) is not captured. Futures polled
+//! with another waker inside of the task (`FuturesUnordered`) are not captured either, only the one
+//! around them; wrap those one by one.
 
 #![allow(unsafe_code)]
 
@@ -30,27 +30,28 @@ use std::task::{RawWaker, RawWakerVTable, Waker};
 
 use crate::unwind::{self, End, MAX_FRAMES};
 
-/// The stacks kept of one poll: a `select!` over more leaves is counted.
+/// Maximum number of stacks kept per poll; a `select!` over more leaves counts the rest.
 const MAX_STACKS: usize = 8;
 
-/// The stacks walked in one poll, some 5 us each: leaves beyond this are counted and not walked, so that a dump holds
-/// the worker of a task with 50,000 leaves up for no longer than 0.5 ms.
+/// Maximum number of stacks unwound per poll, about 5 us each; the other leaves are counted. So a
+/// dump delays the worker of a task with 50,000 leaves by at most 0.5 ms.
 const MAX_WALKS: u32 = 64;
 
-/// What one poll showed.
+/// The stacks captured in one poll.
 #[derive(Debug, Default)]
 pub(super) struct Seen {
-    /// The stacks, innermost frame first, without the function that polled.
+    /// Stacks, innermost frame first, without the function that polled.
     pub(super) stacks: Vec<Box<[u64]>>,
-    /// Leaves beyond those that are kept.
+    /// Number of leaves without a kept stack.
     pub(super) more: u32,
-    /// Stacks that could not be walked, or not to their end.
+    /// Number of stacks that could not be unwound, or not completely.
     pub(super) broken: u32,
-    /// How many were walked.
+    /// Number of stacks unwound.
     walks: u32,
 }
 
-/// One poll to be seen. Stands in the frame of the function that polls, and so says where that is.
+/// The capture of one poll. It is a local variable of the function that polls, so its address
+/// bounds the unwinding.
 #[derive(Debug)]
 pub(super) struct Capture<'a> {
     real: &'a Waker,
@@ -58,22 +59,22 @@ pub(super) struct Capture<'a> {
 }
 
 impl<'a> Capture<'a> {
-    /// Sees through `real`, the waker the future would be polled with.
+    /// Creates a capture around `real`, the waker that the future would be polled with.
     pub(super) fn new(real: &'a Waker) -> Self {
         Self { real, seen: Mutex::default() }
     }
 
-    /// The waker to poll with instead.
+    /// Returns the waker to poll with instead.
     pub(super) fn waker(&self) -> CaptureWaker<'_> {
-        // SAFETY: the functions of TABLE ask of the pointer that it leads to a `Capture`, which it does as
-        // long as this borrow. They may be called by several threads at once, as a `Waker` may be: a
-        // `Capture` is Sync. A copy of the pointer that outlives the borrow could only be made by `clone`,
-        // which hands out another waker's.
+        // SAFETY: the functions of TABLE require a pointer to a `Capture`, which this pointer is
+        // for as long as this borrow lives. Several threads may call them at once, as for any
+        // `Waker`: a `Capture` is Sync. Only `clone` could make a copy of the pointer that outlives
+        // the borrow, and it returns another waker's pointer.
         let waker = unsafe { Waker::new(ptr::from_ref(self).cast(), &TABLE) };
         CaptureWaker { waker: ManuallyDrop::new(waker), _capture: PhantomData }
     }
 
-    /// What was seen.
+    /// Returns the captured stacks.
     pub(super) fn into_seen(self) -> Seen {
         self.seen.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
@@ -82,7 +83,8 @@ impl<'a> Capture<'a> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps the stack above the caller, which is in turn the caller of one of the functions of the table.
+    /// Captures the stack above the caller, which must be called by one of the functions of the
+    /// vtable.
     #[inline(always)]
     fn see(&self) {
         {
@@ -94,19 +96,19 @@ impl<'a> Capture<'a> {
             seen.walks += 1;
         }
         let mut frames = [0; MAX_FRAMES];
-        // The caller itself is one of ours; the rest begins with whoever cloned.
+        // Skips the caller itself: the stack starts with the code that cloned the waker.
         let walk = unwind::unwind_up_to(ptr::from_ref(self).addr() as u64, 1, &mut frames);
         self.keep(walk.ok().map(|walk| (walk.end, frames.get(..walk.depth).unwrap_or_default())));
     }
 
-    /// Keeps the outcome of a walk.
+    /// Keeps the result of unwinding.
     fn keep(&self, walk: Option<(End, &[u64])>) {
         let mut seen = self.seen();
         let Some((end, frames)) = walk else {
             seen.broken += 1;
             return;
         };
-        // The outermost is the function that polled.
+        // The outermost frame is the function that polled.
         let frames = match end {
             End::Whole => frames.split_last().map_or(frames, |(_, inner)| inner),
             End::Truncated | End::TooDeep | End::Broken | End::Elsewhere => {
@@ -125,7 +127,8 @@ impl<'a> Capture<'a> {
     }
 }
 
-/// A waker that shows where it is cloned. Lives as long as its [`Capture`] is borrowed.
+/// A waker that captures the stack on which it is cloned. Lives as long as its [`Capture`] is
+/// borrowed.
 #[derive(Debug)]
 pub(super) struct CaptureWaker<'a> {
     waker: ManuallyDrop<Waker>,
@@ -133,13 +136,12 @@ pub(super) struct CaptureWaker<'a> {
 }
 
 impl CaptureWaker<'_> {
-    /// The waker.
     pub(super) fn get(&self) -> &Waker {
         &self.waker
     }
 }
 
-/// Whether `waker` is one of these.
+/// Returns `true` if `waker` is a [`CaptureWaker`].
 pub(super) fn is_capturing(waker: &Waker) -> bool {
     ptr::eq(waker.vtable(), &TABLE)
 }
@@ -148,32 +150,32 @@ static TABLE: RawWakerVTable = RawWakerVTable::new(clone, wake, wake_by_ref, for
 
 /// # Safety
 ///
-/// `data` must lead to a `Capture`.
+/// `data` must point to a `Capture`.
 unsafe fn clone(data: *const ()) -> RawWaker {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it.
     let capture = unsafe { &*data.cast::<Capture<'_>>() };
     capture.see();
-    // Taken apart instead of dropped: whoever gets the parts drops them.
+    // Taken apart instead of dropped: the receiver of the parts drops them.
     let real = ManuallyDrop::new(capture.real.clone());
     RawWaker::new(real.data(), real.vtable())
 }
 
 /// # Safety
 ///
-/// `data` must lead to a `Capture`.
+/// `data` must point to a `Capture`.
 unsafe fn wake(data: *const ()) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it.
     let capture = unsafe { &*data.cast::<Capture<'_>>() };
     capture.real.wake_by_ref();
 }
 
-/// A future that wakes itself yields, and this is where.
+/// Captures the stack too: a future that yields wakes itself here.
 ///
 /// # Safety
 ///
-/// `data` must lead to a `Capture`.
+/// `data` must point to a `Capture`.
 unsafe fn wake_by_ref(data: *const ()) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it.
     let capture = unsafe { &*data.cast::<Capture<'_>>() };
     capture.see();
     capture.real.wake_by_ref();
@@ -181,7 +183,7 @@ unsafe fn wake_by_ref(data: *const ()) {
 
 /// # Safety
 ///
-/// None: there is nothing to give back.
+/// None: nothing is released.
 unsafe fn forget(_: *const ()) {}
 
 #[cfg(test)]

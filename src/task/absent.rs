@@ -1,11 +1,11 @@
-//! What stands in for a task's part of traces where they are not built in: nothing.
+//! A replacement without effect for a task's trace state, in builds without tracing.
 
 use crate::os::ticks;
 
 #[derive(Debug)]
 pub(super) struct Node;
 
-/// What a poll under way would be.
+/// A poll in progress, without data.
 pub(super) struct Slice;
 
 impl Node {

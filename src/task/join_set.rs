@@ -1,4 +1,4 @@
-//! tokio's `JoinSet`, its tasks listed in task dumps.
+//! A `JoinSet` of tokio whose tasks are listed in task dumps.
 
 use std::future::Future;
 use std::ops::{Deref, DerefMut};
@@ -8,8 +8,8 @@ use tokio::task::{self, AbortHandle, LocalSet};
 
 use super::traced;
 
-/// A [`tokio::task::JoinSet`] whose tasks are listed in task dumps under the place that spawned them. What
-/// is not here is tokio's own, through `Deref`.
+/// A [`tokio::task::JoinSet`] whose tasks are listed in task dumps under their spawn location. All
+/// other methods are tokio's, through `Deref`.
 #[derive(Debug)]
 pub struct JoinSet<T>(task::JoinSet<T>);
 
@@ -20,18 +20,18 @@ impl<T> Default for JoinSet<T> {
 }
 
 impl<T> JoinSet<T> {
-    /// An empty set.
+    /// Creates an empty set.
     pub fn new() -> Self {
         Self::default()
     }
 }
 
 impl<T: 'static> JoinSet<T> {
-    /// As [`tokio::task::JoinSet::spawn`].
+    /// Spawns a task as [`tokio::task::JoinSet::spawn`] does.
     ///
     /// # Panics
     ///
-    /// Outside of a tokio runtime.
+    /// Panics outside of a tokio runtime.
     #[track_caller]
     pub fn spawn<F>(&mut self, future: F) -> AbortHandle
     where
@@ -41,7 +41,7 @@ impl<T: 'static> JoinSet<T> {
         self.0.spawn(traced(future))
     }
 
-    /// As [`tokio::task::JoinSet::spawn_on`].
+    /// Spawns a task as [`tokio::task::JoinSet::spawn_on`] does.
     #[track_caller]
     pub fn spawn_on<F>(&mut self, future: F, handle: &Handle) -> AbortHandle
     where
@@ -51,11 +51,11 @@ impl<T: 'static> JoinSet<T> {
         self.0.spawn_on(traced(future), handle)
     }
 
-    /// As [`tokio::task::JoinSet::spawn_local`].
+    /// Spawns a task as [`tokio::task::JoinSet::spawn_local`] does.
     ///
     /// # Panics
     ///
-    /// Outside of a `LocalSet`.
+    /// Panics outside of a `LocalSet`.
     #[track_caller]
     pub fn spawn_local<F>(&mut self, future: F) -> AbortHandle
     where
@@ -64,7 +64,7 @@ impl<T: 'static> JoinSet<T> {
         self.0.spawn_local(traced(future))
     }
 
-    /// As [`tokio::task::JoinSet::spawn_local_on`].
+    /// Spawns a task as [`tokio::task::JoinSet::spawn_local_on`] does.
     #[track_caller]
     pub fn spawn_local_on<F>(&mut self, future: F, local: &LocalSet) -> AbortHandle
     where
@@ -73,7 +73,7 @@ impl<T: 'static> JoinSet<T> {
         self.0.spawn_local_on(traced(future), local)
     }
 
-    /// tokio's own set, whose tasks stay listed.
+    /// Returns tokio's set. Its tasks remain listed.
     pub fn into_inner(self) -> task::JoinSet<T> {
         self.0
     }

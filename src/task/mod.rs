@@ -1,4 +1,4 @@
-//! Tasks that show in traces and can be asked where they wait, on stable tokio.
+//! Wrapped tasks, which appear in traces and task dumps on stable tokio.
 //!
 //! ```no_run
 //! use marple::task::{self, Trace as _};
@@ -11,19 +11,19 @@
 //! # }
 //! ```
 //!
-//! For a library that spawns through an executor of its own trait (hyper's `rt::Executor`, say) wrap there:
-//! `fn execute(&self, future: F) { marple::task::spawn(future); }`.
+//! A library that spawns through its own executor trait (hyper's `rt::Executor`, for example) can
+//! wrap futures there: `fn execute(&self, future: F) { marple::task::spawn(future); }`.
 //!
-//! A runtime trace shows each poll under the task's name or the place that spawned it. (tokio tells its own
-//! hooks about every poll only when the whole program is built with `--cfg tokio_unstable`.)
+//! A runtime trace shows each poll under the task's name or its spawn location. (tokio's own hooks
+//! report every poll only if the whole program is built with `--cfg tokio_unstable`.)
 //!
-//! A dump of tasks (the capture `tasks`) shows for each where it was made, how long it has been idle and the
-//! stack of async functions down to the leaf it waits on; see [`crate::stacks`]. tokio's own unstable dump is
-//! not used: with one blocked worker it stops the runtime for good.
+//! A task dump (the capture `tasks`) shows for each task its spawn location, its idle time and the
+//! stack of async functions down to the leaf it waits on; see [`crate::stacks`]. tokio's own
+//! unstable dump is not used: with one blocked worker it stops the runtime for good.
 //!
-//! A wrapped future is 40 bytes larger. A poll takes one reading of the CPU's counter more (10 to 20 ns) and some
-//! 3 ns, and while a runtime trace is recorded two readings and some 6 ns; making and ending a task takes some
-//! 10 ns. Nothing is allocated for each.
+//! A wrapped future is 40 bytes larger. A poll costs one more read of the CPU's counter (10 to 20
+//! ns) and about 3 ns; while a runtime trace is recorded, two reads and about 6 ns. Creating and
+//! ending a task costs about 10 ns. No memory is allocated per task.
 
 #[cfg(not(feature = "trace"))]
 mod absent;
@@ -50,11 +50,11 @@ use absent::Node;
 pub use join_set::JoinSet;
 
 pin_project! {
-    /// A future whose polls show in traces and that is listed in task dumps as long as it exists.
+    /// A wrapped future. Its polls appear in traces, and task dumps list it as long as it exists.
     #[derive(Debug)]
     #[must_use = "futures do nothing unless polled"]
     pub struct Traced<F> {
-        // Before the ticket: what its drop does is still the task's.
+        // Before the ticket: code run by the future's drop still belongs to the task.
         #[pin]
         future: F,
         ticket: Ticket,
@@ -71,8 +71,8 @@ impl<F: Future> Future for Traced<F> {
         let slice = this.node.poll(tick);
         let turn = this.ticket.enter(tick);
         if turn.is_asked() {
-            // Hidden from the optimizer: inlined into a function of marple's, the task's outermost function
-            // would have no frame, and so no name.
+            // Hidden from the optimizer: if the poll were inlined into marple's function, the
+            // task's outermost function would have no frame and so no name.
             let poll = black_box(F::poll as fn(Pin<&mut F>, &mut Context<'_>) -> Poll<F::Output>);
             return poll_seen(&turn, cx, this.future, poll);
         }
@@ -89,18 +89,18 @@ impl<F: Future> Future for Traced<F> {
     }
 }
 
-/// Lists `future` in task dumps, under the place of this call.
+/// Wraps `future` so that it is listed in task dumps, under the place of this call.
 #[track_caller]
 pub fn traced<F: Future>(future: F) -> Traced<F> {
     wrap(None, future, Location::caller())
 }
 
-/// Spawns `future` as `tokio::spawn` does, listed in task dumps under the place of this call. For a task
-/// with a name write `tokio::spawn(future.traced("name"))`.
+/// Spawns `future` as `tokio::spawn` does, listed in task dumps under the place of this call. For a
+/// task with a name, use `tokio::spawn(future.traced("name"))`.
 ///
 /// # Panics
 ///
-/// Outside of a tokio runtime, as `tokio::spawn`.
+/// Panics outside of a tokio runtime, as `tokio::spawn` does.
 #[track_caller]
 pub fn spawn<F>(future: F) -> JoinHandle<F::Output>
 where
@@ -110,7 +110,7 @@ where
     tokio::spawn(traced(future))
 }
 
-/// [`tokio::runtime::Handle::spawn`], wrapped as by [`spawn`].
+/// Spawns `future` on `runtime` as [`tokio::runtime::Handle::spawn`] does, wrapped as by [`spawn`].
 #[track_caller]
 pub fn spawn_on<F>(future: F, runtime: &Handle) -> JoinHandle<F::Output>
 where
@@ -120,11 +120,11 @@ where
     runtime.spawn(traced(future))
 }
 
-/// [`tokio::task::spawn_local`], wrapped as by [`spawn`].
+/// Spawns `future` as [`tokio::task::spawn_local`] does, wrapped as by [`spawn`].
 ///
 /// # Panics
 ///
-/// Outside of a `LocalSet` or a local runtime, as tokio's.
+/// Panics outside of a `LocalSet` or a local runtime, as tokio's function does.
 #[track_caller]
 pub fn spawn_local<F>(future: F) -> JoinHandle<F::Output>
 where
@@ -134,11 +134,13 @@ where
     tokio::task::spawn_local(traced(future))
 }
 
-/// Gives futures a name in traces and task dumps.
+/// Wraps futures with a name for traces and task dumps.
 pub trait Trace: Future + Sized {
-    /// Lets this future show in traces and task dumps as `name`, under the place of this call.
+    /// Wraps this future so that it appears in traces and task dumps as `name`, under the place of
+    /// this call.
     ///
-    /// Also useful for the futures of a `FuturesUnordered`, which show nothing of themselves otherwise.
+    /// Also useful for the futures of a `FuturesUnordered`, which are not captured one by one
+    /// otherwise.
     #[track_caller]
     fn traced(self, name: &'static str) -> Traced<Self> {
         wrap(Some(name).filter(|name| !name.is_empty()), self, Location::caller())

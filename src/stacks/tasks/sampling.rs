@@ -1,63 +1,65 @@
-//! Which of very many tasks a dump asks and lists.
+//! Sampling of tasks for a dump of very many.
 //!
-//! 150,000 tasks take 22 MB of JSON and most of a second of the workers' time, and nearly all stand at one place. So
-//! with more than 10,000, each spawn site has its first 64 listed, however few it has (of a pile-up the two tasks that
-//! hold the lock are the ones to see), and then one in `ceil(tasks / 10,000)`. All are counted by site, and each row
-//! stands for its share of the site's tasks, so that sums over rows are the number of tasks.
+//! 150,000 tasks take 22 MB of JSON and most of a second of the workers' time, and nearly all wait
+//! at the same place. So of more than 10,000 tasks only a sample is listed. The first 64 tasks of
+//! each spawn site are always listed, so that rare tasks are included: in a pile-up the two tasks
+//! that hold the lock are the interesting ones. Of the others, one in `ceil(tasks / 10,000)` is
+//! listed. All tasks are counted by site. The weight of a row is its share of the site's tasks, so
+//! the weights add up to the number of tasks.
 
 use std::collections::HashMap;
 
 use crate::model::{SiteCount, Spawned, TaskRow};
 
-/// Up to so many tasks are all listed.
+/// Maximum number of tasks that are all listed.
 const ALL: usize = 10_000;
 
-/// Tasks of a spawn site that are listed in any case.
+/// Number of tasks of a spawn site that are always listed.
 const OF_EACH_SITE: u64 = 64;
 
-/// Rows of a dump at most. With stacks that repeat, 3 MiB, and as much JSON.
+/// Maximum number of rows of a dump: 3 MiB with repeated stacks, and as much JSON.
 pub(super) const MAX_ROWS: usize = 20_000;
 
 /// A spawn site and the name given to its tasks.
 type Key = (Spawned, &'static str);
 
-/// Chooses and counts the tasks of a dump.
+/// Selects and counts the tasks of a dump.
 #[derive(Debug)]
 pub(super) struct Sampling {
     one_in: u64,
     rows: usize,
     sites: HashMap<Key, u64>,
-    /// Ids of the runtimes, with repetitions.
+    /// Task ids of the runtimes, with repetitions.
     ids: Vec<u64>,
 }
 
 impl Sampling {
-    /// A choice among about `tasks` tasks.
+    /// Creates a sampling of about `tasks` tasks.
     pub(super) fn of(tasks: usize) -> Self {
         let one_in = tasks.div_ceil(ALL).max(1) as u64;
         Self { one_in, rows: 0, sites: HashMap::new(), ids: Vec::new() }
     }
 
-    /// Counts a task. Returns whether it is listed.
+    /// Counts a task. Returns `true` if it is listed.
     pub(super) fn takes(&mut self, spawned: Spawned, name: &'static str, id: Option<u64>) -> bool {
         self.ids.extend(id);
         let count = self.sites.entry((spawned, name)).or_default();
         let is_due = self.one_in == 1 || *count < OF_EACH_SITE || count.is_multiple_of(self.one_in);
         *count += 1;
-        // The first of a site is always listed: there are 4,096 sites at the most.
+        // The first task of a site is always listed: there are at most 4,096 sites.
         let takes = is_due && (self.rows < MAX_ROWS || *count == 1);
         self.rows += usize::from(takes);
         takes
     }
 
-    /// A task that was listed is no more.
+    /// Removes a task that was listed and has ended.
     pub(super) fn ended(&mut self, spawned: Spawned, name: &'static str) {
         if let Some(count) = self.sites.get_mut(&(spawned, name)) {
             *count = count.saturating_sub(1);
         }
     }
 
-    /// Has each row stand for its share of the tasks of its site.
+    /// Sets the weight of each row to its share of its site's tasks.
     pub(super) fn weigh(&self, rows: &mut [TaskRow]) {
         let mut left: HashMap<Key, Share> = HashMap::new();
         for row in rows.iter() {
@@ -74,14 +76,14 @@ impl Sampling {
         }
     }
 
-    /// How many tasks of the runtimes were counted: futures that are wrapped inside of a task have its id.
+    /// Returns the number of runtime tasks counted. Futures wrapped inside of a task share its id.
     pub(super) fn runtime_tasks(&mut self) -> u64 {
         self.ids.sort_unstable();
         self.ids.dedup();
         self.ids.len() as u64
     }
 
-    /// The number of tasks of each site, the largest first.
+    /// Returns the number of tasks of each site, largest first.
     pub(super) fn into_sites(self) -> Vec<SiteCount> {
         let site = |((spawned, name), tasks)| SiteCount { spawned, name, tasks };
         let mut sites: Vec<SiteCount> = self.sites.into_iter().map(site).collect();
@@ -94,7 +96,7 @@ impl Sampling {
     }
 }
 
-/// What is left of a site's tasks and rows.
+/// The tasks and rows of a site that are still to be distributed.
 #[derive(Clone, Copy, Debug, Default)]
 struct Share {
     tasks: u64,
