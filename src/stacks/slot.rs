@@ -8,10 +8,9 @@
 //! Slot  ── 64 bytes of atomics, and its own lock around the waker
 //! ```
 //!
-//! A slot moves from the hand of the thread that creates a task to the hand of the thread that ends
-//! it, so neither waits for the other. Only threads that create more tasks than they end, or the
-//! reverse, access the store. A task that never waited has no waker and never takes its slot's
-//! lock.
+//! A slot moves from the hand of the thread that creates a task to that of the thread that ends it.
+//! Neither waits for the other. Only threads that create more tasks than they end, or the reverse,
+//! access the store. A task that never waited has no waker and never takes its slot's lock.
 //!
 //! ```text
 //! make    fence(Release)   site, polled (Relaxed)   owner = n (Release)      before: owner = 0

@@ -7,9 +7,9 @@
 //! ```
 //!
 //! Reading `/proc` takes more than half of the time, and it runs on another core than the threads
-//! that answer. `unwind::thread_sampler` implements the sampling. A thread is shown with its data
-//! from `/proc` and a remark if it blocks the signal, is in an uninterruptible wait in the kernel,
-//! or is not scheduled in time.
+//! that answer. `unwind::thread_sampler` implements the sampling. Some threads are shown with their
+//! data from `/proc` and a remark only: those that block the signal, are in an uninterruptible wait
+//! in the kernel, or are not scheduled in time.
 //!
 //! # System calls interrupted by the signal
 //!

@@ -17,13 +17,13 @@
 //! A runtime trace shows each poll under the task's name or its spawn location. (tokio's own hooks
 //! report every poll only if the whole program is built with `--cfg tokio_unstable`.)
 //!
-//! A task dump (the capture `tasks`) shows for each task its spawn location, its idle time and the
-//! stack of async functions down to the leaf it waits on; see [`crate::stacks`]. tokio's own
-//! unstable dump is not used: with one blocked worker it stops the runtime for good.
+//! A task dump (the capture `tasks`) shows the spawn location, the idle time and the stack of each
+//! task. The stack reaches down to the leaf that the task waits on; see [`crate::stacks`]. tokio's
+//! own unstable dump is not used: with one blocked worker it stops the runtime for good.
 //!
 //! A wrapped future is 40 bytes larger. A poll costs one more read of the CPU's counter (10 to 20
-//! ns) and about 3 ns; while a runtime trace is recorded, two reads and about 6 ns. Creating and
-//! ending a task costs about 10 ns. No memory is allocated per task.
+//! ns) and about 3 ns. While a runtime trace is recorded, it costs two reads and about 6 ns.
+//! Creating and ending a task costs about 10 ns. No memory is allocated per task.
 
 #[cfg(not(feature = "trace"))]
 mod absent;

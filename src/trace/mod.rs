@@ -30,11 +30,11 @@
 //!   lock, one clock read, one write. The collector takes the lock of a log once, at the stop. The
 //!   thread never waits for it: a record that finds the lock taken came after the stop.
 //! * **Bounded**: rings have a fixed share (`flight.rs`). Everything else is charged at its peak
-//!   cost. The peak is in building the [`Timeline`], not in recording (`budget.rs`), so memory does
-//!   not double at the stop of a capture in a process short of memory. Data beyond the budget is
-//!   counted by cause in the timeline's losses. One eighth is reserved for the ledger, so that a
-//!   flood of spans does not displace the vitals or the trigger. The ledger starts with the vitals
-//!   of the two minutes before.
+//!   cost. The peak is in building the [`Timeline`], not in recording (`budget.rs`). So memory use
+//!   does not double at the stop of a capture, when the process may be short of memory. Data beyond
+//!   the budget is counted by cause in the timeline's losses. One eighth is reserved for the
+//!   ledger, so that a flood of spans does not displace the vitals or the trigger. The ledger
+//!   starts with the vitals of the two minutes before.
 //! * **Consistent**: a span's begin record also pays for its end, so every recorded slice that
 //!   ended has an end. A lost begin also drops its end. Spans open at the session's start are found
 //!   at their end and shown from the session's start. A span that neither begins nor ends during

@@ -1,8 +1,8 @@
 //! The registry of all rings and their owners.
 //!
-//! Rings are mapped when a thread records for the first time and are never unmapped. Rings of a
-//! thread that ended are reused, those returned first come first. As long as memory for others is
-//! left, rings are reused only after their records have left the window. So a program that starts a
+//! Rings are mapped when a thread records for the first time and are never unmapped. Rings of
+//! threads that ended are reused, the longest unused first. As long as memory for others is left,
+//! rings are reused only after their records have left the window. So a program that starts a
 //! thread a second stays within its limit, and the records of a thread remain readable after its
 //! end.
 //!

@@ -9,10 +9,10 @@
 //! ```
 //!
 //! The writer's fence is between the head store of its last record and the words of the next. So a
-//! reader that saw a word of record `n` sees a head of at least `n` at its second load. It then
-//! discards the record whose place `n` takes. A ring of `N` records yields the last `N - 1`. The
-//! fence is free on x86-64 and a barrier on aarch64. A sequence number in each record would cost a
-//! third of the ring.
+//! reader that loaded a word of record `n` then loads a head of at least `n`. It then discards the
+//! record whose place `n` takes. A ring of `N` records yields the last `N - 1`. The fence is free
+//! on x86-64 and a barrier on aarch64. A sequence number in each record would cost a third of the
+//! ring.
 //!
 //! [`Open`] is one open slice. Its start is cleared before any other word changes and stored last.
 //! So a reader that reads the same start twice has read matching words.

@@ -3,8 +3,8 @@
 //! The detector reads the open slices of all threads, which takes a few loads per thread. A poll in
 //! progress has its start time, so the next check is due when the oldest open poll reaches the
 //! threshold. While no poll is open, one check per threshold finds every poll that becomes a stall.
-//! The process is checked ten times a second, or slightly more often. A stall is found within 10 ms
-//! after it reaches the threshold (`overdue.rs`).
+//! With the default threshold of 100 ms the process is checked ten times a second, or slightly more
+//! often. A stall is found within 10 ms after it reaches the threshold (`overdue.rs`).
 //!
 //! After 500 ms without a poll, the detector arms a wake-up that the next poll triggers
 //! (`thread.rs`), checks once more at the usual time, and sleeps. One race is left: a thread reads

@@ -3,8 +3,8 @@
 //! Only this file uses tokio's unstable interface. In a build without the flag, `absent` replaces
 //! it with the same interface and no code.
 //!
-//! tokio calls the terminate hook for blocking tasks too, which include its workers, but calls
-//! neither of the other hooks for them. So a trace contains ends of tasks without a spawn.
+//! tokio calls the terminate hook for blocking tasks too, which include its workers, but calls none
+//! of the other hooks for them. So a trace contains ends of tasks without a spawn.
 
 #[cfg(not(tokio_unstable))]
 pub(super) use absent::*;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::base::Moment;
 
-/// Divisor of the CPU share: 1 / 1000 of a core, 0.1 %. The rest of the documented 0.2 % covers
+/// Divisor of the CPU share: 1 / 1000 of a core, 0.1 %. The rest of the limit of 0.2 % covers
 /// wake-ups, which no thread clock shows in full.
 const SHARE: u32 = 1000;
 

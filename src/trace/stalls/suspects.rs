@@ -74,7 +74,7 @@ const ANSWER: Duration = Duration::from_micros(50);
 /// Maximum number of threads followed at once.
 pub(crate) const MAX_FOLLOWED: usize = 64;
 
-/// The questions of one sampling round.
+/// The request for one sampling round.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Ask {
     /// Threads whose current stack is needed.

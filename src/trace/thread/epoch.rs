@@ -2,9 +2,10 @@
 //! it is the whole cost of a poll.
 //!
 //! The stall detector sleeps while no task is being polled. The lowest bit of [`EPOCH`] ([`RESTS`])
-//! is set while it sleeps. A thread whose rings hold the epoch without that bit takes the existing
-//! slow path of a new recording, and wakes the detector after its slice is open. So a poll costs
-//! nothing extra, except the first one after a sleep, which makes one `write` to an `eventfd`.
+//! is set while it sleeps. A thread whose rings hold the epoch without that bit takes the slow path
+//! of a new recording, which exists anyway. It wakes the detector once its slice is open. So a poll
+//! costs nothing extra, except the first one after a sleep, which makes one `write` to an
+//! `eventfd`.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -1,12 +1,12 @@
 //! The word of an epoch and its operations. `tests/trace_loom.rs` checks the orderings.
 //!
 //! ```text
-//! detector   checks, sees no poll    rest: sets RESTS    … woken: sees RESTS cleared, checks
+//! detector   checks, finds no poll   rest: sets RESTS    … woken: RESTS is cleared; checks
 //! thread     loads the word with RESTS: opens its slice  stir: clears RESTS; wakes if it was set
 //! ```
 //!
-//! Each change is a release and an acquire. So a detector that sees the bit cleared also sees the
-//! slice for which it was cleared.
+//! Each change is a release and an acquire. So a detector that reads the bit as cleared also reads
+//! the slice for which it was cleared.
 
 use crate::base::sync::AtomicU64;
 use crate::base::sync::Ordering::{AcqRel, Acquire, Relaxed};
