@@ -58,8 +58,8 @@ const BATCH: Duration = Duration::from_millis(310);
 /// tasks 11 ms apart on average, over [`BATCH`], this almost never happens.
 const SAMES: u32 = 8;
 
-/// Minimum time between two samples of a computing thread; at most twice as long. [`SAMES`] of them
-/// fit into [`BATCH`].
+/// Minimum time between two samples of a computing thread; at most twice as long. On average
+/// [`SAMES`] of them fit into [`BATCH`].
 const SAMPLE: Duration = Duration::from_millis(25);
 
 /// The same for a thread whose stall was reported, to find the end of the stall.

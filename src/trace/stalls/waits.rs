@@ -201,8 +201,8 @@ fn waited(readings: &[Reading], from: Moment, until: Moment) -> Duration {
     until.since(from).mul_f64(share.min(1.0))
 }
 
-/// Returns the time between `since` and the last reading in which the thread ran, or waited for a
-/// core as counted by the kernel.
+/// Returns the time that the thread ran, or waited for a core as counted by the kernel, between its
+/// last reading up to `since` and its newest reading.
 fn counted_since(readings: &[Reading], since: Moment) -> Duration {
     let before = readings.iter().rev().find(|reading| reading.at <= since);
     let (Some(last), Some(before)) = (readings.last(), before) else { return Duration::ZERO };
