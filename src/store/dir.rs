@@ -1,8 +1,8 @@
-//! A directory held open, and everything that is done in it.
+//! An open directory and the operations in it.
 //!
-//! All calls go through the descriptor (`openat` and its kin) with a single name, and none follows a
-//! link: a directory that is renamed, or swapped for a link to somewhere else, while we work cannot lead
-//! us astray. The path kept beside the descriptor is for messages only.
+//! All calls go through the descriptor (`openat` and related calls) with a single name, and none
+//! follows a link. So renaming the directory, or replacing it by a link, during an operation cannot
+//! redirect the operation. The stored path is used in messages only.
 
 mod modes;
 mod write;
@@ -33,12 +33,12 @@ pub(super) use write::Named;
 pub(super) struct Dir {
     fd: OwnedFd,
     path: PathBuf,
-    /// The process that opened it.
+    /// The process that opened the directory. A forked child has another pid and must not write.
     pid: u32,
     file_system: Arc<FileSystem>,
 }
 
-/// What a file system has.
+/// Size and free space of a file system.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Space {
     pub(super) total: u64,
@@ -46,12 +46,12 @@ pub(super) struct Space {
 }
 
 impl Dir {
-    /// The directory behind `fd`, which is at `path`.
     pub(super) fn new(fd: OwnedFd, path: PathBuf, file_system: Arc<FileSystem>) -> Self {
         Self { fd, path, pid: std::process::id(), file_system }
     }
 
-    /// The directory at `path`, to be read, whoever it belongs to. A link in the last place is not followed.
+    /// Opens the directory at `path` for reading, regardless of its owner. The last component is
+    /// not followed if it is a link.
     pub(super) fn open(path: &Path) -> Result<Self, Error> {
         let path = plain(path);
         let fd = open_directory(&path)?;
@@ -61,7 +61,7 @@ impl Dir {
         Ok(Self::new(fd, path, Arc::new(file_system)))
     }
 
-    /// The directory called `name` in this one.
+    /// Opens the directory `name` in this one.
     pub(super) fn subdir(&self, name: &str) -> Result<Self, Error> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file_system = Arc::clone(&self.file_system);
@@ -70,13 +70,13 @@ impl Dir {
             .map_err(|errno| self.failed("open the directory", name, errno))
     }
 
-    /// A new directory called `name` in this one.
+    /// Creates the directory `name` in this one.
     pub(super) fn make_subdir(&self, name: &str) -> Result<Self, Error> {
         self.check_process()?;
         fs::mkdirat(&self.fd, name, self.modes().dir)
             .map_err(|errno| self.failed("make the directory", name, errno))?;
         let dir = match self.subdir(name) {
-            // The umask took the owner's own bits away.
+            // The umask removed the permissions of the owner.
             Err(Error::Io { .. }) if self.modes().open_up(&self.fd, name) => self.subdir(name)?,
             opened => opened?,
         };
@@ -84,31 +84,28 @@ impl Dir {
         Ok(dir)
     }
 
-    /// The modes of what is made in it.
     fn modes(&self) -> Modes {
         Modes::of(self.file_system.group_read())
     }
 
-    /// Sets the modes of what is made from here on, and of this directory itself.
+    /// Sets the modes of this directory and of all files and directories created later.
     pub(super) fn set_group_read(&self, group_read: bool) {
         self.file_system.set_group_read(group_read);
-        // A group that could read stays able to: the mode of the directory may be somebody's choice.
+        // Group access is added but never removed: the user may have set the mode of the directory.
         if group_read && !self.is_inherited() {
             self.modes().settle(&self.fd, &self.file_system);
         }
     }
 
-    /// The file system it is on.
     pub(super) fn file_system(&self) -> &Arc<FileSystem> {
         &self.file_system
     }
 
-    /// The same directory, which has been renamed to `path`.
     pub(super) fn moved_to(self, path: PathBuf) -> Self {
         Self { path, ..self }
     }
 
-    /// An error in a process that was forked from the one that opened it.
+    /// Returns an error in a process forked from the one that opened the directory.
     pub(super) fn check_process(&self) -> Result<(), Error> {
         if self.is_inherited() {
             return Err(Error::Forked { path: self.path.clone(), opener: self.pid });
@@ -116,27 +113,28 @@ impl Dir {
         Ok(())
     }
 
-    /// Whether this process was forked from the one that opened it.
+    /// Returns `true` in a process forked from the one that opened the directory.
     pub(super) fn is_inherited(&self) -> bool {
         std::process::id() != self.pid
     }
 
-    /// Whether it was removed since it was opened.
+    /// Returns `true` if the directory was deleted after it was opened.
     pub(super) fn is_removed(&self) -> bool {
         self.file_system.counts_links && fs::fstat(&self.fd).is_ok_and(|stat| stat.st_nlink == 0)
     }
 
-    /// Where this directory was when it was opened.
+    /// Returns the path at which the directory was opened.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Where `name` is in it.
+    /// Returns the path of `name` in the directory, or of the directory itself if `name` is empty.
     pub(super) fn at(&self, name: &str) -> PathBuf {
         if name.is_empty() { self.path.clone() } else { self.path.join(name) }
     }
 
-    /// Every name in it but `.` and `..`. One that is not UTF-8 comes out as one that fits no pattern.
+    /// Returns all names except `.` and `..`. Invalid UTF-8 is replaced, so such a name matches no
+    /// pattern.
     pub(super) fn names(&self) -> Result<Vec<String>, Error> {
         let list = || -> rustix::io::Result<Vec<String>> {
             let mut names = Vec::new();
@@ -151,7 +149,7 @@ impl Dir {
         list().map_err(|errno| self.failed("list", "", errno))
     }
 
-    /// What `name` is, itself and not what it may link to; none when it is not there.
+    /// Returns the status of `name` without following links, or `None` if it does not exist.
     pub(super) fn stat(&self, name: &str) -> Result<Option<Stat>, Error> {
         match fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => Ok(Some(stat)),
@@ -160,14 +158,14 @@ impl Dir {
         }
     }
 
-    /// Whether this directory is ours.
+    /// Returns `true` if the directory belongs to this process's user.
     pub(super) fn is_ours(&self) -> bool {
         let us = [geteuid().as_raw(), self.file_system.owner];
         fs::fstat(&self.fd).is_ok_and(|stat| us.contains(&stat.st_uid))
     }
 
-    /// What the file system it is on has, as the file system counts for unprivileged users. `None` if it does not
-    /// say, as object stores do not: they count no blocks at all.
+    /// Returns the space of the file system as available to unprivileged users. `None` if it
+    /// reports no blocks, as object stores do.
     pub(super) fn space(&self) -> Option<Space> {
         let stat = fs::fstatvfs(&self.fd).ok()?;
         let in_bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize.max(1));
@@ -175,7 +173,8 @@ impl Dir {
             .then(|| Space { total: in_bytes(stat.f_blocks), free: in_bytes(stat.f_bavail) })
     }
 
-    /// Whether what is written here stays in memory (tmpfs, ramfs), where it counts against our own limit.
+    /// Returns `true` if files are in memory (tmpfs, ramfs), where they count against the memory
+    /// limit.
     #[cfg(target_os = "linux")]
     pub(super) fn is_in_memory(&self) -> bool {
         const TMPFS: fs::FsWord = 0x0102_1994;
@@ -188,7 +187,7 @@ impl Dir {
         false
     }
 
-    /// A new file called `name`.
+    /// Creates the file `name`, which must not exist.
     pub(super) fn create(&self, name: &str) -> Result<File, Error> {
         self.check_process()?;
         let flags =
@@ -199,7 +198,8 @@ impl Dir {
         Ok(File::from(file))
     }
 
-    /// The file called `name`, to be read and written, made 0600 when it is not there.
+    /// Opens the file `name` for reading and writing. Creates it with mode 0600 if it does not
+    /// exist.
     pub(super) fn open_or_create(&self, name: &str) -> Result<File, Error> {
         self.check_process()?;
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -208,21 +208,23 @@ impl Dir {
             .map_err(|errno| self.failed("open", name, errno))
     }
 
-    /// A file without a name, for [`Self::link`]; `None` where the file system has no such thing.
+    /// Creates a file without a name, for [`Self::link`]. `None` if the file system does not
+    /// support it.
     #[cfg(target_os = "linux")]
     pub(super) fn unnamed(&self) -> Result<Option<File>, Error> {
         self.check_process()?;
         if !self.file_system.has(Feature::Unnamed) {
             return Ok(None);
         }
-        // Readable, so that it can be copied should it not take a name.
+        // Opened readable, so that the file can be copied if it cannot be linked.
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
         match open_at(&self.fd, ".", flags, self.modes().file) {
             Ok(fd) => {
                 self.modes().settle(&fd, &self.file_system);
                 Ok(Some(File::from(fd)))
             }
-            // Kernels and file systems that do not know the flag answer as for a directory opened for writing.
+            // Kernels and file systems without `O_TMPFILE` fail as if a directory were opened for
+            // writing.
             Err(errno) if is_refusal(errno) || (errno == Errno::NOENT && !self.is_removed()) => {
                 self.lacks_unnamed("open(O_TMPFILE)", errno);
                 Ok(None)
@@ -245,12 +247,13 @@ impl Dir {
         });
     }
 
-    /// The regular file called `name`, to be read. A pipe or device planted there does not block.
+    /// Opens the regular file `name` for reading. `O_NONBLOCK` keeps a planted pipe or device from
+    /// blocking.
     pub(super) fn open_file(&self, name: &str) -> Result<File, Error> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let fd = match open_at(&self.fd, name, flags, Mode::empty()) {
             Ok(fd) => fd,
-            // FreeBSD answers EMLINK where others answer ELOOP.
+            // FreeBSD returns EMLINK where other systems return ELOOP.
             Err(Errno::LOOP | Errno::MLINK) => {
                 return Err(Error::NoArtifact { path: self.at(name) });
             }
@@ -263,7 +266,7 @@ impl Dir {
         Ok(File::from(fd))
     }
 
-    /// All of the regular file called `name`, unless it is larger than `limit`.
+    /// Reads the whole regular file `name`, or fails if it is larger than `limit`.
     pub(super) fn read(&self, name: &str, limit: Bytes) -> Result<Vec<u8>, Error> {
         let mut bytes = Vec::new();
         self.open_file(name)?
@@ -277,7 +280,7 @@ impl Dir {
     }
 
     fn failed(&self, doing: &'static str, name: &str, errno: Errno) -> Error {
-        // What the system says of a directory that was removed differs between calls and file systems.
+        // The error of a call in a deleted directory differs between calls and file systems.
         if self.is_removed() {
             return Error::Removed { path: self.at(name) };
         }
@@ -285,7 +288,7 @@ impl Dir {
     }
 }
 
-/// Opens `name` in `dir`, with a reserved descriptor if there is no other.
+/// Opens `name` in `dir`, using a reserved descriptor if no other is free.
 fn open_at(
     dir: &impl AsFd,
     name: impl Arg + Copy,
@@ -295,17 +298,15 @@ fn open_at(
     spare::with(|| fs::openat(dir, name, flags, mode))
 }
 
-/// Whether it is a directory.
 pub(super) fn is_dir(stat: &Stat) -> bool {
     FileType::from_raw_mode(stat.st_mode) == FileType::Directory
 }
 
-/// Whether it is a regular file.
 pub(super) fn is_file(stat: &Stat) -> bool {
     FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
 }
 
-/// Opens the directory at `path` itself, not what it may link to.
+/// Opens the directory at `path` without following a link in the last component.
 pub(super) fn open_directory(path: &Path) -> Result<OwnedFd, Error> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     match open_at(&CWD, path, flags, Mode::empty()) {
@@ -319,7 +320,7 @@ pub(super) fn open_directory(path: &Path) -> Result<OwnedFd, Error> {
     }
 }
 
-/// The size beyond which the kernel answers a write with SIGXFSZ, which ends the process.
+/// Returns the file size at which the kernel sends SIGXFSZ, which ends the process.
 pub(super) fn file_size_limit() -> u64 {
     getrlimit(Resource::Fsize).current.unwrap_or(u64::MAX)
 }
@@ -328,8 +329,8 @@ pub(super) fn failed(doing: &'static str, path: PathBuf, errno: Errno) -> Error 
     Error::io(doing, path, errno.into())
 }
 
-/// `path` from the root on, and without the trailing slash or dot that would make the system follow a
-/// link in its last place.
+/// Returns `path` as an absolute path without a trailing slash or dot, with which the kernel would
+/// follow a link in the last component.
 pub(super) fn plain(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).components().collect()
 }

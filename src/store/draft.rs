@@ -1,4 +1,4 @@
-//! An artifact that is being written.
+//! Drafts: artifacts that are being written.
 
 use std::borrow::Cow;
 use std::fs::File;
@@ -19,31 +19,33 @@ use super::room::Reservation;
 use crate::base::Bytes;
 use crate::model::{Artifact, FileName, Form};
 
-/// Encoders write a few bytes at a time; room is asked for and the system called once for this many.
-/// A draft begun because memory is nearly gone must not need much of it itself.
+/// Encoders write a few bytes at a time. Space is reserved and the kernel called once per buffer. A
+/// draft started because memory is low must not need much memory itself.
 const BUFFER: usize = 32 << 10;
 
-/// One large write is made in pieces, so that it asks for room as it goes.
+/// A large write is split, so that it reserves space step by step.
 const MAX_WRITE: usize = 1 << 20;
 
-/// How many taken names a commit passes over. Names are taken only when somebody else makes files here.
+/// Maximum number of taken names that a commit skips. A name is taken only if another program
+/// creates files here.
 const MAX_TAKEN: u32 = 1000;
 
-/// An artifact that is being written: nothing under its final name until [`Self::commit`], nothing at
-/// all when it is dropped instead.
+/// An artifact that is being written. Its final name does not exist until [`Self::commit`]. Nothing
+/// is left if it is dropped instead.
 ///
-/// It is an [`io::Write`] that hashes and counts what passes. It asks for room as it goes; when there is
-/// none, and retention cannot make any, the write fails with [`io::ErrorKind::StorageFull`] (or
-/// `QuotaExceeded`, `FileTooLarge`) around an [`Error::Full`], and the draft cannot be committed.
+/// It is an [`io::Write`] that hashes and counts the bytes. It reserves space as it is written. If
+/// there is no space and retention cannot free any, the write fails with an [`Error::Full`] inside
+/// an [`io::ErrorKind::StorageFull`] (or `QuotaExceeded`, `FileTooLarge`), and the draft cannot be
+/// committed.
 #[derive(Debug)]
 #[must_use = "a draft that is not committed is dropped"]
 pub struct Draft {
     file: File,
-    /// The name it is written under, where a file needs one.
+    /// Temporary name, if the file has one.
     part: Option<String>,
     open: Arc<Open>,
     form: Form,
-    /// The last part of its name.
+    /// The last part of the file name.
     extension: Cow<'static, str>,
     taken: Timestamp,
     buffer: Vec<u8>,
@@ -51,7 +53,7 @@ pub struct Draft {
     written: u64,
     size_limit: u64,
     room: Reservation,
-    /// How much a write would have come to that a bound of ours refused.
+    /// Size that the file would have had after a write that one of the store's limits rejected.
     refused: Option<Bytes>,
     failed: bool,
 }
@@ -61,7 +63,7 @@ impl Draft {
         Self::named(open, form, form.extension().into(), taken)
     }
 
-    /// A file of the service's own.
+    /// Starts a draft of a custom artifact, which the service writes.
     pub(super) fn custom(
         open: &Arc<Open>,
         name: &FileName,
@@ -94,28 +96,30 @@ impl Draft {
         })
     }
 
-    /// How much was written to it.
+    /// Returns the number of bytes written.
     pub fn bytes(&self) -> Bytes {
         Bytes(self.written + self.buffer.len() as u64)
     }
 
-    /// How much there would have been after a write that one of the store's bounds refused, if one did:
-    /// what to make room for. A full device or a quota is not the store's.
+    /// Returns the size that the draft would have had after a write that one of the store's limits
+    /// rejected, or `None`. This is the amount of space to free. A full device and a disk quota are
+    /// not limits of the store.
     pub fn refused(&self) -> Option<Bytes> {
         self.refused
     }
 
-    /// Makes it an artifact: `{service}_{domain}.{seq}.{form}`, whole or not at all.
+    /// Turns the draft into an artifact `{service}_{domain}.{seq}.{form}`, completely or not at
+    /// all.
     ///
-    /// 1. Write what is buffered and sync the file. A crash before or during this leaves nothing (a
-    ///    `.part` where the file system has no unnamed files; the next start sweeps it).
-    /// 2. Link it under the next number, passing over names that are taken. A crash leaves a whole
-    ///    artifact the manifest does not list; the next start lists it.
-    /// 3. Sync the directory. From here it outlives a power cut. List it, by
-    ///    [`update`](super::IncidentDir::update), next.
+    /// 1. Write the buffer and sync the file. A crash before or during this step leaves nothing, or
+    ///    a `.part` file on file systems without unnamed files. The next start deletes it.
+    /// 2. Link it under the next number, skipping taken names. A crash leaves a complete artifact
+    ///    that the manifest does not list. The next start lists it.
+    /// 3. Sync the directory. The artifact survives a power failure from here on. List it next, by
+    ///    [`update`](super::IncidentDir::update).
     ///
     /// # Errors
-    /// When it could not be written, synced or named. Nothing of it is left then.
+    /// If it cannot be written, synced or named. Nothing of it is left then.
     pub fn commit(mut self) -> Result<Artifact, Error> {
         if self.failed {
             return Err(Error::Incomplete { path: self.path() });
@@ -140,7 +144,6 @@ impl Draft {
         })
     }
 
-    /// Gives the file its name.
     fn publish(&mut self) -> Result<String, Error> {
         let open = Arc::clone(&self.open);
         let mut seq = open.seq.lock().unwrap_or_else(PoisonError::into_inner);
@@ -172,7 +175,6 @@ impl Draft {
         Err(Error::io("name the file", artifact_path(&open, *seq, &self.extension), taken))
     }
 
-    /// Writes the buffer out.
     fn spill(&mut self) -> Result<(), Error> {
         let buffer = std::mem::take(&mut self.buffer);
         let written = self.write_out(&buffer);
@@ -192,7 +194,8 @@ impl Draft {
     }
 
     fn try_write_out(&mut self, mut rest: &[u8]) -> Result<(), Error> {
-        // The file is shared with whoever forked: what is written here would be in the middle of his.
+        // A forked child shares the file offset: its writes would land in the middle of the
+        // parent's.
         self.open.dir.check_process()?;
         let length = rest.len() as u64;
         if self.written.saturating_add(length) > self.size_limit {
@@ -219,7 +222,7 @@ impl Draft {
         Ok(())
     }
 
-    /// The name it would be given, for messages.
+    /// Returns the path the draft would get, for messages.
     fn path(&self) -> PathBuf {
         artifact_path(&self.open, next(&self.open), &self.extension)
     }
@@ -242,7 +245,7 @@ impl Write for Draft {
         Ok(bytes.len())
     }
 
-    /// Hands everything to the system. It is on the disk after [`Draft::commit`] only.
+    /// Writes the buffer to the kernel. Only [`Draft::commit`] syncs the file to disk.
     fn flush(&mut self) -> io::Result<()> {
         if self.failed {
             return Err(Error::Incomplete { path: self.path() }.into());
@@ -254,13 +257,13 @@ impl Write for Draft {
 impl Drop for Draft {
     fn drop(&mut self) {
         if let Some(part) = self.part.take() {
-            // What cannot be removed, the next start sweeps.
+            // If it cannot be deleted, the next start deletes it.
             let _ = self.open.dir.unlink(&part);
         }
     }
 }
 
-/// A file to write to, and its name if it has to have one.
+/// Creates a file, and returns its name if it needs one.
 fn create(open: &Open) -> Result<(File, Option<String>), Error> {
     if let Some(file) = open.dir.unnamed()? {
         return Ok((file, None));
@@ -269,19 +272,19 @@ fn create(open: &Open) -> Result<(File, Option<String>), Error> {
     Ok((open.dir.create(&part)?, Some(part)))
 }
 
-/// A name for a file that is being written, which nothing has.
+/// Returns an unused name for a draft.
 fn free_part(open: &Open) -> Result<String, Error> {
     let number = open.named_drafts.fetch_add(1, Ordering::Relaxed);
     let part = format!(".draft-{number}{PART}");
-    // Nobody else writes here, so what has this name is not a draft: planted, or left by a crash.
+    // Only this process creates drafts here, so an existing file was planted or left by a crash.
     open.dir.unlink(&part)?;
     Ok(part)
 }
 
-/// Gives `file`, which is called `part` if it has a name, the name `name`.
+/// Renames `file` to `name`, or links it if it has no name. `part` is its temporary name, if any.
 ///
-/// Where an unnamed file cannot be given one (no `/proc`, no hard links), it is copied to a named one first; those
-/// begun after that have a name from the start.
+/// If an unnamed file cannot be linked (no `/proc`, no hard links), it is copied to a named file
+/// first. Later drafts then have a name from the start.
 fn name_file(
     open: &Open,
     file: &mut File,
@@ -304,7 +307,7 @@ fn name_file(
     open.dir.rename_file(part, name)
 }
 
-/// The number the next artifact will have, unless it is taken.
+/// Returns the number of the next artifact, unless that name is taken.
 fn next(open: &Open) -> u32 {
     open.seq.lock().map_or(1, |seq| *seq + 1)
 }
@@ -313,7 +316,7 @@ fn artifact_path(open: &Open, seq: u32, extension: &str) -> PathBuf {
     open.dir.at(&artifact(&open.stem, seq, extension))
 }
 
-/// What was hashed, in lower-case hex.
+/// Returns the hash in lower-case hex.
 pub(super) fn hex(hash: Sha256) -> String {
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -1,4 +1,5 @@
-//! The directory of incidents. It is the database: nothing about it is kept elsewhere.
+//! The incident directory. All incident state is in its files; there is no separate database or
+//! index.
 //!
 //! ```text
 //! Store::open ── lock, check, sweep, mark ──> Store
@@ -7,38 +8,45 @@
 //!   retain ──> Retained            index, find, open_artifact ──> Entry, File
 //! ```
 //!
-//! What holds at every instant, whatever dies and whenever:
+//! Invariants. They hold at every instant, also if the process is killed or the machine loses
+//! power:
 //!
-//! - A file under a final name is whole. It was written and synced without a name (or under one that
-//!   ends in `.part`) and then linked; see [`Draft::commit`].
-//! - A directory under an incident's name has a whole manifest. It was made under another name; see
-//!   [`Store::begin`]. A manifest is replaced, never written into.
-//! - What [`Store::open`] finds half done is swept, and an incident nobody closed is marked
-//!   `interrupted`; an artifact that was finished but not yet listed is listed then.
-//! - Nothing is removed but regular files whose names are made here, in directories whose names are made
-//!   here. No link is followed. A file somebody else put into an incident keeps the whole incident.
-//! - Drafts of an open incident count against the bounds while they are written, and closed incidents
-//!   (those that are missed least: the header of `retention` says which) go to make room for them; when none is left, the write is refused and the artifact
-//!   dropped. Manifests and `state.json` are written regardless of `max_bytes` and `keep_free` (they are
-//!   small, and they are what says that there was no room); only a device that is really full stops them.
-//! - A file that went alone, to make room, is taken out of the manifest's `artifacts` and put into its
-//!   `removed` before it goes: a manifest never lists what is not there. Of each form of file the first, the
-//!   last and the largest of an incident stay as long as the incident does.
-//! - Nothing is removed in vain: not when all that may go would not make the room that is missing, and
-//!   not because a write met a full device. A disk that somebody else fills costs new evidence, never old.
+//! - A file under a final name is complete. It is written and synced without a name (or under a
+//!   name that ends in `.part`) and then linked; see [`Draft::commit`].
+//! - A directory under an incident name contains a complete manifest, because it is created under
+//!   another name; see [`Store::begin`]. A manifest is replaced, never modified in place.
+//! - [`Store::open`] deletes unfinished files and marks incidents that are still open as
+//!   `interrupted`. It adds artifacts that are complete but not listed to the manifest.
+//! - The store deletes only regular files whose names it generates, in directories whose names it
+//!   generates. It never follows a link. An incident that contains a foreign file is never deleted.
+//! - Drafts of an open incident count against the limits while they are written. Closed incidents
+//!   are deleted to free space for them; the header of `retention` defines the order. If no
+//!   incident can be deleted, the write fails and the artifact is discarded.
+//! - Manifests and `state.json` are written regardless of `max_bytes` and `keep_free`. They are
+//!   small, and they record that space ran out. Only a full device prevents the write.
+//! - A file pruned from an incident that stays is moved from `artifacts` to `removed` in the
+//!   manifest before it is deleted. So a manifest never lists a missing file. The first, the last
+//!   and the largest file of each form stay as long as the incident does.
+//! - Nothing is deleted unless deleting it frees enough space, and nothing is deleted because a
+//!   write found the device full. If another program fills the disk, new evidence is lost, never
+//!   old evidence.
 //!
-//! One process writes (`.lock` is held by `flock`, which a kill releases; `lock` says what is done without it); any
-//! number read, through [`Location`], [`list`], [`find`] and [`open_artifact`], without the lock. A child the host made by `fork` without
-//! `exec` has a copy of the lock: it writes nothing (each change is refused with [`Error::Forked`]) and its
-//! end releases nothing, but when the host is killed, the directory stays busy until that child has gone
-//! too. The agent keeps its lock from children (`os::fork`). A child that was made by `fork` and `exec` has no copy.
+//! One process writes. It holds `.lock` by `flock`, which the kernel releases if the process is
+//! killed; `lock` describes the fallback. Any number of processes read without the lock, through
+//! [`Location`], [`list`], [`find`] and [`open_artifact`].
 //!
-//! File systems lack features: `file_system` lists them and what is done instead. Where incidents go if the
-//! directory of the settings is not ours alone is said in `place`.
+//! A child that the service creates by `fork` without `exec` has a copy of the lock. Its writes
+//! fail with [`Error::Forked`], and its exit does not release the lock. If the service is killed,
+//! the directory stays locked until that child exits. The agent closes the descriptor in
+//! children (`os::fork`). A child created by `fork` and `exec` has no copy.
 //!
-//! The obvious alternative is an embedded database or an index file: faster to list, and one more thing
-//! that can disagree with the files. There are a hundred incidents, not a million: retention looks at
-//! names and sizes only, one `statx` a file, and a listing reads the head of each manifest, one at a time.
+//! File systems lack features; `file_system` lists them with the fallbacks. `place` describes the
+//! directory that is used if other users can write to the configured one.
+//!
+//! The alternative is an embedded database or an index file. It lists faster, but its content can
+//! disagree with the files. There are a hundred incidents, not a million. Retention reads only
+//! names and sizes, with one `statx` per file. A listing reads the head of each manifest, one at a
+//! time.
 
 mod ages;
 mod dir;
@@ -84,31 +92,33 @@ use crate::model::Manifest;
 use lock::Lock;
 use room::Shared;
 
-/// `state.json` holds budgets: a few numbers a rule.
+/// A limit for `state.json`, which holds a few numbers per rule.
 const MAX_STATE: Bytes = Bytes::mib(1);
 
-/// What a store holds, what there is room for, and what was removed to make room since it was opened.
+/// Usage of a store: bytes stored, space available, and removals since it was opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Holdings {
-    /// Bytes in the finished files of incidents and in those being written.
+    /// Bytes in finished files and drafts of incidents.
     pub bytes: Bytes,
-    /// How many there may be (`store.max_bytes`).
+    /// The limit on `bytes` (`store.max_bytes`).
     pub max_bytes: Bytes,
-    /// How many the file system has beyond what `store.keep_free` leaves to others, when it says.
+    /// Free bytes of the file system beyond `store.keep_free`, or `None` if it does not report
+    /// them.
     pub free: Option<Bytes>,
-    /// Whether the directory is in memory (tmpfs, ramfs): what it holds counts against the memory limit.
+    /// `true` if the directory is in memory (tmpfs, ramfs), where files count against the memory
+    /// limit.
     pub in_memory: bool,
-    /// How many more such a directory takes, half of what is left below the memory limit; none where the
-    /// directory is not in memory or the limit is not known.
+    /// Bytes that may still be written to a directory in memory: half of the memory left below the
+    /// limit. `None` if the directory is not in memory or the limit is unknown.
     pub memory_left: Option<Bytes>,
-    /// Incidents removed, by whatever needed the room.
+    /// Incidents removed to enforce any of the limits.
     pub incidents_removed: u64,
-    /// Files removed from incidents that stay.
+    /// Files pruned from incidents that stay.
     pub artifacts_removed: u64,
 }
 
 impl Holdings {
-    /// Of a directory that is not open.
+    /// Returns the usage of a store that is not open.
     pub(crate) fn unknown(settings: &StoreSettings) -> Self {
         Self {
             bytes: Bytes(0),
@@ -122,15 +132,15 @@ impl Holdings {
     }
 }
 
-/// The directory of incidents, opened for writing. Clones share it; the last one, and the last
-/// [`IncidentDir`] and [`Draft`] made of it, releases the lock.
+/// An incident directory opened for writing. Clones share it. The lock is released when the last
+/// clone, [`IncidentDir`] and [`Draft`] of it is dropped.
 #[derive(Clone, Debug)]
 pub struct Store {
     shared: Arc<Shared>,
 }
 
 impl Store {
-    /// Opens the directory of incidents at `dir`; see [`Self::open_at`].
+    /// Opens the incident directory at `dir`; see [`Self::open_at`].
     pub fn open(
         dir: &Path,
         settings: StoreSettings,
@@ -139,19 +149,20 @@ impl Store {
         Self::open_at(&Location::new(dir), settings, clock)
     }
 
-    /// Opens the directory of incidents for writing, makes it if it is not there, and puts in order
-    /// what an earlier process left. Readers of `location` read there from here on.
+    /// Opens the incident directory for writing, creates it if it is missing, and repairs what an
+    /// earlier process left. Later reads through `location` use this directory.
     ///
-    /// In a directory that is not ours alone a directory of our own is used; see [`Location::path`].
+    /// If other users can write to the directory, the store uses a private directory in it; see
+    /// [`Location::path`].
     ///
-    /// Reads the head of every manifest, and every unlisted artifact of an interrupted incident. What could not be
-    /// put in order is in the [`Recovery`] and does not keep the store from opening.
+    /// Reads the head of every manifest and every unlisted artifact of an interrupted incident.
+    /// Repairs that fail are listed in the [`Recovery`] and do not prevent opening.
     ///
-    /// May be tried again as often as one likes: a failed attempt costs a few calls and leaves nothing behind but
-    /// directories that it made.
+    /// A failed attempt costs a few system calls and leaves nothing but the directories it created,
+    /// so it can be repeated any number of times.
     ///
     /// # Errors
-    /// If the directory cannot be made or written, is a link, or is in use; see [`Error::kind`].
+    /// If the directory cannot be created or written, is a link, or is in use; see [`Error::kind`].
     pub fn open_at(
         location: &Location,
         settings: StoreSettings,
@@ -170,113 +181,117 @@ impl Store {
         Ok((Self { shared }, recovery))
     }
 
-    /// Its place, for readers, and to open it again.
+    /// Returns the location, for readers and for reopening the store.
     pub fn location(&self) -> &Location {
         &self.shared.location
     }
 
-    /// Where it is.
+    /// Returns the path of the directory.
     pub fn dir(&self) -> &Path {
         self.shared.root.path()
     }
 
-    /// The descriptor that holds the lock, if there is one, for those who keep it from forked children.
+    /// Returns the descriptor that holds the lock, so that it can be closed in forked children.
     pub(crate) fn lock_descriptor(&self) -> Option<BorrowedFd<'_>> {
         self.shared.lock_descriptor()
     }
 
-    /// Whether somebody removed the directory. Everything fails from then on; open it again.
+    /// Returns `true` if the directory was deleted. All later operations fail; reopen the store
+    /// then.
     pub fn is_removed(&self) -> bool {
         self.shared.root.is_removed()
     }
 
-    /// Puts other bounds, and who may read, in force, from the next write or [`Self::retain`] on.
+    /// Replaces the settings. They apply from the next write or [`Self::retain`].
     pub fn set_limits(&self, settings: StoreSettings) {
         self.shared.root.set_group_read(settings.group_read);
         self.shared.ledger().settings = settings;
     }
 
-    /// Whether the directory is in memory (tmpfs, ramfs), so that what is kept counts against the process's
-    /// own memory limit.
+    /// Returns `true` if the directory is in memory (tmpfs, ramfs), where files count against the
+    /// memory limit of the process.
     pub fn is_in_memory(&self) -> bool {
         self.shared.in_memory
     }
 
-    /// Tells how much memory is left below the limit, if that is known. A directory that is in memory takes
-    /// at most half of it until it is told again; with any other it is of no account.
+    /// Sets the memory left below the limit, or `None` if it is unknown. A directory in memory
+    /// takes at most half of it until the next call. Other directories ignore it.
     pub fn set_headroom(&self, left: Option<Bytes>) {
         self.shared.ledger().memory = left.map(|left| left.get() / 2);
     }
 
-    /// Opens an incident: makes its directory, with `manifest` as its first `incident.json`.
+    /// Creates an incident directory with `manifest` as its first `incident.json`. Frees space for
+    /// one more incident first.
     ///
-    /// `name` becomes part of the directory's name, in lower case and with what is not a letter, a digit,
-    /// `-` or `_` made a `-`. Makes room for one more incident first.
+    /// `name` becomes part of the directory name, in lower case. Every character other than a
+    /// letter, a digit, `-` or `_` is replaced by `-`.
     ///
-    /// 1. Make `.new-{id}`, write the manifest in it, sync both. A crash leaves a directory the next
-    ///    start sweeps.
-    /// 2. Rename it to its final name, if nothing has that. From here it is an incident.
-    /// 3. Sync the directory of incidents. From here it outlives a power cut.
+    /// 1. Create `.new-{id}`, write the manifest into it and sync both. A crash leaves a directory
+    ///    that the next start deletes.
+    /// 2. Rename it to its final name, without replacing. It is an incident from here on.
+    /// 3. Sync the incident directory. The incident survives a power failure from here on.
     ///
     /// # Errors
-    /// When the directory or the manifest cannot be written, or the incident's id is in use. Nothing is
-    /// left behind then.
+    /// If the directory or the manifest cannot be written, or the incident ID is in use. Nothing is
+    /// left in the directory then.
     pub fn begin(&self, name: &str, manifest: Manifest) -> Result<IncidentDir, Error> {
         IncidentDir::begin(&self.shared, name, manifest)
     }
 
-    /// Removes incidents until every bound holds: the first and the last of each rule last, never one whose [`IncidentDir`] or
-    /// [`Draft`] lives, never one with a file in it that is not ours.
+    /// Removes incidents until every limit holds. The first and the last incident of each rule are
+    /// removed last. An incident with a live [`IncidentDir`] or [`Draft`], or with a foreign file,
+    /// is never removed.
     ///
-    /// 1. Rename the incident to `.gone-…` and sync: it is no incident any more. After a crash the next
-    ///    start goes on here.
-    /// 2. Remove its files, the manifest last, then the directory.
+    /// 1. Rename the incident to `.gone-…` and sync. It is no longer an incident. After a crash the
+    ///    next start resumes here.
+    /// 2. Delete its files, the manifest last, and then the directory.
     ///
-    /// Costs one `statx` a file kept. Failures are in the answer; the rest goes on.
+    /// Costs one `statx` per remaining file. Failures are listed in the result and do not stop the
+    /// removal.
     pub fn retain(&self) -> Retained {
         self.shared.retain()
     }
 
-    /// Returns the incidents that were removed since the last call, whatever needed the room, oldest first;
-    /// the last thousand of them.
+    /// Returns the incidents removed since the last call, for any reason, oldest first. Only the
+    /// last 1000 of them are kept.
     pub fn take_removed(&self) -> Vec<Removed> {
         std::mem::take(&mut self.shared.ledger().unreported)
     }
 
-    /// What is held, what there is room for, and what was removed for it. Costs one `fstatvfs`; the
-    /// directory is not looked at.
+    /// Returns the usage and the number of removals. Costs one `fstatvfs`; the directory is not
+    /// read.
     pub fn holdings(&self) -> Holdings {
         self.shared.holdings()
     }
 
-    /// Every incident, the latest first, without vitals.
+    /// Returns all incidents without vitals, latest first.
     ///
     /// # Errors
-    /// When the directory cannot be listed. A manifest that cannot be read is part of its entry.
+    /// If the directory cannot be listed. An unreadable manifest is reported in its entry.
     pub fn index(&self) -> Result<Vec<Entry>, Error> {
         Ok(Entries::of(&self.shared.root)?.collect())
     }
 
-    /// The incident `id`, without vitals.
+    /// Returns the incident `id` without vitals.
     ///
     /// # Errors
-    /// When there is none, or the directory cannot be listed.
+    /// If there is no such incident, or the directory cannot be listed.
     pub fn find(&self, id: IncidentId) -> Result<Entry, Error> {
         index::entry(&self.shared.root, id)
     }
 
-    /// The file called `file` of incident `id`, to be read: an artifact or `incident.json`.
+    /// Opens `file` of incident `id` for reading: an artifact or `incident.json`.
     ///
     /// # Errors
-    /// When there is no such incident or file, or `file` is not a name this store makes.
+    /// If there is no such incident or file, or `file` is not a valid artifact name.
     pub fn open_artifact(&self, id: IncidentId, file: &str) -> Result<File, Error> {
         index::artifact(&self.shared.root, id, file)
     }
 
-    /// Writes `state` whole to `state.json`, where it outlives the process.
+    /// Replaces `state.json` atomically by `state`, which survives restarts.
     ///
     /// # Errors
-    /// When it cannot be written or is larger than 1 MiB; the former state is kept then.
+    /// If it cannot be written or is larger than 1 MiB. The previous state is kept then.
     pub fn save_state<T: Serialize>(&self, state: &T) -> Result<(), Error> {
         let path = || self.shared.root.at(names::STATE);
         let text =
@@ -287,10 +302,10 @@ impl Store {
         self.shared.root.replace(names::STATE, &text)
     }
 
-    /// What was last saved; none when nothing was.
+    /// Returns the saved state, or `None` if there is none.
     ///
     /// # Errors
-    /// When `state.json` cannot be read or holds something else.
+    /// If `state.json` cannot be read or does not parse as `T`.
     pub fn load_state<T: DeserializeOwned>(&self) -> Result<Option<T>, Error> {
         let root = &self.shared.root;
         if root.stat(names::STATE)?.is_none() {

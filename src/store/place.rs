@@ -1,18 +1,20 @@
-//! Where a store is: the directory of the settings, or one of its own in that.
+//! The directory of a store: the configured one, or a private directory in it.
 //!
-//! Captures hold secrets, and whoever can write into the directory of incidents can make marple delete or hand out
-//! files of theirs. So the directory must be writable by its owner alone, and that must be us. The mount point of a
-//! volume often is neither: an `emptyDir` is 0777, a volume with `fsGroup` 2775 and root's, a random user ID owns
-//! nothing. In such a directory the store makes `marple-{uid}`, 0700. The name is the same after a restart, so that
-//! the incidents of the process before are found.
+//! Captures contain secrets, and a user who can write to the incident directory can make marple
+//! delete or serve other files. So the directory must belong to this process's user and be writable
+//! by that user only. The mount point of a volume is often neither: an `emptyDir` has mode 0777, a
+//! volume with `fsGroup` has mode 2775 and belongs to root, and a random user ID owns nothing. In
+//! such a directory the store creates `marple-{uid}` with mode 0700. The name is the same after a
+//! restart, so the incidents of the previous process are found.
 //!
-//! Others may write into the mount point, so nothing there is trusted by its name: a link, a file or a directory of
-//! another user that has the name is passed over for the next, `marple-{uid}-2`. It is checked through the descriptor.
+//! Other users can write to the mount point, so no name in it is trusted. If `marple-{uid}` is a
+//! link, a file or a directory of another user, the next name is used: `marple-{uid}-2`. The check
+//! uses the open descriptor.
 //!
-//! What "ours" means is a question to the file system: it may show files under another owner (root of an NFS
-//! export with `root_squash`) or with fixed modes (vfat, SMB, object stores). A probe, a file created exclusively and
-//! removed at once, shows owner and mode of what we make. Where modes are fixed no directory is private; the one of
-//! the settings is used as it is then, with a warning.
+//! Ownership depends on the file system. It may show files under another owner (root of an NFS
+//! export with `root_squash`) or with fixed modes (vfat, SMB, object stores). A probe file, created
+//! with `O_EXCL` and deleted at once, shows the owner and mode of new files. If modes are fixed, no
+//! directory can be private. Then the configured directory is used as it is, with a warning.
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -28,22 +30,20 @@ use super::error::Error;
 use super::file_system::{Feature, FileSystem};
 use crate::base::{IncidentId, warnings};
 
-/// The topic of the warning that says which directory is used.
 const TOPIC: &str = "store.place";
 
-/// How many names are tried for a directory of our own. Each but the first was taken by another user, who would
-/// have to go on forever to keep us out.
+/// Maximum number of names tried for the private directory. Another user must occupy all of them to
+/// keep this process out.
 const MOST_NAMES: u32 = 64;
 
-/// The place of a store: what the settings say, and the directory that is in use. Clones share it.
+/// The location of a store: the configured directory and the one in use. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Location(Arc<Place>);
 
 #[derive(Debug)]
 struct Place {
-    /// What the settings say.
     configured: PathBuf,
-    /// The directory of the store that was opened last.
+    /// The directory of the store opened last.
     opened: Mutex<Opened>,
 }
 
@@ -54,19 +54,18 @@ struct Opened {
 }
 
 impl Location {
-    /// The place that is to be at `dir`.
+    /// Creates a location for the configured directory `dir`.
     pub fn new(dir: &Path) -> Self {
         let configured = plain(dir);
         Self(Arc::new(Place { configured, opened: Mutex::default() }))
     }
 
-    /// The directory of incidents: the one in use, or what the settings say while none is.
+    /// Returns the incident directory in use, or the configured directory before a store is opened.
     pub fn path(&self) -> PathBuf {
         let opened = self.0.opened.lock().unwrap_or_else(PoisonError::into_inner);
         opened.path.clone().unwrap_or_else(|| self.0.configured.clone())
     }
 
-    /// The directory that a store is to be made in.
     pub(super) fn configured(&self) -> &Path {
         &self.0.configured
     }
@@ -76,8 +75,9 @@ impl Location {
         *self.0.opened.lock().unwrap_or_else(PoisonError::into_inner) = opened;
     }
 
-    /// The directory, to be read: the writer's own descriptor, so that no other directory takes its place; without
-    /// a writer in this process, what is there.
+    /// Returns the directory for reading. If this process has the store open, it is the writer's
+    /// own descriptor, which cannot be replaced by another directory. Otherwise it is opened by
+    /// path.
     pub(super) fn root(&self) -> Result<Arc<Dir>, Error> {
         let opened = self.0.opened.lock().unwrap_or_else(PoisonError::into_inner).root.upgrade();
         match opened.filter(|root| !root.is_removed()) {
@@ -87,14 +87,14 @@ impl Location {
     }
 }
 
-/// The directory of a store, and what is to be said about it.
+/// The directory of a store, and a remark about the choice if it is not the configured one.
 pub(super) struct Chosen {
     pub(super) dir: Dir,
     remark: Option<String>,
 }
 
 impl Chosen {
-    /// Reports which directory is used, once it is.
+    /// Reports the chosen directory as a warning. Called after the lock is acquired.
     pub(super) fn report(&self) {
         match &self.remark {
             Some(remark) => warnings::set(TOPIC, remark.clone()),
@@ -103,7 +103,7 @@ impl Chosen {
     }
 }
 
-/// Makes the directory for a store at `path`, with its parents, or one of its own in `path`.
+/// Creates the directory of a store at `path`, with its parents, or a private directory in `path`.
 pub(super) fn make(path: &Path, group_read: bool) -> Result<Chosen, Error> {
     let path = plain(path);
     make_directories(&path, group_read)?;
@@ -123,7 +123,8 @@ pub(super) fn make(path: &Path, group_read: bool) -> Result<Chosen, Error> {
             own.path().display(),
         )
     };
-    // The one of the process before. It needs no room, which there may not be.
+    // The directory of the previous process, if it exists. Finding it needs no free space, unlike
+    // the probe.
     if let Some(dir) = names(us).find_map(|name| own(&fd, &path.join(&name), &name, us)) {
         let remark = Some(remark(&dir));
         return Ok(Chosen { dir, remark });
@@ -157,7 +158,7 @@ pub(super) fn make(path: &Path, group_read: bool) -> Result<Chosen, Error> {
     Err(Error::Writable { path, mode: mode(&stat) })
 }
 
-/// The directory of a store at `path`, to be read.
+/// Opens the directory of a store at `path` for reading.
 fn existing(path: &Path) -> Result<Dir, Error> {
     let outer = Dir::open(path)?;
     let fd = open_directory(path)?;
@@ -169,7 +170,7 @@ fn existing(path: &Path) -> Result<Dir, Error> {
     Ok(own.unwrap_or(outer))
 }
 
-/// Whether only `us` can write into what `stat` is of.
+/// Returns `true` if only the user `us` can write to the directory of `stat`.
 fn is_private(stat: &Stat, us: u32) -> bool {
     stat.st_uid == us && stat.st_mode & 0o022 == 0
 }
@@ -194,7 +195,8 @@ fn names(us: u32) -> impl Iterator<Item = String> {
     std::iter::once(first).chain(others)
 }
 
-/// The directory `name` in `parent` if it belongs to `owner` and nobody else can write into it.
+/// Opens the directory `name` in `parent` if it belongs to `owner` and only `owner` can write to
+/// it.
 fn own(parent: &OwnedFd, path: &Path, name: &str, owner: u32) -> Option<Dir> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let fd = fs::openat(parent, name, flags, Mode::empty()).ok()?;
@@ -202,30 +204,31 @@ fn own(parent: &OwnedFd, path: &Path, name: &str, owner: u32) -> Option<Dir> {
     is_private(&stat, owner).then(|| dir(fd, path.to_owned(), owner, &stat))
 }
 
-/// Gives the directory `name` in `parent` the group `group`, so that it is the volume's even if the mount point does
-/// not hand its group down. A group that we are not in cannot be given; ours stays then.
+/// Sets the group of the directory `name` in `parent` to `group`, the group of the volume. Needed
+/// if the mount point does not pass its group on. Without membership in `group` the call fails, and
+/// the group stays unchanged.
 fn hand_down(parent: &OwnedFd, name: &str, group: u32) {
     let group = Some(Gid::from_raw(group));
     let _ = fs::chownat(parent, name, None, group, AtFlags::SYMLINK_NOFOLLOW);
 }
 
-/// What a file system makes of a file of ours.
+/// Owner and mode that the file system gives to a new file.
 struct Probe {
     owner: u32,
     keeps_modes: bool,
 }
 
 impl Probe {
-    /// `stat` is of the directory.
+    /// Creates and deletes the probe file. `stat` describes the directory.
     fn make(dir: &OwnedFd, path: &Path, stat: &Stat, us: u32) -> Result<Self, Error> {
-        // Not a name that another could have made first.
+        // The name is unique, so that no other user can create it first.
         let name = format!(".marple-{us}-{}", IncidentId::new(Timestamp::now()));
         let flags =
             OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file =
             fs::openat(dir, name.as_str(), flags, Mode::RUSR | Mode::WUSR).map_err(|errno| {
                 match errno {
-                    // It says more than "permission denied".
+                    // More specific than "permission denied".
                     Errno::ACCESS | Errno::PERM if stat.st_uid != us => {
                         Error::NotOurs { path: path.to_owned(), owner: stat.st_uid, us }
                     }
@@ -239,7 +242,7 @@ impl Probe {
     }
 }
 
-/// Makes the directory at `path` and those above it that are not there.
+/// Creates the directory at `path` and its missing parents.
 fn make_directories(path: &Path, group_read: bool) -> Result<(), Error> {
     let modes = Modes::of(group_read);
     let missing: Vec<&Path> =
@@ -247,14 +250,14 @@ fn make_directories(path: &Path, group_read: bool) -> Result<(), Error> {
     for path in missing.into_iter().rev() {
         match fs::mkdirat(CWD, path, modes.dir) {
             Ok(()) => {
-                // The umask may have taken bits, the group's too.
+                // The umask may have removed permissions, including those of the group.
                 if let Ok(fd) = open_directory(path)
                     && let Ok(stat) = fs::fstat(&fd)
                 {
                     modes.settle(&fd, &FileSystem::new(path, 0, stat.st_gid, true));
                 }
             }
-            // What is there is looked at when it is opened, which says more than "exists".
+            // An existing entry is checked when it is opened, which gives a more specific error.
             Err(Errno::EXIST) => {}
             Err(errno) => return Err(failed("make the directory", path.to_owned(), errno)),
         }

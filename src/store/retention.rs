@@ -1,16 +1,23 @@
-//! What goes when a bound is reached.
+//! Removal of incidents and files when a limit is exceeded.
 //!
-//! An incident is judged by its name, its age and the sizes of its files: its manifest need not be readable
-//! for it to go, only be there. Its age is the time that was seen to pass since it opened (`ages`): a wall
-//! clock that is set ahead makes nothing old.
+//! An incident is judged by its name, its age and the sizes of its files. Its manifest must exist
+//! but need not be readable. Its age is the observed time since it opened (`ages`), so a wall clock
+//! that is set ahead expires nothing.
 //!
-//! What is past its age goes, the oldest first, but for the first and the last of each rule. For the other
-//! bounds, the open incidents stay always, and the first and the last of each rule longest; of the rest goes
-//! the oldest of the rule that holds most, in incidents or in bytes, as the bound is. The obvious alternative, the oldest of all, loses the one
-//! incident of last week to a rule that fires twice an hour. Where it is bytes that are missing, files that
-//! an incident has many alike of go before any incident does (`thin`).
+//! Expired incidents are removed first, oldest first, except the first and the last of each rule.
+//! The order for the other limits:
 //!
-//! A rule may have bounds of its own; what goes for them is its own.
+//! 1. Open incidents are never removed.
+//! 2. If bytes are short, files between the first and the last of their form are pruned first
+//!    (`thin`).
+//! 3. Then the oldest incident of the rule with the highest usage is removed. Usage is counted in
+//!    incidents or in bytes, as the limit is.
+//! 4. The first and the last incident of each rule are removed last.
+//!
+//! The alternative is to remove the oldest incident of all rules. A rule that fires twice an hour
+//! would then displace the one incident of last week.
+//!
+//! A limit of a rule removes incidents of that rule only.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashSet};
@@ -26,73 +33,72 @@ use super::room::{Ledger, Shared, Shortage};
 use super::thin::{between, thin};
 use crate::base::{Bytes, IncidentId};
 
-/// What a retention did.
+/// Result of enforcing the limits.
 #[derive(Debug, Default)]
 pub struct Retained {
-    /// What it removed, the oldest first.
+    /// Removed incidents, oldest first.
     pub removed: Vec<Removed>,
-    /// The files it removed from incidents that stay.
+    /// Files pruned from incidents that stay.
     pub thinned: Vec<Thinned>,
-    /// What it would have removed, but for a file that is not ours.
+    /// Incidents not removed because they contain a foreign entry.
     pub standing: Vec<Standing>,
-    /// What it could not do.
+    /// Errors.
     pub failed: Vec<Error>,
-    /// How many incidents there are now.
+    /// Number of incidents that remain.
     pub incidents: usize,
-    /// The size of their finished files together.
+    /// Total size of their finished files.
     pub bytes: Bytes,
 }
 
-/// An incident that stays because something in it is not ours. It counts against the bounds.
+/// An incident or leftover that cannot be removed because of a foreign entry. It counts against the
+/// limits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Standing {
-    /// What is not ours: a file in the incident's directory, or the directory itself.
+    /// The foreign entry: a file in the incident directory, or the directory itself.
     pub path: PathBuf,
 }
 
-/// Files of a closed incident that were removed; the incident stays.
+/// Files pruned from a closed incident that stays.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Thinned {
     /// The incident.
     pub id: IncidentId,
-    /// Their names.
+    /// The names of the files.
     pub files: Vec<String>,
-    /// The bound that did not hold with them.
+    /// The limit that was exceeded.
     pub bound: Bound,
 }
 
-/// Removed incidents that wait to be logged: far more than one task removes.
+/// A limit on the removed incidents waiting to be logged, far above what one command removes.
 const MAX_UNREPORTED: usize = 1000;
 
-/// What there must be room for.
+/// A request for free space.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Need {
     pub(super) bytes: u64,
     pub(super) incidents: usize,
-    /// The open incident that needs it; none where every bound is to hold.
+    /// The open incident to write to, or `None` to enforce all limits.
     pub(super) incident: Option<IncidentId>,
 }
 
-/// One incident as retention sees it.
 struct Held {
     file_name: String,
     name: IncidentName,
     bytes: u64,
-    /// Its files that may go while it stays, in the order they go.
+    /// Files that can be pruned, in the order of pruning.
     spare: Vec<(String, u64)>,
 }
 
-/// What is done next to make room.
 enum Step {
-    /// Remove the incident.
     Remove(usize, Bound),
-    /// Remove so many bytes of its files.
+    /// Prune files of the incident until this many bytes are freed or no prunable file is left.
     Thin(usize, Bound, u64),
 }
 
 impl Shared {
-    /// Removes of closed incidents what is missed least, until every bound holds with `need` added. For
-    /// room, nothing if all of them together would not make enough.
+    /// Prunes and removes closed incidents, the least valuable first, until every limit holds with
+    /// `need` added. If bytes are short and removing all of them would not free enough, it removes
+    /// nothing.
     pub(super) fn make_room(&self, ledger: &mut Ledger, need: Need) -> Retained {
         let mut retained = Retained::default();
         let mut held = match scan(&self.root) {
@@ -107,7 +113,8 @@ impl Shared {
         let now = anchor.wall;
         let known: Vec<_> = held.iter().map(|it| (it.name.id, it.name.opened)).collect();
         ledger.ages.look(&self.root, anchor, &known);
-        // By name what opened under a clock that was ahead would be the last for years.
+        // Sorted by age, not by name: an incident opened while the clock was ahead would count as
+        // the last of its rule for years.
         held.sort_by_key(|it| Reverse(ledger.ages.of(it.name.id)));
         let mut stuck = HashSet::new();
         while let Some(step) = self.next_step(ledger, &held, &stuck, need) {
@@ -146,7 +153,8 @@ impl Shared {
                             ledger.thinned += files.len() as u64;
                             retained.thinned.push(Thinned { id, files, bound });
                         }
-                        // The incident itself may go all the same, or says why not.
+                        // The incident itself can still be removed; if not, `remove` reports the
+                        // foreign file.
                         Ok(None) => {}
                         Err(error) => retained.failed.push(error),
                     }
@@ -162,8 +170,8 @@ impl Shared {
         retained
     }
 
-    /// How much room an open incident has: what may still be written in it if all that may go goes, and the
-    /// bound that is nearest.
+    /// Returns the bytes that can still be written to the open incident `id` after all possible
+    /// removals, and the tightest limit.
     pub(super) fn room(&self, id: IncidentId) -> Result<(Bound, Bytes), Error> {
         let mut ledger = self.ledger();
         let held = scan(&self.root)?;
@@ -194,7 +202,6 @@ impl Shared {
         Ok((bound, Bytes(bytes.saturating_add(spare))))
     }
 
-    /// Puts what was found into the figures.
     fn recount(&self, ledger: &mut Ledger, held: &[Held]) {
         ledger.stored = held.iter().map(|it| it.bytes).sum();
         ledger.closed.clear();
@@ -206,8 +213,8 @@ impl Shared {
         }
     }
 
-    /// What goes next and the bound that does not hold with it; none when all hold, or nothing that may go
-    /// would help.
+    /// Returns the next removal and the limit that requires it. `None` if all limits hold, or if no
+    /// removal would help.
     fn next_step(
         &self,
         ledger: &Ledger,
@@ -265,23 +272,25 @@ impl Shared {
     }
 }
 
-/// Which of `goes` is missed least: the oldest of the rule that holds most by `weight`, the first and the
-/// last of each rule only when there is nothing else.
+/// Returns the least valuable incident of `goes`: the oldest of the rule with the highest usage by
+/// `weight`. The first and the last incident of a rule are returned only if there is no other.
 ///
-/// The first shows how it began, the last how it is; those between are the most alike. By the rule that
-/// holds most, so that one that fires all day does not push out the only incident of another.
+/// The first shows how the problem began, the last its present state; those between are the most
+/// alike. Choosing the rule with the highest usage keeps a rule that fires all day from displacing
+/// the only incident of another rule.
 fn least_missed(held: &[Held], goes: &[usize], weight: impl Fn(&Held) -> u64) -> Option<usize> {
     let spare: Vec<usize> = goes.iter().copied().filter(|&at| is_between(held, at)).collect();
     heaviest(held, if spare.is_empty() { goes } else { &spare }, weight)
 }
 
-/// Whether the incident at `at` is neither the first nor the last of its rule.
+/// Returns `true` if the incident at `at` is neither the first nor the last of its rule.
 fn is_between(held: &[Held], at: usize) -> bool {
     let of_rule = |it: &Held| it.name.name == held[at].name.name;
     held[..at].iter().any(of_rule) && held[at + 1..].iter().any(of_rule)
 }
 
-/// Of `among`, the oldest of the rule that holds most by `weight`.
+/// Returns the oldest incident of `among` that belongs to the rule with the highest usage by
+/// `weight`.
 fn heaviest(held: &[Held], among: &[usize], weight: impl Fn(&Held) -> u64) -> Option<usize> {
     let mut rules: BTreeMap<&str, u64> = BTreeMap::new();
     for it in held {
@@ -292,13 +301,13 @@ fn heaviest(held: &[Held], among: &[usize], weight: impl Fn(&Held) -> u64) -> Op
     among.iter().copied().max_by_key(|&at| (of(at), Reverse(at)))
 }
 
-/// Every incident, the oldest first. Links and files that have an incident's name are none.
+/// Returns all incidents, oldest first. A link or file with an incident name is not an incident.
 fn scan(root: &Dir) -> Result<Vec<Held>, Error> {
     let mut held = Vec::new();
     for file_name in root.names()? {
         let Some(name) = IncidentName::parse(&file_name) else { continue };
         if root.stat(&file_name)?.is_some_and(|stat| is_dir(&stat)) {
-            // One that cannot be opened counts as an incident; `remove` will say why it stays.
+            // An unreadable directory counts as an incident; `remove` reports the error.
             let files = root.subdir(&file_name).and_then(|dir| files(&dir)).unwrap_or_default();
             let bytes = files.iter().fold(0, |sum: u64, (_, bytes)| sum.saturating_add(*bytes));
             let spare = between(files.iter().map(|(name, bytes)| (name.as_str(), *bytes)));
@@ -310,7 +319,7 @@ fn scan(root: &Dir) -> Result<Vec<Held>, Error> {
     Ok(held)
 }
 
-/// The finished files in `dir` and their sizes, whoever they belong to.
+/// Returns the finished files in `dir` with their sizes, foreign files included.
 pub(super) fn files(dir: &Dir) -> Result<Vec<(String, u64)>, Error> {
     let mut files = Vec::new();
     for name in dir.names()? {
@@ -324,7 +333,8 @@ pub(super) fn files(dir: &Dir) -> Result<Vec<(String, u64)>, Error> {
     Ok(files)
 }
 
-/// Removes an incident; as [`super::Store::retain`] says. What is not ours, if that keeps it.
+/// Removes an incident as described at [`super::Store::retain`]. Returns the foreign entry if one
+/// prevents the removal.
 fn remove(root: &Dir, name: &str) -> Result<Option<PathBuf>, Error> {
     let dir = root.subdir(name)?;
     let names = dir.names()?;
@@ -341,7 +351,7 @@ fn remove(root: &Dir, name: &str) -> Result<Option<PathBuf>, Error> {
     Ok(None)
 }
 
-/// Goes on with a removal that a crash cut short. What is not ours, if that keeps the directory.
+/// Completes a removal that a crash interrupted. Returns the foreign entry if one prevents it.
 pub(super) fn finish_removal(root: &Dir, gone: &str) -> Result<Option<PathBuf>, Error> {
     let dir = root.subdir(gone)?;
     let names = dir.names()?;
@@ -352,20 +362,22 @@ pub(super) fn finish_removal(root: &Dir, gone: &str) -> Result<Option<PathBuf>, 
     Ok(None)
 }
 
-/// Removes `names` from `dir`, the manifest last, and then `dir`, which is called `gone`.
+/// Deletes `names` from `dir`, the manifest last, and then `dir` itself, which is named `gone`.
 fn clear(root: &Dir, gone: &str, dir: &Dir, mut names: Vec<String>) -> Result<(), Error> {
     names.sort_by_key(|name| name == MANIFEST);
     for name in names.iter().filter(|name| !is_remains(name)) {
         dir.unlink(name)?;
     }
-    // A reader still has a file open that the file system keeps for it: the next start removes the directory.
+    // A reader has a file open that NFS or FUSE keeps under another name. The next start deletes
+    // the directory.
     if dir.names()?.iter().any(|name| is_remains(name)) {
         return Ok(());
     }
     root.rmdir(gone)
 }
 
-/// The first thing in `dir` that this store did not make, or `dir` itself.
+/// Returns the first entry of `dir` that the store did not create, or `dir` itself if another user
+/// owns it.
 pub(super) fn stranger(dir: &Dir, names: &[String]) -> Result<Option<PathBuf>, Error> {
     if !dir.is_ours() {
         return Ok(Some(dir.path().to_owned()));

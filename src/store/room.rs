@@ -1,8 +1,8 @@
-//! Who has how much room: what is stored, what drafts are writing, and which incidents are open.
+//! Space accounting: bytes stored, bytes reserved by drafts, and open incidents.
 //!
-//! The figures are those of the last look at the directory plus what was written since, so that a write
-//! of a draft costs one lock and one `fstatvfs`; before a write is refused the directory is looked at
-//! again. The lock is held during a retention: drafts wait for the room it makes.
+//! The figures are those of the last directory scan plus later writes. So a write to a draft costs
+//! one lock and one `fstatvfs`. Before a write is rejected, the directory is scanned again. The
+//! lock is held while limits are enforced, so drafts wait for the space that this frees.
 
 use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;
@@ -21,48 +21,46 @@ use super::retention::{Need, Retained};
 use crate::base::{Bytes, Clock, IncidentId};
 use crate::config::{Room, RuleStoreSettings, StoreSettings};
 
-/// What every handle of one store shares.
+/// State shared by all handles of a store.
 pub(super) struct Shared {
     pub(super) root: Arc<Dir>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) location: Location,
     ledger: Mutex<Ledger>,
-    /// Whether what is written takes memory.
+    /// `true` if files are in memory and count against the memory limit.
     pub(super) in_memory: bool,
     pub(super) lock: Lock,
 }
 
-/// The figures.
+/// Usage figures of a store.
 pub(super) struct Ledger {
     pub(super) settings: StoreSettings,
-    /// Incidents with a live handle.
     pub(super) open: BTreeMap<IncidentId, Opened>,
-    /// Bytes in the files of closed incidents, by the rule in their names.
+    /// Bytes in the files of closed incidents, by the rule in the directory name.
     pub(super) closed: BTreeMap<String, u64>,
-    /// Bytes in finished files of incidents.
+    /// Bytes in finished files of all incidents.
     pub(super) stored: u64,
-    /// Bytes that drafts have written or are about to.
+    /// Bytes that drafts have written or are about to write.
     pub(super) reserved: u64,
-    /// How old the incidents are.
     pub(super) ages: Ages,
-    /// How many incidents were removed.
+    /// Number of incidents removed since the store was opened.
     pub(super) removed: u64,
-    /// The incidents that were removed and not yet reported.
+    /// Removed incidents that are not yet reported.
     pub(super) unreported: Vec<Removed>,
-    /// How many files were removed from incidents that stay.
+    /// Number of files pruned from incidents that stay.
     pub(super) thinned: u64,
-    /// How much memory files may still take, where they do.
+    /// Bytes of memory that files may still take, or `None` if unknown.
     pub(super) memory: Option<u64>,
 }
 
 /// An incident with a live handle.
 #[derive(Debug, Default)]
 pub(super) struct Opened {
-    /// The rule, as in its directory's name.
+    /// The rule, as written in the directory name.
     pub(super) rule: String,
     /// Bytes in its finished files.
     pub(super) stored: u64,
-    /// Bytes that its drafts have written or are about to.
+    /// Bytes that its drafts have written or are about to write.
     pub(super) reserved: u64,
 }
 
@@ -73,7 +71,7 @@ impl Opened {
 }
 
 impl Ledger {
-    /// A stored file of the open incident `id` that had `from` bytes has `to` bytes.
+    /// Records that a file of the open incident `id` changed its size.
     pub(super) fn resize(&mut self, id: IncidentId, from: u64, to: u64) {
         let moved = |held: u64| held.saturating_sub(from).saturating_add(to);
         self.stored = moved(self.stored);
@@ -82,7 +80,7 @@ impl Ledger {
         }
     }
 
-    /// Bytes that incidents of `rule` hold, those being written included.
+    /// Returns the bytes held by incidents of `rule`, drafts included.
     pub(super) fn held_by(&self, rule: &str) -> u64 {
         let open = self.open.values().filter(|open| open.rule == rule).map(Opened::held);
         open.fold(self.closed.get(rule).copied().unwrap_or(0), u64::saturating_add)
@@ -96,7 +94,7 @@ impl Ledger {
         }
     }
 
-    /// Gives up what was reserved, or, `stored`, counts it as stored.
+    /// Releases a reservation. Counts it as stored if `stored` is `true`.
     fn settle(&mut self, id: IncidentId, bytes: u64, stored: bool) {
         let stored = if stored { bytes } else { 0 };
         self.reserved = self.reserved.saturating_sub(bytes);
@@ -107,20 +105,20 @@ impl Ledger {
         }
     }
 
-    /// What `rule`, as in a directory's name, may hold by a bound of its own.
+    /// Returns the limits of `rule`, as written in a directory name, if it has any.
     pub(super) fn bounds_of(&self, rule: &str) -> Option<&RuleStoreSettings> {
         let mut rules = self.settings.rules.iter();
         rules.find(|(name, _)| incident_name(name) == rule).map(|(_, bounds)| bounds)
     }
 }
 
-/// A bound that does not hold.
+/// An exceeded limit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Shortage {
     pub(super) bound: Bound,
-    /// By how many bytes.
+    /// Bytes by which the limit is exceeded.
     pub(super) missing: u64,
-    /// Of whose incidents; none: of all.
+    /// The rule whose incidents count against the limit, or `None` if all do.
     pub(super) rule: Option<String>,
 }
 
@@ -148,18 +146,17 @@ impl Shared {
         Self { root, clock, location, ledger: Mutex::new(ledger), in_memory, lock }
     }
 
-    /// The figures, to be read or changed.
     pub(super) fn ledger(&self) -> MutexGuard<'_, Ledger> {
-        // The figures are sound between any two statements that change them.
+        // A panic cannot leave the figures inconsistent: they are valid after every statement.
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Removes until every bound holds.
+    /// Removes incidents until every limit holds.
     pub(super) fn retain(&self) -> Retained {
         self.make_room(&mut self.ledger(), Need::default())
     }
 
-    /// Which of the bounds on room would not hold with `need` more, the narrowest first.
+    /// Returns the first space limit, from narrow to wide, that would not hold with `need` added.
     pub(super) fn shortage(&self, ledger: &Ledger, need: Need) -> Option<Shortage> {
         let over = |held: u64, most: Bytes, bound, rule: Option<&str>| {
             let missing = held.saturating_sub(most.get());
@@ -181,7 +178,8 @@ impl Shared {
             let own = open.is_some_and(|open| open.rule == rule);
             let held = ledger.held_by(&rule).saturating_add(if own { need.bytes } else { 0 });
             let short = over(held, most, Bound::RuleBytes, Some(&rule));
-            // Another rule that holds too much is a retention's matter, not this write's.
+            // The usage of another rule does not fail this write; it is reduced when limits are
+            // enforced.
             if short.is_some() && (own || open.is_none()) {
                 return short;
             }
@@ -196,19 +194,19 @@ impl Shared {
         if short.is_some() {
             return short;
         }
-        // When the file system does not say, the write itself will.
+        // If the file system does not report its space, a full device fails the write itself.
         let space = self.root.space()?;
         let keep = keep_free(settings.keep_free, space);
         let missing = keep.saturating_sub(space.free.saturating_sub(need.bytes));
         (missing > 0).then_some(Shortage { bound: Bound::Free, missing, rule: None })
     }
 
-    /// The descriptor that holds the lock.
+    /// Returns the descriptor that holds the lock.
     pub(super) fn lock_descriptor(&self) -> Option<BorrowedFd<'_>> {
         self.lock.descriptor()
     }
 
-    /// How things stand, by the figures and one `fstatvfs`.
+    /// Returns the usage, from the figures and one `fstatvfs`.
     pub(super) fn holdings(&self) -> Holdings {
         let ledger = self.ledger();
         Holdings {
@@ -222,7 +220,8 @@ impl Shared {
         }
     }
 
-    /// What the file system has for us, if it says.
+    /// Returns the bytes the store may still write to the file system, or `None` if it does not
+    /// report its space.
     pub(super) fn free(&self, settings: &StoreSettings) -> Option<u64> {
         let space = self.root.space()?;
         Some(space.free.saturating_sub(keep_free(settings.keep_free, space)))
@@ -231,7 +230,8 @@ impl Shared {
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        // The lock is the opener's: a child made by `fork` that ends by itself must not release it.
+        // The lock belongs to the process that opened the store. The exit of a forked child must
+        // not release it.
         if !self.root.is_inherited() {
             self.lock.release();
         }
@@ -244,7 +244,7 @@ impl std::fmt::Debug for Shared {
     }
 }
 
-/// The room one draft takes, given back when it is dropped.
+/// A space reservation of one draft. Dropping it releases the space.
 #[derive(Debug)]
 pub(super) struct Reservation {
     shared: Arc<Shared>,
@@ -257,8 +257,8 @@ impl Reservation {
         Self { shared: Arc::clone(shared), incident, bytes: 0 }
     }
 
-    /// Takes `bytes` more, for the file at `path`; of closed incidents what is missed least goes if need
-    /// be.
+    /// Reserves `bytes` more for the file at `path`. Prunes and removes closed incidents if
+    /// necessary.
     pub(super) fn grow(&mut self, bytes: u64, path: impl FnOnce() -> PathBuf) -> Result<(), Error> {
         let mut ledger = self.shared.ledger();
         let need = Need { bytes, incident: Some(self.incident), ..Need::default() };
@@ -273,8 +273,9 @@ impl Reservation {
         Ok(())
     }
 
-    /// Runs `publish`, which gives the file its name, and counts the room as stored if it did. No look at
-    /// the directory falls between the two, so the file is counted once.
+    /// Runs `publish`, which names the file, and counts the reservation as stored if it returns
+    /// `true`. The lock is held during both: a directory scan in between would count the file
+    /// twice.
     pub(super) fn settle(
         &mut self,
         publish: impl FnOnce() -> Result<bool, Error>,
@@ -294,7 +295,7 @@ impl Drop for Reservation {
     }
 }
 
-/// An incident that is open for as long as this lives.
+/// A guard that marks an incident as open while it lives.
 #[derive(Debug)]
 pub(super) struct Registration {
     pub(super) shared: Arc<Shared>,
@@ -302,7 +303,7 @@ pub(super) struct Registration {
 }
 
 impl Registration {
-    /// None when it is open already.
+    /// Returns `None` if the incident is already open.
     pub(super) fn new(shared: &Arc<Shared>, id: IncidentId, name: &str) -> Option<Self> {
         let mut ledger = shared.ledger();
         if ledger.open.contains_key(&id) {
@@ -323,7 +324,7 @@ impl Drop for Registration {
     }
 }
 
-/// How many bytes of a file system are left to others.
+/// Returns the number of bytes that must stay free on the file system.
 fn keep_free(room: Room, space: Space) -> u64 {
     match room {
         Room::Bytes(bytes) => bytes.get(),

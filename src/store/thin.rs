@@ -1,8 +1,9 @@
-//! Which files of one incident are missed least: those between the first and the last of their form.
+//! Selection and pruning of the least valuable files of an incident: those between the first and
+//! the last of their form.
 //!
-//! An incident that goes on captures again and again. The first of each form shows how it began, the last
-//! how it was at the end, the largest what it was at its worst; those between are the most alike, so that
-//! they make room before a whole incident goes.
+//! A long incident is captured repeatedly. The first file of each form shows how the problem began,
+//! the last its final state, and the largest its worst state. The files between them are the most
+//! alike, so they are pruned before a whole incident is removed.
 
 use std::collections::BTreeMap;
 
@@ -16,8 +17,9 @@ use super::names::{artifact_extension, artifact_number};
 use super::retention::{files, stranger};
 use crate::model::{Artifact, Manifest, RemovedArtifact};
 
-/// The files, of `files` with their sizes, that may make room, in the order they go: those of the form that
-/// has most to give, the oldest first. Names that are no artifact's are passed over.
+/// Returns the prunable files of `files`, given as names with sizes, in the order of pruning: the
+/// form with the most prunable bytes first, oldest first. Names that are not artifact names are
+/// skipped.
 pub(super) fn between<'f>(files: impl IntoIterator<Item = (&'f str, u64)>) -> Vec<(&'f str, u64)> {
     let mut forms: BTreeMap<&str, Vec<(u32, &str, u64)>> = BTreeMap::new();
     for (name, bytes) in files {
@@ -31,18 +33,19 @@ pub(super) fn between<'f>(files: impl IntoIterator<Item = (&'f str, u64)>) -> Ve
     forms.into_iter().flatten().collect()
 }
 
-/// Of the files of one form, all but the first, the last and the largest, the oldest first.
+/// Returns the files of one form except the first, the last and the largest, oldest first.
 fn spare(mut files: Vec<(u32, &str, u64)>) -> Vec<(&str, u64)> {
     files.sort_unstable();
     let last = files.len().saturating_sub(1);
-    // Of two as large the earlier stays.
+    // Of two equally large files the earlier stays.
     let largest = (0..files.len()).rev().max_by_key(|&at| files[at].2);
     let stays = |at: usize| at == 0 || at == last || Some(at) == largest;
     let kept = files.iter().enumerate().filter(|&(at, _)| !stays(at));
     kept.map(|(_, &(_, name, bytes))| (name, bytes)).collect()
 }
 
-/// As many of `spare`, from its start, as have `missing` bytes together; none if all have less.
+/// Returns the shortest prefix of `spare` with at least `missing` bytes, or `None` if all have
+/// less.
 pub(super) fn enough<'f>(spare: &[(&'f str, u64)], missing: u64) -> Option<Vec<(&'f str, u64)>> {
     let mut found = 0_u64;
     let mut chosen = Vec::new();
@@ -56,12 +59,13 @@ pub(super) fn enough<'f>(spare: &[(&'f str, u64)], missing: u64) -> Option<Vec<(
     (found >= missing && !chosen.is_empty()).then_some(chosen)
 }
 
-/// Removes files of the closed `incident`, so that `missing` bytes less are held or all of `spare` is gone:
-/// which, and how many bytes the incident has then. None when somebody else's file keeps the incident as it is.
+/// Prunes the closed `incident` until `missing` bytes are freed or all of `spare` is deleted.
+/// Returns the deleted files and the remaining size, or `None` if a foreign file keeps the incident
+/// unchanged.
 ///
-/// 1. Say in the manifest that they were removed. A crash leaves files that it says are gone; the next
-///    start removes them.
-/// 2. Remove them and sync the directory.
+/// 1. List the files as removed in the manifest. A crash leaves files that the manifest lists as
+///    removed; the next start deletes them.
+/// 2. Delete them and sync the directory.
 pub(super) fn thin(
     root: &Dir,
     incident: &str,
@@ -87,7 +91,8 @@ pub(super) fn thin(
     Ok(Some((names, left)))
 }
 
-/// Says in `manifest` that the files `names` made room for `bound`.
+/// Moves the files `names` in `manifest` from artifacts to removed artifacts, with `bound` as the
+/// reason.
 pub(super) fn give_up(manifest: &mut Manifest, names: &[String], bound: Bound, now: Timestamp) {
     let (gone, kept): (Vec<Artifact>, Vec<Artifact>) = std::mem::take(&mut manifest.artifacts)
         .into_iter()

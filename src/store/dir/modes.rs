@@ -1,4 +1,4 @@
-//! Who may read what a store makes.
+//! Access rights of the files and directories of a store.
 
 use std::os::fd::AsFd;
 
@@ -6,7 +6,6 @@ use rustix::fs::{self, AtFlags, Gid, Mode};
 
 use super::super::file_system::{Feature, FileSystem};
 
-/// The permission bits of directories and files.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::store) struct Modes {
     pub(in crate::store) dir: Mode,
@@ -15,7 +14,7 @@ pub(in crate::store) struct Modes {
 }
 
 impl Modes {
-    /// 0700 and 0600; where the group may read, 0750 and 0640.
+    /// Returns modes 0700 and 0600, or 0750 and 0640 if the group may read.
     pub(in crate::store) fn of(group_read: bool) -> Self {
         let owner = Self { dir: Mode::RWXU, file: Mode::RUSR.union(Mode::WUSR), group_read: false };
         if !group_read {
@@ -25,10 +24,11 @@ impl Modes {
         Self { dir, file: owner.file | Mode::RGRP, group_read: true }
     }
 
-    /// Gives what was just made its mode and group, where the umask or a parent's flags made it another.
+    /// Sets mode and group of a new file or directory. The umask or the parent's flags may have
+    /// changed them.
     ///
-    /// The set-group-ID bit of a directory stays as it was inherited and is not asked for: filters that forbid it
-    /// refuse any call with it, and with it an otherwise right mode.
+    /// An inherited set-group-ID bit of a directory is kept if possible but never required: seccomp
+    /// filters that forbid the bit reject any `fchmod` with it, even with correct modes.
     pub(in crate::store) fn settle(self, made: impl AsFd, file_system: &FileSystem) {
         let Ok(stat) = fs::fstat(&made) else { return };
         let wanted = if super::is_dir(&stat) { self.dir } else { self.file };
@@ -46,7 +46,7 @@ impl Modes {
         let changed = fs::fchmod(&made, wanted | inherited).or_else(|errno| {
             if inherited.is_empty() { Err(errno) } else { fs::fchmod(&made, wanted) }
         });
-        // Some file systems take any mode and keep their own.
+        // Some file systems accept any mode and keep their own.
         let now = fs::fstat(&made).map_or(bits, |stat| Mode::from_raw_mode(stat.st_mode));
         if !(now & permissions()).difference(wanted).is_empty() {
             file_system.lacks(Feature::Modes, |path| {
@@ -63,7 +63,8 @@ impl Modes {
         }
     }
 
-    /// Gives the owner his bits of the directory `name` in `dir`, which a umask of 0700 has taken from it.
+    /// Restores the owner's permissions of the directory `name` in `dir`, which a umask of 0700
+    /// removed.
     pub(in crate::store) fn open_up(self, dir: impl AsFd, name: &str) -> bool {
         let itself = AtFlags::SYMLINK_NOFOLLOW;
         let is_dir = fs::statat(&dir, name, itself).is_ok_and(|stat| super::is_dir(&stat));

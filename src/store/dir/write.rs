@@ -1,4 +1,4 @@
-//! Putting files and directories in place: whole, under a name that nothing has, and for good.
+//! Atomic and durable creation of files and directories under unused names.
 
 use std::fs::File;
 use std::io::{self, Seek, Write};
@@ -15,27 +15,28 @@ use super::{Dir, file_size_limit};
 /// Result of an attempt to name a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::store) enum Named {
-    /// It has the name.
+    /// The file has the name.
     Yes,
-    /// Something else has the name.
+    /// Another file has the name.
     Taken,
-    /// The file system does not take names that long.
+    /// The name is too long for the file system.
     TooLong,
 }
 
 impl Dir {
-    /// Makes `bytes` the file called `name`, in place of what has that name; see [`Self::replace_by`].
+    /// Writes `bytes` to the file `name`, replacing an existing one; see [`Self::replace_by`].
     pub(in crate::store) fn replace(&self, name: &str, bytes: &[u8]) -> Result<(), Error> {
         self.replace_by(name, bytes.len() as u64, |file| file.write_all(bytes))
     }
 
-    /// Makes what `write` writes, of about `size` bytes, the file called `name`, in place of what has that name.
+    /// Replaces the file `name` by the output of `write`, which has about `size` bytes.
     ///
-    /// 1. Write `{name}.part`. A crash leaves it, half written; the next start sweeps it.
-    /// 2. Sync it. A crash leaves it, whole; swept too: the old file is still the true one.
-    /// 3. Rename it over `name`. A reader sees the old file or the new one, never a mixture; a link
-    ///    planted as `name` is replaced, not followed. After a power cut either may be there.
-    /// 4. Sync the directory. From here the new file stays.
+    /// 1. Write `{name}.part`. A crash leaves an incomplete file, which the next start deletes.
+    /// 2. Sync it. A crash leaves a complete file, which the next start deletes too: the old file
+    ///    is still the valid one.
+    /// 3. Rename it over `name`. A reader gets the old file or the new one, never a mixture. A link
+    ///    planted as `name` is replaced, not followed. After a power failure either file may exist.
+    /// 4. Sync the directory. The new file is durable from here on.
     pub(in crate::store) fn replace_by(
         &self,
         name: &str,
@@ -57,20 +58,23 @@ impl Dir {
                     .map_err(|errno| self.failed("replace", name, errno))
             });
         if let Err(error) = written {
-            // What stays of it takes room until the next start; the first error is the one to report.
+            // A remaining part file takes space until the next start. The first error is the one to
+            // report.
             let _ = self.unlink(&part);
             return Err(error);
         }
         self.sync()
     }
 
-    /// Gives `file`, which [`Self::unnamed`] made, a name. `None` if the file system has no way to.
+    /// Links `file`, which [`Self::unnamed`] created, as `name`. `None` if the file system does not
+    /// support it.
     pub(in crate::store) fn link(&self, file: &File, name: &str) -> Result<Option<Named>, Error> {
         self.check_process()?;
-        // Through the thread and not the process: `/proc/self` is dead once the main thread has left.
+        // Uses the thread, not the process: `/proc/self` is unusable after the main thread has
+        // exited.
         let path = format!("/proc/thread-self/fd/{}", file.as_raw_fd());
         let linked = match fs::linkat(CWD, path, &self.fd, name, AtFlags::SYMLINK_FOLLOW) {
-            // Without `/proc`, Linux 6.10 and privileged processes link the descriptor itself.
+            // Without `/proc`, Linux 6.10 and privileged processes can link the descriptor itself.
             Err(errno) if errno == Errno::NOENT || is_refusal(errno) => {
                 let kept = [Errno::EXIST, Errno::NAMETOOLONG];
                 by_descriptor(file, self, name)
@@ -87,7 +91,7 @@ impl Dir {
         }
     }
 
-    /// Copies `file` to a new file called `part`, and syncs that.
+    /// Copies `file` to a new file named `part` and syncs it.
     pub(in crate::store) fn copy(&self, mut file: &File, part: &str) -> Result<File, Error> {
         let mut copy = self.create(part)?;
         let copied = file
@@ -103,7 +107,7 @@ impl Dir {
         }
     }
 
-    /// Gives the file called `from` another name, which nothing must have.
+    /// Renames the file `from` to `to` without replacing.
     pub(in crate::store) fn rename_file(&self, from: &str, to: &str) -> Result<Named, Error> {
         self.check_process()?;
         if self.file_system.has(Feature::RenameNew) {
@@ -115,11 +119,12 @@ impl Dir {
         if self.file_system.has(Feature::Link) {
             match fs::linkat(&self.fd, from, &self.fd, to, AtFlags::empty()) {
                 Ok(()) => {
-                    // A first name that cannot be removed, the next start sweeps.
+                    // If the old name cannot be removed, the next start deletes it.
                     let _ = fs::unlinkat(&self.fd, from, AtFlags::empty());
                     return Ok(Named::Yes);
                 }
-                // The kernel links no file of which the file system says that it has no names, as some do of all.
+                // The kernel refuses to link a file with a link count of 0, which some file systems
+                // report for every file.
                 Err(errno)
                     if is_refusal(errno) || (errno == Errno::NOENT && !self.is_removed()) =>
                 {
@@ -133,15 +138,16 @@ impl Dir {
                 Err(errno) => return self.named(Err(errno), "rename a file to", to),
             }
         }
-        // Nobody else makes files here: the directory is ours, and the incident is this process's.
+        // No other program creates files here: the directory is private, and the incident belongs
+        // to this process.
         if self.stat(to)?.is_some() {
             return Ok(Named::Taken);
         }
         self.named(fs::renameat(&self.fd, from, &self.fd, to), "rename a file to", to)
     }
 
-    /// Gives the directory called `from` another name, which nothing must have. False if directories cannot be
-    /// renamed here.
+    /// Renames the directory `from` to `to` without replacing. Returns `false` if the file system
+    /// cannot rename directories.
     pub(in crate::store) fn rename_dir(&self, from: &str, to: &str) -> Result<bool, Error> {
         self.check_process()?;
         if !self.file_system.has(Feature::RenameDir) {
@@ -152,7 +158,7 @@ impl Dir {
             Some(Err(errno)) if is_refusal(errno) => None,
             done => done,
         };
-        // Without that call a directory can take the place of an empty directory, of nothing else.
+        // Plain `rename` can replace an empty directory, but nothing else.
         let is_plain = renamed.is_none();
         match renamed.unwrap_or_else(|| fs::renameat(&self.fd, from, &self.fd, to)) {
             Ok(()) => Ok(true),
@@ -169,7 +175,7 @@ impl Dir {
         }
     }
 
-    /// Removes the file or link called `name`; no error when it is not there.
+    /// Deletes the file or link `name`. Succeeds if it does not exist.
     pub(in crate::store) fn unlink(&self, name: &str) -> Result<(), Error> {
         self.check_process()?;
         match fs::unlinkat(&self.fd, name, AtFlags::empty()) {
@@ -178,14 +184,14 @@ impl Dir {
         }
     }
 
-    /// Removes the empty directory called `name`.
+    /// Deletes the empty directory `name`.
     pub(in crate::store) fn rmdir(&self, name: &str) -> Result<(), Error> {
         self.check_process()?;
         fs::unlinkat(&self.fd, name, AtFlags::REMOVEDIR)
             .map_err(|errno| self.failed("remove", name, errno))
     }
 
-    /// Makes the content of `file` last. Succeeds where the file system has no way to, which is reported.
+    /// Syncs `file`. Reports a warning and succeeds if the file system does not support it.
     pub(in crate::store) fn sync_file(&self, file: &File) -> io::Result<()> {
         if !self.file_system.has(Feature::Sync) {
             return Ok(());
@@ -208,7 +214,7 @@ impl Dir {
         }
     }
 
-    /// Makes the names in it last.
+    /// Syncs the directory. Reports a warning and succeeds if the file system does not support it.
     pub(in crate::store) fn sync(&self) -> Result<(), Error> {
         if !self.file_system.has(Feature::DirSync) {
             return Ok(());
@@ -228,7 +234,6 @@ impl Dir {
         }
     }
 
-    /// Renames without replacing.
     #[cfg(target_os = "linux")]
     fn rename_new(&self, from: &str, to: &str) -> rustix::io::Result<()> {
         fs::renameat_with(&self.fd, from, &self.fd, to, fs::RenameFlags::NOREPLACE)

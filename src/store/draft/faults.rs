@@ -1,5 +1,6 @@
-//! Drafts whose device fails. The failures are the kernel's: what takes the file's place refuses writes
-//! with the very error. Only a quota's is made up, as few machines have quotas.
+//! Drafts on a failing device. The kernel produces the failures: the file is replaced by a device
+//! that rejects writes with the expected error. Only the quota error is simulated, because few
+//! machines have quotas.
 
 use std::fs::File;
 use std::io::{ErrorKind, Write};
@@ -30,7 +31,7 @@ fn a_device_that_fails_costs_the_file_and_nothing_else() {
         assert!(matches!(draft.commit(), Err(Error::Incomplete { .. })));
         assert_eq!(std::fs::read_dir(incident.path()).unwrap().count(), 1, "the manifest alone");
         assert_eq!(it.store.shared.ledger().reserved, 0);
-        // The device is well again.
+        // The device works again.
         let mut next = incident.draft(CaptureKind::Heap, it.manifest().opened).unwrap();
         next.write_all(b"y").unwrap();
         let artifact = next.commit().unwrap();

@@ -7,7 +7,7 @@ use crate::store::IncidentDir;
 use crate::store::file_system::Feature;
 use crate::store::fixture::{Fixture, roomy};
 
-/// Every test of a draft holds for both ways to write one.
+/// Runs `test` with unnamed files and with named ones.
 fn both_ways(settings: &StoreSettings, test: impl Fn(&Fixture, IncidentDir)) {
     for unnamed in [true, false] {
         let it = Fixture::new(settings.clone());
@@ -35,7 +35,7 @@ fn files(incident: &IncidentDir) -> Vec<String> {
 fn a_commit_makes_a_whole_private_file_under_the_next_number() {
     both_ways(&roomy(), |_, incident| {
         let taken = incident.manifest().opened;
-        // Around the buffer's size, where pieces are passed on differently.
+        // Sizes around the buffer size, where writes are split differently.
         for (seq, size) in [0, 1, BUFFER - 1, BUFFER, BUFFER + 1, 3 << 20].iter().enumerate() {
             let content: Vec<u8> = (0..*size).map(|at| (at * 7 % 251) as u8).collect();
             let mut draft = incident.draft(CaptureKind::Heap, taken).unwrap();
@@ -84,7 +84,7 @@ fn numbers_are_given_in_the_order_of_commits_and_taken_names_passed_over() {
 
 #[test]
 fn a_write_past_max_bytes_is_refused_at_the_byte() {
-    // The manifest counts too; it is looked at before anything is refused.
+    // The manifest counts too; the directory is scanned again before a write is rejected.
     let settings = StoreSettings { max_bytes: Bytes::kib(256), ..roomy() };
     both_ways(&settings, |_, incident| {
         let manifest = std::fs::metadata(incident.path().join("incident.json")).unwrap().len();

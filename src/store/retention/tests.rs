@@ -109,7 +109,8 @@ fn a_clock_that_is_set_while_the_process_runs_ages_nothing() {
         assert_eq!(bounds(&it.store.retain()), [], "{days}");
         it.clock.advance(13 * DAY);
         assert_eq!(bounds(&it.store.retain()), [], "{days}");
-        // One that opens under the other clock is the last, whatever its name says.
+        // An incident that opens after the clock was set is the last of its rule, whatever its name
+        // is.
         let last = it.closed(10);
         it.clock.advance(2 * DAY);
         let gone = bounds(&it.store.retain());
@@ -120,7 +121,7 @@ fn a_clock_that_is_set_while_the_process_runs_ages_nothing() {
     }
 }
 
-/// A store on the directory of `it` as after a reboot, at which the wall clock shows `wall`.
+/// Reopens the store in the directory of `it` as after a reboot, with the wall clock at `wall`.
 fn rebooted(it: Fixture, wall: Timestamp, settings: StoreSettings) -> (Fixture, Retained) {
     let clock = std::sync::Arc::new(crate::base::ManualClock::new(wall));
     let dir = it.dir().to_owned();
@@ -139,7 +140,7 @@ fn a_clock_that_is_wrong_at_a_start_ages_nothing() {
         let ids: Vec<_> = (0..4).map(|_| it.closed(10)).collect();
         let (it, retained) = rebooted(it, wall.parse().unwrap(), settings());
         assert_eq!(bounds(&retained), [], "{wall}");
-        // Nor does its correction while the process runs.
+        // Correcting the wall clock while the process runs does not matter either.
         let right: Timestamp = "2026-11-24T00:00:00Z".parse().unwrap();
         it.clock.step_wall(right.duration_since(crate::base::Clock::wall(&*it.clock)));
         assert_eq!(bounds(&it.store.retain()), [], "{wall}");
@@ -158,7 +159,7 @@ fn what_earlier_processes_saw_counts() {
         assert_eq!(bounds(&it.store.retain()), []);
         let (next, recovery) = it.reopen(settings());
         assert_eq!(bounds(&recovery.retained), []);
-        // An hour at most without a process, and another boot.
+        // At most an hour without a process, then another boot.
         let wall = crate::base::Clock::wall(&*next.clock);
         let (next, retained) = rebooted(next, wall, settings());
         assert_eq!(bounds(&retained), []);
@@ -274,7 +275,7 @@ fn a_link_in_an_incident_keeps_it_and_what_it_leads_to() {
     assert!(precious.exists() && path.join(MANIFEST).exists());
 }
 
-/// A closed incident of the rule `name` with heap profiles of these sizes.
+/// Creates a closed incident of the rule `name` with heap profiles of these sizes.
 fn with_profiles(it: &Fixture, name: &str, sizes: &[usize]) -> IncidentId {
     it.clock.advance(Duration::from_secs(1));
     let mut incident = it.store.begin(name, it.manifest()).unwrap();
@@ -305,7 +306,7 @@ fn profile(
     incident.update(|manifest| manifest.artifacts.push(artifact))
 }
 
-/// The numbers of the heap profiles an incident has, and of those it says were removed.
+/// Returns the numbers of an incident's heap profiles: those present and those listed as removed.
 fn numbers(it: &Fixture, id: IncidentId) -> (Vec<u32>, Vec<u32>) {
     let entry = it.store.find(id).unwrap();
     let number = |file: &str| file.split('.').nth(1).unwrap().parse().unwrap();
@@ -358,11 +359,11 @@ fn an_incident_with_its_fill_gives_up_what_is_between() {
     let held = it.store.retain().bytes;
     assert_eq!(it.store.holdings().bytes, held);
     assert!(held <= settings.max_incident_bytes, "{held}");
-    // One that would not fit if all went costs none.
+    // A write that does not fit even after all removals removes nothing.
     let error = profile(&it, &mut incident, 390_000).unwrap_err();
     assert!(error.to_string().contains("max_incident_bytes"), "{error}");
     assert_eq!(numbers(&it, id).0, [1, 6, 7, 8]);
-    // The bound is one incident's, not all of them's.
+    // The limit applies to one incident, not to all of them together.
     let mut other = it.store.begin("memory", it.manifest()).unwrap();
     profile(&it, &mut other, 390_000).unwrap();
 }
@@ -459,7 +460,7 @@ fn held(it: &Fixture, id: IncidentId) -> u64 {
 
 #[test]
 fn a_directory_in_memory_takes_half_of_what_is_left_of_it() {
-    // The machine's /dev/shm is a tmpfs; where there is none there is nothing to be tested.
+    // Requires /dev/shm to be a tmpfs; without one there is nothing to test.
     let Ok(temp) = tempfile::tempdir_in("/dev/shm") else { return };
     let clock = std::sync::Arc::new(crate::base::ManualClock::new(Timestamp::UNIX_EPOCH));
     let (store, _) =
