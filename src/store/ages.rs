@@ -1,16 +1,18 @@
-//! How old incidents are.
+//! Ages of incidents.
 //!
-//! The name of an incident holds the wall time at which it opened, and the wall clock may have been wrong then
-//! or be wrong now: one step ahead would make everything too old at once. So the age of an incident is not the
-//! difference of two wall times, but the time that was seen to pass since it opened, added up at every look at
-//! the directory and kept in `ages.json`:
+//! The name of an incident contains the wall time at which it opened. The wall clock may have been
+//! wrong then or be wrong at present: one step ahead would expire all incidents at once. So the age
+//! of an incident is not the difference of two wall times. It is the sum of the time observed
+//! between scans of the directory, stored in `ages.json`:
 //!
-//! - within one boot of the machine the time between two looks is exact, whichever processes make them;
-//! - between two boots it is the difference of the wall times, zero if the clock went back, and zero if it is
-//!   more than [`MAX_STEP`], as a clock that was set looks like.
+//! - Within one boot of the machine, the time between two scans is exact, even if different
+//!   processes make them.
+//! - Between two boots, it is the difference of the wall times. It is 0 if the clock went back or
+//!   advanced by more than [`MAX_STEP`], because the clock was probably set.
 //!
-//! An incident without an age, from an earlier version or of a lost `ages.json`, starts at zero. An incident
-//! may thus stay longer than `max_age`, never shorter; the other bounds hold regardless.
+//! An incident without a stored age, from an earlier version or after `ages.json` was lost, starts
+//! at 0. So an incident may stay longer than `max_age`, never shorter. The other limits hold
+//! regardless.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -23,37 +25,37 @@ use super::error::Error;
 use super::names::AGES;
 use crate::base::{Anchor, Bytes, ClockReading, Elapsed, IncidentId, warnings};
 
-/// The longest time between two boots that is believed.
+/// The longest time between two boots that is accepted.
 const MAX_STEP: Duration = Duration::from_secs(24 * 60 * 60);
-/// `ages.json` is written when incidents came or went, and else this long after the last time.
+/// `ages.json` is written when incidents were added or removed, and otherwise at this interval.
 const WRITE_INTERVAL: Duration = Duration::from_secs(60);
-/// An incident is 40 bytes; a directory with more than 100,000 of them is not ours.
+/// 100,000 incidents with 40 bytes each. A larger file is not from this store.
 const MAX_FILE: Bytes = Bytes::mib(4);
 
-/// The ages of the incidents in one directory, as of the last look.
+/// The ages of the incidents in a directory, as of the last scan.
 #[derive(Debug, Default)]
 pub(super) struct Ages {
     seen: Seen,
-    /// Whether `ages.json` was read.
+    /// `true` once `ages.json` was read.
     is_read: bool,
-    /// The time since it was written.
+    /// Time since `ages.json` was last written.
     unwritten: Duration,
 }
 
 /// Contents of `ages.json`.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Seen {
-    /// The clocks at the last look; `None` before the first.
+    /// The clocks at the last scan, or `None` before the first.
     clock: Option<ClockReading>,
     /// Milliseconds since each incident opened.
     ages_ms: BTreeMap<IncidentId, u64>,
 }
 
 impl Ages {
-    /// Brings the ages up to date. `held` are the incidents that are there and the wall times in their names.
+    /// Updates the ages. `held` are the present incidents with the wall times in their names.
     pub(super) fn look(&mut self, root: &Dir, now: Anchor, held: &[(IncidentId, Timestamp)]) {
         if !std::mem::replace(&mut self.is_read, true) {
-            // What cannot be read is made anew: no age is lost that a wall clock could not take too.
+            // An unreadable file is replaced: the ages restart at 0, so no incident expires early.
             self.seen = root
                 .read(AGES, MAX_FILE)
                 .ok()
@@ -73,7 +75,7 @@ impl Ages {
         for &(id, opened) in held {
             let age = match known.get(&id) {
                 Some(&age) => age.saturating_add(millis(passed)),
-                // It opened since the last look.
+                // Opened since the last scan.
                 None => {
                     changed = true;
                     let by_wall = Duration::try_from(now.wall.duration_since(opened));
@@ -88,7 +90,7 @@ impl Ages {
         }
     }
 
-    /// The age of the incident `id` at the last look.
+    /// Returns the age of the incident `id` at the last scan.
     pub(super) fn of(&self, id: IncidentId) -> Duration {
         Duration::from_millis(self.seen.ages_ms.get(&id).copied().unwrap_or(0))
     }

@@ -1,4 +1,4 @@
-//! What the store could not do, and what to do about it.
+//! Errors of the store, with advice for the operator.
 
 use std::io;
 use std::path::PathBuf;
@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use super::manifest;
 use crate::base::{Bytes, IncidentId};
 
-/// A bound on what is kept; the reason an incident went or a write was refused.
+/// A limit of the store or the system: the reason for a removal or a rejected write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Bound {
     /// `max_age`.
@@ -23,18 +23,19 @@ pub enum Bound {
     Incident,
     /// `keep_free`.
     Free,
-    /// The memory below our limit, of which a file system in memory takes.
+    /// The memory left below the process's limit, of which a file system in memory takes part.
     Memory,
     /// The file system is full.
     Device,
-    /// The user's disk quota is used up.
+    /// The user's disk quota is exhausted.
     Quota,
-    /// The process may not write a file of that size (`RLIMIT_FSIZE`); the kernel would kill it.
+    /// The file size limit of the process (`RLIMIT_FSIZE`). The kernel would end the process with
+    /// SIGXFSZ.
     FileSize,
 }
 
 impl Bound {
-    /// Its name: the setting's, or what else it is.
+    /// Returns the setting's name, or a description if the limit is not a setting.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Age => "max_age",
@@ -51,7 +52,7 @@ impl Bound {
         }
     }
 
-    /// What an operator can do when nothing more can be removed.
+    /// Returns the action for an operator if nothing more can be removed.
     const fn advice(self) -> &'static str {
         match self {
             Self::Age | Self::Incidents | Self::Bytes => {
@@ -70,27 +71,27 @@ impl Bound {
     }
 }
 
-/// What the store could not do. Every message names the path and what to do about it.
+/// An error of the store. Every message names the path and the action to take.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A call to the system failed.
+    /// A system call failed.
     #[error("cannot {doing} {}: {source}{}", path.display(), advice(source))]
     Io {
-        /// What was tried, as in "cannot … the path".
+        /// The failed operation, as in "cannot … the path".
         doing: &'static str,
-        /// On what.
+        /// The path.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
-    /// The directory that was being worked in is no more.
+    /// The directory in use was deleted.
     #[error(
         "{} was removed while it was in use: what was in it is lost; the directory of incidents is \
          made again for the next one",
         path.display()
     )]
     Removed {
-        /// What was to be done in it.
+        /// The path of the failed operation.
         path: PathBuf,
     },
     /// The directory of incidents is a link or not a directory.
@@ -101,7 +102,7 @@ pub enum Error {
     NotADirectory {
         /// The path.
         path: PathBuf,
-        /// What it is.
+        /// The kind of the existing entry.
         what: &'static str,
     },
     /// The directory of incidents belongs to another user.
@@ -118,8 +119,8 @@ pub enum Error {
         /// The process's effective user.
         us: u32,
     },
-    /// Users other than the owner can write into the directory of incidents, and have taken every name for one of
-    /// our own in it.
+    /// Other users can write to the incident directory and occupy every name for a private
+    /// directory in it.
     #[error(
         "{} can be written by other users (mode {mode:04o}), who hold every name of a directory for us in it: \
          `chmod go-w` it, or set `dir` to a directory below it",
@@ -131,7 +132,7 @@ pub enum Error {
         /// Its permission bits.
         mode: u32,
     },
-    /// Another process, or another agent of this one, writes there.
+    /// Another process, or another agent of this process, writes to the directory.
     #[error(
         "{} is in use by {}: one writer per directory; stop that one or set another `dir`",
         path.display(),
@@ -140,10 +141,10 @@ pub enum Error {
     Busy {
         /// The path.
         path: PathBuf,
-        /// The process that holds it, when the lock file says.
+        /// The process that holds the lock, if the lock file contains its pid.
         pid: Option<u32>,
     },
-    /// This process is a child, made by `fork`, of the one that opened the directory.
+    /// This process was forked from the one that opened the directory.
     #[error(
         "{} was opened by process {opener}, of which this one is a fork: only that one writes there; open \
          a directory of its own in the child",
@@ -155,18 +156,18 @@ pub enum Error {
         /// The process that opened it.
         opener: u32,
     },
-    /// There is no room for what was to be written, and nothing more that may be removed.
+    /// There is no space for the write, and nothing more can be removed.
     #[error("no room for {} ({}): {}", path.display(), bound.name(), bound.advice())]
     Full {
-        /// What was being written.
+        /// The file being written.
         path: PathBuf,
-        /// What stood in the way.
+        /// The limit that was reached.
         bound: Bound,
     },
-    /// The artifact was given up earlier: one of its writes failed.
+    /// The artifact was discarded after an earlier write failed.
     #[error("an earlier write to {} failed, so it is incomplete and not kept", path.display())]
     Incomplete {
-        /// What was being written.
+        /// The file being written.
         path: PathBuf,
     },
     /// A manifest cannot be read.
@@ -176,52 +177,52 @@ pub enum Error {
     Manifest {
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: manifest::Error,
     },
-    /// `state.json` cannot be read or made.
+    /// `state.json` cannot be parsed or serialized.
     #[error("{} does not hold the agent's state: {source}; remove it to start anew", path.display())]
     State {
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: serde_json::Error,
     },
-    /// A file of ours is larger than any we write.
+    /// A file is larger than any that marple writes.
     #[error("{} is larger than {limit}, which none of marple's is: remove it", path.display())]
     TooLarge {
         /// The file.
         path: PathBuf,
-        /// The most that is read.
+        /// The maximum size that is read.
         limit: Bytes,
     },
-    /// No such incident.
+    /// The incident does not exist.
     #[error("there is no incident {id} in {}: it may have made room for a later one", dir.display())]
     NoIncident {
-        /// The incident asked for.
+        /// The requested incident.
         id: IncidentId,
-        /// Where it was looked for.
+        /// The incident directory.
         dir: PathBuf,
     },
-    /// No such file in an incident.
+    /// The incident has no such file.
     #[error("{} is not a file of an incident: ask for one its manifest lists", path.display())]
     NoArtifact {
-        /// The file asked for.
+        /// The requested file.
         path: PathBuf,
     },
 }
 
-/// What keeps a store from being opened or written, as far as a caller can act on it.
+/// Category of a store error, as far as a caller can act on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// Another process or agent has the directory; it is free once that ends.
+    /// Another process or agent has the directory open. It is free when that one ends.
     Busy,
-    /// This process's user may not write there.
+    /// This process's user cannot write to the directory.
     NotPermitted,
     /// The file system is mounted read-only.
     ReadOnly,
-    /// There is no room, or no inode.
+    /// There is no space, or no inode.
     Full,
     /// Anything else.
     Other,
@@ -243,7 +244,7 @@ impl Error {
         }
     }
 
-    /// A failed call; one that failed for want of room says so.
+    /// Creates the error of a failed call. Lack of space becomes [`Error::Full`].
     pub(super) fn io(doing: &'static str, path: PathBuf, source: io::Error) -> Self {
         let bound = match source.kind() {
             io::ErrorKind::StorageFull => Bound::Device,
@@ -254,20 +255,20 @@ impl Error {
         Self::Full { path, bound }
     }
 
-    /// Whether it is one of the store's own bounds that leaves no room.
+    /// Returns `true` if one of the store's own limits leaves no space.
     pub(super) fn is_bound(&self) -> bool {
         let foreign = [Bound::Device, Bound::Quota, Bound::FileSize];
         matches!(self, Self::Full { bound, .. } if !foreign.contains(bound))
     }
 
-    /// Whether it says that there is no room, which a retention may change.
+    /// Returns `true` if there is no space. Enforcing the limits may free some.
     pub fn is_full(&self) -> bool {
         matches!(self, Self::Full { .. })
     }
 }
 
 impl From<Error> for io::Error {
-    /// Keeps the error inside, under the kind a writer's caller looks for.
+    /// Wraps the error under the `io::ErrorKind` that callers of a writer expect.
     fn from(error: Error) -> Self {
         let kind = match &error {
             Error::Full { bound: Bound::Quota, .. } => io::ErrorKind::QuotaExceeded,
@@ -281,7 +282,7 @@ impl From<Error> for io::Error {
     }
 }
 
-/// What helps against an I/O error, where something does.
+/// Returns advice for an I/O error, or an empty string.
 fn advice(source: &io::Error) -> &'static str {
     match source.kind() {
         io::ErrorKind::PermissionDenied => {

@@ -1,18 +1,18 @@
-//! The optional features of the file system a store is on, and what is done without them.
+//! Optional features of the file system, and the fallbacks without them.
 //!
-//! | feature | missing on | next best way |
+//! | feature | missing on | fallback |
 //! |---|---|---|
 //! | lock | some network and FUSE mounts, gVisor, seccomp | `fcntl` lock, else the record in `.lock` |
 //! | sync | some FUSE and object-store mounts, seccomp | `fdatasync`, else none |
 //! | sync of directories | FUSE, SMB | none |
 //! | unnamed files | NFS, FUSE, old overlayfs, no `/proc` | a file that ends in `.part` |
-//! | rename without replacing | NFS, FUSE, SMB | a hard link, else a look before the rename |
-//! | renaming directories | object-store mounts | incidents made and removed in place |
+//! | rename without replacing | NFS, FUSE, SMB | a hard link, else a check before the rename |
+//! | renaming directories | object-store mounts | incidents created and removed in place |
 //! | modes | vfat, SMB, object-store mounts | none |
 //!
-//! A feature is tried when it is needed. The first refusal is remembered for the store and reported as a warning, so
-//! that nothing is tried twice. Errors that tell of a failure and not of a missing feature (`EIO`, `ENOSPC`, `EDQUOT`,
-//! `EROFS`) are never taken for a refusal.
+//! A feature is tried when it is first needed. The first refusal is stored and reported as a
+//! warning, and the feature is not tried again. Errors that mean a failure instead of a missing
+//! feature (`EIO`, `ENOSPC`, `EDQUOT`, `EROFS`) never count as a refusal.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -52,7 +52,7 @@ impl Feature {
         1 << self as u32
     }
 
-    /// Its topic among the warnings.
+    /// Returns the topic of the warning.
     const fn topic(self) -> &'static str {
         match self {
             Self::Lock => "store.lock",
@@ -68,18 +68,20 @@ impl Feature {
     }
 }
 
-/// What is known of the file system of a store; shared by all its directories.
+/// Features and ownership of a store's file system, shared by all its directories.
 #[derive(Debug)]
 pub(super) struct FileSystem {
-    /// The directory of incidents, for messages.
+    /// The incident directory, for messages.
     path: PathBuf,
-    /// The user that files made there belong to: the effective one, unless the file system has another for all.
+    /// The owner of new files: the effective user, unless the file system shows one owner for all
+    /// files.
     pub(super) owner: u32,
-    /// The group of the directory of incidents.
+    /// The group of the incident directory.
     pub(super) group: u32,
-    /// Whether an open directory counts its names. Some FUSE file systems say 0 for all of them.
+    /// `false` if the file system reports a link count of 0 for every directory, as some FUSE ones
+    /// do.
     pub(super) counts_links: bool,
-    /// Whether members of `group` may read what is written.
+    /// `true` if members of `group` may read the files.
     group_read: AtomicBool,
     lacking: AtomicU32,
 }
@@ -100,20 +102,20 @@ impl FileSystem {
         self.lacking.load(Ordering::Relaxed) & feature.bit() == 0
     }
 
-    /// Remembers that `feature` was refused, and reports `text` about it.
+    /// Records that `feature` was refused, and reports `text` the first time.
     pub(super) fn lacks(&self, feature: Feature, text: impl FnOnce(&str) -> String) {
         if self.lacking.fetch_or(feature.bit(), Ordering::Relaxed) & feature.bit() == 0 {
             warnings::set(feature.topic(), text(&self.path.display().to_string()));
         }
     }
 
-    /// Remembers it without a word: what is done instead is as good.
+    /// Records that `feature` is missing, without a warning.
     #[cfg(test)]
     pub(super) fn pretend_without(&self, feature: Feature) {
         self.lacking.fetch_or(feature.bit(), Ordering::Relaxed);
     }
 
-    /// Takes back what an earlier store lacked and this one has, as far as is known.
+    /// Clears the warnings about features that no operation of this store has found missing.
     pub(super) fn clear_warnings(&self) {
         for feature in Feature::ALL.into_iter().filter(|feature| self.has(*feature)) {
             warnings::clear(feature.topic());
@@ -129,8 +131,8 @@ impl FileSystem {
     }
 }
 
-/// Whether `errno` says that there is no such call, flag or operation here, or that it is not allowed; and not
-/// that it was tried and failed.
+/// Returns `true` if `errno` means that the call, flag or operation is unsupported or forbidden,
+/// and `false` if it was tried and failed.
 pub(super) fn is_refusal(errno: Errno) -> bool {
     let refusals = [
         Errno::INVAL,
@@ -147,8 +149,8 @@ pub(super) fn is_refusal(errno: Errno) -> bool {
     refusals.contains(&errno)
 }
 
-/// Whether a refused `fsync` of a file says that there is none. `EACCES` does not: network file systems give it for
-/// writes that the server refused afterwards.
+/// Returns `true` if a refused `fsync` of a file means that the file system has none. `EACCES` does
+/// not count: network file systems return it for writes that the server rejected later.
 pub(super) fn has_no_sync(errno: Errno) -> bool {
     [Errno::INVAL, Errno::NOSYS, Errno::OPNOTSUPP, Errno::PERM].contains(&errno)
 }

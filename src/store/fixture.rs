@@ -1,4 +1,4 @@
-//! What the tests of the store share.
+//! Fixtures shared by the tests of the store.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::model::{
 
 pub(super) const OPENED: &str = "2026-11-23T02:57:33.123Z";
 
-/// The manifest of an incident that opened at [`OPENED`], with one running capture.
+/// Returns the manifest of an incident that opened at [`OPENED`], with one running capture.
 pub(super) fn manifest() -> Manifest {
     manifest_at(OPENED.parse().unwrap())
 }
@@ -64,7 +64,7 @@ pub(super) fn manifest_at(opened: Timestamp) -> Manifest {
     }
 }
 
-/// Bounds nothing reaches.
+/// Returns limits that no test reaches.
 pub(super) fn roomy() -> StoreSettings {
     StoreSettings {
         max_bytes: Bytes::gib(1),
@@ -75,7 +75,7 @@ pub(super) fn roomy() -> StoreSettings {
     }
 }
 
-/// A store in a directory of its own, with a clock of its own.
+/// A store in a temporary directory, with a manual clock.
 pub(super) struct Fixture {
     pub(super) temp: TempDir,
     pub(super) clock: Arc<ManualClock>,
@@ -95,17 +95,17 @@ impl Fixture {
         self.store.dir()
     }
 
-    /// A manifest of an incident that opens at the clock's present.
+    /// Returns the manifest of an incident that opens at the clock's present time.
     pub(super) fn manifest(&self) -> Manifest {
         manifest_at(self.clock.wall())
     }
 
-    /// A second later, an incident with one artifact of `bytes` bytes, closed; its id.
+    /// Creates, one second later, a closed incident with one artifact of `bytes` bytes.
     pub(super) fn closed(&self, bytes: usize) -> IncidentId {
         self.closed_by("memory", bytes)
     }
 
-    /// The same, of the rule `name`.
+    /// Creates a closed incident like [`Self::closed`], of the rule `name`.
     pub(super) fn closed_by(&self, name: &str, bytes: usize) -> IncidentId {
         use std::io::Write;
         self.clock.advance(Duration::from_secs(1));
@@ -122,12 +122,12 @@ impl Fixture {
         incident.id()
     }
 
-    /// The ids in the index, the latest first.
+    /// Returns the incident IDs of the index, latest first.
     pub(super) fn ids(&self) -> Vec<IncidentId> {
         self.store.index().unwrap().iter().map(|entry| entry.id).collect()
     }
 
-    /// Gives the store up, as a process that ends does, and opens it again.
+    /// Drops the store, as an ending process does, and opens it again.
     pub(super) fn reopen(self, settings: StoreSettings) -> (Self, Recovery) {
         let Self { temp, clock, store } = self;
         let dir = store.dir().to_owned();

@@ -19,26 +19,26 @@ use super::thin::{between, enough, give_up};
 use crate::base::{Bytes, IncidentId};
 use crate::model::{FileName, Form, Manifest};
 
-/// The directory of an open incident. While it, or a draft of it, lives, retention leaves it alone.
-/// Dropping it does not close the incident: say so in the manifest, through [`Self::update`], first.
+/// The directory of an open incident. Retention does not remove the incident while this handle or a
+/// draft of it lives. Dropping the handle does not close the incident: set its state through
+/// [`Self::update`] first.
 #[derive(Debug)]
 #[must_use = "the incident stays open in its manifest until an update closes it"]
 pub struct IncidentDir {
     open: Arc<Open>,
     manifest: Manifest,
-    /// The size of `incident.json`.
     size: u64,
 }
 
-/// What an incident and its drafts share.
+/// State shared by an incident and its drafts.
 #[derive(Debug)]
 pub(super) struct Open {
     pub(super) dir: Dir,
     /// `{service}_{domain}`.
     pub(super) stem: String,
-    /// The number of the artifact committed last.
+    /// The number of the last committed artifact.
     pub(super) seq: Mutex<u32>,
-    /// How many drafts were begun under a name.
+    /// Number of drafts that needed a temporary name.
     pub(super) named_drafts: AtomicU32,
     registration: Registration,
 }
@@ -54,7 +54,7 @@ impl Open {
 }
 
 impl IncidentDir {
-    /// Whether somebody removed it.
+    /// Returns `true` if the directory was deleted.
     pub fn is_removed(&self) -> bool {
         self.open.dir.is_removed()
     }
@@ -91,7 +91,7 @@ impl IncidentDir {
         let size = match published {
             Ok(size) => size,
             Err(error) => {
-                // Whatever of it is left, the next start sweeps or marks.
+                // The next start deletes or marks any remains.
                 let _ = made.unlink(MANIFEST);
                 let _ = made.unlink(&format!("{MANIFEST}{PART}"));
                 let _ = shared.root.rmdir(&temporary).or_else(|_| shared.root.rmdir(&text));
@@ -109,55 +109,56 @@ impl IncidentDir {
         Ok(Self { open: Arc::new(open), manifest, size })
     }
 
-    /// Where it is.
+    /// Returns the path of the directory.
     pub fn path(&self) -> &Path {
         self.open.dir.path()
     }
 
-    /// The incident.
+    /// Returns the incident ID.
     pub fn id(&self) -> IncidentId {
         self.open.id()
     }
 
-    /// The manifest as the last [`Self::update`] left it.
+    /// Returns the manifest as of the last [`Self::update`].
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
     }
 
-    /// Begins an artifact of `form` (a kind of capture stands for its main one) whose evidence is of
-    /// the moment `taken`. Drafts are independent of each other and of this handle: they may be written
-    /// by other threads, at once.
+    /// Starts an artifact of `form` with evidence of the time `taken`. A capture kind selects its
+    /// main form. Drafts are independent of each other and of this handle, so other threads can
+    /// write them concurrently.
     ///
     /// # Errors
-    /// When no file can be made.
+    /// If no file can be created.
     pub fn draft(&self, form: impl Into<Form>, taken: Timestamp) -> Result<Draft, Error> {
         Draft::begin(&self.open, form.into(), taken)
     }
 
-    /// Begins a file of the service's own, which is called `{service}_{domain}.{seq}.custom.{name}`; all
-    /// else is as with [`Self::draft`].
+    /// Starts a custom artifact, named `{service}_{domain}.{seq}.custom.{name}`. Otherwise like
+    /// [`Self::draft`].
     ///
     /// # Errors
-    /// When no file can be made.
+    /// If no file can be created.
     pub fn draft_custom(&self, name: &FileName, taken: Timestamp) -> Result<Draft, Error> {
         Draft::custom(&self.open, name, taken)
     }
 
-    /// How much may still be written in it, if all goes that may make room, and the bound that is nearest.
-    /// Looks at every incident; for the start of a capture.
+    /// Returns the tightest limit, and the bytes that can still be written under it after all
+    /// possible removals. Scans all incidents; meant for the start of a capture.
     ///
     /// # Errors
-    /// When the directory of incidents cannot be listed.
+    /// If the incident directory cannot be listed.
     pub fn room(&self) -> Result<(Bound, Bytes), Error> {
         self.open.shared().room(self.id())
     }
 
-    /// Removes files of it, so that `bytes` more have room: of each form those between the first and the
-    /// last, the largest excepted, and none when all of these would not make enough. What went stands in
-    /// the manifest. Whether there is room then.
+    /// Prunes files of this incident to free space for `bytes` more: of each form those between the
+    /// first and the last, except the largest. Prunes nothing if all of them would not free enough.
+    /// The manifest lists the pruned files. Returns `true` if there is space afterwards.
     ///
     /// # Errors
-    /// When the manifest cannot be written; nothing is removed then.
+    /// If the manifest cannot be written; nothing is deleted then. Also if a file cannot be
+    /// deleted.
     pub fn make_room(&mut self, bytes: Bytes) -> Result<bool, Error> {
         let shared = Arc::clone(self.open.shared());
         let need = Need { bytes: bytes.get(), incident: Some(self.id()), ..Need::default() };
@@ -183,15 +184,17 @@ impl IncidentDir {
         Ok(shared.shortage(&shared.ledger(), need).is_none())
     }
 
-    /// Changes the manifest and replaces `incident.json` by it, so that a reader sees the one before or
-    /// the one after. Writes and syncs all of it: call it when something happened, not on every tick.
+    /// Changes the manifest and replaces `incident.json` atomically. It writes and syncs the whole
+    /// file, so call it for events, not on every tick.
     ///
-    /// 1. Write `incident.json.part` and sync it. A crash leaves it beside the old manifest; the next
-    ///    start sweeps it.
-    /// 2. Rename it over `incident.json` and sync the directory. From here the change stays.
+    /// 1. Write `incident.json.part` and sync it. A crash leaves it beside the old manifest; the
+    ///    next start deletes it.
+    /// 2. Rename it over `incident.json` and sync the directory. The change is durable from here
+    ///    on.
     ///
     /// # Errors
-    /// When it cannot be written. The change is kept in memory, and the next update writes it too.
+    /// If the file cannot be written. The change is kept in memory, and the next update writes it
+    /// too.
     pub fn update(&mut self, change: impl FnOnce(&mut Manifest)) -> Result<(), Error> {
         change(&mut self.manifest);
         let size = put(&self.open.dir, &mut self.manifest)?;
@@ -201,7 +204,7 @@ impl IncidentDir {
     }
 }
 
-/// Makes `manifest` the manifest of the incident in `dir`; its size.
+/// Writes `manifest` to `dir`, the directory of an incident, and returns its size.
 fn put(dir: &Dir, manifest: &mut Manifest) -> Result<u64, Error> {
     let text = manifest::write_bounded(manifest);
     let text = text.map_err(|source| Error::io("write", dir.at(MANIFEST), source))?;
@@ -209,7 +212,7 @@ fn put(dir: &Dir, manifest: &mut Manifest) -> Result<u64, Error> {
     Ok(text.len() as u64)
 }
 
-/// Writes `head` in place of the head of the manifest in `dir`. The vitals are copied, not read.
+/// Replaces the head of the manifest in `dir`. The vitals are copied without parsing.
 pub(super) fn put_head(dir: &Dir, mut head: Head) -> Result<(), Error> {
     let Some(rest) = head.rest else { return put(dir, &mut head.manifest).map(drop) };
     let failed = |source| Error::io("read", dir.at(MANIFEST), source);

@@ -1,4 +1,4 @@
-//! What is in a directory of incidents. Needs no lock: what is read was put in place whole.
+//! Listing and reading of incidents. Needs no lock, because every visible file is complete.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -14,23 +14,24 @@ use super::place::Location;
 use crate::base::IncidentId;
 use crate::model::Manifest;
 
-/// One incident.
+/// An incident in the index.
 #[derive(Debug)]
 pub struct Entry {
     /// Its directory.
     pub path: PathBuf,
     /// Its id.
     pub id: IncidentId,
-    /// What it was named after: the rule, or who asked.
+    /// The name it was opened under: the rule, or the requester.
     pub name: String,
-    /// When it opened, to the millisecond.
+    /// Time at which it opened, to the millisecond.
     pub opened: Timestamp,
-    /// Its manifest without vitals and losses (which are most of it, and are read from the file), or why that
-    /// cannot be read.
+    /// Its manifest without vitals and losses, or the error if it cannot be read. Vitals are most
+    /// of a manifest; read them from the file.
     pub manifest: Result<Manifest, Error>,
 }
 
-/// The incidents of a directory, the latest first; each manifest is read when its turn comes.
+/// An iterator over the incidents of a directory, latest first. Reads each manifest when it is
+/// reached.
 #[derive(Debug)]
 pub struct Entries {
     root: Arc<Dir>,
@@ -54,52 +55,52 @@ impl Iterator for Entries {
 }
 
 impl Location {
-    /// Every incident, the latest first.
+    /// Returns all incidents, latest first.
     ///
     /// # Errors
-    /// If the directory cannot be listed. A manifest that cannot be read is part of its entry.
+    /// If the directory cannot be listed. An unreadable manifest is reported in its entry.
     pub fn entries(&self) -> Result<Entries, Error> {
         Entries::of(&self.root()?)
     }
 
-    /// The incident `id`.
+    /// Returns the incident `id`.
     ///
     /// # Errors
-    /// If there is none, or the directory cannot be listed.
+    /// If there is no such incident, or the directory cannot be listed.
     pub fn find(&self, id: IncidentId) -> Result<Entry, Error> {
         entry(&*self.root()?, id)
     }
 
-    /// The file called `file` of incident `id`, to be read: an artifact or `incident.json`.
+    /// Opens `file` of incident `id` for reading: an artifact or `incident.json`.
     ///
     /// # Errors
-    /// If there is no such incident or file, or `file` is not a name a store makes; so a name from a request can be
-    /// passed as it came.
+    /// If there is no such incident or file, or `file` is not a valid artifact name. A name from a
+    /// request can therefore be passed unchecked.
     pub fn open_artifact(&self, id: IncidentId, file: &str) -> Result<File, Error> {
         artifact(&*self.root()?, id, file)
     }
 }
 
-/// Every incident in `dir`, the latest first.
+/// Returns all incidents in `dir`, latest first.
 ///
 /// # Errors
-/// When `dir` cannot be listed. A manifest that cannot be read is part of its entry.
+/// If `dir` cannot be listed. An unreadable manifest is reported in its entry.
 pub fn list(dir: &Path) -> Result<Vec<Entry>, Error> {
     Ok(Location::new(dir).entries()?.collect())
 }
 
-/// The incident `id` in `dir`.
+/// Returns the incident `id` in `dir`.
 ///
 /// # Errors
-/// When there is none, or `dir` cannot be listed.
+/// If there is no such incident, or `dir` cannot be listed.
 pub fn find(dir: &Path, id: IncidentId) -> Result<Entry, Error> {
     Location::new(dir).find(id)
 }
 
-/// The file called `file` of incident `id` in `dir`, to be read: an artifact or `incident.json`.
+/// Opens `file` of incident `id` in `dir` for reading: an artifact or `incident.json`.
 ///
 /// # Errors
-/// As [`Location::open_artifact`].
+/// Same as [`Location::open_artifact`].
 pub fn open_artifact(dir: &Path, id: IncidentId, file: &str) -> Result<File, Error> {
     Location::new(dir).open_artifact(id, file)
 }
@@ -128,7 +129,7 @@ pub(super) fn artifact(root: &Dir, id: IncidentId, file: &str) -> Result<File, E
     }
 }
 
-/// The head of the manifest of the incident in `dir`.
+/// Reads the head of the manifest in `dir`.
 pub(super) fn read_head(dir: &Dir) -> Result<Head, Error> {
     let file = dir.open_file(MANIFEST)?;
     let failed = |source| Error::io("read", dir.at(MANIFEST), source);
@@ -144,7 +145,7 @@ fn incidents(root: &Dir) -> Result<Vec<(String, IncidentName)>, Error> {
     Ok(names.filter_map(|text| IncidentName::parse(&text).map(|name| (text, name))).collect())
 }
 
-/// None when it went away meanwhile: its place is empty, or holds something that is not a directory.
+/// Returns `None` if the incident was removed meanwhile: it is missing or no longer a directory.
 fn read_entry(root: &Dir, text: &str, name: IncidentName) -> Option<Entry> {
     let head = root.subdir(text).and_then(|dir| read_head(&dir));
     let manifest = head.map(|head| head.manifest);

@@ -1,4 +1,5 @@
-//! Directories that do not outlive the process: what is stored there is gone when it would be read.
+//! Detection of directories that do not outlive the process, where incidents are lost before they
+//! are read.
 
 use std::ffi::OsStr;
 use std::path::Path;
@@ -6,21 +7,21 @@ use std::path::Path;
 use crate::base::warnings;
 use crate::os::mounts::Mount;
 
-/// The topic of the warning.
 const TOPIC: &str = "store.lifetime";
 
-/// File systems that container runtimes make the root of a container from.
+/// File systems from which container runtimes build the root of a container.
 const LAYERED: [&[u8]; 3] = [b"overlay", b"aufs", b"fuse.fuse-overlayfs"];
 const IN_MEMORY: [&[u8]; 2] = [b"tmpfs", b"ramfs"];
 
-/// Files that container runtimes make, for those whose root is another file system.
+/// Files created by container runtimes, for containers whose root is another file system.
 const CONTAINER_FILES: [&str; 2] = ["/.dockerenv", "/run/.containerenv"];
 
-/// What decides how long a directory lasts, beside its mount.
+/// Facts beside the mount that decide the lifetime of a directory.
 #[derive(Clone, Debug, Default)]
 struct Surroundings {
     is_container: bool,
-    /// The value that systemd sets for `RuntimeDirectory=`: paths with colons between them.
+    /// Value of `RUNTIME_DIRECTORY`, which systemd sets for `RuntimeDirectory=`: paths separated by
+    /// colons.
     runtime_directories: String,
 }
 
@@ -34,7 +35,8 @@ impl Surroundings {
     }
 }
 
-/// Reports whether `dir` goes with the container, the service or the boot. Without `/proc` only what is in memory is known.
+/// Reports a warning if `dir` is deleted with the container, the service or the boot. Without
+/// `/proc` only directories in memory are detected.
 pub(super) fn check(dir: &Path, is_in_memory: bool) {
     let dir = std::fs::canonicalize(dir).unwrap_or_else(|_| dir.to_owned());
     let mountinfo = std::fs::read("/proc/self/mountinfo").unwrap_or_default();

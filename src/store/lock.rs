@@ -1,13 +1,15 @@
-//! One writer per directory.
+//! The lock that allows one writer per directory.
 //!
-//! `.lock` is held by `flock`, which ends with the process however that ends. Where the file system or a filter has
-//! no `flock`, a lock of the open file description (`fcntl`) is tried, which some have that lack the other. Without
-//! either the store is opened all the same: a service that does not start is worse than two writers, whose
-//! incidents have directories of their own. What a start must not touch then is said at [`Lock::others_may_live`].
+//! `.lock` is held by `flock`, which the kernel releases when the process ends for any reason. If
+//! the file system or a seccomp filter refuses `flock`, an open file description lock (`fcntl`) is
+//! tried, which some of them support. If both fail, the store opens without a lock: a service that
+//! does not start is worse than two writers, whose incidents have separate directories.
+//! [`Lock::others_may_live`] lists what such a start must not touch.
 //!
-//! A lock can be granted and still not reach another machine or sandbox (gVisor, FUSE, NFS without a lock daemon).
-//! So the file also holds a record of its writer: its process, an ID of this opening, its host. Before each incident
-//! the record is read; another ID there means another writer, which is reported.
+//! A granted lock may not reach another machine or sandbox (gVisor, FUSE, NFS without a lock
+//! daemon). So the file also holds a record of its writer: the process, an ID of this opening, and
+//! the host. The record is read before each incident. A different ID means that there is another
+//! writer, which is reported.
 
 use std::fs::File;
 use std::io::{Read, Seek, Write};
@@ -25,16 +27,15 @@ use super::names::LOCK;
 use crate::base::{IncidentId, warnings};
 use crate::os::file_lock;
 
-/// A record is shorter, with the longest name a host has.
+/// A limit above the size of a record with the longest possible host name.
 const MAX_RECORD: u64 = 512;
 
-/// The topic of the warning about another writer.
 const TOPIC: &str = "store.writer";
 
-/// The lock of a directory of incidents.
+/// The lock of an incident directory.
 #[derive(Debug)]
 pub(super) struct Lock {
-    /// `None` where no such file can be had.
+    /// `None` if the file system has no files that can be read and written.
     file: Option<File>,
     how: How,
     record: Record,
@@ -48,19 +49,19 @@ enum How {
     Record,
 }
 
-/// What `.lock` says of its writer.
+/// The record in `.lock` that identifies the writer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Record {
     pid: Option<u32>,
-    /// Of this opening of the store.
+    /// The ID of this opening of the store.
     instance: String,
     host: String,
-    /// The namespace that `pid` is of.
+    /// The PID namespace of `pid`.
     pids: String,
 }
 
 impl Lock {
-    /// Takes the lock of `root` and writes our record into it.
+    /// Acquires the lock of `root` and writes this process's record to it.
     pub(super) fn take(root: &Dir) -> Result<Self, Error> {
         let record = Record::ours();
         let mut file = match root.open_or_create(LOCK) {
@@ -84,18 +85,17 @@ impl Lock {
         Ok(lock)
     }
 
-    /// Whether the writer before may be at work still: there is no lock, and its record does not name a process of
-    /// this machine that has ended. What changed lately is left as it is then.
+    /// Returns `true` if the previous writer may still run: there is no lock, and the record does
+    /// not name an ended process of this machine. Recovery then skips recently changed entries.
     pub(super) fn others_may_live(&self) -> bool {
         self.others_may_live
     }
 
-    /// The descriptor that holds it.
     pub(super) fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         self.file.as_ref().map(AsFd::as_fd)
     }
 
-    /// Reports another writer, which a lock should have kept out, and puts our record back.
+    /// Reports another writer that the lock did not exclude, and restores this process's record.
     pub(super) fn check(&self, root: &Dir) {
         let Some(file) = &self.file else { return };
         let Ok(mut file) = file.try_clone() else { return };
@@ -117,19 +117,19 @@ impl Lock {
         self.write_record();
     }
 
-    /// Releases it. Closing would do, but for a child of the host that is between `fork` and `exec` at this
-    /// moment: it holds a copy of the descriptor, and the lock with it.
+    /// Releases the lock explicitly. Closing the file is not enough: a child of the service between
+    /// `fork` and `exec` has a copy of the descriptor and thereby holds the lock.
     pub(super) fn release(&self) {
         let Some(file) = &self.file else { return };
         match self.how {
             How::Flock => drop(flock(file, FlockOperation::Unlock)),
             How::OpenFile => drop(file_lock::unlock(file)),
-            // The next start need not be careful.
+            // Allows the next start to recover all entries.
             How::Record => self.end_record(file),
         }
     }
 
-    /// Takes our record back, unless another's has taken its place.
+    /// Deletes the record, unless another writer has replaced it.
     fn end_record(&self, file: &File) {
         let Ok(mut file) = file.try_clone() else { return };
         if Record::read(&mut file) == self.record {
@@ -137,7 +137,7 @@ impl Lock {
         }
     }
 
-    /// On a full disk it is not written, and the lock is held all the same.
+    /// Writes the record. On a full disk this fails, and the lock is held without a record.
     fn write_record(&self) {
         let Some(mut file) = self.file.as_ref() else { return };
         let text = self.record.format();
@@ -153,7 +153,7 @@ impl Lock {
     }
 }
 
-/// Takes what lock there is; `None` if another has it.
+/// Acquires the best lock available. `None` if another process holds it.
 fn acquire(root: &Dir, file: &File) -> Option<How> {
     let refused = loop {
         match flock(file, FlockOperation::NonBlockingLockExclusive) {
@@ -189,7 +189,7 @@ fn unlocked(root: &Dir, why: &str) {
     });
 }
 
-/// Whether the file system has no files that are both read and written, as object stores.
+/// Returns `true` if the file system has no files that can be read and written, as object stores.
 fn no_such_file(error: &std::io::Error) -> bool {
     [Errno::INVAL, Errno::NOSYS, Errno::OPNOTSUPP]
         .iter()
@@ -228,7 +228,7 @@ impl Record {
         Self::parse(&String::from_utf8_lossy(&text))
     }
 
-    /// Whether its writer may be alive, as far as `ours` can find out.
+    /// Returns `true` if the writer of this record may be alive, as far as `ours` allows to decide.
     fn may_live(&self, ours: &Self) -> bool {
         if self.instance.is_empty() {
             return false;
@@ -236,7 +236,7 @@ impl Record {
         let same_machine =
             self.host == ours.host && self.pids == ours.pids && !ours.pids.is_empty();
         let Some(pid) = self.pid.filter(|_| same_machine) else { return true };
-        // Our own number is one that was used before, as number 1 of a container is.
+        // Equal to this process's pid: an earlier process had it, as pid 1 in a container.
         let is_ours = Some(pid) == ours.pid;
         let process = i32::try_from(pid).ok().and_then(Pid::from_raw);
         !is_ours && process.is_some_and(|it| test_kill_process(it) != Err(Errno::SRCH))

@@ -1,8 +1,9 @@
-//! `incident.json` as text: the model's own form in JSON, indented for the person who opens it in the
-//! middle of a night. The form itself, and what may change in it, is said at [`Manifest`].
+//! `incident.json` as text: the model as indented JSON, readable without tools. [`Manifest`]
+//! defines the format and its compatibility rules.
 //!
-//! Vitals are most of a manifest, and come after all that is asked of it in a list. So a `Head` is read up to the
-//! line at which they begin, and written before what follows that line, which is copied as it is.
+//! Vitals are most of a manifest, and they come after everything that a list needs. So `Head` is
+//! read up to the line at which the vitals begin. A changed head is written, and the rest is copied
+//! unchanged from that line on.
 
 use std::borrow::Cow;
 use std::io::{self, Read};
@@ -10,54 +11,55 @@ use std::io::{self, Read};
 use crate::base::Bytes;
 use crate::model::{Manifest, VitalsRow};
 
-/// The longest manifest that is written or read. 720 rows of vitals with 40 gauges take 1.5 MiB; beyond this rows
-/// are left out.
+/// A size limit for reading and writing a manifest. 720 rows of vitals with 40 gauges take 1.5 MiB.
+/// Rows beyond the limit are dropped.
 pub(super) const MAX_MANIFEST: Bytes = Bytes::mib(16);
 
-/// The longest head that is read: some 10,000 artifacts.
+/// A size limit for reading a head: about 10,000 artifacts.
 pub(super) const MAX_HEAD: Bytes = Bytes::mib(4);
 
-/// The longest manifest that is read with its vitals, as one in another form than [`write`]'s has to be.
+/// A size limit for reading a manifest with its vitals, if it does not have the layout of
+/// [`write`].
 const MAX_WHOLE: Bytes = Bytes::mib(1);
 
-/// How a line of the vitals begins. It is found nowhere else: texts have no line breaks, and what is nested is
-/// indented more.
+/// The line at which the vitals begin. It occurs once: strings contain no line breaks, and nested
+/// fields have more indentation.
 const VITALS: &[u8] = b"\n  \"vitals\": [";
 
-/// How much of a head is read at once; most have no more.
+/// Bytes of a head read at once; most heads are smaller.
 const PIECE: u64 = 16 << 10;
 
-/// Why a text is not a manifest.
+/// An error of reading a manifest.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// It is not JSON, or not of this form.
+    /// The text is not JSON, or lacks required fields.
     #[error("{0}")]
     Form(#[from] serde_json::Error),
-    /// A later version wrote it.
+    /// A later version wrote the manifest.
     #[error("it has schema {found}; this version of marple reads up to {reads}: use a later one")]
     Schema {
-        /// The manifest's.
+        /// The schema of the manifest.
         found: u32,
-        /// The newest this version reads.
+        /// The latest schema that this version reads.
         reads: u32,
     },
-    /// It is longer than marple writes them.
+    /// The manifest is longer than any that marple writes.
     #[error("its vitals do not begin within {limit}, as those of each manifest of marple do")]
     Long {
-        /// The most that is read.
+        /// The maximum size that is read.
         limit: Bytes,
     },
 }
 
-/// A manifest without its vitals and its losses, which follow them.
+/// A manifest without its vitals and the losses after them.
 #[derive(Debug)]
 pub(super) struct Head {
     pub(super) manifest: Manifest,
-    /// Where in the text the line of the vitals begins; `None` if the text was read whole.
+    /// The offset of the line at which the vitals begin, or `None` if the text was read whole.
     pub(super) rest: Option<u64>,
 }
 
-/// Reads the head of a manifest, and no more than that of its text.
+/// Reads the head of a manifest without reading the rest.
 pub(super) fn read_head(mut text: impl Read) -> io::Result<Result<Head, Error>> {
     let mut head = Vec::new();
     loop {
@@ -82,7 +84,7 @@ pub(super) fn read_head(mut text: impl Read) -> io::Result<Result<Head, Error>> 
     }
 }
 
-/// Writes what of `manifest` stands before its vitals, up to the line at which they begin.
+/// Writes the fields of `manifest` before its vitals, up to the line at which they begin.
 pub(super) fn write_head(manifest: &Manifest) -> io::Result<Vec<u8>> {
     let mut text = Vec::new();
     serde_json::to_writer_pretty(&mut text, manifest)?;
@@ -91,8 +93,8 @@ pub(super) fn write_head(manifest: &Manifest) -> io::Result<Vec<u8>> {
     Ok(text)
 }
 
-/// Writes `manifest`, and takes rows out of its vitals, every second one and again, until it has no more than
-/// [`MAX_MANIFEST`]. Many gauges in a long incident would make it too large to be read again.
+/// Writes `manifest`. While it is longer than [`MAX_MANIFEST`], it drops every second row of vitals
+/// and retries. Otherwise many gauges in a long incident would make it too large to be read again.
 pub(super) fn write_bounded(manifest: &mut Manifest) -> io::Result<Vec<u8>> {
     loop {
         let mut text = Bounded { text: Vec::new(), is_full: false };
@@ -114,7 +116,7 @@ pub(super) fn write_bounded(manifest: &mut Manifest) -> io::Result<Vec<u8>> {
     }
 }
 
-/// A text of at most [`MAX_MANIFEST`].
+/// A buffer of at most [`MAX_MANIFEST`].
 struct Bounded {
     text: Vec<u8>,
     is_full: bool,
@@ -135,10 +137,10 @@ impl io::Write for Bounded {
     }
 }
 
-/// Writes a manifest, with a newline at its end.
+/// Writes a manifest with a newline at its end.
 ///
-/// JSON knows no infinity and no NaN, which a service's own gauge may well be: such a value is left out
-/// of its row of vitals. Written as `null` it would make the whole manifest unreadable.
+/// JSON has no infinity and no NaN, which a custom gauge can return. Such a value is left out of
+/// its row of vitals. Written as `null`, it would make the whole manifest unreadable.
 pub fn write(manifest: &Manifest, mut out: impl io::Write) -> io::Result<()> {
     let finite = |row: &VitalsRow| row.values.values().all(|value| value.is_finite());
     let mut manifest = Cow::Borrowed(manifest);
@@ -151,7 +153,7 @@ pub fn write(manifest: &Manifest, mut out: impl io::Write) -> io::Result<()> {
     out.write_all(b"\n")
 }
 
-/// Reads a manifest; unknown fields are passed over. Never panics, whatever the text.
+/// Reads a manifest. Unknown fields are ignored. Does not panic on any input.
 pub fn read(text: &[u8]) -> Result<Manifest, Error> {
     let manifest: Manifest = serde_json::from_slice(text)?;
     match manifest.schema {
@@ -180,7 +182,7 @@ mod tests {
     #[test]
     fn a_head_is_the_manifest_before_its_vitals_and_joins_what_follows_it() {
         let mut manifest = fixture::manifest();
-        // As close as a text comes to the line that is looked for.
+        // The string closest to the line that is searched for.
         manifest.reasons[0].text = "\n  \"vitals\": [".to_owned();
         manifest.losses.add("nothing of note", 1);
         for service in [0, 16 << 10, 40 << 10].map(|length| "x".repeat(length)) {

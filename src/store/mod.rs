@@ -220,7 +220,7 @@ impl Store {
         self.shared.ledger().memory = left.map(|left| left.get() / 2);
     }
 
-    /// Creates an incident directory with `manifest` as its first `incident.json`. Frees space for
+    /// Creates the directory of an incident, with `manifest` as its first `incident.json`. Frees space for
     /// one more incident first.
     ///
     /// `name` becomes part of the directory name, in lower case. Every character other than a

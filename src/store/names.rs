@@ -1,13 +1,13 @@
-//! The names of things in the directory, made and recognised. Whatever these functions do not
-//! recognise is not ours and is never removed.
+//! Names of files and directories: creation and recognition. The store never deletes an entry whose
+//! name these functions do not recognise.
 //!
 //! ```text
 //! 20261123T025733.123Z-memory-01KC…      an incident
-//! .new-01KC…                             one that is being made; swept at start
-//! .gone-20261123T025733.123Z-memory-…    one that is being removed; swept at start
+//! .new-01KC…                             an incident being created; deleted at start
+//! .gone-20261123T025733.123Z-memory-…    an incident being removed; deleted at start
 //! orders_eu-1.001.memory.pprof           an artifact
-//! orders_eu-1.002.custom.queries.txt     one of the service's own
-//! incident.json.part  .draft-3.part      files being written; swept at start
+//! orders_eu-1.002.custom.queries.txt     a custom artifact
+//! incident.json.part  .draft-3.part      files being written; deleted at start
 //! ```
 
 use jiff::Timestamp;
@@ -17,31 +17,31 @@ use jiff::tz::TimeZone;
 use crate::base::IncidentId;
 use crate::model::{FileName, Form};
 
-/// The manifest of an incident.
+/// The file name of a manifest.
 pub const MANIFEST: &str = "incident.json";
-/// What outlives restarts besides the incidents.
+/// State that survives restarts, apart from the incidents.
 pub(super) const STATE: &str = "state.json";
-/// The ages of the incidents.
 pub(super) const AGES: &str = "ages.json";
-/// Who writes here.
+/// The lock file with the record of the writer.
 pub(super) const LOCK: &str = ".lock";
-/// What every file being written under a name ends in.
+/// Suffix of a named file that is being written.
 pub(super) const PART: &str = ".part";
-/// What the directory of an incident being made begins with.
+/// Prefix of the directory of an incident that is being created.
 pub(super) const NEW: &str = ".new-";
-/// What the directory of an incident being removed begins with.
+/// Prefix of the directory of an incident that is being removed.
 pub(super) const GONE: &str = ".gone-";
 
-/// `YYYYMMDDTHHMMSS.mmmZ`: sorts by time, no character a shell or a file system minds.
+/// `YYYYMMDDTHHMMSS.mmmZ`: sorts by time and contains no character special to shells or file
+/// systems.
 const TIME: &str = "%Y%m%dT%H%M%S%.3fZ";
 const TIME_LEN: usize = 20;
 const ULID_LEN: usize = 26;
-/// Of a name longer than this the rest is cut: the longest name made here is 20 + 1 + 48 + 1 + 26
-/// characters for an incident, 48 + 1 + 48 + 15 for an artifact; a file system takes 255.
+/// A limit for each part of a name; longer parts are cut. It bounds names to `20 + 1 + 48 + 1 + 26`
+/// characters for an incident and `48 + 1 + 48 + 15` for an artifact. File systems allow 255.
 const PIECE_LEN: usize = 48;
 const SHORT_PIECE_LEN: usize = 12;
 
-/// What the name of an incident's directory says.
+/// The parts of an incident's directory name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct IncidentName {
     pub(super) opened: Timestamp,
@@ -49,7 +49,7 @@ pub(super) struct IncidentName {
     pub(super) id: IncidentId,
 }
 
-/// `name` as it stands in the name of an incident's directory.
+/// Returns `name` as it is written in the directory name of an incident.
 pub(super) fn incident_name(name: &str) -> String {
     piece(&name.to_ascii_lowercase(), "_-", "incident")
 }
@@ -60,7 +60,7 @@ impl IncidentName {
         format!("{}-{name}-{}", self.opened.strftime(TIME), self.id)
     }
 
-    /// None for anything [`Self::format`] does not make.
+    /// Returns `None` for any name that [`Self::format`] does not create.
     pub(super) fn parse(text: &str) -> Option<Self> {
         let (time, rest) = text.split_at_checked(TIME_LEN)?;
         let rest = rest.strip_prefix('-')?;
@@ -78,12 +78,12 @@ impl IncidentName {
     }
 }
 
-/// `{service}_{domain}`, the part of an artifact's name that says where it is from.
+/// Returns `{service}_{domain}`, the part of an artifact's name that identifies its origin.
 pub(super) fn artifact_stem(service: &str, domain: &str) -> String {
     format!("{}_{}", piece(service, "-", "service"), piece(domain, "-", "domain"))
 }
 
-/// The same, short: for file systems that take names of 143 bytes (eCryptfs) or less.
+/// Returns a shorter stem, for file systems with names of at most 143 bytes (eCryptfs) or less.
 pub(super) fn short_stem(stem: &str) -> String {
     let cut = |piece: &str| piece.chars().take(SHORT_PIECE_LEN).collect::<String>();
     match stem.split_once('_') {
@@ -92,17 +92,18 @@ pub(super) fn short_stem(stem: &str) -> String {
     }
 }
 
-/// The name of an artifact.
 pub(super) fn artifact(stem: &str, seq: u32, extension: &str) -> String {
     format!("{stem}.{seq:03}.{extension}")
 }
 
-/// The last part of the name of a file of the service's own. No form of ours has one that begins so.
+/// Returns the last part of a custom artifact's name. No other form has an extension with this
+/// prefix.
 pub(super) fn custom_extension(name: &FileName) -> String {
     format!("{}.{name}", Form::Custom.extension())
 }
 
-/// The form of the artifact called `file`; none for anything [`artifact`] does not make.
+/// Returns the form of the artifact `file`, or `None` for any name that [`artifact`] does not
+/// create.
 pub(super) fn artifact_form(file: &str) -> Option<Form> {
     let mut parts = file.splitn(3, '.');
     let (stem, seq, extension) = (parts.next()?, parts.next()?, parts.next()?);
@@ -112,14 +113,13 @@ pub(super) fn artifact_form(file: &str) -> Option<Form> {
         .then_some(form)
 }
 
-/// The last part of the artifact's name `file`, which says its form; none for anything [`artifact`] does
-/// not make.
+/// Returns the last part of the artifact's name `file`, which identifies its form. `None` for any
+/// name that [`artifact`] does not create.
 pub(super) fn artifact_extension(file: &str) -> Option<&str> {
     artifact_form(file)?;
     file.splitn(3, '.').nth(2)
 }
 
-/// The number in the artifact's name `file`.
 pub(super) fn artifact_number(file: &str) -> Option<u32> {
     file.split('.').nth(1)?.parse().ok()
 }
@@ -135,7 +135,7 @@ fn form_of(extension: &str) -> Option<Form> {
     Form::ALL.into_iter().chain([Form::Custom]).find(|form| form.extension() == extension)
 }
 
-/// Whether a file of this name in an incident's directory was being written by us.
+/// Returns `true` if `file` is the name of a file that the store was writing.
 pub(super) fn is_part(file: &str) -> bool {
     file.strip_suffix(PART).is_some_and(|of| {
         of == MANIFEST
@@ -143,13 +143,14 @@ pub(super) fn is_part(file: &str) -> bool {
     })
 }
 
-/// Whether the file system itself keeps a file of this name for as long as somebody has it open (NFS, FUSE): it goes
-/// by itself, and is nobody's.
+/// Returns `true` if the file system keeps `file` only while a reader has it open (NFS, FUSE). It
+/// deletes the file itself afterwards.
 pub(super) fn is_remains(file: &str) -> bool {
     file.starts_with(".nfs") || file.starts_with(".fuse_hidden")
 }
 
-/// `text` with every character that is not an ASCII letter, a digit or in `also` made a `-`.
+/// Returns `text` with every character replaced by `-` that is not an ASCII letter, a digit or in
+/// `also`.
 fn piece(text: &str, also: &str, otherwise: &str) -> String {
     let text = if text.is_empty() { otherwise } else { text };
     text.chars()

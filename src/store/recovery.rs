@@ -1,8 +1,8 @@
-//! What a start finds, and puts in order.
+//! Recovery of an incident directory at start.
 //!
-//! We hold the lock, so whoever left what lies here is gone: a manifest that says `open` speaks of an
-//! incident nobody will close, and a `.part` will not be finished. Pids are not asked: in a container
-//! every process is number 1.
+//! The lock is held, so the process that left an unfinished entry has ended: nothing else closes an
+//! incident that is `open` in its manifest, or finishes a `.part` file. Pids are not checked,
+//! because in a container every process can have pid 1.
 
 use std::{fmt, io};
 
@@ -20,29 +20,28 @@ use super::room::Shared;
 use crate::base::{Bytes, IncidentId};
 use crate::model::{Artifact, CaptureKind, IncidentState, Manifest, Outcome};
 
-/// How long a writer may leave an incident as it is, in seconds. What it left unfinished is put in order by the next
-/// start after that.
+/// Seconds after which an unlocked entry counts as abandoned. A later start recovers it.
 const RECENT: i64 = 15 * 60;
 
-/// What [`Store::open`](super::Store::open) found and did.
+/// Result of the recovery by [`Store::open`](super::Store::open).
 #[derive(Debug, Default)]
 pub struct Recovery {
-    /// Leftovers it removed, by their names in the directory of incidents.
+    /// Deleted leftovers, by their names in the incident directory.
     pub swept: Vec<String>,
-    /// Incidents it marked `interrupted`.
+    /// Incidents marked `interrupted`.
     pub interrupted: Vec<IncidentId>,
-    /// Artifacts it added to those incidents' manifests: finished, but not yet listed.
+    /// Artifacts added to the manifests of those incidents: complete, but not listed.
     pub listed: Vec<Artifact>,
-    /// Leftovers it did not remove, because something in them is not ours.
+    /// Leftovers not deleted because they contain a foreign entry.
     pub standing: Vec<Standing>,
-    /// What it could not do; it is left as it was found.
+    /// Errors. The affected entries are unchanged.
     pub failed: Vec<Error>,
-    /// What was removed to keep the bounds.
+    /// Result of enforcing the limits.
     pub retained: Retained,
 }
 
 impl Recovery {
-    /// Whether everything was in order.
+    /// Returns `true` if there was nothing to recover and nothing failed.
     pub fn is_empty(&self) -> bool {
         self.swept.is_empty()
             && self.interrupted.is_empty()
@@ -52,7 +51,7 @@ impl Recovery {
 }
 
 impl fmt::Display for Recovery {
-    /// One line for a log: numbers of everything, and the first of what could not be done.
+    /// Writes one line for a log: the counts, and the first of the errors.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
@@ -72,8 +71,9 @@ impl fmt::Display for Recovery {
     }
 }
 
-/// Sweeps and keeps the bounds first, which makes room, and then marks, which may need it. No incident is
-/// given up to mark another: on a device that stays full, the next start marks.
+/// Recovers the directory. Deletes leftovers and enforces the limits first, which frees space, and
+/// then marks incidents, which may need space. No incident is removed to mark another: if the
+/// device stays full, the next start marks it.
 pub(super) fn recover(shared: &Shared) -> Result<Recovery, Error> {
     let mut recovery = Recovery::default();
     let root = &shared.root;
@@ -119,7 +119,7 @@ pub(super) fn recover(shared: &Shared) -> Result<Recovery, Error> {
     Ok(recovery)
 }
 
-/// Whether `name` changed so lately that a writer that no lock keeps out may be at work in it.
+/// Returns `true` if `name` changed recently, so that a writer without a lock may still use it.
 fn is_recent(root: &Dir, name: &str, present: Timestamp) -> Result<bool, Error> {
     let Some(stat) = root.stat(name)? else { return Ok(false) };
     #[allow(clippy::useless_conversion, reason = "the width differs between systems")]
@@ -127,7 +127,8 @@ fn is_recent(root: &Dir, name: &str, present: Timestamp) -> Result<bool, Error> 
     Ok(present.as_second().saturating_sub(changed) < RECENT)
 }
 
-/// Removes what was being written in an incident. False when it is not a directory, or not ours.
+/// Deletes unfinished files of an incident. Returns `false` if it is not a directory, belongs to
+/// another user, or was deleted.
 fn sweep_parts(root: &Dir, incident: &str, swept: &mut Vec<String>) -> Result<bool, Error> {
     if !root.stat(incident)?.is_some_and(|stat| is_dir(&stat)) {
         return Ok(false);
@@ -141,7 +142,7 @@ fn sweep_parts(root: &Dir, incident: &str, swept: &mut Vec<String>) -> Result<bo
         dir.unlink(name)?;
         swept.push(format!("{incident}/{name}"));
     }
-    // Where directories cannot be renamed, one that was being made or removed looks like this.
+    // An unfinished creation or removal on a file system that cannot rename directories.
     if names.iter().all(|name| is_part(name)) {
         root.rmdir(incident)?;
         swept.push(incident.to_owned());
@@ -150,12 +151,12 @@ fn sweep_parts(root: &Dir, incident: &str, swept: &mut Vec<String>) -> Result<bo
     Ok(true)
 }
 
-/// Marks the incident in `dir` interrupted if it says that it is open.
+/// Marks the incident in `dir` as interrupted if its manifest has the state `open`.
 fn mark(shared: &Shared, dir: &Dir, recovery: &mut Recovery) -> Result<(), Error> {
     let mut head = read_head(dir)?;
     let manifest = &mut head.manifest;
     for gone in manifest.removed.iter().map(|it| &it.artifact.file) {
-        // A crash came between the manifest and the removal it tells of.
+        // A crash between writing the manifest and deleting the file.
         if artifact_form(gone).is_some() && dir.stat(gone)?.is_some_and(|stat| is_file(&stat)) {
             dir.unlink(gone)?;
             let incident = dir.path().file_name().unwrap_or_default().to_string_lossy();
@@ -182,7 +183,7 @@ fn mark(shared: &Shared, dir: &Dir, recovery: &mut Recovery) -> Result<(), Error
     Ok(())
 }
 
-/// The artifacts in `dir` that were committed but not yet listed.
+/// Returns the complete artifacts in `dir` that the manifest does not list.
 fn unlisted(dir: &Dir, manifest: &Manifest) -> Result<Vec<Artifact>, Error> {
     let mut artifacts = Vec::new();
     for name in dir.names()? {
@@ -194,12 +195,13 @@ fn unlisted(dir: &Dir, manifest: &Manifest) -> Result<Vec<Artifact>, Error> {
             artifacts.push(described(dir, name, form.kind())?);
         }
     }
-    // Numbers are padded, and a pad overflows at a thousand: the shorter is the earlier.
+    // Sorted by length first: numbers have three digits, or more from 1000 on.
     artifacts.sort_by_key(|artifact| (artifact.file.len(), artifact.file.clone()));
     Ok(artifacts)
 }
 
-/// What is known of a whole artifact by looking at it; its last write stands for when it was taken.
+/// Describes an artifact from its content. The time of its last write stands in for the time of its
+/// evidence.
 fn described(dir: &Dir, file: String, kind: CaptureKind) -> Result<Artifact, Error> {
     let failed = |source| Error::io("read", dir.at(&file), source);
     let mut content = dir.open_file(&file)?;
@@ -210,7 +212,7 @@ fn described(dir: &Dir, file: String, kind: CaptureKind) -> Result<Artifact, Err
     Ok(Artifact { file, kind, bytes, sha256: hex(hash.0), taken, part: None, note: None })
 }
 
-/// A writer that keeps the hash of what it is given.
+/// A writer that hashes its input.
 struct Hashing(Sha256);
 
 impl io::Write for Hashing {
@@ -361,7 +363,7 @@ mod tests {
             3,
             "the lock, ages.json and an incident"
         );
-        // A kill before the manifest is there, or after all of it is gone.
+        // A kill before the manifest is written, or after all files are deleted.
         let path = it.store.find(ids[1]).unwrap().path;
         for file in [MANIFEST, "orders_eu-1.001.memory.pprof"] {
             fs::remove_file(path.join(file)).unwrap();

@@ -1,4 +1,4 @@
-//! An incident that was removed, as it is reported.
+//! The report of a removed incident.
 
 use std::fmt;
 use std::time::Duration;
@@ -6,23 +6,23 @@ use std::time::Duration;
 use super::error::Bound;
 use crate::base::{Bytes, IncidentId};
 
-/// An incident that was removed.
+/// A removed incident.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Removed {
-    /// The incident.
+    /// Its ID.
     pub id: IncidentId,
     /// Its size.
     pub bytes: Bytes,
-    /// The bound that did not hold with it.
+    /// The limit that was exceeded.
     pub bound: Bound,
-    /// The rule, as in its directory's name.
+    /// The rule, as written in the directory name.
     pub rule: String,
-    /// How old it was.
+    /// Its age at removal.
     pub age: Duration,
 }
 
 impl fmt::Display for Removed {
-    /// One line for a log.
+    /// Writes one line for a log.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { id, bytes, bound, rule, age } = self;
         let hours = age.as_secs() / 3600;

@@ -54,7 +54,7 @@ pub struct Retained {
 /// limits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Standing {
-    /// The foreign entry: a file in the incident directory, or the directory itself.
+    /// The foreign entry: a file in the incident's directory, or the directory itself.
     pub path: PathBuf,
 }
 
