@@ -2,7 +2,7 @@
 //!
 //! | feature | missing on | fallback |
 //! |---|---|---|
-//! | lock | some network and FUSE mounts, gVisor, seccomp | `fcntl` lock, else the record in `.lock` |
+//! | lock | some network and FUSE mounts, gVisor, seccomp | `fcntl` lock, else the `.lock` record |
 //! | sync | some FUSE and object-store mounts, seccomp | `fdatasync`, else none |
 //! | sync of directories | FUSE, SMB | none |
 //! | unnamed files | NFS, FUSE, old overlayfs, no `/proc` | a file that ends in `.part` |

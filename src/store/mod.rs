@@ -220,8 +220,8 @@ impl Store {
         self.shared.ledger().memory = left.map(|left| left.get() / 2);
     }
 
-    /// Creates the directory of an incident, with `manifest` as its first `incident.json`. Frees space for
-    /// one more incident first.
+    /// Creates the directory of an incident, with `manifest` as its first `incident.json`. Frees
+    /// space for one more incident first.
     ///
     /// `name` becomes part of the directory name, in lower case. Every character other than a
     /// letter, a digit, `-` or `_` is replaced by `-`.

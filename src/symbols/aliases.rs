@@ -1,9 +1,9 @@
-//! Several symbols at one address, as one name.
+//! One name for several symbols at the same address.
 //!
-//! Compilers and linkers give functions of equal machine code one body (identical code folding). A frame in it may be
-//! any of them, so its name lists them: `orders::keep (or reports::keep)`, `a (or b, +3 more)`. Symbols that are known to
-//! mean the same function are one name: `nanosleep` and `__nanosleep`, constructors that differ in their kind, symbols
-//! that read the same once they are demangled.
+//! Compilers and linkers give functions with equal machine code one body (identical code folding).
+//! A frame in it may belong to any of them, so its name lists them: `orders::keep (or
+//! reports::keep)`, `a (or b, +3 more)`. Symbols of the same function become one name: `nanosleep`
+//! and `__nanosleep`, constructors of different kinds, and symbols that are equal after demangling.
 
 use std::fmt::Write;
 use std::ops::Range;
@@ -14,15 +14,15 @@ use super::name::{MAX_NAME, Readable};
 use super::owner::is_application;
 use super::table::{Aliases, MAX_ALIASES};
 
-/// Stands between the names of a frame.
+/// The separator between the names of a frame.
 const OR: &str = " (or ";
 
-/// The first of the names that a frame is shown with.
+/// Returns the first name of a frame's name.
 pub(super) fn first_of(name: &str) -> &str {
     name.split_once(OR).map_or(name, |(first, _)| first)
 }
 
-/// Each of the names that a frame is shown with, as far as they are listed.
+/// Returns the names listed in a frame's name: one or two.
 pub fn each_of(name: &str) -> impl Iterator<Item = &str> {
     let (first, rest) = name.split_once(OR).map_or((name, ""), |(first, rest)| (first, rest));
     let rest = rest.strip_suffix(')').unwrap_or(rest);
@@ -30,14 +30,14 @@ pub fn each_of(name: &str) -> impl Iterator<Item = &str> {
     [first, second].into_iter().filter(|name| !name.is_empty())
 }
 
-/// The names of the symbols at one address, and room for reading them.
+/// Buffers for the names of the symbols at one address.
 #[derive(Default)]
 pub(super) struct Names {
-    /// The name that is being read.
+    /// The name being read.
     one: Vec<u8>,
-    /// The names as the linker knows them, one after the other.
+    /// The mangled names, concatenated.
     system: String,
-    /// The names for people.
+    /// The demangled names, concatenated.
     texts: String,
     found: [Name; MAX_ALIASES],
     shown: String,
@@ -53,7 +53,7 @@ struct Name {
 }
 
 impl Names {
-    /// With room for the longest names.
+    /// Reserves capacity for the longest names.
     pub(super) fn reserve() -> Self {
         let room = |size| {
             let mut room = "x".repeat(size);
@@ -64,7 +64,7 @@ impl Names {
         one.clear();
         Self {
             one,
-            // Those behind the longest may not fit, and are counted then.
+            // After a name of the maximum length, further names may not fit; those are counted.
             system: room(3 * MAX_SYSTEM_NAME),
             texts: room(MAX_ALIASES * (MAX_NAME + 4)),
             found: Default::default(),
@@ -73,12 +73,12 @@ impl Names {
         }
     }
 
-    /// The name for people.
+    /// Returns the name to show.
     pub(super) fn shown(&self) -> &str {
         &self.shown
     }
 
-    /// The first of the names as the linker knows it.
+    /// Returns the first of the mangled names.
     pub(super) fn system_name(&self) -> &str {
         self.system.get(self.first.clone()).unwrap_or_default()
     }
@@ -102,7 +102,7 @@ impl Names {
         Ok(())
     }
 
-    /// Adds the name that was read; `false` if there is none to be shown or no room.
+    /// Adds the name just read. Returns `false` if it is not shown or does not fit.
     fn add(&mut self, place: usize, is_weak: bool) -> bool {
         // Mapping symbols of the assembler ($x, $d) mark kinds of content, not functions.
         if matches!(self.one.first(), None | Some(b'$')) {
@@ -129,7 +129,8 @@ impl Names {
         true
     }
 
-    /// Makes one name of the first `count`, and `more` that are not there.
+    /// Builds the name to show from the first `count` names and the number `more` of names not
+    /// stored.
     fn show(&mut self, count: usize, more: usize) {
         let Self { system, texts, found, shown, first, .. } = self;
         let found = found.get_mut(..count).unwrap_or_default();
@@ -162,7 +163,7 @@ impl Names {
     }
 }
 
-/// The order of names: the service's own first, then the most public.
+/// Returns the sort key of names: the service's own first, then the most public.
 fn key<'t>(name: &Name, text: &'t str) -> (bool, usize, bool, usize, &'t str) {
     let is_library = !is_application(text);
     if name.is_rust {
@@ -173,7 +174,7 @@ fn key<'t>(name: &Name, text: &'t str) -> (bool, usize, bool, usize, &'t str) {
     (is_library, underscores, name.is_weak, text.len(), text)
 }
 
-/// Whether two symbols at one address are names of one function.
+/// Returns `true` if two symbols at one address name the same function.
 fn is_alias(a: &Name, a_text: &str, b: &Name, b_text: &str) -> bool {
     if a_text == b_text {
         return true;
@@ -181,13 +182,13 @@ fn is_alias(a: &Name, a_text: &str, b: &Name, b_text: &str) -> bool {
     if a.is_rust || b.is_rust {
         return false;
     }
-    // A weak name of a strong symbol is how C libraries give a function its public name.
+    // C libraries give a function its public name by a weak symbol for a strong one.
     a.is_weak != b.is_weak
         || plain(a_text) == plain(b_text)
         || is_other_kind(a_text.as_bytes(), b_text.as_bytes())
 }
 
-/// A C name without what libraries and compilers put around it.
+/// Returns a C name without the prefixes and suffixes added by libraries and compilers.
 fn plain(mut name: &str) -> &str {
     const PREFIXES: [&str; 7] = ["GI_", "libc_", "new_", "old_", "isoc99_", "isoc23_", "IO_"];
     name = name.find('@').and_then(|end| name.get(..end)).unwrap_or(name);
@@ -202,7 +203,7 @@ fn plain(mut name: &str) -> &str {
     name.strip_suffix("64").unwrap_or(name)
 }
 
-/// Whether two names are those of a C++ constructor or destructor that differ in its kind: `C1` and `C2`.
+/// Returns `true` for a C++ constructor or destructor under two kinds, such as `C1` and `C2`.
 fn is_other_kind(a: &[u8], b: &[u8]) -> bool {
     let mut other = a.iter().zip(b).enumerate().filter(|(_, (a, b))| a != b);
     let Some((at, (one, two))) = other.next().filter(|_| a.len() == b.len()) else { return false };
@@ -218,7 +219,7 @@ fn is_other_kind(a: &[u8], b: &[u8]) -> bool {
 mod tests {
     use super::*;
 
-    /// What is shown of symbols at one address, and the first one's name to the linker.
+    /// Returns the name shown for symbols at one address, and the first one's mangled name.
     fn shown(symbols: &[(&str, bool)], more: usize) -> (String, String) {
         let mut names = Names::reserve();
         let rooms = |names: &Names| {

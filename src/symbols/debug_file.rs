@@ -1,29 +1,30 @@
-//! The file that holds what was stripped from another.
+//! Search for the debug file of a stripped file.
 //!
-//! Distributions and careful builds strip what they install and keep the rest in a file of its own,
-//! which debuggers find in two ways: by the build id, below one directory of the machine, and by a name
-//! in the stripped file (`objcopy --add-gnu-debuglink`), beside it. Both are tried where a file has no
-//! symbol table of its own; a file of another build id is none of its, whatever its name. A file
-//! without a build id gets nothing: the checksum in the link would have to be taken over the whole
-//! debug file, which may be gigabytes.
+//! Distributions and careful builds strip installed files and keep their symbols in a separate
+//! debug file. Debuggers find it in two ways: by build ID below one directory of the machine, and
+//! by a name in the stripped file (`objcopy --add-gnu-debuglink`) beside it. Both are tried if a
+//! file has no symbol table. A debug file with a different build ID is rejected, whatever its name.
+//! A file without a build ID gets no debug file: the checksum in the link covers the whole debug
+//! file, which may be gigabytes.
 //!
-//! In a capture only its symbol table is read, like that of any other file. The cost where there is none is a few
-//! failed opens for each stripped file.
+//! In a capture only the symbol table of a debug file is read, as of any other file. Without a
+//! debug file, the cost is a few failed opens for each stripped file.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::image::Image;
 
-/// Where a machine keeps them.
+/// Global directory of debug files.
 const MACHINES: &str = "/usr/lib/debug";
 
-/// The file with all symbols of `stripped`, if it lies where debuggers look.
+/// Returns the debug file with the symbols of `stripped`, if it is in a place that debuggers use.
 pub(super) fn of(stripped: &Image) -> Option<Image> {
     if stripped.has_all_symbols() {
         return None;
     }
-    // Found before, and held since: a deployment replaces it together with what it was stripped from.
+    // A file found earlier stays open, because a deployment replaces it together with the stripped
+    // file.
     if let Some(file) = stripped.file().debug() {
         return Image::read(Arc::clone(file), stripped.path()).ok();
     }
@@ -32,7 +33,7 @@ pub(super) fn of(stripped: &Image) -> Option<Image> {
     Some(found)
 }
 
-/// The file with the DWARF of `stripped`, if it lies where debuggers look.
+/// Returns the debug file with the DWARF of `stripped`, if it is in a place that debuggers use.
 #[cfg(feature = "cli")]
 pub(super) fn with_dwarf(stripped: &Image) -> Option<Image> {
     find(stripped, Image::has_dwarf)
@@ -48,7 +49,7 @@ fn find(stripped: &Image, has_what_is_wanted: impl Fn(&Image) -> bool) -> Option
         .find(|file| file.build_id() == stripped.build_id() && has_what_is_wanted(file))
 }
 
-/// Where it may lie, likeliest first.
+/// Returns the paths to try, most likely first.
 fn candidates(stripped: &Image, machines: &Path) -> Vec<PathBuf> {
     let mut candidates = Vec::new();
     if let Some((folder, file)) = stripped.build_id().split_at_checked(2) {

@@ -1,7 +1,7 @@
-//! Open files, and one look into them after another.
+//! Open files and repeated lookups in them.
 //!
-//! A file is read through the descriptor that its mapping has held since it was loaded; without one, it is opened by its
-//! path. Looking again neither opens nor allocates.
+//! A file is read through the descriptor that its mapping has held since it was loaded. Without
+//! one, it is opened by its path. A repeated lookup neither opens files nor allocates.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -14,20 +14,20 @@ use super::image::Image;
 use super::table::{Aliases, Wants};
 use crate::model::Mapping;
 
-/// Files whose headers are kept. A service has some ten; of a program that loads more, those used least lately are read
-/// again each time.
+/// Maximum number of files whose headers stay in memory. A service has about ten. Beyond the limit,
+/// the least recently used file is evicted and read again at its next use.
 const MAX_OPEN: usize = 64;
 
-/// Whether a file is known to be the one that was mapped.
+/// Result of comparing a file with the one that was mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Identity {
-    /// It has the mapping's build id, or is the file that was opened when the mapping was first seen.
+    /// The file has the mapping's build ID, or was opened when the mapping was first seen.
     Checked,
-    /// It was opened by the mapping's path, and neither has a build id.
+    /// The file was opened by the mapping's path, and neither has a build ID.
     Unknown,
 }
 
-/// What to tell the reader of names from a file of [`Identity::Unknown`].
+/// A message for readers of names from a file of [`Identity::Unknown`].
 pub struct Unchecked<'a>(pub &'a Path);
 
 impl fmt::Display for Unchecked<'_> {
@@ -40,23 +40,24 @@ impl fmt::Display for Unchecked<'_> {
     }
 }
 
-/// A function's names.
+/// The names of a function.
 #[derive(Clone, Copy)]
 pub struct Symbol<'a> {
-    /// As the linker knows it; the first of several functions that were folded into one.
+    /// The mangled name, as in the symbol table; the first one if several functions were folded
+    /// into one.
     pub system_name: &'a str,
-    /// As its author knows it; names the others, too.
+    /// The demangled name. Includes the names of functions folded into it.
     pub name: &'a str,
-    /// Whether it is another than that of the address before.
+    /// `true` if the function differs from that of the previous address.
     pub is_new: bool,
 }
 
-/// Why looking ended early.
+/// An error that ends a lookup.
 #[derive(Debug)]
 pub enum Failure<E> {
-    /// The file gives no names, or no more of them.
+    /// The file gives no names, or no more names.
     File(Error),
-    /// Who was shown them had enough.
+    /// The callback returned an error.
     See(E),
 }
 
@@ -66,19 +67,19 @@ impl<E> From<Error> for Failure<E> {
     }
 }
 
-/// A file, and the one its symbols are in if they were stripped from it.
+/// An open file, and its debug file if it is stripped.
 struct Known {
     path: PathBuf,
     image: Image,
     debug: Option<Image>,
-    /// Whether it was opened by the mapping's path.
+    /// `true` if the file was opened by the mapping's path.
     is_by_path: bool,
-    /// The number of the look at which it was used last.
+    /// The number of the last lookup that used the file.
     used: u64,
 }
 
 impl Known {
-    /// The file of `mapping`, if it is still the one that was mapped.
+    /// Opens the file of `mapping`, if it is still the one that was mapped.
     fn open(mapping: &Mapping) -> Result<Self, Error> {
         let image = match &mapping.file {
             Some(file) => Image::read(Arc::clone(file), &mapping.path)?,
@@ -99,7 +100,6 @@ impl Known {
         Ok(Self { path: mapping.path.clone(), image, debug, is_by_path, used: 0 })
     }
 
-    /// Whether it is the file of `mapping`.
     fn is_of(&self, mapping: &Mapping) -> bool {
         let is_same_file = match &mapping.file {
             Some(file) => Arc::ptr_eq(file, self.image.file()),
@@ -108,25 +108,26 @@ impl Known {
         is_same_file && self.path == mapping.path && self.image.build_id() == mapping.build_id
     }
 
-    /// Where its symbols are. Addresses are the linker's in both files.
+    /// Returns the file with the symbols. Addresses are those of the linker in both files.
     fn symbols(&self) -> &Image {
         self.debug.as_ref().unwrap_or(&self.image)
     }
 }
 
-/// Files that have been looked into, and room for looking.
+/// Open files and reusable buffers for lookups.
 #[derive(Default)]
 pub struct Files {
     open: Vec<Known>,
     wants: Wants,
     found: Vec<Option<Aliases>>,
     names: Names,
-    /// Counts looks.
+    /// Number of lookups.
     look: u64,
 }
 
 impl Files {
-    /// With room for `most` addresses at once: about 130 bytes for each and 180 KiB, all written to.
+    /// Creates buffers for `most` addresses per lookup: about 130 bytes for each and 180 KiB, all
+    /// of it written to so that its pages exist.
     pub fn reserve(most: usize) -> Self {
         Self {
             open: Vec::with_capacity(MAX_OPEN),
@@ -137,8 +138,8 @@ impl Files {
         }
     }
 
-    /// Opens the files of these mappings, so that looking into them later does not. One that cannot be
-    /// opened is tried again then.
+    /// Opens the files of these mappings in advance, so that later lookups need not. A file that
+    /// cannot be opened is tried again at its lookup.
     pub fn open(&mut self, mappings: &[Mapping]) {
         for mapping in mappings.iter().filter(|mapping| mapping.path.is_absolute()) {
             if self.place(mapping).is_none() && self.open.len() < MAX_OPEN {
@@ -147,12 +148,12 @@ impl Files {
         }
     }
 
-    /// Where the file of `mapping` is among those that are open.
+    /// Returns the index of the file of `mapping` in `open`.
     fn place(&self, mapping: &Mapping) -> Option<usize> {
         self.open.iter().position(|known| known.is_of(mapping))
     }
 
-    /// Makes room for another file.
+    /// Evicts the least recently used file if the limit is reached.
     fn evict(&mut self) {
         let oldest = self.open.iter().enumerate().min_by_key(|(_, known)| known.used);
         let oldest = oldest.map(|(place, _)| place);
@@ -161,12 +162,14 @@ impl Files {
         }
     }
 
-    /// Calls `see` with the place of each of these offsets of the mapped file, which must be sorted, and
-    /// the function it lies in, if it lies in any. Costs one pass over the file's symbol table.
+    /// Looks up the functions at `offsets` in the mapped file, which must be sorted. Calls `see`
+    /// with the index of each offset and its function, or `None` if no function contains it. Costs
+    /// one pass over the file's symbol table.
     ///
     /// # Errors
     ///
-    /// [`Failure::File`], for nothing if before the first call of `see`; what `see` returned.
+    /// [`Failure::File`] if the file cannot be used; if `see` was not called before, no offset has
+    /// a name. [`Failure::See`] with the error that `see` returned.
     pub fn look_up<E>(
         &mut self,
         mapping: &Mapping,
@@ -185,13 +188,15 @@ impl Files {
         let Self { open, wants, found, names, look } = self;
         let Some(known) = open.get_mut(place) else { return Ok(Identity::Unknown) };
         if known.image.file().is_rewritten() {
-            // Its headers may be others, and its build id says whether its content is.
+            // The file was modified. Its headers may have changed; its build ID shows if its
+            // content has.
             *known = Known::open(mapping)?;
         }
         known.used = *look;
         let known = &*known;
         let image = &known.image;
-        // What lies in no segment, or in segments out of order, keeps its place but is not believed.
+        // An offset in no segment, or in segments out of order, keeps its index; its symbol is
+        // discarded below.
         let mut highest = 0;
         wants.set(offsets.clone().map(|offset| {
             highest = image.address_of(offset).map_or(highest, |address| address.max(highest));

@@ -1,9 +1,10 @@
-//! Names of code that is in no file: what engines generate while they run.
+//! Names of generated code, which is in no file.
 //!
-//! Engines that generate code write `/tmp/perf-PID.map`, a line for each function: `START SIZE NAME`, both numbers
-//! hexadecimal. It only grows, and of two lines for one address the later is right. The file is anybody's to make, so
-//! it is read only if it belongs to the process's user or to root. Code without a line there is named by what
-//! it lies in, so that it is one row.
+//! Engines that generate code at run time write `/tmp/perf-PID.map` with a line for each function:
+//! `START SIZE NAME`, both numbers hexadecimal. The file only grows, and the later of two lines for
+//! an address is valid. Any user can create this file, so it is read only if it belongs to the
+//! process's user or to root. Code without a line is named after its mapping, so that it is one
+//! row.
 
 use std::fmt;
 use std::fs::{File, OpenOptions};
@@ -12,10 +13,11 @@ use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-/// The name of code that is in no file and has no line in the map.
+/// The name of code in no file and without a line in the map.
 pub const ANONYMOUS: &str = "[anonymous code]";
 
-/// The name of code in this file without a line in the map, if it is a file in memory: `[memfd:jit]`.
+/// Returns the name of code in an in-memory file without a line in the map, such as `[memfd:jit]`.
+/// `None` if `path` is not in memory.
 pub fn memory_file(path: &Path) -> Option<impl fmt::Display + '_> {
     let name = path.to_str()?.strip_prefix("/memfd:")?;
     let name = name.strip_suffix(" (deleted)").unwrap_or(name);
@@ -30,36 +32,36 @@ impl fmt::Display for MemoryFile<'_> {
     }
 }
 
-/// Bytes of the map that are read: an engine with 200,000 functions writes some 12 MB.
+/// A limit on the bytes read from the map: an engine with 200,000 functions writes about 12 MB.
 const MAX_BYTES: u64 = 32 << 20;
 
-/// Bytes read at once, and no line may be longer.
+/// Bytes read at once, and the limit on the length of a line.
 const PIECE: usize = 32 << 10;
 
-/// What is shown of a name.
+/// A limit on the bytes of a name.
 const MAX_NAME: usize = 512;
 
-/// Reads the map of this process. Allocates only when it is made.
+/// A reader of this process's map. Allocates only when it is created.
 pub struct Generated {
     buffer: Vec<u8>,
-    /// For each wanted address: where the name is in the file, and how long it is.
+    /// For each address: file offset and length of its name.
     names: Vec<Option<(u64, usize)>>,
 }
 
 impl Generated {
-    /// Reserves room for `addresses` at once.
+    /// Reserves buffers for `addresses` per call.
     pub fn reserve(addresses: usize) -> Self {
         let mut names = vec![Some((u64::MAX, 0)); addresses];
         names.clear();
         Self { buffer: vec![1; PIECE], names }
     }
 
-    /// Shows the name of each of these addresses, which are sorted, by its place among them; `None` if the map has
-    /// none.
+    /// Calls `see` with the index of each address of `wanted`, which must be sorted, and its name,
+    /// or `None` if the map has none.
     ///
     /// # Errors
     ///
-    /// Those of `see`.
+    /// The first error that `see` returns.
     pub fn name<T, E>(
         &mut self,
         wanted: &[T],
@@ -79,7 +81,7 @@ impl Generated {
         self.names.clear();
         self.names.resize(wanted.len(), None);
         if let Some(map) = map {
-            // What could not be read has no names.
+            // After a read error, the addresses not yet found stay without a name.
             let _ = self.read(map, wanted, address);
         }
         let mut text = [0; MAX_NAME];
@@ -96,7 +98,7 @@ impl Generated {
         Ok(())
     }
 
-    /// Notes where the names of these addresses are.
+    /// Records the location of the name of each address.
     fn read<T>(&mut self, map: &File, wanted: &[T], address: impl Fn(&T) -> u64) -> io::Result<()> {
         let (mut at, mut held) = (0u64, 0usize);
         while at < MAX_BYTES {
@@ -117,7 +119,7 @@ impl Generated {
                 }
                 done += length + 1;
             }
-            // The rest is the beginning of a line, of which the end may not be written yet.
+            // The rest is the start of a line whose end may not be written yet.
             if got == 0 {
                 break;
             }
@@ -132,7 +134,7 @@ impl Generated {
     }
 }
 
-/// The range of a line's code, and where in the line the name begins.
+/// Returns the code range of a line, and the offset of the name in it.
 fn parse(line: &[u8]) -> Option<(Range<u64>, usize)> {
     let text = |part: &[u8]| std::str::from_utf8(part).ok().and_then(number);
     let first = line.iter().position(|&byte| byte == b' ')?;
@@ -147,9 +149,9 @@ fn number(text: &str) -> Option<u64> {
     u64::from_str_radix(text.strip_prefix("0x").unwrap_or(text), 16).ok()
 }
 
-/// The map of this process, if there is one that is to be trusted.
+/// Opens the map of this process if it exists and can be trusted.
 fn open() -> Option<File> {
-    // On the stack: a heap profile is written in memory that was reserved before.
+    // The path is on the stack: a heap profile is written without allocating.
     let mut path = Text::default();
     let pid = std::process::id();
     fmt::Write::write_fmt(&mut path, format_args!("/tmp/perf-{pid}.map")).ok()?;

@@ -1,8 +1,8 @@
-//! An ELF file: what identifies it, where its segments lie, where its symbols are.
+//! An ELF file: its build ID, segments and symbol tables.
 //!
-//! Headers are read through `object`'s read cache, which holds what was read on the heap; every size
-//! that a header claims is compared with a limit first. Only 64-bit and 32-bit ELF of either byte order
-//! is known.
+//! Headers are read through `object`'s read cache, which stores them on the heap. Every size in a
+//! header is checked against a limit first. 64-bit and 32-bit ELF of either byte order are
+//! supported.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write;
@@ -21,33 +21,35 @@ use super::Error;
 use super::table::{Aliases, Table, Wants};
 use crate::base::CodeFile;
 
-/// Program headers read; linkers make about a dozen.
+/// A limit on program headers; linkers write about a dozen.
 const MAX_SEGMENTS: u32 = 1 << 10;
 
-/// Section headers read: 4 MiB of them. Object files with a section for each function are not mapped.
+/// A limit on section headers: 4 MiB of them. Object files with a section per function are not
+/// mapped.
 const MAX_SECTIONS: u32 = 1 << 16;
 
-/// Bytes of section names read. What lies beyond has no name: linkers write some 400, and nothing that is looked for
-/// here is behind a megabyte of others.
+/// A limit on the bytes of section names. Names beyond it are ignored: linkers write about 400
+/// bytes, and no section used here is behind a megabyte of other names.
 const MAX_SECTION_NAMES: u64 = 1 << 20;
 
-/// Bytes of notes read; a build id is 36.
+/// A limit on the bytes of notes; a build ID is 36 bytes.
 const MAX_NOTES: u64 = 1 << 16;
 
-/// Bytes of a debug link read: the longest name of a file, and a checksum.
+/// A limit on a debug link: the longest file name and a checksum.
 const MAX_DEBUG_LINK: u64 = 512;
 
-/// Bytes of a symbol's name read. Longer ones, which no compiler makes, are left out.
+/// A limit on the length of a symbol name in bytes. Longer names, which no compiler writes, are
+/// left out.
 pub(super) const MAX_SYSTEM_NAME: usize = 16 << 10;
 
-/// Which layout the file's structures have.
+/// Layout of the file's structures.
 #[derive(Clone, Copy)]
 enum Class {
     Elf32,
     Elf64,
 }
 
-/// A piece of the file that is loaded, and the address the linker gave it.
+/// A part of the file that is loaded, with the address given by the linker.
 struct Segment {
     file: Range<u64>,
     address: u64,
@@ -62,16 +64,16 @@ pub(super) struct Image {
     endian: Endianness,
     build_id: String,
     segments: Vec<Segment>,
-    /// Sections that hold code, by address.
+    /// Address ranges of the sections with code.
     code: Vec<Range<u64>>,
     symbols: Option<Table>,
-    /// Whether they are all there were, and not the exported ones that `strip` leaves.
+    /// `true` for a complete table, `false` for the exported symbols that `strip` leaves.
     has_all_symbols: bool,
     #[cfg(feature = "cli")]
     has_dwarf: bool,
     #[cfg(feature = "cli")]
     has_code: bool,
-    /// The name of the file that what was stripped went to, if the file says it.
+    /// Name of the file with the stripped symbols, if the file has a debug link.
     debug_link: Option<OsString>,
 }
 
@@ -117,53 +119,53 @@ impl Image {
         Ok(image)
     }
 
-    /// The GNU build id in lower-case hex; empty when there is none.
+    /// Returns the GNU build ID in lower-case hex, or an empty string if there is none.
     pub(super) fn build_id(&self) -> &str {
         &self.build_id
     }
 
-    /// Whether it has its whole symbol table.
+    /// Returns `true` if the file has its complete symbol table.
     pub(super) fn has_all_symbols(&self) -> bool {
         self.has_all_symbols
     }
 
-    /// Whether it has lines: `.debug_line` is what no kind of debug information goes without.
+    /// Returns `true` if the file has line information: all debug information contains
+    /// `.debug_line`.
     #[cfg(feature = "cli")]
     pub(super) fn has_dwarf(&self) -> bool {
         self.has_dwarf
     }
 
-    /// Whether it is the file that is run, and not one that keeps what was stripped from it, in which
-    /// the segments' places in the file mean nothing.
+    /// Returns `true` for an executable file, and `false` for a debug file, in which the file
+    /// offsets of the segments are meaningless.
     #[cfg(feature = "cli")]
     pub(super) fn has_code(&self) -> bool {
         self.has_code
     }
 
-    /// The file name its debug link gives for what was stripped from it.
+    /// Returns the file name in its debug link.
     pub(super) fn debug_link(&self) -> Option<&OsStr> {
         self.debug_link.as_deref()
     }
 
-    /// The open file.
     pub(super) fn file(&self) -> &Arc<CodeFile> {
         &self.file
     }
 
-    /// Where it was opened.
+    /// Returns the path at which the file was opened.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The address the linker gave to the code at `offset` of the file.
+    /// Returns the linker's address of the code at `offset` in the file.
     pub(super) fn address_of(&self, offset: u64) -> Option<u64> {
         let holds = |segment: &&Segment| segment.executable && segment.file.contains(&offset);
         let segment = self.segments.iter().find(holds)?;
         segment.address.checked_add(offset - segment.file.start)
     }
 
-    /// Finds the symbols around the addresses of `wants` and calls `see` with the place of each address
-    /// and its symbols.
+    /// Finds the symbols around the addresses of `wants`. Calls `see` with the index of each
+    /// address and its symbols.
     pub(super) fn symbols_at(
         &self,
         wants: &mut Wants,
@@ -181,8 +183,8 @@ impl Image {
         wants.names(&self.code, see)
     }
 
-    /// Reads the name at `offset` of the symbols' string table; empty when it is longer than any real
-    /// one.
+    /// Reads the name at `offset` in the symbols' string table. The name is empty if it exceeds
+    /// [`MAX_SYSTEM_NAME`].
     pub(super) fn read_name(&self, offset: u32, name: &mut Vec<u8>) -> Result<(), Error> {
         name.clear();
         let strings = self.symbols.as_ref().map_or(0..0, |table| table.strings.clone());
@@ -205,19 +207,19 @@ impl Image {
         Ok(())
     }
 
-    /// Fills `buffer` from `offset` of the file on.
+    /// Fills `buffer` from `offset` in the file.
     pub(super) fn read_exact(&self, buffer: &mut [u8], offset: u64) -> Result<(), Error> {
         self.file
             .read_exact_at(buffer, offset)
             .map_err(|source| Error::Read { path: self.path.clone(), source })
     }
 
-    /// The error that says `reason`.
+    /// Creates an error with `reason`.
     pub(super) fn malformed(&self, reason: &'static str) -> Error {
         Error::Malformed { path: self.path.clone(), reason }
     }
 
-    /// The error that says `what` is beyond `limit`.
+    /// Creates the error for a quantity `what` above `limit`.
     pub(super) fn too_large(&self, what: &'static str, limit: u64) -> Error {
         Error::TooLarge { path: self.path.clone(), what, limit }
     }
@@ -296,7 +298,7 @@ impl Image {
     }
 }
 
-/// A file as `object` reads it.
+/// Adapter that reads a file for `object`.
 struct Cursor<'a> {
     file: &'a CodeFile,
     at: u64,
@@ -326,7 +328,7 @@ impl ReadCacheOps for Cursor<'_> {
     }
 }
 
-/// Sections and the bytes of their names, read in one piece: the cache of [`ReadCache`] would keep a piece of the
+/// Sections, and the bytes of their names read at once. [`ReadCache`] would cache a piece of the
 /// file for each name.
 struct Named<'a, Elf: FileHeader> {
     endian: Endianness,
@@ -358,7 +360,7 @@ impl<'a, Elf: FileHeader<Endian = Endianness>> Named<'a, Elf> {
     }
 }
 
-/// The file name in the section of the debug link: a NUL-terminated name, padding, a checksum.
+/// Returns the file name in the debug link section: a NUL-terminated name, padding and a checksum.
 fn debug_link_of<'a, Elf: FileHeader<Endian = Endianness>, R: ReadRef<'a>>(
     named: &Named<'a, Elf>,
     data: R,
@@ -370,12 +372,12 @@ fn debug_link_of<'a, Elf: FileHeader<Endian = Endianness>, R: ReadRef<'a>>(
     }
     let bytes = section.data(endian, data).ok()?;
     let name = bytes.split(|&byte| byte == 0).next()?;
-    // A name alone: a path would lead to any file there is.
+    // Only a bare name is accepted: a path could lead to any file.
     let plain = !name.is_empty() && !name.contains(&b'/') && name != b"." && name != b"..";
     plain.then(|| OsStr::from_bytes(name).to_owned())
 }
 
-/// The build id among these notes, in hex; empty when there is none or a note is broken.
+/// Returns the build ID in these notes in hex. Empty if there is none or a note is malformed.
 fn build_id_of<Elf: FileHeader<Endian = Endianness>>(
     endian: Endianness,
     mut notes: object::read::elf::NoteIterator<'_, Elf>,

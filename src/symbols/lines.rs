@@ -1,12 +1,14 @@
-//! Addresses to source lines and inlined functions, from DWARF.
+//! Source lines and inlined functions of addresses, from DWARF.
 //!
-//! For the command line, on a machine at peace: a file's DWARF is mapped and parsed, which takes some
-//! times its size in memory and seconds for a large binary. A file that is overwritten in place meanwhile ends
-//! the command with `SIGBUS`: give it a copy of what a deployment replaces. In the process that was captured
-//! only symbol tables are read, by `pread`; see the head of this layer.
+//! For the command line, on a machine without an incident. The DWARF of a file is mapped and
+//! parsed, which takes several times its size in memory and seconds for a large binary. If the file
+//! is overwritten in place meanwhile, `SIGBUS` ends the command: use a copy of a file that a
+//! deployment replaces. In the captured process only symbol tables are read, by `pread`; see the
+//! header of the parent module.
 //!
-//! `addr2line` reads it, split DWARF (`.dwo`, `.dwp`) included. Where the file was stripped, its debug
-//! file is looked for where debuggers do; see [`debug_file`](super::debug_file).
+//! `addr2line` reads the DWARF, including split DWARF (`.dwo`, `.dwp`). If the file is stripped,
+//! its debug file is searched for in the places that debuggers use; see
+//! [`debug_file`](super::debug_file).
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -18,30 +20,30 @@ use super::debug_file;
 use super::image::Image;
 use super::name::Readable;
 
-/// One of the functions an address lies in.
+/// A function that contains an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SourceFrame {
-    /// The function's name as the linker knows it, if DWARF tells one.
+    /// The mangled name of the function, or `None` if DWARF has no name.
     pub system_name: Option<String>,
-    /// Its source file, as the compiler was told it.
+    /// Its source file, as passed to the compiler.
     pub file: Option<String>,
-    /// The line in it; 0 when unknown.
+    /// The line, or 0 if unknown.
     pub line: u32,
-    /// The column in that line; 0 when unknown.
+    /// The column, or 0 if unknown.
     pub column: u32,
 }
 
 impl SourceFrame {
-    /// The function's name as its author knows it.
+    /// Returns the demangled name of the function.
     pub fn name(&self) -> Option<String> {
         self.system_name.as_deref().map(|name| Readable(name).to_string())
     }
 }
 
-/// A file with lines.
+/// A binary with line information.
 pub struct Lines {
     image: Image,
-    /// Where its DWARF is: in the file itself or in its debug file.
+    /// The file with the DWARF: the binary itself or its debug file.
     dwarf: PathBuf,
     loader: Loader,
 }
@@ -53,13 +55,13 @@ impl fmt::Debug for Lines {
 }
 
 impl Lines {
-    /// Opens a binary and reads its DWARF. `files` are all of one build: the binary that ran, and what
-    /// was stripped from it if that is elsewhere than debuggers look.
+    /// Opens a binary and reads its DWARF. All `files` are of one build: the binary that ran, and
+    /// its debug file if debuggers would not find it.
     ///
     /// # Errors
     ///
-    /// When one cannot be read or is no ELF file, when the binary is not among them, or when neither
-    /// they nor its debug file have DWARF.
+    /// If a file cannot be read or is not an ELF file, if the binary is not among them, or if
+    /// neither they nor a debug file found elsewhere have DWARF.
     pub fn open(files: &[PathBuf]) -> Result<Self, Error> {
         let path = files.first().cloned().unwrap_or_default();
         let mut images = Vec::new();
@@ -78,17 +80,17 @@ impl Lines {
         Ok(Self { image, dwarf, loader })
     }
 
-    /// Where the lines come from.
+    /// Returns the path of the file with the DWARF.
     pub fn dwarf_path(&self) -> &Path {
         &self.dwarf
     }
 
-    /// The functions that the code at `file_offset` of the file lies in, the innermost inlined one
-    /// first; empty where DWARF says nothing about it.
+    /// Returns the functions that contain the code at `file_offset` of the binary, the innermost
+    /// inlined function first. Empty if DWARF does not cover it.
     ///
     /// # Errors
     ///
-    /// When the DWARF about it is damaged.
+    /// If the DWARF for it is damaged.
     pub fn at(&self, file_offset: u64) -> Result<Vec<SourceFrame>, Error> {
         let Some(address) = self.image.address_of(file_offset) else { return Ok(Vec::new()) };
         let damaged = |reason: String| Error::Dwarf { path: self.dwarf.clone(), reason };
@@ -108,11 +110,11 @@ impl Lines {
     }
 }
 
-/// The build id of the file at `path` in lower-case hex; empty when it has none.
+/// Returns the build ID of the file at `path` in lower-case hex. Empty if it has none.
 ///
 /// # Errors
 ///
-/// When it cannot be read or is no ELF file.
+/// If the file cannot be read or is not an ELF file.
 pub fn build_id(path: &Path) -> Result<String, Error> {
     Ok(Image::open(path)?.build_id().to_owned())
 }

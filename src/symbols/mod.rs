@@ -1,33 +1,34 @@
-//! Files and addresses to names of functions. Knows nothing of the running process.
+//! Symbolization of file addresses. Independent of the running process.
 //!
 //! ```text
-//! frame address - mapping.start + mapping.file_offset   where in the file
-//!   - p_offset + p_vaddr of the segment holding it      where the linker put it
-//!   -> the symbol around it                             its name
+//! frame address - mapping.start + mapping.file_offset   offset in the file
+//!   - p_offset + p_vaddr of the segment containing it    address given by the linker
+//!   -> the symbol around it                              function name
 //! ```
 //!
-//! Each file is opened once, its build id compared with the mapping's, and its `.symtab` (without one: that
-//! of its debug file, or else its `.dynsym`) read once from front to back against the sorted addresses
-//! that are wanted. No table of
-//! all symbols is ever made: the memory is a 60 KiB buffer, some 100 bytes for each wanted address and
-//! the names that were found, however large the binary.
+//! Each file is opened once and its build ID is compared with the mapping's. Its `.symtab` is read
+//! once from front to back against the sorted list of addresses. A file without `.symtab` uses that
+//! of its debug file, or else its `.dynsym`. No table of all symbols is built. The memory is a 60
+//! KiB buffer, about 100 bytes per address and the names found, regardless of the size of the
+//! binary.
 //!
-//! The files are read with `pread`, not mapped. A mapped file that somebody truncates, as a deployment
-//! that copies over the running binary does, raises SIGBUS in the host; a read comes back short and is
-//! an error here. It also leaves this layer without unsafe code. The price is one copy of the symbol
-//! table through the page cache, a few milliseconds for a table of 10 MB.
+//! Files are read with `pread` instead of being mapped. If a mapped file is truncated, as by a
+//! deployment that copies over the running binary, an access raises SIGBUS in the service. A
+//! `pread` returns fewer bytes, which is an error here. It also keeps this module free of unsafe
+//! code. The cost is one copy of the symbol table through the page cache, a few milliseconds for a
+//! table of 10 MB.
 //!
-//! DWARF is not read in a capture: it gives lines and inlined functions and costs a process near its
-//! memory limit its life. What is written carries build ids and addresses, so that a reader with the
-//! binary at hand can go further, as `marple symbolize` (feature `cli`) does with `lines`; see
+//! DWARF is not read during a capture. It provides lines and inlined functions, but its memory can
+//! kill a process near its memory limit. Profiles contain build IDs and addresses, so a reader with
+//! the binary can add lines later. `marple symbolize` (feature `cli`) does so with `lines`; see
 //! [`Mapping::has_functions`](crate::model::Mapping::has_functions).
 //!
-//! Code in no file has the name that the engine which generated it wrote into `/tmp/perf-PID.map`, or else one name for
-//! all of it, so that it is one row.
+//! Code outside any file gets the name that the engine which generated it wrote to
+//! `/tmp/perf-PID.map`. Without one, all such code gets a single name, so that it is one row.
 //!
-//! A frame that falls into no symbol of its file keeps no line. Go's pprof shows such a frame as `[libc.so.6]` and
-//! by its address; an invented name would look like a function that can be found. C++ names stay
-//! mangled, in name and system name alike.
+//! A frame in no symbol of its file gets no line. Go's pprof shows such a frame as `[libc.so.6]`
+//! with its address; an invented name would look like an existing function. C++ names stay mangled,
+//! both as name and as system name.
 
 mod aliases;
 mod debug_file;
@@ -59,7 +60,7 @@ pub use lines::{Lines, SourceFrame, build_id};
 pub use name::Readable;
 pub use owner::{OwnFunction, is_application, own_function};
 
-/// Why a mapping got no names, or not all of them.
+/// An error that leaves a mapping without names, or without some of them.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -68,7 +69,7 @@ pub enum Error {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The cause.
         source: std::io::Error,
     },
     /// The path does not name a regular file.
@@ -77,12 +78,12 @@ pub enum Error {
         /// The path.
         path: PathBuf,
     },
-    /// The file's tables contradict each other, or it is no ELF file.
+    /// The file's tables contradict each other, or it is not an ELF file.
     #[error("{path}: is not a well-formed ELF file: {reason}")]
     Malformed {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The defect.
         reason: &'static str,
     },
     /// The file is not the one that was mapped.
@@ -98,13 +99,13 @@ pub enum Error {
         /// The file's build id; empty for none.
         found: String,
     },
-    /// The file was written to while it was mapped, and has no build ID to check its content by.
+    /// The file was modified while it was mapped, and has no build ID to check its content by.
     #[error("{path}: was written to since it was loaded, so function names are not read from it")]
     Rewritten {
         /// The file.
         path: PathBuf,
     },
-    /// There are lines for it, but where its code lies in the file they do not tell.
+    /// The file has debug information but no code, so file offsets cannot be mapped to addresses.
     #[cfg(feature = "cli")]
     #[error("{path}: holds debug information alone; give the binary it was taken from, too")]
     NoCode {
@@ -127,33 +128,33 @@ pub enum Error {
     Dwarf {
         /// The file with the DWARF.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The defect.
         reason: String,
     },
-    /// Reading the file would cost more than a capture may.
+    /// Reading the file would exceed a limit on the cost of a capture.
     #[error("{path}: {what} is beyond the limit of {limit}; symbolize this profile offline")]
     TooLarge {
         /// The file.
         path: PathBuf,
-        /// What is too large.
+        /// The quantity that is too large.
         what: &'static str,
-        /// The limit on it.
+        /// The limit.
         limit: u64,
     },
 }
 
-/// What [`name_functions`] did.
+/// Result of [`name_functions`].
 #[derive(Debug, Default)]
 pub struct Report {
     /// Frames that have a function.
     pub named: usize,
-    /// Frames that have none: outside every mapping, in no symbol, or in a file of `problems`.
+    /// Frames without a function: outside every mapping, in no symbol, or in a file of `problems`.
     pub nameless: usize,
-    /// Files whose names could not be had; each is also a comment of the profile.
+    /// Files without usable names. Each is also a comment of the profile.
     pub problems: Vec<Error>,
 }
 
-/// A frame that wants a name: in which mapping, where in its file, and which frame.
+/// A frame to symbolize. Sorts by mapping, then by file offset.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Wanted {
     mapping: usize,
@@ -161,14 +162,14 @@ struct Wanted {
     frame: usize,
 }
 
-/// Gives each frame of `profile` the function its address lies in, as far as the files tell.
+/// Adds to each frame of `profile` the function that contains its address, if the files name one.
 ///
-/// Frames that have lines already keep them. [`has_functions`](crate::model::Mapping::has_functions) is
-/// set where every frame of the mapping has a function afterwards, so that a reader may still try for the
-/// others. Never fails as a
-/// whole: a file that cannot be used is a problem of the report and a comment of the profile.
+/// Frames with lines keep them. [`has_functions`](crate::model::Mapping::has_functions) is set for
+/// a mapping if all its frames have a function afterwards, so that a reader can still symbolize the
+/// others. An unusable file does not fail the call: it becomes a problem of the report and a
+/// comment of the profile.
 ///
-/// Costs one pass over the symbol table of each mapped file that holds a frame.
+/// Costs one pass over the symbol table of each mapped file with a frame.
 pub fn name_functions(profile: &mut Profile) -> Report {
     let wanted = wanted(profile);
     let mut files = Files::default();
@@ -224,7 +225,7 @@ pub fn name_functions(profile: &mut Profile) -> Report {
     report
 }
 
-/// Names the frames that lie in no file, or in one that is in memory only.
+/// Names the frames that are in no file, or in a file that exists in memory only.
 fn name_generated(profile: &mut Profile) {
     let file_of = |frame: &Frame| {
         let mapping = frame.mapping.and_then(|handle| profile.mappings.get(handle.index()));
@@ -261,9 +262,9 @@ fn name_generated(profile: &mut Profile) {
     }
 }
 
-/// Finds the files that keep what was stripped from these, and holds them open together with them.
+/// Opens the debug files of stripped files, and keeps them open with the files.
 ///
-/// Costs a few failed opens for each stripped file without one.
+/// Costs a few failed opens for each stripped file without a debug file.
 pub fn find_debug_files(mappings: &[Mapping]) {
     for mapping in mappings {
         if let Some(file) = mapping.file.as_ref().filter(|file| file.debug().is_none())
@@ -274,7 +275,8 @@ pub fn find_debug_files(mappings: &[Mapping]) {
     }
 }
 
-/// Returns why functions of the file of `mapping` have no names, or `None` if they have. Reads headers only.
+/// Returns the reason why functions in the file of `mapping` have no names, or `None` if they have
+/// names. Reads headers only.
 pub fn why_nameless(mapping: &Mapping) -> Option<String> {
     let image = match &mapping.file {
         Some(file) => Image::read(Arc::clone(file), &mapping.path),
@@ -291,7 +293,7 @@ pub fn why_nameless(mapping: &Mapping) -> Option<String> {
     }
 }
 
-/// The frames without lines that lie in a mapped file, sorted by mapping and place.
+/// Returns the frames without lines in mapped files, sorted by mapping and file offset.
 fn wanted(profile: &Profile) -> Vec<Wanted> {
     let mut wanted: Vec<Wanted> = profile
         .frames
@@ -301,7 +303,7 @@ fn wanted(profile: &Profile) -> Vec<Wanted> {
         .filter_map(|(index, frame)| {
             let handle = frame.mapping?;
             let mapping = profile.mappings.get(handle.index())?;
-            // "[vdso]" and the like are no files.
+            // "[vdso]" and similar names are not files.
             let inside = (mapping.start..mapping.end).contains(&frame.address);
             let file_offset =
                 (frame.address.checked_sub(mapping.start)?).checked_add(mapping.file_offset)?;
@@ -313,8 +315,8 @@ fn wanted(profile: &Profile) -> Vec<Wanted> {
     wanted
 }
 
-/// The functions of a profile by system name and name. Two addresses may share the first and differ in the second,
-/// if other functions were folded into one of them.
+/// Functions of a profile by system name and name. Two addresses may share the system name and
+/// differ in the name, if other functions were folded into one of them.
 struct Functions(HashMap<(StringHandle, StringHandle), FunctionHandle>);
 
 impl Functions {

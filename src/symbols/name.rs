@@ -1,13 +1,13 @@
-//! From the linker's name of a function to the one its author knows.
+//! Demangling of function names.
 
 use std::fmt::{self, Write};
 
-/// The longest name that is kept, in bytes. Generic code nests to a few hundred; a name made to be
-/// hostile expands to a megabyte.
+/// A limit on the length of a name in bytes. Names of generic code reach a few hundred bytes; a
+/// hostile name expands to a megabyte.
 pub(super) const MAX_NAME: usize = 4096;
 
-/// A function's name for people: the Rust path behind a mangled name, without its hash; any other name
-/// as it is. Written without allocating.
+/// A displayable function name: the Rust path of a mangled name without its hash, or any other name
+/// unchanged. Writes it without allocating.
 pub struct Readable<'a>(pub(super) &'a str);
 
 impl fmt::Display for Readable<'_> {
@@ -25,11 +25,11 @@ impl fmt::Display for Readable<'_> {
     }
 }
 
-/// Lets [`MAX_NAME`] bytes through and then fails.
+/// A writer that fails after [`MAX_NAME`] bytes.
 struct Bounded<'a, W> {
     out: &'a mut W,
     room: usize,
-    /// Whether it was `out` that failed.
+    /// `true` if `out` returned an error.
     failed: bool,
 }
 

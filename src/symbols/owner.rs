@@ -1,12 +1,13 @@
-//! Telling the service's own functions from those of libraries, by their names.
+//! Distinction between functions of the service and of libraries, by their names.
 //!
-//! Symbol tables do not have inlined functions, so what is looked at is the crate that a path begins with.
-//! In `<Type as Trait>::method` it is the crate of the type, or, where the type is a library's, a primitive or a
-//! type parameter, that of the trait.
+//! Symbol tables do not contain inlined functions, so the decision uses the first crate of a path.
+//! For `<Type as Trait>::method` it is the crate of the type. If the type belongs to a library, or
+//! is a primitive or a type parameter, it is the crate of the trait.
 
 use super::aliases::first_of;
 
-/// Crates between a service and the system: the language's, the runtime's, and what servers are made of.
+/// Crates between a service and the system: the standard library, the runtime and common server
+/// crates.
 const LIBRARIES: &[&str] = &[
     "__rustc",
     "addr2line",
@@ -68,7 +69,7 @@ const LIBRARIES: &[&str] = &[
     "tracing_subscriber",
 ];
 
-/// Parts of names of functions that only call the next one.
+/// Parts of names of functions that only call another function.
 const GLUE: &[&str] = &[
     "core::future::",
     "core::ops::function::",
@@ -82,16 +83,17 @@ const GLUE: &[&str] = &[
     "__rust_",
 ];
 
-/// The function that a stack is about.
+/// The function that represents a stack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OwnFunction<'a> {
-    /// The innermost function of the service, or the innermost of all if there is none of the service.
+    /// The innermost function of the service, or the innermost function of the stack if there is
+    /// none.
     pub name: &'a str,
-    /// The library function it has called; `None` if it called none.
+    /// The library function that it called, or `None` if it called none.
     pub via: Option<&'a str>,
 }
 
-/// Finds the function that a stack is about. `names` are its functions, innermost first.
+/// Returns the function that represents a stack. `names` are its functions, innermost first.
 pub fn own_function<'a>(names: &[&'a str]) -> Option<OwnFunction<'a>> {
     let Some(place) = names.iter().position(|name| is_application(name)) else {
         return names.first().map(|name| OwnFunction { name, via: None });
@@ -102,7 +104,8 @@ pub fn own_function<'a>(names: &[&'a str]) -> Option<OwnFunction<'a>> {
     Some(OwnFunction { name, via })
 }
 
-/// Returns `true` if a function of this readable name is the service's own: a Rust path that no known library has.
+/// Returns `true` if this demangled name belongs to the service: a Rust path whose crate is not a
+/// known library.
 pub fn is_application(name: &str) -> bool {
     owner(first_of(name)).is_some_and(|owner| !LIBRARIES.contains(&owner))
 }
@@ -113,7 +116,8 @@ fn is_glue(name: &str) -> bool {
     GLUE.iter().any(|glue| inner.starts_with(glue) || of_trait.starts_with(glue))
 }
 
-/// The crate that a path or a type is of, or `None` if it begins with none: a C function, a primitive, a type parameter.
+/// Returns the crate of a path or type. `None` if it does not begin with a crate: a C function, a
+/// primitive or a type parameter.
 fn owner(path: &str) -> Option<&str> {
     let path = without_pointers(path);
     if let Some(rest) = path.strip_prefix('<') {
@@ -127,7 +131,7 @@ fn owner(path: &str) -> Option<&str> {
     (!first.is_empty() && first.bytes().all(is_name)).then_some(first)
 }
 
-/// A type without references, pointers, and the brackets of slices and tuples.
+/// Returns a type without references, pointers, and the brackets of slices and tuples.
 fn without_pointers(mut path: &str) -> &str {
     loop {
         let next = path.trim_start_matches(['&', '*', '(', '[', ' ']);
@@ -142,7 +146,7 @@ fn without_pointers(mut path: &str) -> &str {
     }
 }
 
-/// The place of the `>` that ends what a `<` before `text` began.
+/// Returns the index of the `>` that matches a `<` before `text`.
 fn end_of_bracket(text: &str) -> Option<usize> {
     let mut depth = 0usize;
     let mut last = 0;
@@ -160,7 +164,7 @@ fn end_of_bracket(text: &str) -> Option<usize> {
     None
 }
 
-/// `Type as Trait`, outside of nested brackets.
+/// Splits `Type as Trait` outside of nested brackets.
 fn split_as(inner: &str) -> Option<(&str, &str)> {
     const AS: &str = " as ";
     let mut depth = 0usize;
@@ -226,7 +230,7 @@ mod tests {
         }
     }
 
-    /// As symbol tables have them, in both manglings.
+    /// As in symbol tables, in both manglings.
     #[test]
     fn a_stack_is_about_the_innermost_function_of_the_service() {
         let legacy = [

@@ -1,9 +1,11 @@
-//! One pass over a symbol table, against the addresses that are wanted.
+//! Lookup of addresses in one pass over a symbol table.
 //!
-//! Two kinds of symbol name code. A *sized* one covers `value..value + size`; where several cover an
-//! address the one that begins last is the innermost and wins. A *loose* one (assembly without a
-//! `.size` directive) covers everything up to whatever begins next in its section, and is only asked
-//! where no sized one answers.
+//! Two kinds of symbol name code:
+//!
+//! - A *sized* symbol covers `value..value + size`. If several cover an address, the one that
+//!   begins last is the innermost and is used.
+//! - A *loose* symbol (assembly without a `.size` directive) covers everything up to the next
+//!   symbol in its section. It is used only if no sized symbol covers the address.
 
 use std::ops::Range;
 
@@ -15,18 +17,18 @@ use object::read::elf::Sym;
 use super::Error;
 use super::image::Image;
 
-/// Bytes of the table read at a time: a whole number of entries of either class (24 and 16 bytes).
+/// Bytes of the table read at once: a whole number of entries of either class (24 and 16 bytes).
 const CHUNK: usize = 48 * 1280;
 
-/// The largest table that is read: 44 million symbols, twenty times a browser's.
+/// A limit on the size of a table: 44 million symbols, twenty times as many as a browser has.
 const MAX_TABLE: u64 = 1 << 30;
 
-/// Steps (symbols, and addresses they cover) after which a table is given up: about a second. A sound
-/// table takes one for each symbol and one for each address; one where every symbol claims everything
-/// takes their product.
+/// A limit on steps (symbols, and addresses that they cover), about one second. A sound table takes
+/// one step per symbol and one per address. A table in which every symbol covers everything takes
+/// their product.
 const MAX_STEPS: u64 = 1 << 27;
 
-/// Where a file's symbols and their names lie in it.
+/// File ranges of the symbols and their names.
 pub(super) struct Table {
     /// The symbols.
     pub(super) entries: Range<u64>,
@@ -35,7 +37,7 @@ pub(super) struct Table {
 }
 
 impl Table {
-    /// Shows every symbol of the table to `wants`.
+    /// Passes every symbol of the table to `wants`.
     pub(super) fn scan<S: Sym<Endian = Endianness>>(
         &self,
         image: &Image,
@@ -82,21 +84,21 @@ impl Table {
     }
 }
 
-/// Symbols of one address whose names are kept. Code is folded from two or three functions as a rule, and from dozens of
-/// drop glue; a C function has up to five names.
+/// Number of symbol names stored per address. Folded code has typically two or three functions, or
+/// dozens of drop glue functions. A C function has up to five names.
 pub(super) const MAX_ALIASES: usize = 6;
 
-/// The symbols that begin at one address: places of their names in the string table.
+/// The symbols that begin at one address, as offsets of their names in the string table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Aliases {
     names: [u32; MAX_ALIASES],
-    /// A bit for each name, set if the symbol is weak.
+    /// Bit `i` is set if the symbol of `names[i]` is weak.
     weak: u8,
     count: u16,
 }
 
 impl Aliases {
-    /// A value that no table has, to fill memory with.
+    /// A value that no table contains, to fill memory with.
     pub(super) const UNLIKELY: Self =
         Self { names: [u32::MAX; MAX_ALIASES], weak: u8::MAX, count: u16::MAX };
 
@@ -117,24 +119,25 @@ impl Aliases {
         self.count = self.count.saturating_add(1);
     }
 
-    /// The kept names, and whether their symbols are weak.
+    /// Returns the stored names with `true` if their symbols are weak.
     pub(super) fn iter(&self) -> impl Iterator<Item = (u32, bool)> {
         let names = self.names.into_iter().take(self.count.into());
         let weak = self.weak;
         names.enumerate().map(move |(place, name)| (name, weak >> place & 1 == 1))
     }
 
-    /// How many more there are.
+    /// Returns the number of names beyond the stored ones.
     pub(super) fn beyond(&self) -> usize {
         usize::from(self.count).saturating_sub(MAX_ALIASES)
     }
 }
 
-/// A symbol that may be the answer.
+/// A symbol that may contain an address.
 #[derive(Clone, Copy)]
 struct Candidate {
     start: u64,
-    /// Of loose symbols at the same place, the more public names it better.
+    /// Binding of the symbol: 2 for global, 1 for weak, 0 for local. Of loose symbols at one
+    /// address, the highest is used.
     rank: u8,
     name: u32,
 }
@@ -149,31 +152,32 @@ impl Candidate {
     }
 }
 
-/// The sized symbols around an address that begin last.
+/// The innermost sized symbols around an address.
 #[derive(Clone, Copy)]
 struct Innermost {
     start: u64,
     aliases: Aliases,
 }
 
-/// Addresses and the best symbols seen for them. Its vectors keep their room from one use to the next.
+/// Addresses to look up, and the best symbols found for them. The vectors keep their capacity
+/// between uses.
 #[derive(Default)]
 pub(super) struct Wants {
-    /// Sorted.
+    /// Sorted addresses.
     addresses: Vec<u64>,
     /// The innermost sized symbols around each address.
     sized: Vec<Option<Innermost>>,
-    /// The last loose symbol in front of each address that is not in front of the address before it.
+    /// `loose[i]`: the last loose symbol in `(addresses[i - 1], addresses[i]]`.
     loose: Vec<Option<Candidate>>,
-    /// Likewise where the last sized symbol begins.
+    /// `begins[i]`: the start of the last sized symbol in the same range.
     begins: Vec<u64>,
-    /// What of the table is looked at.
+    /// Part of the table being scanned.
     buffer: Vec<u8>,
     steps: u64,
 }
 
 impl Wants {
-    /// Room for `most` addresses at once, written to, so that it is there.
+    /// Creates buffers for `most` addresses, filled so that their pages exist.
     pub(super) fn reserve(most: usize) -> Self {
         let unlikely = Candidate { start: u64::MAX, rank: u8::MAX, name: u32::MAX };
         Self {
@@ -186,7 +190,7 @@ impl Wants {
         }
     }
 
-    /// Wants symbols for these addresses, which must be sorted, and for no others.
+    /// Sets the addresses to look up, which must be sorted, and resets the results.
     pub(super) fn set(&mut self, addresses: impl Iterator<Item = u64>) {
         self.addresses.clear();
         self.addresses.extend(addresses);
@@ -200,7 +204,7 @@ impl Wants {
         self.steps = 0;
     }
 
-    /// The address at `place`.
+    /// Returns the address at index `place`.
     pub(super) fn address(&self, place: usize) -> Option<u64> {
         self.addresses.get(place).copied()
     }
@@ -220,7 +224,7 @@ impl Wants {
         }
         let mut start: u64 = symbol.st_value(endian).into();
         if cfg!(target_arch = "arm") && function {
-            // The lowest bit says Thumb, not where.
+            // The lowest bit marks Thumb code and is not part of the address.
             start &= !1;
         }
         let rank = match symbol.st_bind() {
@@ -266,8 +270,8 @@ impl Wants {
         }
     }
 
-    /// Calls `see` with the place of each address and its symbols, if it has any.
-    /// `code`: the sections that hold code.
+    /// Calls `see` with the index of each address and its symbols, if there are any. `code` lists
+    /// the address ranges of the sections with code.
     pub(super) fn names<E>(
         &self,
         code: &[Range<u64>],
@@ -298,7 +302,8 @@ mod tests {
 
     use super::*;
 
-    /// The names (here: numbers) given to `addresses` by symbols of (start, size, rank, name).
+    /// Returns the names (here: numbers) given to `addresses` by symbols of (start, size, rank,
+    /// name).
     fn names(addresses: &[u64], symbols: &[(u64, u64, u8, u32)]) -> Vec<Option<u32>> {
         let first = |aliases: Aliases| aliases.iter().next().unwrap().0;
         aliases(addresses, symbols).into_iter().map(|found| found.map(first)).collect()

@@ -1,9 +1,9 @@
-//! Source lines and inlined functions for profiles that were captured without.
+//! Source lines and inlined functions for profiles captured without them.
 //!
-//! The profile is changed as the messages it was read into: what marple does not know of stays in it.
-//! A location that DWARF says nothing about keeps the names it has. The flags of a mapping say what
-//! was looked up, since a reader that finds them set does not look itself: they are set where the
-//! debug information was there, and left where it was not.
+//! The profile is modified as protobuf messages, so fields unknown to marple are preserved. A
+//! location without DWARF keeps its names. The flags of a mapping state which information is
+//! present, and a reader does not symbolize a mapping with set flags. So they are set only if the
+//! debug information was available.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
@@ -16,12 +16,12 @@ use marple::symbols::{self, Lines, SourceFrame};
 
 use crate::Symbolize;
 
-/// Bytes of a file that are read at most: more than a profile may hold, compressed or not.
+/// A limit on the bytes read from a file, above the maximum size of a profile.
 const MAX_FILE: u64 = 65 << 20;
 
 type Failure = Box<dyn std::error::Error>;
 
-/// Does all that was asked for. What could not be done is told, a line each.
+/// Symbolizes all profiles of the command line. Returns one line for each failure.
 pub(crate) fn run(asked: Symbolize) -> Result<(), Vec<String>> {
     if asked.output.is_some() && asked.profiles.len() > 1 {
         return Err(vec![
@@ -40,12 +40,13 @@ pub(crate) fn run(asked: Symbolize) -> Result<(), Vec<String>> {
     if failed.is_empty() { Ok(()) } else { Err(failed) }
 }
 
-/// `X.cpu.pprof` becomes `X.cpu.lines.pprof`.
+/// Returns the output path: `X.cpu.lines.pprof` for `X.cpu.pprof`.
 fn beside(profile: &Path) -> PathBuf {
     profile.with_extension("lines.pprof")
 }
 
-/// Binaries given on the command line, by build id; those without one by file name.
+/// Binaries from the command line by build ID. Those without one have an empty ID and match by file
+/// name.
 struct Binaries(Vec<(String, PathBuf)>);
 
 impl Binaries {
@@ -57,7 +58,8 @@ impl Binaries {
         paths.iter().map(open).collect::<Result<_, _>>().map(Self)
     }
 
-    /// The files of the build that `path` with `build_id` was mapped from: at that path and given.
+    /// Returns the files of the build that `path` with `build_id` was mapped from: those given on
+    /// the command line, and `path` itself.
     fn of(&self, path: &Path, build_id: &str) -> Result<Vec<PathBuf>, Failure> {
         let is_it = |(id, given): &&(String, PathBuf)| {
             id == build_id && (!id.is_empty() || given.file_name() == path.file_name())
@@ -106,7 +108,7 @@ fn symbolize(from: &Path, to: &Path, binaries: &Binaries, force: bool) -> Result
             .filter(|location| location.mapping_id == mapping.id)
             .collect();
         let path = PathBuf::from(tables.text(mapping.filename));
-        // "[vdso]" and the like are no files.
+        // "[vdso]" and similar names are not files.
         if places.is_empty() || !path.is_absolute() {
             continue;
         }
@@ -163,13 +165,14 @@ fn symbolize(from: &Path, to: &Path, binaries: &Binaries, force: bool) -> Result
     Ok(report)
 }
 
-/// Where in its file the code at `address` is.
+/// Returns the file offset of the code at `address`, or `None` if it is outside the mapping.
 fn file_offset(mapping: &Mapping, address: u64) -> Option<u64> {
     let inside = (mapping.memory_start..mapping.memory_limit).contains(&address);
     inside.then(|| (address - mapping.memory_start).checked_add(mapping.file_offset)).flatten()
 }
 
-/// The whole file or none: a reader never sees half of it.
+/// Writes the profile to a temporary file and renames it, so that a reader never gets a partial
+/// file.
 fn write(profile: &Profile, to: &Path, force: bool) -> io::Result<()> {
     let folder = to.parent().filter(|folder| !folder.as_os_str().is_empty());
     let mut part = tempfile::NamedTempFile::new_in(folder.unwrap_or(Path::new(".")))?;
@@ -180,13 +183,13 @@ fn write(profile: &Profile, to: &Path, force: bool) -> io::Result<()> {
     kept.map(drop).map_err(|error| error.error)
 }
 
-/// The texts and functions of a profile, to find each again and to add to.
+/// Strings and functions of a profile, indexed for lookup and extension.
 struct Tables {
     texts: Vec<String>,
     by_text: HashMap<String, i64>,
     functions: HashMap<u64, Function>,
     by_function: HashMap<(i64, i64, i64), u64>,
-    /// The highest id of a function.
+    /// The highest function ID.
     last: u64,
 }
 
@@ -205,8 +208,8 @@ impl Tables {
         usize::try_from(index).ok().and_then(|at| self.texts.get(at)).map_or("", |text| text)
     }
 
-    /// What DWARF says of a location. Its outermost function keeps the name that was `known` before:
-    /// line tables alone have names without their modules.
+    /// Returns the lines that DWARF gives for a location. The outermost function keeps its `known`
+    /// name, because line tables alone contain names without their modules.
     fn lines(&mut self, frames: &[SourceFrame], known: Option<&Line>) -> Vec<Line> {
         let known = known.map(|line| line.function_id);
         let outermost = frames.len() - 1;
@@ -247,7 +250,7 @@ impl Tables {
         at
     }
 
-    /// Puts them into the profile, without the functions that no location has any more.
+    /// Stores the tables in the profile, without functions that no location uses.
     fn give(self, profile: &mut Profile) {
         let lines = profile.location.iter().flat_map(|location| &location.line);
         let used: BTreeSet<u64> = lines.map(|line| line.function_id).collect();
