@@ -27,7 +27,7 @@ use crate::base::{Anchor, Bytes, ClockReading, Elapsed, IncidentId, warnings};
 
 /// The longest time between two boots that is accepted.
 const MAX_STEP: Duration = Duration::from_secs(24 * 60 * 60);
-/// `ages.json` is written when incidents were added or removed, and otherwise at this interval.
+/// `ages.json` is written when incidents were added or evicted, and otherwise at this interval.
 const WRITE_INTERVAL: Duration = Duration::from_secs(60);
 /// 100,000 incidents with 40 bytes each. A larger file is not from this store.
 const MAX_FILE: Bytes = Bytes::mib(4);

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use super::manifest;
 use crate::base::{Bytes, IncidentId};
 
-/// A limit of the store or the system: the reason for a removal or a rejected write.
+/// A limit of the store or the system: the reason for an eviction or a rejected write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Bound {
     /// `max_age`.
@@ -52,7 +52,7 @@ impl Bound {
         }
     }
 
-    /// Returns the action for an operator if nothing more can be removed.
+    /// Returns the action for an operator if nothing more can be evicted.
     const fn advice(self) -> &'static str {
         match self {
             Self::Age | Self::Incidents | Self::Bytes => {
@@ -156,7 +156,7 @@ pub enum Error {
         /// The process that opened it.
         opener: u32,
     },
-    /// There is no space for the write, and nothing more can be removed.
+    /// There is no space for the write, and nothing more can be evicted.
     #[error("no room for {} ({}): {}", path.display(), bound.name(), bound.advice())]
     Full {
         /// The file being written.

@@ -19,8 +19,8 @@ use super::thin::{between, enough, give_up};
 use crate::base::{Bytes, IncidentId};
 use crate::model::{FileName, Form, Manifest};
 
-/// The directory of an open incident. Retention does not remove the incident while this handle or a
-/// draft of it lives. Dropping the handle does not close the incident: set its state through
+/// The directory of an open incident. The incident is not evicted while this handle or a draft of
+/// it lives. Dropping the handle does not close the incident: set its state through
 /// [`Self::update`] first.
 #[derive(Debug)]
 #[must_use = "the incident stays open in its manifest until an update closes it"]
@@ -143,8 +143,8 @@ impl IncidentDir {
         Draft::custom(&self.open, name, taken)
     }
 
-    /// Returns the tightest limit, and the bytes that can still be written under it after all
-    /// possible removals. Scans all incidents; meant for the start of a capture.
+    /// Returns the tightest limit, and the bytes that can still be written under it after every
+    /// possible eviction. Scans all incidents; meant for the start of a capture.
     ///
     /// # Errors
     /// If the incident directory cannot be listed.

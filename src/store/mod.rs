@@ -18,10 +18,10 @@
 //! - [`Store::open`] deletes unfinished files and marks incidents that are still open as
 //!   `interrupted`. It adds artifacts that are complete but not listed to the manifest.
 //! - The store deletes only regular files whose names it generates, in directories whose names it
-//!   generates. It never follows a link. An incident that contains a foreign file is never deleted.
+//!   generates. It never follows a link. An incident that contains a foreign file is never evicted.
 //! - Drafts of an open incident count against the limits while they are written. Closed incidents
-//!   are deleted to free space for them; the header of `retention` defines the order. If no
-//!   incident can be deleted, the write fails and the artifact is discarded.
+//!   are evicted to free space for them; the header of `retention` defines the order. If no
+//!   incident can be evicted, the write fails and the artifact is discarded.
 //! - Manifests and `state.json` are written regardless of `max_bytes` and `keep_free`. They are
 //!   small, and they record that space ran out. Only a full device prevents the write.
 //! - A file pruned from an incident that stays is moved from `artifacts` to `removed` in the
@@ -95,7 +95,7 @@ use room::Shared;
 /// A limit for `state.json`, which holds a few numbers per rule.
 const MAX_STATE: Bytes = Bytes::mib(1);
 
-/// Usage of a store: bytes stored, space available, and removals since it was opened.
+/// Usage of a store: bytes stored, space available, and files deleted since it was opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Holdings {
     /// Bytes in finished files and drafts of incidents.
@@ -111,7 +111,7 @@ pub struct Holdings {
     /// Bytes that may still be written to a directory in memory: half of the memory left below the
     /// limit. `None` if the directory is not in memory or the limit is unknown.
     pub memory_left: Option<Bytes>,
-    /// Incidents removed to enforce any of the limits.
+    /// Incidents evicted to enforce any of the limits.
     pub incidents_removed: u64,
     /// Files pruned from incidents that stay.
     pub artifacts_removed: u64,
@@ -238,27 +238,27 @@ impl Store {
         IncidentDir::begin(&self.shared, name, manifest)
     }
 
-    /// Removes incidents until every limit holds. The first and the last incident of each rule are
-    /// removed last. An incident with a live [`IncidentDir`] or [`Draft`], or with a foreign file,
-    /// is never removed.
+    /// Evicts incidents until every limit holds. The first and the last incident of each rule are
+    /// evicted last. An incident with a live [`IncidentDir`] or [`Draft`], or with a foreign file,
+    /// is never evicted.
     ///
     /// 1. Rename the incident to `.gone-…` and sync. It is no longer an incident. After a crash the
     ///    next start resumes here.
     /// 2. Delete its files, the manifest last, and then the directory.
     ///
     /// Costs one `statx` per remaining file. Failures are listed in the result and do not stop the
-    /// removal.
+    /// eviction.
     pub fn retain(&self) -> Retained {
         self.shared.retain()
     }
 
-    /// Returns the incidents removed since the last call, for any reason, oldest first. Only the
+    /// Returns the incidents evicted since the last call, for any reason, oldest first. Only the
     /// last 1000 of them are kept.
     pub fn take_removed(&self) -> Vec<Removed> {
         std::mem::take(&mut self.shared.ledger().unreported)
     }
 
-    /// Returns the usage and the number of removals. Costs one `fstatvfs`; the directory is not
+    /// Returns the usage and the number of deletions. Costs one `fstatvfs`; the directory is not
     /// read.
     pub fn holdings(&self) -> Holdings {
         self.shared.holdings()

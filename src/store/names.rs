@@ -4,7 +4,7 @@
 //! ```text
 //! 20261123T025733.123Z-memory-01KC…      an incident
 //! .new-01KC…                             an incident being created; deleted at start
-//! .gone-20261123T025733.123Z-memory-…    an incident being removed; deleted at start
+//! .gone-20261123T025733.123Z-memory-…    an incident being evicted; deleted at start
 //! orders_eu-1.001.memory.pprof           an artifact
 //! orders_eu-1.002.custom.queries.txt     a custom artifact
 //! incident.json.part  .draft-3.part      files being written; deleted at start
@@ -28,7 +28,7 @@ pub(super) const LOCK: &str = ".lock";
 pub(super) const PART: &str = ".part";
 /// Prefix of the directory of an incident that is being created.
 pub(super) const NEW: &str = ".new-";
-/// Prefix of the directory of an incident that is being removed.
+/// Prefix of the directory of an incident that is being evicted.
 pub(super) const GONE: &str = ".gone-";
 
 /// `YYYYMMDDTHHMMSS.mmmZ`: sorts by time and contains no character special to shells or file

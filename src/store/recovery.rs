@@ -72,7 +72,7 @@ impl fmt::Display for Recovery {
 }
 
 /// Recovers the directory. Deletes leftovers and enforces the limits first, which frees space, and
-/// then marks incidents, which may need space. No incident is removed to mark another: if the
+/// then marks incidents, which may need space. No incident is evicted to mark another: if the
 /// device stays full, the next start marks it.
 pub(super) fn recover(shared: &Shared) -> Result<Recovery, Error> {
     let mut recovery = Recovery::default();
@@ -142,7 +142,7 @@ fn sweep_parts(root: &Dir, incident: &str, swept: &mut Vec<String>) -> Result<bo
         dir.unlink(name)?;
         swept.push(format!("{incident}/{name}"));
     }
-    // An unfinished creation or removal on a file system that cannot rename directories.
+    // An unfinished creation or eviction on a file system that cannot rename directories.
     if names.iter().all(|name| is_part(name)) {
         root.rmdir(incident)?;
         swept.push(incident.to_owned());

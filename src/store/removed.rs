@@ -1,4 +1,4 @@
-//! The report of a removed incident.
+//! The report of an evicted incident.
 
 use std::fmt;
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::error::Bound;
 use crate::base::{Bytes, IncidentId};
 
-/// A removed incident.
+/// An evicted incident.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Removed {
     /// Its ID.
@@ -17,7 +17,7 @@ pub struct Removed {
     pub bound: Bound,
     /// The rule, as written in the directory name.
     pub rule: String,
-    /// Its age at removal.
+    /// Its age when it was evicted.
     pub age: Duration,
 }
 

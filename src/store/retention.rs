@@ -1,23 +1,23 @@
-//! Removal of incidents and files when a limit is exceeded.
+//! Eviction of incidents and pruning of their files when a limit is exceeded.
 //!
 //! An incident is judged by its name, its age and the sizes of its files. Its manifest must exist
 //! but need not be readable. Its age is the observed time since it opened (`ages`), so a wall clock
 //! that is set ahead expires nothing.
 //!
-//! Expired incidents are removed first, oldest first, except the first and the last of each rule.
+//! Expired incidents are evicted first, oldest first, except the first and the last of each rule.
 //! The order for the other limits:
 //!
-//! 1. Open incidents are never removed.
+//! 1. Open incidents are never evicted.
 //! 2. If bytes are short, files between the first and the last of their form are pruned first
 //!    (`thin`).
-//! 3. Then the oldest incident of the rule with the highest usage is removed. Usage is counted in
+//! 3. Then the oldest incident of the rule with the highest usage is evicted. Usage is counted in
 //!    incidents or in bytes, as the limit is.
-//! 4. The first and the last incident of each rule are removed last.
+//! 4. The first and the last incident of each rule are evicted last.
 //!
-//! The alternative is to remove the oldest incident of all rules. A rule that fires twice an hour
+//! The alternative is to evict the oldest incident of all rules. A rule that fires twice an hour
 //! would then displace the one incident of last week.
 //!
-//! A limit of a rule removes incidents of that rule only.
+//! A limit of a rule evicts incidents of that rule only.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashSet};
@@ -36,11 +36,11 @@ use crate::base::{Bytes, IncidentId};
 /// Result of enforcing the limits.
 #[derive(Debug, Default)]
 pub struct Retained {
-    /// Removed incidents, oldest first.
+    /// Evicted incidents, oldest first.
     pub removed: Vec<Removed>,
     /// Files pruned from incidents that stay.
     pub thinned: Vec<Thinned>,
-    /// Incidents not removed because they contain a foreign entry.
+    /// Incidents not evicted because they contain a foreign entry.
     pub standing: Vec<Standing>,
     /// Errors.
     pub failed: Vec<Error>,
@@ -69,7 +69,7 @@ pub struct Thinned {
     pub bound: Bound,
 }
 
-/// A limit on the removed incidents waiting to be logged, far above what one command removes.
+/// A limit on the evicted incidents waiting to be logged, far above what one command evicts.
 const MAX_UNREPORTED: usize = 1000;
 
 /// A request for free space.
@@ -96,8 +96,8 @@ enum Step {
 }
 
 impl Shared {
-    /// Prunes and removes closed incidents, the least valuable first, until every limit holds with
-    /// `need` added. If bytes are short and removing all of them would not free enough, it removes
+    /// Prunes and evicts closed incidents, the least valuable first, until every limit holds with
+    /// `need` added. If bytes are short and evicting all of them would not free enough, it deletes
     /// nothing.
     pub(super) fn make_room(&self, ledger: &mut Ledger, need: Need) -> Retained {
         let mut retained = Retained::default();
@@ -153,7 +153,7 @@ impl Shared {
                             ledger.thinned += files.len() as u64;
                             retained.thinned.push(Thinned { id, files, bound });
                         }
-                        // The incident itself can still be removed; if not, `remove` reports the
+                        // The incident itself can still be evicted; if not, `remove` reports the
                         // foreign file.
                         Ok(None) => {}
                         Err(error) => retained.failed.push(error),
@@ -170,8 +170,8 @@ impl Shared {
         retained
     }
 
-    /// Returns the bytes that can still be written to the open incident `id` after all possible
-    /// removals, and the tightest limit.
+    /// Returns the bytes that can still be written to the open incident `id` after every possible
+    /// eviction, and the tightest limit.
     pub(super) fn room(&self, id: IncidentId) -> Result<(Bound, Bytes), Error> {
         let mut ledger = self.ledger();
         let held = scan(&self.root)?;
@@ -213,8 +213,8 @@ impl Shared {
         }
     }
 
-    /// Returns the next removal and the limit that requires it. `None` if all limits hold, or if no
-    /// removal would help.
+    /// Returns the next step and the limit that requires it. `None` if all limits hold, or if no
+    /// step would help.
     fn next_step(
         &self,
         ledger: &Ledger,
@@ -333,8 +333,8 @@ pub(super) fn files(dir: &Dir) -> Result<Vec<(String, u64)>, Error> {
     Ok(files)
 }
 
-/// Removes an incident as described at [`super::Store::retain`]. Returns the foreign entry if one
-/// prevents the removal.
+/// Evicts an incident as described at [`super::Store::retain`]. Returns the foreign entry if one
+/// prevents it.
 fn remove(root: &Dir, name: &str) -> Result<Option<PathBuf>, Error> {
     let dir = root.subdir(name)?;
     let names = dir.names()?;
@@ -351,7 +351,7 @@ fn remove(root: &Dir, name: &str) -> Result<Option<PathBuf>, Error> {
     Ok(None)
 }
 
-/// Completes a removal that a crash interrupted. Returns the foreign entry if one prevents it.
+/// Completes an eviction that a crash interrupted. Returns the foreign entry if one prevents it.
 pub(super) fn finish_removal(root: &Dir, gone: &str) -> Result<Option<PathBuf>, Error> {
     let dir = root.subdir(gone)?;
     let names = dir.names()?;

@@ -43,9 +43,9 @@ pub(super) struct Ledger {
     /// Bytes that drafts have written or are about to write.
     pub(super) reserved: u64,
     pub(super) ages: Ages,
-    /// Number of incidents removed since the store was opened.
+    /// Number of incidents evicted since the store was opened.
     pub(super) removed: u64,
-    /// Removed incidents that are not yet reported.
+    /// Evicted incidents that are not yet reported.
     pub(super) unreported: Vec<Removed>,
     /// Number of files pruned from incidents that stay.
     pub(super) thinned: u64,
@@ -151,7 +151,7 @@ impl Shared {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Removes incidents until every limit holds.
+    /// Evicts incidents until every limit holds.
     pub(super) fn retain(&self) -> Retained {
         self.make_room(&mut self.ledger(), Need::default())
     }
@@ -257,7 +257,7 @@ impl Reservation {
         Self { shared: Arc::clone(shared), incident, bytes: 0 }
     }
 
-    /// Reserves `bytes` more for the file at `path`. Prunes and removes closed incidents if
+    /// Reserves `bytes` more for the file at `path`. Prunes and evicts closed incidents if
     /// necessary.
     pub(super) fn grow(&mut self, bytes: u64, path: impl FnOnce() -> PathBuf) -> Result<(), Error> {
         let mut ledger = self.shared.ledger();

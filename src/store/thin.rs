@@ -3,7 +3,7 @@
 //!
 //! A long incident is captured repeatedly. The first file of each form shows how the problem began,
 //! the last its final state, and the largest its worst state. The files between them are the most
-//! alike, so they are pruned before a whole incident is removed.
+//! alike, so they are pruned before a whole incident is evicted.
 
 use std::collections::BTreeMap;
 

@@ -1,8 +1,8 @@
-//! `marple`, the command line: works on the files an agent left, on any machine, and never on a
-//! running process.
+//! `marple`, the command line. It reads files that an agent left, on any machine, and does not
+//! access a running process.
 //!
-//! Exit codes: 0 all done, 1 something asked for was not done (and why is on standard error), 2 the
-//! command line was wrong.
+//! Exit codes: 0 if everything succeeded, 1 if something failed (the reason is on standard error),
+//! 2 if the command line is invalid.
 
 mod symbolize;
 

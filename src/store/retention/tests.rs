@@ -359,7 +359,7 @@ fn an_incident_with_its_fill_gives_up_what_is_between() {
     let held = it.store.retain().bytes;
     assert_eq!(it.store.holdings().bytes, held);
     assert!(held <= settings.max_incident_bytes, "{held}");
-    // A write that does not fit even after all removals removes nothing.
+    // A write that does not fit even after every possible eviction deletes nothing.
     let error = profile(&it, &mut incident, 390_000).unwrap_err();
     assert!(error.to_string().contains("max_incident_bytes"), "{error}");
     assert_eq!(numbers(&it, id).0, [1, 6, 7, 8]);
