@@ -26,22 +26,22 @@ enum Verb {
 
 /// Adds source lines and inlined functions to pprof profiles.
 ///
-/// A capture names functions by the symbol tables alone. This reads the debug information of the
-/// binaries that ran: at the paths the profile names, below /usr/lib/debug, or where --binary says.
-/// A binary of another build is never used. Profiles are left as they are; X.pprof becomes
-/// X.lines.pprof beside it.
+/// A capture names functions by symbol tables alone. This command reads the debug information of
+/// the binaries that ran: at the paths in the profile, below /usr/lib/debug, or as given by
+/// --binary. A binary of another build is never used. Profiles are not modified; the result for
+/// X.pprof is X.lines.pprof in the same directory.
 #[derive(Args)]
 struct Symbolize {
-    /// Profiles, as an incident has them (*.cpu.pprof, *.memory.pprof, threads.pprof, tasks.pprof)
+    /// Profiles of an incident (*.cpu.pprof, *.memory.pprof, threads.pprof, tasks.pprof)
     #[arg(required = true, value_name = "PROFILE")]
     profiles: Vec<PathBuf>,
-    /// A binary that ran, or its debug file, where it lies now; known by its build id
+    /// Binary that ran, or its debug file, at its present path; matched by build ID
     #[arg(short, long, value_name = "FILE")]
     binary: Vec<PathBuf>,
-    /// Where to write to, for a single profile
+    /// Output file, for a single profile
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Replace what is at the place to write to
+    /// Replace an existing output file
     #[arg(long)]
     force: bool,
 }
