@@ -34,9 +34,9 @@ const MAX_TAKEN: u32 = 1000;
 /// is left if it is dropped instead.
 ///
 /// It is an [`io::Write`] that hashes and counts the bytes. It reserves space as it is written. If
-/// there is no space and retention cannot free any, the write fails with an [`Error::Full`] inside
-/// an [`io::ErrorKind::StorageFull`] (or `QuotaExceeded`, `FileTooLarge`), and the draft cannot be
-/// committed.
+/// there is no space and retention cannot free any, the write fails and the draft cannot be
+/// committed. The error is an [`Error::Full`] under the kind [`io::ErrorKind::StorageFull`],
+/// `QuotaExceeded` or `FileTooLarge`.
 #[derive(Debug)]
 #[must_use = "a draft that is not committed is dropped"]
 pub struct Draft {

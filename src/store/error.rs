@@ -94,7 +94,7 @@ pub enum Error {
         /// The path of the failed operation.
         path: PathBuf,
     },
-    /// The directory of incidents is a link or not a directory.
+    /// The incident directory is a link or not a directory.
     #[error(
         "{} is {what}, not a directory: set `dir` to the directory itself, or remove what is there",
         path.display()
@@ -105,7 +105,7 @@ pub enum Error {
         /// The kind of the existing entry.
         what: &'static str,
     },
-    /// The directory of incidents belongs to another user.
+    /// The incident directory belongs to another user.
     #[error(
         "{} belongs to user {owner} and this process runs as user {us}: captures hold secrets, so \
          `chown {us}` it or set `dir` to a directory of your own below it",

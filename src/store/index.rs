@@ -19,7 +19,7 @@ use crate::model::Manifest;
 pub struct Entry {
     /// Its directory.
     pub path: PathBuf,
-    /// Its id.
+    /// Its ID.
     pub id: IncidentId,
     /// The name it was opened under: the rule, or the requester.
     pub name: String,

@@ -36,8 +36,14 @@ pub(super) const GONE: &str = ".gone-";
 const TIME: &str = "%Y%m%dT%H%M%S%.3fZ";
 const TIME_LEN: usize = 20;
 const ULID_LEN: usize = 26;
-/// A limit for each part of a name; longer parts are cut. It bounds names to `20 + 1 + 48 + 1 + 26`
-/// characters for an incident and `48 + 1 + 48 + 15` for an artifact. File systems allow 255.
+/// A limit for each part of a name; longer parts are cut. It bounds the longest names, of the 255
+/// bytes that file systems allow, to
+///
+/// ```text
+/// incident         20 + 1 + 48 + 1 + 26      =  96
+/// artifact         48 + 1 + 48 + 5 + 15      = 117   `.001.` and `descriptors.txt`
+/// custom artifact  48 + 1 + 48 + 5 + 7 + 64  = 173   `.001.`, `custom.` and a `FileName`
+/// ```
 const PIECE_LEN: usize = 48;
 const SHORT_PIECE_LEN: usize = 12;
 

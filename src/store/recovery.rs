@@ -1,8 +1,8 @@
 //! Recovery of an incident directory at start.
 //!
 //! The lock is held, so the process that left an unfinished entry has ended: nothing else closes an
-//! incident that is `open` in its manifest, or finishes a `.part` file. Pids are not checked,
-//! because in a container every process can have pid 1.
+//! incident that is `open` in its manifest, or finishes a `.part` file. The pid in a manifest is
+//! not checked, because in a container every process can have pid 1.
 
 use std::{fmt, io};
 

@@ -71,7 +71,7 @@ impl Opened {
 }
 
 impl Ledger {
-    /// Records that a file of the open incident `id` changed its size.
+    /// Records that a file of the open incident `id` changed from `from` to `to` bytes.
     pub(super) fn resize(&mut self, id: IncidentId, from: u64, to: u64) {
         let moved = |held: u64| held.saturating_sub(from).saturating_add(to);
         self.stored = moved(self.stored);

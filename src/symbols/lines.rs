@@ -60,7 +60,7 @@ impl Lines {
     ///
     /// # Errors
     ///
-    /// If a file cannot be read or is not an ELF file, if the binary is not among them, or if
+    /// If a file cannot be read or is not an ELF file, or if the binary is not among them. Also if
     /// neither they nor a debug file found elsewhere have DWARF.
     pub fn open(files: &[PathBuf]) -> Result<Self, Error> {
         let path = files.first().cloned().unwrap_or_default();

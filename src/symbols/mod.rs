@@ -94,9 +94,9 @@ pub enum Error {
     OtherBuild {
         /// The file.
         path: PathBuf,
-        /// The mapping's build id; empty for none.
+        /// The mapping's build ID, or empty if it has none.
         mapped: String,
-        /// The file's build id; empty for none.
+        /// The file's build ID, or empty if it has none.
         found: String,
     },
     /// The file was modified while it was mapped, and has no build ID to check its content by.

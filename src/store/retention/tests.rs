@@ -31,7 +31,7 @@ fn the_oldest_go_when_there_are_too_many() {
     it.store.set_limits(StoreSettings { max_incidents: 3, ..roomy() });
     let gone = bounds(&it.store.retain());
     assert_eq!(gone, [(ids[1], Bound::Incidents), (ids[2], Bound::Incidents)]);
-    // One more makes room for itself.
+    // Creating another incident evicts one.
     let sixth = it.closed(10);
     assert_eq!(it.ids(), [sixth, ids[4], ids[0]], "the first and the last stay longest");
 }
