@@ -27,7 +27,7 @@
 //! - A file pruned from an incident that stays is moved from `artifacts` to `removed` in the
 //!   manifest before it is deleted. So a manifest never lists a missing file. The first, the last
 //!   and the largest file of each form stay as long as the incident does.
-//! - Nothing is deleted unless deleting it frees enough space, and nothing is deleted because a
+//! - Nothing is deleted for space unless deleting it frees enough, and nothing is deleted because a
 //!   write found the device full. If another program fills the disk, new evidence is lost, never
 //!   old evidence.
 //!
