@@ -1,18 +1,20 @@
-//! Checks of who may do what.
+//! Access control for the HTTP endpoint.
 //!
 //! A request passes three checks, in this order, before it reaches a handler:
 //!
-//! 1. **The `Host` header.** A web page can point its own name at 127.0.0.1 and then talk to this listener
-//!    as its own site (DNS rebinding). So without a token only `localhost`, loopback addresses, the address
-//!    listened on and the names in `http.hosts` are accepted. An unspecified address (`0.0.0.0`, `[::]`)
-//!    never is: some browsers route it to loopback. With a token the page would have to know it, so any name
-//!    is accepted unless `http.hosts` is set. In a nested router the names are the service's own.
-//! 2. **The origin.** A browser states it in `Origin` and `Sec-Fetch-Site`. Requests that another site makes
-//!    a browser send are refused, with or without a token.
-//! 3. **The token.** Its digest is compared with the digest of every role in constant time. A missing and a
-//!    wrong token get the same 401 for every path, also for paths that do not exist.
+//! 1. **The `Host` header.** A web page can point its own name at 127.0.0.1 and then send requests
+//!    to this listener as its own site (DNS rebinding). Without a token only `localhost`, loopback
+//!    addresses, the listening address and the names in `http.hosts` are accepted. An unspecified
+//!    address (`0.0.0.0`, `[::]`) is always refused: some browsers route it to loopback. With a
+//!    token the page would need the token too, so any name is accepted unless `http.hosts` is set.
+//!    A guarded nested router accepts any other IP address, because only the service has its
+//!    addresses.
+//! 2. **The origin.** A browser states it in `Origin` and `Sec-Fetch-Site`. Requests that a browser
+//!    sends on behalf of another site are refused, with or without a token.
+//! 3. **The token.** Its digest is compared with the digest of every role in constant time. A
+//!    missing and a wrong token get the same 401 for every path, including paths that do not exist.
 //!
-//! A GET that changes something needs more than the absence of these refusals, since an image on any page
+//! Passing these checks is not enough for a GET that changes state, since an image on any page
 //! sends one without `Origin`: see [`Caller::is_proven`].
 
 use std::net::IpAddr;
@@ -30,9 +32,9 @@ use crate::config::{HttpSettings, Listen, Secret};
 pub(super) enum Role {
     /// Reads status, metrics and finished incidents.
     Read,
-    /// Takes captures, which cost the service something and show its memory and its arguments.
+    /// Takes captures. They cost the service CPU time and expose its memory and command line.
     Capture,
-    /// Uses the toggle.
+    /// Changes the toggle.
     Control,
 }
 
@@ -40,18 +42,19 @@ pub(super) enum Role {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Caller {
     pub(super) role: Role,
-    /// Whether something shows that no other site made a browser send the request: a token, our own Unix
-    /// socket (no browser opens one), or `Sec-Fetch-Site: same-origin` or `none` without a prefetch. Scripts
-    /// and old browsers over plain HTTP show nothing, and neither does an image on a foreign page.
+    /// `true` if the request cannot come from another site through a browser. Proof is a token, the
+    /// listener's Unix socket (no browser opens one), or `Sec-Fetch-Site: same-origin` or `none`
+    /// without a prefetch. Scripts and old browsers over plain HTTP carry no proof, and neither
+    /// does an image on a foreign page.
     pub(super) is_proven: bool,
 }
 
-/// The way a request came in.
+/// The transport a request arrived on.
 #[derive(Clone, Debug)]
 enum Entrance {
-    /// A router in the service's own server, at addresses that only the service knows.
+    /// A router in the service's server, at addresses that only the service has.
     Nested,
-    /// marple's own listener.
+    /// The listener of marple.
     Own(Listen),
 }
 
@@ -65,7 +68,7 @@ impl Role {
     }
 }
 
-/// Why a request goes no further.
+/// The check that a request failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Denied {
     Host,
@@ -73,10 +76,10 @@ pub(super) enum Denied {
     Token,
 }
 
-/// The checks.
+/// Access control for the HTTP endpoint.
 #[derive(Clone, Debug)]
 pub(super) struct Access {
-    /// `None` if every caller that passes the other checks may do everything.
+    /// `None` if every caller that passes the other checks has every role.
     tokens: Option<Vec<(Role, [u8; 32])>>,
     hosts: Hosts,
     entrance: Entrance,
@@ -85,22 +88,23 @@ pub(super) struct Access {
 #[derive(Clone, Debug)]
 enum Hosts {
     Any,
-    /// Our own addresses, `localhost` and these names.
+    /// The listener's addresses, `localhost` and these names.
     Only(Vec<String>),
 }
 
 impl Access {
-    /// Checks the origin only: the service's router stands before us.
+    /// Returns access control that checks the origin only, for a router that the service protects.
     pub(super) fn open() -> Self {
         Self { tokens: None, hosts: Hosts::Any, entrance: Entrance::Nested }
     }
 
-    /// Checks for a router that is nested in the service's own server. `settings.listen` has no meaning there.
+    /// Returns access control for a router nested in the service's server. `settings.listen` is
+    /// ignored.
     pub(super) fn nested(settings: &HttpSettings) -> Self {
         Self::new(settings, Entrance::Nested)
     }
 
-    /// Checks for marple's own listener.
+    /// Returns access control for the listener of marple.
     pub(super) fn own(settings: &HttpSettings) -> Self {
         Self::new(settings, Entrance::Own(settings.listen.clone()))
     }
@@ -125,7 +129,7 @@ impl Access {
         }
     }
 
-    /// Whether requests need a token.
+    /// Returns `true` if requests need a token.
     pub(super) fn has_tokens(&self) -> bool {
         self.tokens.is_some()
     }
@@ -180,23 +184,23 @@ impl Entrance {
         matches!(self, Self::Own(Listen::Unix(_)))
     }
 
-    /// Whether a request for `ip` can have reached this entrance without a browser's help.
+    /// Returns `true` if a request for `ip` can reach this entrance without DNS rebinding.
     fn is_own_address(&self, ip: IpAddr) -> bool {
         match self {
             _ if ip.is_unspecified() => false,
-            // Only the service knows its addresses.
+            // The service binds these addresses, and they are not configured here.
             Self::Nested => true,
             Self::Own(Listen::Unix(_)) => ip.is_loopback(),
             Self::Own(Listen::Tcp(own)) => {
                 let own = own.ip().to_canonical();
-                // A listener on all addresses is called by any of the machine's.
+                // A listener on all addresses is reachable under every address of the machine.
                 ip.is_loopback() || ip == own || own.is_unspecified()
             }
         }
     }
 }
 
-/// `[::1]` of `[::1]:80`, `name` of `name:80`.
+/// Removes the port: `[::1]:80` becomes `[::1]`, `name:80` becomes `name`.
 fn without_port(host: &str) -> &str {
     match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
@@ -204,15 +208,15 @@ fn without_port(host: &str) -> &str {
     }
 }
 
-/// Whether a browser says that a page of this very origin, or the user, caused the request. A page that is
-/// fetched ahead of the user's click is not the user's wish.
+/// Returns `true` if a browser states that a page of the same origin, or the user, caused the
+/// request. A prefetch does not count: it runs before the user clicks.
 fn is_same_site(headers: &HeaderMap) -> bool {
     let site = headers.get("sec-fetch-site").map(HeaderValue::as_bytes);
     let is_ahead = headers.contains_key("sec-purpose") || headers.contains_key("purpose");
     !is_ahead && matches!(site, Some(b"same-origin" | b"none"))
 }
 
-/// Whether a browser sent it on behalf of another site.
+/// Returns `true` if a browser sent the request on behalf of another site.
 fn is_cross_site(headers: &HeaderMap) -> bool {
     let text =
         |value: &HeaderValue| value.to_str().map(str::to_ascii_lowercase).unwrap_or_default();
@@ -227,7 +231,7 @@ fn is_cross_site(headers: &HeaderMap) -> bool {
     authority.is_none_or(|authority| host.is_empty() || authority != host)
 }
 
-/// The token, if there is one header and it is well formed.
+/// Returns the bearer token if there is exactly one well-formed `Authorization` header.
 fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
     let mut given = headers.get_all(AUTHORIZATION).iter();
     let (first, second) = (given.next()?, given.next());

@@ -1,4 +1,4 @@
-//! Answers that are no content: refusals and failures.
+//! Responses without content: refusals and failures.
 
 use axum::Json;
 use axum::http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
@@ -11,15 +11,15 @@ use super::access::{Denied, Role};
 use crate::agent::StreamError;
 use crate::base::Error;
 
-/// Makes a browser take an answer for what it says it is.
+/// Header that keeps a browser from guessing another content type.
 pub(super) const NOSNIFF: (&str, &str) = ("x-content-type-options", "nosniff");
 
-/// A refusal in the form of the answers of `/monitor/notify`: `code` is the status.
+/// Returns an error response in the JSON form of `/monitor/notify`; `code` is the HTTP status.
 pub(super) fn refusal(status: StatusCode, msg: &str) -> Response {
     (status, [NOSNIFF], Json(json!({ "code": status.as_u16(), "msg": msg }))).into_response()
 }
 
-/// A value as JSON that people read too: a browser shows it as it comes.
+/// Returns `value` as indented JSON, which a browser shows unchanged.
 pub(super) fn readable(value: &impl Serialize) -> Response {
     match serde_json::to_vec_pretty(value) {
         Ok(text) => {
@@ -30,12 +30,12 @@ pub(super) fn readable(value: &impl Serialize) -> Response {
     }
 }
 
-/// The one answer for whatever is not there: a path, an incident, a file, a name that could not be one.
+/// Returns the 404 for any path, incident or file that does not exist, and for invalid names.
 pub(super) fn not_found() -> Response {
     refusal(StatusCode::NOT_FOUND, "there is nothing here")
 }
 
-/// The refusal for what the agent could not do.
+/// Returns the 503 for a request that the agent could not serve.
 pub(super) fn failure(error: &Error) -> Response {
     refusal(StatusCode::SERVICE_UNAVAILABLE, &error.to_string())
 }
@@ -70,7 +70,7 @@ pub(super) fn wrong_method(allowed: &'static str) -> Response {
     response
 }
 
-/// The refusal of a GET that would change the toggle.
+/// Returns the 405 for a GET that would change the toggle.
 pub(super) fn needs_post() -> Response {
     let msg = "this takes POST (curl -X POST), or a GET with a token; http.compat_get_toggle = true lets every GET do it";
     let mut response = refusal(StatusCode::METHOD_NOT_ALLOWED, msg);
@@ -78,8 +78,8 @@ pub(super) fn needs_post() -> Response {
     response
 }
 
-/// An error as Go's `net/http/pprof` answers it, which is what its client prints: text and the header that
-/// says so.
+/// Returns an error in the form of Go's `net/http/pprof`: plain text and the header `X-Go-Pprof:
+/// 1`. Its client prints the text.
 pub(super) fn pprof_error(status: StatusCode, text: &str) -> Response {
     let content_type = HeaderValue::from_static("text/plain; charset=utf-8");
     let headers = [NOSNIFF, ("x-go-pprof", "1")];
@@ -88,13 +88,13 @@ pub(super) fn pprof_error(status: StatusCode, text: &str) -> Response {
     response
 }
 
-/// What went wrong with a capture, with when to ask again where that is known:
+/// Returns the error response for a failed capture, with `Retry-After` if the wait is known:
 ///
-/// | status | why |
+/// | status | reason |
 /// |---|---|
-/// | 404 | the settings or the build leave it out: Go's answer for a profile that a program does not have |
-/// | 429 | the day's captures are spent |
-/// | 500 | Go's answer when an engine cannot be started: clients ask again at their next turn |
+/// | 404 | disabled by the settings or the build; in Go a profile that does not exist |
+/// | 429 | the daily quota of on-demand captures is used up |
+/// | 500 | Go's status if a profiler cannot be started; scrapers retry at their next interval |
 pub(super) fn stream_error(what: &str, error: &StreamError) -> Response {
     let (status, wait) = match error {
         StreamError::Absent(_) => (StatusCode::NOT_FOUND, None),

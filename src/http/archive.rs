@@ -1,8 +1,9 @@
-//! An incident as a `.tar.gz`, made while it is sent: no file, no second copy.
+//! Streams an incident as a `.tar.gz`, without a temporary file.
 //!
-//! The manifest comes first. Artifacts are compressed already, so the compressor is at its quickest; it is
-//! there because `.tar.gz` is what everything opens. Headers are made by the `tar` crate. Contents are passed on by
-//! the chunk and not through its `append_data`, which would want a thread for as long as a client reads.
+//! The manifest comes first. Artifacts are already compressed, so the compressor runs at its
+//! fastest level; the gzip layer exists because every tool opens `.tar.gz`. The `tar` crate writes
+//! the headers. Contents are passed on in chunks: `append_data` of the crate would occupy a thread
+//! until a slow client has read the file.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -17,25 +18,25 @@ use super::chunks::{CHUNK, Source};
 use crate::base::IncidentId;
 use crate::store::{self, Entry, Location};
 
-/// What the contents of a file are filled up to a multiple of.
+/// Tar block size in bytes. File contents are padded to a multiple of it.
 const BLOCK: u64 = 512;
 
-/// An archive that is being made.
+/// An archive that is being streamed.
 pub(super) struct Archive {
     location: Location,
     id: IncidentId,
-    /// What all names in it begin with.
+    /// Directory that prefixes every name in the archive.
     folder: String,
     queue: VecDeque<String>,
     current: Option<Packed>,
     out: Option<Builder<GzEncoder<Vec<u8>>>>,
 }
 
-/// A file that is being packed.
+/// A file that is being added to the archive.
 struct Packed {
     file: File,
     left: u64,
-    /// How many zeroes follow it.
+    /// Number of padding zeros after the contents.
     fill: u64,
 }
 
@@ -55,7 +56,7 @@ impl Archive {
         }
     }
 
-    /// Packs some more; false when all is packed.
+    /// Adds the next chunk or header. Returns `false` at the end of the archive.
     fn advance(&mut self, out: &mut Builder<GzEncoder<Vec<u8>>>) -> io::Result<bool> {
         if let Some(packed) = &mut self.current {
             let mut chunk = vec![0; packed.left.min(CHUNK as u64) as usize];
@@ -69,12 +70,13 @@ impl Archive {
             return Ok(true);
         }
         let Some(name) = self.queue.pop_front() else { return Ok(false) };
-        // Retention may have taken it since the manifest was read; the rest is still of use.
+        // Retention may have deleted the file since the manifest was read; the rest is still
+        // useful.
         if let Ok(file) = self.location.open_artifact(self.id, &name) {
             let meta = file.metadata()?;
             let left = meta.len();
             let mut header = header(left, meta.mtime());
-            // The header alone, and before it what a name or a size needs that does not fit into one.
+            // Writes only the header, plus the extension records of a long name or a large size.
             out.append_data(&mut header, format!("{}/{name}", self.folder), io::empty())?;
             self.current = Some(Packed { file, left, fill: left.next_multiple_of(BLOCK) - left });
         }
@@ -82,7 +84,7 @@ impl Archive {
     }
 }
 
-/// The header of a file, but for its name.
+/// Returns the header of a file without its name.
 fn header(size: u64, mtime: i64) -> Header {
     let mut header = Header::new_gnu();
     header.set_size(size);

@@ -1,14 +1,15 @@
-//! A log line and a count for every request.
+//! Writes a log line and increments a counter for every request.
 //!
-//! The target of the line is `marple::audit`. Toggles, captures and refusals are logged at `INFO`, the rest at
-//! `DEBUG`. A line holds the route and never the path, the query or a header.
+//! The target of the line is `marple::audit`. Toggle requests, captures and refusals are logged at
+//! `INFO`, the rest at `DEBUG`. A line holds the route, but neither the path, the query nor a
+//! header.
 //!
-//! A client that loops must not fill the log. Refusals are aggregated by peer, route and status: the first one
-//! and those numbered by powers of two are logged at `INFO`, with their number in `refusals`. Other lines at
-//! `INFO` have a burst of [`log_limit::BURST`] and a rate. What is beyond goes to `DEBUG`.
+//! A client in a loop must not fill the log. Refusals are aggregated by peer, route and status. The
+//! first one and those numbered by powers of two are logged at `INFO`, with their number in
+//! `refusals`. Other lines at `INFO` are limited to a burst of [`log_limit::BURST`] and a rate.
+//! Excess lines go to `DEBUG`.
 //!
-//! The counts are one table for the process, as is the agent, however many routers stand before it; `/metrics`
-//! shows them.
+//! The counts are one table for the process, shared by all routers, and appear in `/metrics`.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -21,7 +22,8 @@ use log_limit::LogLimit;
 
 mod log_limit;
 
-/// The statuses there are; 499 is a client that went away before its answer, as nginx counts it.
+/// Status codes that are counted. 499 means the client went away before its response, as in nginx.
+/// `0` counts any other status.
 const CODES: [u16; 19] =
     [200, 206, 301, 304, 307, 400, 401, 403, 404, 405, 408, 413, 416, 429, 499, 500, 503, 505, 0];
 
@@ -32,7 +34,7 @@ static COUNTS: [[AtomicU64; CODES.len()]; ROUTES] =
 
 static LIMIT: LogLimit = LogLimit::new();
 
-/// A request that is being answered.
+/// A request in progress. Dropping it logs and counts the request.
 pub(super) struct Audit {
     route: Route,
     method: String,
@@ -44,7 +46,7 @@ pub(super) struct Audit {
 
 impl Audit {
     pub(super) fn new(route: Route, method: &str, who: &str) -> Self {
-        // A method may be any token a client makes up.
+        // A client can send any token as the method.
         let method = method.chars().take(16).collect();
         let who = who.to_owned();
         Self { route, method, who, role: None, since: Instant::now(), status: 499 }
@@ -54,7 +56,7 @@ impl Audit {
         self.role = Some(role);
     }
 
-    /// It is answered. Dropped without, its client has gone.
+    /// Sets the status of the response. If it is not called, the client went away (499).
     pub(super) fn answered(mut self, status: u16) {
         self.status = status;
     }
@@ -89,7 +91,7 @@ impl Drop for Audit {
     }
 }
 
-/// What was counted so far: route, status, how often.
+/// Returns the non-zero counts as `(route, status, count)`.
 pub(super) fn counts() -> impl Iterator<Item = (&'static str, u16, u64)> {
     let names = Route::ALL.iter().map(|(route, _)| route.name()).chain([Route::Unknown.name()]);
     names.zip(&COUNTS).flat_map(|(name, codes)| {

@@ -1,10 +1,10 @@
-//! Files as bodies, a chunk at a time.
+//! Response bodies read from files, one chunk at a time.
 //!
-//! Handlers of the own listener run on the thread `marple` beside the ticks, and a read of a file can take as
-//! long as the disk likes. So each chunk is read by a task of its own on the runtime's blocking threads
-//! (`marple-files`, two of them). A thread is held for a chunk and not for a client: one that reads slowly
-//! holds 64 KiB and no thread. The obvious alternative, a thread that fills a channel, would let two slow
-//! clients stop all others.
+//! Handlers of the listener share the thread `marple` with the agent's ticks, and a file read can
+//! block for as long as the disk takes. Each chunk is therefore read by a separate task on the
+//! runtime's two blocking threads (`marple-files`). A thread is occupied per chunk, not per client:
+//! a slow reader holds 64 KiB and no thread. A thread per body that fills a channel would let two
+//! slow clients block all others.
 
 use std::future::Future;
 use std::io;
@@ -15,16 +15,16 @@ use axum::body::{Body, Bytes};
 use http_body::Frame;
 use tokio::task::JoinHandle;
 
-/// How much is read at once.
+/// Maximum bytes per read.
 pub(super) const CHUNK: usize = 64 << 10;
 
-/// Something that is read a chunk at a time, blocking.
+/// A blocking source of chunks.
 pub(super) trait Source: Send + Unpin + 'static {
-    /// The next chunk; none at the end.
+    /// Returns the next chunk, or `None` at the end.
     fn next(&mut self) -> io::Result<Option<Vec<u8>>>;
 }
 
-/// A body that reads `source` on blocking threads.
+/// Returns a body that reads `source` on blocking threads.
 pub(super) fn body(source: impl Source) -> Body {
     Body::new(Chunks { source: Some(source), job: None })
 }

@@ -1,16 +1,18 @@
-//! One connection, and how patient we are with it.
+//! Serves one connection, with a time limit for each step of the client.
 //!
-//! | what a client may do slowly | how long |
+//! | step of the client | time limit |
 //! |---|---|
-//! | send the head of a request, or keep a connection it does not use | [`HEAD`] |
-//! | send the body of one | [`BODY`] |
-//! | read the response | [`STALL`] for each [`PACE`], or [`CROWDED_PACE`] while unread responses take much memory |
+//! | send the head of a request, or reuse an idle connection | [`HEAD`] |
+//! | send the body of a request | [`BODY`] |
+//! | read the response | [`STALL`] for each [`PACE`] bytes |
+//! | send enough bytes to detect the protocol ([`greeting`](super::greeting)) | [`HEAD`] |
 //!
-//! | send so much that its protocol is known ([`greeting`](super::greeting)) | [`HEAD`] |
+//! While unread responses take much memory, [`CROWDED_PACE`] replaces [`PACE`].
 //!
-//! and the head has 16 KiB and hyper's 100 headers. Beyond them the connection ends, and before when somebody
-//! else needs its [place](super::places). A slow client holds nothing but that place, a buffer and what it
-//! was answered: its capture is over, and the next one may have the engine.
+//! The head is limited to 16 KiB and hyper's 100 headers. A connection beyond a limit is closed. It
+//! is also closed if a new connection needs its [slot](super::places). A slow client holds only
+//! that slot, a buffer and its response: its capture is finished, and the engine is free for the
+//! next one.
 
 use std::convert::Infallible;
 use std::io;
@@ -42,23 +44,23 @@ use super::places::Seat;
 use super::route::Route;
 use super::unread;
 
-/// Prometheus and browsers keep connections; one that idles longer is opened again for next to nothing.
+/// Prometheus and browsers keep connections open; reopening one after this time is cheap.
 const HEAD: Duration = Duration::from_secs(10);
-/// For 1 MiB of addresses.
+/// Enough for 1 MiB of addresses.
 const BODY: Duration = Duration::from_secs(15);
-/// How long a client may take for [`PACE`] bytes. One that takes none in that time has gone without a word;
-/// one that takes a byte a second would hold its place for a week.
+/// Time in which a client must read [`PACE`] bytes. A client that reads none in that time is gone.
+/// A client that reads 1 byte/s would hold its slot for a week.
 const STALL: Duration = Duration::from_secs(30);
-/// 2 KiB a second, which a telephone line does.
+/// `PACE / STALL` = 2 KiB/s, which a telephone line can do.
 pub(super) const PACE: usize = 64 << 10;
-/// 34 KiB a second. At [`PACE`] one client could keep the memory for responses, and so all captures over HTTP, for
-/// nine hours.
+/// `CROWDED_PACE / STALL` = 34 KiB/s. At [`PACE`] one client could hold the memory for responses
+/// for nine hours, and thereby block all captures over HTTP.
 const CROWDED_PACE: usize = 1 << 20;
-/// What an answer may take besides the capture it asks for: stopping and encoding on a machine in trouble.
+/// Time for a response in addition to the capture: stopping and encoding on an overloaded machine.
 const SPARE: Duration = Duration::from_secs(60);
 const HEAD_BYTES: usize = 16 << 10;
 
-/// Serves `stream` until its client, its time or somebody else who needs its place ends it.
+/// Serves `stream` until the client closes it, a time limit expires or its slot is reclaimed.
 pub(super) async fn serve(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     peer: Peer,
@@ -108,7 +110,8 @@ async fn serve_http(
             let body =
                 |body| TrackedBody { body, is_sent: Arc::clone(&is_sent), seat: Arc::clone(&seat) };
             let mut answer = pin!(routes.call(request.map(|it| Body::new(body(it)))));
-            // The time for a body is the client's, and the time after it is ours.
+            // Until the body has arrived the client's limit applies, afterwards the one for
+            // captures.
             let mut answered = time::timeout(BODY, &mut answer).await;
             if answered.is_err() && is_sent.load(Ordering::Relaxed) {
                 answered = time::timeout(longest_capture + SPARE, &mut answer).await;
@@ -124,13 +127,14 @@ async fn serve_http(
         .header_read_timeout(HEAD)
         .max_buf_size(HEAD_BYTES)
         .serve_connection(TokioIo::new(Patient::new(stream, seat)), answer);
-    // hyper answers what it cannot parse by itself. How a client ends a connection is its own matter.
+    // hyper responds to requests that it cannot parse. Other connection errors are not counted.
     if connection.await.is_err_and(|error| error.is_parse()) {
         Audit::new(Route::Unknown, "invalid", &who).answered(400);
     }
 }
 
-/// A request's body that notes when all of it was sent. From then on the connection is not the client's.
+/// A request body that records when it has been received in full. From then on the slot counts as
+/// busy.
 struct TrackedBody {
     body: Incoming,
     is_sent: Arc<AtomicBool>,
@@ -162,13 +166,14 @@ impl http_body::Body for TrackedBody {
     }
 }
 
-/// A stream whose other end may not stop taking.
+/// A stream that fails with `TimedOut` if the peer stops reading.
 struct Patient<S> {
     stream: S,
     seat: Arc<Seat>,
-    /// Returns the bytes to be read in each [`STALL`].
+    /// Returns the number of bytes to be read in each [`STALL`].
     pace: fn() -> usize,
-    /// Since when writes have waited, plus [`STALL`], and what was taken since.
+    /// Deadline of the current stall and the bytes written since it began. `None` if no write
+    /// waits.
     stalled: Option<(Pin<Box<Sleep>>, usize)>,
 }
 
@@ -178,7 +183,7 @@ impl<S> Patient<S> {
         Self { stream, seat: Arc::clone(seat), pace, stalled: None }
     }
 
-    /// `progress`, of which `bytes` says how much it is, or an error once there has been too little.
+    /// Returns `progress`, whose size `bytes` computes, or `TimedOut` after too little progress.
     fn within<T>(
         &mut self,
         context: &mut Context<'_>,
@@ -239,7 +244,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
         self.stream.is_write_vectored()
     }
 
-    // What was written is taken: what comes next has a time of its own.
+    // A completed flush counts as full progress, so the next write gets a new deadline.
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let progress = Pin::new(&mut self.stream).poll_flush(context);
         self.within(context, progress, |()| usize::MAX)
@@ -259,7 +264,8 @@ mod tests {
 
     const BODY_BYTES: usize = 1 << 20;
 
-    /// What a client gets that takes `piece` bytes a second of a large answer, and how long it is served.
+    /// Returns the bytes received by a client that reads `piece` bytes/s of a large response, and
+    /// the time until its connection ended.
     async fn taken(piece: usize) -> (usize, Duration) {
         let body = || async { vec![b'x'; BODY_BYTES] };
         let routes = Router::new().route("/", axum::routing::get(body));

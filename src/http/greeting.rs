@@ -1,16 +1,17 @@
-//! The first bytes of a connection, for clients that speak another protocol.
+//! Detects clients that use another protocol by the first bytes of a connection.
 //!
-//! hyper ends the connection of such a client without a word. Its user sees a closed connection or a framing
-//! error and nothing names the cause, so these get an answer in words, and a line in the log:
+//! hyper closes such a connection without a response. Its user sees a closed connection or a
+//! framing error, and no message gives the cause. These clients therefore get a readable response,
+//! and the log gets a line:
 //!
-//! | first bytes | protocol | answer |
+//! | first bytes | protocol | response |
 //! |---|---|---|
-//! | `PRI * HTTP/2.0` | HTTP/2 with prior knowledge (gRPC, `curl --http2-prior-knowledge`) | 505 in HTTP/2 frames |
-//! | `16 03` | a TLS ClientHello | 400 in plain text, as other servers answer it |
+//! | `PRI * HTTP/2.0` | HTTP/2 with prior knowledge (gRPC) | 505 in HTTP/2 frames |
+//! | `16 03` | a TLS ClientHello | 400 in plain text, as from other servers |
 //! | `PROXY `, `\r\n\r\n\0\r\nQUIT\n` | a load balancer's PROXY header | 400 in plain text |
 //!
-//! HTTP/2 itself is not served: a profile needs no multiplexing, and each stream would be a place that a
-//! client could hold.
+//! HTTP/2 is not served: profiles do not need multiplexing, and each stream would be another slot
+//! that a client could hold.
 
 use std::io;
 use std::pin::Pin;
@@ -20,9 +21,9 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time;
 
-/// How long the answer to another protocol may take in all.
+/// Total time for the response to another protocol.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Bytes of such a client that are read at most.
+/// Maximum bytes read from such a client.
 const MAX_READ: usize = 32 << 10;
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -45,7 +46,7 @@ pub(super) enum Protocol {
 }
 
 impl Protocol {
-    /// The name in the log, in place of a method.
+    /// Returns the name for the log, used instead of a method.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Http2 => "HTTP/2",
@@ -62,8 +63,8 @@ impl Protocol {
     }
 }
 
-/// Reads until the protocol of `stream` is known. Returns the stream as it was, and the protocol if it is not
-/// HTTP/1.1.
+/// Reads until the protocol of `stream` is known. Returns the stream with those bytes unread, and
+/// the protocol if it is not HTTP/1.1.
 pub(super) async fn read<S: AsyncRead + Unpin>(
     mut stream: S,
 ) -> io::Result<(Rewound<S>, Option<Protocol>)> {
@@ -82,7 +83,7 @@ pub(super) async fn read<S: AsyncRead + Unpin>(
     }
 }
 
-/// Answers in words and ends the connection.
+/// Sends a readable error response and closes the connection.
 pub(super) async fn refuse(stream: impl AsyncRead + AsyncWrite + Unpin, protocol: Protocol) {
     // The client may be gone.
     let _ = time::timeout(PATIENCE, answer(stream, protocol)).await;
@@ -108,7 +109,7 @@ async fn answer(
     finish(stream).await
 }
 
-/// Answers the first request of an HTTP/2 client with 505 (RFC 9113).
+/// Responds to the first request of an HTTP/2 client with 505 (RFC 9113).
 async fn answer_http2(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
     const DATA: u8 = 0;
     const HEADERS: u8 = 1;
@@ -118,7 +119,8 @@ async fn answer_http2(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Re
     const ACK: u8 = 1;
     const END_HEADERS: u8 = 4;
     const HTTP_1_1_REQUIRED: u32 = 13;
-    // HPACK: `:status` is entry 8 of the static table and `content-type` entry 31, each with a literal value.
+    // HPACK: `:status` is entry 8 of the static table, `content-type` is entry 31, each with a
+    // literal value.
     const BLOCK: &[u8] = b"\x48\x03505\x5f\x0atext/plain";
 
     stream.read_exact(&mut [0; PREFACE.len()]).await?;
@@ -150,7 +152,7 @@ async fn answer_http2(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Re
     finish(stream).await
 }
 
-/// An HTTP/2 frame. `payload` is at most some hundred bytes.
+/// Encodes an HTTP/2 frame. `payload` is at most a few hundred bytes.
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let mut frame = (payload.len() as u32).to_be_bytes().get(1..).unwrap_or_default().to_vec();
     frame.extend([kind, flags]);
@@ -159,15 +161,15 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// Ends our half and reads what was sent meanwhile: closing with unread bytes would reset the connection, and
-/// the client might lose the answer.
+/// Shuts down the write side, then drains the read side. Closing with unread bytes resets the
+/// connection, and the client could lose the response.
 async fn finish(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
     stream.shutdown().await?;
     tokio::io::copy(&mut stream.take(MAX_READ as u64), &mut tokio::io::sink()).await?;
     Ok(())
 }
 
-/// A stream whose first bytes were read before and are read again.
+/// A stream that returns bytes read earlier before it reads on.
 pub(super) struct Rewound<S> {
     read: Vec<u8>,
     at: usize,
@@ -225,7 +227,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Rewound<S> {
 mod tests {
     use super::*;
 
-    /// The protocol of a client that sends `bytes` one by one, and what is read of it afterwards.
+    /// Returns the protocol of a client that sends `bytes` one by one, and the bytes that can be
+    /// read afterwards.
     async fn greeted(bytes: &[u8]) -> (Option<Protocol>, Vec<u8>) {
         let (mut client, server) = tokio::io::duplex(1);
         let bytes = bytes.to_vec();
@@ -283,7 +286,7 @@ mod tests {
         });
         client.write_all(PREFACE).await.unwrap();
         assert!(serving.await.unwrap() <= PATIENCE);
-        // Frames without end, none of them a request.
+        // An endless sequence of frames without a request.
         let (mut client, server) = tokio::io::duplex(1 << 10);
         let serving = tokio::spawn(refuse(server, Protocol::Http2));
         let _ = client.write_all(PREFACE).await;

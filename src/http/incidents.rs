@@ -1,4 +1,5 @@
-//! `/incidents` and what is below: by id from the index, never by a path of the request's.
+//! Serves `/incidents` and the routes below it. Files are found by id in the index, never by a path
+//! from the request.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -18,7 +19,7 @@ use super::rows::Rows;
 use crate::base::IncidentId;
 use crate::store::{self, Location};
 
-/// `/incidents`: all of them, the latest first.
+/// Serves `/incidents`: all incidents, the latest first.
 pub(super) async fn list(location: &Location) -> Response {
     let location = location.clone();
     let begun = off_thread(move || {
@@ -32,7 +33,7 @@ pub(super) async fn list(location: &Location) -> Response {
     }
 }
 
-/// `/incidents/{id}`: its manifest; `/incidents/{id}.tar.gz`: all of it.
+/// Serves `/incidents/{id}`, the manifest, and `/incidents/{id}.tar.gz`, all files.
 pub(super) async fn one(location: &Location, name: &str, headers: &HeaderMap) -> Response {
     match name.strip_suffix(".tar.gz") {
         Some(id) => archive(location, id).await,
@@ -61,7 +62,7 @@ async fn archive(location: &Location, id: &str) -> Response {
     response
 }
 
-/// `/incidents/{id}/{file}`: a file, or the part of it that is asked for.
+/// Serves `/incidents/{id}/{file}`: a file, or the requested range of it.
 pub(super) async fn file(
     location: &Location,
     id: &str,
@@ -85,7 +86,7 @@ pub(super) async fn file(
         response.headers_mut().extend(etag.map(|etag| (ETAG, etag)));
         return response;
     }
-    // A part of an older file is of no use beside a part of this one.
+    // `If-Range`: a range is only useful if the client has the same version of the file.
     let ranged = text(RANGE).filter(|_| text(IF_RANGE).is_none_or(|wanted| tag == Some(wanted)));
     let (status, part) = match ranged.map_or(Range::Whole, |range| Range::parse(range, found.size))
     {
@@ -120,11 +121,11 @@ pub(super) async fn file(
 
 const JSON: &str = "application/json";
 
-/// A file that is there.
+/// An opened file with its metadata.
 struct Found {
     file: File,
     size: u64,
-    /// `"sha256"`; none for a file whose digest is not in the manifest yet.
+    /// The ETag `"sha256"`, or `None` if the manifest has no digest of the file yet.
     tag: Option<String>,
     content_type: &'static str,
 }
@@ -134,7 +135,7 @@ impl Found {
         let mut file = location.open_artifact(id, name)?;
         let size = file.metadata().map_err(|source| cannot_read(location, source))?.len();
         if name == store::MANIFEST {
-            // It changes while the incident is open, and no digest of it is kept.
+            // The manifest changes while the incident is open, and its digest is not stored.
             let digest = digest(&mut file).map_err(|source| cannot_read(location, source))?;
             return Ok(Self { file, size, tag: Some(digest), content_type: JSON });
         }
@@ -166,7 +167,7 @@ fn digest(file: &mut File) -> io::Result<String> {
     Ok(format!("\"{hex}\""))
 }
 
-/// Bytes of a file from `at` up to `to`.
+/// The byte range `at..to` of a file.
 struct Part {
     file: File,
     at: u64,
@@ -193,15 +194,15 @@ impl Source for Part {
     }
 }
 
-/// What of a file of `size` bytes a `Range` header asks for.
+/// The part of a file of `size` bytes that a `Range` header requests.
 #[derive(Debug, PartialEq, Eq)]
 enum Range {
-    /// All of it: also for a range of another unit, several at once or one that is none, as RFC 9110 lets
-    /// a server do.
+    /// The whole file. Used also for other units, several ranges or invalid ones, which RFC 9110
+    /// allows.
     Whole,
-    /// From the first up to the second.
+    /// The range from the first value up to, not including, the second.
     Part(u64, u64),
-    /// Nothing that is there.
+    /// A range outside the file.
     Beyond,
 }
 
@@ -231,7 +232,7 @@ impl Range {
     }
 }
 
-/// Does `work`, which reads files, where it holds nothing up.
+/// Runs `work`, which reads files, on a blocking thread.
 async fn off_thread<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, store::Error> + Send + 'static,
 ) -> Result<T, Response> {

@@ -1,6 +1,6 @@
-//! The page at `/debug/pprof/`, as people know it, for somebody who has been woken: what is wrong at the
-//! moment comes first, then what to look at, with the command that does it. Links are relative, so it
-//! stands under any prefix; nothing on it is loaded or run.
+//! The page at `/debug/pprof/`, laid out like Go's, for an on-call engineer. The current problems
+//! come first, then the profiles, each with its command. Links are relative, so the page works
+//! under any prefix; it loads and runs nothing.
 
 use std::fmt::{self, Write as _};
 
@@ -13,7 +13,7 @@ use axum::response::{IntoResponse, Response};
 use super::answer::NOSNIFF;
 use crate::agent::Status;
 
-/// Every profile, what its link asks for, and what it is.
+/// Profiles as `(name, query of the link, description)`.
 const PROFILES: [(&str, &str, &str); 10] = [
     ("allocs", "?debug=1", "A sampling of all memory allocations since the start."),
     ("block", "?debug=1", "Not recorded: a profile of nothing, for those who ask by habit."),
@@ -56,7 +56,7 @@ background:#f2f2f2;padding:.1em .3em}pre{padding:.6em .8em;overflow-x:auto}.bad{
 .dim{color:#666}a{color:#0b57d0}@media(prefers-color-scheme:dark){body{color:#ddd;background:#16181c}\
 code,pre{background:#24272d}.dim{color:#999}.bad{color:#ff8a80}a{color:#8ab4f8}}";
 
-/// The page; without a status, because the agent has stopped, its first part says so.
+/// Returns the page. `status` is `None` if the agent has stopped; the page then reports that first.
 pub(super) fn page(status: Option<&Status>, asked: &Parts) -> Response {
     let here = here(asked);
     let mut rows = String::new();
@@ -90,14 +90,14 @@ pub(super) fn page(status: Option<&Status>, asked: &Parts) -> Response {
     let mut response = ([NOSNIFF], page).into_response();
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8"));
-    // Nothing but the page's own style is used, whatever a name in it holds.
+    // The policy allows only the page's inline style, even if a name contains markup.
     let policy = HeaderValue::from_static("default-src 'none'; style-src 'unsafe-inline'");
     headers.insert(CONTENT_SECURITY_POLICY, policy);
     response
 }
 
-/// The page as it was asked for, for commands that are copied into a shell; what a shell would take for more
-/// than a name is left out.
+/// Returns the base URL of the request, for commands to be copied into a shell. If it contains
+/// characters that are special to a shell, it is replaced by a placeholder.
 fn here(asked: &Parts) -> String {
     let path = asked.extensions.get::<OriginalUri>().map_or(asked.uri.path(), |it| it.path());
     let host = asked.headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
@@ -107,7 +107,7 @@ fn here(asked: &Parts) -> String {
     format!("http://{host}{}", path.trim_end_matches("/debug/pprof/"))
 }
 
-/// Who this is and how it is. Writing into a String cannot fail.
+/// Writes the service, its vitals and its open incidents. Writing into a `String` cannot fail.
 fn present(out: &mut String, status: &Status) {
     let (service, domain) = (Escaped(&status.service), Escaped(&status.domain));
     let since = status.started.strftime("%Y-%m-%d %H:%M:%SZ");
@@ -153,7 +153,7 @@ fn present(out: &mut String, status: &Status) {
     }
 }
 
-/// A text that is no markup.
+/// A text that is escaped for HTML.
 pub(super) struct Escaped<'a>(pub(super) &'a str);
 
 impl fmt::Display for Escaped<'_> {

@@ -1,4 +1,4 @@
-//! marple's own listener, on the agent's thread.
+//! The HTTP listener of marple, run on the agent's thread.
 
 use std::convert::Infallible;
 use std::fs;
@@ -29,34 +29,34 @@ use crate::base::spare::{self, Need, OpenError};
 use crate::base::{Error, log, panics, warnings};
 use crate::config::{HttpSettings, Listen, Settings};
 
-/// How many connections there may be. Each takes some 30 KiB while it is served and a descriptor of the
-/// service's; scrapers and people need ten.
+/// Maximum number of connections. Each takes about 30 KiB while it is served and one descriptor of
+/// the process; scrapers and people need ten.
 const CONNECTIONS: usize = 128;
 
-/// What the kernel keeps of an answer that its client does not take, half of it for itself. By itself it would
-/// keep 4 MiB a connection, which a container pays for; at 256 KiB an archive still comes at 2.5 MB a second over
-/// a tenth of a second's distance.
+/// Send buffer of a connection in bytes, half of it for the kernel's bookkeeping. The kernel's
+/// default grows to 4 MiB a connection, which is charged to the container. At 256 KiB an archive
+/// still arrives at 2.5 MB/s over a round trip of 0.1 s.
 const SEND_BUFFER: u32 = 256 << 10;
 
-/// How long nothing is accepted after that failed.
+/// Pause after a failed `accept`.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// The topic of the warning while there is no endpoint.
+/// Topic of the warning while the endpoint is unavailable.
 const TOPIC: &str = "http.listen";
 
-/// Listens where `[http]` says, and does nothing without one.
+/// A listener on the address in `[http]`; it does nothing without one.
 ///
-/// An address that is taken, a socket whose owner does not answer, a directory that is not there yet: each is tried again until
-/// it can be had.
+/// Binding is retried until it succeeds: the address may be in use, the owner of the socket may not
+/// respond, or its directory may not exist yet.
 #[derive(Default)]
 pub(crate) struct Listener {
     settings: Option<HttpSettings>,
     bound: Option<Socket>,
 }
 
-/// A listening socket. Forked children do not share it: they would take connections and never answer.
+/// A listening socket. Forked children close it: they would accept connections and never respond.
 struct Socket {
-    // Dropped before the descriptor it is about.
+    // Dropped before the descriptor that it refers to.
     not_inherited: Option<NotInherited>,
     listening: Listening,
 }
@@ -66,10 +66,11 @@ enum Listening {
     Unix(UnixListener, SocketFile),
 }
 
-/// A socket's file, removed when it is no longer listened on.
+/// A socket file, removed on drop.
 struct SocketFile {
     path: PathBuf,
-    /// Device and inode: by then another process may listen at the path.
+    /// Device and inode. The file is removed only if they still match: another process may have
+    /// bound the path.
     identity: (u64, u64),
 }
 
@@ -127,7 +128,7 @@ impl Service for Listener {
     }
 }
 
-/// Tries to listen until that succeeds.
+/// Retries `bind` until it succeeds.
 async fn wait_for_address(listen: &Listen) -> Socket {
     let mut backoff = Backoff::new();
     loop {
@@ -147,7 +148,7 @@ async fn wait_for_address(listen: &Listen) -> Socket {
     }
 }
 
-/// Listens, without waiting for anything.
+/// Binds a nonblocking listening socket.
 fn bind(listen: &Listen) -> io::Result<Socket> {
     let listening = match listen {
         Listen::Tcp(address) => {
@@ -165,15 +166,15 @@ fn bind(listen: &Listen) -> io::Result<Socket> {
     Ok(Socket { not_inherited: NotInherited::new(descriptor), listening })
 }
 
-/// Has every connection that `socket` takes keep no more than [`SEND_BUFFER`]: they inherit its options.
+/// Limits the send buffers of all connections that `socket` accepts to [`SEND_BUFFER`]: they
+/// inherit its options.
 fn bound_send_buffers(socket: &TcpListener) -> io::Result<()> {
-    // Only tokio's kind of socket has the option, and any descriptor can be taken for one.
+    // Only tokio's `TcpSocket` has the option, and it can be made from any descriptor.
     let same = OwnedFd::from(socket.try_clone()?);
     TcpSocket::from_std_stream(same.into()).set_send_buffer_size(SEND_BUFFER)
 }
 
-/// Takes connections for good. What cannot be listened on any more is an error; what one connection does
-/// is not.
+/// Accepts connections until the listening socket fails. Errors of a single connection are ignored.
 async fn accept(socket: Socket, routes: Router, settings: &HttpSettings) -> io::Result<Infallible> {
     let places = Places::new(CONNECTIONS);
     let longest = settings.max_duration;
@@ -182,7 +183,7 @@ async fn accept(socket: Socket, routes: Router, settings: &HttpSettings) -> io::
     match listening {
         Listening::Tcp(socket) => {
             let socket = tokio::net::TcpListener::from_std(socket)?;
-            // A later local is dropped earlier.
+            // Locals are dropped in reverse order, so this is dropped before the socket.
             let _not_inherited = not_inherited;
             loop {
                 pace.turn().await;
@@ -207,8 +208,9 @@ async fn accept(socket: Socket, routes: Router, settings: &HttpSettings) -> io::
     }
 }
 
-/// A connection that was reset before it was taken is gone. Without a descriptor one that is reserved is released for
-/// the next attempt; when there is none left either, asking in a loop would be all this thread does.
+/// Returns the accepted connection, or `None` after an error. A connection reset before `accept` is
+/// skipped. If no descriptor is free, a reserved one is released for the next attempt. If none is
+/// reserved either, the pause avoids a busy loop.
 async fn pause_if_failed<T>(accepted: io::Result<T>) -> Option<T> {
     match accepted {
         Ok(accepted) => Some(accepted),
@@ -222,7 +224,8 @@ async fn pause_if_failed<T>(accepted: io::Result<T>) -> Option<T> {
     }
 }
 
-/// Counts a panic of the task that holds it: the runtime catches it, and that connection is closed.
+/// Counts a panic of the task that holds it. The runtime catches the panic, and the connection is
+/// closed.
 struct CountPanic;
 
 impl Drop for CountPanic {
@@ -233,8 +236,8 @@ impl Drop for CountPanic {
     }
 }
 
-/// Serves a connection if there is a place, or one whose client does nothing. One too many is closed at once: in
-/// the backlog it would take its turn from those that come when there is room again.
+/// Serves a connection if a slot is free or an idle one can be evicted. Otherwise it is closed at
+/// once: in the backlog it would take the slot of a later client.
 fn admit(
     places: &Arc<Places>,
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -252,14 +255,15 @@ fn admit(
     }));
 }
 
-/// By `fcntl`: `std` does it by `ioctl`, which is one system call more that a filter has to allow.
+/// Sets `O_NONBLOCK` by `fcntl`: `std` uses `ioctl`, one more system call that a seccomp filter has
+/// to allow.
 fn set_nonblocking(socket: impl std::os::fd::AsFd) -> io::Result<()> {
     let flags = rustix::fs::fcntl_getfl(&socket)?;
     Ok(rustix::fs::fcntl_setfl(&socket, flags | rustix::fs::OFlags::NONBLOCK)?)
 }
 
-/// A socket at `path` that only our user may connect to. One that a dead process left is replaced, one
-/// that somebody listens on is not, and neither is anything that is not a socket.
+/// Binds a socket at `path` that only the current user may connect to. A socket left by a dead
+/// process is replaced. A socket in use, or a file that is not a socket, is an error.
 fn bind_unix(path: &Path) -> io::Result<Listening> {
     match fs::symlink_metadata(path) {
         Ok(found) if !found.file_type().is_socket() => {
@@ -272,8 +276,8 @@ fn bind_unix(path: &Path) -> io::Result<Listening> {
         Err(error) if error.kind() == ErrorKind::NotFound => {}
         Err(error) => return Err(error),
     }
-    // The mode cannot be given to bind(2), and the umask is the whole process'. So the socket is bound
-    // in a directory of ours that nobody else may enter, given its mode, and only then moved to its place.
+    // bind(2) takes no mode, and the umask applies to the whole process. The socket is therefore
+    // bound in a private directory, given its mode, and then moved to its path.
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     let private =
         parent.unwrap_or(Path::new(".")).join(format!(".marple-{}", ulid::Ulid::generate()));
@@ -295,13 +299,14 @@ fn bind_unix(path: &Path) -> io::Result<Listening> {
 
 #[cfg(target_os = "linux")]
 const PROBE: SocketFlags = SocketFlags::CLOEXEC;
-/// Not every system has a flag for it.
+/// Some systems have no `SOCK_CLOEXEC`.
 #[cfg(not(target_os = "linux"))]
 const PROBE: SocketFlags = SocketFlags::empty();
 
-/// Returns an error unless the socket at `path` was left by a process that does not listen on it any more.
+/// Returns an error unless the socket at `path` was left by a process that does not listen on it
+/// any more.
 ///
-/// Does not wait for its owner: a stopped or hung process accepts nothing, and once its backlog is full a blocking
+/// Never blocks: a stopped or hung process accepts nothing, and once its backlog is full a blocking
 /// `connect` would not return.
 fn check_abandoned(path: &Path) -> io::Result<()> {
     let probe = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, PROBE, None)?;
@@ -311,7 +316,7 @@ fn check_abandoned(path: &Path) -> io::Result<()> {
         Ok(()) => in_use("another process listens on that socket"),
         Err(Errno::AGAIN) => in_use("another process listens on that socket and does not accept"),
         Err(Errno::PROTOTYPE) => in_use("another process has a socket of another type there"),
-        // Gone since: it can be had.
+        // `NOENT`: the file was removed in the meantime.
         Err(Errno::CONNREFUSED | Errno::NOENT) => Ok(()),
         Err(errno) => Err(errno.into()),
     }
@@ -333,7 +338,7 @@ mod tests {
         assert!(kept <= 2 * SEND_BUFFER, "{kept}");
     }
 
-    /// A connection whose answer is large, and the first bytes of which were taken.
+    /// Returns a connection with a large response, of which the first bytes were read.
     async fn asks(places: &Arc<Places>, routes: &Router) -> tokio::io::DuplexStream {
         let (mut client, server) = tokio::io::duplex(1 << 10);
         admit(places, server, Peer("test".into()), routes, Duration::ZERO);
@@ -364,7 +369,7 @@ mod tests {
         let mut slow = [asks(&places, &routes).await, asks(&places, &routes).await];
         for second in 0..20 {
             time::sleep(Duration::from_secs(1)).await;
-            // As fast as it may be without being ended for it.
+            // The fastest rate that does not end the connection.
             for slow in &mut slow {
                 let _ = slow.read_exact(&mut [0; 4 << 10]).await;
             }

@@ -1,7 +1,7 @@
-//! `/metrics`: the status in Prometheus' text format, version 0.0.4.
+//! Serves `/metrics`: the status in Prometheus' text format, version 0.0.4.
 //!
-//! Names and units follow Prometheus' rules (base units, `_total` for what only grows, shares as ratios),
-//! which `promtool check metrics` holds in the tests. A number that is not known is left out, never 0.
+//! Names and units follow Prometheus' rules: base units, `_total` for counters, fractions as
+//! ratios. The tests run `promtool check metrics`. An unknown value is omitted, not written as 0.
 
 use std::fmt::{self, Write as _};
 
@@ -12,7 +12,7 @@ use crate::store::Holdings;
 
 pub(super) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// The text, 4 KiB or so.
+/// Returns the text, about 4 KiB.
 pub(super) fn text(status: &Status) -> String {
     let mut page = Page(String::with_capacity(8 << 10));
     process(&mut page, status);
@@ -77,7 +77,7 @@ fn vitals(page: &mut Page, status: &Status) {
     page.gauge("marple_cpu_limit_cores", "The CPU limit in force.", *cpu_cores);
 }
 
-/// The service's own numbers.
+/// Writes the metrics that the service registered.
 fn own(page: &mut Page, status: &Status) {
     let values = || status.vitals.values.iter().map(|(name, value)| (name.as_str(), *value));
     let gauges = values().filter_map(|(name, value)| Some((name.strip_prefix("gauge.")?, value)));
@@ -207,7 +207,7 @@ fn requests(page: &mut Page) {
 
 struct Page(String);
 
-// Writing into a String cannot fail.
+// Writing into a `String` cannot fail.
 impl Page {
     fn family(&mut self, name: &str, kind: &str, help: &str) {
         let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
@@ -251,7 +251,7 @@ impl Page {
     }
 }
 
-/// A label's value.
+/// A label value.
 struct Escaped<'a>(&'a str);
 
 impl fmt::Display for Escaped<'_> {

@@ -1,29 +1,37 @@
-//! The endpoint: what clients of Go's `net/http/pprof` expect, and what marple has besides.
+//! The HTTP endpoint: the routes of Go's `net/http/pprof`, and those of marple.
 //!
-//! | route | answer | role |
+//! | route | response | role |
 //! |---|---|---|
-//! | `POST /monitor/notify` (`GET` with a token, over the own Unix socket, or from a browser's own page) | flips the toggle; `?action=start\|stop\|toggle\|status` says it outright | control; `status`: read |
-//! | `/status` | how the agent stands, as [`Status`](crate::agent::Status) | read |
+//! | `/monitor/notify` | changes the toggle, or returns its state | control; `status`: read |
+//! | `/status` | the agent's [`Status`](crate::agent::Status) | read |
 //! | `/metrics` | the same for Prometheus | read |
 //! | `/incidents` | every incident with its files, the latest first | read |
 //! | `/incidents/{id}` | its manifest | read |
 //! | `/incidents/{id}/{file}` | a file; ranges, ETag by SHA-256 | read |
-//! | `/incidents/{id}.tar.gz` | all of it | read |
-//! | `/debug/pprof/` | the page people know | read |
-//! | `/debug/pprof/{profile,heap,allocs,trace,goroutine,threadcreate,cmdline}` | as in Go | capture |
+//! | `/incidents/{id}.tar.gz` | all files | read |
+//! | `/debug/pprof/` | the index page | read |
 //! | `/debug/pprof/symbol` | as in Go | read |
+//! | `/debug/pprof/{name}` | a profile, as in Go | capture |
 //!
-//! # Three ways in
+//! The names of profiles are `profile`, `heap`, `allocs`, `trace`, `goroutine`, `threadcreate`,
+//! `cmdline`, `block` and `mutex`.
 //!
-//! A listener of marple's own (`[http]` in the settings) runs on the agent's thread, so that it answers when
-//! the service's runtime is stuck. It is on loopback or a Unix socket of mode 0600, or it asks for a token. Prefer
-//! the socket: loopback without a token gives heap and arguments to every user of the machine, which a warning in
-//! `/status` says.
+//! `/monitor/notify` flips the toggle, or does what `?action=start|stop|toggle|status` names. It
+//! takes a `POST`. It takes a `GET` only with a token, over the Unix socket of the listener, or
+//! from a page of the same origin.
 //!
-//! [`router`] nests into an axum application; [`guarded`] is the same with tokens and names of its own.
-//! Either is a `tower::Service` of HTTP requests, so it also serves behind hyper or beside tonic, on a tokio
-//! runtime. A nested router asks for nothing by itself, since only the service knows what stands before it.
-//! A prefix nobody knows is one line, and shows in every log of every proxy on the way; the token does not:
+//! # Three ways to serve it
+//!
+//! The listener of marple (`[http]` in the settings) runs on the agent's thread, so it responds
+//! when the service's runtime is stuck. It listens on loopback or on a Unix socket of mode 0600;
+//! any other address needs a token. Prefer the socket: loopback without a token exposes heap and
+//! command line to every user of the machine, and a warning in `/status` says so.
+//!
+//! [`router`] nests into an axum application. [`guarded`] does the same with tokens and host names.
+//! Either is a `tower::Service` of HTTP requests, so it also runs under hyper or next to tonic, on
+//! a tokio runtime. [`router`] checks no token: the service decides how to protect it. An
+//! unguessable prefix takes one line, but appears in the logs of every proxy on the path; a token
+//! does not:
 //!
 //! ```no_run
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -31,7 +39,8 @@
 //! use marple::config::{HttpSettings, Secret};
 //! use marple::http;
 //!
-//! let by_prefix = axum::Router::new().nest("/a-long-random-prefix", http::router(&agent.handle()));
+//! let by_prefix =
+//!     axum::Router::new().nest("/a-long-random-prefix", http::router(&agent.handle()));
 //!
 //! let token = Some(Secret::new("a long random text"));
 //! let settings = HttpSettings { token, ..HttpSettings::default() };
@@ -40,57 +49,84 @@
 //! # }
 //! ```
 //!
-//! Behind hyper alone a router is `TowerToHyperService::new(router)` of `hyper_util`, in a tonic server it is
-//! `add_routes(Routes::from(router))` with `accept_http1(true)`; `tests/http_service.rs` has both.
+//! With hyper alone, wrap a router as `TowerToHyperService::new(router)` of `hyper_util`. In a
+//! tonic server, use `add_routes(Routes::from(router))` with `accept_http1(true)`.
+//! `tests/http_service.rs` shows both.
 //!
-//! # Who asks
+//! # Clients
 //!
-//! `go tool pprof` brings no token of its own and opens no Unix socket. Give it the file:
-//! `curl --unix-socket PATH -o heap http://localhost/debug/pprof/heap && go tool pprof heap`, or with a token
-//! `curl -H "Authorization: Bearer $TOKEN" -o heap URL/debug/pprof/heap && go tool pprof heap`; or let it come over
-//! loopback, or below a prefix.
+//! `go tool pprof` sends no token and opens no Unix socket. Pass it a file: `curl --unix-socket
+//! PATH -o heap http://localhost/debug/pprof/heap && go tool pprof heap`, or with a token `curl -H
+//! "Authorization: Bearer $TOKEN" -o heap URL/debug/pprof/heap && go tool pprof heap`. It can also
+//! connect over loopback, or below a prefix.
 //!
-//! Grafana Alloy (`pyroscope.scrape`) and Parca ask by `bearer_token` or `authorization` of their configuration, and
-//! their default paths are all here: `allocs`, `block`, `goroutine`, `heap`, `mutex`, `profile`, `threadcreate`. What
-//! they ask for only when told to, `delta_heap`, `delta_block`, `delta_mutex` and `/debug/fgprof`, comes from packages
-//! besides Go's own and is 404 here as it is in a Go service without them; `heap?seconds=N` is such a difference.
-//! `tests/http_scrapers.rs` asks as their sources do; they themselves are in no package registry, and were not run.
+//! Grafana Alloy (`pyroscope.scrape`) and Parca send the `bearer_token` or `authorization` of their
+//! configuration. All their default paths exist: `allocs`, `block`, `goroutine`, `heap`, `mutex`,
+//! `profile`, `threadcreate`. The paths `delta_heap`, `delta_block`, `delta_mutex` and
+//! `/debug/fgprof` are off in their defaults and come from packages outside Go's standard library.
+//! They are 404, as in a Go service without those packages; `heap?seconds=N` is such a difference.
+//! `tests/http_scrapers.rs` sends the requests found in the sources of both. The scrapers
+//! themselves are in no package registry and were not run.
 //!
-//! # Where it differs from Go's
+//! # Differences from Go
 //!
-//! | Go | here | why |
-//! |---|---|---|
-//! | streams with chunked encoding what is over 2 KiB | `Content-Length` | a failure at the end is a 500, not a profile that is cut off |
-//! | `trace` is Go's execution trace | Perfetto's, from `trace.window` before the request on | `go tool trace` reads Go's scheduler alone; what led up to a moment is recorded anyway |
-//! | any `seconds` | 400 beyond `http.max_duration` | a forgotten client would hold the one profiler for a day |
-//! | `seconds` is rounded to what fits 64 bits of nanoseconds, infinity too | 400 | it is beyond the cap |
-//! | `seconds` for `block` and `mutex` waits | an empty difference at once | nothing is gained in any time |
-//! | a profile a program has not is 404 | also one that the settings or the build leave out (`stacks.threads = "off"`, no `#[global_allocator]` line), with the reason | asking again is of no use, and nothing is broken |
-//! | any number of answers wait for clients that do not take them | 503 beyond 64 MiB of them | they are the service's memory |
-//! | any number of captures | 429 and `Retry-After` beyond `budget.streams_per_day` | a client that asks in a loop is a load; a continuous profiler takes a fifth of it |
-//! | `goroutine` is goroutines | threads with their stacks; with `debug=2` the tasks too | a task that does not run has no stack of its own |
-//! | `threadcreate` has stacks | their number | where threads were made is not recorded |
-//! | any number of requests a second | those beyond `http.max_requests_per_second` wait; so do refusals of a peer after 32 of them | a client that loops costs some per cent of a core at most |
-//! | any list of addresses for `symbol` | 413 beyond 50,000, 503 beyond 16 bodies at once | they are the service's memory |
-//! | HTTP/2, TLS: silence | 505, 400 in words, and a line in the log | one sees what is wrong |
-//! | busy: 500, `cpu profiling already in use` | 500, who has it and until when, `Retry-After` | so that one knows whether to wait |
-//! | the profile runs on when its client goes away during the last write | it is dropped | nobody reads it |
-//! | a HEAD takes the capture and throws it away | the headers, and no capture | a probe costs nothing |
-//! | `POST` of anything but the default mux's routes is 405 | `symbol` takes `POST` | `go tool pprof` asks for symbols by `POST` |
-//! | `heap?debug=1` scales by the rate in its first line, has `runtime.MemStats` | values are estimates already (`@ heapprofile`); the process' vitals | see [`codec::legacy`](crate::codec::legacy) |
-//! | `gc=1` collects first | `X-Marple-Gc` says that nothing waits for a collector | freed memory leaves the profile at once |
-//! | `goroutineleak` | 404 | tasks are not traced |
-//! | | `hz=` (1 to 1000) and `mode=` (`cpu`, `wall`) on `profile`, `rate=` on `heap?seconds=` (4096 and more) | within hard caps |
+//! - **Length.** Go streams responses over 2 KiB with chunked encoding. marple sends
+//!   `Content-Length`, so a failure at the end is a 500 and not a truncated profile.
+//! - **`trace`.** Go returns its execution trace; marple returns a Perfetto trace that starts
+//!   `trace.window` before the request. `go tool trace` reads only Go's scheduler, and the
+//!   look-back is recorded anyway.
+//! - **`seconds`.** Go accepts any value and rounds it to 64 bits of nanoseconds, infinity
+//!   included. A value beyond `http.max_duration` is 400: a forgotten client would occupy the one
+//!   profiler for a day.
+//! - **`seconds` for `block` and `mutex`.** Go waits. marple returns an empty difference at once,
+//!   because these profiles never change.
+//! - **Missing profiles.** Both return 404. marple also does so for a profile that the settings or
+//!   the build leave out (`stacks.threads = "off"`, no `#[global_allocator]` line), and gives the
+//!   reason. Retrying is useless, and nothing is broken.
+//! - **Unread responses.** Go keeps any number of them. marple returns 503 beyond 64 MiB of them,
+//!   since they are the service's memory.
+//! - **Captures per day.** Beyond `budget.streams_per_day` marple returns 429 with `Retry-After`,
+//!   since a client in a loop is a load. A continuous profiler takes a fifth of the default.
+//! - **`goroutine`.** It lists threads with their stacks, and with `debug=2` also the tasks,
+//!   because a task that is not running has no stack.
+//! - **`threadcreate`.** It has the number of threads without stacks. Stacks at thread creation are
+//!   not recorded.
+//! - **Requests per second.** Requests beyond `http.max_requests_per_second` are delayed, and so
+//!   are refusals of a peer after 32 of them. A client in a loop then costs at most a few per cent
+//!   of a core.
+//! - **`symbol`.** More than 50,000 addresses are 413, and more than 16 bodies at once 503, since
+//!   they are the service's memory. It accepts `POST`, which `go tool pprof` uses; any other
+//!   profile is 405.
+//! - **HTTP/2 and TLS.** Go closes the connection. marple sends a 505 or 400 with a text, and logs
+//!   a line, so that the cause is visible.
+//! - **Busy profiler.** Go returns 500, `cpu profiling already in use`. The 500 of marple adds the
+//!   current client, the end of its capture and `Retry-After`.
+//! - **Disconnected client.** If a client goes away during the last write, Go finishes the profile
+//!   and marple drops it.
+//! - **`HEAD`.** Go takes the capture and discards it. marple returns the headers without a
+//!   capture, so a probe is free.
+//! - **`heap?debug=1`.** Go scales by the rate in the first line and adds `runtime.MemStats`.
+//!   marple writes values that are already estimates (`@ heapprofile`) and the vitals of the
+//!   process; see [`codec::legacy`](crate::codec::legacy).
+//! - **`gc=1`.** Go collects garbage first. marple sends `X-Marple-Gc`: there is no collector, and
+//!   freed memory leaves the profile at once.
+//! - **`goroutineleak`.** It is 404: references between tasks are not traced.
+//! - **Additional parameters**, within hard limits: `hz=` (1 to 1000) and `mode=` (`cpu`, `wall`)
+//!   on `profile`, `rate=` (4096 or more) on `heap?seconds=`.
 //!
-//! # What holds
+//! # Guarantees
 //!
-//! Nothing here blocks the agent's thread: captures, symbols and encoding are done by the thread
-//! `marple-capture`, files are read by blocking threads of the runtime, and what is left is arithmetic
-//! on a few KiB. A client that goes away drops its handler, which gives its capture up at once. One that stays
-//! and takes nothing holds no engine: its capture is over, and what it holds is a place that others may need
-//! (`places`) and bytes that are counted (`unread`). One capture of each kind runs at a time, and those that last
-//! leave room for snapshots and symbols. `tests/http_memory.rs` has the memory that each route may take. What clients asked for is encoded at low priority. The module
-//! `access` has the doors a request passes, `audit` what is told of it.
+//! Handlers do not block the agent's thread. Captures, symbolization and encoding run on the thread
+//! `marple-capture`, encoding at low priority. Files are read on blocking threads of the runtime.
+//! The rest is arithmetic on a few KiB.
+//!
+//! A client that disconnects drops its handler, which cancels its capture at once. A client that
+//! stays and reads nothing holds no engine, because its capture is finished. It holds a connection
+//! slot that others can reclaim (`places`) and bytes that are counted (`unread`).
+//!
+//! One capture of each kind runs at a time. Captures with a duration leave capacity for snapshots
+//! and symbols. `tests/http_memory.rs` checks the memory limit of each route. The module `access`
+//! has the checks of a request, `audit` its log lines and counts.
 
 mod access;
 mod answer;
@@ -136,10 +172,10 @@ use places::Seat;
 use query::Query;
 use route::Route;
 
-/// The routes, to be nested into the service's own router under any prefix. Whoever gets to them may do
-/// everything, except a browser on behalf of another site.
+/// Returns the routes, to be nested into the service's router under any prefix. Every request that
+/// reaches them has all roles, except one that a browser sends on behalf of another site.
 ///
-/// A prefix that nobody knows is one line:
+/// An unguessable prefix takes one line:
 ///
 /// ```no_run
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -153,15 +189,15 @@ pub fn router(agent: &AgentHandle) -> Router {
     routes(&Arc::new(Endpoint { agent: agent.clone(), access: Access::open(), limits: None }))
 }
 
-/// The routes behind the tokens and the names of `settings`; what it says of listening means nothing here.
-/// Whatever else is asked for below the prefix it is nested under is answered like what is there, so that
-/// strangers learn nothing.
+/// Returns the routes behind the tokens and host names of `settings`; `settings.listen` is ignored.
+/// Unknown paths below the prefix get the same checks as existing ones, so an unauthorized client
+/// cannot find out which paths exist.
 pub fn guarded(agent: &AgentHandle, settings: &HttpSettings) -> Router {
     let access = Access::nested(settings);
     all_paths(Endpoint { agent: agent.clone(), access, limits: None })
 }
 
-/// The routes of the own listener.
+/// Returns the routes of the listener.
 fn own(agent: &AgentHandle, settings: &HttpSettings) -> Router {
     let access = Access::own(settings);
     match &settings.listen {
@@ -188,17 +224,17 @@ fn all_paths(endpoint: Endpoint) -> Router {
 struct Endpoint {
     agent: AgentHandle,
     access: Access,
-    /// `None` for a nested router, whose service has limits of its own and whose runtime may have no timer.
+    /// `None` for a nested router: its service has other limits, and its runtime may have no timer.
     limits: Option<Limits>,
 }
 
-/// Rate limits of the own listener.
+/// Rate limits of the listener.
 struct Limits {
     pace: Pace,
     refusals: Refusals,
 }
 
-/// Where a request comes from, as far as the listener knows.
+/// The address or the process that a request comes from.
 #[derive(Clone)]
 struct Peer(String);
 
@@ -209,13 +245,13 @@ fn routes(endpoint: &Arc<Endpoint>) -> Router {
     })
 }
 
-/// Answers a request within the limits of the endpoint.
+/// Serves a request within the limits of the endpoint.
 async fn answer(endpoint: Arc<Endpoint>, route: Route, mut request: Request) -> Response {
     let Some(limits) = &endpoint.limits else { return dispatch(&endpoint, route, request).await };
     let seat = request.extensions_mut().remove::<Arc<Seat>>();
     let peer =
         request.extensions().get().map_or(String::new(), |Peer(peer)| pace::shared_name(peer));
-    // The body of a POST is still the client's to send.
+    // The body of a POST has yet to arrive from the client.
     let is_work = matches!(*request.method(), Method::GET | Method::HEAD);
     let waiting = |wait: bool| match &seat {
         Some(seat) if wait => seat.waits(),
@@ -239,7 +275,7 @@ async fn dispatch(endpoint: &Endpoint, route: Route, request: Request) -> Respon
     let (mut parts, body) = request.into_parts();
     let who = who(&parts);
     let mut audit = Audit::new(route, parts.method.as_str(), &who);
-    // A path whose escapes are no UTF-8 has no parts, and nothing is called so.
+    // A path whose escapes are not UTF-8 has no parameters, and no resource has such a name.
     let names = Path::<HashMap<String, String>>::from_request_parts(&mut parts, &()).await;
     let names = names.map(|Path(names)| names).unwrap_or_default();
     let name = |key: &str| names.get(key).map_or("", String::as_str);
@@ -285,8 +321,8 @@ async fn dispatch(endpoint: &Endpoint, route: Route, request: Request) -> Respon
     response
 }
 
-/// Checks the caller, then its role, then the method. A caller that fails the first check learns nothing of
-/// the others.
+/// Checks the caller, then its role, then the method. A caller that fails one check gets no
+/// information about the later ones.
 fn admit(
     access: &Access,
     parts: &Parts,
@@ -308,7 +344,7 @@ fn admit(
     Ok(caller)
 }
 
-/// Who is told to others while he has an engine.
+/// Returns the name of the client that other clients see while it uses an engine.
 fn who(parts: &Parts) -> String {
     use axum::extract::ConnectInfo;
     use std::net::SocketAddr;
@@ -341,8 +377,8 @@ async fn metrics(agent: &AgentHandle) -> Response {
     }
 }
 
-/// Go's mux sends `/debug/pprof` on to `/debug/pprof/`, with these words; relative links on the page need the
-/// slash.
+/// Redirects `/debug/pprof` to `/debug/pprof/` with the text of Go's mux. Relative links on the
+/// page need the slash.
 fn to_index(parts: &Parts) -> Response {
     let path = parts.extensions.get::<OriginalUri>().map_or(parts.uri.path(), |it| it.path());
     let Ok(place) = HeaderValue::try_from(format!("{path}/")) else { return answer::not_found() };

@@ -1,4 +1,5 @@
-//! `/monitor/notify`: the toggle, as the founding program answered it, and what is running besides.
+//! Serves `/monitor/notify`: the toggle and the running captures. The fields `code` and `msg` of
+//! the response are fixed for existing clients.
 
 use axum::Json;
 use axum::http::{Method, StatusCode};
@@ -10,7 +11,7 @@ use super::query::Query;
 use crate::agent::{AgentHandle, ToggleAction, Toggled};
 use crate::model::Origin;
 
-/// What the toggle is asked.
+/// The action that a request names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Action {
     Do(ToggleAction),
@@ -18,7 +19,7 @@ pub(super) enum Action {
 }
 
 impl Action {
-    /// The action that `query` names; none when it names something else or anything besides.
+    /// Parses the action in `query`. Returns `None` for an unknown action or any other parameter.
     pub(super) fn parse(query: &Query) -> Option<Self> {
         if query.keys().any(|key| key != "action") || query.keys().count() > 1 {
             return None;
@@ -43,7 +44,7 @@ struct Answer {
     toggled: Toggled,
 }
 
-/// Answers a request. `may_get` is whether a GET of this caller may change the toggle.
+/// Handles a request. `may_get` permits a GET of this caller to change the toggle.
 pub(super) async fn notify(
     agent: &AgentHandle,
     method: &Method,

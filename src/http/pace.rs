@@ -1,17 +1,17 @@
-//! Rate limits of the own listener, so that a client that loops costs the service little.
+//! Rate limits of the listener, which bound the cost of a client in a loop.
 //!
 //! | limit | value | effect beyond it |
 //! |---|---|---|
-//! | requests a second, all clients together | `http.max_requests_per_second` | the request waits for its turn |
-//! | new connections a second, likewise | the same | they wait in the kernel's queue |
-//! | refusals of one peer | [`FREE_REFUSALS`], and one more every [`REFILL`] | the refusal waits, then its connection is closed |
+//! | requests per second, all clients | `http.max_requests_per_second` | delay |
+//! | new connections per second, all clients | the same | wait in the kernel's queue |
+//! | refusals of one peer | [`FREE_REFUSALS`], and one more every [`REFILL`] | delay, then close |
 //!
-//! Waiting is fair: turns are given in the order of arrival, and a connection asks for one turn at a time. So
-//! a client that floods on `n` connections leaves every `n + 1`th turn to another. Waiting connections may lose
-//! their place to new ones ([`places`](super::places)).
+//! Requests are admitted in the order of arrival, and a connection waits for one admission at a
+//! time. A client that floods on `n` connections thus leaves one in `n + 1` admissions to another.
+//! Waiting connections may lose their slot to new ones ([`places`](super::places)).
 //!
-//! Refusals wait and accepted requests do not, so that on loopback, where all peers look alike, a client with
-//! a wrong token does not slow down one with the right token.
+//! Only refusals are delayed by the third limit. All peers on loopback have the same name, and a
+//! client with a wrong token must not slow down one with the right token.
 
 use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
@@ -19,22 +19,24 @@ use std::time::Duration;
 
 use tokio::time::{self, Instant};
 
-/// Requests or connections that need not wait after a pause: the page, its links and a scrape at once.
+/// Requests or connections admitted without delay after an idle period: the page, its links and a
+/// scrape at once.
 const BURST: u32 = 100;
-/// Refusals that a peer gets at once.
+/// Refusals per peer without delay.
 const FREE_REFUSALS: f64 = 32.0;
-/// The time in which a peer gains one more: a scraper that is refused every 15 seconds never waits.
+/// Time in which a peer regains one refusal. A scraper that is refused every 15 seconds is never
+/// delayed.
 const REFILL: Duration = Duration::from_secs(2);
-/// Wait for a refusal beyond them, in turns: half a second at the default rate.
+/// Delay of a refusal beyond the free ones, in intervals: half a second at the default rate.
 const PENALTY_TURNS: u32 = 50;
-/// Peers that refusals are counted for. All others share one count.
+/// Maximum number of peers counted separately. All others share one count.
 const MAX_PEERS: usize = 64;
 
-/// A rate limit with turns in the order of arrival.
+/// A rate limit that admits callers in the order of arrival.
 #[derive(Debug)]
 pub(super) struct Pace {
     interval: Duration,
-    /// Time of the next turn. The lock is fair and is held while its owner waits.
+    /// Time of the next admission. The lock is fair and is held while its owner waits.
     next: tokio::sync::Mutex<Option<Instant>>,
 }
 
@@ -44,7 +46,7 @@ impl Pace {
         Self { interval, next: tokio::sync::Mutex::new(None) }
     }
 
-    /// Waits for the caller's turn. A caller that is dropped before leaves the queue.
+    /// Waits for the caller's admission. A caller that is dropped before then leaves the queue.
     pub(super) async fn turn(&self) {
         let mut next = self.next.lock().await;
         let earliest = Instant::now().checked_sub(self.interval * BURST);
@@ -55,19 +57,19 @@ impl Pace {
         *next = Some(turn.unwrap_or_else(Instant::now) + self.interval);
     }
 
-    /// The wait of a refusal beyond the free ones.
+    /// Returns the delay of a refusal beyond the free ones.
     pub(super) fn penalty(&self) -> Duration {
         self.interval * PENALTY_TURNS
     }
 }
 
-/// A bounded table of peers and their refusals.
+/// A bounded table of refusal counts by peer.
 #[derive(Debug, Default)]
 pub(super) struct Refusals(Mutex<Vec<Refused>>);
 
 #[derive(Debug)]
 struct Refused {
-    /// Empty for the entry that is shared by peers beyond [`MAX_PEERS`].
+    /// Empty for the entry shared by peers beyond [`MAX_PEERS`].
     peer: String,
     free: f64,
     as_of: Instant,
@@ -82,13 +84,13 @@ impl Refused {
 }
 
 impl Refusals {
-    /// Counts a refusal of `peer`. Returns `true` if it is one too many.
+    /// Counts a refusal of `peer`. Returns `true` if `peer` has no free refusals left.
     pub(super) fn count(&self, peer: &str) -> bool {
         let now = Instant::now();
         let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         table.iter_mut().for_each(|entry| entry.refill(now));
         if !table.iter().any(|entry| entry.peer == peer) {
-            // An entry that is full says no more than none.
+            // A full entry is equivalent to no entry.
             table.retain(|entry| entry.free < FREE_REFUSALS);
         }
         let is_full = table.len() >= MAX_PEERS;
@@ -108,7 +110,8 @@ impl Refusals {
     }
 }
 
-/// The part of a peer's name that its connections share: the address without the port, or the process.
+/// Returns the part of a peer's name that its connections share: the address without the port, or
+/// the process.
 pub(super) fn shared_name(peer: &str) -> String {
     match peer.parse::<SocketAddr>() {
         Ok(address) => address.ip().to_string(),

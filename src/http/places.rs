@@ -1,15 +1,17 @@
-//! The places there are for connections, and who gives his up when all are taken.
+//! Connection limit with eviction of the connection that has waited longest.
 //!
-//! A connection *waits* while its client is to do something: send a head, take an answer, ask again on a
-//! connection it keeps. It does not while we do what was asked. When somebody comes and there is no place,
-//! the connection that has waited the longest ends and its place is his. So heads that never end, idle
-//! connections and clients that take an answer as slowly as they may ([`connection`](super::connection))
-//! hold places for as long as nobody wants them, and keep nobody out: who means to ask has asked within a
-//! round trip. The obvious alternative, shorter patience for all, ends honest clients on bad lines for
-//! nothing.
+//! A connection is *waiting* while its client has to act: send a head, read a response, or send the
+//! next request on a kept connection. It is *busy* while the request is being served. If all slots
+//! are taken and a new connection arrives, the connection that has waited longest is closed and its
+//! slot reused.
 //!
-//! Progress counts by [`PACE`](super::connection::PACE) and not by the byte, so that taking a byte now and
-//! then does not make a client look quick.
+//! Unfinished heads, idle connections and slow readers ([`connection`](super::connection)) thus
+//! hold slots only while no other client needs them. They cannot keep clients out: an active client
+//! sends its request within a round trip. Shorter timeouts for all would disconnect valid clients
+//! on slow links.
+//!
+//! Progress is measured in steps of [`PACE`](super::connection::PACE), not in bytes, so a client
+//! that reads a byte now and then still counts as waiting.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -17,24 +19,24 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-/// How long a connection has its place for sure: else a burst of new ones would end each other before any
-/// has been read from.
+/// Time for which a new connection cannot be evicted. Without it a burst of connections would evict
+/// each other before any is read from.
 const SURE: Duration = Duration::from_millis(250);
 
-/// All places.
+/// The connection slots of a listener.
 pub(super) struct Places {
     most: usize,
     taken: Mutex<Vec<Arc<Seat>>>,
 }
 
-/// What is known of a connection that has a place.
+/// State of a connection that has a slot.
 pub(super) struct Seat {
-    /// Since when its client is to do something; none while we are.
+    /// Time since which its client has to act, or `None` while a request is being served.
     waits_since: Mutex<Option<Instant>>,
     out: Notify,
 }
 
-/// A place; dropping it gives it back.
+/// An occupied slot, freed on drop.
 #[must_use = "a place that is dropped is given back"]
 pub(super) struct Place {
     seat: Arc<Seat>,
@@ -46,7 +48,8 @@ impl Places {
         Arc::new(Self { most, taken: Mutex::new(Vec::with_capacity(most)) })
     }
 
-    /// A place, if there is one or somebody has to give his up.
+    /// Takes a slot, evicting the connection that has waited longest if all are taken. Returns
+    /// `None` if none can be evicted.
     pub(super) fn take(self: &Arc<Self>) -> Option<Place> {
         let mut taken = self.taken();
         if taken.len() >= self.most {
@@ -61,7 +64,7 @@ impl Places {
         Some(Place { seat, of: Arc::clone(self) })
     }
 
-    /// How many are taken.
+    /// Returns the number of occupied slots.
     #[cfg(test)]
     pub(super) fn count(&self) -> usize {
         self.taken().len()
@@ -91,24 +94,24 @@ impl Default for Seat {
 }
 
 impl Seat {
-    /// From here on the client is to do something.
+    /// Marks the connection as waiting for its client.
     pub(super) fn waits(&self) {
         *self.waits_since() = Some(Instant::now());
     }
 
-    /// The client has done a part of it, and has its time anew; unless we are at work, as when a head is
-    /// answered before all of it was sent.
+    /// Restarts the waiting time after progress. Does nothing if the connection is busy, for
+    /// example if a response is sent before the whole head has arrived.
     pub(super) fn took(&self) {
         let mut since = self.waits_since();
         *since = since.map(|_| Instant::now());
     }
 
-    /// From here on we are.
+    /// Marks the connection as busy.
     pub(super) fn works(&self) {
         *self.waits_since() = None;
     }
 
-    /// Comes when the place is somebody else's.
+    /// Waits until the slot is evicted.
     pub(super) async fn given_up(&self) {
         self.out.notified().await;
     }

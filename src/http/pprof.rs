@@ -1,6 +1,6 @@
-//! `/debug/pprof/*`, with the parameters, defaults, headers, file names and errors of Go's
-//! `net/http/pprof` (`golang/go:src/net/http/pprof/pprof.go`). Where the answers differ, the header of
-//! [`http`](super) says why.
+//! Serves `/debug/pprof/*` with the parameters, defaults, headers, file names and errors of Go's
+//! `net/http/pprof` (`golang/go:src/net/http/pprof/pprof.go`). The module documentation of
+//! [`http`](super) lists the differences and their reasons.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
@@ -20,22 +20,23 @@ use crate::base::{Bytes, Hertz};
 use crate::codec::pprof;
 use crate::model::{CpuMode, Profile, ValueType};
 
-/// The most samples a second `hz` may ask for, as `cpu.frequency` may: above, the sampling shows in the
-/// profile.
+/// Maximum of `hz`, the same as for `cpu.frequency`. At higher rates the sampling itself shows in
+/// the profile.
 const MOST_HERTZ: u32 = 1000;
-/// The least bytes between two samples `rate` may ask for. At 4 KiB a program that allocates 1 GB/s records
-/// 250,000 stacks a second, which is a tenth of a core; below, it would be the program's main work.
+/// Minimum of `rate`, in bytes between two samples. At 4 KiB a program that allocates 1 GB/s
+/// records 250,000 stacks per second, which takes a tenth of a core; below, sampling would dominate
+/// the program.
 const LEAST_RATE: Bytes = Bytes::kib(4);
 
 const TEXT: &str = "text/plain; charset=utf-8";
 const BINARY: &str = "application/octet-stream";
 
-/// A request, as far as it matters here.
+/// A request to a pprof route.
 pub(super) struct Asked<'a> {
     pub(super) agent: &'a AgentHandle,
     pub(super) method: &'a Method,
     pub(super) name: &'a str,
-    /// The query as it came: `symbol` takes it raw.
+    /// The undecoded query; `symbol` needs it raw.
     pub(super) query: &'a str,
     pub(super) who: &'a str,
 }
@@ -58,7 +59,7 @@ pub(super) async fn profile(asked: Asked<'_>, body: Body) -> Response {
 }
 
 async fn cpu(asked: &Asked<'_>, query: &Query) -> Response {
-    // Go takes what is not a number, or not a positive one, for 30.
+    // As in Go, a value that is not a positive number means 30.
     let seconds = query.first("seconds").parse().ok().filter(|n: &i64| *n > 0).unwrap_or(30);
     let duration = match capped(asked.agent, seconds as f64) {
         Ok(duration) => duration,
@@ -140,7 +141,7 @@ async fn heap(asked: &Asked<'_>, query: &Query) -> Response {
     response
 }
 
-/// The `seconds` of a difference, checked in Go's order.
+/// Parses `seconds` of a difference; the checks run in Go's order.
 fn delta(agent: &AgentHandle, query: &Query, seconds: &str) -> Result<Duration, String> {
     let bad = |text: &str| Err(text.to_owned());
     let Some(seconds) = seconds.parse().ok().filter(|n: &i64| *n > 0) else {
@@ -176,13 +177,13 @@ async fn threads(asked: &Asked<'_>, query: &Query) -> Response {
     stream(asked, Take::Threads { view, form }, name, "No threads").await
 }
 
-/// Who waits for whom is not recorded. Scrapers ask for it by default, so it is a profile of nothing, as in
-/// a Go program that has not turned it on, and says so.
+/// Returns an empty profile: lock contention is not recorded. Scrapers request it by default, so
+/// the response is that of a Go program that has not enabled it, with a comment that says so.
 fn contention(asked: &Asked<'_>, query: &Query) -> Response {
     let mut name = asked.name.to_owned();
     match query.first("seconds") {
         "" => {}
-        // Nothing is gained in any time, so nobody waits for it.
+        // The difference is empty for any duration, so the response is immediate.
         seconds => match delta(asked.agent, query, seconds) {
             Ok(_) => name += "-delta",
             Err(text) => return pprof_error(StatusCode::BAD_REQUEST, &text),
@@ -234,7 +235,7 @@ fn form(query: &Query) -> Form {
     if query.flag("debug") == 0 { Form::Binary } else { Form::Text }
 }
 
-/// A duration within `http.max_duration`, or the refusal that names it.
+/// Returns a duration within `http.max_duration`, or an error text with that limit.
 fn capped(agent: &AgentHandle, seconds: f64) -> Result<Duration, String> {
     let most = agent.http().max_duration;
     match Duration::try_from_secs_f64(seconds) {
@@ -249,8 +250,8 @@ fn capped(agent: &AgentHandle, seconds: f64) -> Result<Duration, String> {
     }
 }
 
-/// Takes a capture and hands it over: as a file called `name`, or as text without one. A HEAD is told what
-/// it would get and costs nothing.
+/// Runs a capture and returns it: as a file called `name`, or as text if `name` is empty. A HEAD
+/// gets the headers only, and no capture runs.
 async fn stream(asked: &Asked<'_>, take: Take, name: &str, failure: &str) -> Response {
     let (kind, file) = if name.is_empty() { (TEXT, None) } else { (BINARY, Some(name)) };
     if asked.method == Method::HEAD {

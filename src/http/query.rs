@@ -1,14 +1,14 @@
-//! The parameters of a request, read as Go's `net/url` reads them.
+//! Parses the parameters of a request as Go's `net/url` does.
 //!
-//! What people and scrapers send to a Go service has to mean the same here, the odd cases included: the
-//! first of several values counts, `+` is a space, and a pair that is not well formed is left out while the
-//! others stand.
+//! A query for a Go service must have the same meaning here, including the edge cases. The first of
+//! several values counts, `+` is a space, and a malformed pair is skipped without affecting the
+//! others.
 
-/// The pairs of a query.
+/// The key-value pairs of a query.
 #[derive(Debug, Default)]
 pub(super) struct Query(Vec<(String, String)>);
 
-/// Beyond this many the rest is left out; nothing here takes more than four.
+/// Maximum number of pairs; further ones are ignored. No route has more than four parameters.
 const MOST: usize = 64;
 
 impl Query {
@@ -22,23 +22,24 @@ impl Query {
         Self(pairs.filter_map(pair).collect())
     }
 
-    /// The first value of `key`; empty when there is none, which for Go is the same.
+    /// Returns the first value of `key`, or an empty string if there is none, as Go does.
     pub(super) fn first(&self, key: &str) -> &str {
         self.0.iter().find(|(known, _)| known == key).map_or("", |(_, value)| value)
     }
 
-    /// Go's `strconv.Atoi`, with 0 for whatever is not a number, as its handlers take it.
+    /// Parses the value of `key` as Go's `strconv.Atoi`. Returns 0 if it is not a number, as Go's
+    /// handlers do.
     pub(super) fn flag(&self, key: &str) -> i64 {
         self.first(key).parse().unwrap_or(0)
     }
 
-    /// The keys that are there.
+    /// Returns the keys of all pairs.
     pub(super) fn keys(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(|(key, _)| key.as_str())
     }
 }
 
-/// None when an escape is not one; what is not UTF-8 cannot be a parameter of ours.
+/// Decodes an escaped text. Returns `None` if an escape is invalid or the result is not UTF-8.
 fn decode(text: &str) -> Option<String> {
     let mut bytes = text.bytes();
     let mut decoded = Vec::with_capacity(text.len());

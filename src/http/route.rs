@@ -1,10 +1,10 @@
-//! The routes, what they are called in counters, and who may use them.
+//! The routes, their names in counters and the roles they need.
 
 use axum::http::Method;
 
 use super::access::Role;
 
-/// A place to ask at.
+/// A route of the endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Route {
     Notify,
@@ -33,22 +33,22 @@ impl Route {
         (Self::Pprof, "/debug/pprof/{name}"),
     ];
 
-    /// How it is called where requests are counted. Never the path of a request: that may hold the secret
-    /// prefix of a nested router, or a token somebody put there.
+    /// Returns the name under which requests are counted. It never contains the path of a request,
+    /// which may hold the secret prefix of a nested router or a misplaced token.
     pub(super) fn name(self) -> &'static str {
         Self::ALL.iter().find(|(route, _)| *route == self).map_or("other", |(_, path)| path)
     }
 
-    /// Its place among the counters.
+    /// Returns the index of its counters.
     pub(super) fn index(self) -> usize {
         Self::ALL.iter().position(|(route, _)| *route == self).unwrap_or(Self::ALL.len())
     }
 
-    /// The methods it takes, as `Allow` lists them.
+    /// Returns the methods that it accepts, in the form of an `Allow` header.
     pub(super) const fn methods(self) -> &'static str {
         match self {
             Self::Notify => "GET, POST",
-            // Go's client asks for symbols by POST.
+            // Go's client sends symbol requests by POST.
             Self::Pprof => "GET, HEAD, POST",
             _ => "GET, HEAD",
         }
@@ -58,13 +58,14 @@ impl Route {
         self.methods().split(", ").any(|known| known == method.as_str())
     }
 
-    /// What one must be allowed to; `name` is the profile's. Reading the toggle's state is reading.
+    /// Returns the role that a request needs. `name` is the profile; reading the toggle's state
+    /// needs [`Role::Read`].
     pub(super) fn role(self, name: &str, reads_toggle: bool) -> Role {
         match (self, name) {
             (Self::Notify, _) if reads_toggle => Role::Read,
             (Self::Notify, _) => Role::Control,
             (Self::Pprof, "symbol") => Role::Read,
-            // The arguments of a process are where people put passwords.
+            // Command lines often contain passwords.
             (Self::Pprof, _) => Role::Capture,
             _ => Role::Read,
         }

@@ -1,4 +1,4 @@
-//! The list of incidents, made while it is sent: one manifest's head at a time is in memory.
+//! Streams the list of incidents. One manifest is in memory at a time.
 
 use std::io;
 
@@ -22,11 +22,11 @@ struct Row {
     opened: Timestamp,
     closed: Option<Timestamp>,
     state: Option<IncidentState>,
-    /// Why it opened.
+    /// Reason of the rule or the caller that opened the incident.
     reason: Option<String>,
     files: Vec<FileRow>,
     bytes: Bytes,
-    /// Why its manifest cannot be read.
+    /// Error if its manifest cannot be read, else `None`.
     error: Option<String>,
 }
 
@@ -59,7 +59,7 @@ impl From<Entry> for Row {
     }
 }
 
-/// A JSON array of the incidents, in pieces.
+/// A JSON array of incidents, produced in chunks.
 pub(super) struct Rows {
     /// `None` after the end of the array.
     entries: Option<Entries>,
@@ -71,7 +71,8 @@ impl Rows {
         Self { entries: Some(entries), is_first: true }
     }
 
-    /// The answer that begins with the piece `first`. Its length is known if that is all.
+    /// Returns the response that starts with the chunk `first`. It has a `Content-Length` if there
+    /// are no more chunks.
     pub(super) fn into_response(self, first: Vec<u8>) -> Response {
         let kind = (CONTENT_TYPE, HeaderValue::from_static("application/json"));
         if self.entries.is_none() {
@@ -81,7 +82,7 @@ impl Rows {
         ([NOSNIFF], [kind], body).into_response()
     }
 
-    /// Adds an incident; false after the last.
+    /// Appends the next incident. Returns `false` after the last one.
     fn add(&mut self, text: &mut Vec<u8>) -> io::Result<bool> {
         let entry = self.entries.as_mut().and_then(Iterator::next);
         let begins = std::mem::take(&mut self.is_first);

@@ -1,8 +1,8 @@
-//! `/debug/pprof/symbol`: the list of addresses, as Go's client sends it in a query or a body.
+//! Reads the address list of `/debug/pprof/symbol`, sent by Go's client in a query or a body.
 //!
-//! Memory has three bounds: [`MAX_BODIES`] bodies are read at once, each is parsed as it arrives and keeps
-//! only its addresses, and there are at most [`MAX_ADDRESSES`] of them. A body is admitted before its first
-//! byte is read.
+//! Three limits bound the memory. At most [`MAX_BODIES`] bodies are read at once, each is parsed as
+//! it arrives and keeps only its addresses, and there are at most [`MAX_ADDRESSES`] of them. A body
+//! is admitted before its first byte is read.
 
 use std::pin::Pin;
 
@@ -10,19 +10,19 @@ use axum::body::Body;
 use http_body::Body as _;
 use tokio::sync::Semaphore;
 
-/// Bodies that are read at once. Each keeps up to 400 KiB. A client that sends slowly holds one of them for
-/// the time that a connection has for a body.
+/// Maximum number of bodies read at once. Each keeps up to 400 KiB. A slow client occupies one of
+/// them until the time limit for bodies.
 pub(super) const MAX_BODIES: usize = 16;
-/// Addresses in one request. `go tool pprof` sends those of one profile, some thousands.
+/// Maximum addresses in a request. `go tool pprof` sends those of one profile, a few thousand.
 pub(super) const MAX_ADDRESSES: usize = 50_000;
-/// Bytes of a body: 50,000 addresses of 18 characters and their separators.
+/// Maximum bytes of a body: `50_000 * (18 + 1)` = 950,000, rounded up.
 const MAX_BYTES: usize = 1 << 20;
-/// Characters of one number. Longer ones are no address.
+/// Maximum characters of a number. Longer ones are not addresses.
 const MAX_DIGITS: usize = 80;
 
 static BODIES: Semaphore = Semaphore::const_new(MAX_BODIES);
 
-/// Reason why a list is not read.
+/// Reason for which a list was rejected.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Refused {
     #[error("{MAX_BODIES} requests are being read already; retry later")]
@@ -58,11 +58,11 @@ pub(super) fn read_query(query: &str) -> Result<Vec<u64>, Refused> {
     list.finish()
 }
 
-/// A list of numbers between plus signs that arrives in pieces.
+/// A parser for numbers separated by `+` that arrive in pieces.
 #[derive(Default)]
 struct List {
     addresses: Vec<u64>,
-    /// The number that may go on in the next piece.
+    /// The number that may continue in the next piece.
     open: Vec<u8>,
 }
 
@@ -97,7 +97,8 @@ impl List {
     }
 }
 
-/// A number as Go's `strconv.ParseUint(text, 0, 64)` takes it; 0 is no address.
+/// Parses a number as Go's `strconv.ParseUint(text, 0, 64)`. Returns `None` for 0, which is not an
+/// address.
 fn address(text: &str) -> Option<u64> {
     let text = text.trim_end_matches(['\r', '\n']);
     let prefixed = |prefix: [&str; 2], radix| {

@@ -1,43 +1,45 @@
-//! Captures that were answered and are not taken yet.
+//! Memory limit for responses that clients have not read yet.
 //!
-//! The profiler is free as soon as a capture is encoded; what is left of it is memory, until its client has
-//! taken the last byte or its connection has ended. A client that asks on a hundred connections and takes
-//! nothing would keep a hundred captures in the service's memory, so all together have [`MOST`]. Beyond it a
-//! capture is refused before it is begun.
+//! The profiler is free as soon as a capture is encoded. The encoded bytes stay in memory until the
+//! client has read the last one or its connection has ended. A client that sends requests on a
+//! hundred connections and reads no response would keep a hundred captures in memory. All responses
+//! together are therefore limited to [`MOST`]. Beyond it a capture is refused before it starts.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use axum::body::Bytes;
 
-/// All of them: a capture of the greatest size there is, or hundreds of the usual ones.
+/// Limit for all unread responses in bytes: one capture of the maximum size, or hundreds of typical
+/// ones.
 pub(super) const MOST: u64 = 64 << 20;
 
 static HELD: AtomicU64 = AtomicU64::new(0);
 
-/// Whether no more is to be captured until somebody has taken what he asked for.
+/// Returns `true` if unread responses use the whole budget.
 pub(super) fn is_full() -> bool {
     HELD.load(Ordering::Relaxed) >= MOST
 }
 
-/// Returns `true` if unread responses take half of what they may. Clients must read faster then.
+/// Returns `true` if unread responses use at least half of the budget. Clients must then read
+/// faster.
 pub(super) fn is_crowded() -> bool {
     HELD.load(Ordering::Relaxed) >= MOST / 2
 }
 
-/// `bytes`, counted until the last of them was sent; none when they are too many.
+/// Returns `bytes`, counted until the last one is sent, or `None` if they exceed the budget.
 pub(super) fn hold(bytes: Vec<u8>) -> Option<Bytes> {
     count(bytes, &HELD, MOST)
 }
 
 fn count(bytes: Vec<u8>, held: &'static AtomicU64, most: u64) -> Option<Bytes> {
     let size = bytes.len() as u64;
-    // One is always let through, however large, when it is alone.
+    // A response is always accepted if no other is unread, whatever its size.
     let fits = |sum: u64| (sum == 0 || sum.saturating_add(size) <= most).then(|| sum + size);
     held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).ok()?;
     Some(Bytes::from_owner(Counted { bytes, held }))
 }
 
-/// Dropped with the last reference to its bytes, which is the connection's.
+/// Bytes that are counted until the connection drops the last reference.
 struct Counted {
     bytes: Vec<u8>,
     held: &'static AtomicU64,

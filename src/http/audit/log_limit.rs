@@ -1,16 +1,16 @@
-//! Limits of the lines that requests write at `INFO`.
+//! Limits for the `INFO` lines of requests.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Lines of accepted requests that are logged at once.
+/// Maximum burst of log lines for accepted requests.
 pub(super) const BURST: f64 = 100.0;
-/// Lines of accepted requests a second after that. A profiler that pulls three profiles every 15 seconds
-/// needs 0.2.
+/// Log lines per second for accepted requests, after the burst. A profiler that fetches three
+/// profiles every 15 seconds needs 0.2.
 const PER_SECOND: f64 = 5.0;
-/// Kinds of refusals that are counted apart. All others share one count per status.
+/// Maximum number of refusal kinds counted separately. All others share one count per status.
 const MAX_KINDS: usize = 64;
-/// A kind that has not come for so long is forgotten, and its next refusal is a first one.
+/// Time without a refusal after which a kind is removed; its next refusal counts as the first.
 const FORGET: Duration = Duration::from_secs(600);
 
 /// Counts of refusals by kind, and a token bucket for other lines.
@@ -22,7 +22,7 @@ struct State {
 }
 
 struct Kind {
-    /// Empty for the kinds that share a count.
+    /// Empty for kinds that share a count.
     peer: String,
     route: &'static str,
     status: u16,
@@ -35,7 +35,7 @@ impl LogLimit {
         Self(Mutex::new(State { kinds: Vec::new(), bucket: None }))
     }
 
-    /// Counts a refusal. Returns its number if it is to be logged.
+    /// Counts a refusal. Returns its number if it is to be logged, else `None`.
     pub(super) fn refusal(&self, peer: &str, route: &'static str, status: u16) -> Option<u64> {
         self.refusal_at(Instant::now(), peer, route, status)
     }
@@ -72,7 +72,8 @@ impl LogLimit {
         kind.count.is_power_of_two().then_some(kind.count)
     }
 
-    /// Takes a token for the line of an accepted request. Returns `false` if there is none.
+    /// Takes a token for the log line of an accepted request. Returns `false` if the bucket is
+    /// empty.
     pub(super) fn other(&self) -> bool {
         self.other_at(Instant::now())
     }
