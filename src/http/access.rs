@@ -2,8 +2,8 @@
 //!
 //! A request passes three checks, in this order, before it reaches a handler:
 //!
-//! 1. **The `Host` header.** A web page can point its own name at 127.0.0.1 and then send requests
-//!    to this listener as its own site (DNS rebinding). Without a token only `localhost`, loopback
+//! 1. **The `Host` header.** A web page can point its name at 127.0.0.1 and then send same-site
+//!    requests to this listener (DNS rebinding). Without a token only `localhost`, loopback
 //!    addresses, the listening address and the names in `http.hosts` are accepted. An unspecified
 //!    address (`0.0.0.0`, `[::]`) is always refused: some browsers route it to loopback. With a
 //!    token the page would need the token too, so any name is accepted unless `http.hosts` is set.

@@ -1,6 +1,6 @@
 //! Detects clients that use another protocol by the first bytes of a connection.
 //!
-//! hyper closes such a connection without a response. Its user sees a closed connection or a
+//! hyper closes such a connection without a response. Its user gets a closed connection or a
 //! framing error, and no message gives the cause. These clients therefore get a readable response,
 //! and the log gets a line:
 //!

@@ -30,7 +30,7 @@ use crate::base::{Error, log, panics, warnings};
 use crate::config::{HttpSettings, Listen, Settings};
 
 /// Maximum number of connections. Each takes about 30 KiB while it is served and one descriptor of
-/// the process; scrapers and people need ten.
+/// the process; scrapers and users need ten.
 const CONNECTIONS: usize = 128;
 
 /// Send buffer of a connection in bytes, half of it for the kernel's bookkeeping. The kernel's
@@ -46,7 +46,7 @@ const TOPIC: &str = "http.listen";
 
 /// A listener on the address in `[http]`; it does nothing without one.
 ///
-/// Binding is retried until it succeeds: the address may be in use, the owner of the socket may not
+/// Binding is retried until it succeeds. The address may be in use, the owner of the socket may not
 /// respond, or its directory may not exist yet.
 #[derive(Default)]
 pub(crate) struct Listener {

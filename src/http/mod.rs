@@ -17,8 +17,8 @@
 //! `cmdline`, `block` and `mutex`.
 //!
 //! `/monitor/notify` flips the toggle, or does what `?action=start|stop|toggle|status` names. It
-//! takes a `POST`. It takes a `GET` only with a token, over the Unix socket of the listener, or
-//! from a page of the same origin.
+//! takes a `POST`, and a `GET` for `status`. Any other `GET` needs a token, the Unix socket of the
+//! listener, a page of the same origin, or `http.compat_get_toggle`.
 //!
 //! # Three ways to serve it
 //!
@@ -80,9 +80,9 @@
 //!   profiler for a day.
 //! - **`seconds` for `block` and `mutex`.** Go waits. marple returns an empty difference at once,
 //!   because these profiles never change.
-//! - **Missing profiles.** Both return 404. marple also does so for a profile that the settings or
-//!   the build leave out (`stacks.threads = "off"`, no `#[global_allocator]` line), and gives the
-//!   reason. Retrying is useless, and nothing is broken.
+//! - **Missing profiles.** Both return 404. marple also returns it, with the reason, for a profile
+//!   that is disabled by the settings (`stacks.threads = "off"`) or the build (no
+//!   `#[global_allocator]`). Retrying is useless, and nothing is broken.
 //! - **Unread responses.** Go keeps any number of them. marple returns 503 beyond 64 MiB of them,
 //!   since they are the service's memory.
 //! - **Captures per day.** Beyond `budget.streams_per_day` marple returns 429 with `Retry-After`,
@@ -121,8 +121,8 @@
 //! The rest is arithmetic on a few KiB.
 //!
 //! A client that disconnects drops its handler, which cancels its capture at once. A client that
-//! stays and reads nothing holds no engine, because its capture is finished. It holds a connection
-//! slot that others can reclaim (`places`) and bytes that are counted (`unread`).
+//! stays connected and reads nothing holds no engine, because its capture is finished. It holds a
+//! connection slot that others can reclaim (`places`) and bytes that are counted (`unread`).
 //!
 //! One capture of each kind runs at a time. Captures with a duration leave capacity for snapshots
 //! and symbols. `tests/http_memory.rs` checks the memory limit of each route. The module `access`
@@ -344,7 +344,7 @@ fn admit(
     Ok(caller)
 }
 
-/// Returns the name of the client that other clients see while it uses an engine.
+/// Returns the name of the client, shown to other clients while it uses an engine.
 fn who(parts: &Parts) -> String {
     use axum::extract::ConnectInfo;
     use std::net::SocketAddr;

@@ -24,8 +24,8 @@ use crate::model::{CpuMode, Profile, ValueType};
 /// the profile.
 const MOST_HERTZ: u32 = 1000;
 /// Minimum of `rate`, in bytes between two samples. At 4 KiB a program that allocates 1 GB/s
-/// records 250,000 stacks per second, which takes a tenth of a core; below, sampling would dominate
-/// the program.
+/// records 250,000 stacks per second, which takes a tenth of a core. With less, sampling would
+/// dominate the program.
 const LEAST_RATE: Bytes = Bytes::kib(4);
 
 const TEXT: &str = "text/plain; charset=utf-8";

@@ -1,8 +1,8 @@
 //! Reads the address list of `/debug/pprof/symbol`, sent by Go's client in a query or a body.
 //!
-//! Three limits bound the memory. At most [`MAX_BODIES`] bodies are read at once, each is parsed as
-//! it arrives and keeps only its addresses, and there are at most [`MAX_ADDRESSES`] of them. A body
-//! is admitted before its first byte is read.
+//! Three limits bound the memory. At most [`MAX_BODIES`] bodies are read at once. Each is parsed as
+//! it arrives and keeps only its addresses. It may have at most [`MAX_ADDRESSES`]. A body is
+//! admitted before its first byte is read.
 
 use std::pin::Pin;
 
