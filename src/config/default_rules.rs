@@ -4,17 +4,21 @@ use std::time::Duration;
 
 use crate::model::{CaptureKind, CaptureSet, Holds, Metric, Rule};
 
-/// Not again within this for what is no worse than it was.
+/// Delay before a capture that is no worse than earlier ones.
 const COOLDOWN: Duration = Duration::from_secs(60 * 60);
-/// An incident is over when things were well for so long: what flaps is one incident.
+/// Time without a crossing that ends an incident, so that a flapping metric stays one incident.
 const CLEAR: Duration = Duration::from_secs(60);
 
-/// Returns the default rules: memory near its limit or about to reach it, CPU at its limit, tasks, threads and
-/// descriptors that grow without end, a runtime that is late, late most of the time or blocked, a poll that does not end, a blocking pool
-/// without a free thread, panics in a loop. `tests/replay.rs` shows what they do on three dozen traces, and
-/// `tests/default_rules.rs` on services with faults; `config/marple.toml` has them in full.
+/// Returns the default rules.
 ///
-/// Each has dumps of threads and tasks, some 5 KB each, which name what waits for what.
+/// They cover memory near its limit or about to reach it, CPU at its limit, and tasks, threads and
+/// descriptors that grow without bound. Others cover a runtime that is late, late most of the time
+/// or blocked, and a poll that does not end. The last ones cover a blocking pool without a free
+/// thread and repeated panics. `tests/replay.rs` replays three dozen traces with them,
+/// `tests/default_rules.rs` runs services with faults, and `config/marple.toml` lists them in full.
+///
+/// Each rule captures dumps of threads and tasks, about 5 KB each, which show what every thread and
+/// task is waiting for.
 pub fn default_rules() -> Vec<Rule> {
     let base = |metric| Rule { cooldown: COOLDOWN, clear_hold: CLEAR, ..Rule::on(metric) };
     let stacks: CaptureSet = [CaptureKind::Threads, CaptureKind::Tasks].into();
@@ -29,7 +33,8 @@ pub fn default_rules() -> Vec<Rule> {
             critical: Some(90.0),
             ..base(Metric::Memory)
         },
-        // Beside busy neighbours a burn may get half of what it would use.
+        // Next to busy neighbours a busy loop may get half of the CPU time that it would use, so
+        // the rule measures demand.
         Rule {
             name: "cpu".to_owned(),
             abs: Some(90.0),
@@ -45,7 +50,7 @@ pub fn default_rules() -> Vec<Rule> {
             capture: with(&[CaptureKind::Trace, CaptureKind::Heap]),
             ..base(Metric::Tasks)
         },
-        // A deadlock behind which requests queue up, a consumer that has ended.
+        // Finds a deadlock with requests queueing up behind it, or a consumer that has ended.
         Rule {
             abs: Some(250.0),
             capture: with(&[CaptureKind::Trace, CaptureKind::Heap]),
@@ -57,7 +62,7 @@ pub fn default_rules() -> Vec<Rule> {
             capture: with(&[CaptureKind::Descriptors, CaptureKind::Heap]),
             ..base(Metric::FdRise)
         },
-        // What is left of the limit is for the captures: a CPU profile opens descriptors itself.
+        // The remaining descriptors are reserved for the captures: a CPU profile opens some itself.
         Rule {
             abs: Some(80.0),
             hold: seconds(1),
@@ -73,7 +78,7 @@ pub fn default_rules() -> Vec<Rule> {
             capture: with(&[CaptureKind::Cpu, CaptureKind::Trace]),
             ..base(Metric::Lag)
         },
-        // The lag of workers that block for less than 2 s at a time falls too often for the rule above.
+        // If workers block for less than 2 s at a time, the lag falls too often for the rule above.
         Rule {
             abs: Some(50.0),
             hold: seconds(5),
@@ -81,7 +86,7 @@ pub fn default_rules() -> Vec<Rule> {
             capture: with(&[CaptureKind::Cpu, CaptureKind::Trace]),
             ..base(Metric::Stalled)
         },
-        // Polls that wait for a lock of `std`, a disk or a peer.
+        // Finds polls that wait for a lock of `std`, a disk or a peer.
         Rule {
             abs: Some(30.0),
             hold: seconds(1),
@@ -89,14 +94,15 @@ pub fn default_rules() -> Vec<Rule> {
             capture: with(&[CaptureKind::Cpu, CaptureKind::Trace]),
             ..base(Metric::Blocked)
         },
-        // One poll, be it of a runtime with workers to spare. Inside of `tokio::task::block_in_place` it is no stall.
+        // Finds a single long poll, even on a runtime with idle workers. A poll inside
+        // `tokio::task::block_in_place` is not a stall.
         Rule {
             abs: Some(2.0),
             clear: Some(0.5),
             capture: with(&[CaptureKind::Trace]),
             ..base(Metric::Stall)
         },
-        // The threads show which function holds the pool.
+        // The thread dump shows which function occupies the pool.
         Rule {
             abs: Some(2.0),
             hold: seconds(2),
@@ -104,7 +110,7 @@ pub fn default_rules() -> Vec<Rule> {
             capture: stacks,
             ..base(Metric::BlockingLag)
         },
-        // In four of five seconds at least one.
+        // Fires if four of five seconds have at least one panic.
         Rule {
             abs: Some(0.0),
             hold: seconds(5),

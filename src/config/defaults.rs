@@ -1,4 +1,4 @@
-//! What settings are where nothing is said.
+//! Default values of all settings.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -36,8 +36,8 @@ impl Default for Settings {
     }
 }
 
-/// What of `name` may stand in a file's name, so that no host is refused a start for what it is called:
-/// a deleted executable is `service (deleted)`, a host without a name `(none)`.
+/// Converts `name` to a valid part of a file name, so that the default never prevents a start. A
+/// deleted executable is `service (deleted)`, a host without a name `(none)`.
 fn file_name_part(name: &str) -> Option<String> {
     let letter = |c: char| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '-' };
     let part: String =
@@ -75,7 +75,7 @@ impl Default for BudgetSettings {
 impl Default for ToggleSettings {
     fn default() -> Self {
         Self {
-            // Either may be what the service re-opens its log at.
+            // Either signal may already be used by the service, for example to reopen its log.
             signal: None,
             trigger_file: None,
             capture: CaptureSet::all(),

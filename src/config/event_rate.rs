@@ -1,18 +1,19 @@
-//! A bound on the file system events that are worth receiving.
+//! Limit for the rate of file system events.
 //!
-//! Each event wakes `notify`'s thread, and what happens in a directory is up to others: a service that keeps its access
-//! log beside its settings causes thousands of events a second. Above the bound, polling the watched files is cheaper.
+//! Each event wakes the thread of `notify`, and other programs decide how many there are. A service
+//! that keeps its access log next to its settings causes thousands of events per second. Above the
+//! limit, polling the watched files is cheaper.
 
 use std::time::{Duration, Instant};
 
-/// Sustained rate, in events a second. One event costs 20 to 80 us of CPU on two threads, so this is at most 0.04 % of
-/// a core.
+/// Sustained rate in events per second. One event costs 20 to 80 us of CPU on two threads, so this
+/// is at most 0.04 % of a core.
 const EVENTS_PER_SECOND: u32 = 5;
 
 /// Events in a burst. An editor causes 5 to 12 for a save, a ConfigMap about 20 for a swap.
 const BURST: u32 = 100;
 
-/// The first and the longest time without events, after there were too many.
+/// Minimum and maximum pause after too many events.
 const FIRST_PAUSE: Duration = Duration::from_secs(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(320);
 
@@ -42,7 +43,8 @@ impl EventBudget {
     }
 }
 
-/// How long to do without events. Doubles while storms follow each other, because each attempt costs a burst.
+/// Backoff of pauses without events. It doubles while bursts follow each other, because each
+/// attempt costs a burst.
 #[derive(Debug)]
 pub(super) struct Pauses {
     next: Duration,
@@ -53,7 +55,8 @@ impl Pauses {
         Self { next: FIRST_PAUSE }
     }
 
-    /// Returns the pause after events were received for `received` and became too many, or could not be had at all.
+    /// Returns the next pause. Events had been received for `received` before there were too many;
+    /// zero if they could not be enabled.
     pub(super) fn begin(&mut self, received: Duration) -> Duration {
         if received >= self.next {
             self.next = FIRST_PAUSE;
@@ -68,7 +71,7 @@ impl Pauses {
 mod tests {
     use super::*;
 
-    /// The milliseconds at which one event every `apart` ms is one too many.
+    /// Returns the time in ms at which the limit is exceeded by one event every `apart` ms.
     fn exceeded_at(apart: u64) -> Option<u64> {
         let start = Instant::now();
         let mut budget = EventBudget::new(start);

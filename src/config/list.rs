@@ -1,4 +1,4 @@
-//! How lists are written. What is wrong with an element is told of the element, with what is right there.
+//! Parsers for lists. An error names the invalid element and the valid form.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use serde::de::{self, Deserialize, Deserializer, Unexpected, Visitor};
 use super::value::Text;
 use crate::model::{CaptureKind, CaptureSet, Collect, FileName};
 
-/// Files of the service's own by their names, or `"all"`.
+/// Parses file names of custom collectors, or `"all"`.
 pub(super) fn collect<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Collect, D::Error> {
     struct Names;
 
@@ -38,7 +38,7 @@ pub(super) fn collect<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Coll
     deserializer.deserialize_any(Names)
 }
 
-/// `["cpu", "heap", "trace"]`; tells of every name that is none.
+/// Parses a list such as `["cpu", "heap", "trace"]`. The error lists every unknown name.
 pub(super) fn captures<'de, D: Deserializer<'de>>(deserializer: D) -> Result<CaptureSet, D::Error> {
     struct Names;
 
@@ -65,7 +65,7 @@ pub(super) fn captures<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Cap
     deserializer.deserialize_seq(Names)
 }
 
-/// Texts that say something.
+/// Parses a list of texts.
 pub(super) fn texts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
     let expected = |_| de::Error::custom("expected a list such as [\"orders.internal\"]");
     Vec::<String>::deserialize(deserializer).map_err(expected)

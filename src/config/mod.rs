@@ -1,4 +1,5 @@
-//! Settings: what they are, what they default to, how a file of them is read, judged and watched.
+//! Settings: their types, defaults and limits, and how a settings file is read, validated and
+//! watched.
 //!
 //! ```text
 //! file --load--> text --parse--> DeTable with spans --read--> Settings --validate--> Settings
@@ -6,14 +7,13 @@
 //!                          +--------- Problems, each with its line ----------+
 //! ```
 //!
-//! A person fixes a file in one go, so reading never stops at the first problem: `read` walks the
-//! table key by key and notes what is wrong, [`validate`](Settings::validate) judges what was
-//! readable, and both land in one sorted list. `#[derive(Deserialize)]` on the structs was the
-//! obvious alternative; it stops at the first problem and knows no line for what only a comparison
-//! of two keys can show.
+//! All problems of a file are reported at once, so reading continues after the first. `read` walks
+//! the table key by key and records what is wrong. [`validate`](Settings::validate) checks the
+//! values that could be read. Both add to one sorted list. `#[derive(Deserialize)]` on the structs
+//! would stop at the first problem, and has no line for a conflict between two keys.
 //!
-//! Relative paths (`dir`, `toggle.trigger_file`, `http.token_file`, `unix:` sockets) are relative to
-//! the working directory of the process, not to the file they stand in.
+//! Relative paths (`dir`, `toggle.trigger_file`, `http.token_file`, `unix:` sockets) are relative
+//! to the working directory of the process, not to the directory of the file.
 
 mod default_rules;
 mod defaults;
@@ -47,31 +47,31 @@ pub use settings::{
 pub use watch::Watcher;
 pub use watched::{Change, Watched};
 
-/// The largest file that is read: a thousand times the longest configuration imaginable, and little
-/// enough to be held and compared by the watcher.
+/// Maximum size of a settings file. It is a thousand times the longest plausible configuration, and
+/// small enough for the watcher to keep and compare.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
 /// Reads the settings in the file at `path`.
 ///
 /// # Errors
 ///
-/// When the file cannot be read, is larger than 1 MiB or is not valid; in the last case with every
-/// problem in it.
+/// If the file cannot be read, is larger than 1 MiB or is not valid. In the last case the error
+/// lists every problem.
 pub fn load(path: &Path) -> Result<Settings, Error> {
     judge(path, read_bounded(path))
 }
 
-/// Reads settings from `text`; `origin` is what the problems name as its file. Reads the file
-/// `http.token_file` names, if there is one.
+/// Reads settings from `text`; problems name `origin` as the file. Reads the files named by
+/// `http.token_file` and the other `*_file` keys, if present.
 ///
 /// # Errors
 ///
-/// When the text is not valid, with every problem in it.
+/// If the text is not valid. The error lists every problem.
 pub fn parse(text: &str, origin: &Path) -> Result<Settings, Error> {
     read::read(text, origin).into_result()
 }
 
-/// The settings in what was read from `path`.
+/// Parses the contents read from `path`.
 fn judge(path: &Path, contents: io::Result<Vec<u8>>) -> Result<Settings, Error> {
     let contents =
         contents.map_err(|source| Error::Unreadable { path: path.to_owned(), source })?;
@@ -83,7 +83,7 @@ fn judge(path: &Path, contents: io::Result<Vec<u8>>) -> Result<Settings, Error> 
     parse(text, path)
 }
 
-/// What is in the regular file at `path`. A pipe is not opened, because that would wait for a writer.
+/// Reads the regular file at `path`. A pipe is an error: opening one would wait for a writer.
 fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
     if !std::fs::metadata(path)?.is_file() {
         return Err(io::Error::other("it is not a regular file"));

@@ -1,4 +1,4 @@
-//! A token file that is created when it is missing (`http.token_file_create`).
+//! Creates a missing token file (`http.token_file_create`).
 
 use std::fs::{DirBuilder, OpenOptions};
 use std::io::{self, ErrorKind, Write};
@@ -16,8 +16,8 @@ const TOPIC: &str = "http.token_file";
 
 /// Reads the token in a file, which is created with a new token if it is missing.
 ///
-/// If it cannot be created the token is one that nobody knows: the service starts, and the endpoint refuses all
-/// requests instead of accepting all.
+/// If it cannot be created, the result is a random token that no client has. The service starts,
+/// and the endpoint refuses all requests instead of accepting all.
 pub(super) fn token_file<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Secret, D::Error> {
     let path = PathBuf::deserialize(deserializer)?;
     if let Err(error) = create(&path) {
@@ -35,7 +35,7 @@ pub(super) fn token_file<'de, D: Deserializer<'de>>(deserializer: D) -> Result<S
     value::token_file(StringDeserializer::new(path.to_string_lossy().into_owned()))
 }
 
-/// Creates the file with a new token, unless there is something at `path`.
+/// Creates the file with a new token, unless `path` exists.
 fn create(path: &Path) -> io::Result<()> {
     if path.symlink_metadata().is_ok() {
         return Ok(());
@@ -44,7 +44,7 @@ fn create(path: &Path) -> io::Result<()> {
         DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
     }
     let mut file = match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
-        // Another process of the service was faster.
+        // Another process of the service has created it in the meantime.
         Err(error) if error.kind() == ErrorKind::AlreadyExists => return Ok(()),
         file => file?,
     };
@@ -52,7 +52,7 @@ fn create(path: &Path) -> io::Result<()> {
     written.inspect_err(|_| drop(std::fs::remove_file(path)))
 }
 
-/// 160 random bits in 52 characters: the random parts of two ULIDs.
+/// Returns 160 random bits in 52 characters: the random parts of two ULIDs.
 fn new_token() -> String {
     format!("{}{}", ulid::Ulid::generate(), ulid::Ulid::generate())
 }
@@ -82,7 +82,7 @@ mod tests {
 
     #[test]
     fn a_file_that_cannot_be_created_leaves_an_endpoint_that_refuses_all() {
-        // Nothing can be created below a file.
+        // A file cannot be created below a regular file.
         let file = tempfile::NamedTempFile::new().unwrap();
         let path = file.path().join("token");
         assert_ne!(read(&path), read(&path));

@@ -1,21 +1,21 @@
-//! What is wrong with settings, in the words a person needs to make it right.
+//! Problems in settings, with the information needed to fix them.
 
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Why there are no settings.
+/// Error for settings that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The file cannot be read.
     #[error("cannot read the configuration {path}: {source}", path = path.display())]
     Unreadable {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Why not.
+        /// Cause of the failure.
         source: io::Error,
     },
-    /// What it says is not valid.
+    /// The file or the settings are not valid.
     #[error(transparent)]
     Invalid(#[from] Problems),
     /// The thread that watches the files cannot be started.
@@ -23,21 +23,21 @@ pub enum Error {
     NoThread(io::Error),
 }
 
-/// One thing that is wrong.
+/// One problem in the settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// Line and column in the file, both from 1, the column in characters; none for settings made in
-    /// code.
+    /// Line and column in the file, both from 1, the column in characters. `None` for settings made
+    /// in code.
     pub place: Option<(usize, usize)>,
-    /// The key, such as `store.max_bytes`, or `rule[0].abs` for the first rule; empty when it is not
-    /// about one key.
+    /// Key such as `store.max_bytes`, or `rule[0].abs` for the first rule. Empty if the problem is
+    /// not about one key.
     pub key: String,
-    /// The value and what would be right.
+    /// The value and the valid form.
     pub message: String,
 }
 
 impl Problem {
-    /// A problem at byte `offset` of `text`.
+    /// Returns a problem at byte `offset` of `text`.
     pub(super) fn at(text: &str, offset: usize, key: String, message: String) -> Self {
         let before = text.get(..offset.min(text.len())).unwrap_or(text);
         let line = before.matches('\n').count() + 1;
@@ -46,8 +46,8 @@ impl Problem {
     }
 }
 
-/// Everything that is wrong, in the order of the file; of more than a hundred problems the rest is
-/// counted.
+/// All problems of a configuration, in the order of the file. At most 100 are kept; further ones
+/// are only counted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problems {
     origin: Option<PathBuf>,
@@ -56,18 +56,18 @@ pub struct Problems {
 }
 
 impl Problems {
-    /// The problems in `list`, found in the file `origin` or, without one, in settings made in code.
+    /// Returns the problems in `list`. `origin` is their file, or `None` for settings made in code.
     pub(super) fn new(origin: Option<&Path>, mut list: Vec<Problem>) -> Self {
         list.sort_by_key(|problem| problem.place);
         Self { origin: origin.map(Path::to_owned), list, more: 0 }
     }
 
-    /// The same and `more` that are only counted.
+    /// Adds `more` problems that are only counted.
     pub(super) fn and(self, more: usize) -> Self {
         Self { more, ..self }
     }
 
-    /// Each of them.
+    /// Returns the problems that were kept.
     pub fn iter(&self) -> impl Iterator<Item = &Problem> {
         self.list.iter()
     }
@@ -90,7 +90,8 @@ impl Problems {
 }
 
 impl fmt::Display for Problems {
-    /// One problem is one line; several are a line that counts them and one line for each.
+    /// Writes one line for a single problem. Several problems get a line with their number and one
+    /// line each.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let [problem] = self.list.as_slice() {
             return self.line(f, problem);

@@ -1,5 +1,5 @@
-//! The keys of a file, each once: its name, how its value is written, where it goes. What the values
-//! may be is `validate`'s matter, so that settings made in code are judged alike.
+//! The keys of a settings file: name, value parser and destination of each. `validate` checks the
+//! values, so that settings made in code get the same checks.
 
 use std::path::{Path, PathBuf};
 
@@ -17,7 +17,7 @@ use super::{list, new_token, value};
 use crate::base::Bytes;
 use crate::model::{Metric, Rule};
 
-/// Settings and everything that was noticed on the way to them.
+/// Settings read from a text, with the problems found.
 pub(super) struct Reading<'t> {
     settings: Settings,
     report: Report<'t>,
@@ -25,13 +25,13 @@ pub(super) struct Reading<'t> {
 }
 
 impl Reading<'_> {
-    /// The settings if nothing is wrong with them.
+    /// Returns the settings if there are no problems.
     pub(super) fn into_result(self) -> Result<Settings, Error> {
         self.report.conclude(self.origin, self.settings)
     }
 }
 
-/// Reads all that can be read of `text`.
+/// Reads `text`, skipping what cannot be read.
 pub(super) fn read<'t>(text: &'t str, origin: &Path) -> Reading<'t> {
     let mut report = Report::new(text);
     let (table, errors) = DeTable::parse_recoverable(text);
@@ -113,7 +113,7 @@ fn http(section: &mut Section<'_, '_>, http: &mut HttpSettings) {
     section.read("compat_get_toggle", bool::deserialize, &mut http.compat_get_toggle);
 }
 
-/// A token, from one of its two keys.
+/// Reads a token from one of its two keys.
 fn token(
     section: &mut Section<'_, '_>,
     (key, file_key): (&'static str, &'static str),
@@ -190,7 +190,7 @@ fn rule(section: &mut Section<'_, '_>) -> Rule {
         if known {
             section.read(key, |value| value::threshold(unit, value), slot);
         } else {
-            // Without its metric the unit is unknown: any value may be right.
+            // Without a valid metric the unit is unknown, so any value is accepted.
             section.read(key, |_| Ok(0.0), slot);
             section.ignore(key);
         }
@@ -212,7 +212,7 @@ fn rule(section: &mut Section<'_, '_>) -> Rule {
 mod tests {
     use super::*;
 
-    /// `config/marple.toml` with the keys that stand there as comments.
+    /// Returns `config/marple.toml` with its commented-out keys enabled.
     fn uncommented() -> String {
         let text = include_str!("../../config/marple.toml");
         let line = |line: &str| {

@@ -4,7 +4,8 @@ use std::fmt;
 
 use sha2::{Digest, Sha256};
 
-/// A token that is recognised and not known: its SHA-256 is all that is kept, and that is not printed.
+/// A token that can be verified but not recovered. Only its SHA-256 is kept, and `Debug` does not
+/// print it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret {
     digest: [u8; 32],
@@ -12,14 +13,15 @@ pub struct Secret {
 }
 
 impl Secret {
-    /// Recognises `token`.
+    /// Returns a secret that matches `token`.
     pub fn new(token: impl AsRef<str>) -> Self {
         let token = token.as_ref();
         let sendable = !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic());
         Self { digest: Sha256::digest(token).into(), sendable }
     }
 
-    /// Recognises the token with this SHA-256, written in 64 hexadecimal digits.
+    /// Returns a secret that matches the token with this SHA-256, or `None` unless `hex` has 64
+    /// hexadecimal digits.
     pub fn from_sha256(hex: &str) -> Option<Self> {
         let digits: Vec<u8> =
             hex.chars().map(|digit| Some(digit.to_digit(16)? as u8)).collect::<Option<_>>()?;
@@ -29,12 +31,12 @@ impl Secret {
         Some(Self { digest, sendable: true })
     }
 
-    /// Its SHA-256.
+    /// Returns the SHA-256 of the token.
     pub const fn sha256(&self) -> &[u8; 32] {
         &self.digest
     }
 
-    /// Whether a header can hold it.
+    /// Returns `true` if a header can hold the token.
     pub(super) const fn is_sendable(&self) -> bool {
         self.sendable
     }

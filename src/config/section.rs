@@ -1,9 +1,9 @@
-//! The one way a key is read, and the list of everything that went wrong on the way.
+//! Reads the keys of a table and collects the problems.
 //!
-//! A [`Section`] stands over one table. `section.read(key, reader, &mut slot)` fills the slot or notes
-//! a problem; a key that is not there leaves the slot's default. [`Section::finish`] refuses the keys
-//! nobody asked for. Nothing is ever read by another way, so the set of keys asked for *is* the set of
-//! known keys: the suggestions and the test over `config/marple.toml` come from it.
+//! A [`Section`] wraps one table. `section.read(key, reader, &mut slot)` fills the slot or records
+//! a problem; if the key is missing, the slot keeps its default. [`Section::finish`] reports the
+//! keys that were not read. There is no other way to read a key, so the keys that are read are the
+//! known keys. Suggestions and the test of `config/marple.toml` use that list.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -17,25 +17,25 @@ use super::settings::Settings;
 use super::validate::Finding;
 use super::{Error, validate};
 
-/// How a value is read: the signature of serde's `deserialize_with`.
+/// Result of a parser with the signature of serde's `deserialize_with`.
 pub(super) type Read<T> = Result<T, toml::de::Error>;
 
-/// More problems than anybody reads at once; a binary file taken for a configuration has one a byte.
+/// Maximum number of problems kept. A binary file opened as a configuration has one per byte.
 const MAX_PROBLEMS: usize = 100;
 
-/// What is known about a text while it is read.
+/// State of reading one text.
 pub(super) struct Report<'t> {
     text: &'t str,
     problems: Vec<Problem>,
-    /// How many problems there are beyond [`MAX_PROBLEMS`].
+    /// Number of problems beyond [`MAX_PROBLEMS`].
     more: usize,
-    /// Where each key's value stands; sections and rules by their own paths.
+    /// Byte offset of each key's value. Sections and rules are listed by their paths.
     places: BTreeMap<String, usize>,
-    /// The keys whose value is not what the file says, so that nothing is concluded from it.
+    /// Keys whose slot does not hold the value of the file. Findings about them are dropped.
     unread: BTreeSet<String>,
-    /// The keys that were asked for and are not there.
+    /// Keys that were read but are missing in the file.
     pub(super) unset: BTreeSet<String>,
-    /// The lines that could not be parsed.
+    /// Lines with syntax errors.
     broken: BTreeSet<usize>,
 }
 
@@ -52,8 +52,7 @@ impl<'t> Report<'t> {
         }
     }
 
-    /// Notes what the parser could not parse: the first error of each line, as those after it follow
-    /// from it.
+    /// Records syntax errors: the first of each line, because later ones follow from it.
     pub(super) fn syntax(&mut self, errors: &[toml::de::Error]) {
         for error in errors {
             if self.is_full() {
@@ -70,7 +69,7 @@ impl<'t> Report<'t> {
         }
     }
 
-    /// Counts a problem for which there is no room.
+    /// Returns `true` if the list of problems is full, and counts the problem.
     fn is_full(&mut self) -> bool {
         let full = self.problems.len() >= MAX_PROBLEMS;
         self.more += usize::from(full);
@@ -87,8 +86,8 @@ impl<'t> Report<'t> {
         }
     }
 
-    /// Notes what is wrong with values that could be read each, unless it rests on one that could not,
-    /// or on one that may be missing only because it could not be parsed.
+    /// Records a problem of valid values. Drops it if it involves a value that could not be read,
+    /// or if the file has syntax errors: a missing key may only be unparsed.
     fn finding(&mut self, finding: Finding) {
         if !self.broken.is_empty() || finding.keys.iter().any(|key| self.unread.contains(key)) {
             return;
@@ -99,7 +98,7 @@ impl<'t> Report<'t> {
         self.problem(offset.copied().unwrap_or(0), key, finding.message);
     }
 
-    /// The verdict over `settings`, which were read with this report.
+    /// Validates `settings`, which were read with this report.
     pub(super) fn conclude(
         mut self,
         origin: PathBuf,
@@ -119,36 +118,36 @@ impl<'t> Report<'t> {
 /// One table of the file.
 pub(super) struct Section<'r, 't> {
     report: &'r mut Report<'t>,
-    /// Its path with a trailing dot, empty for the file itself.
+    /// Path with a trailing dot; empty for the root table.
     prefix: String,
     table: &'r DeTable<'t>,
     known: Vec<&'static str>,
 }
 
 impl<'r, 't> Section<'r, 't> {
-    /// The file itself.
+    /// Returns the root table.
     pub(super) fn root(report: &'r mut Report<'t>, table: &'r DeTable<'t>) -> Self {
         Self { report, prefix: String::new(), table, known: Vec::new() }
     }
 
-    /// Whether `key` is there.
+    /// Returns `true` if `key` is present.
     pub(super) fn has(&self, key: &str) -> bool {
         self.table.contains_key(key)
     }
 
-    /// Notes that `key` should be otherwise.
+    /// Records a problem with `key`.
     pub(super) fn refuse(&mut self, key: &str, message: String) {
         let path = self.path(key);
         self.report.finding(Finding { keys: vec![path.clone()], message });
         self.report.unread.insert(path);
     }
 
-    /// Notes that nothing is to be concluded from `key`.
+    /// Excludes `key` from the findings of validation.
     pub(super) fn ignore(&mut self, key: &str) {
         self.report.unread.insert(self.path(key));
     }
 
-    /// Reads `key` into `slot`; true when it was there and could be read.
+    /// Reads `key` into `slot`. Returns `true` if it was present and valid.
     pub(super) fn read<T, S: From<T>>(
         &mut self,
         key: &'static str,
@@ -171,7 +170,7 @@ impl<'r, 't> Section<'r, 't> {
         }
     }
 
-    /// Reads the table `[key]`, if it is there.
+    /// Reads the table `[key]` if it is present.
     pub(super) fn section(&mut self, key: &'static str, read: impl FnOnce(&mut Section<'_, 't>)) {
         let Some(value) = self.take(key) else { return };
         match value.get_ref() {
@@ -180,7 +179,7 @@ impl<'r, 't> Section<'r, 't> {
         }
     }
 
-    /// Reads each of the tables `[key.NAME]`, whatever its name.
+    /// Reads each of the tables `[key.NAME]`, with any name.
     pub(super) fn named(
         &mut self,
         key: &'static str,
@@ -223,8 +222,8 @@ impl<'r, 't> Section<'r, 't> {
         }
     }
 
-    /// Refuses the keys that were not asked for. Not in a file with broken syntax: a key may stand in
-    /// this section only because the head of its own could not be parsed.
+    /// Reports the keys that were not read. Does nothing if the file has syntax errors: a key may
+    /// be in this section only because the header of its section could not be parsed.
     pub(super) fn finish(self) {
         if !self.report.broken.is_empty() {
             return;
@@ -252,7 +251,7 @@ impl<'r, 't> Section<'r, 't> {
         format!("{}{key}", self.prefix)
     }
 
-    /// The value of `key`, noting that it is known.
+    /// Returns the value of `key` and records the key as known.
     fn take(&mut self, key: &'static str) -> Option<&'r Spanned<DeValue<'t>>> {
         self.known.push(key);
         let path = self.path(key);
@@ -286,7 +285,7 @@ impl<'r, 't> Section<'r, 't> {
     }
 }
 
-/// The known key that `name` most likely means: at most a third of its letters away.
+/// Returns the known key closest to `name`, if at most a third of its letters differ.
 fn nearest<'k>(name: &str, known: &[&'k str]) -> Option<&'k str> {
     let distance = |key: &&'k str| (distance(name, key), *key);
     known
@@ -297,7 +296,7 @@ fn nearest<'k>(name: &str, known: &[&'k str]) -> Option<&'k str> {
         .map(|(_, key)| key)
 }
 
-/// Levenshtein's distance: how many letters must be put in, taken out or changed.
+/// Returns the Levenshtein distance: the number of insertions, deletions and substitutions.
 fn distance(a: &str, b: &str) -> usize {
     let mut row: Vec<usize> = (0..=b.chars().count()).collect();
     for (i, from) in a.chars().enumerate() {

@@ -1,5 +1,5 @@
-//! The settings as values. A TOML file and code fill the same structs; `Settings::default()` is what an
-//! empty file means.
+//! The types of the settings. A TOML file and code fill the same structs; an empty file is equal to
+//! `Settings::default()`.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,24 +11,25 @@ use super::secret::Secret;
 use crate::base::{Bytes, Hertz, Percent};
 use crate::model::{CaptureSet, CpuEngine, CpuMode, Rule, TraceMode};
 
-/// Everything that can be set. Write `Settings { dir: "…".into(), ..Settings::default() }`.
+/// All settings. Write `Settings { dir: "…".into(), ..Settings::default() }`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
-    /// The service's name, part of every artifact's name. Default: the executable's file name.
+    /// Name of the service, part of every artifact's name. Default: the executable's file name.
     pub service: String,
-    /// The part of the world it runs in (region, cluster, pod), likewise. Default: the host's name.
+    /// Deployment location (region, cluster or pod), also part of every artifact's name. Default:
+    /// the host name.
     pub domain: String,
-    /// Where incidents are written. Default: `captures` in the working directory.
+    /// Directory of the incidents. Default: `captures` in the working directory.
     pub dir: PathBuf,
-    /// How often the vitals are read and the rules asked. Default: 250 ms.
+    /// Interval at which the vitals are read and the rules evaluated. Default: 250 ms.
     pub interval: Duration,
-    /// What is kept.
+    /// Limits of the store.
     pub store: StoreSettings,
-    /// How many incidents and captures rules may make.
+    /// Limits for incidents and captures of rules.
     pub budget: BudgetSettings,
     /// Manual start and stop.
     pub toggle: ToggleSettings,
-    /// The HTTP listener; none without a `[http]` section.
+    /// The HTTP listener. `None` without a `[http]` section.
     pub http: Option<HttpSettings>,
     /// CPU profiles.
     pub cpu: CpuSettings,
@@ -38,99 +39,106 @@ pub struct Settings {
     pub trace: TraceSettings,
     /// Dumps of threads and tasks.
     pub stacks: StacksSettings,
-    /// The rules, in the order they are asked. Default: [`default_rules`](super::default_rules).
+    /// The rules, in the order of evaluation. Default: [`default_rules`](super::default_rules).
     pub rules: Vec<Rule>,
 }
 
-/// Which rules a file means.
+/// The set of rules that a file selects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RuleChoice {
-    /// The default ones besides its own, which replace those of the same name.
+    /// The default rules and those of the file, which replace default rules of the same name.
     Default,
-    /// Its own only.
+    /// Only the rules of the file.
     Own,
 }
 
-/// What bounds the incidents that rules open and the captures they make. What is asked for by hand or
-/// from code is not bounded by it; what is handed over without an incident has a number of its own. It outlives the process: a service that is restarted in a loop stays
-/// within it.
+/// Limits for the incidents that rules open and for their captures. Manual captures and those
+/// started from code do not count. On-demand captures have a separate limit. Usage is persisted, so
+/// a service that restarts in a loop stays within the limits.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BudgetSettings {
-    /// Incidents opened in any 24 hours, two of them (less with many rules) reserved for each rule. What is
-    /// worse than all that its rule captured in these hours, or critical, is opened all the same: at most 16
-    /// times for a rule. Default: 24.
+    /// Maximum number of incidents opened in any 24 hours. Two of them are reserved for each rule,
+    /// fewer with many rules. A critical value, or one worse than all that its rule captured in
+    /// these hours, opens an incident beyond the limit. That happens at most 16 times per rule.
+    /// Default: 24.
     pub incidents_per_day: usize,
-    /// Times that one rule may fire in one incident. Default: 16.
+    /// Maximum number of times that one rule may fire in one incident. Default: 16.
     pub captures_per_incident: usize,
-    /// From the opening of one incident to that of the next, but for what is critical. Default: 1 minute.
+    /// Minimum time from the opening of one incident to the next, unless it is critical. Default: 1
+    /// minute.
     pub min_between_incidents: Duration,
-    /// A rule that fires within this of an incident's opening joins it. Default: 30 seconds.
+    /// Time after an incident's opening in which another rule that fires joins it. Default: 30
+    /// seconds.
     pub join: Duration,
-    /// Captures handed over without an incident (`/debug/pprof/`) in any 24 hours; beyond it clients are
-    /// told when there is another. One that pulls three profiles every 15 seconds takes 17,280. Default:
-    /// 100,000.
+    /// Maximum number of on-demand captures (`/debug/pprof/`) in any 24 hours. Beyond it clients
+    /// get the time of the next one. A client that fetches three profiles every 15 seconds takes
+    /// 17,280. Default: 100,000.
     pub streams_per_day: usize,
-    /// While more than this share of the CPU limit is used, what is dear is not captured. Default: none.
+    /// Share of the CPU limit above which expensive captures are skipped. `None` turns this off.
+    /// Default: `None`.
     pub cpu_ceiling: Option<Percent>,
 }
 
-/// What the store keeps. Whatever bound is reached first makes a closed incident go: what is past its age,
-/// else the oldest of the rule that holds most, the first and the last of each rule last.
+/// Limits of the store. When a limit is exceeded, closed incidents are deleted: expired ones first,
+/// then the oldest incident of the rule that uses the most space. The first and last incident of
+/// each rule are deleted last.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StoreSettings {
-    /// All incidents together. Default: 1 GiB.
+    /// Maximum size of all incidents together. Default: 1 GiB.
     pub max_bytes: Bytes,
-    /// How many incidents. Default: 100.
+    /// Maximum number of incidents. Default: 100.
     pub max_incidents: usize,
-    /// How old one may get. Default: 14 days.
+    /// Maximum age of an incident. Default: 14 days.
     pub max_age: Duration,
-    /// How much of the file system is left to others. Default: 5 %.
+    /// Space of the file system that is left to others. Default: 5 %.
     pub keep_free: Room,
-    /// The files of one incident together. When it has more, those between the first and the last of
-    /// their form go, the largest excepted, and then nothing more is written. Default: 512 MiB.
+    /// Maximum size of the files of one incident. Beyond it, files between the first and the last
+    /// of their form are deleted, except the largest. If that is not enough, no more files are
+    /// written. Default: 512 MiB.
     pub max_incident_bytes: Bytes,
-    /// Whether members of the directory's group may read incidents (modes 0750 and 0640 instead of 0700 and 0600),
-    /// for a sidecar that ships them. Holds for what is made from then on. Default: false.
+    /// `true` lets members of the directory's group read incidents, for a sidecar that ships them:
+    /// modes 0750 and 0640 instead of 0700 and 0600. Applies to files and directories created
+    /// afterwards. Default: `false`.
     pub group_read: bool,
-    /// What holds for the incidents of one rule besides, by its name; `toggle` and `call` are those asked
-    /// for by hand and from code. Default: none.
+    /// Additional limits for the incidents of one rule, by its name. `toggle` and `call` are the
+    /// incidents started manually and from code. Default: empty.
     pub rules: BTreeMap<String, RuleStoreSettings>,
 }
 
-/// What is kept of one rule's incidents.
+/// Limits for the incidents of one rule.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RuleStoreSettings {
-    /// All of them together. Default: no bound of its own.
+    /// Maximum size of its incidents together. Default: `None`, no additional limit.
     pub max_bytes: Option<Bytes>,
-    /// How many. Default: no bound of its own.
+    /// Maximum number of its incidents. Default: `None`, no additional limit.
     pub max_incidents: Option<usize>,
-    /// How old one may get, in place of [`StoreSettings::max_age`]. Default: that.
+    /// Maximum age, in place of [`StoreSettings::max_age`]. Default: `None`, that age applies.
     pub max_age: Option<Duration>,
 }
 
-/// Space on a file system.
+/// An amount of space on a file system.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Room {
-    /// So many bytes.
+    /// Number of bytes.
     Bytes(Bytes),
-    /// A share of the whole.
+    /// Share of the file system's size.
     Percent(Percent),
 }
 
-/// Manual start and stop of captures.
+/// Settings for manual start and stop of captures.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ToggleSettings {
-    /// The signal that toggles. Default: none, since a service may use either itself.
+    /// The signal that toggles. Default: `None`, since the service may use either.
     pub signal: Option<ToggleSignal>,
-    /// The file that toggles when it is touched. Default: none.
+    /// The file that toggles when it is touched. Default: `None`.
     pub trigger_file: Option<PathBuf>,
-    /// What runs while the toggle is on. Default: everything.
+    /// Captures that run while the toggle is on. Default: all.
     pub capture: CaptureSet,
-    /// When a forgotten toggle goes off by itself. Default: 5 minutes.
+    /// Time after which a forgotten toggle turns off. Default: 5 minutes.
     pub max_duration: Duration,
 }
 
-/// A signal that may be given to the toggle.
+/// A signal that can toggle captures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ToggleSignal {
     /// SIGUSR1.
@@ -140,7 +148,7 @@ pub enum ToggleSignal {
 }
 
 impl ToggleSignal {
-    /// Its name.
+    /// Returns the signal's name.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Usr1 => "SIGUSR1",
@@ -149,38 +157,38 @@ impl ToggleSignal {
     }
 }
 
-/// The HTTP listener.
+/// Settings of the HTTP listener.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HttpSettings {
-    /// Where it listens. Default: `127.0.0.1:6060`.
+    /// Address to listen on. Default: `127.0.0.1:6060`.
     pub listen: Listen,
-    /// What a request must bring as `Authorization: Bearer` to do everything. One token, this or one of
-    /// the other two, is required for any address that is not loopback. Default: none.
+    /// Token for all requests, sent as `Authorization: Bearer`. Any address that is not loopback
+    /// requires this token or one of the other two. Default: `None`.
     pub token: Option<Secret>,
-    /// What it must bring to capture and to read, but not to use the toggle. Default: none.
+    /// Token for captures and reading, but not for the toggle. Default: `None`.
     pub capture_token: Option<Secret>,
-    /// What it must bring to read: status, metrics, finished incidents. Default: none.
+    /// Token for reading: status, metrics, finished incidents. Default: `None`.
     pub read_token: Option<Secret>,
-    /// The names, without ports, by which requests may call this host. Default: none, which without a
-    /// token means `localhost`, loopback addresses and the address in `listen`, and with one any name.
+    /// Accepted host names, without ports. Default: empty, which accepts any name if a token is
+    /// set, and otherwise `localhost`, loopback addresses and the address in `listen`.
     pub hosts: Vec<String>,
-    /// The longest a capture over HTTP may last. Default: 5 minutes.
+    /// Maximum duration of a capture over HTTP. Default: 5 minutes.
     pub max_duration: Duration,
-    /// The mean number of requests and of new connections a second that the own listener serves: 1 to
-    /// 1000000. What comes faster waits. Default: 100, which costs a few per cent of a core at most.
+    /// Maximum mean number of requests, and of new connections, per second: 1 to 1000000. Excess
+    /// ones are delayed. Default: 100, which costs at most a few per cent of a core.
     pub max_requests_per_second: u32,
-    /// Whether every GET of `/monitor/notify` toggles, as it did in the founding program. Otherwise a GET
-    /// needs a token, the own Unix socket, or a browser that states `Sec-Fetch-Site: same-origin` or `none`.
-    /// A POST always does it. Default: no.
+    /// `true` lets every GET of `/monitor/notify` toggle, for existing clients. Otherwise a GET
+    /// needs a token, the Unix socket of the listener, or a browser that sends `same-origin` or
+    /// `none` as `Sec-Fetch-Site`. A POST always toggles. Default: `false`.
     pub compat_get_toggle: bool,
 }
 
-/// A place to listen.
+/// An address to listen on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Listen {
     /// A TCP address.
     Tcp(SocketAddr),
-    /// A Unix socket, made with mode 0600; written `unix:/path`.
+    /// A Unix socket, created with mode 0600; written `unix:/path`.
     Unix(PathBuf),
 }
 
@@ -193,82 +201,85 @@ impl fmt::Display for Listen {
     }
 }
 
-/// CPU profiles.
+/// Settings of CPU profiles.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CpuSettings {
-    /// What is sampled: CPU time, or all threads by time. Default: CPU time.
+    /// Kind of sampling: by CPU time, or all threads by wall-clock time. Default: CPU time.
     pub mode: CpuMode,
-    /// Looks a second at each thread, when all are sampled by time. Default: 19 Hz.
+    /// Samples per second of each thread in wall-clock mode. Default: 19 Hz.
     pub wall_frequency: Hertz,
-    /// Samples a second of CPU time. Default: 99 Hz.
+    /// Samples per second of CPU time. Default: 99 Hz.
     pub frequency: Hertz,
-    /// By what means. Default: the best that the machine allows.
+    /// Sampling engine. Default: the best one that the machine permits.
     pub engine: CpuEngine,
-    /// Samples a second of CPU time while nothing is captured; 0 is off. Default: 19 Hz.
+    /// Samples per second of CPU time for the look-back, while no capture runs; 0 turns it off.
+    /// Default: 19 Hz.
     pub lookback_frequency: Hertz,
-    /// How far back these are kept: a capture has a profile of the time before it. Default: 30 s.
+    /// Time span of the look-back: each capture includes a profile of this time before it. Default:
+    /// 30 s.
     pub lookback: Duration,
 }
 
-/// Heap profiles.
+/// Settings of heap profiles.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HeapSettings {
-    /// The mean number of bytes between two samples; 0 is off, 1 is every allocation from the moment that the agent
-    /// has started. Default: 512 KiB.
+    /// Mean number of bytes between two samples. 0 turns sampling off; 1 samples every allocation
+    /// after the start of the agent. Default: 512 KiB.
     pub rate: Bytes,
-    /// The same while an incident captures the heap, to see more of what happens then; the mean number
-    /// of bytes again, so a lower one samples more. Default: 64 KiB, or `rate` if that is less.
+    /// The same while an incident captures the heap; a lower value samples more. Default: `None`,
+    /// which means 64 KiB, or `rate` if that is less.
     pub rate_during_incident: Option<Bytes>,
 }
 
-/// Runtime traces.
+/// Settings of runtime traces.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TraceSettings {
-    /// When polls and parks are recorded. Default: always.
+    /// Mode of recording polls and parks. Default: always.
     pub mode: TraceMode,
-    /// The memory all of it may take at any time; a quarter is held all the time where polls are recorded
-    /// always. Default: 16 MiB.
+    /// Maximum memory of all traces. If polls are always recorded, a quarter of it is always
+    /// allocated. Default: 16 MiB.
     pub max_bytes: Bytes,
-    /// How long before its trigger a trace begins, as far as the memory reaches. Default: 30 s.
+    /// Time span that a trace includes before its trigger, as far as the memory permits. Default:
+    /// 30 s.
     pub window: Duration,
-    /// A poll that lasts this long is a stall: it is told in the log and in `status`, with the stack of its
-    /// thread; none: nobody looks. Default: 100 ms.
+    /// Duration from which a poll is a stall. Stalls are reported in the log and in `status`, with
+    /// the stack of their thread. `None` turns the detection off. Default: 100 ms.
     ///
-    /// Recorded polls are timed exactly. Of other tasks on an observed multi-thread runtime a stall is
-    /// suspected by what the runtime counts, and told once two stacks show the same poll
-    /// ([`ThreadsMode::Full`]): of a poll that sleeps within twice the threshold, of one that computes
-    /// after 310 ms at the least.
+    /// Recorded polls are timed exactly. For other tasks on an observed multi-thread runtime, a
+    /// stall is inferred from runtime counters. It is reported once two stacks show the same poll
+    /// ([`ThreadsMode::Full`]). This takes at most twice the threshold if the poll sleeps, and at
+    /// least 310 ms if it computes.
     pub stall: Option<Duration>,
 }
 
-/// Dumps of threads and tasks.
+/// Settings of thread and task dumps.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StacksSettings {
-    /// How threads are dumped. Default: in full.
+    /// Form of thread dumps. Default: full.
     pub threads: ThreadsMode,
-    /// How tasks are dumped. Default: in full.
+    /// Form of task dumps. Default: full.
     pub tasks: TasksMode,
-    /// How long asking the tasks may take in all. Default: 2 seconds.
+    /// Maximum time for collecting the stacks of all tasks. Default: 2 seconds.
     pub tasks_deadline: Duration,
 }
 
-/// How threads are dumped.
+/// Form of thread dumps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ThreadsMode {
-    /// With their stacks: each gets a signal, which some system calls do not stand (`stacks::threads` lists
-    /// them).
+    /// With stacks. Each thread gets a signal, which interrupts some system calls
+    /// (`stacks::threads` lists them).
     Full,
-    /// As `/proc` shows them, without stacks and without a signal.
+    /// From `/proc`, without stacks and without a signal.
     ProcOnly,
-    /// Not at all.
+    /// Not dumped.
     Off,
 }
 
 impl ThreadsMode {
-    /// Every way.
+    /// All modes.
     pub const ALL: [Self; 3] = [Self::Full, Self::ProcOnly, Self::Off];
 
-    /// Its name.
+    /// Returns the mode's name.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Full => "full",
@@ -278,22 +289,22 @@ impl ThreadsMode {
     }
 }
 
-/// How tasks are dumped.
+/// Form of task dumps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TasksMode {
-    /// With their stacks: each is woken once.
+    /// With stacks: each task is woken once.
     Full,
-    /// Listed, without being woken.
+    /// Listed, without waking any task.
     ListOnly,
-    /// Not at all.
+    /// Not dumped.
     Off,
 }
 
 impl TasksMode {
-    /// Every way.
+    /// All modes.
     pub const ALL: [Self; 3] = [Self::Full, Self::ListOnly, Self::Off];
 
-    /// Its name.
+    /// Returns the mode's name.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Full => "full",

@@ -1,14 +1,14 @@
-//! When a file has changed: a pure judge of what was seen of it.
+//! Debouncing of file changes, as a pure state machine.
 
 use std::time::Duration;
 
 use crate::base::Moment;
 
-/// What was reported of a file last, and what may be reported next.
+/// A debouncer for the versions of one file.
 ///
-/// A change counts once it was seen unchanged over its quiet time, because an editor truncates, writes
-/// in pieces, deletes and creates. What is not there (`None`) is no change: the file is about to come
-/// back, or the last one stays in force.
+/// A version is reported once it has been unchanged for its quiet time, because an editor
+/// truncates, writes in pieces, deletes and creates. A missing file (`None`) is not a change: the
+/// file is about to reappear, or its last version stays in force.
 #[derive(Debug)]
 pub(super) struct Settle<T> {
     reported: Option<T>,
@@ -16,13 +16,13 @@ pub(super) struct Settle<T> {
 }
 
 impl<T: Clone + PartialEq> Settle<T> {
-    /// A file of which `known` is known already.
+    /// Returns a debouncer that does not report the version `known`.
     pub(super) fn new(known: Option<T>) -> Self {
         Self { reported: known, candidate: None }
     }
 
-    /// Takes what is `seen` of the file; gives it back if that is a change which has been so for
-    /// `quiet`.
+    /// Processes the version `seen`. Returns it if it differs from the reported one and has been
+    /// unchanged for `quiet`.
     pub(super) fn look(&mut self, now: Moment, seen: Option<T>, quiet: Duration) -> Option<T> {
         let seen = seen.filter(|seen| self.reported.as_ref() != Some(seen));
         self.candidate = match (seen, self.candidate.take()) {
@@ -39,7 +39,7 @@ impl<T: Clone + PartialEq> Settle<T> {
         None
     }
 
-    /// Whether a change waits for its quiet time.
+    /// Returns `true` if a change waits for its quiet time.
     pub(super) fn is_unsettled(&self) -> bool {
         self.candidate.is_some()
     }
@@ -51,7 +51,7 @@ mod tests {
 
     const QUIET: Duration = Duration::from_millis(100);
 
-    /// What is reported of a file seen like this, at these milliseconds.
+    /// Returns the versions reported for a file with these versions at these milliseconds.
     fn reports(looks: &[(u64, Option<&'static str>)]) -> Vec<(u64, &'static str)> {
         let mut settle = Settle::new(Some("old"));
         let look = |&(at, seen): &(u64, Option<&'static str>)| {

@@ -1,6 +1,6 @@
-//! What settings may be. One list of checks for a file and for settings made in code; each names the
-//! keys it rests on, the first being the one to change, so that a reader of files can find the line
-//! and can leave out what follows only from another problem.
+//! Checks of settings values, for files and for settings made in code. Each finding lists the keys
+//! it depends on, the first being the one to change. A reader of files can thus find the line, and
+//! can drop findings that follow from another problem.
 
 mod doubts;
 mod store;
@@ -15,38 +15,40 @@ use super::settings::{HttpSettings, Listen, Settings};
 use crate::base::{Bytes, Percent};
 use crate::model::{MAX_OWN_NAME, Rule, is_own_name};
 
-/// Faster than this a tick would cost the host what it may not; slower, an incident is over unseen.
+/// Below the minimum, ticks cost the host too much CPU; above the maximum, an incident can end
+/// unnoticed.
 const INTERVAL: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(60 * 60));
-/// Two pages of events for each of eight threads; below, nothing of use is recorded.
+/// Two pages of events for each of eight threads. With less, the trace is useless.
 const MIN_TRACE_BYTES: Bytes = Bytes::kib(64);
-/// Shorter, and a poll that merely waits for a CPU would be a stall.
+/// Below the minimum, a poll that merely waits for a CPU would be a stall.
 const STALL: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(60));
-/// The window of a trace.
+/// Limits of the window of a trace.
 const TRACE_WINDOW: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10 * 60));
-/// Above, the handler's own time shows in the profile.
+/// At higher rates the handler's time shows in the profile.
 const MAX_FREQUENCY: u32 = 1000;
-/// Above, what runs always would cost what only a capture may.
+/// At higher rates the look-back would cost as much as a capture.
 const MAX_LOOKBACK_FREQUENCY: u32 = 99;
-/// Less is no look back; what is older says little about why something fired.
+/// Below the minimum there is no useful look-back; older samples are unrelated to the cause.
 const LOOKBACK: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10 * 60));
-/// Every rule is asked at every tick.
+/// Every rule is evaluated at every tick.
 const MAX_RULES: usize = 100;
-/// Each is a line of `state.json`, which has a bound; one a minute is more than anybody reads.
+/// Each incident is a line of `state.json`, whose size is limited. One a minute is more than can be
+/// read.
 const MAX_INCIDENTS_PER_DAY: usize = 1440;
-/// A hundred a second, which nobody means; and 100 numbers of `state.json` in any case.
+/// About 100 captures per second, beyond any real use. `state.json` holds 100 numbers at any limit.
 const MAX_STREAMS_PER_DAY: usize = 10_000_000;
 /// No limit in effect: one request takes longer than a microsecond.
 const MAX_REQUESTS_PER_SECOND: u32 = 1_000_000;
-/// Longer, the thread that captures would be kept from everything else of an incident.
+/// A longer task dump would block the capture thread for the rest of the incident.
 const MAX_TASKS_DEADLINE: Duration = Duration::from_secs(30);
-/// What can be captured, for those who named nothing.
+/// Kinds of captures, for messages about an empty list.
 const KINDS: &str = "\"cpu\", \"heap\", \"trace\", \"threads\", \"tasks\"";
-/// A file's name has at most 255 bytes; it holds service and domain, or the rule, the time and an id.
+/// A file name has at most 255 bytes. It holds service and domain, or the rule, the time and an id.
 const MAX_NAME: usize = 64;
-/// `sun_path`, less its trailing NUL.
+/// `sizeof(sun_path) - 1`, for the trailing NUL.
 const MAX_SOCKET_PATH: usize = 107;
 
-/// Something wrong with the values of `keys`.
+/// A problem with the values of `keys`.
 #[derive(Debug)]
 pub(super) struct Finding {
     pub(super) keys: Vec<String>,
@@ -54,11 +56,11 @@ pub(super) struct Finding {
 }
 
 impl Settings {
-    /// Judges settings as [`load`](super::load) judges a file's.
+    /// Validates the settings as [`load`](super::load) validates a file.
     ///
     /// # Errors
     ///
-    /// With every problem there is.
+    /// If a value is not valid. The error lists every problem.
     pub fn validate(&self) -> Result<(), Problems> {
         let problems: Vec<Problem> = findings(self)
             .into_iter()
@@ -72,7 +74,7 @@ impl Settings {
     }
 }
 
-/// Everything that is wrong with `settings`.
+/// Returns all problems of `settings`.
 pub(super) fn findings(settings: &Settings) -> Vec<Finding> {
     let mut check = Check::default();
     general(&mut check, settings);
@@ -99,14 +101,14 @@ struct Check {
 }
 
 impl Check {
-    /// Runs checks whose keys are under `prefix`.
+    /// Runs checks whose keys are below `prefix`.
     fn under(&mut self, prefix: &str, checks: impl FnOnce(&mut Self)) {
         let outer = std::mem::replace(&mut self.prefix, prefix.to_owned());
         checks(self);
         self.prefix = outer;
     }
 
-    /// Notes `message` about `keys` unless all is `well`.
+    /// Records `message` about `keys` unless `well` is true.
     fn that(&mut self, well: bool, keys: &[&str], message: impl FnOnce() -> String) {
         if !well {
             let keys = keys.iter().map(|key| format!("{}{key}", self.prefix)).collect();
@@ -118,7 +120,7 @@ impl Check {
         self.findings.push(Finding { keys, message });
     }
 
-    /// Part of a file's name: no separators, nothing hidden, nothing a shell would take apart.
+    /// Checks a part of a file name: no separators, not hidden, no special characters of a shell.
     fn file_name(&mut self, key: &str, name: &str) {
         let well = (1..=MAX_NAME).contains(&name.len())
             && name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
@@ -288,7 +290,7 @@ fn http(check: &mut Check, http: &HttpSettings) {
     }
 }
 
-/// Whether only this machine can reach `ip`, also when IPv4 is written as IPv6.
+/// Returns `true` if `ip` is a loopback address, including IPv4 mapped to IPv6.
 fn is_loopback(ip: IpAddr) -> bool {
     ip.to_canonical().is_loopback()
 }

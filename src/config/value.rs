@@ -1,6 +1,5 @@
-//! How each kind of value is written: functions from serde's deserializer, for what people write
-//! otherwise than machines. Every refusal shows the value and what would be right, except a token's,
-//! which is never shown.
+//! Parsers for the values of settings, in the form of serde deserializer functions. Each error
+//! shows the value and the valid form, except for a token, which is never shown.
 
 use std::fmt;
 use std::fs::File;
@@ -18,7 +17,7 @@ use super::settings::{Listen, Room, RuleChoice, TasksMode, ThreadsMode, ToggleSi
 use crate::base::{Bytes, Hertz, Percent, spare};
 use crate::model::{Again, CpuEngine, CpuMode, Holds, Mode, TraceMode, Unit};
 
-/// A value that is written as a number or as a text.
+/// A visitor for a value that is written as a number or as a text.
 struct Friendly<T, N, S> {
     expected: &'static str,
     number: N,
@@ -50,7 +49,7 @@ where
     }
 }
 
-/// Reads a number or a text; either may be refused by giving none.
+/// Parses a number or a text. A function returns `None` to reject the value.
 fn friendly<'de, D: Deserializer<'de>, T>(
     deserializer: D,
     expected: &'static str,
@@ -61,7 +60,7 @@ fn friendly<'de, D: Deserializer<'de>, T>(
     deserializer.deserialize_any(Friendly { expected, number, text, kind })
 }
 
-/// A text within a list or a table; says what is right where something else stands.
+/// A text inside a list or a table; the string describes the valid form for errors.
 pub(super) struct Text(pub(super) &'static str);
 
 impl<'de> DeserializeSeed<'de> for Text {
@@ -72,13 +71,13 @@ impl<'de> DeserializeSeed<'de> for Text {
     }
 }
 
-/// The duration in `text`, in jiff's friendly format; a day is 24 hours, a month is none.
+/// Parses a duration in jiff's friendly format. A day is 24 hours; months are rejected.
 fn parse_duration(text: &str) -> Option<Duration> {
     let span = SpanParser::new().parse_span(text).ok()?;
     span.to_duration(SpanRelativeTo::days_are_24_hours()).ok()?.try_into().ok()
 }
 
-/// The number before a percent sign.
+/// Parses the number before a percent sign.
 fn parse_percent(text: &str) -> Option<f64> {
     text.strip_suffix('%')?.trim_end().parse().ok().filter(|n: &f64| n.is_finite())
 }
@@ -87,18 +86,18 @@ fn finite(n: f64) -> Option<f64> {
     n.is_finite().then_some(n)
 }
 
-/// A whole number that a `f64` holds exactly.
+/// Returns `n` if it is a whole number that `f64` holds exactly (at most 2^53).
 fn whole(n: f64) -> Option<u64> {
     (n.fract() == 0.0 && (0.0..=9_007_199_254_740_992.0).contains(&n)).then_some(n as u64)
 }
 
-/// `"250ms"`, `"1m 30s"`, `"14d"`.
+/// Parses `"250ms"`, `"1m 30s"`, `"14d"`.
 pub(super) fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     let expected = "a duration such as \"250ms\", \"1m 30s\" or \"14d\"";
     friendly(deserializer, expected, |_| None, parse_duration)
 }
 
-/// A duration, or `"off"`.
+/// Parses a duration or `"off"`.
 pub(super) fn duration_or_off<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<Duration>, D::Error> {
@@ -109,7 +108,7 @@ pub(super) fn duration_or_off<'de, D: Deserializer<'de>>(
     friendly(deserializer, "a duration such as \"100ms\", or \"off\"", |_| None, text)
 }
 
-/// `"2s"` for every condition, or `{ abs = "1s", diff = "5s", forecast = "2s" }`.
+/// Parses `"2s"` for every condition, or `{ abs = "1s", diff = "5s", forecast = "2s" }`.
 pub(super) fn holds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Holds, D::Error> {
     struct Each;
 
@@ -149,19 +148,19 @@ pub(super) fn holds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Holds,
     deserializer.deserialize_any(Each)
 }
 
-/// `"worse"` or `"cooldown"`.
+/// Parses `"worse"` or `"cooldown"`.
 pub(super) fn again<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Again, D::Error> {
     let text = |text: &str| [Again::Worse, Again::Cooldown].into_iter().find(|a| a.name() == text);
     friendly(deserializer, "\"worse\" or \"cooldown\"", |_| None, text)
 }
 
-/// `"capture"` or `"dry-run"`.
+/// Parses `"capture"` or `"dry-run"`.
 pub(super) fn mode<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Mode, D::Error> {
     let text = |text: &str| [Mode::Capture, Mode::DryRun].into_iter().find(|m| m.name() == text);
     friendly(deserializer, "\"capture\" or \"dry-run\"", |_| None, text)
 }
 
-/// `"default"` or `"own"`.
+/// Parses `"default"` or `"own"`.
 pub(super) fn rules<'de, D: Deserializer<'de>>(deserializer: D) -> Result<RuleChoice, D::Error> {
     let text = |text: &str| match text {
         "default" => Some(RuleChoice::Default),
@@ -171,7 +170,7 @@ pub(super) fn rules<'de, D: Deserializer<'de>>(deserializer: D) -> Result<RuleCh
     friendly(deserializer, "\"default\" or \"own\"", |_| None, text)
 }
 
-/// `"90%"` or `"off"`.
+/// Parses `"90%"` or `"off"`.
 pub(super) fn ceiling<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<Percent>, D::Error> {
@@ -185,23 +184,23 @@ pub(super) fn ceiling<'de, D: Deserializer<'de>>(
     read.map(|percent| whole_percent(percent).map(Percent)).transpose()
 }
 
-/// A text that says something.
+/// Parses a text.
 pub(super) fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     friendly(deserializer, "a text in quotes", |_| None, |text| Some(text.to_owned()))
 }
 
-/// A path.
+/// Parses a path.
 pub(super) fn path<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
     friendly(deserializer, "a path in quotes", |_| None, |text| Some(text.into()))
 }
 
-/// How many.
+/// Parses a whole number.
 pub(super) fn count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
     let number = |n| usize::try_from(whole(n)?).ok();
     friendly(deserializer, "a whole number", number, |_| None)
 }
 
-/// How threads are dumped.
+/// Parses the form of thread dumps.
 pub(super) fn threads_mode<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<ThreadsMode, D::Error> {
@@ -209,7 +208,7 @@ pub(super) fn threads_mode<'de, D: Deserializer<'de>>(
     friendly(deserializer, "\"full\", \"proc-only\" or \"off\"", |_| None, mode)
 }
 
-/// How tasks are dumped.
+/// Parses the form of task dumps.
 pub(super) fn tasks_mode<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<TasksMode, D::Error> {
@@ -217,13 +216,13 @@ pub(super) fn tasks_mode<'de, D: Deserializer<'de>>(
     friendly(deserializer, "\"full\", \"list-only\" or \"off\"", |_| None, mode)
 }
 
-/// How often a second.
+/// Parses a frequency in Hz.
 pub(super) fn hertz<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Hertz, D::Error> {
     let number = |n| u32::try_from(whole(n)?).ok().map(Hertz);
     friendly(deserializer, "a whole number of times a second, such as 99", number, |_| None)
 }
 
-/// `"5%"` or `"1GiB"`.
+/// Parses `"5%"` or `"1GiB"`.
 pub(super) fn room<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Room, D::Error> {
     let expected = "a share such as \"5%\" or a size such as \"1GiB\"";
     let number = |n| whole(n).map(|n| (Room::Bytes(Bytes(n)), n));
@@ -240,7 +239,7 @@ pub(super) fn room<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Room, D
     }
 }
 
-/// `"127.0.0.1:6060"` or `"unix:/run/service.sock"`.
+/// Parses `"127.0.0.1:6060"` or `"unix:/run/service.sock"`.
 pub(super) fn listen<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Listen, D::Error> {
     let expected = "an IP address and a port such as \"127.0.0.1:6060\", or a Unix socket such as \
                     \"unix:/run/service.sock\"";
@@ -256,18 +255,18 @@ pub(super) fn listen<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Liste
     )
 }
 
-/// `"auto"`, `"perf"`, `"timer"` or `"pprof"`.
+/// Parses `"auto"`, `"perf"`, `"timer"` or `"pprof"`.
 pub(super) fn engine<'de, D: Deserializer<'de>>(deserializer: D) -> Result<CpuEngine, D::Error> {
     let expected = "\"auto\", \"perf\", \"timer\" or \"pprof\"";
     friendly(deserializer, expected, |_| None, |text| text.parse().ok())
 }
 
-/// `"cpu"` or `"wall"`.
+/// Parses `"cpu"` or `"wall"`.
 pub(super) fn cpu_mode<'de, D: Deserializer<'de>>(deserializer: D) -> Result<CpuMode, D::Error> {
     friendly(deserializer, "\"cpu\" or \"wall\"", |_| None, CpuMode::of)
 }
 
-/// `"SIGUSR1"`, `"SIGUSR2"` or `"off"`.
+/// Parses `"SIGUSR1"`, `"SIGUSR2"` or `"off"`.
 pub(super) fn signal<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<ToggleSignal>, D::Error> {
@@ -282,7 +281,7 @@ pub(super) fn signal<'de, D: Deserializer<'de>>(
     friendly(deserializer, expected, |_| None, text)
 }
 
-/// `"always"`, `"on-demand"` or `"off"`.
+/// Parses `"always"`, `"on-demand"` or `"off"`.
 pub(super) fn trace_mode<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<TraceMode, D::Error> {
@@ -291,7 +290,7 @@ pub(super) fn trace_mode<'de, D: Deserializer<'de>>(
     friendly(deserializer, expected, |_| None, text)
 }
 
-/// A threshold, written in the unit of what it is compared to.
+/// Parses a threshold in the unit of its metric.
 pub(super) fn threshold<'de, D: Deserializer<'de>>(
     unit: Unit,
     deserializer: D,
@@ -304,7 +303,7 @@ pub(super) fn threshold<'de, D: Deserializer<'de>>(
     }
 }
 
-/// `25` or `"25%"`.
+/// Parses `25` or `"25%"`.
 pub(super) fn percent<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
     let expected = "a number of per cent such as 80 or \"80%\"";
     friendly(
@@ -316,7 +315,7 @@ pub(super) fn percent<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64,
     .and_then(whole_percent)
 }
 
-/// A fraction without a sign is most likely a share of one.
+/// Rejects a bare number between 0 and 1: it is most likely a fraction of one, not a percentage.
 fn whole_percent<E: de::Error>((n, is_bare): (f64, bool)) -> Result<f64, E> {
     if is_bare && 0.0 < n && n < 1.0 {
         let meant = n * 100.0;
@@ -328,8 +327,8 @@ fn whole_percent<E: de::Error>((n, is_bare): (f64, bool)) -> Result<f64, E> {
     Ok(n)
 }
 
-/// What a token is recognised by. The token itself has no place in a file that is copied, committed and
-/// read by many; whatever stands there is not repeated.
+/// Parses the SHA-256 of a token. The token itself does not belong in a file that is copied,
+/// committed and widely readable. An error does not repeat the value.
 pub(super) fn token<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Secret, D::Error> {
     let wrong = || {
         de::Error::custom(
@@ -342,17 +341,18 @@ pub(super) fn token<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Secret
     text.strip_prefix("sha256:").and_then(Secret::from_sha256).ok_or_else(wrong)
 }
 
-/// The token in a file of this user's or root's, which nobody but the owner and the group may read: a Kubernetes secret
-/// volume with `fsGroup` is root's and readable by the group.
+/// Reads the token from a file that belongs to this user or root and that others cannot read. The
+/// group may read it: a Kubernetes secret volume with `fsGroup` belongs to root and is
+/// group-readable.
 pub(super) fn token_file<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Secret, D::Error> {
-    /// Far beyond any token, and what a wrong path may cost.
+    /// Limit of a token file: far more than any token, and a bound on the cost of a wrong path.
     const MAX: u64 = 64 << 10;
 
     let path = path(deserializer)?;
     let shown = path.display();
     let refuse = |what: String| Err(de::Error::custom(format!("`{shown}` {what}")));
-    // One descriptor, so that what is checked is what is read; a pipe does not block. A link is followed:
-    // a Kubernetes secret is one.
+    // One descriptor, so the file that is checked is the one that is read. Opening a pipe does not
+    // block. Symbolic links are followed: a Kubernetes secret is one.
     let mut open = File::options();
     open.read(true).custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed());
     let file =

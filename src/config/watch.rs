@@ -6,22 +6,25 @@
 //! ```
 //!
 //! Invariants:
-//! - The *directory* of each file is watched. A watch on the file itself dies with the first rename
-//!   over it, and a ConfigMap never touches the file: it swaps a symlink beside it.
-//! - An event only causes a check. Changes are found by comparing, contents for settings, identity and
-//!   modification time for a trigger, so no kind of event, lost event or neighbour's event can be misread.
-//! - A change is reported after its quiet time. Empty settings are valid and mean "no rules", but an empty
-//!   file is mostly the first half of a slow write, so they have a longer quiet time.
-//! - One thread checks, whatever the number of files, at most once in [`PACE`] however many events there
-//!   are, and every [`POLL`] without any. This covers directories that were deleted and made again,
-//!   links into directories that are not watched, and network file systems without events.
-//! - The cost does not follow what others do in these directories. notify wakes its thread for every write to every
-//!   file of a directory (version 8 has no event mask), so above the bound of `event_rate.rs` there is no notify for a
-//!   while, and the files are polled every [`POLL_WITHOUT_EVENTS`]. The same if there is no inotify instance left.
 //!
-//! Cost: without a change, one wake-up a second and a `stat` for each file and each directory:
-//! 75 microseconds in a debug build for settings and a trigger in one directory, by the thread's
-//! schedstat over 20 s. Contents are read only if the `stat` differs or there was an event.
+//! - The *directory* of each file is watched. A watch on the file itself ends with the first rename
+//!   over it. A ConfigMap never touches the file: it swaps a symbolic link next to it.
+//! - An event only causes a check. Changes are found by comparison: contents for settings, identity
+//!   and modification time for a trigger. A lost event, an event of another file or an unexpected
+//!   kind of event does no harm.
+//! - A change is reported after its quiet time. Empty settings are valid and mean "no rules".
+//!   However, an empty file is usually the first half of a slow write, so its quiet time is longer.
+//! - One thread checks all files, at most once in [`PACE`] at any event rate, and every [`POLL`]
+//!   without events. This covers directories that were deleted and created again, links into
+//!   unwatched directories, and network file systems without events.
+//! - The cost does not depend on other activity in these directories. notify wakes its thread for
+//!   every write to every file of a directory (version 8 has no event mask). Above the limit of
+//!   `event_rate.rs` notify is therefore stopped for a while, and the files are polled every
+//!   [`POLL_WITHOUT_EVENTS`]. The same applies if no inotify instance is left.
+//!
+//! Cost without a change: one wake-up per second, and a `stat` for each file and each directory. It
+//! is 75 microseconds in a debug build for settings and a trigger in one directory, by the thread's
+//! schedstat over 20 s. Contents are read only if the `stat` differs or an event arrived.
 
 use std::fs;
 use std::path::PathBuf;
@@ -37,19 +40,19 @@ use super::event_rate::{EventBudget, Pauses};
 use super::watched::{Change, File, Identity, QUIET, Watched};
 use crate::base::{Clock, OfProcess, SystemClock, panics};
 
-/// Name of the thread.
+/// Name of the watching thread.
 const THREAD: &str = "marple-watch";
 
-/// The least time between two looks.
+/// Minimum time between two checks.
 const PACE: Duration = Duration::from_millis(25);
-/// The most time between two looks.
+/// Maximum time between two checks.
 const POLL: Duration = Duration::from_secs(1);
-/// The same without events: with the quiet time a change is reported within half a second.
+/// The same without events. With the quiet time, a change is reported within half a second.
 const POLL_WITHOUT_EVENTS: Duration = Duration::from_millis(250);
 
 const TOO_MANY_EVENTS: &str = "too many file system events in the directories of the watched files; keep logs and data elsewhere";
 
-/// Watches files until it is dropped.
+/// A watcher for settings and trigger files, active until it is dropped.
 #[must_use = "dropping it stops the watching"]
 #[derive(Debug)]
 pub struct Watcher {
@@ -66,7 +69,7 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Orders {
     dirty: bool,
-    /// There are more events than are worth receiving.
+    /// `true` if the event rate exceeds its limit.
     storm: bool,
     stop: bool,
     files: Option<Vec<File>>,
@@ -74,16 +77,17 @@ struct Orders {
 }
 
 impl Watcher {
-    /// Watches `files` and calls `on_change` on a thread of its own. What the files are at this moment
-    /// is what changes are measured against: watch first and load then, and no change is missed.
+    /// Watches `files` and calls `on_change` on a separate thread. Changes are relative to the
+    /// state of the files at this call: watch first and load afterwards, and no change is missed.
     ///
-    /// The files and their directories need not exist yet. `on_change` should do little, as nothing is
-    /// noticed while it runs, and must not wait for whoever drops the watcher, as that waits for it.
+    /// The files and their directories need not exist yet. `on_change` should return quickly,
+    /// because no file is checked while it runs. It must not wait for the thread that drops the
+    /// watcher, because that thread waits for `on_change`.
     ///
     /// # Errors
     ///
-    /// If the thread cannot be started. Without file system events (see [`Watcher::without_events`]) the
-    /// files are polled four times a second.
+    /// If the thread cannot be started. Without file system events (see
+    /// [`Watcher::without_events`]) the files are polled four times a second.
     pub fn new(
         files: impl IntoIterator<Item = Watched>,
         on_change: impl FnMut(Change) + Send + 'static,
@@ -91,11 +95,12 @@ impl Watcher {
         Self::with_thread_hook(files, || {}, on_change)
     }
 
-    /// As [`Watcher::new`]. Calls `on_thread` first on each thread that works for the watcher, notify's included.
+    /// Starts like [`Watcher::new`], but calls `on_thread` first on each thread of the watcher,
+    /// including notify's.
     ///
     /// # Errors
     ///
-    /// As [`Watcher::new`].
+    /// The same as for [`Watcher::new`].
     pub fn with_thread_hook(
         files: impl IntoIterator<Item = Watched>,
         on_thread: fn(),
@@ -122,12 +127,12 @@ impl Watcher {
                 looker.run(&mut on_change);
             })
             .map_err(Error::NoThread)?;
-        // `without_events` is known from here on. A closed channel means that the thread panicked.
+        // `without_events` is set from here on. A closed channel means that the thread panicked.
         let _ = started.recv();
         Ok(Self { shared, thread: OfProcess::new(thread) })
     }
 
-    /// Watches `files` instead. What was known of those that were watched before stays known.
+    /// Replaces the watched files. The state of files that were watched before is kept.
     pub fn watch(&self, files: impl IntoIterator<Item = Watched>) {
         let files = files.into_iter().map(File::new).collect();
         self.shared.order(|orders| {
@@ -136,15 +141,16 @@ impl Watcher {
         });
     }
 
-    /// Why there are no file system events at the moment (no inotify instance is left, or a neighbour of the
-    /// files causes too many), so that the files are polled four times a second; `None` if there are.
+    /// Returns the reason why the files are polled four times a second instead of watched, or
+    /// `None` if events work. Either no inotify instance is left, or other files in the directories
+    /// cause too many events.
     pub fn without_events(&self) -> Option<String> {
         self.shared.lock().without_events.clone()
     }
 }
 
 impl Drop for Watcher {
-    /// Stops the thread, after the look it may be at, unless it is the one that drops.
+    /// Stops the thread and waits for the current check, unless called on that thread.
     fn drop(&mut self) {
         if self.thread.is_inherited() {
             return;
@@ -168,14 +174,15 @@ impl Shared {
         self.changed.notify_one();
     }
 
-    /// Notes an event that says that something has changed. Only the first since the last check wakes the thread.
+    /// Records an event. Only the first event since the last check wakes the thread.
     fn mark_dirty(&self) {
         if !std::mem::replace(&mut self.lock().dirty, true) {
             self.changed.notify_one();
         }
     }
 
-    /// Waits until `latest`, or after an event until `earliest`. Returns `None` when it is time to stop.
+    /// Waits until `latest`, or until `earliest` after an event. Returns `None` if the watcher is
+    /// stopped.
     fn wait(&self, earliest: Instant, latest: Instant) -> Option<Orders> {
         let mut orders = self.lock();
         loop {
@@ -202,20 +209,20 @@ impl Shared {
     }
 }
 
-/// The thread's state.
+/// State of the watching thread.
 struct Looker {
     shared: Arc<Shared>,
     files: Vec<File>,
     on_thread: fn(),
     events: Option<Events>,
-    /// The directories that are watched, and which they were when they were found.
+    /// The watched directories, with their identity when the watch was added.
     directories: Vec<(PathBuf, Identity)>,
     pauses: Pauses,
-    /// When events are tried again.
+    /// Time of the next attempt to receive events.
     resume: Instant,
 }
 
-/// notify at work.
+/// A running notify watcher.
 struct Events {
     watcher: RecommendedWatcher,
     since: Instant,
@@ -238,7 +245,7 @@ impl Events {
                 shared.order(|orders| orders.storm = true);
                 return;
             }
-            // Our own reading is an event too, and must not cause another check.
+            // Reading a file is an event too, and must not cause another check.
             let wrote = AccessKind::Close(AccessMode::Write);
             if event.map_or(true, |event| match event.kind {
                 EventKind::Access(kind) => kind == wrote,
@@ -286,14 +293,14 @@ impl Looker {
         }
     }
 
-    /// Does without events for a while, after they were received for `received`.
+    /// Stops events for a while, after they were received for `received`.
     fn pause(&mut self, received: Duration, why: String) {
         self.directories.clear();
         self.resume = Instant::now() + self.pauses.begin(received);
         self.shared.lock().without_events = Some(why);
     }
 
-    /// Begins with events if it is time for that.
+    /// Starts events if the pause is over.
     fn resume(&mut self) {
         if self.events.is_some() || Instant::now() < self.resume {
             return;
@@ -318,8 +325,8 @@ impl Looker {
         }
     }
 
-    /// Watches the directories of the files that are not watched yet, or are not the same any more, and
-    /// only those. Returns `true` if one was found: what happened in it before is unknown.
+    /// Watches exactly the directories of the files, including those that were replaced. Returns
+    /// `true` if a watch was added: earlier changes in that directory are unknown.
     fn watch_directories(&mut self) -> bool {
         self.resume();
         let Some(Events { watcher: events, .. }) = &mut self.events else { return false };
@@ -334,12 +341,13 @@ impl Looker {
             let identity = Identity::of(&meta);
             let same = |(known, old): &(PathBuf, Identity)| known == path && *old == identity;
             if !self.directories.iter().any(same) {
-                // The kernel has dropped the watch of a deleted directory; notify still knows its path.
+                // The kernel has removed the watch of a deleted directory, but notify still has its
+                // path.
                 let _ = events.unwatch(path);
                 if events.watch(path, RecursiveMode::NonRecursive).is_err() {
                     continue;
                 }
-                // An event, so that notify's thread calls `on_thread` before anything else happens.
+                // Causes an event, so that notify's thread calls `on_thread` first.
                 let _ = fs::File::open(path);
                 found = true;
             }

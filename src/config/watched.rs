@@ -1,4 +1,4 @@
-//! A watched file: what is known of it, and whether it has changed.
+//! The state of a watched file, and detection of its changes.
 
 use std::fs::{self, Metadata};
 use std::io;
@@ -11,7 +11,7 @@ use super::settle::Settle;
 use super::{Error, Settings, judge, read_bounded};
 use crate::base::Moment;
 
-/// How long a change must stand before it counts.
+/// Quiet time: a change must be stable for this time.
 pub(super) const QUIET: Duration = Duration::from_millis(100);
 /// The same for a configuration that has become empty.
 const QUIET_IF_EMPTY: Duration = Duration::from_millis(700);
@@ -19,9 +19,9 @@ const QUIET_IF_EMPTY: Duration = Duration::from_millis(700);
 /// A file to watch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Watched {
-    /// A configuration: reported when its content has changed.
+    /// A settings file; reported when its contents change.
     Config(PathBuf),
-    /// A trigger: reported when it was touched or made.
+    /// A trigger file; reported when it is touched or created.
     Trigger(PathBuf),
 }
 
@@ -33,25 +33,26 @@ impl Watched {
     }
 }
 
-/// What happened to a watched file.
+/// A change of a watched file.
 #[derive(Debug)]
 pub enum Change {
-    /// A configuration's content is another. It is read and judged already, so that what is applied is
-    /// what was seen.
+    /// The contents of a settings file have changed. They are already parsed and validated, so the
+    /// settings applied are those that were detected.
     Config {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// The settings in it, or why there are none: then the old ones should stay in force.
+        /// The settings in it, or the error; in that case the previous settings should stay in
+        /// force.
         settings: Result<Box<Settings>, Error>,
     },
-    /// A trigger file was touched or made.
+    /// A trigger file was touched or created.
     Trigger {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
     },
 }
 
-/// Which file it is, wherever it is called so.
+/// Identity of a file or directory, independent of its path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Identity {
     device: u64,
@@ -64,13 +65,13 @@ impl Identity {
     }
 }
 
-/// Which file it is, and when it was touched last.
+/// Identity and times of a file, compared to detect a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Stamp {
     identity: Identity,
     modified: (i64, i64),
-    /// Of settings, the time of the last change of any kind, which no program can set. A trigger is not touched by
-    /// `chmod`.
+    /// For settings, the time of the last change of any kind, which programs cannot set. `None` for
+    /// a trigger, because `chmod` is not a touch.
     changed: Option<(i64, i64)>,
     size: u64,
 }
@@ -87,10 +88,10 @@ impl Stamp {
     }
 }
 
-/// A configuration's content, or why it cannot be read.
+/// Contents of a settings file, or the reason why it cannot be read.
 type Content = Result<Arc<[u8]>, (io::ErrorKind, String)>;
 
-/// A watched file and what is known of it.
+/// A watched file and its state.
 #[derive(Debug)]
 pub(super) struct File {
     pub(super) watched: Watched,
@@ -111,7 +112,7 @@ impl File {
         Self { watched, stamp, content, contents, touches: Settle::new(stamp) }
     }
 
-    /// The directory it is in.
+    /// Returns the directory of the file.
     pub(super) fn directory(&self) -> &Path {
         let path = self.watched.path();
         match path.parent() {
@@ -121,12 +122,12 @@ impl File {
         }
     }
 
-    /// Whether a change waits for its quiet time.
+    /// Returns `true` if a change waits for its quiet time.
     pub(super) fn is_unsettled(&self) -> bool {
         self.contents.is_unsettled() || self.touches.is_unsettled()
     }
 
-    /// Looks at the file, into it if it looks otherwise or `read` says that something happened.
+    /// Checks the file. Reads its contents if its stamp differs or `read` is set by an event.
     pub(super) fn look(&mut self, now: Moment, read: bool) -> Option<Change> {
         let stamp = Stamp::of(&self.watched);
         match &self.watched {
@@ -135,7 +136,8 @@ impl File {
                 Some(Change::Trigger { path: path.clone() })
             }
             Watched::Config(path) => {
-                // Two writes in one tick of the file system's clock look alike: read again until settled.
+                // Two writes within one clock tick of the file system have equal stamps, so it is
+                // read until stable.
                 if read || stamp != self.stamp || self.is_unsettled() {
                     self.stamp = stamp;
                     self.content = read_content(path);
@@ -153,7 +155,7 @@ impl File {
     }
 }
 
-/// The content of a configuration; none if there is no such file.
+/// Reads the contents of a settings file. Returns `None` if it does not exist.
 fn read_content(path: &Path) -> Option<Content> {
     match read_bounded(path) {
         Ok(content) => Some(Ok(content.into())),
@@ -168,7 +170,7 @@ mod tests {
 
     const TEXT: &str = "interval = \"2s\"";
 
-    /// Looks at `file` as the thread does after an event; true if there is a change.
+    /// Checks `file` as the thread does after an event. Returns `true` if there is a change.
     fn changed(file: &mut File, millis: u64) -> bool {
         file.look(Moment::from_nanos(millis * 1_000_000), true).is_some()
     }

@@ -1,11 +1,11 @@
-//! What is legal and most likely not meant.
+//! Warnings about valid settings that are probably mistakes.
 
 use crate::config::Settings;
 use crate::model::{Amount, Metric, Rule, Unit};
 
 impl Settings {
-    /// Returns what is legal in these settings and most likely not meant, each in a sentence. The agent logs it
-    /// and lists it in the `warnings` of `/status`.
+    /// Returns a sentence for each valid setting that is probably a mistake. The agent logs them
+    /// and lists them in the `warnings` of `/status`.
     pub fn doubts(&self) -> Vec<String> {
         let mut doubts = Vec::new();
         for rule in &self.rules {
@@ -43,7 +43,7 @@ fn of(settings: &Settings, rule: &Rule) -> Vec<(&'static str, String)> {
             format!("{cooldown:?} is shorter than interval ({interval:?}) and has no effect");
         doubts.push(("cooldown", text));
     }
-    // Two values are the least that show a rise.
+    // A rise needs at least two values.
     if let Some(within) = rule.forecast.filter(|within| *within < 2 * interval) {
         let text = format!("{within:?} is too short to be seen at an interval of {interval:?}");
         doubts.push(("forecast", text));
@@ -79,7 +79,7 @@ mod tests {
             let told = doubts(rule);
             assert!(told.len() == 1 && told[0].contains(expected), "{told:?}");
         }
-        // Half a per cent of the time is a pressure worth a rule.
+        // Half a per cent of the time is a pressure that can need a rule.
         assert!(doubts(Rule { abs: Some(0.5), ..Rule::on(Metric::MemoryPressure) }).is_empty());
         assert!(doubts(Rule { cooldown: Duration::ZERO, ..memory(80.0) }).is_empty());
     }

@@ -1,4 +1,4 @@
-//! What is kept.
+//! Checks of the store's limits.
 
 use std::time::Duration;
 
@@ -6,10 +6,10 @@ use super::Check;
 use crate::base::{Bytes, Percent};
 use crate::config::{Room, Settings};
 
-/// What one incident with one artifact of each kind needs at the least.
+/// Minimum size of one incident with one artifact of each kind.
 const MIN_BYTES: Bytes = Bytes::mib(1);
 
-/// The incidents that no rule opens are called so.
+/// Names of incidents that were not opened by a rule.
 const ASKED_FOR: [&str; 2] = ["toggle", "call"];
 
 pub(super) fn judge(check: &mut Check, settings: &Settings) {

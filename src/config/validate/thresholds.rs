@@ -1,14 +1,14 @@
-//! The numbers of a rule: each for itself, and how they stand to each other.
+//! Checks of a rule's numbers: each by itself, and against each other.
 
 use std::time::Duration;
 
 use super::Check;
 use crate::model::{Amount, Metric, Rule, Unit};
 
-/// Any process has more memory than a page; from 2 bytes on it is a number without its unit. (0 and 1 are
-/// written on purpose: always.)
+/// Byte counts that lack a unit: every process has more memory than a page. 0 and 1 are excluded,
+/// since they are written to fire always.
 const FORGOTTEN_UNIT: std::ops::Range<f64> = 2.0..4096.0;
-/// Longer, no condition holds and no forecast is right.
+/// A longer condition never holds, and a longer forecast is never right.
 const MAX_HOLD: Duration = Duration::from_secs(24 * 60 * 60);
 
 pub(super) fn judge(check: &mut Check, rule: &Rule) {
@@ -41,7 +41,7 @@ pub(super) fn judge(check: &mut Check, rule: &Rule) {
     times(check, rule);
 }
 
-/// Each threshold for itself.
+/// Checks each threshold by itself.
 fn each(check: &mut Check, rule: &Rule) {
     let unit = rule.metric.unit();
     let thresholds = [
@@ -79,7 +79,7 @@ fn each(check: &mut Check, rule: &Rule) {
     }
 }
 
-/// A rule that fires on too much.
+/// Checks a rule that fires above a threshold.
 fn rising(check: &mut Check, rule: &Rule) {
     let unit = rule.metric.unit();
     let shown = |value| Amount { value, unit };
@@ -123,7 +123,7 @@ fn rising(check: &mut Check, rule: &Rule) {
     }
 }
 
-/// A rule that fires on too little: everything is the other way round.
+/// Checks a rule that fires below a threshold, with all comparisons reversed.
 fn falling(check: &mut Check, rule: &Rule, below: f64) {
     let unit = rule.metric.unit();
     let shown = |value| Amount { value, unit };
@@ -136,7 +136,7 @@ fn falling(check: &mut Check, rule: &Rule, below: f64) {
         });
     }
     if rule.abs.is_some() || rule.diff.is_some() || rule.forecast.is_some() {
-        // It fires on too much too, which is refused already.
+        // Combining `below` with the other conditions is already an error.
         return;
     }
     if let Some(critical) = rule.critical.filter(|critical| *critical > below) {
