@@ -1,4 +1,4 @@
-//! All the rules together.
+//! Evaluation of all rules.
 
 use std::time::Duration;
 
@@ -10,11 +10,12 @@ use super::watch::Watch;
 use crate::base::{EventTime, Moment};
 use crate::model::{Rule, Vitals};
 
-/// The rules and their states. Rules know nothing of each other, so that their order does not matter.
+/// The rules and their states. Rules are independent of each other, so their order does not matter.
 ///
-/// The owner tells it what became of a [`Decision::Fire`]: [`Engine::capturing`] when the capture
-/// begins, [`Engine::captured`] when it has ended, or at once if there will be none. Otherwise a rule
-/// with [`Again::Cooldown`](crate::model::Again) fires again at the next tick.
+/// The owner reports the outcome of each [`Decision::Fire`]. It calls [`Engine::capturing`] when
+/// the capture starts, and [`Engine::captured`] when it has ended, or at once if there will be
+/// none. Otherwise a rule with [`Again::Cooldown`](crate::model::Again) fires again at the next
+/// tick.
 #[derive(Clone, Debug)]
 pub struct Engine {
     watches: Vec<Watch>,
@@ -22,39 +23,39 @@ pub struct Engine {
     opening: Opening,
 }
 
-/// Where a rule stands.
+/// The state of one rule.
 #[derive(Clone, Copy, Debug)]
 pub struct State<'e> {
     /// The rule.
     pub rule: &'e Rule,
-    /// The metric's value at the last tick, in its unit; none if it could not be measured.
+    /// Value of the metric at the last tick, in its unit. `None` if it could not be measured.
     pub value: Option<f64>,
-    /// What it decided at the last tick.
+    /// Decision of the last tick.
     pub decision: Decision,
-    /// Since when it has been deciding so, be it with other numbers; none before the first tick.
+    /// Time of the last change of the kind of decision. `None` before the first tick.
     pub since: Option<Moment>,
-    /// Whether its incident is open.
+    /// `true` if its incident is open.
     pub active: bool,
-    /// Incidents it had in the last 24 hours, opened or joined.
+    /// Number of incidents in the last 24 hours that the rule opened or joined.
     pub incidents: usize,
     past: &'e Past,
     now: Moment,
 }
 
 impl<'e> State<'e> {
-    /// The decision in one sentence, as of the last tick.
+    /// Returns the decision of the last tick as one sentence.
     pub fn explain(&self) -> Explain<'e> {
         self.decision.explain(self.rule, self.now)
     }
 
-    /// The last 16 decisions that were other than the one before, the newest first.
+    /// Returns the last 16 decisions that differ in kind from the one before, the newest first.
     pub fn past(&self) -> impl Iterator<Item = Said> + use<'e> {
         self.past.newest_first()
     }
 }
 
 impl Engine {
-    /// An engine that has seen nothing. The rules' names should differ; see `Settings::validate`.
+    /// Returns an engine without values. The rules' names should differ; see `Settings::validate`.
     pub fn new(rules: Vec<Rule>) -> Self {
         Self {
             watches: rules.into_iter().map(Watch::new).collect(),
@@ -63,13 +64,13 @@ impl Engine {
         }
     }
 
-    /// Says whether a rule that fires may open an incident, from the next tick on.
+    /// Sets the permission for rules to open an incident, from the next tick on.
     pub fn permit(&mut self, opening: Opening) {
         self.opening = opening;
     }
 
-    /// Shows a tick to every rule; gives each rule's index and decision, in the rules' order. All have
-    /// seen the tick even if nobody looks at what they decided.
+    /// Evaluates every rule at a tick. Returns each rule's index and decision, in the rules' order.
+    /// All rules are evaluated even if the iterator is dropped.
     pub fn observe<'e>(
         &'e mut self,
         now: Moment,
@@ -79,7 +80,8 @@ impl Engine {
         self.observe_within(now, vitals, &|_| opening)
     }
 
-    /// The same, where `opening` returns for each rule that is about to open an incident whether it may.
+    /// Evaluates every rule like [`Engine::observe`]. `opening` returns the permission of each rule
+    /// that is about to open an incident.
     pub fn observe_within<'e>(
         &'e mut self,
         now: Moment,
@@ -93,39 +95,44 @@ impl Engine {
         self.watches.iter().map(|watch| watch.decision).enumerate()
     }
 
-    /// The process stood still for `time`, in which nothing was measured: no condition has held for it.
+    /// Excludes `time`, in which the process was stopped and nothing was measured, from the hold
+    /// times.
     pub fn stood_still(&mut self, time: Duration) {
         self.watches.iter_mut().for_each(|watch| watch.stood_still(time));
     }
 
-    /// The rule at `index`.
+    /// Returns the rule at `index`.
     pub fn rule(&self, index: usize) -> Option<&Rule> {
         self.watches.get(index).map(|watch| &watch.rule)
     }
 
-    /// A capture of the rule called `name` has begun: it does not fire until [`Engine::captured`]. By
-    /// name, because the rules may be replaced while it runs; a name that is gone does nothing.
+    /// Marks a capture of the rule called `name` as running. The rule does not fire until
+    /// [`Engine::captured`], unless the value becomes worse and `again` is `"worse"`. The name
+    /// identifies the rule because rules may be replaced meanwhile; an unknown name is ignored.
     pub fn capturing(&mut self, name: &str) {
         self.find(name).into_iter().for_each(Watch::capture_began);
     }
 
-    /// A capture of the rule called `name` has ended at `now`, or will not be: its cooldown begins.
+    /// Marks a capture of the rule called `name` as ended at `now`, or as cancelled. Its cooldown
+    /// starts.
     pub fn captured(&mut self, name: &str, now: Moment) {
         self.find(name).into_iter().for_each(|watch| watch.capture_ended(now));
     }
 
-    /// The incident of the rule called `name` could not be opened: its next is tried within a minute.
+    /// Records that the incident of the rule called `name` could not be opened. It is retried
+    /// within a minute.
     pub fn lost(&mut self, name: &str, now: Moment) {
         self.find(name).into_iter().for_each(|watch| watch.capture_lost(now));
     }
 
-    /// The incident of the rule called `name` may have no more captures.
+    /// Records that the incident of the rule called `name` may have no more captures.
     pub fn exhausted(&mut self, name: &str) {
         self.find(name).into_iter().for_each(Watch::exhaust);
     }
 
-    /// When the last capture of the rule called `name` ended, or began if it runs, and what it captured in the
-    /// last 24 hours; `None` if there is neither.
+    /// Returns the time of the last capture of the rule called `name` and the records of the last
+    /// 24 hours. The time is the end of the capture, or its start if it is running. Returns `None`
+    /// if there was no capture.
     pub fn history(&self, name: &str) -> Option<(EventTime, &[FireRecord])> {
         let watch = self.watches.iter().find(|watch| watch.rule.name == name)?;
         let records = watch.history.records();
@@ -134,20 +141,21 @@ impl Engine {
         Some((last, records))
     }
 
-    /// Continues the rule called `name` from what an earlier process saved of it: the end of its last
-    /// capture and its incidents.
+    /// Restores the state of the rule called `name` that an earlier process saved: the end of its
+    /// last capture and its incidents.
     pub fn remember(&mut self, name: &str, captured: EventTime, records: &[FireRecord]) {
         self.find(name).into_iter().for_each(|watch| watch.remember(captured, records));
     }
 
-    /// Puts `rules` in place of those there are. A rule goes on where the one of the same name was:
+    /// Replaces the rules. A rule with the name of an existing one keeps part of its state:
     ///
-    /// - unchanged: as if nothing had happened;
-    /// - other thresholds: it keeps its average, its cooldown (counted anew from the same capture), its
-    ///   capture under way and its open incident; a `for` begins anew;
-    /// - another metric: it keeps its cooldown, its capture under way and its open incident, and warms up.
+    /// - unchanged rule: everything;
+    /// - other thresholds: the average, the cooldown (recomputed from the same capture), the
+    ///   running capture and the open incident; `for` restarts;
+    /// - another metric: the cooldown, the running capture and the open incident; the rule warms
+    ///   up.
     ///
-    /// Gives back the rules that are gone while their incidents are open.
+    /// Returns the removed rules whose incidents are open.
     pub fn replace(&mut self, rules: Vec<Rule>) -> Vec<Rule> {
         let mut old = std::mem::take(&mut self.watches);
         for rule in rules {
@@ -165,7 +173,7 @@ impl Engine {
         old.into_iter().filter(|watch| watch.active).map(|watch| watch.rule).collect()
     }
 
-    /// Where each rule stands, in the rules' order.
+    /// Returns the state of each rule, in the rules' order.
     pub fn states(&self) -> impl Iterator<Item = State<'_>> {
         self.watches.iter().map(|watch| State {
             rule: &watch.rule,

@@ -1,15 +1,17 @@
-//! What one rule captured in the last 24 hours, and what follows for its next capture.
+//! The captures of one rule in the last 24 hours, and their effect on its next capture.
 //!
-//! Repeats cost ever more: the n-th incident in a day that is no worse than one before it waits
-//! `cooldown * 2^(n-1)`, at most a day. So 1 h of cooldown makes about five equal incidents a day, 1 min about
-//! ten. Three things need neither wait nor budget, and are bounded by themselves:
+//! Repeats are delayed increasingly. The n-th incident in a day that is no worse than an earlier
+//! one waits `min(cooldown * 2^(n-1), max(24 h, cooldown))`. A cooldown of 1 h permits about five
+//! equal incidents a day, 1 min about ten. Three kinds of captures need neither wait nor budget,
+//! and have other bounds:
 //!
-//! - [`FireKind::Worse`]: the value is worse than at every capture of the day, by the same step as within an
-//!   incident (two thirds of the headroom, 1.5 times the value), or a forecast reaches the limit in two thirds
-//!   of the time of every forecast captured. Both are geometric: from 80 % there are eight steps.
-//! - [`FireKind::Critical`]: the value is beyond `critical` again, [`CRITICAL_INTERVAL`] after the last
-//!   capture: six a day.
-//! - Both together at most [`MAX_URGENT`] times a day.
+//! - [`FireKind::Worse`]: the value is worse than at every capture of the day by one step, the same
+//!   as within an incident: `headroom <= 2/3 * before`, or `value >= 1.5 * before` without a limit.
+//!   A forecast that reaches the limit in at most 2/3 of the time of every captured forecast also
+//!   counts. Both are geometric: from 80 % there are eight steps.
+//! - [`FireKind::Critical`]: the value is beyond `critical` again, [`CRITICAL_INTERVAL`] after the
+//!   last capture: six a day.
+//! - Both together are limited to [`MAX_URGENT`] a day.
 
 use std::time::Duration;
 
@@ -17,30 +19,32 @@ use super::Mark;
 use super::watch::admission::{GROWN, LEAST_ROOM, SHRUNK};
 use crate::base::{EventTime, Moment};
 
-/// The period that is looked back on.
+/// Length of the history.
 pub(super) const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-/// What is beyond `critical` is captured again after this at the latest.
+/// Interval after which a value beyond `critical` is captured again.
 pub(super) const CRITICAL_INTERVAL: Duration = Duration::from_secs(4 * 60 * 60);
-/// Incidents a day that one rule may open whatever its cooldown and the budget say.
+/// Maximum number of incidents a day that one rule may open regardless of cooldown and budget.
 pub const MAX_URGENT: usize = 16;
-/// Records kept. 16 are urgent at the most; a rule with a cooldown of a minute has ten repeats.
+/// Maximum number of records. At most 16 are urgent; a rule with a cooldown of a minute has ten
+/// repeats.
 const KEPT: usize = 32;
-/// Forecasts shorter than this are all alike: no capture would be finished.
+/// Forecasts shorter than this are treated as equal: no capture would finish in time.
 const SHORTEST_FORECAST: Duration = Duration::from_millis(500);
 
-/// Why a rule was allowed to open an incident.
+/// Reason why a rule was allowed to open an incident.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FireKind {
-    /// It was worse than everything this rule captured in the last 24 hours, or the first of them.
+    /// The value was worse than at every capture of this rule in the last 24 hours, or this was the
+    /// first.
     Worse,
-    /// It was beyond `critical`, and the last capture was hours ago.
+    /// The value was beyond `critical`, and the last capture was hours ago.
     Critical,
-    /// It was no worse than what had been captured, and its wait was over.
+    /// The value was no worse than an earlier one, and the wait was over.
     Repeat,
 }
 
 impl FireKind {
-    /// Returns true if neither cooldown nor budget apply.
+    /// Returns `true` if neither cooldown nor budget apply.
     pub fn is_urgent(self) -> bool {
         self != Self::Repeat
     }
@@ -51,32 +55,33 @@ impl FireKind {
 pub struct FireRecord {
     /// Time of its last capture.
     pub at: EventTime,
-    /// The worst value it fired on.
+    /// The worst value on which it fired.
     pub mark: Mark,
-    /// The shortest forecast it fired on, if it fired on any.
+    /// The shortest forecast on which it fired, or `None` if no condition was a forecast.
     pub forecast: Option<Duration>,
-    /// Why it was opened.
+    /// Reason why it was opened.
     pub kind: FireKind,
 }
 
-/// A value that crossed a threshold, to be compared with what was captured.
+/// A value that crossed a threshold, to be compared with earlier captures.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Candidate {
     pub(super) mark: Mark,
     pub(super) limit: Option<f64>,
-    /// `true` if the value is past a limit that only slows the process down, and `limit` is the one behind it.
+    /// `true` if the value is past a soft limit, which only slows the process down. `limit` is then
+    /// the hard limit behind it.
     pub(super) is_behind_soft: bool,
-    /// Time to the limit, if it fired by forecast.
+    /// Time to the limit if the condition is `forecast`.
     pub(super) forecast: Option<Duration>,
-    /// True for a rule with `below`: less is worse.
+    /// `true` for a rule with `below`, where a lower value is worse.
     pub(super) falls: bool,
 }
 
 impl Candidate {
-    /// Returns the room that there was at `mark` below the limit of this candidate.
+    /// Returns the headroom between `mark` and the limit of this candidate.
     pub(super) fn room_at(&self, mark: &Mark) -> Option<f64> {
         match self.limit {
-            // What was captured before it came to the soft limit was measured to that.
+            // Before the value reached the soft limit, the headroom was measured to that limit.
             Some(limit) if self.is_behind_soft => Some((limit - mark.value).max(0.0)),
             _ => mark.room,
         }
@@ -85,7 +90,8 @@ impl Candidate {
     fn is_worse_than(&self, record: &FireRecord) -> bool {
         let (before, value) = (record.mark, self.mark.value);
         match (self.room_at(&before), self.mark.room, self.limit) {
-            // Near the limit nothing becomes worse, unless what was captured is far from it.
+            // Near the limit a value does not count as worse, unless the earlier one was far from
+            // it.
             (Some(before), Some(room), Some(limit)) => {
                 let near = limit * LEAST_ROOM;
                 room <= before * SHRUNK && (room >= near || before > 3.0 * near)
@@ -117,7 +123,7 @@ impl Default for FireHistory {
 }
 
 impl FireHistory {
-    /// Continues with the records of an earlier process.
+    /// Restores the records of an earlier process.
     pub(super) fn restore(&mut self, records: &[FireRecord]) {
         self.records.clear();
         let first = records.len().saturating_sub(KEPT);
@@ -152,12 +158,13 @@ impl FireHistory {
         }
     }
 
-    /// Forgets the last incident: it could not be opened.
+    /// Removes the last incident, because it could not be opened.
     pub(super) fn withdraw(&mut self) {
         self.records.pop();
     }
 
-    /// Why `candidate` needs neither wait nor budget, or `None` if it is a repeat.
+    /// Returns the reason why `candidate` needs neither wait nor budget, or `None` if it is a
+    /// repeat.
     pub(super) fn urgency(
         &self,
         now: Moment,
@@ -179,18 +186,19 @@ impl FireHistory {
         (critical && last >= CRITICAL_INTERVAL).then_some(FireKind::Critical)
     }
 
-    /// How many repeats there were in the day before `now`.
+    /// Returns the number of repeats in the day before `now`.
     pub(super) fn repeats(&self, now: Moment) -> usize {
         self.within(now, DAY).filter(|record| record.kind == FireKind::Repeat).count()
     }
 
-    /// How many incidents there were in the day before `now`.
+    /// Returns the number of incidents in the day before `now`.
     pub(super) fn incidents(&self, now: Moment) -> usize {
         self.within(now, DAY).count()
     }
 
-    /// When the next repeat may be captured, the last capture having ended at `captured`: the earlier of the
-    /// end of its wait and of a shorter wait that holds once older repeats are more than a day ago.
+    /// Returns the time at which the next repeat may be captured, if the last capture ended at
+    /// `captured`. The wait gets shorter when an old repeat leaves the day: the earliest of all
+    /// these times counts.
     pub(super) fn next_repeat(
         &self,
         now: Moment,
@@ -207,7 +215,8 @@ impl FireHistory {
         until
     }
 
-    /// The value at which `candidate` would be worse than everything in `window`, if that can be reached.
+    /// Returns the value at which `candidate` would be worse than all records in `window`, or
+    /// `None` if it is too close to the limit.
     pub(super) fn next_step(
         &self,
         now: Moment,
@@ -230,8 +239,8 @@ impl FireHistory {
         candidate.limit.is_none_or(|limit| limit - step >= limit * LEAST_ROOM).then_some(step)
     }
 
-    /// The oldest repeat, unless the worst value was captured in it. There are fewer urgent records than
-    /// [`KEPT`].
+    /// Returns the index of the record to drop: the oldest repeat, unless it holds the worst value.
+    /// A repeat exists because fewer than [`KEPT`] records are urgent.
     fn least_needed(&self, falls: bool) -> usize {
         let worst = (0..self.records.len()).reduce(|a, b| {
             if is_worse(&self.records[b].mark, &self.records[a].mark, falls) { b } else { a }
@@ -245,7 +254,7 @@ impl FireHistory {
     }
 }
 
-/// The wait before the next repeat after `repeats` of them.
+/// Returns the wait before the next repeat after `repeats` repeats.
 fn wait(cooldown: Duration, repeats: usize) -> Duration {
     let factor = 1_u32.checked_shl(repeats.min(31) as u32).unwrap_or(u32::MAX);
     cooldown.saturating_mul(factor).min(DAY.max(cooldown))
@@ -253,14 +262,14 @@ fn wait(cooldown: Duration, repeats: usize) -> Duration {
 
 fn is_worse(mark: &Mark, before: &Mark, falls: bool) -> bool {
     match (before.room, mark.room) {
-        // Past a soft limit there is more room again, to the limit behind it.
+        // Past a soft limit the headroom grows again, because it is measured to the hard limit.
         (Some(before_room), Some(room)) => room < before_room || mark.value > before.value,
         _ if falls => mark.value < before.value,
         _ => mark.value > before.value,
     }
 }
 
-/// Brings the worse of two captures into `record`.
+/// Keeps the worse of two captures in `record`.
 fn merge(record: &mut FireRecord, mark: Mark, forecast: Option<Duration>, falls: bool) {
     if is_worse(&mark, &record.mark, falls) {
         record.mark = mark;

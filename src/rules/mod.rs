@@ -1,47 +1,54 @@
-//! Whether to capture: a pure function of the vitals.
+//! The decision to capture, as a pure function of the vitals.
 //!
-//! Every rule sees every tick, also while captures run, so that what happened before and during one is
-//! known after it. A rule is asked in this order, which begins as that of mosn/holmes does, in floating
-//! point:
+//! Every rule is evaluated at every tick, also while captures run, so that its state is complete
+//! before, during and after a capture. The evaluation has these steps. The first ones are those of
+//! mosn/holmes, in floating point:
 //!
-//! 1. no value: nothing. A missing value enters no average, breaks a `for`, and neither fires nor clears.
-//! 2. the value enters a ring of the last [`WINDOW`], the average being over all of it, itself included.
-//!    Until the ring is full for the first time, nothing.
-//! 3. below `min`: no. At or above `max`: no.
-//! 4. above `abs`: yes. Else, at or above the average times `(100 + diff) / 100`, *and above the
-//!    average*: yes. Else, the limit reached within `forecast` at the rate at which the value rises in
-//!    both halves of the ring: yes. Else no. A rule with `below` has that instead: below it, yes.
-//! 5. yes, but not yet for as long as `for`, which runs for each condition by itself: not yet. A condition may be
-//!    false for a fifth of `for` in all without starting anew, but must be true now.
-//! 6. with the incident open, it depends on `again`.
-//!    - `cooldown`, which is holmes: a capture of the rule runs: not now. Less than `cooldown` since the
-//!      end of its last capture: not now. Else: fire.
-//!    - `worse`: fire if the headroom below the limit has shrunk to two thirds of what it was at the last
-//!      capture (where there is no limit: the value has grown by half; with `below`: has fallen by a third),
-//!      even if that capture runs. Else not now.
-//! 7. without an open incident, it depends on what the rule captured in the last 24 hours (`history`).
-//!    - worse than all of it by that step, or the first of it: fire, whatever was spent. With
+//! 1. No value: hold. A missing value is not part of the average, resets `for`, and neither fires
+//!    nor clears.
+//! 2. The value enters a ring of the last [`WINDOW`] values. The average includes the value itself.
+//!    Until the ring is full for the first time: hold.
+//! 3. `value < min`, or `value >= max`: hold.
+//! 4. A condition is crossed if one of these holds:
+//!    - `abs`: `value > abs`.
+//!    - `diff`: `value >= average * (100 + diff) / 100`, *and* `value > average`.
+//!    - `forecast`: at the current rate of rise, the limit is reached within `forecast`. The rate
+//!      must show in both halves of the ring.
+//!    - `below`, instead of all others: `value < below`.
+//! 5. A crossed condition must have held for `for`, which is measured for each condition
+//!    separately. It may be false for a fifth of `for` in total without a restart, but must be true
+//!    at this tick.
+//! 6. If the incident is open, `again` decides.
+//!    - `cooldown` (holmes semantics): hold while a capture of the rule is running, and until
+//!      `cooldown` after the end of the last one. Then fire.
+//!    - `worse`: fire if `headroom <= 2/3 * headroom at the last capture`, even if that capture is
+//!      running. Without a limit: `value >= 1.5 * last value`. With `below`: the value has fallen
+//!      by a third. Otherwise hold.
+//! 7. If no incident is open, the rule's captures of the last 24 hours decide (`history`).
+//!    - First capture, or worse than all of them by that step: fire, regardless of the budget. With
 //!      `again = "cooldown"`, the cooldown must be over.
-//!    - beyond `critical` again, and the last capture was four hours ago: likewise.
-//!    - else it is a repeat. It waits for `cooldown`, and for twice as long with each repeat of the day
-//!      (always the same with `again = "cooldown"`), and needs the owner's permission ([`Opening`]).
+//!    - Beyond `critical` again, and the last capture was four hours ago: likewise.
+//!    - Otherwise it is a repeat. It waits for `cooldown`, doubled with each repeat of the day
+//!      (constant with `again = "cooldown"`). It also needs the owner's permission ([`Opening`]).
 //!
-//!    Beyond `critical`, or nearer to a limit than ever in these hours, it does not wait for the gap.
+//!    A value beyond `critical`, or nearer to a limit than at any capture of these hours, does not
+//!    wait for the gap between incidents.
 //!
-//! "And above the average" is what keeps a steady value from firing, 0 included, where 0 >= 0 * 1.25.
-//! For an average below zero, "`diff` per cent above" is towards zero: above -10 by 25 % is -7.5. "In
-//! both halves" is what keeps a step from being taken for a leak.
+//! The condition `value > average` keeps a steady value from firing. This matters for 0, where the
+//! first comparison is `0 >= 0`. For a negative average, `diff` is relative to its absolute value:
+//! 25 % above -10 is -7.5. Requiring a rise in both halves keeps a step from being taken for a
+//! leak.
 //!
-//! A third each time makes the captures logarithmic in number: from 80 % they are at 80, 87, 91, 94, 96,
-//! 97.4, 98.2 and 98.8 %, however long that takes, and a plateau has one.
+//! Captures at steps of a third are logarithmic in number. From 80 % they are at 80, 87, 91, 94,
+//! 96, 97.4, 98.2 and 98.8 %, at any speed, and a plateau has one.
 //!
-//! A rule that has fired is *active*: its incident is open. It clears when nothing is crossed any more
-//! and, with `clear`, the value is at or below that, for as long as `clear_for`. At or above `max` it
-//! does not: that is no end of the trouble. Its capture under way, it does not clear before that has
-//! ended.
+//! A rule that has fired is *active*: its incident is open. It clears when no condition is crossed
+//! and, with `clear`, the value is at or below that, for at least `clear_for`. It does not clear at
+//! or above `max`, because the problem persists there. It does not clear while its capture is
+//! running.
 //!
-//! A decision costs a few dozen additions and allocates nothing. An average kept up to date by adding
-//! the newest value and taking off the oldest would cost less, and drift.
+//! A decision takes a few dozen additions and allocates nothing. A running sum, updated with the
+//! newest and the oldest value, would be cheaper but would drift.
 
 mod engine;
 mod history;
@@ -58,32 +65,32 @@ pub use verdict::{By, Crossing, Decision, Explain, Hold};
 
 use crate::base::Moment;
 
-/// Whether a rule that repeats what it captured before may open an incident. One whose incident is open, and
-/// one that finds an incident to join, needs no permission to do so: [`Opening::Free`].
+/// Permission to open an incident for a rule that repeats an earlier capture. [`Opening::Free`] if
+/// its incident is open or another one can be joined.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Opening {
-    /// It may.
+    /// An incident may be opened.
     #[default]
     Free,
-    /// The last incident was too little ago.
+    /// The minimum time since the last incident has not passed.
     Gap {
-        /// When there may be another.
+        /// Time at which the next incident is allowed.
         until: Moment,
     },
-    /// There were as many incidents in a day as there may be.
+    /// The daily budget of incidents is used up.
     Spent {
-        /// When there may be another.
+        /// Time at which the next incident is allowed.
         until: Moment,
     },
-    /// It would join an incident that has had as many captures as it may have.
+    /// The incident to be joined has reached its maximum number of captures.
     Exhausted,
 }
 
-/// What a rule fired on, for telling whether it has become worse. Numbers are in the metric's unit.
+/// The value on which a rule fired, kept to detect a worse one. Numbers are in the metric's unit.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Mark {
     /// The value.
     pub value: f64,
-    /// What was left below the limit; none without a limit.
+    /// Headroom below the limit. `None` without a limit.
     pub room: Option<f64>,
 }

@@ -1,24 +1,24 @@
-//! What a rule decided before.
+//! Earlier decisions of a rule.
 
 use super::verdict::Decision;
 use crate::base::Moment;
 
-/// How many changes of mind are kept: an incident has some six, from `within_limits` over `holding`,
-/// `fire` and `not_worse` to `clear`. 2 KiB a rule.
+/// Number of decisions kept, 2 KiB a rule. An incident has about six changes, from `within_limits`
+/// over `holding`, `fire` and `not_worse` to `clear`.
 pub(super) const KEPT: usize = 16;
 
-/// A decision that was other than the one before it.
+/// A decision that differs in kind from the one before it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Said {
-    /// When.
+    /// Time of the decision.
     pub at: Moment,
-    /// The metric's value then, in its unit.
+    /// Value of the metric at that time, in its unit.
     pub value: Option<f64>,
-    /// What was decided.
+    /// The decision.
     pub decision: Decision,
 }
 
-/// The last changes of mind of one rule. Allocates nothing.
+/// The last changes of one rule's decision. Allocates nothing.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Past {
     said: [Option<Said>; KEPT],
@@ -26,7 +26,7 @@ pub(super) struct Past {
 }
 
 impl Past {
-    /// Keeps `said`, in place of the oldest.
+    /// Adds `said` and drops the oldest decision.
     pub(super) fn push(&mut self, said: Said) {
         if let Some(slot) = self.said.get_mut(self.next) {
             *slot = Some(said);
@@ -34,7 +34,7 @@ impl Past {
         self.next = (self.next + 1) % KEPT;
     }
 
-    /// What is kept, the newest first.
+    /// Returns the decisions, the newest first.
     pub(super) fn newest_first(&self) -> impl Iterator<Item = Said> {
         let (newer, older) = self.said.split_at_checked(self.next).unwrap_or((&self.said, &[]));
         newer.iter().rev().chain(older.iter().rev()).copied().flatten()

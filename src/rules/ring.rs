@@ -2,13 +2,13 @@
 
 use crate::base::Moment;
 
-/// How many values an average is over, and how many must be seen before the first decision: holmes' 10.
+/// Number of values in an average, and the minimum before the first decision; 10 as in holmes.
 pub const WINDOW: usize = 10;
 
 /// Half of the [`WINDOW`]: a rise must show in both halves.
 const HALF: usize = WINDOW / 2;
 
-/// The last [`WINDOW`] values.
+/// A ring buffer of the last [`WINDOW`] values.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Ring {
     values: [f64; WINDOW],
@@ -18,7 +18,7 @@ pub(super) struct Ring {
 }
 
 impl Ring {
-    /// Adds a value, in place of the oldest if there are [`WINDOW`].
+    /// Adds a value. Overwrites the oldest if the ring is full.
     pub(super) fn push(&mut self, now: Moment, value: f64) {
         if let (Some(slot), Some(time)) =
             (self.values.get_mut(self.next), self.times.get_mut(self.next))
@@ -29,7 +29,7 @@ impl Ring {
         self.seen = (self.seen + 1).min(WINDOW);
     }
 
-    /// How many values there are.
+    /// Returns the number of values.
     pub(super) fn seen(&self) -> usize {
         self.seen
     }
@@ -38,25 +38,25 @@ impl Ring {
         self.seen == WINDOW
     }
 
-    /// The sum of the values.
+    /// Returns the sum of the values.
     pub(super) fn sum(&self) -> f64 {
         self.values.iter().take(self.seen).sum()
     }
 
-    /// Their average; 0 when there is none.
+    /// Returns the average of the values, or 0 if there are none.
     pub(super) fn average(&self) -> f64 {
         self.sum() / self.seen.max(1) as f64
     }
 
-    /// Whether `value` is above the average. Sums differences, so that it is exactly not when all values
-    /// are `value`, which a rounded average would not give.
+    /// Returns `true` if the average is below `value`. Sums differences, so that it is exactly
+    /// `false` if all values equal `value`; a rounded average would not guarantee that.
     pub(super) fn is_below(&self, value: f64) -> bool {
         self.values.iter().take(self.seen).map(|old| value - old).sum::<f64>() > 0.0
     }
 
-    /// How fast the value rises, in its unit a second: the slope of the older half or of the newer half,
-    /// whichever is less. A step is in one half only, or between them, and is no rise; noise must go the
-    /// same way in both. 0 when the ring is not full or the value does not rise.
+    /// Returns the rate of rise per second: the smaller of the slopes of the older and the newer
+    /// half. A step shows in at most one half, so it is not a rise; noise would have to rise in
+    /// both. Returns 0 if the ring is not full or the value does not rise.
     pub(super) fn rise(&self) -> f64 {
         if !self.is_full() {
             return 0.0;
@@ -71,7 +71,7 @@ impl Ring {
     }
 }
 
-/// The slope of the line nearest to `points`, by least squares; 0 when they are all at one time.
+/// Returns the slope of the least-squares line through `points`, or 0 if all have the same time.
 fn slope(points: impl Iterator<Item = (f64, f64)> + Clone) -> f64 {
     let count = points.clone().count() as f64;
     let (x, y) = points.clone().fold((0.0, 0.0), |(x, y), point| (x + point.0, y + point.1));
@@ -91,7 +91,7 @@ mod tests {
         Moment::from_nanos(millis * 1_000_000)
     }
 
-    /// A ring that has seen `values`, four a second.
+    /// Returns a ring with `values`, four a second.
     fn seen(values: impl IntoIterator<Item = f64>) -> Ring {
         let mut ring = Ring::default();
         for (n, value) in values.into_iter().enumerate() {

@@ -1,4 +1,4 @@
-//! What is decided, and why, in numbers and in a sentence.
+//! Decisions and their reasons, as numbers and as a sentence.
 
 use std::fmt;
 use std::time::Duration;
@@ -7,32 +7,32 @@ use super::ring::WINDOW;
 use crate::base::Moment;
 use crate::model::{Amount, Rule};
 
-/// What a rule says at a tick.
+/// The decision of a rule at a tick.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Decision {
     /// Capture.
     Fire(Crossing),
-    /// Do not, and why.
+    /// Do not capture, for this reason.
     Hold(Hold),
-    /// The incident of this rule is over. Said once.
+    /// The incident of this rule has ended. Returned once.
     Clear,
 }
 
-/// What was crossed. Numbers are in the metric's unit.
+/// A crossed threshold. Numbers are in the metric's unit.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Crossing {
     /// The value.
     pub value: f64,
-    /// The threshold it is beyond: `abs` or `below`, or the average raised by `diff`; for a forecast, the
+    /// The crossed threshold: `abs`, `below`, or the average raised by `diff`. For a forecast, the
     /// limit.
     pub threshold: f64,
-    /// Which of them.
+    /// The condition that is crossed.
     pub by: By,
-    /// The average of the last ten values, this one included.
+    /// The average of the last ten values, including this one.
     pub average: f64,
 }
 
-/// A kind of threshold.
+/// A condition of a rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum By {
     /// The value is above `abs`.
@@ -41,7 +41,7 @@ pub enum By {
     Diff,
     /// The value reaches its limit within `forecast`.
     Forecast {
-        /// How long that takes, as the value rises.
+        /// Time to the limit at the current rate of rise.
         left: Duration,
     },
     /// The value is below `below`.
@@ -49,127 +49,128 @@ pub enum By {
 }
 
 impl By {
-    /// How many kinds there are.
+    /// Number of conditions.
     pub(super) const COUNT: usize = 4;
 }
 
-/// Why a rule does not fire. Numbers are in the metric's unit.
+/// Reason why a rule does not fire. Numbers are in the metric's unit.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Hold {
     /// The metric could not be measured.
     NoValue,
-    /// Too few values for an average.
+    /// There are too few values for an average.
     WarmingUp {
-        /// How many were seen.
+        /// Number of values so far.
         seen: usize,
     },
-    /// Below `min`.
+    /// The value is below `min`.
     BelowMin {
         /// The value.
         value: f64,
-        /// `min`.
+        /// The minimum, `min`.
         min: f64,
     },
-    /// At or above `max`.
+    /// The value is at or above `max`.
     AboveMax {
         /// The value.
         value: f64,
-        /// `max`.
+        /// The maximum, `max`.
         max: f64,
     },
-    /// Nothing is crossed.
+    /// No condition is crossed.
     WithinLimits {
         /// The value.
         value: f64,
-        /// `abs`, if the rule has one.
+        /// The threshold `abs`, if the rule has one.
         abs: Option<f64>,
-        /// The average of the last ten.
+        /// The average of the last ten values.
         average: f64,
     },
-    /// Nothing is crossed any more, but the incident is open until the value is down at `clear`.
+    /// No condition is crossed, but the incident stays open until the value is back at `clear`.
     NotClear {
         /// The value.
         value: f64,
-        /// What it must come down to.
+        /// The threshold `clear`.
         clear: f64,
     },
-    /// Nothing is crossed any more, but not for as long as `clear_for` yet.
+    /// No condition is crossed, but for less than `clear_for`.
     Clearing {
         /// The value.
         value: f64,
-        /// Since when.
+        /// Time since which no condition is crossed.
         since: Moment,
-        /// How long it must be.
+        /// Required duration.
         need: Duration,
     },
-    /// Crossed, but not for as long as `for` yet.
+    /// A condition is crossed, but for less than `for`.
     Holding {
-        /// What is crossed.
+        /// The crossed condition.
         crossing: Crossing,
-        /// Since when.
+        /// Time since which it is crossed.
         since: Moment,
-        /// How long it must be.
+        /// Required duration.
         need: Duration,
     },
-    /// Crossed, but a capture of this rule runs.
+    /// A condition is crossed, but a capture of this rule is running.
     Capturing {
-        /// What is crossed.
+        /// The crossed condition.
         crossing: Crossing,
     },
-    /// Crossed, but too soon after the last capture.
+    /// A condition is crossed, but too soon after the last capture.
     CoolingDown {
-        /// What is crossed.
+        /// The crossed condition.
         crossing: Crossing,
-        /// When the rule may fire again.
+        /// Time at which the rule may fire again.
         until: Moment,
     },
-    /// Crossed, but no worse than what was captured in the last 24 hours: each such incident waits twice as
-    /// long as the one before it.
+    /// A condition is crossed, but the value is no worse than at a capture of the last 24 hours.
+    /// Each such incident waits twice as long as the one before it.
     Repeating {
-        /// What is crossed.
+        /// The crossed condition.
         crossing: Crossing,
-        /// When the rule may fire again.
+        /// Time at which the rule may fire again.
         until: Moment,
-        /// How many such incidents there were in the last 24 hours.
+        /// Number of such incidents in the last 24 hours.
         repeats: usize,
-        /// The value from which on it fires at once, if there is one before the limit.
+        /// The value at which the rule fires at once, or `None` if there is none before the limit.
         sooner: Option<f64>,
     },
-    /// Crossed, and captured in this incident already: it has not become worse.
+    /// A condition is crossed, but the value is no worse than at the last capture of this incident.
     NotWorse {
-        /// What is crossed.
+        /// The crossed condition.
         crossing: Crossing,
-        /// What is left below the limit, if there is one.
+        /// Headroom below the limit, if there is one.
         room: Option<f64>,
     },
-    /// Crossed, but too soon after the last incident.
+    /// A condition is crossed, but too soon after the last incident.
     Gap {
-        /// What is crossed.
+        /// The crossed condition.
         crossing: Crossing,
-        /// When there may be another.
+        /// Time at which the next incident is allowed.
         until: Moment,
     },
-    /// Crossed, but the day's incidents are spent.
+    /// A condition is crossed, but the daily budget of incidents is used up.
     Spent {
-        /// What is crossed.
+        /// The crossed condition.
         crossing: Crossing,
-        /// When there may be another.
+        /// Time at which the next incident is allowed.
         until: Moment,
     },
-    /// Crossed, but the captures of its incident are spent.
+    /// A condition is crossed, but its incident has reached its maximum number of captures.
     Exhausted {
-        /// What is crossed.
+        /// The crossed condition.
         crossing: Crossing,
     },
 }
 
 impl Decision {
-    /// The decision in one sentence: `rule` is the one that made it, `now` the moment it is told.
+    /// Returns the decision as one sentence. `rule` is the rule that made it, `now` the current
+    /// time.
     pub fn explain(self, rule: &Rule, now: Moment) -> Explain<'_> {
         Explain { decision: self, rule, now }
     }
 
-    /// The decision in one word, for machines.
+    /// Returns the kind of decision as one word, for machines.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Fire(_) => "fire",
@@ -194,7 +195,7 @@ impl Decision {
         }
     }
 
-    /// When what holds the rule back ends, if that is a matter of time.
+    /// Returns the time at which the reason to hold ends, or `None` if it does not depend on time.
     pub const fn until(self) -> Option<Moment> {
         match self {
             Self::Hold(
@@ -207,7 +208,7 @@ impl Decision {
         }
     }
 
-    /// Whether `other` says the same, be it with other numbers.
+    /// Returns `true` if `other` is the same kind of decision, possibly with other numbers.
     pub(super) fn is_like(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Hold(a), Self::Hold(b)) => {
@@ -218,7 +219,7 @@ impl Decision {
     }
 }
 
-/// A decision that prints as one sentence.
+/// A decision that displays as one sentence.
 #[derive(Clone, Copy, Debug)]
 pub struct Explain<'r> {
     decision: Decision,
@@ -363,7 +364,7 @@ impl fmt::Display for Explain<'_> {
     }
 }
 
-/// `duration` in whole milliseconds.
+/// Rounds `duration` down to whole milliseconds.
 fn millis(duration: Duration) -> Duration {
     Duration::from_millis(duration.as_millis().try_into().unwrap_or(u64::MAX))
 }

@@ -1,4 +1,4 @@
-//! One rule and what it remembers.
+//! One rule and its state.
 
 pub(super) mod admission;
 mod hold;
@@ -19,38 +19,40 @@ use hold::HeldTime;
 pub(super) struct Watch {
     pub(super) rule: Rule,
     ring: Ring,
-    /// For how long each condition has held.
+    /// Hold time of each condition.
     crossed: [HeldTime; By::COUNT],
     capturing: bool,
-    /// When its last capture ended.
+    /// End of its last capture.
     pub(super) captured: Option<EventTime>,
-    /// Whether that came to nothing, so that the next need not wait for the whole cooldown.
+    /// `true` if the last incident could not be opened, so the retry does not wait for the whole
+    /// cooldown.
     lost: bool,
-    /// What it fired on last.
+    /// The value on which it fired last.
     mark: Option<Mark>,
     /// Its incidents of the last 24 hours.
     pub(super) history: FireHistory,
-    /// Whether the value has been within `critical` since the last capture.
+    /// `true` if the value has been within `critical` since the last capture.
     was_below_critical: bool,
-    /// Whether it has fired and not cleared.
+    /// `true` if the rule has fired and not cleared.
     pub(super) active: bool,
-    /// Whether its incident may have no more captures.
+    /// `true` if its incident may have no more captures.
     exhausted: bool,
-    /// Since when all that is needed to clear is so.
+    /// Time since which all conditions for clearing have held.
     clearing: Option<Moment>,
     pub(super) value: Option<f64>,
     pub(super) decision: Decision,
-    /// Since when it has been deciding like this; none before the first tick.
+    /// Time of the last change of the kind of decision. `None` before the first tick.
     pub(super) since: Option<Moment>,
-    /// What it decided before, and when that changed.
+    /// Earlier decisions, with the times of their changes.
     pub(super) past: Past,
 }
 
-/// The limit that a value runs up against.
+/// The limit that a rising value approaches.
 #[derive(Clone, Copy, Debug)]
 struct LimitAhead {
     value: Option<f64>,
-    /// `true` if the value is past a limit that only slows the process down, and `value` is the one behind it.
+    /// `true` if the value is past a soft limit, which only slows the process down. `value` is then
+    /// the hard limit behind it.
     is_behind_soft: bool,
 }
 
@@ -84,7 +86,7 @@ impl Watch {
         }
     }
 
-    /// Goes on with `rule` in place of the one it had.
+    /// Replaces the rule and keeps the state that still applies.
     pub(super) fn change(&mut self, rule: Rule) {
         if rule == self.rule {
             return;
@@ -99,13 +101,13 @@ impl Watch {
             self.decision = Decision::Hold(Hold::WarmingUp { seen: 0 });
             self.since = None;
         }
-        // What a dry run said was not captured.
+        // A dry run fired without captures, so its history does not count.
         if rule.mode != self.rule.mode && self.rule.mode == Mode::DryRun {
             self.history.clear();
             self.captured = None;
             self.mark = None;
         }
-        // What it said before would be told in the other rule's words.
+        // Earlier decisions would be explained in the terms of the new rule.
         if rule.metric != self.rule.metric
             || rule.diff != self.rule.diff
             || rule.below != self.rule.below
@@ -115,7 +117,7 @@ impl Watch {
         self.rule = rule;
     }
 
-    /// Moves the begin of what must hold for a time by `time`, in which the process stood still.
+    /// Moves the start of all hold times by `time`, in which the process was stopped.
     pub(super) fn stood_still(&mut self, time: Duration) {
         self.crossed.iter_mut().for_each(|held| held.postpone(time));
         if let Some(begun) = &mut self.clearing {
@@ -133,7 +135,7 @@ impl Watch {
         self.lost = false;
     }
 
-    /// Its incident could not be opened: it is tried again, but not at every tick.
+    /// Records that its incident could not be opened. It is retried, but not at every tick.
     pub(super) fn capture_lost(&mut self, now: Moment) {
         self.capture_ended(now);
         self.active = false;
@@ -141,7 +143,7 @@ impl Watch {
         self.history.withdraw();
     }
 
-    /// Continues with what an earlier process saved of the same rule.
+    /// Restores the state of the same rule that an earlier process saved.
     pub(super) fn remember(&mut self, captured: EventTime, records: &[FireRecord]) {
         self.captured = Some(captured);
         self.mark = records.last().map(|record| record.mark);
@@ -152,14 +154,14 @@ impl Watch {
         self.exhausted = true;
     }
 
-    /// Takes a tick.
+    /// Evaluates the rule at a tick.
     pub(super) fn observe(
         &mut self,
         now: Moment,
         vitals: &Vitals,
         opening: &dyn Fn(&Rule) -> Opening,
     ) {
-        // Endless time to a limit is a value: nothing is near.
+        // An infinite time to a limit is a value: no limit is in sight.
         let told =
             |value: &f64| value.is_finite() || *value == f64::INFINITY && self.rule.below.is_some();
         self.value = self.rule.metric.value(vitals).filter(told);
@@ -219,10 +221,12 @@ impl Watch {
         Decision::Clear
     }
 
-    /// What the rule says to `value`, the newest of the full ring, whatever was captured before: what is
-    /// crossed for long enough, else why nothing is.
+    /// Evaluates the conditions for `value`, the newest of the full ring, regardless of earlier
+    /// captures. Returns a condition that has been crossed long enough, or the reason why there is
+    /// none.
     ///
-    /// `diff` is compared in products, not in quotients, so that whole numbers are compared exactly.
+    /// `diff` compares products instead of quotients, so that comparisons of whole numbers are
+    /// exact.
     fn judge(&mut self, now: Moment, value: f64, limit: Option<f64>) -> Result<Crossing, Hold> {
         let Rule { min, max, .. } = self.rule;
         if value < min {
@@ -280,7 +284,7 @@ impl Watch {
     }
 }
 
-/// `seconds` as a duration; the longest there is when it has no place in one.
+/// Converts `seconds` to a duration, saturating at [`Duration::MAX`].
 fn seconds(seconds: f64) -> Duration {
     Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX)
 }

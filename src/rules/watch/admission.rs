@@ -1,4 +1,4 @@
-//! What becomes of a value that is beyond a threshold for long enough: a capture, or what holds it back.
+//! Admission of a value that has crossed a threshold long enough: capture or hold.
 
 use std::time::Duration;
 
@@ -9,18 +9,18 @@ use crate::rules::history::{Candidate, DAY, FireKind};
 use crate::rules::verdict::{By, Crossing, Decision, Hold};
 use crate::rules::{Mark, Opening};
 
-/// Worse is less than this share of the room that was left below the limit at the last capture.
+/// A value is worse if `headroom <= SHRUNK * headroom at the last capture`.
 pub(in crate::rules) const SHRUNK: f64 = 2.0 / 3.0;
-/// Worse, where there is no limit, is more than so many times the value of the last capture.
+/// Without a limit, a value is worse if `value >= GROWN * value at the last capture`.
 pub(in crate::rules) const GROWN: f64 = 1.5;
-/// How long after an incident that could not be opened (a full disk) the next is tried at the latest.
+/// Maximum time until the retry after an incident could not be opened (for example on a full disk).
 const RETRY: Duration = Duration::from_secs(60);
-/// When less than this share of the limit is left, it does not become worse: the captures between 80 %
-/// and here are eight, and the next one would not be finished.
+/// Share of the limit. With less headroom a value does not count as worse. There are eight captures
+/// between 80 % and this point, and another would not finish in time.
 pub(in crate::rules) const LEAST_ROOM: f64 = 0.01;
 
 impl Watch {
-    /// Decides on a value that is beyond a threshold for long enough: fire, or what holds it back.
+    /// Decides on a value that has crossed a threshold long enough: fire, or hold with a reason.
     pub(super) fn crossed(
         &mut self,
         now: Moment,
@@ -60,7 +60,7 @@ impl Watch {
         Decision::Fire(crossing)
     }
 
-    /// What keeps the rule from another capture in its incident.
+    /// Returns the reason not to capture again in the open incident, or `None`.
     fn held_in_incident(
         &self,
         now: Moment,
@@ -70,12 +70,12 @@ impl Watch {
     ) -> Option<Hold> {
         let room = candidate.mark.room;
         let worse = self.rule.again == Again::Worse && self.is_worse_than_last(crossing, candidate);
-        // The critical value of days ago may be all that this long incident has.
+        // In a long incident, the last critical value may have been captured days ago.
         let critical = urgency == Some(FireKind::Critical);
         if self.rule.again == Again::Worse && !worse && !critical {
             return Some(Hold::NotWorse { crossing, room });
         }
-        // Steps towards a limit are few: they go on where the captures of the incident are used up.
+        // Steps towards a limit are few, so they are captured even beyond the incident's maximum.
         let is_bounded = critical || urgency.is_some() && room.is_some();
         if self.exhausted && !is_bounded {
             return Some(Hold::Exhausted { crossing });
@@ -83,7 +83,7 @@ impl Watch {
         if worse || critical { None } else { self.cooling_down(now, crossing, candidate) }
     }
 
-    /// What keeps the rule from an incident.
+    /// Returns the reason not to open an incident, or `None`.
     fn held_without_incident(
         &self,
         now: Moment,
@@ -98,7 +98,8 @@ impl Watch {
                 return Some(Hold::CoolingDown { crossing, until });
             }
         }
-        // holmes' wait holds whatever the value is. One that could not be opened was due.
+        // The cooldown of holmes applies at any value. An incident that could not be opened was
+        // already due.
         let waits = self.rule.again == Again::Cooldown || urgency.is_none();
         if waits
             && !self.lost
@@ -106,7 +107,8 @@ impl Watch {
         {
             return Some(hold);
         }
-        // Without a limit there is a minute left: only the gap between incidents is waited for.
+        // Waiting up to a minute for the gap is acceptable unless the value is critical or nears a
+        // limit.
         let critical = self.is_critical(crossing.value);
         let is_pressing = critical || urgency.is_some() && candidate.mark.room.is_some();
         match opening(&self.rule) {
@@ -117,8 +119,8 @@ impl Watch {
         }
     }
 
-    /// The wait since the last capture, which doubles with each repeat, unless it is over. Rules with
-    /// `again = "cooldown"` have holmes' wait, which is always the same.
+    /// Returns the reason to wait after the last capture, or `None` if the wait is over. The wait
+    /// doubles with each repeat. With `again = "cooldown"` it is constant, as in holmes.
     fn cooling_down(&self, now: Moment, crossing: Crossing, candidate: &Candidate) -> Option<Hold> {
         if self.capturing {
             return Some(Hold::Capturing { crossing });
@@ -153,7 +155,7 @@ impl Watch {
     }
 }
 
-/// Returns `true` if `candidate` is worse than `mark` by as much as counts.
+/// Returns `true` if `candidate` is worse than `mark` by at least one step.
 fn is_worse(mark: Mark, candidate: &Candidate) -> bool {
     let value = candidate.mark.value;
     match (candidate.room_at(&mark), candidate.mark.room, candidate.limit) {
@@ -164,8 +166,8 @@ fn is_worse(mark: Mark, candidate: &Candidate) -> bool {
     }
 }
 
-/// Whether there is less than `before` by as much as counts: a third. Near nothing it does not become
-/// worse, as near a limit.
+/// Returns `true` if the value is at least a third below `before`. Close to 0 it does not count as
+/// worse, as close to a limit.
 fn is_scarcer(before: f64, Crossing { value, threshold, .. }: Crossing) -> bool {
     value < before
         && value <= before - before.abs() * (1.0 - SHRUNK)

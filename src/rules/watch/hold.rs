@@ -1,32 +1,34 @@
-//! How long a condition has held: `for`, with a tolerance for single ticks.
+//! Hold times of conditions: `for`, with a tolerance for single ticks.
 
 use std::time::Duration;
 
 use crate::base::Moment;
 
-/// Share of `for` in which a condition may be false without starting anew. A burn that is measured at 89 % for one
-/// tick of forty has not ended.
+/// Share of `for` in which a condition may be false without a restart. A CPU load that is measured
+/// at 89 % in one of forty ticks has not ended.
 const TOLERATED: f64 = 0.2;
 
-/// The time in which a condition has held, but for a fifth of its `for` at most.
+/// The time for which a condition has held, with interruptions of at most a fifth of its `for`.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct HeldTime(Option<Period>);
 
 #[derive(Clone, Copy, Debug)]
 struct Period {
     begun: Moment,
-    /// The last tick that was recorded.
+    /// Time of the last recorded tick.
     last: Moment,
     /// Time since `begun` in which the condition was false.
     missed: Duration,
 }
 
 impl HeldTime {
-    /// Records a tick at which the condition is true. Returns since when it has held, but for the tolerated time.
+    /// Records a tick at which the condition is true. Returns the start of its hold time, which
+    /// includes tolerated interruptions.
     pub(super) fn record_true(&mut self, now: Moment, need: Duration) -> Moment {
         let period = self.0.get_or_insert(Period { begun: now, last: now, missed: Duration::ZERO });
         period.last = now;
-        // Of what has held for longer, only the last `need` counts: missed time ages with it.
+        // If it has held for longer, only the last `need` counts, and missed time is scaled with
+        // it.
         let held = now.since(period.begun);
         if held > need {
             period.missed = period.missed.mul_f64(need.as_secs_f64() / held.as_secs_f64());
@@ -35,7 +37,8 @@ impl HeldTime {
         period.begun
     }
 
-    /// Records a tick at which the condition is false. It starts anew if that was so for a fifth of `need`.
+    /// Records a tick at which the condition is false. Resets if it was false for more than a fifth
+    /// of `need`.
     pub(super) fn record_false(&mut self, now: Moment, need: Duration) {
         let Some(period) = &mut self.0 else { return };
         period.missed += now.since(period.last);
@@ -60,7 +63,7 @@ mod tests {
 
     const NEED: Duration = Duration::from_secs(10);
 
-    /// The tick, four a second, at which a condition with this history has held for `need`.
+    /// Returns the tick, four a second, at which a condition with this history has held for `need`.
     fn holds_at(need: Duration, mut is_true: impl FnMut(u64) -> bool) -> Option<u64> {
         let mut held = HeldTime::default();
         (0..4000).find(|&tick| {
