@@ -22,7 +22,6 @@ const INTERVAL: (Duration, Duration) = (Duration::from_millis(10), Duration::fro
 const MIN_TRACE_BYTES: Bytes = Bytes::kib(64);
 /// Below the minimum, a poll that merely waits for a CPU would be a stall.
 const STALL: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(60));
-/// Limits of the window of a trace.
 const TRACE_WINDOW: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10 * 60));
 /// At higher rates the handler's time shows in the profile.
 const MAX_FREQUENCY: u32 = 1000;

@@ -40,7 +40,6 @@ use super::event_rate::{EventBudget, Pauses};
 use super::watched::{Change, File, Identity, QUIET, Watched};
 use crate::base::{Clock, OfProcess, SystemClock, panics};
 
-/// Name of the watching thread.
 const THREAD: &str = "marple-watch";
 
 /// Minimum time between two checks.

@@ -54,7 +54,8 @@ pub(crate) struct Listener {
     bound: Option<Socket>,
 }
 
-/// A listening socket. Forked children close it: they would accept connections and never respond.
+/// A listening socket. Forked children do not share it: they would accept connections and never
+/// respond.
 struct Socket {
     // Dropped before the descriptor that it refers to.
     not_inherited: Option<NotInherited>,

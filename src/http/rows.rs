@@ -1,4 +1,4 @@
-//! Streams the list of incidents. One manifest is in memory at a time.
+//! Streams the list of incidents. The head of one manifest is in memory at a time.
 
 use std::io;
 
