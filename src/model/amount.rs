@@ -1,4 +1,4 @@
-//! A metric's value as people read it.
+//! Formatting of metric values for people.
 
 use std::fmt;
 use std::time::Duration;
@@ -6,12 +6,12 @@ use std::time::Duration;
 use super::metric::Unit;
 use crate::base::{Bytes, Percent};
 
-/// A value in its metric's unit; prints as `81.2 %`, `512.0 MiB`, `1500`, `250ms`.
+/// A value in its metric's unit. Prints as `81.2 %`, `512.0 MiB`, `1500`, `250ms`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Amount {
-    /// The value.
+    /// The value, in `unit`.
     pub value: f64,
-    /// Its unit.
+    /// The unit of the value.
     pub unit: Unit,
 }
 

@@ -1,34 +1,36 @@
-//! What can be captured.
+//! Kinds of captures and the forms of their artifacts.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// A kind of evidence. The order is the order of an incident: what vanishes first comes first.
+/// A kind of evidence. The order is that of an incident: the most short-lived evidence comes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum CaptureKind {
-    /// What the runtime did: spans, parks, counters.
+    /// Runtime activity: spans, parks, counters.
     Trace,
-    /// Where every thread stands.
+    /// The stack of every thread.
     Threads,
-    /// Where every wrapped task stands.
+    /// The stack of every wrapped task.
     Tasks,
-    /// Open file descriptors, by what they refer to.
+    /// Open file descriptors, grouped by target.
     Descriptors,
-    /// Panics since the start, by place.
+    /// Panics since the start, grouped by source location.
     Panics,
-    /// Where CPU time went.
+    /// CPU time by stack.
     Cpu,
-    /// What holds memory.
+    /// Live memory by allocation stack.
     Heap,
-    /// Files of the service's own. No member of a [`CaptureSet`]: an incident has those that its rules
-    /// ask for by [`Collect`](super::Collect), whatever else it captures.
+    /// Files of custom collectors.
+    ///
+    /// Not a member of a [`CaptureSet`]: the rules of an incident select them by
+    /// [`Collect`](super::Collect), independently of its other captures.
     Custom,
 }
 
 impl CaptureKind {
-    /// Every kind that marple captures itself, in order.
+    /// All built-in kinds, in order.
     pub const ALL: [Self; 7] = [
         Self::Trace,
         Self::Threads,
@@ -39,7 +41,7 @@ impl CaptureKind {
         Self::Heap,
     ];
 
-    /// Its name in configuration, manifests and URLs.
+    /// Returns the name used in configuration, manifests and URLs.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Trace => "trace",
@@ -53,46 +55,47 @@ impl CaptureKind {
         }
     }
 
-    /// Whether taking it costs the service next to nothing, so that it runs above `cpu_ceiling` too.
+    /// Returns `true` if the capture costs the service almost nothing, so that it also runs above
+    /// `cpu_ceiling`.
     pub const fn is_cheap(self) -> bool {
         !matches!(self, Self::Cpu)
     }
 
-    /// Whether it can be taken at a moment, again and again while it runs.
+    /// Returns `true` if the capture can be taken at an instant, repeatedly while it is running.
     pub const fn is_snapshot(self) -> bool {
         matches!(self, Self::Heap)
     }
 }
 
-/// A form in which evidence is written; some kinds of capture leave several files, each in its own.
+/// A file format of evidence. Some kinds of capture write several files, each in another form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Form {
     /// A Perfetto trace.
     RuntimeTrace,
-    /// The threads, to be read.
+    /// The threads as text.
     ThreadsText,
-    /// The threads, for pprof's readers.
+    /// The threads as a pprof profile.
     ThreadsPprof,
-    /// The tasks, to be read.
+    /// The tasks as text.
     TasksText,
-    /// The tasks, for scripts.
+    /// The tasks as JSON.
     TasksJson,
-    /// The tasks, for pprof's readers.
+    /// The tasks as a pprof profile.
     TasksPprof,
-    /// The open file descriptors, to be read.
+    /// The open file descriptors as text.
     DescriptorsText,
-    /// The panics, to be read.
+    /// The panics as text.
     PanicsText,
-    /// A CPU profile.
+    /// A CPU profile in pprof format.
     CpuPprof,
-    /// A heap profile.
+    /// A heap profile in pprof format.
     MemoryPprof,
-    /// Whatever a collector of the service's own writes.
+    /// The file of a custom collector, in any format.
     Custom,
 }
 
 impl Form {
-    /// Every form that marple writes itself, those of one kind together, its main one first.
+    /// All built-in forms, grouped by kind, the main form of each kind first.
     pub const ALL: [Self; 10] = [
         Self::RuntimeTrace,
         Self::ThreadsText,
@@ -106,12 +109,13 @@ impl Form {
         Self::MemoryPprof,
     ];
 
-    /// The forms that evidence of `kind` is written in, the main one first.
+    /// Returns the forms in which evidence of `kind` is written, the main form first.
     pub fn of(kind: CaptureKind) -> impl Iterator<Item = Self> {
         Self::ALL.into_iter().filter(move |form| form.kind() == kind)
     }
 
-    /// The last part of a file's name; of a file of the service's own what its name begins with.
+    /// Returns the suffix of the file name. For [`Form::Custom`] it is the prefix of the
+    /// collector's own file name.
     pub const fn extension(self) -> &'static str {
         match self {
             Self::RuntimeTrace => "runtime.trace",
@@ -128,7 +132,7 @@ impl Form {
         }
     }
 
-    /// The kind of capture that leaves it.
+    /// Returns the kind of capture that writes this form.
     pub const fn kind(self) -> CaptureKind {
         match self {
             Self::RuntimeTrace => CaptureKind::Trace,
@@ -143,7 +147,7 @@ impl Form {
     }
 }
 
-/// A kind's main form.
+/// Returns the main form of a kind.
 impl From<CaptureKind> for Form {
     fn from(kind: CaptureKind) -> Self {
         match kind {
@@ -165,7 +169,7 @@ impl fmt::Display for CaptureKind {
     }
 }
 
-/// Why a text is not a kind of capture.
+/// An error from parsing a [`CaptureKind`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "`{0}` is not a capture: write one of \"cpu\", \"heap\", \"trace\", \"threads\", \"tasks\", \
@@ -192,7 +196,7 @@ impl Serialize for CaptureKind {
 
 impl<'de> Deserialize<'de> for CaptureKind {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        // Manifests name it, settings and requests cannot.
+        // Manifests contain `custom`; settings and requests must not.
         let name = String::deserialize(deserializer)?;
         if name == Self::Custom.name() {
             return Ok(Self::Custom);
@@ -201,52 +205,52 @@ impl<'de> Deserialize<'de> for CaptureKind {
     }
 }
 
-/// A set of the kinds that marple captures itself; iterates in the order of [`CaptureKind`].
+/// A set of built-in kinds. Iterates in the order of [`CaptureKind`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct CaptureSet(u8);
 
 impl CaptureSet {
-    /// The set of no kind.
+    /// The empty set.
     pub const EMPTY: Self = Self(0);
 
-    /// The set of every kind.
+    /// Returns the set of all kinds.
     pub fn all() -> Self {
         CaptureKind::ALL.into_iter().collect()
     }
 
-    /// Whether no kind is in it.
+    /// Returns `true` if the set is empty.
     pub const fn is_empty(self) -> bool {
         self.0 == 0
     }
 
-    /// Whether `kind` is in it.
+    /// Returns `true` if the set contains `kind`.
     pub const fn contains(self, kind: CaptureKind) -> bool {
         self.0 & (1 << kind as u8) != 0
     }
 
-    /// Adds `kind`, if it is one that can be a member.
+    /// Adds `kind`. Ignores [`CaptureKind::Custom`], which cannot be a member.
     pub const fn insert(&mut self, kind: CaptureKind) {
         if !matches!(kind, CaptureKind::Custom) {
             self.0 |= 1 << kind as u8;
         }
     }
 
-    /// What is in this set and not in `other`.
+    /// Returns the difference `self - other`.
     pub const fn without(self, other: Self) -> Self {
         Self(self.0 & !other.0)
     }
 
-    /// What is in both.
+    /// Returns the intersection of both sets.
     pub const fn and(self, other: Self) -> Self {
         Self(self.0 & other.0)
     }
 
-    /// What is in either.
+    /// Returns the union of both sets.
     pub const fn union(self, other: Self) -> Self {
         Self(self.0 | other.0)
     }
 
-    /// The kinds in it.
+    /// Returns the kinds in the set, in order.
     pub fn iter(self) -> impl Iterator<Item = CaptureKind> {
         CaptureKind::ALL.into_iter().filter(move |&kind| self.contains(kind))
     }

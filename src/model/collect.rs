@@ -1,23 +1,23 @@
-//! Files of the service's own: what they may be called, and which of them are wanted.
+//! Files of custom collectors: their names, and the selection of an incident.
 
 use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-/// The longest name: with service, domain, number and `custom.` before it, it stays below the 255 bytes
-/// that a file system takes.
+/// Maximum length of a name. The full file name (service, domain, number, `custom.` and this name)
+/// stays below the 255 bytes that file systems allow.
 const MAX_LEN: usize = 64;
 
-/// The name of a file of the service's own, such as `running_queries.txt`.
+/// The file name of a custom collector, such as `running_queries.txt`.
 ///
-/// In an incident it stands behind `{service}_{domain}.{seq}.custom.`, so that none can be taken for a
-/// file of marple's, whatever it is called.
+/// In an incident it follows `{service}_{domain}.{seq}.custom.`, so no name can collide with a
+/// built-in artifact.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FileName(Arc<str>);
 
 impl FileName {
-    /// It as a text.
+    /// Returns the name as a string slice.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -29,7 +29,7 @@ impl fmt::Display for FileName {
     }
 }
 
-/// Why a text is no name for a file of the service's own.
+/// An error from parsing a [`FileName`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "`{0}` is no name for a file of the service's own: write 1 to {MAX_LEN} letters, digits, `-`, `_` or \
@@ -51,25 +51,25 @@ impl FromStr for FileName {
     }
 }
 
-/// Which files of the service's own an incident is to have.
+/// A selection of custom collectors for an incident.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Collect {
-    /// Of every collector there is.
+    /// All registered collectors.
     All,
-    /// Those of these names.
+    /// The collectors of these file names.
     Only(BTreeSet<FileName>),
 }
 
 impl Collect {
-    /// None.
+    /// The empty selection.
     pub const NONE: Self = Self::Only(BTreeSet::new());
 
-    /// Whether none is wanted.
+    /// Returns `true` if the selection is empty.
     pub fn is_none(&self) -> bool {
         matches!(self, Self::Only(names) if names.is_empty())
     }
 
-    /// Whether the file `name` is wanted.
+    /// Returns `true` if the file `name` is selected.
     pub fn includes(&self, name: &FileName) -> bool {
         match self {
             Self::All => true,
@@ -77,7 +77,7 @@ impl Collect {
         }
     }
 
-    /// The names that are asked for one by one.
+    /// Returns the names selected individually. The iterator is empty for [`Collect::All`].
     pub fn names(&self) -> impl Iterator<Item = &FileName> {
         match self {
             Self::All => None,
@@ -87,7 +87,7 @@ impl Collect {
         .flatten()
     }
 
-    /// Adds what `other` wants.
+    /// Adds the selection `other` to this one.
     pub fn add(&mut self, other: &Self) {
         match (&mut *self, other) {
             (Self::All, _) => {}

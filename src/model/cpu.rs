@@ -1,27 +1,27 @@
-//! How CPU profiles are taken.
+//! Engines and modes of CPU profiles.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// The means by which CPU time is sampled.
+/// An engine that samples CPU time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum CpuEngine {
-    /// The first of the others that the machine allows, in their order.
+    /// The first of the following engines that works on this machine.
     #[default]
     Auto,
-    /// Events of the kernel, one for each thread; no signal reaches the process.
+    /// One `perf_event_open` event per thread. The process receives no signal.
     Perf,
-    /// A timer on the CPU clock of each thread, and SIGPROF.
+    /// One timer per thread on its CPU clock, delivering SIGPROF.
     Timer,
-    /// The `pprof` crate: one timer for the process, and SIGPROF.
+    /// The `pprof` crate: one timer for the process, delivering SIGPROF.
     Pprof,
 }
 
 impl CpuEngine {
-    /// Every one.
+    /// All engines.
     pub const ALL: [Self; 4] = [Self::Auto, Self::Perf, Self::Timer, Self::Pprof];
 
-    /// Its name in settings and manifests.
+    /// Returns the name used in settings and manifests.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Auto => "auto",
@@ -38,21 +38,21 @@ impl fmt::Display for CpuEngine {
     }
 }
 
-/// What a CPU profile samples.
+/// The time base of a CPU profile.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum CpuMode {
-    /// Threads that run, by their CPU time.
+    /// CPU time: samples running threads only.
     #[default]
     Cpu,
-    /// All threads, by time: where they hang.
+    /// Wall-clock time: samples all threads and shows where they block.
     Wall,
 }
 
 impl CpuMode {
-    /// Every one.
+    /// All modes.
     pub const ALL: [Self; 2] = [Self::Cpu, Self::Wall];
 
-    /// Its name in settings and requests.
+    /// Returns the name used in settings and requests.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Cpu => "cpu",
@@ -60,13 +60,13 @@ impl CpuMode {
         }
     }
 
-    /// The mode of this name.
+    /// Returns the mode called `name`, or `None` if there is no such mode.
     pub fn of(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|mode| mode.name() == name)
     }
 }
 
-/// Why a text is not an engine.
+/// An error from parsing a [`CpuEngine`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is not a CPU engine: write \"auto\", \"perf\", \"timer\" or \"pprof\"")]
 pub struct ParseCpuEngineError(String);

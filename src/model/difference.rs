@@ -1,12 +1,12 @@
-//! What a profile gained since an earlier one.
+//! The difference of two profiles of one process.
 
 use std::collections::HashMap;
 
 use super::marker::Marker;
 use super::profile::{LabelValue, Profile, Sample};
 
-/// What makes a sample the same in two profiles: its addresses and its labels' contents, since handles
-/// mean nothing beyond their own profile.
+/// The identity of a sample across profiles: addresses and label contents. Handles cannot be
+/// compared, because each belongs to the tables of one profile.
 type Key = (Vec<u64>, Vec<(String, Content)>);
 
 #[derive(PartialEq, Eq, Hash)]
@@ -16,14 +16,17 @@ enum Content {
 }
 
 impl Profile {
-    /// Takes the values of `earlier`, a profile of the same types in the same process, off this one's.
-    /// What is zero in every type then goes, what `earlier` alone has becomes negative, and the duration is
-    /// the time between the two. Losses and comments stay this profile's.
+    /// Subtracts the values of `earlier`, a profile of the same process with the same sample types.
     ///
-    /// Where stacks of a heap profile made room for others in between, their cumulative counts are at
-    /// [`Marker::NoLongerKept`]. What that leaves below zero at the stacks is taken off that row instead.
+    /// Samples that are zero in every type are removed, and samples only `earlier` contains become
+    /// negative. The duration becomes the time between the two profiles. Losses and comments of
+    /// this profile are kept.
     ///
-    /// Takes the memory of one of the two once more while it runs.
+    /// A heap profile that evicted stacks in between counts their cumulative values under
+    /// [`Marker::NoLongerKept`]. Cumulative values that would be negative at a stack are subtracted
+    /// from that row instead.
+    ///
+    /// Temporarily allocates the memory of one of the two profiles again.
     pub fn subtract(&mut self, earlier: &Self) {
         let mut before: HashMap<Key, Vec<i64>> = HashMap::with_capacity(earlier.samples.len());
         for sample in &earlier.samples {
@@ -57,7 +60,7 @@ impl Profile {
         self.duration = self.started.duration_since(earlier.started).unsigned_abs();
     }
 
-    /// Moves negative cumulative counts to the row of stacks that are no longer kept, if there is one.
+    /// Moves negative cumulative counts to the row of evicted stacks, if there is one.
     fn fold_evicted(&self, samples: &mut [Sample]) {
         let is_evicted = |sample: &Sample| {
             let mut frames = self.stacks.frames(sample.stack);
@@ -156,7 +159,8 @@ mod tests {
                 ("alloc_space", "inuse_space");
             profile
         };
-        // 7 went; 9 went and came back; 4 has what it had and keeps less.
+        // Stack 7 was evicted; 9 was evicted and sampled again; 4 kept its total and lost live
+        // bytes.
         let earlier = [(&[7][..], 8, [30, 2]), (&[9], 8, [50, 5]), (&[4], 8, [6, 6])];
         let later = [(&[9][..], 8, [10, 5]), (&[4], 8, [6, 1]), (&kept_no_longer, 8, [85, 0])];
         let mut difference = heap(&later);

@@ -1,7 +1,8 @@
-//! Where everything stood at one moment: threads, and tasks of the runtimes.
+//! Snapshots of threads and of tokio tasks.
 //!
-//! Both dumps carry a [`Profile`], which has the tables their stacks are in, gets its names from
-//! `symbols` like any other, and is what is written for pprof's readers; the rows say the rest.
+//! Both dumps carry a [`Profile`], which owns the tables of their stacks. `symbols` resolves its
+//! names like those of any other profile, and the pprof artifact is written from it. The rows hold
+//! everything else.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,118 +13,120 @@ use super::losses::Losses;
 use super::profile::Profile;
 use super::stacks::StackHandle;
 
-/// Every thread of the process.
+/// A snapshot of all threads of the process.
 #[derive(Clone, Debug)]
 pub struct ThreadDump {
-    /// The stacks: one sample a thread.
+    /// The stacks, one sample per thread.
     pub profile: Profile,
-    /// The threads, in the order of their ids.
+    /// The threads, ordered by thread id.
     pub threads: Vec<ThreadRow>,
 }
 
-/// One thread.
+/// A thread in a [`ThreadDump`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ThreadRow {
-    /// Its id in the system.
+    /// Kernel thread id.
     pub tid: u32,
-    /// Its name.
+    /// Thread name.
     pub name: String,
-    /// What the kernel says it does: `R` runs, `S` sleeps, `D` waits without being woken by signals.
+    /// Kernel state: `R` running, `S` sleeping, `D` uninterruptible sleep.
     pub state: char,
-    /// The kernel's function it waits in; empty when it does not wait or the kernel does not tell.
+    /// Kernel function in which the thread waits. Empty if it does not wait or the kernel hides it.
     pub wait_channel: String,
-    /// CPU time since it began.
+    /// CPU time since the thread started.
     pub cpu_time: Duration,
-    /// Where it stands.
+    /// The stack, or `None` if it was not read.
     pub stack: Option<StackHandle>,
-    /// Why there is no stack, or not the whole of it; empty when there is.
+    /// Reason why the stack is missing or incomplete. Empty if it is complete.
     pub remark: &'static str,
 }
 
-/// The tasks that are known: all of them, or a sample of very many.
+/// A snapshot of all known tasks, or of a sample if there are very many.
 #[derive(Clone, Debug)]
 pub struct TaskDump {
-    /// The stacks: one sample for each stack, state, place of spawning and age.
+    /// The stacks, one sample for each distinct stack, state, spawn site and age.
     pub profile: Profile,
-    /// The tasks, in the order they were made. Each stands for [`TaskRow::weight`] tasks of its spawn site.
+    /// The tasks, in the order of creation. Each represents [`TaskRow::weight`] tasks of its spawn
+    /// site.
     pub tasks: Vec<TaskRow>,
-    /// The number of tasks of each spawn site, exact, the largest first.
+    /// The exact number of tasks per spawn site, the largest first.
     pub sites: Vec<SiteCount>,
-    /// How many tasks of a runtime those are: a task may have wrapped futures inside of it.
+    /// Number of runtime tasks among them. It can be smaller than the total, because one task can
+    /// contain several wrapped futures.
     pub runtime_tasks: u64,
-    /// Tasks alive on the observed runtimes that were not spawned through marple; none when it is not
-    /// known.
+    /// Tasks alive on the observed runtimes that were not spawned through marple, or `None` if
+    /// unknown.
     pub unwrapped: Option<u64>,
-    /// How long it took to ask them.
+    /// Time taken to collect the dumps of all tasks.
     pub took: Duration,
-    /// The stacks of the threads that the running tasks are on, by thread id.
+    /// Stacks of the threads that are running tasks, by thread id.
     pub threads: BTreeMap<u32, StackHandle>,
 }
 
 impl TaskDump {
-    /// When it was taken.
+    /// Returns the wall-clock time of the dump.
     pub fn taken(&self) -> Timestamp {
         self.profile.started
     }
 
-    /// What it lacks.
+    /// Returns the data missing from the dump, by cause.
     pub fn losses(&self) -> &Losses {
         &self.profile.losses
     }
 
-    /// The number of tasks, those that are not listed among them.
+    /// Returns the number of tasks, including those not listed.
     pub fn total(&self) -> u64 {
         self.sites.iter().map(|site| site.tasks).sum()
     }
 
-    /// Whether only some of the tasks are listed.
+    /// Returns `true` if only some of the tasks are listed.
     pub fn is_sample(&self) -> bool {
         self.total() > self.tasks.len() as u64
     }
 }
 
-/// The tasks of one spawn site.
+/// The number of tasks of one spawn site.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SiteCount {
-    /// The site.
+    /// The spawn site.
     pub spawned: Spawned,
-    /// Their name; empty without one.
+    /// Task name. Empty if the tasks are unnamed.
     pub name: &'static str,
-    /// How many there are.
+    /// Number of tasks.
     pub tasks: u64,
 }
 
-/// Where a task was made.
+/// The source location at which a task was created.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Spawned {
-    /// The source file.
+    /// Source file.
     pub file: &'static str,
-    /// The line in it.
+    /// Line in the source file.
     pub line: u32,
 }
 
-/// What a task was doing.
+/// The state of a task in a dump.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum TaskState {
-    /// It waits, in the places its stacks show.
+    /// Waiting at the leaf futures shown by its stacks.
     Waiting,
-    /// It waits for something that keeps no waker, so that nobody knows where.
+    /// Waiting at a leaf that registered no waker, so the location is unknown.
     WaitingUnseen,
-    /// It is being polled by this thread and did not come to an end in time.
+    /// Being polled by this thread. The poll did not end before the dump timed out.
     Running {
-        /// The thread.
+        /// Kernel thread id.
         tid: u32,
     },
-    /// It was woken and no worker has come to it in time.
+    /// Woken, but not polled by a worker before the dump timed out.
     Scheduled,
-    /// Nobody has polled it.
+    /// Never polled.
     Fresh,
-    /// It was not asked: tasks were to be listed only.
+    /// Not dumped: only a list of tasks was requested.
     NotAsked,
 }
 
 impl TaskState {
-    /// Its name.
+    /// Returns the name shown in dumps.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Waiting => "waiting",
@@ -136,25 +139,26 @@ impl TaskState {
     }
 }
 
-/// One task.
+/// A task in a [`TaskDump`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TaskRow {
-    /// Its number, counted from the start of the process.
+    /// Sequence number, counted from the start of the process.
     pub number: u64,
-    /// The runtime's id for it, once it was polled by one.
+    /// tokio's task id, or `None` if no runtime has polled it.
     pub id: Option<u64>,
-    /// Its name; empty without one.
+    /// Task name. Empty if the task is unnamed.
     pub name: &'static str,
-    /// Where it was made.
+    /// Source location at which the task was created.
     pub spawned: Spawned,
-    /// What it was doing.
+    /// State of the task.
     pub state: TaskState,
-    /// How long ago its last poll began; for a running task, how long it has run. Within 4 ms.
+    /// Time since its last poll started; for a running task, time it has been running. Precision: 4
+    /// ms.
     pub since_poll: Option<Duration>,
-    /// Where it stands: one stack for each leaf it waits on (`select!` and `join!` have several).
+    /// Stacks of the leaf futures it waits on. `select!` and `join!` have several.
     pub stacks: Vec<StackHandle>,
-    /// How many more leaves there were.
+    /// Number of further leaf futures, whose stacks are not included.
     pub more_stacks: u32,
-    /// How many tasks of its spawn site it stands for: 1, unless the dump is a sample.
+    /// Number of tasks of its spawn site that this row represents: 1, unless the dump is a sample.
     pub weight: u64,
 }

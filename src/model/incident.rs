@@ -1,40 +1,40 @@
-//! Why there is an incident, and where it stands.
+//! State and reasons of an incident.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::metric::Metric;
 
-/// Where an incident stands.
+/// The state of an incident.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum IncidentState {
-    /// It goes on, or the process died without a chance to say otherwise.
+    /// In progress, or the process died without closing it.
     Open,
-    /// It ended.
+    /// Ended.
     Closed,
-    /// The process that opened it is gone; found so at the next start.
+    /// Left open by a process that is gone; detected at the next start.
     Interrupted,
 }
 
-/// Who asked.
+/// The source of a capture request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Origin {
-    /// A rule fired.
+    /// A rule that fired.
     Rule,
     /// The HTTP endpoint.
     Http,
-    /// The signal.
+    /// The toggle signal.
     Signal,
     /// The trigger file.
     TriggerFile,
-    /// A call from the service's own code.
+    /// A call from the service's code.
     Code,
 }
 
 impl Origin {
-    /// Who it is, in words.
+    /// Returns a description for reasons and messages.
     pub const fn words(self) -> &'static str {
         match self {
             Self::Rule => "a rule",
@@ -46,25 +46,25 @@ impl Origin {
     }
 }
 
-/// Why a capture was made.
+/// The reason for a capture.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Reason {
-    /// Who asked.
+    /// Source of the request.
     pub origin: Origin,
-    /// When.
+    /// Wall-clock time of the request.
     pub at: Timestamp,
     /// The rule, if one fired.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rule: Option<String>,
-    /// What it watches.
+    /// The metric of that rule.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metric: Option<Metric>,
-    /// The value it fired on, in the metric's unit.
+    /// The value on which it fired, in the metric's unit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub value: Option<f64>,
-    /// The threshold that value crossed.
+    /// The threshold crossed by that value.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub threshold: Option<f64>,
-    /// All of it in a sentence.
+    /// The whole reason in one sentence.
     pub text: String,
 }

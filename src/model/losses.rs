@@ -1,25 +1,25 @@
-//! What was not recorded, and why.
+//! Data that was not recorded, counted by cause.
 
 use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 
-/// One cause and how often it struck.
+/// A cause of lost data, with its count.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Loss {
-    /// What was lost and why, in words: `samples dropped: buffer full`.
+    /// Description of what was lost and why: `samples dropped: buffer full`.
     pub cause: Cow<'static, str>,
-    /// How many.
+    /// Number of losses.
     pub count: u64,
 }
 
-/// Losses by cause; empty when everything was recorded.
+/// Losses by cause. Empty if everything was recorded.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Losses(Vec<Loss>);
 
 impl Losses {
-    /// Counts `count` more of `cause`; zero is not an entry.
+    /// Adds `count` losses of `cause`. A count of 0 adds no entry.
     pub fn add(&mut self, cause: impl Into<Cow<'static, str>>, count: u64) {
         if count == 0 {
             return;
@@ -31,19 +31,19 @@ impl Losses {
         }
     }
 
-    /// Counts all of `other` too.
+    /// Adds all losses of `other`.
     pub fn merge(&mut self, other: &Self) {
         for loss in &other.0 {
             self.add(loss.cause.clone(), loss.count);
         }
     }
 
-    /// Whether nothing was lost.
+    /// Returns `true` if nothing was lost.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// The entries, in the order their causes first struck.
+    /// Returns the entries, ordered by the first loss of each cause.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &Loss> {
         self.0.iter()
     }

@@ -1,6 +1,6 @@
-//! `incident.json`: everything known about an incident besides the artifacts themselves.
+//! `incident.json`: the record of an incident, excluding the artifacts themselves.
 //!
-//! Fields are only ever added; a reader ignores those it does not know.
+//! Fields are only ever added. Readers ignore unknown fields.
 
 use std::collections::BTreeMap;
 
@@ -16,58 +16,58 @@ use crate::base::{Bytes, IncidentId};
 /// The manifest of one incident.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// The version of this form.
+    /// Version of the schema.
     pub schema: u32,
-    /// The incident.
+    /// Incident id.
     pub id: IncidentId,
-    /// The service that had it.
+    /// Name of the service.
     pub service: String,
-    /// The part of the world the service runs in.
+    /// Deployment location of the service, such as a region or a cluster.
     pub domain: String,
-    /// Where it stands.
+    /// State of the incident.
     pub state: IncidentState,
-    /// When it opened.
+    /// Wall-clock time at which the incident opened.
     pub opened: Timestamp,
-    /// When it closed, or was found interrupted.
+    /// Wall-clock time at which it closed, or was found interrupted.
     #[serde(default)]
     pub closed: Option<Timestamp>,
-    /// Why; the first opened it, the others joined.
+    /// Reasons. The first opened the incident; later ones joined it.
     pub reasons: Vec<Reason>,
-    /// The limits in force when it opened.
+    /// Limits in force when the incident opened.
     pub limits: Limits,
     /// The process.
     pub process: ProcessInfo,
-    /// What wrote this.
+    /// Versions of the software that wrote the manifest.
     pub versions: Versions,
-    /// The captures, in the order they started.
+    /// Captures, in the order they started.
     pub captures: Vec<CaptureRecord>,
-    /// The finished files, in the order they were taken.
+    /// Finished files, in the order they were taken.
     pub artifacts: Vec<Artifact>,
-    /// Files that were removed again to make room, in the order they went.
+    /// Files deleted to free space, in the order of deletion.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub removed: Vec<RemovedArtifact>,
-    /// The vitals from before the incident to after it.
+    /// Vitals from before the incident until after it.
     pub vitals: Vec<VitalsRow>,
-    /// What could not be kept of the incident itself.
+    /// Data about the incident itself that could not be kept.
     #[serde(default, skip_serializing_if = "Losses::is_empty")]
     pub losses: Losses,
 }
 
 impl Manifest {
-    /// The version of the form that this marple writes.
+    /// Schema version written by this release.
     pub const SCHEMA: u32 = 1;
 }
 
-/// Limits and where they were read.
+/// Resource limits and their sources.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Limits {
-    /// Memory, in bytes.
+    /// Memory limit in bytes.
     pub memory: Option<Bytes>,
-    /// Where that was read.
+    /// Source of the memory limit.
     pub memory_source: Option<String>,
-    /// CPU, in cores.
+    /// CPU limit in cores.
     pub cpu_cores: Option<f64>,
-    /// Where that was read.
+    /// Source of the CPU limit.
     pub cpu_source: Option<String>,
 }
 
@@ -85,64 +85,64 @@ impl From<&Vitals> for Limits {
     }
 }
 
-/// The process an incident is of.
+/// The process of an incident.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ProcessInfo {
-    /// Its process id.
+    /// Process id.
     pub pid: u32,
-    /// Its executable.
+    /// Path of the executable.
     pub exe: String,
-    /// The GNU build id of the executable in lower-case hex; empty when it has none.
+    /// GNU build ID of the executable in lower-case hex. Empty if it has none.
     pub build_id: String,
-    /// When the agent in it started.
+    /// Wall-clock time at which the agent started.
     pub agent_started: Timestamp,
 }
 
-/// What wrote a manifest, and on what.
+/// Versions of the software and the machine that wrote a manifest.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Versions {
-    /// marple.
+    /// Version of marple.
     pub marple: String,
-    /// The operating system's kernel.
+    /// Version of the operating system kernel.
     pub kernel: String,
-    /// The machine's architecture.
+    /// Architecture of the machine.
     pub arch: String,
 }
 
-/// How a capture ended.
+/// The outcome of a capture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
-    /// It has not ended.
+    /// Still running.
     Running,
-    /// All its artifacts are here.
+    /// Complete: all artifacts were written.
     Done,
-    /// It, or one of its artifacts, could not be made; `error` says why.
+    /// The capture or one of its artifacts failed; `error` gives the reason.
     Failed,
-    /// It was not started, or not written; `error` says why.
+    /// Not started, or not written; `error` gives the reason.
     Skipped,
-    /// Its file is here, but not all of it; `error` says where it ends and why.
+    /// The artifact is incomplete; `error` gives where it ends and why.
     Cut,
 }
 
-/// One collector started and stopped.
+/// The record of one capture.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CaptureRecord {
-    /// What was captured.
+    /// Kind of evidence.
     pub kind: CaptureKind,
-    /// By what means.
+    /// Engine that took the capture.
     pub engine: String,
-    /// When it started.
+    /// Wall-clock time at which it started.
     pub started: Timestamp,
-    /// When it stopped.
+    /// Wall-clock time at which it stopped.
     #[serde(default)]
     pub stopped: Option<Timestamp>,
-    /// How it ended.
+    /// Outcome.
     pub outcome: Outcome,
-    /// Why it is not `done`, and what to do about it.
+    /// Reason why the outcome is not `done`, and the remedy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// What it did not record.
+    /// Data that was not recorded, by cause.
     #[serde(default, skip_serializing_if = "Losses::is_empty")]
     pub losses: Losses,
 }
@@ -150,44 +150,48 @@ pub struct CaptureRecord {
 /// One finished file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Artifact {
-    /// Its name in the incident's directory.
+    /// File name in the incident's directory.
     pub file: String,
-    /// What it is of.
+    /// Kind of capture that wrote it.
     pub kind: CaptureKind,
-    /// Its size.
+    /// File size.
     pub bytes: Bytes,
-    /// Its SHA-256 in lower-case hex.
+    /// SHA-256 in lower-case hex.
     pub sha256: String,
-    /// When the evidence in it was taken.
+    /// Wall-clock time at which the evidence was taken.
     pub taken: Timestamp,
-    /// Which part of its capture it is: `before` for what was seen up to the start, none for the capture
-    /// itself. The two are to be compared: `go tool pprof -base BEFORE FILE`.
+    /// Part of the capture, or `None` for the capture itself:
+    ///
+    /// - `before`: state at the start of the capture. Compare it with the capture itself by `go
+    ///   tool pprof -base BEFORE FILE`;
+    /// - `meanwhile`: a snapshot taken while the capture was running;
+    /// - `stall`: the thread of a poll that lasted too long.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub part: Option<String>,
-    /// A sentence on what the file shows: of a heap profile, how much of the resident memory it explains and where the
-    /// rest is.
+    /// One-sentence summary of the file. For a heap profile: the part of the resident memory it
+    /// explains, and where the rest is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
 }
 
-/// A file that was removed again: of each form the first, the last and the largest stay.
+/// A file that was deleted. Of each form the first, the last and the largest file are kept.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RemovedArtifact {
-    /// What it was.
+    /// The deleted file.
     #[serde(flatten)]
     pub artifact: Artifact,
-    /// When it went.
+    /// Wall-clock time of the deletion.
     pub removed: Timestamp,
-    /// For what: the setting that asked for the room.
+    /// The setting whose limit required the space.
     pub why: String,
 }
 
-/// One tick, as a manifest shows it. Keys are names of metrics, values in their units.
+/// The vitals of one tick in a manifest. Keys are metric names; values are in the metric's unit.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct VitalsRow {
-    /// When.
+    /// Wall-clock time of the tick.
     pub at: Timestamp,
-    /// What was measured.
+    /// Measured values by metric name.
     #[serde(flatten)]
     pub values: BTreeMap<String, f64>,
 }

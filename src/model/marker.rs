@@ -1,10 +1,10 @@
-//! Frames that stand for frames that a stack does not have.
+//! Marker frames that replace missing frames of a stack.
 //!
-//! A reader adds up what lies below `main`. A stack that ends early would be missing there, and each would have
-//! an outermost frame of its own. So it gets one that says why it ends: totals below `main` and below these rows
-//! together are the whole.
+//! Readers sum the samples below `main`. A truncated stack would be missing there and would have an
+//! arbitrary outermost frame. It therefore gets a marker frame that names the reason. The totals
+//! below `main` and below the marker frames add up to the total of the profile.
 
-/// A frame that stands for missing ones.
+/// A frame that replaces missing frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Marker {
@@ -12,15 +12,15 @@ pub enum Marker {
     Omitted,
     /// The outer frames: the stack is deeper than its copy.
     DeeperThanCopy,
-    /// The outer frames: there are more than a walk takes.
+    /// The outer frames: the stack has more frames than the unwinder walks.
     TooManyFrames,
-    /// The outer frames: code without unwind information, whose caller is not certain.
+    /// The outer frames: the code has no unwind information, so the caller is uncertain.
     NoUnwindInformation,
-    /// The outer frames: a signal handler on a stack of its own.
+    /// The outer frames: a signal handler runs on an alternate stack.
     OtherStack,
-    /// The whole stack of blocks for which the tables of the heap profiler had no room.
+    /// The whole stack of blocks for which the heap profiler's tables had no space.
     NoRoom,
-    /// The whole stacks of blocks that are freed, whose stacks made room for others.
+    /// The whole stacks of freed blocks that were evicted in favor of others.
     NoLongerKept,
 }
 
@@ -35,21 +35,22 @@ impl Marker {
         Self::NoLongerKept,
     ];
 
-    /// The lowest address of a marker. The kernel's half of the address space, so no code of a process is there.
+    /// Lowest address of a marker. It lies in the kernel's half of the address space, where no code
+    /// of a process can be.
     const FIRST: u64 = u64::MAX - 0xff;
 
-    /// The address that stands for it in a list of frames.
+    /// Returns the address that represents this marker in a list of frames.
     pub const fn address(self) -> u64 {
         Self::FIRST + self as u64
     }
 
-    /// The marker whose address this is, if it is one's.
+    /// Returns the marker with this address, or `None` if it is not a marker's.
     pub fn of(address: u64) -> Option<Self> {
         let number = usize::try_from(address.checked_sub(Self::FIRST)?).ok()?;
         Self::ALL.get(number).copied()
     }
 
-    /// The name that a profile shows.
+    /// Returns the function name shown in a profile.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Omitted => "[frames omitted]",

@@ -1,4 +1,4 @@
-//! What a rule can watch.
+//! Metrics that rules can watch.
 
 use std::fmt;
 use std::str::FromStr;
@@ -12,90 +12,96 @@ use super::vitals::Vitals;
 /// The unit of a metric's value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unit {
-    /// Hundredths of a limit.
+    /// Percent of a limit or of a period.
     Percent,
     /// Bytes.
     Bytes,
     /// A plain number.
     Count,
-    /// Seconds; written as a duration.
+    /// Seconds. Thresholds are written as durations.
     Seconds,
 }
 
-/// One measure of the process.
+/// A measured quantity of the process.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Metric {
-    /// Working set as a share of the memory limit, or address space as a share of its own if that is more: `memory`.
+    /// `memory`: working set in percent of the memory limit, or address space in percent of its own
+    /// limit if that is higher.
     Memory,
-    /// Working set: `memory.working_set`.
+    /// `memory.working_set`: working set.
     WorkingSet,
-    /// Resident set: `memory.rss`.
+    /// `memory.rss`: resident set.
     Rss,
-    /// What the program has asked its allocator for and not given back: `memory.heap`.
+    /// `memory.heap`: live heap, that is bytes allocated and not yet freed.
     Heap,
-    /// CPU time as a share of the quota, or of all cores: `cpu`.
+    /// `cpu`: CPU time in percent of the quota, or of all cores if there is no quota.
     Cpu,
-    /// Tasks alive on the observed runtimes: `tasks`.
+    /// `tasks`: tasks alive on the observed runtimes.
     Tasks,
-    /// Threads of the process: `threads`.
+    /// `threads`: threads of the process.
     Threads,
-    /// Open file descriptors: `fds`.
+    /// `fds`: open file descriptors.
     Fds,
-    /// How late a probe task ran, on the worst of the observed runtimes: `runtime.lag`.
+    /// `runtime.lag`: scheduling delay of a probe task, on the worst of the observed runtimes.
     Lag,
-    /// How long the longest poll of a task has lasted that goes on: `runtime.stall`.
+    /// `runtime.stall`: duration of the longest poll still in progress.
     Stall,
-    /// What the working set grows by, in bytes a second: `memory.growth`.
+    /// `memory.growth`: growth of the working set in bytes per second.
     MemoryGrowth,
-    /// Seconds until the working set is at the limit, as it grows: `memory.time_to_limit`. Endless when no
-    /// limit is in sight.
+    /// `memory.time_to_limit`: seconds until the working set reaches the limit at its current
+    /// growth. Infinite if it would take more than 24 hours or the working set does not grow.
     TimeToLimit,
-    /// Times in a second that the cgroup was above `memory.high`: `memory.high_events`.
+    /// `memory.high_events`: times per second that the cgroup exceeded `memory.high`.
     MemoryHigh,
-    /// Times in a second that the cgroup was at its memory limit: `memory.max_events`.
+    /// `memory.max_events`: times per second that the cgroup reached its memory limit.
     MemoryMax,
-    /// Processes of the cgroup killed in a second for lack of memory: `memory.oom_kills`.
+    /// `memory.oom_kills`: processes of the cgroup killed per second for lack of memory.
     OomKills,
-    /// Share of ten seconds in which something waited for memory: `memory.pressure`.
+    /// `memory.pressure`: percentage of the last ten seconds in which some thread waited for
+    /// memory.
     MemoryPressure,
-    /// Share of the CPU periods in which the quota throttled us: `cpu.throttled`.
+    /// `cpu.throttled`: percentage of CPU periods in which the quota throttled the cgroup.
     Throttled,
-    /// Share of ten seconds in which something waited for a CPU: `cpu.pressure`.
+    /// `cpu.pressure`: percentage of the last ten seconds in which some thread waited for a CPU.
     CpuPressure,
-    /// Share of ten seconds in which something waited for input or output: `io.pressure`.
+    /// `io.pressure`: percentage of the last ten seconds in which some thread waited for I/O.
     IoPressure,
-    /// What the tasks grow by, in a second: `tasks.growth`.
+    /// `tasks.growth`: growth of the number of tasks per second.
     TaskGrowth,
-    /// Open file descriptors as a share of how many there may be: `fds.share`.
+    /// `fds.share`: open file descriptors in percent of their limit.
     FdShare,
-    /// What 99 of 100 lags of the last minute were below: `runtime.lag_p99`.
+    /// `runtime.lag_p99`: 99th percentile of the lag over the last minute.
     LagP99,
-    /// Share of the last ten seconds in which a runtime ran what was ready more than 100 ms late, the worst of the
-    /// observed runtimes: `runtime.stalled`. Start-up and waits for a core do not count.
+    /// `runtime.stalled`: percentage of the last ten seconds in which a runtime ran ready tasks
+    /// more than 100 ms late, on the worst of the observed runtimes. Start-up and waits for a core
+    /// are excluded.
     Stalled,
-    /// How long work waits for a thread of a runtime's blocking pool: `runtime.blocking_lag`.
+    /// `runtime.blocking_lag`: delay until work gets a thread of a runtime's blocking pool.
     BlockingLag,
-    /// Panics in a second: `panics`.
+    /// `panics`: panics per second.
     Panics,
-    /// CPU time as `cpu`, and with it the time that threads wait for cores which other processes have: `cpu.demand`.
+    /// `cpu.demand`: the value of `cpu` plus the time threads wait for cores used by other
+    /// processes.
     CpuDemand,
-    /// Share of the workers' time in which they poll, and neither run nor wait for a core: `runtime.blocked`.
+    /// `runtime.blocked`: percentage of the workers' time in which a poll neither runs nor waits
+    /// for a core.
     Blocked,
-    /// What the tasks have risen by without a pause, if they have doubled: `tasks.rise`.
+    /// `tasks.rise`: increase of the number of tasks while it rises persistently; 0 unless it has
+    /// at least doubled.
     TaskRise,
-    /// What the threads have risen by, likewise: `threads.rise`.
+    /// `threads.rise`: the same for threads.
     ThreadRise,
-    /// What the open file descriptors have risen by, likewise: `fds.rise`.
+    /// `fds.rise`: the same for open file descriptors.
     FdRise,
-    /// A number the service sets itself: `gauge.NAME`.
+    /// `gauge.NAME`: a custom gauge.
     Gauge(Arc<str>),
-    /// A number the service adds to: `counter.NAME.rate`, `counter.NAME.total`.
+    /// `counter.NAME.rate`, `counter.NAME.total`: a custom counter.
     Counter(Arc<str>, CounterPart),
-    /// Values the service records: `histogram.NAME.p50`, `.p99`, `.max`, `.count`.
+    /// `histogram.NAME.p50`, `.p99`, `.max`, `.count`: a custom histogram.
     Histogram(Arc<str>, HistogramPart),
 }
 
-/// Every metric with a fixed name.
+/// All metrics with a fixed name.
 const FIXED: &[(&str, Metric)] = &[
     ("memory", Metric::Memory),
     ("memory.working_set", Metric::WorkingSet),
@@ -130,12 +136,12 @@ const FIXED: &[(&str, Metric)] = &[
 ];
 
 impl Metric {
-    /// Every metric that needs no name of the service's own.
+    /// Returns all built-in metrics, that is those without a custom name.
     pub fn fixed() -> impl Iterator<Item = Self> {
         FIXED.iter().map(|(_, metric)| metric.clone())
     }
 
-    /// The unit its values and thresholds are in.
+    /// Returns the unit of its values and thresholds.
     pub const fn unit(&self) -> Unit {
         match self {
             Self::Memory
@@ -169,8 +175,8 @@ impl Metric {
         }
     }
 
-    /// Its value in `vitals`; none when it could not be measured. Finite, but for
-    /// [`Self::TimeToLimit`].
+    /// Returns the value in `vitals`, or `None` if it could not be measured. Always finite, except
+    /// for [`Self::TimeToLimit`].
     pub fn value(&self, vitals: &Vitals) -> Option<f64> {
         match self {
             Self::Memory => vitals.memory_percent().map(|percent| percent.get()),
@@ -209,7 +215,7 @@ impl Metric {
         }
     }
 
-    /// What the service calls it, if it is a number of the service's own.
+    /// Returns the custom name, or `None` for a built-in metric.
     pub fn own_name(&self) -> Option<&str> {
         match self {
             Self::Gauge(name) | Self::Counter(name, _) | Self::Histogram(name, _) => Some(name),
@@ -217,12 +223,12 @@ impl Metric {
         }
     }
 
-    /// Whether less of it is worse, so that rules over it have `below`.
+    /// Returns `true` if smaller values are worse, so that rules over it use `below`.
     pub const fn is_scarce(&self) -> bool {
         matches!(self, Self::TimeToLimit)
     }
 
-    /// Whether its values run up against a limit, where there is one.
+    /// Returns `true` if its values are bounded by a limit, provided that one is set.
     pub const fn has_limit(&self) -> bool {
         matches!(
             self,
@@ -235,7 +241,7 @@ impl Metric {
         )
     }
 
-    /// Whether it is about the memory of the process or its cgroup.
+    /// Returns `true` if it measures the memory of the process or its cgroup.
     pub const fn is_of_memory(&self) -> bool {
         matches!(
             self,
@@ -243,7 +249,8 @@ impl Metric {
         )
     }
 
-    /// The limit its value runs up against, in its unit; none for what has none, or none known.
+    /// Returns the limit of its values, in its unit. `None` if the metric has no limit or the limit
+    /// is unknown.
     pub fn limit(&self, vitals: &Vitals) -> Option<f64> {
         match self {
             Self::Memory | Self::Cpu | Self::CpuDemand | Self::FdShare => Some(100.0),
@@ -256,8 +263,8 @@ impl Metric {
 }
 
 impl Metric {
-    /// Returns the limit behind [`Self::limit`] in its unit: that at which the kernel kills, if the nearer one only slows
-    /// the process down. `None` if there is no such limit.
+    /// Returns the limit above [`Self::limit`], in its unit: the one at which the kernel kills, if
+    /// the lower one only throttles the process. `None` if there is no such limit.
     pub fn limit_behind(&self, vitals: &Vitals) -> Option<f64> {
         let kill = vitals.kill_limit?.get() as f64;
         let soft = vitals.memory_limit.as_ref()?.value.get() as f64;
@@ -286,7 +293,7 @@ impl fmt::Display for Metric {
     }
 }
 
-/// Why a text is not a metric.
+/// An error from parsing a [`Metric`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "`{0}` is not a metric: write one of {known}, or for one of your own \"gauge.NAME\", \
@@ -295,7 +302,6 @@ impl fmt::Display for Metric {
 )]
 pub struct ParseMetricError(String);
 
-/// The names there are, in quotes.
 fn known() -> String {
     let names: Vec<String> = FIXED.iter().map(|(name, _)| format!("\"{name}\"")).collect();
     names.join(", ")
@@ -313,7 +319,7 @@ impl FromStr for Metric {
     }
 }
 
-/// The metric of the service's own that `text` is. A name may have dots: the part is the last word.
+/// Parses the name of a custom metric. Names may contain dots; the part is the last component.
 fn own(text: &str) -> Option<Metric> {
     let (kind, rest) = text.split_once('.')?;
     if kind == "gauge" {

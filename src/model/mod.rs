@@ -1,11 +1,13 @@
-//! The nouns of marple, as plain data: no threads, no clocks, no files, no unsafe.
+//! Plain data types shared by all layers: no threads, no clocks, no files, no unsafe.
 //!
-//! Two families. *Evidence* is what collectors return and codecs write: [`Profile`] (CPU, heap),
-//! [`Timeline`] (trace), [`ThreadDump`] and [`TaskDump`]. *Judgement* is what is measured, decided and kept about it: [`Vitals`],
-//! [`Rule`], [`Reason`], [`Manifest`].
+//! There are two families:
 //!
-//! Evidence is integers in tables: a stack is one [`StackHandle`], a text is one [`StringHandle`], and
-//! a handle is valid only in the table that gave it out.
+//! - *evidence*, returned by collectors and written by codecs: [`Profile`] (CPU, heap),
+//!   [`Timeline`] (trace), [`ThreadDump`] and [`TaskDump`];
+//! - *decisions* and their record: [`Vitals`], [`Rule`], [`Reason`], [`Manifest`].
+//!
+//! Evidence is stored as integers in tables. A stack is one [`StackHandle`] and a text is one
+//! [`StringHandle`]. A handle is valid only in the table that returned it.
 
 mod amount;
 mod capture;

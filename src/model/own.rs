@@ -1,29 +1,28 @@
-//! The service's own numbers: how they may be called, and what a reading of one tells.
+//! Custom metrics of the service: names and readings.
 
-/// How long a name may be, in bytes: it stands in rules, CSV headers and track names.
+/// Maximum length of a name in bytes. Names appear in rules, CSV headers and track names.
 pub const MAX_OWN_NAME: usize = 64;
 
-/// Whether a number of the service's may be called `name`: it must stand in a rule, a file and a URL
-/// alike.
+/// Returns `true` if `name` is valid for a custom metric: usable in a rule, a file and a URL alike.
 pub fn is_own_name(name: &str) -> bool {
     let letter = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'.');
     (1..=MAX_OWN_NAME).contains(&name.len()) && name.bytes().all(letter)
 }
 
-/// What a counter says.
+/// A value derived from a counter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CounterPart {
-    /// What was added in a second.
+    /// Increase per second.
     Rate,
-    /// What was added since the counter was made.
+    /// Sum since the counter was created.
     Total,
 }
 
 impl CounterPart {
-    /// Every part.
+    /// All parts.
     pub const ALL: [Self; 2] = [Self::Rate, Self::Total];
 
-    /// Its name, the last word of the metric's.
+    /// Returns the name, which is the last component of the metric name.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Rate => "rate",
@@ -32,24 +31,24 @@ impl CounterPart {
     }
 }
 
-/// What a histogram says about the last second.
+/// A value derived from the last second of a histogram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum HistogramPart {
-    /// What half of the values were at or below.
+    /// Median.
     P50,
-    /// What 99 of 100 values were at or below.
+    /// 99th percentile.
     P99,
-    /// The largest value.
+    /// Largest value.
     Max,
-    /// How many values there were.
+    /// Number of values.
     Count,
 }
 
 impl HistogramPart {
-    /// Every part.
+    /// All parts.
     pub const ALL: [Self; 4] = [Self::P50, Self::P99, Self::Max, Self::Count];
 
-    /// Its name, the last word of the metric's.
+    /// Returns the name, which is the last component of the metric name.
     pub const fn name(self) -> &'static str {
         match self {
             Self::P50 => "p50",
@@ -63,14 +62,14 @@ impl HistogramPart {
 /// A counter at a tick.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct CounterReading {
-    /// What was added since it was made.
+    /// Sum since the counter was created.
     pub total: u64,
-    /// What was added in a second; none before a second has passed.
+    /// Increase per second, or `None` during the first second.
     pub rate: Option<f64>,
 }
 
 impl CounterReading {
-    /// One part of it.
+    /// Returns one part of the reading.
     pub fn part(&self, part: CounterPart) -> Option<f64> {
         match part {
             CounterPart::Rate => self.rate,
@@ -79,22 +78,22 @@ impl CounterReading {
     }
 }
 
-/// A histogram at a tick: what was recorded in the last second, or since the last tick where ticks are
-/// further apart.
+/// A histogram at a tick: the values recorded in the last second, or since the last tick if ticks
+/// are further apart.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct HistogramReading {
-    /// How many values.
+    /// Number of values.
     pub count: u64,
-    /// What half of them were at or below.
+    /// Median.
     pub p50: f64,
-    /// What 99 of 100 were at or below.
+    /// 99th percentile.
     pub p99: f64,
-    /// The largest.
+    /// Largest value.
     pub max: f64,
 }
 
 impl HistogramReading {
-    /// One part of it; but for the count, none when nothing was recorded.
+    /// Returns one part of the reading. Except for the count, `None` if no value was recorded.
     pub fn part(&self, part: HistogramPart) -> Option<f64> {
         let of_values = |value: f64| (self.count > 0).then_some(value);
         match part {

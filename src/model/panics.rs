@@ -5,21 +5,21 @@ use jiff::Timestamp;
 use super::Losses;
 use crate::base::{PanicPlace, RecordedPanics};
 
-/// The panics since the agent's start, by their place in the source.
+/// The panics since the agent's start, grouped by source location.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PanicDump {
-    /// Wall-clock time at which it was taken.
+    /// Wall-clock time of the dump.
     pub taken: Timestamp,
     /// Number of panics.
     pub total: u64,
-    /// The places, the most frequent first.
+    /// Panics by source location, the most frequent first.
     pub places: Vec<PanicPlace>,
-    /// Panics that are in no place.
+    /// Panics counted without a source location.
     pub losses: Losses,
 }
 
 impl PanicDump {
-    /// A dump of what was recorded, taken at `taken`.
+    /// Creates a dump of the panics in `recorded`, taken at `taken`.
     pub fn new(taken: Timestamp, recorded: RecordedPanics) -> Self {
         let mut losses = Losses::default();
         losses.add("panics counted without their place", recorded.unplaced);

@@ -1,4 +1,4 @@
-//! A profile: stacks with values, and what is needed to read them.
+//! A profile: stacks with values, and the tables needed to read them.
 
 use std::time::Duration;
 
@@ -12,21 +12,21 @@ use super::stacks::{
 use super::strings::{StringHandle, StringTable};
 use crate::base::Moment;
 
-/// What a value counts, in the vocabulary of `profile.proto`: `inuse_space`/`bytes`.
+/// The type of a value, in the terms of `profile.proto`: `inuse_space`/`bytes`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ValueType {
-    /// What is counted.
+    /// Counted quantity.
     pub name: &'static str,
-    /// In which unit.
+    /// Unit of the quantity.
     pub unit: &'static str,
 }
 
-/// A row of a profile's functions.
+/// A row of [`Profile::functions`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FunctionHandle(pub u32);
 
 impl FunctionHandle {
-    /// Its place in the profile's functions.
+    /// Returns the index in [`Profile::functions`].
     pub const fn index(self) -> usize {
         self.0 as usize
     }
@@ -35,98 +35,99 @@ impl FunctionHandle {
 /// A function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Function {
-    /// Its demangled name.
+    /// Demangled name.
     pub name: StringHandle,
-    /// Its name as the linker knows it.
+    /// Linker symbol name.
     pub system_name: StringHandle,
-    /// Its source file; empty when unknown.
+    /// Source file. Empty if unknown.
     pub file: StringHandle,
 }
 
-/// What a label says.
+/// The value of a [`Label`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum LabelValue {
     /// A text.
     Text(StringHandle),
-    /// A number and its unit (empty: none).
+    /// A number and its unit. The unit is empty if it has none.
     Number(i64, StringHandle),
 }
 
-/// A remark on a sample: the thread's name, the size of a block.
+/// A key-value pair on a sample, such as the thread name or the block size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Label {
-    /// What the remark is about.
+    /// Key of the label.
     pub key: StringHandle,
-    /// What it says.
+    /// Value of the label.
     pub value: LabelValue,
 }
 
-/// Values seen at one stack.
+/// The values sampled at one stack.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sample {
-    /// Where; none when the stack could not be read.
+    /// The stack, or `None` if it could not be read.
     pub stack: Option<StackHandle>,
-    /// One value for each of the profile's types, in their order.
+    /// One value for each of [`Profile::sample_types`], in that order.
     pub values: Vec<i64>,
-    /// Remarks.
+    /// Labels.
     pub labels: Vec<Label>,
 }
 
-/// One sampling of a thread: what a [`Sample`] counts many of.
+/// A single observation of a thread. A [`Sample`] counts many of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TimedSample {
-    /// The thread, by its id in the kernel.
+    /// Kernel thread id.
     pub tid: u32,
-    /// When it was sampled.
+    /// Time of the observation.
     pub at: Moment,
-    /// The place of its sample in [`Profile::samples`].
+    /// Index in [`Profile::samples`].
     pub sample: u32,
-    /// For how many periods it stands.
+    /// Number of sampling periods it represents.
     pub weight: u32,
 }
 
-/// Stacks with values, as a collector reports them.
+/// A profile as returned by a collector: stacks with values.
 ///
-/// Handles in `samples` are of this profile's own tables.
+/// Handles in `samples` refer to this profile's own tables.
 #[derive(Clone, Debug)]
 pub struct Profile {
-    /// What the values of each sample mean, in order.
+    /// Types of the values of each sample, in order.
     pub sample_types: Vec<ValueType>,
-    /// The name of the type a reader should show first.
+    /// Name of the type that readers should show first.
     pub default_sample_type: &'static str,
-    /// Functions a reader is to leave out, with all they call: a pattern of whole names; empty: none.
+    /// Regular expression over whole function names. Readers drop these functions and all their
+    /// callees. Empty if nothing is dropped.
     pub drop_frames: String,
-    /// What one `period` is of: `cpu`/`nanoseconds`, `space`/`bytes`.
+    /// Type of `period`: `cpu`/`nanoseconds`, `space`/`bytes`.
     pub period_type: ValueType,
-    /// How much of it lies between two samples, on average.
+    /// Mean distance between two samples, in units of `period_type`.
     pub period: i64,
-    /// When the capture began.
+    /// Wall-clock time at which the capture started.
     pub started: Timestamp,
-    /// How long it lasted; zero for a snapshot.
+    /// Duration of the capture. Zero for a snapshot.
     pub duration: Duration,
-    /// The texts.
+    /// Interned texts.
     pub strings: StringTable,
-    /// The files the code came from.
+    /// Mapped files that contain the code.
     pub mappings: Vec<Mapping>,
-    /// The functions.
+    /// Functions.
     pub functions: Vec<Function>,
-    /// The frames.
+    /// Frames.
     pub frames: FrameTable,
-    /// The stacks.
+    /// Stacks.
     pub stacks: StackTable,
-    /// The samples.
+    /// Samples.
     pub samples: Vec<Sample>,
-    /// What the reader must know, a line each.
+    /// Remarks for the reader, one per line.
     pub comments: Vec<String>,
-    /// What was not recorded.
+    /// Data that was not recorded, by cause.
     pub losses: Losses,
-    /// When and on which thread it was sampled, in the order of time, where that was kept: of CPU time, as
-    /// far as the room for it went.
+    /// Single observations in time order, if recorded: for CPU time only, up to the capacity of the
+    /// log.
     pub timed: Vec<TimedSample>,
 }
 
 impl Profile {
-    /// An empty profile of these types; the first is shown first.
+    /// Creates an empty profile. The first of `sample_types` becomes the default.
     pub fn new(
         sample_types: &[ValueType],
         period_type: ValueType,
@@ -153,7 +154,8 @@ impl Profile {
         }
     }
 
-    /// The stack of these addresses, innermost first; none of none. A [`Marker`] among them gets its name.
+    /// Interns the stack of these addresses, innermost first. Returns `None` if `addresses` is
+    /// empty. A [`Marker`] among them is named.
     pub fn intern_stack(&mut self, addresses: &[u64]) -> Option<StackHandle> {
         addresses.iter().rev().fold(None, |parent, &address| {
             let frame = self.frames.intern(address);
@@ -164,7 +166,7 @@ impl Profile {
         })
     }
 
-    /// Gives a frame that has no line yet a function of this name.
+    /// Attaches a function called `name` to a frame that has no lines yet.
     pub fn name_frame(&mut self, frame: FrameHandle, name: &str) {
         if !self.frames.get(frame).lines.is_empty() {
             return;
@@ -181,21 +183,23 @@ impl Profile {
         self.frames.get_mut(frame).lines.push(line);
     }
 
-    /// A label with a text.
+    /// Creates a label with a text value.
     pub fn text_label(&mut self, key: &str, value: &str) -> Label {
         let value = LabelValue::Text(self.strings.intern(value));
         Label { key: self.strings.intern(key), value }
     }
 
-    /// A label with a number.
+    /// Creates a label with a numeric value.
     pub fn number_label(&mut self, key: &str, value: i64, unit: &str) -> Label {
         let value = LabelValue::Number(value, self.strings.intern(unit));
         Label { key: self.strings.intern(key), value }
     }
 
-    /// Gives every frame the one of `images` that holds its address, and keeps those that hold any,
-    /// in address order, behind the first of `images`: the main executable, which readers of pprof
-    /// files expect first and which is kept in any case. Replaces what was attached before.
+    /// Assigns each frame to the mapping in `images` that contains its address. Replaces earlier
+    /// mappings.
+    ///
+    /// Keeps only mappings that contain a frame, in address order. The first of `images` is the
+    /// main executable. It is always kept and stays first, because pprof readers expect it there.
     pub fn attach_mappings(&mut self, images: Vec<Mapping>) {
         let mut by_start: Vec<usize> = (0..images.len()).collect();
         by_start.sort_by_key(|&image| images[image].start);
@@ -228,7 +232,8 @@ impl Profile {
         self.mappings = kept.into_iter().map(|(_, image)| image).collect();
     }
 
-    /// The sum over all samples of the type called `name`; none if the profile has no such type.
+    /// Returns the sum of all samples for the type called `name`, or `None` if the profile has no
+    /// such type.
     pub fn total(&self, name: &str) -> Option<i64> {
         let column = self.sample_types.iter().position(|kind| kind.name == name)?;
         Some(self.samples.iter().map(|sample| sample.values[column]).sum())

@@ -1,4 +1,4 @@
-//! What is watched for, and what to do about it.
+//! Rules: conditions over a metric, and the captures they trigger.
 
 use std::time::Duration;
 
@@ -6,57 +6,58 @@ use super::capture::CaptureSet;
 use super::collect::Collect;
 use super::metric::Metric;
 
-/// Conditions over one metric, what to capture when one holds, and how often.
+/// Conditions over one metric, the captures to take if one holds, and the pace of captures.
 ///
-/// All numbers are in the metric's unit, except `diff`. What they mean is said where they are applied,
-/// in `rules`. Write `Rule { abs: Some(80.0), ..Rule::on(Metric::Memory) }`.
+/// All numbers are in the metric's unit, except `diff`. The exact semantics are documented in
+/// `rules`, where they are applied. Write `Rule { abs: Some(80.0), ..Rule::on(Metric::Memory) }`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rule {
-    /// Its name, part of the names of its incidents: lower-case letters, digits, `-` and `_`.
+    /// Name, part of the names of its incidents: lower-case letters, digits, `-` and `_`.
     pub name: String,
-    /// What it watches.
+    /// The metric to watch.
     pub metric: Metric,
-    /// Below this nothing fires.
+    /// The rule does not fire below this value.
     pub min: f64,
-    /// Fires when the value is this many per cent above its recent average.
+    /// Fires if the value exceeds its recent average by this many percent.
     pub diff: Option<f64>,
-    /// Fires above this.
+    /// Fires above this value.
     pub abs: Option<f64>,
-    /// Fires below this: for what there may be too little of. Such a rule has none of the other three, and
-    /// its `clear` and `critical` are mirrored.
+    /// Fires below this value, for metrics of which there can be too little. Such a rule has none
+    /// of `abs`, `diff` and `forecast`, and its `clear` and `critical` are mirrored.
     pub below: Option<f64>,
-    /// Fires when the limit would be reached within this, were the value to go on as it does.
+    /// Fires if the value would reach the limit within this time at its current growth.
     pub forecast: Option<Duration>,
-    /// At or above this nothing fires: too late for a capture.
+    /// The rule does not fire at or above this value: it is too late for a capture.
     pub max: Option<f64>,
-    /// How long each condition must hold before the rule fires. It may be false for a fifth of that time in all.
+    /// Time for which each condition must hold before the rule fires. It may be false for up to a
+    /// fifth of that time in total.
     pub hold: Holds,
-    /// At or below this (with `below`, at or above) the incident is over if no condition holds; without it,
-    /// as soon as none does.
+    /// The incident ends if no condition holds and the value is at or below this (with `below`: at
+    /// or above). `None`: it ends as soon as no condition holds.
     pub clear: Option<f64>,
-    /// For how long that must be so.
+    /// Time for which the clear condition must hold.
     pub clear_hold: Duration,
-    /// Above this (with `below`, below it) the rule does not wait for the gap between two incidents, and four
-    /// hours after its last capture for nothing.
+    /// Above this value (with `below`: below it) the rule ignores the minimum gap between two
+    /// incidents. Four hours after its last capture it also ignores `cooldown` and the budget.
     pub critical: Option<f64>,
-    /// How long after a capture of this rule before the next that is no worse; it doubles with each such
-    /// incident in a day. 1 h by default. See [`Again`].
+    /// Time after a capture of this rule before the next capture that is no worse. It doubles with
+    /// each such incident within 24 hours. Default: 1 h. See [`Again`].
     pub cooldown: Duration,
-    /// When it captures again.
+    /// Condition for another capture.
     pub again: Again,
-    /// Whether it captures at all.
+    /// Action of the rule when it fires.
     pub mode: Mode,
-    /// What to capture.
+    /// Kinds of captures to take.
     pub capture: CaptureSet,
-    /// Which files of the service's own to take besides.
+    /// Files of custom collectors to take in addition.
     pub collect: Collect,
-    /// For how long.
+    /// Duration of the captures.
     pub duration: Duration,
 }
 
 impl Rule {
-    /// A rule over `metric` without a condition and with the default of everything else; its name is the
-    /// metric's, with dashes for what a name may not have.
+    /// Creates a rule over `metric` without conditions and with defaults for all other fields. The
+    /// name is the metric's, with dashes in place of characters not allowed in a rule name.
     pub fn on(metric: Metric) -> Self {
         let letter = |c: char| match c.to_ascii_lowercase() {
             c @ ('a'..='z' | '0'..='9' | '_') => c,
@@ -85,41 +86,47 @@ impl Rule {
     }
 }
 
-/// How long each of a rule's conditions must hold: true now, and in at least four fifths of the time. With ticks of
-/// 250 ms that is 32 of 40 in 10 s, 7 of 8 in 2 s, and each of 4 in 1 s.
+/// Hold times of a rule's conditions. A condition holds if it is true at this tick and at no fewer
+/// than four fifths of the ticks in its hold time.
+///
+/// With ticks of 250 ms that is 32 of 40 in 10 s, 7 of 8 in 2 s, and 4 of 4 in 1 s.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Holds {
-    /// `abs`.
+    /// Hold time of `abs`.
     pub abs: Duration,
-    /// `diff`.
+    /// Hold time of `diff`.
     pub diff: Duration,
-    /// `forecast`.
+    /// Hold time of `forecast`.
     pub forecast: Duration,
-    /// `below`.
+    /// Hold time of `below`.
     pub below: Duration,
 }
 
 impl From<Duration> for Holds {
-    /// The same for each.
+    /// Uses the same hold time for all conditions.
     fn from(hold: Duration) -> Self {
         Self { abs: hold, diff: hold, forecast: hold, below: hold }
     }
 }
 
-/// When a rule that has captured does so again.
+/// The condition on which a rule captures again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Again {
-    /// When it has become worse: the room below the limit has shrunk by a third since the last capture,
-    /// or, for what has no limit, the value has grown by half, or with `below` fallen by a third. Else not
-    /// while the incident is open. Another incident that is no worse than all of the last 24 hours waits for
-    /// `cooldown`, and for twice as long with each such incident in a day.
+    /// The value has worsened since the last capture: the headroom below the limit has shrunk by a
+    /// third. For a metric without a limit: the value has grown by half, or with `below` fallen by
+    /// a third. Otherwise the rule does not capture again while the incident is open. Above a limit
+    /// that only throttles, the headroom is measured to the one that kills.
+    ///
+    /// Another incident no worse than all those of the last 24 hours waits for `cooldown`. The wait
+    /// doubles with each such incident within 24 hours.
     Worse,
-    /// Each time `cooldown` has passed since the last capture, in the same incident or another: holmes.
+    /// The time `cooldown` has passed since the last capture, in this incident or another (the
+    /// semantics of holmes).
     Cooldown,
 }
 
 impl Again {
-    /// Its name in settings.
+    /// Returns the name used in settings.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Worse => "worse",
@@ -128,17 +135,17 @@ impl Again {
     }
 }
 
-/// What a rule does when it fires.
+/// The action of a rule that fires.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// It captures.
+    /// Takes captures.
     Capture,
-    /// It says that it would.
+    /// Reports that it would have fired, without taking captures.
     DryRun,
 }
 
 impl Mode {
-    /// Its name in settings.
+    /// Returns the name used in settings.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Capture => "capture",

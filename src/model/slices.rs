@@ -1,20 +1,22 @@
-//! Polls and parks by the hundred thousand: sixteen bytes each, as they were recorded.
+//! Packed polls, parks and task events: 16 bytes each, in the form in which they were recorded.
 //!
 //! ```text
 //! slice   word 0   end, in ticks 61 | kind 3
 //!         word 1   duration 28 | site 12 | number 24
-//! task    word 0   when, in ticks 61 | kind 3
+//! task    word 0   time, in ticks 61 | kind 3
 //!         word 1   site 12 | number 52
 //! ```
 //!
-//! A timeline event takes four times as much, and a slice is two of them; so slices stay packed until the
-//! very byte of the file. The end is exact. The duration has 23 bits of mantissa and 5 of exponent: exact
-//! up to some 3 ms, to one part in 4 million beyond, rounded down, so that a slice never reaches into the
-//! one before it.
+//! A trace has hundreds of thousands of them. A timeline event takes four times as much memory, and
+//! a slice needs two; slices therefore stay packed until they are written to the file.
 //!
-//! The *site* is where a task was spawned or what it is called, by its place in a table, so that a poll has
-//! a name although its task was spawned a week ago. The *number* tells tasks of one site apart; it is the
-//! low end of the task's whole number.
+//! The end is exact. The duration has a mantissa of 23 bits and an exponent of 5 bits. It is exact
+//! up to about 3 ms; beyond, it is rounded down with a relative error below 1 / 4 million. Because
+//! of the rounding direction, a slice never overlaps the previous one.
+//!
+//! The *site* is the index of the task's spawn location or name in a table. A poll thus has a name
+//! even if its task was spawned a week ago. The *number* distinguishes tasks of one site; in a
+//! slice it is the low 24 bits of the task's full number.
 
 use super::strings::StringHandle;
 use crate::base::{Moment, SITE_BITS};
@@ -22,15 +24,15 @@ use crate::base::{Moment, SITE_BITS};
 const NUMBER_BITS: u32 = 24;
 const MANTISSA_BITS: u32 = 23;
 
-/// What a slice is, or what became of a task.
+/// The kind of a slice or task event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u64)]
 pub enum RawKind {
-    /// A worker with nothing to do.
+    /// A worker was parked.
     Park = 1,
-    /// A poll that tokio's hooks saw; the number is tokio's own.
+    /// A poll recorded by tokio's hooks. The number is tokio's task id.
     HookedPoll = 2,
-    /// A poll that a wrapper saw; the number is marple's.
+    /// A poll recorded by marple's task wrapper. The number is marple's.
     WrappedPoll = 3,
     /// A task was spawned.
     Spawned = 4,
@@ -51,28 +53,28 @@ impl RawKind {
     }
 }
 
-/// A task's site and number.
+/// The site and number of a task.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct TaskKey {
-    /// The place of its name in the table of sites.
+    /// Index in the table of sites.
     pub site: u16,
-    /// Its number; of a slice the low 24 bits.
+    /// Task number; in a slice, its low 24 bits.
     pub number: u64,
 }
 
 impl TaskKey {
-    /// As a slice remembers it.
+    /// Returns the key with the number truncated to 24 bits, as stored in a slice.
     pub const fn short(self) -> Self {
         Self { number: self.number & ((1 << NUMBER_BITS) - 1), ..self }
     }
 }
 
-/// A slice, packed.
+/// A packed slice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RawSlice(pub [u64; 2]);
 
 impl RawSlice {
-    /// From `start` to `end`, in ticks.
+    /// Packs a slice from `start` to `end`, in ticks.
     #[inline]
     pub const fn new(kind: RawKind, start: u64, end: u64, task: TaskKey) -> Self {
         let task = task.short();
@@ -81,7 +83,7 @@ impl RawSlice {
         Self([(end << 3) | kind as u64, (duration << (SITE_BITS + NUMBER_BITS)) | who])
     }
 
-    /// What it is; none for words that are no slice.
+    /// Returns the kind, or `None` if the words are not a slice.
     pub const fn kind(self) -> Option<RawKind> {
         match RawKind::of(self.0[0]) {
             Some(RawKind::Spawned | RawKind::Ended) => None,
@@ -89,42 +91,42 @@ impl RawSlice {
         }
     }
 
-    /// When it ended, in ticks.
+    /// Returns the end, in ticks.
     pub const fn end(self) -> u64 {
         self.0[0] >> 3
     }
 
-    /// When it began, in ticks; late by what the rounding takes.
+    /// Returns the start, in ticks. Late by the rounding error of the duration.
     pub const fn start(self) -> u64 {
         self.end().saturating_sub(unpack(self.0[1] >> (SITE_BITS + NUMBER_BITS)))
     }
 
-    /// The earliest tick at which it can have begun, for all that the rounding took.
+    /// Returns the earliest possible start, in ticks, given the rounding of the duration.
     pub const fn earliest(self) -> u64 {
         let exponent = self.0[1] >> (SITE_BITS + NUMBER_BITS + MANTISSA_BITS);
         self.start().saturating_sub((1 << exponent) - 1)
     }
 
-    /// The task that was polled.
+    /// Returns the polled task.
     pub const fn task(self) -> TaskKey {
         let site = (self.0[1] >> NUMBER_BITS) as u16 & ((1 << SITE_BITS) - 1);
         TaskKey { site, number: self.0[1] & ((1 << NUMBER_BITS) - 1) }
     }
 }
 
-/// What became of a task, packed.
+/// A packed task event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RawTask(pub [u64; 2]);
 
 impl RawTask {
-    /// At `at`, in ticks.
+    /// Packs an event at `at`, in ticks.
     #[inline]
     pub const fn new(kind: RawKind, at: u64, task: TaskKey) -> Self {
         let number = task.number & (u64::MAX >> SITE_BITS);
         Self([(at << 3) | kind as u64, ((task.site as u64) << (64 - SITE_BITS)) | number])
     }
 
-    /// What became of it; none for words that are no such record.
+    /// Returns the kind, or `None` if the words are not a task event.
     pub const fn kind(self) -> Option<RawKind> {
         match RawKind::of(self.0[0]) {
             kind @ Some(RawKind::Spawned | RawKind::Ended) => kind,
@@ -132,12 +134,12 @@ impl RawTask {
         }
     }
 
-    /// When, in ticks.
+    /// Returns the time, in ticks.
     pub const fn at(self) -> u64 {
         self.0[0] >> 3
     }
 
-    /// Which.
+    /// Returns the task.
     pub const fn task(self) -> TaskKey {
         let site = (self.0[1] >> (64 - SITE_BITS)) as u16;
         TaskKey { site, number: self.0[1] & (u64::MAX >> SITE_BITS) }
@@ -146,7 +148,7 @@ impl RawTask {
 
 #[inline]
 const fn pack(ticks: u64) -> u64 {
-    // Nearly all there are: their exponent is 0.
+    // Nearly all durations take this path: their exponent is 0.
     if ticks >> MANTISSA_BITS == 0 {
         return ticks;
     }
@@ -162,33 +164,33 @@ const fn unpack(packed: u64) -> u64 {
     (packed & ((1 << MANTISSA_BITS) - 1)) << (packed >> MANTISSA_BITS)
 }
 
-/// What moments ticks are: the line through pairs that were read together.
+/// A conversion from ticks to moments: a line through pairs that were read together.
 ///
-/// Between two pairs it is off by no more than they are themselves, some tens of nanoseconds, whatever
-/// `CLOCK_MONOTONIC` was slewed by in between or before. Dating a tick takes a multiplication.
+/// The error between two pairs is at most that of the pairs, some tens of nanoseconds, however
+/// `CLOCK_MONOTONIC` is slewed. Converting a tick takes one multiplication.
 #[derive(Clone, Debug, Default)]
 pub struct Calibration {
-    /// In the order of time.
+    /// In time order.
     lines: Vec<Line>,
 }
 
-/// From one pair to the next; the last goes on as the one before it.
+/// The line from one pair to the next. The last line continues the slope of the one before.
 #[derive(Clone, Copy, Debug)]
 struct Line {
     tick: u64,
     at: Moment,
-    /// Nanoseconds a tick, times two to the power of [`RATE_BITS`].
+    /// Nanoseconds per tick, `* 2^RATE_BITS`.
     rate: u64,
 }
 
-/// Makes a rate of a thousandth exact to a part in 10 million million.
+/// Fractional bits of a rate. Relative error: `2^-44 / rate`, below 1e-12 from 0.1 ns per tick on.
 const RATE_BITS: u32 = 44;
 
 impl Line {
     #[inline]
     fn moment(&self, tick: u64) -> Moment {
         if let Some(ticks) = tick.checked_sub(self.tick) {
-            // All but a few, by one multiplication.
+            // The common case: one multiplication.
             let nanos =
                 (u128::from(ticks) * u128::from(self.rate) + (1 << (RATE_BITS - 1))) >> RATE_BITS;
             let nanos = u64::try_from(nanos).unwrap_or(u64::MAX);
@@ -201,9 +203,9 @@ impl Line {
 }
 
 impl Calibration {
-    /// Through these pairs, in the order of time; those whose ticks do not grow are left out.
+    /// Creates a calibration through these pairs, in time order. Skips pairs that do not increase.
     pub fn new(pairs: impl IntoIterator<Item = (u64, Moment)>) -> Self {
-        // One pair tells no rate: ticks are taken for nanoseconds.
+        // A single pair gives no rate: assume one nanosecond per tick.
         let one = 1 << RATE_BITS;
         let mut lines: Vec<Line> = Vec::new();
         for (tick, at) in pairs {
@@ -222,21 +224,22 @@ impl Calibration {
         Self { lines }
     }
 
-    /// The moment of a tick.
+    /// Returns the moment of a tick.
     #[inline]
     pub fn moment(&self, tick: u64) -> Moment {
         let after = self.lines.iter().rposition(|line| line.tick <= tick).unwrap_or(0);
         self.lines.get(after).map_or(Moment::from_nanos(tick), |line| line.moment(tick))
     }
 
-    /// For the moments of many ticks in about the order of time: each is looked for on the line of the one before.
+    /// Returns a converter for many ticks in approximate time order. It caches the line of the
+    /// previous tick.
     pub fn dates(&self) -> Dates<'_> {
-        // Without any, as above.
+        // Without pairs, assume one nanosecond per tick.
         let line = Line { tick: 0, at: Moment::default(), rate: 1 << RATE_BITS };
         Dates { lines: &self.lines, line, ticks: 0 }
     }
 
-    /// The tick of a moment.
+    /// Returns the tick of a moment.
     pub fn tick(&self, moment: Moment) -> u64 {
         let pairs = self.lines.iter();
         let mirrored =
@@ -245,17 +248,17 @@ impl Calibration {
     }
 }
 
-/// Moments of one tick after the other.
+/// A converter for ticks in approximate time order. See [`Calibration::dates`].
 #[derive(Clone, Debug)]
 pub struct Dates<'a> {
     lines: &'a [Line],
-    /// The last one's, and for how many ticks it is right.
+    /// Line of the previous tick, and the number of ticks for which it is valid.
     line: Line,
     ticks: u64,
 }
 
 impl Dates<'_> {
-    /// As [`Calibration::moment`].
+    /// Returns the moment of a tick, as [`Calibration::moment`] does.
     #[inline]
     pub fn moment(&mut self, tick: u64) -> Moment {
         if tick.wrapping_sub(self.line.tick) >= self.ticks {
@@ -274,42 +277,42 @@ impl Dates<'_> {
     }
 }
 
-/// A slice that had not ended.
+/// A slice in progress at the time of the capture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OpenSlice {
-    /// What it is.
+    /// Kind of the slice.
     pub kind: RawKind,
-    /// When it began, in ticks.
+    /// Start, in ticks.
     pub start: u64,
-    /// The task that is polled.
+    /// The task being polled.
     pub task: TaskKey,
 }
 
-/// What one thread did.
+/// The activity of one thread.
 #[derive(Clone, Debug)]
 pub struct ThreadSlices {
-    /// Its id in the kernel.
+    /// Kernel thread id.
     pub tid: u32,
-    /// Its name.
+    /// Thread name.
     pub name: StringHandle,
-    /// What had ended, in the order of the ends.
+    /// Finished slices, ordered by end.
     pub slices: Vec<RawSlice>,
-    /// What had not, the outermost first.
+    /// Slices in progress, the outermost first.
     pub open: Vec<OpenSlice>,
 }
 
-/// What the rings of all threads held.
+/// The contents of the rings of all threads.
 #[derive(Clone, Debug, Default)]
 pub struct Activity {
-    /// What moments its ticks are.
+    /// Conversion of ticks to moments.
     pub calibration: Calibration,
-    /// What is earlier is cut off.
+    /// Start of the recording. Earlier data is cut off.
     pub from: Moment,
-    /// The threads.
+    /// Activity by thread.
     pub threads: Vec<ThreadSlices>,
-    /// What became of tasks, in the order of time.
+    /// Task events, in time order.
     pub tasks: Vec<RawTask>,
-    /// The names of the sites, by their number.
+    /// Names of the sites, by site index.
     pub sites: Vec<StringHandle>,
 }
 

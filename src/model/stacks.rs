@@ -1,7 +1,8 @@
-//! Where code was: mappings, frames and stacks.
+//! Mappings, frames and stacks.
 //!
-//! A stack is a path in a tree that grows from the outermost frame; each node names its parent and the
-//! frame it adds, parents before children. Ten thousand samples under one `main` store `main` once.
+//! A stack is a path in a tree rooted at the outermost frame. Each node refers to its parent and
+//! adds one frame; parents precede children. Ten thousand samples below one `main` store `main`
+//! once.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -15,39 +16,39 @@ use crate::base::CodeFile;
 pub struct MappingHandle(pub u32);
 
 impl MappingHandle {
-    /// Its place in the profile's mappings.
+    /// Returns the index in the profile's mappings.
     pub const fn index(self) -> usize {
         self.0 as usize
     }
 }
 
-/// A file mapped executable into the process, as a profile shows it.
+/// An executable mapping of the process, as shown in a profile.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mapping {
     /// First address.
     pub start: u64,
-    /// One past the last address.
+    /// Address after the last one.
     pub end: u64,
-    /// Offset in the file that is mapped at `start`.
+    /// File offset mapped at `start`.
     pub file_offset: u64,
-    /// The file.
+    /// Path of the mapped file.
     pub path: PathBuf,
-    /// Its GNU build id in lower-case hex; empty when the file has none.
+    /// GNU build ID in lower-case hex. Empty if the file has none.
     pub build_id: String,
-    /// Whether every frame in it has been looked up for a function name. A reader that sees this set
-    /// will not symbolize the mapping again.
+    /// `true` if function names were looked up for all frames in the mapping. Readers then do not
+    /// symbolize it again.
     pub has_functions: bool,
-    /// The file, open since it was first seen mapped; `None` if it could not be opened then, or in a profile of
-    /// another process.
+    /// The file, kept open since the mapping was first seen. `None` if it could not be opened then,
+    /// or if the profile is of another process.
     pub file: Option<Arc<CodeFile>>,
 }
 
-/// A source position a frame stands for.
+/// A source position of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Line {
-    /// The function.
+    /// Function.
     pub function: FunctionHandle,
-    /// The line in its file; 0 when unknown.
+    /// Line in the function's file. 0 if unknown.
     pub line: u32,
 }
 
@@ -56,25 +57,25 @@ pub struct Line {
 pub struct FrameHandle(u32);
 
 impl FrameHandle {
-    /// Its place in [`FrameTable::iter`].
+    /// Returns the index in [`FrameTable::iter`].
     pub const fn index(self) -> usize {
         self.0 as usize
     }
 }
 
-/// An address in code.
+/// A frame: an address in code.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frame {
-    /// The address to look up: the instruction itself for the innermost frame, one less than the return
-    /// address for its callers, so that it falls inside the call.
+    /// Address to look up: the instruction pointer of the innermost frame, `return address - 1` for
+    /// its callers, so that it lies inside the call instruction.
     pub address: u64,
-    /// The mapping that holds it, if any does.
+    /// Mapping that contains the address, if any.
     pub mapping: Option<MappingHandle>,
-    /// What it stands for, innermost inlined function first; empty until symbolized.
+    /// Source positions, innermost inlined function first. Empty until symbolized.
     pub lines: Vec<Line>,
 }
 
-/// Frames, each address once.
+/// A table of interned frames, one per address.
 #[derive(Clone, Debug, Default)]
 pub struct FrameTable {
     frames: Vec<Frame>,
@@ -82,7 +83,7 @@ pub struct FrameTable {
 }
 
 impl FrameTable {
-    /// The handle of the frame at `address`.
+    /// Returns the handle of the frame at `address`, adding it if it is missing.
     pub fn intern(&mut self, address: u64) -> FrameHandle {
         *self.by_address.entry(address).or_insert_with(|| {
             self.frames.push(Frame { address, mapping: None, lines: Vec::new() });
@@ -90,27 +91,27 @@ impl FrameTable {
         })
     }
 
-    /// A frame of this table.
+    /// Returns a frame of this table.
     pub fn get(&self, handle: FrameHandle) -> &Frame {
         &self.frames[handle.index()]
     }
 
-    /// All frames, in handle order.
+    /// Returns all frames, in handle order.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &Frame> {
         self.frames.iter()
     }
 
-    /// The handles of all frames, in their order.
+    /// Returns the handles of all frames, in order.
     pub fn handles(&self) -> impl ExactSizeIterator<Item = FrameHandle> + use<> {
         (0..self.frames.len()).map(|place| FrameHandle(place as u32))
     }
 
-    /// A frame of this table, to be given lines.
+    /// Returns a frame of this table for adding lines.
     pub fn get_mut(&mut self, handle: FrameHandle) -> &mut Frame {
         &mut self.frames[handle.index()]
     }
 
-    /// All frames, to be given mappings and lines.
+    /// Returns all frames for setting mappings and lines.
     pub fn iter_mut(&mut self) -> impl ExactSizeIterator<Item = &mut Frame> {
         self.frames.iter_mut()
     }
@@ -121,13 +122,13 @@ impl FrameTable {
 pub struct StackHandle(u32);
 
 impl StackHandle {
-    /// Its place in its table.
+    /// Returns the index in the table.
     pub const fn index(self) -> usize {
         self.0 as usize
     }
 }
 
-/// Stacks, each path once.
+/// A table of interned stacks, one node per path.
 #[derive(Clone, Debug, Default)]
 pub struct StackTable {
     nodes: Vec<(Option<StackHandle>, FrameHandle)>,
@@ -135,7 +136,8 @@ pub struct StackTable {
 }
 
 impl StackTable {
-    /// The handle of the stack that is `parent` (none: the outermost frame) with `frame` called from it.
+    /// Returns the handle of the stack `parent` extended by its callee `frame`. A `parent` of
+    /// `None` makes `frame` the outermost.
     pub fn intern(&mut self, parent: Option<StackHandle>, frame: FrameHandle) -> StackHandle {
         *self.by_node.entry((parent, frame)).or_insert_with(|| {
             self.nodes.push((parent, frame));
@@ -143,17 +145,17 @@ impl StackTable {
         })
     }
 
-    /// How many stacks there are, those included that others only pass.
+    /// Returns the number of nodes, including those that no sample refers to directly.
     pub fn len(&self) -> usize {
         self.nodes.len()
     }
 
-    /// Whether there is none.
+    /// Returns `true` if there are no stacks.
     pub fn is_empty(&self) -> bool {
         self.nodes.is_empty()
     }
 
-    /// The frames of a stack of this table, innermost first.
+    /// Returns the frames of a stack of this table, innermost first.
     pub fn frames(&self, stack: Option<StackHandle>) -> impl Iterator<Item = FrameHandle> + '_ {
         let mut next = stack;
         std::iter::from_fn(move || {

@@ -1,4 +1,4 @@
-//! Polls that kept a thread for too long.
+//! Stalls: polls that lasted longer than the threshold.
 
 use std::fmt;
 use std::time::Duration;
@@ -8,55 +8,56 @@ use serde::Serialize;
 
 use crate::base::log::escaped;
 
-/// What a worker of a runtime tells of itself.
+/// The progress counters of a runtime worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Beat {
-    /// The runtime, by the order in which they were observed, and its worker.
+    /// Runtime number, in the order of observation, and worker index.
     pub worker: (u64, u32),
-    /// Whether it has nothing to do.
+    /// `true` if the worker is parked.
     pub parked: bool,
-    /// What grows as it works: how often it has parked and unparked, and for how long it was busy, which
-    /// the runtime tells every 61 polls.
+    /// Counters that grow as the worker makes progress: parks plus unparks, and busy time. tokio
+    /// updates the busy time every 61 polls.
     pub mark: (u64, u64),
-    /// The thread that drives it, of a runtime of one thread.
+    /// Thread that drives the worker. Set only for a single-threaded runtime.
     pub driver: Option<u32>,
 }
 
-/// Shorter waits for a core are not mentioned.
+/// Minimum wait for a core that is mentioned.
 const LEAST_WAIT: Duration = Duration::from_millis(1);
 
-/// A poll that lasted longer than it may.
+/// A poll that lasted longer than the threshold.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Stall {
-    /// The task that was polled: its name, or where it was spawned; empty when nobody recorded its polls.
+    /// Name or spawn location of the polled task. Empty for an unrecorded stall.
     pub task: String,
-    /// Its number, as traces show it; 0 when nobody recorded its polls.
+    /// Task number, as shown in traces. 0 for an unrecorded stall.
     pub number: u64,
-    /// The thread that polled it.
+    /// Kernel id of the polling thread.
     pub tid: u32,
-    /// The thread's name.
+    /// Name of the thread.
     pub thread: String,
-    /// Of which runtime it is a worker, counted from 1 in the order in which they were instrumented; none
-    /// when that is not known.
+    /// Runtime of the worker, counted from 1 in the order of instrumentation. `None` if unknown.
     pub runtime: Option<u64>,
-    /// Which of its workers.
+    /// Index of the worker in its runtime.
     pub worker: Option<u64>,
-    /// When the poll began.
+    /// Wall-clock time at which the poll started.
     pub started: Timestamp,
-    /// How long it has lasted, without the time in `waited` and without what the process stood still.
+    /// Duration so far, excluding `waited` and time in which the whole process stood still.
     pub lasted: Duration,
-    /// How long its thread waited for a core meanwhile, at most: no stall of the service, but the load of the machine.
+    /// Upper bound of the time the thread waited for a core during the poll. This is machine load,
+    /// not a stall of the service.
     pub waited: Duration,
-    /// Whether it goes on.
+    /// `true` if the poll is still in progress.
     pub running: bool,
-    /// Whether its polls are not recorded: the worker stood still by the runtime's count, and two stacks of the
-    /// thread showed the same poll. It has lasted for `lasted` at least, and began at `started` or before.
+    /// `true` for an unrecorded stall: the runtime's counters showed no progress of the worker, and
+    /// two stacks of the thread showed the same poll. `lasted` is then a lower bound, and the poll
+    /// started at `started` or earlier.
     pub suspected: bool,
-    /// The function of the service that it was in, as far as symbols tell.
+    /// Function of the service in which the poll was, if symbols resolve it.
     pub function: Option<String>,
-    /// The library function that this one had called, if it had called one.
+    /// Library function called by `function`, if any.
     pub via: Option<String>,
-    /// Why that is not known; empty when it is.
+    /// Reason why `function` is unknown. Empty if it is known.
     pub remark: &'static str,
 }
 

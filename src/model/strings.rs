@@ -1,23 +1,24 @@
-//! Every text once.
+//! Interned strings.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// A text of one [`StringTable`].
+/// A row of a [`StringTable`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StringHandle(u32);
 
 impl StringHandle {
-    /// The empty text, which every table holds first.
+    /// The empty string, which is the first entry of every table.
     pub const EMPTY: Self = Self(0);
 
-    /// Its place in [`StringTable::iter`].
+    /// Returns the index in [`StringTable::iter`].
     pub const fn index(self) -> usize {
         self.0 as usize
     }
 }
 
-/// Interned texts, in the order they came; the first is the empty one, as `profile.proto` wants it.
+/// A table of interned strings, in insertion order. The first one is empty, as `profile.proto`
+/// requires.
 #[derive(Clone, Debug)]
 pub struct StringTable {
     texts: Vec<Arc<str>>,
@@ -33,7 +34,7 @@ impl Default for StringTable {
 }
 
 impl StringTable {
-    /// The handle of `text`, which is stored if it is new.
+    /// Returns the handle of `text`, adding it if it is missing.
     pub fn intern(&mut self, text: &str) -> StringHandle {
         if let Some(&handle) = self.by_text.get(text) {
             return handle;
@@ -45,12 +46,12 @@ impl StringTable {
         handle
     }
 
-    /// The text of a handle of this table.
+    /// Returns a string of this table.
     pub fn get(&self, handle: StringHandle) -> &str {
         &self.texts[handle.index()]
     }
 
-    /// All texts, in handle order.
+    /// Returns all strings, in handle order.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &str> {
         self.texts.iter().map(|text| &**text)
     }

@@ -1,4 +1,4 @@
-//! What happened when: tracks, and events on them.
+//! A timeline: tracks, and events on them.
 
 use jiff::Timestamp;
 
@@ -7,38 +7,38 @@ use super::slices::Activity;
 use super::strings::{StringHandle, StringTable};
 use crate::base::{Anchor, Moment};
 
-/// A row of a timeline's tracks.
+/// A row of [`Timeline::tracks`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct TrackHandle(pub u32);
 
 impl TrackHandle {
-    /// Its place in the timeline's tracks.
+    /// Returns the index in [`Timeline::tracks`].
     pub const fn index(self) -> usize {
         self.0 as usize
     }
 }
 
-/// What a track shows.
+/// The kind of a track.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TrackKind {
-    /// What concerns the process as a whole.
+    /// Events of the whole process.
     Process,
-    /// What one thread did, by its kernel thread id.
+    /// Events of one thread, by kernel thread id.
     Thread(u32),
-    /// A value over time, in this unit.
+    /// A counter, in this unit.
     Counter(StringHandle),
 }
 
-/// A line of the picture.
+/// A track of a trace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Track {
-    /// What it shows.
+    /// Kind of the track.
     pub kind: TrackKind,
-    /// Its name.
+    /// Name of the track.
     pub name: StringHandle,
 }
 
-/// What an argument of an event says.
+/// The value of an event argument.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum ArgValue {
     /// A text.
@@ -47,59 +47,60 @@ pub enum ArgValue {
     Number(u64),
 }
 
-/// What kind of event it is.
+/// The kind of an event.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum EventKind {
-    /// A slice begins.
+    /// Start of a slice with this name.
     Begin(StringHandle),
-    /// The slice that began last on this track and has not ended ends.
+    /// End of the slice that started last on the track and has not ended.
     End,
-    /// Something happened, without duration.
+    /// An event without duration.
     Instant(StringHandle),
-    /// The track's counter has this value from here on.
+    /// The new value of the track's counter.
     Counter(f64),
 }
 
 /// An event on a track.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TimelineEvent {
-    /// When.
+    /// Time of the event.
     pub at: Moment,
-    /// On which track.
+    /// Track of the event.
     pub track: TrackHandle,
-    /// What.
+    /// Kind of the event.
     pub kind: EventKind,
-    /// Its category (`span`, `event`, `runtime`, `vitals`, `marple`).
+    /// Category: `span`, `event`, `runtime`, `vitals` or `marple`.
     pub category: StringHandle,
-    /// More about it.
+    /// Arguments: keys and values.
     pub args: Vec<(StringHandle, ArgValue)>,
 }
 
-/// A stretch of time and what happened in it. Events are in the order of time on each track, not overall.
+/// A recording of the process over time. Events are in time order within each track, not across
+/// tracks.
 #[derive(Clone, Debug)]
 pub struct Timeline {
-    /// How moments and wall times relate.
+    /// Relation of moments to wall-clock time.
     pub anchor: Anchor,
-    /// When the recording began.
+    /// Wall-clock time at which the recording started.
     pub started: Timestamp,
-    /// The process.
+    /// Process id.
     pub pid: u32,
-    /// Its name.
+    /// Process name.
     pub process_name: String,
-    /// The texts.
+    /// Interned strings.
     pub strings: StringTable,
-    /// The tracks.
+    /// Tracks.
     pub tracks: Vec<Track>,
-    /// The events.
+    /// Events.
     pub events: Vec<TimelineEvent>,
-    /// Polls and parks, of which there are many more than events.
+    /// Polls and parks, which far outnumber events.
     pub activity: Activity,
-    /// What was not recorded.
+    /// Data that was not recorded, by cause.
     pub losses: Losses,
 }
 
 impl Timeline {
-    /// An empty timeline of this process, from `anchor` on.
+    /// Creates an empty timeline of the process `pid` that starts at `anchor`.
     pub fn new(anchor: Anchor, pid: u32, process_name: impl Into<String>) -> Self {
         Self {
             anchor,
@@ -121,7 +122,7 @@ impl Timeline {
         TrackHandle(self.tracks.len() as u32 - 1)
     }
 
-    /// Adds a counter track whose values are in `unit`.
+    /// Adds a counter track with values in `unit`.
     pub fn counter(&mut self, name: &str, unit: &str) -> TrackHandle {
         let unit = self.strings.intern(unit);
         self.track(TrackKind::Counter(unit), name)

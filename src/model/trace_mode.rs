@@ -1,14 +1,14 @@
-//! When polls and parks are recorded.
+//! Recording modes of polls and parks.
 
-/// When polls and parks are recorded.
+/// The times at which polls and parks are recorded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum TraceMode {
-    /// All the time, so that a trace begins before what it is made for.
+    /// Always, so that a trace includes the time before its trigger.
     #[default]
     Always,
-    /// While a trace is captured.
+    /// Only while a trace is being captured.
     OnDemand,
-    /// Never: a trace shows spans, events and vitals.
+    /// Never: a trace contains spans, events and vitals only.
     Off,
 }
 
@@ -16,7 +16,7 @@ impl TraceMode {
     /// All modes.
     pub const ALL: [Self; 3] = [Self::Always, Self::OnDemand, Self::Off];
 
-    /// Its name in settings.
+    /// Returns the name used in settings.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Always => "always",

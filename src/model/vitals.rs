@@ -1,4 +1,4 @@
-//! One tick's measurements of the process.
+//! The measurements of the process at one tick.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,79 +6,80 @@ use std::time::Duration;
 use super::own::{CounterReading, HistogramReading};
 use crate::base::{Bytes, Moment, Percent};
 
-/// Further off than this no limit is in sight: a trend of half a minute says nothing about tomorrow.
+/// Maximum time to a limit that is forecast. A trend over half a minute does not predict more than
+/// a day.
 const HORIZON: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// A limit and where it was read.
+/// A limit and its source.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Limit<T> {
-    /// The limit.
+    /// Value of the limit.
     pub value: T,
-    /// The file it stands in, or what else it is: `physical memory`, `online cores`.
+    /// File that contains the limit, or a description: `physical memory`, `online cores`.
     pub source: Arc<str>,
 }
 
-/// What happens to a process whose memory reaches a limit.
+/// The effect on a process whose memory reaches a limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AtLimit {
-    /// The kernel kills: `memory.max`, `memory.limit_in_bytes`, the machine's memory.
+    /// The kernel kills the process: `memory.max`, `memory.limit_in_bytes`, physical memory.
     #[default]
     Kill,
-    /// The kernel slows it down and reclaims: `memory.high`.
+    /// The kernel throttles the process and reclaims memory: `memory.high`.
     Throttle,
-    /// Its allocations fail, which ends most programs: `RLIMIT_AS`, `RLIMIT_DATA`.
+    /// Allocations fail, which ends most programs: `RLIMIT_AS`, `RLIMIT_DATA`.
     Fail,
 }
 
-/// A memory limit and what counts against it.
+/// A memory limit and the usage charged to it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MemoryWall {
-    /// What counts.
+    /// Usage charged to the limit.
     pub used: Bytes,
-    /// The limit.
+    /// Limit.
     pub limit: Limit<Bytes>,
-    /// What happens at it.
+    /// Effect of reaching the limit.
     pub at_limit: AtLimit,
 }
 
 impl MemoryWall {
-    /// What counts as a share of the limit.
+    /// Returns the usage in percent of the limit.
     pub fn percent(&self) -> Option<Percent> {
         Percent::of(self.used.get() as f64, self.limit.value.get() as f64)
     }
 }
 
-/// Reclaimable cache of at least this share of the limit is named in the reason of an incident.
+/// Minimum reclaimable cache, in percent of the limit, that the reason of an incident mentions.
 const LARGE_CACHE: f64 = 10.0;
 
-/// One tick's measurements. A field is none when this machine does not tell it.
+/// The measurements of one tick. A field is `None` if this machine does not provide it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Vitals {
-    /// When.
+    /// Time of the tick.
     pub at: Moment,
     /// Resident set of the process.
     pub rss: Option<Bytes>,
-    /// What the program has asked its allocator for and not given back, estimated from samples; none
-    /// where the allocator is not marple's.
+    /// Live heap (allocated and not yet freed), estimated from samples. `None` if the allocator is
+    /// not marple's.
     pub heap: Option<Bytes>,
-    /// What counts against `memory_limit`: under a memory cgroup its usage less the cache that the kernel takes
-    /// back; otherwise the resident set less file pages.
+    /// Memory charged to `memory_limit`. In a memory cgroup: its usage minus the cache the kernel
+    /// can reclaim. Otherwise: the resident set minus file pages.
     pub working_set: Option<Bytes>,
-    /// The cache that was taken off for `working_set`.
+    /// Cache subtracted to compute `working_set`.
     pub reclaimable: Option<Bytes>,
-    /// How much memory there is to use: the smallest limit of the cgroups above us, hard or soft, else physical
-    /// memory.
+    /// Available memory: the smallest limit of all enclosing cgroups, hard or soft, or else
+    /// physical memory.
     pub memory_limit: Option<Limit<Bytes>>,
-    /// What happens at `memory_limit`.
+    /// Effect of reaching `memory_limit`.
     pub at_memory_limit: AtLimit,
-    /// Memory at which the kernel kills, if it does not at `memory_limit`.
+    /// Memory at which the kernel kills, if it does not kill at `memory_limit`.
     pub kill_limit: Option<Bytes>,
-    /// The limit on the address space or data of the process that is nearer, if there is one.
+    /// Nearest limit on the address space or data size of the process, if one is set.
     pub address_space: Option<MemoryWall>,
-    /// CPU time used since the previous tick, in cores (1.5: one and a half core's worth).
+    /// CPU time used since the previous tick, in cores (1.5: the time of one and a half cores).
     pub cpu_cores: Option<f64>,
-    /// How many cores' worth there is to use: the smallest quota of the cgroups above us, else the cores
-    /// this process may run on.
+    /// Available CPU in cores: the smallest quota of all enclosing cgroups, or else the cores the
+    /// process may run on.
     pub cpu_limit: Option<Limit<f64>>,
     /// Tasks alive on the observed runtimes.
     pub tasks: Option<u64>,
@@ -86,65 +87,66 @@ pub struct Vitals {
     pub threads: Option<u64>,
     /// Open file descriptors.
     pub fds: Option<u64>,
-    /// How late a probe task ran, on the worst of the observed runtimes; while a probe is still waiting,
-    /// how late it is already.
+    /// Scheduling delay of a probe task, on the worst of the observed runtimes. For a probe that is
+    /// still waiting, its delay so far.
     pub lag: Option<Duration>,
-    /// What 99 of 100 lags of the last minute were below.
+    /// 99th percentile of the lag over the last minute.
     pub lag_p99: Option<Duration>,
-    /// Share of the last ten seconds in which a runtime ran what was ready more than 100 ms late, on the worst of the
-    /// observed runtimes. The first ten seconds of a runtime, waits of its workers for a core and times in which the
-    /// process stood still do not count.
+    /// Percentage of the last ten seconds in which a runtime ran ready tasks more than 100 ms late,
+    /// on the worst of the observed runtimes. Excludes the first ten seconds of a runtime, waits of
+    /// its workers for a core, and time in which the whole process stood still.
     pub stalled: Option<Percent>,
-    /// How long work waits for a thread of a runtime's blocking pool (`spawn_blocking`, files, name resolution), on the
-    /// worst of the observed runtimes; zero while no thread of the pools does anything.
+    /// Delay until work gets a thread of a runtime's blocking pool (`spawn_blocking`, files, name
+    /// resolution), on the worst of the observed runtimes. Zero while all threads of the pools are
+    /// idle.
     pub blocking_lag: Option<Duration>,
-    /// How long the longest poll has lasted that goes on, or ended since the tick before and was too long;
-    /// none while polls are not recorded.
+    /// Duration of the longest poll that is in progress, or that exceeded the threshold and ended
+    /// since the previous tick. `None` while polls are not recorded.
     pub stall: Option<Duration>,
-    /// What `working_set` grew by in a second, on average over the last half minute, in bytes.
+    /// Growth of `working_set` in bytes per second, averaged over the last half minute.
     pub memory_growth: Option<f64>,
-    /// What `tasks` grew by, likewise.
+    /// Growth of `tasks` per second, averaged over the last half minute.
     pub task_growth: Option<f64>,
-    /// Of the CPU periods of the last second, the share in which we were throttled.
+    /// Percentage of the CPU periods of the last second in which the cgroup was throttled.
     pub cpu_throttled: Option<Percent>,
-    /// How many descriptors may be open.
+    /// Limit of open file descriptors.
     pub fd_limit: Option<u64>,
-    /// Share of the last ten seconds in which something waited for memory.
+    /// Percentage of the last ten seconds in which some thread waited for memory.
     pub memory_pressure: Option<Percent>,
-    /// Likewise for a CPU.
+    /// The same for a CPU.
     pub cpu_pressure: Option<Percent>,
-    /// Likewise for input and output.
+    /// The same for I/O.
     pub io_pressure: Option<Percent>,
-    /// Times in the last second that the cgroup's memory was above `memory.high`.
+    /// Times in the last second that the cgroup's memory exceeded `memory.high`.
     pub memory_high: Option<u64>,
-    /// Times in the last second that the cgroup's memory was at its limit, and some had to be given back.
+    /// Times in the last second that the cgroup's memory reached its limit and some was reclaimed.
     pub memory_max: Option<u64>,
     /// Processes of the cgroup killed in the last second for lack of memory.
     pub oom_kills: Option<u64>,
     /// Panics in the last second.
     pub panics: Option<u64>,
-    /// Time in which threads that never slept waited for cores that other processes had in the last second, in cores;
-    /// zero while the machine has a core to spare.
+    /// Time in the last second that threads which never slept waited for cores used by other
+    /// processes, in cores. Zero while the machine has an idle core.
     pub cpu_waited: Option<f64>,
-    /// Share of the workers' time in the last six seconds in which they polled tasks, and neither ran nor waited for
-    /// a core.
+    /// Percentage of the workers' time in the last six seconds in which they polled tasks but
+    /// neither ran nor waited for a core.
     pub blocked: Option<Percent>,
-    /// What `tasks` has risen by without a pause, if it has doubled; else zero.
+    /// Increase of `tasks` while it rises persistently; 0 unless it has at least doubled.
     pub task_rise: Option<u64>,
-    /// What `threads` has risen by, likewise.
+    /// The same for `threads`.
     pub thread_rise: Option<u64>,
-    /// What `fds` has risen by, likewise.
+    /// The same for `fds`.
     pub fd_rise: Option<u64>,
-    /// The service's own numbers: those it sets,
+    /// Custom gauges by name.
     pub gauges: Vec<(Arc<str>, f64)>,
-    /// those it adds to,
+    /// Custom counters by name.
     pub counters: Vec<(Arc<str>, CounterReading)>,
-    /// and those it records many values of.
+    /// Custom histograms by name.
     pub histograms: Vec<(Arc<str>, HistogramReading)>,
 }
 
 impl Vitals {
-    /// The memory limit that is nearest, by share.
+    /// Returns the memory limit with the highest usage in percent.
     pub fn memory_wall(&self) -> Option<MemoryWall> {
         let of_limit = |limit: &Limit<Bytes>| {
             let (used, at_limit) = (self.working_set?, self.at_memory_limit);
@@ -158,19 +160,19 @@ impl Vitals {
         }
     }
 
-    /// Used memory as a share of the nearest limit.
+    /// Returns the memory usage in percent of the nearest limit.
     pub fn memory_percent(&self) -> Option<Percent> {
         self.memory_wall()?.percent()
     }
 
-    /// How much memory is left below the nearest limit.
+    /// Returns the memory left below the nearest limit.
     pub fn headroom(&self) -> Option<Bytes> {
         let wall = self.memory_wall()?;
         Some(Bytes(wall.limit.value.get().saturating_sub(wall.used.get())))
     }
 
-    /// What a reader of a memory incident has to know beside the numbers: what happens at a limit that does
-    /// not kill, and how much cache is charged that does not count.
+    /// Returns remarks for the reader of a memory incident, or `None` if there are none: the effect
+    /// of a limit that does not kill, and a large amount of cache that is charged but not counted.
     pub fn memory_note(&self) -> Option<String> {
         let wall = self.memory_wall()?;
         let (value, source) = (wall.limit.value, &wall.limit.source);
@@ -198,18 +200,19 @@ impl Vitals {
         (!parts.is_empty()).then(|| parts.join("; "))
     }
 
-    /// Open descriptors as a share of how many there may be.
+    /// Returns open descriptors in percent of their limit.
     pub fn fd_percent(&self) -> Option<Percent> {
         Percent::of(self.fds? as f64, self.fd_limit? as f64)
     }
 
-    /// CPU time as a share of the CPU limit.
+    /// Returns CPU time in percent of the CPU limit.
     pub fn cpu_percent(&self) -> Option<Percent> {
         Percent::of(self.cpu_cores?, self.cpu_limit.as_ref()?.value)
     }
 
-    /// CPU time, and the time that threads waited for cores other processes had, as a share of the CPU limit: what
-    /// the process would use if it were alone, 100 % at most.
+    /// Returns `(CPU time + time waiting for cores used by other processes) / CPU limit` in
+    /// percent. This is the usage the process would have if it were alone; the waiting time raises
+    /// it to 100 % at most.
     pub fn cpu_demand_percent(&self) -> Option<Percent> {
         let used = self.cpu_percent()?;
         let waited = self.cpu_waited.unwrap_or(0.0);
@@ -217,8 +220,8 @@ impl Vitals {
         Some(Percent(used.get().max(demand.get().min(100.0))))
     }
 
-    /// In how many seconds the working set is at the limit, were it to grow on as it did in the last half
-    /// minute. Infinite when no limit is in sight: it does not grow, or the limit is more than a day off.
+    /// Returns the seconds until the working set reaches the limit at its growth of the last half
+    /// minute. Infinite if it does not grow or the limit is more than a day away.
     pub fn time_to_limit(&self) -> Option<f64> {
         let (room, growth) = (self.headroom()?.get() as f64, self.memory_growth?);
         let seconds = if growth > 0.0 { room / growth } else { f64::INFINITY };
@@ -231,17 +234,17 @@ impl Vitals {
         })
     }
 
-    /// The service's gauge called `name`.
+    /// Returns the custom gauge called `name`.
     pub fn gauge(&self, name: &str) -> Option<f64> {
         self.gauges.iter().find(|(known, _)| **known == *name).map(|&(_, value)| value)
     }
 
-    /// The service's counter called `name`.
+    /// Returns the custom counter called `name`.
     pub fn counter(&self, name: &str) -> Option<CounterReading> {
         self.counters.iter().find(|(known, _)| **known == *name).map(|&(_, reading)| reading)
     }
 
-    /// The service's histogram called `name`.
+    /// Returns the custom histogram called `name`.
     pub fn histogram(&self, name: &str) -> Option<HistogramReading> {
         self.histograms.iter().find(|(known, _)| **known == *name).map(|&(_, reading)| reading)
     }
@@ -274,7 +277,7 @@ mod tests {
             (1.0, Some(0.0), 50.0),
             (1.0, Some(0.9), 95.0),
             (1.0, Some(9.0), 100.0),
-            // The clock of a tick and that of the kernel differ.
+            // The tick clock and the kernel's CPU clock differ slightly.
             (2.1, Some(1.0), 105.0),
         ] {
             assert_eq!(vitals(cores, waited).cpu_demand_percent(), Some(Percent(demand)));
