@@ -1,8 +1,9 @@
-//! Time, in two kinds that are never mixed: [`Moment`] orders and measures, `jiff::Timestamp` names.
+//! Clocks and the two kinds of time, which are never mixed.
 //!
-//! Everything inside marple is dated by `CLOCK_MONOTONIC`, the clock Perfetto calls 3 and the one a
-//! wall-clock step cannot turn back. A wall time is derived from a moment through one [`Anchor`], so
-//! that two numbers in one incident never disagree about the order of things.
+//! [`Moment`] is used for ordering and measuring; `jiff::Timestamp` is used for display. All
+//! records inside marple carry `CLOCK_MONOTONIC`, which wall-clock steps cannot turn back and which
+//! Perfetto identifies as clock 3. Wall-clock times are derived from moments through one
+//! [`Anchor`], so that all times of an incident agree on the order of events.
 
 use std::ops::{Add, Sub};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -11,22 +12,22 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use rustix::time::{ClockId, clock_gettime};
 
-/// A point on `CLOCK_MONOTONIC`, in nanoseconds since the machine's boot.
+/// A point on `CLOCK_MONOTONIC`, in nanoseconds since boot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Moment(u64);
 
 impl Moment {
-    /// The moment `nanos` nanoseconds after the clock's zero.
+    /// Creates a moment `nanos` nanoseconds after the clock's zero.
     pub const fn from_nanos(nanos: u64) -> Self {
         Self(nanos)
     }
 
-    /// Nanoseconds since the clock's zero.
+    /// Returns the nanoseconds since the clock's zero.
     pub const fn as_nanos(self) -> u64 {
         self.0
     }
 
-    /// How long after `earlier` this moment is; zero when it is not after it.
+    /// Returns the time from `earlier` to this moment. Zero if `earlier` is later.
     pub const fn since(self, earlier: Self) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
@@ -48,26 +49,26 @@ impl Sub<Duration> for Moment {
     }
 }
 
-/// Where the time comes from; the tests bring their own.
+/// A source of time. Tests provide their own.
 pub trait Clock: Send + Sync {
-    /// The present moment.
+    /// Returns the current moment.
     fn now(&self) -> Moment;
 
-    /// The present wall time.
+    /// Returns the current wall-clock time.
     fn wall(&self) -> Timestamp;
 
-    /// How long the machine has slept since its boot; the clock of [`Moment`] stood still meanwhile.
+    /// Returns the time the machine has been suspended since boot. [`Moment`] does not include it.
     fn suspended(&self) -> Duration {
         Duration::ZERO
     }
 
-    /// All three, read together.
+    /// Reads all three clocks together.
     fn anchor(&self) -> Anchor {
         Anchor { moment: self.now(), wall: self.wall(), suspended: self.suspended() }
     }
 }
 
-/// The machine's clocks.
+/// The clocks of the machine.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SystemClock;
 
@@ -87,7 +88,7 @@ impl Clock for SystemClock {
         Timestamp::now()
     }
 
-    // Elsewhere nobody tells.
+    // Other systems have no clock that includes suspended time.
     #[cfg(target_os = "linux")]
     fn suspended(&self) -> Duration {
         let now = self.now();
@@ -95,27 +96,27 @@ impl Clock for SystemClock {
     }
 }
 
-/// A clock that moves only when told to.
+/// A clock for tests that advances only on request.
 #[derive(Debug)]
 pub struct ManualClock {
     nanos: AtomicU64,
     start: Timestamp,
-    /// How far the wall clock was set ahead, in milliseconds.
+    /// Offset of the wall clock, in milliseconds.
     step: AtomicI64,
 }
 
 impl ManualClock {
-    /// A clock that stands at moment zero, which is `start` on the wall.
+    /// Creates a clock at moment zero, which corresponds to the wall-clock time `start`.
     pub fn new(start: Timestamp) -> Self {
         Self { nanos: AtomicU64::new(0), start, step: AtomicI64::new(0) }
     }
 
-    /// Moves the clock on.
+    /// Advances both clocks by `by`.
     pub fn advance(&self, by: Duration) {
         self.nanos.fetch_add(by.as_nanos() as u64, Ordering::Relaxed);
     }
 
-    /// Sets the wall clock ahead, or back, by `by`; the monotonic clock does not notice.
+    /// Steps the wall clock by `by`, forward or back. The monotonic clock is unaffected.
     pub fn step_wall(&self, by: SignedDuration) {
         let millis = i64::try_from(by.as_millis()).unwrap_or_default();
         self.step.fetch_add(millis, Ordering::Relaxed);
@@ -134,19 +135,21 @@ impl Clock for ManualClock {
     }
 }
 
-/// One moment whose wall time is known, so that every other moment's is.
+/// A moment with known wall-clock time, from which the wall-clock time of any other moment is
+/// computed.
 #[derive(Clone, Copy, Debug)]
 pub struct Anchor {
-    /// The moment.
+    /// Moment at which the clocks were read.
     pub moment: Moment,
-    /// What the wall clock showed then.
+    /// Wall-clock time at `moment`.
     pub wall: Timestamp,
-    /// How far `CLOCK_BOOTTIME` was ahead of `moment` then.
+    /// `CLOCK_BOOTTIME - CLOCK_MONOTONIC` at `moment`.
     pub suspended: Duration,
 }
 
 impl Anchor {
-    /// The wall time at `moment`; the anchor's own when that is outside the calendar.
+    /// Returns the wall-clock time at `moment`, or that of the anchor if the result is out of
+    /// range.
     pub fn wall_at(&self, moment: Moment) -> Timestamp {
         let nanos = moment.0 as i128 - self.moment.0 as i128;
         i64::try_from(nanos)

@@ -1,4 +1,4 @@
-//! An open file of loaded code.
+//! Open files of loaded code.
 
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io;
@@ -9,27 +9,27 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::spare;
 
-/// A file of code that stays readable after its path is removed or leads to another file.
+/// A code file that remains readable after its path is removed or replaced.
 ///
-/// A deployment replaces or removes the files of a running program. The descriptor still reads the original.
-/// Descriptors are a scarce quota, so [`release`](Self::release) gives this one back: the file is then opened
-/// for each read, as long as its path still leads to it.
+/// A deployment replaces or removes the files of a running program; an open descriptor still reads
+/// the original. Since descriptors are limited, [`release`](Self::release) closes this one. The
+/// file is then opened for each read, as long as its path still refers to the same file.
 #[derive(Debug)]
 pub struct CodeFile {
     path: PathBuf,
     stamp: Stamp,
     held: Mutex<Option<Arc<Descriptor>>>,
-    /// The file that has the symbols which were stripped from this one.
+    /// The file with the symbols that were stripped from this one.
     debug: OnceLock<Arc<CodeFile>>,
 }
 
-/// What tells a file from another, and its content from a later one.
+/// Identity and version of a file, to detect replacement and modification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Stamp {
     device: u64,
     inode: u64,
     size: u64,
-    /// Modification time in seconds and nanoseconds.
+    /// Modification time: `[seconds, nanoseconds]`.
     modified: [i64; 2],
 }
 
@@ -40,10 +40,11 @@ impl Stamp {
     }
 }
 
-/// A descriptor that is closed only if it is still this process's and still leads to the same file.
+/// A descriptor that is closed only if it still belongs to this process and refers to the same
+/// file.
 ///
-/// A program that turns into a daemon closes all descriptors it knows nothing of, and their numbers go to files of its
-/// own. Those must be neither read nor closed here.
+/// A program that becomes a daemon closes all descriptors it did not open, and may reuse their
+/// numbers for its own files. Such a descriptor must neither be read nor closed here.
 #[derive(Debug)]
 struct Descriptor {
     file: Option<File>,
@@ -67,7 +68,7 @@ impl Drop for Descriptor {
     }
 }
 
-/// Two values are equal if they are the same file with the same content.
+/// Two values are equal if they are the same file with the same content, judging by the metadata.
 impl PartialEq for CodeFile {
     fn eq(&self, other: &Self) -> bool {
         self.stamp == other.stamp
@@ -77,11 +78,12 @@ impl PartialEq for CodeFile {
 impl Eq for CodeFile {}
 
 impl CodeFile {
-    /// Opens the file at `path` and holds it.
+    /// Opens the file at `path` and keeps it open.
     ///
     /// # Errors
     ///
-    /// If it cannot be opened, or is not a regular file ([`io::ErrorKind::InvalidInput`]).
+    /// Returns an error if the file cannot be opened, or is not a regular file
+    /// ([`io::ErrorKind::InvalidInput`]).
     pub fn open(path: &Path) -> io::Result<Self> {
         let opened = open(path)?;
         Ok(Self {
@@ -92,22 +94,23 @@ impl CodeFile {
         })
     }
 
-    /// The path that it was opened by.
+    /// Returns the path by which the file was opened.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The inode number.
+    /// Returns the inode number.
     pub fn inode(&self) -> u64 {
         self.stamp.inode
     }
 
-    /// Returns `true` if a descriptor is held.
+    /// Returns `true` if the descriptor is open.
     pub fn is_held(&self) -> bool {
         self.lock().as_ref().is_some_and(|held| held.get().is_some())
     }
 
-    /// Opens the file again if it was released and its path still leads to it. Takes no reserved descriptor.
+    /// Reopens a released file if its path still refers to it. Uses no reserved descriptor. Also
+    /// applies to the file of the stripped symbols.
     pub fn hold(&self) {
         if !self.is_held()
             && let Ok(opened) = self.check(open_by(&self.path, |options, path| options.open(path)))
@@ -120,7 +123,7 @@ impl CodeFile {
         }
     }
 
-    /// Closes the descriptor, and that of the file with the stripped symbols.
+    /// Closes the descriptor, and that of the file of the stripped symbols.
     pub fn release(&self) {
         let held = self.lock().take();
         drop(held);
@@ -129,46 +132,47 @@ impl CodeFile {
         }
     }
 
-    /// The number of descriptors held.
+    /// Returns the number of open descriptors.
     pub fn descriptors(&self) -> u64 {
         u64::from(self.is_held()) + self.debug.get().map_or(0, |debug| debug.descriptors())
     }
 
-    /// The number of descriptors that [`hold`](Self::hold) takes, held or not.
+    /// Returns the number of descriptors that [`hold`](Self::hold) would keep open.
     pub fn wanted_descriptors(&self) -> u64 {
         1 + self.debug.get().map_or(0, |debug| debug.wanted_descriptors())
     }
 
-    /// Fills `into` from `offset` on.
+    /// Fills `into` with the bytes from `offset` on.
     ///
     /// # Errors
     ///
-    /// If the file ends before, or its descriptor was released and its path leads elsewhere.
+    /// Returns an error if the file is too short, or was released and its path refers to another
+    /// file.
     pub fn read_exact_at(&self, into: &mut [u8], offset: u64) -> io::Result<()> {
         self.with(|file| file.read_exact_at(into, offset))
     }
 
-    /// The size in bytes now.
+    /// Returns the current size in bytes.
     ///
     /// # Errors
     ///
-    /// As [`read_exact_at`](Self::read_exact_at).
+    /// Fails as [`read_exact_at`](Self::read_exact_at) does.
     pub fn size(&self) -> io::Result<u64> {
         self.with(|file| Ok(file.metadata()?.len()))
     }
 
-    /// Returns `true` if the file was written to since it was opened.
+    /// Returns `true` if the file was modified since it was opened.
     pub fn is_rewritten(&self) -> bool {
         let now = self.with(File::metadata);
         now.is_ok_and(|now| Stamp::of(&now) != self.stamp)
     }
 
-    /// The file that has the symbols which were stripped from this one, if it was found before.
+    /// Returns the file with the symbols stripped from this one, or `None` if it was not set.
     pub fn debug(&self) -> Option<&Arc<CodeFile>> {
         self.debug.get()
     }
 
-    /// Keeps `debug` as the file with the stripped symbols.
+    /// Sets the file with the stripped symbols. Only the first call has an effect.
     pub fn set_debug(&self, debug: Arc<CodeFile>) {
         let _ = self.debug.set(debug);
     }
@@ -202,12 +206,13 @@ impl CodeFile {
     }
 }
 
-/// Opens a regular file, with a reserved descriptor if no other is left.
+/// Opens a regular file, using a reserved descriptor if no other is left.
 fn open(path: &Path) -> io::Result<Descriptor> {
     open_by(path, |options, path| spare::with(|| options.open(path)))
 }
 
-/// Opens a regular file. Anything else is refused before it is opened, since opening a device can have effects.
+/// Opens a regular file. The type is checked before the open, because opening a device can have
+/// side effects.
 fn open_by(
     path: &Path,
     open: impl FnOnce(&OpenOptions, &Path) -> io::Result<File>,
@@ -216,7 +221,8 @@ fn open_by(
     if !fs::metadata(path)?.is_file() {
         return Err(refused());
     }
-    // The path may have become a FIFO meanwhile, which would block until it is written to.
+    // The path may have become a FIFO since the check; without O_NONBLOCK the open would block
+    // until the FIFO is opened for writing.
     let nonblocking = rustix::fs::OFlags::NONBLOCK.bits() as i32;
     let mut options = OpenOptions::new();
     options.read(true).custom_flags(nonblocking);

@@ -1,13 +1,14 @@
-//! The one error the public sees.
+//! The public error type.
 
 use std::fmt;
 
-/// Something marple could not do, said in one sentence with the path, the value and what would be
-/// right. Opaque: what went wrong inside is reachable through [`std::error::Error::source`].
+/// An error with a one-sentence message that contains the path, the value and the remedy.
+///
+/// The type is opaque. [`std::error::Error::source`] returns the underlying error.
 pub struct Error(Box<dyn std::error::Error + Send + Sync>);
 
 impl Error {
-    /// Wraps a layer's own error.
+    /// Wraps an error of an inner layer.
     pub(crate) fn new(inner: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         Self(inner.into())
     }
@@ -20,7 +21,7 @@ impl fmt::Display for Error {
 }
 
 impl fmt::Debug for Error {
-    /// Prints as [`fmt::Display`] does: `main` returning an error shows this form, and a person reads it.
+    /// Formats as [`fmt::Display`] does, because a `main` that returns an error prints this form.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(&self.0, f)
     }

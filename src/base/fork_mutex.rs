@@ -1,14 +1,15 @@
-//! A mutex that a forked child can lock, whichever thread of its parent held it at the fork.
+//! A mutex that a forked child can lock even if another thread of its parent held it at the fork.
 //!
-//! `fork` copies the memory of a process and one of its threads. A mutex that another thread held at that moment is
-//! locked in the child for ever. Threads of marple hold mutexes at any time (a dump of the heap takes 50 ms), and the child
-//! may start an agent of its own or call what the host calls anyway, such as `marple::task::spawn`.
+//! `fork` copies the memory of a process but only the calling thread. A mutex that another thread
+//! held at that time stays locked in the child forever. Threads of marple hold mutexes at any time
+//! (a heap dump takes 50 ms). The child may start its own agent, or call functions of marple such
+//! as `marple::task::spawn`.
 //!
-//! A mutex that nothing held is as good in the child as in the parent. One that cannot be locked for 0.1 s
-//! and that no thread of the child has locked is abandoned: a successor with a default value takes its place, since the
-//! value may be half changed.
+//! A mutex that was free at the fork works in the child as in the parent. A mutex counts as
+//! abandoned if it cannot be locked for 0.1 s and no thread of the child has locked it. A successor
+//! with the default value then replaces it, because the abandoned value may be half updated.
 //!
-//! In a process that was not forked while an agent ran this costs one load.
+//! In a process that was not forked while an agent was running, the cost is one load.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{self, LockResult, MutexGuard, OnceLock, PoisonError, TryLockError, TryLockResult};
@@ -17,23 +18,23 @@ use std::time::Duration;
 
 use super::forked::generation;
 
-/// Attempts to lock a mutex that may be abandoned, and the time between two. Within that a thread of the child that has
-/// just locked it gets to say so.
+/// Number of attempts to lock a mutex before it counts as abandoned, and the interval between them.
+/// The total leaves a thread of the child that has just locked it time to set `locked_in`.
 const ATTEMPTS: u32 = 20;
 const ATTEMPT_EVERY: Duration = Duration::from_millis(5);
 
-/// A mutex that survives a fork. The interface is that of [`std::sync::Mutex`].
+/// A mutex that survives a fork, with the interface of [`std::sync::Mutex`].
 #[derive(Debug, Default)]
 pub(crate) struct Mutex<T> {
     own: sync::Mutex<T>,
-    /// The generation of the process whose thread locked it last; 0 in a process that was not forked.
+    /// Generation of the process that locked it last. 0 in a process that was not forked.
     locked_in: AtomicU32,
-    /// The mutex that has taken its place in this process.
+    /// The mutex that replaces this one in the current process.
     successor: OnceLock<Box<Self>>,
 }
 
 impl<T> Mutex<T> {
-    /// A mutex that protects `value`.
+    /// Creates a mutex that protects `value`.
     pub(crate) const fn new(value: T) -> Self {
         Self {
             own: sync::Mutex::new(value),
@@ -44,11 +45,11 @@ impl<T> Mutex<T> {
 }
 
 impl<T: Default> Mutex<T> {
-    /// Locks it. Waits while another thread of this process holds it.
+    /// Locks the mutex. Blocks while another thread of this process holds it.
     ///
     /// # Errors
     ///
-    /// If a thread has panicked while it held it.
+    /// Returns an error if a thread panicked while holding the mutex.
     pub(crate) fn lock(&self) -> LockResult<MutexGuard<'_, T>> {
         match generation() {
             0 => self.own.lock(),
@@ -56,11 +57,11 @@ impl<T: Default> Mutex<T> {
         }
     }
 
-    /// Locks it if nothing holds it.
+    /// Locks the mutex if it is free.
     ///
     /// # Errors
     ///
-    /// As [`std::sync::Mutex::try_lock`].
+    /// Fails as [`std::sync::Mutex::try_lock`] does.
     pub(crate) fn try_lock(&self) -> TryLockResult<MutexGuard<'_, T>> {
         match generation() {
             0 => self.own.try_lock(),
@@ -96,7 +97,7 @@ impl<T: Default> Mutex<T> {
         guard
     }
 
-    /// Returns the mutex in use: the last of the successors.
+    /// Returns the mutex in use, which is the last successor.
     fn current(&self) -> &Self {
         let mut current = self;
         while let Some(successor) = current.successor.get() {
@@ -106,7 +107,7 @@ impl<T: Default> Mutex<T> {
     }
 }
 
-/// Locks `mutex`, also after a panic of a thread that held it.
+/// Locks `mutex`, ignoring poisoning.
 #[allow(dead_code, reason = "what is built decides who uses it")]
 pub(crate) fn lock<T: Default>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -119,7 +120,7 @@ mod tests {
 
     use super::*;
 
-    /// A mutex with 7 that a thread holds which never lets go, as in a child of `fork`.
+    /// Returns a mutex with the value 7 that a thread holds forever, like a thread lost in a fork.
     fn held(locked_in: u32) -> Arc<Mutex<u32>> {
         let mutex = Arc::new(Mutex::new(7));
         let (tell, told) = channel();
@@ -144,7 +145,7 @@ mod tests {
             let guard = mutex.lock_in_child(2).unwrap();
             assert!(matches!(mutex.current().try_lock_in_child(2), Err(TryLockError::WouldBlock)));
             drop(guard);
-            // A child of the child has what nothing held.
+            // A child of the child: the value was not locked at this fork, so it is kept.
             assert_eq!(*mutex.lock_in_child(3).unwrap(), 1);
         }
     }
@@ -163,7 +164,7 @@ mod tests {
         let guard = mutex.lock_in_child(1).unwrap();
         let other = Arc::clone(&mutex);
         let waits = thread::spawn(move || *other.lock_in_child(1).unwrap());
-        // Longer than a mutex takes to count as abandoned.
+        // Longer than the time after which a mutex counts as abandoned.
         thread::sleep(ATTEMPT_EVERY * (ATTEMPTS + 10));
         let mut guard = guard;
         *guard = 5;

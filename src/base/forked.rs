@@ -1,25 +1,27 @@
-//! Values that a forked child inherits and must not use.
+//! Values that a forked child inherits but must not use.
 //!
-//! A child of `fork` has the memory of its parent and one of its threads: threads to join are not there, locks
-//! may be held for ever, some mappings and all timers are gone.
+//! A child of `fork` has the memory of its parent but only one of its threads. Threads to join do
+//! not exist, locks may be held forever, and some mappings and all timers are missing.
 
 use std::process;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// Forks between this process and the first one of the chain in which an agent was started.
+/// Number of forks from the process that first started an agent to this one.
 static GENERATION: AtomicU32 = AtomicU32::new(0);
 
-/// Returns the number of forks that led to this process, of those made after an agent was started.
+/// Returns the number of forks that led to this process, counted from the first agent start.
 pub(crate) fn generation() -> u32 {
     GENERATION.load(Ordering::Relaxed)
 }
 
-/// To be called in a forked child before anything else of marple is. Async-signal-safe.
+/// Registers the fork in the child. Must be called before any other function of marple.
+/// Async-signal-safe.
 pub(crate) fn enter_child() {
     GENERATION.fetch_add(1, Ordering::Relaxed);
 }
 
-/// A value that only the process that made it may use. In a forked child there is no value, and dropping this leaks it.
+/// A value that only the process that created it can use. In a forked child the value is absent,
+/// and dropping this type leaks it.
 #[derive(Debug)]
 pub(crate) struct OfProcess<T> {
     value: Option<T>,
@@ -27,23 +29,23 @@ pub(crate) struct OfProcess<T> {
 }
 
 impl<T> OfProcess<T> {
-    /// Makes `value` one of the calling process.
+    /// Binds `value` to the calling process.
     pub(crate) fn new(value: T) -> Self {
         Self { value: Some(value), pid: process::id() }
     }
 
-    /// Whether the calling process is a child of the one that made the value.
+    /// Returns `true` if the calling process is a child of the one that created the value.
     pub(crate) fn is_inherited(&self) -> bool {
         self.pid != process::id()
     }
 
-    /// The value, or `None` in a child or once it was taken.
+    /// Returns the value, or `None` in a child or after [`take`](Self::take).
     #[cfg_attr(not(feature = "cpu"), allow(dead_code, reason = "sessions are asked through it"))]
     pub(crate) fn get(&self) -> Option<&T> {
         self.value.as_ref().filter(|_| !self.is_inherited())
     }
 
-    /// Takes the value out, or returns `None` in a child or once it was taken.
+    /// Takes the value. Returns `None` in a child or if it was taken before.
     pub(crate) fn take(&mut self) -> Option<T> {
         if self.is_inherited() { None } else { self.value.take() }
     }

@@ -1,4 +1,4 @@
-//! Names of things that outlive the process.
+//! Identifiers that outlive the process.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,13 +6,13 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use ulid::Ulid;
 
-/// An incident's id: a ULID, so that ids sort by the time the incident opened.
+/// The id of an incident: a ULID, so that ids sort by the opening time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct IncidentId(Ulid);
 
 impl IncidentId {
-    /// A new id for an incident that opens at `wall`.
+    /// Creates an id for an incident that opens at `wall`.
     pub fn new(wall: jiff::Timestamp) -> Self {
         Self(Ulid::from_datetime(wall.into()))
     }

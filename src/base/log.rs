@@ -1,21 +1,22 @@
-//! A bounded queue of log events, which a thread of its own hands to the host's `tracing` subscriber.
+//! A bounded queue of log events and the thread that sends them to the host's `tracing` subscriber.
 //!
-//! A subscriber is code of the host: it may block (a pipe that nobody reads), panic, or take a lock that a stuck thread
-//! holds. No thread of marple may depend on that, so only the thread `marple-log` calls it. All others put an event into
-//! the queue and go on:
+//! A subscriber is host code. It may block (on a pipe without a reader), panic, or wait for a lock
+//! held by a blocked thread. Only the thread `marple-log` calls it, so that no other thread of
+//! marple depends on it. All others append to the queue and continue:
 //!
 //! ```text
 //!  log::warn(..) ──► queue (1024 events, 1 MiB) ──► marple-log ──► tracing ──► the host's layers
 //!                     └─ full: the event is dropped and counted
 //! ```
 //!
-//! The thread delivers nothing during a fork (`fork_gate.rs`), so that a child inherits no lock of the subscriber from it.
+//! The thread delivers nothing during a fork (`fork_gate.rs`), so that a child does not inherit a
+//! locked subscriber.
 //!
-//! The thread starts with the first event. A forked child has a queue and a thread of its own, since it has neither the
-//! parent's thread nor any use for a mutex that was locked when it was forked.
+//! The first event starts the thread. A forked child gets a separate queue and thread: the parent's
+//! thread does not exist there, and the mutex of the parent's queue may be locked.
 //!
-//! Texts are escaped here, in one place: names of threads, tasks, spans and files come from outside, and a line break or
-//! a terminal escape in one of them must not forge a log line.
+//! Texts are escaped here, in one place. Names of threads, tasks, spans and files come from
+//! outside. A line break or terminal escape in them must not forge a log line.
 
 #[cfg_attr(not(feature = "http"), allow(dead_code, reason = "only the endpoint audits"))]
 mod event;
@@ -36,56 +37,56 @@ pub(crate) use event::{Event, Level};
 pub(crate) use quiet::quiet;
 pub(crate) use text::escaped;
 
-/// Maximum number of events that wait. A busy incident logs some 20.
+/// Maximum number of queued events. A busy incident logs about 20.
 const MAX_EVENTS: usize = 1024;
 
-/// Maximum size of the texts that wait, in bytes.
+/// Maximum size of the queued texts in bytes.
 const MAX_BYTES: usize = 1 << 20;
 
-/// Time after which another attempt is made to start the thread.
+/// Minimum time between attempts to start the thread.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Time that one event may take before the subscriber counts as stuck.
+/// Duration of a delivery after which the subscriber counts as stuck.
 const STUCK: Duration = Duration::from_secs(5);
 
-/// Topic of the warning about events that do not get through.
+/// Topic of the warning about undelivered events.
 const TOPIC: &str = "log";
 
-/// Queues, one for each process of a chain of forks; there is no way to share one (see the module).
+/// Queues, one per process in a chain of forks. Processes cannot share one; see the module.
 static QUEUES: [OnceLock<Queue>; 8] = [const { OnceLock::new() }; 8];
 
-/// Number of [`QUEUES`] that are in use.
+/// Number of [`QUEUES`] in use.
 static USED: AtomicUsize = AtomicUsize::new(0);
 
-/// Called first on the thread `marple-log`.
+/// Function that the thread `marple-log` calls first.
 static ON_START: OnceLock<fn()> = OnceLock::new();
 
-/// Logs `message` at the level `ERROR`.
+/// Logs `message` at level `ERROR`.
 pub(crate) fn error(message: impl Into<String>) {
     Event::new(Level::Error, message).send();
 }
 
-/// Logs `message` at the level `WARN`.
+/// Logs `message` at level `WARN`.
 pub(crate) fn warn(message: impl Into<String>) {
     Event::new(Level::Warn, message).send();
 }
 
-/// Logs `message` at the level `INFO`.
+/// Logs `message` at level `INFO`.
 pub(crate) fn info(message: impl Into<String>) {
     Event::new(Level::Info, message).send();
 }
 
-/// State of the queue, as `/status` shows it.
+/// The state of the log queue, as shown in `/status`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct LogStatus {
-    /// Events that were handed to the subscriber since the start.
+    /// Events delivered to the subscriber since the start.
     pub delivered: u64,
-    /// Events that wait for the subscriber.
+    /// Events waiting for delivery.
     pub queued: usize,
-    /// Events that were dropped since the start because the queue was full.
+    /// Events dropped since the start because the queue was full.
     pub dropped: u64,
-    /// Panics of the subscriber on events of marple since the start.
+    /// Panics of the subscriber since the start, on events of marple.
     pub panics: u64,
 }
 
@@ -94,12 +95,12 @@ pub(crate) fn set_on_start(on_start: fn()) {
     let _ = ON_START.set(on_start);
 }
 
-/// Waits until the subscriber has taken all events, at most for `timeout`. Returns `false` if it has not.
+/// Waits until all events are delivered, for up to `timeout`. Returns `false` on timeout.
 pub(crate) fn flush(timeout: Duration) -> bool {
     existing().is_none_or(|queue| queue.flush(timeout))
 }
 
-/// Returns the state of the queue, and sets or clears the warning about it.
+/// Returns the state of the queue and updates the warning about it.
 pub(crate) fn check() -> LogStatus {
     let Some(queue) = existing() else { return LogStatus::default() };
     let (status, problem) = queue.lock().check(Instant::now());
@@ -110,17 +111,19 @@ pub(crate) fn check() -> LogStatus {
     status
 }
 
-/// The queue of this process, if it has one.
+/// Returns the queue of this process, if it has one.
 fn existing() -> Option<&'static Queue> {
     let pid = std::process::id();
     QUEUES.iter().filter_map(OnceLock::get).find(|queue| queue.pid == pid)
 }
 
-/// The queue of this process, or `None` at the end of a chain of more forks than there are queues.
+/// Returns the queue of this process, creating it if necessary. `None` if the chain of forks is
+/// longer than the number of queues.
 fn queue() -> Option<&'static Queue> {
     existing().or_else(|| {
-        // A slot of its own for each caller: a forked child must not wait for an initialisation that a thread of the
-        // parent had begun. Two threads at once take two slots, the first of which is used from then on.
+        // Each caller takes a separate slot. A forked child must not wait for an initialisation
+        // started by a thread of the parent. Two concurrent callers take two slots; the first is
+        // used from then on.
         let used = USED.fetch_add(1, Ordering::Relaxed).min(QUEUES.len());
         QUEUES.get(used).map(|slot| slot.get_or_init(Queue::new))
     })
@@ -139,18 +142,18 @@ struct State {
     events: VecDeque<(Instant, Event)>,
     bytes: usize,
     has_thread: bool,
-    /// Time of the last attempt to start the thread that failed, and why.
+    /// Time and error of the last failed attempt to start the thread.
     refused: Option<(Instant, String)>,
-    /// Time since which the subscriber has the event it was handed last.
+    /// Start of the delivery in progress.
     delivering: Option<Instant>,
     status: LogStatus,
-    /// Dropped events that no line in the log mentions yet.
+    /// Dropped events not yet reported in the log.
     unmentioned: u64,
     last_panic: Option<String>,
 }
 
 impl State {
-    /// Adds `event`, or counts it as dropped.
+    /// Appends `event`. Returns `false` and counts it as dropped if the queue is full.
     fn push(&mut self, event: Event) -> bool {
         let size = event.size();
         if self.events.len() >= MAX_EVENTS || self.bytes + size > MAX_BYTES {
@@ -173,8 +176,8 @@ impl State {
         self.events.is_empty() && self.delivering.is_none()
     }
 
-    /// Returns the state and what is wrong. The text holds no number that changes while nothing else does: each text is
-    /// logged once.
+    /// Returns the status and a description of the problem, if any. The description contains no
+    /// varying number, because each distinct text is logged once.
     fn check(&self, now: Instant) -> (LogStatus, Option<String>) {
         let mut status = self.status.clone();
         status.queued = self.events.len();
@@ -227,7 +230,7 @@ impl Queue {
         }
     }
 
-    /// The thread `marple-log`.
+    /// Runs the thread `marple-log`.
     fn run(&self) {
         if let Some(on_start) = ON_START.get() {
             on_start();
@@ -242,7 +245,8 @@ impl Queue {
             let dropped = std::mem::take(&mut state.unmentioned);
             state.delivering = Some(Instant::now());
             drop(state);
-            // The host's panic hook is called for it: it is the host's code that panics.
+            // `catch`, not `fence`: a panic here is in host code, so the host's panic hook must
+            // run.
             let deliver = || {
                 event.deliver(queued.elapsed());
                 if dropped > 0 {

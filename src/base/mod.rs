@@ -1,4 +1,5 @@
-//! What every layer may use and what uses none of them: clocks, units, ids, the public error.
+//! Shared foundations that depend on no other layer: clocks, units, ids, logging and the public
+//! error.
 
 mod clock;
 mod code_file;

@@ -1,7 +1,8 @@
-//! Panics of the service, by the place in its source.
+//! Panics of the service, grouped by source location.
 //!
-//! A panic hook records each: nothing in it waits, so that a panic takes no longer for it, and a place that panics in a
-//! loop is one entry. See [`panics`](super::panics) for marple's own threads.
+//! A panic hook records each panic without blocking, so that recording does not delay it. A
+//! location that panics in a loop is one entry. [`panics`](super::panics) handles panics of
+//! marple's own threads.
 
 use std::cell::Cell;
 use std::panic::PanicHookInfo;
@@ -10,71 +11,72 @@ use std::sync::{Mutex, MutexGuard, TryLockError};
 
 use jiff::Timestamp;
 
-/// Places that are told apart; panics at others are counted.
+/// Maximum number of locations. Panics at further ones are only counted.
 const MAX_PLACES: usize = 64;
 
-/// The bytes of a message that are kept.
+/// Maximum length of a stored message in bytes.
 const MAX_MESSAGE: usize = 512;
 
 static TOTAL: AtomicU64 = AtomicU64::new(0);
 static IS_COUNTING: AtomicBool = AtomicBool::new(false);
 
-/// Panics that are in no entry: other threads panicked at the same time, or there were too many places.
+/// Panics without an entry: another thread was recording at that time, or the table was full.
 static UNPLACED: AtomicU64 = AtomicU64::new(0);
 static PLACES: Mutex<Vec<PanicPlace>> = Mutex::new(Vec::new());
 
 thread_local! {
-    /// Whether a hook of marple's records the panic that this thread is in: two may be installed.
+    /// Set while a hook records the current panic of this thread. Two hooks may be installed.
     static IS_RECORDED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Panics at one place of the source.
+/// The panics at one source location.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PanicPlace {
-    /// The source file, or `unknown`.
+    /// Source file, or `unknown`.
     pub file: String,
-    /// The line in it.
+    /// Line in the source file.
     pub line: u32,
-    /// The column.
+    /// Column in the line.
     pub column: u32,
     /// Number of panics.
     pub count: u64,
-    /// Wall-clock time of the first.
+    /// Wall-clock time of the first panic.
     pub first: Timestamp,
-    /// Wall-clock time of the last.
+    /// Wall-clock time of the last panic.
     pub last: Timestamp,
-    /// Message of the first.
+    /// Message of the first panic.
     pub first_message: String,
-    /// Message of the last.
+    /// Message of the last panic.
     pub message: String,
-    /// Name of the last one's thread, as the kernel has it.
+    /// Thread name of the last panic, as set in the kernel.
     pub thread: String,
-    /// Tokio's id of the last one's task, if it was in one.
+    /// tokio task id of the last panic, or `None` outside of a task.
     pub task: Option<String>,
 }
 
-/// All panics so far.
+/// All panics since the start.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RecordedPanics {
     /// Number of panics.
     pub total: u64,
-    /// How many of them are in no place.
+    /// Number of panics without a location.
     pub unplaced: u64,
-    /// The places, the most frequent first.
+    /// Panics by location, the most frequent first.
     pub places: Vec<PanicPlace>,
 }
 
-/// Has panics be counted: a hook that calls [`record`] is installed.
+/// Enables counting. Called when a hook that calls [`record`] is installed.
 pub(crate) fn begin() {
     IS_COUNTING.store(true, Ordering::Relaxed);
 }
 
-/// Returns the number of panics so far, or `None` if no hook counts them.
+/// Returns the number of panics since the start, or `None` if no hook counts them.
 pub(crate) fn counted() -> Option<u64> {
     IS_COUNTING.load(Ordering::Relaxed).then(|| TOTAL.load(Ordering::Relaxed))
 }
 
-/// Records the panic of the calling thread while `then` runs, which is the hook before ours.
+/// Records the current panic of the calling thread, then runs `then`, the previously installed
+/// hook.
 pub(crate) fn record(info: &PanicHookInfo<'_>, then: impl FnOnce()) {
     let is_nested = IS_RECORDED.try_with(|recorded| recorded.replace(true)).unwrap_or(false);
     if !is_nested {
@@ -126,7 +128,7 @@ fn add(info: &PanicHookInfo<'_>) {
     }
 }
 
-/// The kernel's name: that of `std::thread` may be gone in a thread that ends.
+/// Returns the kernel's thread name. The name of `std::thread` may be gone while a thread exits.
 #[cfg(target_os = "linux")]
 fn thread_name() -> String {
     rustix::thread::name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
@@ -137,7 +139,7 @@ fn thread_name() -> String {
     std::thread::current().name().unwrap_or_default().to_owned()
 }
 
-/// Never waits: in a forked child the lock may be held for good.
+/// Locks without blocking: in a forked child the lock may be held forever.
 fn try_lock() -> Option<MutexGuard<'static, Vec<PanicPlace>>> {
     match PLACES.try_lock() {
         Ok(places) => Some(places),
@@ -155,7 +157,7 @@ fn message(info: &PanicHookInfo<'_>) -> String {
     text.get(..end).unwrap_or_default().to_owned()
 }
 
-/// Returns all panics so far.
+/// Returns all panics since the start.
 pub(crate) fn list() -> RecordedPanics {
     let mut recorded = RecordedPanics {
         total: TOTAL.load(Ordering::Relaxed),
@@ -166,7 +168,7 @@ pub(crate) fn list() -> RecordedPanics {
     recorded
 }
 
-/// Returns the place with most panics in a sentence, if there were any.
+/// Returns a description of the most frequent location, or `None` if there were no panics.
 pub(crate) fn most_frequent() -> Option<String> {
     let place = list().places.into_iter().next()?;
     let PanicPlace { file, line, count, message, .. } = &place;

@@ -1,11 +1,12 @@
-//! Panics on marple's own threads: caught, kept from the host's panic hook, counted, and listed in `/status`.
+//! Containment of panics on marple's own threads: caught, hidden from the host's panic hook,
+//! counted, and listed in `/status`.
 //!
-//! | where | whose code | function | the host's hook is called |
+//! | thread | code | function | calls the host's hook |
 //! |---|---|---|---|
 //! | `marple`, `marple-capture`, … | marple's | [`fence`] | no: it may block, or end the process |
 //! | `marple-log`, callbacks, collectors | the host's | [`catch`] | yes |
 //!
-//! With `panic = "abort"` a panic ends the process before any of this.
+//! With `panic = "abort"`, a panic ends the process before any of this applies.
 
 use crate::base::sync::Mutex;
 use std::any::Any;
@@ -21,35 +22,35 @@ use super::{log, panic_log};
 
 static HOOK: Once = Once::new();
 
-/// Panics so far, one entry a thread's name.
+/// Panics since the start, one entry per thread name.
 static RECORDED: Mutex<Vec<ThreadPanics>> = Mutex::new(Vec::new());
 
 thread_local! {
-    /// Whether marple's own code runs in a [`fence`].
+    /// Set while this thread runs marple's code in a [`fence`].
     static IS_FENCED: Cell<bool> = const { Cell::new(false) };
-    /// Message and place of the last panic in a fence.
+    /// Message and location of the last panic in a fence.
     static LAST: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
-/// Panics of one of marple's threads.
+/// The panics of one of marple's threads.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct ThreadPanics {
-    /// The thread's name.
+    /// Thread name.
     pub thread: &'static str,
-    /// Number of panics since the start. The thread went on after each.
+    /// Number of panics since the start. The thread continued after each.
     pub panics: u64,
-    /// Wall-clock time of the last one.
+    /// Wall-clock time of the last panic.
     pub last: Timestamp,
-    /// Message of the last one.
+    /// Message of the last panic.
     pub message: String,
 }
 
-/// Has panics in a [`fence`] pass by the panic hook that is installed. All others are recorded in
-/// [`panic_log`](super::panic_log) and go to it as before.
+/// Installs a hook that bypasses the current panic hook for panics in a [`fence`]. All other panics
+/// are recorded in [`panic_log`](super::panic_log) and forwarded to the current hook.
 ///
-/// Does nothing the second time, and nothing on a thread that is panicking. A hook that is installed later is called for
-/// panics in a fence too, unless it calls the one before it for them.
+/// Does nothing on further calls, and nothing on a panicking thread. A hook installed later is also
+/// called for panics in a fence, unless it forwards them to this one.
 pub(crate) fn install_hook() {
     if thread::panicking() {
         return;
@@ -57,7 +58,7 @@ pub(crate) fn install_hook() {
     HOOK.call_once(put_hook);
 }
 
-/// Puts a hook before the one that is installed.
+/// Installs the hook in front of the current one.
 pub(crate) fn put_hook() {
     let before = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
@@ -70,21 +71,23 @@ pub(crate) fn put_hook() {
     panic_log::begin();
 }
 
-/// Whether this thread runs code of marple that may panic without harm.
+/// Returns `true` if this thread runs marple's code in a fence.
 pub(crate) fn is_fenced() -> bool {
     IS_FENCED.try_with(Cell::get).unwrap_or(false)
 }
 
-/// Marks this thread, which runs nothing but marple's code: its panics, which others catch, pass by the host's hook.
+/// Marks this thread as running only marple's code. Its panics, which are caught elsewhere, bypass
+/// the host's hook.
 pub(crate) fn fence_thread() {
     IS_FENCED.set(true);
 }
 
-/// Runs `work`, which is marple's code. A panic is an error with its message; the host's hook is not called.
+/// Runs `work`, which is marple's code. A panic is returned as an error, without calling the host's
+/// hook.
 ///
 /// # Errors
 ///
-/// The panic's message and place.
+/// Returns the panic's message and location.
 pub(crate) fn fence<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     let was_fenced = IS_FENCED.replace(true);
     LAST.take();
@@ -93,15 +96,15 @@ pub(crate) fn fence<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     done.map_err(|message| LAST.take().unwrap_or(message))
 }
 
-/// Runs `work`, which is the host's code. A panic is an error with its message.
+/// Runs `work`, which is host code. A panic is returned as an error.
 ///
 /// # Errors
 ///
-/// The panic's message.
+/// Returns the panic's message.
 pub(crate) fn catch<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
         let message = message(&*panic).unwrap_or("(no message)").to_owned();
-        // The payload is a value of whatever type, and dropping it may panic too.
+        // The payload can be of any type, so dropping it may panic too.
         if let Err(another) = catch_unwind(AssertUnwindSafe(|| drop(panic))) {
             std::mem::forget(another);
         }
@@ -109,7 +112,7 @@ pub(crate) fn catch<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     })
 }
 
-/// Counts a panic of `thread`, which goes on. Logs the first and then every power of two.
+/// Counts a panic of `thread`, which continues. Logs the first one and then every power of two.
 pub(crate) fn record(thread: &'static str, message: &str) {
     let panics = {
         let mut recorded = RECORDED.lock().unwrap_or_else(PoisonError::into_inner);
@@ -132,12 +135,12 @@ pub(crate) fn record(thread: &'static str, message: &str) {
     }
 }
 
-/// Runs `work`, which is marple's code, on `thread`. A panic is counted, and `None`.
+/// Runs `work`, which is marple's code, on `thread`. Counts a panic and returns `None` for it.
 pub(crate) fn fence_and_record<T>(thread: &'static str, work: impl FnOnce() -> T) -> Option<T> {
     fence(work).inspect_err(|message| record(thread, message)).ok()
 }
 
-/// Returns the panics so far.
+/// Returns the panics since the start.
 pub(crate) fn list() -> Vec<ThreadPanics> {
     RECORDED.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }

@@ -1,4 +1,4 @@
-//! Time that passed between two processes, told from clocks one of which may be wrong.
+//! Measurement of time across processes, with clocks of which one may be wrong.
 
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -8,31 +8,31 @@ use serde::{Deserialize, Serialize};
 
 use super::clock::{Anchor, Moment};
 
-/// A reading of the clocks that a later process can compare with its own.
+/// A clock reading that a later process can compare with its own.
 ///
-/// Within one boot of the machine `CLOCK_BOOTTIME` says exactly how much time has passed, whatever the
-/// wall clock did meanwhile. After a reboot, or on another machine, there is only the wall clock.
+/// Within one boot, `CLOCK_BOOTTIME` gives the exact elapsed time regardless of wall-clock changes.
+/// After a reboot or on another machine, only the wall clock is available.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClockReading {
-    /// The kernel's id of this boot; empty where the kernel has none.
+    /// Kernel boot ID. Empty if the kernel provides none.
     boot: String,
-    /// Milliseconds since the boot, sleep included.
+    /// Milliseconds since boot, including suspended time.
     boottime_ms: u64,
-    /// The wall clock.
+    /// Wall-clock time.
     pub wall: Timestamp,
 }
 
-/// Time that passed between two readings.
+/// The time elapsed between two readings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Elapsed {
-    /// By `CLOCK_BOOTTIME`: exact.
+    /// Measured by `CLOCK_BOOTTIME`: exact.
     Exact(Duration),
-    /// By the wall clock alone, which may have been set in between; zero if it went back.
+    /// Measured by the wall clock, which may have been changed in between. Zero if it went back.
     ByWall(Duration),
 }
 
 impl ClockReading {
-    /// The reading at `anchor` in this boot.
+    /// Creates a reading of `anchor` in this boot.
     pub fn new(anchor: Anchor) -> Self {
         let since_boot = anchor.moment.since(Moment::default()) + anchor.suspended;
         Self {
@@ -42,12 +42,12 @@ impl ClockReading {
         }
     }
 
-    /// A reading of which only the wall clock is known.
+    /// Creates a reading that has only a wall-clock time.
     pub fn of_wall(wall: Timestamp) -> Self {
         Self { boot: String::new(), boottime_ms: 0, wall }
     }
 
-    /// Returns the time that passed between `earlier` and this reading.
+    /// Returns the time elapsed from `earlier` to this reading.
     pub fn elapsed_since(&self, earlier: &Self) -> Elapsed {
         let same_boot = !self.boot.is_empty() && self.boot == earlier.boot;
         match self.boottime_ms.checked_sub(earlier.boottime_ms) {
@@ -60,7 +60,7 @@ impl ClockReading {
     }
 }
 
-/// The kernel's id of this boot; empty where it has none.
+/// Returns the kernel boot ID, or an empty string if there is none.
 fn boot_id() -> &'static str {
     static ID: OnceLock<String> = OnceLock::new();
     ID.get_or_init(|| {
@@ -69,27 +69,27 @@ fn boot_id() -> &'static str {
     })
 }
 
-/// A time in the past on the monotonic clock, which may be before that clock's zero: before the boot.
+/// A past time on the monotonic clock, which may precede that clock's zero (the boot).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EventTime {
     at: Moment,
-    /// How long before `at` it was, where `at` is the clock's zero.
+    /// Time before `at`. Nonzero only if `at` is the clock's zero.
     before: Duration,
 }
 
 impl EventTime {
-    /// The time `age` before `now`.
+    /// Creates the time that was `age` before `now`.
     pub fn ago(now: Moment, age: Duration) -> Self {
         let since_zero = now.since(Moment::default());
         Self { at: now - age, before: age.saturating_sub(since_zero) }
     }
 
-    /// How long ago it is at `now`.
+    /// Returns its age at `now`.
     pub fn age(self, now: Moment) -> Duration {
         now.since(self.at).saturating_add(self.before)
     }
 
-    /// The moment at which it is `age` ago; the clock's zero if that is before it.
+    /// Returns the moment at which its age is `age`, or the clock's zero if that is earlier.
     pub fn reaches(self, age: Duration) -> Moment {
         self.at + age.saturating_sub(self.before)
     }

@@ -1,11 +1,11 @@
-//! How long to wait between attempts to get what another process or the environment withholds.
+//! Delays between attempts to get a resource that another process or the environment withholds.
 
 use std::time::Duration;
 
 /// Delays that double from [`Backoff::FIRST`] to [`Backoff::LONGEST`].
 ///
-/// The longest is short: it is how long a new process waits after its predecessor has released a port or a
-/// directory, and an attempt is a handful of system calls.
+/// The maximum is short because it bounds the time a new process waits after its predecessor
+/// released a port or directory. An attempt takes a handful of system calls.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Backoff {
     next: Duration,
@@ -19,7 +19,7 @@ impl Backoff {
         Self { next: Self::FIRST }
     }
 
-    /// Returns how long to wait before the next attempt.
+    /// Returns the delay before the next attempt.
     pub(crate) fn delay(&mut self) -> Duration {
         let delay = self.next;
         self.next = (delay * 2).min(Self::LONGEST);

@@ -1,41 +1,42 @@
-//! Where tasks come from and what they are called: static texts by a number of twelve bits.
+//! A table of spawn sites: static names and locations of tasks, identified by 12-bit numbers.
 //!
-//! A site is known by the addresses of its texts, not by their letters, so finding it is a multiplication
-//! and a comparison. It enters the table when it is first seen and never leaves, so a reader needs no lock.
-//! A program has some hundred places that spawn; where the table is full, or one corner of it, sites share
-//! the number 0.
+//! A site is identified by the addresses of its texts, not their contents, so a lookup is one
+//! multiplication and one comparison. Entries are added on first use and never removed, so readers
+//! need no lock. A program has some hundred spawn locations. If the table, or the probed part of
+//! it, is full, further sites share the number 0.
 
 use std::panic::Location;
 use std::ptr;
 use std::sync::OnceLock;
 
-/// How many bits a site's number takes.
+/// Width of a site number in bits.
 pub const SITE_BITS: u32 = 12;
 
-/// How many sites there can be.
+/// Capacity of the table.
 pub const MAX_SITES: usize = 1 << SITE_BITS;
 
-/// How many places are tried for a site.
+/// Maximum number of slots probed for a site.
 const TRIES: usize = 32;
 
 static SITES: [OnceLock<Site>; MAX_SITES] = [const { OnceLock::new() }; MAX_SITES];
 
-/// What tasks of one kind have in common.
+/// The common properties of tasks of one kind.
 #[derive(Clone, Copy, Debug)]
 pub struct Site {
-    /// What the program calls them.
+    /// Task name set by the program.
     pub name: Option<&'static str>,
-    /// Where they are spawned or named.
+    /// Source location at which the tasks are spawned or named.
     pub place: &'static Location<'static>,
 }
 
 impl Site {
-    /// Its number; 0 when there is no room for it. Allocates nothing.
+    /// Returns the site's number, adding the site if necessary. Returns 0 if there is no free slot.
+    /// Does not allocate.
     #[inline]
     pub fn number(self) -> u16 {
         let mut at = self.hash();
         for _ in 0..TRIES {
-            // Number 0 is for those that find no place.
+            // Number 0 is reserved for sites without a slot.
             if let Some(slot) = SITES.get(at).filter(|_| at != 0) {
                 match slot.get() {
                     Some(known) if self.is(known) => return at as u16,
@@ -49,17 +50,17 @@ impl Site {
         0
     }
 
-    /// The site with this number; none for 0 and for a number that was never given.
+    /// Returns the site with this number, or `None` for 0 and for unassigned numbers.
     pub fn of(number: u16) -> Option<Self> {
         SITES.get(usize::from(number))?.get().copied()
     }
 
-    /// The greatest number that was given so far.
+    /// Returns the largest assigned number.
     pub fn last() -> u16 {
         SITES.iter().rposition(|site| site.get().is_some()).unwrap_or(0) as u16
     }
 
-    /// Whether the slot is its own from here on.
+    /// Tries to claim the slot. Returns `true` if it holds this site afterwards.
     #[cold]
     fn enter(self, slot: &OnceLock<Self>) -> bool {
         self.is(slot.get_or_init(|| self))
@@ -83,7 +84,7 @@ impl Site {
 
 #[cfg(test)]
 impl Site {
-    /// The caller's line.
+    /// Returns the site of the calling line.
     #[track_caller]
     pub fn here(name: Option<&'static str>) -> Self {
         Self { name, place: Location::caller() }

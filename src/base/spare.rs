@@ -1,14 +1,15 @@
 //! Reserved file descriptors, so that evidence can be written when the process has none left.
 //!
-//! A leak of descriptors is an incident, and just then every `open` and `accept` fails with `EMFILE`. A few descriptors are
-//! therefore held from the start (`/dev/null`). [`with`] releases one when an open of ours fails for the lack of one, and
-//! tries again; [`refill`] takes them back once something was closed.
+//! A leak of descriptors is an incident during which every `open` and `accept` fails with `EMFILE`.
+//! A few descriptors are therefore reserved from the start by opening `/dev/null`. [`with`]
+//! releases one if an open fails for lack of descriptors, and retries. [`refill`] replaces it once
+//! descriptors are free.
 //!
-//! A reserved descriptor may as well be of use: files of loaded code take the places of captures
-//! ([`set_code_files`]), and are closed like the others when a capture needs one.
+//! Reserved descriptors can be useful meanwhile: files of loaded code may take the place of those
+//! for captures ([`set_code_files`]). They are closed like the others if a capture needs one.
 //!
-//! The release and the second attempt are not one step: a thread of the host that opens files in a tight loop may take the
-//! descriptor in between. So several attempts are made.
+//! Release and retry are not atomic: a host thread that opens files in a tight loop may take the
+//! descriptor in between. Several attempts are therefore made.
 
 use crate::base::sync::Mutex;
 use std::fs::File;
@@ -22,25 +23,27 @@ use rustix::process::{Resource, getrlimit};
 
 use super::CodeFile;
 
-/// Maximum number of descriptors that are reserved for captures, which hold a directory and up to five files at once.
+/// Maximum number of descriptors reserved for captures, which use a directory and up to five files
+/// at once.
 const CAPTURES: usize = 6;
 
-/// Maximum number of descriptors that are reserved for connections: one that waits for its answer, and one that asks
-/// meanwhile.
+/// Maximum number of descriptors reserved for connections: one waiting for its response, and one
+/// for a request in the meantime.
 const CONNECTIONS: usize = 2;
 
-/// A process may have this many descriptors for each one that is reserved.
+/// Descriptor limit of the process per reserved descriptor.
 const PER_SPARE: u64 = 32;
 
 static POOL: Mutex<Pool> = Mutex::new(Pool::new());
 
-/// No vector: nothing is allocated under the lock, since an allocation may end in an open of ours.
+/// The reserved descriptors. The arrays are fixed, because allocating under the lock may lead to a
+/// nested open by marple.
 struct Pool {
     captures: [Option<File>; CAPTURES],
     connections: [Option<File>; CONNECTIONS],
-    /// Files of code whose descriptors are a part of those for captures.
+    /// Code files whose descriptors are part of those reserved for captures.
     code: [Option<Arc<CodeFile>>; CAPTURES],
-    /// The process that reserved them, or 0.
+    /// Process that made the reservation, or 0.
     pid: u32,
 }
 
@@ -68,18 +71,18 @@ impl Pool {
     }
 }
 
-/// Which part of marple needs a descriptor.
+/// The purpose of a descriptor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Need {
-    /// A file of a capture, or what one is taken from.
+    /// A file of a capture, or a file read by one.
     Capture,
-    /// A connection to the endpoint.
+    /// A connection to the HTTP endpoint.
     Connection,
 }
 
-/// An error that may be the lack of descriptors.
+/// An error that can be caused by a lack of descriptors.
 pub(crate) trait OpenError {
-    /// Whether the process or the system has no descriptor left.
+    /// Returns `true` if the process or the system has no descriptor left.
     fn is_out_of_descriptors(&self) -> bool;
 }
 
@@ -95,13 +98,14 @@ impl OpenError for io::Error {
     }
 }
 
-/// Reserves descriptors for this process, from the agent's start on: one of 32 that it may have, at most 8.
+/// Reserves descriptors for this process when the agent starts: 1/32 of the descriptor limit, at
+/// most 8.
 pub(crate) fn reserve() {
     lock().pid = std::process::id();
     refill();
 }
 
-/// Gives back all reserved descriptors.
+/// Releases all reserved descriptors.
 pub(crate) fn give_back() {
     let mut pool = lock();
     pool.pid = 0;
@@ -112,12 +116,12 @@ pub(crate) fn give_back() {
     drop(code);
 }
 
-/// Returns how many descriptors may be of files of code at the cost of those that are reserved.
+/// Returns the number of reserved descriptors that code files can take.
 pub(crate) fn places_for_code() -> u64 {
     wanted(Need::Capture) as u64
 }
 
-/// Replaces the files of code that are a part of the reserve; those beyond [`places_for_code`] are not.
+/// Replaces the code files that are part of the reserve, up to [`places_for_code`].
 pub(crate) fn set_code_files(mut files: impl Iterator<Item = Arc<CodeFile>>) {
     let mut code = [const { None }; CAPTURES];
     code.fill_with(|| files.next());
@@ -126,18 +130,18 @@ pub(crate) fn set_code_files(mut files: impl Iterator<Item = Arc<CodeFile>>) {
         std::mem::swap(&mut pool.code, &mut code);
     }
     drop(pool);
-    // The last of a file is dropped, and its memory freed, outside of the lock.
+    // Drop outside of the lock: this may drop the last reference and free memory.
     drop(code);
     refill();
 }
 
-/// Reserves as many as are missing, if there are that many.
+/// Reserves the missing descriptors, as far as any are available.
 pub(crate) fn refill() {
     let mut pool = lock();
     if pool.pid != std::process::id() {
         return;
     }
-    // The endpoint first: who asks how the service is must have an answer.
+    // Connections first: a status request must get a response.
     for need in [Need::Connection, Need::Capture] {
         let held = pool.code.iter().flatten().map(|file| file.descriptors());
         let wanted = match need {
@@ -154,17 +158,17 @@ pub(crate) fn refill() {
     }
 }
 
-/// Opens a file of a capture, or what one is taken from: calls `open`, and again with a reserved descriptor released if
-/// none is left.
+/// Opens a file of a capture, or one read by it. Calls `open`, and again after releasing a reserved
+/// descriptor if none is left.
 ///
 /// # Errors
 ///
-/// The last error of `open`.
+/// Returns the last error of `open`.
 pub(crate) fn with<T, E: OpenError>(open: impl FnMut() -> Result<T, E>) -> Result<T, E> {
     with_for(Need::Capture, open)
 }
 
-/// As [`with`], for `need`.
+/// Does the same as [`with`], using the descriptors reserved for `need`.
 pub(crate) fn with_for<T, E: OpenError>(
     need: Need,
     mut open: impl FnMut() -> Result<T, E>,
@@ -177,7 +181,7 @@ pub(crate) fn with_for<T, E: OpenError>(
     }
 }
 
-/// Releases one reserved descriptor. `false` if none is left for `need`.
+/// Releases one reserved descriptor. Returns `false` if none is left for `need`.
 pub(crate) fn release(need: Need) -> bool {
     let mut pool = lock();
     if pool.of(need).iter_mut().find_map(Option::take).is_some() {
@@ -192,7 +196,7 @@ pub(crate) fn release(need: Need) -> bool {
     file.is_some()
 }
 
-/// Returns the numbers of the reserved descriptors.
+/// Returns the numbers of the reserved descriptors, excluding those of code files.
 #[cfg(target_os = "linux")]
 pub(crate) fn numbers() -> Vec<i32> {
     let mut numbers = Vec::with_capacity(CAPTURES + CONNECTIONS);
@@ -202,7 +206,7 @@ pub(crate) fn numbers() -> Vec<i32> {
     numbers
 }
 
-/// Opens a file that is there in any root directory.
+/// Opens a file that exists in any root directory.
 fn open_something() -> io::Result<File> {
     File::open("/dev/null").or_else(|_| File::open("/"))
 }
@@ -248,7 +252,7 @@ mod tests {
         assert_eq!(with(|| Err::<(), _>(Errno::NOENT)), Err(Errno::NOENT));
         refill();
         assert_eq!(numbers().len(), CAPTURES + CONNECTIONS);
-        // A file of code is one of the reserved, and closed after the others.
+        // A code file counts as reserved and is closed after the others.
         let file = Arc::new(CodeFile::open(&std::env::current_exe().unwrap()).unwrap());
         set_code_files([Arc::clone(&file)].into_iter());
         assert_eq!(numbers().len(), CAPTURES + CONNECTIONS - 1);

@@ -1,7 +1,9 @@
-//! Times in which the whole process stood still: stopped by a signal, frozen, or on a machine that was suspended.
+//! Periods in which the whole process stood still: stopped by a signal, frozen, or on a suspended
+//! machine.
 //!
-//! `CLOCK_MONOTONIC` goes on while a process is stopped, so that every duration that spans such a time is too long. The
-//! agent records them as it wakes up; whatever measures a duration of the service subtracts [`within`].
+//! `CLOCK_MONOTONIC` keeps running while a process is stopped, so a duration spanning such a period
+//! is too long. The agent records them when it wakes up. Code that measures durations of the
+//! service subtracts [`within`].
 
 use crate::base::sync::Mutex;
 use std::collections::VecDeque;
@@ -11,21 +13,20 @@ use std::time::Duration;
 
 use super::Moment;
 
-/// Standstills that are kept: those of half a minute in a process that is stopped twice a second.
+/// Number of recent standstills kept: half a minute of a process stopped twice a second.
 const KEPT: usize = 64;
 
-/// Length of all standstills so far, in nanoseconds.
+/// Total length of all standstills, in nanoseconds.
 static TOTAL: AtomicU64 = AtomicU64::new(0);
 static RECENT: Mutex<VecDeque<Standstill>> = Mutex::new(VecDeque::new());
 
-/// A time in which the process stood still.
 #[derive(Clone, Copy, Debug)]
 struct Standstill {
     from: Moment,
     until: Moment,
 }
 
-/// Records that the process stood still between `from` and `until`.
+/// Records a standstill from `from` until `until`.
 pub(crate) fn record(from: Moment, until: Moment) {
     let mut recent = RECENT.lock().unwrap_or_else(PoisonError::into_inner);
     if recent.len() == KEPT {
@@ -36,12 +37,13 @@ pub(crate) fn record(from: Moment, until: Moment) {
     TOTAL.fetch_add(nanos, Ordering::Release);
 }
 
-/// Returns the length of all standstills so far.
+/// Returns the total length of all standstills.
 pub(crate) fn total() -> Duration {
     Duration::from_nanos(TOTAL.load(Ordering::Acquire))
 }
 
-/// Returns the part of the time from `from` to `until` in which the process stood still. One load if it never did.
+/// Returns the time between `from` and `until` in which the process stood still. Costs one load if
+/// it never did.
 pub(crate) fn within(from: Moment, until: Moment) -> Duration {
     if total().is_zero() {
         return Duration::ZERO;
@@ -50,7 +52,7 @@ pub(crate) fn within(from: Moment, until: Moment) -> Duration {
     recent.iter().map(|still| until.min(still.until).since(from.max(still.from))).sum()
 }
 
-/// Returns the time from `from` to `until` without that in which the process stood still.
+/// Returns the time between `from` and `until`, excluding standstills.
 pub(crate) fn running_time(from: Moment, until: Moment) -> Duration {
     until.since(from).saturating_sub(within(from, until))
 }
@@ -61,7 +63,7 @@ mod tests {
 
     #[test]
     fn only_the_part_that_overlaps_counts() {
-        // Later than any moment that another test of this process measures.
+        // Later than any moment measured by another test of this process.
         const START: u64 = u64::MAX / 2;
         let at = |second: u64| Moment::from_nanos(START + second * 1_000_000_000);
         record(at(10), at(16));

@@ -1,6 +1,8 @@
-//! The atomics and locks of what is checked by loom. `tests/heap_loom.rs`, `tests/os_loom.rs`,
-//! `tests/stacks_loom.rs` and `tests/trace_loom.rs` compile such files a second time, with a module of this name that hands out loom's,
-//! and try every order of their loads and stores.
+//! Atomics and locks of code that is checked with loom.
+//!
+//! `tests/heap_loom.rs`, `tests/os_loom.rs`, `tests/stacks_loom.rs` and `tests/trace_loom.rs`
+//! compile that code again with a module of this name that exports loom's types. They explore all
+//! orders of its loads and stores.
 
 pub(crate) use super::fork_mutex::Mutex;
 pub(crate) use std::sync::Mutex as BareMutex;

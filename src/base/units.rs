@@ -1,4 +1,4 @@
-//! Numbers that carry their unit.
+//! Numbers with units.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,28 +6,28 @@ use std::str::FromStr;
 use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
-/// A size in bytes. Reads `"512MiB"`, `"1.5GB"` or a plain number of bytes; prints binary units.
+/// A size in bytes. Parses `"512MiB"`, `"1.5GB"` or a plain number of bytes; prints binary units.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(transparent)]
 pub struct Bytes(pub u64);
 
 impl Bytes {
-    /// This many kibibytes.
+    /// Creates a size of `n` KiB.
     pub const fn kib(n: u64) -> Self {
         Self(n << 10)
     }
 
-    /// This many mebibytes.
+    /// Creates a size of `n` MiB.
     pub const fn mib(n: u64) -> Self {
         Self(n << 20)
     }
 
-    /// This many gibibytes.
+    /// Creates a size of `n` GiB.
     pub const fn gib(n: u64) -> Self {
         Self(n << 30)
     }
 
-    /// The number of bytes.
+    /// Returns the number of bytes.
     pub const fn get(self) -> u64 {
         self.0
     }
@@ -39,7 +39,7 @@ impl fmt::Display for Bytes {
     }
 }
 
-/// Why a text is not a size.
+/// An error from parsing [`Bytes`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is not a size: write a number and a unit, such as \"512MiB\" or \"2GB\"")]
 pub struct ParseBytesError(String);
@@ -84,13 +84,13 @@ impl<'de> Deserialize<'de> for Bytes {
     }
 }
 
-/// How often a second.
+/// A frequency in hertz.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Hertz(pub u32);
 
 impl Hertz {
-    /// The number of times a second.
+    /// Returns the number of times per second.
     pub const fn get(self) -> u32 {
         self.0
     }
@@ -102,18 +102,18 @@ impl fmt::Display for Hertz {
     }
 }
 
-/// A share of something named elsewhere, in per cent.
+/// A percentage. The whole is defined where the value is used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, PartialOrd, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Percent(pub f64);
 
 impl Percent {
-    /// `part` of `whole`; none when there is no whole.
+    /// Returns `part` in percent of `whole`, or `None` unless `whole` is positive.
     pub fn of(part: f64, whole: f64) -> Option<Self> {
         (whole > 0.0).then(|| Self(part / whole * 100.0))
     }
 
-    /// The number of hundredths.
+    /// Returns the number of percent.
     pub const fn get(self) -> f64 {
         self.0
     }

@@ -1,10 +1,11 @@
-//! A registry of the parts of marple that do not work in this process, or not as well as they could.
+//! A registry of features that do not work in this process, or work in a degraded way.
 //!
-//! Each layer reports here what the machine, the kernel or the host's limits deny it. The agent logs each change once and
-//! lists all entries in `/status`, so that a feature never goes quiet without a word.
+//! Each layer reports here the resources that the machine, the kernel or the host's limits deny it.
+//! The agent logs each change once and lists all entries in `/status`, so that no feature fails
+//! silently.
 //!
-//! The registry is a process-wide static because its reporters are: engines, the allocator and signal handlers exist once
-//! per process. It holds at most `MAX_WARNINGS` entries, one per topic.
+//! The registry is a process-wide static because its reporters are: engines, the allocator and
+//! signal handlers exist once per process. It holds at most `MAX_WARNINGS` entries, one per topic.
 
 use crate::base::sync::Mutex;
 use std::collections::BTreeMap;
@@ -13,7 +14,7 @@ use std::sync::PoisonError;
 use jiff::Timestamp;
 use serde::Serialize;
 
-/// Maximum number of topics. There is one per feature, so more than this is a bug in a reporter.
+/// Maximum number of topics. There is one per feature, so exceeding it is a bug in a reporter.
 const MAX_WARNINGS: usize = 64;
 
 static REGISTRY: Mutex<Registry> = Mutex::new(Registry::new());
@@ -22,9 +23,10 @@ static REGISTRY: Mutex<Registry> = Mutex::new(Registry::new());
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Warning {
-    /// The feature: a settings key where there is one (`"http.listen"`, `"cpu.engine"`), else a short name.
+    /// The feature: a settings key if there is one (`"http.listen"`, `"cpu.engine"`), else a short
+    /// name.
     pub topic: &'static str,
-    /// What does not work, why, and what to do about it.
+    /// Description of the problem, its cause and its remedy.
     pub text: String,
     /// Wall-clock time at which this text was reported.
     pub since: Timestamp,
@@ -33,7 +35,7 @@ pub struct Warning {
 #[derive(Debug, Default)]
 struct Registry {
     entries: BTreeMap<&'static str, Warning>,
-    /// Topics whose text has changed or that were cleared since the last [`take_changes`].
+    /// Topics whose text changed or that were cleared since the last [`take_changes`].
     changed: Vec<&'static str>,
 }
 
@@ -74,18 +76,18 @@ impl Registry {
     }
 }
 
-/// A change of the registry that has not been logged.
+/// A change of the registry that has not been logged yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// A warning was reported, or its text has changed.
+    /// A warning was reported or its text changed.
     Set(Warning),
     /// The feature works again.
     Cleared(&'static str),
 }
 
-/// Reports that `topic` does not work as it should. Replaces an earlier text for the same topic.
+/// Reports that `topic` does not work as expected. Replaces an earlier text for the same topic.
 ///
-/// Takes a lock and allocates: not for signal handlers or the allocator.
+/// Takes a lock and allocates: must not be called from signal handlers or the allocator.
 pub fn set(topic: &'static str, text: impl Into<String>) {
     with(|registry| registry.set(topic, text.into(), Timestamp::now()));
 }

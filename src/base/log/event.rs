@@ -1,4 +1,4 @@
-//! An event on its way to the host's `tracing` subscriber.
+//! A log event for the host's `tracing` subscriber.
 
 use std::fmt::Display;
 use std::time::Duration;
@@ -8,26 +8,27 @@ use tracing::level_filters::LevelFilter;
 
 use super::text::bounded;
 
-/// Time that an event may wait before it says how long it did: its time stamp is made when it is handed over.
+/// Queueing time from which an event reports its delay. Its timestamp is taken at delivery.
 const LATE: Duration = Duration::from_secs(1);
 
-/// Severity of an event.
+/// The severity of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Level {
-    /// Something does not work.
+    /// A function does not work.
     Error,
-    /// Something needs attention.
+    /// A condition needs attention.
     Warn,
-    /// Something worth a line happened.
+    /// A notable event.
     Info,
-    /// Something happened that is no news.
+    /// A routine event.
     Debug,
 }
 
 impl Level {
-    /// Whether any subscriber may want this level. Calls no code of the host.
+    /// Returns `true` if some subscriber may want this level. Calls no host code.
     ///
-    /// Without a subscriber one may be set later, or `tracing` may hand events to `log`.
+    /// Also `true` without a subscriber, except for `Debug`: one may be set later, or `tracing` may
+    /// forward events to `log`.
     pub(crate) fn is_enabled(self) -> bool {
         let filter = match self {
             Self::Error => LevelFilter::ERROR,
@@ -39,7 +40,7 @@ impl Level {
     }
 }
 
-/// An event: a message and fields. All texts in it are escaped and bounded. [`Event::send`] queues it.
+/// A log event: a message and fields. All texts are escaped and bounded. [`Event::send`] queues it.
 #[must_use = "an event is logged by `send`"]
 #[derive(Clone, Debug)]
 pub(crate) struct Event {
@@ -49,7 +50,7 @@ pub(crate) struct Event {
     fields: Box<Fields>,
 }
 
-/// Fields that events of marple may have. `None` is not recorded.
+/// The fields of an event. Fields that are `None` are not recorded.
 #[derive(Clone, Debug, Default)]
 struct Fields {
     rule: Option<String>,
@@ -88,7 +89,7 @@ impl Fields {
     }
 }
 
-/// Setters of fields that are texts, and of those that are numbers.
+/// Defines the setters of text fields and of numeric fields.
 macro_rules! setters {
     ($($text:ident: $text_doc:literal),*; $($number:ident: $number_doc:literal),*) => {
         $(
@@ -108,7 +109,7 @@ macro_rules! setters {
     };
 }
 
-/// Hands an event to the subscriber. Fields with `display` are recorded without quotes.
+/// Sends an event to the subscriber. Fields with `display` are recorded without quotes.
 macro_rules! deliver {
     ($level:ident, $event:expr, $late_millis:expr) => {{
         let fields = &$event.fields;
@@ -130,7 +131,7 @@ macro_rules! deliver {
     }};
 }
 
-/// The same for the log of requests.
+/// Sends an event of the audit log to the subscriber.
 macro_rules! deliver_audit {
     ($level:ident, $event:expr, $late_millis:expr) => {{
         let fields = &$event.fields;
@@ -153,13 +154,13 @@ macro_rules! deliver_audit {
 }
 
 impl Event {
-    /// An event of the target `marple`.
+    /// Creates an event of target `marple`.
     pub(crate) fn new(level: Level, message: impl Into<String>) -> Self {
         let message = bounded(&message.into());
         Self { level, is_audit: false, message, fields: Box::default() }
     }
 
-    /// An event of the target `marple::audit`.
+    /// Creates an event of target `marple::audit`.
     pub(crate) fn audit(level: Level, message: impl Into<String>) -> Self {
         Self { is_audit: true, ..Self::new(level, message) }
     }
@@ -182,7 +183,7 @@ impl Event {
         refusals: "Sets how often such a request was refused."
     }
 
-    /// Queues it for the host's subscriber, if one wants its level. Never blocks; costs some microseconds.
+    /// Queues the event if a subscriber wants its level. Never blocks; takes a few microseconds.
     pub(crate) fn send(self) {
         if self.level.is_enabled()
             && let Some(queue) = super::queue()
@@ -191,12 +192,13 @@ impl Event {
         }
     }
 
-    /// Its texts' size in bytes.
+    /// Returns the size of its texts in bytes.
     pub(super) fn size(&self) -> usize {
         self.message.len() + self.fields.texts().map(String::len).sum::<usize>()
     }
 
-    /// Hands it to the host's subscriber, which may block or panic; it was queued for `waited`.
+    /// Delivers the event to the host's subscriber, which may block or panic. `waited` is the time
+    /// it was queued.
     pub(super) fn deliver(&self, waited: Duration) {
         let late = (waited >= LATE).then(|| u64::try_from(waited.as_millis()).unwrap_or(u64::MAX));
         match (self.is_audit, self.level) {

@@ -1,22 +1,24 @@
-//! Keeps forks and deliveries of log events apart.
+//! Mutual exclusion of forks and deliveries of log events.
 //!
-//! The subscriber takes locks of its own: that of the standard error, of a file, of a registry. If the thread `marple-log`
-//! held one at a fork, the child would wait for it for ever at its first log line. So a fork waits until the delivery in
-//! progress is over, and deliveries wait until the fork is done. A subscriber that is stuck holds up a fork for 50 ms.
+//! A subscriber takes its own locks, such as those of standard error, a file or a registry. If
+//! `marple-log` held one at a fork, the child would deadlock at its first log line. A fork
+//! therefore waits for the delivery in progress, and deliveries wait for the fork. A stuck
+//! subscriber delays a fork by 50 ms at most.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Longest time that a fork waits for a delivery.
+/// Maximum time a fork waits for a delivery.
 const MAX_WAIT: Duration = Duration::from_millis(50);
 
-/// Longest time that a delivery waits for forks, so that none that fails in an unknown way stops the log.
+/// Maximum time a delivery waits for forks. Without it, a fork that fails in an unknown way would
+/// stop the log.
 const MAX_FORK: Duration = Duration::from_secs(1);
 
 const STEP: Duration = Duration::from_micros(200);
 
-/// Set while an event is delivered. Above it, the number of forks in progress.
+/// State: bit 0 is set during a delivery; `state / FORK` is the number of forks in progress.
 const DELIVERING: u32 = 1;
 const FORK: u32 = 2;
 
@@ -60,22 +62,22 @@ impl ForkGate {
     }
 }
 
-/// Delivers an event by `deliver`, not while a fork is in progress.
+/// Runs `deliver` while no fork is in progress.
 pub(super) fn deliver<R>(deliver: impl FnOnce() -> R) -> R {
     GATE.deliver(deliver)
 }
 
-/// To be called before a fork: waits until no event is being delivered.
+/// Waits until no event is being delivered. Must be called before a fork.
 pub(crate) fn before_fork() {
     GATE.before_fork();
 }
 
-/// To be called in the parent after a fork.
+/// Ends the wait of deliveries. Must be called in the parent after a fork.
 pub(crate) fn after_fork() {
     GATE.after_fork();
 }
 
-/// To be called in the child of a fork. Async-signal-safe.
+/// Resets the gate. Must be called in the child of a fork. Async-signal-safe.
 pub(crate) fn enter_child() {
     GATE.0.store(0, Ordering::Release);
 }
@@ -116,7 +118,7 @@ mod tests {
     #[test]
     fn a_subscriber_that_is_stuck_does_not_stop_forks() {
         let gate = ForkGate::new();
-        // As a subscriber that forks: on the thread that delivers.
+        // Like a subscriber that forks: on the delivering thread.
         gate.deliver(|| {
             gate.before_fork();
             gate.after_fork();

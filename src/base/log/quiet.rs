@@ -1,7 +1,7 @@
-//! Libraries that log on marple's threads.
+//! Suppression of log events that libraries emit on marple's threads.
 //!
-//! axum logs rejected requests and tokio, built for its console, each task. Such events do not pass through the queue:
-//! they would call the host's subscriber where it must not be called.
+//! axum logs rejected requests, and tokio logs each task if it is built for tokio-console. Such
+//! events bypass the queue and would call the host's subscriber on threads that must not call it.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -12,14 +12,14 @@ use tracing::Dispatch;
 use tracing::dispatcher::{has_been_set, with_default};
 
 pin_project! {
-    /// A future whose events go to no subscriber.
+    /// A future whose events are not sent to any subscriber.
     pub(crate) struct Quiet<F> {
         #[pin]
         inner: F,
     }
 }
 
-/// Has events that `inner` emits, whatever library does it, go to no subscriber.
+/// Wraps `inner` so that events emitted while polling it, by any library, are discarded.
 pub(crate) fn quiet<F: Future>(inner: F) -> Quiet<F> {
     Quiet { inner }
 }
@@ -29,8 +29,9 @@ impl<F: Future> Future for Quiet<F> {
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
         let inner = self.project().inner;
-        // A thread's own subscriber makes `tracing` believe for good that there is one, and keep events from `log`; and
-        // as long as any thread has one, all others take a longer way to theirs. So only for the time of a poll.
+        // The scoped default is set only during a poll. Once a thread has one, `tracing`
+        // permanently assumes a subscriber exists and stops forwarding events to `log`. While any
+        // thread has one, all threads take a slower path to theirs.
         if has_been_set() {
             with_default(&Dispatch::none(), || inner.poll(context))
         } else {

@@ -27,7 +27,7 @@ fn a_subscriber_that_does_not_take_events_is_a_problem_until_it_does() {
     assert_eq!(state.check(now + STUCK - Duration::from_nanos(1)).1, None);
     let problem = state.check(now + STUCK).1.unwrap();
     assert!(problem.contains("does not take them"), "{problem}");
-    // The same text while the numbers change: each is logged once.
+    // The text is the same while the numbers change, because each text is logged once.
     for _ in 0..MAX_EVENTS * 2 {
         state.push(event("x"));
     }

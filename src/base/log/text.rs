@@ -1,12 +1,13 @@
-//! Texts that are safe in a log line.
+//! Escaping of texts for log lines.
 
 use std::borrow::Cow;
 use std::fmt::Write;
 
-/// Maximum length of one text of an event, in bytes; the longest path is 4096.
+/// Maximum length of a text of an event, in bytes. The longest path has 4096.
 const MAX_TEXT: usize = 4 << 10;
 
-/// Returns `text` with control characters, line separators and marks that reorder text written as `\n` or `\u{1b}`.
+/// Returns `text` with unsafe characters escaped as `\n` or `\u{1b}`: control characters, line
+/// separators and marks that reorder text.
 pub(crate) fn escaped(text: &str) -> Cow<'_, str> {
     if !text.contains(is_unsafe) {
         return Cow::Borrowed(text);
@@ -22,7 +23,7 @@ pub(crate) fn escaped(text: &str) -> Cow<'_, str> {
     Cow::Owned(safe)
 }
 
-/// Returns `text` escaped, and cut if it is longer than an event may hold.
+/// Returns `text` escaped, truncated to the maximum length of an event's text.
 pub(super) fn bounded(text: &str) -> String {
     let mut end = text.len().min(MAX_TEXT);
     while !text.is_char_boundary(end) {
@@ -36,7 +37,7 @@ pub(super) fn bounded(text: &str) -> String {
     safe
 }
 
-/// Whether `character` could end the line, move the cursor or change the direction of what follows.
+/// Returns `true` if `character` can end the line, move the cursor or change the text direction.
 fn is_unsafe(character: char) -> bool {
     character.is_control()
         || matches!(
