@@ -5,7 +5,7 @@
 //! releases one if an open fails for lack of descriptors, and retries. [`refill`] replaces it once
 //! descriptors are free.
 //!
-//! Reserved descriptors can be useful meanwhile: files of loaded code may take the place of those
+//! Reserved descriptors need not be idle: files of loaded code may take the place of those
 //! for captures ([`set_code_files`]). They are closed like the others if a capture needs one.
 //!
 //! Release and retry are not atomic: a host thread that opens files in a tight loop may take the

@@ -162,8 +162,8 @@ pub struct Artifact {
     pub taken: Timestamp,
     /// Part of the capture, or `None` for the capture itself:
     ///
-    /// - `before`: state at the start of the capture. Compare it with the capture itself by `go
-    ///   tool pprof -base BEFORE FILE`;
+    /// - `before`: state at the start of the capture. Compare it with the capture itself by
+    ///   `go tool pprof -base BEFORE FILE`;
     /// - `meanwhile`: a snapshot taken while the capture was running;
     /// - `stall`: the thread of a poll that lasted too long.
     #[serde(default, skip_serializing_if = "Option::is_none")]

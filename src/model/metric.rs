@@ -25,8 +25,8 @@ pub enum Unit {
 /// A measured quantity of the process.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Metric {
-    /// `memory`: working set in percent of the memory limit, or address space in percent of its own
-    /// limit if that is higher.
+    /// `memory`: working set in percent of the memory limit, or address space in percent of the
+    /// limit that applies to it if that is higher.
     Memory,
     /// `memory.working_set`: working set.
     WorkingSet,
@@ -73,8 +73,8 @@ pub enum Metric {
     /// `runtime.lag_p99`: 99th percentile of the lag over the last minute.
     LagP99,
     /// `runtime.stalled`: percentage of the last ten seconds in which a runtime ran ready tasks
-    /// more than 100 ms late, on the worst of the observed runtimes. Start-up and waits for a core
-    /// are excluded.
+    /// more than 100 ms late. The worst of the observed runtimes counts. Start-up and waits for a
+    /// core are excluded.
     Stalled,
     /// `runtime.blocking_lag`: delay until work gets a thread of a runtime's blocking pool.
     BlockingLag,

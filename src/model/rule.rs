@@ -86,10 +86,12 @@ impl Rule {
     }
 }
 
-/// Hold times of a rule's conditions. A condition holds if it is true at this tick and at no fewer
-/// than four fifths of the ticks in its hold time.
+/// Hold times of a rule's conditions. A condition must hold at this tick and at no fewer than four
+/// fifths of the ticks in its hold time.
 ///
-/// With ticks of 250 ms that is 32 of 40 in 10 s, 7 of 8 in 2 s, and 4 of 4 in 1 s.
+/// ```text
+/// ticks of 250 ms: 32 of 40 in 10 s, 7 of 8 in 2 s, 4 of 4 in 1 s
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Holds {
     /// Hold time of `abs`.

@@ -66,8 +66,8 @@ impl FrameHandle {
 /// A frame: an address in code.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frame {
-    /// Address to look up: the instruction pointer of the innermost frame, `return address - 1` for
-    /// its callers, so that it lies inside the call instruction.
+    /// Address to look up. For the innermost frame it is the instruction pointer; for its callers
+    /// it is `return address - 1`, which lies inside the call instruction.
     pub address: u64,
     /// Mapping that contains the address, if any.
     pub mapping: Option<MappingHandle>,

@@ -171,8 +171,10 @@ impl Vitals {
         Some(Bytes(wall.limit.value.get().saturating_sub(wall.used.get())))
     }
 
-    /// Returns remarks for the reader of a memory incident, or `None` if there are none: the effect
-    /// of a limit that does not kill, and a large amount of cache that is charged but not counted.
+    /// Returns remarks for the reader of a memory incident, or `None` if there are none.
+    ///
+    /// The remarks give the effect of a limit that does not kill, and the amount of cache that is
+    /// charged but not counted if it is large.
     pub fn memory_note(&self) -> Option<String> {
         let wall = self.memory_wall()?;
         let (value, source) = (wall.limit.value, &wall.limit.source);
