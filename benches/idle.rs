@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use marple::base::{Clock, ManualClock};
 use marple::model::Vitals;
-use marple::os::process::cpu_time;
+use marple::os::proc::process::cpu_time;
 use marple::vitals::{Gauges, Reader, Runtimes};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use sysinfo::{Pid, ProcessRefreshKind, ProcessesToUpdate, System as Sysinfo};

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use heart::{Heart, median};
 use marple::base::{Clock, SystemClock};
 use marple::model::TaskState;
-use marple::os::process::cpu_time;
+use marple::os::proc::process::cpu_time;
 use marple::stacks::tasks::{self, Plan};
 use marple::stacks::threads;
 use marple::task::{self, Trace as _};

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use marple::config::{Room, Settings, StoreSettings, ToggleSettings, TraceSettings};
 use marple::model::Stall;
-use marple::os::process::cpu_time;
+use marple::os::proc::process::cpu_time;
 use marple::task::Trace as _;
 use marple::{Agent, base::Bytes};
 use tokio::runtime::{Builder, Runtime};

@@ -75,7 +75,7 @@ mod base {
 }
 
 mod os {
-    pub mod memory {
+    pub mod mapped_memory {
         use std::sync::OnceLock;
 
         use crate::base::sync::AtomicU64;

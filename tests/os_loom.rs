@@ -72,30 +72,32 @@ mod base {
     }
 }
 
-mod memory {
-    use crate::base::sync::AtomicU64;
+mod os {
+    pub mod mapped_memory {
+        use crate::base::sync::AtomicU64;
 
-    /// Made at once, by the thread that makes the model.
-    pub struct Chunk(Vec<AtomicU64>);
+        /// Made at once, by the thread that makes the model.
+        pub struct Chunk(Vec<AtomicU64>);
 
-    impl Chunk {
-        pub fn new(words: usize) -> Self {
-            Self((0..words).map(|_| AtomicU64::new(0)).collect())
-        }
+        impl Chunk {
+            pub fn new(words: usize) -> Self {
+                Self((0..words).map(|_| AtomicU64::new(0)).collect())
+            }
 
-        pub fn get(&self) -> Option<&[AtomicU64]> {
-            Some(&self.0)
-        }
+            pub fn get(&self) -> Option<&[AtomicU64]> {
+                Some(&self.0)
+            }
 
-        pub fn get_or_map(&self) -> Option<&[AtomicU64]> {
-            self.get()
+            pub fn get_or_map(&self) -> Option<&[AtomicU64]> {
+                self.get()
+            }
         }
     }
 }
 
-#[path = "../src/os/copied.rs"]
+#[path = "../src/os/stack_snapshot.rs"]
 mod copied;
-#[path = "../src/os/signal_bounds.rs"]
+#[path = "../src/os/signal/bounds.rs"]
 mod signal_bounds;
 #[path = "../src/unwind/pool.rs"]
 mod unwind_pool;

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use marple::model::RawKind;
-use marple::os::births;
+use marple::os::thread_start;
 use marple::trace::Hooks;
 use tokio::runtime::Builder;
 use trace_support::*;
@@ -102,14 +102,14 @@ fn the_hosts_hooks_are_called_as_well() {
 fn a_thread_tells_that_it_begins_where_the_host_wants_it() {
     let _turn = turn();
     let (hear, heard) = std::sync::mpsc::channel();
-    let _listening = births::listen(move || hear.send(tid()).unwrap_or(()));
+    let _listening = thread_start::listen(move || hear.send(tid()).unwrap_or(()));
     let built = |hooks: Hooks| {
         let mut builder = Builder::new_multi_thread();
         hooks.apply(&mut builder);
         builder.worker_threads(1).build().unwrap()
     };
     let silent = built(Hooks::new());
-    births::want();
+    thread_start::want();
     silent.block_on(silent.spawn_blocking(|| {})).unwrap();
     assert!(heard.try_recv().is_err(), "the builder's slot was to be left alone");
     for hooks in [Hooks::new().tell_of_threads(), Hooks::new().on_thread_start(|| {})] {
@@ -117,7 +117,7 @@ fn a_thread_tells_that_it_begins_where_the_host_wants_it() {
         // The worker has begun before it runs a task.
         runtime.block_on(runtime.spawn(async {})).unwrap();
         while heard.try_recv().is_ok() {}
-        births::want();
+        thread_start::want();
         let thread = runtime.block_on(runtime.spawn_blocking(tid)).unwrap();
         assert_eq!(heard.try_iter().collect::<Vec<_>>(), [thread]);
     }

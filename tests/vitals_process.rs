@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use marple::base::{Bytes, Clock, SystemClock};
 use marple::model::Vitals;
-use marple::os::process;
+use marple::os::proc::process;
 use marple::vitals::{Gauges, Reader, Runtimes};
 
 #[test]

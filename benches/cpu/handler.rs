@@ -11,8 +11,8 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
+use marple::os::proc::stack_bounds::StackBounds;
 use marple::os::signal::Target;
-use marple::os::stack_bounds::StackBounds;
 use rustix::process::{Signal, getpid, kill_process};
 use rustix::thread::gettid;
 use rustix::time::ClockId;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use marple::base::Hertz;
 use marple::cpu::{Lookback, Options};
 use marple::model::CpuEngine;
-use marple::os::timer::cpu_time_of;
+use marple::os::clock::cpu_timer::cpu_time_of;
 
 use crate::burn::{self, THREAD};
 use crate::drive::Engine;

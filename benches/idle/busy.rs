@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use marple::config::{Room, Settings, StoreSettings, ToggleSettings, TraceSettings};
-use marple::os::process::cpu_time;
+use marple::os::proc::process::cpu_time;
 use marple::{Agent, base::Bytes};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};

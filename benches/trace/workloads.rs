@@ -4,7 +4,7 @@ use std::future::{Future, poll_fn};
 use std::hint::black_box;
 use std::pin::pin;
 
-use marple::os::ticks;
+use marple::os::clock::cycle_clock;
 use rustix::time::{ClockId, clock_gettime};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -42,9 +42,9 @@ impl Spawn {
 async fn clocked<F: Future>(future: F) -> F::Output {
     let mut future = pin!(future);
     poll_fn(|cx| {
-        black_box(ticks::now());
+        black_box(cycle_clock::now());
         let outcome = future.as_mut().poll(cx);
-        black_box(ticks::now());
+        black_box(cycle_clock::now());
         outcome
     })
     .await

@@ -289,8 +289,8 @@ fn watched(settings: &Settings, path: Option<PathBuf>) -> Vec<Watched> {
 
 fn process(clock: &dyn Clock) -> ProcessInfo {
     ProcessInfo {
-        pid: os::process::pid(),
-        exe: os::process::exe().map(|exe| exe.display().to_string()).unwrap_or_default(),
+        pid: os::proc::process::pid(),
+        exe: os::proc::process::exe().map(|exe| exe.display().to_string()).unwrap_or_default(),
         build_id: os::images::loaded()
             .ok()
             .and_then(|images| images.into_iter().next())
@@ -303,7 +303,7 @@ fn process(clock: &dyn Clock) -> ProcessInfo {
 fn versions() -> Versions {
     Versions {
         marple: env!("CARGO_PKG_VERSION").to_owned(),
-        kernel: os::process::kernel(),
-        arch: os::process::arch(),
+        kernel: os::proc::process::kernel(),
+        arch: os::proc::process::arch(),
     }
 }

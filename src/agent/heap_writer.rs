@@ -18,7 +18,7 @@ use crate::base::Error;
 use crate::codec::pprof::{self, FunctionId, Head, Stream};
 use crate::heap::{self, BATCH};
 use crate::model::{Mapping, Marker};
-use crate::os::resident::ResidentReader;
+use crate::os::proc::resident::ResidentReader;
 use crate::symbols::{ANONYMOUS, Failure, Files, Generated, Identity, Unchecked, memory_file};
 
 /// Memory of the process, added to a profile for comparison with its totals.

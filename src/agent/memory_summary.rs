@@ -4,7 +4,7 @@ use std::fmt::{self, Write};
 
 use crate::base::Bytes;
 use crate::model::Profile;
-use crate::os::resident::{Kinds, Resident, ResidentReader};
+use crate::os::proc::resident::{Kinds, Resident, ResidentReader};
 
 /// Percentage of the resident memory below which the profile is said to explain little.
 const EXPLAINS_LITTLE: f64 = 50.0;
@@ -124,7 +124,7 @@ fn percent(part: u64, whole: u64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::os::resident::{Kind, Large};
+    use crate::os::proc::resident::{Kind, Large};
 
     #[test]
     fn a_profile_that_explains_little_says_where_the_rest_is() {

@@ -18,8 +18,8 @@ use tokio::runtime::Builder;
 use tokio::time::Instant;
 
 use crate::base::{Clock, Moment, SystemClock, log, standstill, warnings};
-use crate::os::glance::Eyes;
-use crate::os::{process, threads};
+use crate::os::proc::thread_reader::Eyes;
+use crate::os::proc::{process, threads};
 
 /// Minimum duration of a recorded standstill. A shorter one may be a late timer of a virtual
 /// machine.

@@ -132,7 +132,7 @@ fn service_ended(panic: &str) {
 }
 
 fn without_poller(error: &io::Error) -> String {
-    let limit = crate::os::process::descriptor_limit();
+    let limit = crate::os::proc::process::descriptor_limit();
     let limit = limit.map_or_else(|| "no limit".to_owned(), |limit| format!("a limit of {limit}"));
     format!(
         "no endpoint, no signal and no stalls: a poller needs {} descriptors: {error} (the process has {limit}: \

@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::os::alarm::Alarm;
+use crate::os::clock::timerfd::Alarm;
 
 /// A periodic timer whose first tick is due at once. Missed ticks are skipped; later ticks keep
 /// their phase.
 ///
-/// tokio's `Interval` is not used: it wakes an idle process twice per tick (`os::alarm`). The
+/// tokio's `Interval` is not used: it wakes an idle process twice per tick (`os::clock::timerfd`). The
 /// `write` that rearms it also sends the agent's runtime through the poller once more.
 pub(super) struct Ticker {
     alarm: Alarm,

@@ -72,7 +72,7 @@ use super::{Error, account};
 use crate::base::{Anchor, Bytes, Hertz, Moment};
 use crate::model::{Profile, Sample, ValueType};
 use crate::os;
-use crate::os::process::cpu_time;
+use crate::os::proc::process::cpu_time;
 
 /// Engine name in manifests.
 pub(super) const NAME: &str = "pprof";

@@ -9,7 +9,7 @@
 //! at the cost of one more entry.
 
 use crate::base::sync::Ordering::{AcqRel, Acquire, Relaxed};
-use crate::os::memory::Chunk;
+use crate::os::mapped_memory::Chunk;
 
 /// Words per cache line.
 const LINE: usize = 8;

@@ -11,7 +11,7 @@
 use std::sync::atomic::{AtomicI64, Ordering::SeqCst};
 
 use crate::base::Bytes;
-use crate::os::wake::Wake;
+use crate::os::eventfd::Wake;
 
 const NO_MARK: i64 = i64::MAX;
 

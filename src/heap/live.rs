@@ -11,7 +11,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::segment::{RECORD_WORDS, Record, Segment};
-use crate::os::memory::Chunk;
+use crate::os::mapped_memory::Chunk;
 
 /// Keys of the first segment: 160 KiB with the records, enough for 2 GiB of heap at 512 KiB.
 const FIRST: usize = 4096;

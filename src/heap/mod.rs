@@ -50,8 +50,8 @@ use std::io;
 use std::sync::atomic::Ordering::Relaxed;
 
 use crate::base::Bytes;
+use crate::os::eventfd::Listener;
 use crate::os::images;
-use crate::os::wake::Listener;
 
 pub use alloc::Allocator;
 pub use dump::{

@@ -23,7 +23,7 @@
 
 use crate::base::sync::AtomicU64;
 use crate::base::sync::Ordering::{AcqRel, Acquire, Relaxed, Release};
-use crate::os::memory::Chunk;
+use crate::os::mapped_memory::Chunk;
 
 /// Words of a slot before its payload.
 const HEAD: usize = 2;

@@ -24,8 +24,8 @@ use std::sync::{Arc, PoisonError, Weak};
 
 use super::elf::{ElfFile, Source};
 use super::images::{EXE, Loads, Segment};
-use super::process::descriptor_limit;
 use crate::base::{CodeFile, spare, warnings};
+use crate::os::proc::process::descriptor_limit;
 
 /// Maximum number of files held open. A service has about ten. Files beyond the limit are opened
 /// for each read, as long as the path leads to them.

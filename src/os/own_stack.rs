@@ -6,7 +6,7 @@ use std::arch::asm;
 use std::cell::Cell;
 use std::ops::Range;
 
-use crate::os::copied::Registers;
+use crate::os::stack_snapshot::Registers;
 
 /// Returns the caller's registers. Always inlined: the frame described must still exist while it is
 /// unwound.

@@ -30,10 +30,10 @@ use std::sync::OnceLock;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::cpu_mask::CpuMask;
 use super::kernel_file::{KernelFile, number, words};
 use super::syscalls::{Optional, permit};
 use crate::base::warnings;
+use crate::os::proc::cpu_mask::CpuMask;
 
 /// Topic of the warning about attributes that could not be set.
 const TOPIC: &str = "threads.scheduling";
@@ -117,11 +117,11 @@ struct Entry(Option<&'static AtomicU32>);
 
 impl Entry {
     fn new() -> Self {
-        let tid = super::threads::current();
+        let tid = crate::os::proc::threads::current();
         let is_free =
             |place: &&AtomicU32| place.compare_exchange(0, tid | PENDING, Relaxed, Relaxed).is_ok();
         let place = RUNNING.iter().find(is_free);
-        super::memory::release_own_stack();
+        crate::os::mapped_memory::release_own_stack();
         report(&reset());
         // Stored after the reset, so that threads starting meanwhile do not accept this one's mask
         // as correct.
@@ -284,8 +284,8 @@ mod tests {
             let own = thread::spawn(|| {
                 assert_eq!(timer_slack(), 1_000_000_000, "inherited");
                 enter();
-                assert!(running().any(|tid| tid == super::super::threads::current()));
-                (CpuMask::of_thread(0).unwrap(), timer_slack(), super::super::threads::current())
+                assert!(running().any(|tid| tid == crate::os::proc::threads::current()));
+                (CpuMask::of_thread(0).unwrap(), timer_slack(), crate::os::proc::threads::current())
             });
             let (mask, slack, tid) = own.join().unwrap();
             assert_eq!((&mask, slack), (all, start.timer_slack));

@@ -25,10 +25,10 @@ use std::time::Duration;
 use rustix::event::epoll;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
-use super::copied::{Copied, Head, Registers};
 use super::failed_call::{FailedCall, RING};
 use super::syscalls::{Optional, permit};
 use crate::base::spare;
+use crate::os::stack_snapshot::{Copied, Head, Registers};
 
 /// The sampling parameters of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -375,7 +375,7 @@ fn nanos(period: Duration) -> u64 {
 mod tests {
     use super::*;
     use crate::base::{Clock, SystemClock};
-    use crate::os::process::cpu_time;
+    use crate::os::proc::process::cpu_time;
 
     fn burn(time: Duration) {
         let end = cpu_time() + time;
@@ -446,7 +446,7 @@ mod tests {
         let (hold, wait) = std::sync::mpsc::channel::<()>();
         let (tell, told) = std::sync::mpsc::channel();
         let idle = std::thread::spawn(move || {
-            tell.send(crate::os::threads::current()).unwrap();
+            tell.send(crate::os::proc::threads::current()).unwrap();
             wait.recv().unwrap_or_default();
         });
         let idle_event = Event::open(told.recv().unwrap(), event.sampling()).unwrap();

@@ -17,8 +17,8 @@ use std::path::Path;
 
 use rustix::process::{Resource, getrlimit};
 
-use super::procfs::Procfs;
 use crate::base::Moment;
+use crate::os::proc::procfs::Procfs;
 
 /// Divisor of a quota: marple takes at most one part in this many.
 const SHARE: u64 = 8;

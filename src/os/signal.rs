@@ -38,6 +38,11 @@
 
 #![allow(unsafe_code)]
 
+#[cfg(target_os = "linux")]
+pub(crate) mod bounds;
+#[cfg(target_os = "linux")]
+pub(crate) mod context;
+
 use crate::base::sync::Mutex;
 use std::ffi::{c_int, c_void};
 use std::io;
@@ -48,12 +53,12 @@ use std::sync::PoisonError;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicUsize};
 
-use super::copied::{Head, Slots};
-use super::signal_bounds::Bounds;
-use super::signal_context::{copy_words, registers, thread_pointer};
 use super::syscalls::{Optional, permit};
-use super::ticks;
 use crate::base::{Bytes, warnings};
+use crate::os::clock::cycle_clock;
+use crate::os::signal::bounds::Bounds;
+use crate::os::signal::context::{copy_words, registers, thread_pointer};
+use crate::os::stack_snapshot::{Head, Slots};
 
 /// Maximum number of threads with an entry.
 pub const ENTRIES: usize = 1 << 16;
@@ -95,7 +100,7 @@ pub fn install(signal: c_int, slots: usize, stack_bytes: usize) -> io::Result<&'
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     // The tick source must be determined before the first sample takes a tick.
-    ticks::source();
+    cycle_clock::source();
     let number = usize::try_from(signal).ok();
     let place = number.and_then(|number| TARGETS.get(number)).ok_or(io::ErrorKind::InvalidInput)?;
     if let Some(target) = at(place) {
@@ -314,7 +319,7 @@ impl Target {
         let words = if sp.is_multiple_of(8) { end.wrapping_sub(sp) / 8 } else { 0 };
         let whole = is_stack && words <= slot.room() as u64;
         let (tag, thread_pointer) = (entry.into(), thread_pointer());
-        let head = Head { tid, tag, weight, registers, thread_pointer, time: ticks::now() };
+        let head = Head { tid, tag, weight, registers, thread_pointer, time: cycle_clock::now() };
         slot.publish(&head, whole, |place| {
             let words = place.len().min(words as usize);
             // SAFETY: from sp to the end of the running thread's own stack, or of the page it runs

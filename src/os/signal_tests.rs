@@ -1,8 +1,8 @@
 #![allow(unsafe_code)]
 
 use super::*;
-use crate::os::copied::Copied;
-use crate::os::stack_bounds::StackBounds;
+use crate::os::proc::stack_bounds::StackBounds;
+use crate::os::stack_snapshot::Copied;
 use std::sync::atomic::AtomicU64;
 
 /// Installs a target on a signal that no other test uses.

@@ -31,5 +31,5 @@ pub enum Error {
     Images(#[from] os::images::Error),
     /// The list of threads could not be read.
     #[error(transparent)]
-    Threads(#[from] os::threads::Error),
+    Threads(#[from] os::proc::threads::Error),
 }

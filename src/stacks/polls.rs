@@ -6,10 +6,10 @@
 use std::hash::{DefaultHasher, Hasher};
 
 use crate::base::Clock;
-use crate::os::copied::Copied;
-use crate::os::glance::{Eyes, Runs};
-use crate::os::tasks::Tasks;
-use crate::os::threads;
+use crate::os::proc::thread_list::Tasks;
+use crate::os::proc::thread_reader::{Eyes, Runs};
+use crate::os::proc::threads;
+use crate::os::stack_snapshot::Copied;
 use crate::unwind::Walker;
 use crate::unwind::thread_sampler::{BATCH, Caught, Net, SIGNAL};
 
@@ -120,7 +120,7 @@ fn marks(copied: &Copied, pointers: &[u64]) -> Box<[u64]> {
 #[cfg(all(test, target_os = "linux"))]
 mod tests {
     use super::*;
-    use crate::os::copied::{Head, Registers};
+    use crate::os::stack_snapshot::{Head, Registers};
 
     #[test]
     fn a_frame_is_what_lies_between_two_stack_pointers() {

@@ -27,7 +27,8 @@ use super::slot::{Hand, Seen, Slots, Store};
 use super::waker::is_capturing;
 use crate::base::Moment;
 use crate::model::Calibration;
-use crate::os::{threads, ticks};
+use crate::os::clock::cycle_clock;
+use crate::os::proc::threads;
 
 /// Maximum number of free slots that a thread holds: 4 KiB.
 const ROOM: usize = 64;
@@ -77,8 +78,8 @@ impl Local {
     #[cold]
     fn more_numbers(&mut self) {
         // Selects the clock source, which must precede the first tick.
-        ticks::source();
-        FIRST.get_or_init(ticks::pair);
+        cycle_clock::source();
+        FIRST.get_or_init(cycle_clock::pair);
         self.next = NUMBER.fetch_add(NUMBERS, Relaxed);
         self.last = self.next + NUMBERS;
     }
@@ -115,7 +116,7 @@ fn locally<T>(act: impl Fn(&mut Local) -> T) -> T {
 
 /// Returns the conversion of ticks to moments.
 pub(super) fn calibration() -> Calibration {
-    Calibration::new(FIRST.get().copied().into_iter().chain([ticks::pair()]))
+    Calibration::new(FIRST.get().copied().into_iter().chain([cycle_clock::pair()]))
 }
 
 /// Returns at most `most` tasks from `from` on, and the cursor of the next task if there are more.

@@ -36,7 +36,8 @@ use crate::base::{Anchor, Clock, Moment, Site};
 use crate::model::{
     Calibration, Profile, Sample, Spawned, StackHandle, TaskDump, TaskRow, TaskState, ValueType,
 };
-use crate::os::{images, ticks};
+use crate::os::clock::cycle_clock;
+use crate::os::images;
 use crate::unwind;
 use sampling::Sampling;
 
@@ -229,7 +230,7 @@ impl Dump {
     /// Returns the time since `tick`.
     fn age(&self, tick: u64) -> Duration {
         let moment = |tick| self.calibration.moment(tick);
-        moment(ticks::now()).since(moment(tick))
+        moment(cycle_clock::now()).since(moment(tick))
     }
 
     /// Takes replies until `wanted` have arrived, `most` has passed, or the deadline is reached.

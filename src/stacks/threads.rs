@@ -29,7 +29,7 @@ use super::Error;
 use crate::base::{Anchor, Clock};
 use crate::model::{Profile, Sample, StackHandle, ThreadDump, ThreadRow, ValueType};
 use crate::os::images;
-use crate::os::threads::{self, Thread, Threads};
+use crate::os::proc::threads::{self, Thread, Threads};
 use crate::unwind::thread_sampler::{Net, SIGNAL};
 use crate::unwind::{self, End, MAX_FRAMES, Walker};
 

@@ -5,7 +5,7 @@ use std::ffi::OsStr;
 use std::path::Path;
 
 use crate::base::warnings;
-use crate::os::mounts::Mount;
+use crate::os::proc::mounts::Mount;
 
 const TOPIC: &str = "store.lifetime";
 

@@ -1,6 +1,6 @@
 //! A replacement without effect for a task's trace state, in builds without tracing.
 
-use crate::os::ticks;
+use crate::os::clock::cycle_clock;
 
 #[derive(Debug)]
 pub(super) struct Node;
@@ -14,7 +14,7 @@ impl Node {
     }
 
     pub(super) fn tick() -> u64 {
-        ticks::recently()
+        cycle_clock::recently()
     }
 
     pub(super) fn poll(&mut self, _tick: u64) -> Slice {

@@ -24,7 +24,7 @@ use crate::base::{Anchor, Moment};
 use crate::model::{
     ArgValue, EventKind, StringHandle, Timeline, TimelineEvent, TrackHandle, TrackKind,
 };
-use crate::os::ticks;
+use crate::os::clock::cycle_clock;
 
 /// Builds the timeline of a session that has ended.
 pub(super) fn assemble(
@@ -100,7 +100,7 @@ fn process(
     let end = instants.last().map_or(now, |last| now.max(last.at));
     let mut args = vec![("recorded", recorder::engine())];
     if complete.is_some() {
-        args.push(("clock", ticks::source().name()));
+        args.push(("clock", cycle_clock::source().name()));
     }
     let args = args.into_iter().map(|(name, text)| {
         (timeline.strings.intern(name), ArgValue::Text(timeline.strings.intern(text)))

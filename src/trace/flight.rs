@@ -28,7 +28,7 @@ use crate::model::{
     Activity, Calibration, Losses, OpenSlice, RawSlice, RawTask, StringTable, ThreadSlices,
     TraceMode,
 };
-use crate::os::ticks;
+use crate::os::clock::cycle_clock;
 
 /// Divisor of `max_bytes` for the rings, and for each of the two copies of a capture.
 pub(super) const SHARE: u64 = 4;
@@ -88,7 +88,7 @@ pub(super) fn calibrate() {
         return;
     }
     let mut flight = lock();
-    let (tick, at) = ticks::pair();
+    let (tick, at) = cycle_clock::pair();
     let step = flight.window / (PAIRS as u32 - 2);
     if flight.pairs.back().is_none_or(|(_, last)| at.since(*last) >= step) {
         flight.pair(tick, at);
@@ -98,7 +98,7 @@ pub(super) fn calibrate() {
 /// Returns the current conversion of ticks to moments.
 pub(super) fn calibration() -> Calibration {
     let flight = lock();
-    Calibration::new(flight.pairs.iter().copied().chain([ticks::pair()]))
+    Calibration::new(flight.pairs.iter().copied().chain([cycle_clock::pair()]))
 }
 
 impl Flight {
@@ -113,9 +113,9 @@ impl Flight {
         let runs = EPOCH.load(Ordering::Relaxed) != 0;
         if on && !runs {
             // Selects the clock source, which must precede the first tick.
-            ticks::source();
+            cycle_clock::source();
             self.pairs.clear();
-            let (tick, at) = ticks::pair();
+            let (tick, at) = cycle_clock::pair();
             self.pair(tick, at);
             self.epochs += 1;
             SINCE.store(tick, Ordering::Relaxed);
@@ -181,7 +181,7 @@ pub(super) fn begin(max_bytes: Bytes) -> Option<Window> {
     flight.max_bytes.get_or_insert(max_bytes);
     flight.captures += 1;
     flight.apply();
-    let (tick, at) = ticks::pair();
+    let (tick, at) = cycle_clock::pair();
     let now = [(tick, at)];
     let calibration = Calibration::new(flight.pairs.iter().copied().chain(now));
     let from = calibration.tick(at - flight.window).max(SINCE.load(Ordering::Relaxed));
@@ -193,7 +193,7 @@ pub(super) fn begin(max_bytes: Bytes) -> Option<Window> {
 
 /// Ends the capture that started with `window` and returns its data.
 pub(super) fn end(window: Window, strings: &mut StringTable) -> Taken {
-    let cutoff = ticks::now();
+    let cutoff = cycle_clock::now();
     let Window { from, lost_before, mut threads } = window;
     let mut losses = Losses::default();
     let gone = go_on(&mut threads, from);
@@ -203,7 +203,7 @@ pub(super) fn end(window: Window, strings: &mut StringTable) -> Taken {
         "polls and parks dropped: no memory for another thread's ring",
         lost_without_rings().saturating_sub(lost_before),
     );
-    if !ticks::is_trusted() {
+    if !cycle_clock::is_trusted() {
         losses.add("times that may be wrong: the kernel has turned from the CPU's counter", 1);
     }
 
@@ -219,7 +219,7 @@ pub(super) fn end(window: Window, strings: &mut StringTable) -> Taken {
 
 /// Returns the data so far of the capture that started with `window`, without ending it.
 pub(super) fn peek(window: &Window, strings: &mut StringTable) -> Activity {
-    let cutoff = ticks::now();
+    let cutoff = cycle_clock::now();
     let mut threads = window.threads.clone();
     go_on(&mut threads, window.from);
     show(threads, (window.from, cutoff), calibration(), strings)
@@ -274,7 +274,7 @@ pub(super) fn abandon() {
 fn close() -> Vec<(u64, Moment)> {
     let mut flight = lock();
     flight.captures = flight.captures.saturating_sub(1);
-    let pairs = flight.pairs.iter().copied().chain([ticks::pair()]).collect();
+    let pairs = flight.pairs.iter().copied().chain([cycle_clock::pair()]).collect();
     flight.apply();
     pairs
 }

@@ -16,7 +16,9 @@ use super::recorder;
 use super::thread;
 use super::unstable::{self, TaskHooks};
 use crate::model::{RawKind, TaskKey};
-use crate::os::{births, fork, ticks};
+use crate::os::clock::cycle_clock;
+use crate::os::fork;
+use crate::os::thread_start;
 
 /// Number of runtimes with the hooks.
 static RUNTIMES: AtomicU64 = AtomicU64::new(0);
@@ -128,7 +130,7 @@ impl Hooks {
         let Self { start, stop, park, unpark, tells_of_threads, tasks } = self;
         if tells_of_threads {
             builder.on_thread_start(move || {
-                births::tell();
+                thread_start::tell();
                 fork::notice();
                 if let Some(start) = &start {
                     start();
@@ -146,7 +148,7 @@ impl Hooks {
             }
             thread::works_for(runtime);
             if thread::is_recorded() {
-                thread::begin(RawKind::Park, TaskKey::default(), ticks::now());
+                thread::begin(RawKind::Park, TaskKey::default(), cycle_clock::now());
             }
         });
         builder.on_thread_unpark(move || {

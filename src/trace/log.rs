@@ -22,7 +22,7 @@ use super::budget::{Budget, TEXT, is_spent, price};
 use super::fields::Fields;
 use super::loss::{Cause, Counts};
 use crate::base::{Clock, Moment, SystemClock};
-use crate::os::threads;
+use crate::os::proc::threads;
 
 /// Maximum nesting depth of a thread's slices.
 pub(super) const MAX_DEPTH: usize = 128;

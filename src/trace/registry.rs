@@ -20,8 +20,9 @@ use std::sync::{Arc, MutexGuard, OnceLock, PoisonError, TryLockError};
 use std::thread;
 
 use super::thread::{Memory, Rings};
-use crate::os::memory::Chunk;
-use crate::os::{threads, ticks};
+use crate::os::clock::cycle_clock;
+use crate::os::mapped_memory::Chunk;
+use crate::os::proc::threads;
 
 /// Minimum number of slices in a ring.
 const LEAST: usize = 64;
@@ -167,7 +168,7 @@ fn map(slices: usize) -> Option<&'static Rings> {
 pub(super) fn give_back(rings: &Rings) {
     rings.close();
     if let Some(tenancy) = lock(&rings.tenancy).as_mut() {
-        tenancy.ended = Some(ticks::now());
+        tenancy.ended = Some(cycle_clock::now());
     }
     EXHAUSTED.store(false, Ordering::SeqCst);
 }
@@ -191,7 +192,7 @@ impl Rings {
 
 impl Registry {
     fn grant(&mut self, cpus: usize) -> Option<Grant> {
-        let forgotten = ticks::now().saturating_sub(self.window);
+        let forgotten = cycle_clock::now().saturating_sub(self.window);
         let vacant = self.vacant();
         let grant = match vacant {
             Some((ended, rings)) if ended < forgotten => Grant::Vacant(rings),

@@ -39,8 +39,8 @@ use super::sites;
 use super::thread::{self, BEGAN, EPOCH, Rings};
 use crate::base::{Clock, Moment, SystemClock, standstill};
 use crate::model::{Calibration, OpenSlice, RawKind, RawSlice};
-use crate::os::ticks;
-use crate::os::wake::Listener;
+use crate::os::clock::cycle_clock;
+use crate::os::eventfd::Listener;
 
 /// A poll that lasted longer than the threshold.
 #[derive(Clone, Debug)]
@@ -106,10 +106,10 @@ impl Watch {
     /// Creates a detector for polls of at least `threshold`. Must be called on a runtime with I/O
     /// enabled.
     pub(crate) fn new(threshold: Duration) -> Self {
-        ticks::source();
+        cycle_clock::source();
         let began = Listener::new(&BEGAN).ok();
         *waits() = Some(Waits::new());
-        Self { overdue: Overdue::new(threshold), first: ticks::pair(), began }
+        Self { overdue: Overdue::new(threshold), first: cycle_clock::pair(), began }
     }
 
     /// Waits until a poll starts after the wake-up was armed; a check is then due. Cancel safe.
@@ -124,7 +124,7 @@ impl Watch {
     /// next check.
     pub(crate) fn look(&mut self) -> (Vec<Overlong>, Duration) {
         let told = self.began.is_some() && thread::rests();
-        let (tick, now) = ticks::pair();
+        let (tick, now) = cycle_clock::pair();
         let calibration = Calibration::new([self.first, (tick, now)]);
         let threads = registry::all();
         let seen: Vec<Seen> = threads

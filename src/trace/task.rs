@@ -13,7 +13,7 @@ use super::hooks;
 use super::recorder;
 use super::thread;
 use crate::model::{RawKind, TaskKey};
-use crate::os::ticks;
+use crate::os::clock::cycle_clock;
 
 /// The trace state of a wrapped future. Dropping it ends the task.
 #[derive(Debug)]
@@ -37,7 +37,7 @@ impl Node {
     /// Returns the current tick. It is exact only while polls are recorded.
     #[inline]
     pub(crate) fn tick() -> u64 {
-        if thread::is_recorded() { ticks::now() } else { ticks::recently() }
+        if thread::is_recorded() { cycle_clock::now() } else { cycle_clock::recently() }
     }
 
     /// Starts a poll at `tick`. Returns its slice, or `None` if the hooks record the poll.

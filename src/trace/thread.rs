@@ -25,7 +25,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::registry::{self, Denial};
 use super::ring::{Open, Ring};
 use crate::model::{OpenSlice, RawKind, RawSlice, RawTask, TaskKey};
-use crate::os::ticks;
+use crate::os::clock::cycle_clock;
 use epoch::RESTS;
 
 pub(super) use epoch::{BEGAN, EPOCH, SINCE, is_recorded, record, rest, rests, stir};
@@ -274,7 +274,7 @@ pub(super) fn end(kind: RawKind, task: impl FnOnce() -> TaskKey) {
     if epoch != 0
         && let Some(rings) = here()
     {
-        rings.end(epoch, || What { kind, named: false, task: task() }, ticks::now());
+        rings.end(epoch, || What { kind, named: false, task: task() }, cycle_clock::now());
     }
 }
 
@@ -286,7 +286,7 @@ pub(super) fn end_known(kind: RawKind, task: TaskKey, start: u64) {
     if epoch != 0
         && let Some(rings) = here()
     {
-        rings.end_known(epoch, (kind, task), start, ticks::now());
+        rings.end_known(epoch, (kind, task), start, cycle_clock::now());
     }
 }
 
@@ -297,7 +297,7 @@ pub(super) fn end_task(kind: RawKind, task: TaskKey, start: u64) {
     if epoch != 0
         && let Some(rings) = here()
     {
-        let now = ticks::now();
+        let now = cycle_clock::now();
         rings.end_known(epoch, (kind, task), start, now);
         rings.tasks.push(RawTask::new(RawKind::Ended, now, task).0);
     }
@@ -318,7 +318,7 @@ pub(super) fn task(kind: RawKind, task: TaskKey) {
         && task.number != 0
         && let Some(rings) = here()
     {
-        rings.tasks.push(RawTask::new(kind, ticks::now(), task).0);
+        rings.tasks.push(RawTask::new(kind, cycle_clock::now(), task).0);
     }
 }
 

@@ -22,7 +22,7 @@ mod present {
     use super::super::thread;
     use crate::base::Site;
     use crate::model::{RawKind, TaskKey};
-    use crate::os::ticks;
+    use crate::os::clock::cycle_clock;
 
     /// `true` if task hooks are compiled in.
     pub(in super::super) const PRESENT: bool = true;
@@ -45,7 +45,7 @@ mod present {
             builder.on_before_task_poll(move |meta| {
                 tell(before_poll.as_ref(), meta);
                 if thread::is_recorded() {
-                    thread::begin(RawKind::HookedPoll, key(meta), ticks::now());
+                    thread::begin(RawKind::HookedPoll, key(meta), cycle_clock::now());
                 }
             });
             builder.on_after_task_poll(move |meta| {

@@ -7,9 +7,9 @@
 
 use std::sync::Arc;
 
-use crate::os::copied::{Copied, Registers};
 use crate::os::images::Error;
 use crate::os::own_memory;
+use crate::os::stack_snapshot::{Copied, Registers};
 use crate::unwind::infer;
 use crate::unwind::kept::{Kept, OF_COPIES};
 use crate::unwind::modules::Modules;

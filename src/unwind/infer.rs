@@ -27,8 +27,8 @@
 //! equated with the called one because the two are close together. That may be wrong between the
 //! return of a function and the frame of the next. Code is read in its current state, by `pread`.
 
-use crate::os::copied::Registers;
 use crate::os::own_memory;
+use crate::os::stack_snapshot::Registers;
 use crate::unwind::calls;
 use crate::unwind::kept::Replaced;
 use crate::unwind::modules::Modules;

@@ -52,10 +52,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, PoisonError};
 
 use crate::base::warnings;
-use crate::os::copied::Registers;
 use crate::os::fork;
 use crate::os::images::{self, Error};
 use crate::os::own_stack::{bounds, read, registers};
+use crate::os::stack_snapshot::Registers;
 use crate::unwind::kept::{Kept, OF_OWN};
 use crate::unwind::modules::{Modules, Reading};
 use crate::unwind::pool::{Claim, Pool, Turns};

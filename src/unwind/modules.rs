@@ -12,7 +12,7 @@ use gimli::{BaseAddresses, DebugFrame, EhFrame, LittleEndian};
 
 use crate::os::elf::{ElfFile, Section};
 use crate::os::images::{self, Segment};
-use crate::os::memory::Copy;
+use crate::os::mapped_memory::Copy;
 use crate::os::own_memory;
 use crate::unwind::calls;
 use crate::unwind::index::{self, Index};

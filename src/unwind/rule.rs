@@ -10,7 +10,7 @@
 
 use gimli::{CfaRule, Register, RegisterRule, UnwindTableRow};
 
-use crate::os::copied::Registers;
+use crate::os::stack_snapshot::Registers;
 use crate::unwind::tables::Storage;
 
 /// DWARF numbers of the stack pointer, the frame pointer and the return address.

@@ -12,7 +12,7 @@ use gimli::{
     UnwindContext, UnwindContextStorage, UnwindExpression, UnwindSection, UnwindTableRow, Value,
 };
 
-use crate::os::copied::Registers;
+use crate::os::stack_snapshot::Registers;
 use crate::unwind::infer::Function;
 use crate::unwind::modules::{Module, Modules};
 use crate::unwind::rule::{NUMBERS, Rule, Stop, caller};

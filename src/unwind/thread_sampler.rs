@@ -16,11 +16,11 @@ use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::base::{Clock, Moment};
-use crate::os::copied::Copied;
 use crate::os::images::Error;
+use crate::os::proc::stack_bounds::StackBounds;
 use crate::os::quota;
 use crate::os::signal::{self, Entry, Target};
-use crate::os::stack_bounds::StackBounds;
+use crate::os::stack_snapshot::Copied;
 use crate::os::syscalls::{Optional, permit};
 use crate::unwind::{End, MAX_FRAMES, Walker};
 

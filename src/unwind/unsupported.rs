@@ -1,8 +1,8 @@
 //! Stub: stack samples of other threads are taken on Linux only.
 
 use crate::base::Clock;
-use crate::os::copied::Copied;
 use crate::os::images::Error;
+use crate::os::stack_snapshot::Copied;
 use crate::unwind::{End, Walker};
 
 /// Signal used for sampling on Linux.

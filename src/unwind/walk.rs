@@ -15,7 +15,7 @@
 //! arithmetic of [`follow`] would be saved: at most 18 instructions, an eighth. (Callgrind, release
 //! builds, each allocation sampled, between depths of 10 and 50; cycles are the best of 40 runs.)
 
-use crate::os::copied::Registers;
+use crate::os::stack_snapshot::Registers;
 use crate::unwind::End;
 use crate::unwind::infer::infer;
 use crate::unwind::modules::Modules;

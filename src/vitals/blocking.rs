@@ -21,8 +21,9 @@ use tokio::runtime::Handle;
 use super::Runtimes;
 use crate::base::standstill::running_time;
 use crate::base::{Clock, Moment};
-use crate::os::tasks::Tasks;
-use crate::os::{threads, timer};
+use crate::os::clock::cpu_timer;
+use crate::os::proc::thread_list::Tasks;
+use crate::os::proc::threads;
 
 /// Interval of closures while no pool thread is active: more than tokio's 10 s for idle threads.
 const CALM: Duration = Duration::from_secs(15);
@@ -228,7 +229,7 @@ impl Pools {
         let mut has_worked = false;
         for tid in self.pool.iter().take(MAX_POOL) {
             let Some(thread) = self.threads.get_mut(tid) else { continue };
-            let Ok(cpu) = timer::cpu_time_of(*tid) else { continue };
+            let Ok(cpu) = cpu_timer::cpu_time_of(*tid) else { continue };
             if thread.cpu.is_none_or(|last| cpu > last) {
                 thread.cpu = Some(cpu);
                 has_worked = true;

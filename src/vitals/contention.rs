@@ -24,7 +24,7 @@ use std::time::Duration;
 
 use crate::base::{Moment, Percent};
 use crate::model::Beat;
-use crate::os::cpu_contention::{MachineCpu, MachineTime, RunDelay, RunDelays};
+use crate::os::proc::cpu_contention::{MachineCpu, MachineTime, RunDelay, RunDelays};
 
 /// Averaging window of `blocked`, in seconds.
 const SECONDS: usize = 6;

@@ -42,7 +42,7 @@ use tokio::sync::Notify;
 use super::blocking::BlockingProbe;
 use super::stalled::{ProbeState, StalledTime};
 use crate::base::{Clock, Moment, standstill};
-use crate::os::threads;
+use crate::os::proc::threads;
 
 /// Returns the interval at which an idle runtime is woken: two seconds for each four observed
 /// runtimes, which limits wake-ups to two per second.

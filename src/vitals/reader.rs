@@ -16,9 +16,9 @@ use super::trend::Trend;
 use crate::base::{Bytes, Clock, Moment, Percent, SystemClock, panic_log, standstill, warnings};
 use crate::model::{AtLimit, Beat, Limit, MemoryWall, Vitals};
 use crate::os::cgroup::{Cgroup, Problem, Strain};
-use crate::os::cores::Cores;
-use crate::os::process;
-use crate::os::procfs::Procfs;
+use crate::os::proc::cores::Cores;
+use crate::os::proc::process;
+use crate::os::proc::procfs::Procfs;
 
 /// Interval at which limits are read again. They are changed by hand or by an autoscaler, which
 /// poll less often than once a second. Reading them at every tick would double its cost.

@@ -18,7 +18,7 @@ use std::time::Duration;
 use marple::base::{Clock, Hertz, SystemClock};
 use marple::cpu::{Options, Session};
 use marple::model::LabelValue;
-use marple::os::process::cpu_time;
+use marple::os::proc::process::cpu_time;
 use marple::symbols;
 
 /// The name of the thread that works.

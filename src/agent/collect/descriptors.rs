@@ -2,7 +2,7 @@
 
 use super::{Evidence, Failure, Snapshot, Started};
 use crate::base::{Anchor, Bytes};
-use crate::os::descriptors;
+use crate::os::proc::descriptors;
 
 /// Memory of a dump: counts of at most 4096 targets, and inodes of at most 100,000 sockets.
 pub(super) const MEMORY: Bytes = Bytes::mib(4);

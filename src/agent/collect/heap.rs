@@ -17,7 +17,7 @@ use crate::base::{Anchor, Bytes, Moment, log};
 use crate::config::{HeapSettings, Settings};
 use crate::heap;
 use crate::model::{CaptureKind, Losses, Metric, Profile, Rule, Vitals};
-use crate::os::wake::Listener;
+use crate::os::eventfd::Listener;
 use crate::unwind;
 
 /// Dumps are serialized: there is one set of reserved buffers.

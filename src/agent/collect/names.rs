@@ -2,7 +2,8 @@
 //! replaces them.
 
 use crate::model::Vitals;
-use crate::os::{images, process};
+use crate::os::images;
+use crate::os::proc::process;
 use crate::symbols;
 
 /// Opens the files of loaded code. Takes some milliseconds.

@@ -26,7 +26,8 @@ use crate::agent::standstill::StandstillDetector;
 use crate::base::{Anchor, Clock, Moment, SystemClock, log, standstill};
 use crate::config::{Settings, ThreadsMode};
 use crate::model::{Metric, Profile, Stall, ThreadDump, TraceMode};
-use crate::os::{self, alarm::Alarm};
+use crate::os;
+use crate::os::clock::timerfd::Alarm;
 use crate::stacks::threads;
 use crate::symbols;
 use crate::trace::stalls::{Overlong, Starved, Suspicion, Verdict, Watch, longest as longest_poll};
@@ -190,7 +191,7 @@ impl Stalls {
             }
             // Must precede all measurements.
             detector.woke(self.due.min(tick_due));
-            let before = os::threads::cpu_time();
+            let before = os::proc::threads::cpu_time();
             let (overlong, next) = watch.look();
             let suspected = self.suspicions.as_mut().map(|suspicions| suspicions.look(before));
             self.due = Instant::now() + suspected.map_or(next, |suspected| suspected.min(next));
@@ -216,10 +217,10 @@ impl Stalls {
             })
             .collect();
         self.examined = Some(self.thread.run(move || {
-            let before = os::threads::cpu_time();
+            let before = os::proc::threads::cpu_time();
             let examine = |(poll, may_ask)| examine(poll, signals, may_ask);
             let found = polls.into_iter().map(examine).collect();
-            (found, os::threads::cpu_time().saturating_sub(before))
+            (found, os::proc::threads::cpu_time().saturating_sub(before))
         }));
     }
 
@@ -242,11 +243,11 @@ impl Stalls {
     fn weigh(&mut self, verdict: Verdict) {
         let suspicions = verdict.suspicions.clone();
         let weighed = self.thread.run(move || {
-            let before = os::threads::cpu_time();
+            let before = os::proc::threads::cpu_time();
             let weighed = suspicions.into_iter();
             let weighed =
                 weighed.filter_map(|suspicion| Some((suspicion, weigh(&suspicion)?))).collect();
-            (weighed, os::threads::cpu_time().saturating_sub(before))
+            (weighed, os::proc::threads::cpu_time().saturating_sub(before))
         });
         self.weighed = Some((verdict, weighed));
     }

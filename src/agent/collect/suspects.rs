@@ -18,7 +18,9 @@ pub(super) use self::poll_roles::{holds_up, is_in_place_function};
 use crate::agent::side_thread::SideThread;
 use crate::base::{Clock, Moment, SystemClock, standstill, warnings};
 use crate::model::{Beat, Profile, ValueType};
-use crate::os::{images, threads, timer};
+use crate::os::clock::cpu_timer;
+use crate::os::images;
+use crate::os::proc::threads;
 use crate::stacks::polls::{Onlooker, Stand};
 use crate::symbols;
 use crate::trace::stalls::{
@@ -127,7 +129,7 @@ impl Suspicions {
             tids.sort_unstable();
             tids.dedup();
             self.threads.extend(tids.into_iter().filter_map(|tid| {
-                let cpu = timer::cpu_time_of(tid).ok()?;
+                let cpu = cpu_timer::cpu_time_of(tid).ok()?;
                 Some(WorkerThread { tid, cpu, recorded: recorded.contains(&tid) })
             }));
             let alive = |tid: &u32| self.threads.iter().any(|thread| thread.tid == *tid);
@@ -263,7 +265,7 @@ impl Examiner {
     /// Returns `true` if a thread sleeps and has used no CPU since `still` was recorded, so that it
     /// is not waiting for a core.
     fn has_slept(&self, still: &Still) -> bool {
-        timer::cpu_time_of(still.tid).is_ok_and(|cpu| cpu == still.cpu)
+        cpu_timer::cpu_time_of(still.tid).is_ok_and(|cpu| cpu == still.cpu)
             && !self.onlooker.is_runnable(still.tid)
     }
 

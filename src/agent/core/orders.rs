@@ -160,6 +160,6 @@ impl Core {
 
 /// Returns the memory left below the limit, or the address space left if that is smaller.
 fn headroom(vitals: &Vitals) -> Option<Bytes> {
-    let left = [vitals.headroom(), os::memory::address_space_left()];
+    let left = [vitals.headroom(), os::mapped_memory::address_space_left()];
     left.into_iter().flatten().min()
 }

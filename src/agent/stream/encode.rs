@@ -113,7 +113,7 @@ fn begin(events: mpsc::Sender<Event>) -> Option<Thread> {
 fn run(inbox: &Receiver<Order>, events: &mpsc::Sender<Event>) {
     os::own_thread::enter();
     let _excluded = collect::heap::exclude_current_thread();
-    os::process::lower_priority();
+    os::proc::process::lower_priority();
     while let Ok((id, seen)) = inbox.recv() {
         // `encode` has a fence of its work, but not of the values it drops.
         let result = panics::fence(|| seen.encode()).unwrap_or_else(|panic| {

@@ -345,7 +345,7 @@ fn dump(kind: CaptureKind, settings: &Settings, anchor: Anchor) -> Result<Eviden
 fn threadcreate(anchor: Anchor) -> Result<Profile, Failure> {
     let kind = ValueType { name: "threadcreate", unit: "count" };
     let mut profile = Profile::new(&[kind], kind, 1, anchor.wall);
-    let threads = i64::try_from(os::threads::list()?.len()).unwrap_or(i64::MAX);
+    let threads = i64::try_from(os::proc::threads::list()?.len()).unwrap_or(i64::MAX);
     profile.samples.push(Sample { stack: None, values: vec![threads], labels: Vec::new() });
     profile.comments.push("where threads were made is not recorded".to_owned());
     Ok(profile)

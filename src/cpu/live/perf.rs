@@ -35,10 +35,10 @@ use std::time::Duration;
 use super::allotment::{Exchange, NotSampled, Unsampled, Waiting, exchange};
 use super::sampler::{Drain, Sampler, Verdict, drain_interval};
 use crate::base::{Clock, Hertz, Moment, SystemClock};
-use crate::os::copied::Copied;
+use crate::os::clock::cpu_timer::cpu_time_of;
 use crate::os::perf::{Event, FilledRings, Sampling};
 use crate::os::quota::{self, Allowance, Descriptors};
-use crate::os::timer::cpu_time_of;
+use crate::os::stack_snapshot::Copied;
 
 /// Stack bytes copied at first. Two records of `SHALLOW + 80` bytes fit into 16 KiB.
 const SHALLOW: u32 = 7 << 10;

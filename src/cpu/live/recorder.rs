@@ -18,10 +18,10 @@ use super::window::Window;
 use crate::base::{Anchor, Clock, Hertz, Moment, OfProcess, SystemClock, panics, warnings};
 use crate::cpu::{Error, Options};
 use crate::model::Profile;
-use crate::os::births;
-use crate::os::copied::Copied;
 use crate::os::own_thread;
-use crate::os::process::cpu_time;
+use crate::os::proc::process::cpu_time;
+use crate::os::stack_snapshot::Copied;
+use crate::os::thread_start;
 use crate::unwind::{End, MAX_FRAMES, Outermost, Walker};
 
 /// Table entries of a session: 3 to 6 MB when full.
@@ -52,7 +52,7 @@ pub(in crate::cpu) struct Recorder {
     shared: Arc<Shared>,
     thread: OfProcess<JoinHandle<()>>,
     /// Wakes the recorder when a thread reports its start.
-    _births: births::Listening,
+    _births: thread_start::Listening,
 }
 
 struct Shared {
@@ -132,7 +132,7 @@ impl Recorder {
         });
         let thread = thread.map_err(|source| Error::Thread { source })?;
         let recorder = Arc::downgrade(&shared);
-        let _births = births::listen(move || {
+        let _births = thread_start::listen(move || {
             if let Some(shared) = recorder.upgrade() {
                 shared.wake.notify_one();
             }
@@ -229,7 +229,7 @@ impl Shared {
             });
             if now.since(heard) >= HEAR_EVERY {
                 heard = now;
-                births::want();
+                thread_start::want();
             }
             panics_in_a_row = if turn.is_some() { 0 } else { panics_in_a_row + 1 };
             if panics_in_a_row >= MAX_PANICS {

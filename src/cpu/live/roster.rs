@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::ops::Bound;
 
-use crate::os::tasks::Tasks;
-use crate::os::timer::cpu_time_of;
+use crate::os::clock::cpu_timer::cpu_time_of;
+use crate::os::proc::thread_list::Tasks;
 
 /// Maximum number of distinct thread names; further names are grouped as [`OTHERS`].
 const MAX_NAMES: usize = 4096;
@@ -195,7 +195,7 @@ mod tests {
     fn waiting(name: &str) -> (u32, mpsc::Sender<()>, JoinHandle<()>) {
         let ((hold, wait), (tell, told)) = (mpsc::channel::<()>(), mpsc::channel());
         let body = move || {
-            tell.send(crate::os::threads::current()).unwrap();
+            tell.send(crate::os::proc::threads::current()).unwrap();
             wait.recv().unwrap_or_default();
         };
         let thread = Builder::new().name(name.to_owned()).spawn(body).unwrap();

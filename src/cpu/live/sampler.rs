@@ -8,7 +8,7 @@ use super::timer::TimerSampler;
 use crate::base::{Hertz, Moment};
 use crate::cpu::Error;
 use crate::model::CpuEngine;
-use crate::os::copied::Copied;
+use crate::os::stack_snapshot::Copied;
 
 /// Result of unwinding a sample, as far as the engine needs it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -36,13 +36,13 @@ use super::perf::{REVIEW_EVERY, period};
 use super::sampler::{Drain, Sampler, Verdict};
 use crate::base::{Clock, Hertz, Moment, SystemClock};
 use crate::model::Calibration;
-use crate::os::copied::Copied;
+use crate::os::clock::cpu_timer::{ThreadTimer, cpu_time_of};
+use crate::os::clock::cycle_clock;
+use crate::os::proc::stack_bounds::StackBounds;
 use crate::os::quota::{self, Allowance};
 use crate::os::signal::{self, Entry, Target};
-use crate::os::stack_bounds::StackBounds;
+use crate::os::stack_snapshot::Copied;
 use crate::os::syscalls::{Optional, permit};
-use crate::os::ticks;
-use crate::os::timer::{ThreadTimer, cpu_time_of};
 
 /// Maximum stack bytes copied.
 const STACK: usize = 32 << 10;
@@ -89,7 +89,7 @@ pub(super) struct TimerSampler {
 impl TimerSampler {
     /// Creates the sampler and installs the signal handler if necessary.
     pub(super) fn new(frequency: Hertz) -> io::Result<Self> {
-        let cores = crate::os::process::cores().unwrap_or(1) as usize;
+        let cores = crate::os::proc::process::cores().unwrap_or(1) as usize;
         let slots = (cores * SLOTS_PER_CORE).clamp(*SLOTS.start(), *SLOTS.end());
         permit(Optional::ThreadTimers)?;
         let target = signal::install(SIGPROF, slots, STACK)?;
@@ -112,7 +112,7 @@ impl TimerSampler {
             lost: target.slots().lost(),
             random: std::process::id().into(),
             copied,
-            pairs: [ticks::pair(); 2],
+            pairs: [cycle_clock::pair(); 2],
         })
     }
 
@@ -283,7 +283,7 @@ impl Sampler for TimerSampler {
         _extent: Drain<'_>,
         take: &mut dyn FnMut(&Copied, Moment) -> Verdict,
     ) -> u64 {
-        let pair = ticks::pair();
+        let pair = cycle_clock::pair();
         let [older, newer] = self.pairs;
         let dates = Calibration::new([older, newer, pair]);
         if pair.1.since(newer.1) >= DATE_EVERY {

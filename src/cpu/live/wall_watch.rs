@@ -13,9 +13,9 @@ use super::wall_report::Counts;
 use super::wall_standing::{Standing, Standings};
 use crate::base::{Clock, Hertz, Moment, SystemClock, panics};
 use crate::cpu::Error;
-use crate::os::glance::{Eyes, Runs};
-use crate::os::tasks::Tasks;
-use crate::os::threads::{self, Thread};
+use crate::os::proc::thread_list::Tasks;
+use crate::os::proc::thread_reader::{Eyes, Runs};
+use crate::os::proc::threads::{self, Thread};
 use crate::unwind::thread_sampler::{self, BATCH, Net, SIGNAL};
 use crate::unwind::{End, MAX_FRAMES, Walker};
 

@@ -19,7 +19,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
-use crate::os::mounts::Mount;
+use crate::os::proc::mounts::Mount;
 
 /// A cgroup version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,8 +10,8 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use crate::base::{Clock, Moment, SystemClock, standstill};
-use crate::os::glance::Eyes;
-use crate::os::timer;
+use crate::os::clock::cpu_timer;
+use crate::os::proc::thread_reader::Eyes;
 
 /// Maximum number of threads that one check reads, longest-running polls first. A reading costs
 /// about 4 us.
@@ -156,9 +156,9 @@ impl Waits {
     /// Returns `true` if the thread is runnable and not running: its CPU time does not grow.
     fn waits_now(&self, tid: u32) -> bool {
         let Some(eyes) = &self.eyes else { return false };
-        let before = timer::cpu_time_of(tid).ok();
+        let before = cpu_timer::cpu_time_of(tid).ok();
         let is_runnable = eyes.look(tid).is_some_and(|(thread, _)| thread.state == 'R');
-        is_runnable && before.is_some() && timer::cpu_time_of(tid).ok() == before
+        is_runnable && before.is_some() && cpu_timer::cpu_time_of(tid).ok() == before
     }
 
     fn read(&mut self, now: Moment, polling: Polling) {

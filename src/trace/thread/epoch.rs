@@ -10,7 +10,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::epoch_word::Epoch;
-use crate::os::wake::Wake;
+use crate::os::eventfd::Wake;
 
 pub(super) use super::epoch_word::RESTS;
 

@@ -10,22 +10,22 @@ fn the_first_poll_after_a_rest_wakes_who_rested_and_keeps_what_was_open() {
     let over = || end(RawKind::WrappedPoll, || unreachable!("it began in this recording"));
     BEGAN.open().unwrap();
     registry::limit(1 << 20, 0);
-    ticks::source();
+    cycle_clock::source();
     assert!(rests(), "a recording that begins tells, too");
     record(Some(1));
     assert!(heard() && !rests());
 
-    poll(ticks::now());
+    poll(cycle_clock::now());
     rest();
     assert!(rests() && !heard());
     over();
     assert!(rests() && !heard(), "an end tells nothing");
-    park(ticks::now());
+    park(cycle_clock::now());
     assert!(rests() && !heard(), "nor does a park");
     let before = here().unwrap().slices.next();
-    poll(ticks::now());
+    poll(cycle_clock::now());
     assert!(heard() && !rests());
-    poll(ticks::now());
+    poll(cycle_clock::now());
     assert!(!heard(), "only the first does");
     let open = here().unwrap().open();
     assert_eq!(open.len(), 3, "the park is open still: {open:?}");
@@ -34,7 +34,7 @@ fn the_first_poll_after_a_rest_wakes_who_rested_and_keeps_what_was_open() {
 
     rest();
     assert!(stir() && !stir());
-    poll(ticks::now());
+    poll(cycle_clock::now());
     assert!(!heard());
     rest();
     record(None);

@@ -5,11 +5,11 @@
 use std::arch::asm;
 use std::sync::atomic::AtomicU64;
 
-use super::copied::Registers;
+use crate::os::stack_snapshot::Registers;
 
 /// Returns the registers of the interrupted code.
 #[cfg(target_arch = "x86_64")]
-pub(super) fn registers(context: &libc::ucontext_t) -> Registers {
+pub(crate) fn registers(context: &libc::ucontext_t) -> Registers {
     let [fp, sp, ip] = [libc::REG_RBP, libc::REG_RSP, libc::REG_RIP]
         .map(|register| context.uc_mcontext.gregs.get(register as usize).map_or(0, |&r| r as u64));
     Registers { ip, sp, fp, lr: 0 }
@@ -17,7 +17,7 @@ pub(super) fn registers(context: &libc::ucontext_t) -> Registers {
 
 /// Returns the registers of the interrupted code.
 #[cfg(target_arch = "aarch64")]
-pub(super) fn registers(context: &libc::ucontext_t) -> Registers {
+pub(crate) fn registers(context: &libc::ucontext_t) -> Registers {
     let machine = &context.uc_mcontext;
     let [fp, lr] = [29, 30].map(|register| machine.regs.get(register).copied().unwrap_or(0));
     Registers { ip: machine.pc, sp: machine.sp, fp, lr }
@@ -25,7 +25,7 @@ pub(super) fn registers(context: &libc::ucontext_t) -> Registers {
 
 /// Returns the running thread's pointer to its libc thread descriptor.
 #[inline]
-pub(super) fn thread_pointer() -> u64 {
+pub(crate) fn thread_pointer() -> u64 {
     let pointer: u64;
     // SAFETY: reads a word that every thread has: on x86_64 the psABI requires the first word at
     // the thread pointer to be the pointer itself.
@@ -44,7 +44,7 @@ pub(super) fn thread_pointer() -> u64 {
 ///
 /// The words must be mapped and aligned, and nothing else may read or write `to` during the call.
 #[inline]
-pub(super) unsafe fn copy_words(address: u64, to: &[AtomicU64]) {
+pub(crate) unsafe fn copy_words(address: u64, to: &[AtomicU64]) {
     // SAFETY: required of the caller. Copied by inline assembly, because for the compiler the bytes
     // may be padding or belong to a live `&mut`. The kernel clears the direction flag for a
     // handler.

@@ -9,14 +9,14 @@ const MAX_KEYS: usize = 4096;
 
 /// Counts by kind and target.
 #[derive(Debug, Default)]
-pub(super) struct Counts {
+pub(crate) struct Counts {
     counts: HashMap<(&'static str, String), u64>,
     was_full: bool,
 }
 
 impl Counts {
     /// Adds one to the count of `kind` and `target`.
-    pub(super) fn add(&mut self, kind: &'static str, target: &str) {
+    pub(crate) fn add(&mut self, kind: &'static str, target: &str) {
         if self.counts.len() >= MAX_KEYS {
             self.was_full = true;
             // Frequent texts stay, and later ones get space again.
@@ -30,12 +30,12 @@ impl Counts {
     }
 
     /// Returns `true` if no text was dropped.
-    pub(super) fn is_exact(&self) -> bool {
+    pub(crate) fn is_exact(&self) -> bool {
         !self.was_full
     }
 
     /// Returns the `most` largest counts.
-    pub(super) fn into_rows(self, most: usize) -> Vec<DescriptorCount> {
+    pub(crate) fn into_rows(self, most: usize) -> Vec<DescriptorCount> {
         let row = |((kind, target), count)| DescriptorCount { kind, target, count };
         let mut rows: Vec<DescriptorCount> = self.counts.into_iter().map(row).collect();
         rows.sort_by(|a, b| b.count.cmp(&a.count).then_with(|| a.target.cmp(&b.target)));

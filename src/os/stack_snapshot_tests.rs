@@ -1,5 +1,5 @@
-use super::copied::*;
 use crate::base::sync::Ordering::Relaxed;
+use crate::os::stack_snapshot::*;
 
 fn head(weight: u32) -> Head {
     Head {

@@ -38,7 +38,7 @@ impl Tasks {
         }
     }
 
-    pub(super) fn directory(&self) -> &OwnedFd {
+    pub(crate) fn directory(&self) -> &OwnedFd {
         &self.directory
     }
 

@@ -17,8 +17,8 @@ use std::io::Read;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::threads;
 use crate::base::{Clock, Moment, SystemClock};
+use crate::os::proc::threads;
 
 /// The clock that ticks are read from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -11,9 +11,9 @@
 //! consists of words of one [`Chunk`]. Only pages that were written use memory, so a slot costs as
 //! much as the deepest stack it has held. `tests/os_loom.rs` checks the possible memory orderings.
 
-use super::memory::Chunk;
 use crate::base::sync::AtomicU64;
 use crate::base::sync::Ordering::{Acquire, Relaxed, Release};
+use crate::os::mapped_memory::Chunk;
 
 /// The registers an unwinder starts from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -41,7 +41,7 @@ pub struct Head {
     pub registers: Registers,
     /// Thread pointer to libc's thread descriptor, which lies above the thread's stack.
     pub thread_pointer: u64,
-    /// Time of the sample: [`ticks`](super::ticks) in a handler, nanoseconds of `CLOCK_MONOTONIC`
+    /// Time of the sample: [`ticks`](crate::os::clock::cycle_clock) in a handler, nanoseconds of `CLOCK_MONOTONIC`
     /// in a perf event.
     pub time: u64,
 }

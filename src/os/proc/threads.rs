@@ -11,11 +11,11 @@ use std::time::Duration;
 use rustix::fs::{Mode, OFlags, openat};
 use rustix::time::{ClockId, clock_gettime};
 
-use super::kernel_file::{number, words};
-use super::tasks::Tasks;
 use crate::base::{Moment, spare};
+use crate::os::kernel_file::{number, words};
+use crate::os::proc::thread_list::Tasks;
 
-pub(super) const TASKS: &str = "/proc/self/task";
+pub(crate) const TASKS: &str = "/proc/self/task";
 
 /// State of a thread, as reported by the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -93,7 +93,7 @@ pub fn list() -> Result<Vec<Thread>, Error> {
 }
 
 /// Returns the state of the thread `tid`, or `None` if it has exited.
-pub(super) fn look(tasks: &OwnedFd, tid: u32) -> Option<Thread> {
+pub(crate) fn look(tasks: &OwnedFd, tid: u32) -> Option<Thread> {
     let mut buffer = [0; 1024];
     let (mut thread, waits) = parse(read(tasks, tid, "stat", &mut buffer)?, tid)?;
     if waits && let Some(function) = read(tasks, tid, "wchan", &mut buffer) {
@@ -105,7 +105,7 @@ pub(super) fn look(tasks: &OwnedFd, tid: u32) -> Option<Thread> {
 }
 
 /// Reads a file of a thread; longer content is truncated.
-pub(super) fn read<'b>(
+pub(crate) fn read<'b>(
     tasks: &OwnedFd,
     tid: u32,
     file: &str,

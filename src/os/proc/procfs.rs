@@ -28,8 +28,8 @@ use rustix::fs::{
     Mode, OFlags, PROC_SUPER_MAGIC, RawDir, SeekFrom, Stat, fstat, fstatfs, open, seek,
 };
 
-use super::kernel_file::{BUFFER, KernelFile, number, under, words};
 use crate::base::{Bytes, Moment};
+use crate::os::kernel_file::{BUFFER, KernelFile, number, under, words};
 
 /// Validity of a count for each entry counted: 1 us of work every 5 ms is 0.02 % of a core,
 /// regardless of the number.

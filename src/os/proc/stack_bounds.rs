@@ -27,7 +27,7 @@ use std::io::{self, Read as _};
 use std::ops::Range;
 use std::ptr;
 
-use super::syscalls::{Optional, permit};
+use crate::os::syscalls::{Optional, permit};
 use rustix::io::Errno;
 use rustix::ioctl::{Updater, ioctl, opcode};
 
@@ -182,7 +182,7 @@ fn range(field: &[u8]) -> Option<Range<u64>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::os::signal_context::thread_pointer;
+    use crate::os::signal::context::thread_pointer;
     use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
 
     #[test]
@@ -242,7 +242,7 @@ mod tests {
             let asked = StackBounds::open().unwrap();
             assert!(listed.main_end.is_some());
             assert_eq!(asked.main_end, listed.main_end);
-            let own = crate::os::threads::current();
+            let own = crate::os::proc::threads::current();
             assert_eq!(asked.of(own), listed.of(own));
             let own = thread_pointer();
             assert!(asked.below(own).is_some());

@@ -76,7 +76,7 @@ static LAST_CPU_TIME: Mutex<Option<(Moment, Duration)>> = Mutex::new(None);
 #[cfg(target_os = "linux")]
 pub fn lower_priority() {
     // Linux keeps the nice value per thread; POSIX specifies it per process.
-    if super::syscalls::permit(super::syscalls::Optional::SetPriority).is_ok() {
+    if crate::os::syscalls::permit(crate::os::syscalls::Optional::SetPriority).is_ok() {
         let _ = rustix::process::nice(10);
     }
 }

@@ -14,11 +14,11 @@ use std::time::Duration;
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::pread;
 
-use super::kernel_file::{number, under, words};
-use super::own_thread;
-use super::tasks::Tasks;
 use super::threads::read;
 use crate::base::spare;
+use crate::os::kernel_file::{number, under, words};
+use crate::os::own_thread;
+use crate::os::proc::thread_list::Tasks;
 
 /// Thread limit; above it a reading would cost more than 2 ms.
 const MAX_THREADS: usize = 512;

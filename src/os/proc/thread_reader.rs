@@ -19,9 +19,9 @@ use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags, open};
 
-use super::copied::Registers;
-use super::own_memory;
 use super::threads::{self, TASKS, Thread};
+use crate::os::own_memory;
+use crate::os::stack_snapshot::Registers;
 
 /// Scheduler statistics of a thread.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

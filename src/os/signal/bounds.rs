@@ -12,26 +12,26 @@
 
 use std::ops::Range;
 
-use super::memory::Chunk;
 use crate::base::sync::AtomicU64;
 use crate::base::sync::Ordering::{Acquire, Release};
+use crate::os::mapped_memory::Chunk;
 
 /// Words of an entry: the stack's start and end, the thread ID, and padding to a power of two.
 const ENTRY: usize = 4;
 
 /// A table of stack bounds, indexed by entry.
-pub(super) struct Bounds(Chunk);
+pub(crate) struct Bounds(Chunk);
 
 impl Bounds {
     /// Maps a table of `entries` entries. Returns `None` if the kernel refuses the memory.
-    pub(super) fn map(entries: usize) -> Option<Self> {
+    pub(crate) fn map(entries: usize) -> Option<Self> {
         let chunk = Chunk::new(entries.checked_mul(ENTRY)?);
         chunk.get_or_map()?;
         Some(Self(chunk))
     }
 
     /// Sets the stack bounds of the thread at `entry`; an empty range means unknown.
-    pub(super) fn set_stack(&self, entry: usize, stack: Range<u64>) {
+    pub(crate) fn set_stack(&self, entry: usize, stack: Range<u64>) {
         if let Some([start, end, ..]) = self.entry(entry) {
             // A handler between the two stores reads an empty stack, or one that the thread is not
             // on.
@@ -42,7 +42,7 @@ impl Bounds {
     }
 
     /// Sets the ID of the thread at `entry`; 0 means unknown.
-    pub(super) fn set_thread(&self, entry: usize, tid: u32) {
+    pub(crate) fn set_thread(&self, entry: usize, tid: u32) {
         if let Some([.., id, _]) = self.entry(entry) {
             id.store(tid.into(), Release);
         }
@@ -50,14 +50,14 @@ impl Bounds {
 
     /// Returns the stack of the thread at `entry`. Its end is correct for every thread that is on
     /// it. Async-signal-safe.
-    pub(super) fn stack(&self, entry: usize) -> Option<Range<u64>> {
+    pub(crate) fn stack(&self, entry: usize) -> Option<Range<u64>> {
         let [start, end, ..] = self.entry(entry)?;
         let end = end.load(Acquire);
         Some(start.load(Acquire)..end)
     }
 
     /// Returns the ID of the thread at `entry`; 0 means unknown. Async-signal-safe.
-    pub(super) fn thread(&self, entry: usize) -> u32 {
+    pub(crate) fn thread(&self, entry: usize) -> u32 {
         self.entry(entry).map_or(0, |[.., id, _]| id.load(Acquire) as u32)
     }
 

@@ -13,14 +13,14 @@ const WORDS: usize = CPUS / 64;
 
 /// The CPUs a thread may run on.
 #[derive(Clone, PartialEq, Eq)]
-pub(super) struct CpuMask([u64; WORDS]);
+pub(crate) struct CpuMask([u64; WORDS]);
 
 impl CpuMask {
-    pub(super) const EMPTY: Self = Self([0; WORDS]);
+    pub(crate) const EMPTY: Self = Self([0; WORDS]);
 
     /// Returns the mask of the thread `tid`, or of the calling thread for 0. Returns `None` if
     /// there is no such thread.
-    pub(super) fn of_thread(tid: u32) -> Option<Self> {
+    pub(crate) fn of_thread(tid: u32) -> Option<Self> {
         let mut mask = Self::EMPTY;
         let tid = libc::pid_t::try_from(tid).ok()?;
         // SAFETY: the kernel writes at most the given length into the mask. It stores bits in
@@ -32,7 +32,7 @@ impl CpuMask {
     }
 
     /// Restricts the calling thread to these CPUs, as far as its cpuset allows.
-    pub(super) fn set_for_this_thread(&self) -> io::Result<()> {
+    pub(crate) fn set_for_this_thread(&self) -> io::Result<()> {
         // SAFETY: the kernel reads the given length from the mask.
         match unsafe { libc::sched_setaffinity(0, size_of_val(&self.0), self.0.as_ptr().cast()) } {
             0 => Ok(()),
@@ -40,15 +40,15 @@ impl CpuMask {
         }
     }
 
-    pub(super) fn count(&self) -> u32 {
+    pub(crate) fn count(&self) -> u32 {
         self.0.iter().map(|word| word.count_ones()).sum()
     }
 
-    pub(super) fn is_subset(&self, other: &Self) -> bool {
+    pub(crate) fn is_subset(&self, other: &Self) -> bool {
         self.0.iter().zip(&other.0).all(|(word, other)| word & !other == 0)
     }
 
-    pub(super) fn add(&mut self, other: &Self) {
+    pub(crate) fn add(&mut self, other: &Self) {
         self.0.iter_mut().zip(&other.0).for_each(|(word, other)| *word |= other);
     }
 
@@ -57,7 +57,7 @@ impl CpuMask {
     }
 
     #[cfg(test)]
-    pub(super) fn first(&self) -> Self {
+    pub(crate) fn first(&self) -> Self {
         let mut first = Self::EMPTY;
         if let Some(cpu) = (0..CPUS).find(|&cpu| self.has(cpu)) {
             first.0[cpu / 64] |= 1 << (cpu % 64);

@@ -12,7 +12,7 @@ use crate::base::{log, spare};
 const MAX_BYTES: u64 = 16 << 20;
 
 /// Counts each socket of `inodes` in `targets`. Returns the number of sockets that are in no list.
-pub(super) fn resolve(mut inodes: HashSet<u64>, targets: &mut Counts) -> u64 {
+pub(crate) fn resolve(mut inodes: HashSet<u64>, targets: &mut Counts) -> u64 {
     if inodes.is_empty() {
         return 0;
     }

@@ -13,8 +13,8 @@ use std::mem::MaybeUninit;
 use std::ptr;
 use std::time::Duration;
 
-use super::failed_call::FailedCall;
-use super::syscalls::{Optional, permit};
+use crate::os::failed_call::FailedCall;
+use crate::os::syscalls::{Optional, permit};
 
 /// A timer on a thread's CPU time that sends a signal to that thread. Dropping it disarms it; a
 /// pending signal may still arrive.
@@ -118,9 +118,9 @@ fn clock_of(tid: u32) -> c_int {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::os::copied::Copied;
-    use crate::os::process::cpu_time;
+    use crate::os::proc::process::cpu_time;
     use crate::os::signal::tests::target;
+    use crate::os::stack_snapshot::Copied;
 
     #[test]
     fn a_burning_thread_gets_its_signals_and_a_late_one_counts_its_overruns() {
@@ -157,11 +157,11 @@ mod tests {
         let (tell, told) = std::sync::mpsc::channel();
         let (end, wait) = std::sync::mpsc::channel::<()>();
         let thread = std::thread::spawn(move || {
-            let own = || cpu_time_of(crate::os::threads::current()).unwrap();
+            let own = || cpu_time_of(crate::os::proc::threads::current()).unwrap();
             while own() < Duration::from_millis(20) {
                 std::hint::spin_loop();
             }
-            tell.send(crate::os::threads::current()).unwrap();
+            tell.send(crate::os::proc::threads::current()).unwrap();
             let _ = wait.recv();
         });
         assert!(cpu_time_of(told.recv().unwrap()).unwrap() >= Duration::from_millis(20));

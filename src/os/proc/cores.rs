@@ -10,9 +10,13 @@
 use std::time::Duration;
 
 #[cfg(target_os = "linux")]
-use super::{cpu_mask::CpuMask, own_thread, tasks::Tasks};
+use super::cpu_mask::CpuMask;
 #[cfg(target_os = "linux")]
 use crate::base::warnings;
+#[cfg(target_os = "linux")]
+use crate::os::own_thread;
+#[cfg(target_os = "linux")]
+use crate::os::proc::thread_list::Tasks;
 
 /// Topic of the warning that threads cannot be listed.
 #[cfg(target_os = "linux")]
