@@ -22,9 +22,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use marple::base::{Clock, ManualClock};
+use marple::metrics::Gauges;
 use marple::model::Vitals;
 use marple::os::proc::process::cpu_time;
-use marple::vitals::{Gauges, Reader, Runtimes};
+use marple::vitals::{Reader, Runtimes};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use sysinfo::{Pid, ProcessRefreshKind, ProcessesToUpdate, System as Sysinfo};
 use tokio::runtime::{Builder, Runtime};

@@ -122,6 +122,7 @@ pub mod codec;
 pub mod cpu;
 #[cfg(feature = "heap")]
 pub mod heap;
+pub mod metrics;
 pub mod rules;
 pub mod stacks;
 pub mod store;

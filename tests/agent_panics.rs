@@ -35,7 +35,7 @@ fn panics_are_counted_once_and_listed_by_place_with_message_and_thread() {
     let host = Host::start(marple::Settings { rules: vec![rule], ..settings() });
     wait_for("a first second", || (counted(&host) == 0.0).then_some(()));
     // A second hook of marple's, behind which the first is called.
-    marple::vitals::count_panics();
+    marple::metrics::count_panics();
     panic_on("orders-1", "order 1 is empty");
     panic_on("orders-2", "order 2 is empty");
     panic_on("orders-3", "order 3 is empty");

@@ -37,7 +37,8 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("heap", &["base", "model", "os", "unwind"]),
     ("trace", &["base", "model", "os", "unwind"]),
     ("stacks", &["base", "model", "os", "unwind"]),
-    ("vitals", &["base", "os", "model"]),
+    ("metrics", &["base", "model"]),
+    ("vitals", &["base", "model", "os", "metrics"]),
     ("rules", &["base", "model"]),
     // The bounds it keeps are settings, and settings are plain values. Of `os` it uses the file lock.
     ("store", &["base", "model", "config", "os"]),
@@ -47,7 +48,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         "agent",
         &[
             "base", "model", "config", "os", "unwind", "codec", "symbols", "cpu", "heap", "trace",
-            "stacks", "vitals", "rules", "store", "task",
+            "stacks", "metrics", "vitals", "rules", "store", "task",
         ],
     ),
     ("http", &["agent", "store", "codec", "config", "model", "base"]),

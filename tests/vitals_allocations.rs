@@ -7,8 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use marple::base::{Clock, ManualClock};
+use marple::metrics::Gauges;
 use marple::model::Vitals;
-use marple::vitals::{Gauges, Reader, Runtimes};
+use marple::vitals::{Reader, Runtimes};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use tokio::runtime::Builder;
 

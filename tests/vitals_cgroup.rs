@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use marple::base::{Bytes, Moment, SystemClock, warnings};
+use marple::metrics::Gauges;
 use marple::model::{AtLimit, Metric};
 use marple::os::cgroup::Cgroup;
-use marple::vitals::{Gauges, Reader, Runtimes};
+use marple::vitals::{Reader, Runtimes};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 struct Host {

@@ -10,7 +10,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use marple::base::{Bytes, Clock, Moment, SystemClock};
-use marple::vitals::{Gauges, Reader, Runtimes};
+use marple::metrics::Gauges;
+use marple::vitals::{Reader, Runtimes};
 
 /// Far beyond anything but a hang.
 const PATIENCE: Duration = Duration::from_secs(60);

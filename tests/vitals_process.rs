@@ -7,9 +7,10 @@ use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
 use marple::base::{Bytes, Clock, SystemClock};
+use marple::metrics::Gauges;
 use marple::model::Vitals;
 use marple::os::proc::process;
-use marple::vitals::{Gauges, Reader, Runtimes};
+use marple::vitals::{Reader, Runtimes};
 
 #[test]
 fn the_vitals_follow_what_the_process_does() {

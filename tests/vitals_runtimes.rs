@@ -5,8 +5,9 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use marple::base::{Clock, ManualClock, Moment};
+use marple::metrics::Gauges;
 use marple::model::Vitals;
-use marple::vitals::{Error, Gauges, Reader, Runtimes};
+use marple::vitals::{Error, Reader, Runtimes};
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::{Notify, oneshot};
 

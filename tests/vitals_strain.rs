@@ -8,9 +8,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use marple::base::{Clock, ManualClock, Percent};
+use marple::metrics::{Gauges, count_panics};
 use marple::model::{Metric, Vitals};
 use marple::os::cgroup::Cgroup;
-use marple::vitals::{Gauges, Reader, Runtimes, count_panics};
+use marple::vitals::{Reader, Runtimes};
 
 fn write(root: &Path, path: &str, text: &str) {
     let path = root.join(path);

@@ -24,11 +24,12 @@ use super::service::Service;
 use super::threads::{lead, work};
 use crate::base::{Clock, Error, SystemClock, log, panics, spare, warnings};
 use crate::config::{Settings, Watched};
+use crate::metrics::Metrics;
 use crate::model::{ProcessInfo, Versions};
 use crate::os;
 use crate::os::fork::Claim;
 use crate::store::Location;
-use crate::vitals::{Numbers, Reader, Runtimes};
+use crate::vitals::{Reader, Runtimes};
 
 /// A builder that starts an [`Agent`] from settings.
 #[must_use = "nothing is watched until `start` is called"]
@@ -131,7 +132,7 @@ impl Builder {
             registry.add(&name, options, collect)?;
         }
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        let (runtimes, numbers) = (Runtimes::default(), Numbers::default());
+        let (runtimes, numbers) = (Runtimes::default(), Metrics::default());
         if let Ok(current) = tokio::runtime::Handle::try_current()
             && let Err(error) = runtimes.observe(current)
         {

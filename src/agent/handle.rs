@@ -19,10 +19,11 @@ use super::status::{Captured, Status, Toggled};
 use super::stream::{Ask, StreamError, Streaming, Take};
 use crate::base::Error;
 use crate::config::{HttpSettings, Settings};
+use crate::metrics::{Counter, Gauge, Histogram, Metrics};
 use crate::model::{CaptureSet, Origin};
 use crate::os::fork;
 use crate::store::Location;
-use crate::vitals::{Counter, Gauge, Histogram, Numbers, Runtimes};
+use crate::vitals::Runtimes;
 
 /// A handle to a running agent. It is cheap to clone and can be used from any thread, async or not.
 ///
@@ -32,7 +33,7 @@ use crate::vitals::{Counter, Gauge, Histogram, Numbers, Runtimes};
 pub struct AgentHandle {
     events: mpsc::Sender<Event>,
     runtimes: Runtimes,
-    numbers: Numbers,
+    numbers: Metrics,
     collectors: Collectors,
     /// Thread that calls the wakers of the service.
     wakers: SideThread,
@@ -53,7 +54,7 @@ struct Fixed {
 impl AgentHandle {
     pub(super) fn new(
         events: mpsc::Sender<Event>,
-        (runtimes, numbers): (Runtimes, Numbers),
+        (runtimes, numbers): (Runtimes, Metrics),
         collectors: Collectors,
         settings: &Settings,
         location: Location,

@@ -10,10 +10,10 @@ use super::stream::StreamStatus;
 use super::stream::allowance::Allowance;
 use crate::base::{Anchor, Bytes, IncidentId, LogStatus, ThreadPanics, Warning};
 use crate::config::BudgetSettings;
+use crate::metrics::Distribution;
 use crate::model::{CaptureKind, CaptureSet, Limits, Losses, Metric, Stall, VitalsRow};
 use crate::rules::{Opening, State};
 use crate::store::Holdings;
-use crate::vitals::Distribution;
 
 /// State of the toggle after a request.
 #[derive(Clone, Debug, PartialEq, Serialize)]

@@ -1,7 +1,7 @@
 //! Vitals of the process, read once per tick.
 //!
 //! [`Reader`] belongs to the agent and reads on the agent's thread only. [`Runtimes`] and
-//! [`Numbers`] are for the service's threads: they are cheap to clone, and block the reader no
+//! [`Metrics`](crate::metrics::Metrics) are for the service's threads: they are cheap to clone, and block the reader no
 //! longer than a push onto a list.
 //!
 //! ```text
@@ -20,13 +20,7 @@
 mod absent;
 mod blocking;
 mod contention;
-mod counters;
-mod gauges;
-mod histograms;
 mod late;
-mod named;
-mod numbers;
-mod panics;
 mod probe;
 mod reader;
 mod rise;
@@ -34,42 +28,12 @@ mod runtimes;
 mod stalled;
 mod trend;
 
-pub use counters::{Counter, Counters};
-pub use gauges::{Gauge, Gauges};
-pub use histograms::{Bucket, Distribution, Histogram, Histograms};
-pub use numbers::Numbers;
-pub use panics::count_panics;
 pub use reader::Reader;
 pub use runtimes::Runtimes;
 
-/// Reason for refusing a metric or a runtime.
+/// An error of watching a runtime.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// The name of a gauge, a counter or a histogram is not usable in a rule, a file and a URL
-    /// alike.
-    #[error(
-        "`{name}` is not a {what}'s name: write 1 to 64 lower-case letters, digits, `_` and `.`, \
-         such as \"queue.length\""
-    )]
-    Name {
-        /// Kind of metric: `gauge`, `counter` or `histogram`.
-        what: &'static str,
-        /// The name, cut if it is very long.
-        name: String,
-    },
-    /// The maximum number of metrics of this kind is reached.
-    #[error(
-        "{what} `{name}` is one too many: there are {most} already; make them at start, not one for \
-         each request or user"
-    )]
-    TooMany {
-        /// Kind of metric: `gauge`, `counter` or `histogram`.
-        what: &'static str,
-        /// Name of the refused metric.
-        name: String,
-        /// Maximum number of metrics of this kind.
-        most: usize,
-    },
     /// The list of runtimes is full.
     #[error(
         "this runtime is one too many to observe: there are {max} already; runtimes that have shut \

@@ -6,14 +6,13 @@ use std::time::Duration;
 
 use super::blocking::{BlockingProbe, Pools};
 use super::contention::{Contention, Measured};
-use super::histograms::Distribution;
 use super::late::Lateness;
-use super::numbers::{Numbers, OwnNumbers};
 use super::probe::{Probe, rest};
 use super::rise::Rise;
 use super::runtimes::Runtimes;
 use super::trend::Trend;
 use crate::base::{Bytes, Clock, Moment, Percent, SystemClock, panic_log, standstill, warnings};
+use crate::metrics::{Distribution, Metrics, MetricsReader};
 use crate::model::{AtLimit, Beat, Limit, MemoryWall, Vitals};
 use crate::os::cgroup::{Cgroup, Problem, Strain};
 use crate::os::proc::cores::Cores;
@@ -53,7 +52,7 @@ const BLOCKING_OF_MANY: Duration = Duration::from_secs(30);
 /// runtimes.
 pub struct Reader {
     runtimes: Runtimes,
-    numbers: OwnNumbers,
+    numbers: MetricsReader,
     clock: Arc<dyn Clock>,
     probes: Vec<Probe>,
     added: u64,
@@ -158,7 +157,7 @@ impl Second {
 
 impl Reader {
     /// Creates a reader of this process's vitals. Opens about ten files and keeps them open.
-    pub fn new(runtimes: Runtimes, numbers: impl Into<Numbers>) -> Self {
+    pub fn new(runtimes: Runtimes, numbers: impl Into<Metrics>) -> Self {
         Self::with_root(runtimes, numbers, Path::new("/"), Arc::new(SystemClock))
     }
 
@@ -166,14 +165,14 @@ impl Reader {
     /// `clock`, which must also be the source of the times passed to [`Self::read`].
     pub fn with_root(
         runtimes: Runtimes,
-        numbers: impl Into<Numbers>,
+        numbers: impl Into<Metrics>,
         root: &Path,
         clock: Arc<dyn Clock>,
     ) -> Self {
         let mut pools = Pools::new();
         Self {
             runtimes,
-            numbers: OwnNumbers::new(numbers.into()),
+            numbers: MetricsReader::new(numbers.into()),
             clock,
             probes: Vec::new(),
             added: 0,

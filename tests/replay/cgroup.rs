@@ -14,8 +14,9 @@ use jiff::Timestamp;
 use marple::agent::{Pace, ReplayOutcome, replay};
 use marple::base::ManualClock;
 use marple::config::Settings;
+use marple::metrics::Gauges;
 use marple::model::{AtLimit, Vitals};
-use marple::vitals::{Gauges, Reader, Runtimes};
+use marple::vitals::{Reader, Runtimes};
 use tempfile::TempDir;
 
 use super::budget::{last, ticks};

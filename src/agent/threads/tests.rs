@@ -20,9 +20,10 @@ use crate::agent::incidents::{Done, Job, Noted};
 use crate::agent::pending::Threads;
 use crate::base::{Bytes, IncidentId, Moment, SystemClock};
 use crate::config::{Room, Settings, StoreSettings};
+use crate::metrics::Metrics;
 use crate::model::{CaptureKind, Limits, Manifest, Outcome, ProcessInfo, Versions};
 use crate::store::Location;
-use crate::vitals::{Numbers, Reader, Runtimes};
+use crate::vitals::{Reader, Runtimes};
 
 /// A clock that panics a given number of times.
 #[derive(Default)]
@@ -184,7 +185,7 @@ fn the_loop_goes_on_after_a_panic_with_its_state() {
     let (events, queue) = mpsc::channel(QUEUE);
     let (tasks, _inbox) = std_mpsc::sync_channel(1);
     let settings = Settings { interval: Duration::from_millis(10), ..settings(&dir) };
-    let (runtimes, numbers) = (Runtimes::default(), Numbers::default());
+    let (runtimes, numbers) = (Runtimes::default(), Metrics::default());
     let collectors = Collectors::new(events.clone());
     let (location, threads) = (Location::new(&settings.dir), Threads::new());
     let handle = AgentHandle::new(

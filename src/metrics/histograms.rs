@@ -27,8 +27,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
 
-use super::Error;
-use super::named::Named;
+use crate::metrics::Error;
+use crate::metrics::registry::Registry;
 use crate::model::HistogramReading;
 
 /// Maximum number of histograms: 2 MiB including the reader's copies.
@@ -49,7 +49,7 @@ const SLOTS: usize = DOUBLINGS * RANGES + 2;
 
 /// Histograms of one agent.
 #[derive(Clone, Debug, Default)]
-pub struct Histograms(Named<Histogram>);
+pub struct Histograms(Registry<Histogram>);
 
 impl Histograms {
     /// Creates an empty list.
@@ -172,18 +172,18 @@ pub struct Bucket {
 
 /// The reader's state of the histograms.
 #[derive(Debug, Default)]
-pub(super) struct Followed {
+pub(crate) struct Followed {
     /// Counts of each histogram at the last call.
     before: Vec<Box<[u64]>>,
     /// Increments of one histogram's counters, in the order of the slots.
     added: Vec<(usize, u64)>,
-    pub(super) readings: Vec<(Arc<str>, HistogramReading)>,
+    pub(crate) readings: Vec<(Arc<str>, HistogramReading)>,
 }
 
 impl Followed {
     /// Updates the readings to the values recorded since the last call. Allocates only for new
     /// histograms.
-    pub(super) fn follow(&mut self, histograms: &Histograms) {
+    pub(crate) fn follow(&mut self, histograms: &Histograms) {
         let histograms = histograms.0.lock();
         let known = self.readings.len();
         for (name, _) in histograms.iter().skip(known) {

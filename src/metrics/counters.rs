@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::Error;
-use super::named::Named;
+use crate::metrics::Error;
+use crate::metrics::registry::Registry;
 use crate::model::CounterReading;
 
 /// Maximum number of counters, the same as for gauges.
@@ -17,7 +17,7 @@ const MAX_COUNTERS: usize = 256;
 
 /// Counters of one agent.
 #[derive(Clone, Debug, Default)]
-pub struct Counters(Named<Counter>);
+pub struct Counters(Registry<Counter>);
 
 impl Counters {
     /// Creates an empty list.
@@ -38,7 +38,7 @@ impl Counters {
 
     /// Updates `readings` from the last call, which was `passed` ago. Allocates only for new
     /// counters.
-    pub(super) fn follow(
+    pub(crate) fn follow(
         &self,
         passed: Option<Duration>,
         readings: &mut Vec<(Arc<str>, CounterReading)>,

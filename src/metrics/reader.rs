@@ -11,7 +11,7 @@ use crate::model::{CounterReading, Vitals};
 
 /// The service's metrics of one agent. Clones refer to the same metrics.
 #[derive(Clone, Debug, Default)]
-pub struct Numbers {
+pub struct Metrics {
     /// Metrics that the service sets.
     pub gauges: Gauges,
     /// Metrics that the service increments.
@@ -20,7 +20,7 @@ pub struct Numbers {
     pub histograms: Histograms,
 }
 
-impl From<Gauges> for Numbers {
+impl From<Gauges> for Metrics {
     /// Uses these gauges, without counters and histograms.
     fn from(gauges: Gauges) -> Self {
         Self { gauges, ..Self::default() }
@@ -29,21 +29,21 @@ impl From<Gauges> for Numbers {
 
 /// The reader's state of the metrics.
 #[derive(Debug, Default)]
-pub(super) struct OwnNumbers {
-    numbers: Numbers,
+pub(crate) struct MetricsReader {
+    numbers: Metrics,
     counters: Vec<(Arc<str>, CounterReading)>,
     histograms: Followed,
     followed: Option<Moment>,
 }
 
-impl OwnNumbers {
-    pub(super) fn new(numbers: Numbers) -> Self {
+impl MetricsReader {
+    pub(crate) fn new(numbers: Metrics) -> Self {
         Self { numbers, ..Self::default() }
     }
 
     /// Updates the counters and histograms with the changes since the last call; called once a
     /// second.
-    pub(super) fn follow(&mut self, now: Moment) {
+    pub(crate) fn follow(&mut self, now: Moment) {
         let passed: Option<Duration> = self.followed.replace(now).map(|before| now.since(before));
         self.numbers.counters.follow(passed, &mut self.counters);
         self.histograms.follow(&self.numbers.histograms);
@@ -51,13 +51,13 @@ impl OwnNumbers {
 
     /// Writes the current gauges, and the counters and histograms of the last second, into
     /// `vitals`.
-    pub(super) fn write(&self, vitals: &mut Vitals) {
+    pub(crate) fn write(&self, vitals: &mut Vitals) {
         self.numbers.gauges.read_into(&mut vitals.gauges);
         vitals.counters.clone_from(&self.counters);
         vitals.histograms.clone_from(&self.histograms.readings);
     }
 
-    pub(super) fn distributions(&self) -> Vec<Distribution> {
+    pub(crate) fn distributions(&self) -> Vec<Distribution> {
         self.numbers.histograms.distributions()
     }
 }

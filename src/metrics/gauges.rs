@@ -7,8 +7,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::Error;
-use super::named::Named;
+use crate::metrics::Error;
+use crate::metrics::registry::Registry;
 
 /// Maximum number of gauges. Each is stored in every tick of the history (24 bytes) and is a
 /// counter track in a trace, where more than 256 are not readable.
@@ -16,7 +16,7 @@ const MAX_GAUGES: usize = 256;
 
 /// Gauges of one agent.
 #[derive(Clone, Debug, Default)]
-pub struct Gauges(Named<Gauge>);
+pub struct Gauges(Registry<Gauge>);
 
 impl Gauges {
     /// Creates an empty list.
@@ -37,7 +37,7 @@ impl Gauges {
 
     /// Writes name and value of each gauge into `values`, in order of creation. Values that are not
     /// finite are left out, because no threshold can be compared with them.
-    pub(super) fn read_into(&self, values: &mut Vec<(Arc<str>, f64)>) {
+    pub(crate) fn read_into(&self, values: &mut Vec<(Arc<str>, f64)>) {
         values.clear();
         let gauges = self.0.lock();
         let present = gauges.iter().map(|(name, gauge)| (name.clone(), gauge.get()));

@@ -1,0 +1,47 @@
+//! Metrics of the service itself: gauges, counters, histograms, and panics of its tasks.
+//!
+//! Each handle is cheap to clone and may be used from any thread. Setting a gauge, adding to a counter
+//! and recording a value are one or a few atomic operations. The agent copies all values once a tick.
+
+mod counters;
+mod gauges;
+mod histograms;
+mod panics;
+mod reader;
+mod registry;
+
+pub use counters::{Counter, Counters};
+pub use gauges::{Gauge, Gauges};
+pub use histograms::{Bucket, Distribution, Histogram, Histograms};
+pub use panics::count_panics;
+pub use reader::Metrics;
+pub(crate) use reader::MetricsReader;
+
+/// An error of registering a metric.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// The name cannot be used in a rule, a file and a URL alike.
+    #[error(
+        "`{name}` is not a {what}'s name: write 1 to 64 lower-case letters, digits, `_` and `.`, \
+         such as \"queue.length\""
+    )]
+    Name {
+        /// The kind of metric: `gauge`, `counter` or `histogram`.
+        what: &'static str,
+        /// The name, truncated if it is very long.
+        name: String,
+    },
+    /// The limit of metrics of this kind is reached.
+    #[error(
+        "{what} `{name}` is one too many: there are {most} already; make them at start, not one for \
+         each request or user"
+    )]
+    TooMany {
+        /// The kind of metric: `gauge`, `counter` or `histogram`.
+        what: &'static str,
+        /// The name.
+        name: String,
+        /// The limit.
+        most: usize,
+    },
+}
