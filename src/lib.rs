@@ -133,6 +133,8 @@ pub mod vitals;
 
 pub mod task;
 
+mod policy;
+
 pub mod agent;
 #[cfg(feature = "http")]
 pub mod http;

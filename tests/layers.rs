@@ -44,11 +44,12 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("store", &["base", "model", "config", "os"]),
     // One wrapper for what a trace and a dump want of a task, which may not see each other.
     ("task", &["base", "model", "os", "trace", "stacks"]),
+    ("policy", &["base", "model", "config", "rules"]),
     (
         "agent",
         &[
             "base", "model", "config", "os", "unwind", "codec", "symbols", "cpu", "heap", "trace",
-            "stacks", "metrics", "vitals", "rules", "store", "task",
+            "stacks", "metrics", "vitals", "rules", "store", "task", "policy",
         ],
     ),
     ("http", &["agent", "store", "codec", "config", "model", "base"]),

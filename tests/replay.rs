@@ -13,7 +13,8 @@ use std::env;
 use std::path::Path;
 use std::time::Duration;
 
-use marple::agent::{Pace, ReplayOutcome, replay};
+use marple::agent::replay;
+use marple::agent::{Pace, ReplayOutcome};
 use marple::base::{Moment, Percent};
 use marple::config::{BudgetSettings, Settings, load};
 use marple::model::{CaptureKind, Metric, Mode, Rule, Vitals};

@@ -23,11 +23,9 @@ use std::time::Duration;
 use self::beside::Kept;
 use self::directory::{Directory, Opened};
 use super::announce::Announcer;
-use super::budget::State;
 use super::collect::{self, Collector};
 use super::collectors::{Collectors, Run};
 use super::fence::{chain, fence};
-use super::incidents::{Done, Job, Noted};
 use crate::base::{Bytes, Clock, IncidentId, log, warnings};
 use crate::config::{Settings, StoreSettings};
 use crate::model::{
@@ -35,6 +33,8 @@ use crate::model::{
     VitalsRow,
 };
 use crate::os::images;
+use crate::policy::incident_budget::State;
+use crate::policy::incidents::{Done, Job, Noted};
 use crate::store::{Holdings, IncidentDir, Store};
 use crate::symbols;
 

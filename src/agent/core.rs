@@ -20,7 +20,6 @@ use super::capture::Report;
 use super::capture::directory::Opened;
 use super::collect;
 use super::collectors::Collectors;
-use super::decide::Decider;
 use super::event::Event;
 use super::fence::chain;
 use super::history::{History, Recording};
@@ -34,6 +33,7 @@ use crate::base::{
 };
 use crate::config::Settings;
 use crate::model::{CaptureKind, CaptureSet, Losses, Vitals};
+use crate::policy::decider::Decider;
 use crate::store::{Holdings, Location};
 use crate::vitals::Reader;
 use asked::Waiting;
@@ -327,7 +327,8 @@ impl Core {
         self.counters.artifacts += tally.artifacts;
         self.counters.artifact_bytes.0 += tally.artifact_bytes;
         self.stored = tally.store.unwrap_or(self.stored);
-        if let (Some(path), super::incidents::Done::Opened { id, .. }) = (report.dir, &report.done)
+        if let (Some(path), crate::policy::incidents::Done::Opened { id, .. }) =
+            (report.dir, &report.done)
         {
             self.counters.incidents += 1;
             if let Some(open) = self.open.iter_mut().find(|open| open.id == *id) {
@@ -340,7 +341,7 @@ impl Core {
         for (cause, error) in tally.failures {
             self.fail(cause, error);
         }
-        if matches!(report.done, super::incidents::Done::Closed { ok: true, .. }) {
+        if matches!(report.done, crate::policy::incidents::Done::Closed { ok: true, .. }) {
             self.counters.incidents_closed += 1;
         }
         let now = self.clock.now();

@@ -23,13 +23,11 @@
 //! recorded, stalls are inferred from the workers' counters (`collect::suspects`).
 
 mod announce;
-mod budget;
 mod builder;
 mod capture;
 mod collect;
 mod collectors;
 mod core;
-mod decide;
 mod deferred;
 mod event;
 mod fence;
@@ -38,18 +36,15 @@ mod handle;
 #[cfg(feature = "heap")]
 mod heap_writer;
 mod history;
-mod incidents;
 #[cfg(feature = "heap")]
 mod memory_summary;
 mod pending;
 mod reload;
-mod replay;
 mod run;
 mod service;
 mod side_thread;
 mod stall_log;
 mod standstill;
-mod state;
 mod status;
 mod stream;
 mod stuck;
@@ -60,6 +55,9 @@ use std::time::Duration;
 
 #[cfg(feature = "http")]
 pub(crate) use crate::os::fork::NotInherited;
+pub use crate::policy::replay::{
+    Outcome as ReplayOutcome, Pace, ProcessHistory, Taken as ReplayTaken, replay, replay_restarts,
+};
 pub use announce::IncidentEvent;
 pub use builder::Builder;
 pub use collectors::{Collected, CollectorOptions, CollectorOutput};
@@ -68,9 +66,6 @@ pub use guard::Agent;
 pub use handle::{AgentHandle, Pending};
 #[cfg(feature = "heap")]
 pub use heap_writer::{HeapWriter, ProcessMemory};
-pub use replay::{
-    Outcome as ReplayOutcome, Pace, ProcessHistory, Taken as ReplayTaken, replay, replay_restarts,
-};
 #[cfg(feature = "http")]
 pub(crate) use service::Service;
 pub use status::{

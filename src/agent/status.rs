@@ -7,11 +7,11 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::stream::StreamStatus;
-use super::stream::allowance::Allowance;
 use crate::base::{Anchor, Bytes, IncidentId, LogStatus, ThreadPanics, Warning};
 use crate::config::BudgetSettings;
 use crate::metrics::Distribution;
 use crate::model::{CaptureKind, CaptureSet, Limits, Losses, Metric, Stall, VitalsRow};
+use crate::policy::daily_quota::Allowance;
 use crate::rules::{Opening, State};
 use crate::store::Holdings;
 

@@ -6,7 +6,7 @@
 //!  in any state: the client has disconnected ──drop──► removed
 //! ```
 //!
-//! This is the state machine of the loop. Like [`incidents`](super::incidents) it has no thread,
+//! This is the state machine of the loop. Like [`incidents`](crate::policy::incidents) it has no thread,
 //! clock or file and issues one [`Job`] at a time. [`work`] is the part of the capture thread.
 //!
 //! Incidents have priority. The engines of CPU profiles and traces exist once, and the evidence of
@@ -21,7 +21,6 @@
 
 #![cfg_attr(not(feature = "http"), allow(dead_code, reason = "the endpoint is who asks"))]
 
-pub(super) mod allowance;
 mod ask;
 mod encode;
 mod take;
@@ -32,7 +31,7 @@ use serde::Serialize;
 
 use crate::base::{Anchor, Moment};
 use crate::model::{CaptureKind, CaptureSet};
-use allowance::Allowance;
+use crate::policy::daily_quota::Allowance;
 pub(crate) use ask::{Ask, StreamError, Streamed, Streaming};
 use take::Class;
 pub(crate) use take::{Form, HeapView, Take, ThreadView};

@@ -4,10 +4,10 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::collect;
-use super::incidents::Job;
 use super::stall_log::StallLog;
 use crate::base::{IncidentId, Moment, log};
 use crate::model::{Metric, Rule, Stall, ThreadDump, Vitals};
+use crate::policy::incidents::Job;
 
 /// Number of stalls kept for `status`.
 const RECENT: usize = 16;

@@ -4,7 +4,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use marple::agent::{Pace, ProcessHistory, ReplayOutcome, replay, replay_restarts};
+use marple::agent::replay;
+use marple::agent::{Pace, ProcessHistory, ReplayOutcome, replay_restarts};
 use marple::base::{Bytes, Moment};
 use marple::config::{BudgetSettings, Settings, load};
 use marple::model::{Again, Limit, Metric, Rule, Vitals};

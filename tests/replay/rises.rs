@@ -11,7 +11,8 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use marple::agent::{Pace, ReplayOutcome, replay};
+use marple::agent::replay;
+use marple::agent::{Pace, ReplayOutcome};
 use marple::base::ManualClock;
 use marple::config::Settings;
 use marple::metrics::Gauges;

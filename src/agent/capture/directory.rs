@@ -9,12 +9,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::agent::budget::State as Saved;
 use crate::agent::fence::chain;
 use crate::base::retry::Backoff;
 use crate::base::{Clock, Moment, log, warnings};
 use crate::config::StoreSettings;
 use crate::os::fork::NotInherited;
+use crate::policy::incident_budget::State as Saved;
 use crate::store::{Error, Holdings, Location, Recovery, Store};
 
 /// Topic of the warning raised while the directory is not open.

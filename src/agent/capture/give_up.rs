@@ -3,9 +3,9 @@
 use super::write::fail;
 use super::{Report, Tally, Worker};
 use crate::agent::fence::panicked;
-use crate::agent::incidents::Done;
 use crate::base::{IncidentId, panics};
 use crate::model::{CaptureRecord, CaptureSet, Losses, Outcome};
+use crate::policy::incidents::Done;
 use crate::store::Store;
 
 impl Worker {

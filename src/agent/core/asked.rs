@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use super::Core;
 use crate::agent::Error;
-use crate::agent::decide::are_many_open;
 use crate::agent::event::{Reply, ToggleAction};
 use crate::agent::status::{Captured, Toggled};
 use crate::base::{Error as PublicError, IncidentId, Moment};
 use crate::model::{CaptureKind, CaptureSet, Collect, Origin, Reason};
+use crate::policy::decider::are_many_open;
 
 /// Maximum time a reply waits for the incident directory. After that it reports that there is none
 /// yet.

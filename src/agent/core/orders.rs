@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use super::Core;
 use crate::agent::Error;
-use crate::agent::budget::State;
 use crate::agent::capture::{Report, Tally, Task};
 use crate::agent::history::row;
-use crate::agent::incidents::Job;
 use crate::agent::stream::{self, StreamError, Taken, work};
 use crate::base::{Anchor, Bytes, warnings};
 use crate::model::{Limits, Vitals};
 use crate::os;
+use crate::policy::incident_budget::State;
+use crate::policy::incidents::Job;
 
 /// Duration of a command above which `/status` reports it.
 const LONG_TASK: Duration = Duration::from_secs(30);

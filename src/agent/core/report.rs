@@ -3,11 +3,11 @@
 use super::Core;
 use super::build::missing_features;
 use crate::agent::history::row;
-use crate::agent::incidents::ToggleState;
 use crate::agent::status::{BudgetStatus, IncidentStatus, RuleStatus, Status, Toggled};
 use crate::base::{log, panics, warnings};
 use crate::config::default_rules;
 use crate::model::{CaptureSet, Limits, Metric, Rule};
+use crate::policy::incidents::ToggleState;
 
 impl Core {
     pub(super) fn status(&self) -> Status {

@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
-use super::super::budget::State;
 use super::super::collect::{self, Absent, Collector, Evidence, Failure};
 use super::super::event::Event;
 use super::super::fence::{chain, fence, panicked};
@@ -16,6 +15,7 @@ use crate::base::{Anchor, Bytes, Clock, panics};
 use crate::codec::legacy;
 use crate::config::Settings;
 use crate::model::{CaptureKind, Profile, Sample, ValueType, VitalsRow};
+use crate::policy::incident_budget::State;
 use crate::{model, os, symbols};
 
 /// Maximum encoded size. A trace of 16 MiB of memory takes some 3 MiB encoded, a heap profile of

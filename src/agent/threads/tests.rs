@@ -16,12 +16,12 @@ use crate::agent::collectors::Collectors;
 use crate::agent::core::{Begun, Core};
 use crate::agent::deferred::{Deferred, FileWatch};
 use crate::agent::event::QUEUE;
-use crate::agent::incidents::{Done, Job, Noted};
 use crate::agent::pending::Threads;
 use crate::base::{Bytes, IncidentId, Moment, SystemClock};
 use crate::config::{Room, Settings, StoreSettings};
 use crate::metrics::Metrics;
 use crate::model::{CaptureKind, Limits, Manifest, Outcome, ProcessInfo, Versions};
+use crate::policy::incidents::{Done, Job, Noted};
 use crate::store::Location;
 use crate::vitals::{Reader, Runtimes};
 

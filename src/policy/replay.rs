@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::budget::State;
-use super::decide::Decider;
 use super::incidents::{Done, Job};
 use crate::base::{Anchor, ClockReading, IncidentId, Moment};
 use crate::config::Settings;
 use crate::model::{CaptureKind, CaptureSet, Vitals};
+use crate::policy::decider::Decider;
+use crate::policy::incident_budget::State;
 
 /// Timing of the simulated capture thread.
 #[derive(Clone, Copy, Debug)]

@@ -11,7 +11,7 @@ use crate::model::{CaptureSet, Collect, Reason};
 
 /// Maximum number of reasons kept for an incident; further ones are counted. A toggle flipped in a
 /// loop must not grow a manifest.
-pub(super) const MAX_REASONS: usize = 64;
+pub(crate) const MAX_REASONS: usize = 64;
 
 /// The origin of a claim.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,7 +24,7 @@ pub(crate) enum Holder {
 
 impl Holder {
     /// Returns the name of an incident opened by this claimant.
-    pub(super) fn incident_name(&self) -> &str {
+    pub(crate) fn incident_name(&self) -> &str {
         match self {
             Self::Rule(name) => name,
             Self::Toggle => "toggle",
@@ -34,17 +34,17 @@ impl Holder {
 }
 
 #[derive(Debug)]
-pub(super) struct Claim {
-    pub(super) holder: Holder,
-    pub(super) kinds: CaptureSet,
-    pub(super) duration: Duration,
+pub(crate) struct Claim {
+    pub(crate) holder: Holder,
+    pub(crate) kinds: CaptureSet,
+    pub(crate) duration: Duration,
     /// End of the claim. `None` until all its captures have been started, so that a slow disk does
     /// not shorten a capture.
-    pub(super) until: Option<Moment>,
+    pub(crate) until: Option<Moment>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Phase {
+pub(crate) enum Phase {
     /// Has an id but no directory.
     Announced,
     Open,
@@ -53,45 +53,45 @@ pub(super) enum Phase {
 }
 
 #[derive(Debug)]
-pub(super) struct Incident {
-    pub(super) id: IncidentId,
-    pub(super) name: String,
-    pub(super) opened: (Moment, Timestamp),
-    pub(super) phase: Phase,
-    pub(super) claims: Vec<Claim>,
+pub(crate) struct Incident {
+    pub(crate) id: IncidentId,
+    pub(crate) name: String,
+    pub(crate) opened: (Moment, Timestamp),
+    pub(crate) phase: Phase,
+    pub(crate) claims: Vec<Claim>,
     /// Rules that fired and have not cleared.
-    pub(super) held_by: Vec<String>,
+    pub(crate) held_by: Vec<String>,
     /// Rules whose claim expired but whose captures have not ended.
-    pub(super) finishing: Vec<String>,
-    pub(super) running: CaptureSet,
+    pub(crate) finishing: Vec<String>,
+    pub(crate) running: CaptureSet,
     /// Captures that failed to start. They are not retried while they are still claimed.
-    pub(super) refused: CaptureSet,
+    pub(crate) refused: CaptureSet,
     /// Running captures of which another snapshot is to be taken.
-    pub(super) again: CaptureSet,
+    pub(crate) again: CaptureSet,
     /// Number of firings by rule.
-    pub(super) fires: Vec<(String, usize)>,
-    pub(super) unwritten: Vec<Reason>,
+    pub(crate) fires: Vec<(String, usize)>,
+    pub(crate) unwritten: Vec<Reason>,
     /// Total number of reasons; at most [`MAX_REASONS`] are kept.
-    pub(super) reasons: usize,
+    pub(crate) reasons: usize,
     /// Number of reasons not kept since the last command.
-    pub(super) dropped: u64,
+    pub(crate) dropped: u64,
     /// Custom collectors to start.
-    pub(super) collect: Collect,
+    pub(crate) collect: Collect,
     /// Earliest deadline of the running custom collectors.
-    pub(super) collecting: Option<Moment>,
+    pub(crate) collecting: Option<Moment>,
     /// True if the output of a custom collector is ready to be stored.
-    pub(super) collected: bool,
-    pub(super) note_at: Moment,
-    pub(super) close_at: Moment,
+    pub(crate) collected: bool,
+    pub(crate) note_at: Moment,
+    pub(crate) close_at: Moment,
 }
 
 impl Incident {
-    pub(super) fn wanted(&self) -> CaptureSet {
+    pub(crate) fn wanted(&self) -> CaptureSet {
         self.claims.iter().fold(CaptureSet::EMPTY, |kinds, claim| kinds.union(claim.kinds))
     }
 
     /// Starts the duration of each claim that has no more captures to start.
-    pub(super) fn begin_claims(&mut self, now: Moment) {
+    pub(crate) fn begin_claims(&mut self, now: Moment) {
         if self.phase == Phase::Announced {
             return;
         }
@@ -103,31 +103,31 @@ impl Incident {
         }
     }
 
-    pub(super) fn fires_of(&self, rule: &str) -> usize {
+    pub(crate) fn fires_of(&self, rule: &str) -> usize {
         self.fires.iter().find(|(name, _)| name == rule).map_or(0, |(_, fires)| *fires)
     }
 
-    pub(super) fn count_fire(&mut self, rule: &str) {
+    pub(crate) fn count_fire(&mut self, rule: &str) {
         match self.fires.iter_mut().find(|(name, _)| name == rule) {
             Some((_, fires)) => *fires += 1,
             None => self.fires.push((rule.to_owned(), 1)),
         }
     }
 
-    pub(super) fn is_capturing(&self) -> bool {
+    pub(crate) fn is_capturing(&self) -> bool {
         !self.claims.is_empty() || !self.running.is_empty()
     }
 
-    pub(super) fn is_over(&self) -> bool {
+    pub(crate) fn is_over(&self) -> bool {
         let collects = self.collecting.is_some() || !self.collect.is_none();
         !self.is_capturing() && !collects && self.held_by.is_empty()
     }
 
-    pub(super) fn take_noted(&mut self) -> Noted {
+    pub(crate) fn take_noted(&mut self) -> Noted {
         Noted { reasons: mem::take(&mut self.unwritten), dropped: mem::take(&mut self.dropped) }
     }
 
-    pub(super) fn add_reason(&mut self, reason: Reason) {
+    pub(crate) fn add_reason(&mut self, reason: Reason) {
         if self.reasons < MAX_REASONS {
             self.unwritten.push(reason);
         } else {

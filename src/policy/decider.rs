@@ -10,28 +10,28 @@
 
 use jiff::Timestamp;
 
-use super::budget::{Budget, State};
 use super::incidents::{Done, Incidents, Job, Notice};
-use super::state::RuleState;
 use crate::base::{Anchor, ClockReading, IncidentId, Moment};
 use crate::config::BudgetSettings;
 use crate::model::{CaptureKind, CaptureSet, Metric, Mode, Origin, Reason, Rule, Vitals};
+use crate::policy::incident_budget::{Budget, State};
+use crate::policy::saved_state::RuleState;
 use crate::rules::{Crossing, Decision, Engine, Opening};
 
 /// A rule firing.
 #[derive(Debug)]
-pub(super) struct Fired {
-    pub(super) rule: String,
+pub(crate) struct Fired {
+    pub(crate) rule: String,
     /// The reason, as a sentence.
-    pub(super) text: String,
+    pub(crate) text: String,
     /// The incident the firing belongs to, or `None` if the rule is a dry run.
-    pub(super) incident: Option<IncidentId>,
+    pub(crate) incident: Option<IncidentId>,
 }
 
 /// Rules, budgets and incidents, driven by one caller.
-pub(super) struct Decider {
-    pub(super) engine: Engine,
-    pub(super) incidents: Incidents,
+pub(crate) struct Decider {
+    pub(crate) engine: Engine,
+    pub(crate) incidents: Incidents,
     budget: Budget,
     settings: BudgetSettings,
     /// Names of the rules that capture; they share the budget.
@@ -39,13 +39,13 @@ pub(super) struct Decider {
     /// True if the state must be saved.
     dirty: bool,
     /// Description of the stall in progress.
-    pub(super) stall: Option<String>,
+    pub(crate) stall: Option<String>,
     /// Description of the location with the most panics.
-    pub(super) panics: Option<String>,
+    pub(crate) panics: Option<String>,
 }
 
 impl Decider {
-    pub(super) fn new(rules: Vec<Rule>, settings: BudgetSettings) -> Self {
+    pub(crate) fn new(rules: Vec<Rule>, settings: BudgetSettings) -> Self {
         let mut incidents = Incidents::default();
         incidents.set_join(settings.join);
         Self {
@@ -62,7 +62,7 @@ impl Decider {
 
     /// Restores the state saved by an earlier process, with times converted to the wall clock of
     /// `anchor`. Captures that this process has already made are kept.
-    pub(super) fn restore(&mut self, anchor: Anchor, state: &State) {
+    pub(crate) fn restore(&mut self, anchor: Anchor, state: &State) {
         self.budget.restore(anchor, state);
         for (name, saved) in &state.rules {
             let known = self.engine.states().find(|state| state.rule.name == *name);
@@ -78,7 +78,7 @@ impl Decider {
     }
 
     /// Returns the state to save, or `None` if it has not changed since the last call.
-    pub(super) fn take_state(&mut self, anchor: Anchor) -> Option<State> {
+    pub(crate) fn take_state(&mut self, anchor: Anchor) -> Option<State> {
         if !std::mem::take(&mut self.dirty) {
             return None;
         }
@@ -99,12 +99,12 @@ impl Decider {
     }
 
     /// Marks the state as changed because another part of it has.
-    pub(super) fn state_changed(&mut self) {
+    pub(crate) fn state_changed(&mut self) {
         self.dirty = true;
     }
 
     /// Replaces the rules and budgets.
-    pub(super) fn replace(&mut self, rules: Vec<Rule>, settings: BudgetSettings) {
+    pub(crate) fn replace(&mut self, rules: Vec<Rule>, settings: BudgetSettings) {
         self.capturing = names_of_capturing(&rules);
         for gone in self.engine.replace(rules) {
             self.incidents.clear(&gone.name);
@@ -115,7 +115,7 @@ impl Decider {
 
     /// Evaluates every rule against a tick and applies the decisions. Allocates only if a rule
     /// fires or clears.
-    pub(super) fn observe(
+    pub(crate) fn observe(
         &mut self,
         now: Moment,
         vitals: &Vitals,
@@ -230,7 +230,7 @@ impl Decider {
     }
 
     /// Returns the admission of a new incident for a rule without one, regardless of the rule.
-    pub(super) fn opening(&self, now: Moment) -> Opening {
+    pub(crate) fn opening(&self, now: Moment) -> Opening {
         match self.incidents.has_joinable(now) {
             true => Opening::Free,
             false => self.budget.opening_of_any(now, &self.settings),
@@ -238,22 +238,22 @@ impl Decider {
     }
 
     /// Returns the number of incidents that rules opened in the 24 hours before `now`.
-    pub(super) fn spent(&self, now: Moment) -> usize {
+    pub(crate) fn spent(&self, now: Moment) -> usize {
         self.budget.spent(now)
     }
 
     /// Ends the claims that have expired at `now`.
-    pub(super) fn expire(&mut self, now: Moment) {
+    pub(crate) fn expire(&mut self, now: Moment) {
         let notices = self.incidents.expire(now);
         self.hear(now, &notices);
     }
 
-    pub(super) fn next_job(&mut self, now: Moment) -> Option<Job> {
+    pub(crate) fn next_job(&mut self, now: Moment) -> Option<Job> {
         self.incidents.next_job(now)
     }
 
     /// Applies the result of a command. Returns the incidents that ended.
-    pub(super) fn done(&mut self, now: Moment, done: Done) -> Vec<IncidentId> {
+    pub(crate) fn done(&mut self, now: Moment, done: Done) -> Vec<IncidentId> {
         let notices = self.incidents.done(now, done);
         self.hear(now, &notices);
         let gone = notices.into_iter().filter_map(|notice| match notice {
@@ -286,7 +286,7 @@ fn needs_descriptors(metric: &Metric, vitals: &Vitals) -> bool {
 }
 
 /// Returns `true` if more than half of the allowed number of descriptors are open.
-pub(super) fn are_many_open(vitals: &Vitals) -> bool {
+pub(crate) fn are_many_open(vitals: &Vitals) -> bool {
     vitals.fd_percent().is_some_and(|share| share.get() > 50.0)
 }
 

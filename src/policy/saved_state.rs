@@ -13,9 +13,9 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use super::stream::allowance::Saved;
 use crate::base::{Anchor, ClockReading, Elapsed, EventTime, Moment};
 use crate::model::{Metric, Rule};
+use crate::policy::daily_quota::Saved;
 use crate::rules::{FireKind, FireRecord, Mark};
 
 /// Maximum downtime assumed between two boots. Only the wall clock is available then, and one that
@@ -25,41 +25,41 @@ const MAX_DOWNTIME: Duration = Duration::from_secs(60 * 60);
 /// Contents of `state.json`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "AnyState")]
-pub(super) struct State {
+pub(crate) struct State {
     /// Schema version.
-    pub(super) schema: u32,
+    pub(crate) schema: u32,
     /// Clock readings at the time of the save.
-    pub(super) clock: Option<ClockReading>,
+    pub(crate) clock: Option<ClockReading>,
     /// Incidents opened by rules in the last 24 hours, oldest first.
-    pub(super) incidents: Vec<OpenedIncident>,
+    pub(crate) incidents: Vec<OpenedIncident>,
     /// Captures by rule name.
-    pub(super) rules: BTreeMap<String, RuleState>,
+    pub(crate) rules: BTreeMap<String, RuleState>,
     /// On-demand captures.
-    pub(super) streams: Vec<Saved>,
+    pub(crate) streams: Vec<Saved>,
 }
 
 /// An incident opened by a rule.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct OpenedIncident {
-    pub(super) at: Timestamp,
+pub(crate) struct OpenedIncident {
+    pub(crate) at: Timestamp,
     /// Name of the rule; empty if the file's schema does not have it.
-    pub(super) rule: String,
+    pub(crate) rule: String,
 }
 
 /// The captures of one rule.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(super) struct RuleState {
+pub(crate) struct RuleState {
     /// Metric that the values belong to, or `None` if the file has an older schema.
-    pub(super) metric: Option<Metric>,
+    pub(crate) metric: Option<Metric>,
     /// End of the last capture.
-    pub(super) captured: Timestamp,
+    pub(crate) captured: Timestamp,
     /// Incidents of the rule in the last 24 hours, oldest first.
-    pub(super) fires: Vec<SavedFire>,
+    pub(crate) fires: Vec<SavedFire>,
 }
 
 /// One incident of a rule.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub(super) struct SavedFire {
+pub(crate) struct SavedFire {
     at: Timestamp,
     /// Worst value the rule fired on, in the metric's unit.
     value: f64,
@@ -80,11 +80,11 @@ enum SavedKind {
 
 impl State {
     /// Schema version written by this version of marple.
-    pub(super) const SCHEMA: u32 = 2;
+    pub(crate) const SCHEMA: u32 = 2;
 
     /// Converts every time to the current wall clock. The module documentation describes the
     /// method.
-    pub(super) fn rebase(mut self, now: &ClockReading) -> Self {
+    pub(crate) fn rebase(mut self, now: &ClockReading) -> Self {
         let latest = self.times().map(|at| *at).max();
         let Some(saved) = self.clock.clone().or(latest.map(ClockReading::of_wall)) else {
             return self;
@@ -113,7 +113,7 @@ impl State {
 }
 
 impl RuleState {
-    pub(super) fn new(
+    pub(crate) fn new(
         rule: &Rule,
         anchor: Anchor,
         captured: EventTime,
@@ -138,7 +138,7 @@ impl RuleState {
     }
 
     /// Returns the end of the last capture and the incidents.
-    pub(super) fn restore(&self, anchor: Anchor) -> (EventTime, Vec<FireRecord>) {
+    pub(crate) fn restore(&self, anchor: Anchor) -> (EventTime, Vec<FireRecord>) {
         let fire = |fire: &SavedFire| FireRecord {
             at: time_of(anchor, fire.at),
             mark: Mark { value: fire.value, room: fire.room },
@@ -154,19 +154,19 @@ impl RuleState {
 }
 
 /// Returns the wall time of `event`.
-pub(super) fn wall_of(anchor: Anchor, event: EventTime) -> Timestamp {
+pub(crate) fn wall_of(anchor: Anchor, event: EventTime) -> Timestamp {
     let age = SignedDuration::try_from(event.age(anchor.moment)).unwrap_or(SignedDuration::MAX);
     anchor.wall.checked_sub(age).unwrap_or(Timestamp::MIN)
 }
 
 /// Returns the event time of wall time `at`, or the present if `at` is in the future.
-pub(super) fn time_of(anchor: Anchor, at: Timestamp) -> EventTime {
+pub(crate) fn time_of(anchor: Anchor, at: Timestamp) -> EventTime {
     let age = Duration::try_from(anchor.wall.duration_since(at)).unwrap_or_default();
     EventTime::ago(anchor.moment, age)
 }
 
 /// Returns the monotonic time of wall time `at`, or 0 if `at` precedes the clock's origin.
-pub(super) fn moment_of(anchor: Anchor, at: Timestamp) -> Moment {
+pub(crate) fn moment_of(anchor: Anchor, at: Timestamp) -> Moment {
     let ago = Duration::try_from(anchor.wall.duration_since(at)).unwrap_or_default();
     anchor.moment - ago
 }

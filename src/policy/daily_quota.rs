@@ -20,9 +20,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::agent::budget::DAY;
-use crate::agent::state::moment_of;
 use crate::base::{Anchor, Moment};
+use crate::policy::incident_budget::DAY;
+use crate::policy::saved_state::moment_of;
 
 const QUARTER: Duration = Duration::from_secs(15 * 60);
 /// Maximum lease: the captures of a continuous profiler in five minutes.
@@ -30,7 +30,7 @@ const MOST_LEASE: u64 = 64;
 
 /// A quarter hour in `state.json`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(in crate::agent) struct Saved {
+pub(crate) struct Saved {
     /// Start time.
     from: Timestamp,
     /// Upper bound of the number of captures.
@@ -39,14 +39,14 @@ pub(in crate::agent) struct Saved {
 
 impl Saved {
     /// Returns the time field, for rebasing.
-    pub(in crate::agent) fn time_mut(&mut self) -> &mut Timestamp {
+    pub(crate) fn time_mut(&mut self) -> &mut Timestamp {
         &mut self.from
     }
 }
 
 /// On-demand captures of the last 24 hours.
 #[derive(Debug)]
-pub(in crate::agent) struct Allowance {
+pub(crate) struct Allowance {
     limit: u64,
     /// Oldest first, without those that no longer count.
     quarters: Vec<Quarter>,
@@ -69,20 +69,20 @@ impl Quarter {
 }
 
 impl Allowance {
-    pub(in crate::agent) fn new(limit: usize) -> Self {
+    pub(crate) fn new(limit: usize) -> Self {
         Self { limit: limit as u64, quarters: Vec::new(), dirty: false }
     }
 
-    pub(in crate::agent) fn set_limit(&mut self, limit: usize) {
+    pub(crate) fn set_limit(&mut self, limit: usize) {
         self.limit = limit as u64;
     }
 
-    pub(in crate::agent) fn limit(&self) -> u64 {
+    pub(crate) fn limit(&self) -> u64 {
         self.limit
     }
 
     /// Continues from the saved counts.
-    pub(in crate::agent) fn restore(&mut self, anchor: Anchor, saved: &[Saved]) {
+    pub(crate) fn restore(&mut self, anchor: Anchor, saved: &[Saved]) {
         let quarter = |it: &Saved| Quarter {
             from: moment_of(anchor, it.from),
             used: it.captures,
@@ -94,7 +94,7 @@ impl Allowance {
     }
 
     /// Returns the time at which quota is available again, or `None` if it is not exhausted.
-    pub(in crate::agent) fn spent_until(&self, now: Moment) -> Option<Moment> {
+    pub(crate) fn spent_until(&self, now: Moment) -> Option<Moment> {
         let mut left = self.spent(now);
         for quarter in self.counted(now) {
             if left < self.limit {
@@ -109,12 +109,12 @@ impl Allowance {
     }
 
     /// Returns the number of captures taken or in progress in the 24 hours before `now`.
-    pub(in crate::agent) fn spent(&self, now: Moment) -> u64 {
+    pub(crate) fn spent(&self, now: Moment) -> u64 {
         self.counted(now).map(|quarter| quarter.used).sum()
     }
 
     /// Counts an accepted capture.
-    pub(super) fn spend(&mut self, now: Moment) {
+    pub(crate) fn spend(&mut self, now: Moment) {
         self.forget(now);
         let begins = self.quarters.last().is_none_or(|last| now.since(last.from) >= QUARTER);
         if begins {
@@ -128,7 +128,7 @@ impl Allowance {
 
     /// Refunds the capture accepted at `at`, which produced nothing. The saved count is unchanged:
     /// it is an upper bound.
-    pub(super) fn refund(&mut self, at: Moment) {
+    pub(crate) fn refund(&mut self, at: Moment) {
         let quarter = self.quarters.iter_mut().rfind(|quarter| quarter.from <= at);
         if let Some(quarter) = quarter {
             quarter.used = quarter.used.saturating_sub(1);
@@ -136,12 +136,12 @@ impl Allowance {
     }
 
     /// Returns `true` if the state must be saved.
-    pub(in crate::agent) fn is_dirty(&self) -> bool {
+    pub(crate) fn is_dirty(&self) -> bool {
         self.dirty
     }
 
     /// Returns the counts to save.
-    pub(in crate::agent) fn save(&mut self, anchor: Anchor) -> Vec<Saved> {
+    pub(crate) fn save(&mut self, anchor: Anchor) -> Vec<Saved> {
         self.dirty = false;
         let lease = self.lease();
         // All quarter hours but the last are complete, so their counts are exact.

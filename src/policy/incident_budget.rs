@@ -7,13 +7,13 @@
 use std::cmp::Reverse;
 use std::time::Duration;
 
-pub(super) use super::state::State;
-use super::state::{OpenedIncident, time_of, wall_of};
 use crate::base::{Anchor, EventTime, IncidentId, Moment};
 use crate::config::BudgetSettings;
+pub(crate) use crate::policy::saved_state::State;
+use crate::policy::saved_state::{OpenedIncident, time_of, wall_of};
 use crate::rules::Opening;
 
-pub(super) const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+pub(crate) const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Incidents per day reserved for each rule. The reserve is reduced if the reserves would exceed
 /// two thirds of `incidents_per_day` in total.
@@ -27,7 +27,7 @@ fn reserve(incidents_per_day: usize, rules: usize) -> usize {
 
 /// Incidents opened by rules in the last 24 hours, oldest first.
 #[derive(Debug, Default)]
-pub(super) struct Budget {
+pub(crate) struct Budget {
     opened: Vec<Opened>,
 }
 
@@ -41,7 +41,7 @@ struct Opened {
 
 impl Budget {
     /// Adds the incidents saved by an earlier process.
-    pub(super) fn restore(&mut self, anchor: Anchor, state: &State) {
+    pub(crate) fn restore(&mut self, anchor: Anchor, state: &State) {
         let saved = state.incidents.iter().map(|OpenedIncident { at, rule }| Opened {
             at: time_of(anchor, *at),
             rule: rule.clone(),
@@ -52,19 +52,19 @@ impl Budget {
     }
 
     /// Counts the incident `id`, which `rule` opened.
-    pub(super) fn spend(&mut self, now: Moment, rule: &str, id: IncidentId) {
+    pub(crate) fn spend(&mut self, now: Moment, rule: &str, id: IncidentId) {
         self.opened.retain(|it| it.at.age(now) < DAY);
         self.opened.push(Opened { at: now.into(), rule: rule.to_owned(), id: Some(id) });
     }
 
     /// Removes the incident `id`, which could not be opened.
-    pub(super) fn refund(&mut self, id: IncidentId) {
+    pub(crate) fn refund(&mut self, id: IncidentId) {
         self.opened.retain(|it| it.id != Some(id));
     }
 
     /// Returns the admission of a new incident of `rule` at `now`, given that the other rules in
     /// `rules` have reserves.
-    pub(super) fn opening<'r>(
+    pub(crate) fn opening<'r>(
         &self,
         now: Moment,
         settings: &BudgetSettings,
@@ -84,7 +84,7 @@ impl Budget {
     }
 
     /// Returns the admission of a new incident of any rule at `now`.
-    pub(super) fn opening_of_any(&self, now: Moment, settings: &BudgetSettings) -> Opening {
+    pub(crate) fn opening_of_any(&self, now: Moment, settings: &BudgetSettings) -> Opening {
         self.opening(now, settings, "", std::iter::empty())
     }
 
@@ -96,7 +96,7 @@ impl Budget {
     }
 
     /// Returns the number of incidents that rules opened in the 24 hours before `now`.
-    pub(super) fn spent(&self, now: Moment) -> usize {
+    pub(crate) fn spent(&self, now: Moment) -> usize {
         self.within(now).count()
     }
 
@@ -109,7 +109,7 @@ impl Budget {
     }
 
     /// Returns the incidents to save.
-    pub(super) fn incidents(&self, anchor: Anchor) -> Vec<OpenedIncident> {
+    pub(crate) fn incidents(&self, anchor: Anchor) -> Vec<OpenedIncident> {
         let opened = self.within(anchor.moment);
         opened
             .map(|it| OpenedIncident { at: wall_of(anchor, it.at), rule: it.rule.clone() })
