@@ -1,10 +1,11 @@
-//! What a CPU profile is worth and what it costs, for each engine and for the `pprof` crate by itself:
-//! `cargo bench --bench cpu`, or with `-- --quick` in some minutes; `-- got agreement` measures these parts alone.
+//! What a CPU profile is worth and what it costs, for each engine and for the `pprof` crate by
+//! itself: `cargo bench --bench cpu`, or with `-- --quick` in some minutes; `-- got agreement`
+//! measures these parts alone.
 //!
-//! One row a measure: its name, its value, the goal, and `pass` or `short`. Every cell is a process of
-//! its own, because SIGPROF belongs to a process and the engines leave something behind in it; a cell
-//! that does not end is killed and its rows say so. Cells of different engines take turns, so that
-//! what the neighbours do meets all of them.
+//! One row a measure: its name, its value, the goal, and `pass` or `short`. Every cell is a process
+//! of its own, because SIGPROF belongs to a process and the engines leave something behind in it; a
+//! cell that does not end is killed and its rows say so. Cells of different engines take turns, so
+//! that what the neighbours do meets all of them.
 //!
 //! | measure | how it is taken |
 //! |---|---|
@@ -180,9 +181,9 @@ fn attribution(plan: &Plan) {
     }
 }
 
-/// The kernel waits for all cores before the machine has its first perf event, and once a second has passed
-/// without any it does so anew. So those starts are a row of their own, and the others are beside an event,
-/// as captures beside a look-back are.
+/// The kernel waits for all cores before the machine has its first perf event, and once a second
+/// has passed without any it does so anew. So those starts are a row of their own, and the others
+/// are beside an event, as captures beside a look-back are.
 fn start(plan: &Plan) {
     let options = Options {
         engine: CpuEngine::Perf,

@@ -1,10 +1,10 @@
 //! From the moment memory crosses a rule's threshold to a finished heap profile on disk:
 //! `cargo bench --bench crossing`, with `-- --quick` for a third of the rounds.
 //!
-//! A row is: name, value, goal, and `pass` or `short`. The clock runs from before the memory is asked for,
-//! which takes a while to be touched, until the file has its name; ticks are 250 ms apart, as they are by
-//! default, and the crossings fall anywhere between two of them. Half a tick of the median is the waiting
-//! for the next.
+//! A row is: name, value, goal, and `pass` or `short`. The clock runs from before the memory is
+//! asked for, which takes a while to be touched, until the file has its name; ticks are 250 ms
+//! apart, as they are by default, and the crossings fall anywhere between two of them. Half a tick
+//! of the median is the waiting for the next.
 
 use std::alloc::System;
 use std::hint::black_box;

@@ -1,18 +1,18 @@
 //! What heap profiles cost, against the bare allocators and against the peers.
 //!
 //! `cargo bench --bench heap`, or with `-- --quick` in a minute, builds the programs of
-//! `benches/heap_peers`, one allocator each and no switch in any path, and prints a row for each measure:
-//! name, value, goal, `pass` or `short`. jemalloc is built twice, with its profiler and without; building
-//! takes a C compiler, instructions take valgrind.
+//! `benches/heap_peers`, one allocator each and no switch in any path, and prints a row for each
+//! measure: name, value, goal, `pass` or `short`. jemalloc is built twice, with its profiler and
+//! without; building takes a C compiler, instructions take valgrind.
 //!
-//! A ratio is the median of the CPU time two programs take for one workload, one right after the other
-//! and in turn first. All rows are measured in turn within each round, and each round starts all
-//! programs anew, because where their heaps happen to lie is worth some per cent. `control` is a program
-//! against another run of itself: what the machine adds.
+//! A ratio is the median of the CPU time two programs take for one workload, one right after the
+//! other and in turn first. All rows are measured in turn within each round, and each round starts
+//! all programs anew, because where their heaps happen to lie is worth some per cent. `control` is
+//! a program against another run of itself: what the machine adds.
 //!
-//! The longest that another thread stands still during a dump is the least of all runs: the machine's
-//! other work makes it longer now and then, the dump makes it so every time. Its control is the same
-//! thread for the same time without a dump.
+//! The longest that another thread stands still during a dump is the least of all runs: the
+//! machine's other work makes it longer now and then, the dump makes it so every time. Its control
+//! is the same thread for the same time without a dump.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -130,8 +130,8 @@ struct Program {
 impl Program {
     fn start(programs: &Path, name: &str) -> Self {
         let mut command = Command::new(programs.join(name));
-        // By default glibc gives the top of its heap back and asks for it again, or not, by where the
-        // last block happens to lie: up to a third of the time of a workload, by chance.
+        // By default glibc gives the top of its heap back and asks for it again, or not, by where
+        // the last block happens to lie: up to a third of the time of a workload, by chance.
         for keep in ["MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"] {
             command.env(keep, (1 << 30).to_string());
         }
@@ -213,7 +213,8 @@ fn dumps(programs: &Path, dumps: usize) {
     row("dump: CPU of marple / jemalloc_pprof", median(0, 0) / median(1, 0), Some(0.1));
 }
 
-/// The instructions of one of `what`, as valgrind counts them: the difference between more and fewer.
+/// The instructions of one of `what`, as valgrind counts them: the difference between more and
+/// fewer.
 fn instructions(programs: &Path, name: &str, what: &str, [few, many]: [u32; 2]) -> f64 {
     let count = |number: u32| {
         let output = Command::new("valgrind")

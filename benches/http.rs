@@ -4,20 +4,22 @@
 //! cargo bench --bench http [-- --quick]
 //! ```
 //!
-//! Rows are: name, value, goal, `pass` or `short`. Seven minutes; with `--quick` one, and its p99 tells little.
+//! Rows are: name, value, goal, `pass` or `short`. Seven minutes; with `--quick` one, and its p99
+//! tells little.
 //!
-//! - A scrape of `/metrics`: CPU time of the thread `marple`, which does all of the answering, with and
-//!   without scrapes. The control is the same service idling for as many ticks.
-//! - A thousand scrapes a second, by four scrapers at a pace: the share of a core they take, and how late
-//!   ticks are meanwhile, by the times of the vitals in the status. The control asks for the status as often
-//!   and scrapes nothing.
-//! - The battery: the p99 of the service's own requests while strangers ask the endpoint for what they may
-//!   not have (`battery.rs`), over the p99 while the same bytes go to a plain listener that ends every
-//!   connection. So what the strangers themselves take of the machine is on both sides. The no-op control
-//!   is one plain listener over another: what it is off by, or a tenth, the ratio may be off by. Of all rounds
-//!   the lower quartile counts. Once strangers only, once with a hundred who have the token and ask for
-//!   a profile at once: one gets it, and that is a capture with what a capture costs; and once more while
-//!   every core is taken by somebody else, where what is not done at low priority would show.
+//! - A scrape of `/metrics`: CPU time of the thread `marple`, which does all of the answering, with
+//!   and without scrapes. The control is the same service idling for as many ticks.
+//! - A thousand scrapes a second, by four scrapers at a pace: the share of a core they take, and
+//!   how late ticks are meanwhile, by the times of the vitals in the status. The control asks for
+//!   the status as often and scrapes nothing.
+//! - The battery: the p99 of the service's own requests while strangers ask the endpoint for what
+//!   they may not have (`battery.rs`), over the p99 while the same bytes go to a plain listener
+//!   that ends every connection. So what the strangers themselves take of the machine is on both
+//!   sides. The no-op control is one plain listener over another: what it is off by, or a tenth,
+//!   the ratio may be off by. Of all rounds the lower quartile counts. Once strangers only, once
+//!   with a hundred who have the token and ask for a profile at once: one gets it, and that is a
+//!   capture with what a capture costs; and once more while every core is taken by somebody else,
+//!   where what is not done at low priority would show.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};

@@ -1,14 +1,15 @@
 //! What the agent costs while there is no incident: `cargo bench --bench idle`.
 //!
-//! About six minutes; `-- --quick` two of them, and `-- ticks`, `-- polls`, `-- threads`, `-- first` or
-//! `-- requests` that part alone. `ticks` is described here, the others in `idle/busy.rs`.
+//! About six minutes; `-- --quick` two of them, and `-- ticks`, `-- polls`, `-- threads`, `--
+//! first` or `-- requests` that part alone. `ticks` is described here, the others in
+//! `idle/busy.rs`.
 //!
 //! One row a measure: its name, its value, the goal, and `pass` or `short`. A value of CPU is the
 //! median of pairs run in turn, the ticks and a loop that sleeps as often without them, over the
 //! whole process, so that what waking the observed runtimes costs *them* is in it.
 //!
-//! How fast a machine is with everything cold differs by two and more, so sysinfo's reading of the own process is
-//! taken in the same turns: 32 to 36 us where the goal was set.
+//! How fast a machine is with everything cold differs by two and more, so sysinfo's reading of the
+//! own process is taken in the same turns: 32 to 36 us where the goal was set.
 //!
 //! By their own clock the ticks are 250 ms apart, so that what is done each second or minute has
 //! its true share; they come every 5 ms for the bench to end. Caches are warmer than they would be.

@@ -1,8 +1,10 @@
-//! From a change of the settings file to its being in force in a running agent: `cargo bench --bench reload`.
+//! From a change of the settings file to its being in force in a running agent: `cargo bench
+//! --bench reload`.
 //!
-//! A row is: name, value, goal, and `pass` or `short`. The file is changed as editors and Kubernetes do;
-//! the clock runs from before the change until the status shows the new settings, whose reading is counted
-//! in. The slowest of all rounds stands beside the median: each change has to be there within the second.
+//! A row is: name, value, goal, and `pass` or `short`. The file is changed as editors and
+//! Kubernetes do; the clock runs from before the change until the status shows the new settings,
+//! whose reading is counted in. The slowest of all rounds stands beside the median: each change has
+//! to be there within the second.
 
 use std::fs;
 use std::os::unix::fs::symlink;

@@ -1,12 +1,12 @@
 //! What asking everybody where he stands costs the service: `cargo bench --bench stacks`.
 //!
-//! One row a measure: its name, its value, the goal, and `pass` or `short`. A value is the median of 7
-//! rounds, each of which runs the measure and its control in turn. A heartbeat is a task that sleeps a
-//! millisecond in a loop; its gap is the longest time between two beats.
+//! One row a measure: its name, its value, the goal, and `pass` or `short`. A value is the median
+//! of 7 rounds, each of which runs the measure and its control in turn. A heartbeat is a task that
+//! sleeps a millisecond in a loop; its gap is the longest time between two beats.
 //!
 //! The goal for a dump of 100 k tasks is a ratio to `tokio::runtime::Handle::dump`, which takes
-//! `--cfg tokio_unstable` and is run by `benches/peers/run`: here the row shows the gap next to the one of
-//! the same runtime left alone, and no verdict.
+//! `--cfg tokio_unstable` and is run by `benches/peers/run`: here the row shows the gap next to the
+//! one of the same runtime left alone, and no verdict.
 
 #[path = "stacks/day.rs"]
 mod day;
@@ -246,8 +246,8 @@ fn blocked_worker() {
     runtime.shutdown_background();
 }
 
-/// The median time between two beats while threads are dumped over and over, by the one left alone: the cores
-/// are taken by other work in both.
+/// The median time between two beats while threads are dumped over and over, by the one left alone:
+/// the cores are taken by other work in both.
 fn beats_under_dumps() {
     let runtime = runtime();
     let over = Arc::new(AtomicBool::new(false));

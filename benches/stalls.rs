@@ -1,18 +1,19 @@
 //! Whether stalls are found, and what looking for them costs: `cargo bench --bench stalls`.
 //!
-//! One row a measure: its name, its value, the goal, and `pass` or `short`. About two minutes; `-- --quick`
-//! half of one, and `-- recorded`, `-- plain` or `-- cost` that part alone.
+//! One row a measure: its name, its value, the goal, and `pass` or `short`. About two minutes; `--
+//! --quick` half of one, and `-- recorded`, `-- plain` or `-- cost` that part alone.
 //!
-//! Polls of 20, 40, 100, 200 and 400 ms are injected into a runtime that is idle, hot (tasks with polls of
-//! 5 ms at any time) or on a machine whose cores are taken by others, with one worker and with two, under a
-//! threshold of 50 ms. Each injected poll measures itself: on a loaded machine one of 40 ms may take longer,
-//! and what it took is what is to be found. Recorded ones (`marple::task`) are due when they lasted for the threshold and
-//! the period of 10 ms; plain ones, which are suspected by the runtime's counts, have another 60 ms. In between
-//! either is right. A false alarm is a stall that is told at a time at which no injected poll went on for
-//! the threshold.
+//! Polls of 20, 40, 100, 200 and 400 ms are injected into a runtime that is idle, hot (tasks with
+//! polls of 5 ms at any time) or on a machine whose cores are taken by others, with one worker and
+//! with two, under a threshold of 50 ms. Each injected poll measures itself: on a loaded machine
+//! one of 40 ms may take longer, and what it took is what is to be found. Recorded ones
+//! (`marple::task`) are due when they lasted for the threshold and the period of 10 ms; plain ones,
+//! which are suspected by the runtime's counts, have another 60 ms. In between either is right. A
+//! false alarm is a stall that is told at a time at which no injected poll went on for the
+//! threshold.
 //!
-//! The cost of looking is the CPU of the whole process with an agent that looks, less that with one that does
-//! not, in turns.
+//! The cost of looking is the CPU of the whole process with an agent that looks, less that with one
+//! that does not, in turns.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -29,12 +30,12 @@ use tokio::runtime::{Builder, Runtime};
 const THRESHOLD: Duration = Duration::from_millis(50);
 const PERIOD: Duration = Duration::from_millis(10);
 
-/// What a suspicion may come later by: an idle runtime is looked at once a threshold, and once more after
-/// 10 ms.
+/// What a suspicion may come later by: an idle runtime is looked at once a threshold, and once more
+/// after 10 ms.
 const SUSPICION: Duration = Duration::from_millis(60);
 
-/// The dates of a stall and of the poll it is about may be so far apart, on a machine with more work than
-/// cores: the worker is taken off its core between them.
+/// The dates of a stall and of the poll it is about may be so far apart, on a machine with more
+/// work than cores: the worker is taken off its core between them.
 const APART: Duration = Duration::from_millis(20);
 
 const LENGTHS: [u64; 5] = [20, 40, 100, 200, 400];

@@ -1,20 +1,23 @@
-//! What recording polls costs: CPU time per operation, as a ratio to the same runtime without marple.
+//! What recording polls costs: CPU time per operation, as a ratio to the same runtime without
+//! marple.
 //!
-//! `cargo bench --bench trace` measures the wrapper on stable tokio, and
-//! `RUSTFLAGS="--cfg tokio_unstable" cargo bench --bench trace` tokio's hooks. Rounds are interleaved, each
-//! ratio is to the plain run of its own round, and the median of the rounds is shown. `control` is the plain
-//! run against itself: what it differs from 1 by is noise. With hooks, `hooks that do nothing` is what tokio
-//! itself takes for calling some: it counts a reference to the one for a task's end in each task, which all workers
-//! write to.
+//! `cargo bench --bench trace` measures the wrapper on stable tokio, and `RUSTFLAGS="--cfg
+//! tokio_unstable" cargo bench --bench trace` tokio's hooks. Rounds are interleaved, each ratio is
+//! to the plain run of its own round, and the median of the rounds is shown. `control` is the plain
+//! run against itself: what it differs from 1 by is noise. With hooks, `hooks that do nothing` is
+//! what tokio itself takes for calling some: it counts a reference to the one for a task's end in
+//! each task, which all workers write to.
 //!
-//! The first rows are what a trace of the recorded polls costs to write, and how long it gets. They come first because
-//! a ring stays for as long as the window with a thread that has ended: behind dozens of runtimes only small rings
-//! are left, and a trace of a few thousand events is measured by what any trace costs. `holes` is the same in a
-//! process that has filled 300 MB and freed a random half of it.
+//! The first rows are what a trace of the recorded polls costs to write, and how long it gets. They
+//! come first because a ring stays for as long as the window with a thread that has ended: behind
+//! dozens of runtimes only small rings are left, and a trace of a few thousand events is measured
+//! by what any trace costs. `holes` is the same in a process that has filled 300 MB and freed a
+//! random half of it.
 //!
-//! `-- --quick` takes a third of the rounds. `-- NAME ..` takes the workloads whose names begin so, and `file`
-//! the first rows alone. `-- --once plain|off|recording NAME OPERATIONS` runs one workload once and prints
-//! nothing, for `valgrind --tool=callgrind`: the instructions of an operation are the difference of two runs.
+//! `-- --quick` takes a third of the rounds. `-- NAME ..` takes the workloads whose names begin so,
+//! and `file` the first rows alone. `-- --once plain|off|recording NAME OPERATIONS` runs one
+//! workload once and prints nothing, for `valgrind --tool=callgrind`: the instructions of an
+//! operation are the difference of two runs.
 
 #[path = "trace/workloads.rs"]
 mod workloads;
@@ -145,8 +148,8 @@ fn files(source: &str, rounds: usize) {
     row(&format!("file: gzip'd bytes an event, {source}"), middle(&whole, |file| file.size), 8.0);
 }
 
-/// A trace's events, and for each of them the nanoseconds to take it from the rings, those and the ones to write it,
-/// and its bytes.
+/// A trace's events, and for each of them the nanoseconds to take it from the rings, those and the
+/// ones to write it, and its bytes.
 struct File {
     events: f64,
     taking: f64,
@@ -154,8 +157,9 @@ struct File {
     size: f64,
 }
 
-/// Records, and writes in a process whose heap `heap` has been at; what that returns is freed afterwards. As the
-/// agent does, on a thread of its own: what other threads freed is mostly not in its allocator's way.
+/// Records, and writes in a process whose heap `heap` has been at; what that returns is freed
+/// afterwards. As the agent does, on a thread of its own: what other threads freed is mostly not in
+/// its allocator's way.
 fn file<T>(runtime: &Runtime, heap: fn() -> T) -> File {
     let spawn = if HOOKS { Spawn::Plain } else { Spawn::Wrapped };
     for workload in &WORKLOADS {

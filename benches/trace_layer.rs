@@ -1,5 +1,5 @@
-//! What the layer costs a thread, as ratios to the registry without it: installed and off, recording, and
-//! recording past the end of its memory. Rounds are interleaved and medians shown.
+//! What the layer costs a thread, as ratios to the registry without it: installed and off,
+//! recording, and recording past the end of its memory. Rounds are interleaved and medians shown.
 //!
 //! `cargo bench --bench trace_layer`
 

@@ -1,6 +1,7 @@
-//! A host whose directory of incidents fails while it runs: too many open files, a limit on the size of
-//! files, a disk that fails and turns read-only, too little room for everything. The host goes on, is told,
-//! and has captures again when the fault is over. Each runs in a process of its own.
+//! A host whose directory of incidents fails while it runs: too many open files, a limit on the
+//! size of files, a disk that fails and turns read-only, too little room for everything. The host
+//! goes on, is told, and has captures again when the fault is over. Each runs in a process of its
+//! own.
 
 mod host;
 mod store;

@@ -1,6 +1,6 @@
-//! Code of the host that blocks or panics where marple calls it: its `tracing` subscriber, its callbacks, its wakers. Ticks,
-//! endpoint and captures go on, and the status says what does not work. Each test that sets the subscriber of the process
-//! runs in a process of its own.
+//! Code of the host that blocks or panics where marple calls it: its `tracing` subscriber, its
+//! callbacks, its wakers. Ticks, endpoint and captures go on, and the status says what does not
+//! work. Each test that sets the subscriber of the process runs in a process of its own.
 
 mod host;
 mod store;
@@ -48,8 +48,8 @@ fn warning(handle: &AgentHandle, topic: &str) -> Option<String> {
     warnings.into_iter().find(|it| it.topic == topic).map(|it| it.text)
 }
 
-/// Captures one incident after another for as long as `MARPLE_TEST_SECONDS` asks for, three at least. Between
-/// them the agent ticks and its endpoint answers.
+/// Captures one incident after another for as long as `MARPLE_TEST_SECONDS` asks for, three at
+/// least. Between them the agent ticks and its endpoint answers.
 fn works_for_long(host: &Host, url: &str) {
     let seconds = std::env::var("MARPLE_TEST_SECONDS").ok().and_then(|text| text.parse().ok());
     let end = Instant::now() + Duration::from_secs(seconds.unwrap_or(0));
@@ -73,8 +73,8 @@ fn unpaced() -> HttpSettings {
     HttpSettings { max_requests_per_second: 10_000, ..HttpSettings::default() }
 }
 
-/// Has the agent log a line for each of a hundred requests, which come over one connection. None is refused: the
-/// lines of refusals are fewer, and refusals wait.
+/// Has the agent log a line for each of a hundred requests, which come over one connection. None is
+/// refused: the lines of refusals are fewer, and refusals wait.
 fn log_requests(url: &str) {
     let mut client = web::connect(url);
     let request = "GET /debug/pprof HTTP/1.1\r\nHost: localhost\r\n\r\n";

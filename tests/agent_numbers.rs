@@ -1,5 +1,5 @@
-//! The service's own counters and histograms, from the call that counts to the manifest of the incident
-//! they caused; and what that manifest says of limits and of the time before and after.
+//! The service's own counters and histograms, from the call that counts to the manifest of the
+//! incident they caused; and what that manifest says of limits and of the time before and after.
 
 mod host;
 
@@ -36,7 +36,8 @@ fn slow_requests_fire_a_rule_and_the_manifest_shows_the_time_around() {
     let handle = host.handle();
     let (wait, orders) = (handle.histogram("wait").unwrap(), handle.counter("orders").unwrap());
     decided(&handle, "no_value");
-    // Requests are quick until the rule has seen them be so, then slow until it fires, then quick again.
+    // Requests are quick until the rule has seen them be so, then slow until it fires, then quick
+    // again.
     let serve = |seconds: f64, until: &dyn Fn() -> bool| {
         wait_for("the requests", || {
             (0..50).for_each(|_| wait.record(seconds));
@@ -69,7 +70,8 @@ fn slow_requests_fire_a_rule_and_the_manifest_shows_the_time_around() {
     let (_, manifest) = host.closed(1).remove(0);
     let reason = &manifest.reasons[0];
     assert_eq!(reason.metric, Some("histogram.wait.p99".parse().unwrap()));
-    // Before it fired the requests were quick, a row a second; what came after is there until it cleared.
+    // Before it fired the requests were quick, a row a second; what came after is there until it
+    // cleared.
     let rows = |part: &str| {
         let value = |row: &marple::model::VitalsRow| Some((row.at, *row.values.get(part)?));
         manifest.vitals.iter().filter_map(value).collect::<Vec<_>>()

@@ -1,5 +1,5 @@
-//! Panics of a service, as the agent counts and lists them. Each test has a process of its own under nextest; the one
-//! here tolerates panics of no other.
+//! Panics of a service, as the agent counts and lists them. Each test has a process of its own
+//! under nextest; the one here tolerates panics of no other.
 
 mod host;
 
@@ -55,7 +55,8 @@ fn panics_are_counted_once_and_listed_by_place_with_message_and_thread() {
         assert!(text.contains(part), "{part:?} in\n{text}");
     }
 
-    // A hook that is installed later and calls none before it ends the counting; `count_panics` is once only.
+    // A hook that is installed later and calls none before it ends the counting; `count_panics` is
+    // once only.
     panic::set_hook(Box::new(|_| ()));
     panic_on("orders-4", "order 4 is empty");
     let text = panics_now(&host, 3);

@@ -1,4 +1,5 @@
-//! The CPU samples of an incident: in its trace on their threads, and in its profiles by task and span.
+//! The CPU samples of an incident: in its trace on their threads, and in its profiles by task and
+//! span.
 #![cfg(all(feature = "cpu", feature = "trace", target_os = "linux", target_env = "gnu"))]
 
 mod cpu_support;
@@ -49,7 +50,8 @@ fn cpu_time() -> Duration {
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
-/// Work that costs the same wherever it is done; `odd` keeps two functions that do it from being one.
+/// Work that costs the same wherever it is done; `odd` keeps two functions that do it from being
+/// one.
 #[inline(always)]
 fn burn(odd: u64, time: Duration) -> Duration {
     let before = cpu_time();
@@ -83,7 +85,8 @@ async fn sweep(stop: Arc<AtomicBool>, threads: Arc<Mutex<BTreeSet<u32>>>) {
     }
 }
 
-/// The same by another name and in another span: what is dated wrong by more than a little is taken for it.
+/// The same by another name and in another span: what is dated wrong by more than a little is taken
+/// for it.
 async fn polish(stop: Arc<AtomicBool>) {
     while !stop.load(Ordering::Relaxed) {
         tracing::info_span!("buff").in_scope(|| burn_a_polish(POLL));
@@ -130,7 +133,8 @@ impl Drop for Sweeper {
     }
 }
 
-/// The one incident of an agent with this engine, of `kinds`, while the sweeper burns before and during.
+/// The one incident of an agent with this engine, of `kinds`, while the sweeper burns before and
+/// during.
 fn incident(engine: CpuEngine, sweeper: &Sweeper, kinds: CaptureSet) -> (Host, PathBuf, Manifest) {
     let cpu = CpuSettings {
         engine,

@@ -1,5 +1,5 @@
-//! A poll that does not come to an end, from the moment it is found to the incident it makes. How exactly
-//! stalls are told from what is none is tested without a clock, in `trace::stalls`.
+//! A poll that does not come to an end, from the moment it is found to the incident it makes. How
+//! exactly stalls are told from what is none is tested without a clock, in `trace::stalls`.
 
 mod host;
 mod peers;
@@ -42,8 +42,8 @@ fn watched(capture: &[CaptureKind]) -> Host {
     recording(marple::Settings { rules: vec![rule], trace, ..settings() })
 }
 
-/// Blocks a worker of a runtime with `workers` until the stall's stack is on disk; the incident, and the
-/// stuck thread's id.
+/// Blocks a worker of a runtime with `workers` until the stall's stack is on disk; the incident,
+/// and the stuck thread's id.
 fn stall(host: &Host, workers: usize, busy: bool) -> (std::path::PathBuf, Manifest, u32) {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     let runtime = marple::instrument(builder.worker_threads(workers)).enable_all().build().unwrap();

@@ -1,6 +1,6 @@
-//! An agent that is started where something is missing: a port or a directory that another process has, descriptors, a
-//! writable file system. The service starts, the agent says what it lacks, and takes it once it is free. Forked
-//! children are at the end. Each test has a process of its own.
+//! An agent that is started where something is missing: a port or a directory that another process
+//! has, descriptors, a writable file system. The service starts, the agent says what it lacks, and
+//! takes it once it is free. Forked children are at the end. Each test has a process of its own.
 
 #![cfg(feature = "http")]
 // Forking cannot be done without it.
@@ -177,7 +177,8 @@ fn without_descriptors_vitals_go_on_and_the_rest_follows() {
 #[test]
 fn a_hostile_container_is_no_reason_not_to_start() {
     let test = "a_hostile_container_is_no_reason_not_to_start";
-    // A volume that others may write to, no /proc/sys, nothing else writable, a user without a name.
+    // A volume that others may write to, no /proc/sys, nothing else writable, a user without a
+    // name.
     let contain = "mount -t tmpfs -o mode=2777 none /mnt && mount -t tmpfs none /proc/sys && \
                    mount -o remount,ro,bind / && exec prlimit --nofile=256 setpriv --reuid 54321 --regid 54321 \
                    --clear-groups --no-new-privs --bounding-set=-all --inh-caps=-all \"$@\"";
@@ -314,8 +315,8 @@ struct Child(libc::pid_t);
 impl Child {
     /// Runs `body` in a fork; it must not return into the test harness.
     fn fork(body: impl FnOnce() -> bool) -> Self {
-        // SAFETY: the child runs `body` and leaves by `_exit`. The C library makes its allocator usable in a child of a
-        // process with several threads.
+        // SAFETY: the child runs `body` and leaves by `_exit`. The C library makes its allocator
+        // usable in a child of a process with several threads.
         let pid = unsafe { libc::fork() };
         assert!(pid >= 0, "fork: {}", std::io::Error::last_os_error());
         if pid == 0 {
@@ -406,7 +407,8 @@ fn a_forked_child_says_that_it_is_not_watched_and_can_have_an_agent() {
     assert!(text.contains(&started), "one line says what runs: {text}");
 }
 
-/// Prefork workers and daemons fork whenever it suits them: in the middle of a dump, of a log line, of a start.
+/// Prefork workers and daemons fork whenever it suits them: in the middle of a dump, of a log line,
+/// of a start.
 #[test]
 fn children_forked_at_any_time_can_have_an_agent() {
     let home = tempfile::tempdir().unwrap();

@@ -1,6 +1,8 @@
-//! Hosts that take things away: files that are overwritten under the program, memory that is locked or short.
+//! Hosts that take things away: files that are overwritten under the program, memory that is locked
+//! or short.
 //!
-//! What may end the process, or is for good, happens in a process of its own: each test runs itself.
+//! What may end the process, or is for good, happens in a process of its own: each test runs
+//! itself.
 #![cfg(all(
     feature = "cpu",
     feature = "heap",
@@ -106,7 +108,8 @@ fn files_overwritten_in_place_end_no_process() {
     let folder = tempfile::tempdir().unwrap();
     let library = build(folder.path());
     let bytes = fs::read(&library).unwrap();
-    // Mapped as code and never called. Not by the loader, which would itself fault where its part is cut.
+    // Mapped as code and never called. Not by the loader, which would itself fault where its part
+    // is cut.
     let overwritten: Vec<PathBuf> = (0..4)
         .map(|n| {
             let copy = folder.path().join(format!("lib{n}.so"));
@@ -132,7 +135,8 @@ fn files_overwritten_in_place_end_no_process() {
                 }
             });
         }
-        // The kernel keeps a program that runs from being written to; where it does not, this tries it.
+        // The kernel keeps a program that runs from being written to; where it does not, this tries
+        // it.
         let program = std::env::current_exe().unwrap();
         let refused = OpenOptions::new().write(true).open(program).is_err();
         println!("the program's own file can{} be written", if refused { "not" } else { "" });
@@ -204,8 +208,8 @@ fn a_host_that_locks_its_memory_pays_for_what_is_used() {
     capture_all(&host);
     let captured = measure();
     println!("KiB resident, locked: {before:?}, started {started:?}, captured {captured:?}");
-    // What is locked is not ours to say: glibc reserves 64 MiB for each thread that allocates, of which nothing is
-    // resident, and the kernel counts it.
+    // What is locked is not ours to say: glibc reserves 64 MiB for each thread that allocates, of
+    // which nothing is resident, and the kernel counts it.
     let more = |now: (u64, u64)| now.0.saturating_sub(before.0);
     assert!(more(started) <= START_MOST, "{} KiB", more(started));
     assert!(more(captured) <= CAPTURE_MOST, "{} KiB", more(captured));

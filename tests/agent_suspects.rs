@@ -1,5 +1,5 @@
-//! Tasks of plain `tokio::spawn` on a runtime without hooks that do not give their worker back: suspected by the
-//! runtime's own counts, confirmed by two stacks.
+//! Tasks of plain `tokio::spawn` on a runtime without hooks that do not give their worker back:
+//! suspected by the runtime's own counts, confirmed by two stacks.
 
 mod host;
 
@@ -147,7 +147,8 @@ fn a_plain_task_that_computes_on_its_worker_is_named_too() {
     runtime.shutdown_background();
 }
 
-/// Burns for 5 ms of its thread's time, so that what the machine takes from it is no part of the poll.
+/// Burns for 5 ms of its thread's time, so that what the machine takes from it is no part of the
+/// poll.
 async fn short_polls(over: Arc<AtomicBool>) {
     while !over.load(Ordering::Relaxed) {
         let start = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);

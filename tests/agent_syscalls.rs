@@ -1,6 +1,6 @@
-//! A whole run of the agent under filters that end the process for a call outside of a list, as service managers and
-//! sandboxes install them; and the list of all calls (`tests/syscalls`), held by these runs. A filter is for good, so each
-//! test runs in a process of its own.
+//! A whole run of the agent under filters that end the process for a call outside of a list, as
+//! service managers and sandboxes install them; and the list of all calls (`tests/syscalls`), held
+//! by these runs. A filter is for good, so each test runs in a process of its own.
 #![cfg(all(feature = "cpu", feature = "heap", feature = "trace", feature = "http"))]
 #![cfg(all(target_os = "linux", target_env = "gnu"))]
 #![allow(unsafe_code, reason = "a signal handler, and system calls without a safe face")]
@@ -85,7 +85,8 @@ struct Seen {
 /// In the words for what a filter ends the process for.
 const NOT_TRIED: &str = "is not tried: a system call filter (seccomp) ends the process for it";
 
-/// Starts the agent and has it do all it can: look back, capture everything, answer over HTTP, see a stall, end.
+/// Starts the agent and has it do all it can: look back, capture everything, answer over HTTP, see
+/// a stall, end.
 fn whole_run(expected: &[&str]) -> Seen {
     let home = tempfile::tempdir().unwrap();
     let socket = home.path().join("marple.sock");

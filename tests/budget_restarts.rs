@@ -1,7 +1,7 @@
 //! A service that crashes in a loop stays inside its budgets: real processes, each killed.
 //!
-//! The test runs itself as the service: with `MARPLE_TEST_SERVICE` set, `service` leaks until its rule
-//! has captured, says so, and waits to be killed.
+//! The test runs itself as the service: with `MARPLE_TEST_SERVICE` set, `service` leaks until its
+//! rule has captured, says so, and waits to be killed.
 
 mod host;
 

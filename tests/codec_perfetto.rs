@@ -245,9 +245,9 @@ fn trace_processor_shows_what_was_recorded() {
     assert_eq!(rows(6), [["4243", "worker-0"], ["4244", "worker-1"]]);
 }
 
-/// A thousand slices on each of eight threads, nested at random and often at the same nanosecond, with
-/// the threads one after another in the list: what trace_processor makes of them is what a stack of open
-/// slices makes of each thread.
+/// A thousand slices on each of eight threads, nested at random and often at the same nanosecond,
+/// with the threads one after another in the list: what trace_processor makes of them is what a
+/// stack of open slices makes of each thread.
 #[test]
 fn many_slices_come_out_as_they_went_in() {
     let dir = tempfile::tempdir().unwrap();

@@ -35,8 +35,9 @@ fn write(dir: &tempfile::TempDir, timeline: &Timeline) -> PathBuf {
     path
 }
 
-/// A thread whose ticks are nanoseconds, and whose trace begins at 1000: a park from before it, a poll
-/// with another in it, one that touches it, two that overlap, and two that go on; and a task that came and went.
+/// A thread whose ticks are nanoseconds, and whose trace begins at 1000: a park from before it, a
+/// poll with another in it, one that touches it, two that overlap, and two that go on; and a task
+/// that came and went.
 fn by_hand() -> Timeline {
     let anchor = Anchor {
         moment: Moment::from_nanos(5000),

@@ -54,7 +54,8 @@ fn timeline() -> Timeline {
     timeline
 }
 
-/// `main` of the program calls `burn` twice over and a library; one stack is of no file, one is unknown.
+/// `main` of the program calls `burn` twice over and a library; one stack is of no file, one is
+/// unknown.
 fn profile(samples: &[(u32, &str, &[u64], u64)]) -> Profile {
     let mut profile = Profile::new(&[CPU], CPU, 1, Timestamp::UNIX_EPOCH);
     for &(tid, thread, addresses, at) in samples {

@@ -67,8 +67,8 @@ fn sample(profile: &mut Profile, stack: Option<StackHandle>, values: &[i64]) {
     profile.samples.push(Sample { stack, values: values.to_vec(), labels: Vec::new() });
 }
 
-/// main -> serve -> parse (inlining validate), main -> serve -> render, an address nobody knows, and
-/// a sample whose stack could not be read.
+/// main -> serve -> parse (inlining validate), main -> serve -> render, an address nobody knows,
+/// and a sample whose stack could not be read.
 fn cpu() -> Profile {
     let mut profile = Profile::new(&[SAMPLES, CPU], CPU, 10_101_010, started());
     profile.default_sample_type = "cpu";

@@ -130,8 +130,8 @@ fn a_file_that_cannot_be_read_is_named() {
     assert!(told.contains("latin.toml:2:7: the file is not UTF-8"), "{told}");
 }
 
-/// Every field of a struct of settings is a key of a file, and stands in `marple.toml`: one that no file
-/// can set would be missed by the test beside the reader, which knows the keys that are read.
+/// Every field of a struct of settings is a key of a file, and stands in `marple.toml`: one that no
+/// file can set would be missed by the test beside the reader, which knows the keys that are read.
 #[test]
 fn every_setting_stands_in_marple_toml() {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/config/settings.rs");
@@ -172,7 +172,8 @@ fn every_setting_stands_in_marple_toml() {
     assert!(fields > 40, "{fields}");
 }
 
-/// Topics of warnings in the source: constants called `TOPIC` and texts that are given to `warnings::set`.
+/// Topics of warnings in the source: constants called `TOPIC` and texts that are given to
+/// `warnings::set`.
 fn topics(dir: &Path, found: &mut std::collections::BTreeSet<String>) {
     for entry in std::fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();

@@ -1,10 +1,12 @@
-//! Bad values of single keys: one line for each, with its place, what stands there and what is right.
+//! Bad values of single keys: one line for each, with its place, what stands there and what is
+//! right.
 
 use std::path::Path;
 
 use marple::config::parse;
 
-/// The one problem of a file that says `line` in the section `section`, where that line is the second.
+/// The one problem of a file that says `line` in the section `section`, where that line is the
+/// second.
 fn only(section: &str, line: &str) -> String {
     let text = format!("{section}\n{line}\n");
     let told = parse(&text, Path::new("orders.toml")).expect_err(&text).to_string();

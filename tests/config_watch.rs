@@ -1,7 +1,7 @@
 //! A changed configuration is applied once, whatever way it was changed; an unchanged one never.
 //!
-//! "Nothing was reported" is told without waiting by touching the trigger file, which is looked at in
-//! the same turn and settles later than what was done before it.
+//! "Nothing was reported" is told without waiting by touching the trigger file, which is looked at
+//! in the same turn and settles later than what was done before it.
 
 #![cfg(unix)]
 

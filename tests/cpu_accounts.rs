@@ -1,5 +1,6 @@
-//! The CPU time in a profile is what the kernel charged, where samples alone say less; and what Go adds up, with what the
-//! profile states as lost, is all of it. A new cause of loss gets a row in `CASES`.
+//! The CPU time in a profile is what the kernel charged, where samples alone say less; and what Go
+//! adds up, with what the profile states as lost, is all of it. A new cause of loss gets a row in
+//! `CASES`.
 #![cfg(all(feature = "cpu", target_os = "linux", target_env = "gnu"))]
 
 mod cpu_support;
@@ -305,7 +306,8 @@ extern "C" fn burn_in_handler(_: libc::c_int) {
 fn other_stack() {
     on_stack_of(1, || {
         let memory = vec![0u8; 256 << 10].leak();
-        // SAFETY: the stack stays for ever, and the handler comes when this thread raises the signal.
+        // SAFETY: the stack stays for ever, and the handler comes when this thread raises the
+        // signal.
         unsafe {
             let (mut stack, mut before): (libc::stack_t, _) = std::mem::zeroed();
             (stack.ss_sp, stack.ss_size) = (memory.as_mut_ptr().cast(), memory.len());
@@ -333,8 +335,8 @@ fn generated_code() {
     extern "C" fn called_back() {
         burn(TIME);
     }
-    // SAFETY: a mapping large enough for the code that is copied there, which follows the C calling convention and
-    // calls what it is given.
+    // SAFETY: a mapping large enough for the code that is copied there, which follows the C calling
+    // convention and calls what it is given.
     let run = unsafe {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
         let page = libc::mmap(std::ptr::null_mut(), 4096, 7, flags, -1, 0);
@@ -462,7 +464,8 @@ fn sums_and_stated_losses_of_the_pprof_crate_are_what_was_charged() {
     }
 }
 
-/// Wall time in Go of a thread that stays and of four that end during the session, and the bounds of each.
+/// Wall time in Go of a thread that stays and of four that end during the session, and the bounds
+/// of each.
 fn wall_time_of_threads_that_end() -> [(f64, Duration, Duration); 2] {
     let (ends, stays) = (Barrier::new(5), Barrier::new(2));
     thread::scope(|scope| {

@@ -1,7 +1,7 @@
 //! Whole stacks, whatever way a program was built, or an honest reason.
 //!
-//! `builds/program.rs` is compiled here with rustc, once for each way, against the crate that this test
-//! was linked with, and takes a profile of itself.
+//! `builds/program.rs` is compiled here with rustc, once for each way, against the crate that this
+//! test was linked with, and takes a profile of itself.
 #![cfg(all(feature = "cpu", target_os = "linux", target_env = "gnu", target_arch = "x86_64"))]
 
 use std::fs;
@@ -28,7 +28,8 @@ const CHAIN: [&str; 10] = [
     "layer_nine",
 ];
 
-/// The crate under test, as cargo built it for this test: the file, and the folder of its dependencies.
+/// The crate under test, as cargo built it for this test: the file, and the folder of its
+/// dependencies.
 static CRATE: LazyLock<(PathBuf, PathBuf)> = LazyLock::new(|| {
     let features = [
         ("cpu", cfg!(feature = "cpu")),
@@ -153,8 +154,8 @@ fn is_whole(frames: &[String]) -> bool {
     holds_the_chain(frames) && frames.last().is_some_and(|name| name.contains("clone"))
 }
 
-/// Whether it is a stack of the work that does not reach to where the thread began. (The thread's own end
-/// has whole stacks without the layers.)
+/// Whether it is a stack of the work that does not reach to where the thread began. (The thread's
+/// own end has whole stacks without the layers.)
 fn lacks_layers(frames: &[String]) -> bool {
     let is_of_work = |name: &String| name.ends_with("::work") || name.contains("layer_");
     frames.iter().any(is_of_work) && !is_whole(frames)
@@ -165,8 +166,8 @@ fn is_as_deep(frames: &[String]) -> bool {
     frames.len() > CHAIN.len() + 3
 }
 
-/// The stacks of the working thread of `program` are whole: 19 of 20, for the thread's own beginning and
-/// end are of it too.
+/// The stacks of the working thread of `program` are whole: 19 of 20, for the thread's own
+/// beginning and end are of it too.
 fn stacks_are_whole(how: &str, program: &Path, names_from: Option<&Path>) {
     for engine in ENGINES {
         let told = Told::by(program, engine, names_from);
@@ -253,8 +254,9 @@ fn a_stripped_program_finds_its_debug_file_beside_it() {
     }
 }
 
-/// Neither tables nor frame pointers: nobody can walk such a stack. Where the time goes is seen all the
-/// same, for the innermost frame needs no walk, and what is missing is said: of each stack, and in sum.
+/// Neither tables nor frame pointers: nobody can walk such a stack. Where the time goes is seen all
+/// the same, for the innermost frame needs no walk, and what is missing is said: of each stack, and
+/// in sum.
 #[test]
 fn a_build_without_unwind_tables_shows_where_the_time_goes_and_says_what_is_cut() {
     let folder = folder();
@@ -282,8 +284,8 @@ fn a_build_without_unwind_tables_shows_where_the_time_goes_and_says_what_is_cut(
     }
 }
 
-/// No tables, but frame pointers: what can be shown to be a frame is walked, and the profile says so; what
-/// cannot is cut.
+/// No tables, but frame pointers: what can be shown to be a frame is walked, and the profile says
+/// so; what cannot is cut.
 #[test]
 fn frame_pointers_without_unwind_tables_are_followed_as_far_as_calls_prove_them() {
     let folder = folder();

@@ -103,7 +103,8 @@ fn frequencies_that_nobody_should_ask_for_are_refused() {
     }
 }
 
-/// Two threads of 256 do all the work: what rings or slots share fairly must not be what they are short of.
+/// Two threads of 256 do all the work: what rings or slots share fairly must not be what they are
+/// short of.
 #[test]
 fn the_busy_among_many_are_seen_as_well_as_if_they_were_alone() {
     let _turn = turn();

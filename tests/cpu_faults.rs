@@ -31,8 +31,8 @@ fn as_deep_as_a_service(work: impl FnOnce() -> (u64, i64)) -> (u64, i64) {
     counted
 }
 
-/// A slot of the pool is met by every 64th sample at the least, so the samples counted here go to slots
-/// nobody has written to.
+/// A slot of the pool is met by every 64th sample at the least, so the samples counted here go to
+/// slots nobody has written to.
 #[test]
 fn nothing_is_allocated_and_no_page_touched_first_where_a_thread_is_interrupted() {
     let session = start(CpuEngine::Timer, 1000).unwrap();

@@ -13,8 +13,8 @@ use marple::model::{CpuEngine, CpuMode};
 
 /// Runs `child` in a fork; returns how that ended, as `waitpid` says it, or -1 if it hung.
 fn in_child(child: impl FnOnce() -> bool) -> i32 {
-    // SAFETY: plain system calls on a child and a descriptor of our own; glibc lets a child allocate, and it ends
-    // without cleaning up. A panic ends it with another status.
+    // SAFETY: plain system calls on a child and a descriptor of our own; glibc lets a child
+    // allocate, and it ends without cleaning up. A panic ends it with another status.
     unsafe {
         match libc::fork() {
             0 => {

@@ -1,5 +1,5 @@
-//! Stacks that are not the usual ones: deep recursion and generated code, by both engines and in heap profiles. A new
-//! test for another kind of stack goes here.
+//! Stacks that are not the usual ones: deep recursion and generated code, by both engines and in
+//! heap profiles. A new test for another kind of stack goes here.
 #![cfg(all(
     feature = "cpu",
     feature = "heap",
@@ -114,7 +114,8 @@ const THROUGH: [&[u8]; 1] = [&[0x55, 0x48, 0x89, 0xe5, 0xff, 0xd7, 0x5d, 0xc3]];
 
 fn place(code: &[&[u8]], in_file: bool) -> *const () {
     let code = code.concat();
-    // SAFETY: a mapping at a place of the kernel's choice, large enough for the code that is copied there.
+    // SAFETY: a mapping at a place of the kernel's choice, large enough for the code that is copied
+    // there.
     unsafe {
         let file = if in_file { libc::memfd_create(c"jit".as_ptr(), 0) } else { -1 };
         let kind = if in_file { libc::MAP_SHARED } else { libc::MAP_PRIVATE | libc::MAP_ANONYMOUS };

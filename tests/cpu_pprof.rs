@@ -1,4 +1,5 @@
-//! CPU profiles of this process by the `pprof` crate. SIGPROF is the process', so these tests take turns.
+//! CPU profiles of this process by the `pprof` crate. SIGPROF is the process', so these tests take
+//! turns.
 #![cfg(all(feature = "cpu", target_os = "linux", target_env = "gnu"))]
 
 mod cpu_support;

@@ -1,5 +1,6 @@
-//! CPU samples where the kernel gives a process only so much: descriptors, timers, locked memory, threads. The service
-//! keeps what it needs, and the profile says which limit took what it lacks. Each runs in a process with a limit of its own.
+//! CPU samples where the kernel gives a process only so much: descriptors, timers, locked memory,
+//! threads. The service keeps what it needs, and the profile says which limit took what it lacks.
+//! Each runs in a process with a limit of its own.
 #![cfg(all(feature = "cpu", target_os = "linux", target_env = "gnu"))]
 #![allow(unsafe_code, reason = "timers and signals of the service's own")]
 

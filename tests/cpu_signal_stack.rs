@@ -21,7 +21,8 @@ extern "C" fn handler(_: libc::c_int) {
 #[expect(unsafe_code, reason = "a handler cannot be installed without")]
 fn burn_in_a_handler() {
     let stack = vec![0u8; STACK].leak();
-    // SAFETY: the stack stays for ever, and the handler is a plain one that calls what may be called there.
+    // SAFETY: the stack stays for ever, and the handler is a plain one that calls what may be
+    // called there.
     unsafe {
         let mut stack_of_signals: libc::stack_t = std::mem::zeroed();
         stack_of_signals.ss_sp = stack.as_mut_ptr().cast();

@@ -1,26 +1,26 @@
-//! A host that does everything which is hard on a profiler, at once, while each engine and wall mode
-//! record it at 1000 Hz asked: no crash, no hang, no lost errno, no child process killed, and the host
-//! gets on.
+//! A host that does everything which is hard on a profiler, at once, while each engine and wall
+//! mode record it at 1000 Hz asked: no crash, no hang, no lost errno, no child process killed, and
+//! the host gets on.
 //!
-//! What storms is in `storm/workers.rs`. Each storm is this program run once more, watched through its
-//! standard output: when it says nothing for half a minute, or one of its threads got no further in
-//! that time, it hangs. How far it gets with a session and how far without is printed.
+//! What storms is in `storm/workers.rs`. Each storm is this program run once more, watched through
+//! its standard output: when it says nothing for half a minute, or one of its threads got no
+//! further in that time, it hangs. How far it gets with a session and how far without is printed.
 //!
-//! `STORM_SECONDS` is how long each part of a storm lasts: one session, then turns with a session and without
-//! one, then sessions started and stopped as fast as they can be. 3 by default, 30 by hand for more than the
-//! minute that was promised:
+//! `STORM_SECONDS` is how long each part of a storm lasts: one session, then turns with a session
+//! and without one, then sessions started and stopped as fast as they can be. 3 by default, 30 by
+//! hand for more than the minute that was promised:
 //!
 //! ```text
 //! STORM_SECONDS=30 cargo test --release --test cpu_storm -- --nocapture --test-threads 1
 //! ```
 //!
-//! The engine `pprof` is not stormed here: it is for comparison and for platforms without the other two, and
-//! it lost one storm of two by a stack overflow of the host on a machine at its limit. `STORM_OF=pprof` puts
-//! it in the place of another engine.
+//! The engine `pprof` is not stormed here: it is for comparison and for platforms without the other
+//! two, and it lost one storm of two by a stack overflow of the host on a machine at its limit.
+//! `STORM_OF=pprof` puts it in the place of another engine.
 //!
 //! The program needs nothing but itself, so that it can be copied into an older system;
-//! `tests/storm/old-glibc` does that. `STORM_CYCLES` is how many sessions are started and stopped in the
-//! tests of that: 100, or 1000 by hand.
+//! `tests/storm/old-glibc` does that. `STORM_CYCLES` is how many sessions are started and stopped
+//! in the tests of that: 100, or 1000 by hand.
 #![cfg(all(feature = "cpu", target_os = "linux"))]
 // Signals, forks and dlopen are not to be had without it.
 #![allow(unsafe_code)]

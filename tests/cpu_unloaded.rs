@@ -35,7 +35,8 @@ fn build(folder: &Path) -> CString {
 /// Loads the library, spends a few milliseconds in it, unloads it.
 #[inline(never)]
 fn load_use_unload(library: &CString) {
-    // SAFETY: the library is ours and has no constructors; what is called has the type that is said.
+    // SAFETY: the library is ours and has no constructors; what is called has the type that is
+    // said.
     unsafe {
         let handle = libc::dlopen(library.as_ptr(), libc::RTLD_NOW);
         assert!(!handle.is_null());

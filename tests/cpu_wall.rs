@@ -125,7 +125,8 @@ fn every_thread_has_all_of_its_time_where_it_spent_it() {
             let rounded = Duration::from_millis(2);
             assert!(whole + rounded >= least && whole <= most, "{name}: {whole:?}; {told}");
             let there = spent(&profile, name, function, state);
-            // A thread that burns may be late to answer on a loaded machine, one that sleeps is not asked.
+            // A thread that burns may be late to answer on a loaded machine, one that sleeps is not
+            // asked.
             let share = if name == "burns" { 0.0 } else { 0.99 };
             assert!(there > whole.mul_f64(share), "{name}: {there:?} of {whole:?}; {told}");
         }
@@ -164,8 +165,8 @@ fn an_incident_in_wall_mode_reads_in_go() {
 /// Has the calling thread block SIGURG until it ends.
 #[expect(unsafe_code, reason = "a thread's mask has no safe face")]
 fn block_the_signal() {
-    // SAFETY: a set of signals is plain bits, both calls write to this one only, and the calling thread is
-    // the test's own.
+    // SAFETY: a set of signals is plain bits, both calls write to this one only, and the calling
+    // thread is the test's own.
     unsafe {
         let mut set = std::mem::zeroed();
         assert_eq!((libc::sigemptyset(&mut set), libc::sigaddset(&mut set, libc::SIGURG)), (0, 0));

@@ -38,8 +38,8 @@ unsafe impl GlobalAlloc for Counting {
     }
 }
 
-/// What was asked for before, and what the profile's comment has: the bytes counted, and how many more there
-/// may be.
+/// What was asked for before, and what the profile's comment has: the bytes counted, and how many
+/// more there may be.
 fn told() -> [u64; 3] {
     /// By snapshots, which are left out of the profile.
     static BY_SNAPSHOTS: AtomicU64 = AtomicU64::new(0);

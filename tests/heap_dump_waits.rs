@@ -1,5 +1,5 @@
-//! No thread waits for a dump: while one stands still in the middle of its writing, others allocate,
-//! grow and free sampled blocks under stacks old and new.
+//! No thread waits for a dump: while one stands still in the middle of its writing, others
+//! allocate, grow and free sampled blocks under stacks old and new.
 
 #![cfg(feature = "heap")]
 

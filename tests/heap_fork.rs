@@ -30,7 +30,8 @@ fn allocate(rounds: usize) {
 
 /// Whether the child ended by itself with status 0.
 fn ended_well(child: libc::pid_t) -> bool {
-    // SAFETY: plain system calls on a child and a descriptor of our own; `status` and `poll` are ours.
+    // SAFETY: plain system calls on a child and a descriptor of our own; `status` and `poll` are
+    // ours.
     unsafe {
         let pidfd = libc::syscall(libc::SYS_pidfd_open, child, 0) as libc::c_int;
         assert!(pidfd >= 0, "pidfd_open: {}", std::io::Error::last_os_error());

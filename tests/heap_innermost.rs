@@ -1,5 +1,5 @@
-//! Go shows as innermost the function of the program that wanted the memory, whatever it asked for it:
-//! in a debug build and, with `--release`, in an optimised one.
+//! Go shows as innermost the function of the program that wanted the memory, whatever it asked for
+//! it: in a debug build and, with `--release`, in an optimised one.
 
 #![cfg(feature = "heap")]
 

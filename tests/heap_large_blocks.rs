@@ -1,4 +1,5 @@
-//! The founding case: ten blocks of 20 MiB are 200 MiB, every time, and nothing once they are freed.
+//! The founding case: ten blocks of 20 MiB are 200 MiB, every time, and nothing once they are
+//! freed.
 
 #![cfg(feature = "heap")]
 

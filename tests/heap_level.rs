@@ -1,4 +1,5 @@
-//! The heap's level wakes who waits for it from within the allocation, and a rule over it fires on that.
+//! The heap's level wakes who waits for it from within the allocation, and a rule over it fires on
+//! that.
 
 #![cfg(feature = "heap")]
 

@@ -1,7 +1,7 @@
 //! The tables of the allocator, over every order in which loads and stores may be seen.
 //!
-//! Their files are compiled here a second time, with loom's atomics in the place of std's and mappings
-//! of a few words.
+//! Their files are compiled here a second time, with loom's atomics in the place of std's and
+//! mappings of a few words.
 #![allow(unreachable_pub, dead_code, reason = "the files are compiled as a part of the crate, too")]
 
 mod base {
@@ -10,9 +10,9 @@ mod base {
 
         pub use loom::sync::atomic::{Ordering, fence};
 
-        /// loom's, made when it is first touched, because only then is there a model to belong to: tables
-        /// are `const`. To be touched by the thread that makes the table: loom takes the making for a
-        /// store that others must have seen.
+        /// loom's, made when it is first touched, because only then is there a model to belong to:
+        /// tables are `const`. To be touched by the thread that makes the table: loom takes the
+        /// making for a store that others must have seen.
         macro_rules! atomic {
             ($name:ident, $number:ty) => {
                 pub struct $name($number, OnceLock<loom::sync::atomic::$name>);
@@ -162,9 +162,9 @@ fn record(n: u32) -> Record {
     Record { site: id(n), size: u64::from(n) << 8, weight: f64::from(n) }
 }
 
-/// What was seen in any of a model's runs. loom takes two loads of a thread that stores afterwards for
-/// independent of what another loaded before, and may try one order only; so each test names what it must
-/// have met.
+/// What was seen in any of a model's runs. loom takes two loads of a thread that stores afterwards
+/// for independent of what another loaded before, and may try one order only; so each test names
+/// what it must have met.
 #[derive(Default)]
 struct Met(std::sync::Mutex<Vec<Option<u32>>>);
 
@@ -184,8 +184,8 @@ impl Met {
     }
 }
 
-/// Every order with one change of thread wherever it hurts, besides those at each end; with more it takes
-/// minutes. What a load may see of the past is tried in full.
+/// Every order with one change of thread wherever it hurts, besides those at each end; with more it
+/// takes minutes. What a load may see of the past is tried in full.
 fn bounded(run: impl Fn() + Send + Sync + 'static) {
     let mut model = loom::model::Builder::new();
     model.preemption_bound = Some(1);
@@ -382,11 +382,13 @@ fn a_dump_sees_sites_whole_and_nothing_in_use_that_was_not_allocated() {
         let (in_use, shown) = dumping.join().unwrap();
         met.meet(Some(u32::from(in_use) + 2 * u32::from(shown)));
     });
-    // Neither, in use at a site that came after the numbers were read, allocated and not yet in use, both.
+    // Neither, in use at a site that came after the numbers were read, allocated and not yet in
+    // use, both.
     all.assert_is(&[Some(0), Some(1), Some(2), Some(3)]);
 }
 
-/// A site without live blocks is taken out while another thread finds it, and its counts are in one place afterwards.
+/// A site without live blocks is taken out while another thread finds it, and its counts are in one
+/// place afterwards.
 #[test]
 fn a_site_that_is_taken_out_is_found_by_nobody_and_its_counts_stay() {
     let met = std::sync::Arc::new(Met::default());

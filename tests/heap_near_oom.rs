@@ -1,8 +1,8 @@
 //! With 512 KiB left below the limit of a real memory cgroup, the profile gets onto the disk, with
 //! names, and the process lives.
 //!
-//! Needs root and the memory controller (v1 or v2) to make a group of its own; where there is none, it
-//! says so in one line and proves nothing. `CI` set and root means that it has to be there.
+//! Needs root and the memory controller (v1 or v2) to make a group of its own; where there is none,
+//! it says so in one line and proves nothing. `CI` set and root means that it has to be there.
 
 #![cfg(all(feature = "heap", target_os = "linux"))]
 

@@ -1,5 +1,5 @@
-//! The profile stays exact while everything happens at once: threads free and grow each other's blocks
-//! under a storm of SIGPROF, libraries come and go, and somebody keeps taking profiles.
+//! The profile stays exact while everything happens at once: threads free and grow each other's
+//! blocks under a storm of SIGPROF, libraries come and go, and somebody keeps taking profiles.
 
 #![cfg(all(feature = "heap", target_os = "linux"))]
 // Handlers, signals and libraries are libc's.

@@ -1,5 +1,6 @@
-//! What Go adds up of a heap profile and what the profile states as lost are together what was allocated, for each cause of
-//! loss. A new cause gets a row in `CASES`, or a test of its own if it needs a process of its own.
+//! What Go adds up of a heap profile and what the profile states as lost are together what was
+//! allocated, for each cause of loss. A new cause gets a row in `CASES`, or a test of its own if it
+//! needs a process of its own.
 
 #![cfg(all(feature = "heap", target_os = "linux"))]
 #![allow(unsafe_code, reason = "an allocator that counts, signal stacks and generated code")]
@@ -159,7 +160,8 @@ impl std::fmt::Debug for Dump {
 /// Standard errors that a sum may be off: one run in a million is.
 const ERRORS: f64 = 5.0;
 
-/// Checks that what Go's sums have gained from `before` to `after`, with what is stated as lost, is what was allocated.
+/// Checks that what Go's sums have gained from `before` to `after`, with what is stated as lost, is
+/// what was allocated.
 #[track_caller]
 fn check(told: &str, before: &Dump, after: &Dump) {
     let shown = after.shown().since(before.shown());
@@ -266,11 +268,13 @@ extern "C" fn handler(_: libc::c_int) {
     blocks(&mut IN_HANDLER.lock().unwrap());
 }
 
-/// In a signal handler with a stack of its own. The signal is raised, so it interrupts no allocation.
+/// In a signal handler with a stack of its own. The signal is raised, so it interrupts no
+/// allocation.
 fn other_stack() -> Kept {
     thread::spawn(|| {
         let memory = vec![0u8; 256 << 10].leak();
-        // SAFETY: the stack stays for ever, and the handler comes when this thread raises the signal.
+        // SAFETY: the stack stays for ever, and the handler comes when this thread raises the
+        // signal.
         unsafe {
             let (mut stack, mut before): (libc::stack_t, _) = std::mem::zeroed();
             stack.ss_sp = memory.as_mut_ptr().cast();
@@ -302,8 +306,8 @@ extern "C" fn called_back() {
 }
 
 fn generated(code: &[u8]) -> Kept {
-    // SAFETY: a mapping large enough for the code that is copied there, which follows the C calling convention and
-    // calls what it is given.
+    // SAFETY: a mapping large enough for the code that is copied there, which follows the C calling
+    // convention and calls what it is given.
     unsafe {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
         let page = libc::mmap(std::ptr::null_mut(), 4096, 7, flags, -1, 0);
@@ -381,7 +385,8 @@ fn sums_and_stated_losses_are_what_was_allocated() {
 /// Tells a test that it runs in a process of its own.
 const AGAIN: &str = "MARPLE_TEST_AGAIN";
 
-/// Turns sampling off before `main` in such a process: what the harness allocates has no sample at the usual rate.
+/// Turns sampling off before `main` in such a process: what the harness allocates has no sample at
+/// the usual rate.
 #[used]
 #[unsafe(link_section = ".init_array")]
 static EARLY: extern "C" fn() = turn_sampling_off;
@@ -453,7 +458,8 @@ fn blocks_from_before_the_loaded_files_were_read_are_in_the_sums() {
 
 /// Memory that the process has already, since the limit below refuses every mapping.
 fn fill_the_heap() {
-    // SAFETY: two numbers of the C allocator: nothing is given back to the kernel or mapped by itself.
+    // SAFETY: two numbers of the C allocator: nothing is given back to the kernel or mapped by
+    // itself.
     unsafe {
         libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
         libc::mallopt(libc::M_MMAP_THRESHOLD, i32::MAX);

@@ -68,7 +68,8 @@ fn leaks() -> Vec<Vec<u8>> {
     black_box((0..64).map(|_| Vec::with_capacity(black_box(MIB))).collect())
 }
 
-/// What Go shows: the total of a sample type, and the share of each function with all it calls in MB.
+/// What Go shows: the total of a sample type, and the share of each function with all it calls in
+/// MB.
 struct Shown {
     text: String,
     total: f64,

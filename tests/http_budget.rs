@@ -1,7 +1,7 @@
 //! The day's captures over HTTP: a number of their own, which outlives the process.
 //!
-//! The test runs itself as the service: with `MARPLE_TEST_SERVICE` set, `service` says where it listens and
-//! waits to be killed.
+//! The test runs itself as the service: with `MARPLE_TEST_SERVICE` set, `service` says where it
+//! listens and waits to be killed.
 
 mod host;
 mod web;
@@ -66,7 +66,8 @@ fn a_days_captures_are_counted_across_restarts_and_who_comes_then_is_told_when()
     let home = tempfile::tempdir().unwrap();
     let dir = home.path().join("captures");
     let first = Service::start(&dir);
-    // This program's allocator is not marple's: what came to nothing does not count, nor is it a fault.
+    // This program's allocator is not marple's: what came to nothing does not count, nor is it a
+    // fault.
     let heap = get(&format!("{}/heap", first.1));
     assert_eq!((heap.status, heap.header("x-go-pprof")), (404, Some("1")), "{}", heap.text());
     assert!(heap.text().contains("#[global_allocator]"), "{}", heap.text());

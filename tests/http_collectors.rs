@@ -23,7 +23,8 @@ fn file_of<'a>(manifest: &'a Manifest, name: &str) -> &'a str {
     &found.unwrap_or_else(|| panic!("{name}: {:?}", manifest.captures)).file
 }
 
-/// Asks for `file` of the incident and for the whole of it as an archive; both have exactly `content`.
+/// Asks for `file` of the incident and for the whole of it as an archive; both have exactly
+/// `content`.
 fn is_handed_out(url: &str, manifest: &Manifest, file: &str, content: &[u8]) {
     let id = manifest.id;
     let answer = get(&format!("{url}/incidents/{id}/{file}"));

@@ -1,6 +1,6 @@
-//! What clients of Go's `net/http/pprof` get here, one test a path and parameter: the same question to a real
-//! Go server and to ours ([`paths`]), what differs and is told in the header of `marple::http`
-//! ([`differences`]), and Go's own client against ours ([`client`]).
+//! What clients of Go's `net/http/pprof` get here, one test a path and parameter: the same question
+//! to a real Go server and to ours ([`paths`]), what differs and is told in the header of
+//! `marple::http` ([`differences`]), and Go's own client against ours ([`client`]).
 //!
 //! `cargo test --release --test http_go` asks a service as it is released.
 #![cfg(all(feature = "cpu", feature = "heap", feature = "trace"))]

@@ -1,5 +1,5 @@
-//! The memory of requests: nothing is kept of one that is over, and each route has a bound while it is
-//! answered. A new route gets a row in [`ROUTES`].
+//! The memory of requests: nothing is kept of one that is over, and each route has a bound while it
+//! is answered. A new route gets a row in [`ROUTES`].
 #![cfg(all(feature = "heap", feature = "trace"))]
 #![allow(unsafe_code, reason = "an allocator cannot be written without")]
 
@@ -24,7 +24,8 @@ static ALLOCATOR: marple::Allocator<Counting> = marple::Allocator::new(Counting)
 static LIVE: AtomicIsize = AtomicIsize::new(0);
 static PEAK: AtomicIsize = AtomicIsize::new(0);
 
-// SAFETY: every call goes to `System` as it came; counting touches two atomics and allocates nothing.
+// SAFETY: every call goes to `System` as it came; counting touches two atomics and allocates
+// nothing.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let size = layout.size() as isize;
@@ -89,7 +90,8 @@ fn memory_is_flat_after_ten_thousand_requests() {
                 let served =
                     REQUESTS.iter().filter(|(method, path)| *method == "GET" && !is_refused(path));
                 for (at, &(method, path)) in served.cycle().take(110).enumerate() {
-                    // Naming every frame of every thread takes a while: 230 times, for 140 bytes each.
+                    // Naming every frame of every thread takes a while: 230 times, for 140 bytes
+                    // each.
                     let dear = path.contains("goroutine") && at > 33;
                     let path = if dear { "/debug/pprof/threadcreate" } else { path };
                     assert!(exchange(&mut kept, method, path), "{round} {at} {method} {path}");
@@ -115,7 +117,8 @@ fn exchange(client: &mut TcpStream, method: &str, path: &str) -> bool {
     let mut buffer = [0; 16 << 10];
     loop {
         let n = match client.read(&mut buffer) {
-            // The dump of threads sends each a signal, and a read with a timeout is not taken up again.
+            // The dump of threads sends each a signal, and a read with a timeout is not taken up
+            // again.
             Err(error) if error.kind() == ErrorKind::Interrupted => continue,
             Ok(n @ 1..) => n,
             _ => return false,
@@ -130,11 +133,12 @@ fn exchange(client: &mut TcpStream, method: &str, path: &str) -> bool {
     }
 }
 
-/// A route, a request of it, and the KiB that it may take at once for [`PARALLEL`] clients: those of their
-/// connections, of the answers that wait for them, and of one capture that is made at a time.
+/// A route, a request of it, and the KiB that it may take at once for [`PARALLEL`] clients: those
+/// of their connections, of the answers that wait for them, and of one capture that is made at a
+/// time.
 ///
-/// The answers of `/incidents` and below follow the size of the store; what they take with the largest one
-/// that is allowed is tested with the store.
+/// The answers of `/incidents` and below follow the size of the store; what they take with the
+/// largest one that is allowed is tested with the store.
 const ROUTES: &[(&str, &str, isize)] = &[
     ("/monitor/notify", "GET /monitor/notify?action=status", 2048),
     ("/status", "GET /status", 4096),
@@ -355,7 +359,8 @@ fn requests_made_up_by_a_fuzzer_do_no_harm() {
             let _ = client.write_all(&bytes);
             let status = web::status_of(&mut client);
             let status = usize::from(status.unwrap_or(0));
-            // 0: ended without an answer, or half a request that is waited for. 503: too many bodies at once; 500: an engine that is taken.
+            // 0: ended without an answer, or half a request that is waited for. 503: too many
+            // bodies at once; 500: an engine that is taken.
             let known =
                 [0, 200, 206, 307, 400, 403, 404, 405, 408, 413, 414, 417, 431, 500, 503, 505];
             assert!(known.contains(&status), "{status} for {}", bytes.escape_ascii());

@@ -1,4 +1,5 @@
-//! What continuous profilers ask for, as their public code says, and that they can use what they get.
+//! What continuous profilers ask for, as their public code says, and that they can use what they
+//! get.
 //!
 //! | | Grafana Alloy, `pyroscope.scrape` | Parca |
 //! |---|---|---|
@@ -8,11 +9,11 @@
 //! | within | 10 s, with `seconds` 24 s | 13 s |
 //! | takes | any 2xx with a body; what is left is an error it logs | 200 with a body |
 //!
-//! Both send `seconds` to every path when their configuration has `params` of its own, and both want Go's
-//! sample types: Alloy takes differences of them by name. Both read the answer with the package that
-//! `go tool pprof` reads with (`github.com/google/pprof/profile`), which `http_go.rs` runs. The rows are those of
-//! `pkg/scrape/scrape.go` of parca-dev/parca (3223b7d) and `internal/component/pyroscope/scrape/scrape_loop.go` of
-//! grafana/alloy (052446a).
+//! Both send `seconds` to every path when their configuration has `params` of its own, and both
+//! want Go's sample types: Alloy takes differences of them by name. Both read the answer with the
+//! package that `go tool pprof` reads with (`github.com/google/pprof/profile`), which `http_go.rs`
+//! runs. The rows are those of `pkg/scrape/scrape.go` of parca-dev/parca (3223b7d) and
+//! `internal/component/pyroscope/scrape/scrape_loop.go` of grafana/alloy (052446a).
 #![cfg(all(feature = "cpu", feature = "heap"))]
 #![cfg(all(target_os = "linux", target_env = "gnu"))]
 

@@ -1,5 +1,5 @@
-//! What an endpoint meets that is left on: forged names and origins, wrong tokens, slow and huge clients, and
-//! whatever a fuzzer makes up.
+//! What an endpoint meets that is left on: forged names and origins, wrong tokens, slow and huge
+//! clients, and whatever a fuzzer makes up.
 
 mod host;
 mod web;
@@ -419,7 +419,8 @@ fn requests_in_a_loop_are_answered_at_the_rate_of_the_settings() {
     println!("{answered} answered, {refused} refused, at most {limit}");
     assert!(answered + refused <= limit, "{answered} + {refused} of {limit}");
     assert!(answered > 20, "{answered}: those with the token are served");
-    // Those without one wait beyond their free refusals, and do not keep the others from being served.
+    // Those without one wait beyond their free refusals, and do not keep the others from being
+    // served.
     assert!((1..=60).contains(&refused) && refused < answered, "{refused} of {answered}");
 }
 
@@ -442,7 +443,8 @@ fn parameter() -> impl Strategy<Value = String> {
     (key, value).prop_map(|(key, value)| format!("{key}={value}"))
 }
 
-/// Thousands of requests that nobody meant: each is answered, none with a 5xx, none changes anything.
+/// Thousands of requests that nobody meant: each is answered, none with a 5xx, none changes
+/// anything.
 #[test]
 fn made_up_paths_and_parameters_do_no_harm() {
     let http = HttpSettings {

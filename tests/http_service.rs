@@ -1,4 +1,5 @@
-//! The ways in beside the own listener: whatever stands before the routes, the answers are the same.
+//! The ways in beside the own listener: whatever stands before the routes, the answers are the
+//! same.
 
 mod host;
 mod web;

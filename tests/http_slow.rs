@@ -1,5 +1,5 @@
-//! Clients that take what they asked for slowly or never, and what a capture for a client may take of the
-//! service's cores.
+//! Clients that take what they asked for slowly or never, and what a capture for a client may take
+//! of the service's cores.
 #![cfg(all(feature = "cpu", feature = "heap", feature = "trace"))]
 #![cfg(target_os = "linux")]
 

@@ -81,7 +81,8 @@ fn it_has_the_time_of_every_thread_by_name_and_state() {
     }
     for (thread, state) in [("waits", "sleeping"), ("burns", "running")] {
         assert!(states.get(thread).is_some_and(|it| it.contains(state)), "{states:?}");
-        // It was there all the time; the last look may have been out of signals, and then lacks a period.
+        // It was there all the time; the last look may have been out of signals, and then lacks a
+        // period.
         let whole: i64 = spent[thread];
         assert!(whole >= 500_000_000 && whole <= most, "{thread}: {whole} ns, {states:?}");
     }

@@ -2,14 +2,15 @@
 //! long a file may get.
 //!
 //! The rules are the tables below. To let a module use another, change [`LAYERS`] in the same
-//! commit and say there why the edge has to point that way; the order of the rows is the order of the
-//! layers, and a row can only name rows above it, so no change here makes a cycle.
+//! commit and say there why the edge has to point that way; the order of the rows is the order of
+//! the layers, and a row can only name rows above it, so no change here makes a cycle.
 //!
 //! The source is read as tokens (`proc-macro2`), not as a syntax tree: a `crate::store` inside a
-//! macro's arguments or a macro's body is an import too, and only tokens show it; comments and texts
-//! are not tokens and do not count. Code behind any `cfg` counts, whatever machine runs the test, and
-//! so do the unit tests in a file. What cannot be followed is refused instead: a glob import of the
-//! crate's root, a second name for it, and a `#[path]` or `include!` that leads into another layer.
+//! macro's arguments or a macro's body is an import too, and only tokens show it; comments and
+//! texts are not tokens and do not count. Code behind any `cfg` counts, whatever machine runs the
+//! test, and so do the unit tests in a file. What cannot be followed is refused instead: a glob
+//! import of the crate's root, a second name for it, and a `#[path]` or `include!` that leads into
+//! another layer.
 
 use std::fmt;
 use std::fs;
@@ -40,7 +41,8 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("metrics", &["base", "model"]),
     ("vitals", &["base", "model", "os", "metrics"]),
     ("rules", &["base", "model"]),
-    // The bounds it keeps are settings, and settings are plain values. Of `os` it uses the file lock.
+    // The bounds it keeps are settings, and settings are plain values. Of `os` it uses the file
+    // lock.
     ("store", &["base", "model", "config", "os"]),
     // One wrapper for what a trace and a dump want of a task, which may not see each other.
     ("task", &["base", "model", "os", "trace", "stacks"]),
@@ -59,14 +61,15 @@ const LAYERS: &[(&str, &[&str])] = &[
 /// The files that may hold unsafe code; a name that ends in `/` is everything below it. Each opens
 /// with `#![allow(unsafe_code)]` and stands under a safe face.
 ///
-/// `stacks/waker.rs`: a waker of one's own without a count in every leaf is a table of raw functions.
+/// `stacks/waker.rs`: a waker of one's own without a count in every leaf is a table of raw
+/// functions.
 const UNSAFE: &[&str] = &["src/os/", "src/unwind/", "src/heap/alloc.rs", "src/stacks/waker.rs"];
 
 /// The files that may emit `tracing` events.
 const LOG: &str = "src/base/log";
 
-/// Emits one event in a forked child, on the thread of the host that called: the child has no thread of marple, and gets none
-/// unasked.
+/// Emits one event in a forked child, on the thread of the host that called: the child has no
+/// thread of marple, and gets none unasked.
 const LOG_IN_CHILD: &str = "src/os/fork.rs";
 
 /// What of `tracing` emits events or spans, or brings all of it.
@@ -253,7 +256,8 @@ impl Source {
         vec![self.finding(line, text.to_owned())]
     }
 
-    /// Events that are not handed to the queue of `base::log`: they would call the host's subscriber.
+    /// Events that are not handed to the queue of `base::log`: they would call the host's
+    /// subscriber.
     fn events_of_its_own(&self) -> Vec<Finding> {
         if self.file.starts_with(LOG) || self.file == LOG_IN_CHILD {
             return Vec::new();

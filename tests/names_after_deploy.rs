@@ -1,5 +1,6 @@
-//! Names of functions after the files of the running program were replaced or removed, as a deployment does: in
-//! CPU and heap profiles, dumps of threads, and stalls. Tests of what becomes of loaded code go here.
+//! Names of functions after the files of the running program were replaced or removed, as a
+//! deployment does: in CPU and heap profiles, dumps of threads, and stalls. Tests of what becomes
+//! of loaded code go here.
 #![cfg(all(
     feature = "cpu",
     feature = "heap",

@@ -1,8 +1,8 @@
-//! What signal handlers and allocating threads share with the agent, over every order in which loads and stores may
-//! be seen.
+//! What signal handlers and allocating threads share with the agent, over every order in which
+//! loads and stores may be seen.
 //!
-//! The files are compiled here a second time, with loom's atomics in the place of std's and mappings of a few
-//! words.
+//! The files are compiled here a second time, with loom's atomics in the place of std's and
+//! mappings of a few words.
 #![allow(unreachable_pub, dead_code, reason = "the files are compiled as a part of the crate, too")]
 #![allow(unsafe_code, reason = "what a pool publishes is freed by hand")]
 
@@ -12,8 +12,8 @@ mod base {
 
         pub use loom::sync::atomic::{AtomicU64, Ordering};
 
-        /// loom's, made when it is first touched, because only then is there a model to belong to: a pool is
-        /// `const`. To be touched by the thread that makes the pool.
+        /// loom's, made when it is first touched, because only then is there a model to belong to:
+        /// a pool is `const`. To be touched by the thread that makes the pool.
         pub struct AtomicU32(u32, OnceLock<loom::sync::atomic::AtomicU32>);
 
         impl AtomicU32 {
@@ -223,7 +223,8 @@ fn walk(pool: &Pool<Table, 1>) {
     table.0.with(|is_whole| assert!(unsafe { *is_whole }, "it is freed"));
 }
 
-/// Marks a table as freed, which loom takes for a write to it. It is leaked: loom may look at it until the model's end.
+/// Marks a table as freed, which loom takes for a write to it. It is leaked: loom may look at it
+/// until the model's end.
 fn free(table: *mut Table) {
     // SAFETY: as in `walk`, and loom checks that nothing else is at it.
     unsafe { (*table).0.with_mut(|is_whole| *is_whole = false) };

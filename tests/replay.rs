@@ -6,8 +6,8 @@
 //! `cgroup.rs`, of tasks, threads or descriptors that rise into `rises.rs`, of a service that is
 //! well into `healthy.rs`, of what budgets and cooldowns leave into `budget.rs`.
 //!
-//! `cargo test --test replay -- --nocapture` prints the tables. `MARPLE_TRACE=file.csv` replays a file
-//! of `seconds,percent` of memory with `MARPLE_RULES=file.toml`, or the default rules.
+//! `cargo test --test replay -- --nocapture` prints the tables. `MARPLE_TRACE=file.csv` replays a
+//! file of `seconds,percent` of memory with `MARPLE_RULES=file.toml`, or the default rules.
 
 use std::env;
 use std::path::Path;

@@ -38,8 +38,8 @@ fn fires(decision: &Decision) -> bool {
     matches!(decision, Decision::Fire(_))
 }
 
-/// holmes as it stands: integers, a ring of ten that includes the current value, ten values before the
-/// first check, a cooldown from the end of the dump.
+/// holmes as it stands: integers, a ring of ten that includes the current value, ten values before
+/// the first check, a cooldown from the end of the dump.
 struct Holmes {
     min: i64,
     diff: i64,
@@ -199,8 +199,8 @@ proptest! {
         }
     }
 
-    /// Values in thousands, so that no integer division has a rest; `min` above 0, because holmes fires
-    /// on a steady 0.
+    /// Values in thousands, so that no integer division has a rest; `min` above 0, because holmes
+    /// fires on a steady 0.
     #[test]
     fn it_is_holmes_on_whole_numbers(
         thousands in prop::collection::vec(0..100_i64, 0..120),

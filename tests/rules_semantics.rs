@@ -102,8 +102,8 @@ fn each_limit_holds_at_its_boundary() {
 
 #[test]
 fn diff_is_above_an_average_that_includes_the_value() {
-    // (9 * 9 + 23) / 10 = 10.4, and a quarter more is 13 for a tenth value of 23: fires. The boundary
-    // of nine times nine is where v = (81 + v) / 10 * 1.25, that is v = 11.571…
+    // (9 * 9 + 23) / 10 = 10.4, and a quarter more is 13 for a tenth value of 23: fires. The
+    // boundary of nine times nine is where v = (81 + v) / 10 * 1.25, that is v = 11.571…
     for (before, value, expected) in [
         (9.0, 11.0, None),
         (9.0, 11.5, None),
@@ -333,8 +333,8 @@ fn too_little_fires_again_when_a_third_is_gone_and_clears_above() {
     assert!(!fires(bench.show(0.08)));
     assert!(matches!(bench.show(11.9), Decision::Hold(Hold::NotClear { .. })));
     assert_eq!(bench.show(12.0), Decision::Clear);
-    // No worse than the last time: the cooldown holds it; worse does not wait, the gap but for what is
-    // critical.
+    // No worse than the last time: the cooldown holds it; worse does not wait, the gap but for what
+    // is critical.
     assert!(matches!(bench.show(3.9), Decision::Hold(Hold::CoolingDown { .. })));
     let until = bench.now + Duration::from_secs(60);
     bench.engine.permit(Opening::Gap { until });

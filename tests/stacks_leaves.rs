@@ -1,5 +1,6 @@
-//! Whatever a task waits on, a dump shows the stack down to it: the leaf futures of tokio and of the
-//! channels and locks that services use, each waited on in an async function of this test's own.
+//! Whatever a task waits on, a dump shows the stack down to it: the leaf futures of tokio and of
+//! the channels and locks that services use, each waited on in an async function of this test's
+//! own.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -239,7 +240,8 @@ fn a_stack_reaches_the_function_that_waits() {
     runtime.shutdown_background();
 }
 
-/// What is woken for real after a dump wakes as if none had been: nothing of the dump stays in a leaf.
+/// What is woken for real after a dump wakes as if none had been: nothing of the dump stays in a
+/// leaf.
 #[test]
 fn tasks_that_were_asked_go_on() {
     let runtime =

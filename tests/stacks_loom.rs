@@ -1,7 +1,8 @@
-//! The list of tasks, over every order in which loads and stores may be seen: made on one thread, ended on
-//! another, looked at by a dump meanwhile.
+//! The list of tasks, over every order in which loads and stores may be seen: made on one thread,
+//! ended on another, looked at by a dump meanwhile.
 //!
-//! `src/stacks/slot.rs` is compiled here a second time, with loom's atomics and locks in the place of std's.
+//! `src/stacks/slot.rs` is compiled here a second time, with loom's atomics and locks in the place
+//! of std's.
 #![allow(unreachable_pub, dead_code, reason = "the file is compiled as a part of the crate, too")]
 
 mod base {

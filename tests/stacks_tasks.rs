@@ -67,8 +67,9 @@ fn stuck_in_here(stuck: &Stuck) {
     }
 }
 
-/// Blocks a worker of the runtime in the task it returns, and not one that has the beat in the slot of tokio's
-/// that no other worker takes tasks from: then the beat would wait for this worker whatever is done meanwhile.
+/// Blocks a worker of the runtime in the task it returns, and not one that has the beat in the slot
+/// of tokio's that no other worker takes tasks from: then the beat would wait for this worker
+/// whatever is done meanwhile.
 fn block_a_worker(runtime: &Runtime, beats: &AtomicUsize) -> (Arc<Stuck>, JoinHandle<()>) {
     for _ in 0..10 {
         let stuck = Arc::new(Stuck { entered: AtomicBool::new(false), go: AtomicBool::new(false) });

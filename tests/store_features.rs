@@ -1,8 +1,9 @@
-//! File systems that lack a feature: filters on system calls answer as they do. Whatever is missing, an incident has
-//! its manifest and its artifacts, nothing is replaced, and a warning says what is missing.
+//! File systems that lack a feature: filters on system calls answer as they do. Whatever is
+//! missing, an incident has its manifest and its artifacts, nothing is replaced, and a warning says
+//! what is missing.
 //!
-//! A filter is for good and for all threads, so that each combination runs in a process of its own. A new one is
-//! another row of [`COMBINATIONS`].
+//! A filter is for good and for all threads, so that each combination runs in a process of its own.
+//! A new one is another row of [`COMBINATIONS`].
 #![cfg(target_os = "linux")]
 
 mod seccomp;
@@ -133,7 +134,8 @@ fn filter(lacks: &[Lack]) -> Vec<sock_filter> {
 
 const CHILD: &str = "STORE_FEATURES_CHILD";
 
-/// Runs `test` of this binary again, in a process of its own that is told `what`; in that one, returns it.
+/// Runs `test` of this binary again, in a process of its own that is told `what`; in that one,
+/// returns it.
 fn told(test: &str, what: &str) -> Option<String> {
     if let Ok(what) = std::env::var(CHILD) {
         return Some(what);
@@ -235,7 +237,8 @@ fn incidents_are_whole(lacks: &[Lack], topics: &[&str]) {
     drop((second, store));
     let (store, recovery) = open(&dir).unwrap();
     assert!(recovery.swept.is_empty() && recovery.failed.is_empty(), "{recovery}");
-    // Where not even a record says that the writer before is this process, its incident may be going on.
+    // Where not even a record says that the writer before is this process, its incident may be
+    // going on.
     let has_record = !lacks.iter().any(|lack| matches!(lack, ReadWrite(_)));
     assert_eq!(recovery.interrupted, has_record.then_some(second_id).as_slice());
     assert_eq!(store.load_state::<u32>().unwrap(), Some(7));

@@ -23,8 +23,9 @@ const DEADLINE_MS: i32 = 60_000;
 
 /// Runs `child` in a fork of this process; whether it came to its end there and found all well.
 fn in_a_fork(child: impl FnOnce() -> bool) -> bool {
-    // SAFETY: the child runs `child` and leaves by `_exit`, so it never returns into the test harness.
-    // The C library makes its allocator usable in a child of a process with several threads.
+    // SAFETY: the child runs `child` and leaves by `_exit`, so it never returns into the test
+    // harness. The C library makes its allocator usable in a child of a process with several
+    // threads.
     let pid = unsafe { libc::fork() };
     assert!(pid >= 0, "fork: {}", std::io::Error::last_os_error());
     if pid == 0 {
@@ -32,7 +33,8 @@ fn in_a_fork(child: impl FnOnce() -> bool) -> bool {
         // SAFETY: ends this process, which is the child.
         unsafe { libc::_exit(i32::from(!well)) };
     }
-    // SAFETY: plain system calls on a child and a descriptor of our own; `status` and `poll` are ours.
+    // SAFETY: plain system calls on a child and a descriptor of our own; `status` and `poll` are
+    // ours.
     unsafe {
         let pidfd = libc::syscall(libc::SYS_pidfd_open, pid, 0) as libc::c_int;
         assert!(pidfd >= 0, "pidfd_open: {}", std::io::Error::last_os_error());

@@ -1,5 +1,5 @@
-//! A file system of one mebibyte that is full: the write says so, nothing already written is lost, and the
-//! store goes on when there is room.
+//! A file system of one mebibyte that is full: the write says so, nothing already written is lost,
+//! and the store goes on when there is room.
 
 mod store;
 

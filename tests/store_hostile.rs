@@ -1,5 +1,5 @@
-//! Directories that are not what they should be, or change under us: a clear error each, and nothing
-//! written or removed anywhere else.
+//! Directories that are not what they should be, or change under us: a clear error each, and
+//! nothing written or removed anywhere else.
 
 mod store;
 

@@ -1,7 +1,8 @@
-//! A process that writes incidents is killed, two hundred times, at points of chance; what it leaves is
-//! whole every time.
+//! A process that writes incidents is killed, two hundred times, at points of chance; what it
+//! leaves is whole every time.
 //!
-//! A kill proves the order of the steps, not the syncs between them: the page cache outlives a process.
+//! A kill proves the order of the steps, not the syncs between them: the page cache outlives a
+//! process.
 
 mod store;
 
@@ -140,7 +141,8 @@ fn telling(length: usize) -> Vec<u8> {
     content
 }
 
-/// Every file in an incident under a final name is whole, and as the manifest says if that lists it.
+/// Every file in an incident under a final name is whole, and as the manifest says if that lists
+/// it.
 fn check(incident: &Path, manifest: &Manifest) {
     let again = read(&fs::read(incident.join("incident.json")).unwrap()).unwrap();
     assert_eq!(again.id, manifest.id);

@@ -1,5 +1,5 @@
-//! kill -9, two hundred times, while captures are made, collectors of the service's own write and incidents
-//! are removed to make room: what is on disk afterwards is whole and within its bounds.
+//! kill -9, two hundred times, while captures are made, collectors of the service's own write and
+//! incidents are removed to make room: what is on disk afterwards is whole and within its bounds.
 
 mod host;
 

@@ -1,5 +1,5 @@
-//! The memory that the largest store there may be takes: 100 incidents whose manifests are as long as they get.
-//! Nothing that is asked of it may need more than [`MOST`], whatever is in it.
+//! The memory that the largest store there may be takes: 100 incidents whose manifests are as long
+//! as they get. Nothing that is asked of it may need more than [`MOST`], whatever is in it.
 #![cfg(all(feature = "http", target_os = "linux"))]
 
 mod counting;
@@ -28,8 +28,8 @@ fn settings() -> StoreSettings {
     StoreSettings { max_bytes: Bytes::gib(8), max_incident_bytes: Bytes::gib(1), ..store::roomy() }
 }
 
-/// Fills `dir`: one manifest of the greatest length, which all incidents have by hard links; those at the end of the
-/// list say that they are open.
+/// Fills `dir`: one manifest of the greatest length, which all incidents have by hard links; those
+/// at the end of the list say that they are open.
 fn fill(dir: &Path) {
     let (opened, _) = Store::open(dir, settings(), Arc::new(SystemClock)).unwrap();
     let mut first = opened.begin("memory", store::manifest()).unwrap();

@@ -1,6 +1,6 @@
-//! A disk quota that is used up while the agent runs. The kernel under the tests may have no quotas, so a
-//! filter on system calls answers large writes as one does: nothing that needs much is written any more, and
-//! what needs little still is.
+//! A disk quota that is used up while the agent runs. The kernel under the tests may have no
+//! quotas, so a filter on system calls answers large writes as one does: nothing that needs much is
+//! written any more, and what needs little still is.
 #![cfg(all(feature = "heap", target_os = "linux"))]
 
 mod host;

@@ -1,4 +1,5 @@
-//! The directory of incidents is removed while the agent runs: it is made again for the next incident.
+//! The directory of incidents is removed while the agent runs: it is made again for the next
+//! incident.
 
 mod host;
 

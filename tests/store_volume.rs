@@ -1,5 +1,5 @@
-//! Mount points of volumes, as orchestrators give them to a process: writable, and not its own alone. Each process is
-//! another user's, so that these tests need root, which CI has.
+//! Mount points of volumes, as orchestrators give them to a process: writable, and not its own
+//! alone. Each process is another user's, so that these tests need root, which CI has.
 #![cfg(target_os = "linux")]
 
 mod store;

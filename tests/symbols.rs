@@ -16,7 +16,8 @@ use object::read::elf::{FileHeader, SectionHeader};
 use object::{Endianness, Object};
 use proptest::prelude::*;
 
-/// The executable mapping of this process that holds `address`, as the kernel lists it, and its file.
+/// The executable mapping of this process that holds `address`, as the kernel lists it, and its
+/// file.
 fn mapping_of(address: u64) -> Mapping {
     let maps = fs::read_to_string("/proc/self/maps").unwrap();
     maps.lines()
@@ -112,8 +113,8 @@ fn functions_of_this_binary_have_their_paths() {
     assert!(system_name.starts_with("_ZN") || system_name.starts_with("_R"), "{system_name}");
 }
 
-/// What std's own symbolizer says about this function is what the file says. std prints the path that
-/// debug information has, which may lack the crate.
+/// What std's own symbolizer says about this function is what the file says. std prints the path
+/// that debug information has, which may lack the crate.
 #[test]
 fn names_are_those_of_stds_backtrace() {
     let printed = std::backtrace::Backtrace::force_capture().to_string();
@@ -281,7 +282,8 @@ fn a_file_cut_short_is_an_error_and_no_signal() {
     }
 }
 
-/// A small real ELF file, the unwinder's library or whatever this machine has of the kind, and its bytes.
+/// A small real ELF file, the unwinder's library or whatever this machine has of the kind, and its
+/// bytes.
 static SMALL_LIBRARY: LazyLock<(Mapping, Vec<u8>)> = LazyLock::new(|| {
     let maps = fs::read_to_string("/proc/self/maps").unwrap();
     let addresses = maps.lines().filter(|line| line.contains("r-xp") && line.contains(" /"));
@@ -294,7 +296,8 @@ static SMALL_LIBRARY: LazyLock<(Mapping, Vec<u8>)> = LazyLock::new(|| {
     (mapping, bytes)
 });
 
-/// Names a spread of addresses of `mapping`, whose build id is taken from wherever the file claims it.
+/// Names a spread of addresses of `mapping`, whose build id is taken from wherever the file claims
+/// it.
 fn name_all(mapping: &Mapping) -> Report {
     let step = ((mapping.end - mapping.start) / 64).max(1);
     let addresses: Vec<u64> = (mapping.start..mapping.end).step_by(step as usize).collect();

@@ -1,5 +1,5 @@
-//! Polls as tokio's hooks see them. Built with `RUSTFLAGS="--cfg tokio_unstable"`; without, there is
-//! nothing here.
+//! Polls as tokio's hooks see them. Built with `RUSTFLAGS="--cfg tokio_unstable"`; without, there
+//! is nothing here.
 #![cfg(tokio_unstable)]
 
 mod trace_support;
@@ -120,7 +120,8 @@ fn a_task_of_a_set_is_counted_once() {
         for id in &ids {
             assert_eq!(numbers.iter().filter(|number| *number == id).count(), 1, "{kind:?} {id}");
         }
-        // The ends of tokio's own blocking tasks are told too; marple's numbers would add to the spawned.
+        // The ends of tokio's own blocking tasks are told too; marple's numbers would add to the
+        // spawned.
         assert!(kind == RawKind::Ended || numbers.len() == ids.len(), "{numbers:?}");
     }
 }

@@ -161,7 +161,8 @@ fn sessions_come_and_go_under_load_and_each_is_whole() {
             for events in threads(&timeline) {
                 tracks += 1;
                 let outline = outline(&events);
-                // What remains was cut by the session's start, and by its stop or the end of its memory.
+                // What remains was cut by the session's start, and by its stop or the end of its
+                // memory.
                 let cut = outline.replace(ROUND, "");
                 assert!(cut.len() <= 2 * ROUND.len(), "session {n}: {cut}");
             }
@@ -189,7 +190,8 @@ fn what_thread_local_destructors_emit_is_recorded_or_counted() {
     subscribe();
     let arm = || LAST_WORDS.with(|words| *words.borrow_mut() = Some(LastWords));
     let session = start();
-    // Destructors run in the reverse order of first use: armed first, the last words outlive the log.
+    // Destructors run in the reverse order of first use: armed first, the last words outlive the
+    // log.
     thread::spawn(move || {
         arm();
         info!("armed");

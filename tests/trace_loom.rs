@@ -1,6 +1,7 @@
 //! The ring, the open slice and the epoch, over every order in which loads and stores may be seen.
 //!
-//! `src/trace/ring.rs` and `src/trace/thread/epoch_word.rs` are compiled here a second time, with loom's atomics in the place of std's.
+//! `src/trace/ring.rs` and `src/trace/thread/epoch_word.rs` are compiled here a second time, with
+//! loom's atomics in the place of std's.
 #![allow(unreachable_pub, dead_code, reason = "the file is compiled as a part of the crate, too")]
 
 mod base {
@@ -60,7 +61,8 @@ fn what_is_read_was_written_and_the_rest_is_counted() {
     });
 }
 
-/// The reader is the thread that was made: loom shows a head without its record that way round only.
+/// The reader is the thread that was made: loom shows a head without its record that way round
+/// only.
 #[test]
 fn a_record_that_is_counted_can_be_read() {
     loom::model(|| {

@@ -1,4 +1,5 @@
-//! What recording allocates: nothing while no session runs, no more than `max_bytes` while one does.
+//! What recording allocates: nothing while no session runs, no more than `max_bytes` while one
+//! does.
 
 mod counting;
 mod trace_support;

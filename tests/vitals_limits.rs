@@ -63,8 +63,8 @@ fn number(path: &str) -> u64 {
     fs::read_to_string(path).unwrap().trim().parse().unwrap()
 }
 
-/// The working set and the file cache left out of it, at a moment at which the kernel's numbers stood
-/// still around the reading; the reading is their difference to the byte.
+/// The working set and the file cache left out of it, at a moment at which the kernel's numbers
+/// stood still around the reading; the reading is their difference to the byte.
 fn settled(
     reader: &mut Reader,
     now: Moment,
@@ -125,7 +125,8 @@ fn the_limits_of_a_real_cgroup_are_told_and_followed() {
     let (working_set, _) = settled(&mut reader, start, usage, inactive);
     assert!(working_set >= GROWTH, "{working_set} with {GROWTH} of heap");
 
-    // What was written to a file is charged and does not count, how often it is read: the kernel takes it back.
+    // What was written to a file is charged and does not count, how often it is read: the kernel
+    // takes it back.
     let mut file = tempfile::NamedTempFile::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     file.write_all(&block[..GROWTH as usize / 2]).unwrap();
     let mut read_again = fs::File::open(file.path()).unwrap();

@@ -1,6 +1,6 @@
-//! Real cgroups: a leak the kernel ends, and a quota that throttles. The services are processes of their
-//! own in v1 cgroups made for them; it needs to be root, or the owner of its cgroup, elsewhere each test
-//! says that it was skipped.
+//! Real cgroups: a leak the kernel ends, and a quota that throttles. The services are processes of
+//! their own in v1 cgroups made for them; it needs to be root, or the owner of its cgroup,
+//! elsewhere each test says that it was skipped.
 #![cfg(target_os = "linux")]
 
 mod host;
@@ -139,8 +139,8 @@ fn crowded_service() {
     drop(orders);
 }
 
-/// The last heap profile of an incident, and the share of the limit that was used when it was taken, by
-/// what the profile itself says.
+/// The last heap profile of an incident, and the share of the limit that was used when it was
+/// taken, by what the profile itself says.
 fn last_profile(dir: &Path, manifest: &Manifest) -> (PathBuf, f64) {
     let heap = manifest.artifacts.iter().filter(|artifact| artifact.kind == CaptureKind::Heap);
     let last = heap.max_by_key(|artifact| artifact.taken).expect("a heap profile");

@@ -225,7 +225,8 @@ fn the_list_of_runtimes_ends() {
     assert_eq!(bench.runtimes.observe(more.handle().clone()), Ok(()));
 }
 
-/// Ticks once a second of the reader's clock until `done`, with real time for threads to run in between.
+/// Ticks once a second of the reader's clock until `done`, with real time for threads to run in
+/// between.
 fn tick_until(bench: &mut Bench, what: &str, done: impl Fn(&Vitals) -> bool) -> Vitals {
     for _ in 0..2000 {
         bench.clock.advance(millis(1000));
@@ -293,8 +294,8 @@ fn an_idle_pool_gets_no_thread() {
     assert_eq!(started.load(std::sync::atomic::Ordering::SeqCst), 2, "workers only");
 }
 
-/// Blocks `blocked` of two workers for a minute of the reader's clock, and lets one go for an instant each second so that
-/// the probe runs. Returns the largest share of stalled time.
+/// Blocks `blocked` of two workers for a minute of the reader's clock, and lets one go for an
+/// instant each second so that the probe runs. Returns the largest share of stalled time.
 #[cfg(target_os = "linux")]
 fn stalled_share(blocked: usize) -> f64 {
     let runtime = Builder::new_multi_thread().worker_threads(2).build().unwrap();

@@ -1,7 +1,8 @@
-//! Whether `perf record` and an engine, looking at the same run of other people's code, see the same.
+//! Whether `perf record` and an engine, looking at the same run of other people's code, see the
+//! same.
 //!
-//! A thread parses and prints with `serde_json` and packs with `flate2` for some seconds; both look at
-//! it, and the shares of the functions where the time is are compared. The kernel's symbols are
+//! A thread parses and prints with `serde_json` and packs with `flate2` for some seconds; both look
+//! at it, and the shares of the functions where the time is are compared. The kernel's symbols are
 //! left out there as they are here. Functions the linker folded into one have several names at one
 //! address; which of them is shown is chance, so they count as one.
 
@@ -100,7 +101,8 @@ pub(crate) fn with_perf_record(engine: Engine, millis: u64) -> Result<(f64, f64)
     Ok(difference(&one_name(ours.sums()), &one_name(theirs)))
 }
 
-/// One name for all that are at one address, of the code in this process, which the measured one runs too.
+/// One name for all that are at one address, of the code in this process, which the measured one
+/// runs too.
 fn aliases() -> HashMap<String, String> {
     let maps = fs::read_to_string("/proc/self/maps").unwrap_or_default();
     let code = maps.lines().filter(|line| line.contains(" r-xp "));

@@ -1,4 +1,5 @@
-//! How much of threads that are soon over is sampled, where they tell that they begin and where they do not.
+//! How much of threads that are soon over is sampled, where they tell that they begin and where
+//! they do not.
 
 use std::time::{Duration, Instant};
 use std::{hint, thread};

@@ -1,9 +1,9 @@
 //! Threads whose use of CPU time is known: half of it in one function, three tenths in a second, a
 //! fifth in a third.
 //!
-//! The shares come about by drawing which function is next and for how long, so that no period of an
-//! engine keeps step with them; what they were in the end is read from the thread's CPU clock at each
-//! change, some 0.5 us in 0.4 ms, and that is the truth samples are held against.
+//! The shares come about by drawing which function is next and for how long, so that no period of
+//! an engine keeps step with them; what they were in the end is read from the thread's CPU clock at
+//! each change, some 0.5 us in 0.4 ms, and that is the truth samples are held against.
 
 use std::hint::black_box;
 use std::sync::Barrier;
@@ -111,8 +111,8 @@ fn burn(random: &mut Random, turns_per_micro: f64, stop: &AtomicBool) -> Burnt {
     burnt
 }
 
-/// Makes `threads` threads, calls `start`, lets them burn for `time` of the wall's, calls `stop` with
-/// what they burnt, and only then lets them end.
+/// Makes `threads` threads, calls `start`, lets them burn for `time` of the wall's, calls `stop`
+/// with what they burnt, and only then lets them end.
 pub(crate) fn during<S, R>(
     threads: usize,
     time: Duration,

@@ -1,9 +1,10 @@
 //! How long the signal handler of an engine takes.
 //!
-//! The main thread sends SIGPROF to the process, whose kernel hands it to the main thread before the call
-//! returns, so that neither its tick nor a timer decides how often. The way into the handler and out of
-//! it is taken off by the same with an empty handler. The call is the system's and not libc's, because
-//! the `pprof` crate's blocklist throws samples in libc away before the walk.
+//! The main thread sends SIGPROF to the process, whose kernel hands it to the main thread before
+//! the call returns, so that neither its tick nor a timer decides how often. The way into the
+//! handler and out of it is taken off by the same with an empty handler. The call is the system's
+//! and not libc's, because the `pprof` crate's blocklist throws samples in libc away before the
+//! walk.
 
 // A handler cannot be installed without it.
 #![allow(unsafe_code)]
@@ -84,8 +85,9 @@ fn has_handler() -> bool {
     marple::os::sigprof::is_handled().unwrap_or(true)
 }
 
-/// The timer engine's handler takes signals with its own mark alone, so they are sent as it sends them;
-/// few at a time, and then none for a while, for it copies into slots that somebody must empty.
+/// The timer engine's handler takes signals with its own mark alone, so they are sent as it sends
+/// them; few at a time, and then none for a while, for it copies into slots that somebody must
+/// empty.
 fn of_timer() -> Result<f64, String> {
     let words = |error: std::io::Error| error.to_string();
     let target = marple::os::signal::install(libc::SIGPROF, 1, 1).map_err(words)?;
@@ -102,8 +104,8 @@ fn of_timer() -> Result<f64, String> {
     Ok(with - quietest(|| send(DEPTH, target, here)))
 }
 
-/// Runs for so long, as a thread does whose CPU time is sampled: on a core that comes from idleness all takes
-/// longer, the empty handler as well.
+/// Runs for so long, as a thread does whose CPU time is sampled: on a core that comes from idleness
+/// all takes longer, the empty handler as well.
 fn burn(time: Duration) {
     let end = Instant::now() + time;
     while Instant::now() < end {

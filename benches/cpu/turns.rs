@@ -1,7 +1,8 @@
 //! What the thread that records uses: for itself, and for each sample.
 //!
-//! Read from that thread's CPU clock, so that what the host's threads do is not in it, nor what a start
-//! and a stop cost. A turn costs something whether there is a sample or not; it is in the cost of a sample.
+//! Read from that thread's CPU clock, so that what the host's threads do is not in it, nor what a
+//! start and a stop cost. A turn costs something whether there is a sample or not; it is in the
+//! cost of a sample.
 
 use std::sync::mpsc;
 use std::thread;
@@ -79,8 +80,8 @@ fn by(engine: Engine) -> Result<CpuEngine, String> {
     }
 }
 
-/// The share of a core that the look-back takes of `idle` waiting and `busy` burning threads, for each
-/// core that these keep busy.
+/// The share of a core that the look-back takes of `idle` waiting and `busy` burning threads, for
+/// each core that these keep busy.
 pub(crate) fn lookback(
     engine: Engine,
     idle: usize,

@@ -1,8 +1,8 @@
 //! Strangers at the endpoint, and how the service's own requests fare meanwhile.
 //!
-//! The strangers are a process of their own. They ask at a pace, 400 requests a second: asking as fast as two
-//! cores allow would measure the strangers. The service is a thread a connection over a socket, 200 us of
-//! work a request.
+//! The strangers are a process of their own. They ask at a pace, 400 requests a second: asking as
+//! fast as two cores allow would measure the strangers. The service is a thread a connection over a
+//! socket, 200 us of work a request.
 
 use std::hint::black_box;
 use std::io::{Read, Write};
@@ -16,7 +16,8 @@ use super::cpu_time;
 /// The first argument of a process that is to be the strangers.
 pub(super) const WORD: &str = "battery";
 
-/// The first argument of a process that takes a core until its input ends, which is when the bench does.
+/// The first argument of a process that takes a core until its input ends, which is when the bench
+/// does.
 pub(super) const SPIN: &str = "spin";
 
 const ROUND: Duration = Duration::from_secs(1);
@@ -103,8 +104,8 @@ impl Drop for Spinning {
     }
 }
 
-/// Prints the rows for strangers, `captures` of whom have the token and ask for a profile at once, on free cores
-/// or on `taken` ones.
+/// Prints the rows for strangers, `captures` of whom have the token and ask for a profile at once,
+/// on free cores or on `taken` ones.
 pub(super) fn measure(
     endpoint: SocketAddr,
     token: &str,

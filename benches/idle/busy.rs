@@ -1,9 +1,9 @@
 //! What an agent with default settings costs services that are busy or large.
 //!
-//! Each value is the median of pairs run in turn, with the agent and with a control: the same service without an agent,
-//! or with the measured part off. What the agent's own threads use is read from the kernel's account of them
-//! (`schedstat`), which is exact where the service takes all cores; what it costs the service's threads is in the CPU
-//! time of the process for each request.
+//! Each value is the median of pairs run in turn, with the agent and with a control: the same
+//! service without an agent, or with the measured part off. What the agent's own threads use is
+//! read from the kernel's account of them (`schedstat`), which is exact where the service takes all
+//! cores; what it costs the service's threads is in the CPU time of the process for each request.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -157,9 +157,9 @@ pub(crate) fn threads(plan: Plan) {
     threads.into_iter().for_each(|thread| drop(thread.join()));
 }
 
-/// The first poll of a wrapped task in each of 3000 threads that begin together. A thread that is preempted in it waits
-/// for thousands of others, so the control is a loop that computes for as long as the median of those polls: what is
-/// beyond it is time that polls wait for each other.
+/// The first poll of a wrapped task in each of 3000 threads that begin together. A thread that is
+/// preempted in it waits for thousands of others, so the control is a loop that computes for as
+/// long as the median of those polls: what is beyond it is time that polls wait for each other.
 pub(crate) fn first_polls(plan: Plan) {
     const BEGINNERS: usize = 3000;
     let (_agent, _dir) = agent(None);
@@ -219,8 +219,9 @@ enum Service {
     Whole,
 }
 
-/// Ratios of the requests part. One cell is a new runtime, whose layout in memory and on the cores makes more of a
-/// difference than the goal is wide: many short cells average that out, a few long ones do not.
+/// Ratios of the requests part. One cell is a new runtime, whose layout in memory and on the cores
+/// makes more of a difference than the goal is wide: many short cells average that out, a few long
+/// ones do not.
 const REQUEST_PAIRS: usize = 4;
 
 /// Requests of 16 us over TCP: what one costs with an agent, over without.
@@ -228,7 +229,8 @@ pub(crate) fn requests(plan: Plan) {
     let (mut quick_start, mut whole, mut plains) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..plan.pairs * REQUEST_PAIRS {
         let mut cells = [(Service::Plain, 0.0), (Service::Agent, 0.0), (Service::Whole, 0.0)];
-        // Each is as often first, in the middle and last: what a cell leaves behind is shared evenly.
+        // Each is as often first, in the middle and last: what a cell leaves behind is shared
+        // evenly.
         for n in 0..3 {
             let (service, seconds) = &mut cells[(n + round) % 3];
             *seconds = request(*service, plan);

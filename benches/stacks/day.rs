@@ -1,5 +1,5 @@
-//! What a day's tasks leave behind: 100 a second, all that they were in some seconds, recorded, and asked now and
-//! then where they wait.
+//! What a day's tasks leave behind: 100 a second, all that they were in some seconds, recorded, and
+//! asked now and then where they wait.
 
 use std::fs;
 use std::sync::Arc;
@@ -53,8 +53,8 @@ pub(crate) fn day() {
     row("a day of 100 tasks a second: resident growth", growth, "MiB", Some(1.0));
 }
 
-/// Tasks that end at once, that wait and are told, that wait and are aborted, and futures that are dropped before
-/// they were polled.
+/// Tasks that end at once, that wait and are told, that wait and are aborted, and futures that are
+/// dropped before they were polled.
 fn live(runtime: &Runtime, tasks: usize, held: &Arc<()>) {
     runtime.block_on(async {
         let mut handles = Vec::with_capacity(BATCH);

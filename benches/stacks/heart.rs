@@ -1,4 +1,5 @@
-//! A heartbeat beside a dump: a task that sleeps a millisecond in a loop. The bench of the peers has it, too.
+//! A heartbeat beside a dump: a task that sleeps a millisecond in a loop. The bench of the peers
+//! has it, too.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

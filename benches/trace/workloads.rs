@@ -20,7 +20,8 @@ pub(crate) enum Spawn {
     /// Wrapped.
     #[allow(dead_code, reason = "not by every peer")]
     Wrapped,
-    /// By tokio, in a future that reads the counter before and after each poll and does nothing with it.
+    /// By tokio, in a future that reads the counter before and after each poll and does nothing
+    /// with it.
     #[allow(dead_code, reason = "not by every peer")]
     Clocked,
 }
@@ -168,7 +169,8 @@ fn tcp_echo(runtime: &Runtime, spawn: Spawn, operations: u32) {
     });
 }
 
-/// Some 6 us. Never inlined: compiled once for each way of spawning, the loop took 0.8 to 1.3 of another's time.
+/// Some 6 us. Never inlined: compiled once for each way of spawning, the loop took 0.8 to 1.3 of
+/// another's time.
 #[inline(never)]
 fn compute() {
     let mut sum = 1_u64;

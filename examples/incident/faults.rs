@@ -1,5 +1,5 @@
-//! The service: one endpoint that does its work, and three with a fault each. The functions at fault
-//! have names one recognizes in a profile.
+//! The service: one endpoint that does its work, and three with a fault each. The functions at
+//! fault have names one recognizes in a profile.
 
 use std::hint::black_box;
 use std::sync::{Mutex, PoisonError};
@@ -14,8 +14,8 @@ use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 use tracing::instrument;
 
-/// A block of this size lies above what glibc keeps for itself when it is freed (32 MiB at the most),
-/// so the resident set falls as soon as the leak is plugged.
+/// A block of this size lies above what glibc keeps for itself when it is freed (32 MiB at the
+/// most), so the resident set falls as soon as the leak is plugged.
 const REPORT: usize = 40 << 20;
 /// Where the leak ends, so that an example which went wrong does not take the machine with it.
 const MOST_REPORTS: usize = 24;
@@ -93,7 +93,8 @@ fn search_for_a_proof_of_work() -> u64 {
 #[instrument]
 async fn notices() -> &'static str {
     for _ in 0..TASKS {
-        // Made here, so that a `notify_waiters` that comes before the task's first poll wakes it too.
+        // Made here, so that a `notify_waiters` that comes before the task's first poll wakes it
+        // too.
         task::spawn(wait_for_a_reply_that_never_comes(REPLY.notified()));
     }
     "sent\n"

@@ -4,13 +4,14 @@
 //! cargo run --release --example incident -- --dir DIR
 //! ```
 //!
-//! The service (`faults.rs`) is loaded over HTTP by the example itself (`load.rs`). Each fault is kept up
-//! until the incident that marple's rule opens has its files, then repaired, and the incident closes.
-//! The fourth incident is made by hand, through `/monitor/notify`. At the end every file is read back
-//! and how to open it is printed (`report.rs`); the exit code is 0 only when all of them are there.
+//! The service (`faults.rs`) is loaded over HTTP by the example itself (`load.rs`). Each fault is
+//! kept up until the incident that marple's rule opens has its files, then repaired, and the
+//! incident closes. The fourth incident is made by hand, through `/monitor/notify`. At the end
+//! every file is read back and how to open it is printed (`report.rs`); the exit code is 0 only
+//! when all of them are there.
 //!
-//! What makes a service one with marple in it stands in [`run`]; the rest plays its users and their bad
-//! day.
+//! What makes a service one with marple in it stands in [`run`]; the rest plays its users and their
+//! bad day.
 
 mod faults;
 mod load;
@@ -40,8 +41,8 @@ static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
 
 const SETTINGS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/incident/marple.toml");
 
-/// How long anything may take that the example waits for. A machine with nothing else to do needs about
-/// a tenth of it.
+/// How long anything may take that the example waits for. A machine with nothing else to do needs
+/// about a tenth of it.
 const DEADLINE: Duration = Duration::from_secs(90);
 
 /// A way for the service to go wrong.

@@ -27,7 +27,8 @@ pub(crate) struct Incident {
 impl Incident {
     /// The incidents below `dir` that this process had.
     pub(crate) fn all(dir: &Path) -> Vec<Self> {
-        // An incident whose manifest cannot be read does not come up, and whoever waits for it says so.
+        // An incident whose manifest cannot be read does not come up, and whoever waits for it says
+        // so.
         let entries = store::list(dir).unwrap_or_default().into_iter();
         entries
             .filter_map(|entry| Some(Self { dir: entry.path, manifest: entry.manifest.ok()? }))
@@ -61,8 +62,8 @@ impl Incident {
             .collect()
     }
 
-    /// Everything that is not as it must be. `culprit` is a function that a profile of that kind must
-    /// name.
+    /// Everything that is not as it must be. `culprit` is a function that a profile of that kind
+    /// must name.
     pub(crate) fn problems(&self, culprit: Option<(CaptureKind, &str)>) -> Vec<String> {
         let mut problems = self.missing();
         if !self.is_closed() {

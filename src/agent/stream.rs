@@ -6,8 +6,9 @@
 //!  in any state: the client has disconnected ──drop──► removed
 //! ```
 //!
-//! This is the state machine of the loop. Like [`incidents`](crate::policy::incidents) it has no thread,
-//! clock or file and issues one [`Job`] at a time. [`work`] is the part of the capture thread.
+//! This is the state machine of the loop. Like [`incidents`](crate::policy::incidents) it has no
+//! thread, clock or file and issues one [`Job`] at a time. [`work`] is the part of the capture
+//! thread.
 //!
 //! Incidents have priority. The engines of CPU profiles and traces exist once, and the evidence of
 //! an incident cannot be taken again. An incident that needs an engine therefore stops a running

@@ -9,8 +9,8 @@ use crate::os::clock::timerfd::Alarm;
 /// A periodic timer whose first tick is due at once. Missed ticks are skipped; later ticks keep
 /// their phase.
 ///
-/// tokio's `Interval` is not used: it wakes an idle process twice per tick (`os::clock::timerfd`). The
-/// `write` that rearms it also sends the agent's runtime through the poller once more.
+/// tokio's `Interval` is not used: it wakes an idle process twice per tick (`os::clock::timerfd`).
+/// The `write` that rearms it also sends the agent's runtime through the poller once more.
 pub(super) struct Ticker {
     alarm: Alarm,
     period: Duration,

@@ -1,7 +1,8 @@
 //! Metrics of the service itself: gauges, counters, histograms, and panics of its tasks.
 //!
-//! Each handle is cheap to clone and may be used from any thread. Setting a gauge, adding to a counter
-//! and recording a value are one or a few atomic operations. The agent copies all values once a tick.
+//! Each handle is cheap to clone and may be used from any thread. Setting a gauge, adding to a
+//! counter and recording a value are one or a few atomic operations. The agent copies all values
+//! once a tick.
 
 mod counters;
 mod gauges;

@@ -41,8 +41,8 @@ pub struct Head {
     pub registers: Registers,
     /// Thread pointer to libc's thread descriptor, which lies above the thread's stack.
     pub thread_pointer: u64,
-    /// Time of the sample: [`ticks`](crate::os::clock::cycle_clock) in a handler, nanoseconds of `CLOCK_MONOTONIC`
-    /// in a perf event.
+    /// Time of the sample: [`ticks`](crate::os::clock::cycle_clock) in a handler, nanoseconds of
+    /// `CLOCK_MONOTONIC` in a perf event.
     pub time: u64,
 }
 

@@ -1,8 +1,8 @@
 //! Decisions without threads, clocks or files: from vitals to incidents and captures.
 //!
-//! [`decider`] evaluates the rules at a tick and drives the state machines of [`incidents`], within the
-//! [`incident_budget`] and the [`daily_quota`] of on-demand captures. [`replay`] runs the same code over
-//! recorded vitals in virtual time. [`saved_state`] is what of it survives a restart.
+//! [`decider`] evaluates the rules at a tick and drives the state machines of [`incidents`], within
+//! the [`incident_budget`] and the [`daily_quota`] of on-demand captures. [`replay`] runs the same
+//! code over recorded vitals in virtual time. [`saved_state`] is what of it survives a restart.
 
 pub(crate) mod daily_quota;
 pub(crate) mod decider;

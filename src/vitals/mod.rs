@@ -1,8 +1,8 @@
 //! Vitals of the process, read once per tick.
 //!
 //! [`Reader`] belongs to the agent and reads on the agent's thread only. [`Runtimes`] and
-//! [`Metrics`](crate::metrics::Metrics) are for the service's threads: they are cheap to clone, and block the reader no
-//! longer than a push onto a list.
+//! [`Metrics`](crate::metrics::Metrics) are for the service's threads: they are cheap to clone, and
+//! block the reader no longer than a push onto a list.
 //!
 //! ```text
 //! service                                        agent's thread, each tick

@@ -1,5 +1,5 @@
-//! An inner allocator that keeps its own account of the blocks in a range of sizes that only these tests
-//! use; the profile must agree with it to the byte.
+//! An inner allocator that keeps its own account of the blocks in a range of sizes that only these
+//! tests use; the profile must agree with it to the byte.
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 // A counting allocator cannot be written without it.

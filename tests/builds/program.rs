@@ -1,7 +1,8 @@
-//! A service in small, to be built in many ways: ten functions call each other on a thread of their own,
-//! the innermost works, and the process profiles itself.
+//! A service in small, to be built in many ways: ten functions call each other on a thread of their
+//! own, the innermost works, and the process profiles itself.
 //!
-//! `program ENGINE [FILE]` prints, with names from FILE instead of its own when given, tab-separated:
+//! `program ENGINE [FILE]` prints, with names from FILE instead of its own when given,
+//! tab-separated:
 //!
 //! ```text
 //! refused WHY                              no profile can be taken

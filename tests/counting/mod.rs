@@ -1,5 +1,5 @@
-//! The test program's allocator: the system's, with a count beside it of what each thread asks for and of
-//! what all hold.
+//! The test program's allocator: the system's, with a count beside it of what each thread asks for
+//! and of what all hold.
 #![allow(dead_code, reason = "each test uses some of it")]
 #![allow(unsafe_code, reason = "an allocator cannot be written without")]
 
@@ -19,7 +19,8 @@ thread_local! {
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
 }
 
-/// How often the calling thread has asked for memory. One block in the place of another counts, too.
+/// How often the calling thread has asked for memory. One block in the place of another counts,
+/// too.
 pub(crate) fn allocations() -> u64 {
     ALLOCATIONS.get()
 }
@@ -32,8 +33,8 @@ pub(crate) fn peak(work: impl FnOnce()) -> isize {
     PEAK.load(Ordering::Relaxed) - before
 }
 
-// SAFETY: every call goes to `System` as it came; counting touches two atomics and a constant-initialised
-// thread-local without a destructor, which allocates nothing.
+// SAFETY: every call goes to `System` as it came; counting touches two atomics and a
+// constant-initialised thread-local without a destructor, which allocates nothing.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.set(ALLOCATIONS.get() + 1);

@@ -52,8 +52,8 @@ pub(crate) fn cpu_time(clock: ClockId) -> Duration {
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
-/// Work that costs the same wherever it is done; the caller passes which it is, so that two functions
-/// that do it are not folded into one.
+/// Work that costs the same wherever it is done; the caller passes which it is, so that two
+/// functions that do it are not folded into one.
 #[inline(always)]
 fn work(seed: u64, until: Duration) -> u64 {
     let mut state = seed;
@@ -83,8 +83,8 @@ pub(crate) fn burn_twenty(until: Duration) -> u64 {
 pub(crate) const BURNERS: [&str; 3] = ["::burn_fifty", "::burn_thirty", "::burn_twenty"];
 pub(crate) const SHARES: [f64; 3] = [0.5, 0.3, 0.2];
 
-/// Uses `total` of CPU time of the calling thread, 50, 30 and 20 % of it in three functions, turn by
-/// turn so that no phase of the machine meets only one of them.
+/// Uses `total` of CPU time of the calling thread, 50, 30 and 20 % of it in three functions, turn
+/// by turn so that no phase of the machine meets only one of them.
 pub(crate) fn burn(total: Duration) {
     let end = cpu_time(ClockId::ThreadCPUTime) + total;
     let now = || cpu_time(ClockId::ThreadCPUTime);
@@ -114,8 +114,8 @@ impl Drop for StopOnDrop<'_> {
     }
 }
 
-/// The values of the column `column` under each of the functions that `marks` name, of threads of the
-/// name `thread`.
+/// The values of the column `column` under each of the functions that `marks` name, of threads of
+/// the name `thread`.
 pub(crate) fn under<const N: usize>(
     profile: &Profile,
     thread: &str,
@@ -131,8 +131,9 @@ pub(crate) fn under<const N: usize>(
     })
 }
 
-/// The shares of the three functions are within four standard errors, of which one run in 16,000 is beyond for
-/// each, and nearly all that those threads do lies under the three: whole stacks, and named.
+/// The shares of the three functions are within four standard errors, of which one run in 16,000 is
+/// beyond for each, and nearly all that those threads do lies under the three: whole stacks, and
+/// named.
 #[track_caller]
 pub(crate) fn check_burners(profile: &Profile, told: &str) {
     let by_weight = under(profile, "burner", BURNERS, 1);
@@ -175,8 +176,8 @@ pub(crate) fn label<'a>(profile: &'a Profile, sample: &Sample, key: &str) -> Opt
     }
 }
 
-/// Whether SIGPROF is in this set of the process' status: `SigCgt` of the signals that are caught, `SigIgn` of
-/// those that are ignored.
+/// Whether SIGPROF is in this set of the process' status: `SigCgt` of the signals that are caught,
+/// `SigIgn` of those that are ignored.
 pub(crate) fn sigprof_is_in(set: &str) -> bool {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix(set)?.strip_prefix(':'));

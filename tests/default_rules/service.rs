@@ -65,8 +65,8 @@ impl Service {
         Self { name: name.to_owned(), process, neighbours, dir }
     }
 
-    /// Waits for files of the incidents so far that contain these words; prints when the first incident with all of
-    /// them opened.
+    /// Waits for files of the incidents so far that contain these words; prints when the first
+    /// incident with all of them opened.
     pub(crate) fn wait_for_evidence(&mut self, evidence: &[(&str, &[&str])]) {
         let captures = self.dir.path().join("captures");
         let what = format!("{evidence:?} of the fault `{}`", self.name);

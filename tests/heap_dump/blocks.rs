@@ -1,5 +1,5 @@
-//! As much as a dump of the heap may have to tell: 100,000 blocks under 50,000 stacks, and what the process
-//! takes meanwhile. The bench of dumps (`benches/heap_peers`) has them, too.
+//! As much as a dump of the heap may have to tell: 100,000 blocks under 50,000 stacks, and what the
+//! process takes meanwhile. The bench of dumps (`benches/heap_peers`) has them, too.
 
 use std::hint::black_box;
 

@@ -162,8 +162,8 @@ fn mutex() {
     has(&fetch(&["-raw"], &service.at("mutex")), &["contentions/count", "delay/nanoseconds"]);
 }
 
-/// The client asks `/debug/pprof/symbol` itself, by POST, where a profile has addresses without names. Ours have
-/// names, so the one it gets here was stripped of them on its way.
+/// The client asks `/debug/pprof/symbol` itself, by POST, where a profile has addresses without
+/// names. Ours have names, so the one it gets here was stripped of them on its way.
 #[test]
 fn symbol_as_the_client_asks_for_it() {
     let service = Service::start();

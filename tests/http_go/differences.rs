@@ -1,6 +1,6 @@
-//! Every difference that the header of `marple::http` lists, a test each, beside what a real Go server
-//! answers. What needs settings of its own is elsewhere: what is left out and what is spent in
-//! `http_budget.rs`, the caps and the cut-short in `http_captures.rs`.
+//! Every difference that the header of `marple::http` lists, a test each, beside what a real Go
+//! server answers. What needs settings of its own is elsewhere: what is left out and what is spent
+//! in `http_budget.rs`, the caps and the cut-short in `http_captures.rs`.
 
 use std::thread;
 

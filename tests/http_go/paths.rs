@@ -1,5 +1,5 @@
-//! Every path with every parameter, one test each: status, headers, file names, the words of an error and
-//! the types of a profile's samples are those of a real Go server that is asked the same.
+//! Every path with every parameter, one test each: status, headers, file names, the words of an
+//! error and the types of a profile's samples are those of a real Go server that is asked the same.
 
 use marple::codec::pprof;
 

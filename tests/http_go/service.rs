@@ -48,7 +48,8 @@ impl Drop for Service {
 #[inline(never)]
 fn keep_sixty_four_mebibytes() -> Vec<Vec<u8>> {
     let kept: Vec<_> = (0..64).map(|_| black_box(vec![1; 1 << 20])).collect();
-    // Without something left to do, a release build jumps into `collect` and leaves no frame of this.
+    // Without something left to do, a release build jumps into `collect` and leaves no frame of
+    // this.
     black_box(&kept);
     kept
 }

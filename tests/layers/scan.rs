@@ -1,7 +1,8 @@
 //! What a file's tokens say: the paths it takes in, the modules it opens, the unsafe it holds.
 //!
-//! A path is followed only until it is known which module of the root it enters. `super` is counted from
-//! where the path stands, so the walk carries the module it is in and adds to it at each `mod name {`.
+//! A path is followed only until it is known which module of the root it enters. `super` is counted
+//! from where the path stands, so the walk carries the module it is in and adds to it at each `mod
+//! name {`.
 
 use super::EMITTERS;
 
@@ -65,8 +66,8 @@ impl Scan {
         }
     }
 
-    /// Follows the path at `at` as far as it needs to be known, from `module` on; gives the place to go
-    /// on scanning at.
+    /// Follows the path at `at` as far as it needs to be known, from `module` on; gives the place
+    /// to go on scanning at.
     fn path(&mut self, tokens: &[TokenTree], mut at: usize, mut module: Vec<String>) -> usize {
         let mut stepped = false;
         loop {
@@ -108,7 +109,8 @@ impl Scan {
             if tokens[at..].starts_with_colons() {
                 at += 2;
             } else {
-                // `pub(crate)` ends here and is nothing; `crate as root` hides where its paths lead.
+                // `pub(crate)` ends here and is nothing; `crate as root` hides where its paths
+                // lead.
                 let renamed =
                     matches!(tokens.get(at), Some(TokenTree::Ident(word)) if *word == "as");
                 if renamed && module.is_empty() {
@@ -119,8 +121,8 @@ impl Scan {
         }
     }
 
-    /// Scans an attribute for what only attributes can say: `#[path = "…"]`, also behind a `cfg_attr`,
-    /// and a path written as a text, as serde takes it.
+    /// Scans an attribute for what only attributes can say: `#[path = "…"]`, also behind a
+    /// `cfg_attr`, and a path written as a text, as serde takes it.
     fn attribute(&mut self, tokens: &[TokenTree], module: &mut Vec<String>) {
         for (at, token) in tokens.iter().enumerate() {
             match token {
@@ -244,7 +246,8 @@ pub(super) fn opens_with_allow(tokens: &[TokenTree]) -> bool {
         .any(|attribute| line_of_allow(std::slice::from_ref(attribute)).is_some())
 }
 
-/// Every macro of `tracing` in `tokens` that emits events or spans, called or imported, with its line.
+/// Every macro of `tracing` in `tokens` that emits events or spans, called or imported, with its
+/// line.
 pub(super) fn emitted_events(tokens: &[TokenTree], found: &mut Vec<(usize, String)>) {
     for (at, token) in tokens.iter().enumerate() {
         let rest = &tokens[at + 1..];

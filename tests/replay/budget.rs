@@ -27,8 +27,8 @@ fn wave(peak: f64) -> [(f64, f64); 3] {
     [(0.0, 60.0), (90.0, peak), (180.0, 60.0)]
 }
 
-/// Ticks of an agent between two times: one in three seconds but for the last two minutes of the trace, so that
-/// a day is quickly replayed.
+/// Ticks of an agent between two times: one in three seconds but for the last two minutes of the
+/// trace, so that a day is quickly replayed.
 fn ticks_between(trace: &Trace, from: f64, to: f64) -> impl Iterator<Item = Vitals> {
     const FINE: f64 = 0.25;
     const COARSE: u32 = 12;
@@ -266,7 +266,8 @@ fn stepping(steps: &'static [(u64, i64)]) -> Box<dyn Fn(Moment) -> Timestamp> {
 
 #[test]
 fn a_clock_that_steps_changes_no_decision() {
-    // 84 % every three minutes for 20 hours, with a restart in every second, and then out of memory.
+    // 84 % every three minutes for 20 hours, with a restart in every second, and then out of
+    // memory.
     let settings = shipped("minimal.toml");
     let trace = then_oom(&wave(84.0), 20.0 * HOUR, 600.0);
     let run = |steps: &'static [(u64, i64)]| {

@@ -1,9 +1,11 @@
-//! What other systems decide, re-expressed from what is known of their rules, not from their code: when they
-//! would take a heap profile of a process whose memory goes like this. Counts are near, not exact.
+//! What other systems decide, re-expressed from what is known of their rules, not from their code:
+//! when they would take a heap profile of a process whose memory goes like this. Counts are near,
+//! not exact.
 
 use super::trace::Trace;
 
-/// From a decision to a file, as measured of holmes: what the process does not live to see is no file.
+/// From a decision to a file, as measured of holmes: what the process does not live to see is no
+/// file.
 const LATENCY: f64 = 0.7;
 const MINUTE: f64 = 60.0;
 
@@ -29,8 +31,8 @@ pub(crate) fn run(policy: &mut dyn Policy, trace: &Trace) -> (usize, Option<f64>
     (taken, last)
 }
 
-/// mosn/holmes, with its defaults for memory: every 5 s, above 80 % or a quarter above the average of
-/// ten, a minute apart; whole numbers.
+/// mosn/holmes, with its defaults for memory: every 5 s, above 80 % or a quarter above the average
+/// of ten, a minute apart; whole numbers.
 #[derive(Default)]
 pub(crate) struct Holmes {
     ring: Vec<u64>,

@@ -1,5 +1,5 @@
-//! Histories of one measure: a few points, straight lines between them, and noise that is the same each
-//! time.
+//! Histories of one measure: a few points, straight lines between them, and noise that is the same
+//! each time.
 
 use std::path::Path;
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! A filter on the system calls of this process, as a container's profile has one. It is for good: a process of
-//! its own for each.
+//! A filter on the system calls of this process, as a container's profile has one. It is for good:
+//! a process of its own for each.
 #![allow(dead_code, reason = "each test uses some of it")]
 #![allow(unsafe_code, reason = "seccomp has no safe face")]
 

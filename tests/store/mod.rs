@@ -1,4 +1,5 @@
-//! What the tests of the store share: manifests, settings, and running a test again in other conditions.
+//! What the tests of the store share: manifests, settings, and running a test again in other
+//! conditions.
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
@@ -65,9 +66,10 @@ pub(crate) fn roomy() -> StoreSettings {
 
 const AGAIN: &str = "STORE_TEST_AGAIN";
 
-/// Runs `body` in a copy of this test binary started again by `wrapper`, a command that takes a program and its
-/// arguments, with `env` set. `test` is the name of the test that calls this. False when the wrapper cannot
-/// be had on this machine, which fails under `CI=true` and is told in one line elsewhere.
+/// Runs `body` in a copy of this test binary started again by `wrapper`, a command that takes a
+/// program and its arguments, with `env` set. `test` is the name of the test that calls this. False
+/// when the wrapper cannot be had on this machine, which fails under `CI=true` and is told in one
+/// line elsewhere.
 pub(crate) fn again(test: &str, wrapper: &[&str], body: impl FnOnce()) -> bool {
     if std::env::var_os(AGAIN).is_some() {
         body();

@@ -17,8 +17,8 @@ const BEAT: Duration = Duration::from_millis(100);
 /// Sessions in a row beside threads that only run.
 const CYCLES: u64 = 100;
 
-/// Is a storm: a session of `seconds`, then turns with a session and without for as long, then sessions started
-/// and stopped for as long.
+/// Is a storm: a session of `seconds`, then turns with a session and without for as long, then
+/// sessions started and stopped for as long.
 pub(crate) fn storm(engine: Engine, seconds: u64) {
     // Panics are part of it; what they say is not.
     panic::set_hook(Box::new(|_| {}));
@@ -82,8 +82,8 @@ fn beats(time: Duration, counters: &Counters) {
     }
 }
 
-/// How far the workers get with a session and how far without, in turns of a second at most, so that what
-/// neighbours do meets both: with, without, without, with.
+/// How far the workers get with a session and how far without, in turns of a second at most, so
+/// that what neighbours do meets both: with, without, without, with.
 fn in_turn(engine: Engine, time: Duration, counters: &Counters) {
     let fours = (time.as_secs() as u32).div_ceil(4).max(1);
     for turn in 0..4 * fours {

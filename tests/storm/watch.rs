@@ -23,7 +23,8 @@ use std::time::{Duration, Instant};
 const CHILD: &str = "STORM_ENGINE";
 const SECONDS: &str = "STORM_SECONDS";
 
-/// How long a storm may be silent, or one of its threads stand still. A thousand times what it takes.
+/// How long a storm may be silent, or one of its threads stand still. A thousand times what it
+/// takes.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// How a storm ended.

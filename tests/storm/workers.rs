@@ -161,7 +161,8 @@ fn dlopen(over: &AtomicBool, counters: &Counters) {
     // In every glibc, and used by nobody.
     while !over.load(Relaxed) && with_library(c"libBrokenLocale.so.1", |_| {}) {
         counters.turn("dlopen");
-        // A thread's start waits for the loader's lock, which is whose that asks at the right moment.
+        // A thread's start waits for the loader's lock, which is whose that asks at the right
+        // moment.
         thread::yield_now();
     }
 }

@@ -1,9 +1,11 @@
-//! Every system call that marple makes, in its own threads and in those of the service, and what it is to it.
+//! Every system call that marple makes, in its own threads and in those of the service, and what it
+//! is to it.
 //!
-//! `tests/agent_syscalls.rs` holds the list: a whole run under filters that allow exactly these calls.
+//! `tests/agent_syscalls.rs` holds the list: a whole run under filters that allow exactly these
+//! calls.
 //!
-//! A call that is added to the code is added here. It is `Needed` only if there is no other way, and then it has to be in
-//! systemd's `@system-service`, which is what services run under.
+//! A call that is added to the code is added here. It is `Needed` only if there is no other way,
+//! and then it has to be in systemd's `@system-service`, which is what services run under.
 
 /// What a call is to marple.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,7 +57,8 @@ pub(crate) const CALLS: &[Call] = calls! {
     SYS_rseq Needed;
     SYS_sched_getaffinity Needed;
     SYS_sched_yield Needed;
-    // If the thread that starts the agent is pinned or has another policy than the process was started with.
+    // If the thread that starts the agent is pinned or has another policy than the process was
+    // started with.
     SYS_sched_setaffinity LISTED;
     SYS_sched_setscheduler LISTED;
     SYS_futex Needed;

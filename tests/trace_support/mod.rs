@@ -117,7 +117,8 @@ pub struct Slice {
     pub end: Option<Moment>,
 }
 
-/// The polls and parks of each thread, by its id: in the order of their ends, then those in progress.
+/// The polls and parks of each thread, by its id: in the order of their ends, then those in
+/// progress.
 pub fn slices(timeline: &Timeline) -> Vec<(u32, Vec<Slice>)> {
     let activity = &timeline.activity;
     let slice = |kind, task: marple::model::TaskKey, start, end: Option<u64>| Slice {

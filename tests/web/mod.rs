@@ -80,8 +80,8 @@ pub(crate) fn ask(method: &str, url: &str, headers: &[(&str, &str)], body: &str)
     }
 }
 
-/// Sends exactly these bytes and gives the status that comes back; none when the connection is ended
-/// without one.
+/// Sends exactly these bytes and gives the status that comes back; none when the connection is
+/// ended without one.
 pub(crate) fn raw(base: &str, bytes: &[u8]) -> Option<u16> {
     let mut stream = connect(base);
     // It may end the connection before all is sent.

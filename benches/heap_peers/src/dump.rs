@@ -49,9 +49,9 @@ unsafe impl<A: GlobalAlloc> GlobalAlloc for Counting<A> {
     }
 }
 
-/// Prints CPU nanoseconds of the dumping thread, resident growth, bytes asked of the allocator by it,
-/// then, of a second dump, the longest that another thread which allocates stood still, in nanoseconds:
-/// during the dump and for the same time without one; and the size of the file.
+/// Prints CPU nanoseconds of the dumping thread, resident growth, bytes asked of the allocator by
+/// it, then, of a second dump, the longest that another thread which allocates stood still, in
+/// nanoseconds: during the dump and for the same time without one; and the size of the file.
 pub fn measure(dump: &impl Fn() -> usize) {
     let mut kept = Vec::with_capacity(2 * STACKS);
     fill(&mut kept);

@@ -1,7 +1,7 @@
 //! The workloads, and a program that does them when it is told to.
 //!
-//! A line on stdin names a workload; the CPU time of all the process's threads for it, in nanoseconds,
-//! is the answer. `bench --bench heap` asks two such programs in turn.
+//! A line on stdin names a workload; the CPU time of all the process's threads for it, in
+//! nanoseconds, is the answer. `bench --bench heap` asks two such programs in turn.
 
 mod dump;
 
@@ -13,9 +13,9 @@ use rustix::time::{ClockId, clock_gettime};
 
 pub use dump::Counting;
 
-/// Answers until stdin ends. With arguments: `pairs N`, or a workload N times, and nothing else, for counting
-/// instructions: under valgrind there is no clock.
-/// `dump` takes the allocator's own profile and says how large it is.
+/// Answers until stdin ends. With arguments: `pairs N`, or a workload N times, and nothing else,
+/// for counting instructions: under valgrind there is no clock. `dump` takes the allocator's own
+/// profile and says how large it is.
 pub fn serve(prepare: impl FnOnce(), dump: impl Fn() -> usize) {
     prepare();
     let mut arguments = std::env::args().skip(1);

@@ -1,8 +1,8 @@
-//! marple beside dial9-tokio-telemetry on the workloads of `benches/trace`, both by tokio's hooks, in one
-//! run: CPU time per operation over the same runtime with neither.
+//! marple beside dial9-tokio-telemetry on the workloads of `benches/trace`, both by tokio's hooks,
+//! in one run: CPU time per operation over the same runtime with neither.
 //!
-//! `benches/peers/run` runs it and the other peers; by itself:
-//! `RUSTFLAGS="--cfg tokio_unstable" cargo run --release --manifest-path benches/peers/Cargo.toml --target-dir target/peers-bench`
+//! `benches/peers/run` runs it and the other peers; by itself: `RUSTFLAGS="--cfg tokio_unstable"
+//! cargo run --release --manifest-path benches/peers/Cargo.toml --target-dir target/peers-bench`
 
 #[path = "../../trace/workloads.rs"]
 mod workloads;
@@ -21,7 +21,8 @@ use workloads::{Spawn, WORKLOADS, Workload, builder, median};
 const ROUNDS: usize = 9;
 const WINDOW: Duration = Duration::from_secs(30);
 
-/// By workload: recording over plain, and what marple adds over what dial9 adds, where that has a goal.
+/// By workload: recording over plain, and what marple adds over what dial9 adds, where that has a
+/// goal.
 const GOALS: [(f64, Option<f64>); 4] =
     [(1.10, Some(0.15)), (1.18, Some(0.35)), (1.02, None), (1.02, None)];
 

@@ -1,5 +1,6 @@
-//! A program that keeps to jemalloc gets heap profiles by jemalloc's own profiler, or is told which setting
-//! is missing. jemalloc reads its settings before main, so each test runs itself in a process of its own.
+//! A program that keeps to jemalloc gets heap profiles by jemalloc's own profiler, or is told which
+//! setting is missing. jemalloc reads its settings before main, so each test runs itself in a
+//! process of its own.
 
 #[path = "../../host/mod.rs"]
 mod host;
@@ -21,7 +22,8 @@ const INNER: &str = "MARPLE_TEST_JEMALLOC";
 const BLOCKS: usize = 1024;
 const SIZE: usize = 64 << 10;
 
-/// Whether this is the process with these settings; where it is not, it is made and has to end well.
+/// Whether this is the process with these settings; where it is not, it is made and has to end
+/// well.
 fn is_inner(test: &str, jemalloc: &str) -> bool {
     if std::env::var_os(INNER).is_some() {
         return true;

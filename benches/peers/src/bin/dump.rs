@@ -1,14 +1,14 @@
-//! marple's dump of tasks beside `tokio::runtime::Handle::dump`, in one run: how long a service stands still
-//! meanwhile, and whether it goes on when one of its workers is blocked.
+//! marple's dump of tasks beside `tokio::runtime::Handle::dump`, in one run: how long a service
+//! stands still meanwhile, and whether it goes on when one of its workers is blocked.
 //!
 //! ```text
 //! RUSTFLAGS="--cfg tokio_unstable" cargo run --release --manifest-path benches/peers/Cargo.toml \
 //!   --target-dir target/peers-bench --bin dump
 //! ```
 //!
-//! A heartbeat is a task that sleeps a millisecond in a loop. Rounds are interleaved on one runtime of 100,000
-//! tasks, medians are shown; the blocked worker has a runtime of its own for each of the two, because tokio's
-//! does not survive it. `-- --quick` takes a third of the rounds.
+//! A heartbeat is a task that sleeps a millisecond in a loop. Rounds are interleaved on one runtime
+//! of 100,000 tasks, medians are shown; the blocked worker has a runtime of its own for each of the
+//! two, because tokio's does not survive it. `-- --quick` takes a third of the rounds.
 
 #[path = "../../../stacks/heart.rs"]
 mod heart;

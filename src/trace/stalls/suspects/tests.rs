@@ -216,7 +216,8 @@ fn blocking_polls_that_recur_at_equal_length_and_distance_are_found() {
                 Poll { start, end, task: 1, sleeps: true, recorded: false }
             };
             let polls: Vec<Poll> = starts.map(poll).collect();
-            let (found, _) = watch_and_charge(&[polls.clone()], 1, END, Duration::from_micros(100));
+            let (found, _) =
+                watch_and_charge(std::slice::from_ref(&polls), 1, END, Duration::from_micros(100));
             let case = format!("{length} ms, {apart} us apart: {}", found.len());
             assert!(found.len() * 100 >= (polls.len() - 1) * least, "{case} of {}", polls.len());
             for (found, now) in found {
