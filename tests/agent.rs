@@ -1,4 +1,5 @@
-//! The agent as a service embeds it: rules and toggles in, incident directories out.
+//! End-to-end tests of the agent as a service embeds it: rules and toggles start incidents, and the
+//! incident directories hold the expected files.
 
 mod host;
 
@@ -24,7 +25,8 @@ const SHORT: Duration = Duration::from_millis(100);
 fn a_rule_that_fires_leaves_a_whole_incident() {
     let host = Host::start(Settings {
         rules: vec![gauge_rule("queue", CaptureSet::all(), SHORT)],
-        // The time before is an artifact of its own where the process was busy then.
+        // Disabled because the look-back adds an artifact if the process was busy before the
+        // incident.
         cpu: CpuSettings { lookback_frequency: Hertz(0), ..CpuSettings::default() },
         ..settings()
     });

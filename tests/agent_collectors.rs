@@ -1,4 +1,5 @@
-//! Files of the service's own in incidents: whole, cut, late, wrong, and one that never comes back.
+//! Custom collectors: complete, truncated, timed-out, failing and non-returning ones, and the files
+//! they leave in incidents.
 
 mod host;
 
@@ -17,7 +18,7 @@ use sha2::{Digest, Sha256};
 
 const SHORT: Duration = Duration::from_millis(20);
 
-/// How the collector `name` ended, why, and what its file holds.
+/// Returns the outcome, the error and the file content of the collector `name`.
 fn file(
     (dir, manifest): &(std::path::PathBuf, Manifest),
     name: &str,
@@ -85,7 +86,7 @@ fn every_incident_has_them_and_one_that_hangs_holds_nothing_up() {
         let (outcome, error, content) = file(&found, "hangs.txt").unwrap();
         if round == 0 {
             let error = error.unwrap();
-            // On a busy machine its time may be up before its thread begins.
+            // On a busy machine the timeout may expire before the collector's thread starts.
             if in_time.recv_timeout(PATIENCE).unwrap() {
                 assert_eq!((outcome, content.unwrap().as_str()), (Outcome::Cut, "half"));
                 assert!(error.contains("had not returned after 200ms; cut at 4 bytes"), "{error}");

@@ -1,7 +1,7 @@
-//! A host whose directory of incidents fails while it runs: too many open files, a limit on the
-//! size of files, a disk that fails and turns read-only, too little room for everything. The host
-//! goes on, is told, and has captures again when the fault is over. Each runs in a process of its
-//! own.
+//! Failures of the incident directory at run time: too many open files, a file size limit, a disk
+//! that fails and turns read-only, too little space. The host continues, the error is reported, and
+//! captures work again once the fault is over. Each test re-executes itself in a separate process,
+//! because the limits apply to a whole process.
 
 mod host;
 mod store;
@@ -25,13 +25,13 @@ static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
 const SHORT: Duration = Duration::from_millis(50);
 
 fn start(captures: &Path) -> Agent {
-    // Few rows of vitals, so that a manifest is small.
+    // A long interval leaves few rows of vitals, so that the manifest is small.
     let interval = Duration::from_secs(1);
     let settings = Settings { dir: captures.to_owned(), rules: Vec::new(), interval, ..settings() };
     Agent::from_settings(settings).start().unwrap()
 }
 
-/// Captures once and waits until the incident is over.
+/// Captures once and waits until the incident is closed.
 fn capture(handle: &AgentHandle, captures: &Path, kinds: impl Into<CaptureSet>) -> Manifest {
     let id = handle.capture(kinds, SHORT).wait(PATIENCE).unwrap().incident;
     wait_for("it to close", || {
@@ -40,7 +40,7 @@ fn capture(handle: &AgentHandle, captures: &Path, kinds: impl Into<CaptureSet>) 
     })
 }
 
-/// Ticks go on, whatever is the matter with the disk.
+/// Waits for the next tick, which must come whatever the state of the disk.
 fn ticks(handle: &AgentHandle) {
     let ticks = || handle.status().wait(PATIENCE).unwrap().counters.ticks;
     let before = ticks();
@@ -62,7 +62,7 @@ fn a_host_out_of_descriptors_is_told_and_has_captures_when_it_has_some() {
             held.push(file);
         }
         let limit = getrlimit(Resource::Nofile);
-        // Beyond the reserved ones: no number is free below the limit.
+        // Below the number of open descriptors, so that no number is free, not even a reserved one.
         setrlimit(Resource::Nofile, Rlimit { current: Some(3), ..limit }).unwrap();
         let error = handle.capture([CaptureKind::Heap], SHORT).wait(PATIENCE).unwrap_err();
         let told = format!("{error}: {:?}", handle.status().wait(PATIENCE).unwrap().last_failure);
@@ -75,12 +75,14 @@ fn a_host_out_of_descriptors_is_told_and_has_captures_when_it_has_some() {
     });
 }
 
-/// Number of heap profiles; with few descriptors a list of them is beside.
+/// Returns the number of heap profiles. With few descriptors the manifest also lists other
+/// artifacts.
 fn heap_files(manifest: &Manifest) -> usize {
     manifest.artifacts.iter().filter(|it| it.kind == CaptureKind::Heap).count()
 }
 
-/// A client in a process of its own, which has descriptors; it is started while this one has some.
+/// An HTTP client in a separate process with descriptors left. It is started while this process has
+/// some.
 struct Client {
     child: std::process::Child,
     answers: std::io::BufReader<std::process::ChildStdout>,
@@ -103,7 +105,7 @@ impl Client {
         Self { child, answers }
     }
 
-    /// The status line of the answer.
+    /// Sends a request and returns the status line of the response.
     fn ask(&mut self, request: &str) -> String {
         use std::io::BufRead;
         writeln!(self.child.stdin.as_mut().unwrap(), "{request}").unwrap();
@@ -145,7 +147,7 @@ fn a_host_without_descriptors_has_an_endpoint_and_captures_and_a_list_of_what_to
         }
         let answer = client.ask("POST /monitor/notify");
         assert!(answer.contains("200"), "{answer}");
-        // One kind after the other: each has had its turn before the end.
+        // Captures run one after the other; each must have run before the incident ends.
         wait_for("all to run", || {
             let status = handle.status().wait(PATIENCE).unwrap();
             let done = status.counters.captures + status.counters.captures_failed;
@@ -157,7 +159,7 @@ fn a_host_without_descriptors_has_an_endpoint_and_captures_and_a_list_of_what_to
             let status = handle.status().wait(PATIENCE).unwrap();
             (status.counters.incidents_closed == 1).then_some(())
         });
-        // This test's own reading needs some.
+        // Frees the descriptors with which this test reads the incident.
         held.truncate(held.len() - 20);
         let (dir, manifest) = wait_for("it to close", || {
             incidents(&captures).into_iter().find(|(_, it)| it.closed.is_some())
@@ -215,7 +217,7 @@ fn a_file_system_that_fails_and_turns_read_only_is_told_and_survived() {
         let handle = agent.handle();
         assert_eq!(capture(&handle, &captures, [CaptureKind::Heap]).artifacts.len(), 2);
 
-        // As a disk that fails does, in the middle of an incident.
+        // Makes the file system fail in the middle of an incident, as a failing disk does.
         let open = handle.start([CaptureKind::Heap]).wait(PATIENCE).unwrap();
         wait_for("the capture to run", || {
             let found = incidents(&captures);
@@ -230,7 +232,8 @@ fn a_file_system_that_fails_and_turns_read_only_is_told_and_survived() {
         let lost =
             |status: &Status| status.failures.iter().any(|it| it.cause == "artifact not written");
         wait_for("what was lost to be counted", || lost(&status()).then_some(()));
-        // The incident stays open, as its end cannot be written; each attempt says why.
+        // The incident stays open because its end cannot be written; each attempt reports the
+        // reason.
         let told = wait_for("why to be told", || {
             status().last_failure.clone().filter(|told| told.contains("mount it writable"))
         });
@@ -243,7 +246,7 @@ fn a_file_system_that_fails_and_turns_read_only_is_told_and_survived() {
     });
 }
 
-/// What a command says; none when it fails.
+/// Returns the output of a command, or `None` if the command fails.
 fn run(program: &str, arguments: &[&str]) -> Option<String> {
     let output = std::process::Command::new(program).args(arguments).output().ok()?;
     output.status.success().then(|| String::from_utf8(output.stdout).unwrap())
@@ -263,7 +266,7 @@ fn with_too_little_room_small_captures_come_first_and_others_say_why_they_are_mi
         let others = usize::try_from(stat.f_bavail * stat.f_frsize - left).unwrap();
         fs::write(disk.path().join("others"), vec![1; others]).unwrap();
 
-        // Too little for all that a capture may take.
+        // The file system is too small for everything a capture may write.
         let manifest = capture(&handle, &captures, CaptureSet::all());
         let outcome = |kind| manifest.captures.iter().find(|it| it.kind == kind).unwrap();
         for capture in manifest.captures.iter().filter(|it| it.outcome != Outcome::Done) {

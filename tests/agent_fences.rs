@@ -1,6 +1,6 @@
-//! Code of the host that blocks or panics where marple calls it: its `tracing` subscriber, its
-//! callbacks, its wakers. Ticks, endpoint and captures go on, and the status says what does not
-//! work. Each test that sets the subscriber of the process runs in a process of its own.
+//! Host code that blocks or panics where marple calls it: the `tracing` subscriber, callbacks,
+//! wakers. Ticks, endpoint and captures continue, and the status reports the failure. Tests that
+//! set the global subscriber re-execute themselves in a separate process.
 
 mod host;
 mod store;
@@ -29,7 +29,6 @@ static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
 
 const SHORT: Duration = Duration::from_millis(50);
 
-/// Runs `body` in a process of its own.
 fn alone(test: &str, body: impl FnOnce()) {
     store::again(test, &["env"], body);
 }
@@ -48,8 +47,8 @@ fn warning(handle: &AgentHandle, topic: &str) -> Option<String> {
     warnings.into_iter().find(|it| it.topic == topic).map(|it| it.text)
 }
 
-/// Captures one incident after another for as long as `MARPLE_TEST_SECONDS` asks for, three at
-/// least. Between them the agent ticks and its endpoint answers.
+/// Captures incidents for `MARPLE_TEST_SECONDS` seconds, at least three of them. After each, checks
+/// that the agent ticks and its endpoint responds.
 fn works_for_long(host: &Host, url: &str) {
     let seconds = std::env::var("MARPLE_TEST_SECONDS").ok().and_then(|text| text.parse().ok());
     let end = Instant::now() + Duration::from_secs(seconds.unwrap_or(0));
@@ -68,13 +67,13 @@ fn works_for_long(host: &Host, url: &str) {
     println!("{captures} captures");
 }
 
-/// An endpoint that answers as fast as it is asked.
+/// Returns settings whose rate limit the tests cannot reach.
 fn unpaced() -> HttpSettings {
     HttpSettings { max_requests_per_second: 10_000, ..HttpSettings::default() }
 }
 
-/// Has the agent log a line for each of a hundred requests, which come over one connection. None is
-/// refused: the lines of refusals are fewer, and refusals wait.
+/// Sends 100 requests over one connection; the agent logs one line for each. No request may be
+/// refused: refusals are delayed and log fewer lines.
 fn log_requests(url: &str) {
     let mut client = web::connect(url);
     let request = "GET /debug/pprof HTTP/1.1\r\nHost: localhost\r\n\r\n";
@@ -85,14 +84,14 @@ fn log_requests(url: &str) {
     assert_eq!(answers.matches("HTTP/1.1 3").count(), 100, "{answers}");
 }
 
-/// Has the process log into a pipe that nobody reads, and fills it.
+/// Redirects the log to a pipe without a reader. The requests of the tests fill it.
 fn full_log_pipe() -> PipeReader {
     let (reader, writer) = std::io::pipe().unwrap();
     // One page instead of 64 KiB, so that few requests fill it.
     rustix::pipe::fcntl_setpipe_size(&writer, 4096).unwrap();
     let fmt = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(Mutex::new(writer));
-    // Not what the client of these tests logs: it would block this test. At `INFO` requests
-    // that only read are not logged.
+    // Only marple's events: those of the HTTP client would block this test. `DEBUG`, because
+    // read-only requests are not logged at `INFO`.
     let ours = Targets::new().with_target("marple", LevelFilter::DEBUG);
     tracing_subscriber::registry().with(fmt.with_filter(ours)).init();
     reader
@@ -105,7 +104,7 @@ fn a_log_that_nobody_reads_stops_neither_ticks_nor_endpoint_nor_captures() {
         let mut log = full_log_pipe();
         let (mut host, url) = serve(unpaced());
         let handle = host.handle();
-        // A page of pipe, then 1024 events, then losses.
+        // The pipe takes one page and the queue 1024 events; further events are dropped.
         let lost = || status(&handle).log.dropped > 0;
         wait_for("the queue to be full", || {
             log_requests(&url);
@@ -117,7 +116,8 @@ fn a_log_that_nobody_reads_stops_neither_ticks_nor_endpoint_nor_captures() {
         works_for_long(&host, &url);
         assert_eq!(get(&format!("{url}/status")).json()["log"]["queued"], 1024);
 
-        // Somebody reads again: what waited comes, and a line about what did not.
+        // A reader resumes: it must receive the queued events and one line that counts the dropped
+        // ones.
         let text = Arc::new(Mutex::new(Vec::new()));
         let reading = thread::spawn({
             let text = Arc::clone(&text);
@@ -136,7 +136,7 @@ fn a_log_that_nobody_reads_stops_neither_ticks_nor_endpoint_nor_captures() {
         host.handle().start([CaptureKind::Threads]).wait(PATIENCE).unwrap();
         host.end();
         assert_eq!(host.incidents().len(), closed + 1);
-        // It is in the pipe; the reader may be behind.
+        // The line is in the pipe, but the reader may be behind.
         wait_for("the last line", || has("incident closed").then_some(()));
         drop(reading);
     });
@@ -152,7 +152,7 @@ fn an_agent_ends_in_time_though_nobody_reads_its_log() {
             log_requests(&url);
             (status(&host.handle()).log.queued > 100).then_some(())
         });
-        // The test would hang if it did not.
+        // Blocks for ever if shutdown waits for the log.
         host.end();
     });
 }
@@ -232,7 +232,7 @@ fn a_callback_that_panics_even_when_it_is_dropped_costs_itself_only() {
     }
 }
 
-/// The waker of an executor that blocks for ever, or panics.
+/// The waker of an executor that blocks for ever or panics.
 struct BadWaker {
     panics: bool,
     woken: AtomicBool,

@@ -1,4 +1,5 @@
-//! A full disk under the directory of incidents.
+//! A full disk under the incident directory: captures fail with a reason, and work again once space
+//! is free.
 
 mod host;
 
@@ -18,7 +19,7 @@ use marple::{Agent, CaptureKind, CaptureSet, Settings};
 #[global_allocator]
 static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
 
-/// A file system of one MiB.
+/// A tmpfs of 1 MiB, mounted while this value lives.
 struct Tmpfs(PathBuf);
 
 impl Tmpfs {
@@ -65,7 +66,7 @@ fn a_full_disk_is_told_and_survived() {
     let whole = incidents(&captures);
     assert_eq!(whole[0].1.artifacts.len(), 2);
 
-    // Full from outside, while an incident is open.
+    // Fills the disk while an incident is open.
     let open = handle.start(CaptureSet::all()).wait(PATIENCE).unwrap();
     wait_for("the captures to run", || {
         let all = CaptureSet::all().iter().count();
@@ -89,11 +90,12 @@ fn a_full_disk_is_told_and_survived() {
             assert_eq!(left, artifact.bytes.get(), "what was written is still there");
         }
     }
-    // A new incident cannot have a directory, and whoever asks is told.
+    // The directory of a further incident cannot be created, and the caller gets the error.
     let error = handle.capture([CaptureKind::Heap], SHORT).wait(PATIENCE);
     let full = incidents(&captures).len();
 
-    // Room again: the open incident is closed with what became of it, and the next one is whole.
+    // With space again, the open incident is closed with its outcomes, and the next one is
+    // complete.
     fs::remove_file(&filler).unwrap();
     at_rest();
     let found = incidents(&captures);
@@ -115,7 +117,7 @@ fn a_full_disk_is_told_and_survived() {
     assert_eq!(next.artifacts.len(), 2);
 }
 
-/// Leaves no room at all.
+/// Fills the file system to the last byte.
 fn fill(path: &Path) {
     let mut file = File::create(path).unwrap();
     let mut chunk = vec![0; 64 << 10];

@@ -1,4 +1,4 @@
-//! The endpoint, asked over real sockets.
+//! The HTTP endpoint, tested over real sockets.
 
 mod host;
 
@@ -15,7 +15,7 @@ use marple::model::{CaptureKind, Origin, Outcome};
 use marple::{Agent, Settings, http};
 use serde_json::Value;
 
-/// An address nobody listens on at the moment.
+/// Returns an address without a listener.
 fn free() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
@@ -37,7 +37,7 @@ fn host() -> (Host, String) {
     (Host::start(listening(Listen::Tcp(address), None)), format!("http://{address}"))
 }
 
-/// Status and body of a request.
+/// Sends a request and returns status and body.
 fn ask(method: &str, url: &str, token: Option<&str>) -> (u16, Value) {
     let agent: ureq::Agent = ureq::Agent::config_builder()
         .http_status_as_error(false)
@@ -161,7 +161,7 @@ fn a_taken_port_is_an_error_that_names_it() {
 fn a_unix_socket_is_for_our_user_alone() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("m.sock");
-    // A socket that a dead process left is replaced.
+    // A socket left by a dead process is replaced.
     drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
     let mut host = Host::start(listening(Listen::Unix(path.clone()), None));
     let found = fs::symlink_metadata(&path).unwrap();
@@ -193,7 +193,7 @@ fn hold_the_only_worker_up(released: &std::sync::mpsc::Receiver<()>) {
     std::hint::black_box(());
 }
 
-/// By a task of `tokio::spawn` and nothing of marple's around it.
+/// Blocks the worker with a plain `tokio::spawn` task, without any of marple's wrappers.
 #[test]
 fn answers_while_the_services_only_worker_is_stuck_and_names_what_blocks_it() {
     let address = free();
@@ -201,7 +201,7 @@ fn answers_while_the_services_only_worker_is_stuck_and_names_what_blocks_it() {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     let runtime = builder.worker_threads(1).enable_all().build().unwrap();
     let host = runtime.block_on(async { Host::start(listening(Listen::Tcp(address), None)) });
-    // The worker is known by the probe that it runs.
+    // The agent recognizes the worker after the probe has run on it.
     let ticks = || ask("GET", &format!("{url}/status"), None).1["counters"]["ticks"].as_u64();
     wait_for("some ticks", || ticks().filter(|ticks| *ticks > 10));
     let (release, released) = std::sync::mpsc::channel();
@@ -220,7 +220,7 @@ fn answers_while_the_services_only_worker_is_stuck_and_names_what_blocks_it() {
         answer
     };
     assert!(timed("GET", "/status")["vitals"]["runtime.lag"].as_f64().unwrap() > 0.3);
-    // Nobody records its polls, so it is told once two stacks have shown the same one.
+    // The poll is unrecorded, so the stall is reported once two stacks show the same poll.
     let stall = wait_for("the status to name it", || {
         let stall = timed("GET", "/status")["stalls"][0].clone();
         stall["function"].is_string().then_some(stall)
@@ -232,7 +232,7 @@ fn answers_while_the_services_only_worker_is_stuck_and_names_what_blocks_it() {
     let text = timed("GET", "/debug/pprof/goroutine?debug=1");
     assert!(text.as_str().unwrap().contains("hold_the_only_worker_up"), "{text}");
     assert_eq!(timed("POST", "/monitor/notify")["on"], true);
-    // What the toggle captures names it too.
+    // The toggle's capture must name the function too.
     let threads = wait_for("the threads in the incident", || {
         let (dir, manifest) = host.incidents().pop()?;
         let mut names = manifest.artifacts.iter().map(|artifact| &artifact.file);
@@ -286,7 +286,7 @@ fn status_tells_what_is_done_what_is_not_and_why() {
     drop(host);
 }
 
-/// This binary has no `#[global_allocator]` line.
+/// This binary declares no `#[global_allocator]`.
 #[test]
 fn without_the_allocator_the_heap_capture_says_so_and_the_rest_is_there() {
     let (host, url) = host();

@@ -1,4 +1,4 @@
-//! kill -9 while captures are made: what is on disk afterwards is whole.
+//! `kill -9` during captures: every file found afterwards is complete.
 
 mod host;
 
@@ -22,10 +22,10 @@ use sha2::{Digest, Sha256};
 #[global_allocator]
 static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
 
-/// Where the child writes; set only for the child.
+/// Environment variable with the child's incident directory; set only for the child.
 const CAPTURES: &str = "MARPLE_TEST_KILL_CAPTURES";
 
-/// What the child does: one capture of everything after another, until it is killed.
+/// The child process: captures everything in a loop until it is killed.
 #[test]
 fn child() {
     let Some(dir) = std::env::var_os(CAPTURES) else { return };
@@ -51,7 +51,7 @@ fn spawn(captures: &Path) -> Child {
         .unwrap()
 }
 
-/// A small generator of its own: the points in time differ, and are the same in every run.
+/// A small random number generator. The delays differ from round to round but not from run to run.
 fn next(seed: &mut u64) -> u64 {
     *seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
     *seed >> 33
@@ -99,7 +99,7 @@ fn check(dir: &Path, manifest: &Manifest, round: u32) {
         let digest: String = Sha256::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect();
         assert_eq!(digest, artifact.sha256, "round {round}: {artifact:?}");
     }
-    // A file may have its name before the manifest lists it; it is whole all the same.
+    // A file may have its final name before the manifest lists it; it must be complete even then.
     for entry in fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_name().unwrap().to_string_lossy().into_owned();

@@ -1,5 +1,5 @@
-//! The service's own counters and histograms, from the call that counts to the manifest of the
-//! incident they caused; and what that manifest says of limits and of the time before and after.
+//! Custom counters and histograms, from the recording call to the manifest of the incident they
+//! cause. Also the limits and the vitals before and after the incident in that manifest.
 
 mod host;
 
@@ -21,7 +21,7 @@ fn rule(metric: &str, abs: f64) -> Rule {
     }
 }
 
-/// The decision of the first rule, as soon as it is `decision`.
+/// Waits until the decision of the first rule is `decision`.
 fn decided(handle: &AgentHandle, decision: &str) {
     wait_for(decision, || {
         let status = handle.status().wait(PATIENCE).unwrap();
@@ -36,7 +36,7 @@ fn slow_requests_fire_a_rule_and_the_manifest_shows_the_time_around() {
     let handle = host.handle();
     let (wait, orders) = (handle.histogram("wait").unwrap(), handle.counter("orders").unwrap());
     decided(&handle, "no_value");
-    // Requests are quick until the rule has seen them be so, then slow until it fires, then quick
+    // The requests are fast until the rule has evaluated them, then slow until it fires, then fast
     // again.
     let serve = |seconds: f64, until: &dyn Fn() -> bool| {
         wait_for("the requests", || {
@@ -47,7 +47,7 @@ fn slow_requests_fire_a_rule_and_the_manifest_shows_the_time_around() {
     };
     let first = || handle.status().wait(PATIENCE).unwrap().rules.remove(0);
     serve(0.01, &|| first().decision == "within_limits");
-    // 4 s of ticks: some rows of them are in the history, however few ticks are skipped.
+    // 200 ticks are 4 s, enough for several rows in the history even if ticks are skipped.
     let ticks = || handle.status().wait(PATIENCE).unwrap().counters.ticks;
     let enough = ticks() + 200;
     serve(0.01, &|| ticks() >= enough);
@@ -58,7 +58,7 @@ fn slow_requests_fire_a_rule_and_the_manifest_shows_the_time_around() {
     let all = &status.histograms[0];
     assert_eq!((all.name.as_str(), all.refused), ("wait", 0));
     assert_eq!(status.vitals.values["counter.orders.total"] as u64 % 50, 0);
-    // What it decided is told, the newest first, each other than the one before it.
+    // The status lists decisions newest first; consecutive ones differ.
     let said: Vec<&str> = first().decisions.iter().map(|it| it.decision).collect();
     let at = |decision| said.iter().position(|it| *it == decision).expect(decision);
     assert!(at("clear") < at("fire"), "{said:?}");
@@ -70,8 +70,8 @@ fn slow_requests_fire_a_rule_and_the_manifest_shows_the_time_around() {
     let (_, manifest) = host.closed(1).remove(0);
     let reason = &manifest.reasons[0];
     assert_eq!(reason.metric, Some("histogram.wait.p99".parse().unwrap()));
-    // Before it fired the requests were quick, a row a second; what came after is there until it
-    // cleared.
+    // The history has one row per second: fast requests before the rule fired, and again after it
+    // until it cleared.
     let rows = |part: &str| {
         let value = |row: &marple::model::VitalsRow| Some((row.at, *row.values.get(part)?));
         manifest.vitals.iter().filter_map(value).collect::<Vec<_>>()
@@ -82,7 +82,7 @@ fn slow_requests_fire_a_rule_and_the_manifest_shows_the_time_around() {
     assert!(rows("counter.orders.rate").iter().any(|(_, rate)| *rate > 0.0));
     let last = manifest.vitals.last().unwrap().at;
     assert!(last > reason.at, "{last} {}", reason.at);
-    // The limits in force, as the files that they are from say.
+    // The limits in force must match the files they were read from.
     let source = manifest.limits.memory_source.as_deref().unwrap();
     let limit = manifest.limits.memory.unwrap().get();
     if source != "physical memory" {

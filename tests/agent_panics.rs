@@ -1,5 +1,5 @@
-//! Panics of a service, as the agent counts and lists them. Each test has a process of its own
-//! under nextest; the one here tolerates panics of no other.
+//! Counting and listing of a service's panics. The hook and the count are process-wide, so each
+//! test needs its own process (nextest); the test here tolerates no other panic.
 
 mod host;
 
@@ -10,10 +10,10 @@ use std::time::Duration;
 use host::{Host, PATIENCE, settings, wait_for};
 use marple::model::{CaptureKind, Metric, Rule};
 
-/// Panics on a thread of this name.
+/// Panics on a thread named `name`.
 fn panic_on(name: &str, message: &'static str) {
     let thread = thread::Builder::new().name(name.into()).spawn(move || {
-        // All at one place.
+        // All panics come from this line, which the test names.
         panic!("{message}");
     });
     assert!(thread.unwrap().join().is_err());
@@ -34,7 +34,7 @@ fn panics_are_counted_once_and_listed_by_place_with_message_and_thread() {
     };
     let host = Host::start(marple::Settings { rules: vec![rule], ..settings() });
     wait_for("a first second", || (counted(&host) == 0.0).then_some(()));
-    // A second hook of marple's, behind which the first is called.
+    // Installs the hook again; it chains to the first one.
     marple::metrics::count_panics();
     panic_on("orders-1", "order 1 is empty");
     panic_on("orders-2", "order 2 is empty");
@@ -55,15 +55,15 @@ fn panics_are_counted_once_and_listed_by_place_with_message_and_thread() {
         assert!(text.contains(part), "{part:?} in\n{text}");
     }
 
-    // A hook that is installed later and calls none before it ends the counting; `count_panics` is
-    // once only.
+    // A hook that replaces this one without chaining to it ends the counting; `count_panics`
+    // installs the hook only once.
     panic::set_hook(Box::new(|_| ()));
     panic_on("orders-4", "order 4 is empty");
     let text = panics_now(&host, 3);
     assert!(text.starts_with("# 3 panics up to "), "{text}");
 }
 
-/// The list of panics of an incident that is asked for, which is the `nth`.
+/// Requests an incident, which is the `nth`, and returns its list of panics.
 fn panics_now(host: &Host, nth: usize) -> String {
     let asked = host.handle().capture([CaptureKind::Panics], Duration::from_millis(50));
     let id = asked.wait(PATIENCE).unwrap().incident;

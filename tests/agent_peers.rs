@@ -1,4 +1,4 @@
-//! An incident's files, opened with the tools their users open them with.
+//! Files of an incident, opened with the tools their users open them with.
 
 mod host;
 mod peers;
@@ -21,7 +21,7 @@ static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
 
 static STOP: AtomicBool = AtomicBool::new(false);
 
-/// Blocks so large that each is sampled, so that the profile is exact.
+/// Allocates blocks so large that each is sampled, so that the profile is exact.
 #[inline(never)]
 fn leak_a_ledger(blocks: usize) -> Vec<Vec<u8>> {
     (0..blocks).map(|_| black_box(vec![1; 20 << 20])).collect()
@@ -30,7 +30,7 @@ fn leak_a_ledger(blocks: usize) -> Vec<Vec<u8>> {
 #[inline(never)]
 fn burn_a_candle() {
     let mut sum = 1u64;
-    // A second at least, so that it is most of what ran however little of a core it gets.
+    // At least one second of CPU time, so that it dominates the profile however little CPU it gets.
     let burnt = || rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime).tv_sec >= 1;
     while !STOP.load(Ordering::Relaxed) || !burnt() {
         for n in 0..100_000 {
@@ -88,7 +88,7 @@ fn go_and_perfetto_show_what_happened() {
         assert!(top.contains("leak_a_ledger"), "{kind}: {top}");
     }
 
-    // What is before it is of the time before the capture.
+    // Earlier CPU profiles are the look-back.
     let [.., cpu] = &of(CaptureKind::Cpu)[..] else { panic!("a CPU profile") };
     let top = go_top(&[cpu]);
     let share = line(&top, "burn_a_candle").split_whitespace().nth(4).unwrap().to_owned();

@@ -1,4 +1,4 @@
-//! The settings file and the trigger file, changed under a running agent.
+//! Changes of the settings file and the trigger file under a running agent.
 
 mod host;
 
@@ -41,7 +41,7 @@ fn changes_are_applied_and_mistakes_are_not() {
     let agent = Agent::from_file(&path).unwrap().start().unwrap();
     let handle = agent.handle();
 
-    // The rule fires, and does so again when it is worse only.
+    // The rule fires, and again only if the value is worse.
     let gauge = handle.gauge("queue").unwrap();
     gauge.set(11.0);
     wait_for("an incident", || incidents(&captures).pop());
@@ -51,28 +51,27 @@ fn changes_are_applied_and_mistakes_are_not() {
     let held = || ["not_worse", "cooling_down"].contains(&rule().decision).then_some(());
     wait_for("it to be held back", held);
 
-    // A second rule comes; the first keeps its state.
+    // A second rule is added; the first keeps its state.
     let more =
         format!("{toggle}{RULE}[[rule]]\nname = \"tasks\"\nmetric = \"tasks\"\nabs = 1000\n");
     write(&path, &captures, &more);
     wait_for("the second rule", || (status(&handle).rules.len() == 2).then_some(()));
     wait_for("it to be held back still", held);
 
-    // A mistake is refused and named; what was in force stays.
+    // An invalid file is rejected with its errors; the settings in force stay.
     write(&path, &captures, &more.replace("abs = 1000", "abs = \"many\"\nduraton = \"1s\""));
     let rejected = wait_for("the refusal", || status(&handle).config.rejected.clone());
     assert!(rejected.contains("marple.toml"), "{rejected}");
     assert!(rejected.contains("many") && rejected.contains("duraton"), "{rejected}");
     assert_eq!(status(&handle).rules.len(), 2);
 
-    // Mended, and something that needs a restart.
+    // The corrected file also changes a setting that needs a restart.
     write(&path, &home.path().join("elsewhere"), &toggle);
     wait_for("the rules to go", || status(&handle).rules.is_empty().then_some(()));
     let config = status(&handle).config.clone();
     assert_eq!((config.rejected, config.needs_restart), (None, vec!["dir"]));
     assert_eq!(status(&handle).dir, captures);
 
-    // The trigger file.
     fs::write(&trigger, "").unwrap();
     wait_for("the toggle to be on", || status(&handle).toggle.on.then_some(()));
     let on = status(&handle).toggle.incident.unwrap();

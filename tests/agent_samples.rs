@@ -1,5 +1,5 @@
-//! The CPU samples of an incident: in its trace on their threads, and in its profiles by task and
-//! span.
+//! CPU samples of an incident: in its trace on the right threads, and in its profiles labelled with
+//! task and span.
 #![cfg(all(feature = "cpu", feature = "trace", target_os = "linux", target_env = "gnu"))]
 
 mod cpu_support;
@@ -28,7 +28,7 @@ use tracing_subscriber::prelude::*;
 const STATS: &str =
     "select name, value from stats where value > 0 and severity in ('error', 'data_loss')";
 
-/// The samples that have a function somewhere on their stack.
+/// An SQL expression for the samples with a given function anywhere on the stack.
 const UNDER: &str = "with recursive
     up(sample, ts, utid, frame, parent) as (
         select p.id, p.ts, p.utid, c.frame_id, c.parent_id from perf_sample p
@@ -42,7 +42,7 @@ const UNDER: &str = "with recursive
         where f.name glob '*burn_a_sweep'
     )";
 
-/// The CPU time that the sweeper has used, in nanoseconds.
+/// CPU time used by the sweeper, in nanoseconds.
 static SWEPT: AtomicU64 = AtomicU64::new(0);
 
 fn cpu_time() -> Duration {
@@ -50,8 +50,8 @@ fn cpu_time() -> Duration {
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
-/// Work that costs the same wherever it is done; `odd` keeps two functions that do it from being
-/// one.
+/// Burns CPU time at the same cost in every caller. `odd` keeps the compiler from merging two
+/// callers.
 #[inline(always)]
 fn burn(odd: u64, time: Duration) -> Duration {
     let before = cpu_time();
@@ -75,7 +75,7 @@ fn burn_a_polish(time: Duration) {
 
 const POLL: Duration = Duration::from_millis(2);
 
-/// Burns in polls of 2 ms, each within a span; notes the threads they are on.
+/// Burns in polls of 2 ms, each within a span, and collects the ids of the threads it runs on.
 async fn sweep(stop: Arc<AtomicBool>, threads: Arc<Mutex<BTreeSet<u32>>>) {
     while !stop.load(Ordering::Relaxed) {
         let tid = rustix::thread::gettid().as_raw_nonzero().get() as u32;
@@ -85,8 +85,8 @@ async fn sweep(stop: Arc<AtomicBool>, threads: Arc<Mutex<BTreeSet<u32>>>) {
     }
 }
 
-/// The same by another name and in another span: what is dated wrong by more than a little is taken
-/// for it.
+/// Burns like [`sweep`] under another name and span. A sample with a wrong timestamp is attributed
+/// to this task instead.
 async fn polish(stop: Arc<AtomicBool>) {
     while !stop.load(Ordering::Relaxed) {
         tracing::info_span!("buff").in_scope(|| burn_a_polish(POLL));
@@ -94,7 +94,8 @@ async fn polish(stop: Arc<AtomicBool>) {
     }
 }
 
-/// Two tasks, `sweeper` and `polisher`, that burn in turn on one worker until this is dropped.
+/// Two tasks, `sweeper` and `polisher`, that burn alternately on one worker until this value is
+/// dropped.
 struct Sweeper {
     runtime: Option<Runtime>,
     stop: Arc<AtomicBool>,
@@ -112,7 +113,7 @@ impl Sweeper {
         Self { runtime: Some(runtime), stop, threads }
     }
 
-    /// Returns when it has used as much more CPU time.
+    /// Waits until the sweeper has used `time` more CPU time.
     fn wait(&self, time: Duration) {
         let before = SWEPT.load(Ordering::Relaxed);
         wait_for("the sweeper to burn", || {
@@ -133,8 +134,8 @@ impl Drop for Sweeper {
     }
 }
 
-/// The one incident of an agent with this engine, of `kinds`, while the sweeper burns before and
-/// during.
+/// Runs an agent with this engine and returns its one incident of `kinds`. The sweeper burns before
+/// and during it.
 fn incident(engine: CpuEngine, sweeper: &Sweeper, kinds: CaptureSet) -> (Host, PathBuf, Manifest) {
     let cpu = CpuSettings {
         engine,
@@ -160,13 +161,13 @@ fn of(kind: CaptureKind, dir: &Path, manifest: &Manifest) -> Vec<PathBuf> {
     of_kind.map(|artifact| dir.join(&artifact.file)).collect()
 }
 
-/// Samples in a profile.
+/// Returns the number of samples in a profile.
 fn samples(file: &Path) -> i64 {
     let profile = pprof::read(&std::fs::read(file).unwrap()).unwrap();
     profile.sample.iter().map(|sample| sample.value[0]).sum()
 }
 
-/// The share of the time of `function` that bears `label`, as Go's pprof counts it, in per cent.
+/// Returns the percentage of the time of `burn_a_sweep` with this label, as Go's pprof computes it.
 fn share(file: &Path, label: &str, value: &str) -> f64 {
     let file = file.to_str().unwrap();
     let time = |args: &[&str]| {

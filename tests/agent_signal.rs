@@ -1,4 +1,4 @@
-//! SIGUSR2. A signal's disposition is the process' own, so this is a binary of its own.
+//! The SIGUSR2 toggle. A separate binary, because a signal disposition is process-wide.
 
 mod host;
 

@@ -1,5 +1,5 @@
-//! A poll that does not come to an end, from the moment it is found to the incident it makes. How
-//! exactly stalls are told from what is none is tested without a clock, in `trace::stalls`.
+//! A poll that does not return, from its detection to the incident. The detector's exact decisions
+//! are tested without a clock, in `trace::stalls`.
 
 mod host;
 mod peers;
@@ -22,7 +22,7 @@ fn hold_up(released: &Receiver<()>) {
     std::hint::black_box(());
 }
 
-/// An agent that records already: what began before is not seen.
+/// Starts an agent and waits until it records: polls that started earlier are not recorded.
 fn recording(settings: marple::Settings) -> Host {
     let host = Host::start(settings);
     wait_for("the first tick", || {
@@ -42,12 +42,12 @@ fn watched(capture: &[CaptureKind]) -> Host {
     recording(marple::Settings { rules: vec![rule], trace, ..settings() })
 }
 
-/// Blocks a worker of a runtime with `workers` until the stall's stack is on disk; the incident,
-/// and the stuck thread's id.
+/// Blocks a worker of a runtime with `workers` workers until the stall's stack is on disk. Returns
+/// the incident and the id of the blocked thread.
 fn stall(host: &Host, workers: usize, busy: bool) -> (std::path::PathBuf, Manifest, u32) {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     let runtime = marple::instrument(builder.worker_threads(workers)).enable_all().build().unwrap();
-    // A worker says which it is as it parks.
+    // A worker reports its index when it parks.
     wait_for("every worker to have parked", || {
         let parked = |worker| runtime.metrics().worker_park_count(worker) > 0;
         (0..workers).all(parked).then_some(())
@@ -101,7 +101,7 @@ fn is_told(host: &Host, workers: usize, busy: bool) {
     );
     assert!(first.value.unwrap() > THRESHOLD.as_secs_f64());
 
-    // Before all else.
+    // The stall's stack precedes all other artifacts.
     assert_eq!(manifest.artifacts[0].part.as_deref(), Some("stall"), "{:?}", manifest.artifacts);
     let text = fs::read_to_string(dir.join(&manifest.artifacts[0].file)).unwrap();
     assert!(text.contains("# 1 thread at") && text.contains("agent_stalls::hold_up"), "{text}");
@@ -148,7 +148,7 @@ fn a_trace_marks_the_stall_on_its_workers_track() {
     let (_, _, tid) = stall(&host, 2, false);
     let (dir, manifest) = host.closed(1).remove(0);
     let kinds: Vec<_> = manifest.captures.iter().map(|capture| capture.kind).collect();
-    // The stuck thread's stack, then what vanishes first.
+    // The blocked thread's stack, then the evidence that vanishes first.
     assert_eq!(kinds[..3], [CaptureKind::Threads, CaptureKind::Trace, CaptureKind::Threads]);
     let trace = manifest.artifacts.iter().find(|artifact| artifact.kind == CaptureKind::Trace);
     let rows = peers::perfetto_query(
@@ -175,7 +175,7 @@ fn without_the_watchdog_nothing_is_told() {
     let (release, released) = channel();
     let stuck = runtime.spawn(async move { hold_up(&released) }.traced("sweeper"));
     let begun = ticks();
-    // The metric says so all the same.
+    // The metric shows the stall even so.
     wait_for("the metric", || {
         let status = host.handle().status().wait(PATIENCE).unwrap();
         let stall = status.vitals.values.get("runtime.stall").copied();
@@ -186,10 +186,10 @@ fn without_the_watchdog_nothing_is_told() {
     runtime.block_on(stuck).unwrap();
 }
 
-/// Where the child of the test below writes how it stands; set only for the child.
+/// Environment variable with the child's directory; set only for the child.
 const STANDING: &str = "MARPLE_TEST_STANDING_STILL";
 
-/// What the child does: short polls without end, and a line about itself after each tick.
+/// The child process: polls briefly without end and writes a line about itself after each tick.
 #[test]
 fn child_that_is_stopped() {
     let Some(dir) = std::env::var_os(STANDING).map(std::path::PathBuf::from) else { return };
@@ -201,7 +201,7 @@ fn child_that_is_stopped() {
     let trace = TraceSettings { stall: Some(Duration::from_secs(1)), ..TraceSettings::default() };
     let rules = vec![rule(Metric::Stall), rule(Metric::Lag)];
     let dir_of_incidents = dir.join("captures");
-    // As shipped: the agent's thread sleeps nearly all of the time.
+    // The default interval, at which the agent's thread sleeps nearly all of the time.
     let interval = Duration::from_millis(250);
     let settings = marple::Settings { rules, trace, interval, dir: dir_of_incidents, ..settings() };
     let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(std::io::stderr);
@@ -234,7 +234,7 @@ fn child_that_is_stopped() {
     }
 }
 
-/// A process that was stopped has had no stall and no lag, and says that it stood still.
+/// A process that was stopped reports no stall and no lag, and logs the pause.
 #[test]
 fn a_stopped_process_has_not_stalled() {
     use rustix::process::{Pid, Signal, kill_process};
@@ -258,7 +258,7 @@ fn a_stopped_process_has_not_stalled() {
     let mut seen = after(8);
     for _ in 0..2 {
         kill_process(pid, Signal::STOP).unwrap();
-        // Three times what is a stall here.
+        // Three times the stall threshold of this test.
         thread::sleep(Duration::from_secs(3));
         kill_process(pid, Signal::CONT).unwrap();
         seen = after(seen[0] + 8);
@@ -270,7 +270,6 @@ fn a_stopped_process_has_not_stalled() {
     assert!(log.contains("the process stood still for "), "{log}");
 }
 
-/// The default rule over `metric`.
 fn default_rule(metric: &Metric) -> Rule {
     marple::config::default_rules().into_iter().find(|rule| rule.metric == *metric).unwrap()
 }
@@ -308,7 +307,7 @@ fn workers_that_block_again_and_again_are_an_incident_with_the_function() {
     runtime.shutdown_background();
 }
 
-/// A poll that blocks its worker for less time than the rule over the lag asks for.
+/// Blocks its worker for less time than the threshold of the lag rule.
 #[inline(never)]
 fn block_again() {
     thread::sleep(Duration::from_millis(700));
@@ -329,7 +328,7 @@ fn recorded_polls_of_a_runtime_of_one_thread_are_reported_exactly_and_once() {
             tokio::spawn(async move { hold_up(&released) }.traced("sweeper")).await.unwrap();
         });
     });
-    // Observed too: its counters would make it a suspect.
+    // Also observed: its runtime counters would otherwise make it a suspected stall.
     host.handle().observe(told.recv().unwrap()).unwrap();
     let ticks = || host.handle().status().wait(PATIENCE).unwrap().counters.ticks;
     let first = ticks();
