@@ -1,9 +1,10 @@
-//! An agent that is started where something is missing: a port or a directory that another process
-//! has, descriptors, a writable file system. The service starts, the agent says what it lacks, and
-//! takes it once it is free. Forked children are at the end. Each test has a process of its own.
+//! Starting an agent where something is missing: a port or directory that another process has,
+//! descriptors, a writable file system. The service starts, the agent reports what it lacks, and
+//! acquires it once it is free. Tests with forked children are at the end. Some tests limit or fork
+//! the whole process, so each needs its own process (nextest).
 
 #![cfg(feature = "http")]
-// Forking cannot be done without it.
+// `fork` needs it.
 #![allow(unsafe_code)]
 
 mod host;
@@ -53,7 +54,7 @@ fn no_longer_warned(handle: &AgentHandle, topic: &str) {
     wait_for(&format!("{topic} to work"), || warning(handle, topic).is_none().then_some(()));
 }
 
-/// The first line of the answer to `GET /status`, or `None` if nothing listens.
+/// Returns the first line of the response to `GET /status`, or `None` if nothing listens.
 fn answer(address: SocketAddr) -> Option<String> {
     let mut stream = TcpStream::connect(address).ok()?;
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -158,7 +159,7 @@ fn without_descriptors_vitals_go_on_and_the_rest_follows() {
         let address = free.local_addr().unwrap();
         drop(free);
         let mut held: Vec<_> = std::iter::from_fn(|| File::open("/dev/null").ok()).collect();
-        // Enough for the directory and the address, not for a poller.
+        // Six free descriptors suffice for the directory and the listener, but not for a poller.
         held.truncate(held.len() - 6);
         let agent = start(&at(&home.path().join("captures"), Listen::Tcp(address)));
         let handle = agent.handle();
@@ -177,7 +178,7 @@ fn without_descriptors_vitals_go_on_and_the_rest_follows() {
 #[test]
 fn a_hostile_container_is_no_reason_not_to_start() {
     let test = "a_hostile_container_is_no_reason_not_to_start";
-    // A volume that others may write to, no /proc/sys, nothing else writable, a user without a
+    // A world-writable volume, an empty /proc/sys, nothing else writable, and a user without a
     // name.
     let contain = "mount -t tmpfs -o mode=2777 none /mnt && mount -t tmpfs none /proc/sys && \
                    mount -o remount,ro,bind / && exec prlimit --nofile=256 setpriv --reuid 54321 --regid 54321 \
@@ -203,7 +204,7 @@ fn a_hostile_container_is_no_reason_not_to_start() {
 #[test]
 fn a_directory_that_goes_with_the_container_is_said_and_a_volume_is_not() {
     let test = "a_directory_that_goes_with_the_container_is_said_and_a_volume_is_not";
-    // A container: an overlay as root, and a volume in it.
+    // A container: an overlay as root, and a volume mounted in it.
     let contain = "mount -t tmpfs none /mnt && cd /mnt && mkdir up work root && \
                    mount -t overlay overlay -o lowerdir=/,upperdir=up,workdir=work root && \
                    mkdir -p root/volume && mount --bind \"$VOLUME\" root/volume && \
@@ -211,7 +212,7 @@ fn a_directory_that_goes_with_the_container_is_said_and_a_volume_is_not() {
     if !rustix::process::geteuid().is_root() {
         return eprintln!("{test}: not run, mounting needs root");
     }
-    // Inside of it this stands for the volume's directory outside.
+    // The re-executed test inside the container gets the path of this directory in `VOLUME`.
     let volume = tempfile::tempdir().unwrap();
     let set = format!("VOLUME={}", volume.path().display());
     store::again(test, &["env", &set, "unshare", "-m", "sh", "-c", contain, "sh"], || {
@@ -231,7 +232,7 @@ fn a_directory_that_goes_with_the_container_is_said_and_a_volume_is_not() {
 
 const STRIPPED: &str = "AGENT_START_STRIPPED";
 
-/// The program of [`a_program_without_symbols_is_said`].
+/// The child process of [`a_program_without_symbols_is_said`].
 #[test]
 #[cfg(target_os = "linux")]
 fn stripped_process() {
@@ -266,7 +267,7 @@ fn a_program_without_symbols_is_said() {
 
 const OLD: &str = "AGENT_START_OLD_PROCESS";
 
-/// The predecessor of [`a_new_process_takes_over_when_the_old_one_ends`].
+/// The predecessor process of [`a_new_process_takes_over_when_the_old_one_ends`].
 #[test]
 fn old_process() {
     let Some(place) = std::env::var_os(OLD) else { return };
@@ -309,14 +310,14 @@ fn a_new_process_takes_over_when_the_old_one_ends() {
     assert_eq!(host::incidents(&dir).len(), 2);
 }
 
-/// A forked child, killed at the latest when it is dropped.
+/// A forked child, killed when this value is dropped.
 struct Child(libc::pid_t);
 
 impl Child {
-    /// Runs `body` in a fork; it must not return into the test harness.
+    /// Runs `body` in a forked child, which exits without returning into the test harness.
     fn fork(body: impl FnOnce() -> bool) -> Self {
-        // SAFETY: the child runs `body` and leaves by `_exit`. The C library makes its allocator
-        // usable in a child of a process with several threads.
+        // SAFETY: the child runs `body` and leaves by `_exit`. The C library keeps its allocator
+        // usable in a forked child of a process with several threads.
         let pid = unsafe { libc::fork() };
         assert!(pid >= 0, "fork: {}", std::io::Error::last_os_error());
         if pid == 0 {
@@ -330,7 +331,7 @@ impl Child {
     fn ended_well(self) -> bool {
         let ended = || {
             let mut status = 0;
-            // SAFETY: asks about a child of this process; `status` is ours.
+            // SAFETY: waits for a child of this process; `status` is a valid local.
             let pid = unsafe { libc::waitpid(self.0, &raw mut status, libc::WNOHANG) };
             (pid == self.0).then_some(status)
         };
@@ -342,7 +343,7 @@ impl Child {
 
 impl Drop for Child {
     fn drop(&mut self) {
-        // SAFETY: a child of this process that was not waited for.
+        // SAFETY: a child of this process that has not been waited for.
         unsafe {
             libc::kill(self.0, libc::SIGKILL);
             libc::waitpid(self.0, std::ptr::null_mut(), 0);
@@ -407,13 +408,12 @@ fn a_forked_child_says_that_it_is_not_watched_and_can_have_an_agent() {
     assert!(text.contains(&started), "one line says what runs: {text}");
 }
 
-/// Prefork workers and daemons fork whenever it suits them: in the middle of a dump, of a log line,
-/// of a start.
+/// Prefork workers and daemons may fork at any time: during a dump, a log write or an agent start.
 #[test]
 fn children_forked_at_any_time_can_have_an_agent() {
     let home = tempfile::tempdir().unwrap();
     let file = File::create(home.path().join("log")).unwrap();
-    // A lock around the file, as that of the standard error.
+    // A lock around the file, like the one of standard error.
     let writer = std::sync::Mutex::new(file);
     let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(writer).finish();
     tracing::subscriber::set_global_default(subscriber).unwrap();
@@ -423,7 +423,7 @@ fn children_forked_at_any_time_can_have_an_agent() {
             Listen::Unix(home.path().join(round.to_string())),
         ));
         let dumps = agent.handle().capture([CaptureKind::Heap, CaptureKind::Threads], SHORT);
-        // From the start of the agent to the end of the capture.
+        // The rounds fork at points from the start of the agent to the end of the capture.
         std::thread::sleep(Duration::from_millis(round * 3));
         let inherited = std::cell::Cell::new(Some(agent));
         let child = Child::fork(|| {
@@ -461,7 +461,7 @@ fn no_signal_that_a_service_may_use_is_taken_by_default() {
     }
 }
 
-/// CPUs, policy and name of each thread of marple's, as the kernel shows them.
+/// Returns CPUs, policy and name of each of marple's threads, as the kernel reports them.
 #[cfg(target_os = "linux")]
 fn own_threads() -> Vec<(String, String, String)> {
     let read = |path: std::path::PathBuf| fs::read_to_string(path).unwrap_or_default();
@@ -487,7 +487,7 @@ fn agent_of_a_pinned_real_time_thread_is_neither_and_counts_the_cpus_of_the_proc
     let cpus = cpus.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap();
     let mut first = CpuSet::new();
     first.set((0..CpuSet::MAX_CPU).find(|&cpu| whole.is_set(cpu)).unwrap());
-    // The test's main thread is the one that may run on all CPUs.
+    // The main thread of the test is the one that may run on all CPUs.
     sched_setaffinity(None, &first).unwrap();
     let parameters = libc::sched_param { sched_priority: 1 };
     // SAFETY: the parameters outlive the call.

@@ -1,8 +1,8 @@
-//! Hosts that take things away: files that are overwritten under the program, memory that is locked
-//! or short.
+//! Hostile conditions that the host must survive: files overwritten while they are mapped, locked
+//! memory, and too little address space.
 //!
-//! What may end the process, or is for good, happens in a process of its own: each test runs
-//! itself.
+//! Each test re-executes itself in a separate process for the parts that may end the process or
+//! change it for good.
 #![cfg(all(
     feature = "cpu",
     feature = "heap",
@@ -33,14 +33,13 @@ use rustix::mm::{MapFlags, ProtFlags, mmap};
 #[global_allocator]
 static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
 
-/// Names the part of a test that runs in a process of its own.
+/// Environment variable that names the part of a test to run in a child process.
 const PART: &str = "MARPLE_TEST_PART";
 
 fn part() -> Option<String> {
     std::env::var(PART).ok()
 }
 
-/// Runs `test` of this program as `part`.
 fn run(test: &str, part: &str) -> Output {
     let output = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "--nocapture", "--test-threads=1", test])
@@ -52,7 +51,7 @@ fn run(test: &str, part: &str) -> Output {
     output
 }
 
-/// One capture of every kind.
+/// Captures every kind once.
 fn capture_all(host: &Host) {
     let before = host.incidents().len();
     host.handle().start(CaptureKind::ALL).wait(PATIENCE).unwrap();
@@ -62,13 +61,13 @@ fn capture_all(host: &Host) {
 
 // Files overwritten in place.
 
-/// How long files are overwritten; by hand `MARPLE_TEST_SECONDS=60`.
+/// Returns the time for which files are overwritten. For a manual run set `MARPLE_TEST_SECONDS=60`.
 fn duration() -> Duration {
     let seconds = std::env::var("MARPLE_TEST_SECONDS").ok().and_then(|text| text.parse().ok());
     Duration::from_secs(seconds.unwrap_or(4))
 }
 
-/// Builds a library whose unwind tables have some pages.
+/// Builds a library whose unwind tables span several pages.
 fn build(folder: &Path) -> PathBuf {
     let (source, library) = (folder.join("many.c"), folder.join("libmany.so"));
     let function = |n| format!("long many_{n}(long n) {{ return n * {n} + (long)&many_{n}; }}\n");
@@ -84,13 +83,13 @@ fn build(folder: &Path) -> PathBuf {
 
 fn load(library: &Path) -> *mut libc::c_void {
     let name = CString::new(library.to_str().unwrap()).unwrap();
-    // SAFETY: the library is ours and has no constructors.
+    // SAFETY: this test built the library, which has no constructors.
     let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW) };
     assert!(!handle.is_null());
     handle
 }
 
-/// As `cp` does it: cut to nothing, and written again.
+/// Truncates the file and writes it again, as `cp` does.
 fn overwrite(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let mut file = OpenOptions::new().write(true).truncate(true).open(path)?;
     file.write_all(&bytes[..bytes.len() / 2])?;
@@ -108,15 +107,15 @@ fn files_overwritten_in_place_end_no_process() {
     let folder = tempfile::tempdir().unwrap();
     let library = build(folder.path());
     let bytes = fs::read(&library).unwrap();
-    // Mapped as code and never called. Not by the loader, which would itself fault where its part
-    // is cut.
+    // Mapped as code but never called. Not mapped by the loader, which would fault itself on the
+    // truncated part.
     let overwritten: Vec<PathBuf> = (0..4)
         .map(|n| {
             let copy = folder.path().join(format!("lib{n}.so"));
             fs::copy(&library, &copy).unwrap();
             let (null, file) = (std::ptr::null_mut(), File::open(&copy).unwrap());
             let protection = ProtFlags::READ | ProtFlags::EXEC;
-            // SAFETY: a mapping at a place of the kernel's choice, which nothing here reads.
+            // SAFETY: a mapping at an address the kernel chooses, which nothing here reads.
             unsafe { mmap(null, bytes.len(), protection, MapFlags::PRIVATE, file, 0) }.unwrap();
             copy
         })
@@ -135,8 +134,8 @@ fn files_overwritten_in_place_end_no_process() {
                 }
             });
         }
-        // The kernel keeps a program that runs from being written to; where it does not, this tries
-        // it.
+        // The kernel refuses to open a running program for writing (`ETXTBSY`). Prints the result,
+        // because some kernels allow it.
         let program = std::env::current_exe().unwrap();
         let refused = OpenOptions::new().write(true).open(program).is_err();
         println!("the program's own file can{} be written", if refused { "not" } else { "" });
@@ -146,12 +145,12 @@ fn files_overwritten_in_place_end_no_process() {
                 looks.fetch_add(1, Relaxed);
             }
         });
-        // Loading another makes the tables be read again.
+        // Loading a library makes the unwind tables be read again.
         scope.spawn(|| {
             while !over.load(Relaxed) {
                 let handle = load(&library);
                 marple::unwind::refresh().unwrap();
-                // SAFETY: opened above, and nothing of it is used.
+                // SAFETY: opened above, and none of its symbols is used.
                 unsafe { libc::dlclose(handle) };
             }
         });
@@ -176,7 +175,7 @@ fn files_overwritten_in_place_end_no_process() {
 
 // Locked memory.
 
-/// A line of `/proc/self/status`, in KiB.
+/// Returns a line of `/proc/self/status`, in KiB.
 fn status(name: &str) -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find(|line| line.starts_with(name)).unwrap();
@@ -208,8 +207,8 @@ fn a_host_that_locks_its_memory_pays_for_what_is_used() {
     capture_all(&host);
     let captured = measure();
     println!("KiB resident, locked: {before:?}, started {started:?}, captured {captured:?}");
-    // What is locked is not ours to say: glibc reserves 64 MiB for each thread that allocates, of
-    // which nothing is resident, and the kernel counts it.
+    // The locked size has no bound here: glibc reserves 64 MiB for each thread that allocates. None
+    // of it is resident, but the kernel counts it.
     let more = |now: (u64, u64)| now.0.saturating_sub(before.0);
     assert!(more(started) <= START_MOST, "{} KiB", more(started));
     assert!(more(captured) <= CAPTURE_MOST, "{} KiB", more(captured));
@@ -230,7 +229,7 @@ fn a_host_with_little_address_space_lives() {
     let used = status("VmSize:") << 10;
     let most = used + (room.parse::<u64>().unwrap() << 20);
     let limit = libc::rlimit { rlim_cur: most, rlim_max: libc::RLIM_INFINITY };
-    // SAFETY: the kernel reads a limit, which `limit` is.
+    // SAFETY: the kernel reads one `rlimit`, which `limit` is.
     assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_AS, &raw const limit) }, 0);
     let dir = tempfile::tempdir().unwrap();
     let settings = Settings { dir: dir.path().join("captures"), rules: Vec::new(), ..settings() };
@@ -241,7 +240,7 @@ fn a_host_with_little_address_space_lives() {
     let handle = agent.handle();
     println!("started: {:?}", handle.start(CaptureKind::ALL).wait(PATIENCE).is_ok());
     println!("stopped: {:?}", handle.stop().wait(PATIENCE).is_ok());
-    // An error where not even the agent's thread could be created.
+    // `Err` if not even the agent's thread could be created.
     println!("{:?}", handle.status().wait(PATIENCE).map(|status| status.warnings));
     drop(agent);
     for (_, manifest) in host::incidents(&dir.path().join("captures")) {
@@ -249,6 +248,6 @@ fn a_host_with_little_address_space_lives() {
             println!("{:?}: {:?}", capture.kind, capture.outcome);
         }
     }
-    // The host itself has what is left.
+    // The host itself can use the remaining address space.
     drop(black_box(File::open("/proc/self/maps").unwrap()));
 }

@@ -1,5 +1,5 @@
-//! Tasks of plain `tokio::spawn` on a runtime without hooks that do not give their worker back:
-//! suspected by the runtime's own counts, confirmed by two stacks.
+//! Stalls of unrecorded tasks: plain `tokio::spawn` tasks that block their worker on a runtime
+//! without hooks. The runtime's own counters raise the suspicion and two stacks confirm it.
 
 mod host;
 
@@ -32,12 +32,12 @@ fn burn(done: &AtomicBool) {
     std::hint::black_box(());
 }
 
-/// As `#[tokio::main]` makes it.
+/// Builds a runtime like the one of `#[tokio::main]`.
 fn runtime(workers: usize) -> Runtime {
     Builder::new_multi_thread().worker_threads(workers).enable_all().build().unwrap()
 }
 
-/// An agent that watches `runtime` and has a rule over stalls.
+/// Starts an agent that observes `runtime` and has a rule over stalls.
 fn watching(runtime: &Runtime, threads: ThreadsMode) -> Host {
     watching_handle(runtime.handle(), threads)
 }
@@ -56,7 +56,7 @@ fn watching_handle(runtime: &Handle, threads: ThreadsMode) -> Host {
         ..settings()
     });
     host.handle().observe(runtime.clone()).unwrap();
-    // Workers are known by the name of one that ran a task.
+    // The agent recognizes a worker by the thread name of one that has run a task.
     let begun = ticks(&host);
     wait_for("some ticks", || (ticks(&host) > begun + 5).then_some(()));
     host
@@ -74,7 +74,7 @@ fn tid() -> u32 {
     rustix::thread::gettid().as_raw_nonzero().get() as u32
 }
 
-/// The stall of a worker, by the status, the incident's reason and its first file.
+/// Checks that the status, the incident's reason and its first file report the stall of a worker.
 fn is_told(host: &Host, tid: u32, function: &str) {
     let stall = wait_for("the stall", || stalls(host).into_iter().find(|stall| stall.tid == tid));
     assert!(stall.suspected && stall.running && stall.lasted >= THRESHOLD, "{stall:?}");
@@ -108,7 +108,7 @@ fn a_plain_task_that_sleeps_on_its_worker_is_named_dated_and_shown_before_all_el
         is_told(&host, told.recv().unwrap(), "agent_suspects::hold_up");
         let stall = stalls(&host).pop().unwrap();
         assert!(stall.started >= before && stall.started <= jiff::Timestamp::now(), "{stall:?}");
-        // One worker, one thread: whose it is is certain, and the metric follows the poll.
+        // With one worker the stalled index is certain, and the metric follows the poll.
         assert!(workers > 1 || stall.worker == Some(0), "{stall:?}");
         wait_for("the metric", || {
             let status = host.handle().status().wait(PATIENCE).unwrap();
@@ -147,8 +147,7 @@ fn a_plain_task_that_computes_on_its_worker_is_named_too() {
     runtime.shutdown_background();
 }
 
-/// Burns for 5 ms of its thread's time, so that what the machine takes from it is no part of the
-/// poll.
+/// Burns 5 ms of its thread's CPU time per poll, so that preemption does not count.
 async fn short_polls(over: Arc<AtomicBool>) {
     while !over.load(Ordering::Relaxed) {
         let start = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
@@ -165,15 +164,15 @@ async fn short_polls(over: Arc<AtomicBool>) {
 
 #[test]
 fn what_holds_up_nobody_is_no_stall() {
-    // One task that always has the worker again, and many that share it.
+    // One task that always gets the worker back, and many that share it.
     for tasks in [1, 12] {
         let runtime = runtime(2);
         let host = watching(&runtime, ThreadsMode::Full);
         let over = Arc::new(AtomicBool::new(false));
         let polls: Vec<_> =
             (0..tasks).map(|_| runtime.spawn(short_polls(Arc::clone(&over)))).collect();
-        // Threads of the pool for what blocks, a task that has left its worker to another thread, a
-        // runtime of one thread: beside the busy workers.
+        // Beside the busy workers: threads of the blocking pool, a task in `block_in_place`, and a
+        // current-thread runtime.
         let gate = Arc::new(Barrier::new(4));
         let wait = |gate: &Arc<Barrier>| {
             let gate = Arc::clone(gate);
@@ -190,7 +189,7 @@ fn what_holds_up_nobody_is_no_stall() {
             runtime.block_on(async { tokio::spawn(async move { own() }).await.unwrap() });
         });
         let start = Instant::now();
-        // A machine that is loaded as this one may be makes any poll last: only what lasted counts.
+        // On a loaded machine any poll may take long; only one that blocks its worker may count.
         while start.elapsed() < Duration::from_secs(3) {
             std::thread::sleep(Duration::from_millis(50));
         }
@@ -218,11 +217,11 @@ fn without_signals_nobody_is_suspected() {
         let (release, released) = channel();
         let stuck = runtime.spawn(async move { hold_up(&released) });
         let begun = ticks(&host);
-        // Long enough to be found many times over.
+        // Enough ticks to find the stall many times over.
         wait_for("fifty ticks", || (ticks(&host) > begun + 50).then_some(()));
         let status = host.handle().status().wait(PATIENCE).unwrap();
         assert_eq!(status.stalls, []);
-        // That tasks come to run late is told in any case.
+        // The lag of the runtime is reported in any case.
         assert!(status.vitals.values["runtime.lag"] > 0.5, "{:?}", status.vitals.values);
         release.send(()).unwrap();
         runtime.block_on(stuck).unwrap();
@@ -230,10 +229,10 @@ fn without_signals_nobody_is_suspected() {
     }
 }
 
-/// What a runtime of one thread does that keeps it from everything else.
+/// A way of blocking a current-thread runtime.
 type Blocking = fn(Receiver<()>) -> Pin<Box<dyn Future<Output = ()>>>;
 
-/// As the body of `#[tokio::main(flavor = "current_thread")]`.
+/// Blocks in the body of `#[tokio::main(flavor = "current_thread")]`.
 fn in_block_on(released: Receiver<()>) -> Pin<Box<dyn Future<Output = ()>>> {
     Box::pin(async move {
         tokio::task::yield_now().await;
@@ -314,7 +313,7 @@ fn runtime_of_one_thread_that_nothing_drives_has_no_stall() {
     let thread = std::thread::spawn(move || {
         runtime.block_on(async move { _ = stopped.await });
         tell.send(()).unwrap();
-        // Not in the runtime: first it sleeps, then it computes.
+        // Outside of the runtime the thread first sleeps, then computes.
         let _ = released.recv();
         burn_until(&released);
         runtime

@@ -1,6 +1,7 @@
-//! A whole run of the agent under filters that end the process for a call outside of a list, as
-//! service managers and sandboxes install them; and the list of all calls (`tests/syscalls`), held
-//! by these runs. A filter is for good, so each test runs in a process of its own.
+//! A complete run of the agent under seccomp filters that end the process for a system call not
+//! listed, as service managers and sandboxes install them. The runs also verify the list of all
+//! calls (`tests/syscalls`). A filter cannot be removed, so each test re-executes itself in a
+//! separate process.
 #![cfg(all(feature = "cpu", feature = "heap", feature = "trace", feature = "http"))]
 #![cfg(all(target_os = "linux", target_env = "gnu"))]
 #![allow(unsafe_code, reason = "a signal handler, and system calls without a safe face")]
@@ -30,7 +31,7 @@ use syscalls::{Call, Class, calls};
 #[global_allocator]
 static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
 
-/// Says which call was trapped and ends the process.
+/// Writes the number of the trapped call to standard error and exits.
 extern "C" fn trapped(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
     let mut text = *b"system call      is not in the list of tests/syscalls\n";
     // SAFETY: the kernel passes a siginfo, in which `si_syscall` follows an address of eight bytes.
@@ -40,16 +41,16 @@ extern "C" fn trapped(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::
         *digit = b'0' + (left % 10) as u8;
         left /= 10;
     }
-    // SAFETY: writes a text of this stack and ends; both may be done in a handler.
+    // SAFETY: writes a buffer on this stack and exits; both calls are async-signal-safe.
     unsafe {
         libc::write(2, text.as_ptr().cast(), text.len());
         libc::_exit(86);
     }
 }
 
-/// Allows the calls that `allowed` picks and those of the test.
+/// Allows the calls that `allowed` selects and those of the test harness.
 fn allow_only(allowed: impl Fn(Class) -> bool, other: sock_filter) {
-    // SAFETY: an all-zero action is valid; the handler only makes calls that may be made in one.
+    // SAFETY: an all-zero action is valid; the handler only makes async-signal-safe calls.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = trapped as *const () as usize;
@@ -82,11 +83,11 @@ struct Seen {
     warnings: String,
 }
 
-/// In the words for what a filter ends the process for.
+/// Part of each error about a system call that would make a filter end the process.
 const NOT_TRIED: &str = "is not tried: a system call filter (seccomp) ends the process for it";
 
-/// Starts the agent and has it do all it can: look back, capture everything, answer over HTTP, see
-/// a stall, end.
+/// Starts the agent and exercises everything: look-back, all captures, HTTP requests, a stall,
+/// shutdown.
 fn whole_run(expected: &[&str]) -> Seen {
     let home = tempfile::tempdir().unwrap();
     let socket = home.path().join("marple.sock");
@@ -106,7 +107,7 @@ fn whole_run(expected: &[&str]) -> Seen {
     let (_, manifest) = host.closed(1).remove(0);
     for record in &manifest.captures {
         let is_whole = matches!(record.outcome, Outcome::Done | Outcome::Cut | Outcome::Skipped);
-        // What cannot be had says which call is missing.
+        // The error of a missing artifact names the forbidden call.
         let says_why = record.error.as_ref().is_some_and(|error| error.contains(NOT_TRIED));
         assert!(is_whole || says_why, "{record:?}");
     }
@@ -126,7 +127,8 @@ fn whole_run(expected: &[&str]) -> Seen {
         assert!(is_answer, "{path}: {answer:.300}");
     }
     burner.join().unwrap();
-    // Some calls are made for some stalls only, which a busy machine may take for its own.
+    // Some calls are made only for certain stalls. On a busy machine the detector may blame the
+    // load instead.
     let seen = wait_for("the expected warnings", || {
         let status = host.handle().status().wait(PATIENCE).unwrap();
         let warnings = status.warnings.iter().map(|it| format!("{}: {}\n", it.topic, it.text));
@@ -196,7 +198,7 @@ fn filter_installed_after_the_start_is_seen_before_the_next_optional_call() {
         capture();
         host.closed(1);
         allow_only(|class| class == Class::Needed, seccomp::kill());
-        // A thread that the engine has to begin to sample.
+        // A thread that starts later, so that the engine must begin to sample it.
         let burner = thread::spawn(|| burn(Duration::from_secs(1)));
         capture();
         host.closed(2);
@@ -212,7 +214,8 @@ fn filter_installed_after_the_start_is_seen_before_the_next_optional_call() {
 fn a_handler_of_the_service_for_sigsys_does_not_run_for_what_is_tried() {
     let test = "a_handler_of_the_service_for_sigsys_does_not_run_for_what_is_tried";
     store::again(test, &["env"], || {
-        // The handler says so and ends the process that it runs in; the copy has the same output.
+        // The handler reports the call and ends its process; a forked copy writes to the same
+        // output.
         let is_in_set = |class| class != Class::Optional { in_system_service: false };
         allow_only(is_in_set, seccomp::trap());
         let host = Host::start(settings());
@@ -239,7 +242,7 @@ fn needed_calls_are_in_the_system_service_set() {
     }
 }
 
-/// The calls of one of systemd's sets.
+/// Returns the calls of one of systemd's sets, expanded recursively.
 fn expand(set: &str) -> Option<Vec<String>> {
     let output = Command::new("systemd-analyze").args(["syscall-filter", set]).output().ok()?;
     let text = String::from_utf8(output.stdout).ok().filter(|_| output.status.success())?;

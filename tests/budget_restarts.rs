@@ -1,7 +1,8 @@
-//! A service that crashes in a loop stays inside its budgets: real processes, each killed.
+//! A service that crashes in a loop stays inside its budgets. Its processes are real, and each is
+//! killed.
 //!
-//! The test runs itself as the service: with `MARPLE_TEST_SERVICE` set, `service` leaks until its
-//! rule has captured, says so, and waits to be killed.
+//! The test runs itself as the service: with `MARPLE_TEST_SERVICE` set, `service` raises a gauge
+//! until its rule has decided, prints the decision, and waits to be killed.
 
 mod host;
 
@@ -27,7 +28,7 @@ fn service() {
         min_between_incidents: Duration::ZERO,
         ..BudgetSettings::default()
     };
-    // No cooldown, so that nothing but the budget holds it back.
+    // No cooldown, so that only the budget limits the rule.
     let rule = Rule {
         cooldown: Duration::ZERO,
         ..gauge_rule("queue", [CaptureKind::Trace], Duration::from_secs(60))
@@ -68,7 +69,7 @@ fn a_crash_loop_stays_inside_its_budget() {
     let spent = said.iter().filter(|line| line.contains("SAYS spent")).count();
     assert_eq!(spent, RESTARTS - PER_DAY, "{said:#?}");
     assert!(said[RESTARTS - 1].contains("incidents_per_day are spent for another"), "{said:#?}");
-    // Each was found by the process after it.
+    // Each incident was found by the process that followed, and marked as interrupted.
     for (_, manifest) in found {
         assert_eq!(manifest.state, IncidentState::Interrupted);
     }

@@ -1,8 +1,8 @@
-//! An inner allocator that keeps its own account of the blocks in a range of sizes that only these
-//! tests use; the profile must agree with it to the byte.
+//! An allocator that counts the blocks in a range of sizes that only these tests use. The heap
+//! profile must match its counts to the byte.
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
-// A counting allocator cannot be written without it.
+// `GlobalAlloc` needs it.
 #![allow(unsafe_code)]
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use marple::heap;
 use marple::model::{LabelValue, Profile};
 
-/// What the tests allocate and nobody else does.
+/// Block sizes that only the tests allocate.
 pub(crate) const WATCHED: Range<usize> = 100_000..200_000;
 
 pub(crate) struct Counting;
@@ -21,7 +21,7 @@ pub(crate) struct Counting;
 pub(crate) static LIVE: AtomicI64 = AtomicI64::new(0);
 pub(crate) static ALLOCATED: AtomicI64 = AtomicI64::new(0);
 pub(crate) static BLOCKS: AtomicI64 = AtomicI64::new(0);
-/// How many calls of `realloc` for watched sizes are refused.
+/// Number of `realloc` calls for watched sizes still to be refused.
 pub(crate) static REFUSE: AtomicUsize = AtomicUsize::new(0);
 
 fn count(block: *mut u8, size: usize, sign: i64) {
@@ -34,10 +34,10 @@ fn count(block: *mut u8, size: usize, sign: i64) {
     }
 }
 
-// SAFETY: the system's allocator, with a count beside it.
+// SAFETY: forwards to the system allocator and only counts.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: passed on.
+        // SAFETY: forwarded under the caller's contract.
         let block = unsafe { System.alloc(layout) };
         count(block, layout.size(), 1);
         block
@@ -45,7 +45,7 @@ unsafe impl GlobalAlloc for Counting {
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         count(block, layout.size(), -1);
-        // SAFETY: passed on.
+        // SAFETY: forwarded under the caller's contract.
         unsafe { System.dealloc(block, layout) }
     }
 
@@ -54,7 +54,7 @@ unsafe impl GlobalAlloc for Counting {
         if WATCHED.contains(&new_size) && REFUSE.fetch_update(SeqCst, SeqCst, refuse).is_ok() {
             return std::ptr::null_mut();
         }
-        // SAFETY: passed on.
+        // SAFETY: forwarded under the caller's contract.
         let moved = unsafe { System.realloc(block, layout, new_size) };
         if !moved.is_null() {
             count(moved, layout.size(), -1);
@@ -64,7 +64,7 @@ unsafe impl GlobalAlloc for Counting {
     }
 }
 
-/// One of the four values, summed over samples of watched sizes.
+/// Returns one of the four values of a profile, summed over samples of watched sizes.
 pub(crate) fn watched(profile: &Profile, value: usize) -> i64 {
     let is_watched =
         |value| matches!(value, LabelValue::Number(n, _) if WATCHED.contains(&(n as usize)));
@@ -76,7 +76,8 @@ pub(crate) fn watched(profile: &Profile, value: usize) -> i64 {
         .sum()
 }
 
-/// A profile. What making it allocates is in no profile, and taken out of the account too.
+/// Takes a heap profile. Its own allocations appear in no profile and are subtracted from the
+/// count.
 pub(crate) fn snapshot() -> Profile {
     let allocated = ALLOCATED.load(SeqCst);
     let profile = heap::snapshot(Timestamp::now()).unwrap();

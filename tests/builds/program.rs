@@ -1,15 +1,15 @@
-//! A service in small, to be built in many ways: ten functions call each other on a thread of their
-//! own, the innermost works, and the process profiles itself.
+//! A miniature service, built in many ways: ten functions call each other on a dedicated thread,
+//! the innermost works, and the process profiles itself.
 //!
-//! `program ENGINE [FILE]` prints, with names from FILE instead of its own when given,
-//! tab-separated:
+//! `program ENGINE [FILE]` prints tab-separated lines, with symbols from FILE if given:
 //!
 //! ```text
-//! refused WHY                              no profile can be taken
-//! sample COUNT END FRAME FRAME ...         of that thread, innermost first; one without a name is `?FILE`;
-//!                                          END is `cut` if the profile says that the outer end is missing
-//! complete BOOL                            whether the profile says that this program's frames all have names
-//! told TEXT                                a comment or a loss of the profile
+//! refused WHY                        no profile can be taken
+//! sample COUNT END FRAME FRAME ...   a stack of that thread, innermost frame first; a frame
+//!                                    without a name is `?FILE`; END is `cut` if the profile
+//!                                    reports the outer end as missing
+//! complete BOOL                      true if the profile has names for all frames of this program
+//! told TEXT                          a comment or a loss of the profile
 //! ```
 
 use std::hint::black_box;
@@ -22,10 +22,9 @@ use marple::model::LabelValue;
 use marple::os::proc::process::cpu_time;
 use marple::symbols;
 
-/// The name of the thread that works.
 const THREAD: &str = "worker";
 
-/// The CPU time it works.
+/// CPU time spent in `work`.
 const TIME: Duration = Duration::from_millis(400);
 
 #[inline(never)]
@@ -43,7 +42,7 @@ macro_rules! layers {
         $(
             #[inline(never)]
             fn $layer(seed: u64) -> u64 {
-                // Something is left to do after the call, so that it is one.
+                // Work left after the call prevents a tail call.
                 let seeds = black_box([seed; 7]);
                 black_box($inner(black_box(seed + 1))).wrapping_add(seeds[3])
             }
