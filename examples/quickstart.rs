@@ -1,5 +1,5 @@
-//! The lines a service needs. Start it, watch `captures/`, and ask for an incident with
-//! `curl -X POST --unix-socket captures.sock http://localhost/monitor/notify`; Ctrl-C ends it.
+//! The lines a service needs. Start it, watch `captures/`, and start an incident with `curl -X POST
+//! --unix-socket captures.sock http://localhost/monitor/notify`. Ctrl-C ends it.
 
 use std::alloc::System;
 

@@ -1,5 +1,5 @@
-//! The service: one endpoint that does its work, and three with a fault each. The functions at
-//! fault have names one recognizes in a profile.
+//! The service: one working endpoint and three with one fault each. The faulty functions have names
+//! that are easy to recognize in a profile.
 
 use std::hint::black_box;
 use std::sync::{Mutex, PoisonError};
@@ -14,20 +14,20 @@ use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 use tracing::instrument;
 
-/// A block of this size lies above what glibc keeps for itself when it is freed (32 MiB at the
-/// most), so the resident set falls as soon as the leak is plugged.
+/// Size of a leaked block: 40 MiB. glibc unmaps freed blocks above 32 MiB (its largest mmap
+/// threshold), so the resident set falls as soon as the leak is repaired.
 const REPORT: usize = 40 << 20;
-/// Where the leak ends, so that an example which went wrong does not take the machine with it.
+/// Bounds the leak, so that a failed run of the example does not exhaust the machine's memory.
 const MOST_REPORTS: usize = 24;
-/// How many tasks each request leaves behind.
+/// Tasks that each request leaves behind.
 const TASKS: usize = 50;
-/// How long a request computes.
+/// CPU time of a request.
 const COMPUTES: Duration = Duration::from_millis(100);
 
 static REPORTS: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
 static REPLY: Notify = Notify::const_new();
 
-/// The service's routes, marple's among them.
+/// Returns the service's routes, including marple's.
 pub(crate) fn router(agent: &AgentHandle) -> Router {
     Router::new()
         .route("/orders", get(orders))
@@ -38,7 +38,7 @@ pub(crate) fn router(agent: &AgentHandle) -> Router {
         .merge(marple::http::router(agent))
 }
 
-/// What the service is for.
+/// The healthy endpoint.
 #[instrument]
 async fn orders() -> String {
     read_orders().await.iter().map(|order| format!("{order}\n")).collect()
@@ -66,7 +66,7 @@ fn keep_every_report_ever_made() -> bool {
     room
 }
 
-/// Burns CPU, on threads where it does not keep the other requests waiting.
+/// Burns CPU on blocking threads, so that other requests are not delayed.
 #[instrument]
 async fn proof() -> Result<String, StatusCode> {
     tokio::task::spawn_blocking(search_for_a_proof_of_work)
@@ -89,12 +89,12 @@ fn search_for_a_proof_of_work() -> u64 {
     state
 }
 
-/// Piles up tasks.
+/// Leaks tasks.
 #[instrument]
 async fn notices() -> &'static str {
     for _ in 0..TASKS {
-        // Made here, so that a `notify_waiters` that comes before the task's first poll wakes it
-        // too.
+        // `notified()` is called outside of the task, so that a `notify_waiters` before the task's
+        // first poll wakes it too.
         task::spawn(wait_for_a_reply_that_never_comes(REPLY.notified()));
     }
     "sent\n"

@@ -1,4 +1,4 @@
-//! Requests over real HTTP, from threads of their own.
+//! A load generator: requests over real HTTP, from dedicated threads.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use ureq::Agent;
 
-/// A request that takes longer has failed.
+/// Time after which a request counts as failed.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Somebody who asks the service for things.
+/// An HTTP client of the service.
 pub(crate) struct Client {
     agent: Agent,
-    /// `http://127.0.0.1:PORT`
+    /// The base URL, `http://127.0.0.1:PORT`.
     base: String,
 }
 
@@ -32,7 +32,7 @@ impl Client {
     }
 }
 
-/// Threads that ask for one path again and again until this is dropped.
+/// Threads that request one path in a loop until this value is dropped.
 #[must_use = "the load ends when this is dropped"]
 pub(crate) struct Load {
     shared: Arc<Shared>,
@@ -47,7 +47,7 @@ struct Shared {
 }
 
 impl Load {
-    /// Each thread waits `pause` between its requests.
+    /// Starts the threads. Each waits `pause` between two requests.
     pub(crate) fn start(base: &str, path: &'static str, threads: usize, pause: Duration) -> Self {
         let shared = Arc::new(Shared::default());
         let threads = (0..threads)
@@ -68,7 +68,7 @@ impl Load {
         Self { shared, threads }
     }
 
-    /// Ends it; how many requests were answered, and how many failed.
+    /// Stops the threads. Returns the number of answered and of failed requests.
     pub(crate) fn finish(mut self) -> (u64, u64) {
         self.join();
         let count = |count: &AtomicU64| count.load(Ordering::Relaxed);
@@ -78,7 +78,7 @@ impl Load {
     fn join(&mut self) {
         self.shared.stop.store(true, Ordering::Relaxed);
         for thread in self.threads.drain(..) {
-            // A thread that panicked has said so on stderr, and its requests are not counted.
+            // A panicking thread has reported the panic on stderr; its requests are not counted.
             let _ = thread.join();
         }
     }

@@ -1,17 +1,17 @@
-//! marple at its main job: a web service goes wrong in three ways, and each leaves an incident.
+//! marple at its main job: a web service fails in three ways, and each failure leaves an incident.
 //!
 //! ```text
 //! cargo run --release --example incident -- --dir DIR
 //! ```
 //!
-//! The service (`faults.rs`) is loaded over HTTP by the example itself (`load.rs`). Each fault is
-//! kept up until the incident that marple's rule opens has its files, then repaired, and the
-//! incident closes. The fourth incident is made by hand, through `/monitor/notify`. At the end
-//! every file is read back and how to open it is printed (`report.rs`); the exit code is 0 only
-//! when all of them are there.
+//! The example itself loads the service (`faults.rs`) over HTTP (`load.rs`). Each fault lasts until
+//! the incident that marple's rule opens has its files. Then the fault is repaired, and the
+//! incident closes. The fourth incident is started by hand, through `/monitor/notify`. At the end
+//! every file is read back, and a command that opens it is printed (`report.rs`). The exit code is
+//! 0 only if all files are there.
 //!
-//! What makes a service one with marple in it stands in [`run`]; the rest plays its users and their
-//! bad day.
+//! [`run`] contains all that a service with marple needs; the rest simulates its users and its
+//! faults.
 
 mod faults;
 mod load;
@@ -41,19 +41,18 @@ static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
 
 const SETTINGS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/incident/marple.toml");
 
-/// How long anything may take that the example waits for. A machine with nothing else to do needs
-/// about a tenth of it.
+/// Limit for each wait of the example. An idle machine needs about a tenth of it.
 const DEADLINE: Duration = Duration::from_secs(90);
 
-/// A way for the service to go wrong.
+/// A failure of the service and the load that causes it.
 struct Fault {
-    /// The rule that sees it.
+    /// Name of the rule that detects it.
     rule: &'static str,
-    /// What is asked for to make it happen.
+    /// Path to request.
     path: &'static str,
-    /// By how many threads.
+    /// Number of threads that request it.
     threads: usize,
-    /// Each waiting so long between two requests.
+    /// Pause of each thread between two requests.
     pause: Duration,
     /// A function that the profile of this kind must name.
     culprit: Option<(CaptureKind, &'static str)>,
@@ -76,11 +75,11 @@ fn main() -> ExitCode {
     }
 }
 
-/// Runs the example; how many things were not as they must be.
+/// Runs the example. Returns the number of problems found.
 fn run() -> Result<usize, Box<dyn Error>> {
     let dir = dir_from(std::env::args().skip(1))?;
     tracing_subscriber::registry()
-        // What the libraries say at `trace` would fill the traces.
+        // Events of the libraries at `trace` level would fill the traces.
         .with(LevelFilter::INFO)
         .with(marple::trace::layer())
         .with(tracing_subscriber::fmt::layer().with_ansi(false).with_filter(LevelFilter::WARN))
@@ -120,7 +119,7 @@ fn run() -> Result<usize, Box<dyn Error>> {
     Ok(found)
 }
 
-/// The value of `--dir`.
+/// Parses the value of `--dir`.
 fn dir_from(mut args: impl Iterator<Item = String>) -> Result<PathBuf, String> {
     match (args.next().as_deref(), args.next(), args.next()) {
         (None, ..) => Ok("captures".into()),
@@ -137,7 +136,7 @@ fn resident_bytes() -> Result<u64, Box<dyn Error>> {
     Ok(system.process(pid).ok_or("this process is not in the list of processes")?.memory())
 }
 
-/// What happens to the service, and where it is seen.
+/// The running service, and the agent and directory that observe it.
 struct Scenario {
     client: Client,
     base: String,
@@ -188,7 +187,7 @@ impl Scenario {
         Ok(incidents)
     }
 
-    /// Keeps a fault up until its incident has its files, then repairs it.
+    /// Causes a fault until its incident has its files, then repairs it.
     fn suffer(&self, fault: &Fault) -> Result<Incident, Box<dyn Error>> {
         let since = Timestamp::now();
         println!("{}: asking for {} until its rule fires", fault.rule, fault.path);
@@ -208,7 +207,7 @@ impl Scenario {
         self.wait("the incident to close", || of_rule().filter(Incident::is_closed))
     }
 
-    /// Captures by hand.
+    /// Starts and stops an incident by hand.
     fn toggle(&self) -> Result<Incident, Box<dyn Error>> {
         let since = Timestamp::now();
         println!("toggle: {}", self.client.post("/monitor/notify")?);
@@ -218,7 +217,7 @@ impl Scenario {
                 reasons.any(|reason| reason.origin == Origin::Http && reason.at >= since)
             })
         };
-        // Long enough for what the ordinary requests do to be in the files.
+        // Wait until all captures run, so that the files show what ordinary requests do.
         let running = || {
             let status = self.agent.status().wait(DEADLINE).ok()?;
             let kinds = status.toggle.running;
@@ -234,7 +233,7 @@ impl Scenario {
         Incident::all(&self.dir).into_iter().find(wanted)
     }
 
-    /// Waits for something; when it does not come, says how the agent stands.
+    /// Waits for a condition. The error on a timeout includes the agent's status.
     fn wait<T>(&self, what: &str, ready: impl Fn() -> Option<T>) -> Result<T, Box<dyn Error>> {
         let started = Instant::now();
         while started.elapsed() < DEADLINE {

@@ -1,4 +1,4 @@
-//! What an incident left on disk: whether it is all there, and how to look at it.
+//! Checks that the files of an incident are complete, and prints a command that opens each.
 
 use std::error::Error;
 use std::fmt::Write as _;
@@ -14,7 +14,7 @@ use marple::store;
 use prost::Message;
 use sha2::{Digest, Sha256};
 
-/// The artifacts an incident must have at least: a heap profile is taken at both ends.
+/// Minimum number of artifacts of an incident. A heap profile is taken at its start and at its end.
 const EXPECTED: [(CaptureKind, usize); 3] =
     [(CaptureKind::Cpu, 1), (CaptureKind::Heap, 2), (CaptureKind::Trace, 1)];
 
@@ -25,10 +25,9 @@ pub(crate) struct Incident {
 }
 
 impl Incident {
-    /// The incidents below `dir` that this process had.
+    /// Returns the incidents of this process below `dir`.
     pub(crate) fn all(dir: &Path) -> Vec<Self> {
-        // An incident whose manifest cannot be read does not come up, and whoever waits for it says
-        // so.
+        // An unreadable manifest is skipped; the wait for its incident then fails with an error.
         let entries = store::list(dir).unwrap_or_default().into_iter();
         entries
             .filter_map(|entry| Some(Self { dir: entry.path, manifest: entry.manifest.ok()? }))
@@ -36,7 +35,7 @@ impl Incident {
             .collect()
     }
 
-    /// Whether every capture has ended, well or not.
+    /// Returns `true` if every capture has ended, successfully or not.
     pub(crate) fn is_captured(&self) -> bool {
         let captures = &self.manifest.captures;
         !captures.is_empty() && captures.iter().all(|capture| capture.stopped.is_some())
@@ -62,7 +61,7 @@ impl Incident {
             .collect()
     }
 
-    /// Everything that is not as it must be. `culprit` is a function that a profile of that kind
+    /// Returns all problems of the incident. `culprit` is a function that a profile of that kind
     /// must name.
     pub(crate) fn problems(&self, culprit: Option<(CaptureKind, &str)>) -> Vec<String> {
         let mut problems = self.missing();
@@ -86,7 +85,7 @@ impl Incident {
         problems
     }
 
-    /// Reads a file whole and returns the names in it.
+    /// Reads a complete file and returns the names in it.
     fn check(&self, artifact: &Artifact) -> Result<Vec<String>, Box<dyn Error>> {
         let bytes = fs::read(self.dir.join(&artifact.file))?;
         if bytes.len() as u64 != artifact.bytes.get() {
@@ -131,12 +130,12 @@ impl Incident {
             CaptureKind::Descriptors | CaptureKind::Panics => {
                 Ok(String::from_utf8(bytes)?.lines().map(str::to_owned).collect())
             }
-            // A collector of the service's own; this one has none.
+            // A custom collector, which this example does not register.
             CaptureKind::Custom => Ok(Vec::new()),
         }
     }
 
-    /// Why it was, its files, and a command for each.
+    /// Prints the reasons, the files, and a command for each file.
     pub(crate) fn print(&self) {
         println!("\n{}", self.dir.display());
         for reason in &self.manifest.reasons {
@@ -175,7 +174,7 @@ impl Incident {
 const SLICE_BEGIN: i32 = 1;
 const COUNTER: i32 = 4;
 
-/// As much of Perfetto's `Trace` as tells an empty one from one with events.
+/// The part of Perfetto's `Trace` that distinguishes an empty trace from one with events.
 #[derive(Message)]
 struct Trace {
     #[prost(message, repeated, tag = "1")]
