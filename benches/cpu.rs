@@ -1,26 +1,38 @@
-//! What a CPU profile is worth and what it costs, for each engine and for the `pprof` crate by
-//! itself: `cargo bench --bench cpu`, or with `-- --quick` in some minutes; `-- got agreement`
-//! measures these parts alone.
+//! Accuracy and cost of CPU profiles, for each engine and for the `pprof` crate alone.
 //!
-//! One row a measure: its name, its value, the goal, and `pass` or `short`. Every cell is a process
-//! of its own, because SIGPROF belongs to a process and the engines leave something behind in it; a
-//! cell that does not end is killed and its rows say so. Cells of different engines take turns, so
-//! that what the neighbours do meets all of them.
+//! `cargo bench --bench cpu` runs all parts; `-- --quick` takes a few minutes; `-- got agreement`
+//! runs these two parts only.
 //!
-//! | measure | how it is taken |
-//! |---|---|
-//! | got | periods that the samples of the burning threads stand for, over those their CPU clocks say there were (`burn`) |
-//! | got + lost | the periods of all samples and those the profile says were lost, over those of the process' CPU time |
-//! | attribution | the worst of three shares' errors, in standard errors of the binomial over the samples really taken; median of rounds |
-//! | outside | CPU time of the process that is not the burning threads', to the end of the session, over the samples: with the turns, the start and the stop, which few samples share |
-//! | a sample | CPU time of the thread that records at 1000 Hz over two burning threads, over the samples: its turns are in it. Of a session over none it is the turns' alone, which cost more then: each wakes a core |
-//! | look-back | CPU time of the thread that records at 19 Hz, over wall time, or over the CPU time of the busy threads |
-//! | start | the first of a process, beside so many waiting threads, on a machine that has a perf event: wall time, and the growth of its resident memory, at its peak |
-//! | first event | wall time in which a look-back starts on a machine that has none |
-//! | threads of 35 ms | samples of a blocking thread over the periods it ran, where it [tells](marple::trace::Hooks::tell_of_threads) that it begins and where not |
-//! | handler | CPU time of a SIGPROF a thread raises for itself, 20 calls deep, less that of one met by an empty handler |
-//! | agreement | the root of the mean square, over the 12 functions seen most, of the differences of shares from those `perf record` saw in the same run, in standard errors |
-//! | throughput | work done per second of the process' CPU time with the engine over that without, in turn; `control` has none either time |
+//! Each row has a name, a value, a goal, and `pass` or `short`. Each cell runs in a separate
+//! process, because SIGPROF is process-wide and an engine leaves state behind in its process. A
+//! cell that hangs is killed, and its rows report that. Cells of different engines are interleaved,
+//! so that load from other processes affects all of them.
+//!
+//! - `got`: periods that the samples of the burning threads stand for, divided by the periods in
+//!   their CPU clocks (`burn`).
+//! - `got + lost`: periods of all samples plus those the profile reports as lost, divided by the
+//!   periods in the CPU time of the process.
+//! - `attribution`: the largest of three shares' errors, in binomial standard errors of the samples
+//!   taken; median of rounds.
+//! - `outside`: CPU time of the process outside of the burning threads until the end of the
+//!   session, divided by the samples. It includes the wake-ups, the start and the stop, which few
+//!   samples share.
+//! - `a sample`: CPU time of the recording thread at 1000 Hz over two burning threads, divided by
+//!   the samples; includes its wake-ups. A session without burning threads measures the wake-ups
+//!   alone, which then cost more because each wakes a core.
+//! - `look-back`: CPU time of the recording thread at 19 Hz, divided by wall time or by the CPU
+//!   time of the busy threads.
+//! - `start`: the first start in a process with a number of waiting threads, on a machine that has
+//!   a perf event: wall time, and growth of the peak resident memory.
+//! - `first event`: wall time to start a look-back on a machine without any perf event.
+//! - `threads of 35 ms`: samples of a blocking thread, divided by the periods it ran, with and
+//!   without [thread-start notifications](marple::trace::Hooks::tell_of_threads).
+//! - `handler`: CPU time of a SIGPROF that a thread raises for itself 20 calls deep, minus that of
+//!   an empty handler.
+//! - `agreement`: root mean square difference from the shares of `perf record` in the same run,
+//!   over the 12 most sampled functions, in standard errors.
+//! - `throughput`: work per second of process CPU time with the engine, divided by that without, in
+//!   interleaved pairs; `control` has no engine on either side.
 
 #[path = "cpu/agreement.rs"]
 mod agreement;
@@ -51,10 +63,10 @@ use marple::model::CpuEngine;
 use table::{Goal, median, row};
 use turns::LOOKBACK;
 
-/// The engines whose rows are shown.
+/// Engines with rows of their results.
 const ENGINES: [Engine; 4] = [Engine::Perf, Engine::Timer, Engine::Pprof, Engine::Peer];
 
-/// How long and how often.
+/// Duration and number of the measurements.
 struct Plan {
     burn: Duration,
     rates: &'static [u32],
@@ -87,7 +99,7 @@ fn main() {
     if let Some(cell) = args.iter().position(|arg| arg == "cell") {
         return cell::run(&args[cell + 1..]);
     }
-    // `cargo test --all-targets` runs benches too; only `cargo bench` says this.
+    // `cargo test --all-targets` runs benches too; only `cargo bench` passes `--bench`.
     if !args.iter().any(|arg| arg == "--bench") {
         return;
     }
@@ -105,7 +117,7 @@ fn main() {
 
 type Part = (&'static str, fn(&Plan));
 
-/// What is measured, in this order; by their names some of it.
+/// All parts in the order they run; naming some on the command line runs only those.
 const PARTS: [Part; 9] = [
     ("got", got),
     ("loaded", got_beside_neighbours),
@@ -129,7 +141,7 @@ fn got(plan: &Plan) {
     }
 }
 
-/// The same while two processes for each core want it too.
+/// Repeats [`got`] while two processes per core compete for CPU time.
 fn got_beside_neighbours(plan: &Plan) {
     let neighbours =
         Neighbours::new(2 * std::thread::available_parallelism().map_or(2, Into::into));
@@ -152,7 +164,7 @@ fn rows_of_got(name: &str, measured: &Result<Measured, String>) {
     match measured {
         Ok(measured) => {
             let (got, accounted) = (measured.get("got"), measured.get("accounted"));
-            // Of few periods a thread, more of a thread's time lies before its first.
+            // With few periods per thread, more of a thread's time lies before its first sample.
             let of = format!("of {:.0}", measured.get("periods"));
             row(&format!("{name}: got"), got, &of, Goal::AtLeast(0.97));
             row(&format!("{name}: got + lost"), accounted, "", Goal::Near(1.0, 0.01));
@@ -181,9 +193,9 @@ fn attribution(plan: &Plan) {
     }
 }
 
-/// The kernel waits for all cores before the machine has its first perf event, and once a second
-/// has passed without any it does so anew. So those starts are a row of their own, and the others
-/// are beside an event, as captures beside a look-back are.
+/// The kernel synchronizes with all cores before the first perf event of the machine, and again
+/// once there was no event for a second. Such starts have their own row. The other starts run
+/// beside an event, like captures beside a look-back.
 fn start(plan: &Plan) {
     let options = Options {
         engine: CpuEngine::Perf,
@@ -224,7 +236,7 @@ fn starts(plan: &Plan, threads: usize) {
     }
 }
 
-/// What the thread that records costs before a capture and during one.
+/// Measures the recording thread before a capture and during one.
 fn turns(plan: &Plan) {
     let millis = plan.turns.as_millis().to_string();
     let engines = [Engine::Perf, Engine::Timer];
@@ -310,7 +322,7 @@ fn agreement(plan: &Plan) {
     }
 }
 
-/// Processes that take CPU time from this one until dropped.
+/// Processes that compete for CPU time until this value is dropped.
 struct Neighbours(Vec<std::process::Child>);
 
 impl Neighbours {

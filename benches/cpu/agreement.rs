@@ -1,10 +1,9 @@
-//! Whether `perf record` and an engine, looking at the same run of other people's code, see the
-//! same.
+//! Agreement between an engine and `perf record` on the same run of third-party code.
 //!
-//! A thread parses and prints with `serde_json` and packs with `flate2` for some seconds; both look
-//! at it, and the shares of the functions where the time is are compared. The kernel's symbols are
-//! left out there as they are here. Functions the linker folded into one have several names at one
-//! address; which of them is shown is chance, so they count as one.
+//! A thread parses and prints with `serde_json` and compresses with `flate2` for some seconds. Both
+//! profile it, and the shares of the hottest functions are compared. Kernel symbols are excluded on
+//! both sides. The linker may fold identical functions, which then share one address under several
+//! names. The name shown is arbitrary, so such names count as one.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
@@ -19,13 +18,12 @@ use object::{Object, ObjectSymbol};
 use crate::cell::Measured;
 use crate::drive::{Engine, Recorded};
 
-/// The rate of both, and no divisor of anybody's.
+/// Sampling rate of both; a prime, so that it does not align with other periodic work.
 const HERTZ: u32 = 997;
 
-/// The name of the thread.
 const THREAD: &str = "third";
 
-/// Functions compared: those that either saw most often.
+/// Number of functions compared: those with the most samples from either side.
 const COMPARED: usize = 12;
 
 fn work(until: Instant) {
@@ -42,7 +40,7 @@ fn work(until: Instant) {
     }
 }
 
-/// Prints how many samples the engine has in each function.
+/// Prints the engine's number of samples in each function.
 pub(crate) fn cell(engine: Engine, time: Duration) -> Result<(), String> {
     let running = engine.start(HERTZ)?;
     let body = move || work(Instant::now() + time);
@@ -64,8 +62,8 @@ pub(crate) fn cell(engine: Engine, time: Duration) -> Result<(), String> {
     Ok(())
 }
 
-/// The root of the mean square of the differences in standard errors, and the worst difference in
-/// points, or why there is none.
+/// Returns the root mean square of the differences in standard errors, and the largest difference
+/// in percentage points, or the reason if they cannot be measured.
 pub(crate) fn with_perf_record(engine: Engine, millis: u64) -> Result<(f64, f64), String> {
     let words = |error: std::io::Error| error.to_string();
     let folder = tempfile::tempdir().map_err(words)?;
@@ -90,7 +88,7 @@ pub(crate) fn with_perf_record(engine: Engine, millis: u64) -> Result<(f64, f64)
         sums
     };
     let ours = Measured::of(&ours);
-    // "    1234  [.] _ZN…"
+    // Format: `    1234  [.] _ZN…`
     let line = |line: &str| {
         let mut fields = line.split_ascii_whitespace();
         let count = fields.next()?.parse::<f64>().ok()?;
@@ -101,8 +99,8 @@ pub(crate) fn with_perf_record(engine: Engine, millis: u64) -> Result<(f64, f64)
     Ok(difference(&one_name(ours.sums()), &one_name(theirs)))
 }
 
-/// One name for all that are at one address, of the code in this process, which the measured one
-/// runs too.
+/// Maps each name to one name per address, for the code mapped in this process. The measured
+/// process runs the same code.
 fn aliases() -> HashMap<String, String> {
     let maps = fs::read_to_string("/proc/self/maps").unwrap_or_default();
     let code = maps.lines().filter(|line| line.contains(" r-xp "));
@@ -113,7 +111,7 @@ fn aliases() -> HashMap<String, String> {
         let Ok(image) = object::File::parse(&*bytes) else { continue };
         let mut first: HashMap<u64, String> = HashMap::new();
         note(&image, &mut first, &mut aliases);
-        // Where there is one, both take the names from it.
+        // Both profilers take the names from a debug file if there is one.
         if let Ok(bytes) = fs::read(debug_file(&image))
             && let Ok(image) = object::File::parse(&*bytes)
         {
@@ -123,7 +121,7 @@ fn aliases() -> HashMap<String, String> {
     aliases
 }
 
-/// Where Debian's packages put the symbols of `image`.
+/// Returns the path at which Debian's packages install the symbols of `image`.
 fn debug_file(image: &object::File<'_>) -> String {
     let id = image.build_id().ok().flatten().unwrap_or_default();
     let hex: String = id.iter().map(|byte| format!("{byte:02x}")).collect();
@@ -162,7 +160,7 @@ fn difference(ours: &HashMap<String, f64>, theirs: &HashMap<String, f64>) -> (f6
     for name in names.into_iter().take(COMPARED) {
         let (our, their) = (of(ours, name), of(theirs, name));
         let points = our / our_all - their / their_all;
-        // Both are samples of the same truth, whose best estimate is both together.
+        // Both estimate the same share; their combination is the best estimate of it.
         let share = (our + their) / (our_all + their_all);
         let error = (share * (1.0 - share) * (1.0 / our_all + 1.0 / their_all)).sqrt();
         squares += (points / error).powi(2);

@@ -1,5 +1,4 @@
-//! How much of threads that are soon over is sampled, where they tell that they begin and where
-//! they do not.
+//! Sampling of short-lived threads, with and without thread-start notifications.
 
 use std::time::{Duration, Instant};
 use std::{hint, thread};
@@ -11,10 +10,10 @@ use crate::drive::{Engine, Recorded};
 
 const HERTZ: u32 = 99;
 
-/// Threads of each kind, which take turns.
+/// Threads of each kind; the kinds alternate.
 const ROUNDS: u64 = 30;
 
-/// What each has of a core.
+/// CPU time of each thread.
 const LIFE: Duration = Duration::from_millis(35);
 
 pub(crate) fn cell(engine: Engine) -> Result<(), String> {
@@ -28,7 +27,8 @@ pub(crate) fn cell(engine: Engine) -> Result<(), String> {
     Ok(())
 }
 
-/// Samples of one blocking thread that begins some time after a turn of the recorder.
+/// Returns the samples of one blocking thread that starts some time after a wake-up of the
+/// recorder.
 fn samples(engine: Engine, hooks: Hooks, round: u64) -> Result<f64, String> {
     let runtime = runtime(hooks).map_err(|error| error.to_string())?;
     let running = engine.start(HERTZ)?;

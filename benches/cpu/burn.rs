@@ -1,9 +1,9 @@
-//! Threads whose use of CPU time is known: half of it in one function, three tenths in a second, a
-//! fifth in a third.
+//! Threads with known CPU usage: half in one function, three tenths in a second, a fifth in a
+//! third.
 //!
-//! The shares come about by drawing which function is next and for how long, so that no period of
-//! an engine keeps step with them; what they were in the end is read from the thread's CPU clock at
-//! each change, some 0.5 us in 0.4 ms, and that is the truth samples are held against.
+//! The next function and the time in it are drawn at random, so that no engine's period can align
+//! with them. The thread's CPU clock is read at each change (about 0.5 us per 0.4 ms). These
+//! readings are the ground truth for the samples.
 
 use std::hint::black_box;
 use std::sync::Barrier;
@@ -13,19 +13,19 @@ use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// The functions' names.
+/// Names of the burning functions.
 pub(crate) const FUNCTIONS: [&str; 3] = ["burn_half", "burn_three_tenths", "burn_a_fifth"];
 
-/// The name of the burning threads.
+/// Name of the burning threads.
 pub(crate) const THREAD: &str = "burner";
 
-/// Calls between a thread's start and the burning functions.
+/// Number of calls between a thread's start and the burning functions.
 pub(crate) const DEPTH: u32 = 16;
 
-/// The time of one visit, on average; a visit takes half to one and a half of it.
+/// Mean time of one visit; a visit takes 0.5 to 1.5 times as long.
 const VISIT: Duration = Duration::from_micros(400);
 
-/// CPU time burnt in each of the functions.
+/// CPU seconds burnt in each of the functions.
 pub(crate) type Burnt = [f64; 3];
 
 pub(crate) fn cpu_of(clock: ClockId) -> f64 {
@@ -56,7 +56,7 @@ fn burn_a_fifth(turns: u64) {
     spin(2, turns);
 }
 
-/// Turns of the loop in a microsecond of CPU time.
+/// Returns the number of loop iterations in a microsecond of CPU time.
 fn turns_per_micro() -> f64 {
     let best = (0..5).map(|_| {
         let start = cpu_of(ClockId::ThreadCPUTime);
@@ -66,11 +66,11 @@ fn turns_per_micro() -> f64 {
     1.0 / best.fold(f64::INFINITY, f64::min)
 }
 
-/// Numbers that are different in each thread and the same in each run.
+/// A random number generator, seeded differently in each thread and identically in each run.
 pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
-    /// Below `end`.
+    /// Returns a number below `end`.
     pub(crate) fn below(&mut self, end: u64) -> u64 {
         self.0 =
             self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -78,7 +78,7 @@ impl Random {
     }
 }
 
-/// Calls itself until the stack is as deep as a service's.
+/// Recurses until the stack is as deep as a service's.
 #[inline(never)]
 fn deepen(depth: u32, work: &mut dyn FnMut()) {
     match depth {
@@ -111,8 +111,8 @@ fn burn(random: &mut Random, turns_per_micro: f64, stop: &AtomicBool) -> Burnt {
     burnt
 }
 
-/// Makes `threads` threads, calls `start`, lets them burn for `time` of the wall's, calls `stop`
-/// with what they burnt, and only then lets them end.
+/// Starts `threads` threads, calls `start`, lets them burn for `time` of wall time, and calls
+/// `stop` with the time they burnt. The threads end only after `stop` returns.
 pub(crate) fn during<S, R>(
     threads: usize,
     time: Duration,

@@ -1,4 +1,4 @@
-//! A cell of the table: a process that measures one thing and prints `name value` lines.
+//! A cell of the table: a process that takes one measurement and prints `name value` lines.
 
 use std::collections::HashMap;
 use std::io::Read;
@@ -13,10 +13,10 @@ use crate::drive::{Engine, Report, Running};
 use crate::turns::{self, Idle};
 use crate::{agreement, handler, throughput};
 
-/// What no cell takes; one that does hangs.
+/// Time after which a cell counts as hung; no working cell takes that long.
 const PATIENCE: Duration = Duration::from_secs(90);
 
-/// The values of a cell, in its order.
+/// Values of a cell, in printing order.
 pub(crate) struct Measured(Vec<(String, f64)>);
 
 impl Measured {
@@ -28,7 +28,7 @@ impl Measured {
         Self(said.lines().filter_map(value).collect())
     }
 
-    /// The sum of the values of each name.
+    /// Returns the sum of the values of each name.
     pub(crate) fn sums(&self) -> HashMap<String, f64> {
         let mut sums = HashMap::new();
         for (name, value) in &self.0 {
@@ -37,7 +37,7 @@ impl Measured {
         sums
     }
 
-    /// One of them; not a number when it is not there, which meets no goal.
+    /// Returns the value of `name`, or NaN if it is missing; NaN meets no goal.
     pub(crate) fn get(&self, name: &str) -> f64 {
         let value = self.0.iter().find(|(known, _)| known == name);
         value.map_or(f64::NAN, |(_, value)| *value)
@@ -51,11 +51,11 @@ pub(crate) fn spawn(cell: &[&str]) -> Child {
     command.spawn().expect("this program can be run")
 }
 
-/// Runs a cell; the error says why it has no values.
+/// Runs a cell; the error is the reason if it has no values.
 pub(crate) fn measure(cell: &[&str]) -> Result<Measured, String> {
     let mut child = spawn(cell);
     let start = Instant::now();
-    // What it prints fits a pipe, so it need not be read meanwhile.
+    // The output fits into a pipe buffer, so it need not be read before the process ends.
     let status = loop {
         match child.try_wait() {
             Ok(Some(status)) => break status,
@@ -76,7 +76,7 @@ pub(crate) fn measure(cell: &[&str]) -> Result<Measured, String> {
     Ok(Measured::of(&said))
 }
 
-/// Is the cell that `args` ask for.
+/// Runs the cell that `args` describe, in this process.
 pub(crate) fn run(args: &[String]) {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let done = match args[..] {
@@ -118,7 +118,7 @@ fn of(name: &str) -> Engine {
 }
 
 fn burn_cell(engine: Engine, hertz: u32, threads: usize, time: Duration) -> Result<(), String> {
-    // The first start of a process pays for what the others find done.
+    // The first start in a process includes one-time work, so it is not measured.
     drop(engine.start(hertz)?);
     let start = || {
         let before = cpu_of(ClockId::ProcessCPUTime);
@@ -140,13 +140,12 @@ fn burn_cell(engine: Engine, hertz: u32, threads: usize, time: Duration) -> Resu
     Ok(())
 }
 
-/// CPU time, in seconds.
 struct Spent {
-    /// By the burning threads in each function.
+    /// CPU seconds of the burning threads in each function.
     burnt: Burnt,
-    /// By the process while it was sampled.
+    /// CPU seconds of the process while it was sampled.
     sampled: f64,
-    /// By the process, starting and stopping included.
+    /// CPU seconds of the process, including start and stop.
     whole: f64,
 }
 
@@ -171,13 +170,13 @@ fn tell_of_burning(report: &Report, hertz: u32, spent: &Spent) {
         let points = (share - truth).abs();
         (points, points / (truth * (1.0 - truth) / attributed as f64).sqrt())
     });
-    // Not `f64::max`, which takes an error that is not a number for none.
+    // `f64::max` would ignore a NaN error.
     let worst = errors.fold((0.0, 0.0), |worst: (f64, f64), error| {
         (larger(worst.0, error.0), larger(worst.1, error.1))
     });
     println!("got {}", weight / periods);
     println!("periods {periods}");
-    // What is lost is not known by thread, so this is of the process.
+    // Losses are not known by thread, so this covers the whole process.
     let all: f64 = report.seen.iter().map(|seen| seen.weight).sum();
     let accounted = (all + report.lost) / (spent.sampled * f64::from(hertz));
     println!("accounted {accounted}");
@@ -194,12 +193,12 @@ fn tell_of_burning(report: &Report, hertz: u32, spent: &Spent) {
     println!("whole {}", whole as f64 / samples as f64);
 }
 
-/// Not a number when one of them is.
+/// Returns the larger value, or NaN if either is NaN.
 fn larger(a: f64, b: f64) -> f64 {
     if a >= b { a } else { a * 0.0 + b }
 }
 
-/// Whether the function called `name`, with or without the path to it, is `function`.
+/// Returns `true` if `name`, with or without a path, names `function`.
 fn is_called(name: &str, function: &str) -> bool {
     name.strip_suffix(function).is_some_and(|path| path.is_empty() || path.ends_with("::"))
 }
@@ -223,7 +222,7 @@ fn start_cell(engine: Engine, threads: usize) -> Result<(), String> {
     Ok(())
 }
 
-/// MiB resident in this process: now, or at most.
+/// Returns resident MiB of this process: current or peak, depending on `field`.
 fn resident(field: &str) -> f64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix(field));

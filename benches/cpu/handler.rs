@@ -1,12 +1,11 @@
-//! How long the signal handler of an engine takes.
+//! Cost of an engine's signal handler.
 //!
-//! The main thread sends SIGPROF to the process, whose kernel hands it to the main thread before
-//! the call returns, so that neither its tick nor a timer decides how often. The way into the
-//! handler and out of it is taken off by the same with an empty handler. The call is the system's
-//! and not libc's, because the `pprof` crate's blocklist throws samples in libc away before the
-//! walk.
+//! The main thread sends SIGPROF to its own process. The kernel delivers it to the main thread
+//! before the call returns, so neither a tick nor a timer decides how often. The same loop with an
+//! empty handler gives the cost of signal delivery, which is subtracted. The loop makes raw system
+//! calls, because the `pprof` crate's blocklist drops samples inside libc before it unwinds.
 
-// A handler cannot be installed without it.
+// Installing a handler needs it.
 #![allow(unsafe_code)]
 
 use std::hint::black_box;
@@ -23,21 +22,21 @@ use crate::drive::Engine;
 
 const SIGNALS: u32 = 4000;
 
-/// Rounds of signals; the quietest counts, for what disturbs only adds.
+/// Rounds of signals. The fastest counts, because interference only adds time.
 const ROUNDS: u32 = 9;
 
 const DEPTH: u32 = 18;
 
-/// Half of the fewest slots there are, and how often.
+/// Half of the smallest number of slots, and the number of such batches.
 const BATCH: u32 = 32;
 const BATCHES: u32 = 4;
 
-/// A place in the table of stacks that no thread of this process has.
+/// An index in the table of stacks that no thread of this process uses.
 const ENTRY: u16 = 60_000;
 
 extern "C" fn nothing(_: libc::c_int) {}
 
-/// Raises the signals that deep in calls and returns the CPU microseconds of each.
+/// Raises the signals `depth` calls deep and returns CPU microseconds per signal.
 #[inline(never)]
 fn raise(depth: u32) -> f64 {
     if depth > 0 {
@@ -52,10 +51,10 @@ fn raise(depth: u32) -> f64 {
 }
 
 pub(crate) fn cell(engine: Engine) -> Result<(), String> {
-    // Once a second of CPU time: no sample of its own disturbs.
+    // One sample per second of CPU time, so that the engine's own samples do not interfere.
     let running = engine.start(1)?;
     let micros = match engine {
-        // Nothing to take time: no handler.
+        // Without a handler there is nothing to measure.
         Engine::Perf | Engine::Control if !has_handler() => 0.0,
         Engine::Perf | Engine::Control => return Err("there is a handler for SIGPROF".to_owned()),
         Engine::Timer => of_timer()?,
@@ -77,7 +76,7 @@ fn quietest(round: impl Fn() -> f64) -> f64 {
 
 fn install_nothing() {
     let handler: extern "C" fn(libc::c_int) = nothing;
-    // SAFETY: a handler of the type `signal` wants, which does nothing.
+    // SAFETY: a handler of the type `signal` expects, which does nothing.
     unsafe { libc::signal(libc::SIGPROF, handler as libc::sighandler_t) };
 }
 
@@ -85,9 +84,9 @@ fn has_handler() -> bool {
     marple::os::sigprof::is_handled().unwrap_or(true)
 }
 
-/// The timer engine's handler takes signals with its own mark alone, so they are sent as it sends
-/// them; few at a time, and then none for a while, for it copies into slots that somebody must
-/// empty.
+/// The handler of the timer engine accepts only signals with the engine's own mark, so they are
+/// sent through the engine. It copies into slots that a thread must empty, so signals come in small
+/// batches with a pause after each.
 fn of_timer() -> Result<f64, String> {
     let words = |error: std::io::Error| error.to_string();
     let target = marple::os::signal::install(libc::SIGPROF, 1, 1).map_err(words)?;
@@ -104,8 +103,8 @@ fn of_timer() -> Result<f64, String> {
     Ok(with - quietest(|| send(DEPTH, target, here)))
 }
 
-/// Runs for so long, as a thread does whose CPU time is sampled: on a core that comes from idleness
-/// all takes longer, the empty handler as well.
+/// Spins for `time`, like a thread whose CPU time is sampled. On a core that leaves an idle state
+/// everything takes longer, including the empty handler.
 fn burn(time: Duration) {
     let end = Instant::now() + time;
     while Instant::now() < end {
@@ -113,7 +112,7 @@ fn burn(time: Duration) {
     }
 }
 
-/// As [`raise`].
+/// Sends the signals like [`raise`], through the engine.
 #[inline(never)]
 fn send(depth: u32, target: &Target, here: u32) -> f64 {
     if depth > 0 {

@@ -1,13 +1,13 @@
 //! Rows of a table: name, value, goal, verdict.
 
-/// What a value should be.
+/// Goal of a value.
 #[derive(Clone, Copy)]
 pub(crate) enum Goal {
     AtLeast(f64),
     AtMost(f64),
-    /// This, give or take that.
+    /// Near the first number, with the second as tolerance.
     Near(f64, f64),
-    /// Shown for the reader.
+    /// No goal; the row is informative.
     None,
 }
 
@@ -22,7 +22,7 @@ pub(crate) fn row(name: &str, value: f64, unit: &str, goal: Goal) {
     println!("{name:<52} {:>18} {goal:>14} {verdict}", format!("{value:.3} {unit}"));
 }
 
-/// The middle of them; not a number of none, which meets no goal.
+/// Returns the median, or NaN if there are no values; NaN meets no goal.
 pub(crate) fn median(values: impl Iterator<Item = f64>) -> f64 {
     quantile(values, 1, 2)
 }

@@ -1,4 +1,4 @@
-//! What a service gets done with an engine running and without.
+//! Throughput of a service with an engine running and without.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -15,7 +15,7 @@ const HALF: Duration = Duration::from_millis(350);
 
 const THREADS: usize = 2;
 
-/// What a request costs: parse, look up, sort, print.
+/// Handles one request: parses, looks up, sorts and prints.
 fn request(number: u64) -> usize {
     let line = format!(
         r#"{{"id":{number},"name":"a customer","tags":["a","b","c"],"nested":{{"y":[3,1,2]}}}}"#
@@ -30,7 +30,7 @@ fn request(number: u64) -> usize {
     value.to_string().len() + sorted.len()
 }
 
-/// Requests per second of the process' CPU time, by the threads that count in `done`.
+/// Returns requests per second of process CPU time, from the threads that count in `done`.
 fn speed(done: &AtomicU64) -> f64 {
     let (start, before) = (cpu_of(ClockId::ProcessCPUTime), done.load(Relaxed));
     thread::sleep(HALF);
@@ -54,7 +54,7 @@ pub(crate) fn cell(engine: Engine, pairs: usize) -> Result<(), String> {
             let speed = speed(&done);
             running.stop().map(|_| speed)
         };
-        // The first start of a process is dearer than the others; `start` shows it.
+        // The first start in a process costs more than later ones; `start` measures it.
         let first = with();
         let pair = |pair| match pair % 2 {
             0 => {

@@ -1,8 +1,7 @@
-//! What the thread that records uses: for itself, and for each sample.
+//! CPU time of the recording thread: fixed cost, and cost per sample.
 //!
-//! Read from that thread's CPU clock, so that what the host's threads do is not in it, nor what a
-//! start and a stop cost. A turn costs something whether there is a sample or not; it is in the
-//! cost of a sample.
+//! It is read from that thread's CPU clock, so it excludes the host's threads, starts and stops. A
+//! wake-up costs CPU time even without samples; the cost per sample includes it.
 
 use std::sync::mpsc;
 use std::thread;
@@ -16,15 +15,15 @@ use marple::os::clock::cpu_timer::cpu_time_of;
 use crate::burn::{self, THREAD};
 use crate::drive::Engine;
 
-/// The rate of the look-back by default.
+/// Default rate of the look-back.
 pub(crate) const LOOKBACK: u32 = 19;
 
-/// The rate at which samples are counted and costed.
+/// Rate at which the cost per sample is measured.
 const HERTZ: u32 = 1000;
 
 const BUSY: usize = 2;
 
-/// Threads that wait until it is dropped.
+/// Threads that wait until this value is dropped.
 pub(crate) struct Idle(Vec<mpsc::Sender<()>>, Vec<thread::JoinHandle<()>>);
 
 impl Idle {
@@ -45,7 +44,8 @@ impl Drop for Idle {
     }
 }
 
-/// CPU seconds of the thread that records. One that has had no turn yet has no name yet.
+/// Returns CPU seconds of the recording thread. Retries, because the thread has no name before it
+/// first runs.
 fn recording() -> Result<f64, String> {
     let begun = Instant::now();
     loop {
@@ -80,8 +80,8 @@ fn by(engine: Engine) -> Result<CpuEngine, String> {
     }
 }
 
-/// The share of a core that the look-back takes of `idle` waiting and `busy` burning threads, for
-/// each core that these keep busy.
+/// Prints the CPU share of the look-back over `idle` waiting and `busy` burning threads, per core
+/// that these keep busy.
 pub(crate) fn lookback(
     engine: Engine,
     idle: usize,
@@ -94,7 +94,7 @@ pub(crate) fn lookback(
         let options =
             Options { engine: by(engine)?, lookback_frequency: frequency, ..Options::default() };
         let lookback = Lookback::start(&options).map_err(|error| error.to_string())?;
-        // It reads the names of the threads it has found, which belongs to the start.
+        // Reading the names of the threads found belongs to the start.
         thread::sleep(Duration::from_millis(200));
         Ok::<_, String>((lookback, recording()?, Instant::now()))
     };
@@ -109,7 +109,7 @@ pub(crate) fn lookback(
     Ok(())
 }
 
-/// What a sample costs with its share of the turns, and what a second of turns costs without any.
+/// Prints the cost of a sample including its share of wake-ups, and of a second of wake-ups alone.
 pub(crate) fn sample(engine: Engine, time: Duration) -> Result<(), String> {
     let session = |busy: usize| {
         let start = || {
@@ -125,7 +125,7 @@ pub(crate) fn sample(engine: Engine, time: Duration) -> Result<(), String> {
             Ok::<_, String>((used / seconds, samples as f64 / seconds))
         })
     };
-    // The first of a process reads tables that the others find read.
+    // The first session in a process reads tables that later ones reuse.
     session(BUSY)?;
     let ((turns, _), (whole, samples)) = (session(0)?, session(BUSY)?);
     println!("turns {}", turns * 1e6);
