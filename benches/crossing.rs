@@ -1,10 +1,11 @@
-//! From the moment memory crosses a rule's threshold to a finished heap profile on disk:
-//! `cargo bench --bench crossing`, with `-- --quick` for a third of the rounds.
+//! Latency from memory crossing a rule's threshold to a complete heap profile on disk.
 //!
-//! A row is: name, value, goal, and `pass` or `short`. The clock runs from before the memory is
-//! asked for, which takes a while to be touched, until the file has its name; ticks are 250 ms
-//! apart, as they are by default, and the crossings fall anywhere between two of them. Half a tick
-//! of the median is the waiting for the next.
+//! `cargo bench --bench crossing`; `-- --quick` takes a third of the rounds.
+//!
+//! Each row has a name, a value, a goal, and `pass` or `short`. The clock starts before the
+//! allocation, whose pages take a while to touch, and stops when the file has its final name. Ticks
+//! are 250 ms apart (the default), and crossings are spread over the time between two ticks. So
+//! half a tick of the median is the wait for the next tick.
 
 use std::alloc::System;
 use std::hint::black_box;
@@ -26,7 +27,7 @@ const GOAL_MILLIS: f64 = 300.0;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn main() {
-    // `cargo test --all-targets` runs benches too; only `cargo bench` says this.
+    // `cargo test --all-targets` runs benches too; only `cargo bench` passes `--bench`.
     if !std::env::args().any(|arg| arg == "--bench") {
         return;
     }
@@ -45,7 +46,7 @@ fn main() {
     }
 }
 
-/// How long each of `rounds` crossings of a rule over `metric` took.
+/// Returns the latency of each of `rounds` crossings of a rule over `metric`, in milliseconds.
 fn crossings(metric: &Metric, rounds: usize) -> Vec<f64> {
     let home = tempfile::tempdir().unwrap();
     let dir = home.path().join("captures");
@@ -75,11 +76,11 @@ fn crossings(metric: &Metric, rounds: usize) -> Vec<f64> {
     let agent = Agent::from_settings(settings).start().unwrap();
     let handle = agent.handle();
     let at_rest = || handle.status().wait(PATIENCE).unwrap().incidents.is_empty();
-    // Rules are asked once their ring of ten ticks is full.
+    // Rules are evaluated once their window of ten ticks is full.
     thread::sleep(Duration::from_secs(3));
     let round = |round: usize| {
         let before = profiles(&dir);
-        // Another phase of the tick each time.
+        // Varies the phase relative to the tick.
         thread::sleep(Duration::from_millis(500 + (round as u64 * 97) % 250));
         let crossed = Instant::now();
         let memory = black_box(vec![1_u8; 136 * MIB]);
@@ -92,7 +93,7 @@ fn crossings(metric: &Metric, rounds: usize) -> Vec<f64> {
     (0..rounds).map(round).collect()
 }
 
-/// How many heap profiles there are.
+/// Returns the number of heap profiles in `dir`.
 fn profiles(dir: &Path) -> usize {
     let list = |dir: &Path| fs::read_dir(dir).into_iter().flatten().flatten();
     list(dir)
@@ -110,7 +111,7 @@ fn until(what: &str, done: impl Fn() -> bool) {
     }
 }
 
-/// Bytes of this process in memory.
+/// Returns the resident bytes of this process.
 fn resident() -> usize {
     let statm = fs::read_to_string("/proc/self/statm").unwrap();
     let pages: usize = statm.split(' ').nth(1).unwrap().parse().unwrap();

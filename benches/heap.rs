@@ -1,41 +1,42 @@
-//! What heap profiles cost, against the bare allocators and against the peers.
+//! Cost of heap profiles, compared with the bare allocators and with other profilers.
 //!
-//! `cargo bench --bench heap`, or with `-- --quick` in a minute, builds the programs of
-//! `benches/heap_peers`, one allocator each and no switch in any path, and prints a row for each
-//! measure: name, value, goal, `pass` or `short`. jemalloc is built twice, with its profiler and
-//! without; building takes a C compiler, instructions take valgrind.
+//! `cargo bench --bench heap` builds the programs of `benches/heap_peers` and prints one row per
+//! measure: name, value, goal, `pass` or `short`. `-- --quick` takes a minute. Each program has one
+//! allocator and no switch in any hot path. jemalloc is built twice, with and without its profiler.
+//! The build needs a C compiler, and instruction counts need valgrind.
 //!
-//! A ratio is the median of the CPU time two programs take for one workload, one right after the
-//! other and in turn first. All rows are measured in turn within each round, and each round starts
-//! all programs anew, because where their heaps happen to lie is worth some per cent. `control` is
-//! a program against another run of itself: what the machine adds.
+//! A ratio compares the CPU time of two programs for one workload; the row is the median of many
+//! pairs. The programs of a pair run one right after the other and alternate in going first. Each
+//! round measures all rows and restarts all programs, because the layout of a heap changes the time
+//! by a few per cent. `control` compares a program with another run of itself and shows the noise
+//! of the machine.
 //!
-//! The longest that another thread stands still during a dump is the least of all runs: the
-//! machine's other work makes it longer now and then, the dump makes it so every time. Its control
-//! is the same thread for the same time without a dump.
+//! The longest stall of another thread during a dump is the minimum over all runs: other work on
+//! the machine lengthens it occasionally, the dump in every run. Its control is the same thread for
+//! the same time without a dump.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
-/// How often.
+/// Number of rounds and of dumps.
 struct Plan {
     rounds: usize,
     dumps: usize,
 }
 
-/// Some five minutes besides the build.
+/// Takes about five minutes plus the build.
 const FULL: Plan = Plan { rounds: 21, dumps: 7 };
 const QUICK: Plan = Plan { rounds: 3, dumps: 1 };
 
-/// Pairs of each row in a round.
+/// Pairs per row and round.
 const PAIRS: usize = 3;
 
-/// What jemalloc's profiler is set to.
+/// Settings of jemalloc's profiler: the default sampling interval of 512 KiB, and every block.
 const USUAL: &str = "prof:true,lg_prof_sample:19";
 const EVERY_BLOCK: &str = "prof:true,lg_prof_sample:0";
 
-/// Workload, what costs, over what, and the goal.
+/// Workload, measured program, reference program, and goal of their ratio.
 const RATIOS: &[(&str, &str, &str, Option<f64>)] = &[
     ("json", "system", "system", None),
     ("json", "marple_off", "system", Some(1.04)),
@@ -103,24 +104,26 @@ fn row(name: &str, value: f64, goal: Option<f64>) {
     }
 }
 
-/// Builds the programs and says where they are.
+/// Builds the programs and returns their directory.
 fn build() -> PathBuf {
     let package = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/heap_peers");
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("target/tmp");
     let cargo = |arguments: &[&str]| {
         let mut command = Command::new(env!("CARGO"));
-        // Not `--locked`: the lock file follows marple's own dependencies only when this is run.
+        // Not `--locked`: the lock file is updated for marple's own dependencies only by this
+        // build.
         command.args(["build", "--release", "--quiet"]).args(arguments);
         let built = command.current_dir(&package).env("CARGO_TARGET_DIR", target).status();
         assert!(built.expect("cargo").success(), "cargo build {arguments:?} in {package:?}");
     };
-    // First, and apart: with its profiler in, jemalloc costs more in every program.
+    // Built first and separately: jemalloc with its profiler compiled in costs more in every
+    // program.
     cargo(&["--features", "profiling", "--bin", "jemalloc_profiler", "--bin", "jemalloc_dump"]);
     cargo(&[]);
     target.join("release")
 }
 
-/// A program that waits for the names of workloads.
+/// A program that reads names of workloads from stdin.
 struct Program {
     child: Child,
     asks: ChildStdin,
@@ -130,8 +133,9 @@ struct Program {
 impl Program {
     fn start(programs: &Path, name: &str) -> Self {
         let mut command = Command::new(programs.join(name));
-        // By default glibc gives the top of its heap back and asks for it again, or not, by where
-        // the last block happens to lie: up to a third of the time of a workload, by chance.
+        // By default glibc may return the top of its heap to the kernel and request it again,
+        // depending on the position of the last block. That costs up to a third of a workload's
+        // time at random.
         for keep in ["MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"] {
             command.env(keep, (1 << 30).to_string());
         }
@@ -162,7 +166,7 @@ impl Drop for Program {
     }
 }
 
-/// What each pair of each row said, in the rows' order.
+/// Returns the ratio of each pair, by row.
 fn ratios(programs: &Path, rounds: usize) -> Vec<Vec<f64>> {
     let mut values = vec![Vec::new(); RATIOS.len()];
     for _ in 0..rounds {
@@ -181,7 +185,7 @@ fn ratios(programs: &Path, rounds: usize) -> Vec<Vec<f64>> {
     values
 }
 
-/// The first large dump of a program, ours and jemalloc_pprof's in turn.
+/// Measures the first large dump in a process, alternating between marple and jemalloc_pprof.
 fn dumps(programs: &Path, dumps: usize) {
     let names = ["marple_dump", "jemalloc_dump"];
     let mut answers = [const { Vec::new() }; 2];
@@ -213,8 +217,8 @@ fn dumps(programs: &Path, dumps: usize) {
     row("dump: CPU of marple / jemalloc_pprof", median(0, 0) / median(1, 0), Some(0.1));
 }
 
-/// The instructions of one of `what`, as valgrind counts them: the difference between more and
-/// fewer.
+/// Returns the instructions of one `what`, counted by valgrind: `(count(many) - count(few)) / (many
+/// - few)`.
 fn instructions(programs: &Path, name: &str, what: &str, [few, many]: [u32; 2]) -> f64 {
     let count = |number: u32| {
         let output = Command::new("valgrind")
@@ -224,7 +228,7 @@ fn instructions(programs: &Path, name: &str, what: &str, [few, many]: [u32; 2]) 
             .output()
             .expect("valgrind");
         let told = String::from_utf8_lossy(&output.stderr).into_owned();
-        // A program that dies early has a count too.
+        // A program that fails early also has a count.
         assert!(output.status.success(), "{name}: {}\n{told}", output.status);
         let total =
             told.split("Collected :").nth(1).and_then(|rest| rest.split_whitespace().next());

@@ -1,25 +1,25 @@
-//! What the endpoint costs the service.
+//! Cost of the HTTP endpoint to the service.
 //!
 //! ```text
 //! cargo bench --bench http [-- --quick]
 //! ```
 //!
-//! Rows are: name, value, goal, `pass` or `short`. Seven minutes; with `--quick` one, and its p99
-//! tells little.
+//! Each row has a name, a value, a goal, and `pass` or `short`. It takes seven minutes, or one with
+//! `--quick`, whose p99 is too noisy to compare.
 //!
-//! - A scrape of `/metrics`: CPU time of the thread `marple`, which does all of the answering, with
-//!   and without scrapes. The control is the same service idling for as many ticks.
-//! - A thousand scrapes a second, by four scrapers at a pace: the share of a core they take, and
-//!   how late ticks are meanwhile, by the times of the vitals in the status. The control asks for
-//!   the status as often and scrapes nothing.
-//! - The battery: the p99 of the service's own requests while strangers ask the endpoint for what
-//!   they may not have (`battery.rs`), over the p99 while the same bytes go to a plain listener
-//!   that ends every connection. So what the strangers themselves take of the machine is on both
-//!   sides. The no-op control is one plain listener over another: what it is off by, or a tenth,
-//!   the ratio may be off by. Of all rounds the lower quartile counts. Once strangers only, once
-//!   with a hundred who have the token and ask for a profile at once: one gets it, and that is a
-//!   capture with what a capture costs; and once more while every core is taken by somebody else,
-//!   where what is not done at low priority would show.
+//! - One scrape of `/metrics`: CPU time of the thread `marple`, which writes all responses, with
+//!   and without scrapes. The control is the same service idling for the same number of ticks.
+//! - 1000 scrapes a second from four paced clients: their share of a core, and the delay of ticks,
+//!   from the timestamps of the vitals in the status. The control requests the status equally often
+//!   without scrapes.
+//! - Hostile load: the p99 of the service's own requests while unauthorized clients send requests
+//!   to the endpoint (`battery.rs`), divided by the p99 while the same bytes go to a plain listener
+//!   that closes every connection. So the clients' own CPU use is on both sides. The control
+//!   compares two plain listeners; the tolerance of the ratio is the control's deviation, or 10 %
+//!   if that is larger. The lower quartile of all rounds counts. It runs three times. First with
+//!   unauthorized clients only. Then with a hundred authorized clients that request a profile at
+//!   once: one gets it, so this includes the cost of a capture. Then with every core busy, which
+//!   shows work that does not run at low priority.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -35,11 +35,11 @@ mod battery;
 mod scrapes;
 
 const PAIRS: usize = 7;
-/// Rounds of the battery, of three each.
+/// Rounds of the hostile load; each measures three listeners.
 const ROUNDS: usize = 25;
 const SCRAPES: usize = 1000;
 const TOKEN: &str = "bench-t0ken";
-/// 1000 scrapes a second shall take a fifth of a core at the most.
+/// 1000 scrapes a second may take a fifth of a core: 200 us each.
 const GOAL_MICROS: f64 = 200.0;
 
 fn main() {
@@ -117,13 +117,13 @@ fn scrape(client: &mut TcpStream, token: &str, times: usize) {
     }
 }
 
-/// CPU time of the threads called `name`, dead ones not.
+/// Returns the CPU time of the live threads named `name`.
 fn cpu_time(name: &str) -> Duration {
     let tasks = fs::read_dir("/proc/self/task").unwrap().map(|task| task.unwrap().path());
     let of = tasks.filter_map(|task| {
         let known = fs::read_to_string(task.join("comm")).ok()?;
         (known.trim() == name).then_some(())?;
-        // Nanoseconds on a CPU, the first of three numbers.
+        // The first of three numbers: nanoseconds on a CPU.
         let text = fs::read_to_string(task.join("schedstat")).ok()?;
         text.split(' ').next()?.parse().ok().map(Duration::from_nanos)
     });

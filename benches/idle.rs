@@ -1,18 +1,20 @@
-//! What the agent costs while there is no incident: `cargo bench --bench idle`.
+//! Cost of the agent while there is no incident.
 //!
-//! About six minutes; `-- --quick` two of them, and `-- ticks`, `-- polls`, `-- threads`, `--
-//! first` or `-- requests` that part alone. `ticks` is described here, the others in
-//! `idle/busy.rs`.
+//! `cargo bench --bench idle` takes about six minutes, with `-- --quick` two. `-- ticks`, `--
+//! polls`, `-- threads`, `-- first` and `-- requests` run one part. `ticks` is described here, the
+//! others in `idle/busy.rs`.
 //!
-//! One row a measure: its name, its value, the goal, and `pass` or `short`. A value of CPU is the
-//! median of pairs run in turn, the ticks and a loop that sleeps as often without them, over the
-//! whole process, so that what waking the observed runtimes costs *them* is in it.
+//! Each row has a name, a value, a goal, and `pass` or `short`. A CPU value is the median of
+//! interleaved pairs: the ticks, and a loop that sleeps equally often without them. It covers the
+//! whole process, so it includes the cost of waking the observed runtimes.
 //!
-//! How fast a machine is with everything cold differs by two and more, so sysinfo's reading of the
-//! own process is taken in the same turns: 32 to 36 us where the goal was set.
+//! The speed of machines with cold caches differs by a factor of two and more. For reference,
+//! sysinfo reads the same process in the same rounds; it took 32 to 36 us on the machine where the
+//! goal was set.
 //!
-//! By their own clock the ticks are 250 ms apart, so that what is done each second or minute has
-//! its true share; they come every 5 ms for the bench to end. Caches are warmer than they would be.
+//! In their own clock the ticks are 250 ms apart, so that work per second or minute has its true
+//! weight. In wall time they are 5 ms apart, which keeps the bench short. Caches are warmer than in
+//! production.
 
 #[path = "idle/busy.rs"]
 mod busy;
@@ -41,11 +43,11 @@ const APART: Duration = Duration::from_millis(5);
 /// 0.02 % of a core at 4 Hz.
 const GOAL_MICROS: f64 = 50.0;
 
-/// What sysinfo took where that was set.
+/// Time sysinfo took on the machine where the goal was set.
 const PEER_MICROS: f64 = 34.0;
 
 fn main() {
-    // `cargo test --all-targets` runs benches too; only `cargo bench` says this.
+    // `cargo test --all-targets` runs benches too; only `cargo bench` passes `--bench`.
     if !std::env::args().any(|arg| arg == "--bench") {
         return;
     }
@@ -102,13 +104,13 @@ fn ticks() {
     let mut ticks = Ticks::of(&runtimes);
     let _ = cpu_of(|| ticks.next());
     let region = Region::new(ALLOCATOR);
-    // 25 s of ticks, in the minute between two looks at the machine's memory.
+    // 25 s of ticks, within the minute between two readings of the machine's memory.
     let _ = cpu_of(|| ticks.next());
     let change = region.change();
     row("allocations in 100 ticks", (change.allocations + change.reallocations) as f64, "", 0.0);
 }
 
-/// The memory and the CPU time of this process, by sysinfo.
+/// Reads memory and CPU time of this process with sysinfo.
 fn own_process(system: &mut Sysinfo) {
     let pid = Pid::from_u32(std::process::id());
     let kind = ProcessRefreshKind::nothing().with_memory().with_cpu().without_tasks();
@@ -141,7 +143,7 @@ impl Ticks {
     }
 }
 
-/// Microseconds of CPU that the whole process uses for each of the ticks.
+/// Returns CPU microseconds of the whole process per tick.
 fn cpu_of(mut tick: impl FnMut()) -> f64 {
     let before = cpu_time();
     for _ in 0..TICKS {

@@ -1,10 +1,11 @@
-//! From a change of the settings file to its being in force in a running agent: `cargo bench
-//! --bench reload`.
+//! Latency from a change of the settings file to the settings in force in a running agent.
 //!
-//! A row is: name, value, goal, and `pass` or `short`. The file is changed as editors and
-//! Kubernetes do; the clock runs from before the change until the status shows the new settings,
-//! whose reading is counted in. The slowest of all rounds stands beside the median: each change has
-//! to be there within the second.
+//! `cargo bench --bench reload`
+//!
+//! Each row has a name, a value, a goal, and `pass` or `short`. The file is changed the way editors
+//! and Kubernetes change it. The clock starts before the change and stops when the status shows the
+//! new settings, so it includes reading the status. The maximum is shown beside the median, because
+//! each change must take effect within a second.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -18,11 +19,11 @@ const ROUNDS: usize = 9;
 const GOAL_MILLIS: f64 = 1000.0;
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Puts the settings `text` into force, in round `round`.
+/// Installs the settings `text` in round `round`.
 type Change = fn(dir: &Path, text: &str, round: usize);
 
 fn main() {
-    // `cargo test --all-targets` runs benches too; only `cargo bench` says this.
+    // `cargo test --all-targets` runs benches too; only `cargo bench` passes `--bench`.
     if !std::env::args().any(|arg| arg == "--bench") {
         return;
     }
@@ -44,7 +45,7 @@ fn main() {
     }
 }
 
-/// How long each of [`ROUNDS`] changes took.
+/// Returns the latency of each of [`ROUNDS`] changes, in milliseconds.
 fn reloads(mounted: bool, change: Change) -> Vec<f64> {
     let home = tempfile::tempdir().unwrap();
     let config = home.path().join("config");
@@ -67,7 +68,7 @@ fn reloads(mounted: bool, change: Change) -> Vec<f64> {
     let applied = |handle: &AgentHandle| handle.status().wait(PATIENCE).unwrap().config.applied;
     let round = |round: usize| {
         let before = applied(&handle);
-        // Another phase of whatever is periodic each time.
+        // Varies the phase relative to anything periodic.
         thread::sleep(Duration::from_millis(700 + (round as u64 * 97) % 250));
         let changed = Instant::now();
         change(&config, &text(round), round);
@@ -80,7 +81,7 @@ fn reloads(mounted: bool, change: Change) -> Vec<f64> {
     (1..=ROUNDS).map(round).collect()
 }
 
-/// As editors do.
+/// Replaces the file by renaming, like an editor.
 fn renamed_over(dir: &Path, text: &str, _: usize) {
     let draft = dir.join(".marple.toml.swp");
     fs::write(&draft, text).unwrap();
@@ -92,7 +93,7 @@ fn removed_and_made(dir: &Path, text: &str, _: usize) {
     fs::write(dir.join("marple.toml"), text).unwrap();
 }
 
-/// As kubelet does with a mounted ConfigMap: a new directory, and one link turned to it.
+/// Replaces the directory behind a symlink, like kubelet does for a mounted ConfigMap.
 fn swapped(dir: &Path, text: &str, round: usize) {
     version(dir, text, round);
     symlink(format!("..{round}"), dir.join("..data_tmp")).unwrap();

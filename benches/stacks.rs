@@ -1,12 +1,12 @@
-//! What asking everybody where he stands costs the service: `cargo bench --bench stacks`.
+//! Cost to the service of thread and task dumps: `cargo bench --bench stacks`.
 //!
-//! One row a measure: its name, its value, the goal, and `pass` or `short`. A value is the median
-//! of 7 rounds, each of which runs the measure and its control in turn. A heartbeat is a task that
-//! sleeps a millisecond in a loop; its gap is the longest time between two beats.
+//! Each row has a name, a value, a goal, and `pass` or `short`. A value is the median of 7 rounds,
+//! each of which runs the measure and its control. A heartbeat is a task that sleeps for 1 ms in a
+//! loop; its gap is the longest time between two beats.
 //!
-//! The goal for a dump of 100 k tasks is a ratio to `tokio::runtime::Handle::dump`, which takes
-//! `--cfg tokio_unstable` and is run by `benches/peers/run`: here the row shows the gap next to the
-//! one of the same runtime left alone, and no verdict.
+//! The goal for a dump of 100,000 tasks is a ratio to `tokio::runtime::Handle::dump`, which needs
+//! `--cfg tokio_unstable` and runs in `benches/peers/run`. Here the row shows the gap beside that
+//! of the same runtime without a dump, and has no verdict.
 
 #[path = "stacks/day.rs"]
 mod day;
@@ -32,7 +32,7 @@ const ROUNDS: usize = 7;
 const PLAN: Plan = Plan { ask: true, signals: true, deadline: Duration::from_secs(30) };
 
 fn main() {
-    // `cargo test --all-targets` runs benches too; only `cargo bench` says this.
+    // `cargo test --all-targets` runs benches too; only `cargo bench` passes `--bench`.
     if !std::env::args().any(|arg| arg == "--bench") {
         return;
     }
@@ -69,7 +69,8 @@ fn runtime() -> Runtime {
     Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime")
 }
 
-/// CPU per operation with the wrapper, over without it, of the two shapes it can cost most in.
+/// CPU time per operation with the wrapper, divided by that without, in the two most expensive
+/// shapes.
 fn wrapper() {
     let runtime = runtime();
     let cpu = |work: &dyn Fn()| {
@@ -168,7 +169,7 @@ fn many_tasks() {
     runtime.shutdown_background();
 }
 
-/// Time that one poll of 50,000 leaves takes longer while it is dumped.
+/// Additional time of one poll of 50,000 leaves while it is dumped.
 fn many_leaves() {
     const LEAVES: usize = 50_000;
     let never = Arc::new(Notify::new());
@@ -246,8 +247,8 @@ fn blocked_worker() {
     runtime.shutdown_background();
 }
 
-/// The median time between two beats while threads are dumped over and over, by the one left alone:
-/// the cores are taken by other work in both.
+/// Median time between two beats during continuous thread dumps, divided by that without dumps.
+/// Other work keeps the cores busy in both cases.
 fn beats_under_dumps() {
     let runtime = runtime();
     let over = Arc::new(AtomicBool::new(false));

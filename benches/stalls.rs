@@ -1,19 +1,19 @@
-//! Whether stalls are found, and what looking for them costs: `cargo bench --bench stalls`.
+//! Accuracy and cost of stall detection: `cargo bench --bench stalls`.
 //!
-//! One row a measure: its name, its value, the goal, and `pass` or `short`. About two minutes; `--
-//! --quick` half of one, and `-- recorded`, `-- plain` or `-- cost` that part alone.
+//! Each row has a name, a value, a goal, and `pass` or `short`. It takes about two minutes, with
+//! `-- --quick` half a minute. `-- recorded`, `-- plain` and `-- cost` run one part.
 //!
-//! Polls of 20, 40, 100, 200 and 400 ms are injected into a runtime that is idle, hot (tasks with
-//! polls of 5 ms at any time) or on a machine whose cores are taken by others, with one worker and
-//! with two, under a threshold of 50 ms. Each injected poll measures itself: on a loaded machine
-//! one of 40 ms may take longer, and what it took is what is to be found. Recorded ones
-//! (`marple::task`) are due when they lasted for the threshold and the period of 10 ms; plain ones,
-//! which are suspected by the runtime's counts, have another 60 ms. In between either is right. A
-//! false alarm is a stall that is told at a time at which no injected poll went on for the
-//! threshold.
+//! Polls of 20, 40, 100, 200 and 400 ms are injected into a runtime with one worker or two, under a
+//! threshold of 50 ms. The runtime is idle, hot (tasks with polls of 5 ms at any time), or on a
+//! machine whose cores are busy with other work. Each injected poll measures its own duration: on a
+//! loaded machine one of 40 ms may take longer, and the measured duration decides. Recorded polls
+//! (`marple::task`) must be found if they lasted for the threshold plus the period of 10 ms.
+//! Unrecorded ones, which the runtime's counters make suspicious, have another 60 ms. Between
+//! threshold and limit either result is right. A false alarm is a stall reported for a time at
+//! which no injected poll exceeded the threshold.
 //!
-//! The cost of looking is the CPU of the whole process with an agent that looks, less that with one
-//! that does not, in turns.
+//! The cost of detection is the CPU time of the whole process with an agent that detects stalls,
+//! minus that with an agent that does not, in interleaved pairs.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -30,18 +30,18 @@ use tokio::runtime::{Builder, Runtime};
 const THRESHOLD: Duration = Duration::from_millis(50);
 const PERIOD: Duration = Duration::from_millis(10);
 
-/// What a suspicion may come later by: an idle runtime is looked at once a threshold, and once more
-/// after 10 ms.
+/// Additional time for an unrecorded poll: an idle runtime is inspected once per threshold, and
+/// again after 10 ms.
 const SUSPICION: Duration = Duration::from_millis(60);
 
-/// The dates of a stall and of the poll it is about may be so far apart, on a machine with more
-/// work than cores: the worker is taken off its core between them.
+/// Maximum distance between the start times of a stall and of its poll. On an overloaded machine
+/// the worker may be preempted between the two.
 const APART: Duration = Duration::from_millis(20);
 
 const LENGTHS: [u64; 5] = [20, 40, 100, 200, 400];
 
 fn main() {
-    // `cargo test --all-targets` runs benches too; only `cargo bench` says this.
+    // `cargo test --all-targets` runs benches too; only `cargo bench` passes `--bench`.
     if !std::env::args().any(|arg| arg == "--bench") {
         return;
     }
@@ -71,7 +71,7 @@ enum Load {
     Machine,
 }
 
-/// An injected poll: when it began and how long it took.
+/// Start and duration of an injected poll.
 #[derive(Clone, Copy, Debug)]
 struct Injected {
     start: Timestamp,
@@ -150,14 +150,15 @@ fn matrix(recorded: bool, load: Load, workers: usize, rounds: usize) {
     let hits = above.iter().filter(|poll| found(poll)).count();
     let is_right =
         |stall: &&Stall| injected.iter().any(|poll| poll.took >= THRESHOLD && poll.is_meant(stall));
-    // A short poll that the machine held up for the threshold did last.
+    // A short poll that the machine delayed beyond the threshold is a true stall.
     let (short, told): (Vec<&Stall>, Vec<&Stall>) =
         told.iter().partition(|stall| stall.task.starts_with("short"));
     let held_up = short.len();
     let wrong = told.iter().filter(|stall| !is_right(stall)).count();
     let kind = if recorded { "recorded" } else { "plain" };
     let name = format!("{kind}, {load:?}, {workers} workers").to_lowercase();
-    // Where others take the cores, nobody is certain to be asked in time.
+    // On a machine with busy cores an unrecorded stall may be sampled too late, so there is no
+    // goal.
     let goal = if recorded || load != Load::Machine { above.len() as f64 } else { f64::NAN };
     row(&format!("{name}: found of {}", above.len()), hits as f64, "", goal, true);
     row(&format!("{name}: false alarms"), wrong as f64, "", 0.0, false);
@@ -183,12 +184,12 @@ async fn short_polls(over: Arc<AtomicBool>) {
     }
 }
 
-/// What the runtime does while the cost of looking at it is measured.
+/// State of the runtime while the cost of detection is measured.
 #[derive(Clone, Copy, PartialEq)]
 enum Watched {
     Idle,
     Busy,
-    /// All workers, in polls that are stalls: some 400 a second.
+    /// All workers in polls that stall, about 400 stalls a second.
     AllStalled,
 }
 
@@ -199,7 +200,7 @@ async fn stalled() {
     }
 }
 
-/// CPU of looking, in per cent of a core.
+/// Measures CPU time of detection, in per cent of a core.
 fn cost(pairs: usize) {
     const SPAN: Duration = Duration::from_secs(2);
     let share = |stall: Option<Duration>, load: Watched| {
@@ -272,7 +273,7 @@ fn runtime(workers: usize) -> Runtime {
     Builder::new_multi_thread().worker_threads(workers).enable_all().build().expect("a runtime")
 }
 
-/// A goal that is not a number is none.
+/// Prints a row. A NaN goal means that there is no goal.
 fn row(name: &str, value: f64, unit: &str, goal: f64, at_least: bool) {
     let verdict = match (goal.is_nan(), at_least) {
         (true, _) => String::new(),

@@ -1,21 +1,20 @@
-//! What recording polls costs: CPU time per operation, as a ratio to the same runtime without
+//! Cost of recording polls: CPU time per operation, divided by that of the same runtime without
 //! marple.
 //!
-//! `cargo bench --bench trace` measures the wrapper on stable tokio, and `RUSTFLAGS="--cfg
-//! tokio_unstable" cargo bench --bench trace` tokio's hooks. Rounds are interleaved, each ratio is
-//! to the plain run of its own round, and the median of the rounds is shown. `control` is the plain
-//! run against itself: what it differs from 1 by is noise. With hooks, `hooks that do nothing` is
-//! what tokio itself takes for calling some: it counts a reference to the one for a task's end in
-//! each task, which all workers write to.
+//! `cargo bench --bench trace` measures the wrapper on stable tokio; `RUSTFLAGS="--cfg
+//! tokio_unstable" cargo bench --bench trace` measures tokio's hooks. Rounds are interleaved, each
+//! ratio is to the plain run of the same round, and the median of the rounds is shown. `control` is
+//! the plain run against itself; its distance from 1 is noise. With hooks, `hooks that do nothing`
+//! is tokio's own cost of calling hooks: each task counts a reference to the task-end hook, and all
+//! workers write to that counter.
 //!
-//! The first rows are what a trace of the recorded polls costs to write, and how long it gets. They
-//! come first because a ring stays for as long as the window with a thread that has ended: behind
-//! dozens of runtimes only small rings are left, and a trace of a few thousand events is measured
-//! by what any trace costs. `holes` is the same in a process that has filled 300 MB and freed a
-//! random half of it.
+//! The first rows are the cost of writing a trace of the recorded polls, and its size. They come
+//! first because the ring of an ended thread is kept for the length of the window. After dozens of
+//! runtimes only small rings are left, and the fixed cost of a trace would dominate a few thousand
+//! events. `holes` repeats it in a process that has filled 300 MB and freed a random half of it.
 //!
-//! `-- --quick` takes a third of the rounds. `-- NAME ..` takes the workloads whose names begin so,
-//! and `file` the first rows alone. `-- --once plain|off|recording NAME OPERATIONS` runs one
+//! `-- --quick` takes a third of the rounds. `-- NAME ..` runs the workloads whose names start with
+//! NAME, and `file` the first rows alone. `-- --once plain|off|recording NAME OPERATIONS` runs one
 //! workload once and prints nothing, for `valgrind --tool=callgrind`: the instructions of an
 //! operation are the difference of two runs.
 
@@ -39,7 +38,7 @@ const MAX_BYTES: Bytes = Bytes::mib(16);
 const WINDOW: Duration = Duration::from_secs(30);
 const HOOKS: bool = cfg!(tokio_unstable);
 
-/// By workload: recording over plain, with hooks and with the wrapper.
+/// By workload: goals for recording over plain, with hooks and with the wrapper.
 const GOALS: [(f64, f64); 4] = [(1.10, 1.10), (1.18, 1.28), (1.02, 1.02), (1.02, 1.02)];
 
 fn main() {
@@ -102,7 +101,7 @@ fn main() {
     }
 }
 
-/// A runtime with as many hooks as marple has, which do nothing.
+/// Builds a runtime with the same hooks as marple's, all of them empty.
 fn hollow() -> Runtime {
     let mut builder = builder();
     builder.on_thread_park(|| ()).on_thread_unpark(|| ());
@@ -128,7 +127,7 @@ fn once_only(how: &str, name: &str, operations: u32) {
     workload.expect("a workload").run_once(&runtime.expect("a runtime"), spawn, operations);
 }
 
-/// What a trace of a full set of rings costs.
+/// Measures the cost of a trace from a full set of rings.
 fn files(source: &str, rounds: usize) {
     configure(TraceMode::Always, MAX_BYTES, WINDOW);
     let runtime = instrument(&mut builder()).build().expect("a runtime");
@@ -148,8 +147,8 @@ fn files(source: &str, rounds: usize) {
     row(&format!("file: gzip'd bytes an event, {source}"), middle(&whole, |file| file.size), 8.0);
 }
 
-/// A trace's events, and for each of them the nanoseconds to take it from the rings, those and the
-/// ones to write it, and its bytes.
+/// Number of events in a trace, and per event: nanoseconds to copy it from the rings, nanoseconds
+/// to copy and write it, and bytes.
 struct File {
     events: f64,
     taking: f64,
@@ -157,9 +156,9 @@ struct File {
     size: f64,
 }
 
-/// Records, and writes in a process whose heap `heap` has been at; what that returns is freed
-/// afterwards. As the agent does, on a thread of its own: what other threads freed is mostly not in
-/// its allocator's way.
+/// Records, then writes a trace in a process whose heap `heap` has prepared; the returned value is
+/// freed afterwards. The trace is written on a separate thread, as in the agent: blocks freed by
+/// other threads mostly do not affect its allocator.
 fn file<T>(runtime: &Runtime, heap: fn() -> T) -> File {
     let spawn = if HOOKS { Spawn::Plain } else { Spawn::Wrapped };
     for workload in &WORKLOADS {
@@ -185,7 +184,7 @@ fn file<T>(runtime: &Runtime, heap: fn() -> T) -> File {
     file
 }
 
-/// Blocks of 16 to 600 bytes, every other one that was asked for at random freed.
+/// Allocates blocks of 16 to 600 bytes and frees a random half of them.
 fn holes() -> Vec<Box<[u8]>> {
     let mut seed = 1_u64;
     let mut random = |below: usize| {
@@ -206,7 +205,7 @@ fn row(name: &str, value: f64, goal: f64) {
     println!("{name:44} {value:9.3} {goal:9.2} {verdict}");
 }
 
-/// Counts what is written.
+/// A writer that only counts bytes.
 struct Counting(u64);
 
 impl Write for Counting {

@@ -1,5 +1,5 @@
-//! What the layer costs a thread, as ratios to the registry without it: installed and off,
-//! recording, and recording past the end of its memory. Rounds are interleaved and medians shown.
+//! Cost of the layer per operation, as ratios to the registry without it: installed but off,
+//! recording, and recording beyond the end of its memory. Rounds are interleaved and medians shown.
 //!
 //! `cargo bench --bench trace_layer`
 
@@ -17,7 +17,7 @@ const TIMES: u32 = 20_000;
 
 type Work = fn(&Span);
 
-/// Nanoseconds for one time.
+/// Returns nanoseconds per call.
 fn time(work: Work) -> f64 {
     let span = info_span!("standing", id = 7);
     let start = Instant::now();

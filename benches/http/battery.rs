@@ -1,8 +1,8 @@
-//! Strangers at the endpoint, and how the service's own requests fare meanwhile.
+//! Hostile clients at the endpoint, and the latency of the service's own requests.
 //!
-//! The strangers are a process of their own. They ask at a pace, 400 requests a second: asking as
-//! fast as two cores allow would measure the strangers. The service is a thread a connection over a
-//! socket, 200 us of work a request.
+//! The clients are a separate process, paced at 400 requests a second: at full speed on two cores
+//! the bench would measure the clients. The service has one thread per connection, and 200 us of
+//! work per request.
 
 use std::hint::black_box;
 use std::io::{Read, Write};
@@ -13,17 +13,17 @@ use std::time::{Duration, Instant};
 
 use super::cpu_time;
 
-/// The first argument of a process that is to be the strangers.
+/// First argument of a process that runs the hostile clients.
 pub(super) const WORD: &str = "battery";
 
-/// The first argument of a process that takes a core until its input ends, which is when the bench
-/// does.
+/// First argument of a process that keeps a core busy. It ends with its stdin, that is, with the
+/// bench.
 pub(super) const SPIN: &str = "spin";
 
 const ROUND: Duration = Duration::from_secs(1);
 const BETWEEN: Duration = Duration::from_micros(2500);
 
-/// The strangers: for one round, to `address`.
+/// Runs the hostile clients for one round against `address`.
 pub(super) fn ask(address: SocketAddr, token: &str, captures: usize) {
     let until = Instant::now() + ROUND;
     let long = "x".repeat(64 << 10);
@@ -54,7 +54,8 @@ pub(super) fn ask(address: SocketAddr, token: &str, captures: usize) {
         let _ = stream.write_all(request.as_bytes());
         Some(stream)
     };
-    // Those who never finish, and those who have the token and want the one profiler.
+    // Clients that never finish a request, and authorized clients that compete for the one
+    // profiler.
     let slow: Vec<_> = (0..20).map(|_| send("GET /status HTTP/1.1\r\nHost: loc")).collect();
     let profile = format!(
         "GET /debug/pprof/profile?seconds=1 HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n\r\n"
@@ -72,7 +73,7 @@ pub(super) fn ask(address: SocketAddr, token: &str, captures: usize) {
     drop((slow, wanting));
 }
 
-/// Takes a core.
+/// Keeps a core busy.
 pub(super) fn spin() {
     thread::spawn(|| {
         let _ = std::io::stdin().read(&mut [0]);
@@ -83,7 +84,7 @@ pub(super) fn spin() {
     }
 }
 
-/// Processes that take every core, ended when they are dropped.
+/// Processes that keep every core busy until this value is dropped.
 struct Spinning(Vec<Child>);
 
 impl Spinning {
@@ -104,8 +105,8 @@ impl Drop for Spinning {
     }
 }
 
-/// Prints the rows for strangers, `captures` of whom have the token and ask for a profile at once,
-/// on free cores or on `taken` ones.
+/// Prints the rows of the hostile load, with `captures` authorized clients that request a profile
+/// at once, on idle cores or with all cores `taken`.
 pub(super) fn measure(
     endpoint: SocketAddr,
     token: &str,
@@ -151,7 +152,7 @@ pub(super) fn measure(
         }
     }
     drop(spinning);
-    // What else runs on the machine only ever makes a round worse: the quiet quarter tells.
+    // Other load on the machine can only slow a round, so the lower quartile counts.
     let [first, battery, second] = rounds.map(|mut p99s| {
         p99s.sort_by(f64::total_cmp);
         p99s[p99s.len() / 4] * 1e6
@@ -170,7 +171,7 @@ pub(super) fn measure(
     println!("share of a core meanwhile  {}  -  -", told.collect::<Vec<_>>().join(" "));
 }
 
-/// The service: a byte for a byte, after some work.
+/// Starts the service: it responds to each byte with a byte, after some work.
 fn service() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -193,7 +194,7 @@ fn service() -> SocketAddr {
     address
 }
 
-/// A listener that reads once and ends the connection.
+/// Starts a listener that reads once and closes the connection.
 fn plain() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();

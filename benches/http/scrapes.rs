@@ -1,4 +1,4 @@
-//! A thousand scrapes of `/metrics` a second, for a few seconds.
+//! 1000 scrapes of `/metrics` a second, for a few seconds.
 
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,11 +12,11 @@ use super::{cpu_time, median, scrape};
 const SCRAPERS: u32 = 4;
 const A_SECOND: u32 = 1000;
 const ROUND: Duration = Duration::from_secs(3);
-/// How often the status is asked for, to see when ticks were.
+/// Interval at which the status is requested, to get the times of ticks.
 const LOOK: Duration = Duration::from_millis(10);
 const TICK: Duration = Duration::from_millis(250);
 const GOAL_SHARE: f64 = 0.2;
-/// A tenth of the time between two ticks, in milliseconds.
+/// A tenth of the tick interval, in milliseconds.
 const GOAL_LATE: f64 = 25.0;
 
 /// Prints the rows.
@@ -45,13 +45,13 @@ pub(super) fn measure(agent: &AgentHandle, address: SocketAddr, token: &str, pai
 }
 
 struct Seen {
-    /// Of a core, by the thread `marple`.
+    /// CPU time of the thread `marple`, as a share of a core.
     share: f64,
-    /// By how much the latest tick came after its time, in milliseconds.
+    /// Largest delay of a tick, in milliseconds.
     late: f64,
 }
 
-/// What is seen of the agent while `work` goes on.
+/// Measures the agent while `work` runs.
 fn round(agent: &AgentHandle, work: impl FnOnce()) -> Seen {
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -78,7 +78,7 @@ fn round(agent: &AgentHandle, work: impl FnOnce()) -> Seen {
     })
 }
 
-/// Scrapes for a round, at a pace; how many were answered.
+/// Scrapes for one round at a fixed pace. Returns the number of responses.
 fn drive(address: SocketAddr, token: &str) -> u32 {
     let between = Duration::from_secs(1) * SCRAPERS / A_SECOND;
     let until = Instant::now() + ROUND;

@@ -1,9 +1,9 @@
-//! What an agent with default settings costs services that are busy or large.
+//! Cost of an agent with default settings to services that are busy or large.
 //!
-//! Each value is the median of pairs run in turn, with the agent and with a control: the same
-//! service without an agent, or with the measured part off. What the agent's own threads use is
-//! read from the kernel's account of them (`schedstat`), which is exact where the service takes all
-//! cores; what it costs the service's threads is in the CPU time of the process for each request.
+//! Each value is the median of interleaved pairs with the agent and with a control: the same
+//! service without an agent, or with the measured part off. The CPU time of the agent's threads is
+//! read from the kernel's `schedstat`, which is exact even while the service uses all cores. The
+//! cost to the service's threads is in the CPU time of the process per request.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -25,7 +25,7 @@ const THREADS: usize = 10_000;
 pub(crate) struct Plan {
     pairs: usize,
     span: Duration,
-    /// From the agent's start to the measure.
+    /// Time from the agent's start to the measurement.
     settle: Duration,
 }
 
@@ -41,7 +41,7 @@ impl Plan {
         values[self.pairs / 2]
     }
 
-    /// The agent's own threads over the span, in per cent of a core.
+    /// Returns the CPU time of the agent's threads over the span, in per cent of a core.
     fn own_share(self) -> f64 {
         std::thread::sleep(self.settle);
         let (before, begun) = (own_threads(), Instant::now());
@@ -50,7 +50,7 @@ impl Plan {
     }
 }
 
-/// The CPU time of the agent's own threads.
+/// Returns the CPU time of the agent's threads.
 fn own_threads() -> Duration {
     let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten();
     let used = tasks.filter_map(|task| {
@@ -70,7 +70,7 @@ fn agent(stall: Option<Duration>) -> (Agent, tempfile::TempDir) {
     let dir = tempfile::TempDir::new().expect("a directory");
     let settings = Settings {
         dir: dir.path().join("captures"),
-        // No rule may fire: a capture is not idle.
+        // No rule may fire, because a capture is not idle.
         rules: Vec::new(),
         trace: TraceSettings { stall, ..TraceSettings::default() },
         toggle: ToggleSettings { signal: None, ..ToggleSettings::default() },
@@ -84,7 +84,7 @@ fn runtime(workers: usize) -> Runtime {
     Builder::new_multi_thread().worker_threads(workers).enable_all().build().expect("a runtime")
 }
 
-/// Tasks of plain tokio with polls of 10 ms on all workers.
+/// Unrecorded tasks with polls of 10 ms on all workers.
 pub(crate) fn polls(plan: Plan) {
     for workers in [2, 8] {
         let runtime = runtime(workers);
@@ -121,7 +121,7 @@ pub(crate) fn polls(plan: Plan) {
     }
 }
 
-/// Threads that do nothing, with an agent and without.
+/// Idle threads, with an agent and without.
 pub(crate) fn threads(plan: Plan) {
     let (hold, wait) = std::sync::mpsc::channel::<()>();
     let wait = Arc::new(std::sync::Mutex::new(wait));
@@ -139,7 +139,7 @@ pub(crate) fn threads(plan: Plan) {
         let before = cpu_time();
         std::thread::sleep(plan.span);
         let used = cpu_time() - before;
-        // Its end gives back a thousand perf events, which is no idle cost.
+        // Closing a thousand perf events is not an idle cost.
         drop(agent);
         used.as_secs_f64() / plan.span.as_secs_f64() * 100.0
     };
@@ -157,9 +157,9 @@ pub(crate) fn threads(plan: Plan) {
     threads.into_iter().for_each(|thread| drop(thread.join()));
 }
 
-/// The first poll of a wrapped task in each of 3000 threads that begin together. A thread that is
-/// preempted in it waits for thousands of others, so the control is a loop that computes for as
-/// long as the median of those polls: what is beyond it is time that polls wait for each other.
+/// The first poll of a wrapped task in each of 3000 threads that start together. A thread preempted
+/// in its poll waits for thousands of others. So the control is a loop that computes as long as the
+/// median poll; time beyond the control is time that polls wait for each other.
 pub(crate) fn first_polls(plan: Plan) {
     const BEGINNERS: usize = 3000;
     let (_agent, _dir) = agent(None);
@@ -215,22 +215,22 @@ pub(crate) fn first_polls(plan: Plan) {
 enum Service {
     Plain,
     Agent,
-    /// And the layer, the hooks and the wrapper.
+    /// With the agent, the layer, the hooks and the wrapper.
     Whole,
 }
 
-/// Ratios of the requests part. One cell is a new runtime, whose layout in memory and on the cores
-/// makes more of a difference than the goal is wide: many short cells average that out, a few long
+/// Ratios per pair of the requests part. Each cell is a new runtime; its layout in memory and on
+/// the cores matters more than the width of the goal. Many short cells average that out, a few long
 /// ones do not.
 const REQUEST_PAIRS: usize = 4;
 
-/// Requests of 16 us over TCP: what one costs with an agent, over without.
+/// Requests of 16 us over TCP: CPU time per request with an agent, divided by that without.
 pub(crate) fn requests(plan: Plan) {
     let (mut quick_start, mut whole, mut plains) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..plan.pairs * REQUEST_PAIRS {
         let mut cells = [(Service::Plain, 0.0), (Service::Agent, 0.0), (Service::Whole, 0.0)];
-        // Each is as often first, in the middle and last: what a cell leaves behind is shared
-        // evenly.
+        // Each service runs equally often first, second and last, so that the after-effects of a
+        // cell are shared evenly.
         for n in 0..3 {
             let (service, seconds) = &mut cells[(n + round) % 3];
             *seconds = request(*service, plan);
@@ -258,7 +258,7 @@ pub(crate) fn requests(plan: Plan) {
     }
 }
 
-/// Seconds of CPU of the process for a request.
+/// Returns CPU seconds of the process per request.
 fn request(service: Service, plan: Plan) -> f64 {
     let mut builder = Builder::new_multi_thread();
     builder.worker_threads(2).enable_all();
@@ -295,7 +295,7 @@ fn request(service: Service, plan: Plan) -> f64 {
             }
         });
     }
-    // The agent has read what it reads at start.
+    // By then the agent has finished its start-up reads.
     std::thread::sleep(plan.settle * 3 / 4);
     let (cpu, before) = (cpu_time(), served.load(Ordering::Relaxed));
     std::thread::sleep(plan.span / 8);
@@ -306,7 +306,7 @@ fn request(service: Service, plan: Plan) -> f64 {
     used.as_secs_f64() / served.max(1) as f64
 }
 
-/// A service that works for 5 us for a request, which its share of TCP makes 16.
+/// A service with 5 us of work per request; TCP raises the total to 16 us.
 async fn serve(service: Service, served: Arc<AtomicU64>) -> std::net::SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
     let address = listener.local_addr().expect("an address");

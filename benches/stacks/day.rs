@@ -1,5 +1,5 @@
-//! What a day's tasks leave behind: 100 a second, all that they were in some seconds, recorded, and
-//! asked now and then where they wait.
+//! Memory retained after a day's tasks: 100 a second, compressed into seconds, recorded, and dumped
+//! periodically.
 
 use std::fs;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use crate::{PLAN, row, runtime};
 
 const TASKS: usize = 24 * 60 * 60 * 100;
 
-/// Tasks at once.
+/// Number of concurrent tasks.
 const BATCH: usize = 1000;
 
 pub(crate) fn day() {
@@ -36,7 +36,7 @@ pub(crate) fn day() {
         }
         dumps
     });
-    // What a wrapped future holds is held as long as anything of it is left.
+    // Each wrapped future holds a reference, so the count shows futures that were not dropped.
     let held = Arc::new(());
     live(&runtime, TASKS / 10, &held);
     let before = resident();
@@ -53,8 +53,8 @@ pub(crate) fn day() {
     row("a day of 100 tasks a second: resident growth", growth, "MiB", Some(1.0));
 }
 
-/// Tasks that end at once, that wait and are told, that wait and are aborted, and futures that are
-/// dropped before they were polled.
+/// Runs tasks that end at once, that wait and are woken, and that wait and are aborted, and futures
+/// that are dropped before their first poll.
 fn live(runtime: &Runtime, tasks: usize, held: &Arc<()>) {
     runtime.block_on(async {
         let mut handles = Vec::with_capacity(BATCH);
@@ -87,7 +87,7 @@ fn live(runtime: &Runtime, tasks: usize, held: &Arc<()>) {
     });
 }
 
-/// MiB.
+/// Returns the resident memory of this process in MiB.
 fn resident() -> f64 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));

@@ -1,5 +1,5 @@
-//! A heartbeat beside a dump: a task that sleeps a millisecond in a loop. The bench of the peers
-//! has it, too.
+//! A heartbeat during a dump: a task that sleeps for 1 ms in a loop. The bench of the peers uses
+//! it, too.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::runtime::Runtime;
 
-/// Counts beats, and the longest gap between two since it was last taken, in microseconds.
+/// Number of beats, and the longest gap between two since the last reading, in microseconds.
 #[derive(Default)]
 pub(crate) struct Heart {
     beats: AtomicU64,
@@ -30,17 +30,17 @@ impl Heart {
         heart
     }
 
-    /// Takes the longest gap, in milliseconds.
+    /// Returns the longest gap in milliseconds and resets it.
     pub(crate) fn gap(&self) -> f64 {
         self.longest.swap(0, Ordering::Relaxed) as f64 / 1000.0
     }
 
-    /// How many beats there were so far.
+    /// Returns the number of beats so far.
     pub(crate) fn count(&self) -> u64 {
         self.beats.load(Ordering::Relaxed)
     }
 
-    /// How many beats there are in half a second from here on.
+    /// Returns the number of beats in the next half second.
     pub(crate) fn beats(&self) -> f64 {
         let before = self.count();
         std::thread::sleep(Duration::from_millis(500));

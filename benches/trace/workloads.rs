@@ -1,4 +1,4 @@
-//! The shapes that are measured; the peers have the same.
+//! Workloads of the trace bench; the peers run the same ones.
 
 use std::future::{Future, poll_fn};
 use std::hint::black_box;
@@ -12,16 +12,16 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-/// How tasks are spawned.
+/// Way of spawning tasks.
 #[derive(Clone, Copy)]
 pub(crate) enum Spawn {
-    /// By tokio.
+    /// With tokio's own spawn.
     Plain,
-    /// Wrapped.
+    /// With marple's wrapper.
     #[allow(dead_code, reason = "not by every peer")]
     Wrapped,
-    /// By tokio, in a future that reads the counter before and after each poll and does nothing
-    /// with it.
+    /// With tokio's own spawn, in a future that reads the cycle counter before and after each poll
+    /// and discards it.
     #[allow(dead_code, reason = "not by every peer")]
     Clocked,
 }
@@ -62,7 +62,7 @@ pub(crate) struct Workload {
 }
 
 impl Workload {
-    /// Nanoseconds of the process' CPU time an operation takes.
+    /// Returns nanoseconds of process CPU time per operation.
     pub(crate) fn run(&self, runtime: &Runtime, spawn: Spawn) -> f64 {
         (self.run)(runtime, spawn, self.operations / 10);
         let before = cpu_time();
@@ -72,7 +72,7 @@ impl Workload {
 }
 
 impl Workload {
-    /// Runs so many operations, at a fixed cost for the tasks they are of.
+    /// Runs `operations` operations. The cost of spawning their tasks is fixed.
     #[allow(dead_code, reason = "not by every peer")]
     pub(crate) fn run_once(&self, runtime: &Runtime, spawn: Spawn, operations: u32) {
         (self.run)(runtime, spawn, operations);
@@ -86,14 +86,14 @@ pub(crate) const WORKLOADS: [Workload; 4] = [
     Workload { name: "work in each poll", operations: 20_000, run: work },
 ];
 
-/// Two workers, whatever the machine.
+/// Returns a builder with two workers, whatever the machine.
 pub(crate) fn builder() -> Builder {
     let mut builder = Builder::new_multi_thread();
     builder.worker_threads(2).enable_all();
     builder
 }
 
-/// The process' CPU time, in nanoseconds.
+/// Returns the CPU time of the process in nanoseconds.
 pub(crate) fn cpu_time() -> f64 {
     let time = clock_gettime(ClockId::ProcessCPUTime);
     time.tv_sec as f64 * 1e9 + time.tv_nsec as f64
@@ -104,7 +104,7 @@ pub(crate) fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-/// Two tasks hand a value back and forth; an operation is one handing over.
+/// Passes a value back and forth between two tasks; an operation is one transfer.
 fn ping_pong(runtime: &Runtime, spawn: Spawn, operations: u32) {
     runtime.block_on(async move {
         let (there, mut from_here) = mpsc::channel::<u32>(1);
@@ -127,7 +127,7 @@ fn ping_pong(runtime: &Runtime, spawn: Spawn, operations: u32) {
     });
 }
 
-/// One task spawns tasks that end at once, a hundred at a time.
+/// Spawns tasks that end at once, a hundred at a time, from one task.
 fn spawn_storm(runtime: &Runtime, spawn: Spawn, operations: u32) {
     runtime.block_on(async move {
         let storm = spawn.spawn(async move {
@@ -143,7 +143,7 @@ fn spawn_storm(runtime: &Runtime, spawn: Spawn, operations: u32) {
     });
 }
 
-/// A client sends 64 bytes and waits for them to come back.
+/// Sends 64 bytes from a client and waits for the echo.
 fn tcp_echo(runtime: &Runtime, spawn: Spawn, operations: u32) {
     runtime.block_on(async move {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
@@ -169,8 +169,8 @@ fn tcp_echo(runtime: &Runtime, spawn: Spawn, operations: u32) {
     });
 }
 
-/// Some 6 us. Never inlined: compiled once for each way of spawning, the loop took 0.8 to 1.3 of
-/// another's time.
+/// Computes for about 6 us. Never inlined: when compiled once per way of spawning, the copies
+/// differed by a factor of 0.8 to 1.3.
 #[inline(never)]
 fn compute() {
     let mut sum = 1_u64;
@@ -180,7 +180,7 @@ fn compute() {
     black_box(sum);
 }
 
-/// Four tasks that compute in each poll.
+/// Runs four tasks that compute in each poll.
 fn work(runtime: &Runtime, spawn: Spawn, operations: u32) {
     runtime.block_on(async move {
         let tasks = (0..4).map(|_| {

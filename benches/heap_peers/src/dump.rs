@@ -1,4 +1,4 @@
-//! What a dump of 100,000 blocks under 50,000 stacks takes, and what it does to another thread.
+//! Cost of a dump of 100,000 blocks under 50,000 stacks, and its effect on another thread.
 
 #[path = "../../../tests/heap_dump/blocks.rs"]
 mod blocks;
@@ -16,42 +16,43 @@ thread_local! {
     static ASKED: Cell<u64> = const { Cell::new(0) };
 }
 
-/// An allocator that counts the bytes each thread asks for, on behalf of a dump.
+/// An allocator that counts the bytes each thread requests, to measure a dump's allocations.
 pub struct Counting<A>(pub A);
 
 fn count(bytes: usize) {
     ASKED.with(|asked| asked.set(asked.get() + bytes as u64));
 }
 
-// SAFETY: the inner allocator, with a count beside it.
+// SAFETY: forwards to the inner allocator and only counts.
 unsafe impl<A: GlobalAlloc> GlobalAlloc for Counting<A> {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(layout.size());
-        // SAFETY: passed on.
+        // SAFETY: forwarded under the caller's contract.
         unsafe { self.0.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         count(layout.size());
-        // SAFETY: passed on.
+        // SAFETY: forwarded under the caller's contract.
         unsafe { self.0.alloc_zeroed(layout) }
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        // SAFETY: passed on.
+        // SAFETY: forwarded under the caller's contract.
         unsafe { self.0.dealloc(block, layout) }
     }
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
         count(new_size);
-        // SAFETY: passed on.
+        // SAFETY: forwarded under the caller's contract.
         unsafe { self.0.realloc(block, layout, new_size) }
     }
 }
 
-/// Prints CPU nanoseconds of the dumping thread, resident growth, bytes asked of the allocator by
-/// it, then, of a second dump, the longest that another thread which allocates stood still, in
-/// nanoseconds: during the dump and for the same time without one; and the size of the file.
+/// Runs two dumps and prints one line. For the first dump: CPU nanoseconds of its thread, growth of
+/// resident memory, and bytes requested from the allocator. For the second: the longest stall of
+/// another, allocating thread in nanoseconds, during the dump and for the same time without one.
+/// Last: the file size.
 pub fn measure(dump: &impl Fn() -> usize) {
     let mut kept = Vec::with_capacity(2 * STACKS);
     fill(&mut kept);
@@ -67,7 +68,7 @@ pub fn measure(dump: &impl Fn() -> usize) {
     drop(kept);
 }
 
-/// The longest that a thread needed for one allocation and one free while `work` was done.
+/// Returns the longest time a thread needed for one allocation and one free while `work` ran.
 fn longest_gap(work: impl FnOnce()) -> u64 {
     let (begun, done, longest) =
         (AtomicBool::new(false), AtomicBool::new(false), AtomicU64::new(0));

@@ -1,7 +1,7 @@
-//! The workloads, and a program that does them when it is told to.
+//! The workloads, and a server process that runs them on request.
 //!
-//! A line on stdin names a workload; the CPU time of all the process's threads for it, in
-//! nanoseconds, is the answer. `bench --bench heap` asks two such programs in turn.
+//! Each line on stdin names a workload. The response is the CPU time that all threads of the
+//! process used for it, in nanoseconds. `bench --bench heap` alternates between two such programs.
 
 mod dump;
 
@@ -13,9 +13,9 @@ use rustix::time::{ClockId, clock_gettime};
 
 pub use dump::Counting;
 
-/// Answers until stdin ends. With arguments: `pairs N`, or a workload N times, and nothing else,
-/// for counting instructions: under valgrind there is no clock. `dump` takes the allocator's own
-/// profile and says how large it is.
+/// Responds to requests until stdin ends. With the arguments `pairs N` or `WORKLOAD N` it runs them
+/// N times and prints nothing, to count instructions; CPU time has no meaning under valgrind.
+/// `dump` takes the allocator's own profile and returns its size.
 pub fn serve(prepare: impl FnOnce(), dump: impl Fn() -> usize) {
     prepare();
     let mut arguments = std::env::args().skip(1);
@@ -63,7 +63,7 @@ fn pairs(count: usize) {
     }
 }
 
-/// Blocks of 16 to 511 bytes, 2000 at a time, freed in random order.
+/// Allocates blocks of 16 to 511 bytes, 2000 at a time, and frees them in random order.
 fn batch(rounds: usize) {
     let mut random = 1u64;
     let mut next = || {

@@ -1,8 +1,9 @@
-//! marple beside dial9-tokio-telemetry on the workloads of `benches/trace`, both by tokio's hooks,
-//! in one run: CPU time per operation over the same runtime with neither.
+//! marple and dial9-tokio-telemetry on the workloads of `benches/trace`, both with tokio's hooks,
+//! in one run: CPU time per operation, divided by that of the same runtime with neither.
 //!
-//! `benches/peers/run` runs it and the other peers; by itself: `RUSTFLAGS="--cfg tokio_unstable"
-//! cargo run --release --manifest-path benches/peers/Cargo.toml --target-dir target/peers-bench`
+//! `benches/peers/run` runs it and the other peers. To run it alone: `RUSTFLAGS="--cfg
+//! tokio_unstable" cargo run --release --manifest-path benches/peers/Cargo.toml --target-dir
+//! target/peers-bench`
 
 #[path = "../../trace/workloads.rs"]
 mod workloads;
@@ -21,8 +22,8 @@ use workloads::{Spawn, WORKLOADS, Workload, builder, median};
 const ROUNDS: usize = 9;
 const WINDOW: Duration = Duration::from_secs(30);
 
-/// By workload: recording over plain, and what marple adds over what dial9 adds, where that has a
-/// goal.
+/// By workload: goal for recording over plain, and goal for marple's overhead over dial9's, or
+/// `None`.
 const GOALS: [(f64, Option<f64>); 4] =
     [(1.10, Some(0.15)), (1.18, Some(0.35)), (1.02, None), (1.02, None)];
 

@@ -1,4 +1,4 @@
-//! marple at rate 1, for its dump.
+//! marple at a sampling rate of 1 byte, for its dump.
 
 use std::alloc::System;
 use std::cell::RefCell;
@@ -13,7 +13,7 @@ use marple::heap;
 #[global_allocator]
 static ALLOCATOR: marple::Allocator<Counting<System>> = marple::Allocator::new(Counting(System));
 
-/// Counts what would be written.
+/// A writer that only counts bytes.
 struct Counted(usize);
 
 impl Write for Counted {

@@ -1,14 +1,15 @@
-//! marple's dump of tasks beside `tokio::runtime::Handle::dump`, in one run: how long a service
-//! stands still meanwhile, and whether it goes on when one of its workers is blocked.
+//! marple's task dump and `tokio::runtime::Handle::dump` in one run: the pause of the service
+//! during a dump, and progress while one of its workers is blocked.
 //!
 //! ```text
 //! RUSTFLAGS="--cfg tokio_unstable" cargo run --release --manifest-path benches/peers/Cargo.toml \
 //!   --target-dir target/peers-bench --bin dump
 //! ```
 //!
-//! A heartbeat is a task that sleeps a millisecond in a loop. Rounds are interleaved on one runtime
-//! of 100,000 tasks, medians are shown; the blocked worker has a runtime of its own for each of the
-//! two, because tokio's does not survive it. `-- --quick` takes a third of the rounds.
+//! A heartbeat is a task that sleeps for 1 ms in a loop. Rounds are interleaved on one runtime of
+//! 100,000 tasks, and medians are shown. The part with a blocked worker uses a separate runtime for
+//! each of the two, because tokio's dump does not survive it. `-- --quick` takes a third of the
+//! rounds.
 
 #[path = "../../../stacks/heart.rs"]
 mod heart;
@@ -27,7 +28,7 @@ use tokio::sync::Notify;
 const ROUNDS: usize = 7;
 const PLAN: Plan = Plan { ask: true, signals: true, deadline: Duration::from_secs(30) };
 
-/// How long tokio's dump is waited for, which never ends when its barrier is lost.
+/// Limit for tokio's dump, which never ends if its barrier is lost.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 fn main() {
@@ -56,7 +57,8 @@ fn marple(_: &Runtime) {
 
 fn tokios(runtime: &Runtime) {
     let handle = runtime.handle().clone();
-    // Driven from outside: a worker that waits for the dump is one fewer to make it.
+    // Driven from outside of the runtime: a worker that waits for the dump could not take part in
+    // it.
     let outside = Builder::new_current_thread().enable_time().build().expect("a runtime");
     let _ = outside.block_on(async move { tokio::time::timeout(PATIENCE, handle.dump()).await });
 }
@@ -75,11 +77,11 @@ fn runtime(waiting: usize) -> Runtime {
     runtime
 }
 
-/// The longest gap around `work`, in milliseconds.
+/// Returns the longest gap around `work`, in milliseconds.
 fn gap_in(heart: &Heart, work: impl FnOnce()) -> f64 {
     heart.gap();
     work();
-    // The gap that goes on is told at its end.
+    // A gap is counted at its end, so wait for the current one to end.
     let beats = heart.count();
     let start = Instant::now();
     while heart.count() < beats + 2 && start.elapsed() < PATIENCE {
@@ -110,7 +112,8 @@ fn many_tasks(rounds: usize) {
     runtime.shutdown_background();
 }
 
-/// Beats a second after three dumps, over before, while one of two workers is blocked.
+/// Returns beats per second after three dumps, divided by those before, while one of two workers is
+/// blocked.
 fn blocked_worker(dump: fn(&Runtime)) -> f64 {
     let runtime = runtime(1000);
     let heart = Heart::start(&runtime);
