@@ -12,14 +12,14 @@
 //! - 1000 scrapes a second from four paced clients: their share of a core, and the delay of ticks,
 //!   from the timestamps of the vitals in the status. The control requests the status equally often
 //!   without scrapes.
-//! - Hostile load: the p99 of the service's own requests while unauthorized clients send requests
-//!   to the endpoint (`battery.rs`), divided by the p99 while the same bytes go to a plain listener
+//! - Hostile load: the p99 of the service's own requests while unauthorized clients call the
+//!   endpoint (`battery.rs`). It is divided by the p99 while the same bytes go to a plain listener
 //!   that closes every connection. So the clients' own CPU use is on both sides. The control
 //!   compares two plain listeners; the tolerance of the ratio is the control's deviation, or 10 %
 //!   if that is larger. The lower quartile of all rounds counts. It runs three times. First with
 //!   unauthorized clients only. Then with a hundred authorized clients that request a profile at
-//!   once: one gets it, so this includes the cost of a capture. Then with every core busy, which
-//!   shows work that does not run at low priority.
+//!   once: one gets it, so this includes the cost of a capture. Then the same with every core busy,
+//!   which shows work that does not run at low priority.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};

@@ -12,8 +12,8 @@
 //! threshold and limit either result is right. A false alarm is a stall reported for a time at
 //! which no injected poll exceeded the threshold.
 //!
-//! The cost of detection is the CPU time of the whole process with an agent that detects stalls,
-//! minus that with an agent that does not, in interleaved pairs.
+//! The cost of detection is the CPU time of the whole process with detection, minus that with the
+//! agent alone. The two are interleaved.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};

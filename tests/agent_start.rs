@@ -212,7 +212,7 @@ fn a_directory_that_goes_with_the_container_is_said_and_a_volume_is_not() {
     if !rustix::process::geteuid().is_root() {
         return eprintln!("{test}: not run, mounting needs root");
     }
-    // The re-executed test inside the container gets the path of this directory in `VOLUME`.
+    // Mounted as the volume. The re-executed test creates a directory, too, and does not use it.
     let volume = tempfile::tempdir().unwrap();
     let set = format!("VOLUME={}", volume.path().display());
     store::again(test, &["env", &set, "unshare", "-m", "sh", "-c", contain, "sh"], || {

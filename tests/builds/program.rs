@@ -8,7 +8,7 @@
 //! sample COUNT END FRAME FRAME ...   a stack of that thread, innermost frame first; a frame
 //!                                    without a name is `?FILE`; END is `cut` if the profile
 //!                                    reports the outer end as missing
-//! complete BOOL                      true if the profile has names for all frames of this program
+//! complete BOOL                      true if the profile claims names for all program frames
 //! told TEXT                          a comment or a loss of the profile
 //! ```
 
