@@ -1,4 +1,4 @@
-//! `marple symbolize` over a real heap profile: lines, inlined functions, and what it refuses.
+//! `marple symbolize` over a real heap profile: source lines, inlined functions and rejected input.
 
 #![cfg(all(feature = "cli", feature = "heap"))]
 
@@ -20,7 +20,7 @@ use marple::heap;
 #[global_allocator]
 static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
 
-/// Where the block is asked for.
+/// The line of the leaking allocation.
 const LEAK_LINE: i64 = line!() as i64 + 4;
 
 #[inline(always)]
@@ -50,7 +50,7 @@ fn profile(path: &Path) -> Profile {
     read(&fs::read(path).unwrap()).unwrap()
 }
 
-/// Function, file's name and line of each function a location stands for, innermost first.
+/// Returns function, file name and line of each function at a location, innermost first.
 fn shown(profile: &Profile, location: &Location) -> Vec<(String, String, i64)> {
     let line = |line: &marple::codec::pprof::proto::Line| {
         let function = profile.function.iter().find(|known| known.id == line.function_id).unwrap();
@@ -76,7 +76,7 @@ fn a_profile_gets_lines_and_inlined_functions_and_go_lists_the_source() {
     let (old, new) = (profile(&from), profile(&to));
     assert_eq!(new.sample, old.sample, "only where code is from changes");
     let all: Vec<_> = new.location.iter().map(|location| shown(&new, location)).collect();
-    // Without its module where line tables are all there is.
+    // The name has no module path if line tables are the only debug information.
     let is_inlined = |(name, file, line): &(String, String, i64)| {
         name.ends_with("inlined_leak") && file == "cli_symbolize.rs" && *line == LEAK_LINE
     };
@@ -110,7 +110,8 @@ fn a_binary_of_another_build_is_refused_and_a_moved_one_is_found_by_its_build_id
         [("/nowhere/shop", "No such file"), (env!("CARGO_BIN_EXE_marple"), "build id")]
     {
         moved.string_table[path] = gone.to_owned();
-        // Alone: the C library may have a debug file on the machine that tests.
+        // Only locations of the executable keep their mapping: the C library may have a debug file
+        // on the test machine.
         let executable = moved.mapping.first().unwrap().id;
         moved.location.iter_mut().filter(|at| at.mapping_id != executable).for_each(|at| {
             at.mapping_id = 0;

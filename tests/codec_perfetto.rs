@@ -1,4 +1,4 @@
-//! Traces as Perfetto's own schema and trace_processor read them.
+//! Traces as read by Perfetto's own schema and by trace_processor.
 
 mod peers;
 
@@ -16,8 +16,11 @@ use serde_json::Value;
 
 const START: u64 = 5_000_000_000;
 
-/// A timeline with a nested and a following slice on one thread, an unfinished slice on another, a
-/// slice on a named track of the process, two counters, an instant, and losses.
+/// Builds a timeline with these tracks:
+///
+/// * a nested and a following slice on one thread, and an unfinished slice on another,
+/// * a slice on a named track of the process, two counters and an instant,
+/// * losses.
 fn timeline() -> Timeline {
     let anchor = Anchor {
         moment: Moment::from_nanos(START),
@@ -245,9 +248,9 @@ fn trace_processor_shows_what_was_recorded() {
     assert_eq!(rows(6), [["4243", "worker-0"], ["4244", "worker-1"]]);
 }
 
-/// A thousand slices on each of eight threads, nested at random and often at the same nanosecond,
-/// with the threads one after another in the list: what trace_processor makes of them is what a
-/// stack of open slices makes of each thread.
+/// Writes 1000 slices on each of eight threads, nested at random and often at the same nanosecond.
+/// The threads follow one another in the list. trace_processor must nest the slices of each thread
+/// as a stack of open slices does.
 #[test]
 fn many_slices_come_out_as_they_went_in() {
     let dir = tempfile::tempdir().unwrap();
@@ -319,7 +322,7 @@ fn what_perfetto_cannot_show_is_counted() {
 
 #[test]
 fn a_writer_that_fails_is_an_error() {
-    /// Takes so many bytes, then none.
+    /// A writer that accepts this many bytes, then returns 0.
     struct Full(usize);
     impl std::io::Write for Full {
         fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {

@@ -1,4 +1,4 @@
-//! What it takes to write the CPU samples and the polls of an incident into its trace.
+//! Peak memory of writing the CPU samples and the polls of an incident into its trace.
 
 mod counting;
 
@@ -16,7 +16,7 @@ use marple::model::{
 
 const STACKS: u64 = 5000;
 
-/// Stacks of 30 frames that share none, and `samples` samples of them all.
+/// Builds a profile of `samples` samples, spread over stacks of 30 frames that share no frame.
 fn profile(samples: u32) -> Profile {
     let cpu = ValueType { name: "cpu", unit: "nanoseconds" };
     let mut profile = Profile::new(&[cpu], cpu, 1, Timestamp::UNIX_EPOCH);
@@ -43,7 +43,7 @@ fn timeline() -> Timeline {
     Timeline::new(anchor, 1, "orders")
 }
 
-/// A thread that did nothing but poll, side by side, and as many tasks that came.
+/// Builds a timeline of one thread with `count` consecutive polls, and as many spawned tasks.
 fn polls(count: u64) -> Timeline {
     let mut timeline = timeline();
     let key = |number| TaskKey { site: 0, number };
@@ -59,18 +59,18 @@ fn polls(count: u64) -> Timeline {
     timeline
 }
 
-/// The memory that writing takes at its peak.
+/// Returns the peak memory of writing, in bytes.
 fn taken(timeline: &Timeline, stacks: &[Stacks<'_>]) -> isize {
     peak(|| perfetto::write_with(timeline, stacks, io::sink()).unwrap())
 }
 
-/// One test, because it counts what the whole process takes.
+/// The only test of this binary, because it counts the allocations of the whole process.
 #[test]
 fn the_memory_grows_neither_with_the_samples_nor_with_the_polls() {
     let samples = |samples| taken(&timeline(), &[Stacks::Samples(&profile(samples))]);
     let (few, many) = (samples(STACKS as u32), samples(64 << 10));
     println!("{few} bytes for {STACKS} samples, {many} for {}", 64 << 10);
-    // A byte for each frame and stack node, and what the compressor holds whatever it writes.
+    // One byte for each frame and stack node, plus the fixed memory of the compressor.
     assert!(few > 0, "the count counts");
     assert!(few < 1 << 20, "{few} bytes");
     assert!(many - few < 16 << 10, "{few} bytes, then {many}");

@@ -1,4 +1,4 @@
-//! Polls and parks as Perfetto's own schema and trace_processor read them.
+//! Polls and parks as read by Perfetto's own schema and by trace_processor.
 
 mod peers;
 mod trace_support;
@@ -35,9 +35,11 @@ fn write(dir: &tempfile::TempDir, timeline: &Timeline) -> PathBuf {
     path
 }
 
-/// A thread whose ticks are nanoseconds, and whose trace begins at 1000: a park from before it, a
-/// poll with another in it, one that touches it, two that overlap, and two that go on; and a task
-/// that came and went.
+/// Builds a timeline of a thread whose ticks are nanoseconds, and whose trace begins at 1000:
+///
+/// * a park from before the trace,
+/// * a poll with another in it, one that touches it, two that overlap, and two still in progress,
+/// * a task that is spawned and ends.
 fn by_hand() -> Timeline {
     let anchor = Anchor {
         moment: Moment::from_nanos(5000),
@@ -62,7 +64,7 @@ fn by_hand() -> Timeline {
                 slice(RawKind::HookedPoll, 1200, 1500, key(1, 5)),
                 slice(RawKind::HookedPoll, 1500, 1500, key(1, 6)),
                 slice(RawKind::HookedPoll, 1500, 1700, key(0, 7)),
-                // As the counters of two cores may have it.
+                // Overlapping polls, as the unsynchronized counters of two cores can produce.
                 slice(RawKind::HookedPoll, 1700, 1750, key(0, 7)),
                 slice(RawKind::HookedPoll, 1745, 1790, key(0, 7)),
             ],
@@ -124,7 +126,8 @@ fn a_thread_is_shown_as_it_was() {
             "4243 1000 200 0 parked runtime 1",
             "4243 1200 300 0 src/main.rs:7 task 1",
             "4243 1300 100 1 reader task 0",
-            // Whether what takes no time comes before what begins then, or is in it, nobody knows.
+            // A poll of zero duration may sort before or inside a slice that starts at the same
+            // time.
             "4243 1500 200 0 task task 1",
             "4243 1500 0 1 src/main.rs:7 task 0",
             "4243 1700 50 0 task task 1",
@@ -151,7 +154,7 @@ fn a_thread_is_shown_as_it_was() {
     assert_eq!(rows(5), ["worker #0 4243"]);
 }
 
-/// Of a poll of a thousand seconds the rounding of the duration takes a quarter of a millisecond.
+/// Rounding the duration of a 1000 s poll removes a quarter of a millisecond.
 #[test]
 fn a_long_poll_is_around_what_ran_in_it() {
     let dir = tempfile::tempdir().unwrap();
@@ -172,7 +175,7 @@ fn a_long_poll_is_around_what_ran_in_it() {
     let results = peers::perfetto_query(&write(&dir, &timeline), &[STATS, &query]);
     assert_eq!(results[0], NOTHING);
     let rows: Vec<String> = results[1].iter().map(|row| row[1..4].join(" ")).collect();
-    // What ran in it begins with it, at the earliest.
+    // The inner slice starts with the poll at the earliest.
     assert_eq!(
         rows,
         [
@@ -191,11 +194,11 @@ fn perfettos_schema_knows_every_field() {
     let packets = peers::python("perfetto_decode.py", &[path.to_str().unwrap()]);
     let polls =
         packets.lines().filter(|packet| packet.contains("\"trusted_packet_sequence_id\": 2"));
-    // A head, nine begins and seven ends.
+    // Expected packets: one descriptor, nine begins and seven ends.
     assert_eq!(polls.count(), 17);
 }
 
-/// Two workers, a few tasks that yield and sleep, and the rings read while they go on.
+/// Two workers poll tasks that yield and sleep, and the rings are read meanwhile.
 #[test]
 fn slices_are_the_polls_and_parks_of_the_window() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! Stacks in a trace as Perfetto's own schema and trace_processor read them.
+//! Stacks in a trace as read by Perfetto's own schema and by trace_processor.
 
 mod peers;
 
@@ -26,7 +26,7 @@ fn moment(nanos: u64) -> Moment {
     Moment::from_nanos(START + nanos)
 }
 
-/// A worker that polled, and a thread with a span; of a third thread nothing was recorded.
+/// Builds a timeline of a worker with polls and a thread with a span. A third thread has no events.
 fn timeline() -> Timeline {
     let anchor =
         Anchor { moment: moment(0), wall: Timestamp::UNIX_EPOCH, suspended: Duration::ZERO };
@@ -54,8 +54,8 @@ fn timeline() -> Timeline {
     timeline
 }
 
-/// `main` of the program calls `burn` twice over and a library; one stack is of no file, one is
-/// unknown.
+/// Builds a profile in which `main` calls `burn` twice in a row, and a library. One stack has no
+/// mapping, and one is unknown.
 fn profile(samples: &[(u32, &str, &[u64], u64)]) -> Profile {
     let mut profile = Profile::new(&[CPU], CPU, 1, Timestamp::UNIX_EPOCH);
     for &(tid, thread, addresses, at) in samples {

@@ -1,4 +1,4 @@
-//! Profiles as Go's pprof reads them, and as we read them back.
+//! Profiles as read by Go's pprof and by the crate's own reader.
 
 mod counting;
 mod peers;
@@ -67,8 +67,12 @@ fn sample(profile: &mut Profile, stack: Option<StackHandle>, values: &[i64]) {
     profile.samples.push(Sample { stack, values: values.to_vec(), labels: Vec::new() });
 }
 
-/// main -> serve -> parse (inlining validate), main -> serve -> render, an address nobody knows,
-/// and a sample whose stack could not be read.
+/// Builds a CPU profile with these stacks:
+///
+/// * `main -> serve -> parse`, where `parse` inlines `validate`,
+/// * `main -> serve -> render`,
+/// * an address without a symbol,
+/// * a stack that could not be read.
 fn cpu() -> Profile {
     let mut profile = Profile::new(&[SAMPLES, CPU], CPU, 10_101_010, started());
     profile.default_sample_type = "cpu";
@@ -99,12 +103,13 @@ fn cpu() -> Profile {
     profile
 }
 
-/// A heap profile: `steady` holds the same in each, `leak` holds `leaked` blocks of 1 MiB.
+/// Builds a heap profile: `steady` has the same bytes in each, `leak` has `leaked` blocks of 1 MiB.
 fn heap(leaked: i64) -> Profile {
     let mut profile = Profile::new(&HEAP, SPACE, 524_288, started());
     profile.default_sample_type = "inuse_space";
     profile.mappings = vec![mapping(0x40_0000, "/srv/orders", "c0ffee", true)];
-    // The leaking function's texts and frames come first in one and last in the other.
+    // The strings and frames of the leaking function come first in one profile and last in the
+    // other.
     let mut functions = [(0x40_1000, "main"), (0x40_2000, "steady"), (0x40_3000, "leak")];
     if leaked > 1 {
         functions.reverse();
@@ -136,7 +141,7 @@ fn go(options: &[&str], files: &[&Path]) -> String {
     peers::go_pprof(&options.iter().copied().chain(files).collect::<Vec<_>>())
 }
 
-/// The lines of a table: flat value, cumulative value and function of each, as printed.
+/// Parses the rows of a table: flat value, cumulative value and function of each, as printed.
 fn top(output: &str) -> Vec<(String, String, String)> {
     let rows = output.lines().skip_while(|line| !line.contains("flat%")).skip(1);
     rows.map(|row| {
@@ -328,16 +333,16 @@ fn a_bomb_is_refused() {
     assert!(matches!(error, Error::TooLarge { .. }) && error.to_string().contains("64.0 MiB"));
 }
 
-/// A profile of `first`, and then of `unit` as often as it fits into the 64 MiB that are read.
+/// Returns `first`, followed by `unit` as often as it fits into the 64 MiB that are read.
 fn repeated(first: &[u8], unit: &[u8]) -> Vec<u8> {
-    // Not compressed: without optimisation that takes half a minute each.
+    // Not compressed: compression takes half a minute for each in an unoptimized build.
     let times = ((64 << 20) - first.len()) / unit.len();
     [first, &unit.repeat(times)].concat()
 }
 
 #[test]
 fn memory_is_bounded_whatever_a_profile_holds() {
-    // `codec::pprof::size` has all kinds of messages, on a smaller scale.
+    // The tests of `codec::pprof::size` cover all kinds of messages on a smaller scale.
     let long_list = |field: u8| {
         let length = prost::length_delimiter_len(60 << 20);
         let mut bytes = vec![0x12];
@@ -410,7 +415,7 @@ fn a_contradiction_is_named() {
     }
 }
 
-/// What was read can be walked without looking twice.
+/// Checks that every ID of a parsed profile refers to an item that exists.
 fn walk(profile: &pprof::proto::Profile) {
     for sample in &profile.sample {
         assert_eq!(sample.value.len(), profile.sample_type.len());

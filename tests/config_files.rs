@@ -1,4 +1,4 @@
-//! The files in `config/` say what the documentation says they say.
+//! The files in `config/` contain the values that the documentation states.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -130,8 +130,8 @@ fn a_file_that_cannot_be_read_is_named() {
     assert!(told.contains("latin.toml:2:7: the file is not UTF-8"), "{told}");
 }
 
-/// Every field of a struct of settings is a key of a file, and stands in `marple.toml`: one that no
-/// file can set would be missed by the test beside the reader, which knows the keys that are read.
+/// Every field of a settings struct must be a key of `marple.toml`. The unit test of the parser
+/// covers only keys that the parser reads, so it misses a field that no file can set.
 #[test]
 fn every_setting_stands_in_marple_toml() {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/config/settings.rs");
@@ -142,7 +142,7 @@ fn every_setting_stands_in_marple_toml() {
         if let Some(name) = line.strip_prefix('[') {
             section = name.trim_matches(['[', ']']).to_owned();
             keys.insert(section.clone());
-            // A table for each of many names is a setting by itself.
+            // `[store.rule.memory]` also sets the key `store.rule`.
             keys.extend(section.rsplit_once('.').map(|(table, _)| table.to_owned()));
         } else if let Some((key, _)) = line.split_once(" = ") {
             keys.insert([section.as_str(), key].join(".").trim_start_matches('.').to_owned());
@@ -153,14 +153,14 @@ fn every_setting_stands_in_marple_toml() {
         if let Some(name) = line.strip_prefix("pub struct ") {
             let name = name.split_once("Settings").filter(|(_, rest)| rest.starts_with(" {"));
             section = name.map(|(name, _)| match name {
-                // The keys of `[store.rule.NAME]`, of which the file shows one.
+                // The keys of `[store.rule.NAME]`, of which the file has one.
                 "RuleStore" => "store.rule.memory".to_owned(),
                 name => name.to_lowercase(),
             });
         } else if let Some(rest) = line.strip_prefix("    pub ")
             && let (Some(section), Some((field, _))) = (&section, rest.split_once(": "))
         {
-            // There is a table for each rule.
+            // The field `rules` is written as one table for each rule.
             let field = if field == "rules" { "rule" } else { field };
             let key = [section.as_str(), field].join(".").trim_start_matches('.').to_owned();
             assert!(keys.contains(&key), "{key} of settings.rs is not in {keys:?}");
@@ -172,7 +172,7 @@ fn every_setting_stands_in_marple_toml() {
     assert!(fields > 40, "{fields}");
 }
 
-/// Topics of warnings in the source: constants called `TOPIC` and texts that are given to
+/// Collects the topics of warnings in the source: constants called `TOPIC`, and strings passed to
 /// `warnings::set`.
 fn topics(dir: &Path, found: &mut std::collections::BTreeSet<String>) {
     for entry in std::fs::read_dir(dir).unwrap() {

@@ -1,4 +1,5 @@
-//! What a person sees whose configuration is wrong: everything at once, each with its place.
+//! Error messages for an invalid configuration: all problems are reported at once, each with its
+//! position.
 
 use std::path::Path;
 use std::time::Duration;
@@ -11,7 +12,7 @@ fn refusal(text: &str) -> String {
     parse(text, Path::new("orders.toml")).expect_err("this is not valid").to_string()
 }
 
-/// The one problem of `text`.
+/// Returns the error message of `text`, which must contain exactly one problem.
 fn only(text: &str) -> String {
     let refusal = refusal(text);
     assert_eq!(refusal.lines().count(), 1, "{refusal}");
@@ -106,7 +107,7 @@ max = 50
     for line in expected {
         assert!(lines.iter().any(|told| told.starts_with(line)), "missing: {line}\n{refusal}");
     }
-    // The interval is told as a misspelling only: what was meant is not known.
+    // The misspelled key `intervall` is one problem only: the intended key is unknown.
     assert_eq!(lines.len(), expected.len() + 1, "{refusal}");
     assert_eq!(lines[0], "15 problems in the configuration:");
 }

@@ -1,12 +1,12 @@
-//! Bad values of single keys: one line for each, with its place, what stands there and what is
-//! right.
+//! Invalid values of single keys: one line for each, with its position, the value found and the
+//! value expected.
 
 use std::path::Path;
 
 use marple::config::parse;
 
-/// The one problem of a file that says `line` in the section `section`, where that line is the
-/// second.
+/// Returns the error message of a file whose first line is `section` and whose second is `line`.
+/// The message must contain exactly one problem.
 fn only(section: &str, line: &str) -> String {
     let text = format!("{section}\n{line}\n");
     let told = parse(&text, Path::new("orders.toml")).expect_err(&text).to_string();
@@ -123,7 +123,7 @@ fn a_floor_that_makes_no_sense_is_told_once() {
         (r#""memory""#, "below = 150", ["2:9: rule[0].below:", "150", "write 0 to 100"]),
         (r#""memory""#, r#"below = "x%""#, ["2:9: rule[0].below:", "\"x%\"", "such as 80"]),
         (r#""memory.time_to_limit""#, "below = 5", ["2:9: rule[0].below:", "`5`", "a duration"]),
-        // One of two that do not go together cannot be read: that is the problem, and the only one.
+        // One of two mutually exclusive keys cannot be parsed: only that problem is reported.
         (
             r#""gauge.free""#,
             "below = \"lots\"\nabs = 9",

@@ -1,7 +1,9 @@
-//! A changed configuration is applied once, whatever way it was changed; an unchanged one never.
+//! A changed configuration is applied once, however the file is changed. An unchanged one is never
+//! applied.
 //!
-//! "Nothing was reported" is told without waiting by touching the trigger file, which is looked at
-//! in the same turn and settles later than what was done before it.
+//! The tests confirm that nothing was reported without waiting for a timeout: they touch the
+//! trigger file. The watcher reads it in the same pass as the configuration, and its debounce ends
+//! later than that of earlier changes.
 
 #![cfg(unix)]
 
@@ -15,19 +17,19 @@ use std::time::{Duration, SystemTime};
 use marple::config::{Change, Watched, Watcher};
 use tempfile::TempDir;
 
-/// Far beyond anything but a hang.
+/// A time that only a hang exceeds.
 const DEADLINE: Duration = Duration::from_secs(60);
 
 struct Bench {
     home: TempDir,
-    /// Where the trigger is: its events must not make up for those of the configuration.
+    /// Directory of the trigger. Its events must not replace missing events of the configuration.
     away: TempDir,
     changes: Receiver<Change>,
     watcher: Watcher,
 }
 
 impl Bench {
-    /// Watches `config/marple.toml`, made by `make`, and a trigger elsewhere.
+    /// Watches `config/marple.toml`, which `make` writes, and a trigger in another directory.
     fn new(make: impl FnOnce(&Path)) -> Self {
         let home = tempfile::tempdir().unwrap();
         let config = home.path().join("config");
@@ -45,7 +47,7 @@ impl Bench {
         Self { home, away, changes, watcher }
     }
 
-    /// The same with a plain file that sets the interval to 1 s.
+    /// Returns a bench with a plain file that sets the interval to 1 s.
     fn plain() -> Self {
         Self::new(|dir| fs::write(dir.join("marple.toml"), settings(1)).unwrap())
     }
@@ -67,7 +69,8 @@ impl Bench {
         self.changes.recv_timeout(DEADLINE).expect("a change is reported")
     }
 
-    /// The intervals in seconds that were applied up to here, none for settings that were refused.
+    /// Returns the intervals in seconds that were applied so far, with `None` for rejected
+    /// settings.
     fn applied(&self) -> Vec<Option<u64>> {
         self.touch();
         let mut applied = Vec::new();
@@ -82,7 +85,7 @@ impl Bench {
         }
     }
 
-    /// Waits until an interval is applied, and then that nothing else is.
+    /// Waits until this interval is applied, and checks that no other change is reported.
     fn awaits(&self, seconds: u64) {
         let mut refused = 0;
         loop {
@@ -258,7 +261,7 @@ fn nothing_is_told_after_the_watcher_is_gone() {
     assert!(changes.recv().is_err(), "the callback is gone with its thread");
 }
 
-/// Voluntary context switches of the threads of this process that belong to watchers.
+/// Returns the voluntary context switches of the watcher threads of this process.
 #[cfg(target_os = "linux")]
 fn wake_ups() -> u64 {
     let threads = fs::read_dir("/proc/self/task").unwrap().filter_map(|thread| {
@@ -274,7 +277,7 @@ fn wake_ups() -> u64 {
     waits.sum()
 }
 
-/// Each test is a process, so the threads are those of this one.
+/// nextest runs each test in its own process, so only this test's watcher is counted.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_neighbour_that_is_written_to_all_the_time_causes_few_wake_ups_and_hides_no_change() {
@@ -285,7 +288,7 @@ fn a_neighbour_that_is_written_to_all_the_time_causes_few_wake_ups_and_hides_no_
         .map(|dir| File::create(dir.join("access.log")).unwrap());
     let mut write = |times: usize| {
         for _ in 0..times {
-            // A watcher that is woken for each write has the time for it.
+            // Gives a watcher that wakes up for each write enough time to do so.
             std::thread::sleep(Duration::from_micros(50));
             logs.iter_mut().for_each(|log| log.write_all(b"GET /\n").unwrap());
         }
