@@ -1,6 +1,8 @@
-//! The CPU time in a profile is what the kernel charged, where samples alone say less; and what Go
-//! adds up, with what the profile states as lost, is all of it. A new cause of loss gets a row in
-//! `CASES`.
+//! The CPU time in a profile is the time that the kernel charged, even where the samples alone add
+//! up to less.
+//!
+//! For each cause of loss, Go's sums plus the losses that the profile states are that time. A new
+//! cause of loss gets a row in `CASES`.
 #![cfg(all(feature = "cpu", target_os = "linux", target_env = "gnu"))]
 
 mod cpu_support;
@@ -21,7 +23,8 @@ use rustix::time::ClockId;
 
 const THREADS: usize = 96;
 
-/// Threads that are there before the session and until it is over, and what they used, in seconds.
+/// Records threads that start before the session and end after it. Returns the profile and the CPU
+/// time the threads used, in seconds.
 fn lightly_loaded(engine: CpuEngine, frequency: u32, each: Duration) -> (Profile, f64) {
     let (begin, done, end) =
         (Barrier::new(THREADS + 1), Barrier::new(THREADS + 1), Barrier::new(THREADS + 1));
@@ -51,7 +54,7 @@ fn seconds_of(profile: &Profile, thread: &str) -> f64 {
     of.map(|sample| sample.values[1] as f64 / 1e9).sum()
 }
 
-/// Of each thread that part is without a sample that is since its last: at 99 Hz a fifth here.
+/// The time between a thread's last sample and the end has no sample: at 99 Hz a fifth here.
 #[test]
 fn many_threads_of_little_cpu_time_each_have_all_of_it() {
     let _turn = turn();
@@ -65,14 +68,15 @@ fn many_threads_of_little_cpu_time_each_have_all_of_it() {
             assert!((got / used - 1.0).abs() <= 0.03, "{got} of {used} s; {told}");
             let (expected, got, lost) = account(&profile);
             assert!(((got + lost) as f64 / expected as f64 - 1.0).abs() <= 0.02, "{told}");
-            // And it says how it comes to know.
+            // The profile states how the time was determined.
             let said = format!("{} samples were taken", profile.total("samples").unwrap());
             assert!(profile.comments.iter().any(|comment| comment.ends_with(&said)), "{told}");
         }
     }
 }
 
-/// The signal of the timer engine does not reach it, and others do not stand for it.
+/// The timer engine's signal is blocked in the thread, and no other thread's samples may be scaled
+/// up to replace it.
 #[test]
 fn a_thread_that_no_sample_shows_is_lost_by_its_name() {
     let _turn = turn();
@@ -108,16 +112,16 @@ fn block_sigprof() {
     }
 }
 
-/// What Go reads of a profile.
+/// The values that Go reads from a profile.
 struct Shown {
-    /// The value of all samples, and what the rows that are in focus account for, in nanoseconds.
+    /// Sum of all samples (`total`) and of the rows in focus (`rows`), in nanoseconds.
     total: f64,
     rows: f64,
     comments: String,
 }
 
 impl Shown {
-    /// Of the samples of the threads called `thread`, or of all.
+    /// Reads the samples of the threads called `thread`, or of all threads.
     fn of(profile: &Profile, thread: Option<&str>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("cpu.pprof");
@@ -137,7 +141,7 @@ impl Shown {
         Self { total, rows, comments: peers::go_pprof(&["-comments", path]) }
     }
 
-    /// Counts and causes.
+    /// Returns the stated losses as pairs of count and cause.
     fn losses(&self) -> impl Iterator<Item = (f64, &str)> {
         let lines = self.comments.lines().filter_map(|line| line.strip_prefix("lost: "));
         lines.map(|line| {
@@ -146,7 +150,7 @@ impl Shown {
         })
     }
 
-    /// Periods of causes that are not in the total.
+    /// Returns the sum of the losses in [`MISSING`], in periods.
     fn lost(&self) -> f64 {
         let is_missing = |cause: &str| {
             let missing = MISSING.iter().any(|missing| cause.starts_with(missing));
@@ -158,11 +162,11 @@ impl Shown {
     }
 }
 
-/// Causes by which samples are missing, in periods.
+/// Causes of samples that are missing from the sums, counted in periods.
 const MISSING: [&str; 3] =
     ["CPU samples that found no room", "CPU time without a sample", "CPU samples missing"];
 
-/// Causes by which samples lack something and are in the sums.
+/// Causes of samples that are incomplete and included in the sums.
 const KEPT: [&str; 12] = [
     "CPU samples without their time",
     "CPU samples counted without a stack",
@@ -178,7 +182,7 @@ const KEPT: [&str; 12] = [
     "CPU profile ended early",
 ];
 
-/// A way to use CPU time, and a cause that a profile states then, by the engines.
+/// A workload, and the cause of loss that its profile must state, by engine.
 struct Case {
     name: &'static str,
     frequency: u32,
@@ -188,7 +192,7 @@ struct Case {
 
 const TIME: Duration = Duration::from_millis(600);
 
-/// Runs on a thread of its own with this much stack.
+/// Runs `run` on a new thread with a stack of `mib` MiB.
 fn on_stack_of(mib: usize, run: impl FnOnce() + Send) {
     thread::scope(|scope| {
         let builder = thread::Builder::new().name("burner".into()).stack_size(mib << 20);
@@ -245,7 +249,7 @@ fn burn_shortly() {
     }
 }
 
-/// More stacks of 100 frames than a table holds.
+/// Samples more distinct stacks of 100 frames than a table can store.
 fn many_stacks() {
     on_stack_of(8, || {
         let end = cpu_time(ClockId::ThreadCPUTime) + 3 * TIME;
@@ -265,9 +269,9 @@ fn short_threads() {
 }
 
 #[expect(unsafe_code, reason = "the number of the core has no safe face")]
-/// The recorder's thread gets no core: it may use one that others want all the time.
+/// Restricts the recorder's thread to a core that two other threads keep busy.
 fn starved_recorder() {
-    // SAFETY: takes nothing.
+    // SAFETY: `sched_getcpu` takes no arguments.
     let core = unsafe { libc::sched_getcpu() } as usize;
     for task in fs::read_dir("/proc/self/task").unwrap().flatten() {
         let name = fs::read_to_string(task.path().join("comm")).unwrap_or_default();
@@ -289,7 +293,7 @@ fn starved_recorder() {
 #[expect(unsafe_code, reason = "scheduling of a thread has no safe face")]
 fn pin(tid: libc::pid_t, core: usize, policy: libc::c_int) {
     let parameters = libc::sched_param { sched_priority: 0 };
-    // SAFETY: a set of cores is plain bits; both outlive the calls.
+    // SAFETY: a `cpu_set_t` is plain bits, and both structures outlive the calls.
     unsafe {
         let mut cores: libc::cpu_set_t = std::mem::zeroed();
         libc::CPU_SET(core, &mut cores);
@@ -306,7 +310,7 @@ extern "C" fn burn_in_handler(_: libc::c_int) {
 fn other_stack() {
     on_stack_of(1, || {
         let memory = vec![0u8; 256 << 10].leak();
-        // SAFETY: the stack stays for ever, and the handler comes when this thread raises the
+        // SAFETY: the stack is leaked, and the handler runs only when this thread raises the
         // signal.
         unsafe {
             let (mut stack, mut before): (libc::stack_t, _) = std::mem::zeroed();
@@ -322,7 +326,7 @@ fn other_stack() {
     });
 }
 
-/// push rbp; xor ebp, ebp; sub rsp, 0x100; call rdi; add rsp, 0x100; pop rbp; ret
+/// `push rbp; xor ebp, ebp; sub rsp, 0x100; call rdi; add rsp, 0x100; pop rbp; ret`
 #[cfg(target_arch = "x86_64")]
 const GENERATED: &[u8] = &[
     0x55, 0x31, 0xed, 0x48, 0x81, 0xec, 0, 1, 0, 0, 0xff, 0xd7, 0x48, 0x81, 0xc4, 0, 1, 0, 0, 0x5d,
@@ -335,8 +339,8 @@ fn generated_code() {
     extern "C" fn called_back() {
         burn(TIME);
     }
-    // SAFETY: a mapping large enough for the code that is copied there, which follows the C calling
-    // convention and calls what it is given.
+    // SAFETY: the mapping is large enough for the code copied into it. The code follows the C
+    // calling convention and calls the function it is given.
     let run = unsafe {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
         let page = libc::mmap(std::ptr::null_mut(), 4096, 7, flags, -1, 0);
@@ -401,12 +405,12 @@ const CASES: &[Case] = &[
         name: "a recorder without a core",
         frequency: 1000,
         run: starved_recorder,
-        // Mostly rings overflow; the scheduler may give it a core nevertheless.
+        // Rings usually overflow, but the scheduler may give the recorder a core nevertheless.
         lost: &[],
     },
 ];
 
-/// Checks a case: what Go adds up and what is stated as lost is what the kernel charged.
+/// Checks that Go's sum plus the stated losses of a case is the time that the kernel charged.
 fn check(case: &Case, engine: CpuEngine) {
     let outer = cpu_time(ClockId::ProcessCPUTime);
     let session = start(engine, case.frequency).unwrap();
@@ -429,12 +433,12 @@ fn check(case: &Case, engine: CpuEngine) {
     let (expected, ..) = account(&profile);
     let expected = expected as f64;
     assert!((least - 1.0..=most + 1.0).contains(&expected), "{told}: {expected}; {said}");
-    // What `account` takes for noise, and the rounding of each of the numbers.
+    // The tolerance of `account`, plus the rounding of each number.
     let noise = 4.0 + expected / 200.0;
     let more = match engine {
-        // It goes on while it makes its report.
+        // The engine keeps sampling while it builds its report.
         CpuEngine::Pprof => 4.0 + expected / 50.0,
-        // The clock of threads that have ended runs on while a hypervisor lets others run.
+        // The clock of ended threads advances while a hypervisor runs another guest.
         CpuEngine::Perf => expected / 20.0,
         _ => 0.0,
     };
@@ -455,7 +459,7 @@ fn sums_and_stated_losses_are_what_was_charged() {
     }
 }
 
-/// The engine does not start beside the handler of another.
+/// A test by itself: the engine does not start after another engine installed its handler.
 #[test]
 fn sums_and_stated_losses_of_the_pprof_crate_are_what_was_charged() {
     let _turn = turn();
@@ -464,8 +468,8 @@ fn sums_and_stated_losses_of_the_pprof_crate_are_what_was_charged() {
     }
 }
 
-/// Wall time in Go of a thread that stays and of four that end during the session, and the bounds
-/// of each.
+/// Returns wall time in Go and its bounds, for a thread that stays and for four that end during the
+/// session.
 fn wall_time_of_threads_that_end() -> [(f64, Duration, Duration); 2] {
     let (ends, stays) = (Barrier::new(5), Barrier::new(2));
     thread::scope(|scope| {
@@ -492,10 +496,10 @@ fn wall_time_of_threads_that_end() -> [(f64, Duration, Duration); 2] {
         let mut losses = stayed.losses();
         let counted = losses.find(|(_, cause)| cause.starts_with("threads that ended, short of"));
         assert!(counted.is_some_and(|(count, _)| count >= 4.0), "{}", stayed.comments);
-        // The time of one look, which each that ended may be short of.
+        // An ended thread may lack the time of one reading.
         let rate = stayed.comments.split(", got ").nth(1).unwrap().split(' ').next().unwrap();
         let look = Duration::from_secs_f64(1.0 / rate.parse::<f64>().unwrap());
-        // Looks come at irregular times, and are cut to whole microseconds.
+        // Readings come at irregular times, and are truncated to whole microseconds.
         let least_of_ended = least_of_ended.saturating_sub(look * 3);
         let rounded = Duration::from_millis(2);
         [
@@ -508,7 +512,7 @@ fn wall_time_of_threads_that_end() -> [(f64, Duration, Duration); 2] {
 #[test]
 fn wall_time_of_threads_that_end_is_whole_but_for_a_look_each() {
     let _turn = turn();
-    // A recorder that got no core in the right moment looks late once, and not three times.
+    // A recorder that gets no core at the critical moment reads late once, but not three times.
     let is_whole = (0..3).any(|_| {
         let bounds = wall_time_of_threads_that_end();
         println!("{bounds:?}");

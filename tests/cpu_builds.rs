@@ -1,7 +1,7 @@
-//! Whole stacks, whatever way a program was built, or an honest reason.
+//! Stacks are complete whichever way a program was built, or the profile states why they are not.
 //!
-//! `builds/program.rs` is compiled here with rustc, once for each way, against the crate that this
-//! test was linked with, and takes a profile of itself.
+//! The test compiles `builds/program.rs` with rustc, once for each set of flags, against the crate
+//! that the test was linked with. The program profiles itself.
 #![cfg(all(feature = "cpu", target_os = "linux", target_env = "gnu", target_arch = "x86_64"))]
 
 use std::fs;
@@ -11,10 +11,9 @@ use std::sync::LazyLock;
 
 use tempfile::TempDir;
 
-/// The engines a build is profiled by.
 const ENGINES: [&str; 3] = ["perf", "timer", "pprof"];
 
-/// What the innermost frames of every whole stack are; above them are those of a thread's start.
+/// Innermost frames of every complete stack. The frames of the thread's start come above them.
 const CHAIN: [&str; 10] = [
     "layer_zero",
     "layer_one",
@@ -28,8 +27,7 @@ const CHAIN: [&str; 10] = [
     "layer_nine",
 ];
 
-/// The crate under test, as cargo built it for this test: the file, and the folder of its
-/// dependencies.
+/// The crate under test, as built for this test: its file, and the directory of its dependencies.
 static CRATE: LazyLock<(PathBuf, PathBuf)> = LazyLock::new(|| {
     let features = [
         ("cpu", cfg!(feature = "cpu")),
@@ -60,7 +58,7 @@ static CRATE: LazyLock<(PathBuf, PathBuf)> = LazyLock::new(|| {
     (file, deps)
 });
 
-/// What a command prints; the test fails with its complaint if it does.
+/// Returns a command's standard output. Panics with its standard error if the command fails.
 fn run(command: &mut Command) -> String {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     let complaint = String::from_utf8_lossy(&output.stderr);
@@ -68,12 +66,12 @@ fn run(command: &mut Command) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// A folder on the disk that the target directory is on.
+/// Creates a temporary directory on the disk of the target directory.
 fn folder() -> TempDir {
     TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
 }
 
-/// The program, compiled with these flags.
+/// Compiles the program with these flags.
 fn build(folder: &TempDir, flags: &[&str]) -> PathBuf {
     let (file, deps) = &*CRATE;
     let program = folder.path().join("program");
@@ -92,13 +90,13 @@ fn build(folder: &TempDir, flags: &[&str]) -> PathBuf {
     program
 }
 
-/// What the program tells of a run of itself.
+/// Output of the program after profiling itself.
 #[derive(Debug, Default)]
 struct Told {
     refused: Option<String>,
     /// Samples of the working thread by their frames, innermost first.
     samples: Vec<(u64, Vec<String>)>,
-    /// Those of them that the profile says are cut.
+    /// Samples that the profile marks as truncated.
     cut: Vec<(u64, Vec<String>)>,
     is_complete: bool,
     remarks: Vec<String>,
@@ -137,37 +135,37 @@ impl Told {
         assert!(whole * 20 >= all * 19, "{how}, {engine}: {self:#?}");
     }
 
-    /// How many of the samples there are.
+    /// Returns the number of samples whose frames match `counts`.
     fn count(&self, counts: impl Fn(&[String]) -> bool) -> u64 {
         self.samples.iter().filter(|(_, frames)| counts(frames)).map(|(count, _)| count).sum()
     }
 }
 
-/// Whether every layer is there, in its order.
+/// Returns `true` if all layers are present in their order.
 fn holds_the_chain(frames: &[String]) -> bool {
     let layers = frames.iter().filter(|name| name.contains("layer_"));
     layers.zip(CHAIN).filter(|(name, layer)| name.ends_with(*layer)).count() == CHAIN.len()
 }
 
-/// Whether the stack is there from the work to where the thread began.
+/// Returns `true` if the stack is complete from the work to the start of the thread.
 fn is_whole(frames: &[String]) -> bool {
     holds_the_chain(frames) && frames.last().is_some_and(|name| name.contains("clone"))
 }
 
-/// Whether it is a stack of the work that does not reach to where the thread began. (The thread's
-/// own end has whole stacks without the layers.)
+/// Returns `true` if the stack is of the work and does not reach the start of the thread. (Samples
+/// of the thread's own end have complete stacks without the layers.)
 fn lacks_layers(frames: &[String]) -> bool {
     let is_of_work = |name: &String| name.ends_with("::work") || name.contains("layer_");
     frames.iter().any(is_of_work) && !is_whole(frames)
 }
 
-/// Whether it has as many frames as a whole one, with names or without.
+/// Returns `true` if there are as many frames as in a complete stack, named or not.
 fn is_as_deep(frames: &[String]) -> bool {
     frames.len() > CHAIN.len() + 3
 }
 
-/// The stacks of the working thread of `program` are whole: 19 of 20, for the thread's own
-/// beginning and end are of it too.
+/// Checks that 19 of 20 stacks of the working thread of `program` are complete. The others may be
+/// of the thread's own start and end.
 fn stacks_are_whole(how: &str, program: &Path, names_from: Option<&Path>) {
     for engine in ENGINES {
         let told = Told::by(program, engine, names_from);
@@ -244,7 +242,7 @@ fn a_stripped_program_finds_its_debug_file_beside_it() {
         run(Command::new("objcopy").args(["--strip-all", &link]).arg(&program));
         stacks_are_whole("stripped, with a debug file", &program, None);
 
-        // The debug file of another build is none.
+        // A debug file of another build must not be used.
         let folder_of_other = self::folder();
         let other = build(&folder_of_other, &["-O"]);
         fs::copy(&other, &debug).unwrap();
@@ -254,9 +252,9 @@ fn a_stripped_program_finds_its_debug_file_beside_it() {
     }
 }
 
-/// Neither tables nor frame pointers: nobody can walk such a stack. Where the time goes is seen all
-/// the same, for the innermost frame needs no walk, and what is missing is said: of each stack, and
-/// in sum.
+/// Without tables and frame pointers such a stack cannot be unwound. The innermost frame needs no
+/// unwinding, so the profile still shows where the time goes. It states what is missing, for each
+/// stack and as a sum.
 #[test]
 fn a_build_without_unwind_tables_shows_where_the_time_goes_and_says_what_is_cut() {
     let folder = folder();
@@ -271,7 +269,7 @@ fn a_build_without_unwind_tables_shows_where_the_time_goes_and_says_what_is_cut(
         );
         let at_work = told.count(|frames| frames[0].ends_with("::work"));
         assert!(at_work > 20 && at_work * 10 >= all * 8, "{engine}: {told:#?}");
-        // The `pprof` crate's unwinder ends there too, and does not tell.
+        // The `pprof` crate's unwinder stops there too, but does not report it.
         if engine == "pprof" {
             continue;
         }
@@ -284,8 +282,8 @@ fn a_build_without_unwind_tables_shows_where_the_time_goes_and_says_what_is_cut(
     }
 }
 
-/// No tables, but frame pointers: what can be shown to be a frame is walked, and the profile says
-/// so; what cannot is cut.
+/// Without tables, a frame pointer is followed if a call instruction proves the frame, and the
+/// profile states so. Any other stack is truncated there.
 #[test]
 fn frame_pointers_without_unwind_tables_are_followed_as_far_as_calls_prove_them() {
     let folder = folder();

@@ -1,4 +1,4 @@
-//! Threads that come and go and sessions that start and stop, while samples are under way.
+//! Threads that start and end, and sessions that start and stop, while signals are in flight.
 #![cfg(all(feature = "cpu", target_os = "linux", target_env = "gnu"))]
 
 mod counting;
@@ -14,7 +14,7 @@ use cpu_support::{StopOnDrop, account, burn, cpu_time, engines, sigprof_is_in, s
 use marple::model::CpuEngine;
 use rustix::time::ClockId;
 
-/// Threads that live for some 4 ms of CPU time each, until `stop`.
+/// Starts threads that live for about 4 ms of CPU time each, until `stop` is set.
 fn live_shortly(stop: &AtomicBool) {
     while !stop.load(Ordering::Relaxed) {
         thread::Builder::new()
@@ -54,7 +54,7 @@ fn the_time_of_short_lived_threads_is_got_or_counted_as_lost() {
     }
 }
 
-/// Signals are under way whenever a session stops here, and the default action of SIGPROF kills.
+/// Signals are in flight whenever a session stops here, and the default action of SIGPROF kills.
 #[test]
 fn starting_and_stopping_under_load_kills_nobody() {
     let _turn = turn();

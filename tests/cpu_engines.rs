@@ -1,4 +1,4 @@
-//! What each engine finds in threads whose work is known.
+//! Samples of each engine in threads with a known workload.
 #![cfg(all(feature = "cpu", target_os = "linux", target_env = "gnu"))]
 
 mod cpu_support;
@@ -70,7 +70,7 @@ fn a_profile_says_what_its_numbers_are() {
         assert!(mapped * 10 >= profile.frames.iter().len() * 9, "{mapped} frames have a file");
         assert_eq!(profile.mappings[0].path, std::env::current_exe().unwrap());
         symbols::name_functions(&mut profile);
-        // What is innermost is the work, not the profiler looking at it.
+        // The innermost frame is the work, not the profiler's signal handler.
         for sample in &profile.samples {
             let names = names(&profile, sample);
             assert!(!names.iter().any(|name| name.contains("signal::handler")), "{names:?}");
@@ -103,8 +103,8 @@ fn frequencies_that_nobody_should_ask_for_are_refused() {
     }
 }
 
-/// Two threads of 256 do all the work: what rings or slots share fairly must not be what they are
-/// short of.
+/// Two threads of 256 do all the work, so dividing rings or slots equally among threads must not
+/// lose their samples.
 #[test]
 fn the_busy_among_many_are_seen_as_well_as_if_they_were_alone() {
     let _turn = turn();

@@ -1,4 +1,4 @@
-//! Nothing is allocated and no page is faulted in where a thread is interrupted.
+//! The signal handler allocates nothing and causes no page fault in the interrupted thread.
 #![cfg(all(feature = "cpu", target_os = "linux", target_env = "gnu"))]
 
 mod counting;
@@ -11,10 +11,10 @@ use counting::allocations;
 use cpu_support::{burn, start, stop};
 use marple::model::CpuEngine;
 
-/// The calling thread's page faults that took no reading from disk.
+/// Returns the minor page faults of the calling thread.
 #[expect(unsafe_code, reason = "the kernel's answer goes through a pointer")]
 fn faults() -> i64 {
-    // SAFETY: all-zero is a valid rusage, and the kernel writes one.
+    // SAFETY: an all-zero rusage is valid, and the kernel writes only that structure.
     unsafe {
         let mut usage: libc::rusage = std::mem::zeroed();
         assert_eq!(libc::getrusage(libc::RUSAGE_THREAD, &raw mut usage), 0);
@@ -22,7 +22,7 @@ fn faults() -> i64 {
     }
 }
 
-/// Puts 12 KiB between the thread's start and what it does.
+/// Calls `work` 12 KiB below the start of the thread's stack.
 #[inline(never)]
 fn as_deep_as_a_service(work: impl FnOnce() -> (u64, i64)) -> (u64, i64) {
     let frame = std::hint::black_box([0u8; 12 << 10]);
@@ -31,14 +31,14 @@ fn as_deep_as_a_service(work: impl FnOnce() -> (u64, i64)) -> (u64, i64) {
     counted
 }
 
-/// A slot of the pool is met by every 64th sample at the least, so the samples counted here go to
-/// slots nobody has written to.
+/// A slot of the pool is used at least once in 64 samples, so the samples counted here use slots
+/// that were never written before.
 #[test]
 fn nothing_is_allocated_and_no_page_touched_first_where_a_thread_is_interrupted() {
     let session = start(CpuEngine::Timer, 1000).unwrap();
     let counted = thread::spawn(|| {
         as_deep_as_a_service(|| {
-            // The first signal of a thread touches its signal stack.
+            // The first signal of a thread touches the page of its signal stack.
             burn(Duration::from_millis(40));
             let before = (allocations(), faults());
             burn(Duration::from_millis(1200));

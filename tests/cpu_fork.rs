@@ -1,4 +1,4 @@
-//! A forked child that drops, stops or asks what its parent records, and records itself.
+//! A forked child drops, stops and queries its parent's recorders, and records itself.
 #![cfg(all(feature = "cpu", target_os = "linux"))]
 #![allow(unsafe_code, reason = "forking cannot be done without")]
 
@@ -11,10 +11,10 @@ use marple::base::{Clock, Hertz, SystemClock};
 use marple::cpu::{Error, Lookback, Options, Session};
 use marple::model::{CpuEngine, CpuMode};
 
-/// Runs `child` in a fork; returns how that ended, as `waitpid` says it, or -1 if it hung.
+/// Runs `child` in a forked process. Returns its status as from `waitpid`, or -1 if it hung.
 fn in_child(child: impl FnOnce() -> bool) -> i32 {
-    // SAFETY: plain system calls on a child and a descriptor of our own; glibc lets a child
-    // allocate, and it ends without cleaning up. A panic ends it with another status.
+    // SAFETY: plain system calls on the child and on a descriptor opened here. glibc allows a child
+    // to allocate. The child exits without cleaning up, and a panic ends it with another status.
     unsafe {
         match libc::fork() {
             0 => {
@@ -25,7 +25,7 @@ fn in_child(child: impl FnOnce() -> bool) -> i32 {
                 assert!(child > 0, "fork: {}", std::io::Error::last_os_error());
                 let pidfd = libc::syscall(libc::SYS_pidfd_open, child, 0) as libc::c_int;
                 let mut poll = libc::pollfd { fd: pidfd, events: libc::POLLIN, revents: 0 };
-                // The signals of a session cut the wait short.
+                // A signal of the session interrupts the wait.
                 let ended = loop {
                     match libc::poll(&mut poll, 1, 60_000) {
                         -1 if *libc::__errno_location() == libc::EINTR => {}
@@ -79,7 +79,8 @@ fn a_child_leaves_what_its_parent_records_alone() {
         let ended = in_child(|| {
             (session, lookback) = (None, None);
             if mode == CpuMode::Wall {
-                // A process that has just begun does not show yet whether its threads have run.
+                // In a new process the kernel's statistics do not show yet that its threads have
+                // run.
                 return true;
             }
             let own = Session::with(&options, SystemClock.anchor()).unwrap();

@@ -1,4 +1,5 @@
-//! A host that handles SIGPROF itself. Its handler stays for good, so this is a process of its own.
+//! A host that handles SIGPROF itself. It is a process by itself because tokio's handler stays
+//! installed.
 #![cfg(all(feature = "cpu", target_os = "linux", target_env = "gnu"))]
 
 mod cpu_support;
@@ -22,7 +23,7 @@ async fn a_host_that_handles_sigprof_keeps_its_handler() {
     send();
     hosts.recv().await.expect("the host's handler is gone");
 
-    // The handler of this one calls the host's.
+    // This engine's handler calls the host's.
     let session = start(CpuEngine::Timer, 1000).unwrap();
     send();
     hosts.recv().await.expect("the host's handler is gone");

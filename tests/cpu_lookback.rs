@@ -1,4 +1,4 @@
-//! What a capture has of the time before it.
+//! The look-back profile has the samples from before a capture, and the session those from after.
 #![cfg(all(feature = "cpu", target_os = "linux", target_env = "gnu"))]
 
 mod cpu_support;
@@ -20,14 +20,14 @@ use marple::model::{CpuEngine, Profile};
 use marple::symbols;
 use rustix::time::ClockId;
 
-/// Uses half a second of CPU time of a thread called `burner` in `function`.
+/// Runs `function` for 500 ms of CPU time on a thread called `burner`.
 fn burn_in(function: fn(Duration) -> u64) {
     let burner =
         move || black_box(function(cpu_time(ClockId::ThreadCPUTime) + Duration::from_millis(500)));
     thread::Builder::new().name("burner".into()).spawn(burner).unwrap().join().unwrap();
 }
 
-/// Samples in `burn_fifty` and in `burn_thirty`.
+/// Returns the samples in `burn_fifty` and in `burn_thirty`.
 fn both(mut profile: Profile) -> [i64; 2] {
     symbols::name_functions(&mut profile);
     under(&profile, "burner", ["::burn_fifty", "::burn_thirty"], 0)
@@ -47,7 +47,7 @@ fn what_was_before_and_what_was_during_are_told_apart() {
             assert!(session.take_before().is_none());
             burn_in(burn_thirty);
             let during = session.stop(SystemClock.now()).unwrap();
-            // What the window was told it lost may not hold the session's time.
+            // Losses that the look-back reports may not include the time of the session.
             for profile in [&before, &during] {
                 let (expected, got, _) = account(profile);
                 assert!(got * 10 >= expected * 8, "{engine} {round}: {:?}", profile.comments);

@@ -1,5 +1,5 @@
-//! Stacks that are not the usual ones: deep recursion and generated code, by both engines and in
-//! heap profiles. A new test for another kind of stack goes here.
+//! Unusual stacks: deep recursion and generated code, in profiles of both engines and of the heap.
+//! A test for another kind of stack goes here.
 #![cfg(all(
     feature = "cpu",
     feature = "heap",
@@ -27,12 +27,13 @@ use rustix::time::ClockId;
 #[global_allocator]
 static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
 
-/// The share of the samples of this thread's `column` whose stacks `counts` is true of.
+/// Returns the fraction of `column`, over the samples of the test's threads, whose stacks match
+/// `counts`.
 fn share(profile: &Profile, column: usize, counts: impl Fn(&[String]) -> bool) -> f64 {
     let (mut all, mut part) = (0, 0);
     for sample in &profile.samples {
         let names = names(profile, sample);
-        // The recorder's own thread is no part of this.
+        // Excludes the recorder's own thread.
         if names.iter().any(|name| name.contains("marple::cpu::live")) {
             continue;
         }
@@ -74,7 +75,7 @@ fn interpret(levels: u32, millis: u64) {
     }
 }
 
-/// Copies hold 32 and 56 KiB: 400 levels fit into the larger, 2000 levels into neither.
+/// A stack copy has 32 or 56 KiB: 400 levels fit into the larger, 2000 levels into neither.
 #[test]
 fn a_deep_recursion_is_under_who_began_it() {
     let _turn = turn();
@@ -99,23 +100,23 @@ fn a_deep_recursion_is_under_who_began_it() {
     }
 }
 
-/// push rbp; mov rbp, rsp; mov ecx, 2000000; ten times imul rax, rax; dec ecx; jnz; pop rbp; ret
+/// `push rbp; mov rbp, rsp; mov ecx, 2000000; 10 * (imul rax, rax); dec ecx; jnz; pop rbp; ret`
 const FILTER: [&[u8]; 3] = [
     &[0x55, 0x48, 0x89, 0xe5, 0xb9, 0x80, 0x84, 0x1e, 0],
     b"\x48\x0f\xaf\xc0\x48\x0f\xaf\xc0\x48\x0f\xaf\xc0\x48\x0f\xaf\xc0\x48\x0f\xaf\xc0\
       \x48\x0f\xaf\xc0\x48\x0f\xaf\xc0\x48\x0f\xaf\xc0\x48\x0f\xaf\xc0\x48\x0f\xaf\xc0",
     &[0xff, 0xc9, 0x75, 0xd4, 0x5d, 0xc3],
 ];
-/// As above, without a frame: mov ecx, 2000000; ten times imul rax, rax; dec ecx; jnz; ret
+/// [`FILTER`] without a frame: `mov ecx, 2000000; 10 * (imul rax, rax); dec ecx; jnz; ret`
 const FRAMELESS: [&[u8]; 3] =
     [&[0xb9, 0x80, 0x84, 0x1e, 0], FILTER[1], &[0xff, 0xc9, 0x75, 0xd4, 0xc3]];
-/// push rbp; mov rbp, rsp; call rdi; pop rbp; ret
+/// `push rbp; mov rbp, rsp; call rdi; pop rbp; ret`
 const THROUGH: [&[u8]; 1] = [&[0x55, 0x48, 0x89, 0xe5, 0xff, 0xd7, 0x5d, 0xc3]];
 
 fn place(code: &[&[u8]], in_file: bool) -> *const () {
     let code = code.concat();
-    // SAFETY: a mapping at a place of the kernel's choice, large enough for the code that is copied
-    // there.
+    // SAFETY: the kernel chooses the address of the mapping, which is large enough for the code
+    // copied into it.
     unsafe {
         let file = if in_file { libc::memfd_create(c"jit".as_ptr(), 0) } else { -1 };
         let kind = if in_file { libc::MAP_SHARED } else { libc::MAP_PRIVATE | libc::MAP_ANONYMOUS };
@@ -143,7 +144,7 @@ fn run_callback(code: Through) {
 const KEPT: usize = 700_001;
 static BLOCKS: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
 
-/// What generated code calls back.
+/// Allocates a block. The generated code calls it.
 extern "C" fn keep() {
     let block = Vec::with_capacity(black_box(KEPT));
     BLOCKS.lock().unwrap().push(block);
@@ -164,7 +165,7 @@ fn generated_code_is_one_row_under_who_called_it() {
     let map = Removed(format!("/tmp/perf-{}.map", std::process::id()));
     let line = format!("{:x} 1000 rule_17\n", mapped as usize);
     std::fs::write(&map.0, line).unwrap();
-    // One that others may write is not believed, and the umask may be 0.
+    // A map that others may write is ignored, and the umask may be 0.
     std::fs::set_permissions(&map.0, std::fs::Permissions::from_mode(0o644)).unwrap();
     for engine in engines() {
         for (code, row) in [
@@ -197,7 +198,7 @@ fn a_block_behind_generated_code_is_under_who_called_that() {
     let _turn = turn();
     heap::set_rate(Bytes(1));
     for in_file in [false, true] {
-        // SAFETY: the code follows the C calling convention, and calls what it is given.
+        // SAFETY: the code follows the C calling convention and calls the function it is given.
         let code = unsafe { std::mem::transmute::<*const (), Through>(place(&THROUGH, in_file)) };
         run_callback(code);
     }

@@ -1,5 +1,5 @@
-//! CPU profiles of this process by the `pprof` crate. SIGPROF is the process', so these tests take
-//! turns.
+//! CPU profiles of this process by the `pprof` crate. SIGPROF belongs to the whole process, so
+//! these tests run one at a time.
 #![cfg(all(feature = "cpu", target_os = "linux", target_env = "gnu"))]
 
 mod cpu_support;
@@ -30,7 +30,7 @@ fn the_time_of_functions_is_theirs() {
     assert!(report.problems.is_empty(), "{:?}", report.problems);
     check_burners(&profile, "pprof");
 
-    // What is innermost is the work, not the profiler looking at it.
+    // The innermost frame is the work, not the profiler's signal handler.
     for name in profile.samples.iter().filter_map(|it| names(&profile, it).into_iter().next()) {
         assert!(!name.contains("perf_signal_handler") && !name.starts_with("pprof::"), "{name}");
         assert!(!name.contains("_Unwind") && !name.contains("restore_rt"), "{name}");
@@ -90,7 +90,7 @@ fn a_dropped_session_stops() {
     assert!(profile.total("samples").unwrap() <= 2, "samples of the session before: {profile:?}");
 }
 
-/// Signals are under way whenever a session stops here, and the default action of SIGPROF kills.
+/// Signals are in flight whenever a session stops here, and the default action of SIGPROF kills.
 #[test]
 fn starting_and_stopping_under_load_does_not_kill_the_process() {
     let _turn = turn();

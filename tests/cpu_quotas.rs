@@ -1,6 +1,7 @@
-//! CPU samples where the kernel gives a process only so much: descriptors, timers, locked memory,
-//! threads. The service keeps what it needs, and the profile says which limit took what it lacks.
-//! Each runs in a process with a limit of its own.
+//! CPU samples in a process with a resource limit: descriptors, timers, locked memory or threads.
+//!
+//! The service keeps the resources it needs, and the profile names the limit that caused each loss.
+//! Each test runs in a process with a different limit.
 #![cfg(all(feature = "cpu", target_os = "linux", target_env = "gnu"))]
 #![allow(unsafe_code, reason = "timers and signals of the service's own")]
 
@@ -19,10 +20,10 @@ use marple::base::warnings;
 use marple::cpu::{Error, Lookback, Options};
 use marple::model::{CpuEngine, Profile};
 
-/// Another user, who has the quotas of users for itself.
+/// Command prefix that runs as a user whose quotas no other process uses.
 const ALONE: [&str; 6] = ["setpriv", "--reuid", "43211", "--regid", "43211", "--clear-groups"];
 
-/// Threads that sleep until this is dropped.
+/// Starts threads that sleep until the returned senders are dropped.
 fn sleepers(number: usize) -> Vec<Sender<()>> {
     let sleeper = |_| {
         let (hold, wait) = mpsc::channel::<()>();
@@ -32,7 +33,7 @@ fn sleepers(number: usize) -> Vec<Sender<()>> {
     (0..number).map(sleeper).collect()
 }
 
-/// The descriptors of this process, and those of perf events among them.
+/// Returns the number of this process's descriptors, and of those of perf events.
 fn descriptors() -> (usize, usize) {
     let entries = fs::read_dir("/proc/self/fd").unwrap().flatten();
     let targets: Vec<_> = entries.filter_map(|entry| fs::read_link(entry.path()).ok()).collect();
@@ -48,7 +49,7 @@ fn has_samples_of(profile: &Profile, thread: &str) -> bool {
     profile.samples.iter().any(|sample| thread_of(profile, sample) == thread)
 }
 
-/// Whether perf events may be had here; CI may forbid them.
+/// Returns `true` if perf events are allowed. CI may forbid them.
 fn perf_is_allowed() -> bool {
     match start(CpuEngine::Perf, 99) {
         Ok(_) => true,
@@ -93,7 +94,7 @@ fn perf_events_are_given_back_when_the_service_needs_descriptors() {
         let engine = lookback.engine();
         assert!(engine.starts_with("timer: ") && engine.contains("RLIMIT_NOFILE"), "{engine}");
         drop(files);
-        // The samples go on.
+        // Sampling continues.
         let session = start(CpuEngine::Auto, 99).unwrap();
         burn(Duration::from_millis(300));
         assert!(account(&stop(session)).1 > 15);
@@ -138,9 +139,10 @@ fn timers_leave_the_service_its_pending_signals_and_follow_the_busy_threads() {
             warnings::list().into_iter().find(|warning| warning.topic == "cpu.engine")
         });
         assert!(warned.text.contains("RLIMIT_SIGPENDING 64"), "{}", warned.text);
-        // The service's own: as many timers as are left.
+        // The service creates as many timers as are left.
         for number in 8..56 {
-            // SAFETY: without an event a timer sends SIGALRM, and it is never set.
+            // SAFETY: a timer without a `sigevent` sends SIGALRM on expiry, and this one is never
+            // armed.
             let failed = unsafe {
                 let mut timer = std::mem::zeroed();
                 libc::timer_create(libc::CLOCK_MONOTONIC, std::ptr::null_mut(), &raw mut timer)
@@ -174,7 +176,7 @@ fn limit_of_locked_memory_is_named_and_not_a_permission() {
         let _sleepers = sleepers(64);
         let session = start(CpuEngine::Auto, 99).unwrap();
         let engine = session.engine().to_owned();
-        // Where perf events are forbidden there is nothing to be seen.
+        // The limit has no effect if perf events are forbidden.
         if !engine.contains("perf_event_open refused") {
             assert!(engine.contains("RLIMIT_MEMLOCK is 64 KiB"), "{engine}");
             assert!(!engine.contains("paranoid"), "{engine}");
@@ -187,7 +189,7 @@ fn a_thread_that_cannot_be_started_is_an_error_and_no_panic() {
     let test = "a_thread_that_cannot_be_started_is_an_error_and_no_panic";
     let wrapper: Vec<&str> = ALONE.into_iter().chain(["prlimit", "--nproc=2"]).collect();
     store::again(test, &wrapper, || {
-        // The process has two threads by now, the harness's and this one.
+        // The process already has two threads: the harness's and this one.
         let options = Options { lookback_frequency: marple::base::Hertz(19), ..Options::default() };
         let refused = Lookback::start(&options).map(drop);
         assert!(matches!(refused, Err(Error::Thread { .. })), "{refused:?}");

@@ -1,4 +1,5 @@
-//! A container whose seccomp profile refuses `perf_event_open`, as most do.
+//! A seccomp profile that denies `perf_event_open`, as in most containers. The filter stays for the
+//! life of the process, so the test is a binary by itself.
 #![cfg(all(feature = "cpu", target_os = "linux", target_env = "gnu"))]
 
 mod cpu_support;
@@ -11,7 +12,7 @@ use marple::cpu::Error;
 use marple::model::CpuEngine;
 use seccomp::{NUMBER, allow, fail, is, load};
 
-/// Lets `perf_event_open` fail with EPERM in every thread of this process.
+/// Makes `perf_event_open` fail with EPERM in every thread of this process.
 fn refuse_perf_events() {
     let perf_event_open = libc::SYS_perf_event_open as u32;
     seccomp::install(&mut [load(NUMBER), is(perf_event_open, 1), fail(libc::EPERM), allow()]);

@@ -1,4 +1,4 @@
-//! What a profile says of code that runs in a signal handler with a stack of its own.
+//! Profiles of code that runs in a signal handler on an alternate stack.
 #![cfg(all(feature = "cpu", target_os = "linux", target_env = "gnu"))]
 
 mod cpu_support;
@@ -10,19 +10,19 @@ use std::time::Duration;
 use cpu_support::{BURNERS, burn, engines, start, stop, under};
 use marple::symbols;
 
-/// Enough for this handler and that of the profiler in it.
+/// Enough for this handler and the profiler's handler on top of it.
 const STACK: usize = 128 << 10;
 
 extern "C" fn handler(_: libc::c_int) {
     burn(Duration::from_millis(400));
 }
 
-/// Runs the handler of SIGUSR1 on a stack of its own.
+/// Raises SIGUSR1, whose handler runs on an alternate stack.
 #[expect(unsafe_code, reason = "a handler cannot be installed without")]
 fn burn_in_a_handler() {
     let stack = vec![0u8; STACK].leak();
-    // SAFETY: the stack stays for ever, and the handler is a plain one that calls what may be
-    // called there.
+    // SAFETY: the stack is leaked, and the handler is a plain one that calls only code allowed in a
+    // handler.
     unsafe {
         let mut stack_of_signals: libc::stack_t = std::mem::zeroed();
         stack_of_signals.ss_sp = stack.as_mut_ptr().cast();
@@ -34,7 +34,7 @@ fn burn_in_a_handler() {
         action.sa_flags = libc::SA_ONSTACK;
         assert_eq!(libc::sigaction(libc::SIGUSR1, &raw const action, ptr::null_mut()), 0);
         libc::raise(libc::SIGUSR1);
-        // The thread takes its own back before it ends.
+        // The thread restores its own alternate stack before it ends.
         libc::sigaltstack(&raw const before, ptr::null_mut());
     }
 }
@@ -58,7 +58,8 @@ fn a_stack_that_begins_elsewhere_is_cut_where_the_handler_began_and_that_is_said
         };
         let elsewhere = lost("a signal's alternate stack");
         assert!(elsewhere >= 50, "{told}");
-        // A larger copy would be no help. Other threads than that may be deep.
+        // A larger copy would not help here, so this cause must be rare. Other threads may have
+        // deep stacks.
         assert!(lost("deeper than its copy") * 10 <= elsewhere, "{told}");
         let seen: i64 = under(&profile, "burner", BURNERS, 0).iter().sum();
         assert!(seen >= 50, "what the handler does is seen: {seen}; {told}");

@@ -1,28 +1,29 @@
-//! A host that does everything which is hard on a profiler, at once, while each engine and wall
-//! mode record it at 1000 Hz asked: no crash, no hang, no lost errno, no child process killed, and
-//! the host gets on.
+//! A host under the loads that are hardest on a profiler, all at once, while each engine and wall
+//! mode record it at a requested rate of 1000 Hz.
 //!
-//! What storms is in `storm/workers.rs`. Each storm is this program run once more, watched through
-//! its standard output: when it says nothing for half a minute, or one of its threads got no
-//! further in that time, it hangs. How far it gets with a session and how far without is printed.
+//! The test fails on a crash, a hang, a lost errno or a killed child process, or if the host makes
+//! no progress. The load is in `storm/workers.rs`. Each run is a child process of this program,
+//! watched through its standard output. A run hangs if it prints nothing for half a minute, or if
+//! one of its threads makes no progress in that time. The test prints the progress with a session
+//! and without.
 //!
-//! `STORM_SECONDS` is how long each part of a storm lasts: one session, then turns with a session
-//! and without one, then sessions started and stopped as fast as they can be. 3 by default, 30 by
-//! hand for more than the minute that was promised:
+//! `STORM_SECONDS` is the length of each part of a run: one session, then alternating times with
+//! and without a session, then sessions started and stopped as fast as possible. The default is 3.
+//! Use 30 by hand for more than the specified minute:
 //!
 //! ```text
 //! STORM_SECONDS=30 cargo test --release --test cpu_storm -- --nocapture --test-threads 1
 //! ```
 //!
-//! The engine `pprof` is not stormed here: it is for comparison and for platforms without the other
-//! two, and it lost one storm of two by a stack overflow of the host on a machine at its limit.
-//! `STORM_OF=pprof` puts it in the place of another engine.
+//! The engine `pprof` is not part of the test: it is for comparison and for platforms without the
+//! other two. In one of two runs on an overloaded machine the host overflowed its stack with it.
+//! `STORM_OF=pprof` replaces another engine by it.
 //!
-//! The program needs nothing but itself, so that it can be copied into an older system;
-//! `tests/storm/old-glibc` does that. `STORM_CYCLES` is how many sessions are started and stopped
-//! in the tests of that: 100, or 1000 by hand.
+//! The program needs no other file, so that it can be copied into an older system;
+//! `tests/storm/old-glibc` does that. `STORM_CYCLES` is the number of sessions that the tests of
+//! starting and stopping use: 100, or 1000 by hand.
 #![cfg(all(feature = "cpu", target_os = "linux"))]
-// Signals, forks and dlopen are not to be had without it.
+// Signals, forks and `dlopen` need unsafe code.
 #![allow(unsafe_code)]
 
 #[path = "storm/drive.rs"]
@@ -41,10 +42,10 @@ use std::sync::{Mutex, PoisonError};
 use drive::Engine;
 use watch::{Ended, Totals};
 
-/// Two storms at a time would only wait for each other.
+/// Runs at the same time would only slow each other down.
 static TURN: Mutex<()> = Mutex::new(());
 
-/// Runs `engine`'s storm and the control's, and holds the first to what was promised.
+/// Runs the child process with `engine`, with and without sessions, and checks the results.
 fn storm(engine: Engine, test: &str) {
     if let Some(name) = watch::asked() {
         return session::storm(Engine::of(&name).expect("an engine's name"), watch::seconds());
@@ -58,8 +59,8 @@ fn storm(engine: Engine, test: &str) {
     }
 }
 
-/// The engine that `STORM_OF` names instead of this one, so that one can see a storm that is lost:
-/// `pprof-rs` on glibc 2.31.
+/// Returns the engine that `STORM_OF` names, or `engine`. `pprof-rs` on glibc 2.31 is a run that
+/// fails.
 fn instead_of(engine: Engine) -> Engine {
     std::env::var("STORM_OF").ok().and_then(|name| Engine::of(&name)).unwrap_or(engine)
 }
@@ -70,7 +71,8 @@ fn check(engine: Engine, totals: &Totals) {
     let Totals { with, without, .. } = totals;
     for (name, &count) in &with.turns {
         let before = without.turns.get(name).copied().unwrap_or(0);
-        // By the CPU time of the whole process, so that neighbours do not count.
+        // A ratio of CPU time of the whole process, so that the load of other processes has no
+        // effect.
         let ratio = count as f64 / with.cpu / (before as f64 / without.cpu);
         println!("{engine}: {name:<12} {count:>9}, without {before:>9}, per CPU second {ratio:.3}");
         let idle = workers::MAY_STAND_STILL.contains(&name.as_str());
@@ -152,7 +154,7 @@ fn a_host_with_a_profiling_timer_keeps_it_beside_the_pprof_engine() {
     host(Engine::Pprof, "a_host_with_a_profiling_timer_keeps_it_beside_the_pprof_engine");
 }
 
-/// Runs a host that has an interval timer and a handler for SIGPROF of its own.
+/// Runs a host with an interval timer and a SIGPROF handler.
 fn host(engine: Engine, test: &str) {
     if let Some(name) = watch::asked() {
         return host_signal::host(Engine::of(&name).expect("an engine's name"));

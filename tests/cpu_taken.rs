@@ -1,5 +1,5 @@
-//! A host that puts a SIGPROF handler over ours in the middle of a profile. It stays, so this is a
-//! process of its own.
+//! A host that replaces the profiler's SIGPROF handler during a profile. It is a process by itself
+//! because the handler stays installed.
 #![cfg(all(feature = "cpu", target_os = "linux", target_env = "gnu"))]
 #![allow(unsafe_code, reason = "a handler cannot be installed without")]
 
@@ -23,10 +23,10 @@ extern "C" fn hosts(_: c_int) {
 fn a_host_that_takes_the_signal_gets_it_and_the_profile_says_so() {
     let session = start(CpuEngine::Timer, 1000).unwrap();
     burn(Duration::from_millis(200));
-    // SAFETY: `hosts` is a plain handler, which adds to an atomic.
+    // SAFETY: `hosts` is a plain handler, which only adds to an atomic.
     let ours = unsafe { libc::signal(libc::SIGPROF, hosts as *const () as usize) };
     assert!(ours > 1, "there was no handler");
-    // Until the profiler has looked, and then for as long again.
+    // The first wait is for the profiler to detect the handler. The second must add no signal.
     burn(Duration::from_millis(600));
     let seen = SEEN.load(Ordering::Relaxed);
     burn(Duration::from_millis(300));
@@ -35,10 +35,10 @@ fn a_host_that_takes_the_signal_gets_it_and_the_profile_says_so() {
     let said = profile.losses.iter().any(|loss| loss.cause.contains("SIGPROF handler"));
     assert!(said, "{:?}", profile.losses);
     assert!(matches!(start(CpuEngine::Timer, 99), Err(Error::Refused { engine: "timer", .. })));
-    // SAFETY: gives back what was there; takes no pointer that is followed.
+    // SAFETY: restores the previous handler, and no pointer is dereferenced.
     unsafe { libc::signal(libc::SIGPROF, ours) };
     let session = start(CpuEngine::Timer, 1000).unwrap();
-    // SAFETY: takes no pointer.
+    // SAFETY: `raise` takes no pointer.
     unsafe { libc::raise(libc::SIGPROF) };
     assert!(stop(session).losses.iter().all(|loss| !loss.cause.contains("SIGPROF handler")));
 }

@@ -1,4 +1,4 @@
-//! A library that is loaded, used and unloaded over and over while it is sampled.
+//! A library that is repeatedly loaded, used and unloaded while it is sampled.
 #![cfg(all(feature = "cpu", target_os = "linux", target_env = "gnu"))]
 #![allow(unsafe_code, reason = "libraries cannot be loaded without")]
 
@@ -32,11 +32,11 @@ fn build(folder: &Path) -> CString {
     CString::new(library.to_str().unwrap()).unwrap()
 }
 
-/// Loads the library, spends a few milliseconds in it, unloads it.
+/// Loads the library, runs it for a few milliseconds and unloads it.
 #[inline(never)]
 fn load_use_unload(library: &CString) {
-    // SAFETY: the library is ours and has no constructors; what is called has the type that is
-    // said.
+    // SAFETY: the test builds the library, which has no constructors. The symbol has the type it is
+    // cast to.
     unsafe {
         let handle = libc::dlopen(library.as_ptr(), libc::RTLD_NOW);
         assert!(!handle.is_null());

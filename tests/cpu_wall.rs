@@ -1,4 +1,4 @@
-//! All threads by time, running or not.
+//! Wall mode: all threads by elapsed time, running or not.
 #![cfg(all(feature = "cpu", target_os = "linux", target_env = "gnu"))]
 
 mod cpu_support;
@@ -38,11 +38,11 @@ fn waits_for_the_lock(lock: &Mutex<u32>) -> u32 {
 
 #[inline(never)]
 fn reads_a_byte(from: &mut UnixStream) -> usize {
-    // Nothing, when the other end is gone.
+    // 0 if the other end is closed.
     from.read(&mut [0]).unwrap_or(0)
 }
 
-/// Counts how often a signal cut the wait short.
+/// Waits for a byte, and counts how often a signal interrupts the wait.
 #[inline(never)]
 fn polls_for_a_byte(from: &UnixStream, cut: &AtomicU64) -> bool {
     while poll(&mut [PollFd::new(from, PollFlags::IN)], None).is_err() {
@@ -51,7 +51,7 @@ fn polls_for_a_byte(from: &UnixStream, cut: &AtomicU64) -> bool {
     true
 }
 
-/// Nanoseconds of the thread called `name` below the function `function`, in the state `state`.
+/// Returns the time of the thread called `name` in the state `state` below the function `function`.
 fn spent(profile: &Profile, name: &str, function: &str, state: &str) -> Duration {
     let samples = profile.samples.iter().filter(|sample| {
         thread_of(profile, sample) == name
@@ -62,14 +62,14 @@ fn spent(profile: &Profile, name: &str, function: &str, state: &str) -> Duration
     Duration::from_nanos(samples.map(|sample| sample.values[1] as u64).sum())
 }
 
-/// Runs `body` beside four threads, which are where they stay.
+/// Runs `body` beside four threads, each of which stays in one function.
 fn beside_four_threads(body: impl FnOnce(&AtomicU64)) {
     let (over, lock, cut) = (AtomicBool::new(false), Mutex::new(1), AtomicU64::new(0));
     let ((write, mut read), (tell, ask)) =
         (UnixStream::pair().unwrap(), UnixStream::pair().unwrap());
     let (ask, over, cut, lock) = (&ask, &over, &cut, &lock);
     thread::scope(move |scope| {
-        // Dropped whatever becomes of `body`, so that a failure ends and does not hang.
+        // Dropped even if `body` panics, so that the test fails instead of hanging.
         let (mut write, mut tell) = (write, tell);
         let held = lock.lock().unwrap();
         let named = |name: &str| thread::Builder::new().name(name.to_owned());
@@ -121,12 +121,12 @@ fn every_thread_has_all_of_its_time_where_it_spent_it() {
             ("polls", "::polls_for_a_byte", "sleeping"),
         ] {
             let whole = spent(&profile, name, "", "");
-            // Each look is cut to whole microseconds.
+            // Each reading is truncated to whole microseconds.
             let rounded = Duration::from_millis(2);
             assert!(whole + rounded >= least && whole <= most, "{name}: {whole:?}; {told}");
             let there = spent(&profile, name, function, state);
-            // A thread that burns may be late to answer on a loaded machine, one that sleeps is not
-            // asked.
+            // On a loaded machine a busy thread may answer the signal late. A sleeping thread gets
+            // no signal.
             let share = if name == "burns" { 0.0 } else { 0.99 };
             assert!(there > whole.mul_f64(share), "{name}: {there:?} of {whole:?}; {told}");
         }
@@ -162,11 +162,11 @@ fn an_incident_in_wall_mode_reads_in_go() {
     }
 }
 
-/// Has the calling thread block SIGURG until it ends.
+/// Blocks SIGURG in the calling thread until it ends.
 #[expect(unsafe_code, reason = "a thread's mask has no safe face")]
 fn block_the_signal() {
-    // SAFETY: a set of signals is plain bits, both calls write to this one only, and the calling
-    // thread is the test's own.
+    // SAFETY: a signal set is plain bits, both calls write only to it, and the calling thread is
+    // the test's own.
     unsafe {
         let mut set = std::mem::zeroed();
         assert_eq!((libc::sigemptyset(&mut set), libc::sigaddset(&mut set, libc::SIGURG)), (0, 0));
