@@ -1,4 +1,5 @@
-//! What a heap profile says of all bytes ever allocated: a number, and how much more it may be.
+//! The count of all bytes ever allocated in a heap profile: a number, and a bound on the bytes not
+//! counted yet. It is a binary by itself because it installs a counting allocator.
 
 #![cfg(feature = "heap")]
 #![allow(unsafe_code)]
@@ -18,30 +19,30 @@ static ASKED: AtomicU64 = AtomicU64::new(0);
 
 struct Counting;
 
-// SAFETY: every block is System's.
+// SAFETY: every call is forwarded to `System`.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ASKED.fetch_add(layout.size() as u64, SeqCst);
-        // SAFETY: passed on.
+        // SAFETY: forwards the caller's arguments.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        // SAFETY: passed on.
+        // SAFETY: forwards the caller's arguments.
         unsafe { System.dealloc(block, layout) }
     }
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
         ASKED.fetch_add(new_size as u64, SeqCst);
-        // SAFETY: passed on.
+        // SAFETY: forwards the caller's arguments.
         unsafe { System.realloc(block, layout, new_size) }
     }
 }
 
-/// What was asked for before, and what the profile's comment has: the bytes counted, and how many
-/// more there may be.
+/// Returns the bytes allocated so far, and from the profile's comment the bytes counted and the
+/// bound on those not counted.
 fn told() -> [u64; 3] {
-    /// By snapshots, which are left out of the profile.
+    /// Bytes allocated by snapshots, which the profile excludes.
     static BY_SNAPSHOTS: AtomicU64 = AtomicU64::new(0);
     let before = ASKED.load(SeqCst);
     let profile = heap::snapshot(Timestamp::now()).unwrap();
@@ -54,7 +55,7 @@ fn told() -> [u64; 3] {
     comment.unwrap()
 }
 
-/// Starts and ends so many threads, each of which asks for `bytes` in small blocks.
+/// Runs `count` threads one after the other, each of which allocates `bytes` in small blocks.
 fn threads(count: usize, bytes: usize) {
     for _ in 0..count {
         let work = move || (0..bytes / 48).for_each(|_| drop(black_box(Box::new([0u8; 48]))));
@@ -77,9 +78,9 @@ fn the_bytes_of_threads_that_are_gone_are_counted_or_within_what_may_be_more() {
             "{bytes} bytes each at {rate}: asked {asked}, counted {counted}, up to {more} more"
         );
         assert!((counted..=counted + more).contains(&asked), "{asked}: {counted} and {more}");
-        // The thread that starts them has as much as any.
+        // The thread that starts them has its own uncounted bytes.
         let each = more.saturating_sub(more_before + (64 << 10)) / THREADS as u64;
-        // What is recorded is counted at once.
+        // A recorded allocation is counted at once.
         let most = if rate == 1 { 0 } else { (bytes as u64 / 4).max(1 << 10) };
         assert!(each <= most, "{each} more for each thread that asked for {bytes}");
     }

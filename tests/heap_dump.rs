@@ -1,7 +1,8 @@
-//! A dump takes no memory: not a byte from the allocator, next to nothing from the system.
+//! A dump allocates nothing from the allocator and next to nothing from the system. It is a binary
+//! by itself because it installs a counting allocator.
 
 #![cfg(feature = "heap")]
-// A counting allocator cannot be written without it.
+// A counting allocator needs unsafe code.
 #![allow(unsafe_code)]
 
 #[path = "heap_dump/blocks.rs"]
@@ -28,22 +29,22 @@ fn count(size: usize) {
     BYTES.fetch_add(size, SeqCst);
 }
 
-// SAFETY: the system's allocator, with a count beside it.
+// SAFETY: every call is forwarded to `System`; counting touches two atomics.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(layout.size());
-        // SAFETY: passed on.
+        // SAFETY: forwards the caller's arguments.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        // SAFETY: passed on.
+        // SAFETY: forwards the caller's arguments.
         unsafe { System.dealloc(block, layout) }
     }
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         count(size);
-        // SAFETY: passed on.
+        // SAFETY: forwards the caller's arguments.
         unsafe { System.realloc(block, layout, size) }
     }
 }
@@ -55,7 +56,7 @@ static ALLOCATOR: marple::Allocator<Counting> = marple::Allocator::new(Counting)
 fn a_dump_of_100_000_samples_allocates_nothing() {
     let mut writer = HeapWriter::reserve();
     let process = ProcessMemory::default();
-    // As the agent does at its start.
+    // The agent also writes once when it starts.
     writer.write(Timestamp::now(), process, io::sink()).unwrap();
 
     let mut kept = Vec::with_capacity(2 * STACKS);

@@ -1,5 +1,5 @@
-//! No thread waits for a dump: while one stands still in the middle of its writing, others
-//! allocate, grow and free sampled blocks under stacks old and new.
+//! No thread waits for a dump. While its writer is blocked, other threads allocate, grow and free
+//! sampled blocks under known and new stacks.
 
 #![cfg(feature = "heap")]
 
@@ -17,12 +17,12 @@ use marple::heap;
 #[global_allocator]
 static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
 
-/// Only a thread that waits for the dump needs so long.
+/// Only a thread that waits for the dump takes this long.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 const BLOCKS: usize = 500;
 
-/// Lets the other threads work at each write, and goes on when both have done all of it.
+/// A writer that lets the other threads work at each write, and returns when both have finished.
 struct Halting {
     go: Vec<Sender<()>>,
     done: Receiver<usize>,

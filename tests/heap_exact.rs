@@ -1,4 +1,4 @@
-//! At rate 1 the profile is exact, whatever threads do to each other's blocks.
+//! At rate 1 the profile is exact, in whatever order threads free and grow each other's blocks.
 
 #![cfg(feature = "heap")]
 
@@ -19,7 +19,7 @@ use marple::model::{LabelValue, Profile};
 #[global_allocator]
 static ALLOCATOR: marple::Allocator<Counting> = marple::Allocator::new(Counting);
 
-/// The process has one account; the tests take turns.
+/// Counts and tables belong to the process, so the tests run one at a time.
 static TURN: Mutex<()> = Mutex::new(());
 
 #[test]
@@ -36,7 +36,7 @@ fn ten_blocks_of_240_kib_are_exact() {
     assert_eq!(of_size(&freed, size), [10, bytes, 0, 0]);
 }
 
-/// The sums of the samples with this block size.
+/// Returns the sums of the samples with this block size, one for each sample type.
 fn of_size(profile: &Profile, size: usize) -> Vec<i64> {
     let is_size = |value| matches!(value, LabelValue::Number(n, _) if n == size as i64);
     let of_size = profile
@@ -48,10 +48,11 @@ fn of_size(profile: &Profile, size: usize) -> Vec<i64> {
     })
 }
 
-/// Threads that live when the rate is set have bytes left that were handed out at the rate before.
+/// Threads that exist when the rate is set still have a budget of unsampled bytes from the previous
+/// rate.
 #[test]
 fn blocks_of_threads_from_before_are_exact_once_the_rate_is_1() {
-    /// Below what the account watches.
+    /// Below the sizes that the counting allocator watches.
     const SIZE: usize = 1777;
     let _turn = TURN.lock().unwrap();
     for round in 1..=2 {
@@ -62,7 +63,7 @@ fn blocks_of_threads_from_before_are_exact_once_the_rate_is_1() {
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
-                    // As much as makes a thread's share the largest there is.
+                    // Enough for a thread's budget of unsampled bytes to reach its maximum.
                     (0..400).for_each(|_| drop(black_box(Vec::<u8>::with_capacity(1024))));
                     barrier.wait();
                     barrier.wait();
@@ -149,7 +150,7 @@ fn threads_that_allocate_and_free_while_they_end() {
                 })
             })
             .collect();
-        // A scope would not wait for the destructors.
+        // A scope would not wait for the destructors of thread-locals.
         threads.into_iter().for_each(|thread| thread.join().unwrap());
     }
     assert_exact();
@@ -184,7 +185,7 @@ fn what_an_excluded_thread_allocates_is_left_out_and_what_it_frees_is_taken_out(
     let seen = block(8);
     let after = watched(&snapshot(), 3);
     assert_eq!(after - before, seen.capacity() as i64);
-    // The profile never saw these; neither may the account.
+    // The profile excludes these blocks, so the expected count must exclude them, too.
     ALLOCATED.fetch_sub((unseen.capacity() + unseen_too.capacity()) as i64, SeqCst);
     drop((unseen, unseen_too));
     drop(seen);

@@ -1,7 +1,7 @@
-//! A child forked while every thread allocates, allocates and ends.
+//! A child that is forked while every thread allocates can allocate, take a snapshot and end.
 
 #![cfg(feature = "heap")]
-// Forking cannot be done without it.
+// `fork` needs unsafe code.
 #![allow(unsafe_code)]
 
 use std::alloc::System;
@@ -15,7 +15,7 @@ use marple::heap;
 #[global_allocator]
 static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
 
-/// Only a hang lasts so long.
+/// A time that only a hang exceeds.
 const DEADLINE_MS: i32 = 60_000;
 
 fn allocate(rounds: usize) {
@@ -28,10 +28,10 @@ fn allocate(rounds: usize) {
     }
 }
 
-/// Whether the child ended by itself with status 0.
+/// Returns `true` if the child exits with status 0.
 fn ended_well(child: libc::pid_t) -> bool {
-    // SAFETY: plain system calls on a child and a descriptor of our own; `status` and `poll` are
-    // ours.
+    // SAFETY: plain system calls on the child and on a descriptor opened here; `status` and `poll`
+    // are locals.
     unsafe {
         let pidfd = libc::syscall(libc::SYS_pidfd_open, child, 0) as libc::c_int;
         assert!(pidfd >= 0, "pidfd_open: {}", std::io::Error::last_os_error());
@@ -61,7 +61,7 @@ fn children_forked_under_load_do_not_hang() {
         }
         let hung: Vec<_> = (0..300)
             .filter(|_| {
-                // SAFETY: the child allocates, which glibc allows it, and ends without cleaning up.
+                // SAFETY: the child allocates, which glibc allows, and exits without cleaning up.
                 match unsafe { libc::fork() } {
                     0 => {
                         allocate(50);
@@ -69,7 +69,7 @@ fn children_forked_under_load_do_not_hang() {
                             scope.spawn(|| allocate(20));
                         });
                         let profile = heap::snapshot(Timestamp::now());
-                        // SAFETY: ends the process.
+                        // SAFETY: `_exit` only ends the process.
                         unsafe { libc::_exit(if profile.is_ok() { 0 } else { 1 }) }
                     }
                     child => {

@@ -1,5 +1,5 @@
-//! Go shows as innermost the function of the program that wanted the memory, whatever it asked for
-//! it: in a debug build and, with `--release`, in an optimised one.
+//! Go shows the program's own function as innermost, whatever library code it allocates through.
+//! This holds in a debug build and, with `--release`, in an optimized one.
 
 #![cfg(feature = "heap")]
 
@@ -21,21 +21,21 @@ use marple::heap;
 #[global_allocator]
 static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
 
-/// What each function asks for at the least; nothing else in the program asks for so much.
+/// Minimum block size of each function. Nothing else in the program allocates as much.
 const SIZE: usize = 1 << 18;
 
 type Kept = Box<dyn Any>;
 
-/// Functions of this file, as the profile should name them.
+/// Defines functions that allocate, and the list of their names as the profile should show them.
 macro_rules! functions {
     ($($name:ident: $value:expr;)*) => {
         $(
             #[inline(never)]
             fn $name() -> Kept {
-                // No two alike: an optimiser makes one of functions with the same code.
+                // Makes the bodies differ: an optimizer merges functions with identical code.
                 black_box(stringify!($name));
                 let value = black_box($value);
-                // Its own block is small, and not what is looked for.
+                // This box is smaller than [`SIZE`], so the test ignores it.
                 Box::new(value)
             }
         )*
@@ -155,7 +155,7 @@ functions! {
     };
 }
 
-/// Called by containers, and no part of them.
+/// Functions that containers call back, and that allocate in the program's own code.
 const CALLED_BACK: [&str; 3] = ["makes_an_entry", "makes_an_element", "makes_a_default"];
 
 #[inline(never)]

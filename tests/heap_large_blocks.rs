@@ -1,5 +1,4 @@
-//! The founding case: ten blocks of 20 MiB are 200 MiB, every time, and nothing once they are
-//! freed.
+//! Ten blocks of 20 MiB are 200 MiB in every profile, and 0 after they are freed.
 
 #![cfg(feature = "heap")]
 
@@ -16,7 +15,7 @@ static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
 const SIZE: usize = 20 << 20;
 const ROUNDS: i64 = 1000;
 
-/// Objects and bytes in use in blocks of `size` bytes.
+/// Returns objects and bytes in use in blocks of `size` bytes.
 fn in_use(profile: &Profile, size: usize) -> (i64, i64) {
     let is_size = |value| matches!(value, LabelValue::Number(n, _) if n == size as i64);
     profile
@@ -56,7 +55,7 @@ fn ten_blocks_of_20_mib_are_200_mib_and_nothing_after() {
     );
     assert!(profile.total("alloc_space").unwrap() >= ROUNDS * (200 << 20));
     assert!(profile.comments.iter().any(|line| line.contains("standard error")));
-    // What is counted is every byte, and the blocks are nearly all the program asked for.
+    // The count is of every byte, and the blocks are nearly all that the program allocates.
     let counted = profile.comments.iter().find_map(|line| {
         let rest = line.strip_prefix("heap: counted, not sampled: ")?;
         rest.split(' ').next()?.parse::<i64>().ok()

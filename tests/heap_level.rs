@@ -1,5 +1,5 @@
-//! The heap's level wakes who waits for it from within the allocation, and a rule over it fires on
-//! that.
+//! The number of live bytes wakes a waiting thread from within the allocation that crosses the
+//! threshold, and a rule over it fires.
 
 #![cfg(feature = "heap")]
 
@@ -19,12 +19,12 @@ use marple::{CaptureKind, Settings, heap};
 #[global_allocator]
 static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
 
-/// The level is one of a kind.
+/// There is one count of live bytes in the process, so the tests run one at a time.
 static TURN: Mutex<()> = Mutex::new(());
 
 const MIB: u64 = 1 << 20;
 
-/// 70 to 600 KiB, as buffers are.
+/// Returns blocks of 70 to 600 KiB, typical buffer sizes.
 fn blocks() -> impl Iterator<Item = Vec<u8>> {
     (0u64..).map(|n| black_box(Vec::with_capacity((70_000 + n * 7919 % 530_000) as usize)))
 }
@@ -32,7 +32,7 @@ fn blocks() -> impl Iterator<Item = Vec<u8>> {
 #[test]
 fn whoever_waits_is_woken_within_32_mib() {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    // The estimate's own error is some 4 MiB at this rate and this height.
+    // The error of the estimate is about 4 MiB at this rate and size.
     heap::set_rate(Bytes::kib(64));
     for round in 0..5 {
         while heap::crossed() {}
@@ -86,7 +86,7 @@ fn a_rule_fires_on_the_heap_and_the_incident_is_sampled_finer() {
         HeapSettings { rate: Bytes::kib(256), rate_during_incident: Some(Bytes::kib(16)) };
     let host =
         Host::start(Settings { heap: heap_settings, rules: vec![heap_rule(abs)], ..settings() });
-    // Rules are asked once their ring of ten ticks is full.
+    // Rules are evaluated once their window of ten ticks is full.
     host::wait_for("the rule to be asked", || {
         let status = host.handle().status().wait(PATIENCE).unwrap();
         (status.rules[0].decision == "within_limits").then_some(())

@@ -1,7 +1,7 @@
-//! The tables of the allocator, over every order in which loads and stores may be seen.
+//! Models of the allocator's tables, over every order in which loads and stores can be observed.
 //!
-//! Their files are compiled here a second time, with loom's atomics in the place of std's and
-//! mappings of a few words.
+//! The files of the tables are compiled here a second time, with loom's atomics instead of those of
+//! std, and with mappings of a few words.
 #![allow(unreachable_pub, dead_code, reason = "the files are compiled as a part of the crate, too")]
 
 mod base {
@@ -10,9 +10,11 @@ mod base {
 
         pub use loom::sync::atomic::{Ordering, fence};
 
-        /// loom's, made when it is first touched, because only then is there a model to belong to:
-        /// tables are `const`. To be touched by the thread that makes the table: loom takes the
-        /// making for a store that others must have seen.
+        /// Wraps an atomic of loom that is created on first access. Tables are `const`, and loom's
+        /// atomics can only be created inside a model.
+        ///
+        /// The thread that creates a table must call `touch`: loom treats the creation as a store
+        /// that other threads must have observed.
         macro_rules! atomic {
             ($name:ident, $number:ty) => {
                 pub struct $name($number, OnceLock<loom::sync::atomic::$name>);
@@ -80,7 +82,7 @@ mod os {
 
         use crate::base::sync::AtomicU64;
 
-        /// What a model can hold.
+        /// Maximum number of words that a model can explore.
         const WORDS: usize = 32;
 
         pub struct Chunk(OnceLock<Vec<AtomicU64>>, usize);
@@ -110,7 +112,7 @@ mod model {
 }
 
 mod sampler {
-    /// Few places, and all neighbours.
+    /// Maps all keys to a few adjacent entries.
     pub const fn mix(bits: u64) -> u64 {
         bits << 32
     }
@@ -162,9 +164,10 @@ fn record(n: u32) -> Record {
     Record { site: id(n), size: u64::from(n) << 8, weight: f64::from(n) }
 }
 
-/// What was seen in any of a model's runs. loom takes two loads of a thread that stores afterwards
-/// for independent of what another loaded before, and may try one order only; so each test names
-/// what it must have met.
+/// Results observed in any run of a model.
+///
+/// If a thread loads twice and then stores, loom treats both loads as independent of earlier loads
+/// of other threads, and may try only one order. So each test lists the results that must occur.
 #[derive(Default)]
 struct Met(std::sync::Mutex<Vec<Option<u32>>>);
 
@@ -184,8 +187,8 @@ impl Met {
     }
 }
 
-/// Every order with one change of thread wherever it hurts, besides those at each end; with more it
-/// takes minutes. What a load may see of the past is tried in full.
+/// Checks all orders with at most one preemption plus the switches at the end of each thread.
+/// With more it takes minutes. The stale values a load may return are explored in full.
 fn bounded(run: impl Fn() + Send + Sync + 'static) {
     let mut model = loom::model::Builder::new();
     model.preemption_bound = Some(1);
@@ -205,7 +208,7 @@ fn a_dump_reads_a_record_whole_or_not_at_all() {
         };
         let segment = words.segment();
         assert_eq!(segment.try_take(0, 64), Some(record(1)));
-        // The address comes back as another block.
+        // The address is allocated again as another block.
         assert!(segment.try_insert(0, 64, record(2)));
         let read = reader.join().unwrap();
         if let Some(read) = read {
@@ -239,7 +242,7 @@ fn of_two_threads_one_gets_a_free_key_and_each_takes_out_its_own() {
         met.meet(Some(u32::from(one) + 2 * u32::from(two)));
         assert_eq!(words.segment().read(0), None);
     });
-    // The first only, the second only, one after the other.
+    // Only the first, only the second, or both in turn.
     all.assert_is(&[Some(1), Some(2), Some(3)]);
 }
 
@@ -251,7 +254,7 @@ fn a_block_freed_by_another_thread_is_found_there() {
         let freeing = {
             let (words, handed_over) = (Arc::clone(&words), Arc::clone(&handed_over));
             thread::spawn(move || {
-                // A program hands its blocks over with more than this.
+                // A real program hands blocks over with stronger ordering than this.
                 if handed_over.load(Acquire) != 0 {
                     assert_eq!(words.segment().try_take(0, 64), Some(record(1)));
                     return true;
@@ -270,7 +273,7 @@ fn a_block_freed_by_another_thread_is_found_there() {
 fn threads_agree_on_the_id_of_a_stack_and_read_it_whole() {
     bounded(|| {
         let stacks = Arc::new(Stacks::new());
-        // Maps everything, which is not what is tried here.
+        // Maps the memory first, which this model does not cover.
         stacks.intern(&[0x20]).unwrap();
         let interned = {
             let stacks = Arc::clone(&stacks);
@@ -283,7 +286,7 @@ fn threads_agree_on_the_id_of_a_stack_and_read_it_whole() {
     });
 }
 
-/// Two blocks that share a counter: one comes and stays, the other comes and goes beside it.
+/// Two blocks share a counter: one is added and stays, the other is added and removed meanwhile.
 #[test]
 fn a_block_that_is_recorded_is_never_taken_for_one_that_is_not() {
     const BLOCK: usize = 0x1000;
@@ -327,7 +330,7 @@ fn a_block_that_is_recorded_is_never_taken_for_one_that_is_not() {
 fn threads_agree_on_the_id_of_a_site_and_every_block_is_counted() {
     bounded(|| {
         let sites = Arc::new(Sites::new());
-        // Maps everything, which is not what is tried here.
+        // Maps the memory first, which this model does not cover.
         sites.intern(2, 32).unwrap();
         let one = || {
             let sites = Arc::clone(&sites);
@@ -348,7 +351,7 @@ fn threads_agree_on_the_id_of_a_site_and_every_block_is_counted() {
     });
 }
 
-/// As the recorder does it: counted, then alive.
+/// The order is that of the recorder: it counts the allocation, then inserts the live block.
 #[test]
 fn a_dump_sees_sites_whole_and_nothing_in_use_that_was_not_allocated() {
     let met = std::sync::Arc::new(Met::default());
@@ -360,7 +363,7 @@ fn a_dump_sees_sites_whole_and_nothing_in_use_that_was_not_allocated() {
         let dumping = {
             let (sites, words) = (Arc::clone(&sites), Arc::clone(&words));
             thread::spawn(move || {
-                // A dump settles which sites it shows, then reads live records, then the sites.
+                // A dump fixes the range of sites, then reads live records, then the sites.
                 let numbers = 1..sites.end();
                 let in_use = words.segment().read(0);
                 let shown: Vec<_> = numbers.clone().filter_map(|it| sites.hold(it)).collect();
@@ -382,13 +385,13 @@ fn a_dump_sees_sites_whole_and_nothing_in_use_that_was_not_allocated() {
         let (in_use, shown) = dumping.join().unwrap();
         met.meet(Some(u32::from(in_use) + 2 * u32::from(shown)));
     });
-    // Neither, in use at a site that came after the numbers were read, allocated and not yet in
-    // use, both.
+    // In this order: neither; in use at a site created after the range was read; allocated and not
+    // yet in use; both.
     all.assert_is(&[Some(0), Some(1), Some(2), Some(3)]);
 }
 
-/// A site without live blocks is taken out while another thread finds it, and its counts are in one
-/// place afterwards.
+/// A site without live blocks is evicted while another thread looks it up. Afterwards its counts
+/// are in exactly one place.
 #[test]
 fn a_site_that_is_taken_out_is_found_by_nobody_and_its_counts_stay() {
     let met = std::sync::Arc::new(Met::default());
@@ -408,7 +411,7 @@ fn a_site_that_is_taken_out_is_found_by_nobody_and_its_counts_stay() {
         let (second, is_new) = sites.intern(1, 64).unwrap();
         count(second);
         let evicted = evicting.join().unwrap();
-        // Held by this thread, so never taken out.
+        // Held by this thread, so not evicted.
         assert_eq!(sites.hold(second.number).map(|site| site.id), Some(second));
         assert_eq!(is_new, evicted.is_some());
         assert_eq!(evicted.unwrap_or(1), 1, "the stack of another site");
@@ -421,7 +424,7 @@ fn a_site_that_is_taken_out_is_found_by_nobody_and_its_counts_stay() {
     all.assert_is(&[Some(0), Some(1)]);
 }
 
-/// The frames of a stack that goes are numbered anew, not under a dump's eyes.
+/// The frame numbers of an evicted stack are reused, but not during a dump.
 #[test]
 fn a_frame_keeps_its_address_while_a_dump_is_under_way() {
     let met = std::sync::Arc::new(Met::default());
@@ -440,7 +443,7 @@ fn a_frame_keeps_its_address_while_a_dump_is_under_way() {
         let before = frames.get(first);
         let after = frames.get(first);
         if before == Some(0x10) {
-            // A sample with this number was written, for all this dump knows.
+            // For all this dump knows, it wrote a sample with this number.
             met.meet(Some(u32::from(after == before)));
         }
         frames.end_dump();

@@ -1,8 +1,8 @@
-//! With 512 KiB left below the limit of a real memory cgroup, the profile gets onto the disk, with
-//! names, and the process lives.
+//! With 512 KiB left below the limit of a real memory cgroup, the profile is written to disk with
+//! function names, and the process survives.
 //!
-//! Needs root and the memory controller (v1 or v2) to make a group of its own; where there is none,
-//! it says so in one line and proves nothing. `CI` set and root means that it has to be there.
+//! The test needs root and the memory controller (v1 or v2) to create a cgroup. Otherwise it prints
+//! one line and checks nothing, except that it fails if it runs as root and `CI` is set.
 
 #![cfg(all(feature = "heap", target_os = "linux"))]
 
@@ -24,7 +24,7 @@ const LIMIT: u64 = 256 << 20;
 const HEADROOM: u64 = 512 << 10;
 const RUNS: usize = 20;
 
-/// Set for the process that runs out of memory: its group's folder.
+/// Path of the cgroup, set in the process that runs out of memory.
 const GROUP: &str = "MARPLE_TEST_GROUP";
 
 /// A memory cgroup with the limit, removed on drop.
@@ -57,7 +57,7 @@ impl Drop for Group {
     }
 }
 
-/// What is used and cannot be given back by dropping clean pages of files.
+/// Returns the memory in use that the kernel cannot reclaim by dropping clean file pages.
 fn used(group: &Path) -> u64 {
     let number = |text: &str| text.trim().parse::<u64>().unwrap();
     let usage = ["memory.usage_in_bytes", "memory.current"];
@@ -74,25 +74,26 @@ fn used(group: &Path) -> u64 {
 
 #[inline(never)]
 fn runs_away(group: &Path) -> Vec<Vec<u8>> {
-    // The index of blocks must not grow in the end.
+    // Reserved, so that the vector does not grow near the limit.
     let mut kept = Vec::with_capacity(1 << 16);
     loop {
         let left = LIMIT.saturating_sub(used(group));
         if left <= HEADROOM {
             return kept;
         }
-        // Steps that get smaller: the kernel charges in batches.
+        // Steps shrink, because the kernel charges in batches.
         for _ in 0..(left - HEADROOM).div_ceil(64 << 10).div_ceil(4) {
             kept.push(black_box(vec![1u8; 16 << 10]));
         }
     }
 }
 
-/// The process that runs out of memory. What it prints last is how much was left at its dump.
+/// Runs in the process that runs out of memory. The last line it prints has the bytes that were
+/// left at its dump.
 fn run_out(group: &Path) {
     heap::set_rate(Bytes::kib(16));
     let mut writer = HeapWriter::reserve();
-    // As the agent does at its start.
+    // The agent also writes once when it starts.
     writer.write(Timestamp::now(), ProcessMemory::default(), std::io::sink()).unwrap();
     let out = std::env::var("MARPLE_TEST_OUT").unwrap();
     let kept = runs_away(group);
@@ -133,7 +134,7 @@ fn a_profile_with_names_at_512_kib_below_the_limit() {
         let said = format!("run {run}: {}\n{printed}", output.status);
         assert!(output.status.success() && left.is_some(), "{said}");
         let left: u64 = left.unwrap().parse().unwrap();
-        // The kernel may take back a few pages of files between the last block and the look.
+        // The kernel may reclaim a few file pages between the last block and the reading.
         assert!(left <= HEADROOM + (128 << 10), "{said}");
         least = least.min(left);
         let profile = pprof::read(&fs::read(&out).unwrap()).unwrap();

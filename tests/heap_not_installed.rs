@@ -1,4 +1,5 @@
-//! Without the allocator there is no profile, and the error says what line to add.
+//! Without the allocator there is no profile, and the error contains the line to add. It is a
+//! binary by itself because it must not install the allocator.
 
 #![cfg(feature = "heap")]
 

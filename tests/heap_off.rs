@@ -1,4 +1,4 @@
-//! At rate 0 nothing is recorded, and what was recorded before still comes out.
+//! At rate 0 nothing is recorded, and blocks recorded earlier are still in the profile.
 
 #![cfg(feature = "heap")]
 

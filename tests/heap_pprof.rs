@@ -1,4 +1,4 @@
-//! What Go shows of a heap profile, and what the profile says about itself.
+//! Go's view of a heap profile, and the comments in the profile.
 
 #![cfg(feature = "heap")]
 
@@ -46,7 +46,8 @@ fn write(path: &Path) {
     writer.write(Timestamp::now(), process, File::create(path).unwrap()).unwrap();
 }
 
-/// The innermost functions by flat bytes, and their shares: the lines of `-top` behind its head.
+/// Returns the innermost functions and their fractions by flat bytes: the rows of `-top` without
+/// its header.
 fn top(args: &[&str]) -> Vec<(String, String)> {
     let text = peers::go_pprof(&[&["-top", "-unit=MB", "-nodefraction=0"], args].concat());
     let lines = text.lines().skip_while(|line| !line.contains("flat%")).skip(1);

@@ -1,4 +1,4 @@
-//! The rate of the settings holds from the moment that the agent's start returns.
+//! The configured rate is in effect as soon as the agent's `start` returns.
 
 #![cfg(feature = "heap")]
 

@@ -1,4 +1,4 @@
-//! Stacks are whole, in the build a user makes by default, and say where a block came from.
+//! Stacks are complete in a user's default build, and show the source of a block.
 
 #![cfg(feature = "heap")]
 
@@ -31,7 +31,7 @@ fn grow(block: &mut Vec<u8>) {
     black_box(block);
 }
 
-/// The addresses of each stack with blocks of `size` bytes in use, innermost first.
+/// Returns the addresses of each stack with blocks of `size` bytes in use, innermost first.
 fn stacks(profile: &Profile, size: usize) -> Vec<Vec<u64>> {
     let is_size = |value| matches!(value, LabelValue::Number(n, _) if n == size as i64);
     profile
@@ -46,7 +46,7 @@ fn stacks(profile: &Profile, size: usize) -> Vec<Vec<u64>> {
         .collect()
 }
 
-/// Where in `stack` the first kilobyte of a function is.
+/// Returns the index in `stack` of the first address within 1 KiB of the start of `function`.
 fn place(stack: &[u64], function: usize) -> Option<usize> {
     let function = function as u64;
     stack.iter().position(|address| (function..function + 1024).contains(address))
@@ -68,7 +68,7 @@ fn a_block_is_found_under_its_callers_and_reaches_the_threads_start() {
     assert_eq!(at_middle, at_leak.map(|at| at + 1));
     assert!(at_test > at_middle);
     assert!(stack.len() > at_test.unwrap() + 2, "cut at the test: {stack:x?}");
-    // The frames of the profiler are not in it: what is innermost is the allocator's entry.
+    // Frames of the profiler are not included: the innermost one is the entry of the allocator.
     assert!(at_leak.unwrap() <= 8, "{stack:x?}");
     let cut = profile.losses.iter().find(|loss| loss.cause.contains("cut"));
     assert_eq!(cut, None, "every stack is whole");
@@ -109,12 +109,13 @@ fn with_70k_used(keep: fn() -> Vec<u8>) -> Vec<u8> {
     kept
 }
 
-/// The threads live at once: a small one could get the stack of one that has ended.
+/// All threads live at once: otherwise a small one could reuse the stack of an ended thread.
 #[test]
 fn blocks_of_threads_with_small_stacks_have_theirs() {
     type Keep = fn() -> Vec<u8>;
     heap::set_rate(Bytes(1));
-    // As an agent does: threads without room for it use what others have made.
+    // The agent also does this. Threads with too little stack to load unwind tables use those
+    // loaded by others.
     heap::snapshot(Timestamp::now()).unwrap();
     let threads: &[(usize, usize, Keep, Keep)] = &[
         (2048, 300_001, keep_on_2m, keep_on_2m),
@@ -159,7 +160,7 @@ fn recurse(levels: usize, size: usize) -> Vec<u8> {
     black_box(kept)
 }
 
-/// The names of the outermost frames are what tells who wanted the memory.
+/// The outermost frames name the caller that caused the allocation, so they must be kept.
 #[test]
 fn a_deep_recursion_has_its_callers_and_one_row_for_what_is_left_out() {
     heap::set_rate(Bytes(1));

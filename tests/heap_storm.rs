@@ -1,8 +1,8 @@
-//! The profile stays exact while everything happens at once: threads free and grow each other's
-//! blocks under a storm of SIGPROF, libraries come and go, and somebody keeps taking profiles.
+//! The profile stays exact under combined load. Threads free and grow each other's blocks under a
+//! flood of SIGPROF, libraries are loaded and unloaded, and profiles are taken continuously.
 
 #![cfg(all(feature = "heap", target_os = "linux"))]
-// Handlers, signals and libraries are libc's.
+// Signal handlers, signals and libraries need libc.
 #![allow(unsafe_code)]
 
 mod account;
@@ -21,7 +21,7 @@ use marple::heap;
 #[global_allocator]
 static ALLOCATOR: marple::Allocator<Counting> = marple::Allocator::new(Counting);
 
-/// How many rounds a thread goes at the least, and how many signals they are to have seen.
+/// Minimum rounds of a thread, and minimum number of signals that must arrive meanwhile.
 const ROUNDS: usize = 10_000;
 const STORM: u64 = 5_000;
 
@@ -32,7 +32,7 @@ extern "C" fn on_signal(_: libc::c_int) {
 }
 
 fn handle() {
-    // SAFETY: the handler counts and does nothing else; the structure is ours and whole.
+    // SAFETY: the handler only counts, and the structure is a fully initialized local.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = on_signal as extern "C" fn(_) as usize;
@@ -41,22 +41,22 @@ fn handle() {
     }
 }
 
-/// A signal to each of these threads; a timer sends no more than one every 4 ms.
+/// Sends a signal to each of these threads. A timer sends at most one every 4 ms.
 fn signal(threads: &[AtomicI32]) {
     for thread in threads.iter().map(|thread| thread.load(Relaxed)).filter(|&id| id != 0) {
-        // SAFETY: a system call on numbers; a thread that has ended is an error nobody minds.
+        // SAFETY: a system call on numbers; the error for an ended thread is ignored.
         unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, libc::SIGPROF) };
     }
 }
 
-/// Libraries every glibc system has and this program has no use for.
+/// Libraries that every glibc system has and this program does not use.
 const LIBRARIES: [&CStr; 4] =
     [c"libutil.so.1", c"librt.so.1", c"libanl.so.1", c"libthread_db.so.1"];
 
 fn load_and_unload() -> u64 {
     let mut loaded = 0;
     for library in LIBRARIES {
-        // SAFETY: these libraries do nothing when they are loaded.
+        // SAFETY: these libraries run no code when they are loaded.
         unsafe {
             let handle = libc::dlopen(library.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL);
             if !handle.is_null() {
@@ -71,7 +71,7 @@ fn load_and_unload() -> u64 {
 #[test]
 fn nothing_is_lost_in_a_storm() {
     heap::set_rate(Bytes(1));
-    // Its own blocks are in no profile, so they are made before the account is.
+    // The profile excludes the writer's blocks, so they are allocated before counting starts.
     let mut writer = HeapWriter::reserve();
     [&ALLOCATED, &BLOCKS, &LIVE].iter().for_each(|count| count.store(0, SeqCst));
     let threads = [const { AtomicI32::new(0) }; 4];
@@ -110,11 +110,12 @@ fn nothing_is_lost_in_a_storm() {
                 let to = senders[(me + 1) % 4].clone();
                 let threads = &threads;
                 scope.spawn(move || {
-                    // SAFETY: asks for a number.
+                    // SAFETY: `gettid` takes no arguments.
                     threads[me].store(unsafe { libc::gettid() }, Relaxed);
                     let rounds = (0..).take_while(|&n| n < ROUNDS || SIGNALS.load(Relaxed) < STORM);
                     for n in rounds {
-                        // Sizes that are not many: each has a site of its own, up to 73,728.
+                        // Each size has its own site, and there are at most 73,728 sites, so sizes
+                        // repeat.
                         let n = n % 1000;
                         let _ = to.send(block(n * 4 + me));
                         while let Ok(mut theirs) = receiver.try_recv() {

@@ -1,6 +1,7 @@
-//! What Go adds up of a heap profile and what the profile states as lost are together what was
-//! allocated, for each cause of loss. A new cause gets a row in `CASES`, or a test of its own if it
-//! needs a process of its own.
+//! Go's sums over a heap profile plus the losses that the profile states are the bytes allocated,
+//! for each cause of loss.
+//!
+//! A new cause gets a row in `CASES`, or a test by itself if it needs a separate process.
 
 #![cfg(all(feature = "heap", target_os = "linux"))]
 #![allow(unsafe_code, reason = "an allocator that counts, signal stacks and generated code")]
@@ -23,16 +24,16 @@ use marple::heap;
 #[global_allocator]
 static ALLOCATOR: marple::Allocator<Counting> = marple::Allocator::new(Counting);
 
-/// Bytes ever allocated, and in use.
+/// Bytes ever allocated (`ALLOCATED`) and in use (`IN_USE`).
 static ALLOCATED: AtomicI64 = AtomicI64::new(0);
 static IN_USE: AtomicI64 = AtomicI64::new(0);
 
 struct Counting;
 
-// SAFETY: the system's allocator, with a count beside it.
+// SAFETY: every call is forwarded to `System`; counting touches two atomics.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: passed on.
+        // SAFETY: forwards the caller's arguments.
         let block = unsafe { System.alloc(layout) };
         count(block, 0, layout.size());
         block
@@ -40,12 +41,12 @@ unsafe impl GlobalAlloc for Counting {
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         IN_USE.fetch_sub(layout.size() as i64, SeqCst);
-        // SAFETY: passed on.
+        // SAFETY: forwards the caller's arguments.
         unsafe { System.dealloc(block, layout) }
     }
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        // SAFETY: passed on.
+        // SAFETY: forwards the caller's arguments.
         let moved = unsafe { System.realloc(block, layout, new_size) };
         count(moved, layout.size(), new_size);
         moved
@@ -59,10 +60,10 @@ fn count(block: *mut u8, before: usize, size: usize) {
     }
 }
 
-/// The process has one set of tables; the tests take turns.
+/// The process has one set of tables, so the tests run one at a time.
 static TURN: Mutex<()> = Mutex::new(());
 
-/// A profile as Go reads it, and what the allocator below has counted at that moment.
+/// A profile as read by Go, and the counts of the allocator when it was taken.
 struct Dump {
     _dir: tempfile::TempDir,
     path: String,
@@ -70,7 +71,7 @@ struct Dump {
     truly: Bytewise,
 }
 
-/// Bytes allocated since the program began, and in use.
+/// Bytes allocated since the program started, and bytes in use.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Bytewise {
     allocated: f64,
@@ -97,7 +98,7 @@ impl Dump {
         let excluded = heap::exclude_current_thread();
         let truly = Bytewise::counted();
         writer.write(Timestamp::now(), ProcessMemory::default(), out).unwrap();
-        // What an excluded thread allocates is in no profile.
+        // Allocations of an excluded thread are in no profile.
         ALLOCATED.store(truly.allocated as i64, SeqCst);
         IN_USE.store(truly.in_use as i64, SeqCst);
         drop(excluded);
@@ -106,7 +107,7 @@ impl Dump {
         Self { _dir: dir, path, raw, truly }
     }
 
-    /// The sums over Go's samples.
+    /// Returns the sums over Go's samples.
     fn shown(&self) -> Bytewise {
         let samples = self.raw.split("\nSamples:\n").nth(1).unwrap();
         let samples = samples.split("\nLocations\n").next().unwrap();
@@ -124,7 +125,7 @@ impl Dump {
         sums
     }
 
-    /// The bytes that Go's rows account for, or those of the row `name`.
+    /// Returns the bytes that Go's rows account for, or those of the row `name`.
     fn rows(&self, index: &str, name: Option<&str>) -> f64 {
         let index = format!("-sample_index={index}");
         let args = ["-top", "-unit=B", "-nodefraction=0", "-nodecount=1000000", &index, &self.path];
@@ -137,7 +138,7 @@ impl Dump {
         bytes.trim_end_matches(['B', ',']).parse().unwrap_or_else(|_| panic!("{bytes}: {text}"))
     }
 
-    /// The first number behind a text in the comments.
+    /// Returns the first number after `before` in the comments.
     fn stated(&self, before: &str) -> f64 {
         let after = self.raw.split(before).nth(1);
         let number = after.and_then(|after| after.split_whitespace().next());
@@ -157,16 +158,16 @@ impl std::fmt::Debug for Dump {
     }
 }
 
-/// Standard errors that a sum may be off: one run in a million is.
+/// Tolerance of a sum in standard errors. One run in a million exceeds it.
 const ERRORS: f64 = 5.0;
 
-/// Checks that what Go's sums have gained from `before` to `after`, with what is stated as lost, is
-/// what was allocated.
+/// Checks that the growth of Go's sums from `before` to `after`, plus the stated losses, is the
+/// number of bytes allocated.
 #[track_caller]
 fn check(told: &str, before: &Dump, after: &Dump) {
     let shown = after.shown().since(before.shown());
     let truly = after.truly.since(before.truly);
-    // Of independent samples variances add up.
+    // The variances of independent samples add up.
     let error = |stated: &str| {
         let [before, after] = [before, after].map(|dump| dump.stated(stated).powi(2));
         (after - before).abs().sqrt()
@@ -184,7 +185,8 @@ fn check(told: &str, before: &Dump, after: &Dump) {
         let off = (shown + lost - truly).abs();
         assert!(off <= ERRORS * error + 1.0, "{told}: {kind} is off by {off}: {after:?}");
     }
-    // Counted without sampling: at least so much, and at most so much more.
+    // `least` and `most` follow from the bytes counted without sampling and the bound on those not
+    // counted yet.
     let counted = |dump: &Dump| dump.stated("counted, not sampled: ");
     let untold = |dump: &Dump| dump.stated("since the program began, and up to ");
     let least = counted(after) - counted(before) - untold(before);
@@ -195,7 +197,7 @@ fn check(told: &str, before: &Dump, after: &Dump) {
 
 type Kept = Vec<Vec<u8>>;
 
-/// Blocks of 100 bytes to 30 KiB, of which every other is freed: 8 MiB.
+/// Allocates 8 MiB in blocks of 100 bytes to 30 KiB, and frees every other block.
 #[inline(never)]
 fn blocks(kept: &mut Kept) {
     for n in 0..1024 {
@@ -237,7 +239,8 @@ fn deep(levels: u32) -> Kept {
     })
 }
 
-/// With less left of the stack than a walk needs, which in a debug build all 32 KiB are.
+/// Allocates with less stack left than unwinding needs. In a debug build unwinding needs more than
+/// all 32 KiB.
 fn small_stack() -> Kept {
     const USED: usize = if cfg!(debug_assertions) { 8 } else { 22 << 10 };
     on_stack_of(32, || {
@@ -268,12 +271,12 @@ extern "C" fn handler(_: libc::c_int) {
     blocks(&mut IN_HANDLER.lock().unwrap());
 }
 
-/// In a signal handler with a stack of its own. The signal is raised, so it interrupts no
+/// Allocates in a signal handler on an alternate stack. The signal is raised, so it interrupts no
 /// allocation.
 fn other_stack() -> Kept {
     thread::spawn(|| {
         let memory = vec![0u8; 256 << 10].leak();
-        // SAFETY: the stack stays for ever, and the handler comes when this thread raises the
+        // SAFETY: the stack is leaked, and the handler runs only when this thread raises the
         // signal.
         unsafe {
             let (mut stack, mut before): (libc::stack_t, _) = std::mem::zeroed();
@@ -293,9 +296,9 @@ fn other_stack() -> Kept {
     std::mem::take(&mut IN_HANDLER.lock().unwrap())
 }
 
-/// push rbp; mov rbp, rsp; call rdi; pop rbp; ret
+/// `push rbp; mov rbp, rsp; call rdi; pop rbp; ret`
 const WITH_FRAME: &[u8] = &[0x55, 0x48, 0x89, 0xe5, 0xff, 0xd7, 0x5d, 0xc3];
-/// push rbp; xor ebp, ebp; sub rsp, 0x100; call rdi; add rsp, 0x100; pop rbp; ret
+/// `push rbp; xor ebp, ebp; sub rsp, 0x100; call rdi; add rsp, 0x100; pop rbp; ret`
 const WITHOUT_FRAME: &[u8] = &[
     0x55, 0x31, 0xed, 0x48, 0x81, 0xec, 0, 1, 0, 0, 0xff, 0xd7, 0x48, 0x81, 0xc4, 0, 1, 0, 0, 0x5d,
     0xc3,
@@ -306,8 +309,8 @@ extern "C" fn called_back() {
 }
 
 fn generated(code: &[u8]) -> Kept {
-    // SAFETY: a mapping large enough for the code that is copied there, which follows the C calling
-    // convention and calls what it is given.
+    // SAFETY: the mapping is large enough for the code copied into it. The code follows the C
+    // calling convention and calls the function it is given.
     unsafe {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
         let page = libc::mmap(std::ptr::null_mut(), 4096, 7, flags, -1, 0);
@@ -319,7 +322,7 @@ fn generated(code: &[u8]) -> Kept {
     std::mem::take(&mut IN_HANDLER.lock().unwrap())
 }
 
-/// A way to allocate, and what a profile states of it at rate 1.
+/// A way to allocate, and the cause of loss that a profile must state for it at rate 1.
 struct Case {
     name: &'static str,
     run: fn() -> Kept,
@@ -348,13 +351,13 @@ const CASES: &[Case] = &[
     },
 ];
 
-/// Runs the cases at both kinds of rate.
+/// Runs the cases at rate 1 and at a sampling rate.
 fn check_cases(cases: &[Case]) {
     let mut writer = HeapWriter::reserve();
-    // A case allocates some 16 MiB, so it has about 1000 samples.
+    // A case allocates about 16 MiB, so it has about 1000 samples.
     for rate in [1, 16 << 10] {
         heap::set_rate(Bytes(rate));
-        // With it come the tables for unwinding, which are not counted.
+        // The first dump also builds the unwind tables, which are not counted.
         drop(Dump::take(&mut writer));
         let mut before = Dump::take(&mut writer);
         let mut kept = Vec::new();
@@ -382,11 +385,11 @@ fn sums_and_stated_losses_are_what_was_allocated() {
     check_cases(CASES);
 }
 
-/// Tells a test that it runs in a process of its own.
+/// Set in a process that runs a single test.
 const AGAIN: &str = "MARPLE_TEST_AGAIN";
 
-/// Turns sampling off before `main` in such a process: what the harness allocates has no sample at
-/// the usual rate.
+/// Turns sampling off before `main` in such a process, so that no allocation of the harness is
+/// sampled at the default rate.
 #[used]
 #[unsafe(link_section = ".init_array")]
 static EARLY: extern "C" fn() = turn_sampling_off;
@@ -397,7 +400,7 @@ extern "C" fn turn_sampling_off() {
     }
 }
 
-/// Runs `test` in a process of a copy of this program, where `body` is called.
+/// Runs `test` in a process with a copy of this program, which calls `body`.
 fn in_process_of_its_own(test: &str, body: impl FnOnce()) -> String {
     if std::env::var_os(AGAIN).is_some() {
         body();
@@ -424,13 +427,14 @@ fn sums_of_a_program_whose_file_was_deleted_are_whole() {
     });
 }
 
-/// The first samples of the process are of a thread that has no room to read the loaded files.
+/// The first samples of the process come from a thread with too little stack to read the loaded
+/// files.
 #[test]
 fn blocks_from_before_the_loaded_files_were_read_are_in_the_sums() {
     const NOT_FIRST: &str = "the harness had a sample first";
     let test = "blocks_from_before_the_loaded_files_were_read_are_in_the_sums";
     let body = || {
-        // The harness's thread would have samples too, with room to read the files.
+        // The harness's thread would have samples too, with enough stack to read the files.
         let stat = format!("/proc/self/task/{}/stat", std::process::id());
         while !fs::read_to_string(&stat).unwrap().contains(") S ") {
             thread::yield_now();
@@ -456,10 +460,10 @@ fn blocks_from_before_the_loaded_files_were_read_are_in_the_sums() {
     assert!(is_first, "{NOT_FIRST} in five processes");
 }
 
-/// Memory that the process has already, since the limit below refuses every mapping.
+/// Lets the process map enough memory in advance, because the limit below makes every mapping fail.
 fn fill_the_heap() {
-    // SAFETY: two numbers of the C allocator: nothing is given back to the kernel or mapped by
-    // itself.
+    // SAFETY: both calls only set parameters of the C allocator: it returns no memory to the
+    // kernel, and maps no block separately.
     unsafe {
         libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
         libc::mallopt(libc::M_MMAP_THRESHOLD, i32::MAX);
@@ -480,7 +484,7 @@ fn samples_that_no_table_has_room_for_are_stated_with_what_they_stand_for() {
         fill_the_heap();
         let limit = |soft: u64| libc::rlimit { rlim_cur: soft, rlim_max: libc::RLIM_INFINITY };
         let unlimited = limit(libc::RLIM_INFINITY);
-        // SAFETY: both calls read a limit that lives.
+        // SAFETY: both calls read a limit that outlives them.
         unsafe { assert_eq!(libc::setrlimit(libc::RLIMIT_AS, &limit(1 << 20)), 0) };
         (0..100_000).for_each(|_| kept.push(Vec::with_capacity(black_box(64))));
         // SAFETY: as above.

@@ -1,4 +1,4 @@
-//! Tables that fill up: room comes back, and what finds none is in the sums all the same.
+//! Full tables: space is reclaimed, and blocks without an entry are still in the sums.
 
 #![cfg(feature = "heap")]
 
@@ -19,10 +19,10 @@ use marple::model::Profile;
 #[global_allocator]
 static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
 
-/// The process has one set of tables; the tests take turns.
+/// The process has one set of tables, so the tests run one at a time.
 static TURN: Mutex<()> = Mutex::new(());
 
-/// More stacks than the tables have sites.
+/// `2^LEVELS` stacks are more than the tables have sites.
 const LEVELS: u32 = 17;
 
 const MIB: usize = 1 << 20;
@@ -68,8 +68,7 @@ fn leaks() -> Vec<Vec<u8>> {
     black_box((0..64).map(|_| Vec::with_capacity(black_box(MIB))).collect())
 }
 
-/// What Go shows: the total of a sample type, and the share of each function with all it calls in
-/// MB.
+/// Go's view of a profile: the total of a sample type, and the cumulative bytes of each function.
 struct Shown {
     text: String,
     total: f64,
@@ -87,7 +86,7 @@ impl Shown {
         Self { text, total }
     }
 
-    /// The bytes below a function or a row of that name.
+    /// Returns the cumulative bytes of the first function or row whose line contains `name`.
     fn below(&self, name: &str) -> f64 {
         let rows = self.text.lines().skip_while(|line| !line.contains("flat%"));
         let line = rows.skip(1).find(|line| line.contains(name));
@@ -125,7 +124,7 @@ fn dump() -> Dumped {
 fn a_leak_after_more_stacks_than_fit_is_at_its_function_and_the_sums_are_whole() {
     let _turn = TURN.lock().unwrap();
     heap::set_rate(Bytes(1));
-    // The harness has started its threads when the first has been read.
+    // The harness has started all its threads by the time the first dump is read.
     drop(dump());
     let before = dump();
     let mut kept = Vec::new();
@@ -152,7 +151,7 @@ fn a_leak_after_more_stacks_than_fit_is_at_its_function_and_the_sums_are_whole()
 fn blocks_that_find_no_room_are_in_the_totals_and_room_comes_back() {
     let _turn = TURN.lock().unwrap();
     heap::set_rate(Bytes(1));
-    // The harness has started its threads when the first has been read.
+    // The harness has started all its threads by the time the first dump is read.
     drop(dump());
     let before = dump();
     let mut kept = Kept::with_capacity(1 << LEVELS);
@@ -161,7 +160,7 @@ fn blocks_that_find_no_room_are_in_the_totals_and_room_comes_back() {
     let full = dump();
     assert!(full.comments.contains("the tables are full of stacks with live blocks"));
     assert!(full.comments.contains("bytes of them are at [no room for its stack]"));
-    // The vector of pointers, and what they lead to.
+    // The vector of pointers, and the blocks they point to.
     let blocks = (64 * MIB + ((16 + 16) << LEVELS)) as f64;
     let grown = full.in_use.total - before.in_use.total;
     assert!((blocks..blocks + 262_144.0).contains(&grown), "{grown} of {blocks}");
@@ -172,7 +171,7 @@ fn blocks_that_find_no_room_are_in_the_totals_and_room_comes_back() {
         full.counted - before.counted,
         "what was allocated"
     );
-    // With what this test has read of it, which has no room either.
+    // `full` is dropped, too: the blocks of its output have no entries either.
     drop((kept, leaked, full));
     let leaked = leaks();
     let after = dump();
@@ -196,7 +195,7 @@ fn a_difference_across_stacks_that_made_room_has_no_row_below_zero_and_the_same_
     allocate(0..1000);
     let first = heap::snapshot(Timestamp::now()).unwrap();
     allocate(1000..1 << LEVELS);
-    // One stack of the first has come back.
+    // A stack of the first profile returns.
     allocate(7..8);
     let mut difference = heap::snapshot(Timestamp::now()).unwrap();
     let allocated = |profile: &Profile| profile.total("alloc_space").unwrap();
