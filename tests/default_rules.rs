@@ -1,34 +1,35 @@
-//! Services that break in nine ways, with the lines of the quick start and no rule of their own:
-//! each leaves an incident whose files name what is to blame. A service that is well leaves none.
+//! Default rules in real services. Each of nine faults opens an incident whose files name the
+//! cause, and no healthy service opens an incident. The services have the settings of the quick
+//! start and add no rule.
 //!
-//! Twenty services are well. Fourteen are processes of this file, beside `healthy`, which does much
-//! of it in one:
+//! Twenty services are healthy. Fourteen are processes of this file, in addition to `healthy`,
+//! which combines much of their load in one process:
 //!
-//! | service | is well although |
+//! | service | healthy load |
 //! |---|---|
-//! | `healthy_start` | its caches are read and computed on every core at once |
-//! | `healthy_batch` | a job takes every core for 6 s |
+//! | `healthy_start` | caches are read and computed on every core at once |
+//! | `healthy_batch` | a job uses every core for 6 s |
 //! | `healthy_copy` | files are copied into the page cache |
 //! | `healthy_report` | reports of 300 of 700 MiB are built and freed |
-//! | `healthy_deploy` | it takes over the directory of the process before it |
-//! | `healthy_tasks` | 5,000 tasks come within 5 s, and end |
+//! | `healthy_deploy` | the process takes over the directory of its predecessor |
+//! | `healthy_tasks` | 5,000 tasks are spawned within 5 s, and end |
 //! | `healthy_threads` | 150 threads start within 5 s, and end |
 //! | `healthy_descriptors` | 1,500 files are opened within 5 s, and closed |
 //! | `healthy_connections` | hundreds of connections a second are made and closed |
 //! | `healthy_blocking_pool` | bursts for the blocking pool are as large as the pool |
 //! | `healthy_lock` | workers wait for a lock of `std` for a second in five |
 //! | `healthy_panics` | a request panics every 3 s |
-//! | `healthy_settings` | its settings file is rewritten, also with mistakes |
-//! | `healthy_binary` | its program is replaced |
+//! | `healthy_settings` | the settings file is rewritten, also with mistakes |
+//! | `healthy_binary` | the program file is replaced |
 //!
 //! Six are histories of days in `tests/replay`: in `healthy.rs` a daily peak, weekly growth between
 //! deploys, a nightly batch, a cache that warms up and deploys; in `cgroup.rs` page cache up to the
 //! limit.
 //!
-//! Each service is a process of its own: this binary again, with `MARPLE_SERVICE` set. It runs in a
-//! directory with `config/minimal.toml`, on plain `#[tokio::main]`. A test prints how long after
-//! the fault the incident opened. A new fault goes into `default_rules/faults.rs`, and what is well
-//! into `default_rules/healthy.rs`.
+//! Each service is a child process: this binary with `MARPLE_SERVICE` set. It runs in a directory
+//! with `config/minimal.toml`, on plain `#[tokio::main]`. A test prints the time between the fault
+//! and the start of the incident. A new fault goes into `default_rules/faults.rs`, and a healthy
+//! load into `default_rules/healthy.rs`.
 
 mod host;
 
@@ -47,7 +48,7 @@ use service::{Neighbours, Service};
 #[global_allocator]
 static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
 
-/// The service itself, when this binary is run as one.
+/// Entry point of a service process. Does nothing in the test run itself.
 #[test]
 fn service_process() {
     let Ok(name) = std::env::var(service::NAME) else { return };
@@ -74,8 +75,8 @@ async fn main_of(
     Ok(())
 }
 
-/// Waits until the fault called `name` has left files of each of these forms that contain all of
-/// these words.
+/// Waits until the fault called `name` has produced files with these suffixes, each of which
+/// contains all of its words.
 fn leaves(name: &str, evidence: &[(&str, &[&str])]) {
     for neighbours in [Neighbours::None, Neighbours::TwoBusy] {
         let mut service = Service::start(name, neighbours);
@@ -133,7 +134,7 @@ fn a_panic_loop_names_place_message_and_task() {
     leaves("panics", &[("panics.txt", words), ("threads.txt", &[])]);
 }
 
-/// Runs the services called `names` beside each other; none may leave an incident.
+/// Runs the services called `names` at the same time, and checks that none opens an incident.
 fn leave_nothing(names: &[&str]) {
     let services: Vec<_> =
         names.iter().map(|name| Service::start(name, Neighbours::None)).collect();

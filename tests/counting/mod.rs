@@ -1,5 +1,5 @@
-//! The test program's allocator: the system's, with a count beside it of what each thread asks for
-//! and of what all hold.
+//! The test program's allocator: the system's, which also counts the allocations of each thread and
+//! the bytes that all threads hold.
 #![allow(dead_code, reason = "each test uses some of it")]
 #![allow(unsafe_code, reason = "an allocator cannot be written without")]
 
@@ -19,13 +19,12 @@ thread_local! {
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
 }
 
-/// How often the calling thread has asked for memory. One block in the place of another counts,
-/// too.
+/// Returns the number of allocations of the calling thread. A reallocation counts as one.
 pub(crate) fn allocations() -> u64 {
     ALLOCATIONS.get()
 }
 
-/// The most bytes that were held at once during `work`, by all threads, beyond those held before.
+/// Returns the peak of the bytes that all threads held during `work`, minus those held before.
 pub(crate) fn peak(work: impl FnOnce()) -> isize {
     let before = LIVE.load(Ordering::Relaxed);
     PEAK.store(before, Ordering::Relaxed);
@@ -33,14 +32,14 @@ pub(crate) fn peak(work: impl FnOnce()) -> isize {
     PEAK.load(Ordering::Relaxed) - before
 }
 
-// SAFETY: every call goes to `System` as it came; counting touches two atomics and a
-// constant-initialised thread-local without a destructor, which allocates nothing.
+// SAFETY: every call is forwarded to `System` unchanged. Counting touches two atomics and a
+// constant-initialized thread-local without a destructor, which allocates nothing.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.set(ALLOCATIONS.get() + 1);
         let size = layout.size() as isize;
         PEAK.fetch_max(LIVE.fetch_add(size, Ordering::Relaxed) + size, Ordering::Relaxed);
-        // SAFETY: the caller's promise about `layout` is passed on.
+        // SAFETY: forwards the caller's `layout`.
         unsafe { System.alloc(layout) }
     }
 

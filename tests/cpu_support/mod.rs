@@ -1,4 +1,4 @@
-//! Work whose place is known, and what a profile says of it.
+//! Workloads with a known distribution of CPU time, and checks of the profiles of them.
 
 #![allow(dead_code, reason = "each test uses some of it")]
 
@@ -14,13 +14,13 @@ use marple::cpu::{Error, Options, Session};
 use marple::model::{CpuEngine, LabelValue, Profile, Sample};
 use rustix::time::{ClockId, clock_gettime};
 
-/// Sessions are one of a kind, so the tests of a program take turns.
+/// Sessions are unique in a process, so the tests of a program run one at a time.
 pub(crate) fn turn() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The engines that this machine allows, `perf` first.
+/// Returns the engines that this machine allows, `perf` first.
 pub(crate) fn engines() -> Vec<CpuEngine> {
     [CpuEngine::Perf, CpuEngine::Timer]
         .into_iter()
@@ -52,8 +52,8 @@ pub(crate) fn cpu_time(clock: ClockId) -> Duration {
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
-/// Work that costs the same wherever it is done; the caller passes which it is, so that two
-/// functions that do it are not folded into one.
+/// Uses CPU time at the same cost in every caller. Callers pass different seeds, so that the
+/// optimizer does not merge them.
 #[inline(always)]
 fn work(seed: u64, until: Duration) -> u64 {
     let mut state = seed;
@@ -83,8 +83,8 @@ pub(crate) fn burn_twenty(until: Duration) -> u64 {
 pub(crate) const BURNERS: [&str; 3] = ["::burn_fifty", "::burn_thirty", "::burn_twenty"];
 pub(crate) const SHARES: [f64; 3] = [0.5, 0.3, 0.2];
 
-/// Uses `total` of CPU time of the calling thread, 50, 30 and 20 % of it in three functions, turn
-/// by turn so that no phase of the machine meets only one of them.
+/// Uses `total` of CPU time of the calling thread: 50, 30 and 20 % of it in three functions. They
+/// alternate, so that a slow phase of the machine affects all of them.
 pub(crate) fn burn(total: Duration) {
     let end = cpu_time(ClockId::ThreadCPUTime) + total;
     let now = || cpu_time(ClockId::ThreadCPUTime);
@@ -95,7 +95,7 @@ pub(crate) fn burn(total: Duration) {
     }
 }
 
-/// Threads called `burner` that each use `total` of CPU time.
+/// Starts threads called `burner`, each of which uses `total` of CPU time.
 pub(crate) fn burn_on(threads: usize, total: Duration) {
     thread::scope(|scope| {
         for _ in 0..threads {
@@ -105,7 +105,7 @@ pub(crate) fn burn_on(threads: usize, total: Duration) {
     });
 }
 
-/// Lets the threads of a scope end, also when the test fails.
+/// Guard that lets the threads of a scope end, even if the test panics.
 pub(crate) struct StopOnDrop<'a>(pub(crate) &'a AtomicBool);
 
 impl Drop for StopOnDrop<'_> {
@@ -114,8 +114,8 @@ impl Drop for StopOnDrop<'_> {
     }
 }
 
-/// The values of the column `column` under each of the functions that `marks` name, of threads of
-/// the name `thread`.
+/// Returns the sum of `column` below each of the functions in `marks`, over the threads called
+/// `thread`.
 pub(crate) fn under<const N: usize>(
     profile: &Profile,
     thread: &str,
@@ -131,9 +131,9 @@ pub(crate) fn under<const N: usize>(
     })
 }
 
-/// The shares of the three functions are within four standard errors, of which one run in 16,000 is
-/// beyond for each, and nearly all that those threads do lies under the three: whole stacks, and
-/// named.
+/// Checks the burner threads' time in the three functions. Each fraction must be within four
+/// standard errors, which one run in 16,000 exceeds. Nearly all time must be below the three
+/// functions, which proves complete and named stacks.
 #[track_caller]
 pub(crate) fn check_burners(profile: &Profile, told: &str) {
     let by_weight = under(profile, "burner", BURNERS, 1);
@@ -154,7 +154,7 @@ pub(crate) fn check_burners(profile: &Profile, told: &str) {
     assert!(known * 100 >= all * 95, "{told}: {known} of {all}");
 }
 
-/// The functions of a sample, innermost first.
+/// Returns the function names of a sample, innermost first.
 pub(crate) fn names(profile: &Profile, sample: &Sample) -> Vec<String> {
     let frames = profile.stacks.frames(sample.stack);
     frames
@@ -176,15 +176,15 @@ pub(crate) fn label<'a>(profile: &'a Profile, sample: &Sample, key: &str) -> Opt
     }
 }
 
-/// Whether SIGPROF is in this set of the process' status: `SigCgt` of the signals that are caught,
-/// `SigIgn` of those that are ignored.
+/// Returns `true` if SIGPROF is in this set of `/proc/self/status`: `SigCgt` for caught signals,
+/// `SigIgn` for ignored ones.
 pub(crate) fn sigprof_is_in(set: &str) -> bool {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix(set)?.strip_prefix(':'));
     u64::from_str_radix(line.unwrap().trim(), 16).unwrap() >> (libc::SIGPROF - 1) & 1 == 1
 }
 
-/// What a profile says it expected, got and lost, in periods.
+/// Returns the periods that a profile states as expected, recorded and lost.
 pub(crate) fn account(profile: &Profile) -> (i64, i64, i64) {
     let said = profile.comments.iter().find(|text| text.starts_with("expected ")).unwrap();
     let words: Vec<&str> = said.split([' ', ',']).collect();
@@ -195,7 +195,7 @@ pub(crate) fn account(profile: &Profile) -> (i64, i64, i64) {
     (after("expected"), after("got"), after("lost"))
 }
 
-/// The CPU time in `profile`, in periods.
+/// Returns the CPU time in `profile`, in periods.
 pub(crate) fn weight(profile: &Profile) -> i64 {
     profile.total("cpu").unwrap() / profile.period
 }

@@ -1,4 +1,4 @@
-//! The nine faults.
+//! Services with each of the nine faults.
 
 use std::fs::{self, File};
 use std::future::Future;
@@ -13,10 +13,10 @@ use tokio::time::sleep;
 
 use crate::service::BEGUN;
 
-/// How long a service is well before its fault begins.
+/// Healthy time of a service before its fault starts.
 const WELL: Duration = Duration::from_secs(4);
 
-/// Sets the limit that the fault called `name` runs up against.
+/// Sets the resource limit that the fault called `name` reaches.
 pub(crate) fn limit(name: &str) {
     let (resource, most) = match name {
         "leak" => (Resource::Data, 700 << 20),
@@ -26,7 +26,7 @@ pub(crate) fn limit(name: &str) {
     setrlimit(resource, Rlimit { current: Some(most), ..getrlimit(resource) }).unwrap();
 }
 
-/// A request that is served well, twenty times a second.
+/// Serves a healthy request twenty times a second.
 pub(crate) async fn serve() {
     loop {
         drop(tokio::spawn(async {
@@ -62,7 +62,7 @@ pub(crate) async fn run(name: &str) {
     sleep(Duration::from_secs(120)).await;
 }
 
-/// 40 MiB a second.
+/// Leaks 40 MiB a second.
 #[inline(never)]
 async fn keep_reports() {
     let mut kept = Vec::new();
@@ -111,11 +111,11 @@ async fn deliver_webhooks(count: usize, spawn: impl Fn(Task)) {
             tokio::task::yield_now().await;
         }
     }
-    // What would answer them has ended.
+    // The senders are never used, as if the task that answers had ended.
     std::mem::forget(senders);
 }
 
-/// Two transfers lock each other out; fifty a second come after them.
+/// Spawns fifty transfers a second. Two of them deadlock, and all later ones wait for them.
 #[inline(never)]
 async fn accept_transfers(spawn: impl Fn(Task)) {
     let accounts = Arc::new([tokio::sync::Mutex::new(0_u64), tokio::sync::Mutex::new(0)]);
@@ -175,7 +175,7 @@ fn check_rate_limit() {
     }
 }
 
-/// Fifty a second.
+/// Opens and keeps fifty files a second.
 async fn leave_files_open() {
     fs::write("left-open.log", "").unwrap();
     let mut files = Vec::new();
@@ -187,7 +187,7 @@ async fn leave_files_open() {
     }
 }
 
-/// A hundred a second.
+/// Panics a hundred times a second.
 async fn panic_in_a_loop() {
     static ORDERS: AtomicU64 = AtomicU64::new(0);
     loop {

@@ -1,4 +1,4 @@
-//! Services that are well. Each has one way in which its numbers move, and comes back from it.
+//! Healthy services. In each of them one metric rises and returns to normal.
 
 use std::fs::{self, File};
 use std::io;
@@ -18,13 +18,13 @@ use crate::service::NAME;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// The service whose program is replaced, and which runs a copy of its own for that.
+/// The service whose program file is replaced. It runs from a private copy of the program.
 pub(crate) const BINARY: &str = "healthy_binary";
 
 /// The service that another one replaces.
 pub(crate) const PREDECESSOR: &str = "healthy_predecessor";
 
-/// Services that hardly compute, which run beside each other.
+/// Services with little CPU use, which run at the same time.
 pub(crate) const LIGHT: [&str; 9] = [
     "healthy_tasks",
     "healthy_threads",
@@ -41,7 +41,7 @@ pub(crate) const LIGHT: [&str; 9] = [
 pub(crate) const BUSY: [&str; 5] =
     ["healthy_start", "healthy_batch", "healthy_copy", "healthy_report", "healthy_deploy"];
 
-/// A rise is measured from 7 s after the start of an agent.
+/// Rises are measured from 7 s after the start of an agent.
 const STARTED: Duration = Duration::from_secs(8);
 
 /// Prepares the process for the service called `name`, before its agent starts.
@@ -82,12 +82,12 @@ pub(crate) async fn run(name: &str, agent: &AgentHandle) {
         BINARY => replace_binary().await,
         other => panic!("there is no service `{other}`"),
     }
-    // A `for` has time to show.
+    // Long enough for a rule with a `for` duration to fire.
     sleep(2 * SECOND).await;
     assert_rules_have_values(agent).await;
 }
 
-/// Fails unless the rules saw the service.
+/// Panics unless the rules have values, without which the test proves nothing.
 async fn assert_rules_have_values(agent: &AgentHandle) {
     let rules = agent.status().await.unwrap().rules;
     for name in [
@@ -106,10 +106,9 @@ async fn assert_rules_have_values(agent: &AgentHandle) {
     }
 }
 
-/// A start, a peak of requests, a batch job and a copy of files, one after the other.
+/// Runs a start, a peak of requests, a batch job and a copy of files, one after the other.
 async fn mixed() {
-    // A start: caches are filled on every core, and two thousand clients come back within two
-    // seconds.
+    // A start: caches are filled on every core, and 2000 clients reconnect within two seconds.
     let fill: Vec<_> = (0..2).map(|_| tokio::spawn(compute(3 * SECOND))).collect();
     for client in 0..2000_u64 {
         drop(tokio::spawn(keep_connection(client)));
@@ -120,10 +119,10 @@ async fn mixed() {
     for task in fill {
         task.await.unwrap();
     }
-    // One request that fails is no loop.
+    // A single failed request is not a panic loop.
     let _ = tokio::spawn(async { panic!("a bad request") }).await;
     let batch = tokio::task::spawn_blocking(|| compute_alone(15 * SECOND));
-    // What says that it blocks holds up no other task, be its polls recorded or not.
+    // `block_in_place` delays no other task, with or without recorded polls.
     drop(tokio::spawn(async { tokio::task::block_in_place(|| thread::sleep(5 * SECOND)) }));
     drop(marple::task::spawn(async {
         tokio::task::block_in_place(|| thread::sleep(6 * SECOND));
@@ -131,18 +130,18 @@ async fn mixed() {
     peak(20 * SECOND).await;
     copy_files().await.unwrap();
     batch.await.unwrap();
-    // A rise has time to show.
+    // Long enough for a rule over a rise to fire.
     sleep(3 * SECOND).await;
 }
 
-/// A client that says something now and then, and goes and comes back.
+/// Simulates a client with a request every 0.7 to 1.3 s.
 async fn keep_connection(client: u64) {
     for n in 0..u64::MAX {
         sleep(Duration::from_millis(700 + (client * 37 + n * 101) % 600)).await;
     }
 }
 
-/// Computes and gives its worker back each millisecond or so.
+/// Computes, and yields its worker about every millisecond.
 async fn compute(time: Duration) {
     let begun = Instant::now();
     while begun.elapsed() < time {
@@ -151,7 +150,7 @@ async fn compute(time: Duration) {
     }
 }
 
-/// Requests that come ever faster, and ever slower again.
+/// Spawns requests at a rate that rises to a peak and falls again.
 async fn peak(time: Duration) {
     let begun = Instant::now();
     while let Some(left) = time.checked_sub(begun.elapsed()) {
@@ -175,7 +174,7 @@ fn compute_alone(time: Duration) {
     }
 }
 
-/// 256 MiB, written and read.
+/// Writes and reads 256 MiB.
 async fn copy_files() -> io::Result<()> {
     let block = vec![b'.'; 1 << 20];
     let mut file = tokio::fs::File::create("original").await?;
@@ -191,7 +190,7 @@ async fn copy_files() -> io::Result<()> {
     tokio::fs::remove_file("copy").await
 }
 
-/// Caches are read from files and computed on every core, all at once, before the first request.
+/// Reads caches from files and computes them on every core, all at once, before the first request.
 async fn start() {
     let load = |n: u64| async move {
         let name = format!("cache-{n}");
@@ -208,7 +207,7 @@ async fn start() {
     sleep(6 * SECOND).await;
 }
 
-/// A job that takes every core for six seconds.
+/// Runs a job that uses every core for six seconds.
 async fn batch() {
     sleep(2 * SECOND).await;
     let jobs: Vec<_> =
@@ -219,7 +218,7 @@ async fn batch() {
     sleep(4 * SECOND).await;
 }
 
-/// Reports of 300 of 700 MiB, which are built, sent and freed.
+/// Builds, sends and frees reports of 300 of 700 MiB.
 async fn make_reports() {
     for _ in 0..3 {
         let mut report = Vec::new();
@@ -233,7 +232,7 @@ async fn make_reports() {
     }
 }
 
-/// Starts the process that this one replaces, and waits until it has its directory.
+/// Starts the process that this one replaces, and waits until it owns the directory.
 pub(crate) fn start_predecessor() -> Child {
     let predecessor = Command::new(std::env::current_exe().unwrap())
         .args(["service_process", "--exact", "--nocapture"])
@@ -246,7 +245,7 @@ pub(crate) fn start_predecessor() -> Child {
     predecessor
 }
 
-/// Two processes serve for some seconds, then this one alone, which gets the directory.
+/// Two processes serve for some seconds, then only this one, which takes over the directory.
 async fn replace_predecessor(agent: &AgentHandle) {
     let is_held = || async {
         let warnings = agent.status().await.unwrap().warnings;
@@ -259,7 +258,7 @@ async fn replace_predecessor(agent: &AgentHandle) {
     sleep(3 * SECOND).await;
 }
 
-/// 5,000 requests come within five seconds, each of which takes eight.
+/// Spawns 5,000 requests within five seconds, each of which takes eight seconds.
 async fn tasks_rise_and_fall() {
     sleep(STARTED).await;
     for _ in 0..50 {
@@ -269,7 +268,7 @@ async fn tasks_rise_and_fall() {
     sleep(8 * SECOND).await;
 }
 
-/// 150 threads start within five seconds; each works for eight.
+/// Starts 150 threads within five seconds, each of which runs for eight seconds.
 async fn threads_rise_and_fall() {
     sleep(STARTED).await;
     let mut threads = Vec::new();
@@ -281,7 +280,7 @@ async fn threads_rise_and_fall() {
     threads.into_iter().for_each(|thread| thread.join().unwrap());
 }
 
-/// 1,500 files are opened within five seconds, and closed one after the other.
+/// Opens 1,500 files within five seconds, and closes them gradually.
 async fn descriptors_rise_and_fall() {
     fs::write("shard", "").unwrap();
     sleep(STARTED).await;
@@ -297,7 +296,7 @@ async fn descriptors_rise_and_fall() {
     }
 }
 
-/// Ten clients, each of which connects, asks and leaves, again and again.
+/// Runs ten clients, each of which repeatedly connects, sends a request and disconnects.
 async fn serve_short_connections() {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -327,7 +326,8 @@ async fn serve_short_connections() {
     }
 }
 
-/// Four bursts of work for the blocking pool, the last of more than it has threads.
+/// Sends four bursts of work to the blocking pool. The last has more items than the pool has
+/// threads.
 async fn send_bursts_of_blocking_work() {
     for count in [200, 300, 400, 700] {
         let work = || thread::sleep(Duration::from_millis(200));
@@ -339,7 +339,7 @@ async fn send_bursts_of_blocking_work() {
     }
 }
 
-/// For a second in five, eight tasks need the same lock of `std` for 5 ms at a time.
+/// For one second in five, eight tasks contend for a `std` lock that each holds for 5 ms.
 async fn contend_now_and_then() {
     static CACHE: Mutex<u64> = Mutex::new(0);
     let renew = || async {
@@ -364,7 +364,7 @@ async fn contend_now_and_then() {
     }
 }
 
-/// A request fails every three seconds.
+/// Panics in a request every three seconds.
 async fn panic_now_and_then() {
     for order in 0..5 {
         assert!(tokio::spawn(async move { panic!("order {order} is damaged") }).await.is_err());
@@ -372,7 +372,7 @@ async fn panic_now_and_then() {
     }
 }
 
-/// Settings are written anew: in place, by a rename, half at first, and with a value that differs.
+/// Rewrites the settings: in place, by a rename, half at first, and with a changed value.
 async fn rewrite_settings() {
     let settings = fs::read_to_string("minimal.toml").unwrap();
     let renamed = |text: &str| {
@@ -393,7 +393,7 @@ async fn rewrite_settings() {
     }
 }
 
-/// The program's file is replaced while it runs, as an upgrade does.
+/// Replaces the program file while it runs, as an upgrade does.
 async fn replace_binary() {
     sleep(2 * SECOND).await;
     fs::write("program.new", "another version\n").unwrap();

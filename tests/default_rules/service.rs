@@ -1,4 +1,4 @@
-//! A service in a process of its own, and what it leaves.
+//! A service in a child process, and the incidents it leaves.
 
 use std::fs;
 use std::io::Read as _;
@@ -14,16 +14,16 @@ use tempfile::TempDir;
 use crate::healthy;
 use crate::host::{incidents, wait_for};
 
-/// The variable that has this binary run as a service, and says which.
+/// Environment variable with the name of the service that this binary runs as.
 pub(crate) const NAME: &str = "MARPLE_SERVICE";
 
-/// The file that a service writes when its fault begins.
+/// The file that a service writes when its fault starts.
 pub(crate) const BEGUN: &str = "begun";
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Neighbours {
     None,
-    /// One on each core of a small machine.
+    /// Two busy processes: one on each core of a small machine.
     TwoBusy,
 }
 
@@ -35,12 +35,12 @@ pub(crate) struct Service {
 }
 
 impl Service {
-    /// Starts the service called `name` in a directory of its own.
+    /// Starts the service called `name` in a temporary directory.
     pub(crate) fn start(name: &str, neighbours: Neighbours) -> Self {
         let dir = TempDir::new().unwrap();
         let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/minimal.toml");
         let settings = fs::read_to_string(shipped).unwrap();
-        // The machine's disk may be nearly full.
+        // The disk of the test machine may be nearly full.
         let settings = format!("{settings}\n[store]\nkeep_free = \"0B\"\n");
         fs::write(dir.path().join("minimal.toml"), settings).unwrap();
         let busy = || Command::new("sh").args(["-c", "while :; do :; done"]).spawn().unwrap();
@@ -65,7 +65,7 @@ impl Service {
         Self { name: name.to_owned(), process, neighbours, dir }
     }
 
-    /// Waits for files of the incidents so far that contain these words; prints when the first
+    /// Waits for incident files that contain these words. Prints the time at which the first
     /// incident with all of them opened.
     pub(crate) fn wait_for_evidence(&mut self, evidence: &[(&str, &[&str])]) {
         let captures = self.dir.path().join("captures");
@@ -95,7 +95,7 @@ impl Service {
         assert!(manifest.opened >= begun, "an incident of something else: {:?}", manifest.reasons);
     }
 
-    /// Waits for the end of the service, which must succeed. Returns why there are incidents.
+    /// Waits for the end of the service, which must succeed. Returns the reasons of its incidents.
     pub(crate) fn reasons_at_end(mut self) -> Vec<String> {
         assert!(self.process.wait().unwrap().success(), "{} failed", self.name);
         let found = incidents(&self.dir.path().join("captures"));
@@ -113,7 +113,7 @@ impl Drop for Service {
     }
 }
 
-/// The text of a file, or all that is text in a profile.
+/// Returns the contents of a file as lossy UTF-8, decompressed if it is gzip.
 fn contents(path: &Path) -> Option<String> {
     let bytes = fs::read(path).ok()?;
     let mut plain = Vec::new();

@@ -1,4 +1,4 @@
-//! A host process for tests: a directory, an agent in it, and what to wait for.
+//! A host process for tests: a directory, an agent in it, and helpers that wait for its results.
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
 use std::fs;
@@ -13,13 +13,13 @@ use marple::model::{Manifest, Metric, Rule};
 use marple::{Agent, AgentHandle, CaptureSet};
 use tempfile::TempDir;
 
-/// How long anything may take before a test gives up. Far beyond what it takes on a busy machine.
+/// Timeout of every wait, far beyond the time it takes on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// One agent may run in a process, and the tests of a binary may share one.
+/// One agent may run in a process, and the tests of a binary may share the process.
 static ONE: Mutex<()> = Mutex::new(());
 
-/// Waits until no other test of this binary has an agent, and keeps it so.
+/// Waits until no other test of this binary has an agent. None can start while the guard is held.
 pub(crate) fn alone() -> MutexGuard<'static, ()> {
     ONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -31,7 +31,7 @@ pub(crate) struct Host {
 }
 
 impl Host {
-    /// An agent with these settings, in a directory of its own.
+    /// Starts an agent with these settings, in a temporary directory.
     pub(crate) fn start(settings: Settings) -> Self {
         let one = alone();
         let dir = TempDir::new().unwrap();
@@ -44,7 +44,7 @@ impl Host {
         self.agent.as_ref().unwrap().handle()
     }
 
-    /// Drops the guard; what is left is on disk.
+    /// Drops the agent; its files stay on disk.
     pub(crate) fn end(&mut self) {
         self.agent = None;
     }
@@ -67,20 +67,20 @@ impl Host {
     }
 }
 
-/// Settings for a test: no signal, quick ticks.
+/// Returns settings for a test: no signal, short ticks.
 pub(crate) fn settings() -> Settings {
     Settings {
         service: "orders".into(),
         domain: "eu-1".into(),
         interval: Duration::from_millis(20),
         toggle: ToggleSettings { signal: None, ..ToggleSettings::default() },
-        // The machine's disk may be nearly full; what is done then has tests of its own.
+        // The disk of the test machine may be nearly full. Other tests cover that case.
         store: StoreSettings { keep_free: Room::Bytes(Bytes(0)), ..StoreSettings::default() },
         ..Settings::default()
     }
 }
 
-/// A rule over a gauge: fires above 10, clears below.
+/// Returns a rule over a gauge that fires above 10 and clears below.
 pub(crate) fn gauge_rule(name: &str, capture: impl Into<CaptureSet>, duration: Duration) -> Rule {
     Rule {
         name: name.into(),
@@ -92,7 +92,7 @@ pub(crate) fn gauge_rule(name: &str, capture: impl Into<CaptureSet>, duration: D
     }
 }
 
-/// The incidents in `captures`, oldest first. Fails if a manifest is not whole.
+/// Returns the incidents in `captures`, oldest first. Panics if a manifest is incomplete.
 pub(crate) fn incidents(captures: &Path) -> Vec<(PathBuf, Manifest)> {
     let mut found: Vec<(PathBuf, Manifest)> = fs::read_dir(captures)
         .map(|entries| entries.map(|entry| entry.unwrap().path()).collect::<Vec<_>>())
@@ -102,7 +102,7 @@ pub(crate) fn incidents(captures: &Path) -> Vec<(PathBuf, Manifest)> {
             path.is_dir() && !path.file_name().unwrap().to_string_lossy().starts_with('.')
         })
         .filter_map(|path| {
-            // Retention may take a directory away between the listing and this.
+            // Retention may delete a directory between the listing and this read.
             let text = fs::read(path.join("incident.json")).ok()?;
             let manifest = serde_json::from_slice(&text)
                 .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
@@ -113,7 +113,7 @@ pub(crate) fn incidents(captures: &Path) -> Vec<(PathBuf, Manifest)> {
     found
 }
 
-/// Waits until `condition` gives something.
+/// Waits until `condition` returns a value.
 pub(crate) fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
     loop {
@@ -125,7 +125,7 @@ pub(crate) fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) 
     }
 }
 
-/// The names of an incident's files, without the service's and the domain's.
+/// Returns the names of an incident's files without the service and the domain.
 pub(crate) fn files(manifest: &Manifest) -> Vec<String> {
     manifest
         .artifacts
