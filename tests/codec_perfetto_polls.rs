@@ -175,7 +175,7 @@ fn a_long_poll_is_around_what_ran_in_it() {
     let results = peers::perfetto_query(&write(&dir, &timeline), &[STATS, &query]);
     assert_eq!(results[0], NOTHING);
     let rows: Vec<String> = results[1].iter().map(|row| row[1..4].join(" ")).collect();
-    // The inner slice starts with the poll at the earliest.
+    // Inner slices that start before the rounded start of the poll are moved to it.
     assert_eq!(
         rows,
         [

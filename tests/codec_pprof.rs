@@ -415,7 +415,7 @@ fn a_contradiction_is_named() {
     }
 }
 
-/// Checks that every ID of a parsed profile refers to an item that exists.
+/// Checks that the IDs and indices of a parsed profile refer to existing items.
 fn walk(profile: &pprof::proto::Profile) {
     for sample in &profile.sample {
         assert_eq!(sample.value.len(), profile.sample_type.len());

@@ -54,7 +54,7 @@ fn seconds_of(profile: &Profile, thread: &str) -> f64 {
     of.map(|sample| sample.values[1] as f64 / 1e9).sum()
 }
 
-/// The time between a thread's last sample and the end has no sample: at 99 Hz a fifth here.
+/// The time of each thread since its last sample has no sample: a fifth of its time at 99 Hz.
 #[test]
 fn many_threads_of_little_cpu_time_each_have_all_of_it() {
     let _turn = turn();
@@ -269,7 +269,7 @@ fn short_threads() {
 }
 
 #[expect(unsafe_code, reason = "the number of the core has no safe face")]
-/// Restricts the recorder's thread to a core that two other threads keep busy.
+/// Restricts the recorder's thread, at idle priority, to a core that two other threads keep busy.
 fn starved_recorder() {
     // SAFETY: `sched_getcpu` takes no arguments.
     let core = unsafe { libc::sched_getcpu() } as usize;

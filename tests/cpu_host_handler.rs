@@ -1,5 +1,5 @@
-//! A host that handles SIGPROF itself. It is a process by itself because tokio's handler stays
-//! installed.
+//! A host that handles SIGPROF itself. The test needs a separate process because tokio's handler
+//! stays installed.
 #![cfg(all(feature = "cpu", target_os = "linux", target_env = "gnu"))]
 
 mod cpu_support;

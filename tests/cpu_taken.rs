@@ -1,5 +1,5 @@
-//! A host that replaces the profiler's SIGPROF handler during a profile. It is a process by itself
-//! because the handler stays installed.
+//! A host that replaces the profiler's SIGPROF handler during a profile. The test needs a separate
+//! process because the handler stays installed.
 #![cfg(all(feature = "cpu", target_os = "linux", target_env = "gnu"))]
 #![allow(unsafe_code, reason = "a handler cannot be installed without")]
 
