@@ -1,5 +1,5 @@
-//! The signal handler allocates nothing and causes no page fault in the interrupted thread. It is a
-//! binary by itself because it installs a counting allocator.
+//! The signal handler allocates nothing and causes no page fault in the interrupted thread. The
+//! test is a binary by itself because it installs a counting allocator.
 #![cfg(all(feature = "cpu", target_os = "linux", target_env = "gnu"))]
 
 mod counting;

@@ -1,5 +1,5 @@
 //! The count of all bytes ever allocated in a heap profile: a number, and a bound on the bytes not
-//! counted yet. It is a binary by itself because it installs a counting allocator.
+//! counted yet. The test is a binary by itself because it installs a counting allocator.
 
 #![cfg(feature = "heap")]
 #![allow(unsafe_code)]

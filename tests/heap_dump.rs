@@ -1,5 +1,5 @@
-//! A dump allocates nothing from the allocator and next to nothing from the system. It is a binary
-//! by itself because it installs a counting allocator.
+//! A dump allocates nothing from the allocator and next to nothing from the system. The test is a
+//! binary by itself because it installs a counting allocator.
 
 #![cfg(feature = "heap")]
 // A counting allocator needs unsafe code.

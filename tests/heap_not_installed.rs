@@ -1,4 +1,4 @@
-//! Without the allocator there is no profile, and the error contains the line to add. It is a
+//! Without the allocator there is no profile, and the error contains the line to add. The test is a
 //! binary by itself because it must not install the allocator.
 
 #![cfg(feature = "heap")]

@@ -65,8 +65,8 @@ impl Service {
         Self { name: name.to_owned(), process, neighbours, dir }
     }
 
-    /// Waits for incident files that contain these words. Prints the time at which the first
-    /// incident with all of them opened.
+    /// Waits for incident files that contain these words. Prints the time from the fault to the
+    /// start of the first incident with all of them.
     pub(crate) fn wait_for_evidence(&mut self, evidence: &[(&str, &[&str])]) {
         let captures = self.dir.path().join("captures");
         let what = format!("{evidence:?} of the fault `{}`", self.name);
