@@ -1,5 +1,5 @@
-//! The memory of requests: nothing is kept of one that is over, and each route has a bound while it
-//! is answered. A new route gets a row in [`ROUTES`].
+//! Memory use of HTTP requests: a finished request leaves nothing allocated, and each route stays
+//! below its bound while it is being served. A new route gets a row in [`ROUTES`].
 #![cfg(all(feature = "heap", feature = "trace"))]
 #![allow(unsafe_code, reason = "an allocator cannot be written without")]
 
@@ -24,13 +24,13 @@ static ALLOCATOR: marple::Allocator<Counting> = marple::Allocator::new(Counting)
 static LIVE: AtomicIsize = AtomicIsize::new(0);
 static PEAK: AtomicIsize = AtomicIsize::new(0);
 
-// SAFETY: every call goes to `System` as it came; counting touches two atomics and allocates
+// SAFETY: every call is forwarded to `System` unchanged; counting touches two atomics and allocates
 // nothing.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let size = layout.size() as isize;
         PEAK.fetch_max(LIVE.fetch_add(size, Ordering::Relaxed) + size, Ordering::Relaxed);
-        // SAFETY: the caller's promise about `layout` is passed on.
+        // SAFETY: the caller's guarantee about `layout` is passed on.
         unsafe { System.alloc(layout) }
     }
 
@@ -41,7 +41,7 @@ unsafe impl GlobalAlloc for Counting {
     }
 }
 
-/// The most KiB that all threads held at once during `work`, beyond those held before.
+/// Returns the peak of live heap during `work` over all threads, in KiB above the level before it.
 fn peak(work: impl FnOnce()) -> isize {
     let before = LIVE.load(Ordering::Relaxed);
     PEAK.store(before, Ordering::Relaxed);
@@ -68,11 +68,11 @@ fn is_refused(path: &str) -> bool {
     ["/nowhere", "/incidents/0", "seconds=99999"].iter().any(|part| path.contains(part))
 }
 
-/// Settings under which nothing but requests takes memory.
+/// Returns settings under which only requests allocate.
 fn quiet() -> marple::Settings {
     let mut settings = host::settings();
     settings.cpu.lookback_frequency = marple::base::Hertz(0);
-    // Two minutes' worth of vitals are not what this is about.
+    // Keeps rows of vitals, which accumulate for two minutes, out of the measurement.
     settings.interval = Duration::from_secs(3600);
     settings
 }
@@ -86,12 +86,12 @@ fn memory_is_flat_after_ten_thousand_requests() {
         let client = || {
             for round in 0..times {
                 let mut kept = web::connect(&url);
-                // Of those that are refused a connection takes only some.
+                // A connection accepts only a limited number of refused requests.
                 let served =
                     REQUESTS.iter().filter(|(method, path)| *method == "GET" && !is_refused(path));
                 for (at, &(method, path)) in served.cycle().take(110).enumerate() {
-                    // Naming every frame of every thread takes a while: 230 times, for 140 bytes
-                    // each.
+                    // Symbolizing every frame of every thread is slow: at 230 requests it would
+                    // only detect leaks of 140 bytes each.
                     let dear = path.contains("goroutine") && at > 33;
                     let path = if dear { "/debug/pprof/threadcreate" } else { path };
                     assert!(exchange(&mut kept, method, path), "{round} {at} {method} {path}");
@@ -100,16 +100,16 @@ fn memory_is_flat_after_ten_thousand_requests() {
         };
         thread::scope(|scope| (0..CLIENTS).for_each(|_| drop(scope.spawn(client))));
     };
-    // Tables and buffers that are made once.
+    // Fills the tables and buffers that are allocated once.
     rounds(3);
     let before = LIVE.load(Ordering::Relaxed);
     rounds(23);
     let grown = LIVE.load(Ordering::Relaxed) - before;
-    // Four bytes a request are beyond it.
+    // A leak of four bytes per request exceeds the bound.
     assert!(grown < 32 << 10, "{grown} bytes more after 10,120 requests");
 }
 
-/// Asks, and reads the answer to its end.
+/// Sends a request and reads the response to its end. Returns false if the connection ends first.
 fn exchange(client: &mut TcpStream, method: &str, path: &str) -> bool {
     let head = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\n\r\n");
     client.write_all(head.as_bytes()).unwrap();
@@ -117,8 +117,8 @@ fn exchange(client: &mut TcpStream, method: &str, path: &str) -> bool {
     let mut buffer = [0; 16 << 10];
     loop {
         let n = match client.read(&mut buffer) {
-            // The dump of threads sends each a signal, and a read with a timeout is not taken up
-            // again.
+            // A thread dump signals each thread, and the kernel does not restart a read with a
+            // timeout.
             Err(error) if error.kind() == ErrorKind::Interrupted => continue,
             Ok(n @ 1..) => n,
             _ => return false,
@@ -133,12 +133,12 @@ fn exchange(client: &mut TcpStream, method: &str, path: &str) -> bool {
     }
 }
 
-/// A route, a request of it, and the KiB that it may take at once for [`PARALLEL`] clients: those
-/// of their connections, of the answers that wait for them, and of one capture that is made at a
-/// time.
+/// Rows of route, request, and peak memory in KiB for [`PARALLEL`] clients at once. The memory
+/// holds their connections, the responses that wait for them, and one capture, since one is made at
+/// a time.
 ///
-/// The answers of `/incidents` and below follow the size of the store; what they take with the
-/// largest one that is allowed is tested with the store.
+/// The responses of `/incidents` and below grow with the store; `store_memory.rs` tests them with
+/// the largest allowed store.
 const ROUTES: &[(&str, &str, isize)] = &[
     ("/monitor/notify", "GET /monitor/notify?action=status", 2048),
     ("/status", "GET /status", 4096),
@@ -199,7 +199,7 @@ fn every_route_keeps_its_bound_for_many_clients() {
         read_status(&mut client)
     };
     for &(_, request, bound) in ROUTES {
-        // What is made once is no request's.
+        // Allocates what is allocated once.
         ask(request);
         let answers = AtomicUsize::new(0);
         let peak = peak(|| {
@@ -207,7 +207,8 @@ fn every_route_keeps_its_bound_for_many_clients() {
                 for _ in 0..PARALLEL {
                     scope.spawn(|| {
                         let status = ask(request).expect(request);
-                        // Engines are one of a kind, and few requests wait: the others are told so.
+                        // Each engine serves one capture at a time and few requests wait: the
+                        // others get an error.
                         assert!([200, 307, 404, 500, 503].contains(&status), "{request}: {status}");
                         answers.fetch_add(usize::from(status < 500), Ordering::Relaxed);
                     });
@@ -227,7 +228,7 @@ fn addresses(count: usize) -> String {
     list.join("+")
 }
 
-/// The status of an answer, whose bytes are read and not kept.
+/// Reads a response, discards its body and returns its status.
 fn read_status(client: &mut TcpStream) -> Option<u16> {
     let (mut head, mut length) = ([0; 12], 0);
     let mut buffer = [0; 16 << 10];
@@ -259,7 +260,7 @@ fn bodies_are_admitted_before_they_are_read() {
     assert_eq!(whole("0x1+0x2"), Some(200));
     assert!(matches!(whole(&all), Some(413) | None));
     let taken = peak(|| {
-        // A megabyte each, but for the last byte.
+        // 1 MB each, without the last byte.
         let half: Vec<_> = (0..100)
             .map(|_| {
                 let mut client = web::connect(&url);
@@ -270,7 +271,7 @@ fn bodies_are_admitted_before_they_are_read() {
                 client
             })
             .collect();
-        // Others are still answered.
+        // Other clients still get responses.
         assert_eq!(web::get(&format!("{url}/status")).status, 200);
         assert_eq!(web::get(&format!("{url}/debug/pprof/symbol?0x1")).status, 200);
         drop(half);
@@ -279,7 +280,7 @@ fn bodies_are_admitted_before_they_are_read() {
     assert!(taken < 32 << 10, "{taken} KiB");
 }
 
-/// A small generator of numbers (xorshift), so that a run can be repeated.
+/// A small random number generator (xorshift) with a fixed seed, so that a run can be repeated.
 struct Random(u64);
 
 impl Random {
@@ -312,7 +313,7 @@ const CORPUS: &[&str] = &[
     "PROXY TCP4 127.0.0.1 127.0.0.1 1 2\r\nGET / HTTP/1.1\r\n\r\n",
 ];
 
-/// A request of the corpus with up to eight changes.
+/// Returns a request of the corpus with up to eight changes.
 fn mutated(random: &mut Random) -> Vec<u8> {
     let mut bytes = CORPUS[random.below(CORPUS.len())].as_bytes().to_vec();
     for _ in 0..random.below(9) {
@@ -339,12 +340,12 @@ fn mutated(random: &mut Random) -> Vec<u8> {
     bytes
 }
 
-/// A few thousand requests; `MARPLE_FUZZ_REQUESTS` asks for more.
+/// Sends a few thousand requests; `MARPLE_FUZZ_REQUESTS` sets the number.
 #[test]
 fn requests_made_up_by_a_fuzzer_do_no_harm() {
     let requests: usize =
         std::env::var("MARPLE_FUZZ_REQUESTS").map_or(3000, |text| text.parse().unwrap());
-    // What takes time is beyond the cap.
+    // Every timed capture exceeds the cap and is refused.
     let http = HttpSettings { max_duration: Duration::from_millis(1), ..HttpSettings::default() };
     let mut settings = quiet();
     settings.interval = Duration::from_millis(20);
@@ -359,8 +360,8 @@ fn requests_made_up_by_a_fuzzer_do_no_harm() {
             let _ = client.write_all(&bytes);
             let status = web::status_of(&mut client);
             let status = usize::from(status.unwrap_or(0));
-            // 0: ended without an answer, or half a request that is waited for. 503: too many
-            // bodies at once; 500: an engine that is taken.
+            // 0: closed without a response, or half a request whose rest is awaited. 503: too many
+            // bodies at once. 500: the engine is in use.
             let known =
                 [0, 200, 206, 307, 400, 403, 404, 405, 408, 413, 414, 417, 431, 500, 503, 505];
             assert!(known.contains(&status), "{status} for {}", bytes.escape_ascii());
@@ -383,7 +384,7 @@ fn requests_made_up_by_a_fuzzer_do_no_harm() {
     println!("{requests} requests: at most {taken} KiB");
     assert!(taken < 32 << 10, "{taken} KiB");
     assert!(answered(200) > 0 && answered(400) > 0, "all of it was noise");
-    // Half requests hold their connections until their time is over.
+    // Half requests hold their connections until they time out.
     let status = host::wait_for("an answer", || {
         let answer = web::get(&format!("{url}/status"));
         (answer.status == 200).then(|| answer.json())

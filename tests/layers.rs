@@ -1,16 +1,15 @@
-//! The shape of the source, held by a test: which module may use which, where unsafe may stand, how
-//! long a file may get.
+//! Checks of the shape of the source: permitted imports between modules, files with unsafe code,
+//! and the length of files.
 //!
-//! The rules are the tables below. To let a module use another, change [`LAYERS`] in the same
-//! commit and say there why the edge has to point that way; the order of the rows is the order of
-//! the layers, and a row can only name rows above it, so no change here makes a cycle.
+//! The tables below are the rules. To let a module use another, change [`LAYERS`] in the same
+//! commit and give the reason for the direction of the edge there. The order of the rows is the
+//! order of the layers. A row can only name rows above it, so no change here makes a cycle.
 //!
-//! The source is read as tokens (`proc-macro2`), not as a syntax tree: a `crate::store` inside a
-//! macro's arguments or a macro's body is an import too, and only tokens show it; comments and
-//! texts are not tokens and do not count. Code behind any `cfg` counts, whatever machine runs the
-//! test, and so do the unit tests in a file. What cannot be followed is refused instead: a glob
-//! import of the crate's root, a second name for it, and a `#[path]` or `include!` that leads into
-//! another layer.
+//! The source is read as tokens (`proc-macro2`), not as a syntax tree. A `crate::store` in a
+//! macro's arguments or body is an import too, and only tokens show it; comments and strings do not
+//! count. Code behind any `cfg` counts on any machine, and so do the unit tests in a file. Imports
+//! that cannot be resolved are errors: a glob import of the crate root, an alias of it, and a
+//! `#[path]` or `include!` that leads into another layer.
 
 use std::fmt;
 use std::fs;
@@ -25,7 +24,7 @@ mod scan;
 
 use scan::{Import, Scan, emitted_events, line_of, line_of_allow, modules_of, opens_with_allow};
 
-/// A layer and what it may use, lowest first. `lib.rs` is the root and uses all of them.
+/// Layers and the layers each may use, lowest first. `lib.rs` is the root and uses all of them.
 const LAYERS: &[(&str, &[&str])] = &[
     ("base", &[]),
     ("model", &["base"]),
@@ -41,10 +40,10 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("metrics", &["base", "model"]),
     ("vitals", &["base", "model", "os", "metrics"]),
     ("rules", &["base", "model"]),
-    // The bounds it keeps are settings, and settings are plain values. Of `os` it uses the file
+    // The store's limits are settings, and settings are plain values. Of `os` it uses the file
     // lock.
     ("store", &["base", "model", "config", "os"]),
-    // One wrapper for what a trace and a dump want of a task, which may not see each other.
+    // One wrapper serves both the trace and task dumps, which may not use each other.
     ("task", &["base", "model", "os", "trace", "stacks"]),
     ("policy", &["base", "model", "config", "rules"]),
     (
@@ -58,21 +57,21 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("bin", &["store", "codec", "symbols", "model", "base"]),
 ];
 
-/// The files that may hold unsafe code; a name that ends in `/` is everything below it. Each opens
-/// with `#![allow(unsafe_code)]` and stands under a safe face.
+/// Files that may contain unsafe code; a name that ends in `/` covers everything below it. Each
+/// opens with `#![allow(unsafe_code)]` and has a safe API.
 ///
-/// `stacks/waker.rs`: a waker of one's own without a count in every leaf is a table of raw
+/// `stacks/waker.rs`: a custom waker without a reference count per leaf needs a table of raw
 /// functions.
 const UNSAFE: &[&str] = &["src/os/", "src/unwind/", "src/heap/alloc.rs", "src/stacks/waker.rs"];
 
-/// The files that may emit `tracing` events.
+/// Files that may emit `tracing` events.
 const LOG: &str = "src/base/log";
 
-/// Emits one event in a forked child, on the thread of the host that called: the child has no
-/// thread of marple, and gets none unasked.
+/// Emits one event in a forked child, on the calling thread of the host: the child has no thread of
+/// marple, and starts none unless requested.
 const LOG_IN_CHILD: &str = "src/os/fork.rs";
 
-/// What of `tracing` emits events or spans, or brings all of it.
+/// Names in `tracing` that emit events or spans, or import everything.
 const EMITTERS: &[&str] = &[
     "debug",
     "debug_span",
@@ -90,10 +89,10 @@ const EMITTERS: &[&str] = &[
     "warn_span",
 ];
 
-/// Names that say nothing about what is inside.
+/// Module names that do not describe the content.
 const NAMELESS: &[&str] = &["util", "utils", "common", "helper", "helpers", "misc"];
 
-/// The longest a file may get, in lines.
+/// Longest permitted file, in lines.
 const LONGEST: usize = 600;
 
 #[test]
@@ -133,7 +132,7 @@ fn a_layer_uses_only_layers_above_its_row() {
     }
 }
 
-/// Something a file must not do, and where it does it.
+/// A violation of a rule and its position.
 #[derive(Debug, PartialEq)]
 struct Finding {
     file: String,
@@ -151,7 +150,7 @@ fn listed(findings: &[Finding]) -> String {
     findings.iter().map(|finding| format!("\n{finding}")).collect()
 }
 
-/// Every file below `src`.
+/// Returns every file below `src`.
 fn sources() -> Vec<Source> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut sources = Vec::new();
@@ -172,11 +171,11 @@ fn sources() -> Vec<Source> {
     sources
 }
 
-/// A file of the crate, read.
+/// A parsed source file of the crate.
 struct Source {
-    /// Its name from the package's root.
+    /// Path from the root of the package.
     file: String,
-    /// Where it stands in the tree of modules; empty for the root.
+    /// Path in the module tree; empty for the root.
     module: Vec<String>,
     lines: usize,
     tokens: Vec<TokenTree>,
@@ -256,8 +255,7 @@ impl Source {
         vec![self.finding(line, text.to_owned())]
     }
 
-    /// Events that are not handed to the queue of `base::log`: they would call the host's
-    /// subscriber.
+    /// Returns events that bypass the queue of `base::log`: they would call the host's subscriber.
     fn events_of_its_own(&self) -> Vec<Finding> {
         if self.file.starts_with(LOG) || self.file == LOG_IN_CHILD {
             return Vec::new();
@@ -286,7 +284,7 @@ impl Source {
     }
 }
 
-/// `path` without `.` and `..`, by its text alone.
+/// Resolves `.` and `..` in `path` by its text alone.
 fn normal(path: &Path) -> PathBuf {
     let mut normal = PathBuf::new();
     for part in path.components() {

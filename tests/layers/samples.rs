@@ -1,8 +1,9 @@
-//! The scanner on samples: a test that finds nothing in the source proves nothing about itself.
+//! Tests of the scanner on samples: a scan that finds nothing in the source does not prove that the
+//! scanner works.
 
 use super::{LONGEST, Source, listed};
 
-/// The lines that `text`, as the file `src/heap/table.rs`, must be told off for, and for what.
+/// Returns the violations in `text`, read as `src/heap/table.rs`: line and import.
 fn climbs(text: &str) -> Vec<(usize, String)> {
     let found = Source::new("src/heap/table.rs", text).imports_that_climb();
     found.into_iter().map(|finding| (finding.line, finding.text)).collect()

@@ -1,17 +1,17 @@
-//! What a file's tokens say: the paths it takes in, the modules it opens, the unsafe it holds.
+//! A scanner of tokens for imported paths, declared modules and unsafe code.
 //!
-//! A path is followed only until it is known which module of the root it enters. `super` is counted
-//! from where the path stands, so the walk carries the module it is in and adds to it at each `mod
-//! name {`.
+//! A path is followed only until the module of the root that it enters is known. `super` is
+//! relative to the module that contains the path, so the walk carries the current module and
+//! extends it at each `mod name {`.
 
 use super::EMITTERS;
 
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
 
-/// What a path or an attribute brings in.
+/// Target of a path or an attribute.
 #[derive(Debug, PartialEq)]
 pub(super) enum Import {
-    /// Something in this module of the root, or of the root itself.
+    /// An item in this module of the root, or in the root itself.
     Module(String),
     /// The root under another name, or all of it.
     Root,
@@ -19,15 +19,15 @@ pub(super) enum Import {
     File(String),
 }
 
-/// Finds the imports in tokens, with the lines they stand on.
+/// A scan for imports, with their lines.
 pub(super) struct Scan {
     pub(super) imports: Vec<(usize, Import)>,
-    /// Whether `crate` is the library; in the programs of `src/bin` only `marple` is.
+    /// True if `crate` is the library; in the programs of `src/bin` only `marple` is.
     pub(super) crate_is_library: bool,
 }
 
 impl Scan {
-    /// Scans `tokens`, which stand in `module`.
+    /// Scans `tokens`, which are in `module`.
     pub(super) fn tokens(&mut self, tokens: &[TokenTree], module: &mut Vec<String>) {
         let mut at = 0;
         while let Some(token) = tokens.get(at) {
@@ -66,8 +66,8 @@ impl Scan {
         }
     }
 
-    /// Follows the path at `at` as far as it needs to be known, from `module` on; gives the place
-    /// to go on scanning at.
+    /// Follows the path at `at`, relative to `module`, until its target is known. Returns the index
+    /// at which to continue.
     fn path(&mut self, tokens: &[TokenTree], mut at: usize, mut module: Vec<String>) -> usize {
         let mut stepped = false;
         loop {
@@ -76,7 +76,7 @@ impl Scan {
             match token {
                 TokenTree::Ident(ident) => match ident.to_string().as_str() {
                     "crate" if self.crate_is_library => module.clear(),
-                    // A program's own root: nothing below it is a layer of the library.
+                    // The root of a program: nothing below it is a layer of the library.
                     "crate" => return at + 1,
                     "marple" if !stepped && tokens[at + 1..].starts_with_colons() => module.clear(),
                     "super" => drop(module.pop()),
@@ -109,8 +109,8 @@ impl Scan {
             if tokens[at..].starts_with_colons() {
                 at += 2;
             } else {
-                // `pub(crate)` ends here and is nothing; `crate as root` hides where its paths
-                // lead.
+                // `pub(crate)` ends here and imports nothing; `crate as root` hides the targets of
+                // later paths.
                 let renamed =
                     matches!(tokens.get(at), Some(TokenTree::Ident(word)) if *word == "as");
                 if renamed && module.is_empty() {
@@ -121,8 +121,8 @@ impl Scan {
         }
     }
 
-    /// Scans an attribute for what only attributes can say: `#[path = "…"]`, also behind a
-    /// `cfg_attr`, and a path written as a text, as serde takes it.
+    /// Scans an attribute for `#[path = "…"]`, also inside a `cfg_attr`, and for paths in strings,
+    /// as serde takes them.
     fn attribute(&mut self, tokens: &[TokenTree], module: &mut Vec<String>) {
         for (at, token) in tokens.iter().enumerate() {
             match token {
@@ -148,7 +148,7 @@ impl Scan {
         }
     }
 
-    /// Notes the file that this literal names.
+    /// Records the file that this literal names.
     fn file(&mut self, literal: Option<&TokenTree>) {
         self.imports.extend(text_of(literal).map(|(line, path)| (line, Import::File(path))));
     }
@@ -170,7 +170,8 @@ impl Colons for [TokenTree] {
     }
 }
 
-/// Whether the `::` that `before` ends with opens a path (`::marple`) and does not go on with one.
+/// Returns `true` if the `::` at the end of `before` opens a path (`::marple`) instead of
+/// continuing one.
 fn leads(before: &[TokenTree]) -> bool {
     match before.len().checked_sub(3).map(|at| &before[at]) {
         None => true,
@@ -184,14 +185,14 @@ fn is_punct(token: Option<&TokenTree>, wanted: char) -> bool {
     matches!(token, Some(TokenTree::Punct(punct)) if punct.as_char() == wanted)
 }
 
-/// Whether the last of `tokens` is the `[…]` of `#[…]` or `#![…]`.
+/// Returns `true` if the last of `tokens` is the `[…]` of `#[…]` or `#![…]`.
 fn is_attribute(tokens: &[TokenTree]) -> bool {
     let [before @ .., TokenTree::Group(group)] = tokens else { return false };
     let before = if is_punct(before.last(), '!') { &before[..before.len() - 1] } else { before };
     group.delimiter() == Delimiter::Bracket && is_punct(before.last(), '#')
 }
 
-/// The text of a plain literal, and its line.
+/// Returns the line and the text of a plain literal.
 fn text_of(token: Option<&TokenTree>) -> Option<(usize, String)> {
     let Some(TokenTree::Literal(literal)) = token else { return None };
     let text = literal.to_string();
@@ -199,13 +200,13 @@ fn text_of(token: Option<&TokenTree>) -> Option<(usize, String)> {
     Some((literal.span().start().line, text.to_owned()))
 }
 
-/// The name in `mod name`, if `before` ends with that.
+/// Returns the name in `mod name` if `before` ends with that.
 fn module_opened_by(before: &[TokenTree]) -> Option<String> {
     let [.., TokenTree::Ident(keyword), TokenTree::Ident(name)] = before else { return None };
     (*keyword == "mod").then(|| name.to_string())
 }
 
-/// Every `mod name` in `tokens`, with its line.
+/// Adds every `mod name` in `tokens`, with its line.
 pub(super) fn modules_of(tokens: &[TokenTree], found: &mut Vec<(String, usize)>) {
     for (at, token) in tokens.iter().enumerate() {
         if let TokenTree::Group(group) = token {
@@ -217,7 +218,7 @@ pub(super) fn modules_of(tokens: &[TokenTree], found: &mut Vec<(String, usize)>)
     }
 }
 
-/// The line of the first `wanted`, a keyword or an identifier.
+/// Returns the line of the first `wanted`, a keyword or an identifier.
 pub(super) fn line_of(tokens: &[TokenTree], wanted: &str) -> Option<usize> {
     tokens.iter().find_map(|token| match token {
         TokenTree::Ident(word) => (*word == wanted).then(|| word.span().start().line),
@@ -226,7 +227,7 @@ pub(super) fn line_of(tokens: &[TokenTree], wanted: &str) -> Option<usize> {
     })
 }
 
-/// The line of the first `allow(unsafe_code)`, or of another word that lets it pass.
+/// Returns the line of the first `allow(unsafe_code)`; `expect` and `warn` count too.
 pub(super) fn line_of_allow(tokens: &[TokenTree]) -> Option<usize> {
     tokens.iter().enumerate().find_map(|(at, token)| {
         let TokenTree::Group(group) = token else { return None };
@@ -237,7 +238,7 @@ pub(super) fn line_of_allow(tokens: &[TokenTree]) -> Option<usize> {
     })
 }
 
-/// Whether one of the inner attributes at the top is `#![allow(unsafe_code)]`.
+/// Returns `true` if one of the inner attributes at the top is `#![allow(unsafe_code)]`.
 pub(super) fn opens_with_allow(tokens: &[TokenTree]) -> bool {
     tokens
         .chunks(3)
@@ -246,8 +247,7 @@ pub(super) fn opens_with_allow(tokens: &[TokenTree]) -> bool {
         .any(|attribute| line_of_allow(std::slice::from_ref(attribute)).is_some())
 }
 
-/// Every macro of `tracing` in `tokens` that emits events or spans, called or imported, with its
-/// line.
+/// Adds every called or imported macro of `tracing` that emits events or spans, with its line.
 pub(super) fn emitted_events(tokens: &[TokenTree], found: &mut Vec<(usize, String)>) {
     for (at, token) in tokens.iter().enumerate() {
         let rest = &tokens[at + 1..];
@@ -269,7 +269,7 @@ pub(super) fn emitted_events(tokens: &[TokenTree], found: &mut Vec<(usize, Strin
     }
 }
 
-/// Adds the first of `tokens` if it is such a macro, and no module of that name.
+/// Adds the first of `tokens` if it is such a macro and not a module of that name.
 fn emitter_at(tokens: &[TokenTree], found: &mut Vec<(usize, String)>) {
     let Some(first) = tokens.first() else { return };
     let name = first.to_string();

@@ -1,5 +1,5 @@
-//! Each engine behind one face, so that benches and storms drive them all alike: marple's, the
-//! `pprof` crate as a service would use it by its README, and none at all, which is the control.
+//! One interface to all CPU profiling engines, so that benches and stress tests drive them alike:
+//! marple's, the `pprof` crate used as its README shows, and the control, which records nothing.
 #![allow(dead_code, reason = "each binary uses a part of it")]
 
 use std::fmt;
@@ -12,17 +12,17 @@ use pprof::{ProfilerGuard, ProfilerGuardBuilder};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Engine {
-    /// Nothing runs.
+    /// The control: records nothing.
     Control,
-    /// marple by perf events.
+    /// marple with perf events.
     Perf,
-    /// marple by a CPU-clock timer for each thread.
+    /// marple with one CPU-clock timer per thread.
     Timer,
-    /// marple by time, over all threads, running or not.
+    /// marple's wall-clock mode: all threads, running or not.
     Wall,
-    /// marple over the `pprof` crate.
+    /// marple with the `pprof` crate as its engine.
     Pprof,
-    /// The `pprof` crate by itself: its default unwinder, its README's blocklist.
+    /// The `pprof` crate by itself, with its default unwinder and its README's blocklist.
     Peer,
 }
 
@@ -45,7 +45,7 @@ impl Engine {
         Self::ALL.into_iter().find(|engine| engine.name() == name)
     }
 
-    /// Starts it; the error is its own words.
+    /// Starts the engine. The error is the engine's own message.
     pub(crate) fn start(self, hertz: u32) -> Result<Running, String> {
         let marple = |options| {
             let options = Options { frequency: Hertz(hertz), ..options };
@@ -76,7 +76,7 @@ impl fmt::Display for Engine {
     }
 }
 
-/// An engine that records.
+/// A running engine.
 pub(crate) enum Running {
     Control,
     Marple(Session),
@@ -84,7 +84,7 @@ pub(crate) enum Running {
 }
 
 impl Running {
-    /// Ends it and reads what it recorded.
+    /// Stops the engine and returns what it recorded.
     pub(crate) fn stop(self) -> Result<Recorded, String> {
         match self {
             Self::Control => Ok(Recorded::Nothing),
@@ -100,37 +100,38 @@ impl Running {
     }
 }
 
-/// What an engine recorded, without names.
+/// A recording without symbols.
 pub(crate) enum Recorded {
     Nothing,
     Marple(Box<Profile>),
     Peer(pprof::UnresolvedReport),
 }
 
-/// Samples of one thread's name at one stack.
+/// The samples of one thread name at one stack.
 #[derive(Clone, Debug)]
 pub(crate) struct Seen {
     pub(crate) thread: String,
-    /// The names of the functions, innermost first; empty for one that has none.
+    /// Function names, innermost first; empty for a frame without a symbol.
     pub(crate) functions: Vec<String>,
-    /// How often the engine really looked.
+    /// Number of observations.
     pub(crate) samples: u64,
-    /// What that stands for, in periods of the rate asked for.
+    /// What the samples stand for, in periods of the requested rate.
     pub(crate) weight: f64,
 }
 
-/// What an engine recorded, named.
+/// A symbolized recording.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Report {
     pub(crate) seen: Vec<Seen>,
-    /// What it says it lost, in periods.
+    /// Samples the engine reports as lost, in periods.
     pub(crate) lost: f64,
-    /// Everything else it says.
+    /// All other remarks of the engine.
     pub(crate) remarks: Vec<String>,
 }
 
 impl Recorded {
-    /// Names it, which costs more than all the rest and belongs after what is measured.
+    /// Symbolizes the recording. It costs more than everything else, so callers do it after the
+    /// measurement.
     pub(crate) fn named(self, hertz: u32) -> Report {
         match self {
             Self::Nothing => Report::default(),
@@ -155,7 +156,7 @@ fn of_profile(mut profile: Profile, hertz: u32) -> Report {
     });
     let mut remarks = profile.comments.clone();
     remarks.extend(profile.losses.iter().map(|loss| format!("{}: {}", loss.cause, loss.count)));
-    // "expected 100 samples for 1.000 s of CPU time at 100 Hz, got 98, lost 2"
+    // Parses, for example: "expected 100 samples for 1.000 s of CPU time at 100 Hz, got 98, lost 2"
     let said = profile.comments.iter().find(|comment| comment.starts_with("expected "));
     let lost = said.and_then(|said| said.rsplit_once("lost ")?.1.parse().ok()).unwrap_or(0.0);
     Report { seen: seen.collect(), lost, remarks }

@@ -1,5 +1,5 @@
-//! A host that profiles itself: an interval timer and a handler for SIGPROF, from before the engine
-//! starts until after it has stopped.
+//! A host that profiles itself: an interval timer and a SIGPROF handler, installed before the
+//! engine starts and removed after it has stopped.
 
 use std::hint::black_box;
 use std::ptr;
@@ -8,22 +8,22 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use crate::drive::Engine;
 use crate::watch::say;
 
-/// Signals the host has handled.
+/// Number of signals the host has handled.
 static HANDLED: AtomicU64 = AtomicU64::new(0);
 
-/// How many more have to come in each phase.
+/// Number of further signals required in each phase.
 const WANTED: u64 = 40;
 
 extern "C" fn handler(_: libc::c_int) {
     HANDLED.fetch_add(1, Relaxed);
 }
 
-/// Installs both.
+/// Installs the handler and the timer.
 fn profile_itself() {
     let on_signal: extern "C" fn(libc::c_int) = handler;
     let every = libc::timeval { tv_sec: 0, tv_usec: 5000 };
     let timer = libc::itimerval { it_interval: every, it_value: every };
-    // SAFETY: a handler that adds to an atomic, and a timer from a local variable.
+    // SAFETY: the handler only adds to an atomic, and the timer is set from a local variable.
     unsafe {
         let mut action = std::mem::zeroed::<libc::sigaction>();
         action.sa_sigaction = on_signal as libc::sighandler_t;
@@ -33,7 +33,8 @@ fn profile_itself() {
     }
 }
 
-/// Uses CPU time until as many signals have come; who watches this process ends it when none do.
+/// Burns CPU until the required signals have arrived; the watching process ends this one if none
+/// do.
 fn until_handled(phase: &str) {
     let before = HANDLED.load(Relaxed);
     while HANDLED.load(Relaxed) < before + WANTED {

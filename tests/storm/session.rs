@@ -1,4 +1,5 @@
-//! The storm's own main thread: starts the workers, holds the sessions, says how far everything is.
+//! Main thread of the stress process: starts the workers, runs the sessions and prints the progress
+//! of everything.
 
 use std::panic;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -11,16 +12,16 @@ use crate::workers::{self, Counters};
 
 const HERTZ: u32 = 1000;
 
-/// The time between two lines.
+/// Time between two progress lines.
 const BEAT: Duration = Duration::from_millis(100);
 
-/// Sessions in a row beside threads that only run.
+/// Number of sessions in a row while other threads run.
 const CYCLES: u64 = 100;
 
-/// Is a storm: a session of `seconds`, then turns with a session and without for as long, then
-/// sessions started and stopped for as long.
+/// Runs a stress process. It has three parts of `seconds` each: one session; alternating turns with
+/// and without a session; sessions started and stopped in a row.
 pub(crate) fn storm(engine: Engine, seconds: u64) {
-    // Panics are part of it; what they say is not.
+    // Panics are part of the load; their messages are noise.
     panic::set_hook(Box::new(|_| {}));
     match engine.start(HERTZ) {
         Ok(running) => drop(running),
@@ -54,7 +55,8 @@ pub(crate) fn storm(engine: Engine, seconds: u64) {
     say("done");
 }
 
-/// However long that takes on a machine that has other work; who listens ends a storm that stands.
+/// Waits without a limit, because a machine may have other work; the watching process ends a run
+/// that makes no progress.
 fn until_all_have_moved(counters: &Counters) {
     while !counters.all_have_moved() {
         thread::sleep(BEAT);
@@ -82,8 +84,8 @@ fn beats(time: Duration, counters: &Counters) {
     }
 }
 
-/// How far the workers get with a session and how far without, in turns of a second at most, so
-/// that what neighbours do meets both: with, without, without, with.
+/// Measures the progress of the workers with and without a session, in turns of at most a second.
+/// The order is with, without, without, with, so that load from neighbours affects both alike.
 fn in_turn(engine: Engine, time: Duration, counters: &Counters) {
     let fours = (time.as_secs() as u32).div_ceil(4).max(1);
     for turn in 0..4 * fours {
@@ -102,7 +104,7 @@ fn in_turn(engine: Engine, time: Duration, counters: &Counters) {
     }
 }
 
-/// Sessions of nothing to 8 ms, every other one dropped instead of stopped.
+/// Runs sessions of 0 to 8 ms; every other one is dropped instead of stopped.
 fn many_sessions(engine: Engine, time: Duration, counters: &Counters) -> (u64, u64) {
     let (start, mut beat) = (Instant::now(), Instant::now());
     let (mut cycles, mut taken) = (0, 0);
@@ -136,8 +138,8 @@ fn samples(recorded: &Recorded) -> u64 {
     }
 }
 
-/// Is a storm of starts and stops: threads are always running, so that signals are under way when a
-/// session ends. `STORM_CYCLES` says how many.
+/// Runs a stress process of starts and stops. Threads are always running, so that signals are
+/// pending when a session ends. `STORM_CYCLES` sets the number of sessions.
 pub(crate) fn starts_and_stops(engine: Engine) {
     let cycles = std::env::var("STORM_CYCLES").ok().and_then(|text| text.parse().ok());
     let over = AtomicBool::new(false);
@@ -171,10 +173,10 @@ pub(crate) fn starts_and_stops(engine: Engine) {
     say("done");
 }
 
-/// CPU time of this process and the children it has waited for.
+/// Returns the CPU time of this process and of the children it has waited for.
 fn cpu_seconds() -> f64 {
     let of = |who| {
-        // SAFETY: `getrusage` fills the whole structure that it is given.
+        // SAFETY: `getrusage` fills the whole structure it is given.
         let usage = unsafe {
             let mut usage = std::mem::zeroed::<libc::rusage>();
             libc::getrusage(who, &raw mut usage);

@@ -1,14 +1,15 @@
-//! The process outside the storm: starts it, hears how far it is, and tells a crash from a hang.
+//! The watching process: starts a stress process, reads its progress and distinguishes a crash from
+//! a hang.
 //!
-//! The lines of a storm, each flushed:
+//! The output of a stress process, each line flushed:
 //!
 //! ```text
 //! refused WHY             the engine does not run here; nothing follows
-//! at NAME=N NAME=N ...    how far each thread is, ten times a second
+//! at NAME=N NAME=N ...    progress of each thread, ten times a second
 //! told TEXT               a remark for the reader
-//! count NAME=N            a number to be held to
-//! with SECONDS NAME=N ..  of CPU time, and what each thread did in it beside a session
-//! without SECONDS NAME=N  the same without one
+//! count NAME=N            a number that the test checks
+//! with SECONDS NAME=N ..  CPU time of a turn with a session, and each thread's progress in it
+//! without SECONDS NAME=N  the same without a session
 //! done                    everything has ended well
 //! ```
 
@@ -23,18 +24,17 @@ use std::time::{Duration, Instant};
 const CHILD: &str = "STORM_ENGINE";
 const SECONDS: &str = "STORM_SECONDS";
 
-/// How long a storm may be silent, or one of its threads stand still. A thousand times what it
-/// takes.
+/// Longest time without output, or without progress of a thread: a thousand times what it takes.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// How a storm ended.
+/// Result of a stress process.
 pub(crate) enum Ended {
     Done(Totals),
-    /// The engine does not run here; its words.
+    /// The engine does not run here; its message.
     Refused(String),
-    /// With what it said last.
+    /// The exit status and the last output.
     Crashed(ExitStatus, String),
-    /// What stood still.
+    /// The name of what made no progress.
     Hung(String),
 }
 
@@ -49,7 +49,7 @@ impl fmt::Display for Ended {
     }
 }
 
-/// What the threads did in so many seconds of CPU time of the process and its children.
+/// Progress of the threads, with the CPU seconds of the process and its children.
 #[derive(Debug, Default)]
 pub(crate) struct Done {
     pub(crate) cpu: f64,
@@ -66,7 +66,7 @@ impl Done {
     }
 }
 
-/// What a storm told.
+/// Everything a stress process printed.
 #[derive(Debug, Default)]
 pub(crate) struct Totals {
     pub(crate) progress: BTreeMap<String, u64>,
@@ -82,24 +82,24 @@ impl Totals {
     }
 }
 
-/// What this process is asked to be, if it is a storm.
+/// Returns the engine to stress if this process is a stress process, or `None`.
 pub(crate) fn asked() -> Option<String> {
     std::env::var(CHILD).ok()
 }
 
-/// How long each part of a storm lasts.
+/// Returns the length of each part in seconds.
 pub(crate) fn seconds() -> u64 {
     std::env::var(SECONDS).ok().and_then(|text| text.parse().ok()).unwrap_or(3)
 }
 
-/// Says a line of a storm.
+/// Prints a line of the protocol.
 pub(crate) fn say(line: &str) {
-    // Not `println!`, which the test's harness takes in.
+    // `println!` would be captured by the test harness.
     let mut out = std::io::stdout().lock();
     let _ = writeln!(out, "{line}").and_then(|()| out.flush());
 }
 
-/// Runs the storm of `engine` that `test` is, and watches it.
+/// Starts `test` as the stress process of `engine` and watches it.
 pub(crate) fn run(test: &str, engine: &str) -> Ended {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", test, "--nocapture"])
@@ -142,7 +142,7 @@ pub(crate) fn run(test: &str, engine: &str) -> Ended {
     }
 }
 
-/// What the kernel knows of each thread of a process that hangs.
+/// Returns the kernel's state of each thread of a process that hangs.
 fn stuck_at(pid: u32) -> String {
     let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let read = |path: std::path::PathBuf| std::fs::read_to_string(path).unwrap_or_default();
@@ -163,7 +163,7 @@ struct Heard {
 }
 
 impl Heard {
-    /// Takes a line in; the name of a thread that stands still, if one does.
+    /// Takes a line in. Returns the name of a thread that makes no progress, if there is one.
     fn hear(&mut self, line: &str) -> Option<String> {
         let (kind, rest) = line.split_once(' ').unwrap_or((line, ""));
         match kind {
@@ -174,7 +174,7 @@ impl Heard {
             "without" => self.totals.without.add(rest),
             "done" => self.done = true,
             "at" => return self.hear_progress(rest),
-            // What the test's harness prints.
+            // Output of the test harness.
             _ => return None,
         }
         self.last = line.to_owned();

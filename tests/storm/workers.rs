@@ -1,4 +1,4 @@
-//! What a host may do that is hard on a profiler, a thread each, in a loop until the storm is over.
+//! Load that is hard on a profiler: one thread for each kind, in a loop until the run is over.
 
 use std::backtrace::Backtrace;
 use std::ffi::CStr;
@@ -10,7 +10,7 @@ use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread;
 
-/// How far each worker is, and what must not happen.
+/// Progress of each worker, and counts of what must not happen.
 #[derive(Default)]
 pub(crate) struct Counters {
     turns: [AtomicU64; ALL.len()],
@@ -26,30 +26,30 @@ impl Counters {
         self.turns[which.expect("a worker's name")].fetch_add(1, Relaxed);
     }
 
-    /// Whether every worker that has to has come to the end of a turn.
+    /// Returns `true` if every worker that is required to has completed a turn.
     pub(crate) fn all_have_moved(&self) -> bool {
         let mut at = ALL.iter().zip(&self.turns);
         at.all(|((name, _), turns)| MAY_STAND_STILL.contains(name) || turns.load(Relaxed) > 0)
     }
 
-    /// Forgets all turns.
+    /// Resets the number of turns.
     pub(crate) fn begin_anew(&self) {
         self.turns.iter().for_each(|turns| turns.store(0, Relaxed));
     }
 
-    /// How many turns each worker has made.
+    /// Returns the number of turns of each worker.
     pub(crate) fn turns(&self) -> Vec<(&'static str, u64)> {
         let at = ALL.iter().zip(&self.turns);
         at.map(|((name, _), turns)| (*name, turns.load(Relaxed))).collect()
     }
 
-    /// The line of a storm that says how far it is.
+    /// Returns the progress line of the protocol.
     pub(crate) fn line(&self) -> String {
         let at = self.turns().into_iter().map(|(name, turns)| format!(" {name}={turns}"));
         format!("at{}", at.collect::<String>())
     }
 
-    /// The numbers that a storm is held to.
+    /// Returns the numbers that the test checks.
     pub(crate) fn held(&self) -> [(&'static str, u64); 2] {
         [
             ("errno lost", self.errno_lost.load(Relaxed)),
@@ -60,7 +60,7 @@ impl Counters {
 
 type Work = fn(&AtomicBool, &Counters);
 
-/// Every worker.
+/// All workers.
 pub(crate) const ALL: &[(&str, Work)] = &[
     ("panics", panics),
     ("panics-too", panics_too),
@@ -78,10 +78,10 @@ pub(crate) const ALL: &[(&str, Work)] = &[
     ("sleeps", sleeps),
 ];
 
-/// Where a program is linked statically there is nothing to load.
+/// Workers that may make no progress: a statically linked program cannot load libraries.
 pub(crate) const MAY_STAND_STILL: &[&str] = &["dlopen", "dlopen-run"];
 
-/// Uses CPU time without calling anything.
+/// Burns CPU without calling anything.
 #[inline(never)]
 fn spin(turns: u32) {
     for turn in 0..turns {
@@ -120,7 +120,7 @@ fn malloc(over: &AtomicBool, counters: &Counters) {
         (random >> 33) as usize
     };
     while !over.load(Relaxed) {
-        // Sizes on both sides of the threshold beyond which a block is mapped.
+        // Sizes on both sides of the allocator's mmap threshold.
         let mut blocks: Vec<Vec<u8>> = (0..200).map(|_| vec![1; 1 << (next() % 19)]).collect();
         while let Some(last) = blocks.len().checked_sub(1) {
             let mut block = blocks.swap_remove(next() % (last + 1));
@@ -142,7 +142,7 @@ fn malloc_too(over: &AtomicBool, counters: &Counters) {
     }
 }
 
-/// Threads that live shorter than a period, and some that live longer.
+/// Starts threads, most of which live shorter than a sampling period.
 fn births(over: &AtomicBool, counters: &Counters) {
     while !over.load(Relaxed) {
         let born = (0..8u32).map(|n| {
@@ -158,21 +158,20 @@ fn births(over: &AtomicBool, counters: &Counters) {
 
 /// Loads a library and unloads it.
 fn dlopen(over: &AtomicBool, counters: &Counters) {
-    // In every glibc, and used by nobody.
+    // Part of every glibc and otherwise unused.
     while !over.load(Relaxed) && with_library(c"libBrokenLocale.so.1", |_| {}) {
         counters.turn("dlopen");
-        // A thread's start waits for the loader's lock, which is whose that asks at the right
-        // moment.
+        // Lets another thread start: a start waits for the loader's lock, which is not fair.
         thread::yield_now();
     }
 }
 
-/// Loads a library, runs in it for a while, unloads it.
+/// Loads a library, runs code in it for a while and unloads it.
 fn dlopen_run(over: &AtomicBool, counters: &Counters) {
     type Crypt =
         unsafe extern "C" fn(*const libc::c_char, *const libc::c_char) -> *mut libc::c_char;
     let run = |library| {
-        // SAFETY: the library is libcrypt, whose `crypt` has that type; nobody else is in it.
+        // SAFETY: the library is libcrypt, whose `crypt` has that type; no other thread is in it.
         unsafe {
             let crypt = libc::dlsym(library, c"crypt".as_ptr());
             if !crypt.is_null() {
@@ -186,15 +185,15 @@ fn dlopen_run(over: &AtomicBool, counters: &Counters) {
     }
 }
 
-/// Whether the library could be loaded.
+/// Returns `true` if the library could be loaded.
 fn with_library(name: &CStr, run: impl Fn(*mut libc::c_void)) -> bool {
-    // SAFETY: loading a library of the system's, which does nothing when it is loaded or unloaded.
+    // SAFETY: a system library that does nothing when it is loaded or unloaded.
     let library = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW) };
     if library.is_null() {
         return false;
     }
     run(library);
-    // SAFETY: it was opened above, and nothing of it is used any more.
+    // SAFETY: `library` was opened above, and nothing in it is used any more.
     unsafe { libc::dlclose(library) };
     true
 }
@@ -212,13 +211,14 @@ fn backtraces(over: &AtomicBool, counters: &Counters) {
     }
 }
 
-/// Children that replace themselves by a program, by `vfork` and by `fork`.
+/// Starts children that exec another program, by `vfork` and by `fork`.
 fn exec(over: &AtomicBool, counters: &Counters) {
     while !over.load(Relaxed) {
         for by_fork in [false, true] {
             let mut command = Command::new("/bin/true");
             if by_fork {
-                // SAFETY: does nothing between `fork` and `exec`; it only keeps std from `vfork`.
+                // SAFETY: the hook does nothing between `fork` and `exec`; it only keeps std from
+                // using `vfork`.
                 unsafe { command.pre_exec(|| Ok(())) };
             }
             if !command.status().unwrap().success() {
@@ -229,10 +229,10 @@ fn exec(over: &AtomicBool, counters: &Counters) {
     }
 }
 
-/// Children that go on for a while as a copy of this process.
+/// Starts children that run for a while as a copy of this process.
 fn fork(over: &AtomicBool, counters: &Counters) {
     while !over.load(Relaxed) {
-        // SAFETY: the child calls nothing that takes a lock, and leaves without cleaning up.
+        // SAFETY: the child calls nothing that takes a lock, and exits without cleaning up.
         let child = unsafe { libc::fork() };
         if child == 0 {
             spin(1 << 20);
@@ -271,7 +271,7 @@ fn recursion(over: &AtomicBool, counters: &Counters) {
     });
 }
 
-/// A handler that runs on a stack of its own, long enough to be seen there.
+/// Runs a signal handler on an alternate stack, for long enough to be sampled there.
 fn altstack(over: &AtomicBool, counters: &Counters) {
     extern "C" fn handler(_: libc::c_int) {
         spin(1 << 16);
@@ -296,11 +296,11 @@ fn altstack(over: &AtomicBool, counters: &Counters) {
         }
         counters.turn("altstack");
     }
-    // SAFETY: the stack from before is still there: std's.
+    // SAFETY: the previous stack is std's and still valid.
     unsafe { libc::sigaltstack(&raw const before, ptr::null_mut()) };
 }
 
-/// errno is the thread's, and stays what it was whatever interrupts it.
+/// Checks that no interruption changes this thread's errno.
 fn errno(over: &AtomicBool, counters: &Counters) {
     let mut value = 1000;
     while !over.load(Relaxed) {
@@ -319,7 +319,7 @@ fn errno(over: &AtomicBool, counters: &Counters) {
     }
 }
 
-/// Waits that no `SA_RESTART` takes up again.
+/// Waits in calls that `SA_RESTART` does not restart.
 fn sleeps(over: &AtomicBool, counters: &Counters) {
     let interrupted = |result: libc::c_int| {
         let cut = result == -1

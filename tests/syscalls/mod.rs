@@ -1,20 +1,18 @@
-//! Every system call that marple makes, in its own threads and in those of the service, and what it
-//! is to it.
+//! Table of every system call that marple makes, in its own threads and in those of the service.
 //!
-//! `tests/agent_syscalls.rs` holds the list: a whole run under filters that allow exactly these
-//! calls.
+//! `tests/agent_syscalls.rs` checks it: a whole run under filters that allow exactly these calls.
 //!
-//! A call that is added to the code is added here. It is `Needed` only if there is no other way,
-//! and then it has to be in systemd's `@system-service`, which is what services run under.
+//! A call that is added to the code is added here. It is `Needed` only if there is no alternative.
+//! In that case it has to be in systemd's `@system-service`, the filter under which services run.
 
-/// What a call is to marple.
+/// Importance of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Class {
     /// Nothing works without it. In `@system-service`.
     Needed,
-    /// `os::syscalls` finds out whether it is allowed; there is a next best way.
+    /// Optional: `os::syscalls` probes it, and there is a fallback.
     Optional {
-        /// Whether it is in `@system-service`.
+        /// True if the call is in `@system-service`.
         in_system_service: bool,
     },
     /// Made by the test, not by marple.
@@ -42,9 +40,9 @@ macro_rules! calls {
     };
 }
 
-/// The calls, by what they are for. The names are those of `libc`'s constants.
+/// System calls by purpose. The names are those of the constants in `libc`.
 pub(crate) const CALLS: &[Call] = calls! {
-    // Memory and threads: the C library, and what is mapped for slots and rings.
+    // Memory and threads: the C library, and the mappings of slots and rings.
     SYS_brk Needed;
     SYS_mmap Needed;
     SYS_mremap Needed;
@@ -57,8 +55,8 @@ pub(crate) const CALLS: &[Call] = calls! {
     SYS_rseq Needed;
     SYS_sched_getaffinity Needed;
     SYS_sched_yield Needed;
-    // If the thread that starts the agent is pinned or has another policy than the process was
-    // started with.
+    // Used if the thread that starts the agent is pinned, or has another policy than the process
+    // was started with.
     SYS_sched_setaffinity LISTED;
     SYS_sched_setscheduler LISTED;
     SYS_futex Needed;
@@ -120,10 +118,10 @@ pub(crate) const CALLS: &[Call] = calls! {
     SYS_inotify_init1 Needed;
     SYS_inotify_add_watch Needed;
     SYS_inotify_rm_watch Needed;
-    // With the feature `jemalloc`, for its dumps.
+    // Dumps of the `jemalloc` feature.
     SYS_memfd_create Needed;
     SYS_ioctl LISTED;
-    // The runtime and the endpoint.
+    // Runtime and endpoint.
     SYS_epoll_create1 Needed;
     SYS_epoll_ctl Needed;
     SYS_epoll_pwait Needed;
@@ -153,12 +151,12 @@ pub(crate) const CALLS: &[Call] = calls! {
     SYS_get_robust_list LISTED;
     SYS_getpriority LISTED;
     SYS_setpriority LISTED;
-    // A panic of the test is told by abort.
+    // A panic of the test ends in abort.
     SYS_tgkill Test;
     SYS_kill Test;
 };
 
-/// Calls of older form that x86_64 has besides those above.
+/// Older equivalents that x86_64 has in addition.
 #[cfg(target_arch = "x86_64")]
 pub(crate) const OLDER: &[Call] = calls! {
     SYS_open Needed;
@@ -183,7 +181,7 @@ pub(crate) fn calls() -> impl Iterator<Item = &'static Call> {
 }
 
 impl Call {
-    /// Its name as the kernel has it.
+    /// Returns the name that the kernel uses.
     pub(crate) fn kernel_name(&self) -> &'static str {
         self.name.trim_start_matches("SYS_")
     }
