@@ -1,5 +1,5 @@
-//! What an endpoint meets that is left on: forged names and origins, wrong tokens, slow and huge
-//! clients, and whatever a fuzzer makes up.
+//! Tests of an exposed endpoint: forged hosts and origins, wrong tokens, slow and oversized
+//! clients, and fuzzed requests.
 
 mod host;
 mod web;
@@ -158,7 +158,7 @@ fn a_file_is_found_by_its_name_in_the_index_and_not_by_a_path() {
         "%252e%252e%252foutside.tar.gz".to_owned(),
         format!("..%2f{id}.tar.gz"),
     ] {
-        // As it stands: a client would take `..` out by itself.
+        // Sends the path verbatim: a client library would resolve `..`.
         let mut client = web::connect(&url);
         let head = "Host: localhost\r\nConnection: close";
         write!(client, "GET /incidents/{path} HTTP/1.1\r\n{head}\r\n\r\n").unwrap();
@@ -206,12 +206,12 @@ fn what_is_too_large_is_refused_and_the_next_is_answered() {
 #[test]
 fn clients_that_never_finish_are_ended_and_hold_nobody_up() {
     let (_host, url) = serve(HttpSettings::default());
-    // More than there are places for, each with half a head.
+    // More connections than slots, each with half a request head.
     let mut slow: Vec<_> = (0..200).map(|_| web::connect(&url)).collect();
     for client in &mut slow {
         let _ = client.write_all(b"GET /status HTTP/1.1\r\nHost: loc");
     }
-    // Those beyond the last place are ended at once, the others when they have had their time.
+    // Connections beyond the last slot are closed at once, the others after their timeout.
     wait_for("a place", || {
         let mut client = web::connect(&url);
         let _ = client.write_all(b"GET /status HTTP/1.1\r\nHost: localhost\r\n\r\n");
@@ -226,7 +226,7 @@ fn clients_that_never_finish_are_ended_and_hold_nobody_up() {
     }
 }
 
-/// What is told at `INFO` and `DEBUG`, as texts.
+/// Recorded `tracing` events at `INFO` and `DEBUG`, as text.
 #[derive(Clone, Default)]
 struct Told(Arc<Mutex<Vec<BTreeMap<String, String>>>>);
 
@@ -250,7 +250,7 @@ impl<S: tracing::Subscriber> Layer<S> for Told {
 fn every_request_is_told_and_no_secret_is() {
     let told = Told::default();
     let subscriber = tracing_subscriber::registry().with(told.clone());
-    // Other tests of this binary may have the global one; this is the only one that needs it.
+    // The subscriber is global, and this is the only test of the binary that needs one.
     tracing::subscriber::set_global_default(subscriber).unwrap();
     let http = HttpSettings {
         token: Some(Secret::new("s3cret")),
@@ -296,7 +296,7 @@ fn every_request_is_told_and_no_secret_is() {
             assert!(!answer.text().contains("s3cret"), "{path}: {}", answer.text());
         }
     }
-    // A client that loops: first, second, fourth, ... hundred and twenty-eighth.
+    // A client in a loop: only refusals 1, 2, 4, ... 128 are logged at `INFO`.
     for _ in 0..200 {
         assert_eq!(get(&format!("{url}/metrics")).status, 401);
     }
@@ -333,7 +333,7 @@ fn every_request_is_told_and_no_secret_is() {
     assert_eq!(numbers, ["1", "2", "4", "8", "16", "32", "64", "128"]);
 }
 
-/// All that a connection answers to `bytes`.
+/// Returns everything the server sends in response to `bytes`.
 fn answer_to(url: &str, bytes: &[u8]) -> String {
     let mut client = web::connect(url);
     client.write_all(bytes).unwrap();
@@ -414,13 +414,12 @@ fn requests_in_a_loop_are_answered_at_the_rate_of_the_settings() {
         }
     });
     let (answered, refused) = (answered.into_inner(), refused.into_inner());
-    // Both bursts, and what is gained in the time it took.
+    // Both bursts, and the tokens gained in the elapsed time.
     let limit = 100 + 20 * (began.elapsed().as_secs() as usize + 1);
     println!("{answered} answered, {refused} refused, at most {limit}");
     assert!(answered + refused <= limit, "{answered} + {refused} of {limit}");
     assert!(answered > 20, "{answered}: those with the token are served");
-    // Those without one wait beyond their free refusals, and do not keep the others from being
-    // served.
+    // Requests without a token wait after their free refusals, and do not delay the others.
     assert!((1..=60).contains(&refused) && refused < answered, "{refused} of {answered}");
 }
 
@@ -443,12 +442,11 @@ fn parameter() -> impl Strategy<Value = String> {
     (key, value).prop_map(|(key, value)| format!("{key}={value}"))
 }
 
-/// Thousands of requests that nobody meant: each is answered, none with a 5xx, none changes
-/// anything.
+/// Sends thousands of random requests: each gets a response, none a 5xx, and none changes anything.
 #[test]
 fn made_up_paths_and_parameters_do_no_harm() {
     let http = HttpSettings {
-        // What takes time is beyond the cap, whatever it is.
+        // Every timed capture exceeds the cap and is refused.
         max_duration: Duration::from_millis(1),
         compat_get_toggle: false,
         ..HttpSettings::default()
@@ -475,7 +473,7 @@ fn made_up_paths_and_parameters_do_no_harm() {
     });
     outcome.unwrap();
     assert!(!toggle_is_on(&url, &[]));
-    // The last ones' clients may have gone before their turn.
+    // The clients of the last requests may have disconnected before those were served.
     let status = wait_for("all of it to be over", || {
         let status = get(&format!("{url}/status")).json();
         (status["streams"] == serde_json::json!([])).then_some(status)
@@ -483,7 +481,8 @@ fn made_up_paths_and_parameters_do_no_harm() {
     assert_eq!(status["counters"]["incidents"], 0);
 }
 
-/// Sends a request over `client` and reads the answer; on a new connection if that one was ended.
+/// Sends a request over `client` and reads the response. Reconnects if the server closed the
+/// connection.
 fn exchange(client: &mut std::net::TcpStream, url: &str, request: &[u8]) -> Option<u16> {
     let answer = client.write_all(request).ok().and_then(|()| read_answer(client));
     if answer.is_none() {

@@ -1,13 +1,13 @@
-//! What the default rules do with histories of memory, CPU and lag, in virtual time: the real
-//! rules, budgets and incidents, and a capture thread that takes half a second a file. Beside it,
-//! what other systems decide on the same.
+//! Tests of the default rules with histories of memory, CPU and lag in virtual time: the real
+//! rules, budgets and incidents, and a capture thread that takes half a second per file. The
+//! decisions of other systems on the same histories are printed for comparison.
 //!
-//! A new history of one number belongs into `cases.rs`, of memory in the files of a cgroup into
-//! `cgroup.rs`, of tasks, threads or descriptors that rise into `rises.rs`, of a service that is
-//! well into `healthy.rs`, of what budgets and cooldowns leave into `budget.rs`.
+//! A new history belongs in: `cases.rs` for one number; `cgroup.rs` for memory as cgroup files;
+//! `rises.rs` for tasks, threads or descriptors that rise; `healthy.rs` for a healthy service;
+//! `budget.rs` for the effects of budgets and cooldowns.
 //!
 //! `cargo test --test replay -- --nocapture` prints the tables. `MARPLE_TRACE=file.csv` replays a
-//! file of `seconds,percent` of memory with `MARPLE_RULES=file.toml`, or the default rules.
+//! file of `seconds,percent` of memory with `MARPLE_RULES=file.toml`, or with the default rules.
 
 use std::env;
 use std::path::Path;
@@ -45,7 +45,7 @@ fn run(trace: &Trace) -> ReplayOutcome {
     replay(&settings, Pace::default(), trace.ticks(settings.interval))
 }
 
-/// How many captures there were, and the value at the last that was finished.
+/// Returns the number of captures, and the value at the last finished one.
 fn summary(trace: &Trace, outcome: &ReplayOutcome) -> (usize, Option<f64>) {
     let last = outcome.written().last();
     (outcome.taken.len(), last.map(|taken| trace.at(taken.at.as_nanos() as f64 / 1e9)))
@@ -174,12 +174,12 @@ fn a_file_of_ones_own_is_replayed() {
     }
 }
 
-/// A rule over a gauge called `name` that fires above 10.
+/// Returns a rule over the gauge `name` that fires above 10.
 fn gauge(name: &str) -> Rule {
     Rule { abs: Some(10.0), ..Rule::on(Metric::Gauge(name.into())) }
 }
 
-/// What `settings` make of gauges, each a name and its value at a second.
+/// Replays gauges under `settings`; each is a name and a function from second to value.
 fn run_gauges(
     settings: &Settings,
     seconds: u32,
@@ -199,7 +199,7 @@ fn after(start: u32) -> impl Fn(u32) -> f64 {
     move |second| if second >= start { 20.0 } else { 0.0 }
 }
 
-/// 20 for a second in each `period` seconds.
+/// Returns a gauge that is 20 for one second in each `period`, and else 0.
 fn each(period: u32) -> impl Fn(u32) -> f64 {
     move |second| if second % period == period - 1 { 20.0 } else { 0.0 }
 }

@@ -1,9 +1,9 @@
-//! File systems that lack a feature: filters on system calls answer as they do. Whatever is
-//! missing, an incident has its manifest and its artifacts, nothing is replaced, and a warning says
-//! what is missing.
+//! Tests of file systems that lack a feature, emulated by filters on system calls. In all cases an
+//! incident has its manifest and its artifacts, nothing is replaced, and a warning names the
+//! missing feature.
 //!
-//! A filter is for good and for all threads, so that each combination runs in a process of its own.
-//! A new one is another row of [`COMBINATIONS`].
+//! A filter is permanent and applies to all threads, so each combination runs in a separate
+//! process. A new combination is another row of [`COMBINATIONS`].
 #![cfg(target_os = "linux")]
 
 mod seccomp;
@@ -23,7 +23,7 @@ use marple::model::{CaptureKind, IncidentState};
 use marple::store::{Draft, Error, Recovery, Store};
 use seccomp::{NUMBER, SECOND, THIRD, allow, and, fail, is, load};
 
-/// Calls that are answered with an error.
+/// Calls that fail with an error.
 #[derive(Clone, Copy)]
 enum Lack {
     Call(i64, i32),
@@ -31,7 +31,7 @@ enum Lack {
     Unnamed(i32),
     /// `fcntl` with `F_OFD_SETLK`.
     OpenFileLock(i32),
-    /// `openat` for reading and writing at once.
+    /// `openat` with `O_RDWR`.
     ReadWrite(i32),
 }
 
@@ -48,7 +48,7 @@ const UNNAMED: &str = "store.unnamed_files";
 const RENAME: &str = "store.rename";
 const LINKS: &str = "store.links";
 
-/// What is missing, and the topics of the warnings about it.
+/// Missing features, and the topics of the warnings about them.
 const COMBINATIONS: &[(&[Lack], &[&str])] = &[
     (&[], &[]),
     (&[Call(libc::SYS_flock, ENOSYS)], &[LOCK]),
@@ -64,7 +64,7 @@ const COMBINATIONS: &[(&[Lack], &[&str])] = &[
     (&[Unnamed(EOPNOTSUPP)], &[UNNAMED]),
     (&[Unnamed(EISDIR)], &[UNNAMED]),
     (&[Unnamed(ENOENT)], &[UNNAMED]),
-    // No `/proc`: an unnamed file can be made and cannot be named.
+    // Without `/proc` an unnamed file can be created but not linked.
     (&[Call(SYS_linkat, ENOENT)], &[UNNAMED]),
     (&[Call(SYS_linkat, EPERM)], &[UNNAMED]),
     (&[Call(SYS_linkat, EOPNOTSUPP), Call(SYS_renameat2, EINVAL)], &[LINKS, RENAME, UNNAMED]),
@@ -134,8 +134,8 @@ fn filter(lacks: &[Lack]) -> Vec<sock_filter> {
 
 const CHILD: &str = "STORE_FEATURES_CHILD";
 
-/// Runs `test` of this binary again, in a process of its own that is told `what`; in that one,
-/// returns it.
+/// Runs `test` of this binary again in a child process with `what` in its environment. Returns
+/// `what` in the child and `None` in the parent.
 fn told(test: &str, what: &str) -> Option<String> {
     if let Ok(what) = std::env::var(CHILD) {
         return Some(what);
@@ -188,7 +188,8 @@ fn incidents_are_whole(lacks: &[Lack], topics: &[&str]) {
     let mut incident = store.begin("memory", store::manifest()).unwrap();
     let planted = incident.path().join("orders_eu-1.002.cpu.pprof");
     fs::write(&planted, "another's").unwrap();
-    // Two that were begun before it is known that they cannot be named, one after.
+    // Two drafts are created before the store detects that unnamed files cannot be linked, one
+    // after.
     let drafts = [CaptureKind::Heap, CaptureKind::Cpu]
         .map(|kind| incident.draft(kind, Timestamp::now()).unwrap());
     let contents: [&[u8]; 3] = [b"heap", &[7; 300_000], b""];
@@ -219,7 +220,7 @@ fn incidents_are_whole(lacks: &[Lack], topics: &[&str]) {
     let entry = store.find(id).unwrap();
     assert_eq!(entry.manifest.unwrap().artifacts, artifacts);
 
-    // The machine of this test may be a container.
+    // Ignores the warning about directories that end with a container: the test may run in one.
     let is_of_features = |it: &warnings::Warning| it.topic != "store.lifetime";
     let warned: Vec<_> = warnings::list().into_iter().filter(is_of_features).collect();
     let said: Vec<&str> = warned.iter().map(|it| it.topic).collect();
@@ -228,7 +229,7 @@ fn incidents_are_whole(lacks: &[Lack], topics: &[&str]) {
         assert!(warning.text.contains(dir.to_str().unwrap()), "{}", warning.text);
     }
 
-    // Retention removes, and a start finds all in order.
+    // Retention removes an incident, and a restart finds nothing to repair.
     fs::remove_file(&planted).unwrap();
     store.set_limits(marple::config::StoreSettings { max_incidents: 1, ..store::roomy() });
     let second = store.begin("cpu", store::manifest()).unwrap();
@@ -237,8 +238,8 @@ fn incidents_are_whole(lacks: &[Lack], topics: &[&str]) {
     drop((second, store));
     let (store, recovery) = open(&dir).unwrap();
     assert!(recovery.swept.is_empty() && recovery.failed.is_empty(), "{recovery}");
-    // Where not even a record says that the writer before is this process, its incident may be
-    // going on.
+    // Without a record that identifies the previous writer as this process, the incident may still
+    // be open.
     let has_record = !lacks.iter().any(|lack| matches!(lack, ReadWrite(_)));
     assert_eq!(recovery.interrupted, has_record.then_some(second_id).as_slice());
     assert_eq!(store.load_state::<u32>().unwrap(), Some(7));
@@ -264,7 +265,7 @@ fn a_disk_that_fails_is_not_taken_for_a_file_system_without_sync() {
             assert_eq!(names(incident.path()), ["incident.json"]);
             assert_eq!(fs::read(incident.path().join("incident.json")).unwrap(), before);
             assert_eq!(store.index().unwrap().len(), 1);
-            // The ages of incidents cannot be written either, which is said.
+            // Warnings that the ages of incidents cannot be written are expected too.
             let told = warnings::list()
                 .into_iter()
                 .filter(|it| !["store.max_age", "store.lifetime"].contains(&it.topic));
@@ -288,7 +289,7 @@ fn an_fcntl_lock_keeps_a_second_writer_out_where_flock_fails() {
     }
 }
 
-/// Sets when the incident's directory was changed last.
+/// Sets the modification time of the incident's directory.
 fn age(path: &Path, age: Duration) {
     let changed = SystemTime::now() - age;
     fs::File::open(path).unwrap().set_modified(changed).unwrap();
@@ -302,7 +303,7 @@ fn without_a_lock_a_start_leaves_alone_what_another_writer_may_be_at() {
         let temp = tempfile::tempdir().unwrap();
         let dir: PathBuf = temp.path().join("captures");
         let (first, _) = open(&dir).unwrap();
-        // Of another host, whose processes nobody here can look at.
+        // Names another host, whose processes cannot be inspected from here.
         let record = fs::read_to_string(dir.join(".lock")).unwrap();
         let mut lines: Vec<&str> = record.lines().collect();
         lines[2] = "another-host";
@@ -319,7 +320,7 @@ fn without_a_lock_a_start_leaves_alone_what_another_writer_may_be_at() {
         let said = warnings::list().into_iter().find(|it| it.topic == "store.writer").unwrap();
         assert!(said.text.contains("no lock keeps the two apart"), "{}", said.text);
 
-        // What nobody has touched for long is put in order all the same.
+        // An incident that has not changed for a long time is recovered all the same.
         let path = incident.path().to_owned();
         drop((second, incident, first));
         let mut lines: Vec<&str> = record.lines().collect();

@@ -1,4 +1,5 @@
-//! What is left when it ends: budgets and cooldowns keep the last captures, whatever came before.
+//! Tests that budgets and cooldowns leave the last captures before the end of the process, no
+//! matter what happened before.
 
 use std::path::Path;
 use std::time::Duration;
@@ -15,20 +16,20 @@ use super::trace::{Of, Trace, repeat};
 
 const DAY: f64 = 24.0 * HOUR;
 
-/// `shape` over and over until `end`, then up from `floor` to 100 % within `ramp` seconds.
+/// Repeats `shape` until `end`, then rises from `floor` to 100 % within `ramp` seconds.
 fn then_oom(shape: &[(f64, f64)], end: f64, ramp: f64) -> Trace {
     let mut points = repeat(shape, end);
     points.push((end + ramp, 100.0));
     Trace::new("", Of::Memory, points)
 }
 
-/// From 60 % to `peak` and back in three minutes.
+/// Returns a rise from 60 % to `peak` and back within three minutes.
 fn wave(peak: f64) -> [(f64, f64); 3] {
     [(0.0, 60.0), (90.0, peak), (180.0, 60.0)]
 }
 
-/// Ticks of an agent between two times: one in three seconds but for the last two minutes of the
-/// trace, so that a day is quickly replayed.
+/// Returns the ticks of an agent between two times. Only the last two minutes of the trace have
+/// every tick; before them there is one each three seconds, so that a day replays quickly.
 fn ticks_between(trace: &Trace, from: f64, to: f64) -> impl Iterator<Item = Vitals> {
     const FINE: f64 = 0.25;
     const COARSE: u32 = 12;
@@ -51,7 +52,7 @@ fn run(settings: &Settings, trace: &Trace) -> ReplayOutcome {
     replay(settings, Pace::default(), ticks(trace))
 }
 
-/// The value at the last capture that was on disk.
+/// Returns the value at the last capture that was on disk.
 pub(crate) fn last(trace: &Trace, outcome: &ReplayOutcome) -> f64 {
     let taken = outcome.written().last().expect("a capture");
     trace.at(taken.at.as_nanos() as f64 / 1e9)
@@ -91,7 +92,7 @@ fn equal_captures_all_day_leave_the_last_before_an_oom() {
                 "{name:<16} {peak:>4} % {ramp:>6} s {incidents:>10} {captures:>9} {last:>6.1} %"
             );
             let least = if ramp < 10.0 { 90.0 } else { 97.0 };
-            // Without a cooldown there is only the budget.
+            // Without a cooldown only the budget limits the incidents.
             let most = if *name == "cooldown 0s" { 26 } else { 15 };
             if last < least || incidents > most {
                 short.push((name, peak, ramp, outcome.fired));
@@ -103,7 +104,7 @@ fn equal_captures_all_day_leave_the_last_before_an_oom() {
 
 #[test]
 fn equal_captures_come_ever_more_seldom() {
-    // Without `clear` each wave is an incident of its own.
+    // Without `clear` each wave is a separate incident.
     let rule = Rule { abs: Some(80.0), ..Rule::on(Metric::Memory) };
     let settings = Settings { rules: vec![rule], ..Settings::default() };
     let outcome = run(&settings, &Trace::new("", Of::Memory, repeat(&wave(84.0), DAY)));
@@ -142,7 +143,7 @@ fn a_loop_of_ooms_is_captured_at_its_end_every_few_hours_and_no_more() {
     }
 }
 
-/// Vitals of three gauges that are above 10 for three seconds in each minute, and of memory.
+/// Returns vitals of memory and of three gauges that are above 10 for three seconds in each minute.
 fn beside_noise(memory: &Trace) -> impl Iterator<Item = Vitals> {
     ticks(memory).map(|vitals| {
         let second = vitals.at.as_nanos() / 1_000_000_000;
@@ -175,7 +176,8 @@ fn three_noisy_rules_do_not_silence_a_fourth() {
         (Again::Cooldown, 8.0, None),
     ] {
         let mut points = vec![(0.0, 60.0), (20.0 * HOUR, 60.0)];
-        // The fourth has an incident in the morning, a repeat at noon and dies at night.
+        // The fourth rule has an incident in the morning and another at noon; the process runs out
+        // of memory at night.
         points.splice(1..1, [(5.0 * HOUR, 60.0), (5.1 * HOUR, 84.0), (5.2 * HOUR, 60.0)]);
         points.splice(4..4, [(9.0 * HOUR, 60.0), (9.1 * HOUR, 84.0), (9.2 * HOUR, 60.0)]);
         points.push((20.0 * HOUR + ramp, 100.0));
@@ -202,7 +204,7 @@ fn three_noisy_rules_do_not_silence_a_fourth() {
 
 #[test]
 fn captures_spent_by_others_in_the_same_incident_do_not_end_it() {
-    // Every second another rule, which shares the incident.
+    // Another rule fires every second and shares the incident.
     let noisy = Rule {
         abs: Some(10.0),
         cooldown: Duration::from_secs(1),
@@ -224,7 +226,7 @@ fn captures_spent_by_others_in_the_same_incident_do_not_end_it() {
 
 #[test]
 fn memory_that_rises_to_a_soft_wall_is_captured_up_to_it() {
-    // `memory.high` is the limit: the kernel holds the process there, and it goes on.
+    // The limit is `memory.high`: the kernel throttles the process there and does not kill it.
     let trace = Trace::new(
         "",
         Of::Memory,
@@ -243,7 +245,7 @@ fn memory_that_rises_to_a_soft_wall_is_captured_up_to_it() {
 
 #[test]
 fn a_page_cache_that_fills_the_limit_is_no_memory_incident() {
-    // What the kernel gives back is not in the working set, whatever the cgroup is charged with.
+    // The cgroup's charge includes page cache that the kernel reclaims; the working set does not.
     let trace = Trace::new("", Of::Memory, vec![(0.0, 45.0), (2.0 * HOUR, 50.0)]).noisy(1.0);
     let vitals = ticks(&trace).map(|vitals| Vitals {
         rss: vitals.working_set,
@@ -254,7 +256,7 @@ fn a_page_cache_that_fills_the_limit_is_no_memory_incident() {
     assert_eq!((outcome.incidents.len(), outcome.taken.len()), (0, 0), "{:?}", outcome.fired);
 }
 
-/// A wall clock that is `steps` ahead (or behind) from each of these moments on, in hours.
+/// Returns a wall clock with steps. Each row is an hour and the offset in hours from then on.
 fn stepping(steps: &'static [(u64, i64)]) -> Box<dyn Fn(Moment) -> Timestamp> {
     let start: Timestamp = "2026-11-23T12:00:00Z".parse().unwrap();
     Box::new(move |now| {
@@ -266,8 +268,7 @@ fn stepping(steps: &'static [(u64, i64)]) -> Box<dyn Fn(Moment) -> Timestamp> {
 
 #[test]
 fn a_clock_that_steps_changes_no_decision() {
-    // 84 % every three minutes for 20 hours, with a restart in every second, and then out of
-    // memory.
+    // 84 % every three minutes for 20 hours with a restart every two hours, and then out of memory.
     let settings = shipped("minimal.toml");
     let trace = then_oom(&wave(84.0), 20.0 * HOUR, 600.0);
     let run = |steps: &'static [(u64, i64)]| {
@@ -289,7 +290,7 @@ fn a_clock_that_steps_changes_no_decision() {
     for steps in [
         &[(3, 24 * 365)][..],
         &[(3, -24 * 365)],
-        // At a restart.
+        // Steps at a restart.
         &[(4, 48)],
         &[(4, -48)],
         &[(2, 24 * 400), (5, -24 * 400), (8, 30), (9, 0), (13, -5), (16, 5)],

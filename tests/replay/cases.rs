@@ -1,4 +1,4 @@
-//! Histories, and how many captures each may have.
+//! Histories, and the number of captures each may have.
 
 use std::fs;
 use std::ops::RangeInclusive;
@@ -8,7 +8,7 @@ use crate::trace::{Of, Trace, repeat};
 
 pub(crate) const HOUR: f64 = 3600.0;
 
-/// A trace, how many captures it may have, and the least the last must be at.
+/// A trace, the permitted number of captures, and the lowest permitted value at the last one.
 pub(crate) type Case = (Trace, RangeInclusive<usize>, f64);
 
 fn memory(name: &str, points: Vec<(f64, f64)>) -> Trace {
@@ -135,7 +135,8 @@ pub(crate) fn troubled() -> Vec<Case> {
         (memory("stairs to OOM, 2 % each 10 min", stairs).noisy(0.3), 4..=10, 95.0),
         (memory("collector over a leak to OOM", breathing).noisy(0.3), 3..=14, 95.0),
         (
-            // A slow one all the time, and after an hour and a half one of ten times its pace.
+            // A slow leak all the time, and after an hour and a half a second one ten times as
+            // fast.
             memory(
                 "two leaks at once to OOM",
                 vec![(0.0, 30.0), (1.5 * HOUR, 52.0), (2.0 * HOUR, 100.0)],
@@ -241,8 +242,8 @@ pub(crate) fn troubled() -> Vec<Case> {
     ]
 }
 
-/// The traces in `tests/replay/traces`; the first line of each says what is expected of it:
-/// `# of memory; captures 1 to 4; last 90`.
+/// Reads the traces in `tests/replay/traces`. The first line of each gives its expectation: `# of
+/// memory; captures 1 to 4; last 90`.
 pub(crate) fn files() -> Vec<Case> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/replay/traces");
     let mut paths: Vec<_> =

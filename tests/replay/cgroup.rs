@@ -1,6 +1,5 @@
-//! Histories that begin as the files of a cgroup, v1 or v2, and are read by the reader of the
-//! agent: page cache up to the limit, and soft limits. A history of memory that begins as a
-//! percentage belongs into `cases.rs`.
+//! Histories as files of a v1 or v2 cgroup, read by the agent's reader: page cache up to the limit,
+//! and soft limits. A history of memory in per cent belongs in `cases.rs`.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -26,25 +25,25 @@ use super::trace::{Of, Trace};
 
 const MIB: f64 = 1_048_576.0;
 
-/// The limits of a cgroup, in MiB.
+/// Limits of a cgroup, in MiB.
 #[derive(Clone, Copy, Debug)]
 enum Walls {
     V2 {
-        /// `memory.high`, above which the kernel slows.
+        /// `memory.high`, above which the kernel throttles.
         high: Option<u64>,
-        /// `memory.max`, at which it kills.
+        /// `memory.max`, at which the kernel kills.
         max: Option<u64>,
     },
     V1 {
-        /// `memory.soft_limit_in_bytes`, at which it does nothing.
+        /// `memory.soft_limit_in_bytes`, at which the kernel does nothing.
         soft: Option<u64>,
-        /// `memory.limit_in_bytes`, at which it kills.
+        /// `memory.limit_in_bytes`, at which the kernel kills.
         hard: u64,
     },
 }
 
 impl Walls {
-    /// The limit that counts, in MiB.
+    /// Returns the limit that the reader uses, in MiB.
     fn nearest(self) -> u64 {
         match self {
             Self::V2 { high, max } => high.into_iter().chain(max).min().unwrap(),
@@ -52,7 +51,7 @@ impl Walls {
         }
     }
 
-    /// Bytes of dentries and inodes, which v1 does not charge.
+    /// Returns the bytes of dentries and inodes, which v1 does not charge.
     const fn slab(self) -> u64 {
         match self {
             Self::V2 { .. } => 6 << 20,
@@ -61,14 +60,14 @@ impl Walls {
     }
 }
 
-/// The files of a cgroup below a directory, in place of `/`.
+/// The files of a cgroup below a directory that replaces `/`.
 struct Files {
     root: TempDir,
     cgroup: PathBuf,
-    /// Those that were written.
+    /// Files written so far.
     open: BTreeMap<&'static str, File>,
     walls: Walls,
-    /// Times that the usage was at the limit.
+    /// Number of times usage was at the limit.
     events: u64,
 }
 
@@ -108,8 +107,8 @@ impl Files {
         files
     }
 
-    /// Writes a file in place, as long as any text of it is: a file that is truncated first may be
-    /// flushed to the disk at each write.
+    /// Overwrites a file in place with text of constant length: truncating it first may flush it to
+    /// disk at each write.
     fn write(&mut self, name: &'static str, text: &str) {
         let path = self.cgroup.join(name);
         let file = self.open.entry(name).or_insert_with(|| File::create(path).unwrap());
@@ -117,10 +116,10 @@ impl Files {
         file.write_all_at(format!("{text:\n<length$}").as_bytes(), 0).unwrap();
     }
 
-    /// Charges the cgroup with this much, in MiB: `heap` of anonymous memory and `cache` of files.
+    /// Charges the cgroup with `heap` MiB of anonymous memory and `cache` MiB of file pages.
     fn charge(&mut self, heap: f64, cache: f64) {
         let (heap, cache) = ((heap * MIB) as u64, (cache * MIB) as u64);
-        // Most of what a copy has read is on the inactive list.
+        // Most pages that a copy has read are on the inactive list.
         let (inactive, active) = (cache / 4 * 3, cache - cache / 4 * 3);
         let slab = self.walls.slab();
         let usage = heap + cache + slab;
@@ -151,16 +150,16 @@ impl Files {
     }
 }
 
-/// How much page cache there is.
+/// Amount of page cache.
 #[derive(Clone, Copy, Debug)]
 enum Cache {
     None,
-    /// All that the heap leaves of the nearest limit, but for 1 MiB.
+    /// All that the heap leaves of the nearest limit, except 1 MiB.
     TheRest,
 }
 
-/// Returns the vitals of memory that a process in such a cgroup reads, whose heap is `trace` per
-/// cent of the nearest limit.
+/// Returns the memory vitals that a process in such a cgroup reads. Its heap is `trace` per cent of
+/// the nearest limit.
 fn vitals<'t>(trace: &'t Trace, walls: Walls, cache: Cache) -> impl Iterator<Item = Vitals> + 't {
     let mut files = Files::new(walls);
     let limit = walls.nearest() as f64;
@@ -184,7 +183,7 @@ fn vitals<'t>(trace: &'t Trace, walls: Walls, cache: Cache) -> impl Iterator<Ite
         passed = at;
         charge(trace.at(at.as_secs_f64()));
         let read = reader.read(tick.at);
-        // All else is that of the test.
+        // The other vitals would be those of the test process.
         Vitals {
             at: read.at,
             rss: read.rss,
@@ -205,13 +204,13 @@ fn steady() -> Trace {
     Trace::new("", Of::Memory, vec![(0.0, 45.0), (3.0 * HOUR, 50.0)]).noisy(1.0)
 }
 
-/// A heap that is small for an hour, and then rises to `to` per cent within `ramp` seconds.
+/// Returns a heap that is small for an hour and then rises to `to` per cent within `ramp` seconds.
 fn leak(ramp: f64, to: f64) -> Trace {
     let start = HOUR;
     Trace::new("", Of::Memory, vec![(0.0, 45.0), (start, 50.0), (start + ramp, to)])
 }
 
-/// A heap that rises to `to` per cent within an hour, is held there for one, and falls.
+/// Returns a heap that rises to `to` per cent within an hour, stays there for an hour, and falls.
 fn held(to: f64) -> Trace {
     let points = [(0.0, 40.0), (1.0, to), (2.0, to), (2.2, 60.0), (2.5, 60.0)];
     Trace::new("", Of::Memory, points.map(|(hours, at)| (hours * HOUR, at)).into())
@@ -223,7 +222,7 @@ struct Row {
     cache: Cache,
     trace: Trace,
     captures: RangeInclusive<usize>,
-    /// The least that the last capture stands at.
+    /// Lowest permitted value at the last capture.
     last: f64,
 }
 
@@ -231,8 +230,8 @@ fn run(row: &Row) -> ReplayOutcome {
     replay(&Settings::default(), Pace::default(), vitals(&row.trace, row.walls, row.cache))
 }
 
-/// Replays `rows`; each must have so many captures, in one incident at the most, the last of which
-/// stands so high.
+/// Replays `rows` and checks each: the number of captures, at most one incident, and the value at
+/// the last capture.
 fn assert_captured(rows: &[Row]) {
     let mut short = Vec::new();
     for row in rows {
@@ -301,7 +300,7 @@ fn soft_limits_are_the_wall_that_captures_lead_up_to() {
         row("held at memory.high below memory.max", SOFT, Cache::None, held(99.5)),
         row("held a little above memory.high", SOFT, Cache::None, held(103.0)),
         row("held at memory.high beneath page cache", SOFT, Cache::TheRest, held(99.5)),
-        // Which is what the percentages are of: 104 % are `memory.max`.
+        // `memory.high` is 100 %; 104 % is `memory.max`.
         Row {
             captures: 2..=16,
             last: 101.0,
@@ -312,7 +311,7 @@ fn soft_limits_are_the_wall_that_captures_lead_up_to() {
                 leak(600.0, 104.0),
             )
         },
-        // Beyond 100 % the kernel slows the process down; it kills at 133.3 %.
+        // Above 100 % the kernel throttles the process; it kills at 133.3 %.
         Row {
             captures: 2..=16,
             last: 129.3,

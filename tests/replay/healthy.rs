@@ -1,5 +1,5 @@
-//! Services that are well for days, in virtual time: the default rules capture nothing of them.
-//! `default_rules.rs` has the list of all healthy services, and those that are real processes.
+//! Services that are healthy for days, in virtual time: the default rules capture nothing.
+//! `default_rules.rs` lists all healthy services, including those that are real processes.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use super::cases::HOUR;
 const DAY: f64 = 24.0 * HOUR;
 const MINUTE: f64 = 60.0;
 
-/// What a service needs at a time.
+/// Resource usage of a service at one time.
 #[derive(Clone, Copy, Debug)]
 struct Load {
     /// Per cent of the memory limit.
@@ -31,7 +31,7 @@ struct Load {
 
 const IDLE: Load = Load { memory: 30.0, cpu: 5.0, tasks: 200.0, threads: 12.0, fds: 4.0, lag: 1.0 };
 
-/// Returns a number from -`spread` to `spread` that belongs to `second`.
+/// Returns a number between -`spread` and `spread` derived from `second`.
 fn jitter(second: f64, spread: f64) -> f64 {
     let n = (second * 4.0) as u64;
     let mut z = n.wrapping_add(7).wrapping_mul(0x9e37_79b9_7f4a_7c15);
@@ -44,7 +44,7 @@ fn wave(second: f64, period: f64) -> f64 {
     (second / period * std::f64::consts::TAU).cos().mul_add(-0.5, 0.5)
 }
 
-/// Returns how much of the way from `from` to `to` has passed at `second`: 0 to 1.
+/// Returns the progress from `from` to `to` at `second`: 0 to 1.
 fn ramp(second: f64, from: f64, to: f64) -> f64 {
     ((second - from) / (to - from)).clamp(0.0, 1.0)
 }
@@ -69,8 +69,8 @@ fn vitals(second: f64, load: Load) -> Vitals {
     }
 }
 
-/// Replays processes that each live for `life` seconds, one after the other, with a tick each
-/// `interval` seconds. `load` is that of a second since the start of the first.
+/// Replays successive processes that each live for `life` seconds, one tick each `interval`
+/// seconds. `load` takes the seconds since the start of the first.
 fn run(lives: u32, life: f64, interval: f64, load: impl Fn(f64) -> Load) -> Vec<ReplayOutcome> {
     let start: Timestamp = "2026-11-23T00:00:00Z".parse().unwrap();
     let load = &load;
@@ -95,7 +95,7 @@ fn assert_nothing_fired(outcomes: &[ReplayOutcome]) {
     assert!(outcomes.iter().all(|outcome| outcome.taken.is_empty()));
 }
 
-/// The usual day of a service: little at night, and a peak at noon.
+/// Returns a usual day of a service: little load at night, and a peak at noon.
 fn usual_day(second: f64) -> Load {
     let busy = wave(second, DAY);
     Load {
@@ -115,7 +115,7 @@ fn daily_peak_leaves_no_capture() {
 
 #[test]
 fn weekly_growth_between_deploys_leaves_no_capture() {
-    // Memory grows by 4 % a day above that of the day, until the deploy of the next week.
+    // Memory grows by 4 % a day on top of the daily curve, until the deploy of the next week.
     let week = 7.0 * DAY;
     assert_nothing_fired(&run(2, week, 10.0, |second| {
         let day = usual_day(second);
@@ -147,7 +147,8 @@ fn nightly_batch_leaves_no_capture() {
 
 #[test]
 fn cache_that_warms_up_to_its_bound_leaves_no_capture() {
-    // Three quarters of the rest each hour, from a start of four seconds on all cores.
+    // A cache that fills by three quarters of its remaining space each hour, after a start of four
+    // seconds on all cores.
     assert_nothing_fired(&run(1, DAY, 1.0, |second| Load {
         memory: 5.0 + 70.0 * (1.0 - 0.25_f64.powf(second / HOUR)),
         cpu: if second < 4.0 { 100.0 } else { 40.0 },
@@ -157,7 +158,8 @@ fn cache_that_warms_up_to_its_bound_leaves_no_capture() {
 
 #[test]
 fn deploys_leave_no_capture() {
-    // Each two hours: within a minute memory and connections of the process before it come back.
+    // A restart each two hours: memory and connections return to their previous level within a
+    // minute.
     let life = 2.0 * HOUR;
     assert_nothing_fired(&run(12, life, 0.5, |second| {
         let since = second % life;

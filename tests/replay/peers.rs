@@ -1,23 +1,22 @@
-//! What other systems decide, re-expressed from what is known of their rules, not from their code:
-//! when they would take a heap profile of a process whose memory goes like this. Counts are near,
-//! not exact.
+//! Policies of other systems, written from their documented rules, not from their code: the times
+//! at which each would take a heap profile of a given history of memory. Counts are approximate.
 
 use super::trace::Trace;
 
-/// From a decision to a file, as measured of holmes: what the process does not live to see is no
-/// file.
+/// Seconds from a decision to a finished file, as measured of holmes. A profile that is not
+/// finished when the process ends leaves no file.
 const LATENCY: f64 = 0.7;
 const MINUTE: f64 = 60.0;
 
 /// A policy over one number.
 pub(crate) trait Policy {
-    /// How often it looks, in seconds.
+    /// Returns the interval between two checks, in seconds.
     fn interval(&self) -> f64;
-    /// Whether it captures at this look.
+    /// Returns `true` if the policy captures at this check.
     fn look(&mut self, seconds: f64, percent: f64) -> bool;
 }
 
-/// How many captures `policy` takes, and the value at the last that was finished.
+/// Returns the number of captures of `policy`, and the value at the last finished one.
 pub(crate) fn run(policy: &mut dyn Policy, trace: &Trace) -> (usize, Option<f64>) {
     let (mut taken, mut last) = (0, None);
     for look in 0..=(trace.end() / policy.interval()) as usize {
@@ -31,8 +30,8 @@ pub(crate) fn run(policy: &mut dyn Policy, trace: &Trace) -> (usize, Option<f64>
     (taken, last)
 }
 
-/// mosn/holmes, with its defaults for memory: every 5 s, above 80 % or a quarter above the average
-/// of ten, a minute apart; whole numbers.
+/// mosn/holmes with its defaults for memory: every 5 s, above 80 % or 25 % above the average of ten
+/// values, at most once a minute; integers.
 #[derive(Default)]
 pub(crate) struct Holmes {
     ring: Vec<u64>,
@@ -62,7 +61,7 @@ impl Policy for Holmes {
     }
 }
 
-/// RisingWave's automatic heap dump: each time memory goes above 90 % from below.
+/// RisingWave's automatic heap dump: captures each time memory rises above 90 %.
 #[derive(Default)]
 pub(crate) struct RisingWave {
     above: bool,
@@ -79,7 +78,7 @@ impl Policy for RisingWave {
     }
 }
 
-/// TiDB's memory usage alarm: above 70 %, once a minute, or sooner when a tenth more is used.
+/// TiDB's memory usage alarm: above 70 %, once a minute, or sooner if usage grows by 10 %.
 #[derive(Default)]
 pub(crate) struct TiDb {
     last: Option<(f64, f64)>,
@@ -100,7 +99,7 @@ impl Policy for TiDb {
     }
 }
 
-/// autopprof: every 5 s, above 75 %, at the first look and then at every twelfth.
+/// autopprof: every 5 s, above 75 %, at the first check and then at every twelfth.
 #[derive(Default)]
 pub(crate) struct Autopprof {
     over: u32,

@@ -1,6 +1,6 @@
-//! Tasks, threads and descriptors that rise without end, and those of services that are well. They
-//! are real ones of this process, read by the reader of the agent in virtual time, since a rise is
-//! measured there.
+//! Endless rises of tasks, threads and descriptors, and the counts of healthy services. The tests
+//! create real ones in this process and read them with the agent's reader in virtual time, because
+//! the reader measures the rise.
 
 use std::fs::File;
 use std::ops::RangeInclusive;
@@ -25,15 +25,15 @@ use tokio::runtime::{Builder, Runtime};
 use super::cases::HOUR;
 use super::trace::{Of, Trace, repeat};
 
-/// The tests of this file, if they are threads of one process, have its descriptors and threads one
-/// after the other.
+/// Serializes the tests of this file if they are threads of one process: descriptors and threads
+/// are counted per process.
 static ALONE: Mutex<()> = Mutex::new(());
 
-/// A number of things that exist.
+/// A number of live objects of one kind.
 trait Population {
     fn resize(&mut self, count: usize);
 
-    /// The vitals that are about them.
+    /// Returns only the vitals of this kind.
     fn of(&self, read: &Vitals) -> Vitals;
 }
 
@@ -77,7 +77,7 @@ impl Population for Threads {
         while self.alive.len() < count {
             let (sender, receiver) = mpsc::channel();
             let thread = thread::Builder::new().stack_size(64 << 10);
-            // It ends when its sender is dropped.
+            // The thread ends when its sender is dropped.
             let thread = thread.spawn(move || receiver.recv().is_err()).unwrap();
             self.alive.push((sender, thread));
         }
@@ -110,8 +110,7 @@ impl Population for Descriptors {
     }
 }
 
-/// Replays what the default rules make of as many things as `trace` says, at a tick each
-/// `interval`.
+/// Replays the default rules with as many objects as `trace` says, one tick each `interval`.
 fn run(
     mut population: impl Population,
     runtimes: Runtimes,
@@ -119,7 +118,7 @@ fn run(
     interval: Duration,
 ) -> ReplayOutcome {
     let clock = Arc::new(ManualClock::new(Timestamp::UNIX_EPOCH));
-    // Limits are no part of it, and take most of a reading.
+    // An empty root: limits play no part here, and reading them takes most of the time.
     let root = TempDir::new().unwrap();
     symlink("/proc", root.path().join("proc")).unwrap();
     let mut reader = Reader::with_root(runtimes, Gauges::new(), root.path(), clock.clone());
@@ -155,7 +154,7 @@ impl Kind {
         }
     }
 
-    /// The rise above which the rule fires.
+    /// Returns the rise above which the rule fires.
     const fn threshold(self) -> f64 {
         match self {
             Self::Tasks => 250.0,
@@ -181,7 +180,7 @@ impl Kind {
 /// A history of a number, in units of the rise above which a rule fires.
 struct Row {
     name: &'static str,
-    /// Seconds, and the number.
+    /// Pairs of seconds and number.
     points: Vec<(f64, f64)>,
     noise: f64,
     interval: Duration,
@@ -191,7 +190,7 @@ struct Row {
 const TICK: Duration = Duration::from_millis(250);
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Replays each row with the number of each kind.
+/// Replays each row with the count of each kind.
 fn assert_captured(rows: &[Row]) {
     let limit = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
@@ -233,7 +232,7 @@ fn numbers_that_rise_without_end_are_captured_and_repeats_are_few() {
     ]);
 }
 
-/// The first two hours of a day of a number between `low`, which it has at the start, and `high`.
+/// Returns the first two hours of a daily curve between `low`, its value at the start, and `high`.
 fn morning(low: f64, high: f64) -> Vec<(f64, f64)> {
     let wave = |n: f64| (1.0 - (n / 12.0 * std::f64::consts::PI).cos()) / 2.0;
     (0..=8).map(|n| f64::from(n) / 4.0).map(|n| (n * HOUR, low + (high - low) * wave(n))).collect()

@@ -1,5 +1,4 @@
-//! Histories of one measure: a few points, straight lines between them, and noise that is the same
-//! each time.
+//! Histories of one metric: a few points, straight lines between them, and deterministic noise.
 
 use std::path::Path;
 use std::time::Duration;
@@ -7,7 +6,7 @@ use std::time::Duration;
 use marple::base::{Bytes, Moment};
 use marple::model::{Limit, Vitals};
 
-/// What a trace is of.
+/// Metric of a trace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Of {
     /// Per cent of the memory limit.
@@ -24,9 +23,9 @@ pub(crate) enum Of {
 pub(crate) struct Trace {
     pub(crate) name: String,
     pub(crate) of: Of,
-    /// Seconds and values, in the order of time.
+    /// Pairs of seconds and value, ordered by time.
     points: Vec<(f64, f64)>,
-    /// How far the noise goes up and down.
+    /// Amplitude of the noise.
     noise: f64,
 }
 
@@ -39,8 +38,8 @@ impl Trace {
         Self { noise, ..self }
     }
 
-    /// A trace in a file: a line a point, `seconds,percent`; `#` begins a comment. It is of memory,
-    /// unless a comment says `of cpu`.
+    /// Reads a trace from a file: one point per line as `seconds,percent`; `#` starts a comment.
+    /// The values are memory unless a comment says `of cpu`.
     pub(crate) fn read(path: &Path) -> Self {
         let text = std::fs::read_to_string(path)
             .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
@@ -71,13 +70,13 @@ impl Trace {
         (line + self.noise * noise((seconds * 20.0) as u64)).max(0.0)
     }
 
-    /// The ticks of an agent that looks every `interval`.
+    /// Returns the vitals of every tick at this interval.
     pub(crate) fn ticks(&self, interval: Duration) -> impl Iterator<Item = Vitals> {
         let ticks = (self.end() / interval.as_secs_f64()) as u32;
         (0..=ticks).map(move |tick| self.tick(interval * tick))
     }
 
-    /// One tick.
+    /// Returns the vitals at this time.
     pub(crate) fn tick(&self, at: Duration) -> Vitals {
         let mut vitals = Vitals {
             at: Moment::from_nanos(at.as_nanos() as u64),
@@ -98,7 +97,7 @@ impl Trace {
     }
 }
 
-/// A number between -1 and 1 that belongs to `n` (SplitMix64).
+/// Returns a number between -1 and 1 derived from `n` (SplitMix64).
 fn noise(n: u64) -> f64 {
     let mut z = n.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -106,7 +105,7 @@ fn noise(n: u64) -> f64 {
     (z ^ (z >> 31)) as f64 / u64::MAX as f64 * 2.0 - 1.0
 }
 
-/// `shape`, over and over, until `end`. The shape's last point is where the next begins.
+/// Repeats `shape` until `end`. The last point of the shape is the first of the next repetition.
 pub(crate) fn repeat(shape: &[(f64, f64)], end: f64) -> Vec<(f64, f64)> {
     let period = shape.last().map_or(1.0, |point| point.0);
     (0..(end / period) as usize)
