@@ -1,7 +1,7 @@
-//! The day's captures over HTTP: a number of their own, which outlives the process.
+//! Tests of the daily quota of on-demand captures, which is kept across restarts.
 //!
-//! The test runs itself as the service: with `MARPLE_TEST_SERVICE` set, `service` says where it
-//! listens and waits to be killed.
+//! The test runs itself as the service: with `MARPLE_TEST_SERVICE` set, `service` prints its
+//! address and waits to be killed.
 
 mod host;
 mod web;
@@ -35,7 +35,7 @@ fn service() {
     thread::sleep(PATIENCE);
 }
 
-/// The service as a process of its own, killed when it is dropped.
+/// The service in a child process, killed when it is dropped.
 struct Service(Child, String);
 
 impl Service {
@@ -66,15 +66,15 @@ fn a_days_captures_are_counted_across_restarts_and_who_comes_then_is_told_when()
     let home = tempfile::tempdir().unwrap();
     let dir = home.path().join("captures");
     let first = Service::start(&dir);
-    // This program's allocator is not marple's: what came to nothing does not count, nor is it a
-    // fault.
+    // This program's allocator is not marple's: the capture fails, which uses no quota and is not
+    // an error of the agent.
     let heap = get(&format!("{}/heap", first.1));
     assert_eq!((heap.status, heap.header("x-go-pprof")), (404, Some("1")), "{}", heap.text());
     assert!(heap.text().contains("#[global_allocator]"), "{}", heap.text());
     for path in ["threadcreate", "goroutine"] {
         assert_eq!(get(&format!("{}/{path}", first.1)).status, 200, "{path}");
     }
-    // None of these is a capture.
+    // These requests are not captures.
     for path in ["/", "/symbol?0x1", "/cmdline", "/block", "/mutex", "/profile?seconds=x&hz=0"] {
         assert!([200, 400].contains(&get(&format!("{}{path}", first.1)).status), "{path}");
     }
@@ -144,7 +144,7 @@ fn what_is_switched_off_is_not_there_and_says_why() {
         assert_eq!((answer.status, answer.header("x-go-pprof")), (404, Some("1")), "{path}");
         assert_eq!(answer.text(), "No threads: `stacks.threads` is \"off\"\n", "{path}");
     }
-    // The tasks are there all the same.
+    // The task list is still available.
     let text = get(&format!("{url}/debug/pprof/goroutine?debug=2"));
     assert_eq!(text.status, 200);
     assert!(text.text().contains("`stacks.threads` is \"off\""), "{}", text.text());

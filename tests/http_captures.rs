@@ -1,4 +1,5 @@
-//! Captures over HTTP: who gets the engine, for how long, and who gives it up.
+//! Tests of on-demand captures: which request gets the engine, for how long, and when it is
+//! released.
 #![cfg(all(feature = "cpu", feature = "heap", feature = "trace"))]
 #![cfg(all(target_os = "linux", target_env = "gnu"))]
 
@@ -24,7 +25,7 @@ fn streams(url: &str) -> Vec<Value> {
     get(&format!("{url}/status")).json()["streams"].as_array().unwrap().clone()
 }
 
-/// Asks in the background, and returns once it runs.
+/// Sends a request in the background and returns once its capture runs.
 fn begin(url: &str, path: &str) -> thread::JoinHandle<Answer> {
     let asked = format!("{url}/debug/pprof/{path}");
     let asking = thread::spawn(move || get(&asked));
@@ -166,7 +167,7 @@ fn a_shutdown_does_not_wait_for_a_capture() {
     let (mut host, url): (Host, String) = serve(HttpSettings::default());
     let asking = begin(&url, "profile?seconds=250");
     host.end();
-    // It is answered that the agent has stopped, or its connection is ended.
+    // The response says that the agent has stopped, or the connection is closed.
     assert!(asking.join().map_or(true, |answer| answer.status == 500));
 }
 

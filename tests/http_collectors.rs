@@ -1,4 +1,4 @@
-//! Files of the service's own, handed out over HTTP as marple's are.
+//! Tests that files of custom collectors are served like marple's own.
 
 mod host;
 mod web;
@@ -16,14 +16,14 @@ use marple::{Agent, CaptureKind, Settings};
 use tempfile::TempDir;
 use web::{ask, get, serve};
 
-/// What the file of the collector `name` is called in an incident.
+/// Returns the name of the file of the collector `name` in an incident.
 fn file_of<'a>(manifest: &'a Manifest, name: &str) -> &'a str {
     let end = format!(".custom.{name}");
     let found = manifest.artifacts.iter().find(|artifact| artifact.file.ends_with(&end));
     &found.unwrap_or_else(|| panic!("{name}: {:?}", manifest.captures)).file
 }
 
-/// Asks for `file` of the incident and for the whole of it as an archive; both have exactly
+/// Requests `file` of the incident, and the whole incident as an archive; both must have exactly
 /// `content`.
 fn is_handed_out(url: &str, manifest: &Manifest, file: &str, content: &[u8]) {
     let id = manifest.id;
@@ -31,7 +31,7 @@ fn is_handed_out(url: &str, manifest: &Manifest, file: &str, content: &[u8]) {
     assert_eq!((answer.status, answer.body.as_slice()), (200, content), "{file}");
     let sum = &manifest.artifacts.iter().find(|it| it.file == file).unwrap().sha256;
     assert_eq!(answer.header("etag"), Some(format!("\"{sum}\"").as_str()));
-    // Whatever the service wrote, no browser runs it as a page of this origin.
+    // No browser may execute the service's content as a page of this origin.
     assert_eq!(answer.header("x-content-type-options"), Some("nosniff"));
     let part = ask("GET", &format!("{url}/incidents/{id}/{file}"), &[("Range", "bytes=1-2")], "");
     assert_eq!((part.status, part.body.as_slice()), (206, &content[1..3]));
@@ -56,7 +56,7 @@ fn is_handed_out(url: &str, manifest: &Manifest, file: &str, content: &[u8]) {
 #[test]
 fn a_file_of_the_services_own_is_listed_and_handed_out_by_itself_and_in_the_archive() {
     let (host, url): (Host, String) = serve(HttpSettings::default());
-    // No text: it comes back byte for byte.
+    // Binary content is returned byte for byte.
     let content: Vec<u8> = (0..=255).cycle().take(5000).collect();
     let (written, usual) = (content.clone(), CollectorOptions::default());
     let usual = CollectorOptions { timeout: PATIENCE, ..usual };

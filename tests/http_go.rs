@@ -1,8 +1,8 @@
-//! What clients of Go's `net/http/pprof` get here, one test a path and parameter: the same question
-//! to a real Go server and to ours ([`paths`]), what differs and is told in the header of
-//! `marple::http` ([`differences`]), and Go's own client against ours ([`client`]).
+//! Compatibility with Go's `net/http/pprof`, one test for each path and parameter. [`paths`] sends
+//! the same requests to a real Go server and to marple. [`differences`] tests what differs, as the
+//! header of `marple::http` documents. [`client`] runs Go's own client against marple.
 //!
-//! `cargo test --release --test http_go` asks a service as it is released.
+//! `cargo test --release --test http_go` tests a release build of the service.
 #![cfg(all(feature = "cpu", feature = "heap", feature = "trace"))]
 #![cfg(all(target_os = "linux", target_env = "gnu"))]
 
@@ -26,7 +26,7 @@ use web::Answer;
 #[global_allocator]
 static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
 
-/// What a client goes by: the status and these headers.
+/// Returns the parts of a response that a client uses: the status and these headers.
 fn shape(answer: &Answer) -> (u16, Vec<(&'static str, Option<String>)>) {
     let headers = [
         "content-type",

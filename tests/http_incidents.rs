@@ -1,4 +1,4 @@
-//! Incidents over HTTP, and what is not given out.
+//! Tests of incidents over HTTP, and of files that are not served.
 
 mod host;
 mod web;
@@ -12,7 +12,7 @@ use marple::config::HttpSettings;
 use marple::model::Manifest;
 use web::{Answer, ask, get, serve};
 
-/// A service with one closed incident.
+/// Returns a service with one closed incident.
 fn with_incident() -> (Host, String, Manifest) {
     let (host, url) = serve(HttpSettings::default());
     let kinds = [CaptureKind::Trace];

@@ -1,4 +1,4 @@
-//! `/metrics`, judged by Prometheus' own tool (Debian: `prometheus`).
+//! Tests of `/metrics` with Prometheus' own tool (Debian: `prometheus`).
 
 mod host;
 mod web;

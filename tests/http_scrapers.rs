@@ -1,5 +1,5 @@
-//! What continuous profilers ask for, as their public code says, and that they can use what they
-//! get.
+//! Requests of continuous profilers, taken from their public code; the responses must be usable for
+//! them.
 //!
 //! | | Grafana Alloy, `pyroscope.scrape` | Parca |
 //! |---|---|---|
@@ -7,12 +7,12 @@
 //! | every | 15 s | 10 s |
 //! | `seconds` of `profile` | 14 | 10 |
 //! | within | 10 s, with `seconds` 24 s | 13 s |
-//! | takes | any 2xx with a body; what is left is an error it logs | 200 with a body |
+//! | accepts | any 2xx with a body; logs the others as errors | 200 with a body |
 //!
-//! Both send `seconds` to every path when their configuration has `params` of its own, and both
-//! want Go's sample types: Alloy takes differences of them by name. Both read the answer with the
-//! package that `go tool pprof` reads with (`github.com/google/pprof/profile`), which `http_go.rs`
-//! runs. The rows are those of `pkg/scrape/scrape.go` of parca-dev/parca (3223b7d) and
+//! Both send `seconds` to every path if their configuration sets `params`, and both need Go's
+//! sample types: Alloy computes differences of them by name. Both read the response with the
+//! package that `go tool pprof` uses (`github.com/google/pprof/profile`), which `http_go.rs` runs.
+//! The rows are those of `pkg/scrape/scrape.go` of parca-dev/parca (3223b7d) and
 //! `internal/component/pyroscope/scrape/scrape_loop.go` of grafana/alloy (052446a).
 #![cfg(all(feature = "cpu", feature = "heap"))]
 #![cfg(all(target_os = "linux", target_env = "gnu"))]
@@ -32,7 +32,7 @@ use web::{Answer, ask, serve};
 #[global_allocator]
 static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
 
-/// What they send besides; Go's client adds the encoding by itself.
+/// Headers each scraper sends; Go's client adds the encoding by itself.
 const ALLOY: [(&str, &str); 2] = [("User-Agent", "Alloy/v1.9.0 (linux; docker)"), GZIP];
 const PARCA: [(&str, &str); 2] = [("User-Agent", "conprof/v0.24.0"), GZIP];
 const GZIP: (&str, &str) = ("Accept-Encoding", "gzip");
@@ -50,7 +50,7 @@ fn what_they_ask_for_is_answered_as_by_go() {
     let settings =
         HttpSettings { capture_token: Some(Secret::new("scr4pe")), ..HttpSettings::default() };
     let (_host, ours) = serve(settings);
-    // Each of their targets asks by itself, all at the same time.
+    // Each target of a scraper sends its request separately, all at the same time.
     thread::scope(|scope| {
         for (agent, path) in [
             (ALLOY, "/debug/pprof/allocs"),
@@ -76,7 +76,8 @@ fn what_they_ask_for_is_answered_as_by_go() {
                 let asked = format!("{go}{path}");
                 let theirs = thread::spawn(move || ask("GET", &asked, &headers, ""));
                 let mut answer = ask("GET", &format!("{ours}{path}"), &headers, "");
-                // One difference of threads at a time: the next scrape has it.
+                // Only one difference of threads is computed at a time: the scraper gets it with
+                // the next scrape.
                 while answer.status == 500 && answer.text().contains("in use by") {
                     thread::sleep(std::time::Duration::from_millis(200));
                     answer = ask("GET", &format!("{ours}{path}"), &headers, "");

@@ -1,5 +1,5 @@
-//! The ways in beside the own listener: whatever stands before the routes, the answers are the
-//! same.
+//! Tests of embedding the routes in other servers: the responses are the same as those of marple's
+//! own listener.
 
 mod host;
 mod web;
@@ -19,7 +19,7 @@ use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use web::{Answer, ask, serve};
 
-/// `routes` behind hyper alone: no axum server, no middleware, a connection a task.
+/// Serves `routes` with hyper alone: no axum server, no middleware, one task per connection.
 fn behind_hyper(runtime: &Runtime, routes: Router) -> SocketAddr {
     let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
     let address = listener.local_addr().unwrap();
@@ -42,7 +42,7 @@ fn behind_axum(runtime: &Runtime, routes: Router) -> SocketAddr {
     address
 }
 
-/// `routes` as those of a tonic server, which speaks HTTP/1.1 too.
+/// Serves `routes` from a tonic server, which speaks HTTP/1.1 too.
 fn behind_tonic(runtime: &Runtime, routes: Router) -> SocketAddr {
     let bind = async { TcpIncoming::bind("127.0.0.1:0".parse().unwrap()) };
     let incoming = runtime.block_on(bind).unwrap();
@@ -52,7 +52,7 @@ fn behind_tonic(runtime: &Runtime, routes: Router) -> SocketAddr {
     address
 }
 
-/// What does not change from one request to the next.
+/// Returns the parts of a response that are the same for every request.
 fn shape(answer: &Answer) -> (u16, Vec<Option<&str>>, Option<String>) {
     let names =
         ["content-type", "content-disposition", "x-content-type-options", "x-go-pprof", "allow"];

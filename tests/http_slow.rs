@@ -1,5 +1,5 @@
-//! Clients that take what they asked for slowly or never, and what a capture for a client may take
-//! of the service's cores.
+//! Tests of clients that read their response slowly or never, and of the CPU that a capture for a
+//! client may use.
 #![cfg(all(feature = "cpu", feature = "heap", feature = "trace"))]
 #![cfg(target_os = "linux")]
 
@@ -34,7 +34,7 @@ fn an_answer_that_nobody_takes_holds_no_engine() {
             let request = Request::get(format!("/debug/pprof/{path}")).body(Body::empty()).unwrap();
             let answer = runtime.block_on(routes.call(request)).unwrap();
             assert_eq!(answer.status(), 200, "{path} for the {time} time");
-            // Its head is there, and not a byte of its body is taken.
+            // The head is received, and no byte of the body is read.
             kept.push(answer);
         }
     }
@@ -42,7 +42,8 @@ fn an_answer_that_nobody_takes_holds_no_engine() {
     drop(kept);
 }
 
-/// A block on each of the `2^left` ways through this and [`odd`], none of them touched.
+/// Allocates a block on each of the `2^left` paths through this function and [`odd`], none of them
+/// touched.
 #[inline(never)]
 fn even(left: u32, blocks: &mut Vec<Vec<u8>>) {
     match left {
@@ -109,14 +110,14 @@ fn a_client_that_takes_nothing_keeps_nobody_from_the_profiler() {
     }
 }
 
-/// Nice values of threads by their names; the process' own is the main thread's.
+/// Returns the nice value of the thread with this name.
 fn nice_of(name: &str) -> Option<i32> {
     let tasks = fs::read_dir("/proc/self/task").unwrap().map(|task| task.unwrap().path());
     let stat = |task: std::path::PathBuf| fs::read_to_string(task.join("stat")).ok();
     tasks.filter_map(stat).find_map(|stat| {
         let (before, rest) = stat.rsplit_once(") ")?;
         let named = before.split_once('(')?.1 == name;
-        // The nineteenth field; the state, which is first here, is the third.
+        // Field 19 of `stat` is the nice value; `rest` starts at field 3, the state.
         named.then(|| rest.split(' ').nth(16)?.parse().ok()).flatten()
     })
 }

@@ -1,4 +1,4 @@
-//! A profile of all threads by time, asked for over HTTP.
+//! Tests of wall-clock profiles of all threads over HTTP.
 #![cfg(all(feature = "cpu", target_os = "linux", target_env = "gnu"))]
 
 mod cpu_support;
@@ -19,7 +19,7 @@ use marple::codec::pprof::proto::{Profile, Sample};
 use marple::config::{HttpSettings, StacksSettings, ThreadsMode};
 use web::{get, serve, serve_with};
 
-/// Runs `body` beside a thread that waits and one that burns, both called by what they do.
+/// Runs `body` while one thread waits and another burns CPU; their names say which.
 fn beside_two_threads(body: impl FnOnce()) {
     let (over, (hold, wait)) = (AtomicBool::new(false), mpsc::channel::<()>());
     thread::scope(|scope| {
@@ -31,9 +31,9 @@ fn beside_two_threads(body: impl FnOnce()) {
             }
         };
         named("burns").spawn_scoped(scope, burn).unwrap();
-        // Dropped whatever becomes of `body`, so that a failure ends and does not hang.
+        // Dropped even if `body` panics, so that a failure ends the test instead of hanging it.
         let _held = (StopOnDrop(&over), hold);
-        // A thread gives itself its name.
+        // A thread sets its name itself, after its start.
         for (name, state) in [("waits", ") S "), ("burns", ") R ")] {
             host::wait_for("a thread of this name in this state", || {
                 fs::read_dir("/proc/self/task").unwrap().flatten().find_map(|task| {
@@ -81,13 +81,13 @@ fn it_has_the_time_of_every_thread_by_name_and_state() {
     }
     for (thread, state) in [("waits", "sleeping"), ("burns", "running")] {
         assert!(states.get(thread).is_some_and(|it| it.contains(state)), "{states:?}");
-        // It was there all the time; the last look may have been out of signals, and then lacks a
-        // period.
+        // The thread existed all the time. The last round may have exceeded the signal budget, and
+        // then lacks a period.
         let whole: i64 = spent[thread];
         assert!(whole >= 500_000_000 && whole <= most, "{thread}: {whole} ns, {states:?}");
     }
 
-    // The mode holds for its request only.
+    // The mode applies to its request only.
     let usual = get(&format!("{url}/debug/pprof/profile?seconds=1"));
     let profile = pprof::read(&usual.body).unwrap();
     let types: Vec<_> = profile.sample_type.iter().map(|it| profile.text(it.r#type)).collect();

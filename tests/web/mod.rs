@@ -1,4 +1,4 @@
-//! A client, and a service to ask.
+//! An HTTP client, and services to send requests to.
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
 use std::io::{Read, Write};
@@ -10,12 +10,12 @@ use marple::config::{HttpSettings, Listen};
 
 use crate::host::{Host, PATIENCE, settings};
 
-/// An address nobody listens on at the moment.
+/// Returns an address without a listener.
 pub(crate) fn free() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
-/// A service with an endpoint, and where that is.
+/// Returns a service with an endpoint, and the URL of the endpoint.
 pub(crate) fn serve(http: HttpSettings) -> (Host, String) {
     serve_with(http, settings())
 }
@@ -24,14 +24,13 @@ pub(crate) fn serve_with(http: HttpSettings, settings: Settings) -> (Host, Strin
     let address = free();
     let mut http = HttpSettings { listen: Listen::Tcp(address), ..http };
     if http.max_requests_per_second == HttpSettings::default().max_requests_per_second {
-        // Tests ask faster than any client; the limit has tests of its own.
+        // Tests send requests faster than any client; other tests cover the limit.
         http.max_requests_per_second = 1_000_000;
     }
     let host = Host::start(Settings { http: Some(http), ..settings });
     (host, format!("http://{address}"))
 }
 
-/// What came back.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
@@ -80,11 +79,11 @@ pub(crate) fn ask(method: &str, url: &str, headers: &[(&str, &str)], body: &str)
     }
 }
 
-/// Sends exactly these bytes and gives the status that comes back; none when the connection is
-/// ended without one.
+/// Sends exactly these bytes and returns the status of the response, or `None` if the connection is
+/// closed without one.
 pub(crate) fn raw(base: &str, bytes: &[u8]) -> Option<u16> {
     let mut stream = connect(base);
-    // It may end the connection before all is sent.
+    // The server may close the connection before everything is sent.
     let _ = stream.write_all(bytes);
     status_of(&mut stream)
 }

@@ -1,1 +1,1 @@
-//! Nothing: the tests are all there is.
+//! An empty library: the package consists of its tests.

@@ -1,6 +1,6 @@
-//! A program that keeps to jemalloc gets heap profiles by jemalloc's own profiler, or is told which
-//! setting is missing. jemalloc reads its settings before main, so each test runs itself in a
-//! process of its own.
+//! Tests of a program with jemalloc: it gets heap profiles from jemalloc's own profiler, or an
+//! error that names the missing setting. jemalloc reads its settings before main, so each test runs
+//! itself in a separate process.
 
 #[path = "../../host/mod.rs"]
 mod host;
@@ -22,8 +22,8 @@ const INNER: &str = "MARPLE_TEST_JEMALLOC";
 const BLOCKS: usize = 1024;
 const SIZE: usize = 64 << 10;
 
-/// Whether this is the process with these settings; where it is not, it is made and has to end
-/// well.
+/// Returns `true` in the process with these settings. Elsewhere it starts that process, which must
+/// succeed, and returns `false`.
 fn is_inner(test: &str, jemalloc: &str) -> bool {
     if std::env::var_os(INNER).is_some() {
         return true;
@@ -47,7 +47,7 @@ fn leaks() {
     }
 }
 
-/// One toggle of the heap, with a leak in the middle.
+/// Starts and stops a heap capture, with a leak in between.
 fn capture() -> (Host, Vec<(std::path::PathBuf, Manifest)>) {
     let host = Host::start(Settings { rules: Vec::new(), ..settings() });
     host.handle().start([CaptureKind::Heap]).wait(PATIENCE).unwrap();
@@ -69,7 +69,7 @@ fn go_names_the_function_that_leaks() {
     if !is_inner("go_names_the_function_that_leaks", conf) {
         return;
     }
-    // Before: not sampled, and not in it.
+    // A leak before the capture is neither sampled nor in the profile.
     leaks();
     let (host, closed) = capture();
     let (dir, manifest) = &closed[0];
@@ -88,7 +88,7 @@ fn go_names_the_function_that_leaks() {
     for said in ["one sample in 4096 bytes", "prof_active:false", "prof_accum:true"] {
         assert!(comments.contains(said), "no `{said}` in {comments}");
     }
-    // What the capture turned on is off again.
+    // Sampling is off again after the capture.
     drop(host);
     leaks();
     let (_host, closed) = self::capture();
