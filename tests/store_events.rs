@@ -1,4 +1,5 @@
-//! The service's callbacks hear of its incidents, and cannot hold anything up.
+//! Tests of the service's incident callbacks: they are called, and a slow one does not delay the
+//! agent.
 
 use std::sync::mpsc::channel;
 use std::thread;
@@ -33,7 +34,7 @@ fn callbacks_hear_of_incidents_and_hold_nothing_up() {
         assert_eq!(path.metadata().unwrap().len(), artifact.bytes.get());
         assert_eq!(next(), IncidentEvent::Closed { id, dir });
     }
-    // The callback hears of the end before the loop counts it.
+    // The callback runs before the loop counts the end.
     let counted = wait_for("both to be counted as closed", || {
         let counted = handle.status().wait(PATIENCE).unwrap().counters;
         (counted.incidents_closed == 2).then_some(counted)
@@ -41,7 +42,7 @@ fn callbacks_hear_of_incidents_and_hold_nothing_up() {
     assert_eq!((counted.incidents, counted.artifacts), (2, 2));
     drop(agent);
 
-    // One that never comes back: captures go on, and the agent ends.
+    // A callback that never returns: captures continue, and the agent shuts down.
     let settings = Settings { dir: dir.clone(), rules: Vec::new(), ..host::settings() };
     let agent = Agent::from_settings(settings)
         .on_event(|_| {
@@ -52,7 +53,7 @@ fn callbacks_hear_of_incidents_and_hold_nothing_up() {
         .start()
         .unwrap();
     let handle = agent.handle();
-    // Three events each: more than can wait.
+    // Three events each: more than the queue holds.
     for round in 0..90 {
         handle.capture([CaptureKind::Trace], Duration::from_millis(1)).wait(PATIENCE).unwrap();
         wait_for("it to be closed", || {

@@ -1,6 +1,7 @@
-//! A process that forks: its child writes nothing into its incidents and does not release its lock.
+//! Tests of a process that forks: its child writes nothing into the incidents and does not release
+//! the lock.
 
-// Forking cannot be done without it.
+// `fork` is unsafe.
 #![allow(unsafe_code)]
 
 mod host;
@@ -18,14 +19,13 @@ use marple::config::StoreSettings;
 use marple::model::CaptureKind;
 use marple::store::{Error, Store};
 
-/// Only a hang lasts so long.
+/// Longer than anything but a hang.
 const DEADLINE_MS: i32 = 60_000;
 
-/// Runs `child` in a fork of this process; whether it came to its end there and found all well.
+/// Runs `child` in a fork of this process. Returns `true` if it returned there with `true`.
 fn in_a_fork(child: impl FnOnce() -> bool) -> bool {
     // SAFETY: the child runs `child` and leaves by `_exit`, so it never returns into the test
-    // harness. The C library makes its allocator usable in a child of a process with several
-    // threads.
+    // harness. The C library keeps its allocator usable in the child of a multi-threaded process.
     let pid = unsafe { libc::fork() };
     assert!(pid >= 0, "fork: {}", std::io::Error::last_os_error());
     if pid == 0 {
@@ -33,8 +33,8 @@ fn in_a_fork(child: impl FnOnce() -> bool) -> bool {
         // SAFETY: ends this process, which is the child.
         unsafe { libc::_exit(i32::from(!well)) };
     }
-    // SAFETY: plain system calls on a child and a descriptor of our own; `status` and `poll` are
-    // ours.
+    // SAFETY: plain system calls on our own child and descriptor; `status` and `poll` are local
+    // variables.
     unsafe {
         let pidfd = libc::syscall(libc::SYS_pidfd_open, pid, 0) as libc::c_int;
         assert!(pidfd >= 0, "pidfd_open: {}", std::io::Error::last_os_error());
@@ -71,7 +71,7 @@ fn a_forks_child_changes_nothing_and_its_end_releases_nothing() {
     let mut draft = incident.draft(CaptureKind::Heap, Timestamp::now()).unwrap();
     draft.write_all(b"the parent's").unwrap();
     draft.flush().unwrap();
-    // What the child gets is a copy of all of it, which it drops.
+    // The child gets a copy of all of these and drops it.
     let copies = std::cell::Cell::new(Some((store, incident, draft)));
     let well = in_a_fork(|| {
         let Some((store, mut incident, mut draft)) = copies.take() else { return false };

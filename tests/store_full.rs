@@ -1,5 +1,5 @@
-//! A file system of one mebibyte that is full: the write says so, nothing already written is lost,
-//! and the store goes on when there is room.
+//! Tests of a full file system of 1 MiB: the write fails with a clear error, nothing already
+//! written is lost, and the store continues once there is space.
 
 mod store;
 
@@ -51,7 +51,7 @@ fn a_full_device_refuses_the_write_and_keeps_what_is_there() {
         let mut incident = store.begin("memory", store::manifest()).unwrap();
         let kept = artifact(&incident, 300_000).unwrap();
         incident.update(|manifest| manifest.artifacts.push(kept.clone())).unwrap();
-        // Somebody else takes nearly all of the rest.
+        // Another program uses nearly all of the rest.
         fs::write(mount.join("others"), vec![0; 500_000]).unwrap();
 
         let mut draft = incident.draft(CaptureKind::Cpu, Timestamp::now()).unwrap();
@@ -65,7 +65,7 @@ fn a_full_device_refuses_the_write_and_keeps_what_is_there() {
         assert_eq!(names, 2, "the manifest and the first artifact");
         assert_eq!(fs::read(incident.path().join(&kept.file)).unwrap(), vec![7; 300_000]);
 
-        // What the refused draft held is free again, and the incident goes on.
+        // The space of the refused draft is free again, and the incident continues.
         incident.update(|manifest| manifest.captures[0].error = Some("no room".into())).unwrap();
         let small = artifact(&incident, 10_000).unwrap();
         assert_eq!(small.file, "orders_eu-1.002.memory.pprof");
@@ -81,14 +81,14 @@ fn nothing_is_removed_in_vain() {
     on_a_small_disk(test, settings, |mount, store| {
         let old = closed(store, 100_000);
         let incident = store.begin("memory", store::manifest()).unwrap();
-        // Somebody else takes so much that the old incident would not make up for it.
+        // Another program uses so much that deleting the old incident would not free enough.
         let others = mount.join("others");
         fs::write(&others, vec![0; 800_000]).unwrap();
         assert!(artifact(&incident, 10_000).is_err());
         assert!(store.retain().removed.is_empty());
         assert!(store.find(old).is_ok());
 
-        // So much that it does.
+        // Little enough that deleting it frees enough.
         fs::write(&others, vec![0; 600_000]).unwrap();
         artifact(&incident, 90_000).unwrap();
         assert!(matches!(store.find(old), Err(Error::NoIncident { .. })));

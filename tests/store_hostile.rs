@@ -1,5 +1,5 @@
-//! Directories that are not what they should be, or change under us: a clear error each, and
-//! nothing written or removed anywhere else.
+//! Tests of directories with unexpected content, or that change during use: each gives a clear
+//! error, and nothing is written or removed elsewhere.
 
 mod store;
 
@@ -103,7 +103,7 @@ fn a_directory_swapped_for_a_link_leads_nowhere() {
     assert!(moved.join(inside.file_name().unwrap()).join(&artifact.file).exists());
     assert_eq!(store.index().unwrap().len(), 2);
 
-    // The same with an incident's directory.
+    // The same with the directory of an incident.
     let path = moved.join(inside.file_name().unwrap());
     fs::rename(&path, temp.path().join("incident")).unwrap();
     symlink(&victim, &path).unwrap();
@@ -118,7 +118,7 @@ fn a_directory_swapped_for_a_link_leads_nowhere() {
 fn planted_links_are_not_followed() {
     let temp = tempfile::tempdir().unwrap();
     let precious = temp.path().join("precious");
-    // What a reader that followed a link would take for a state.
+    // Valid as a state file, if a reader followed the link.
     fs::write(&precious, "41").unwrap();
     let dir = temp.path().join("captures");
     let store = open(&dir).unwrap();
@@ -146,7 +146,7 @@ fn planted_links_are_not_followed() {
     let id = incident.id();
     drop((incident, store));
 
-    // Nor by a start, which sweeps the parts and reads the unlisted.
+    // A start does not follow it either, although it sweeps partial files and reads unlisted ones.
     let (store, recovery) = Store::open(&dir, store::roomy(), Arc::new(SystemClock)).unwrap();
     assert_eq!(recovery.interrupted, [id]);
     assert_eq!(recovery.listed.len(), 1, "the link is not an artifact");
@@ -183,7 +183,7 @@ fn a_directory_removed_under_us_is_an_error_that_says_so() {
     assert!(matches!(store.find(incident.id()), Err(Error::NoIncident { .. })));
     assert!(store.retain().removed.is_empty());
     assert!(!dir.exists());
-    // A store opened on a fresh directory of that name is another one.
+    // A store on a new directory with that name is a different one.
     open(&dir).unwrap();
 }
 
@@ -220,7 +220,7 @@ fn a_read_only_file_system_is_an_error_that_says_so_and_can_be_read() {
 
 #[test]
 fn a_directory_without_permission_is_an_error_that_says_so() {
-    // Root may do everything: the test runs as somebody else then.
+    // Root bypasses permissions, so the test runs as another user then.
     let test = "a_directory_without_permission_is_an_error_that_says_so";
     let body = || {
         let temp = tempfile::tempdir().unwrap();

@@ -1,7 +1,7 @@
-//! A process that writes incidents is killed, two hundred times, at points of chance; what it
-//! leaves is whole every time.
+//! Kills a process that writes incidents two hundred times at random moments; the files it leaves
+//! are complete each time.
 //!
-//! A kill proves the order of the steps, not the syncs between them: the page cache outlives a
+//! A kill tests the order of the steps, not the syncs between them: the page cache outlives a
 //! process.
 
 mod store;
@@ -27,7 +27,7 @@ const CHILD: &str = "STORE_KILL_DIR";
 const TEST: &str = "two_hundred_kills_leave_nothing_half_done";
 
 fn settings() -> StoreSettings {
-    // Few, so that incidents are also being removed when the kill comes.
+    // A small limit, so that incidents are also being removed at the time of a kill.
     StoreSettings { max_incidents: 4, ..store::roomy() }
 }
 
@@ -88,7 +88,7 @@ fn two_hundred_kills_leave_nothing_half_done() {
     }
 }
 
-/// Starts the writer, waits until it works, and kills it after a time of chance.
+/// Starts the writer, waits until it works, and kills it after a random time.
 fn kill_a_writer(dir: &Path, random: &mut Random) {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", TEST, "--nocapture"])
@@ -107,7 +107,7 @@ fn kill_a_writer(dir: &Path, random: &mut Random) {
     assert_eq!(status.code(), None, "the writer ended before it was killed: {words}");
 }
 
-/// The writer: incidents of a few artifacts, without end.
+/// Writes incidents of a few artifacts without end.
 fn write_incidents(dir: &Path) -> ! {
     let (store, _) = Store::open(dir, settings(), Arc::new(SystemClock)).unwrap();
     let mut count = store.load_state::<u64>().unwrap().unwrap_or_default();
@@ -134,15 +134,15 @@ fn write_incidents(dir: &Path) -> ! {
     }
 }
 
-/// Content that says itself whether it is whole: its last 32 bytes are the hash of the rest.
+/// Returns content that can be checked by itself: its last 32 bytes are the hash of the rest.
 fn telling(length: usize) -> Vec<u8> {
     let mut content: Vec<u8> = (0..length).map(|at| (at % 253) as u8).collect();
     content.extend(Sha256::digest(&content));
     content
 }
 
-/// Every file in an incident under a final name is whole, and as the manifest says if that lists
-/// it.
+/// Checks that every file with a final name is complete, and equal to its entry in the manifest if
+/// it has one.
 fn check(incident: &Path, manifest: &Manifest) {
     let again = read(&fs::read(incident.join("incident.json")).unwrap()).unwrap();
     assert_eq!(again.id, manifest.id);
@@ -166,7 +166,7 @@ fn files(dir: &Path) -> Vec<PathBuf> {
     fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect()
 }
 
-/// SplitMix64.
+/// A random number generator (SplitMix64).
 struct Random(u64);
 
 impl Random {

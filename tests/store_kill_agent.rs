@@ -1,5 +1,5 @@
-//! kill -9, two hundred times, while captures are made, collectors of the service's own write and
-//! incidents are removed to make room: what is on disk afterwards is whole and within its bounds.
+//! Kills an agent two hundred times while it captures, custom collectors write, and incidents are
+//! removed to free space. The files on disk are complete and within the limits afterwards.
 
 mod host;
 
@@ -15,12 +15,12 @@ use marple::config::StoreSettings;
 use marple::model::IncidentState;
 use marple::{Agent, CaptureKind, Settings};
 
-/// Where the child writes; set only for the child.
+/// Directory in which the child writes; set only for the child.
 const CAPTURES: &str = "MARPLE_TEST_KILL_AGENT";
 const KILLS: usize = 200;
 const MOST: usize = 4;
 
-/// One short capture after another, each of which makes the store remove an incident.
+/// Makes one short capture after another, each of which makes the store remove an incident.
 #[test]
 fn child() {
     let Some(dir) = std::env::var_os(CAPTURES) else { return };
@@ -29,7 +29,7 @@ fn child() {
     let agent = Agent::from_settings(settings).start().unwrap();
     let handle = agent.handle();
     let queries = |out: &mut marple::agent::CollectorOutput| {
-        // In pieces, so that a kill can come between them.
+        // Written in pieces, so that a kill can come between them.
         (0..50).try_for_each(|_| out.write_all(&[b'q'; 1000])).map_err(Into::into)
     };
     handle.collector("queries.txt", Default::default(), queries).unwrap();
@@ -50,7 +50,7 @@ fn spawn(captures: &Path) -> Child {
         .unwrap()
 }
 
-/// The names of the incidents' directories.
+/// Returns the names of the incident directories.
 fn names(captures: &Path) -> Vec<String> {
     let entries = fs::read_dir(captures).into_iter().flatten();
     let names = entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned());
@@ -77,7 +77,7 @@ fn two_hundred_kills_leave_what_is_whole_and_within_bounds() {
         child.kill().unwrap();
         child.wait().unwrap();
 
-        // What a reader sees is whole at any time: `incidents` fails on a manifest that is not.
+        // Readers see complete manifests at any time: `incidents` fails on an incomplete one.
         let found = incidents(&captures);
         assert_eq!(found.len(), names(&captures).len(), "round {round}: one without a manifest");
         assert!(found.len() <= MOST + 1, "round {round}: {}", found.len());
@@ -86,7 +86,7 @@ fn two_hundred_kills_leave_what_is_whole_and_within_bounds() {
                 let size = fs::metadata(dir.join(&artifact.file)).unwrap().len();
                 assert_eq!(size, artifact.bytes.get(), "round {round}: {artifact:?}");
                 if artifact.kind == CaptureKind::Custom {
-                    // One whose collector was cut short by the kill was never given its name.
+                    // A collector's file that the kill cut short never got its final name.
                     assert_eq!(size, 50_000, "round {round}: half a file of a collector");
                     collected += 1;
                 }

@@ -1,4 +1,4 @@
-//! `incident.json` as people, other programs and we read it.
+//! Tests of `incident.json` as read by people, other programs and marple.
 
 mod peers;
 

@@ -1,5 +1,5 @@
-//! The memory that the largest store there may be takes: 100 incidents whose manifests are as long
-//! as they get. Nothing that is asked of it may need more than [`MOST`], whatever is in it.
+//! Memory use with the largest permitted store: 100 incidents with manifests of maximum length. No
+//! request may need more than [`MOST`], whatever the store contains.
 #![cfg(all(feature = "http", target_os = "linux"))]
 
 mod counting;
@@ -19,7 +19,7 @@ use marple::model::{CaptureKind, IncidentState, Manifest, VitalsRow};
 use marple::store::Store;
 use marple::{Agent, Settings};
 
-/// The bound of each request and of opening the store.
+/// Bound for each request and for opening the store.
 const MOST: isize = 16 << 20;
 
 const INCIDENTS: usize = 100;
@@ -28,8 +28,8 @@ fn settings() -> StoreSettings {
     StoreSettings { max_bytes: Bytes::gib(8), max_incident_bytes: Bytes::gib(1), ..store::roomy() }
 }
 
-/// Fills `dir`: one manifest of the greatest length, which all incidents have by hard links; those
-/// at the end of the list say that they are open.
+/// Fills `dir` with manifests of maximum length: hard links to a closed one, and copies marked as
+/// open at every tenth.
 fn fill(dir: &Path) {
     let (opened, _) = Store::open(dir, settings(), Arc::new(SystemClock)).unwrap();
     let mut first = opened.begin("memory", store::manifest()).unwrap();
@@ -74,13 +74,13 @@ fn fill(dir: &Path) {
     assert!((8 << 20..=16 << 20).contains(&length), "{length}");
 }
 
-/// Bytes that this thread has read so far, where the kernel counts them.
+/// Returns the bytes this thread has read so far, or `None` if the kernel does not count them.
 fn read_so_far() -> Option<u64> {
     let text = fs::read_to_string("/proc/thread-self/io").ok()?;
     text.lines().next()?.strip_prefix("rchar: ")?.parse().ok()
 }
 
-/// Asks and drops what comes; the status and how much it was.
+/// Sends a request, discards the body, and returns the status and the length.
 fn drain(url: &str, path: &str) -> (u16, usize) {
     let mut stream = web::connect(url);
     let head = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
@@ -127,7 +127,7 @@ fn the_largest_store_is_opened_listed_and_handed_out_in_little_memory() {
     assert!(manifest.closed.is_some() && manifest.vitals.len() >= 100, "the vitals are kept");
     drop((text, manifest));
 
-    // Again: no manifest is read to its end, and none is written.
+    // The second start reads no manifest to its end and writes none.
     let before = read_so_far();
     let peak = counting::peak(|| {
         let (store, recovery) = Store::open(&dir, settings(), Arc::new(SystemClock)).unwrap();

@@ -1,6 +1,6 @@
-//! A disk quota that is used up while the agent runs. The kernel under the tests may have no
-//! quotas, so a filter on system calls answers large writes as one does: nothing that needs much is
-//! written any more, and what needs little still is.
+//! Tests of a disk quota that is exhausted while the agent runs. The test kernel may have no
+//! quotas, so a filter on system calls fails large writes as a quota does: large artifacts are
+//! refused and small ones are still written.
 #![cfg(all(feature = "heap", target_os = "linux"))]
 
 mod host;
@@ -19,10 +19,10 @@ use seccomp::{NUMBER, THIRD, allow, at_least, fail, is, load};
 #[global_allocator]
 static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
 
-/// Writes of so many bytes are beyond the quota. Manifests are smaller.
+/// Size from which writes exceed the quota. Manifests are smaller.
 const LARGE: u32 = 32 << 10;
 
-/// Every thread's large writes are answered as at the end of a quota from here on.
+/// Makes large writes of every thread fail as at the end of a quota.
 fn use_up_the_quota() {
     seccomp::install(&mut [
         load(NUMBER),
@@ -36,7 +36,7 @@ fn use_up_the_quota() {
 
 #[test]
 fn a_quota_that_is_used_up_is_told_and_what_needs_little_is_still_kept() {
-    // Few rows of vitals, so that a manifest is small.
+    // Few rows of vitals keep the manifest small.
     let interval = Duration::from_secs(1);
     let host = Host::start(Settings { interval, rules: Vec::new(), ..settings() });
     let handle = host.handle();

@@ -1,5 +1,5 @@
-//! The directory of incidents is removed while the agent runs: it is made again for the next
-//! incident.
+//! Tests that the incident directory is created again for the next incident if it is removed while
+//! the agent runs.
 
 mod host;
 
@@ -13,7 +13,7 @@ use marple::{CaptureKind, Settings};
 
 const SHORT: Duration = Duration::from_millis(50);
 
-/// Removes the directory of incidents, whatever is written into it meanwhile.
+/// Removes the incident directory, retrying while files are written into it.
 fn remove(host: &Host) {
     wait_for("the directory to go", || fs::remove_dir_all(host.captures()).ok());
 }
@@ -32,7 +32,7 @@ fn a_directory_that_was_removed_is_made_again() {
     assert_eq!((manifest.state, manifest.artifacts.len()), (IncidentState::Closed, 1));
     assert_eq!(fs::metadata(host.captures()).unwrap().permissions().mode() & 0o777, 0o700);
 
-    // Also under an incident that is open: it is lost, and over when its rule clears.
+    // Also removed during an open incident: the incident is lost, and ends when its rule clears.
     let gauge = host.handle().gauge("queue").unwrap();
     gauge.set(11.0);
     wait_for("the second", || (host.incidents().len() == 2).then_some(()));

@@ -1,5 +1,5 @@
-//! Mount points of volumes, as orchestrators give them to a process: writable, and not its own
-//! alone. Each process is another user's, so that these tests need root, which CI has.
+//! Tests of volume mount points as orchestrators provide them: writable, but not owned by the
+//! process alone. Each process runs as a different user, so these tests need root, which CI has.
 #![cfg(target_os = "linux")]
 
 mod store;
@@ -17,14 +17,14 @@ use marple::model::CaptureKind;
 use marple::store::{Error, ErrorKind, Location, Store};
 use rustix::fs::{Gid, Uid, chown};
 
-/// A mount point and the process that is given it.
+/// A mount point and the process that uses it.
 #[derive(Clone, Copy)]
 struct Volume {
     name: &'static str,
     mode: u32,
     owner: u32,
     group: u32,
-    /// User and group of the process, and one more group of it.
+    /// User and group of the process, and one supplementary group.
     process: [u32; 3],
 }
 
@@ -37,14 +37,14 @@ const VOLUMES: [Volume; 6] = [
     Volume { name: "root", mode: 0o755, owner: 1000, group: 1000, process: [0, 0, 0] },
 ];
 
-/// The variable that says where the mount points are.
+/// Environment variable with the directory of the mount points.
 const BASE: &str = "STORE_VOLUME_BASE";
 
 fn base() -> std::path::PathBuf {
     std::env::var_os(BASE).unwrap().into()
 }
 
-/// Runs `body` as the process of `volume`. `test` is the name of the test that calls this.
+/// Runs `body` as the process of `volume`. `test` is the name of the calling test.
 fn as_process(test: &str, at: &Path, volume: &Volume, body: impl FnOnce()) -> bool {
     let [user, group, other] = volume.process.map(|id| id.to_string());
     let base = format!("{BASE}={}", at.display());
@@ -55,7 +55,7 @@ fn as_process(test: &str, at: &Path, volume: &Volume, body: impl FnOnce()) -> bo
     store::again(test, &wrapper, body)
 }
 
-/// The volume that the process is to look at.
+/// Returns the volume that this process uses.
 fn given() -> Volume {
     let name = std::env::var("STORE_VOLUME_NAME").unwrap();
     *VOLUMES.iter().find(|volume| volume.name == name).unwrap()
@@ -89,7 +89,7 @@ fn open(dir: &Path, group_read: bool) -> Result<Store, Error> {
     Store::open(dir, settings, Arc::new(SystemClock)).map(|(store, _)| store)
 }
 
-/// An incident with one file, closed; where it is.
+/// Creates a closed incident with one file and returns its path.
 fn incident(store: &Store) -> std::path::PathBuf {
     let mut incident = store.begin("memory", store::manifest()).unwrap();
     let mut draft = incident.draft(CaptureKind::Heap, Timestamp::now()).unwrap();
@@ -109,7 +109,7 @@ fn a_mount_point_that_is_not_ours_alone_gets_a_private_directory() {
     let Some(temp) = base_of_all() else { return };
     for volume in &VOLUMES {
         make(temp.path(), volume);
-        // The second process is one that was started again.
+        // The second process is a restart.
         for _ in 0..2 {
             as_process(this, temp.path(), volume, || unreachable!());
         }
@@ -134,7 +134,8 @@ fn in_a_private_directory(base: &Path, volume: &Volume) {
     let said = warnings::list().into_iter().find(|it| it.topic == "store.place").unwrap();
     assert!(said.text.contains(own.to_str().unwrap()), "{}", said.text);
     assert_eq!(marple::store::list(&mount).unwrap().len(), before + 1, "readers find them");
-    // The next process of this user is told who has it, and does not take another.
+    // The next process of this user gets an error that names the owner, and does not use another
+    // directory.
     assert_eq!(open(&mount, false).unwrap_err().kind(), ErrorKind::Busy);
     let first_run = before == 0;
     assert!(first_run || before == 1, "{before}: the one of the process before is found");
@@ -161,7 +162,7 @@ fn what_another_user_has_put_in_the_place_of_our_directory_is_not_used() {
     let victim = temp.path().join("victim");
     fs::create_dir(&victim).unwrap();
     chown(&victim, Some(Uid::from_raw(1000)), None).unwrap();
-    // A link to a directory that is ours, another user's directory, a file.
+    // A link to our own directory, another user's directory, and a file.
     symlink(&victim, mount.join("marple-1000")).unwrap();
     fs::create_dir(mount.join("marple-1000-2")).unwrap();
     fs::write(mount.join("marple-1000-3"), "").unwrap();
@@ -198,7 +199,7 @@ fn with_group_read_a_sidecar_of_the_group_reads_and_nobody_else_does() {
             let mount = base().join("fs-group");
             match rustix::process::geteuid().as_raw() {
                 1000 => {
-                    // The umask of many a service.
+                    // A umask that many services use.
                     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
                     for dir in [mount.clone(), mount.join("a/b")] {
                         let store = open(&dir, true).unwrap();

@@ -1,4 +1,4 @@
-//! What the tests of the store share: manifests, settings, and running a test again in other
+//! Shared by the tests of the store: manifests, settings, and running a test again under other
 //! conditions.
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
@@ -17,7 +17,7 @@ use marple::model::{
     Versions,
 };
 
-/// The manifest of an incident that opens now, with a capture running.
+/// Returns the manifest of an incident that opens at this moment, with a capture running.
 pub(crate) fn manifest() -> Manifest {
     let opened = Timestamp::now();
     Manifest {
@@ -53,7 +53,7 @@ pub(crate) fn manifest() -> Manifest {
     }
 }
 
-/// Bounds nothing reaches.
+/// Returns limits that no test reaches.
 pub(crate) fn roomy() -> StoreSettings {
     StoreSettings {
         max_bytes: Bytes::gib(1),
@@ -66,10 +66,10 @@ pub(crate) fn roomy() -> StoreSettings {
 
 const AGAIN: &str = "STORE_TEST_AGAIN";
 
-/// Runs `body` in a copy of this test binary started again by `wrapper`, a command that takes a
-/// program and its arguments, with `env` set. `test` is the name of the test that calls this. False
-/// when the wrapper cannot be had on this machine, which fails under `CI=true` and is told in one
-/// line elsewhere.
+/// Runs `body` in a copy of this test binary started by `wrapper`, a command that takes a program
+/// and its arguments, with `env` set. `test` is the name of the calling test. Returns `false` if
+/// the wrapper is not available on this machine; this fails under `CI=true` and prints one line
+/// elsewhere.
 pub(crate) fn again(test: &str, wrapper: &[&str], body: impl FnOnce()) -> bool {
     if std::env::var_os(AGAIN).is_some() {
         body();
@@ -89,7 +89,7 @@ pub(crate) fn again(test: &str, wrapper: &[&str], body: impl FnOnce()) -> bool {
         eprintln!("{test}: not run, `{}` does not work here", wrapper.join(" "));
         return false;
     }
-    // A copy, where any user can reach it.
+    // Copies the binary to a place that any user can read.
     let temp = tempfile::tempdir().unwrap();
     std::fs::set_permissions(temp.path(), Permissions::from_mode(0o755)).unwrap();
     let copy = temp.path().join("again");
@@ -107,7 +107,7 @@ pub(crate) fn again(test: &str, wrapper: &[&str], body: impl FnOnce()) -> bool {
     true
 }
 
-/// How to get a mount namespace of one's own.
+/// Returns the command that creates a private mount namespace.
 pub(crate) fn own_mounts() -> &'static [&'static str] {
     if rustix::process::geteuid().is_root() {
         &["unshare", "-m"]
@@ -116,12 +116,11 @@ pub(crate) fn own_mounts() -> &'static [&'static str] {
     }
 }
 
-/// Mounts a tmpfs of 1 MiB at `at`; only in a mount namespace of one's own.
+/// Mounts a tmpfs of 1 MiB at `at`; only for a private mount namespace.
 pub(crate) fn mount_small(at: &Path) {
     mount(&["-t", "tmpfs", "-o", "size=1m,mode=0700", "tmpfs", at.to_str().unwrap()]);
 }
 
-/// Runs `mount`.
 pub(crate) fn mount(arguments: &[&str]) {
     let status = Command::new("mount").args(arguments).status().unwrap();
     assert!(status.success(), "mount {arguments:?}");
