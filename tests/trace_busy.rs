@@ -1,4 +1,4 @@
-//! The trace's polls against what tokio itself says its workers were busy for.
+//! Compares the trace's polls with the busy time that tokio reports for its workers.
 
 mod trace_support;
 
@@ -12,7 +12,7 @@ use trace_support::*;
 
 const WORKERS: usize = 2;
 
-/// One long poll for each worker: whatever else the machine does falls into it, for both alike.
+/// One long poll per worker: any other load on the machine falls into it, in both measurements.
 const POLL: Duration = Duration::from_secs(1);
 
 #[test]

@@ -1,4 +1,5 @@
-//! The vitals from before a session: kept for the process, so that this is a binary of its own.
+//! Tests of the vitals from before a session. They are kept per process, so this is a separate
+//! binary.
 
 mod trace_support;
 
@@ -27,7 +28,7 @@ fn a_session_has_the_vitals_of_two_minutes_before_it_once_a_second() {
     let all = fds(&stop(start()));
     assert_eq!(all, (80..200).map(|second| 4 * second).collect::<Vec<_>>());
 
-    // In half of a small ledger there is room for the last of them.
+    // Half the memory of a small session only has space for the last of them.
     let some = fds(&stop(Session::start(Bytes::kib(64), anchor()).unwrap()));
     assert!(!some.is_empty() && some.len() < 60 && all.ends_with(&some), "{some:?}");
 }

@@ -1,5 +1,5 @@
-//! Polls as tokio's hooks see them. Built with `RUSTFLAGS="--cfg tokio_unstable"`; without, there
-//! is nothing here.
+//! Tests of polls recorded by tokio's hooks. Built with `RUSTFLAGS="--cfg tokio_unstable"`; empty
+//! without it.
 #![cfg(tokio_unstable)]
 
 mod trace_support;
@@ -64,7 +64,7 @@ fn every_task_is_seen_by_where_it_was_spawned_and_by_tokios_number() {
         tasks.map(|task| task.task().number.to_string()).collect::<Vec<_>>()
     };
     assert_eq!(tasks(RawKind::Spawned), [&*id]);
-    // tokio tells of the ends of blocking tasks too, and its workers are such.
+    // tokio also reports the ends of blocking tasks, and its workers are such tasks.
     assert_eq!(tasks(RawKind::Ended).iter().filter(|ended| **ended == id).count(), 1);
     assert!(engine().starts_with("polls by tokio's hooks"));
 }
@@ -87,7 +87,7 @@ fn a_wrapped_task_is_seen_once_by_the_wrappers_name() {
     assert_eq!(tasks.filter(|task| task.kind() == Some(RawKind::Spawned)).count(), 2);
 }
 
-/// tokio's hooks see the tasks of a set, and so does the wrapper around each: one of the two tells.
+/// Both tokio's hooks and the wrapper see the tasks of a set; only one of them records.
 #[test]
 fn a_task_of_a_set_is_counted_once() {
     let _turn = turn();
@@ -101,7 +101,7 @@ fn a_task_of_a_set_is_counted_once() {
         while let Some(joined) = set.join_next().await {
             joined.unwrap();
         }
-        // One more that ends before its future does.
+        // One more task, which ends before its future does.
         ids.push(set.spawn(std::future::pending()).id().to_string());
         tokio::task::yield_now().await;
         set.shutdown().await;
@@ -120,8 +120,8 @@ fn a_task_of_a_set_is_counted_once() {
         for id in &ids {
             assert_eq!(numbers.iter().filter(|number| *number == id).count(), 1, "{kind:?} {id}");
         }
-        // The ends of tokio's own blocking tasks are told too; marple's numbers would add to the
-        // spawned.
+        // The ends include those of tokio's own blocking tasks. A second record by the wrapper,
+        // with marple's number, would add to the spawned tasks.
         assert!(kind == RawKind::Ended || numbers.len() == ids.len(), "{numbers:?}");
     }
 }

@@ -1,4 +1,4 @@
-//! Vitals as counters, instants of the process, and the session's own manners.
+//! Tests of vitals as counters, of process events, and of the lifecycle of a session.
 
 mod trace_support;
 
@@ -39,7 +39,7 @@ fn vitals_are_counters_with_the_values_and_times_given() {
         .enumerate()
         .filter_map(|(place, track)| {
             let TrackKind::Counter(unit) = track.kind else { return None };
-            // Earlier ones are kept from before the session.
+            // Earlier values were kept from before the session.
             let own = |event: &&Seen| event.track == place && event.at >= t0;
             let values = events.iter().filter(own).map(|event| {
                 assert_eq!(event.category, "vitals");

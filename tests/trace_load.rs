@@ -1,4 +1,5 @@
-//! Floods, crowds of threads, sessions that come and go, threads that are going.
+//! Tests under load: event floods, many threads, sessions that start and stop, and threads that
+//! exit.
 
 mod trace_support;
 
@@ -21,7 +22,7 @@ fn subscribe() {
     SUBSCRIBED.call_once(|| tracing_subscriber::registry().with(marple::trace::layer()).init());
 }
 
-/// How many events stand on thread tracks.
+/// Returns the number of events on thread tracks.
 fn recorded(timeline: &Timeline) -> u64 {
     let on_thread = |track: usize| matches!(timeline.tracks[track].kind, TrackKind::Thread(_));
     timeline.events.iter().filter(|event| on_thread(event.track.index())).count() as u64
@@ -107,7 +108,7 @@ fn more_threads_than_the_memory_carries_are_counted() {
     assert_eq!(recorded(&timeline) + lost(&timeline, DROPPED), 3 * THREADS);
 }
 
-/// So that a failing assertion ends the other threads too.
+/// Sets the flag on drop, so that a failing assertion ends the other threads too.
 struct SetOnDrop<'a>(&'a AtomicBool);
 
 impl Drop for SetOnDrop<'_> {
@@ -161,8 +162,8 @@ fn sessions_come_and_go_under_load_and_each_is_whole() {
             for events in threads(&timeline) {
                 tracks += 1;
                 let outline = outline(&events);
-                // What remains was cut by the session's start, and by its stop or the end of its
-                // memory.
+                // The remaining events were cut by the start of the session, by its stop, or by the
+                // end of its memory.
                 let cut = outline.replace(ROUND, "");
                 assert!(cut.len() <= 2 * ROUND.len(), "session {n}: {cut}");
             }
@@ -171,7 +172,7 @@ fn sessions_come_and_go_under_load_and_each_is_whole() {
     });
 }
 
-/// Emits when its thread's local storage is taken down.
+/// Emits an event when its thread's local storage is destroyed.
 struct LastWords;
 
 impl Drop for LastWords {
@@ -190,8 +191,7 @@ fn what_thread_local_destructors_emit_is_recorded_or_counted() {
     subscribe();
     let arm = || LAST_WORDS.with(|words| *words.borrow_mut() = Some(LastWords));
     let session = start();
-    // Destructors run in the reverse order of first use: armed first, the last words outlive the
-    // log.
+    // Destructors run in the reverse order of first use: armed first, this value outlives the log.
     thread::spawn(move || {
         arm();
         info!("armed");

@@ -1,7 +1,7 @@
-//! The ring, the open slice and the epoch, over every order in which loads and stores may be seen.
+//! Loom models of the ring, the open slice and the epoch.
 //!
 //! `src/trace/ring.rs` and `src/trace/thread/epoch_word.rs` are compiled here a second time, with
-//! loom's atomics in the place of std's.
+//! loom's atomics instead of std's.
 #![allow(unreachable_pub, dead_code, reason = "the file is compiled as a part of the crate, too")]
 
 mod base {
@@ -35,7 +35,7 @@ fn ring(records: usize) -> Ring<Memory> {
     Ring::new(Memory((0..2 * records).map(|_| AtomicU64::new(0)).collect()))
 }
 
-/// Record `n` is `[n + 1, !(n + 1)]`, so that a half of one and a half of another do not pass.
+/// Pushes record `n` as `[n + 1, !(n + 1)]`; a mix of two records fails the check.
 fn push(ring: &Ring<Memory>, n: u64) {
     ring.push([n + 1, !(n + 1)]);
 }
@@ -61,8 +61,7 @@ fn what_is_read_was_written_and_the_rest_is_counted() {
     });
 }
 
-/// The reader is the thread that was made: loom shows a head without its record that way round
-/// only.
+/// The reader is the spawned thread: only then does loom show a head without its record.
 #[test]
 fn a_record_that_is_counted_can_be_read() {
     loom::model(|| {
@@ -117,7 +116,7 @@ fn an_open_slice_that_becomes_another_is_one_of_the_two() {
     });
 }
 
-/// A recording, and the slices that two threads have open.
+/// A recording, and the open slices of two threads.
 struct Recording {
     epoch: Epoch,
     slices: [AtomicU64; 2],
@@ -131,7 +130,7 @@ impl Recording {
         Self { epoch, slices: [word(), word()] }
     }
 
-    /// A poll begins, as `Rings::begin` does it. Returns whether it wakes.
+    /// Starts a poll as `Rings::begin` does. Returns `true` if it wakes the detector.
     fn poll(&self, thread: usize) -> bool {
         let rests = self.epoch.load(Relaxed) & RESTS != 0;
         self.slices[thread].store(1, Relaxed);
@@ -139,7 +138,7 @@ impl Recording {
     }
 }
 
-/// The detector is the thread that was made, as the reader above.
+/// The detector is the spawned thread, like the reader above.
 #[test]
 fn a_poll_that_ends_a_rest_can_be_seen() {
     loom::model(|| {

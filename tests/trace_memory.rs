@@ -1,5 +1,4 @@
-//! What recording allocates: nothing while no session runs, no more than `max_bytes` while one
-//! does.
+//! Allocations of recording: none while no session runs, and at most `max_bytes` while one does.
 
 mod counting;
 mod trace_support;
@@ -29,7 +28,7 @@ fn request(round: usize) {
     });
 }
 
-/// As many events in as few texts as can be.
+/// Records as many events with as few strings as possible.
 fn bare_request(_: usize) {
     info_span!("request").in_scope(|| info!("answered"));
 }
@@ -39,9 +38,9 @@ fn nothing_is_allocated_while_no_session_runs() {
     let _turn = turn();
     subscribe();
     let vitals = Vitals { gauges: vec![("orders".into(), 1.0)], ..Vitals::default() };
-    // The registry's own pools and the sites' interest.
+    // Fills the registry's own pools and the interest of the call sites.
     (0..100).for_each(request);
-    // One row a second is kept for the sessions to come.
+    // One row per second is kept for later sessions.
     record_vitals(&vitals);
     let before = allocations();
     (0..1000).for_each(|round| {

@@ -1,4 +1,4 @@
-//! Workers park and unpark, and the host's own hooks go on being called.
+//! Tests that workers' parks are recorded, and that the host's own hooks are still called.
 
 mod trace_support;
 
@@ -12,7 +12,7 @@ use marple::trace::Hooks;
 use tokio::runtime::Builder;
 use trace_support::*;
 
-/// Sleeps `times` times one after the other, so that the runtime runs out of work as often.
+/// Sleeps `times` times in a row, so that the runtime runs out of work as often.
 async fn doze(times: usize) {
     for _ in 0..times {
         tokio::time::sleep(Duration::from_millis(1)).await;
@@ -114,7 +114,7 @@ fn a_thread_tells_that_it_begins_where_the_host_wants_it() {
     assert!(heard.try_recv().is_err(), "the builder's slot was to be left alone");
     for hooks in [Hooks::new().tell_of_threads(), Hooks::new().on_thread_start(|| {})] {
         let runtime = built(hooks);
-        // The worker has begun before it runs a task.
+        // Running a task waits until the worker has started.
         runtime.block_on(runtime.spawn(async {})).unwrap();
         while heard.try_recv().is_ok() {}
         thread_start::want();

@@ -1,4 +1,5 @@
-//! Polls of wrapped tasks, on stable tokio: in the rings, in the timeline, with the seconds before.
+//! Tests of polls of wrapped tasks on stable tokio: in the rings, in the timeline, and in the
+//! look-back.
 
 mod trace_support;
 
@@ -28,7 +29,7 @@ fn runtime(workers: usize) -> Runtime {
         .unwrap()
 }
 
-/// Is polled `times` times and one more.
+/// Completes at poll `times + 1`.
 async fn yields(times: usize) {
     for _ in 0..times {
         tokio::task::yield_now().await;
@@ -96,11 +97,11 @@ fn a_trace_begins_before_its_session() {
     configure(TraceMode::OnDemand, MIB, WINDOW);
 
     assert_nested(&timeline);
-    // Each is a future in a future: the wrapper of `spawn` and the one with the name.
+    // Each task is a future in a future: the wrapper of `spawn` and the named one.
     assert_eq!((count(&timeline, "before"), count(&timeline, "after")), (51, 51));
     for poll in polls(&timeline) {
         let (start, end) = (poll.start, poll.end.unwrap());
-        // Two clocks are compared, to within what reading them takes.
+        // The two clocks agree within the time that reading them takes.
         let slack = Duration::from_micros(100);
         match &*poll.name {
             "before" => assert!(start + slack >= before && end <= started + slack),
@@ -152,7 +153,7 @@ fn a_poll_under_way_is_open_and_one_from_before_is_seen_at_its_end() {
     let polls = polls(&timeline);
     let [first, second] = &polls[..] else { panic!("{polls:?}") };
     assert_eq!((&*first.name, &*second.name), ("blocked", "blocked"));
-    // A start is late by what the rounding of a long slice takes.
+    // The rounding of a long slice delays its start.
     let rounding = first.end.unwrap().since(first.start) / (1 << 22);
     let late = first.start.since(timeline.activity.from);
     assert!(first.start >= timeline.activity.from, "it began before the session");
@@ -165,7 +166,7 @@ fn a_flood_goes_round_and_round_and_what_is_left_is_whole() {
     let _turn = turn();
     let small = Bytes::kib(64);
     configure(TraceMode::Always, small, WINDOW);
-    // A thread of its own, so that its ring is made to these settings.
+    // A new thread, so that its ring is created with these settings.
     let timeline = thread::spawn(move || {
         let runtime = Builder::new_current_thread().build().unwrap();
         let flood = || async {
@@ -196,7 +197,7 @@ fn a_flood_goes_round_and_round_and_what_is_left_is_whole() {
     let complete = told.arg("complete for").unwrap();
     assert!(complete.ends_with("ms") || complete.ends_with("µs"), "{complete}");
 
-    // Two wrappers a poll; the main future is not wrapped.
+    // Two wrappers per poll; the main future is not wrapped.
     let kept =
         polls(&during).iter().filter(|poll| poll.start >= during.activity.from).count() as u64;
     let lost = lost(&during, "polls and parks dropped: written over");
@@ -243,7 +244,8 @@ fn snapshots_of_busy_workers_are_well_nested() {
         assert_nested(&timeline);
         let polls = polls(&timeline);
         let (inner, outer) = (count(&timeline, "inner"), count(&timeline, "outer"));
-        // Of each worker: one cut by the window, one by what was written over, and one under way.
+        // Per worker: one poll cut by the start of the window, one by overwriting, and one in
+        // progress.
         assert!(inner.abs_diff(outer) <= 3 * 2, "{inner} in {outer} of {}", polls.len());
     }
     done.store(true, Ordering::Relaxed);
@@ -280,7 +282,7 @@ fn workers_of_several_runtimes_are_told_apart() {
     assert_ne!(runtime(&first), runtime(&second));
 }
 
-/// An executor as a library wants it, hyper for one.
+/// An executor as libraries such as hyper define it.
 trait Executor<F> {
     fn execute(&self, future: F);
 }

@@ -1,4 +1,4 @@
-//! Spans and events become slices and instants.
+//! Tests that spans and events become slices and instants.
 
 mod trace_support;
 
@@ -18,7 +18,7 @@ fn subscribe() {
     SUBSCRIBED.call_once(|| tracing_subscriber::registry().with(marple::trace::layer()).init());
 }
 
-/// What the calling thread did in a session around `work`.
+/// Returns the events of the calling thread in a session around `work`.
 fn record(work: impl FnOnce()) -> (Timeline, Vec<Seen>) {
     subscribe();
     let session = start();

@@ -1,4 +1,5 @@
-//! A steady tick allocates nothing, neither in the reader nor in the runtimes it watches.
+//! Tests that a steady tick allocates nothing, neither in the reader nor in the runtimes it
+//! watches.
 #![cfg(target_os = "linux")]
 
 use std::alloc::System;
@@ -29,13 +30,13 @@ fn a_steady_tick_allocates_nothing() {
         clock.advance(Duration::from_millis(250));
         reader.read_into(clock.now(), &mut vitals);
         std::thread::sleep(Duration::from_millis(5));
-        // Until a probe sent at this tick has run.
+        // Waits until a probe sent at this tick has run.
         while vitals.lag != Some(Duration::ZERO) {
             reader.read_into(clock.now(), &mut vitals);
         }
         assert_eq!((vitals.tasks, vitals.gauges.len()), (Some(0), 1));
     };
-    // The first ones fill the buffers.
+    // The first ticks fill the buffers.
     (0..10).for_each(|_| tick());
     let region = Region::new(ALLOCATOR);
     (0..200).for_each(|_| tick());

@@ -1,4 +1,4 @@
-//! The limits of hosts of every kind, each a tree of the files such a host has.
+//! Tests of cgroup limits on all kinds of hosts, each a tree of the files that such a host has.
 #![cfg(target_os = "linux")]
 
 use std::path::{Path, PathBuf};
@@ -14,14 +14,14 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 struct Host {
     name: &'static str,
     memory: Option<(u64, &'static str)>,
-    /// Usage less file cache and reclaimable slab.
+    /// Usage without file cache and reclaimable slab.
     working_set: Option<u64>,
     cpu: Option<(f64, &'static str)>,
 }
 
-/// In `memory.stat` of every host.
+/// Value in `memory.stat` of every host.
 const ACTIVE_FILE: u64 = 29_265_920;
-/// Likewise of v2.
+/// Value in `memory.stat` of every v2 host.
 const SLAB: u64 = 2_531_704;
 
 const HOSTS: [Host; 7] = [
@@ -110,7 +110,8 @@ fn limits_are_followed_as_they_change_and_as_we_are_moved() {
     write(&format!("{slice}/shop-eu.slice/cpu.max"), "max 100000\n");
     assert_eq!(cgroup.memory_limit().unwrap().value, Bytes::gib(1));
     cgroup.refresh();
-    // The service's own limit is the same: its parent's counts, where the neighbours count too.
+    // The service's own limit is the same; the parent's is used, because its usage includes the
+    // siblings.
     let limit = cgroup.memory_limit().unwrap();
     assert_eq!(limit.value, Bytes::gib(2));
     assert!(limit.source.ends_with("shop-eu.slice/memory.max"), "{}", limit.source);
@@ -121,7 +122,7 @@ fn limits_are_followed_as_they_change_and_as_we_are_moved() {
     assert!(cgroup.memory_limit().unwrap().source.ends_with("orders.service/memory.max"));
     assert_eq!(working_set(&cgroup), Some(Bytes(250_000_000 - ACTIVE_FILE - SLAB)));
 
-    // Moved up: what limited us below no longer does.
+    // Moves the process up: the limit below does not apply any more.
     write(&format!("{slice}/memory.max"), "4294967296\n");
     write("proc/self/cgroup", "0::/shop.slice\n");
     cgroup.refresh();
@@ -134,7 +135,7 @@ fn limits_are_followed_as_they_change_and_as_we_are_moved() {
     );
 }
 
-/// How many descriptors of this process are files below `root`.
+/// Returns the number of descriptors of this process for files below `root`.
 fn held_below(root: &Path) -> usize {
     let links = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
     let targets = links.filter_map(|link| std::fs::read_link(link.path()).ok());
@@ -173,7 +174,7 @@ fn deeply_nested_cgroups_hold_no_more_descriptors_than_one() {
 #[test]
 fn limits_stay_known_while_the_process_has_no_descriptor_left() {
     const ALONE: &str = "MARPLE_TEST_ALONE";
-    // The limit is the process's: in one of its own.
+    // The descriptor limit is per process, so the test runs in a separate one.
     if std::env::var_os(ALONE).is_none() {
         let test = "limits_stay_known_while_the_process_has_no_descriptor_left";
         let mut again = std::process::Command::new(std::env::current_exe().unwrap());
@@ -246,7 +247,7 @@ fn a_limit_above_what_the_machine_has_is_none() {
     assert_eq!(vitals.working_set, vitals.rss);
 }
 
-/// A service in a slice of v2, with these limits: of the service, then of the slice.
+/// Creates a service in a v2 slice with these limits: first the service's, then the slice's.
 fn service(high: &str, max: &str, slice_high: &str, slice_max: &str) -> tempfile::TempDir {
     let host = tempfile::tempdir().unwrap();
     let write = |path: &str, text: &str| {
@@ -282,9 +283,10 @@ fn smallest_limit_of_the_path_counts_be_it_soft_or_hard() {
         ([low, mid, none, none], own, "memory.high", AtLimit::Throttle, 1),
         ([none, mid, low, none], slice, "memory.high", AtLimit::Throttle, 1000),
         ([mid, none, none, low], slice, "memory.max", AtLimit::Kill, 1000),
-        // Of two that are equal, the one that kills.
+        // Of two equal limits, the one that kills is used.
         ([low, low, none, none], own, "memory.max", AtLimit::Kill, 1),
-        // Written to have all reclaimed that is cold; nothing is ever below it.
+        // 0 in `memory.high` reclaims all cold memory; usage is always above it, so it is not the
+        // limit.
         (["0\n", low, none, none], own, "memory.max", AtLimit::Kill, 1),
     ] {
         let [high, max, slice_high, slice_max] = limits;
@@ -324,7 +326,7 @@ fn limits_that_cannot_be_read_are_a_warning() {
         (vitals, told())
     };
     let host = service("max\n", "max\n", "max\n", "max\n");
-    // The root of the hierarchy is seen, and has no limit.
+    // The root of the hierarchy is visible, and has no limit.
     assert!(read(host.path()).1.is_none_or(|text| !text.contains("cannot be seen")));
     let top = host.path().join("sys/fs/cgroup/memory.max");
     std::fs::write(&top, "max\n").unwrap();

@@ -1,6 +1,6 @@
-//! The limits of a real cgroup, made for the test. It moves the whole process into it, so it is
-//! alone in its binary. It needs to be root, or the owner of its cgroup; elsewhere it says that it
-//! was skipped.
+//! Tests of the limits of a real cgroup created for the test. The whole process moves into it, so
+//! the test has a separate binary. It needs root, or ownership of the current cgroup; elsewhere it
+//! prints that it was skipped.
 #![cfg(target_os = "linux")]
 
 use std::fs;
@@ -13,17 +13,17 @@ use marple::base::{Bytes, Clock, Moment, SystemClock};
 use marple::metrics::Gauges;
 use marple::vitals::{Reader, Runtimes};
 
-/// Far beyond anything but a hang.
+/// Longer than anything but a hang.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A v1 cgroup that this process is in until it is dropped.
+/// A v1 cgroup that contains this process until it is dropped.
 struct Cgroup {
     parent: PathBuf,
     dir: PathBuf,
 }
 
 impl Cgroup {
-    /// Makes one with one below it, for `controller`, and moves into the lower.
+    /// Creates a cgroup for `controller` and one below it, and moves into the lower.
     fn enter(controller: &str) -> io::Result<Self> {
         let own = fs::read_to_string("/proc/self/cgroup")?;
         let missing = || io::Error::other(format!("no v1 hierarchy of {controller}"));
@@ -63,8 +63,8 @@ fn number(path: &str) -> u64 {
     fs::read_to_string(path).unwrap().trim().parse().unwrap()
 }
 
-/// The working set and the file cache left out of it, at a moment at which the kernel's numbers
-/// stood still around the reading; the reading is their difference to the byte.
+/// Returns the working set and the excluded file cache, at a moment at which the kernel's numbers
+/// did not change around the reading: the reading is exactly their difference.
 fn settled(
     reader: &mut Reader,
     now: Moment,
@@ -109,7 +109,7 @@ fn the_limits_of_a_real_cgroup_are_told_and_followed() {
     assert_eq!(limit.value, 0.25);
     assert_eq!(*limit.source, *cpu.path("below/cpu.cfs_quota_us"));
 
-    // Heap counts.
+    // Heap memory counts.
     const GROWTH: u64 = 64 << 20;
     let usage = || number(&memory.path("memory.usage_in_bytes"));
     let inactive = || {
@@ -125,8 +125,8 @@ fn the_limits_of_a_real_cgroup_are_told_and_followed() {
     let (working_set, _) = settled(&mut reader, start, usage, inactive);
     assert!(working_set >= GROWTH, "{working_set} with {GROWTH} of heap");
 
-    // What was written to a file is charged and does not count, how often it is read: the kernel
-    // takes it back.
+    // File pages are charged but do not count, however often they are read: the kernel can reclaim
+    // them.
     let mut file = tempfile::NamedTempFile::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     file.write_all(&block[..GROWTH as usize / 2]).unwrap();
     let mut read_again = fs::File::open(file.path()).unwrap();
@@ -138,7 +138,7 @@ fn the_limits_of_a_real_cgroup_are_told_and_followed() {
     println!("{left_out} bytes of file cache are left out of {working_set}");
     assert!(left_out >= GROWTH / 2, "{left_out} bytes of {} in the file", GROWTH / 2);
 
-    // What is in shared memory counts.
+    // Shared memory counts.
     let mut shared = tempfile::NamedTempFile::new_in("/dev/shm").unwrap();
     shared.write_all(&block[..GROWTH as usize / 2]).unwrap();
     let (with_shared, _) = settled(&mut reader, start, usage, inactive);
@@ -155,7 +155,7 @@ fn the_limits_of_a_real_cgroup_are_told_and_followed() {
     assert_eq!(*limit.source, *memory.path("below/memory.limit_in_bytes"));
     assert_eq!(later.cpu_limit.unwrap().value, 0.5);
 
-    // Out of it: its limits are no longer ours.
+    // The process has left the cgroup: its limits do not apply.
     drop(memory);
     let moved = reader.read(start + Duration::from_millis(2000));
     let limit = moved.memory_limit.unwrap();

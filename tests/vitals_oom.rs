@@ -1,6 +1,6 @@
-//! Real cgroups: a leak the kernel ends, and a quota that throttles. The services are processes of
-//! their own in v1 cgroups made for them; it needs to be root, or the owner of its cgroup,
-//! elsewhere each test says that it was skipped.
+//! Tests in real cgroups: a leak that the kernel ends, and a CPU quota that throttles. The services
+//! are child processes in v1 cgroups created for them. The tests need root, or ownership of the
+//! current cgroup; elsewhere each prints that it was skipped.
 #![cfg(target_os = "linux")]
 
 mod host;
@@ -55,7 +55,7 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        // A process that was killed leaves it a moment later.
+        // A killed process leaves its cgroup a moment later.
         let start = Instant::now();
         while fs::remove_dir(&self.0).is_err() && start.elapsed() < Duration::from_secs(10) {
             thread::sleep(Duration::from_millis(20));
@@ -63,7 +63,7 @@ impl Drop for Cgroup {
     }
 }
 
-/// This binary again, as the test `name`, in `cgroup`.
+/// Starts this binary again in `cgroup`, as the test `name`.
 fn spawn(name: &str, dir: &Path, cgroup: &Cgroup, rate: u64) -> io::Result<Child> {
     Command::new(env::current_exe()?)
         .args(["--exact", name, "--nocapture"])
@@ -74,7 +74,8 @@ fn spawn(name: &str, dir: &Path, cgroup: &Cgroup, rate: u64) -> io::Result<Child
         .spawn()
 }
 
-/// The directory of a service, once it is in its cgroup; none in a test that is none.
+/// Returns the directory of the service after moving into its cgroup, or `None` if this process is
+/// not a service.
 fn enter() -> Option<PathBuf> {
     let (dir, cgroup) = (env::var_os(DIR)?, env::var_os(CGROUP)?);
     fs::write(Path::new(&cgroup).join("cgroup.procs"), std::process::id().to_string()).unwrap();
@@ -94,7 +95,7 @@ fn leaking_service() {
     let settings = Settings { dir, rules, interval: Duration::from_millis(250), ..settings() };
     let _agent = Agent::from_settings(settings).start().unwrap();
     let working = black_box(vec![1_u8; 100 << 20]);
-    thread::sleep(Duration::from_secs(4)); // ten ticks and more, before it begins
+    thread::sleep(Duration::from_secs(4)); // at least ten ticks before the load starts
     let mut orders = Vec::new();
     let step = Duration::from_millis(25);
     let start = Instant::now();
@@ -133,14 +134,15 @@ fn crowded_service() {
     };
     let _agent =
         Agent::from_settings(Settings { dir, rules: vec![rule], ..settings() }).start().unwrap();
-    // 93 % of the limit, with what the process takes besides: less than 32 MiB are left.
+    // Together with the other memory of the process this is 93 % of the limit: less than 32 MiB are
+    // left.
     let orders = leak_an_order((LIMIT / 100 * 92) as usize);
     thread::sleep(PATIENCE);
     drop(orders);
 }
 
-/// The last heap profile of an incident, and the share of the limit that was used when it was
-/// taken, by what the profile itself says.
+/// Returns the last heap profile of an incident, and the fraction of the limit in use when it was
+/// taken, according to the profile itself.
 fn last_profile(dir: &Path, manifest: &Manifest) -> (PathBuf, f64) {
     let heap = manifest.artifacts.iter().filter(|artifact| artifact.kind == CaptureKind::Heap);
     let last = heap.max_by_key(|artifact| artifact.taken).expect("a heap profile");
@@ -155,7 +157,7 @@ fn last_profile(dir: &Path, manifest: &Manifest) -> (PathBuf, f64) {
     (path, used.unwrap_or_else(|| panic!("{said:?}")) / LIMIT as f64 * 100.0)
 }
 
-/// Lets a service leak `mib` MiB a second until the kernel ends it.
+/// Runs a service that leaks `mib` MiB per second until the kernel ends it.
 fn runs_out_of_memory(mib: u64, least: f64) {
     let cgroup = match Cgroup::make("memory", &format!("oom-{mib}")) {
         Ok(cgroup) => cgroup,
@@ -176,7 +178,7 @@ fn runs_out_of_memory(mib: u64, least: f64) {
     println!("{mib} MiB/s: {} profiles, the last at {value:.1} %", manifest.artifacts.len());
     assert!(value >= least, "{value} of {:#?}", manifest.reasons);
     let top = peers::go_pprof(&["-top", "-sample_index=inuse_space", profile.to_str().unwrap()]);
-    // Columns: flat, its share, the sum so far, cumulated, its share, name.
+    // Columns: flat, flat%, sum%, cum, cum%, name.
     let row =
         top.lines().find(|line| line.contains("leak_an_order")).unwrap_or_else(|| panic!("{top}"));
     let share = row.split_whitespace().nth(4).and_then(|share| share.strip_suffix('%'));
@@ -212,7 +214,7 @@ fn close_to_the_limit_the_heap_profile_is_written_first() {
     child.kill().unwrap();
     child.wait().unwrap();
     let kinds: Vec<CaptureKind> = manifest.artifacts.iter().map(|it| it.kind).collect();
-    // Elsewhere what vanishes first comes first, and the heap after the threads.
+    // Elsewhere the most transient evidence comes first, and the heap after the threads.
     assert_eq!(kinds[0], CaptureKind::Heap, "{kinds:?}");
     assert!(kinds.contains(&CaptureKind::Threads), "{kinds:?}");
 }

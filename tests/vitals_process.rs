@@ -1,5 +1,5 @@
-//! The vitals of this very process. One test, because memory, threads and descriptors are the whole
-//! process's.
+//! Tests of the vitals of this process itself. It is one test, because memory, threads and
+//! descriptors are counted per process.
 #![cfg(target_os = "linux")]
 
 use std::fs::File;
@@ -68,7 +68,7 @@ fn threads(tick: &mut impl FnMut() -> Vitals) {
     assert_eq!(tick().threads, Some(before + 3));
     barrier.wait();
     threads.into_iter().for_each(|thread| thread.join().unwrap());
-    // A thread that was joined may still be on its way out.
+    // A joined thread may still be exiting.
     while tick().threads != Some(before) {
         std::thread::yield_now();
     }
@@ -85,7 +85,7 @@ fn cpu(tick: &mut impl FnMut() -> Vitals) {
     let third = both();
     let told = tick().cpu_cores.unwrap();
     let fourth = both();
-    // What was told is of a time that lies between the inner two and the outer two.
+    // The reported usage covers an interval between the inner two readings and the outer two.
     let cores = |used: Duration, passed: Duration| used.as_secs_f64() / passed.as_secs_f64();
     let least = cores(third.1 - second.1, fourth.0.since(first.0));
     let most = cores(fourth.1 - first.1, third.0.since(second.0));

@@ -1,4 +1,4 @@
-//! Tasks and lag of observed runtimes.
+//! Tests of the tasks and lag of observed runtimes.
 
 use std::sync::Arc;
 use std::sync::mpsc;
@@ -11,7 +11,7 @@ use marple::vitals::{Error, Reader, Runtimes};
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::{Notify, oneshot};
 
-/// A reader, its runtimes, and the clock that dates its probes.
+/// A reader, its runtimes, and the clock that timestamps its probes.
 struct Bench {
     reader: Reader,
     runtimes: Runtimes,
@@ -36,7 +36,7 @@ fn millis(n: u64) -> Duration {
     Duration::from_millis(n)
 }
 
-/// Lets everything that is ready on a current-thread runtime run, the probe included.
+/// Runs everything that is ready on a current-thread runtime, including the probe.
 fn drive(runtime: &Runtime) {
     runtime.block_on(async {
         for _ in 0..8 {
@@ -53,17 +53,17 @@ fn lag_is_how_late_the_probe_ran_or_is_so_far() {
     bench.runtimes.observe(runtime.handle().clone()).unwrap();
     assert_eq!(bench.tick().lag, None);
 
-    // Nobody drives the runtime: late already, and later at each tick.
+    // The runtime is not driven: the probe is late, and later at each tick.
     for late in [250, 500, 750] {
         bench.clock.advance(millis(250));
         assert_eq!(bench.tick().lag, Some(millis(late)));
     }
-    // It runs 50 ms later; the tick after tells so, however late that tick is itself.
+    // The probe runs 50 ms later. The next tick reports that lag, even if the tick itself is late.
     bench.clock.advance(millis(50));
     drive(&runtime);
     bench.clock.advance(millis(200));
     assert_eq!(bench.tick().lag, Some(millis(800)));
-    // And in time.
+    // This probe runs in time.
     drive(&runtime);
     bench.clock.advance(millis(250));
     assert_eq!(bench.tick().lag, Some(Duration::ZERO));
@@ -90,7 +90,7 @@ fn a_blocked_runtime_is_seen_while_it_is_blocked() {
         let _ = is_released.recv();
     });
     is_started.blocking_recv().unwrap();
-    // The probe of the first tick may have run ahead of the blocking task; that of this one cannot.
+    // The probe of the first tick may have run before the blocking task; that of this tick cannot.
     bench.tick();
     for late in [1000, 2000, 3000] {
         bench.clock.advance(millis(1000));
@@ -113,7 +113,7 @@ fn an_idle_runtime_is_woken_once_in_two_seconds() {
     let mut bench = Bench::new();
     bench.runtimes.observe(runtime.handle().clone()).unwrap();
     bench.tick();
-    // The only worker runs this after the probe, and parks again.
+    // The only worker runs this task after the probe, and parks again.
     runtime.block_on(runtime.spawn(async {})).unwrap();
     while metrics.worker_park_unpark_count(0).is_multiple_of(2) {
         std::thread::yield_now();
@@ -225,8 +225,8 @@ fn the_list_of_runtimes_ends() {
     assert_eq!(bench.runtimes.observe(more.handle().clone()), Ok(()));
 }
 
-/// Ticks once a second of the reader's clock until `done`, with real time for threads to run in
-/// between.
+/// Ticks once per second of the reader's clock until `done`, with real time in between for threads
+/// to run.
 fn tick_until(bench: &mut Bench, what: &str, done: impl Fn(&Vitals) -> bool) -> Vitals {
     for _ in 0..2000 {
         bench.clock.advance(millis(1000));
@@ -268,7 +268,7 @@ fn work_behind_a_full_blocking_pool_is_late_until_a_thread_is_free() {
         tick_until(&mut bench, "late work", |vitals| vitals.blocking_lag > Some(millis(5000)));
         drop(release);
         stuck.into_iter().for_each(|stuck| runtime.block_on(stuck).unwrap());
-        // Until the last answer is old, too.
+        // Continues until the last late probe is out of the window too.
         tick_until(&mut bench, "calm", |vitals| vitals.blocking_lag == Some(Duration::ZERO));
     }
 }
@@ -294,15 +294,15 @@ fn an_idle_pool_gets_no_thread() {
     assert_eq!(started.load(std::sync::atomic::Ordering::SeqCst), 2, "workers only");
 }
 
-/// Blocks `blocked` of two workers for a minute of the reader's clock, and lets one go for an
-/// instant each second so that the probe runs. Returns the largest share of stalled time.
+/// Blocks `blocked` of two workers for a minute of the reader's clock, and releases them briefly
+/// each second so that the probe runs. Returns the largest fraction of stalled time.
 #[cfg(target_os = "linux")]
 fn stalled_share(blocked: usize) -> f64 {
     let runtime = Builder::new_multi_thread().worker_threads(2).build().unwrap();
     let mut bench = Bench::new();
     bench.runtimes.observe(runtime.handle().clone()).unwrap();
     assert!(bench.tick().stalled.is_some_and(|share| share.get() == 0.0));
-    // A thread has run the probe.
+    // A zero lag shows that a thread has run the probe.
     tick_until(&mut bench, "lag", |vitals| vitals.lag == Some(Duration::ZERO));
     let mut largest = 0.0_f64;
     for _ in 0..60 {
@@ -322,7 +322,7 @@ fn stalled_share(blocked: usize) -> f64 {
         bench.tick();
         for _ in 0..4 {
             bench.clock.advance(millis(250));
-            // Where a worker is free, the probe has run by now.
+            // A free worker has run the probe by the end of this sleep.
             std::thread::sleep(millis(3));
             let vitals = bench.tick();
             largest = largest.max(vitals.stalled.unwrap().get());
@@ -342,6 +342,6 @@ fn runtime_whose_workers_block_again_and_again_is_stalled() {
 #[cfg(target_os = "linux")]
 #[test]
 fn runtime_with_a_worker_to_spare_is_not_stalled() {
-    // A machine that is busy lets some probes run late.
+    // On a busy machine some probes run late.
     assert!(stalled_share(1) < 40.0);
 }

@@ -1,4 +1,5 @@
-//! What tells that the process is held back, from files such as hosts have, and from a real quota.
+//! Tests of the resource pressure on the process, from files such as hosts have, and from a real
+//! quota.
 #![cfg(target_os = "linux")]
 
 use std::fs;
@@ -19,7 +20,7 @@ fn write(root: &Path, path: &str, text: &str) {
     fs::write(path, text).unwrap();
 }
 
-/// A v2 container with a quota and a limit, as it looks from inside.
+/// Returns a v2 container with a quota and a limit, as seen from inside.
 fn container() -> tempfile::TempDir {
     let root = tempfile::tempdir().unwrap();
     let path = root.path();

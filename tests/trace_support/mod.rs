@@ -1,4 +1,4 @@
-//! Reading a timeline as a person would: texts instead of handles, tracks by name.
+//! Helpers to read a timeline: strings instead of handles, and tracks by name.
 #![allow(dead_code, unreachable_pub, reason = "every test binary uses its own part of it")]
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -7,7 +7,7 @@ use marple::base::{Anchor, Bytes, Clock, Moment, SystemClock};
 use marple::model::{ArgValue, EventKind, RawKind, Timeline, TrackHandle, TrackKind};
 use marple::trace::Session;
 
-/// The tests of one binary take turns: there is one recorder.
+/// Serializes the tests of a binary: there is one recorder.
 pub fn turn() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
@@ -49,7 +49,7 @@ impl Seen {
     }
 }
 
-/// All events, in the order they stand in.
+/// Returns all events in their recorded order.
 pub fn seen(timeline: &Timeline) -> Vec<Seen> {
     let text = |handle| timeline.strings.get(handle).to_owned();
     timeline
@@ -81,7 +81,7 @@ pub fn seen(timeline: &Timeline) -> Vec<Seen> {
         .collect()
 }
 
-/// The events of the thread tracks, one list for each.
+/// Returns the events of the thread tracks, one list for each.
 pub fn threads(timeline: &Timeline) -> Vec<Vec<Seen>> {
     let events = seen(timeline);
     let tracks = timeline.tracks.iter().enumerate();
@@ -91,14 +91,14 @@ pub fn threads(timeline: &Timeline) -> Vec<Vec<Seen>> {
         .collect()
 }
 
-/// The events of the process as a whole, but for what is from before the session.
+/// Returns the events of the process track, without those from before the session.
 pub fn process(timeline: &Timeline) -> Vec<Seen> {
     let place = timeline.tracks.iter().position(|track| track.kind == TrackKind::Process);
     let events = seen(timeline).into_iter();
     events.filter(|event| Some(event.track) == place).collect()
 }
 
-/// The events of the calling thread.
+/// Returns the events of the calling thread.
 pub fn here(timeline: &Timeline) -> Vec<Seen> {
     let here = TrackKind::Thread(tid());
     let place = timeline.tracks.iter().position(|track| track.kind == here);
@@ -113,11 +113,11 @@ pub struct Slice {
     pub name: String,
     pub number: u64,
     pub start: Moment,
-    /// None while it goes on.
+    /// `None` if the slice is in progress.
     pub end: Option<Moment>,
 }
 
-/// The polls and parks of each thread, by its id: in the order of their ends, then those in
+/// Returns the polls and parks of each thread by its ID: ordered by their ends, then those in
 /// progress.
 pub fn slices(timeline: &Timeline) -> Vec<(u32, Vec<Slice>)> {
     let activity = &timeline.activity;
@@ -141,12 +141,12 @@ pub fn slices(timeline: &Timeline) -> Vec<(u32, Vec<Slice>)> {
     threads.collect()
 }
 
-/// All of them in one list.
+/// Returns the slices of all threads in one list.
 pub fn all_slices(timeline: &Timeline) -> Vec<Slice> {
     slices(timeline).into_iter().flat_map(|(_, slices)| slices).collect()
 }
 
-/// Fails unless the slices of each thread lie beside or inside each other.
+/// Checks that the slices of each thread are either nested or disjoint.
 pub fn assert_nested(timeline: &Timeline) {
     for (tid, mut slices) in slices(timeline) {
         let end = |slice: &Slice| slice.end.unwrap_or(Moment::from_nanos(u64::MAX));
@@ -163,7 +163,8 @@ pub fn assert_nested(timeline: &Timeline) {
     }
 }
 
-/// The slices and instants of one thread as an outline: `a(b()!event)`, open ones without `)`.
+/// Returns the slices and instants of one thread as an outline: `a(b()!event)`, open ones without
+/// `)`.
 pub fn outline(events: &[Seen]) -> String {
     let parts = events.iter().map(|event| match event.kind {
         Kind::Begin => format!("{}(", event.name),
@@ -174,7 +175,7 @@ pub fn outline(events: &[Seen]) -> String {
     parts.collect()
 }
 
-/// Fails unless each track is in the order of time and ends no slice that did not begin.
+/// Checks that each track is ordered by time and that no end lacks its begin.
 pub fn assert_well_formed(timeline: &Timeline) {
     let events = seen(timeline);
     for place in 0..timeline.tracks.len() {
@@ -204,18 +205,18 @@ pub fn wait_until_asleep(tid: u32) {
     }
 }
 
-/// The calling thread's id in the kernel.
+/// Returns the kernel thread ID of the calling thread.
 pub fn tid() -> u32 {
     rustix::thread::gettid().as_raw_nonzero().get() as u32
 }
 
-/// How many were lost for causes that begin with `cause`.
+/// Returns the number of losses whose cause starts with `cause`.
 pub fn lost(timeline: &Timeline, cause: &str) -> u64 {
     let losses = timeline.losses.iter();
     losses.filter(|loss| loss.cause.starts_with(cause)).map(|loss| loss.count).sum()
 }
 
-/// The name of a track.
+/// Returns the name of a track.
 pub fn track_name(timeline: &Timeline, track: TrackHandle) -> &str {
     timeline.strings.get(timeline.tracks[track.index()].name)
 }
