@@ -1,6 +1,6 @@
-//! Names of functions after the files of the running program were replaced or removed, as a
-//! deployment does: in CPU and heap profiles, dumps of threads, and stalls. Tests of what becomes
-//! of loaded code go here.
+//! Tests that functions keep their names in CPU and heap profiles, thread dumps and stalls after a
+//! deployment replaced or removed the files of the running program. Tests of the fate of loaded
+//! code go here.
 #![cfg(all(
     feature = "cpu",
     feature = "heap",
@@ -32,10 +32,10 @@ use marple::{CaptureKind, Settings};
 #[global_allocator]
 static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
 
-/// Tells a test that it runs in a process of its own, and in which folder.
+/// Folder of the copied program; set only in the child process of a test.
 const FOLDER: &str = "MARPLE_TEST_FOLDER";
 
-/// A function that burns CPU, under two names at one address.
+/// A function that burns CPU, with two names at one address.
 const LIBRARY: &str = "
 #include <time.h>
 void burn_in_the_library(void) {
@@ -59,7 +59,7 @@ fn build(source: &str, library: &Path) {
 
 fn load(library: &Path) -> *mut c_void {
     let name = CString::new(library.to_str().unwrap()).unwrap();
-    // SAFETY: the library is ours and has no constructors.
+    // SAFETY: the library is built by this test and has no constructors.
     let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW) };
     assert!(!handle.is_null());
     handle
@@ -79,7 +79,8 @@ fn burn_in_the_program() {
     let now = || rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
     let start = now();
     let nanos = |at: &rustix::time::Timespec| at.tv_sec * 1_000_000_000 + at.tv_nsec;
-    // With the library's 4 ms this is no multiple of the sampling period: both are sampled.
+    // Together with the library's 4 ms this is no multiple of the sampling period: both get
+    // samples.
     while nanos(&now()) - nanos(&start) < 3_000_000 {
         std::hint::spin_loop();
     }
@@ -97,7 +98,7 @@ fn block_in_the_program(released: &Receiver<()>) {
     black_box(());
 }
 
-/// What a deployment does to the program and its library.
+/// Effect of a deployment on the program and its library.
 enum Deploy {
     Replaces,
     Removes,
@@ -133,7 +134,7 @@ fn names_stay_after_the_program_and_its_library_were_removed() {
     in_a_copy("names_stay_after_the_program_and_its_library_were_removed", &Deploy::Removes);
 }
 
-/// As shells and service managers start services: with 1024 descriptors.
+/// Runs with 1024 descriptors, the limit set by shells and service managers.
 #[test]
 fn names_stay_within_the_usual_limit_on_descriptors() {
     let limit = rustix::process::Rlimit { current: Some(1024), maximum: Some(1024) };
@@ -150,7 +151,7 @@ fn names_stay(folder: &Path, deploy: &Deploy) {
         ..settings()
     });
     let kept = keep_in_the_program();
-    // Loaded after the start: its file is opened at a tick.
+    // Loaded after the start: a tick opens its file.
     let help = function(load(&library), c"burn_in_the_library");
     ticks(&host, 5);
 
@@ -166,7 +167,7 @@ fn names_stay(folder: &Path, deploy: &Deploy) {
             fs::remove_file(&library).unwrap();
         }
     }
-    // The list of loaded files is read again.
+    // Loading another library makes the agent read the list of loaded files again.
     load(&folder.join("libother.so"));
     ticks(&host, 5);
 
@@ -225,7 +226,7 @@ fn stall_is_named(host: &Host) {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     let runtime = builder.worker_threads(1).enable_all().build().unwrap();
     host.handle().observe(runtime.handle().clone()).unwrap();
-    // Workers are known by the name of one that ran a task.
+    // The thread name of workers is taken from a thread that ran a task.
     ticks(host, 6);
     let (release, released) = channel();
     runtime.spawn(async move { block_in_the_program(&released) });

@@ -1,7 +1,7 @@
-//! What signal handlers and allocating threads share with the agent, over every order in which
-//! loads and stores may be seen.
+//! Loom models of the state that signal handlers and allocating threads share with the agent, over
+//! every permitted order of loads and stores.
 //!
-//! The files are compiled here a second time, with loom's atomics in the place of std's and
+//! The source files are compiled here a second time, with loom's atomics instead of std's and
 //! mappings of a few words.
 #![allow(unreachable_pub, dead_code, reason = "the files are compiled as a part of the crate, too")]
 #![allow(unsafe_code, reason = "what a pool publishes is freed by hand")]
@@ -12,8 +12,8 @@ mod base {
 
         pub use loom::sync::atomic::{AtomicU64, Ordering};
 
-        /// loom's, made when it is first touched, because only then is there a model to belong to:
-        /// a pool is `const`. To be touched by the thread that makes the pool.
+        /// A loom atomic created at first use: a pool is `const`, and loom needs a running model.
+        /// The thread that makes the pool must be the first to use it.
         pub struct AtomicU32(u32, OnceLock<loom::sync::atomic::AtomicU32>);
 
         impl AtomicU32 {
@@ -48,7 +48,7 @@ mod base {
             }
         }
 
-        /// As [`AtomicU32`]; null at first.
+        /// Like [`AtomicU32`]; initially null.
         pub struct AtomicPtr<T>(OnceLock<loom::sync::atomic::AtomicPtr<T>>);
 
         impl<T> AtomicPtr<T> {
@@ -76,7 +76,7 @@ mod os {
     pub mod mapped_memory {
         use crate::base::sync::AtomicU64;
 
-        /// Made at once, by the thread that makes the model.
+        /// Allocated at once, by the thread that makes the model.
         pub struct Chunk(Vec<AtomicU64>);
 
         impl Chunk {
@@ -117,9 +117,9 @@ fn model(changes: usize, run: impl Fn() + Send + Sync + 'static) {
     model.check(run);
 }
 
-// The slots of signal handlers.
+// Sample slots of signal handlers.
 
-/// One handler's sample: its weight is in its head and in its stack.
+/// Writes a sample as one handler, with its weight in the header and in the stack.
 fn handle(slots: &Slots, weight: u32) -> bool {
     let Some(slot) = slots.claim() else {
         slots.lose(weight.into());
@@ -176,7 +176,7 @@ fn a_slot_that_was_taken_is_written_again_only_behind_the_reader() {
     });
 }
 
-// The bounds of stacks.
+// Stack bounds.
 
 #[test]
 fn no_handler_reads_beyond_the_stack_it_is_on() {
@@ -203,9 +203,9 @@ fn no_handler_reads_beyond_the_stack_it_is_on() {
     });
 }
 
-// The table of modules under its walkers.
+// The module table and the walks that read it.
 
-/// A table that loom watches: reading one that was freed is a race.
+/// A table tracked by loom: reading a freed one is a race.
 struct Table(UnsafeCell<bool>);
 
 impl Table {
@@ -214,23 +214,23 @@ impl Table {
     }
 }
 
-/// Walks once, as often as there is a slot.
+/// Reads the table if a slot is free.
 fn walk(pool: &Pool<Table, 1>) {
     let Some(claim) = pool.claim() else { return };
-    // SAFETY: never given back to the system, see `free`.
+    // SAFETY: never deallocated, see `free`.
     let table = unsafe { claim.value().as_ref() }.unwrap();
-    // SAFETY: loom checks it.
+    // SAFETY: loom checks for concurrent writes.
     table.0.with(|is_whole| assert!(unsafe { *is_whole }, "it is freed"));
 }
 
-/// Marks a table as freed, which loom takes for a write to it. It is leaked: loom may look at it
-/// until the model's end.
+/// Marks a table as freed, which loom treats as a write to it. The table is leaked, because loom
+/// may access it until the end of the model.
 fn free(table: *mut Table) {
-    // SAFETY: as in `walk`, and loom checks that nothing else is at it.
+    // SAFETY: as in `walk`, and loom checks for concurrent accesses.
     unsafe { (*table).0.with_mut(|is_whole| *is_whole = false) };
 }
 
-/// `walks`: how often each walker walks.
+/// Replaces a table while walkers read it. `walks` is the number of walks of each walker.
 fn replaced_under(walks: &'static [usize]) {
     model(3, move || {
         let pool = Arc::new(Pool::<Table, 1>::new());
@@ -261,7 +261,7 @@ fn a_table_is_freed_behind_the_walker_that_reads_it() {
     replaced_under(&[2]);
 }
 
-/// The second walker has the slot from the first, and not from the replacer.
+/// The second walker synchronizes with the first through the slot, not with the replacing thread.
 #[test]
 fn a_table_is_freed_behind_walkers_that_hand_a_slot_on() {
     replaced_under(&[1, 1]);

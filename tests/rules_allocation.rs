@@ -1,4 +1,5 @@
-//! A tick allocates nothing.
+//! Tests that evaluating rules allocates nothing. A separate binary, because it replaces the
+//! allocator.
 
 mod counting;
 

@@ -1,4 +1,4 @@
-//! What holds for a rule whatever the values are.
+//! Properties of rules that hold for all values.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -25,7 +25,7 @@ fn vitals(value: f64) -> Vitals {
     Vitals { gauges: vec![("x".into(), value)], ..Vitals::default() }
 }
 
-/// The decisions of `rule` over `values`, one each second, nothing being captured.
+/// Returns the decisions of `rule` over `values`, one per second, while nothing is being captured.
 fn run(rule: Rule, values: &[f64]) -> Vec<Decision> {
     let mut engine = Engine::new(vec![rule]);
     let decide = |(second, value): (usize, &f64)| {
@@ -38,8 +38,8 @@ fn fires(decision: &Decision) -> bool {
     matches!(decision, Decision::Fire(_))
 }
 
-/// holmes as it stands: integers, a ring of ten that includes the current value, ten values before
-/// the first check, a cooldown from the end of the dump.
+/// The algorithm of holmes: integers, a ring of ten values that includes the current one, ten
+/// values before the first check, a cooldown from the end of the dump.
 struct Holmes {
     min: i64,
     diff: i64,
@@ -199,8 +199,8 @@ proptest! {
         }
     }
 
-    /// Values in thousands, so that no integer division has a rest; `min` above 0, because holmes
-    /// fires on a steady 0.
+    /// Values are multiples of a thousand, so that integer division is exact. `min` is above 0,
+    /// because holmes fires on a steady 0.
     #[test]
     fn it_is_holmes_on_whole_numbers(
         thousands in prop::collection::vec(0..100_i64, 0..120),

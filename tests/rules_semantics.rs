@@ -1,4 +1,5 @@
-//! What a rule says to given values, line by line of its semantics, at the boundary and beside it.
+//! Tests of each statement of the rule semantics with given values, at the boundary and on both
+//! sides of it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +18,7 @@ fn rule() -> Rule {
     }
 }
 
-/// One rule, shown a value each second.
+/// One rule that gets a value each second.
 struct Bench {
     engine: Engine,
     now: Moment,
@@ -28,7 +29,7 @@ impl Bench {
         Self { engine: Engine::new(vec![rule]), now: Moment::from_nanos(1_000_000_000_000) }
     }
 
-    /// A bench which has seen `value` as often as it takes before the first decision.
+    /// Returns a bench with as many values as a rule needs before its first decision.
     fn warm(rule: Rule, value: f64) -> Self {
         let mut bench = Self::new(rule);
         for _ in 1..WINDOW {
@@ -102,8 +103,8 @@ fn each_limit_holds_at_its_boundary() {
 
 #[test]
 fn diff_is_above_an_average_that_includes_the_value() {
-    // (9 * 9 + 23) / 10 = 10.4, and a quarter more is 13 for a tenth value of 23: fires. The
-    // boundary of nine times nine is where v = (81 + v) / 10 * 1.25, that is v = 11.571…
+    // Average: (9 * 9 + 23) / 10 = 10.4; 25 % above it is 13.0 for a tenth value of 23: fires. The
+    // boundary with nine values of nine is v = (81 + v) / 10 * 1.25, that is v = 11.571…
     for (before, value, expected) in [
         (9.0, 11.0, None),
         (9.0, 11.5, None),
@@ -140,7 +141,7 @@ fn a_steady_value_does_not_fire_by_diff() {
             assert!(!fires(bench.show(value)), "{value}: {}", bench.told());
         }
     }
-    // Nor below zero, where a quarter above the average is towards zero.
+    // A value below zero does not fire either: there, 25 % above the average is closer to zero.
     let mut bench = Bench::warm(Rule { diff: Some(25.0), min: -100.0, ..rule() }, -10.0);
     assert!(!fires(bench.show(-10.0)));
     assert!(!fires(bench.show(-8.0)));
@@ -194,7 +195,8 @@ fn for_is_how_long_a_condition_holds_without_a_gap() {
 
 #[test]
 fn an_incident_clears_once() {
-    // Without `clear`: when nothing is crossed. With it: at or below.
+    // Without `clear` the rule clears if no threshold is crossed; with `clear` at or below that
+    // value.
     for (clear, above, at) in [(None, 5.1, 5.0), (Some(3.0), 3.1, 3.0), (Some(3.0), 3.1, 2.9)] {
         let mut bench = Bench::warm(Rule { abs: Some(5.0), clear, ..rule() }, 9.0);
         assert!(fires(bench.show(9.0)));
@@ -329,12 +331,12 @@ fn too_little_fires_again_when_a_third_is_gone_and_clears_above() {
         assert_eq!(fires(bench.show(value)), again, "{value}");
         bench.capture();
     }
-    // Less than a hundredth of the threshold is no worse: that capture would come too late.
+    // A value below a hundredth of the threshold does not refire: that capture would come too late.
     assert!(!fires(bench.show(0.08)));
     assert!(matches!(bench.show(11.9), Decision::Hold(Hold::NotClear { .. })));
     assert_eq!(bench.show(12.0), Decision::Clear);
-    // No worse than the last time: the cooldown holds it; worse does not wait, the gap but for what
-    // is critical.
+    // A value no worse than the last waits for the cooldown. A worse one does not; it waits for the
+    // minimum gap, unless it is critical.
     assert!(matches!(bench.show(3.9), Decision::Hold(Hold::CoolingDown { .. })));
     let until = bench.now + Duration::from_secs(60);
     bench.engine.permit(Opening::Gap { until });
@@ -402,7 +404,8 @@ fn what_was_decided_before_is_told_once_a_change_the_newest_first() {
     assert_eq!(*fire, (4, Some(9.0), "fire", "gauge.depth 9 is above abs 5".to_owned()));
     assert_eq!((first.0, first.1, first.2), (6, Some(1.0), "within_limits"));
     assert_eq!((warming.0, warming.2), (15, "warming_up"));
-    // Told in other words they would not be true.
+    // A changed threshold keeps the history. A changed condition drops it: its terms do not
+    // describe the earlier decisions.
     let rule = bench.engine.rule(0).unwrap().clone();
     bench.engine.replace(vec![Rule { abs: Some(7.0), ..rule.clone() }]);
     assert_eq!(told(&bench).len(), 6);
@@ -429,7 +432,7 @@ fn a_forecast_fires_that_long_before_the_limit_and_not_on_a_step() {
             fires(decision)
         })
     };
-    // 1 % a second from 50 %: ten seconds before the limit is at 90 %.
+    // At 1 % per second from 50 %, 90 % is ten seconds before the limit.
     assert_eq!(first_fire(&|second| (50 + second).min(99)), Some(40));
     assert_eq!(first_fire(&|second| if second < 30 { 50 } else { 95 }), None);
     assert_eq!(first_fire(&|second| 95 - second), None, "it falls");

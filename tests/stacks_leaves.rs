@@ -1,6 +1,5 @@
-//! Whatever a task waits on, a dump shows the stack down to it: the leaf futures of tokio and of
-//! the channels and locks that services use, each waited on in an async function of this test's
-//! own.
+//! Tests that a task dump has the stack down to any leaf future: those of tokio, and of the
+//! channels and locks that services use. Each is awaited in a separate async function of this test.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -23,7 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 type Leaf = (&'static str, Pin<Box<dyn Future<Output = ()> + Send>>);
 
-/// An async function called as the leaf, in which `$wait` is awaited for ever, and its name.
+/// Defines an async function for each leaf, which awaits `$wait` forever, and a list of them by
+/// name.
 macro_rules! leaves {
     ($($name:ident => $wait:block)*) => {
         $(async fn $name() $wait)*
@@ -160,7 +160,7 @@ fn ask() -> TaskDump {
     dump
 }
 
-/// The function names of a stack, innermost first.
+/// Returns the function names of a stack, innermost first.
 fn names(profile: &Profile, stack: StackHandle) -> Vec<String> {
     let frames = profile.stacks.frames(Some(stack)).map(|frame| profile.frames.get(frame));
     let lines = frames.flat_map(|frame| frame.lines.iter());
@@ -172,14 +172,14 @@ fn row<'a>(dump: &'a TaskDump, name: &str) -> &'a TaskRow {
     dump.tasks.iter().find(|task| task.name == name).unwrap_or_else(|| panic!("no task {name}"))
 }
 
-/// The leaves whose stack does not reach this test's function, or does not end there.
+/// Returns the leaves whose stack does not reach this test's function, or does not end there.
 fn missed(dump: &TaskDump) -> Vec<String> {
     let mut missed = Vec::new();
     for (name, _) in leaves() {
         let row = row(dump, name);
         let own = format!("stacks_leaves::{name}::{{{{closure}}}}");
         let stacks: Vec<_> = row.stacks.iter().map(|stack| names(&dump.profile, *stack)).collect();
-        // The outermost function is that of the box they are in.
+        // The outermost function is that of the enclosing box.
         let ends = |stack: &Vec<String>| stack.iter().nth_back(1) == Some(&own);
         let reached = !stacks.is_empty() && stacks.iter().all(ends);
         if !reached {
@@ -189,7 +189,7 @@ fn missed(dump: &TaskDump) -> Vec<String> {
     missed
 }
 
-/// Dumps until every task of this test stands still.
+/// Dumps until every named task is waiting.
 fn settled(names: &[&str]) -> TaskDump {
     let start = Instant::now();
     loop {
@@ -213,7 +213,7 @@ fn a_stack_reaches_the_function_that_waits() {
         all.push(name);
         drop(runtime.spawn(leaf.traced(name)));
     }
-    // The one that nobody can see: it keeps no waker.
+    // A task that cannot be woken for a dump, because it keeps no waker.
     drop(runtime.spawn(std::future::pending::<()>().traced("pending")));
     all.push("pending");
     // Connecting and filling a socket take several polls.
@@ -240,8 +240,7 @@ fn a_stack_reaches_the_function_that_waits() {
     runtime.shutdown_background();
 }
 
-/// What is woken for real after a dump wakes as if none had been: nothing of the dump stays in a
-/// leaf.
+/// A wake-up after a dump must behave as without a dump: the dump leaves no state in a leaf.
 #[test]
 fn tasks_that_were_asked_go_on() {
     let runtime =

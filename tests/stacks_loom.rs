@@ -1,8 +1,8 @@
-//! The list of tasks, over every order in which loads and stores may be seen: made on one thread,
-//! ended on another, looked at by a dump meanwhile.
+//! Loom models of the task list: a task is created on one thread and ends on another while a dump
+//! reads it.
 //!
-//! `src/stacks/slot.rs` is compiled here a second time, with loom's atomics and locks in the place
-//! of std's.
+//! `src/stacks/slot.rs` is compiled here a second time, with loom's atomics and locks instead of
+//! std's.
 #![allow(unreachable_pub, dead_code, reason = "the file is compiled as a part of the crate, too")]
 
 mod base {
@@ -27,7 +27,7 @@ type Waker = u64;
 
 const DUMP: u32 = 7;
 
-/// The site of task `n`, so that a half of one and a half of another do not pass.
+/// Returns the site of task `n`; a mix of two tasks fails the check.
 fn site(n: u64) -> u16 {
     n as u16 * 10
 }
@@ -36,7 +36,7 @@ fn slots() -> Slots<Waker> {
     Slots { store: Mutex::new(Store::new()) }
 }
 
-/// A free slot, and a task that has it.
+/// Returns a slot that holds task `n`.
 fn made(n: u64) -> (Arc<Slots<Waker>>, &'static Slot<Waker>) {
     let slots = Arc::new(slots());
     let slot = Hand::<_, 2>::new().take(&slots).unwrap();
@@ -44,7 +44,8 @@ fn made(n: u64) -> (Arc<Slots<Waker>>, &'static Slot<Waker>) {
     (slots, slot)
 }
 
-/// What a dump is told belongs together; whether it may wake the task, and then by its own waker.
+/// Reads a slot as a dump does. The fields must belong to one task. Returns its waker if the dump
+/// may wake it.
 fn look(slot: &Slot<Waker>) -> Option<u64> {
     let seen = slot.look(DUMP)?;
     assert_eq!(seen.site, site(seen.number));
@@ -68,7 +69,7 @@ fn a_dump_sees_a_task_whole_or_not_at_all_while_its_slot_goes_to_another() {
         });
         let woken = look(slot);
         let asked = worker.join().unwrap();
-        // Who was asked between keeping and ending was known to the dump.
+        // A request set between `keep` and `end` implies that the dump got the waker.
         assert!(!asked || woken == Some(2));
         assert_eq!(slot.look(0).map(|seen| (seen.number, seen.held)), Some((3, None)));
     });
@@ -80,7 +81,7 @@ fn a_waker_is_given_out_to_one_who_drops_it() {
         let (_slots, slot) = made(1);
         slot.keep(1);
         let worker = thread::spawn(move || {
-            // A new one comes, the old one goes, and then all goes.
+            // Replaces the kept waker, then ends the task.
             assert_eq!(slot.keep(1), Some(1));
             assert_eq!(slot.end(true), Some(1));
         });

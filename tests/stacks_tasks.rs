@@ -1,4 +1,4 @@
-//! What a task dump says of tasks in every state, and that it leaves nothing behind.
+//! Tests of task dumps with tasks in every state, and that a dump leaves no state behind.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -17,7 +17,7 @@ use tokio::task::JoinHandle;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The list of tasks is the process's: one test at a time.
+/// Serializes the tests: the task list is per process.
 fn alone() -> MutexGuard<'static, ()> {
     static ONE: Mutex<()> = Mutex::new(());
     ONE.lock().unwrap_or_else(PoisonError::into_inner)
@@ -53,7 +53,7 @@ fn text_of(dump: &TaskDump) -> String {
     String::from_utf8(text).unwrap()
 }
 
-/// A worker that is stuck until it is let go, in a function of its own.
+/// State of a task that blocks a worker until released, in a function with a recognizable name.
 struct Stuck {
     entered: AtomicBool,
     go: AtomicBool,
@@ -67,9 +67,8 @@ fn stuck_in_here(stuck: &Stuck) {
     }
 }
 
-/// Blocks a worker of the runtime in the task it returns, and not one that has the beat in the slot
-/// of tokio's that no other worker takes tasks from: then the beat would wait for this worker
-/// whatever is done meanwhile.
+/// Blocks a worker with the returned task. Retries if the beat task is in that worker's LIFO slot,
+/// from which no other worker steals: the beat would wait for the blocked worker.
 fn block_a_worker(runtime: &Runtime, beats: &AtomicUsize) -> (Arc<Stuck>, JoinHandle<()>) {
     for _ in 0..10 {
         let stuck = Arc::new(Stuck { entered: AtomicBool::new(false), go: AtomicBool::new(false) });
@@ -145,7 +144,7 @@ fn tasks_no_worker_comes_to_are_scheduled_and_new_ones_are_fresh() {
     assert_eq!(task.spawned.file, file!());
     let listed = ask(Plan { ask: false, ..FULL });
     assert_eq!(named(&listed, "nobody drives")[0].state, TaskState::NotAsked);
-    // A question that was not answered is withdrawn: the next poll is like any.
+    // An unanswered request is withdrawn: the next poll is a normal one.
     runtime.block_on(async { tokio::task::yield_now().await });
     drop(runtime);
     assert!(named(&ask(FULL), "nobody drives").is_empty());
@@ -199,7 +198,7 @@ fn churn_leaves_nothing_behind() {
             }
         }
     });
-    // Whatever a task holds is dropped once: a waker that was kept would keep it.
+    // The content of a task is dropped once: a leaked waker would keep it alive.
     let held = Arc::new(());
     runtime.block_on(async {
         for round in 0..40 {

@@ -1,4 +1,4 @@
-//! Every thread of the process is in a dump, with its whole stack where it can have one.
+//! Tests that a dump has every thread of the process, with its complete stack where possible.
 #![allow(unsafe_code, reason = "a thread blocks a signal")]
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -11,7 +11,7 @@ use marple::model::{ThreadDump, ThreadRow};
 use marple::stacks::threads;
 use marple::symbols;
 
-/// The threads are the process's: one test at a time.
+/// Serializes the tests: the threads are those of the process.
 fn alone() -> MutexGuard<'static, ()> {
     static ONE: Mutex<()> = Mutex::new(());
     ONE.lock().unwrap_or_else(PoisonError::into_inner)
@@ -35,7 +35,7 @@ fn names(dump: &ThreadDump, thread: &ThreadRow) -> Vec<String> {
     lines.map(|line| profile.strings.get(name(line)).to_owned()).collect()
 }
 
-/// Waits until it is let go.
+/// A gate that blocks threads until it is opened.
 struct Gate {
     open: Mutex<bool>,
     opened: Condvar,
@@ -72,7 +72,7 @@ fn of_4_100_and_1000_threads_every_stack_is_whole() {
             })
             .collect();
         ready.wait();
-        // On a machine that is busy with something else 20 ms may pass without a turn.
+        // On a busy machine 20 ms may pass without the thread running.
         let start = Instant::now();
         loop {
             let dump = dump(true);
@@ -138,7 +138,7 @@ fn who_blocks_the_signal_is_shown_and_marked_and_nobody_is_signalled_without_lea
     let blocks = std::thread::Builder::new().name("blocks".into()).spawn({
         let ready = Arc::clone(&ready);
         move || {
-            // SAFETY: an all-zero set is a valid one, filled before it is used.
+            // SAFETY: an all-zero set is valid, and it is filled before it is used.
             unsafe {
                 let mut all: libc::sigset_t = std::mem::zeroed();
                 libc::sigfillset(&raw mut all);

@@ -1,4 +1,4 @@
-//! What the files of a real process give away about its addresses.
+//! Tests of symbolization with the files of a real process, and with damaged and hostile ones.
 
 mod counting;
 
@@ -16,8 +16,8 @@ use object::read::elf::{FileHeader, SectionHeader};
 use object::{Endianness, Object};
 use proptest::prelude::*;
 
-/// The executable mapping of this process that holds `address`, as the kernel lists it, and its
-/// file.
+/// Returns the executable mapping of this process that contains `address`, as the kernel lists it,
+/// with its file.
 fn mapping_of(address: u64) -> Mapping {
     let maps = fs::read_to_string("/proc/self/maps").unwrap();
     maps.lines()
@@ -49,7 +49,7 @@ fn build_id(path: &Path) -> String {
     id.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// A profile with a frame for each address, all in `mapping`.
+/// Returns a profile with a frame for each address, all in `mapping`.
 fn profile_of(addresses: &[u64], mapping: Mapping) -> Profile {
     let cpu = ValueType { name: "cpu", unit: "nanoseconds" };
     let mut profile = Profile::new(&[cpu], cpu, 1, Timestamp::UNIX_EPOCH);
@@ -59,7 +59,7 @@ fn profile_of(addresses: &[u64], mapping: Mapping) -> Profile {
     profile
 }
 
-/// The names given to each address, in its order.
+/// Returns the symbol of each address, in the same order.
 fn names(profile: &Profile, addresses: &[u64]) -> Vec<Option<String>> {
     let name = |&address: &u64| {
         let frame = profile.frames.iter().find(|frame| frame.address == address)?;
@@ -93,7 +93,7 @@ fn address_of(function: *const ()) -> u64 {
 fn functions_of_this_binary_have_their_paths() {
     let function = address_of(a_function_of_this_binary as fn(u64) -> u64 as *const ());
     let method = address_of(nested::Generic::<u32>::method as fn(&_) -> u64 as *const ());
-    // A caller's frame lies within the function, not at its first byte.
+    // The return address of a caller lies within the function, not at its first byte.
     let addresses = [function, function + 1, method, method + 3];
     let mut profile = profile_of(&addresses, mapping_of(function));
     let report = symbols::name_functions(&mut profile);
@@ -113,8 +113,8 @@ fn functions_of_this_binary_have_their_paths() {
     assert!(system_name.starts_with("_ZN") || system_name.starts_with("_R"), "{system_name}");
 }
 
-/// What std's own symbolizer says about this function is what the file says. std prints the path
-/// that debug information has, which may lack the crate.
+/// Compares with std's own symbolizer. std prints the path in the debug information, which may lack
+/// the crate.
 #[test]
 fn names_are_those_of_stds_backtrace() {
     let printed = std::backtrace::Backtrace::force_capture().to_string();
@@ -140,7 +140,7 @@ fn a_stripped_library_gives_its_exported_names() {
     assert!(matches!(&*names[1], "getppid" | "__getppid"), "{names:?}");
 }
 
-/// A copy of this binary, changed by `edit`, and the mapping of it that holds `address`.
+/// Returns a copy of this binary changed by `edit`, and its mapping that contains `address`.
 fn copied(
     dir: &tempfile::TempDir,
     address: u64,
@@ -154,7 +154,7 @@ fn copied(
     (Mapping { path: path.clone(), ..mapping }, path)
 }
 
-/// Where the header of the symbol table is in this file.
+/// Returns the offset of the symbol table's section header.
 fn symtab_header(bytes: &[u8]) -> usize {
     let header = elf::FileHeader64::<Endianness>::parse(bytes).unwrap();
     let endian = header.endian().unwrap();
@@ -169,7 +169,7 @@ fn a_stripped_program_leaves_its_frames_nameless_and_says_so() {
     let dir = tempfile::tempdir().unwrap();
     let function = address_of(a_function_of_this_binary as fn(u64) -> u64 as *const ());
     let (mapping, _) = copied(&dir, function, |bytes| {
-        // As `strip` leaves it: no section is a symbol table.
+        // The result of `strip`: no section is a symbol table.
         let kind = symtab_header(bytes) + 4;
         bytes[kind..kind + 4].fill(0);
     });
@@ -218,7 +218,7 @@ fn a_held_file_gives_names_after_it_was_replaced_and_none_after_it_was_written_t
     assert_eq!(look(&held).0, name);
     assert_eq!(look(&mapping).0, None, "its path leads to another file");
 
-    // The same inode: what was loaded is nowhere any more.
+    // Overwrites the same inode: the loaded content does not exist any more.
     let (mapping, path) = copied(&dir, function, |_| {});
     let file = Some(Arc::new(CodeFile::open(&path).unwrap()));
     let held = Mapping { file, ..mapping };
@@ -282,8 +282,7 @@ fn a_file_cut_short_is_an_error_and_no_signal() {
     }
 }
 
-/// A small real ELF file, the unwinder's library or whatever this machine has of the kind, and its
-/// bytes.
+/// The smallest ELF file mapped by this process (usually the unwinder), and its bytes.
 static SMALL_LIBRARY: LazyLock<(Mapping, Vec<u8>)> = LazyLock::new(|| {
     let maps = fs::read_to_string("/proc/self/maps").unwrap();
     let addresses = maps.lines().filter(|line| line.contains("r-xp") && line.contains(" /"));
@@ -296,8 +295,7 @@ static SMALL_LIBRARY: LazyLock<(Mapping, Vec<u8>)> = LazyLock::new(|| {
     (mapping, bytes)
 });
 
-/// Names a spread of addresses of `mapping`, whose build id is taken from wherever the file claims
-/// it.
+/// Symbolizes evenly spaced addresses of `mapping`, with the build ID that the file claims.
 fn name_all(mapping: &Mapping) -> Report {
     let step = ((mapping.end - mapping.start) / 64).max(1);
     let addresses: Vec<u64> = (mapping.start..mapping.end).step_by(step as usize).collect();
@@ -310,7 +308,8 @@ fn name_all(mapping: &Mapping) -> Report {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..Default::default() })]
 
-    /// Bytes changed anywhere, half of them in the two header tables, where they do most.
+    /// Changes bytes anywhere, half of them in the two header tables, where they have the most
+    /// effect.
     #[test]
     fn no_file_makes_it_panic_or_run_away(
         changes in prop::collection::vec((0..4u8, any::<u32>(), any::<u64>(), 1..9usize), 1..12)
@@ -334,7 +333,7 @@ proptest! {
     }
 }
 
-/// The file that costs most: a large table whose symbols all claim everything.
+/// Symbolizes with the most expensive file: a large table whose symbols each cover everything.
 #[cfg(target_pointer_width = "64")]
 #[test]
 fn a_table_made_to_be_slow_is_given_up() {
@@ -358,7 +357,7 @@ fn a_table_made_to_be_slow_is_given_up() {
     assert!(matches!(report.problems[..], [Error::TooLarge { .. }]), "{report:?}");
 }
 
-/// 5 MB of section names, each of which leads to a place of its own in the file.
+/// Symbolizes with 5 MB of section names, each at a different offset.
 #[test]
 fn a_file_with_many_long_section_names_takes_little_memory() {
     const SECTIONS: usize = 65_000;
@@ -381,7 +380,7 @@ fn a_file_with_many_long_section_names_takes_little_memory() {
     for section in 0..SECTIONS {
         let mut entry = [0; 64];
         put(&mut entry, 0, &((section * NAME) as u32).to_le_bytes());
-        // One has the names; the others are of a kind that nothing reads.
+        // One section contains the names; the others have a type that is never read.
         put(&mut entry, 4, &(if section == 1 { 3u32 } else { 0x7000_0000 }).to_le_bytes());
         put(&mut entry, 24, &((header + table) as u64).to_le_bytes());
         put(&mut entry, 32, &((SECTIONS * NAME) as u64).to_le_bytes());
@@ -405,7 +404,7 @@ fn a_file_with_many_long_section_names_takes_little_memory() {
         let report = name_all(&mapping);
         assert_eq!(report.named, 0, "{report:?}");
     });
-    // 4 MiB of section headers and 1 MiB of names; the tests beside this one hold some, too.
+    // 4 MiB of section headers and 1 MiB of names, plus what concurrent tests hold.
     println!("{} KiB", peak >> 10);
     assert!(peak < 48 << 20, "{} KiB", peak >> 10);
 }

@@ -76,7 +76,6 @@ impl fmt::Display for Engine {
     }
 }
 
-/// A running engine.
 pub(crate) enum Running {
     Control,
     Marple(Session),
@@ -115,7 +114,7 @@ pub(crate) struct Seen {
     pub(crate) functions: Vec<String>,
     /// Number of observations.
     pub(crate) samples: u64,
-    /// What the samples stand for, in periods of the requested rate.
+    /// Weight of the samples, in periods of the requested rate.
     pub(crate) weight: f64,
 }
 

@@ -60,7 +60,6 @@ impl Counters {
 
 type Work = fn(&AtomicBool, &Counters);
 
-/// All workers.
 pub(crate) const ALL: &[(&str, Work)] = &[
     ("panics", panics),
     ("panics-too", panics_too),
