@@ -268,7 +268,7 @@ fn work_behind_a_full_blocking_pool_is_late_until_a_thread_is_free() {
         tick_until(&mut bench, "late work", |vitals| vitals.blocking_lag > Some(millis(5000)));
         drop(release);
         stuck.into_iter().for_each(|stuck| runtime.block_on(stuck).unwrap());
-        // Continues until the last late probe is out of the window too.
+        // The last late answer counts until a later closure runs in time or the answer expires.
         tick_until(&mut bench, "calm", |vitals| vitals.blocking_lag == Some(Duration::ZERO));
     }
 }

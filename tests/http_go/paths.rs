@@ -129,7 +129,7 @@ fn a_post_where_go_takes_none() {
     }
 }
 
-/// The capture is not awaited for its half minute.
+/// Reads the end of each capture from `/status` and disconnects, instead of waiting 30 s.
 #[test]
 fn profile_takes_thirty_seconds_unless_told() {
     use std::io::Write;

@@ -107,8 +107,8 @@ impl Files {
         files
     }
 
-    /// Overwrites a file in place with text of constant length: truncating it first may flush it to
-    /// disk at each write.
+    /// Overwrites a file in place with text padded to a constant length: truncating it first may
+    /// flush it to disk at each write.
     fn write(&mut self, name: &'static str, text: &str) {
         let path = self.cgroup.join(name);
         let file = self.open.entry(name).or_insert_with(|| File::create(path).unwrap());

@@ -1,5 +1,5 @@
-//! A host that profiles itself: an interval timer and a SIGPROF handler, installed before the
-//! engine starts and removed after it has stopped.
+//! A host that profiles itself: an interval timer and a SIGPROF handler, active from before the
+//! engine starts until after it has stopped.
 
 use std::hint::black_box;
 use std::ptr;

@@ -34,7 +34,7 @@ pub(crate) enum Ended {
     Refused(String),
     /// The exit status and the last output.
     Crashed(ExitStatus, String),
-    /// The name of what made no progress.
+    /// A description of what made no progress.
     Hung(String),
 }
 

@@ -141,7 +141,7 @@ fn malloc_too(over: &AtomicBool, counters: &Counters) {
     }
 }
 
-/// Starts threads, most of which live shorter than a sampling period.
+/// Starts threads; some live shorter than a sampling period, some longer.
 fn births(over: &AtomicBool, counters: &Counters) {
     while !over.load(Relaxed) {
         let born = (0..8u32).map(|n| {
