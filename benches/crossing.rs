@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use std::{fs, thread};
 
 use marple::base::Bytes;
-use marple::config::{BudgetSettings, Room, StoreSettings, ToggleSettings};
+use marple::config::{BudgetSettings, DiskReserve, StoreSettings, ToggleSettings};
 use marple::model::{Metric, Rule};
 use marple::{Agent, CaptureKind, Settings};
 
@@ -69,7 +69,10 @@ fn crossings(metric: &Metric, rounds: usize) -> Vec<f64> {
             join: Duration::ZERO,
             ..BudgetSettings::default()
         },
-        store: StoreSettings { keep_free: Room::Bytes(Bytes(0)), ..StoreSettings::default() },
+        store: StoreSettings {
+            keep_free: DiskReserve::Bytes(Bytes(0)),
+            ..StoreSettings::default()
+        },
         toggle: ToggleSettings { signal: None, ..ToggleSettings::default() },
         ..Settings::default()
     };

@@ -22,14 +22,15 @@ use heart::{Heart, median};
 use marple::base::{Clock, SystemClock};
 use marple::model::TaskState;
 use marple::os::proc::process::cpu_time;
-use marple::stacks::tasks::{self, Plan};
+use marple::stacks::tasks::{self, DumpOptions};
 use marple::stacks::threads;
 use marple::task::{self, Trace as _};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{Notify, mpsc};
 
 const ROUNDS: usize = 7;
-const PLAN: Plan = Plan { ask: true, signals: true, deadline: Duration::from_secs(30) };
+const PLAN: DumpOptions =
+    DumpOptions { ask: true, signals: true, deadline: Duration::from_secs(30) };
 
 fn main() {
     // `cargo test --all-targets` runs benches too; only `cargo bench` passes `--bench`.

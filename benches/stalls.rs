@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use marple::config::{Room, Settings, StoreSettings, ToggleSettings, TraceSettings};
+use marple::config::{DiskReserve, Settings, StoreSettings, ToggleSettings, TraceSettings};
 use marple::model::Stall;
 use marple::os::proc::process::cpu_time;
 use marple::task::Trace as _;
@@ -263,7 +263,10 @@ fn agent(stall: Option<Duration>, interval: Duration) -> (Agent, tempfile::TempD
         rules: Vec::new(),
         trace: TraceSettings { stall, ..TraceSettings::default() },
         toggle: ToggleSettings { signal: None, ..ToggleSettings::default() },
-        store: StoreSettings { keep_free: Room::Bytes(Bytes(0)), ..StoreSettings::default() },
+        store: StoreSettings {
+            keep_free: DiskReserve::Bytes(Bytes(0)),
+            ..StoreSettings::default()
+        },
         ..Settings::default()
     };
     (Agent::from_settings(settings).start().expect("an agent"), dir)

@@ -29,7 +29,7 @@ use marple::base::{Bytes, Clock, SystemClock};
 use marple::codec::perfetto;
 use marple::instrument;
 use marple::model::TraceMode;
-use marple::trace::{Session, configure};
+use marple::trace::{TraceSession, configure};
 use tokio::runtime::Runtime;
 use workloads::{Spawn, WORKLOADS, builder, cpu_time, median};
 
@@ -166,7 +166,8 @@ fn file<T>(runtime: &Runtime, heap: fn() -> T) -> File {
     }
     let held = heap();
     let file = thread::spawn(|| {
-        let session = Session::start(MAX_BYTES, SystemClock.anchor()).expect("no other session");
+        let session =
+            TraceSession::start(MAX_BYTES, SystemClock.anchor()).expect("no other session");
         let before = cpu_time();
         let timeline = session.stop(SystemClock.now());
         let stopped = cpu_time();

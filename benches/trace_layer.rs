@@ -7,7 +7,7 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use marple::base::{Bytes, Clock, SystemClock};
-use marple::trace::{Session, layer};
+use marple::trace::{TraceSession, layer};
 use tracing::subscriber::with_default;
 use tracing::{Span, info, info_span};
 use tracing_subscriber::prelude::*;
@@ -28,7 +28,7 @@ fn time(work: Work) -> f64 {
 }
 
 fn recording(max_bytes: Bytes, work: Work) -> f64 {
-    let session = Session::start(max_bytes, SystemClock.anchor()).expect("no session runs");
+    let session = TraceSession::start(max_bytes, SystemClock.anchor()).expect("no session runs");
     let nanos = time(work);
     drop(session);
     nanos

@@ -12,7 +12,7 @@ use std::{fs, thread};
 
 use host::{Host, PATIENCE, files, gauge_rule, settings, wait_for};
 use marple::base::{Bytes, Hertz};
-use marple::config::{CpuSettings, Room, StoreSettings, ToggleSettings};
+use marple::config::{CpuSettings, DiskReserve, StoreSettings, ToggleSettings};
 use marple::model::{IncidentState, Origin, Outcome};
 use marple::{Agent, CaptureKind, CaptureSet, Settings};
 
@@ -270,7 +270,7 @@ fn retention_holds() {
     let host = Host::start(Settings {
         store: StoreSettings {
             max_incidents: 3,
-            keep_free: Room::Bytes(Bytes(0)),
+            keep_free: DiskReserve::Bytes(Bytes(0)),
             ..StoreSettings::default()
         },
         ..settings()

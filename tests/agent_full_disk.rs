@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use host::{PATIENCE, incidents, settings, wait_for};
 use marple::base::Bytes;
-use marple::config::{Room, StoreSettings};
+use marple::config::{DiskReserve, StoreSettings};
 use marple::model::{IncidentState, Outcome};
 use marple::{Agent, CaptureKind, CaptureSet, Settings};
 
@@ -52,7 +52,10 @@ fn a_full_disk_is_told_and_survived() {
     let captures = disk.0.join("captures");
     let agent = Agent::from_settings(Settings {
         dir: captures.clone(),
-        store: StoreSettings { keep_free: Room::Bytes(Bytes(0)), ..StoreSettings::default() },
+        store: StoreSettings {
+            keep_free: DiskReserve::Bytes(Bytes(0)),
+            ..StoreSettings::default()
+        },
         ..settings()
     })
     .start()

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use marple::base::{Anchor, Moment};
+use marple::base::{Moment, TimeAnchor};
 use marple::codec::perfetto;
 use marple::model::{ArgValue, EventKind, Timeline, TimelineEvent, TrackHandle, TrackKind};
 use proptest::prelude::*;
@@ -22,7 +22,7 @@ const START: u64 = 5_000_000_000;
 /// * a slice on a named track of the process, two counters and an instant,
 /// * losses.
 fn timeline() -> Timeline {
-    let anchor = Anchor {
+    let anchor = TimeAnchor {
         moment: Moment::from_nanos(START),
         wall: "2026-11-23T02:57:33.123456789Z".parse().unwrap(),
         suspended: Duration::from_secs(70),

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use counting::peak;
 use jiff::Timestamp;
-use marple::base::{Anchor, Moment};
+use marple::base::{Moment, TimeAnchor};
 use marple::codec::perfetto::{self, Stacks};
 use marple::model::{
     Profile, RawKind, RawSlice, RawTask, Sample, TaskKey, ThreadSlices, TimedSample, Timeline,
@@ -35,7 +35,7 @@ fn profile(samples: u32) -> Profile {
 }
 
 fn timeline() -> Timeline {
-    let anchor = Anchor {
+    let anchor = TimeAnchor {
         moment: Moment::default(),
         wall: Timestamp::UNIX_EPOCH,
         suspended: Duration::ZERO,

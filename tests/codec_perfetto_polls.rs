@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use marple::base::{Anchor, Bytes, Moment};
+use marple::base::{Bytes, Moment, TimeAnchor};
 use marple::codec::perfetto;
 use marple::model::{
     Activity, Calibration, OpenSlice, RawKind, RawSlice, RawTask, TaskKey, ThreadSlices, Timeline,
@@ -41,7 +41,7 @@ fn write(dir: &tempfile::TempDir, timeline: &Timeline) -> PathBuf {
 /// * a poll with another in it, one that touches it, two that overlap, and two still in progress,
 /// * a task that is spawned and ends.
 fn by_hand() -> Timeline {
-    let anchor = Anchor {
+    let anchor = TimeAnchor {
         moment: Moment::from_nanos(5000),
         wall: Timestamp::UNIX_EPOCH,
         suspended: Duration::ZERO,

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use marple::base::{Anchor, Moment};
+use marple::base::{Moment, TimeAnchor};
 use marple::codec::perfetto::{self, Stacks};
 use marple::model::{
     Activity, Calibration, EventKind, Function, Line, Mapping, Profile, RawKind, RawSlice, Sample,
@@ -29,7 +29,7 @@ fn moment(nanos: u64) -> Moment {
 /// Builds a timeline of a worker with polls and a thread with a span. A third thread has no events.
 fn timeline() -> Timeline {
     let anchor =
-        Anchor { moment: moment(0), wall: Timestamp::UNIX_EPOCH, suspended: Duration::ZERO };
+        TimeAnchor { moment: moment(0), wall: Timestamp::UNIX_EPOCH, suspended: Duration::ZERO };
     let mut timeline = Timeline::new(anchor, 4242, "orders");
     let [site, name] = ["server", "worker #0"].map(|text| timeline.strings.intern(text));
     let key = TaskKey { site: 0, number: 1 };

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, SystemTime};
 
-use marple::config::{Change, Watched, Watcher};
+use marple::config::{FileChange, FileWatcher, WatchedFile};
 use tempfile::TempDir;
 
 /// A time that only a hang exceeds.
@@ -24,8 +24,8 @@ struct Bench {
     home: TempDir,
     /// Directory of the trigger. Its events must not replace missing events of the configuration.
     away: TempDir,
-    changes: Receiver<Change>,
-    watcher: Watcher,
+    changes: Receiver<FileChange>,
+    watcher: FileWatcher,
 }
 
 impl Bench {
@@ -39,8 +39,9 @@ impl Bench {
         let trigger = away.path().join("trigger");
         fs::write(&trigger, "").unwrap();
         let (sender, changes) = channel();
-        let files = [Watched::Config(config.join("marple.toml")), Watched::Trigger(trigger)];
-        let watcher = Watcher::new(files, move |change| {
+        let files =
+            [WatchedFile::Config(config.join("marple.toml")), WatchedFile::Trigger(trigger)];
+        let watcher = FileWatcher::new(files, move |change| {
             let _ = sender.send(change);
         })
         .unwrap();
@@ -65,7 +66,7 @@ impl Bench {
         trigger.set_modified(SystemTime::now()).unwrap();
     }
 
-    fn next(&self) -> Change {
+    fn next(&self) -> FileChange {
         self.changes.recv_timeout(DEADLINE).expect("a change is reported")
     }
 
@@ -76,8 +77,8 @@ impl Bench {
         let mut applied = Vec::new();
         loop {
             match self.next() {
-                Change::Trigger { .. } => return applied,
-                Change::Config { path, settings } => {
+                FileChange::Trigger { .. } => return applied,
+                FileChange::Config { path, settings } => {
                     assert_eq!(path, self.file());
                     applied.push(settings.ok().map(|settings| settings.interval.as_secs()));
                 }
@@ -90,12 +91,12 @@ impl Bench {
         let mut refused = 0;
         loop {
             match self.next() {
-                Change::Config { settings: Ok(settings), .. } => {
+                FileChange::Config { settings: Ok(settings), .. } => {
                     assert_eq!(settings.interval, Duration::from_secs(seconds));
                     break;
                 }
-                Change::Config { settings: Err(_), .. } => refused += 1,
-                Change::Trigger { .. } => panic!("nobody touched it"),
+                FileChange::Config { settings: Err(_), .. } => refused += 1,
+                FileChange::Trigger { .. } => panic!("nobody touched it"),
             }
         }
         assert_eq!((self.applied(), refused), (vec![], 0), "it is applied once");
@@ -176,7 +177,9 @@ fn a_half_written_file_is_not_applied() {
 fn an_invalid_file_is_told_once_and_a_valid_one_after_it_applied() {
     let bench = Bench::plain();
     fs::write(bench.file(), "interval = \"soon\"\nintervall = 1\n").unwrap();
-    let Change::Config { settings: Err(error), .. } = bench.next() else { panic!("it is invalid") };
+    let FileChange::Config { settings: Err(error), .. } = bench.next() else {
+        panic!("it is invalid")
+    };
     assert!(error.to_string().starts_with("2 problems"), "{error}");
     assert!(error.to_string().contains("marple.toml:1:12: interval: "), "{error}");
     assert_eq!(bench.applied(), []);
@@ -226,7 +229,7 @@ fn a_link_into_another_directory_is_followed() {
 fn a_trigger_is_told_when_it_is_touched_or_made() {
     let bench = Bench::plain();
     let trigger = bench.away.path().join("trigger");
-    let told = || matches!(bench.next(), Change::Trigger { path } if path == trigger);
+    let told = || matches!(bench.next(), FileChange::Trigger { path } if path == trigger);
     bench.touch();
     assert!(told());
     fs::remove_file(&trigger).unwrap();
@@ -234,7 +237,7 @@ fn a_trigger_is_told_when_it_is_touched_or_made() {
     assert!(told());
     fs::remove_file(&trigger).unwrap();
     fs::write(bench.file(), settings(2)).unwrap();
-    assert!(matches!(bench.next(), Change::Config { .. }), "deleting it is no touch");
+    assert!(matches!(bench.next(), FileChange::Config { .. }), "deleting it is no touch");
     fs::write(&trigger, "").unwrap();
     assert!(told());
 }
@@ -244,12 +247,14 @@ fn other_files_may_be_watched_without_losing_a_change() {
     let bench = Bench::plain();
     let other = bench.away.path().join("other");
     fs::write(bench.file(), settings(2)).unwrap();
-    bench.watcher.watch([Watched::Config(bench.file()), Watched::Trigger(other.clone())]);
-    let Change::Config { settings: Ok(settings), .. } = bench.next() else { panic!("it is valid") };
+    bench.watcher.watch([WatchedFile::Config(bench.file()), WatchedFile::Trigger(other.clone())]);
+    let FileChange::Config { settings: Ok(settings), .. } = bench.next() else {
+        panic!("it is valid")
+    };
     assert_eq!(settings.interval, Duration::from_secs(2));
     bench.touch();
     fs::write(&other, "").unwrap();
-    let Change::Trigger { path } = bench.next() else { panic!("it was made") };
+    let FileChange::Trigger { path } = bench.next() else { panic!("it was made") };
     assert_eq!(path, other, "the old trigger is not watched any more");
 }
 
@@ -306,7 +311,7 @@ fn a_neighbour_that_is_written_to_all_the_time_causes_few_wake_ups_and_hides_no_
     fs::rename(&trigger, bench.away.path().join("was")).unwrap();
     fs::write(&trigger, "").unwrap();
     write(10);
-    assert!(matches!(bench.next(), Change::Trigger { .. }));
+    assert!(matches!(bench.next(), FileChange::Trigger { .. }));
 }
 
 #[cfg(target_os = "linux")]
@@ -322,7 +327,7 @@ fn each_thread_of_the_watcher_calls_the_hook_before_it_works() {
     let (sender, changes) = channel();
     let file = dir.path().join("trigger");
     let _watcher =
-        Watcher::with_thread_hook([Watched::Trigger(file.clone())], note, move |change| {
+        FileWatcher::with_thread_hook([WatchedFile::Trigger(file.clone())], note, move |change| {
             let _ = sender.send(change);
         })
         .unwrap();

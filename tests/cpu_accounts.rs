@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use cpu_support::{account, burn, cpu_time, engines, start, stop, thread_of, turn};
 use marple::base::{Clock, SystemClock};
 use marple::codec::pprof;
-use marple::cpu::{Options, Session};
+use marple::cpu::{CpuSession, Options};
 use marple::model::{CpuEngine, CpuMode, Profile};
 use rustix::time::ClockId;
 
@@ -479,7 +479,7 @@ fn wall_time_of_threads_that_end() -> [(f64, Duration, Duration); 2] {
         let ending: Vec<_> = (0..4).map(spawn).collect();
         let began = Instant::now();
         let options = Options { mode: CpuMode::Wall, ..Options::default() };
-        let session = Session::with(&options, SystemClock.anchor()).unwrap();
+        let session = CpuSession::with(&options, SystemClock.anchor()).unwrap();
         let started = Instant::now();
         burn(TIME / 2);
         let least_of_ended = started.elapsed();

@@ -9,7 +9,7 @@ use cpu_support::{
     account, burn, burn_on, check_burners, engines, label, names, start, stop, turn, weight,
 };
 use marple::base::{Clock, Hertz, SystemClock};
-use marple::cpu::{Error, Session};
+use marple::cpu::{CpuSession, Error};
 use marple::symbols;
 
 #[test]
@@ -94,12 +94,12 @@ fn a_second_session_is_refused_and_leaves_the_first_alone() {
 fn frequencies_that_nobody_should_ask_for_are_refused() {
     let _turn = turn();
     for frequency in [0, 1001, u32::MAX] {
-        let refused = Session::start(Hertz(frequency), SystemClock.anchor()).map(drop);
+        let refused = CpuSession::start(Hertz(frequency), SystemClock.anchor()).map(drop);
         let Err(Error::Frequency { asked, .. }) = refused else { panic!("{frequency} Hz") };
         assert_eq!(asked, Hertz(frequency));
     }
     for frequency in [1, 1000] {
-        drop(Session::start(Hertz(frequency), SystemClock.anchor()).unwrap());
+        drop(CpuSession::start(Hertz(frequency), SystemClock.anchor()).unwrap());
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use cpu_support::{burn, engines, stop, turn};
 use marple::base::{Clock, Hertz, SystemClock};
-use marple::cpu::{Error, Lookback, Options, Session};
+use marple::cpu::{CpuSession, Error, Lookback, Options};
 use marple::model::{CpuEngine, CpuMode};
 
 /// Runs `child` in a forked process. Returns its status as from `waitpid`, or -1 if it hung.
@@ -58,7 +58,7 @@ fn a_child_leaves_what_its_parent_records_alone() {
         let options = options(engine, mode);
         let lookback = Lookback::start(&Options { mode: CpuMode::Cpu, ..options.clone() });
         let mut lookback = lookback.unwrap();
-        let mut session = Some(Session::with(&options, SystemClock.anchor()).unwrap());
+        let mut session = Some(CpuSession::with(&options, SystemClock.anchor()).unwrap());
         burn(Duration::from_millis(30));
         let what = format!("{engine:?} {mode:?}");
         assert_eq!(
@@ -83,7 +83,7 @@ fn a_child_leaves_what_its_parent_records_alone() {
                 // run.
                 return true;
             }
-            let own = Session::with(&options, SystemClock.anchor()).unwrap();
+            let own = CpuSession::with(&options, SystemClock.anchor()).unwrap();
             burn(Duration::from_millis(60));
             let profile = own.stop(SystemClock.now()).unwrap();
             !profile.samples.is_empty()

@@ -15,7 +15,7 @@ use marple::CaptureKind;
 use marple::base::{Clock, Hertz, SystemClock};
 use marple::codec::pprof;
 use marple::config::CpuSettings;
-use marple::cpu::{Lookback, Options, Session};
+use marple::cpu::{CpuSession, Lookback, Options};
 use marple::model::{CpuEngine, Profile};
 use marple::symbols;
 use rustix::time::ClockId;
@@ -42,7 +42,7 @@ fn what_was_before_and_what_was_during_are_told_apart() {
         assert!(lookback.engine().starts_with(engine.name()), "{}", lookback.engine());
         for round in 0..2 {
             burn_in(burn_fifty);
-            let mut session = Session::with(&options, SystemClock.anchor()).unwrap();
+            let mut session = CpuSession::with(&options, SystemClock.anchor()).unwrap();
             let before = session.take_before().expect("half a second of samples");
             assert!(session.take_before().is_none());
             burn_in(burn_thirty);
@@ -58,7 +58,7 @@ fn what_was_before_and_what_was_during_are_told_apart() {
             assert!(thirty > 20 && nothing == 0, "{engine} {round}: {thirty} {nothing}");
         }
         drop(lookback);
-        let mut alone = Session::with(&options, SystemClock.anchor()).unwrap();
+        let mut alone = CpuSession::with(&options, SystemClock.anchor()).unwrap();
         assert!(alone.take_before().is_none(), "there is no window");
     }
 }

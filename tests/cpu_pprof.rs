@@ -11,11 +11,11 @@ use std::time::Duration;
 use cpu_support::{
     StopOnDrop, account, burn, burn_on, check_burners, names, sigprof_is_in, stop, turn,
 };
-use marple::cpu::{Error, Session};
+use marple::cpu::{CpuSession, Error};
 use marple::model::CpuEngine;
 use marple::symbols;
 
-fn start(frequency: u32) -> Result<Session, Error> {
+fn start(frequency: u32) -> Result<CpuSession, Error> {
     cpu_support::start(CpuEngine::Pprof, frequency)
 }
 

@@ -19,7 +19,7 @@ use marple::CaptureKind;
 use marple::base::{Clock, Hertz, SystemClock};
 use marple::codec::pprof::{self, proto};
 use marple::config::{CpuSettings, StacksSettings, ThreadsMode};
-use marple::cpu::{Options, Session};
+use marple::cpu::{CpuSession, Options};
 use marple::model::{CpuMode, Outcome, Profile, Sample};
 use marple::symbols;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -101,7 +101,7 @@ fn every_thread_has_all_of_its_time_where_it_spent_it() {
     beside_four_threads(|cut| {
         let options = Options { mode: CpuMode::Wall, frequency: Hertz(99), ..Options::default() };
         let began = Instant::now();
-        let session = Session::with(&options, SystemClock.anchor()).unwrap();
+        let session = CpuSession::with(&options, SystemClock.anchor()).unwrap();
         let started = Instant::now();
         assert!(session.engine().starts_with("wall: "), "{}", session.engine());
         thread::sleep(Duration::from_secs(2));
@@ -188,7 +188,7 @@ fn a_thread_that_blocks_the_signal_is_shown_with_its_time_and_counted() {
         thread::Builder::new().name("blocks".to_owned()).spawn_scoped(scope, body).unwrap();
         wait_for("the mask", || blocked.load(Ordering::Acquire).then_some(()));
         let options = Options { mode: CpuMode::Wall, frequency: Hertz(99), ..Options::default() };
-        let session = Session::with(&options, SystemClock.anchor()).unwrap();
+        let session = CpuSession::with(&options, SystemClock.anchor()).unwrap();
         thread::sleep(Duration::from_millis(300));
         let mut profile = session.stop(SystemClock.now()).unwrap();
         symbols::name_functions(&mut profile);

@@ -85,9 +85,9 @@ mod os {
         /// Maximum number of words that a model can explore.
         const WORDS: usize = 32;
 
-        pub struct Chunk(OnceLock<Vec<AtomicU64>>, usize);
+        pub struct MappedWords(OnceLock<Vec<AtomicU64>>, usize);
 
-        impl Chunk {
+        impl MappedWords {
             pub const fn new(words: usize) -> Self {
                 Self(OnceLock::new(), if words < WORDS { words } else { WORDS })
             }
@@ -138,11 +138,11 @@ use loom::thread;
 
 use base::sync::Ordering::{Acquire, Release};
 use base::sync::{AtomicU8, AtomicU64};
-use filter::Filter;
-use frames::Frames;
-use segment::{LINE, RECORD_WORDS, Record, Segment};
-use sites::{Amount, SiteId, Sites};
-use stacks::Stacks;
+use filter::AddressFilter;
+use frames::FrameSlots;
+use segment::{BlockRecord, LINE, RECORD_WORDS, TableSegment};
+use sites::{AllocatedAmount, SiteId, SiteTable};
+use stacks::StackSlots;
 
 struct Words([AtomicU64; LINE * (1 + RECORD_WORDS)]);
 
@@ -151,8 +151,8 @@ impl Words {
         Arc::new(Self(std::array::from_fn(|_| AtomicU64::new(0).touch())))
     }
 
-    fn segment(&self) -> Segment<'_> {
-        Segment::of(&self.0)
+    fn segment(&self) -> TableSegment<'_> {
+        TableSegment::of(&self.0)
     }
 }
 
@@ -160,8 +160,8 @@ fn id(number: u32) -> SiteId {
     SiteId { number, generation: 0 }
 }
 
-fn record(n: u32) -> Record {
-    Record { site: id(n), size: u64::from(n) << 8, weight: f64::from(n) }
+fn record(n: u32) -> BlockRecord {
+    BlockRecord { site: id(n), size: u64::from(n) << 8, weight: f64::from(n) }
 }
 
 /// Results observed in any run of a model.
@@ -272,7 +272,7 @@ fn a_block_freed_by_another_thread_is_found_there() {
 #[test]
 fn threads_agree_on_the_id_of_a_stack_and_read_it_whole() {
     bounded(|| {
-        let stacks = Arc::new(Stacks::new());
+        let stacks = Arc::new(StackSlots::new());
         // Maps the memory first, which this model does not cover.
         stacks.intern(&[0x20]).unwrap();
         let interned = {
@@ -294,7 +294,7 @@ fn a_block_that_is_recorded_is_never_taken_for_one_that_is_not() {
     let met = std::sync::Arc::new(Met::default());
     let all = std::sync::Arc::clone(&met);
     bounded(move || {
-        let filter = Arc::new(Filter::<1>::new());
+        let filter = Arc::new(AddressFilter::<1>::new());
         assert!(!filter.may_hold(BLOCK));
         let handed_over = Arc::new(AtomicU8::new(0).touch());
         let neighbour = {
@@ -329,14 +329,15 @@ fn a_block_that_is_recorded_is_never_taken_for_one_that_is_not() {
 #[test]
 fn threads_agree_on_the_id_of_a_site_and_every_block_is_counted() {
     bounded(|| {
-        let sites = Arc::new(Sites::new());
+        let sites = Arc::new(SiteTable::new());
         // Maps the memory first, which this model does not cover.
         sites.intern(2, 32).unwrap();
         let one = || {
             let sites = Arc::clone(&sites);
             move || {
                 let (site, _) = sites.intern(1, 64).unwrap();
-                sites.count(site, Amount::of(&Record { site, size: 64, weight: 2.0 }));
+                sites
+                    .count(site, AllocatedAmount::of(&BlockRecord { site, size: 64, weight: 2.0 }));
                 site
             }
         };
@@ -357,7 +358,7 @@ fn a_dump_sees_sites_whole_and_nothing_in_use_that_was_not_allocated() {
     let met = std::sync::Arc::new(Met::default());
     let all = std::sync::Arc::clone(&met);
     bounded(move || {
-        let sites = Arc::new(Sites::new());
+        let sites = Arc::new(SiteTable::new());
         sites.intern(2, 32).unwrap();
         let words = Words::new();
         let dumping = {
@@ -379,8 +380,8 @@ fn a_dump_sees_sites_whole_and_nothing_in_use_that_was_not_allocated() {
             })
         };
         let (site, _) = sites.intern(1, 64).unwrap();
-        let record = Record { site, size: 64, weight: 1.0 };
-        sites.count(site, Amount::of(&record));
+        let record = BlockRecord { site, size: 64, weight: 1.0 };
+        sites.count(site, AllocatedAmount::of(&record));
         assert!(words.segment().try_insert(0, 64, record));
         let (in_use, shown) = dumping.join().unwrap();
         met.meet(Some(u32::from(in_use) + 2 * u32::from(shown)));
@@ -397,9 +398,9 @@ fn a_site_that_is_taken_out_is_found_by_nobody_and_its_counts_stay() {
     let met = std::sync::Arc::new(Met::default());
     let all = std::sync::Arc::clone(&met);
     bounded(move || {
-        let sites = Arc::new(Sites::new());
+        let sites = Arc::new(SiteTable::new());
         let count = |site| {
-            sites.count(site, Amount::of(&Record { site, size: 64, weight: 1.0 }));
+            sites.count(site, AllocatedAmount::of(&BlockRecord { site, size: 64, weight: 1.0 }));
         };
         let (first, _) = sites.intern(1, 64).unwrap();
         count(first);
@@ -430,7 +431,7 @@ fn a_frame_keeps_its_address_while_a_dump_is_under_way() {
     let met = std::sync::Arc::new(Met::default());
     let all = std::sync::Arc::clone(&met);
     bounded(move || {
-        let frames = Arc::new(Frames::new());
+        let frames = Arc::new(FrameSlots::new());
         let first = frames.intern(0x10).unwrap();
         let reusing = {
             let frames = Arc::clone(&frames);
@@ -456,7 +457,7 @@ fn a_frame_keeps_its_address_while_a_dump_is_under_way() {
 #[test]
 fn a_slot_is_claimed_once_whatever_comes_back_meanwhile() {
     bounded(|| {
-        let slots = Arc::new(slots::Slots::<1, 8, 1>::new());
+        let slots = Arc::new(slots::BlockSlots::<1, 8, 1>::new());
         let (one, two) = (slots.claim_fresh(8).unwrap(), slots.claim_fresh(8).unwrap());
         slots.put_back(one);
         slots.put_back(two);

@@ -77,9 +77,9 @@ mod os {
         use crate::base::sync::AtomicU64;
 
         /// Allocated at once, by the thread that makes the model.
-        pub struct Chunk(Vec<AtomicU64>);
+        pub struct MappedWords(Vec<AtomicU64>);
 
-        impl Chunk {
+        impl MappedWords {
             pub fn new(words: usize) -> Self {
                 Self((0..words).map(|_| AtomicU64::new(0)).collect())
             }
@@ -107,9 +107,9 @@ use loom::sync::Arc;
 use loom::thread;
 
 use base::sync::Ordering::Relaxed;
-use copied::{Copied, Head, Slots};
+use copied::{SnapshotHeader, SnapshotPool, StackSnapshot};
 use signal_bounds::Bounds;
-use unwind_pool::Pool;
+use unwind_pool::SlotPool;
 
 fn model(changes: usize, run: impl Fn() + Send + Sync + 'static) {
     let mut model = loom::model::Builder::new();
@@ -120,20 +120,20 @@ fn model(changes: usize, run: impl Fn() + Send + Sync + 'static) {
 // Sample slots of signal handlers.
 
 /// Writes a sample as one handler, with its weight in the header and in the stack.
-fn handle(slots: &Slots, weight: u32) -> bool {
+fn handle(slots: &SnapshotPool, weight: u32) -> bool {
     let Some(slot) = slots.claim() else {
         slots.lose(weight.into());
         return false;
     };
-    slot.publish(&Head { weight, ..Head::default() }, true, |places| {
+    slot.publish(&SnapshotHeader { weight, ..SnapshotHeader::default() }, true, |places| {
         places.iter().map(|place| place.store(weight.into(), Relaxed)).count()
     });
     true
 }
 
-fn drain(slots: &Slots) -> u64 {
+fn drain(slots: &SnapshotPool) -> u64 {
     let mut sum = 0;
-    slots.drain(&mut Copied::default(), |copied| {
+    slots.drain(&mut StackSnapshot::default(), |copied| {
         let weight = u64::from(copied.head.weight);
         assert_eq!(copied.stack, [weight; 2], "a torn copy");
         sum += weight;
@@ -144,7 +144,7 @@ fn drain(slots: &Slots) -> u64 {
 #[test]
 fn a_copy_is_taken_whole_and_once_or_counted_as_lost() {
     model(2, || {
-        let slots = Arc::new(Slots::map(1, 16).unwrap());
+        let slots = Arc::new(SnapshotPool::map(1, 16).unwrap());
         let handlers: Vec<_> = [1, 2]
             .map(|weight| {
                 let slots = Arc::clone(&slots);
@@ -163,7 +163,7 @@ fn a_copy_is_taken_whole_and_once_or_counted_as_lost() {
 #[test]
 fn a_slot_that_was_taken_is_written_again_only_behind_the_reader() {
     model(3, || {
-        let slots = Arc::new(Slots::map(1, 16).unwrap());
+        let slots = Arc::new(SnapshotPool::map(1, 16).unwrap());
         assert!(handle(&slots, 1));
         let handler = {
             let slots = Arc::clone(&slots);
@@ -215,7 +215,7 @@ impl Table {
 }
 
 /// Reads the table if a slot is free.
-fn walk(pool: &Pool<Table, 1>) {
+fn walk(pool: &SlotPool<Table, 1>) {
     let Some(claim) = pool.claim() else { return };
     // SAFETY: never deallocated, see `free`.
     let table = unsafe { claim.value().as_ref() }.unwrap();
@@ -233,7 +233,7 @@ fn free(table: *mut Table) {
 /// Replaces a table while walkers read it. `walks` is the number of walks of each walker.
 fn replaced_under(walks: &'static [usize]) {
     model(3, move || {
-        let pool = Arc::new(Pool::<Table, 1>::new());
+        let pool = Arc::new(SlotPool::<Table, 1>::new());
         let tables = [Table::new(), Table::new()];
         let (before, turns) = pool.replace(tables[0]);
         assert!(before.is_null() && !pool.is_in_use(&turns));

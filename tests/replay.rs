@@ -14,7 +14,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use marple::agent::replay;
-use marple::agent::{Pace, ReplayOutcome};
+use marple::agent::{ReplayOutcome, ReplayTiming};
 use marple::base::{Moment, Percent};
 use marple::config::{BudgetSettings, Settings, load};
 use marple::model::{CaptureKind, Metric, Mode, Rule, Vitals};
@@ -42,7 +42,7 @@ use trace::{Of, Trace, repeat};
 
 fn run(trace: &Trace) -> ReplayOutcome {
     let settings = Settings::default();
-    replay(&settings, Pace::default(), trace.ticks(settings.interval))
+    replay(&settings, ReplayTiming::default(), trace.ticks(settings.interval))
 }
 
 /// Returns the number of captures, and the value at the last finished one.
@@ -160,7 +160,7 @@ fn a_file_of_ones_own_is_replayed() {
     let trace = Trace::read(Path::new(&path));
     let settings = env::var_os("MARPLE_RULES")
         .map_or_else(Settings::default, |rules| load(Path::new(&rules)).unwrap());
-    let outcome = replay(&settings, Pace::default(), trace.ticks(settings.interval));
+    let outcome = replay(&settings, ReplayTiming::default(), trace.ticks(settings.interval));
     println!("{}: {}", trace.name, shown(summary(&trace, &outcome)));
     for (at, rule, why) in &outcome.fired {
         println!("{:>10.2} s  {rule}: {why}", at.as_nanos() as f64 / 1e9);
@@ -192,7 +192,7 @@ fn run_gauges(
         cpu_limit: Some(marple::model::Limit { value: 1.0, source: "test".into() }),
         ..Vitals::default()
     };
-    replay(settings, Pace::default(), (0..seconds).map(tick))
+    replay(settings, ReplayTiming::default(), (0..seconds).map(tick))
 }
 
 fn after(start: u32) -> impl Fn(u32) -> f64 {

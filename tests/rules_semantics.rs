@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use marple::base::{Bytes, Moment};
 use marple::model::{Again, Limit, Metric, Rule, Vitals};
-use marple::rules::{By, Decision, Engine, Hold, Opening, WINDOW};
+use marple::rules::{Admission, By, Decision, Engine, Hold, WINDOW};
 
 const TICK: Duration = Duration::from_secs(1);
 
@@ -339,7 +339,7 @@ fn too_little_fires_again_when_a_third_is_gone_and_clears_above() {
     // minimum gap, unless it is critical.
     assert!(matches!(bench.show(3.9), Decision::Hold(Hold::CoolingDown { .. })));
     let until = bench.now + Duration::from_secs(60);
-    bench.engine.permit(Opening::Gap { until });
+    bench.engine.permit(Admission::Gap { until });
     assert!(matches!(bench.show(2.5), Decision::Hold(Hold::Gap { .. })));
     assert!(fires(bench.show(1.9)), "{}", bench.told());
 }

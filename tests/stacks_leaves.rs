@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use marple::base::{Clock, SystemClock};
 use marple::model::{Profile, StackHandle, TaskDump, TaskRow, TaskState};
-use marple::stacks::tasks::{self, Plan};
+use marple::stacks::tasks::{self, DumpOptions};
 use marple::symbols;
 use marple::task::Trace as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -154,7 +154,7 @@ async fn innermost_call() {
 }
 
 fn ask() -> TaskDump {
-    let plan = Plan { ask: true, signals: false, deadline: PATIENCE };
+    let plan = DumpOptions { ask: true, signals: false, deadline: PATIENCE };
     let mut dump = tasks::dump(&SystemClock, SystemClock.anchor(), plan).unwrap();
     symbols::name_functions(&mut dump.profile);
     dump

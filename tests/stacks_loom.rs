@@ -20,7 +20,7 @@ mod slot;
 use loom::sync::{Arc, Mutex};
 use loom::thread;
 
-use slot::{Hand, Slot, Slots, Store};
+use slot::{LocalFreeList, Slots, Store, TaskSlot};
 
 /// The waker of task `n` is `n`.
 type Waker = u64;
@@ -37,16 +37,16 @@ fn slots() -> Slots<Waker> {
 }
 
 /// Returns a slot that holds task `n`.
-fn made(n: u64) -> (Arc<Slots<Waker>>, &'static Slot<Waker>) {
+fn made(n: u64) -> (Arc<Slots<Waker>>, &'static TaskSlot<Waker>) {
     let slots = Arc::new(slots());
-    let slot = Hand::<_, 2>::new().take(&slots).unwrap();
+    let slot = LocalFreeList::<_, 2>::new().take(&slots).unwrap();
     slot.make(n, site(n));
     (slots, slot)
 }
 
 /// Reads a slot as a dump does. The fields must belong to one task. Returns its waker if the dump
 /// may wake it.
-fn look(slot: &Slot<Waker>) -> Option<u64> {
+fn look(slot: &TaskSlot<Waker>) -> Option<u64> {
     let seen = slot.look(DUMP)?;
     assert_eq!(seen.site, site(seen.number));
     assert!(seen.held.is_none_or(|waker| waker == seen.number));
@@ -96,7 +96,7 @@ fn slots_go_from_thread_to_thread_and_no_two_tasks_have_one() {
     loom::model(|| {
         let slots = Arc::new(slots());
         let work = |slots: &Slots<Waker>, first: u64| {
-            let mut hand = Hand::<Waker, 2>::new();
+            let mut hand = LocalFreeList::<Waker, 2>::new();
             let mine = [first, first + 1].map(|n| {
                 let slot = hand.take(slots).unwrap();
                 slot.make(n, site(n));

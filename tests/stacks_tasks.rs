@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use marple::base::{Clock, SystemClock};
 use marple::codec::text;
 use marple::model::{TaskDump, TaskRow, TaskState};
-use marple::stacks::tasks::{self, Plan};
+use marple::stacks::tasks::{self, DumpOptions};
 use marple::symbols;
 use marple::task::{self, Trace as _};
 use tokio::runtime::{Builder, Runtime};
@@ -27,13 +27,13 @@ fn runtime(workers: usize) -> Runtime {
     Builder::new_multi_thread().worker_threads(workers).enable_all().build().unwrap()
 }
 
-fn ask(plan: Plan) -> TaskDump {
+fn ask(plan: DumpOptions) -> TaskDump {
     let mut dump = tasks::dump(&SystemClock, SystemClock.anchor(), plan).unwrap();
     symbols::name_functions(&mut dump.profile);
     dump
 }
 
-const FULL: Plan = Plan { ask: true, signals: true, deadline: PATIENCE };
+const FULL: DumpOptions = DumpOptions { ask: true, signals: true, deadline: PATIENCE };
 
 fn wait_until(what: &str, condition: impl Fn() -> bool) {
     let start = Instant::now();
@@ -137,12 +137,12 @@ fn tasks_no_worker_comes_to_are_scheduled_and_new_ones_are_fresh() {
     let fresh = named(&ask(FULL), "nobody drives")[0].state;
     assert_eq!(fresh, TaskState::Fresh);
     runtime.block_on(async { tokio::task::yield_now().await });
-    let dump = ask(Plan { deadline: Duration::from_millis(200), ..FULL });
+    let dump = ask(DumpOptions { deadline: Duration::from_millis(200), ..FULL });
     let [task] = named(&dump, "nobody drives")[..] else { panic!("{dump:?}") };
     assert_eq!(task.state, TaskState::Scheduled);
     assert_eq!(task.id.map(|id| id.to_string()), Some(waits.id().to_string()));
     assert_eq!(task.spawned.file, file!());
-    let listed = ask(Plan { ask: false, ..FULL });
+    let listed = ask(DumpOptions { ask: false, ..FULL });
     assert_eq!(named(&listed, "nobody drives")[0].state, TaskState::NotAsked);
     // An unanswered request is withdrawn: the next poll is a normal one.
     runtime.block_on(async { tokio::task::yield_now().await });
@@ -177,7 +177,7 @@ fn every_way_of_spawning_is_listed_under_its_own_place() {
         set.detach_all();
         let local = tokio::task::LocalSet::new();
         set.spawn_local_on(forever(), &local);
-        let dump = ask(Plan { ask: false, ..FULL });
+        let dump = ask(DumpOptions { ask: false, ..FULL });
         let mut lines: Vec<u32> = dump.tasks.iter().map(|task| task.spawned.line - first).collect();
         lines.sort_unstable();
         lines

@@ -20,7 +20,7 @@ use jiff::Timestamp;
 use libc::sock_filter;
 use marple::base::{SystemClock, warnings};
 use marple::model::{CaptureKind, IncidentState};
-use marple::store::{Draft, Error, Recovery, Store};
+use marple::store::{ArtifactDraft, Error, Recovery, Store};
 use seccomp::{NUMBER, SECOND, THIRD, allow, and, fail, is, load};
 
 /// Calls that fail with an error.
@@ -155,7 +155,7 @@ fn open(dir: &Path) -> Result<(Store, Recovery), Error> {
     Store::open(dir, store::roomy(), Arc::new(SystemClock))
 }
 
-fn write(mut draft: Draft, content: &[u8]) -> marple::model::Artifact {
+fn write(mut draft: ArtifactDraft, content: &[u8]) -> marple::model::Artifact {
     draft.write_all(content).unwrap();
     draft.commit().unwrap()
 }

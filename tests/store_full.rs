@@ -10,9 +10,9 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use marple::base::{Bytes, IncidentId, SystemClock};
-use marple::config::{Room, StoreSettings};
+use marple::config::{DiskReserve, StoreSettings};
 use marple::model::{Artifact, CaptureKind, IncidentState};
-use marple::store::{Bound, Error, IncidentDir, Store};
+use marple::store::{Error, IncidentDir, Store, StoreLimit};
 
 /// Runs `body` with a store on a file system of 1 MiB.
 fn on_a_small_disk(test: &str, settings: StoreSettings, body: impl FnOnce(&Path, &Store)) {
@@ -77,7 +77,8 @@ fn a_full_device_refuses_the_write_and_keeps_what_is_there() {
 #[test]
 fn nothing_is_removed_in_vain() {
     let test = "nothing_is_removed_in_vain";
-    let settings = StoreSettings { keep_free: Room::Bytes(Bytes::kib(256)), ..store::roomy() };
+    let settings =
+        StoreSettings { keep_free: DiskReserve::Bytes(Bytes::kib(256)), ..store::roomy() };
     on_a_small_disk(test, settings, |mount, store| {
         let old = closed(store, 100_000);
         let incident = store.begin("memory", store::manifest()).unwrap();
@@ -103,7 +104,7 @@ fn a_device_without_a_byte_left_keeps_manifests_whole() {
         let mut others = fs::File::create(mount.join("others")).unwrap();
         while others.write(&[0; 4096]).is_ok() {}
         let error = incident.update(|manifest| manifest.service = "changed".into()).unwrap_err();
-        assert!(matches!(error, Error::Full { bound: Bound::Device, .. }), "{error}");
+        assert!(matches!(error, Error::Full { bound: StoreLimit::Device, .. }), "{error}");
         let manifest = store.find(incident.id()).unwrap().manifest.unwrap();
         assert_eq!(manifest.service, "orders", "the old one, whole");
         assert_eq!(fs::read_dir(incident.path()).unwrap().count(), 1, "no half manifest");
@@ -148,7 +149,7 @@ fn a_start_on_a_full_device_opens_and_marks_when_there_is_room() {
 fn the_room_of_others_is_kept_during_a_write() {
     let test = "the_room_of_others_is_kept_during_a_write";
     let keep = Bytes::kib(512);
-    let settings = StoreSettings { keep_free: Room::Bytes(keep), ..store::roomy() };
+    let settings = StoreSettings { keep_free: DiskReserve::Bytes(keep), ..store::roomy() };
     on_a_small_disk(test, settings, |mount, store| {
         let old = closed(store, 100_000);
         let incident = store.begin("memory", store::manifest()).unwrap();
@@ -183,7 +184,7 @@ fn a_limit_on_the_size_of_files_refuses_the_write_before_the_kernel_kills_for_it
         assert_eq!(error.kind(), ErrorKind::FileTooLarge);
         assert!(error.to_string().contains("LimitFSIZE"), "{error}");
         let error = incident.update(|manifest| manifest.service = "x".repeat(65_536)).unwrap_err();
-        assert!(matches!(error, Error::Full { bound: Bound::FileSize, .. }), "{error}");
+        assert!(matches!(error, Error::Full { bound: StoreLimit::FileSize, .. }), "{error}");
         assert!(store.find(incident.id()).unwrap().manifest.is_ok());
     });
 }

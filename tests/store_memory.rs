@@ -118,7 +118,7 @@ fn the_largest_store_is_opened_listed_and_handed_out_in_little_memory() {
     eprintln!("open: {} KiB", peak >> 10);
     assert!(peak < MOST, "opening the store took {peak} bytes");
     assert_eq!(interrupted.len(), 9);
-    let is_marked = |entry: &marple::store::Entry| {
+    let is_marked = |entry: &marple::store::IncidentEntry| {
         entry.manifest.as_ref().unwrap().state == IncidentState::Interrupted
     };
     let marked = marple::store::list(&dir).unwrap().into_iter().find(is_marked).unwrap();

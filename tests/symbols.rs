@@ -10,7 +10,7 @@ use std::sync::{Arc, LazyLock};
 use jiff::Timestamp;
 use marple::base::CodeFile;
 use marple::model::{Mapping, MappingHandle, Profile, ValueType};
-use marple::symbols::{self, Error, Report};
+use marple::symbols::{self, Error, SymbolReport};
 use object::elf;
 use object::read::elf::{FileHeader, SectionHeader};
 use object::{Endianness, Object};
@@ -296,7 +296,7 @@ static SMALL_LIBRARY: LazyLock<(Mapping, Vec<u8>)> = LazyLock::new(|| {
 });
 
 /// Symbolizes evenly spaced addresses of `mapping`, with the build ID that the file claims.
-fn name_all(mapping: &Mapping) -> Report {
+fn name_all(mapping: &Mapping) -> SymbolReport {
     let step = ((mapping.end - mapping.start) / 64).max(1);
     let addresses: Vec<u64> = (mapping.start..mapping.end).step_by(step as usize).collect();
     let mut profile = profile_of(&addresses, mapping.clone());

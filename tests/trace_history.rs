@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use marple::base::{Bytes, Clock, SystemClock};
 use marple::model::{Timeline, Vitals};
-use marple::trace::{Session, record_vitals};
+use marple::trace::{TraceSession, record_vitals};
 use trace_support::*;
 
 #[test]
@@ -29,6 +29,6 @@ fn a_session_has_the_vitals_of_two_minutes_before_it_once_a_second() {
     assert_eq!(all, (80..200).map(|second| 4 * second).collect::<Vec<_>>());
 
     // Half the memory of a small session only has space for the last of them.
-    let some = fds(&stop(Session::start(Bytes::kib(64), anchor()).unwrap()));
+    let some = fds(&stop(TraceSession::start(Bytes::kib(64), anchor()).unwrap()));
     assert!(!some.is_empty() && some.len() < 60 && all.ends_with(&some), "{some:?}");
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use marple::base::{Bytes, Clock, Moment, SystemClock};
 use marple::model::{TrackKind, Vitals};
-use marple::trace::{Error, Session, record_instant, record_vitals};
+use marple::trace::{Error, TraceSession, record_instant, record_vitals};
 use trace_support::*;
 
 #[test]
@@ -70,7 +70,7 @@ fn an_instant_carries_its_reason_on_the_process_track() {
     let _turn = turn();
     record_instant("too early", "no session runs");
     let anchor = anchor();
-    let session = Session::start(Bytes::mib(1), anchor).unwrap();
+    let session = TraceSession::start(Bytes::mib(1), anchor).unwrap();
     record_instant("trigger", "memory at 91.0 % of 512.0 MiB, limit 80 %");
     let end = SystemClock.now();
     let timeline = session.stop(end);
@@ -90,7 +90,7 @@ fn an_instant_carries_its_reason_on_the_process_track() {
 fn one_session_records_at_a_time_and_a_dropped_one_makes_room() {
     let _turn = turn();
     let first = start();
-    assert_eq!(Session::start(Bytes::mib(1), anchor()).unwrap_err(), Error::Busy);
+    assert_eq!(TraceSession::start(Bytes::mib(1), anchor()).unwrap_err(), Error::Busy);
     record_instant("kept", "");
     assert_eq!(outline(&process(&stop(first))), "recording(!kept)");
 
@@ -104,15 +104,15 @@ fn one_session_records_at_a_time_and_a_dropped_one_makes_room() {
 #[test]
 fn a_recording_too_small_to_read_is_refused_by_name() {
     let _turn = turn();
-    let error = Session::start(Bytes::kib(63), anchor()).unwrap_err().to_string();
+    let error = TraceSession::start(Bytes::kib(63), anchor()).unwrap_err().to_string();
     assert!(error.contains("63.0 KiB") && error.contains("64.0 KiB"), "{error}");
-    Session::start(Bytes::kib(64), anchor()).unwrap().stop(Moment::default());
+    TraceSession::start(Bytes::kib(64), anchor()).unwrap().stop(Moment::default());
 }
 
 #[test]
 fn values_past_the_ledgers_share_are_counted() {
     let _turn = turn();
-    let session = Session::start(Bytes::kib(64), anchor()).unwrap();
+    let session = TraceSession::start(Bytes::kib(64), anchor()).unwrap();
     let began = SystemClock.now();
     for fds in 0..1000 {
         record_vitals(&Vitals { at: SystemClock.now(), fds: Some(fds), ..Vitals::default() });

@@ -10,7 +10,7 @@ use std::thread;
 
 use marple::base::{Bytes, Clock, SystemClock};
 use marple::model::{Timeline, TrackKind, Vitals};
-use marple::trace::{Session, record_vitals};
+use marple::trace::{TraceSession, record_vitals};
 use trace_support::*;
 use tracing::{info, info_span};
 use tracing_subscriber::prelude::*;
@@ -36,7 +36,7 @@ fn a_flood_loses_exactly_the_counted_rest_and_not_the_vitals() {
     let _turn = turn();
     subscribe();
     for max_bytes in [Bytes::kib(64), Bytes::mib(1), Bytes::mib(64)] {
-        let session = Session::start(max_bytes, anchor()).unwrap();
+        let session = TraceSession::start(max_bytes, anchor()).unwrap();
         let began = SystemClock.now();
         thread::scope(|scope| {
             for _ in 0..THREADS {
@@ -99,7 +99,7 @@ fn more_threads_than_the_memory_carries_are_counted() {
     const THREADS: u64 = 100;
     let _turn = turn();
     subscribe();
-    let session = Session::start(Bytes::kib(64), anchor()).unwrap();
+    let session = TraceSession::start(Bytes::kib(64), anchor()).unwrap();
     for _ in 0..THREADS {
         thread::spawn(|| info_span!("brief").in_scope(|| info!("hello"))).join().unwrap();
     }
@@ -144,7 +144,7 @@ fn sessions_come_and_go_under_load_and_each_is_whole() {
         started.wait();
         let mut tracks = 0;
         for n in 0..SESSIONS {
-            let session = Session::start(Bytes::mib(1), anchor()).unwrap();
+            let session = TraceSession::start(Bytes::mib(1), anchor()).unwrap();
             let before = rounds.each_ref().map(|rounds| rounds.load(Ordering::Relaxed));
             let worked = || {
                 let now = rounds.iter().map(|rounds| rounds.load(Ordering::Relaxed));

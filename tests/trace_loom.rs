@@ -20,8 +20,8 @@ use loom::thread;
 
 use base::sync::AtomicU64;
 use base::sync::Ordering::Relaxed;
-use epoch_word::{Epoch, RESTS};
-use ring::{Open, Ring};
+use epoch_word::{RESTS, RecordingEpoch};
+use ring::{EventRing, Open};
 
 struct Memory(Vec<AtomicU64>);
 
@@ -31,12 +31,12 @@ impl AsRef<[AtomicU64]> for Memory {
     }
 }
 
-fn ring(records: usize) -> Ring<Memory> {
-    Ring::new(Memory((0..2 * records).map(|_| AtomicU64::new(0)).collect()))
+fn ring(records: usize) -> EventRing<Memory> {
+    EventRing::new(Memory((0..2 * records).map(|_| AtomicU64::new(0)).collect()))
 }
 
 /// Pushes record `n` as `[n + 1, !(n + 1)]`; a mix of two records fails the check.
-fn push(ring: &Ring<Memory>, n: u64) {
+fn push(ring: &EventRing<Memory>, n: u64) {
     ring.push([n + 1, !(n + 1)]);
 }
 
@@ -118,14 +118,14 @@ fn an_open_slice_that_becomes_another_is_one_of_the_two() {
 
 /// A recording, and the open slices of two threads.
 struct Recording {
-    epoch: Epoch,
+    epoch: RecordingEpoch,
     slices: [AtomicU64; 2],
 }
 
 impl Recording {
     fn new() -> Self {
         let word = || AtomicU64::new(0);
-        let epoch = Epoch::of(word());
+        let epoch = RecordingEpoch::of(word());
         epoch.record(Some(1));
         Self { epoch, slices: [word(), word()] }
     }

@@ -10,7 +10,7 @@ use std::thread;
 use counting::{allocations, peak};
 use marple::base::{Bytes, Clock, SystemClock};
 use marple::model::Vitals;
-use marple::trace::{Session, record_instant, record_vitals};
+use marple::trace::{TraceSession, record_instant, record_vitals};
 use trace_support::*;
 use tracing::{info, info_span};
 use tracing_subscriber::prelude::*;
@@ -84,7 +84,7 @@ fn a_recording_and_its_timeline_take_no_more_than_max_bytes() {
         flood_by_all();
         let without = peak(flood_by_all) as u64;
         let with = peak(|| {
-            let session = Session::start(max_bytes, anchor()).unwrap();
+            let session = TraceSession::start(max_bytes, anchor()).unwrap();
             flood_by_all();
             let timeline = stop(session);
             assert!(lost(&timeline, "trace events dropped") > 0);

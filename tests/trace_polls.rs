@@ -14,7 +14,7 @@ use std::time::Duration;
 use marple::base::{Bytes, Clock, SystemClock};
 use marple::model::{RawKind, Timeline, TraceMode};
 use marple::task::{self, JoinSet, Trace};
-use marple::trace::{Session, configure};
+use marple::trace::{TraceSession, configure};
 use tokio::runtime::{Builder, Runtime};
 use trace_support::*;
 
@@ -173,9 +173,9 @@ fn a_flood_goes_round_and_round_and_what_is_left_is_whole() {
             task::spawn(yields(100_000).traced("flood")).await.unwrap();
         };
         runtime.block_on(flood());
-        let session = Session::start(small, anchor()).unwrap();
-        let window = Session::stop(session, SystemClock.now());
-        let session = Session::start(small, anchor()).unwrap();
+        let session = TraceSession::start(small, anchor()).unwrap();
+        let window = TraceSession::stop(session, SystemClock.now());
+        let session = TraceSession::start(small, anchor()).unwrap();
         runtime.block_on(flood());
         (window, stop(session))
     });

@@ -12,7 +12,7 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use marple::os::proc::stack_bounds::StackBounds;
-use marple::os::signal::Target;
+use marple::os::signal::SignalCapture;
 use rustix::process::{Signal, getpid, kill_process};
 use rustix::thread::gettid;
 use rustix::time::ClockId;
@@ -114,7 +114,7 @@ fn burn(time: Duration) {
 
 /// Sends the signals like [`raise`], through the engine.
 #[inline(never)]
-fn send(depth: u32, target: &Target, here: u32) -> f64 {
+fn send(depth: u32, target: &SignalCapture, here: u32) -> f64 {
     if depth > 0 {
         return black_box(send(black_box(depth - 1), target, here));
     }

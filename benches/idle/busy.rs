@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use marple::config::{Room, Settings, StoreSettings, ToggleSettings, TraceSettings};
+use marple::config::{DiskReserve, Settings, StoreSettings, ToggleSettings, TraceSettings};
 use marple::os::proc::process::cpu_time;
 use marple::{Agent, base::Bytes};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -74,7 +74,10 @@ fn agent(stall: Option<Duration>) -> (Agent, tempfile::TempDir) {
         rules: Vec::new(),
         trace: TraceSettings { stall, ..TraceSettings::default() },
         toggle: ToggleSettings { signal: None, ..ToggleSettings::default() },
-        store: StoreSettings { keep_free: Room::Bytes(Bytes(0)), ..StoreSettings::default() },
+        store: StoreSettings {
+            keep_free: DiskReserve::Bytes(Bytes(0)),
+            ..StoreSettings::default()
+        },
         ..Settings::default()
     };
     (Agent::from_settings(settings).start().expect("an agent"), dir)

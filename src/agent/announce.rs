@@ -49,9 +49,9 @@ pub enum IncidentEvent {
 pub(super) type Callback = Box<dyn FnMut(&IncidentEvent) + Send>;
 
 /// The sending half of the queue to the callbacks, or `None` without callbacks.
-pub(super) struct Announcer(Option<SyncSender<IncidentEvent>>);
+pub(super) struct CallbackSender(Option<SyncSender<IncidentEvent>>);
 
-impl Announcer {
+impl CallbackSender {
     /// Returns the announcer and the queue for [`call`], which is `None` without callbacks.
     pub(super) fn new(callbacks: &[Callback]) -> (Self, Option<Receiver<IncidentEvent>>) {
         if callbacks.is_empty() {
@@ -63,7 +63,7 @@ impl Announcer {
 
     /// Reports that an incident directory was created. Returns `false` if the queue is full.
     pub(super) fn opened(&self, id: IncidentId, name: &str, dir: &Path) -> bool {
-        let opened = log::Event::new(log::Level::Info, "incident opened");
+        let opened = log::LogEvent::new(log::LogLevel::Info, "incident opened");
         opened.incident(id).name(name).dir(dir.display()).send();
         self.send(|| IncidentEvent::Opened { id, name: name.to_owned(), dir: dir.to_owned() })
     }
@@ -71,14 +71,14 @@ impl Announcer {
     /// Reports that an artifact was written. Returns `false` if the queue is full.
     pub(super) fn written(&self, id: IncidentId, dir: &Path, artifact: &Artifact) -> bool {
         let path = dir.join(&artifact.file);
-        let written = log::Event::new(log::Level::Info, "artifact written");
+        let written = log::LogEvent::new(log::LogLevel::Info, "artifact written");
         written.incident(id).path(path.display()).send();
         self.send(|| IncidentEvent::Written { id, path, artifact: artifact.clone() })
     }
 
     /// Reports that an incident was closed. Returns `false` if the queue is full.
     pub(super) fn closed(&self, id: IncidentId, dir: &Path) -> bool {
-        let closed = log::Event::new(log::Level::Info, "incident closed");
+        let closed = log::LogEvent::new(log::LogLevel::Info, "incident closed");
         closed.incident(id).dir(dir.display()).send();
         self.send(|| IncidentEvent::Closed { id, dir: dir.to_owned() })
     }

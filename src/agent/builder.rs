@@ -8,26 +8,26 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::Error as AgentError;
-use super::announce::{self, Announcer, Callback, IncidentEvent};
-use super::capture::Worker;
-use super::capture::directory::{Directory, Opened, TOPIC as DIRECTORY};
+use super::announce::{self, Callback, CallbackSender, IncidentEvent};
+use super::capture::CaptureWorker;
+use super::capture::directory::{Directory, OpenedStore, TOPIC as DIRECTORY};
 use super::collect;
 use super::collectors::{Collected, CollectorOptions, CollectorOutput, Collectors};
-use super::core::{Begun, Core};
-use super::deferred::{Deferred, FileWatch, FirstOpened};
+use super::core::{AgentState, InitialState};
+use super::deferred::{DeferredParts, FileWatch, FirstOpened};
 use super::event::QUEUE;
 use super::guard::Agent;
 use super::handle::AgentHandle;
-use super::pending::Threads;
-use super::run::Loop;
+use super::pending::AgentThreads;
+use super::run::AgentLoop;
 use super::service::Service;
 use super::threads::{lead, work};
 use crate::base::{Clock, Error, SystemClock, log, panics, spare, warnings};
-use crate::config::{Settings, Watched};
+use crate::config::{Settings, WatchedFile};
 use crate::metrics::Metrics;
 use crate::model::{ProcessInfo, Versions};
 use crate::os;
-use crate::os::fork::Claim;
+use crate::os::fork::ProcessClaim;
 use crate::store::Location;
 use crate::vitals::{Reader, Runtimes};
 
@@ -119,7 +119,7 @@ impl Builder {
     pub(crate) fn launch(self) -> Result<Agent, Error> {
         let Self { settings, path, mut services, callbacks, collectors, strict } = self;
         settings.validate().map_err(Error::new)?;
-        let claim = Claim::take().ok_or_else(|| Error::new(AgentError::AlreadyRunning))?;
+        let claim = ProcessClaim::take().ok_or_else(|| Error::new(AgentError::AlreadyRunning))?;
         panics::install_hook();
         spare::reserve();
         log::set_on_start(|| {
@@ -138,7 +138,7 @@ impl Builder {
         {
             warnings::set("runtime", format!("this runtime is not watched: {error}"));
         }
-        let threads = Threads::new();
+        let threads = AgentThreads::new();
         let measured = (runtimes.clone(), numbers.clone());
         let location = Location::new(&settings.dir);
         let registered = registry.clone();
@@ -169,7 +169,7 @@ impl Builder {
 
         // The channel holds one command: the loop sends the next after the result of the last.
         let (tasks, inbox) = std_mpsc::sync_channel(1);
-        let (announcer, announced) = Announcer::new(&callbacks);
+        let (announcer, announced) = CallbackSender::new(&callbacks);
         if let Some(announced) = announced {
             // This thread is never joined: it runs host code.
             threads.callbacks.prepare(move || announce::call(&announced, callbacks));
@@ -187,7 +187,7 @@ impl Builder {
                 // Fails if the start failed and dropped the receiver.
                 let _ = first.send(opened);
                 let (process, versions) = (process(&*clock), versions());
-                let worker = Worker::new(
+                let worker = CaptureWorker::new(
                     Arc::clone(&clock),
                     directory,
                     process,
@@ -212,14 +212,20 @@ impl Builder {
 
         let (finished_tx, finished) = std_mpsc::sync_channel(1);
         threads.agent_loop.prepare({
-            let (handle, deferred) = (handle.clone(), Deferred::new(&threads, files, opening));
+            let (handle, deferred) = (handle.clone(), DeferredParts::new(&threads, files, opening));
             move || {
                 let _excluded = collect::heap::exclude_current_thread();
-                let begun =
-                    Begun { settings, path, collectors: registry, location, directory, endpoint };
+                let begun = InitialState {
+                    settings,
+                    path,
+                    collectors: registry,
+                    location,
+                    directory,
+                    endpoint,
+                };
                 let reader = Reader::new(runtimes.clone(), numbers);
-                let core = Core::new(clock, begun, reader, tasks);
-                let agent = Loop::new(core, queue, runtimes, deferred);
+                let core = AgentState::new(clock, begun, reader, tasks);
+                let agent = AgentLoop::new(core, queue, runtimes, deferred);
                 lead(agent, services, handle);
                 // Other senders may exist, so the end is signaled explicitly.
                 let _ = finished_tx.send(());
@@ -251,10 +257,10 @@ const OPENING: Duration = Duration::from_secs(2);
 /// takes longer, returns the channel of its result.
 fn await_directory(
     opening: FirstOpened,
-    threads: &Threads,
+    threads: &AgentThreads,
     dir: &Path,
     strict: bool,
-) -> Result<(Option<Opened>, Option<FirstOpened>), Error> {
+) -> Result<(Option<OpenedStore>, Option<FirstOpened>), Error> {
     if strict {
         // The thread ended without a result: it panicked.
         let gone = |_| Error::new(AgentError::CaptureThreadGone);
@@ -283,9 +289,9 @@ fn await_directory(
 }
 
 /// Returns the settings file and the trigger file, if present.
-fn watched(settings: &Settings, path: Option<PathBuf>) -> Vec<Watched> {
-    let trigger = settings.toggle.trigger_file.clone().map(Watched::Trigger);
-    path.map(Watched::Config).into_iter().chain(trigger).collect()
+fn watched(settings: &Settings, path: Option<PathBuf>) -> Vec<WatchedFile> {
+    let trigger = settings.toggle.trigger_file.clone().map(WatchedFile::Trigger);
+    path.map(WatchedFile::Config).into_iter().chain(trigger).collect()
 }
 
 fn process(clock: &dyn Clock) -> ProcessInfo {

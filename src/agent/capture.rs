@@ -1,5 +1,5 @@
-//! The `marple-capture` thread: receives one [`Task`] at a time, performs it and returns a
-//! [`Report`].
+//! The `marple-capture` thread: receives one [`CaptureTask`] at a time, performs it and returns a
+//! [`CaptureReport`].
 //!
 //! Only this thread starts and stops collectors and writes files. A slow disk or a long conversion
 //! therefore delays no tick, rule or reply. No failure ends it: a collector that fails or panics is
@@ -20,11 +20,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use self::beside::Kept;
-use self::directory::{Directory, Opened};
-use super::announce::Announcer;
+use self::beside::TraceOverlay;
+use self::directory::{Directory, OpenedStore};
+use super::announce::CallbackSender;
 use super::collect::{self, Collector};
-use super::collectors::{Collectors, Run};
+use super::collectors::{CollectorRun, Collectors};
 use super::fence::{chain, fence};
 use crate::base::{Bytes, Clock, IncidentId, log, warnings};
 use crate::config::{Settings, StoreSettings};
@@ -33,17 +33,17 @@ use crate::model::{
     VitalsRow,
 };
 use crate::os::images;
-use crate::policy::incident_budget::State;
-use crate::policy::incidents::{Done, Job, Noted};
-use crate::store::{Holdings, IncidentDir, Store};
+use crate::policy::incident_budget::SavedState;
+use crate::policy::incidents::{CommandResult, IncidentCommand, ManifestUpdate};
+use crate::store::{IncidentDir, Store, StoreUsage};
 use crate::symbols;
 
 /// A command and the values needed to perform it.
-pub(super) struct Task {
-    pub(super) job: Job,
+pub(super) struct CaptureTask {
+    pub(super) job: IncidentCommand,
     pub(super) settings: Arc<Settings>,
     /// State to persist, if it has changed.
-    pub(super) state: Option<State>,
+    pub(super) state: Option<SavedState>,
     pub(super) limits: Limits,
     /// Memory left below the limit or `RLIMIT_AS`, if known.
     pub(super) headroom: Option<Bytes>,
@@ -53,7 +53,7 @@ pub(super) struct Task {
     pub(super) stuck: Option<Box<ThreadDump>>,
 }
 
-impl Task {
+impl CaptureTask {
     /// Returns the reason for skipping `kind` if it needs more memory than is left.
     fn lacks_memory_for(&self, kind: CaptureKind) -> Option<String> {
         let (need, left) = (collect::memory(kind, &self.settings), self.headroom?);
@@ -66,16 +66,16 @@ impl Task {
 }
 
 /// Result of a command.
-pub(crate) struct Report {
-    pub(super) done: Done,
+pub(crate) struct CaptureReport {
+    pub(super) done: CommandResult,
     /// The incident directory, if it was created.
     pub(super) dir: Option<PathBuf>,
-    pub(super) tally: Tally,
+    pub(super) tally: TaskStats,
 }
 
 /// Successes and failures of a command.
 #[derive(Default)]
-pub(super) struct Tally {
+pub(super) struct TaskStats {
     pub(super) captures: u64,
     pub(super) captures_failed: u64,
     pub(super) artifacts: u64,
@@ -83,12 +83,12 @@ pub(super) struct Tally {
     /// Engine of each started capture.
     pub(super) engines: Vec<(CaptureKind, String)>,
     /// Disk usage of the store afterwards.
-    pub(super) store: Option<Holdings>,
+    pub(super) store: Option<StoreUsage>,
     /// Failure categories, for counting, each with the full error.
     pub(super) failures: Vec<(&'static str, String)>,
 }
 
-impl Tally {
+impl TaskStats {
     /// Counts an event that was dropped because the callback queue is full.
     fn told(&mut self, told: bool) {
         if !told {
@@ -107,38 +107,38 @@ impl Tally {
 }
 
 /// State of the capture thread.
-pub(super) struct Worker {
+pub(super) struct CaptureWorker {
     clock: Arc<dyn Clock>,
     directory: Directory,
     /// The opened directory, until the loop is notified.
-    opened: Option<Opened>,
+    opened: Option<OpenedStore>,
     process: ProcessInfo,
     versions: Versions,
-    announcer: Announcer,
+    announcer: CallbackSender,
     dirs: Vec<(IncidentId, IncidentDir)>,
-    running: Vec<Running>,
+    running: Vec<RunningCapture>,
     collectors: Collectors,
-    runs: Vec<Run>,
+    runs: Vec<CollectorRun>,
     /// Evidence to be shown in running traces.
-    kept: Vec<Kept>,
-    sizes: room::Sizes,
+    kept: Vec<TraceOverlay>,
+    sizes: room::ArtifactSizes,
 }
 
 /// A running collector and the index of its record in the manifest.
-struct Running {
+struct RunningCapture {
     incident: IncidentId,
     kind: CaptureKind,
     record: usize,
     collector: Box<dyn Collector>,
 }
 
-impl Worker {
+impl CaptureWorker {
     pub(super) fn new(
         clock: Arc<dyn Clock>,
         directory: Directory,
         process: ProcessInfo,
         versions: Versions,
-        announcer: Announcer,
+        announcer: CallbackSender,
         collectors: Collectors,
     ) -> Self {
         Self {
@@ -153,7 +153,7 @@ impl Worker {
             collectors,
             runs: Vec::new(),
             kept: Vec::new(),
-            sizes: room::Sizes::default(),
+            sizes: room::ArtifactSizes::default(),
         }
     }
 
@@ -172,7 +172,7 @@ impl Worker {
 
     /// Saves the state that must survive a restart. Does nothing without a directory: the loop
     /// sends the state again once there is one.
-    pub(super) fn save(&self, state: &State) -> Result<(), String> {
+    pub(super) fn save(&self, state: &SavedState) -> Result<(), String> {
         let Ok(store) = self.directory.store() else { return Ok(()) };
         store.save_state(state).map_err(|error| chain(&error))
     }
@@ -189,14 +189,14 @@ impl Worker {
     }
 
     /// Returns the directory if it was opened since the last call.
-    pub(super) fn take_opened(&mut self) -> Option<Opened> {
+    pub(super) fn take_opened(&mut self) -> Option<OpenedStore> {
         self.opened.take()
     }
 
-    pub(super) fn perform(&mut self, mut task: Task) -> Report {
-        let mut tally = Tally::default();
+    pub(super) fn perform(&mut self, mut task: CaptureTask) -> CaptureReport {
+        let mut tally = TaskStats::default();
         let mut dir = None;
-        if matches!(task.job, Job::Open { .. }) {
+        if matches!(task.job, IncidentCommand::Open { .. }) {
             self.find_directory(&task, &mut tally);
         }
         if let Ok(store) = self.directory.store() {
@@ -207,42 +207,45 @@ impl Worker {
         if let Some(why) = task.state.as_ref().and_then(|state| self.save(state).err()) {
             tally.fail_because("state not saved", &why);
         }
-        if let Some(stuck) = task.stuck.take_if(|_| !matches!(task.job, Job::Start { .. })) {
+        if let Some(stuck) =
+            task.stuck.take_if(|_| !matches!(task.job, IncidentCommand::Start { .. }))
+        {
             self.stuck(task.job.incident(), stuck, &mut tally);
         }
         let done = match &task.job {
-            Job::Open { id, name, noted } => {
+            IncidentCommand::Open { id, name, noted } => {
                 dir = self.open(*id, name, noted, &task, &mut tally);
-                Done::Opened { id: *id, ok: dir.is_some() }
+                CommandResult::Opened { id: *id, ok: dir.is_some() }
             }
-            Job::Start { id, kinds } => {
+            IncidentCommand::Start { id, kinds } => {
                 let stuck = task.stuck.take();
                 let running = self.start(*id, *kinds, (&task, stuck), &mut tally);
-                Done::Started { id: *id, asked: *kinds, running }
+                CommandResult::Started { id: *id, asked: *kinds, running }
             }
-            Job::Collect { id, wanted } => {
-                Done::Collecting { id: *id, until: self.collect(*id, wanted, &task, &mut tally) }
+            IncidentCommand::Collect { id, wanted } => CommandResult::Collecting {
+                id: *id,
+                until: self.collect(*id, wanted, &task, &mut tally),
+            },
+            IncidentCommand::Gather { id, all } => {
+                CommandResult::Collecting { id: *id, until: self.gather(*id, *all, &mut tally) }
             }
-            Job::Gather { id, all } => {
-                Done::Collecting { id: *id, until: self.gather(*id, *all, &mut tally) }
-            }
-            Job::Stop { id, kinds } => {
+            IncidentCommand::Stop { id, kinds } => {
                 self.stop(*id, *kinds, &task, &mut tally);
-                Done::Stopped { id: *id, kinds: *kinds }
+                CommandResult::Stopped { id: *id, kinds: *kinds }
             }
-            Job::Again { id, kinds, noted } => {
+            IncidentCommand::Again { id, kinds, noted } => {
                 self.update(*id, &mut tally, |manifest| note(manifest, noted, &task.vitals));
                 self.again(*id, *kinds, &mut tally);
-                Done::Again { id: *id }
+                CommandResult::Again { id: *id }
             }
-            Job::Note { id, noted } => {
+            IncidentCommand::Note { id, noted } => {
                 for reason in &noted.reasons {
                     collect::trace::record_reason(&reason.text);
                 }
                 self.update(*id, &mut tally, |manifest| note(manifest, noted, &task.vitals));
-                Done::Noted { id: *id }
+                CommandResult::Noted { id: *id }
             }
-            Job::Close { id, noted } => {
+            IncidentCommand::Close { id, noted } => {
                 self.kept.retain(|kept| kept.incident != *id);
                 let closed = self.clock.wall();
                 let ok = self.update(*id, &mut tally, |manifest| {
@@ -259,12 +262,12 @@ impl Worker {
                     self.dirs.retain(|(open, _)| open != id);
                     self.retain(&task, &mut tally);
                 }
-                Done::Closed { id: *id, ok: ok || gone }
+                CommandResult::Closed { id: *id, ok: ok || gone }
             }
         };
         tally.store = self.directory.store().ok().map(Store::holdings);
         self.report_removed();
-        Report { done, dir, tally }
+        CaptureReport { done, dir, tally }
     }
 
     /// Logs the incidents removed by recovery at startup or to free space.
@@ -279,9 +282,9 @@ impl Worker {
         &mut self,
         id: IncidentId,
         name: &str,
-        noted: &Noted,
-        task: &Task,
-        tally: &mut Tally,
+        noted: &ManifestUpdate,
+        task: &CaptureTask,
+        tally: &mut TaskStats,
     ) -> Option<PathBuf> {
         self.retain(task, tally);
         let mut manifest = Manifest {
@@ -323,7 +326,7 @@ impl Worker {
 
     /// Opens or recreates the directory without waiting for the next retry, since an incident needs
     /// it.
-    fn find_directory(&mut self, task: &Task, tally: &mut Tally) {
+    fn find_directory(&mut self, task: &CaptureTask, tally: &mut TaskStats) {
         let settings = &task.settings.store;
         match self.directory.replace_if_removed(settings) {
             None => self.retry(settings),
@@ -335,7 +338,7 @@ impl Worker {
     fn update(
         &mut self,
         id: IncidentId,
-        tally: &mut Tally,
+        tally: &mut TaskStats,
         change: impl FnOnce(&mut Manifest),
     ) -> bool {
         let Some((_, dir)) = self.dirs.iter_mut().find(|(open, _)| *open == id) else {
@@ -350,7 +353,7 @@ impl Worker {
         }
     }
 
-    fn retain(&mut self, task: &Task, tally: &mut Tally) {
+    fn retain(&mut self, task: &CaptureTask, tally: &mut TaskStats) {
         let Ok(store) = self.directory.store() else { return };
         store.set_limits(task.settings.store.clone());
         for error in &store.retain().failed {
@@ -360,7 +363,7 @@ impl Worker {
 }
 
 /// Adds the changes to a manifest.
-fn note(manifest: &mut Manifest, noted: &Noted, vitals: &[VitalsRow]) {
+fn note(manifest: &mut Manifest, noted: &ManifestUpdate, vitals: &[VitalsRow]) {
     manifest.reasons.extend(noted.reasons.iter().cloned());
     manifest.losses.add("reasons not kept: too many", noted.dropped);
     manifest.vitals = vitals.to_vec();

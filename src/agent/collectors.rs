@@ -5,7 +5,7 @@
 //!
 //! ```text
 //!  Job::Collect ─► draft, thread ──► closure ─► Output ─► draft ◄─ taken out ─ Job::Gather
-//!                                       └─ returned: Event::Collected ───────────►┘
+//!                                       └─ returned: AgentEvent::Collected ───────────►┘
 //! ```
 //!
 //! Neither of the agent's threads ever waits for a closure. When it returns or times out, the
@@ -27,14 +27,14 @@ use jiff::Timestamp;
 use tokio::sync::mpsc::Sender;
 
 use super::Error as AgentError;
-use super::collect::{self, Failure};
-use super::event::Event;
+use super::collect::{self, CaptureFailure};
+use super::event::AgentEvent;
 use super::fence::{chain, fence_host};
 use crate::base::sync::Mutex as ForkMutex;
 use crate::base::{Bytes, Error, IncidentId, Moment};
 use crate::model::{Collect, FileName};
 use crate::os::own_thread;
-use crate::store::Draft;
+use crate::store::ArtifactDraft;
 
 /// Maximum number of collectors. A larger number indicates a leak of registrations.
 const MAX_COLLECTORS: usize = 32;
@@ -61,7 +61,7 @@ type Closure = Box<dyn FnMut(&mut CollectorOutput) -> Collected + Send>;
 
 /// The writer passed to a collector. Writes fail after the timeout, beyond the size limit, or if
 /// the disk write fails.
-pub struct CollectorOutput(Arc<Shared>);
+pub struct CollectorOutput(Arc<CollectorsState>);
 
 impl fmt::Debug for CollectorOutput {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -72,7 +72,7 @@ impl fmt::Debug for CollectorOutput {
 impl Write for CollectorOutput {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut state = self.0.lock();
-        let State { draft, left, limited, refused, .. } = &mut *state;
+        let CollectorState { draft, left, limited, refused, .. } = &mut *state;
         let Some(draft) = draft else {
             return Err(io::Error::new(io::ErrorKind::TimedOut, "the collector's time is up"));
         };
@@ -94,17 +94,17 @@ impl Write for CollectorOutput {
 }
 
 /// State shared by the thread of a run and the capture thread.
-struct Shared(Mutex<State>);
+struct CollectorsState(Mutex<CollectorState>);
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+impl CollectorsState {
+    fn lock(&self) -> MutexGuard<'_, CollectorState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-struct State {
+struct CollectorState {
     /// `None` once the capture thread has taken it.
-    draft: Option<Draft>,
+    draft: Option<ArtifactDraft>,
     left: u64,
     /// True if the closure tried to exceed the size limit.
     limited: bool,
@@ -115,7 +115,7 @@ struct State {
 }
 
 #[derive(Clone)]
-struct Collector {
+struct CustomCollector {
     name: FileName,
     options: CollectorOptions,
     closure: Arc<Mutex<Closure>>,
@@ -126,12 +126,12 @@ struct Collector {
 /// The registered collectors. Clones share them.
 #[derive(Clone)]
 pub(super) struct Collectors {
-    all: Arc<ForkMutex<Vec<Collector>>>,
-    events: Sender<Event>,
+    all: Arc<ForkMutex<Vec<CustomCollector>>>,
+    events: Sender<AgentEvent>,
 }
 
 impl Collectors {
-    pub(super) fn new(events: Sender<Event>) -> Self {
+    pub(super) fn new(events: Sender<AgentEvent>) -> Self {
         Self { all: Arc::default(), events }
     }
 
@@ -147,7 +147,7 @@ impl Collectors {
             return Err(Error::new(AgentError::Collector { name, most: MAX_COLLECTORS }));
         }
         let closure = Arc::new(Mutex::new(closure));
-        all.push(Collector { name, options, closure, busy: Arc::default() });
+        all.push(CustomCollector { name, options, closure, busy: Arc::default() });
         Ok(())
     }
 
@@ -156,25 +156,25 @@ impl Collectors {
     }
 
     /// Returns the collectors in `wanted`, by name; `None` for a name that is not registered.
-    pub(super) fn wanted(&self, wanted: &Collect) -> Vec<(FileName, Option<Ready>)> {
+    pub(super) fn wanted(&self, wanted: &Collect) -> Vec<(FileName, Option<RunnableCollector>)> {
         let all = self.all.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let missing = wanted.names().filter(|name| all.iter().all(|it| it.name != **name));
         let mut found: Vec<_> = missing.map(|name| (name.clone(), None)).collect();
         found.extend(all.into_iter().filter(|it| wanted.includes(&it.name)).map(|collector| {
             let events = self.events.clone();
-            (collector.name.clone(), Some(Ready { collector, events }))
+            (collector.name.clone(), Some(RunnableCollector { collector, events }))
         }));
         found
     }
 }
 
 /// A collector that can be started.
-pub(super) struct Ready {
-    collector: Collector,
-    events: Sender<Event>,
+pub(super) struct RunnableCollector {
+    collector: CustomCollector,
+    events: Sender<AgentEvent>,
 }
 
-impl Ready {
+impl RunnableCollector {
     /// Returns the reason the collector cannot be started: it is still running, or the memory
     /// `left` is insufficient.
     pub(super) fn unfit(&self, left: Option<Bytes>) -> Option<String> {
@@ -192,13 +192,14 @@ impl Ready {
     pub(super) fn start(
         self,
         (incident, record): (IncidentId, usize),
-        draft: Draft,
+        draft: ArtifactDraft,
         (now, wall): (Moment, Timestamp),
-    ) -> Result<Run, Failure> {
-        let Self { collector: Collector { name, options, closure, busy }, events } = self;
+    ) -> Result<CollectorRun, CaptureFailure> {
+        let Self { collector: CustomCollector { name, options, closure, busy }, events } = self;
         let left = options.max_bytes.get();
-        let state = State { draft: Some(draft), left, limited: false, refused: None, ended: None };
-        let shared = Arc::new(Shared(Mutex::new(state)));
+        let state =
+            CollectorState { draft: Some(draft), left, limited: false, refused: None, ended: None };
+        let shared = Arc::new(CollectorsState(Mutex::new(state)));
         *busy.lock().unwrap_or_else(PoisonError::into_inner) = Some(wall);
         let spawned = thread::Builder::new().name("marple-collect".to_owned()).spawn({
             let (shared, busy) = (Arc::clone(&shared), Arc::clone(&busy));
@@ -213,19 +214,19 @@ impl Ready {
                 shared.lock().ended = Some(ended.map_err(|error| chain(&*error)));
                 *busy.lock().unwrap_or_else(PoisonError::into_inner) = None;
                 // Fails once the agent has ended.
-                let _ = events.blocking_send(Event::Collected { id: incident });
+                let _ = events.blocking_send(AgentEvent::Collected { id: incident });
             }
         });
         if let Err(error) = spawned {
             *busy.lock().unwrap_or_else(PoisonError::into_inner) = None;
             return Err(error.into());
         }
-        Ok(Run { name, incident, record, until: now + options.timeout, options, shared })
+        Ok(CollectorRun { name, incident, record, until: now + options.timeout, options, shared })
     }
 }
 
 /// A run in progress.
-pub(super) struct Run {
+pub(super) struct CollectorRun {
     pub(super) name: FileName,
     pub(super) incident: IncidentId,
     /// Index of its record in the manifest.
@@ -233,21 +234,21 @@ pub(super) struct Run {
     /// Deadline of the run.
     pub(super) until: Moment,
     options: CollectorOptions,
-    shared: Arc<Shared>,
+    shared: Arc<CollectorsState>,
 }
 
 /// Output of a finished run.
-pub(super) struct Gathered {
+pub(super) struct CollectorOutcome {
     /// The draft to commit, or `None` if it is not worth a file.
-    pub(super) draft: Option<Draft>,
+    pub(super) draft: Option<ArtifactDraft>,
     /// Description of an error or a cut, or `None` if the run succeeded.
     pub(super) error: Option<String>,
 }
 
-impl Run {
+impl CollectorRun {
     /// Takes the output if the closure has returned, if its deadline has passed at `now`, or if
     /// `at_once` is set. Returns `None` if the run continues.
-    pub(super) fn gather(&self, now: Moment, at_once: bool) -> Option<Gathered> {
+    pub(super) fn gather(&self, now: Moment, at_once: bool) -> Option<CollectorOutcome> {
         let mut state = self.shared.lock();
         if state.ended.is_none() && now < self.until && !at_once {
             return None;
@@ -269,6 +270,6 @@ impl Run {
             }
             (error, _) => error,
         };
-        Some(Gathered { draft, error })
+        Some(CollectorOutcome { draft, error })
     }
 }

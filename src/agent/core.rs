@@ -16,39 +16,39 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::capture::Report;
-use super::capture::directory::Opened;
+use super::capture::CaptureReport;
+use super::capture::directory::OpenedStore;
 use super::collect;
 use super::collectors::Collectors;
-use super::event::Event;
+use super::event::AgentEvent;
 use super::fence::chain;
-use super::history::{History, Recording};
+use super::history::{History, VitalsRecording};
 use super::reload;
-use super::status::{ConfigStatus, Counters};
-use super::stream::{self, Streams, work};
-use super::stuck::Stuck;
+use super::status::{AgentCounters, ConfigStatus};
+use super::stream::{self, OnDemandCaptures, work};
+use super::stuck::RecentStalls;
 use crate::base::{
-    Anchor, Clock, ClockReading, Error as PublicError, IncidentId, Moment, log, panic_log, spare,
-    standstill, warnings,
+    Clock, ClockReading, Error as PublicError, IncidentId, Moment, TimeAnchor, log, panic_log,
+    spare, standstill, warnings,
 };
 use crate::config::Settings;
 use crate::model::{CaptureKind, CaptureSet, Losses, Vitals};
 use crate::policy::decider::Decider;
-use crate::store::{Holdings, Location};
+use crate::store::{Location, StoreUsage};
 use crate::vitals::Reader;
-use asked::Waiting;
+use asked::PendingReply;
 use dead_rules::DeadRules;
 
 /// An open incident: its directory, the vitals for its manifest, and the requests waiting for the
 /// directory.
-struct Open {
+struct OpenIncident {
     id: IncidentId,
     dir: Option<PathBuf>,
-    recording: Recording,
-    waiting: Vec<(Moment, Waiting)>,
+    recording: VitalsRecording,
+    waiting: Vec<(Moment, PendingReply)>,
 }
 
-pub(super) struct Core {
+pub(super) struct AgentState {
     clock: Arc<dyn Clock>,
     started: Timestamp,
     settings: Arc<Settings>,
@@ -57,32 +57,32 @@ pub(super) struct Core {
     vitals: Vitals,
     history: History,
     decider: Decider,
-    open: Vec<Open>,
-    streams: Streams,
+    open: Vec<OpenIncident>,
+    streams: OnDemandCaptures,
     collectors: Collectors,
-    tasks: SyncSender<work::Order>,
+    tasks: SyncSender<work::WorkerCommand>,
     /// True while the capture thread is performing a command.
     busy: bool,
     location: Location,
     /// Description of that command and the time it was sent.
-    current: Option<(Anchor, &'static str)>,
+    current: Option<(TimeAnchor, &'static str)>,
     /// Disk usage of the store after the last command.
-    stored: Holdings,
+    stored: StoreUsage,
     /// Address of the endpoint, until the start of the agent is logged.
     endpoint: Option<String>,
-    counters: Counters,
+    counters: AgentCounters,
     engines: BTreeMap<CaptureKind, String>,
     failures: Losses,
     last_failure: Option<String>,
-    cpu: collect::cpu::Always,
-    stuck: Stuck,
+    cpu: collect::cpu::LookbackState,
+    stuck: RecentStalls,
     dead_rules: DeadRules,
     /// Total standstill time already applied to the rules.
     stood_still: Duration,
 }
 
 /// The values an agent starts with.
-pub(super) struct Begun {
+pub(super) struct InitialState {
     pub(super) settings: Settings,
     /// Path of the settings file.
     pub(super) path: Option<PathBuf>,
@@ -90,22 +90,22 @@ pub(super) struct Begun {
     /// Location of the incident directory.
     pub(super) location: Location,
     /// The incident directory, if it is open.
-    pub(super) directory: Option<Opened>,
+    pub(super) directory: Option<OpenedStore>,
     /// Address of the endpoint, for the log.
     pub(super) endpoint: String,
 }
 
-impl Core {
+impl AgentState {
     pub(super) fn new(
         clock: Arc<dyn Clock>,
-        begun: Begun,
+        begun: InitialState,
         reader: Reader,
-        tasks: SyncSender<work::Order>,
+        tasks: SyncSender<work::WorkerCommand>,
     ) -> Self {
-        let Begun { settings, path, collectors, location, directory, endpoint } = begun;
+        let InitialState { settings, path, collectors, location, directory, endpoint } = begun;
         let started = clock.wall();
         let decider = Decider::new(settings.rules.clone(), settings.budget.clone());
-        let streams = Streams::new(settings.budget.streams_per_day);
+        let streams = OnDemandCaptures::new(settings.budget.streams_per_day);
         report_doubts(&settings);
         build::report_missing(&settings);
         report_heap(&settings);
@@ -114,7 +114,7 @@ impl Core {
         let mut core = Self {
             started,
             location,
-            stored: Holdings::unknown(&settings.store),
+            stored: StoreUsage::unknown(&settings.store),
             endpoint: Some(endpoint),
             config: ConfigStatus { path, applied: Some(started), ..ConfigStatus::default() },
             cpu: collect::cpu::launch(&settings),
@@ -130,11 +130,11 @@ impl Core {
             tasks,
             busy: false,
             current: None,
-            counters: Counters::default(),
+            counters: AgentCounters::default(),
             engines: BTreeMap::new(),
             failures: Losses::default(),
             last_failure: None,
-            stuck: Stuck::default(),
+            stuck: RecentStalls::default(),
             dead_rules: DeadRules::default(),
             stood_still: standstill::total(),
         };
@@ -145,7 +145,7 @@ impl Core {
     }
 
     /// Continues from the budgets saved by an earlier process, once the incident directory is open.
-    pub(super) fn directory_opened(&mut self, opened: Opened) {
+    pub(super) fn directory_opened(&mut self, opened: OpenedStore) {
         let anchor = self.clock.anchor();
         let saved = opened.saved.map(|saved| saved.rebase(&ClockReading::new(anchor)));
         if let Some(saved) = &saved {
@@ -166,7 +166,7 @@ impl Core {
 
     /// Handles detected stalls. The rules are evaluated at once if there is a stack for the
     /// incident, else at the next tick. When many stalls occur at once, few have a stack.
-    pub(super) fn stalled(&mut self, found: Vec<collect::stalls::Found>) {
+    pub(super) fn stalled(&mut self, found: Vec<collect::stalls::FoundStalls>) {
         self.counters.stalls += found.len() as u64;
         let has_stack = found.iter().any(|found| found.dump.is_some());
         self.stuck.hear(found, self.clock.now());
@@ -185,12 +185,12 @@ impl Core {
         }
     }
 
-    /// Returns the interval at which to call [`Core::tick`].
+    /// Returns the interval at which to call [`AgentState::tick`].
     pub(super) fn interval(&self) -> Duration {
         self.settings.interval
     }
 
-    /// Returns the time until [`Core::expire`] is due, or `None` if nothing expires.
+    /// Returns the time until [`AgentState::expire`] is due, or `None` if nothing expires.
     pub(super) fn next_expiry(&self) -> Option<Duration> {
         let patience =
             self.open.iter().flat_map(|open| open.waiting.iter().map(|(until, _)| *until));
@@ -232,14 +232,14 @@ impl Core {
             match fired.incident {
                 Some(id) => {
                     self.counters.fired += 1;
-                    log::Event::new(log::Level::Warn, text).rule(&rule).send();
+                    log::LogEvent::new(log::LogLevel::Warn, text).rule(&rule).send();
                     self.stuck.goes_to(id, &rule, &self.settings.rules);
                     self.track(id);
                 }
                 None => {
                     self.counters.would_have_fired += 1;
                     let text = format!("dry run, nothing is captured: {text}");
-                    log::Event::new(log::Level::Warn, text).rule(rule).send();
+                    log::LogEvent::new(log::LogLevel::Warn, text).rule(rule).send();
                 }
             }
         }
@@ -270,42 +270,42 @@ impl Core {
         }
     }
 
-    pub(super) fn handle(&mut self, event: Event) {
+    pub(super) fn handle(&mut self, event: AgentEvent) {
         match event {
-            Event::Toggle { action, origin, kinds, reply } => {
+            AgentEvent::Toggle { action, origin, kinds, reply } => {
                 self.toggle(action, origin, kinds, reply);
             }
-            Event::Capture { kinds, duration, reply } => self.capture(kinds, duration, reply),
-            Event::Status { reply } => {
+            AgentEvent::Capture { kinds, duration, reply } => self.capture(kinds, duration, reply),
+            AgentEvent::Status { reply } => {
                 let status = self.status();
                 let _ = reply.send(Ok(Box::new(status)));
             }
-            Event::Done(report) => self.done(report),
-            Event::Stream(ask) => {
+            AgentEvent::Done(report) => self.done(report),
+            AgentEvent::Stream(ask) => {
                 let (anchor, taken) = (self.clock.anchor(), self.taken());
                 self.streams.ask(anchor, ask, &taken);
             }
-            Event::StreamGone => {}
-            Event::DirectoryOpened(opened) => self.directory_opened(*opened),
-            Event::Collected { id } => self.decider.incidents.collected(id),
-            Event::Streamed(done) => {
+            AgentEvent::StreamGone => {}
+            AgentEvent::DirectoryOpened(opened) => self.directory_opened(*opened),
+            AgentEvent::Collected { id } => self.decider.incidents.collected(id),
+            AgentEvent::Streamed(done) => {
                 self.capture_thread_is_free();
-                if let stream::Done::Started { engine: Some(engine), .. } = &done {
+                if let stream::OnDemandResult::Started { engine: Some(engine), .. } = &done {
                     self.engines.extend([engine.clone()]);
                 }
                 self.streamed(done);
             }
-            Event::Encoded(done) => self.streamed(done),
-            Event::NotSaved(error) => self.fail("state not saved", error),
-            Event::Reloaded { settings } => self.reload(settings),
-            Event::Shutdown => {
+            AgentEvent::Encoded(done) => self.streamed(done),
+            AgentEvent::NotSaved(error) => self.fail("state not saved", error),
+            AgentEvent::Reloaded { settings } => self.reload(settings),
+            AgentEvent::Shutdown => {
                 self.decider.incidents.shut();
                 self.streams.shut();
             }
         }
     }
 
-    fn streamed(&mut self, done: stream::Done) {
+    fn streamed(&mut self, done: stream::OnDemandResult) {
         if let Some(bytes) = self.streams.done(self.clock.now(), done) {
             self.counters.streams += 1;
             self.counters.stream_bytes.0 += bytes;
@@ -317,7 +317,7 @@ impl Core {
         collect::trace::end(&self.settings.trace);
     }
 
-    fn done(&mut self, report: Report) {
+    fn done(&mut self, report: CaptureReport) {
         self.capture_thread_is_free();
         spare::refill();
         let tally = report.tally;
@@ -327,7 +327,7 @@ impl Core {
         self.counters.artifacts += tally.artifacts;
         self.counters.artifact_bytes.0 += tally.artifact_bytes;
         self.stored = tally.store.unwrap_or(self.stored);
-        if let (Some(path), crate::policy::incidents::Done::Opened { id, .. }) =
+        if let (Some(path), crate::policy::incidents::CommandResult::Opened { id, .. }) =
             (report.dir, &report.done)
         {
             self.counters.incidents += 1;
@@ -341,7 +341,7 @@ impl Core {
         for (cause, error) in tally.failures {
             self.fail(cause, error);
         }
-        if matches!(report.done, crate::policy::incidents::Done::Closed { ok: true, .. }) {
+        if matches!(report.done, crate::policy::incidents::CommandResult::Closed { ok: true, .. }) {
             self.counters.incidents_closed += 1;
         }
         let now = self.clock.now();
@@ -372,7 +372,7 @@ impl Core {
         report_heap(&settings);
         collect::heap::set_rates(&settings.heap);
         collect::trace::configure(&settings.trace);
-        let applied = log::Event::new(log::Level::Info, "new settings are in force");
+        let applied = log::LogEvent::new(log::LogLevel::Info, "new settings are in force");
         applied.needs_restart(format_args!("{needs_restart:?}")).send();
         self.settings = Arc::new(settings);
         self.config.applied = Some(self.clock.wall());
@@ -393,7 +393,7 @@ impl Core {
     fn track(&mut self, id: IncidentId) {
         if !self.open.iter().any(|open| open.id == id) {
             let recording = self.history.begin(&self.vitals);
-            self.open.push(Open { id, dir: None, recording, waiting: Vec::new() });
+            self.open.push(OpenIncident { id, dir: None, recording, waiting: Vec::new() });
         }
     }
 
@@ -404,7 +404,7 @@ impl Core {
             self.failures.iter().find(|loss| loss.cause == cause).map_or(1, |loss| loss.count);
         if times.is_power_of_two() {
             let text = format!("{cause}: {error}");
-            log::Event::new(log::Level::Error, text).times(times).send();
+            log::LogEvent::new(log::LogLevel::Error, text).times(times).send();
         }
         self.last_failure = Some(format!("{cause}: {error}"));
     }
@@ -431,12 +431,12 @@ fn report_heap(settings: &Settings) {
 fn log_warnings() {
     for change in warnings::take_changes() {
         match change {
-            warnings::Change::Set(warning) => {
-                let event = log::Event::new(log::Level::Warn, warning.text);
+            warnings::WarningChange::Set(warning) => {
+                let event = log::LogEvent::new(log::LogLevel::Warn, warning.text);
                 event.topic(warning.topic).send();
             }
-            warnings::Change::Cleared(topic) => {
-                log::Event::new(log::Level::Info, "works again").topic(topic).send();
+            warnings::WarningChange::Cleared(topic) => {
+                log::LogEvent::new(log::LogLevel::Info, "works again").topic(topic).send();
             }
         }
     }

@@ -10,14 +10,14 @@ use std::time::Instant;
 
 use tokio::sync::mpsc;
 
-use super::capture::directory::{Opened, TOPIC as DIRECTORY};
+use super::capture::directory::{OpenedStore, TOPIC as DIRECTORY};
 use super::collect;
-use super::core::Core;
-use super::event::{Event, ToggleAction};
-use super::pending::Threads;
-use crate::base::retry::Backoff;
+use super::core::AgentState;
+use super::event::{AgentEvent, ToggleAction};
+use super::pending::AgentThreads;
+use crate::base::retry::RetryBackoff;
 use crate::base::{Error, log, warnings};
-use crate::config::{Change, Watched, Watcher};
+use crate::config::{FileChange, FileWatcher, WatchedFile};
 use crate::model::Origin;
 use crate::os::{self, fork};
 use crate::store;
@@ -26,23 +26,23 @@ use crate::store;
 const WATCH: &str = "config.watch";
 
 /// Channel for the result of the first attempt to open the incident directory.
-pub(super) type FirstOpened = Receiver<Result<Opened, store::Error>>;
+pub(super) type FirstOpened = Receiver<Result<OpenedStore, store::Error>>;
 
 /// The resources still missing.
-pub(super) struct Deferred {
-    threads: Weak<Threads>,
+pub(super) struct DeferredParts {
+    threads: Weak<AgentThreads>,
     files: FileWatch,
     opening: Option<FirstOpened>,
     /// True if threads or the watch are missing.
     is_incomplete: bool,
     next: Instant,
-    backoff: Backoff,
-    children: Children,
+    backoff: RetryBackoff,
+    children: ChildWatch,
 }
 
-impl Deferred {
+impl DeferredParts {
     pub(super) fn new(
-        threads: &Arc<Threads>,
+        threads: &Arc<AgentThreads>,
         files: FileWatch,
         opening: Option<FirstOpened>,
     ) -> Self {
@@ -52,13 +52,13 @@ impl Deferred {
             opening,
             is_incomplete: true,
             next: Instant::now(),
-            backoff: Backoff::new(),
-            children: Children::default(),
+            backoff: RetryBackoff::new(),
+            children: ChildWatch::default(),
         }
     }
 
     /// Retries what is due. Must be called at each tick.
-    pub(super) fn tick(&mut self, core: &mut Core) {
+    pub(super) fn tick(&mut self, core: &mut AgentState) {
         if let Some(opening) = &self.opening {
             match opening.try_recv() {
                 Ok(Ok(opened)) => {
@@ -86,13 +86,13 @@ impl Deferred {
 
 /// The watch on the settings file and the trigger file.
 pub(super) struct FileWatch {
-    files: Vec<Watched>,
-    events: mpsc::Sender<Event>,
-    watcher: Option<Watcher>,
+    files: Vec<WatchedFile>,
+    events: mpsc::Sender<AgentEvent>,
+    watcher: Option<FileWatcher>,
 }
 
 impl FileWatch {
-    pub(super) fn new(files: Vec<Watched>, events: mpsc::Sender<Event>) -> Self {
+    pub(super) fn new(files: Vec<WatchedFile>, events: mpsc::Sender<AgentEvent>) -> Self {
         Self { files, events, watcher: None }
     }
 
@@ -107,7 +107,7 @@ impl FileWatch {
             collect::heap::exclude_for_good();
         };
         let on_change = on_change(self.events.clone());
-        match Watcher::with_thread_hook(self.files.clone(), enter, on_change) {
+        match FileWatcher::with_thread_hook(self.files.clone(), enter, on_change) {
             Ok(watcher) => {
                 match watcher.without_events() {
                     Some(why) => warnings::set(
@@ -134,13 +134,13 @@ impl FileWatch {
     }
 }
 
-fn on_change(events: mpsc::Sender<Event>) -> impl FnMut(Change) + Send + 'static {
+fn on_change(events: mpsc::Sender<AgentEvent>) -> impl FnMut(FileChange) + Send + 'static {
     move |change| {
         let event = match change {
-            Change::Config { settings, .. } => {
-                Event::Reloaded { settings: settings.map_err(Error::new) }
+            FileChange::Config { settings, .. } => {
+                AgentEvent::Reloaded { settings: settings.map_err(Error::new) }
             }
-            Change::Trigger { .. } => Event::Toggle {
+            FileChange::Trigger { .. } => AgentEvent::Toggle {
                 action: ToggleAction::Flip,
                 origin: Origin::TriggerFile,
                 kinds: None,
@@ -155,12 +155,12 @@ fn on_change(events: mpsc::Sender<Event>) -> impl FnMut(Change) + Send + 'static
 
 /// Child processes forked from this one that run without an agent.
 #[derive(Default)]
-struct Children {
+struct ChildWatch {
     forks: u32,
     due: Option<Instant>,
 }
 
-impl Children {
+impl ChildWatch {
     /// Time a child has to call `exec` or to start an agent, and the interval of later checks.
     const PATIENCE: std::time::Duration = std::time::Duration::from_secs(3);
     const TOPIC: &'static str = "fork";

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::capture::Report;
-use super::capture::directory::Opened;
+use super::capture::CaptureReport;
+use super::capture::directory::OpenedStore;
 use super::status::{Captured, Status, Toggled};
 use super::stream;
 use crate::base::{Error, IncidentId};
@@ -31,7 +31,7 @@ pub enum ToggleAction {
 }
 
 /// An event handled by the agent loop.
-pub(crate) enum Event {
+pub(crate) enum AgentEvent {
     /// A request to change the toggle.
     Toggle {
         action: ToggleAction,
@@ -46,19 +46,19 @@ pub(crate) enum Event {
     /// A request for the status.
     Status { reply: Reply<Box<Status>> },
     /// The capture thread finished a command.
-    Done(Report),
+    Done(CaptureReport),
     /// The capture thread opened the incident directory.
-    DirectoryOpened(Box<Opened>),
+    DirectoryOpened(Box<OpenedStore>),
     /// A custom collector returned.
     Collected { id: IncidentId },
     /// A request for an on-demand capture.
-    Stream(stream::Ask),
+    Stream(stream::ProfileRequest),
     /// A client of an on-demand capture disconnected.
     StreamGone,
     /// The capture thread finished a command of an on-demand capture.
-    Streamed(stream::Done),
+    Streamed(stream::OnDemandResult),
     /// The result of an on-demand capture is encoded.
-    Encoded(stream::Done),
+    Encoded(stream::OnDemandResult),
     /// The capture thread could not save the state that must survive a restart.
     NotSaved(String),
     /// The settings file changed; holds the parsed settings or the error.

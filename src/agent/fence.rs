@@ -1,17 +1,21 @@
 //! Failures of a capture, and their text.
 
-use super::collect::Failure;
+use super::collect::CaptureFailure;
 use crate::base::panics;
 
 /// Runs `work`, which is marple's code, and turns a panic into a failure. The state that `work`
 /// used must be discarded afterwards.
-pub(super) fn fence<T>(work: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
+pub(super) fn fence<T>(
+    work: impl FnOnce() -> Result<T, CaptureFailure>,
+) -> Result<T, CaptureFailure> {
     panics::fence(work).unwrap_or_else(|panic| Err(panicked(&panic).into()))
 }
 
 /// Runs `work`, which is the host's code, and turns a panic into a failure. The host's panic hook
 /// runs first.
-pub(super) fn fence_host<T>(work: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
+pub(super) fn fence_host<T>(
+    work: impl FnOnce() -> Result<T, CaptureFailure>,
+) -> Result<T, CaptureFailure> {
     panics::catch(work).unwrap_or_else(|panic| Err(panicked(&panic).into()))
 }
 

@@ -9,9 +9,9 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::builder::Builder;
-use super::event::Event;
+use super::event::AgentEvent;
 use super::handle::AgentHandle;
-use super::pending::Threads;
+use super::pending::AgentThreads;
 use super::run::LAST_WORDS;
 use crate::base::{Error, log};
 use crate::config::{self, Settings};
@@ -21,9 +21,9 @@ use crate::config::{self, Settings};
 #[must_use = "dropping the agent stops it: keep it as long as the service runs"]
 pub struct Agent {
     pub(super) handle: AgentHandle,
-    pub(super) events: mpsc::Sender<Event>,
+    pub(super) events: mpsc::Sender<AgentEvent>,
     pub(super) finished: Receiver<()>,
-    pub(super) threads: Arc<Threads>,
+    pub(super) threads: Arc<AgentThreads>,
 }
 
 impl Agent {
@@ -83,7 +83,7 @@ impl Drop for Agent {
         let step = Duration::from_millis(20);
         let mut left = LAST_WORDS + Duration::from_secs(1);
         loop {
-            asked = asked || self.events.try_send(Event::Shutdown).is_ok();
+            asked = asked || self.events.try_send(AgentEvent::Shutdown).is_ok();
             match self.finished.recv_timeout(step) {
                 Err(std_mpsc::RecvTimeoutError::Timeout) if left > step => left -= step,
                 Err(std_mpsc::RecvTimeoutError::Timeout) => {

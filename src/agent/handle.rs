@@ -12,11 +12,11 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::Error as AgentError;
 use super::collectors::{Collected, CollectorOptions, CollectorOutput, Collectors};
-use super::event::{Event, Reply, ToggleAction};
-use super::pending::Threads;
+use super::event::{AgentEvent, Reply, ToggleAction};
+use super::pending::AgentThreads;
 use super::side_thread::{SideThread, WakeAside};
 use super::status::{Captured, Status, Toggled};
-use super::stream::{Ask, StreamError, Streaming, Take};
+use super::stream::{PendingProfile, ProfileError, ProfileKind, ProfileRequest};
 use crate::base::Error;
 use crate::config::{HttpSettings, Settings};
 use crate::metrics::{Counter, Gauge, Histogram, Metrics};
@@ -31,7 +31,7 @@ use crate::vitals::Runtimes;
 /// fail with an error that states this.
 #[derive(Clone)]
 pub struct AgentHandle {
-    events: mpsc::Sender<Event>,
+    events: mpsc::Sender<AgentEvent>,
     runtimes: Runtimes,
     numbers: Metrics,
     collectors: Collectors,
@@ -48,17 +48,17 @@ struct Fixed {
     http: HttpSettings,
     /// ID of the process in which the agent runs.
     pid: u32,
-    threads: Weak<Threads>,
+    threads: Weak<AgentThreads>,
 }
 
 impl AgentHandle {
     pub(super) fn new(
-        events: mpsc::Sender<Event>,
+        events: mpsc::Sender<AgentEvent>,
         (runtimes, numbers): (Runtimes, Metrics),
         collectors: Collectors,
         settings: &Settings,
         location: Location,
-        threads: &Arc<Threads>,
+        threads: &Arc<AgentThreads>,
     ) -> Self {
         let http = settings.http.clone().unwrap_or_default();
         Self {
@@ -97,12 +97,12 @@ impl AgentHandle {
     /// continues for at least `duration`.
     pub fn capture(&self, kinds: impl Into<CaptureSet>, duration: Duration) -> Pending<Captured> {
         let kinds = kinds.into();
-        self.request(|reply| Event::Capture { kinds, duration, reply })
+        self.request(|reply| AgentEvent::Capture { kinds, duration, reply })
     }
 
     /// Returns the status of the agent.
     pub fn status(&self) -> Pending<Box<Status>> {
-        self.request(|reply| Event::Status { reply })
+        self.request(|reply| AgentEvent::Status { reply })
     }
 
     /// Returns the custom gauge `name`, for rules over `gauge.NAME`. The same name returns the same
@@ -173,20 +173,22 @@ impl AgentHandle {
     /// Requests the on-demand capture `take`. `who` identifies the client in errors of other
     /// clients while it uses the engine.
     #[cfg_attr(not(feature = "http"), expect(dead_code, reason = "the endpoint is who asks"))]
-    pub(crate) fn stream(&self, take: Take, who: String) -> Streaming {
+    pub(crate) fn stream(&self, take: ProfileKind, who: String) -> PendingProfile {
         let (reply, answer) = oneshot::channel();
-        if let Err(error) = self.events.try_send(Event::Stream(Ask { take, who, reply })) {
+        if let Err(error) =
+            self.events.try_send(AgentEvent::Stream(ProfileRequest { take, who, reply }))
+        {
             let why = match &error {
                 TrySendError::Full(_) => AgentError::Crowded,
                 TrySendError::Closed(_) => AgentError::Stopped,
             };
-            if let TrySendError::Full(Event::Stream(ask))
-            | TrySendError::Closed(Event::Stream(ask)) = error
+            if let TrySendError::Full(AgentEvent::Stream(ask))
+            | TrySendError::Closed(AgentEvent::Stream(ask)) = error
             {
-                let _ = ask.reply.send(Err(StreamError::Failed(why.to_string())));
+                let _ = ask.reply.send(Err(ProfileError::Failed(why.to_string())));
             }
         }
-        Streaming::new(answer, self.events.clone())
+        PendingProfile::new(answer, self.events.clone())
     }
 
     #[cfg_attr(not(feature = "http"), expect(dead_code, reason = "the endpoint is who asks"))]
@@ -210,7 +212,7 @@ impl AgentHandle {
         origin: Origin,
         kinds: Option<CaptureSet>,
     ) -> Pending<Toggled> {
-        self.request(|reply| Event::Toggle { action, origin, kinds, reply: Some(reply) })
+        self.request(|reply| AgentEvent::Toggle { action, origin, kinds, reply: Some(reply) })
     }
 
     /// Returns `true` if this process is a fork of the one in which the agent runs.
@@ -218,7 +220,7 @@ impl AgentHandle {
         std::process::id() != self.fixed.pid
     }
 
-    fn request<T>(&self, event: impl FnOnce(Reply<T>) -> Event) -> Pending<T> {
+    fn request<T>(&self, event: impl FnOnce(Reply<T>) -> AgentEvent) -> Pending<T> {
         if self.is_inherited() {
             let error = AgentError::Forked { opener: self.fixed.pid };
             fork::notice();

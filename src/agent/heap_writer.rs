@@ -15,11 +15,13 @@ use jiff::Timestamp;
 
 use super::memory_summary::MemorySummary;
 use crate::base::Error;
-use crate::codec::pprof::{self, FunctionId, Head, Stream};
+use crate::codec::pprof::{self, FunctionId, ProfileHeader, ProfileStream};
 use crate::heap::{self, BATCH};
 use crate::model::{Mapping, Marker};
 use crate::os::proc::resident::ResidentReader;
-use crate::symbols::{ANONYMOUS, Failure, Files, Generated, Identity, Unchecked, memory_file};
+use crate::symbols::{
+    ANONYMOUS, CodeIdentity, GeneratedCode, SymbolFailure, SymbolFiles, Unchecked, memory_file,
+};
 
 /// Memory of the process, added to a profile for comparison with its totals.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -34,10 +36,10 @@ pub struct ProcessMemory {
 
 /// A writer of heap profiles that allocates nothing while writing.
 pub struct HeapWriter {
-    tables: heap::Room,
-    stream: pprof::Room,
-    files: Files,
-    generated: Generated,
+    tables: heap::DumpBuffers,
+    stream: pprof::WriterBuffers,
+    files: SymbolFiles,
+    generated: GeneratedCode,
     batch: Vec<(u64, u32)>,
     used: Vec<Used>,
     resident: ResidentReader,
@@ -60,15 +62,15 @@ impl HeapWriter {
         let _excluded = heap::exclude_current_thread();
         let mut batch = vec![(u64::MAX, u32::MAX); 2 * BATCH];
         batch.clear();
-        let mut tables = heap::Room::reserve();
-        let mut files = Files::reserve(BATCH);
+        let mut tables = heap::DumpBuffers::reserve();
+        let mut files = SymbolFiles::reserve(BATCH);
         // A persistent error is reported by the first dump.
         if let Ok(dump) = tables.begin() {
             files.open(dump.mappings());
         }
-        let generated = Generated::reserve(BATCH);
+        let generated = GeneratedCode::reserve(BATCH);
         let used = Vec::with_capacity(256);
-        let stream = pprof::Room::reserve();
+        let stream = pprof::WriterBuffers::reserve();
         let resident = ResidentReader::reserve();
         Self { tables, stream, files, generated, batch, used, resident, summary: None }
     }
@@ -92,7 +94,7 @@ impl HeapWriter {
         let Self { tables, stream, files, generated, batch, used, resident, summary } = self;
         *summary = None;
         let mut dump = tables.begin().map_err(Error::new)?;
-        let head = Head {
+        let head = ProfileHeader {
             sample_types: &heap::SAMPLE_TYPES,
             default_sample_type: heap::DEFAULT_SAMPLE_TYPE,
             period_type: heap::PERIOD_TYPE,
@@ -104,14 +106,14 @@ impl HeapWriter {
         // Readers assume that the first mapping is the main executable, so it is always written.
         used.extend(dump.mappings().first().map(|_| Used::first(0)));
         let written = (|| {
-            let mut out = Stream::begin(stream, out, &head)?;
+            let mut out = ProfileStream::begin(stream, out, &head)?;
             let bytes = out.text("bytes")?;
             dump.samples(|sample| {
                 let label = sample.size.map(|size| (bytes, size as i64, bytes));
                 out.sample(sample.frames, &sample.values, label)
             })?;
             let mappings = dump.mappings();
-            let mut locations = Locations { mappings, used, files, generated, out: &mut out };
+            let mut locations = LocationTable { mappings, used, files, generated, out: &mut out };
             let mut after = 0;
             loop {
                 dump.frames_after(after, batch);
@@ -153,15 +155,15 @@ impl Used {
     }
 }
 
-struct Locations<'a, 'r, W: Write> {
+struct LocationTable<'a, 'r, W: Write> {
     mappings: &'a [Mapping],
     used: &'a mut Vec<Used>,
-    files: &'a mut Files,
-    generated: &'a mut Generated,
-    out: &'a mut Stream<'r, W>,
+    files: &'a mut SymbolFiles,
+    generated: &'a mut GeneratedCode,
+    out: &'a mut ProfileStream<'r, W>,
 }
 
-impl<W: Write> Locations<'_, '_, W> {
+impl<W: Write> LocationTable<'_, '_, W> {
     /// Writes frames sorted by address.
     fn write(&mut self, mut frames: &[(u64, u32)]) -> io::Result<()> {
         while let Some(&(first, _)) = frames.first() {
@@ -254,11 +256,11 @@ impl<W: Write> Locations<'_, '_, W> {
             });
             let told = self.used.get(place).is_some_and(|used| used.told);
             match looked_up {
-                Ok(Identity::Checked) => {}
-                Err(Failure::See(error)) => return Err(error),
-                Ok(Identity::Unknown) if !told => out.comment(Unchecked(&mapping.path))?,
-                Err(Failure::File(error)) if !told => out.comment(error)?,
-                Ok(Identity::Unknown) | Err(Failure::File(_)) => {}
+                Ok(CodeIdentity::Checked) => {}
+                Err(SymbolFailure::See(error)) => return Err(error),
+                Ok(CodeIdentity::Unknown) if !told => out.comment(Unchecked(&mapping.path))?,
+                Err(SymbolFailure::File(error)) if !told => out.comment(error)?,
+                Ok(CodeIdentity::Unknown) | Err(SymbolFailure::File(_)) => {}
             }
         }
         let nameless = frames.get(written..).unwrap_or_default();
@@ -272,7 +274,7 @@ impl<W: Write> Locations<'_, '_, W> {
 
 impl ProcessMemory {
     /// Writes the reasons a process uses more memory than the profile's total.
-    fn comment<W: Write>(&self, out: &mut Stream<'_, W>) -> io::Result<()> {
+    fn comment<W: Write>(&self, out: &mut ProfileStream<'_, W>) -> io::Result<()> {
         if let Some(resident) = self.resident {
             out.comment(format_args!("process: {resident} bytes resident"))?;
         }

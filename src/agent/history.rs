@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::base::{Anchor, Moment};
+use crate::base::{Moment, TimeAnchor};
 use crate::model::{CounterPart, HistogramPart, Metric, Vitals, VitalsRow};
 
 /// Time between two rows.
@@ -38,21 +38,21 @@ impl History {
     }
 
     /// Starts a recording with the kept rows and `now`.
-    pub(super) fn begin(&self, now: &Vitals) -> Recording {
+    pub(super) fn begin(&self, now: &Vitals) -> VitalsRecording {
         let mut rows: Vec<Vitals> = self.0.iter().cloned().collect();
         rows.push(now.clone());
-        Recording { rows, step: STEP, last: now.at }
+        VitalsRecording { rows, step: STEP, last: now.at }
     }
 }
 
 /// The vitals of one incident.
-pub(super) struct Recording {
+pub(super) struct VitalsRecording {
     rows: Vec<Vitals>,
     step: Duration,
     last: Moment,
 }
 
-impl Recording {
+impl VitalsRecording {
     /// Appends `vitals` if a step has passed since the last row.
     pub(super) fn record(&mut self, vitals: &Vitals) {
         if !is_due(vitals.at, self.last, self.step) {
@@ -71,13 +71,13 @@ impl Recording {
     }
 
     /// Returns the rows in the form used by manifests.
-    pub(super) fn rows(&self, anchor: Anchor) -> Vec<VitalsRow> {
+    pub(super) fn rows(&self, anchor: TimeAnchor) -> Vec<VitalsRow> {
         self.rows.iter().map(|vitals| row(vitals, anchor)).collect()
     }
 }
 
 /// Converts one tick to the form used by manifests.
-pub(super) fn row(vitals: &Vitals, anchor: Anchor) -> VitalsRow {
+pub(super) fn row(vitals: &Vitals, anchor: TimeAnchor) -> VitalsRow {
     let fixed = Metric::fixed();
     let values = fixed
         .chain(own(vitals))

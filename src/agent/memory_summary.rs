@@ -4,7 +4,7 @@ use std::fmt::{self, Write};
 
 use crate::base::Bytes;
 use crate::model::Profile;
-use crate::os::proc::resident::{Kinds, Resident, ResidentReader};
+use crate::os::proc::resident::{MappingKinds, ResidentMemory, ResidentReader};
 
 /// Percentage of the resident memory below which the profile is said to explain little.
 const EXPLAINS_LITTLE: f64 = 50.0;
@@ -20,7 +20,7 @@ const START: &str = "memory: ";
 #[derive(Clone, Copy, Debug)]
 pub(in crate::agent) struct MemorySummary {
     in_use: u64,
-    resident: Resident,
+    resident: ResidentMemory,
 }
 
 impl MemorySummary {
@@ -64,7 +64,7 @@ impl MemorySummary {
 impl fmt::Display for MemorySummary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { in_use, resident } = *self;
-        let Resident { anonymous, file, shared, kinds } = resident;
+        let ResidentMemory { anonymous, file, shared, kinds } = resident;
         let total = resident.total();
         let explained = in_use.min(total.get());
         write!(
@@ -75,7 +75,7 @@ impl fmt::Display for MemorySummary {
             percent(explained, total.get())
         )?;
         match kinds {
-            Some(Kinds { malloc, anonymous, stacks, files, shared, is_partial, .. }) => {
+            Some(MappingKinds { malloc, anonymous, stacks, files, shared, is_partial, .. }) => {
                 let partly = if is_partial { " of the first mappings" } else { "" };
                 write!(
                     f,
@@ -99,7 +99,7 @@ impl fmt::Display for MemorySummary {
 }
 
 /// The largest mappings, formatted as one line.
-struct Largest(Kinds);
+struct Largest(MappingKinds);
 
 impl fmt::Display for Largest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -124,23 +124,27 @@ fn percent(part: u64, whole: u64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::os::proc::resident::{Kind, Large};
+    use crate::os::proc::resident::{Large, MappingKind};
 
     #[test]
     fn a_profile_that_explains_little_says_where_the_rest_is() {
-        let kinds = Kinds {
+        let kinds = MappingKinds {
             malloc: Bytes::mib(21),
             anonymous: Bytes::mib(850),
             stacks: Bytes::mib(1),
             files: Bytes::mib(13),
             largest: [
-                Large { start: 0x7f00_0000, resident: Bytes::mib(850), kind: Kind::Anonymous },
+                Large {
+                    start: 0x7f00_0000,
+                    resident: Bytes::mib(850),
+                    kind: MappingKind::Anonymous,
+                },
                 Large::default(),
                 Large::default(),
             ],
-            ..Kinds::default()
+            ..MappingKinds::default()
         };
-        let resident = Resident {
+        let resident = ResidentMemory {
             anonymous: Bytes::mib(873),
             file: Bytes::mib(12),
             shared: Bytes(0),

@@ -56,7 +56,8 @@ use std::time::Duration;
 #[cfg(feature = "http")]
 pub(crate) use crate::os::fork::NotInherited;
 pub use crate::policy::replay::{
-    Outcome as ReplayOutcome, Pace, ProcessHistory, Taken as ReplayTaken, replay, replay_restarts,
+    Outcome as ReplayOutcome, ProcessHistory, ReplayTiming, ReplayedCapture as ReplayTaken, replay,
+    replay_restarts,
 };
 pub use announce::IncidentEvent;
 pub use builder::Builder;
@@ -69,12 +70,12 @@ pub use heap_writer::{HeapWriter, ProcessMemory};
 #[cfg(feature = "http")]
 pub(crate) use service::Service;
 pub use status::{
-    BudgetStatus, Captured, ConfigStatus, Counters, IncidentStatus, PastDecision, RuleStatus,
+    AgentCounters, BudgetStatus, Captured, ConfigStatus, IncidentStatus, PastDecision, RuleStatus,
     Status, Toggled,
 };
 pub use stream::StreamStatus;
 #[cfg(feature = "http")]
-pub(crate) use stream::{Form, HeapView, StreamError, Take, ThreadView};
+pub(crate) use stream::{HeapView, ProfileError, ProfileForm, ProfileKind, ThreadView};
 
 /// An error of the agent.
 #[derive(Debug, thiserror::Error)]

@@ -14,13 +14,13 @@ type Body = Box<dyn FnOnce() + Send>;
 
 /// The threads of an agent. Each is started as soon as the system allows it: a limit on threads may
 /// be exhausted when the agent starts and not a minute later.
-pub(super) struct Threads {
+pub(super) struct AgentThreads {
     pub(super) agent_loop: PendingThread,
     pub(super) capture: PendingThread,
     pub(super) callbacks: PendingThread,
 }
 
-impl Threads {
+impl AgentThreads {
     pub(super) fn new() -> Arc<Self> {
         Arc::new(Self {
             agent_loop: PendingThread::new("marple"),

@@ -10,11 +10,11 @@ use tokio::sync::mpsc;
 use tokio::time;
 
 use super::collect;
-use super::core::Core;
-use super::deferred::Deferred;
-use super::event::{Event, ToggleAction};
+use super::core::AgentState;
+use super::deferred::DeferredParts;
+use super::event::{AgentEvent, ToggleAction};
 use super::standstill::StandstillDetector;
-use super::ticker::Ticker;
+use super::ticker::TickTimer;
 use crate::base::{panics, warnings};
 use crate::config::ToggleSignal;
 use crate::model::Origin;
@@ -36,22 +36,22 @@ pub(super) fn check_descriptors() -> io::Result<()> {
 }
 
 /// State of the loop, which survives a panic in one of its iterations.
-pub(super) struct Loop {
-    core: Core,
-    events: mpsc::Receiver<Event>,
+pub(super) struct AgentLoop {
+    core: AgentState,
+    events: mpsc::Receiver<AgentEvent>,
     runtimes: Runtimes,
-    deferred: Deferred,
+    deferred: DeferredParts,
     /// Time of the shutdown request.
     shutdown: Option<Instant>,
     turns: u64,
 }
 
-impl Loop {
+impl AgentLoop {
     pub(super) fn new(
-        core: Core,
-        events: mpsc::Receiver<Event>,
+        core: AgentState,
+        events: mpsc::Receiver<AgentEvent>,
         runtimes: Runtimes,
-        deferred: Deferred,
+        deferred: DeferredParts,
     ) -> Self {
         Self { core, events, runtimes, deferred, shutdown: None, turns: 0 }
     }
@@ -92,8 +92,8 @@ impl Loop {
         panics::fence_and_record(THREAD, || self.deferred.tick(&mut self.core));
     }
 
-    fn handle(&mut self, event: Event) {
-        if matches!(event, Event::Shutdown) {
+    fn handle(&mut self, event: AgentEvent) {
+        if matches!(event, AgentEvent::Shutdown) {
             self.shutdown.get_or_insert_with(Instant::now);
         }
         self.core.handle(event);
@@ -103,10 +103,10 @@ impl Loop {
 /// Runs the loop until a shutdown is complete.
 ///
 /// A caller may catch a panic and call this again with the same `agent`.
-pub(super) async fn run(agent: &mut Loop) {
+pub(super) async fn run(agent: &mut AgentLoop) {
     let mut signals = listen(agent.core.settings().toggle.signal);
-    let mut ticker = Ticker::new(agent.core.interval());
-    let heap = collect::heap::Crossings::listen();
+    let mut ticker = TickTimer::new(agent.core.interval());
+    let heap = collect::heap::ThresholdEvents::listen();
     let mut stalls = collect::stalls::Stalls::new(agent.runtimes.clone());
     let mut detector = StandstillDetector::new();
     loop {
@@ -137,7 +137,7 @@ pub(super) async fn run(agent: &mut Loop) {
             }
             () = expiry(core.next_expiry()) => agent.core.expire(),
             Some(()) = next(&mut signals) => {
-                agent.core.handle(Event::Toggle {
+                agent.core.handle(AgentEvent::Toggle {
                     action: ToggleAction::Flip,
                     origin: Origin::Signal,
                     kinds: None,
@@ -150,7 +150,7 @@ pub(super) async fn run(agent: &mut Loop) {
 
 /// Runs the loop for `duration` on a runtime that has only timers. Returns `true` if a shutdown is
 /// complete.
-pub(super) async fn run_without_poller(agent: &mut Loop, duration: Duration) -> bool {
+pub(super) async fn run_without_poller(agent: &mut AgentLoop, duration: Duration) -> bool {
     let until = time::sleep(duration);
     tokio::pin!(until);
     let mut ticks = time::interval(agent.core.interval());

@@ -20,7 +20,7 @@ const MAX_GROUPS: usize = 32;
 /// Key of a group of stalls: the name or spawn site of the task, or the function if polls are not
 /// recorded.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-struct Group(String);
+struct StallGroup(String);
 
 #[derive(Debug)]
 struct Since {
@@ -36,18 +36,18 @@ struct Since {
 /// Groups of stalls logged in the last ten seconds.
 #[derive(Debug, Default)]
 pub(super) struct StallLog {
-    groups: HashMap<Group, Since>,
+    groups: HashMap<StallGroup, Since>,
 }
 
 impl StallLog {
     /// Records a stall found at `now`. Returns its line if it must be logged at once.
     pub(super) fn take(&mut self, now: Moment, stall: &Stall) -> Option<String> {
-        let mut group = Group(match (stall.suspected, &stall.function) {
+        let mut group = StallGroup(match (stall.suspected, &stall.function) {
             (true, Some(function)) => function.clone(),
             _ => stall.task.clone(),
         });
         if self.groups.len() >= MAX_GROUPS && !self.groups.contains_key(&group) {
-            group = Group::default();
+            group = StallGroup::default();
         }
         if let Some(since) = self.groups.get_mut(&group) {
             since.more += 1;
@@ -82,7 +82,7 @@ impl StallLog {
     }
 }
 
-fn line(group: &Group, since: &Since, passed: Duration) -> String {
+fn line(group: &StallGroup, since: &Since, passed: Duration) -> String {
     let Since { more, longest, waited, function, .. } = since;
     let of = if group.0.is_empty() { "of other tasks" } else { "of" };
     let mut line = format!("{more} more stalls {of} {}", crate::base::log::escaped(&group.0));

@@ -18,7 +18,7 @@ use tokio::runtime::Builder;
 use tokio::time::Instant;
 
 use crate::base::{Clock, Moment, SystemClock, log, standstill, warnings};
-use crate::os::proc::thread_reader::Eyes;
+use crate::os::proc::thread_reader::ProcThreadReader;
 use crate::os::proc::{process, threads};
 
 /// Minimum duration of a recorded standstill. A shorter one may be a late timer of a virtual
@@ -70,7 +70,7 @@ fn take_latest(due: Moment) -> Option<(Sleep, Duration)> {
 
 /// Counter values at the last tick.
 #[derive(Clone, Copy, Debug)]
-struct Baseline {
+struct ClockBaseline {
     /// Run delay of the agent's thread: its total time waiting for a core.
     waited: Duration,
     /// CPU time of the agent's thread.
@@ -93,7 +93,7 @@ impl Process {
 
 /// A late wake-up and the growth of the counters it is compared with.
 #[derive(Clone, Copy, Debug)]
-struct Lateness {
+struct TickLateness {
     late: Duration,
     /// Growth since the baseline.
     waited: Duration,
@@ -104,7 +104,7 @@ struct Lateness {
     cores: f64,
 }
 
-impl Lateness {
+impl TickLateness {
     /// Returns the duration of the standstill, or `None` if the delay has another cause.
     fn standstill(self) -> Option<Duration> {
         let unexplained = self.late.saturating_sub(self.waited + self.own);
@@ -118,10 +118,10 @@ impl Lateness {
 /// The standstill detector. Must stay on the agent's thread.
 pub(super) struct StandstillDetector {
     /// `None` if the kernel does not report run delays; detection is impossible then.
-    eyes: Option<Eyes>,
+    eyes: Option<ProcThreadReader>,
     tid: u32,
     cores: f64,
-    baseline: Option<Baseline>,
+    baseline: Option<ClockBaseline>,
     logged: Option<Moment>,
     unlogged: u32,
     unlogged_time: Duration,
@@ -130,7 +130,7 @@ pub(super) struct StandstillDetector {
 impl StandstillDetector {
     /// Returns a detector for the calling thread.
     pub(super) fn new() -> Self {
-        let eyes = match Eyes::open() {
+        let eyes = match ProcThreadReader::open() {
             Ok(eyes) => Some(eyes),
             Err(why) => {
                 let text = format!(
@@ -163,7 +163,7 @@ impl StandstillDetector {
         let before = self.baseline?;
         let after = self.measure(Process::measure(now))?;
         self.baseline = Some(after);
-        let lateness = Lateness {
+        let lateness = TickLateness {
             late,
             elapsed: now.since(before.process.at),
             waited: after.waited.saturating_sub(before.waited),
@@ -195,9 +195,9 @@ impl StandstillDetector {
         }
     }
 
-    fn measure(&self, process: Process) -> Option<Baseline> {
+    fn measure(&self, process: Process) -> Option<ClockBaseline> {
         let waited = self.eyes.as_ref()?.runs(self.tid)?.waited;
-        Some(Baseline { waited, own: threads::cpu_time(), process })
+        Some(ClockBaseline { waited, own: threads::cpu_time(), process })
     }
 
     fn log(&mut self, now: Moment, still: Duration) {
@@ -262,7 +262,7 @@ mod tests {
             (19, 100, 0, 0, 0, None),
             (20, 100, 0, 0, 0, Some(20)),
         ] {
-            let lateness = Lateness {
+            let lateness = TickLateness {
                 late: millis(late),
                 elapsed: millis(elapsed),
                 waited: millis(waited),

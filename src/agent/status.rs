@@ -7,13 +7,13 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::stream::StreamStatus;
-use crate::base::{Anchor, Bytes, IncidentId, LogStatus, ThreadPanics, Warning};
+use crate::base::{Bytes, IncidentId, LogStatus, ThreadPanics, TimeAnchor, Warning};
 use crate::config::BudgetSettings;
 use crate::metrics::Distribution;
 use crate::model::{CaptureKind, CaptureSet, Limits, Losses, Metric, Stall, VitalsRow};
-use crate::policy::daily_quota::Allowance;
-use crate::rules::{Opening, State};
-use crate::store::Holdings;
+use crate::policy::daily_quota::DailyQuota;
+use crate::rules::{Admission, State};
+use crate::store::StoreUsage;
 
 /// State of the toggle after a request.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -78,9 +78,9 @@ pub struct Status {
     pub histograms: Vec<Distribution>,
     /// Disk usage and limits of the incident directory after the last operation of the capture
     /// thread.
-    pub store: Holdings,
+    pub store: StoreUsage,
     /// Event counts since the start.
-    pub counters: Counters,
+    pub counters: AgentCounters,
     /// Engine last used by each kind of capture.
     pub engines: BTreeMap<CaptureKind, String>,
     /// Features that are unavailable or degraded in this process, with the reason.
@@ -149,16 +149,16 @@ pub struct BudgetStatus {
 
 impl BudgetStatus {
     pub(super) fn new(
-        anchor: Anchor,
+        anchor: TimeAnchor,
         settings: &BudgetSettings,
-        (opening, incidents): (Opening, usize),
-        streams: &Allowance,
+        (opening, incidents): (Admission, usize),
+        streams: &DailyQuota,
     ) -> Self {
         let (opening, until) = match opening {
-            Opening::Free => ("free", None),
-            Opening::Gap { until } => ("gap", Some(until)),
-            Opening::Spent { until } => ("spent", Some(until)),
-            Opening::Exhausted => ("exhausted", None),
+            Admission::Free => ("free", None),
+            Admission::Gap { until } => ("gap", Some(until)),
+            Admission::Spent { until } => ("spent", Some(until)),
+            Admission::Exhausted => ("exhausted", None),
         };
         let wall = |moment| anchor.wall_at(moment);
         Self {
@@ -202,7 +202,7 @@ pub struct RuleStatus {
 
 impl RuleStatus {
     /// Converts the state of a rule at its last tick to text and wall times.
-    pub(super) fn new(state: &State<'_>, anchor: Anchor) -> Self {
+    pub(super) fn new(state: &State<'_>, anchor: TimeAnchor) -> Self {
         let decisions = state.past().map(|said| PastDecision {
             at: anchor.wall_at(said.at),
             value: said.value,
@@ -240,7 +240,7 @@ pub struct PastDecision {
 
 /// Event counts since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Counters {
+pub struct AgentCounters {
     /// Readings of the vitals.
     pub ticks: u64,
     /// Firings of rules.

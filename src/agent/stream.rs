@@ -7,8 +7,8 @@
 //! ```
 //!
 //! This is the state machine of the loop. Like [`incidents`](crate::policy::incidents) it has no
-//! thread, clock or file and issues one [`Job`] at a time. [`work`] is the part of the capture
-//! thread.
+//! thread, clock or file and issues one [`OnDemandCommand`] at a time. [`work`] is the part of the
+//! capture thread.
 //!
 //! Incidents have priority. The engines of CPU profiles and traces exist once, and the evidence of
 //! an incident cannot be taken again. An incident that needs an engine therefore stops a running
@@ -30,17 +30,18 @@ pub(super) mod work;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::base::{Anchor, Moment};
+use crate::base::{Moment, TimeAnchor};
 use crate::model::{CaptureKind, CaptureSet};
-use crate::policy::daily_quota::Allowance;
-pub(crate) use ask::{Ask, StreamError, Streamed, Streaming};
-use take::Class;
-pub(crate) use take::{Form, HeapView, Take, ThreadView};
+use crate::policy::daily_quota::DailyQuota;
+pub(crate) use ask::{PendingProfile, ProfileError, ProfileRequest, ProfileResponse};
+use take::ProfileClass;
+pub(crate) use take::{HeapView, ProfileForm, ProfileKind, ThreadView};
 
-/// Maximum number of on-demand captures in all phases: the sum over all classes ([`Class`]). An
-/// encoded snapshot takes some hundred KiB until the client receives it, so this limit also bounds
-/// memory.
-const MOST: usize = Class::Timed.most() + Class::Snapshot.most() + Class::Symbols.most();
+/// Maximum number of on-demand captures in all phases: the sum over all classes ([`ProfileClass`]).
+/// An encoded snapshot takes some hundred KiB until the client receives it, so this limit also
+/// bounds memory.
+const MOST: usize =
+    ProfileClass::Timed.most() + ProfileClass::Snapshot.most() + ProfileClass::Symbols.most();
 
 /// An on-demand capture, as shown in `status`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -55,11 +56,11 @@ pub struct StreamStatus {
 
 /// A command for the capture thread.
 #[derive(Clone, Debug)]
-pub(super) enum Job {
+pub(super) enum OnDemandCommand {
     /// Takes a snapshot and encodes it.
-    Look { id: u64, take: Take },
+    Look { id: u64, take: ProfileKind },
     /// Starts a recording.
-    Start { id: u64, take: Take },
+    Start { id: u64, take: ProfileKind },
     /// Stops a recording and keeps its data.
     Stop { id: u64, cut_short: Option<String> },
     /// Sends the data to be encoded.
@@ -68,7 +69,7 @@ pub(super) enum Job {
     Drop { id: u64 },
 }
 
-impl Job {
+impl OnDemandCommand {
     /// Returns a description of the command for use within a sentence.
     pub(super) fn words(&self) -> &'static str {
         match self {
@@ -92,7 +93,7 @@ impl Job {
 }
 
 /// Result of a command.
-pub(super) enum Done {
+pub(super) enum OnDemandResult {
     /// The recording started.
     Started { id: u64, engine: Option<(CaptureKind, String)> },
     /// The recording stopped and its data is kept.
@@ -100,36 +101,36 @@ pub(super) enum Done {
     /// The data is being encoded.
     Encoding { id: u64 },
     /// The capture finished, successfully or not, and no data is kept.
-    Finished { id: u64, result: Result<Streamed, StreamError> },
+    Finished { id: u64, result: Result<ProfileResponse, ProfileError> },
     /// The capture was dropped.
     Dropped { id: u64 },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
+enum RequestPhase {
     Waiting,
     Running { until: Moment },
     Stopped,
     Encoding,
 }
 
-struct Stream {
+struct OnDemandRequest {
     id: u64,
-    ask: Ask,
+    ask: ProfileRequest,
     asked: Moment,
-    phase: Phase,
+    phase: RequestPhase,
     /// True while the capture thread is performing its command.
     out: bool,
 }
 
-impl Stream {
+impl OnDemandRequest {
     fn is_given_up(&self) -> bool {
         self.ask.reply.is_closed()
     }
 }
 
 /// Engines that an incident uses or needs.
-pub(super) struct Taken {
+pub(super) struct EngineInUse {
     pub(super) kinds: CaptureSet,
     /// Description of the incident.
     pub(super) by: String,
@@ -138,31 +139,31 @@ pub(super) struct Taken {
 }
 
 /// All on-demand captures in progress.
-pub(super) struct Streams {
-    streams: Vec<Stream>,
-    pub(super) allowance: Allowance,
+pub(super) struct OnDemandCaptures {
+    streams: Vec<OnDemandRequest>,
+    pub(super) allowance: DailyQuota,
     next: u64,
     shut: bool,
 }
 
-impl Streams {
+impl OnDemandCaptures {
     /// Creates the state machine with a limit of captures per 24 hours.
     pub(super) fn new(per_day: usize) -> Self {
-        Self { streams: Vec::new(), allowance: Allowance::new(per_day), next: 0, shut: false }
+        Self { streams: Vec::new(), allowance: DailyQuota::new(per_day), next: 0, shut: false }
     }
 
     /// Accepts a request, or replies with an error at once.
-    pub(super) fn ask(&mut self, anchor: Anchor, ask: Ask, taken: &[Taken]) {
+    pub(super) fn ask(&mut self, anchor: TimeAnchor, ask: ProfileRequest, taken: &[EngineInUse]) {
         let now = anchor.moment;
         let refusal = if self.shut {
-            Some(StreamError::Failed(super::Error::Stopped.to_string()))
+            Some(ProfileError::Failed(super::Error::Stopped.to_string()))
         } else if let Some(spent) = self.spent(anchor, &ask.take) {
             Some(spent)
         } else if let Some(busy) = self.incident_in_the_way(anchor, &ask.take, taken) {
             Some(busy)
         } else if let Some(other) = self.streams.iter().find(|other| other.excludes(&ask.take)) {
             let until = other.until(now);
-            Some(StreamError::Busy {
+            Some(ProfileError::Busy {
                 by: format!("in use by {} until {}", other.ask.who, shown(anchor, until)),
                 wait: Some(until.since(now)),
             })
@@ -176,23 +177,23 @@ impl Streams {
                     self.allowance.spend(now);
                 }
                 self.next += 1;
-                let (id, phase) = (self.next, Phase::Waiting);
-                self.streams.push(Stream { id, ask, asked: now, phase, out: false });
+                let (id, phase) = (self.next, RequestPhase::Waiting);
+                self.streams.push(OnDemandRequest { id, ask, asked: now, phase, out: false });
             }
         }
     }
 
     /// Returns an error if there are too many captures of `class`.
-    fn is_full(&self, class: Class) -> Option<StreamError> {
+    fn is_full(&self, class: ProfileClass) -> Option<ProfileError> {
         let count = self.streams.iter().filter(|stream| stream.ask.take.class() == class).count();
         let (most, what) = (class.most(), class.name());
         let by = format!("{most} {what} are in progress or queued; retry later");
-        (count >= most).then_some(StreamError::Busy { by, wait: None })
+        (count >= most).then_some(ProfileError::Busy { by, wait: None })
     }
 
-    fn spent(&self, anchor: Anchor, take: &Take) -> Option<StreamError> {
+    fn spent(&self, anchor: TimeAnchor, take: &ProfileKind) -> Option<ProfileError> {
         let until = self.allowance.spent_until(anchor.moment).filter(|_| take.is_capture())?;
-        Some(StreamError::Spent {
+        Some(ProfileError::Spent {
             limit: self.allowance.limit(),
             until: shown(anchor, until),
             wait: until.since(anchor.moment),
@@ -200,7 +201,7 @@ impl Streams {
     }
 
     /// Removes the capture at index `at`. If it produced nothing, it is refunded.
-    fn remove(&mut self, at: usize, came_to_nothing: bool) -> Stream {
+    fn remove(&mut self, at: usize, came_to_nothing: bool) -> OnDemandRequest {
         let stream = self.streams.remove(at);
         if came_to_nothing && stream.ask.take.is_capture() {
             self.allowance.refund(stream.asked);
@@ -210,10 +211,10 @@ impl Streams {
 
     fn incident_in_the_way(
         &self,
-        anchor: Anchor,
-        take: &Take,
-        taken: &[Taken],
-    ) -> Option<StreamError> {
+        anchor: TimeAnchor,
+        take: &ProfileKind,
+        taken: &[EngineInUse],
+    ) -> Option<ProfileError> {
         let engine = take.engine()?;
         let taken = taken.iter().find(|taken| taken.kinds.contains(engine))?;
         let until = match taken.until {
@@ -221,66 +222,75 @@ impl Streams {
             None => "until its captures end".to_owned(),
         };
         let wait = taken.until.map(|until| until.since(anchor.moment));
-        Some(StreamError::Busy { by: format!("in use by {}, {until}", taken.by), wait })
+        Some(ProfileError::Busy { by: format!("in use by {}, {until}", taken.by), wait })
     }
 
     /// Returns the command that must precede those of incidents: to stop a capture that uses an
     /// engine an incident needs.
-    pub(super) fn urgent_job(&mut self, taken: &[Taken]) -> Option<Job> {
+    pub(super) fn urgent_job(&mut self, taken: &[EngineInUse]) -> Option<OnDemandCommand> {
         let wanted =
             taken.iter().fold(CaptureSet::EMPTY, |wanted, taken| wanted.union(taken.kinds));
         let stream = self.streams.iter_mut().find(|stream| {
-            matches!(stream.phase, Phase::Running { .. })
+            matches!(stream.phase, RequestPhase::Running { .. })
                 && stream.ask.take.engine().is_some_and(|engine| wanted.contains(engine))
         })?;
         stream.out = true;
         let engine = stream.ask.take.engine();
         let by = taken.iter().find(|taken| engine.is_some_and(|it| taken.kinds.contains(it)));
         let by = by.map_or_else(String::new, |taken| taken.by.clone());
-        Some(Job::Stop { id: stream.id, cut_short: Some(format!("the engine went to {by}")) })
+        Some(OnDemandCommand::Stop {
+            id: stream.id,
+            cut_short: Some(format!("the engine went to {by}")),
+        })
     }
 
     /// Returns the next command, or `None` if all captures are in progress. Must not be called
-    /// again before [`Streams::done`].
-    pub(super) fn next_job(&mut self, anchor: Anchor, taken: &[Taken]) -> Option<Job> {
+    /// again before [`OnDemandCaptures::done`].
+    pub(super) fn next_job(
+        &mut self,
+        anchor: TimeAnchor,
+        taken: &[EngineInUse],
+    ) -> Option<OnDemandCommand> {
         let now = anchor.moment;
         self.turn_away(anchor, taken);
         let shut = self.shut;
-        let ready = |stream: &Stream| match stream.phase {
-            Phase::Encoding => false,
+        let ready = |stream: &OnDemandRequest| match stream.phase {
+            RequestPhase::Encoding => false,
             _ if stream.is_given_up() || shut => true,
-            Phase::Waiting | Phase::Stopped => true,
-            Phase::Running { until } => until <= now,
+            RequestPhase::Waiting | RequestPhase::Stopped => true,
+            RequestPhase::Running { until } => until <= now,
         };
         let stream = self.streams.iter_mut().find(|stream| ready(stream))?;
         stream.out = true;
         let id = stream.id;
         Some(match stream.phase {
-            Phase::Running { .. } | Phase::Stopped if stream.is_given_up() || shut => {
-                Job::Drop { id }
+            RequestPhase::Running { .. } | RequestPhase::Stopped
+                if stream.is_given_up() || shut =>
+            {
+                OnDemandCommand::Drop { id }
             }
-            Phase::Waiting if stream.ask.take.duration().is_some() => {
-                Job::Start { id, take: stream.ask.take.clone() }
+            RequestPhase::Waiting if stream.ask.take.duration().is_some() => {
+                OnDemandCommand::Start { id, take: stream.ask.take.clone() }
             }
-            Phase::Waiting => Job::Look { id, take: stream.ask.take.clone() },
-            Phase::Running { .. } => Job::Stop { id, cut_short: None },
-            Phase::Stopped | Phase::Encoding => Job::Encode { id },
+            RequestPhase::Waiting => OnDemandCommand::Look { id, take: stream.ask.take.clone() },
+            RequestPhase::Running { .. } => OnDemandCommand::Stop { id, cut_short: None },
+            RequestPhase::Stopped | RequestPhase::Encoding => OnDemandCommand::Encode { id },
         })
     }
 
     /// Replies to clients whose engine an incident has taken while they waited, and removes
     /// requests of clients that disconnected while waiting. On shutdown, encodings are not waited
     /// for either: at low priority they may take long.
-    fn turn_away(&mut self, anchor: Anchor, taken: &[Taken]) {
+    fn turn_away(&mut self, anchor: TimeAnchor, taken: &[EngineInUse]) {
         let mut at = 0;
         while let Some(stream) = self.streams.get(at) {
             let waits = match stream.phase {
-                Phase::Waiting => !stream.out,
-                Phase::Encoding => self.shut,
-                Phase::Running { .. } | Phase::Stopped => false,
+                RequestPhase::Waiting => !stream.out,
+                RequestPhase::Encoding => self.shut,
+                RequestPhase::Running { .. } | RequestPhase::Stopped => false,
             };
             let refusal = match waits {
-                true if self.shut => Some(StreamError::Failed(super::Error::Stopped.to_string())),
+                true if self.shut => Some(ProfileError::Failed(super::Error::Stopped.to_string())),
                 true => self.incident_in_the_way(anchor, &stream.ask.take, taken),
                 false => None,
             };
@@ -297,48 +307,48 @@ impl Streams {
 
     /// Applies the result of a command at `now`. Returns the number of bytes returned to the
     /// client, if any.
-    pub(super) fn done(&mut self, now: Moment, done: Done) -> Option<u64> {
-        let (Done::Started { id, .. }
-        | Done::Stopped { id }
-        | Done::Encoding { id }
-        | Done::Finished { id, .. }
-        | Done::Dropped { id }) = done;
+    pub(super) fn done(&mut self, now: Moment, done: OnDemandResult) -> Option<u64> {
+        let (OnDemandResult::Started { id, .. }
+        | OnDemandResult::Stopped { id }
+        | OnDemandResult::Encoding { id }
+        | OnDemandResult::Finished { id, .. }
+        | OnDemandResult::Dropped { id }) = done;
         let at = self.streams.iter().position(|stream| stream.id == id)?;
         let stream = self.streams.get_mut(at)?;
         stream.out = false;
         match done {
-            Done::Started { .. } => {
+            OnDemandResult::Started { .. } => {
                 let duration = stream.ask.take.duration().unwrap_or_default();
-                stream.phase = Phase::Running { until: now + duration };
+                stream.phase = RequestPhase::Running { until: now + duration };
                 None
             }
-            Done::Stopped { .. } => {
-                stream.phase = Phase::Stopped;
+            OnDemandResult::Stopped { .. } => {
+                stream.phase = RequestPhase::Stopped;
                 None
             }
-            Done::Encoding { .. } => {
-                stream.phase = Phase::Encoding;
+            OnDemandResult::Encoding { .. } => {
+                stream.phase = RequestPhase::Encoding;
                 None
             }
-            Done::Finished { result, .. } => {
+            OnDemandResult::Finished { result, .. } => {
                 let bytes = result.as_ref().ok().map(|streamed| streamed.bytes.len() as u64);
                 let stream = self.remove(at, result.is_err());
                 let _ = stream.ask.reply.send(result);
                 bytes
             }
-            Done::Dropped { .. } => {
+            OnDemandResult::Dropped { .. } => {
                 let stream = self.remove(at, false);
-                let stopped = StreamError::Failed(super::Error::Stopped.to_string());
+                let stopped = ProfileError::Failed(super::Error::Stopped.to_string());
                 let _ = stream.ask.reply.send(Err(stopped));
                 None
             }
         }
     }
 
-    /// Returns the time at which [`Streams::next_job`] next has a command.
+    /// Returns the time at which [`OnDemandCaptures::next_job`] next has a command.
     pub(super) fn next_expiry(&self) -> Option<Moment> {
-        let until = |stream: &Stream| match stream.phase {
-            Phase::Running { until } if !stream.out => Some(until),
+        let until = |stream: &OnDemandRequest| match stream.phase {
+            RequestPhase::Running { until } if !stream.out => Some(until),
             _ => None,
         };
         self.streams.iter().filter_map(until).min()
@@ -353,39 +363,39 @@ impl Streams {
         self.streams.is_empty()
     }
 
-    pub(super) fn status(&self, anchor: Anchor) -> Vec<StreamStatus> {
-        let status = |stream: &Stream| StreamStatus {
+    pub(super) fn status(&self, anchor: TimeAnchor) -> Vec<StreamStatus> {
+        let status = |stream: &OnDemandRequest| StreamStatus {
             take: stream.ask.take.name(),
             by: stream.ask.who.clone(),
             until: match stream.phase {
-                Phase::Running { until } => Some(anchor.wall_at(until)),
-                Phase::Waiting | Phase::Stopped | Phase::Encoding => None,
+                RequestPhase::Running { until } => Some(anchor.wall_at(until)),
+                RequestPhase::Waiting | RequestPhase::Stopped | RequestPhase::Encoding => None,
             },
         };
         self.streams.iter().map(status).collect()
     }
 }
 
-impl Stream {
+impl OnDemandRequest {
     /// Returns `true` if `take` cannot start while this capture exists. Unencoded data takes
     /// memory, possibly that of a whole heap; a capture with an engine releases it before encoding.
-    fn excludes(&self, take: &Take) -> bool {
-        let gave_back = self.phase == Phase::Encoding && self.ask.take.engine().is_some();
+    fn excludes(&self, take: &ProfileKind) -> bool {
+        let gave_back = self.phase == RequestPhase::Encoding && self.ask.take.engine().is_some();
         !gave_back && self.ask.take.excludes(take)
     }
 
     /// Returns the time at which it ends, or would end if it started now.
     fn until(&self, now: Moment) -> Moment {
         match self.phase {
-            Phase::Running { until } => until.max(now),
-            Phase::Waiting => now + self.ask.take.duration().unwrap_or_default(),
-            Phase::Stopped | Phase::Encoding => now,
+            RequestPhase::Running { until } => until.max(now),
+            RequestPhase::Waiting => now + self.ask.take.duration().unwrap_or_default(),
+            RequestPhase::Stopped | RequestPhase::Encoding => now,
         }
     }
 }
 
 /// Formats a moment as wall time, to the second.
-fn shown(anchor: Anchor, moment: Moment) -> String {
+fn shown(anchor: TimeAnchor, moment: Moment) -> String {
     anchor.wall_at(moment).strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 

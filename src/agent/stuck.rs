@@ -7,7 +7,7 @@ use super::collect;
 use super::stall_log::StallLog;
 use crate::base::{IncidentId, Moment, log};
 use crate::model::{Metric, Rule, Stall, ThreadDump, Vitals};
-use crate::policy::incidents::Job;
+use crate::policy::incidents::IncidentCommand;
 
 /// Number of stalls kept for `status`.
 const RECENT: usize = 16;
@@ -16,7 +16,7 @@ const RECENT: usize = 16;
 const EPSILON: Duration = Duration::from_micros(1);
 
 #[derive(Default)]
-pub(super) struct Stuck {
+pub(super) struct RecentStalls {
     recent: VecDeque<Stall>,
     /// Duration of the longest stall reported since the last tick.
     fresh: Option<Duration>,
@@ -29,9 +29,9 @@ pub(super) struct Stuck {
     log: StallLog,
 }
 
-impl Stuck {
+impl RecentStalls {
     /// Records the stalls found by the detectors.
-    pub(super) fn hear(&mut self, mut found: Vec<collect::stalls::Found>, now: Moment) {
+    pub(super) fn hear(&mut self, mut found: Vec<collect::stalls::FoundStalls>, now: Moment) {
         // When many stalls are found at once, few have a stack. Those are shown first.
         found.sort_by_key(|found| found.dump.is_none());
         let has_stack = found.first().is_some_and(|found| found.dump.is_some());
@@ -39,7 +39,7 @@ impl Stuck {
             self.dump = None;
             self.last = None;
         }
-        for collect::stalls::Found { stall, dump, is_in_place } in found {
+        for collect::stalls::FoundStalls { stall, dump, is_in_place } in found {
             if let Some(line) = self.log.take(now, &stall) {
                 log::warn(line);
             }
@@ -109,8 +109,12 @@ impl Stuck {
 
     /// Returns the thread dump to send with `job`, the first command of the incident after its
     /// directory was created.
-    pub(super) fn take_for(&mut self, job: &Job, id: IncidentId) -> Option<Box<ThreadDump>> {
-        if matches!(job, Job::Open { .. }) {
+    pub(super) fn take_for(
+        &mut self,
+        job: &IncidentCommand,
+        id: IncidentId,
+    ) -> Option<Box<ThreadDump>> {
+        if matches!(job, IncidentCommand::Open { .. }) {
             return None;
         }
         let at = self.leaving.iter().position(|(incident, _)| *incident == id)?;

@@ -12,15 +12,15 @@ use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 use tokio::time;
 
-use super::capture::Worker;
+use super::capture::CaptureWorker;
 use super::collect;
-use super::event::Event;
+use super::event::AgentEvent;
 use super::handle::AgentHandle;
-use super::run::{self, Loop};
+use super::run::{self, AgentLoop};
 use super::service::Service;
 use super::standstill;
-use super::stream::work::{Desk, Order};
-use crate::base::retry::Backoff;
+use super::stream::work::{OnDemandWorker, WorkerCommand};
+use crate::base::retry::RetryBackoff;
 use crate::base::{Clock, log, panics, warnings};
 use crate::config::StoreSettings;
 use crate::os;
@@ -43,14 +43,14 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 ///
 /// Without the descriptors for a poller the loop runs on timers alone. Vitals, rules and status
 /// work; the endpoint and the signal do not until descriptors are available.
-pub(super) fn lead(agent: Loop, services: Vec<Box<dyn Service>>, handle: AgentHandle) {
+pub(super) fn lead(agent: AgentLoop, services: Vec<Box<dyn Service>>, handle: AgentHandle) {
     if panics::fence_and_record(LOOP, || start_and_repeat(agent, services, handle)).is_none() {
         warnings::set("agent", "nothing is watched or served: the agent has ended by a panic");
     }
 }
 
-fn start_and_repeat(mut agent: Loop, services: Vec<Box<dyn Service>>, handle: AgentHandle) {
-    let mut backoff = Backoff::new();
+fn start_and_repeat(mut agent: AgentLoop, services: Vec<Box<dyn Service>>, handle: AgentHandle) {
+    let mut backoff = RetryBackoff::new();
     let runtime = loop {
         let error = match runtime() {
             Ok(runtime) => break Some(runtime),
@@ -89,7 +89,7 @@ fn start_and_repeat(mut agent: Loop, services: Vec<Box<dyn Service>>, handle: Ag
 }
 
 /// Runs the loop until it ends, and restarts it with the same state after a panic.
-fn repeat(runtime: &Runtime, agent: &mut Loop) {
+fn repeat(runtime: &Runtime, agent: &mut AgentLoop) {
     let mut pause = FIRST_PAUSE;
     loop {
         let turns = agent.turns();
@@ -162,13 +162,13 @@ fn runtime() -> io::Result<tokio::runtime::Runtime> {
 
 /// Runs the `marple-capture` thread.
 pub(super) fn work(
-    mut worker: Worker,
+    mut worker: CaptureWorker,
     clock: &dyn Clock,
     settings: &StoreSettings,
-    inbox: &Receiver<Order>,
-    events: &mpsc::Sender<Event>,
+    inbox: &Receiver<WorkerCommand>,
+    events: &mpsc::Sender<AgentEvent>,
 ) {
-    let mut desk = Desk::new(events.clone());
+    let mut desk = OnDemandWorker::new(events.clone());
     panics::fence_and_record(CAPTURE, || worker.prepare());
     while let Some(event) = next_event(&mut worker, &mut desk, clock, settings, inbox, events) {
         if events.blocking_send(event).is_err() {
@@ -183,29 +183,31 @@ pub(super) fn work(
 /// Waits for the next command and performs it, or opens the directory when a retry is due. Returns
 /// the event for the loop, or `None` once the loop has ended.
 fn next_event(
-    worker: &mut Worker,
-    desk: &mut Desk,
+    worker: &mut CaptureWorker,
+    desk: &mut OnDemandWorker,
     clock: &dyn Clock,
     settings: &StoreSettings,
-    inbox: &Receiver<Order>,
-    events: &mpsc::Sender<Event>,
-) -> Option<Event> {
+    inbox: &Receiver<WorkerCommand>,
+    events: &mpsc::Sender<AgentEvent>,
+) -> Option<AgentEvent> {
     loop {
         if let Some(opened) = worker.take_opened() {
-            return Some(Event::DirectoryOpened(Box::new(opened)));
+            return Some(AgentEvent::DirectoryOpened(Box::new(opened)));
         }
         let order = match worker.until_retry() {
             None => inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
             Some(wait) => inbox.recv_timeout(wait),
         };
         match order {
-            Ok(Order::Incident(task)) => return Some(Event::Done(perform(worker, *task))),
-            Ok(Order::Stream(task)) => {
+            Ok(WorkerCommand::Incident(task)) => {
+                return Some(AgentEvent::Done(perform(worker, *task)));
+            }
+            Ok(WorkerCommand::Stream(task)) => {
                 let saved = task.state.as_ref().map(|state| worker.save(state));
                 if let Some(Err(error)) = saved {
-                    events.blocking_send(Event::NotSaved(error)).ok()?;
+                    events.blocking_send(AgentEvent::NotSaved(error)).ok()?;
                 }
-                return Some(Event::Streamed(stream(desk, clock, task)));
+                return Some(AgentEvent::Streamed(stream(desk, clock, task)));
             }
             Err(RecvTimeoutError::Timeout) => {
                 panics::fence_and_record(CAPTURE, || worker.retry(settings));
@@ -217,7 +219,10 @@ fn next_event(
 
 /// Performs one command. A panic is reported as a failure, and the captures the command was about
 /// are abandoned.
-fn perform(worker: &mut Worker, task: super::capture::Task) -> super::capture::Report {
+fn perform(
+    worker: &mut CaptureWorker,
+    task: super::capture::CaptureTask,
+) -> super::capture::CaptureReport {
     let lost = task.job.lost();
     match panics::fence(|| worker.perform(task)) {
         Ok(report) => report,
@@ -230,10 +235,10 @@ fn perform(worker: &mut Worker, task: super::capture::Task) -> super::capture::R
 
 /// Performs one command of an on-demand capture. A panic is reported to the client.
 fn stream(
-    desk: &mut Desk,
+    desk: &mut OnDemandWorker,
     clock: &dyn Clock,
-    task: super::stream::work::Task,
-) -> super::stream::Done {
+    task: super::stream::work::OnDemandTask,
+) -> super::stream::OnDemandResult {
     let id = task.job.id();
     match panics::fence(|| desk.perform(clock, task)) {
         Ok(done) => done,

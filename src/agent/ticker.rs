@@ -4,23 +4,23 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::os::clock::timerfd::Alarm;
+use crate::os::clock::timerfd::TimerFd;
 
 /// A periodic timer whose first tick is due at once. Missed ticks are skipped; later ticks keep
 /// their phase.
 ///
 /// tokio's `Interval` is not used: it wakes an idle process twice per tick (`os::clock::timerfd`).
 /// The `write` that rearms it also sends the agent's runtime through the poller once more.
-pub(super) struct Ticker {
-    alarm: Alarm,
+pub(super) struct TickTimer {
+    alarm: TimerFd,
     period: Duration,
     due: Instant,
 }
 
-impl Ticker {
+impl TickTimer {
     /// Creates a ticker. Must be called on the agent's runtime.
     pub(super) fn new(period: Duration) -> Self {
-        Self { alarm: Alarm::here(), period, due: Instant::now() }
+        Self { alarm: TimerFd::here(), period, due: Instant::now() }
     }
 
     /// Restarts the ticker if `period` differs from the current one.
@@ -66,7 +66,7 @@ mod tests {
     }
 
     /// Returns `true` if a tick is due.
-    async fn ticks(ticker: &mut Ticker) -> bool {
+    async fn ticks(ticker: &mut TickTimer) -> bool {
         tokio::time::timeout(Duration::ZERO, ticker.tick()).await.is_ok()
     }
 
@@ -75,7 +75,7 @@ mod tests {
         let hour = Duration::from_secs(3600);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let mut ticker = Ticker::new(hour);
+            let mut ticker = TickTimer::new(hour);
             assert!(ticks(&mut ticker).await && !ticks(&mut ticker).await);
             ticker.set_period(hour);
             assert!(!ticks(&mut ticker).await, "it is the same period");

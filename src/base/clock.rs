@@ -3,7 +3,7 @@
 //! [`Moment`] is used for ordering and measuring; `jiff::Timestamp` is used for display. All
 //! records inside marple carry `CLOCK_MONOTONIC`, which wall-clock steps cannot turn back and which
 //! Perfetto identifies as clock 3. Wall-clock times are derived from moments through one
-//! [`Anchor`], so that all times of an incident agree on the order of events.
+//! [`TimeAnchor`], so that all times of an incident agree on the order of events.
 
 use std::ops::{Add, Sub};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -63,8 +63,8 @@ pub trait Clock: Send + Sync {
     }
 
     /// Reads all three clocks together.
-    fn anchor(&self) -> Anchor {
-        Anchor { moment: self.now(), wall: self.wall(), suspended: self.suspended() }
+    fn anchor(&self) -> TimeAnchor {
+        TimeAnchor { moment: self.now(), wall: self.wall(), suspended: self.suspended() }
     }
 }
 
@@ -131,14 +131,14 @@ impl Clock for ManualClock {
     fn wall(&self) -> Timestamp {
         let step = SignedDuration::from_millis(self.step.load(Ordering::Relaxed));
         let start = self.start.checked_add(step).unwrap_or(self.start);
-        Anchor { moment: Moment(0), wall: start, suspended: Duration::ZERO }.wall_at(self.now())
+        TimeAnchor { moment: Moment(0), wall: start, suspended: Duration::ZERO }.wall_at(self.now())
     }
 }
 
 /// A moment with known wall-clock time, from which the wall-clock time of any other moment is
 /// computed.
 #[derive(Clone, Copy, Debug)]
-pub struct Anchor {
+pub struct TimeAnchor {
     /// Moment at which the clocks were read.
     pub moment: Moment,
     /// Wall-clock time at `moment`.
@@ -147,7 +147,7 @@ pub struct Anchor {
     pub suspended: Duration,
 }
 
-impl Anchor {
+impl TimeAnchor {
     /// Returns the wall-clock time at `moment`, or that of the anchor if the result is out of
     /// range.
     pub fn wall_at(&self, moment: Moment) -> Timestamp {
@@ -167,7 +167,7 @@ mod tests {
     fn an_anchor_dates_moments_on_both_sides_of_it() {
         let wall: Timestamp = "2026-11-23T02:57:33.123Z".parse().unwrap();
         let moment = Moment::from_nanos(5_000_000_000);
-        let anchor = Anchor { moment, wall, suspended: Duration::ZERO };
+        let anchor = TimeAnchor { moment, wall, suspended: Duration::ZERO };
         let later = anchor.wall_at(Moment::from_nanos(6_500_000_000));
         let earlier = anchor.wall_at(Moment::from_nanos(4_000_000_000));
         assert_eq!(later.to_string(), "2026-11-23T02:57:34.623Z");

@@ -17,15 +17,15 @@ use super::spare;
 #[derive(Debug)]
 pub struct CodeFile {
     path: PathBuf,
-    stamp: Stamp,
-    held: Mutex<Option<Arc<Descriptor>>>,
+    stamp: CodeStamp,
+    held: Mutex<Option<Arc<CodeDescriptor>>>,
     /// The file with the symbols that were stripped from this one.
     debug: OnceLock<Arc<CodeFile>>,
 }
 
 /// Identity and version of a file, to detect replacement and modification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp {
+struct CodeStamp {
     device: u64,
     inode: u64,
     size: u64,
@@ -33,7 +33,7 @@ struct Stamp {
     modified: [i64; 2],
 }
 
-impl Stamp {
+impl CodeStamp {
     fn of(file: &Metadata) -> Self {
         let modified = [file.mtime(), file.mtime_nsec()];
         Self { device: file.dev(), inode: file.ino(), size: file.len(), modified }
@@ -46,21 +46,21 @@ impl Stamp {
 /// A program that becomes a daemon closes all descriptors it did not open, and may reuse their
 /// numbers for its own files. Such a descriptor must neither be read nor closed here.
 #[derive(Debug)]
-struct Descriptor {
+struct CodeDescriptor {
     file: Option<File>,
-    stamp: Stamp,
+    stamp: CodeStamp,
     pid: u32,
 }
 
-impl Descriptor {
+impl CodeDescriptor {
     fn get(&self) -> Option<&File> {
         let file = self.file.as_ref().filter(|_| self.pid == process::id())?;
-        let now = Stamp::of(&file.metadata().ok()?);
+        let now = CodeStamp::of(&file.metadata().ok()?);
         (now.device == self.stamp.device && now.inode == self.stamp.inode).then_some(file)
     }
 }
 
-impl Drop for Descriptor {
+impl Drop for CodeDescriptor {
     fn drop(&mut self) {
         if self.get().is_none() {
             std::mem::forget(self.file.take());
@@ -164,7 +164,7 @@ impl CodeFile {
     /// Returns `true` if the file was modified since it was opened.
     pub fn is_rewritten(&self) -> bool {
         let now = self.with(File::metadata);
-        now.is_ok_and(|now| Stamp::of(&now) != self.stamp)
+        now.is_ok_and(|now| CodeStamp::of(&now) != self.stamp)
     }
 
     /// Returns the file with the symbols stripped from this one, or `None` if it was not set.
@@ -186,11 +186,11 @@ impl CodeFile {
         read(opened.get().ok_or(io::ErrorKind::NotFound)?)
     }
 
-    fn reopen(&self) -> io::Result<Arc<Descriptor>> {
+    fn reopen(&self) -> io::Result<Arc<CodeDescriptor>> {
         self.check(open(&self.path))
     }
 
-    fn check(&self, opened: io::Result<Descriptor>) -> io::Result<Arc<Descriptor>> {
+    fn check(&self, opened: io::Result<CodeDescriptor>) -> io::Result<Arc<CodeDescriptor>> {
         let opened = opened?;
         if opened.stamp == self.stamp {
             return Ok(Arc::new(opened));
@@ -201,13 +201,13 @@ impl CodeFile {
         ))
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Arc<Descriptor>>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Arc<CodeDescriptor>>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Opens a regular file, using a reserved descriptor if no other is left.
-fn open(path: &Path) -> io::Result<Descriptor> {
+fn open(path: &Path) -> io::Result<CodeDescriptor> {
     open_by(path, |options, path| spare::with(|| options.open(path)))
 }
 
@@ -216,7 +216,7 @@ fn open(path: &Path) -> io::Result<Descriptor> {
 fn open_by(
     path: &Path,
     open: impl FnOnce(&OpenOptions, &Path) -> io::Result<File>,
-) -> io::Result<Descriptor> {
+) -> io::Result<CodeDescriptor> {
     let refused = || io::Error::new(io::ErrorKind::InvalidInput, "not a regular file");
     if !fs::metadata(path)?.is_file() {
         return Err(refused());
@@ -231,8 +231,8 @@ fn open_by(
     if !metadata.is_file() {
         return Err(refused());
     }
-    let (stamp, pid) = (Stamp::of(&metadata), process::id());
-    Ok(Descriptor { file: Some(file), stamp, pid })
+    let (stamp, pid) = (CodeStamp::of(&metadata), process::id());
+    Ok(CodeDescriptor { file: Some(file), stamp, pid })
 }
 
 #[cfg(all(test, not(miri)))]

@@ -33,7 +33,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::{panics, warnings};
-pub(crate) use event::{Event, Level};
+pub(crate) use event::{LogEvent, LogLevel};
 pub(crate) use quiet::quiet;
 pub(crate) use text::escaped;
 
@@ -53,7 +53,7 @@ const STUCK: Duration = Duration::from_secs(5);
 const TOPIC: &str = "log";
 
 /// Queues, one per process in a chain of forks. Processes cannot share one; see the module.
-static QUEUES: [OnceLock<Queue>; 8] = [const { OnceLock::new() }; 8];
+static QUEUES: [OnceLock<LogQueue>; 8] = [const { OnceLock::new() }; 8];
 
 /// Number of [`QUEUES`] in use.
 static USED: AtomicUsize = AtomicUsize::new(0);
@@ -63,17 +63,17 @@ static ON_START: OnceLock<fn()> = OnceLock::new();
 
 /// Logs `message` at level `ERROR`.
 pub(crate) fn error(message: impl Into<String>) {
-    Event::new(Level::Error, message).send();
+    LogEvent::new(LogLevel::Error, message).send();
 }
 
 /// Logs `message` at level `WARN`.
 pub(crate) fn warn(message: impl Into<String>) {
-    Event::new(Level::Warn, message).send();
+    LogEvent::new(LogLevel::Warn, message).send();
 }
 
 /// Logs `message` at level `INFO`.
 pub(crate) fn info(message: impl Into<String>) {
-    Event::new(Level::Info, message).send();
+    LogEvent::new(LogLevel::Info, message).send();
 }
 
 /// The state of the log queue, as shown in `/status`.
@@ -112,34 +112,34 @@ pub(crate) fn check() -> LogStatus {
 }
 
 /// Returns the queue of this process, if it has one.
-fn existing() -> Option<&'static Queue> {
+fn existing() -> Option<&'static LogQueue> {
     let pid = std::process::id();
     QUEUES.iter().filter_map(OnceLock::get).find(|queue| queue.pid == pid)
 }
 
 /// Returns the queue of this process, creating it if necessary. `None` if the chain of forks is
 /// longer than the number of queues.
-fn queue() -> Option<&'static Queue> {
+fn queue() -> Option<&'static LogQueue> {
     existing().or_else(|| {
         // Each caller takes a separate slot. A forked child must not wait for an initialisation
         // started by a thread of the parent. Two concurrent callers take two slots; the first is
         // used from then on.
         let used = USED.fetch_add(1, Ordering::Relaxed).min(QUEUES.len());
-        QUEUES.get(used).map(|slot| slot.get_or_init(Queue::new))
+        QUEUES.get(used).map(|slot| slot.get_or_init(LogQueue::new))
     })
 }
 
 #[derive(Debug)]
-struct Queue {
+struct LogQueue {
     pid: u32,
-    state: Mutex<State>,
+    state: Mutex<LogState>,
     pushed: Condvar,
     drained: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct State {
-    events: VecDeque<(Instant, Event)>,
+struct LogState {
+    events: VecDeque<(Instant, LogEvent)>,
     bytes: usize,
     has_thread: bool,
     /// Time and error of the last failed attempt to start the thread.
@@ -152,9 +152,9 @@ struct State {
     last_panic: Option<String>,
 }
 
-impl State {
+impl LogState {
     /// Appends `event`. Returns `false` and counts it as dropped if the queue is full.
-    fn push(&mut self, event: Event) -> bool {
+    fn push(&mut self, event: LogEvent) -> bool {
         let size = event.size();
         if self.events.len() >= MAX_EVENTS || self.bytes + size > MAX_BYTES {
             self.status.dropped += 1;
@@ -166,7 +166,7 @@ impl State {
         true
     }
 
-    fn pop(&mut self) -> Option<(Instant, Event)> {
+    fn pop(&mut self) -> Option<(Instant, LogEvent)> {
         let (at, event) = self.events.pop_front()?;
         self.bytes -= event.size();
         Some((at, event))
@@ -199,7 +199,7 @@ impl State {
     }
 }
 
-impl Queue {
+impl LogQueue {
     fn new() -> Self {
         Self {
             pid: std::process::id(),
@@ -209,11 +209,11 @@ impl Queue {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, LogState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn send(&'static self, event: Event) {
+    fn send(&'static self, event: LogEvent) {
         let mut state = self.lock();
         let was_pushed = state.push(event);
         let may_start = state.refused.as_ref().is_none_or(|(tried, _)| tried.elapsed() >= RETRY);
@@ -253,7 +253,7 @@ impl Queue {
                     let text = format!(
                         "{dropped} events of marple were not logged: the tracing subscriber did not take them in time"
                     );
-                    Event::new(Level::Warn, text).deliver(Duration::ZERO);
+                    LogEvent::new(LogLevel::Warn, text).deliver(Duration::ZERO);
                 }
             };
             let delivered = fork_gate::deliver(|| panics::catch(deliver));
@@ -278,7 +278,7 @@ impl Queue {
         if !state.has_thread {
             return state.is_drained();
         }
-        let is_waiting = |state: &mut State| !state.is_drained();
+        let is_waiting = |state: &mut LogState| !state.is_drained();
         let waited = self.drained.wait_timeout_while(state, timeout, is_waiting);
         let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
         state.is_drained()

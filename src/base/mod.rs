@@ -19,7 +19,7 @@ pub(crate) mod sync;
 mod units;
 pub mod warnings;
 
-pub use clock::{Anchor, Clock, ManualClock, Moment, SystemClock};
+pub use clock::{Clock, ManualClock, Moment, SystemClock, TimeAnchor};
 pub use code_file::CodeFile;
 pub use error::Error;
 pub(crate) use forked::{OfProcess, enter_child};
@@ -28,6 +28,6 @@ pub use log::LogStatus;
 pub use panic_log::{PanicPlace, RecordedPanics};
 pub use panics::ThreadPanics;
 pub use reading::{ClockReading, Elapsed, EventTime};
-pub use site::{MAX_SITES, SITE_BITS, Site};
+pub use site::{MAX_SITES, SITE_BITS, SpawnSite};
 pub use units::{Bytes, Hertz, ParseBytesError, Percent};
 pub use warnings::Warning;

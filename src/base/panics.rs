@@ -131,7 +131,7 @@ pub(crate) fn record(thread: &'static str, message: &str) {
     };
     if panics.is_power_of_two() {
         let text = format!("thread `{thread}` panicked and goes on: {message}");
-        log::Event::new(log::Level::Error, text).times(panics).send();
+        log::LogEvent::new(log::LogLevel::Error, text).times(panics).send();
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::clock::{Anchor, Moment};
+use super::clock::{Moment, TimeAnchor};
 
 /// A clock reading that a later process can compare with its own.
 ///
@@ -33,7 +33,7 @@ pub enum Elapsed {
 
 impl ClockReading {
     /// Creates a reading of `anchor` in this boot.
-    pub fn new(anchor: Anchor) -> Self {
+    pub fn new(anchor: TimeAnchor) -> Self {
         let since_boot = anchor.moment.since(Moment::default()) + anchor.suspended;
         Self {
             boot: boot_id().to_owned(),
@@ -112,8 +112,11 @@ mod tests {
     }
 
     fn reading(hours: u64, suspended: Duration, wall: &str) -> ClockReading {
-        let mut it =
-            ClockReading::new(Anchor { moment: at(hours), wall: wall.parse().unwrap(), suspended });
+        let mut it = ClockReading::new(TimeAnchor {
+            moment: at(hours),
+            wall: wall.parse().unwrap(),
+            suspended,
+        });
         it.boot = "this boot".to_owned();
         it
     }

@@ -2,16 +2,16 @@
 
 use std::time::Duration;
 
-/// Delays that double from [`Backoff::FIRST`] to [`Backoff::LONGEST`].
+/// Delays that double from [`RetryBackoff::FIRST`] to [`RetryBackoff::LONGEST`].
 ///
 /// The maximum is short because it bounds the time a new process waits after its predecessor
 /// released a port or directory. An attempt takes a handful of system calls.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Backoff {
+pub(crate) struct RetryBackoff {
     next: Duration,
 }
 
-impl Backoff {
+impl RetryBackoff {
     pub(crate) const FIRST: Duration = Duration::from_secs(1);
     pub(crate) const LONGEST: Duration = Duration::from_secs(5);
 
@@ -33,7 +33,7 @@ mod tests {
 
     #[test]
     fn delays_grow_and_are_bounded() {
-        let mut backoff = Backoff::new();
+        let mut backoff = RetryBackoff::new();
         let delays = std::array::from_fn(|_| backoff.delay().as_secs());
         assert_eq!(delays, [1, 2, 4, 5, 5]);
     }

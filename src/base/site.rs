@@ -18,18 +18,18 @@ pub const MAX_SITES: usize = 1 << SITE_BITS;
 /// Maximum number of slots probed for a site.
 const TRIES: usize = 32;
 
-static SITES: [OnceLock<Site>; MAX_SITES] = [const { OnceLock::new() }; MAX_SITES];
+static SITES: [OnceLock<SpawnSite>; MAX_SITES] = [const { OnceLock::new() }; MAX_SITES];
 
 /// The common properties of tasks of one kind.
 #[derive(Clone, Copy, Debug)]
-pub struct Site {
+pub struct SpawnSite {
     /// Task name set by the program.
     pub name: Option<&'static str>,
     /// Source location at which the tasks are spawned or named.
     pub place: &'static Location<'static>,
 }
 
-impl Site {
+impl SpawnSite {
     /// Returns the site's number, adding the site if necessary. Returns 0 if there is no free slot.
     /// Does not allocate.
     #[inline]
@@ -83,7 +83,7 @@ impl Site {
 }
 
 #[cfg(test)]
-impl Site {
+impl SpawnSite {
     /// Returns the site of the calling line.
     #[track_caller]
     pub fn here(name: Option<&'static str>) -> Self {
@@ -100,13 +100,19 @@ mod tests {
         let mut numbers = Vec::new();
         for _ in 0..2 {
             let named = ["reader", "writer"].map(Some);
-            numbers.push([Site::here(None), Site::here(named[0]), Site::here(named[1])]);
+            numbers.push([
+                SpawnSite::here(None),
+                SpawnSite::here(named[0]),
+                SpawnSite::here(named[1]),
+            ]);
         }
-        let [first, second] = [0, 1].map(|n| numbers[n].map(Site::number));
+        let [first, second] = [0, 1].map(|n| numbers[n].map(SpawnSite::number));
         assert_eq!(first, second);
         assert!(first[0] != first[1] && first[1] != first[2] && !first.contains(&0));
-        let names = first.map(|number| Site::of(number).unwrap().name);
+        let names = first.map(|number| SpawnSite::of(number).unwrap().name);
         assert_eq!(names, [None, Some("reader"), Some("writer")]);
-        assert!(first.iter().all(|&number| number <= Site::last()) && Site::of(0).is_none());
+        assert!(
+            first.iter().all(|&number| number <= SpawnSite::last()) && SpawnSite::of(0).is_none()
+        );
     }
 }

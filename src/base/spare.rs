@@ -34,11 +34,11 @@ const CONNECTIONS: usize = 2;
 /// Descriptor limit of the process per reserved descriptor.
 const PER_SPARE: u64 = 32;
 
-static POOL: Mutex<Pool> = Mutex::new(Pool::new());
+static POOL: Mutex<SparePool> = Mutex::new(SparePool::new());
 
 /// The reserved descriptors. The arrays are fixed, because allocating under the lock may lead to a
 /// nested open by marple.
-struct Pool {
+struct SparePool {
     captures: [Option<File>; CAPTURES],
     connections: [Option<File>; CONNECTIONS],
     /// Code files whose descriptors are part of those reserved for captures.
@@ -47,13 +47,13 @@ struct Pool {
     pid: u32,
 }
 
-impl Default for Pool {
+impl Default for SparePool {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl Pool {
+impl SparePool {
     const fn new() -> Self {
         Self {
             captures: [const { None }; CAPTURES],
@@ -63,17 +63,17 @@ impl Pool {
         }
     }
 
-    fn of(&mut self, need: Need) -> &mut [Option<File>] {
+    fn of(&mut self, need: DescriptorNeed) -> &mut [Option<File>] {
         match need {
-            Need::Capture => &mut self.captures,
-            Need::Connection => &mut self.connections,
+            DescriptorNeed::Capture => &mut self.captures,
+            DescriptorNeed::Connection => &mut self.connections,
         }
     }
 }
 
 /// The purpose of a descriptor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Need {
+pub(crate) enum DescriptorNeed {
     /// A file of a capture, or a file read by one.
     Capture,
     /// A connection to the HTTP endpoint.
@@ -118,7 +118,7 @@ pub(crate) fn give_back() {
 
 /// Returns the number of reserved descriptors that code files can take.
 pub(crate) fn places_for_code() -> u64 {
-    wanted(Need::Capture) as u64
+    wanted(DescriptorNeed::Capture) as u64
 }
 
 /// Replaces the code files that are part of the reserve, up to [`places_for_code`].
@@ -142,11 +142,11 @@ pub(crate) fn refill() {
         return;
     }
     // Connections first: a status request must get a response.
-    for need in [Need::Connection, Need::Capture] {
+    for need in [DescriptorNeed::Connection, DescriptorNeed::Capture] {
         let held = pool.code.iter().flatten().map(|file| file.descriptors());
         let wanted = match need {
-            Need::Connection => wanted(need),
-            Need::Capture => wanted(need).saturating_sub(held.sum::<u64>() as usize),
+            DescriptorNeed::Connection => wanted(need),
+            DescriptorNeed::Capture => wanted(need).saturating_sub(held.sum::<u64>() as usize),
         };
         for (at, slot) in pool.of(need).iter_mut().enumerate() {
             match slot {
@@ -165,12 +165,12 @@ pub(crate) fn refill() {
 ///
 /// Returns the last error of `open`.
 pub(crate) fn with<T, E: OpenError>(open: impl FnMut() -> Result<T, E>) -> Result<T, E> {
-    with_for(Need::Capture, open)
+    with_for(DescriptorNeed::Capture, open)
 }
 
 /// Does the same as [`with`], using the descriptors reserved for `need`.
 pub(crate) fn with_for<T, E: OpenError>(
-    need: Need,
+    need: DescriptorNeed,
     mut open: impl FnMut() -> Result<T, E>,
 ) -> Result<T, E> {
     loop {
@@ -182,12 +182,12 @@ pub(crate) fn with_for<T, E: OpenError>(
 }
 
 /// Releases one reserved descriptor. Returns `false` if none is left for `need`.
-pub(crate) fn release(need: Need) -> bool {
+pub(crate) fn release(need: DescriptorNeed) -> bool {
     let mut pool = lock();
     if pool.of(need).iter_mut().find_map(Option::take).is_some() {
         return true;
     }
-    let mut code = pool.code.iter().flatten().filter(|_| need == Need::Capture);
+    let mut code = pool.code.iter().flatten().filter(|_| need == DescriptorNeed::Capture);
     let file = code.find(|file| file.is_held()).map(Arc::clone);
     drop(pool);
     if let Some(file) = &file {
@@ -211,17 +211,17 @@ fn open_something() -> io::Result<File> {
     File::open("/dev/null").or_else(|_| File::open("/"))
 }
 
-fn wanted(need: Need) -> usize {
+fn wanted(need: DescriptorNeed) -> usize {
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     let share = usize::try_from(limit / PER_SPARE).unwrap_or(usize::MAX);
     let connections = CONNECTIONS.min(share / 2);
     match need {
-        Need::Connection => connections,
-        Need::Capture => CAPTURES.min(share - connections),
+        DescriptorNeed::Connection => connections,
+        DescriptorNeed::Capture => CAPTURES.min(share - connections),
     }
 }
 
-fn lock() -> MutexGuard<'static, Pool> {
+fn lock() -> MutexGuard<'static, SparePool> {
     POOL.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -233,7 +233,9 @@ mod tests {
     fn an_open_without_descriptors_is_tried_as_often_as_there_are_reserved_ones() {
         reserve();
         assert_eq!(numbers().len(), CAPTURES + CONNECTIONS);
-        for (need, reserved) in [(Need::Connection, CONNECTIONS), (Need::Capture, CAPTURES)] {
+        for (need, reserved) in
+            [(DescriptorNeed::Connection, CONNECTIONS), (DescriptorNeed::Capture, CAPTURES)]
+        {
             let mut attempts = 0;
             let failed = with_for(need, || {
                 attempts += 1;
@@ -257,10 +259,14 @@ mod tests {
         set_code_files([Arc::clone(&file)].into_iter());
         assert_eq!(numbers().len(), CAPTURES + CONNECTIONS - 1);
         for _ in 1..CAPTURES {
-            assert!(release(Need::Capture) && file.is_held());
+            assert!(release(DescriptorNeed::Capture) && file.is_held());
         }
-        assert!(release(Need::Capture) && !file.is_held() && !release(Need::Capture));
-        assert!(release(Need::Connection));
+        assert!(
+            release(DescriptorNeed::Capture)
+                && !file.is_held()
+                && !release(DescriptorNeed::Capture)
+        );
+        assert!(release(DescriptorNeed::Connection));
         set_code_files([].into_iter());
         assert_eq!((numbers().len(), Arc::strong_count(&file)), (CAPTURES + CONNECTIONS, 1));
         give_back();

@@ -17,7 +17,7 @@ use serde::Serialize;
 /// Maximum number of topics. There is one per feature, so exceeding it is a bug in a reporter.
 const MAX_WARNINGS: usize = 64;
 
-static REGISTRY: Mutex<Registry> = Mutex::new(Registry::new());
+static REGISTRY: Mutex<WarningRegistry> = Mutex::new(WarningRegistry::new());
 
 /// A feature that does not work in this process, or works in a degraded way.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -33,13 +33,13 @@ pub struct Warning {
 }
 
 #[derive(Debug, Default)]
-struct Registry {
+struct WarningRegistry {
     entries: BTreeMap<&'static str, Warning>,
     /// Topics whose text changed or that were cleared since the last [`take_changes`].
     changed: Vec<&'static str>,
 }
 
-impl Registry {
+impl WarningRegistry {
     const fn new() -> Self {
         Self { entries: BTreeMap::new(), changed: Vec::new() }
     }
@@ -66,11 +66,11 @@ impl Registry {
         }
     }
 
-    fn take_changes(&mut self) -> Vec<Change> {
+    fn take_changes(&mut self) -> Vec<WarningChange> {
         let changed = std::mem::take(&mut self.changed);
         let change = |topic| match self.entries.get(topic) {
-            Some(warning) => Change::Set(warning.clone()),
-            None => Change::Cleared(topic),
+            Some(warning) => WarningChange::Set(warning.clone()),
+            None => WarningChange::Cleared(topic),
         };
         changed.into_iter().map(change).collect()
     }
@@ -78,7 +78,7 @@ impl Registry {
 
 /// A change of the registry that has not been logged yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Change {
+pub enum WarningChange {
     /// A warning was reported or its text changed.
     Set(Warning),
     /// The feature works again.
@@ -103,11 +103,11 @@ pub fn list() -> Vec<Warning> {
 }
 
 /// Returns the changes since the previous call. The agent logs them.
-pub fn take_changes() -> Vec<Change> {
-    with(Registry::take_changes)
+pub fn take_changes() -> Vec<WarningChange> {
+    with(WarningRegistry::take_changes)
 }
 
-fn with<T>(use_registry: impl FnOnce(&mut Registry) -> T) -> T {
+fn with<T>(use_registry: impl FnOnce(&mut WarningRegistry) -> T) -> T {
     use_registry(&mut REGISTRY.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
@@ -115,17 +115,17 @@ fn with<T>(use_registry: impl FnOnce(&mut Registry) -> T) -> T {
 mod tests {
     use super::*;
 
-    fn texts(registry: &mut Registry) -> Vec<String> {
+    fn texts(registry: &mut WarningRegistry) -> Vec<String> {
         let text = |change| match change {
-            Change::Set(warning) => format!("{}: {}", warning.topic, warning.text),
-            Change::Cleared(topic) => format!("{topic} cleared"),
+            WarningChange::Set(warning) => format!("{}: {}", warning.topic, warning.text),
+            WarningChange::Cleared(topic) => format!("{topic} cleared"),
         };
         registry.take_changes().into_iter().map(text).collect()
     }
 
     #[test]
     fn reports_each_change_once() {
-        let mut registry = Registry::new();
+        let mut registry = WarningRegistry::new();
         let now = Timestamp::UNIX_EPOCH;
         registry.set("http.listen", "port 1 is in use".into(), now);
         registry.set("http.listen", "port 1 is in use".into(), now);
@@ -139,7 +139,7 @@ mod tests {
 
     #[test]
     fn number_of_topics_is_bounded() {
-        let mut registry = Registry::new();
+        let mut registry = WarningRegistry::new();
         for number in 0..=MAX_WARNINGS {
             registry.set(
                 Box::leak(format!("topic {number}").into_boxed_str()),

@@ -27,12 +27,12 @@ const FAST: Compression = Compression::new(1);
 /// A writer of one message in parts. Consecutive encoded messages form one message with the
 /// repeated fields concatenated. A part is therefore the whole message with only a few of its
 /// entries.
-pub(super) struct Parts<W: Write> {
+pub(super) struct GzipMessageWriter<W: Write> {
     out: GzEncoder<W>,
     block: Vec<u8>,
 }
 
-impl<W: Write> Parts<W> {
+impl<W: Write> GzipMessageWriter<W> {
     pub(super) fn new(out: W) -> Self {
         Self::at_level(out, LEVEL)
     }

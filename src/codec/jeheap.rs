@@ -64,7 +64,7 @@ pub fn read(text: impl BufRead, accumulated: bool, now: Timestamp) -> Result<Pro
             // The first such line is the total of the program.
             let Some(frames) = stack.take() else { continue };
             let [in_use, ever] = parse_counts(counts)?;
-            let weigh = |counts: Counts| counts.scaled(rate);
+            let weigh = |counts: HeapCounts| counts.scaled(rate);
             let values = [weigh(ever), weigh(in_use)].concat();
             sums.add(in_use, rate);
             let values = values.get(4 - types.len()..).unwrap_or_default().to_vec();
@@ -112,12 +112,12 @@ fn frames(addresses: &str) -> Result<Vec<u64>, Error> {
 }
 
 #[derive(Clone, Copy, Default)]
-struct Counts {
+struct HeapCounts {
     objects: u64,
     bytes: u64,
 }
 
-impl Counts {
+impl HeapCounts {
     fn weight(self, rate: i64) -> f64 {
         if self.objects == 0 || self.bytes == 0 || rate <= 1 {
             return 1.0;
@@ -139,7 +139,7 @@ struct Sums {
 }
 
 impl Sums {
-    fn add(&mut self, counts: Counts, rate: i64) {
+    fn add(&mut self, counts: HeapCounts, rate: i64) {
         let (weight, bytes) = (counts.weight(rate), counts.bytes as f64);
         self.bytes += bytes * weight;
         if counts.objects > 0 {
@@ -149,14 +149,14 @@ impl Sums {
 }
 
 /// Parses ` 13: 6688 [20: 9000]`.
-fn parse_counts(text: &str) -> Result<[Counts; 2], Error> {
+fn parse_counts(text: &str) -> Result<[HeapCounts; 2], Error> {
     let mut numbers = text
         .split(|c: char| !c.is_ascii_digit())
         .filter(|digits| !digits.is_empty())
         .map(|digits| digits.parse::<u64>().ok());
     let mut counts = || {
         let (objects, bytes) = (numbers.next()??, numbers.next()??);
-        Some(Counts { objects, bytes })
+        Some(HeapCounts { objects, bytes })
     };
     match (counts(), counts()) {
         (Some(in_use), Some(ever)) => Ok([in_use, ever]),

@@ -21,7 +21,7 @@ const HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 4, 3];
 const LAST_BLOCK: [u8; 5] = [1, 0, 0, 0xff, 0xff];
 
 /// A compressor with its buffers, some 400 KiB.
-pub(super) struct Press {
+pub(super) struct ReusableGzip {
     compress: Compress,
     out: Vec<u8>,
     block: Vec<u8>,
@@ -30,7 +30,7 @@ pub(super) struct Press {
     dirty: bool,
 }
 
-impl Press {
+impl ReusableGzip {
     pub(super) fn reserve() -> Self {
         let mut press = Self {
             compress: Compress::new(LEVEL, false),
@@ -116,7 +116,7 @@ mod tests {
 
     use super::*;
 
-    fn press(press: &mut Press, content: &[u8]) -> Vec<u8> {
+    fn press(press: &mut ReusableGzip, content: &[u8]) -> Vec<u8> {
         let mut out = Vec::new();
         press.begin(&mut out).unwrap();
         for part in content.chunks(777) {
@@ -145,7 +145,7 @@ mod tests {
 
     #[test]
     fn each_stream_is_whole_and_owes_nothing_to_those_before() {
-        let mut used = Press::reserve();
+        let mut used = ReusableGzip::reserve();
         for content in contents() {
             let first = press(&mut used, &content);
             assert_eq!(unpress(&first), content);
@@ -155,8 +155,8 @@ mod tests {
 
     #[test]
     fn a_stream_that_could_not_be_written_leaves_no_trace() {
-        struct Full(usize);
-        impl Write for Full {
+        struct BufferFull(usize);
+        impl Write for BufferFull {
             fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
                 self.0 = self.0.checked_sub(bytes.len()).ok_or(io::ErrorKind::StorageFull)?;
                 Ok(bytes.len())
@@ -166,8 +166,8 @@ mod tests {
             }
         }
         for room in [0, 10, 1000, 40_000] {
-            let mut used = Press::reserve();
-            let mut out = Full(room);
+            let mut used = ReusableGzip::reserve();
+            let mut out = BufferFull(room);
             let stream = contents().swap_remove(5);
             let written = used.begin(&mut out).and_then(|()| {
                 stream.chunks(777).try_for_each(|part| {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::default_rules;
 use super::settings::{
-    BudgetSettings, CpuSettings, HeapSettings, HttpSettings, Listen, Room, Settings,
+    BudgetSettings, CpuSettings, DiskReserve, HeapSettings, HttpSettings, Listen, Settings,
     StacksSettings, StoreSettings, TasksMode, ThreadsMode, ToggleSettings, TraceSettings,
 };
 use crate::base::{Bytes, Hertz, Percent};
@@ -51,7 +51,7 @@ impl Default for StoreSettings {
             max_bytes: Bytes::gib(1),
             max_incidents: 100,
             max_age: Duration::from_secs(14 * 24 * 60 * 60),
-            keep_free: Room::Percent(Percent(5.0)),
+            keep_free: DiskReserve::Percent(Percent(5.0)),
             max_incident_bytes: Bytes::mib(512),
             group_read: false,
             rules: BTreeMap::new(),

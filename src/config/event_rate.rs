@@ -46,11 +46,11 @@ impl EventBudget {
 /// Backoff of pauses without events. It doubles while bursts follow each other, because each
 /// attempt costs a burst.
 #[derive(Debug)]
-pub(super) struct Pauses {
+pub(super) struct EventPauses {
     next: Duration,
 }
 
-impl Pauses {
+impl EventPauses {
     pub(super) fn new() -> Self {
         Self { next: FIRST_PAUSE }
     }
@@ -93,7 +93,7 @@ mod tests {
 
     #[test]
     fn pauses_double_while_storms_follow_each_other() {
-        let mut pauses = Pauses::new();
+        let mut pauses = EventPauses::new();
         let mut after = |seconds| pauses.begin(Duration::from_secs(seconds)).as_secs();
         let storms: Vec<u64> = (0..7).map(|_| after(0)).collect();
         assert_eq!(storms, [10, 20, 40, 80, 160, 320, 320]);

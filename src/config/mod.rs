@@ -40,12 +40,12 @@ pub use default_rules::default_rules;
 pub use problem::{Error, Problem, Problems};
 pub use secret::Secret;
 pub use settings::{
-    BudgetSettings, CpuSettings, HeapSettings, HttpSettings, Listen, Room, RuleStoreSettings,
-    Settings, StacksSettings, StoreSettings, TasksMode, ThreadsMode, ToggleSettings, ToggleSignal,
-    TraceSettings,
+    BudgetSettings, CpuSettings, DiskReserve, HeapSettings, HttpSettings, Listen,
+    RuleStoreSettings, Settings, StacksSettings, StoreSettings, TasksMode, ThreadsMode,
+    ToggleSettings, ToggleSignal, TraceSettings,
 };
-pub use watch::Watcher;
-pub use watched::{Change, Watched};
+pub use watch::FileWatcher;
+pub use watched::{FileChange, WatchedFile};
 
 /// Maximum size of a settings file. It is a thousand times the longest plausible configuration, and
 /// small enough for the watcher to keep and compare.

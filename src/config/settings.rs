@@ -91,7 +91,7 @@ pub struct StoreSettings {
     /// Maximum age of an incident. Default: 14 days.
     pub max_age: Duration,
     /// Space of the file system that is left to others. Default: 5 %.
-    pub keep_free: Room,
+    pub keep_free: DiskReserve,
     /// Maximum size of the files of one incident. Beyond it, files between the first and the last
     /// of their form are deleted, except the largest. If that is not enough, no more files are
     /// written. Default: 512 MiB.
@@ -118,7 +118,7 @@ pub struct RuleStoreSettings {
 
 /// An amount of space on a file system.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Room {
+pub enum DiskReserve {
     /// Number of bytes.
     Bytes(Bytes),
     /// Share of the file system's size.

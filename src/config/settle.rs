@@ -10,12 +10,12 @@ use crate::base::Moment;
 /// truncates, writes in pieces, deletes and creates. A missing file (`None`) is not a change: the
 /// file is about to reappear, or its last version stays in force.
 #[derive(Debug)]
-pub(super) struct Settle<T> {
+pub(super) struct Debouncer<T> {
     reported: Option<T>,
     candidate: Option<(T, Moment)>,
 }
 
-impl<T: Clone + PartialEq> Settle<T> {
+impl<T: Clone + PartialEq> Debouncer<T> {
     /// Returns a debouncer that does not report the version `known`.
     pub(super) fn new(known: Option<T>) -> Self {
         Self { reported: known, candidate: None }
@@ -53,7 +53,7 @@ mod tests {
 
     /// Returns the versions reported for a file with these versions at these milliseconds.
     fn reports(looks: &[(u64, Option<&'static str>)]) -> Vec<(u64, &'static str)> {
-        let mut settle = Settle::new(Some("old"));
+        let mut settle = Debouncer::new(Some("old"));
         let look = |&(at, seen): &(u64, Option<&'static str>)| {
             let now = Moment::from_nanos(at * 1_000_000);
             settle.look(now, seen, QUIET).map(|report| (at, report))

@@ -13,7 +13,7 @@ use jiff::fmt::friendly::SpanParser;
 use serde::de::{self, Deserialize, DeserializeSeed, Deserializer, Unexpected, Visitor};
 
 use super::secret::Secret;
-use super::settings::{Listen, Room, RuleChoice, TasksMode, ThreadsMode, ToggleSignal};
+use super::settings::{DiskReserve, Listen, RuleChoice, TasksMode, ThreadsMode, ToggleSignal};
 use crate::base::{Bytes, Hertz, Percent, spare};
 use crate::model::{Again, CpuEngine, CpuMode, Holds, Mode, TraceMode, Unit};
 
@@ -223,12 +223,12 @@ pub(super) fn hertz<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Hertz,
 }
 
 /// Parses `"5%"` or `"1GiB"`.
-pub(super) fn room<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Room, D::Error> {
+pub(super) fn room<'de, D: Deserializer<'de>>(deserializer: D) -> Result<DiskReserve, D::Error> {
     let expected = "a share such as \"5%\" or a size such as \"1GiB\"";
-    let number = |n| whole(n).map(|n| (Room::Bytes(Bytes(n)), n));
+    let number = |n| whole(n).map(|n| (DiskReserve::Bytes(Bytes(n)), n));
     let read = friendly(deserializer, expected, number, |text| {
-        let percent = parse_percent(text).map(|n| Room::Percent(Percent(n)));
-        let room = percent.or_else(|| text.parse().ok().map(Room::Bytes));
+        let percent = parse_percent(text).map(|n| DiskReserve::Percent(Percent(n)));
+        let room = percent.or_else(|| text.parse().ok().map(DiskReserve::Bytes));
         room.map(|room| (room, 0))
     })?;
     match read {

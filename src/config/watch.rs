@@ -36,8 +36,8 @@ use notify::event::{AccessKind, AccessMode};
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
 
 use super::Error;
-use super::event_rate::{EventBudget, Pauses};
-use super::watched::{Change, File, Identity, QUIET, Watched};
+use super::event_rate::{EventBudget, EventPauses};
+use super::watched::{File, FileChange, FileIdentity, QUIET, WatchedFile};
 use crate::base::{Clock, OfProcess, SystemClock, panics};
 
 const THREAD: &str = "marple-watch";
@@ -54,19 +54,19 @@ const TOO_MANY_EVENTS: &str = "too many file system events in the directories of
 /// A watcher for settings and trigger files, active until it is dropped.
 #[must_use = "dropping it stops the watching"]
 #[derive(Debug)]
-pub struct Watcher {
-    shared: Arc<Shared>,
+pub struct FileWatcher {
+    shared: Arc<WatchState>,
     thread: OfProcess<JoinHandle<()>>,
 }
 
 #[derive(Debug, Default)]
-struct Shared {
-    orders: Mutex<Orders>,
+struct WatchState {
+    orders: Mutex<WatchCommands>,
     changed: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct Orders {
+struct WatchCommands {
     dirty: bool,
     /// `true` if the event rate exceeds its limit.
     storm: bool,
@@ -75,7 +75,7 @@ struct Orders {
     without_events: Option<String>,
 }
 
-impl Watcher {
+impl FileWatcher {
     /// Watches `files` and calls `on_change` on a separate thread. Changes are relative to the
     /// state of the files at this call: watch first and load afterwards, and no change is missed.
     ///
@@ -86,34 +86,34 @@ impl Watcher {
     /// # Errors
     ///
     /// If the thread cannot be started. Without file system events (see
-    /// [`Watcher::without_events`]) the files are polled four times a second.
+    /// [`FileWatcher::without_events`]) the files are polled four times a second.
     pub fn new(
-        files: impl IntoIterator<Item = Watched>,
-        on_change: impl FnMut(Change) + Send + 'static,
+        files: impl IntoIterator<Item = WatchedFile>,
+        on_change: impl FnMut(FileChange) + Send + 'static,
     ) -> Result<Self, Error> {
         Self::with_thread_hook(files, || {}, on_change)
     }
 
-    /// Starts like [`Watcher::new`], but calls `on_thread` first on each thread of the watcher,
+    /// Starts like [`FileWatcher::new`], but calls `on_thread` first on each thread of the watcher,
     /// including notify's.
     ///
     /// # Errors
     ///
-    /// The same as for [`Watcher::new`].
+    /// The same as for [`FileWatcher::new`].
     pub fn with_thread_hook(
-        files: impl IntoIterator<Item = Watched>,
+        files: impl IntoIterator<Item = WatchedFile>,
         on_thread: fn(),
-        mut on_change: impl FnMut(Change) + Send + 'static,
+        mut on_change: impl FnMut(FileChange) + Send + 'static,
     ) -> Result<Self, Error> {
         let files: Vec<File> = files.into_iter().map(File::new).collect();
-        let shared = Arc::new(Shared::default());
-        let mut looker = Looker {
+        let shared = Arc::new(WatchState::default());
+        let mut looker = WatchThread {
             shared: Arc::clone(&shared),
             files,
             on_thread,
             events: None,
             directories: Vec::new(),
-            pauses: Pauses::new(),
+            pauses: EventPauses::new(),
             resume: Instant::now(),
         };
         let (ready, started) = std::sync::mpsc::sync_channel(1);
@@ -132,7 +132,7 @@ impl Watcher {
     }
 
     /// Replaces the watched files. The state of files that were watched before is kept.
-    pub fn watch(&self, files: impl IntoIterator<Item = Watched>) {
+    pub fn watch(&self, files: impl IntoIterator<Item = WatchedFile>) {
         let files = files.into_iter().map(File::new).collect();
         self.shared.order(|orders| {
             orders.files = Some(files);
@@ -148,7 +148,7 @@ impl Watcher {
     }
 }
 
-impl Drop for Watcher {
+impl Drop for FileWatcher {
     /// Stops the thread and waits for the current check, unless called on that thread.
     fn drop(&mut self) {
         if self.thread.is_inherited() {
@@ -163,12 +163,12 @@ impl Drop for Watcher {
     }
 }
 
-impl Shared {
-    fn lock(&self) -> std::sync::MutexGuard<'_, Orders> {
+impl WatchState {
+    fn lock(&self) -> std::sync::MutexGuard<'_, WatchCommands> {
         self.orders.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn order(&self, give: impl FnOnce(&mut Orders)) {
+    fn order(&self, give: impl FnOnce(&mut WatchCommands)) {
         give(&mut self.lock());
         self.changed.notify_one();
     }
@@ -182,7 +182,7 @@ impl Shared {
 
     /// Waits until `latest`, or until `earliest` after an event. Returns `None` if the watcher is
     /// stopped.
-    fn wait(&self, earliest: Instant, latest: Instant) -> Option<Orders> {
+    fn wait(&self, earliest: Instant, latest: Instant) -> Option<WatchCommands> {
         let mut orders = self.lock();
         loop {
             if orders.stop {
@@ -200,7 +200,7 @@ impl Shared {
                 let files = orders.files.take();
                 let dirty = std::mem::take(&mut orders.dirty);
                 let storm = std::mem::take(&mut orders.storm);
-                return Some(Orders { dirty, storm, files, ..Orders::default() });
+                return Some(WatchCommands { dirty, storm, files, ..WatchCommands::default() });
             }
             let waited = self.changed.wait_timeout(orders, left);
             (orders, _) = waited.unwrap_or_else(PoisonError::into_inner);
@@ -209,14 +209,14 @@ impl Shared {
 }
 
 /// State of the watching thread.
-struct Looker {
-    shared: Arc<Shared>,
+struct WatchThread {
+    shared: Arc<WatchState>,
     files: Vec<File>,
     on_thread: fn(),
     events: Option<Events>,
     /// The watched directories, with their identity when the watch was added.
-    directories: Vec<(PathBuf, Identity)>,
-    pauses: Pauses,
+    directories: Vec<(PathBuf, FileIdentity)>,
+    pauses: EventPauses,
     /// Time of the next attempt to receive events.
     resume: Instant,
 }
@@ -228,7 +228,7 @@ struct Events {
 }
 
 impl Events {
-    fn new(shared: &Arc<Shared>, on_thread: fn()) -> notify::Result<Self> {
+    fn new(shared: &Arc<WatchState>, on_thread: fn()) -> notify::Result<Self> {
         let since = Instant::now();
         let shared = Arc::clone(shared);
         let (mut budget, mut is_first, mut is_over) = (EventBudget::new(since), true, false);
@@ -257,8 +257,8 @@ impl Events {
     }
 }
 
-impl Looker {
-    fn run(mut self, on_change: &mut dyn FnMut(Change)) {
+impl WatchThread {
+    fn run(mut self, on_change: &mut dyn FnMut(FileChange)) {
         let mut read = true;
         loop {
             let is_new = panics::fence_and_record(THREAD, || self.watch_directories());
@@ -337,8 +337,8 @@ impl Looker {
                 continue;
             }
             let Ok(meta) = fs::metadata(path) else { continue };
-            let identity = Identity::of(&meta);
-            let same = |(known, old): &(PathBuf, Identity)| known == path && *old == identity;
+            let identity = FileIdentity::of(&meta);
+            let same = |(known, old): &(PathBuf, FileIdentity)| known == path && *old == identity;
             if !self.directories.iter().any(same) {
                 // The kernel has removed the watch of a deleted directory, but notify still has its
                 // path.

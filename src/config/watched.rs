@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::settle::Settle;
+use super::settle::Debouncer;
 use super::{Error, Settings, judge, read_bounded};
 use crate::base::Moment;
 
@@ -18,14 +18,14 @@ const QUIET_IF_EMPTY: Duration = Duration::from_millis(700);
 
 /// A file to watch.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Watched {
+pub enum WatchedFile {
     /// A settings file; reported when its contents change.
     Config(PathBuf),
     /// A trigger file; reported when it is touched or created.
     Trigger(PathBuf),
 }
 
-impl Watched {
+impl WatchedFile {
     fn path(&self) -> &Path {
         match self {
             Self::Config(path) | Self::Trigger(path) => path,
@@ -35,7 +35,7 @@ impl Watched {
 
 /// A change of a watched file.
 #[derive(Debug)]
-pub enum Change {
+pub enum FileChange {
     /// The contents of a settings file have changed. They are already parsed and validated, so the
     /// settings applied are those that were detected.
     Config {
@@ -54,12 +54,12 @@ pub enum Change {
 
 /// Identity of a file or directory, independent of its path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Identity {
+pub(super) struct FileIdentity {
     device: u64,
     inode: u64,
 }
 
-impl Identity {
+impl FileIdentity {
     pub(super) fn of(meta: &Metadata) -> Self {
         Self { device: meta.dev(), inode: meta.ino() }
     }
@@ -67,8 +67,8 @@ impl Identity {
 
 /// Identity and times of a file, compared to detect a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp {
-    identity: Identity,
+struct FileStamp {
+    identity: FileIdentity,
     modified: (i64, i64),
     /// For settings, the time of the last change of any kind, which programs cannot set. `None` for
     /// a trigger, because `chmod` is not a touch.
@@ -76,40 +76,40 @@ struct Stamp {
     size: u64,
 }
 
-impl Stamp {
-    fn of(watched: &Watched) -> Option<Self> {
+impl FileStamp {
+    fn of(watched: &WatchedFile) -> Option<Self> {
         let meta = fs::metadata(watched.path()).ok()?;
         let modified = (meta.mtime(), meta.mtime_nsec());
         let changed = match watched {
-            Watched::Config(_) => Some((meta.ctime(), meta.ctime_nsec())),
-            Watched::Trigger(_) => None,
+            WatchedFile::Config(_) => Some((meta.ctime(), meta.ctime_nsec())),
+            WatchedFile::Trigger(_) => None,
         };
-        Some(Self { identity: Identity::of(&meta), modified, changed, size: meta.len() })
+        Some(Self { identity: FileIdentity::of(&meta), modified, changed, size: meta.len() })
     }
 }
 
 /// Contents of a settings file, or the reason why it cannot be read.
-type Content = Result<Arc<[u8]>, (io::ErrorKind, String)>;
+type FileContent = Result<Arc<[u8]>, (io::ErrorKind, String)>;
 
 /// A watched file and its state.
 #[derive(Debug)]
 pub(super) struct File {
-    pub(super) watched: Watched,
-    stamp: Option<Stamp>,
-    content: Option<Content>,
-    contents: Settle<Content>,
-    touches: Settle<Stamp>,
+    pub(super) watched: WatchedFile,
+    stamp: Option<FileStamp>,
+    content: Option<FileContent>,
+    contents: Debouncer<FileContent>,
+    touches: Debouncer<FileStamp>,
 }
 
 impl File {
-    pub(super) fn new(watched: Watched) -> Self {
-        let stamp = Stamp::of(&watched);
+    pub(super) fn new(watched: WatchedFile) -> Self {
+        let stamp = FileStamp::of(&watched);
         let content = match &watched {
-            Watched::Config(path) => read_content(path),
-            Watched::Trigger(_) => None,
+            WatchedFile::Config(path) => read_content(path),
+            WatchedFile::Trigger(_) => None,
         };
-        let contents = Settle::new(content.clone());
-        Self { watched, stamp, content, contents, touches: Settle::new(stamp) }
+        let contents = Debouncer::new(content.clone());
+        Self { watched, stamp, content, contents, touches: Debouncer::new(stamp) }
     }
 
     /// Returns the directory of the file.
@@ -128,14 +128,14 @@ impl File {
     }
 
     /// Checks the file. Reads its contents if its stamp differs or `read` is set by an event.
-    pub(super) fn look(&mut self, now: Moment, read: bool) -> Option<Change> {
-        let stamp = Stamp::of(&self.watched);
+    pub(super) fn look(&mut self, now: Moment, read: bool) -> Option<FileChange> {
+        let stamp = FileStamp::of(&self.watched);
         match &self.watched {
-            Watched::Trigger(path) => {
+            WatchedFile::Trigger(path) => {
                 self.touches.look(now, stamp, QUIET)?;
-                Some(Change::Trigger { path: path.clone() })
+                Some(FileChange::Trigger { path: path.clone() })
             }
-            Watched::Config(path) => {
+            WatchedFile::Config(path) => {
                 // Two writes within one clock tick of the file system have equal stamps, so it is
                 // read until stable.
                 if read || stamp != self.stamp || self.is_unsettled() {
@@ -149,14 +149,14 @@ impl File {
                     .map(|content| content.to_vec())
                     .map_err(|(kind, why)| io::Error::new(kind, why));
                 let settings = judge(path, content).map(Box::new);
-                Some(Change::Config { path: path.clone(), settings })
+                Some(FileChange::Config { path: path.clone(), settings })
             }
         }
     }
 }
 
 /// Reads the contents of a settings file. Returns `None` if it does not exist.
-fn read_content(path: &Path) -> Option<Content> {
+fn read_content(path: &Path) -> Option<FileContent> {
     match read_bounded(path) {
         Ok(content) => Some(Ok(content.into())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
@@ -180,7 +180,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("marple.toml");
         fs::write(&path, "").unwrap();
-        let mut file = File::new(Watched::Config(path.clone()));
+        let mut file = File::new(WatchedFile::Config(path.clone()));
         for half in 1..TEXT.len() {
             fs::write(&path, &TEXT[..half]).unwrap();
             let at = half as u64 * 99;
@@ -197,7 +197,7 @@ mod tests {
         let path = dir.path().join("marple.toml");
         fs::write(&path, TEXT).unwrap();
         let modified = fs::metadata(&path).unwrap().modified().unwrap();
-        let mut file = File::new(Watched::Config(path.clone()));
+        let mut file = File::new(WatchedFile::Config(path.clone()));
         fs::write(&path, TEXT.replace('2', "3")).unwrap();
         fs::File::options().write(true).open(&path).unwrap().set_modified(modified).unwrap();
         let mut polled = |millis: u64| file.look(Moment::from_nanos(millis * 1_000_000), false);
@@ -209,7 +209,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("marple.toml");
         fs::write(&path, TEXT).unwrap();
-        let mut file = File::new(Watched::Config(path.clone()));
+        let mut file = File::new(WatchedFile::Config(path.clone()));
         fs::write(&path, "").unwrap();
         assert!(!changed(&mut file, 0) && !changed(&mut file, 699));
         assert!(changed(&mut file, 700) && !changed(&mut file, 1400));
@@ -219,7 +219,7 @@ mod tests {
     fn a_trigger_made_in_several_steps_is_one_touch() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("trigger");
-        let mut file = File::new(Watched::Trigger(path.clone()));
+        let mut file = File::new(WatchedFile::Trigger(path.clone()));
         fs::write(&path, "").unwrap();
         assert!(!changed(&mut file, 0));
         fs::write(&path, "now").unwrap();

@@ -1,12 +1,12 @@
 //! Stubs for systems other than Linux, with the interface of `live`.
 
 use super::{Error, Options};
-use crate::base::{Anchor, Hertz, Moment};
+use crate::base::{Hertz, Moment, TimeAnchor};
 use crate::model::Profile;
 
-pub(super) enum Recorder {}
+pub(super) enum CpuRecorder {}
 
-impl Recorder {
+impl CpuRecorder {
     pub(super) fn start(_: &Options) -> Result<Self, Error> {
         Err(Error::Refused { engine: "perf and timer", why: "they are Linux's".to_owned() })
     }
@@ -19,7 +19,7 @@ impl Recorder {
         match *self {}
     }
 
-    pub(super) fn begin(&self, _: Hertz, _: Anchor) -> Result<Option<Profile>, Error> {
+    pub(super) fn begin(&self, _: Hertz, _: TimeAnchor) -> Result<Option<Profile>, Error> {
         match *self {}
     }
 
@@ -27,15 +27,15 @@ impl Recorder {
         match *self {}
     }
 
-    pub(super) fn take_window(&self, _: Anchor) -> Option<Profile> {
+    pub(super) fn take_window(&self, _: TimeAnchor) -> Option<Profile> {
         match *self {}
     }
 }
 
-pub(super) enum Wall {}
+pub(super) enum WallRecorder {}
 
-impl Wall {
-    pub(super) fn start(_: &Options, _: Anchor) -> Result<Self, Error> {
+impl WallRecorder {
+    pub(super) fn start(_: &Options, _: TimeAnchor) -> Result<Self, Error> {
         Err(Error::Refused { engine: "wall", why: "it is Linux's".to_owned() })
     }
 

@@ -69,7 +69,7 @@ use std::time::{Duration, Instant};
 use pprof::{MAX_DEPTH, ProfilerGuard, ProfilerGuardBuilder, UnresolvedReport};
 
 use super::{Error, account};
-use crate::base::{Anchor, Bytes, Hertz, Moment};
+use crate::base::{Bytes, Hertz, Moment, TimeAnchor};
 use crate::model::{Profile, Sample, ValueType};
 use crate::os;
 use crate::os::proc::process::cpu_time;
@@ -90,19 +90,19 @@ const MISSING: &str = "CPU samples missing: signals merged, or in code the engin
 /// Free memory that makes a session harmless: two tables and the warm-up.
 pub(super) const MEMORY: Bytes = Bytes::mib(192);
 
-pub(super) struct Itimer {
+pub(super) struct ItimerEngine {
     guard: ProfilerGuard<'static>,
     frequency: Hertz,
-    anchor: Anchor,
+    anchor: TimeAnchor,
     /// Time of the first possible sample.
     started: Moment,
     /// CPU time of the process at `started`.
     cpu_time: Duration,
 }
 
-impl Itimer {
+impl ItimerEngine {
     /// Starts a session if it cannot harm the host.
-    pub(super) fn start(frequency: Hertz, anchor: Anchor) -> Result<Self, Error> {
+    pub(super) fn start(frequency: Hertz, anchor: TimeAnchor) -> Result<Self, Error> {
         if !(LOWEST..=HIGHEST).contains(&frequency) {
             return Err(Error::Frequency { asked: frequency, lowest: LOWEST, highest: HIGHEST });
         }
@@ -128,7 +128,7 @@ impl Itimer {
     }
 }
 
-impl Itimer {
+impl ItimerEngine {
     /// Stops the recording at `now` and returns the profile.
     pub(super) fn stop(self, now: Moment) -> Result<Profile, Error> {
         let cpu_time = cpu_time().saturating_sub(self.cpu_time);

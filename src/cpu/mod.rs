@@ -1,9 +1,9 @@
 //! CPU profiles of this process.
 //!
-//! A [`Session`] samples the process until it is stopped and returns a [`Profile`] of addresses,
+//! A [`CpuSession`] samples the process until it is stopped and returns a [`Profile`] of addresses,
 //! not yet symbolized. At most one session runs at a time. A [`Lookback`] always samples, at a low
 //! rate, into a window of the last seconds. A session that starts while a look-back runs takes the
-//! window's content ([`Session::take_before`]); the window stays empty until the session stops.
+//! window's content ([`CpuSession::take_before`]); the window stays empty until the session stops.
 //!
 //! ```text
 //! engine  how it samples                                       where
@@ -14,7 +14,7 @@
 //!
 //! `perf` and `timer` share the module `live`, which unwinds and counts stacks outside of the
 //! sampled threads. The header of each file gives its cost. The engine is selected when the first
-//! look-back or session starts; [`Session::engine`] returns it with the reason.
+//! look-back or session starts; [`CpuSession::engine`] returns it with the reason.
 //!
 //! In [`CpuMode::Wall`] a session samples all threads by wall time, running or not, to find hangs
 //! (`live/wall.rs`). Its samples also have the labels `state` (running, sleeping, ...) and `wait`,
@@ -75,11 +75,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
 
-use crate::base::{Anchor, Bytes, Hertz, Moment, OfProcess};
+use crate::base::{Bytes, Hertz, Moment, OfProcess, TimeAnchor};
 use crate::model::{CpuEngine, CpuMode, Profile};
 use crate::os;
-use itimer::Itimer;
-use live::{Recorder, Wall};
+use itimer::ItimerEngine;
+use live::{CpuRecorder, WallRecorder};
 
 /// An error that prevents a CPU profile.
 #[derive(Debug, thiserror::Error)]
@@ -209,23 +209,23 @@ impl Options {
 }
 
 /// The running recorder, if any. Its users keep it alive.
-static RECORDER: Mutex<Weak<Recorder>> = Mutex::new(Weak::new());
+static RECORDER: Mutex<Weak<CpuRecorder>> = Mutex::new(Weak::new());
 
 /// Shared ownership of the recorder. The last owner drops it while it holds the lock, so that the
 /// next recorder starts only after this one has ended: two would compete for the signal.
 ///
 /// A forked child has no recorder: the recording thread does not exist there and its lock may stay
 /// locked forever.
-struct Share(OfProcess<Arc<Recorder>>);
+struct RecorderHandle(OfProcess<Arc<CpuRecorder>>);
 
-impl Share {
+impl RecorderHandle {
     fn of(options: &Options) -> Result<Self, Error> {
         let mut place = RECORDER.lock().unwrap_or_else(PoisonError::into_inner);
         let recorder = match place.upgrade() {
             Some(recorder) if !recorder.is_inherited() => recorder,
             inherited => {
                 std::mem::forget(inherited);
-                Arc::new(Recorder::start(options)?)
+                Arc::new(CpuRecorder::start(options)?)
             }
         };
         *place = Arc::downgrade(&recorder);
@@ -243,12 +243,12 @@ impl Share {
         Some(Self(OfProcess::new(recorder)))
     }
 
-    fn recorder(&self) -> Option<&Recorder> {
+    fn recorder(&self) -> Option<&CpuRecorder> {
         self.0.get().map(|recorder| &**recorder)
     }
 }
 
-impl Drop for Share {
+impl Drop for RecorderHandle {
     fn drop(&mut self) {
         if self.0.is_inherited() {
             return;
@@ -260,7 +260,7 @@ impl Drop for Share {
 
 /// A low-rate CPU profile of the last seconds. Dropping it stops the sampling.
 #[must_use = "a look-back that is dropped sees nothing"]
-pub struct Lookback(Share);
+pub struct Lookback(RecorderHandle);
 
 impl Lookback {
     /// Starts sampling at `options.lookback_frequency`. Takes a few milliseconds.
@@ -277,33 +277,33 @@ impl Lookback {
         if is_off || options.engine == CpuEngine::Pprof || cfg!(not(target_os = "linux")) {
             return Ok(None);
         }
-        Ok(Some(Self(Share::of(options)?)))
+        Ok(Some(Self(RecorderHandle::of(options)?)))
     }
 
     /// Returns the engine and the reason for its selection: `timer: perf_event_open refused
     /// (EACCES, ...)`.
     pub fn engine(&self) -> String {
-        self.0.recorder().map(Recorder::engine).unwrap_or_default()
+        self.0.recorder().map(CpuRecorder::engine).unwrap_or_default()
     }
 }
 
 /// A running CPU profile. Dropping it stops the recording and discards the samples.
 #[must_use = "a session that is dropped records nothing"]
-pub struct Session {
-    running: OfProcess<Running>,
+pub struct CpuSession {
+    running: OfProcess<RunningSampler>,
     engine: String,
     before: Option<Box<Profile>>,
     // Declared after `running`: the token is released only when the engine has stopped.
-    _place: Place,
+    _place: SessionToken,
 }
 
-enum Running {
-    Live(Share),
-    Itimer(Itimer),
-    Wall(Wall),
+enum RunningSampler {
+    Live(RecorderHandle),
+    Itimer(ItimerEngine),
+    Wall(WallRecorder),
 }
 
-impl Session {
+impl CpuSession {
     /// Returns the free memory that a session of `engine` needs to be harmless.
     pub const fn memory(engine: CpuEngine) -> Bytes {
         match engine {
@@ -319,8 +319,8 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// Same as [`Session::with`].
-    pub fn start(frequency: Hertz, anchor: Anchor) -> Result<Self, Error> {
+    /// Same as [`CpuSession::with`].
+    pub fn start(frequency: Hertz, anchor: TimeAnchor) -> Result<Self, Error> {
         Self::with(&Options { frequency, ..Options::default() }, anchor)
     }
 
@@ -330,27 +330,27 @@ impl Session {
     /// # Errors
     ///
     /// [`Error::Busy`] if another session runs; other errors if no engine can run on this system.
-    pub fn with(options: &Options, anchor: Anchor) -> Result<Self, Error> {
+    pub fn with(options: &Options, anchor: TimeAnchor) -> Result<Self, Error> {
         options.check()?;
-        let place = Place::claim().ok_or(Error::Busy)?;
+        let place = SessionToken::claim().ok_or(Error::Busy)?;
         let (engine, before, running);
         if options.mode == CpuMode::Wall {
             // The look-back continues: it samples CPU time with its own engine.
-            let wall = Wall::start(options, anchor)?;
-            let window = |share: Share| share.recorder()?.take_window(anchor);
-            before = Share::existing().and_then(window).map(Box::new);
-            engine = Wall::engine(options);
-            running = Running::Wall(wall);
+            let wall = WallRecorder::start(options, anchor)?;
+            let window = |share: RecorderHandle| share.recorder()?.take_window(anchor);
+            before = RecorderHandle::existing().and_then(window).map(Box::new);
+            engine = WallRecorder::engine(options);
+            running = RunningSampler::Wall(wall);
         } else if options.engine == CpuEngine::Pprof || cfg!(not(target_os = "linux")) {
-            running = Running::Itimer(Itimer::start(options.frequency, anchor)?);
+            running = RunningSampler::Itimer(ItimerEngine::start(options.frequency, anchor)?);
             (engine, before) = (itimer::NAME.to_owned(), None);
         } else {
             let alone = Options { lookback_frequency: Hertz(0), ..options.clone() };
-            let share = Share::of(&alone)?;
+            let share = RecorderHandle::of(&alone)?;
             let recorder = share.recorder().ok_or(Error::Busy)?;
             before = recorder.begin(options.frequency, anchor)?.map(Box::new);
             engine = recorder.engine();
-            running = Running::Live(share);
+            running = RunningSampler::Live(share);
         }
         Ok(Self { running: OfProcess::new(running), engine, before, _place: place })
     }
@@ -377,9 +377,9 @@ impl Session {
             return Err(Error::Forked);
         }
         match self.running.take() {
-            Some(Running::Itimer(itimer)) => itimer.stop(now),
-            Some(Running::Wall(wall)) => wall.stop(now),
-            Some(Running::Live(share)) => {
+            Some(RunningSampler::Itimer(itimer)) => itimer.stop(now),
+            Some(RunningSampler::Wall(wall)) => wall.stop(now),
+            Some(RunningSampler::Live(share)) => {
                 share.recorder().and_then(|recorder| recorder.end(now)).ok_or(Error::Busy)
             }
             None => Err(Error::Busy),
@@ -387,26 +387,26 @@ impl Session {
     }
 }
 
-impl Drop for Session {
+impl Drop for CpuSession {
     fn drop(&mut self) {
-        if let Some(Running::Live(share)) = self.running.take() {
+        if let Some(RunningSampler::Live(share)) = self.running.take() {
             let _ = share.recorder().and_then(|recorder| recorder.end(Moment::default()));
         }
     }
 }
 
 /// Exclusive permission to run a session in this process.
-struct Place(());
+struct SessionToken(());
 
 static TAKEN: AtomicBool = AtomicBool::new(false);
 
-impl Place {
+impl SessionToken {
     fn claim() -> Option<Self> {
         (!TAKEN.swap(true, Ordering::Acquire)).then_some(Self(()))
     }
 }
 
-impl Drop for Place {
+impl Drop for SessionToken {
     fn drop(&mut self) {
         TAKEN.store(false, Ordering::Release);
     }

@@ -21,9 +21,9 @@ use std::sync::atomic::Ordering::Relaxed;
 use super::frames::{self, NO_LONGER_KEPT_STACK, NO_ROOM_STACK};
 use super::live;
 use super::recorder::{BEFORE_EXACT, EVER, LIVE, LOST, SITES, STACKS, effective_rate};
-use super::segment::Record;
-use super::sites::{ANY_SIZE, Amount, NO_ROOM, Site};
-use super::{Error, Exclusion, exclude_current_thread, installed, rate, thread};
+use super::segment::BlockRecord;
+use super::sites::{ANY_SIZE, AllocatedAmount, AllocationSite, NO_ROOM};
+use super::{Error, ProfilerExclusion, exclude_current_thread, installed, rate, thread};
 use crate::base::Bytes;
 use crate::model::{Losses, Mapping, Marker, ValueType};
 use crate::os::images;
@@ -96,30 +96,30 @@ pub const DROP_FRAMES: &str = concat!(
 /// Sum of the live blocks of a site.
 #[derive(Clone, Copy, Default)]
 struct Sum {
-    amount: Amount,
+    amount: AllocatedAmount,
     generation: u32,
 }
 
 impl Sum {
     /// Initial value that makes the kernel allocate the pages.
-    const UNLIKELY: Self = Self { amount: Amount::UNLIKELY, generation: u32::MAX };
+    const UNLIKELY: Self = Self { amount: AllocatedAmount::UNLIKELY, generation: u32::MAX };
 
-    fn add(&mut self, record: &Record) {
+    fn add(&mut self, record: &BlockRecord) {
         if self.generation != record.site.generation {
             // The site's number was reused during the sweep, so all blocks of the previous site are
             // freed.
-            *self = Self { amount: Amount::default(), generation: record.site.generation };
+            *self = Self { amount: AllocatedAmount::default(), generation: record.site.generation };
         }
-        self.amount.add(Amount::of(record));
+        self.amount.add(AllocatedAmount::of(record));
     }
 }
 
-fn values(allocated: Amount, in_use: Amount) -> [i64; 4] {
+fn values(allocated: AllocatedAmount, in_use: AllocatedAmount) -> [i64; 4] {
     [allocated.objects(), allocated.bytes(), in_use.objects(), in_use.bytes()]
 }
 
 /// Preallocated buffers for a dump: about 480 KiB, all written once so that the pages are resident.
-pub struct Room {
+pub struct DumpBuffers {
     sums: Vec<Sum>,
     frames: Vec<u32>,
     /// One bit per frame: set if a sample with the frame was passed.
@@ -128,7 +128,7 @@ pub struct Room {
     read: Option<u64>,
 }
 
-impl Room {
+impl DumpBuffers {
     /// Allocates the buffers.
     pub fn reserve() -> Self {
         let mut sums = Vec::with_capacity(WINDOW);
@@ -157,7 +157,7 @@ impl Room {
     ///
     /// [`Error::NotInstalled`] if the program's allocator is not [`crate::Allocator`],
     /// [`Error::Images`] if `/proc` cannot be read.
-    pub fn begin(&mut self) -> Result<Dump<'_>, Error> {
+    pub fn begin(&mut self) -> Result<HeapDump<'_>, Error> {
         let excluded = exclude_current_thread();
         if !installed() {
             return Err(Error::NotInstalled);
@@ -172,10 +172,10 @@ impl Room {
         }
         self.shown.fill(0);
         STACKS.frames().begin_dump();
-        Ok(Dump {
+        Ok(HeapDump {
             room: self,
             in_use: InUse::default(),
-            allocated: Amount::default(),
+            allocated: AllocatedAmount::default(),
             _excluded: excluded,
         })
     }
@@ -183,7 +183,7 @@ impl Room {
 
 /// Values of the blocks of one size allocated at one stack.
 #[derive(Debug)]
-pub struct Sample<'a> {
+pub struct HeapSample<'a> {
     /// Numbers of the frames, innermost first; empty if the stack is unknown.
     pub frames: &'a [u32],
     /// Size of each block, or `None` if blocks of several sizes are combined.
@@ -193,29 +193,29 @@ pub struct Sample<'a> {
 }
 
 /// A profile being written. Other threads are not stopped. Two dumps may run at once.
-pub struct Dump<'a> {
-    room: &'a mut Room,
+pub struct HeapDump<'a> {
+    room: &'a mut DumpBuffers,
     in_use: InUse,
     /// Sum of the allocated amounts of all samples.
-    allocated: Amount,
-    _excluded: Exclusion,
+    allocated: AllocatedAmount,
+    _excluded: ProfilerExclusion,
 }
 
-impl Drop for Dump<'_> {
+impl Drop for HeapDump<'_> {
     fn drop(&mut self) {
         STACKS.frames().end_dump();
     }
 }
 
-impl Dump<'_> {
+impl HeapDump<'_> {
     /// Passes every sample to `see` and stops at the first error. Takes about 0.1 us per sample and
     /// frame.
     pub fn samples<E>(
         &mut self,
-        mut see: impl FnMut(&Sample<'_>) -> Result<(), E>,
+        mut see: impl FnMut(&HeapSample<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
         self.in_use = InUse::default();
-        self.allocated = Amount::default();
+        self.allocated = AllocatedAmount::default();
         let end = SITES.end();
         // At least one window: blocks without a site are summed with the first.
         for first in (1..end.max(2)).step_by(WINDOW) {
@@ -237,15 +237,15 @@ impl Dump<'_> {
         let evicted = evicted.min(rest);
         for (frames, allocated, in_use) in [
             (NO_ROOM_STACK, no_room, self.in_use.without_room),
-            (NO_LONGER_KEPT_STACK, evicted, Amount::default()),
+            (NO_LONGER_KEPT_STACK, evicted, AllocatedAmount::default()),
         ] {
-            if allocated != Amount::default() {
+            if allocated != AllocatedAmount::default() {
                 self.allocated.add(allocated);
                 self.room.frames.clear();
                 self.room.frames.extend(frames);
                 self.room.show_frames();
                 let frames = &self.room.frames;
-                see(&Sample { frames, size: None, values: values(allocated, in_use) })?;
+                see(&HeapSample { frames, size: None, values: values(allocated, in_use) })?;
             }
         }
         Ok(())
@@ -254,19 +254,19 @@ impl Dump<'_> {
     fn site<E>(
         &mut self,
         first: u32,
-        site: &Site,
-        see: &mut impl FnMut(&Sample<'_>) -> Result<(), E>,
+        site: &AllocationSite,
+        see: &mut impl FnMut(&HeapSample<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
         let place = (site.id.number - first) as usize;
         let sum = self.room.sums.get(place).copied().unwrap_or_default();
         // All blocks of an earlier site with this number are freed.
         let is_same = sum.generation == site.id.generation;
-        let in_use = if is_same { sum.amount } else { Amount::default() };
+        let in_use = if is_same { sum.amount } else { AllocatedAmount::default() };
         self.room.frames.clear();
         self.room.frames.extend(STACKS.get(site.stack).into_iter().flatten());
         self.room.show_frames();
         self.allocated.add(site.allocated);
-        see(&Sample {
+        see(&HeapSample {
             frames: &self.room.frames,
             size: (site.size != ANY_SIZE).then_some(site.size),
             values: values(site.allocated, in_use),
@@ -452,13 +452,13 @@ struct InUse {
     bytes: f64,
     variance: f64,
     /// Blocks with weight 1, which stand for themselves only.
-    exact: Amount,
-    without_room: Amount,
+    exact: AllocatedAmount,
+    without_room: AllocatedAmount,
 }
 
 impl InUse {
-    fn add(&mut self, record: &Record) {
-        let amount = Amount::of(record);
+    fn add(&mut self, record: &BlockRecord) {
+        let amount = AllocatedAmount::of(record);
         if record.weight <= 1.0 {
             self.exact.add(amount);
         }

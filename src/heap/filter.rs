@@ -30,9 +30,9 @@ const SPREAD: u64 = 37;
 const STUCK: u8 = u8::MAX;
 
 /// A filter of `COUNTERS` counters.
-pub(crate) struct Filter<const COUNTERS: usize = ALL>([AtomicU8; COUNTERS]);
+pub(crate) struct AddressFilter<const COUNTERS: usize = ALL>([AtomicU8; COUNTERS]);
 
-impl<const COUNTERS: usize> Filter<COUNTERS> {
+impl<const COUNTERS: usize> AddressFilter<COUNTERS> {
     pub(crate) const fn new() -> Self {
         Self([const { AtomicU8::new(0) }; COUNTERS])
     }

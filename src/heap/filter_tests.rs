@@ -2,7 +2,7 @@ use super::filter::*;
 
 #[test]
 fn an_address_is_held_from_its_add_to_its_remove() {
-    let filter = Filter::<ALL>::new();
+    let filter = AddressFilter::<ALL>::new();
     assert!(!filter.may_hold(0x7f00_1230));
     filter.add(0x7f00_1230);
     filter.add(0x7f00_1230);
@@ -14,7 +14,7 @@ fn an_address_is_held_from_its_add_to_its_remove() {
 
 #[test]
 fn neighbours_share_a_counter_and_far_ones_hardly_ever() {
-    let filter = Filter::<ALL>::new();
+    let filter = AddressFilter::<ALL>::new();
     filter.add(0x7f00_1230);
     let near = (0x7f00_0000..0x7f00_2000).step_by(16);
     let held: Vec<_> = near.filter(|&address| filter.may_hold(address)).collect();
@@ -30,7 +30,7 @@ fn neighbours_share_a_counter_and_far_ones_hardly_ever() {
 
 #[test]
 fn a_counter_that_ran_full_never_says_no() {
-    let filter = Filter::<ALL>::new();
+    let filter = AddressFilter::<ALL>::new();
     (0..300).for_each(|_| filter.add(64));
     (0..300).for_each(|_| filter.remove(64));
     assert!(filter.may_hold(64));

@@ -7,9 +7,9 @@
 //! for another address, except during a dump: a dump writes samples with the number first and its
 //! address later.
 
-use super::index::{Index, Thing};
+use super::index::{HashIndex, Thing};
 use super::sampler::mix;
-use super::slots::Slots;
+use super::slots::BlockSlots;
 use crate::base::sync::Ordering::{Relaxed, SeqCst};
 use crate::base::sync::{AtomicU64, fence};
 use crate::model::Marker;
@@ -35,9 +35,9 @@ pub(super) const NO_ROOM_STACK: [u32; 1] = [NO_ROOM];
 /// Stack of the counts of evicted stacks.
 pub(super) const NO_LONGER_KEPT_STACK: [u32; 1] = [NO_LONGER_KEPT];
 
-pub(crate) struct Frames {
-    index: Index,
-    slots: Slots<1, CHUNK, CHUNKS>,
+pub(crate) struct FrameSlots {
+    index: HashIndex,
+    slots: BlockSlots<1, CHUNK, CHUNKS>,
     /// Number of dumps started, in the upper half; number of running dumps, in the lower half.
     dumps: AtomicU64,
 }
@@ -45,14 +45,14 @@ pub(crate) struct Frames {
 const DUMP_BEGUN: u64 = 1 << 32 | 1;
 const UNDER_WAY: u64 = u32::MAX as u64;
 
-impl Frames {
+impl FrameSlots {
     pub(crate) const fn new() -> Self {
-        Self { index: Index::new(PLACES), slots: Slots::new(), dumps: AtomicU64::new(0) }
+        Self { index: HashIndex::new(PLACES), slots: BlockSlots::new(), dumps: AtomicU64::new(0) }
     }
 
     /// Returns the number of `address`, with one more reference; `None` if the table is full.
     pub(crate) fn intern(&self, address: u64) -> Option<u32> {
-        self.index.intern(mix(address), &Frame { frames: self, address }).map(|it| it.number)
+        self.index.intern(mix(address), &FrameRecord { frames: self, address }).map(|it| it.number)
     }
 
     /// Drops a reference.
@@ -117,12 +117,12 @@ impl Frames {
     }
 }
 
-struct Frame<'a> {
-    frames: &'a Frames,
+struct FrameRecord<'a> {
+    frames: &'a FrameSlots,
     address: u64,
 }
 
-impl Thing for Frame<'_> {
+impl Thing for FrameRecord<'_> {
     fn hold(&self, number: u32) -> bool {
         let slots = &self.frames.slots;
         let is_same = slots.hold(number).map(|_| self.frames.get(number) == Some(self.address));

@@ -1,11 +1,11 @@
 //! Tests of the table of frames, full and during a dump.
 
-use super::frames::{CAP, END, Frames};
+use super::frames::{CAP, END, FrameSlots};
 use crate::model::Marker;
 
 #[test]
 fn an_address_has_one_number_and_a_full_table_keeps_what_it_has() {
-    let frames = Frames::new();
+    let frames = FrameSlots::new();
     let numbers: Vec<_> = (0..CAP - 1).map(|n| frames.intern(0x7f00 + n * 5)).collect();
     assert!(numbers.iter().all(Option::is_some));
     assert_eq!(frames.intern(1), None);
@@ -24,7 +24,7 @@ fn an_address_has_one_number_and_a_full_table_keeps_what_it_has() {
 
 #[test]
 fn a_number_keeps_its_address_until_the_last_dump_ends() {
-    let frames = Frames::new();
+    let frames = FrameSlots::new();
     let number = frames.intern(10).unwrap();
     frames.begin_dump();
     frames.begin_dump();

@@ -9,7 +9,7 @@
 //! at the cost of one more entry.
 
 use crate::base::sync::Ordering::{AcqRel, Acquire, Relaxed};
-use crate::os::mapped_memory::Chunk;
+use crate::os::mapped_memory::MappedWords;
 
 /// Words per cache line.
 const LINE: usize = 8;
@@ -20,12 +20,12 @@ const LINES: usize = 12;
 
 const NUMBER: u64 = u32::MAX as u64;
 
-pub(crate) struct Index(Chunk);
+pub(crate) struct HashIndex(MappedWords);
 
-impl Index {
+impl HashIndex {
     /// Creates an index of `words` positions, a power of two.
     pub(crate) const fn new(words: usize) -> Self {
-        Self(Chunk::new(words))
+        Self(MappedWords::new(words))
     }
 
     /// Returns the number of an item with this hash, held. `None` if no slot can be created or its
@@ -107,7 +107,7 @@ pub(crate) trait Thing {
     }
 }
 
-/// Result of [`Index::intern`].
+/// Result of [`HashIndex::intern`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Interned {
     pub(crate) number: u32,

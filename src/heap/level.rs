@@ -11,19 +11,19 @@
 use std::sync::atomic::{AtomicI64, Ordering::SeqCst};
 
 use crate::base::Bytes;
-use crate::os::eventfd::Wake;
+use crate::os::eventfd::WakeFd;
 
 const NO_MARK: i64 = i64::MAX;
 
-pub(crate) struct Level {
+pub(crate) struct LiveBytes {
     in_use: AtomicI64,
     mark: AtomicI64,
-    wake: Wake,
+    wake: WakeFd,
 }
 
-impl Level {
+impl LiveBytes {
     pub(crate) const fn new() -> Self {
-        Self { in_use: AtomicI64::new(0), mark: AtomicI64::new(NO_MARK), wake: Wake::new() }
+        Self { in_use: AtomicI64::new(0), mark: AtomicI64::new(NO_MARK), wake: WakeFd::new() }
     }
 
     pub(crate) fn rise(&self, bytes: i64) {
@@ -52,7 +52,7 @@ impl Level {
         self.mark.store(NO_MARK, SeqCst);
     }
 
-    pub(crate) fn wake(&self) -> &Wake {
+    pub(crate) fn wake(&self) -> &WakeFd {
         &self.wake
     }
 
@@ -71,7 +71,7 @@ mod tests {
 
     #[test]
     fn the_mark_is_told_of_once_and_only_from_above() {
-        let level = Level::new();
+        let level = LiveBytes::new();
         level.watch(Bytes(100));
         level.rise(100);
         assert!(level.wake.hear().is_err(), "at the mark is not above it");
@@ -86,7 +86,7 @@ mod tests {
 
     #[test]
     fn a_mark_below_the_level_is_told_of_at_once() {
-        let level = Level::new();
+        let level = LiveBytes::new();
         level.rise(10);
         level.watch(Bytes(9));
         assert!(level.wake.hear().is_ok());

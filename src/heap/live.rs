@@ -10,8 +10,8 @@
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::segment::{RECORD_WORDS, Record, Segment};
-use crate::os::mapped_memory::Chunk;
+use super::segment::{BlockRecord, RECORD_WORDS, TableSegment};
+use crate::os::mapped_memory::MappedWords;
 
 /// Keys of the first segment: 160 KiB with the records, enough for 2 GiB of heap at 512 KiB.
 const FIRST: usize = 4096;
@@ -22,37 +22,37 @@ const FIRST: usize = 4096;
 const SEGMENTS: usize = 8;
 
 /// A table whose first segment has `KEYS` keys.
-pub(crate) struct Live<const KEYS: usize = FIRST> {
-    segments: [Chunk; SEGMENTS],
-    records: Records,
+pub(crate) struct LiveBlocks<const KEYS: usize = FIRST> {
+    segments: [MappedWords; SEGMENTS],
+    records: BlockRecords,
 }
 
 /// Number of records, on cache lines separate from read-only data.
 #[repr(align(128))]
-struct Records(AtomicU64);
+struct BlockRecords(AtomicU64);
 
 /// Number of keys in all segments.
 pub(crate) const CAP: u64 = (FIRST * ((1 << SEGMENTS) - 1)) as u64;
 
-impl<const KEYS: usize> Live<KEYS> {
+impl<const KEYS: usize> LiveBlocks<KEYS> {
     pub(crate) const fn new() -> Self {
-        let mut segments = [const { Chunk::new(KEYS * (1 + RECORD_WORDS)) }; SEGMENTS];
+        let mut segments = [const { MappedWords::new(KEYS * (1 + RECORD_WORDS)) }; SEGMENTS];
         let mut i = 1;
         while i < SEGMENTS {
             // A chunk that was never mapped needs no drop.
             std::mem::forget(std::mem::replace(
                 &mut segments[i],
-                Chunk::new((KEYS << i) * (1 + RECORD_WORDS)),
+                MappedWords::new((KEYS << i) * (1 + RECORD_WORDS)),
             ));
             i += 1;
         }
-        Self { segments, records: Records(AtomicU64::new(0)) }
+        Self { segments, records: BlockRecords(AtomicU64::new(0)) }
     }
 
     /// Inserts a block. Returns `false` if there is no free key.
-    pub(crate) fn insert(&self, address: usize, record: Record) -> bool {
-        let is_in = self.segments.iter().map_while(Chunk::get_or_map).any(|words| {
-            let segment = Segment::of(words);
+    pub(crate) fn insert(&self, address: usize, record: BlockRecord) -> bool {
+        let is_in = self.segments.iter().map_while(MappedWords::get_or_map).any(|words| {
+            let segment = TableSegment::of(words);
             segment.places(address).any(|at| segment.try_insert(at, address as u64, record))
         });
         if is_in {
@@ -68,9 +68,9 @@ impl<const KEYS: usize> Live<KEYS> {
     }
 
     /// Removes a block. Returns `None` if it is not in the table.
-    pub(crate) fn take(&self, address: usize) -> Option<Record> {
-        let record = self.segments.iter().map_while(Chunk::get).find_map(|words| {
-            let segment = Segment::of(words);
+    pub(crate) fn take(&self, address: usize) -> Option<BlockRecord> {
+        let record = self.segments.iter().map_while(MappedWords::get).find_map(|words| {
+            let segment = TableSegment::of(words);
             segment
                 .lines(address)
                 .into_iter()
@@ -83,9 +83,9 @@ impl<const KEYS: usize> Live<KEYS> {
 
     /// Passes every record that is in the table during the whole call to `see` exactly once, and
     /// possibly some that are inserted or removed meanwhile.
-    pub(crate) fn for_each(&self, mut see: impl FnMut(Record)) {
-        for words in self.segments.iter().map_while(Chunk::get) {
-            let segment = Segment::of(words);
+    pub(crate) fn for_each(&self, mut see: impl FnMut(BlockRecord)) {
+        for words in self.segments.iter().map_while(MappedWords::get) {
+            let segment = TableSegment::of(words);
             (0..segment.len()).filter_map(|at| segment.read(at)).for_each(&mut see);
         }
     }

@@ -9,11 +9,15 @@ use super::*;
 use crate::heap::segment::LINE;
 use crate::heap::sites::SiteId;
 
-fn record(n: u64) -> Record {
-    Record { site: SiteId { number: n as u32, generation: 1 }, size: n * 3, weight: n as f64 + 0.5 }
+fn record(n: u64) -> BlockRecord {
+    BlockRecord {
+        site: SiteId { number: n as u32, generation: 1 },
+        size: n * 3,
+        weight: n as f64 + 0.5,
+    }
 }
 
-fn all<const KEYS: usize>(live: &Live<KEYS>) -> Vec<Record> {
+fn all<const KEYS: usize>(live: &LiveBlocks<KEYS>) -> Vec<BlockRecord> {
     let mut all = Vec::new();
     live.for_each(|record| all.push(record));
     all.sort_by_key(|record| (record.site.number, record.size));
@@ -23,7 +27,7 @@ fn all<const KEYS: usize>(live: &Live<KEYS>) -> Vec<Record> {
 proptest! {
     #[test]
     fn the_table_is_a_map(steps in prop::collection::vec((any::<bool>(), 1usize..200), 1..600)) {
-        let (live, mut map) = (Live::<FIRST>::new(), HashMap::new());
+        let (live, mut map) = (LiveBlocks::<FIRST>::new(), HashMap::new());
         for (number, (insert, block)) in steps.into_iter().enumerate() {
             let address = 0x7f00_0000_0000 + block * 16;
             if insert && !map.contains_key(&address) {
@@ -43,7 +47,7 @@ proptest! {
 fn it_grows_to_its_cap_and_then_refuses() {
     /// A sixteenth of the real size, which would take sixteen times longer to fill.
     const KEYS: usize = FIRST / 16;
-    let live = Live::<KEYS>::new();
+    let live = LiveBlocks::<KEYS>::new();
     let address = |n: usize| 0x5500_0000_0000 + n * 48;
     let held = (0..).take_while(|&n| live.insert(address(n), record(n as u64))).count();
     let keys = KEYS * ((1 << SEGMENTS) - 1);
@@ -61,8 +65,8 @@ fn it_grows_to_its_cap_and_then_refuses() {
 /// same key with another record.
 #[test]
 fn a_reader_beside_writers_sees_whole_records_only() {
-    let chunk = Chunk::new(LINE * (1 + RECORD_WORDS));
-    let segment = Segment::of(chunk.get_or_map().unwrap());
+    let chunk = MappedWords::new(LINE * (1 + RECORD_WORDS));
+    let segment = TableSegment::of(chunk.get_or_map().unwrap());
     let done = AtomicBool::new(false);
     let (seen, left) = std::thread::scope(|scope| {
         let writers: Vec<_> = (1..3)
@@ -108,8 +112,8 @@ fn a_reader_beside_writers_sees_whole_records_only() {
 
 #[test]
 fn a_glance_does_not_outlive_its_record() {
-    let chunk = Chunk::new(LINE * (1 + RECORD_WORDS));
-    let segment = Segment::of(chunk.get_or_map().unwrap());
+    let chunk = MappedWords::new(LINE * (1 + RECORD_WORDS));
+    let segment = TableSegment::of(chunk.get_or_map().unwrap());
     assert!(segment.try_insert(3, 64, record(1)));
     let glance = segment.glance(3).unwrap();
     assert!(segment.still_holds(3, &glance));

@@ -2,9 +2,9 @@
 //!
 //! [`Allocator`] wraps the program's allocator and samples allocations by a countdown of bytes
 //! (`sampler`, pure). The stack of a sampled block is interned, its site counted, and its record
-//! kept in a lock-free table until the block is freed (`recorder` has a diagram). [`Room`] writes
-//! out the tables without allocating; [`snapshot`] builds a value. All tables are mapped memory
-//! with a size limit, not heap memory.
+//! kept in a lock-free table until the block is freed (`recorder` has a diagram). [`DumpBuffers`]
+//! writes out the tables without allocating; [`snapshot`] builds a value. All tables are mapped
+//! memory with a size limit, not heap memory.
 //!
 //! Invariants of the allocation path:
 //!
@@ -50,15 +50,16 @@ use std::io;
 use std::sync::atomic::Ordering::Relaxed;
 
 use crate::base::Bytes;
-use crate::os::eventfd::Listener;
+use crate::os::eventfd::EventListener;
 use crate::os::images;
 
 pub use alloc::Allocator;
 pub use dump::{
-    BATCH, DEFAULT_SAMPLE_TYPE, DROP_FRAMES, Dump, PERIOD_TYPE, Room, SAMPLE_TYPES, Sample, losses,
+    BATCH, DEFAULT_SAMPLE_TYPE, DROP_FRAMES, DumpBuffers, HeapDump, HeapSample, PERIOD_TYPE,
+    SAMPLE_TYPES, losses,
 };
 pub use snapshot::snapshot;
-pub use thread::{Exclusion, exclude_current_thread};
+pub use thread::{ProfilerExclusion, exclude_current_thread};
 
 /// An error that prevents a heap profile.
 #[derive(Debug, thiserror::Error)]
@@ -114,8 +115,8 @@ pub fn unwatch() {
 /// # Errors
 ///
 /// If the system cannot provide an `eventfd`: too many open files, or not Linux.
-pub fn crossings() -> io::Result<Listener> {
-    Listener::new(recorder::LEVEL.wake())
+pub fn crossings() -> io::Result<EventListener> {
+    EventListener::new(recorder::LEVEL.wake())
 }
 
 /// Consumes a pending threshold event. Returns `true` if there was one.

@@ -13,15 +13,15 @@
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
-use super::filter::Filter;
-use super::level::Level;
-use super::live::{Live, coarsened};
-use super::segment::Record;
-use super::sites::{Amount, Counts, NO_ROOM, NO_STACK, SiteId, Sites};
-use super::stacks::Stacks;
+use super::filter::AddressFilter;
+use super::level::LiveBytes;
+use super::live::{LiveBlocks, coarsened};
+use super::segment::BlockRecord;
+use super::sites::{AllocatedAmount, NO_ROOM, NO_STACK, SiteCounts, SiteId, SiteTable};
+use super::stacks::StackSlots;
 use super::thread::{self, exclude_current_thread};
 use crate::os::fork;
-use crate::unwind::{End, MAX_FRAMES, Unknown, unwind_here};
+use crate::unwind::{MAX_FRAMES, UnwindError, WalkEnd, unwind_here};
 
 /// Go's default.
 const DEFAULT_RATE: u64 = 512 << 10;
@@ -36,13 +36,13 @@ const EVICTIONS_AT_ONCE: usize = 32;
 pub(super) static RATE: AtomicU64 = AtomicU64::new(DEFAULT_RATE);
 /// `true` if an [`super::Allocator`] was ever called.
 pub(super) static INSTALLED: AtomicBool = AtomicBool::new(false);
-pub(super) static STACKS: Stacks = Stacks::new();
-pub(super) static SITES: Sites = Sites::new();
-pub(super) static LIVE: Live = Live::new();
-pub(super) static LOST: Lost = Lost::new();
-pub(super) static LEVEL: Level = Level::new();
-pub(super) static EVER: Ever = Ever::new();
-static FILTER: Filter = Filter::new();
+pub(super) static STACKS: StackSlots = StackSlots::new();
+pub(super) static SITES: SiteTable = SiteTable::new();
+pub(super) static LIVE: LiveBlocks = LiveBlocks::new();
+pub(super) static LOST: LossCounters = LossCounters::new();
+pub(super) static LEVEL: LiveBytes = LiveBytes::new();
+pub(super) static EVER: CumulativeStats = CumulativeStats::new();
+static FILTER: AddressFilter = AddressFilter::new();
 
 /// Bytes allocated before [`RATE`] became 1.
 pub(super) static BEFORE_EXACT: AtomicU64 = AtomicU64::new(0);
@@ -63,7 +63,7 @@ pub(super) fn effective_rate() -> u64 {
 }
 
 /// Losses by cause.
-pub(super) struct Lost {
+pub(super) struct LossCounters {
     pub(super) dropped: AtomicU64,
     /// Bytes that the dropped samples stand for.
     pub(super) dropped_bytes: AtomicU64,
@@ -79,20 +79,24 @@ pub(super) struct Lost {
 }
 
 /// Cumulative statistics of all samples since the start.
-pub(super) struct Ever {
+pub(super) struct CumulativeStats {
     samples: AtomicU64,
     /// Variance of the bytes, as the bits of an `f64`.
     variance: AtomicU64,
-    allocated: Counts,
+    allocated: SiteCounts,
 }
 
-impl Ever {
+impl CumulativeStats {
     const fn new() -> Self {
-        Self { samples: AtomicU64::new(0), variance: AtomicU64::new(0), allocated: Counts::new() }
+        Self {
+            samples: AtomicU64::new(0),
+            variance: AtomicU64::new(0),
+            allocated: SiteCounts::new(),
+        }
     }
 
-    fn count(&self, record: &Record) {
-        self.allocated.add(Amount::of(record));
+    fn count(&self, record: &BlockRecord) {
+        self.allocated.add(AllocatedAmount::of(record));
         self.samples.fetch_add(1, Relaxed);
         let variance = record.variance();
         if variance > 0.0 {
@@ -104,7 +108,7 @@ impl Ever {
 
     /// Returns the sum over all sites, evicted ones included, and blocks being counted at this
     /// moment.
-    pub(super) fn allocated(&self) -> Amount {
+    pub(super) fn allocated(&self) -> AllocatedAmount {
         self.allocated.get()
     }
 
@@ -114,7 +118,7 @@ impl Ever {
     }
 }
 
-impl Lost {
+impl LossCounters {
     const fn new() -> Self {
         Self {
             dropped: AtomicU64::new(0),
@@ -151,9 +155,9 @@ pub(super) fn record(address: usize, size: usize) {
                 count(&LOST.omitted);
             }
             match walk.end {
-                End::Whole => {}
-                End::Truncated | End::TooDeep => count(&LOST.truncated),
-                End::Broken | End::Elsewhere => count(&LOST.broken),
+                WalkEnd::Whole => {}
+                WalkEnd::Truncated | WalkEnd::TooDeep => count(&LOST.truncated),
+                WalkEnd::Broken | WalkEnd::Elsewhere => count(&LOST.broken),
             }
             if walk.is_inferred {
                 count(&LOST.inferred);
@@ -162,10 +166,10 @@ pub(super) fn record(address: usize, size: usize) {
         }
         Err(unknown) => {
             count(match unknown {
-                Unknown::NotReady => &LOST.stack_not_ready,
-                Unknown::Busy => &LOST.stack_busy,
-                Unknown::OtherStack => &LOST.stack_foreign,
-                Unknown::NearEnd => &LOST.stack_near_end,
+                UnwindError::NotReady => &LOST.stack_not_ready,
+                UnwindError::Busy => &LOST.stack_busy,
+                UnwindError::OtherStack => &LOST.stack_foreign,
+                UnwindError::NearEnd => &LOST.stack_near_end,
             });
             None
         }
@@ -175,12 +179,12 @@ pub(super) fn record(address: usize, size: usize) {
         count(&LOST.tables_full);
         NO_ROOM
     });
-    let record = Record { site, size, weight };
+    let record = BlockRecord { site, size, weight };
     // Before the site, so that the sum over sites never exceeds this total.
     EVER.count(&record);
     // Counted before it is inserted as live: a dump reads live blocks first and must not show more
     // bytes in use than allocated.
-    SITES.count(site, Amount::of(&record));
+    SITES.count(site, AllocatedAmount::of(&record));
     insert(address, record);
 }
 
@@ -218,27 +222,27 @@ pub(super) fn may_be_recorded(address: usize) -> bool {
 /// Removes the record of a block that is about to be freed, if any. The caller must call [`forget`]
 /// or [`insert`] with it.
 #[inline(never)]
-pub(super) fn take(address: usize) -> Option<Record> {
+pub(super) fn take(address: usize) -> Option<BlockRecord> {
     let record = LIVE.take(address)?;
     FILTER.remove(address);
-    LEVEL.sink(Amount::of(&record).bytes());
+    LEVEL.sink(AllocatedAmount::of(&record).bytes());
     Some(record)
 }
 
 /// Drops a record whose block is freed.
-pub(super) fn forget(record: &Record) {
+pub(super) fn forget(record: &BlockRecord) {
     SITES.release(record.site);
 }
 
 /// Inserts a record. Also reinserts the result of `take` if the block was not freed after all.
-pub(super) fn insert(address: usize, record: Record) {
+pub(super) fn insert(address: usize, record: BlockRecord) {
     FILTER.add(address);
     if LIVE.insert(address, record) {
-        LEVEL.rise(Amount::of(&record).bytes());
+        LEVEL.rise(AllocatedAmount::of(&record).bytes());
     } else {
         FILTER.remove(address);
         count(&LOST.dropped);
-        let bytes = u64::try_from(Amount::of(&record).bytes()).unwrap_or(0);
+        let bytes = u64::try_from(AllocatedAmount::of(&record).bytes()).unwrap_or(0);
         LOST.dropped_bytes.fetch_add(bytes, Relaxed);
         forget(&record);
     }

@@ -37,8 +37,8 @@ pub(crate) const GRANT: u64 = 64 << 10;
 /// Initial grant. A thread gets the full [`GRANT`] after 256 KiB and about 20 refills.
 pub(crate) const FIRST_GRANT: u64 = 1 << 10;
 
-/// `floor` of [`Sampler::spend`] at rate 1: every allocation is recorded, even if the thread has
-/// bytes left that were granted at another rate.
+/// `floor` of [`AllocationSampler::spend`] at rate 1: every allocation is recorded, even if the
+/// thread has bytes left that were granted at another rate.
 pub(crate) const EXACT_FLOOR: i64 = i64::MAX;
 
 /// Longer than any process allocates. Discarded when a rate is set.
@@ -46,14 +46,14 @@ const FOREVER: u64 = u64::MAX >> 1;
 
 /// Sampling state of one thread. It has no destructor, so it is usable while thread-locals are
 /// destroyed.
-pub(crate) struct Sampler {
+pub(crate) struct AllocationSampler {
     left: Cell<i64>,
     /// Value of `left` when it was last set.
     granted: Cell<i64>,
     /// All bytes so far, except those counted down from `granted`.
     passed: Cell<u64>,
     /// Values of `passed` and `granted` at the last report.
-    told: Cell<Passed>,
+    told: Cell<AllocatedDelta>,
     wait: Cell<u64>,
     /// Rate at which `wait` was drawn; `None` before the first draw.
     rate: Cell<Option<u64>>,
@@ -62,13 +62,13 @@ pub(crate) struct Sampler {
 
 /// Allocated bytes, recorded or not; bytes allocated during a pause are excluded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Passed {
+pub(crate) struct AllocatedDelta {
     pub(crate) bytes: u64,
     /// Maximum of the additional bytes until the next report.
     pub(crate) granted: i64,
 }
 
-impl Sampler {
+impl AllocationSampler {
     /// Creates a sampler without an interval: its first `spend` returns `false`, and `decide`
     /// requires a `seed`.
     pub(crate) const fn new() -> Self {
@@ -76,7 +76,7 @@ impl Sampler {
             left: Cell::new(0),
             granted: Cell::new(0),
             passed: Cell::new(0),
-            told: Cell::new(Passed { bytes: 0, granted: 0 }),
+            told: Cell::new(AllocatedDelta { bytes: 0, granted: 0 }),
             wait: Cell::new(0),
             rate: Cell::new(None),
             random: Cell::new(0),
@@ -148,10 +148,10 @@ impl Sampler {
 
     /// Returns the change since the last call, to be added to the sum over all threads. Must be
     /// called after each `seed`, `restart` and `decide`, before the next `spend`.
-    pub(crate) fn tell(&self) -> Passed {
-        let all = Passed { bytes: self.passed.get(), granted: self.granted.get() };
+    pub(crate) fn tell(&self) -> AllocatedDelta {
+        let all = AllocatedDelta { bytes: self.passed.get(), granted: self.granted.get() };
         let told = self.told.replace(all);
-        Passed {
+        AllocatedDelta {
             bytes: all.bytes.wrapping_sub(told.bytes),
             granted: all.granted.wrapping_sub(told.granted),
         }

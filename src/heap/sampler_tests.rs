@@ -8,18 +8,18 @@ use super::*;
 
 const RATE: u64 = 512 << 10;
 
-fn seeded(seed: u64, rate: u64) -> Sampler {
-    let sampler = Sampler::new();
+fn seeded(seed: u64, rate: u64) -> AllocationSampler {
+    let sampler = AllocationSampler::new();
     sampler.seed(mix(seed), rate);
     sampler
 }
 
-fn allocate(sampler: &Sampler, size: usize, rate: u64) -> Option<f64> {
+fn allocate(sampler: &AllocationSampler, size: usize, rate: u64) -> Option<f64> {
     if sampler.spend(size, 0) { None } else { sampler.decide(size, rate) }
 }
 
 /// Returns estimates of the bytes in these blocks and of their variance.
-fn estimate(sampler: &Sampler, blocks: &[usize], rate: u64) -> (f64, f64) {
+fn estimate(sampler: &AllocationSampler, blocks: &[usize], rate: u64) -> (f64, f64) {
     blocks.iter().fold((0.0, 0.0), |(sum, variance), &size| match allocate(sampler, size, rate) {
         Some(weight) => {
             let bytes = size as f64;
@@ -92,7 +92,7 @@ fn rate_one_records_everything_and_rate_zero_nothing() {
 #[test]
 fn every_byte_passes_once_whatever_becomes_of_it() {
     for rate in [0, 1, 300, 64 << 10, 512 << 10] {
-        let sampler = Sampler::new();
+        let sampler = AllocationSampler::new();
         // The first block of a thread is refused before the sampler is seeded.
         assert!(!sampler.spend(100, 0));
         sampler.seed(mix(8), rate);
@@ -100,7 +100,7 @@ fn every_byte_passes_once_whatever_becomes_of_it() {
         if !sampler.spend(100, 0) {
             let _ = sampler.decide(100, rate);
         }
-        let mut sum = Passed::default();
+        let mut sum = AllocatedDelta::default();
         for n in 0..20_000usize {
             let size = 1 + n * 7919 % 3000;
             let _ = allocate(&sampler, size, rate);

@@ -35,13 +35,13 @@ const CLAIMED: u64 = 1;
 
 /// Data of a recorded block.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Record {
+pub(crate) struct BlockRecord {
     pub(crate) site: SiteId,
     pub(crate) size: u64,
     pub(crate) weight: f64,
 }
 
-impl Record {
+impl BlockRecord {
     /// Returns the block's contribution to the variance of the bytes, in square bytes.
     /// Horvitz-Thompson: `size^2 * (1 - p) / p^2` with `p = 1 / weight`.
     pub(crate) fn variance(&self) -> f64 {
@@ -50,12 +50,12 @@ impl Record {
     }
 }
 
-pub(crate) struct Segment<'a> {
+pub(crate) struct TableSegment<'a> {
     keys: &'a [AtomicU64],
     records: &'a [AtomicU64],
 }
 
-impl<'a> Segment<'a> {
+impl<'a> TableSegment<'a> {
     /// Splits `words` into as many keys and records as fit.
     pub(crate) fn of(words: &'a [AtomicU64]) -> Self {
         let (keys, records) = words.split_at(words.len() / (1 + RECORD_WORDS));
@@ -90,7 +90,7 @@ impl<'a> Segment<'a> {
     }
 
     /// Inserts a block at `at` if the key is free.
-    pub(crate) fn try_insert(&self, at: usize, address: u64, record: Record) -> bool {
+    pub(crate) fn try_insert(&self, at: usize, address: u64, record: BlockRecord) -> bool {
         let key = &self.keys[at];
         if key.load(Ordering::Relaxed) != FREE
             || key.compare_exchange(FREE, CLAIMED, Ordering::Acquire, Ordering::Relaxed).is_err()
@@ -110,13 +110,13 @@ impl<'a> Segment<'a> {
     }
 
     /// Removes a block if it is at `at`.
-    pub(crate) fn try_take(&self, at: usize, address: u64) -> Option<Record> {
+    pub(crate) fn try_take(&self, at: usize, address: u64) -> Option<BlockRecord> {
         let key = &self.keys[at];
         if key.load(Ordering::Acquire) != address {
             return None;
         }
         let [_, site, size, weight] = self.record(at);
-        let record = Record {
+        let record = BlockRecord {
             site: SiteId::from_word(site.load(Ordering::Relaxed)),
             size: size.load(Ordering::Relaxed),
             weight: f64::from_bits(weight.load(Ordering::Relaxed)),
@@ -129,29 +129,29 @@ impl<'a> Segment<'a> {
 
     /// Returns the record at `at`, or `None` if the key is free or the record changes during the
     /// read.
-    pub(crate) fn read(&self, at: usize) -> Option<Record> {
+    pub(crate) fn read(&self, at: usize) -> Option<BlockRecord> {
         let glance = self.glance(at)?;
         self.still_holds(at, &glance).then_some(glance.record)
     }
 
     /// Returns the possibly inconsistent record at `at`; valid only if `still_holds` returns `true`
     /// afterwards.
-    pub(crate) fn glance(&self, at: usize) -> Option<Glance> {
+    pub(crate) fn glance(&self, at: usize) -> Option<RecordView> {
         let address = self.keys[at].load(Ordering::Acquire);
         if address == FREE || address == CLAIMED {
             return None;
         }
         let [turn, site, size, weight] = self.record(at);
         let turn = turn.load(Ordering::Acquire);
-        let record = Record {
+        let record = BlockRecord {
             site: SiteId::from_word(site.load(Ordering::Relaxed)),
             size: size.load(Ordering::Relaxed),
             weight: f64::from_bits(weight.load(Ordering::Relaxed)),
         };
-        Some(Glance { address, turn, record })
+        Some(RecordView { address, turn, record })
     }
 
-    pub(crate) fn still_holds(&self, at: usize, glance: &Glance) -> bool {
+    pub(crate) fn still_holds(&self, at: usize, glance: &RecordView) -> bool {
         fence(Ordering::Acquire);
         let [turn, ..] = self.record(at);
         glance.turn.is_multiple_of(2)
@@ -160,10 +160,10 @@ impl<'a> Segment<'a> {
     }
 }
 
-pub(crate) struct Glance {
+pub(crate) struct RecordView {
     address: u64,
     turn: u64,
-    record: Record,
+    record: BlockRecord,
 }
 
 static NOWHERE: [AtomicU64; RECORD_WORDS] = [const { AtomicU64::new(0) }; RECORD_WORDS];

@@ -5,15 +5,15 @@
 //! not depend on their order: objects in 1/256, bytes rounded per block.
 //!
 //! A site has one reference for the table, one for each live block and one for each thread that
-//! uses it at the moment. If the table is full, [`Sites::evict`] removes sites without live blocks
-//! by the clock algorithm: a site that was interned again since the hand passed it stays for one
-//! more round. The counts of evicted sites are added to one sum, so the sum over all sites stays
-//! complete. `tests/heap_loom.rs` tests the interleavings.
+//! uses it at the moment. If the table is full, [`SiteTable::evict`] removes sites without live
+//! blocks by the clock algorithm: a site that was interned again since the hand passed it stays for
+//! one more round. The counts of evicted sites are added to one sum, so the sum over all sites
+//! stays complete. `tests/heap_loom.rs` tests the interleavings.
 
-use super::index::{Index, Interned, Thing};
+use super::index::{HashIndex, Interned, Thing};
 use super::sampler::mix;
-use super::segment::Record;
-use super::slots::{Eviction, Slots};
+use super::segment::BlockRecord;
+use super::slots::{BlockSlots, Eviction};
 use crate::base::sync::AtomicU64;
 use crate::base::sync::Ordering::{Acquire, Relaxed, Release};
 
@@ -63,17 +63,17 @@ impl SiteId {
 
 /// A number of objects and bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Amount {
+pub(crate) struct AllocatedAmount {
     objects_256ths: u64,
     bytes: u64,
 }
 
-impl Amount {
+impl AllocatedAmount {
     /// Larger than any real amount.
     pub(crate) const UNLIKELY: Self = Self { objects_256ths: u64::MAX, bytes: u64::MAX };
 
     /// Returns the amount that a record stands for.
-    pub(crate) fn of(record: &Record) -> Self {
+    pub(crate) fn of(record: &BlockRecord) -> Self {
         Self {
             objects_256ths: (record.weight * 256.0).round() as u64,
             bytes: (record.weight * record.size as f64).round() as u64,
@@ -108,56 +108,56 @@ impl Amount {
 }
 
 /// Counters shared by many threads.
-pub(crate) struct Counts([AtomicU64; 2]);
+pub(crate) struct SiteCounts([AtomicU64; 2]);
 
-impl Counts {
+impl SiteCounts {
     pub(crate) const fn new() -> Self {
         Self([const { AtomicU64::new(0) }; 2])
     }
 
-    pub(crate) fn add(&self, amount: Amount) {
+    pub(crate) fn add(&self, amount: AllocatedAmount) {
         let [objects, bytes] = &self.0;
         objects.fetch_add(amount.objects_256ths, Release);
         bytes.fetch_add(amount.bytes, Relaxed);
     }
 
-    pub(crate) fn get(&self) -> Amount {
+    pub(crate) fn get(&self) -> AllocatedAmount {
         let [objects, bytes] = &self.0;
-        Amount { objects_256ths: objects.load(Acquire), bytes: bytes.load(Relaxed) }
+        AllocatedAmount { objects_256ths: objects.load(Acquire), bytes: bytes.load(Relaxed) }
     }
 }
 
 /// A row of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Site {
+pub(crate) struct AllocationSite {
     pub(crate) id: SiteId,
-    /// [`NO_STACK`] or an id of [`super::stacks::Stacks`].
+    /// [`NO_STACK`] or an id of [`super::stacks::StackSlots`].
     pub(crate) stack: u32,
     /// [`ANY_SIZE`] or the size of all blocks of the site.
     pub(crate) size: u64,
     /// Cumulative amount allocated at the site.
-    pub(crate) allocated: Amount,
+    pub(crate) allocated: AllocatedAmount,
 }
 
-pub(crate) struct Sites {
-    index: Index,
-    rows: Slots<WORDS, CHUNK, CHUNKS>,
+pub(crate) struct SiteTable {
+    index: HashIndex,
+    rows: BlockSlots<WORDS, CHUNK, CHUNKS>,
     /// Number of sites that the clock hand has passed.
     hand: AtomicU64,
-    no_room: Counts,
+    no_room: SiteCounts,
     /// Sum of the counts of evicted sites, and their number.
-    evicted: Counts,
+    evicted: SiteCounts,
     evictions: AtomicU64,
 }
 
-impl Sites {
+impl SiteTable {
     pub(crate) const fn new() -> Self {
         Self {
-            index: Index::new(PLACES),
-            rows: Slots::new(),
+            index: HashIndex::new(PLACES),
+            rows: BlockSlots::new(),
             hand: AtomicU64::new(0),
-            no_room: Counts::new(),
-            evicted: Counts::new(),
+            no_room: SiteCounts::new(),
+            evicted: SiteCounts::new(),
             evictions: AtomicU64::new(0),
         }
     }
@@ -171,7 +171,7 @@ impl Sites {
     }
 
     /// Adds a block to the cumulative counts of a site that the caller holds.
-    pub(crate) fn count(&self, site: SiteId, amount: Amount) {
+    pub(crate) fn count(&self, site: SiteId, amount: AllocatedAmount) {
         if site == NO_ROOM {
             self.no_room.add(amount);
         } else if let Some([_, _, objects, bytes]) = self.rows.payload(site.number) {
@@ -216,14 +216,14 @@ impl Sites {
     /// Returns the site with this number and holds it until it is released; `None` if no block is
     /// counted at it. If its first block is being counted at this moment, the site may be missing
     /// or lack the bytes of that block.
-    pub(crate) fn hold(&self, number: u32) -> Option<Site> {
+    pub(crate) fn hold(&self, number: u32) -> Option<AllocationSite> {
         let generation = self.rows.hold(number)?;
         let id = SiteId { number, generation };
         let site = self.rows.payload(number).and_then(|[stack, size, objects, bytes]| {
             let objects_256ths = objects.load(Acquire);
-            let allocated = Amount { objects_256ths, bytes: bytes.load(Relaxed) };
+            let allocated = AllocatedAmount { objects_256ths, bytes: bytes.load(Relaxed) };
             let (stack, size) = (stack.load(Relaxed) as u32, size.load(Relaxed));
-            (objects_256ths > 0).then_some(Site { id, stack, size, allocated })
+            (objects_256ths > 0).then_some(AllocationSite { id, stack, size, allocated })
         });
         if site.is_none() {
             self.release(id);
@@ -232,12 +232,12 @@ impl Sites {
     }
 
     /// Returns the amount allocated while the tables were full.
-    pub(crate) fn without_room(&self) -> Amount {
+    pub(crate) fn without_room(&self) -> AllocatedAmount {
         self.no_room.get()
     }
 
     /// Returns the amount allocated at sites that were evicted.
-    pub(crate) fn evicted(&self) -> Amount {
+    pub(crate) fn evicted(&self) -> AllocatedAmount {
         self.evicted.get()
     }
 
@@ -247,7 +247,7 @@ impl Sites {
     }
 
     fn intern_exactly(&self, stack: u32, size: u64, cap: u64) -> Option<(SiteId, bool)> {
-        let row = Row { sites: self, stack, size, cap };
+        let row = SiteRow { sites: self, stack, size, cap };
         let Interned { number, is_new } = self.index.intern(hash(stack, size), &row)?;
         if !is_new {
             self.rows.touch(number);
@@ -262,7 +262,8 @@ impl Sites {
         };
         let stack = stack.load(Relaxed) as u32;
         self.index.remove(hash(stack, size.load(Relaxed)), number);
-        let counted = Amount { objects_256ths: objects.load(Acquire), bytes: bytes.load(Relaxed) };
+        let counted =
+            AllocatedAmount { objects_256ths: objects.load(Acquire), bytes: bytes.load(Relaxed) };
         self.evicted.add(counted);
         self.evictions.fetch_add(1, Relaxed);
         self.rows.put_back(number);
@@ -270,15 +271,15 @@ impl Sites {
     }
 }
 
-struct Row<'a> {
-    sites: &'a Sites,
+struct SiteRow<'a> {
+    sites: &'a SiteTable,
     stack: u32,
     size: u64,
     /// Limit for new numbers.
     cap: u64,
 }
 
-impl Thing for Row<'_> {
+impl Thing for SiteRow<'_> {
     fn hold(&self, number: u32) -> bool {
         let rows = &self.sites.rows;
         if rows.hold(number).is_none() {

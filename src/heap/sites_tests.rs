@@ -1,15 +1,15 @@
-use super::segment::Record;
+use super::segment::BlockRecord;
 use super::sites::*;
 
 #[test]
 fn a_site_is_a_stack_and_a_size() {
-    let sites = Sites::new();
+    let sites = SiteTable::new();
     let id = |stack, size| sites.intern(stack, size).map(|(id, _)| id);
     let (a, b, c) = (id(1, 64), id(1, 65), id(2, 64));
     assert!(a != b && b != c && a != c && a.is_some());
     assert_eq!(sites.intern(1, 64), Some((a.unwrap(), false)));
-    let block = Record { site: a.unwrap(), size: 64, weight: 2.5 };
-    (0..3).for_each(|_| sites.count(block.site, Amount::of(&block)));
+    let block = BlockRecord { site: a.unwrap(), size: 64, weight: 2.5 };
+    (0..3).for_each(|_| sites.count(block.site, AllocatedAmount::of(&block)));
     let site = sites.hold(a.unwrap().number).unwrap();
     assert_eq!((site.stack, site.size), (1, 64));
     assert_eq!((site.allocated.objects(), site.allocated.bytes()), (8, 480));
@@ -17,7 +17,7 @@ fn a_site_is_a_stack_and_a_size() {
 
 #[test]
 fn sizes_share_a_site_when_the_table_fills_up() {
-    let sites = Sites::new();
+    let sites = SiteTable::new();
     let id = |stack, size| sites.intern(stack, size).map(|(id, _)| id);
     let ids: Vec<_> = (1..=CAP).map(|size| id(1, size)).collect();
     assert!(ids.iter().all(Option::is_some));
@@ -30,8 +30,8 @@ fn sizes_share_a_site_when_the_table_fills_up() {
 
 #[test]
 fn room_comes_back_from_sites_without_live_blocks() {
-    let sites = Sites::new();
-    let one = |site| Amount::of(&Record { site, size: 64, weight: 1.0 });
+    let sites = SiteTable::new();
+    let one = |site| AllocatedAmount::of(&BlockRecord { site, size: 64, weight: 1.0 });
     // Every fourth block stays alive.
     let mut kept = Vec::new();
     let mut stacks_given_back = 0;
@@ -69,9 +69,9 @@ fn room_comes_back_from_sites_without_live_blocks() {
 
 #[test]
 fn a_site_that_is_used_again_outlives_those_that_are_not() {
-    let sites = Sites::new();
+    let sites = SiteTable::new();
     let (often, _) = sites.intern(1, 64).unwrap();
-    sites.count(often, Amount::of(&Record { site: often, size: 64, weight: 1.0 }));
+    sites.count(often, AllocatedAmount::of(&BlockRecord { site: often, size: 64, weight: 1.0 }));
     sites.release(often);
     for stack in 2..=3 * CAP as u32 {
         while sites.intern(stack, 64).map(|(site, _)| sites.release(site)).is_none() {

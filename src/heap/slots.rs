@@ -23,7 +23,7 @@
 
 use crate::base::sync::AtomicU64;
 use crate::base::sync::Ordering::{AcqRel, Acquire, Relaxed, Release};
-use crate::os::mapped_memory::Chunk;
+use crate::os::mapped_memory::MappedWords;
 
 /// Words of a slot before its payload.
 const HEAD: usize = 2;
@@ -38,8 +38,8 @@ const NUMBER: u64 = u32::MAX as u64;
 const CHANGE: u64 = 1 << 32;
 
 /// Slots with `PAYLOAD` words each, `IN_CHUNK` per mapping, in at most `CHUNKS` mappings.
-pub(crate) struct Slots<const PAYLOAD: usize, const IN_CHUNK: usize, const CHUNKS: usize> {
-    chunks: [Chunk; CHUNKS],
+pub(crate) struct BlockSlots<const PAYLOAD: usize, const IN_CHUNK: usize, const CHUNKS: usize> {
+    chunks: [MappedWords; CHUNKS],
     /// Lowest number that was never claimed. Number 0 is not used.
     next: AtomicU64,
     /// Number of the first free slot, or 0, in the low half; a counter of changes in the high half.
@@ -58,11 +58,11 @@ pub(crate) enum Eviction {
 }
 
 impl<const PAYLOAD: usize, const IN_CHUNK: usize, const CHUNKS: usize>
-    Slots<PAYLOAD, IN_CHUNK, CHUNKS>
+    BlockSlots<PAYLOAD, IN_CHUNK, CHUNKS>
 {
     pub(crate) const fn new() -> Self {
         Self {
-            chunks: [const { Chunk::new(IN_CHUNK * (HEAD + PAYLOAD)) }; CHUNKS],
+            chunks: [const { MappedWords::new(IN_CHUNK * (HEAD + PAYLOAD)) }; CHUNKS],
             next: AtomicU64::new(1),
             free: AtomicU64::new(0),
         }

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 
-use super::dump::{self, Room};
+use super::dump::{self, DumpBuffers};
 use super::recorder::STACKS;
 use super::{Error, rate};
 use crate::model::{Profile, Sample};
@@ -13,8 +13,9 @@ use crate::model::{Profile, Sample};
 /// contain the standard error of the bytes in use.
 ///
 /// Costs about one microsecond per live sample on the calling thread, whose own allocations
-/// meanwhile are excluded, and some hundred bytes of heap per sample; [`Room`] provides the same
-/// data without allocating. Other threads are not stopped. Several threads may call it at once.
+/// meanwhile are excluded, and some hundred bytes of heap per sample; [`DumpBuffers`] provides the
+/// same data without allocating. Other threads are not stopped. Several threads may call it at
+/// once.
 ///
 /// # Errors
 ///
@@ -22,7 +23,7 @@ use crate::model::{Profile, Sample};
 /// [`Error::Images`] if `/proc` cannot be read.
 pub fn snapshot(now: Timestamp) -> Result<Profile, Error> {
     let _excluded = super::exclude_current_thread();
-    let mut room = Room::reserve();
+    let mut room = DumpBuffers::reserve();
     let mut shown = room.begin()?;
     let (types, period_type) = (&dump::SAMPLE_TYPES, dump::PERIOD_TYPE);
     let mut profile = Profile::new(types, period_type, rate().get() as i64, now);

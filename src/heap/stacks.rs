@@ -7,10 +7,10 @@
 //! A stack has one reference for each site at it. Dropping the last one frees the stack and its
 //! references to frames.
 
-use super::frames::{self, Frames};
-use super::index::{Index, Thing};
+use super::frames::{self, FrameSlots};
+use super::index::{HashIndex, Thing};
 use super::sampler::mix;
-use super::slots::Slots;
+use super::slots::BlockSlots;
 use crate::base::sync::Ordering::Relaxed;
 
 /// Blocks per mapping of 512 KiB.
@@ -35,20 +35,20 @@ const _: () = assert!(frames::END < 1 << BITS);
 
 const NEXT: u64 = u32::MAX as u64;
 
-pub(crate) struct Stacks {
-    frames: Frames,
-    index: Index,
-    blocks: Slots<PAYLOAD, CHUNK, CHUNKS>,
+pub(crate) struct StackSlots {
+    frames: FrameSlots,
+    index: HashIndex,
+    blocks: BlockSlots<PAYLOAD, CHUNK, CHUNKS>,
 }
 
-impl Stacks {
+impl StackSlots {
     pub(crate) const fn new() -> Self {
-        Self { frames: Frames::new(), index: Index::new(PLACES), blocks: Slots::new() }
+        Self { frames: FrameSlots::new(), index: HashIndex::new(PLACES), blocks: BlockSlots::new() }
     }
 
     /// Returns the id of these addresses, with one more reference; `None` if the table is full.
     pub(crate) fn intern(&self, addresses: &[u64]) -> Option<u32> {
-        let stack = Stack { stacks: self, addresses };
+        let stack = StackRecord { stacks: self, addresses };
         self.index.intern(hash(addresses.iter().copied()), &stack).map(|it| it.number)
     }
 
@@ -79,7 +79,7 @@ impl Stacks {
     }
 
     /// Returns the table of frames that the stacks refer to.
-    pub(crate) fn frames(&self) -> &Frames {
+    pub(crate) fn frames(&self) -> &FrameSlots {
         &self.frames
     }
 
@@ -135,12 +135,12 @@ impl Stacks {
     }
 }
 
-struct Stack<'a> {
-    stacks: &'a Stacks,
+struct StackRecord<'a> {
+    stacks: &'a StackSlots,
     addresses: &'a [u64],
 }
 
-impl Thing for Stack<'_> {
+impl Thing for StackRecord<'_> {
     fn hold(&self, id: u32) -> bool {
         if self.stacks.blocks.hold(id).is_none() {
             return false;

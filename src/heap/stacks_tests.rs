@@ -1,15 +1,15 @@
 //! Tests of the table of stacks, with one thread and with several.
 
 use super::frames;
-use super::stacks::{CAP, CHUNK, IN_BLOCK, Stacks};
+use super::stacks::{CAP, CHUNK, IN_BLOCK, StackSlots};
 
-fn read(stacks: &Stacks, id: u32) -> Vec<u64> {
+fn read(stacks: &StackSlots, id: u32) -> Vec<u64> {
     stacks.get(id).unwrap().map(|frame| stacks.frames().get(frame).unwrap()).collect()
 }
 
 #[test]
 fn a_stack_has_one_id_and_reads_back() {
-    let stacks = Stacks::new();
+    let stacks = StackSlots::new();
     let (long, short, none) =
         (stacks.intern(&[1, 2, 3]).unwrap(), stacks.intern(&[1, 2]).unwrap(), stacks.intern(&[]));
     assert_eq!(stacks.intern(&[1, 2, 3]), Some(long));
@@ -21,7 +21,7 @@ fn a_stack_has_one_id_and_reads_back() {
 
 #[test]
 fn threads_agree_on_ids_across_chunks() {
-    let stacks = Stacks::new();
+    let stacks = StackSlots::new();
     let stack = |n: u64| (n..n + 2 + n % 120).collect::<Vec<_>>();
     let ids = || (0..4000).map(|n| stacks.intern(&stack(n)).unwrap()).collect::<Vec<_>>();
     let all: Vec<_> = std::thread::scope(|scope| {
@@ -37,7 +37,7 @@ fn threads_agree_on_ids_across_chunks() {
 
 #[test]
 fn a_full_table_refuses_and_keeps_what_it_has() {
-    let stacks = Stacks::new();
+    let stacks = StackSlots::new();
     let stack = |n: u64| [n; 1000];
     let first = stacks.intern(&stack(0)).unwrap();
     let held = 1 + (1..).take_while(|&n| stacks.intern(&stack(n)).is_some()).count();
@@ -49,7 +49,7 @@ fn a_full_table_refuses_and_keeps_what_it_has() {
 /// run out.
 #[test]
 fn room_comes_back_from_stacks_that_are_released() {
-    let stacks = Stacks::new();
+    let stacks = StackSlots::new();
     let stack = |n: u64| (n << 8..(n << 8) + n % 129).collect::<Vec<u64>>();
     let mut kept = Vec::new();
     for n in 1..5 * frames::CAP / 129 {
@@ -68,7 +68,7 @@ fn room_comes_back_from_stacks_that_are_released() {
 
 #[test]
 fn threads_that_intern_and_release_the_same_stacks_agree_on_frames() {
-    let stacks = Stacks::new();
+    let stacks = StackSlots::new();
     let stack = |n: u64| (n..n + 2 + n % 50).collect::<Vec<_>>();
     std::thread::scope(|scope| {
         for start in 0..4 {

@@ -9,27 +9,27 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicI64, AtomicU64};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::sampler::{EXACT_FLOOR, Passed, Sampler, mix};
+use super::sampler::{AllocatedDelta, AllocationSampler, EXACT_FLOOR, mix};
 
-struct Thread {
-    sampler: Sampler,
+struct HeapThread {
+    sampler: AllocationSampler,
     excluded: Cell<u32>,
     /// Rest of the sampler's grant when the exclusion started.
     left: Cell<i64>,
 }
 
 thread_local! {
-    static THREAD: Thread = const {
-        Thread { sampler: Sampler::new(), excluded: Cell::new(0), left: Cell::new(0) }
+    static THREAD: HeapThread = const {
+        HeapThread { sampler: AllocationSampler::new(), excluded: Cell::new(0), left: Cell::new(0) }
     };
 }
 
 /// 0, or [`EXACT_FLOOR`] at rate 1. Every allocation reads it and only a change of rate writes it,
 /// so it shares its cache lines with nothing that is written more often.
-static FLOOR: Floor = Floor(AtomicI64::new(0));
+static FLOOR: StackFloor = StackFloor(AtomicI64::new(0));
 
 #[repr(align(128))]
-struct Floor(AtomicI64);
+struct StackFloor(AtomicI64);
 
 /// Makes every allocation of all threads take the slow path if the rate is 1.
 pub(super) fn set_floor(rate: u64) {
@@ -66,8 +66,8 @@ pub(super) fn allocated() -> (u64, u64) {
     (ALLOCATED.load(Relaxed), u64::try_from(untold).unwrap_or(0))
 }
 
-fn tell(sampler: &Sampler) {
-    let Passed { bytes, granted } = sampler.tell();
+fn tell(sampler: &AllocationSampler) {
+    let AllocatedDelta { bytes, granted } = sampler.tell();
     if bytes > 0 {
         ALLOCATED.fetch_add(bytes, Relaxed);
     }
@@ -112,12 +112,12 @@ pub(super) fn restart(rate: u64) {
 /// remove records. Guards nest.
 #[must_use = "the exclusion ends when the guard is dropped"]
 #[derive(Debug)]
-pub struct Exclusion(PhantomData<*const ()>);
+pub struct ProfilerExclusion(PhantomData<*const ()>);
 
 /// Excludes the calling thread from heap profiles while the guard lives. For threads that work for
 /// the profiler, such as marple's own, whose blocks would distract the reader. `std::mem::forget`
 /// on the guard excludes the thread permanently.
-pub fn exclude_current_thread() -> Exclusion {
+pub fn exclude_current_thread() -> ProfilerExclusion {
     THREAD.with(|thread| {
         let excluded = thread.excluded.get();
         if excluded == 0 {
@@ -125,10 +125,10 @@ pub fn exclude_current_thread() -> Exclusion {
         }
         thread.excluded.set(excluded.saturating_add(1));
     });
-    Exclusion(PhantomData)
+    ProfilerExclusion(PhantomData)
 }
 
-impl Drop for Exclusion {
+impl Drop for ProfilerExclusion {
     fn drop(&mut self) {
         THREAD.with(|thread| {
             let excluded = thread.excluded.get().saturating_sub(1);
@@ -141,7 +141,7 @@ impl Drop for Exclusion {
 }
 
 /// Returns a seed that is unique among threads and runs.
-fn entropy(thread: &Thread) -> u64 {
+fn entropy(thread: &HeapThread) -> u64 {
     let number = THREADS.fetch_add(1, Relaxed);
     let place = (&raw const *thread) as u64;
     // Uses libc's clock: under valgrind the clock that bypasses libc reads an unmapped address.

@@ -15,7 +15,7 @@
 //!    missing and a wrong token get the same 401 for every path, including paths that do not exist.
 //!
 //! Passing these checks is not enough for a GET that changes state, since an image on any page
-//! sends one without `Origin`: see [`Caller::is_proven`].
+//! sends one without `Origin`: see [`RequestOrigin::is_proven`].
 
 use std::net::IpAddr;
 
@@ -29,7 +29,7 @@ use crate::config::{HttpSettings, Listen, Secret};
 
 /// Permissions of a caller; each role includes those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Role {
+pub(super) enum AccessRole {
     /// Reads status, metrics and finished incidents.
     Read,
     /// Takes captures. They cost the service CPU time and expose its memory and command line.
@@ -40,8 +40,8 @@ pub(super) enum Role {
 
 /// The sender of a request that passed all checks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Caller {
-    pub(super) role: Role,
+pub(super) struct RequestOrigin {
+    pub(super) role: AccessRole,
     /// `true` if the request cannot come from another site through a browser. Proof is a token, the
     /// listener's Unix socket (no browser opens one), or `Sec-Fetch-Site: same-origin` or `none`
     /// without a prefetch. Scripts and old browsers over plain HTTP carry no proof, and neither
@@ -58,7 +58,7 @@ enum Entrance {
     Own(Listen),
 }
 
-impl Role {
+impl AccessRole {
     pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Read => "read",
@@ -70,7 +70,7 @@ impl Role {
 
 /// The check that a request failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Denied {
+pub(super) enum AccessDenied {
     Host,
     CrossSite,
     Token,
@@ -80,7 +80,7 @@ pub(super) enum Denied {
 #[derive(Clone, Debug)]
 pub(super) struct Access {
     /// `None` if every caller that passes the other checks has every role.
-    tokens: Option<Vec<(Role, [u8; 32])>>,
+    tokens: Option<Vec<(AccessRole, [u8; 32])>>,
     hosts: Hosts,
     entrance: Entrance,
 }
@@ -112,9 +112,9 @@ impl Access {
     fn new(settings: &HttpSettings, entrance: Entrance) -> Self {
         let digest = |role, token: &Option<Secret>| Some((role, *token.as_ref()?.sha256()));
         let tokens: Vec<_> = [
-            digest(Role::Control, &settings.token),
-            digest(Role::Capture, &settings.capture_token),
-            digest(Role::Read, &settings.read_token),
+            digest(AccessRole::Control, &settings.token),
+            digest(AccessRole::Capture, &settings.capture_token),
+            digest(AccessRole::Read, &settings.read_token),
         ]
         .into_iter()
         .flatten()
@@ -135,16 +135,16 @@ impl Access {
     }
 
     /// Returns the sender of `request` and its permissions.
-    pub(super) fn check(&self, request: &Parts) -> Result<Caller, Denied> {
+    pub(super) fn check(&self, request: &Parts) -> Result<RequestOrigin, AccessDenied> {
         if !self.allows_host(request) {
-            return Err(Denied::Host);
+            return Err(AccessDenied::Host);
         }
         if is_cross_site(&request.headers) {
-            return Err(Denied::CrossSite);
+            return Err(AccessDenied::CrossSite);
         }
         let Some(tokens) = &self.tokens else {
             let is_proven = self.entrance.is_unix() || is_same_site(&request.headers);
-            return Ok(Caller { role: Role::Control, is_proven });
+            return Ok(RequestOrigin { role: AccessRole::Control, is_proven });
         };
         let given = bearer(&request.headers);
         let digest = Sha256::digest(given.unwrap_or_default());
@@ -155,7 +155,7 @@ impl Access {
                 role = role.max(Some(*of));
             }
         }
-        role.map(|role| Caller { role, is_proven: true }).ok_or(Denied::Token)
+        role.map(|role| RequestOrigin { role, is_proven: true }).ok_or(AccessDenied::Token)
     }
 
     fn allows_host(&self, request: &Parts) -> bool {
@@ -245,7 +245,7 @@ mod tests {
 
     use super::*;
 
-    fn role(access: &Access, headers: &[(&str, &str)]) -> Result<Role, Denied> {
+    fn role(access: &Access, headers: &[(&str, &str)]) -> Result<AccessRole, AccessDenied> {
         let mut request = Request::builder().uri("/status");
         for (name, value) in headers {
             request = request.header(*name, *value);
@@ -265,23 +265,23 @@ mod tests {
     #[test]
     fn a_token_is_worth_its_role_and_everything_else_is_worth_nothing() {
         for (header, expected) in [
-            ("Bearer all", Ok(Role::Control)),
-            ("bearer take", Ok(Role::Capture)),
-            ("BEARER look", Ok(Role::Read)),
-            ("Bearer al", Err(Denied::Token)),
-            ("Bearer all ", Err(Denied::Token)),
-            ("Bearer  all", Err(Denied::Token)),
-            ("Bearer ", Err(Denied::Token)),
-            ("Bearer", Err(Denied::Token)),
-            ("Basic all", Err(Denied::Token)),
-            ("all", Err(Denied::Token)),
-            ("", Err(Denied::Token)),
+            ("Bearer all", Ok(AccessRole::Control)),
+            ("bearer take", Ok(AccessRole::Capture)),
+            ("BEARER look", Ok(AccessRole::Read)),
+            ("Bearer al", Err(AccessDenied::Token)),
+            ("Bearer all ", Err(AccessDenied::Token)),
+            ("Bearer  all", Err(AccessDenied::Token)),
+            ("Bearer ", Err(AccessDenied::Token)),
+            ("Bearer", Err(AccessDenied::Token)),
+            ("Basic all", Err(AccessDenied::Token)),
+            ("all", Err(AccessDenied::Token)),
+            ("", Err(AccessDenied::Token)),
         ] {
             assert_eq!(role(&with_tokens(), &[("authorization", header)]), expected, "{header}");
         }
         let twice = [("authorization", "Bearer all"), ("authorization", "Bearer all")];
-        assert_eq!(role(&with_tokens(), &twice), Err(Denied::Token));
-        assert_eq!(role(&with_tokens(), &[]), Err(Denied::Token));
+        assert_eq!(role(&with_tokens(), &twice), Err(AccessDenied::Token));
+        assert_eq!(role(&with_tokens(), &[]), Err(AccessDenied::Token));
     }
 
     #[test]
@@ -312,9 +312,9 @@ mod tests {
         ] {
             assert_eq!(role(&access, &[("host", host)]).is_ok(), allowed, "{host}");
         }
-        assert_eq!(role(&access, &[]), Err(Denied::Host));
+        assert_eq!(role(&access, &[]), Err(AccessDenied::Host));
         let twice = [("host", "localhost"), ("host", "evil.example")];
-        assert_eq!(role(&access, &twice), Err(Denied::Host));
+        assert_eq!(role(&access, &twice), Err(AccessDenied::Host));
     }
 
     #[test]
@@ -333,8 +333,8 @@ mod tests {
             (("sec-fetch-site", "?"), false),
         ] {
             let got = role(&with_tokens(), &[token, ("host", "orders:6060"), header]);
-            assert_eq!(got == Ok(Role::Control), allowed, "{header:?}: {got:?}");
-            assert!(allowed || got == Err(Denied::CrossSite));
+            assert_eq!(got == Ok(AccessRole::Control), allowed, "{header:?}: {got:?}");
+            assert!(allowed || got == Err(AccessDenied::CrossSite));
         }
     }
     #[test]

@@ -7,8 +7,8 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use serde_json::json;
 
-use super::access::{Denied, Role};
-use crate::agent::StreamError;
+use super::access::{AccessDenied, AccessRole};
+use crate::agent::ProfileError;
 use crate::base::Error;
 
 /// Header that keeps a browser from guessing another content type.
@@ -40,16 +40,16 @@ pub(super) fn failure(error: &Error) -> Response {
     refusal(StatusCode::SERVICE_UNAVAILABLE, &error.to_string())
 }
 
-pub(super) fn denied(why: Denied) -> Response {
+pub(super) fn denied(why: AccessDenied) -> Response {
     match why {
-        Denied::Host => refusal(
+        AccessDenied::Host => refusal(
             StatusCode::FORBIDDEN,
             "this host does not answer to that name or address: call it by 127.0.0.1, or put the name into http.hosts",
         ),
-        Denied::CrossSite => {
+        AccessDenied::CrossSite => {
             refusal(StatusCode::FORBIDDEN, "a browser asked on behalf of another site")
         }
-        Denied::Token => {
+        AccessDenied::Token => {
             let mut response =
                 refusal(StatusCode::UNAUTHORIZED, "bring the token as Authorization: Bearer");
             let scheme = HeaderValue::from_static("Bearer");
@@ -59,7 +59,7 @@ pub(super) fn denied(why: Denied) -> Response {
     }
 }
 
-pub(super) fn lacks(needed: Role) -> Response {
+pub(super) fn lacks(needed: AccessRole) -> Response {
     let msg = format!("this token is not enough: it takes one with the role `{}`", needed.name());
     refusal(StatusCode::FORBIDDEN, &msg)
 }
@@ -95,12 +95,12 @@ pub(super) fn pprof_error(status: StatusCode, text: &str) -> Response {
 /// | 404 | disabled by the settings or the build; in Go a profile that does not exist |
 /// | 429 | the daily quota of on-demand captures is used up |
 /// | 500 | Go's status if a profiler cannot be started; scrapers retry at their next interval |
-pub(super) fn stream_error(what: &str, error: &StreamError) -> Response {
+pub(super) fn stream_error(what: &str, error: &ProfileError) -> Response {
     let (status, wait) = match error {
-        StreamError::Absent(_) => (StatusCode::NOT_FOUND, None),
-        StreamError::Spent { wait, .. } => (StatusCode::TOO_MANY_REQUESTS, Some(*wait)),
-        StreamError::Busy { wait, .. } => (StatusCode::INTERNAL_SERVER_ERROR, *wait),
-        StreamError::Failed(_) => (StatusCode::INTERNAL_SERVER_ERROR, None),
+        ProfileError::Absent(_) => (StatusCode::NOT_FOUND, None),
+        ProfileError::Spent { wait, .. } => (StatusCode::TOO_MANY_REQUESTS, Some(*wait)),
+        ProfileError::Busy { wait, .. } => (StatusCode::INTERNAL_SERVER_ERROR, *wait),
+        ProfileError::Failed(_) => (StatusCode::INTERNAL_SERVER_ERROR, None),
     };
     let mut response = pprof_error(status, &format!("{what}: {error}"));
     if let Some(wait) = wait {

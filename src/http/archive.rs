@@ -14,15 +14,15 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use tar::{Builder, Header};
 
-use super::chunks::{CHUNK, Source};
+use super::chunks::{CHUNK, ChunkSource};
 use crate::base::IncidentId;
-use crate::store::{self, Entry, Location};
+use crate::store::{self, IncidentEntry, Location};
 
 /// Tar block size in bytes. File contents are padded to a multiple of it.
 const BLOCK: u64 = 512;
 
 /// An archive that is being streamed.
-pub(super) struct Archive {
+pub(super) struct IncidentArchive {
     location: Location,
     id: IncidentId,
     /// Directory that prefixes every name in the archive.
@@ -40,8 +40,8 @@ struct Packed {
     fill: u64,
 }
 
-impl Archive {
-    pub(super) fn new(location: &Location, entry: &Entry) -> Self {
+impl IncidentArchive {
+    pub(super) fn new(location: &Location, entry: &IncidentEntry) -> Self {
         let folder = entry.path.file_name().map(|name| name.to_string_lossy().into_owned());
         let listed = entry.manifest.iter().flat_map(|manifest| &manifest.artifacts);
         let files = listed.map(|artifact| artifact.file.clone());
@@ -95,7 +95,7 @@ fn header(size: u64, mtime: i64) -> Header {
     header
 }
 
-impl Source for Archive {
+impl ChunkSource for IncidentArchive {
     fn next(&mut self) -> io::Result<Option<Vec<u8>>> {
         let Some(mut out) = self.out.take() else { return Ok(None) };
         while out.get_ref().get_ref().len() < CHUNK {

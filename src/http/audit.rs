@@ -14,10 +14,10 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use super::access::Role;
+use super::access::AccessRole;
 use super::pace::shared_name;
 use super::route::Route;
-use crate::base::log::{Event, Level};
+use crate::base::log::{LogEvent, LogLevel};
 use log_limit::LogLimit;
 
 mod log_limit;
@@ -35,16 +35,16 @@ static COUNTS: [[AtomicU64; CODES.len()]; ROUTES] =
 static LIMIT: LogLimit = LogLimit::new();
 
 /// A request in progress. Dropping it logs and counts the request.
-pub(super) struct Audit {
+pub(super) struct AuditRecord {
     route: Route,
     method: String,
     who: String,
-    role: Option<Role>,
+    role: Option<AccessRole>,
     since: Instant,
     status: u16,
 }
 
-impl Audit {
+impl AuditRecord {
     pub(super) fn new(route: Route, method: &str, who: &str) -> Self {
         // A client can send any token as the method.
         let method = method.chars().take(16).collect();
@@ -52,7 +52,7 @@ impl Audit {
         Self { route, method, who, role: None, since: Instant::now(), status: 499 }
     }
 
-    pub(super) fn allowed(&mut self, role: Role) {
+    pub(super) fn allowed(&mut self, role: AccessRole) {
         self.role = Some(role);
     }
 
@@ -62,7 +62,7 @@ impl Audit {
     }
 }
 
-impl Drop for Audit {
+impl Drop for AuditRecord {
     fn drop(&mut self) {
         let code = CODES.iter().position(|code| *code == self.status).unwrap_or(CODES.len() - 1);
         if let Some(count) = COUNTS.get(self.route.index()).and_then(|codes| codes.get(code)) {
@@ -70,7 +70,7 @@ impl Drop for Audit {
         }
         let Self { method, who, status, .. } = self;
         let route = self.route.name();
-        let role = self.role.map_or("none", Role::name);
+        let role = self.role.map_or("none", AccessRole::name);
         let millis = self.since.elapsed().as_millis() as u64;
         let limited = if *status >= 400 {
             LIMIT.refusal(&shared_name(who), route, *status).map(Some)
@@ -79,9 +79,9 @@ impl Drop for Audit {
         } else {
             None
         };
-        let level = if limited.is_some() { Level::Info } else { Level::Debug };
+        let level = if limited.is_some() { LogLevel::Info } else { LogLevel::Debug };
         if level.is_enabled() {
-            let event = Event::audit(level, "request").method(method).route(route);
+            let event = LogEvent::audit(level, "request").method(method).route(route);
             let event = event.status(*status).who(who).role(role).millis(millis);
             match limited.flatten() {
                 Some(refusals) => event.refusals(refusals).send(),

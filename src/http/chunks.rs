@@ -19,24 +19,24 @@ use tokio::task::JoinHandle;
 pub(super) const CHUNK: usize = 64 << 10;
 
 /// A blocking source of chunks.
-pub(super) trait Source: Send + Unpin + 'static {
+pub(super) trait ChunkSource: Send + Unpin + 'static {
     /// Returns the next chunk, or `None` at the end.
     fn next(&mut self) -> io::Result<Option<Vec<u8>>>;
 }
 
 /// Returns a body that reads `source` on blocking threads.
-pub(super) fn body(source: impl Source) -> Body {
-    Body::new(Chunks { source: Some(source), job: None })
+pub(super) fn body(source: impl ChunkSource) -> Body {
+    Body::new(FileChunks { source: Some(source), job: None })
 }
 
-type Read<S> = JoinHandle<(S, io::Result<Option<Vec<u8>>>)>;
+type FileRead<S> = JoinHandle<(S, io::Result<Option<Vec<u8>>>)>;
 
-struct Chunks<S> {
+struct FileChunks<S> {
     source: Option<S>,
-    job: Option<Read<S>>,
+    job: Option<FileRead<S>>,
 }
 
-impl<S: Source> http_body::Body for Chunks<S> {
+impl<S: ChunkSource> http_body::Body for FileChunks<S> {
     type Data = Bytes;
     type Error = io::Error;
 

@@ -38,9 +38,9 @@ use tower_service::Service;
 
 use super::Peer;
 use super::answer::refusal;
-use super::audit::Audit;
+use super::audit::AuditRecord;
 use super::greeting;
-use super::places::Seat;
+use super::places::SlotState;
 use super::route::Route;
 use super::unread;
 
@@ -66,7 +66,7 @@ pub(super) async fn serve(
     peer: Peer,
     routes: Router,
     longest_capture: Duration,
-    seat: &Arc<Seat>,
+    seat: &Arc<SlotState>,
 ) {
     let served = async {
         let Ok(Ok((stream, protocol))) = time::timeout(HEAD, greeting::read(stream)).await else {
@@ -74,7 +74,7 @@ pub(super) async fn serve(
         };
         match protocol {
             Some(protocol) => {
-                let audit = Audit::new(Route::Unknown, protocol.name(), &peer.0);
+                let audit = AuditRecord::new(Route::Unknown, protocol.name(), &peer.0);
                 audit.answered(protocol.status());
                 greeting::refuse(stream, protocol).await;
             }
@@ -92,7 +92,7 @@ async fn serve_http(
     peer: Peer,
     routes: Router,
     longest_capture: Duration,
-    seat: &Arc<Seat>,
+    seat: &Arc<SlotState>,
 ) {
     let who = peer.0.clone();
     let own = Arc::clone(seat);
@@ -126,10 +126,10 @@ async fn serve_http(
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD)
         .max_buf_size(HEAD_BYTES)
-        .serve_connection(TokioIo::new(Patient::new(stream, seat)), answer);
+        .serve_connection(TokioIo::new(ProgressTimeout::new(stream, seat)), answer);
     // hyper responds to requests that it cannot parse. Other connection errors are not counted.
     if connection.await.is_err_and(|error| error.is_parse()) {
-        Audit::new(Route::Unknown, "invalid", &who).answered(400);
+        AuditRecord::new(Route::Unknown, "invalid", &who).answered(400);
     }
 }
 
@@ -138,7 +138,7 @@ async fn serve_http(
 struct TrackedBody {
     body: Incoming,
     is_sent: Arc<AtomicBool>,
-    seat: Arc<Seat>,
+    seat: Arc<SlotState>,
 }
 
 impl http_body::Body for TrackedBody {
@@ -167,9 +167,9 @@ impl http_body::Body for TrackedBody {
 }
 
 /// A stream that fails with `TimedOut` if the peer stops reading.
-struct Patient<S> {
+struct ProgressTimeout<S> {
     stream: S,
-    seat: Arc<Seat>,
+    seat: Arc<SlotState>,
     /// Returns the number of bytes to be read in each [`STALL`].
     pace: fn() -> usize,
     /// Deadline of the current stall and the bytes written since it began. `None` if no write
@@ -177,8 +177,8 @@ struct Patient<S> {
     stalled: Option<(Pin<Box<Sleep>>, usize)>,
 }
 
-impl<S> Patient<S> {
-    fn new(stream: S, seat: &Arc<Seat>) -> Self {
+impl<S> ProgressTimeout<S> {
+    fn new(stream: S, seat: &Arc<SlotState>) -> Self {
         let pace = || if unread::is_crowded() { CROWDED_PACE } else { PACE };
         Self { stream, seat: Arc::clone(seat), pace, stalled: None }
     }
@@ -211,7 +211,7 @@ impl<S> Patient<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Patient<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for ProgressTimeout<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -221,7 +221,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Patient<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for ProgressTimeout<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -304,7 +304,8 @@ mod tests {
         for (pace, expected) in [(PACE, Ok(())), (CROWDED_PACE, Err(io::ErrorKind::TimedOut))] {
             let (mut client, server) = tokio::io::duplex(4 << 10);
             let pace = if pace == PACE { || PACE } else { || CROWDED_PACE };
-            let mut server = Patient { pace, ..Patient::new(server, &Arc::default()) };
+            let mut server =
+                ProgressTimeout { pace, ..ProgressTimeout::new(server, &Arc::default()) };
             let write = tokio::spawn(async move { server.write_all(&[0; BODY_BYTES / 4]).await });
             let mut buffer = [0; 4 << 10];
             while let Ok(1..) = client.read(&mut buffer).await {

@@ -67,18 +67,18 @@ impl Protocol {
 /// the protocol if it is not HTTP/1.1.
 pub(super) async fn read<S: AsyncRead + Unpin>(
     mut stream: S,
-) -> io::Result<(Rewound<S>, Option<Protocol>)> {
+) -> io::Result<(RewoundStream<S>, Option<Protocol>)> {
     let mut read = Vec::with_capacity(LONGEST_START);
     loop {
         if let Some((_, protocol)) = STARTS.iter().find(|(start, _)| read.starts_with(start)) {
-            return Ok((Rewound { read, at: 0, stream }, Some(*protocol)));
+            return Ok((RewoundStream { read, at: 0, stream }, Some(*protocol)));
         }
         let is_open = STARTS.iter().any(|(start, _)| start.starts_with(&read));
         if !is_open
             || (&mut stream).take((LONGEST_START - read.len()) as u64).read_buf(&mut read).await?
                 == 0
         {
-            return Ok((Rewound { read, at: 0, stream }, None));
+            return Ok((RewoundStream { read, at: 0, stream }, None));
         }
     }
 }
@@ -170,13 +170,13 @@ async fn finish(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<(
 }
 
 /// A stream that returns bytes read earlier before it reads on.
-pub(super) struct Rewound<S> {
+pub(super) struct RewoundStream<S> {
     read: Vec<u8>,
     at: usize,
     stream: S,
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Rewound<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for RewoundStream<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -193,7 +193,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Rewound<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Rewound<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for RewoundStream<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,

@@ -13,8 +13,8 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 
 use super::answer::{NOSNIFF, not_found, refusal};
-use super::archive::Archive;
-use super::chunks::{self, CHUNK, Source};
+use super::archive::IncidentArchive;
+use super::chunks::{self, CHUNK, ChunkSource};
 use super::rows::Rows;
 use crate::base::IncidentId;
 use crate::store::{self, Location};
@@ -46,7 +46,7 @@ async fn archive(location: &Location, id: &str) -> Response {
     let location = location.clone();
     let archive = off_thread(move || {
         let entry = location.find(id)?;
-        Ok((Archive::new(&location, &entry), entry.id))
+        Ok((IncidentArchive::new(&location, &entry), entry.id))
     });
     let (archive, id) = match archive.await {
         Ok(archive) => archive,
@@ -71,7 +71,7 @@ pub(super) async fn file(
 ) -> Response {
     let Ok(id) = id.parse() else { return not_found() };
     let (location, file) = (location.clone(), name.to_owned());
-    let found = match off_thread(move || Found::open(&location, id, &file)).await {
+    let found = match off_thread(move || FoundFile::open(&location, id, &file)).await {
         Ok(found) => found,
         Err(refusal) => return refusal,
     };
@@ -107,7 +107,7 @@ pub(super) async fn file(
     let disposition = (kind != JSON)
         .then(|| HeaderValue::try_from(format!("attachment; filename=\"{name}\"")).ok())
         .flatten();
-    let part = Part { file: found.file, at: from, to };
+    let part = FilePart { file: found.file, at: from, to };
     let mut response = (status, [NOSNIFF], part.into_body()).into_response();
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
@@ -122,7 +122,7 @@ pub(super) async fn file(
 const JSON: &str = "application/json";
 
 /// An opened file with its metadata.
-struct Found {
+struct FoundFile {
     file: File,
     size: u64,
     /// The ETag `"sha256"`, or `None` if the manifest has no digest of the file yet.
@@ -130,7 +130,7 @@ struct Found {
     content_type: &'static str,
 }
 
-impl Found {
+impl FoundFile {
     fn open(location: &Location, id: IncidentId, name: &str) -> Result<Self, store::Error> {
         let mut file = location.open_artifact(id, name)?;
         let size = file.metadata().map_err(|source| cannot_read(location, source))?.len();
@@ -168,19 +168,19 @@ fn digest(file: &mut File) -> io::Result<String> {
 }
 
 /// The byte range `at..to` of a file.
-struct Part {
+struct FilePart {
     file: File,
     at: u64,
     to: u64,
 }
 
-impl Part {
+impl FilePart {
     fn into_body(self) -> Body {
         if self.at >= self.to { Body::empty() } else { chunks::body(self) }
     }
 }
 
-impl Source for Part {
+impl ChunkSource for FilePart {
     fn next(&mut self) -> io::Result<Option<Vec<u8>>> {
         let left = self.to.saturating_sub(self.at);
         if left == 0 {

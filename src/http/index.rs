@@ -109,7 +109,7 @@ fn here(asked: &Parts) -> String {
 
 /// Writes the service, its vitals and its open incidents. Writing into a `String` cannot fail.
 fn present(out: &mut String, status: &Status) {
-    let (service, domain) = (Escaped(&status.service), Escaped(&status.domain));
+    let (service, domain) = (EscapedHtml(&status.service), EscapedHtml(&status.domain));
     let since = status.started.strftime("%Y-%m-%d %H:%M:%SZ");
     let _ = writeln!(
         out,
@@ -133,7 +133,7 @@ fn present(out: &mut String, status: &Status) {
         let _ = writeln!(
             out,
             "<p class=\"bad\">Incident {} since {opened}: <a href=\"../../incidents/{}\">its files</a></p>",
-            Escaped(&incident.name),
+            EscapedHtml(&incident.name),
             incident.id
         );
     }
@@ -142,21 +142,22 @@ fn present(out: &mut String, status: &Status) {
     }
     let active = status.rules.iter().filter(|rule| rule.active || rule.decision == "fire");
     for rule in active {
-        let _ = writeln!(out, "<p>{}: {}</p>", Escaped(&rule.name), Escaped(&rule.explanation));
+        let _ =
+            writeln!(out, "<p>{}: {}</p>", EscapedHtml(&rule.name), EscapedHtml(&rule.explanation));
     }
     for stream in &status.streams {
-        let (take, by) = (stream.take, Escaped(&stream.by));
+        let (take, by) = (stream.take, EscapedHtml(&stream.by));
         let _ = writeln!(out, "<p>Being captured: {take}, for {by}</p>");
     }
     if let Some(failure) = &status.last_failure {
-        let _ = writeln!(out, "<p class=\"bad\">Last failure: {}</p>", Escaped(failure));
+        let _ = writeln!(out, "<p class=\"bad\">Last failure: {}</p>", EscapedHtml(failure));
     }
 }
 
 /// A text that is escaped for HTML.
-pub(super) struct Escaped<'a>(pub(super) &'a str);
+pub(super) struct EscapedHtml<'a>(pub(super) &'a str);
 
-impl fmt::Display for Escaped<'_> {
+impl fmt::Display for EscapedHtml<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.chars().try_for_each(|c| match c {
             '&' => f.write_str("&amp;"),
@@ -189,6 +190,6 @@ mod tests {
     #[test]
     fn a_name_is_no_markup() {
         let text = "<script src=\"x\">&";
-        assert_eq!(Escaped(text).to_string(), "&lt;script src=&quot;x&quot;&gt;&amp;");
+        assert_eq!(EscapedHtml(text).to_string(), "&lt;script src=&quot;x&quot;&gt;&amp;");
     }
 }

@@ -20,12 +20,12 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpSocket;
 use tokio::time;
 
-use super::pace::Pace;
-use super::places::Places;
+use super::pace::RateLimiter;
+use super::places::ConnectionSlots;
 use super::{Peer, connection, own};
 use crate::agent::{AgentHandle, NotInherited, Service};
-use crate::base::retry::Backoff;
-use crate::base::spare::{self, Need, OpenError};
+use crate::base::retry::RetryBackoff;
+use crate::base::spare::{self, DescriptorNeed, OpenError};
 use crate::base::{Error, log, panics, warnings};
 use crate::config::{HttpSettings, Listen, Settings};
 
@@ -59,10 +59,10 @@ pub(crate) struct Listener {
 struct Socket {
     // Dropped before the descriptor that it refers to.
     not_inherited: Option<NotInherited>,
-    listening: Listening,
+    listening: BoundListener,
 }
 
-enum Listening {
+enum BoundListener {
     Tcp(TcpListener),
     Unix(UnixListener, SocketFile),
 }
@@ -103,10 +103,10 @@ impl Service for Listener {
         let listen = &self.settings.as_ref()?.listen;
         Some(match self.bound.as_ref().map(|socket| &socket.listening) {
             None => format!("{listen} (not yet)"),
-            Some(Listening::Tcp(socket)) => {
+            Some(BoundListener::Tcp(socket)) => {
                 socket.local_addr().map_or_else(|_| listen.to_string(), |it| it.to_string())
             }
-            Some(Listening::Unix(..)) => listen.to_string(),
+            Some(BoundListener::Unix(..)) => listen.to_string(),
         })
     }
 
@@ -123,7 +123,7 @@ impl Service for Listener {
                 warnings::clear(TOPIC);
                 let Err(error) = accept(socket, routes.clone(), &settings).await;
                 warnings::set(TOPIC, format!("the endpoint has ended: {error}; it is begun again"));
-                time::sleep(Backoff::FIRST).await;
+                time::sleep(RetryBackoff::FIRST).await;
             }
         })
     }
@@ -131,7 +131,7 @@ impl Service for Listener {
 
 /// Retries `bind` until it succeeds.
 async fn wait_for_address(listen: &Listen) -> Socket {
-    let mut backoff = Backoff::new();
+    let mut backoff = RetryBackoff::new();
     loop {
         match bind(listen) {
             Ok(socket) => {
@@ -156,13 +156,13 @@ fn bind(listen: &Listen) -> io::Result<Socket> {
             let socket = TcpListener::bind(address)?;
             bound_send_buffers(&socket)?;
             set_nonblocking(&socket)?;
-            Listening::Tcp(socket)
+            BoundListener::Tcp(socket)
         }
         Listen::Unix(path) => bind_unix(path)?,
     };
     let descriptor = match &listening {
-        Listening::Tcp(socket) => socket.as_fd(),
-        Listening::Unix(socket, _) => socket.as_fd(),
+        BoundListener::Tcp(socket) => socket.as_fd(),
+        BoundListener::Unix(socket, _) => socket.as_fd(),
     };
     Ok(Socket { not_inherited: NotInherited::new(descriptor), listening })
 }
@@ -177,12 +177,12 @@ fn bound_send_buffers(socket: &TcpListener) -> io::Result<()> {
 
 /// Accepts connections until the listening socket fails. Errors of a single connection are ignored.
 async fn accept(socket: Socket, routes: Router, settings: &HttpSettings) -> io::Result<Infallible> {
-    let places = Places::new(CONNECTIONS);
+    let places = ConnectionSlots::new(CONNECTIONS);
     let longest = settings.max_duration;
-    let pace = Pace::new(settings.max_requests_per_second);
+    let pace = RateLimiter::new(settings.max_requests_per_second);
     let Socket { not_inherited, listening } = socket;
     match listening {
-        Listening::Tcp(socket) => {
+        BoundListener::Tcp(socket) => {
             let socket = tokio::net::TcpListener::from_std(socket)?;
             // Locals are dropped in reverse order, so this is dropped before the socket.
             let _not_inherited = not_inherited;
@@ -194,7 +194,7 @@ async fn accept(socket: Socket, routes: Router, settings: &HttpSettings) -> io::
                 admit(&places, stream, Peer(peer.to_string()), &routes, longest);
             }
         }
-        Listening::Unix(socket, _file) => {
+        BoundListener::Unix(socket, _file) => {
             let socket = tokio::net::UnixListener::from_std(socket)?;
             let _not_inherited = not_inherited;
             loop {
@@ -216,7 +216,8 @@ async fn pause_if_failed<T>(accepted: io::Result<T>) -> Option<T> {
     match accepted {
         Ok(accepted) => Some(accepted),
         Err(error) => {
-            let has_spare = error.is_out_of_descriptors() && spare::release(Need::Connection);
+            let has_spare =
+                error.is_out_of_descriptors() && spare::release(DescriptorNeed::Connection);
             if !has_spare && error.kind() != ErrorKind::ConnectionAborted {
                 time::sleep(PAUSE).await;
             }
@@ -240,7 +241,7 @@ impl Drop for CountPanic {
 /// Serves a connection if a slot is free or an idle one can be evicted. Otherwise it is closed at
 /// once: in the backlog it would take the slot of a later client.
 fn admit(
-    places: &Arc<Places>,
+    places: &Arc<ConnectionSlots>,
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     peer: Peer,
     routes: &Router,
@@ -265,7 +266,7 @@ fn set_nonblocking(socket: impl std::os::fd::AsFd) -> io::Result<()> {
 
 /// Binds a socket at `path` that only the current user may connect to. A socket left by a dead
 /// process is replaced. A socket in use, or a file that is not a socket, is an error.
-fn bind_unix(path: &Path) -> io::Result<Listening> {
+fn bind_unix(path: &Path) -> io::Result<BoundListener> {
     match fs::symlink_metadata(path) {
         Ok(found) if !found.file_type().is_socket() => {
             return Err(io::Error::new(
@@ -289,7 +290,7 @@ fn bind_unix(path: &Path) -> io::Result<Listening> {
         set_nonblocking(&socket)?;
         let identity = SocketFile::identity(&staged)?;
         fs::rename(&staged, path)?;
-        Ok(Listening::Unix(socket, SocketFile { path: path.to_owned(), identity }))
+        Ok(BoundListener::Unix(socket, SocketFile { path: path.to_owned(), identity }))
     });
     if bound.is_err() {
         let _ = fs::remove_file(&staged);
@@ -340,7 +341,7 @@ mod tests {
     }
 
     /// Returns a connection with a large response, of which the first bytes were read.
-    async fn asks(places: &Arc<Places>, routes: &Router) -> tokio::io::DuplexStream {
+    async fn asks(places: &Arc<ConnectionSlots>, routes: &Router) -> tokio::io::DuplexStream {
         let (mut client, server) = tokio::io::duplex(1 << 10);
         admit(places, server, Peer("test".into()), routes, Duration::ZERO);
         client.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
@@ -356,7 +357,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_client_that_does_not_take_its_answer_gives_its_place_up() {
-        let (places, routes) = (Places::new(1), large());
+        let (places, routes) = (ConnectionSlots::new(1), large());
         let mut slow = asks(&places, &routes).await;
         while places.count() == 1 {
             slow.read_exact(&mut [0]).await.unwrap();
@@ -366,7 +367,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn whoever_asks_gets_the_place_of_one_that_takes_its_answer_slowly() {
-        let (places, routes) = (Places::new(2), large());
+        let (places, routes) = (ConnectionSlots::new(2), large());
         let mut slow = [asks(&places, &routes).await, asks(&places, &routes).await];
         for second in 0..20 {
             time::sleep(Duration::from_secs(1)).await;

@@ -8,13 +8,13 @@ use std::fmt::{self, Write as _};
 use super::audit;
 use crate::agent::Status;
 use crate::model::{CaptureKind, Limits};
-use crate::store::Holdings;
+use crate::store::StoreUsage;
 
 pub(super) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// Returns the text, about 4 KiB.
 pub(super) fn text(status: &Status) -> String {
-    let mut page = Page(String::with_capacity(8 << 10));
+    let mut page = MetricsPage(String::with_capacity(8 << 10));
     process(&mut page, status);
     vitals(&mut page, status);
     own(&mut page, status);
@@ -24,7 +24,7 @@ pub(super) fn text(status: &Status) -> String {
     page.0
 }
 
-fn process(page: &mut Page, status: &Status) {
+fn process(page: &mut MetricsPage, status: &Status) {
     let info = [
         ("version", status.version),
         ("service", status.service.as_str()),
@@ -42,7 +42,7 @@ fn process(page: &mut Page, status: &Status) {
     );
 }
 
-fn vitals(page: &mut Page, status: &Status) {
+fn vitals(page: &mut MetricsPage, status: &Status) {
     let value = |name: &str| status.vitals.values.get(name).copied();
     let share = |name: &str| value(name).map(|percent| percent / 100.0);
     for (name, help, value) in [
@@ -78,7 +78,7 @@ fn vitals(page: &mut Page, status: &Status) {
 }
 
 /// Writes the metrics that the service registered.
-fn own(page: &mut Page, status: &Status) {
+fn own(page: &mut MetricsPage, status: &Status) {
     let values = || status.vitals.values.iter().map(|(name, value)| (name.as_str(), *value));
     let gauges = values().filter_map(|(name, value)| Some((name.strip_prefix("gauge.")?, value)));
     let name = "marple_service_value";
@@ -106,7 +106,7 @@ fn own(page: &mut Page, status: &Status) {
     }
 }
 
-fn work(page: &mut Page, status: &Status) {
+fn work(page: &mut MetricsPage, status: &Status) {
     let it = &status.counters;
     for (name, help, count) in [
         ("marple_ticks_total", "Times the vitals were read.", it.ticks),
@@ -141,7 +141,7 @@ fn work(page: &mut Page, status: &Status) {
     let help = "What went wrong, by cause.";
     page.labelled("marple_failures_total", "counter", help, "cause", failures);
 
-    let Holdings { bytes, max_bytes, free, memory_left, .. } = status.store;
+    let StoreUsage { bytes, max_bytes, free, memory_left, .. } = status.store;
     for (name, help, value) in [
         ("marple_store_bytes", "Bytes of incidents that are kept.", Some(bytes)),
         ("marple_store_limit_bytes", "How many there may be.", Some(max_bytes)),
@@ -175,7 +175,7 @@ fn work(page: &mut Page, status: &Status) {
     page.labelled("marple_capture_running", "gauge", help, "kind", running);
 }
 
-fn rules(page: &mut Page, status: &Status) {
+fn rules(page: &mut MetricsPage, status: &Status) {
     let values = status.rules.iter().filter_map(|rule| Some((rule.name.as_str(), rule.value?)));
     let help = "The last value a rule saw, in its metric's unit.";
     page.labelled("marple_rule_value", "gauge", help, "rule", values);
@@ -192,7 +192,7 @@ fn rules(page: &mut Page, status: &Status) {
     }
 }
 
-fn requests(page: &mut Page) {
+fn requests(page: &mut MetricsPage) {
     let mut counts = audit::counts().peekable();
     if counts.peek().is_some() {
         let help = "Requests answered; 499 is a client that went away.";
@@ -205,10 +205,10 @@ fn requests(page: &mut Page) {
     }
 }
 
-struct Page(String);
+struct MetricsPage(String);
 
 // Writing into a `String` cannot fail.
-impl Page {
+impl MetricsPage {
     fn family(&mut self, name: &str, kind: &str, help: &str) {
         let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
     }
@@ -217,7 +217,7 @@ impl Page {
         self.0.push_str(name);
         for (index, (label, text)) in labels.iter().enumerate() {
             let before = if index == 0 { '{' } else { ',' };
-            let _ = write!(self.0, "{before}{label}=\"{}\"", Escaped(text));
+            let _ = write!(self.0, "{before}{label}=\"{}\"", EscapedLabel(text));
         }
         let close = if labels.is_empty() { "" } else { "}" };
         let _ = match value {
@@ -252,9 +252,9 @@ impl Page {
 }
 
 /// A label value.
-struct Escaped<'a>(&'a str);
+struct EscapedLabel<'a>(&'a str);
 
-impl fmt::Display for Escaped<'_> {
+impl fmt::Display for EscapedLabel<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.chars().try_for_each(|c| match c {
             '\\' => f.write_str("\\\\"),

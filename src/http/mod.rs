@@ -163,13 +163,13 @@ use axum::routing::any;
 use crate::agent::AgentHandle;
 use crate::base::warnings;
 use crate::config::{HttpSettings, Listen};
-use access::{Access, Caller, Role};
-use audit::Audit;
+use access::{Access, AccessRole, RequestOrigin};
+use audit::AuditRecord;
 pub(crate) use listener::Listener;
 use notify::Action;
-use pace::{Pace, Refusals};
-use places::Seat;
-use query::Query;
+use pace::{RateLimiter, RefusalPenalty};
+use places::SlotState;
+use query::QueryParams;
 use route::Route;
 
 /// Returns the routes, to be nested into the service's router under any prefix. Every request that
@@ -186,7 +186,7 @@ use route::Route;
 /// # }
 /// ```
 pub fn router(agent: &AgentHandle) -> Router {
-    routes(&Arc::new(Endpoint { agent: agent.clone(), access: Access::open(), limits: None }))
+    routes(&Arc::new(HttpEndpoint { agent: agent.clone(), access: Access::open(), limits: None }))
 }
 
 /// Returns the routes behind the tokens and host names of `settings`; `settings.listen` is ignored.
@@ -194,7 +194,7 @@ pub fn router(agent: &AgentHandle) -> Router {
 /// cannot find out which paths exist.
 pub fn guarded(agent: &AgentHandle, settings: &HttpSettings) -> Router {
     let access = Access::nested(settings);
-    all_paths(Endpoint { agent: agent.clone(), access, limits: None })
+    all_paths(HttpEndpoint { agent: agent.clone(), access, limits: None })
 }
 
 /// Returns the routes of the listener.
@@ -210,35 +210,35 @@ fn own(agent: &AgentHandle, settings: &HttpSettings) -> Router {
         }
         _ => warnings::clear("http.token"),
     }
-    let pace = Pace::new(settings.max_requests_per_second);
-    let limits = Some(Limits { pace, refusals: Refusals::default() });
-    all_paths(Endpoint { agent: agent.clone(), access, limits })
+    let pace = RateLimiter::new(settings.max_requests_per_second);
+    let limits = Some(HttpLimits { pace, refusals: RefusalPenalty::default() });
+    all_paths(HttpEndpoint { agent: agent.clone(), access, limits })
 }
 
-fn all_paths(endpoint: Endpoint) -> Router {
+fn all_paths(endpoint: HttpEndpoint) -> Router {
     let endpoint = Arc::new(endpoint);
     let others = Arc::clone(&endpoint);
     routes(&endpoint).fallback(move |request| answer(Arc::clone(&others), Route::Unknown, request))
 }
 
-struct Endpoint {
+struct HttpEndpoint {
     agent: AgentHandle,
     access: Access,
     /// `None` for a nested router: its service has other limits, and its runtime may have no timer.
-    limits: Option<Limits>,
+    limits: Option<HttpLimits>,
 }
 
 /// Rate limits of the listener.
-struct Limits {
-    pace: Pace,
-    refusals: Refusals,
+struct HttpLimits {
+    pace: RateLimiter,
+    refusals: RefusalPenalty,
 }
 
 /// The address or the process that a request comes from.
 #[derive(Clone)]
 struct Peer(String);
 
-fn routes(endpoint: &Arc<Endpoint>) -> Router {
+fn routes(endpoint: &Arc<HttpEndpoint>) -> Router {
     Route::ALL.into_iter().fold(Router::new(), |router, (route, path)| {
         let endpoint = Arc::clone(endpoint);
         router.route(path, any(move |request| answer(Arc::clone(&endpoint), route, request)))
@@ -246,9 +246,9 @@ fn routes(endpoint: &Arc<Endpoint>) -> Router {
 }
 
 /// Serves a request within the limits of the endpoint.
-async fn answer(endpoint: Arc<Endpoint>, route: Route, mut request: Request) -> Response {
+async fn answer(endpoint: Arc<HttpEndpoint>, route: Route, mut request: Request) -> Response {
     let Some(limits) = &endpoint.limits else { return dispatch(&endpoint, route, request).await };
-    let seat = request.extensions_mut().remove::<Arc<Seat>>();
+    let seat = request.extensions_mut().remove::<Arc<SlotState>>();
     let peer =
         request.extensions().get().map_or(String::new(), |Peer(peer)| pace::shared_name(peer));
     // The body of a POST has yet to arrive from the client.
@@ -271,16 +271,16 @@ async fn answer(endpoint: Arc<Endpoint>, route: Route, mut request: Request) -> 
     response
 }
 
-async fn dispatch(endpoint: &Endpoint, route: Route, request: Request) -> Response {
+async fn dispatch(endpoint: &HttpEndpoint, route: Route, request: Request) -> Response {
     let (mut parts, body) = request.into_parts();
     let who = who(&parts);
-    let mut audit = Audit::new(route, parts.method.as_str(), &who);
+    let mut audit = AuditRecord::new(route, parts.method.as_str(), &who);
     // A path whose escapes are not UTF-8 has no parameters, and no resource has such a name.
     let names = Path::<HashMap<String, String>>::from_request_parts(&mut parts, &()).await;
     let names = names.map(|Path(names)| names).unwrap_or_default();
     let name = |key: &str| names.get(key).map_or("", String::as_str);
     let query = parts.uri.query().unwrap_or_default().to_owned();
-    let action = Action::parse(&Query::parse(&query));
+    let action = Action::parse(&QueryParams::parse(&query));
 
     let needed = route.role(name("name"), action == Some(Action::Tell));
     let caller = match admit(&endpoint.access, &parts, route, needed, &mut audit) {
@@ -306,7 +306,7 @@ async fn dispatch(endpoint: &Endpoint, route: Route, request: Request) -> Respon
         Route::PprofRoot => to_index(&parts),
         Route::Index => index::page(endpoint.agent.status().await.ok().as_deref(), &parts),
         Route::Pprof => {
-            let asked = pprof::Asked {
+            let asked = pprof::PprofRequest {
                 agent: &endpoint.agent,
                 method: &parts.method,
                 name: name("name"),
@@ -327,9 +327,9 @@ fn admit(
     access: &Access,
     parts: &Parts,
     route: Route,
-    needed: Role,
-    audit: &mut Audit,
-) -> Result<Caller, Box<Response>> {
+    needed: AccessRole,
+    audit: &mut AuditRecord,
+) -> Result<RequestOrigin, Box<Response>> {
     let caller = access.check(parts).map_err(answer::denied)?;
     audit.allowed(caller.role);
     if route == Route::Unknown {
@@ -382,7 +382,7 @@ async fn metrics(agent: &AgentHandle) -> Response {
 fn to_index(parts: &Parts) -> Response {
     let path = parts.extensions.get::<OriginalUri>().map_or(parts.uri.path(), |it| it.path());
     let Ok(place) = HeaderValue::try_from(format!("{path}/")) else { return answer::not_found() };
-    let text = format!("<a href=\"{}/\">Temporary Redirect</a>.\n\n", index::Escaped(path));
+    let text = format!("<a href=\"{}/\">Temporary Redirect</a>.\n\n", index::EscapedHtml(path));
     let kind = HeaderValue::from_static("text/html; charset=utf-8");
     let headers = [(LOCATION, place), (CONTENT_TYPE, kind)];
     (StatusCode::TEMPORARY_REDIRECT, headers, text).into_response()

@@ -7,7 +7,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 use super::answer::{failure, needs_post, refusal};
-use super::query::Query;
+use super::query::QueryParams;
 use crate::agent::{AgentHandle, ToggleAction, Toggled};
 use crate::model::Origin;
 
@@ -20,7 +20,7 @@ pub(super) enum Action {
 
 impl Action {
     /// Parses the action in `query`. Returns `None` for an unknown action or any other parameter.
-    pub(super) fn parse(query: &Query) -> Option<Self> {
+    pub(super) fn parse(query: &QueryParams) -> Option<Self> {
         if query.keys().any(|key| key != "action") || query.keys().count() > 1 {
             return None;
         }
@@ -37,7 +37,7 @@ impl Action {
 }
 
 #[derive(Serialize)]
-struct Answer {
+struct NotifyResponse {
     code: u16,
     msg: &'static str,
     #[serde(flatten)]
@@ -64,7 +64,9 @@ pub(super) async fn notify(
         Action::Tell => agent.status().await.map(|status| status.toggle),
     };
     match toggled {
-        Ok(toggled) => Json(Answer { code: 0, msg: "notify success", toggled }).into_response(),
+        Ok(toggled) => {
+            Json(NotifyResponse { code: 0, msg: "notify success", toggled }).into_response()
+        }
         Err(error) => failure(&error),
     }
 }

@@ -34,13 +34,13 @@ const MAX_PEERS: usize = 64;
 
 /// A rate limit that admits callers in the order of arrival.
 #[derive(Debug)]
-pub(super) struct Pace {
+pub(super) struct RateLimiter {
     interval: Duration,
     /// Time of the next admission. The lock is fair and is held while its owner waits.
     next: tokio::sync::Mutex<Option<Instant>>,
 }
 
-impl Pace {
+impl RateLimiter {
     pub(super) fn new(per_second: u32) -> Self {
         let interval = Duration::from_secs(1) / per_second.max(1);
         Self { interval, next: tokio::sync::Mutex::new(None) }
@@ -65,17 +65,17 @@ impl Pace {
 
 /// A bounded table of refusal counts by peer.
 #[derive(Debug, Default)]
-pub(super) struct Refusals(Mutex<Vec<Refused>>);
+pub(super) struct RefusalPenalty(Mutex<Vec<RateExceeded>>);
 
 #[derive(Debug)]
-struct Refused {
+struct RateExceeded {
     /// Empty for the entry shared by peers beyond [`MAX_PEERS`].
     peer: String,
     free: f64,
     as_of: Instant,
 }
 
-impl Refused {
+impl RateExceeded {
     fn refill(&mut self, now: Instant) {
         let gained = now.duration_since(self.as_of).as_secs_f64() / REFILL.as_secs_f64();
         self.free = (self.free + gained).min(FREE_REFUSALS);
@@ -83,7 +83,7 @@ impl Refused {
     }
 }
 
-impl Refusals {
+impl RefusalPenalty {
     /// Counts a refusal of `peer`. Returns `true` if `peer` has no free refusals left.
     pub(super) fn count(&self, peer: &str) -> bool {
         let now = Instant::now();
@@ -99,7 +99,7 @@ impl Refusals {
             _ => peer,
         };
         if !table.iter().any(|entry| entry.peer == name) {
-            table.push(Refused { peer: name.to_owned(), free: FREE_REFUSALS, as_of: now });
+            table.push(RateExceeded { peer: name.to_owned(), free: FREE_REFUSALS, as_of: now });
         }
         let Some(entry) = table.iter_mut().find(|entry| entry.peer == name) else { return true };
         if entry.free < 1.0 {
@@ -127,7 +127,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn turns_come_at_the_rate_after_a_burst() {
-        let (pace, began) = (Pace::new(10), Instant::now());
+        let (pace, began) = (RateLimiter::new(10), Instant::now());
         for _ in 0..BURST {
             pace.turn().await;
         }
@@ -141,7 +141,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_client_beside_a_flood_gets_its_turn() {
-        let pace = Arc::new(Pace::new(10));
+        let pace = Arc::new(RateLimiter::new(10));
         for _ in 0..20 {
             let pace = Arc::clone(&pace);
             tokio::spawn(async move {
@@ -158,7 +158,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_waiting_request_that_is_dropped_leaves_the_queue() {
-        let pace = Pace::new(1);
+        let pace = RateLimiter::new(1);
         for _ in 0..=BURST {
             pace.turn().await;
         }
@@ -169,7 +169,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_peer_waits_after_its_free_refusals_and_gains_new_ones() {
-        let refusals = Refusals::default();
+        let refusals = RefusalPenalty::default();
         let free = (0..100).take_while(|_| !refusals.count("10.0.0.1")).count();
         assert_eq!(free, FREE_REFUSALS as usize);
         assert!(!refusals.count("10.0.0.2"), "another peer does not wait");
@@ -180,7 +180,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_table_of_peers_is_bounded_and_the_rest_share_one_count() {
-        let refusals = Refusals::default();
+        let refusals = RefusalPenalty::default();
         let free = (0..10_000).filter(|n| !refusals.count(&format!("peer {n}"))).count();
         assert_eq!(free, MAX_PEERS + FREE_REFUSALS as usize);
         assert_eq!(refusals.0.lock().unwrap().len(), MAX_PEERS + 1);

@@ -24,13 +24,13 @@ use tokio::time::Instant;
 const SURE: Duration = Duration::from_millis(250);
 
 /// The connection slots of a listener.
-pub(super) struct Places {
+pub(super) struct ConnectionSlots {
     most: usize,
-    taken: Mutex<Vec<Arc<Seat>>>,
+    taken: Mutex<Vec<Arc<SlotState>>>,
 }
 
 /// State of a connection that has a slot.
-pub(super) struct Seat {
+pub(super) struct SlotState {
     /// Time since which its client has to act, or `None` while a request is being served.
     waits_since: Mutex<Option<Instant>>,
     out: Notify,
@@ -38,30 +38,30 @@ pub(super) struct Seat {
 
 /// An occupied slot, freed on drop.
 #[must_use = "a place that is dropped is given back"]
-pub(super) struct Place {
-    seat: Arc<Seat>,
-    of: Arc<Places>,
+pub(super) struct ConnectionSlot {
+    seat: Arc<SlotState>,
+    of: Arc<ConnectionSlots>,
 }
 
-impl Places {
+impl ConnectionSlots {
     pub(super) fn new(most: usize) -> Arc<Self> {
         Arc::new(Self { most, taken: Mutex::new(Vec::with_capacity(most)) })
     }
 
     /// Takes a slot, evicting the connection that has waited longest if all are taken. Returns
     /// `None` if none can be evicted.
-    pub(super) fn take(self: &Arc<Self>) -> Option<Place> {
+    pub(super) fn take(self: &Arc<Self>) -> Option<ConnectionSlot> {
         let mut taken = self.taken();
         if taken.len() >= self.most {
             let now = Instant::now();
-            let waits = |seat: &Seat| Some(now.duration_since((*seat.waits_since())?));
+            let waits = |seat: &SlotState| Some(now.duration_since((*seat.waits_since())?));
             let longest = taken.iter().enumerate().max_by_key(|(_, seat)| waits(seat));
             let (at, _) = longest.filter(|(_, seat)| waits(seat) >= Some(SURE))?;
             taken.swap_remove(at).out.notify_one();
         }
-        let seat = Arc::new(Seat::default());
+        let seat = Arc::new(SlotState::default());
         taken.push(Arc::clone(&seat));
-        Some(Place { seat, of: Arc::clone(self) })
+        Some(ConnectionSlot { seat, of: Arc::clone(self) })
     }
 
     /// Returns the number of occupied slots.
@@ -70,30 +70,30 @@ impl Places {
         self.taken().len()
     }
 
-    fn taken(&self) -> MutexGuard<'_, Vec<Arc<Seat>>> {
+    fn taken(&self) -> MutexGuard<'_, Vec<Arc<SlotState>>> {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Place {
-    pub(super) fn seat(&self) -> &Arc<Seat> {
+impl ConnectionSlot {
+    pub(super) fn seat(&self) -> &Arc<SlotState> {
         &self.seat
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
         self.of.taken().retain(|seat| !Arc::ptr_eq(seat, &self.seat));
     }
 }
 
-impl Default for Seat {
+impl Default for SlotState {
     fn default() -> Self {
         Self { waits_since: Mutex::new(Some(Instant::now())), out: Notify::new() }
     }
 }
 
-impl Seat {
+impl SlotState {
     /// Marks the connection as waiting for its client.
     pub(super) fn waits(&self) {
         *self.waits_since() = Some(Instant::now());
@@ -127,13 +127,13 @@ mod tests {
 
     use super::*;
 
-    async fn is_out(place: &Place) -> bool {
+    async fn is_out(place: &ConnectionSlot) -> bool {
         time::timeout(Duration::ZERO, place.seat().given_up()).await.is_ok()
     }
 
     #[tokio::test(start_paused = true)]
     async fn who_has_waited_the_longest_for_its_client_goes() {
-        let places = Places::new(3);
+        let places = ConnectionSlots::new(3);
         let working = places.take().unwrap();
         working.seat().works();
         time::advance(SURE).await;
@@ -153,7 +153,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_place_is_sure_for_a_moment_and_while_we_work() {
-        let places = Places::new(1);
+        let places = ConnectionSlots::new(1);
         let only = places.take().unwrap();
         for (advanced, given) in [(SURE - Duration::from_millis(1), false), (SURE, true)] {
             only.seat().waits();

@@ -12,10 +12,10 @@ use axum::http::{HeaderName, HeaderValue, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 
 use super::answer::{NOSNIFF, pprof_error, stream_error, wrong_method};
-use super::query::Query;
-use super::symbol::{self, Refused};
+use super::query::QueryParams;
+use super::symbol::{self, AddressRefused};
 use super::unread;
-use crate::agent::{AgentHandle, Form, HeapView, Take, ThreadView};
+use crate::agent::{AgentHandle, HeapView, ProfileForm, ProfileKind, ThreadView};
 use crate::base::{Bytes, Hertz};
 use crate::codec::pprof;
 use crate::model::{CpuMode, Profile, ValueType};
@@ -32,7 +32,7 @@ const TEXT: &str = "text/plain; charset=utf-8";
 const BINARY: &str = "application/octet-stream";
 
 /// A request to a pprof route.
-pub(super) struct Asked<'a> {
+pub(super) struct PprofRequest<'a> {
     pub(super) agent: &'a AgentHandle,
     pub(super) method: &'a Method,
     pub(super) name: &'a str,
@@ -41,8 +41,8 @@ pub(super) struct Asked<'a> {
     pub(super) who: &'a str,
 }
 
-pub(super) async fn profile(asked: Asked<'_>, body: Body) -> Response {
-    let query = Query::parse(asked.query);
+pub(super) async fn profile(asked: PprofRequest<'_>, body: Body) -> Response {
+    let query = QueryParams::parse(asked.query);
     if asked.method == Method::POST && asked.name != "symbol" {
         return wrong_method("GET, HEAD");
     }
@@ -58,7 +58,7 @@ pub(super) async fn profile(asked: Asked<'_>, body: Body) -> Response {
     }
 }
 
-async fn cpu(asked: &Asked<'_>, query: &Query) -> Response {
+async fn cpu(asked: &PprofRequest<'_>, query: &QueryParams) -> Response {
     // As in Go, a value that is not a positive number means 30.
     let seconds = query.first("seconds").parse().ok().filter(|n: &i64| *n > 0).unwrap_or(30);
     let duration = match capped(asked.agent, seconds as f64) {
@@ -85,21 +85,22 @@ async fn cpu(asked: &Asked<'_>, query: &Query) -> Response {
             }
         },
     };
-    let take = Take::Cpu { duration, frequency, mode };
+    let take = ProfileKind::Cpu { duration, frequency, mode };
     stream(asked, take, "profile", "Could not enable CPU profiling").await
 }
 
-async fn trace(asked: &Asked<'_>, query: &Query) -> Response {
+async fn trace(asked: &PprofRequest<'_>, query: &QueryParams) -> Response {
     let seconds = query.first("seconds").parse().ok().filter(|n: &f64| *n > 0.0).unwrap_or(1.0);
     match capped(asked.agent, seconds) {
         Ok(duration) => {
-            stream(asked, Take::Trace { duration }, "trace", "Could not enable tracing").await
+            stream(asked, ProfileKind::Trace { duration }, "trace", "Could not enable tracing")
+                .await
         }
         Err(text) => pprof_error(StatusCode::BAD_REQUEST, &text),
     }
 }
 
-async fn heap(asked: &Asked<'_>, query: &Query) -> Response {
+async fn heap(asked: &PprofRequest<'_>, query: &QueryParams) -> Response {
     let view = match asked.name {
         "allocs" => HeapView::Allocated,
         _ => HeapView::InUse,
@@ -122,15 +123,15 @@ async fn heap(asked: &Asked<'_>, query: &Query) -> Response {
         }
         ("", None) => {
             let form = form(query);
-            let name = if form == Form::Text { "" } else { asked.name };
-            stream(asked, Take::Heap { view, form }, name, "No heap profile").await
+            let name = if form == ProfileForm::Text { "" } else { asked.name };
+            stream(asked, ProfileKind::Heap { view, form }, name, "No heap profile").await
         }
         (seconds, rate) => {
             let duration = match delta(asked.agent, query, seconds) {
                 Ok(duration) => duration,
                 Err(text) => return pprof_error(StatusCode::BAD_REQUEST, &text),
             };
-            let take = Take::HeapDelta { duration, view, rate };
+            let take = ProfileKind::HeapDelta { duration, view, rate };
             stream(asked, take, &format!("{}-delta", asked.name), "No heap profile").await
         }
     };
@@ -142,7 +143,7 @@ async fn heap(asked: &Asked<'_>, query: &Query) -> Response {
 }
 
 /// Parses `seconds` of a difference; the checks run in Go's order.
-fn delta(agent: &AgentHandle, query: &Query, seconds: &str) -> Result<Duration, String> {
+fn delta(agent: &AgentHandle, query: &QueryParams, seconds: &str) -> Result<Duration, String> {
     let bad = |text: &str| Err(text.to_owned());
     let Some(seconds) = seconds.parse().ok().filter(|n: &i64| *n > 0) else {
         return bad(r#"invalid value for "seconds" - must be a positive integer"#);
@@ -153,7 +154,7 @@ fn delta(agent: &AgentHandle, query: &Query, seconds: &str) -> Result<Duration, 
     capped(agent, seconds as f64)
 }
 
-async fn threads(asked: &Asked<'_>, query: &Query) -> Response {
+async fn threads(asked: &PprofRequest<'_>, query: &QueryParams) -> Response {
     let view = match asked.name {
         "goroutine" => ThreadView::Now,
         _ => ThreadView::Created,
@@ -162,7 +163,7 @@ async fn threads(asked: &Asked<'_>, query: &Query) -> Response {
     if !seconds.is_empty() {
         return match delta(asked.agent, query, seconds) {
             Ok(duration) => {
-                let take = Take::ThreadsDelta { duration, view };
+                let take = ProfileKind::ThreadsDelta { duration, view };
                 stream(asked, take, &format!("{}-delta", asked.name), "No threads").await
             }
             Err(text) => pprof_error(StatusCode::BAD_REQUEST, &text),
@@ -170,16 +171,16 @@ async fn threads(asked: &Asked<'_>, query: &Query) -> Response {
     }
     // Go's `debug=2` lists goroutines one by one.
     let form = match (view, query.flag("debug")) {
-        (ThreadView::Now, 2..) => Form::Full,
+        (ThreadView::Now, 2..) => ProfileForm::Full,
         _ => form(query),
     };
-    let name = if form == Form::Binary { asked.name } else { "" };
-    stream(asked, Take::Threads { view, form }, name, "No threads").await
+    let name = if form == ProfileForm::Binary { asked.name } else { "" };
+    stream(asked, ProfileKind::Threads { view, form }, name, "No threads").await
 }
 
 /// Returns an empty profile: lock contention is not recorded. Scrapers request it by default, so
 /// the response is that of a Go program that has not enabled it, with a comment that says so.
-fn contention(asked: &Asked<'_>, query: &Query) -> Response {
+fn contention(asked: &PprofRequest<'_>, query: &QueryParams) -> Response {
     let mut name = asked.name.to_owned();
     match query.first("seconds") {
         "" => {}
@@ -189,7 +190,7 @@ fn contention(asked: &Asked<'_>, query: &Query) -> Response {
             Err(text) => return pprof_error(StatusCode::BAD_REQUEST, &text),
         },
     }
-    if form(query) == Form::Text {
+    if form(query) == ProfileForm::Text {
         let (kind, rest) = match asked.name {
             "mutex" => ("mutex", "sampling period=0\n"),
             _ => ("contention", ""),
@@ -214,16 +215,16 @@ fn cmdline() -> Response {
     content(TEXT, None, arguments.join(&0))
 }
 
-async fn symbols(asked: &Asked<'_>, body: Body) -> Response {
+async fn symbols(asked: &PprofRequest<'_>, body: Body) -> Response {
     let addresses = match *asked.method {
         Method::POST => symbol::read_body(body).await,
         _ => symbol::read_query(asked.query),
     };
     match addresses {
-        Ok(addresses) => stream(asked, Take::Symbols(addresses), "", "No symbols").await,
-        Err(Refused::Busy) => {
+        Ok(addresses) => stream(asked, ProfileKind::Symbols(addresses), "", "No symbols").await,
+        Err(AddressRefused::Busy) => {
             let status = StatusCode::SERVICE_UNAVAILABLE;
-            let mut response = pprof_error(status, &Refused::Busy.to_string());
+            let mut response = pprof_error(status, &AddressRefused::Busy.to_string());
             response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(1));
             response
         }
@@ -231,8 +232,8 @@ async fn symbols(asked: &Asked<'_>, body: Body) -> Response {
     }
 }
 
-fn form(query: &Query) -> Form {
-    if query.flag("debug") == 0 { Form::Binary } else { Form::Text }
+fn form(query: &QueryParams) -> ProfileForm {
+    if query.flag("debug") == 0 { ProfileForm::Binary } else { ProfileForm::Text }
 }
 
 /// Returns a duration within `http.max_duration`, or an error text with that limit.
@@ -252,7 +253,12 @@ fn capped(agent: &AgentHandle, seconds: f64) -> Result<Duration, String> {
 
 /// Runs a capture and returns it: as a file called `name`, or as text if `name` is empty. A HEAD
 /// gets the headers only, and no capture runs.
-async fn stream(asked: &Asked<'_>, take: Take, name: &str, failure: &str) -> Response {
+async fn stream(
+    asked: &PprofRequest<'_>,
+    take: ProfileKind,
+    name: &str,
+    failure: &str,
+) -> Response {
     let (kind, file) = if name.is_empty() { (TEXT, None) } else { (BINARY, Some(name)) };
     if asked.method == Method::HEAD {
         return content(kind, file, Body::empty());

@@ -6,12 +6,12 @@
 
 /// The key-value pairs of a query.
 #[derive(Debug, Default)]
-pub(super) struct Query(Vec<(String, String)>);
+pub(super) struct QueryParams(Vec<(String, String)>);
 
 /// Maximum number of pairs; further ones are ignored. No route has more than four parameters.
 const MOST: usize = 64;
 
-impl Query {
+impl QueryParams {
     pub(super) fn parse(text: &str) -> Self {
         let pair = |pair: &str| {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -75,9 +75,9 @@ mod tests {
             ("seconds=%4", "seconds", ""),
             ("", "seconds", ""),
         ] {
-            assert_eq!(Query::parse(text).first(key), value, "{text}");
+            assert_eq!(QueryParams::parse(text).first(key), value, "{text}");
         }
-        assert_eq!(Query::parse("gc=x&debug=2").flag("gc"), 0);
-        assert_eq!(Query::parse("gc=x&debug=2").flag("debug"), 2);
+        assert_eq!(QueryParams::parse("gc=x&debug=2").flag("gc"), 0);
+        assert_eq!(QueryParams::parse("gc=x&debug=2").flag("debug"), 2);
     }
 }

@@ -2,7 +2,7 @@
 
 use axum::http::Method;
 
-use super::access::Role;
+use super::access::AccessRole;
 
 /// A route of the endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,15 +59,15 @@ impl Route {
     }
 
     /// Returns the role that a request needs. `name` is the profile; reading the toggle's state
-    /// needs [`Role::Read`].
-    pub(super) fn role(self, name: &str, reads_toggle: bool) -> Role {
+    /// needs [`AccessRole::Read`].
+    pub(super) fn role(self, name: &str, reads_toggle: bool) -> AccessRole {
         match (self, name) {
-            (Self::Notify, _) if reads_toggle => Role::Read,
-            (Self::Notify, _) => Role::Control,
-            (Self::Pprof, "symbol") => Role::Read,
+            (Self::Notify, _) if reads_toggle => AccessRole::Read,
+            (Self::Notify, _) => AccessRole::Control,
+            (Self::Pprof, "symbol") => AccessRole::Read,
             // Command lines often contain passwords.
-            (Self::Pprof, _) => Role::Capture,
-            _ => Role::Read,
+            (Self::Pprof, _) => AccessRole::Capture,
+            _ => AccessRole::Read,
         }
     }
 }

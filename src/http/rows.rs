@@ -9,10 +9,10 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::answer::NOSNIFF;
-use super::chunks::{self, CHUNK, Source};
+use super::chunks::{self, CHUNK, ChunkSource};
 use crate::base::{Bytes, IncidentId};
 use crate::model::{CaptureKind, IncidentState};
-use crate::store::{Entries, Entry};
+use crate::store::{IncidentEntries, IncidentEntry};
 
 /// An incident in the list.
 #[derive(Serialize)]
@@ -37,9 +37,9 @@ struct FileRow {
     bytes: Bytes,
 }
 
-impl From<Entry> for Row {
-    fn from(entry: Entry) -> Self {
-        let Entry { id, name, opened, manifest, .. } = entry;
+impl From<IncidentEntry> for Row {
+    fn from(entry: IncidentEntry) -> Self {
+        let IncidentEntry { id, name, opened, manifest, .. } = entry;
         let (manifest, error) = match manifest {
             Ok(manifest) => (Some(manifest), None),
             Err(error) => (None, Some(error.to_string())),
@@ -62,12 +62,12 @@ impl From<Entry> for Row {
 /// A JSON array of incidents, produced in chunks.
 pub(super) struct Rows {
     /// `None` after the end of the array.
-    entries: Option<Entries>,
+    entries: Option<IncidentEntries>,
     is_first: bool,
 }
 
 impl Rows {
-    pub(super) fn new(entries: Entries) -> Self {
+    pub(super) fn new(entries: IncidentEntries) -> Self {
         Self { entries: Some(entries), is_first: true }
     }
 
@@ -97,7 +97,7 @@ impl Rows {
     }
 }
 
-impl Source for Rows {
+impl ChunkSource for Rows {
     fn next(&mut self) -> io::Result<Option<Vec<u8>>> {
         if self.entries.is_none() {
             return Ok(None);
@@ -113,7 +113,7 @@ struct AfterFirst {
     rows: Rows,
 }
 
-impl Source for AfterFirst {
+impl ChunkSource for AfterFirst {
     fn next(&mut self) -> io::Result<Option<Vec<u8>>> {
         match self.first.take() {
             Some(first) => Ok(Some(first)),

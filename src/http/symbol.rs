@@ -24,7 +24,7 @@ static BODIES: Semaphore = Semaphore::const_new(MAX_BODIES);
 
 /// Reason for which a list was rejected.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Refused {
+pub(super) enum AddressRefused {
     #[error("{MAX_BODIES} requests are being read already; retry later")]
     Busy,
     #[error("reading request: more than {MAX_BYTES} bytes, or cut off")]
@@ -34,17 +34,17 @@ pub(super) enum Refused {
 }
 
 /// Reads the addresses from a request's body.
-pub(super) async fn read_body(mut body: Body) -> Result<Vec<u64>, Refused> {
-    let _permit = BODIES.try_acquire().map_err(|_| Refused::Busy)?;
-    let (mut list, mut left) = (List::default(), MAX_BYTES);
+pub(super) async fn read_body(mut body: Body) -> Result<Vec<u64>, AddressRefused> {
+    let _permit = BODIES.try_acquire().map_err(|_| AddressRefused::Busy)?;
+    let (mut list, mut left) = (AddressList::default(), MAX_BYTES);
     loop {
         let frame = std::future::poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await;
         match frame {
             None => return list.finish(),
-            Some(Err(_)) => return Err(Refused::Body),
+            Some(Err(_)) => return Err(AddressRefused::Body),
             Some(Ok(frame)) => {
                 let bytes = frame.into_data().unwrap_or_default();
-                left = left.checked_sub(bytes.len()).ok_or(Refused::Body)?;
+                left = left.checked_sub(bytes.len()).ok_or(AddressRefused::Body)?;
                 list.push(&bytes)?;
             }
         }
@@ -52,22 +52,22 @@ pub(super) async fn read_body(mut body: Body) -> Result<Vec<u64>, Refused> {
 }
 
 /// Reads the addresses from a request's query.
-pub(super) fn read_query(query: &str) -> Result<Vec<u64>, Refused> {
-    let mut list = List::default();
+pub(super) fn read_query(query: &str) -> Result<Vec<u64>, AddressRefused> {
+    let mut list = AddressList::default();
     list.push(query.as_bytes())?;
     list.finish()
 }
 
 /// A parser for numbers separated by `+` that arrive in pieces.
 #[derive(Default)]
-struct List {
+struct AddressList {
     addresses: Vec<u64>,
     /// The number that may continue in the next piece.
     open: Vec<u8>,
 }
 
-impl List {
-    fn push(&mut self, bytes: &[u8]) -> Result<(), Refused> {
+impl AddressList {
+    fn push(&mut self, bytes: &[u8]) -> Result<(), AddressRefused> {
         for &byte in bytes {
             if byte == b'+' {
                 self.end_number()?;
@@ -78,12 +78,12 @@ impl List {
         Ok(())
     }
 
-    fn end_number(&mut self) -> Result<(), Refused> {
+    fn end_number(&mut self) -> Result<(), AddressRefused> {
         let is_short = self.open.len() <= MAX_DIGITS;
         let text = std::str::from_utf8(&self.open).ok().filter(|_| is_short);
         if let Some(address) = text.and_then(address) {
             if self.addresses.len() == MAX_ADDRESSES {
-                return Err(Refused::TooMany);
+                return Err(AddressRefused::TooMany);
             }
             self.addresses.push(address);
         }
@@ -91,7 +91,7 @@ impl List {
         Ok(())
     }
 
-    fn finish(mut self) -> Result<Vec<u64>, Refused> {
+    fn finish(mut self) -> Result<Vec<u64>, AddressRefused> {
         self.end_number()?;
         Ok(self.addresses)
     }
@@ -140,8 +140,8 @@ mod tests {
         }
     }
 
-    fn list(pieces: &[&[u8]]) -> Result<Vec<u64>, Refused> {
-        let mut list = List::default();
+    fn list(pieces: &[&[u8]]) -> Result<Vec<u64>, AddressRefused> {
+        let mut list = AddressList::default();
         pieces.iter().try_for_each(|piece| list.push(piece))?;
         list.finish()
     }
@@ -162,15 +162,18 @@ mod tests {
     fn a_list_has_so_many_addresses() {
         let many = |n: usize| list(&["1+".repeat(n).as_bytes()]);
         assert_eq!(many(MAX_ADDRESSES).unwrap().len(), MAX_ADDRESSES);
-        assert_eq!(many(MAX_ADDRESSES + 1), Err(Refused::TooMany));
+        assert_eq!(many(MAX_ADDRESSES + 1), Err(AddressRefused::TooMany));
     }
 
     #[tokio::test]
     async fn a_body_is_admitted_before_it_is_read() {
         let held = BODIES.acquire_many(MAX_BODIES as u32).await.unwrap();
-        assert_eq!(read_body(Body::from("1")).await, Err(Refused::Busy));
+        assert_eq!(read_body(Body::from("1")).await, Err(AddressRefused::Busy));
         drop(held);
         assert_eq!(read_body(Body::from("1+2")).await.unwrap(), [1, 2]);
-        assert_eq!(read_body(Body::from(vec![b'x'; MAX_BYTES + 1])).await, Err(Refused::Body));
+        assert_eq!(
+            read_body(Body::from(vec![b'x'; MAX_BYTES + 1])).await,
+            Err(AddressRefused::Body)
+        );
     }
 }

@@ -36,22 +36,22 @@ fn count(bytes: Vec<u8>, held: &'static AtomicU64, most: u64) -> Option<Bytes> {
     // A response is always accepted if no other is unread, whatever its size.
     let fits = |sum: u64| (sum == 0 || sum.saturating_add(size) <= most).then(|| sum + size);
     held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).ok()?;
-    Some(Bytes::from_owner(Counted { bytes, held }))
+    Some(Bytes::from_owner(ReservedBytes { bytes, held }))
 }
 
 /// Bytes that are counted until the connection drops the last reference.
-struct Counted {
+struct ReservedBytes {
     bytes: Vec<u8>,
     held: &'static AtomicU64,
 }
 
-impl AsRef<[u8]> for Counted {
+impl AsRef<[u8]> for ReservedBytes {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
     }
 }
 
-impl Drop for Counted {
+impl Drop for ReservedBytes {
     fn drop(&mut self) {
         self.held.fetch_sub(self.bytes.len() as u64, Ordering::Relaxed);
     }

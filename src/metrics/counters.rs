@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::metrics::Error;
-use crate::metrics::registry::Registry;
+use crate::metrics::registry::MetricRegistry;
 use crate::model::CounterReading;
 
 /// Maximum number of counters, the same as for gauges.
@@ -17,7 +17,7 @@ const MAX_COUNTERS: usize = 256;
 
 /// Counters of one agent.
 #[derive(Clone, Debug, Default)]
-pub struct Counters(Registry<Counter>);
+pub struct Counters(MetricRegistry<Counter>);
 
 impl Counters {
     /// Creates an empty list.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::metrics::Error;
-use crate::metrics::registry::Registry;
+use crate::metrics::registry::MetricRegistry;
 
 /// Maximum number of gauges. Each is stored in every tick of the history (24 bytes) and is a
 /// counter track in a trace, where more than 256 are not readable.
@@ -16,7 +16,7 @@ const MAX_GAUGES: usize = 256;
 
 /// Gauges of one agent.
 #[derive(Clone, Debug, Default)]
-pub struct Gauges(Registry<Gauge>);
+pub struct Gauges(MetricRegistry<Gauge>);
 
 impl Gauges {
     /// Creates an empty list.

@@ -28,7 +28,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde::Serialize;
 
 use crate::metrics::Error;
-use crate::metrics::registry::Registry;
+use crate::metrics::registry::MetricRegistry;
 use crate::model::HistogramReading;
 
 /// Maximum number of histograms: 2 MiB including the reader's copies.
@@ -49,7 +49,7 @@ const SLOTS: usize = DOUBLINGS * RANGES + 2;
 
 /// Histograms of one agent.
 #[derive(Clone, Debug, Default)]
-pub struct Histograms(Registry<Histogram>);
+pub struct Histograms(MetricRegistry<Histogram>);
 
 impl Histograms {
     /// Creates an empty list.
@@ -172,7 +172,7 @@ pub struct Bucket {
 
 /// The reader's state of the histograms.
 #[derive(Debug, Default)]
-pub(crate) struct Followed {
+pub(crate) struct HistogramDelta {
     /// Counts of each histogram at the last call.
     before: Vec<Box<[u64]>>,
     /// Increments of one histogram's counters, in the order of the slots.
@@ -180,7 +180,7 @@ pub(crate) struct Followed {
     pub(crate) readings: Vec<(Arc<str>, HistogramReading)>,
 }
 
-impl Followed {
+impl HistogramDelta {
     /// Updates the readings to the values recorded since the last call. Allocates only for new
     /// histograms.
     pub(crate) fn follow(&mut self, histograms: &Histograms) {
@@ -260,7 +260,7 @@ mod tests {
         let histograms = Histograms::new();
         let histogram = histograms.histogram("h").unwrap();
         values.into_iter().for_each(|value| histogram.record(value));
-        let mut followed = Followed::default();
+        let mut followed = HistogramDelta::default();
         followed.follow(&histograms);
         (followed.readings[0].1, histograms.distributions().remove(0))
     }
@@ -318,7 +318,7 @@ mod tests {
     fn a_reading_is_of_what_came_since_the_last() {
         let histograms = Histograms::new();
         let first = histograms.histogram("first").unwrap();
-        let mut followed = Followed::default();
+        let mut followed = HistogramDelta::default();
         let mut follow = || {
             followed.follow(&histograms);
             followed.readings.iter().map(|(_, reading)| reading.count).collect::<Vec<_>>()

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::counters::Counters;
 use super::gauges::Gauges;
-use super::histograms::{Distribution, Followed, Histograms};
+use super::histograms::{Distribution, HistogramDelta, Histograms};
 use crate::base::Moment;
 use crate::model::{CounterReading, Vitals};
 
@@ -32,7 +32,7 @@ impl From<Gauges> for Metrics {
 pub(crate) struct MetricsReader {
     numbers: Metrics,
     counters: Vec<(Arc<str>, CounterReading)>,
-    histograms: Followed,
+    histograms: HistogramDelta,
     followed: Option<Moment>,
 }
 

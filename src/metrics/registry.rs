@@ -11,17 +11,17 @@ use crate::model::{MAX_OWN_NAME, is_own_name};
 
 /// Metrics of one kind. Clones refer to the same list.
 #[derive(Clone, Debug)]
-pub(crate) struct Registry<T>(Arc<Mutex<List<T>>>);
+pub(crate) struct MetricRegistry<T>(Arc<Mutex<MetricList<T>>>);
 
-type List<T> = Vec<(Arc<str>, T)>;
+type MetricList<T> = Vec<(Arc<str>, T)>;
 
-impl<T> Default for Registry<T> {
+impl<T> Default for MetricRegistry<T> {
     fn default() -> Self {
         Self(Arc::default())
     }
 }
 
-impl<T: Clone + Default> Registry<T> {
+impl<T: Clone + Default> MetricRegistry<T> {
     /// Returns the metric `name`, and creates it if it does not exist. `what` and `most` are the
     /// kind and the maximum number for errors.
     pub(crate) fn get(&self, name: &str, what: &'static str, most: usize) -> Result<T, Error> {
@@ -42,9 +42,9 @@ impl<T: Clone + Default> Registry<T> {
     }
 }
 
-impl<T> Registry<T> {
+impl<T> MetricRegistry<T> {
     /// Locks the list, which is in order of creation.
-    pub(crate) fn lock(&self) -> MutexGuard<'_, List<T>> {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, MetricList<T>> {
         // No code panics under this lock, and a list is consistent between statements.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -56,7 +56,7 @@ mod tests {
 
     #[test]
     fn the_same_name_is_the_same_number_and_the_list_ends() {
-        let named = Registry::<Arc<()>>::default();
+        let named = MetricRegistry::<Arc<()>>::default();
         let get = |name: &str| named.get(name, "thing", 3);
         let first = get("a").unwrap();
         assert!(Arc::ptr_eq(&first, &get("a").unwrap()));

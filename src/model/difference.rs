@@ -7,7 +7,7 @@ use super::profile::{LabelValue, Profile, Sample};
 
 /// The identity of a sample across profiles: addresses and label contents. Handles cannot be
 /// compared, because each belongs to the tables of one profile.
-type Key = (Vec<u64>, Vec<(String, Content)>);
+type RowKey = (Vec<u64>, Vec<(String, Content)>);
 
 #[derive(PartialEq, Eq, Hash)]
 enum Content {
@@ -28,7 +28,7 @@ impl Profile {
     ///
     /// Temporarily allocates the memory of one of the two profiles again.
     pub fn subtract(&mut self, earlier: &Self) {
-        let mut before: HashMap<Key, Vec<i64>> = HashMap::with_capacity(earlier.samples.len());
+        let mut before: HashMap<RowKey, Vec<i64>> = HashMap::with_capacity(earlier.samples.len());
         for sample in &earlier.samples {
             let sum = before.entry(earlier.key(sample)).or_default();
             sum.resize(sum.len().max(sample.values.len()), 0);
@@ -84,7 +84,7 @@ impl Profile {
         }
     }
 
-    fn key(&self, sample: &Sample) -> Key {
+    fn key(&self, sample: &Sample) -> RowKey {
         let addresses = self.stacks.frames(sample.stack);
         let text = |handle| self.strings.get(handle).to_owned();
         let labels = sample.labels.iter().map(|label| {

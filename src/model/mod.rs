@@ -61,7 +61,7 @@ pub use slices::{
 pub use stacks::{
     Frame, FrameHandle, FrameTable, Line, Mapping, MappingHandle, StackHandle, StackTable,
 };
-pub use stall::{Beat, Stall};
+pub use stall::{Stall, WorkerProgress};
 pub use strings::{StringHandle, StringTable};
 pub use timeline::{ArgValue, EventKind, Timeline, TimelineEvent, Track, TrackHandle, TrackKind};
 pub use trace_mode::TraceMode;

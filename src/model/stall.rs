@@ -10,7 +10,7 @@ use crate::base::log::escaped;
 
 /// The progress counters of a runtime worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Beat {
+pub struct WorkerProgress {
     /// Runtime number, in the order of observation, and worker index.
     pub worker: (u64, u32),
     /// `true` if the worker is parked.

@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use super::losses::Losses;
 use super::slices::Activity;
 use super::strings::{StringHandle, StringTable};
-use crate::base::{Anchor, Moment};
+use crate::base::{Moment, TimeAnchor};
 
 /// A row of [`Timeline::tracks`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -80,7 +80,7 @@ pub struct TimelineEvent {
 #[derive(Clone, Debug)]
 pub struct Timeline {
     /// Relation of moments to wall-clock time.
-    pub anchor: Anchor,
+    pub anchor: TimeAnchor,
     /// Wall-clock time at which the recording started.
     pub started: Timestamp,
     /// Process id.
@@ -101,7 +101,7 @@ pub struct Timeline {
 
 impl Timeline {
     /// Creates an empty timeline of the process `pid` that starts at `anchor`.
-    pub fn new(anchor: Anchor, pid: u32, process_name: impl Into<String>) -> Self {
+    pub fn new(anchor: TimeAnchor, pid: u32, process_name: impl Into<String>) -> Self {
         Self {
             anchor,
             started: anchor.wall,

@@ -51,11 +51,11 @@ mod strain;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub use self::memory::{MemoryUse, Problem};
-pub use self::strain::Strain;
+pub use self::memory::{LimitProblem, MemoryUse};
+pub use self::strain::ResourcePressure;
 
-use self::memory::Memory;
-use self::place::{Place, Version, place};
+use self::memory::MemoryLimits;
+use self::place::{CgroupPath, Version, place};
 use self::strain::StrainFiles;
 use super::kernel_file::{BUFFER, KernelFile, ReopenedFile, number, under, words};
 use crate::base::Bytes;
@@ -72,10 +72,10 @@ pub struct Cgroup {
     /// `/proc/self/cgroup`, and its content at the time the levels were found.
     membership: Option<KernelFile>,
     found_for: Vec<u8>,
-    memory: Memory,
+    memory: MemoryLimits,
     cpu: Vec<CpuLevel>,
     /// Reason the process's cgroups are unknown, or `None` if they are known.
-    unknown: Option<Problem>,
+    unknown: Option<LimitProblem>,
     cpu_limit: Option<Limit<f64>>,
     /// Index in `cpu` of the effective quota; `cpu_stat` is the `cpu.stat` of that level.
     cpu_level: usize,
@@ -92,9 +92,9 @@ impl Cgroup {
             root: root.to_owned(),
             membership,
             found_for: Vec::new(),
-            memory: Memory::default(),
+            memory: MemoryLimits::default(),
             cpu: Vec::new(),
-            unknown: Some(Problem::NoMembership),
+            unknown: Some(LimitProblem::NoMembership),
             cpu_limit: None,
             cpu_level: 0,
             cpu_stat: None,
@@ -123,13 +123,13 @@ impl Cgroup {
     }
 
     /// Reads all resource pressure counters and averages. Intended for once a second.
-    pub fn strain(&self) -> Strain {
+    pub fn strain(&self) -> ResourcePressure {
         self.strain.read_pressure(self.strain_counters())
     }
 
     /// Reads the counters of [`Self::strain`] without the pressure averages, which the kernel
     /// updates only every two seconds.
-    pub fn strain_counters(&self) -> Strain {
+    pub fn strain_counters(&self) -> ResourcePressure {
         self.strain.read(self.cpu_stat.as_ref(), self.memory.events())
     }
 
@@ -161,12 +161,12 @@ impl Cgroup {
     }
 
     /// Returns the part of the limits that cannot be read, or `None` if all can.
-    pub fn problem(&self) -> Option<Problem> {
+    pub fn problem(&self) -> Option<LimitProblem> {
         self.unknown.or_else(|| self.memory.problem())
     }
 
     /// Returns a sentence that describes `problem` and the remedy.
-    pub fn describe(&self, problem: Problem) -> String {
+    pub fn describe(&self, problem: LimitProblem) -> String {
         self.memory.describe(problem)
     }
 
@@ -183,10 +183,11 @@ impl Cgroup {
         self.strain = StrainFiles::open(&self.root, own.as_ref(), memory.as_ref());
         self.unknown = match &memory {
             Some(_) => None,
-            None if membership.is_empty() => Some(Problem::NoMembership),
-            None => Some(Problem::NotMounted),
+            None if membership.is_empty() => Some(LimitProblem::NoMembership),
+            None => Some(LimitProblem::NotMounted),
         };
-        self.memory = memory.map_or_else(Memory::default, |place| Memory::open(&self.root, &place));
+        self.memory = memory
+            .map_or_else(MemoryLimits::default, |place| MemoryLimits::open(&self.root, &place));
         self.cpu = cpu.map_or_else(Vec::new, |place| cpu_levels(&self.root, &place));
         self.cpu_stat = None;
         self.found_for = membership.to_vec();
@@ -226,11 +227,11 @@ fn smallest<T: PartialOrd>(
 }
 
 /// Returns the directories from `place` up to its mount point.
-fn ancestors(place: &Place) -> impl Iterator<Item = &Path> {
+fn ancestors(place: &CgroupPath) -> impl Iterator<Item = &Path> {
     place.dir.ancestors().take_while(|dir| dir.starts_with(&place.mount)).take(LEVELS)
 }
 
-fn cpu_levels(root: &Path, place: &Place) -> Vec<CpuLevel> {
+fn cpu_levels(root: &Path, place: &CgroupPath) -> Vec<CpuLevel> {
     ancestors(place)
         .filter_map(|dir| {
             let file = |path: &Path| ReopenedFile::new(under(root, path));

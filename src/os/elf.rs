@@ -13,7 +13,7 @@ use object::LittleEndian;
 use object::elf::{self, FileHeader64, NoteHeader64, ProgramHeader64, SectionHeader64};
 use object::pod::{self, Pod};
 
-use super::images::Segment;
+use super::images::MappedSegment;
 use super::own_memory;
 use crate::base::CodeFile;
 
@@ -31,7 +31,7 @@ const MAX_NAMES: u64 = 64 << 10;
 const MAX_NOTES: u64 = 64 << 10;
 
 /// A source of the bytes of an ELF file.
-pub(crate) enum Source {
+pub(crate) enum ElfSource {
     /// An open file.
     File(Arc<CodeFile>),
     /// The start of the image in memory, up to the end of its first segment: headers and notes.
@@ -40,7 +40,7 @@ pub(crate) enum Source {
     Copy(Vec<u8>),
 }
 
-impl Source {
+impl ElfSource {
     /// Fills `into` from `offset` on.
     pub(crate) fn read_exact(&self, into: &mut [u8], offset: u64) -> io::Result<()> {
         match self {
@@ -76,7 +76,7 @@ struct Load {
 
 /// A section with bytes in the file.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Section {
+pub(crate) struct ElfSection {
     /// Address as stated in the file, without the load bias.
     pub(crate) address: u64,
     pub(crate) offset: u64,
@@ -89,19 +89,19 @@ pub(crate) struct Section {
 
 /// An open 64-bit little-endian ELF file and its headers.
 pub(crate) struct ElfFile {
-    source: Source,
+    source: ElfSource,
     length: u64,
     entry: u64,
     code: Vec<Load>,
     /// Note segments: offset, size, alignment.
     notes: Vec<(u64, u64, u64)>,
-    sections: Vec<Section>,
+    sections: Vec<ElfSection>,
     names: Vec<u8>,
 }
 
 impl ElfFile {
     /// Reads the headers. Returns `None` if they are not those of a 64-bit little-endian ELF file.
-    pub(crate) fn read(source: Source) -> Option<Self> {
+    pub(crate) fn read(source: ElfSource) -> Option<Self> {
         let length = source.len().ok()?;
         let mut file = Self {
             source,
@@ -159,7 +159,7 @@ impl ElfFile {
         let with_bytes =
             sections.iter().filter(|section| section.sh_type.get(LittleEndian) != elf::SHT_NOBITS);
         self.sections = with_bytes
-            .map(|section| Section {
+            .map(|section| ElfSection {
                 address: word(section.sh_addr),
                 offset: word(section.sh_offset),
                 size: word(section.sh_size),
@@ -172,8 +172,8 @@ impl ElfFile {
     }
 
     /// Returns the section with this name, or `None` if there is none with bytes in the file.
-    pub(crate) fn section(&self, name: &[u8]) -> Option<Section> {
-        let is_named = |section: &&Section| {
+    pub(crate) fn section(&self, name: &[u8]) -> Option<ElfSection> {
+        let is_named = |section: &&ElfSection| {
             let rest = self.names.get(section.name as usize..).unwrap_or_default();
             rest.strip_prefix(name).is_some_and(|rest| rest.first() == Some(&0))
         };
@@ -187,7 +187,7 @@ impl ElfFile {
 
     /// Returns the load bias: `address in segment - address in file`. Returns `None` if the headers
     /// do not describe the segment, that is, if the file is not the one that was mapped.
-    pub(crate) fn load_bias(&self, segment: &Segment) -> Option<u64> {
+    pub(crate) fn load_bias(&self, segment: &MappedSegment) -> Option<u64> {
         let length = segment.range.end.checked_sub(segment.range.start)?;
         let end = segment.file_offset.checked_add(length)?;
         self.code.iter().find_map(|load| {
@@ -199,7 +199,7 @@ impl ElfFile {
     }
 
     /// Returns `true` if the file is long enough to contain the section.
-    pub(crate) fn has_bytes_of(&self, section: &Section) -> bool {
+    pub(crate) fn has_bytes_of(&self, section: &ElfSection) -> bool {
         section.offset.checked_add(section.size).is_some_and(|end| end <= self.length)
     }
 

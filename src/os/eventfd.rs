@@ -18,9 +18,9 @@ use super::fork::NotInherited;
 
 /// A counter that a thread can wait for.
 #[derive(Debug)]
-pub struct Wake(OnceLock<(Option<NotInherited>, OwnedFd)>);
+pub struct WakeFd(OnceLock<(Option<NotInherited>, OwnedFd)>);
 
-impl Wake {
+impl WakeFd {
     /// Creates a counter without a waiter.
     pub const fn new() -> Self {
         Self(OnceLock::new())
@@ -54,20 +54,20 @@ impl Wake {
     }
 }
 
-/// A waiter for a [`Wake`], bound to the runtime it was created on.
+/// A waiter for a [`WakeFd`], bound to the runtime it was created on.
 #[derive(Debug)]
-pub struct Listener {
-    wake: &'static Wake,
+pub struct EventListener {
+    wake: &'static WakeFd,
     ready: AsyncFd<BorrowedFd<'static>>,
 }
 
-impl Listener {
+impl EventListener {
     /// Creates a waiter for `wake`. Must be called on a runtime with I/O enabled.
     ///
     /// # Errors
     ///
     /// Returns an error if no counter can be created, or the runtime's poller rejects it.
-    pub fn new(wake: &'static Wake) -> io::Result<Self> {
+    pub fn new(wake: &'static WakeFd) -> io::Result<Self> {
         let fd = wake.open()?.as_fd();
         // SAFETY: the descriptor is in a static that never releases it, so it stays open and
         // unchanged for the life of the process.
@@ -88,7 +88,7 @@ impl Listener {
     }
 }
 
-impl Default for Wake {
+impl Default for WakeFd {
     fn default() -> Self {
         Self::new()
     }

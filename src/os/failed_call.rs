@@ -9,7 +9,7 @@ use std::io;
 use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
 
-use super::syscalls::{self, Denied, Optional};
+use super::syscalls::{self, OptionalCall, SyscallDenied};
 
 /// A failed or denied system call.
 #[derive(Debug)]
@@ -19,12 +19,12 @@ pub struct FailedCall {
     /// Limits that explain the error, or an empty string.
     limits: String,
     /// Reason the call was not made, or `None` if it was made.
-    denied: Option<Denied>,
+    denied: Option<SyscallDenied>,
 }
 
 impl FailedCall {
     /// Creates the error of a call of `call`'s family that failed with `error`.
-    pub(super) fn of(call: Optional, error: io::Error) -> Self {
+    pub(super) fn of(call: OptionalCall, error: io::Error) -> Self {
         let limits = match syscalls::refused_by_filter(call) {
             Some(errno) if error.raw_os_error() == Some(errno) => "by a system call filter".into(),
             _ => limits_of(call.name(), &error),
@@ -46,7 +46,7 @@ impl FailedCall {
     /// Returns `true` if the call failed for lack of a permission.
     pub fn is_permission(&self) -> bool {
         self.denied.is_none()
-            && self.call == Optional::PerfEventOpen.name()
+            && self.call == OptionalCall::PerfEventOpen.name()
             && matches!(self.error.raw_os_error(), Some(libc::EACCES | libc::EPERM))
     }
 
@@ -55,12 +55,12 @@ impl FailedCall {
         let error = self.error.raw_os_error();
         // timer_create rejects the clock of an exited thread with EINVAL.
         error == Some(libc::ESRCH)
-            || error == Some(libc::EINVAL) && self.call == Optional::ThreadTimers.name()
+            || error == Some(libc::EINVAL) && self.call == OptionalCall::ThreadTimers.name()
     }
 }
 
-impl From<Denied> for FailedCall {
-    fn from(denied: Denied) -> Self {
+impl From<SyscallDenied> for FailedCall {
+    fn from(denied: SyscallDenied) -> Self {
         let error = io::Error::from_raw_os_error(libc::EPERM);
         Self { call: denied.call().name(), error, limits: String::new(), denied: Some(denied) }
     }

@@ -15,26 +15,26 @@ use rustix::io::{self, Errno};
 ///
 /// Returns [`Errno::AGAIN`] or [`Errno::ACCESS`] if another open file description holds a lock.
 pub fn lock(file: &File) -> io::Result<()> {
-    set(file, Kind::Exclusive)
+    set(file, LockKind::Exclusive)
 }
 
 /// Releases the lock.
 pub fn unlock(file: &File) -> io::Result<()> {
-    set(file, Kind::Unlocked)
+    set(file, LockKind::Unlocked)
 }
 
-enum Kind {
+enum LockKind {
     Exclusive,
     Unlocked,
 }
 
 #[cfg(target_os = "linux")]
-fn set(file: &File, kind: Kind) -> io::Result<()> {
+fn set(file: &File, kind: LockKind) -> io::Result<()> {
     use std::os::fd::AsRawFd;
 
     let kind = match kind {
-        Kind::Exclusive => libc::F_WRLCK,
-        Kind::Unlocked => libc::F_UNLCK,
+        LockKind::Exclusive => libc::F_WRLCK,
+        LockKind::Unlocked => libc::F_UNLCK,
     };
     // SAFETY: `flock` consists of plain integers, for which all zeroes are valid; `l_pid` must be 0
     // for these locks.
@@ -52,7 +52,7 @@ fn set(file: &File, kind: Kind) -> io::Result<()> {
 }
 
 #[cfg(not(target_os = "linux"))]
-fn set(_file: &File, _kind: Kind) -> io::Result<()> {
+fn set(_file: &File, _kind: LockKind) -> io::Result<()> {
     Err(Errno::NOSYS)
 }
 

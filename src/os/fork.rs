@@ -65,13 +65,13 @@ static RESET: OnceLock<fn()> = OnceLock::new();
 static SAMPLES: AtomicU32 = AtomicU32::new(0);
 static SLOTS: [AtomicI32; DESCRIPTORS] = [const { AtomicI32::new(FREE) }; DESCRIPTORS];
 /// Page that this process shares with its children, or null.
-static PAGE: AtomicPtr<Page> = AtomicPtr::new(ptr::null_mut());
+static PAGE: AtomicPtr<ForkPage> = AtomicPtr::new(ptr::null_mut());
 /// Device and inode of standard error at the start of the agent.
 static STDERR: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
 
 /// Data that children report to their parent.
 #[repr(C)]
-struct Page {
+struct ForkPage {
     /// Number of children so far.
     forks: AtomicU32,
     /// Process IDs of children that may be alive, with the flag [`HAS_AGENT`].
@@ -81,9 +81,9 @@ struct Page {
 /// Exclusive right of an agent to run in this process.
 #[derive(Debug)]
 #[must_use = "dropping it lets another agent start"]
-pub struct Claim(u32);
+pub struct ProcessClaim(u32);
 
-impl Claim {
+impl ProcessClaim {
     /// Claims this process for an agent. Returns `None` if one is already running in it. An agent
     /// that was running in the parent of a forked process does not count.
     pub fn take() -> Option<Self> {
@@ -108,7 +108,7 @@ impl Claim {
     }
 }
 
-impl Drop for Claim {
+impl Drop for ProcessClaim {
     fn drop(&mut self) {
         // Skipped in a forked child, where another agent may be running.
         if self.0 == std::process::id() {
@@ -154,7 +154,7 @@ impl Drop for NotInherited {
     }
 }
 
-impl Page {
+impl ForkPage {
     /// Marks the child `pid` as running its own agent.
     fn mark(&self, pid: u32) {
         for child in &self.children {
@@ -163,17 +163,17 @@ impl Page {
     }
 }
 
-fn page() -> Option<&'static Page> {
+fn page() -> Option<&'static ForkPage> {
     // SAFETY: null, or a mapping of the size of a page that is never unmapped; all-zero is a valid
-    // `Page`.
+    // `ForkPage`.
     unsafe { PAGE.load(Acquire).as_ref() }
 }
 
 /// Maps a page that children share. Returns null on failure.
-fn map() -> *mut Page {
+fn map() -> *mut ForkPage {
     let protection = ProtFlags::READ | ProtFlags::WRITE;
     // SAFETY: an anonymous mapping at an address chosen by the kernel affects no existing memory.
-    unsafe { mmap_anonymous(ptr::null_mut(), size_of::<Page>(), protection, MapFlags::SHARED) }
+    unsafe { mmap_anonymous(ptr::null_mut(), size_of::<ForkPage>(), protection, MapFlags::SHARED) }
         .map_or(ptr::null_mut(), <*mut _>::cast)
 }
 

@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 use std::{fs, io};
 
-use super::elf::{ElfFile, Source};
+use super::elf::{ElfFile, ElfSource};
 use super::{loaded_files, own_memory};
 use crate::base::CodeFile;
 use crate::model::Mapping;
@@ -45,7 +45,7 @@ pub enum Error {
 /// A file that is mapped executable twice appears twice. Path and build ID are those at the first
 /// use of the file here.
 pub fn loaded() -> Result<Vec<Mapping>, Error> {
-    Ok(segments()?.into_iter().map(Segment::into_mapping).collect())
+    Ok(segments()?.into_iter().map(MappedSegment::into_mapping).collect())
 }
 
 /// Returns the files of [`loaded`], followed by unloaded files whose addresses are still unused.
@@ -57,7 +57,7 @@ pub fn loaded() -> Result<Vec<Mapping>, Error> {
 pub fn seen() -> Result<Vec<Mapping>, Error> {
     let mut segments = segments()?;
     segments.extend(loaded_files::unloaded(&segments));
-    Ok(segments.into_iter().map(Segment::into_mapping).collect())
+    Ok(segments.into_iter().map(MappedSegment::into_mapping).collect())
 }
 
 /// Opens files loaded since the last call, and closes descriptors if the process runs short of
@@ -149,7 +149,7 @@ pub(crate) fn loads() -> Loads {
 
 /// An address range that is mapped from a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Segment {
+pub(crate) struct MappedSegment {
     pub(crate) range: Range<u64>,
     pub(crate) file_offset: u64,
     /// Path as the kernel reports it; after settling, the path at first use.
@@ -166,7 +166,7 @@ pub(crate) struct Segment {
 
 /// Returns the executable segments of `/proc/self/maps`, the main executable's first, with the
 /// files they had at first use.
-pub(crate) fn segments() -> Result<Vec<Segment>, Error> {
+pub(crate) fn segments() -> Result<Vec<MappedSegment>, Error> {
     // Read before the list: an unload during the listing is then found the next time.
     let loads = loads();
     let mut segments = listed()?;
@@ -176,7 +176,7 @@ pub(crate) fn segments() -> Result<Vec<Segment>, Error> {
 
 /// Returns the segments as the kernel lists them, without locking or opening anything. Safe in an
 /// allocating thread of the host.
-pub(crate) fn listed() -> Result<Vec<Segment>, Error> {
+pub(crate) fn listed() -> Result<Vec<MappedSegment>, Error> {
     let maps = fs::read(MAPS).map_err(Error::Maps)?;
     let main = fs::read_link(EXE).ok();
     let mut segments = parse(&maps, main.as_deref());
@@ -185,12 +185,12 @@ pub(crate) fn listed() -> Result<Vec<Segment>, Error> {
 }
 
 /// Returns the executable segments in the text of `/proc/self/maps`.
-fn parse(maps: &[u8], main: Option<&Path>) -> Vec<Segment> {
-    let mut header: Option<Segment> = None;
+fn parse(maps: &[u8], main: Option<&Path>) -> Vec<MappedSegment> {
+    let mut header: Option<MappedSegment> = None;
     let mut segments = Vec::new();
     for line in maps.split(|&byte| byte == b'\n') {
         let Some((is_code, mut segment)) = parse_line(line, main) else { continue };
-        let is_same = |first: &Segment| {
+        let is_same = |first: &MappedSegment| {
             first.device == segment.device && first.inode == segment.inode && segment.inode != 0
         };
         if segment.file_offset == 0 {
@@ -206,7 +206,7 @@ fn parse(maps: &[u8], main: Option<&Path>) -> Vec<Segment> {
 
 /// Parses `7f00-7f08 r-xp 00001000 08:01 1234    /lib/libc.so.6`. Returns `true` with the segment
 /// if it is executable, and `None` if it has no file.
-fn parse_line(line: &[u8], main: Option<&Path>) -> Option<(bool, Segment)> {
+fn parse_line(line: &[u8], main: Option<&Path>) -> Option<(bool, MappedSegment)> {
     let mut rest = line;
     let mut field = || {
         let end = rest.iter().position(|&byte| byte == b' ')?;
@@ -224,7 +224,7 @@ fn parse_line(line: &[u8], main: Option<&Path>) -> Option<(bool, Segment)> {
     if !path.has_root() && path.as_os_str() != VDSO {
         return None;
     }
-    let segment = Segment {
+    let segment = MappedSegment {
         range: hex(start)?..hex(end)?,
         file_offset: hex(offset)?,
         is_main: main == Some(path.as_path()),
@@ -254,7 +254,7 @@ fn unescaped(path: &[u8]) -> Vec<u8> {
     text
 }
 
-impl Segment {
+impl MappedSegment {
     /// Returns `true` if `other` is the same range of the same file, regardless of its path.
     pub(crate) fn is_same_place(&self, other: &Self) -> bool {
         self.range == other.range
@@ -294,17 +294,17 @@ impl Segment {
             return self.copy_vdso();
         }
         if let Some(file) = &self.file {
-            return ElfFile::read(Source::File(Arc::clone(file)));
+            return ElfFile::read(ElfSource::File(Arc::clone(file)));
         }
         let path = if self.is_main { Path::new(EXE) } else { self.path.as_path() };
-        ElfFile::read(Source::File(Arc::new(CodeFile::open(path).ok()?)))
+        ElfFile::read(ElfSource::File(Arc::new(CodeFile::open(path).ok()?)))
     }
 
     fn copy_vdso(&self) -> Option<ElfFile> {
         let length = self.range.end.checked_sub(self.range.start).filter(|&n| n <= MAX_VDSO)?;
         let mut bytes = vec![0; usize::try_from(length).ok()?];
         let read = own_memory::read(self.range.start, &mut bytes);
-        (read == bytes.len()).then(|| ElfFile::read(Source::Copy(bytes)))?
+        (read == bytes.len()).then(|| ElfFile::read(ElfSource::Copy(bytes)))?
     }
 }
 

@@ -22,8 +22,8 @@ use std::path::{Path, PathBuf};
 
 use std::sync::{Arc, PoisonError, Weak};
 
-use super::elf::{ElfFile, Source};
-use super::images::{EXE, Loads, Segment};
+use super::elf::{ElfFile, ElfSource};
+use super::images::{EXE, Loads, MappedSegment};
 use crate::base::{CodeFile, spare, warnings};
 use crate::os::proc::process::descriptor_limit;
 
@@ -44,21 +44,21 @@ const DELETED: &[u8] = b" (deleted)";
 
 const TOPIC: &str = "symbols.descriptors";
 
-static REGISTRY: Mutex<Registry> = Mutex::new(Registry::new());
+static REGISTRY: Mutex<FileRegistry> = Mutex::new(FileRegistry::new());
 
-fn with<T>(use_registry: impl FnOnce(&mut Registry) -> T) -> T {
+fn with<T>(use_registry: impl FnOnce(&mut FileRegistry) -> T) -> T {
     use_registry(&mut REGISTRY.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
 /// Sets the file and the build ID of each segment to those at its first use. `segments` must be
 /// complete.
-pub(super) fn settle(segments: &mut [Segment], loads: Loads) {
+pub(super) fn settle(segments: &mut [MappedSegment], loads: Loads) {
     with(|registry| registry.settle(segments, loads));
 }
 
 /// Returns the segments of unloaded files that overlap none of `loaded`.
-pub(super) fn unloaded(loaded: &[Segment]) -> Vec<Segment> {
-    let unloaded = |registry: &mut Registry| {
+pub(super) fn unloaded(loaded: &[MappedSegment]) -> Vec<MappedSegment> {
+    let unloaded = |registry: &mut FileRegistry| {
         let known = registry.known.iter().filter(|known| !known.is_loaded);
         known.map(|known| known.segment.clone()).collect::<Vec<_>>()
     };
@@ -108,13 +108,13 @@ fn allowed(open: u64, limit: Option<u64>, own: u64) -> u64 {
     (more + spare::places_for_code()).min(MAX_HELD)
 }
 
-fn overlap(a: &Segment, b: &Segment) -> bool {
+fn overlap(a: &MappedSegment, b: &MappedSegment) -> bool {
     a.range.start < b.range.end && b.range.start < a.range.end
 }
 
-struct Registry {
+struct FileRegistry {
     /// Loaded segments in the order of the last list, then unloaded ones, the latest first.
-    known: Vec<Known>,
+    known: Vec<KnownMapping>,
     /// Files removed from the table that unfinished profiles may still refer to.
     retired: Vec<Weak<CodeFile>>,
     loads: Loads,
@@ -125,18 +125,18 @@ struct Registry {
     is_counted: bool,
 }
 
-struct Known {
-    segment: Segment,
+struct KnownMapping {
+    segment: MappedSegment,
     is_loaded: bool,
 }
 
-impl Default for Registry {
+impl Default for FileRegistry {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl Registry {
+impl FileRegistry {
     const fn new() -> Self {
         Self {
             known: Vec::new(),
@@ -148,7 +148,7 @@ impl Registry {
         }
     }
 
-    fn settle(&mut self, segments: &mut [Segment], loads: Loads) {
+    fn settle(&mut self, segments: &mut [MappedSegment], loads: Loads) {
         if !self.is_counted {
             // The number of open descriptors is unknown until the first tick.
             self.allowed = allowed(0, descriptor_limit(), 0);
@@ -172,19 +172,20 @@ impl Registry {
                 Some(known) => *segment = known.segment,
                 None => self.learn(segment, &old),
             }
-            self.known.push(Known { segment: segment.clone(), is_loaded: true });
+            self.known.push(KnownMapping { segment: segment.clone(), is_loaded: true });
             self.retire(another);
         }
-        let is_free = |old: &Known| !segments.iter().any(|now| overlap(&old.segment, now));
-        let (mut kept, replaced): (Vec<Known>, Vec<Known>) = old.into_iter().partition(is_free);
+        let is_free = |old: &KnownMapping| !segments.iter().any(|now| overlap(&old.segment, now));
+        let (mut kept, replaced): (Vec<KnownMapping>, Vec<KnownMapping>) =
+            old.into_iter().partition(is_free);
         let beyond = kept.split_off(kept.len().min(MAX_UNLOADED));
-        self.known.extend(kept.into_iter().map(|old| Known { is_loaded: false, ..old }));
+        self.known.extend(kept.into_iter().map(|old| KnownMapping { is_loaded: false, ..old }));
         self.retire(replaced.into_iter().chain(beyond));
         self.balance();
     }
 
     /// Determines the file of `segment`.
-    fn learn(&self, segment: &mut Segment, old: &[Known]) {
+    fn learn(&self, segment: &mut MappedSegment, old: &[KnownMapping]) {
         if segment.is_vdso() {
             segment.build_id = segment.open().map(|image| image.build_id()).unwrap_or_default();
             return;
@@ -193,13 +194,13 @@ impl Registry {
             let other = &known.segment;
             other.inode == segment.inode && other.device == segment.device && known.is_certain()
         });
-        if let Some(Known { segment: same, .. }) = same {
+        if let Some(KnownMapping { segment: same, .. }) = same {
             segment.path.clone_from(&same.path);
             segment.build_id.clone_from(&same.build_id);
             segment.file.clone_from(&same.file);
             return;
         }
-        let mapped = segment.header.clone().and_then(|at| ElfFile::read(Source::Memory(at)));
+        let mapped = segment.header.clone().and_then(|at| ElfFile::read(ElfSource::Memory(at)));
         segment.build_id = mapped.map(|image| image.build_id()).unwrap_or_default();
         if let Some(path) = before_deletion(segment) {
             segment.path = path;
@@ -217,7 +218,7 @@ impl Registry {
         }
     }
 
-    fn retire(&mut self, gone: impl IntoIterator<Item = Known>) {
+    fn retire(&mut self, gone: impl IntoIterator<Item = KnownMapping>) {
         self.retired.retain(|file| file.strong_count() > 0);
         let files = gone.into_iter().filter_map(|known| known.segment.file);
         self.retired.extend(files.map(|file| Arc::downgrade(&file)));
@@ -265,7 +266,7 @@ impl Registry {
     }
 }
 
-impl Known {
+impl KnownMapping {
     /// Returns `true` if the file is known to be the original one, with unchanged content.
     fn is_certain(&self) -> bool {
         self.segment.file.as_ref().is_some_and(|file| file.is_held() && !file.is_rewritten())
@@ -279,9 +280,9 @@ fn is_of_the_system(path: &Path) -> bool {
 }
 
 /// Opens the file at `path` if it is the file of `segment`. Returns it with its build ID.
-fn open(path: &Path, segment: &Segment) -> Option<(CodeFile, String)> {
+fn open(path: &Path, segment: &MappedSegment) -> Option<(CodeFile, String)> {
     let file = Arc::new(CodeFile::open(path).ok()?);
-    let build_id = ElfFile::read(Source::File(Arc::clone(&file)))?.build_id();
+    let build_id = ElfFile::read(ElfSource::File(Arc::clone(&file)))?.build_id();
     let is_it = if segment.build_id.is_empty() {
         // On overlay file systems and btrfs the device differs from that of `stat`, the inode does
         // not.
@@ -294,7 +295,7 @@ fn open(path: &Path, segment: &Segment) -> Option<(CodeFile, String)> {
 }
 
 /// Returns the former path of a file that was removed or replaced, or `None` if it was not.
-fn before_deletion(segment: &Segment) -> Option<PathBuf> {
+fn before_deletion(segment: &MappedSegment) -> Option<PathBuf> {
     let path = segment.path.as_os_str().as_bytes().strip_suffix(DELETED)?;
     // A file name may really end in ` (deleted)`.
     let is_called_so = fs::metadata(&segment.path).is_ok_and(|file| file.ino() == segment.inode);

@@ -29,12 +29,12 @@ use crate::base::Bytes;
 ///
 /// The constructor is `const`, so it can be used in a static before any other code has run. Pages
 /// use memory only once they are written.
-pub struct Chunk {
+pub struct MappedWords {
     start: AtomicPtr<AtomicU64>,
     words: usize,
 }
 
-impl Chunk {
+impl MappedWords {
     /// Creates an unmapped chunk of `words` words.
     pub const fn new(words: usize) -> Self {
         Self { start: AtomicPtr::new(ptr::null_mut()), words }
@@ -68,7 +68,7 @@ impl Chunk {
     }
 }
 
-impl Drop for Chunk {
+impl Drop for MappedWords {
     fn drop(&mut self) {
         let start = *self.start.get_mut();
         if !start.is_null() {
@@ -80,17 +80,17 @@ impl Drop for Chunk {
 }
 
 /// Bytes copied to a private mapping; changes of their source do not affect them.
-pub(crate) struct Copy {
+pub(crate) struct MappedCopy {
     start: *const u8,
     length: usize,
 }
 
 // SAFETY: after `fill` the bytes are only read, and the mapping is owned.
-unsafe impl Send for Copy {}
+unsafe impl Send for MappedCopy {}
 // SAFETY: as above.
-unsafe impl Sync for Copy {}
+unsafe impl Sync for MappedCopy {}
 
-impl Copy {
+impl MappedCopy {
     /// Maps `length` bytes and calls `fill` to write them.
     ///
     /// # Errors
@@ -111,7 +111,7 @@ impl Copy {
     }
 }
 
-impl Deref for Copy {
+impl Deref for MappedCopy {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
@@ -121,7 +121,7 @@ impl Deref for Copy {
     }
 }
 
-impl Drop for Copy {
+impl Drop for MappedCopy {
     fn drop(&mut self) {
         if self.length > 0 {
             // SAFETY: mapped by `fill` with this length; `&mut self` excludes every borrow of it.
@@ -287,7 +287,7 @@ mod tests {
 
     #[test]
     fn a_chunk_is_mapped_once_and_zeroed() {
-        let chunk = Chunk::new(1000);
+        let chunk = MappedWords::new(1000);
         assert!(chunk.get().is_none());
         std::thread::scope(|scope| {
             for _ in 0..4 {
@@ -303,20 +303,20 @@ mod tests {
     #[test]
     #[cfg_attr(miri, ignore = "takes the memory from the machine")]
     fn a_chunk_that_cannot_be_mapped_is_none() {
-        assert!(Chunk::new(1 << 56).get_or_map().is_none());
-        assert!(Copy::fill(usize::MAX >> 8, |_| Ok(())).is_err());
+        assert!(MappedWords::new(1 << 56).get_or_map().is_none());
+        assert!(MappedCopy::fill(usize::MAX >> 8, |_| Ok(())).is_err());
     }
 
     #[test]
     fn a_copy_is_what_was_filled_in() {
-        let copy = Copy::fill(5000, |bytes| {
+        let copy = MappedCopy::fill(5000, |bytes| {
             bytes[4999] = 7;
             Ok(())
         });
         let copy = copy.unwrap();
         assert_eq!((copy.len(), copy[0], copy[4999]), (5000, 0, 7));
-        assert!(Copy::fill(0, |_| Ok(())).unwrap().is_empty());
-        let failed = Copy::fill(8, |_| Err(io::ErrorKind::UnexpectedEof.into()));
+        assert!(MappedCopy::fill(0, |_| Ok(())).unwrap().is_empty());
+        let failed = MappedCopy::fill(8, |_| Err(io::ErrorKind::UnexpectedEof.into()));
         assert_eq!(failed.err().map(|error| error.kind()), Some(io::ErrorKind::UnexpectedEof));
     }
 
@@ -344,7 +344,7 @@ mod tests {
     #[test]
     #[cfg(all(target_os = "linux", not(miri)))]
     fn a_table_takes_no_huge_pages() {
-        let chunk = Chunk::new(1 << 20);
+        let chunk = MappedWords::new(1 << 20);
         let mapping = mapping_of(chunk.get_or_map().unwrap().as_ptr() as u64);
         let has_huge_pages = std::path::Path::new("/sys/kernel/mm/transparent_hugepage").exists();
         let flags = mapping.iter().find(|line| line.starts_with("VmFlags:")).unwrap();

@@ -31,7 +31,7 @@ use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::kernel_file::{KernelFile, number, words};
-use super::syscalls::{Optional, permit};
+use super::syscalls::{OptionalCall, permit};
 use crate::base::warnings;
 use crate::os::proc::cpu_mask::CpuMask;
 
@@ -106,16 +106,16 @@ static RECORD_AT_START: extern "C" fn() = record_at_start;
 /// attributes to the process's start values. A second call in a thread does nothing.
 pub fn enter() {
     thread_local! {
-        static ENTRY: Entry = Entry::new();
+        static ENTRY: OwnThreadEntry = OwnThreadEntry::new();
     }
     // A terminating thread has no thread-locals.
     let _ = ENTRY.try_with(|_| ());
 }
 
 /// An entry in [`RUNNING`], held while the thread runs.
-struct Entry(Option<&'static AtomicU32>);
+struct OwnThreadEntry(Option<&'static AtomicU32>);
 
-impl Entry {
+impl OwnThreadEntry {
     fn new() -> Self {
         let tid = crate::os::proc::threads::current();
         let is_free =
@@ -132,7 +132,7 @@ impl Entry {
     }
 }
 
-impl Drop for Entry {
+impl Drop for OwnThreadEntry {
     fn drop(&mut self) {
         if let Some(place) = self.0 {
             place.store(0, Relaxed);
@@ -187,7 +187,7 @@ fn reset_cpus(start: &AtStart) -> Result<(), String> {
         return Ok(());
     }
     let failed = |why: String| format!("CPUs {own} instead of {wanted}: {why}");
-    permit(Optional::SetAffinity).map_err(|denied| failed(denied.to_string()))?;
+    permit(OptionalCall::SetAffinity).map_err(|denied| failed(denied.to_string()))?;
     match wanted.set_for_this_thread() {
         // No CPU of the mask is left in the cpuset: the mask that the kernel chose instead is
         // correct.
@@ -208,7 +208,7 @@ fn reset_policy(start: &AtStart) -> Result<(), String> {
         return Ok(());
     }
     let failed = |why: String| format!("policy {} instead of {wanted}: {why}", own.policy);
-    permit(Optional::SetScheduler).map_err(|denied| failed(denied.to_string()))?;
+    permit(OptionalCall::SetScheduler).map_err(|denied| failed(denied.to_string()))?;
     let parameters = libc::sched_param { sched_priority: 0 };
     // A raw system call: musl's function is not implemented. If the parent had SCHED_RESET_ON_FORK,
     // the policy is already reset.
@@ -228,7 +228,7 @@ fn reset_nice(start: &AtStart) -> Result<(), String> {
         return Ok(());
     }
     let failed = |why: String| format!("nice {} instead of {}: {why}", own.nice, at_start.nice);
-    permit(Optional::SetPriority).map_err(|denied| failed(denied.to_string()))?;
+    permit(OptionalCall::SetPriority).map_err(|denied| failed(denied.to_string()))?;
     // Linux keeps the nice value per thread: 0 is the calling one.
     rustix::process::setpriority_process(None, at_start.nice)
         .map_err(|error| failed(format!("setpriority failed: {error} (RLIMIT_NICE)")))

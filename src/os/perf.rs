@@ -6,7 +6,7 @@
 //!
 //! An event that is inherited by new threads cannot have a ring per thread: the kernel then
 //! requires one per CPU, and with it a descriptor per thread *and* CPU. So the caller of
-//! [`Event::open`] has to find the threads. A sample always takes `stack_bytes` in the ring,
+//! [`PerfEvent::open`] has to find the threads. A sample always takes `stack_bytes` in the ring,
 //! however little of the stack is in use: the kernel has no information about the end of a stack.
 //!
 //! The layouts are those of `linux/perf_event.h`, which are only ever extended.
@@ -26,9 +26,9 @@ use rustix::event::epoll;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
 use super::failed_call::{FailedCall, RING};
-use super::syscalls::{Optional, permit};
+use super::syscalls::{OptionalCall, permit};
 use crate::base::spare;
-use crate::os::stack_snapshot::{Copied, Head, Registers};
+use crate::os::stack_snapshot::{Registers, SnapshotHeader, StackSnapshot};
 
 /// The sampling parameters of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,7 +90,7 @@ fn registers(word: impl Fn(u64) -> u64) -> Registers {
 /// `struct perf_event_attr`, version 5.
 #[repr(C)]
 #[derive(Default)]
-struct Attributes {
+struct EventAttributes {
     kind: u32,
     size: u32,
     config: u64,
@@ -124,7 +124,7 @@ pub(super) fn locked_kib_per_cpu() -> Option<u64> {
 }
 
 /// A perf event of a thread, with its ring buffer.
-pub struct Event {
+pub struct PerfEvent {
     fd: OwnedFd,
     ring: NonNull<u8>,
     page: usize,
@@ -135,19 +135,19 @@ pub struct Event {
 }
 
 // SAFETY: the ring is memory shared with the kernel, accessed through `&mut self` only.
-unsafe impl Send for Event {}
+unsafe impl Send for PerfEvent {}
 
-impl Event {
+impl PerfEvent {
     /// Starts to sample the thread `tid` of this process.
     ///
     /// # Errors
     ///
     /// Returns the refused call and the limit that refused it, or the filter that denies the call.
     pub fn open(tid: u32, sampling: Sampling) -> Result<Self, FailedCall> {
-        permit(Optional::PerfEventOpen)?;
-        let attributes = Attributes {
+        permit(OptionalCall::PerfEventOpen)?;
+        let attributes = EventAttributes {
             kind: TYPE_SOFTWARE,
-            size: size_of::<Attributes>() as u32,
+            size: size_of::<EventAttributes>() as u32,
             config: CONFIG_CPU_CLOCK,
             sample_period: nanos(sampling.period),
             sample_type: SAMPLE_TID | SAMPLE_TIME | SAMPLE_REGS_USER | SAMPLE_STACK_USER,
@@ -161,7 +161,7 @@ impl Event {
             wakeup_watermark: (sampling.ring_bytes / WATERMARK_SHARE) as u32,
             sample_regs_user: REGISTERS,
             sample_stack_user: sampling.stack_bytes.min(MAX_STACK) & !7,
-            ..Attributes::default()
+            ..EventAttributes::default()
         };
         // SAFETY: the kernel reads `size` bytes of the attributes and returns a descriptor.
         let fd = unsafe {
@@ -175,7 +175,7 @@ impl Event {
             )
         };
         if fd < 0 {
-            return Err(FailedCall::of(Optional::PerfEventOpen, io::Error::last_os_error()));
+            return Err(FailedCall::of(OptionalCall::PerfEventOpen, io::Error::last_os_error()));
         }
         // SAFETY: a descriptor that the kernel has just created.
         let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
@@ -203,7 +203,7 @@ impl Event {
     ///
     /// Returns an error if a filter denies the call; the old period stays in effect.
     pub fn set_period(&mut self, period: Duration) -> io::Result<()> {
-        permit(Optional::Ioctl)?;
+        permit(OptionalCall::Ioctl)?;
         let nanos = nanos(period);
         // SAFETY: the kernel reads a u64.
         let failed = unsafe { libc::ioctl(self.fd.as_raw_fd(), IOC_PERIOD as _, &raw const nanos) };
@@ -230,7 +230,7 @@ impl Event {
 
     /// Passes the samples in the ring to `take`, oldest first. Returns the number of samples lost
     /// because the ring was full.
-    pub fn drain(&mut self, into: &mut Copied, mut take: impl FnMut(&Copied)) -> u64 {
+    pub fn drain(&mut self, into: &mut StackSnapshot, mut take: impl FnMut(&StackSnapshot)) -> u64 {
         if self.pid != std::process::id() {
             return 0;
         }
@@ -264,12 +264,12 @@ impl Event {
     /// ```text
     /// header | pid, tid | time | abi | registers | size | stack … | number of valid stack bytes
     /// ```
-    fn sample(&self, at: u64, record: u64, into: &mut Copied) {
+    fn sample(&self, at: u64, record: u64, into: &mut StackSnapshot) {
         let word = |index: u64| self.word(at + index * 8);
         let tid = (word(1) >> 32) as u32;
         let mut next = 4;
         let has_registers = word(3) != 0;
-        into.head = Head { tid, weight: 1, time: word(2), ..Head::default() };
+        into.head = SnapshotHeader { tid, weight: 1, time: word(2), ..SnapshotHeader::default() };
         if has_registers {
             into.head.registers = registers(|index| word(next + index));
             next += u64::from(REGISTERS.count_ones());
@@ -300,7 +300,7 @@ impl Event {
     }
 }
 
-impl Drop for Event {
+impl Drop for PerfEvent {
     fn drop(&mut self) {
         // In a child of `fork`, other memory may be mapped there.
         if self.pid != std::process::id() {
@@ -334,7 +334,7 @@ impl FilledRings {
     ///
     /// Returns an error if the kernel has no memory left, or the user's limit of epoll watches is
     /// reached.
-    pub fn add(&self, event: &Event, id: u32) -> io::Result<()> {
+    pub fn add(&self, event: &PerfEvent, id: u32) -> io::Result<()> {
         let data = epoll::EventData::new_u64(id.into());
         Ok(epoll::add(&self.epoll, &event.fd, data, epoll::EventFlags::IN)?)
     }
@@ -384,7 +384,7 @@ mod tests {
         }
     }
 
-    fn event(ring_bytes: usize) -> Option<Event> {
+    fn event(ring_bytes: usize) -> Option<PerfEvent> {
         let sampling = Sampling {
             period: Duration::from_millis(1),
             stack_bytes: 4 << 10,
@@ -393,7 +393,7 @@ mod tests {
         };
         // SAFETY: takes no pointer and cannot fail.
         let tid = unsafe { libc::gettid() } as u32;
-        match Event::open(tid, sampling) {
+        match PerfEvent::open(tid, sampling) {
             Ok(event) => Some(event),
             Err(error) => {
                 // A machine without perf events must refuse them with a permission error.
@@ -411,7 +411,7 @@ mod tests {
         let local = 0u64;
         let mut samples = 0;
         let drained = SystemClock.now().as_nanos();
-        let lost = event.drain(&mut Copied::default(), |copied| {
+        let lost = event.drain(&mut StackSnapshot::default(), |copied| {
             assert!((begun..drained).contains(&copied.head.time), "dated by another clock");
             let sp = copied.head.registers.sp;
             assert!((&raw const local as u64).abs_diff(sp) < 64 << 10, "{sp:x}");
@@ -419,7 +419,7 @@ mod tests {
             samples += 1;
         });
         assert!(samples > 0 && lost == 0, "{samples}, {lost}");
-        assert_eq!(event.drain(&mut Copied::default(), |_| {}), 0);
+        assert_eq!(event.drain(&mut StackSnapshot::default(), |_| {}), 0);
         let counted = event.counted().unwrap();
         assert!(counted >= Duration::from_millis(samples), "{counted:?} of {samples}");
     }
@@ -433,7 +433,7 @@ mod tests {
         while lost == 0 && rounds < 100 {
             burn(Duration::from_millis(20));
             let mut samples = 0;
-            lost += event.drain(&mut Copied::default(), |_| samples += 1);
+            lost += event.drain(&mut StackSnapshot::default(), |_| samples += 1);
             assert!(samples <= 2, "{samples} in 8 KiB");
             rounds += 1;
         }
@@ -449,7 +449,7 @@ mod tests {
             tell.send(crate::os::proc::threads::current()).unwrap();
             wait.recv().unwrap_or_default();
         });
-        let idle_event = Event::open(told.recv().unwrap(), event.sampling()).unwrap();
+        let idle_event = PerfEvent::open(told.recv().unwrap(), event.sampling()).unwrap();
         let mut filled = FilledRings::new().unwrap();
         filled.add(&event, 7).unwrap();
         filled.add(&idle_event, 8).unwrap();
@@ -462,7 +462,7 @@ mod tests {
         // 16 samples of 4 KiB fill the ring.
         burn(Duration::from_millis(40));
         assert_eq!(read(&mut ids), [7]);
-        event.drain(&mut Copied::default(), |_| {});
+        event.drain(&mut StackSnapshot::default(), |_| {});
         assert_eq!(read(&mut ids).len(), 0);
         burn(Duration::from_millis(40));
         assert_eq!(read(&mut ids), [7], "again");

@@ -25,16 +25,16 @@ const SHARE: u64 = 8;
 
 /// The part of a quota that marple may hold, and the limit behind it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Allowance {
+pub struct QuotaShare {
     /// Total that marple may hold, in the quota's unit.
     pub count: u64,
     /// Limit that the quota is a part of.
-    pub limit: Limit,
+    pub limit: QuotaLimit,
 }
 
 /// A limit, its value, and the current use by the process or user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Limit {
+pub enum QuotaLimit {
     /// There is no limit.
     None,
     /// `RLIMIT_NOFILE`.
@@ -58,7 +58,7 @@ pub enum Limit {
     },
 }
 
-impl fmt::Display for Limit {
+impl fmt::Display for QuotaLimit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::None => f.write_str("no limit"),
@@ -76,26 +76,26 @@ impl fmt::Display for Limit {
     }
 }
 
-impl Allowance {
-    const UNLIMITED: Self = Self { count: u64::MAX, limit: Limit::None };
+impl QuotaShare {
+    const UNLIMITED: Self = Self { count: u64::MAX, limit: QuotaLimit::None };
 
     fn of_descriptors(limit: u64, used: u64, own: u64) -> Self {
         let others = used.saturating_sub(own);
         let count = (limit / SHARE).min((limit / 4 * 3).saturating_sub(others));
-        Self { count, limit: Limit::Descriptors { limit, used } }
+        Self { count, limit: QuotaLimit::Descriptors { limit, used } }
     }
 
     fn of_signals(limit: u64, used: u64, own: u64) -> Self {
         let free = limit.saturating_sub(used.saturating_sub(own));
-        Self { count: free / SHARE, limit: Limit::PendingSignals { limit, used } }
+        Self { count: free / SHARE, limit: QuotaLimit::PendingSignals { limit, used } }
     }
 }
 
 /// A reader of the number of descriptors of this process.
 #[derive(Debug)]
-pub struct Descriptors(Procfs);
+pub struct DescriptorQuota(Procfs);
 
-impl Descriptors {
+impl DescriptorQuota {
     /// Opens `/proc/self/fd`: one descriptor.
     pub fn open() -> Self {
         Self(Procfs::open_descriptors(Path::new("/")))
@@ -104,38 +104,38 @@ impl Descriptors {
     /// Returns the number of descriptors marple may hold for samples if it holds `own`. If the
     /// number of open ones is unknown, that is an eighth of the limit. Costs 2 us; more on Linux
     /// before 6.2, and then less often.
-    pub fn allowance(&mut self, own: u64, now: Moment) -> Allowance {
+    pub fn allowance(&mut self, own: u64, now: Moment) -> QuotaShare {
         match getrlimit(Resource::Nofile).current {
-            Some(limit) => Allowance::of_descriptors(limit, self.0.fds(now).unwrap_or(own), own),
-            None => Allowance::UNLIMITED,
+            Some(limit) => QuotaShare::of_descriptors(limit, self.0.fds(now).unwrap_or(own), own),
+            None => QuotaShare::UNLIMITED,
         }
     }
 }
 
 /// Returns the number of timers marple may hold if it holds `own`. If the number of pending signals
 /// is unknown, only marple's own are assumed to be in use. Costs 10 us.
-pub fn pending_signals(own: u64) -> Allowance {
+pub fn pending_signals(own: u64) -> QuotaShare {
     let status = std::fs::read("/proc/self/status").unwrap_or_default();
     match queued(&status) {
-        Some((used, limit)) => Allowance::of_signals(limit, used, own),
+        Some((used, limit)) => QuotaShare::of_signals(limit, used, own),
         None => match getrlimit(Resource::Sigpending).current {
-            Some(limit) => Allowance::of_signals(limit, own, own),
-            None => Allowance::UNLIMITED,
+            Some(limit) => QuotaShare::of_signals(limit, own, own),
+            None => QuotaShare::UNLIMITED,
         },
     }
 }
 
 /// Returns the number of bytes marple may hold locked.
-pub fn locked_memory() -> Allowance {
+pub fn locked_memory() -> QuotaShare {
     const CAP_IPC_LOCK: u32 = 14;
     let status = std::fs::read("/proc/self/status").unwrap_or_default();
     let capabilities =
         field(&status, b"CapEff:").and_then(|mask| u64::from_str_radix(mask, 16).ok());
     match getrlimit(Resource::Memlock).current {
         Some(limit) if capabilities.unwrap_or(0) >> CAP_IPC_LOCK & 1 == 0 => {
-            Allowance { count: limit / SHARE, limit: Limit::LockedMemory { limit } }
+            QuotaShare { count: limit / SHARE, limit: QuotaLimit::LockedMemory { limit } }
         }
-        _ => Allowance::UNLIMITED,
+        _ => QuotaShare::UNLIMITED,
     }
 }
 
@@ -168,7 +168,7 @@ mod tests {
             (256, 20, 0, 32),
             (7, 3, 0, 0),
         ] {
-            let allowance = Allowance::of_descriptors(limit, used, own);
+            let allowance = QuotaShare::of_descriptors(limit, used, own);
             assert_eq!(allowance.count, count, "{used} of {limit}, {own} held");
         }
     }
@@ -176,9 +176,9 @@ mod tests {
     #[test]
     fn what_is_given_back_is_not_taken_again() {
         let (limit, others) = (1024, 700);
-        let held = Allowance::of_descriptors(limit, others + 128, 128).count;
+        let held = QuotaShare::of_descriptors(limit, others + 128, 128).count;
         assert_eq!(held, 68);
-        assert_eq!(Allowance::of_descriptors(limit, others + held, held).count, held);
+        assert_eq!(QuotaShare::of_descriptors(limit, others + held, held).count, held);
     }
 
     #[test]
@@ -186,7 +186,7 @@ mod tests {
         for (limit, used, own, count) in
             [(64, 0, 0, 8), (64, 8, 8, 8), (64, 40, 8, 4), (64, 64, 0, 0), (96_364, 4, 0, 12_045)]
         {
-            let allowance = Allowance::of_signals(limit, used, own);
+            let allowance = QuotaShare::of_signals(limit, used, own);
             assert_eq!(allowance.count, count, "{used} of {limit}, {own} held");
         }
         let status = b"Threads:\t2\nSigQ:\t3/96364\nSigPnd:\t0\n";
@@ -196,8 +196,14 @@ mod tests {
 
     #[test]
     fn this_process_is_within_its_limits() {
-        let descriptors = Descriptors::open().allowance(0, Moment::default());
-        assert!(matches!(descriptors.limit, Limit::Descriptors { used: 1.., .. } | Limit::None));
-        assert!(matches!(pending_signals(0).limit, Limit::PendingSignals { .. } | Limit::None));
+        let descriptors = DescriptorQuota::open().allowance(0, Moment::default());
+        assert!(matches!(
+            descriptors.limit,
+            QuotaLimit::Descriptors { used: 1.., .. } | QuotaLimit::None
+        ));
+        assert!(matches!(
+            pending_signals(0).limit,
+            QuotaLimit::PendingSignals { .. } | QuotaLimit::None
+        ));
     }
 }

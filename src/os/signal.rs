@@ -1,4 +1,5 @@
-//! Signal-based stack sampling: a signal handler that copies registers and stack into [`Slots`].
+//! Signal-based stack sampling: a signal handler that copies registers and stack into
+//! [`SnapshotPool`].
 //!
 //! A handler is installed once per signal and stays for the life of the process. It is never
 //! removed or reset to the default action, which terminates the process for most signals: a signal
@@ -14,8 +15,8 @@
 //! The handler takes no lock, does not allocate and uses nothing that is lazily initialised:
 //! [`install`] maps and publishes everything before it registers the handler. It costs a tick, a
 //! copy, and one system call (`gettid`) unless the sender has set the thread of the entry
-//! ([`Target::set_thread`]). The handler reads ticks and not the clock: one instruction of 10 ns if
-//! the kernel trusts the CPU's counter, and no library call.
+//! ([`SignalCapture::set_thread`]). The handler reads ticks and not the clock: one instruction of
+//! 10 ns if the kernel trusts the CPU's counter, and no library call.
 //!
 //! # Readable range of the stack
 //!
@@ -24,9 +25,9 @@
 //! another thread unmaps between check and copy. So the handler reads only memory that is certain
 //! to be mapped:
 //!
-//! - Within the bounds that the capture side has set for the thread's [`Entry`]: from sp to the end
-//!   of the bounds, limited by the slot. They are the thread's own stack, which exists as long as
-//!   the thread, and the thread itself reads.
+//! - Within the bounds that the capture side has set for the thread's [`ThreadSlot`]: from sp to
+//!   the end of the bounds, limited by the slot. They are the thread's own stack, which exists as
+//!   long as the thread, and the thread itself reads.
 //! - On the thread's signal stack, if the kernel reports one with the signal: to its end, where the
 //!   kernel started to write.
 //! - Elsewhere (a coroutine's stack, a thread with unknown bounds): to the end of the page that
@@ -53,12 +54,12 @@ use std::sync::PoisonError;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicUsize};
 
-use super::syscalls::{Optional, permit};
+use super::syscalls::{OptionalCall, permit};
 use crate::base::{Bytes, warnings};
 use crate::os::clock::cycle_clock;
 use crate::os::signal::bounds::Bounds;
 use crate::os::signal::context::{copy_words, registers, thread_pointer};
-use crate::os::stack_snapshot::{Head, Slots};
+use crate::os::stack_snapshot::{SnapshotHeader, SnapshotPool};
 
 /// Maximum number of threads with an entry.
 pub const ENTRIES: usize = 1 << 16;
@@ -74,12 +75,13 @@ fn cookie() -> u64 {
 /// Highest signal number + 1.
 const SIGNALS: usize = 65;
 
-static TARGETS: [AtomicPtr<Target>; SIGNALS] = [const { AtomicPtr::new(ptr::null_mut()) }; SIGNALS];
+static TARGETS: [AtomicPtr<SignalCapture>; SIGNALS] =
+    [const { AtomicPtr::new(ptr::null_mut()) }; SIGNALS];
 
 /// The destination of a signal handler's copies. Never freed.
-pub struct Target {
+pub struct SignalCapture {
     signal: c_int,
-    slots: Slots,
+    slots: SnapshotPool,
     bounds: Bounds,
     epoch: AtomicU32,
     /// Handler before installation: `sa_sigaction` and `sa_flags`.
@@ -88,7 +90,7 @@ pub struct Target {
 }
 
 /// Index of a thread in the table of stack bounds.
-pub type Entry = u16;
+pub type ThreadSlot = u16;
 
 /// Installs the handler for `signal`, or returns the one already installed, whose slots keep their
 /// original sizes. No allocation is made for it later.
@@ -96,7 +98,11 @@ pub type Entry = u16;
 /// # Errors
 ///
 /// Returns an error if the kernel refuses the memory or the signal.
-pub fn install(signal: c_int, slots: usize, stack_bytes: usize) -> io::Result<&'static Target> {
+pub fn install(
+    signal: c_int,
+    slots: usize,
+    stack_bytes: usize,
+) -> io::Result<&'static SignalCapture> {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     // The tick source must be determined before the first sample takes a tick.
@@ -109,7 +115,7 @@ pub fn install(signal: c_int, slots: usize, stack_bytes: usize) -> io::Result<&'
     let bounds = Bounds::map(ENTRIES).ok_or_else(|| no_memory(1, 32 * ENTRIES))?;
     let mapped = map_slots(signal, slots, stack_bytes)?;
     let previous = action_of(signal)?;
-    let target = Box::leak(Box::new(Target {
+    let target = Box::leak(Box::new(SignalCapture {
         signal,
         slots: mapped,
         bounds,
@@ -144,12 +150,12 @@ pub fn install(signal: c_int, slots: usize, stack_bytes: usize) -> io::Result<&'
 }
 
 /// Maps the slots, or fewer if there is not enough memory.
-fn map_slots(signal: c_int, slots: usize, stack_bytes: usize) -> io::Result<Slots> {
+fn map_slots(signal: c_int, slots: usize, stack_bytes: usize) -> io::Result<SnapshotPool> {
     /// Minimum number of slots; with fewer, nearly every signal would be lost.
     const FEWEST: usize = 8;
     let halves = std::iter::successors(Some(slots), |slots| Some(slots / 2));
     let enough = halves.take_while(|&fewer| fewer == slots || fewer >= FEWEST);
-    let mapped = enough.into_iter().find_map(|slots| Slots::map(slots, stack_bytes));
+    let mapped = enough.into_iter().find_map(|slots| SnapshotPool::map(slots, stack_bytes));
     let mapped = mapped.ok_or_else(|| no_memory(slots, stack_bytes))?;
     let topic = if signal == libc::SIGPROF { "cpu.slots" } else { "dump.slots" };
     if mapped.count() < slots {
@@ -202,7 +208,7 @@ fn all_but_faults() -> libc::sigset_t {
     }
 }
 
-fn at(place: &AtomicPtr<Target>) -> Option<&'static Target> {
+fn at(place: &AtomicPtr<SignalCapture>) -> Option<&'static SignalCapture> {
     // SAFETY: null, or a leaked box.
     unsafe { place.load(Acquire).as_ref() }
 }
@@ -219,14 +225,14 @@ fn action_of(signal: c_int) -> io::Result<libc::sigaction> {
     }
 }
 
-impl Target {
+impl SignalCapture {
     /// Returns the signal number.
     pub fn signal(&self) -> c_int {
         self.signal
     }
 
     /// Returns the pool of stack copies.
-    pub fn slots(&self) -> &Slots {
+    pub fn slots(&self) -> &SnapshotPool {
         &self.slots
     }
 
@@ -238,7 +244,7 @@ impl Target {
     }
 
     /// Returns the signal value for the thread at `entry`.
-    pub fn value(&self, entry: Entry) -> u64 {
+    pub fn value(&self, entry: ThreadSlot) -> u64 {
         cookie() | u64::from(self.epoch.load(Relaxed) & 0xffff) << 16 | u64::from(entry)
     }
 
@@ -249,13 +255,13 @@ impl Target {
     }
 
     /// Sets the stack bounds of the thread at `entry`; an empty range means unknown.
-    pub fn set_stack(&self, entry: Entry, stack: Range<u64>) {
+    pub fn set_stack(&self, entry: ThreadSlot, stack: Range<u64>) {
         self.bounds.set_stack(entry.into(), stack);
     }
 
     /// Sets the ID of the thread at `entry` while that thread lives. 0 means unknown: the handler
     /// then calls `gettid`.
-    pub fn set_thread(&self, entry: Entry, tid: u32) {
+    pub fn set_thread(&self, entry: ThreadSlot, tid: u32) {
         self.bounds.set_thread(entry.into(), tid);
     }
 
@@ -265,8 +271,8 @@ impl Target {
     ///
     /// Returns the errors of `rt_tgsigqueueinfo`: there is no such thread, or too many signals are
     /// queued. Also fails if a filter denies the call.
-    pub fn send(&self, tid: u32, entry: Entry) -> io::Result<()> {
-        permit(Optional::QueueSignal)?;
+    pub fn send(&self, tid: u32, entry: ThreadSlot) -> io::Result<()> {
+        permit(OptionalCall::QueueSignal)?;
         // SAFETY: an all-zero siginfo is a valid one.
         let mut info: libc::siginfo_t = unsafe { MaybeUninit::zeroed().assume_init() };
         info.si_signo = self.signal;
@@ -283,17 +289,17 @@ impl Target {
 
     /// Decodes a signal sent by marple: its entry, and `true` if its epoch has passed. Returns
     /// `None` for other signals.
-    fn ours(&self, info: &libc::siginfo_t) -> Option<(Entry, bool)> {
+    fn ours(&self, info: &libc::siginfo_t) -> Option<(ThreadSlot, bool)> {
         if !matches!(info.si_code, libc::SI_TIMER | libc::SI_QUEUE) {
             return None;
         }
         // SAFETY: both codes fill the value; `VALUE` is its offset in a siginfo of 128 bytes.
         let value = unsafe { ptr::from_ref(info).cast::<u8>().add(VALUE).cast::<u64>().read() };
         let late = value >> 16 & 0xffff != u64::from(self.epoch.load(Acquire) & 0xffff);
-        (value >> 32 == cookie() >> 32).then_some((value as Entry, late))
+        (value >> 32 == cookie() >> 32).then_some((value as ThreadSlot, late))
     }
 
-    fn copy(&self, entry: Entry, info: &libc::siginfo_t, context: &libc::ucontext_t) {
+    fn copy(&self, entry: ThreadSlot, info: &libc::siginfo_t, context: &libc::ucontext_t) {
         let weight = if info.si_code == libc::SI_TIMER {
             // SAFETY: a timer's siginfo has its overruns at `OVERRUN`.
             let overrun =
@@ -319,7 +325,14 @@ impl Target {
         let words = if sp.is_multiple_of(8) { end.wrapping_sub(sp) / 8 } else { 0 };
         let whole = is_stack && words <= slot.room() as u64;
         let (tag, thread_pointer) = (entry.into(), thread_pointer());
-        let head = Head { tid, tag, weight, registers, thread_pointer, time: cycle_clock::now() };
+        let head = SnapshotHeader {
+            tid,
+            tag,
+            weight,
+            registers,
+            thread_pointer,
+            time: cycle_clock::now(),
+        };
         slot.publish(&head, whole, |place| {
             let words = place.len().min(words as usize);
             // SAFETY: from sp to the end of the running thread's own stack, or of the page it runs
@@ -387,7 +400,7 @@ extern "C" fn handler(signal: c_int, info: *mut libc::siginfo_t, context: *mut c
 
 /// Copies the stack for marple's signals, and passes others to the previous handler.
 #[inline(never)]
-fn handle(target: &Target, signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
+fn handle(target: &SignalCapture, signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
     // SAFETY: the running thread's errno.
     let errno = unsafe { *libc::__errno_location() };
     // SAFETY: with SA_SIGINFO the kernel passes both, valid until the handler returns.

@@ -2,11 +2,11 @@
 
 use super::*;
 use crate::os::proc::stack_bounds::StackBounds;
-use crate::os::stack_snapshot::Copied;
+use crate::os::stack_snapshot::StackSnapshot;
 use std::sync::atomic::AtomicU64;
 
 /// Installs a target on a signal that no other test uses.
-pub(crate) fn target(slots: usize, stack_bytes: usize) -> &'static Target {
+pub(crate) fn target(slots: usize, stack_bytes: usize) -> &'static SignalCapture {
     static NEXT: AtomicI32 = AtomicI32::new(2);
     let signal = libc::SIGRTMIN() + NEXT.fetch_add(1, Relaxed);
     install(signal, slots, stack_bytes).unwrap()
@@ -14,7 +14,7 @@ pub(crate) fn target(slots: usize, stack_bytes: usize) -> &'static Target {
 
 /// Sends the signal to the calling thread. Returns 0.
 #[inline(never)]
-pub(crate) fn interrupted(target: &'static Target) -> u64 {
+pub(crate) fn interrupted(target: &'static SignalCapture) -> u64 {
     // SAFETY: takes no pointer and cannot fail.
     let tid = unsafe { libc::gettid() } as u32;
     let stack = StackBounds::open().unwrap().of(tid).unwrap_or(0..0);
@@ -23,9 +23,9 @@ pub(crate) fn interrupted(target: &'static Target) -> u64 {
     std::hint::black_box(0)
 }
 
-fn taken(target: &Target) -> Vec<Copied> {
+fn taken(target: &SignalCapture) -> Vec<StackSnapshot> {
     let mut taken = Vec::new();
-    target.slots().drain(&mut Copied::default(), |copied| taken.push(copied.clone()));
+    target.slots().drain(&mut StackSnapshot::default(), |copied| taken.push(copied.clone()));
     taken
 }
 

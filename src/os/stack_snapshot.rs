@@ -7,13 +7,14 @@
 //!
 //! A handler claims any free slot within `REACH` of a moving start, so it never waits. A thread
 //! that is descheduled with a claimed slot blocks only that slot; in an ordered queue it would
-//! block the following ones. If no slot is free, the weight is added to [`Slots::lost`]. The pool
-//! consists of words of one [`Chunk`]. Only pages that were written use memory, so a slot costs as
-//! much as the deepest stack it has held. `tests/os_loom.rs` checks the possible memory orderings.
+//! block the following ones. If no slot is free, the weight is added to [`SnapshotPool::lost`]. The
+//! pool consists of words of one [`MappedWords`]. Only pages that were written use memory, so a
+//! slot costs as much as the deepest stack it has held. `tests/os_loom.rs` checks the possible
+//! memory orderings.
 
 use crate::base::sync::AtomicU64;
 use crate::base::sync::Ordering::{Acquire, Relaxed, Release};
-use crate::os::mapped_memory::Chunk;
+use crate::os::mapped_memory::MappedWords;
 
 /// The registers an unwinder starts from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -30,7 +31,7 @@ pub struct Registers {
 
 /// Data a handler records in addition to the stack.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Head {
+pub struct SnapshotHeader {
     /// Thread ID.
     pub tid: u32,
     /// Tag set by the sender of the signal; identifies the owner.
@@ -48,9 +49,9 @@ pub struct Head {
 
 /// A copied stack with its header.
 #[derive(Clone, Debug, Default)]
-pub struct Copied {
+pub struct StackSnapshot {
     /// Thread, registers and time of the copy.
-    pub head: Head,
+    pub head: SnapshotHeader,
     /// Stack words, from the stack pointer up.
     pub stack: Vec<u64>,
     /// Set if the copy reaches the end of the stack.
@@ -68,20 +69,20 @@ const CLAIMED: u64 = 1;
 const READY: u64 = 2;
 
 /// A lock-free pool of stack copies.
-pub struct Slots {
-    memory: Chunk,
+pub struct SnapshotPool {
+    memory: MappedWords,
     slots: usize,
     stack_words: usize,
     next: AtomicU64,
     lost: AtomicU64,
 }
 
-impl Slots {
+impl SnapshotPool {
     /// Maps `slots` slots of up to `stack_bytes` of stack each. Returns `None` if the kernel
     /// refuses the memory.
     pub fn map(slots: usize, stack_bytes: usize) -> Option<Self> {
         let (slots, stack_words) = (slots.max(1), stack_bytes / 8);
-        let memory = Chunk::new(slots.checked_mul(HEAD + stack_words)?);
+        let memory = MappedWords::new(slots.checked_mul(HEAD + stack_words)?);
         memory.get_or_map()?;
         Some(Self { memory, slots, stack_words, next: AtomicU64::new(0), lost: AtomicU64::new(0) })
     }
@@ -107,14 +108,14 @@ impl Slots {
     }
 
     /// Claims a free slot for exclusive use by the caller. Async-signal-safe.
-    pub(crate) fn claim(&self) -> Option<Claimed<'_>> {
+    pub(crate) fn claim(&self) -> Option<ClaimedSlot<'_>> {
         let start = self.next.fetch_add(1, Relaxed) as usize;
         (0..REACH.min(self.slots)).find_map(|step| {
             let words = self.words((start.wrapping_add(step)) % self.slots)?;
             let (state, rest) = words.split_first()?;
             state.compare_exchange(FREE, CLAIMED, Acquire, Relaxed).ok()?;
             let (head, stack) = rest.split_at_checked(HEAD - 1)?;
-            Some(Claimed { state, head, stack })
+            Some(ClaimedSlot { state, head, stack })
         })
     }
 
@@ -130,14 +131,14 @@ impl Slots {
 
     /// Passes each ready stack to `take` and frees its slot. Supports one reader at a time: two
     /// would read torn copies.
-    pub fn drain(&self, into: &mut Copied, mut take: impl FnMut(&Copied)) {
+    pub fn drain(&self, into: &mut StackSnapshot, mut take: impl FnMut(&StackSnapshot)) {
         for slot in 0..self.slots {
             let Some((state, rest)) = self.words(slot).and_then(<[_]>::split_first) else { return };
             if state.load(Acquire) != READY {
                 continue;
             }
             let word = |index: usize| rest.get(index).map_or(0, |word| word.load(Relaxed));
-            into.head = Head {
+            into.head = SnapshotHeader {
                 tid: word(0) as u32,
                 tag: word(1) as u32,
                 weight: word(2) as u32,
@@ -161,15 +162,15 @@ impl Slots {
     }
 }
 
-/// A slot that is being written. Dropping it without [`Claimed::publish`] leaks the slot.
+/// A slot that is being written. Dropping it without [`ClaimedSlot::publish`] leaks the slot.
 #[must_use]
-pub(crate) struct Claimed<'a> {
+pub(crate) struct ClaimedSlot<'a> {
     state: &'a AtomicU64,
     head: &'a [AtomicU64],
     stack: &'a [AtomicU64],
 }
 
-impl Claimed<'_> {
+impl ClaimedSlot<'_> {
     /// Returns the capacity for stack words.
     pub(crate) fn room(&self) -> usize {
         self.stack.len()
@@ -179,7 +180,7 @@ impl Claimed<'_> {
     /// marks the slot ready.
     pub(crate) fn publish(
         self,
-        head: &Head,
+        head: &SnapshotHeader,
         whole: bool,
         fill: impl FnOnce(&[AtomicU64]) -> usize,
     ) {

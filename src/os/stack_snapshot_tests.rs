@@ -1,8 +1,8 @@
 use crate::base::sync::Ordering::Relaxed;
 use crate::os::stack_snapshot::*;
 
-fn head(weight: u32) -> Head {
-    Head {
+fn head(weight: u32) -> SnapshotHeader {
+    SnapshotHeader {
         tid: 7,
         tag: 9,
         weight,
@@ -13,21 +13,26 @@ fn head(weight: u32) -> Head {
 }
 
 /// Fills a slot with `words` of stack, up to its capacity.
-fn publish(slot: Claimed<'_>, head: &Head, words: impl Iterator<Item = u64>, whole: bool) {
+fn publish(
+    slot: ClaimedSlot<'_>,
+    head: &SnapshotHeader,
+    words: impl Iterator<Item = u64>,
+    whole: bool,
+) {
     slot.publish(head, whole, |places| {
         places.iter().zip(words).map(|(place, word)| place.store(word, Relaxed)).count()
     });
 }
 
-fn taken(slots: &Slots) -> Vec<Copied> {
+fn taken(slots: &SnapshotPool) -> Vec<StackSnapshot> {
     let mut taken = Vec::new();
-    slots.drain(&mut Copied::default(), |copied| taken.push(copied.clone()));
+    slots.drain(&mut StackSnapshot::default(), |copied| taken.push(copied.clone()));
     taken
 }
 
 #[test]
 fn what_was_published_is_taken_once() {
-    let slots = Slots::map(4, 32).unwrap();
+    let slots = SnapshotPool::map(4, 32).unwrap();
     publish(slots.claim().unwrap(), &head(3), [10, 11].into_iter(), true);
     let unfinished = slots.claim().unwrap();
     let got = taken(&slots);
@@ -43,7 +48,7 @@ fn what_was_published_is_taken_once() {
 #[test]
 fn a_full_pool_refuses_and_one_freed_slot_is_found() {
     for slots in [1, 2, REACH - 1, REACH] {
-        let pool = Slots::map(slots, 8).unwrap();
+        let pool = SnapshotPool::map(slots, 8).unwrap();
         for _ in 0..slots {
             publish(pool.claim().unwrap(), &head(1), [1].into_iter(), true);
         }
@@ -57,10 +62,10 @@ fn a_full_pool_refuses_and_one_freed_slot_is_found() {
 
 #[test]
 fn many_writers_lose_nothing_that_is_not_counted() {
-    let pool = Slots::map(8, 64).unwrap();
+    let pool = SnapshotPool::map(8, 64).unwrap();
     let (mut got, writers, each) = (0, 4, if cfg!(miri) { 40 } else { 2000 });
-    let mut copied = Copied::default();
-    let mut take = |copied: &Copied| {
+    let mut copied = StackSnapshot::default();
+    let mut take = |copied: &StackSnapshot| {
         assert_eq!(copied.stack, [copied.stack[0]; 8]);
         got += 1;
     };

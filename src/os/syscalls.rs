@@ -7,7 +7,7 @@
 //!
 //! ```text
 //! /proc/thread-self/status   Seccomp: 0      no filter: every call is allowed
-//!                            Seccomp: 2      a copy of the process makes each call of `Optional`
+//!                            Seccomp: 2      a copy of the process makes each call of `OptionalCall`
 //!                                            once, with arguments that the kernel rejects, and may
 //!                                            be killed by it (`probe`)
 //! unreadable, or no copy possible            no optional call is made
@@ -38,7 +38,7 @@ mod probe;
 
 /// A system call, or a family of them, that marple makes only if [`permit`] allows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Optional {
+pub enum OptionalCall {
     /// `perf_event_open`: CPU samples without signals.
     PerfEventOpen,
     /// `getpriority`, `setpriority`: compresses HTTP profiles at low priority, resets inherited
@@ -59,26 +59,26 @@ pub enum Optional {
 }
 
 /// All optional calls in probing order, each with its name and the loss without it.
-const OPTIONAL: [(Optional, &str, &str); 8] = [
-    (Optional::PerfEventOpen, "perf_event_open", "CPU samples come by timers and SIGPROF"),
-    (Optional::SetPriority, "setpriority", "profiles for HTTP are packed at ordinary priority"),
-    (Optional::ThreadTimers, "timer_create", "no CPU samples by timers"),
-    (Optional::QueueSignal, "rt_tgsigqueueinfo", "no stacks of running threads"),
-    (Optional::RobustList, "get_robust_list", "stacks of threads are cut at their outer end"),
-    (Optional::Ioctl, "ioctl", "/proc/self/maps is read whole, and perf events are not used"),
+const OPTIONAL: [(OptionalCall, &str, &str); 8] = [
+    (OptionalCall::PerfEventOpen, "perf_event_open", "CPU samples come by timers and SIGPROF"),
+    (OptionalCall::SetPriority, "setpriority", "profiles for HTTP are packed at ordinary priority"),
+    (OptionalCall::ThreadTimers, "timer_create", "no CPU samples by timers"),
+    (OptionalCall::QueueSignal, "rt_tgsigqueueinfo", "no stacks of running threads"),
+    (OptionalCall::RobustList, "get_robust_list", "stacks of threads are cut at their outer end"),
+    (OptionalCall::Ioctl, "ioctl", "/proc/self/maps is read whole, and perf events are not used"),
     (
-        Optional::SetAffinity,
+        OptionalCall::SetAffinity,
         "sched_setaffinity",
         "threads may run where the one that starts them may",
     ),
     (
-        Optional::SetScheduler,
+        OptionalCall::SetScheduler,
         "sched_setscheduler",
         "threads have the policy of the one that starts them",
     ),
 ];
 
-impl Optional {
+impl OptionalCall {
     /// Returns the name of the call.
     pub fn name(self) -> &'static str {
         OPTIONAL[self as usize].1
@@ -87,7 +87,7 @@ impl Optional {
 
 /// Effect of a filter on a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Verdict {
+enum SyscallVerdict {
     /// The call reaches the kernel.
     Allowed,
     /// The filter returns this error.
@@ -129,23 +129,23 @@ impl fmt::Display for Untried {
 
 /// An optional call that is not made, with the reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Denied {
-    call: Optional,
-    verdict: Verdict,
+pub struct SyscallDenied {
+    call: OptionalCall,
+    verdict: SyscallVerdict,
 }
 
-impl Denied {
+impl SyscallDenied {
     /// Returns the call.
-    pub fn call(&self) -> Optional {
+    pub fn call(&self) -> OptionalCall {
         self.call
     }
 }
 
-impl fmt::Display for Denied {
+impl fmt::Display for SyscallDenied {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = self.call.name();
         match self.verdict {
-            Verdict::Untried(why) => write!(
+            SyscallVerdict::Untried(why) => write!(
                 f,
                 "{name} is not tried: a system call filter may end the process for it, and {why}"
             ),
@@ -157,18 +157,18 @@ impl fmt::Display for Denied {
     }
 }
 
-impl From<Denied> for std::io::Error {
-    fn from(denied: Denied) -> Self {
+impl From<SyscallDenied> for std::io::Error {
+    fn from(denied: SyscallDenied) -> Self {
         Self::new(std::io::ErrorKind::PermissionDenied, denied.to_string())
     }
 }
 
 /// Effect of a filter on each optional call.
-type Verdicts = [Verdict; OPTIONAL.len()];
+type SyscallVerdicts = [SyscallVerdict; OPTIONAL.len()];
 
 /// The filters of a thread, as in its status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Filters {
+struct SeccompFilters {
     /// 0: none; 1: only read, write and exit; 2: a filter.
     mode: u32,
     /// Number of filters, since Linux 5.9.
@@ -179,7 +179,7 @@ struct Filters {
 const MAX_KNOWN: usize = 8;
 
 /// Cached results, the newest last.
-static KNOWN: Mutex<Vec<(Filters, Verdicts)>> = Mutex::new(Vec::new());
+static KNOWN: Mutex<Vec<(SeccompFilters, SyscallVerdicts)>> = Mutex::new(Vec::new());
 
 /// Returns `Ok` if the calling thread can make this call without being killed.
 ///
@@ -190,32 +190,34 @@ static KNOWN: Mutex<Vec<(Filters, Verdicts)>> = Mutex::new(Vec::new());
 /// # Errors
 ///
 /// Returns the reason that the call must not be made.
-pub fn permit(call: Optional) -> Result<(), Denied> {
+pub fn permit(call: OptionalCall) -> Result<(), SyscallDenied> {
     let filters = recent_filters();
-    if let Some(Filters { mode: 0, .. }) = filters {
+    if let Some(SeccompFilters { mode: 0, .. }) = filters {
         return Ok(());
     }
     let verdicts = filters.map_or(NO_STATUS, verdicts);
     match verdicts[call as usize] {
-        Verdict::Allowed | Verdict::Refused(_) => Ok(()),
-        verdict @ (Verdict::Kills | Verdict::Untried(_)) => Err(Denied { call, verdict }),
+        SyscallVerdict::Allowed | SyscallVerdict::Refused(_) => Ok(()),
+        verdict @ (SyscallVerdict::Kills | SyscallVerdict::Untried(_)) => {
+            Err(SyscallDenied { call, verdict })
+        }
     }
 }
 
 /// Returns the error with which the calling thread's filter refuses this call, or `None` if it does
 /// not.
-pub fn refused_by_filter(call: Optional) -> Option<i32> {
+pub fn refused_by_filter(call: OptionalCall) -> Option<i32> {
     let filters = recent_filters().filter(|filters| filters.mode != 0)?;
     match verdicts(filters)[call as usize] {
-        Verdict::Refused(errno) => Some(errno),
+        SyscallVerdict::Refused(errno) => Some(errno),
         _ => None,
     }
 }
 
-const NO_STATUS: Verdicts = [Verdict::Untried(Untried::NoStatus); OPTIONAL.len()];
+const NO_STATUS: SyscallVerdicts = [SyscallVerdict::Untried(Untried::NoStatus); OPTIONAL.len()];
 
 /// Returns the effects of these filters, which must be those of the calling thread.
-fn verdicts(filters: Filters) -> Verdicts {
+fn verdicts(filters: SeccompFilters) -> SyscallVerdicts {
     let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some((_, verdicts)) = known.iter().find(|(then, _)| *then == filters) {
         return *verdicts;
@@ -233,7 +235,7 @@ fn verdicts(filters: Filters) -> Verdicts {
 }
 
 /// Sets the warning about missing calls, which `/status` shows.
-fn report(verdicts: &Verdicts) {
+fn report(verdicts: &SyscallVerdicts) {
     match describe(verdicts) {
         Some(text) => warnings::set(TOPIC, text),
         None => warnings::clear(TOPIC),
@@ -243,17 +245,17 @@ fn report(verdicts: &Verdicts) {
 /// Topic of the warning about missing calls.
 const TOPIC: &str = "system calls";
 
-fn describe(verdicts: &Verdicts) -> Option<String> {
-    let with = |wanted: fn(&Verdict) -> bool| {
+fn describe(verdicts: &SyscallVerdicts) -> Option<String> {
+    let with = |wanted: fn(&SyscallVerdict) -> bool| {
         let rows = OPTIONAL.iter().zip(verdicts).filter(move |(_, verdict)| wanted(verdict));
         rows.map(|((_, name, loss), _)| format!("{name} ({loss})")).collect::<Vec<_>>()
     };
     let untried = verdicts.iter().find_map(|verdict| match verdict {
-        Verdict::Untried(why) => Some(why),
+        SyscallVerdict::Untried(why) => Some(why),
         _ => None,
     });
     let mut parts = Vec::new();
-    let killed = with(|verdict| *verdict == Verdict::Kills);
+    let killed = with(|verdict| *verdict == SyscallVerdict::Kills);
     if !killed.is_empty() {
         parts.push(format!(
             "a system call filter (seccomp) ends the process for {}",
@@ -261,7 +263,7 @@ fn describe(verdicts: &Verdicts) -> Option<String> {
         ));
     }
     // The error text of the CPU engine already reports a refused perf_event_open.
-    let refused = |verdict: &Verdict| matches!(verdict, Verdict::Refused(_));
+    let refused = |verdict: &SyscallVerdict| matches!(verdict, SyscallVerdict::Refused(_));
     let refused: Vec<String> =
         with(refused).into_iter().filter(|row| !row.starts_with("perf_event_open")).collect();
     if !refused.is_empty() {
@@ -270,7 +272,7 @@ fn describe(verdicts: &Verdicts) -> Option<String> {
     if let Some(why) = untried {
         parts.push(format!(
             "a system call filter (seccomp) may end the process for {}, and {why}",
-            with(|verdict| matches!(verdict, Verdict::Untried(_))).join(", ")
+            with(|verdict| matches!(verdict, SyscallVerdict::Untried(_))).join(", ")
         ));
     }
     (!parts.is_empty()).then(|| {
@@ -285,9 +287,9 @@ fn describe(verdicts: &Verdicts) -> Option<String> {
 const FRESH: Duration = Duration::from_millis(1);
 
 /// Returns the filters of the calling thread, or `None` if its status cannot be read.
-fn recent_filters() -> Option<Filters> {
+fn recent_filters() -> Option<SeccompFilters> {
     thread_local! {
-        static RECENT: Cell<Option<(Instant, Filters)>> = const { Cell::new(None) };
+        static RECENT: Cell<Option<(Instant, SeccompFilters)>> = const { Cell::new(None) };
     }
     // A terminating thread has no thread-locals.
     let recent = RECENT.try_with(Cell::get).ok().flatten();
@@ -302,7 +304,7 @@ fn recent_filters() -> Option<Filters> {
     Some(filters)
 }
 
-fn filters() -> Option<Filters> {
+fn filters() -> Option<SeccompFilters> {
     let status = std::fs::read("/proc/thread-self/status")
         .or_else(|_| std::fs::read("/proc/self/status"))
         .ok()?;
@@ -310,12 +312,12 @@ fn filters() -> Option<Filters> {
 }
 
 /// Parses the filters in a status. A kernel without seccomp has no such lines.
-fn parse(status: &[u8]) -> Filters {
+fn parse(status: &[u8]) -> SeccompFilters {
     let value = |key: &[u8]| {
         let line = status.split(|&byte| byte == b'\n').find_map(|line| line.strip_prefix(key))?;
         std::str::from_utf8(line).ok()?.trim().parse().ok()
     };
-    Filters { mode: value(b"Seccomp:").unwrap_or(0), count: value(b"Seccomp_filters:") }
+    SeccompFilters { mode: value(b"Seccomp:").unwrap_or(0), count: value(b"Seccomp_filters:") }
 }
 
 #[cfg(test)]
@@ -325,9 +327,9 @@ mod tests {
     #[test]
     fn filters_are_read_from_a_status() {
         let status = b"Name:\tx\nSeccomp:\t2\nSeccomp_filters:\t3\n";
-        assert_eq!(parse(status), Filters { mode: 2, count: Some(3) });
-        assert_eq!(parse(b"Seccomp:\t2\n"), Filters { mode: 2, count: None });
-        assert_eq!(parse(b"Name:\tx\n"), Filters { mode: 0, count: None });
+        assert_eq!(parse(status), SeccompFilters { mode: 2, count: Some(3) });
+        assert_eq!(parse(b"Seccomp:\t2\n"), SeccompFilters { mode: 2, count: None });
+        assert_eq!(parse(b"Name:\tx\n"), SeccompFilters { mode: 0, count: None });
     }
 
     #[test]
@@ -339,21 +341,22 @@ mod tests {
 
     #[test]
     fn warning_names_the_calls_and_what_is_lost() {
-        let mut verdicts = [Verdict::Allowed; OPTIONAL.len()];
+        let mut verdicts = [SyscallVerdict::Allowed; OPTIONAL.len()];
         assert_eq!(describe(&verdicts), None);
-        verdicts[Optional::PerfEventOpen as usize] = Verdict::Refused(libc::EPERM);
+        verdicts[OptionalCall::PerfEventOpen as usize] = SyscallVerdict::Refused(libc::EPERM);
         assert_eq!(describe(&verdicts), None, "the engine tells of it");
-        verdicts[Optional::SetPriority as usize] = Verdict::Kills;
-        verdicts[Optional::Ioctl as usize] = Verdict::Refused(libc::EPERM);
+        verdicts[OptionalCall::SetPriority as usize] = SyscallVerdict::Kills;
+        verdicts[OptionalCall::Ioctl as usize] = SyscallVerdict::Refused(libc::EPERM);
         let text = describe(&verdicts).unwrap();
         assert!(text.contains("ends the process for setpriority (profiles for HTTP"), "{text}");
         assert!(text.contains("refuses ioctl"), "{text}");
-        let text = describe(&[Verdict::Untried(Untried::TooLarge(2048)); OPTIONAL.len()]).unwrap();
+        let text =
+            describe(&[SyscallVerdict::Untried(Untried::TooLarge(2048)); OPTIONAL.len()]).unwrap();
         assert!(text.contains("2048 MiB resident, 1024 at most"), "{text}");
     }
 
     #[test]
     fn a_filter_of_no_process_is_probed_as_allowing_everything() {
-        assert_eq!(probe::run(), [Verdict::Allowed; OPTIONAL.len()]);
+        assert_eq!(probe::run(), [SyscallVerdict::Allowed; OPTIONAL.len()]);
     }
 }

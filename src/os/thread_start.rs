@@ -7,10 +7,10 @@ use crate::base::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-type Ear = Box<dyn Fn() + Send>;
+type StartListener = Box<dyn Fn() + Send>;
 
-/// The current listener and the number of its [`Listening`].
-static EAR: Mutex<Option<(u64, Ear)>> = Mutex::new(None);
+/// The current listener and the number of its [`Subscription`].
+static EAR: Mutex<Option<(u64, StartListener)>> = Mutex::new(None);
 
 /// Set if the next thread start triggers a notification.
 static WANTED: AtomicBool = AtomicBool::new(false);
@@ -39,24 +39,24 @@ pub fn want() {
 ///
 /// `hear` should be short. The registration lasts as long as the returned value. There is one
 /// listener: a later one replaces an earlier one.
-pub fn listen(hear: impl Fn() + Send + 'static) -> Listening {
+pub fn listen(hear: impl Fn() + Send + 'static) -> Subscription {
     static NUMBER: AtomicU64 = AtomicU64::new(0);
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-    let ear: Ear = Box::new(hear);
+    let ear: StartListener = Box::new(hear);
     let before = EAR.lock().unwrap_or_else(PoisonError::into_inner).replace((number, ear));
     drop(before);
-    Listening(number)
+    Subscription(number)
 }
 
 /// A registration of a listener. Dropping it removes the listener, unless another one has replaced
 /// it.
 #[derive(Debug)]
 #[must_use = "nobody listens once it is dropped"]
-pub struct Listening(u64);
+pub struct Subscription(u64);
 
-impl Drop for Listening {
+impl Drop for Subscription {
     fn drop(&mut self) {
-        let own = |ear: &mut (u64, Ear)| ear.0 == self.0;
+        let own = |ear: &mut (u64, StartListener)| ear.0 == self.0;
         let ear = EAR.lock().unwrap_or_else(PoisonError::into_inner).take_if(own);
         drop(ear);
     }

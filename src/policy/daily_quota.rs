@@ -20,7 +20,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::base::{Anchor, Moment};
+use crate::base::{Moment, TimeAnchor};
 use crate::policy::incident_budget::DAY;
 use crate::policy::saved_state::moment_of;
 
@@ -30,14 +30,14 @@ const MOST_LEASE: u64 = 64;
 
 /// A quarter hour in `state.json`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Saved {
+pub(crate) struct SavedQuarterHour {
     /// Start time.
     from: Timestamp,
     /// Upper bound of the number of captures.
     captures: u64,
 }
 
-impl Saved {
+impl SavedQuarterHour {
     /// Returns the time field, for rebasing.
     pub(crate) fn time_mut(&mut self) -> &mut Timestamp {
         &mut self.from
@@ -46,29 +46,29 @@ impl Saved {
 
 /// On-demand captures of the last 24 hours.
 #[derive(Debug)]
-pub(crate) struct Allowance {
+pub(crate) struct DailyQuota {
     limit: u64,
     /// Oldest first, without those that no longer count.
-    quarters: Vec<Quarter>,
+    quarters: Vec<QuarterHour>,
     /// True if more was used than is saved.
     dirty: bool,
 }
 
 #[derive(Debug, PartialEq, Eq)]
-struct Quarter {
+struct QuarterHour {
     from: Moment,
     used: u64,
     saved: u64,
 }
 
-impl Quarter {
+impl QuarterHour {
     /// Returns the time at which its captures are freed.
     fn end(&self) -> Moment {
         self.from + QUARTER + DAY
     }
 }
 
-impl Allowance {
+impl DailyQuota {
     pub(crate) fn new(limit: usize) -> Self {
         Self { limit: limit as u64, quarters: Vec::new(), dirty: false }
     }
@@ -82,8 +82,8 @@ impl Allowance {
     }
 
     /// Continues from the saved counts.
-    pub(crate) fn restore(&mut self, anchor: Anchor, saved: &[Saved]) {
-        let quarter = |it: &Saved| Quarter {
+    pub(crate) fn restore(&mut self, anchor: TimeAnchor, saved: &[SavedQuarterHour]) {
+        let quarter = |it: &SavedQuarterHour| QuarterHour {
             from: moment_of(anchor, it.from),
             used: it.captures,
             saved: it.captures,
@@ -118,7 +118,7 @@ impl Allowance {
         self.forget(now);
         let begins = self.quarters.last().is_none_or(|last| now.since(last.from) >= QUARTER);
         if begins {
-            self.quarters.push(Quarter { from: now, used: 0, saved: 0 });
+            self.quarters.push(QuarterHour { from: now, used: 0, saved: 0 });
         }
         if let Some(last) = self.quarters.last_mut() {
             last.used += 1;
@@ -141,7 +141,7 @@ impl Allowance {
     }
 
     /// Returns the counts to save.
-    pub(crate) fn save(&mut self, anchor: Anchor) -> Vec<Saved> {
+    pub(crate) fn save(&mut self, anchor: TimeAnchor) -> Vec<SavedQuarterHour> {
         self.dirty = false;
         let lease = self.lease();
         // All quarter hours but the last are complete, so their counts are exact.
@@ -149,7 +149,7 @@ impl Allowance {
         if let Some(last) = self.quarters.last_mut() {
             last.saved = last.used.next_multiple_of(lease);
         }
-        let saved = |quarter: &Quarter| Saved {
+        let saved = |quarter: &QuarterHour| SavedQuarterHour {
             from: anchor.wall_at(quarter.from),
             captures: quarter.saved,
         };
@@ -162,7 +162,7 @@ impl Allowance {
         (self.limit / 1000).clamp(1, MOST_LEASE)
     }
 
-    fn counted(&self, now: Moment) -> impl Iterator<Item = &Quarter> {
+    fn counted(&self, now: Moment) -> impl Iterator<Item = &QuarterHour> {
         self.quarters.iter().filter(move |quarter| now < quarter.end())
     }
 
@@ -179,17 +179,17 @@ mod tests {
         Moment::from_nanos(seconds * 1_000_000_000)
     }
 
-    fn anchor(seconds: u64) -> Anchor {
+    fn anchor(seconds: u64) -> TimeAnchor {
         let wall: Timestamp = "2026-11-23T00:00:00Z".parse().unwrap();
-        let zero = Anchor { moment: at(0), wall, suspended: Duration::ZERO };
-        Anchor { moment: at(seconds), wall: zero.wall_at(at(seconds)), ..zero }
+        let zero = TimeAnchor { moment: at(0), wall, suspended: Duration::ZERO };
+        TimeAnchor { moment: at(seconds), wall: zero.wall_at(at(seconds)), ..zero }
     }
 
     const DAY: u64 = 24 * 60 * 60;
 
     #[test]
     fn what_was_used_comes_back_a_day_after_its_quarter_hour() {
-        let mut allowance = Allowance::new(3);
+        let mut allowance = DailyQuota::new(3);
         for second in [0, 60, 5000] {
             assert_eq!(allowance.spent_until(at(second)), None, "{second}");
             allowance.spend(at(second));
@@ -207,7 +207,7 @@ mod tests {
 
     #[test]
     fn what_came_to_nothing_is_given_back() {
-        let mut allowance = Allowance::new(2);
+        let mut allowance = DailyQuota::new(2);
         allowance.spend(at(0));
         allowance.spend(at(1000));
         assert!(allowance.spent_until(at(1000)).is_some());
@@ -219,7 +219,7 @@ mod tests {
     #[test]
     fn what_is_saved_is_never_less_than_what_was_used() {
         for (limit, lease) in [(3, 1), (1999, 1), (20_000, 20), (100_000, 64), (10_000_000, 64)] {
-            let mut allowance = Allowance::new(limit);
+            let mut allowance = DailyQuota::new(limit);
             let (mut saved, mut times) = (Vec::new(), 0);
             for second in 0..1800 {
                 allowance.spend(at(second));
@@ -227,7 +227,7 @@ mod tests {
                     saved = allowance.save(anchor(second));
                     times += 1;
                 }
-                let mut after = Allowance::new(limit);
+                let mut after = DailyQuota::new(limit);
                 after.restore(anchor(second), &saved);
                 let (used, found) = (allowance.spent(at(second)), after.spent(at(second)));
                 assert!((used..used + lease).contains(&found), "{limit}: {found} of {used}");
@@ -238,7 +238,7 @@ mod tests {
 
     #[test]
     fn a_client_whose_captures_all_fail_writes_nothing() {
-        let mut allowance = Allowance::new(3);
+        let mut allowance = DailyQuota::new(3);
         allowance.spend(at(0));
         assert!(allowance.is_dirty());
         let _ = allowance.save(anchor(0));
@@ -251,9 +251,9 @@ mod tests {
 
     #[test]
     fn a_clock_turned_back_makes_it_no_larger() {
-        let mut allowance = Allowance::new(1);
+        let mut allowance = DailyQuota::new(1);
         let from = anchor(10 * DAY).wall;
-        allowance.restore(anchor(5000), &[Saved { from, captures: 1 }]);
+        allowance.restore(anchor(5000), &[SavedQuarterHour { from, captures: 1 }]);
         assert_eq!(allowance.spent_until(at(5000)), Some(at(5000 + 900 + DAY)));
     }
 }

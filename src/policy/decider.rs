@@ -10,17 +10,17 @@
 
 use jiff::Timestamp;
 
-use super::incidents::{Done, Incidents, Job, Notice};
-use crate::base::{Anchor, ClockReading, IncidentId, Moment};
+use super::incidents::{CommandResult, IncidentCommand, IncidentUpdate, Incidents};
+use crate::base::{ClockReading, IncidentId, Moment, TimeAnchor};
 use crate::config::BudgetSettings;
 use crate::model::{CaptureKind, CaptureSet, Metric, Mode, Origin, Reason, Rule, Vitals};
-use crate::policy::incident_budget::{Budget, State};
+use crate::policy::incident_budget::{IncidentBudget, SavedState};
 use crate::policy::saved_state::RuleState;
-use crate::rules::{Crossing, Decision, Engine, Opening};
+use crate::rules::{Admission, Decision, Engine, ThresholdCrossing};
 
 /// A rule firing.
 #[derive(Debug)]
-pub(crate) struct Fired {
+pub(crate) struct FiredRule {
     pub(crate) rule: String,
     /// The reason, as a sentence.
     pub(crate) text: String,
@@ -32,7 +32,7 @@ pub(crate) struct Fired {
 pub(crate) struct Decider {
     pub(crate) engine: Engine,
     pub(crate) incidents: Incidents,
-    budget: Budget,
+    budget: IncidentBudget,
     settings: BudgetSettings,
     /// Names of the rules that capture; they share the budget.
     capturing: Vec<String>,
@@ -52,7 +52,7 @@ impl Decider {
             capturing: names_of_capturing(&rules),
             engine: Engine::new(rules),
             incidents,
-            budget: Budget::default(),
+            budget: IncidentBudget::default(),
             settings,
             dirty: false,
             stall: None,
@@ -62,7 +62,7 @@ impl Decider {
 
     /// Restores the state saved by an earlier process, with times converted to the wall clock of
     /// `anchor`. Captures that this process has already made are kept.
-    pub(crate) fn restore(&mut self, anchor: Anchor, state: &State) {
+    pub(crate) fn restore(&mut self, anchor: TimeAnchor, state: &SavedState) {
         self.budget.restore(anchor, state);
         for (name, saved) in &state.rules {
             let known = self.engine.states().find(|state| state.rule.name == *name);
@@ -78,7 +78,7 @@ impl Decider {
     }
 
     /// Returns the state to save, or `None` if it has not changed since the last call.
-    pub(crate) fn take_state(&mut self, anchor: Anchor) -> Option<State> {
+    pub(crate) fn take_state(&mut self, anchor: TimeAnchor) -> Option<SavedState> {
         if !std::mem::take(&mut self.dirty) {
             return None;
         }
@@ -89,8 +89,8 @@ impl Decider {
             let saved = RuleState::new(state.rule, anchor, captured, records);
             Some((state.rule.name.clone(), saved))
         });
-        Some(State {
-            schema: State::SCHEMA,
+        Some(SavedState {
+            schema: SavedState::SCHEMA,
             clock: Some(ClockReading::new(anchor)),
             incidents: self.budget.incidents(anchor),
             rules: rules.collect(),
@@ -121,12 +121,12 @@ impl Decider {
         vitals: &Vitals,
         mut new_id: impl FnMut() -> IncidentId,
         wall: impl Fn() -> Timestamp,
-    ) -> Vec<Fired> {
+    ) -> Vec<FiredRule> {
         let rules = std::mem::take(&mut self.capturing);
         let (budget, incidents, settings) = (&self.budget, &self.incidents, &self.settings);
         let opening = |rule: &Rule| match incidents.fires_of_joinable(now, &rule.name) {
-            Some(fires) if fires >= settings.captures_per_incident => Opening::Exhausted,
-            Some(_) => Opening::Free,
+            Some(fires) if fires >= settings.captures_per_incident => Admission::Exhausted,
+            Some(_) => Admission::Free,
             None => budget.opening(now, settings, &rule.name, rules.iter().map(String::as_str)),
         };
         let said: Vec<(usize, Decision)> = self
@@ -158,12 +158,12 @@ impl Decider {
         &mut self,
         now: Moment,
         rule: &Rule,
-        crossing: Crossing,
+        crossing: ThresholdCrossing,
         mut text: String,
         vitals: &Vitals,
         new_id: &mut impl FnMut() -> IncidentId,
         at: Timestamp,
-    ) -> Fired {
+    ) -> FiredRule {
         if let Some(stall) = self.stall.as_ref().filter(|_| rule.metric == Metric::Stall) {
             text.push_str(&format!("; {stall}"));
         }
@@ -177,7 +177,7 @@ impl Decider {
         self.dirty = true;
         if rule.mode == Mode::DryRun {
             self.engine.captured(&rule.name, now);
-            return Fired { rule: rule.name.clone(), text, incident: None };
+            return FiredRule { rule: rule.name.clone(), text, incident: None };
         }
         let mut wanted = rule.capture;
         if needs_descriptors(&rule.metric, vitals) {
@@ -210,7 +210,7 @@ impl Decider {
         if self.incidents.fires(id, &rule.name) >= self.settings.captures_per_incident {
             self.engine.exhausted(&rule.name);
         }
-        Fired { rule: rule.name.clone(), text, incident: Some(id) }
+        FiredRule { rule: rule.name.clone(), text, incident: Some(id) }
     }
 
     /// Returns the captures of `kinds` that are allowed at the CPU load of `vitals`. Appends the
@@ -230,9 +230,9 @@ impl Decider {
     }
 
     /// Returns the admission of a new incident for a rule without one, regardless of the rule.
-    pub(crate) fn opening(&self, now: Moment) -> Opening {
+    pub(crate) fn opening(&self, now: Moment) -> Admission {
         match self.incidents.has_joinable(now) {
-            true => Opening::Free,
+            true => Admission::Free,
             false => self.budget.opening_of_any(now, &self.settings),
         }
     }
@@ -248,31 +248,31 @@ impl Decider {
         self.hear(now, &notices);
     }
 
-    pub(crate) fn next_job(&mut self, now: Moment) -> Option<Job> {
+    pub(crate) fn next_job(&mut self, now: Moment) -> Option<IncidentCommand> {
         self.incidents.next_job(now)
     }
 
     /// Applies the result of a command. Returns the incidents that ended.
-    pub(crate) fn done(&mut self, now: Moment, done: Done) -> Vec<IncidentId> {
+    pub(crate) fn done(&mut self, now: Moment, done: CommandResult) -> Vec<IncidentId> {
         let notices = self.incidents.done(now, done);
         self.hear(now, &notices);
         let gone = notices.into_iter().filter_map(|notice| match notice {
-            Notice::Gone(id) => Some(id),
-            Notice::Captured(_) | Notice::Lost(..) => None,
+            IncidentUpdate::Gone(id) => Some(id),
+            IncidentUpdate::Captured(_) | IncidentUpdate::Lost(..) => None,
         });
         gone.collect()
     }
 
-    fn hear(&mut self, now: Moment, notices: &[Notice]) {
+    fn hear(&mut self, now: Moment, notices: &[IncidentUpdate]) {
         for notice in notices {
             match notice {
-                Notice::Captured(rule) => self.engine.captured(rule, now),
-                Notice::Lost(rule, id) => {
+                IncidentUpdate::Captured(rule) => self.engine.captured(rule, now),
+                IncidentUpdate::Lost(rule, id) => {
                     self.engine.lost(rule, now);
                     self.budget.refund(*id);
                     self.dirty = true;
                 }
-                Notice::Gone(_) => {}
+                IncidentUpdate::Gone(_) => {}
             }
         }
     }

@@ -7,11 +7,11 @@
 use std::cmp::Reverse;
 use std::time::Duration;
 
-use crate::base::{Anchor, EventTime, IncidentId, Moment};
+use crate::base::{EventTime, IncidentId, Moment, TimeAnchor};
 use crate::config::BudgetSettings;
-pub(crate) use crate::policy::saved_state::State;
+pub(crate) use crate::policy::saved_state::SavedState;
 use crate::policy::saved_state::{OpenedIncident, time_of, wall_of};
-use crate::rules::Opening;
+use crate::rules::Admission;
 
 pub(crate) const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -27,7 +27,7 @@ fn reserve(incidents_per_day: usize, rules: usize) -> usize {
 
 /// Incidents opened by rules in the last 24 hours, oldest first.
 #[derive(Debug, Default)]
-pub(crate) struct Budget {
+pub(crate) struct IncidentBudget {
     opened: Vec<Opened>,
 }
 
@@ -39,9 +39,9 @@ struct Opened {
     id: Option<IncidentId>,
 }
 
-impl Budget {
+impl IncidentBudget {
     /// Adds the incidents saved by an earlier process.
-    pub(crate) fn restore(&mut self, anchor: Anchor, state: &State) {
+    pub(crate) fn restore(&mut self, anchor: TimeAnchor, state: &SavedState) {
         let saved = state.incidents.iter().map(|OpenedIncident { at, rule }| Opened {
             at: time_of(anchor, *at),
             rule: rule.clone(),
@@ -70,7 +70,7 @@ impl Budget {
         settings: &BudgetSettings,
         rule: &str,
         rules: impl Iterator<Item = &'r str> + Clone,
-    ) -> Opening {
+    ) -> Admission {
         let spent = self.spent(now);
         let reserve = reserve(settings.incidents_per_day, rules.clone().count());
         let unspent = |other: &str| reserve.saturating_sub(self.spent_by(now, other));
@@ -78,20 +78,20 @@ impl Budget {
         let most = settings.incidents_per_day.saturating_sub(others);
         if spent >= most {
             let freed = self.within(now).nth(spent - most);
-            return Opening::Spent { until: freed.map_or(now + DAY, |it| it.at.reaches(DAY)) };
+            return Admission::Spent { until: freed.map_or(now + DAY, |it| it.at.reaches(DAY)) };
         }
         self.gap(now, settings)
     }
 
     /// Returns the admission of a new incident of any rule at `now`.
-    pub(crate) fn opening_of_any(&self, now: Moment, settings: &BudgetSettings) -> Opening {
+    pub(crate) fn opening_of_any(&self, now: Moment, settings: &BudgetSettings) -> Admission {
         self.opening(now, settings, "", std::iter::empty())
     }
 
-    fn gap(&self, now: Moment, settings: &BudgetSettings) -> Opening {
+    fn gap(&self, now: Moment, settings: &BudgetSettings) -> Admission {
         match self.opened.last().map(|it| it.at.reaches(settings.min_between_incidents)) {
-            Some(until) if now < until => Opening::Gap { until },
-            _ => Opening::Free,
+            Some(until) if now < until => Admission::Gap { until },
+            _ => Admission::Free,
         }
     }
 
@@ -109,7 +109,7 @@ impl Budget {
     }
 
     /// Returns the incidents to save.
-    pub(crate) fn incidents(&self, anchor: Anchor) -> Vec<OpenedIncident> {
+    pub(crate) fn incidents(&self, anchor: TimeAnchor) -> Vec<OpenedIncident> {
         let opened = self.within(anchor.moment);
         opened
             .map(|it| OpenedIncident { at: wall_of(anchor, it.at), rule: it.rule.clone() })
@@ -136,30 +136,30 @@ mod tests {
     }
 
     /// Returns the admission of a new incident of the only rule.
-    fn opening(budget: &Budget, now: Moment, settings: &BudgetSettings) -> Opening {
+    fn opening(budget: &IncidentBudget, now: Moment, settings: &BudgetSettings) -> Admission {
         budget.opening(now, settings, "memory", ["memory"].into_iter())
     }
 
     #[test]
     fn incidents_are_a_gap_apart_and_so_many_a_day() {
-        let mut budget = Budget::default();
+        let mut budget = IncidentBudget::default();
         let day = 24 * 60 * 60;
         for start in [0, 60, 200] {
-            assert_eq!(opening(&budget, at(start), &settings()), Opening::Free, "{start}");
+            assert_eq!(opening(&budget, at(start), &settings()), Admission::Free, "{start}");
             budget.spend(at(start), "memory", id());
             if start == 0 {
                 let until = at(60);
-                assert_eq!(opening(&budget, at(59), &settings()), Opening::Gap { until });
+                assert_eq!(opening(&budget, at(59), &settings()), Admission::Gap { until });
             }
         }
         for now in [260, day - 1] {
-            let spent = Opening::Spent { until: at(day) };
+            let spent = Admission::Spent { until: at(day) };
             assert_eq!(opening(&budget, at(now), &settings()), spent, "{now}");
         }
-        assert_eq!(opening(&budget, at(day), &settings()), Opening::Free);
+        assert_eq!(opening(&budget, at(day), &settings()), Admission::Free);
         assert_eq!(budget.spent(at(day)), 2);
         let tighter = BudgetSettings { incidents_per_day: 1, ..settings() };
-        let spent = Opening::Spent { until: at(day + 200) };
+        let spent = Admission::Spent { until: at(day + 200) };
         assert_eq!(opening(&budget, at(day), &tighter), spent, "as the settings say now");
     }
 
@@ -171,10 +171,10 @@ mod tests {
             min_between_incidents: Duration::ZERO,
             ..BudgetSettings::default()
         };
-        let mut budget = Budget::default();
+        let mut budget = IncidentBudget::default();
         let mut spend = |rule: &str| {
             let mut spent = 0;
-            while budget.opening(at(0), &settings, rule, rules.into_iter()) == Opening::Free {
+            while budget.opening(at(0), &settings, rule, rules.into_iter()) == Admission::Free {
                 budget.spend(at(0), rule, id());
                 spent += 1;
             }
@@ -198,20 +198,20 @@ mod tests {
     fn with_more_rules_than_incidents_nothing_is_reserved() {
         let names: Vec<String> = (0..30).map(|n| format!("rule-{n}")).collect();
         let rules = || names.iter().map(String::as_str);
-        let mut budget = Budget::default();
+        let mut budget = IncidentBudget::default();
         let settings =
             BudgetSettings { min_between_incidents: Duration::ZERO, ..BudgetSettings::default() };
         for _ in 0..settings.incidents_per_day {
-            assert_eq!(budget.opening(at(0), &settings, "rule-0", rules()), Opening::Free);
+            assert_eq!(budget.opening(at(0), &settings, "rule-0", rules()), Admission::Free);
             budget.spend(at(0), "rule-0", id());
         }
         let spent = budget.opening(at(0), &settings, "rule-1", rules());
-        assert_eq!(spent, Opening::Spent { until: at(24 * 60 * 60) });
+        assert_eq!(spent, Admission::Spent { until: at(24 * 60 * 60) });
     }
 
     #[test]
     fn an_incident_that_came_to_nothing_costs_nothing() {
-        let mut budget = Budget::default();
+        let mut budget = IncidentBudget::default();
         let ids = [id(), id()];
         ids.iter().for_each(|id| budget.spend(at(0), "memory", *id));
         budget.refund(ids[0]);

@@ -2,7 +2,8 @@
 //!
 //! A state machine without a thread, a clock or a file. The loop reports events
 //! ([`Incidents::fire`], [`Incidents::toggle`], [`Incidents::expire`], …) and requests the next
-//! [`Job`]. One command is issued at a time, and its result is passed to [`Incidents::done`].
+//! [`IncidentCommand`]. One command is issued at a time, and its result is passed to
+//! [`Incidents::done`].
 //!
 //! ```text
 //!  rule, toggle, call ──► claim (kinds, until) ──► wanted ──┐
@@ -28,8 +29,10 @@ use std::time::Duration;
 
 use crate::base::{IncidentId, Moment};
 use crate::model::{CaptureSet, Collect, Reason};
-use incident::{Claim, Holder, Incident, Phase};
-pub(crate) use job::{Done, Job, Noted, Notice, ToggleState, View};
+use incident::{CaptureClaim, Claimant, Incident, IncidentPhase};
+pub(crate) use job::{
+    CommandResult, IncidentCommand, IncidentUpdate, IncidentView, ManifestUpdate, ToggleState,
+};
 
 /// Minimum interval between two manifest updates of an open incident. The interval is the larger of
 /// this and a tenth of the incident's age. The vitals before a kill are thus on disk, and an
@@ -107,7 +110,7 @@ impl Incidents {
         reason: Reason,
     ) -> IncidentId {
         let own = |incident: &Incident| incident.held_by.iter().any(|name| name == rule);
-        let incident = self.claim(now, new_id, Holder::Rule(rule.to_owned()), claim, reason, own);
+        let incident = self.claim(now, new_id, Claimant::Rule(rule.to_owned()), claim, reason, own);
         if !incident.held_by.iter().any(|name| name == rule) {
             incident.held_by.push(rule.to_owned());
         }
@@ -136,7 +139,7 @@ impl Incidents {
             return state;
         }
         let (since, claim) = (reason.at, (kinds, max_duration));
-        let incident = self.claim(now, new_id, Holder::Toggle, claim, reason, |_| false).id;
+        let incident = self.claim(now, new_id, Claimant::Toggle, claim, reason, |_| false).id;
         let state = ToggleState { incident, since, until: now + max_duration, max_duration };
         self.toggle = Some(state);
         state
@@ -146,7 +149,7 @@ impl Incidents {
     pub(crate) fn toggle_off(&mut self) -> Option<ToggleState> {
         let state = self.toggle.take()?;
         for incident in &mut self.open {
-            incident.claims.retain(|claim| claim.holder != Holder::Toggle);
+            incident.claims.retain(|claim| claim.holder != Claimant::Toggle);
         }
         Some(state)
     }
@@ -164,11 +167,11 @@ impl Incidents {
         claim: (CaptureSet, Duration),
         reason: Reason,
     ) -> IncidentId {
-        self.claim(now, new_id, Holder::Call, claim, reason, |_| false).id
+        self.claim(now, new_id, Claimant::Call, claim, reason, |_| false).id
     }
 
     /// Ends the claims that have expired at `now`.
-    pub(crate) fn expire(&mut self, now: Moment) -> Vec<Notice> {
+    pub(crate) fn expire(&mut self, now: Moment) -> Vec<IncidentUpdate> {
         if self.toggle.is_some_and(|state| state.until <= now) {
             self.toggle_off();
         }
@@ -177,7 +180,7 @@ impl Incidents {
             let finishing = &mut incident.finishing;
             incident.claims.retain(|claim| {
                 let over = claim.until.is_some_and(|until| until <= now);
-                if let (true, Holder::Rule(name)) = (over, &claim.holder) {
+                if let (true, Claimant::Rule(name)) = (over, &claim.holder) {
                     finishing.push(name.clone());
                 }
                 !over
@@ -206,84 +209,88 @@ impl Incidents {
 
     /// Returns the next command, or `None` if the running captures are the wanted ones. Must not be
     /// called again before [`Incidents::done`].
-    pub(crate) fn next_job(&mut self, now: Moment) -> Option<Job> {
+    pub(crate) fn next_job(&mut self, now: Moment) -> Option<IncidentCommand> {
         let busy = self.open.iter().find(|i| !i.running.is_empty()).map(|i| i.id);
         for incident in &mut self.open {
             let (id, wanted) = (incident.id, incident.wanted());
-            if incident.phase == Phase::Announced {
+            if incident.phase == IncidentPhase::Announced {
                 let noted = incident.take_noted();
-                return Some(Job::Open { id, name: incident.name.clone(), noted });
+                return Some(IncidentCommand::Open { id, name: incident.name.clone(), noted });
             }
             if !incident.collect.is_none() {
                 let wanted = mem::replace(&mut incident.collect, Collect::NONE);
-                return Some(Job::Collect { id, wanted });
+                return Some(IncidentCommand::Collect { id, wanted });
             }
             let again = mem::take(&mut incident.again).and(incident.running.and(wanted));
             if !again.is_empty() {
                 let noted = incident.take_noted();
-                return Some(Job::Again { id, kinds: again, noted });
+                return Some(IncidentCommand::Again { id, kinds: again, noted });
             }
             let stop = incident.running.without(wanted);
             if !stop.is_empty() {
-                return Some(Job::Stop { id, kinds: stop });
+                return Some(IncidentCommand::Stop { id, kinds: stop });
             }
             let start = wanted.without(incident.running).without(incident.refused);
             if !start.is_empty() && busy.is_none_or(|busy| busy == id) {
-                return Some(Job::Start { id, kinds: start });
+                return Some(IncidentCommand::Start { id, kinds: start });
             }
             if incident.collecting.is_some() && (mem::take(&mut incident.collected) || self.shut) {
-                return Some(Job::Gather { id, all: self.shut });
+                return Some(IncidentCommand::Gather { id, all: self.shut });
             }
             if incident.is_over() {
                 if incident.close_at > now {
                     continue;
                 }
-                incident.phase = Phase::Closing;
-                return Some(Job::Close { id, noted: incident.take_noted() });
+                incident.phase = IncidentPhase::Closing;
+                return Some(IncidentCommand::Close { id, noted: incident.take_noted() });
             }
             if !incident.unwritten.is_empty() || incident.dropped > 0 || incident.note_at <= now {
                 let age = now.since(incident.opened.0);
                 incident.note_at = now + FIRST_NOTE.max(age / 10);
-                return Some(Job::Note { id, noted: incident.take_noted() });
+                return Some(IncidentCommand::Note { id, noted: incident.take_noted() });
             }
         }
         None
     }
 
     /// Applies the result of a command.
-    pub(crate) fn done(&mut self, now: Moment, done: Done) -> Vec<Notice> {
+    pub(crate) fn done(&mut self, now: Moment, done: CommandResult) -> Vec<IncidentUpdate> {
         let id = match done {
-            Done::Opened { id, .. }
-            | Done::Started { id, .. }
-            | Done::Collecting { id, .. }
-            | Done::Stopped { id, .. }
-            | Done::Noted { id }
-            | Done::Again { id }
-            | Done::Closed { id, .. } => id,
+            CommandResult::Opened { id, .. }
+            | CommandResult::Started { id, .. }
+            | CommandResult::Collecting { id, .. }
+            | CommandResult::Stopped { id, .. }
+            | CommandResult::Noted { id }
+            | CommandResult::Again { id }
+            | CommandResult::Closed { id, .. } => id,
         };
         let Some(at) = self.open.iter().position(|incident| incident.id == id) else {
             return Vec::new();
         };
         let incident = &mut self.open[at];
         match done {
-            Done::Opened { ok: true, .. } => {
-                incident.phase = Phase::Open;
+            CommandResult::Opened { ok: true, .. } => {
+                incident.phase = IncidentPhase::Open;
                 incident.begin_claims(now);
             }
-            Done::Opened { ok: false, .. } => {
-                return self.remove(at, |rule| Notice::Lost(rule, id));
+            CommandResult::Opened { ok: false, .. } => {
+                return self.remove(at, |rule| IncidentUpdate::Lost(rule, id));
             }
-            Done::Started { asked, running, .. } => {
+            CommandResult::Started { asked, running, .. } => {
                 incident.running = incident.running.union(running);
                 incident.refused = incident.refused.union(asked.without(running));
                 incident.begin_claims(now);
             }
-            Done::Stopped { kinds, .. } => incident.running = incident.running.without(kinds),
-            Done::Collecting { until, .. } => incident.collecting = until,
-            Done::Noted { .. } | Done::Again { .. } => {}
-            Done::Closed { ok: true, .. } => return self.remove(at, Notice::Captured),
-            Done::Closed { ok: false, .. } => {
-                incident.phase = Phase::Open;
+            CommandResult::Stopped { kinds, .. } => {
+                incident.running = incident.running.without(kinds)
+            }
+            CommandResult::Collecting { until, .. } => incident.collecting = until,
+            CommandResult::Noted { .. } | CommandResult::Again { .. } => {}
+            CommandResult::Closed { ok: true, .. } => {
+                return self.remove(at, IncidentUpdate::Captured);
+            }
+            CommandResult::Closed { ok: false, .. } => {
+                incident.phase = IncidentPhase::Open;
                 incident.close_at = now + CLOSE_RETRY;
             }
         }
@@ -291,8 +298,8 @@ impl Incidents {
     }
 
     /// Returns the open incidents, oldest first.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = View<'_>> {
-        self.open.iter().map(|incident| View {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = IncidentView<'_>> {
+        self.open.iter().map(|incident| IncidentView {
             id: incident.id,
             name: &incident.name,
             opened: incident.opened.1,
@@ -311,7 +318,7 @@ impl Incidents {
     /// that is capturing, one of the claimant or that nothing holds open, one opened within `join`.
     fn joinable(&self, now: Moment, own: impl Fn(&Incident) -> bool) -> Option<usize> {
         let which = |wanted: &dyn Fn(&Incident) -> bool| {
-            self.open.iter().position(|i| i.phase != Phase::Closing && wanted(i))
+            self.open.iter().position(|i| i.phase != IncidentPhase::Closing && wanted(i))
         };
         which(&|i| i.is_capturing())
             .or_else(|| which(&|i| own(i) || i.is_over()))
@@ -323,7 +330,7 @@ impl Incidents {
         &mut self,
         now: Moment,
         new_id: impl FnOnce() -> IncidentId,
-        holder: Holder,
+        holder: Claimant,
         (kinds, duration): (CaptureSet, Duration),
         reason: Reason,
         own: impl Fn(&Incident) -> bool,
@@ -333,7 +340,7 @@ impl Incidents {
                 id: new_id(),
                 name: holder.incident_name().to_owned(),
                 opened: (now, reason.at),
-                phase: Phase::Announced,
+                phase: IncidentPhase::Announced,
                 claims: Vec::new(),
                 held_by: Vec::new(),
                 finishing: Vec::new(),
@@ -354,16 +361,16 @@ impl Incidents {
         });
         let incident = &mut self.open[at];
         incident.add_reason(reason);
-        let until = (holder == Holder::Toggle).then(|| now + duration);
-        match incident.claims.iter_mut().find(|c| c.holder == holder && holder != Holder::Call) {
+        let until = (holder == Claimant::Toggle).then(|| now + duration);
+        match incident.claims.iter_mut().find(|c| c.holder == holder && holder != Claimant::Call) {
             Some(claim) => {
                 claim.kinds = claim.kinds.union(kinds);
                 claim.duration = duration;
-                if claim.holder == Holder::Toggle {
+                if claim.holder == Claimant::Toggle {
                     claim.until = until;
                 }
             }
-            None => incident.claims.push(Claim { holder, kinds, duration, until }),
+            None => incident.claims.push(CaptureClaim { holder, kinds, duration, until }),
         }
         incident.begin_claims(now);
         incident
@@ -371,30 +378,34 @@ impl Incidents {
 
     /// Clears `refused` where captures are no longer wanted. Returns the rules whose captures have
     /// ended.
-    fn settle(&mut self) -> Vec<Notice> {
+    fn settle(&mut self) -> Vec<IncidentUpdate> {
         let mut notices = Vec::new();
         for incident in &mut self.open {
             let wanted = incident.wanted();
             incident.refused = incident.refused.without(incident.refused.without(wanted));
             if incident.running.without(wanted).is_empty() {
-                notices.extend(incident.finishing.drain(..).map(Notice::Captured));
+                notices.extend(incident.finishing.drain(..).map(IncidentUpdate::Captured));
             }
         }
         notices
     }
 
-    fn remove(&mut self, at: usize, ended: impl Fn(String) -> Notice) -> Vec<Notice> {
+    fn remove(
+        &mut self,
+        at: usize,
+        ended: impl Fn(String) -> IncidentUpdate,
+    ) -> Vec<IncidentUpdate> {
         let incident = self.open.remove(at);
         if self.toggle.is_some_and(|state| state.incident == incident.id) {
             self.toggle = None;
         }
         let claims = incident.claims.into_iter().filter_map(|claim| match claim.holder {
-            Holder::Rule(name) => Some(name),
-            Holder::Toggle | Holder::Call => None,
+            Claimant::Rule(name) => Some(name),
+            Claimant::Toggle | Claimant::Call => None,
         });
         let mut notices = self.settle();
         notices.extend(incident.finishing.into_iter().chain(claims).map(ended));
-        notices.push(Notice::Gone(incident.id));
+        notices.push(IncidentUpdate::Gone(incident.id));
         notices
     }
 }

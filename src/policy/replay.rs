@@ -8,23 +8,23 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::incidents::{Done, Job};
-use crate::base::{Anchor, ClockReading, IncidentId, Moment};
+use super::incidents::{CommandResult, IncidentCommand};
+use crate::base::{ClockReading, IncidentId, Moment, TimeAnchor};
 use crate::config::Settings;
 use crate::model::{CaptureKind, CaptureSet, Vitals};
 use crate::policy::decider::Decider;
-use crate::policy::incident_budget::State;
+use crate::policy::incident_budget::SavedState;
 
 /// Timing of the simulated capture thread.
 #[derive(Clone, Copy, Debug)]
-pub struct Pace {
+pub struct ReplayTiming {
     /// Time to create a directory or update a manifest.
     pub manifest: Duration,
     /// Time to take and write one artifact.
     pub file: Duration,
 }
 
-impl Default for Pace {
+impl Default for ReplayTiming {
     /// Returns the timing of a slow disk: 50 ms, and half a second per artifact.
     fn default() -> Self {
         Self { manifest: Duration::from_millis(50), file: Duration::from_millis(500) }
@@ -33,7 +33,7 @@ impl Default for Pace {
 
 /// Evidence taken by the simulated capture thread.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Taken {
+pub struct ReplayedCapture {
     /// Index of the incident, in the order of opening.
     pub incident: usize,
     /// Time at which the evidence was taken.
@@ -50,14 +50,14 @@ pub struct Outcome {
     /// Names of the incidents, in the order of opening.
     pub incidents: Vec<String>,
     /// Captures, in the order they were taken.
-    pub taken: Vec<Taken>,
+    pub taken: Vec<ReplayedCapture>,
     /// Firings of rules: time, rule and reason.
     pub fired: Vec<(Moment, String, String)>,
 }
 
 impl Outcome {
     /// Returns the captures that were on disk before the end.
-    pub fn written(&self) -> impl Iterator<Item = &Taken> {
+    pub fn written(&self) -> impl Iterator<Item = &ReplayedCapture> {
         self.taken.iter().filter(|taken| taken.written.is_some())
     }
 }
@@ -76,7 +76,7 @@ pub struct ProcessHistory<'h> {
 /// `settings.interval`.
 pub fn replay(
     settings: &Settings,
-    pace: Pace,
+    pace: ReplayTiming,
     history: impl IntoIterator<Item = Vitals>,
 ) -> Outcome {
     let wall = |now: Moment| Timestamp::from_nanosecond(now.as_nanos().into()).unwrap_or_default();
@@ -87,7 +87,7 @@ pub fn replay(
 /// the previous ones.
 pub fn replay_restarts<'h>(
     settings: &Settings,
-    pace: Pace,
+    pace: ReplayTiming,
     processes: impl IntoIterator<Item = ProcessHistory<'h>>,
 ) -> Vec<Outcome> {
     let mut state = None;
@@ -98,11 +98,11 @@ pub fn replay_restarts<'h>(
 
 fn replay_one(
     settings: &Settings,
-    pace: Pace,
+    pace: ReplayTiming,
     (history, wall): (impl Iterator<Item = Vitals>, &dyn Fn(Moment) -> Timestamp),
-    state: &mut Option<State>,
+    state: &mut Option<SavedState>,
 ) -> Outcome {
-    let mut replay = Replay {
+    let mut replay = ReplayRun {
         decider: Decider::new(settings.rules.clone(), settings.budget.clone()),
         pace,
         wall,
@@ -127,12 +127,12 @@ fn replay_one(
     replay.outcome
 }
 
-struct Replay<'w> {
+struct ReplayRun<'w> {
     decider: Decider,
-    pace: Pace,
+    pace: ReplayTiming,
     wall: &'w dyn Fn(Moment) -> Timestamp,
     /// Contents of `state.json`.
-    saved: Option<State>,
+    saved: Option<SavedState>,
     /// Incidents, in the order of opening.
     ids: Vec<IncidentId>,
     under_way: Option<UnderWay>,
@@ -142,14 +142,14 @@ struct Replay<'w> {
 /// A command being performed by the simulated capture thread.
 struct UnderWay {
     end: Moment,
-    done: Done,
+    done: CommandResult,
     /// Captures whose first artifact is written by this command.
     writes: Vec<usize>,
 }
 
-impl Replay<'_> {
-    fn anchor(&self, moment: Moment) -> Anchor {
-        Anchor { moment, wall: (self.wall)(moment), suspended: Duration::ZERO }
+impl ReplayRun<'_> {
+    fn anchor(&self, moment: Moment) -> TimeAnchor {
+        TimeAnchor { moment, wall: (self.wall)(moment), suspended: Duration::ZERO }
     }
 
     fn tick(&mut self, vitals: &Vitals) {
@@ -176,20 +176,20 @@ impl Replay<'_> {
     }
 
     fn begin(&mut self, now: Moment) -> Option<UnderWay> {
-        let Pace { manifest, file } = self.pace;
+        let ReplayTiming { manifest, file } = self.pace;
         let job = self.decider.next_job(now)?;
         // Saved before the command, as the agent does.
         if let Some(state) = self.decider.take_state(self.anchor(now)) {
             self.saved = Some(state);
         }
         let (took, done, writes) = match job {
-            Job::Open { id, name, .. } => {
+            IncidentCommand::Open { id, name, .. } => {
                 self.ids.push(id);
                 self.outcome.incidents.push(name);
-                (manifest, Done::Opened { id, ok: true }, Vec::new())
+                (manifest, CommandResult::Opened { id, ok: true }, Vec::new())
             }
-            Job::Start { id, kinds } => {
-                let done = Done::Started { id, asked: kinds, running: kinds };
+            IncidentCommand::Start { id, kinds } => {
+                let done = CommandResult::Started { id, asked: kinds, running: kinds };
                 let taken = self.take(id, now, kinds);
                 // A snapshot is written at the start, a recording at the stop.
                 match kinds.iter().any(CaptureKind::is_snapshot) {
@@ -198,32 +198,34 @@ impl Replay<'_> {
                 }
             }
             // Custom collectors are not replayed.
-            Job::Collect { id, .. } | Job::Gather { id, .. } => {
-                (manifest, Done::Collecting { id, until: None }, Vec::new())
+            IncidentCommand::Collect { id, .. } | IncidentCommand::Gather { id, .. } => {
+                (manifest, CommandResult::Collecting { id, until: None }, Vec::new())
             }
-            Job::Again { id, kinds, .. } => {
+            IncidentCommand::Again { id, kinds, .. } => {
                 let taken = self.take(id, now, kinds);
-                (file, Done::Again { id }, vec![taken])
+                (file, CommandResult::Again { id }, vec![taken])
             }
-            Job::Stop { id, kinds } => {
+            IncidentCommand::Stop { id, kinds } => {
                 let files = u32::try_from(kinds.iter().count()).unwrap_or(u32::MAX);
                 let incident = self.incident(id);
-                let waiting = |(_, taken): &(usize, &Taken)| {
+                let waiting = |(_, taken): &(usize, &ReplayedCapture)| {
                     taken.incident == incident && taken.written.is_none()
                 };
                 let written = self.outcome.taken.iter().enumerate().filter(waiting);
                 let written = written.map(|(at, _)| at).collect();
-                (file.saturating_mul(files), Done::Stopped { id, kinds }, written)
+                (file.saturating_mul(files), CommandResult::Stopped { id, kinds }, written)
             }
-            Job::Note { id, .. } => (manifest, Done::Noted { id }, Vec::new()),
-            Job::Close { id, .. } => (manifest, Done::Closed { id, ok: true }, Vec::new()),
+            IncidentCommand::Note { id, .. } => (manifest, CommandResult::Noted { id }, Vec::new()),
+            IncidentCommand::Close { id, .. } => {
+                (manifest, CommandResult::Closed { id, ok: true }, Vec::new())
+            }
         };
         Some(UnderWay { end: now + took, done, writes })
     }
 
     fn take(&mut self, id: IncidentId, at: Moment, kinds: CaptureSet) -> usize {
         let incident = self.incident(id);
-        self.outcome.taken.push(Taken { incident, at, kinds, written: None });
+        self.outcome.taken.push(ReplayedCapture { incident, at, kinds, written: None });
         self.outcome.taken.len() - 1
     }
 

@@ -1,11 +1,11 @@
 //! The part of the budgets persisted in `state.json`, so that a service in a crash loop stays
 //! within them.
 //!
-//! The file contains wall times. [`State::rebase`] converts them to the current wall clock before
-//! they are used: `new = now - (age at the save + time since the save)`. Within one boot of the
-//! machine the time since the save does not depend on the wall clock. A clock that was set forward
-//! or back, before the start or while the process ran, therefore enlarges no budget and blocks none
-//! for years.
+//! The file contains wall times. [`SavedState::rebase`] converts them to the current wall clock
+//! before they are used: `new = now - (age at the save + time since the save)`. Within one boot of
+//! the machine the time since the save does not depend on the wall clock. A clock that was set
+//! forward or back, before the start or while the process ran, therefore enlarges no budget and
+//! blocks none for years.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -13,10 +13,10 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use crate::base::{Anchor, ClockReading, Elapsed, EventTime, Moment};
+use crate::base::{ClockReading, Elapsed, EventTime, Moment, TimeAnchor};
 use crate::model::{Metric, Rule};
-use crate::policy::daily_quota::Saved;
-use crate::rules::{FireKind, FireRecord, Mark};
+use crate::policy::daily_quota::SavedQuarterHour;
+use crate::rules::{FireKind, FireRecord, LastFire};
 
 /// Maximum downtime assumed between two boots. Only the wall clock is available then, and one that
 /// is hours ahead (a hardware clock in local time) must not renew the budgets.
@@ -25,7 +25,7 @@ const MAX_DOWNTIME: Duration = Duration::from_secs(60 * 60);
 /// Contents of `state.json`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "AnyState")]
-pub(crate) struct State {
+pub(crate) struct SavedState {
     /// Schema version.
     pub(crate) schema: u32,
     /// Clock readings at the time of the save.
@@ -35,7 +35,7 @@ pub(crate) struct State {
     /// Captures by rule name.
     pub(crate) rules: BTreeMap<String, RuleState>,
     /// On-demand captures.
-    pub(crate) streams: Vec<Saved>,
+    pub(crate) streams: Vec<SavedQuarterHour>,
 }
 
 /// An incident opened by a rule.
@@ -78,7 +78,7 @@ enum SavedKind {
     Repeat,
 }
 
-impl State {
+impl SavedState {
     /// Schema version written by this version of marple.
     pub(crate) const SCHEMA: u32 = 2;
 
@@ -108,14 +108,14 @@ impl State {
         let rules = self.rules.values_mut().flat_map(|rule| {
             [&mut rule.captured].into_iter().chain(rule.fires.iter_mut().map(|fire| &mut fire.at))
         });
-        incidents.chain(rules).chain(self.streams.iter_mut().map(Saved::time_mut))
+        incidents.chain(rules).chain(self.streams.iter_mut().map(SavedQuarterHour::time_mut))
     }
 }
 
 impl RuleState {
     pub(crate) fn new(
         rule: &Rule,
-        anchor: Anchor,
+        anchor: TimeAnchor,
         captured: EventTime,
         records: &[FireRecord],
     ) -> Self {
@@ -138,10 +138,10 @@ impl RuleState {
     }
 
     /// Returns the end of the last capture and the incidents.
-    pub(crate) fn restore(&self, anchor: Anchor) -> (EventTime, Vec<FireRecord>) {
+    pub(crate) fn restore(&self, anchor: TimeAnchor) -> (EventTime, Vec<FireRecord>) {
         let fire = |fire: &SavedFire| FireRecord {
             at: time_of(anchor, fire.at),
-            mark: Mark { value: fire.value, room: fire.room },
+            mark: LastFire { value: fire.value, room: fire.room },
             forecast: fire.forecast.and_then(|left| Duration::try_from_secs_f64(left).ok()),
             kind: match fire.kind {
                 SavedKind::Worse => FireKind::Worse,
@@ -154,19 +154,19 @@ impl RuleState {
 }
 
 /// Returns the wall time of `event`.
-pub(crate) fn wall_of(anchor: Anchor, event: EventTime) -> Timestamp {
+pub(crate) fn wall_of(anchor: TimeAnchor, event: EventTime) -> Timestamp {
     let age = SignedDuration::try_from(event.age(anchor.moment)).unwrap_or(SignedDuration::MAX);
     anchor.wall.checked_sub(age).unwrap_or(Timestamp::MIN)
 }
 
 /// Returns the event time of wall time `at`, or the present if `at` is in the future.
-pub(crate) fn time_of(anchor: Anchor, at: Timestamp) -> EventTime {
+pub(crate) fn time_of(anchor: TimeAnchor, at: Timestamp) -> EventTime {
     let age = Duration::try_from(anchor.wall.duration_since(at)).unwrap_or_default();
     EventTime::ago(anchor.moment, age)
 }
 
 /// Returns the monotonic time of wall time `at`, or 0 if `at` precedes the clock's origin.
-pub(crate) fn moment_of(anchor: Anchor, at: Timestamp) -> Moment {
+pub(crate) fn moment_of(anchor: TimeAnchor, at: Timestamp) -> Moment {
     let ago = Duration::try_from(anchor.wall.duration_since(at)).unwrap_or_default();
     anchor.moment - ago
 }
@@ -182,7 +182,7 @@ struct AnyState {
     #[serde(default)]
     rules: BTreeMap<String, AnyRule>,
     #[serde(default)]
-    streams: Vec<Saved>,
+    streams: Vec<SavedQuarterHour>,
 }
 
 #[derive(Deserialize)]
@@ -206,7 +206,7 @@ enum AnyRule {
     },
 }
 
-impl TryFrom<AnyState> for State {
+impl TryFrom<AnyState> for SavedState {
     type Error = String;
 
     fn try_from(any: AnyState) -> Result<Self, String> {
@@ -250,21 +250,21 @@ mod tests {
 
     const HOUR: Duration = Duration::from_secs(3600);
 
-    fn anchor(hours: u64, wall: &str) -> Anchor {
-        Anchor {
+    fn anchor(hours: u64, wall: &str) -> TimeAnchor {
+        TimeAnchor {
             moment: Moment::from_nanos(hours * 3_600_000_000_000),
             wall: wall.parse().unwrap(),
             suspended: Duration::ZERO,
         }
     }
 
-    fn saved(anchor: Anchor, at: &str) -> State {
+    fn saved(anchor: TimeAnchor, at: &str) -> SavedState {
         let incidents = vec![OpenedIncident { at: at.parse().unwrap(), rule: "memory".into() }];
         let clock = Some(ClockReading::new(anchor));
-        State { schema: State::SCHEMA, clock, incidents, ..State::default() }
+        SavedState { schema: SavedState::SCHEMA, clock, incidents, ..SavedState::default() }
     }
 
-    fn age_after(state: State, now: Anchor) -> Duration {
+    fn age_after(state: SavedState, now: TimeAnchor) -> Duration {
         let state = state.rebase(&ClockReading::new(now));
         time_of(now, state.incidents[0].at).age(now.moment)
     }
@@ -303,14 +303,14 @@ mod tests {
     fn the_first_version_of_the_file_is_read() {
         let text = r#"{"schema":1,"incidents":["2026-11-23T11:00:00Z"],"rules":{"memory":
             {"captured":"2026-11-23T11:00:10Z","value":81.5,"room":18.5}}}"#;
-        let state: State = serde_json::from_str(text).unwrap();
-        assert_eq!((state.schema, state.incidents.len()), (State::SCHEMA, 1));
+        let state: SavedState = serde_json::from_str(text).unwrap();
+        assert_eq!((state.schema, state.incidents.len()), (SavedState::SCHEMA, 1));
         let now = anchor(100, "2026-11-23T11:30:10Z");
         let state = state.rebase(&ClockReading::new(now));
         let (captured, records) = state.rules["memory"].restore(now);
         assert_eq!(captured.age(now.moment), HOUR / 2);
-        assert_eq!(records[0].mark, Mark { value: 81.5, room: Some(18.5) });
-        let later = serde_json::from_str::<State>(r#"{"schema":3}"#).unwrap_err().to_string();
+        assert_eq!(records[0].mark, LastFire { value: 81.5, room: Some(18.5) });
+        let later = serde_json::from_str::<SavedState>(r#"{"schema":3}"#).unwrap_err().to_string();
         assert!(later.contains("schema 3 is of a later version"), "{later}");
     }
 
@@ -319,15 +319,15 @@ mod tests {
         let now = anchor(10, "2026-11-23T12:00:00Z");
         let record = FireRecord {
             at: EventTime::ago(now.moment, 20 * HOUR),
-            mark: Mark { value: 94.0, room: Some(6.0) },
+            mark: LastFire { value: 94.0, room: Some(6.0) },
             forecast: Some(Duration::from_secs(3)),
             kind: FireKind::Repeat,
         };
         let rule = RuleState::new(&Rule::on(Metric::Memory), now, now.moment.into(), &[record]);
         let rules = [("memory".to_owned(), rule)].into();
-        let state = State { rules, ..saved(now, "2026-11-23T11:00:00Z") };
+        let state = SavedState { rules, ..saved(now, "2026-11-23T11:00:00Z") };
         let text = serde_json::to_string(&state).unwrap();
-        assert_eq!(serde_json::from_str::<State>(&text).unwrap(), state);
+        assert_eq!(serde_json::from_str::<SavedState>(&text).unwrap(), state);
         let (captured, records) = state.rules["memory"].restore(now);
         assert_eq!((captured, records), (now.moment.into(), vec![record]));
     }

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use super::Opening;
+use super::Admission;
 use super::history::FireRecord;
-use super::past::{Past, Said};
-use super::verdict::{Decision, Explain};
-use super::watch::Watch;
+use super::past::{DecisionChange, DecisionHistory};
+use super::verdict::{Decision, StateExplanation};
+use super::watch::WatchedRule;
 use crate::base::{EventTime, Moment};
 use crate::model::{Rule, Vitals};
 
@@ -18,9 +18,9 @@ use crate::model::{Rule, Vitals};
 /// tick.
 #[derive(Clone, Debug)]
 pub struct Engine {
-    watches: Vec<Watch>,
+    watches: Vec<WatchedRule>,
     now: Moment,
-    opening: Opening,
+    opening: Admission,
 }
 
 /// The state of one rule.
@@ -38,18 +38,18 @@ pub struct State<'e> {
     pub active: bool,
     /// Number of incidents in the last 24 hours that the rule opened or joined.
     pub incidents: usize,
-    past: &'e Past,
+    past: &'e DecisionHistory,
     now: Moment,
 }
 
 impl<'e> State<'e> {
     /// Returns the decision of the last tick as one sentence.
-    pub fn explain(&self) -> Explain<'e> {
+    pub fn explain(&self) -> StateExplanation<'e> {
         self.decision.explain(self.rule, self.now)
     }
 
     /// Returns the last 16 decisions that differ in kind from the one before, the newest first.
-    pub fn past(&self) -> impl Iterator<Item = Said> + use<'e> {
+    pub fn past(&self) -> impl Iterator<Item = DecisionChange> + use<'e> {
         self.past.newest_first()
     }
 }
@@ -58,14 +58,14 @@ impl Engine {
     /// Returns an engine without values. The rules' names should differ; see `Settings::validate`.
     pub fn new(rules: Vec<Rule>) -> Self {
         Self {
-            watches: rules.into_iter().map(Watch::new).collect(),
+            watches: rules.into_iter().map(WatchedRule::new).collect(),
             now: Moment::default(),
-            opening: Opening::Free,
+            opening: Admission::Free,
         }
     }
 
     /// Sets the permission for rules to open an incident, from the next tick on.
-    pub fn permit(&mut self, opening: Opening) {
+    pub fn permit(&mut self, opening: Admission) {
         self.opening = opening;
     }
 
@@ -86,7 +86,7 @@ impl Engine {
         &'e mut self,
         now: Moment,
         vitals: &Vitals,
-        opening: &dyn Fn(&Rule) -> Opening,
+        opening: &dyn Fn(&Rule) -> Admission,
     ) -> impl Iterator<Item = (usize, Decision)> + use<'e> {
         self.now = now;
         for watch in &mut self.watches {
@@ -110,7 +110,7 @@ impl Engine {
     /// [`Engine::captured`], unless the value becomes worse and `again` is `"worse"`. The name
     /// identifies the rule because rules may be replaced meanwhile; an unknown name is ignored.
     pub fn capturing(&mut self, name: &str) {
-        self.find(name).into_iter().for_each(Watch::capture_began);
+        self.find(name).into_iter().for_each(WatchedRule::capture_began);
     }
 
     /// Marks a capture of the rule called `name` as ended at `now`, or as cancelled. Its cooldown
@@ -127,7 +127,7 @@ impl Engine {
 
     /// Records that the incident of the rule called `name` may have no more captures.
     pub fn exhausted(&mut self, name: &str) {
-        self.find(name).into_iter().for_each(Watch::exhaust);
+        self.find(name).into_iter().for_each(WatchedRule::exhaust);
     }
 
     /// Returns the time of the last capture of the rule called `name` and the records of the last
@@ -166,7 +166,7 @@ impl Engine {
                     watch.change(rule);
                     watch
                 }
-                None => Watch::new(rule),
+                None => WatchedRule::new(rule),
             };
             self.watches.push(watch);
         }
@@ -187,7 +187,7 @@ impl Engine {
         })
     }
 
-    fn find(&mut self, name: &str) -> Option<&mut Watch> {
+    fn find(&mut self, name: &str) -> Option<&mut WatchedRule> {
         self.watches.iter_mut().find(|watch| watch.rule.name == name)
     }
 }

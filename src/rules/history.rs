@@ -15,7 +15,7 @@
 
 use std::time::Duration;
 
-use super::Mark;
+use super::LastFire;
 use super::watch::admission::{GROWN, LEAST_ROOM, SHRUNK};
 use crate::base::{EventTime, Moment};
 
@@ -56,7 +56,7 @@ pub struct FireRecord {
     /// Time of its last capture.
     pub at: EventTime,
     /// The worst value on which it fired.
-    pub mark: Mark,
+    pub mark: LastFire,
     /// The shortest forecast on which it fired, or `None` if no condition was a forecast.
     pub forecast: Option<Duration>,
     /// Reason why it was opened.
@@ -65,8 +65,8 @@ pub struct FireRecord {
 
 /// A value that crossed a threshold, to be compared with earlier captures.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Candidate {
-    pub(super) mark: Mark,
+pub(super) struct FireCandidate {
+    pub(super) mark: LastFire,
     pub(super) limit: Option<f64>,
     /// `true` if the value is past a soft limit, which only slows the process down. `limit` is then
     /// the hard limit behind it.
@@ -77,9 +77,9 @@ pub(super) struct Candidate {
     pub(super) falls: bool,
 }
 
-impl Candidate {
+impl FireCandidate {
     /// Returns the headroom between `mark` and the limit of this candidate.
-    pub(super) fn room_at(&self, mark: &Mark) -> Option<f64> {
+    pub(super) fn room_at(&self, mark: &LastFire) -> Option<f64> {
         match self.limit {
             // Before the value reached the soft limit, the headroom was measured to that limit.
             Some(limit) if self.is_behind_soft => Some((limit - mark.value).max(0.0)),
@@ -139,16 +139,16 @@ impl FireHistory {
     }
 
     /// Records the opening of an incident.
-    pub(super) fn opened(&mut self, now: Moment, candidate: &Candidate, kind: FireKind) {
+    pub(super) fn opened(&mut self, now: Moment, candidate: &FireCandidate, kind: FireKind) {
         if self.records.len() >= KEPT {
             self.records.remove(self.least_needed(candidate.falls));
         }
-        let Candidate { mark, forecast, .. } = *candidate;
+        let FireCandidate { mark, forecast, .. } = *candidate;
         self.records.push(FireRecord { at: now.into(), mark, forecast, kind });
     }
 
     /// Records another capture in the last incident.
-    pub(super) fn captured_again(&mut self, now: Moment, candidate: &Candidate) {
+    pub(super) fn captured_again(&mut self, now: Moment, candidate: &FireCandidate) {
         match self.records.last_mut() {
             Some(last) => {
                 last.at = now.into();
@@ -169,7 +169,7 @@ impl FireHistory {
         &self,
         now: Moment,
         window: Duration,
-        candidate: &Candidate,
+        candidate: &FireCandidate,
         critical: bool,
     ) -> Option<FireKind> {
         let in_window = || self.within(now, window);
@@ -221,7 +221,7 @@ impl FireHistory {
         &self,
         now: Moment,
         window: Duration,
-        candidate: &Candidate,
+        candidate: &FireCandidate,
     ) -> Option<f64> {
         let steps = self.within(now, window).map(|record| {
             match (candidate.room_at(&record.mark), candidate.limit) {
@@ -260,7 +260,7 @@ fn wait(cooldown: Duration, repeats: usize) -> Duration {
     cooldown.saturating_mul(factor).min(DAY.max(cooldown))
 }
 
-fn is_worse(mark: &Mark, before: &Mark, falls: bool) -> bool {
+fn is_worse(mark: &LastFire, before: &LastFire, falls: bool) -> bool {
     match (before.room, mark.room) {
         // Past a soft limit the headroom grows again, because it is measured to the hard limit.
         (Some(before_room), Some(room)) => room < before_room || mark.value > before.value,
@@ -270,7 +270,7 @@ fn is_worse(mark: &Mark, before: &Mark, falls: bool) -> bool {
 }
 
 /// Keeps the worse of two captures in `record`.
-fn merge(record: &mut FireRecord, mark: Mark, forecast: Option<Duration>, falls: bool) {
+fn merge(record: &mut FireRecord, mark: LastFire, forecast: Option<Duration>, falls: bool) {
     if is_worse(&mark, &record.mark, falls) {
         record.mark = mark;
     }
@@ -290,9 +290,15 @@ mod tests {
         Moment::from_nanos((hours * 3600.0) as u64 * 1_000_000_000)
     }
 
-    fn memory(value: f64) -> Candidate {
-        let mark = Mark { value, room: Some(100.0 - value) };
-        Candidate { mark, limit: Some(100.0), is_behind_soft: false, forecast: None, falls: false }
+    fn memory(value: f64) -> FireCandidate {
+        let mark = LastFire { value, room: Some(100.0 - value) };
+        FireCandidate {
+            mark,
+            limit: Some(100.0),
+            is_behind_soft: false,
+            forecast: None,
+            falls: false,
+        }
     }
 
     #[test]
@@ -337,8 +343,10 @@ mod tests {
     #[test]
     fn a_forecast_is_worse_if_it_is_sooner_than_every_one_captured() {
         let mut history = FireHistory::default();
-        let soon =
-            |millis| Candidate { forecast: Some(Duration::from_millis(millis)), ..memory(76.0) };
+        let soon = |millis| FireCandidate {
+            forecast: Some(Duration::from_millis(millis)),
+            ..memory(76.0)
+        };
         history.opened(at(0.0), &memory(84.0), FireKind::Worse);
         let urgency =
             |history: &FireHistory, millis| history.urgency(at(1.0), DAY, &soon(millis), false);
@@ -365,8 +373,8 @@ mod tests {
     #[test]
     fn urgent_captures_are_bounded_whatever_the_values_are() {
         let mut history = FireHistory::default();
-        let count = |value| Candidate {
-            mark: Mark { value, room: None },
+        let count = |value| FireCandidate {
+            mark: LastFire { value, room: None },
             limit: None,
             is_behind_soft: false,
             forecast: None,

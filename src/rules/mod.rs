@@ -29,7 +29,7 @@
 //!      `again = "cooldown"`, the cooldown must be over.
 //!    - Beyond `critical` again, and the last capture was four hours ago: likewise.
 //!    - Otherwise it is a repeat. It waits for `cooldown`, doubled with each repeat of the day
-//!      (constant with `again = "cooldown"`). It also needs the owner's permission ([`Opening`]).
+//!      (constant with `again = "cooldown"`). It also needs the owner's permission ([`Admission`]).
 //!
 //!    A value beyond `critical`, or nearer to a limit than at any capture of these hours, does not
 //!    wait for the gap between incidents.
@@ -59,16 +59,16 @@ mod watch;
 
 pub use engine::{Engine, State};
 pub use history::{FireKind, FireRecord, MAX_URGENT};
-pub use past::Said;
+pub use past::DecisionChange;
 pub use ring::WINDOW;
-pub use verdict::{By, Crossing, Decision, Explain, Hold};
+pub use verdict::{By, Decision, Hold, StateExplanation, ThresholdCrossing};
 
 use crate::base::Moment;
 
-/// Permission to open an incident for a rule that repeats an earlier capture. [`Opening::Free`] if
-/// its incident is open or another one can be joined.
+/// Permission to open an incident for a rule that repeats an earlier capture. [`Admission::Free`]
+/// if its incident is open or another one can be joined.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Opening {
+pub enum Admission {
     /// An incident may be opened.
     #[default]
     Free,
@@ -88,7 +88,7 @@ pub enum Opening {
 
 /// The value on which a rule fired, kept to detect a worse one. Numbers are in the metric's unit.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Mark {
+pub struct LastFire {
     /// The value.
     pub value: f64,
     /// Headroom below the limit. `None` without a limit.

@@ -9,7 +9,7 @@ pub(super) const KEPT: usize = 16;
 
 /// A decision that differs in kind from the one before it.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Said {
+pub struct DecisionChange {
     /// Time of the decision.
     pub at: Moment,
     /// Value of the metric at that time, in its unit.
@@ -20,14 +20,14 @@ pub struct Said {
 
 /// The last changes of one rule's decision. Allocates nothing.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Past {
-    said: [Option<Said>; KEPT],
+pub(super) struct DecisionHistory {
+    said: [Option<DecisionChange>; KEPT],
     next: usize,
 }
 
-impl Past {
+impl DecisionHistory {
     /// Adds `said` and drops the oldest decision.
-    pub(super) fn push(&mut self, said: Said) {
+    pub(super) fn push(&mut self, said: DecisionChange) {
         if let Some(slot) = self.said.get_mut(self.next) {
             *slot = Some(said);
         }
@@ -35,7 +35,7 @@ impl Past {
     }
 
     /// Returns the decisions, the newest first.
-    pub(super) fn newest_first(&self) -> impl Iterator<Item = Said> {
+    pub(super) fn newest_first(&self) -> impl Iterator<Item = DecisionChange> {
         let (newer, older) = self.said.split_at_checked(self.next).unwrap_or((&self.said, &[]));
         newer.iter().rev().chain(older.iter().rev()).copied().flatten()
     }
@@ -48,11 +48,11 @@ mod tests {
 
     #[test]
     fn the_newest_come_first_and_the_oldest_go() {
-        let mut past = Past::default();
+        let mut past = DecisionHistory::default();
         assert_eq!(past.newest_first().count(), 0);
         for n in 0..KEPT as u64 + 3 {
             let decision = Decision::Hold(Hold::NoValue);
-            past.push(Said { at: Moment::from_nanos(n), value: None, decision });
+            past.push(DecisionChange { at: Moment::from_nanos(n), value: None, decision });
             let times: Vec<u64> = past.newest_first().map(|said| said.at.as_nanos()).collect();
             let oldest = (n + 1).saturating_sub(KEPT as u64);
             assert_eq!(times, (oldest..=n).rev().collect::<Vec<_>>());

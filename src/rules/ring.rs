@@ -10,14 +10,14 @@ const HALF: usize = WINDOW / 2;
 
 /// A ring buffer of the last [`WINDOW`] values.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Ring {
+pub(super) struct ValueRing {
     values: [f64; WINDOW],
     times: [Moment; WINDOW],
     next: usize,
     seen: usize,
 }
 
-impl Ring {
+impl ValueRing {
     /// Adds a value. Overwrites the oldest if the ring is full.
     pub(super) fn push(&mut self, now: Moment, value: f64) {
         if let (Some(slot), Some(time)) =
@@ -92,8 +92,8 @@ mod tests {
     }
 
     /// Returns a ring with `values`, four a second.
-    fn seen(values: impl IntoIterator<Item = f64>) -> Ring {
-        let mut ring = Ring::default();
+    fn seen(values: impl IntoIterator<Item = f64>) -> ValueRing {
+        let mut ring = ValueRing::default();
         for (n, value) in values.into_iter().enumerate() {
             ring.push(at(n as u64 * 250), value);
         }
@@ -102,7 +102,7 @@ mod tests {
 
     #[test]
     fn the_oldest_value_goes_when_the_ring_is_full() {
-        let mut ring = Ring::default();
+        let mut ring = ValueRing::default();
         assert_eq!((ring.seen(), ring.average()), (0, 0.0));
         for n in 1..WINDOW {
             ring.push(at(n as u64), n as f64);
@@ -132,7 +132,7 @@ mod tests {
             let values = (0..WINDOW).map(|n| if n < step { 40.0 } else { 78.0 });
             assert_eq!(seen(values).rise(), 0.0, "a step at {step}");
         }
-        let mut at_once = Ring::default();
+        let mut at_once = ValueRing::default();
         (0..10).for_each(|n| at_once.push(at(5), f64::from(n)));
         assert_eq!(at_once.rise(), 0.0, "no time has passed");
     }

@@ -11,7 +11,7 @@ use crate::model::{Amount, Rule};
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Decision {
     /// Capture.
-    Fire(Crossing),
+    Fire(ThresholdCrossing),
     /// Do not capture, for this reason.
     Hold(Hold),
     /// The incident of this rule has ended. Returned once.
@@ -20,7 +20,7 @@ pub enum Decision {
 
 /// A crossed threshold. Numbers are in the metric's unit.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Crossing {
+pub struct ThresholdCrossing {
     /// The value.
     pub value: f64,
     /// The crossed threshold: `abs`, `below`, or the average raised by `diff`. For a forecast, the
@@ -105,7 +105,7 @@ pub enum Hold {
     /// A condition is crossed, but for less than `for`.
     Holding {
         /// The crossed condition.
-        crossing: Crossing,
+        crossing: ThresholdCrossing,
         /// Time since which it is crossed.
         since: Moment,
         /// Required duration.
@@ -114,12 +114,12 @@ pub enum Hold {
     /// A condition is crossed, but a capture of this rule is running.
     Capturing {
         /// The crossed condition.
-        crossing: Crossing,
+        crossing: ThresholdCrossing,
     },
     /// A condition is crossed, but too soon after the last capture.
     CoolingDown {
         /// The crossed condition.
-        crossing: Crossing,
+        crossing: ThresholdCrossing,
         /// Time at which the rule may fire again.
         until: Moment,
     },
@@ -127,7 +127,7 @@ pub enum Hold {
     /// Each such incident waits twice as long as the one before it.
     Repeating {
         /// The crossed condition.
-        crossing: Crossing,
+        crossing: ThresholdCrossing,
         /// Time at which the rule may fire again.
         until: Moment,
         /// Number of such incidents in the last 24 hours.
@@ -138,36 +138,36 @@ pub enum Hold {
     /// A condition is crossed, but the value is no worse than at the last capture of this incident.
     NotWorse {
         /// The crossed condition.
-        crossing: Crossing,
+        crossing: ThresholdCrossing,
         /// Headroom below the limit, if there is one.
         room: Option<f64>,
     },
     /// A condition is crossed, but too soon after the last incident.
     Gap {
         /// The crossed condition.
-        crossing: Crossing,
+        crossing: ThresholdCrossing,
         /// Time at which the next incident is allowed.
         until: Moment,
     },
     /// A condition is crossed, but the daily budget of incidents is used up.
     Spent {
         /// The crossed condition.
-        crossing: Crossing,
+        crossing: ThresholdCrossing,
         /// Time at which the next incident is allowed.
         until: Moment,
     },
     /// A condition is crossed, but its incident has reached its maximum number of captures.
     Exhausted {
         /// The crossed condition.
-        crossing: Crossing,
+        crossing: ThresholdCrossing,
     },
 }
 
 impl Decision {
     /// Returns the decision as one sentence. `rule` is the rule that made it, `now` the current
     /// time.
-    pub fn explain(self, rule: &Rule, now: Moment) -> Explain<'_> {
-        Explain { decision: self, rule, now }
+    pub fn explain(self, rule: &Rule, now: Moment) -> StateExplanation<'_> {
+        StateExplanation { decision: self, rule, now }
     }
 
     /// Returns the kind of decision as one word, for machines.
@@ -221,19 +221,19 @@ impl Decision {
 
 /// A decision that displays as one sentence.
 #[derive(Clone, Copy, Debug)]
-pub struct Explain<'r> {
+pub struct StateExplanation<'r> {
     decision: Decision,
     rule: &'r Rule,
     now: Moment,
 }
 
-impl Explain<'_> {
+impl StateExplanation<'_> {
     fn amount(&self, value: f64) -> Amount {
         Amount { value, unit: self.rule.metric.unit() }
     }
 
-    fn crossing(&self, f: &mut fmt::Formatter<'_>, crossing: Crossing) -> fmt::Result {
-        let Crossing { value, threshold, by, average } = crossing;
+    fn crossing(&self, f: &mut fmt::Formatter<'_>, crossing: ThresholdCrossing) -> fmt::Result {
+        let ThresholdCrossing { value, threshold, by, average } = crossing;
         let (value, threshold) = (self.amount(value), self.amount(threshold));
         match by {
             By::Abs => write!(f, "{} {value} is above abs {threshold}", self.rule.metric),
@@ -354,7 +354,7 @@ impl Explain<'_> {
     }
 }
 
-impl fmt::Display for Explain<'_> {
+impl fmt::Display for StateExplanation<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.decision {
             Decision::Fire(crossing) => self.crossing(f, crossing),

@@ -6,19 +6,19 @@ mod hold;
 use std::time::Duration;
 
 use super::history::{FireHistory, FireRecord};
-use super::past::{Past, Said};
-use super::ring::{Ring, WINDOW};
-use super::verdict::{By, Crossing, Decision, Hold};
-use super::{Mark, Opening};
+use super::past::{DecisionChange, DecisionHistory};
+use super::ring::{ValueRing, WINDOW};
+use super::verdict::{By, Decision, Hold, ThresholdCrossing};
+use super::{Admission, LastFire};
 use crate::base::{EventTime, Moment};
 use crate::model::{Holds, Metric, Mode, Rule, Vitals};
 use hold::HeldTime;
 
 /// A rule and its state.
 #[derive(Clone, Debug)]
-pub(super) struct Watch {
+pub(super) struct WatchedRule {
     pub(super) rule: Rule,
-    ring: Ring,
+    ring: ValueRing,
     /// Hold time of each condition.
     crossed: [HeldTime; By::COUNT],
     capturing: bool,
@@ -28,7 +28,7 @@ pub(super) struct Watch {
     /// cooldown.
     lost: bool,
     /// The value on which it fired last.
-    mark: Option<Mark>,
+    mark: Option<LastFire>,
     /// Its incidents of the last 24 hours.
     pub(super) history: FireHistory,
     /// `true` if the value has been within `critical` since the last capture.
@@ -44,7 +44,7 @@ pub(super) struct Watch {
     /// Time of the last change of the kind of decision. `None` before the first tick.
     pub(super) since: Option<Moment>,
     /// Earlier decisions, with the times of their changes.
-    pub(super) past: Past,
+    pub(super) past: DecisionHistory,
 }
 
 /// The limit that a rising value approaches.
@@ -64,11 +64,11 @@ impl LimitAhead {
     }
 }
 
-impl Watch {
+impl WatchedRule {
     pub(super) fn new(rule: Rule) -> Self {
         Self {
             rule,
-            ring: Ring::default(),
+            ring: ValueRing::default(),
             crossed: [HeldTime::default(); By::COUNT],
             capturing: false,
             captured: None,
@@ -82,7 +82,7 @@ impl Watch {
             value: None,
             decision: Decision::Hold(Hold::WarmingUp { seen: 0 }),
             since: None,
-            past: Past::default(),
+            past: DecisionHistory::default(),
         }
     }
 
@@ -94,7 +94,7 @@ impl Watch {
         self.crossed = [HeldTime::default(); By::COUNT];
         self.clearing = None;
         if rule.metric != self.rule.metric {
-            self.ring = Ring::default();
+            self.ring = ValueRing::default();
             self.mark = None;
             self.history.clear();
             self.value = None;
@@ -112,7 +112,7 @@ impl Watch {
             || rule.diff != self.rule.diff
             || rule.below != self.rule.below
         {
-            self.past = Past::default();
+            self.past = DecisionHistory::default();
         }
         self.rule = rule;
     }
@@ -159,7 +159,7 @@ impl Watch {
         &mut self,
         now: Moment,
         vitals: &Vitals,
-        opening: &dyn Fn(&Rule) -> Opening,
+        opening: &dyn Fn(&Rule) -> Admission,
     ) {
         // An infinite time to a limit is a value: no limit is in sight.
         let told =
@@ -168,7 +168,7 @@ impl Watch {
         let decision = self.decide(now, vitals, opening);
         if self.since.is_none() || !decision.is_like(&self.decision) {
             self.since = Some(now);
-            self.past.push(Said { at: now, value: self.value, decision });
+            self.past.push(DecisionChange { at: now, value: self.value, decision });
         }
         self.decision = decision;
     }
@@ -177,7 +177,7 @@ impl Watch {
         &mut self,
         now: Moment,
         vitals: &Vitals,
-        opening: &dyn Fn(&Rule) -> Opening,
+        opening: &dyn Fn(&Rule) -> Admission,
     ) -> Decision {
         let Some(value) = self.value else {
             self.crossed = [HeldTime::default(); By::COUNT];
@@ -227,7 +227,12 @@ impl Watch {
     ///
     /// `diff` compares products instead of quotients, so that comparisons of whole numbers are
     /// exact.
-    fn judge(&mut self, now: Moment, value: f64, limit: Option<f64>) -> Result<Crossing, Hold> {
+    fn judge(
+        &mut self,
+        now: Moment,
+        value: f64,
+        limit: Option<f64>,
+    ) -> Result<ThresholdCrossing, Hold> {
         let Rule { min, max, .. } = self.rule;
         if value < min {
             let Holds { abs, diff, forecast, below } = self.rule.hold;
@@ -243,7 +248,7 @@ impl Watch {
             return Err(Hold::AboveMax { value, max });
         }
         let average = self.ring.average();
-        let crossing = |by, threshold| Crossing { value, threshold, by, average };
+        let crossing = |by, threshold| ThresholdCrossing { value, threshold, by, average };
         let above = self.rule.abs.filter(|abs| value > *abs).map(|abs| crossing(By::Abs, abs));
         let raised = self.rule.diff.and_then(|diff| {
             let sum = self.ring.sum();

@@ -10,8 +10,8 @@ use std::sync::{Condvar, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use super::registry::Turn;
-use super::waker::Capture;
+use super::registry::PollGuard;
+use super::waker::StackCapture;
 
 /// Polls a future with a capturing waker if a dump requests its stack, and queues the captured
 /// stacks.
@@ -20,13 +20,13 @@ use super::waker::Capture;
 #[cold]
 #[inline(never)]
 pub fn poll_seen<F: ?Sized, T>(
-    turn: &Turn,
+    turn: &PollGuard,
     cx: &mut Context<'_>,
     future: std::pin::Pin<&mut F>,
     poll: fn(std::pin::Pin<&mut F>, &mut Context<'_>) -> Poll<T>,
 ) -> Poll<T> {
     let Some((dump, number)) = turn.take_question() else { return poll(future, cx) };
-    let capture = Capture::new(cx.waker());
+    let capture = StackCapture::new(cx.waker());
     let waker = capture.waker();
     let outcome = poll(future, &mut Context::from_waker(waker.get()));
     let seen = capture.into_seen();
@@ -36,14 +36,14 @@ pub fn poll_seen<F: ?Sized, T>(
     let ended = outcome.is_ready();
     DESK.hand_in(
         dump,
-        Answer { number, ended, stacks: seen.stacks, more: seen.more, broken: seen.broken },
+        TaskReply { number, ended, stacks: seen.stacks, more: seen.more, broken: seen.broken },
     );
     outcome
 }
 
 /// The captured stacks of one task.
 #[derive(Debug)]
-pub(super) struct Answer {
+pub(super) struct TaskReply {
     pub(super) number: u64,
     /// `true` if the task completed in the captured poll.
     pub(super) ended: bool,
@@ -53,27 +53,27 @@ pub(super) struct Answer {
 }
 
 /// The queue of replies and its condvar.
-pub(super) struct Desk {
-    pile: Mutex<Pile>,
+pub(super) struct ReplyQueue {
+    pile: Mutex<ReplyPile>,
     bell: Condvar,
 }
 
 #[derive(Default)]
-struct Pile {
+struct ReplyPile {
     /// Number of the dump that accepts replies; 0 for none.
     dump: u32,
     /// Number of replies at which the condvar is notified.
     wanted: usize,
-    answers: Vec<Answer>,
+    answers: Vec<TaskReply>,
 }
 
-pub(super) static DESK: Desk = Desk {
-    pile: Mutex::new(Pile { dump: 0, wanted: 0, answers: Vec::new() }),
+pub(super) static DESK: ReplyQueue = ReplyQueue {
+    pile: Mutex::new(ReplyPile { dump: 0, wanted: 0, answers: Vec::new() }),
     bell: Condvar::new(),
 };
 
-impl Desk {
-    fn pile(&self) -> MutexGuard<'_, Pile> {
+impl ReplyQueue {
+    fn pile(&self) -> MutexGuard<'_, ReplyPile> {
         self.pile.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -84,10 +84,10 @@ impl Desk {
     }
 
     pub(super) fn close(&self) {
-        *self.pile() = Pile { dump: 0, wanted: 0, answers: Vec::new() };
+        *self.pile() = ReplyPile { dump: 0, wanted: 0, answers: Vec::new() };
     }
 
-    fn hand_in(&self, dump: u32, answer: Answer) {
+    fn hand_in(&self, dump: u32, answer: TaskReply) {
         let mut pile = self.pile();
         if pile.dump != dump {
             return;
@@ -101,10 +101,10 @@ impl Desk {
     }
 
     /// Takes all replies, once there are `wanted` of them or `most` has passed.
-    pub(super) fn collect(&self, wanted: usize, most: Duration) -> Vec<Answer> {
+    pub(super) fn collect(&self, wanted: usize, most: Duration) -> Vec<TaskReply> {
         let mut pile = self.pile();
         pile.wanted = wanted;
-        let short = |pile: &mut Pile| pile.answers.len() < wanted;
+        let short = |pile: &mut ReplyPile| pile.answers.len() < wanted;
         let (mut pile, _) =
             self.bell.wait_timeout_while(pile, most, short).unwrap_or_else(PoisonError::into_inner);
         std::mem::take(&mut pile.answers)

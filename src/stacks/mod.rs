@@ -1,7 +1,7 @@
 //! Stack dumps of all tasks and all threads.
 //!
-//! - [`tasks`] captures the tasks that hold a [`Ticket`] (those of [`crate::task`]), with a waker
-//!   that records the stack on which it is cloned.
+//! - [`tasks`] captures the tasks that hold a [`TaskRegistration`] (those of [`crate::task`]), with
+//!   a waker that records the stack on which it is cloned.
 //! - [`threads`] captures the threads of the process with a signal. Its documentation lists the
 //!   system calls that the signal interrupts.
 //!
@@ -18,7 +18,7 @@ pub mod threads;
 mod waker;
 
 pub use desk::poll_seen;
-pub use registry::{Ticket, Turn};
+pub use registry::{PollGuard, TaskRegistration};
 
 use crate::os;
 

@@ -6,42 +6,42 @@
 use std::hash::{DefaultHasher, Hasher};
 
 use crate::base::Clock;
-use crate::os::proc::thread_list::Tasks;
-use crate::os::proc::thread_reader::{Eyes, Runs};
+use crate::os::proc::thread_list::ThreadList;
+use crate::os::proc::thread_reader::{ProcThreadReader, SchedStat};
 use crate::os::proc::threads;
-use crate::os::stack_snapshot::Copied;
-use crate::unwind::Walker;
-use crate::unwind::thread_sampler::{BATCH, Caught, Net, SIGNAL};
+use crate::os::stack_snapshot::StackSnapshot;
+use crate::unwind::StackWalker;
+use crate::unwind::thread_sampler::{BATCH, SIGNAL, ThreadSampler, ThreadStack};
 
 /// The sampled stack of a thread.
 #[derive(Clone, Debug)]
-pub(crate) struct Stand {
+pub(crate) struct SampledStack {
     pub(crate) tid: u32,
     /// Return addresses, innermost first.
     pub(crate) frames: Box<[u64]>,
     /// One hash per frame, over its position and its contents.
     pub(crate) marks: Box<[u64]>,
     /// CPU time and run delay after the thread answered.
-    pub(crate) runs: Runs,
+    pub(crate) runs: SchedStat,
 }
 
 /// Samples and inspects threads of this process.
-pub(crate) struct Onlooker {
-    eyes: Eyes,
-    tasks: Tasks,
-    walker: Walker,
+pub(crate) struct ThreadProbe {
+    eyes: ProcThreadReader,
+    tasks: ThreadList,
+    walker: StackWalker,
 }
 
-impl Onlooker {
+impl ThreadProbe {
     /// Opens the files in `/proc` and the unwinder.
     ///
     /// # Errors
     ///
     /// A description of why threads cannot be sampled.
     pub(crate) fn new() -> Result<Self, String> {
-        let tasks = Tasks::open().map_err(|error| format!("threads are unknown: {error}"))?;
-        let walker = Walker::new().map_err(|error| error.to_string())?;
-        Ok(Self { eyes: Eyes::open()?, tasks, walker })
+        let tasks = ThreadList::open().map_err(|error| format!("threads are unknown: {error}"))?;
+        let walker = StackWalker::new().map_err(|error| error.to_string())?;
+        Ok(Self { eyes: ProcThreadReader::open()?, tasks, walker })
     }
 
     /// Returns all threads except the calling one.
@@ -71,21 +71,21 @@ impl Onlooker {
     /// Sends a signal to each of the threads, to at most [`BATCH`] of them, and returns their
     /// stacks. Threads that block the signal, do not answer or have ended are left out. Takes 0.1 s
     /// if one does not answer.
-    pub(crate) fn ask(&mut self, clock: &dyn Clock, tids: &[u32]) -> Vec<Stand> {
+    pub(crate) fn ask(&mut self, clock: &dyn Clock, tids: &[u32]) -> Vec<SampledStack> {
         let tids: Vec<u32> =
             tids.iter().copied().filter(|&tid| self.answers(tid)).take(BATCH).collect();
         if tids.is_empty() || self.walker.refresh().is_err() {
             return Vec::new();
         }
-        let Ok(net) = Net::cast() else { return Vec::new() };
+        let Ok(net) = ThreadSampler::cast() else { return Vec::new() };
         let mut stands = Vec::new();
-        let take = |caught: Caught<'_>| {
-            let Caught { copied, frames, pointers, .. } = caught;
-            stands.push(Stand {
+        let take = |caught: ThreadStack<'_>| {
+            let ThreadStack { copied, frames, pointers, .. } = caught;
+            stands.push(SampledStack {
                 tid: copied.head.tid,
                 frames: frames.into(),
                 marks: marks(copied, pointers),
-                runs: Runs::default(),
+                runs: SchedStat::default(),
             });
         };
         let _ = net.catch_whole(clock, tids, &mut self.walker, |_| {}, take);
@@ -103,7 +103,7 @@ impl Onlooker {
 
 /// Returns one hash per frame, over its stack pointer and the words up to the next frame's stack
 /// pointer. 0 for a frame without a known end, such as the outermost.
-fn marks(copied: &Copied, pointers: &[u64]) -> Box<[u64]> {
+fn marks(copied: &StackSnapshot, pointers: &[u64]) -> Box<[u64]> {
     let word = |pointer: u64| {
         usize::try_from(pointer.saturating_sub(copied.head.registers.sp) / 8).unwrap_or(usize::MAX)
     };
@@ -120,14 +120,14 @@ fn marks(copied: &Copied, pointers: &[u64]) -> Box<[u64]> {
 #[cfg(all(test, target_os = "linux"))]
 mod tests {
     use super::*;
-    use crate::os::stack_snapshot::{Head, Registers};
+    use crate::os::stack_snapshot::{Registers, SnapshotHeader};
 
     #[test]
     fn a_frame_is_what_lies_between_two_stack_pointers() {
-        let copied = |stack: [u64; 6]| Copied {
-            head: Head {
+        let copied = |stack: [u64; 6]| StackSnapshot {
+            head: SnapshotHeader {
                 registers: Registers { sp: 800, ..Registers::default() },
-                ..Head::default()
+                ..SnapshotHeader::default()
             },
             stack: stack.to_vec(),
             whole: true,

@@ -1,9 +1,9 @@
 //! The registry of wrapped tasks.
 //!
-//! A task owns a [`Ticket`], and the ticket a [`Slot`] of the process's [`Slots`]. Dropping the
-//! ticket unregisters the task. Creating and ending a task takes no lock and touches no memory that
-//! other threads write at the time. A poll costs three plain stores and a load in the task's own
-//! cache line. `slot.rs` describes the mechanism.
+//! A task owns a [`TaskRegistration`], and the ticket a [`Slot`] of the process's [`Slots`].
+//! Dropping the ticket unregisters the task. Creating and ending a task takes no lock and touches
+//! no memory that other threads write at the time. A poll costs three plain stores and a load in
+//! the task's own cache line. `slot.rs` describes the mechanism.
 //!
 //! No foreign code runs under a lock. A waker that is replaced, or dropped with its task, is
 //! dropped outside of the lock: its drop can drop another task, which enters this registry again.
@@ -23,7 +23,7 @@ use std::task::Waker;
 
 use tokio::task::Id;
 
-use super::slot::{Hand, Seen, Slots, Store};
+use super::slot::{LocalFreeList, SlotView, Slots, Store};
 use super::waker::is_capturing;
 use crate::base::Moment;
 use crate::model::Calibration;
@@ -44,7 +44,7 @@ pub(super) struct Kept {
 }
 
 /// The slot of a task.
-pub(super) type Slot = super::slot::Slot<Kept>;
+pub(super) type Slot = super::slot::TaskSlot<Kept>;
 
 /// The tasks of this process.
 static TASKS: Slots<Kept> = Slots { store: Mutex::new(Store::new()) };
@@ -56,14 +56,14 @@ static FIRST: OnceLock<(u64, Moment)> = OnceLock::new();
 
 /// Free slots and reserved task numbers of a thread.
 struct Local {
-    hand: Hand<Kept, ROOM>,
+    hand: LocalFreeList<Kept, ROOM>,
     next: u64,
     last: u64,
 }
 
 impl Local {
     const fn new() -> Self {
-        Self { hand: Hand::new(), next: 0, last: 0 }
+        Self { hand: LocalFreeList::new(), next: 0, last: 0 }
     }
 
     #[inline]
@@ -123,16 +123,16 @@ pub(super) fn calibration() -> Calibration {
 /// Requests the stacks of tasks that can be woken for the dump `ask`, unless that is 0. A default
 /// cursor starts at the first task.
 pub(super) fn batch(
-    from: Cursor,
+    from: SlotCursor,
     most: usize,
     ask: u32,
-) -> (Vec<(&'static Slot, Seen<Kept>)>, Option<Cursor>) {
+) -> (Vec<(&'static Slot, SlotView<Kept>)>, Option<SlotCursor>) {
     let mut listed = Vec::new();
-    let Cursor { mut chunk, mut index } = from;
+    let SlotCursor { mut chunk, mut index } = from;
     while let Some(slots) = TASKS.chunk(chunk) {
         for slot in slots.iter().skip(index) {
             if listed.len() >= most {
-                return (listed, Some(Cursor { chunk, index }));
+                return (listed, Some(SlotCursor { chunk, index }));
             }
             listed.extend(slot.look(ask).map(|seen| (slot, seen)));
             index += 1;
@@ -150,7 +150,7 @@ pub(super) fn len() -> usize {
 
 /// A position in the registry.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Cursor {
+pub(super) struct SlotCursor {
     chunk: usize,
     index: usize,
 }
@@ -158,17 +158,17 @@ pub(super) struct Cursor {
 /// The registration of a task. Dropping it unregisters the task.
 #[derive(Debug)]
 #[must_use = "dropping the ticket takes the task off the list"]
-pub struct Ticket {
+pub struct TaskRegistration {
     slot: Option<&'static Slot>,
     /// Addresses of the stored waker's data and vtable; compared, never dereferenced. The stored
     /// waker keeps its data alive, so equal addresses mean the same waker.
     waker: (usize, usize),
 }
 
-impl Ticket {
-    /// Registers a task of the [`Site`](crate::base::Site) with this number. Returns the ticket and
-    /// the task's own number, which is unique in the process. Costs about 5 ns, and one allocation
-    /// per 256 tasks above the previous maximum.
+impl TaskRegistration {
+    /// Registers a task of the [`Site`](crate::base::SpawnSite) with this number. Returns the
+    /// ticket and the task's own number, which is unique in the process. Costs about 5 ns, and one
+    /// allocation per 256 tasks above the previous maximum.
     #[inline]
     pub fn new(site: u16) -> (Self, u64) {
         let (slot, number) = locally(|local| local.make(site)).unzip();
@@ -177,9 +177,9 @@ impl Ticket {
 
     /// Starts a poll at this tick.
     #[inline]
-    pub fn enter(&self, tick: u64) -> Turn {
+    pub fn enter(&self, tick: u64) -> PollGuard {
         let before = self.slot.map_or(0, |slot| slot.enter(threads::current(), tick));
-        Turn { slot: self.slot, before }
+        PollGuard { slot: self.slot, before }
     }
 
     /// Stores a clone of `waker`, with which a poll returned `Pending`, if it differs from the
@@ -206,7 +206,7 @@ impl Ticket {
     }
 }
 
-impl Drop for Ticket {
+impl Drop for TaskRegistration {
     #[inline]
     fn drop(&mut self) {
         let Some(slot) = self.slot else { return };
@@ -219,12 +219,12 @@ impl Drop for Ticket {
 
 /// A poll in progress. Dropping it ends the poll, also after a panic.
 #[derive(Debug)]
-pub struct Turn {
+pub struct PollGuard {
     slot: Option<&'static Slot>,
     before: u64,
 }
 
-impl Turn {
+impl PollGuard {
     /// Returns `true` if a dump requests the task's stack.
     #[inline]
     pub fn is_asked(&self) -> bool {
@@ -246,7 +246,7 @@ impl Turn {
     }
 }
 
-impl Drop for Turn {
+impl Drop for PollGuard {
     #[inline]
     fn drop(&mut self) {
         if let Some(slot) = self.slot {
@@ -264,8 +264,9 @@ mod tests {
         let chunks = || (0..).map_while(|chunk| TASKS.chunk(chunk)).count();
         let before = chunks();
         for _ in 0..200 {
-            let made =
-                std::thread::spawn(|| (0..500).map(|_| Ticket::new(0).0).collect::<Vec<_>>());
+            let made = std::thread::spawn(|| {
+                (0..500).map(|_| TaskRegistration::new(0).0).collect::<Vec<_>>()
+            });
             let made = made.join().unwrap();
             std::thread::spawn(|| drop(made)).join().unwrap();
         }
@@ -276,7 +277,7 @@ mod tests {
 
     #[test]
     fn no_two_tasks_have_one_number() {
-        let made = || (0..3000).map(|_| Ticket::new(0).1).collect::<Vec<_>>();
+        let made = || (0..3000).map(|_| TaskRegistration::new(0).1).collect::<Vec<_>>();
         let others: Vec<_> = (0..3).map(|_| std::thread::spawn(made)).collect();
         let mut numbers = made();
         others.into_iter().for_each(|other| numbers.extend(other.join().unwrap()));

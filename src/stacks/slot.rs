@@ -35,7 +35,7 @@ use crate::base::sync::{AtomicU32, AtomicU64, BareMutex, Mutex, Ordering, Poison
 /// neighbours.
 #[derive(Debug)]
 #[repr(align(64))]
-pub(super) struct Slot<W> {
+pub(super) struct TaskSlot<W> {
     /// Number of the task that owns the slot; 0 for none.
     owner: AtomicU64,
     /// Number of the dump that requests the task's stack; 0 for none.
@@ -53,14 +53,14 @@ pub(super) struct Slot<W> {
 
 /// The state of a slot's task.
 #[derive(Debug, PartialEq)]
-pub(super) struct Seen<W> {
+pub(super) struct SlotView<W> {
     pub(super) number: u64,
     pub(super) site: u16,
     /// `None` if the task has never waited.
     pub(super) held: Option<W>,
 }
 
-impl<W> Slot<W> {
+impl<W> TaskSlot<W> {
     fn new() -> Self {
         Self {
             owner: AtomicU64::new(0),
@@ -107,7 +107,7 @@ impl<W> Slot<W> {
 
     /// Returns the state of the task, if the slot has one. If the task can be woken and `ask` is
     /// not 0, the dump `ask` requests its stack.
-    pub(super) fn look(&self, ask: u32) -> Option<Seen<W>>
+    pub(super) fn look(&self, ask: u32) -> Option<SlotView<W>>
     where
         W: Clone,
     {
@@ -124,7 +124,7 @@ impl<W> Slot<W> {
         if held.is_some() {
             self.asked.store(ask, Ordering::Relaxed);
         }
-        Some(Seen { number, site, held: held.clone() })
+        Some(SlotView { number, site, held: held.clone() })
     }
 
     /// Returns the number of the task that owns the slot; 0 for none.
@@ -187,8 +187,8 @@ pub(super) struct Slots<W: 'static> {
 
 #[derive(Debug)]
 pub(super) struct Store<W: 'static> {
-    chunks: Vec<&'static [Slot<W>]>,
-    free: Vec<&'static Slot<W>>,
+    chunks: Vec<&'static [TaskSlot<W>]>,
+    free: Vec<&'static TaskSlot<W>>,
 }
 
 impl<W> Default for Store<W> {
@@ -207,11 +207,11 @@ impl<W> Slots<W> {
     /// Moves at most `most` free slots to the empty `hand`. Allocates `chunk` slots first if there
     /// are none.
     #[cold]
-    fn fill(&self, hand: &mut Vec<&'static Slot<W>>, most: usize, chunk: usize) {
+    fn fill(&self, hand: &mut Vec<&'static TaskSlot<W>>, most: usize, chunk: usize) {
         let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
         if store.free.is_empty() {
-            let slots: Vec<Slot<W>> = (0..chunk).map(|_| Slot::new()).collect();
-            let slots: &'static [Slot<W>] = slots.leak();
+            let slots: Vec<TaskSlot<W>> = (0..chunk).map(|_| TaskSlot::new()).collect();
+            let slots: &'static [TaskSlot<W>] = slots.leak();
             store.chunks.push(slots);
             // Capacity for all slots, so that giving slots back never allocates.
             let all = store.chunks.len() * chunk;
@@ -224,12 +224,12 @@ impl<W> Slots<W> {
 
     /// Takes slots back from a thread.
     #[cold]
-    fn take_back(&self, slots: impl Iterator<Item = &'static Slot<W>>) {
+    fn take_back(&self, slots: impl Iterator<Item = &'static TaskSlot<W>>) {
         self.store.lock().unwrap_or_else(PoisonError::into_inner).free.extend(slots);
     }
 
     /// Returns the chunk with this index.
-    pub(super) fn chunk(&self, number: usize) -> Option<&'static [Slot<W>]> {
+    pub(super) fn chunk(&self, number: usize) -> Option<&'static [TaskSlot<W>]> {
         let store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
         store.chunks.get(number).copied()
     }
@@ -237,11 +237,11 @@ impl<W> Slots<W> {
 
 /// The free slots of one thread, at most `ROOM`.
 #[derive(Debug)]
-pub(super) struct Hand<W: 'static, const ROOM: usize> {
-    free: Vec<&'static Slot<W>>,
+pub(super) struct LocalFreeList<W: 'static, const ROOM: usize> {
+    free: Vec<&'static TaskSlot<W>>,
 }
 
-impl<W, const ROOM: usize> Hand<W, ROOM> {
+impl<W, const ROOM: usize> LocalFreeList<W, ROOM> {
     /// Number of slots allocated together.
     pub(super) const CHUNK: usize = 4 * ROOM;
 
@@ -251,7 +251,7 @@ impl<W, const ROOM: usize> Hand<W, ROOM> {
 
     /// Takes a free slot.
     #[inline]
-    pub(super) fn take(&mut self, slots: &Slots<W>) -> Option<&'static Slot<W>> {
+    pub(super) fn take(&mut self, slots: &Slots<W>) -> Option<&'static TaskSlot<W>> {
         if let slot @ Some(_) = self.free.pop() {
             return slot;
         }
@@ -262,7 +262,7 @@ impl<W, const ROOM: usize> Hand<W, ROOM> {
 
     /// Puts back the slot of a task that ended.
     #[inline]
-    pub(super) fn put(&mut self, slot: &'static Slot<W>, slots: &Slots<W>) {
+    pub(super) fn put(&mut self, slot: &'static TaskSlot<W>, slots: &Slots<W>) {
         if self.free.len() >= ROOM {
             slots.take_back(self.free.drain(ROOM / 2..));
         }

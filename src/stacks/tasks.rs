@@ -3,7 +3,7 @@
 //! ```text
 //! dump (capture thread)                       worker of the host's runtime
 //!   list a batch, request stacks ─> wake ────> poll: requested? poll with a CaptureWaker
-//!   <──────────────── Desk: number, stacks <── and queue the captured stacks
+//!   <──────────────── ReplyQueue: stacks <── and queue the captured stacks
 //!   next batch when all have replied, or after 20 ms
 //! ```
 //!
@@ -29,17 +29,17 @@ use std::task::Waker;
 use std::time::Duration;
 
 use super::Error;
-use super::desk::{Answer, DESK};
-use super::registry::{self, Cursor, Kept, Slot};
-use super::slot::Seen;
-use crate::base::{Anchor, Clock, Moment, Site};
+use super::desk::{DESK, TaskReply};
+use super::registry::{self, Kept, Slot, SlotCursor};
+use super::slot::SlotView;
+use crate::base::{Clock, Moment, SpawnSite, TimeAnchor};
 use crate::model::{
     Calibration, Profile, Sample, Spawned, StackHandle, TaskDump, TaskRow, TaskState, ValueType,
 };
 use crate::os::clock::cycle_clock;
 use crate::os::images;
 use crate::unwind;
-use sampling::Sampling;
+use sampling::TaskSampling;
 
 /// Tasks captured at once: 1 ms of work for two workers.
 const BATCH: usize = 256;
@@ -70,7 +70,7 @@ const SAMPLE_TYPES: [ValueType; 2] =
 
 /// The options of a dump.
 #[derive(Clone, Copy, Debug)]
-pub struct Plan {
+pub struct DumpOptions {
     /// `true` to wake tasks so that their stacks are captured; `false` to only list them.
     pub ask: bool,
     /// `true` if the threads of running tasks may be signalled to capture their stacks.
@@ -96,7 +96,7 @@ pub fn most_listed() -> usize {
 /// # Errors
 ///
 /// Returns an error if `/proc` cannot be read, without which no stack can be symbolized.
-pub fn dump(clock: &dyn Clock, anchor: Anchor, plan: Plan) -> Result<TaskDump, Error> {
+pub fn dump(clock: &dyn Clock, anchor: TimeAnchor, plan: DumpOptions) -> Result<TaskDump, Error> {
     static ONE: Mutex<u32> = Mutex::new(0);
     let mut number = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     *number = number.checked_add(1).unwrap_or(1);
@@ -110,7 +110,7 @@ pub fn dump(clock: &dyn Clock, anchor: Anchor, plan: Plan) -> Result<TaskDump, E
 /// A dump in progress.
 struct Dump {
     number: u32,
-    anchor: Anchor,
+    anchor: TimeAnchor,
     until: Moment,
     profile: Profile,
     rows: Vec<TaskRow>,
@@ -118,22 +118,22 @@ struct Dump {
     asked: HashMap<u64, (usize, &'static Slot)>,
     /// Rows of tasks that have ended.
     ended: Vec<usize>,
-    running: Vec<Running>,
+    running: Vec<RunningDump>,
     broken: u64,
-    sampling: Sampling,
+    sampling: TaskSampling,
     nameless: u64,
     calibration: Calibration,
 }
 
 /// A task that was being polled when it was listed.
-struct Running {
+struct RunningDump {
     number: u64,
     slot: &'static Slot,
     /// In ticks.
     since: Option<u64>,
 }
 
-impl Running {
+impl RunningDump {
     /// Returns the thread that polls the task, if it is still in the same poll.
     fn thread(&self) -> Option<u32> {
         let same = self.slot.number() == self.number && self.slot.polled() == self.since;
@@ -142,7 +142,7 @@ impl Running {
 }
 
 impl Dump {
-    fn new(number: u32, anchor: Anchor, deadline: Duration) -> Self {
+    fn new(number: u32, anchor: TimeAnchor, deadline: Duration) -> Self {
         Self {
             number,
             anchor,
@@ -153,7 +153,7 @@ impl Dump {
             ended: Vec::new(),
             running: Vec::new(),
             broken: 0,
-            sampling: Sampling::of(registry::len()),
+            sampling: TaskSampling::of(registry::len()),
             nameless: 0,
             calibration: registry::calibration(),
         }
@@ -161,7 +161,7 @@ impl Dump {
 
     fn run(&mut self, clock: &dyn Clock, ask: bool) {
         DESK.open(self.number);
-        let mut cursor = Some(Cursor::default());
+        let mut cursor = Some(SlotCursor::default());
         while let Some(from) = cursor {
             let in_time = ask && clock.now() < self.until;
             let (batch, next) = registry::batch(from, BATCH, if in_time { self.number } else { 0 });
@@ -182,15 +182,15 @@ impl Dump {
     }
 
     /// Adds the rows of a batch. Returns the wakers of the tasks to wake.
-    fn list(&mut self, batch: Vec<(&'static Slot, Seen<Kept>)>, ask: bool) -> Vec<Waker> {
+    fn list(&mut self, batch: Vec<(&'static Slot, SlotView<Kept>)>, ask: bool) -> Vec<Waker> {
         let mut wakers = Vec::with_capacity(batch.len());
         for (slot, seen) in batch {
             let (number, id) = (seen.number, seen.held.as_ref().and_then(|kept| kept.id));
             // tokio exposes the number of an id only as text.
             let id = id.and_then(|id| id.to_string().parse().ok());
-            let site = Site::of(seen.site);
+            let site = SpawnSite::of(seen.site);
             let name = site.and_then(|site| site.name).unwrap_or("");
-            let spawned = site.map_or(NOWHERE, |Site { place, .. }| Spawned {
+            let spawned = site.map_or(NOWHERE, |SpawnSite { place, .. }| Spawned {
                 file: place.file(),
                 line: place.line(),
             });
@@ -210,7 +210,7 @@ impl Dump {
                 wakers.push(kept.waker);
             } else if ask && let TaskState::Running { .. } = state {
                 // A task in its first poll has no stored waker.
-                self.running.push(Running { number, slot, since: polled });
+                self.running.push(RunningDump { number, slot, since: polled });
             }
             self.rows.push(TaskRow {
                 number,
@@ -249,7 +249,7 @@ impl Dump {
         }
     }
 
-    fn take(&mut self, answer: Answer) {
+    fn take(&mut self, answer: TaskReply) {
         let Some((at, _)) = self.asked.remove(&answer.number) else { return };
         self.broken += u64::from(answer.broken);
         if answer.ended {
@@ -275,20 +275,20 @@ impl Dump {
         }
         row.state = running.map_or(TaskState::Scheduled, |tid| TaskState::Running { tid });
         if running.is_some() {
-            self.running.push(Running { number, slot, since: polled });
+            self.running.push(RunningDump { number, slot, since: polled });
             row.since_poll = age;
         }
     }
 
     /// Returns the stacks of the threads that poll tasks.
     fn running_threads(&mut self, clock: &dyn Clock) -> Result<BTreeMap<u32, StackHandle>, Error> {
-        let before: Vec<u32> = self.running.iter().filter_map(Running::thread).collect();
+        let before: Vec<u32> = self.running.iter().filter_map(RunningDump::thread).collect();
         if before.is_empty() {
             return Ok(BTreeMap::new());
         }
         let stacks = super::threads::stacks_of(clock, &before, &mut self.profile)?;
         // Excludes tasks whose poll ended meanwhile: their thread was sampled in other code.
-        let after = self.running.iter().filter_map(Running::thread);
+        let after = self.running.iter().filter_map(RunningDump::thread);
         Ok(after.filter_map(|tid| Some((tid, *stacks.get(&tid)?))).collect())
     }
 

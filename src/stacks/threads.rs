@@ -26,12 +26,12 @@
 use std::collections::HashMap;
 
 use super::Error;
-use crate::base::{Anchor, Clock};
+use crate::base::{Clock, TimeAnchor};
 use crate::model::{Profile, Sample, StackHandle, ThreadDump, ThreadRow, ValueType};
 use crate::os::images;
 use crate::os::proc::threads::{self, Thread, Threads};
-use crate::unwind::thread_sampler::{Net, SIGNAL};
-use crate::unwind::{self, End, MAX_FRAMES, Walker};
+use crate::unwind::thread_sampler::{SIGNAL, ThreadSampler};
+use crate::unwind::{self, MAX_FRAMES, StackWalker, WalkEnd};
 
 /// Maximum number of threads in one dump; more are counted.
 const MAX_THREADS: usize = 8192;
@@ -50,7 +50,7 @@ const SAMPLE_TYPES: [ValueType; 2] =
 /// # Errors
 ///
 /// Returns an error if `/proc` cannot be read, or lists no thread.
-pub fn dump(clock: &dyn Clock, anchor: Anchor, signals: bool) -> Result<ThreadDump, Error> {
+pub fn dump(clock: &dyn Clock, anchor: TimeAnchor, signals: bool) -> Result<ThreadDump, Error> {
     let dump = dump_those(clock, anchor, signals, Threads::all()?)?;
     match dump.threads.is_empty() {
         // Impossible unless `/proc` is incomplete: the calling thread is running.
@@ -65,13 +65,13 @@ pub fn dump(clock: &dyn Clock, anchor: Anchor, signals: bool) -> Result<ThreadDu
 /// # Errors
 ///
 /// As [`dump`].
-pub fn dump_one(clock: &dyn Clock, anchor: Anchor, tid: u32) -> Result<ThreadDump, Error> {
+pub fn dump_one(clock: &dyn Clock, anchor: TimeAnchor, tid: u32) -> Result<ThreadDump, Error> {
     dump_those(clock, anchor, true, Threads::of(vec![tid])?)
 }
 
 fn dump_those(
     clock: &dyn Clock,
-    anchor: Anchor,
+    anchor: TimeAnchor,
     signals: bool,
     mut threads: Threads,
 ) -> Result<ThreadDump, Error> {
@@ -79,7 +79,7 @@ fn dump_those(
     let beyond = threads.tids.len().saturating_sub(MAX_THREADS);
     profile.losses.add("threads beyond the 8192 that a dump shows", beyond as u64);
     threads.tids.truncate(MAX_THREADS);
-    let caught = if signals { catch(clock, &threads)? } else { Caught::unasked(&threads) };
+    let caught = if signals { catch(clock, &threads)? } else { SampledStacks::unasked(&threads) };
     if let Some(why) = &caught.no_signals {
         profile.comments.push(why.clone());
     }
@@ -130,7 +130,7 @@ pub(super) fn stacks_of(
 
 /// The result of signalling the threads.
 #[derive(Default)]
-struct Caught {
+struct SampledStacks {
     /// The threads as read from `/proc` before their signal.
     listed: Vec<Thread>,
     stacks: HashMap<u32, Stack>,
@@ -140,7 +140,7 @@ struct Caught {
     no_signals: Option<String>,
 }
 
-impl Caught {
+impl SampledStacks {
     /// Reads the threads from `/proc` without sending signals.
     fn unasked(threads: &Threads) -> Self {
         let listed = threads.tids.iter().filter_map(|&tid| threads.look(tid)).collect();
@@ -150,18 +150,22 @@ impl Caught {
 
 struct Stack {
     frames: Box<[u64]>,
-    end: End,
+    end: WalkEnd,
 }
 
-fn catch(clock: &dyn Clock, threads: &Threads) -> Result<Caught, Error> {
-    let net = match Net::cast() {
+fn catch(clock: &dyn Clock, threads: &Threads) -> Result<SampledStacks, Error> {
+    let net = match ThreadSampler::cast() {
         Ok(net) => net,
         Err(why) => {
             let no_signals = Some(why);
-            return Ok(Caught { signal: SIGNAL, no_signals, ..Caught::unasked(threads) });
+            return Ok(SampledStacks {
+                signal: SIGNAL,
+                no_signals,
+                ..SampledStacks::unasked(threads)
+            });
         }
     };
-    let mut caught = Caught { signal: SIGNAL, ..Caught::default() };
+    let mut caught = SampledStacks { signal: SIGNAL, ..SampledStacks::default() };
     let own = threads::current();
     if threads.tids.contains(&own) {
         let mut frames = [0; MAX_FRAMES];
@@ -170,8 +174,8 @@ fn catch(clock: &dyn Clock, threads: &Threads) -> Result<Caught, Error> {
             caught.stacks.insert(own, Stack { frames, end: walk.end });
         }
     }
-    let mut walker = Walker::new()?;
-    let Caught { listed, stacks, ended, .. } = &mut caught;
+    let mut walker = StackWalker::new()?;
+    let SampledStacks { listed, stacks, ended, .. } = &mut caught;
     let answering = threads.tids.chunks(AHEAD).flat_map(|tids| {
         let before = listed.len();
         listed.extend(tids.iter().filter_map(|&tid| threads.look(tid)));
@@ -193,11 +197,11 @@ fn blocks(thread: &Thread, signal: i32) -> bool {
 /// Returns the reason why there is no complete stack; empty if there is one.
 fn remark(thread: &Thread, signals: bool, signal: i32, stack: Option<&Stack>) -> &'static str {
     match stack.map(|stack| stack.end) {
-        Some(End::Whole) => "",
-        Some(End::Truncated) => "the outer end is missing: deeper than 256 KiB",
-        Some(End::TooDeep) => "the outer end is missing: deeper than 4096 frames",
-        Some(End::Broken) => "the outer end is missing: code without unwind information",
-        Some(End::Elsewhere) => {
+        Some(WalkEnd::Whole) => "",
+        Some(WalkEnd::Truncated) => "the outer end is missing: deeper than 256 KiB",
+        Some(WalkEnd::TooDeep) => "the outer end is missing: deeper than 4096 frames",
+        Some(WalkEnd::Broken) => "the outer end is missing: code without unwind information",
+        Some(WalkEnd::Elsewhere) => {
             "the outer end is missing: in a signal handler with a stack of its own"
         }
         None if !signals => "no stack: threads are not signalled",

@@ -28,7 +28,7 @@ use std::ptr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{RawWaker, RawWakerVTable, Waker};
 
-use crate::unwind::{self, End, MAX_FRAMES};
+use crate::unwind::{self, MAX_FRAMES, WalkEnd};
 
 /// Maximum number of stacks kept per poll; a `select!` over more leaves counts the rest.
 const MAX_STACKS: usize = 8;
@@ -53,12 +53,12 @@ pub(super) struct Seen {
 /// The capture of one poll. It is a local variable of the function that polls, so its address
 /// bounds the unwinding.
 #[derive(Debug)]
-pub(super) struct Capture<'a> {
+pub(super) struct StackCapture<'a> {
     real: &'a Waker,
     seen: Mutex<Seen>,
 }
 
-impl<'a> Capture<'a> {
+impl<'a> StackCapture<'a> {
     /// Creates a capture around `real`, the waker that the future would be polled with.
     pub(super) fn new(real: &'a Waker) -> Self {
         Self { real, seen: Mutex::default() }
@@ -66,10 +66,10 @@ impl<'a> Capture<'a> {
 
     /// Returns the waker to poll with instead.
     pub(super) fn waker(&self) -> CaptureWaker<'_> {
-        // SAFETY: the functions of TABLE require a pointer to a `Capture`, which this pointer is
-        // for as long as this borrow lives. Several threads may call them at once, as for any
-        // `Waker`: a `Capture` is Sync. Only `clone` could make a copy of the pointer that outlives
-        // the borrow, and it returns another waker's pointer.
+        // SAFETY: the functions of TABLE require a pointer to a `StackCapture`, which this pointer
+        // is for as long as this borrow lives. Several threads may call them at once, as for any
+        // `Waker`: a `StackCapture` is Sync. Only `clone` could make a copy of the pointer that
+        // outlives the borrow, and it returns another waker's pointer.
         let waker = unsafe { Waker::new(ptr::from_ref(self).cast(), &TABLE) };
         CaptureWaker { waker: ManuallyDrop::new(waker), _capture: PhantomData }
     }
@@ -102,7 +102,7 @@ impl<'a> Capture<'a> {
     }
 
     /// Keeps the result of unwinding.
-    fn keep(&self, walk: Option<(End, &[u64])>) {
+    fn keep(&self, walk: Option<(WalkEnd, &[u64])>) {
         let mut seen = self.seen();
         let Some((end, frames)) = walk else {
             seen.broken += 1;
@@ -110,8 +110,8 @@ impl<'a> Capture<'a> {
         };
         // The outermost frame is the function that polled.
         let frames = match end {
-            End::Whole => frames.split_last().map_or(frames, |(_, inner)| inner),
-            End::Truncated | End::TooDeep | End::Broken | End::Elsewhere => {
+            WalkEnd::Whole => frames.split_last().map_or(frames, |(_, inner)| inner),
+            WalkEnd::Truncated | WalkEnd::TooDeep | WalkEnd::Broken | WalkEnd::Elsewhere => {
                 seen.broken += 1;
                 frames
             }
@@ -127,12 +127,12 @@ impl<'a> Capture<'a> {
     }
 }
 
-/// A waker that captures the stack on which it is cloned. Lives as long as its [`Capture`] is
+/// A waker that captures the stack on which it is cloned. Lives as long as its [`StackCapture`] is
 /// borrowed.
 #[derive(Debug)]
 pub(super) struct CaptureWaker<'a> {
     waker: ManuallyDrop<Waker>,
-    _capture: PhantomData<&'a Capture<'a>>,
+    _capture: PhantomData<&'a StackCapture<'a>>,
 }
 
 impl CaptureWaker<'_> {
@@ -150,10 +150,10 @@ static TABLE: RawWakerVTable = RawWakerVTable::new(clone, wake, wake_by_ref, for
 
 /// # Safety
 ///
-/// `data` must point to a `Capture`.
+/// `data` must point to a `StackCapture`.
 unsafe fn clone(data: *const ()) -> RawWaker {
     // SAFETY: the caller guarantees it.
-    let capture = unsafe { &*data.cast::<Capture<'_>>() };
+    let capture = unsafe { &*data.cast::<StackCapture<'_>>() };
     capture.see();
     // Taken apart instead of dropped: the receiver of the parts drops them.
     let real = ManuallyDrop::new(capture.real.clone());
@@ -162,10 +162,10 @@ unsafe fn clone(data: *const ()) -> RawWaker {
 
 /// # Safety
 ///
-/// `data` must point to a `Capture`.
+/// `data` must point to a `StackCapture`.
 unsafe fn wake(data: *const ()) {
     // SAFETY: the caller guarantees it.
-    let capture = unsafe { &*data.cast::<Capture<'_>>() };
+    let capture = unsafe { &*data.cast::<StackCapture<'_>>() };
     capture.real.wake_by_ref();
 }
 
@@ -173,10 +173,10 @@ unsafe fn wake(data: *const ()) {
 ///
 /// # Safety
 ///
-/// `data` must point to a `Capture`.
+/// `data` must point to a `StackCapture`.
 unsafe fn wake_by_ref(data: *const ()) {
     // SAFETY: the caller guarantees it.
-    let capture = unsafe { &*data.cast::<Capture<'_>>() };
+    let capture = unsafe { &*data.cast::<StackCapture<'_>>() };
     capture.see();
     capture.real.wake_by_ref();
 }
@@ -213,7 +213,7 @@ mod tests {
     fn what_it_clones_is_the_real_waker_and_outlives_it() {
         let (woken, real) = woken();
         let kept = {
-            let capture = Capture::new(&real);
+            let capture = StackCapture::new(&real);
             let waker = capture.waker();
             assert!(is_capturing(waker.get()));
             let kept = waker.get().clone();
@@ -231,7 +231,7 @@ mod tests {
     #[test]
     fn it_wakes_the_real_one_and_holds_nothing() {
         let (woken, real) = woken();
-        let capture = Capture::new(&real);
+        let capture = StackCapture::new(&real);
         capture.waker().get().wake_by_ref();
         capture.waker().get().wake_by_ref();
         assert_eq!(woken.0.load(Ordering::Relaxed), 2);
@@ -243,7 +243,7 @@ mod tests {
     #[test]
     fn leaves_beyond_those_that_are_walked_are_counted() {
         let (_woken, real) = woken();
-        let capture = Capture::new(&real);
+        let capture = StackCapture::new(&real);
         let count = if cfg!(miri) { 200 } else { 50_000 };
         let leaves: Vec<Waker> = (0..count).map(|_| capture.waker().get().clone()).collect();
         assert!(leaves.iter().all(|leaf| leaf.data() == real.data()));
@@ -255,7 +255,7 @@ mod tests {
     #[test]
     fn several_threads_may_clone_it_at_once() {
         let (woken, real) = woken();
-        let capture = Capture::new(&real);
+        let capture = StackCapture::new(&real);
         let waker = capture.waker();
         thread::scope(|scope| {
             for _ in 0..3 {

@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use super::dir::Dir;
 use super::error::Error;
 use super::names::AGES;
-use crate::base::{Anchor, Bytes, ClockReading, Elapsed, IncidentId, warnings};
+use crate::base::{Bytes, ClockReading, Elapsed, IncidentId, TimeAnchor, warnings};
 
 /// The longest time between two boots that is accepted.
 const MAX_STEP: Duration = Duration::from_secs(24 * 60 * 60);
@@ -34,8 +34,8 @@ const MAX_FILE: Bytes = Bytes::mib(4);
 
 /// The ages of the incidents in a directory, as of the last scan.
 #[derive(Debug, Default)]
-pub(super) struct Ages {
-    seen: Seen,
+pub(super) struct IncidentAges {
+    seen: AgeRecord,
     /// `true` once `ages.json` was read.
     is_read: bool,
     /// Time since `ages.json` was last written.
@@ -44,16 +44,16 @@ pub(super) struct Ages {
 
 /// Contents of `ages.json`.
 #[derive(Debug, Default, Serialize, Deserialize)]
-struct Seen {
+struct AgeRecord {
     /// The clocks at the last scan, or `None` before the first.
     clock: Option<ClockReading>,
     /// Milliseconds since each incident opened.
     ages_ms: BTreeMap<IncidentId, u64>,
 }
 
-impl Ages {
+impl IncidentAges {
     /// Updates the ages. `held` are the present incidents with the wall times in their names.
-    pub(super) fn look(&mut self, root: &Dir, now: Anchor, held: &[(IncidentId, Timestamp)]) {
+    pub(super) fn look(&mut self, root: &Dir, now: TimeAnchor, held: &[(IncidentId, Timestamp)]) {
         if !std::mem::replace(&mut self.is_read, true) {
             // An unreadable file is replaced: the ages restart at 0, so no incident expires early.
             self.seen = root

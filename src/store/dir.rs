@@ -21,12 +21,12 @@ use rustix::process::{Resource, geteuid, getrlimit};
 use super::error::Error;
 #[cfg(target_os = "linux")]
 use super::file_system::is_refusal;
-use super::file_system::{Feature, FileSystem};
+use super::file_system::{FileSystem, FsFeature};
 use super::names::PART;
 use crate::base::{Bytes, spare};
 
 pub(super) use modes::Modes;
-pub(super) use write::Named;
+pub(super) use write::NamedFile;
 
 /// An open directory.
 #[derive(Debug)]
@@ -40,7 +40,7 @@ pub(super) struct Dir {
 
 /// Size and free space of a file system.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Space {
+pub(super) struct DiskSpace {
     pub(super) total: u64,
     pub(super) free: u64,
 }
@@ -166,11 +166,11 @@ impl Dir {
 
     /// Returns the space of the file system as available to unprivileged users. `None` if it
     /// reports no blocks, as object stores do.
-    pub(super) fn space(&self) -> Option<Space> {
+    pub(super) fn space(&self) -> Option<DiskSpace> {
         let stat = fs::fstatvfs(&self.fd).ok()?;
         let in_bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize.max(1));
         (stat.f_blocks > 0)
-            .then(|| Space { total: in_bytes(stat.f_blocks), free: in_bytes(stat.f_bavail) })
+            .then(|| DiskSpace { total: in_bytes(stat.f_blocks), free: in_bytes(stat.f_bavail) })
     }
 
     /// Returns `true` if files are in memory (tmpfs, ramfs), where they count against the memory
@@ -213,7 +213,7 @@ impl Dir {
     #[cfg(target_os = "linux")]
     pub(super) fn unnamed(&self) -> Result<Option<File>, Error> {
         self.check_process()?;
-        if !self.file_system.has(Feature::Unnamed) {
+        if !self.file_system.has(FsFeature::Unnamed) {
             return Ok(None);
         }
         // Opened readable, so that the file can be copied if it cannot be linked.
@@ -239,7 +239,7 @@ impl Dir {
     }
 
     fn lacks_unnamed(&self, call: &str, errno: Errno) {
-        self.file_system.lacks(Feature::Unnamed, |path| {
+        self.file_system.lacks(FsFeature::Unnamed, |path| {
             format!(
                 "no files without a name in {path} ({call}: {errno}): artifacts are written to files that end in \
                  `{PART}` and renamed; after a kill such a file stays until the next start"

@@ -10,12 +10,12 @@ use std::sync::{Arc, PoisonError};
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 
-use super::dir::{Named, file_size_limit};
-use super::error::{Bound, Error};
+use super::dir::{NamedFile, file_size_limit};
+use super::error::{Error, StoreLimit};
 use super::incident::Open;
 
 use super::names::{PART, artifact, custom_extension, short_stem};
-use super::room::Reservation;
+use super::room::SpaceReservation;
 use crate::base::Bytes;
 use crate::model::{Artifact, FileName, Form};
 
@@ -39,7 +39,7 @@ const MAX_TAKEN: u32 = 1000;
 /// `QuotaExceeded` or `FileTooLarge`.
 #[derive(Debug)]
 #[must_use = "a draft that is not committed is dropped"]
-pub struct Draft {
+pub struct ArtifactDraft {
     file: File,
     /// Temporary name, if the file has one.
     part: Option<String>,
@@ -52,13 +52,13 @@ pub struct Draft {
     hash: Sha256,
     written: u64,
     size_limit: u64,
-    room: Reservation,
+    room: SpaceReservation,
     /// Size that the file would have had after a write that one of the store's limits rejected.
     refused: Option<Bytes>,
     failed: bool,
 }
 
-impl Draft {
+impl ArtifactDraft {
     pub(super) fn begin(open: &Arc<Open>, form: Form, taken: Timestamp) -> Result<Self, Error> {
         Self::named(open, form, form.extension().into(), taken)
     }
@@ -90,7 +90,7 @@ impl Draft {
             hash: Sha256::new(),
             written: 0,
             size_limit: file_size_limit(),
-            room: Reservation::new(open.shared(), open.id()),
+            room: SpaceReservation::new(open.shared(), open.id()),
             refused: None,
             failed: false,
         })
@@ -150,22 +150,22 @@ impl Draft {
         let mut stem = Cow::Borrowed(open.stem.as_str());
         for _ in 0..MAX_TAKEN {
             let name = artifact(&stem, *seq + 1, &self.extension);
-            let mut named = Named::Taken;
+            let mut named = NamedFile::Taken;
             self.room.settle(|| {
                 named = name_file(&open, &mut self.file, &mut self.part, &name)?;
-                Ok(named == Named::Yes)
+                Ok(named == NamedFile::Yes)
             })?;
             match named {
-                Named::Yes => {
+                NamedFile::Yes => {
                     *seq += 1;
                     self.part = None;
                     return Ok(name);
                 }
-                Named::Taken => *seq += 1,
-                Named::TooLong if matches!(stem, Cow::Borrowed(_)) => {
+                NamedFile::Taken => *seq += 1,
+                NamedFile::TooLong if matches!(stem, Cow::Borrowed(_)) => {
                     stem = Cow::Owned(short_stem(&stem));
                 }
-                Named::TooLong => {
+                NamedFile::TooLong => {
                     let source = rustix::io::Errno::NAMETOOLONG.into();
                     return Err(Error::io("name the file", open.dir.at(&name), source));
                 }
@@ -199,7 +199,7 @@ impl Draft {
         self.open.dir.check_process()?;
         let length = rest.len() as u64;
         if self.written.saturating_add(length) > self.size_limit {
-            return Err(Error::Full { path: self.path(), bound: Bound::FileSize });
+            return Err(Error::Full { path: self.path(), bound: StoreLimit::FileSize });
         }
         let open = &self.open;
         self.room.grow(length, || artifact_path(open, next(open), &self.extension))?;
@@ -228,7 +228,7 @@ impl Draft {
     }
 }
 
-impl Write for Draft {
+impl Write for ArtifactDraft {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.failed {
             return Err(Error::Incomplete { path: self.path() }.into());
@@ -245,7 +245,7 @@ impl Write for Draft {
         Ok(bytes.len())
     }
 
-    /// Writes the buffer to the kernel. Only [`Draft::commit`] syncs the file to disk.
+    /// Writes the buffer to the kernel. Only [`ArtifactDraft::commit`] syncs the file to disk.
     fn flush(&mut self) -> io::Result<()> {
         if self.failed {
             return Err(Error::Incomplete { path: self.path() }.into());
@@ -254,7 +254,7 @@ impl Write for Draft {
     }
 }
 
-impl Drop for Draft {
+impl Drop for ArtifactDraft {
     fn drop(&mut self) {
         if let Some(part) = self.part.take() {
             // If it cannot be deleted, the next start deletes it.
@@ -290,7 +290,7 @@ fn name_file(
     file: &mut File,
     part: &mut Option<String>,
     name: &str,
-) -> Result<Named, Error> {
+) -> Result<NamedFile, Error> {
     if part.is_none()
         && let Some(named) = open.dir.link(file, name)?
     {

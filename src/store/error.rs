@@ -8,7 +8,7 @@ use crate::base::{Bytes, IncidentId};
 
 /// A limit of the store or the system: the reason for an eviction or a rejected write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Bound {
+pub enum StoreLimit {
     /// `max_age`.
     Age,
     /// `max_incidents`.
@@ -34,7 +34,7 @@ pub enum Bound {
     FileSize,
 }
 
-impl Bound {
+impl StoreLimit {
     /// Returns the setting's name, or a description if the limit is not a setting.
     pub const fn name(self) -> &'static str {
         match self {
@@ -162,7 +162,7 @@ pub enum Error {
         /// The file being written.
         path: PathBuf,
         /// The limit that was reached.
-        bound: Bound,
+        bound: StoreLimit,
     },
     /// The artifact was discarded after an earlier write failed.
     #[error("an earlier write to {} failed, so it is incomplete and not kept", path.display())]
@@ -247,9 +247,9 @@ impl Error {
     /// Creates the error of a failed call. Lack of space becomes [`Error::Full`].
     pub(super) fn io(doing: &'static str, path: PathBuf, source: io::Error) -> Self {
         let bound = match source.kind() {
-            io::ErrorKind::StorageFull => Bound::Device,
-            io::ErrorKind::QuotaExceeded => Bound::Quota,
-            io::ErrorKind::FileTooLarge => Bound::FileSize,
+            io::ErrorKind::StorageFull => StoreLimit::Device,
+            io::ErrorKind::QuotaExceeded => StoreLimit::Quota,
+            io::ErrorKind::FileTooLarge => StoreLimit::FileSize,
             _ => return Self::Io { doing, path, source },
         };
         Self::Full { path, bound }
@@ -257,7 +257,7 @@ impl Error {
 
     /// Returns `true` if one of the store's own limits leaves no space.
     pub(super) fn is_bound(&self) -> bool {
-        let foreign = [Bound::Device, Bound::Quota, Bound::FileSize];
+        let foreign = [StoreLimit::Device, StoreLimit::Quota, StoreLimit::FileSize];
         matches!(self, Self::Full { bound, .. } if !foreign.contains(bound))
     }
 
@@ -271,8 +271,8 @@ impl From<Error> for io::Error {
     /// Wraps the error under the `io::ErrorKind` that callers of a writer expect.
     fn from(error: Error) -> Self {
         let kind = match &error {
-            Error::Full { bound: Bound::Quota, .. } => io::ErrorKind::QuotaExceeded,
-            Error::Full { bound: Bound::FileSize, .. } => io::ErrorKind::FileTooLarge,
+            Error::Full { bound: StoreLimit::Quota, .. } => io::ErrorKind::QuotaExceeded,
+            Error::Full { bound: StoreLimit::FileSize, .. } => io::ErrorKind::FileTooLarge,
             Error::Full { .. } => io::ErrorKind::StorageFull,
             Error::Io { source, .. } => source.kind(),
             Error::Removed { .. } => io::ErrorKind::NotFound,

@@ -23,7 +23,7 @@ use crate::base::warnings;
 
 /// A feature a file system can lack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Feature {
+pub(super) enum FsFeature {
     Lock,
     Sync,
     DirSync,
@@ -35,7 +35,7 @@ pub(super) enum Feature {
     GroupRead,
 }
 
-impl Feature {
+impl FsFeature {
     const ALL: [Self; 9] = [
         Self::Lock,
         Self::Sync,
@@ -98,12 +98,12 @@ impl FileSystem {
         }
     }
 
-    pub(super) fn has(&self, feature: Feature) -> bool {
+    pub(super) fn has(&self, feature: FsFeature) -> bool {
         self.lacking.load(Ordering::Relaxed) & feature.bit() == 0
     }
 
     /// Records that `feature` was refused, and reports `text` the first time.
-    pub(super) fn lacks(&self, feature: Feature, text: impl FnOnce(&str) -> String) {
+    pub(super) fn lacks(&self, feature: FsFeature, text: impl FnOnce(&str) -> String) {
         if self.lacking.fetch_or(feature.bit(), Ordering::Relaxed) & feature.bit() == 0 {
             warnings::set(feature.topic(), text(&self.path.display().to_string()));
         }
@@ -111,13 +111,13 @@ impl FileSystem {
 
     /// Records that `feature` is missing, without a warning.
     #[cfg(test)]
-    pub(super) fn pretend_without(&self, feature: Feature) {
+    pub(super) fn pretend_without(&self, feature: FsFeature) {
         self.lacking.fetch_or(feature.bit(), Ordering::Relaxed);
     }
 
     /// Clears the warnings about features that no operation of this store has found missing.
     pub(super) fn clear_warnings(&self) {
-        for feature in Feature::ALL.into_iter().filter(|feature| self.has(*feature)) {
+        for feature in FsFeature::ALL.into_iter().filter(|feature| self.has(*feature)) {
             warnings::clear(feature.topic());
         }
     }

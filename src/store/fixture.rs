@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use super::{Recovery, Store};
 use crate::base::{Bytes, Clock, IncidentId, ManualClock};
-use crate::config::{Room, StoreSettings};
+use crate::config::{DiskReserve, StoreSettings};
 use crate::model::{
     CaptureKind, CaptureRecord, IncidentState, Limits, Losses, Manifest, Origin, Outcome,
     ProcessInfo, Reason, Versions, VitalsRow,
@@ -70,7 +70,7 @@ pub(super) fn roomy() -> StoreSettings {
         max_bytes: Bytes::gib(1),
         max_incidents: 100,
         max_age: Duration::from_secs(86_400),
-        keep_free: Room::Bytes(Bytes(0)),
+        keep_free: DiskReserve::Bytes(Bytes(0)),
         ..StoreSettings::default()
     }
 }

@@ -9,12 +9,12 @@ use jiff::Timestamp;
 use rustix::io::Errno;
 
 use super::dir::Dir;
-use super::draft::Draft;
-use super::error::{Bound, Error};
-use super::manifest::{self, Head};
+use super::draft::ArtifactDraft;
+use super::error::{Error, StoreLimit};
+use super::manifest::{self, ManifestHead};
 use super::names::{IncidentName, MANIFEST, NEW, PART, artifact_stem};
-use super::retention::Need;
-use super::room::{Registration, Shared};
+use super::retention::SpaceRequest;
+use super::room::{Registration, StoreInner};
 use super::thin::{between, enough, give_up};
 use crate::base::{Bytes, IncidentId};
 use crate::model::{FileName, Form, Manifest};
@@ -44,7 +44,7 @@ pub(super) struct Open {
 }
 
 impl Open {
-    pub(super) fn shared(&self) -> &Arc<Shared> {
+    pub(super) fn shared(&self) -> &Arc<StoreInner> {
         &self.registration.shared
     }
 
@@ -60,7 +60,7 @@ impl IncidentDir {
     }
 
     pub(super) fn begin(
-        shared: &Arc<Shared>,
+        shared: &Arc<StoreInner>,
         name: &str,
         mut manifest: Manifest,
     ) -> Result<Self, Error> {
@@ -72,7 +72,7 @@ impl IncidentDir {
         shared.lock.check(&shared.root);
         shared.make_room(
             &mut shared.ledger(),
-            Need { incidents: 1, incident: Some(id), ..Need::default() },
+            SpaceRequest { incidents: 1, incident: Some(id), ..SpaceRequest::default() },
         );
 
         let temporary = format!("{NEW}{id}");
@@ -130,8 +130,8 @@ impl IncidentDir {
     ///
     /// # Errors
     /// If no file can be created.
-    pub fn draft(&self, form: impl Into<Form>, taken: Timestamp) -> Result<Draft, Error> {
-        Draft::begin(&self.open, form.into(), taken)
+    pub fn draft(&self, form: impl Into<Form>, taken: Timestamp) -> Result<ArtifactDraft, Error> {
+        ArtifactDraft::begin(&self.open, form.into(), taken)
     }
 
     /// Starts a custom artifact, named `{service}_{domain}.{seq}.custom.{name}`. Otherwise like
@@ -139,8 +139,8 @@ impl IncidentDir {
     ///
     /// # Errors
     /// If no file can be created.
-    pub fn draft_custom(&self, name: &FileName, taken: Timestamp) -> Result<Draft, Error> {
-        Draft::custom(&self.open, name, taken)
+    pub fn draft_custom(&self, name: &FileName, taken: Timestamp) -> Result<ArtifactDraft, Error> {
+        ArtifactDraft::custom(&self.open, name, taken)
     }
 
     /// Returns the tightest limit, and the bytes that can still be written under it after every
@@ -148,7 +148,7 @@ impl IncidentDir {
     ///
     /// # Errors
     /// If the incident directory cannot be listed.
-    pub fn room(&self) -> Result<(Bound, Bytes), Error> {
+    pub fn room(&self) -> Result<(StoreLimit, Bytes), Error> {
         self.open.shared().room(self.id())
     }
 
@@ -161,7 +161,11 @@ impl IncidentDir {
     /// deleted.
     pub fn make_room(&mut self, bytes: Bytes) -> Result<bool, Error> {
         let shared = Arc::clone(self.open.shared());
-        let need = Need { bytes: bytes.get(), incident: Some(self.id()), ..Need::default() };
+        let need = SpaceRequest {
+            bytes: bytes.get(),
+            incident: Some(self.id()),
+            ..SpaceRequest::default()
+        };
         let Some(short) = shared.shortage(&shared.ledger(), need) else { return Ok(true) };
         let files = self.manifest.artifacts.iter().map(|it| (it.file.as_str(), it.bytes.get()));
         let spare = between(files);
@@ -213,7 +217,7 @@ fn put(dir: &Dir, manifest: &mut Manifest) -> Result<u64, Error> {
 }
 
 /// Replaces the head of the manifest in `dir`. The vitals are copied without parsing.
-pub(super) fn put_head(dir: &Dir, mut head: Head) -> Result<(), Error> {
+pub(super) fn put_head(dir: &Dir, mut head: ManifestHead) -> Result<(), Error> {
     let Some(rest) = head.rest else { return put(dir, &mut head.manifest).map(drop) };
     let failed = |source| Error::io("read", dir.at(MANIFEST), source);
     let text = manifest::write_head(&head.manifest).map_err(failed)?;

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 
 use super::dir::{Dir, is_dir};
 use super::error::Error;
-use super::manifest::{self, Head, MAX_MANIFEST};
+use super::manifest::{self, MAX_MANIFEST, ManifestHead};
 use super::names::{IncidentName, MANIFEST, artifact_form};
 use super::place::Location;
 use crate::base::IncidentId;
@@ -16,7 +16,7 @@ use crate::model::Manifest;
 
 /// An incident in the index.
 #[derive(Debug)]
-pub struct Entry {
+pub struct IncidentEntry {
     /// Its directory.
     pub path: PathBuf,
     /// Its ID.
@@ -33,12 +33,12 @@ pub struct Entry {
 /// An iterator over the incidents of a directory, latest first. Reads each manifest when it is
 /// reached.
 #[derive(Debug)]
-pub struct Entries {
+pub struct IncidentEntries {
     root: Arc<Dir>,
     names: std::vec::IntoIter<(String, IncidentName)>,
 }
 
-impl Entries {
+impl IncidentEntries {
     pub(super) fn of(root: &Arc<Dir>) -> Result<Self, Error> {
         let mut names = incidents(root)?;
         names.sort_by(|(a, _), (b, _)| b.cmp(a));
@@ -46,10 +46,10 @@ impl Entries {
     }
 }
 
-impl Iterator for Entries {
-    type Item = Entry;
+impl Iterator for IncidentEntries {
+    type Item = IncidentEntry;
 
-    fn next(&mut self) -> Option<Entry> {
+    fn next(&mut self) -> Option<IncidentEntry> {
         self.names.find_map(|(text, name)| read_entry(&self.root, &text, name))
     }
 }
@@ -59,15 +59,15 @@ impl Location {
     ///
     /// # Errors
     /// If the directory cannot be listed. An unreadable manifest is reported in its entry.
-    pub fn entries(&self) -> Result<Entries, Error> {
-        Entries::of(&self.root()?)
+    pub fn entries(&self) -> Result<IncidentEntries, Error> {
+        IncidentEntries::of(&self.root()?)
     }
 
     /// Returns the incident `id`.
     ///
     /// # Errors
     /// If there is no such incident, or the directory cannot be listed.
-    pub fn find(&self, id: IncidentId) -> Result<Entry, Error> {
+    pub fn find(&self, id: IncidentId) -> Result<IncidentEntry, Error> {
         entry(&*self.root()?, id)
     }
 
@@ -85,7 +85,7 @@ impl Location {
 ///
 /// # Errors
 /// If `dir` cannot be listed. An unreadable manifest is reported in its entry.
-pub fn list(dir: &Path) -> Result<Vec<Entry>, Error> {
+pub fn list(dir: &Path) -> Result<Vec<IncidentEntry>, Error> {
     Ok(Location::new(dir).entries()?.collect())
 }
 
@@ -93,7 +93,7 @@ pub fn list(dir: &Path) -> Result<Vec<Entry>, Error> {
 ///
 /// # Errors
 /// If there is no such incident, or `dir` cannot be listed.
-pub fn find(dir: &Path, id: IncidentId) -> Result<Entry, Error> {
+pub fn find(dir: &Path, id: IncidentId) -> Result<IncidentEntry, Error> {
     Location::new(dir).find(id)
 }
 
@@ -105,7 +105,7 @@ pub fn open_artifact(dir: &Path, id: IncidentId, file: &str) -> Result<File, Err
     Location::new(dir).open_artifact(id, file)
 }
 
-pub(super) fn entry(root: &Dir, id: IncidentId) -> Result<Entry, Error> {
+pub(super) fn entry(root: &Dir, id: IncidentId) -> Result<IncidentEntry, Error> {
     incidents(root)?
         .into_iter()
         .find(|(_, name)| name.id == id)
@@ -130,7 +130,7 @@ pub(super) fn artifact(root: &Dir, id: IncidentId, file: &str) -> Result<File, E
 }
 
 /// Reads the head of the manifest in `dir`.
-pub(super) fn read_head(dir: &Dir) -> Result<Head, Error> {
+pub(super) fn read_head(dir: &Dir) -> Result<ManifestHead, Error> {
     let file = dir.open_file(MANIFEST)?;
     let failed = |source| Error::io("read", dir.at(MANIFEST), source);
     if file.metadata().map_err(failed)?.len() > MAX_MANIFEST.get() {
@@ -146,14 +146,14 @@ fn incidents(root: &Dir) -> Result<Vec<(String, IncidentName)>, Error> {
 }
 
 /// Returns `None` if the incident was removed meanwhile: it is missing or no longer a directory.
-fn read_entry(root: &Dir, text: &str, name: IncidentName) -> Option<Entry> {
+fn read_entry(root: &Dir, text: &str, name: IncidentName) -> Option<IncidentEntry> {
     let head = root.subdir(text).and_then(|dir| read_head(&dir));
     let manifest = head.map(|head| head.manifest);
     if manifest.is_err() && !root.stat(text).is_ok_and(|stat| stat.is_some_and(|it| is_dir(&it))) {
         return None;
     }
     let IncidentName { opened, name, id } = name;
-    Some(Entry { path: root.at(text), id, name, opened, manifest })
+    Some(IncidentEntry { path: root.at(text), id, name, opened, manifest })
 }
 
 #[cfg(test)]

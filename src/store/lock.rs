@@ -4,7 +4,7 @@
 //! the file system or a seccomp filter refuses `flock`, an open file description lock (`fcntl`) is
 //! tried, which some of them support. If both fail, the store opens without a lock: a service that
 //! does not start is worse than two writers, whose incidents have separate directories.
-//! [`Lock::others_may_live`] lists what such a start must not touch.
+//! [`WriterLock::others_may_live`] lists what such a start must not touch.
 //!
 //! A granted lock may not reach another machine or sandbox (gVisor, FUSE, NFS without a lock
 //! daemon). So the file also holds a record of its writer: the process, an ID of this opening, and
@@ -22,7 +22,7 @@ use rustix::process::{Pid, test_kill_process};
 
 use super::dir::Dir;
 use super::error::Error;
-use super::file_system::Feature;
+use super::file_system::FsFeature;
 use super::names::LOCK;
 use crate::base::{IncidentId, warnings};
 use crate::os::file_lock;
@@ -34,11 +34,11 @@ const TOPIC: &str = "store.writer";
 
 /// The lock of an incident directory.
 #[derive(Debug)]
-pub(super) struct Lock {
+pub(super) struct WriterLock {
     /// `None` if the file system has no files that can be read and written.
     file: Option<File>,
     how: How,
-    record: Record,
+    record: LockRecord,
     others_may_live: bool,
 }
 
@@ -51,7 +51,7 @@ enum How {
 
 /// The record in `.lock` that identifies the writer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Record {
+struct LockRecord {
     pid: Option<u32>,
     /// The ID of this opening of the store.
     instance: String,
@@ -60,10 +60,10 @@ struct Record {
     pids: String,
 }
 
-impl Lock {
+impl WriterLock {
     /// Acquires the lock of `root` and writes this process's record to it.
     pub(super) fn take(root: &Dir) -> Result<Self, Error> {
-        let record = Record::ours();
+        let record = LockRecord::ours();
         let mut file = match root.open_or_create(LOCK) {
             Ok(file) => file,
             Err(Error::Io { source, .. }) if no_such_file(&source) => {
@@ -75,11 +75,11 @@ impl Lock {
         let how = match acquire(root, &file) {
             Some(how) => how,
             None => {
-                let pid = Record::read(&mut file).pid;
+                let pid = LockRecord::read(&mut file).pid;
                 return Err(Error::Busy { path: root.path().to_owned(), pid });
             }
         };
-        let others_may_live = how == How::Record && Record::read(&mut file).may_live(&record);
+        let others_may_live = how == How::Record && LockRecord::read(&mut file).may_live(&record);
         let lock = Self { file: Some(file), how, record, others_may_live };
         lock.write_record();
         Ok(lock)
@@ -99,7 +99,7 @@ impl Lock {
     pub(super) fn check(&self, root: &Dir) {
         let Some(file) = &self.file else { return };
         let Ok(mut file) = file.try_clone() else { return };
-        let found = Record::read(&mut file);
+        let found = LockRecord::read(&mut file);
         if found.instance.is_empty() || found.instance == self.record.instance {
             warnings::clear(TOPIC);
             return;
@@ -132,7 +132,7 @@ impl Lock {
     /// Deletes the record, unless another writer has replaced it.
     fn end_record(&self, file: &File) {
         let Ok(mut file) = file.try_clone() else { return };
-        if Record::read(&mut file) == self.record {
+        if LockRecord::read(&mut file) == self.record {
             let _ = file.set_len(0);
         }
     }
@@ -165,7 +165,7 @@ fn acquire(root: &Dir, file: &File) -> Option<How> {
     };
     match file_lock::lock(file) {
         Ok(()) => {
-            root.file_system().lacks(Feature::Lock, |path| {
+            root.file_system().lacks(FsFeature::Lock, |path| {
                 format!(
                     "flock fails in {path} ({refused}); an fcntl lock is held instead, which does not keep out a \
                      process that can call flock or is on another machine: make sure that one process writes there"
@@ -182,7 +182,7 @@ fn acquire(root: &Dir, file: &File) -> Option<How> {
 }
 
 fn unlocked(root: &Dir, why: &str) {
-    root.file_system().lacks(Feature::Lock, |path| {
+    root.file_system().lacks(FsFeature::Lock, |path| {
         format!(
             "{path} cannot be locked ({why}): one writer is not assured; give each process a `dir` of its own"
         )
@@ -196,7 +196,7 @@ fn no_such_file(error: &std::io::Error) -> bool {
         .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 
-impl Record {
+impl LockRecord {
     fn ours() -> Self {
         let pids = std::fs::read_link("/proc/thread-self/ns/pid");
         Self {
@@ -249,18 +249,18 @@ mod tests {
 
     #[test]
     fn a_record_is_read_back_and_that_of_an_earlier_version_has_a_pid() {
-        let record = Record::ours();
-        assert_eq!(Record::parse(&record.format()), record);
-        let old = Record { pid: Some(17), ..Record::default() };
-        assert_eq!(Record::parse("17\n"), old);
-        assert_eq!(Record::parse(""), Record::default());
+        let record = LockRecord::ours();
+        assert_eq!(LockRecord::parse(&record.format()), record);
+        let old = LockRecord { pid: Some(17), ..LockRecord::default() };
+        assert_eq!(LockRecord::parse("17\n"), old);
+        assert_eq!(LockRecord::parse(""), LockRecord::default());
     }
 
     #[test]
     fn a_writer_is_dead_only_if_this_machine_says_so() {
-        let ours = Record::ours();
-        let other = |change: fn(&mut Record)| {
-            let mut other = Record { instance: "another".to_owned(), ..ours.clone() };
+        let ours = LockRecord::ours();
+        let other = |change: fn(&mut LockRecord)| {
+            let mut other = LockRecord { instance: "another".to_owned(), ..ours.clone() };
             change(&mut other);
             other.may_live(&ours)
         };

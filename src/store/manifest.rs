@@ -1,9 +1,9 @@
 //! `incident.json` as text: the model as indented JSON, readable without tools. [`Manifest`]
 //! defines the format and its compatibility rules.
 //!
-//! Vitals are most of a manifest, and they come after everything that a list needs. So `Head` is
-//! read up to the line at which the vitals begin. A changed head is written, and the rest is copied
-//! unchanged from that line on.
+//! Vitals are most of a manifest, and they come after everything that a list needs. So
+//! `ManifestHead` is read up to the line at which the vitals begin. A changed head is written, and
+//! the rest is copied unchanged from that line on.
 
 use std::borrow::Cow;
 use std::io::{self, Read};
@@ -53,14 +53,14 @@ pub enum Error {
 
 /// A manifest without its vitals and the losses after them.
 #[derive(Debug)]
-pub(super) struct Head {
+pub(super) struct ManifestHead {
     pub(super) manifest: Manifest,
     /// The offset of the line at which the vitals begin, or `None` if the text was read whole.
     pub(super) rest: Option<u64>,
 }
 
 /// Reads the head of a manifest without reading the rest.
-pub(super) fn read_head(mut text: impl Read) -> io::Result<Result<Head, Error>> {
+pub(super) fn read_head(mut text: impl Read) -> io::Result<Result<ManifestHead, Error>> {
     let mut head = Vec::new();
     loop {
         let searched = head.len().saturating_sub(VITALS.len());
@@ -68,7 +68,7 @@ pub(super) fn read_head(mut text: impl Read) -> io::Result<Result<Head, Error>> 
             if head.len() as u64 > MAX_WHOLE.get() {
                 return Ok(Err(Error::Long { limit: MAX_WHOLE }));
             }
-            return Ok(read(&head).map(|manifest| Head { manifest, rest: None }));
+            return Ok(read(&head).map(|manifest| ManifestHead { manifest, rest: None }));
         }
         let fresh = head.get(searched..).unwrap_or_default();
         if let Some(at) = fresh.windows(VITALS.len()).position(|window| window == VITALS) {
@@ -76,7 +76,7 @@ pub(super) fn read_head(mut text: impl Read) -> io::Result<Result<Head, Error>> 
             head.truncate(rest + VITALS.len());
             head.extend_from_slice(b"]}");
             let rest = Some(rest as u64);
-            return Ok(read(&head).map(|manifest| Head { manifest, rest }));
+            return Ok(read(&head).map(|manifest| ManifestHead { manifest, rest }));
         }
         if head.len() as u64 > MAX_HEAD.get() {
             return Ok(Err(Error::Long { limit: MAX_HEAD }));
@@ -97,7 +97,7 @@ pub(super) fn write_head(manifest: &Manifest) -> io::Result<Vec<u8>> {
 /// and retries. Otherwise many gauges in a long incident would make it too large to be read again.
 pub(super) fn write_bounded(manifest: &mut Manifest) -> io::Result<Vec<u8>> {
     loop {
-        let mut text = Bounded { text: Vec::new(), is_full: false };
+        let mut text = BoundedReader { text: Vec::new(), is_full: false };
         match write(manifest, &mut text) {
             Ok(()) => return Ok(text.text),
             Err(_) if text.is_full && !manifest.vitals.is_empty() => {
@@ -117,12 +117,12 @@ pub(super) fn write_bounded(manifest: &mut Manifest) -> io::Result<Vec<u8>> {
 }
 
 /// A buffer of at most [`MAX_MANIFEST`].
-struct Bounded {
+struct BoundedReader {
     text: Vec<u8>,
     is_full: bool,
 }
 
-impl io::Write for Bounded {
+impl io::Write for BoundedReader {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.text.len() + bytes.len() > MAX_MANIFEST.get() as usize {
             self.is_full = true;

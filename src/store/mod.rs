@@ -12,7 +12,7 @@
 //! power:
 //!
 //! - A file under a final name is complete. It is written and synced without a name (or under a
-//!   name that ends in `.part`) and then linked; see [`Draft::commit`].
+//!   name that ends in `.part`) and then linked; see [`ArtifactDraft::commit`].
 //! - A directory under an incident name contains a complete manifest, because it is created under
 //!   another name; see [`Store::begin`]. A manifest is replaced, never modified in place.
 //! - [`Store::open`] deletes unfinished files and marks incidents that are still open as
@@ -76,28 +76,28 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-pub use draft::Draft;
-pub use error::{Bound, Error, ErrorKind};
+pub use draft::ArtifactDraft;
+pub use error::{Error, ErrorKind, StoreLimit};
 pub use incident::IncidentDir;
-pub use index::{Entries, Entry, find, list, open_artifact};
+pub use index::{IncidentEntries, IncidentEntry, find, list, open_artifact};
 pub use names::MANIFEST;
 pub use place::Location;
 pub use recovery::Recovery;
 pub use removed::Removed;
-pub use retention::{Retained, Standing, Thinned};
+pub use retention::{BlockedRemoval, PrunedArtifacts, RetentionReport};
 
 use crate::base::{Bytes, Clock, IncidentId};
 use crate::config::StoreSettings;
 use crate::model::Manifest;
-use lock::Lock;
-use room::Shared;
+use lock::WriterLock;
+use room::StoreInner;
 
 /// A limit for `state.json`, which holds a few numbers per rule.
 const MAX_STATE: Bytes = Bytes::mib(1);
 
 /// Usage of a store: bytes stored, space available, and files deleted since it was opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct Holdings {
+pub struct StoreUsage {
     /// Bytes in finished files and drafts of incidents.
     pub bytes: Bytes,
     /// The limit on `bytes` (`store.max_bytes`).
@@ -117,7 +117,7 @@ pub struct Holdings {
     pub artifacts_removed: u64,
 }
 
-impl Holdings {
+impl StoreUsage {
     /// Returns the usage of a store that is not open.
     pub(crate) fn unknown(settings: &StoreSettings) -> Self {
         Self {
@@ -133,10 +133,10 @@ impl Holdings {
 }
 
 /// An incident directory opened for writing. Clones share it. The lock is released when the last
-/// clone, [`IncidentDir`] and [`Draft`] of it is dropped.
+/// clone, [`IncidentDir`] and [`ArtifactDraft`] of it is dropped.
 #[derive(Clone, Debug)]
 pub struct Store {
-    shared: Arc<Shared>,
+    shared: Arc<StoreInner>,
 }
 
 impl Store {
@@ -169,11 +169,11 @@ impl Store {
         clock: Arc<dyn Clock>,
     ) -> Result<(Self, Recovery), Error> {
         let chosen = place::make(location.configured(), settings.group_read)?;
-        let lock = Lock::take(&chosen.dir)?;
+        let lock = WriterLock::take(&chosen.dir)?;
         chosen.report();
         chosen.dir.set_group_read(settings.group_read);
         let root = Arc::new(chosen.dir);
-        let shared = Arc::new(Shared::new(root, lock, settings, clock, location.clone()));
+        let shared = Arc::new(StoreInner::new(root, lock, settings, clock, location.clone()));
         let recovery = recovery::recover(&shared)?;
         location.set(&shared.root);
         shared.root.file_system().clear_warnings();
@@ -239,8 +239,8 @@ impl Store {
     }
 
     /// Evicts incidents until every limit holds. The first and the last incident of each rule are
-    /// evicted last. An incident with a live [`IncidentDir`] or [`Draft`], or with a foreign file,
-    /// is never evicted.
+    /// evicted last. An incident with a live [`IncidentDir`] or [`ArtifactDraft`], or with a
+    /// foreign file, is never evicted.
     ///
     /// 1. Rename the incident to `.gone-…` and sync. It is no longer an incident. After a crash the
     ///    next start resumes here.
@@ -248,7 +248,7 @@ impl Store {
     ///
     /// Costs one `statx` per remaining file. Failures are listed in the result and do not stop the
     /// eviction.
-    pub fn retain(&self) -> Retained {
+    pub fn retain(&self) -> RetentionReport {
         self.shared.retain()
     }
 
@@ -260,7 +260,7 @@ impl Store {
 
     /// Returns the usage and the number of deletions. Costs one `fstatvfs`; the directory is not
     /// read.
-    pub fn holdings(&self) -> Holdings {
+    pub fn holdings(&self) -> StoreUsage {
         self.shared.holdings()
     }
 
@@ -268,15 +268,15 @@ impl Store {
     ///
     /// # Errors
     /// If the directory cannot be listed. An unreadable manifest is reported in its entry.
-    pub fn index(&self) -> Result<Vec<Entry>, Error> {
-        Ok(Entries::of(&self.shared.root)?.collect())
+    pub fn index(&self) -> Result<Vec<IncidentEntry>, Error> {
+        Ok(IncidentEntries::of(&self.shared.root)?.collect())
     }
 
     /// Returns the incident `id` without vitals.
     ///
     /// # Errors
     /// If there is no such incident, or the directory cannot be listed.
-    pub fn find(&self, id: IncidentId) -> Result<Entry, Error> {
+    pub fn find(&self, id: IncidentId) -> Result<IncidentEntry, Error> {
         index::entry(&self.shared.root, id)
     }
 
@@ -388,7 +388,7 @@ mod tests {
         fn is_shared<T: Send + Sync + 'static>() {}
         is_shared::<Store>();
         is_shared::<IncidentDir>();
-        is_shared::<Draft>();
+        is_shared::<ArtifactDraft>();
         is_shared::<Error>();
     }
 }

@@ -27,7 +27,7 @@ use rustix::process::geteuid;
 
 use super::dir::{Dir, Modes, failed, open_directory, plain};
 use super::error::Error;
-use super::file_system::{Feature, FileSystem};
+use super::file_system::{FileSystem, FsFeature};
 use crate::base::{IncidentId, warnings};
 
 const TOPIC: &str = "store.place";
@@ -44,11 +44,11 @@ pub struct Location(Arc<Place>);
 struct Place {
     configured: PathBuf,
     /// The directory of the store opened last.
-    opened: Mutex<Opened>,
+    opened: Mutex<OpenedLocation>,
 }
 
 #[derive(Debug, Default)]
-struct Opened {
+struct OpenedLocation {
     path: Option<PathBuf>,
     root: Weak<Dir>,
 }
@@ -71,7 +71,8 @@ impl Location {
     }
 
     pub(super) fn set(&self, root: &Arc<Dir>) {
-        let opened = Opened { path: Some(root.path().to_owned()), root: Arc::downgrade(root) };
+        let opened =
+            OpenedLocation { path: Some(root.path().to_owned()), root: Arc::downgrade(root) };
         *self.0.opened.lock().unwrap_or_else(PoisonError::into_inner) = opened;
     }
 
@@ -88,12 +89,12 @@ impl Location {
 }
 
 /// The directory of a store, and a remark about the choice if it is not the configured one.
-pub(super) struct Chosen {
+pub(super) struct ChosenDirectory {
     pub(super) dir: Dir,
     remark: Option<String>,
 }
 
-impl Chosen {
+impl ChosenDirectory {
     /// Reports the chosen directory as a warning. Called after the lock is acquired.
     pub(super) fn report(&self) {
         match &self.remark {
@@ -104,14 +105,14 @@ impl Chosen {
 }
 
 /// Creates the directory of a store at `path`, with its parents, or a private directory in `path`.
-pub(super) fn make(path: &Path, group_read: bool) -> Result<Chosen, Error> {
+pub(super) fn make(path: &Path, group_read: bool) -> Result<ChosenDirectory, Error> {
     let path = plain(path);
     make_directories(&path, group_read)?;
     let fd = open_directory(&path)?;
     let stat = look(&fd, &path)?;
     let us = geteuid().as_raw();
     if is_private(&stat, us) {
-        return Ok(Chosen { dir: dir(fd, path, us, &stat), remark: None });
+        return Ok(ChosenDirectory { dir: dir(fd, path, us, &stat), remark: None });
     }
     let remark = |own: &Dir| {
         format!(
@@ -127,21 +128,21 @@ pub(super) fn make(path: &Path, group_read: bool) -> Result<Chosen, Error> {
     // the probe.
     if let Some(dir) = names(us).find_map(|name| own(&fd, &path.join(&name), &name, us)) {
         let remark = Some(remark(&dir));
-        return Ok(Chosen { dir, remark });
+        return Ok(ChosenDirectory { dir, remark });
     }
-    let probe = Probe::make(&fd, &path, &stat, us)?;
+    let probe = WriteProbe::make(&fd, &path, &stat, us)?;
     if is_private(&stat, probe.owner) {
-        return Ok(Chosen { dir: dir(fd, path, probe.owner, &stat), remark: None });
+        return Ok(ChosenDirectory { dir: dir(fd, path, probe.owner, &stat), remark: None });
     }
     if !probe.keeps_modes {
         let dir = dir(fd, path, probe.owner, &stat);
-        dir.file_system().lacks(Feature::Modes, |path| {
+        dir.file_system().lacks(FsFeature::Modes, |path| {
             format!(
                 "the file system of {path} keeps no modes: other users may read captures, which hold secrets, and \
                  remove them; mount it with a umask of 077 and this user's ID, or set `dir` to another one"
             )
         });
-        return Ok(Chosen { dir, remark: None });
+        return Ok(ChosenDirectory { dir, remark: None });
     }
     let wanted = Modes::of(group_read).dir;
     for name in names(us) {
@@ -152,7 +153,7 @@ pub(super) fn make(path: &Path, group_read: bool) -> Result<Chosen, Error> {
         }
         if let Some(dir) = own(&fd, &path.join(&name), &name, probe.owner) {
             let remark = Some(remark(&dir));
-            return Ok(Chosen { dir, remark });
+            return Ok(ChosenDirectory { dir, remark });
         }
     }
     Err(Error::Writable { path, mode: mode(&stat) })
@@ -213,12 +214,12 @@ fn hand_down(parent: &OwnedFd, name: &str, group: u32) {
 }
 
 /// Owner and mode that the file system gives to a new file.
-struct Probe {
+struct WriteProbe {
     owner: u32,
     keeps_modes: bool,
 }
 
-impl Probe {
+impl WriteProbe {
     /// Creates and deletes the probe file. `stat` describes the directory.
     fn make(dir: &OwnedFd, path: &Path, stat: &Stat, us: u32) -> Result<Self, Error> {
         // The name is unique, so that no other user can create it first.

@@ -15,8 +15,8 @@ use super::error::Error;
 use super::incident::put_head;
 use super::index::read_head;
 use super::names::{AGES, GONE, IncidentName, NEW, PART, STATE, artifact_form, is_part};
-use super::retention::{Retained, Standing, finish_removal};
-use super::room::Shared;
+use super::retention::{BlockedRemoval, RetentionReport, finish_removal};
+use super::room::StoreInner;
 use crate::base::{Bytes, IncidentId};
 use crate::model::{Artifact, CaptureKind, IncidentState, Manifest, Outcome};
 
@@ -33,11 +33,11 @@ pub struct Recovery {
     /// Artifacts added to the manifests of those incidents: complete, but not listed.
     pub listed: Vec<Artifact>,
     /// Leftovers not deleted because they contain a foreign entry.
-    pub standing: Vec<Standing>,
+    pub standing: Vec<BlockedRemoval>,
     /// Errors. The affected entries are unchanged.
     pub failed: Vec<Error>,
     /// Result of enforcing the limits.
-    pub retained: Retained,
+    pub retained: RetentionReport,
 }
 
 impl Recovery {
@@ -74,7 +74,7 @@ impl fmt::Display for Recovery {
 /// Recovers the directory. Deletes leftovers and enforces the limits first, which frees space, and
 /// then marks incidents, which may need space. No incident is evicted to mark another: if the
 /// device stays full, the next start marks it.
-pub(super) fn recover(shared: &Shared) -> Result<Recovery, Error> {
+pub(super) fn recover(shared: &StoreInner) -> Result<Recovery, Error> {
     let mut recovery = Recovery::default();
     let root = &shared.root;
     let mut incidents = Vec::new();
@@ -104,7 +104,7 @@ pub(super) fn recover(shared: &Shared) -> Result<Recovery, Error> {
         };
         match swept {
             Ok(None) => recovery.swept.push(name),
-            Ok(Some(path)) => recovery.standing.push(Standing { path }),
+            Ok(Some(path)) => recovery.standing.push(BlockedRemoval { path }),
             Err(error) => recovery.failed.push(error),
         }
     }
@@ -152,7 +152,7 @@ fn sweep_parts(root: &Dir, incident: &str, swept: &mut Vec<String>) -> Result<bo
 }
 
 /// Marks the incident in `dir` as interrupted if its manifest has the state `open`.
-fn mark(shared: &Shared, dir: &Dir, recovery: &mut Recovery) -> Result<(), Error> {
+fn mark(shared: &StoreInner, dir: &Dir, recovery: &mut Recovery) -> Result<(), Error> {
     let mut head = read_head(dir)?;
     let manifest = &mut head.manifest;
     for gone in manifest.removed.iter().map(|it| &it.artifact.file) {
@@ -205,7 +205,7 @@ fn unlisted(dir: &Dir, manifest: &Manifest) -> Result<Vec<Artifact>, Error> {
 fn described(dir: &Dir, file: String, kind: CaptureKind) -> Result<Artifact, Error> {
     let failed = |source| Error::io("read", dir.at(&file), source);
     let mut content = dir.open_file(&file)?;
-    let mut hash = Hashing(Sha256::new());
+    let mut hash = HashingReader(Sha256::new());
     let bytes = Bytes(io::copy(&mut content, &mut hash).map_err(failed)?);
     let modified = content.metadata().and_then(|it| it.modified()).map_err(failed)?;
     let taken = Timestamp::try_from(modified).unwrap_or_default();
@@ -213,9 +213,9 @@ fn described(dir: &Dir, file: String, kind: CaptureKind) -> Result<Artifact, Err
 }
 
 /// A writer that hashes its input.
-struct Hashing(Sha256);
+struct HashingReader(Sha256);
 
-impl io::Write for Hashing {
+impl io::Write for HashingReader {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.0.update(bytes);
         Ok(bytes.len())
@@ -351,9 +351,9 @@ mod tests {
 
     #[test]
     fn where_directories_cannot_be_renamed_incidents_are_made_and_removed_in_place() {
-        use super::super::file_system::Feature;
+        use super::super::file_system::FsFeature;
         let it = Fixture::new(roomy());
-        it.store.shared.root.file_system().pretend_without(Feature::RenameDir);
+        it.store.shared.root.file_system().pretend_without(FsFeature::RenameDir);
         let ids = [it.closed(10), it.closed(10)];
         assert_eq!(it.ids(), [ids[1], ids[0]]);
         it.store.set_limits(StoreSettings { max_incidents: 1, ..roomy() });
@@ -381,7 +381,7 @@ mod tests {
         fs::create_dir(&fresh).unwrap();
         fs::write(fresh.join("notes.txt"), "mine").unwrap();
         let (_it, recovery) = it.reopen(roomy());
-        assert_eq!(recovery.standing, [Standing { path: fresh.join("notes.txt") }]);
+        assert_eq!(recovery.standing, [BlockedRemoval { path: fresh.join("notes.txt") }]);
         assert!(fresh.join("notes.txt").exists());
     }
 

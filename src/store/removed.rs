@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::error::Bound;
+use super::error::StoreLimit;
 use crate::base::{Bytes, IncidentId};
 
 /// An evicted incident.
@@ -14,7 +14,7 @@ pub struct Removed {
     /// Its size.
     pub bytes: Bytes,
     /// The limit that was exceeded.
-    pub bound: Bound,
+    pub bound: StoreLimit,
     /// The rule, as written in the directory name.
     pub rule: String,
     /// Its age when it was evicted.

@@ -24,24 +24,24 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 
 use super::dir::{Dir, is_dir, is_file};
-use super::error::{Bound, Error};
+use super::error::{Error, StoreLimit};
 use super::names::{
     GONE, IncidentName, MANIFEST, artifact_form, incident_name, is_part, is_remains,
 };
 use super::removed::Removed;
-use super::room::{Ledger, Shared, Shortage};
+use super::room::{LimitExceeded, SpaceUsage, StoreInner};
 use super::thin::{between, thin};
 use crate::base::{Bytes, IncidentId};
 
 /// Result of enforcing the limits.
 #[derive(Debug, Default)]
-pub struct Retained {
+pub struct RetentionReport {
     /// Evicted incidents, oldest first.
     pub removed: Vec<Removed>,
     /// Files pruned from incidents that stay.
-    pub thinned: Vec<Thinned>,
+    pub thinned: Vec<PrunedArtifacts>,
     /// Incidents not evicted because they contain a foreign entry.
-    pub standing: Vec<Standing>,
+    pub standing: Vec<BlockedRemoval>,
     /// Errors.
     pub failed: Vec<Error>,
     /// Number of incidents that remain.
@@ -53,20 +53,20 @@ pub struct Retained {
 /// An incident or leftover that cannot be removed because of a foreign entry. It counts against the
 /// limits.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Standing {
+pub struct BlockedRemoval {
     /// The foreign entry: a file in the incident's directory, or the directory itself.
     pub path: PathBuf,
 }
 
 /// Files pruned from a closed incident that stays.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Thinned {
+pub struct PrunedArtifacts {
     /// The incident.
     pub id: IncidentId,
     /// The names of the files.
     pub files: Vec<String>,
     /// The limit that was exceeded.
-    pub bound: Bound,
+    pub bound: StoreLimit,
 }
 
 /// A limit on the evicted incidents waiting to be logged, far above what one command evicts.
@@ -74,7 +74,7 @@ const MAX_UNREPORTED: usize = 1000;
 
 /// A request for free space.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Need {
+pub(super) struct SpaceRequest {
     pub(super) bytes: u64,
     pub(super) incidents: usize,
     /// The open incident to write to, or `None` to enforce all limits.
@@ -89,18 +89,18 @@ struct Held {
     spare: Vec<(String, u64)>,
 }
 
-enum Step {
-    Remove(usize, Bound),
+enum RetentionStep {
+    Remove(usize, StoreLimit),
     /// Prune files of the incident until this many bytes are freed or no prunable file is left.
-    Thin(usize, Bound, u64),
+    Thin(usize, StoreLimit, u64),
 }
 
-impl Shared {
+impl StoreInner {
     /// Prunes and evicts closed incidents, the least valuable first, until every limit holds with
     /// `need` added. If bytes are short and evicting all of them would not free enough, it deletes
     /// nothing.
-    pub(super) fn make_room(&self, ledger: &mut Ledger, need: Need) -> Retained {
-        let mut retained = Retained::default();
+    pub(super) fn make_room(&self, ledger: &mut SpaceUsage, need: SpaceRequest) -> RetentionReport {
+        let mut retained = RetentionReport::default();
         let mut held = match scan(&self.root) {
             Ok(held) => held,
             Err(error) => {
@@ -119,7 +119,7 @@ impl Shared {
         let mut stuck = HashSet::new();
         while let Some(step) = self.next_step(ledger, &held, &stuck, need) {
             match step {
-                Step::Remove(at, bound) => match remove(&self.root, &held[at].file_name) {
+                RetentionStep::Remove(at, bound) => match remove(&self.root, &held[at].file_name) {
                     Ok(None) => {
                         let Held { name, bytes, .. } = held.remove(at);
                         ledger.removed += 1;
@@ -134,14 +134,14 @@ impl Shared {
                     }
                     Ok(Some(path)) => {
                         stuck.insert(held[at].name.id);
-                        retained.standing.push(Standing { path });
+                        retained.standing.push(BlockedRemoval { path });
                     }
                     Err(error) => {
                         stuck.insert(held[at].name.id);
                         retained.failed.push(error);
                     }
                 },
-                Step::Thin(at, bound, missing) => {
+                RetentionStep::Thin(at, bound, missing) => {
                     let it = &mut held[at];
                     let spare = std::mem::take(&mut it.spare);
                     match thin(&self.root, &it.file_name, &spare, (bound, missing), now) {
@@ -151,7 +151,7 @@ impl Shared {
                             it.spare.retain(|(name, _)| !files.contains(name));
                             let id = it.name.id;
                             ledger.thinned += files.len() as u64;
-                            retained.thinned.push(Thinned { id, files, bound });
+                            retained.thinned.push(PrunedArtifacts { id, files, bound });
                         }
                         // The incident itself can still be evicted; if not, `remove` reports the
                         // foreign file.
@@ -172,37 +172,39 @@ impl Shared {
 
     /// Returns the bytes that can still be written to the open incident `id` after every possible
     /// eviction, and the tightest limit.
-    pub(super) fn room(&self, id: IncidentId) -> Result<(Bound, Bytes), Error> {
+    pub(super) fn room(&self, id: IncidentId) -> Result<(StoreLimit, Bytes), Error> {
         let mut ledger = self.ledger();
         let held = scan(&self.root)?;
         self.recount(&mut ledger, &held);
-        let Some(open) = ledger.open.get(&id) else { return Ok((Bound::Incident, Bytes(0))) };
+        let Some(open) = ledger.open.get(&id) else { return Ok((StoreLimit::Incident, Bytes(0))) };
         let own = held.iter().find(|it| it.name.id == id);
         let spare: u64 = own.map_or(0, |it| it.spare.iter().map(|(_, bytes)| bytes).sum());
         let settings = &ledger.settings;
         let left = |most: Bytes, held: u64| most.get().saturating_sub(held);
         let closed: u64 = ledger.closed.values().sum();
-        let mut rooms =
-            vec![(Bound::Incident, left(settings.max_incident_bytes, open.stored + open.reserved))];
+        let mut rooms = vec![(
+            StoreLimit::Incident,
+            left(settings.max_incident_bytes, open.stored + open.reserved),
+        )];
         if let Some(most) = ledger.bounds_of(&open.rule).and_then(|bounds| bounds.max_bytes) {
             let of_closed = ledger.closed.get(&open.rule).copied().unwrap_or(0);
             let held = ledger.held_by(&open.rule).saturating_sub(of_closed);
-            rooms.push((Bound::RuleBytes, left(most, held)));
+            rooms.push((StoreLimit::RuleBytes, left(most, held)));
         }
         let held = (ledger.stored + ledger.reserved).saturating_sub(closed);
-        rooms.push((Bound::Bytes, left(settings.max_bytes, held)));
+        rooms.push((StoreLimit::Bytes, left(settings.max_bytes, held)));
         if let Some(left) = ledger.memory.filter(|_| self.in_memory) {
-            rooms.push((Bound::Memory, left.saturating_add(closed)));
+            rooms.push((StoreLimit::Memory, left.saturating_add(closed)));
         }
         if let Some(free) = self.free(settings) {
-            rooms.push((Bound::Free, free.saturating_add(closed)));
+            rooms.push((StoreLimit::Free, free.saturating_add(closed)));
         }
         let (bound, bytes) =
-            rooms.into_iter().min_by_key(|(_, bytes)| *bytes).unwrap_or((Bound::Incident, 0));
+            rooms.into_iter().min_by_key(|(_, bytes)| *bytes).unwrap_or((StoreLimit::Incident, 0));
         Ok((bound, Bytes(bytes.saturating_add(spare))))
     }
 
-    fn recount(&self, ledger: &mut Ledger, held: &[Held]) {
+    fn recount(&self, ledger: &mut SpaceUsage, held: &[Held]) {
         ledger.stored = held.iter().map(|it| it.bytes).sum();
         ledger.closed.clear();
         for it in held {
@@ -217,11 +219,11 @@ impl Shared {
     /// step would help.
     fn next_step(
         &self,
-        ledger: &Ledger,
+        ledger: &SpaceUsage,
         held: &[Held],
         stuck: &HashSet<IncidentId>,
-        need: Need,
-    ) -> Option<Step> {
+        need: SpaceRequest,
+    ) -> Option<RetentionStep> {
         let may_go =
             |it: &Held| !ledger.open.contains_key(&it.name.id) && !stuck.contains(&it.name.id);
         let goes: Vec<usize> = (0..held.len()).filter(|&at| may_go(&held[at])).collect();
@@ -232,7 +234,7 @@ impl Shared {
             ledger.ages.of(name.id) > own.unwrap_or(settings.max_age) && is_between(held, *at)
         };
         if let Some(at) = goes.iter().copied().find(too_old) {
-            return Some(Step::Remove(at, Bound::Age));
+            return Some(RetentionStep::Remove(at, StoreLimit::Age));
         }
         let of = |rule: &str| -> Vec<usize> {
             goes.iter().copied().filter(|&at| held[at].name.name == rule).collect()
@@ -245,16 +247,16 @@ impl Shared {
             if count.saturating_add(more) > most
                 && let Some(at) = least_missed(held, &of(&rule), |_| 1)
             {
-                return Some(Step::Remove(at, Bound::RuleIncidents));
+                return Some(RetentionStep::Remove(at, StoreLimit::RuleIncidents));
             }
         }
         if held.len().saturating_add(need.incidents) > settings.max_incidents
             && let Some(at) = least_missed(held, &goes, |_| 1)
         {
-            return Some(Step::Remove(at, Bound::Incidents));
+            return Some(RetentionStep::Remove(at, StoreLimit::Incidents));
         }
-        let Shortage { bound, missing, rule } = self.shortage(ledger, need)?;
-        if bound == Bound::Incident {
+        let LimitExceeded { bound, missing, rule } = self.shortage(ledger, need)?;
+        if bound == StoreLimit::Incident {
             return None;
         }
         let goes = rule.map_or(goes.clone(), |rule| of(&rule));
@@ -266,8 +268,8 @@ impl Shared {
             goes.iter().copied().filter(|&at| !held[at].spare.is_empty()).collect();
         let weight = |it: &Held| it.bytes;
         match heaviest(held, &thick, weight) {
-            Some(at) => Some(Step::Thin(at, bound, missing)),
-            None => Some(Step::Remove(least_missed(held, &goes, weight)?, bound)),
+            Some(at) => Some(RetentionStep::Thin(at, bound, missing)),
+            None => Some(RetentionStep::Remove(least_missed(held, &goes, weight)?, bound)),
         }
     }
 }

@@ -9,40 +9,40 @@ use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::Holdings;
-use super::ages::Ages;
-use super::dir::{Dir, Space};
-use super::error::{Bound, Error};
-use super::lock::Lock;
+use super::StoreUsage;
+use super::ages::IncidentAges;
+use super::dir::{Dir, DiskSpace};
+use super::error::{Error, StoreLimit};
+use super::lock::WriterLock;
 use super::names::incident_name;
 use super::place::Location;
 use super::removed::Removed;
-use super::retention::{Need, Retained};
+use super::retention::{RetentionReport, SpaceRequest};
 use crate::base::{Bytes, Clock, IncidentId};
-use crate::config::{Room, RuleStoreSettings, StoreSettings};
+use crate::config::{DiskReserve, RuleStoreSettings, StoreSettings};
 
 /// State shared by all handles of a store.
-pub(super) struct Shared {
+pub(super) struct StoreInner {
     pub(super) root: Arc<Dir>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) location: Location,
-    ledger: Mutex<Ledger>,
+    ledger: Mutex<SpaceUsage>,
     /// `true` if files are in memory and count against the memory limit.
     pub(super) in_memory: bool,
-    pub(super) lock: Lock,
+    pub(super) lock: WriterLock,
 }
 
 /// Usage figures of a store.
-pub(super) struct Ledger {
+pub(super) struct SpaceUsage {
     pub(super) settings: StoreSettings,
-    pub(super) open: BTreeMap<IncidentId, Opened>,
+    pub(super) open: BTreeMap<IncidentId, OpenIncidents>,
     /// Bytes in the files of closed incidents, by the rule in the directory name.
     pub(super) closed: BTreeMap<String, u64>,
     /// Bytes in finished files of all incidents.
     pub(super) stored: u64,
     /// Bytes that drafts have written or are about to write.
     pub(super) reserved: u64,
-    pub(super) ages: Ages,
+    pub(super) ages: IncidentAges,
     /// Number of incidents evicted since the store was opened.
     pub(super) removed: u64,
     /// Evicted incidents that are not yet reported.
@@ -55,7 +55,7 @@ pub(super) struct Ledger {
 
 /// An incident with a live handle.
 #[derive(Debug, Default)]
-pub(super) struct Opened {
+pub(super) struct OpenIncidents {
     /// The rule, as written in the directory name.
     pub(super) rule: String,
     /// Bytes in its finished files.
@@ -64,13 +64,13 @@ pub(super) struct Opened {
     pub(super) reserved: u64,
 }
 
-impl Opened {
+impl OpenIncidents {
     fn held(&self) -> u64 {
         self.stored.saturating_add(self.reserved)
     }
 }
 
-impl Ledger {
+impl SpaceUsage {
     /// Records that a file of the open incident `id` changed from `from` to `to` bytes.
     pub(super) fn resize(&mut self, id: IncidentId, from: u64, to: u64) {
         let moved = |held: u64| held.saturating_sub(from).saturating_add(to);
@@ -82,7 +82,7 @@ impl Ledger {
 
     /// Returns the bytes held by incidents of `rule`, drafts included.
     pub(super) fn held_by(&self, rule: &str) -> u64 {
-        let open = self.open.values().filter(|open| open.rule == rule).map(Opened::held);
+        let open = self.open.values().filter(|open| open.rule == rule).map(OpenIncidents::held);
         open.fold(self.closed.get(rule).copied().unwrap_or(0), u64::saturating_add)
     }
 
@@ -114,29 +114,29 @@ impl Ledger {
 
 /// An exceeded limit.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Shortage {
-    pub(super) bound: Bound,
+pub(super) struct LimitExceeded {
+    pub(super) bound: StoreLimit,
     /// Bytes by which the limit is exceeded.
     pub(super) missing: u64,
     /// The rule whose incidents count against the limit, or `None` if all do.
     pub(super) rule: Option<String>,
 }
 
-impl Shared {
+impl StoreInner {
     pub(super) fn new(
         root: Arc<Dir>,
-        lock: Lock,
+        lock: WriterLock,
         settings: StoreSettings,
         clock: Arc<dyn Clock>,
         location: Location,
     ) -> Self {
-        let ledger = Ledger {
+        let ledger = SpaceUsage {
             settings,
             open: BTreeMap::new(),
             closed: BTreeMap::new(),
             stored: 0,
             reserved: 0,
-            ages: Ages::default(),
+            ages: IncidentAges::default(),
             removed: 0,
             unreported: Vec::new(),
             thinned: 0,
@@ -146,28 +146,33 @@ impl Shared {
         Self { root, clock, location, ledger: Mutex::new(ledger), in_memory, lock }
     }
 
-    pub(super) fn ledger(&self) -> MutexGuard<'_, Ledger> {
+    pub(super) fn ledger(&self) -> MutexGuard<'_, SpaceUsage> {
         // A panic cannot leave the figures inconsistent: they are valid after every statement.
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Evicts incidents until every limit holds.
-    pub(super) fn retain(&self) -> Retained {
-        self.make_room(&mut self.ledger(), Need::default())
+    pub(super) fn retain(&self) -> RetentionReport {
+        self.make_room(&mut self.ledger(), SpaceRequest::default())
     }
 
     /// Returns the first space limit, from narrow to wide, that would not hold with `need` added.
-    pub(super) fn shortage(&self, ledger: &Ledger, need: Need) -> Option<Shortage> {
+    pub(super) fn shortage(
+        &self,
+        ledger: &SpaceUsage,
+        need: SpaceRequest,
+    ) -> Option<LimitExceeded> {
         let over = |held: u64, most: Bytes, bound, rule: Option<&str>| {
             let missing = held.saturating_sub(most.get());
             let rule = rule.map(str::to_owned);
-            (missing > 0).then_some(Shortage { bound, missing, rule })
+            (missing > 0).then_some(LimitExceeded { bound, missing, rule })
         };
         let settings = &ledger.settings;
         let open = need.incident.and_then(|id| ledger.open.get(&id));
         if let Some(open) = open {
             let held = open.held().saturating_add(need.bytes);
-            let short = over(held, settings.max_incident_bytes, Bound::Incident, Some(&open.rule));
+            let short =
+                over(held, settings.max_incident_bytes, StoreLimit::Incident, Some(&open.rule));
             if short.is_some() {
                 return short;
             }
@@ -177,7 +182,7 @@ impl Shared {
             let rule = incident_name(name);
             let own = open.is_some_and(|open| open.rule == rule);
             let held = ledger.held_by(&rule).saturating_add(if own { need.bytes } else { 0 });
-            let short = over(held, most, Bound::RuleBytes, Some(&rule));
+            let short = over(held, most, StoreLimit::RuleBytes, Some(&rule));
             // The usage of another rule does not fail this write; it is reduced when limits are
             // enforced.
             if short.is_some() && (own || open.is_none()) {
@@ -185,12 +190,12 @@ impl Shared {
             }
         }
         let held = ledger.stored.saturating_add(ledger.reserved).saturating_add(need.bytes);
-        let short = over(held, settings.max_bytes, Bound::Bytes, None);
+        let short = over(held, settings.max_bytes, StoreLimit::Bytes, None);
         if short.is_some() {
             return short;
         }
         let memory = ledger.memory.filter(|_| self.in_memory).map_or(u64::MAX, |left| left);
-        let short = over(need.bytes, Bytes(memory), Bound::Memory, None);
+        let short = over(need.bytes, Bytes(memory), StoreLimit::Memory, None);
         if short.is_some() {
             return short;
         }
@@ -198,7 +203,7 @@ impl Shared {
         let space = self.root.space()?;
         let keep = keep_free(settings.keep_free, space);
         let missing = keep.saturating_sub(space.free.saturating_sub(need.bytes));
-        (missing > 0).then_some(Shortage { bound: Bound::Free, missing, rule: None })
+        (missing > 0).then_some(LimitExceeded { bound: StoreLimit::Free, missing, rule: None })
     }
 
     /// Returns the descriptor that holds the lock.
@@ -207,9 +212,9 @@ impl Shared {
     }
 
     /// Returns the usage, from the figures and one `fstatvfs`.
-    pub(super) fn holdings(&self) -> Holdings {
+    pub(super) fn holdings(&self) -> StoreUsage {
         let ledger = self.ledger();
-        Holdings {
+        StoreUsage {
             bytes: Bytes(ledger.stored.saturating_add(ledger.reserved)),
             max_bytes: ledger.settings.max_bytes,
             free: self.free(&ledger.settings).map(Bytes),
@@ -228,7 +233,7 @@ impl Shared {
     }
 }
 
-impl Drop for Shared {
+impl Drop for StoreInner {
     fn drop(&mut self) {
         // The lock belongs to the process that opened the store. The exit of a forked child must
         // not release it.
@@ -238,7 +243,7 @@ impl Drop for Shared {
     }
 }
 
-impl std::fmt::Debug for Shared {
+impl std::fmt::Debug for StoreInner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Shared").field("dir", &self.root.path()).finish_non_exhaustive()
     }
@@ -246,14 +251,14 @@ impl std::fmt::Debug for Shared {
 
 /// A space reservation of one draft. Dropping it releases the space.
 #[derive(Debug)]
-pub(super) struct Reservation {
-    shared: Arc<Shared>,
+pub(super) struct SpaceReservation {
+    shared: Arc<StoreInner>,
     incident: IncidentId,
     bytes: u64,
 }
 
-impl Reservation {
-    pub(super) fn new(shared: &Arc<Shared>, incident: IncidentId) -> Self {
+impl SpaceReservation {
+    pub(super) fn new(shared: &Arc<StoreInner>, incident: IncidentId) -> Self {
         Self { shared: Arc::clone(shared), incident, bytes: 0 }
     }
 
@@ -261,10 +266,10 @@ impl Reservation {
     /// necessary.
     pub(super) fn grow(&mut self, bytes: u64, path: impl FnOnce() -> PathBuf) -> Result<(), Error> {
         let mut ledger = self.shared.ledger();
-        let need = Need { bytes, incident: Some(self.incident), ..Need::default() };
+        let need = SpaceRequest { bytes, incident: Some(self.incident), ..SpaceRequest::default() };
         if self.shared.shortage(&ledger, need).is_some() {
             self.shared.make_room(&mut ledger, need);
-            if let Some(Shortage { bound, .. }) = self.shared.shortage(&ledger, need) {
+            if let Some(LimitExceeded { bound, .. }) = self.shared.shortage(&ledger, need) {
                 return Err(Error::Full { path: path(), bound });
             }
         }
@@ -289,7 +294,7 @@ impl Reservation {
     }
 }
 
-impl Drop for Reservation {
+impl Drop for SpaceReservation {
     fn drop(&mut self) {
         self.shared.ledger().settle(self.incident, self.bytes, false);
     }
@@ -298,18 +303,20 @@ impl Drop for Reservation {
 /// A guard that marks an incident as open while it lives.
 #[derive(Debug)]
 pub(super) struct Registration {
-    pub(super) shared: Arc<Shared>,
+    pub(super) shared: Arc<StoreInner>,
     pub(super) id: IncidentId,
 }
 
 impl Registration {
     /// Returns `None` if the incident is already open.
-    pub(super) fn new(shared: &Arc<Shared>, id: IncidentId, name: &str) -> Option<Self> {
+    pub(super) fn new(shared: &Arc<StoreInner>, id: IncidentId, name: &str) -> Option<Self> {
         let mut ledger = shared.ledger();
         if ledger.open.contains_key(&id) {
             return None;
         }
-        ledger.open.insert(id, Opened { rule: incident_name(name), ..Opened::default() });
+        ledger
+            .open
+            .insert(id, OpenIncidents { rule: incident_name(name), ..OpenIncidents::default() });
         drop(ledger);
         Some(Self { shared: Arc::clone(shared), id })
     }
@@ -318,17 +325,17 @@ impl Registration {
 impl Drop for Registration {
     fn drop(&mut self) {
         let mut ledger = self.shared.ledger();
-        if let Some(Opened { rule, stored, .. }) = ledger.open.remove(&self.id) {
+        if let Some(OpenIncidents { rule, stored, .. }) = ledger.open.remove(&self.id) {
             *ledger.closed.entry(rule).or_default() += stored;
         }
     }
 }
 
 /// Returns the number of bytes that must stay free on the file system.
-fn keep_free(room: Room, space: Space) -> u64 {
+fn keep_free(room: DiskReserve, space: DiskSpace) -> u64 {
     match room {
-        Room::Bytes(bytes) => bytes.get(),
-        Room::Percent(percent) => (space.total as f64 * percent.get() / 100.0) as u64,
+        DiskReserve::Bytes(bytes) => bytes.get(),
+        DiskReserve::Percent(percent) => (space.total as f64 * percent.get() / 100.0) as u64,
     }
 }
 
@@ -349,10 +356,10 @@ mod tests {
 
     #[test]
     fn room_is_left_by_bytes_or_by_share() {
-        let space = Space { total: 2000, free: 150 };
-        assert_eq!(keep_free(Room::Bytes(Bytes(70)), space), 70);
-        assert_eq!(keep_free(Room::Percent(Percent(5.0)), space), 100);
-        assert_eq!(keep_free(Room::Percent(Percent(0.0)), space), 0);
+        let space = DiskSpace { total: 2000, free: 150 };
+        assert_eq!(keep_free(DiskReserve::Bytes(Bytes(70)), space), 70);
+        assert_eq!(keep_free(DiskReserve::Percent(Percent(5.0)), space), 100);
+        assert_eq!(keep_free(DiskReserve::Percent(Percent(0.0)), space), 0);
     }
 
     #[test]

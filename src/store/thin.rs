@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 
 use super::dir::Dir;
-use super::error::{Bound, Error};
+use super::error::{Error, StoreLimit};
 use super::incident::put_head;
 use super::index::read_head;
 use super::names::{artifact_extension, artifact_number};
@@ -70,7 +70,7 @@ pub(super) fn thin(
     root: &Dir,
     incident: &str,
     spare: &[(String, u64)],
-    (bound, missing): (Bound, u64),
+    (bound, missing): (StoreLimit, u64),
     now: Timestamp,
 ) -> Result<Option<(Vec<String>, u64)>, Error> {
     let dir = root.subdir(incident)?;
@@ -93,7 +93,12 @@ pub(super) fn thin(
 
 /// Moves the files `names` in `manifest` from artifacts to removed artifacts, with `bound` as the
 /// reason.
-pub(super) fn give_up(manifest: &mut Manifest, names: &[String], bound: Bound, now: Timestamp) {
+pub(super) fn give_up(
+    manifest: &mut Manifest,
+    names: &[String],
+    bound: StoreLimit,
+    now: Timestamp,
+) {
     let (gone, kept): (Vec<Artifact>, Vec<Artifact>) = std::mem::take(&mut manifest.artifacts)
         .into_iter()
         .partition(|artifact| names.contains(&artifact.file));

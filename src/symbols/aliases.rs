@@ -9,7 +9,7 @@ use std::fmt::Write;
 use std::ops::Range;
 
 use super::Error;
-use super::image::{Image, MAX_SYSTEM_NAME};
+use super::image::{ElfImage, MAX_SYSTEM_NAME};
 use super::name::{MAX_NAME, Readable};
 use super::owner::is_application;
 use super::table::{Aliases, MAX_ALIASES};
@@ -32,7 +32,7 @@ pub fn each_of(name: &str) -> impl Iterator<Item = &str> {
 
 /// Buffers for the names of the symbols at one address.
 #[derive(Default)]
-pub(super) struct Names {
+pub(super) struct AliasNames {
     /// The name being read.
     one: Vec<u8>,
     /// The mangled names, concatenated.
@@ -52,7 +52,7 @@ struct Name {
     is_rust: bool,
 }
 
-impl Names {
+impl AliasNames {
     /// Reserves capacity for the longest names.
     pub(super) fn reserve() -> Self {
         let room = |size| {
@@ -84,7 +84,7 @@ impl Names {
     }
 
     /// Reads the names of `aliases`, which are symbols of `image`.
-    pub(super) fn read(&mut self, image: &Image, aliases: &Aliases) -> Result<(), Error> {
+    pub(super) fn read(&mut self, image: &ElfImage, aliases: &Aliases) -> Result<(), Error> {
         self.system.clear();
         self.texts.clear();
         self.shown.clear();
@@ -221,9 +221,9 @@ mod tests {
 
     /// Returns the name shown for symbols at one address, and the first one's mangled name.
     fn shown(symbols: &[(&str, bool)], more: usize) -> (String, String) {
-        let mut names = Names::reserve();
-        let rooms = |names: &Names| {
-            let Names { one, system, texts, shown, .. } = names;
+        let mut names = AliasNames::reserve();
+        let rooms = |names: &AliasNames| {
+            let AliasNames { one, system, texts, shown, .. } = names;
             [one.capacity(), system.capacity(), texts.capacity(), shown.capacity()]
         };
         let before = rooms(&names);

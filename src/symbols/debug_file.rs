@@ -13,44 +13,44 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::image::Image;
+use super::image::ElfImage;
 
 /// Global directory of debug files.
 const MACHINES: &str = "/usr/lib/debug";
 
 /// Returns the debug file with the symbols of `stripped`, if it is in a place that debuggers use.
-pub(super) fn of(stripped: &Image) -> Option<Image> {
+pub(super) fn of(stripped: &ElfImage) -> Option<ElfImage> {
     if stripped.has_all_symbols() {
         return None;
     }
     // A file found earlier stays open, because a deployment replaces it together with the stripped
     // file.
     if let Some(file) = stripped.file().debug() {
-        return Image::read(Arc::clone(file), stripped.path()).ok();
+        return ElfImage::read(Arc::clone(file), stripped.path()).ok();
     }
-    let found = find(stripped, Image::has_all_symbols)?;
+    let found = find(stripped, ElfImage::has_all_symbols)?;
     stripped.file().set_debug(Arc::clone(found.file()));
     Some(found)
 }
 
 /// Returns the debug file with the DWARF of `stripped`, if it is in a place that debuggers use.
 #[cfg(feature = "cli")]
-pub(super) fn with_dwarf(stripped: &Image) -> Option<Image> {
-    find(stripped, Image::has_dwarf)
+pub(super) fn with_dwarf(stripped: &ElfImage) -> Option<ElfImage> {
+    find(stripped, ElfImage::has_dwarf)
 }
 
-fn find(stripped: &Image, has_what_is_wanted: impl Fn(&Image) -> bool) -> Option<Image> {
+fn find(stripped: &ElfImage, has_what_is_wanted: impl Fn(&ElfImage) -> bool) -> Option<ElfImage> {
     if stripped.build_id().is_empty() {
         return None;
     }
     candidates(stripped, Path::new(MACHINES))
         .into_iter()
-        .filter_map(|path| Image::open(&path).ok())
+        .filter_map(|path| ElfImage::open(&path).ok())
         .find(|file| file.build_id() == stripped.build_id() && has_what_is_wanted(file))
 }
 
 /// Returns the paths to try, most likely first.
-fn candidates(stripped: &Image, machines: &Path) -> Vec<PathBuf> {
+fn candidates(stripped: &ElfImage, machines: &Path) -> Vec<PathBuf> {
     let mut candidates = Vec::new();
     if let Some((folder, file)) = stripped.build_id().split_at_checked(2) {
         candidates.push(machines.join(".build-id").join(folder).join(format!("{file}.debug")));

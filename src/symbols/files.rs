@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::Error;
-use super::aliases::Names;
+use super::aliases::AliasNames;
 use super::debug_file;
-use super::image::Image;
+use super::image::ElfImage;
 use super::table::{Aliases, Wants};
 use crate::model::Mapping;
 
@@ -20,14 +20,14 @@ const MAX_OPEN: usize = 64;
 
 /// Result of comparing a file with the one that was mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Identity {
+pub enum CodeIdentity {
     /// The file has the mapping's build ID, or was opened when the mapping was first seen.
     Checked,
     /// The file was opened by the mapping's path, and neither has a build ID.
     Unknown,
 }
 
-/// A message for readers of names from a file of [`Identity::Unknown`].
+/// A message for readers of names from a file of [`CodeIdentity::Unknown`].
 pub struct Unchecked<'a>(pub &'a Path);
 
 impl fmt::Display for Unchecked<'_> {
@@ -42,7 +42,7 @@ impl fmt::Display for Unchecked<'_> {
 
 /// The names of a function.
 #[derive(Clone, Copy)]
-pub struct Symbol<'a> {
+pub struct NamedSymbol<'a> {
     /// The mangled name, as in the symbol table; the first one if several functions were folded
     /// into one.
     pub system_name: &'a str,
@@ -54,36 +54,36 @@ pub struct Symbol<'a> {
 
 /// An error that ends a lookup.
 #[derive(Debug)]
-pub enum Failure<E> {
+pub enum SymbolFailure<E> {
     /// The file gives no names, or no more names.
     File(Error),
     /// The callback returned an error.
     See(E),
 }
 
-impl<E> From<Error> for Failure<E> {
+impl<E> From<Error> for SymbolFailure<E> {
     fn from(error: Error) -> Self {
         Self::File(error)
     }
 }
 
 /// An open file, and its debug file if it is stripped.
-struct Known {
+struct KnownFile {
     path: PathBuf,
-    image: Image,
-    debug: Option<Image>,
+    image: ElfImage,
+    debug: Option<ElfImage>,
     /// `true` if the file was opened by the mapping's path.
     is_by_path: bool,
     /// The number of the last lookup that used the file.
     used: u64,
 }
 
-impl Known {
+impl KnownFile {
     /// Opens the file of `mapping`, if it is still the one that was mapped.
     fn open(mapping: &Mapping) -> Result<Self, Error> {
         let image = match &mapping.file {
-            Some(file) => Image::read(Arc::clone(file), &mapping.path)?,
-            None => Image::open(&mapping.path)?,
+            Some(file) => ElfImage::read(Arc::clone(file), &mapping.path)?,
+            None => ElfImage::open(&mapping.path)?,
         };
         if image.build_id() != mapping.build_id {
             return Err(Error::OtherBuild {
@@ -109,23 +109,23 @@ impl Known {
     }
 
     /// Returns the file with the symbols. Addresses are those of the linker in both files.
-    fn symbols(&self) -> &Image {
+    fn symbols(&self) -> &ElfImage {
         self.debug.as_ref().unwrap_or(&self.image)
     }
 }
 
 /// Open files and reusable buffers for lookups.
 #[derive(Default)]
-pub struct Files {
-    open: Vec<Known>,
+pub struct SymbolFiles {
+    open: Vec<KnownFile>,
     wants: Wants,
     found: Vec<Option<Aliases>>,
-    names: Names,
+    names: AliasNames,
     /// Number of lookups.
     look: u64,
 }
 
-impl Files {
+impl SymbolFiles {
     /// Creates buffers for `most` addresses per lookup: about 130 bytes for each and 180 KiB, all
     /// of it written to so that its pages exist.
     pub fn reserve(most: usize) -> Self {
@@ -133,7 +133,7 @@ impl Files {
             open: Vec::with_capacity(MAX_OPEN),
             wants: Wants::reserve(most),
             found: vec![Some(Aliases::UNLIKELY); most],
-            names: Names::reserve(),
+            names: AliasNames::reserve(),
             look: 0,
         }
     }
@@ -143,7 +143,7 @@ impl Files {
     pub fn open(&mut self, mappings: &[Mapping]) {
         for mapping in mappings.iter().filter(|mapping| mapping.path.is_absolute()) {
             if self.place(mapping).is_none() && self.open.len() < MAX_OPEN {
-                self.open.extend(Known::open(mapping));
+                self.open.extend(KnownFile::open(mapping));
             }
         }
     }
@@ -168,29 +168,29 @@ impl Files {
     ///
     /// # Errors
     ///
-    /// [`Failure::File`] if the file cannot be used; if `see` was not called before, no offset has
-    /// a name. [`Failure::See`] with the error that `see` returned.
+    /// [`SymbolFailure::File`] if the file cannot be used; if `see` was not called before, no
+    /// offset has a name. [`SymbolFailure::See`] with the error that `see` returned.
     pub fn look_up<E>(
         &mut self,
         mapping: &Mapping,
         offsets: impl Iterator<Item = u64> + Clone,
-        mut see: impl FnMut(usize, Option<Symbol<'_>>) -> Result<(), E>,
-    ) -> Result<Identity, Failure<E>> {
+        mut see: impl FnMut(usize, Option<NamedSymbol<'_>>) -> Result<(), E>,
+    ) -> Result<CodeIdentity, SymbolFailure<E>> {
         self.look += 1;
         let place = match self.place(mapping) {
             Some(place) => place,
             None => {
                 self.evict();
-                self.open.push(Known::open(mapping)?);
+                self.open.push(KnownFile::open(mapping)?);
                 self.open.len() - 1
             }
         };
         let Self { open, wants, found, names, look } = self;
-        let Some(known) = open.get_mut(place) else { return Ok(Identity::Unknown) };
+        let Some(known) = open.get_mut(place) else { return Ok(CodeIdentity::Unknown) };
         if known.image.file().is_rewritten() {
             // The file was modified. Its headers may have changed; its build ID shows if its
             // content has.
-            *known = Known::open(mapping)?;
+            *known = KnownFile::open(mapping)?;
         }
         known.used = *look;
         let known = &*known;
@@ -216,17 +216,17 @@ impl Files {
                 names.read(known.symbols(), &aliases)?;
                 last = Some(aliases);
             }
-            let function = (symbol.is_some() && !names.shown().is_empty()).then_some(Symbol {
+            let function = (symbol.is_some() && !names.shown().is_empty()).then_some(NamedSymbol {
                 system_name: names.system_name(),
                 name: names.shown(),
                 is_new,
             });
-            see(place, function).map_err(Failure::See)?;
+            see(place, function).map_err(SymbolFailure::See)?;
         }
         Ok(if mapping.build_id.is_empty() && known.is_by_path {
-            Identity::Unknown
+            CodeIdentity::Unknown
         } else {
-            Identity::Checked
+            CodeIdentity::Checked
         })
     }
 }

@@ -42,13 +42,13 @@ const PIECE: usize = 32 << 10;
 const MAX_NAME: usize = 512;
 
 /// A reader of this process's map. Allocates only when it is created.
-pub struct Generated {
+pub struct GeneratedCode {
     buffer: Vec<u8>,
     /// For each address: file offset and length of its name.
     names: Vec<Option<(u64, usize)>>,
 }
 
-impl Generated {
+impl GeneratedCode {
     /// Reserves buffers for `addresses` per call.
     pub fn reserve(addresses: usize) -> Self {
         let mut names = vec![Some((u64::MAX, 0)); addresses];
@@ -152,7 +152,7 @@ fn number(text: &str) -> Option<u64> {
 /// Opens the map of this process if it exists and can be trusted.
 fn open() -> Option<File> {
     // The path is on the stack: a heap profile is written without allocating.
-    let mut path = Text::default();
+    let mut path = PathText::default();
     let pid = std::process::id();
     fmt::Write::write_fmt(&mut path, format_args!("/tmp/perf-{pid}.map")).ok()?;
     let flags = (rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK).bits() as i32;
@@ -164,18 +164,18 @@ fn open() -> Option<File> {
 }
 
 #[derive(Default)]
-struct Text {
+struct PathText {
     bytes: [u8; 32],
     length: usize,
 }
 
-impl Text {
+impl PathText {
     fn get(&self) -> Option<&str> {
         std::str::from_utf8(self.bytes.get(..self.length)?).ok()
     }
 }
 
-impl fmt::Write for Text {
+impl fmt::Write for PathText {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         let end = self.length + text.len();
         let place = self.bytes.get_mut(self.length..end).ok_or(fmt::Error)?;
@@ -201,7 +201,7 @@ mod tests {
             names.push(name.map(str::to_owned));
             Ok::<(), Infallible>(())
         };
-        let mut generated = Generated::reserve(4);
+        let mut generated = GeneratedCode::reserve(4);
         generated.name_by(Some(&file), wanted, |&address| address, see).unwrap();
         names
     }

@@ -18,7 +18,7 @@ use object::read::elf::{FileHeader, ProgramHeader, SectionHeader};
 use object::read::{ReadCache, ReadCacheOps, ReadRef};
 
 use super::Error;
-use super::table::{Aliases, Table, Wants};
+use super::table::{Aliases, SymbolTable, Wants};
 use crate::base::CodeFile;
 
 /// A limit on program headers; linkers write about a dozen.
@@ -50,23 +50,23 @@ enum Class {
 }
 
 /// A part of the file that is loaded, with the address given by the linker.
-struct Segment {
+struct LoadSegment {
     file: Range<u64>,
     address: u64,
     executable: bool,
 }
 
 /// An open ELF file whose headers have been read.
-pub(super) struct Image {
+pub(super) struct ElfImage {
     path: PathBuf,
     file: Arc<CodeFile>,
     class: Class,
     endian: Endianness,
     build_id: String,
-    segments: Vec<Segment>,
+    segments: Vec<LoadSegment>,
     /// Address ranges of the sections with code.
     code: Vec<Range<u64>>,
-    symbols: Option<Table>,
+    symbols: Option<SymbolTable>,
     /// `true` for a complete table, `false` for the exported symbols that `strip` leaves.
     has_all_symbols: bool,
     #[cfg(feature = "cli")]
@@ -77,7 +77,7 @@ pub(super) struct Image {
     debug_link: Option<OsString>,
 }
 
-impl Image {
+impl ElfImage {
     /// Opens the file at `path` and reads its headers.
     pub(super) fn open(path: &Path) -> Result<Self, Error> {
         let file = CodeFile::open(path).map_err(|source| match source.kind() {
@@ -159,7 +159,7 @@ impl Image {
 
     /// Returns the linker's address of the code at `offset` in the file.
     pub(super) fn address_of(&self, offset: u64) -> Option<u64> {
-        let holds = |segment: &&Segment| segment.executable && segment.file.contains(&offset);
+        let holds = |segment: &&LoadSegment| segment.executable && segment.file.contains(&offset);
         let segment = self.segments.iter().find(holds)?;
         segment.address.checked_add(offset - segment.file.start)
     }
@@ -231,7 +231,7 @@ impl Image {
         };
         let length =
             self.file.size().map_err(|source| Error::Read { path: self.path.clone(), source })?;
-        let data = ReadCache::new(Cursor { file: &self.file, at: 0, length });
+        let data = ReadCache::new(SectionCursor { file: &self.file, at: 0, length });
         let header = Elf::parse(&data).map_err(malformed)?;
         let endian = header.endian().map_err(malformed)?;
         if header.phnum(endian, &data).map_err(malformed)? > MAX_SEGMENTS {
@@ -244,7 +244,7 @@ impl Image {
         for segment in header.program_headers(endian, &data).map_err(malformed)? {
             let (offset, size) = segment.file_range(endian);
             if segment.p_type(endian) == elf::PT_LOAD {
-                segments.push(Segment {
+                segments.push(LoadSegment {
                     file: offset..offset.saturating_add(size),
                     address: segment.p_vaddr(endian).into(),
                     executable: segment.p_flags(endian).contains(elf::PF_X),
@@ -272,12 +272,12 @@ impl Image {
                 let names = sections.get(table.sh_link(endian) as usize)?.file_range(endian)?;
                 Some((table.file_range(endian)?, names))
             })
-            .map(|((offset, size), (names, names_size))| Table {
+            .map(|((offset, size), (names, names_size))| SymbolTable {
                 entries: offset..offset.saturating_add(size),
                 strings: names..names.saturating_add(names_size),
             });
         self.has_all_symbols = table(elf::SHT_SYMTAB).is_some();
-        let named = Named::<Elf>::of(header, endian, sections, &data);
+        let named = NamedSections::<Elf>::of(header, endian, sections, &data);
         if cfg!(feature = "cli") || !self.has_all_symbols {
             self.debug_link = debug_link_of(&named, &data);
         }
@@ -299,13 +299,13 @@ impl Image {
 }
 
 /// Adapter that reads a file for `object`.
-struct Cursor<'a> {
+struct SectionCursor<'a> {
     file: &'a CodeFile,
     at: u64,
     length: u64,
 }
 
-impl ReadCacheOps for Cursor<'_> {
+impl ReadCacheOps for SectionCursor<'_> {
     fn len(&mut self) -> Result<u64, ()> {
         Ok(self.length)
     }
@@ -330,13 +330,13 @@ impl ReadCacheOps for Cursor<'_> {
 
 /// Sections, and the bytes of their names read at once. [`ReadCache`] would cache a piece of the
 /// file for each name.
-struct Named<'a, Elf: FileHeader> {
+struct NamedSections<'a, Elf: FileHeader> {
     endian: Endianness,
     sections: &'a [Elf::SectionHeader],
     names: &'a [u8],
 }
 
-impl<'a, Elf: FileHeader<Endian = Endianness>> Named<'a, Elf> {
+impl<'a, Elf: FileHeader<Endian = Endianness>> NamedSections<'a, Elf> {
     fn of<R: ReadRef<'a>>(
         header: &Elf,
         endian: Endianness,
@@ -362,7 +362,7 @@ impl<'a, Elf: FileHeader<Endian = Endianness>> Named<'a, Elf> {
 
 /// Returns the file name in the debug link section: a NUL-terminated name, padding and a checksum.
 fn debug_link_of<'a, Elf: FileHeader<Endian = Endianness>, R: ReadRef<'a>>(
-    named: &Named<'a, Elf>,
+    named: &NamedSections<'a, Elf>,
     data: R,
 ) -> Option<OsString> {
     let endian = named.endian;

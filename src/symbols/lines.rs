@@ -17,7 +17,7 @@ use addr2line::Loader;
 
 use super::Error;
 use super::debug_file;
-use super::image::Image;
+use super::image::ElfImage;
 use super::name::Readable;
 
 /// A function that contains an address.
@@ -42,7 +42,7 @@ impl SourceFrame {
 
 /// A binary with line information.
 pub struct Lines {
-    image: Image,
+    image: ElfImage,
     /// The file with the DWARF: the binary itself or its debug file.
     dwarf: PathBuf,
     loader: Loader,
@@ -66,11 +66,11 @@ impl Lines {
         let path = files.first().cloned().unwrap_or_default();
         let mut images = Vec::new();
         for file in files {
-            images.push(Image::open(file)?);
+            images.push(ElfImage::open(file)?);
         }
         let own =
             images.iter().find(|image| image.has_dwarf()).map(|image| image.path().to_owned());
-        let image = images.into_iter().find(Image::has_code);
+        let image = images.into_iter().find(ElfImage::has_code);
         let image = image.ok_or(Error::NoCode { path })?;
         let kept = || debug_file::with_dwarf(&image).map(|debug| debug.path().to_owned());
         let dwarf =
@@ -116,5 +116,5 @@ impl Lines {
 ///
 /// If the file cannot be read or is not an ELF file.
 pub fn build_id(path: &Path) -> Result<String, Error> {
-    Ok(Image::open(path)?.build_id().to_owned())
+    Ok(ElfImage::open(path)?.build_id().to_owned())
 }

@@ -50,11 +50,11 @@ use crate::model::{
     Frame, FrameHandle, Function, FunctionHandle, Line, Mapping, Profile, StringHandle, StringTable,
 };
 
-use image::Image;
+use image::ElfImage;
 
 pub use aliases::each_of;
-pub use files::{Failure, Files, Identity, Symbol, Unchecked};
-pub use generated::{ANONYMOUS, Generated, memory_file};
+pub use files::{CodeIdentity, NamedSymbol, SymbolFailure, SymbolFiles, Unchecked};
+pub use generated::{ANONYMOUS, GeneratedCode, memory_file};
 #[cfg(feature = "cli")]
 pub use lines::{Lines, SourceFrame, build_id};
 pub use name::Readable;
@@ -145,7 +145,7 @@ pub enum Error {
 
 /// Result of [`name_functions`].
 #[derive(Debug, Default)]
-pub struct Report {
+pub struct SymbolReport {
     /// Frames that have a function.
     pub named: usize,
     /// Frames without a function: outside every mapping, in no symbol, or in a file of `problems`.
@@ -170,10 +170,10 @@ struct Wanted {
 /// comment of the profile.
 ///
 /// Costs one pass over the symbol table of each mapped file with a frame.
-pub fn name_functions(profile: &mut Profile) -> Report {
+pub fn name_functions(profile: &mut Profile) -> SymbolReport {
     let wanted = wanted(profile);
-    let mut files = Files::default();
-    let mut report = Report::default();
+    let mut files = SymbolFiles::default();
+    let mut report = SymbolReport::default();
     let mut named: Vec<Option<FunctionHandle>> = vec![None; profile.frames.iter().len()];
     let mut functions = Functions::of(&profile.functions);
     for frames in wanted.chunk_by(|a, b| a.mapping == b.mapping) {
@@ -196,12 +196,12 @@ pub fn name_functions(profile: &mut Profile) -> Report {
             Ok::<(), Infallible>(())
         });
         match looked_up {
-            Ok(Identity::Checked) => {}
-            Ok(Identity::Unknown) => {
+            Ok(CodeIdentity::Checked) => {}
+            Ok(CodeIdentity::Unknown) => {
                 profile.comments.push(Unchecked(&mapping.path).to_string());
             }
-            Err(Failure::See(never)) => match never {},
-            Err(Failure::File(problem)) => {
+            Err(SymbolFailure::See(never)) => match never {},
+            Err(SymbolFailure::File(problem)) => {
                 profile.comments.push(problem.to_string());
                 report.problems.push(problem);
             }
@@ -242,7 +242,7 @@ fn name_generated(profile: &mut Profile) {
     }
     wanted.sort_unstable_by_key(|&(address, _)| address);
     let mut names: Vec<String> = Vec::with_capacity(wanted.len());
-    let named = Generated::reserve(wanted.len()).name(
+    let named = GeneratedCode::reserve(wanted.len()).name(
         &wanted,
         |&(address, _)| address,
         |place, name| {
@@ -268,7 +268,7 @@ fn name_generated(profile: &mut Profile) {
 pub fn find_debug_files(mappings: &[Mapping]) {
     for mapping in mappings {
         if let Some(file) = mapping.file.as_ref().filter(|file| file.debug().is_none())
-            && let Ok(image) = Image::read(Arc::clone(file), &mapping.path)
+            && let Ok(image) = ElfImage::read(Arc::clone(file), &mapping.path)
         {
             let _ = debug_file::of(&image);
         }
@@ -279,8 +279,8 @@ pub fn find_debug_files(mappings: &[Mapping]) {
 /// names. Reads headers only.
 pub fn why_nameless(mapping: &Mapping) -> Option<String> {
     let image = match &mapping.file {
-        Some(file) => Image::read(Arc::clone(file), &mapping.path),
-        None => Image::open(&mapping.path),
+        Some(file) => ElfImage::read(Arc::clone(file), &mapping.path),
+        None => ElfImage::open(&mapping.path),
     };
     match image {
         Err(error) => Some(error.to_string()),
@@ -329,7 +329,7 @@ impl Functions {
         &mut self,
         strings: &mut StringTable,
         functions: &mut Vec<Function>,
-        symbol: &Symbol<'_>,
+        symbol: &NamedSymbol<'_>,
     ) -> FunctionHandle {
         let (system_name, name) = (strings.intern(symbol.system_name), strings.intern(symbol.name));
         *self.0.entry((system_name, name)).or_insert_with(|| {

@@ -12,7 +12,7 @@ pub struct Readable<'a>(pub(super) &'a str);
 
 impl fmt::Display for Readable<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut name = Bounded { out: f, room: MAX_NAME, failed: false };
+        let mut name = BoundedName { out: f, room: MAX_NAME, failed: false };
         let written = match rustc_demangle::try_demangle(self.0) {
             Ok(path) => write!(name, "{path:#}"),
             Err(_) => name.write_str(self.0),
@@ -26,14 +26,14 @@ impl fmt::Display for Readable<'_> {
 }
 
 /// A writer that fails after [`MAX_NAME`] bytes.
-struct Bounded<'a, W> {
+struct BoundedName<'a, W> {
     out: &'a mut W,
     room: usize,
     /// `true` if `out` returned an error.
     failed: bool,
 }
 
-impl<W: Write> Write for Bounded<'_, W> {
+impl<W: Write> Write for BoundedName<'_, W> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         let cut = (0..=self.room.min(text.len()))
             .rev()

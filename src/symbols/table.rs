@@ -15,7 +15,7 @@ use object::pod;
 use object::read::elf::Sym;
 
 use super::Error;
-use super::image::Image;
+use super::image::ElfImage;
 
 /// Bytes of the table read at once: a whole number of entries of either class (24 and 16 bytes).
 const CHUNK: usize = 48 * 1280;
@@ -29,18 +29,18 @@ const MAX_TABLE: u64 = 1 << 30;
 const MAX_STEPS: u64 = 1 << 27;
 
 /// File ranges of the symbols and their names.
-pub(super) struct Table {
+pub(super) struct SymbolTable {
     /// The symbols.
     pub(super) entries: Range<u64>,
     /// The string table their names are in.
     pub(super) strings: Range<u64>,
 }
 
-impl Table {
+impl SymbolTable {
     /// Passes every symbol of the table to `wants`.
     pub(super) fn scan<S: Sym<Endian = Endianness>>(
         &self,
-        image: &Image,
+        image: &ElfImage,
         endian: Endianness,
         wants: &mut Wants,
     ) -> Result<(), Error> {
@@ -59,7 +59,7 @@ impl Table {
 
     fn scan_with<S: Sym<Endian = Endianness>>(
         &self,
-        image: &Image,
+        image: &ElfImage,
         endian: Endianness,
         wants: &mut Wants,
         buffer: &mut [u8],
@@ -134,7 +134,7 @@ impl Aliases {
 
 /// A symbol that may contain an address.
 #[derive(Clone, Copy)]
-struct Candidate {
+struct SymbolCandidate {
     start: u64,
     /// Binding of the symbol: 2 for global, 1 for weak, 0 for local. Of loose symbols at one
     /// address, the highest is used.
@@ -142,7 +142,7 @@ struct Candidate {
     name: u32,
 }
 
-impl Candidate {
+impl SymbolCandidate {
     fn beats(&self, other: &Option<Self>) -> bool {
         other.is_none_or(|other| (self.start, self.rank) > (other.start, other.rank))
     }
@@ -154,7 +154,7 @@ impl Candidate {
 
 /// The innermost sized symbols around an address.
 #[derive(Clone, Copy)]
-struct Innermost {
+struct InnermostSymbol {
     start: u64,
     aliases: Aliases,
 }
@@ -166,9 +166,9 @@ pub(super) struct Wants {
     /// Sorted addresses.
     addresses: Vec<u64>,
     /// The innermost sized symbols around each address.
-    sized: Vec<Option<Innermost>>,
+    sized: Vec<Option<InnermostSymbol>>,
     /// `loose[i]`: the last loose symbol in `(addresses[i - 1], addresses[i]]`.
-    loose: Vec<Option<Candidate>>,
+    loose: Vec<Option<SymbolCandidate>>,
     /// `begins[i]`: the start of the last sized symbol in the same range.
     begins: Vec<u64>,
     /// Part of the table being scanned.
@@ -179,10 +179,13 @@ pub(super) struct Wants {
 impl Wants {
     /// Creates buffers for `most` addresses, filled so that their pages exist.
     pub(super) fn reserve(most: usize) -> Self {
-        let unlikely = Candidate { start: u64::MAX, rank: u8::MAX, name: u32::MAX };
+        let unlikely = SymbolCandidate { start: u64::MAX, rank: u8::MAX, name: u32::MAX };
         Self {
             addresses: vec![u64::MAX; most],
-            sized: vec![Some(Innermost { start: u64::MAX, aliases: Aliases::UNLIKELY }); most],
+            sized: vec![
+                Some(InnermostSymbol { start: u64::MAX, aliases: Aliases::UNLIKELY });
+                most
+            ],
             loose: vec![Some(unlikely); most],
             begins: vec![u64::MAX; most],
             buffer: vec![u8::MAX; CHUNK],
@@ -232,11 +235,11 @@ impl Wants {
             elf::STB_WEAK => 1,
             _ => 0,
         };
-        let candidate = Candidate { start, rank, name: symbol.st_name(endian) };
+        let candidate = SymbolCandidate { start, rank, name: symbol.st_name(endian) };
         self.place(candidate, size);
     }
 
-    fn place(&mut self, candidate: Candidate, size: u64) {
+    fn place(&mut self, candidate: SymbolCandidate, size: u64) {
         let first = self.addresses.partition_point(|&address| address < candidate.start);
         if size == 0 {
             match self.loose.get_mut(first) {
@@ -264,7 +267,7 @@ impl Wants {
                 }
                 _ => {
                     let aliases = Aliases::of(candidate.name, candidate.is_weak());
-                    *slot = Some(Innermost { start: candidate.start, aliases });
+                    *slot = Some(InnermostSymbol { start: candidate.start, aliases });
                 }
             }
         }
@@ -277,7 +280,7 @@ impl Wants {
         code: &[Range<u64>],
         mut see: impl FnMut(usize, Option<Aliases>) -> Result<(), E>,
     ) -> Result<(), E> {
-        let (mut loose, mut begin) = (None::<Candidate>, 0);
+        let (mut loose, mut begin) = (None::<SymbolCandidate>, 0);
         let seen = self.sized.iter().zip(&self.loose).zip(&self.begins);
         for (at, (&address, ((sized, loose_here), begins_here))) in
             self.addresses.iter().zip(seen).enumerate()
@@ -313,7 +316,7 @@ mod tests {
         let mut wants = Wants::default();
         wants.set(addresses.iter().copied());
         for &(start, size, rank, name) in symbols {
-            wants.place(Candidate { start, rank, name }, size);
+            wants.place(SymbolCandidate { start, rank, name }, size);
         }
         let mut names = Vec::new();
         let Ok(()) = wants.names::<Infallible>(&[0x100..0x200, 0x200..0x300], |_, name| {

@@ -3,12 +3,12 @@
 use crate::os::clock::cycle_clock;
 
 #[derive(Debug)]
-pub(super) struct Node;
+pub(super) struct PollNode;
 
 /// A poll in progress, without data.
-pub(super) struct Slice;
+pub(super) struct PollSlice;
 
-impl Node {
+impl PollNode {
     pub(super) fn new(_site: u16, _number: u64) -> Self {
         Self
     }
@@ -17,11 +17,11 @@ impl Node {
         cycle_clock::recently()
     }
 
-    pub(super) fn poll(&mut self, _tick: u64) -> Slice {
-        Slice
+    pub(super) fn poll(&mut self, _tick: u64) -> PollSlice {
+        PollSlice
     }
 
-    pub(super) fn pause(_slice: Slice) {}
+    pub(super) fn pause(_slice: PollSlice) {}
 
-    pub(super) fn end(&mut self, _slice: Slice) {}
+    pub(super) fn end(&mut self, _slice: PollSlice) {}
 }

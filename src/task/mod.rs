@@ -39,13 +39,13 @@ use pin_project_lite::pin_project;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
-use crate::base::Site;
+use crate::base::SpawnSite;
 use crate::os::fork;
-use crate::stacks::{Ticket, poll_seen};
+use crate::stacks::{TaskRegistration, poll_seen};
 #[cfg(feature = "trace")]
-use crate::trace::Node;
+use crate::trace::PollNode;
 #[cfg(not(feature = "trace"))]
-use absent::Node;
+use absent::PollNode;
 
 pub use join_set::JoinSet;
 
@@ -57,8 +57,8 @@ pin_project! {
         // Before the ticket: code run by the future's drop still belongs to the task.
         #[pin]
         future: F,
-        ticket: Ticket,
-        node: Node,
+        ticket: TaskRegistration,
+        node: PollNode,
     }
 }
 
@@ -67,7 +67,7 @@ impl<F: Future> Future for Traced<F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
-        let tick = Node::tick();
+        let tick = PollNode::tick();
         let slice = this.node.poll(tick);
         let turn = this.ticket.enter(tick);
         if turn.is_asked() {
@@ -81,7 +81,7 @@ impl<F: Future> Future for Traced<F> {
             Poll::Pending => {
                 this.ticket.keep(cx.waker());
                 drop(turn);
-                Node::pause(slice);
+                PollNode::pause(slice);
             }
             Poll::Ready(_) => this.node.end(slice),
         }
@@ -152,7 +152,7 @@ impl<F: Future> Trace for F {}
 #[inline]
 fn wrap<F>(name: Option<&'static str>, future: F, place: &'static Location<'static>) -> Traced<F> {
     fork::notice();
-    let site = Site { name, place }.number();
-    let (ticket, number) = Ticket::new(site);
-    Traced { future, ticket, node: Node::new(site, number) }
+    let site = SpawnSite { name, place }.number();
+    let (ticket, number) = TaskRegistration::new(site);
+    Traced { future, ticket, node: PollNode::new(site, number) }
 }

@@ -15,12 +15,12 @@ use std::sync::Arc;
 
 use tracing::Metadata;
 
-use super::fields::{Fields, MESSAGE};
+use super::fields::{FieldList, MESSAGE};
 use super::flight::{self, Window};
-use super::log::{Log, Record, Source, What};
-use super::loss::Counts;
-use super::recorder::{self, Shared};
-use crate::base::{Anchor, Moment};
+use super::log::{RecordKind, Source, SpanLog, SpanRecord};
+use super::loss::LossCounts;
+use super::recorder::{self, RecorderState};
+use crate::base::{Moment, TimeAnchor};
 use crate::model::{
     ArgValue, EventKind, StringHandle, Timeline, TimelineEvent, TrackHandle, TrackKind,
 };
@@ -28,9 +28,9 @@ use crate::os::clock::cycle_clock;
 
 /// Builds the timeline of a session that has ended.
 pub(super) fn assemble(
-    shared: &Shared,
-    strays: Counts,
-    anchor: Anchor,
+    shared: &RecorderState,
+    strays: LossCounts,
+    anchor: TimeAnchor,
     started: Moment,
     now: Moment,
     window: Option<Window>,
@@ -78,7 +78,7 @@ pub(super) fn assemble(
 /// instants.
 fn process(
     timeline: &mut Timeline,
-    mut instants: Vec<super::ledger::Instant>,
+    mut instants: Vec<super::ledger::ProcessEvent>,
     (complete, started, now): (Option<Moment>, Moment, Moment),
 ) {
     let name = timeline.process_name.clone();
@@ -136,27 +136,27 @@ fn counters(timeline: &mut Timeline, mut values: Vec<super::ledger::Value>) {
 fn thread(
     timeline: &mut Timeline,
     sites: &mut Sites,
-    log: &Arc<Log>,
-    chunks: Vec<Vec<Record>>,
+    log: &Arc<SpanLog>,
+    chunks: Vec<Vec<SpanRecord>>,
     started: Moment,
 ) {
     let track = timeline.track(TrackKind::Thread(log.tid), &log.thread);
     let older = chunks.iter().flatten().rev().filter_map(|record| match &record.what {
-        What::EndOfOlder(id, source) => Some((*id, source.clone())),
+        RecordKind::EndOfOlder(id, source) => Some((*id, source.clone())),
         _ => None,
     });
     let mut open: Vec<_> = older.collect();
-    let mut pen = Pen::new(timeline, sites, track);
+    let mut pen = TrackWriter::new(timeline, sites, track);
     for (_, source) in &open {
         pen.begin(started, source);
     }
-    for Record { at, what } in chunks.into_iter().flatten() {
+    for SpanRecord { at, what } in chunks.into_iter().flatten() {
         match what {
-            What::Begin(id, source) => {
+            RecordKind::Begin(id, source) => {
                 pen.begin(at, &source);
                 open.push((id, source));
             }
-            What::End(id) | What::EndOfOlder(id, _) => {
+            RecordKind::End(id) | RecordKind::EndOfOlder(id, _) => {
                 let Some(place) = open.iter().rposition(|(open, _)| *open == id) else { continue };
                 for _ in place..open.len() {
                     pen.end(at);
@@ -166,13 +166,13 @@ fn thread(
                     pen.begin(at, source);
                 }
             }
-            What::Instant(site, fields) => pen.instant(at, site, fields.as_deref()),
+            RecordKind::Instant(site, fields) => pen.instant(at, site, fields.as_deref()),
         }
     }
 }
 
-fn is_older(record: &Record) -> bool {
-    matches!(record.what, What::EndOfOlder(..))
+fn is_older(record: &SpanRecord) -> bool {
+    matches!(record.what, RecordKind::EndOfOlder(..))
 }
 
 /// Interned static data of call sites, by the address of their metadata.
@@ -186,7 +186,7 @@ struct Site {
 }
 
 /// Writes the events of one track.
-struct Pen<'a> {
+struct TrackWriter<'a> {
     timeline: &'a mut Timeline,
     sites: &'a mut Sites,
     track: TrackHandle,
@@ -196,7 +196,7 @@ struct Pen<'a> {
     level: StringHandle,
 }
 
-impl<'a> Pen<'a> {
+impl<'a> TrackWriter<'a> {
     fn new(timeline: &'a mut Timeline, sites: &'a mut Sites, track: TrackHandle) -> Self {
         let [span, event, target, level] =
             ["span", "event", "target", "level"].map(|text| timeline.strings.intern(text));
@@ -205,7 +205,7 @@ impl<'a> Pen<'a> {
 
     fn begin(&mut self, at: Moment, source: &Source) {
         let site = self.site(source.site);
-        let args = self.args(site, source.fields.as_deref().into_iter().flat_map(Fields::iter));
+        let args = self.args(site, source.fields.as_deref().into_iter().flat_map(FieldList::iter));
         self.push(at, EventKind::Begin(site.name), self.span, args);
     }
 
@@ -214,9 +214,14 @@ impl<'a> Pen<'a> {
     }
 
     /// Writes an event. Its name is its message, or the name of its call site if it has none.
-    fn instant(&mut self, at: Moment, site: &'static Metadata<'static>, fields: Option<&Fields>) {
+    fn instant(
+        &mut self,
+        at: Moment,
+        site: &'static Metadata<'static>,
+        fields: Option<&FieldList>,
+    ) {
         let site = self.site(site);
-        let fields = || fields.into_iter().flat_map(Fields::iter);
+        let fields = || fields.into_iter().flat_map(FieldList::iter);
         let name = match fields().find(|&(name, _)| name == MESSAGE) {
             Some((_, message)) => self.timeline.strings.intern(message),
             None => site.name,

@@ -6,7 +6,7 @@
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use super::log::Record;
+use super::log::SpanRecord;
 use crate::model::{ArgValue, StringHandle, TimelineEvent};
 
 /// Size of an event in the timeline, without its arguments.
@@ -16,7 +16,7 @@ pub(super) const EVENT: usize = size_of::<TimelineEvent>();
 const ARG: usize = size_of::<(StringHandle, ArgValue)>();
 
 /// Size of a record, including its part of the list of chunks.
-const RECORD: usize = size_of::<Record>() + 1;
+const RECORD: usize = size_of::<SpanRecord>() + 1;
 
 const _: () = assert!(RECORD <= 41, "a record stays within 40 bytes");
 
@@ -37,12 +37,12 @@ static SPENT: AtomicU64 = AtomicU64::new(0);
 /// The bytes that a session may still use. The first refusal ends the recording for all threads, so
 /// that all tracks end at about the same time and fields are not formatted for nothing.
 #[derive(Debug)]
-pub(super) struct Budget {
+pub(super) struct TraceBudget {
     session: u64,
     left: AtomicUsize,
 }
 
-impl Budget {
+impl TraceBudget {
     /// Creates the budget of the threads in `session`.
     pub(super) const fn new(session: u64, bytes: usize) -> Self {
         Self { session, left: AtomicUsize::new(bytes) }

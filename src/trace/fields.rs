@@ -27,7 +27,7 @@ pub(super) const MESSAGE: &str = "message";
 
 /// Names and texts of fields. All texts share one allocation.
 #[derive(Debug, Default)]
-pub(super) struct Fields {
+pub(super) struct FieldList {
     /// The session in which the texts were charged to the budget.
     paid_in: AtomicU64,
     text: String,
@@ -35,7 +35,7 @@ pub(super) struct Fields {
     parts: Vec<(&'static str, usize)>,
 }
 
-impl Fields {
+impl FieldList {
     /// Collects the fields that `record` passes to the visitor, followed by those of `earlier` with
     /// other names. Returns `None` if there are no fields. Adds the number of fields above the
     /// limit to `left_out`.
@@ -44,7 +44,7 @@ impl Fields {
         left_out: &mut u64,
         record: impl FnOnce(&mut dyn Visit),
     ) -> Option<Arc<Self>> {
-        let mut gather = Gather { fields: Self::default(), left_out: 0 };
+        let mut gather = FieldVisitor { fields: Self::default(), left_out: 0 };
         record(&mut gather);
         for (name, text) in earlier.into_iter().flat_map(Self::iter) {
             if !gather.fields.parts.iter().any(|&(known, _)| known == name) {
@@ -82,20 +82,24 @@ impl Fields {
 }
 
 /// The visitor that collects fields.
-struct Gather {
-    fields: Fields,
+struct FieldVisitor {
+    fields: FieldList,
     left_out: u64,
 }
 
-impl Gather {
-    fn take(&mut self, name: &'static str, write: impl FnOnce(&mut Bounded<'_>) -> fmt::Result) {
-        let Fields { text, parts, .. } = &mut self.fields;
+impl FieldVisitor {
+    fn take(
+        &mut self,
+        name: &'static str,
+        write: impl FnOnce(&mut BoundedText<'_>) -> fmt::Result,
+    ) {
+        let FieldList { text, parts, .. } = &mut self.fields;
         if parts.len() == MAX_FIELDS {
             self.left_out += 1;
             return;
         }
         let start = text.len();
-        let mut out = Bounded { text, room: MAX_TEXT, cut: false };
+        let mut out = BoundedText { text, room: MAX_TEXT, cut: false };
         match catch_unwind(AssertUnwindSafe(|| write(&mut out))) {
             Ok(Ok(())) => {}
             Ok(Err(fmt::Error)) if out.cut => {}
@@ -109,7 +113,7 @@ impl Gather {
     }
 }
 
-impl Visit for Gather {
+impl Visit for FieldVisitor {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         self.take(field.name(), |out| write!(out, "{value:?}"));
     }
@@ -124,13 +128,13 @@ impl Visit for Gather {
 }
 
 /// A writer that returns an error once its limit is reached.
-struct Bounded<'a> {
+struct BoundedText<'a> {
     text: &'a mut String,
     room: usize,
     cut: bool,
 }
 
-impl Write for Bounded<'_> {
+impl Write for BoundedText<'_> {
     fn write_str(&mut self, part: &str) -> fmt::Result {
         if self.cut {
             return Err(fmt::Error);
@@ -152,8 +156,8 @@ impl Write for Bounded<'_> {
 mod tests {
     use super::*;
 
-    fn one(write: impl FnOnce(&mut Bounded<'_>) -> fmt::Result) -> String {
-        let mut gather = Gather { fields: Fields::default(), left_out: 0 };
+    fn one(write: impl FnOnce(&mut BoundedText<'_>) -> fmt::Result) -> String {
+        let mut gather = FieldVisitor { fields: FieldList::default(), left_out: 0 };
         gather.take("field", write);
         gather.fields.iter().map(|(_, text)| text.to_owned()).collect()
     }
@@ -183,7 +187,7 @@ mod tests {
 
     #[test]
     fn a_panicking_debug_costs_its_own_text_only() {
-        let mut gather = Gather { fields: Fields::default(), left_out: 0 };
+        let mut gather = FieldVisitor { fields: FieldList::default(), left_out: 0 };
         gather.take("before", |out| out.write_str("1"));
         gather.take("bad", |out| {
             out.write_str("half a te")?;
@@ -198,17 +202,17 @@ mod tests {
     fn fields_past_the_limit_are_counted_and_later_values_win() {
         const NAMES: [&str; MAX_FIELDS + 1] =
             ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l", "m", "n", "o", "p", "q"];
-        let mut gather = Gather { fields: Fields::default(), left_out: 0 };
+        let mut gather = FieldVisitor { fields: FieldList::default(), left_out: 0 };
         for name in NAMES {
             gather.take(name, |out| out.write_str("x"));
         }
         assert_eq!((gather.fields.len(), gather.left_out), (MAX_FIELDS, 1));
 
-        let mut earlier = Gather { fields: Fields::default(), left_out: 0 };
+        let mut earlier = FieldVisitor { fields: FieldList::default(), left_out: 0 };
         earlier.take("status", |out| out.write_str("unknown"));
         earlier.take("path", |out| out.write_str("/"));
         let mut left_out = 0;
-        let merged = Fields::gather(Some(&earlier.fields), &mut left_out, |_| {}).unwrap();
+        let merged = FieldList::gather(Some(&earlier.fields), &mut left_out, |_| {}).unwrap();
         assert_eq!(merged.iter().collect::<Vec<_>>(), [("status", "unknown"), ("path", "/")]);
     }
 }

@@ -11,7 +11,7 @@
 //!
 //! The start of the complete data is reported exactly. A ring that has wrapped holds nothing before
 //! its oldest record. Earlier slices of other threads are shown, but the data of all threads is
-//! complete only from the latest of these start times on ([`Taken::complete`]).
+//! complete only from the latest of these start times on ([`FlightSnapshot::complete`]).
 
 use crate::base::sync::Mutex;
 use std::collections::VecDeque;
@@ -19,10 +19,10 @@ use std::sync::atomic::Ordering;
 use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::registry::{self, Tenancy};
+use super::registry::{self, RingOwner};
 use super::ring::Words;
 use super::sites;
-use super::thread::{self, EPOCH, Rings, SINCE, astray};
+use super::thread::{self, EPOCH, SINCE, ThreadRings, astray};
 use crate::base::{Bytes, Moment};
 use crate::model::{
     Activity, Calibration, Losses, OpenSlice, RawSlice, RawTask, StringTable, ThreadSlices,
@@ -40,9 +40,9 @@ const WINDOW: Duration = Duration::from_secs(30);
 /// is from before the window.
 const PAIRS: usize = 8;
 
-static FLIGHT: Mutex<Flight> = Mutex::new(Flight::new());
+static FLIGHT: Mutex<FlightRecorder> = Mutex::new(FlightRecorder::new());
 
-struct Flight {
+struct FlightRecorder {
     mode: TraceMode,
     /// `None` until it is configured or a capture starts.
     max_bytes: Option<Bytes>,
@@ -52,7 +52,7 @@ struct Flight {
     pairs: VecDeque<(u64, Moment)>,
 }
 
-impl Flight {
+impl FlightRecorder {
     const fn new() -> Self {
         Self {
             mode: TraceMode::OnDemand,
@@ -65,7 +65,7 @@ impl Flight {
     }
 }
 
-impl Default for Flight {
+impl Default for FlightRecorder {
     fn default() -> Self {
         Self::new()
     }
@@ -101,7 +101,7 @@ pub(super) fn calibration() -> Calibration {
     Calibration::new(flight.pairs.iter().copied().chain([cycle_clock::pair()]))
 }
 
-impl Flight {
+impl FlightRecorder {
     /// Starts or stops recording as the mode and the number of captures require.
     fn apply(&mut self) {
         let on = match self.mode {
@@ -147,14 +147,14 @@ impl Flight {
 pub(super) struct Window {
     from: u64,
     lost_before: u64,
-    threads: Vec<Copies>,
+    threads: Vec<ThreadSnapshots>,
 }
 
 /// The records copied from one thread.
 #[derive(Clone, Debug)]
-struct Copies {
-    rings: &'static Rings,
-    tenancy: Tenancy,
+struct ThreadSnapshots {
+    rings: &'static ThreadRings,
+    tenancy: RingOwner,
     slices: Vec<Words>,
     tasks: Vec<Words>,
     next_slice: u64,
@@ -164,7 +164,7 @@ struct Copies {
 }
 
 /// The data of a capture.
-pub(super) struct Taken {
+pub(super) struct FlightSnapshot {
     pub(super) activity: Activity,
     /// Time from which the data of all threads is complete, except for counted losses.
     pub(super) complete: Moment,
@@ -187,12 +187,13 @@ pub(super) fn begin(max_bytes: Bytes) -> Option<Window> {
     let from = calibration.tick(at - flight.window).max(SINCE.load(Ordering::Relaxed));
     drop(flight);
     let threads = registry::all().into_iter();
-    let threads = threads.map(|(rings, tenancy)| Copies::first(rings, tenancy, from)).collect();
+    let threads =
+        threads.map(|(rings, tenancy)| ThreadSnapshots::first(rings, tenancy, from)).collect();
     Some(Window { from, lost_before: lost_without_rings(), threads })
 }
 
 /// Ends the capture that started with `window` and returns its data.
-pub(super) fn end(window: Window, strings: &mut StringTable) -> Taken {
+pub(super) fn end(window: Window, strings: &mut StringTable) -> FlightSnapshot {
     let cutoff = cycle_clock::now();
     let Window { from, lost_before, mut threads } = window;
     let mut losses = Losses::default();
@@ -214,7 +215,7 @@ pub(super) fn end(window: Window, strings: &mut StringTable) -> Taken {
         .filter_map(|copies| copies.slices.first().map(|words| RawSlice(*words).start()));
     let complete = calibration.moment(oldest.max().map_or(from, |oldest| oldest.max(from)));
     let activity = show(threads, (from, cutoff), calibration, strings);
-    Taken { activity, complete, losses }
+    FlightSnapshot { activity, complete, losses }
 }
 
 /// Returns the data so far of the capture that started with `window`, without ending it.
@@ -227,13 +228,13 @@ pub(super) fn peek(window: &Window, strings: &mut StringTable) -> Activity {
 
 /// Appends records written since the last copy, including those of new threads. Returns the number
 /// of slices overwritten before they were copied.
-fn go_on(threads: &mut Vec<Copies>, from: u64) -> u64 {
+fn go_on(threads: &mut Vec<ThreadSnapshots>, from: u64) -> u64 {
     let mut gone = 0;
     for (rings, tenancy) in registry::all() {
-        let of = |copies: &&mut Copies| copies.tenancy.id == tenancy.id;
+        let of = |copies: &&mut ThreadSnapshots| copies.tenancy.id == tenancy.id;
         match threads.iter_mut().find(of) {
             Some(copies) => gone += copies.go_on(),
-            None => threads.push(Copies::first(rings, tenancy, from)),
+            None => threads.push(ThreadSnapshots::first(rings, tenancy, from)),
         }
     }
     gone
@@ -241,7 +242,7 @@ fn go_on(threads: &mut Vec<Copies>, from: u64) -> u64 {
 
 /// Builds the activity up to `cutoff` from the copied records.
 fn show(
-    threads: Vec<Copies>,
+    threads: Vec<ThreadSnapshots>,
     (from, cutoff): (u64, u64),
     calibration: Calibration,
     strings: &mut StringTable,
@@ -279,9 +280,9 @@ fn close() -> Vec<(u64, Moment)> {
     pairs
 }
 
-impl Copies {
+impl ThreadSnapshots {
     /// Copies a thread's records that ended at or after `from`.
-    fn first(rings: &'static Rings, tenancy: Tenancy, from: u64) -> Self {
+    fn first(rings: &'static ThreadRings, tenancy: RingOwner, from: u64) -> Self {
         let slices = rings.slices.copy(tenancy.first_slice, |words| RawSlice(words).end() >= from);
         let tasks = rings.tasks.copy(tenancy.first_task, |words| RawTask(words).at() >= from);
         Self {
@@ -299,7 +300,7 @@ impl Copies {
     /// Appends the records written since. Returns the number of slices overwritten before they were
     /// copied.
     fn go_on(&mut self) -> u64 {
-        let Rings { slices, tasks, .. } = self.rings;
+        let ThreadRings { slices, tasks, .. } = self.rings;
         let (_, gone) = slices.copy_onto(&mut self.slices, self.next_slice, |_| true);
         tasks.copy_onto(&mut self.tasks, self.next_task, |_| true);
         gone
@@ -348,7 +349,7 @@ impl Copies {
     }
 }
 
-fn runtimes(threads: &[Copies]) -> usize {
+fn runtimes(threads: &[ThreadSnapshots]) -> usize {
     let runtimes = threads.iter().map(|copies| copies.rings.runtime.load(Ordering::Relaxed));
     let mut known: Vec<u64> = runtimes.filter(|&runtime| runtime > 0).collect();
     known.sort_unstable();
@@ -362,6 +363,6 @@ fn lost_without_rings() -> u64 {
 }
 
 /// Ignores poisoning: no code that can panic runs under the lock.
-fn lock() -> MutexGuard<'static, Flight> {
+fn lock() -> MutexGuard<'static, FlightRecorder> {
     FLIGHT.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -16,9 +16,9 @@ use tracing_subscriber::layer::Context;
 use tracing_subscriber::registry::{LookupSpan, SpanRef};
 
 use super::budget::is_spent;
-use super::fields::Fields;
-use super::log::{Ended, Pages, Source};
-use super::loss::Cause;
+use super::fields::FieldList;
+use super::log::{EndOutcome, LogPages, Source};
+use super::loss::LossCause;
 use super::recorder;
 
 /// Creates the layer that records spans and events in the runtime trace. Add it once to the
@@ -46,7 +46,7 @@ pub fn layer() -> Layer {
 pub struct Layer(());
 
 /// A span's fields, stored in its extensions.
-struct SpanFields(Arc<Fields>);
+struct SpanFields(Arc<FieldList>);
 
 impl<S> tracing_subscriber::Layer<S> for Layer
 where
@@ -83,7 +83,7 @@ where
             return;
         };
         let ended = recorder::record(session, |pages| pages.end(id.into_u64()));
-        if ended == Some(Ended::Older)
+        if ended == Some(EndOutcome::Older)
             && let Some(span) = context.span(id)
         {
             let source = source(&span);
@@ -96,12 +96,12 @@ where
             return;
         };
         if is_spent(session) {
-            recorder::record(session, Pages::refuse);
+            recorder::record(session, LogPages::refuse);
             return;
         }
         let mut left_out = 0;
-        let fields = Fields::gather(None, &mut left_out, |visitor| event.record(visitor));
-        recorder::count(Cause::Fields, left_out);
+        let fields = FieldList::gather(None, &mut left_out, |visitor| event.record(visitor));
+        recorder::count(LossCause::Fields, left_out);
         recorder::record(session, |pages| pages.instant(event.metadata(), fields));
     }
 }
@@ -123,8 +123,8 @@ fn keep<'a, S: LookupSpan<'a>>(
     };
     let earlier = span.extensions().get().map(|SpanFields(fields)| Arc::clone(fields));
     let mut left_out = 0;
-    let fields = Fields::gather(earlier.as_deref(), &mut left_out, record);
-    recorder::count(Cause::Fields, left_out);
+    let fields = FieldList::gather(earlier.as_deref(), &mut left_out, record);
+    recorder::count(LossCause::Fields, left_out);
     if let Some(fields) = fields.filter(|fields| recorder::keep(session, fields)) {
         span.extensions_mut().replace(SpanFields(fields));
     }

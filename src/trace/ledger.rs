@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::budget::EVENT;
 use super::flight;
-use super::loss::{Cause, Counts};
+use super::loss::{LossCause, LossCounts};
 use super::recorder;
 use crate::base::{Clock, Moment, SystemClock};
 use crate::model::Vitals;
@@ -25,7 +25,7 @@ const FIXED: usize = 7;
 
 /// A counter track. Variants are in the order of the tracks.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Series {
+pub(super) enum CounterTrack {
     Rss,
     WorkingSet,
     Cpu,
@@ -39,7 +39,7 @@ pub(super) enum Series {
     P99(Arc<str>),
 }
 
-impl Series {
+impl CounterTrack {
     /// Returns the name in a timeline.
     pub(super) fn name(&self) -> String {
         match self {
@@ -73,13 +73,13 @@ impl Series {
 #[derive(Clone, Debug)]
 pub(super) struct Value {
     pub(super) at: Moment,
-    pub(super) series: Series,
+    pub(super) series: CounterTrack,
     pub(super) value: f64,
 }
 
 /// An event of the process.
 #[derive(Clone, Debug)]
-pub(super) struct Instant {
+pub(super) struct ProcessEvent {
     pub(super) at: Moment,
     pub(super) name: String,
     pub(super) text: String,
@@ -87,22 +87,22 @@ pub(super) struct Instant {
 
 /// All values and instants of a session, in the order in which they were recorded.
 #[derive(Debug, Default)]
-pub(super) struct Ledger {
+pub(super) struct ProcessEvents {
     left: usize,
     pub(super) values: Vec<Value>,
-    pub(super) instants: Vec<Instant>,
-    pub(super) counts: Counts,
+    pub(super) instants: Vec<ProcessEvent>,
+    pub(super) counts: LossCounts,
 }
 
-impl Ledger {
+impl ProcessEvents {
     /// Creates an empty ledger that may use `left` bytes.
     pub(super) fn new(left: usize) -> Self {
-        Self { left, values: Vec::new(), instants: Vec::new(), counts: Counts::default() }
+        Self { left, values: Vec::new(), instants: Vec::new(), counts: LossCounts::default() }
     }
 
-    fn value(&mut self, at: Moment, series: Series, value: f64) {
+    fn value(&mut self, at: Moment, series: CounterTrack, value: f64) {
         if !value.is_finite() {
-            self.counts.add(Cause::NotANumber, 1);
+            self.counts.add(LossCause::NotANumber, 1);
         } else if self.pay(VALUE) {
             self.values.push(Value { at, series, value });
         }
@@ -110,13 +110,13 @@ impl Ledger {
 
     fn vitals(&mut self, vitals: &Vitals) {
         let fixed: [_; FIXED] = [
-            (Series::Rss, vitals.rss.map(|bytes| bytes.get() as f64)),
-            (Series::WorkingSet, vitals.working_set.map(|bytes| bytes.get() as f64)),
-            (Series::Cpu, vitals.cpu_cores),
-            (Series::Tasks, vitals.tasks.map(|n| n as f64)),
-            (Series::Threads, vitals.threads.map(|n| n as f64)),
-            (Series::Fds, vitals.fds.map(|n| n as f64)),
-            (Series::Lag, vitals.lag.map(|lag| lag.as_nanos() as f64)),
+            (CounterTrack::Rss, vitals.rss.map(|bytes| bytes.get() as f64)),
+            (CounterTrack::WorkingSet, vitals.working_set.map(|bytes| bytes.get() as f64)),
+            (CounterTrack::Cpu, vitals.cpu_cores),
+            (CounterTrack::Tasks, vitals.tasks.map(|n| n as f64)),
+            (CounterTrack::Threads, vitals.threads.map(|n| n as f64)),
+            (CounterTrack::Fds, vitals.fds.map(|n| n as f64)),
+            (CounterTrack::Lag, vitals.lag.map(|lag| lag.as_nanos() as f64)),
         ];
         for (series, value) in fixed {
             if let Some(value) = value {
@@ -124,29 +124,29 @@ impl Ledger {
             }
         }
         for (name, value) in &vitals.gauges {
-            self.value(vitals.at, Series::Gauge(Arc::clone(name)), *value);
+            self.value(vitals.at, CounterTrack::Gauge(Arc::clone(name)), *value);
         }
         for (name, reading) in &vitals.counters {
             if let Some(rate) = reading.rate {
-                self.value(vitals.at, Series::Rate(Arc::clone(name)), rate);
+                self.value(vitals.at, CounterTrack::Rate(Arc::clone(name)), rate);
             }
         }
         for (name, reading) in vitals.histograms.iter().filter(|(_, it)| it.count > 0) {
-            self.value(vitals.at, Series::P50(Arc::clone(name)), reading.p50);
-            self.value(vitals.at, Series::P99(Arc::clone(name)), reading.p99);
+            self.value(vitals.at, CounterTrack::P50(Arc::clone(name)), reading.p50);
+            self.value(vitals.at, CounterTrack::P99(Arc::clone(name)), reading.p99);
         }
     }
 
     fn instant(&mut self, at: Moment, name: &str, text: &str) {
         let (name, text) = (bounded(name), bounded(text));
-        if self.pay(2 * size_of::<Instant>() + EVENT + 2 * (name.len() + text.len())) {
-            self.instants.push(Instant { at, name, text });
+        if self.pay(2 * size_of::<ProcessEvent>() + EVENT + 2 * (name.len() + text.len())) {
+            self.instants.push(ProcessEvent { at, name, text });
         }
     }
 
     fn pay(&mut self, cost: usize) -> bool {
         let Some(left) = self.left.checked_sub(cost) else {
-            self.counts.add(Cause::Ledger, 1);
+            self.counts.add(LossCause::Ledger, 1);
             return false;
         };
         self.left = left;
@@ -170,7 +170,7 @@ pub fn record_vitals(vitals: &Vitals) {
 
 /// Fills the ledger of a new session with the vitals from before it, using at most half of its
 /// memory.
-pub(super) fn begin(shared: &recorder::Shared) {
+pub(super) fn begin(shared: &recorder::RecorderState) {
     let recent = RECENT.lock().unwrap_or_else(PoisonError::into_inner);
     let mut ledger = shared.ledger();
     let mut room = ledger.left / 2;
@@ -190,16 +190,16 @@ const RECENT_ROWS: usize = 120;
 /// Minimum time between them. Less than a second, so that a tick that is slightly early is kept.
 const RECENT_STEP: Duration = Duration::from_millis(950);
 
-static RECENT: Mutex<Recent> = Mutex::new(Recent { rows: Vec::new(), next: 0 });
+static RECENT: Mutex<RecentEvents> = Mutex::new(RecentEvents { rows: Vec::new(), next: 0 });
 
 /// Ring buffer of the last vitals.
 #[derive(Default)]
-struct Recent {
+struct RecentEvents {
     rows: Vec<Vitals>,
     next: usize,
 }
 
-impl Recent {
+impl RecentEvents {
     fn keep(&mut self, vitals: &Vitals) {
         let last = self.newest_first().next();
         if last.is_some_and(|last| vitals.at.since(last.at) < RECENT_STEP) {

@@ -2,7 +2,7 @@
 //!
 //! Only its thread writes a log and only the session's end takes it, so its lock is contended at
 //! most once. Memory comes in chunks that never move, because a growing vector would copy megabytes
-//! in the middle of a request. It is charged to the session's [`Budget`] in grants, so threads
+//! in the middle of a request. It is charged to the session's [`TraceBudget`] in grants, so threads
 //! access the shared counter only once in a few dozen records.
 //!
 //! Invariants:
@@ -18,9 +18,9 @@ use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 
 use tracing::Metadata;
 
-use super::budget::{Budget, TEXT, is_spent, price};
-use super::fields::Fields;
-use super::loss::{Cause, Counts};
+use super::budget::{TEXT, TraceBudget, is_spent, price};
+use super::fields::FieldList;
+use super::loss::{LossCause, LossCounts};
 use crate::base::{Clock, Moment, SystemClock};
 use crate::os::proc::threads;
 
@@ -35,13 +35,14 @@ const CHUNK: usize = 64;
 const GRANT: usize = 2 << 10;
 
 /// Price of a log before its first record.
-const LOG: usize = CHUNK * size_of::<Record>() + size_of::<Log>() + MAX_DEPTH * size_of::<u64>();
+const LOG: usize =
+    CHUNK * size_of::<SpanRecord>() + size_of::<SpanLog>() + MAX_DEPTH * size_of::<u64>();
 
 /// The span shown by a slice.
 #[derive(Clone, Debug)]
 pub(super) struct Source {
     pub(super) site: &'static Metadata<'static>,
-    pub(super) fields: Option<Arc<Fields>>,
+    pub(super) fields: Option<Arc<FieldList>>,
 }
 
 impl Source {
@@ -53,7 +54,7 @@ impl Source {
 
 /// The kind and content of a record.
 #[derive(Debug)]
-pub(super) enum What {
+pub(super) enum RecordKind {
     /// The slice with this id begins.
     Begin(u64, Source),
     /// The slice with this id, which began in this log, ends.
@@ -61,42 +62,42 @@ pub(super) enum What {
     /// A slice that began before the session ends.
     EndOfOlder(u64, Source),
     /// An event.
-    Instant(&'static Metadata<'static>, Option<Arc<Fields>>),
+    Instant(&'static Metadata<'static>, Option<Arc<FieldList>>),
 }
 
 /// A record of a log.
 #[derive(Debug)]
-pub(super) struct Record {
+pub(super) struct SpanRecord {
     pub(super) at: Moment,
-    pub(super) what: What,
+    pub(super) what: RecordKind,
 }
 
 /// Result of recording an end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Ended {
+pub(super) enum EndOutcome {
     /// The end is recorded, or counted as lost.
     Told,
-    /// The slice began before the session; record its end with [`Pages::end_older`].
+    /// The slice began before the session; record its end with [`LogPages::end_older`].
     Older,
 }
 
 /// The log of one thread.
 #[derive(Debug)]
-pub(super) struct Log {
+pub(super) struct SpanLog {
     /// The kernel's thread ID.
     pub(super) tid: u32,
     /// The thread's name in the kernel.
     pub(super) thread: String,
-    pages: Mutex<Pages>,
+    pages: Mutex<LogPages>,
 }
 
-impl Log {
+impl SpanLog {
     /// Creates an empty log of the calling thread. Returns `None` if the budget does not cover it.
-    pub(super) fn of_this_thread(budget: &Arc<Budget>) -> Option<Self> {
+    pub(super) fn of_this_thread(budget: &Arc<TraceBudget>) -> Option<Self> {
         budget.take(LOG, LOG).map(|_| Self {
             tid: threads::current(),
             thread: threads::current_name(),
-            pages: Mutex::new(Pages {
+            pages: Mutex::new(LogPages {
                 budget: Arc::clone(budget),
                 credit: 0,
                 full: false,
@@ -104,13 +105,13 @@ impl Log {
                 open: Vec::new(),
                 lost_open: 0,
                 chunks: Vec::new(),
-                counts: Counts::default(),
+                counts: LossCounts::default(),
             }),
         })
     }
 
     /// Runs `write` on the pages. Returns `None` if the session has ended.
-    pub(super) fn write<R>(&self, write: impl FnOnce(&mut Pages) -> R) -> Option<R> {
+    pub(super) fn write<R>(&self, write: impl FnOnce(&mut LogPages) -> R) -> Option<R> {
         let mut pages = match self.pages.try_lock() {
             Ok(pages) => pages,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
@@ -120,7 +121,7 @@ impl Log {
     }
 
     /// Closes the log and takes its records.
-    pub(super) fn close(&self) -> (Vec<Vec<Record>>, Counts) {
+    pub(super) fn close(&self) -> (Vec<Vec<SpanRecord>>, LossCounts) {
         let mut pages = self.pages.lock().unwrap_or_else(PoisonError::into_inner);
         pages.over = true;
         pages.open = Vec::new();
@@ -130,28 +131,28 @@ impl Log {
 
 /// The writable part of a log.
 #[derive(Debug)]
-pub(super) struct Pages {
-    budget: Arc<Budget>,
+pub(super) struct LogPages {
+    budget: Arc<TraceBudget>,
     /// Bytes taken from the budget and not used yet.
     credit: usize,
     full: bool,
     over: bool,
     open: Vec<u64>,
     lost_open: u64,
-    chunks: Vec<Vec<Record>>,
-    counts: Counts,
+    chunks: Vec<Vec<SpanRecord>>,
+    counts: LossCounts,
 }
 
-impl Pages {
+impl LogPages {
     /// Records the begin of a slice.
     pub(super) fn begin(&mut self, id: u64, source: Source) {
         let cost = price(source.args()) + price(0) + self.text_price(source.fields.as_deref());
         let kept = if self.open.len() >= MAX_DEPTH {
-            self.lose(Cause::Depth)
+            self.lose(LossCause::Depth)
         } else if !self.pay(cost) {
-            self.lose(Cause::Room)
+            self.lose(LossCause::Room)
         } else {
-            self.push(What::Begin(id, source))
+            self.push(RecordKind::Begin(id, source))
         };
         if kept {
             self.open.push(id);
@@ -161,26 +162,26 @@ impl Pages {
     }
 
     /// Records the end of a slice.
-    pub(super) fn end(&mut self, id: u64) -> Ended {
+    pub(super) fn end(&mut self, id: u64) -> EndOutcome {
         if let Some(place) = self.open.iter().rposition(|&open| open == id) {
             self.open.remove(place);
-            self.push(What::End(id));
+            self.push(RecordKind::End(id));
         } else if self.lost_open > 0 {
             self.lost_open -= 1;
-            self.lose(if self.full { Cause::Room } else { Cause::Depth });
+            self.lose(if self.full { LossCause::Room } else { LossCause::Depth });
         } else {
-            return Ended::Older;
+            return EndOutcome::Older;
         }
-        Ended::Told
+        EndOutcome::Told
     }
 
     /// Records the end of a slice that was open when the session began.
     pub(super) fn end_older(&mut self, id: u64, source: Source) {
         let cost = price(source.args()) + price(0) + self.text_price(source.fields.as_deref());
         if self.pay(cost) {
-            self.push(What::EndOfOlder(id, source));
+            self.push(RecordKind::EndOfOlder(id, source));
         } else {
-            self.lose(Cause::Room);
+            self.lose(LossCause::Room);
         }
     }
 
@@ -188,34 +189,34 @@ impl Pages {
     pub(super) fn instant(
         &mut self,
         site: &'static Metadata<'static>,
-        fields: Option<Arc<Fields>>,
+        fields: Option<Arc<FieldList>>,
     ) {
         let cost = price(args(fields.as_deref())) + self.text_price(fields.as_deref());
         if self.pay(cost) {
-            self.push(What::Instant(site, fields));
+            self.push(RecordKind::Instant(site, fields));
         } else {
-            self.lose(Cause::Room);
+            self.lose(LossCause::Room);
         }
     }
 
     /// Counts an event as lost because the budget is used up.
     pub(super) fn refuse(&mut self) {
-        self.lose(Cause::Room);
+        self.lose(LossCause::Room);
     }
 
     /// Charges the texts of a span's fields, which live as long as the span. Returns `true` if they
     /// may be kept.
-    pub(super) fn keep(&mut self, fields: &Fields) -> bool {
+    pub(super) fn keep(&mut self, fields: &FieldList) -> bool {
         let cost = self.text_price(Some(fields));
         self.pay(cost)
     }
 
-    fn lose(&mut self, cause: Cause) -> bool {
+    fn lose(&mut self, cause: LossCause) -> bool {
         self.counts.add(cause, 1);
         false
     }
 
-    fn text_price(&self, fields: Option<&Fields>) -> usize {
+    fn text_price(&self, fields: Option<&FieldList>) -> usize {
         match fields {
             Some(fields) if fields.unpaid_in(self.budget.session()) => {
                 fields.text_len() + fields.len() * TEXT
@@ -239,22 +240,22 @@ impl Pages {
         !self.full
     }
 
-    fn push(&mut self, what: What) -> bool {
+    fn push(&mut self, what: RecordKind) -> bool {
         if self.chunks.last().is_none_or(|chunk| chunk.len() == CHUNK) {
             let mut chunk = Vec::new();
             if chunk.try_reserve_exact(CHUNK).is_err() || self.chunks.try_reserve(1).is_err() {
-                return self.lose(Cause::Memory);
+                return self.lose(LossCause::Memory);
             }
             self.chunks.push(chunk);
         }
         if let Some(chunk) = self.chunks.last_mut() {
-            chunk.push(Record { at: SystemClock.now(), what });
+            chunk.push(SpanRecord { at: SystemClock.now(), what });
         }
         true
     }
 }
 
 /// Returns the number of arguments of a span's slice or of an event: target, level and fields.
-fn args(fields: Option<&Fields>) -> usize {
-    2 + fields.map_or(0, Fields::len)
+fn args(fields: Option<&FieldList>) -> usize {
+    2 + fields.map_or(0, FieldList::len)
 }

@@ -2,9 +2,9 @@
 
 use crate::model::Losses;
 
-/// A cause of a loss; the discriminant is its index in [`Counts`].
+/// A cause of a loss; the discriminant is its index in [`LossCounts`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Cause {
+pub(super) enum LossCause {
     /// `max_bytes` is used up.
     Room,
     /// The slice is nested too deep.
@@ -24,7 +24,7 @@ pub(super) enum Cause {
     NotANumber,
 }
 
-impl Cause {
+impl LossCause {
     pub(super) const ALL: [Self; 8] = [
         Self::Room,
         Self::Depth,
@@ -55,11 +55,11 @@ impl Cause {
 
 /// Number of losses per cause.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Counts([u64; Cause::ALL.len()]);
+pub(super) struct LossCounts([u64; LossCause::ALL.len()]);
 
-impl Counts {
+impl LossCounts {
     /// Counts `n` more of `cause`.
-    pub(super) fn add(&mut self, cause: Cause, n: u64) {
+    pub(super) fn add(&mut self, cause: LossCause, n: u64) {
         if let Some(count) = self.0.get_mut(cause as usize) {
             *count += n;
         }
@@ -67,7 +67,7 @@ impl Counts {
 
     /// Adds all counts to `losses`.
     pub(super) fn tell(&self, losses: &mut Losses) {
-        for (cause, &count) in Cause::ALL.iter().zip(&self.0) {
+        for (cause, &count) in LossCause::ALL.iter().zip(&self.0) {
             losses.add(cause.text(), count);
         }
     }

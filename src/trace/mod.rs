@@ -72,5 +72,5 @@ pub use hooks::{Hooks, instrument};
 pub use layer::{Layer, layer};
 pub use ledger::{record_instant, record_vitals};
 pub use recorder::engine;
-pub use session::{Error, Session};
-pub(crate) use task::Node;
+pub use session::{Error, TraceSession};
+pub(crate) use task::PollNode;

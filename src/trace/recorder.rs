@@ -16,16 +16,17 @@ use std::mem;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, MutexGuard, PoisonError};
 
-use super::budget::Budget;
-use super::fields::Fields;
+use super::budget::TraceBudget;
+use super::fields::FieldList;
 use super::hooks;
-use super::ledger::Ledger;
-use super::log::{Log, Pages};
-use super::loss::{Cause, Counts};
+use super::ledger::ProcessEvents;
+use super::log::{LogPages, SpanLog};
+use super::loss::{LossCause, LossCounts};
 
 static SESSION: AtomicU64 = AtomicU64::new(0);
-static RUNNING: Mutex<Running> = Mutex::new(Running { sessions: 0, shared: None });
-static STRAYS: [AtomicU64; Cause::ALL.len()] = [const { AtomicU64::new(0) }; Cause::ALL.len()];
+static RUNNING: Mutex<RunningRecorder> = Mutex::new(RunningRecorder { sessions: 0, shared: None });
+static STRAYS: [AtomicU64; LossCause::ALL.len()] =
+    [const { AtomicU64::new(0) }; LossCause::ALL.len()];
 
 /// `true` if a subscriber has the layer, and if a runtime was built with the hooks.
 static LAYER: AtomicBool = AtomicBool::new(false);
@@ -35,46 +36,46 @@ static HOOKS: AtomicBool = AtomicBool::new(false);
 static TASKS: AtomicBool = AtomicBool::new(false);
 
 thread_local! {
-    static LOCAL: RefCell<Attached> = const { RefCell::new(Attached { session: 0, place: Place::Over }) };
+    static LOCAL: RefCell<AttachedRecorder> = const { RefCell::new(AttachedRecorder { session: 0, place: Place::Over }) };
 }
 
 #[derive(Default)]
-struct Running {
+struct RunningRecorder {
     /// Number of sessions started so far.
     sessions: u64,
-    shared: Option<Arc<Shared>>,
+    shared: Option<Arc<RecorderState>>,
 }
 
 /// State shared by the threads of one session.
 #[derive(Debug)]
-pub(super) struct Shared {
+pub(super) struct RecorderState {
     session: u64,
-    budget: Arc<Budget>,
-    logs: Mutex<Vec<Arc<Log>>>,
-    ledger: Mutex<Ledger>,
+    budget: Arc<TraceBudget>,
+    logs: Mutex<Vec<Arc<SpanLog>>>,
+    ledger: Mutex<ProcessEvents>,
 }
 
-impl Shared {
+impl RecorderState {
     /// Takes the logs of the threads, in the order in which they attached.
-    pub(super) fn take_logs(&self) -> Vec<Arc<Log>> {
+    pub(super) fn take_logs(&self) -> Vec<Arc<SpanLog>> {
         mem::take(&mut lock(&self.logs))
     }
 
     /// Locks and returns the records of the process as a whole.
-    pub(super) fn ledger(&self) -> MutexGuard<'_, Ledger> {
+    pub(super) fn ledger(&self) -> MutexGuard<'_, ProcessEvents> {
         lock(&self.ledger)
     }
 }
 
 /// State of a thread in the last session it found.
-struct Attached {
+struct AttachedRecorder {
     session: u64,
     place: Place,
 }
 
 enum Place {
     /// The log that the thread writes to.
-    Log(Arc<Log>),
+    Log(Arc<SpanLog>),
     /// The budget did not suffice for a log.
     NoRoom,
     /// The session ended before the thread attached.
@@ -132,17 +133,17 @@ pub(super) fn session() -> Option<u64> {
 
 /// Starts a session. Returns `None` if one is running. The threads may use `threads` bytes, the
 /// ledger `process` bytes.
-pub(super) fn start(threads: usize, process: usize) -> Option<Arc<Shared>> {
+pub(super) fn start(threads: usize, process: usize) -> Option<Arc<RecorderState>> {
     let mut running = lock(&RUNNING);
     if running.shared.is_some() {
         return None;
     }
     running.sessions += 1;
-    let shared = Arc::new(Shared {
+    let shared = Arc::new(RecorderState {
         session: running.sessions,
-        budget: Arc::new(Budget::new(running.sessions, threads)),
+        budget: Arc::new(TraceBudget::new(running.sessions, threads)),
         logs: Mutex::default(),
-        ledger: Mutex::new(Ledger::new(process)),
+        ledger: Mutex::new(ProcessEvents::new(process)),
     });
     for stray in &STRAYS {
         stray.store(0, Ordering::Relaxed);
@@ -153,25 +154,25 @@ pub(super) fn start(threads: usize, process: usize) -> Option<Arc<Shared>> {
 }
 
 /// Ends the running session. Returns the losses of threads without a log.
-pub(super) fn stop() -> Counts {
+pub(super) fn stop() -> LossCounts {
     SESSION.store(0, Ordering::Relaxed);
     lock(&RUNNING).shared = None;
-    let mut counts = Counts::default();
-    for (cause, stray) in Cause::ALL.into_iter().zip(&STRAYS) {
+    let mut counts = LossCounts::default();
+    for (cause, stray) in LossCause::ALL.into_iter().zip(&STRAYS) {
         counts.add(cause, stray.load(Ordering::Relaxed));
     }
     counts
 }
 
 /// Returns the running session.
-pub(super) fn running() -> Option<Arc<Shared>> {
+pub(super) fn running() -> Option<Arc<RecorderState>> {
     session()?;
     lock(&RUNNING).shared.clone()
 }
 
 /// Writes to the calling thread's pages in `session`, or counts one event as lost. Returns `None`
 /// if nothing was written; after the session's end that is no loss.
-pub(super) fn record<R>(session: u64, write: impl FnOnce(&mut Pages) -> R) -> Option<R> {
+pub(super) fn record<R>(session: u64, write: impl FnOnce(&mut LogPages) -> R) -> Option<R> {
     match with_pages(session, write) {
         Ok(written) => written,
         Err(cause) => {
@@ -182,16 +183,16 @@ pub(super) fn record<R>(session: u64, write: impl FnOnce(&mut Pages) -> R) -> Op
 }
 
 /// Charges the fields of a new span. Returns `true` if they may be kept.
-pub(super) fn keep(session: u64, fields: &Fields) -> bool {
+pub(super) fn keep(session: u64, fields: &FieldList) -> bool {
     let kept = matches!(with_pages(session, |pages| pages.keep(fields)), Ok(Some(true)));
     if !kept {
-        count(Cause::Fields, fields.len() as u64);
+        count(LossCause::Fields, fields.len() as u64);
     }
     kept
 }
 
 /// Counts `n` losses that belong to no log.
-pub(super) fn count(cause: Cause, n: u64) {
+pub(super) fn count(cause: LossCause, n: u64) {
     if let Some(stray) = STRAYS.get(cause as usize).filter(|_| n > 0) {
         stray.fetch_add(n, Ordering::Relaxed);
     }
@@ -199,19 +200,22 @@ pub(super) fn count(cause: Cause, n: u64) {
 
 /// Runs `write` on the calling thread's pages. Returns `None` if the session has ended, and an
 /// error if the thread has no pages.
-fn with_pages<R>(session: u64, write: impl FnOnce(&mut Pages) -> R) -> Result<Option<R>, Cause> {
+fn with_pages<R>(
+    session: u64,
+    write: impl FnOnce(&mut LogPages) -> R,
+) -> Result<Option<R>, LossCause> {
     let written = LOCAL.try_with(|local| {
-        let mut attached = local.try_borrow_mut().map_err(|_| Cause::Reentered)?;
+        let mut attached = local.try_borrow_mut().map_err(|_| LossCause::Reentered)?;
         if attached.session != session {
-            *attached = Attached { session, place: attach(session) };
+            *attached = AttachedRecorder { session, place: attach(session) };
         }
         match &attached.place {
             Place::Log(log) => Ok(log.write(write)),
-            Place::NoRoom => Err(Cause::Room),
+            Place::NoRoom => Err(LossCause::Room),
             Place::Over => Ok(None),
         }
     });
-    written.unwrap_or(Err(Cause::NoLocal))
+    written.unwrap_or(Err(LossCause::NoLocal))
 }
 
 #[cold]
@@ -220,7 +224,7 @@ fn attach(session: u64) -> Place {
     let Some(shared) = shared else {
         return Place::Over;
     };
-    match Log::of_this_thread(&shared.budget).map(Arc::new) {
+    match SpanLog::of_this_thread(&shared.budget).map(Arc::new) {
         Some(log) => {
             lock(&shared.logs).push(Arc::clone(&log));
             Place::Log(log)

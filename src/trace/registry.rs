@@ -19,9 +19,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, MutexGuard, OnceLock, PoisonError, TryLockError};
 use std::thread;
 
-use super::thread::{Memory, Rings};
+use super::thread::{Memory, ThreadRings};
 use crate::os::clock::cycle_clock;
-use crate::os::mapped_memory::Chunk;
+use crate::os::mapped_memory::MappedWords;
 use crate::os::proc::threads;
 
 /// Minimum number of slices in a ring.
@@ -40,7 +40,7 @@ const fn bytes(slices: usize) -> usize {
 
 /// The current or last owner of a thread's rings.
 #[derive(Clone, Debug)]
-pub(super) struct Tenancy {
+pub(super) struct RingOwner {
     /// Unique number of this ownership.
     pub(super) id: u64,
     pub(super) tid: u32,
@@ -53,8 +53,8 @@ pub(super) struct Tenancy {
 }
 
 #[derive(Default)]
-struct Registry {
-    rings: Vec<&'static Rings>,
+struct RingRegistry {
+    rings: Vec<&'static ThreadRings>,
     /// Memory limit of all rings and memory in use, in bytes.
     most: usize,
     used: usize,
@@ -62,16 +62,16 @@ struct Registry {
     window: u64,
 }
 
-static REGISTRY: Mutex<Registry> =
-    Mutex::new(Registry { rings: Vec::new(), most: 0, used: 0, window: 0 });
+static REGISTRY: Mutex<RingRegistry> =
+    Mutex::new(RingRegistry { rings: Vec::new(), most: 0, used: 0, window: 0 });
 
 /// `true` if no memory for more rings is left and no rings were returned since.
 static EXHAUSTED: AtomicBool = AtomicBool::new(false);
 
 /// Rings granted to a thread.
-enum Grant {
+enum RingGrant {
     /// Rings that a thread has returned.
-    Vacant(&'static Rings),
+    Vacant(&'static ThreadRings),
     /// Memory for this number of slices, already counted as used.
     Slices(usize),
 }
@@ -93,7 +93,7 @@ fn cpus() -> usize {
 }
 
 /// Returns all rings that have or had an owner.
-pub(super) fn all() -> Vec<(&'static Rings, Tenancy)> {
+pub(super) fn all() -> Vec<(&'static ThreadRings, RingOwner)> {
     let registry = lock(&REGISTRY);
     let rings = registry.rings.iter();
     rings.filter_map(|rings| Some((*rings, lock(&rings.tenancy).clone()?))).collect()
@@ -115,7 +115,7 @@ pub(super) fn too_deep() -> u64 {
 
 /// The reason why a thread gets no rings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Denial {
+pub(super) enum RingDenial {
     /// Another thread holds the lock and may have been preempted.
     Busy,
     /// There is no memory for more rings.
@@ -127,22 +127,22 @@ pub(super) enum Denial {
 /// # Errors
 ///
 /// The reason why there are no rings.
-pub(super) fn take() -> Result<&'static Rings, Denial> {
+pub(super) fn take() -> Result<&'static ThreadRings, RingDenial> {
     if EXHAUSTED.load(Ordering::Relaxed) {
-        return Err(Denial::NoMemory);
+        return Err(RingDenial::NoMemory);
     }
     let (tid, thread) = (threads::current(), threads::current_name().into());
     let cpus = cpus();
-    let mut registry = try_lock(&REGISTRY).ok_or(Denial::Busy)?;
-    let grant = registry.grant(cpus).ok_or(Denial::NoMemory)?;
+    let mut registry = try_lock(&REGISTRY).ok_or(RingDenial::Busy)?;
+    let grant = registry.grant(cpus).ok_or(RingDenial::NoMemory)?;
     drop(registry);
     let fresh = match grant {
-        Grant::Vacant(rings) => {
+        RingGrant::Vacant(rings) => {
             rings.runtime.store(0, Ordering::Relaxed);
             rings.worker.store(0, Ordering::Relaxed);
             return Ok(rings.let_to(tid, thread));
         }
-        Grant::Slices(slices) => map(slices).ok_or(slices),
+        RingGrant::Slices(slices) => map(slices).ok_or(slices),
     };
     let mut registry = lock(&REGISTRY);
     match fresh {
@@ -152,20 +152,20 @@ pub(super) fn take() -> Result<&'static Rings, Denial> {
         }
         Err(slices) => {
             registry.used -= bytes(slices);
-            Err(Denial::NoMemory)
+            Err(RingDenial::NoMemory)
         }
     }
 }
 
-fn map(slices: usize) -> Option<&'static Rings> {
+fn map(slices: usize) -> Option<&'static ThreadRings> {
     let map = |records: usize| -> Option<Memory> {
-        Box::leak(Box::new(Chunk::new(2 * records))).get_or_map()
+        Box::leak(Box::new(MappedWords::new(2 * records))).get_or_map()
     };
-    Some(Box::leak(Box::new(Rings::new(map(slices)?, map(slices / TASKS)?))))
+    Some(Box::leak(Box::new(ThreadRings::new(map(slices)?, map(slices / TASKS)?))))
 }
 
 /// Marks the rings of a thread that ended as available.
-pub(super) fn give_back(rings: &Rings) {
+pub(super) fn give_back(rings: &ThreadRings) {
     rings.close();
     if let Some(tenancy) = lock(&rings.tenancy).as_mut() {
         tenancy.ended = Some(cycle_clock::now());
@@ -173,12 +173,12 @@ pub(super) fn give_back(rings: &Rings) {
     EXHAUSTED.store(false, Ordering::SeqCst);
 }
 
-impl Rings {
+impl ThreadRings {
     /// Makes the calling thread the owner.
     fn let_to(&'static self, tid: u32, thread: Arc<str>) -> &'static Self {
         static TENANCIES: AtomicU64 = AtomicU64::new(0);
         self.close();
-        *lock(&self.tenancy) = Some(Tenancy {
+        *lock(&self.tenancy) = Some(RingOwner {
             id: TENANCIES.fetch_add(1, Ordering::Relaxed) + 1,
             tid,
             thread,
@@ -190,26 +190,26 @@ impl Rings {
     }
 }
 
-impl Registry {
-    fn grant(&mut self, cpus: usize) -> Option<Grant> {
+impl RingRegistry {
+    fn grant(&mut self, cpus: usize) -> Option<RingGrant> {
         let forgotten = cycle_clock::now().saturating_sub(self.window);
         let vacant = self.vacant();
         let grant = match vacant {
-            Some((ended, rings)) if ended < forgotten => Grant::Vacant(rings),
+            Some((ended, rings)) if ended < forgotten => RingGrant::Vacant(rings),
             _ => match (self.reserve(cpus), vacant) {
-                (Some(slices), _) => Grant::Slices(slices),
-                (None, Some((_, rings))) => Grant::Vacant(rings),
+                (Some(slices), _) => RingGrant::Slices(slices),
+                (None, Some((_, rings))) => RingGrant::Vacant(rings),
                 (None, None) => {
                     // Set before the second search: rings returned at this moment are either found,
                     // or their return clears the flag.
                     EXHAUSTED.store(true, Ordering::SeqCst);
                     let (_, rings) = self.vacant()?;
                     EXHAUSTED.store(false, Ordering::SeqCst);
-                    Grant::Vacant(rings)
+                    RingGrant::Vacant(rings)
                 }
             },
         };
-        if let Grant::Vacant(rings) = grant
+        if let RingGrant::Vacant(rings) = grant
             && let Some(tenancy) = lock(&rings.tenancy).as_mut()
         {
             // Prevents a second grant of the same rings.
@@ -219,7 +219,7 @@ impl Registry {
     }
 
     /// Returns the available rings that were returned first.
-    fn vacant(&self) -> Option<(u64, &'static Rings)> {
+    fn vacant(&self) -> Option<(u64, &'static ThreadRings)> {
         let vacant = self
             .rings
             .iter()

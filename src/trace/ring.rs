@@ -26,7 +26,7 @@ pub(super) type Words = [u64; 2];
 
 /// The last records of one thread, in memory provided by the caller.
 #[derive(Debug)]
-pub(super) struct Ring<M> {
+pub(super) struct EventRing<M> {
     memory: M,
     /// Capacity in records; a power of two.
     records: u64,
@@ -45,7 +45,7 @@ pub(super) struct Copied {
     pub(super) gone: u64,
 }
 
-impl<M: AsRef<[AtomicU64]>> Ring<M> {
+impl<M: AsRef<[AtomicU64]>> EventRing<M> {
     /// Creates an empty ring in `memory`; the largest power of two of records that fits is used.
     pub(super) fn new(memory: M) -> Self {
         let fitting = (memory.as_ref().len() / 2) as u64;

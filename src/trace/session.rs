@@ -5,8 +5,8 @@ use std::sync::Arc;
 use super::assemble::assemble;
 use super::flight::{self, SHARE, Window};
 use super::ledger;
-use super::recorder::{self, Shared};
-use crate::base::{Anchor, Bytes, Clock, Moment, SystemClock};
+use super::recorder::{self, RecorderState};
+use crate::base::{Bytes, Clock, Moment, SystemClock, TimeAnchor};
 use crate::model::Timeline;
 
 /// Errors of starting a recording.
@@ -36,14 +36,14 @@ const LEDGER_SHARE: u64 = 8;
 /// data.
 #[derive(Debug)]
 #[must_use = "a session records until it is stopped or dropped"]
-pub struct Session {
-    shared: Option<Arc<Shared>>,
+pub struct TraceSession {
+    shared: Option<Arc<RecorderState>>,
     window: Option<Window>,
-    anchor: Anchor,
+    anchor: TimeAnchor,
     started: Moment,
 }
 
-impl Session {
+impl TraceSession {
     /// Starts recording and copies the rings' records from the time before. All data kept,
     /// including the timeline built at the stop, takes at most `max_bytes`. `anchor`, of any age,
     /// relates moments to wall time. Costs a millisecond per megabyte in the rings.
@@ -51,7 +51,7 @@ impl Session {
     /// # Errors
     ///
     /// [`Error::Busy`] if another session runs, [`Error::TooSmall`] if `max_bytes` is below 64 KiB.
-    pub fn start(max_bytes: Bytes, anchor: Anchor) -> Result<Self, Error> {
+    pub fn start(max_bytes: Bytes, anchor: TimeAnchor) -> Result<Self, Error> {
         if max_bytes < LEAST {
             return Err(Error::TooSmall { given: max_bytes, least: LEAST });
         }
@@ -91,7 +91,7 @@ impl Session {
     }
 }
 
-impl Drop for Session {
+impl Drop for TraceSession {
     fn drop(&mut self) {
         if self.window.take().is_some() {
             flight::abandon();

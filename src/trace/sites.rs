@@ -1,13 +1,13 @@
 //! Names of task sites in a trace.
 
-use crate::base::Site;
+use crate::base::SpawnSite;
 use crate::model::{StringHandle, StringTable};
 
 /// Name of tasks without a site in the table.
 const NAMELESS: &str = "task";
 
 /// Returns the name of a site's tasks, or their spawn location if they have none.
-fn text(site: Site) -> String {
+fn text(site: SpawnSite) -> String {
     match site.name {
         Some(name) => name.to_owned(),
         None => format!("{}:{}", short(site.place.file()), site.place.line()),
@@ -16,8 +16,8 @@ fn text(site: Site) -> String {
 
 /// Returns the full description of a site's tasks: name and spawn location.
 pub(super) fn name(number: u16) -> String {
-    match Site::of(number) {
-        Some(Site { name: Some(name), place }) => {
+    match SpawnSite::of(number) {
+        Some(SpawnSite { name: Some(name), place }) => {
             format!("{name}, {}:{}", short(place.file()), place.line())
         }
         Some(site) => text(site),
@@ -27,12 +27,12 @@ pub(super) fn name(number: u16) -> String {
 
 /// Returns the names of all sites, indexed by site number.
 pub(super) fn names(strings: &mut StringTable) -> Vec<StringHandle> {
-    let name = |number| match Site::of(number) {
+    let name = |number| match SpawnSite::of(number) {
         Some(site) => strings.intern(&text(site)),
         None if number == 0 => strings.intern(NAMELESS),
         None => StringHandle::EMPTY,
     };
-    (0..=Site::last()).map(name).collect()
+    (0..=SpawnSite::last()).map(name).collect()
 }
 
 /// Shortens the path of a file in a registry package: starts it at the package name.
@@ -47,7 +47,8 @@ mod tests {
 
     #[test]
     fn a_site_is_called_by_its_name_or_by_its_place() {
-        let numbers = [Site::here(None), Site::here(Some("reader"))].map(Site::number);
+        let numbers =
+            [SpawnSite::here(None), SpawnSite::here(Some("reader"))].map(SpawnSite::number);
         let mut strings = StringTable::default();
         let names = names(&mut strings);
         let text = |number: u16| strings.get(names[usize::from(number)]).to_owned();

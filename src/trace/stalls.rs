@@ -28,23 +28,24 @@ use std::sync::atomic::Ordering;
 use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
-pub(crate) use self::overdue::Starved;
-use self::overdue::{Ended, Found, Overdue, Seen};
+pub(crate) use self::overdue::StarvedPoll;
+use self::overdue::{EndedPoll, FoundPolls, RecordedPollDetector, SeenPoll};
 pub(crate) use self::suspects::{
-    Ask, MAX_FOLLOWED, Sample, Still, Suspects, Suspicion, Verdict, WorkerThread,
+    MAX_FOLLOWED, PollSample, PollStackRequest, StallVerdict, Still, SuspectedStall,
+    UnrecordedPollDetector, WorkerThread,
 };
-use self::waits::{Excluded, Polling, Waits};
-use super::registry::{self, Tenancy};
+use self::waits::{ExcludedTime, PollWait, WaitEstimator};
+use super::registry::{self, RingOwner};
 use super::sites;
-use super::thread::{self, BEGAN, EPOCH, Rings};
+use super::thread::{self, BEGAN, EPOCH, ThreadRings};
 use crate::base::{Clock, Moment, SystemClock, standstill};
 use crate::model::{Calibration, OpenSlice, RawKind, RawSlice};
 use crate::os::clock::cycle_clock;
-use crate::os::eventfd::Listener;
+use crate::os::eventfd::EventListener;
 
 /// A poll that lasted longer than the threshold.
 #[derive(Clone, Debug)]
-pub(crate) struct Overlong {
+pub(crate) struct LongPoll {
     pub(crate) tid: u32,
     pub(crate) thread: String,
     pub(crate) runtime: Option<u64>,
@@ -63,7 +64,7 @@ pub(crate) struct Overlong {
     tick: u64,
 }
 
-impl Overlong {
+impl LongPoll {
     /// Returns `true` if the poll is still in progress.
     pub(crate) fn goes_on(&self) -> bool {
         self.running
@@ -77,39 +78,44 @@ impl Overlong {
 /// Polls shorter than this count in full: their waits for a core are not read.
 const SHORT: Duration = Duration::from_millis(10);
 
-/// Run delays of the threads; `Some` while a [`Watch`] exists.
-static WAITS: Mutex<Option<Waits>> = Mutex::new(None);
+/// Run delays of the threads; `Some` while a [`StallWatch`] exists.
+static WAITS: Mutex<Option<WaitEstimator>> = Mutex::new(None);
 
-fn waits() -> MutexGuard<'static, Option<Waits>> {
+fn waits() -> MutexGuard<'static, Option<WaitEstimator>> {
     WAITS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Returns the part of `from..until` that is not the own time of a poll on the thread of `own`.
-fn exclude(waits: &mut Option<Waits>, own: &Tenancy, from: Moment, until: Moment) -> Excluded {
+fn exclude(
+    waits: &mut Option<WaitEstimator>,
+    own: &RingOwner,
+    from: Moment,
+    until: Moment,
+) -> ExcludedTime {
     match waits {
         Some(waits) => waits.exclude(own.id, own.tid, from, until),
-        None => Excluded { still: standstill::within(from, until), ..Excluded::default() },
+        None => ExcludedTime { still: standstill::within(from, until), ..ExcludedTime::default() },
     }
 }
 
 /// The detector for stalls of recorded polls.
 #[derive(Debug)]
-pub(crate) struct Watch {
-    overdue: Overdue,
+pub(crate) struct StallWatch {
+    overdue: RecordedPollDetector,
     first: (u64, Moment),
     /// Receives a wake-up when a poll starts. `None` if no `eventfd` is available; the detector
     /// then checks once per threshold.
-    began: Option<Listener>,
+    began: Option<EventListener>,
 }
 
-impl Watch {
+impl StallWatch {
     /// Creates a detector for polls of at least `threshold`. Must be called on a runtime with I/O
     /// enabled.
     pub(crate) fn new(threshold: Duration) -> Self {
         cycle_clock::source();
-        let began = Listener::new(&BEGAN).ok();
-        *waits() = Some(Waits::new());
-        Self { overdue: Overdue::new(threshold), first: cycle_clock::pair(), began }
+        let began = EventListener::new(&BEGAN).ok();
+        *waits() = Some(WaitEstimator::new());
+        Self { overdue: RecordedPollDetector::new(threshold), first: cycle_clock::pair(), began }
     }
 
     /// Waits until a poll starts after the wake-up was armed; a check is then due. Cancel safe.
@@ -122,14 +128,14 @@ impl Watch {
 
     /// Returns the polls that have become too long since the last check, and the time until the
     /// next check.
-    pub(crate) fn look(&mut self) -> (Vec<Overlong>, Duration) {
+    pub(crate) fn look(&mut self) -> (Vec<LongPoll>, Duration) {
         let told = self.began.is_some() && thread::rests();
         let (tick, now) = cycle_clock::pair();
         let calibration = Calibration::new([self.first, (tick, now)]);
         let threads = registry::all();
-        let seen: Vec<Seen> = threads
+        let seen: Vec<SeenPoll> = threads
             .iter()
-            .map(|(rings, tenancy)| Seen {
+            .map(|(rings, tenancy)| SeenPoll {
                 thread: tenancy.id,
                 next: rings.slices.next(),
                 running: running(rings)
@@ -137,7 +143,7 @@ impl Watch {
             })
             .collect();
         let of = |thread: u64| threads.iter().find(|(_, tenancy)| tenancy.id == thread);
-        let ended = |thread: u64, from: u64| -> Vec<Ended> {
+        let ended = |thread: u64, from: u64| -> Vec<EndedPoll> {
             let Some((rings, _)) = of(thread) else { return Vec::new() };
             let slices = rings.slices.copy(from, |_| true).records.into_iter().map(RawSlice);
             let polls = slices.filter(|slice| slice.kind().is_some_and(is_poll));
@@ -153,7 +159,7 @@ impl Watch {
         if let Some(waits) = &mut *waits {
             let polling =
                 threads.iter().zip(&seen).filter(|(_, seen)| self.overdue.has_moved(seen));
-            let polling = polling.map(|((_, own), seen)| Polling {
+            let polling = polling.map(|((_, own), seen)| PollWait {
                 thread: own.id,
                 tid: own.tid,
                 since: seen.running.map(|(start, ..)| start),
@@ -162,7 +168,7 @@ impl Watch {
         }
         let excluded = |thread: u64, from: Moment, until: Moment| match of(thread) {
             Some((_, own)) => exclude(&mut waits, own, from, until),
-            None => Excluded::default(),
+            None => ExcludedTime::default(),
         };
         let (found, next) = self.overdue.look(now, &seen, told, ended, excluded);
         drop(waits);
@@ -179,15 +185,15 @@ impl Watch {
     }
 }
 
-impl Watch {
+impl StallWatch {
     /// Takes the polls since the last call that were too long only because their threads waited for
     /// a core.
-    pub(crate) fn take_starved(&mut self) -> Starved {
+    pub(crate) fn take_starved(&mut self) -> StarvedPoll {
         self.overdue.take_starved()
     }
 }
 
-impl Drop for Watch {
+impl Drop for StallWatch {
     fn drop(&mut self) {
         *waits() = None;
         // The wake-up has no receiver any more.
@@ -204,7 +210,7 @@ pub(crate) fn longest() -> Option<Duration> {
     let threads = registry::all();
     let now = SystemClock.now();
     let calibration = super::flight::calibration();
-    let mut polls: Vec<(Moment, &Tenancy)> = threads
+    let mut polls: Vec<(Moment, &RingOwner)> = threads
         .iter()
         .filter_map(|(rings, own)| Some((calibration.moment(running(rings)?.start), own)))
         .collect();
@@ -217,8 +223,11 @@ pub(crate) fn longest() -> Option<Duration> {
         if lasted <= longest {
             break;
         }
-        let excluded =
-            if lasted < SHORT { Excluded::default() } else { exclude(&mut waits, own, start, now) };
+        let excluded = if lasted < SHORT {
+            ExcludedTime::default()
+        } else {
+            exclude(&mut waits, own, start, now)
+        };
         longest = longest.max(lasted.saturating_sub(excluded.waited + excluded.still));
     }
     Some(longest)
@@ -237,14 +246,14 @@ const fn is_poll(kind: RawKind) -> bool {
 }
 
 /// Returns the outermost open poll.
-fn running(rings: &Rings) -> Option<OpenSlice> {
+fn running(rings: &ThreadRings) -> Option<OpenSlice> {
     rings.open().into_iter().find(|open| is_poll(open.kind))
 }
 
-fn overlong(rings: &Rings, tenancy: &Tenancy, found: Found) -> Overlong {
+fn overlong(rings: &ThreadRings, tenancy: &RingOwner, found: FoundPolls) -> LongPoll {
     let [runtime, worker] =
         [&rings.runtime, &rings.worker].map(|number| number.load(Ordering::Relaxed));
-    Overlong {
+    LongPoll {
         tid: tenancy.tid,
         thread: tenancy.thread.to_string(),
         runtime: Some(runtime).filter(|&runtime| runtime > 0),

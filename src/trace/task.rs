@@ -17,12 +17,12 @@ use crate::os::clock::cycle_clock;
 
 /// The trace state of a wrapped future. Dropping it ends the task.
 #[derive(Debug)]
-pub(crate) struct Node {
+pub(crate) struct PollNode {
     /// Number 0 once the end is recorded.
     task: TaskKey,
 }
 
-impl Node {
+impl PollNode {
     /// Records the spawn of a task with this site and number.
     #[inline]
     pub(crate) fn new(site: u16, number: u64) -> Self {
@@ -42,37 +42,37 @@ impl Node {
 
     /// Starts a poll at `tick`. Returns its slice, or `None` if the hooks record the poll.
     #[inline]
-    pub(crate) fn poll(&mut self, tick: u64) -> Option<Slice> {
+    pub(crate) fn poll(&mut self, tick: u64) -> Option<PollSlice> {
         if hooks::see_tasks() && thread::name(self.task.site) {
             return None;
         }
         thread::begin(RawKind::WrappedPoll, self.task, tick);
-        Some(Slice { task: self.task, start: tick })
+        Some(PollSlice { task: self.task, start: tick })
     }
 
     /// Ends a poll that returned `Pending`.
     #[inline]
-    pub(crate) fn pause(slice: Option<Slice>) {
+    pub(crate) fn pause(slice: Option<PollSlice>) {
         if let Some(slice) = slice {
             // Ended by hand, which the optimizer inlines. A guard's `drop` that may run during
             // unwinding is not inlined.
-            let Slice { task, start } = *ManuallyDrop::new(slice);
+            let PollSlice { task, start } = *ManuallyDrop::new(slice);
             thread::end_known(RawKind::WrappedPoll, task, start);
         }
     }
 
     /// Ends the last poll and the task, at the same tick.
     #[inline]
-    pub(crate) fn end(&mut self, slice: Option<Slice>) {
+    pub(crate) fn end(&mut self, slice: Option<PollSlice>) {
         if let Some(slice) = slice.filter(|_| !hooks::see_tasks()) {
-            let Slice { task, start } = *ManuallyDrop::new(slice);
+            let PollSlice { task, start } = *ManuallyDrop::new(slice);
             thread::end_task(RawKind::WrappedPoll, task, start);
             self.task.number = 0;
         }
     }
 }
 
-impl Drop for Node {
+impl Drop for PollNode {
     #[inline]
     fn drop(&mut self) {
         if !hooks::see_tasks() {
@@ -82,12 +82,12 @@ impl Drop for Node {
 }
 
 /// A poll in progress. Dropping it ends the poll if the future panics.
-pub(crate) struct Slice {
+pub(crate) struct PollSlice {
     task: TaskKey,
     start: u64,
 }
 
-impl Drop for Slice {
+impl Drop for PollSlice {
     #[cold]
     fn drop(&mut self) {
         thread::end_known(RawKind::WrappedPoll, self.task, self.start);

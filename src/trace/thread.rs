@@ -22,8 +22,8 @@ use crate::base::sync::Mutex;
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::registry::{self, Denial};
-use super::ring::{Open, Ring};
+use super::registry::{self, RingDenial};
+use super::ring::{EventRing, Open};
 use crate::model::{OpenSlice, RawKind, RawSlice, RawTask, TaskKey};
 use crate::os::clock::cycle_clock;
 use epoch::RESTS;
@@ -48,9 +48,9 @@ pub(super) type Memory = &'static [AtomicU64];
 /// The rings and open slices that one thread at a time writes to.
 #[derive(Debug)]
 #[repr(align(128))]
-pub(super) struct Rings {
-    pub(super) slices: Ring<Memory>,
-    pub(super) tasks: Ring<Memory>,
+pub(super) struct ThreadRings {
+    pub(super) slices: EventRing<Memory>,
+    pub(super) tasks: EventRing<Memory>,
     open: [Open; DEPTH],
     depth: AtomicU64,
     epoch: AtomicU64,
@@ -59,19 +59,19 @@ pub(super) struct Rings {
     /// The runtime's number, counted from 1, and the worker's index plus one; 0 if unknown.
     pub(super) runtime: AtomicU64,
     pub(super) worker: AtomicU64,
-    pub(super) tenancy: Mutex<Option<registry::Tenancy>>,
+    pub(super) tenancy: Mutex<Option<registry::RingOwner>>,
 }
 
 /// Kind and task of an open slice, packed into one word.
 #[derive(Clone, Copy)]
-struct What {
+struct OpenSliceTag {
     kind: RawKind,
     /// `true` once a wrapper has named the hooked poll.
     named: bool,
     task: TaskKey,
 }
 
-impl What {
+impl OpenSliceTag {
     const fn pack(self) -> u64 {
         (self.task.number << 16)
             | ((self.task.site as u64) << 4)
@@ -90,11 +90,11 @@ impl What {
     }
 }
 
-impl Rings {
+impl ThreadRings {
     pub(super) fn new(slices: Memory, tasks: Memory) -> Self {
         Self {
-            slices: Ring::new(slices),
-            tasks: Ring::new(tasks),
+            slices: EventRing::new(slices),
+            tasks: EventRing::new(tasks),
             open: std::array::from_fn(|_| Open::new()),
             depth: AtomicU64::new(0),
             epoch: AtomicU64::new(0),
@@ -113,7 +113,7 @@ impl Rings {
         let current = open.filter(|&(start, _)| start >= since);
         current
             .map(|(start, what)| {
-                let What { kind, task, .. } = What::unpack(what);
+                let OpenSliceTag { kind, task, .. } = OpenSliceTag::unpack(what);
                 OpenSlice { kind, start, task }
             })
             .collect()
@@ -129,7 +129,7 @@ impl Rings {
     }
 
     #[inline]
-    fn begin(&self, epoch: u64, what: What, tick: u64) {
+    fn begin(&self, epoch: u64, what: OpenSliceTag, tick: u64) {
         if self.epoch.load(Ordering::Relaxed) != epoch {
             return self.begin_anew(epoch, what, tick);
         }
@@ -138,7 +138,7 @@ impl Rings {
 
     /// Starts the first slice of a recording, or the first one since the wake-up was armed.
     #[cold]
-    fn begin_anew(&self, epoch: u64, what: What, tick: u64) {
+    fn begin_anew(&self, epoch: u64, what: OpenSliceTag, tick: u64) {
         self.turn_to(epoch);
         self.open_one(what, tick);
         // A park is no stall, so it does not wake the stall detector. The slice must be visible
@@ -164,7 +164,7 @@ impl Rings {
     }
 
     #[inline]
-    fn open_one(&self, what: What, tick: u64) {
+    fn open_one(&self, what: OpenSliceTag, tick: u64) {
         let depth = self.depth.load(Ordering::Relaxed);
         if let Some(open) = self.open.get(depth as usize) {
             open.begin(tick, what.pack());
@@ -173,7 +173,7 @@ impl Rings {
     }
 
     #[inline]
-    fn end(&self, epoch: u64, what: impl FnOnce() -> What, now: u64) {
+    fn end(&self, epoch: u64, what: impl FnOnce() -> OpenSliceTag, now: u64) {
         let depth = self.depth.load(Ordering::Relaxed);
         if depth == 0 || !self.is_of(epoch) {
             return self.end_older(epoch, what(), now);
@@ -184,7 +184,7 @@ impl Rings {
             return;
         };
         let (start, what) = open.end();
-        let what = What::unpack(what);
+        let what = OpenSliceTag::unpack(what);
         self.slices.push(RawSlice::new(what.kind, start, now, what.task).0);
     }
 
@@ -193,7 +193,7 @@ impl Rings {
     fn end_known(&self, epoch: u64, (kind, task): (RawKind, TaskKey), start: u64, now: u64) {
         let depth = self.depth.load(Ordering::Relaxed);
         if depth == 0 || !self.is_of(epoch) {
-            return self.end_older(epoch, What { kind, named: false, task }, now);
+            return self.end_older(epoch, OpenSliceTag { kind, named: false, task }, now);
         }
         self.depth.store(depth - 1, Ordering::Relaxed);
         match self.open.get(depth as usize - 1) {
@@ -209,7 +209,7 @@ impl Rings {
 
     /// Ends a slice that started before the recording.
     #[cold]
-    fn end_older(&self, epoch: u64, what: What, now: u64) {
+    fn end_older(&self, epoch: u64, what: OpenSliceTag, now: u64) {
         self.close();
         self.epoch.store(epoch & !RESTS, Ordering::Relaxed);
         let since = SINCE.load(Ordering::Relaxed);
@@ -226,7 +226,7 @@ impl Rings {
         }
         let Some(open) = self.open.get(depth as usize - 1) else { return false };
         let Some((start, what)) = open.read() else { return false };
-        let mut what = What::unpack(what);
+        let mut what = OpenSliceTag::unpack(what);
         if what.kind != RawKind::HookedPoll || what.named {
             return false;
         }
@@ -238,16 +238,16 @@ impl Rings {
 }
 
 thread_local! {
-    static HERE: Cell<Option<&'static Rings>> = const { Cell::new(None) };
+    static HERE: Cell<Option<&'static ThreadRings>> = const { Cell::new(None) };
     /// Records lost since the last attempt to get rings; 0 allows another attempt.
     static DENIED: Cell<u32> = const { Cell::new(0) };
-    static LEASE: Lease = const { Lease };
+    static LEASE: RingGuard = const { RingGuard };
 }
 
 /// Returns the thread's rings to the registry at thread exit.
-struct Lease;
+struct RingGuard;
 
-impl Drop for Lease {
+impl Drop for RingGuard {
     fn drop(&mut self) {
         if let Some(rings) = HERE.take() {
             registry::give_back(rings);
@@ -262,7 +262,7 @@ pub(super) fn begin(kind: RawKind, task: TaskKey, tick: u64) {
     if epoch != 0
         && let Some(rings) = here()
     {
-        rings.begin(epoch, What { kind, named: false, task }, tick);
+        rings.begin(epoch, OpenSliceTag { kind, named: false, task }, tick);
     }
 }
 
@@ -274,7 +274,7 @@ pub(super) fn end(kind: RawKind, task: impl FnOnce() -> TaskKey) {
     if epoch != 0
         && let Some(rings) = here()
     {
-        rings.end(epoch, || What { kind, named: false, task: task() }, cycle_clock::now());
+        rings.end(epoch, || OpenSliceTag { kind, named: false, task: task() }, cycle_clock::now());
     }
 }
 
@@ -341,7 +341,7 @@ pub(super) fn astray() -> u64 {
 }
 
 #[inline]
-fn here() -> Option<&'static Rings> {
+fn here() -> Option<&'static ThreadRings> {
     match HERE.get() {
         None => settle(),
         rings => rings,
@@ -350,7 +350,7 @@ fn here() -> Option<&'static Rings> {
 
 /// Gets rings for a thread that has none.
 #[cold]
-fn settle() -> Option<&'static Rings> {
+fn settle() -> Option<&'static ThreadRings> {
     let denied = DENIED.get();
     // A thread whose local storage has been destroyed cannot return rings.
     if denied == 0 && LEASE.try_with(|_| ()).is_ok() {
@@ -359,8 +359,8 @@ fn settle() -> Option<&'static Rings> {
                 HERE.set(Some(rings));
                 return Some(rings);
             }
-            Err(Denial::Busy) => DENIED.set(PATIENCE - BUSY_PATIENCE),
-            Err(Denial::NoMemory) => DENIED.set(1),
+            Err(RingDenial::Busy) => DENIED.set(PATIENCE - BUSY_PATIENCE),
+            Err(RingDenial::NoMemory) => DENIED.set(1),
         }
     } else {
         DENIED.set((denied + 1) % PATIENCE);

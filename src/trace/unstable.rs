@@ -20,7 +20,7 @@ mod present {
 
     use super::super::hooks::Hooks;
     use super::super::thread;
-    use crate::base::Site;
+    use crate::base::SpawnSite;
     use crate::model::{RawKind, TaskKey};
     use crate::os::clock::cycle_clock;
 
@@ -113,7 +113,7 @@ mod present {
         if !thread::is_recorded() {
             return TaskKey::default();
         }
-        let site = Site { name: None, place: meta.spawned_at() };
+        let site = SpawnSite { name: None, place: meta.spawned_at() };
         // tokio does not expose the number of an id. Formatting the id costs more than everything
         // else here; hashing it yields the number.
         let mut number = Number(0);

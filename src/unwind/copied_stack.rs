@@ -1,23 +1,23 @@
 //! Walker for copied stacks. The sampled thread is not accessed and may have exited.
 //!
-//! A [`Walker`] holds a reference to its table of modules, so a refresh during a walk frees
+//! A [`StackWalker`] holds a reference to its table of modules, so a refresh during a walk frees
 //! nothing. A library unloaded between the sample and the walk is still in the table read before:
-//! keep sampling, call [`Walker::refresh`], then walk. One generation of unloaded files is kept for
-//! that.
+//! keep sampling, call [`StackWalker::refresh`], then walk. One generation of unloaded files is
+//! kept for that.
 
 use std::sync::Arc;
 
 use crate::os::images::Error;
 use crate::os::own_memory;
-use crate::os::stack_snapshot::{Copied, Registers};
+use crate::os::stack_snapshot::{Registers, StackSnapshot};
 use crate::unwind::infer;
-use crate::unwind::kept::{Kept, OF_COPIES};
-use crate::unwind::modules::Modules;
-use crate::unwind::tables::Cache;
+use crate::unwind::kept::{KeptFrames, OF_COPIES};
+use crate::unwind::modules::LoadedModules;
+use crate::unwind::tables::RuleCache;
 use crate::unwind::walk;
-use crate::unwind::{End, Walk, current, refresh};
+use crate::unwind::{StackWalk, WalkEnd, current, refresh};
 
-pub use crate::unwind::kept::Outermost;
+pub use crate::unwind::kept::OutermostFrames;
 
 /// Binary logarithm of the number of rules in a cache: 96 KiB. Most samples of a service are at
 /// some hundred addresses.
@@ -25,12 +25,12 @@ const CACHE_BITS: u32 = 12;
 
 /// A walker for copied stacks. Takes some 110 KiB and serves one thread at a time; their number is
 /// not limited.
-pub struct Walker {
-    modules: Arc<Modules>,
-    cache: Cache,
+pub struct StackWalker {
+    modules: Arc<LoadedModules>,
+    cache: RuleCache,
 }
 
-impl Walker {
+impl StackWalker {
     /// Creates a walker. Reads the loaded files if this has not been done yet, which takes about a
     /// millisecond.
     ///
@@ -39,8 +39,8 @@ impl Walker {
     /// If `/proc/self/maps` cannot be read.
     pub fn new() -> Result<Self, Error> {
         refresh()?;
-        let modules = current().unwrap_or_else(|| Arc::new(Modules::empty()));
-        Ok(Self { modules, cache: Cache::new(CACHE_BITS) })
+        let modules = current().unwrap_or_else(|| Arc::new(LoadedModules::empty()));
+        Ok(Self { modules, cache: RuleCache::new(CACHE_BITS) })
     }
 
     /// Reads the loaded files again if they have changed since the last refresh in the process.
@@ -65,18 +65,19 @@ impl Walker {
     /// addresses minus one. `stack` contains the words from `registers.sp` up. `whole` is `true` if
     /// they reach the end of the stack.
     ///
-    /// The walk ends with [`End::Truncated`] at the end of the copy and with [`End::Broken`] at a
-    /// frame without a usable rule. [`End::Elsewhere`] is a switch from a signal stack to another
-    /// stack. Costs about 2 us at a depth of 20, or 5 us with a cold cache.
+    /// The walk ends with [`WalkEnd::Truncated`] at the end of the copy and with
+    /// [`WalkEnd::Broken`] at a frame without a usable rule. [`WalkEnd::Elsewhere`] is a switch
+    /// from a signal stack to another stack. Costs about 2 us at a depth of 20, or 5 us with a cold
+    /// cache.
     pub fn walk(
         &mut self,
         registers: Registers,
         stack: &[u64],
         whole: bool,
         frames: &mut [u64],
-    ) -> Walk {
-        let stack = Stack { words: stack, is_whole: whole };
-        self.walk_kept(registers, stack, Kept::new(frames, &mut []), None)
+    ) -> StackWalk {
+        let stack = CopiedStack { words: stack, is_whole: whole };
+        self.walk_kept(registers, stack, KeptFrames::new(frames, &mut []), None)
     }
 
     /// Walks like [`Self::walk`], and also writes each frame's stack pointer into `pointers`, as
@@ -88,9 +89,9 @@ impl Walker {
         whole: bool,
         frames: &mut [u64],
         pointers: &mut [u64],
-    ) -> Walk {
-        let stack = Stack { words: stack, is_whole: whole };
-        self.walk_kept(registers, stack, Kept::new(frames, pointers), None)
+    ) -> StackWalk {
+        let stack = CopiedStack { words: stack, is_whole: whole };
+        self.walk_kept(registers, stack, KeptFrames::new(frames, pointers), None)
     }
 
     /// Walks like [`Self::walk`], for a thread of this process whose `outermost` frames are stored.
@@ -98,22 +99,27 @@ impl Walker {
     /// unchanged in memory.
     pub fn walk_joined(
         &mut self,
-        copied: &Copied,
+        copied: &StackSnapshot,
         frames: &mut [u64],
-        outermost: &mut Outermost,
-    ) -> Walk {
-        let stack = Stack { words: &copied.stack, is_whole: copied.whole };
-        self.walk_kept(copied.head.registers, stack, Kept::new(frames, &mut []), Some(outermost))
+        outermost: &mut OutermostFrames,
+    ) -> StackWalk {
+        let stack = CopiedStack { words: &copied.stack, is_whole: copied.whole };
+        self.walk_kept(
+            copied.head.registers,
+            stack,
+            KeptFrames::new(frames, &mut []),
+            Some(outermost),
+        )
     }
 
     fn walk_kept(
         &mut self,
         registers: Registers,
-        stack: Stack<'_>,
-        mut kept: Kept<'_, OF_COPIES>,
-        outermost: Option<&mut Outermost>,
-    ) -> Walk {
-        let Stack { words, is_whole } = stack;
+        stack: CopiedStack<'_>,
+        mut kept: KeptFrames<'_, OF_COPIES>,
+        outermost: Option<&mut OutermostFrames>,
+    ) -> StackWalk {
+        let CopiedStack { words, is_whole } = stack;
         let mut ran_off = false;
         let mut read = |address: u64| {
             let offset = address.checked_sub(registers.sp).ok_or(())?;
@@ -128,32 +134,32 @@ impl Walker {
         let walk = walk::walk(&self.modules, &mut self.cache, registers, &mut read, take);
         let copied = registers.sp..registers.sp.saturating_add(words.len() as u64 * 8);
         let mut end = match walk.end {
-            None if walk.interrupted.is_some_and(|sp| !copied.contains(&sp)) => End::Elsewhere,
-            None if ran_off && !is_whole => End::Truncated,
-            None => End::Broken,
+            None if walk.interrupted.is_some_and(|sp| !copied.contains(&sp)) => WalkEnd::Elsewhere,
+            None if ran_off && !is_whole => WalkEnd::Truncated,
+            None => WalkEnd::Broken,
             Some(end) => end,
         };
         let mut is_joined = false;
         if let Some(outermost) = outermost {
             match end {
-                End::Whole => *outermost = kept.outermost(),
-                End::Truncated | End::TooDeep => {
-                    let from = if end == End::Truncated { copied.end } else { walk.reached };
+                WalkEnd::Whole => *outermost = kept.outermost(),
+                WalkEnd::Truncated | WalkEnd::TooDeep => {
+                    let from = if end == WalkEnd::Truncated { copied.end } else { walk.reached };
                     let Self { modules, cache } = self;
                     is_joined = kept.join(outermost, from, memory_word, |replaced| {
                         infer::is_frame(modules, cache, replaced)
                     });
-                    end = if is_joined { End::Whole } else { end };
+                    end = if is_joined { WalkEnd::Whole } else { end };
                 }
-                End::Broken | End::Elsewhere => {}
+                WalkEnd::Broken | WalkEnd::Elsewhere => {}
             }
         }
         let (depth, omitted) = kept.finish(end);
-        Walk { depth, omitted, end, is_joined, is_inferred: walk.is_inferred }
+        StackWalk { depth, omitted, end, is_joined, is_inferred: walk.is_inferred }
     }
 }
 
-struct Stack<'a> {
+struct CopiedStack<'a> {
     words: &'a [u64],
     is_whole: bool,
 }
@@ -168,12 +174,12 @@ fn memory_word(address: u64) -> Result<u64, ()> {
 #[cfg(all(test, target_os = "linux"))]
 mod tests {
     use super::*;
-    use crate::os::signal::Target;
+    use crate::os::signal::SignalCapture;
     use crate::os::signal::tests::{interrupted, target};
     use crate::unwind::MAX_FRAMES;
 
     #[inline(never)]
-    fn deeper(levels: usize, target: &'static Target) -> u64 {
+    fn deeper(levels: usize, target: &'static SignalCapture) -> u64 {
         let below = std::hint::black_box(match levels {
             0 => interrupted(target),
             _ => deeper(levels - 1, target),
@@ -181,11 +187,11 @@ mod tests {
         below + 1
     }
 
-    fn copied_from_a_dead_thread(levels: usize, stack_bytes: usize) -> Copied {
+    fn copied_from_a_dead_thread(levels: usize, stack_bytes: usize) -> StackSnapshot {
         let target = target(4, stack_bytes);
         std::thread::spawn(move || deeper(levels, target)).join().unwrap();
         let mut taken = None;
-        target.slots().drain(&mut Copied::default(), |copied| taken = Some(copied.clone()));
+        target.slots().drain(&mut StackSnapshot::default(), |copied| taken = Some(copied.clone()));
         taken.unwrap()
     }
 
@@ -197,12 +203,12 @@ mod tests {
     #[test]
     fn the_stack_of_a_thread_that_is_gone_is_whole() {
         let copied = copied_from_a_dead_thread(5, 64 << 10);
-        let mut walker = Walker::new().unwrap();
+        let mut walker = StackWalker::new().unwrap();
         let mut frames = [0; MAX_FRAMES];
         for _ in 0..2 {
-            let Copied { head, stack, whole } = &copied;
+            let StackSnapshot { head, stack, whole } = &copied;
             let walk = walker.walk(head.registers, stack, *whole, &mut frames);
-            assert_eq!(walk.end, End::Whole, "{frames:x?}");
+            assert_eq!(walk.end, WalkEnd::Whole, "{frames:x?}");
             assert_eq!(frames[0], head.registers.ip);
             let deeper = deeper as fn(_, _) -> _ as usize;
             assert_eq!(frames_in(deeper, &frames[..walk.depth]), 6);
@@ -212,17 +218,17 @@ mod tests {
     #[test]
     fn a_copy_that_is_too_short_is_marked() {
         let copied = copied_from_a_dead_thread(100, 4 << 10);
-        let mut walker = Walker::new().unwrap();
+        let mut walker = StackWalker::new().unwrap();
         let mut frames = [0; MAX_FRAMES];
         assert!(!copied.whole);
         let walk = walker.walk(copied.head.registers, &copied.stack, false, &mut frames);
-        assert_eq!(walk.end, End::Truncated);
+        assert_eq!(walk.end, WalkEnd::Truncated);
         assert!(walk.depth > 3 && walk.depth < 100, "{}", walk.depth);
     }
 
     #[test]
     fn any_words_can_be_walked() {
-        let mut walker = Walker::new().unwrap();
+        let mut walker = StackWalker::new().unwrap();
         let mut state = 1u64;
         let mut random = || {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);

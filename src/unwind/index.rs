@@ -8,14 +8,14 @@
 //!
 //! The linker's table is searched without gimli, which multiplies and adds unchecked values from
 //! the file. With overflow checks, a damaged header would cause a panic in an allocating thread of
-//! the host. A header in a form that linkers do not write is not used; an [`Index`] is built
+//! the host. A header in a form that linkers do not write is not used; an [`FdeIndex`] is built
 //! instead.
 
 use std::collections::TryReserveError;
 
 use gimli::{BaseAddresses, CieOrFde, UnwindSection};
 
-use crate::unwind::tables::Bytes;
+use crate::unwind::tables::SectionBytes;
 
 /// Maximum entries of an index: 16 MB.
 const MAX_INDEX: usize = 1 << 20;
@@ -54,9 +54,9 @@ pub(crate) fn entry(table: &[[[u8; 4]; 2]], hdr: u64, address: u64) -> Option<u6
 
 /// Offsets of a table's entries, sorted by the start of the code they cover.
 #[derive(Default)]
-pub(crate) struct Index(Vec<(u64, u32)>);
+pub(crate) struct FdeIndex(Vec<(u64, u32)>);
 
-impl Index {
+impl FdeIndex {
     /// Returns the offset of the nearest entry at or below `address`.
     pub(crate) fn fde(&self, address: u64) -> Option<usize> {
         let after = self.0.partition_point(|(start, _)| *start <= address);
@@ -68,7 +68,7 @@ impl Index {
     /// # Errors
     ///
     /// If memory for the index cannot be allocated.
-    pub(crate) fn of<'a, S: UnwindSection<Bytes<'a>>>(
+    pub(crate) fn of<'a, S: UnwindSection<SectionBytes<'a>>>(
         section: &S,
         bases: &BaseAddresses,
     ) -> Result<Self, TryReserveError> {

@@ -30,10 +30,10 @@
 use crate::os::own_memory;
 use crate::os::stack_snapshot::Registers;
 use crate::unwind::calls;
-use crate::unwind::kept::Replaced;
-use crate::unwind::modules::Modules;
-use crate::unwind::rule::{Rule, Stop, caller, follow};
-use crate::unwind::tables::Cache;
+use crate::unwind::kept::ReplacedFrames;
+use crate::unwind::modules::LoadedModules;
+use crate::unwind::rule::{StopReason, UnwindRule, caller, follow};
+use crate::unwind::tables::RuleCache;
 
 /// Maximum length of a function without a table.
 const LONGEST: u64 = 4 << 10;
@@ -49,7 +49,7 @@ const SCANNED: u64 = 64;
 
 /// Kind of the call instruction in front of a return address.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Call {
+enum CallSite {
     /// Direct call of the function at this address.
     Direct(u64),
     /// Call through a pointer.
@@ -58,7 +58,7 @@ enum Call {
 
 /// Function that presumably contains the current address.
 #[derive(Clone, Copy)]
-pub(crate) struct Function {
+pub(crate) struct FunctionRange {
     /// Address of its first instruction.
     start: u64,
     /// Address at which its frame pointer is set.
@@ -69,12 +69,12 @@ pub(crate) struct Function {
 
 /// Returns the caller's registers for a frame without a table, if machine code proves them.
 pub(crate) fn infer(
-    modules: &Modules,
-    cache: &mut Cache,
+    modules: &LoadedModules,
+    cache: &mut RuleCache,
     registers: Registers,
     is_exact: bool,
     read: &mut impl FnMut(u64) -> Result<u64, ()>,
-) -> Result<Registers, Stop> {
+) -> Result<Registers, StopReason> {
     let by_direct_call = by_direct_call(modules, cache, registers, is_exact, read);
     if let Some(outer) = by_direct_call {
         return Ok(outer);
@@ -82,7 +82,7 @@ pub(crate) fn infer(
     let Registers { ip, sp, fp, lr } = registers;
     let function = cache.function(ip, || function_around(ip));
     let function =
-        function.filter(|function| cache.rule(modules, function.start) == Rule::Uncovered);
+        function.filter(|function| cache.rule(modules, function.start) == UnwindRule::Uncovered);
     let mut code = [0; CODE];
     if is_exact && calls::returns(code_at(ip, &mut code)) {
         return at_top(modules, cache, registers, 0, read);
@@ -95,7 +95,7 @@ pub(crate) fn infer(
         return match calls::pushed_after(done) {
             Some(offset) => at_top(modules, cache, registers, offset, read),
             None if believed(modules, cache, ip, lr) => caller(sp, fp, lr, registers, true),
-            None => Err(Stop::Senseless),
+            None => Err(StopReason::Senseless),
         };
     }
     // If `fp` belongs to a function further out, the current frame and its return address lie
@@ -110,29 +110,30 @@ pub(crate) fn infer(
         return scan(modules, cache, registers, is_exact, read);
     }
     if fp < sp || !fp.is_multiple_of(8) {
-        return Err(Stop::Senseless);
+        return Err(StopReason::Senseless);
     }
-    let above = fp.checked_add(8).ok_or(Stop::Senseless)?;
+    let above = fp.checked_add(8).ok_or(StopReason::Senseless)?;
     let (outer, ra) =
-        (read(fp).map_err(|()| Stop::Unread)?, read(above).map_err(|()| Stop::Unread)?);
+        (read(fp).map_err(|()| StopReason::Unread)?, read(above).map_err(|()| StopReason::Unread)?);
     if !believed(modules, cache, ip, ra) {
-        return Err(Stop::Senseless);
+        return Err(StopReason::Senseless);
     }
     caller(fp.wrapping_add(16), outer, ra, registers, is_exact)
 }
 
 /// Accepts a direct call only, because its target identifies the current function.
 fn by_direct_call(
-    modules: &Modules,
-    cache: &mut Cache,
+    modules: &LoadedModules,
+    cache: &mut RuleCache,
     registers: Registers,
     is_exact: bool,
     read: &mut impl FnMut(u64) -> Result<u64, ()>,
 ) -> Option<Registers> {
     let Registers { ip, sp, fp, lr } = registers;
     let mut called = |ra: u64| {
-        let Call::Direct(function) = call_before(ra)? else { return None };
-        let is_ours = is_near(function, ip) && cache.rule(modules, function) == Rule::Uncovered;
+        let CallSite::Direct(function) = call_before(ra)? else { return None };
+        let is_ours =
+            is_near(function, ip) && cache.rule(modules, function) == UnwindRule::Uncovered;
         let mut code = [0; CODE];
         let set = || calls::sets_frame_pointer(code_at(function, &mut code));
         is_ours.then(set).map(|set| set.is_some_and(|length| ip - function >= length))
@@ -159,61 +160,62 @@ fn by_direct_call(
 /// Returns the caller whose return address is at `sp + offset`, where `offset` is the number of
 /// bytes pushed by the function.
 fn at_top(
-    modules: &Modules,
-    cache: &mut Cache,
+    modules: &LoadedModules,
+    cache: &mut RuleCache,
     registers: Registers,
     offset: u64,
     read: &mut impl FnMut(u64) -> Result<u64, ()>,
-) -> Result<Registers, Stop> {
-    let at = registers.sp.checked_add(offset).ok_or(Stop::Senseless)?;
-    let ra = read(at).map_err(|()| Stop::Unread)?;
+) -> Result<Registers, StopReason> {
+    let at = registers.sp.checked_add(offset).ok_or(StopReason::Senseless)?;
+    let ra = read(at).map_err(|()| StopReason::Unread)?;
     if !believed(modules, cache, registers.ip, ra) {
-        return Err(Stop::Senseless);
+        return Err(StopReason::Senseless);
     }
     caller(at.wrapping_add(8), registers.fp, ra, registers, true)
 }
 
 /// Returns the caller at the nearest word that follows a call.
 fn scan(
-    modules: &Modules,
-    cache: &mut Cache,
+    modules: &LoadedModules,
+    cache: &mut RuleCache,
     registers: Registers,
     is_exact: bool,
     read: &mut impl FnMut(u64) -> Result<u64, ()>,
-) -> Result<Registers, Stop> {
+) -> Result<Registers, StopReason> {
     if cfg!(not(target_arch = "x86_64")) {
-        return Err(Stop::Senseless);
+        return Err(StopReason::Senseless);
     }
     for word in 0..SCANNED {
-        let at = registers.sp.checked_add(word * 8).ok_or(Stop::Senseless)?;
-        let ra = read(at).map_err(|()| Stop::Unread)?;
+        let at = registers.sp.checked_add(word * 8).ok_or(StopReason::Senseless)?;
+        let ra = read(at).map_err(|()| StopReason::Unread)?;
         if call_before(ra).is_none() {
             continue;
         }
         if !believed(modules, cache, registers.ip, ra) {
-            return Err(Stop::Senseless);
+            return Err(StopReason::Senseless);
         }
         let outer = caller(at.wrapping_add(8), registers.fp, ra, registers, is_exact)?;
-        let Rule::Row { is_from_fp, cfa, fp, ra } = cache.rule(modules, ra.wrapping_sub(1)) else {
-            return Err(Stop::Senseless);
+        let UnwindRule::Row { is_from_fp, cfa, fp, ra } = cache.rule(modules, ra.wrapping_sub(1))
+        else {
+            return Err(StopReason::Senseless);
         };
         return match follow((is_from_fp, cfa, fp, ra), outer, false, read) {
             Ok(next) if call_before(next.ip).is_some() => Ok(outer),
             // The thread's first function, or the end of the copy.
-            Err(Stop::First | Stop::Unread) => Ok(outer),
-            _ => Err(Stop::Senseless),
+            Err(StopReason::First | StopReason::Unread) => Ok(outer),
+            _ => Err(StopReason::Senseless),
         };
     }
-    Err(Stop::Senseless)
+    Err(StopReason::Senseless)
 }
 
 /// Returns `true` if the code in front of `ra` may have called the function that contains `ip`.
-fn believed(modules: &Modules, cache: &mut Cache, ip: u64, ra: u64) -> bool {
+fn believed(modules: &LoadedModules, cache: &mut RuleCache, ip: u64, ra: u64) -> bool {
     match call_before(ra) {
-        Some(Call::Direct(function)) => {
-            is_near(function, ip) && cache.rule(modules, function) == Rule::Uncovered
+        Some(CallSite::Direct(function)) => {
+            is_near(function, ip) && cache.rule(modules, function) == UnwindRule::Uncovered
         }
-        Some(Call::Indirect) => true,
+        Some(CallSite::Indirect) => true,
         None => false,
     }
 }
@@ -224,11 +226,15 @@ fn is_near(function: u64, ip: u64) -> bool {
 
 /// Returns `true` if the table confirms that the word can be a return address whose frame ends at
 /// `outer`.
-pub(crate) fn is_frame(modules: &Modules, cache: &mut Cache, replaced: &Replaced) -> bool {
-    let &Replaced { return_address, pointer, outer } = replaced;
+pub(crate) fn is_frame(
+    modules: &LoadedModules,
+    cache: &mut RuleCache,
+    replaced: &ReplacedFrames,
+) -> bool {
+    let &ReplacedFrames { return_address, pointer, outer } = replaced;
     let rule = cache.rule(modules, return_address.wrapping_sub(1));
     let leads_there = match rule {
-        Rule::Row { is_from_fp: false, cfa, .. } => {
+        UnwindRule::Row { is_from_fp: false, cfa, .. } => {
             pointer.wrapping_add_signed(cfa.into()) == outer
         }
         _ => false,
@@ -237,7 +243,7 @@ pub(crate) fn is_frame(modules: &Modules, cache: &mut Cache, replaced: &Replaced
 }
 
 /// Returns the call that returns to `ra`.
-fn call_before(ra: u64) -> Option<Call> {
+fn call_before(ra: u64) -> Option<CallSite> {
     // The lowest pages are never mapped. This test saves a system call for small integers.
     if ra < 0x1_0000 || ra >> 47 != 0 {
         return None;
@@ -249,13 +255,13 @@ fn call_before(ra: u64) -> Option<Call> {
     }
     let direct = code.get((calls::BEFORE - calls::CALL) as usize..)?;
     match calls::target(direct, ra) {
-        Some(function) => Some(Call::Direct(function)),
-        None => calls::ends_with_indirect_call(&code).then_some(Call::Indirect),
+        Some(function) => Some(CallSite::Direct(function)),
+        None => calls::ends_with_indirect_call(&code).then_some(CallSite::Indirect),
     }
 }
 
 /// Returns the nearest function at or below `ip` that sets the frame pointer.
-fn function_around(ip: u64) -> Option<Function> {
+fn function_around(ip: u64) -> Option<FunctionRange> {
     // Pieces overlap by the length of a pattern that may cross their border.
     const OVERLAP: u64 = 8;
     let mut may_have_left = false;
@@ -285,7 +291,7 @@ fn function_around(ip: u64) -> Option<Function> {
         if let Some(at) = found {
             let length = bytes.get(at..).and_then(calls::sets_frame_pointer)?;
             let start = from + at as u64;
-            return Some(Function { start, is_set: start + length, may_have_left });
+            return Some(FunctionRange { start, is_set: start + length, may_have_left });
         }
         if from > start {
             return None;

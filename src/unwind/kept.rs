@@ -7,12 +7,12 @@
 //!
 //! The innermost frames of a deep stack (an interpreter, a parser) show its current work, the
 //! outermost show the caller, and the frames in between repeat. A stack that cannot be walked to
-//! its end still has its earlier outermost frames. [`Outermost`] stores those of a thread and the
-//! addresses of their return addresses. The frames are valid while these words are unchanged and
-//! lie above the stack in use further in.
+//! its end still has its earlier outermost frames. [`OutermostFrames`] stores those of a thread and
+//! the addresses of their return addresses. The frames are valid while these words are unchanged
+//! and lie above the stack in use further in.
 
 use crate::model::Marker;
-use crate::unwind::End;
+use crate::unwind::WalkEnd;
 
 /// Maximum frames per walk: some 60 us in the allocating thread.
 pub(crate) const MAX_WALKED: usize = 4096;
@@ -29,12 +29,12 @@ const WORD: u64 = 8;
 /// Outermost frames of a thread at its last complete walk, as (frame, stack pointer), outermost
 /// last.
 #[derive(Clone, Copy, Debug)]
-pub struct Outermost<const N: usize = OF_COPIES> {
+pub struct OutermostFrames<const N: usize = OF_COPIES> {
     frames: [(u64, u64); N],
     length: usize,
 }
 
-impl<const N: usize> Outermost<N> {
+impl<const N: usize> OutermostFrames<N> {
     /// The empty list.
     pub const NONE: Self = Self { frames: [(0, 0); N], length: 0 };
 
@@ -46,7 +46,7 @@ impl<const N: usize> Outermost<N> {
         &self,
         from: u64,
         mut read: impl FnMut(u64) -> Result<u64, ()>,
-    ) -> (&[(u64, u64)], Option<Replaced>) {
+    ) -> (&[(u64, u64)], Option<ReplacedFrames>) {
         let known = self.frames.get(..self.length).unwrap_or_default();
         if cfg!(not(target_arch = "x86_64")) {
             return (&[], None);
@@ -60,7 +60,7 @@ impl<const N: usize> Outermost<N> {
         let (inner, there) = known.split_at(known.len() - count);
         let replaced = inner.last().zip(there.first()).and_then(|(further_in, outer)| {
             let return_address = word_of(further_in)?;
-            Some(Replaced { return_address, pointer: further_in.1, outer: outer.1 })
+            Some(ReplacedFrames { return_address, pointer: further_in.1, outer: outer.1 })
         });
         (there, replaced)
     }
@@ -68,7 +68,7 @@ impl<const N: usize> Outermost<N> {
 
 /// Stack word that held a return address in an earlier walk and holds another value. It may be the
 /// return address of another call of the same function.
-pub(crate) struct Replaced {
+pub(crate) struct ReplacedFrames {
     /// Current value of the word.
     pub(crate) return_address: u64,
     /// Stack pointer of the frame that it would return to.
@@ -78,7 +78,7 @@ pub(crate) struct Replaced {
 }
 
 /// Receiver of the frames of one walk.
-pub(crate) struct Kept<'a, const N: usize> {
+pub(crate) struct KeptFrames<'a, const N: usize> {
     frames: &'a mut [u64],
     /// Stack pointers of the frames, up to the length of the slice.
     pointers: &'a mut [u64],
@@ -86,7 +86,7 @@ pub(crate) struct Kept<'a, const N: usize> {
     last: [(u64, u64); N],
 }
 
-impl<'a, const N: usize> Kept<'a, N> {
+impl<'a, const N: usize> KeptFrames<'a, N> {
     pub(crate) fn new(frames: &'a mut [u64], pointers: &'a mut [u64]) -> Self {
         Self { frames, pointers, seen: 0, last: [(0, 0); N] }
     }
@@ -125,7 +125,7 @@ impl<'a, const N: usize> Kept<'a, N> {
     }
 
     /// Returns the outermost frames of a complete walk.
-    pub(crate) fn outermost(&self) -> Outermost<N> {
+    pub(crate) fn outermost(&self) -> OutermostFrames<N> {
         // The innermost frame has no return address above its own stack pointer.
         let length = self.seen.saturating_sub(1).min(N);
         let mut frames = [(0, 0); N];
@@ -133,17 +133,17 @@ impl<'a, const N: usize> Kept<'a, N> {
         for (place, number) in frames.iter_mut().zip(numbers) {
             *place = self.last.get(number % N).copied().unwrap_or_default();
         }
-        Outermost { frames, length }
+        OutermostFrames { frames, length }
     }
 
     /// Appends the frames of an earlier walk that are unchanged above `from`. Returns `true` if
     /// there are any. `is_frame` decides if a replaced return address fits the frames further out.
     pub(crate) fn join(
         &mut self,
-        earlier: &Outermost<N>,
+        earlier: &OutermostFrames<N>,
         from: u64,
         read: impl FnMut(u64) -> Result<u64, ()>,
-        is_frame: impl FnOnce(&Replaced) -> bool,
+        is_frame: impl FnOnce(&ReplacedFrames) -> bool,
     ) -> bool {
         let (outer, replaced) = earlier.still_there(from, read);
         let Some(&(_, pointer)) = outer.first() else { return false };
@@ -157,13 +157,13 @@ impl<'a, const N: usize> Kept<'a, N> {
 
     /// Completes the list, with a marker in place of missing outermost frames. Returns the number
     /// of frames written and the number left out between them.
-    pub(crate) fn finish(mut self, end: End) -> (usize, usize) {
+    pub(crate) fn finish(mut self, end: WalkEnd) -> (usize, usize) {
         let marker = match end {
-            End::Whole => None,
-            End::Truncated => Some(Marker::DeeperThanCopy),
-            End::TooDeep => Some(Marker::TooManyFrames),
-            End::Broken => Some(Marker::NoUnwindInformation),
-            End::Elsewhere => Some(Marker::OtherStack),
+            WalkEnd::Whole => None,
+            WalkEnd::Truncated => Some(Marker::DeeperThanCopy),
+            WalkEnd::TooDeep => Some(Marker::TooManyFrames),
+            WalkEnd::Broken => Some(Marker::NoUnwindInformation),
+            WalkEnd::Elsewhere => Some(Marker::OtherStack),
         };
         if let Some(marker) = marker {
             self.put(marker.address(), u64::MAX);
@@ -195,9 +195,9 @@ mod tests {
     const OMITTED: u64 = Marker::Omitted.address();
     const BROKEN: u64 = Marker::NoUnwindInformation.address();
 
-    fn kept(count: u64, length: usize, end: End) -> (Vec<u64>, usize) {
+    fn kept(count: u64, length: usize, end: WalkEnd) -> (Vec<u64>, usize) {
         let (mut frames, mut pointers) = (vec![0; length], vec![0; length]);
-        let mut kept = Kept::<8>::new(&mut frames, &mut pointers);
+        let mut kept = KeptFrames::<8>::new(&mut frames, &mut pointers);
         assert!((1..=count).all(|frame| kept.push(frame, frame * 10)));
         let (depth, omitted) = kept.finish(end);
         for (frame, pointer) in frames.iter().zip(&pointers).take(depth) {
@@ -211,36 +211,37 @@ mod tests {
 
     #[test]
     fn both_ends_of_a_deep_stack_are_kept() {
-        assert_eq!(kept(5, 6, End::Whole), (vec![1, 2, 3, 4, 5], 0));
-        assert_eq!(kept(6, 6, End::Whole), (vec![1, 2, 3, 4, 5, 6], 0));
-        assert_eq!(kept(7, 6, End::Whole), (vec![1, 2, 3, OMITTED, 6, 7], 2));
-        assert_eq!(kept(8, 6, End::Whole), (vec![1, 2, 3, OMITTED, 7, 8], 3));
-        assert_eq!(kept(99, 6, End::Whole), (vec![1, 2, 3, OMITTED, 98, 99], 94));
-        assert_eq!(kept(99, 7, End::Whole), (vec![1, 2, 3, OMITTED, 97, 98, 99], 93));
+        assert_eq!(kept(5, 6, WalkEnd::Whole), (vec![1, 2, 3, 4, 5], 0));
+        assert_eq!(kept(6, 6, WalkEnd::Whole), (vec![1, 2, 3, 4, 5, 6], 0));
+        assert_eq!(kept(7, 6, WalkEnd::Whole), (vec![1, 2, 3, OMITTED, 6, 7], 2));
+        assert_eq!(kept(8, 6, WalkEnd::Whole), (vec![1, 2, 3, OMITTED, 7, 8], 3));
+        assert_eq!(kept(99, 6, WalkEnd::Whole), (vec![1, 2, 3, OMITTED, 98, 99], 94));
+        assert_eq!(kept(99, 7, WalkEnd::Whole), (vec![1, 2, 3, OMITTED, 97, 98, 99], 93));
     }
 
     #[test]
     fn a_stack_without_its_outer_end_says_so_there() {
-        assert_eq!(kept(2, 6, End::Broken), (vec![1, 2, BROKEN], 0));
-        assert_eq!(kept(6, 6, End::Broken), (vec![1, 2, 3, OMITTED, 6, BROKEN], 2));
-        assert_eq!(kept(9, 1, End::Broken).0, [BROKEN]);
-        assert_eq!(kept(9, 0, End::Broken).0, [0; 0]);
+        assert_eq!(kept(2, 6, WalkEnd::Broken), (vec![1, 2, BROKEN], 0));
+        assert_eq!(kept(6, 6, WalkEnd::Broken), (vec![1, 2, 3, OMITTED, 6, BROKEN], 2));
+        assert_eq!(kept(9, 1, WalkEnd::Broken).0, [BROKEN]);
+        assert_eq!(kept(9, 0, WalkEnd::Broken).0, [0; 0]);
     }
 
     #[test]
     #[cfg(target_arch = "x86_64")]
     fn frames_of_an_earlier_walk_are_joined_as_long_as_their_return_addresses_are_there() {
         let mut frames = [0; 20];
-        let mut whole = Kept::<8>::new(&mut frames, &mut []);
+        let mut whole = KeptFrames::<8>::new(&mut frames, &mut []);
         assert!((1..=12).all(|frame| whole.push(frame, 1000 + frame * 8)));
         let earlier = whole.outermost();
         let joined = |from, changed: u64, is_frame: bool| {
             let mut frames = [0; 20];
-            let mut short = Kept::<8>::new(&mut frames, &mut []);
+            let mut short = KeptFrames::<8>::new(&mut frames, &mut []);
             short.push(77, 1000);
             let read = |at: u64| Ok(if at == changed { 0 } else { (at - 1000) / 8 + 2 });
             let has_joined = short.join(&earlier, from, read, |_| is_frame);
-            let (depth, _) = short.finish(if has_joined { End::Whole } else { End::Broken });
+            let (depth, _) =
+                short.finish(if has_joined { WalkEnd::Whole } else { WalkEnd::Broken });
             frames[..depth].to_vec()
         };
         assert_eq!(joined(0, 0, true), [77, OMITTED, 5, 6, 7, 8, 9, 10, 11, 12]);
@@ -258,7 +259,7 @@ mod tests {
     #[test]
     fn a_walk_is_bounded() {
         let mut frames = [0; 4];
-        let mut kept = Kept::<8>::new(&mut frames, &mut []);
+        let mut kept = KeptFrames::<8>::new(&mut frames, &mut []);
         let taken = (0..1 << 20).take_while(|&frame| kept.push(frame, frame)).count();
         assert_eq!(taken, MAX_WALKED);
     }

@@ -17,7 +17,7 @@
 //! The first thread that needs a table builds it, by reading files only. It does not call the
 //! loader, because that thread may hold the loader's lock, and it builds no index. Slower work is
 //! left to [`refresh`]. The first build takes about a millisecond; other threads get
-//! [`Unknown::NotReady`] meanwhile and do not wait. A forked child keeps the parent's table. It
+//! [`UnwindError::NotReady`] meanwhile and do not wait. A forked child keeps the parent's table. It
 //! loses the slots claimed by threads that do not exist in the child.
 //!
 //! A cache takes 32 KiB and is allocated when its slot is first claimed. Memory therefore follows
@@ -56,12 +56,12 @@ use crate::os::fork;
 use crate::os::images::{self, Error};
 use crate::os::own_stack::{bounds, read, registers};
 use crate::os::stack_snapshot::Registers;
-use crate::unwind::kept::{Kept, OF_OWN};
-use crate::unwind::modules::{Modules, Reading};
-use crate::unwind::pool::{Claim, Pool, Turns};
-use crate::unwind::tables::Cache;
+use crate::unwind::kept::{KeptFrames, OF_OWN};
+use crate::unwind::modules::{LoadedModules, ReadDepth};
+use crate::unwind::pool::{SlotClaim, SlotPool, Turns};
+use crate::unwind::tables::RuleCache;
 
-pub use crate::unwind::copied_stack::{Outermost, Walker};
+pub use crate::unwind::copied_stack::{OutermostFrames, StackWalker};
 
 /// Maximum frames recorded per stack. Async services reach 60 to 90. Of a deeper stack both ends
 /// are kept, with a [`Marker`](crate::model::Marker) between them.
@@ -88,14 +88,14 @@ const MAX_RETIRED: usize = 4;
 
 /// Result of a walk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Walk {
+pub struct StackWalk {
     /// Number of frames written.
     pub depth: usize,
     /// Number of frames left out between the innermost and the outermost.
     pub omitted: usize,
-    /// Reason for the end of the walk. Unless [`End::Whole`], the outermost frame is a
+    /// Reason for the end of the walk. Unless [`WalkEnd::Whole`], the outermost frame is a
     /// [`Marker`](crate::model::Marker).
-    pub end: End,
+    pub end: WalkEnd,
     /// `true` if the walk did not reach the outermost frame and the outermost frames come from an
     /// earlier walk of the thread. Their return addresses were found unchanged in memory.
     pub is_joined: bool,
@@ -106,7 +106,7 @@ pub struct Walk {
 
 /// Reason for the end of a walk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
+pub enum WalkEnd {
     /// The walk reached the thread's first function.
     Whole,
     /// The walk reached the end of the copied stack.
@@ -122,7 +122,7 @@ pub enum End {
 
 /// Reason why no stack is available.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unknown {
+pub enum UnwindError {
     /// Another thread is building the first table of the loaded files.
     NotReady,
     /// Too many threads are walking.
@@ -137,32 +137,32 @@ pub enum Unknown {
 /// frames (0: start with the caller of this function). Addresses are return addresses minus one, as
 /// [`crate::model::Frame`] requires for callers.
 #[inline(never)]
-pub fn unwind_here(skip: usize, frames: &mut [u64]) -> Result<Walk, Unknown> {
+pub fn unwind_here(skip: usize, frames: &mut [u64]) -> Result<StackWalk, UnwindError> {
     let registers = registers();
     let stack = own_stack(registers.sp)?;
     let room = registers.sp - stack.start;
-    walk(registers, &(registers.sp..stack.end), room, End::Broken, skip, frames)
+    walk(registers, &(registers.sp..stack.end), room, WalkEnd::Broken, skip, frames)
 }
 
 /// Walks like [`unwind_here`], but ends at the function whose frame contains the address `local`,
 /// which becomes the last frame. The cost is that of the frames in between only.
 #[inline(never)]
-pub fn unwind_up_to(local: u64, skip: usize, frames: &mut [u64]) -> Result<Walk, Unknown> {
+pub fn unwind_up_to(local: u64, skip: usize, frames: &mut [u64]) -> Result<StackWalk, UnwindError> {
     let registers = registers();
     let stack = own_stack(registers.sp)?;
     if !stack.contains(&local) || registers.sp > local {
-        return Err(Unknown::OtherStack);
+        return Err(UnwindError::OtherStack);
     }
     let room = registers.sp - stack.start;
     // A return address lies above the frame's locals, so the function's own one is out of reach.
-    walk(registers, &(registers.sp..local), room, End::Whole, skip, frames)
+    walk(registers, &(registers.sp..local), room, WalkEnd::Whole, skip, frames)
 }
 
 /// Returns the bounds of the thread's stack if `sp` is within it, at least [`HEADROOM`] above its
 /// end.
-fn own_stack(sp: u64) -> Result<Range<u64>, Unknown> {
-    let stack = bounds().filter(|stack| stack.contains(&sp)).ok_or(Unknown::OtherStack)?;
-    if sp - stack.start < HEADROOM { Err(Unknown::NearEnd) } else { Ok(stack) }
+fn own_stack(sp: u64) -> Result<Range<u64>, UnwindError> {
+    let stack = bounds().filter(|stack| stack.contains(&sp)).ok_or(UnwindError::OtherStack)?;
+    if sp - stack.start < HEADROOM { Err(UnwindError::NearEnd) } else { Ok(stack) }
 }
 
 /// Walks through `stack`, with `room` bytes below it. `past_end` is the result if the walk leaves
@@ -171,25 +171,25 @@ fn walk(
     registers: Registers,
     stack: &Range<u64>,
     room: u64,
-    past_end: End,
+    past_end: WalkEnd,
     skip: usize,
     frames: &mut [u64],
-) -> Result<Walk, Unknown> {
+) -> Result<StackWalk, UnwindError> {
     let may_build = room >= ROOM_TO_BUILD;
     if POOL.is_empty() {
         if !may_build {
-            return Err(Unknown::NotReady);
+            return Err(UnwindError::NotReady);
         }
         build_first()?;
     }
-    let slot = POOL.claim().ok_or(Unknown::Busy)?;
+    let slot = POOL.claim().ok_or(UnwindError::Busy)?;
     if !has_cache(&slot, may_build) {
-        return Err(Unknown::Busy);
+        return Err(UnwindError::Busy);
     }
     // A panic must not propagate out of an allocator. No panic is known, and correctness does not
     // depend on this line: builds may use `panic = "abort"`.
     catch_unwind(AssertUnwindSafe(|| walk_by(&slot, registers, stack, past_end, skip, frames)))
-        .unwrap_or(Err(Unknown::Busy))
+        .unwrap_or(Err(UnwindError::Busy))
 }
 
 /// Reads the loaded files again if they have changed since the last call. Returns `true` if they
@@ -207,7 +207,7 @@ pub fn refresh() -> Result<bool, Error> {
     }
     let old = POOL.value();
     // SAFETY: a table is freed by `sweep` only, which runs under the same claim of BUILDING.
-    let modules = Modules::read(unsafe { old.as_ref() }, Reading::Whole)?;
+    let modules = LoadedModules::read(unsafe { old.as_ref() }, ReadDepth::Whole)?;
     say_what_is_left_out(modules.left_out);
     publish(modules);
     GENERATION.store(generation, Relaxed);
@@ -233,12 +233,12 @@ const TOPIC: &str = "stacks.unwind_tables";
 
 /// The table [`POOL`] points to, for callers that may wait and keep a reference. Nothing is
 /// allocated or freed under this lock, because a thread inside the allocator may take it.
-static CURRENT: Mutex<Option<Arc<Modules>>> = Mutex::new(None);
+static CURRENT: Mutex<Option<Arc<LoadedModules>>> = Mutex::new(None);
 static GENERATION: AtomicU64 = AtomicU64::new(0);
 static BUILDING: AtomicBool = AtomicBool::new(false);
-static RETIRED: Mutex<Vec<Retired>> = Mutex::new(Vec::new());
-static POOL: Pool<Modules, SLOTS> = Pool::new();
-static CACHES: [Slot; SLOTS] = [const { Slot(UnsafeCell::new(None)) }; SLOTS];
+static RETIRED: Mutex<Vec<RetiredModules>> = Mutex::new(Vec::new());
+static POOL: SlotPool<LoadedModules, SLOTS> = SlotPool::new();
+static CACHES: [CacheSlot; SLOTS] = [const { CacheSlot(UnsafeCell::new(None)) }; SLOTS];
 
 /// Exclusive right to build the table, released on drop.
 struct Building;
@@ -259,39 +259,42 @@ impl Drop for Building {
 }
 
 #[cold]
-fn build_first() -> Result<(), Unknown> {
-    let Some(_building) = Building::claim() else { return Err(Unknown::NotReady) };
+fn build_first() -> Result<(), UnwindError> {
+    let Some(_building) = Building::claim() else { return Err(UnwindError::NotReady) };
     if POOL.is_empty() {
         // Without /proc nothing can be read, and a retry at each sample would be expensive. With
         // the empty table a walk ends at the caller; `refresh` retries and reports the error.
-        publish(Modules::read(None, Reading::Hasty).unwrap_or_else(|_| Modules::empty()));
+        publish(
+            LoadedModules::read(None, ReadDepth::Hasty).unwrap_or_else(|_| LoadedModules::empty()),
+        );
     }
     Ok(())
 }
 
 /// Returns the current table, or `None` if none was read. The caller may keep it indefinitely.
-pub(crate) fn current() -> Option<Arc<Modules>> {
+pub(crate) fn current() -> Option<Arc<LoadedModules>> {
     CURRENT.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
 /// A replaced table, with the pool's turns just after the replacement.
-struct Retired {
-    modules: *const Modules,
+struct RetiredModules {
+    modules: *const LoadedModules,
     turns: Turns<SLOTS>,
 }
 
-// SAFETY: `Modules` may be shared and freed across threads, and the pointer is its only owner.
-unsafe impl Send for Retired {}
+// SAFETY: `LoadedModules` may be shared and freed across threads, and the pointer is its only
+// owner.
+unsafe impl Send for RetiredModules {}
 
 /// Publishes `modules` as the current table. Requires a claim of BUILDING.
-fn publish(modules: Modules) {
+fn publish(modules: LoadedModules) {
     let fresh = Arc::new(modules);
     let kept = CURRENT.lock().unwrap_or_else(PoisonError::into_inner).replace(Arc::clone(&fresh));
     drop(kept);
     let (old, turns) = POOL.replace(Arc::into_raw(fresh).cast_mut());
     if !old.is_null() {
         let mut retired = RETIRED.lock().unwrap_or_else(PoisonError::into_inner);
-        retired.push(Retired { modules: old, turns });
+        retired.push(RetiredModules { modules: old, turns });
     }
     sweep();
 }
@@ -317,13 +320,13 @@ fn sweep() -> usize {
 const CACHE_BITS: u32 = 10;
 
 /// Cache of a slot of [`POOL`], allocated when the slot is first claimed.
-struct Slot(UnsafeCell<Option<Cache>>);
+struct CacheSlot(UnsafeCell<Option<RuleCache>>);
 
 // SAFETY: only the thread that has claimed the slot accesses the cache, see `walk_by`.
-unsafe impl Sync for Slot {}
+unsafe impl Sync for CacheSlot {}
 
 /// Returns `true` if the slot has a cache, after allocating one if necessary and if `may_make`.
-fn has_cache(claim: &Claim<'_, Modules, SLOTS>, may_make: bool) -> bool {
+fn has_cache(claim: &SlotClaim<'_, LoadedModules, SLOTS>, may_make: bool) -> bool {
     let Some(slot) = CACHES.get(claim.slot()) else { return false };
     // SAFETY: this thread has claimed the slot, and a slot is claimed by one thread at a time.
     let cache = unsafe { &mut *slot.0.get() };
@@ -336,8 +339,8 @@ fn has_cache(claim: &Claim<'_, Modules, SLOTS>, may_make: bool) -> bool {
 /// Separate function: its stack usage must not add to that of a walk.
 #[cold]
 #[inline(never)]
-fn make(cache: &mut Option<Cache>) {
-    *cache = Some(Cache::new(CACHE_BITS));
+fn make(cache: &mut Option<RuleCache>) {
+    *cache = Some(RuleCache::new(CACHE_BITS));
 }
 
 /// Allocates the caches of the first slots, for threads without enough stack to do so.
@@ -356,19 +359,19 @@ fn prepare() {
 }
 
 fn walk_by(
-    claim: &Claim<'_, Modules, SLOTS>,
+    claim: &SlotClaim<'_, LoadedModules, SLOTS>,
     registers: Registers,
     stack: &Range<u64>,
-    past_end: End,
+    past_end: WalkEnd,
     skip: usize,
     frames: &mut [u64],
-) -> Result<Walk, Unknown> {
+) -> Result<StackWalk, UnwindError> {
     // SAFETY: published tables are complete. A table loaded while a slot is claimed is not freed
     // before the claim is dropped.
-    let modules = unsafe { claim.value().as_ref() }.ok_or(Unknown::NotReady)?;
-    let slot = CACHES.get(claim.slot()).ok_or(Unknown::Busy)?;
+    let modules = unsafe { claim.value().as_ref() }.ok_or(UnwindError::NotReady)?;
+    let slot = CACHES.get(claim.slot()).ok_or(UnwindError::Busy)?;
     // SAFETY: `walk` holds the claim of this slot, and a slot is claimed by one thread at a time.
-    let cache = unsafe { &mut *slot.0.get() }.as_mut().ok_or(Unknown::Busy)?;
+    let cache = unsafe { &mut *slot.0.get() }.as_mut().ok_or(UnwindError::Busy)?;
     let left = Cell::new(false);
     let mut read_stack = |address| {
         left.set(left.get() | (address >= stack.end));
@@ -376,7 +379,7 @@ fn walk_by(
         // walk, and ends at the end of the thread's stack or below.
         unsafe { read(stack, address) }
     };
-    let mut kept = Kept::new(frames, &mut []);
+    let mut kept = KeptFrames::new(frames, &mut []);
     // The first frame is the one whose registers were read.
     let mut to_skip = skip + 1;
     let take = |frame, pointer| match to_skip {
@@ -389,28 +392,28 @@ fn walk_by(
     let walk = walk::walk(modules, cache, registers, &mut read_stack, take);
     let mut end = match walk.end {
         None if left.get() => past_end,
-        None => End::Broken,
+        None => WalkEnd::Broken,
         Some(end) => end,
     };
     let mut is_joined = false;
     OUTERMOST.with(|outermost| match end {
-        End::Whole if past_end != End::Whole => outermost.set(kept.outermost()),
-        End::TooDeep if past_end != End::Whole => {
+        WalkEnd::Whole if past_end != WalkEnd::Whole => outermost.set(kept.outermost()),
+        WalkEnd::TooDeep if past_end != WalkEnd::Whole => {
             let known = outermost.get();
             is_joined = kept.join(&known, walk.reached, &mut read_stack, |replaced| {
                 infer::is_frame(modules, cache, replaced)
             });
-            end = if is_joined { End::Whole } else { end };
+            end = if is_joined { WalkEnd::Whole } else { end };
         }
         _ => {}
     });
     let (depth, omitted) = kept.finish(end);
-    Ok(Walk { depth, omitted, end, is_joined, is_inferred: walk.is_inferred })
+    Ok(StackWalk { depth, omitted, end, is_joined, is_inferred: walk.is_inferred })
 }
 
 thread_local! {
     /// Outermost frames of this thread's last complete walk.
-    static OUTERMOST: Cell<Outermost<OF_OWN>> = const { Cell::new(Outermost::NONE) };
+    static OUTERMOST: Cell<OutermostFrames<OF_OWN>> = const { Cell::new(OutermostFrames::NONE) };
 }
 
 #[cfg(test)]

@@ -10,12 +10,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use gimli::{BaseAddresses, DebugFrame, EhFrame, LittleEndian};
 
-use crate::os::elf::{ElfFile, Section};
-use crate::os::images::{self, Segment};
-use crate::os::mapped_memory::Copy;
+use crate::os::elf::{ElfFile, ElfSection};
+use crate::os::images::{self, MappedSegment};
+use crate::os::mapped_memory::MappedCopy;
 use crate::os::own_memory;
 use crate::unwind::calls;
-use crate::unwind::index::{self, Index};
+use crate::unwind::index::{self, FdeIndex};
 
 /// Maximum bytes copied of one section. The largest programs have some 30 MB.
 const MAX_TABLE: u64 = 64 << 20;
@@ -31,7 +31,7 @@ const CODE: usize = 16;
 
 /// Extent of a read of the loaded files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Reading {
+pub(crate) enum ReadDepth {
     /// Everything, for the agent's threads.
     Whole,
     /// For an allocating thread of the host: no index is built; `.debug_frame` and large tables are
@@ -40,12 +40,12 @@ pub(crate) enum Reading {
 }
 
 /// Bytes of a section, within the copy of its file's tables.
-struct Part {
-    copy: Arc<Copy>,
+struct ModuleSection {
+    copy: Arc<MappedCopy>,
     range: Range<usize>,
 }
 
-impl Deref for Part {
+impl Deref for ModuleSection {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
@@ -54,46 +54,46 @@ impl Deref for Part {
 }
 
 /// A segment of code with its unwind tables.
-pub(crate) struct Module {
-    segment: Segment,
+pub(crate) struct LoadedModule {
+    segment: MappedSegment,
     /// Load bias: `address in memory = address in file + bias`.
     pub(crate) bias: u64,
     pub(crate) bases: BaseAddresses,
-    eh_frame: Option<Part>,
+    eh_frame: Option<ModuleSection>,
     /// The linker's index of `.eh_frame` with its address, if it has the usual form.
-    eh_frame_hdr: Option<(Part, u64)>,
+    eh_frame_hdr: Option<(ModuleSection, u64)>,
     eh_frame_address: u64,
     /// Index built here if the linker's is missing or unusable.
-    eh_index: Index,
-    debug_frame: Option<Part>,
-    debug_index: Index,
+    eh_index: FdeIndex,
+    debug_frame: Option<ModuleSection>,
+    debug_index: FdeIndex,
     /// Address of the program's entry point in the process.
     entry: Option<u64>,
     /// Bytes copied.
     copied: u64,
-    /// `true` if [`Reading::Whole`] would read nothing more.
+    /// `true` if [`ReadDepth::Whole`] would read nothing more.
     is_whole: bool,
 }
 
 /// All code segments of the process, with their tables.
-pub(crate) struct Modules {
+pub(crate) struct LoadedModules {
     /// Unique number of this value, never 0.
     pub(crate) generation: u32,
     /// Number of files whose tables were left out, because of their size or for lack of memory.
     pub(crate) left_out: usize,
     /// Sorted by address.
-    known: Vec<Known>,
+    known: Vec<KnownModule>,
 }
 
 /// A segment and the result of reading it.
-struct Known {
-    segment: Segment,
-    module: Option<Arc<Module>>,
+struct KnownModule {
+    segment: MappedSegment,
+    module: Option<Arc<LoadedModule>>,
     /// `true` if it was loaded when the table was read.
     is_loaded: bool,
 }
 
-impl Modules {
+impl LoadedModules {
     pub(crate) fn empty() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(1);
         let generation = NEXT.fetch_add(1, Ordering::Relaxed).max(1);
@@ -103,38 +103,38 @@ impl Modules {
     /// Reads the loaded files. Modules that `old` has already read are shared. A module that has
     /// been unloaded since stays for one generation, unless its addresses have been reused. Stacks
     /// copied before the unloading have still to be walked.
-    pub(crate) fn read(old: Option<&Self>, reading: Reading) -> Result<Self, images::Error> {
+    pub(crate) fn read(old: Option<&Self>, reading: ReadDepth) -> Result<Self, images::Error> {
         let old = old.map_or(&[][..], |old| &old.known);
         let mut modules = Self::empty();
         let mut room = match reading {
-            Reading::Whole => MAX_COPIED,
-            Reading::Hasty => MAX_HASTY,
+            ReadDepth::Whole => MAX_COPIED,
+            ReadDepth::Hasty => MAX_HASTY,
         };
         let segments = match reading {
-            Reading::Whole => images::segments()?,
-            Reading::Hasty => images::listed()?,
+            ReadDepth::Whole => images::segments()?,
+            ReadDepth::Hasty => images::listed()?,
         };
         for segment in segments {
             let known = old.iter().find(|known| known.segment.is_same(&segment));
             let known = known.and_then(|known| known.module.clone());
             let module = match known.filter(|module| module.is_whole) {
                 Some(module) => Some(module),
-                None => Module::of(&segment, reading, room).map(Arc::new),
+                None => LoadedModule::of(&segment, reading, room).map(Arc::new),
             };
             if let Some(module) = &module {
                 room = room.saturating_sub(module.copied);
                 modules.left_out += usize::from(!module.is_whole);
             }
-            modules.known.push(Known { segment, module, is_loaded: true });
+            modules.known.push(KnownModule { segment, module, is_loaded: true });
         }
-        for Known { segment, module, .. } in old.iter().filter(|known| known.is_loaded) {
-            let overlaps = |known: &Known| {
+        for KnownModule { segment, module, .. } in old.iter().filter(|known| known.is_loaded) {
+            let overlaps = |known: &KnownModule| {
                 let range = &known.segment.range;
                 range.start < segment.range.end && segment.range.start < range.end
             };
             if !modules.known.iter().any(overlaps) {
                 let (segment, module) = (segment.clone(), module.clone());
-                modules.known.push(Known { segment, module, is_loaded: false });
+                modules.known.push(KnownModule { segment, module, is_loaded: false });
             }
         }
         modules.known.sort_by_key(|known| known.segment.range.start);
@@ -148,7 +148,7 @@ impl Modules {
     }
 
     /// Returns the segment that contains `address`.
-    pub(crate) fn at(&self, address: u64) -> Option<&Module> {
+    pub(crate) fn at(&self, address: u64) -> Option<&LoadedModule> {
         let after = self.known.partition_point(|known| known.segment.range.start <= address);
         let known = self.known.get(after.checked_sub(1)?)?;
         known.module.as_deref().filter(|_| known.segment.range.contains(&address))
@@ -170,16 +170,16 @@ impl Modules {
     }
 }
 
-impl Module {
+impl LoadedModule {
     /// Reads the file's tables, at most `room` bytes.
-    fn of(segment: &Segment, reading: Reading, room: u64) -> Option<Self> {
+    fn of(segment: &MappedSegment, reading: ReadDepth, room: u64) -> Option<Self> {
         Self::read(&segment.open()?, segment, reading, room)
     }
 
     pub(crate) fn read(
         file: &ElfFile,
-        segment: &Segment,
-        reading: Reading,
+        segment: &MappedSegment,
+        reading: ReadDepth,
         room: u64,
     ) -> Option<Self> {
         let bias = file.load_bias(segment)?;
@@ -195,30 +195,30 @@ impl Module {
         let wanted = [
             section(b".eh_frame"),
             section(b".eh_frame_hdr"),
-            debug_frame.filter(|_| reading == Reading::Whole),
+            debug_frame.filter(|_| reading == ReadDepth::Whole),
         ];
         let (parts, copied, has_all) = copy(file, wanted, room);
         let [eh_frame, eh_frame_hdr, debug_frame_part] = parts;
         let eh_frame_hdr =
             eh_frame_hdr.filter(|hdr| index::table(hdr).is_some()).map(|hdr| (hdr, hdr_address));
-        let mut is_whole = has_all && (reading == Reading::Whole || debug_frame.is_none());
-        let mut eh_index = Index::default();
+        let mut is_whole = has_all && (reading == ReadDepth::Whole || debug_frame.is_none());
+        let mut eh_index = FdeIndex::default();
         if let (Some(section), None) = (&eh_frame, &eh_frame_hdr) {
-            if reading == Reading::Whole {
+            if reading == ReadDepth::Whole {
                 let mut table = EhFrame::new(section, LittleEndian);
                 table.set_address_size(8);
-                let made = Index::of(&table, &bases);
+                let made = FdeIndex::of(&table, &bases);
                 is_whole &= made.is_ok();
                 eh_index = made.unwrap_or_default();
             } else {
                 is_whole = false;
             }
         }
-        let mut debug_index = Index::default();
+        let mut debug_index = FdeIndex::default();
         if let Some(section) = &debug_frame_part {
             let mut table = DebugFrame::new(section, LittleEndian);
             table.set_address_size(8);
-            let made = Index::of(&table, &bases);
+            let made = FdeIndex::of(&table, &bases);
             is_whole &= made.is_ok();
             debug_index = made.unwrap_or_default();
         }
@@ -260,8 +260,8 @@ impl Module {
 
     /// Returns up to [`CODE`] bytes from `address` within the segment. They are read from memory,
     /// because the file may have been replaced. Unreadable bytes are omitted.
-    fn code(&self, address: u64) -> Code {
-        let mut code = Code { bytes: [0; CODE], length: 0 };
+    fn code(&self, address: u64) -> CodeRange {
+        let mut code = CodeRange { bytes: [0; CODE], length: 0 };
         let left = self.segment.range.end.saturating_sub(address);
         let length = usize::try_from(left).unwrap_or(CODE).min(CODE);
         if let Some(room) = code.bytes.get_mut(..length) {
@@ -271,12 +271,12 @@ impl Module {
     }
 }
 
-struct Code {
+struct CodeRange {
     bytes: [u8; CODE],
     length: usize,
 }
 
-impl Deref for Code {
+impl Deref for CodeRange {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
@@ -288,9 +288,9 @@ impl Deref for Code {
 /// section that the file claims to have was copied.
 fn copy<const N: usize>(
     file: &ElfFile,
-    sections: [Option<Section>; N],
+    sections: [Option<ElfSection>; N],
     room: u64,
-) -> ([Option<Part>; N], u64, bool) {
+) -> ([Option<ModuleSection>; N], u64, bool) {
     let mut has_all = true;
     let mut total = 0u64;
     let places = sections.map(|section| {
@@ -307,14 +307,14 @@ fn copy<const N: usize>(
         total = end;
         Some((section.offset, range))
     });
-    let copy = Copy::fill(usize::try_from(total).unwrap_or(usize::MAX), |bytes| {
+    let copy = MappedCopy::fill(usize::try_from(total).unwrap_or(usize::MAX), |bytes| {
         places.iter().flatten().try_for_each(|(offset, range)| {
             file.read_exact(bytes.get_mut(range.clone()).unwrap_or_default(), *offset)
         })
     });
     match copy.map(Arc::new) {
         Ok(copy) => {
-            let part = |(_, range)| Part { copy: Arc::clone(&copy), range };
+            let part = |(_, range)| ModuleSection { copy: Arc::clone(&copy), range };
             (places.map(|place| place.map(part)), total, has_all)
         }
         Err(_) => ([const { None }; N], 0, false),

@@ -6,29 +6,29 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
 use super::*;
-use crate::os::elf::Source;
-use crate::unwind::tables::Storage;
+use crate::os::elf::ElfSource;
+use crate::unwind::tables::RowStorage;
 
 const ROOM: u64 = 64 << 20;
 
 /// Returns a loaded library: the segment of its code, and its bytes.
-fn library() -> (Segment, Vec<u8>) {
+fn library() -> (MappedSegment, Vec<u8>) {
     let segments = images::segments().unwrap();
-    let is_libgcc = |segment: &Segment| segment.path.to_string_lossy().contains("libgcc_s");
-    let libc = |segment: &Segment| segment.path.to_string_lossy().contains("libc");
+    let is_libgcc = |segment: &MappedSegment| segment.path.to_string_lossy().contains("libgcc_s");
+    let libc = |segment: &MappedSegment| segment.path.to_string_lossy().contains("libc");
     let found = segments.iter().find(|segment| is_libgcc(segment));
     let segment = found.or_else(|| segments.iter().find(|segment| libc(segment))).unwrap();
     (segment.clone(), fs::read(&segment.path).unwrap())
 }
 
-fn read(segment: &Segment, bytes: Vec<u8>) -> Option<Module> {
-    Module::read(&ElfFile::read(Source::Copy(bytes))?, segment, Reading::Whole, ROOM)
+fn read(segment: &MappedSegment, bytes: Vec<u8>) -> Option<LoadedModule> {
+    LoadedModule::read(&ElfFile::read(ElfSource::Copy(bytes))?, segment, ReadDepth::Whole, ROOM)
 }
 
 /// Looks up addresses throughout the segment. Panics are not caught: with `panic = "abort"` they
 /// cannot be.
-fn look_up(module: &Module, segment: &Segment) -> usize {
-    let mut context = Box::new(UnwindContext::<usize, Storage>::new_in());
+fn look_up(module: &LoadedModule, segment: &MappedSegment) -> usize {
+    let mut context = Box::new(UnwindContext::<usize, RowStorage>::new_in());
     let Range { start, end } = segment.range;
     let addresses = (0..64).map(|n| start + (end - start) / 64 * n).chain([0, 1, u64::MAX]);
     addresses
@@ -37,7 +37,7 @@ fn look_up(module: &Module, segment: &Segment) -> usize {
 }
 
 fn place_of(name: &[u8], bytes: &[u8]) -> Range<usize> {
-    let section = ElfFile::read(Source::Copy(bytes.to_vec())).unwrap().section(name).unwrap();
+    let section = ElfFile::read(ElfSource::Copy(bytes.to_vec())).unwrap().section(name).unwrap();
     section.offset as usize..(section.offset + section.size) as usize
 }
 
@@ -59,8 +59,8 @@ fn an_allocating_thread_makes_no_index() {
     let (segment, mut bytes) = library();
     let hdr = place_of(b".eh_frame_hdr", &bytes);
     bytes[hdr.start + 3] = 0x1b;
-    let file = ElfFile::read(Source::Copy(bytes)).unwrap();
-    let module = Module::read(&file, &segment, Reading::Hasty, ROOM).unwrap();
+    let file = ElfFile::read(ElfSource::Copy(bytes)).unwrap();
+    let module = LoadedModule::read(&file, &segment, ReadDepth::Hasty, ROOM).unwrap();
     assert!(!module.is_whole);
     assert_eq!(look_up(&module, &segment), 0);
 }
@@ -68,8 +68,8 @@ fn an_allocating_thread_makes_no_index() {
 #[test]
 fn tables_beyond_the_room_are_left_out() {
     let (segment, bytes) = library();
-    let file = ElfFile::read(Source::Copy(bytes)).unwrap();
-    let module = Module::read(&file, &segment, Reading::Whole, 100).unwrap();
+    let file = ElfFile::read(ElfSource::Copy(bytes)).unwrap();
+    let module = LoadedModule::read(&file, &segment, ReadDepth::Whole, 100).unwrap();
     assert!(module.eh_frame.is_none() && !module.is_whole && module.copied <= 100);
     assert_eq!(look_up(&module, &segment), 0);
 }

@@ -20,7 +20,7 @@ use crate::base::sync::Ordering::{AcqRel, Acquire, Relaxed};
 use crate::base::sync::{AtomicPtr, AtomicU32};
 
 /// A shared value with `N` reader slots.
-pub(crate) struct Pool<T, const N: usize> {
+pub(crate) struct SlotPool<T, const N: usize> {
     value: AtomicPtr<T>,
     turns: [AtomicU32; N],
 }
@@ -28,7 +28,7 @@ pub(crate) struct Pool<T, const N: usize> {
 /// Turns of all slots, read at a replacement.
 pub(crate) type Turns<const N: usize> = [u32; N];
 
-impl<T, const N: usize> Pool<T, N> {
+impl<T, const N: usize> SlotPool<T, N> {
     /// Creates a pool without a value, with all slots free.
     pub(crate) const fn new() -> Self {
         Self { value: AtomicPtr::new(ptr::null_mut()), turns: [const { AtomicU32::new(0) }; N] }
@@ -45,13 +45,13 @@ impl<T, const N: usize> Pool<T, N> {
     }
 
     /// Claims a free slot, or returns `None` if there is none. Async-signal-safe.
-    pub(crate) fn claim(&self) -> Option<Claim<'_, T, N>> {
+    pub(crate) fn claim(&self) -> Option<SlotClaim<'_, T, N>> {
         self.turns.iter().enumerate().find_map(|(slot, turn)| {
             let free = turn.load(Relaxed);
             let won = free.is_multiple_of(2)
                 && turn.compare_exchange(free, free.wrapping_add(1), AcqRel, Relaxed).is_ok();
             // Created only after a successful exchange: dropping a claim frees its slot.
-            won.then(|| Claim { pool: self, slot })
+            won.then(|| SlotClaim { pool: self, slot })
         })
     }
 
@@ -75,12 +75,12 @@ impl<T, const N: usize> Pool<T, N> {
 }
 
 /// A claimed slot: the right to read the value and to use the slot's data.
-pub(crate) struct Claim<'a, T, const N: usize> {
-    pool: &'a Pool<T, N>,
+pub(crate) struct SlotClaim<'a, T, const N: usize> {
+    pool: &'a SlotPool<T, N>,
     slot: usize,
 }
 
-impl<T, const N: usize> Claim<'_, T, N> {
+impl<T, const N: usize> SlotClaim<'_, T, N> {
     /// Returns the index of the slot, which no other claim has.
     pub(crate) fn slot(&self) -> usize {
         self.slot
@@ -92,7 +92,7 @@ impl<T, const N: usize> Claim<'_, T, N> {
     }
 }
 
-impl<T, const N: usize> Drop for Claim<'_, T, N> {
+impl<T, const N: usize> Drop for SlotClaim<'_, T, N> {
     fn drop(&mut self) {
         self.pool.turn(self.slot).fetch_add(1, AcqRel);
     }

@@ -1,6 +1,6 @@
 //! Step from a frame to its caller: a row of an unwind table as a small value.
 //!
-//! Nearly every row has this form, which costs two reads and can be cached as [`Rule::Row`]:
+//! Nearly every row has this form, which costs two reads and can be cached as [`UnwindRule::Row`]:
 //!
 //! ```text
 //! cfa = (sp or fp) + offset; ra = *(cfa + 8 * ra_words); fp = *(cfa + 8 * fp_words)
@@ -11,7 +11,7 @@
 use gimli::{CfaRule, Register, RegisterRule, UnwindTableRow};
 
 use crate::os::stack_snapshot::Registers;
-use crate::unwind::tables::Storage;
+use crate::unwind::tables::RowStorage;
 
 /// DWARF numbers of the stack pointer, the frame pointer and the return address.
 #[cfg(target_arch = "x86_64")]
@@ -21,7 +21,7 @@ pub(crate) const NUMBERS: [Register; 3] = [Register(31), Register(29), Register(
 
 /// Content of a table for an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Rule {
+pub(crate) enum UnwindRule {
     /// No table covers the address.
     Uncovered,
     /// The thread's first function, which has no caller.
@@ -35,7 +35,7 @@ pub(crate) enum Rule {
 
 /// Reason why no caller was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Stop {
+pub(crate) enum StopReason {
     /// The frame is that of the thread's first function.
     First,
     /// A required word of the stack cannot be read.
@@ -44,8 +44,8 @@ pub(crate) enum Stop {
     Senseless,
 }
 
-impl Rule {
-    pub(crate) fn of(row: &UnwindTableRow<usize, Storage>) -> Self {
+impl UnwindRule {
+    pub(crate) fn of(row: &UnwindTableRow<usize, RowStorage>) -> Self {
         let [sp, fp, ra] = NUMBERS;
         if row.register(ra) == Some(RegisterRule::Undefined) {
             return Self::First;
@@ -80,14 +80,14 @@ pub(crate) fn follow(
     registers: Registers,
     is_exact: bool,
     read: &mut impl FnMut(u64) -> Result<u64, ()>,
-) -> Result<Registers, Stop> {
+) -> Result<Registers, StopReason> {
     let base = if is_from_fp { registers.fp } else { registers.sp };
     let cfa = base.wrapping_add_signed(cfa.into());
     let at = |words: i16| cfa.wrapping_add_signed(i64::from(words) * 8);
     let ra = match ra {
         0 if cfg!(target_arch = "aarch64") && is_exact => registers.lr,
-        0 => return Err(Stop::Senseless),
-        words => read(at(words)).map_err(|()| Stop::Unread)?,
+        0 => return Err(StopReason::Senseless),
+        words => read(at(words)).map_err(|()| StopReason::Unread)?,
     };
     let fp = match fp {
         0 => registers.fp,
@@ -95,7 +95,7 @@ pub(crate) fn follow(
             Ok(fp) => fp,
             // In an epilogue the row may still name a popped word, which was not copied.
             Err(()) if is_exact && at(words) < registers.sp => registers.fp,
-            Err(()) => return Err(Stop::Unread),
+            Err(()) => return Err(StopReason::Unread),
         },
     };
     caller(cfa, fp, ra, registers, is_exact)
@@ -108,17 +108,17 @@ pub(crate) fn caller(
     ra: u64,
     registers: Registers,
     is_exact: bool,
-) -> Result<Registers, Stop> {
+) -> Result<Registers, StopReason> {
     // User addresses have at most 48 bits. Libraries built with pointer authentication keep a
     // signature in the bits above.
     let ra = if cfg!(target_arch = "aarch64") { ra & (u64::MAX >> 16) } else { ra };
     if ra == 0 {
-        return Err(Stop::First);
+        return Err(StopReason::First);
     }
     // A leaf function on aarch64 may leave the stack unused.
     let is_leaf = cfg!(target_arch = "aarch64") && is_exact && cfa == registers.sp;
     if cfa <= registers.sp && !is_leaf {
-        return Err(Stop::Senseless);
+        return Err(StopReason::Senseless);
     }
     Ok(Registers { ip: ra, sp: cfa, fp, lr: ra })
 }
@@ -145,13 +145,13 @@ mod tests {
         assert_eq!(go((false, 16, 0, -1), false), to(0x1010, 0x1040, 0x1009));
         assert_eq!(go((false, 32, -2, -1), false), to(0x1020, 0x1011, 0x1019));
         assert_eq!(go((true, 16, -2, -1), false), to(0x1050, 0x1041, 0x1049));
-        assert_eq!(go((false, 0x88, 0, -1), false), Err(Stop::First));
-        assert_eq!(go((false, 0x90, 0, -1), false), Err(Stop::Unread));
+        assert_eq!(go((false, 0x88, 0, -1), false), Err(StopReason::First));
+        assert_eq!(go((false, 0x90, 0, -1), false), Err(StopReason::Unread));
         // The step leads to the same frame.
-        assert_eq!(go((true, -0x40, 0, 1), false), Err(Stop::Senseless));
-        assert_eq!(go((false, 0, 0, 1), false), Err(Stop::Senseless));
+        assert_eq!(go((true, -0x40, 0, 1), false), Err(StopReason::Senseless));
+        assert_eq!(go((false, 0, 0, 1), false), Err(StopReason::Senseless));
         // The frame pointer has been popped already.
         assert_eq!(go((false, 8, -2, -1), true), to(0x1008, 0x1040, 0x1001));
-        assert_eq!(go((false, 8, -2, -1), false), Err(Stop::Unread));
+        assert_eq!(go((false, 8, -2, -1), false), Err(StopReason::Unread));
     }
 }

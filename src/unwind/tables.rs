@@ -1,8 +1,8 @@
 //! Reader of unwind tables: `.eh_frame`, and `.debug_frame` for addresses that it does not cover.
 //!
 //! Reading neither locks nor allocates. A row is found through the table's index (`.eh_frame_hdr`,
-//! or one built when the file was read) in a microsecond or two. A [`Cache`] keeps it by address,
-//! as a [`Rule`].
+//! or one built when the file was read) in a microsecond or two. A [`RuleCache`] keeps it by
+//! address, as a [`UnwindRule`].
 //!
 //! Only the registers in [`Registers`] are tracked: a row that needs another one ends the walk.
 
@@ -13,36 +13,36 @@ use gimli::{
 };
 
 use crate::os::stack_snapshot::Registers;
-use crate::unwind::infer::Function;
-use crate::unwind::modules::{Module, Modules};
-use crate::unwind::rule::{NUMBERS, Rule, Stop, caller};
+use crate::unwind::infer::FunctionRange;
+use crate::unwind::modules::{LoadedModule, LoadedModules};
+use crate::unwind::rule::{NUMBERS, StopReason, UnwindRule, caller};
 
-pub(crate) type Bytes<'a> = EndianSlice<'a, LittleEndian>;
+pub(crate) type SectionBytes<'a> = EndianSlice<'a, LittleEndian>;
 
 /// Storage for gimli without heap allocation. A row has rules for at most 64 registers, and
 /// compilers emit `remember_state` at most three levels deep.
-pub(crate) struct Storage;
+pub(crate) struct RowStorage;
 
-impl UnwindContextStorage<usize> for Storage {
+impl UnwindContextStorage<usize> for RowStorage {
     type Rules = [(Register, RegisterRule<usize>); 64];
     type Stack = [UnwindTableRow<usize, Self>; 4];
 }
 
-impl<'a> EvaluationStorage<Bytes<'a>> for Storage {
+impl<'a> EvaluationStorage<SectionBytes<'a>> for RowStorage {
     type Stack = [Value; 32];
-    type ExpressionStack = [(Bytes<'a>, Bytes<'a>); 1];
-    type Result = [Piece<Bytes<'a>>; 1];
+    type ExpressionStack = [(SectionBytes<'a>, SectionBytes<'a>); 1];
+    type Result = [Piece<SectionBytes<'a>>; 1];
 }
 
 /// Limit of operations per expression. No real expression is longer; the limit ends a loop in one.
 const MAX_OPERATIONS: u32 = 256;
 
 /// Rules by address, with gimli's working storage.
-pub(crate) struct Cache {
+pub(crate) struct RuleCache {
     entries: Box<[Entry]>,
-    context: Box<UnwindContext<usize, Storage>>,
+    context: Box<UnwindContext<usize, RowStorage>>,
     /// Results of the latest searches for functions without tables, by address.
-    functions: Box<[(u64, Option<Function>); FUNCTIONS]>,
+    functions: Box<[(u64, Option<FunctionRange>); FUNCTIONS]>,
 }
 
 /// Number of entries for functions without tables.
@@ -53,13 +53,13 @@ struct Entry {
     address: u64,
     /// Generation of the table it was read from; 0 if none.
     generation: u32,
-    rule: Rule,
+    rule: UnwindRule,
 }
 
-impl Cache {
+impl RuleCache {
     /// Allocates room for `2^bits` rules of 24 bytes.
     pub(crate) fn new(bits: u32) -> Self {
-        let none = Entry { address: 0, generation: 0, rule: Rule::Uncovered };
+        let none = Entry { address: 0, generation: 0, rule: UnwindRule::Uncovered };
         let entries = vec![none; 1 << bits.clamp(1, 16)].into_boxed_slice();
         let functions = Box::new([(0, None); FUNCTIONS]);
         Self { entries, context: Box::new(UnwindContext::new_in()), functions }
@@ -70,8 +70,8 @@ impl Cache {
     pub(crate) fn function(
         &mut self,
         address: u64,
-        find: impl FnOnce() -> Option<Function>,
-    ) -> Option<Function> {
+        find: impl FnOnce() -> Option<FunctionRange>,
+    ) -> Option<FunctionRange> {
         let hash = (address.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as usize;
         let Some(place) = self.functions.get_mut(hash % FUNCTIONS) else { return find() };
         if place.0 != address {
@@ -82,17 +82,22 @@ impl Cache {
 
     /// Returns the table's rule for the code at `address`.
     #[inline]
-    pub(crate) fn rule(&mut self, modules: &Modules, address: u64) -> Rule {
+    pub(crate) fn rule(&mut self, modules: &LoadedModules, address: u64) -> UnwindRule {
         // Multiplicative (Knuth) hashing: functions are aligned, so the low bits carry little
         // information.
         let hash = (address.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as usize;
         let place = hash & (self.entries.len() - 1);
-        let Some(entry) = self.entries.get_mut(place) else { return Rule::Uncovered };
+        let Some(entry) = self.entries.get_mut(place) else { return UnwindRule::Uncovered };
         if entry.address != address || entry.generation != modules.generation {
-            let rule = modules.at(address).map_or(Rule::Uncovered, |module| {
+            let rule = modules.at(address).map_or(UnwindRule::Uncovered, |module| {
                 module
-                    .row(&mut self.context, address, |row, _| Rule::of(row), |row, _| Rule::of(row))
-                    .unwrap_or(Rule::Uncovered)
+                    .row(
+                        &mut self.context,
+                        address,
+                        |row, _| UnwindRule::of(row),
+                        |row, _| UnwindRule::of(row),
+                    )
+                    .unwrap_or(UnwindRule::Uncovered)
             });
             *entry = Entry { address, generation: modules.generation, rule };
         }
@@ -103,13 +108,13 @@ impl Cache {
     /// signal and did not call.
     pub(crate) fn compute(
         &mut self,
-        modules: &Modules,
+        modules: &LoadedModules,
         address: u64,
         registers: Registers,
         is_exact: bool,
         read: &mut impl FnMut(u64) -> Result<u64, ()>,
-    ) -> Result<(Registers, bool), Stop> {
-        let module = modules.at(address).ok_or(Stop::Senseless)?;
+    ) -> Result<(Registers, bool), StopReason> {
+        let module = modules.at(address).ok_or(StopReason::Senseless)?;
         // Exactly one of the two closures is called.
         let read = std::cell::RefCell::new(read);
         module
@@ -119,7 +124,7 @@ impl Cache {
                 |row, at| compute(row, at, registers, is_exact, *read.borrow_mut()),
                 |row, at| compute(row, at, registers, is_exact, *read.borrow_mut()),
             )
-            .unwrap_or(Err(Stop::Senseless))
+            .unwrap_or(Err(StopReason::Senseless))
     }
 }
 
@@ -130,16 +135,16 @@ pub(crate) struct At<'s, S> {
     is_signal_frame: bool,
 }
 
-type Row = UnwindTableRow<usize, Storage>;
+type Row = UnwindTableRow<usize, RowStorage>;
 
-impl Module {
+impl LoadedModule {
     /// Finds the row for `address` and passes it to the closure of the section that has it.
     pub(crate) fn row<'a, T>(
         &'a self,
-        context: &mut UnwindContext<usize, Storage>,
+        context: &mut UnwindContext<usize, RowStorage>,
         address: u64,
-        eh: impl FnOnce(&Row, &At<'_, EhFrame<Bytes<'a>>>) -> T,
-        debug: impl FnOnce(&Row, &At<'_, DebugFrame<Bytes<'a>>>) -> T,
+        eh: impl FnOnce(&Row, &At<'_, EhFrame<SectionBytes<'a>>>) -> T,
+        debug: impl FnOnce(&Row, &At<'_, DebugFrame<SectionBytes<'a>>>) -> T,
     ) -> Option<T> {
         let address = address.wrapping_sub(self.bias);
         if let Some((bytes, offset)) = self.eh_entry(address) {
@@ -161,11 +166,11 @@ impl Module {
     }
 }
 
-fn row_in<'c, 'a, S: UnwindSection<Bytes<'a>>>(
+fn row_in<'c, 'a, S: UnwindSection<SectionBytes<'a>>>(
     section: &S,
     bases: &BaseAddresses,
     offset: S::Offset,
-    context: &'c mut UnwindContext<usize, Storage>,
+    context: &'c mut UnwindContext<usize, RowStorage>,
     address: u64,
 ) -> Option<(&'c Row, Encoding, bool)> {
     let fde = section.fde_from_offset(bases, offset, S::cie_from_offset).ok()?;
@@ -177,22 +182,22 @@ fn row_in<'c, 'a, S: UnwindSection<Bytes<'a>>>(
     Some((row, encoding, is_signal_frame))
 }
 
-fn compute<'a, S: UnwindSection<Bytes<'a>>>(
+fn compute<'a, S: UnwindSection<SectionBytes<'a>>>(
     row: &Row,
     at: &At<'_, S>,
     registers: Registers,
     is_exact: bool,
     read: &mut impl FnMut(u64) -> Result<u64, ()>,
-) -> Result<(Registers, bool), Stop> {
+) -> Result<(Registers, bool), StopReason> {
     let cfa = match row.cfa() {
-        CfaRule::RegisterAndOffset { register, offset } => {
-            value_of(*register, registers).ok_or(Stop::Senseless)?.wrapping_add_signed(*offset)
-        }
+        CfaRule::RegisterAndOffset { register, offset } => value_of(*register, registers)
+            .ok_or(StopReason::Senseless)?
+            .wrapping_add_signed(*offset),
         CfaRule::Expression(expression) => evaluate(at, expression, None, registers, read)?,
     };
     let mut restore = |number: Register, kept: Option<u64>| {
         let value = match row.register(number) {
-            None | Some(RegisterRule::SameValue) => return kept.ok_or(Stop::Senseless),
+            None | Some(RegisterRule::SameValue) => return kept.ok_or(StopReason::Senseless),
             Some(RegisterRule::Offset(offset)) => {
                 return word(cfa.wrapping_add_signed(offset), read);
             }
@@ -206,7 +211,7 @@ fn compute<'a, S: UnwindSection<Bytes<'a>>>(
             }
             Some(_) => None,
         };
-        value.ok_or(Stop::Senseless)
+        value.ok_or(StopReason::Senseless)
     };
     let [sp, fp, ra] = NUMBERS;
     let in_register = (cfg!(target_arch = "aarch64") && is_exact).then_some(registers.lr);
@@ -218,8 +223,8 @@ fn compute<'a, S: UnwindSection<Bytes<'a>>>(
     Ok((caller(sp, fp, ra, before, is_exact)?, at.is_signal_frame))
 }
 
-fn word(address: u64, read: &mut impl FnMut(u64) -> Result<u64, ()>) -> Result<u64, Stop> {
-    read(address).map_err(|()| Stop::Unread)
+fn word(address: u64, read: &mut impl FnMut(u64) -> Result<u64, ()>) -> Result<u64, StopReason> {
+    read(address).map_err(|()| StopReason::Unread)
 }
 
 fn value_of(register: Register, registers: Registers) -> Option<u64> {
@@ -229,33 +234,34 @@ fn value_of(register: Register, registers: Registers) -> Option<u64> {
         .find_map(|(number, value)| (number == register).then_some(value))
 }
 
-fn evaluate<'a, S: UnwindSection<Bytes<'a>>>(
+fn evaluate<'a, S: UnwindSection<SectionBytes<'a>>>(
     at: &At<'_, S>,
     expression: &UnwindExpression<usize>,
     first: Option<u64>,
     registers: Registers,
     read: &mut impl FnMut(u64) -> Result<u64, ()>,
-) -> Result<u64, Stop> {
-    let expression = expression.get(at.section).map_err(|_| Stop::Senseless)?;
-    let mut evaluation = Evaluation::<Bytes<'a>, Storage>::new_in(expression.0, at.encoding);
+) -> Result<u64, StopReason> {
+    let expression = expression.get(at.section).map_err(|_| StopReason::Senseless)?;
+    let mut evaluation =
+        Evaluation::<SectionBytes<'a>, RowStorage>::new_in(expression.0, at.encoding);
     evaluation.set_max_iterations(MAX_OPERATIONS);
     if let Some(first) = first {
         evaluation.set_initial_value(first);
     }
     let mut result = evaluation.evaluate();
     loop {
-        result = match result.map_err(|_| Stop::Senseless)? {
+        result = match result.map_err(|_| StopReason::Senseless)? {
             EvaluationResult::Complete => break,
             EvaluationResult::RequiresRegister { register, .. } => {
-                let value = value_of(register, registers).ok_or(Stop::Senseless)?;
+                let value = value_of(register, registers).ok_or(StopReason::Senseless)?;
                 evaluation.resume_with_register(Value::Generic(value))
             }
             EvaluationResult::RequiresMemory { address, size: 8, .. } => {
                 evaluation.resume_with_memory(Value::Generic(word(address, read)?))
             }
-            _ => return Err(Stop::Senseless),
+            _ => return Err(StopReason::Senseless),
         };
     }
-    let value = evaluation.value_result().ok_or(Stop::Senseless)?;
-    value.to_u64(u64::MAX).map_err(|_| Stop::Senseless)
+    let value = evaluation.value_result().ok_or(StopReason::Senseless)?;
+    value.to_u64(u64::MAX).map_err(|_| StopReason::Senseless)
 }

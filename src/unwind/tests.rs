@@ -4,17 +4,17 @@ use super::*;
 use crate::model::Marker;
 
 #[inline(never)]
-fn innermost(skip: usize, frames: &mut [u64]) -> Walk {
+fn innermost(skip: usize, frames: &mut [u64]) -> StackWalk {
     std::hint::black_box(loop {
         match unwind_here(skip, frames) {
-            Err(Unknown::NotReady) => std::thread::yield_now(),
+            Err(UnwindError::NotReady) => std::thread::yield_now(),
             walk => break walk.unwrap(),
         }
     })
 }
 
 #[inline(never)]
-fn deeper(levels: usize, skip: usize, frames: &mut [u64]) -> Walk {
+fn deeper(levels: usize, skip: usize, frames: &mut [u64]) -> StackWalk {
     std::hint::black_box(match levels {
         0 => innermost(skip, frames),
         _ => deeper(levels - 1, skip, frames),
@@ -30,7 +30,7 @@ fn is_in(address: u64, function: usize) -> bool {
 fn a_stack_is_whole_and_names_its_callers() {
     let mut frames = [0; MAX_FRAMES];
     let walk = deeper(5, 0, &mut frames);
-    assert_eq!(walk.end, End::Whole);
+    assert_eq!(walk.end, WalkEnd::Whole);
     assert!(is_in(frames[0], innermost as fn(_, _) -> _ as usize), "{frames:x?}");
     for &frame in &frames[1..7] {
         assert!(is_in(frame, deeper as fn(_, _, _) -> _ as usize), "{frames:x?}");
@@ -53,7 +53,7 @@ fn a_deep_stack_keeps_both_ends() {
     let (mut shallow, mut frames) = ([0; MAX_FRAMES], [0; MAX_FRAMES]);
     let whole = deeper(2, 0, &mut shallow);
     let walk = deeper(1000, 0, &mut frames);
-    assert_eq!((walk.depth, walk.end, walk.is_joined), (MAX_FRAMES, End::Whole, false));
+    assert_eq!((walk.depth, walk.end, walk.is_joined), (MAX_FRAMES, WalkEnd::Whole, false));
     assert_eq!(walk.depth - 1 + walk.omitted, whole.depth + 998);
     assert!(is_in(frames[0], innermost as fn(_, _) -> _ as usize));
     assert_eq!(frames[MAX_FRAMES / 2], Marker::Omitted.address());
@@ -75,16 +75,16 @@ fn a_stack_of_more_frames_than_are_walked_has_the_outermost_of_the_walk_before()
         thread.spawn(run).unwrap().join().unwrap()
     };
     let (walk, frames, known) = run(true);
-    assert_eq!((walk.end, walk.is_joined), (End::Whole, true));
+    assert_eq!((walk.end, walk.is_joined), (WalkEnd::Whole, true));
     assert_eq!(frames[walk.depth - 4..walk.depth], known[known.len() - 4..]);
     let (walk, frames, _) = run(false);
-    assert_eq!((walk.end, walk.is_joined), (End::TooDeep, false));
+    assert_eq!((walk.end, walk.is_joined), (WalkEnd::TooDeep, false));
     assert_eq!(frames[walk.depth - 1], Marker::TooManyFrames.address());
 }
 
 /// Recurses until less than `left` bytes of stack remain.
 #[inline(never)]
-fn until(left: u64, frames: &mut [u64]) -> Result<Walk, Unknown> {
+fn until(left: u64, frames: &mut [u64]) -> Result<StackWalk, UnwindError> {
     let place = [0u8; 256];
     let here = std::hint::black_box(&raw const place) as u64;
     std::hint::black_box(if here - bounds().unwrap().start < left {
@@ -111,11 +111,11 @@ fn a_thread_near_the_end_of_its_stack_has_one_until_there_is_no_room_for_a_walk(
     };
     let room = HEADROOM + 2048;
     let (end, root) = at(1 << 20, room);
-    assert_eq!(end, Ok(End::Whole));
+    assert_eq!(end, Ok(WalkEnd::Whole));
     let small = HEADROOM as usize + (24 << 10);
-    assert_eq!(at(small, room), (Ok(End::Whole), root), "a small one");
-    assert_eq!(at(1 << 20, HEADROOM), (Err(Unknown::NearEnd), None));
-    assert_eq!(at(small, HEADROOM), (Err(Unknown::NearEnd), None));
+    assert_eq!(at(small, room), (Ok(WalkEnd::Whole), root), "a small one");
+    assert_eq!(at(1 << 20, HEADROOM), (Err(UnwindError::NearEnd), None));
+    assert_eq!(at(small, HEADROOM), (Err(UnwindError::NearEnd), None));
 }
 
 /// The guard is close to the measured usage, apart from the reserve for a signal.
@@ -129,7 +129,7 @@ fn a_walk_takes_less_stack_than_must_be_left() {
         let start = here - (128 << 10);
         // SAFETY: this thread's stack, beyond the part in use below this frame.
         (start..here).step_by(8).for_each(|at| unsafe { (at as *mut u64).write_volatile(PAINT) });
-        assert_eq!(unwind_here(0, &mut frames).unwrap().end, End::Whole);
+        assert_eq!(unwind_here(0, &mut frames).unwrap().end, WalkEnd::Whole);
         // SAFETY: as above.
         let untouched = |at: &u64| unsafe { (*at as *const u64).read_volatile() } == PAINT;
         here + 4096 - (start..here).step_by(8).find(|at| !untouched(at)).unwrap_or(here)
@@ -146,7 +146,7 @@ fn tables_are_replaced_under_walkers_and_freed_after_them() {
                 scope.spawn(|| {
                     for _ in 0..200 {
                         let mut frames = [0; MAX_FRAMES];
-                        assert_eq!(deeper(3, 0, &mut frames).end, End::Whole);
+                        assert_eq!(deeper(3, 0, &mut frames).end, WalkEnd::Whole);
                     }
                 })
             })

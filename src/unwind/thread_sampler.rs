@@ -19,10 +19,10 @@ use crate::base::{Clock, Moment};
 use crate::os::images::Error;
 use crate::os::proc::stack_bounds::StackBounds;
 use crate::os::quota;
-use crate::os::signal::{self, Entry, Target};
-use crate::os::stack_snapshot::Copied;
-use crate::os::syscalls::{Optional, permit};
-use crate::unwind::{End, MAX_FRAMES, Walker};
+use crate::os::signal::{self, SignalCapture, ThreadSlot};
+use crate::os::stack_snapshot::StackSnapshot;
+use crate::os::syscalls::{OptionalCall, permit};
+use crate::unwind::{MAX_FRAMES, StackWalker, WalkEnd};
 
 /// Signal used for sampling.
 pub const SIGNAL: i32 = libc::SIGURG;
@@ -46,33 +46,33 @@ static ONE: Mutex<()> = Mutex::new(());
 
 /// Thread to signal.
 #[derive(Clone, Copy)]
-struct Question {
+struct StackRequest {
     tid: u32,
     /// Thread pointer from an earlier answer, from which the stack's bounds are found.
     pointer: Option<u64>,
 }
 
 /// Sampled state of a thread.
-pub struct Caught<'a> {
+pub struct ThreadStack<'a> {
     /// Its registers and stack.
-    pub copied: &'a Copied,
+    pub copied: &'a StackSnapshot,
     /// Addresses of the frames: the current instruction, then return addresses minus one.
     pub frames: &'a [u64],
     /// Stack pointer of each of these frames.
     pub pointers: &'a [u64],
     /// Reason for the end of the walk.
-    pub end: End,
+    pub end: WalkEnd,
 }
 
 /// Exclusive access to the signal-based stack sampler.
-pub struct Net {
-    target: &'static Target,
+pub struct ThreadSampler {
+    target: &'static SignalCapture,
     /// Maximum signals in flight, by the quota of pending signals.
     batch: usize,
     _one: MutexGuard<'static, ()>,
 }
 
-impl Net {
+impl ThreadSampler {
     /// Locks the sampler and installs its handler.
     ///
     /// # Errors
@@ -82,9 +82,10 @@ impl Net {
         let one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
         match signal::install(SIGNAL, 2 * BATCH, STACK_BYTES) {
             Ok(target) if target.is_in_place() => {
-                permit(Optional::QueueSignal).map_err(|denied| format!("no stacks: {denied}"))?;
+                permit(OptionalCall::QueueSignal)
+                    .map_err(|denied| format!("no stacks: {denied}"))?;
                 // Discards late answers to an earlier sampler: those threads have moved on since.
-                target.slots().drain(&mut Copied::default(), |_| {});
+                target.slots().drain(&mut StackSnapshot::default(), |_| {});
                 let allowed = usize::try_from(quota::pending_signals(0).count);
                 let batch = allowed.unwrap_or(BATCH).clamp(1, BATCH);
                 Ok(Self { target, batch, _one: one })
@@ -106,11 +107,12 @@ impl Net {
         &self,
         clock: &dyn Clock,
         tids: impl IntoIterator<Item = u32>,
-        walker: &mut Walker,
+        walker: &mut StackWalker,
         ended: impl FnMut(u32),
-        mut take: impl FnMut(u32, &[u64], End),
+        mut take: impl FnMut(u32, &[u64], WalkEnd),
     ) -> Result<(), Error> {
-        let take = |caught: Caught<'_>| take(caught.copied.head.tid, caught.frames, caught.end);
+        let take =
+            |caught: ThreadStack<'_>| take(caught.copied.head.tid, caught.frames, caught.end);
         self.catch_whole(clock, tids, walker, ended, take)
     }
 
@@ -123,12 +125,12 @@ impl Net {
         &self,
         clock: &dyn Clock,
         tids: impl IntoIterator<Item = u32>,
-        walker: &mut Walker,
+        walker: &mut StackWalker,
         mut ended: impl FnMut(u32),
-        mut take: impl FnMut(Caught<'_>),
+        mut take: impl FnMut(ThreadStack<'_>),
     ) -> Result<(), Error> {
         let mut again = Vec::new();
-        let asked = &mut tids.into_iter().map(|tid| Question { tid, pointer: None });
+        let asked = &mut tids.into_iter().map(|tid| StackRequest { tid, pointer: None });
         self.round(clock, asked, &mut again, walker, &mut ended, &mut take)?;
         if !again.is_empty() {
             let asked = &mut again.into_iter();
@@ -142,20 +144,20 @@ impl Net {
     fn round(
         &self,
         clock: &dyn Clock,
-        questions: &mut dyn Iterator<Item = Question>,
-        again: &mut Vec<Question>,
-        walker: &mut Walker,
+        questions: &mut dyn Iterator<Item = StackRequest>,
+        again: &mut Vec<StackRequest>,
+        walker: &mut StackWalker,
         ended: &mut dyn FnMut(u32),
-        take: &mut dyn FnMut(Caught<'_>),
+        take: &mut dyn FnMut(ThreadStack<'_>),
     ) -> Result<(), Error> {
         let mut bounds = StackBounds::open().map_err(Error::Maps)?;
         let mut read_at = clock.now();
         // Half of the slots, of which there may be fewer than requested, limited by the quota of
         // signals.
         let most = (self.target.slots().count() / 2).clamp(1, self.batch);
-        let mut waiting: Vec<(Question, Moment)> = Vec::with_capacity(most);
-        let (mut left, mut all_asked) = (questions.zip(0..=Entry::MAX).peekable(), false);
-        let mut copied = Copied::default();
+        let mut waiting: Vec<(StackRequest, Moment)> = Vec::with_capacity(most);
+        let (mut left, mut all_asked) = (questions.zip(0..=ThreadSlot::MAX).peekable(), false);
+        let mut copied = StackSnapshot::default();
         loop {
             let now = clock.now();
             if now.since(read_at) > ANSWER_WAIT {
@@ -193,14 +195,14 @@ impl Net {
                 let at = waiting.iter().position(|(question, _)| question.tid == tid);
                 let question = at.map(|at| waiting.swap_remove(at).0);
                 let (mut frames, mut places) = ([0; MAX_FRAMES], [0; MAX_FRAMES]);
-                let Copied { head, stack, whole } = copied;
+                let StackSnapshot { head, stack, whole } = copied;
                 let walk =
                     walker.walk_marked(head.registers, stack, *whole, &mut frames, &mut places);
                 let untold = question.is_some_and(|question| question.pointer.is_none());
-                if walk.end == End::Truncated && !whole && untold {
-                    again.push(Question { tid, pointer: Some(head.thread_pointer) });
+                if walk.end == WalkEnd::Truncated && !whole && untold {
+                    again.push(StackRequest { tid, pointer: Some(head.thread_pointer) });
                 }
-                take(Caught {
+                take(ThreadStack {
                     copied,
                     frames: frames.get(..walk.depth).unwrap_or_default(),
                     pointers: places.get(..walk.depth).unwrap_or_default(),

@@ -2,8 +2,8 @@
 
 use crate::base::Clock;
 use crate::os::images::Error;
-use crate::os::stack_snapshot::Copied;
-use crate::unwind::{End, Walker};
+use crate::os::stack_snapshot::StackSnapshot;
+use crate::unwind::{StackWalker, WalkEnd};
 
 /// Signal used for sampling on Linux.
 pub const SIGNAL: i32 = libc::SIGURG;
@@ -12,26 +12,26 @@ pub const SIGNAL: i32 = libc::SIGURG;
 pub const BATCH: usize = 64;
 
 /// Sampled state of a thread.
-pub struct Caught<'a> {
+pub struct ThreadStack<'a> {
     /// Its registers and stack.
-    pub copied: &'a Copied,
+    pub copied: &'a StackSnapshot,
     /// Addresses of the frames.
     pub frames: &'a [u64],
     /// Stack pointer of each of these frames.
     pub pointers: &'a [u64],
     /// Reason for the end of the walk.
-    pub end: End,
+    pub end: WalkEnd,
 }
 
-/// Stub of the sampler. It is never constructed, because [`Net::cast`] always fails.
-pub struct Net;
+/// Stub of the sampler. It is never constructed, because [`ThreadSampler::cast`] always fails.
+pub struct ThreadSampler;
 
-impl Drop for Net {
+impl Drop for ThreadSampler {
     /// Present because the Linux version has a destructor.
     fn drop(&mut self) {}
 }
 
-impl Net {
+impl ThreadSampler {
     /// Returns an error: stacks are unavailable on this platform.
     pub fn cast() -> Result<Self, String> {
         Err("no stacks: threads are asked on Linux only".to_owned())
@@ -42,9 +42,9 @@ impl Net {
         &self,
         _clock: &dyn Clock,
         _tids: impl IntoIterator<Item = u32>,
-        _walker: &mut Walker,
+        _walker: &mut StackWalker,
         _ended: impl FnMut(u32),
-        _take: impl FnMut(u32, &[u64], End),
+        _take: impl FnMut(u32, &[u64], WalkEnd),
     ) -> Result<(), Error> {
         Ok(())
     }
@@ -54,9 +54,9 @@ impl Net {
         &self,
         _clock: &dyn Clock,
         _tids: impl IntoIterator<Item = u32>,
-        _walker: &mut Walker,
+        _walker: &mut StackWalker,
         _ended: impl FnMut(u32),
-        _take: impl FnMut(Caught<'_>),
+        _take: impl FnMut(ThreadStack<'_>),
     ) -> Result<(), Error> {
         Ok(())
     }

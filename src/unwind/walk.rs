@@ -16,20 +16,20 @@
 //! builds, each allocation sampled, between depths of 10 and 50; cycles are the best of 40 runs.)
 
 use crate::os::stack_snapshot::Registers;
-use crate::unwind::End;
+use crate::unwind::WalkEnd;
 use crate::unwind::infer::infer;
-use crate::unwind::modules::Modules;
-use crate::unwind::rule::{Rule, Stop, follow};
-use crate::unwind::tables::Cache;
+use crate::unwind::modules::LoadedModules;
+use crate::unwind::rule::{StopReason, UnwindRule, follow};
+use crate::unwind::tables::RuleCache;
 
 /// Maximum frames without tables per walk: each takes some system calls.
 const MAX_INFERRED: u32 = 256;
 
 /// Result of a walk, without its frames.
-pub(crate) struct Walked {
-    /// Reason for the end, or `None` if the stack could not be read further. [`End::TooDeep`] if
-    /// `take` returned `false`.
-    pub(crate) end: Option<End>,
+pub(crate) struct WalkState {
+    /// Reason for the end, or `None` if the stack could not be read further. [`WalkEnd::TooDeep`]
+    /// if `take` returned `false`.
+    pub(crate) end: Option<WalkEnd>,
     /// `true` if the walk passed code without tables.
     pub(crate) is_inferred: bool,
     /// Stack pointer of the code interrupted by the outermost signal frame passed.
@@ -41,27 +41,27 @@ pub(crate) struct Walked {
 /// Walks from `registers` and passes each frame and its stack pointer to `take`, until that returns
 /// `false`. Frames are the current instruction, then return addresses minus one.
 pub(crate) fn walk(
-    modules: &Modules,
-    cache: &mut Cache,
+    modules: &LoadedModules,
+    cache: &mut RuleCache,
     mut registers: Registers,
     read: &mut impl FnMut(u64) -> Result<u64, ()>,
     mut take: impl FnMut(u64, u64) -> bool,
-) -> Walked {
+) -> WalkState {
     let (mut is_exact, mut inferred, mut interrupted) = (true, 0, None);
     let end = loop {
         let address = registers.ip.wrapping_sub(u64::from(!is_exact));
         if !take(address, registers.sp) {
-            break Some(End::TooDeep);
+            break Some(WalkEnd::TooDeep);
         }
         let next = match cache.rule(modules, address) {
-            Rule::Row { is_from_fp, cfa, fp, ra } => {
+            UnwindRule::Row { is_from_fp, cfa, fp, ra } => {
                 follow((is_from_fp, cfa, fp, ra), registers, is_exact, read).map(|to| (to, false))
             }
-            Rule::Computed => cache.compute(modules, address, registers, is_exact, read),
-            Rule::First => Err(Stop::First),
-            Rule::Uncovered if modules.is_outermost(registers.ip) => Err(Stop::First),
-            Rule::Uncovered if inferred >= MAX_INFERRED => Err(Stop::Senseless),
-            Rule::Uncovered => {
+            UnwindRule::Computed => cache.compute(modules, address, registers, is_exact, read),
+            UnwindRule::First => Err(StopReason::First),
+            UnwindRule::Uncovered if modules.is_outermost(registers.ip) => Err(StopReason::First),
+            UnwindRule::Uncovered if inferred >= MAX_INFERRED => Err(StopReason::Senseless),
+            UnwindRule::Uncovered => {
                 let outer = infer(modules, cache, registers, is_exact, read);
                 inferred += u32::from(outer.is_ok());
                 outer.map(|outer| (outer, false))
@@ -74,12 +74,12 @@ pub(crate) fn walk(
                 }
                 (outer, after_signal)
             }
-            Err(Stop::First) => break Some(End::Whole),
-            Err(Stop::Unread) => break None,
-            Err(Stop::Senseless) => break Some(End::Broken),
+            Err(StopReason::First) => break Some(WalkEnd::Whole),
+            Err(StopReason::Unread) => break None,
+            Err(StopReason::Senseless) => break Some(WalkEnd::Broken),
         };
     };
-    Walked { end, is_inferred: inferred > 0, interrupted, reached: registers.sp }
+    WalkState { end, is_inferred: inferred > 0, interrupted, reached: registers.sp }
 }
 
 #[cfg(all(test, target_os = "linux", target_arch = "x86_64"))]

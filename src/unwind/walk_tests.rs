@@ -1,7 +1,7 @@
 #![allow(unsafe_code)]
 
 use super::*;
-use crate::unwind::{Walk, Walker};
+use crate::unwind::{StackWalk, StackWalker};
 
 // Functions at known distances, all but one without tables. None of them is executed: a walk only
 // reads their bytes.
@@ -56,8 +56,8 @@ fn after_call(place: u64) -> u64 {
 
 /// Walks from `ip`, with `ra` as the return address behind the frame pointer and `top` at the top
 /// of the stack.
-fn walk_from(ip: u64, top: u64, ra: u64) -> (Walk, [u64; 4]) {
-    let mut walker = Walker::new().unwrap();
+fn walk_from(ip: u64, top: u64, ra: u64) -> (StackWalk, [u64; 4]) {
+    let mut walker = StackWalker::new().unwrap();
     let sp = 0x7000_0000;
     let stack = [top, 0, 0x7000_0100, ra, 0, 0, 0, 0];
     let registers = Registers { ip, sp, fp: sp + 16, lr: 0 };
@@ -89,7 +89,7 @@ fn a_return_address_behind_a_call_of_another_function_is_not_believed() {
         for ip in [(&raw const marple_walk_in_ours), (&raw const marple_walk_in_leaf)] {
             let ra = after_call(call);
             let (walk, frames) = walk_from(ip as u64, ra, ra);
-            assert_eq!((walk.depth, walk.end), (2, End::Broken), "{what}: {frames:x?}");
+            assert_eq!((walk.depth, walk.end), (2, WalkEnd::Broken), "{what}: {frames:x?}");
             assert!(!walk.is_inferred, "{what}");
         }
     }
@@ -97,11 +97,11 @@ fn a_return_address_behind_a_call_of_another_function_is_not_believed() {
     // plausible.
     let ra = after_call(5) + 1;
     let (walk, _) = walk_from((&raw const marple_walk_in_leaf) as u64, ra, ra);
-    assert_eq!((walk.depth, walk.end), (2, End::Broken), "a function without a frame");
+    assert_eq!((walk.depth, walk.end), (2, WalkEnd::Broken), "a function without a frame");
     // A leaf's caller is at the top of the stack, and the word behind the frame pointer is not its
     // own.
     let (walk, _) = walk_from((&raw const marple_walk_in_leaf) as u64, 0, after_call(1));
-    assert_eq!((walk.depth, walk.end), (2, End::Broken));
+    assert_eq!((walk.depth, walk.end), (2, WalkEnd::Broken));
 }
 
 #[test]

@@ -22,7 +22,7 @@ use super::Runtimes;
 use crate::base::standstill::running_time;
 use crate::base::{Clock, Moment};
 use crate::os::clock::cpu_timer;
-use crate::os::proc::thread_list::Tasks;
+use crate::os::proc::thread_list::ThreadList;
 use crate::os::proc::threads;
 
 /// Interval of closures while no pool thread is active: more than tokio's 10 s for idle threads.
@@ -56,7 +56,7 @@ const DEFAULT_NAME: &str = "tokio-rt-worker";
 
 /// An empty closure sent through the blocking pool of one runtime.
 pub(super) struct BlockingProbe {
-    answer: Arc<Answer>,
+    answer: Arc<ProbeReply>,
     sent: Option<Moment>,
     /// Time of the last send.
     last: Option<Moment>,
@@ -65,7 +65,7 @@ pub(super) struct BlockingProbe {
 }
 
 #[derive(Default)]
-struct Answer {
+struct ProbeReply {
     /// Time at which the closure ran, in nanoseconds since the clock's zero plus one; 0 if it has
     /// not run.
     ran: AtomicU64,
@@ -139,7 +139,7 @@ impl BlockingProbe {
 }
 
 #[derive(Debug)]
-struct Thread {
+struct PoolThread {
     /// Its name without the trailing number.
     stem: Arc<str>,
     /// `true` if its name was read twice. A thread starts with its creator's name and sets its own
@@ -151,9 +151,9 @@ struct Thread {
     cpu: Option<Duration>,
 }
 
-pub(super) struct Pools {
-    tasks: Option<Tasks>,
-    threads: BTreeMap<u32, Thread>,
+pub(super) struct BlockingPools {
+    tasks: Option<ThreadList>,
+    threads: BTreeMap<u32, PoolThread>,
     /// Threads whose names were read once.
     unsettled: Vec<u32>,
     tids: Vec<u32>,
@@ -168,10 +168,10 @@ pub(super) struct Pools {
     pool: Vec<u32>,
 }
 
-impl Pools {
+impl BlockingPools {
     pub(super) fn new() -> Self {
         Self {
-            tasks: Tasks::open().ok(),
+            tasks: ThreadList::open().ok(),
             threads: BTreeMap::new(),
             unsettled: Vec::new(),
             tids: Vec::new(),
@@ -198,7 +198,7 @@ impl Pools {
     /// attempt failed for lack of descriptors.
     pub(super) fn sees_run_delays(&mut self) -> bool {
         if self.tasks.is_none() {
-            self.tasks = Tasks::open().ok();
+            self.tasks = ThreadList::open().ok();
         }
         self.run_delay(threads::current()).is_some()
     }
@@ -211,7 +211,7 @@ impl Pools {
         runtimes: &Runtimes,
         workers: usize,
         probes: impl Iterator<Item = &'p BlockingProbe> + Clone,
-    ) -> Due {
+    ) -> ProbeDue {
         let has_settled = self.settle_names();
         self.list(now);
         let has_learned = self.learn(probes.clone());
@@ -236,9 +236,9 @@ impl Pools {
             }
         }
         match (has_worked, self.pool.is_empty()) {
-            (true, _) => Due::Now,
-            (false, false) => Due::IfCalm,
-            (false, true) => Due::No,
+            (true, _) => ProbeDue::Now,
+            (false, false) => ProbeDue::IfCalm,
+            (false, true) => ProbeDue::No,
         }
     }
 
@@ -283,7 +283,7 @@ impl Pools {
             }
             if let Some(name) = tasks.name(tid) {
                 let stem = stem(&name).into();
-                let thread = Thread { stem, is_settled: false, is_alike: false, cpu: None };
+                let thread = PoolThread { stem, is_settled: false, is_alike: false, cpu: None };
                 self.threads.insert(tid, thread);
                 self.unsettled.push(tid);
             }
@@ -340,7 +340,7 @@ fn stem(name: &str) -> &str {
 
 /// Selection of the probes to send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Due {
+pub(super) enum ProbeDue {
     /// All probes that are not pending.
     Now,
     /// Probes whose last closure was sent at least [`CALM`] ago.
@@ -349,7 +349,7 @@ pub(super) enum Due {
     No,
 }
 
-impl Due {
+impl ProbeDue {
     pub(super) fn applies_to(self, probe: &BlockingProbe, now: Moment) -> bool {
         match self {
             Self::Now => true,

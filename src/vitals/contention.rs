@@ -23,7 +23,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use crate::base::{Moment, Percent};
-use crate::model::Beat;
+use crate::model::WorkerProgress;
 use crate::os::proc::cpu_contention::{MachineCpu, MachineTime, RunDelay, RunDelays};
 
 /// Averaging window of `blocked`, in seconds.
@@ -44,11 +44,11 @@ const IDLE_SHARE: f64 = 0.05;
 const MIN_ELAPSED: Duration = Duration::from_millis(200);
 
 #[derive(Debug, Default)]
-pub(super) struct Contention {
-    last: Option<Reading>,
+pub(super) struct ContentionReader {
+    last: Option<CpuReading>,
     /// Workers' counters at the last reading.
     workers: HashMap<(u64, u32), WorkerTime>,
-    seconds: [Second; SECONDS],
+    seconds: [ContentionSecond; SECONDS],
     delays: Option<RunDelays>,
     /// `true` from the second reading of the delays on, which is the first with a difference.
     are_delays_known: bool,
@@ -60,7 +60,7 @@ pub(super) struct Contention {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Reading {
+struct CpuReading {
     at: Moment,
     cpu: Duration,
 }
@@ -74,7 +74,7 @@ struct WorkerTime {
 
 /// Values of one second, in seconds.
 #[derive(Clone, Copy, Debug, Default)]
-struct Second {
+struct ContentionSecond {
     elapsed: f64,
     workers: f64,
     busy: f64,
@@ -83,7 +83,7 @@ struct Second {
     delay: Option<f64>,
 }
 
-impl Second {
+impl ContentionSecond {
     fn gap(&self) -> f64 {
         (self.busy - self.cpu).max(0.0)
     }
@@ -95,29 +95,29 @@ impl Second {
 
 /// Input for one second.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Measured<'a> {
+pub(super) struct ContentionInput<'a> {
     pub(super) now: Moment,
     /// CPU time of the process since its start.
     pub(super) cpu: Duration,
     /// Number of cores that the process may use.
     pub(super) cores: f64,
-    pub(super) workers: &'a [Beat],
+    pub(super) workers: &'a [WorkerProgress],
     /// `true` if the process was suspended in this second or the one before. A poll that lasted
     /// through that has not blocked, and its time is counted when it ends.
     pub(super) stood_still: bool,
 }
 
-impl Contention {
+impl ContentionReader {
     /// Returns the time of the last reading.
     pub(super) fn last_at(&self) -> Option<Moment> {
         self.last.map(|last| last.at)
     }
 
     /// Adds one second.
-    pub(super) fn read(&mut self, measured: Measured<'_>, root: &std::path::Path) {
-        let Measured { now, cpu, cores, .. } = measured;
+    pub(super) fn read(&mut self, measured: ContentionInput<'_>, root: &std::path::Path) {
+        let ContentionInput { now, cpu, cores, .. } = measured;
         let Some(last) = self.last else {
-            self.last = Some(Reading { at: now, cpu });
+            self.last = Some(CpuReading { at: now, cpu });
             self.count_busy(measured.workers, 0.0);
             return;
         };
@@ -125,13 +125,13 @@ impl Contention {
         if elapsed < MIN_ELAPSED {
             return;
         }
-        self.last = Some(Reading { at: now, cpu });
+        self.last = Some(CpuReading { at: now, cpu });
         if measured.stood_still {
             self.count_busy(measured.workers, 0.0);
             return;
         }
         self.seconds.rotate_left(1);
-        let second = Second {
+        let second = ContentionSecond {
             elapsed: elapsed.as_secs_f64(),
             workers: measured.workers.len() as f64,
             busy: self.count_busy(measured.workers, elapsed.as_secs_f64()),
@@ -147,7 +147,7 @@ impl Contention {
             newest.delay = delay.map(|delay| delay.total.as_secs_f64());
         }
         self.waited = self.waited(may_wait, second, delay, root);
-        let blocked: f64 = self.seconds.iter().map(Second::blocked).sum();
+        let blocked: f64 = self.seconds.iter().map(ContentionSecond::blocked).sum();
         self.blocked = match measured.workers.is_empty() {
             true => None,
             false => Percent::of(blocked.min(worked), worked),
@@ -164,14 +164,14 @@ impl Contention {
         self.blocked
     }
 
-    fn put(&mut self, second: Second) {
+    fn put(&mut self, second: ContentionSecond) {
         if let Some(newest) = self.seconds.last_mut() {
             *newest = second;
         }
     }
 
     /// Returns the busy time of the workers in the last `elapsed` seconds.
-    fn count_busy(&mut self, workers: &[Beat], elapsed: f64) -> f64 {
+    fn count_busy(&mut self, workers: &[WorkerProgress], elapsed: f64) -> f64 {
         self.workers.values_mut().for_each(|worker| worker.is_present = false);
         let mut sum = 0.0;
         for beat in workers {
@@ -214,7 +214,7 @@ impl Contention {
     fn waited(
         &mut self,
         needed: bool,
-        second: Second,
+        second: ContentionSecond,
         delay: Option<RunDelay>,
         root: &std::path::Path,
     ) -> f64 {
@@ -291,18 +291,18 @@ mod tests {
         delay: f64,
         at: impl Fn(u64) -> ([Mark; 2], f64),
     ) -> f64 {
-        let mut contention = Contention::default();
+        let mut contention = ContentionReader::default();
         let mut cpu = 0.0;
         for second in 0..seconds {
             let (marks, used) = at(second);
             cpu += used;
-            let workers = [0, 1].map(|worker| Beat {
+            let workers = [0, 1].map(|worker| WorkerProgress {
                 worker: (1, worker),
                 parked: marks[worker as usize].0 % 2 == 1,
                 mark: marks[worker as usize],
                 driver: None,
             });
-            let measured = Measured {
+            let measured = ContentionInput {
                 now: Moment::from_nanos(1 + second * NANOS),
                 cpu: Duration::from_secs_f64(cpu),
                 cores: 1000.0,
@@ -314,7 +314,7 @@ mod tests {
                 newest.delay = Some(delay);
             }
         }
-        let blocked: f64 = contention.seconds.iter().map(Second::blocked).sum();
+        let blocked: f64 = contention.seconds.iter().map(ContentionSecond::blocked).sum();
         blocked / 12.0
     }
 

@@ -11,20 +11,20 @@ const EVERY: Duration = Duration::from_secs(1);
 
 /// Lags of the last 240 ticks.
 #[derive(Debug)]
-pub(super) struct Lateness {
+pub(super) struct LagPercentile {
     lags: [u64; SPAN],
     next: usize,
     seen: usize,
     told: Option<(Moment, Duration)>,
 }
 
-impl Default for Lateness {
+impl Default for LagPercentile {
     fn default() -> Self {
         Self { lags: [0; SPAN], next: 0, seen: 0, told: None }
     }
 }
 
-impl Lateness {
+impl LagPercentile {
     /// Adds a lag, if any. Returns the 99th percentile, at most one second old.
     pub(super) fn push(&mut self, now: Moment, lag: Option<Duration>) -> Option<Duration> {
         let lag = lag?;
@@ -52,7 +52,7 @@ mod tests {
 
     #[test]
     fn one_in_a_hundred_is_later() {
-        let mut lateness = Lateness::default();
+        let mut lateness = LagPercentile::default();
         assert_eq!(lateness.push(Moment::default(), None), None);
         let mut last = None;
         for n in 0..200_u64 {

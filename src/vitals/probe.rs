@@ -29,8 +29,8 @@
 //! lag. A current-thread runtime that is not driven has an ever-growing lag, which is correct.
 //!
 //! **Shutdown.** A runtime that shuts down drops the task, which sets `dead` on drop. Dropping the
-//! [`Probe`] wakes the task to end it. The handle stored here keeps the runtime's shared memory
-//! alive, not the runtime: shutdown does not wait for handles.
+//! [`RuntimeProbe`] wakes the task to end it. The handle stored here keeps the runtime's shared
+//! memory alive, not the runtime: shutdown does not wait for handles.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -51,9 +51,9 @@ pub(super) fn rest(runtimes: usize) -> Duration {
 }
 
 /// The probe of one observed runtime.
-pub(super) struct Probe {
+pub(super) struct RuntimeProbe {
     runtime: Handle,
-    shared: Arc<Shared>,
+    shared: Arc<RuntimeProbeState>,
     /// Time at which the task was woken, if its run has not been accounted for yet.
     sent: Option<Moment>,
     /// Time at which the task was last woken.
@@ -66,7 +66,7 @@ pub(super) struct Probe {
 
 /// Result of one tick for a runtime.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Reading {
+pub(super) struct ProbeReading {
     /// Number of live tasks, without the probe.
     pub(super) tasks: u64,
     /// Lag of the task that was woken at the last tick, so far if it has not run. Zero if it was
@@ -76,11 +76,11 @@ pub(super) struct Reading {
     pub(super) state: ProbeState,
 }
 
-impl Probe {
+impl RuntimeProbe {
     /// Spawns the task. On a runtime that has shut down it is dropped at once, and [`Self::read`]
     /// returns `None`.
     pub(super) fn start(runtime: Handle, clock: Arc<dyn Clock>) -> Self {
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(RuntimeProbeState::default());
         // The task is not joined: it ends by itself, or the runtime drops it.
         drop(runtime.spawn(run(Alive(shared.clone()), clock)));
         Self {
@@ -121,7 +121,7 @@ impl Probe {
 
     /// Returns the reading, and wakes the task for the next tick. An idle runtime's task is woken
     /// only if `rest` has passed since the last time. Returns `None` if the runtime has shut down.
-    pub(super) fn read(&mut self, clock: &dyn Clock, rest: Duration) -> Option<Reading> {
+    pub(super) fn read(&mut self, clock: &dyn Clock, rest: Duration) -> Option<ProbeReading> {
         if self.shared.dead.load(Ordering::Acquire) {
             return None;
         }
@@ -144,7 +144,7 @@ impl Probe {
             self.shared.ran.store(0, Ordering::Relaxed);
             self.shared.wake.notify_one();
         }
-        Some(Reading { tasks, lag, state })
+        Some(ProbeReading { tasks, lag, state })
     }
 }
 
@@ -153,7 +153,7 @@ fn is_idle(runtime: &RuntimeMetrics) -> bool {
     (0..runtime.num_workers()).any(|worker| runtime.worker_park_unpark_count(worker) % 2 == 1)
 }
 
-impl Drop for Probe {
+impl Drop for RuntimeProbe {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Release);
         self.shared.wake.notify_one();
@@ -162,7 +162,7 @@ impl Drop for Probe {
 
 /// State shared by the reader and the task.
 #[derive(Default)]
-struct Shared {
+struct RuntimeProbeState {
     wake: Notify,
     /// Time at which the task ran, in nanoseconds since the clock's zero plus one; 0 if it has not
     /// run.
@@ -174,7 +174,7 @@ struct Shared {
 }
 
 /// Guard that sets `dead` when the task is dropped, whether or not it has run.
-struct Alive(Arc<Shared>);
+struct Alive(Arc<RuntimeProbeState>);
 
 impl Drop for Alive {
     fn drop(&mut self) {

@@ -4,18 +4,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::blocking::{BlockingProbe, Pools};
-use super::contention::{Contention, Measured};
-use super::late::Lateness;
-use super::probe::{Probe, rest};
-use super::rise::Rise;
+use super::blocking::{BlockingPools, BlockingProbe};
+use super::contention::{ContentionInput, ContentionReader};
+use super::late::LagPercentile;
+use super::probe::{RuntimeProbe, rest};
+use super::rise::RiseDetector;
 use super::runtimes::Runtimes;
-use super::trend::Trend;
+use super::trend::GrowthTrend;
 use crate::base::{Bytes, Clock, Moment, Percent, SystemClock, panic_log, standstill, warnings};
 use crate::metrics::{Distribution, Metrics, MetricsReader};
-use crate::model::{AtLimit, Beat, Limit, MemoryWall, Vitals};
-use crate::os::cgroup::{Cgroup, Problem, Strain};
-use crate::os::proc::cores::Cores;
+use crate::model::{AtLimit, Limit, MemoryWall, Vitals, WorkerProgress};
+use crate::os::cgroup::{Cgroup, LimitProblem, ResourcePressure};
+use crate::os::proc::cores::CoreCounter;
 use crate::os::proc::process;
 use crate::os::proc::procfs::Procfs;
 
@@ -54,7 +54,7 @@ pub struct Reader {
     runtimes: Runtimes,
     numbers: MetricsReader,
     clock: Arc<dyn Clock>,
-    probes: Vec<Probe>,
+    probes: Vec<RuntimeProbe>,
     added: u64,
     procfs: Procfs,
     cgroup: Cgroup,
@@ -63,39 +63,39 @@ pub struct Reader {
     /// `true` if `memory_limit` is that of a cgroup.
     memory_of_cgroup: bool,
     cpu_limit: Option<Limit<f64>>,
-    cpus: Cores,
+    cpus: CoreCounter,
     cores_read: Option<Moment>,
     cores: Option<f64>,
     process_read: Option<Moment>,
     address_space_limit: Option<Limit<Bytes>>,
     data_limit: Option<Limit<Bytes>>,
     /// Active warning about limits.
-    problem: Option<Problem>,
+    problem: Option<LimitProblem>,
     machine_read: Option<Moment>,
     machine: Option<Limit<Bytes>>,
     affinity: Arc<str>,
     previous: Option<(Moment, Duration)>,
-    second: Second,
-    lateness: Lateness,
-    pools: Pools,
+    second: SlowReadings,
+    lateness: LagPercentile,
+    pools: BlockingPools,
     /// `true` if the kernel counts run delays.
     sees_run_delays: bool,
     pools_read: Option<Moment>,
-    memory: Trend,
-    tasks: Trend,
-    contention: Contention,
-    beats: Vec<Beat>,
-    task_rise: Rise,
-    thread_rise: Rise,
-    fd_rise: Rise,
+    memory: GrowthTrend,
+    tasks: GrowthTrend,
+    contention: ContentionReader,
+    beats: Vec<WorkerProgress>,
+    task_rise: RiseDetector,
+    thread_rise: RiseDetector,
+    fd_rise: RiseDetector,
     root: PathBuf,
 }
 
 /// Values that are read each second and are valid until the next.
 #[derive(Debug, Default)]
-struct Second {
+struct SlowReadings {
     /// Cumulative counters.
-    strain: Strain,
+    strain: ResourcePressure,
     panics: Option<u64>,
     fd_limit: Option<u64>,
     pressure_read: Option<Moment>,
@@ -115,14 +115,19 @@ struct RuntimesReading {
     stalled: Percent,
 }
 
-impl Second {
+impl SlowReadings {
     fn read(&mut self, now: Moment, cgroup: &Cgroup) {
         let before = self.strain;
         let strain = if due(&mut self.pressure_read, now, PRESSURE_EVERY) {
             cgroup.strain()
         } else {
-            let Strain { memory_pressure, cpu_pressure, io_pressure, .. } = before;
-            Strain { memory_pressure, cpu_pressure, io_pressure, ..cgroup.strain_counters() }
+            let ResourcePressure { memory_pressure, cpu_pressure, io_pressure, .. } = before;
+            ResourcePressure {
+                memory_pressure,
+                cpu_pressure,
+                io_pressure,
+                ..cgroup.strain_counters()
+            }
         };
         let grown = |now: Option<u64>, before: Option<u64>| Some(now?.saturating_sub(before?));
         let periods = grown(strain.periods, before.periods);
@@ -169,7 +174,7 @@ impl Reader {
         root: &Path,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        let mut pools = Pools::new();
+        let mut pools = BlockingPools::new();
         Self {
             runtimes,
             numbers: MetricsReader::new(numbers.into()),
@@ -182,7 +187,7 @@ impl Reader {
             memory_limit: None,
             memory_of_cgroup: false,
             cpu_limit: None,
-            cpus: Cores::default(),
+            cpus: CoreCounter::default(),
             cores_read: None,
             cores: None,
             process_read: None,
@@ -193,18 +198,18 @@ impl Reader {
             machine: None,
             affinity: "cpu affinity".into(),
             previous: None,
-            second: Second::default(),
-            lateness: Lateness::default(),
+            second: SlowReadings::default(),
+            lateness: LagPercentile::default(),
             sees_run_delays: pools.sees_run_delays(),
             pools,
             pools_read: None,
-            memory: Trend::default(),
-            tasks: Trend::default(),
-            contention: Contention::default(),
+            memory: GrowthTrend::default(),
+            tasks: GrowthTrend::default(),
+            contention: ContentionReader::default(),
             beats: Vec::new(),
-            task_rise: Rise::default(),
-            thread_rise: Rise::default(),
-            fd_rise: Rise::default(),
+            task_rise: RiseDetector::default(),
+            thread_rise: RiseDetector::default(),
+            fd_rise: RiseDetector::default(),
             root: root.to_owned(),
         }
     }
@@ -368,7 +373,7 @@ impl Reader {
             .contention
             .last_at()
             .is_some_and(|last| !standstill::within(last - Duration::from_secs(2), now).is_zero());
-        let measured = Measured { now, cpu, cores, workers, stood_still };
+        let measured = ContentionInput { now, cpu, cores, workers, stood_still };
         self.contention.read(measured, &self.root);
     }
 
@@ -378,7 +383,8 @@ impl Reader {
         let known = |id| probes.iter().any(|probe| probe.id() == id);
         let fresh = self.runtimes.fresh(&mut self.added, known);
         let clock = &self.clock;
-        self.probes.extend(fresh.into_iter().map(|handle| Probe::start(handle, clock.clone())));
+        self.probes
+            .extend(fresh.into_iter().map(|handle| RuntimeProbe::start(handle, clock.clone())));
 
         // Waking an idle runtime is most of the cost of a tick, at the expense of the service.
         let rest = rest(self.probes.len());
@@ -417,7 +423,7 @@ impl Reader {
         }
         let longest = self.probes.iter_mut().map(|probe| probe.blocking.lag(now)).max();
         if due(&mut self.pools_read, now, BLOCKING_EVERY) {
-            let workers = self.probes.iter().map(Probe::workers).sum();
+            let workers = self.probes.iter().map(RuntimeProbe::workers).sum();
             let probes = self.probes.iter().map(|probe| &probe.blocking);
             let due = self.pools.look(now, &self.runtimes, workers, probes);
             let is_one = self.probes.len() == 1;
@@ -426,7 +432,7 @@ impl Reader {
             };
             // One probe at a time, because each may start a thread.
             let is_unknown =
-                |probe: &Probe| is_one && probe.workers() == 0 && probe.blocking.is_fresh();
+                |probe: &RuntimeProbe| is_one && probe.workers() == 0 && probe.blocking.is_fresh();
             let next =
                 self.probes.iter_mut().find(|probe| may_send(&probe.blocking) || is_unknown(probe));
             if let Some(probe) = next {

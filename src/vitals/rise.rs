@@ -34,14 +34,14 @@ const LARGE_STEP: u64 = 20_000;
 
 /// A count that is checked for a rise without end.
 #[derive(Debug, Default)]
-pub(super) struct Rise {
+pub(super) struct RiseDetector {
     started: Option<Moment>,
-    scales: [Scale; LENGTHS.len()],
+    scales: [RiseScale; LENGTHS.len()],
 }
 
 /// The last periods of one length.
 #[derive(Debug, Default)]
-struct Scale {
+struct RiseScale {
     /// Minima of complete periods, oldest first.
     least: [u64; PERIODS],
     seen: usize,
@@ -49,7 +49,7 @@ struct Scale {
     present: Option<(Moment, u64)>,
 }
 
-impl Rise {
+impl RiseDetector {
     /// Adds a value. Returns the rise, 0 if there is none, or `None` without a value.
     pub(super) fn push(&mut self, now: Moment, value: Option<u64>) -> Option<u64> {
         let Some(value) = value else {
@@ -62,11 +62,11 @@ impl Rise {
         for (scale, length) in self.scales.iter_mut().zip(LENGTHS) {
             scale.push(now, length, value);
         }
-        self.scales.iter().map(Scale::risen).max()
+        self.scales.iter().map(RiseScale::risen).max()
     }
 }
 
-impl Scale {
+impl RiseScale {
     fn push(&mut self, now: Moment, length: Duration, value: u64) {
         let Some((begun, least)) = &mut self.present else {
             self.present = Some((now, value));
@@ -109,7 +109,7 @@ mod tests {
     /// Returns the largest rise, and the second of the first one, over `seconds` of a count given
     /// by `value`.
     fn rises(seconds: u32, value: impl Fn(f64) -> f64) -> (u64, Option<u32>) {
-        let mut rise = Rise::default();
+        let mut rise = RiseDetector::default();
         let (mut most, mut first) = (0, None);
         for tick in 0..seconds * 4 {
             let second = f64::from(tick) / 4.0;

@@ -11,7 +11,7 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 use tokio::runtime::{Handle, Id, RuntimeFlavor};
 
 use super::Error;
-use crate::model::Beat;
+use crate::model::WorkerProgress;
 
 /// Maximum number of observed runtimes: one per core of the largest machines, for services with a
 /// thread and a runtime on each. An idle one costs a few loads per tick, and the wake-up rate of
@@ -23,11 +23,11 @@ pub(super) const MAX_THREADS: usize = 64;
 
 /// Observed runtimes of one agent.
 #[derive(Clone, Debug, Default)]
-pub struct Runtimes(Arc<List>);
+pub struct Runtimes(Arc<RuntimeList>);
 
 #[derive(Debug)]
-struct List {
-    handles: Mutex<Vec<Observed>>,
+struct RuntimeList {
+    handles: Mutex<Vec<ObservedRuntime>>,
     /// Number of handles ever added.
     added: AtomicU64,
     /// Latest threads that ran one of the runtimes.
@@ -35,14 +35,14 @@ struct List {
 }
 
 #[derive(Debug)]
-struct Observed {
+struct ObservedRuntime {
     number: u64,
     handle: Handle,
     /// Thread that ran the probe last, or 0.
     thread: u32,
 }
 
-impl Default for List {
+impl Default for RuntimeList {
     fn default() -> Self {
         // A tick that adds a thread does not allocate.
         let threads = Mutex::new(VecDeque::with_capacity(MAX_THREADS));
@@ -75,7 +75,7 @@ impl Runtimes {
             return Err(Error::TooManyRuntimes);
         }
         let number = self.0.added.fetch_add(1, Ordering::Release) + 1;
-        handles.push(Observed { number, handle, thread: 0 });
+        handles.push(ObservedRuntime { number, handle, thread: 0 });
         Ok(())
     }
 
@@ -114,9 +114,9 @@ impl Runtimes {
     ///
     /// A current-thread runtime appears busy while it is not driven. It is left out until a thread
     /// has driven it.
-    pub fn beats(&self, into: &mut Vec<Beat>) {
+    pub fn beats(&self, into: &mut Vec<WorkerProgress>) {
         into.clear();
-        for Observed { number, handle, thread } in self.lock().iter() {
+        for ObservedRuntime { number, handle, thread } in self.lock().iter() {
             let driver = match handle.runtime_flavor() {
                 RuntimeFlavor::MultiThread => None,
                 _ if *thread == 0 => continue,
@@ -126,7 +126,7 @@ impl Runtimes {
             into.extend((0..metrics.num_workers()).map(|worker| {
                 let turns = metrics.worker_park_unpark_count(worker);
                 let busy = metrics.worker_total_busy_duration(worker).as_nanos();
-                Beat {
+                WorkerProgress {
                     worker: (*number, worker as u32),
                     // An odd count of parks and unparks: the worker is parked.
                     parked: turns % 2 == 1,
@@ -168,7 +168,7 @@ impl Runtimes {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Observed>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<ObservedRuntime>> {
         lock(&self.0.handles)
     }
 }

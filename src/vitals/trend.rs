@@ -14,7 +14,7 @@ const LEAST: usize = 10;
 
 /// Least-squares slope of the last half minute.
 #[derive(Debug, Default)]
-pub(super) struct Trend {
+pub(super) struct GrowthTrend {
     points: [(Moment, f64); SPAN],
     next: usize,
     seen: usize,
@@ -22,7 +22,7 @@ pub(super) struct Trend {
     slope: Option<f64>,
 }
 
-impl Trend {
+impl GrowthTrend {
     /// Adds a value unless the last one was added just before. Returns the growth in units per
     /// second.
     pub(super) fn push(&mut self, now: Moment, value: Option<f64>) -> Option<f64> {
@@ -66,7 +66,7 @@ mod tests {
 
     #[test]
     fn growth_is_that_of_the_last_half_minute() {
-        let mut trend = Trend::default();
+        let mut trend = GrowthTrend::default();
         let mut at = 0;
         let mut show = |value: f64| {
             at += 250_000_000;

@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use marple::base::{Clock, Hertz, SystemClock};
-use marple::cpu::{Options, Session};
+use marple::cpu::{Options, CpuSession};
 use marple::model::LabelValue;
 use marple::os::proc::process::cpu_time;
 use marple::symbols;
@@ -66,7 +66,7 @@ fn main() {
     let engine = arguments.next().unwrap_or_default().parse().expect("an engine's name");
     let names_from = arguments.next().map(PathBuf::from);
     let options = Options { engine, frequency: Hertz(250), ..Options::default() };
-    let session = match Session::with(&options, SystemClock.anchor()) {
+    let session = match CpuSession::with(&options, SystemClock.anchor()) {
         Ok(session) => session,
         Err(why) => return println!("refused\t{why}"),
     };

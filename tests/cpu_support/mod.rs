@@ -10,7 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use marple::base::{Clock, Hertz, SystemClock};
-use marple::cpu::{Error, Options, Session};
+use marple::cpu::{CpuSession, Error, Options};
 use marple::model::{CpuEngine, LabelValue, Profile, Sample};
 use rustix::time::{ClockId, clock_gettime};
 
@@ -38,12 +38,12 @@ pub(crate) fn engines() -> Vec<CpuEngine> {
         .collect()
 }
 
-pub(crate) fn start(engine: CpuEngine, frequency: u32) -> Result<Session, Error> {
+pub(crate) fn start(engine: CpuEngine, frequency: u32) -> Result<CpuSession, Error> {
     let options = Options { engine, frequency: Hertz(frequency), ..Options::default() };
-    Session::with(&options, SystemClock.anchor())
+    CpuSession::with(&options, SystemClock.anchor())
 }
 
-pub(crate) fn stop(session: Session) -> Profile {
+pub(crate) fn stop(session: CpuSession) -> Profile {
     session.stop(SystemClock.now()).unwrap()
 }
 

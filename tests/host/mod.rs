@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use marple::base::Bytes;
-use marple::config::{Room, Settings, StoreSettings, ToggleSettings};
+use marple::config::{DiskReserve, Settings, StoreSettings, ToggleSettings};
 use marple::model::{Manifest, Metric, Rule};
 use marple::{Agent, AgentHandle, CaptureSet};
 use tempfile::TempDir;
@@ -75,7 +75,10 @@ pub(crate) fn settings() -> Settings {
         interval: Duration::from_millis(20),
         toggle: ToggleSettings { signal: None, ..ToggleSettings::default() },
         // The disk of the test machine may be nearly full. Other tests cover that case.
-        store: StoreSettings { keep_free: Room::Bytes(Bytes(0)), ..StoreSettings::default() },
+        store: StoreSettings {
+            keep_free: DiskReserve::Bytes(Bytes(0)),
+            ..StoreSettings::default()
+        },
         ..Settings::default()
     }
 }

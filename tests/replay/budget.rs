@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use marple::agent::replay;
-use marple::agent::{Pace, ProcessHistory, ReplayOutcome, replay_restarts};
+use marple::agent::{ProcessHistory, ReplayOutcome, ReplayTiming, replay_restarts};
 use marple::base::{Bytes, Moment};
 use marple::config::{BudgetSettings, Settings, load};
 use marple::model::{Again, Limit, Metric, Rule, Vitals};
@@ -49,7 +49,7 @@ fn shipped(file: &str) -> Settings {
 }
 
 fn run(settings: &Settings, trace: &Trace) -> ReplayOutcome {
-    replay(settings, Pace::default(), ticks(trace))
+    replay(settings, ReplayTiming::default(), ticks(trace))
 }
 
 /// Returns the value at the last capture that was on disk.
@@ -130,7 +130,7 @@ fn a_loop_of_ooms_is_captured_at_its_end_every_few_hours_and_no_more() {
             wall: Box::new(move |now| start + SignedDuration::from_nanos(now.as_nanos() as i64)),
         }
     });
-    let outcomes = replay_restarts(&settings, Pace::default(), processes);
+    let outcomes = replay_restarts(&settings, ReplayTiming::default(), processes);
     let captured: Vec<usize> = (0..144).filter(|&at| !outcomes[at].incidents.is_empty()).collect();
     assert!((5..=12).contains(&captured.len()), "{captured:?}");
     assert!(captured.windows(2).all(|pair| pair[1] - pair[0] <= 36), "{captured:?}");
@@ -187,7 +187,7 @@ fn three_noisy_rules_do_not_silence_a_fourth() {
             budget: BudgetSettings { join: Duration::ZERO, ..BudgetSettings::default() },
             ..Settings::default()
         };
-        let outcome = replay(&settings, Pace::default(), beside_noise(&trace));
+        let outcome = replay(&settings, ReplayTiming::default(), beside_noise(&trace));
         let of_memory: Vec<f64> = outcome
             .fired
             .iter()
@@ -218,7 +218,7 @@ fn captures_spent_by_others_in_the_same_incident_do_not_end_it() {
     let noise = trace
         .ticks(settings.interval)
         .map(|vitals| Vitals { gauges: vec![("a".into(), 20.0)], ..vitals });
-    let outcome = replay(&settings, Pace::default(), noise);
+    let outcome = replay(&settings, ReplayTiming::default(), noise);
     let mut of_memory = outcome.fired.iter().filter(|(_, rule, _)| rule == "memory");
     let at = of_memory.next_back().expect("it fired").0;
     assert!(trace.at(at.as_nanos() as f64 / 1e9) >= 97.0, "{at:?}");
@@ -237,7 +237,7 @@ fn memory_that_rises_to_a_soft_wall_is_captured_up_to_it() {
         memory_high: Some(u64::from(vitals.at > Moment::from_nanos(3_500_000_000_000))),
         ..vitals
     });
-    let outcome = replay(&Settings::default(), Pace::default(), vitals);
+    let outcome = replay(&Settings::default(), ReplayTiming::default(), vitals);
     assert_eq!(outcome.incidents.len(), 1, "{:?}", outcome.fired);
     assert!(outcome.taken.len() <= 10, "{:?}", outcome.fired);
     assert!(last(&trace, &outcome) >= 97.0);
@@ -252,7 +252,7 @@ fn a_page_cache_that_fills_the_limit_is_no_memory_incident() {
         memory_max: Some(3),
         ..vitals
     });
-    let outcome = replay(&Settings::default(), Pace::default(), vitals);
+    let outcome = replay(&Settings::default(), ReplayTiming::default(), vitals);
     assert_eq!((outcome.incidents.len(), outcome.taken.len()), (0, 0), "{:?}", outcome.fired);
 }
 
@@ -278,7 +278,7 @@ fn a_clock_that_steps_changes_no_decision() {
             let lives = ticks_between(&trace, from, to);
             ProcessHistory { vitals: Box::new(lives), wall: stepping(steps) }
         });
-        let outcomes = replay_restarts(&settings, Pace::default(), processes);
+        let outcomes = replay_restarts(&settings, ReplayTiming::default(), processes);
         let fired =
             |outcome: &ReplayOutcome| outcome.fired.iter().map(|it| it.0).collect::<Vec<_>>();
         let fired: Vec<Moment> = outcomes.iter().flat_map(fired).collect();

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use marple::agent::replay;
-use marple::agent::{Pace, ReplayOutcome};
+use marple::agent::{ReplayOutcome, ReplayTiming};
 use marple::base::ManualClock;
 use marple::config::Settings;
 use marple::metrics::Gauges;
@@ -227,7 +227,7 @@ struct Row {
 }
 
 fn run(row: &Row) -> ReplayOutcome {
-    replay(&Settings::default(), Pace::default(), vitals(&row.trace, row.walls, row.cache))
+    replay(&Settings::default(), ReplayTiming::default(), vitals(&row.trace, row.walls, row.cache))
 }
 
 /// Replays `rows` and checks each: the number of captures, at most one incident, and the value at

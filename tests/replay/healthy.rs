@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use marple::agent::{Pace, ProcessHistory, ReplayOutcome, replay_restarts};
+use marple::agent::{ProcessHistory, ReplayOutcome, ReplayTiming, replay_restarts};
 use marple::base::{Bytes, Moment};
 use marple::config::Settings;
 use marple::model::{Limit, Vitals};
@@ -86,7 +86,7 @@ fn run(lives: u32, life: f64, interval: f64, load: impl Fn(f64) -> Load) -> Vec<
             wall: Box::new(move |now| start + SignedDuration::from_nanos(now.as_nanos() as i64)),
         }
     });
-    replay_restarts(&Settings::default(), Pace::default(), processes)
+    replay_restarts(&Settings::default(), ReplayTiming::default(), processes)
 }
 
 fn assert_nothing_fired(outcomes: &[ReplayOutcome]) {

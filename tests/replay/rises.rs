@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use marple::agent::replay;
-use marple::agent::{Pace, ReplayOutcome};
+use marple::agent::{ReplayOutcome, ReplayTiming};
 use marple::base::ManualClock;
 use marple::config::Settings;
 use marple::metrics::Gauges;
@@ -133,7 +133,7 @@ fn run(
         let read = reader.read(now);
         Vitals { at: now, ..population.of(&read) }
     });
-    replay(&Settings::default(), Pace::default(), vitals)
+    replay(&Settings::default(), ReplayTiming::default(), vitals)
 }
 
 #[derive(Clone, Copy, Debug)]

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use marple::base::{Bytes, IncidentId};
-use marple::config::{Room, StoreSettings};
+use marple::config::{DiskReserve, StoreSettings};
 use marple::model::{
     CaptureKind, CaptureRecord, IncidentState, Limits, Losses, Manifest, Outcome, ProcessInfo,
     Versions,
@@ -59,7 +59,7 @@ pub(crate) fn roomy() -> StoreSettings {
         max_bytes: Bytes::gib(1),
         max_incidents: 100,
         max_age: Duration::from_secs(86_400),
-        keep_free: Room::Bytes(Bytes(0)),
+        keep_free: DiskReserve::Bytes(Bytes(0)),
         ..StoreSettings::default()
     }
 }

@@ -5,7 +5,7 @@
 use std::fmt;
 
 use marple::base::{Clock, Hertz, SystemClock};
-use marple::cpu::{Options, Session};
+use marple::cpu::{CpuSession, Options};
 use marple::model::{CpuEngine, CpuMode, LabelValue, Profile, Sample};
 use marple::symbols;
 use pprof::{ProfilerGuard, ProfilerGuardBuilder};
@@ -49,7 +49,7 @@ impl Engine {
     pub(crate) fn start(self, hertz: u32) -> Result<Running, String> {
         let marple = |options| {
             let options = Options { frequency: Hertz(hertz), ..options };
-            Session::with(&options, SystemClock.anchor())
+            CpuSession::with(&options, SystemClock.anchor())
                 .map(Running::Marple)
                 .map_err(|error| error.to_string())
         };
@@ -78,7 +78,7 @@ impl fmt::Display for Engine {
 
 pub(crate) enum Running {
     Control,
-    Marple(Session),
+    Marple(CpuSession),
     Peer(ProfilerGuard<'static>),
 }
 

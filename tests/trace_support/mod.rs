@@ -3,9 +3,9 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use marple::base::{Anchor, Bytes, Clock, Moment, SystemClock};
+use marple::base::{Bytes, Clock, Moment, SystemClock, TimeAnchor};
 use marple::model::{ArgValue, EventKind, RawKind, Timeline, TrackHandle, TrackKind};
-use marple::trace::Session;
+use marple::trace::TraceSession;
 
 /// Serializes the tests of a binary: there is one recorder.
 pub fn turn() -> MutexGuard<'static, ()> {
@@ -13,15 +13,15 @@ pub fn turn() -> MutexGuard<'static, ()> {
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-pub fn start() -> Session {
-    Session::start(Bytes::mib(16), anchor()).unwrap()
+pub fn start() -> TraceSession {
+    TraceSession::start(Bytes::mib(16), anchor()).unwrap()
 }
 
-pub fn stop(session: Session) -> Timeline {
+pub fn stop(session: TraceSession) -> Timeline {
     session.stop(SystemClock.now())
 }
 
-pub fn anchor() -> Anchor {
+pub fn anchor() -> TimeAnchor {
     SystemClock.anchor()
 }
 

@@ -8,8 +8,8 @@
 
 use std::collections::VecDeque;
 
-use super::Worker;
-use super::write::Taken;
+use super::CaptureWorker;
+use super::write::PendingArtifact;
 use crate::agent::collect::Evidence;
 use crate::base::IncidentId;
 use crate::codec::perfetto::Stacks;
@@ -19,7 +19,7 @@ use crate::model::CaptureKind;
 const MOST: usize = 6;
 
 /// Evidence that was written and is kept for a trace.
-pub(super) struct Kept {
+pub(super) struct TraceOverlay {
     pub(super) incident: IncidentId,
     evidence: Evidence,
 }
@@ -28,16 +28,21 @@ pub(super) struct Kept {
 /// written after the trace.
 pub(super) fn stacks<'a>(
     id: IncidentId,
-    kept: &'a [Kept],
-    ahead: &'a VecDeque<Taken>,
+    kept: &'a [TraceOverlay],
+    ahead: &'a VecDeque<PendingArtifact>,
 ) -> Vec<Stacks<'a>> {
     let kept = kept.iter().filter(|kept| kept.incident == id).map(|kept| &kept.evidence);
     kept.chain(ahead.iter().map(|taken| &taken.evidence)).filter_map(shown).collect()
 }
 
-impl Worker {
+impl CaptureWorker {
     /// Keeps `evidence`, which was written, if a trace that is running or in `ahead` will show it.
-    pub(super) fn keep(&mut self, id: IncidentId, evidence: Evidence, ahead: &VecDeque<Taken>) {
+    pub(super) fn keep(
+        &mut self,
+        id: IncidentId,
+        evidence: Evidence,
+        ahead: &VecDeque<PendingArtifact>,
+    ) {
         let runs = self
             .running
             .iter()
@@ -45,13 +50,13 @@ impl Worker {
         if !runs && !ahead.iter().any(|taken| taken.kind == CaptureKind::Trace) {
             self.kept.retain(|kept| kept.incident != id);
         } else if shown(&evidence).is_some() {
-            let of_it = |kept: &Kept| kept.incident == id;
+            let of_it = |kept: &TraceOverlay| kept.incident == id;
             if self.kept.iter().filter(|kept| of_it(kept)).count() >= MOST
                 && let Some(oldest) = self.kept.iter().position(of_it)
             {
                 self.kept.remove(oldest);
             }
-            self.kept.push(Kept { incident: id, evidence });
+            self.kept.push(TraceOverlay { incident: id, evidence });
         }
     }
 }

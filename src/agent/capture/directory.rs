@@ -10,36 +10,36 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::agent::fence::chain;
-use crate::base::retry::Backoff;
+use crate::base::retry::RetryBackoff;
 use crate::base::{Clock, Moment, log, warnings};
 use crate::config::StoreSettings;
 use crate::os::fork::NotInherited;
-use crate::policy::incident_budget::State as Saved;
-use crate::store::{Error, Holdings, Location, Recovery, Store};
+use crate::policy::incident_budget::SavedState as Saved;
+use crate::store::{Error, Location, Recovery, Store, StoreUsage};
 
 /// Topic of the warning raised while the directory is not open.
 pub(in crate::agent) const TOPIC: &str = "dir";
 
 /// An opened directory, reported to the agent loop.
 #[derive(Debug)]
-pub(in crate::agent) struct Opened {
+pub(in crate::agent) struct OpenedStore {
     pub(in crate::agent) path: PathBuf,
     /// Budgets used by an earlier process.
     pub(in crate::agent) saved: Option<Saved>,
-    pub(in crate::agent) holdings: Holdings,
+    pub(in crate::agent) holdings: StoreUsage,
 }
 
 /// The incident directory, open or waiting for a retry.
 pub(in crate::agent) struct Directory {
     location: Location,
     clock: Arc<dyn Clock>,
-    state: State,
+    state: DirectoryState,
 }
 
-enum State {
+enum DirectoryState {
     // Field order matters: the guard uses the store's descriptor and must be dropped first.
     Open { _lock: Option<NotInherited>, store: Store },
-    Waiting { why: String, next: Moment, backoff: Backoff },
+    Waiting { why: String, next: Moment, backoff: RetryBackoff },
 }
 
 impl Directory {
@@ -49,9 +49,10 @@ impl Directory {
         location: Location,
         settings: &StoreSettings,
         clock: Arc<dyn Clock>,
-    ) -> (Self, Result<Opened, Error>) {
+    ) -> (Self, Result<OpenedStore, Error>) {
         let next = clock.now();
-        let state = State::Waiting { why: String::new(), next, backoff: Backoff::new() };
+        let state =
+            DirectoryState::Waiting { why: String::new(), next, backoff: RetryBackoff::new() };
         let mut this = Self { location, clock, state };
         let first = this.attempt(settings);
         (this, first)
@@ -60,22 +61,22 @@ impl Directory {
     /// Returns the store, or the reason there is none.
     pub(in crate::agent) fn store(&self) -> Result<&Store, &str> {
         match &self.state {
-            State::Open { store, .. } => Ok(store),
-            State::Waiting { why, .. } => Err(why),
+            DirectoryState::Open { store, .. } => Ok(store),
+            DirectoryState::Waiting { why, .. } => Err(why),
         }
     }
 
     /// Returns the time until [`Self::retry`] is due, or `None` if the directory is open.
     pub(in crate::agent) fn until_retry(&self) -> Option<Duration> {
         match &self.state {
-            State::Open { .. } => None,
-            State::Waiting { next, .. } => Some(next.since(self.clock.now())),
+            DirectoryState::Open { .. } => None,
+            DirectoryState::Waiting { next, .. } => Some(next.since(self.clock.now())),
         }
     }
 
     /// Tries to open the directory unless it is open.
-    pub(in crate::agent) fn retry(&mut self, settings: &StoreSettings) -> Option<Opened> {
-        if matches!(self.state, State::Open { .. }) {
+    pub(in crate::agent) fn retry(&mut self, settings: &StoreSettings) -> Option<OpenedStore> {
+        if matches!(self.state, DirectoryState::Open { .. }) {
             return None;
         }
         self.attempt(settings).ok()
@@ -85,7 +86,7 @@ impl Directory {
     pub(in crate::agent) fn replace_if_removed(
         &mut self,
         settings: &StoreSettings,
-    ) -> Option<Result<Opened, Error>> {
+    ) -> Option<Result<OpenedStore, Error>> {
         if !self.store().is_ok_and(Store::is_removed) {
             return None;
         }
@@ -95,18 +96,18 @@ impl Directory {
             log::warn(format!("{} was removed and is made again", path.display()));
         }
         // The saved state is that of this process and already in memory.
-        Some(made.map(|opened| Opened { saved: None, ..opened }))
+        Some(made.map(|opened| OpenedStore { saved: None, ..opened }))
     }
 
-    fn attempt(&mut self, settings: &StoreSettings) -> Result<Opened, Error> {
+    fn attempt(&mut self, settings: &StoreSettings) -> Result<OpenedStore, Error> {
         match Store::open_at(&self.location, settings.clone(), Arc::clone(&self.clock)) {
             Ok((store, recovery)) => {
                 report(&recovery);
                 warnings::clear(TOPIC);
                 let path = store.dir().to_owned();
-                let opened = Opened { path, saved: saved(&store), holdings: store.holdings() };
+                let opened = OpenedStore { path, saved: saved(&store), holdings: store.holdings() };
                 let lock = store.lock_descriptor().and_then(NotInherited::new);
-                self.state = State::Open { _lock: lock, store };
+                self.state = DirectoryState::Open { _lock: lock, store };
                 Ok(opened)
             }
             Err(error) => {
@@ -118,11 +119,11 @@ impl Directory {
                     ),
                 );
                 let mut backoff = match &self.state {
-                    State::Waiting { backoff, .. } => *backoff,
-                    State::Open { .. } => Backoff::new(),
+                    DirectoryState::Waiting { backoff, .. } => *backoff,
+                    DirectoryState::Open { .. } => RetryBackoff::new(),
                 };
                 let next = self.clock.now() + backoff.delay();
-                self.state = State::Waiting { why, next, backoff };
+                self.state = DirectoryState::Waiting { why, next, backoff };
                 Err(error)
             }
         }

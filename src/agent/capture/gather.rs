@@ -1,21 +1,21 @@
 //! Starting custom collectors and storing their output.
 
-use super::{Tally, Task, Worker};
-use crate::agent::collect::Failure;
-use crate::agent::collectors::Gathered;
+use super::{CaptureTask, CaptureWorker, TaskStats};
+use crate::agent::collect::CaptureFailure;
+use crate::agent::collectors::CollectorOutcome;
 use crate::agent::fence::chain;
 use crate::base::{IncidentId, Moment};
 use crate::model::{CaptureKind, CaptureRecord, Collect, Losses, Outcome};
 
-impl Worker {
+impl CaptureWorker {
     /// Starts the collectors in `wanted`. Returns the earliest deadline of the incident's
     /// collectors, or `None` if none is running.
     pub(super) fn collect(
         &mut self,
         id: IncidentId,
         wanted: &Collect,
-        task: &Task,
-        tally: &mut Tally,
+        task: &CaptureTask,
+        tally: &mut TaskStats,
     ) -> Option<Moment> {
         let (_, dir) = self.dirs.iter().find(|(open, _)| *open == id)?;
         let first = dir.manifest().captures.len();
@@ -31,14 +31,14 @@ impl Worker {
                 error: None,
                 losses: Losses::default(),
             };
-            let begun: Result<(), (Outcome, Failure)> = match ready {
+            let begun: Result<(), (Outcome, CaptureFailure)> = match ready {
                 None => Err((Outcome::Skipped, "no collector of this name is registered".into())),
                 Some(ready) => match ready.unfit(task.headroom) {
                     Some(why) => Err((Outcome::Skipped, why.into())),
                     None => {
                         let at = (id, first + records.len());
                         dir.draft_custom(&name, anchor.wall)
-                            .map_err(Failure::from)
+                            .map_err(CaptureFailure::from)
                             .and_then(|draft| ready.start(at, draft, (anchor.moment, anchor.wall)))
                             .map(|run| self.runs.push(run))
                             .map_err(|error| (Outcome::Failed, error))
@@ -64,7 +64,7 @@ impl Worker {
         &mut self,
         id: IncidentId,
         all: bool,
-        tally: &mut Tally,
+        tally: &mut TaskStats,
     ) -> Option<Moment> {
         let now = self.clock.now();
         let mut ended = Vec::new();
@@ -76,7 +76,7 @@ impl Worker {
             ended.push((run.record, run.name.clone(), gathered));
             false
         });
-        for (record, name, Gathered { draft, mut error }) in ended {
+        for (record, name, CollectorOutcome { draft, mut error }) in ended {
             let mut artifact = None;
             match draft.map(|draft| draft.commit()) {
                 Some(Ok(written)) => artifact = Some(written),

@@ -1,35 +1,38 @@
 //! Cleanup after a command that panicked.
 
 use super::write::fail;
-use super::{Report, Tally, Worker};
+use super::{CaptureReport, CaptureWorker, TaskStats};
 use crate::agent::fence::panicked;
 use crate::base::{IncidentId, panics};
 use crate::model::{CaptureRecord, CaptureSet, Losses, Outcome};
-use crate::policy::incidents::Done;
+use crate::policy::incidents::CommandResult;
 use crate::store::Store;
 
-impl Worker {
+impl CaptureWorker {
     /// Reports a command that ended by `panic` as `lost`. Its captures are abandoned and marked as
     /// failed in the manifest; all others continue.
-    pub(in crate::agent) fn give_up(&mut self, lost: Done, panic: &str) -> Report {
-        let mut tally = Tally::default();
+    pub(in crate::agent) fn give_up(&mut self, lost: CommandResult, panic: &str) -> CaptureReport {
+        let mut tally = TaskStats::default();
         tally.failures.push(("capture thread panicked", panicked(panic)));
         match &lost {
-            Done::Started { id, asked: kinds, .. } | Done::Stopped { id, kinds } => {
+            CommandResult::Started { id, asked: kinds, .. }
+            | CommandResult::Stopped { id, kinds } => {
                 tally.captures_failed += kinds.iter().count() as u64;
                 self.drop_running(*id, *kinds);
                 self.mark_failed(*id, *kinds, panic, &mut tally);
             }
-            Done::Collecting { id, .. } => self.runs.retain(|run| run.incident != *id),
+            CommandResult::Collecting { id, .. } => self.runs.retain(|run| run.incident != *id),
             // No later command would close it.
-            Done::Opened { id, .. } => self.dirs.retain(|(open, _)| open != id),
-            Done::Noted { .. } | Done::Again { .. } | Done::Closed { .. } => {}
+            CommandResult::Opened { id, .. } => self.dirs.retain(|(open, _)| open != id),
+            CommandResult::Noted { .. }
+            | CommandResult::Again { .. }
+            | CommandResult::Closed { .. } => {}
         }
         tally.store = panics::fence_and_record("marple-capture", || {
             self.directory.store().ok().map(Store::holdings)
         })
         .flatten();
-        Report { done: lost, dir: None, tally }
+        CaptureReport { done: lost, dir: None, tally }
     }
 
     /// Drops the collectors of `kinds` in incident `id`, which frees their engines.
@@ -38,7 +41,7 @@ impl Worker {
             .into_iter()
             .partition(|it| it.incident == id && kinds.contains(it.kind));
         self.running = kept;
-        let dropped: Vec<super::Running> = dropped;
+        let dropped: Vec<super::RunningCapture> = dropped;
         for running in dropped {
             panics::fence_and_record("marple-capture", || drop(running));
         }
@@ -46,7 +49,13 @@ impl Worker {
 
     /// Marks the captures of `kinds` as failed in the manifest: those that are running, and those
     /// that have no record yet.
-    fn mark_failed(&mut self, id: IncidentId, kinds: CaptureSet, panic: &str, tally: &mut Tally) {
+    fn mark_failed(
+        &mut self,
+        id: IncidentId,
+        kinds: CaptureSet,
+        panic: &str,
+        tally: &mut TaskStats,
+    ) {
         let written = panics::fence(|| {
             let wall = self.clock.wall();
             self.update(id, tally, |manifest| {

@@ -19,8 +19,8 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::take::BEFORE;
-use super::write::Taken;
-use super::{Tally, Worker};
+use super::write::PendingArtifact;
+use super::{CaptureWorker, TaskStats};
 use crate::agent::collect::Evidence;
 use crate::agent::fence::fence;
 use crate::base::{IncidentId, Moment};
@@ -29,11 +29,16 @@ use crate::model::{
     TrackKind,
 };
 
-impl Worker {
+impl CaptureWorker {
     /// Labels the CPU profiles among `taken`.
-    pub(super) fn label(&self, id: IncidentId, taken: &mut [Taken], tally: &mut Tally) {
+    pub(super) fn label(
+        &self,
+        id: IncidentId,
+        taken: &mut [PendingArtifact],
+        tally: &mut TaskStats,
+    ) {
         let (mut profiles, mut timeline) = (Vec::new(), None);
-        for Taken { part, evidence, .. } in taken {
+        for PendingArtifact { part, evidence, .. } in taken {
             match evidence {
                 Evidence::Profile(profile) if !profile.timed.is_empty() => {
                     profiles.push((*part, profile));
@@ -68,7 +73,7 @@ impl Worker {
 
 /// The labels of a sample, as handles of the timeline's strings.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-struct Mark {
+struct TimeMark {
     task: Option<StringHandle>,
     span: Option<StringHandle>,
 }
@@ -76,10 +81,10 @@ struct Mark {
 /// Splits the samples of `profile` by task and span, as recorded in `timeline`.
 fn label(profile: &mut Profile, timeline: &Timeline) {
     let line = Line::new(&profile.timed);
-    let mut marks = vec![Mark::default(); profile.timed.len()];
+    let mut marks = vec![TimeMark::default(); profile.timed.len()];
     mark_tasks(&line, timeline, &mut marks);
     mark_spans(&line, timeline, &mut marks);
-    if marks.iter().any(|mark| *mark != Mark::default()) {
+    if marks.iter().any(|mark| *mark != TimeMark::default()) {
         split(profile, timeline, &marks);
     }
 }
@@ -107,7 +112,7 @@ impl<'a> Line<'a> {
     }
 }
 
-fn mark_tasks(line: &Line<'_>, timeline: &Timeline, marks: &mut [Mark]) {
+fn mark_tasks(line: &Line<'_>, timeline: &Timeline, marks: &mut [TimeMark]) {
     let activity = &timeline.activity;
     for thread in &activity.threads {
         let mine = line.of(thread.tid);
@@ -137,15 +142,15 @@ fn mark_tasks(line: &Line<'_>, timeline: &Timeline, marks: &mut [Mark]) {
 }
 
 /// Read position within a track.
-struct Reading {
+struct LabelReading {
     samples: Vec<(usize, Moment)>,
     next: usize,
     open: Vec<StringHandle>,
 }
 
-impl Reading {
+impl LabelReading {
     /// Labels the samples before `until` with the innermost open span.
-    fn pass(&mut self, until: Option<Moment>, marks: &mut [Mark]) {
+    fn pass(&mut self, until: Option<Moment>, marks: &mut [TimeMark]) {
         while let Some(&(at, time)) = self.samples.get(self.next)
             && until.is_none_or(|until| time < until)
         {
@@ -157,15 +162,15 @@ impl Reading {
     }
 }
 
-fn mark_spans(line: &Line<'_>, timeline: &Timeline, marks: &mut [Mark]) {
-    let mut readings: HashMap<usize, Reading> = HashMap::new();
+fn mark_spans(line: &Line<'_>, timeline: &Timeline, marks: &mut [TimeMark]) {
+    let mut readings: HashMap<usize, LabelReading> = HashMap::new();
     for event in &timeline.events {
         let track = event.track.index();
         let Some(TrackKind::Thread(tid)) = timeline.tracks.get(track).map(|track| track.kind)
         else {
             continue;
         };
-        let reading = readings.entry(track).or_insert_with(|| Reading {
+        let reading = readings.entry(track).or_insert_with(|| LabelReading {
             samples: line.of(tid),
             next: 0,
             open: Vec::new(),
@@ -184,15 +189,15 @@ fn mark_spans(line: &Line<'_>, timeline: &Timeline, marks: &mut [Mark]) {
 
 /// Number and total weight of samples.
 #[derive(Clone, Copy, Default)]
-struct Share {
+struct LabelShare {
     count: u64,
     weight: u64,
 }
 
 /// Splits each sample into one per label set plus one for the unlabeled rest. Sums are unchanged.
-fn split(profile: &mut Profile, timeline: &Timeline, marks: &[Mark]) {
-    let mut shares: BTreeMap<(u32, Mark), Share> = BTreeMap::new();
-    let mut known: HashMap<u32, Share> = HashMap::new();
+fn split(profile: &mut Profile, timeline: &Timeline, marks: &[TimeMark]) {
+    let mut shares: BTreeMap<(u32, TimeMark), LabelShare> = BTreeMap::new();
+    let mut known: HashMap<u32, LabelShare> = HashMap::new();
     for (timed, mark) in profile.timed.iter().zip(marks) {
         let part = shares.entry((timed.sample, *mark)).or_default();
         for share in [part, known.entry(timed.sample).or_default()] {
@@ -202,16 +207,16 @@ fn split(profile: &mut Profile, timeline: &Timeline, marks: &[Mark]) {
     }
     let is_count: Vec<bool> =
         profile.sample_types.iter().map(|kind| kind.unit == "count").collect();
-    let mut places: HashMap<(u32, Mark), u32> = HashMap::new();
+    let mut places: HashMap<(u32, TimeMark), u32> = HashMap::new();
     let mut samples: Vec<Sample> = Vec::with_capacity(profile.samples.len());
     for (index, mut sample) in (0..).zip(std::mem::take(&mut profile.samples)) {
         let all = known.get(&index).copied().unwrap_or_default();
         let whole = sample.values.clone();
         let labels = sample.labels.clone();
         let first = samples.len();
-        let of_it = (index, Mark::default())..(index + 1, Mark::default());
+        let of_it = (index, TimeMark::default())..(index + 1, TimeMark::default());
         for (&(_, mark), part) in shares.range(of_it) {
-            if mark == Mark::default() {
+            if mark == TimeMark::default() {
                 continue;
             }
             let mut labels = labels.clone();
@@ -233,7 +238,7 @@ fn split(profile: &mut Profile, timeline: &Timeline, marks: &[Mark]) {
             }
             None => samples.push(sample),
         }
-        places.insert((index, Mark::default()), samples.len() as u32 - 1);
+        places.insert((index, TimeMark::default()), samples.len() as u32 - 1);
     }
     profile.samples = samples;
     for (timed, mark) in profile.timed.iter_mut().zip(marks) {
@@ -246,7 +251,7 @@ fn split(profile: &mut Profile, timeline: &Timeline, marks: &[Mark]) {
 fn values<'v>(
     whole: &'v [i64],
     is_count: &'v [bool],
-    (part, all): (Share, Share),
+    (part, all): (LabelShare, LabelShare),
 ) -> impl Iterator<Item = i64> + 'v {
     let counts = whole.iter().zip(is_count).filter(|(_, is_count)| **is_count);
     let count = counts.map(|(value, _)| u64::try_from(*value).unwrap_or(0)).max();

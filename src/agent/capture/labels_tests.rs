@@ -3,7 +3,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::*;
-use crate::base::Anchor;
+use crate::base::TimeAnchor;
 use crate::model::{
     Calibration, LabelValue, OpenSlice, RawSlice, TaskKey, ThreadSlices, TimelineEvent, ValueType,
 };
@@ -21,7 +21,8 @@ fn at(nanos: u64) -> Moment {
 /// - Its spans are `request` from 150 to 450 with `inner` from 250 to 350, and `late` from 750 on.
 /// - Thread 8 has spans only.
 fn timeline() -> Timeline {
-    let anchor = Anchor { moment: at(0), wall: Timestamp::UNIX_EPOCH, suspended: Duration::ZERO };
+    let anchor =
+        TimeAnchor { moment: at(0), wall: Timestamp::UNIX_EPOCH, suspended: Duration::ZERO };
     let mut timeline = Timeline::new(anchor, 1, "orders");
     let key = |site| TaskKey { site, number: 1 };
     let sites = ["task", "server", "query"].map(|site| timeline.strings.intern(site));

@@ -3,15 +3,15 @@
 
 use std::collections::BTreeMap;
 
-use super::Worker;
-use super::write::Taken;
+use super::CaptureWorker;
+use super::write::PendingArtifact;
 use crate::base::{Bytes, IncidentId};
 use crate::model::{CaptureKind, CaptureSet};
-use crate::store::Bound;
+use crate::store::StoreLimit;
 
 /// Sizes of earlier captures, by kind.
 #[derive(Debug, Default)]
-pub(super) struct Sizes(BTreeMap<CaptureKind, Seen>);
+pub(super) struct ArtifactSizes(BTreeMap<CaptureKind, Seen>);
 
 #[derive(Clone, Copy, Debug)]
 struct Seen {
@@ -19,7 +19,7 @@ struct Seen {
     largest: Bytes,
 }
 
-impl Sizes {
+impl ArtifactSizes {
     /// Records that a capture of `kind` wrote `bytes` bytes in total. A capture that wrote nothing
     /// is ignored.
     pub(super) fn learn(&mut self, kind: CaptureKind, bytes: Bytes) {
@@ -82,7 +82,7 @@ fn total(kinds: &[CaptureKind], size: impl Fn(CaptureKind) -> Bytes) -> Bytes {
     Bytes(kinds.iter().fold(0, |sum, kind| sum.saturating_add(size(*kind).get())))
 }
 
-impl Worker {
+impl CaptureWorker {
     /// Returns `kinds` in the order in which to start them in incident `id`, each with the reason
     /// to skip it if there is no space.
     pub(super) fn order(
@@ -106,7 +106,7 @@ impl Worker {
     }
 
     /// Sorts `taken` by size, smallest first, if there is not enough space for all.
-    pub(super) fn cheap_first(&self, id: IncidentId, taken: &mut [Taken]) {
+    pub(super) fn cheap_first(&self, id: IncidentId, taken: &mut [PendingArtifact]) {
         let kinds: Vec<CaptureKind> = taken.iter().map(|taken| taken.kind).collect();
         let size = |kind| self.sizes.of(kind);
         if self.room(id).is_some_and(|(_, room)| total(&kinds, size) > room) {
@@ -114,7 +114,7 @@ impl Worker {
         }
     }
 
-    fn room(&self, id: IncidentId) -> Option<(Bound, Bytes)> {
+    fn room(&self, id: IncidentId) -> Option<(StoreLimit, Bytes)> {
         let (_, dir) = self.dirs.iter().find(|(open, _)| *open == id)?;
         // If the free space is unknown, a full disk shows when writing.
         dir.room().ok()
@@ -150,7 +150,7 @@ mod tests {
 
     #[test]
     fn sizes_are_those_of_the_largest_so_far() {
-        let mut sizes = Sizes::default();
+        let mut sizes = ArtifactSizes::default();
         assert!(sizes.of(CaptureKind::Trace) > sizes.of(CaptureKind::Heap));
         sizes.learn(CaptureKind::Heap, Bytes::mib(3));
         sizes.learn(CaptureKind::Heap, Bytes::kib(1));
@@ -159,7 +159,7 @@ mod tests {
 
     #[test]
     fn a_capture_that_was_large_once_is_not_skipped_where_a_small_one_fits() {
-        let mut sizes = Sizes::default();
+        let mut sizes = ArtifactSizes::default();
         for bytes in [Bytes::kib(40), Bytes::mib(16), Bytes(0)] {
             sizes.learn(CaptureKind::Trace, bytes);
         }

@@ -1,7 +1,7 @@
 //! Dump of the stalled thread, written before any other artifact.
 
-use super::write::Taken;
-use super::{Tally, Worker};
+use super::write::PendingArtifact;
+use super::{CaptureWorker, TaskStats};
 use crate::agent::collect::Evidence;
 use crate::base::IncidentId;
 use crate::model::{CaptureKind, CaptureRecord, Losses, Outcome, ThreadDump};
@@ -9,9 +9,9 @@ use crate::model::{CaptureKind, CaptureRecord, Losses, Outcome, ThreadDump};
 /// Value of the artifact's `part` for the dump of a stalled thread.
 const STUCK: &str = "stall";
 
-impl Worker {
+impl CaptureWorker {
     /// Writes the dump of the stalled thread.
-    pub(super) fn stuck(&mut self, id: IncidentId, dump: Box<ThreadDump>, tally: &mut Tally) {
+    pub(super) fn stuck(&mut self, id: IncidentId, dump: Box<ThreadDump>, tally: &mut TaskStats) {
         let Some((_, dir)) = self.dirs.iter().find(|(open, _)| *open == id) else { return };
         let (at, record) = (dir.manifest().captures.len(), self.stuck_record());
         self.update(id, tally, |manifest| manifest.captures.push(record));
@@ -33,8 +33,8 @@ impl Worker {
 }
 
 /// Returns the dump as evidence of capture `record`.
-pub(super) fn of_stuck(record: usize, dump: Box<ThreadDump>) -> Taken {
-    Taken {
+pub(super) fn of_stuck(record: usize, dump: Box<ThreadDump>) -> PendingArtifact {
+    PendingArtifact {
         kind: CaptureKind::Threads,
         record,
         part: Some(STUCK),

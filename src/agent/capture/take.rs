@@ -2,8 +2,8 @@
 
 use super::headroom::turns;
 use super::stuck::of_stuck;
-use super::write::{Taken, fail};
-use super::{Running, Tally, Task, Worker};
+use super::write::{PendingArtifact, fail};
+use super::{CaptureTask, CaptureWorker, RunningCapture, TaskStats};
 use crate::agent::collect;
 use crate::agent::fence::{chain, fence};
 use crate::base::IncidentId;
@@ -15,15 +15,15 @@ pub(super) const BEFORE: &str = "before";
 /// Value of an artifact's `part` for a snapshot taken while the capture is running.
 const MEANWHILE: &str = "meanwhile";
 
-impl Worker {
+impl CaptureWorker {
     /// Starts all of `kinds`, phase by phase, and writes the evidence available at the start.
     /// Returns the running captures.
     pub(super) fn start(
         &mut self,
         id: IncidentId,
         kinds: CaptureSet,
-        (task, mut stuck): (&Task, Option<Box<ThreadDump>>),
-        tally: &mut Tally,
+        (task, mut stuck): (&CaptureTask, Option<Box<ThreadDump>>),
+        tally: &mut TaskStats,
     ) -> CaptureSet {
         let mut turns = turns(kinds, task.headroom).peekable();
         let mut running = CaptureSet::EMPTY;
@@ -39,8 +39,8 @@ impl Worker {
         &mut self,
         id: IncidentId,
         kinds: CaptureSet,
-        (task, stuck, is_last): (&Task, Option<Box<ThreadDump>>, bool),
-        tally: &mut Tally,
+        (task, stuck, is_last): (&CaptureTask, Option<Box<ThreadDump>>, bool),
+        tally: &mut TaskStats,
     ) -> CaptureSet {
         let Some((_, dir)) = self.dirs.iter().find(|(open, _)| *open == id) else {
             return CaptureSet::EMPTY;
@@ -85,8 +85,8 @@ impl Worker {
                     tally.engines.push((kind, started.collector.engine().to_owned()));
                     record.engine = started.collector.engine().to_owned();
                     let collector = started.collector;
-                    self.running.push(Running { incident: id, kind, record: at, collector });
-                    taken.extend(started.at_start.map(|evidence| Taken {
+                    self.running.push(RunningCapture { incident: id, kind, record: at, collector });
+                    taken.extend(started.at_start.map(|evidence| PendingArtifact {
                         kind,
                         record: at,
                         part: evidence.is_from_before().then_some(BEFORE),
@@ -117,15 +117,15 @@ impl Worker {
     }
 
     /// Takes another snapshot of `kinds`, which keep running.
-    pub(super) fn again(&mut self, id: IncidentId, kinds: CaptureSet, tally: &mut Tally) {
+    pub(super) fn again(&mut self, id: IncidentId, kinds: CaptureSet, tally: &mut TaskStats) {
         let now = self.clock.now();
-        let of = |running: &&Running| running.incident == id && kinds.contains(running.kind);
+        let of = |running: &&RunningCapture| running.incident == id && kinds.contains(running.kind);
         let mut taken = Vec::new();
-        for Running { kind, record, collector, .. } in self.running.iter().filter(of) {
+        for RunningCapture { kind, record, collector, .. } in self.running.iter().filter(of) {
             match fence(|| collector.peek(now)) {
                 Ok(evidence) => {
                     let (kind, record) = (*kind, *record);
-                    taken.extend(evidence.map(|evidence| Taken {
+                    taken.extend(evidence.map(|evidence| PendingArtifact {
                         kind,
                         record,
                         part: Some(MEANWHILE),
@@ -144,26 +144,32 @@ impl Worker {
         &mut self,
         id: IncidentId,
         kinds: CaptureSet,
-        task: &Task,
-        tally: &mut Tally,
+        task: &CaptureTask,
+        tally: &mut TaskStats,
     ) {
         turns(kinds, task.headroom).for_each(|turn| self.stop_turn(id, turn, task, tally));
     }
 
-    fn stop_turn(&mut self, id: IncidentId, kinds: CaptureSet, task: &Task, tally: &mut Tally) {
+    fn stop_turn(
+        &mut self,
+        id: IncidentId,
+        kinds: CaptureSet,
+        task: &CaptureTask,
+        tally: &mut TaskStats,
+    ) {
         let (stopping, going): (Vec<_>, Vec<_>) = std::mem::take(&mut self.running)
             .into_iter()
             .partition(|running| running.incident == id && kinds.contains(running.kind));
         self.running = going;
         let mut taken = Vec::new();
         let (mut stopped, mut ended) = (Vec::new(), Vec::new());
-        for Running { kind, record, collector, .. } in stopping {
+        for RunningCapture { kind, record, collector, .. } in stopping {
             let (now, wall) = (self.clock.now(), self.clock.wall());
             match fence(|| collector.stop(now)) {
                 Ok(evidence) => {
                     ended.push((record, wall, None));
                     stopped.push(record);
-                    taken.extend(evidence.map(|evidence| Taken {
+                    taken.extend(evidence.map(|evidence| PendingArtifact {
                         kind,
                         record,
                         part: None,

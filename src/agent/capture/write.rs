@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 use std::io::Write;
 
 use super::beside;
-use super::{Tally, Worker};
-use crate::agent::collect::{Evidence, Failure};
+use super::{CaptureWorker, TaskStats};
+use crate::agent::collect::{CaptureFailure, Evidence};
 use crate::agent::fence::{chain, fence};
 use crate::base::{Bytes, IncidentId};
 use crate::codec::perfetto::Stacks;
@@ -16,7 +16,7 @@ use crate::store::IncidentDir;
 const TRIES: usize = 8;
 
 /// Evidence to be written to an artifact.
-pub(super) struct Taken {
+pub(super) struct PendingArtifact {
     pub(super) kind: CaptureKind,
     pub(super) record: usize,
     /// Part of the capture it belongs to.
@@ -24,10 +24,15 @@ pub(super) struct Taken {
     pub(super) evidence: Evidence,
 }
 
-impl Worker {
+impl CaptureWorker {
     /// Writes evidence to artifacts. A failed write marks its capture as failed; the others are
     /// still written.
-    pub(super) fn write(&mut self, id: IncidentId, mut taken: Vec<Taken>, tally: &mut Tally) {
+    pub(super) fn write(
+        &mut self,
+        id: IncidentId,
+        mut taken: Vec<PendingArtifact>,
+        tally: &mut TaskStats,
+    ) {
         self.label(id, &mut taken, tally);
         // A trace includes the stacks of evidence that is written after it, so that evidence must
         // be symbolized first.
@@ -36,7 +41,7 @@ impl Worker {
             taken.iter_mut().for_each(|taken| name(&mut taken.evidence, tally));
         }
         let mut ahead = VecDeque::from(taken);
-        while let Some(Taken { kind, record, part, mut evidence }) = ahead.pop_front() {
+        while let Some(PendingArtifact { kind, record, part, mut evidence }) = ahead.pop_front() {
             if !has_trace {
                 name(&mut evidence, tally);
             }
@@ -83,7 +88,7 @@ impl Worker {
     }
 }
 
-fn name(evidence: &mut Evidence, tally: &mut Tally) {
+fn name(evidence: &mut Evidence, tally: &mut TaskStats) {
     let named = fence(|| {
         evidence.symbolize();
         Ok(())
@@ -100,7 +105,7 @@ fn write_as(
     id: IncidentId,
     form: Form,
     (evidence, stacks): (&Evidence, &[Stacks<'_>]),
-) -> Result<Artifact, Failure> {
+) -> Result<Artifact, CaptureFailure> {
     let Some((_, dir)) = dirs.iter_mut().find(|(open, _)| *open == id) else {
         return Err("its incident is not open".into());
     };

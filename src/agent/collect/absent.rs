@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::{Absent, Evidence, Failure, Started};
+use super::{Absent, CaptureFailure, Evidence, StartedCapture};
 use crate::agent::standstill::StandstillDetector;
-use crate::base::{Anchor, Bytes};
+use crate::base::{Bytes, TimeAnchor};
 use crate::config::{HeapSettings, Settings, TraceSettings};
 use crate::model::{CaptureKind, Profile, Rule, Stall, ThreadDump, Vitals};
 use crate::vitals::Runtimes;
@@ -24,31 +24,35 @@ pub(super) fn memory(_: &Settings) -> Bytes {
 
 pub(in crate::agent) fn read_images() {}
 
-pub(super) fn start(kind: CaptureKind, _: &Settings, _: Anchor) -> Result<Started, Failure> {
+pub(super) fn start(
+    kind: CaptureKind,
+    _: &Settings,
+    _: TimeAnchor,
+) -> Result<StartedCapture, CaptureFailure> {
     Err(missing(kind))
 }
 
-fn missing(kind: CaptureKind) -> Failure {
+fn missing(kind: CaptureKind) -> CaptureFailure {
     Absent(format!("marple is built without its `{kind}` feature: add it in Cargo.toml")).into()
 }
 
 /// Stub of a guard.
-pub(in crate::agent) struct Nothing;
+pub(in crate::agent) struct NoCollector;
 
-pub(in crate::agent) type Always = Nothing;
+pub(in crate::agent) type LookbackState = NoCollector;
 
-impl Nothing {
+impl NoCollector {
     pub(in crate::agent) fn words(&self, _: &Settings) -> String {
         "marple is built without its `cpu` feature".to_owned()
     }
 }
 
-pub(in crate::agent) fn launch(_: &Settings) -> Nothing {
-    Nothing
+pub(in crate::agent) fn launch(_: &Settings) -> NoCollector {
+    NoCollector
 }
 
-pub(in crate::agent) fn exclude_current_thread() -> Nothing {
-    Nothing
+pub(in crate::agent) fn exclude_current_thread() -> NoCollector {
+    NoCollector
 }
 
 pub(in crate::agent) fn exclude_for_good() {}
@@ -57,11 +61,11 @@ pub(in crate::agent) fn tick(_: &mut Vitals) {}
 
 pub(in crate::agent) fn set_rates(_: &HeapSettings) {}
 
-pub(in crate::agent) fn now(_: Timestamp) -> Result<Evidence, Failure> {
+pub(in crate::agent) fn now(_: Timestamp) -> Result<Evidence, CaptureFailure> {
     Err(missing(CaptureKind::Heap))
 }
 
-pub(in crate::agent) fn snapshot(_: Timestamp) -> Result<Box<Profile>, Failure> {
+pub(in crate::agent) fn snapshot(_: Timestamp) -> Result<Box<Profile>, CaptureFailure> {
     Err(missing(CaptureKind::Heap))
 }
 
@@ -76,9 +80,9 @@ pub(in crate::agent) fn rehearse() {}
 pub(in crate::agent) fn watch<'r>(_: &Vitals, _: impl Iterator<Item = &'r Rule>) {}
 
 /// Stub of the heap threshold notifications.
-pub(in crate::agent) struct Crossings;
+pub(in crate::agent) struct ThresholdEvents;
 
-impl Crossings {
+impl ThresholdEvents {
     pub(in crate::agent) fn listen() -> Self {
         Self
     }
@@ -97,7 +101,7 @@ pub(in crate::agent) fn configure(_: &TraceSettings) {}
 pub(in crate::agent) fn end(_: &TraceSettings) {}
 
 /// Stub of a detected stall.
-pub(in crate::agent) struct Found {
+pub(in crate::agent) struct FoundStalls {
     pub(in crate::agent) stall: Stall,
     pub(in crate::agent) dump: Option<Box<ThreadDump>>,
     pub(in crate::agent) is_in_place: bool,
@@ -129,7 +133,7 @@ impl Stalls {
         &mut self,
         _: &mut StandstillDetector,
         _: tokio::time::Instant,
-    ) -> Vec<Found> {
+    ) -> Vec<FoundStalls> {
         std::future::pending().await
     }
 }

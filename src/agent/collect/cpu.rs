@@ -1,10 +1,10 @@
 //! CPU profiles: one from the look-back before the capture, which runs from the agent's start, and
 //! one of the whole capture. In wall mode the latter covers the wall-clock time of all threads.
 
-use super::{Collector, Evidence, Failure, Started};
-use crate::base::{Anchor, Bytes, Hertz, Moment, warnings};
+use super::{CaptureFailure, Collector, Evidence, StartedCapture};
+use crate::base::{Bytes, Hertz, Moment, TimeAnchor, warnings};
 use crate::config::{Settings, ThreadsMode};
-use crate::cpu::{Error, Lookback, Options, Session};
+use crate::cpu::{CpuSession, Error, Lookback, Options};
 use crate::model::{CaptureKind, CpuEngine, CpuMode};
 
 /// Returns the reason CPU captures are disabled, or `None` if they are not.
@@ -17,19 +17,19 @@ pub(super) fn switched_off(settings: &Settings) -> Option<&'static str> {
 /// Returns the maximum memory of an engine.
 pub(super) fn memory(settings: &Settings) -> Bytes {
     match settings.cpu.mode {
-        CpuMode::Cpu => Session::memory(settings.cpu.engine),
-        CpuMode::Wall => Session::memory(CpuEngine::Auto),
+        CpuMode::Cpu => CpuSession::memory(settings.cpu.engine),
+        CpuMode::Wall => CpuSession::memory(CpuEngine::Auto),
     }
 }
 
 pub(super) fn start(
     _: CaptureKind,
     settings: &Settings,
-    anchor: Anchor,
-) -> Result<Started, Failure> {
-    let mut session = Session::with(&options(settings), anchor)?;
+    anchor: TimeAnchor,
+) -> Result<StartedCapture, CaptureFailure> {
+    let mut session = CpuSession::with(&options(settings), anchor)?;
     let before = session.take_before().map(|profile| Evidence::Profile(Box::new(profile)));
-    Ok(Started { collector: Box::new(session), at_start: before })
+    Ok(StartedCapture { collector: Box::new(session), at_start: before })
 }
 
 fn options(settings: &Settings) -> Options {
@@ -47,12 +47,12 @@ fn options(settings: &Settings) -> Options {
     }
 }
 
-impl Collector for Session {
+impl Collector for CpuSession {
     fn engine(&self) -> &str {
         Self::engine(self)
     }
 
-    fn stop(self: Box<Self>, now: Moment) -> Result<Option<Evidence>, Failure> {
+    fn stop(self: Box<Self>, now: Moment) -> Result<Option<Evidence>, CaptureFailure> {
         Ok(Some(Evidence::Profile(Box::new(Self::stop(*self, now)?))))
     }
 }
@@ -61,10 +61,10 @@ impl Collector for Session {
 const TOPIC: &str = "cpu.lookback";
 
 /// The look-back, or the error that prevents it.
-pub(in crate::agent) struct Always(Result<Option<Lookback>, Error>);
+pub(in crate::agent) struct LookbackState(Result<Option<Lookback>, Error>);
 
 /// Starts the look-back.
-pub(in crate::agent) fn launch(settings: &Settings) -> Always {
+pub(in crate::agent) fn launch(settings: &Settings) -> LookbackState {
     let started = Lookback::start(&options(settings));
     match &started {
         Err(error) => {
@@ -72,10 +72,10 @@ pub(in crate::agent) fn launch(settings: &Settings) -> Always {
         }
         Ok(_) => warnings::clear(TOPIC),
     }
-    Always(started)
+    LookbackState(started)
 }
 
-impl Always {
+impl LookbackState {
     /// Returns the active engine and the reason for its selection, or the reason there is none.
     pub(in crate::agent) fn words(&self, settings: &Settings) -> String {
         match &self.0 {

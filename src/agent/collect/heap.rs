@@ -10,20 +10,20 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use jiff::Timestamp;
 
-use super::{Collector, Evidence, Failure, Live, Started, jemalloc};
+use super::{CaptureFailure, Collector, Evidence, StartedCapture, StreamedEvidence, jemalloc};
 use crate::agent::heap_writer::{HeapWriter, ProcessMemory};
 use crate::agent::memory_summary::MemorySummary;
-use crate::base::{Anchor, Bytes, Moment, log};
+use crate::base::{Bytes, Moment, TimeAnchor, log};
 use crate::config::{HeapSettings, Settings};
 use crate::heap;
 use crate::model::{CaptureKind, Losses, Metric, Profile, Rule, Vitals};
-use crate::os::eventfd::Listener;
+use crate::os::eventfd::EventListener;
 use crate::unwind;
 
 /// Dumps are serialized: there is one set of reserved buffers.
 static WRITER: Mutex<Option<HeapWriter>> = Mutex::new(None);
-static RATES: Mutex<Rates> =
-    Mutex::new(Rates { usual: None, during: None, captures: 0, asked: None });
+static RATES: Mutex<SamplingRates> =
+    Mutex::new(SamplingRates { usual: None, during: None, captures: 0, asked: None });
 
 /// Mean number of bytes between two samples during an incident, unless set in the settings. 500
 /// tasks of 1 KiB that pile up during the capture have eight samples. At 1 GB/s of allocations it
@@ -35,13 +35,17 @@ static RESIDENT: AtomicU64 = AtomicU64::new(0);
 static WORKING_SET: AtomicU64 = AtomicU64::new(0);
 static LIMIT: AtomicU64 = AtomicU64::new(0);
 
-pub(super) fn start(_: CaptureKind, _: &Settings, anchor: Anchor) -> Result<Started, Failure> {
+pub(super) fn start(
+    _: CaptureKind,
+    _: &Settings,
+    anchor: TimeAnchor,
+) -> Result<StartedCapture, CaptureFailure> {
     if !heap::installed() {
         return jemalloc::start(anchor);
     }
-    Ok(Started {
-        collector: Box::new(Snapshots { anchor, _rate: FinerRate::begin() }),
-        at_start: Some(Dump::at(anchor.wall)),
+    Ok(StartedCapture {
+        collector: Box::new(HeapCollector { anchor, _rate: FinerRate::begin() }),
+        at_start: Some(HeapEvidence::at(anchor.wall)),
     })
 }
 
@@ -51,17 +55,17 @@ pub(in crate::agent) fn why_absent() -> Option<String> {
 }
 
 /// Returns a heap profile that is taken when it is written.
-pub(in crate::agent) fn now(wall: Timestamp) -> Result<Evidence, Failure> {
+pub(in crate::agent) fn now(wall: Timestamp) -> Result<Evidence, CaptureFailure> {
     if !heap::installed() {
         let mut evidence = Evidence::Profile(jemalloc::snapshot(wall)?);
         evidence.symbolize();
         return Ok(evidence);
     }
-    Ok(Dump::at(wall))
+    Ok(HeapEvidence::at(wall))
 }
 
 /// Returns a profile of the heap.
-pub(in crate::agent) fn snapshot(wall: Timestamp) -> Result<Box<Profile>, Failure> {
+pub(in crate::agent) fn snapshot(wall: Timestamp) -> Result<Box<Profile>, CaptureFailure> {
     if !heap::installed() {
         return jemalloc::snapshot(wall);
     }
@@ -70,34 +74,34 @@ pub(in crate::agent) fn snapshot(wall: Timestamp) -> Result<Box<Profile>, Failur
     Ok(profile)
 }
 
-struct Snapshots {
-    anchor: Anchor,
+struct HeapCollector {
+    anchor: TimeAnchor,
     /// Released when the capture ends.
     _rate: FinerRate,
 }
 
-impl Collector for Snapshots {
+impl Collector for HeapCollector {
     fn engine(&self) -> &str {
         "sampling allocator"
     }
 
-    fn peek(&self, now: Moment) -> Result<Option<Evidence>, Failure> {
-        Ok(Some(Dump::at(self.anchor.wall_at(now))))
+    fn peek(&self, now: Moment) -> Result<Option<Evidence>, CaptureFailure> {
+        Ok(Some(HeapEvidence::at(self.anchor.wall_at(now))))
     }
 
-    fn stop(self: Box<Self>, now: Moment) -> Result<Option<Evidence>, Failure> {
-        Ok(Some(Dump::at(self.anchor.wall_at(now))))
+    fn stop(self: Box<Self>, now: Moment) -> Result<Option<Evidence>, CaptureFailure> {
+        Ok(Some(HeapEvidence::at(self.anchor.wall_at(now))))
     }
 }
 
 /// A profile taken when it is written.
-struct Dump {
+struct HeapEvidence {
     wall: Timestamp,
     /// Summary of the last write.
     summary: Mutex<Option<MemorySummary>>,
 }
 
-impl Dump {
+impl HeapEvidence {
     fn new(wall: Timestamp) -> Self {
         Self { wall, summary: Mutex::new(None) }
     }
@@ -107,7 +111,7 @@ impl Dump {
     }
 }
 
-impl Live for Dump {
+impl StreamedEvidence for HeapEvidence {
     fn asked(&self) -> Timestamp {
         self.wall
     }
@@ -121,7 +125,7 @@ impl Live for Dump {
         heap::losses()
     }
 
-    fn write(&self, out: &mut dyn Write) -> Result<(), Failure> {
+    fn write(&self, out: &mut dyn Write) -> Result<(), CaptureFailure> {
         let known = |figure: &AtomicU64| Some(figure.load(Relaxed)).filter(|&figure| figure > 0);
         let process = ProcessMemory {
             resident: known(&RESIDENT),
@@ -151,12 +155,12 @@ pub(in crate::agent) fn read_images() {
 pub(in crate::agent) fn rehearse() {
     if heap::installed() {
         // A persistent error is reported by the first capture.
-        let _ = Dump::new(Timestamp::UNIX_EPOCH).write(&mut std::io::sink());
+        let _ = HeapEvidence::new(Timestamp::UNIX_EPOCH).write(&mut std::io::sink());
     }
 }
 
 /// Excludes the allocations of this thread from heap profiles until the guard is dropped.
-pub(in crate::agent) fn exclude_current_thread() -> heap::Exclusion {
+pub(in crate::agent) fn exclude_current_thread() -> heap::ProfilerExclusion {
     heap::exclude_current_thread()
 }
 
@@ -199,9 +203,9 @@ pub(in crate::agent) fn watch<'r>(vitals: &Vitals, rules: impl Iterator<Item = &
 }
 
 /// Receiver of wake-ups when the heap grows past the requested threshold.
-pub(in crate::agent) struct Crossings(Option<Listener>);
+pub(in crate::agent) struct ThresholdEvents(Option<EventListener>);
 
-impl Crossings {
+impl ThresholdEvents {
     /// Creates a receiver. Must be called on the agent's runtime. If it fails, heap rules are
     /// evaluated at ticks only.
     pub(in crate::agent) fn listen() -> Self {
@@ -229,7 +233,7 @@ pub(in crate::agent) fn set_rates(settings: &HeapSettings) {
 
 /// Sampling rates: mean bytes between two samples, normally and during a heap capture.
 #[derive(Default)]
-struct Rates {
+struct SamplingRates {
     /// `None` until the settings are known.
     usual: Option<Bytes>,
     during: Option<Bytes>,
@@ -238,7 +242,7 @@ struct Rates {
     asked: Option<Bytes>,
 }
 
-impl Rates {
+impl SamplingRates {
     fn apply(&self) {
         let during = self.during.filter(|_| self.captures > 0);
         if let Some(rate) = self.asked.or(during).or(self.usual) {

@@ -5,26 +5,27 @@ use std::io::{BufReader, Seek, SeekFrom};
 
 use jiff::Timestamp;
 
-use super::{Absent, Collector, Evidence, Failure, Started};
+use super::{Absent, CaptureFailure, Collector, Evidence, StartedCapture};
 use crate::agent::memory_summary::MemorySummary;
-use crate::base::{Anchor, Moment};
+use crate::base::{Moment, TimeAnchor};
 use crate::codec::jeheap;
 use crate::heap;
 use crate::heap::jemalloc::{Activation, Profiler};
 use crate::model::Profile;
 use crate::os::images;
 
-pub(super) fn start(anchor: Anchor) -> Result<Started, Failure> {
+pub(super) fn start(anchor: TimeAnchor) -> Result<StartedCapture, CaptureFailure> {
     let profiler = find()?;
     let activation = profiler.activate()?;
     let since = activation.turned_on().then_some(anchor.wall);
     let at_start = dump(profiler, anchor.wall, since)?;
-    let collector = Box::new(Sampling { anchor, profiler, since, _activation: activation });
-    Ok(Started { collector, at_start: Some(Evidence::Profile(at_start)) })
+    let collector =
+        Box::new(JemallocCollector { anchor, profiler, since, _activation: activation });
+    Ok(StartedCapture { collector, at_start: Some(Evidence::Profile(at_start)) })
 }
 
 /// Returns a profile of the heap.
-pub(super) fn snapshot(wall: Timestamp) -> Result<Box<Profile>, Failure> {
+pub(super) fn snapshot(wall: Timestamp) -> Result<Box<Profile>, CaptureFailure> {
     dump(find()?, wall, None)
 }
 
@@ -33,29 +34,29 @@ pub(super) fn why_absent() -> Option<String> {
 }
 
 /// Returns jemalloc's profiler. Without one, heap profiles are unavailable in this program.
-fn find() -> Result<Profiler, Failure> {
+fn find() -> Result<Profiler, CaptureFailure> {
     Profiler::find().map_err(|why| Absent(why.to_string()).into())
 }
 
-struct Sampling {
-    anchor: Anchor,
+struct JemallocCollector {
+    anchor: TimeAnchor,
     profiler: Profiler,
     /// Time at which this capture turned sampling on; `None` if it was already on.
     since: Option<Timestamp>,
     _activation: Activation,
 }
 
-impl Collector for Sampling {
+impl Collector for JemallocCollector {
     fn engine(&self) -> &str {
         "jemalloc"
     }
 
-    fn peek(&self, now: Moment) -> Result<Option<Evidence>, Failure> {
+    fn peek(&self, now: Moment) -> Result<Option<Evidence>, CaptureFailure> {
         let profile = dump(self.profiler, self.anchor.wall_at(now), self.since)?;
         Ok(Some(Evidence::Profile(profile)))
     }
 
-    fn stop(self: Box<Self>, now: Moment) -> Result<Option<Evidence>, Failure> {
+    fn stop(self: Box<Self>, now: Moment) -> Result<Option<Evidence>, CaptureFailure> {
         self.peek(now)
     }
 }
@@ -64,7 +65,7 @@ fn dump(
     profiler: Profiler,
     wall: Timestamp,
     since: Option<Timestamp>,
-) -> Result<Box<Profile>, Failure> {
+) -> Result<Box<Profile>, CaptureFailure> {
     let accumulates = profiler.accumulates()?;
     let mut text = profiler.dump()?;
     text.seek(SeekFrom::Start(0))?;

@@ -10,7 +10,7 @@ use std::io;
 
 use jiff::Timestamp;
 
-use crate::base::{Anchor, Bytes, Moment};
+use crate::base::{Bytes, Moment, TimeAnchor};
 use crate::codec::{perfetto, pprof, text};
 use crate::config::Settings;
 use crate::model::{
@@ -51,7 +51,7 @@ pub(super) use absent as stalls;
 pub(super) use absent as trace;
 
 /// The reason a collector failed.
-pub(super) type Failure = Box<dyn Error + Send + Sync>;
+pub(super) type CaptureFailure = Box<dyn Error + Send + Sync>;
 
 /// The reason a kind of evidence is unavailable: disabled by the settings or by the build.
 #[derive(Debug, thiserror::Error)]
@@ -63,7 +63,7 @@ pub(super) trait Collector {
     fn engine(&self) -> &str;
 
     /// Returns a snapshot at `now`, or `None` if the collector cannot take one while it is running.
-    fn peek(&self, _now: Moment) -> Result<Option<Evidence>, Failure> {
+    fn peek(&self, _now: Moment) -> Result<Option<Evidence>, CaptureFailure> {
         Ok(None)
     }
 
@@ -75,11 +75,11 @@ pub(super) trait Collector {
 
     /// Stops the capture and returns the evidence recorded since its start, or `None` if all
     /// evidence was available at the start.
-    fn stop(self: Box<Self>, now: Moment) -> Result<Option<Evidence>, Failure>;
+    fn stop(self: Box<Self>, now: Moment) -> Result<Option<Evidence>, CaptureFailure>;
 }
 
 /// A collector that was just started, and the evidence available at its start.
-pub(super) struct Started {
+pub(super) struct StartedCapture {
     pub(super) collector: Box<dyn Collector>,
     pub(super) at_start: Option<Evidence>,
 }
@@ -94,7 +94,7 @@ impl Collector for Snapshot {
         self.engine
     }
 
-    fn stop(self: Box<Self>, _: Moment) -> Result<Option<Evidence>, Failure> {
+    fn stop(self: Box<Self>, _: Moment) -> Result<Option<Evidence>, CaptureFailure> {
         Ok(None)
     }
 }
@@ -156,8 +156,8 @@ pub(super) fn memory(kind: CaptureKind, settings: &Settings) -> Bytes {
 pub(super) fn start(
     kind: CaptureKind,
     settings: &Settings,
-    anchor: Anchor,
-) -> Result<Started, Failure> {
+    anchor: TimeAnchor,
+) -> Result<StartedCapture, CaptureFailure> {
     match kind {
         CaptureKind::Cpu => cpu::start(kind, settings, anchor),
         CaptureKind::Heap => heap::start(kind, settings, anchor),
@@ -183,11 +183,11 @@ pub(super) enum Evidence {
     Descriptors(Box<DescriptorDump>),
     Panics(Box<PanicDump>),
     /// Taken while it is being written.
-    Live(Box<dyn Live>),
+    Live(Box<dyn StreamedEvidence>),
 }
 
 /// Evidence that is never held in memory: it is streamed from its source to the file.
-pub(super) trait Live: Send {
+pub(super) trait StreamedEvidence: Send {
     /// Returns the time of the request, which is close to the time it is taken.
     fn asked(&self) -> Timestamp;
 
@@ -197,7 +197,7 @@ pub(super) trait Live: Send {
     fn note(&self) -> Option<String>;
 
     /// Takes the evidence and writes it.
-    fn write(&self, out: &mut dyn io::Write) -> Result<(), Failure>;
+    fn write(&self, out: &mut dyn io::Write) -> Result<(), CaptureFailure>;
 }
 
 impl Evidence {
@@ -255,7 +255,7 @@ impl Evidence {
     }
 
     /// Writes the evidence in its binary format.
-    pub(super) fn write_binary(&self, out: impl io::Write) -> Result<(), Failure> {
+    pub(super) fn write_binary(&self, out: impl io::Write) -> Result<(), CaptureFailure> {
         let form = match self {
             Self::Profile(_) | Self::Live(_) => Form::MemoryPprof,
             Self::Timeline(_) => Form::RuntimeTrace,
@@ -268,7 +268,7 @@ impl Evidence {
     }
 
     /// Writes the evidence in one of its formats.
-    pub(super) fn write(&self, form: Form, out: impl io::Write) -> Result<(), Failure> {
+    pub(super) fn write(&self, form: Form, out: impl io::Write) -> Result<(), CaptureFailure> {
         self.write_with(form, &[], out)
     }
 
@@ -278,7 +278,7 @@ impl Evidence {
         form: Form,
         stacks: &[perfetto::Stacks<'_>],
         mut out: impl io::Write,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), CaptureFailure> {
         let written = match (self, form) {
             (Self::Profile(profile), _) => pprof::write(profile, out),
             (Self::Timeline(timeline), _) => perfetto::write_with(timeline, stacks, out),
@@ -291,6 +291,6 @@ impl Evidence {
             (Self::Descriptors(dump), _) => text::descriptors::write(dump, out),
             (Self::Panics(dump), _) => text::panics::write(dump, out),
         };
-        written.map_err(Failure::from)
+        written.map_err(CaptureFailure::from)
     }
 }

@@ -2,16 +2,16 @@
 
 use jiff::Timestamp;
 
-use super::{Absent, Failure, Started};
-use crate::base::Anchor;
+use super::{Absent, CaptureFailure, StartedCapture};
+use crate::base::TimeAnchor;
 use crate::heap;
 use crate::model::Profile;
 
-pub(super) fn start(_: Anchor) -> Result<Started, Failure> {
+pub(super) fn start(_: TimeAnchor) -> Result<StartedCapture, CaptureFailure> {
     Err(missing())
 }
 
-pub(super) fn snapshot(_: Timestamp) -> Result<Box<Profile>, Failure> {
+pub(super) fn snapshot(_: Timestamp) -> Result<Box<Profile>, CaptureFailure> {
     Err(missing())
 }
 
@@ -19,6 +19,6 @@ pub(super) fn why_absent() -> Option<String> {
     Some(heap::Error::NotInstalled.to_string())
 }
 
-fn missing() -> Failure {
+fn missing() -> CaptureFailure {
     Absent(heap::Error::NotInstalled.to_string()).into()
 }

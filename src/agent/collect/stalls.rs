@@ -18,19 +18,21 @@ use tokio::sync::oneshot::Receiver;
 use tokio::time::Instant;
 
 use self::stack_budget::StackBudget;
-use super::Failure;
-use super::suspects::{Suspicions, holds_up, is_in_place_function};
+use super::CaptureFailure;
+use super::suspects::{StallCandidates, holds_up, is_in_place_function};
 use crate::agent::fence::fence;
 use crate::agent::side_thread::SideThread;
 use crate::agent::standstill::StandstillDetector;
-use crate::base::{Anchor, Clock, Moment, SystemClock, log, standstill};
+use crate::base::{Clock, Moment, SystemClock, TimeAnchor, log, standstill};
 use crate::config::{Settings, ThreadsMode};
 use crate::model::{Metric, Profile, Stall, ThreadDump, TraceMode};
 use crate::os;
-use crate::os::clock::timerfd::Alarm;
+use crate::os::clock::timerfd::TimerFd;
 use crate::stacks::threads;
 use crate::symbols;
-use crate::trace::stalls::{Overlong, Starved, Suspicion, Verdict, Watch, longest as longest_poll};
+use crate::trace::stalls::{
+    LongPoll, StallVerdict, StallWatch, StarvedPoll, SuspectedStall, longest as longest_poll,
+};
 use crate::vitals::Runtimes;
 
 /// Lower bound of the threshold, the same as that of the settings.
@@ -47,7 +49,7 @@ const STARVED_EVERY: Duration = Duration::from_secs(10);
 const LONG: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// A stall and the dump of its thread at that time.
-pub(in crate::agent) struct Found {
+pub(in crate::agent) struct FoundStalls {
     pub(in crate::agent) stall: Stall,
     pub(in crate::agent) dump: Option<Box<ThreadDump>>,
     /// True if the poll has handed its worker to another thread (`tokio::task::block_in_place`) and
@@ -87,26 +89,26 @@ pub(in crate::agent) fn threshold(settings: &Settings) -> Option<Duration> {
 }
 
 /// Suspected stalls confirmed by the stacks of their threads.
-type Weighed = Vec<(Suspicion, Found)>;
+type ConfirmedStalls = Vec<(SuspectedStall, FoundStalls)>;
 
 /// The stall detector.
 pub(in crate::agent) struct Stalls {
     runtimes: Runtimes,
     wanted: Option<(Duration, bool)>,
-    watch: Option<Watch>,
-    suspicions: Option<Suspicions>,
+    watch: Option<StallWatch>,
+    suspicions: Option<StallCandidates>,
     due: Instant,
-    alarm: Alarm,
+    alarm: TimerFd,
     /// The thread that signals and dumps other threads.
     thread: SideThread,
-    examined: Option<Receiver<(Vec<Found>, Duration)>>,
+    examined: Option<Receiver<(Vec<FoundStalls>, Duration)>>,
     stacks: StackBudget,
     /// Polls to be logged that were too long only because they waited for a core, and the time of
     /// the last such log line.
-    starved: Starved,
+    starved: StarvedPoll,
     starved_logged: Option<Moment>,
     /// Suspected stalls being confirmed.
-    weighed: Option<(Verdict, Receiver<(Weighed, Duration)>)>,
+    weighed: Option<(StallVerdict, Receiver<(ConfirmedStalls, Duration)>)>,
 }
 
 impl Stalls {
@@ -118,11 +120,11 @@ impl Stalls {
             watch: None,
             suspicions: None,
             due: Instant::now(),
-            alarm: Alarm::here(),
+            alarm: TimerFd::here(),
             thread: SideThread::new("marple-stalls"),
             examined: None,
             stacks: StackBudget::default(),
-            starved: Starved::default(),
+            starved: StarvedPoll::default(),
             starved_logged: None,
             weighed: None,
         }
@@ -136,10 +138,10 @@ impl Stalls {
             self.wanted = wanted;
             // The poller accepts the same descriptor only once, so the old watch is dropped first.
             self.watch = None;
-            self.watch = wanted.map(|(threshold, _)| Watch::new(threshold));
+            self.watch = wanted.map(|(threshold, _)| StallWatch::new(threshold));
             let suspects = wanted.filter(|&(_, signals)| signals);
             self.suspicions = suspects.map(|(threshold, _)| {
-                Suspicions::new(self.runtimes.clone(), threshold, self.thread.clone())
+                StallCandidates::new(self.runtimes.clone(), threshold, self.thread.clone())
             });
             self.weighed = None;
             self.due = Instant::now();
@@ -158,7 +160,7 @@ impl Stalls {
         &mut self,
         detector: &mut StandstillDetector,
         tick_due: Instant,
-    ) -> Vec<Found> {
+    ) -> Vec<FoundStalls> {
         loop {
             if let Some(examined) = &mut self.examined {
                 let (found, cost) = examined.await.unwrap_or_default();
@@ -204,12 +206,12 @@ impl Stalls {
         }
     }
 
-    fn examine(&mut self, mut overlong: Vec<Overlong>) {
+    fn examine(&mut self, mut overlong: Vec<LongPoll>) {
         // Polls in progress are examined first, the longest of them before the others.
         overlong.sort_by_key(|poll| std::cmp::Reverse((poll.running, poll.lasted)));
         let signals = self.wanted.is_some_and(|(_, signals)| signals);
         let now = SystemClock.now();
-        let polls: Vec<(Overlong, bool)> = overlong
+        let polls: Vec<(LongPoll, bool)> = overlong
             .into_iter()
             .map(|poll| {
                 let may_ask = !signals || !poll.running || self.stacks.allows(now, &poll.task);
@@ -224,13 +226,13 @@ impl Stalls {
         }));
     }
 
-    fn log_starved(&mut self, fresh: Starved) {
+    fn log_starved(&mut self, fresh: StarvedPoll) {
         self.starved.polls += fresh.polls;
         self.starved.longest = self.starved.longest.max(fresh.longest);
         let now = SystemClock.now();
         let is_due = self.starved_logged.is_none_or(|at| now.since(at) >= STARVED_EVERY);
         if self.starved.polls > 0 && is_due {
-            let Starved { polls, longest } = std::mem::take(&mut self.starved);
+            let StarvedPoll { polls, longest } = std::mem::take(&mut self.starved);
             self.starved_logged = Some(now);
             log::info(format!(
                 "{polls} polls took too long only because their threads waited for a core (CPU contention), the \
@@ -240,7 +242,7 @@ impl Stalls {
         }
     }
 
-    fn weigh(&mut self, verdict: Verdict) {
+    fn weigh(&mut self, verdict: StallVerdict) {
         let suspicions = verdict.suspicions.clone();
         let weighed = self.thread.run(move || {
             let before = os::proc::threads::cpu_time();
@@ -252,7 +254,7 @@ impl Stalls {
         self.weighed = Some((verdict, weighed));
     }
 
-    fn settle(&mut self, weighed: Weighed) -> Vec<Found> {
+    fn settle(&mut self, weighed: ConfirmedStalls) -> Vec<FoundStalls> {
         let Some((verdict, _)) = self.weighed.take() else { return Vec::new() };
         let Some(suspicions) = &mut self.suspicions else { return Vec::new() };
         let told = suspicions.settle(verdict, |tid| weighed.iter().any(|(it, _)| it.tid == tid));
@@ -279,7 +281,7 @@ impl Drop for Stalls {
 
 /// Waits for the samples of the detector of unrecorded polls. Never completes while none are
 /// requested.
-async fn heard(suspicions: &mut Option<Suspicions>) -> Option<Verdict> {
+async fn heard(suspicions: &mut Option<StallCandidates>) -> Option<StallVerdict> {
     match suspicions {
         Some(suspicions) => suspicions.heard().await,
         None => future::pending().await,
@@ -287,7 +289,7 @@ async fn heard(suspicions: &mut Option<Suspicions>) -> Option<Verdict> {
 }
 
 /// Returns the suspected stall if the thread's stack shows that it blocks a worker.
-fn weigh(suspicion: &Suspicion) -> Option<Found> {
+fn weigh(suspicion: &SuspectedStall) -> Option<FoundStalls> {
     let anchor = SystemClock.anchor();
     let dump = picture(anchor, suspicion.tid).ok()?;
     let row = dump.threads.first()?;
@@ -312,11 +314,11 @@ fn weigh(suspicion: &Suspicion) -> Option<Found> {
         function: own.map(|own| own.name.to_owned()),
         via: own.and_then(|own| own.via).map(str::to_owned),
     };
-    Some(Found { stall, dump: Some(Box::new(dump)), is_in_place: false })
+    Some(FoundStalls { stall, dump: Some(Box::new(dump)), is_in_place: false })
 }
 
 /// Dumps and symbolizes one thread.
-fn picture(anchor: Anchor, tid: u32) -> Result<ThreadDump, Failure> {
+fn picture(anchor: TimeAnchor, tid: u32) -> Result<ThreadDump, CaptureFailure> {
     fence(|| {
         let mut dump = threads::dump_one(&SystemClock, anchor, tid)?;
         symbols::name_functions(&mut dump.profile);
@@ -324,7 +326,7 @@ fn picture(anchor: Anchor, tid: u32) -> Result<ThreadDump, Failure> {
     })
 }
 
-fn examine(mut poll: Overlong, signals: bool, may_ask: bool) -> Found {
+fn examine(mut poll: LongPoll, signals: bool, may_ask: bool) -> FoundStalls {
     let anchor = SystemClock.anchor();
     let mut remark = "";
     let mut dump = None;
@@ -380,7 +382,7 @@ fn examine(mut poll: Overlong, signals: bool, may_ask: bool) -> Found {
         via,
         remark,
     };
-    Found { stall, dump, is_in_place }
+    FoundStalls { stall, dump, is_in_place }
 }
 
 /// Returns the function names of a profile with one stack, innermost first.

@@ -13,18 +13,19 @@ use std::time::Duration;
 
 use tokio::sync::oneshot::Receiver;
 
-use self::poll_roles::{Flavor, Role, poll_in, role};
+use self::poll_roles::{Flavor, PollRole, poll_in, role};
 pub(super) use self::poll_roles::{holds_up, is_in_place_function};
 use crate::agent::side_thread::SideThread;
 use crate::base::{Clock, Moment, SystemClock, standstill, warnings};
-use crate::model::{Beat, Profile, ValueType};
+use crate::model::{Profile, ValueType, WorkerProgress};
 use crate::os::clock::cpu_timer;
 use crate::os::images;
 use crate::os::proc::threads;
-use crate::stacks::polls::{Onlooker, Stand};
+use crate::stacks::polls::{SampledStack, ThreadProbe};
 use crate::symbols;
 use crate::trace::stalls::{
-    Ask, MAX_FOLLOWED, Sample, Still, Suspects, Suspicion, Verdict, WorkerThread, recorded,
+    MAX_FOLLOWED, PollSample, PollStackRequest, StallVerdict, Still, SuspectedStall,
+    UnrecordedPollDetector, WorkerThread, recorded,
 };
 use crate::vitals::Runtimes;
 
@@ -52,18 +53,18 @@ const MAX_LISTED: usize = 512;
 const NEAR: u32 = 128;
 
 /// The detector of unrecorded stalls.
-pub(super) struct Suspicions {
+pub(super) struct StallCandidates {
     runtimes: Runtimes,
-    suspects: Suspects,
-    beats: Vec<Beat>,
+    suspects: UnrecordedPollDetector,
+    beats: Vec<WorkerProgress>,
     /// Threads found to be workers that have not yet run a task of the agent.
     workers: Vec<u32>,
     /// Threads that drive a current-thread runtime.
     drivers: Vec<u32>,
     threads: Vec<WorkerThread>,
     /// `None` before the first round, and during a round, which then owns the examiner.
-    examiner: Option<Box<Examiner>>,
-    round: Option<Receiver<Round>>,
+    examiner: Option<Box<StackExaminer>>,
+    round: Option<Receiver<ExamineRound>>,
     thread: SideThread,
     /// True if the system does not permit sampling threads.
     refused: bool,
@@ -72,19 +73,19 @@ pub(super) struct Suspicions {
 }
 
 /// Result of one round of sampling.
-struct Round {
-    examiner: Box<Examiner>,
+struct ExamineRound {
+    examiner: Box<StackExaminer>,
     asked: Moment,
-    samples: Vec<Sample>,
+    samples: Vec<PollSample>,
     searched: bool,
     cost: Duration,
 }
 
-impl Suspicions {
+impl StallCandidates {
     pub(super) fn new(runtimes: Runtimes, threshold: Duration, thread: SideThread) -> Self {
         Self {
             runtimes,
-            suspects: Suspects::new(threshold),
+            suspects: UnrecordedPollDetector::new(threshold),
             beats: Vec::new(),
             workers: Vec::new(),
             drivers: Vec::new(),
@@ -109,7 +110,7 @@ impl Suspicions {
         next
     }
 
-    fn look_at_workers(&mut self) -> (Option<Ask>, Duration) {
+    fn look_at_workers(&mut self) -> (Option<PollStackRequest>, Duration) {
         let stood_still = standstill::total();
         if stood_still != self.stood_still {
             self.stood_still = stood_still;
@@ -138,10 +139,10 @@ impl Suspicions {
         self.suspects.look(SystemClock.now(), &self.beats, &self.threads)
     }
 
-    fn ask(&mut self, ask: Ask) {
+    fn ask(&mut self, ask: PollStackRequest) {
         let examiner = match self.examiner.take() {
             Some(examiner) => Ok(examiner),
-            None => Onlooker::new().map(|onlooker| Box::new(Examiner::new(onlooker))),
+            None => ThreadProbe::new().map(|onlooker| Box::new(StackExaminer::new(onlooker))),
         };
         match examiner {
             Ok(examiner) => {
@@ -161,12 +162,12 @@ impl Suspicions {
 
     /// Waits for the samples of the current round. Returns the suspected stalls, if any. Never
     /// completes while no round is running.
-    pub(super) async fn heard(&mut self) -> Option<Verdict> {
+    pub(super) async fn heard(&mut self) -> Option<StallVerdict> {
         let Some(round) = &mut self.round else { return std::future::pending().await };
         let round = round.await;
         self.round = None;
         let before = threads::cpu_time();
-        let Round { examiner, asked, samples, searched, cost } = round.ok()?;
+        let ExamineRound { examiner, asked, samples, searched, cost } = round.ok()?;
         let found = samples.iter().filter(|sample| sample.poll.is_some()).map(|sample| sample.tid);
         let fresh = found.filter(|tid| !self.threads.iter().any(|thread| thread.tid == *tid));
         self.workers.extend(fresh);
@@ -188,9 +189,9 @@ impl Suspicions {
     /// thread.
     pub(super) fn settle(
         &mut self,
-        verdict: Verdict,
+        verdict: StallVerdict,
         is_stuck: impl Fn(u32) -> bool,
-    ) -> Vec<Suspicion> {
+    ) -> Vec<SuspectedStall> {
         self.suspects.settle(verdict, is_stuck)
     }
 
@@ -206,21 +207,26 @@ impl Suspicions {
 }
 
 /// Sampler of threads that caches the roles of functions.
-struct Examiner {
-    onlooker: Onlooker,
-    roles: HashMap<u64, Role>,
+struct StackExaminer {
+    onlooker: ThreadProbe,
+    roles: HashMap<u64, PollRole>,
     /// Number of symbol look-ups.
     lessons: u32,
     /// Threads that are not workers, each with the time until which it is skipped.
     plain: HashMap<u32, Moment>,
 }
 
-impl Examiner {
-    fn new(onlooker: Onlooker) -> Self {
+impl StackExaminer {
+    fn new(onlooker: ThreadProbe) -> Self {
         Self { onlooker, roles: HashMap::new(), lessons: 0, plain: HashMap::new() }
     }
 
-    fn round(mut self: Box<Self>, ask: &Ask, workers: &[u32], drivers: &[u32]) -> Round {
+    fn round(
+        mut self: Box<Self>,
+        ask: &PollStackRequest,
+        workers: &[u32],
+        drivers: &[u32],
+    ) -> ExamineRound {
         let (asked, before) = (SystemClock.now(), threads::cpu_time());
         let still: Vec<&Still> = ask.still.iter().filter(|still| self.has_slept(still)).collect();
         let mut open = ask.follow.clone();
@@ -236,9 +242,14 @@ impl Examiner {
         let recorded = recorded();
         let (others, open): (Vec<u32>, Vec<u32>) =
             open.into_iter().partition(|tid| recorded.contains(tid));
-        let left_out =
-            |tid| Sample { tid, poll: None, is_worker: true, still: None, waited: Duration::ZERO };
-        let mut samples: Vec<Sample> = others.into_iter().map(left_out).collect();
+        let left_out = |tid| PollSample {
+            tid,
+            poll: None,
+            is_worker: true,
+            still: None,
+            waited: Duration::ZERO,
+        };
+        let mut samples: Vec<PollSample> = others.into_iter().map(left_out).collect();
         let stands = self.onlooker.ask(&SystemClock, &open);
         let learning = threads::cpu_time();
         self.learn(&stands, drivers);
@@ -254,12 +265,12 @@ impl Examiner {
             }
             let still = still.iter().find(|still| still.tid == tid).map(|still| still.since);
             let waited = stand.map_or(Duration::ZERO, |stand| stand.runs.waited);
-            Sample { tid, poll, is_worker, still, waited }
+            PollSample { tid, poll, is_worker, still, waited }
         }));
         let own = threads::cpu_time().saturating_sub(before + free);
         let cost = own + ROUND + ANSWER * open.len() as u32;
         let searched = ask.names || !ask.search.is_empty();
-        Round { examiner: self, asked, samples, searched, cost }
+        ExamineRound { examiner: self, asked, samples, searched, cost }
     }
 
     /// Returns `true` if a thread sleeps and has used no CPU since `still` was recorded, so that it
@@ -301,9 +312,9 @@ impl Examiner {
     }
 
     /// Symbolizes the stacks that contain frames of unknown role.
-    fn learn(&mut self, stands: &[Stand], drivers: &[u32]) {
-        let flavor = |stand: &Stand| Flavor::of(stand.tid, drivers);
-        let unread: Vec<&Stand> =
+    fn learn(&mut self, stands: &[SampledStack], drivers: &[u32]) {
+        let flavor = |stand: &SampledStack| Flavor::of(stand.tid, drivers);
+        let unread: Vec<&SampledStack> =
             stands.iter().filter(|stand| self.read(stand, flavor(stand)).is_none()).collect();
         if unread.is_empty() {
             return;
@@ -329,7 +340,7 @@ impl Examiner {
     }
 
     /// Returns a hash that identifies the poll of a worker.
-    fn poll_of(&self, stand: &Stand, flavor: Flavor) -> Option<u64> {
+    fn poll_of(&self, stand: &SampledStack, flavor: Flavor) -> Option<u64> {
         let at = self.read(stand, flavor)??;
         let mut hasher = DefaultHasher::new();
         hasher.write_u64(*stand.marks.get(at)?);
@@ -339,12 +350,12 @@ impl Examiner {
 
     /// Returns the index of the frame in which a worker polls: `Some(None)` if it does not poll,
     /// `None` if frames are unknown.
-    fn read(&self, stand: &Stand, flavor: Flavor) -> Option<Option<usize>> {
+    fn read(&self, stand: &SampledStack, flavor: Flavor) -> Option<Option<usize>> {
         let role = |at: usize| self.roles.get(stand.frames.get(at)?).copied();
         poll_in(role, stand.frames.len(), flavor)
     }
 
-    fn is_worker(&self, stand: &Stand, flavor: Flavor) -> bool {
+    fn is_worker(&self, stand: &SampledStack, flavor: Flavor) -> bool {
         stand.frames.iter().any(|frame| self.roles.get(frame) == Some(&flavor.worker_loop()))
     }
 }
@@ -364,8 +375,8 @@ mod tests {
             let _ = released.recv();
         });
         let worker = told.recv().unwrap();
-        let ask = Ask { search: vec![worker], ..Ask::default() };
-        let mut examiner = Box::new(Examiner::new(Onlooker::new().unwrap()));
+        let ask = PollStackRequest { search: vec![worker], ..PollStackRequest::default() };
+        let mut examiner = Box::new(StackExaminer::new(ThreadProbe::new().unwrap()));
         for _ in 0..3 {
             let round = examiner.round(&ask, &[worker], &[]);
             let sample = round.samples.iter().find(|sample| sample.tid == worker).unwrap();

@@ -2,11 +2,11 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{Evidence, Failure, Snapshot, Started};
-use crate::base::{Anchor, Bytes, SystemClock};
+use super::{CaptureFailure, Evidence, Snapshot, StartedCapture};
+use crate::base::{Bytes, SystemClock, TimeAnchor};
 use crate::config::{Settings, TasksMode, ThreadsMode};
 use crate::model::Vitals;
-use crate::stacks::tasks::{self, Plan};
+use crate::stacks::tasks::{self, DumpOptions};
 
 /// Number of tasks on the observed runtimes at the last tick plus one; 0 if unknown.
 static ON_RUNTIMES: AtomicU64 = AtomicU64::new(0);
@@ -25,9 +25,12 @@ pub(super) fn switched_off(settings: &Settings) -> Option<&'static str> {
     (settings.stacks.tasks == TasksMode::Off).then_some("`stacks.tasks` is \"off\"")
 }
 
-pub(super) fn start(settings: &Settings, anchor: Anchor) -> Result<Started, Failure> {
+pub(super) fn start(
+    settings: &Settings,
+    anchor: TimeAnchor,
+) -> Result<StartedCapture, CaptureFailure> {
     let ask = settings.stacks.tasks == TasksMode::Full;
-    let plan = Plan {
+    let plan = DumpOptions {
         ask,
         signals: ask && settings.stacks.threads == ThreadsMode::Full,
         deadline: settings.stacks.tasks_deadline,
@@ -36,7 +39,7 @@ pub(super) fn start(settings: &Settings, anchor: Anchor) -> Result<Started, Fail
     let on_runtimes = ON_RUNTIMES.load(Ordering::Relaxed).checked_sub(1);
     dump.unwrapped = on_runtimes.map(|tasks| tasks.saturating_sub(dump.runtime_tasks));
     let engine = if ask { "capturing waker" } else { "list" };
-    Ok(Started {
+    Ok(StartedCapture {
         collector: Box::new(Snapshot { engine }),
         at_start: Some(Evidence::Tasks(Box::new(dump))),
     })

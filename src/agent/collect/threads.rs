@@ -1,7 +1,7 @@
 //! Thread dumps, taken once at the start.
 
-use super::{Evidence, Failure, Snapshot, Started};
-use crate::base::{Anchor, Bytes, SystemClock};
+use super::{CaptureFailure, Evidence, Snapshot, StartedCapture};
+use crate::base::{Bytes, SystemClock, TimeAnchor};
 use crate::config::{Settings, ThreadsMode};
 use crate::stacks::threads;
 
@@ -12,11 +12,14 @@ pub(super) fn switched_off(settings: &Settings) -> Option<&'static str> {
     (settings.stacks.threads == ThreadsMode::Off).then_some("`stacks.threads` is \"off\"")
 }
 
-pub(super) fn start(settings: &Settings, anchor: Anchor) -> Result<Started, Failure> {
+pub(super) fn start(
+    settings: &Settings,
+    anchor: TimeAnchor,
+) -> Result<StartedCapture, CaptureFailure> {
     let signals = settings.stacks.threads == ThreadsMode::Full;
     let dump = threads::dump(&SystemClock, anchor, signals)?;
     let engine = if signals { "signal and /proc" } else { "/proc" };
-    Ok(Started {
+    Ok(StartedCapture {
         collector: Box::new(Snapshot { engine }),
         at_start: Some(Evidence::Threads(Box::new(dump))),
     })

@@ -5,24 +5,24 @@ use crate::base::sync::Mutex;
 use std::collections::VecDeque;
 use std::sync::PoisonError;
 
-use super::{Collector, Evidence, Failure, Started};
-use crate::base::{Anchor, Moment};
+use super::{CaptureFailure, Collector, Evidence, StartedCapture};
+use crate::base::{Moment, TimeAnchor};
 use crate::config::{Settings, TraceSettings};
 use crate::model::{
     ArgValue, CaptureKind, EventKind, Stall, Timeline, TimelineEvent, TraceMode, TrackKind, Vitals,
 };
-use crate::trace::{self, Session};
+use crate::trace::{self, TraceSession};
 
 pub(super) fn start(
     _: CaptureKind,
     settings: &Settings,
-    anchor: Anchor,
-) -> Result<Started, Failure> {
-    let session = Session::start(settings.trace.max_bytes, anchor)?;
-    Ok(Started { collector: Box::new(session), at_start: None })
+    anchor: TimeAnchor,
+) -> Result<StartedCapture, CaptureFailure> {
+    let session = TraceSession::start(settings.trace.max_bytes, anchor)?;
+    Ok(StartedCapture { collector: Box::new(session), at_start: None })
 }
 
-impl Collector for Session {
+impl Collector for TraceSession {
     fn engine(&self) -> &str {
         trace::engine()
     }
@@ -31,7 +31,7 @@ impl Collector for Session {
         Self::polls(self)
     }
 
-    fn stop(self: Box<Self>, now: Moment) -> Result<Option<Evidence>, Failure> {
+    fn stop(self: Box<Self>, now: Moment) -> Result<Option<Evidence>, CaptureFailure> {
         let mut timeline = Self::stop(*self, now);
         show_stalls(&mut timeline);
         Ok(Some(Evidence::Timeline(Box::new(timeline))))

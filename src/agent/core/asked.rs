@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::Core;
+use super::AgentState;
 use crate::agent::Error;
 use crate::agent::event::{Reply, ToggleAction};
 use crate::agent::status::{Captured, Toggled};
@@ -15,12 +15,12 @@ use crate::policy::decider::are_many_open;
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// A request that waits for the directory of an incident.
-pub(super) enum Waiting {
+pub(super) enum PendingReply {
     Toggle { state: Toggled, reply: Reply<Toggled> },
     Capture { reply: Reply<Captured> },
 }
 
-impl Core {
+impl AgentState {
     pub(super) fn toggle(
         &mut self,
         action: ToggleAction,
@@ -57,7 +57,7 @@ impl Core {
         self.track(state.incident);
         if let Some(reply) = reply {
             let state = self.toggled(Some(state));
-            self.promise(state.incident, Waiting::Toggle { state, reply });
+            self.promise(state.incident, PendingReply::Toggle { state, reply });
         }
     }
 
@@ -78,7 +78,7 @@ impl Core {
         let id = self.decider.incidents.call(now, self.new_id(), claim, reason);
         self.collect(id);
         self.track(id);
-        self.promise(Some(id), Waiting::Capture { reply });
+        self.promise(Some(id), PendingReply::Capture { reply });
     }
 
     /// Adds the list of open descriptors to `kinds` if more than half of the allowed number are
@@ -103,7 +103,7 @@ impl Core {
     }
 
     /// Replies at once if the incident has a directory, else when it gets one.
-    fn promise(&mut self, id: Option<IncidentId>, waiting: Waiting) {
+    fn promise(&mut self, id: Option<IncidentId>, waiting: PendingReply) {
         let until = self.clock.now() + PATIENCE;
         let Some(open) = self.open.iter_mut().find(|open| Some(open.id) == id) else { return };
         let id = open.id;
@@ -118,7 +118,7 @@ impl Core {
     /// none.
     pub(super) fn answer(
         &self,
-        waiting: Vec<(Moment, Waiting)>,
+        waiting: Vec<(Moment, PendingReply)>,
         id: IncidentId,
         why: Option<String>,
     ) {
@@ -129,14 +129,16 @@ impl Core {
                 PublicError::new(Error::NoDirectory(why))
             };
             match (waiting, &dir, &why) {
-                (Waiting::Toggle { reply, .. }, None, Some(_)) => drop(reply.send(Err(missing()))),
-                (Waiting::Toggle { state, reply }, dir, _) => {
+                (PendingReply::Toggle { reply, .. }, None, Some(_)) => {
+                    drop(reply.send(Err(missing())))
+                }
+                (PendingReply::Toggle { state, reply }, dir, _) => {
                     drop(reply.send(Ok(Toggled { dir: dir.clone(), ..state })));
                 }
-                (Waiting::Capture { reply }, Some(dir), _) => {
+                (PendingReply::Capture { reply }, Some(dir), _) => {
                     drop(reply.send(Ok(Captured { incident: id, dir: dir.clone() })));
                 }
-                (Waiting::Capture { reply }, None, _) => drop(reply.send(Err(missing()))),
+                (PendingReply::Capture { reply }, None, _) => drop(reply.send(Err(missing()))),
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::Core;
+use super::AgentState;
 use crate::base::{Moment, warnings};
 use crate::model::Metric;
 use crate::rules::{Decision, Hold};
@@ -33,7 +33,7 @@ impl DeadRules {
     }
 }
 
-impl Core {
+impl AgentState {
     /// Warns about rules that have had no value for a while. Custom metrics are excluded: they have
     /// no value until the service sets one, which the rule's explanation states.
     pub(super) fn report_dead_rules(&mut self) {

@@ -4,21 +4,21 @@ use std::sync::Arc;
 use std::sync::mpsc::TrySendError;
 use std::time::Duration;
 
-use super::Core;
+use super::AgentState;
 use crate::agent::Error;
-use crate::agent::capture::{Report, Tally, Task};
+use crate::agent::capture::{CaptureReport, CaptureTask, TaskStats};
 use crate::agent::history::row;
-use crate::agent::stream::{self, StreamError, Taken, work};
-use crate::base::{Anchor, Bytes, warnings};
+use crate::agent::stream::{self, EngineInUse, ProfileError, work};
+use crate::base::{Bytes, TimeAnchor, warnings};
 use crate::model::{Limits, Vitals};
 use crate::os;
-use crate::policy::incident_budget::State;
-use crate::policy::incidents::Job;
+use crate::policy::incident_budget::SavedState;
+use crate::policy::incidents::IncidentCommand;
 
 /// Duration of a command above which `/status` reports it.
 const LONG_TASK: Duration = Duration::from_secs(30);
 
-impl Core {
+impl AgentState {
     /// Sends the next command to the capture thread if the thread is free and there is one.
     pub(in crate::agent) fn pump(&mut self) {
         if self.busy {
@@ -26,8 +26,8 @@ impl Core {
         }
         let Some(order) = self.next_order() else { return };
         let job = match &order {
-            work::Order::Incident(task) => task.job.words(),
-            work::Order::Stream(task) => task.job.words(),
+            work::WorkerCommand::Incident(task) => task.job.words(),
+            work::WorkerCommand::Stream(task) => task.job.words(),
         };
         match self.tasks.try_send(order) {
             Ok(()) => {
@@ -70,35 +70,35 @@ impl Core {
     }
 
     /// Completes `order` as failed, since there is no capture thread.
-    fn lose(&mut self, order: work::Order) {
+    fn lose(&mut self, order: work::WorkerCommand) {
         let why = Error::CaptureThreadGone.to_string();
         warnings::set("captures", why.clone());
         match order {
-            work::Order::Incident(task) => {
-                let mut tally = Tally::default();
+            work::WorkerCommand::Incident(task) => {
+                let mut tally = TaskStats::default();
                 tally.failures.push(("capture thread gone", why));
-                self.done(Report { done: task.job.lost(), dir: None, tally });
+                self.done(CaptureReport { done: task.job.lost(), dir: None, tally });
             }
-            work::Order::Stream(task) => {
+            work::WorkerCommand::Stream(task) => {
                 self.fail("capture thread gone", why.clone());
-                let result = Err(StreamError::Failed(why));
-                self.streamed(stream::Done::Finished { id: task.job.id(), result });
+                let result = Err(ProfileError::Failed(why));
+                self.streamed(stream::OnDemandResult::Finished { id: task.job.id(), result });
             }
         }
     }
 
     /// Returns the next command. An on-demand capture that blocks an incident is stopped first; all
     /// other on-demand captures wait for the incidents.
-    fn next_order(&mut self) -> Option<work::Order> {
+    fn next_order(&mut self) -> Option<work::WorkerCommand> {
         let (anchor, taken) = (self.clock.anchor(), self.taken());
         let urgent = self.streams.urgent_job(&taken);
         if urgent.is_none()
             && let Some(job) = self.decider.next_job(anchor.moment)
         {
-            return Some(work::Order::Incident(Box::new(self.task(job))));
+            return Some(work::WorkerCommand::Incident(Box::new(self.task(job))));
         }
         let job = urgent.or_else(|| self.streams.next_job(anchor, &taken))?;
-        Some(work::Order::Stream(work::Task {
+        Some(work::WorkerCommand::Stream(work::OnDemandTask {
             // Saved before the command, so that a command that kills the process counts against the
             // budget.
             state: self
@@ -116,17 +116,17 @@ impl Core {
     }
 
     /// Returns the state to save, or `None` if it has not changed since the last call.
-    fn state(&mut self, anchor: Anchor) -> Option<State> {
+    fn state(&mut self, anchor: TimeAnchor) -> Option<SavedState> {
         if self.streams.allowance.is_dirty() {
             self.decider.state_changed();
         }
         let state = self.decider.take_state(anchor)?;
-        Some(State { streams: self.streams.allowance.save(anchor), ..state })
+        Some(SavedState { streams: self.streams.allowance.save(anchor), ..state })
     }
 
     /// Returns the engines that incidents use or are about to use.
-    pub(super) fn taken(&self) -> Vec<Taken> {
-        let taken = self.decider.incidents.iter().map(|incident| Taken {
+    pub(super) fn taken(&self) -> Vec<EngineInUse> {
+        let taken = self.decider.incidents.iter().map(|incident| EngineInUse {
             kinds: incident.wanted.union(incident.running),
             by: format!("incident {} ({})", incident.id, incident.name),
             until: incident.until,
@@ -134,19 +134,19 @@ impl Core {
         taken.filter(|taken| !taken.kinds.is_empty()).collect()
     }
 
-    fn task(&mut self, job: Job) -> Task {
-        let (Job::Open { id, .. }
-        | Job::Start { id, .. }
-        | Job::Collect { id, .. }
-        | Job::Gather { id, .. }
-        | Job::Stop { id, .. }
-        | Job::Again { id, .. }
-        | Job::Note { id, .. }
-        | Job::Close { id, .. }) = &job;
+    fn task(&mut self, job: IncidentCommand) -> CaptureTask {
+        let (IncidentCommand::Open { id, .. }
+        | IncidentCommand::Start { id, .. }
+        | IncidentCommand::Collect { id, .. }
+        | IncidentCommand::Gather { id, .. }
+        | IncidentCommand::Stop { id, .. }
+        | IncidentCommand::Again { id, .. }
+        | IncidentCommand::Note { id, .. }
+        | IncidentCommand::Close { id, .. }) = &job;
         let anchor = self.clock.anchor();
         let state = self.state(anchor);
         let recording = self.open.iter().find(|open| open.id == *id).map(|open| &open.recording);
-        Task {
+        CaptureTask {
             settings: Arc::clone(&self.settings),
             state,
             limits: Limits::from(&self.vitals),

@@ -1,6 +1,6 @@
 //! The status as reported by the agent loop.
 
-use super::Core;
+use super::AgentState;
 use super::build::missing_features;
 use crate::agent::history::row;
 use crate::agent::status::{BudgetStatus, IncidentStatus, RuleStatus, Status, Toggled};
@@ -9,7 +9,7 @@ use crate::config::default_rules;
 use crate::model::{CaptureSet, Limits, Metric, Rule};
 use crate::policy::incidents::ToggleState;
 
-impl Core {
+impl AgentState {
     pub(super) fn status(&self) -> Status {
         let anchor = self.clock.anchor();
         let states = self.decider.engine.states();

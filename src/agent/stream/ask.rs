@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::take::Take;
-use crate::agent::event::Event;
+use super::take::ProfileKind;
+use crate::agent::event::AgentEvent;
 
 /// A finished on-demand capture.
 #[derive(Debug, Default)]
-pub(crate) struct Streamed {
+pub(crate) struct ProfileResponse {
     pub(crate) bytes: Vec<u8>,
     /// Reason it is shorter than requested.
     pub(crate) cut_short: Option<String>,
@@ -20,7 +20,7 @@ pub(crate) struct Streamed {
 
 /// The reason an on-demand capture failed.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum StreamError {
+pub(crate) enum ProfileError {
     /// The engine is in use.
     #[error("{by}")]
     Busy {
@@ -40,47 +40,47 @@ pub(crate) enum StreamError {
 }
 
 /// A request, its client and the channel for the reply.
-pub(crate) struct Ask {
-    pub(crate) take: Take,
+pub(crate) struct ProfileRequest {
+    pub(crate) take: ProfileKind,
     pub(crate) who: String,
-    pub(crate) reply: oneshot::Sender<Result<Streamed, StreamError>>,
+    pub(crate) reply: oneshot::Sender<Result<ProfileResponse, ProfileError>>,
 }
 
 /// The future result of an on-demand capture. Dropping it cancels the capture: its recording is
 /// stopped at once.
 #[must_use = "a stream that is dropped is given up"]
-pub(crate) struct Streaming {
-    answer: oneshot::Receiver<Result<Streamed, StreamError>>,
-    events: mpsc::Sender<Event>,
+pub(crate) struct PendingProfile {
+    answer: oneshot::Receiver<Result<ProfileResponse, ProfileError>>,
+    events: mpsc::Sender<AgentEvent>,
     answered: bool,
 }
 
-impl Streaming {
+impl PendingProfile {
     pub(in crate::agent) fn new(
-        answer: oneshot::Receiver<Result<Streamed, StreamError>>,
-        events: mpsc::Sender<Event>,
+        answer: oneshot::Receiver<Result<ProfileResponse, ProfileError>>,
+        events: mpsc::Sender<AgentEvent>,
     ) -> Self {
         Self { answer, events, answered: false }
     }
 }
 
-impl Future for Streaming {
-    type Output = Result<Streamed, StreamError>;
+impl Future for PendingProfile {
+    type Output = Result<ProfileResponse, ProfileError>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let answer = Pin::new(&mut self.answer).poll(context);
         self.answered = answer.is_ready();
-        let stopped = || StreamError::Failed(crate::agent::Error::Stopped.to_string());
+        let stopped = || ProfileError::Failed(crate::agent::Error::Stopped.to_string());
         answer.map(|answer| answer.unwrap_or_else(|_| Err(stopped())))
     }
 }
 
-impl Drop for Streaming {
+impl Drop for PendingProfile {
     fn drop(&mut self) {
         if !self.answered {
             self.answer.close();
             // Only wakes the loop, which would detect the closed channel at its next tick anyway.
-            let _ = self.events.try_send(Event::StreamGone);
+            let _ = self.events.try_send(AgentEvent::StreamGone);
         }
     }
 }

@@ -15,50 +15,50 @@ use std::thread::{self, JoinHandle};
 use tokio::sync::mpsc;
 
 use super::super::collect::{self, Evidence};
-use super::super::event::Event;
+use super::super::event::AgentEvent;
 use super::super::fence::{fence, panicked};
 use super::work::{encode, failed};
-use super::{Done, HeapView, MOST, StreamError, Streamed};
+use super::{HeapView, MOST, OnDemandResult, ProfileError, ProfileResponse};
 use crate::base::{panics, warnings};
 use crate::os;
 
 /// Data of a finished recording.
-pub(super) struct Seen {
+pub(super) struct RawProfile {
     pub(super) evidence: Evidence,
     pub(super) view: Option<HeapView>,
     pub(super) cut_short: Option<String>,
 }
 
-impl Seen {
-    fn encode(self) -> Result<Streamed, StreamError> {
+impl RawProfile {
+    fn encode(self) -> Result<ProfileResponse, ProfileError> {
         let Self { evidence, view, cut_short } = self;
-        let result = fence(|| Ok(Streamed { bytes: encode(evidence, view)?, cut_short }));
+        let result = fence(|| Ok(ProfileResponse { bytes: encode(evidence, view)?, cut_short }));
         result.map_err(failed)
     }
 }
 
 /// ID of the capture and the data to encode.
-type Order = (u64, Seen);
+type EncodeCommand = (u64, RawProfile);
 
 /// Handle of the encoding thread, which is started on first use.
 pub(super) struct Encoder {
-    events: mpsc::Sender<Event>,
-    thread: Option<Thread>,
+    events: mpsc::Sender<AgentEvent>,
+    thread: Option<EncoderThread>,
 }
 
-struct Thread {
-    orders: SyncSender<Order>,
+struct EncoderThread {
+    orders: SyncSender<EncodeCommand>,
     handle: JoinHandle<()>,
 }
 
 impl Encoder {
-    pub(super) fn new(events: mpsc::Sender<Event>) -> Self {
+    pub(super) fn new(events: mpsc::Sender<AgentEvent>) -> Self {
         Self { events, thread: None }
     }
 
     /// Sends `seen` to the encoding thread, or encodes it on this thread if that one cannot be
     /// started.
-    pub(super) fn encode(&mut self, id: u64, seen: Seen) -> Done {
+    pub(super) fn encode(&mut self, id: u64, seen: RawProfile) -> OnDemandResult {
         if self.thread.is_none() {
             self.thread = begin(self.events.clone());
         }
@@ -70,15 +70,15 @@ impl Encoder {
             None => Err((id, seen)),
         };
         match order {
-            Ok(()) => Done::Encoding { id },
-            Err((id, seen)) => Done::Finished { id, result: seen.encode() },
+            Ok(()) => OnDemandResult::Encoding { id },
+            Err((id, seen)) => OnDemandResult::Finished { id, result: seen.encode() },
         }
     }
 }
 
 impl Drop for Encoder {
     fn drop(&mut self) {
-        if let Some(Thread { orders, handle }) = self.thread.take() {
+        if let Some(EncoderThread { orders, handle }) = self.thread.take() {
             drop(orders);
             let _ = handle.join();
         }
@@ -88,14 +88,14 @@ impl Drop for Encoder {
 /// Topic of the warning raised without an encoding thread.
 const TOPIC: &str = "marple-encode";
 
-fn begin(events: mpsc::Sender<Event>) -> Option<Thread> {
+fn begin(events: mpsc::Sender<AgentEvent>) -> Option<EncoderThread> {
     let (orders, inbox) = sync_channel(MOST);
     let handle =
         thread::Builder::new().name("marple-encode".to_owned()).spawn(move || run(&inbox, &events));
     match handle {
         Ok(handle) => {
             warnings::clear(TOPIC);
-            Some(Thread { orders, handle })
+            Some(EncoderThread { orders, handle })
         }
         Err(error) => {
             warnings::set(
@@ -110,7 +110,7 @@ fn begin(events: mpsc::Sender<Event>) -> Option<Thread> {
     }
 }
 
-fn run(inbox: &Receiver<Order>, events: &mpsc::Sender<Event>) {
+fn run(inbox: &Receiver<EncodeCommand>, events: &mpsc::Sender<AgentEvent>) {
     os::own_thread::enter();
     let _excluded = collect::heap::exclude_current_thread();
     os::proc::process::lower_priority();
@@ -118,10 +118,10 @@ fn run(inbox: &Receiver<Order>, events: &mpsc::Sender<Event>) {
         // `encode` has a fence of its work, but not of the values it drops.
         let result = panics::fence(|| seen.encode()).unwrap_or_else(|panic| {
             panics::record("marple-encode", &panic);
-            Err(StreamError::Failed(panicked(&panic)))
+            Err(ProfileError::Failed(panicked(&panic)))
         });
-        let done = Done::Finished { id, result };
-        if events.blocking_send(Event::Encoded(done)).is_err() {
+        let done = OnDemandResult::Finished { id, result };
+        if events.blocking_send(AgentEvent::Encoded(done)).is_err() {
             return;
         }
     }

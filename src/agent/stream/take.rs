@@ -7,17 +7,17 @@ use crate::model::{CaptureKind, CpuMode};
 
 /// A kind of on-demand capture and its parameters.
 #[derive(Clone, Debug)]
-pub(crate) enum Take {
+pub(crate) enum ProfileKind {
     /// A CPU profile. `mode` and `frequency` default to the settings.
     Cpu { duration: Duration, frequency: Option<Hertz>, mode: Option<CpuMode> },
     /// A runtime trace.
     Trace { duration: Duration },
     /// The heap at this moment.
-    Heap { view: HeapView, form: Form },
+    Heap { view: HeapView, form: ProfileForm },
     /// The difference of two heap profiles, sampled every `rate` bytes if set.
     HeapDelta { duration: Duration, view: HeapView, rate: Option<Bytes> },
     /// The threads at this moment.
-    Threads { view: ThreadView, form: Form },
+    Threads { view: ThreadView, form: ProfileForm },
     /// The difference of two thread profiles.
     ThreadsDelta { duration: Duration, view: ThreadView },
     /// The functions at these addresses.
@@ -27,7 +27,7 @@ pub(crate) enum Take {
 /// Requests that share a limit. Separate limits keep requests that last minutes from blocking those
 /// that are answered at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Class {
+pub(super) enum ProfileClass {
     /// Recordings, which last as long as requested. One of each kind runs at a time; others are
     /// being encoded.
     Timed,
@@ -36,7 +36,7 @@ pub(super) enum Class {
     Symbols,
 }
 
-impl Class {
+impl ProfileClass {
     pub(super) const fn most(self) -> usize {
         match self {
             Self::Timed => 8,
@@ -72,7 +72,7 @@ pub(crate) enum ThreadView {
 
 /// Output format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Form {
+pub(crate) enum ProfileForm {
     /// The binary format for profilers.
     Binary,
     /// The text format.
@@ -81,7 +81,7 @@ pub(crate) enum Form {
     Full,
 }
 
-impl Take {
+impl ProfileKind {
     /// Returns the exclusive engine it needs.
     pub(super) fn engine(&self) -> Option<CaptureKind> {
         match self {
@@ -102,11 +102,11 @@ impl Take {
         }
     }
 
-    pub(super) fn class(&self) -> Class {
+    pub(super) fn class(&self) -> ProfileClass {
         match self {
-            Self::Symbols(_) => Class::Symbols,
-            _ if self.duration().is_some() => Class::Timed,
-            _ => Class::Snapshot,
+            Self::Symbols(_) => ProfileClass::Symbols,
+            _ if self.duration().is_some() => ProfileClass::Timed,
+            _ => ProfileClass::Snapshot,
         }
     }
 

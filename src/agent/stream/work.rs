@@ -6,16 +6,19 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
-use super::super::collect::{self, Absent, Collector, Evidence, Failure};
-use super::super::event::Event;
+use super::super::collect::{self, Absent, CaptureFailure, Collector, Evidence};
+use super::super::event::AgentEvent;
 use super::super::fence::{chain, fence, panicked};
-use super::encode::{Encoder, Seen};
-use super::{Done, Form, HeapView, Job, StreamError, Streamed, Take, ThreadView};
-use crate::base::{Anchor, Bytes, Clock, panics};
+use super::encode::{Encoder, RawProfile};
+use super::{
+    HeapView, OnDemandCommand, OnDemandResult, ProfileError, ProfileForm, ProfileKind,
+    ProfileResponse, ThreadView,
+};
+use crate::base::{Bytes, Clock, TimeAnchor, panics};
 use crate::codec::legacy;
 use crate::config::Settings;
 use crate::model::{CaptureKind, Profile, Sample, ValueType, VitalsRow};
-use crate::policy::incident_budget::State;
+use crate::policy::incident_budget::SavedState;
 use crate::{model, os, symbols};
 
 /// Maximum encoded size. A trace of 16 MiB of memory takes some 3 MiB encoded, a heap profile of
@@ -28,10 +31,10 @@ const MOST_NAMES: Bytes = Bytes::mib(16);
 const GROWTH: usize = 16 << 10;
 
 /// A command and the values needed to perform it.
-pub(in crate::agent) struct Task {
-    pub(in crate::agent) job: Job,
+pub(in crate::agent) struct OnDemandTask {
+    pub(in crate::agent) job: OnDemandCommand,
     /// State to persist, if it has changed.
-    pub(in crate::agent) state: Option<Box<State>>,
+    pub(in crate::agent) state: Option<Box<SavedState>>,
     pub(in crate::agent) settings: Arc<Settings>,
     /// Memory left below the limit, if known.
     pub(in crate::agent) headroom: Option<Bytes>,
@@ -40,23 +43,23 @@ pub(in crate::agent) struct Task {
 }
 
 /// A command for the capture thread.
-pub(in crate::agent) enum Order {
-    Incident(Box<super::super::capture::Task>),
-    Stream(Task),
+pub(in crate::agent) enum WorkerCommand {
+    Incident(Box<super::super::capture::CaptureTask>),
+    Stream(OnDemandTask),
 }
 
 /// The on-demand captures held by the capture thread.
-pub(in crate::agent) struct Desk {
-    held: Vec<(u64, Held)>,
+pub(in crate::agent) struct OnDemandWorker {
+    held: Vec<(u64, ActiveRequest)>,
     encoder: Encoder,
 }
 
-enum Held {
-    Running(Running),
-    Stopped(Seen),
+enum ActiveRequest {
+    Running(RunningRequest),
+    Stopped(RawProfile),
 }
 
-enum Running {
+enum RunningRequest {
     Collector(CaptureKind, Box<dyn Collector>),
     /// Holds the heap profile at the start.
     Delta(Box<Profile>, HeapView, AskedRate),
@@ -64,7 +67,7 @@ enum Running {
     Threads(Box<Profile>, ThreadView),
 }
 
-impl Running {
+impl RunningRequest {
     fn engine(&self) -> Option<(CaptureKind, String)> {
         match self {
             Self::Collector(kind, collector) => Some((*kind, collector.engine().to_owned())),
@@ -89,86 +92,90 @@ impl Drop for AskedRate {
     }
 }
 
-impl Desk {
+impl OnDemandWorker {
     /// Creates the worker. `events` receives the results of encodings.
-    pub(in crate::agent) fn new(events: mpsc::Sender<Event>) -> Self {
+    pub(in crate::agent) fn new(events: mpsc::Sender<AgentEvent>) -> Self {
         Self { held: Vec::new(), encoder: Encoder::new(events) }
     }
 
-    pub(in crate::agent) fn perform(&mut self, clock: &dyn Clock, task: Task) -> Done {
-        let Task { job, settings, headroom, vitals, state: _ } = task;
+    pub(in crate::agent) fn perform(
+        &mut self,
+        clock: &dyn Clock,
+        task: OnDemandTask,
+    ) -> OnDemandResult {
+        let OnDemandTask { job, settings, headroom, vitals, state: _ } = task;
         match job {
-            Job::Look { id, take } => {
+            OnDemandCommand::Look { id, take } => {
                 let result = fence(|| look(take, &settings, clock.anchor(), &vitals));
-                Done::Finished { id, result: result.map_err(failed) }
+                OnDemandResult::Finished { id, result: result.map_err(failed) }
             }
-            Job::Start { id, take } => {
+            OnDemandCommand::Start { id, take } => {
                 match fence(|| start(&take, &settings, headroom, clock.anchor(), &vitals)) {
                     Ok(running) => {
                         let engine = running.engine();
-                        self.held.push((id, Held::Running(running)));
-                        Done::Started { id, engine }
+                        self.held.push((id, ActiveRequest::Running(running)));
+                        OnDemandResult::Started { id, engine }
                     }
-                    Err(error) => Done::Finished { id, result: Err(failed(error)) },
+                    Err(error) => OnDemandResult::Finished { id, result: Err(failed(error)) },
                 }
             }
-            Job::Stop { id, cut_short } => match self.take(id) {
-                Some(Held::Running(running)) => {
+            OnDemandCommand::Stop { id, cut_short } => match self.take(id) {
+                Some(ActiveRequest::Running(running)) => {
                     match fence(|| stop(running, &settings, clock, &vitals, cut_short)) {
                         Ok(stopped) => {
                             self.held.push((id, stopped));
-                            Done::Stopped { id }
+                            OnDemandResult::Stopped { id }
                         }
-                        Err(error) => Done::Finished { id, result: Err(failed(error)) },
+                        Err(error) => OnDemandResult::Finished { id, result: Err(failed(error)) },
                     }
                 }
-                _ => Done::Dropped { id },
+                _ => OnDemandResult::Dropped { id },
             },
-            Job::Encode { id } => match self.take(id) {
-                Some(Held::Stopped(seen)) => self.encoder.encode(id, seen),
-                _ => Done::Dropped { id },
+            OnDemandCommand::Encode { id } => match self.take(id) {
+                Some(ActiveRequest::Stopped(seen)) => self.encoder.encode(id, seen),
+                _ => OnDemandResult::Dropped { id },
             },
-            Job::Drop { id } => {
+            OnDemandCommand::Drop { id } => {
                 let held = self.take(id);
                 let _ = fence(|| {
                     drop(held);
                     Ok(())
                 });
-                Done::Dropped { id }
+                OnDemandResult::Dropped { id }
             }
         }
     }
 
     /// Replies to the client of a command that ended by `panic`.
-    pub(in crate::agent) fn give_up(&mut self, id: u64, panic: &str) -> Done {
+    pub(in crate::agent) fn give_up(&mut self, id: u64, panic: &str) -> OnDemandResult {
         let held = self.take(id);
         panics::fence_and_record("marple-capture", || drop(held));
-        Done::Finished { id, result: Err(StreamError::Failed(panicked(panic))) }
+        OnDemandResult::Finished { id, result: Err(ProfileError::Failed(panicked(panic))) }
     }
 
-    fn take(&mut self, id: u64) -> Option<Held> {
+    fn take(&mut self, id: u64) -> Option<ActiveRequest> {
         let at = self.held.iter().position(|(held, _)| *held == id)?;
         Some(self.held.swap_remove(at).1)
     }
 }
 
-pub(super) fn failed(error: Failure) -> StreamError {
+pub(super) fn failed(error: CaptureFailure) -> ProfileError {
     if error.is::<Absent>() {
-        return StreamError::Absent(error.to_string());
+        return ProfileError::Absent(error.to_string());
     }
-    StreamError::Failed(chain(&*error))
+    ProfileError::Failed(chain(&*error))
 }
 
 fn start(
-    take: &Take,
+    take: &ProfileKind,
     settings: &Settings,
     headroom: Option<Bytes>,
-    anchor: Anchor,
+    anchor: TimeAnchor,
     vitals: &VitalsRow,
-) -> Result<Running, Failure> {
+) -> Result<RunningRequest, CaptureFailure> {
     let mut own = settings.clone();
     let kind = match take {
-        Take::Cpu { frequency, mode, .. } => {
+        ProfileKind::Cpu { frequency, mode, .. } => {
             own.cpu.mode = mode.unwrap_or(settings.cpu.mode);
             own.cpu.frequency = frequency.unwrap_or(settings.cpu.frequency);
             own.cpu.wall_frequency = frequency.unwrap_or(settings.cpu.wall_frequency);
@@ -177,14 +184,14 @@ fn start(
             }
             CaptureKind::Cpu
         }
-        Take::Trace { .. } => CaptureKind::Trace,
-        Take::HeapDelta { view, rate, .. } => {
+        ProfileKind::Trace { .. } => CaptureKind::Trace,
+        ProfileKind::HeapDelta { view, rate, .. } => {
             let first = collect::heap::snapshot(anchor.wall)?;
-            return Ok(Running::Delta(first, *view, AskedRate::begin(*rate)));
+            return Ok(RunningRequest::Delta(first, *view, AskedRate::begin(*rate)));
         }
-        Take::ThreadsDelta { view, .. } => {
+        ProfileKind::ThreadsDelta { view, .. } => {
             let first = threads(*view, settings, anchor, vitals)?;
-            return Ok(Running::Threads(Box::new(first), *view));
+            return Ok(RunningRequest::Threads(Box::new(first), *view));
         }
         _ => return Err("it takes no time".into()),
     };
@@ -194,26 +201,26 @@ fn start(
         return Err(why.into());
     }
     // Look-back data is evidence for incidents; a client did not request it.
-    Ok(Running::Collector(kind, collect::start(kind, &own, anchor)?.collector))
+    Ok(RunningRequest::Collector(kind, collect::start(kind, &own, anchor)?.collector))
 }
 
 fn stop(
-    running: Running,
+    running: RunningRequest,
     settings: &Settings,
     clock: &dyn Clock,
     vitals: &VitalsRow,
     cut_short: Option<String>,
-) -> Result<Held, Failure> {
+) -> Result<ActiveRequest, CaptureFailure> {
     let (mut evidence, view) = match running {
-        Running::Collector(_, collector) => {
+        RunningRequest::Collector(_, collector) => {
             (collector.stop(clock.now())?.ok_or("nothing was seen")?, None)
         }
-        Running::Delta(first, view, _rate) => {
+        RunningRequest::Delta(first, view, _rate) => {
             let mut profile = collect::heap::snapshot(clock.wall())?;
             profile.subtract(&first);
             (Evidence::Profile(profile), Some(view))
         }
-        Running::Threads(first, view) => {
+        RunningRequest::Threads(first, view) => {
             let mut profile = threads(view, settings, clock.anchor(), vitals)?;
             profile.subtract(&first);
             (Evidence::Profile(Box::new(profile)), None)
@@ -222,73 +229,76 @@ fn stop(
     if let Evidence::Profile(profile) = &mut evidence {
         profile.comments.extend(cut_short.iter().map(|why| format!("cut short: {why}")));
     }
-    Ok(Held::Stopped(Seen { evidence, view, cut_short }))
+    Ok(ActiveRequest::Stopped(RawProfile { evidence, view, cut_short }))
 }
 
 /// Encodes `evidence` in the binary format.
-pub(super) fn encode(mut evidence: Evidence, view: Option<HeapView>) -> Result<Vec<u8>, Failure> {
+pub(super) fn encode(
+    mut evidence: Evidence,
+    view: Option<HeapView>,
+) -> Result<Vec<u8>, CaptureFailure> {
     evidence.symbolize();
     if let (Evidence::Profile(profile), Some(HeapView::Allocated)) = (&mut evidence, view) {
         profile.default_sample_type = "alloc_space";
     }
-    let mut out = Bounded::default();
+    let mut out = BoundedBuffer::default();
     evidence.write_binary(&mut out)?;
     Ok(out.bytes)
 }
 
 fn look(
-    take: Take,
+    take: ProfileKind,
     settings: &Settings,
-    anchor: Anchor,
+    anchor: TimeAnchor,
     vitals: &VitalsRow,
-) -> Result<Streamed, Failure> {
+) -> Result<ProfileResponse, CaptureFailure> {
     let (evidence, view, form) = match take {
         // Written directly from the tables, without a copy in memory. The other formats need a
         // copy.
-        Take::Heap { view: HeapView::InUse, form: Form::Binary } => {
-            (collect::heap::now(anchor.wall)?, None, Form::Binary)
+        ProfileKind::Heap { view: HeapView::InUse, form: ProfileForm::Binary } => {
+            (collect::heap::now(anchor.wall)?, None, ProfileForm::Binary)
         }
-        Take::Heap { view, form } => {
+        ProfileKind::Heap { view, form } => {
             let snapshot = collect::heap::snapshot(anchor.wall)?;
             (Evidence::Profile(snapshot), Some(view), form)
         }
-        Take::Threads { form: Form::Full, .. } => {
+        ProfileKind::Threads { form: ProfileForm::Full, .. } => {
             let bytes = everybody(settings, anchor)?;
-            return Ok(Streamed { bytes, cut_short: None });
+            return Ok(ProfileResponse { bytes, cut_short: None });
         }
-        Take::Threads { view, form } => {
+        ProfileKind::Threads { view, form } => {
             (Evidence::Profile(Box::new(threads(view, settings, anchor, vitals)?)), None, form)
         }
-        Take::Symbols(addresses) => {
+        ProfileKind::Symbols(addresses) => {
             let bytes = symbolize(&addresses, anchor)?;
-            return Ok(Streamed { bytes, cut_short: None });
+            return Ok(ProfileResponse { bytes, cut_short: None });
         }
-        Take::Cpu { .. }
-        | Take::Trace { .. }
-        | Take::HeapDelta { .. }
-        | Take::ThreadsDelta { .. } => {
+        ProfileKind::Cpu { .. }
+        | ProfileKind::Trace { .. }
+        | ProfileKind::HeapDelta { .. }
+        | ProfileKind::ThreadsDelta { .. } => {
             return Err("it takes time".into());
         }
     };
     let bytes = match (form, evidence) {
-        (Form::Text, Evidence::Profile(mut profile)) => {
+        (ProfileForm::Text, Evidence::Profile(mut profile)) => {
             symbols::name_functions(&mut profile);
-            let mut out = Bounded::default();
+            let mut out = BoundedBuffer::default();
             legacy::write(&profile, vitals, &mut out)?;
             out.bytes
         }
         (_, evidence) => encode(evidence, view)?,
     };
-    Ok(Streamed { bytes, cut_short: None })
+    Ok(ProfileResponse { bytes, cut_short: None })
 }
 
 /// Returns the threads in the form of `view`.
 fn threads(
     view: ThreadView,
     settings: &Settings,
-    anchor: Anchor,
+    anchor: TimeAnchor,
     vitals: &VitalsRow,
-) -> Result<Profile, Failure> {
+) -> Result<Profile, CaptureFailure> {
     match view {
         ThreadView::Now => goroutine(settings, anchor, vitals),
         ThreadView::Created => threadcreate(anchor),
@@ -296,7 +306,11 @@ fn threads(
 }
 
 /// Returns the number of threads by stack.
-fn goroutine(settings: &Settings, anchor: Anchor, vitals: &VitalsRow) -> Result<Profile, Failure> {
+fn goroutine(
+    settings: &Settings,
+    anchor: TimeAnchor,
+    vitals: &VitalsRow,
+) -> Result<Profile, CaptureFailure> {
     let Evidence::Threads(dump) = dump(CaptureKind::Threads, settings, anchor)? else {
         return Err("the dump of threads is something else".into());
     };
@@ -313,8 +327,8 @@ fn goroutine(settings: &Settings, anchor: Anchor, vitals: &VitalsRow) -> Result<
 }
 
 /// Lists every thread and every task as text.
-fn everybody(settings: &Settings, anchor: Anchor) -> Result<Vec<u8>, Failure> {
-    let mut out = Bounded::default();
+fn everybody(settings: &Settings, anchor: TimeAnchor) -> Result<Vec<u8>, CaptureFailure> {
+    let mut out = BoundedBuffer::default();
     let kinds = [
         (CaptureKind::Threads, model::Form::ThreadsText),
         (CaptureKind::Tasks, model::Form::TasksText),
@@ -333,7 +347,11 @@ fn everybody(settings: &Settings, anchor: Anchor) -> Result<Vec<u8>, Failure> {
 }
 
 /// Takes a dump of `kind`.
-fn dump(kind: CaptureKind, settings: &Settings, anchor: Anchor) -> Result<Evidence, Failure> {
+fn dump(
+    kind: CaptureKind,
+    settings: &Settings,
+    anchor: TimeAnchor,
+) -> Result<Evidence, CaptureFailure> {
     if let Some(why) = collect::switched_off(kind, settings) {
         return Err(Absent(why.to_owned()).into());
     }
@@ -342,7 +360,7 @@ fn dump(kind: CaptureKind, settings: &Settings, anchor: Anchor) -> Result<Eviden
 }
 
 /// Returns the number of threads as a single sample.
-fn threadcreate(anchor: Anchor) -> Result<Profile, Failure> {
+fn threadcreate(anchor: TimeAnchor) -> Result<Profile, CaptureFailure> {
     let kind = ValueType { name: "threadcreate", unit: "count" };
     let mut profile = Profile::new(&[kind], kind, 1, anchor.wall);
     let threads = i64::try_from(os::proc::threads::list()?.len()).unwrap_or(i64::MAX);
@@ -352,14 +370,14 @@ fn threadcreate(anchor: Anchor) -> Result<Profile, Failure> {
 }
 
 /// Returns the functions at `addresses` in the format of Go's `symbol` endpoint.
-fn symbolize(addresses: &[u64], anchor: Anchor) -> Result<Vec<u8>, Failure> {
+fn symbolize(addresses: &[u64], anchor: TimeAnchor) -> Result<Vec<u8>, CaptureFailure> {
     let none = ValueType { name: "address", unit: "count" };
     let mut profile = Profile::new(&[none], none, 1, anchor.wall);
     let frames: Vec<_> = addresses.iter().map(|&address| profile.frames.intern(address)).collect();
     profile.attach_mappings(os::images::seen()?);
     symbols::name_functions(&mut profile);
     // Clients only check that this number is not 0.
-    let mut out = Bounded { most: MOST_NAMES, ..Bounded::default() };
+    let mut out = BoundedBuffer { most: MOST_NAMES, ..BoundedBuffer::default() };
     writeln!(out, "num_symbols: 1")?;
     for frame in frames {
         let frame = profile.frames.get(frame);
@@ -375,18 +393,18 @@ fn symbolize(addresses: &[u64], anchor: Anchor) -> Result<Vec<u8>, Failure> {
 }
 
 /// A buffer with a maximum size.
-struct Bounded {
+struct BoundedBuffer {
     bytes: Vec<u8>,
     most: Bytes,
 }
 
-impl Default for Bounded {
+impl Default for BoundedBuffer {
     fn default() -> Self {
         Self { bytes: Vec::new(), most: MOST_BYTES }
     }
 }
 
-impl Write for Bounded {
+impl Write for BoundedBuffer {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let length = self.bytes.len() + bytes.len();
         if length as u64 > self.most.get() {

@@ -9,19 +9,19 @@ use jiff::Timestamp;
 use tempfile::TempDir;
 
 use super::*;
-use crate::agent::announce::Announcer;
+use crate::agent::announce::CallbackSender;
 use crate::agent::capture::directory::Directory;
-use crate::agent::capture::{Report, Task};
+use crate::agent::capture::{CaptureReport, CaptureTask};
 use crate::agent::collectors::Collectors;
-use crate::agent::core::{Begun, Core};
-use crate::agent::deferred::{Deferred, FileWatch};
+use crate::agent::core::{AgentState, InitialState};
+use crate::agent::deferred::{DeferredParts, FileWatch};
 use crate::agent::event::QUEUE;
-use crate::agent::pending::Threads;
+use crate::agent::pending::AgentThreads;
 use crate::base::{Bytes, IncidentId, Moment, SystemClock};
-use crate::config::{Room, Settings, StoreSettings};
+use crate::config::{DiskReserve, Settings, StoreSettings};
 use crate::metrics::Metrics;
 use crate::model::{CaptureKind, Limits, Manifest, Outcome, ProcessInfo, Versions};
-use crate::policy::incidents::{Done, Job, Noted};
+use crate::policy::incidents::{CommandResult, IncidentCommand, ManifestUpdate};
 use crate::store::Location;
 use crate::vitals::{Reader, Runtimes};
 
@@ -54,7 +54,8 @@ impl Clock for Trap {
 }
 
 fn settings(dir: &TempDir) -> Settings {
-    let store = StoreSettings { keep_free: Room::Bytes(Bytes(0)), ..StoreSettings::default() };
+    let store =
+        StoreSettings { keep_free: DiskReserve::Bytes(Bytes(0)), ..StoreSettings::default() };
     Settings { dir: dir.path().to_owned(), store, rules: Vec::new(), ..Settings::default() }
 }
 
@@ -62,8 +63,8 @@ fn settings(dir: &TempDir) -> Settings {
 struct Capture {
     trap: Arc<Trap>,
     settings: Arc<Settings>,
-    tasks: SyncSender<Order>,
-    done: mpsc::Receiver<Event>,
+    tasks: SyncSender<WorkerCommand>,
+    done: mpsc::Receiver<AgentEvent>,
     thread: JoinHandle<()>,
 }
 
@@ -87,10 +88,10 @@ impl Capture {
             Versions { marple: String::new(), kernel: String::new(), arch: String::new() };
         let (events, done) = mpsc::channel(QUEUE);
         let (tasks, inbox) = std_mpsc::sync_channel(1);
-        let (announcer, _) = Announcer::new(&[]);
+        let (announcer, _) = CallbackSender::new(&[]);
         let collectors = Collectors::new(events.clone());
         let thread = thread::spawn(move || {
-            let worker = Worker::new(
+            let worker = CaptureWorker::new(
                 Arc::clone(&clock),
                 directory,
                 process,
@@ -103,8 +104,8 @@ impl Capture {
         Self { trap, settings, tasks, done, thread }
     }
 
-    fn perform(&mut self, job: Job) -> Report {
-        let task = Task {
+    fn perform(&mut self, job: IncidentCommand) -> CaptureReport {
+        let task = CaptureTask {
             job,
             settings: Arc::clone(&self.settings),
             state: None,
@@ -113,15 +114,15 @@ impl Capture {
             vitals: Vec::new(),
             stuck: None,
         };
-        self.tasks.send(Order::Incident(Box::new(task))).unwrap();
+        self.tasks.send(WorkerCommand::Incident(Box::new(task))).unwrap();
         match self.done.blocking_recv().unwrap() {
-            Event::Done(report) => report,
+            AgentEvent::Done(report) => report,
             _ => panic!("another event"),
         }
     }
 }
 
-fn manifest(report: &Report) -> Manifest {
+fn manifest(report: &CaptureReport) -> Manifest {
     let path = report.dir.as_ref().unwrap().join("incident.json");
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
@@ -131,39 +132,44 @@ fn a_panic_in_a_task_costs_that_capture_only() {
     let dir = TempDir::new().unwrap();
     let mut capture = Capture::start(&dir);
     let id = IncidentId::new(SystemClock.wall());
-    let open = |id| Job::Open { id, name: "memory".into(), noted: Noted::default() };
+    let open =
+        |id| IncidentCommand::Open { id, name: "memory".into(), noted: ManifestUpdate::default() };
     let kinds = [CaptureKind::Threads].into();
 
     // Panic while a directory is created: the incident is lost and reported as lost.
     capture.trap.set(1);
     let lost = capture.perform(open(id));
-    assert!(matches!(lost.done, Done::Opened { ok: false, .. }), "{:?}", lost.done);
+    assert!(matches!(lost.done, CommandResult::Opened { ok: false, .. }), "{:?}", lost.done);
     let (cause, why) = lost.tally.failures.last().unwrap();
     assert_eq!(*cause, "capture thread panicked");
     assert!(why.starts_with("panicked: an injected panic (src/"), "{why}");
 
     // Panic while a capture starts: the incident continues and its next capture is taken.
     let opened = capture.perform(open(id));
-    assert!(matches!(opened.done, Done::Opened { ok: true, .. }));
+    assert!(matches!(opened.done, CommandResult::Opened { ok: true, .. }));
     capture.trap.set(1);
-    let failed = capture.perform(Job::Start { id, kinds });
+    let failed = capture.perform(IncidentCommand::Start { id, kinds });
     assert!(
-        matches!(failed.done, Done::Started { running, .. } if running.is_empty()),
+        matches!(failed.done, CommandResult::Started { running, .. } if running.is_empty()),
         "{:?}",
         failed.done
     );
-    let started = capture.perform(Job::Start { id, kinds });
-    assert!(matches!(started.done, Done::Started { running, .. } if running == kinds));
+    let started = capture.perform(IncidentCommand::Start { id, kinds });
+    assert!(matches!(started.done, CommandResult::Started { running, .. } if running == kinds));
 
     // Panic while it stops: it is marked as failed, its engine is free, and the incident closes.
     capture.trap.set(1);
-    let stopped = capture.perform(Job::Stop { id, kinds });
-    assert!(matches!(stopped.done, Done::Stopped { .. }), "{:?}", stopped.done);
+    let stopped = capture.perform(IncidentCommand::Stop { id, kinds });
+    assert!(matches!(stopped.done, CommandResult::Stopped { .. }), "{:?}", stopped.done);
     capture.trap.set(1);
-    let unclosed = capture.perform(Job::Close { id, noted: Noted::default() });
-    assert!(matches!(unclosed.done, Done::Closed { ok: false, .. }), "{:?}", unclosed.done);
-    let closed = capture.perform(Job::Close { id, noted: Noted::default() });
-    assert!(matches!(closed.done, Done::Closed { ok: true, .. }), "{:?}", closed.done);
+    let unclosed = capture.perform(IncidentCommand::Close { id, noted: ManifestUpdate::default() });
+    assert!(
+        matches!(unclosed.done, CommandResult::Closed { ok: false, .. }),
+        "{:?}",
+        unclosed.done
+    );
+    let closed = capture.perform(IncidentCommand::Close { id, noted: ManifestUpdate::default() });
+    assert!(matches!(closed.done, CommandResult::Closed { ok: true, .. }), "{:?}", closed.done);
     let manifest = manifest(&opened);
     assert!(manifest.closed.is_some() && !manifest.artifacts.is_empty(), "{manifest:?}");
     let outcomes: Vec<_> = manifest.captures.iter().map(|it| it.outcome).collect();
@@ -187,7 +193,7 @@ fn the_loop_goes_on_after_a_panic_with_its_state() {
     let settings = Settings { interval: Duration::from_millis(10), ..settings(&dir) };
     let (runtimes, numbers) = (Runtimes::default(), Metrics::default());
     let collectors = Collectors::new(events.clone());
-    let (location, threads) = (Location::new(&settings.dir), Threads::new());
+    let (location, threads) = (Location::new(&settings.dir), AgentThreads::new());
     let handle = AgentHandle::new(
         events.clone(),
         (runtimes.clone(), numbers.clone()),
@@ -199,12 +205,12 @@ fn the_loop_goes_on_after_a_panic_with_its_state() {
     let clock: Arc<dyn Clock> = trap.clone();
     let directory = Directory::open(location.clone(), &settings.store, Arc::clone(&clock)).1.ok();
     let endpoint = String::new();
-    let begun = Begun { settings, path: None, collectors, location, directory, endpoint };
+    let begun = InitialState { settings, path: None, collectors, location, directory, endpoint };
     let leading = handle.clone();
-    let deferred = Deferred::new(&threads, FileWatch::new(Vec::new(), events.clone()), None);
+    let deferred = DeferredParts::new(&threads, FileWatch::new(Vec::new(), events.clone()), None);
     let thread = thread::spawn(move || {
-        let core = Core::new(clock, begun, Reader::new(runtimes.clone(), numbers), tasks);
-        lead(Loop::new(core, queue, runtimes, deferred), Vec::new(), leading);
+        let core = AgentState::new(clock, begun, Reader::new(runtimes.clone(), numbers), tasks);
+        lead(AgentLoop::new(core, queue, runtimes, deferred), Vec::new(), leading);
     });
     let patience = Duration::from_secs(60);
     let ticks = || handle.status().wait(patience).unwrap().counters.ticks;
@@ -222,6 +228,6 @@ fn the_loop_goes_on_after_a_panic_with_its_state() {
     let status = handle.status().wait(patience).unwrap();
     let panics = status.panics.iter().find(|it| it.thread == LOOP).unwrap();
     assert!(panics.message.starts_with("an injected panic"), "{panics:?}");
-    events.blocking_send(Event::Shutdown).unwrap();
+    events.blocking_send(AgentEvent::Shutdown).unwrap();
     thread.join().unwrap();
 }

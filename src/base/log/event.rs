@@ -13,7 +13,7 @@ const LATE: Duration = Duration::from_secs(1);
 
 /// The severity of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Level {
+pub(crate) enum LogLevel {
     /// A function does not work.
     Error,
     /// A condition needs attention.
@@ -24,7 +24,7 @@ pub(crate) enum Level {
     Debug,
 }
 
-impl Level {
+impl LogLevel {
     /// Returns `true` if some subscriber may want this level. Calls no host code.
     ///
     /// Also `true` without a subscriber, except for `Debug`: one may be set later, or `tracing` may
@@ -40,19 +40,20 @@ impl Level {
     }
 }
 
-/// A log event: a message and fields. All texts are escaped and bounded. [`Event::send`] queues it.
+/// A log event: a message and fields. All texts are escaped and bounded. [`LogEvent::send`] queues
+/// it.
 #[must_use = "an event is logged by `send`"]
 #[derive(Clone, Debug)]
-pub(crate) struct Event {
-    level: Level,
+pub(crate) struct LogEvent {
+    level: LogLevel,
     is_audit: bool,
     message: String,
-    fields: Box<Fields>,
+    fields: Box<EventFields>,
 }
 
 /// The fields of an event. Fields that are `None` are not recorded.
 #[derive(Clone, Debug, Default)]
-struct Fields {
+struct EventFields {
     rule: Option<String>,
     incident: Option<String>,
     name: Option<String>,
@@ -70,7 +71,7 @@ struct Fields {
     refusals: Option<u64>,
 }
 
-impl Fields {
+impl EventFields {
     fn texts(&self) -> impl Iterator<Item = &String> {
         let texts = [
             &self.rule,
@@ -153,15 +154,15 @@ macro_rules! deliver_audit {
     }};
 }
 
-impl Event {
+impl LogEvent {
     /// Creates an event of target `marple`.
-    pub(crate) fn new(level: Level, message: impl Into<String>) -> Self {
+    pub(crate) fn new(level: LogLevel, message: impl Into<String>) -> Self {
         let message = bounded(&message.into());
         Self { level, is_audit: false, message, fields: Box::default() }
     }
 
     /// Creates an event of target `marple::audit`.
-    pub(crate) fn audit(level: Level, message: impl Into<String>) -> Self {
+    pub(crate) fn audit(level: LogLevel, message: impl Into<String>) -> Self {
         Self { is_audit: true, ..Self::new(level, message) }
     }
 
@@ -202,13 +203,13 @@ impl Event {
     pub(super) fn deliver(&self, waited: Duration) {
         let late = (waited >= LATE).then(|| u64::try_from(waited.as_millis()).unwrap_or(u64::MAX));
         match (self.is_audit, self.level) {
-            (false, Level::Error) => deliver!(ERROR, self, late),
-            (false, Level::Warn) => deliver!(WARN, self, late),
-            (false, Level::Info) => deliver!(INFO, self, late),
-            (false, Level::Debug) => deliver!(DEBUG, self, late),
-            (true, Level::Error | Level::Warn) => deliver_audit!(WARN, self, late),
-            (true, Level::Info) => deliver_audit!(INFO, self, late),
-            (true, Level::Debug) => deliver_audit!(DEBUG, self, late),
+            (false, LogLevel::Error) => deliver!(ERROR, self, late),
+            (false, LogLevel::Warn) => deliver!(WARN, self, late),
+            (false, LogLevel::Info) => deliver!(INFO, self, late),
+            (false, LogLevel::Debug) => deliver!(DEBUG, self, late),
+            (true, LogLevel::Error | LogLevel::Warn) => deliver_audit!(WARN, self, late),
+            (true, LogLevel::Info) => deliver_audit!(INFO, self, late),
+            (true, LogLevel::Debug) => deliver_audit!(DEBUG, self, late),
         }
     }
 }

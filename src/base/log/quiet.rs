@@ -13,18 +13,18 @@ use tracing::dispatcher::{has_been_set, with_default};
 
 pin_project! {
     /// A future whose events are not sent to any subscriber.
-    pub(crate) struct Quiet<F> {
+    pub(crate) struct QuietSubscriber<F> {
         #[pin]
         inner: F,
     }
 }
 
 /// Wraps `inner` so that events emitted while polling it, by any library, are discarded.
-pub(crate) fn quiet<F: Future>(inner: F) -> Quiet<F> {
-    Quiet { inner }
+pub(crate) fn quiet<F: Future>(inner: F) -> QuietSubscriber<F> {
+    QuietSubscriber { inner }
 }
 
-impl<F: Future> Future for Quiet<F> {
+impl<F: Future> Future for QuietSubscriber<F> {
     type Output = F::Output;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {

@@ -1,16 +1,16 @@
 use super::*;
 
-fn event(text: &str) -> Event {
-    Event::new(Level::Warn, text)
+fn event(text: &str) -> LogEvent {
+    LogEvent::new(LogLevel::Warn, text)
 }
 
 #[test]
 fn number_and_size_of_waiting_events_are_bounded_and_the_rest_is_counted() {
-    let mut state = State::default();
+    let mut state = LogState::default();
     let taken = (0..2 * MAX_EVENTS).filter(|_| state.push(event("x"))).count();
     assert_eq!((taken, state.status.dropped), (MAX_EVENTS, MAX_EVENTS as u64));
 
-    let mut state = State::default();
+    let mut state = LogState::default();
     let large = "x".repeat(4000);
     let taken = (0..MAX_EVENTS).filter(|_| state.push(event(&large))).count();
     assert_eq!(taken, MAX_BYTES / 4000);
@@ -21,7 +21,7 @@ fn number_and_size_of_waiting_events_are_bounded_and_the_rest_is_counted() {
 
 #[test]
 fn a_subscriber_that_does_not_take_events_is_a_problem_until_it_does() {
-    let (mut state, now) = (State { has_thread: true, ..State::default() }, Instant::now());
+    let (mut state, now) = (LogState { has_thread: true, ..LogState::default() }, Instant::now());
     assert_eq!(state.check(now), (LogStatus::default(), None));
     state.delivering = Some(now);
     assert_eq!(state.check(now + STUCK - Duration::from_nanos(1)).1, None);
@@ -42,7 +42,7 @@ fn a_subscriber_that_does_not_take_events_is_a_problem_until_it_does() {
 
 #[test]
 fn texts_of_an_event_are_escaped() {
-    let event = Event::new(Level::Warn, "thread `a\nERROR b`").name("\u{1b}[2J").dir("/x\ny");
+    let event = LogEvent::new(LogLevel::Warn, "thread `a\nERROR b`").name("\u{1b}[2J").dir("/x\ny");
     let shown = format!("{event:?}");
     assert!(!shown.contains("\\n") || shown.contains(r"\\n"), "{shown}");
     assert!(shown.contains(r"a\\nERROR b") && shown.contains(r"\\u{1b}[2J"), "{shown}");

@@ -18,7 +18,7 @@ use crate::model::RawSlice;
 
 /// A slice that contains others.
 #[derive(Clone, Copy)]
-struct Outer {
+struct EnclosingSlice {
     /// Index of the first slice it contains.
     first: u32,
     /// Index of the slice itself.
@@ -26,17 +26,17 @@ struct Outer {
 }
 
 /// Iterator over the slices of one thread in the order of their starts, outer before inner.
-pub(super) struct Begins<'a> {
+pub(super) struct SlicesByStart<'a> {
     slices: &'a [RawSlice],
     at: u32,
     /// Remaining outer slices, by their first inner slice, the outermost first.
-    outers: std::vec::IntoIter<Outer>,
-    next: Option<Outer>,
+    outers: std::vec::IntoIter<EnclosingSlice>,
+    next: Option<EnclosingSlice>,
     /// Indices of slices that were returned ahead of their position.
     read: Vec<u32>,
 }
 
-impl<'a> Begins<'a> {
+impl<'a> SlicesByStart<'a> {
     /// Creates the iterator for `slices` in the order of their ends. Takes some nanoseconds per
     /// slice and level of nesting.
     pub(super) fn new(slices: &'a [RawSlice]) -> Self {
@@ -48,7 +48,7 @@ impl<'a> Begins<'a> {
     }
 }
 
-impl Iterator for Begins<'_> {
+impl Iterator for SlicesByStart<'_> {
     type Item = RawSlice;
 
     #[inline]
@@ -68,8 +68,8 @@ impl Iterator for Begins<'_> {
 }
 
 /// Returns the slices that contain others, in the order of the ring.
-fn outers(slices: &[RawSlice]) -> Vec<Outer> {
-    let mut outers: Vec<Outer> = Vec::new();
+fn outers(slices: &[RawSlice]) -> Vec<EnclosingSlice> {
+    let mut outers: Vec<EnclosingSlice> = Vec::new();
     for (place, slice) in slices.iter().enumerate() {
         let mut known = outers.as_slice();
         let mut first = place;
@@ -88,7 +88,7 @@ fn outers(slices: &[RawSlice]) -> Vec<Outer> {
             }
         }
         if first < place {
-            outers.push(Outer { first: first as u32, place: place as u32 });
+            outers.push(EnclosingSlice { first: first as u32, place: place as u32 });
         }
     }
     outers
@@ -111,7 +111,7 @@ mod tests {
     }
 
     fn begins(ring: &[RawSlice]) -> Vec<(u64, u64)> {
-        Begins::new(ring).map(|slice| (slice.start(), slice.end())).collect()
+        SlicesByStart::new(ring).map(|slice| (slice.start(), slice.end())).collect()
     }
 
     #[test]
@@ -165,7 +165,7 @@ mod tests {
         let innermost = slice(start + 60, start + 70);
         let other = slice(start - 500, start);
         let ring = [other, innermost, inner, outer];
-        let found: Vec<_> = Begins::new(&ring).collect();
+        let found: Vec<_> = SlicesByStart::new(&ring).collect();
         assert_eq!(found, [other, outer, inner, innermost]);
     }
 }

@@ -44,8 +44,8 @@ use proto::{
 
 pub use samples::Stacks;
 
-use super::gzip::Parts;
-use crate::base::{Anchor, Moment};
+use super::gzip::GzipMessageWriter;
+use crate::base::{Moment, TimeAnchor};
 use crate::model::{ArgValue, EventKind, Losses, Timeline, TimelineEvent, Track, TrackKind};
 
 /// Sequence id of the timeline's events; any number but 0.
@@ -83,9 +83,9 @@ pub fn write(timeline: &Timeline, out: impl Write) -> io::Result<()> {
 ///
 /// Errors of `out`.
 pub fn write_with(timeline: &Timeline, stacks: &[Stacks<'_>], out: impl Write) -> io::Result<()> {
-    let mut writer = Writer {
+    let mut writer = TraceWriter {
         timeline,
-        out: Parts::fast(out),
+        out: GzipMessageWriter::fast(out),
         texts: Interner::new(&timeline.strings),
         open: vec![0; timeline.tracks.len()],
         losses: timeline.losses.clone(),
@@ -99,16 +99,16 @@ pub fn write_with(timeline: &Timeline, stacks: &[Stacks<'_>], out: impl Write) -
     writer.out.finish()
 }
 
-struct Writer<'a, W: Write> {
+struct TraceWriter<'a, W: Write> {
     timeline: &'a Timeline,
-    out: Parts<W>,
+    out: GzipMessageWriter<W>,
     texts: Interner<'a>,
     /// Number of open slices on each track.
     open: Vec<u32>,
     losses: Losses,
 }
 
-impl<W: Write> Writer<'_, W> {
+impl<W: Write> TraceWriter<'_, W> {
     fn clocks(&mut self) -> io::Result<()> {
         self.packet(TracePacket {
             clock_snapshot: Some(snapshot(&self.timeline.anchor)),
@@ -296,7 +296,7 @@ impl<W: Write> Writer<'_, W> {
     }
 }
 
-fn snapshot(anchor: &Anchor) -> ClockSnapshot {
+fn snapshot(anchor: &TimeAnchor) -> ClockSnapshot {
     let moment = anchor.moment.as_nanos();
     let wall = u64::try_from(anchor.wall.as_nanosecond()).unwrap_or(0);
     let clocks = [

@@ -8,7 +8,7 @@ use super::proto::{
 };
 use super::{INCREMENTAL_STATE_CLEARED, MONOTONIC};
 use crate::base::MAX_SITES;
-use crate::codec::gzip::Parts;
+use crate::codec::gzip::GzipMessageWriter;
 use crate::model::{Activity, RawKind, StringTable, TaskKey};
 
 /// Id of the sequence-scoped clock; ids 64 to 127 are reserved for such clocks.
@@ -46,22 +46,22 @@ pub(super) struct Slice {
 }
 
 /// Writer of the packets of one sequence.
-pub(super) struct Pen<'a, W: Write> {
-    out: &'a mut Parts<W>,
+pub(super) struct PollPacketWriter<'a, W: Write> {
+    out: &'a mut GzipMessageWriter<W>,
     sequence: u32,
     /// Time of the last packet.
     last: u64,
-    begin_runtime: Opening,
-    begin_task: Opening,
-    instant_task: Opening,
-    end: Opening,
+    begin_runtime: PacketPrefix,
+    begin_task: PacketPrefix,
+    instant_task: PacketPrefix,
+    end: PacketPrefix,
     /// Packets not written yet.
-    bytes: Bytes,
+    bytes: PacketBytes,
 }
 
-impl<'a, W: Write> Pen<'a, W> {
-    pub(super) fn new(out: &'a mut Parts<W>, sequence: u32, first: u64) -> Self {
-        let opening = |event| Opening::new(sequence, event);
+impl<'a, W: Write> PollPacketWriter<'a, W> {
+    pub(super) fn new(out: &'a mut GzipMessageWriter<W>, sequence: u32, first: u64) -> Self {
+        let opening = |event| PacketPrefix::new(sequence, event);
         Self {
             out,
             sequence,
@@ -70,12 +70,12 @@ impl<'a, W: Write> Pen<'a, W> {
             begin_task: opening(BEGIN_TASK),
             instant_task: opening(INSTANT_TASK),
             end: opening(TYPE_END),
-            bytes: Bytes::default(),
+            bytes: PacketBytes::default(),
         }
     }
 }
 
-impl<W: Write> Pen<'_, W> {
+impl<W: Write> PollPacketWriter<'_, W> {
     /// Writes the defaults of the sequence.
     pub(super) fn head(
         &mut self,
@@ -169,7 +169,7 @@ impl<W: Write> Pen<'_, W> {
 
     /// Starts a packet and its track event. Returns both start offsets.
     #[inline]
-    fn packet(&mut self, opening: Opening) -> io::Result<(usize, usize)> {
+    fn packet(&mut self, opening: PacketPrefix) -> io::Result<(usize, usize)> {
         if self.bytes.len > ROOM - LONGEST {
             self.out.write_bytes(self.bytes.get())?;
             self.bytes.len = 0;
@@ -208,12 +208,12 @@ const fn name_of(kind: RawKind, task: TaskKey) -> u64 {
 
 /// Up to sixteen bytes written at once, the first one lowest.
 #[derive(Clone, Copy)]
-struct Piece {
+struct InlineBytes {
     bytes: u128,
     len: usize,
 }
 
-impl Piece {
+impl InlineBytes {
     const fn of(bytes: &[u8]) -> Self {
         let (mut word, mut len) = (0, 0);
         while len < bytes.len() {
@@ -243,27 +243,27 @@ impl Piece {
 /// Start of a packet: sequence id, event header and the first fields of the event. Both lengths are
 /// filled in later.
 #[derive(Clone, Copy)]
-struct Opening {
-    piece: Piece,
+struct PacketPrefix {
+    piece: InlineBytes,
     /// Offset of the event.
     event: usize,
 }
 
-impl Opening {
-    const fn new(sequence: u32, event: Piece) -> Self {
+impl PacketPrefix {
+    const fn new(sequence: u32, event: InlineBytes) -> Self {
         // At most ten bytes, and four for the event.
-        let before = Piece::of(&[(1 << 3) | 2, 0, 10 << 3])
-            .and(Piece::varint(sequence as u64))
-            .and(Piece::of(&[(11 << 3) | 2, 0]));
+        let before = InlineBytes::of(&[(1 << 3) | 2, 0, 10 << 3])
+            .and(InlineBytes::varint(sequence as u64))
+            .and(InlineBytes::of(&[(11 << 3) | 2, 0]));
         Self { piece: before.and(event), event: before.len }
     }
 }
 
 /// Category and type.
-const BEGIN_RUNTIME: Piece = Piece::of(&[3 << 3, RUNTIME, 9 << 3, BEGIN]);
-const BEGIN_TASK: Piece = Piece::of(&[3 << 3, TASK, 9 << 3, BEGIN]);
-const INSTANT_TASK: Piece = Piece::of(&[3 << 3, TASK, 9 << 3, INSTANT]);
-const TYPE_END: Piece = Piece::of(&[9 << 3, END]);
+const BEGIN_RUNTIME: InlineBytes = InlineBytes::of(&[3 << 3, RUNTIME, 9 << 3, BEGIN]);
+const BEGIN_TASK: InlineBytes = InlineBytes::of(&[3 << 3, TASK, 9 << 3, BEGIN]);
+const INSTANT_TASK: InlineBytes = InlineBytes::of(&[3 << 3, TASK, 9 << 3, INSTANT]);
+const TYPE_END: InlineBytes = InlineBytes::of(&[9 << 3, END]);
 /// Field keys of the name id and the time.
 const NAME: u8 = 10 << 3;
 const TIME: u8 = 8 << 3;
@@ -271,29 +271,29 @@ const TIME: u8 = 8 << 3;
 /// Size of the buffer.
 const ROOM: usize = 4096;
 
-/// Upper bound of a packet: a start with three arguments, and the padding that [`Bytes::put`]
+/// Upper bound of a packet: a start with three arguments, and the padding that [`PacketBytes::put`]
 /// writes.
 const LONGEST: usize = 128;
 
 /// A buffer for packets of the fields above.
-struct Bytes {
+struct PacketBytes {
     bytes: [u8; ROOM],
     len: usize,
 }
 
-impl Default for Bytes {
+impl Default for PacketBytes {
     fn default() -> Self {
         Self { bytes: [0; ROOM], len: 0 }
     }
 }
 
-impl Bytes {
+impl PacketBytes {
     fn get(&self) -> &[u8] {
         self.bytes.get(..self.len).unwrap_or_default()
     }
 
     #[inline]
-    fn put(&mut self, piece: Piece) {
+    fn put(&mut self, piece: InlineBytes) {
         if let Some(place) = self.bytes.get_mut(self.len..self.len + 16) {
             place.copy_from_slice(&piece.bytes.to_le_bytes());
             self.len += piece.len;
@@ -322,7 +322,7 @@ impl Bytes {
 
     #[cold]
     fn large_number(&mut self, tag: u8, number: u64) {
-        self.put(Piece::of(&[tag]).and(Piece::varint(number)));
+        self.put(InlineBytes::of(&[tag]).and(InlineBytes::varint(number)));
     }
 
     /// Writes an argument by the id of its name.

@@ -32,7 +32,7 @@ use super::{
     activity_uuid, describe_thread, uuid,
 };
 use crate::base::Moment;
-use crate::codec::gzip::Parts;
+use crate::codec::gzip::GzipMessageWriter;
 use crate::codec::text;
 use crate::model::{LabelValue, Profile, Sample, ThreadDump, ThreadRow, Timeline, TrackKind};
 
@@ -128,14 +128,14 @@ const STACK: u64 = 3;
 pub(super) fn write<W: Write>(
     timeline: &Timeline,
     stacks: &[Stacks<'_>],
-    out: &mut Parts<W>,
+    out: &mut GzipMessageWriter<W>,
 ) -> io::Result<()> {
     let tracks = tracks(timeline, stacks, out)?;
     for (place, &stacks) in stacks.iter().enumerate() {
         let after = timeline.activity.threads.len() + TASK_TRACKS.len() + place;
         let sequence = SEQUENCE + 1 + u32::try_from(after).unwrap_or(u32::MAX - 1 - SEQUENCE);
         head(sequence, matches!(stacks, Stacks::Threads(_)), out)?;
-        let mut pen = Pen { pid: timeline.pid, sequence, out: &mut *out };
+        let mut pen = StackPacketWriter { pid: timeline.pid, sequence, out: &mut *out };
         match stacks {
             Stacks::Samples(profile) => pen.samples(profile)?,
             Stacks::Threads(dump) => pen.threads(dump, moment(timeline, dump), &tracks)?,
@@ -148,7 +148,7 @@ pub(super) fn write<W: Write>(
 fn tracks<W: Write>(
     timeline: &Timeline,
     stacks: &[Stacks<'_>],
-    out: &mut Parts<W>,
+    out: &mut GzipMessageWriter<W>,
 ) -> io::Result<BTreeMap<u32, u64>> {
     let mut tracks = BTreeMap::new();
     for (index, track) in timeline.tracks.iter().enumerate() {
@@ -177,7 +177,11 @@ fn tracks<W: Write>(
 }
 
 /// Writes the defaults of a sequence, with the names for instants if it has any.
-fn head<W: Write>(sequence: u32, has_instants: bool, out: &mut Parts<W>) -> io::Result<()> {
+fn head<W: Write>(
+    sequence: u32,
+    has_instants: bool,
+    out: &mut GzipMessageWriter<W>,
+) -> io::Result<()> {
     let interned = |iid, name: &str| Interned { iid, name: name.to_owned() };
     let names = || InternedData {
         event_categories: vec![interned(CATEGORY, "marple")],
@@ -203,13 +207,13 @@ fn head<W: Write>(sequence: u32, has_instants: bool, out: &mut Parts<W>) -> io::
     })
 }
 
-struct Pen<'a, W: Write> {
+struct StackPacketWriter<'a, W: Write> {
     pid: u32,
     sequence: u32,
-    out: &'a mut Parts<W>,
+    out: &'a mut GzipMessageWriter<W>,
 }
 
-impl<W: Write> Pen<'_, W> {
+impl<W: Write> StackPacketWriter<'_, W> {
     fn samples(&mut self, profile: &Profile) -> io::Result<()> {
         let mut interner = StackInterner::new(profile);
         for timed in &profile.timed {

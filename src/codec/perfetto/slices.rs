@@ -35,9 +35,9 @@
 use std::io::{self, Write};
 
 use super::SEQUENCE;
-use super::begins::Begins;
-use super::pen::{GOES_ON, Pen, Slice};
-use crate::codec::gzip::Parts;
+use super::begins::SlicesByStart;
+use super::pen::{GOES_ON, PollPacketWriter, Slice};
+use crate::codec::gzip::GzipMessageWriter;
 use crate::model::{Activity, RawKind, RawSlice, StringTable, ThreadSlices};
 
 /// Writes the slices of `thread` to the track `track`, as the sequence number `place` among
@@ -46,10 +46,10 @@ pub(super) fn write<W: Write>(
     activity: &Activity,
     strings: &StringTable,
     (place, track): (usize, u64),
-    out: &mut Parts<W>,
+    out: &mut GzipMessageWriter<W>,
 ) -> io::Result<()> {
     let Some(thread) = activity.threads.get(place) else { return Ok(()) };
-    let mut pen = Pen::new(out, sequence(place), activity.from.as_nanos());
+    let mut pen = PollPacketWriter::new(out, sequence(place), activity.from.as_nanos());
     let ended = thread.slices.iter().filter(|slice| slice.kind() != Some(RawKind::Park));
     let open = thread.open.iter().filter(|open| open.kind != RawKind::Park);
     let tasks = ended.map(|slice| slice.task()).chain(open.map(|open| open.task));
@@ -78,14 +78,14 @@ pub(super) fn write_tasks<W: Write>(
     activity: &Activity,
     strings: &StringTable,
     [spawned, ended]: [u64; 2],
-    out: &mut Parts<W>,
+    out: &mut GzipMessageWriter<W>,
 ) -> io::Result<()> {
     let kinds = [(RawKind::Spawned, spawned), (RawKind::Ended, ended)];
     for (after, (kind, track)) in kinds.into_iter().enumerate() {
         let tasks = || activity.tasks.iter().filter(move |task| task.kind() == Some(kind));
         let mut dates = activity.calibration.dates();
         let sequence = sequence(activity.threads.len() + after);
-        let mut pen = Pen::new(out, sequence, activity.from.as_nanos());
+        let mut pen = PollPacketWriter::new(out, sequence, activity.from.as_nanos());
         pen.head(activity, strings, track, tasks().map(|task| task.task()))?;
         for task in tasks() {
             pen.instant(dates.moment(task.at()).as_nanos(), task.task())?;
@@ -108,7 +108,7 @@ fn merged<'a>(
 ) -> impl Iterator<Item = Slice> + 'a {
     let from = activity.from.as_nanos();
     let mut dates = activity.calibration.dates();
-    let (mut ended, mut open) = (Begins::new(&thread.slices), thread.open.iter().peekable());
+    let (mut ended, mut open) = (SlicesByStart::new(&thread.slices), thread.open.iter().peekable());
     let mut next = ended.next();
     std::iter::from_fn(move || {
         loop {

@@ -20,9 +20,9 @@ mod stream;
 use std::io::{self, Write};
 
 pub use read::{read, write_read};
-pub use stream::{FunctionId, Head, Room, Stream, Text};
+pub use stream::{FunctionId, ProfileHeader, ProfileStream, Text, WriterBuffers};
 
-use super::gzip::Parts;
+use super::gzip::GzipMessageWriter;
 use crate::model::{Frame, LabelValue, Mapping, Profile, Sample, StringTable, ValueType};
 
 /// Function shown for samples whose stack could not be read.
@@ -38,7 +38,7 @@ pub const STACK_UNKNOWN: &str = "[stack unknown]";
 ///
 /// Errors of `out`.
 pub fn write(profile: &Profile, out: impl Write) -> io::Result<()> {
-    let mut out = Parts::new(out);
+    let mut out = GzipMessageWriter::new(out);
     let mut texts = Texts::after(&profile.strings);
     write_head(profile, &mut texts, &mut out)?;
     let left_out = write_samples(profile, &mut out)?;
@@ -81,7 +81,7 @@ const fn id(index: usize) -> u64 {
 fn write_head<W: Write>(
     profile: &Profile,
     texts: &mut Texts,
-    out: &mut Parts<W>,
+    out: &mut GzipMessageWriter<W>,
 ) -> io::Result<()> {
     let mut kind = |kind: &ValueType| proto::ValueType {
         r#type: texts.add(kind.name),
@@ -102,7 +102,7 @@ fn write_head<W: Write>(
 }
 
 /// Writes the samples. Returns the number left out.
-fn write_samples<W: Write>(profile: &Profile, out: &mut Parts<W>) -> io::Result<u64> {
+fn write_samples<W: Write>(profile: &Profile, out: &mut GzipMessageWriter<W>) -> io::Result<u64> {
     let mut left_out = 0;
     let mut part = proto::Profile { sample: vec![proto::Sample::default()], ..Default::default() };
     for sample in &profile.samples {
@@ -156,7 +156,7 @@ fn has_unknown(profile: &Profile) -> bool {
 fn write_mappings<W: Write>(
     profile: &Profile,
     texts: &mut Texts,
-    out: &mut Parts<W>,
+    out: &mut GzipMessageWriter<W>,
 ) -> io::Result<()> {
     let found = Found::in_mappings(profile);
     for (index, (mapping, found)) in profile.mappings.iter().zip(found).enumerate() {
@@ -203,7 +203,7 @@ impl Found {
     }
 }
 
-fn write_locations<W: Write>(profile: &Profile, out: &mut Parts<W>) -> io::Result<()> {
+fn write_locations<W: Write>(profile: &Profile, out: &mut GzipMessageWriter<W>) -> io::Result<()> {
     let mut part =
         proto::Profile { location: vec![proto::Location::default()], ..Default::default() };
     for (index, frame) in profile.frames.iter().enumerate() {
@@ -239,7 +239,7 @@ fn fill_location(profile: &Profile, index: usize, frame: &Frame, shown: &mut pro
 fn write_functions<W: Write>(
     profile: &Profile,
     texts: &mut Texts,
-    out: &mut Parts<W>,
+    out: &mut GzipMessageWriter<W>,
 ) -> io::Result<()> {
     for (index, function) in profile.functions.iter().enumerate() {
         let function = proto::Function {
@@ -264,7 +264,7 @@ fn write_comments<W: Write>(
     profile: &Profile,
     left_out: u64,
     texts: &mut Texts,
-    out: &mut Parts<W>,
+    out: &mut GzipMessageWriter<W>,
 ) -> io::Result<()> {
     let mut losses = profile.losses.clone();
     losses.add("samples left out: not one value for each type", left_out);
@@ -275,7 +275,11 @@ fn write_comments<W: Write>(
     out.write(&proto::Profile { comment, ..Default::default() })
 }
 
-fn write_texts<W: Write>(table: &StringTable, texts: &Texts, out: &mut Parts<W>) -> io::Result<()> {
+fn write_texts<W: Write>(
+    table: &StringTable,
+    texts: &Texts,
+    out: &mut GzipMessageWriter<W>,
+) -> io::Result<()> {
     let mut part = proto::Profile { string_table: vec![String::new()], ..Default::default() };
     for text in table.iter().chain(texts.texts.iter().map(String::as_str)) {
         for shown in &mut part.string_table {

@@ -6,9 +6,9 @@ use std::io::{self, Write};
 use prost::Message;
 
 use super::super::error::Error;
-use super::super::gzip::{Parts, inflate};
+use super::super::gzip::{GzipMessageWriter, inflate};
 use super::proto::Profile;
-use super::size::Size;
+use super::size::MessageSize;
 use crate::base::Bytes;
 
 /// Maximum decompressed size. A heap profile of 100,000 stacks of depth 40 with names takes about
@@ -36,7 +36,7 @@ pub fn read(bytes: &[u8]) -> Result<Profile, Error> {
 
 fn decode(content: &[u8]) -> Result<Profile, Error> {
     let limit = MEMORY_LIMIT.get();
-    let size = Size::of(content, limit).ok_or(Error::NotFields)?;
+    let size = MessageSize::of(content, limit).ok_or(Error::NotFields)?;
     if size.bytes > limit {
         return Err(Error::TooMuchMemory { limit: MEMORY_LIMIT });
     }
@@ -51,7 +51,7 @@ fn decode(content: &[u8]) -> Result<Profile, Error> {
 ///
 /// Errors of `out`.
 pub fn write_read(profile: &Profile, out: impl Write) -> io::Result<()> {
-    let mut out = Parts::new(out);
+    let mut out = GzipMessageWriter::new(out);
     out.write(profile)?;
     out.finish()
 }

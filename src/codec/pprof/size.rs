@@ -16,7 +16,7 @@ const BLOCK: u64 = 16;
 
 /// Messages that are walked recursively, and those with numeric fields only.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Message {
+enum MessageKind {
     Profile,
     Sample,
     Location,
@@ -27,14 +27,14 @@ enum Message {
 #[derive(Clone, Copy)]
 enum Field {
     /// A message of `size` bytes.
-    Message(Message, usize),
+    Message(MessageKind, usize),
     Text,
     /// Integers, packed or one by one.
     Integers,
     Plain,
 }
 
-impl Message {
+impl MessageKind {
     fn field(self, number: u64) -> Field {
         match (self, number) {
             (Self::Profile, 1) => Field::Message(Self::Numbers, size_of::<ValueType>()),
@@ -56,17 +56,17 @@ const MAX_FIELD: usize = 16;
 
 /// Element counts of the top level's lists by field number, and the total memory.
 #[derive(Debug, Default)]
-pub(super) struct Size {
+pub(super) struct MessageSize {
     counts: [u64; MAX_FIELD],
     pub(super) bytes: u64,
 }
 
-impl Size {
+impl MessageSize {
     /// Walks `wire`. Returns `None` if it is not a sequence of fields. The walk ends early once
     /// more than `limit` bytes of memory are required.
     pub(super) fn of(wire: &[u8], limit: u64) -> Option<Self> {
         let mut size = Self::default();
-        size.counts = size.walk(Message::Profile, wire, limit)?;
+        size.counts = size.walk(MessageKind::Profile, wire, limit)?;
         Some(size)
     }
 
@@ -88,7 +88,7 @@ impl Size {
     /// Adds the memory of one message's fields, and returns the lengths of its lists. For a nested
     /// message the caller adds the lists, because they grow by doubling and those of the profile do
     /// not.
-    fn walk(&mut self, message: Message, wire: &[u8], limit: u64) -> Option<[u64; MAX_FIELD]> {
+    fn walk(&mut self, message: MessageKind, wire: &[u8], limit: u64) -> Option<[u64; MAX_FIELD]> {
         let mut counts = [0; MAX_FIELD];
         let mut rest = wire;
         while !rest.is_empty() && self.bytes <= limit {
@@ -116,7 +116,7 @@ impl Size {
                     self.bytes += text.len() as u64 + BLOCK;
                     1
                 }
-                (Field::Message(Message::Numbers, _), _) => 1,
+                (Field::Message(MessageKind::Numbers, _), _) => 1,
                 (Field::Message(inner, _), Some(wire)) => {
                     let lists = self.walk(inner, wire, limit)?;
                     for (number, count) in lists.into_iter().enumerate().filter(|(_, n)| *n > 0) {
@@ -130,7 +130,7 @@ impl Size {
                 (_, None) => 1,
             };
             *counts.get_mut(number as usize)? += added;
-            if message == Message::Profile {
+            if message == MessageKind::Profile {
                 self.bytes += added * element(message, number as usize);
             }
         }
@@ -138,7 +138,7 @@ impl Size {
     }
 }
 
-fn element(message: Message, number: usize) -> u64 {
+fn element(message: MessageKind, number: usize) -> u64 {
     let size = match message.field(number as u64) {
         Field::Message(_, size) => size,
         Field::Text => size_of::<String>(),
@@ -222,11 +222,11 @@ mod tests {
             ("numbers", b"\x48\x01"),
         ] {
             let wire = unit.repeat(1000);
-            let size = Size::of(&wire, u64::MAX).unwrap();
+            let size = MessageSize::of(&wire, u64::MAX).unwrap();
             let mut profile = size.reserve();
             profile.merge(&*wire).unwrap_or_else(|error| panic!("{what}: {error}"));
             assert!(taken(&profile) <= size.bytes, "{what}: {} of {}", taken(&profile), size.bytes);
-            let half = Size::of(&wire, size.bytes / 2).unwrap();
+            let half = MessageSize::of(&wire, size.bytes / 2).unwrap();
             assert!(size.bytes == 0 || half.bytes > size.bytes / 2, "{what}: the walk ends late");
         }
     }
@@ -242,7 +242,7 @@ mod tests {
             b"\x49\0",
             b"\x4f",
         ] {
-            assert!(Size::of(wire, u64::MAX).is_none(), "{wire:?}");
+            assert!(MessageSize::of(wire, u64::MAX).is_none(), "{wire:?}");
         }
     }
 }

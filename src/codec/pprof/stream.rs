@@ -7,7 +7,7 @@
 //! There are two writers of one format for this reason: [`super::write`] has a `Profile` in memory
 //! and may allocate vectors and texts for labels, lines and inlined functions, which only it
 //! writes. This one serves the case that no more memory is available. Neither can be built on the
-//! other. A `Profile` of a heap takes some 400 bytes per sample, and a `Stream` fed from a
+//! other. A `Profile` of a heap takes some 400 bytes per sample, and a `ProfileStream` fed from a
 //! `Profile` would need all of that and the rest of the format. They share the rule for ids, and
 //! tests check both with the same reader.
 
@@ -17,7 +17,7 @@ use std::io::{self, Write};
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint};
 
 use super::STACK_UNKNOWN;
-use crate::codec::press::Press;
+use crate::codec::press::ReusableGzip;
 use crate::model::{Mapping, ValueType};
 
 /// Id of the location for samples without one. It cannot collide with ids from a table of 2^32
@@ -27,22 +27,22 @@ const UNKNOWN: u64 = u32::MAX as u64;
 /// Initial capacity for one text, which is formatted first because its length precedes it.
 const TEXT: usize = 8 << 10;
 
-/// Buffers of a [`Stream`]: the compressor and one text, some 400 KiB.
-pub struct Room {
-    press: Press,
+/// Buffers of a [`ProfileStream`]: the compressor and one text, some 400 KiB.
+pub struct WriterBuffers {
+    press: ReusableGzip,
     text: String,
 }
 
-impl Room {
+impl WriterBuffers {
     /// Allocates the buffers.
     pub fn reserve() -> Self {
-        Self { press: Press::reserve(), text: String::with_capacity(TEXT) }
+        Self { press: ReusableGzip::reserve(), text: String::with_capacity(TEXT) }
     }
 }
 
 /// Header of a profile.
 #[derive(Clone, Copy, Debug)]
-pub struct Head<'a> {
+pub struct ProfileHeader<'a> {
     /// Meaning of the values of each sample, in order.
     pub sample_types: &'a [ValueType],
     /// Name of the sample type to show first.
@@ -67,21 +67,25 @@ pub struct FunctionId(u64);
 
 /// A profile being written. Without [`Self::finish`] the file is truncated.
 #[must_use = "without `finish` the file is cut short"]
-pub struct Stream<'a, W: Write> {
-    room: &'a mut Room,
+pub struct ProfileStream<'a, W: Write> {
+    room: &'a mut WriterBuffers,
     out: W,
     texts: i64,
     functions: u64,
     has_unknown: bool,
 }
 
-impl<'a, W: Write> Stream<'a, W> {
+impl<'a, W: Write> ProfileStream<'a, W> {
     /// Starts a profile.
     ///
     /// # Errors
     ///
     /// Errors of `out`, as for all other functions.
-    pub fn begin(room: &'a mut Room, mut out: W, head: &Head<'_>) -> io::Result<Self> {
+    pub fn begin(
+        room: &'a mut WriterBuffers,
+        mut out: W,
+        head: &ProfileHeader<'_>,
+    ) -> io::Result<Self> {
         room.press.begin(&mut out)?;
         let mut this = Self { room, out, texts: 0, functions: 0, has_unknown: false };
         this.text("")?;

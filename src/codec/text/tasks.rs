@@ -44,10 +44,10 @@ pub fn write(dump: &TaskDump, mut out: impl Write) -> io::Result<()> {
 }
 
 /// Tasks with the same spawn site that wait at the same place.
-type Group<'a> = Vec<&'a TaskRow>;
+type TaskGroup<'a> = Vec<&'a TaskRow>;
 
-fn groups(dump: &TaskDump) -> Vec<Group<'_>> {
-    let mut groups: BTreeMap<_, Group<'_>> = BTreeMap::new();
+fn groups(dump: &TaskDump) -> Vec<TaskGroup<'_>> {
+    let mut groups: BTreeMap<_, TaskGroup<'_>> = BTreeMap::new();
     for task in &dump.tasks {
         let stacks: Vec<Vec<String>> =
             task.stacks.iter().map(|stack| shown(&dump.profile, *stack).collect()).collect();
@@ -72,7 +72,7 @@ fn states(dump: &TaskDump) -> BTreeMap<&'static str, u64> {
     states
 }
 
-fn write_group(out: &mut impl Write, dump: &TaskDump, group: &Group<'_>) -> io::Result<()> {
+fn write_group(out: &mut impl Write, dump: &TaskDump, group: &TaskGroup<'_>) -> io::Result<()> {
     let Some(first) = group.first() else { return Ok(()) };
     let about = if weight_of(group) > group.len() { "about " } else { "" };
     write!(out, "\n{about}{}", plural(weight_of(group), "task"))?;
@@ -128,7 +128,7 @@ fn shown(profile: &Profile, stack: StackHandle) -> impl Iterator<Item = String> 
 }
 
 #[derive(Serialize)]
-struct Json<'a> {
+struct TasksJson<'a> {
     schema: u32,
     taken: String,
     took_ms: u128,
@@ -200,7 +200,7 @@ pub fn write_json(dump: &TaskDump, mut out: impl Write) -> io::Result<()> {
         }
     });
     let tasks = tasks.collect();
-    let json = Json {
+    let json = TasksJson {
         schema: 1,
         taken: dump.taken().to_string(),
         took_ms: dump.took.as_millis(),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::Check;
 use crate::base::{Bytes, Percent};
-use crate::config::{Room, Settings};
+use crate::config::{DiskReserve, Settings};
 
 /// Minimum size of one incident with one artifact of each kind.
 const MIN_BYTES: Bytes = Bytes::mib(1);
@@ -17,7 +17,7 @@ pub(super) fn judge(check: &mut Check, settings: &Settings) {
     check.under("store.", |check| {
         bounds(check, Some(store.max_bytes), Some(store.max_incidents), Some(store.max_age));
         check.at_least("max_incident_bytes", store.max_incident_bytes, MIN_BYTES);
-        if let Room::Percent(Percent(share)) = store.keep_free {
+        if let DiskReserve::Percent(Percent(share)) = store.keep_free {
             check.that((0.0..100.0).contains(&share), &["keep_free"], || {
                 format!("{share} % is no share that leaves room: write \"0%\" to \"99%\"")
             });

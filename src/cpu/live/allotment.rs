@@ -40,22 +40,22 @@ impl From<FailedCall> for NotSampled {
 
 /// Threads that wait for a sampler, with their CPU time at the last review.
 #[derive(Debug, Default)]
-pub(super) struct Waiting {
+pub(super) struct WaitingThread {
     threads: HashMap<u32, Duration>,
     why: String,
 }
 
 /// A thread and its CPU time since the last review.
-pub(super) type Used = (Duration, u32);
+pub(super) type UsedEvents = (Duration, u32);
 
 /// Changes of samplers between threads.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Exchange {
+pub(super) struct EventExchange {
     pub(super) give_up: Vec<u32>,
     pub(super) take: Vec<u32>,
 }
 
-impl Waiting {
+impl WaitingThread {
     /// Adds a thread with its total CPU time.
     pub(super) fn add(&mut self, tid: u32, cpu: Duration, why: impl Into<String>) {
         self.threads.insert(tid, cpu);
@@ -76,7 +76,7 @@ impl Waiting {
 
     /// Returns the waiting threads with their CPU time since the last call; `cpu` returns the total
     /// of a thread.
-    pub(super) fn used(&mut self, cpu: impl Fn(u32) -> Option<Duration>) -> Vec<Used> {
+    pub(super) fn used(&mut self, cpu: impl Fn(u32) -> Option<Duration>) -> Vec<UsedEvents> {
         let used = self.threads.iter_mut().filter_map(|(&tid, seen)| {
             let now = cpu(tid)?;
             Some((now.saturating_sub(std::mem::replace(seen, now)), tid))
@@ -91,8 +91,12 @@ impl Waiting {
 }
 
 /// Assigns `room` samplers. A thread replaces another only if it used more than twice as much.
-pub(super) fn exchange(mut held: Vec<Used>, mut waiting: Vec<Used>, room: usize) -> Exchange {
-    let mut exchange = Exchange::default();
+pub(super) fn exchange(
+    mut held: Vec<UsedEvents>,
+    mut waiting: Vec<UsedEvents>,
+    room: usize,
+) -> EventExchange {
+    let mut exchange = EventExchange::default();
     held.sort_unstable_by_key(|&(used, tid)| (used, tid));
     waiting.sort_unstable_by_key(|&(used, tid)| (Reverse(used), tid));
     let excess = held.len().saturating_sub(room);
@@ -115,7 +119,7 @@ pub(super) fn exchange(mut held: Vec<Used>, mut waiting: Vec<Used>, room: usize)
 mod tests {
     use super::*;
 
-    fn used(all: &[(u64, u32)]) -> Vec<Used> {
+    fn used(all: &[(u64, u32)]) -> Vec<UsedEvents> {
         all.iter().map(|&(millis, tid)| (Duration::from_millis(millis), tid)).collect()
     }
 
@@ -133,7 +137,7 @@ mod tests {
             // Equally busy threads are not exchanged.
             (&[(5, 1)], &[(9, 2)], 1, &[], &[]),
         ] {
-            let expected = Exchange { give_up: give_up.to_vec(), take: take.to_vec() };
+            let expected = EventExchange { give_up: give_up.to_vec(), take: take.to_vec() };
             assert_eq!(exchange(used(held), used(waiting), room), expected, "{held:?} {waiting:?}");
         }
     }
@@ -141,7 +145,7 @@ mod tests {
     #[test]
     fn waiting_thread_is_judged_by_what_it_used_since_the_last_review() {
         let seconds = Duration::from_secs;
-        let mut waiting = Waiting::default();
+        let mut waiting = WaitingThread::default();
         waiting.add(1, seconds(10), "full");
         waiting.add(2, seconds(0), "full");
         let cpu = |tid| (tid == 1).then(|| seconds(12));

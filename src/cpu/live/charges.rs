@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 #[derive(Debug, Default)]
-struct Account {
+struct ThreadClock {
     /// The kernel's count at the last read.
     told: Duration,
     /// Weight of the samples since then, in periods.
@@ -13,12 +13,12 @@ struct Account {
 
 /// CPU-time accounts of all sampled threads.
 #[derive(Debug, Default)]
-pub(super) struct Charges(HashMap<u32, Account>);
+pub(super) struct ThreadCpuClocks(HashMap<u32, ThreadClock>);
 
-impl Charges {
+impl ThreadCpuClocks {
     /// Opens the account of a thread whose sampling starts.
     pub(super) fn open(&mut self, tid: u32, told: Duration) {
-        self.0.insert(tid, Account { told, sampled: 0 });
+        self.0.insert(tid, ThreadClock { told, sampled: 0 });
     }
 
     /// Records a sample. Returns `false` without an account: then the caller must charge the time.
@@ -63,7 +63,7 @@ mod tests {
     #[test]
     fn a_thread_is_charged_what_is_new() {
         let ms = Duration::from_millis;
-        let mut charges = Charges::default();
+        let mut charges = ThreadCpuClocks::default();
         assert!(!charges.note(1, 1) && charges.settle(1, Some(ms(9)), ms(10)).is_zero());
         charges.open(1, ms(5));
         assert!(charges.note(1, 3));

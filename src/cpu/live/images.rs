@@ -8,9 +8,9 @@ const MAX_IMAGES: usize = 4096;
 
 /// Executable mappings seen while samples were recorded.
 #[derive(Clone, Default)]
-pub(super) struct Images(Vec<Mapping>);
+pub(super) struct SeenImages(Vec<Mapping>);
 
-impl Images {
+impl SeenImages {
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

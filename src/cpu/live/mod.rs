@@ -48,5 +48,5 @@ mod wall_standing;
 mod wall_watch;
 mod window;
 
-pub(super) use recorder::Recorder;
-pub(super) use wall::Wall;
+pub(super) use recorder::CpuRecorder;
+pub(super) use wall::WallRecorder;

@@ -32,13 +32,13 @@ use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::time::Duration;
 
-use super::allotment::{Exchange, NotSampled, Unsampled, Waiting, exchange};
-use super::sampler::{Drain, Sampler, Verdict, drain_interval};
+use super::allotment::{EventExchange, NotSampled, Unsampled, WaitingThread, exchange};
+use super::sampler::{CpuSampler, DrainScope, UnwindOutcome, drain_interval};
 use crate::base::{Clock, Hertz, Moment, SystemClock};
 use crate::os::clock::cpu_timer::cpu_time_of;
-use crate::os::perf::{Event, FilledRings, Sampling};
-use crate::os::quota::{self, Allowance, Descriptors};
-use crate::os::stack_snapshot::Copied;
+use crate::os::perf::{FilledRings, PerfEvent, Sampling};
+use crate::os::quota::{self, DescriptorQuota, QuotaShare};
+use crate::os::stack_snapshot::StackSnapshot;
 
 /// Stack bytes copied at first. Two records of `SHALLOW + 80` bytes fit into 16 KiB.
 const SHALLOW: u32 = 7 << 10;
@@ -61,8 +61,8 @@ const TOO_MANY_SHORT: u64 = 8;
 /// Minimum interval between reviews of the waiting threads.
 pub(super) const REVIEW_EVERY: Duration = Duration::from_millis(250);
 
-struct Watched {
-    event: Event,
+struct PerfThread {
+    event: PerfEvent,
     /// CPU time of the thread at the last read.
     told: Duration,
     /// Value of the event's counter at the last read.
@@ -71,8 +71,8 @@ struct Watched {
     reviewed: Duration,
 }
 
-impl Watched {
-    fn new(event: Event, told: Duration) -> Self {
+impl PerfThread {
+    fn new(event: PerfEvent, told: Duration) -> Self {
         Self { event, told, counted: Duration::ZERO, reviewed: told }
     }
 
@@ -97,16 +97,16 @@ impl Watched {
 }
 
 pub(super) struct PerfSampler {
-    events: HashMap<u32, Watched>,
-    waiting: Waiting,
+    events: HashMap<u32, PerfThread>,
+    waiting: WaitingThread,
     frequency: Hertz,
     user_only: bool,
     wants_permission: bool,
-    descriptors: Descriptors,
+    descriptors: DescriptorQuota,
     /// Limit for all rings including their header pages.
-    locked: Allowance,
+    locked: QuotaShare,
     reviewed: Moment,
-    copied: Copied,
+    copied: StackSnapshot,
     /// `None` if epoll is unavailable; every ring is read then.
     filled: Option<FilledRings>,
     drained: Vec<u32>,
@@ -117,26 +117,26 @@ impl PerfSampler {
     pub(super) fn new(frequency: Hertz, user_only: bool) -> Self {
         Self {
             events: HashMap::new(),
-            waiting: Waiting::default(),
+            waiting: WaitingThread::default(),
             frequency,
             user_only,
             wants_permission: false,
-            descriptors: Descriptors::open(),
+            descriptors: DescriptorQuota::open(),
             locked: quota::locked_memory(),
             reviewed: SystemClock.now(),
-            copied: Copied::default(),
+            copied: StackSnapshot::default(),
             filled: FilledRings::new().ok(),
             drained: Vec::new(),
         }
     }
 
     /// Opens an event if the limit for locked memory allows its ring.
-    fn open(&self, tid: u32, stack_bytes: u32, ring_bytes: usize) -> Result<Event, NotSampled> {
+    fn open(&self, tid: u32, stack_bytes: u32, ring_bytes: usize) -> Result<PerfEvent, NotSampled> {
         let page = rustix::param::page_size();
         let rings = self.events.values().map(|watched| watched.event.sampling().ring_bytes + page);
         let all = rings.sum::<usize>() + ring_bytes + page;
         if all as u64 > self.locked.count {
-            let Allowance { count, limit } = self.locked;
+            let QuotaShare { count, limit } = self.locked;
             return Err(NotSampled::Why(format!(
                 "marple locks at most {} KiB for the rings of perf events: {limit}",
                 count >> 10
@@ -144,7 +144,7 @@ impl PerfSampler {
         }
         let period = period(self.frequency);
         let sampling = Sampling { period, stack_bytes, ring_bytes, user_only: self.user_only };
-        Event::open(tid, sampling).map_err(NotSampled::from)
+        PerfEvent::open(tid, sampling).map_err(NotSampled::from)
     }
 
     /// Replaces the thread's event by one with a ring of at least `least` bytes. Keeps the old
@@ -155,13 +155,13 @@ impl PerfSampler {
         self.note_filling_of(&event, tid);
         if let Some(watched) = self.events.get_mut(&tid) {
             let told = watched.cpu_time(tid);
-            *watched = Watched::new(event, told);
+            *watched = PerfThread::new(event, told);
         }
         true
     }
 
     /// Subscribes to the ring's fill notification. If that fails, every ring is read from then on.
-    fn note_filling_of(&mut self, event: &Event, tid: u32) {
+    fn note_filling_of(&mut self, event: &PerfEvent, tid: u32) {
         self.filled.take_if(|filled| filled.add(event, tid).is_err());
     }
 
@@ -176,7 +176,7 @@ impl PerfSampler {
         match opened {
             Ok(event) => {
                 self.note_filling_of(&event, tid);
-                self.events.insert(tid, Watched::new(event, told));
+                self.events.insert(tid, PerfThread::new(event, told));
             }
             Err(NotSampled::Gone) => {}
             Err(NotSampled::Permission(why)) => {
@@ -189,7 +189,7 @@ impl PerfSampler {
 
     /// Returns the allowed number of events and the reason for the limit.
     fn allowed(&mut self, now: Moment) -> (usize, String) {
-        let Allowance { count, limit } = self.descriptors.allowance(self.events.len() as u64, now);
+        let QuotaShare { count, limit } = self.descriptors.allowance(self.events.len() as u64, now);
         let why = if count > MAX_EVENTS {
             format!("there are at most {MAX_EVENTS} perf events, as each has a ring of its own")
         } else {
@@ -199,7 +199,7 @@ impl PerfSampler {
     }
 }
 
-impl Sampler for PerfSampler {
+impl CpuSampler for PerfSampler {
     fn attach(&mut self, tids: &[u32]) {
         if tids.is_empty() {
             return;
@@ -208,7 +208,8 @@ impl Sampler for PerfSampler {
         let time_of = |&tid: &u32| (cpu_time_of(tid).unwrap_or_default(), tid);
         let mut threads: Vec<(Duration, u32)> = tids.iter().map(time_of).collect();
         threads.sort_unstable_by_key(|&(told, tid)| (Reverse(told), tid));
-        let taken = self.events.values().map(|Watched { event, .. }| event.sampling().ring_bytes);
+        let taken =
+            self.events.values().map(|PerfThread { event, .. }| event.sampling().ring_bytes);
         let rings = deal(self.frequency, self.events.len(), taken.sum(), threads.len());
         for ((told, tid), ring) in threads.into_iter().zip(rings) {
             if self.events.len() < allowed {
@@ -230,7 +231,7 @@ impl Sampler for PerfSampler {
         self.locked = quota::locked_memory();
         let held = self.events.iter_mut().map(|(&tid, watched)| (watched.used(tid), tid)).collect();
         let waiting = self.waiting.used(|tid| cpu_time_of(tid).ok());
-        let Exchange { give_up, take } = exchange(held, waiting, allowed);
+        let EventExchange { give_up, take } = exchange(held, waiting, allowed);
         for tid in give_up {
             if let Some(watched) = self.events.remove(&tid) {
                 self.waiting.add(tid, watched.told, &*why);
@@ -276,7 +277,7 @@ impl Sampler for PerfSampler {
         let tids: Vec<u32> = self.events.keys().copied().collect();
         let threads = tids.len();
         for tid in tids {
-            let Some(Watched { event, .. }) = self.events.get_mut(&tid) else { continue };
+            let Some(PerfThread { event, .. }) = self.events.get_mut(&tid) else { continue };
             let Sampling { stack_bytes, ring_bytes: has, .. } = event.sampling();
             // A ring that is large enough is kept; only the period changes.
             let wants = ring_bytes(frequency, stack_bytes, threads);
@@ -298,13 +299,13 @@ impl Sampler for PerfSampler {
 
     fn drain(
         &mut self,
-        extent: Drain<'_>,
-        take: &mut dyn FnMut(&Copied, Moment) -> Verdict,
+        extent: DrainScope<'_>,
+        take: &mut dyn FnMut(&StackSnapshot, Moment) -> UnwindOutcome,
     ) -> u64 {
         let mut drained = std::mem::take(&mut self.drained);
         drained.clear();
         let is_read = match (extent, &mut self.filled) {
-            (Drain::Filled(also), Some(filled)) => {
+            (DrainScope::Filled(also), Some(filled)) => {
                 drained.extend_from_slice(also);
                 filled.read(&mut drained).is_ok()
             }
@@ -317,12 +318,12 @@ impl Sampler for PerfSampler {
         let mut lost = 0;
         let mut small = Vec::new();
         for &tid in &drained {
-            let Some(Watched { event, .. }) = self.events.get_mut(&tid) else { continue };
+            let Some(PerfThread { event, .. }) = self.events.get_mut(&tid) else { continue };
             let (mut samples, mut short) = (0u64, 0u64);
             let overflowed = event.drain(&mut self.copied, |copied| {
                 samples += 1;
                 let at = Moment::from_nanos(copied.head.time);
-                short += u64::from(take(copied, at) == Verdict::TooShort);
+                short += u64::from(take(copied, at) == UnwindOutcome::TooShort);
             });
             lost += overflowed;
             let Sampling { stack_bytes, ring_bytes: ring, .. } = event.sampling();

@@ -6,23 +6,23 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use super::charges::Charges;
-use super::images::Images;
+use super::charges::ThreadCpuClocks;
+use super::images::SeenImages;
 use super::perf::period;
-use super::relief::Relief;
+use super::relief::DescriptorRelief;
 use super::report::{self, Subject};
-use super::roster::Roster;
-use super::sampler::{Chosen, Drain, Verdict, choose, drain_interval};
-use super::tally::Tally;
-use super::window::Window;
-use crate::base::{Anchor, Clock, Hertz, Moment, OfProcess, SystemClock, panics, warnings};
+use super::roster::ThreadTable;
+use super::sampler::{DrainScope, SelectedEngine, UnwindOutcome, choose, drain_interval};
+use super::tally::SampleTable;
+use super::window::LookbackWindow;
+use crate::base::{Clock, Hertz, Moment, OfProcess, SystemClock, TimeAnchor, panics, warnings};
 use crate::cpu::{Error, Options};
 use crate::model::Profile;
 use crate::os::own_thread;
 use crate::os::proc::process::cpu_time;
-use crate::os::stack_snapshot::Copied;
+use crate::os::stack_snapshot::StackSnapshot;
 use crate::os::thread_start;
-use crate::unwind::{End, MAX_FRAMES, Outermost, Walker};
+use crate::unwind::{MAX_FRAMES, OutermostFrames, StackWalker, WalkEnd};
 
 /// Table entries of a session: 3 to 6 MB when full.
 const NODES: usize = 64 << 10;
@@ -48,31 +48,31 @@ const HEAR_EVERY: Duration = Duration::from_millis(5);
 /// Consecutive panics after which the thread ends.
 const MAX_PANICS: u32 = 8;
 
-pub(in crate::cpu) struct Recorder {
-    shared: Arc<Shared>,
+pub(in crate::cpu) struct CpuRecorder {
+    shared: Arc<RecorderShared>,
     thread: OfProcess<JoinHandle<()>>,
     /// Wakes the recorder when a thread reports its start.
-    _births: thread_start::Listening,
+    _births: thread_start::Subscription,
 }
 
-struct Shared {
-    state: Mutex<State>,
+struct RecorderShared {
+    state: Mutex<DrainState>,
     wake: Condvar,
 }
 
-pub(super) struct State {
-    pub(super) chosen: Chosen,
-    walker: Walker,
+pub(super) struct DrainState {
+    pub(super) chosen: SelectedEngine,
+    walker: StackWalker,
     /// Outermost frames of each thread, for stacks that are deeper than their copies.
-    outermost: HashMap<u32, Outermost>,
-    pub(super) roster: Roster,
-    pub(super) charges: Charges,
-    pub(super) relief: Relief,
+    outermost: HashMap<u32, OutermostFrames>,
+    pub(super) roster: ThreadTable,
+    pub(super) charges: ThreadCpuClocks,
+    pub(super) relief: DescriptorRelief,
     looked: Moment,
-    images: Images,
+    images: SeenImages,
     pub(super) frequency: Hertz,
-    pub(super) lookback: Option<(Hertz, Window)>,
-    pub(super) during: Option<During>,
+    pub(super) lookback: Option<(Hertz, LookbackWindow)>,
+    pub(super) during: Option<RecordingSession>,
     copied_frames: Box<[u64; MAX_FRAMES]>,
     broken: Option<String>,
     is_over: bool,
@@ -88,34 +88,34 @@ enum Extent {
 }
 
 /// A running session.
-pub(super) struct During {
-    anchor: Anchor,
+pub(super) struct RecordingSession {
+    anchor: TimeAnchor,
     cpu: Duration,
-    tally: Tally,
+    tally: SampleTable,
 }
 
-impl Recorder {
+impl CpuRecorder {
     /// Starts the engine, and the look-back window if `options` enable it.
     pub(in crate::cpu) fn start(options: &Options) -> Result<Self, Error> {
-        let mut roster = Roster::open().map_err(|source| Error::Tasks { source })?;
+        let mut roster = ThreadTable::open().map_err(|source| Error::Tasks { source })?;
         let tids = roster.look_at_first();
         let frequency = match options.lookback_frequency {
             Hertz(0) => options.frequency,
             lookback => lookback,
         };
-        let walker = Walker::new()?;
+        let walker = StackWalker::new()?;
         let chosen = choose(options.engine, frequency, &tids)?;
         let window = (options.lookback_frequency > Hertz(0) && !options.lookback.is_zero())
-            .then(|| (options.lookback_frequency, Window::new(options.lookback)));
-        let mut state = State {
+            .then(|| (options.lookback_frequency, LookbackWindow::new(options.lookback)));
+        let mut state = DrainState {
             chosen,
             walker,
             outermost: HashMap::new(),
             roster,
-            charges: Charges::default(),
-            relief: Relief::default(),
+            charges: ThreadCpuClocks::default(),
+            relief: DescriptorRelief::default(),
             looked: SystemClock.now(),
-            images: Images::default(),
+            images: SeenImages::default(),
             frequency,
             lookback: window,
             during: None,
@@ -125,7 +125,7 @@ impl Recorder {
         };
         state.open_accounts(&tids);
         state.begin_window(SystemClock.now());
-        let shared = Arc::new(Shared { state: Mutex::new(state), wake: Condvar::new() });
+        let shared = Arc::new(RecorderShared { state: Mutex::new(state), wake: Condvar::new() });
         let thread = thread::Builder::new().name("marple-cpu".to_owned()).spawn({
             let (shared, guard) = (Arc::clone(&shared), options.guard);
             move || shared.run(guard)
@@ -155,7 +155,7 @@ impl Recorder {
     pub(in crate::cpu) fn begin(
         &self,
         frequency: Hertz,
-        anchor: Anchor,
+        anchor: TimeAnchor,
     ) -> Result<Option<Profile>, Error> {
         let mut state = self.shared.lock();
         state.turn(anchor.moment, Extent::All);
@@ -164,13 +164,14 @@ impl Recorder {
         }
         let before = state.before(anchor);
         state.set_frequency(frequency);
-        state.during = Some(During { anchor, cpu: cpu_time(), tally: Tally::new(NODES) });
+        state.during =
+            Some(RecordingSession { anchor, cpu: cpu_time(), tally: SampleTable::new(NODES) });
         self.shared.wake.notify_one();
         Ok(before)
     }
 
     /// Returns the content of the window and clears it.
-    pub(in crate::cpu) fn take_window(&self, anchor: Anchor) -> Option<Profile> {
+    pub(in crate::cpu) fn take_window(&self, anchor: TimeAnchor) -> Option<Profile> {
         let mut state = self.shared.lock();
         state.turn(anchor.moment, Extent::All);
         let before = state.before(anchor);
@@ -184,7 +185,7 @@ impl Recorder {
         state.turn(now, Extent::All);
         state.settle();
         let cpu = cpu_time();
-        let During { anchor, cpu: before, tally } = state.during.take()?;
+        let RecordingSession { anchor, cpu: before, tally } = state.during.take()?;
         let duration = now.since(anchor.moment);
         let part = "part: the capture itself".to_owned();
         let span = (anchor.wall, duration, cpu.saturating_sub(before));
@@ -197,7 +198,7 @@ impl Recorder {
     }
 }
 
-impl Drop for Recorder {
+impl Drop for CpuRecorder {
     fn drop(&mut self) {
         if self.is_inherited() {
             return;
@@ -210,8 +211,8 @@ impl Drop for Recorder {
     }
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+impl RecorderShared {
+    fn lock(&self) -> MutexGuard<'_, DrainState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -246,7 +247,7 @@ impl Shared {
     }
 }
 
-impl State {
+impl DrainState {
     /// Handles new and ended threads and newly mapped files, and reads samples.
     fn turn(&mut self, now: Moment, extent: Extent) {
         let threads = u32::try_from(self.roster.len()).unwrap_or(u32::MAX);
@@ -274,7 +275,7 @@ impl State {
         // In the look-back, samples in rings that are not filling up stay there until the bucket is
         // full.
         let is_all = extent == Extent::All || self.during.is_some() || window_is_due;
-        self.drain(if is_all { Drain::All } else { Drain::Filled(&gone) });
+        self.drain(if is_all { DrainScope::All } else { DrainScope::Filled(&gone) });
         self.charge(&gone);
         for &tid in &gone {
             self.charges.close(tid);
@@ -325,7 +326,7 @@ impl State {
         }
     }
 
-    fn drain(&mut self, extent: Drain<'_>) {
+    fn drain(&mut self, extent: DrainScope<'_>) {
         // If this fails, stacks end at the unreadable library, and the next pass retries.
         if self.walker.refresh().unwrap_or(false) || self.images.is_empty() {
             self.images.note();
@@ -333,33 +334,33 @@ impl State {
         let Self { chosen, walker, outermost, roster, copied_frames, lookback, during, .. } = self;
         let (charges, period) = (&mut self.charges, period(self.frequency));
         let mut tally = tally_of(during, lookback);
-        let mut take = |copied: &Copied, at: Moment| {
+        let mut take = |copied: &StackSnapshot, at: Moment| {
             let frames = &mut copied_frames[..];
             let head = copied.head;
-            let outermost = outermost.entry(head.tid).or_insert(Outermost::NONE);
+            let outermost = outermost.entry(head.tid).or_insert(OutermostFrames::NONE);
             let walk = walker.walk_joined(copied, frames, outermost);
             let name = roster.name_of(head.tid);
-            let is_short = walk.end == End::Truncated || walk.is_joined;
+            let is_short = walk.end == WalkEnd::Truncated || walk.is_joined;
             if let Some(tally) = &mut tally {
                 let weight = u64::from(head.weight);
                 if !charges.note(head.tid, weight) {
                     tally.charge(name, period * head.weight);
                 }
                 match walk.end {
-                    End::Whole => {}
-                    End::Truncated => tally.short += weight,
-                    End::TooDeep => tally.too_deep += weight,
-                    End::Broken => tally.broken += weight,
-                    End::Elsewhere => tally.elsewhere += weight,
+                    WalkEnd::Whole => {}
+                    WalkEnd::Truncated => tally.short += weight,
+                    WalkEnd::TooDeep => tally.too_deep += weight,
+                    WalkEnd::Broken => tally.broken += weight,
+                    WalkEnd::Elsewhere => tally.elsewhere += weight,
                 }
                 tally.omitted += if walk.omitted > 0 && !walk.is_joined { weight } else { 0 };
                 tally.joined += if walk.is_joined { weight } else { 0 };
                 tally.inferred += if walk.is_inferred { weight } else { 0 };
                 let frames = frames.get(..walk.depth).unwrap_or_default();
-                let place = tally.add(name, frames, head.weight, walk.end != End::Whole);
+                let place = tally.add(name, frames, head.weight, walk.end != WalkEnd::Whole);
                 tally.log.push(head.tid, at, place, head.weight);
             }
-            if is_short { Verdict::TooShort } else { Verdict::Walked }
+            if is_short { UnwindOutcome::TooShort } else { UnwindOutcome::Walked }
         };
         let lost = chosen.sampler.drain(extent, &mut take);
         if let Some(tally) = tally {
@@ -373,7 +374,7 @@ impl State {
         if frequency != std::mem::replace(&mut self.frequency, frequency) {
             self.chosen.sampler.set_frequency(frequency);
         }
-        self.chosen.sampler.drain(Drain::All, &mut |_, _| Verdict::Walked);
+        self.chosen.sampler.drain(DrainScope::All, &mut |_, _| UnwindOutcome::Walked);
         for tid in self.charges.tids() {
             let told = self.chosen.sampler.counted(tid);
             self.charges.settle(tid, told, Duration::ZERO);
@@ -381,14 +382,14 @@ impl State {
     }
 
     /// Returns the content of the window, or `None` if it is empty.
-    fn before(&mut self, anchor: Anchor) -> Option<Profile> {
+    fn before(&mut self, anchor: TimeAnchor) -> Option<Profile> {
         self.lookback.as_ref()?;
         self.settle();
         let cpu = cpu_time();
         let (frequency, window) = self.lookback.as_mut()?;
         let (frequency, buckets) = (*frequency, window.take());
         let first = buckets.first()?;
-        let tallies: Vec<&Tally> = buckets.iter().map(|bucket| &bucket.tally).collect();
+        let tallies: Vec<&SampleTable> = buckets.iter().map(|bucket| &bucket.tally).collect();
         if tallies.iter().all(|tally| tally.is_empty()) {
             return None;
         }
@@ -400,7 +401,7 @@ impl State {
 
     fn profile(
         &self,
-        tallies: &[&Tally],
+        tallies: &[&SampleTable],
         (started, duration, cpu): (jiff::Timestamp, Duration, Duration),
         frequency: Hertz,
         part: String,
@@ -422,9 +423,9 @@ impl State {
 
 /// Returns the tally for new samples: the session's, or the window's if no session runs.
 pub(super) fn tally_of<'a>(
-    during: &'a mut Option<During>,
-    lookback: &'a mut Option<(Hertz, Window)>,
-) -> Option<&'a mut Tally> {
+    during: &'a mut Option<RecordingSession>,
+    lookback: &'a mut Option<(Hertz, LookbackWindow)>,
+) -> Option<&'a mut SampleTable> {
     match (during, lookback) {
         (Some(during), _) => Some(&mut during.tally),
         (None, Some((_, window))) => window.present(),

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::allotment::Unsampled;
 use super::perf::REVIEW_EVERY;
-use super::recorder::{State, tally_of};
-use super::sampler::{self, Chosen};
+use super::recorder::{DrainState, tally_of};
+use super::sampler::{self, SelectedEngine};
 use crate::base::{Moment, warnings};
 
 /// Minimum intervals between two attempts to switch the engine, in total and per thread: creating a
@@ -21,13 +21,13 @@ const TOPIC: &str = "cpu.engine";
 
 /// Times of the last shortage and of the last attempt to switch the engine.
 #[derive(Debug, Default)]
-pub(super) struct Relief {
+pub(super) struct DescriptorRelief {
     tried: Option<Moment>,
     /// Last time with unsampled threads; `Some` while the warning is set.
     short: Option<Moment>,
 }
 
-impl Relief {
+impl DescriptorRelief {
     fn note(&mut self, unsampled: Option<&Unsampled>, now: Moment) {
         match (unsampled, self.short) {
             (Some(unsampled), before) => {
@@ -48,7 +48,7 @@ impl Relief {
     }
 }
 
-impl Drop for Relief {
+impl Drop for DescriptorRelief {
     fn drop(&mut self) {
         if self.short.is_some() {
             warnings::clear(TOPIC);
@@ -56,7 +56,7 @@ impl Drop for Relief {
     }
 }
 
-impl State {
+impl DrainState {
     /// Applies the quotas; examines all threads at most once per `pause`. Called after a drain.
     pub(super) fn relieve(&mut self, now: Moment, pause: Duration) {
         self.chosen.sampler.review(now, pause.max(REVIEW_EVERY));
@@ -70,7 +70,8 @@ impl State {
             self.relief.tried = Some(now);
             let words = format!("timer: {}", short.why);
             let timers = sampler::timer(self.frequency, &self.roster.tids(), words);
-            let waiting = |chosen: &Chosen| chosen.sampler.unsampled().map_or(0, |it| it.threads);
+            let waiting =
+                |chosen: &SelectedEngine| chosen.sampler.unsampled().map_or(0, |it| it.threads);
             if let Ok(timers) = timers
                 && waiting(&timers) < short.threads
             {
@@ -88,7 +89,7 @@ impl State {
     }
 
     /// Switches to another engine.
-    fn change(&mut self, chosen: Chosen) {
+    fn change(&mut self, chosen: SelectedEngine) {
         self.settle();
         for tid in self.charges.tids() {
             self.charges.close(tid);

@@ -6,10 +6,10 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::allotment::Unsampled;
-use super::roster::Roster;
-use super::strata::{Scales, Stratum};
-use super::tally::{Count, Tally};
-use super::timed::{Home, Timed};
+use super::roster::ThreadTable;
+use super::strata::{NameGroup, ScaleFactors};
+use super::tally::{SampleCount, SampleTable};
+use super::timed::{SampleIndex, SampleOrigin};
 use crate::base::Hertz;
 use crate::cpu::account;
 use crate::model::{Mapping, Profile, Sample, ValueType};
@@ -35,26 +35,30 @@ pub(super) struct Subject<'a> {
 }
 
 /// Key of a profile's row: (thread name, frames, outer end missing).
-type Row = (String, Vec<u64>, bool);
+type ReportRow = (String, Vec<u64>, bool);
 
 /// Maximum number of thread names with a separate loss for unsampled CPU time.
 const MAX_UNSEEN: usize = 8;
 
 /// Builds the profile of `tallies`, which cover consecutive intervals.
-pub(super) fn profile(subject: Subject<'_>, tallies: &[&Tally], roster: &Roster) -> Profile {
+pub(super) fn profile(
+    subject: Subject<'_>,
+    tallies: &[&SampleTable],
+    roster: &ThreadTable,
+) -> Profile {
     let period = 1_000_000_000 / i64::from(subject.frequency.get().max(1));
     let mut profile = Profile::new(&[SAMPLES, CPU], CPU, period, subject.started);
     profile.default_sample_type = CPU.name;
     profile.duration = subject.duration;
 
-    let mut strata: BTreeMap<u32, Stratum> = BTreeMap::new();
+    let mut strata: BTreeMap<u32, NameGroup> = BTreeMap::new();
     for (name, stratum) in tallies.iter().flat_map(|tally| tally.strata()) {
         strata.entry(name).or_default().add(stratum);
     }
     let lost = tallies.iter().map(|tally| tally.lost).fold(0, u64::saturating_add);
-    let scales = Scales::of(&strata, period.unsigned_abs(), lost);
+    let scales = ScaleFactors::of(&strata, period.unsigned_abs(), lost);
 
-    let mut rows: BTreeMap<Row, (u64, f64, Vec<Home>)> = BTreeMap::new();
+    let mut rows: BTreeMap<ReportRow, (u64, f64, Vec<SampleOrigin>)> = BTreeMap::new();
     for (part, tally) in tallies.iter().enumerate() {
         for (place, count) in tally.places() {
             let name = roster.name(place.name).to_owned();
@@ -65,7 +69,7 @@ pub(super) fn profile(subject: Subject<'_>, tallies: &[&Tally], roster: &Roster)
             homes.push((part, place));
         }
     }
-    let mut timed = Timed::default();
+    let mut timed = SampleIndex::default();
     let mut got = 0;
     for ((name, frames, is_cut), (samples, nanos, homes)) in rows {
         let stack = profile.intern_stack(&frames);
@@ -90,10 +94,11 @@ pub(super) fn profile(subject: Subject<'_>, tallies: &[&Tally], roster: &Roster)
     profile
 }
 
-fn remark(profile: &mut Profile, subject: &Subject<'_>, tallies: &[&Tally]) {
-    let sum =
-        |of: fn(&Tally) -> u64| tallies.iter().map(|tally| of(tally)).fold(0, u64::saturating_add);
-    let all = Count { samples: sum(|t| t.all.samples), weight: sum(|t| t.all.weight) };
+fn remark(profile: &mut Profile, subject: &Subject<'_>, tallies: &[&SampleTable]) {
+    let sum = |of: fn(&SampleTable) -> u64| {
+        tallies.iter().map(|tally| of(tally)).fold(0, u64::saturating_add)
+    };
+    let all = SampleCount { samples: sum(|t| t.all.samples), weight: sum(|t| t.all.weight) };
     profile.comments.push(subject.part.clone());
     profile.comments.push(format!(
         "recorded by the engine `{}`, each thread at {} of its CPU time",
@@ -148,12 +153,12 @@ fn remark(profile: &mut Profile, subject: &Subject<'_>, tallies: &[&Tally]) {
 fn fit(
     profile: &mut Profile,
     subject: &Subject<'_>,
-    tallies: &[&Tally],
-    scales: &Scales,
+    tallies: &[&SampleTable],
+    scales: &ScaleFactors,
     got: u64,
-    roster: &Roster,
+    roster: &ThreadTable,
 ) {
-    let sum = |of: fn(&Tally) -> u64| tallies.iter().map(|tally| of(tally)).sum::<u64>();
+    let sum = |of: fn(&SampleTable) -> u64| tallies.iter().map(|tally| of(tally)).sum::<u64>();
     if let Some((largest, name)) = scales.largest {
         profile.comments.push(format!(
             "cpu: samples of threads of one name are scaled to the CPU time the kernel charged to those \

@@ -5,7 +5,7 @@ use std::io;
 use std::ops::Bound;
 
 use crate::os::clock::cpu_timer::cpu_time_of;
-use crate::os::proc::thread_list::Tasks;
+use crate::os::proc::thread_list::ThreadList;
 
 /// Maximum number of distinct thread names; further names are grouped as [`OTHERS`].
 const MAX_NAMES: usize = 4096;
@@ -23,13 +23,13 @@ const CHECKED_AT_ONCE: usize = 512;
 
 /// Started and ended threads since the last refresh.
 #[derive(Debug, Default)]
-pub(super) struct Change {
+pub(super) struct ThreadChanges {
     pub(super) born: Vec<u32>,
     pub(super) gone: Vec<u32>,
 }
 
 #[derive(Debug)]
-struct Member {
+struct ThreadEntry {
     name: u32,
     /// `true` if the name was read after the thread had run. Threads usually set their name first
     /// thing, so a name read at the start may be the parent's.
@@ -37,10 +37,10 @@ struct Member {
 }
 
 #[derive(Debug)]
-pub(super) struct Roster {
-    tasks: Tasks,
+pub(super) struct ThreadTable {
+    tasks: ThreadList,
     listed: Vec<u32>,
-    members: BTreeMap<u32, Member>,
+    members: BTreeMap<u32, ThreadEntry>,
     /// Threads of the first scan whose names are not read yet.
     unnamed: Vec<u32>,
     /// Last thread checked for existence.
@@ -49,11 +49,11 @@ pub(super) struct Roster {
     by_name: HashMap<String, u32>,
 }
 
-impl Roster {
+impl ThreadTable {
     pub(super) fn open() -> io::Result<Self> {
         let names = vec![OTHERS.to_owned()];
         Ok(Self {
-            tasks: Tasks::open()?,
+            tasks: ThreadList::open()?,
             listed: Vec::new(),
             members: BTreeMap::new(),
             unnamed: Vec::new(),
@@ -63,12 +63,12 @@ impl Roster {
         })
     }
 
-    /// Lists the threads without reading names. [`Roster::name_some`] reads them later: names are
-    /// most of the cost, and the caller of a starting profile waits for this.
+    /// Lists the threads without reading names. [`ThreadTable::name_some`] reads them later: names
+    /// are most of the cost, and the caller of a starting profile waits for this.
     pub(super) fn look_at_first(&mut self) -> Vec<u32> {
         // A partial list is completed by the next refresh.
         let _ = self.tasks.list(&mut self.listed);
-        let unknown = |&tid: &u32| (tid, Member { name: 0, is_settled: false });
+        let unknown = |&tid: &u32| (tid, ThreadEntry { name: 0, is_settled: false });
         self.members.extend(self.listed.iter().map(unknown));
         self.unnamed.clone_from(&self.listed);
         self.listed.clone()
@@ -120,12 +120,12 @@ impl Roster {
     }
 
     /// Reads the list of threads again. A partial list marks no thread as ended.
-    pub(super) fn look(&mut self) -> Change {
+    pub(super) fn look(&mut self) -> ThreadChanges {
         if self.is_as_before() {
-            return Change::default();
+            return ThreadChanges::default();
         }
         let complete = self.tasks.list(&mut self.listed).is_ok();
-        let mut change = Change::default();
+        let mut change = ThreadChanges::default();
         for &tid in &self.listed {
             if !self.members.contains_key(&tid) {
                 change.born.push(tid);
@@ -133,7 +133,7 @@ impl Roster {
         }
         for &tid in &change.born {
             let name = self.tasks.name(tid).map_or(0, |name| self.number_of(name));
-            self.members.insert(tid, Member { name, is_settled: false });
+            self.members.insert(tid, ThreadEntry { name, is_settled: false });
         }
         if complete {
             let listed = &self.listed;
@@ -158,7 +158,7 @@ impl Roster {
                 let before = known.map_or(0, |member| member.name);
                 let name = self.tasks.name(tid).map_or(before, |name| self.number_of(name));
                 if let Some(member) = self.members.get_mut(&tid) {
-                    *member = Member { name, is_settled: true };
+                    *member = ThreadEntry { name, is_settled: true };
                 }
                 name
             }
@@ -206,7 +206,7 @@ mod tests {
     #[test]
     fn one_that_ended_and_another_in_its_place_are_told() {
         let (old, hold, thread) = waiting("old");
-        let mut roster = Roster::open().unwrap();
+        let mut roster = ThreadTable::open().unwrap();
         assert!(roster.look_at_first().contains(&old));
         assert_eq!(roster.members[&old].name, 0);
         while roster.name_some() {}
@@ -217,7 +217,7 @@ mod tests {
         // `join` may return before the kernel removes the thread.
         while cpu_time_of(old).is_ok() {}
         let (new, _hold, _thread) = waiting("new");
-        let Change { born, gone } = roster.look();
+        let ThreadChanges { born, gone } = roster.look();
         assert!(born.contains(&new) && gone.contains(&old), "{born:?} {gone:?}");
         roster.forget(&gone);
         assert!(!roster.look().born.contains(&new));
@@ -226,7 +226,7 @@ mod tests {
     #[test]
     fn looks_ask_the_threads_in_turn() {
         let waiting: Vec<_> = (0..8).map(|_| waiting("one of many")).collect();
-        let mut roster = Roster::open().unwrap();
+        let mut roster = ThreadTable::open().unwrap();
         let all = roster.look_at_first();
         for &tid in &all {
             roster.checked = tid;

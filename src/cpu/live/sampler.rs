@@ -8,11 +8,11 @@ use super::timer::TimerSampler;
 use crate::base::{Hertz, Moment};
 use crate::cpu::Error;
 use crate::model::CpuEngine;
-use crate::os::stack_snapshot::Copied;
+use crate::os::stack_snapshot::StackSnapshot;
 
 /// Result of unwinding a sample, as far as the engine needs it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum UnwindOutcome {
     /// The copied stack was sufficient.
     Walked,
     /// The copied stack was too short.
@@ -21,7 +21,7 @@ pub(super) enum Verdict {
 
 /// Set of threads that a drain reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Drain<'t> {
+pub(super) enum DrainScope<'t> {
     /// All threads.
     All,
     /// Threads whose rings are filling up, and those given. Samples of other threads stay in their
@@ -30,7 +30,7 @@ pub(super) enum Drain<'t> {
 }
 
 /// A set of threads being sampled. Dropping it stops the sampling.
-pub(super) trait Sampler: Send {
+pub(super) trait CpuSampler: Send {
     /// Starts sampling these threads. Threads beyond a quota wait.
     fn attach(&mut self, tids: &[u32]);
 
@@ -45,11 +45,14 @@ pub(super) trait Sampler: Send {
     fn set_frequency(&mut self, frequency: Hertz);
 
     /// Passes each sample since the last call and its time to `take`. Returns the lost weight.
-    fn drain(&mut self, extent: Drain<'_>, take: &mut dyn FnMut(&Copied, Moment) -> Verdict)
-    -> u64;
+    fn drain(
+        &mut self,
+        extent: DrainScope<'_>,
+        take: &mut dyn FnMut(&StackSnapshot, Moment) -> UnwindOutcome,
+    ) -> u64;
 
     /// Releases samplers beyond the quotas and assigns free ones to waiting threads. Called after
-    /// [`Sampler::drain`] in each pass; examines all threads at most once per `pause`.
+    /// [`CpuSampler::drain`] in each pass; examines all threads at most once per `pause`.
     fn review(&mut self, now: Moment, pause: Duration);
 
     /// Returns the number of waiting threads and the reason, or `None` if all are sampled.
@@ -65,8 +68,8 @@ pub(super) trait Sampler: Send {
 }
 
 /// A sampler and the reason for its selection.
-pub(super) struct Chosen {
-    pub(super) sampler: Box<dyn Sampler>,
+pub(super) struct SelectedEngine {
+    pub(super) sampler: Box<dyn CpuSampler>,
     pub(super) words: String,
     /// `true` if time in the kernel is not sampled.
     pub(super) user_only: bool,
@@ -74,7 +77,7 @@ pub(super) struct Chosen {
     pub(super) may_change: bool,
 }
 
-impl Chosen {
+impl SelectedEngine {
     fn unsampled(&self) -> u64 {
         self.sampler.unsampled().map_or(0, |unsampled| unsampled.threads)
     }
@@ -82,7 +85,11 @@ impl Chosen {
 
 /// Starts the requested engine on `tids`. [`CpuEngine::Auto`] selects perf events if every thread
 /// can have one, else the engine that covers more threads.
-pub(super) fn choose(asked: CpuEngine, frequency: Hertz, tids: &[u32]) -> Result<Chosen, Error> {
+pub(super) fn choose(
+    asked: CpuEngine,
+    frequency: Hertz,
+    tids: &[u32],
+) -> Result<SelectedEngine, Error> {
     if asked == CpuEngine::Timer {
         return timer(frequency, tids, "timer: asked for".to_owned());
     }
@@ -112,7 +119,7 @@ pub(super) fn choose(asked: CpuEngine, frequency: Hertz, tids: &[u32]) -> Result
 
 /// Starts perf events. Falls back to user code only if `even_user_only` is set, that is, if the
 /// user requested `perf`: many services spend half of their time in the kernel.
-fn perf(frequency: Hertz, tids: &[u32], even_user_only: bool) -> Chosen {
+fn perf(frequency: Hertz, tids: &[u32], even_user_only: bool) -> SelectedEngine {
     let mut words = "perf: software cpu-clock".to_owned();
     let mut user_only = false;
     let mut sampler = PerfSampler::new(frequency, user_only);
@@ -123,11 +130,15 @@ fn perf(frequency: Hertz, tids: &[u32], even_user_only: bool) -> Chosen {
         sampler.attach(tids);
         words = format!("{words} of user code only{}", paranoia());
     }
-    Chosen { sampler: Box::new(sampler), words, user_only, may_change: false }
+    SelectedEngine { sampler: Box::new(sampler), words, user_only, may_change: false }
 }
 
 /// Starts timers, with `words` as the reason. Returns an error if no thread can have one.
-pub(super) fn timer(frequency: Hertz, tids: &[u32], words: String) -> Result<Chosen, Error> {
+pub(super) fn timer(
+    frequency: Hertz,
+    tids: &[u32],
+    words: String,
+) -> Result<SelectedEngine, Error> {
     let failed = |why: String| Error::Refused { engine: "timer", why };
     let mut sampler = TimerSampler::new(frequency).map_err(|error| failed(error.to_string()))?;
     sampler.attach(tids);
@@ -136,7 +147,12 @@ pub(super) fn timer(frequency: Hertz, tids: &[u32], words: String) -> Result<Cho
         Some(Unsampled { threads, why }) if threads == tids.len() as u64 && !sampler.may_yet() => {
             Err(failed(why))
         }
-        _ => Ok(Chosen { sampler: Box::new(sampler), words, user_only: false, may_change: false }),
+        _ => Ok(SelectedEngine {
+            sampler: Box::new(sampler),
+            words,
+            user_only: false,
+            may_change: false,
+        }),
     }
 }
 

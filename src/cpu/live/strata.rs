@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, HashMap};
 
 /// Samples and charged CPU time of one thread name.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Stratum {
+pub(super) struct NameGroup {
     /// Weight of the samples, in periods.
     pub(super) weight: u64,
     /// Sum of the squared weights.
@@ -30,7 +30,7 @@ pub(super) struct Stratum {
     pub(super) most: u64,
 }
 
-impl Stratum {
+impl NameGroup {
     pub(super) fn add(&mut self, other: &Self) {
         self.weight = self.weight.saturating_add(other.weight);
         self.squares = self.squares.saturating_add(other.squares);
@@ -57,7 +57,7 @@ const SURE_NANOS: u64 = 20_000_000;
 
 /// Scale factors by thread name.
 #[derive(Debug, Default)]
-pub(super) struct Scales {
+pub(super) struct ScaleFactors {
     of: HashMap<u32, f64>,
     rest: f64,
     /// Largest scale and its name.
@@ -70,11 +70,11 @@ pub(super) struct Scales {
     pub(super) unseen: Vec<(u32, u64)>,
 }
 
-impl Scales {
+impl ScaleFactors {
     /// Computes the scales of `strata`, for samples every `period` nanoseconds of which `lost` were
     /// dropped. Without charged time the scale is 1: a sample stands for one period.
-    pub(super) fn of(strata: &BTreeMap<u32, Stratum>, period: u64, lost: u64) -> Self {
-        let sum = |of: fn(&Stratum) -> u64| strata.values().map(of).fold(0, u64::saturating_add);
+    pub(super) fn of(strata: &BTreeMap<u32, NameGroup>, period: u64, lost: u64) -> Self {
+        let sum = |of: fn(&NameGroup) -> u64| strata.values().map(of).fold(0, u64::saturating_add);
         let mut scales = Self { rest: 1.0, ..Self::default() };
         if sum(|stratum| stratum.charged) > 0 {
             let astray = lost + strata.get(&UNPLACED).map_or(0, |stratum| stratum.weight);
@@ -100,10 +100,10 @@ impl Scales {
         }
     }
 
-    fn fit(&mut self, strata: &BTreeMap<u32, Stratum>, period: u64, share: f64) {
+    fn fit(&mut self, strata: &BTreeMap<u32, NameGroup>, period: u64, share: f64) {
         let small = SMALL_NANOS.max(period.saturating_mul(SMALL_PERIODS));
         let sure = SURE_NANOS.max(period.saturating_mul(SURE_PERIODS));
-        let mut few = Stratum::default();
+        let mut few = NameGroup::default();
         let mut names = Vec::new();
         for (&name, stratum) in strata.iter().filter(|&(&name, _)| name != UNPLACED) {
             if stratum.charged < small && (stratum.weight > 0 || stratum.most < sure) {
@@ -129,7 +129,7 @@ impl Scales {
     /// maximum scale among `names`, in proportion to their charges.
     fn scale(
         &mut self,
-        stratum: &Stratum,
+        stratum: &NameGroup,
         period: u64,
         share: f64,
         names: &[(u32, u64)],
@@ -162,12 +162,12 @@ mod tests {
     const PERIOD: u64 = 10 * MS;
 
     /// Arguments: (samples of weight 1, milliseconds charged, milliseconds of one thread).
-    fn scales(strata: &[(u32, (u64, u64, u64))], lost: u64) -> Scales {
+    fn scales(strata: &[(u32, (u64, u64, u64))], lost: u64) -> ScaleFactors {
         let strata = strata.iter().map(|&(name, (weight, charged, most))| {
             let (charged, most) = (charged * MS, most * MS);
-            (name, Stratum { weight, squares: weight, charged, most })
+            (name, NameGroup { weight, squares: weight, charged, most })
         });
-        Scales::of(&strata.collect(), PERIOD, lost)
+        ScaleFactors::of(&strata.collect(), PERIOD, lost)
     }
 
     #[test]

@@ -4,15 +4,15 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use super::allotment::Unsampled;
-use super::strata::{Stratum, UNPLACED};
-use super::timed::Log;
+use super::strata::{NameGroup, UNPLACED};
+use super::timed::SampleLog;
 
 /// Root of the tree: the outer end of every stack.
 const ROOT: u32 = 0;
 
 /// Key of samples with equal thread name and stack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct Place {
+pub(super) struct SampleKey {
     /// Thread name, as numbered by the roster.
     pub(super) name: u32,
     pub(super) stack: u32,
@@ -22,7 +22,7 @@ pub(super) struct Place {
 
 /// Number and weight of samples.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Count {
+pub(super) struct SampleCount {
     pub(super) samples: u64,
     /// Sum of the weights, in periods.
     pub(super) weight: u64,
@@ -30,14 +30,14 @@ pub(super) struct Count {
 
 /// Samples of one time interval.
 #[derive(Debug)]
-pub(super) struct Tally {
+pub(super) struct SampleTable {
     /// (parent, address) of each node.
     nodes: Vec<(u32, u64)>,
     by_node: HashMap<(u32, u64), u32>,
-    places: HashMap<Place, Count>,
-    strata: HashMap<u32, Stratum>,
+    places: HashMap<SampleKey, SampleCount>,
+    strata: HashMap<u32, NameGroup>,
     limit: usize,
-    pub(super) all: Count,
+    pub(super) all: SampleCount,
     /// Sum of the squared weights, for the error of shares.
     pub(super) squares: u64,
     /// Weight of samples dropped before this table.
@@ -62,10 +62,10 @@ pub(super) struct Tally {
     /// Threads without samples: the largest number at one time.
     pub(super) unsampled: Option<Unsampled>,
     /// Times of the samples.
-    pub(super) log: Log,
+    pub(super) log: SampleLog,
 }
 
-impl Tally {
+impl SampleTable {
     /// Creates a tally with at most `limit` nodes, `limit` keys of 100 bytes each and `limit`
     /// times. Memory grows with use.
     pub(super) fn new(limit: usize) -> Self {
@@ -75,7 +75,7 @@ impl Tally {
             places: HashMap::new(),
             strata: HashMap::new(),
             limit,
-            all: Count::default(),
+            all: SampleCount::default(),
             squares: 0,
             lost: 0,
             unplaced: 0,
@@ -87,22 +87,28 @@ impl Tally {
             elsewhere: 0,
             inferred: 0,
             unsampled: None,
-            log: Log::new(limit),
+            log: SampleLog::new(limit),
         }
     }
 
     /// Counts a sample at `frames`, innermost first, and returns its key.
-    pub(super) fn add(&mut self, name: u32, frames: &[u64], weight: u32, is_cut: bool) -> Place {
+    pub(super) fn add(
+        &mut self,
+        name: u32,
+        frames: &[u64],
+        weight: u32,
+        is_cut: bool,
+    ) -> SampleKey {
         let weight = u64::from(weight);
         let stack = frames.iter().rev().try_fold(ROOT, |parent, &frame| self.node(parent, frame));
-        let place = Place { name, stack: stack.unwrap_or(ROOT), is_cut };
+        let place = SampleKey { name, stack: stack.unwrap_or(ROOT), is_cut };
         let place = if stack.is_some()
             && (self.places.len() < self.limit || self.places.contains_key(&place))
         {
             place
         } else {
             self.unplaced += weight;
-            Place { name: UNPLACED, stack: ROOT, is_cut: true }
+            SampleKey { name: UNPLACED, stack: ROOT, is_cut: true }
         };
         let count = self.places.entry(place).or_default();
         count.samples += 1;
@@ -113,7 +119,7 @@ impl Tally {
         // weight.
         let squared = weight.saturating_mul(weight);
         self.squares = self.squares.saturating_add(squared);
-        let sampled = Stratum { weight, squares: squared, ..Stratum::default() };
+        let sampled = NameGroup { weight, squares: squared, ..NameGroup::default() };
         self.strata.entry(place.name).or_default().add(&sampled);
         place
     }
@@ -129,7 +135,7 @@ impl Tally {
     }
 
     /// Returns samples and charged time by name. The roster bounds the number of names.
-    pub(super) fn strata(&self) -> impl Iterator<Item = (u32, &Stratum)> + '_ {
+    pub(super) fn strata(&self) -> impl Iterator<Item = (u32, &NameGroup)> + '_ {
         self.strata.iter().map(|(&name, stratum)| (name, stratum))
     }
 
@@ -147,12 +153,12 @@ impl Tally {
     }
 
     /// Returns all keys and their counts, in arbitrary order.
-    pub(super) fn places(&self) -> impl Iterator<Item = (Place, Count)> + '_ {
+    pub(super) fn places(&self) -> impl Iterator<Item = (SampleKey, SampleCount)> + '_ {
         self.places.iter().map(|(&place, &count)| (place, count))
     }
 
     /// Returns the frames of a key, innermost first.
-    pub(super) fn frames(&self, place: Place) -> impl Iterator<Item = u64> + '_ {
+    pub(super) fn frames(&self, place: SampleKey) -> impl Iterator<Item = u64> + '_ {
         let mut next = place.stack;
         std::iter::from_fn(move || {
             let (parent, frame) = *self.nodes.get(next as usize).filter(|_| next != ROOT)?;
@@ -171,22 +177,24 @@ impl Tally {
 mod tests {
     use super::*;
 
-    fn places(tally: &Tally) -> Vec<(u32, Vec<u64>, Count)> {
+    fn places(tally: &SampleTable) -> Vec<(u32, Vec<u64>, SampleCount)> {
         let mut places: Vec<_> = tally
             .places()
             .map(|(place, count)| (place.name, tally.frames(place).collect(), count))
             .collect();
-        places.sort_by_key(|(name, frames, _): &(u32, Vec<u64>, Count)| (*name, frames.clone()));
+        places.sort_by_key(|(name, frames, _): &(u32, Vec<u64>, SampleCount)| {
+            (*name, frames.clone())
+        });
         places
     }
 
     #[test]
     fn the_same_stack_of_the_same_thread_is_one_place() {
-        let mut tally = Tally::new(100);
+        let mut tally = SampleTable::new(100);
         tally.add(1, &[3, 2, 1], 1, false);
         tally.add(1, &[3, 2, 1], 4, false);
         tally.add(2, &[2, 1], 1, false);
-        let count = |samples, weight| Count { samples, weight };
+        let count = |samples, weight| SampleCount { samples, weight };
         assert_eq!(places(&tally), [(1, vec![3, 2, 1], count(2, 5)), (2, vec![2, 1], count(1, 1))]);
         assert_eq!((tally.all, tally.squares), (count(3, 6), 18));
         assert_eq!(tally.nodes.len(), 4);
@@ -194,7 +202,7 @@ mod tests {
 
     #[test]
     fn a_look_of_any_weight_is_counted() {
-        let mut tally = Tally::new(10);
+        let mut tally = SampleTable::new(10);
         for _ in 0..2 {
             tally.add(1, &[1], u32::MAX, false);
         }
@@ -204,11 +212,11 @@ mod tests {
     #[test]
     fn a_full_table_counts_on_without_stacks() {
         for limit in [1, 2, 3] {
-            let mut tally = Tally::new(limit);
+            let mut tally = SampleTable::new(limit);
             for stack in 1..=10 {
                 tally.add(1, &[stack], 2, false);
             }
-            assert_eq!(tally.all, Count { samples: 10, weight: 20 });
+            assert_eq!(tally.all, SampleCount { samples: 10, weight: 20 });
             assert_eq!(tally.unplaced, 2 * (10 - (limit as u64 - 1)), "{limit}");
             let held: u64 = tally.places().map(|(_, count)| count.weight).sum();
             assert_eq!(held, 20);

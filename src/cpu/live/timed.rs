@@ -19,12 +19,12 @@
 
 use std::collections::HashMap;
 
-use super::tally::{Place, Tally};
+use super::tally::{SampleKey, SampleTable};
 use crate::base::Moment;
 use crate::model::{Profile, TimedSample};
 
 /// Key of a sample in one of several consecutive tallies: (index of the tally, key).
-pub(super) type Home = (usize, Place);
+pub(super) type SampleOrigin = (usize, SampleKey);
 
 const NAME_BITS: u32 = 12;
 const STACK_BITS: u32 = 19;
@@ -35,7 +35,7 @@ const WEIGHT_BITS: u32 = 16;
 const BEFORE_THE_FIRST: u64 = 60_000_000_000;
 
 #[derive(Clone, Copy, Debug)]
-struct Entry {
+struct LoggedSample {
     tid: u32,
     place: u32,
     time_and_weight: u64,
@@ -43,22 +43,22 @@ struct Entry {
 
 /// Times of samples.
 #[derive(Debug)]
-pub(super) struct Log {
+pub(super) struct SampleLog {
     zero: u64,
-    entries: Vec<Entry>,
+    entries: Vec<LoggedSample>,
     limit: usize,
     /// Samples without a time: the log is full, or the time is out of range.
     dropped: u64,
 }
 
-impl Log {
+impl SampleLog {
     /// Creates a log of at most `limit` times.
     pub(super) fn new(limit: usize) -> Self {
         Self { zero: 0, entries: Vec::new(), limit, dropped: 0 }
     }
 
     /// Records the time of a sample of `tid`.
-    pub(super) fn push(&mut self, tid: u32, at: Moment, place: Place, weight: u32) {
+    pub(super) fn push(&mut self, tid: u32, at: Moment, place: SampleKey, weight: u32) {
         let at = at.as_nanos();
         if self.entries.is_empty() {
             self.zero = at.saturating_sub(BEFORE_THE_FIRST);
@@ -68,13 +68,13 @@ impl Log {
             Some(place) if self.entries.len() < self.limit && time >> 48 == 0 => {
                 let weight = u64::from(weight.min((1 << WEIGHT_BITS) - 1));
                 let time_and_weight = time << WEIGHT_BITS | weight;
-                self.entries.push(Entry { tid, place, time_and_weight });
+                self.entries.push(LoggedSample { tid, place, time_and_weight });
             }
             _ => self.dropped += 1,
         }
     }
 
-    fn iter(&self) -> impl Iterator<Item = (u32, Moment, Place, u32)> + '_ {
+    fn iter(&self) -> impl Iterator<Item = (u32, Moment, SampleKey, u32)> + '_ {
         self.entries.iter().map(|entry| {
             let weight = entry.time_and_weight & ((1 << WEIGHT_BITS) - 1);
             let at = Moment::from_nanos(self.zero + (entry.time_and_weight >> WEIGHT_BITS));
@@ -83,14 +83,14 @@ impl Log {
     }
 }
 
-fn pack(place: Place) -> Option<u32> {
+fn pack(place: SampleKey) -> Option<u32> {
     let fits = place.stack >> STACK_BITS == 0 && place.name >> NAME_BITS == 0;
     let packed = (place.stack << NAME_BITS | place.name) << 1 | u32::from(place.is_cut);
     fits.then_some(packed)
 }
 
-fn unpack(packed: u32) -> Place {
-    Place {
+fn unpack(packed: u32) -> SampleKey {
+    SampleKey {
         name: packed >> 1 & ((1 << NAME_BITS) - 1),
         stack: packed >> (1 + NAME_BITS),
         is_cut: packed & 1 == 1,
@@ -99,17 +99,17 @@ fn unpack(packed: u32) -> Place {
 
 /// Index of the profile's sample for each key.
 #[derive(Debug, Default)]
-pub(super) struct Timed(HashMap<Home, u32>);
+pub(super) struct SampleIndex(HashMap<SampleOrigin, u32>);
 
-impl Timed {
+impl SampleIndex {
     /// Maps these keys to the profile's sample at `index`.
-    pub(super) fn sample(&mut self, index: usize, homes: &[Home]) {
+    pub(super) fn sample(&mut self, index: usize, homes: &[SampleOrigin]) {
         let index = u32::try_from(index).unwrap_or(u32::MAX);
         self.0.extend(homes.iter().map(|&home| (home, index)));
     }
 
     /// Adds the times in the logs of `tallies` to `profile`.
-    pub(super) fn tell(self, profile: &mut Profile, tallies: &[&Tally]) {
+    pub(super) fn tell(self, profile: &mut Profile, tallies: &[&SampleTable]) {
         let entries = tallies.iter().map(|tally| tally.log.entries.len()).sum();
         profile.timed.reserve_exact(entries);
         for (part, tally) in tallies.iter().enumerate() {
@@ -136,7 +136,7 @@ mod tests {
 
     #[test]
     fn an_entry_is_sixteen_bytes() {
-        assert_eq!(size_of::<Entry>(), 16);
+        assert_eq!(size_of::<LoggedSample>(), 16);
     }
 
     #[test]
@@ -144,18 +144,18 @@ mod tests {
         for (name, stack, is_cut) in
             [(0, 0, false), (4095, (1 << 19) - 1, true), (1, 65_535, false)]
         {
-            let place = Place { name, stack, is_cut };
+            let place = SampleKey { name, stack, is_cut };
             assert_eq!(pack(place).map(unpack), Some(place));
         }
-        assert_eq!(pack(Place { name: 4096, stack: 0, is_cut: false }), None);
-        assert_eq!(pack(Place { name: 0, stack: 1 << 19, is_cut: false }), None);
+        assert_eq!(pack(SampleKey { name: 4096, stack: 0, is_cut: false }), None);
+        assert_eq!(pack(SampleKey { name: 0, stack: 1 << 19, is_cut: false }), None);
     }
 
     #[test]
     fn times_are_kept_in_order_and_what_finds_no_room_is_counted() {
         const CPU: ValueType = ValueType { name: "cpu", unit: "nanoseconds" };
-        let (mut first, mut second) = (Tally::new(3), Tally::new(3));
-        let push = |tally: &mut Tally, tid, at, weight| {
+        let (mut first, mut second) = (SampleTable::new(3), SampleTable::new(3));
+        let push = |tally: &mut SampleTable, tid, at, weight| {
             let place = tally.add(1, &[7], weight, false);
             tally.log.push(tid, Moment::from_nanos(at), place, weight);
             place
@@ -168,7 +168,7 @@ mod tests {
         push(&mut second, 15, 101 * hour, 1);
         push(&mut second, 16, 200 * hour, 1);
         let mut profile = Profile::new(&[CPU], CPU, 1, Timestamp::UNIX_EPOCH);
-        let mut timed = Timed::default();
+        let mut timed = SampleIndex::default();
         timed.sample(5, &[(0, place)]);
         timed.sample(6, &[(1, place)]);
         timed.tell(&mut profile, &[&first, &second]);

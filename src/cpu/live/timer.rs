@@ -31,18 +31,18 @@ use std::collections::HashMap;
 use std::io;
 use std::time::Duration;
 
-use super::allotment::{Exchange, NotSampled, Unsampled, Waiting, exchange};
+use super::allotment::{EventExchange, NotSampled, Unsampled, WaitingThread, exchange};
 use super::perf::{REVIEW_EVERY, period};
-use super::sampler::{Drain, Sampler, Verdict};
+use super::sampler::{CpuSampler, DrainScope, UnwindOutcome};
 use crate::base::{Clock, Hertz, Moment, SystemClock};
 use crate::model::Calibration;
 use crate::os::clock::cpu_timer::{ThreadTimer, cpu_time_of};
 use crate::os::clock::cycle_clock;
 use crate::os::proc::stack_bounds::StackBounds;
-use crate::os::quota::{self, Allowance};
-use crate::os::signal::{self, Entry, Target};
-use crate::os::stack_snapshot::Copied;
-use crate::os::syscalls::{Optional, permit};
+use crate::os::quota::{self, QuotaShare};
+use crate::os::signal::{self, SignalCapture, ThreadSlot};
+use crate::os::stack_snapshot::StackSnapshot;
+use crate::os::syscalls::{OptionalCall, permit};
 
 /// Maximum stack bytes copied.
 const STACK: usize = 32 << 10;
@@ -58,9 +58,9 @@ const SIGPROF: i32 = 27;
 /// Minimum distance of two (tick, moment) pairs that define a rate: each is off by about 10 ns.
 const DATE_EVERY: Duration = Duration::from_millis(5);
 
-struct Timed {
+struct TimedThread {
     timer: ThreadTimer,
-    entry: Entry,
+    entry: ThreadSlot,
     /// `true` if the handler has the thread's stack bounds, or finding them failed.
     has_bounds: bool,
     /// CPU time of the thread at the last review.
@@ -68,20 +68,20 @@ struct Timed {
 }
 
 pub(super) struct TimerSampler {
-    target: &'static Target,
-    timed: HashMap<u32, Timed>,
-    waiting: Waiting,
+    target: &'static SignalCapture,
+    timed: HashMap<u32, TimedThread>,
+    waiting: WaitingThread,
     /// `true` if threads wait for a quota that may become free.
     may_yet: bool,
     /// Times of the last quota check and of the last review.
     asked: Moment,
     reviewed: Moment,
-    free: Vec<Entry>,
+    free: Vec<ThreadSlot>,
     frequency: Hertz,
     /// Losses of the target at the last drain.
     lost: u64,
     random: u64,
-    copied: Copied,
+    copied: StackSnapshot,
     /// The (tick, moment) pairs of two drains. Samples are dated by them and the current pair.
     pairs: [(u64, Moment); 2],
 }
@@ -91,23 +91,23 @@ impl TimerSampler {
     pub(super) fn new(frequency: Hertz) -> io::Result<Self> {
         let cores = crate::os::proc::process::cores().unwrap_or(1) as usize;
         let slots = (cores * SLOTS_PER_CORE).clamp(*SLOTS.start(), *SLOTS.end());
-        permit(Optional::ThreadTimers)?;
+        permit(OptionalCall::ThreadTimers)?;
         let target = signal::install(SIGPROF, slots, STACK)?;
         target.forget_pending();
         if !target.is_in_place() {
             return Err(io::Error::other(TAKEN));
         }
         target.slots().touch(TOUCHED);
-        let mut copied = Copied::default();
+        let mut copied = StackSnapshot::default();
         target.slots().drain(&mut copied, |_| {});
         Ok(Self {
             target,
             timed: HashMap::new(),
-            waiting: Waiting::default(),
+            waiting: WaitingThread::default(),
             may_yet: false,
             asked: SystemClock.now(),
             reviewed: SystemClock.now(),
-            free: (0..Entry::MAX).rev().collect(),
+            free: (0..ThreadSlot::MAX).rev().collect(),
             frequency,
             lost: target.slots().lost(),
             random: std::process::id().into(),
@@ -124,7 +124,7 @@ impl TimerSampler {
 
     fn time(&mut self, tid: u32, bounds: &StackBounds) -> Result<(), NotSampled> {
         let entry = *self.free.last().ok_or_else(|| {
-            NotSampled::Why(format!("the {} places for timers are taken", Entry::MAX))
+            NotSampled::Why(format!("the {} places for timers are taken", ThreadSlot::MAX))
         })?;
         let stack = bounds.of(tid);
         let mut timer = ThreadTimer::new(tid, self.target.signal(), self.target.value(entry))?;
@@ -142,7 +142,7 @@ impl TimerSampler {
         }
         self.free.pop();
         let reviewed = cpu_time_of(tid).unwrap_or_default();
-        self.timed.insert(tid, Timed { timer, entry, has_bounds, reviewed });
+        self.timed.insert(tid, TimedThread { timer, entry, has_bounds, reviewed });
         Ok(())
     }
 
@@ -173,7 +173,7 @@ impl TimerSampler {
     }
 
     fn release(&mut self, tid: u32) -> bool {
-        let Some(Timed { timer, entry, .. }) = self.timed.remove(&tid) else { return false };
+        let Some(TimedThread { timer, entry, .. }) = self.timed.remove(&tid) else { return false };
         drop(timer);
         self.target.set_stack(entry, 0..0);
         self.target.set_thread(entry, 0);
@@ -183,7 +183,7 @@ impl TimerSampler {
 
     /// Returns the allowed number of timers and the reason for the limit.
     fn allowed(&self) -> (usize, String) {
-        let Allowance { count, limit } = quota::pending_signals(self.timed.len() as u64);
+        let QuotaShare { count, limit } = quota::pending_signals(self.timed.len() as u64);
         let why = format!("marple takes at most {count} timers: {limit}");
         (usize::try_from(count).unwrap_or(usize::MAX), why)
     }
@@ -215,7 +215,7 @@ impl TimerSampler {
 
 const TAKEN: &str = "this process has put a SIGPROF handler of its own over ours";
 
-impl Sampler for TimerSampler {
+impl CpuSampler for TimerSampler {
     fn attach(&mut self, tids: &[u32]) {
         if !tids.is_empty() {
             let (allowed, why) = self.allowed();
@@ -246,7 +246,7 @@ impl Sampler for TimerSampler {
             (now.saturating_sub(std::mem::replace(&mut timed.reviewed, now)), tid)
         });
         let held = held.collect();
-        let Exchange { give_up, take } = exchange(held, self.waiting.used(cpu), allowed);
+        let EventExchange { give_up, take } = exchange(held, self.waiting.used(cpu), allowed);
         for tid in give_up {
             if self.release(tid) {
                 self.waiting.add(tid, cpu(tid).unwrap_or_default(), &*why);
@@ -280,8 +280,8 @@ impl Sampler for TimerSampler {
     /// Drains all threads, regardless of the extent: they share their slots.
     fn drain(
         &mut self,
-        _extent: Drain<'_>,
-        take: &mut dyn FnMut(&Copied, Moment) -> Verdict,
+        _extent: DrainScope<'_>,
+        take: &mut dyn FnMut(&StackSnapshot, Moment) -> UnwindOutcome,
     ) -> u64 {
         let pair = cycle_clock::pair();
         let [older, newer] = self.pairs;
@@ -306,7 +306,7 @@ impl Sampler for TimerSampler {
     }
 
     fn broken(&mut self) -> Option<String> {
-        let why = match permit(Optional::ThreadTimers) {
+        let why = match permit(OptionalCall::ThreadTimers) {
             Ok(()) if self.target.is_in_place() => return None,
             // The host's handler must not receive marple's signals.
             Ok(()) => TAKEN.to_owned(),

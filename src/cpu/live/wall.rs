@@ -30,23 +30,23 @@ use std::sync::mpsc::{self, Sender};
 use std::thread::{self, JoinHandle};
 
 use super::wall_report::{self, Subject};
-use super::wall_watch::Watch;
-use crate::base::{Anchor, Hertz, Moment};
+use super::wall_watch::WallSampler;
+use crate::base::{Hertz, Moment, TimeAnchor};
 use crate::cpu::{Error, Options};
 use crate::model::Profile;
 
 /// A running wall-time recording. Dropping it stops the recording.
-pub(in crate::cpu) struct Wall {
-    anchor: Anchor,
+pub(in crate::cpu) struct WallRecorder {
+    anchor: TimeAnchor,
     frequency: Hertz,
     over: Option<Sender<()>>,
-    thread: Option<JoinHandle<Watch>>,
+    thread: Option<JoinHandle<WallSampler>>,
 }
 
-impl Wall {
+impl WallRecorder {
     /// Starts the recording.
-    pub(in crate::cpu) fn start(options: &Options, anchor: Anchor) -> Result<Self, Error> {
-        let watch = Watch::new(options.frequency, options.signals, true)?;
+    pub(in crate::cpu) fn start(options: &Options, anchor: TimeAnchor) -> Result<Self, Error> {
+        let watch = WallSampler::new(options.frequency, options.signals, true)?;
         let (over, ends) = mpsc::channel();
         let guard = options.guard;
         let thread = thread::Builder::new().name("marple-wall".to_owned());
@@ -80,7 +80,7 @@ impl Wall {
     }
 }
 
-impl Drop for Wall {
+impl Drop for WallRecorder {
     fn drop(&mut self) {
         self.over = None;
         if let Some(thread) = self.thread.take() {

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::tally::{Count, Tally};
-use super::wall_standing::{Standing, Standings};
+use super::tally::{SampleCount, SampleTable};
+use super::wall_standing::{ThreadStateInterner, ThreadStateKey};
 use crate::base::Hertz;
 use crate::model::{Mapping, Profile, Sample, ValueType};
 
@@ -15,7 +15,7 @@ const WALL: ValueType = ValueType { name: "wall", unit: "nanoseconds" };
 
 /// Counters of a wall-time recording.
 #[derive(Debug, Default)]
-pub(super) struct Counts {
+pub(super) struct WallCounts {
     pub(super) ticks: u64,
     /// Ticks that ended before every thread was checked.
     pub(super) short_ticks: u64,
@@ -44,20 +44,23 @@ pub(super) struct Subject {
 /// Builds the profile of `tally`, whose weights are microseconds.
 pub(super) fn profile(
     subject: Subject,
-    tally: &Tally,
-    standings: &Standings,
-    counts: &Counts,
+    tally: &SampleTable,
+    standings: &ThreadStateInterner,
+    counts: &WallCounts,
 ) -> Profile {
     let period = 1_000_000_000 / i64::from(subject.frequency.get().max(1));
     let mut profile = Profile::new(&[SAMPLES, WALL], WALL, period, subject.started);
     profile.default_sample_type = WALL.name;
     profile.duration = subject.duration;
-    let mut rows: BTreeMap<(Standing, Vec<u64>, bool), Count> = BTreeMap::new();
+    let mut rows: BTreeMap<(ThreadStateKey, Vec<u64>, bool), SampleCount> = BTreeMap::new();
     for (place, count) in tally.places() {
         let standing = standings.get(place.name).cloned();
         // Samples that found the table of stacks full.
-        let others =
-            || Standing { thread: "(others)".into(), state: "unknown", ..Standing::default() };
+        let others = || ThreadStateKey {
+            thread: "(others)".into(),
+            state: "unknown",
+            ..ThreadStateKey::default()
+        };
         let standing = standing.unwrap_or_else(others);
         let row = rows.entry((standing, tally.frames(place).collect(), place.is_cut)).or_default();
         row.samples += count.samples;
@@ -98,7 +101,7 @@ fn named(profile: &mut Profile, address: u64, why: &str) -> Option<crate::model:
     Some(profile.stacks.intern(None, frame))
 }
 
-fn remark(profile: &mut Profile, subject: &Subject, tally: &Tally, counts: &Counts) {
+fn remark(profile: &mut Profile, subject: &Subject, tally: &SampleTable, counts: &WallCounts) {
     let seconds = subject.duration.as_secs_f64().max(f64::EPSILON);
     let watched = Duration::from_micros(tally.all.weight).as_secs_f64();
     let rate = counts.looked as f64 / watched.max(f64::EPSILON);

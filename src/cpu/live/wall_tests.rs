@@ -21,7 +21,7 @@ fn a_thread_that_sleeps_is_signalled_until_it_is_seen_to_sleep_on_and_then_no_mo
         let (tid, cut) = (AtomicU32::new(0), AtomicU64::new(0));
         thread::scope(|scope| {
             scope.spawn(|| wait(&pipe, &tid, &cut));
-            let mut watch = Watch::new(Hertz(1000), true, from_outside).unwrap();
+            let mut watch = WallSampler::new(Hertz(1000), true, from_outside).unwrap();
             watch.own = threads::current();
             // Five checks in a row must find the thread undisturbed.
             let (mut still, mut looks) = (0, 0);
@@ -46,7 +46,7 @@ fn a_thread_that_sleeps_is_signalled_until_it_is_seen_to_sleep_on_and_then_no_mo
 
 #[test]
 fn a_budget_gives_a_second_its_share_and_no_more() {
-    let mut budget = Budget::new(500);
+    let mut budget = TokenBucket::new(500);
     assert!(budget.is_spent());
     budget.grow(Duration::from_millis(2), Hertz(19));
     assert!(!budget.is_spent());

@@ -7,17 +7,17 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
-use super::images::Images;
-use super::tally::Tally;
-use super::wall_report::Counts;
-use super::wall_standing::{Standing, Standings};
+use super::images::SeenImages;
+use super::tally::SampleTable;
+use super::wall_report::WallCounts;
+use super::wall_standing::{ThreadStateInterner, ThreadStateKey};
 use crate::base::{Clock, Hertz, Moment, SystemClock, panics};
 use crate::cpu::Error;
-use crate::os::proc::thread_list::Tasks;
-use crate::os::proc::thread_reader::{Eyes, Runs};
+use crate::os::proc::thread_list::ThreadList;
+use crate::os::proc::thread_reader::{ProcThreadReader, SchedStat};
 use crate::os::proc::threads::{self, Thread};
-use crate::unwind::thread_sampler::{self, BATCH, Net, SIGNAL};
-use crate::unwind::{End, MAX_FRAMES, Walker};
+use crate::unwind::thread_sampler::{self, BATCH, SIGNAL, ThreadSampler};
+use crate::unwind::{MAX_FRAMES, StackWalker, WalkEnd};
 
 /// Maximum checks per second: 3 % of a core.
 const LOOKS: u32 = 2000;
@@ -39,34 +39,34 @@ const SHALLOW: usize = 16 << 10;
 const SETTLE: Duration = Duration::from_millis(5);
 
 /// A thread being sampled.
-struct Watched {
+struct SampledThread {
     /// End of the time that is accounted for.
     since: Moment,
-    last: Runs,
-    asleep: Option<Asleep>,
+    last: SchedStat,
+    asleep: Option<SleepingThread>,
 }
 
 /// Stack of a sleeping thread, valid while `turns` is unchanged.
-struct Asleep {
+struct SleepingThread {
     turns: u64,
     frames: Arc<[u64]>,
     is_cut: bool,
 }
 
 /// A check that needs a signal.
-struct Question {
+struct PendingSignal {
     thread: Thread,
-    runs: Runs,
+    runs: SchedStat,
     at: Moment,
 }
 
 /// A token bucket, refilled with time.
-struct Budget {
+struct TokenBucket {
     each_second: f64,
     left: f64,
 }
 
-impl Budget {
+impl TokenBucket {
     fn new(each_second: u32) -> Self {
         Self { each_second: each_second.into(), left: 0.0 }
     }
@@ -84,31 +84,31 @@ impl Budget {
 }
 
 /// State of the thread `marple-wall`.
-pub(super) struct Watch {
+pub(super) struct WallSampler {
     frequency: Hertz,
     pub(super) signals: bool,
     /// `true` if stacks of sleeping threads are read through /proc where possible.
     from_outside: bool,
     own: u32,
-    tasks: Tasks,
+    tasks: ThreadList,
     listed_at: Option<Moment>,
     listed: Vec<u32>,
-    eyes: Eyes,
-    walker: Walker,
-    watched: HashMap<u32, Watched>,
+    eyes: ProcThreadReader,
+    walker: StackWalker,
+    watched: HashMap<u32, SampledThread>,
     /// Threads in the order of their next check.
     line: VecDeque<u32>,
-    looks: Budget,
-    questions: Budget,
+    looks: TokenBucket,
+    questions: TokenBucket,
     ticked: Moment,
     stack: Vec<u64>,
-    pub(super) tally: Tally,
-    pub(super) standings: Standings,
-    pub(super) counts: Counts,
-    pub(super) images: Images,
+    pub(super) tally: SampleTable,
+    pub(super) standings: ThreadStateInterner,
+    pub(super) counts: WallCounts,
+    pub(super) images: SeenImages,
 }
 
-impl Watch {
+impl WallSampler {
     pub(super) fn new(frequency: Hertz, signals: bool, from_outside: bool) -> Result<Self, Error> {
         let refused = |why| Error::Refused { engine: "wall", why };
         let mut watch = Self {
@@ -116,21 +116,21 @@ impl Watch {
             signals,
             from_outside,
             own: 0,
-            tasks: Tasks::open().map_err(|source| Error::Tasks { source })?,
+            tasks: ThreadList::open().map_err(|source| Error::Tasks { source })?,
             listed_at: None,
             listed: Vec::new(),
-            eyes: Eyes::open().map_err(refused)?,
-            walker: Walker::new()?,
+            eyes: ProcThreadReader::open().map_err(refused)?,
+            walker: StackWalker::new()?,
             watched: HashMap::new(),
             line: VecDeque::new(),
-            looks: Budget::new(LOOKS),
-            questions: Budget::new(SIGNALS),
+            looks: TokenBucket::new(LOOKS),
+            questions: TokenBucket::new(SIGNALS),
             ticked: SystemClock.now(),
             stack: Vec::new(),
-            tally: Tally::new(NODES),
-            standings: Standings::default(),
-            counts: Counts::default(),
-            images: Images::default(),
+            tally: SampleTable::new(NODES),
+            standings: ThreadStateInterner::default(),
+            counts: WallCounts::default(),
+            images: SeenImages::default(),
         };
         // Threads that already exist are accounted for from the start of the profile.
         watch.list(watch.ticked);
@@ -187,7 +187,7 @@ impl Watch {
                 Some((thread, runs)) => {
                     self.line.push_back(tid);
                     let at = SystemClock.now();
-                    questions.extend(self.look(Question { thread, runs, at }));
+                    questions.extend(self.look(PendingSignal { thread, runs, at }));
                 }
                 None => self.forget(tid, true),
             }
@@ -205,7 +205,7 @@ impl Watch {
         for &tid in &self.listed {
             if tid != self.own && !self.watched.contains_key(&tid) {
                 let last = self.eyes.runs(tid).unwrap_or_default();
-                let watched = Watched { since: born, last, asleep: None };
+                let watched = SampledThread { since: born, last, asleep: None };
                 self.watched.insert(tid, watched);
                 self.line.push_back(tid);
             }
@@ -228,14 +228,14 @@ impl Watch {
     }
 
     /// Records a sample if no signal is needed; otherwise returns the check.
-    fn look(&mut self, question: Question) -> Option<Question> {
-        let Question { thread, runs, at } = &question;
+    fn look(&mut self, question: PendingSignal) -> Option<PendingSignal> {
+        let PendingSignal { thread, runs, at } = &question;
         let watched = self.watched.get_mut(&thread.tid)?;
         self.counts.cpu += runs.cpu.saturating_sub(watched.last.cpu);
         self.counts.waited += runs.waited.saturating_sub(watched.last.waited);
         watched.last = *runs;
         watched.asleep.take_if(|asleep| asleep.turns != runs.turns);
-        if let Some(Asleep { frames, is_cut, .. }) = &watched.asleep {
+        if let Some(SleepingThread { frames, is_cut, .. }) = &watched.asleep {
             let (frames, is_cut) = (Arc::clone(frames), *is_cut);
             self.counts.unmoved += 1;
             self.place(thread, *at, &frames, is_cut, "");
@@ -267,7 +267,7 @@ impl Watch {
     }
 
     /// Reads the stack of a sleeping thread through /proc. Returns `false` if that is impossible.
-    fn read_from_outside(&mut self, thread: &Thread, runs: Runs, at: Moment) -> bool {
+    fn read_from_outside(&mut self, thread: &Thread, runs: SchedStat, at: Moment) -> bool {
         for bytes in [SHALLOW, thread_sampler::STACK_BYTES] {
             let Some(registers) = self.eyes.asleep(thread.tid, runs, bytes, &mut self.stack) else {
                 return false;
@@ -275,8 +275,8 @@ impl Watch {
             let mut frames = [0; MAX_FRAMES];
             let walk = self.walker.walk(registers, &self.stack, false, &mut frames);
             let is_cut = match walk.end {
-                End::Whole => Some(false),
-                End::TooDeep => Some(true),
+                WalkEnd::Whole => Some(false),
+                WalkEnd::TooDeep => Some(true),
                 _ => None,
             };
             if let Some(is_cut) = is_cut {
@@ -286,7 +286,7 @@ impl Watch {
                 self.hold(thread.tid, runs.turns, frames, is_cut);
                 return true;
             }
-            if walk.end == End::Broken {
+            if walk.end == WalkEnd::Broken {
                 return false;
             }
         }
@@ -294,13 +294,13 @@ impl Watch {
     }
 
     /// Samples threads by signal.
-    fn ask(&mut self, questions: Vec<Question>) {
-        let net = match Net::cast() {
+    fn ask(&mut self, questions: Vec<PendingSignal>) {
+        let net = match ThreadSampler::cast() {
             Ok(net) => net,
             Err(why) => {
                 self.counts.silent += questions.len() as u64;
                 self.counts.no_signals = Some(why);
-                for Question { thread, at, .. } in &questions {
+                for PendingSignal { thread, at, .. } in &questions {
                     self.place(thread, *at, &[], true, "no answer: no handler");
                 }
                 return;
@@ -309,7 +309,7 @@ impl Watch {
         self.questions.left -= questions.len() as f64;
         self.counts.signalled += questions.len() as u64;
         let tids = questions.iter().map(|question| question.thread.tid);
-        let mut answers: HashMap<u32, (Box<[u64]>, End)> = HashMap::new();
+        let mut answers: HashMap<u32, (Box<[u64]>, WalkEnd)> = HashMap::new();
         let mut gone = Vec::new();
         let take = |tid, frames: &[u64], end| drop(answers.insert(tid, (frames.into(), end)));
         // Without maps no stack has bounds, and no thread is signalled.
@@ -317,7 +317,7 @@ impl Watch {
         drop(net);
         gone.into_iter().for_each(|tid| self.forget(tid, true));
         let until = SystemClock.now() + SETTLE;
-        for Question { thread, runs, at } in questions {
+        for PendingSignal { thread, runs, at } in questions {
             let Some((frames, end)) = answers.remove(&thread.tid) else {
                 if self.watched.contains_key(&thread.tid) {
                     self.counts.silent += 1;
@@ -325,7 +325,7 @@ impl Watch {
                 }
                 continue;
             };
-            let is_cut = end != End::Whole;
+            let is_cut = end != WalkEnd::Whole;
             self.place(&thread, at, &frames, is_cut, "");
             if thread.state == 'S' && self.sleeps_on(thread.tid, runs, until) {
                 self.hold(thread.tid, runs.turns + 1, &frames, is_cut);
@@ -335,7 +335,7 @@ impl Watch {
 
     /// Returns `true` if a thread that slept ran exactly once since `runs`, for the handler, and
     /// sleeps again.
-    fn sleeps_on(&self, tid: u32, runs: Runs, until: Moment) -> bool {
+    fn sleeps_on(&self, tid: u32, runs: SchedStat, until: Moment) -> bool {
         loop {
             match self.eyes.look(tid) {
                 Some((thread, now)) if now.turns == runs.turns + 1 => {
@@ -354,7 +354,7 @@ impl Watch {
 
     fn hold(&mut self, tid: u32, turns: u64, frames: &[u64], is_cut: bool) {
         if let Some(watched) = self.watched.get_mut(&tid) {
-            watched.asleep = Some(Asleep { turns, frames: frames.into(), is_cut });
+            watched.asleep = Some(SleepingThread { turns, frames: frames.into(), is_cut });
         }
     }
 
@@ -381,8 +381,12 @@ impl Watch {
             'Z' | 'X' => "ended",
             _ => "unknown",
         };
-        let standing =
-            Standing { thread: thread.name.clone(), state, wait: thread.wait_channel.clone(), why };
+        let standing = ThreadStateKey {
+            thread: thread.name.clone(),
+            state,
+            wait: thread.wait_channel.clone(),
+            why,
+        };
         let number = self.standings.number(standing);
         let micros = u32::try_from(time.as_micros()).unwrap_or(u32::MAX);
         self.counts.looked += 1;

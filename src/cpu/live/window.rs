@@ -6,27 +6,27 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::tally::Tally;
+use super::tally::SampleTable;
 use crate::base::Moment;
 
 const BUCKETS: u32 = 6;
 const NODES: usize = 8 << 10;
 
 #[derive(Debug)]
-pub(super) struct Bucket {
+pub(super) struct WindowBucket {
     pub(super) started: Moment,
     /// CPU time of the process at `started`.
     pub(super) cpu: Duration,
-    pub(super) tally: Tally,
+    pub(super) tally: SampleTable,
 }
 
 #[derive(Debug)]
-pub(super) struct Window {
-    buckets: VecDeque<Bucket>,
+pub(super) struct LookbackWindow {
+    buckets: VecDeque<WindowBucket>,
     each: Duration,
 }
 
-impl Window {
+impl LookbackWindow {
     /// Creates a window that covers `span`.
     pub(super) fn new(span: Duration) -> Self {
         Self { buckets: VecDeque::new(), each: span / BUCKETS }
@@ -37,7 +37,7 @@ impl Window {
         while self.buckets.len() > BUCKETS as usize {
             self.buckets.pop_front();
         }
-        self.buckets.push_back(Bucket { started: now, cpu, tally: Tally::new(NODES) });
+        self.buckets.push_back(WindowBucket { started: now, cpu, tally: SampleTable::new(NODES) });
     }
 
     /// Returns `true` if the next bucket must start. No bucket is shorter than `least`.
@@ -47,12 +47,12 @@ impl Window {
     }
 
     /// Returns the current bucket.
-    pub(super) fn present(&mut self) -> Option<&mut Tally> {
+    pub(super) fn present(&mut self) -> Option<&mut SampleTable> {
         self.buckets.back_mut().map(|bucket| &mut bucket.tally)
     }
 
     /// Takes all buckets. The window stays inactive until the next bucket starts.
-    pub(super) fn take(&mut self) -> Vec<Bucket> {
+    pub(super) fn take(&mut self) -> Vec<WindowBucket> {
         std::mem::take(&mut self.buckets).into()
     }
 }
@@ -63,7 +63,7 @@ mod tests {
 
     #[test]
     fn it_reaches_back_as_far_as_it_should_and_no_further() {
-        let mut window = Window::new(Duration::from_secs(30));
+        let mut window = LookbackWindow::new(Duration::from_secs(30));
         assert!(window.present().is_none());
         window.begin(Moment::from_nanos(0), Duration::ZERO);
         for second in 0..100u64 {

@@ -14,14 +14,14 @@ const MAX_KINDS: usize = 64;
 const FORGET: Duration = Duration::from_secs(600);
 
 /// Counts of refusals by kind, and a token bucket for other lines.
-pub(super) struct LogLimit(Mutex<State>);
+pub(super) struct LogLimit(Mutex<LogLimitState>);
 
-struct State {
-    kinds: Vec<Kind>,
+struct LogLimitState {
+    kinds: Vec<RefusalKind>,
     bucket: Option<(f64, Instant)>,
 }
 
-struct Kind {
+struct RefusalKind {
     /// Empty for kinds that share a count.
     peer: String,
     route: &'static str,
@@ -32,7 +32,7 @@ struct Kind {
 
 impl LogLimit {
     pub(super) const fn new() -> Self {
-        Self(Mutex::new(State { kinds: Vec::new(), bucket: None }))
+        Self(Mutex::new(LogLimitState { kinds: Vec::new(), bucket: None }))
     }
 
     /// Counts a refusal. Returns its number if it is to be logged, else `None`.
@@ -50,9 +50,10 @@ impl LogLimit {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let kinds = &mut state.kinds;
         kinds.retain(|kind| now.duration_since(kind.last) < FORGET);
-        let position = |kinds: &[Kind], peer: &str, route| {
-            let is_it =
-                |kind: &Kind| kind.peer == peer && kind.route == route && kind.status == status;
+        let position = |kinds: &[RefusalKind], peer: &str, route| {
+            let is_it = |kind: &RefusalKind| {
+                kind.peer == peer && kind.route == route && kind.status == status
+            };
             kinds.iter().position(is_it)
         };
         let at = match position(kinds, peer, route) {
@@ -62,7 +63,7 @@ impl LogLimit {
                 let (peer, route) = if is_full { ("", "") } else { (peer, route) };
                 position(kinds, peer, route).unwrap_or_else(|| {
                     let peer = peer.to_owned();
-                    kinds.push(Kind { peer, route, status, count: 0, last: now });
+                    kinds.push(RefusalKind { peer, route, status, count: 0, last: now });
                     kinds.len() - 1
                 })
             }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use rustix::io::Errno;
 
-use super::place::{Place, Version};
+use super::place::{CgroupPath, Version};
 use super::{ancestors, smallest, value_of};
 use crate::base::Bytes;
 use crate::model::{AtLimit, Limit};
@@ -27,7 +27,7 @@ pub struct MemoryUse {
 
 /// The part of the limits that cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Problem {
+pub enum LimitProblem {
     /// The cgroup of the process is unknown.
     NoMembership,
     /// The cgroup is known but no mount shows it.
@@ -45,8 +45,8 @@ pub enum Problem {
 
 /// The limits from the process's cgroup upwards, and the effective one.
 #[derive(Debug, Default)]
-pub(super) struct Memory {
-    walls: Vec<Wall>,
+pub(super) struct MemoryLimits {
+    walls: Vec<LimitFile>,
     in_force: Option<InForce>,
     /// Smallest limit at which the kernel kills.
     kill_limit: Option<Bytes>,
@@ -58,7 +58,7 @@ pub(super) struct Memory {
 
 /// A limit file. A v2 cgroup has two.
 #[derive(Debug)]
-struct Wall {
+struct LimitFile {
     version: Version,
     dir: PathBuf,
     at_limit: AtLimit,
@@ -66,7 +66,7 @@ struct Wall {
     source: Arc<str>,
 }
 
-impl Wall {
+impl LimitFile {
     fn read(&mut self) -> Option<Limit<Bytes>> {
         let value = self.file.read_number().filter(|&bytes| bytes < UNLIMITED)?;
         // `memory.high = 0` is written to force a one-time reclaim of cold memory; usage is never
@@ -89,9 +89,9 @@ struct InForce {
     events: Option<KernelFile>,
 }
 
-impl Memory {
+impl MemoryLimits {
     /// Opens the limit files from `place` up.
-    pub(super) fn open(root: &Path, place: &Place) -> Self {
+    pub(super) fn open(root: &Path, place: &CgroupPath) -> Self {
         let mut memory = Self::default();
         // Before Linux 5.11 a v1 cgroup could be configured not to count its descendants' usage.
         let counts_below = |dir: &Path| {
@@ -124,7 +124,7 @@ impl Memory {
         let source: Arc<str> = path.to_string_lossy().into();
         match ReopenedFile::try_new(under(root, &path)) {
             Ok(file) => {
-                self.walls.push(Wall { version, dir: dir.to_owned(), at_limit, file, source });
+                self.walls.push(LimitFile { version, dir: dir.to_owned(), at_limit, file, source });
             }
             Err(Errno::NOENT) => {}
             Err(error) => self.unreadable.push(format!("{source}: {error}")),
@@ -168,7 +168,7 @@ impl Memory {
         self.kill_limit
     }
 
-    fn wall(&self) -> Option<&Wall> {
+    fn wall(&self) -> Option<&LimitFile> {
         self.walls.get(self.in_force.as_ref()?.index)
     }
 
@@ -192,30 +192,30 @@ impl Memory {
     }
 
     /// Returns the part of the limits that cannot be read, or `None` if all can.
-    pub(super) fn problem(&self) -> Option<Problem> {
+    pub(super) fn problem(&self) -> Option<LimitProblem> {
         match &self.in_force {
-            _ if !self.unreadable.is_empty() => Some(Problem::Unreadable),
-            None => self.is_cut_off.then_some(Problem::CutOff),
-            Some(it) => self.usage().is_none().then_some(Problem::NoUse { level: it.index }),
+            _ if !self.unreadable.is_empty() => Some(LimitProblem::Unreadable),
+            None => self.is_cut_off.then_some(LimitProblem::CutOff),
+            Some(it) => self.usage().is_none().then_some(LimitProblem::NoUse { level: it.index }),
         }
     }
 
-    pub(super) fn describe(&self, problem: Problem) -> String {
+    pub(super) fn describe(&self, problem: LimitProblem) -> String {
         let dir = |level: usize| self.walls.get(level).map(|wall| wall.dir.display());
         match problem {
-            Problem::NoMembership => "limits of cgroups are unknown, as /proc/self/cgroup cannot be read: shares are of \
+            LimitProblem::NoMembership => "limits of cgroups are unknown, as /proc/self/cgroup cannot be read: shares are of \
                 physical memory and of all CPUs; mount /proc"
                 .to_owned(),
-            Problem::NotMounted => "limits of cgroups are unknown, as no mounted cgroup file system shows the cgroup of \
+            LimitProblem::NotMounted => "limits of cgroups are unknown, as no mounted cgroup file system shows the cgroup of \
                 this process: shares are of physical memory and of all CPUs; mount /sys/fs/cgroup"
                 .to_owned(),
-            Problem::Unreadable => {
+            LimitProblem::Unreadable => {
                 format!("limits that cannot be read do not count: {}", self.unreadable.join(", "))
             }
-            Problem::CutOff => "the cgroups that can be seen here have no memory limit, and those above them cannot be \
+            LimitProblem::CutOff => "the cgroups that can be seen here have no memory limit, and those above them cannot be \
                 seen (cgroup namespace): shares are of physical memory; set the limit at the container"
                 .to_owned(),
-            Problem::NoUse { level } => format!(
+            LimitProblem::NoUse { level } => format!(
                 "usage or memory.stat of {} cannot be read: the resident set of the process is compared with the \
                  limit, which is that of all processes in the cgroup",
                 dir(level).map(|dir| dir.to_string()).unwrap_or_default()

@@ -32,7 +32,7 @@ pub(super) enum Version {
 
 /// The process's cgroup in the hierarchy of one controller.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct CgroupPath {
     /// Version of the hierarchy, which determines the file names.
     pub(super) version: Version,
     /// Mount point of the hierarchy; no ancestor above it is visible.
@@ -53,7 +53,7 @@ pub(super) fn place(
     mountinfo: &[u8],
     controller: &str,
     exists: impl Fn(&Path) -> bool,
-) -> Option<Place> {
+) -> Option<CgroupPath> {
     let controller = controller.as_bytes();
     let lines = || memberships.split(|&byte| byte == b'\n').filter_map(membership);
     let has = |list: &[u8]| list.split(|&byte| byte == b',').any(|name| name == controller);
@@ -74,7 +74,7 @@ pub(super) fn place(
         .filter_map(|mount| Some((mount.root.components().count(), mount.show(own)?, mount.point)))
         .filter(|(_, dir, _)| exists(dir))
         .min_by_key(|&(depth, ..)| depth)
-        .map(|(depth, dir, mount)| Place { version, mount, dir, is_part: depth > 1 })
+        .map(|(depth, dir, mount)| CgroupPath { version, mount, dir, is_part: depth > 1 })
 }
 
 /// Parses a line `ID:CONTROLLERS:PATH` of `/proc/self/cgroup` into controllers (empty in v2) and

@@ -19,14 +19,14 @@
 
 use std::path::Path;
 
-use super::place::{Place, Version};
+use super::place::{CgroupPath, Version};
 use super::value_of;
 use crate::base::Percent;
 use crate::os::kernel_file::{BUFFER, KernelFile, number, under};
 
 /// Pressure counters and averages of the kernel. A field is `None` if its file cannot be read.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Strain {
+pub struct ResourcePressure {
     /// CPU periods in which the cgroup with the effective quota ran.
     pub periods: Option<u64>,
     /// CPU periods in which that cgroup was throttled.
@@ -47,7 +47,7 @@ pub struct Strain {
     pub io_pressure: Option<Percent>,
 }
 
-/// The open files behind [`Strain`].
+/// The open files behind [`ResourcePressure`].
 #[derive(Debug, Default)]
 pub(super) struct StrainFiles {
     pub(super) memory_events: Option<KernelFile>,
@@ -59,7 +59,7 @@ pub(super) struct StrainFiles {
 impl StrainFiles {
     /// Opens the files that exist. `own` is the process's cgroup in the v2 hierarchy, `memory` the
     /// one that may limit memory.
-    pub(super) fn open(root: &Path, own: Option<&Place>, memory: Option<&Place>) -> Self {
+    pub(super) fn open(root: &Path, own: Option<&CgroupPath>, memory: Option<&CgroupPath>) -> Self {
         let open = |path: &Path| KernelFile::open(&under(root, path));
         let memory_events = memory.and_then(|place| match place.version {
             Version::V1 => open(&place.dir.join("memory.oom_control")),
@@ -81,7 +81,7 @@ impl StrainFiles {
         &self,
         cpu_stat: Option<&KernelFile>,
         at_limit: Option<(usize, &KernelFile)>,
-    ) -> Strain {
+    ) -> ResourcePressure {
         let [periods, throttled] = counters(cpu_stat, ["nr_periods", "nr_throttled"]);
         let [oom_kills] = counters(self.memory_events.as_ref(), ["oom_kill"]);
         let events = match &self.failures {
@@ -91,26 +91,26 @@ impl StrainFiles {
         let [memory_high, memory_max] = counters(events, ["high", "max"]);
         let failures = self.failures.as_ref();
         let failures = failures.map(|own| at_limit.map_or(own, |(_, file)| file));
-        Strain {
+        ResourcePressure {
             periods,
             throttled,
             memory_level: at_limit.map(|(level, _)| level),
             memory_high,
             memory_max: memory_max.or(failures.and_then(KernelFile::read_number)),
             oom_kills,
-            ..Strain::default()
+            ..ResourcePressure::default()
         }
     }
 
     /// Adds the pressure averages to `counters`.
-    pub(super) fn read_pressure(&self, counters: Strain) -> Strain {
+    pub(super) fn read_pressure(&self, counters: ResourcePressure) -> ResourcePressure {
         let pressure = |file: &Option<KernelFile>| {
             let mut buffer = [0; 512];
             some_of_ten_seconds(file.as_ref()?.read(&mut buffer)?)
         };
         let [memory_pressure, cpu_pressure, io_pressure] =
             [0, 1, 2].map(|at| pressure(&self.pressure[at]));
-        Strain { memory_pressure, cpu_pressure, io_pressure, ..counters }
+        ResourcePressure { memory_pressure, cpu_pressure, io_pressure, ..counters }
     }
 }
 

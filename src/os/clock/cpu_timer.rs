@@ -14,7 +14,7 @@ use std::ptr;
 use std::time::Duration;
 
 use crate::os::failed_call::FailedCall;
-use crate::os::syscalls::{Optional, permit};
+use crate::os::syscalls::{OptionalCall, permit};
 
 /// A timer on a thread's CPU time that sends a signal to that thread. Dropping it disarms it; a
 /// pending signal may still arrive.
@@ -32,7 +32,7 @@ impl ThreadTimer {
     /// Returns an error if there is no such thread, too many signals are queued
     /// (`RLIMIT_SIGPENDING`), or a filter denies the call.
     pub fn new(tid: u32, signal: c_int, value: u64) -> Result<Self, FailedCall> {
-        permit(Optional::ThreadTimers)?;
+        permit(OptionalCall::ThreadTimers)?;
         // SAFETY: an all-zero sigevent is a valid one.
         let mut event: libc::sigevent = unsafe { MaybeUninit::zeroed().assume_init() };
         event.sigev_value.sival_ptr = ptr::without_provenance_mut::<c_void>(value as usize);
@@ -45,7 +45,7 @@ impl ThreadTimer {
             libc::syscall(libc::SYS_timer_create, clock_of(tid), &raw const event, &raw mut id)
         };
         if failed != 0 {
-            return Err(FailedCall::of(Optional::ThreadTimers, io::Error::last_os_error()));
+            return Err(FailedCall::of(OptionalCall::ThreadTimers, io::Error::last_os_error()));
         }
         Ok(Self { id })
     }
@@ -56,7 +56,7 @@ impl ThreadTimer {
     ///
     /// Returns an error if the thread has exited, or a filter denies the call.
     pub fn set(&mut self, first: Duration, period: Duration) -> io::Result<()> {
-        permit(Optional::ThreadTimers)?;
+        permit(OptionalCall::ThreadTimers)?;
         let spec = |time: Duration| libc::timespec {
             tv_sec: time.as_secs().try_into().unwrap_or(i64::MAX),
             tv_nsec: time.subsec_nanos().into(),
@@ -84,7 +84,7 @@ impl ThreadTimer {
 impl Drop for ThreadTimer {
     fn drop(&mut self) {
         // If a filter was installed that kills the process for this call, the timer is leaked.
-        if permit(Optional::ThreadTimers).is_ok() {
+        if permit(OptionalCall::ThreadTimers).is_ok() {
             // SAFETY: takes no pointer; this timer owns the ID.
             unsafe { libc::syscall(libc::SYS_timer_delete, self.id) };
         }
@@ -120,7 +120,7 @@ mod tests {
     use super::*;
     use crate::os::proc::process::cpu_time;
     use crate::os::signal::tests::target;
-    use crate::os::stack_snapshot::Copied;
+    use crate::os::stack_snapshot::StackSnapshot;
 
     #[test]
     fn a_burning_thread_gets_its_signals_and_a_late_one_counts_its_overruns() {
@@ -132,7 +132,7 @@ mod tests {
         timer.set(period, period).unwrap();
         let (mut samples, mut weight) = (0u32, 0);
         let end = cpu_time() + Duration::from_millis(100);
-        let mut copied = Copied::default();
+        let mut copied = StackSnapshot::default();
         while cpu_time() < end {
             target.slots().drain(&mut copied, |copied| {
                 assert_eq!((copied.head.tid, copied.head.tag), (tid, 5));

@@ -24,9 +24,9 @@ use tokio::time::Instant;
 
 /// A one-shot timer bound to the runtime it was created on.
 #[derive(Debug)]
-pub struct Alarm(Option<AsyncFd<OwnedFd>>);
+pub struct TimerFd(Option<AsyncFd<OwnedFd>>);
 
-impl Alarm {
+impl TimerFd {
     /// Creates an unset timer. Must be called on a runtime with I/O and time enabled.
     pub fn here() -> Self {
         Self(timer().ok())
@@ -90,7 +90,7 @@ mod tests {
     #[test]
     fn it_goes_off_when_it_is_due_and_not_before() {
         on_a_runtime(async {
-            let (own, tokios) = (Alarm::here(), Alarm(None));
+            let (own, tokios) = (TimerFd::here(), TimerFd(None));
             assert!(own.0.is_some(), "no timer of its own");
             for (alarm, millis) in [(&own, 0), (&own, 1), (&own, 30), (&tokios, 0), (&tokios, 2)] {
                 let due = Instant::now() + Duration::from_millis(millis);
@@ -103,7 +103,7 @@ mod tests {
     #[test]
     fn a_sleep_that_was_dropped_does_not_end_the_next() {
         on_a_runtime(async {
-            let alarm = Alarm::here();
+            let alarm = TimerFd::here();
             let soon = Instant::now() + Duration::from_millis(5);
             let late = soon + Duration::from_millis(40);
             let slept = tokio::time::timeout(Duration::ZERO, alarm.sleep_until(soon)).await;

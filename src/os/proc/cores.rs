@@ -16,7 +16,7 @@ use crate::base::warnings;
 #[cfg(target_os = "linux")]
 use crate::os::own_thread;
 #[cfg(target_os = "linux")]
-use crate::os::proc::thread_list::Tasks;
+use crate::os::proc::thread_list::ThreadList;
 
 /// Topic of the warning that threads cannot be listed.
 #[cfg(target_os = "linux")]
@@ -32,15 +32,15 @@ const MOST: Duration = Duration::from_secs(60);
 
 /// A reader of the number of CPUs.
 #[derive(Debug, Default)]
-pub struct Cores {
+pub struct CoreCounter {
     #[cfg(target_os = "linux")]
     tids: Vec<u32>,
 }
 
 /// Opens the thread list. Sets a warning if it cannot be opened.
 #[cfg(target_os = "linux")]
-fn open_tasks() -> Option<Tasks> {
-    match Tasks::open() {
+fn open_tasks() -> Option<ThreadList> {
+    match ThreadList::open() {
         Ok(tasks) => {
             warnings::clear(TOPIC);
             Some(tasks)
@@ -58,7 +58,7 @@ fn open_tasks() -> Option<Tasks> {
     }
 }
 
-impl Cores {
+impl CoreCounter {
     /// Returns the number of CPUs the process may use.
     #[cfg(target_os = "linux")]
     pub fn read(&mut self) -> Option<u32> {
@@ -116,7 +116,7 @@ mod tests {
             let _ = end.recv();
         });
         wait.recv().unwrap();
-        let mut cores = Cores::default();
+        let mut cores = CoreCounter::default();
         thread::spawn(move || {
             whole.first().set_for_this_thread().unwrap();
             assert_eq!(cores.read(), Some(whole.count()), "of a pinned thread");

@@ -18,7 +18,7 @@ use super::threads::read;
 use crate::base::spare;
 use crate::os::kernel_file::{number, under, words};
 use crate::os::own_thread;
-use crate::os::proc::thread_list::Tasks;
+use crate::os::proc::thread_list::ThreadList;
 
 /// Thread limit; above it a reading would cost more than 2 ms.
 const MAX_THREADS: usize = 512;
@@ -47,7 +47,7 @@ pub struct RunDelay {
 /// A reader of the run delay of the service's threads, without marple's own.
 #[derive(Debug)]
 pub struct RunDelays {
-    tasks: Tasks,
+    tasks: ThreadList,
     tids: Vec<u32>,
     /// Threads of the last reading, sorted by ID.
     known: Vec<ThreadTimes>,
@@ -58,7 +58,7 @@ pub struct RunDelays {
 impl RunDelays {
     /// Opens `/proc/self/task`. Returns `None` if it does not exist or has no schedstat.
     pub fn open() -> Option<Self> {
-        let tasks = Tasks::open().ok()?;
+        let tasks = ThreadList::open().ok()?;
         times(&tasks, super::threads::current())?;
         let (tids, known, next) = (Vec::new(), Vec::new(), Vec::new());
         Some(Self { tasks, tids, known, next, has_read: false })
@@ -98,7 +98,7 @@ impl RunDelays {
 }
 
 /// Reads `schedstat`: CPU time, run delay, number of timeslices.
-fn times(tasks: &Tasks, tid: u32) -> Option<ThreadTimes> {
+fn times(tasks: &ThreadList, tid: u32) -> Option<ThreadTimes> {
     let mut buffer = [0; 128];
     let mut words = words(read(tasks.directory(), tid, "schedstat", &mut buffer)?);
     Some(ThreadTimes { tid, cpu: number(words.next()?)?, delay: number(words.next()?)? })

@@ -16,7 +16,7 @@ use rustix::fs::{Mode, OFlags, RawDir, open, readlinkat};
 
 use crate::base::{log, spare};
 use crate::model::{DescriptorDump, Losses};
-use counts::Counts;
+use counts::DescriptorCounts;
 
 /// Maximum number of descriptors read; further ones are counted as lost.
 const MAX_DESCRIPTORS: u64 = 100_000;
@@ -33,7 +33,7 @@ pub fn dump(taken: Timestamp) -> io::Result<DescriptorDump> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let directory = spare::with(|| open("/proc/self/fd", flags, Mode::empty()))?;
     let reserved = spare::numbers();
-    let mut found = Found::default();
+    let mut found = OpenDescriptor::default();
     let mut losses = Losses::default();
     let (mut entries, mut link) = ([MaybeUninit::uninit(); 4 << 10], Vec::with_capacity(4 << 10));
     let mut list = RawDir::new(&directory, &mut entries);
@@ -66,17 +66,17 @@ pub fn dump(taken: Timestamp) -> io::Result<DescriptorDump> {
 
 /// Descriptors counted so far.
 #[derive(Default)]
-struct Found {
+struct OpenDescriptor {
     open: u64,
-    kinds: Counts,
-    targets: Counts,
-    patterns: Counts,
-    directories: Counts,
+    kinds: DescriptorCounts,
+    targets: DescriptorCounts,
+    patterns: DescriptorCounts,
+    directories: DescriptorCounts,
     /// Inodes of sockets that are not resolved yet.
     sockets: HashSet<u64>,
 }
 
-impl Found {
+impl OpenDescriptor {
     fn add(&mut self, link: &str, is_reserved: bool) {
         if is_reserved {
             self.kinds.add("marple", "");

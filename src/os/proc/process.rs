@@ -76,7 +76,7 @@ static LAST_CPU_TIME: Mutex<Option<(Moment, Duration)>> = Mutex::new(None);
 #[cfg(target_os = "linux")]
 pub fn lower_priority() {
     // Linux keeps the nice value per thread; POSIX specifies it per process.
-    if crate::os::syscalls::permit(crate::os::syscalls::Optional::SetPriority).is_ok() {
+    if crate::os::syscalls::permit(crate::os::syscalls::OptionalCall::SetPriority).is_ok() {
         let _ = rustix::process::nice(10);
     }
 }
@@ -86,9 +86,9 @@ pub fn lower_priority() {
 pub fn lower_priority() {}
 
 /// Returns the number of CPUs the process as a whole may use. For repeated reads, keep a
-/// [`super::cores::Cores`].
+/// [`super::cores::CoreCounter`].
 pub fn cores() -> Option<u32> {
-    super::cores::Cores::default().read()
+    super::cores::CoreCounter::default().read()
 }
 
 /// Returns the maximum number of open descriptors (`RLIMIT_NOFILE`), or `None` if there is no

@@ -44,8 +44,8 @@ pub struct Procfs {
     statm: Option<KernelFile>,
     status: Option<KernelFile>,
     page: u64,
-    tasks: Option<Directory>,
-    fds: Option<Directory>,
+    tasks: Option<CountedDirectory>,
+    fds: Option<CountedDirectory>,
 }
 
 impl Procfs {
@@ -56,8 +56,8 @@ impl Procfs {
             statm: KernelFile::open(&own.join("statm")),
             status: KernelFile::open(&own.join("status")),
             page: rustix::param::page_size() as u64,
-            tasks: Directory::open(&own.join("task"), links),
-            fds: Directory::open(&own.join("fd"), size),
+            tasks: CountedDirectory::open(&own.join("task"), links),
+            fds: CountedDirectory::open(&own.join("fd"), size),
         }
     }
 
@@ -65,7 +65,13 @@ impl Procfs {
     pub fn open_descriptors(root: &Path) -> Self {
         let fd = under(root, Path::new("/proc/self/fd"));
         let page = rustix::param::page_size() as u64;
-        Self { statm: None, status: None, page, tasks: None, fds: Directory::open(&fd, size) }
+        Self {
+            statm: None,
+            status: None,
+            page,
+            tasks: None,
+            fds: CountedDirectory::open(&fd, size),
+        }
     }
 
     /// Returns the resident set: pages of the process in memory, including shared ones.
@@ -128,14 +134,14 @@ fn size(stat: &Stat) -> Option<u64> {
 
 /// A directory whose entries are counted.
 #[derive(Debug)]
-struct Directory {
+struct CountedDirectory {
     fd: OwnedFd,
     told: fn(&Stat) -> Option<u64>,
     is_procfs: bool,
     counted: Option<(Moment, u64)>,
 }
 
-impl Directory {
+impl CountedDirectory {
     fn open(path: &Path, told: fn(&Stat) -> Option<u64>) -> Option<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = open(path, flags, Mode::empty()).ok()?;

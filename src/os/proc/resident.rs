@@ -37,7 +37,7 @@ const NAMED: usize = 3;
 
 /// Resident memory of the process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Resident {
+pub struct ResidentMemory {
     /// Heap, stacks and private copies of file pages.
     pub anonymous: Bytes,
     /// Pages of mapped files.
@@ -46,12 +46,12 @@ pub struct Resident {
     pub shared: Bytes,
     /// Breakdown by kind of mapping, or `None` if there is too much to walk or `smaps` cannot be
     /// read.
-    pub kinds: Option<Kinds>,
+    pub kinds: Option<MappingKinds>,
 }
 
 /// Resident memory by kind of mapping.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Kinds {
+pub struct MappingKinds {
     /// Malloc's heap: `[heap]`, and glibc's arenas.
     pub malloc: Bytes,
     /// Other anonymous mappings.
@@ -76,12 +76,12 @@ pub struct Large {
     /// Resident memory in the mapping.
     pub resident: Bytes,
     /// Kind of the mapping.
-    pub kind: Kind,
+    pub kind: MappingKind,
 }
 
 /// Kind of a mapping.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Kind {
+pub enum MappingKind {
     /// Malloc's heap.
     Malloc,
     /// Anonymous mapping.
@@ -95,7 +95,7 @@ pub enum Kind {
     Shared,
 }
 
-impl Kind {
+impl MappingKind {
     /// Returns the name shown in a profile.
     pub const fn name(self) -> &'static str {
         match self {
@@ -108,7 +108,7 @@ impl Kind {
     }
 }
 
-impl Resident {
+impl ResidentMemory {
     /// Returns the sum of all three parts.
     pub fn total(&self) -> Bytes {
         Bytes(self.anonymous.get() + self.file.get() + self.shared.get())
@@ -128,8 +128,8 @@ impl ResidentReader {
     }
 
     /// Reads the resident memory without allocating. Returns `None` if `/proc` does not provide it.
-    pub fn read(&mut self) -> Option<Resident> {
-        let mut resident = Resident::default();
+    pub fn read(&mut self) -> Option<ResidentMemory> {
+        let mut resident = ResidentMemory::default();
         self.lines(c"/proc/self/status", |line| {
             for (name, field) in [
                 (b"RssAnon:".as_slice(), &mut resident.anonymous),
@@ -147,7 +147,7 @@ impl ResidentReader {
             return None;
         }
         if resident.total() <= MAX_WALKED {
-            let mut walk = Walk::default();
+            let mut walk = MappingWalk::default();
             let is_read = self.lines(c"/proc/self/smaps", |line| walk.line(line));
             resident.kinds = is_read.is_ok().then(|| walk.finish());
         }
@@ -197,10 +197,10 @@ impl ResidentReader {
 
 /// A mapping whose lines are being read.
 #[derive(Clone, Copy, Default)]
-struct Mapping {
+struct MemoryMapping {
     start: u64,
     end: u64,
-    kind: Kind,
+    kind: MappingKind,
     /// Set for a mapping without access: a guard, or the reserved part of an arena.
     is_closed: bool,
     /// Set for a mapping that is readable, writable, private and unnamed.
@@ -209,13 +209,13 @@ struct Mapping {
 }
 
 #[derive(Default)]
-struct Walk {
-    kinds: Kinds,
-    last: Mapping,
+struct MappingWalk {
+    kinds: MappingKinds,
+    last: MemoryMapping,
     mappings: usize,
 }
 
-impl Walk {
+impl MappingWalk {
     fn line(&mut self, line: &[u8]) -> bool {
         if let Some(value) = line.strip_prefix(b"Rss:") {
             self.last.resident = kibibytes(value).unwrap_or_default();
@@ -227,18 +227,18 @@ impl Walk {
         !self.kinds.is_partial
     }
 
-    fn next(&mut self, mut next: Mapping) {
+    fn next(&mut self, mut next: MemoryMapping) {
         let last = self.last;
         let adjoins = last.end == next.start;
         // An arena: the used part, followed by an inaccessible part up to a multiple of its size.
         let reserves = next.is_closed && adjoins && next.end.is_multiple_of(ARENA);
         let is_whole = last.end.is_multiple_of(ARENA);
         if last.is_plain && last.start.is_multiple_of(ARENA) && (reserves || is_whole) {
-            self.last.kind = Kind::Malloc;
+            self.last.kind = MappingKind::Malloc;
         }
         let is_guard = last.is_closed && last.end - last.start <= MAX_GUARD;
         if next.is_plain && adjoins && is_guard {
-            next.kind = Kind::Stack;
+            next.kind = MappingKind::Stack;
         }
         self.count();
         self.last = next;
@@ -246,13 +246,13 @@ impl Walk {
 
     /// Adds the last mapping to its kind.
     fn count(&mut self) {
-        let Mapping { start, kind, resident, .. } = self.last;
+        let MemoryMapping { start, kind, resident, .. } = self.last;
         let sum = match kind {
-            Kind::Malloc => &mut self.kinds.malloc,
-            Kind::Anonymous => &mut self.kinds.anonymous,
-            Kind::Stack => &mut self.kinds.stacks,
-            Kind::File => &mut self.kinds.files,
-            Kind::Shared => &mut self.kinds.shared,
+            MappingKind::Malloc => &mut self.kinds.malloc,
+            MappingKind::Anonymous => &mut self.kinds.anonymous,
+            MappingKind::Stack => &mut self.kinds.stacks,
+            MappingKind::File => &mut self.kinds.files,
+            MappingKind::Shared => &mut self.kinds.shared,
         };
         *sum = Bytes(sum.get().saturating_add(resident.get()));
         let mut entry = Large { start, resident, kind };
@@ -263,14 +263,14 @@ impl Walk {
         }
     }
 
-    fn finish(mut self) -> Kinds {
+    fn finish(mut self) -> MappingKinds {
         self.count();
         self.kinds
     }
 }
 
 /// Parses the first line of a mapping: `7f12a000-7f12c000 rw-p 00000000 00:00 0    /path`.
-fn header(line: &[u8]) -> Option<Mapping> {
+fn header(line: &[u8]) -> Option<MemoryMapping> {
     let mut words = line.split(|&byte| byte == b' ').filter(|word| !word.is_empty());
     let range = range(words.next()?)?;
     let permissions = words.next()?;
@@ -281,18 +281,18 @@ fn header(line: &[u8]) -> Option<Mapping> {
     // 12]`.
     let has = |word: &[u8]| line.windows(word.len()).any(|at| at == word);
     let kind = match path {
-        b"[heap]" => Kind::Malloc,
-        b"[stack]" => Kind::Stack,
-        _ if starts(&[b"[anon:"]) && has(b"malloc") => Kind::Malloc,
-        _ if starts(&[b"[anon:"]) && has(b"stack") => Kind::Stack,
+        b"[heap]" => MappingKind::Malloc,
+        b"[stack]" => MappingKind::Stack,
+        _ if starts(&[b"[anon:"]) && has(b"malloc") => MappingKind::Malloc,
+        _ if starts(&[b"[anon:"]) && has(b"stack") => MappingKind::Stack,
         _ if starts(&[b"/dev/shm/", b"/SYSV", b"/memfd:", b"/dev/zero", b"[anon_shmem:"]) => {
-            Kind::Shared
+            MappingKind::Shared
         }
-        _ if starts(&[b"/"]) => Kind::File,
-        _ if is_private => Kind::Anonymous,
-        _ => Kind::Shared,
+        _ if starts(&[b"/"]) => MappingKind::File,
+        _ if is_private => MappingKind::Anonymous,
+        _ => MappingKind::Shared,
     };
-    Some(Mapping {
+    Some(MemoryMapping {
         start: range.start,
         end: range.end,
         kind,

@@ -2,8 +2,8 @@
 
 use super::*;
 
-fn kinds(smaps: &str) -> Kinds {
-    let mut walk = Walk::default();
+fn kinds(smaps: &str) -> MappingKinds {
+    let mut walk = MappingWalk::default();
     assert!(smaps.lines().all(|line| walk.line(line.as_bytes())));
     walk.finish()
 }
@@ -52,9 +52,9 @@ fn mappings_are_summed_by_kind() {
     assert_eq!(
         largest,
         [
-            (0x7f00_0a00_0000, kib(870_400), Kind::Anonymous),
-            (0x7f00_0400_0000, kib(65536), Kind::Malloc),
-            (0x55d0_c000_0000, kib(800), Kind::File),
+            (0x7f00_0a00_0000, kib(870_400), MappingKind::Anonymous),
+            (0x7f00_0400_0000, kib(65536), MappingKind::Malloc),
+            (0x55d0_c000_0000, kib(800), MappingKind::File),
         ]
     );
     assert!(!found.is_partial);
@@ -62,7 +62,7 @@ fn mappings_are_summed_by_kind() {
 
 #[test]
 fn the_number_of_mappings_is_bounded() {
-    let mut walk = Walk::default();
+    let mut walk = MappingWalk::default();
     let lines = (0..).map(|n| format!("{:x}-{:x} rw-p 00000000 00:00 0 ", n << 12, (n + 1) << 12));
     assert_eq!(lines.take_while(|line| walk.line(line.as_bytes())).count(), MAX_MAPPINGS);
     assert!(walk.finish().is_partial);
@@ -77,7 +77,7 @@ fn memory_that_is_written_is_found_in_this_process() {
     let written = std::hint::black_box(vec![1u8; LENGTH]);
     let after = reader.read().unwrap();
     drop(written);
-    let anonymous = |it: &Resident| it.kinds.unwrap().anonymous.get();
+    let anonymous = |it: &ResidentMemory| it.kinds.unwrap().anonymous.get();
     let enough = (LENGTH / 2) as u64;
     assert!(after.anonymous.get() >= before.anonymous.get() + enough, "{before:?} {after:?}");
     assert!(anonymous(&after) >= anonymous(&before) + enough, "{before:?} {after:?}");

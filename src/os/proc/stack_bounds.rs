@@ -27,7 +27,7 @@ use std::io::{self, Read as _};
 use std::ops::Range;
 use std::ptr;
 
-use crate::os::syscalls::{Optional, permit};
+use crate::os::syscalls::{OptionalCall, permit};
 use rustix::io::Errno;
 use rustix::ioctl::{Updater, ioctl, opcode};
 
@@ -83,7 +83,7 @@ impl StackBounds {
             let end = self.main_end?;
             return Some(end.saturating_sub(MAIN_GAP)..end);
         }
-        permit(Optional::RobustList).ok()?;
+        permit(OptionalCall::RobustList).ok()?;
         let (mut head, mut size) = (ptr::null_mut::<c_void>(), 0usize);
         // SAFETY: the kernel writes a pointer and a size through the two pointers.
         let failed =
@@ -96,7 +96,7 @@ impl StackBounds {
     pub fn below(&self, thread: u64) -> Option<Range<u64>> {
         let start = match &self.mappings {
             Mappings::Asked(maps) => {
-                let mut question = Question::about(thread);
+                let mut question = ProcmapQuery::about(thread);
                 question.flags = READABLE | WRITABLE;
                 question.ask(maps).ok()?;
                 question.start
@@ -127,7 +127,7 @@ fn given_at_start() -> u64 {
 /// stack.
 fn is_main_stack(address: u64, maps: &File) -> bool {
     let mut name = [0u8; 16];
-    let mut question = Question::about(address);
+    let mut question = ProcmapQuery::about(address);
     question.name = &raw mut name as u64;
     question.name_size = name.len() as u32;
     question.ask(maps).is_ok()
@@ -141,7 +141,7 @@ const WRITABLE: u64 = 2;
 /// `struct procmap_query` of `linux/fs.h`.
 #[repr(C)]
 #[derive(Default)]
-struct Question {
+struct ProcmapQuery {
     size: u64,
     flags: u64,
     address: u64,
@@ -158,15 +158,15 @@ struct Question {
     build_id: u64,
 }
 
-impl Question {
+impl ProcmapQuery {
     fn about(address: u64) -> Self {
         Self { size: size_of::<Self>() as u64, address, ..Self::default() }
     }
 
     /// Runs the query. Fails with `ENOENT` if there is no such mapping at the address.
     fn ask(&mut self, maps: &File) -> Result<(), Errno> {
-        permit(Optional::Ioctl).map_err(|_| Errno::PERM)?;
-        const QUERY: rustix::ioctl::Opcode = opcode::read_write::<Question>(b'f', 17);
+        permit(OptionalCall::Ioctl).map_err(|_| Errno::PERM)?;
+        const QUERY: rustix::ioctl::Opcode = opcode::read_write::<ProcmapQuery>(b'f', 17);
         // SAFETY: the kernel expects this struct for that number. It writes to the struct and to
         // `name`, up to `name_size` bytes; `name` is 0 or points to that many bytes.
         unsafe { ioctl(maps, Updater::<QUERY, Self>::new(self)) }

@@ -12,11 +12,11 @@ use rustix::path::DecInt;
 
 /// The open directory `/proc/self/task`.
 #[derive(Debug)]
-pub struct Tasks {
+pub struct ThreadList {
     directory: OwnedFd,
 }
 
-impl Tasks {
+impl ThreadList {
     /// Opens the directory.
     ///
     /// # Errors
@@ -96,7 +96,7 @@ mod tests {
 
     #[test]
     fn a_thread_is_listed_by_its_id_and_has_its_name() {
-        let mut tasks = Tasks::open().unwrap();
+        let mut tasks = ThreadList::open().unwrap();
         thread::Builder::new()
             .name("listed".into())
             .spawn(move || {

@@ -8,10 +8,10 @@
 //! ```
 //!
 //! A thread that sleeps in the kernel needs no signal to read its stack. The copy is consistent if
-//! the thread got no core between the reads of schedstat before and after it: [`Eyes::asleep`]
-//! checks this. Only these two registers are available. Unwinding needs others only if a frame is
-//! addressed by a frame pointer that no inner frame has saved. The walk then stops, and a signal is
-//! needed.
+//! the thread got no core between the reads of schedstat before and after it:
+//! [`ProcThreadReader::asleep`] checks this. Only these two registers are available. Unwinding
+//! needs others only if a frame is addressed by a frame pointer that no inner frame has saved. The
+//! walk then stops, and a signal is needed.
 
 use crate::base::spare;
 use std::os::fd::OwnedFd;
@@ -25,7 +25,7 @@ use crate::os::stack_snapshot::Registers;
 
 /// Scheduler statistics of a thread.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Runs {
+pub struct SchedStat {
     /// CPU time, as of the kernel's last update.
     pub cpu: Duration,
     /// Run delay: time spent waiting for a core.
@@ -38,12 +38,12 @@ pub struct Runs {
 const UNKNOWN: u64 = 1;
 
 /// A reader of the state and stack of threads.
-pub struct Eyes {
+pub struct ProcThreadReader {
     tasks: OwnedFd,
     bytes: Vec<u8>,
 }
 
-impl Eyes {
+impl ProcThreadReader {
     /// Opens the directory of the threads.
     ///
     /// # Errors
@@ -68,18 +68,18 @@ impl Eyes {
 
     /// Returns the state of a thread and its scheduler statistics just before, or `None` if the
     /// thread has exited.
-    pub fn look(&self, tid: u32) -> Option<(Thread, Runs)> {
+    pub fn look(&self, tid: u32) -> Option<(Thread, SchedStat)> {
         let runs = self.runs(tid)?;
         Some((threads::look(&self.tasks, tid)?, runs))
     }
 
     /// Returns the scheduler statistics of a thread.
-    pub fn runs(&self, tid: u32) -> Option<Runs> {
+    pub fn runs(&self, tid: u32) -> Option<SchedStat> {
         let mut buffer = [0; 128];
         let told = threads::read(&self.tasks, tid, "schedstat", &mut buffer)?;
         let mut numbers = std::str::from_utf8(told).ok()?.split_ascii_whitespace();
         let mut next = || numbers.next()?.parse::<u64>().ok();
-        Some(Runs {
+        Some(SchedStat {
             cpu: Duration::from_nanos(next()?),
             waited: Duration::from_nanos(next()?),
             turns: next()?,
@@ -94,7 +94,7 @@ impl Eyes {
     pub fn asleep(
         &mut self,
         tid: u32,
-        runs: Runs,
+        runs: SchedStat,
         bytes: usize,
         stack: &mut Vec<u64>,
     ) -> Option<Registers> {
@@ -144,7 +144,7 @@ mod tests {
 
     #[test]
     fn the_calling_thread_runs_and_has_had_its_turns() {
-        let eyes = Eyes::open().unwrap();
+        let eyes = ProcThreadReader::open().unwrap();
         let own = threads::current();
         let (thread, runs) = eyes.look(own).unwrap();
         assert_eq!(thread.state, 'R');

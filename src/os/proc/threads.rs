@@ -13,7 +13,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 use crate::base::{Moment, spare};
 use crate::os::kernel_file::{number, words};
-use crate::os::proc::thread_list::Tasks;
+use crate::os::proc::thread_list::ThreadList;
 
 pub(crate) const TASKS: &str = "/proc/self/task";
 
@@ -50,7 +50,7 @@ impl Error {
 /// A selection of threads.
 #[derive(Debug)]
 pub struct Threads {
-    tasks: Tasks,
+    tasks: ThreadList,
     /// Thread IDs; sorted if created by [`Threads::all`].
     pub tids: Vec<u32>,
 }
@@ -73,7 +73,7 @@ impl Threads {
     ///
     /// Returns an error if `/proc` cannot be read.
     pub fn of(tids: Vec<u32>) -> Result<Self, Error> {
-        Ok(Self { tasks: Tasks::open().map_err(Error)?, tids })
+        Ok(Self { tasks: ThreadList::open().map_err(Error)?, tids })
     }
 
     /// Returns the state of the thread `tid`, or `None` if it has exited. Costs about 8 us.

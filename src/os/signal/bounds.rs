@@ -14,18 +14,18 @@ use std::ops::Range;
 
 use crate::base::sync::AtomicU64;
 use crate::base::sync::Ordering::{Acquire, Release};
-use crate::os::mapped_memory::Chunk;
+use crate::os::mapped_memory::MappedWords;
 
 /// Words of an entry: the stack's start and end, the thread ID, and padding to a power of two.
 const ENTRY: usize = 4;
 
 /// A table of stack bounds, indexed by entry.
-pub(crate) struct Bounds(Chunk);
+pub(crate) struct Bounds(MappedWords);
 
 impl Bounds {
     /// Maps a table of `entries` entries. Returns `None` if the kernel refuses the memory.
     pub(crate) fn map(entries: usize) -> Option<Self> {
-        let chunk = Chunk::new(entries.checked_mul(ENTRY)?);
+        let chunk = MappedWords::new(entries.checked_mul(ENTRY)?);
         chunk.get_or_map()?;
         Some(Self(chunk))
     }

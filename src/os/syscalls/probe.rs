@@ -41,7 +41,7 @@ use std::time::{Duration, Instant};
 
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
-use super::{Optional, Untried, Verdict, Verdicts};
+use super::{OptionalCall, SyscallVerdict, SyscallVerdicts, Untried};
 
 /// Maximum resident memory of a process that is copied.
 pub(super) const MAX_RESIDENT: u64 = 1 << 30;
@@ -57,8 +57,8 @@ const UNTRIED: i32 = -1;
 const TRYING: i32 = -2;
 
 /// A call with arguments that the kernel rejects without effect.
-struct Step {
-    call: Optional,
+struct ProbeStep {
+    call: OptionalCall,
     number: c_long,
     arguments: [usize; 5],
     /// Error of the kernel. Any other error is the filter's.
@@ -71,50 +71,65 @@ const INVALID: usize = usize::MAX;
 const PERF_PERIOD: usize = 0x4008_2404;
 const PROCMAP_QUERY: usize = 0xc068_6611;
 
-const STEPS: [Step; 12] = [
+const STEPS: [ProbeStep; 12] = [
     // The kernel checks for unknown flags first.
     step(
-        Optional::PerfEventOpen,
+        OptionalCall::PerfEventOpen,
         libc::SYS_perf_event_open,
         [0, 0, INVALID, INVALID, INVALID],
         libc::EINVAL,
     ),
-    step(Optional::SetPriority, libc::SYS_setpriority, [INVALID, 0, 0, 0, 0], libc::EINVAL),
-    step(Optional::SetPriority, libc::SYS_getpriority, [INVALID, 0, 0, 0, 0], libc::EINVAL),
+    step(OptionalCall::SetPriority, libc::SYS_setpriority, [INVALID, 0, 0, 0, 0], libc::EINVAL),
+    step(OptionalCall::SetPriority, libc::SYS_getpriority, [INVALID, 0, 0, 0, 0], libc::EINVAL),
     // Clock 1000 does not exist.
-    step(Optional::ThreadTimers, libc::SYS_timer_create, [1000, 0, 0, 0, 0], libc::EINVAL),
-    step(Optional::ThreadTimers, libc::SYS_timer_settime, [INVALID, 0, 0, 0, 0], libc::EINVAL),
-    step(Optional::ThreadTimers, libc::SYS_timer_delete, [INVALID, 0, 0, 0, 0], libc::EINVAL),
-    step(Optional::QueueSignal, libc::SYS_rt_tgsigqueueinfo, [0, 0, 0, 0, 0], libc::EFAULT),
-    step(Optional::RobustList, libc::SYS_get_robust_list, [0, 0, 0, 0, 0], libc::EFAULT),
-    step(Optional::Ioctl, libc::SYS_ioctl, [INVALID, PROCMAP_QUERY, 0, 0, 0], libc::EBADF),
-    step(Optional::Ioctl, libc::SYS_ioctl, [INVALID, PERF_PERIOD, 0, 0, 0], libc::EBADF),
+    step(OptionalCall::ThreadTimers, libc::SYS_timer_create, [1000, 0, 0, 0, 0], libc::EINVAL),
+    step(OptionalCall::ThreadTimers, libc::SYS_timer_settime, [INVALID, 0, 0, 0, 0], libc::EINVAL),
+    step(OptionalCall::ThreadTimers, libc::SYS_timer_delete, [INVALID, 0, 0, 0, 0], libc::EINVAL),
+    step(OptionalCall::QueueSignal, libc::SYS_rt_tgsigqueueinfo, [0, 0, 0, 0, 0], libc::EFAULT),
+    step(OptionalCall::RobustList, libc::SYS_get_robust_list, [0, 0, 0, 0, 0], libc::EFAULT),
+    step(OptionalCall::Ioctl, libc::SYS_ioctl, [INVALID, PROCMAP_QUERY, 0, 0, 0], libc::EBADF),
+    step(OptionalCall::Ioctl, libc::SYS_ioctl, [INVALID, PERF_PERIOD, 0, 0, 0], libc::EBADF),
     // No thread has the ID -1.
-    step(Optional::SetAffinity, libc::SYS_sched_setaffinity, [INVALID, 0, 0, 0, 0], libc::ESRCH),
-    step(Optional::SetScheduler, libc::SYS_sched_setscheduler, [INVALID, 0, 0, 0, 0], libc::EINVAL),
+    step(
+        OptionalCall::SetAffinity,
+        libc::SYS_sched_setaffinity,
+        [INVALID, 0, 0, 0, 0],
+        libc::ESRCH,
+    ),
+    step(
+        OptionalCall::SetScheduler,
+        libc::SYS_sched_setscheduler,
+        [INVALID, 0, 0, 0, 0],
+        libc::EINVAL,
+    ),
 ];
 
-const fn step(call: Optional, number: c_long, arguments: [usize; 5], answer: c_int) -> Step {
-    Step { call, number, arguments, answer }
+const fn step(
+    call: OptionalCall,
+    number: c_long,
+    arguments: [usize; 5],
+    answer: c_int,
+) -> ProbeStep {
+    ProbeStep { call, number, arguments, answer }
 }
 
 /// The page shared by parent and child.
 #[repr(C)]
-struct Page {
+struct ProbePage {
     /// Result of `wait4`.
     wait: AtomicI32,
     steps: [AtomicI32; STEPS.len()],
 }
 
 /// Probes every optional call.
-pub(super) fn run() -> Verdicts {
-    let untried = |why| [Verdict::Untried(why); super::OPTIONAL.len()];
+pub(super) fn run() -> SyscallVerdicts {
+    let untried = |why| [SyscallVerdict::Untried(why); super::OPTIONAL.len()];
     match resident() {
         None => return untried(Untried::NoStatus),
         Some(bytes) if bytes > MAX_RESIDENT => return untried(Untried::TooLarge(bytes >> 20)),
         Some(_) => {}
     }
-    let shared = match Shared::map() {
+    let shared = match ProbeShared::map() {
         Ok(shared) => shared,
         Err(error) => return untried(Untried::NoCopy(error.raw_os_error())),
     };
@@ -136,14 +151,16 @@ pub(super) fn run() -> Verdicts {
 }
 
 /// Combines the results by family: the worst result of its calls counts.
-fn verdicts(answers: &[i32; STEPS.len()]) -> Verdicts {
-    let mut verdicts = [Verdict::Allowed; super::OPTIONAL.len()];
+fn verdicts(answers: &[i32; STEPS.len()]) -> SyscallVerdicts {
+    let mut verdicts = [SyscallVerdict::Allowed; super::OPTIONAL.len()];
     for (step, &answer) in STEPS.iter().zip(answers) {
         let verdict = &mut verdicts[step.call as usize];
         match answer {
-            TRYING => *verdict = Verdict::Kills,
+            TRYING => *verdict = SyscallVerdict::Kills,
             errno if errno == step.answer || errno == 0 => {}
-            errno if *verdict == Verdict::Allowed => *verdict = Verdict::Refused(errno),
+            errno if *verdict == SyscallVerdict::Allowed => {
+                *verdict = SyscallVerdict::Refused(errno)
+            }
             _ => {}
         }
     }
@@ -151,7 +168,7 @@ fn verdicts(answers: &[i32; STEPS.len()]) -> Verdicts {
 }
 
 /// Starts a child that tries the calls from `first` on, and waits for its exit.
-fn try_from(first: usize, page: &Page) -> Result<(), c_int> {
+fn try_from(first: usize, page: &ProbePage) -> Result<(), c_int> {
     page.wait.store(UNTRIED, Release);
     let child = match fork()? {
         0 => child(first, page),
@@ -241,7 +258,7 @@ fn makes_threads_with_clone3() -> bool {
 }
 
 /// Runs the calls in the copy, and exits.
-fn child(first: usize, page: &Page) -> ! {
+fn child(first: usize, page: &ProbePage) -> ! {
     // SAFETY: this process is a separate copy, and these calls change only it; the calls tried have
     // arguments that the kernel rejects. None of them allocates or takes a lock.
     unsafe {
@@ -275,15 +292,15 @@ fn resident() -> Option<u64> {
 }
 
 /// A page that is shared with a fork.
-struct Shared(*mut Page);
+struct ProbeShared(*mut ProbePage);
 
-impl Shared {
+impl ProbeShared {
     fn map() -> rustix::io::Result<Self> {
         let protection = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: an anonymous mapping at an address chosen by the kernel affects no existing
         // memory.
         let page = unsafe {
-            mmap_anonymous(ptr::null_mut(), size_of::<Page>(), protection, MapFlags::SHARED)
+            mmap_anonymous(ptr::null_mut(), size_of::<ProbePage>(), protection, MapFlags::SHARED)
         }?;
         let shared = Self(page.cast());
         for step in &shared.page().steps {
@@ -292,16 +309,16 @@ impl Shared {
         Ok(shared)
     }
 
-    fn page(&self) -> &Page {
+    fn page(&self) -> &ProbePage {
         // SAFETY: mapped until `drop` and aligned to a page; all-zero atomics are valid.
         unsafe { &*self.0 }
     }
 }
 
-impl Drop for Shared {
+impl Drop for ProbeShared {
     fn drop(&mut self) {
         // SAFETY: mapped by `map` with this length; no borrow of it exists.
-        let _ = unsafe { munmap(self.0.cast(), size_of::<Page>()) };
+        let _ = unsafe { munmap(self.0.cast(), size_of::<ProbePage>()) };
     }
 }
 
@@ -312,17 +329,17 @@ mod tests {
     #[test]
     fn a_family_is_worth_what_its_worst_call_is() {
         let mut answers = STEPS.each_ref().map(|step| step.answer);
-        assert_eq!(verdicts(&answers), [Verdict::Allowed; super::super::OPTIONAL.len()]);
+        assert_eq!(verdicts(&answers), [SyscallVerdict::Allowed; super::super::OPTIONAL.len()]);
         answers[3] = libc::EPERM;
-        let timers = Optional::ThreadTimers as usize;
-        assert_eq!(verdicts(&answers)[timers], Verdict::Refused(libc::EPERM));
+        let timers = OptionalCall::ThreadTimers as usize;
+        assert_eq!(verdicts(&answers)[timers], SyscallVerdict::Refused(libc::EPERM));
         answers[5] = TRYING;
-        assert_eq!(verdicts(&answers)[timers], Verdict::Kills);
+        assert_eq!(verdicts(&answers)[timers], SyscallVerdict::Kills);
     }
 
     #[test]
     fn service_does_not_see_the_child() {
-        let shared = Shared::map().unwrap();
+        let shared = ProbeShared::map().unwrap();
         let pid = fork().unwrap();
         if pid == 0 {
             child(0, shared.page());

@@ -8,7 +8,7 @@ use crate::model::{AtLimit, Limit};
 /// Pressure counters and averages; always `None`.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[allow(missing_docs, reason = "as on Linux")]
-pub struct Strain {
+pub struct ResourcePressure {
     pub periods: Option<u64>,
     pub throttled: Option<u64>,
     pub memory_level: Option<usize>,
@@ -22,7 +22,7 @@ pub struct Strain {
 
 /// A problem with limits; never occurs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Problem {}
+pub enum LimitProblem {}
 
 /// Memory charged to a cgroup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,13 +56,13 @@ impl Cgroup {
     }
 
     /// Returns the default: no values.
-    pub fn strain(&self) -> Strain {
-        Strain::default()
+    pub fn strain(&self) -> ResourcePressure {
+        ResourcePressure::default()
     }
 
     /// Returns the default: no values.
-    pub fn strain_counters(&self) -> Strain {
-        Strain::default()
+    pub fn strain_counters(&self) -> ResourcePressure {
+        ResourcePressure::default()
     }
 
     /// Returns `None`.
@@ -81,12 +81,12 @@ impl Cgroup {
     }
 
     /// Returns `None`: the absence of cgroups is not a problem.
-    pub fn problem(&self) -> Option<Problem> {
+    pub fn problem(&self) -> Option<LimitProblem> {
         None
     }
 
-    /// Returns no text: a [`Problem`] cannot exist.
-    pub fn describe(&self, problem: Problem) -> String {
+    /// Returns no text: a [`LimitProblem`] cannot exist.
+    pub fn describe(&self, problem: LimitProblem) -> String {
         match problem {}
     }
 }

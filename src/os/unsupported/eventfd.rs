@@ -4,9 +4,9 @@ use std::io;
 
 /// Stub of the wakeup counter; cannot be opened.
 #[derive(Debug, Default)]
-pub struct Wake;
+pub struct WakeFd;
 
-impl Wake {
+impl WakeFd {
     /// Creates the stub.
     pub const fn new() -> Self {
         Self
@@ -28,11 +28,11 @@ impl Wake {
 
 /// Stub of a waiter, which never completes.
 #[derive(Debug)]
-pub struct Listener;
+pub struct EventListener;
 
-impl Listener {
+impl EventListener {
     /// Returns an error: there is no counter to wait for.
-    pub fn new(_wake: &'static Wake) -> io::Result<Self> {
+    pub fn new(_wake: &'static WakeFd) -> io::Result<Self> {
         Err(io::ErrorKind::Unsupported.into())
     }
 

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 /// Stub of the thread list; cannot be opened.
 #[derive(Debug)]
-pub struct Tasks;
+pub struct ThreadList;
 
-impl Tasks {
+impl ThreadList {
     /// Returns an error: there is no list.
     pub fn open() -> io::Result<Self> {
         Err(io::ErrorKind::Unsupported.into())

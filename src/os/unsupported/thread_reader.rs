@@ -6,7 +6,7 @@ use super::threads::Thread;
 
 /// Scheduler statistics of a thread.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Runs {
+pub struct SchedStat {
     /// CPU time.
     pub cpu: Duration,
     /// Run delay: time spent waiting for a core.
@@ -16,21 +16,21 @@ pub struct Runs {
 }
 
 /// Stub of the thread reader; cannot be opened.
-pub struct Eyes;
+pub struct ProcThreadReader;
 
-impl Eyes {
+impl ProcThreadReader {
     /// Returns an error text.
     pub fn open() -> Result<Self, String> {
         Err("threads can be seen on Linux only".to_owned())
     }
 
     /// Returns `None`.
-    pub fn look(&self, _tid: u32) -> Option<(Thread, Runs)> {
+    pub fn look(&self, _tid: u32) -> Option<(Thread, SchedStat)> {
         None
     }
 
     /// Returns `None`.
-    pub fn runs(&self, _tid: u32) -> Option<Runs> {
+    pub fn runs(&self, _tid: u32) -> Option<SchedStat> {
         None
     }
 }

@@ -4,9 +4,9 @@ use tokio::time::Instant;
 
 /// A one-shot timer.
 #[derive(Debug)]
-pub struct Alarm;
+pub struct TimerFd;
 
-impl Alarm {
+impl TimerFd {
     /// Creates an unset timer.
     pub fn here() -> Self {
         Self

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::job::Noted;
+use super::job::ManifestUpdate;
 use crate::base::{IncidentId, Moment};
 use crate::model::{CaptureSet, Collect, Reason};
 
@@ -15,14 +15,14 @@ pub(crate) const MAX_REASONS: usize = 64;
 
 /// The origin of a claim.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Holder {
+pub(crate) enum Claimant {
     Rule(String),
     Toggle,
     /// A call of `capture`.
     Call,
 }
 
-impl Holder {
+impl Claimant {
     /// Returns the name of an incident opened by this claimant.
     pub(crate) fn incident_name(&self) -> &str {
         match self {
@@ -34,8 +34,8 @@ impl Holder {
 }
 
 #[derive(Debug)]
-pub(crate) struct Claim {
-    pub(crate) holder: Holder,
+pub(crate) struct CaptureClaim {
+    pub(crate) holder: Claimant,
     pub(crate) kinds: CaptureSet,
     pub(crate) duration: Duration,
     /// End of the claim. `None` until all its captures have been started, so that a slow disk does
@@ -44,7 +44,7 @@ pub(crate) struct Claim {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Phase {
+pub(crate) enum IncidentPhase {
     /// Has an id but no directory.
     Announced,
     Open,
@@ -57,8 +57,8 @@ pub(crate) struct Incident {
     pub(crate) id: IncidentId,
     pub(crate) name: String,
     pub(crate) opened: (Moment, Timestamp),
-    pub(crate) phase: Phase,
-    pub(crate) claims: Vec<Claim>,
+    pub(crate) phase: IncidentPhase,
+    pub(crate) claims: Vec<CaptureClaim>,
     /// Rules that fired and have not cleared.
     pub(crate) held_by: Vec<String>,
     /// Rules whose claim expired but whose captures have not ended.
@@ -92,7 +92,7 @@ impl Incident {
 
     /// Starts the duration of each claim that has no more captures to start.
     pub(crate) fn begin_claims(&mut self, now: Moment) {
-        if self.phase == Phase::Announced {
+        if self.phase == IncidentPhase::Announced {
             return;
         }
         let settled = self.running.union(self.refused);
@@ -123,8 +123,11 @@ impl Incident {
         !self.is_capturing() && !collects && self.held_by.is_empty()
     }
 
-    pub(crate) fn take_noted(&mut self) -> Noted {
-        Noted { reasons: mem::take(&mut self.unwritten), dropped: mem::take(&mut self.dropped) }
+    pub(crate) fn take_noted(&mut self) -> ManifestUpdate {
+        ManifestUpdate {
+            reasons: mem::take(&mut self.unwritten),
+            dropped: mem::take(&mut self.dropped),
+        }
     }
 
     pub(crate) fn add_reason(&mut self, reason: Reason) {

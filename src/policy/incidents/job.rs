@@ -9,7 +9,7 @@ use crate::model::{CaptureSet, Collect, Reason};
 
 /// Changes of an incident since its manifest was last written.
 #[derive(Debug, Default, PartialEq)]
-pub(crate) struct Noted {
+pub(crate) struct ManifestUpdate {
     /// Reasons, oldest first.
     pub(crate) reasons: Vec<Reason>,
     /// Number of reasons beyond the limit of a manifest.
@@ -18,9 +18,9 @@ pub(crate) struct Noted {
 
 /// A command for the capture thread.
 #[derive(Debug, PartialEq)]
-pub(crate) enum Job {
+pub(crate) enum IncidentCommand {
     /// Creates the incident directory.
-    Open { id: IncidentId, name: String, noted: Noted },
+    Open { id: IncidentId, name: String, noted: ManifestUpdate },
     /// Starts these captures.
     Start { id: IncidentId, kinds: CaptureSet },
     /// Starts custom collectors.
@@ -30,14 +30,14 @@ pub(crate) enum Job {
     /// Stops these captures and writes their artifacts.
     Stop { id: IncidentId, kinds: CaptureSet },
     /// Takes snapshots of these captures, which keep running.
-    Again { id: IncidentId, kinds: CaptureSet, noted: Noted },
+    Again { id: IncidentId, kinds: CaptureSet, noted: ManifestUpdate },
     /// Updates the manifest.
-    Note { id: IncidentId, noted: Noted },
+    Note { id: IncidentId, noted: ManifestUpdate },
     /// Writes the manifest for the last time.
-    Close { id: IncidentId, noted: Noted },
+    Close { id: IncidentId, noted: ManifestUpdate },
 }
 
-impl Job {
+impl IncidentCommand {
     pub(crate) fn incident(&self) -> IncidentId {
         match self {
             Self::Open { id, .. }
@@ -66,26 +66,26 @@ impl Job {
     }
 
     /// Returns the result of a command that failed entirely.
-    pub(crate) fn lost(&self) -> Done {
+    pub(crate) fn lost(&self) -> CommandResult {
         match self {
-            Self::Open { id, .. } => Done::Opened { id: *id, ok: false },
+            Self::Open { id, .. } => CommandResult::Opened { id: *id, ok: false },
             Self::Start { id, kinds } => {
-                Done::Started { id: *id, asked: *kinds, running: CaptureSet::EMPTY }
+                CommandResult::Started { id: *id, asked: *kinds, running: CaptureSet::EMPTY }
             }
             Self::Collect { id, .. } | Self::Gather { id, .. } => {
-                Done::Collecting { id: *id, until: None }
+                CommandResult::Collecting { id: *id, until: None }
             }
-            Self::Stop { id, kinds } => Done::Stopped { id: *id, kinds: *kinds },
-            Self::Again { id, .. } => Done::Again { id: *id },
-            Self::Note { id, .. } => Done::Noted { id: *id },
-            Self::Close { id, .. } => Done::Closed { id: *id, ok: false },
+            Self::Stop { id, kinds } => CommandResult::Stopped { id: *id, kinds: *kinds },
+            Self::Again { id, .. } => CommandResult::Again { id: *id },
+            Self::Note { id, .. } => CommandResult::Noted { id: *id },
+            Self::Close { id, .. } => CommandResult::Closed { id: *id, ok: false },
         }
     }
 }
 
 /// Result of a command.
 #[derive(Clone, Debug)]
-pub(crate) enum Done {
+pub(crate) enum CommandResult {
     /// `ok` if the directory was created.
     Opened { id: IncidentId, ok: bool },
     /// `running`: the requested captures that were started.
@@ -104,7 +104,7 @@ pub(crate) enum Done {
 
 /// A change the loop must handle.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Notice {
+pub(crate) enum IncidentUpdate {
     /// The captures of this rule ended; its cooldown starts.
     Captured(String),
     /// The incident of this rule could not be opened.
@@ -128,7 +128,7 @@ pub(crate) struct ToggleState {
 
 /// An open incident, as shown in `status`.
 #[derive(Debug)]
-pub(crate) struct View<'a> {
+pub(crate) struct IncidentView<'a> {
     pub(crate) id: IncidentId,
     pub(crate) name: &'a str,
     pub(crate) opened: Timestamp,

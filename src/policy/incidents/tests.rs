@@ -32,19 +32,23 @@ fn cpu() -> CaptureSet {
 }
 
 /// Simulates a capture thread on which every command succeeds at once.
-fn run(incidents: &mut Incidents, now: Moment) -> Vec<Job> {
+fn run(incidents: &mut Incidents, now: Moment) -> Vec<IncidentCommand> {
     let mut jobs = Vec::new();
     while let Some(job) = incidents.next_job(now) {
         let done = match &job {
-            Job::Open { id, .. } => Done::Opened { id: *id, ok: true },
-            Job::Start { id, kinds } => Done::Started { id: *id, asked: *kinds, running: *kinds },
-            Job::Collect { id, .. } | Job::Gather { id, .. } => {
-                Done::Collecting { id: *id, until: None }
+            IncidentCommand::Open { id, .. } => CommandResult::Opened { id: *id, ok: true },
+            IncidentCommand::Start { id, kinds } => {
+                CommandResult::Started { id: *id, asked: *kinds, running: *kinds }
             }
-            Job::Stop { id, kinds } => Done::Stopped { id: *id, kinds: *kinds },
-            Job::Note { id, .. } => Done::Noted { id: *id },
-            Job::Again { id, .. } => Done::Again { id: *id },
-            Job::Close { id, .. } => Done::Closed { id: *id, ok: true },
+            IncidentCommand::Collect { id, .. } | IncidentCommand::Gather { id, .. } => {
+                CommandResult::Collecting { id: *id, until: None }
+            }
+            IncidentCommand::Stop { id, kinds } => {
+                CommandResult::Stopped { id: *id, kinds: *kinds }
+            }
+            IncidentCommand::Note { id, .. } => CommandResult::Noted { id: *id },
+            IncidentCommand::Again { id, .. } => CommandResult::Again { id: *id },
+            IncidentCommand::Close { id, .. } => CommandResult::Closed { id: *id, ok: true },
         };
         incidents.done(now, done);
         jobs.push(job);
@@ -53,17 +57,17 @@ fn run(incidents: &mut Incidents, now: Moment) -> Vec<Job> {
     jobs
 }
 
-fn names(jobs: &[Job]) -> Vec<&'static str> {
+fn names(jobs: &[IncidentCommand]) -> Vec<&'static str> {
     jobs.iter()
         .map(|job| match job {
-            Job::Open { .. } => "open",
-            Job::Start { .. } => "start",
-            Job::Collect { .. } => "collect",
-            Job::Gather { .. } => "gather",
-            Job::Stop { .. } => "stop",
-            Job::Note { .. } => "note",
-            Job::Again { .. } => "again",
-            Job::Close { .. } => "close",
+            IncidentCommand::Open { .. } => "open",
+            IncidentCommand::Start { .. } => "start",
+            IncidentCommand::Collect { .. } => "collect",
+            IncidentCommand::Gather { .. } => "gather",
+            IncidentCommand::Stop { .. } => "stop",
+            IncidentCommand::Note { .. } => "note",
+            IncidentCommand::Again { .. } => "again",
+            IncidentCommand::Close { .. } => "close",
         })
         .collect()
 }
@@ -76,8 +80,8 @@ fn a_rule_opens_captures_and_closes_when_it_clears() {
     assert_eq!(incidents.next_expiry(), Some(at(5)));
     assert_eq!(incidents.expire(at(5)), []);
     assert_eq!(incidents.next_job(at(5)).map(|job| names(&[job])), Some(vec!["stop"]));
-    let stopped = Done::Stopped { id: incidents.open[0].id, kinds: cpu() };
-    assert_eq!(incidents.done(at(6), stopped), [Notice::Captured("memory".into())]);
+    let stopped = CommandResult::Stopped { id: incidents.open[0].id, kinds: cpu() };
+    assert_eq!(incidents.done(at(6), stopped), [IncidentUpdate::Captured("memory".into())]);
     assert_eq!(names(&run(&mut incidents, at(6))), Vec::<&str>::new(), "it has not cleared");
     incidents.clear("memory");
     assert_eq!(names(&run(&mut incidents, at(7))), ["close"]);
@@ -94,9 +98,9 @@ fn a_rule_that_fires_while_another_captures_joins_it() {
     assert_eq!(first, second);
     assert_eq!(names(&run(&mut incidents, at(2))), ["start", "note"]);
     assert_eq!(incidents.expire(at(5)), []);
-    assert_eq!(run(&mut incidents, at(5)), [Job::Stop { id: first, kinds: cpu() }]);
+    assert_eq!(run(&mut incidents, at(5)), [IncidentCommand::Stop { id: first, kinds: cpu() }]);
     assert_eq!(incidents.expire(at(7)), []);
-    assert_eq!(run(&mut incidents, at(7)), [Job::Stop { id: first, kinds: heap }]);
+    assert_eq!(run(&mut incidents, at(7)), [IncidentCommand::Stop { id: first, kinds: heap }]);
     incidents.clear("tasks");
     assert_eq!(run(&mut incidents, at(7)), [], "memory still holds it");
     incidents.clear("memory");
@@ -123,10 +127,10 @@ fn a_rule_beside_an_incident_that_only_waits_to_clear_opens_its_own() {
 fn a_capture_that_cannot_start_is_not_tried_again_until_asked_again() {
     let mut incidents = Incidents::default();
     let first = incidents.call(at(0), id, (cpu(), SECOND), reason(Origin::Code));
-    assert!(matches!(incidents.next_job(at(0)), Some(Job::Open { .. })));
-    incidents.done(at(0), Done::Opened { id: first, ok: true });
-    assert!(matches!(incidents.next_job(at(0)), Some(Job::Start { .. })));
-    let refused = Done::Started { id: first, asked: cpu(), running: CaptureSet::EMPTY };
+    assert!(matches!(incidents.next_job(at(0)), Some(IncidentCommand::Open { .. })));
+    incidents.done(at(0), CommandResult::Opened { id: first, ok: true });
+    assert!(matches!(incidents.next_job(at(0)), Some(IncidentCommand::Start { .. })));
+    let refused = CommandResult::Started { id: first, asked: cpu(), running: CaptureSet::EMPTY };
     incidents.done(at(0), refused);
     assert_eq!(incidents.next_job(at(0)), None);
     incidents.expire(at(1));
@@ -138,8 +142,11 @@ fn an_incident_without_a_directory_is_gone_and_its_rule_hears_of_it() {
     let mut incidents = Incidents::default();
     let first = incidents.fire(at(0), id, "memory", (cpu(), SECOND), reason(Origin::Rule));
     incidents.next_job(at(0));
-    let notices = incidents.done(at(0), Done::Opened { id: first, ok: false });
-    assert_eq!(notices, [Notice::Lost("memory".into(), first), Notice::Gone(first)]);
+    let notices = incidents.done(at(0), CommandResult::Opened { id: first, ok: false });
+    assert_eq!(
+        notices,
+        [IncidentUpdate::Lost("memory".into(), first), IncidentUpdate::Gone(first)]
+    );
     assert!(incidents.is_empty());
 }
 
@@ -149,8 +156,8 @@ fn a_close_that_fails_is_tried_again_later() {
     let first = incidents.call(at(0), id, (CaptureSet::EMPTY, SECOND), reason(Origin::Code));
     run(&mut incidents, at(0));
     incidents.expire(at(1));
-    assert!(matches!(incidents.next_job(at(1)), Some(Job::Close { .. })));
-    incidents.done(at(1), Done::Closed { id: first, ok: false });
+    assert!(matches!(incidents.next_job(at(1)), Some(IncidentCommand::Close { .. })));
+    incidents.done(at(1), CommandResult::Closed { id: first, ok: false });
     assert_eq!(incidents.next_job(at(2)), None);
     assert_eq!(names(&run(&mut incidents, at(1) + CLOSE_RETRY)), ["close"]);
 }
@@ -160,15 +167,17 @@ fn a_thousand_toggles_during_one_job_cost_one_incident() {
     let mut incidents = Incidents::default();
     let first =
         incidents.toggle_on(at(0), id, (cpu(), SECOND * 300), reason(Origin::Http)).incident;
-    assert!(matches!(incidents.next_job(at(0)), Some(Job::Open { .. })));
+    assert!(matches!(incidents.next_job(at(0)), Some(IncidentCommand::Open { .. })));
     for _ in 0..500 {
         incidents.toggle_off();
         let on = incidents.toggle_on(at(0), id, (cpu(), SECOND * 300), reason(Origin::Http));
         assert_eq!(on.incident, first);
     }
     incidents.toggle_off();
-    incidents.done(at(0), Done::Opened { id: first, ok: true });
-    let Some(Job::Close { noted, .. }) = incidents.next_job(at(0)) else { panic!("nothing ran") };
+    incidents.done(at(0), CommandResult::Opened { id: first, ok: true });
+    let Some(IncidentCommand::Close { noted, .. }) = incidents.next_job(at(0)) else {
+        panic!("nothing ran")
+    };
     assert_eq!((noted.reasons.len(), noted.dropped), (MAX_REASONS - 1, 501 - MAX_REASONS as u64));
 }
 
@@ -218,14 +227,14 @@ impl Thread {
     fn work(&mut self, incidents: &mut Incidents, now: Moment, fail: bool) -> bool {
         let Some(job) = incidents.next_job(now) else { return false };
         let done = match job {
-            Job::Open { id, .. } => {
+            IncidentCommand::Open { id, .. } => {
                 assert!(!self.open.contains(&id));
                 if !fail {
                     self.open.push(id);
                 }
-                Done::Opened { id, ok: !fail }
+                CommandResult::Opened { id, ok: !fail }
             }
-            Job::Start { id, kinds } => {
+            IncidentCommand::Start { id, kinds } => {
                 assert!(self.open.contains(&id));
                 let others = self.running.iter().filter(|(other, _)| *other != id);
                 assert!(others.count() == 0, "two incidents capture at once");
@@ -233,51 +242,51 @@ impl Thread {
                 assert!(kinds.without(runs) == kinds, "started twice");
                 let started = if fail { CaptureSet::EMPTY } else { kinds };
                 self.set(id, runs.union(started));
-                Done::Started { id, asked: kinds, running: started }
+                CommandResult::Started { id, asked: kinds, running: started }
             }
-            Job::Collect { id, .. } => {
+            IncidentCommand::Collect { id, .. } => {
                 assert!(self.open.contains(&id));
                 if !fail {
                     self.collecting.push(id);
                 }
                 // Collectors started earlier run on whatever the result of these.
                 let runs = self.collecting.contains(&id);
-                Done::Collecting { id, until: runs.then_some(now + SECOND * 5) }
+                CommandResult::Collecting { id, until: runs.then_some(now + SECOND * 5) }
             }
-            Job::Gather { id, all } => {
+            IncidentCommand::Gather { id, all } => {
                 assert!(self.open.contains(&id) && self.collecting.contains(&id));
                 // One collector has returned and another has not.
                 let goes_on = fail && !all;
                 if !goes_on {
                     self.collecting.retain(|it| *it != id);
                 }
-                Done::Collecting { id, until: goes_on.then_some(now + SECOND) }
+                CommandResult::Collecting { id, until: goes_on.then_some(now + SECOND) }
             }
-            Job::Stop { id, kinds } => {
+            IncidentCommand::Stop { id, kinds } => {
                 let runs = self.running_in(id);
                 assert!(kinds.without(runs).is_empty(), "stopped what does not run");
                 self.set(id, runs.without(kinds));
-                Done::Stopped { id, kinds }
+                CommandResult::Stopped { id, kinds }
             }
-            Job::Again { id, kinds, .. } => {
+            IncidentCommand::Again { id, kinds, .. } => {
                 assert!(
                     kinds.without(self.running_in(id)).is_empty(),
                     "taken while it does not run"
                 );
-                Done::Again { id }
+                CommandResult::Again { id }
             }
-            Job::Note { id, .. } => {
+            IncidentCommand::Note { id, .. } => {
                 assert!(self.open.contains(&id));
-                Done::Noted { id }
+                CommandResult::Noted { id }
             }
-            Job::Close { id, .. } => {
+            IncidentCommand::Close { id, .. } => {
                 assert!(self.running_in(id).is_empty(), "closed while capturing");
                 assert!(!self.collecting.contains(&id), "closed while collecting");
                 if !fail {
                     assert!(self.open.contains(&id), "closed twice");
                     self.open.retain(|open| *open != id);
                 }
-                Done::Closed { id, ok: !fail }
+                CommandResult::Closed { id, ok: !fail }
             }
         };
         incidents.done(now, done);

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use super::{LimitAhead, Watch};
+use super::{LimitAhead, WatchedRule};
 use crate::base::Moment;
 use crate::model::{Again, Rule};
-use crate::rules::history::{Candidate, DAY, FireKind};
-use crate::rules::verdict::{By, Crossing, Decision, Hold};
-use crate::rules::{Mark, Opening};
+use crate::rules::history::{DAY, FireCandidate, FireKind};
+use crate::rules::verdict::{By, Decision, Hold, ThresholdCrossing};
+use crate::rules::{Admission, LastFire};
 
 /// A value is worse if `headroom <= SHRUNK * headroom at the last capture`.
 pub(in crate::rules) const SHRUNK: f64 = 2.0 / 3.0;
@@ -19,14 +19,14 @@ const RETRY: Duration = Duration::from_secs(60);
 /// between 80 % and this point, and another would not finish in time.
 pub(in crate::rules) const LEAST_ROOM: f64 = 0.01;
 
-impl Watch {
+impl WatchedRule {
     /// Decides on a value that has crossed a threshold long enough: fire, or hold with a reason.
     pub(super) fn crossed(
         &mut self,
         now: Moment,
-        crossing: Crossing,
+        crossing: ThresholdCrossing,
         limit: LimitAhead,
-        opening: &dyn Fn(&Rule) -> Opening,
+        opening: &dyn Fn(&Rule) -> Admission,
     ) -> Decision {
         let falls = crossing.by == By::Below;
         let LimitAhead { value: limit, is_behind_soft } = limit;
@@ -36,8 +36,8 @@ impl Watch {
             By::Forecast { left } => Some(left),
             _ => None,
         };
-        let mark = Mark { value: crossing.value, room };
-        let candidate = Candidate { mark, limit, is_behind_soft, forecast, falls };
+        let mark = LastFire { value: crossing.value, room };
+        let candidate = FireCandidate { mark, limit, is_behind_soft, forecast, falls };
         let window = DAY.max(self.rule.cooldown);
         let critical = self.is_critical(crossing.value);
         let urgency =
@@ -64,8 +64,8 @@ impl Watch {
     fn held_in_incident(
         &self,
         now: Moment,
-        crossing: Crossing,
-        candidate: &Candidate,
+        crossing: ThresholdCrossing,
+        candidate: &FireCandidate,
         urgency: Option<FireKind>,
     ) -> Option<Hold> {
         let room = candidate.mark.room;
@@ -87,10 +87,10 @@ impl Watch {
     fn held_without_incident(
         &self,
         now: Moment,
-        crossing: Crossing,
-        candidate: &Candidate,
+        crossing: ThresholdCrossing,
+        candidate: &FireCandidate,
         urgency: Option<FireKind>,
-        opening: &dyn Fn(&Rule) -> Opening,
+        opening: &dyn Fn(&Rule) -> Admission,
     ) -> Option<Hold> {
         if self.lost && !self.is_worse_than_last(crossing, candidate) {
             let until = self.captured?.reaches(self.rule.cooldown.min(RETRY));
@@ -112,16 +112,23 @@ impl Watch {
         let critical = self.is_critical(crossing.value);
         let is_pressing = critical || urgency.is_some() && candidate.mark.room.is_some();
         match opening(&self.rule) {
-            Opening::Gap { until } if !is_pressing => Some(Hold::Gap { crossing, until }),
-            Opening::Spent { until } if urgency.is_none() => Some(Hold::Spent { crossing, until }),
-            Opening::Exhausted if urgency.is_none() => Some(Hold::Exhausted { crossing }),
+            Admission::Gap { until } if !is_pressing => Some(Hold::Gap { crossing, until }),
+            Admission::Spent { until } if urgency.is_none() => {
+                Some(Hold::Spent { crossing, until })
+            }
+            Admission::Exhausted if urgency.is_none() => Some(Hold::Exhausted { crossing }),
             _ => None,
         }
     }
 
     /// Returns the reason to wait after the last capture, or `None` if the wait is over. The wait
     /// doubles with each repeat. With `again = "cooldown"` it is constant, as in holmes.
-    fn cooling_down(&self, now: Moment, crossing: Crossing, candidate: &Candidate) -> Option<Hold> {
+    fn cooling_down(
+        &self,
+        now: Moment,
+        crossing: ThresholdCrossing,
+        candidate: &FireCandidate,
+    ) -> Option<Hold> {
         if self.capturing {
             return Some(Hold::Capturing { crossing });
         }
@@ -139,7 +146,7 @@ impl Watch {
         })
     }
 
-    fn is_worse_than_last(&self, crossing: Crossing, candidate: &Candidate) -> bool {
+    fn is_worse_than_last(&self, crossing: ThresholdCrossing, candidate: &FireCandidate) -> bool {
         match self.mark {
             None => true,
             Some(mark) if candidate.falls => is_scarcer(mark.value, crossing),
@@ -156,7 +163,7 @@ impl Watch {
 }
 
 /// Returns `true` if `candidate` is worse than `mark` by at least one step.
-fn is_worse(mark: Mark, candidate: &Candidate) -> bool {
+fn is_worse(mark: LastFire, candidate: &FireCandidate) -> bool {
     let value = candidate.mark.value;
     match (candidate.room_at(&mark), candidate.mark.room, candidate.limit) {
         (Some(before), Some(room), Some(limit)) => {
@@ -168,7 +175,7 @@ fn is_worse(mark: Mark, candidate: &Candidate) -> bool {
 
 /// Returns `true` if the value is at least a third below `before`. Close to 0 it does not count as
 /// worse, as close to a limit.
-fn is_scarcer(before: f64, Crossing { value, threshold, .. }: Crossing) -> bool {
+fn is_scarcer(before: f64, ThresholdCrossing { value, threshold, .. }: ThresholdCrossing) -> bool {
     value < before
         && value <= before - before.abs() * (1.0 - SHRUNK)
         && value.abs() >= threshold.abs() * LEAST_ROOM

@@ -21,19 +21,19 @@ const OF_EACH_SITE: u64 = 64;
 pub(super) const MAX_ROWS: usize = 20_000;
 
 /// A spawn site and the name given to its tasks.
-type Key = (Spawned, &'static str);
+type SiteKey = (Spawned, &'static str);
 
 /// Selects and counts the tasks of a dump.
 #[derive(Debug)]
-pub(super) struct Sampling {
+pub(super) struct TaskSampling {
     one_in: u64,
     rows: usize,
-    sites: HashMap<Key, u64>,
+    sites: HashMap<SiteKey, u64>,
     /// Task ids of the runtimes, with repetitions.
     ids: Vec<u64>,
 }
 
-impl Sampling {
+impl TaskSampling {
     /// Creates a sampling of about `tasks` tasks.
     pub(super) fn of(tasks: usize) -> Self {
         let one_in = tasks.div_ceil(ALL).max(1) as u64;
@@ -61,7 +61,7 @@ impl Sampling {
 
     /// Sets the weight of each row to its share of its site's tasks.
     pub(super) fn weigh(&self, rows: &mut [TaskRow]) {
-        let mut left: HashMap<Key, Share> = HashMap::new();
+        let mut left: HashMap<SiteKey, SampleShare> = HashMap::new();
         for row in rows.iter() {
             left.entry((row.spawned, row.name)).or_default().rows += 1;
         }
@@ -98,7 +98,7 @@ impl Sampling {
 
 /// The tasks and rows of a site that are still to be distributed.
 #[derive(Clone, Copy, Debug, Default)]
-struct Share {
+struct SampleShare {
     tasks: u64,
     rows: u64,
 }
@@ -127,7 +127,7 @@ mod tests {
         for (tasks, listed) in [(10_000, 10_000..=10_000), (150_000, 9_900..=10_200)] {
             let many = Spawned { file: "src/pile.rs", line: 1 };
             let few = Spawned { file: "src/locks.rs", line: 2 };
-            let mut sampling = Sampling::of(tasks);
+            let mut sampling = TaskSampling::of(tasks);
             let mut rows = Vec::new();
             for n in 0..tasks as u64 {
                 let spawned = if n == 777 || n == 140_001 { few } else { many };
@@ -152,7 +152,7 @@ mod tests {
 
     #[test]
     fn rows_are_bounded_whatever_the_sites_are() {
-        let mut sampling = Sampling::of(1_000_000);
+        let mut sampling = TaskSampling::of(1_000_000);
         let site = |n: u32| Spawned { file: "src/many.rs", line: n % 4000 };
         let taken = (0..1_000_000).filter(|&n| sampling.takes(site(n), "", None)).count();
         assert!((20_000..=24_100).contains(&taken), "{taken}");

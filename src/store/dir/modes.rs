@@ -4,7 +4,7 @@ use std::os::fd::AsFd;
 
 use rustix::fs::{self, AtFlags, Gid, Mode};
 
-use super::super::file_system::{Feature, FileSystem};
+use super::super::file_system::{FileSystem, FsFeature};
 
 #[derive(Clone, Copy, Debug)]
 pub(in crate::store) struct Modes {
@@ -49,7 +49,7 @@ impl Modes {
         // Some file systems accept any mode and keep their own.
         let now = fs::fstat(&made).map_or(bits, |stat| Mode::from_raw_mode(stat.st_mode));
         if !(now & permissions()).difference(wanted).is_empty() {
-            file_system.lacks(Feature::Modes, |path| {
+            file_system.lacks(FsFeature::Modes, |path| {
                 let why = changed.err().map_or(String::new(), |errno| format!(" (fchmod: {errno})"));
                 format!(
                     "the file system of {path} keeps no modes{why}: files there have mode {:04o}, so other users may \
@@ -78,7 +78,7 @@ fn permissions() -> Mode {
 
 fn lacks_group(file_system: &FileSystem, call: &str, errno: rustix::io::Errno) {
     let group = file_system.group;
-    file_system.lacks(Feature::GroupRead, |path| {
+    file_system.lacks(FsFeature::GroupRead, |path| {
         format!(
             "members of group {group} cannot read all of {path} ({call}: {errno}): store.group_read needs this \
              process in that group (fsGroup, supplementalGroups)"

@@ -7,14 +7,14 @@ use std::os::fd::AsRawFd;
 use rustix::fs::{self, AtFlags, CWD};
 use rustix::io::Errno;
 
-use super::super::error::{Bound, Error};
-use super::super::file_system::{Feature, has_no_sync, is_refusal};
+use super::super::error::{Error, StoreLimit};
+use super::super::file_system::{FsFeature, has_no_sync, is_refusal};
 use super::super::names::PART;
 use super::{Dir, file_size_limit};
 
 /// Result of an attempt to name a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::store) enum Named {
+pub(in crate::store) enum NamedFile {
     /// The file has the name.
     Yes,
     /// Another file has the name.
@@ -45,7 +45,7 @@ impl Dir {
     ) -> Result<(), Error> {
         self.check_process()?;
         if size > file_size_limit() {
-            return Err(Error::Full { path: self.at(name), bound: Bound::FileSize });
+            return Err(Error::Full { path: self.at(name), bound: StoreLimit::FileSize });
         }
         let part = format!("{name}{PART}");
         self.unlink(&part)?;
@@ -68,7 +68,11 @@ impl Dir {
 
     /// Links `file`, which [`Self::unnamed`] created, as `name`. `None` if the file system does not
     /// support it.
-    pub(in crate::store) fn link(&self, file: &File, name: &str) -> Result<Option<Named>, Error> {
+    pub(in crate::store) fn link(
+        &self,
+        file: &File,
+        name: &str,
+    ) -> Result<Option<NamedFile>, Error> {
         self.check_process()?;
         // Uses the thread, not the process: `/proc/self` is unusable after the main thread has
         // exited.
@@ -108,27 +112,27 @@ impl Dir {
     }
 
     /// Renames the file `from` to `to` without replacing.
-    pub(in crate::store) fn rename_file(&self, from: &str, to: &str) -> Result<Named, Error> {
+    pub(in crate::store) fn rename_file(&self, from: &str, to: &str) -> Result<NamedFile, Error> {
         self.check_process()?;
-        if self.file_system.has(Feature::RenameNew) {
+        if self.file_system.has(FsFeature::RenameNew) {
             match self.rename_new(from, to) {
                 Err(errno) if is_refusal(errno) => self.lacks_rename(errno),
                 done => return self.named(done, "rename a file to", to),
             }
         }
-        if self.file_system.has(Feature::Link) {
+        if self.file_system.has(FsFeature::Link) {
             match fs::linkat(&self.fd, from, &self.fd, to, AtFlags::empty()) {
                 Ok(()) => {
                     // If the old name cannot be removed, the next start deletes it.
                     let _ = fs::unlinkat(&self.fd, from, AtFlags::empty());
-                    return Ok(Named::Yes);
+                    return Ok(NamedFile::Yes);
                 }
                 // The kernel refuses to link a file with a link count of 0, which some file systems
                 // report for every file.
                 Err(errno)
                     if is_refusal(errno) || (errno == Errno::NOENT && !self.is_removed()) =>
                 {
-                    self.file_system.lacks(Feature::Link, |path| {
+                    self.file_system.lacks(FsFeature::Link, |path| {
                         format!(
                             "no hard links in {path} (linkat: {errno}): that a name is free is checked before each \
                              rename, which does not keep out another process that makes files there"
@@ -141,7 +145,7 @@ impl Dir {
         // No other program creates files here: the directory is private, and the incident belongs
         // to this process.
         if self.stat(to)?.is_some() {
-            return Ok(Named::Taken);
+            return Ok(NamedFile::Taken);
         }
         self.named(fs::renameat(&self.fd, from, &self.fd, to), "rename a file to", to)
     }
@@ -150,10 +154,10 @@ impl Dir {
     /// cannot rename directories.
     pub(in crate::store) fn rename_dir(&self, from: &str, to: &str) -> Result<bool, Error> {
         self.check_process()?;
-        if !self.file_system.has(Feature::RenameDir) {
+        if !self.file_system.has(FsFeature::RenameDir) {
             return Ok(false);
         }
-        let new = self.file_system.has(Feature::RenameNew);
+        let new = self.file_system.has(FsFeature::RenameNew);
         let renamed = match new.then(|| self.rename_new(from, to)) {
             Some(Err(errno)) if is_refusal(errno) => None,
             done => done,
@@ -163,7 +167,7 @@ impl Dir {
         match renamed.unwrap_or_else(|| fs::renameat(&self.fd, from, &self.fd, to)) {
             Ok(()) => Ok(true),
             Err(errno) if is_plain && is_refusal(errno) => {
-                self.file_system.lacks(Feature::RenameDir, |path| {
+                self.file_system.lacks(FsFeature::RenameDir, |path| {
                     format!(
                         "directories in {path} cannot be renamed (renameat: {errno}): incidents are made and removed \
                          in place, so that a kill at that moment leaves one without all of its files"
@@ -193,7 +197,7 @@ impl Dir {
 
     /// Syncs `file`. Reports a warning and succeeds if the file system does not support it.
     pub(in crate::store) fn sync_file(&self, file: &File) -> io::Result<()> {
-        if !self.file_system.has(Feature::Sync) {
+        if !self.file_system.has(FsFeature::Sync) {
             return Ok(());
         }
         let refused = match fs::fsync(file) {
@@ -202,7 +206,7 @@ impl Dir {
         };
         match file.sync_data() {
             Err(error) if Errno::from_io_error(&error).is_some_and(has_no_sync) => {
-                self.file_system.lacks(Feature::Sync, |path| {
+                self.file_system.lacks(FsFeature::Sync, |path| {
                     format!(
                         "files in {path} cannot be synced (fsync: {refused}): after a power cut or a crash of the \
                          machine the last incident may be missing or cut; set `dir` to a local disk"
@@ -216,13 +220,13 @@ impl Dir {
 
     /// Syncs the directory. Reports a warning and succeeds if the file system does not support it.
     pub(in crate::store) fn sync(&self) -> Result<(), Error> {
-        if !self.file_system.has(Feature::DirSync) {
+        if !self.file_system.has(FsFeature::DirSync) {
             return Ok(());
         }
         match fs::fsync(&self.fd) {
             Ok(()) => Ok(()),
             Err(errno) if is_refusal(errno) => {
-                self.file_system.lacks(Feature::DirSync, |path| {
+                self.file_system.lacks(FsFeature::DirSync, |path| {
                     format!(
                         "directories in {path} cannot be synced (fsync: {errno}): after a power cut the last \
                          incident may be missing"
@@ -245,7 +249,7 @@ impl Dir {
     }
 
     fn lacks_rename(&self, errno: Errno) {
-        self.file_system.lacks(Feature::RenameNew, |path| {
+        self.file_system.lacks(FsFeature::RenameNew, |path| {
             format!(
                 "no rename in {path} that never replaces (renameat2: {errno}): hard links are used instead, where \
                  there are any"
@@ -258,11 +262,11 @@ impl Dir {
         done: rustix::io::Result<()>,
         doing: &'static str,
         name: &str,
-    ) -> Result<Named, Error> {
+    ) -> Result<NamedFile, Error> {
         match done {
-            Ok(()) => Ok(Named::Yes),
-            Err(Errno::EXIST) => Ok(Named::Taken),
-            Err(Errno::NAMETOOLONG) => Ok(Named::TooLong),
+            Ok(()) => Ok(NamedFile::Yes),
+            Err(Errno::EXIST) => Ok(NamedFile::Taken),
+            Err(Errno::NAMETOOLONG) => Ok(NamedFile::TooLong),
             Err(errno) => Err(self.failed(doing, name, errno)),
         }
     }

@@ -43,7 +43,7 @@ fn a_device_that_fails_costs_the_file_and_nothing_else() {
 fn a_quota_that_is_used_up_is_told_as_such() {
     let quota = || io::Error::from_raw_os_error(rustix::io::Errno::DQUOT.raw_os_error());
     let error = Error::io("write", "/captures/x".into(), quota());
-    assert!(matches!(error, Error::Full { bound: Bound::Quota, .. }), "{error}");
+    assert!(matches!(error, Error::Full { bound: StoreLimit::Quota, .. }), "{error}");
     assert!(error.to_string().contains("raise the quota"), "{error}");
     assert!(!error.is_bound(), "nothing of ours makes room for it");
     assert_eq!(io::Error::from(error).kind(), ErrorKind::QuotaExceeded);

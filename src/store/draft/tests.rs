@@ -1,10 +1,10 @@
 use std::os::unix::fs::PermissionsExt;
 
 use super::*;
-use crate::config::{Room, StoreSettings};
+use crate::config::{DiskReserve, StoreSettings};
 use crate::model::CaptureKind;
 use crate::store::IncidentDir;
-use crate::store::file_system::Feature;
+use crate::store::file_system::FsFeature;
 use crate::store::fixture::{Fixture, roomy};
 
 /// Runs `test` with unnamed files and with named ones.
@@ -12,7 +12,7 @@ fn both_ways(settings: &StoreSettings, test: impl Fn(&Fixture, IncidentDir)) {
     for unnamed in [true, false] {
         let it = Fixture::new(settings.clone());
         if !unnamed {
-            it.store.shared.root.file_system().pretend_without(Feature::Unnamed);
+            it.store.shared.root.file_system().pretend_without(FsFeature::Unnamed);
         }
         let incident = it.store.begin("memory", it.manifest()).unwrap();
         let part = incident.path().join(".draft-0.part");
@@ -107,12 +107,12 @@ fn a_write_past_max_bytes_is_refused_at_the_byte() {
 
 #[test]
 fn a_write_into_the_room_of_others_is_refused() {
-    let settings = StoreSettings { keep_free: Room::Bytes(Bytes(u64::MAX)), ..roomy() };
+    let settings = StoreSettings { keep_free: DiskReserve::Bytes(Bytes(u64::MAX)), ..roomy() };
     both_ways(&settings, |_, incident| {
         let mut draft = incident.draft(CaptureKind::Heap, incident.manifest().opened).unwrap();
         draft.write_all(b"x").unwrap();
         let error = draft.commit().unwrap_err();
-        assert!(matches!(error, Error::Full { bound: Bound::Free, .. }), "{error}");
+        assert!(matches!(error, Error::Full { bound: StoreLimit::Free, .. }), "{error}");
         assert_eq!(files(&incident), ["incident.json"]);
     });
 }

@@ -6,10 +6,10 @@ use jiff::Timestamp;
 
 use super::*;
 use crate::base::Percent;
-use crate::config::{Room, StoreSettings};
+use crate::config::{DiskReserve, StoreSettings};
 use crate::store::fixture::{Fixture, roomy};
 
-fn bounds(retained: &Retained) -> Vec<(IncidentId, Bound)> {
+fn bounds(retained: &RetentionReport) -> Vec<(IncidentId, StoreLimit)> {
     assert!(retained.failed.is_empty(), "{:?}", retained.failed);
     retained.removed.iter().map(|it| (it.id, it.bound)).collect()
 }
@@ -30,7 +30,7 @@ fn the_oldest_go_when_there_are_too_many() {
     let ids: Vec<_> = (0..5).map(|_| it.closed(10)).collect();
     it.store.set_limits(StoreSettings { max_incidents: 3, ..roomy() });
     let gone = bounds(&it.store.retain());
-    assert_eq!(gone, [(ids[1], Bound::Incidents), (ids[2], Bound::Incidents)]);
+    assert_eq!(gone, [(ids[1], StoreLimit::Incidents), (ids[2], StoreLimit::Incidents)]);
     // Creating another incident evicts one.
     let sixth = it.closed(10);
     assert_eq!(it.ids(), [sixth, ids[4], ids[0]], "the first and the last stay longest");
@@ -61,7 +61,7 @@ fn for_bytes_it_is_the_rule_that_holds_most_of_them() {
     let large: Vec<_> = (0..3).map(|_| it.closed_by("memory", 100_000)).collect();
     let all = it.store.retain().bytes;
     it.store.set_limits(StoreSettings { max_bytes: Bytes(all.get() - 1), ..roomy() });
-    assert_eq!(bounds(&it.store.retain()), [(large[1], Bound::Bytes)]);
+    assert_eq!(bounds(&it.store.retain()), [(large[1], StoreLimit::Bytes)]);
     assert_eq!(it.ids().len(), small.len() + 2);
 }
 
@@ -74,7 +74,7 @@ fn the_oldest_go_when_they_are_too_large_at_the_byte() {
     assert_eq!(bounds(&it.store.retain()), []);
     it.store.set_limits(StoreSettings { max_bytes: Bytes(all.get() - 1), ..roomy() });
     let retained = it.store.retain();
-    assert_eq!(bounds(&retained), [(ids[1], Bound::Bytes)]);
+    assert_eq!(bounds(&retained), [(ids[1], StoreLimit::Bytes)]);
     assert_eq!(retained.bytes.get() + retained.removed[0].bytes.get(), all.get());
 }
 
@@ -86,10 +86,10 @@ fn those_past_their_age_go_but_for_the_first_and_the_last_of_a_rule() {
     it.clock.advance(Duration::from_secs(7));
     assert_eq!(bounds(&it.store.retain()), [], "ten seconds old is not past ten seconds");
     it.clock.advance(Duration::from_millis(1));
-    assert_eq!(bounds(&it.store.retain()), [(ids[1], Bound::Age)]);
+    assert_eq!(bounds(&it.store.retain()), [(ids[1], StoreLimit::Age)]);
     it.clock.advance(Duration::from_secs(10));
     let retained = it.store.retain();
-    assert_eq!(bounds(&retained), [(ids[2], Bound::Age)]);
+    assert_eq!(bounds(&retained), [(ids[2], StoreLimit::Age)]);
     assert_eq!(it.ids(), [only, ids[3], ids[0]]);
     let log: Vec<String> = it.store.take_removed().iter().map(ToString::to_string).collect();
     assert_eq!(log.len(), 2, "both since the start");
@@ -114,7 +114,10 @@ fn a_clock_that_is_set_while_the_process_runs_ages_nothing() {
         let last = it.closed(10);
         it.clock.advance(2 * DAY);
         let gone = bounds(&it.store.retain());
-        assert_eq!(gone, [(ids[1], Bound::Age), (ids[2], Bound::Age), (ids[3], Bound::Age)]);
+        assert_eq!(
+            gone,
+            [(ids[1], StoreLimit::Age), (ids[2], StoreLimit::Age), (ids[3], StoreLimit::Age)]
+        );
         it.clock.advance(30 * DAY);
         assert_eq!(bounds(&it.store.retain()), [], "{days}");
         assert!(it.store.find(last).is_ok() && it.store.find(ids[0]).is_ok());
@@ -122,7 +125,7 @@ fn a_clock_that_is_set_while_the_process_runs_ages_nothing() {
 }
 
 /// Reopens the store in the directory of `it` as after a reboot, with the wall clock at `wall`.
-fn rebooted(it: Fixture, wall: Timestamp, settings: StoreSettings) -> (Fixture, Retained) {
+fn rebooted(it: Fixture, wall: Timestamp, settings: StoreSettings) -> (Fixture, RetentionReport) {
     let clock = std::sync::Arc::new(crate::base::ManualClock::new(wall));
     let dir = it.dir().to_owned();
     let Fixture { temp, store, .. } = it;
@@ -145,7 +148,10 @@ fn a_clock_that_is_wrong_at_a_start_ages_nothing() {
         it.clock.step_wall(right.duration_since(crate::base::Clock::wall(&*it.clock)));
         assert_eq!(bounds(&it.store.retain()), [], "{wall}");
         it.clock.advance(15 * DAY);
-        assert_eq!(bounds(&it.store.retain()), [(ids[1], Bound::Age), (ids[2], Bound::Age)]);
+        assert_eq!(
+            bounds(&it.store.retain()),
+            [(ids[1], StoreLimit::Age), (ids[2], StoreLimit::Age)]
+        );
     }
 }
 
@@ -166,7 +172,7 @@ fn what_earlier_processes_saw_counts() {
         it = next;
     }
     it.clock.advance(Duration::from_secs(3600));
-    assert_eq!(bounds(&it.store.retain()), [(ids[1], Bound::Age)]);
+    assert_eq!(bounds(&it.store.retain()), [(ids[1], StoreLimit::Age)]);
 }
 
 #[test]
@@ -193,7 +199,7 @@ fn an_age_that_was_not_recorded_starts_at_zero() {
 
 #[test]
 fn room_that_cannot_be_made_costs_nothing() {
-    for keep_free in [Room::Bytes(Bytes(u64::MAX)), Room::Percent(Percent(100.0))] {
+    for keep_free in [DiskReserve::Bytes(Bytes(u64::MAX)), DiskReserve::Percent(Percent(100.0))] {
         let it = Fixture::new(roomy());
         let id = it.closed(10);
         it.store.set_limits(StoreSettings { keep_free, ..roomy() });
@@ -212,7 +218,7 @@ fn an_open_incident_stays_until_it_and_its_drafts_are_dropped() {
     drop(incident);
     assert_eq!(bounds(&it.store.retain()), []);
     drop(draft);
-    assert_eq!(bounds(&it.store.retain()), [(id, Bound::Incidents)]);
+    assert_eq!(bounds(&it.store.retain()), [(id, StoreLimit::Incidents)]);
 }
 
 #[test]
@@ -226,10 +232,10 @@ fn an_incident_with_a_file_of_somebody_elses_stays_and_counts() {
     let retained = it.store.retain();
     assert_eq!(
         bounds(&retained),
-        [(ids[1], Bound::Incidents), (ids[2], Bound::Incidents)],
+        [(ids[1], StoreLimit::Incidents), (ids[2], StoreLimit::Incidents)],
         "the one that stays takes the one place there is"
     );
-    assert_eq!(retained.standing, [Standing { path: path.join("notes.txt") }]);
+    assert_eq!(retained.standing, [BlockedRemoval { path: path.join("notes.txt") }]);
     assert_eq!(retained.incidents, 1);
     let after: Vec<_> = fs::read_dir(&path).unwrap().map(|it| it.unwrap().path()).collect();
     assert_eq!(before, after);
@@ -255,7 +261,7 @@ fn what_only_looks_like_an_incident_is_not_touched() {
     fs::write(other.join(MANIFEST), "{}").unwrap();
     let retained = it.store.retain();
     assert_eq!(bounds(&retained), []);
-    assert_eq!(retained.standing, [Standing { path: bare.clone() }], "it has no manifest");
+    assert_eq!(retained.standing, [BlockedRemoval { path: bare.clone() }], "it has no manifest");
     for path in [&link.join(MANIFEST), &file, &bare, &other.join(MANIFEST)] {
         assert!(path.exists(), "{}", path.display());
     }
@@ -271,7 +277,7 @@ fn a_link_in_an_incident_keeps_it_and_what_it_leads_to() {
     symlink(&precious, &planted).unwrap();
     it.store.set_limits(StoreSettings { max_incidents: 0, ..roomy() });
     let retained = it.store.retain();
-    assert_eq!(retained.standing, [Standing { path: planted }]);
+    assert_eq!(retained.standing, [BlockedRemoval { path: planted }]);
     assert!(precious.exists() && path.join(MANIFEST).exists());
 }
 
@@ -300,7 +306,7 @@ fn profile(
         if incident.make_room(wanted)? {
             return profile(it, incident, size);
         }
-        return Err(Error::Full { path: incident.path().to_owned(), bound: Bound::Incident });
+        return Err(Error::Full { path: incident.path().to_owned(), bound: StoreLimit::Incident });
     }
     let artifact = draft.commit()?;
     incident.update(|manifest| manifest.artifacts.push(artifact))
@@ -334,14 +340,18 @@ fn files_between_the_first_the_last_and_the_largest_go_before_an_incident_does()
     it.store.set_limits(StoreSettings { max_bytes: Bytes(all - 1000), ..roomy() });
     let retained = it.store.retain();
     assert_eq!(bounds(&retained), []);
-    assert_eq!((retained.thinned[0].id, retained.thinned[0].bound), (long, Bound::Bytes));
+    assert_eq!((retained.thinned[0].id, retained.thinned[0].bound), (long, StoreLimit::Bytes));
     assert_eq!(numbers(&it, long), (vec![1, 3, 4, 5, 6], vec![2]));
     let holdings = it.store.holdings();
     assert_eq!((holdings.artifacts_removed, holdings.incidents_removed), (1, 0));
     let why = it.store.find(long).unwrap().manifest.unwrap().removed[0].why.clone();
     assert_eq!(why, "to make room (max_bytes)");
     it.store.set_limits(StoreSettings { max_bytes: Bytes(all - 125_000), ..roomy() });
-    assert_eq!(bounds(&it.store.retain()), [(long, Bound::Bytes)], "thin, and then as a whole");
+    assert_eq!(
+        bounds(&it.store.retain()),
+        [(long, StoreLimit::Bytes)],
+        "thin, and then as a whole"
+    );
     assert_eq!(it.ids(), [last, old]);
 }
 
@@ -409,13 +419,13 @@ fn a_rule_has_bounds_of_its_own() {
     };
     assert_eq!(keep(RuleStoreSettings::default()), []);
     let four = RuleStoreSettings { max_incidents: Some(4), ..RuleStoreSettings::default() };
-    assert_eq!(keep(four), [(ids[1], Bound::RuleIncidents)]);
+    assert_eq!(keep(four), [(ids[1], StoreLimit::RuleIncidents)]);
     let size = |id| it.store.find(id).map(|it| fs::read_dir(it.path).unwrap().count()).unwrap();
     assert_eq!(size(ids[2]), 2);
     let all: u64 = ids[2..].iter().chain([&ids[0]]).map(|&id| held(&it, id)).sum();
     let less =
         RuleStoreSettings { max_bytes: Some(Bytes(all - 1)), ..RuleStoreSettings::default() };
-    assert_eq!(keep(less), [(ids[2], Bound::RuleBytes)]);
+    assert_eq!(keep(less), [(ids[2], StoreLimit::RuleBytes)]);
     it.clock.advance(Duration::from_secs(30));
     let young = RuleStoreSettings { max_age: Some(Duration::from_secs(20)), ..Default::default() };
     let aged: Vec<_> = keep(young).into_iter().map(|(id, _)| id).collect();
@@ -449,7 +459,7 @@ fn an_age_of_a_rules_own_may_be_longer() {
     let kept: Vec<_> = (0..3).map(|_| it.closed_by("memory", 10)).collect();
     let gone: Vec<_> = (0..3).map(|_| it.closed_by("cpu", 10)).collect();
     it.clock.advance(Duration::from_secs(60));
-    assert_eq!(bounds(&it.store.retain()), [(gone[1], Bound::Age)]);
+    assert_eq!(bounds(&it.store.retain()), [(gone[1], StoreLimit::Age)]);
     assert!(kept.iter().all(|id| it.store.find(*id).is_ok()));
 }
 

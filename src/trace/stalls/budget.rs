@@ -31,7 +31,7 @@ const SLOWNESS: u32 = if cfg!(debug_assertions) { 8 } else { 1 };
 
 /// A token bucket of CPU time. It can go into debt, because a cost is known only afterwards.
 #[derive(Debug)]
-pub(super) struct Budget {
+pub(super) struct SearchBudget {
     /// In nanoseconds.
     saved: i64,
     refilled: Option<Moment>,
@@ -39,7 +39,7 @@ pub(super) struct Budget {
     look: Duration,
 }
 
-impl Budget {
+impl SearchBudget {
     pub(super) fn new() -> Self {
         Self { saved: nanos(RESERVE), refilled: None, look: Duration::ZERO }
     }
@@ -91,7 +91,7 @@ mod tests {
     #[test]
     fn whatever_rounds_cost_no_more_is_used_than_the_share() {
         for cost in [1, 30, 300, 3_000, 80_000].map(Duration::from_micros) {
-            let (mut budget, mut used, mut rounds) = (Budget::new(), Duration::ZERO, 0u32);
+            let (mut budget, mut used, mut rounds) = (SearchBudget::new(), Duration::ZERO, 0u32);
             const END: u64 = 1_000;
             for step in 0..END * 100 {
                 budget.refill(Moment::from_nanos(step * 10_000_000));
@@ -110,7 +110,7 @@ mod tests {
 
     #[test]
     fn hints_leave_the_reserve_to_suspicions_with_evidence() {
-        let mut budget = Budget::new();
+        let mut budget = SearchBudget::new();
         budget.refill(Moment::from_nanos(0));
         budget.refill(Moment::from_nanos(3_600_000_000_000));
         let mut hints = 0;
@@ -124,7 +124,7 @@ mod tests {
 
     #[test]
     fn looks_that_cost_more_come_less_often() {
-        let mut budget = Budget::new();
+        let mut budget = SearchBudget::new();
         assert_eq!(budget.pace(), Duration::ZERO);
         for _ in 0..100 {
             budget.charge_look(Duration::from_micros(16) * SLOWNESS);

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::waits::Excluded;
+use super::waits::ExcludedTime;
 use crate::base::Moment;
 use crate::model::TaskKey;
 
@@ -29,11 +29,11 @@ const ASLEEP: Duration = Duration::from_secs(2);
 const SAME: Duration = Duration::from_millis(1);
 
 /// A poll that ended: start, end, task.
-pub(super) type Ended = (Moment, Moment, TaskKey);
+pub(super) type EndedPoll = (Moment, Moment, TaskKey);
 
 /// State of one thread at a check.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Seen {
+pub(super) struct SeenPoll {
     pub(super) thread: u64,
     /// Number of the next record in the ring.
     pub(super) next: u64,
@@ -43,20 +43,20 @@ pub(super) struct Seen {
 
 /// A stall found by a check.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Found {
+pub(super) struct FoundPolls {
     pub(super) thread: u64,
     pub(super) task: TaskKey,
     pub(super) start: Moment,
     /// Excludes the time in `excluded`.
     pub(super) lasted: Duration,
-    pub(super) excluded: Excluded,
+    pub(super) excluded: ExcludedTime,
     /// Start in ticks. `None` if the poll has ended.
     pub(super) tick: Option<u64>,
 }
 
 /// State kept per thread between checks.
 #[derive(Debug)]
-struct Known {
+struct KnownPoll {
     thread: u64,
     next: u64,
     told: Option<Moment>,
@@ -66,7 +66,7 @@ struct Known {
 
 /// Polls that were too long only because their threads waited for a core.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(crate) struct Starved {
+pub(crate) struct StarvedPoll {
     pub(crate) polls: u64,
     /// Longest wait of a single poll.
     pub(crate) longest: Duration,
@@ -74,19 +74,25 @@ pub(crate) struct Starved {
 
 /// The decision state of the stall detector.
 #[derive(Debug)]
-pub(super) struct Overdue {
+pub(super) struct RecordedPollDetector {
     threshold: Duration,
     /// Time at which the next check is due.
     due: Option<Moment>,
     /// Time since which no poll has run. `None` if one ran in the last interval.
     quiet: Option<Moment>,
-    known: Vec<Known>,
-    starved: Starved,
+    known: Vec<KnownPoll>,
+    starved: StarvedPoll,
 }
 
-impl Overdue {
+impl RecordedPollDetector {
     pub(super) fn new(threshold: Duration) -> Self {
-        Self { threshold, due: None, quiet: None, known: Vec::new(), starved: Starved::default() }
+        Self {
+            threshold,
+            due: None,
+            quiet: None,
+            known: Vec::new(),
+            starved: StarvedPoll::default(),
+        }
     }
 
     /// Evaluates the thread states `seen` at `now`. Returns the stalls found and the time until the
@@ -100,18 +106,18 @@ impl Overdue {
     pub(super) fn look(
         &mut self,
         now: Moment,
-        seen: &[Seen],
+        seen: &[SeenPoll],
         told: bool,
-        ended: impl Fn(u64, u64) -> Vec<Ended>,
-        mut exclude: impl FnMut(u64, Moment, Moment) -> Excluded,
-    ) -> (Vec<Found>, Duration) {
+        ended: impl Fn(u64, u64) -> Vec<EndedPoll>,
+        mut exclude: impl FnMut(u64, Moment, Moment) -> ExcludedTime,
+    ) -> (Vec<FoundPolls>, Duration) {
         let late = self.due.is_some_and(|due| now.since(due) > SAME);
         self.known.retain(|known| seen.iter().any(|seen| seen.thread == known.thread));
         let mut found = Vec::new();
         let (mut moved, mut due) = (false, Duration::MAX);
-        for &Seen { thread, next, running } in seen {
+        for &SeenPoll { thread, next, running } in seen {
             if !self.known.iter().any(|known| known.thread == thread) {
-                self.known.push(Known { thread, next, told: None, starved: None });
+                self.known.push(KnownPoll { thread, next, told: None, starved: None });
             }
             let Some(known) = self.known.iter_mut().find(|known| known.thread == thread) else {
                 continue;
@@ -127,7 +133,14 @@ impl Overdue {
                     let excluded = exclude(thread, start, end);
                     let lasted = own(end.since(start), excluded);
                     if lasted >= self.threshold {
-                        found.push(Found { thread, task, start, lasted, excluded, tick: None });
+                        found.push(FoundPolls {
+                            thread,
+                            task,
+                            start,
+                            lasted,
+                            excluded,
+                            tick: None,
+                        });
                     } else {
                         self.starved.count(&mut known.starved, start, excluded);
                     }
@@ -147,7 +160,7 @@ impl Overdue {
                     continue;
                 }
                 known.told = Some(start);
-                found.push(Found { thread, task, start, lasted, excluded, tick: Some(tick) });
+                found.push(FoundPolls { thread, task, start, lasted, excluded, tick: Some(tick) });
             }
         }
         if moved {
@@ -169,13 +182,13 @@ impl Overdue {
     }
 
     /// Returns `true` if the thread has polled since the last check.
-    pub(super) fn has_moved(&self, seen: &Seen) -> bool {
+    pub(super) fn has_moved(&self, seen: &SeenPoll) -> bool {
         let known = self.known.iter().find(|known| known.thread == seen.thread);
         seen.running.is_some() || known.is_none_or(|known| known.next != seen.next)
     }
 
     /// Takes the polls that were too long only because their threads waited for a core.
-    pub(super) fn take_starved(&mut self) -> Starved {
+    pub(super) fn take_starved(&mut self) -> StarvedPoll {
         std::mem::take(&mut self.starved)
     }
 
@@ -186,9 +199,9 @@ impl Overdue {
     }
 }
 
-impl Starved {
+impl StarvedPoll {
     /// Counts the poll that started at `start`, at most once, if its thread waited for a core.
-    fn count(&mut self, counted: &mut Option<Moment>, start: Moment, excluded: Excluded) {
+    fn count(&mut self, counted: &mut Option<Moment>, start: Moment, excluded: ExcludedTime) {
         self.longest = self.longest.max(excluded.waited);
         if !excluded.waited.is_zero() && !is_same(*counted, start) {
             self.polls += 1;
@@ -198,14 +211,18 @@ impl Starved {
 }
 
 /// Returns the own time of a poll: `lasted - waited - still`.
-fn own(lasted: Duration, excluded: Excluded) -> Duration {
+fn own(lasted: Duration, excluded: ExcludedTime) -> Duration {
     lasted.saturating_sub(excluded.waited + excluded.still)
 }
 
 /// Returns the outermost polls in `ended` that lasted for at least `threshold`. Skips polls inside
 /// the open poll that started at `running`.
-fn overlong_of(ended: &[Ended], threshold: Duration, running: Option<Moment>) -> Vec<Ended> {
-    let mut found: Vec<Ended> = Vec::new();
+fn overlong_of(
+    ended: &[EndedPoll],
+    threshold: Duration,
+    running: Option<Moment>,
+) -> Vec<EndedPoll> {
+    let mut found: Vec<EndedPoll> = Vec::new();
     for &(start, end, task) in ended.iter().rev() {
         let inside = found.last().is_some_and(|&(outer, ..)| start >= outer)
             || running.is_some_and(|outer| start >= outer);
@@ -228,8 +245,8 @@ mod tests {
     const MILLI: u64 = 1_000_000;
     const THRESHOLD: Duration = Duration::from_millis(50);
 
-    fn nothing(_: u64, _: Moment, _: Moment) -> Excluded {
-        Excluded::default()
+    fn nothing(_: u64, _: Moment, _: Moment) -> ExcludedTime {
+        ExcludedTime::default()
     }
 
     fn at(micros: u64) -> Moment {
@@ -243,11 +260,11 @@ mod tests {
         TaskKey { site: 1, number: number as u64 }
     }
 
-    fn seen(threads: &[Thread], now: u64) -> Vec<Seen> {
+    fn seen(threads: &[Thread], now: u64) -> Vec<SeenPoll> {
         let thread = |(thread, polls): (usize, &Thread)| {
             let next = polls.iter().filter(|poll| poll.1 <= now).count();
             let running = polls.iter().position(|poll| poll.0 <= now && now < poll.1);
-            Seen {
+            SeenPoll {
                 thread: thread as u64,
                 next: next as u64,
                 running: running.map(|poll| (at(polls[poll].0), task(poll), polls[poll].0)),
@@ -257,8 +274,12 @@ mod tests {
     }
 
     /// Runs checks until `end`. `late` returns the delay of each check.
-    fn watch(threads: &[Thread], end: u64, mut late: impl FnMut() -> u64) -> Vec<(Found, u64)> {
-        let mut overdue = Overdue::new(THRESHOLD);
+    fn watch(
+        threads: &[Thread],
+        end: u64,
+        mut late: impl FnMut() -> u64,
+    ) -> Vec<(FoundPolls, u64)> {
+        let mut overdue = RecordedPollDetector::new(THRESHOLD);
         let (mut now, mut all, mut looks) = (0, Vec::new(), 0);
         while now < end {
             let ended = |thread: u64, from: u64| {
@@ -341,8 +362,8 @@ mod tests {
 
     #[test]
     fn an_idle_process_is_looked_at_once_a_threshold() {
-        let mut overdue = Overdue::new(Duration::from_millis(10));
-        let seen = [Seen { thread: 1, next: 7, running: None }];
+        let mut overdue = RecordedPollDetector::new(Duration::from_millis(10));
+        let seen = [SeenPoll { thread: 1, next: 7, running: None }];
         for step in 0..5 {
             let now = Moment::from_nanos(step * 50 * MILLI);
             assert_eq!(
@@ -354,10 +375,10 @@ mod tests {
 
     #[test]
     fn who_is_told_when_a_poll_begins_sleeps_while_none_does() {
-        let mut overdue = Overdue::new(THRESHOLD);
+        let mut overdue = RecordedPollDetector::new(THRESHOLD);
         let mut look = |millis: u64, next, told, running: Option<u64>| {
             let running = running.map(|start| (at(start * 1000), task(1), start));
-            let seen = [Seen { thread: 1, next, running }];
+            let seen = [SeenPoll { thread: 1, next, running }];
             let (found, next) =
                 overdue.look(at(millis * 1000), &seen, told, |_, _| Vec::new(), nothing);
             (found.len(), next.as_millis(), overdue.is_quiet(at(millis * 1000)))
@@ -382,11 +403,11 @@ mod tests {
     /// Checks a thread in a poll of 200 ms. `excluded` returns the excluded time up to a moment.
     #[test]
     fn only_own_time_makes_a_stall() {
-        let look_until_found = |excluded: &dyn Fn(u64) -> Excluded| {
-            let mut overdue = Overdue::new(THRESHOLD);
+        let look_until_found = |excluded: &dyn Fn(u64) -> ExcludedTime| {
+            let mut overdue = RecordedPollDetector::new(THRESHOLD);
             for millis in (0..200).step_by(5) {
                 let running = Some((at(0), task(1), 0));
-                let seen = [Seen { thread: 1, next: 7, running }];
+                let seen = [SeenPoll { thread: 1, next: 7, running }];
                 let exclude = |_, _, until: Moment| excluded(until.as_nanos() / MILLI);
                 let (found, _) =
                     overdue.look(at(millis * 1000), &seen, false, |_, _| Vec::new(), exclude);
@@ -400,14 +421,16 @@ mod tests {
             (None, overdue.take_starved().polls)
         };
         let millis = Duration::from_millis;
-        assert_eq!(look_until_found(&|_| Excluded::default()), (Some((50, 50)), 0));
+        assert_eq!(look_until_found(&|_| ExcludedTime::default()), (Some((50, 50)), 0));
         // On a core for half of the time.
-        let half = |now: u64| Excluded { waited: millis(now / 2), ..Excluded::default() };
+        let half = |now: u64| ExcludedTime { waited: millis(now / 2), ..ExcludedTime::default() };
         assert_eq!(look_until_found(&half), (Some((100, 50)), 1));
-        let most = |now: u64| Excluded { waited: millis(now * 9 / 10), ..Excluded::default() };
+        let most =
+            |now: u64| ExcludedTime { waited: millis(now * 9 / 10), ..ExcludedTime::default() };
         assert_eq!(look_until_found(&most), (None, 1));
         // Process stopped: the time is excluded, but the poll is not starved.
-        let still = |now: u64| Excluded { still: millis(now.min(120)), ..Excluded::default() };
+        let still =
+            |now: u64| ExcludedTime { still: millis(now.min(120)), ..ExcludedTime::default() };
         assert_eq!(look_until_found(&still), (Some((170, 50)), 0));
     }
 

@@ -43,11 +43,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::budget::Budget;
+use super::budget::SearchBudget;
 use super::overdue::{PERIOD, REST};
-use super::workers::{BUSY, Worker, Workers};
+use super::workers::{BUSY, WorkerState, WorkerStates};
 use crate::base::Moment;
-use crate::model::Beat;
+use crate::model::WorkerProgress;
 
 /// Longest time between two counter updates of a worker without a stall: 61 polls of 5 ms, plus a
 /// margin.
@@ -76,7 +76,7 @@ pub(crate) const MAX_FOLLOWED: usize = 64;
 
 /// The request for one sampling round.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct Ask {
+pub(crate) struct PollStackRequest {
     /// Threads whose current stack is needed.
     pub(crate) follow: Vec<u32>,
     /// Sleeping threads whose stack is needed.
@@ -107,7 +107,7 @@ pub(crate) struct WorkerThread {
 
 /// Result of a sampling round for one thread.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Sample {
+pub(crate) struct PollSample {
     pub(crate) tid: u32,
     /// Hash of the poll that the thread is in. `None` if the thread is no worker or in no poll.
     pub(crate) poll: Option<u64>,
@@ -121,7 +121,7 @@ pub(crate) struct Sample {
 
 /// A poll that has lasted too long.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Suspicion {
+pub(crate) struct SuspectedStall {
     pub(crate) tid: u32,
     /// Time at which the poll was first seen.
     pub(crate) since: Moment,
@@ -134,14 +134,14 @@ pub(crate) struct Suspicion {
 
 /// The state of the inference: workers, their threads, and the threads being followed.
 #[derive(Debug)]
-pub(crate) struct Suspects {
+pub(crate) struct UnrecordedPollDetector {
     threshold: Duration,
-    workers: Workers,
+    workers: WorkerStates,
     threads: BTreeMap<u32, Thread>,
-    followed: Vec<Followed>,
+    followed: Vec<TrackedThread>,
     /// Earliest time of the next search over all running threads.
     next_search: Option<Moment>,
-    budget: Budget,
+    budget: SearchBudget,
 }
 
 /// A worker's thread.
@@ -152,18 +152,18 @@ struct Thread {
     since: Moment,
     recorded: bool,
     /// `Unset` unless the thread was found parked and has slept since then.
-    parked: Baseline,
+    parked: WorkerBaseline,
 }
 
 /// CPU time of a thread after it answered a signal. It becomes known at the next check.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Baseline {
+enum WorkerBaseline {
     Unset,
     Pending,
     At(Duration),
 }
 
-impl Baseline {
+impl WorkerBaseline {
     /// Compares with the CPU time `cpu` read by a check. Returns `true` if the thread has run since
     /// it answered.
     fn has_run(&mut self, cpu: Duration) -> bool {
@@ -179,7 +179,7 @@ impl Baseline {
 }
 
 #[derive(Debug)]
-struct Followed {
+struct TrackedThread {
     tid: u32,
     poll: u64,
     since: Moment,
@@ -191,7 +191,7 @@ struct Followed {
     sames: u32,
     /// Time of the next sample.
     next: Moment,
-    answered: Baseline,
+    answered: WorkerBaseline,
     /// `true` if the thread has run since it answered.
     has_run: bool,
     /// Run delay of the thread at the first and at the last sample in this poll.
@@ -203,27 +203,27 @@ struct Followed {
 
 /// Suspected stalls that need a closer inspection of their threads' stacks.
 #[derive(Debug)]
-pub(crate) struct Verdict {
-    pub(crate) suspicions: Vec<Suspicion>,
+pub(crate) struct StallVerdict {
+    pub(crate) suspicions: Vec<SuspectedStall>,
     /// Maximum number of them that can be stalled.
     most: usize,
 }
 
-impl Followed {
+impl TrackedThread {
     fn is_open(&self) -> bool {
         !self.told && !self.acquitted
     }
 }
 
-impl Suspects {
+impl UnrecordedPollDetector {
     pub(crate) fn new(threshold: Duration) -> Self {
         Self {
             threshold,
-            workers: Workers::new(threshold),
+            workers: WorkerStates::new(threshold),
             threads: BTreeMap::new(),
             followed: Vec::new(),
             next_search: None,
-            budget: Budget::new(),
+            budget: SearchBudget::new(),
         }
     }
 
@@ -244,9 +244,9 @@ impl Suspects {
     pub(crate) fn look(
         &mut self,
         now: Moment,
-        beats: &[Beat],
+        beats: &[WorkerProgress],
         threads: &[WorkerThread],
-    ) -> (Option<Ask>, Duration) {
+    ) -> (Option<PollStackRequest>, Duration) {
         self.budget.refill(now);
         let rest = self.workers.look(now, beats);
         self.note(now, threads);
@@ -273,7 +273,7 @@ impl Suspects {
         });
         let search: Vec<u32> = running.map(|(&tid, _)| tid).filter(|_| may_search).collect();
         let names = may_search && !is_complete;
-        let may_ask = |thread: &&Followed| {
+        let may_ask = |thread: &&TrackedThread| {
             let sampled = if thread.sames > 1 { self.budget.has_any() } else { may_hint };
             thread.has_run
                 && now >= thread.next
@@ -287,22 +287,22 @@ impl Suspects {
             next = next.min(due.since(now));
         }
         let next = next.clamp(PERIOD, self.threshold.max(PERIOD)).max(pace);
-        let ask = Ask { follow, still, search, names };
-        ((ask != Ask::default()).then_some(ask), next)
+        let ask = PollStackRequest { follow, still, search, names };
+        ((ask != PollStackRequest::default()).then_some(ask), next)
     }
 
     /// Updates the CPU times of the workers' threads at `now`.
     fn note(&mut self, now: Moment, threads: &[WorkerThread]) {
         self.threads.retain(|tid, _| threads.iter().any(|thread| thread.tid == *tid));
         for &WorkerThread { tid, cpu, recorded } in threads {
-            let fresh = Thread { cpu, since: now, recorded, parked: Baseline::Unset };
+            let fresh = Thread { cpu, since: now, recorded, parked: WorkerBaseline::Unset };
             let known = self.threads.entry(tid).or_insert(fresh);
             if known.cpu != cpu {
                 (known.cpu, known.since) = (cpu, now);
             }
             known.recorded = recorded;
             if known.parked.has_run(cpu) {
-                known.parked = Baseline::Unset;
+                known.parked = WorkerBaseline::Unset;
             }
         }
         for thread in &mut self.followed {
@@ -323,7 +323,7 @@ impl Suspects {
         }
         let open = self.threads.iter().filter(|(tid, thread)| {
             sleeps(thread)
-                && thread.parked == Baseline::Unset
+                && thread.parked == WorkerBaseline::Unset
                 && !self.followed.iter().any(|it| it.tid == **tid && !it.is_open() && !it.has_run)
         });
         let (mut still, mut due) = (Vec::new(), None::<Moment>);
@@ -346,16 +346,16 @@ impl Suspects {
         &mut self,
         now: Moment,
         asked: Moment,
-        samples: &[Sample],
+        samples: &[PollSample],
         searched: bool,
-    ) -> Option<Verdict> {
+    ) -> Option<StallVerdict> {
         if searched {
             self.next_search = Some(now + jittered(PAUSE, now));
         }
         for sample in samples {
             self.take(now, sample);
         }
-        let standing: Vec<&Worker> = self.workers.standing(now).collect();
+        let standing: Vec<&WorkerState> = self.workers.standing(now).collect();
         let told = self.followed.iter().filter(|thread| thread.told).count();
         let most = standing.len().saturating_sub(told);
         let whole_batch =
@@ -364,32 +364,32 @@ impl Suspects {
             [only] => Some(only.beat.worker),
             _ => None,
         };
-        let is_certain = |thread: &&Followed| {
+        let is_certain = |thread: &&TrackedThread| {
             let slept = thread.slept && asked.since(thread.ran) >= self.threshold;
             let waited = thread.waited.1.saturating_sub(thread.waited.0);
             let own = asked.since(thread.since).saturating_sub(waited);
             let same = whole_batch && thread.sames >= SAMES && own >= self.threshold.max(BATCH);
             thread.is_open() && (slept || same)
         };
-        let suspicions = self.followed.iter().filter(is_certain).map(|thread| Suspicion {
+        let suspicions = self.followed.iter().filter(is_certain).map(|thread| SuspectedStall {
             tid: thread.tid,
             since: thread.since,
             lasted: asked.since(thread.since),
             worker: self.workers.driven_by(thread.tid).or(worker),
             is_driver: self.workers.driven_by(thread.tid).is_some(),
         });
-        let suspicions: Vec<Suspicion> = suspicions.collect();
-        (most > 0 && !suspicions.is_empty()).then_some(Verdict { suspicions, most })
+        let suspicions: Vec<SuspectedStall> = suspicions.collect();
+        (most > 0 && !suspicions.is_empty()).then_some(StallVerdict { suspicions, most })
     }
 
     /// Applies the result of inspecting the suspects: `is_stuck` returns `true` for a thread that
     /// is stalled. Returns the stalls to report.
     pub(crate) fn settle(
         &mut self,
-        verdict: Verdict,
+        verdict: StallVerdict,
         is_stuck: impl Fn(u32) -> bool,
-    ) -> Vec<Suspicion> {
-        let Verdict { mut suspicions, most } = verdict;
+    ) -> Vec<SuspectedStall> {
+        let StallVerdict { mut suspicions, most } = verdict;
         let examined: Vec<u32> = suspicions.iter().map(|suspicion| suspicion.tid).collect();
         suspicions.retain(|suspicion| is_stuck(suspicion.tid));
         if suspicions.len() > most {
@@ -408,12 +408,12 @@ impl Suspects {
         self.followed.iter().filter(|thread| thread.told).map(|thread| thread.since).min()
     }
 
-    fn take(&mut self, now: Moment, sample: &Sample) {
+    fn take(&mut self, now: Moment, sample: &PollSample) {
         let known = self.followed.iter_mut().find(|thread| thread.tid == sample.tid);
         let Some(poll) = sample.poll else {
             self.followed.retain(|thread| thread.tid != sample.tid);
             if let Some(thread) = self.threads.get_mut(&sample.tid) {
-                thread.parked = Baseline::Pending;
+                thread.parked = WorkerBaseline::Pending;
             }
             if !sample.is_worker {
                 self.workers.dismiss(sample.tid, now);
@@ -429,11 +429,11 @@ impl Suspects {
             thread.slept = sample.still.is_some();
             thread.ran = since.max(thread.ran);
             thread.next = if thread.is_open() { next } else { now + SAMPLE_REPORTED };
-            thread.answered = Baseline::Pending;
+            thread.answered = WorkerBaseline::Pending;
             thread.waited.1 = sample.waited;
             return;
         }
-        let fresh = Followed {
+        let fresh = TrackedThread {
             tid: sample.tid,
             poll,
             since,
@@ -441,7 +441,7 @@ impl Suspects {
             slept: sample.still.is_some(),
             sames: 1,
             next,
-            answered: Baseline::Pending,
+            answered: WorkerBaseline::Pending,
             has_run: true,
             waited: (sample.waited, sample.waited),
             told: false,

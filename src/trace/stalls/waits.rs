@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use crate::base::{Clock, Moment, SystemClock, standstill};
 use crate::os::clock::cpu_timer;
-use crate::os::proc::thread_reader::Eyes;
+use crate::os::proc::thread_reader::ProcThreadReader;
 
 /// Maximum number of threads that one check reads, longest-running polls first. A reading costs
 /// about 4 us.
@@ -37,7 +37,7 @@ const FRESH: Duration = Duration::from_millis(2);
 
 /// The parts of a poll's duration that are not its own time.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(super) struct Excluded {
+pub(super) struct ExcludedTime {
     /// Time in which the thread waited for a core.
     pub(super) waited: Duration,
     /// Time in which the whole process was stopped.
@@ -46,31 +46,31 @@ pub(super) struct Excluded {
 
 /// The counters of one thread at one moment.
 #[derive(Clone, Copy, Debug)]
-struct Reading {
+struct WaitReading {
     at: Moment,
     waited: Duration,
     cpu: Duration,
 }
 
 /// The readings of all threads, by registry id.
-pub(super) struct Waits {
+pub(super) struct WaitEstimator {
     /// `None` if the kernel does not provide the counters.
-    eyes: Option<Eyes>,
-    threads: HashMap<u64, Vec<Reading>>,
+    eyes: Option<ProcThreadReader>,
+    threads: HashMap<u64, Vec<WaitReading>>,
     next: Option<Moment>,
-    estimate: Estimate,
+    estimate: WaitEstimate,
 }
 
 /// Moving average of `run delay / duration` over the long polls that were read, with a rate limit
 /// on readings.
 #[derive(Debug, Default)]
-struct Estimate {
+struct WaitEstimate {
     share: f64,
     /// Time at which the whole burst is available again.
     full_at: Moment,
 }
 
-impl Estimate {
+impl WaitEstimate {
     /// Returns `true` if one more thread can be read at `now`, and counts it.
     fn may_measure(&mut self, now: Moment) -> bool {
         let cost = Duration::from_secs(1) / MEASURED_PER_SECOND as u32;
@@ -91,24 +91,24 @@ impl Estimate {
 
 /// A polling thread: its registry id, its kernel thread ID, and the start of its poll.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Polling {
+pub(super) struct PollWait {
     pub(super) thread: u64,
     pub(super) tid: u32,
     pub(super) since: Option<Moment>,
 }
 
-impl Waits {
+impl WaitEstimator {
     pub(super) fn new() -> Self {
         Self {
-            eyes: Eyes::open().ok(),
+            eyes: ProcThreadReader::open().ok(),
             threads: HashMap::new(),
             next: None,
-            estimate: Estimate::default(),
+            estimate: WaitEstimate::default(),
         }
     }
 
     /// Reads the counters of some of the threads that poll at `now`.
-    pub(super) fn look(&mut self, now: Moment, mut polling: Vec<Polling>) {
+    pub(super) fn look(&mut self, now: Moment, mut polling: Vec<PollWait>) {
         if self.next.is_some_and(|next| now < next) {
             return;
         }
@@ -131,14 +131,14 @@ impl Waits {
         tid: u32,
         from: Moment,
         until: Moment,
-    ) -> Excluded {
+    ) -> ExcludedTime {
         let now = SystemClock.now();
         let still = standstill::within(from, until);
         let running = until.since(from).saturating_sub(still);
         if !self.estimate.may_measure(now) {
-            return Excluded { waited: running.mul_f64(self.estimate.share), still };
+            return ExcludedTime { waited: running.mul_f64(self.estimate.share), still };
         }
-        self.read(now, Polling { thread, tid, since: Some(from) });
+        self.read(now, PollWait { thread, tid, since: Some(from) });
         let readings = self.threads.get(&thread).map_or(&[][..], Vec::as_slice);
         let mut all = waited(readings, from, until);
         let goes_on = now.since(until) < FRESH;
@@ -150,7 +150,7 @@ impl Waits {
         }
         let waited = all.min(running);
         self.estimate.measured(waited, running);
-        Excluded { waited, still }
+        ExcludedTime { waited, still }
     }
 
     /// Returns `true` if the thread is runnable and not running: its CPU time does not grow.
@@ -161,19 +161,19 @@ impl Waits {
         is_runnable && before.is_some() && cpu_timer::cpu_time_of(tid).ok() == before
     }
 
-    fn read(&mut self, now: Moment, polling: Polling) {
+    fn read(&mut self, now: Moment, polling: PollWait) {
         let runs = self.eyes.as_ref().and_then(|eyes| eyes.runs(polling.tid));
         let Some(runs) = runs else { return };
         let readings = self.threads.entry(polling.thread).or_default();
         let since = polling.since.or(readings.last().map(|last| last.at)).unwrap_or(now);
-        readings.push(Reading { at: now, waited: runs.waited, cpu: runs.cpu });
+        readings.push(WaitReading { at: now, waited: runs.waited, cpu: runs.cpu });
         trim(readings, since);
     }
 }
 
 /// Removes the readings that a poll started at `since` does not need: all before the last one that
 /// precedes the poll.
-fn trim(readings: &mut Vec<Reading>, since: Moment) {
+fn trim(readings: &mut Vec<WaitReading>, since: Moment) {
     let last_before = readings.iter().rposition(|reading| reading.at <= since).unwrap_or(0);
     readings.drain(..last_before);
     if readings.len() > KEPT {
@@ -182,9 +182,9 @@ fn trim(readings: &mut Vec<Reading>, since: Moment) {
 }
 
 /// Returns an upper bound of the thread's run delay in `from..until`.
-fn waited(readings: &[Reading], from: Moment, until: Moment) -> Duration {
+fn waited(readings: &[WaitReading], from: Moment, until: Moment) -> Duration {
     let Some(last) = readings.last() else { return Duration::ZERO };
-    let is_before = |reading: &&Reading| reading.at <= from && from.since(reading.at) < STALE;
+    let is_before = |reading: &&WaitReading| reading.at <= from && from.since(reading.at) < STALE;
     if let Some(before) = readings.iter().rev().find(is_before) {
         return last.waited.saturating_sub(before.waited).min(until.since(from));
     }
@@ -203,7 +203,7 @@ fn waited(readings: &[Reading], from: Moment, until: Moment) -> Duration {
 
 /// Returns the time that the thread ran, or waited for a core as counted by the kernel, between its
 /// last reading up to `since` and its newest reading.
-fn counted_since(readings: &[Reading], since: Moment) -> Duration {
+fn counted_since(readings: &[WaitReading], since: Moment) -> Duration {
     let before = readings.iter().rev().find(|reading| reading.at <= since);
     let (Some(last), Some(before)) = (readings.last(), before) else { return Duration::ZERO };
     last.waited.saturating_sub(before.waited) + last.cpu.saturating_sub(before.cpu)
@@ -217,8 +217,8 @@ mod tests {
         Moment::from_nanos(milli * 1_000_000)
     }
 
-    fn readings(readings: &[(u64, u64)]) -> Vec<Reading> {
-        let reading = |&(milli, waited)| Reading {
+    fn readings(readings: &[(u64, u64)]) -> Vec<WaitReading> {
+        let reading = |&(milli, waited)| WaitReading {
             at: at(milli),
             waited: Duration::from_millis(waited),
             cpu: Duration::ZERO,
@@ -269,7 +269,7 @@ mod tests {
 
     #[test]
     fn many_long_polls_are_read_at_a_bounded_rate_and_the_rest_is_estimated() {
-        let mut estimate = Estimate::default();
+        let mut estimate = WaitEstimate::default();
         let start = Moment::from_nanos(1_000_000_000_000);
         // 5000 a second for ten seconds.
         let measured = (0..50_000).filter(|n| {

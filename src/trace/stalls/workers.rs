@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::overdue::{IDLE, PERIOD, REST};
 use crate::base::Moment;
-use crate::model::Beat;
+use crate::model::WorkerProgress;
 
 /// Time between two checks while workers are busy and make progress.
 pub(super) const BUSY: Duration = Duration::from_millis(20);
@@ -22,8 +22,8 @@ const DISMISSED: Duration = Duration::from_secs(1);
 
 /// Progress state of one worker.
 #[derive(Clone, Debug)]
-pub(super) struct Worker {
-    pub(super) beat: Beat,
+pub(super) struct WorkerState {
+    pub(super) beat: WorkerProgress,
     /// Time since which its counters are unchanged.
     pub(super) since: Moment,
     /// Recent maximum time between two counter updates while busy; decays by a quarter per update.
@@ -34,7 +34,7 @@ pub(super) struct Worker {
     dismissed_until: Option<Moment>,
 }
 
-impl Worker {
+impl WorkerState {
     fn is_dismissed(&self, now: Moment) -> bool {
         self.dismissed_until.is_some_and(|until| now < until)
     }
@@ -47,30 +47,32 @@ impl Worker {
 
 /// The workers of all runtimes.
 #[derive(Debug)]
-pub(super) struct Workers {
+pub(super) struct WorkerStates {
     threshold: Duration,
-    workers: Vec<Worker>,
+    workers: Vec<WorkerState>,
     /// Time at which a worker last made progress.
     stirred: Option<Moment>,
     /// Number of workers that were parked during the whole time since the last check.
     asleep: usize,
 }
 
-impl Workers {
+impl WorkerStates {
     pub(super) fn new(threshold: Duration) -> Self {
         Self { threshold, workers: Vec::new(), stirred: None, asleep: 0 }
     }
 
     /// Updates the workers from their counters at `now`. Returns the time until the next check if
     /// every worker makes progress.
-    pub(super) fn look(&mut self, now: Moment, beats: &[Beat]) -> Duration {
-        let is_same = |(worker, beat): (&Worker, &Beat)| worker.beat.worker == beat.worker;
+    pub(super) fn look(&mut self, now: Moment, beats: &[WorkerProgress]) -> Duration {
+        let is_same =
+            |(worker, beat): (&WorkerState, &WorkerProgress)| worker.beat.worker == beat.worker;
         if self.workers.len() != beats.len() || !self.workers.iter().zip(beats).all(is_same) {
             // A runtime started or stopped.
             let known = std::mem::take(&mut self.workers);
-            let known = |beat: &Beat| known.iter().find(|known| known.beat.worker == beat.worker);
+            let known =
+                |beat: &WorkerProgress| known.iter().find(|known| known.beat.worker == beat.worker);
             let worker = |beat| {
-                known(beat).cloned().unwrap_or(Worker {
+                known(beat).cloned().unwrap_or(WorkerState {
                     beat: *beat,
                     since: now,
                     usual: Duration::ZERO,
@@ -116,7 +118,7 @@ impl Workers {
 
     /// Returns the workers that are not parked and whose counters did not change between two
     /// checks.
-    pub(super) fn standing(&self, now: Moment) -> impl Iterator<Item = &Worker> {
+    pub(super) fn standing(&self, now: Moment) -> impl Iterator<Item = &WorkerState> {
         self.workers.iter().filter(move |worker| {
             !worker.beat.parked && worker.since < now && !worker.is_dismissed(now)
         })
@@ -159,9 +161,10 @@ mod tests {
 
     #[test]
     fn idle_workers_are_looked_at_less_often_until_one_does_something() {
-        let beat =
-            |parked, turns| [Beat { worker: (1, 0), parked, mark: (turns, 0), driver: None }];
-        let mut workers = Workers::new(THRESHOLD);
+        let beat = |parked, turns| {
+            [WorkerProgress { worker: (1, 0), parked, mark: (turns, 0), driver: None }]
+        };
+        let mut workers = WorkerStates::new(THRESHOLD);
         let mut look = |millis: u64, parked, turns| {
             workers.look(Moment::from_nanos(millis * 1_000_000), &beat(parked, turns)).as_millis()
         };
@@ -179,9 +182,9 @@ mod tests {
 
     #[test]
     fn no_rest_is_longer_than_two_tenths_of_a_second_or_the_threshold() {
-        let parked = [Beat { worker: (1, 0), parked: true, mark: (1, 0), driver: None }];
+        let parked = [WorkerProgress { worker: (1, 0), parked: true, mark: (1, 0), driver: None }];
         for (threshold, rest) in [(10, 50), (50, 100), (100, 200), (150, 200), (1000, 1000)] {
-            let mut workers = Workers::new(Duration::from_millis(threshold));
+            let mut workers = WorkerStates::new(Duration::from_millis(threshold));
             workers.look(Moment::from_nanos(0), &parked);
             let next = workers.look(Moment::from_nanos(1_000_000_000), &parked);
             assert_eq!(next.as_millis(), rest, "{threshold} ms");
@@ -190,11 +193,12 @@ mod tests {
 
     #[test]
     fn a_runtime_that_nothing_drives_does_not_stand_still_for_a_second() {
-        let beat =
-            |count| [Beat { worker: (1, 0), parked: false, mark: (count, 0), driver: Some(7) }];
+        let beat = |count| {
+            [WorkerProgress { worker: (1, 0), parked: false, mark: (count, 0), driver: Some(7) }]
+        };
         let at = |millis: u64| Moment::from_nanos(millis * 1_000_000);
-        let mut workers = Workers::new(THRESHOLD);
-        let look = |workers: &mut Workers, millis, count| {
+        let mut workers = WorkerStates::new(THRESHOLD);
+        let look = |workers: &mut WorkerStates, millis, count| {
             let next = workers.look(at(millis), &beat(count)).as_millis();
             (next, workers.standing(at(millis)).count())
         };

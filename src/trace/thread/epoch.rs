@@ -9,16 +9,16 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::epoch_word::Epoch;
-use crate::os::eventfd::Wake;
+use super::epoch_word::RecordingEpoch;
+use crate::os::eventfd::WakeFd;
 
 pub(super) use super::epoch_word::RESTS;
 
 /// Epoch of the recording.
-pub(in crate::trace) static EPOCH: Epoch = Epoch::of(AtomicU64::new(0));
+pub(in crate::trace) static EPOCH: RecordingEpoch = RecordingEpoch::of(AtomicU64::new(0));
 
 /// Wakes the stall detector: a poll started while it slept, or recording started or stopped.
-pub(in crate::trace) static BEGAN: Wake = Wake::new();
+pub(in crate::trace) static BEGAN: WakeFd = WakeFd::new();
 
 /// Tick at which the recording started.
 pub(in crate::trace) static SINCE: AtomicU64 = AtomicU64::new(0);

@@ -15,9 +15,9 @@ use crate::base::sync::Ordering::{AcqRel, Acquire, Relaxed};
 pub(super) const RESTS: u64 = 1;
 
 /// Number of the recording times two, plus [`RESTS`]; 0 while nothing is recorded.
-pub(crate) struct Epoch(AtomicU64);
+pub(crate) struct RecordingEpoch(AtomicU64);
 
-impl Epoch {
+impl RecordingEpoch {
     /// Creates an epoch in `word`, which must be 0.
     pub(super) const fn of(word: AtomicU64) -> Self {
         Self(word)

@@ -20,13 +20,13 @@ use std::time::{Duration, Instant};
 
 use heart::{Heart, median};
 use marple::base::{Clock, SystemClock};
-use marple::stacks::tasks::{self, Plan};
+use marple::stacks::tasks::{self, DumpOptions};
 use marple::task::Trace as _;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::Notify;
 
 const ROUNDS: usize = 7;
-const PLAN: Plan = Plan { ask: true, signals: true, deadline: Duration::from_secs(30) };
+const PLAN: DumpOptions = DumpOptions { ask: true, signals: true, deadline: Duration::from_secs(30) };
 
 /// Limit for tokio's dump, which never ends if its barrier is lost.
 const PATIENCE: Duration = Duration::from_secs(10);

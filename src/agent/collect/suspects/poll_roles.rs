@@ -4,7 +4,7 @@ use crate::symbols;
 
 /// Role of a frame on a thread's stack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Role {
+pub(super) enum PollRole {
     /// The loop of a worker.
     Worker,
     /// The loop of a current-thread runtime.
@@ -30,10 +30,10 @@ impl Flavor {
         if drivers.contains(&tid) { Self::CurrentThread } else { Self::MultiThread }
     }
 
-    pub(super) const fn worker_loop(self) -> Role {
+    pub(super) const fn worker_loop(self) -> PollRole {
         match self {
-            Self::MultiThread => Role::Worker,
-            Self::CurrentThread => Role::Driver,
+            Self::MultiThread => PollRole::Worker,
+            Self::CurrentThread => PollRole::Driver,
         }
     }
 }
@@ -45,9 +45,9 @@ pub(in crate::agent::collect) fn holds_up<'n>(
     is_driver: bool,
 ) -> bool {
     let flavor = if is_driver { Flavor::CurrentThread } else { Flavor::MultiThread };
-    let roles: Vec<Role> = names.map(role).collect();
+    let roles: Vec<PollRole> = names.map(role).collect();
     let poll = poll_in(|at| roles.get(at).copied(), roles.len(), flavor).flatten();
-    poll.is_some() && !roles.contains(&Role::InPlace)
+    poll.is_some() && !roles.contains(&PollRole::InPlace)
 }
 
 /// Returns the index of the poll inside a worker's loop among `depth` frames, innermost first.
@@ -56,7 +56,7 @@ pub(in crate::agent::collect) fn holds_up<'n>(
 /// frame to recognize. Any callee of its loop is that poll, unless the loop is waiting for events.
 /// The index is then that of the loop.
 pub(super) fn poll_in(
-    mut role: impl FnMut(usize) -> Option<Role>,
+    mut role: impl FnMut(usize) -> Option<PollRole>,
     depth: usize,
     flavor: Flavor,
 ) -> Option<Option<usize>> {
@@ -64,8 +64,8 @@ pub(super) fn poll_in(
     for at in (0..depth).rev() {
         match (role(at), worker_loop) {
             (Some(role), _) if role == flavor.worker_loop() => worker_loop = Some(at),
-            (Some(Role::Poll), Some(_)) => return Some(Some(at)),
-            (Some(Role::Waits), Some(_)) => return Some(None),
+            (Some(PollRole::Poll), Some(_)) => return Some(Some(at)),
+            (Some(PollRole::Waits), Some(_)) => return Some(None),
             (Some(_), _) => {}
             // The function called by the loop is known and is not waiting.
             (None, Some(inner)) if flavor == Flavor::CurrentThread && at + 1 < inner => break,
@@ -77,8 +77,11 @@ pub(super) fn poll_in(
 
 /// Returns the role of a function. If several functions were folded into one, returns the first
 /// role found among them.
-pub(super) fn role(name: &str) -> Role {
-    symbols::each_of(name).map(role_of).find(|role| *role != Role::Other).unwrap_or(Role::Other)
+pub(super) fn role(name: &str) -> PollRole {
+    symbols::each_of(name)
+        .map(role_of)
+        .find(|role| *role != PollRole::Other)
+        .unwrap_or(PollRole::Other)
 }
 
 /// Returns `true` if a function is `tokio::task::block_in_place` or one that it calls.
@@ -86,7 +89,7 @@ pub(in crate::agent::collect) fn is_in_place_function(name: &str) -> bool {
     name.contains("block_in_place") || name.contains("runtime_mt::exit_runtime")
 }
 
-fn role_of(name: &str) -> Role {
+fn role_of(name: &str) -> PollRole {
     const WORKER: &str = "tokio::runtime::scheduler::multi_thread::worker::";
     // In optimized builds the first jumps to the second.
     const POLLS: [&str; 2] =
@@ -102,17 +105,17 @@ fn role_of(name: &str) -> Role {
         "tokio::runtime::park::",
     ];
     if is_in_place_function(name) {
-        Role::InPlace
+        PollRole::InPlace
     } else if WAITS.iter().any(|waits| name.starts_with(waits)) {
-        Role::Waits
+        PollRole::Waits
     } else if POLLS.iter().any(|poll| name.starts_with(poll)) {
-        Role::Poll
+        PollRole::Poll
     } else if name.contains(WORKER) {
-        Role::Worker
+        PollRole::Worker
     } else if name.contains(DRIVER) {
-        Role::Driver
+        PollRole::Driver
     } else {
-        Role::Other
+        PollRole::Other
     }
 }
 
@@ -184,23 +187,23 @@ mod tests {
 
     #[test]
     fn of_two_polls_the_task_is_the_one_inside_of_the_loop() {
-        use Role::{Other, Poll, Worker};
-        let place = |roles: &[Option<Role>]| poll_in(|at| roles[at], roles.len(), MULTI);
-        let some = |roles: &[Role]| place(&roles.iter().copied().map(Some).collect::<Vec<_>>());
+        use PollRole::{Other, Poll, Worker};
+        let place = |roles: &[Option<PollRole>]| poll_in(|at| roles[at], roles.len(), MULTI);
+        let some = |roles: &[PollRole]| place(&roles.iter().copied().map(Some).collect::<Vec<_>>());
         assert_eq!(some(&[Other, Poll, Other, Worker, Worker, Other, Poll, Other]), Some(Some(1)));
         assert_eq!(some(&[Other, Worker, Poll]), Some(None));
         // Frames further in are irrelevant.
         assert_eq!(place(&[None, Some(Poll), Some(Worker)]), Some(Some(1)));
         assert_eq!(place(&[None, Some(Worker)]), None);
         // A current-thread runtime in the blocking pool is not a worker.
-        assert_eq!(some(&[Other, Role::Driver, Poll, Other]), Some(None));
+        assert_eq!(some(&[Other, PollRole::Driver, Poll, Other]), Some(None));
     }
 
     #[test]
     fn runtime_of_one_thread_polls_tasks_and_the_future_of_block_on_and_waits() {
-        use Role::{Driver, Other, Poll, Waits};
-        let place = |roles: &[Option<Role>]| poll_in(|at| roles[at], roles.len(), CURRENT);
-        let some = |roles: &[Role]| place(&roles.iter().copied().map(Some).collect::<Vec<_>>());
+        use PollRole::{Driver, Other, Poll, Waits};
+        let place = |roles: &[Option<PollRole>]| poll_in(|at| roles[at], roles.len(), CURRENT);
+        let some = |roles: &[PollRole]| place(&roles.iter().copied().map(Some).collect::<Vec<_>>());
         assert_eq!(some(&[Other, Poll, Other, Driver, Other, Driver, Other]), Some(Some(1)));
         assert_eq!(some(&[Other, Other, Driver, Other, Driver, Other]), Some(Some(2)), "block_on");
         assert_eq!(some(&[Other, Waits, Driver, Other, Driver, Other]), Some(None));

@@ -9,12 +9,12 @@ const MAX_KEYS: usize = 4096;
 
 /// Counts by kind and target.
 #[derive(Debug, Default)]
-pub(crate) struct Counts {
+pub(crate) struct DescriptorCounts {
     counts: HashMap<(&'static str, String), u64>,
     was_full: bool,
 }
 
-impl Counts {
+impl DescriptorCounts {
     /// Adds one to the count of `kind` and `target`.
     pub(crate) fn add(&mut self, kind: &'static str, target: &str) {
         if self.counts.len() >= MAX_KEYS {
@@ -50,7 +50,7 @@ mod tests {
 
     #[test]
     fn what_is_frequent_is_found_among_very_many_that_are_not() {
-        let mut counts = Counts::default();
+        let mut counts = DescriptorCounts::default();
         for number in 0..20 * MAX_KEYS {
             counts.add("file", &format!("/tmp/{number}"));
             if number % 4 == 0 {

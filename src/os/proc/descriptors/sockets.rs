@@ -5,14 +5,14 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use super::counts::Counts;
+use super::counts::DescriptorCounts;
 use crate::base::{log, spare};
 
 /// Maximum number of bytes read of one list: 100,000 sockets.
 const MAX_BYTES: u64 = 16 << 20;
 
 /// Counts each socket of `inodes` in `targets`. Returns the number of sockets that are in no list.
-pub(crate) fn resolve(mut inodes: HashSet<u64>, targets: &mut Counts) -> u64 {
+pub(crate) fn resolve(mut inodes: HashSet<u64>, targets: &mut DescriptorCounts) -> u64 {
     if inodes.is_empty() {
         return 0;
     }
@@ -20,7 +20,7 @@ pub(crate) fn resolve(mut inodes: HashSet<u64>, targets: &mut Counts) -> u64 {
         // The kernel lists listening sockets first.
         let mut listening = HashSet::new();
         each_line(list, |line| {
-            let Some(row) = Row::parse(line) else { return };
+            let Some(row) = SocketRow::parse(line) else { return };
             if inodes.remove(&row.inode) {
                 targets.add(kind, &row.describe(kind == "tcp", &mut listening));
             }
@@ -53,14 +53,14 @@ fn each_line(list: &str, mut take: impl FnMut(&str)) {
 }
 
 /// A socket of an internet protocol.
-struct Row {
+struct SocketRow {
     local: SocketAddr,
     peer: SocketAddr,
     state: u8,
     inode: u64,
 }
 
-impl Row {
+impl SocketRow {
     fn parse(line: &str) -> Option<Self> {
         let mut fields = line.split_ascii_whitespace().skip(1);
         let local = address(fields.next()?)?;
@@ -133,7 +133,7 @@ mod tests {
     fn rows_of_the_kernel_are_read() {
         let line = "   0: 0100007F:1F90 0200000A:1538 08 00000000:00000000 00:00000000 00000000  1000        0 4711 1 x";
         if cfg!(target_endian = "little") {
-            let row = Row::parse(line).unwrap();
+            let row = SocketRow::parse(line).unwrap();
             assert_eq!(row.inode, 4711);
             let mut listening = HashSet::new();
             let text = row.describe(true, &mut listening);
@@ -153,7 +153,7 @@ mod tests {
             "0: x:1 y:2 01",
             "0: 01:02 03:04 0A 1 2 3 4 5 6",
         ] {
-            assert!(Row::parse(line).is_none(), "{line}");
+            assert!(SocketRow::parse(line).is_none(), "{line}");
         }
     }
 }

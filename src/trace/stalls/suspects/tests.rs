@@ -20,7 +20,7 @@ fn at(micros: u64) -> Moment {
 
 /// Returns the worker's counters at `now`. The worker parks between polls that are apart, and
 /// updates its counters then, else every 61 polls.
-fn beat(worker: usize, polls: &[Poll], now: u64) -> Beat {
+fn beat(worker: usize, polls: &[Poll], now: u64) -> WorkerProgress {
     let (mut parks, mut batch, mut told) = (1, 0, 0);
     let mut last = 0;
     for poll in polls.iter().take_while(|poll| poll.start <= now) {
@@ -32,7 +32,7 @@ fn beat(worker: usize, polls: &[Poll], now: u64) -> Beat {
         told += u64::from(batch % 61 == 0);
     }
     let parked = last <= now && !polls.iter().any(|poll| poll.start == last);
-    Beat {
+    WorkerProgress {
         worker: (1, worker as u32),
         parked,
         mark: (parks - u64::from(!parked), told),
@@ -56,7 +56,7 @@ fn cpu(polls: &[Poll], now: u64) -> Duration {
 }
 
 /// Runs checks until `end`; a round takes 300 us. Returns the reports with their times.
-fn watch(threads: &[Vec<Poll>], workers: usize, end: u64) -> Vec<(Suspicion, u64)> {
+fn watch(threads: &[Vec<Poll>], workers: usize, end: u64) -> Vec<(SuspectedStall, u64)> {
     let (found, used) = watch_and_charge(threads, workers, end, Duration::from_micros(300));
     assert!(used <= Duration::from_micros(end / 1000) + Duration::from_millis(20), "{used:?}");
     found
@@ -67,12 +67,12 @@ fn watch_and_charge(
     workers: usize,
     end: u64,
     cost: Duration,
-) -> (Vec<(Suspicion, u64)>, Duration) {
+) -> (Vec<(SuspectedStall, u64)>, Duration) {
     const DEBUG: u32 = if cfg!(debug_assertions) { 8 } else { 1 };
-    let mut suspects = Suspects::new(THRESHOLD);
+    let mut suspects = UnrecordedPollDetector::new(THRESHOLD);
     let (mut now, mut all, mut used) = (0, Vec::new(), Duration::ZERO);
     while now < end {
-        let beats = |now| -> Vec<Beat> {
+        let beats = |now| -> Vec<WorkerProgress> {
             threads[..workers].iter().enumerate().map(|(n, polls)| beat(n, polls, now)).collect()
         };
         let clocks = |now| -> Vec<WorkerThread> {
@@ -103,7 +103,13 @@ fn watch_and_charge(
                     let still = still.filter(|still| still.cpu == cpu(polls, now));
                     let still = still.map(|still| still.since);
                     let is_worker = true;
-                    samples.push(Sample { tid, poll, is_worker, still, waited: Duration::ZERO });
+                    samples.push(PollSample {
+                        tid,
+                        poll,
+                        is_worker,
+                        still,
+                        waited: Duration::ZERO,
+                    });
                 }
             }
             suspects.look(at(now), &beats(now), &clocks(now));
@@ -239,8 +245,9 @@ fn a_thread_that_holds_up_no_worker_is_not_told() {
 
 #[test]
 fn nobody_is_asked_while_workers_get_on() {
-    let mut suspects = Suspects::new(THRESHOLD);
-    let beat = |parked, count| Beat { worker: (1, 0), parked, mark: (count, 0), driver: None };
+    let mut suspects = UnrecordedPollDetector::new(THRESHOLD);
+    let beat =
+        |parked, count| WorkerProgress { worker: (1, 0), parked, mark: (count, 0), driver: None };
     for step in 0..100 {
         let (ask, next) = suspects.look(at(step * 10_000), &[beat(false, 2 * step)], &[]);
         assert_eq!(ask, None);
