@@ -232,6 +232,21 @@ fn what_does_not_clear_an_incident() {
 }
 
 #[test]
+fn incident_clears_a_minute_after_its_value_is_gone() {
+    let mut bench = Bench::warm(Rule { abs: Some(5.0), ..rule() }, 9.0);
+    assert!(fires(bench.show(9.0)));
+    bench.capture();
+    // A gap shorter than a minute does not clear it, nor do two that add up to more.
+    for value in
+        std::iter::repeat_n(None, 50).chain([Some(9.0)]).chain(std::iter::repeat_n(None, 60))
+    {
+        assert!(matches!(bench.show(value), Decision::Hold(_)));
+    }
+    assert_eq!(bench.show(None), Decision::Clear);
+    assert_eq!(bench.show(None), Decision::Hold(Hold::NoValue));
+}
+
+#[test]
 fn every_reason_is_a_sentence_with_numbers() {
     let mut bench = Bench::warm(
         Rule { abs: Some(50.0), min: 2.0, max: Some(90.0), clear: Some(40.0), ..rule() },

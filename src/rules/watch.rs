@@ -14,6 +14,10 @@ use crate::base::{EventTime, Moment};
 use crate::model::{Holds, Metric, Mode, Rule, Vitals};
 use hold::HeldTime;
 
+/// Time without a value after which an incident clears. A value can be missing for some ticks, for
+/// example while the process has no descriptor left.
+const VALUE_LOST: Duration = Duration::from_secs(60);
+
 /// A rule and its state.
 #[derive(Clone, Debug)]
 pub(super) struct WatchedRule {
@@ -39,6 +43,8 @@ pub(super) struct WatchedRule {
     exhausted: bool,
     /// Time since which all conditions for clearing have held.
     clearing: Option<Moment>,
+    /// First tick without a value since the last value.
+    lost_since: Option<Moment>,
     pub(super) value: Option<f64>,
     pub(super) decision: Decision,
     /// Time of the last change of the kind of decision. `None` before the first tick.
@@ -79,6 +85,7 @@ impl WatchedRule {
             active: false,
             exhausted: false,
             clearing: None,
+            lost_since: None,
             value: None,
             decision: Decision::Hold(Hold::WarmingUp { seen: 0 }),
             since: None,
@@ -120,8 +127,8 @@ impl WatchedRule {
     /// Moves the start of all hold times by `time`, in which the process was stopped.
     pub(super) fn stood_still(&mut self, time: Duration) {
         self.crossed.iter_mut().for_each(|held| held.postpone(time));
-        if let Some(begun) = &mut self.clearing {
-            *begun = *begun + time;
+        for since in [&mut self.clearing, &mut self.lost_since].into_iter().flatten() {
+            *since = *since + time;
         }
     }
 
@@ -182,8 +189,9 @@ impl WatchedRule {
         let Some(value) = self.value else {
             self.crossed = [HeldTime::default(); By::COUNT];
             self.clearing = None;
-            return Decision::Hold(Hold::NoValue);
+            return self.without_value(now);
         };
+        self.lost_since = None;
         self.was_below_critical |= !self.is_critical(value);
         self.ring.push(now, value);
         if !self.ring.is_full() {
@@ -212,13 +220,26 @@ impl WatchedRule {
         if now.since(since) < need {
             return Decision::Hold(Hold::Clearing { value, since, need });
         }
+        self.clear().unwrap_or(Decision::Hold(hold))
+    }
+
+    /// Decides at a tick without a value. An incident does not stay open for a value that is gone,
+    /// such as that of a runtime that has shut down: it would absorb all later incidents.
+    fn without_value(&mut self, now: Moment) -> Decision {
+        let since = *self.lost_since.get_or_insert(now);
+        let is_lost = self.active && now.since(since) >= VALUE_LOST;
+        is_lost.then(|| self.clear()).flatten().unwrap_or(Decision::Hold(Hold::NoValue))
+    }
+
+    /// Ends the part of this rule in its incident. `None` while its capture runs.
+    fn clear(&mut self) -> Option<Decision> {
         if self.capturing {
-            return Decision::Hold(hold);
+            return None;
         }
         self.active = false;
         self.exhausted = false;
         self.clearing = None;
-        Decision::Clear
+        Some(Decision::Clear)
     }
 
     /// Evaluates the conditions for `value`, the newest of the full ring, regardless of earlier
