@@ -28,6 +28,8 @@ mod runtimes;
 mod stalled;
 mod trend;
 
+#[doc(hidden)]
+pub use crate::metrics::{Counter, Gauge, Histogram, count_panics};
 pub use reader::Reader;
 pub use runtimes::Runtimes;
 
